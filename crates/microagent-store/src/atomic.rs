@@ -1,0 +1,178 @@
+//! Files that are either old or new, never torn; reads that never exceed a bound.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Largest JSON record that is read back; ours are a few kilobytes.
+const RECORD_LIMIT: u64 = 4 * 1024 * 1024;
+
+/// Why a file could not be replaced. The old content, if any, is still there.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The new content could not be written beside the old.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The file that was to be replaced.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The value has no JSON form.
+    #[error("cannot encode `{}`", path.display())]
+    Encode {
+        /// The file that was to be replaced.
+        path: PathBuf,
+        /// What the encoder said.
+        source: serde_json::Error,
+    },
+}
+
+impl WriteError {
+    /// The system error underneath, if there is one (`ENOSPC` matters to callers).
+    pub fn io(&self) -> Option<&io::Error> {
+        match self {
+            WriteError::Write { source, .. } => Some(source),
+            WriteError::Encode { .. } => None,
+        }
+    }
+}
+
+/// Why a file could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The file could not be opened or read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is larger than anything that is written there.
+    #[error("`{}` is larger than {limit} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The bound, in bytes.
+        limit: u64,
+    },
+    /// The content is not what is written there.
+    #[error("`{}` is damaged", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// What the decoder said.
+        source: serde_json::Error,
+    },
+}
+
+impl ReadError {
+    /// Whether the file simply is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, ReadError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Replaces `path` with `bytes`, mode 0600: temporary file, fsync, rename, fsync of the directory.
+///
+/// # Errors
+/// Fails when any step fails; the old content is then still in place and no temporary file is left.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
+    replace(path, bytes).map_err(|source| WriteError::Write { path: path.to_owned(), source })
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".tmp-")
+        .permissions(fs::Permissions::from_mode(0o600))
+        .tempfile_in(dir)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    fsync_dir(dir)
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// Fails when the directory cannot be opened or flushed.
+pub fn fsync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Replaces `path` with the JSON of `value`, as [`write_atomic`] does.
+///
+/// # Errors
+/// As [`write_atomic`], and when the value has no JSON form.
+pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), WriteError> {
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .map_err(|source| WriteError::Encode { path: path.to_owned(), source })?;
+    bytes.push(b'\n');
+    write_atomic(path, &bytes)
+}
+
+/// Reads a JSON record of at most 4 MiB.
+///
+/// # Errors
+/// Fails when the file is missing, larger than that, or not the JSON of a `T`.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ReadError> {
+    let bytes = read_limited(path, RECORD_LIMIT)?;
+    serde_json::from_slice(&bytes).map_err(|source| ReadError::Decode { path: path.to_owned(), source })
+}
+
+/// Reads a file of at most `limit` bytes.
+///
+/// # Errors
+/// Fails when the file is missing, unreadable or larger.
+pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
+    let read = |source| ReadError::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path).map_err(read)?.take(limit + 1).read_to_end(&mut bytes).map_err(read)?;
+    if bytes.len() as u64 > limit {
+        return Err(ReadError::TooLarge { path: path.to_owned(), limit });
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_content_and_leaves_no_temporary_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        write_atomic(&path, b"old").unwrap();
+        write_atomic(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_failed_write_keeps_the_old_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("taken");
+        fs::create_dir(&path).unwrap();
+        assert!(write_atomic(&path, b"x").is_err());
+        assert!(path.is_dir());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn refuses_what_is_too_large() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("big");
+        fs::write(&path, [0; 11]).unwrap();
+        assert!(matches!(read_limited(&path, 10), Err(ReadError::TooLarge { .. })));
+        assert_eq!(read_limited(&path, 11).unwrap().len(), 11);
+    }
+}

@@ -1,0 +1,25 @@
+//! The state directory: where things lie, how they are written, who holds them.
+//!
+//! Everything that outlives a process lives in plain files under one directory. This crate knows the
+//! paths ([`StateDir`]), writes files so that a crash leaves the old or the new content and nothing
+//! between ([`write_atomic`]), takes locks that no child inherits ([`Lock`]) and tells whether a
+//! recorded process is still the same one ([`ProcessId`]).
+//!
+//! It never starts processes and never repairs anything while reading.
+
+mod atomic;
+mod lock;
+mod name;
+mod process;
+mod record;
+mod state_dir;
+
+pub use atomic::{ReadError, WriteError, fsync_dir, read_json, read_limited, write_atomic, write_json};
+pub use lock::{Lock, LockError};
+pub use name::{NameError, WorkspaceName};
+pub use process::ProcessId;
+pub use record::{
+    Artifact, Failure, FailureKind, ImageIdentity, LoadError, NetworkMode, RecordedResult, Resources, State,
+    WORKSPACE_FORMAT, WorkspaceRecord,
+};
+pub use state_dir::{OpenError, StateDir, WorkspaceDir};

@@ -1,0 +1,100 @@
+//! Workspace names: also file names and host names, so checked once, at the door.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest workspace name, in bytes: the longest host name label.
+const NAME_MAX: usize = 63;
+
+/// A checked workspace name: starts with a letter or digit, then letters, digits, `.`, `_` and `-`, at
+/// most 63 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WorkspaceName(String);
+
+/// Why a name is not a workspace name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{name}` is not a workspace name: it starts with a letter or digit, goes on with letters, digits, `.`, `_` or `-`, \
+     and has at most {NAME_MAX} characters"
+)]
+pub struct NameError {
+    name: String,
+}
+
+impl WorkspaceName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name as a host name label: lower case, `.` and `_` become `-`, no `-` at the end.
+    pub fn to_hostname(&self) -> String {
+        let label = self.0.to_ascii_lowercase().replace(['.', '_'], "-");
+        label.trim_end_matches('-').to_owned()
+    }
+}
+
+impl FromStr for WorkspaceName {
+    type Err = NameError;
+
+    fn from_str(name: &str) -> Result<Self, NameError> {
+        let starts_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let goes_on_well = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        if starts_well && goes_on_well && name.len() <= NAME_MAX {
+            Ok(WorkspaceName(name.to_owned()))
+        } else {
+            Err(NameError { name: name.chars().take(80).collect() })
+        }
+    }
+}
+
+impl TryFrom<String> for WorkspaceName {
+    type Error = NameError;
+
+    fn try_from(name: String) -> Result<Self, NameError> {
+        name.parse()
+    }
+}
+
+impl From<WorkspaceName> for String {
+    fn from(name: WorkspaceName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for WorkspaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl AsRef<Path> for WorkspaceName {
+    fn as_ref(&self) -> &Path {
+        Path::new(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepts_and_refuses() {
+        for good in ["a", "web", "run-1781167799699801876", "A.b_c-9", &"x".repeat(63)] {
+            assert!(good.parse::<WorkspaceName>().is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "-a", "_a", "a/b", "a b", "a*", "é", "a\0", &"x".repeat(64)] {
+            assert!(bad.parse::<WorkspaceName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn becomes_a_host_name() {
+        let name: WorkspaceName = "My.App_1-".parse().unwrap();
+        assert_eq!(name.to_hostname(), "my-app-1");
+    }
+}

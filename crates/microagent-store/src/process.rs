@@ -1,0 +1,92 @@
+//! A process that is still the one that was recorded.
+
+use std::fs;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+
+/// A process id with its start time, so that a reused id is not taken for the old process.
+///
+/// # Source
+/// `proc_pid_stat(5)`, field 22 (`starttime`, clock ticks since boot), and the boot id, because both
+/// may repeat after a reboot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Process id.
+    pub pid: i32,
+    /// Start time in clock ticks since boot.
+    pub start_time: u64,
+    /// `/proc/sys/kernel/random/boot_id` of the boot it ran in.
+    pub boot_id: String,
+}
+
+impl ProcessId {
+    /// The calling process.
+    pub fn current() -> Option<ProcessId> {
+        Self::of(i32::try_from(std::process::id()).ok()?)
+    }
+
+    /// The process that has this id now, if there is one.
+    pub fn of(pid: i32) -> Option<ProcessId> {
+        let (state, start_time) = stat(pid)?;
+        (state != 'Z').then(|| ProcessId { pid, start_time, boot_id: boot_id() })
+    }
+
+    /// Whether that very process still runs (a zombie does not).
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid).as_ref() == Some(self)
+    }
+
+    /// Kills the process if it is still the recorded one.
+    pub fn kill(&self) {
+        if let (true, Some(pid)) = (self.is_alive(), Pid::from_raw(self.pid)) {
+            // Gone in between is as good as killed.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+fn stat(pid: i32) -> Option<(char, u64)> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&String::from_utf8_lossy(&text))
+}
+
+/// The command name in field 2 may hold spaces and parentheses: fields count from the last `)`.
+fn parse_stat(text: &str) -> Option<(char, u64)> {
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let start_time = fields.nth(18)?.parse().ok()?;
+    Some((state, start_time))
+}
+
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_itself_and_not_another_start() {
+        let me = ProcessId::current().unwrap();
+        assert!(me.is_alive());
+        let reused = ProcessId { start_time: me.start_time + 1, ..me };
+        assert!(!reused.is_alive());
+    }
+
+    #[test]
+    fn a_hostile_command_name_does_not_shift_the_fields() {
+        let line = "7 (a) R 1 (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
+        assert_eq!(parse_stat(line), Some(('S', 4242)));
+    }
+
+    #[test]
+    fn a_dead_child_is_not_alive() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let id = ProcessId::of(i32::try_from(child.id()).unwrap()).unwrap();
+        id.kill();
+        child.wait().unwrap();
+        assert!(!id.is_alive());
+    }
+}

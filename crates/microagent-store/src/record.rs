@@ -1,0 +1,350 @@
+//! `workspace.json` and `result.json`: what a workspace is, what state it is in, how its run ended.
+//!
+//! Only the process that holds the workspace's lock writes. Reading changes nothing: a record that says
+//! `running` while its supervisor is gone is reported as `failed` ([`WorkspaceRecord::observed_state`])
+//! and left as it is.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::atomic::{ReadError, WriteError, read_json, write_json};
+use crate::{ProcessId, WorkspaceDir, WorkspaceName};
+
+/// Format of the records that this build writes.
+pub const WORKSPACE_FORMAT: u32 = 1;
+
+/// What a workspace is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum State {
+    /// Disk and record exist; never started.
+    Prepared,
+    /// A supervisor is bringing the machine up.
+    Starting,
+    /// The guest's agent has answered.
+    Running,
+    /// Frozen, memory kept.
+    Paused,
+    /// On its way down.
+    Stopping,
+    /// Parked by a clean shutdown.
+    Halted,
+    /// Ended.
+    Stopped,
+    /// Ended in a way that nobody asked for.
+    Failed,
+    /// Cut off and kept for inspection.
+    Quarantined,
+}
+
+impl State {
+    /// Whether a supervisor must be alive for this state to be true.
+    pub fn is_live(self) -> bool {
+        matches!(self, State::Starting | State::Running | State::Paused | State::Stopping)
+    }
+
+    /// Whether `start` and offline access to the disk are possible.
+    pub fn is_resting(self) -> bool {
+        matches!(self, State::Prepared | State::Halted | State::Stopped | State::Failed)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            State::Prepared => "prepared",
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Stopping => "stopping",
+            State::Halted => "halted",
+            State::Stopped => "stopped",
+            State::Failed => "failed",
+            State::Quarantined => "quarantined",
+        })
+    }
+}
+
+/// How the guest reaches the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// Outbound NAT through passt; the host's loopback is out of reach.
+    #[default]
+    User,
+    /// No network device at all.
+    Isolated,
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            NetworkMode::User => "user",
+            NetworkMode::Isolated => "isolated",
+        })
+    }
+}
+
+/// Size of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub cpu_count: u32,
+    /// Size of the root disk in MiB.
+    pub size_mib: u64,
+}
+
+/// Which image a workspace was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageIdentity {
+    /// The reference as the user gave it.
+    pub reference: String,
+    /// The full reference that it stood for.
+    pub resolved_reference: String,
+    /// Digest of the platform's manifest.
+    pub digest: String,
+    /// Digest that names the base disk under the workspace's overlay.
+    pub disk: String,
+}
+
+/// A guest path that `artifact` can fetch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// Name that the user gave it.
+    pub name: String,
+    /// Absolute path in the guest.
+    pub path: String,
+}
+
+/// Why a workspace is in state `failed`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What kind of thing went wrong.
+    pub kind: FailureKind,
+    /// One line for a person.
+    pub message: String,
+}
+
+/// What kind of thing went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum FailureKind {
+    /// The machine could not be brought up.
+    Boot,
+    /// `--timeout` ran out.
+    Timeout,
+    /// The guest or its VMM went away in the middle.
+    GuestDied,
+    /// The guest broke the protocol.
+    Protocol,
+    /// A setup step failed.
+    Setup,
+    /// The host ran out of something (disk, memory).
+    HostFull,
+    /// Ended on request.
+    Cancelled,
+    /// The supervisor itself went away.
+    SupervisorDied,
+}
+
+/// `workspace.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkspaceRecord {
+    /// Format of this record.
+    pub format: u32,
+    /// The workspace's name, also the name of its directory.
+    pub name: WorkspaceName,
+    /// State as last written; see [`WorkspaceRecord::observed_state`].
+    pub state: State,
+    /// When the workspace was made.
+    pub created_at: Timestamp,
+    /// When `state` was last written.
+    pub changed_at: Timestamp,
+    /// Where its disk came from.
+    pub image: ImageIdentity,
+    /// Name of the profile that the sizes started from.
+    pub profile: String,
+    /// Size of the machine.
+    pub resources: Resources,
+    /// How the guest reaches the network.
+    pub network: NetworkMode,
+    /// Host name in the guest.
+    pub hostname: String,
+    /// Declared outputs.
+    pub outputs: Vec<Artifact>,
+    /// Whether the workspace goes away when its run ends well.
+    pub disposable: bool,
+    /// What ran it last: `linux-kvm` or `linux-tcg`.
+    pub backend: Option<String>,
+    /// The supervisor of the current or last life.
+    pub supervisor: Option<ProcessId>,
+    /// The VMM of the current or last life.
+    pub vmm: Option<ProcessId>,
+    /// Why the state is `failed`.
+    pub failure: Option<Failure>,
+}
+
+/// `result.json`: how the last workload ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RecordedResult {
+    /// When the command was started in the guest (host clock).
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub exited_at: Timestamp,
+    /// Exit code; 128 + number for a signal, 127 not found, 126 not executable.
+    pub exit_code: i32,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+    /// Why the command could not be started, if it could not.
+    pub start_error: Option<String>,
+    /// Bytes of output that were dropped because the bound was reached.
+    pub dropped_bytes: u64,
+}
+
+/// Why a workspace record could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The record is missing, unreadable or damaged.
+    #[error("cannot load workspace `{name}`")]
+    Read {
+        /// The workspace.
+        name: String,
+        /// What is wrong with the file.
+        source: ReadError,
+    },
+    /// Written by a newer release; refusing beats guessing.
+    #[error("record `{}` has format {found}, this build reads up to {WORKSPACE_FORMAT}", path.display())]
+    TooNew {
+        /// The record.
+        path: PathBuf,
+        /// The format found there.
+        found: u32,
+    },
+}
+
+impl LoadError {
+    /// Whether there simply is no such workspace.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, LoadError::Read { source, .. } if source.is_not_found())
+    }
+}
+
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+impl WorkspaceRecord {
+    /// Loads the record of a workspace.
+    ///
+    /// # Errors
+    /// Fails when there is none, it is damaged, or a newer release wrote it.
+    pub fn load(dir: &WorkspaceDir) -> Result<WorkspaceRecord, LoadError> {
+        let path = dir.record();
+        let name = || dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let read = |source| LoadError::Read { name: name(), source };
+        // The format first: a newer record may lack or add fields, and "too new" is the true answer then.
+        let FormatOnly { format: found } = read_json(&path).map_err(read)?;
+        if found > WORKSPACE_FORMAT {
+            return Err(LoadError::TooNew { path, found });
+        }
+        read_json(&path).map_err(read)
+    }
+
+    /// Writes the record, atomically. The caller holds the workspace's lock or is its supervisor.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be replaced; the old record is then still there.
+    pub fn save(&self, dir: &WorkspaceDir) -> Result<(), WriteError> {
+        write_json(&dir.record(), self)
+    }
+
+    /// The state that is true now: a live state without a live supervisor is `failed`.
+    pub fn observed_state(&self) -> State {
+        let supervised = self.supervisor.as_ref().is_some_and(ProcessId::is_alive);
+        if self.state.is_live() && !supervised { State::Failed } else { self.state }
+    }
+
+    /// Why the workspace is `failed`, also when nobody lived to write it down.
+    pub fn observed_failure(&self) -> Option<Failure> {
+        match self.observed_state() {
+            State::Failed if self.state != State::Failed => Some(Failure {
+                kind: FailureKind::SupervisorDied,
+                message: "its supervisor was killed".to_owned(),
+            }),
+            State::Failed => self.failure.clone(),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::StateDir;
+
+    fn record() -> WorkspaceRecord {
+        WorkspaceRecord {
+            format: WORKSPACE_FORMAT,
+            name: "web".parse().unwrap(),
+            state: State::Running,
+            created_at: Timestamp::UNIX_EPOCH,
+            changed_at: Timestamp::UNIX_EPOCH,
+            image: ImageIdentity {
+                reference: "busybox".into(),
+                resolved_reference: "docker.io/library/busybox:latest".into(),
+                digest: "sha256:0".into(),
+                disk: "sha256:1".into(),
+            },
+            profile: "small".into(),
+            resources: Resources { memory_mib: 512, cpu_count: 2, size_mib: 1024 },
+            network: NetworkMode::User,
+            hostname: "web".into(),
+            outputs: Vec::new(),
+            disposable: false,
+            backend: None,
+            supervisor: None,
+            vmm: None,
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn running_without_a_supervisor_is_failed() {
+        let mut record = record();
+        assert_eq!(record.observed_state(), State::Failed);
+        assert_eq!(record.observed_failure().unwrap().kind, FailureKind::SupervisorDied);
+        record.supervisor = ProcessId::current();
+        assert_eq!(record.observed_state(), State::Running);
+    }
+
+    #[test]
+    fn a_newer_record_is_refused_and_a_torn_one_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path());
+        state.prepare().unwrap();
+        let workspace = state.workspace(&"web".parse().unwrap());
+        workspace.create().unwrap();
+        assert!(WorkspaceRecord::load(&workspace).unwrap_err().is_not_found());
+
+        record().save(&workspace).unwrap();
+        assert_eq!(WorkspaceRecord::load(&workspace).unwrap().hostname, "web");
+
+        std::fs::write(workspace.record(), br#"{"format": 2}"#).unwrap();
+        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 2, .. })));
+
+        std::fs::write(workspace.record(), br#"{"format": 1, "na"#).unwrap();
+        assert!(matches!(
+            WorkspaceRecord::load(&workspace),
+            Err(LoadError::Read { source: ReadError::Decode { .. }, .. })
+        ));
+    }
+}

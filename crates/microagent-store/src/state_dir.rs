@@ -1,0 +1,262 @@
+//! Where everything lies. Paths only: what the files hold is the business of whoever writes them.
+//!
+//! ```text
+//! ~/.microagent/                0700, files 0600
+//! ├── format                    layout version of the directory
+//! ├── workspaces/NAME/          workspace.json lock disk.qcow2 console.log output result.json …
+//! ├── images/                   index of references, blobs by digest, base disks by digest
+//! ├── guest/SUM/                the kernel and initramfs that this build carries, unpacked once
+//! ├── templates/                frozen guests (warm start)
+//! └── tmp/                      half-made things; anything here without a live owner is rubbish
+//! ```
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::atomic::{read_json, write_json};
+use crate::{Lock, LockError, WorkspaceName};
+
+/// Version of the directory layout that this build writes.
+const LAYOUT_FORMAT: u32 = 1;
+
+/// The state directory of one user.
+#[derive(Debug, Clone)]
+pub struct StateDir {
+    root: PathBuf,
+}
+
+/// Why a state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The directory could not be made or is not writable.
+    #[error("cannot use state directory `{}`", path.display())]
+    Create {
+        /// The state directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Written by a newer release; refusing beats guessing.
+    #[error("state directory `{}` has format {found}, this build knows up to {LAYOUT_FORMAT}", path.display())]
+    TooNew {
+        /// The state directory.
+        path: PathBuf,
+        /// The format found there.
+        found: u32,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Layout {
+    format: u32,
+}
+
+impl StateDir {
+    /// Names a state directory without touching it; good for reading.
+    pub fn at(root: impl Into<PathBuf>) -> StateDir {
+        StateDir { root: root.into() }
+    }
+
+    /// Makes the directory ready for writing: creates what is missing, refuses a newer layout.
+    ///
+    /// # Errors
+    /// Fails when the directory cannot be made, is not writable, or was written by a newer release.
+    pub fn prepare(&self) -> Result<(), OpenError> {
+        let create = |source| OpenError::Create { path: self.root.clone(), source };
+        for dir in
+            [self.root.clone(), self.workspaces(), self.images(), self.guest(), self.templates(), self.tmp()]
+        {
+            create_private_dir(&dir).map_err(create)?;
+        }
+        let format = self.root.join("format");
+        match read_json::<Layout>(&format) {
+            Ok(layout) if layout.format > LAYOUT_FORMAT => {
+                Err(OpenError::TooNew { path: self.root.clone(), found: layout.format })
+            }
+            Ok(_) => Ok(()),
+            Err(_) => write_json(&format, &Layout { format: LAYOUT_FORMAT }).map_err(|e| {
+                create(io::Error::other(e.io().map_or_else(|| e.to_string(), io::Error::to_string)))
+            }),
+        }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// One directory per workspace.
+    pub fn workspaces(&self) -> PathBuf {
+        self.root.join("workspaces")
+    }
+
+    /// Image index, blobs and base disks.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// Unpacked guest kernels and initramfs files.
+    pub fn guest(&self) -> PathBuf {
+        self.root.join("guest")
+    }
+
+    /// Frozen guests.
+    pub fn templates(&self) -> PathBuf {
+        self.root.join("templates")
+    }
+
+    /// Half-made things.
+    pub fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// The directory of one workspace, existing or not.
+    pub fn workspace(&self, name: &WorkspaceName) -> WorkspaceDir {
+        WorkspaceDir { path: self.workspaces().join(name) }
+    }
+
+    /// Names of all directories that could be workspaces, sorted. A missing state directory has none.
+    ///
+    /// # Errors
+    /// Fails when the directory exists and cannot be read.
+    pub fn workspace_names(&self) -> io::Result<Vec<WorkspaceName>> {
+        let entries = match fs::read_dir(self.workspaces()) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            if let Some(name) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// The directory of one workspace.
+#[derive(Debug, Clone)]
+pub struct WorkspaceDir {
+    path: PathBuf,
+}
+
+impl WorkspaceDir {
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the directory; fails when it exists, so the name is taken by exactly one command.
+    ///
+    /// # Errors
+    /// Fails with `AlreadyExists` when the name is taken, or when the directory cannot be made.
+    pub fn create(&self) -> io::Result<()> {
+        DirBuilder::new().mode(0o700).create(&self.path)
+    }
+
+    /// Takes the lock that every command which changes this workspace holds.
+    ///
+    /// # Errors
+    /// Fails when another process holds it, or the workspace does not exist.
+    pub fn lock(&self) -> Result<Lock, LockError> {
+        Lock::try_exclusive(&self.path.join("lock"))
+    }
+
+    /// `workspace.json`: what the workspace is and what state it is in.
+    pub fn record(&self) -> PathBuf {
+        self.path.join("workspace.json")
+    }
+
+    /// The root disk: a qcow2 overlay on the image's base disk.
+    pub fn disk(&self) -> PathBuf {
+        self.path.join("disk.qcow2")
+    }
+
+    /// What the guest's console and the workload printed, bounded.
+    pub fn console_log(&self) -> PathBuf {
+        self.path.join("console.log")
+    }
+
+    /// What the workload printed, stdout and stderr kept apart, bounded.
+    pub fn output(&self) -> PathBuf {
+        self.path.join("output")
+    }
+
+    /// How the last workload ended.
+    pub fn result(&self) -> PathBuf {
+        self.path.join("result.json")
+    }
+
+    /// What supervisor, QEMU and passt said, bounded.
+    pub fn supervisor_log(&self) -> PathBuf {
+        self.path.join("supervisor.log")
+    }
+
+    /// One line per change of state.
+    pub fn events(&self) -> PathBuf {
+        self.path.join("events.jsonl")
+    }
+
+    /// Removes the workspace: first the name, in one step, then the files.
+    ///
+    /// The caller holds the workspace's lock. Killed in between, the files lie in `tmp/` of the state
+    /// directory, where the next command that writes sweeps them away.
+    ///
+    /// # Errors
+    /// Fails when the directory cannot be renamed or its files cannot be removed.
+    pub fn remove(&self, state: &StateDir) -> io::Result<()> {
+        let grave = tempfile::Builder::new().prefix("deleted-").tempdir_in(state.tmp())?.keep();
+        fs::rename(&self.path, &grave)?;
+        fs::remove_dir_all(&grave)
+    }
+}
+
+/// Creates a directory with mode 0700 unless it is there.
+fn create_private_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn prepares_private_directories_and_refuses_a_newer_layout() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path().join("state"));
+        state.prepare().unwrap();
+        state.prepare().unwrap();
+        assert_eq!(fs::metadata(state.workspaces()).unwrap().permissions().mode() & 0o777, 0o700);
+        write_json(&state.root().join("format"), &Layout { format: 99 }).unwrap();
+        assert!(matches!(state.prepare(), Err(OpenError::TooNew { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_removed_workspace_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path());
+        state.prepare().unwrap();
+        let workspace = state.workspace(&"web".parse().unwrap());
+        workspace.create().unwrap();
+        assert_eq!(workspace.create().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        fs::write(workspace.disk(), b"x").unwrap();
+        workspace.remove(&state).unwrap();
+        assert!(state.workspace_names().unwrap().is_empty());
+        assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn nothing_there_lists_nothing() {
+        let state = StateDir::at("/nonexistent/state");
+        assert!(state.workspace_names().unwrap().is_empty());
+    }
+}
