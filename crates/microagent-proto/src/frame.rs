@@ -1,0 +1,133 @@
+//! One message: its length as four little-endian bytes, then its postcard form.
+
+use std::io;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Why a message could not be exchanged. The stream is of no further use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The stream broke.
+    #[error("the control channel broke")]
+    Transport(#[source] io::Error),
+    /// The other side announced more than this kind of message may have.
+    #[error("a message of {len} bytes was announced, {limit} are allowed")]
+    TooLong {
+        /// Announced length in bytes.
+        len: usize,
+        /// The bound in bytes.
+        limit: usize,
+    },
+    /// The bytes are not a message of the expected kind.
+    #[error("a message could not be decoded")]
+    Decode(#[source] postcard::Error),
+    /// The message has no encoding.
+    #[error("a message could not be encoded")]
+    Encode(#[source] postcard::Error),
+}
+
+/// Reads one message of at most `limit` bytes; `None` when the stream ended before its first byte.
+///
+/// # Errors
+/// Fails when the stream breaks in the middle, the announced length is over the limit (nothing is
+/// allocated then), or the bytes do not decode.
+pub async fn read_message<T, R>(stream: &mut R, limit: usize) -> Result<Option<T>, FrameError>
+where
+    T: DeserializeOwned,
+    R: AsyncRead + Unpin,
+{
+    let mut prefix = [0; 4];
+    let first = stream.read(&mut prefix).await.map_err(FrameError::Transport)?;
+    if first == 0 {
+        return Ok(None);
+    }
+    stream.read_exact(&mut prefix[first..]).await.map_err(FrameError::Transport)?;
+    let len = u32::from_le_bytes(prefix) as usize;
+    if len > limit {
+        return Err(FrameError::TooLong { len, limit });
+    }
+    let mut body = vec![0; len];
+    stream.read_exact(&mut body).await.map_err(FrameError::Transport)?;
+    postcard::from_bytes(&body).map(Some).map_err(FrameError::Decode)
+}
+
+/// Writes one message of at most `limit` bytes and flushes it.
+///
+/// # Errors
+/// Fails when the message is longer than that (nothing is sent then) or the stream breaks.
+pub async fn write_message<T, W>(stream: &mut W, message: &T, limit: usize) -> Result<(), FrameError>
+where
+    T: Serialize,
+    W: AsyncWrite + Unpin,
+{
+    // One buffer and one write, so that a message is never torn over two small frames.
+    let mut bytes = postcard::to_extend(message, vec![0; 4]).map_err(FrameError::Encode)?;
+    let len = bytes.len() - 4;
+    let Some(prefix) = u32::try_from(len).ok().filter(|_| len <= limit) else {
+        return Err(FrameError::TooLong { len, limit });
+    };
+    bytes[..4].copy_from_slice(&prefix.to_le_bytes());
+    stream.write_all(&bytes).await.map_err(FrameError::Transport)?;
+    stream.flush().await.map_err(FrameError::Transport)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{ExecEvent, REPLY_LIMIT, Request};
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    #[test]
+    fn a_length_over_the_limit_is_refused_before_the_body_is_read() {
+        let bytes = u32::MAX.to_le_bytes();
+        let got = runtime().block_on(read_message::<ExecEvent, _>(&mut &bytes[..], REPLY_LIMIT));
+        assert!(matches!(got, Err(FrameError::TooLong { limit: REPLY_LIMIT, .. })));
+    }
+
+    #[test]
+    fn an_end_between_messages_is_an_end_and_inside_one_an_error() {
+        runtime().block_on(async {
+            assert!(read_message::<Request, _>(&mut &[][..], 10).await.unwrap().is_none());
+            for torn in [&[1u8, 0][..], &[2, 0, 0, 0, 7]] {
+                let got = read_message::<Request, _>(&mut &torn[..], 10).await;
+                assert!(matches!(got, Err(FrameError::Transport(_))), "{got:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_read_is_not_sent() {
+        let mut sent = Vec::new();
+        let message = ExecEvent::Stdout(vec![0; REPLY_LIMIT].into());
+        let got = runtime().block_on(write_message(&mut sent, &message, REPLY_LIMIT));
+        assert!(matches!(got, Err(FrameError::TooLong { .. })));
+        assert!(sent.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_of_the_guest_make_the_decoder_panic(body in proptest::collection::vec(any::<u8>(), 0..512)) {
+            let mut bytes = u32::try_from(body.len()).unwrap().to_le_bytes().to_vec();
+            bytes.extend(body);
+            let _ = runtime().block_on(read_message::<ExecEvent, _>(&mut &bytes[..], REPLY_LIMIT));
+            let _ = runtime().block_on(read_message::<Request, _>(&mut &bytes[..], REPLY_LIMIT));
+        }
+
+        #[test]
+        fn output_comes_back_as_it_went(body in proptest::collection::vec(any::<u8>(), 0..2048)) {
+            let message = ExecEvent::Stderr(body.into());
+            let mut bytes = Vec::new();
+            runtime().block_on(write_message(&mut bytes, &message, REPLY_LIMIT)).unwrap();
+            let back = runtime().block_on(read_message::<ExecEvent, _>(&mut &bytes[..], REPLY_LIMIT)).unwrap();
+            prop_assert_eq!(back, Some(message));
+        }
+    }
+}
