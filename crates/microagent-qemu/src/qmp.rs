@@ -1,0 +1,211 @@
+//! QEMU's machine protocol: one JSON document per line, both ways.
+//!
+//! QEMU stands between a hostile guest and us and may have fallen to it: lines are bounded, events that
+//! nobody takes are dropped, and every wait is under the caller's deadline.
+//!
+//! # Source
+//! QEMU's `docs/interop/qmp-spec`.
+
+use std::collections::VecDeque;
+use std::io;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// Longest line in bytes; ordinary ones have a few hundred.
+const LINE_LIMIT: u64 = 1024 * 1024;
+
+/// Most lines to skip in search of one answer.
+const SKIP_LIMIT: usize = 10_000;
+
+/// Most events kept for [`Qmp::next_event`]; later ones push out earlier ones.
+const EVENT_LIMIT: usize = 256;
+
+/// Why the monitor did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QmpError {
+    /// QEMU closed the monitor; it has ended or is about to.
+    #[error("QEMU closed its monitor")]
+    Closed,
+    /// The monitor's socket broke.
+    #[error("QEMU's monitor broke")]
+    Transport(#[source] io::Error),
+    /// A line is too long or not what the protocol allows.
+    #[error("QEMU's monitor sent something that is not QMP")]
+    Malformed,
+    /// QEMU refused the command.
+    #[error("QEMU refused `{command}`: {description}")]
+    Refused {
+        /// The command.
+        command: String,
+        /// QEMU's words.
+        description: String,
+    },
+}
+
+/// Something that QEMU says unasked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Its name, as `BLOCK_IO_ERROR`.
+    pub name: String,
+    /// Its data.
+    pub data: Value,
+}
+
+/// A monitor in command mode.
+#[derive(Debug)]
+pub struct Qmp {
+    lines: BufReader<OwnedReadHalf>,
+    partial: Vec<u8>,
+    commands: OwnedWriteHalf,
+    events: VecDeque<Event>,
+    next_id: u64,
+}
+
+impl Qmp {
+    /// Takes QEMU's greeting and enters command mode.
+    ///
+    /// # Errors
+    /// Fails when the socket breaks or the other side is not a QMP server.
+    pub async fn negotiate(stream: UnixStream) -> Result<Qmp, QmpError> {
+        let (reader, commands) = stream.into_split();
+        let mut qmp = Qmp {
+            lines: BufReader::new(reader),
+            partial: Vec::new(),
+            commands,
+            events: VecDeque::new(),
+            next_id: 0,
+        };
+        if qmp.read_line().await?.get("QMP").is_none() {
+            return Err(QmpError::Malformed);
+        }
+        qmp.execute("qmp_capabilities", json!({})).await?;
+        Ok(qmp)
+    }
+
+    /// Executes one command and gives its `return` value.
+    ///
+    /// # Errors
+    /// Fails when QEMU refuses the command or the monitor breaks.
+    pub async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.next_id += 1;
+        let id = self.next_id;
+        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
+        line.push('\n');
+        self.commands.write_all(line.as_bytes()).await.map_err(QmpError::Transport)?;
+        for _ in 0..SKIP_LIMIT {
+            let mut answer = self.read_line().await?;
+            if let Some(event) = event(&answer) {
+                self.keep(event);
+            } else if answer["id"] == id {
+                return match answer.get("error") {
+                    None => Ok(answer["return"].take()),
+                    Some(error) => Err(QmpError::Refused {
+                        command: command.to_owned(),
+                        description: error["desc"].as_str().unwrap_or_default().to_owned(),
+                    }),
+                };
+            }
+        }
+        Err(QmpError::Malformed)
+    }
+
+    /// Waits for the next event. Cancel-safe: a dropped wait loses nothing.
+    ///
+    /// # Errors
+    /// Fails when the monitor breaks or ends.
+    pub async fn next_event(&mut self) -> Result<Event, QmpError> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(event);
+            }
+            let line = self.read_line().await?;
+            if let Some(event) = event(&line) {
+                return Ok(event);
+            }
+        }
+    }
+
+    fn keep(&mut self, event: Event) {
+        if self.events.len() == EVENT_LIMIT {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    /// Keeps what it has read of a line in `partial`, so that a dropped wait loses nothing.
+    async fn read_line(&mut self) -> Result<Value, QmpError> {
+        let room = LINE_LIMIT.saturating_sub(self.partial.len() as u64);
+        let read = (&mut self.lines).take(room).read_until(b'\n', &mut self.partial).await;
+        read.map_err(QmpError::Transport)?;
+        if self.partial.last() != Some(&b'\n') {
+            let full = self.partial.len() as u64 >= LINE_LIMIT;
+            return Err(if full { QmpError::Malformed } else { QmpError::Closed });
+        }
+        let line = std::mem::take(&mut self.partial);
+        serde_json::from_slice(&line).map_err(|_| QmpError::Malformed)
+    }
+}
+
+fn event(line: &Value) -> Option<Event> {
+    let name = line.get("event")?.as_str()?.to_owned();
+    Some(Event { name, data: line.get("data").cloned().unwrap_or(Value::Null) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plays QEMU: greets, then answers each line that comes with the given lines.
+    fn qemu(answers: &'static [&'static str]) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        tokio::spawn(async move {
+            let (reader, mut writer) = theirs.into_split();
+            let mut lines = BufReader::new(reader).lines();
+            writer.write_all(b"{\"QMP\": {\"version\": {}}}\n").await.unwrap();
+            lines.next_line().await.unwrap();
+            writer.write_all(b"{\"return\": {}, \"id\": 1}\n").await.unwrap();
+            for answer in answers {
+                lines.next_line().await.unwrap();
+                writer.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        ours
+    }
+
+    #[tokio::test]
+    async fn answers_are_matched_and_events_kept() {
+        let stream = qemu(&[
+            "{\"event\": \"STOP\"}\n{\"return\": 1, \"id\": 99}\n{\"return\": {\"running\": true}, \"id\": 2}\n",
+        ]);
+        let mut qmp = Qmp::negotiate(stream).await.unwrap();
+        let status = qmp.execute("query-status", json!({})).await.unwrap();
+        assert_eq!(status["running"], true);
+        assert_eq!(qmp.next_event().await.unwrap().name, "STOP");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_carries_the_words_of_qemu() {
+        let mut qmp =
+            Qmp::negotiate(qemu(&["{\"error\": {\"class\": \"X\", \"desc\": \"no such\"}, \"id\": 2}\n"])).await.unwrap();
+        let refused = qmp.execute("cont", json!({})).await.unwrap_err();
+        assert_eq!(refused.to_string(), "QEMU refused `cont`: no such");
+    }
+
+    #[tokio::test]
+    async fn an_end_and_an_endless_line_are_errors() {
+        let mut qmp = Qmp::negotiate(qemu(&[])).await.unwrap();
+        assert!(matches!(qmp.next_event().await, Err(QmpError::Closed)));
+
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let flood = tokio::spawn(async move {
+            let (_reader, mut writer) = theirs.into_split();
+            while writer.write_all(&[b'x'; 65536]).await.is_ok() {}
+        });
+        assert!(matches!(Qmp::negotiate(ours).await, Err(QmpError::Malformed)));
+        flood.await.unwrap();
+    }
+}
