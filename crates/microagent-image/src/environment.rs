@@ -1,0 +1,100 @@
+//! What the surroundings say: proxies, certificates, login files, helper programs.
+//!
+//! Collected in one struct that the caller may fill in as it likes. Nothing else in this crate looks at
+//! environment variables or the home directory, so a test or a service sees only what it is given.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Where to look for credentials, certificates and proxies.
+///
+/// `Default` is empty: no credentials, no proxy, the system's certificates.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// `REGISTRY_AUTH_FILE`: the one login file to use.
+    pub registry_auth_file: Option<PathBuf>,
+    /// `XDG_RUNTIME_DIR`, for podman's login file of this session.
+    pub runtime_dir: Option<PathBuf>,
+    /// `XDG_CONFIG_HOME`, else `~/.config`, for podman's lasting login file.
+    pub config_home: Option<PathBuf>,
+    /// `DOCKER_CONFIG`, else `~/.docker`, for Docker's `config.json`.
+    pub docker_config: Option<PathBuf>,
+    /// `PATH`, to find `docker-credential-*` programs. They run in the environment of this process.
+    pub path: Option<OsString>,
+    /// `SSL_CERT_FILE`: certificates to trust instead of the system's.
+    pub ssl_cert_file: Option<PathBuf>,
+    /// `SSL_CERT_DIR`: the same as a directory.
+    pub ssl_cert_dir: Option<PathBuf>,
+    /// `HTTP_PROXY` or `http_proxy`.
+    pub http_proxy: Option<String>,
+    /// `HTTPS_PROXY` or `https_proxy`.
+    pub https_proxy: Option<String>,
+    /// `ALL_PROXY` or `all_proxy`, for what the other two leave open.
+    pub all_proxy: Option<String>,
+    /// `NO_PROXY` or `no_proxy`: hosts to reach directly. Loopback always is.
+    pub no_proxy: Option<String>,
+}
+
+impl Environment {
+    /// What the environment variables of this process say.
+    pub fn from_env() -> Environment {
+        Self::from_lookup(|name| std::env::var_os(name))
+    }
+
+    /// What a lookup of environment variables says; empty values count as unset.
+    pub fn from_lookup(lookup: impl Fn(&str) -> Option<OsString>) -> Environment {
+        let value = |name: &str| lookup(name).filter(|value| !value.is_empty());
+        let path = |name: &str| value(name).map(PathBuf::from);
+        // Lower case first, as curl does: `HTTP_PROXY` can come from a request header in CGI programs.
+        let proxy = |name: &str| {
+            let value = value(&name.to_lowercase()).or_else(|| value(name))?;
+            value.into_string().ok()
+        };
+        let home = path("HOME");
+        let in_home = |name: &str| home.as_ref().map(|home| home.join(name));
+        Environment {
+            registry_auth_file: path("REGISTRY_AUTH_FILE"),
+            runtime_dir: path("XDG_RUNTIME_DIR"),
+            config_home: path("XDG_CONFIG_HOME").or_else(|| in_home(".config")),
+            docker_config: path("DOCKER_CONFIG").or_else(|| in_home(".docker")),
+            path: value("PATH"),
+            ssl_cert_file: path("SSL_CERT_FILE"),
+            ssl_cert_dir: path("SSL_CERT_DIR"),
+            http_proxy: proxy("HTTP_PROXY"),
+            https_proxy: proxy("HTTPS_PROXY"),
+            all_proxy: proxy("ALL_PROXY"),
+            no_proxy: proxy("NO_PROXY"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(pairs: &[(&str, &str)]) -> Environment {
+        Environment::from_lookup(|name| {
+            pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+        })
+    }
+
+    #[test]
+    fn falls_back_to_the_home_directory() {
+        let environment = from(&[("HOME", "/home/a")]);
+        assert_eq!(environment.docker_config.as_deref(), Some("/home/a/.docker".as_ref()));
+        assert_eq!(environment.config_home.as_deref(), Some("/home/a/.config".as_ref()));
+        let environment = from(&[("HOME", "/home/a"), ("DOCKER_CONFIG", "/d"), ("XDG_CONFIG_HOME", "")]);
+        assert_eq!(environment.docker_config.as_deref(), Some("/d".as_ref()));
+        assert_eq!(environment.config_home.as_deref(), Some("/home/a/.config".as_ref()));
+        assert_eq!(from(&[]).docker_config, None);
+    }
+
+    #[test]
+    fn lower_case_proxies_win() {
+        let environment =
+            from(&[("HTTPS_PROXY", "http://a"), ("https_proxy", "http://b"), ("NO_PROXY", "x")]);
+        assert_eq!(environment.https_proxy.as_deref(), Some("http://b"));
+        assert_eq!(environment.no_proxy.as_deref(), Some("x"));
+        assert_eq!(environment.http_proxy, None);
+    }
+}

@@ -1,0 +1,78 @@
+//! What a pull tells while it works.
+
+use serde::Serialize;
+
+/// Takes events as they happen. Called from the task that pulls; must not block.
+pub trait Progress: Send + Sync {
+    /// Takes one event.
+    fn event(&self, event: ImageEvent);
+}
+
+/// A step of bringing an image in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ImageEvent {
+    /// The reference is being looked up where it comes from.
+    Resolving {
+        /// The full reference.
+        reference: String,
+    },
+    /// Blobs are about to be fetched.
+    Pulling {
+        /// The full reference.
+        reference: String,
+        /// How many layers are missing here.
+        layers: usize,
+        /// Their bytes together, as they will be transferred.
+        bytes_total: u64,
+    },
+    /// A layer has come further.
+    LayerProgress {
+        /// The layer.
+        digest: String,
+        /// Bytes that are here.
+        done: u64,
+        /// Bytes it has.
+        total: u64,
+    },
+    /// A layer is here and verified.
+    LayerDone {
+        /// The layer.
+        digest: String,
+    },
+    /// The base disk is being written.
+    Unpacking {
+        /// Bytes of layers that have been read.
+        done: u64,
+        /// Bytes of layers there are.
+        total: u64,
+    },
+    /// The base disk is there.
+    DiskReady {
+        /// Digest that names it.
+        disk_id: String,
+        /// Its size.
+        disk_bytes: u64,
+    },
+    /// Another command is doing this work; its result will be used.
+    Waiting {
+        /// What it is doing.
+        what: String,
+    },
+    /// Something failed in a way that may pass; it is tried again.
+    Retrying {
+        /// What failed, for a person.
+        what: String,
+        /// Which attempt begins now, from 2 on.
+        attempt: u32,
+    },
+}
+
+/// Drops every event.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {
+    fn event(&self, _event: ImageEvent) {}
+}
