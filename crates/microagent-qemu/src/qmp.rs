@@ -190,7 +190,9 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_carries_the_words_of_qemu() {
         let mut qmp =
-            Qmp::negotiate(qemu(&["{\"error\": {\"class\": \"X\", \"desc\": \"no such\"}, \"id\": 2}\n"])).await.unwrap();
+            Qmp::negotiate(qemu(&["{\"error\": {\"class\": \"X\", \"desc\": \"no such\"}, \"id\": 2}\n"]))
+                .await
+                .unwrap();
         let refused = qmp.execute("cont", json!({})).await.unwrap_err();
         assert_eq!(refused.to_string(), "QEMU refused `cont`: no such");
     }

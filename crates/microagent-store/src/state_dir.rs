@@ -194,9 +194,14 @@ impl WorkspaceDir {
         self.path.join("result.json")
     }
 
-    /// What supervisor, QEMU and passt said, bounded.
+    /// What the supervisor itself had to say; empty unless something went wrong in it.
     pub fn supervisor_log(&self) -> PathBuf {
         self.path.join("supervisor.log")
+    }
+
+    /// What QEMU and passt said, bounded.
+    pub fn vmm_log(&self) -> PathBuf {
+        self.path.join("vmm.log")
     }
 
     /// One line per change of state.

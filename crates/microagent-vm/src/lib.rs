@@ -1,1 +1,29 @@
-//! Placeholder.
+//! One virtual machine and the process that looks after it.
+//!
+//! For each running workspace there is one supervisor: a process of its own that starts QEMU (and passt),
+//! speaks to the guest's agent, keeps the logs, writes the record and ends the machine. [`launch`] starts
+//! it from the caller's process; [`supervise`] is its `main`. The two are tied by a socket: when the caller
+//! goes away, the supervisor ends the machine; when the supervisor goes away, the kernel ends QEMU
+//! (`PR_SET_PDEATHSIG`) and passt follows, because its socket closes.
+//!
+//! Decisions are pure ([`accel`], [`machine`], [`lifecycle`]); one driver ([`supervisor`]) carries them out.
+
+pub mod accel;
+mod bounded_log;
+mod jail;
+pub mod launch;
+pub mod lifecycle;
+pub mod machine;
+mod output;
+mod overlay;
+mod spawn;
+pub mod spec;
+pub mod supervisor;
+
+pub use accel::{AccelChoice, AccelDecision, KvmFacts};
+pub use bounded_log::older as older_log;
+pub use launch::{Launched, SuperviseError, launch};
+pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
+pub use overlay::{OverlayError, create_overlay};
+pub use spec::{Ended, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline, Work};
+pub use supervisor::{SUPERVISE_ARGUMENT, supervise};

@@ -1,0 +1,195 @@
+//! What the workload printed: stdout and stderr apart, in the order of arrival, bounded.
+//!
+//! The file is a sequence of frames: stream (1 byte: 1 stdout, 2 stderr), length (4 bytes, little endian),
+//! bytes. The supervisor appends, the caller reads after the end; a torn last frame (the host's disk
+//! filled, the supervisor was killed) ends the reading.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Most bytes that are kept of one run. The rest is counted and dropped: a guest must not fill the host's
+/// disk.
+pub const OUTPUT_LIMIT: u64 = 256 * 1024 * 1024;
+
+/// Largest frame that is read back; larger ones are never written.
+const FRAME_LIMIT: usize = 1024 * 1024;
+
+const _: () = assert!(microagent_proto::OUTPUT_CHUNK_LIMIT <= FRAME_LIMIT);
+
+/// Which stream of the workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Consecutive bytes of one stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutputFrame {
+    /// Which stream.
+    pub stream: OutputStream,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Appends frames to a new file.
+#[derive(Debug)]
+pub(crate) struct OutputWriter {
+    file: File,
+    room: u64,
+    dropped: u64,
+}
+
+impl OutputWriter {
+    pub(crate) fn create(path: &Path) -> io::Result<OutputWriter> {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        Ok(OutputWriter { file, room: OUTPUT_LIMIT, dropped: 0 })
+    }
+
+    /// Appends what still fits and counts what does not.
+    pub(crate) fn append(&mut self, stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
+        let fits = usize::try_from(self.room).map_or(bytes.len(), |room| room.min(bytes.len()));
+        let (kept, dropped) = bytes.split_at(fits);
+        self.room -= kept.len() as u64;
+        self.dropped += dropped.len() as u64;
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let tag = match stream {
+            OutputStream::Stdout => 1,
+            OutputStream::Stderr => 2,
+        };
+        let len = u32::try_from(kept.len()).expect("a chunk of the protocol is far below 4 GiB");
+        let mut frame = Vec::with_capacity(5 + kept.len());
+        frame.push(tag);
+        frame.extend(len.to_le_bytes());
+        frame.extend(kept);
+        self.file.write_all(&frame)
+    }
+
+    /// Bytes that were not kept.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+}
+
+/// Reads the frames of a run. Keeps reading after the file's name is gone.
+#[derive(Debug)]
+pub struct OutputReader {
+    file: Option<BufReader<File>>,
+}
+
+impl OutputReader {
+    /// Opens the output of a run; a missing file has no frames.
+    ///
+    /// # Errors
+    /// Fails when the file is there and cannot be opened.
+    pub fn open(path: &Path) -> io::Result<OutputReader> {
+        match File::open(path) {
+            Ok(file) => Ok(OutputReader { file: Some(BufReader::new(file)) }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(OutputReader { file: None }),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// All of both streams: stdout, stderr.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be read.
+    pub fn into_streams(self) -> io::Result<(Vec<u8>, Vec<u8>)> {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        for frame in self {
+            let frame = frame?;
+            match frame.stream {
+                OutputStream::Stdout => stdout.extend(frame.bytes),
+                OutputStream::Stderr => stderr.extend(frame.bytes),
+            }
+        }
+        Ok((stdout, stderr))
+    }
+}
+
+impl Iterator for OutputReader {
+    type Item = io::Result<OutputFrame>;
+
+    fn next(&mut self) -> Option<io::Result<OutputFrame>> {
+        let frame = read_frame(self.file.as_mut()?);
+        if !matches!(frame, Ok(Some(_))) {
+            self.file = None;
+        }
+        frame.transpose()
+    }
+}
+
+fn read_frame(file: &mut impl Read) -> io::Result<Option<OutputFrame>> {
+    let mut header = [0; 5];
+    if !read_whole(file, &mut header)? {
+        return Ok(None);
+    }
+    let [tag, len @ ..] = header;
+    let len = u32::from_le_bytes(len) as usize;
+    let stream = match tag {
+        1 if len <= FRAME_LIMIT => OutputStream::Stdout,
+        2 if len <= FRAME_LIMIT => OutputStream::Stderr,
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "the recorded output is damaged")),
+    };
+    let mut bytes = vec![0; len];
+    Ok(read_whole(file, &mut bytes)?.then_some(OutputFrame { stream, bytes }))
+}
+
+/// Whether the buffer was filled; a file that ends earlier is at its end.
+fn read_whole(file: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+    match file.read_exact(buffer) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_streams_apart_and_in_order_and_survives_removal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("output");
+        let mut writer = OutputWriter::create(&path).unwrap();
+        writer.append(OutputStream::Stdout, b"a\0").unwrap();
+        writer.append(OutputStream::Stderr, b"b").unwrap();
+        writer.append(OutputStream::Stdout, b"c").unwrap();
+        let reader = OutputReader::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let frames: Vec<_> = reader.map(|frame| frame.unwrap().bytes).collect();
+        assert_eq!(frames, [&b"a\0"[..], b"b", b"c"]);
+    }
+
+    #[test]
+    fn a_torn_end_is_an_end_and_rubbish_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("output");
+        std::fs::write(&path, [1, 2, 0, 0, 0, b'h', b'i', 2, 9, 0, 0, 0, b'x']).unwrap();
+        let (stdout, stderr) = OutputReader::open(&path).unwrap().into_streams().unwrap();
+        assert_eq!((stdout.as_slice(), stderr.as_slice()), (&b"hi"[..], &b""[..]));
+
+        std::fs::write(&path, [7, 255, 255, 255, 255]).unwrap();
+        assert!(OutputReader::open(&path).unwrap().into_streams().is_err());
+    }
+
+    #[test]
+    fn what_is_over_the_bound_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("output");
+        let mut writer = OutputWriter::create(&path).unwrap();
+        writer.room = 3;
+        writer.append(OutputStream::Stdout, b"abcde").unwrap();
+        writer.append(OutputStream::Stdout, b"f").unwrap();
+        assert_eq!(writer.dropped(), 3);
+        let (stdout, _) = OutputReader::open(&path).unwrap().into_streams().unwrap();
+        assert_eq!(stdout, b"abc");
+    }
+}

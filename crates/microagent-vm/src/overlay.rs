@@ -1,0 +1,50 @@
+//! A workspace's disk: an empty qcow2 overlay on the image's base disk.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use imago::file::File;
+use imago::qcow2::Qcow2;
+use imago::{FormatCreateBuilder, Storage, StorageCreateOptions};
+
+/// Why an overlay could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make disk `{}`", path.display())]
+pub struct OverlayError {
+    /// The overlay.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// Makes an empty overlay of `size_bytes` on the raw file `base`. Costs the same whatever the base's size.
+///
+/// The base is named in the header for tools such as `qemu-img`; we ourselves never believe the header.
+///
+/// # Errors
+/// Fails when the file exists or cannot be written; what was written of it is the caller's to remove.
+pub fn create_overlay(path: &Path, base: &Path, size_bytes: u64) -> Result<(), OverlayError> {
+    create(path, base, size_bytes).map_err(|source| OverlayError { path: path.to_owned(), source })
+}
+
+fn create(path: &Path, base: &Path, size_bytes: u64) -> io::Result<()> {
+    let base = base.to_str().ok_or_else(|| io::Error::other("the path of the base disk is not UTF-8"))?;
+    let file = File::create_open(StorageCreateOptions::new().filename(path).overwrite(false))?;
+    Qcow2::<File>::create_builder(file).size(size_bytes).backing(base.to_owned(), "raw".to_owned()).create()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_small_and_refuses_to_overwrite() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.qcow2");
+        create_overlay(&path, Path::new("/base.ext4"), 64 << 30).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(bytes.starts_with(b"QFI\xfb"));
+        assert!(bytes.len() < 1 << 20, "{} bytes", bytes.len());
+        assert!(create_overlay(&path, Path::new("/base.ext4"), 64 << 30).is_err());
+    }
+}

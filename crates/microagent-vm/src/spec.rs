@@ -1,0 +1,187 @@
+//! What a supervisor is told, and what it tells. Travels over the socket between caller and supervisor;
+//! nothing of it (environment, scripts) is ever written to disk.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use microagent_proto::{Configure, Exec};
+use microagent_store::{Failure, RecordedResult, WorkspaceName};
+use serde::{Deserialize, Serialize};
+
+/// Largest [`Spec`] in bytes: setup scripts and environment.
+pub(crate) const SPEC_LIMIT: usize = 16 * 1024 * 1024;
+
+/// Largest [`Report`] in bytes.
+pub(crate) const REPORT_LIMIT: usize = 128 * 1024;
+
+/// Everything a supervisor needs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Spec {
+    /// [`microagent_proto::GENERATION`] of the caller: a supervisor of another build refuses.
+    pub generation: u16,
+    /// State directory.
+    pub state_dir: PathBuf,
+    /// The workspace, whose record exists already.
+    pub workspace: WorkspaceName,
+    /// Name of the backend for the record.
+    pub backend: String,
+    /// The machine.
+    pub machine: MachineSpec,
+    /// Whether the machine has a network device, and passt behind it.
+    pub passt: Option<PasstSpec>,
+    /// What makes the guest this workspace's; clock and entropy are filled in by the supervisor.
+    pub configure: Configure,
+    /// What it does then.
+    pub work: Work,
+    /// How long the work may take, from the start of the machine.
+    pub timeout: Option<Duration>,
+    /// How long the guest may take to answer for the first time.
+    pub boot_deadline: Duration,
+}
+
+/// The virtual hardware and its files.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MachineSpec {
+    /// QEMU.
+    pub qemu: PathBuf,
+    /// Hardware virtualisation or translation.
+    pub kvm: bool,
+    /// Uncompressed guest kernel.
+    pub kernel: PathBuf,
+    /// Initramfs with the agent.
+    pub initramfs: PathBuf,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub cpu_count: u32,
+    /// The overlay.
+    pub disk: PathBuf,
+    /// The base disk under it.
+    pub base: PathBuf,
+    /// Whether the disk outlives the machine.
+    pub keep_disk: bool,
+}
+
+/// How passt is started.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PasstSpec {
+    /// passt.
+    pub program: PathBuf,
+    /// Name server that queries go to; passt's choice when absent.
+    pub upstream: Option<std::net::Ipv4Addr>,
+}
+
+/// What the guest does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Work {
+    /// Setup steps, then one command; its output and result are recorded.
+    Run {
+        /// Steps before the command; the first that fails ends the run.
+        setup: Vec<Step>,
+        /// The command.
+        command: Exec,
+    },
+    /// No workload: one path of the disk is sent to the caller as a tar stream.
+    Fetch {
+        /// Absolute path in the guest.
+        path: Vec<u8>,
+    },
+}
+
+/// One setup step.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Step {
+    /// How messages call it.
+    pub label: String,
+    /// What runs.
+    pub exec: Exec,
+}
+
+/// What a supervisor tells while it works; `Ended` is the last.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Report {
+    /// The guest answered and is configured.
+    Booted,
+    /// A setup step begins (number from 0).
+    Setup(usize),
+    /// The command begins.
+    Command,
+    /// Part of a fetched tar stream.
+    Data(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// The machine is gone.
+    Ended(Box<Ended>),
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Ended {
+    /// What came of the work.
+    pub outcome: Outcome,
+    /// How the machine was started.
+    pub start: StartMode,
+    /// Where the time went.
+    pub timeline: Timeline,
+    /// Last lines of the console, when something went wrong.
+    pub console_tail: String,
+}
+
+/// What came of the work.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The command ended, whatever it returned.
+    Completed(RecordedResult),
+    /// A setup step failed; the command was not run.
+    SetupFailed {
+        /// Its number, from 0.
+        step: usize,
+        /// Its exit code, as in [`RecordedResult`].
+        exit_code: i32,
+        /// Why it could not be started, if it could not.
+        start_error: Option<String>,
+    },
+    /// The tar stream is complete.
+    Fetched,
+    /// The guest could not read the path.
+    Unreadable {
+        /// Whether it does not exist.
+        not_found: bool,
+        /// What the guest said.
+        message: String,
+    },
+    /// The machine failed.
+    Failed(Failure),
+}
+
+/// How a machine was started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartMode {
+    /// The kernel was booted.
+    Cold {
+        /// Why not from a template.
+        reason: String,
+    },
+}
+
+/// Moments in the life of a machine, in microseconds from the start of its supervisor; 0 for one that was
+/// not reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// QEMU and passt are started.
+    pub spawned_us: u64,
+    /// The agent answered.
+    pub ready_us: u64,
+    /// Clock, network and disk are set up.
+    pub configured_us: u64,
+    /// Setup is done, the command begins.
+    pub command_us: u64,
+    /// The command ended.
+    pub exited_us: u64,
+    /// QEMU is gone.
+    pub gone_us: u64,
+    /// In the guest: kernel's first instruction to the agent's readiness.
+    pub guest_boot_us: u64,
+    /// In the guest: disk found, mounted, grown.
+    pub guest_disk_us: u64,
+    /// In the guest: network set up.
+    pub guest_network_us: u64,
+}

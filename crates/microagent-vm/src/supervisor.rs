@@ -1,0 +1,358 @@
+//! The supervisor's process: the one driver of [`crate::lifecycle`].
+//!
+//! One thread, one task that owns the state (`Driver`), helpers that feed it events: the worker (speaks to
+//! the guest), readers of console and error output, the monitor's watch, the tether's watch. The record is
+//! written by the driver alone.
+
+mod machine;
+mod worker;
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use microagent_proto::{GENERATION, read_message, write_message};
+use microagent_store::{
+    Failure, FailureKind, Lock, ProcessId, State, StateDir, WorkspaceDir, WorkspaceRecord, WriteError,
+    write_json,
+};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::time::{sleep, sleep_until, timeout};
+
+use crate::bounded_log::BoundedLog;
+use crate::lifecycle::{Effect, Event, Phase, step};
+use crate::spec::{Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work};
+use machine::Machine;
+use worker::Worker;
+
+/// First argument of a process that is to be a supervisor.
+pub const SUPERVISE_ARGUMENT: &str = "__supervise";
+
+/// How long the caller may take to say what is to be done.
+const SPEC_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the caller may take to accept the last word.
+const LAST_WORD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the guest may take to end its processes and flush its disk.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a broken control channel waits for the reason: the death of QEMU explains it best.
+const REASON_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Bound of the console log in bytes (twice that on disk).
+const CONSOLE_LIMIT: u64 = 8 * 1024 * 1024;
+
+/// Bound of the log of QEMU's and passt's own words in bytes (twice that on disk).
+const VMM_LOG_LIMIT: u64 = 256 * 1024;
+
+/// Events and reports that may wait; senders wait when it is full.
+const QUEUE: usize = 16;
+
+/// What the tasks of a supervisor share; one thread, so no locks.
+type Shared<T> = Rc<RefCell<T>>;
+
+/// Runs this process as a supervisor: standard input is the socket to the caller. Gives the exit code,
+/// which only a log reader sees.
+pub fn supervise() -> i32 {
+    // A session of its own: Ctrl-C at the caller's terminal is the caller's to handle.
+    let _ = rustix::process::setsid();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(_) => return 1,
+    };
+    let done = LocalSet::new().block_on(&runtime, run());
+    // Whatever helper still waits for a pipe must not keep the process.
+    runtime.shutdown_background();
+    i32::from(done.is_err())
+}
+
+async fn run() -> io::Result<()> {
+    let started = Instant::now();
+    let tether = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let (mut reader, writer) = tether_stream(tether)?.into_split();
+    let spec: Option<Spec> = timeout(SPEC_DEADLINE, read_message(&mut reader, SPEC_LIMIT))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        .map_err(io::Error::other)?;
+    let Some(spec) = spec.filter(|spec| spec.generation == GENERATION) else {
+        return Err(io::Error::other("the caller is of another build, or gone"));
+    };
+
+    let state = StateDir::at(&spec.state_dir);
+    let dir = state.workspace(&spec.workspace);
+    let (reports, reporter) = report_to(writer);
+    let disposable = match Driver::take(spec, dir.clone(), reports.clone(), started) {
+        Ok(driver) => {
+            let disposable = driver.record.disposable;
+            let ended = driver.drive(reader).await;
+            let _ = reports.send(Report::Ended(Box::new(ended))).await;
+            disposable
+        }
+        Err(failure) => {
+            let _ = reports.send(Report::Ended(Box::new(never_started(failure)))).await;
+            false
+        }
+    };
+    drop(reports);
+    let heard = matches!(timeout(LAST_WORD_DEADLINE, reporter).await, Ok(Ok(true)));
+    if disposable && !heard {
+        // Nobody is left who would remove it.
+        let _lock = dir.lock().map_err(io::Error::other)?;
+        dir.remove(&state)?;
+    }
+    Ok(())
+}
+
+fn tether_stream(fd: OwnedFd) -> io::Result<UnixStream> {
+    let stream = StdUnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+/// Sends reports from a task of its own, so that a caller who does not read cannot stop the driver. The
+/// task's result says whether everything was taken.
+fn report_to(mut writer: OwnedWriteHalf) -> (mpsc::Sender<Report>, JoinHandle<bool>) {
+    let (sender, mut receiver) = mpsc::channel::<Report>(QUEUE);
+    let task = spawn_local(async move {
+        while let Some(report) = receiver.recv().await {
+            if write_message(&mut writer, &report, REPORT_LIMIT).await.is_err() {
+                return false;
+            }
+        }
+        true
+    });
+    (sender, task)
+}
+
+fn never_started(failure: Failure) -> Ended {
+    Ended {
+        outcome: Outcome::Failed(failure),
+        start: cold(),
+        timeline: Timeline::default(),
+        console_tail: String::new(),
+    }
+}
+
+fn cold() -> StartMode {
+    StartMode::Cold { reason: "every start is cold in this version".to_owned() }
+}
+
+/// Owns the life of one machine.
+struct Driver {
+    spec: Spec,
+    dir: WorkspaceDir,
+    record: WorkspaceRecord,
+    reports: mpsc::Sender<Report>,
+    console: Shared<BoundedLog>,
+    timeline: Shared<Timeline>,
+    started: Instant,
+    _lock: Lock,
+}
+
+impl Driver {
+    /// Makes the workspace this supervisor's: lock, logs, record.
+    fn take(
+        spec: Spec,
+        dir: WorkspaceDir,
+        reports: mpsc::Sender<Report>,
+        started: Instant,
+    ) -> Result<Driver, Failure> {
+        let boot = |message: String| Failure { kind: FailureKind::Boot, message };
+        let lock = dir.lock().map_err(|e| boot(e.to_string()))?;
+        let record = WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?;
+        let console = match &spec.work {
+            // Looking into a disk must not lose what its last run printed.
+            Work::Fetch { .. } => dir.path().join("fetch.log"),
+            Work::Run { .. } => dir.console_log(),
+        };
+        let console =
+            BoundedLog::create(&console, CONSOLE_LIMIT).map_err(|e| full_or_boot(&e, "console log"))?;
+        let mut driver = Driver {
+            spec,
+            dir,
+            record,
+            reports,
+            console: Rc::new(RefCell::new(console)),
+            timeline: Rc::default(),
+            started,
+            _lock: lock,
+        };
+        driver.record.supervisor = ProcessId::current();
+        driver.record.backend = Some(driver.spec.backend.clone());
+        driver.record.vmm = None;
+        driver.record.failure = None;
+        driver.publish(State::Starting).map_err(|e| write_failure(&e))?;
+        Ok(driver)
+    }
+
+    /// From the spawn to the end of everything.
+    async fn drive(mut self, tether: OwnedReadHalf) -> Ended {
+        let outcome = match self.live(tether).await {
+            Ok(outcome) => outcome,
+            Err(failure) => Outcome::Failed(failure),
+        };
+        self.timeline.borrow_mut().gone_us = self.elapsed_us();
+        let outcome = self.settle(outcome);
+        let console_tail = match &outcome {
+            Outcome::Failed(_) => self.console.borrow().tail(),
+            _ => String::new(),
+        };
+        Ended { outcome, start: cold(), timeline: *self.timeline.borrow(), console_tail }
+    }
+
+    async fn live(&mut self, tether: OwnedReadHalf) -> Result<Outcome, Failure> {
+        let (events, mut incoming) = mpsc::channel(QUEUE);
+        let mut machine = Machine::start(&self.spec, &self.dir, Rc::clone(&self.console), &events)?;
+        self.timeline.borrow_mut().spawned_us = self.elapsed_us();
+        self.record.vmm = machine.process_id();
+        self.publish(State::Starting).map_err(|e| write_failure(&e))?;
+
+        let (flush, flush_asked) = oneshot::channel();
+        let worker =
+            Worker::new(&self.spec, &self.dir, self.started, &self.console, &self.timeline, &self.reports)
+                .map_err(|e| full_or_boot(&e, "output"))?;
+        let worker = spawn_local(worker.run(machine.take_control(), events.clone(), flush_asked));
+        let watch = spawn_local(watch_tether(tether, events));
+        let outcome = self.follow(&mut machine, &mut incoming, flush).await;
+        worker.abort();
+        watch.abort();
+        outcome
+    }
+
+    /// Takes events one by one until the end.
+    async fn follow(
+        &mut self,
+        machine: &mut Machine,
+        incoming: &mut mpsc::Receiver<Event>,
+        flush: oneshot::Sender<()>,
+    ) -> Result<Outcome, Failure> {
+        let keep = self.spec.machine.keep_disk;
+        let mut flush = Some(flush);
+        let mut phase = Phase::Starting;
+        let time_up = self.spec.timeout.map(|timeout| tokio::time::Instant::from_std(self.started + timeout));
+        let mut flush_up = None;
+        loop {
+            let event = tokio::select! {
+                biased;
+                Some(event) = incoming.recv() => explain(event, machine).await,
+                message = machine.gone() => Event::MachineGone(message),
+                () = wait_until(flush_up) => {
+                    flush_up = None;
+                    Event::FlushFailed("the guest did not answer in time".to_owned())
+                }
+                () = wait_until(time_up.filter(|_| matches!(phase, Phase::Starting | Phase::Running))) => Event::TimedOut,
+            };
+            let (next, effect) = step(phase, event, keep);
+            phase = next;
+            match effect {
+                Effect::None => {}
+                Effect::Publish => {
+                    self.publish(State::Running).map_err(|e| write_failure(&e))?;
+                    let _ = self.reports.send(Report::Booted).await;
+                }
+                Effect::Flush => {
+                    self.publish(State::Stopping).map_err(|e| write_failure(&e))?;
+                    flush_up = Some(tokio::time::Instant::now() + FLUSH_DEADLINE);
+                    // The worker may have died of the guest's doing; the deadline speaks then.
+                    let _ = flush.take().map(|flush| flush.send(()));
+                }
+                Effect::Quit => machine.quit().await,
+                Effect::Kill => machine.kill().await,
+            }
+            if let Phase::Ended(outcome) = phase {
+                return Ok(outcome);
+            }
+        }
+    }
+
+    /// Writes down how it ended.
+    fn settle(&mut self, outcome: Outcome) -> Outcome {
+        let (state, failure) = match &outcome {
+            Outcome::Failed(failure) => (State::Failed, Some(failure.clone())),
+            Outcome::SetupFailed { step, exit_code, .. } => {
+                let message = format!("setup step {} failed with exit code {exit_code}", step + 1);
+                (State::Failed, Some(Failure { kind: FailureKind::Setup, message }))
+            }
+            _ => (State::Stopped, None),
+        };
+        let recorded = match &outcome {
+            Outcome::Completed(result) => write_json(&self.dir.result(), result),
+            _ => Ok(()),
+        };
+        self.record.failure = failure;
+        match recorded.and_then(|()| self.publish(state)) {
+            Ok(()) => outcome,
+            // The caller hears the truth even when the disk cannot take it down.
+            Err(error) => Outcome::Failed(write_failure(&error)),
+        }
+    }
+
+    /// Writes the record. Looking into a resting workspace leaves its record alone.
+    fn publish(&mut self, state: State) -> Result<(), WriteError> {
+        if matches!(self.spec.work, Work::Fetch { .. }) {
+            return Ok(());
+        }
+        self.record.state = state;
+        self.record.changed_at = Timestamp::now();
+        self.record.save(&self.dir)
+    }
+
+    fn elapsed_us(&self) -> u64 {
+        elapsed_us(self.started)
+    }
+}
+
+/// A broken channel is mostly the first sign of a machine that is gone, which says more.
+async fn explain(event: Event, machine: &mut Machine) -> Event {
+    match event {
+        Event::GuestFailed(message) => match timeout(REASON_PATIENCE, machine.gone()).await {
+            Ok(reason) => Event::MachineGone(reason),
+            Err(_) => Event::GuestFailed(message),
+        },
+        event => event,
+    }
+}
+
+async fn wait_until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The caller says nothing after the spec: whatever comes is the wish to end, or the caller's end.
+async fn watch_tether(mut tether: OwnedReadHalf, events: mpsc::Sender<Event>) {
+    let _ = tether.read_u8().await;
+    let _ = events.send(Event::Cancelled).await;
+    // Keeps this half open until the driver is done: dropping it early would change nothing for the caller.
+    sleep(FLUSH_DEADLINE).await;
+}
+
+fn elapsed_us(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn write_failure(error: &WriteError) -> Failure {
+    match error.io() {
+        Some(io) => full_or_boot(io, &error.to_string()),
+        None => Failure { kind: FailureKind::Boot, message: error.to_string() },
+    }
+}
+
+/// A failure of ours on the host: full, or something else.
+fn full_or_boot(error: &io::Error, what: &str) -> Failure {
+    let kind = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureKind::HostFull,
+        _ => FailureKind::Boot,
+    };
+    Failure { kind, message: format!("{what}: {error}") }
+}

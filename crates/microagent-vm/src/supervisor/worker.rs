@@ -1,0 +1,267 @@
+//! Speaks to the guest: greets it, configures it, has it work, has it flush.
+//!
+//! Nothing that the guest says is believed beyond its shape: lengths are checked by the protocol, text goes
+//! into bounded logs, codes into small integers. The driver holds the deadline of the whole; those here are
+//! of single answers.
+
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+use microagent_proto::{
+    Configure, Configured, Entropy, Exec, ExecEvent, Exit, FrameError, GuestError, GuestErrorKind, Pack,
+    PackEvent, PreambleKind, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionError, SessionHandle, ShutDown,
+    StartErrorKind, Stream, greet, host_session, read_message, write_message,
+};
+use microagent_store::{RecordedResult, WorkspaceDir};
+use rustix::rand::{GetRandomFlags, getrandom};
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+use super::{Shared, elapsed_us};
+use crate::bounded_log::BoundedLog;
+use crate::lifecycle::Event;
+use crate::output::{OutputStream, OutputWriter};
+use crate::spec::{Outcome, Report, Spec, Timeline, Work};
+
+/// How long the guest may take to find, mount and grow its disk and to set up its network.
+const CONFIGURE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Why the work could not be brought to its end.
+enum Trouble {
+    /// The guest's doing.
+    Guest(String),
+    /// The host cannot store what the guest printed.
+    Host(String),
+}
+
+impl From<FrameError> for Trouble {
+    fn from(error: FrameError) -> Trouble {
+        Trouble::Guest(with_cause(&error))
+    }
+}
+
+impl From<SessionError> for Trouble {
+    fn from(error: SessionError) -> Trouble {
+        Trouble::Guest(with_cause(&error))
+    }
+}
+
+/// The conversation with one guest.
+pub(super) struct Worker {
+    work: Work,
+    configure: Configure,
+    boot_deadline: Duration,
+    output: OutputWriter,
+    console: Shared<BoundedLog>,
+    timeline: Shared<Timeline>,
+    reports: mpsc::Sender<Report>,
+    started: Instant,
+}
+
+impl Worker {
+    /// Prepares the conversation; opens the file for the workload's output.
+    pub(super) fn new(
+        spec: &Spec,
+        dir: &WorkspaceDir,
+        started: Instant,
+        console: &Shared<BoundedLog>,
+        timeline: &Shared<Timeline>,
+        reports: &mpsc::Sender<Report>,
+    ) -> io::Result<Worker> {
+        let output = match spec.work {
+            Work::Run { .. } => dir.output(),
+            Work::Fetch { .. } => "/dev/null".into(),
+        };
+        Ok(Worker {
+            work: spec.work.clone(),
+            configure: spec.configure.clone(),
+            boot_deadline: spec.boot_deadline,
+            output: OutputWriter::create(&output)?,
+            console: Rc::clone(console),
+            timeline: Rc::clone(timeline),
+            reports: reports.clone(),
+            started,
+        })
+    }
+
+    /// Holds the conversation; every event of it goes to the driver.
+    pub(super) async fn run(
+        mut self,
+        control: UnixStream,
+        events: mpsc::Sender<Event>,
+        flush_asked: oneshot::Receiver<()>,
+    ) {
+        let failed = |trouble| match trouble {
+            Trouble::Guest(message) => Event::GuestFailed(message),
+            Trouble::Host(message) => Event::HostFull(message),
+        };
+        let session = match self.open(control).await {
+            Ok(session) => session,
+            Err(trouble) => {
+                let _ = events.send(failed(trouble)).await;
+                return;
+            }
+        };
+        // The driver outlives this task, so a failed send means that it is ending already.
+        let _ = events.send(Event::AgentReady).await;
+        let event = match self.work(&session).await {
+            Ok(outcome) => Event::WorkDone(outcome),
+            Err(trouble) => failed(trouble),
+        };
+        let _ = events.send(event).await;
+        if flush_asked.await.is_ok() {
+            let event = match self.flush(&session).await {
+                Ok(()) => Event::Flushed,
+                Err(Trouble::Guest(message) | Trouble::Host(message)) => Event::FlushFailed(message),
+            };
+            let _ = events.send(event).await;
+        }
+    }
+
+    /// Greets the guest and makes it this workspace's.
+    async fn open(&mut self, mut control: UnixStream) -> Result<SessionHandle, Trouble> {
+        let mut nonce = [0; 16];
+        fill_random(&mut nonce)?;
+        match timeout(self.boot_deadline, greet(&mut control, PreambleKind::Session, nonce)).await {
+            Ok(greeted) => greeted.map_err(|e| Trouble::Guest(format!("the guest did not answer: {e}")))?,
+            Err(_) => {
+                let seconds = self.boot_deadline.as_secs();
+                return Err(Trouble::Guest(format!("the guest did not answer within {seconds} s")));
+            }
+        }
+        self.timeline.borrow_mut().ready_us = elapsed_us(self.started);
+        let (session, driver) = host_session(control);
+        spawn_local(driver);
+
+        let mut entropy = [0; 32];
+        fill_random(&mut entropy)?;
+        self.configure.entropy = Entropy(entropy);
+        self.configure.clock_unix_ns = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
+        let mut stream = ask(&session, &Request::Configure(self.configure.clone())).await?;
+        let answer: Result<Configured, GuestError> =
+            timeout(CONFIGURE_DEADLINE, reply(&mut stream))
+                .await
+                .map_err(|_| Trouble::Guest("the guest did not set up its disk in time".to_owned()))??;
+        let configured =
+            answer.map_err(|e| Trouble::Guest(format!("the guest could not be set up: {}", e.message)))?;
+
+        let mut timeline = self.timeline.borrow_mut();
+        timeline.configured_us = elapsed_us(self.started);
+        timeline.guest_boot_us = configured.timings.boot_us;
+        timeline.guest_disk_us = configured.timings.disk_us;
+        timeline.guest_network_us = configured.timings.network_us;
+        drop(timeline);
+        Ok(session)
+    }
+
+    async fn work(&mut self, session: &SessionHandle) -> Result<Outcome, Trouble> {
+        match self.work.clone() {
+            Work::Run { setup, command } => {
+                for (number, step) in setup.into_iter().enumerate() {
+                    let _ = self.reports.send(Report::Setup(number)).await;
+                    let result = self.exec(session, step.exec).await?;
+                    if result.exit_code != 0 {
+                        let RecordedResult { exit_code, start_error, .. } = result;
+                        return Ok(Outcome::SetupFailed { step: number, exit_code, start_error });
+                    }
+                }
+                let _ = self.reports.send(Report::Command).await;
+                self.timeline.borrow_mut().command_us = elapsed_us(self.started);
+                let result = self.exec(session, command).await?;
+                self.timeline.borrow_mut().exited_us = elapsed_us(self.started);
+                Ok(Outcome::Completed(result))
+            }
+            Work::Fetch { path } => self.fetch(session, path).await,
+        }
+    }
+
+    /// Runs one command to its end and records what it prints.
+    async fn exec(&mut self, session: &SessionHandle, exec: Exec) -> Result<RecordedResult, Trouble> {
+        let started_at = Timestamp::now();
+        let mut stream = ask(session, &Request::Exec(exec)).await?;
+        let (exit_code, signal, start_error) = loop {
+            match reply(&mut stream).await? {
+                ExecEvent::Started { .. } => {}
+                ExecEvent::Stdout(bytes) => self.record(OutputStream::Stdout, &bytes)?,
+                ExecEvent::Stderr(bytes) => self.record(OutputStream::Stderr, &bytes)?,
+                ExecEvent::Exited(Exit::Code(code)) => break (i32::from(code), None, None),
+                ExecEvent::Exited(Exit::Signal(signal)) => {
+                    break (128 + i32::from(signal), Some(i32::from(signal)), None);
+                }
+                ExecEvent::NotStarted(error) => {
+                    let code = if error.kind == StartErrorKind::NotFound { 127 } else { 126 };
+                    break (code, None, Some(error.message));
+                }
+            }
+        };
+        let exited_at = Timestamp::now();
+        let dropped_bytes = self.output.dropped();
+        Ok(RecordedResult { started_at, exited_at, exit_code, signal, start_error, dropped_bytes })
+    }
+
+    fn record(&mut self, stream: OutputStream, bytes: &[u8]) -> Result<(), Trouble> {
+        self.console.borrow_mut().append(bytes);
+        self.output
+            .append(stream, bytes)
+            .map_err(|e| Trouble::Host(format!("what the command printed cannot be stored: {e}")))
+    }
+
+    async fn fetch(&mut self, session: &SessionHandle, path: Vec<u8>) -> Result<Outcome, Trouble> {
+        let mut stream = ask(session, &Request::Pack(Pack { path: path.into() })).await?;
+        loop {
+            match reply(&mut stream).await? {
+                PackEvent::Data(bytes) => {
+                    // A caller who is gone ends the machine through the tether.
+                    let _ = self.reports.send(Report::Data(bytes.into_vec())).await;
+                }
+                PackEvent::End => return Ok(Outcome::Fetched),
+                PackEvent::Failed(error) => {
+                    let not_found = error.kind == GuestErrorKind::NotFound;
+                    return Ok(Outcome::Unreadable { not_found, message: error.message });
+                }
+            }
+        }
+    }
+
+    async fn flush(&mut self, session: &SessionHandle) -> Result<(), Trouble> {
+        let mut stream = ask(session, &Request::ShutDown(ShutDown {})).await?;
+        let answer: Result<(), GuestError> = reply(&mut stream).await?;
+        answer.map_err(|e| Trouble::Guest(e.message))
+    }
+}
+
+/// Opens a stream with a request.
+async fn ask(session: &SessionHandle, request: &Request) -> Result<Stream, Trouble> {
+    let mut stream = session.open().await?;
+    write_message(&mut stream, request, REQUEST_LIMIT).await?;
+    Ok(stream)
+}
+
+/// Reads one answer; an end in its place is trouble.
+async fn reply<T: DeserializeOwned>(stream: &mut Stream) -> Result<T, Trouble> {
+    read_message(stream, REPLY_LIMIT)
+        .await?
+        .ok_or_else(|| Trouble::Guest("the guest closed the control channel".to_owned()))
+}
+
+fn fill_random(buffer: &mut [u8]) -> Result<(), Trouble> {
+    match getrandom(&mut *buffer, GetRandomFlags::empty()) {
+        Ok(filled) if filled == buffer.len() => Ok(()),
+        Ok(_) => Err(Trouble::Host("the host's random number source gave too little".to_owned())),
+        Err(errno) => Err(Trouble::Host(format!("the host has no random numbers: {errno}"))),
+    }
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
