@@ -1,0 +1,142 @@
+//! Block groups: how many a tree needs, how many inodes each holds, where superblock copies lie.
+//! Pure arithmetic; placing is the business of `seal`.
+
+use crate::Error;
+use crate::spec::{BLOCK_SIZE, BLOCKS_PER_GROUP, INODES_PER_BLOCK};
+
+/// Group metadata of this many groups lies together (`s_log_groups_per_flex` is its logarithm).
+pub(crate) const GROUPS_PER_FLEX: u32 = 1 << LOG_GROUPS_PER_FLEX;
+pub(crate) const LOG_GROUPS_PER_FLEX: u8 = 4;
+/// One bitmap block has a bit for each.
+const MAX_INODES_PER_GROUP: u64 = 8 * BLOCK_SIZE as u64;
+/// Inodes kept free, so that a guest can work before the file system is grown.
+const FREE_INODES: u64 = 1024;
+/// Bytes of a group descriptor (without the feature `64bit`).
+pub(crate) const DESCRIPTOR_SIZE: usize = 32;
+/// Block numbers have 32 bits, and the all-ones one is not used.
+const MAX_GROUPS: u32 = u32::MAX / BLOCKS_PER_GROUP;
+/// A file's data may be interrupted by group metadata, which can cost an extent tree block: at most
+/// bitmaps, table and superblock copy of each group on both sides.
+const INTERRUPTIONS_PER_GROUP: u64 = 8;
+
+/// What a tree needs, before anything has an address.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Demand {
+    /// Blocks of content, journal and wanted free space.
+    pub(crate) blocks: u64,
+    /// Highest inode number.
+    pub(crate) inodes: u32,
+    /// Inodes per group at least.
+    pub(crate) inodes_per_group: u32,
+}
+
+/// The block groups of an image; all are whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    pub(crate) groups: u32,
+    pub(crate) inodes_per_group: u32,
+}
+
+impl Geometry {
+    /// The smallest geometry that holds `demand`.
+    pub(crate) fn fit(demand: Demand) -> Result<Geometry, Error> {
+        let wanted_inodes = u64::from(demand.inodes) + FREE_INODES;
+        let first = (demand.blocks / u64::from(BLOCKS_PER_GROUP)).max(1);
+        for groups in u32::try_from(first).map_err(|_| Error::TooLarge)?..=MAX_GROUPS {
+            let per_group = wanted_inodes
+                .div_ceil(u64::from(groups))
+                .max(u64::from(demand.inodes_per_group))
+                .next_multiple_of(u64::from(INODES_PER_BLOCK));
+            if per_group > MAX_INODES_PER_GROUP || per_group * u64::from(groups) > u64::from(u32::MAX) {
+                continue;
+            }
+            let geometry = Geometry { groups, inodes_per_group: per_group as u32 };
+            let spare = INTERRUPTIONS_PER_GROUP * u64::from(groups);
+            if geometry.fixed_blocks() + spare + demand.blocks <= geometry.blocks() {
+                return Ok(geometry);
+            }
+        }
+        Err(Error::TooLarge)
+    }
+
+    /// Total blocks.
+    pub(crate) fn blocks(&self) -> u64 {
+        u64::from(self.groups) * u64::from(BLOCKS_PER_GROUP)
+    }
+
+    pub(crate) fn inodes(&self) -> u32 {
+        self.groups * self.inodes_per_group
+    }
+
+    /// Blocks of one group's inode table.
+    pub(crate) fn table_blocks(&self) -> u64 {
+        u64::from(self.inodes_per_group / INODES_PER_BLOCK)
+    }
+
+    /// Blocks of the group descriptor table, in each of its copies.
+    pub(crate) fn descriptor_blocks(&self) -> u64 {
+        (u64::from(self.groups) * DESCRIPTOR_SIZE as u64).div_ceil(BLOCK_SIZE as u64)
+    }
+
+    pub(crate) fn group_start(group: u32) -> u64 {
+        u64::from(group) * u64::from(BLOCKS_PER_GROUP)
+    }
+
+    /// Groups that begin with a copy of superblock and descriptors (`sparse_super`): 0, 1 and the
+    /// powers of 3, 5 and 7.
+    pub(crate) fn superblock_groups(&self) -> impl Iterator<Item = u32> + use<> {
+        let power_of = |mut n: u32, base: u32| {
+            while n.is_multiple_of(base) {
+                n /= base;
+            }
+            n == 1
+        };
+        (0..self.groups).filter(move |&g| g <= 1 || [3, 5, 7].iter().any(|&base| power_of(g, base)))
+    }
+
+    /// Blocks that hold neither content nor journal, whatever the tree.
+    pub(crate) fn fixed_blocks(&self) -> u64 {
+        let copies = self.superblock_groups().count() as u64;
+        copies * (1 + self.descriptor_blocks()) + u64::from(self.groups) * (2 + self.table_blocks())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fit(blocks: u64, inodes: u32) -> Geometry {
+        Geometry::fit(Demand { blocks, inodes, inodes_per_group: 8192 }).expect("fits")
+    }
+
+    #[test]
+    fn small_trees_take_one_group() {
+        assert_eq!(fit(5000, 400), Geometry { groups: 1, inodes_per_group: 8192 });
+        assert_eq!(fit(32_000, 400).groups, 1);
+        assert_eq!(fit(32_500, 400).groups, 2);
+    }
+
+    #[test]
+    fn many_inodes_raise_the_ratio_before_the_size() {
+        let g = fit(5000, 20_000);
+        assert_eq!((g.groups, g.inodes_per_group), (1, 21_024));
+        let g = fit(5000, 100_000);
+        assert_eq!(g.groups, 4);
+        assert!(g.inodes() >= 101_024);
+    }
+
+    #[test]
+    fn superblock_copies_follow_sparse_super() {
+        let g = Geometry { groups: 512, inodes_per_group: 8192 };
+        assert_eq!(
+            g.superblock_groups().collect::<Vec<_>>(),
+            [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125, 243, 343]
+        );
+    }
+
+    #[test]
+    fn what_ext4_cannot_count_is_refused() {
+        let demand = Demand { blocks: 1 << 32, inodes: 1, inodes_per_group: 8192 };
+        assert!(matches!(Geometry::fit(demand), Err(Error::TooLarge)));
+    }
+}
