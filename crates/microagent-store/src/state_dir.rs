@@ -14,6 +14,7 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,12 @@ use crate::{Lock, LockError, WorkspaceName};
 
 /// Version of the directory layout that this build writes.
 const LAYOUT_FORMAT: u32 = 1;
+
+/// How a workspace on its way out is called in `tmp/`.
+const GRAVE_PREFIX: &str = "deleted-";
+
+/// How long a `delete` may be at work on its files before another command takes them for abandoned.
+const GRAVE_AGE: Duration = Duration::from_secs(60);
 
 /// The state directory of one user.
 #[derive(Debug, Clone)]
@@ -73,6 +80,7 @@ impl StateDir {
         {
             create_private_dir(&dir).map_err(create)?;
         }
+        self.sweep();
         let format = self.root.join("format");
         match read_json::<Layout>(&format) {
             Ok(layout) if layout.format > LAYOUT_FORMAT => {
@@ -82,6 +90,18 @@ impl StateDir {
             Err(_) => write_json(&format, &Layout { format: LAYOUT_FORMAT }).map_err(|e| {
                 create(io::Error::other(e.io().map_or_else(|| e.to_string(), io::Error::to_string)))
             }),
+        }
+    }
+
+    /// Removes what a killed `delete` left; best effort, because it is in nobody's way.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(self.tmp()) else { return };
+        for entry in entries.flatten() {
+            let deleted = entry.file_name().as_encoded_bytes().starts_with(GRAVE_PREFIX.as_bytes());
+            let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
+            if deleted && age.is_some_and(|age| age > GRAVE_AGE) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
         }
     }
 
@@ -217,7 +237,7 @@ impl WorkspaceDir {
     /// # Errors
     /// Fails when the directory cannot be renamed or its files cannot be removed.
     pub fn remove(&self, state: &StateDir) -> io::Result<()> {
-        let grave = tempfile::Builder::new().prefix("deleted-").tempdir_in(state.tmp())?.keep();
+        let grave = tempfile::Builder::new().prefix(GRAVE_PREFIX).tempdir_in(state.tmp())?.keep();
         fs::rename(&self.path, &grave)?;
         fs::remove_dir_all(&grave)
     }
@@ -257,6 +277,21 @@ mod tests {
         workspace.remove(&state).unwrap();
         assert!(state.workspace_names().unwrap().is_empty());
         assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_delete_left_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path());
+        state.prepare().unwrap();
+        let (old, fresh) = (state.tmp().join("deleted-old"), state.tmp().join("deleted-fresh"));
+        for grave in [&old, &fresh] {
+            fs::create_dir(grave).unwrap();
+        }
+        let long_ago = std::time::SystemTime::now() - 2 * GRAVE_AGE;
+        fs::File::open(&old).unwrap().set_modified(long_ago).unwrap();
+        state.prepare().unwrap();
+        assert!(!old.exists() && fresh.exists());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -13,14 +14,19 @@ use microagent_proto::{FrameError, read_message, write_message};
 use microagent_store::StateDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::spec::{REPORT_LIMIT, Report, SPEC_LIMIT, Spec};
 use crate::supervisor::SUPERVISE_ARGUMENT;
 
 /// How long a supervisor that has said its last word may take to be gone.
 const EXIT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a supervisor that was asked to end may take to say so: it kills, and waits for what it killed.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why a supervisor could not be started or listened to.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +75,9 @@ impl SuperviseError {
 #[derive(Debug)]
 pub struct Launched {
     child: Child,
-    tether: UnixStream,
+    reports: OwnedReadHalf,
+    tether: OwnedWriteHalf,
+    cancelled: bool,
     log: PathBuf,
 }
 
@@ -92,27 +100,32 @@ pub async fn launch(program: &Path, spec: &Spec) -> Result<Launched, SuperviseEr
         .stderr(Stdio::from(stderr))
         .spawn()
         .map_err(start)?;
-    let mut tether = UnixStream::from_std(ours).map_err(start)?;
+    let (reports, mut tether) = UnixStream::from_std(ours).map_err(start)?.into_split();
     write_message(&mut tether, spec, SPEC_LIMIT).await.map_err(SuperviseError::Instruct)?;
-    Ok(Launched { child, tether, log })
+    Ok(Launched { child, reports, tether, cancelled: false, log })
 }
 
 impl Launched {
-    /// Waits for the next report. After `Ended` comes nothing.
+    /// Waits for the next report. When `cancel` says so, the supervisor is asked to end its machine; its
+    /// last report is `Ended` all the same. After `Ended` comes nothing.
     ///
     /// # Errors
-    /// Fails when the supervisor is gone without `Ended`.
-    pub async fn next(&mut self) -> Result<Report, SuperviseError> {
-        match read_message(&mut self.tether, REPORT_LIMIT).await {
+    /// Fails when the supervisor is gone without `Ended`, or does not end when asked.
+    pub async fn next(&mut self, cancel: &CancellationToken) -> Result<Report, SuperviseError> {
+        let mut read = pin!(read_message(&mut self.reports, REPORT_LIMIT));
+        let report = tokio::select! {
+            report = &mut read => report,
+            () = cancel.cancelled(), if !self.cancelled => {
+                self.cancelled = true;
+                // A supervisor that is gone already needs no asking.
+                let _ = self.tether.shutdown().await;
+                timeout(CANCEL_PATIENCE, read).await.unwrap_or(Ok(None))
+            }
+        };
+        match report {
             Ok(Some(report)) => Ok(report),
             Ok(None) | Err(_) => Err(SuperviseError::Vanished { log: self.log.clone() }),
         }
-    }
-
-    /// Asks for the end; `Ended` still comes. Asking twice is asking once.
-    pub async fn cancel(&mut self) {
-        // A supervisor that is gone already needs no asking.
-        let _ = self.tether.shutdown().await;
     }
 
     /// Waits until the supervisor's process is gone; kills it if it lingers.

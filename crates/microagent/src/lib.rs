@@ -1,1 +1,43 @@
-//! Placeholder.
+//! Runs OCI images as Linux microVMs: the library under the `microagent` command.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), microagent::Error> {
+//! use microagent::{CancellationToken, Engine, EngineOptions, RunOptions};
+//!
+//! let engine = Engine::new(EngineOptions::new("/home/me/.microagent", "/usr/local/bin/microagent"));
+//! let options = RunOptions::new("busybox").argv(["uname", "-r"]);
+//! let report = engine.run(&options, &|_event| {}, &CancellationToken::new()).await?;
+//! println!("{} exited with {}", report.workspace, report.result.exit_code);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything that the command can do a program can do with typed options and typed results. The library
+//! never touches the terminal, the home directory or the environment: the caller hands in what it wants
+//! looked at ([`EngineOptions`]). Long work reports through an [`Observer`] and stops when its
+//! [`CancellationToken`] says so.
+
+mod artifact;
+mod doctor;
+mod engine;
+mod error;
+mod event;
+mod options;
+mod profile;
+mod report;
+mod run;
+mod workspace;
+
+pub use doctor::{Check, CheckStatus, DoctorReport, KernelReport};
+pub use engine::{AccelChoice, Engine, EngineOptions};
+pub use error::{Error, ErrorKind};
+pub use event::{Event, Observer};
+pub use options::{RunCommand, RunOptions, SetupStep};
+pub use profile::{PROFILES, Profile};
+pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
+pub use workspace::{Deletion, DeleteMode, WorkspaceDetails, WorkspaceSummary};
+
+pub use microagent_image as image;
+pub use microagent_store::{Artifact, Failure, FailureKind, NameError, NetworkMode, Resources, State, WorkspaceName};
+pub use microagent_vm::{OutputFrame, OutputReader, OutputStream, StartMode, Timeline, supervise};
+pub use tokio_util::sync::CancellationToken;

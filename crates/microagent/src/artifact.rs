@@ -1,0 +1,296 @@
+//! Declared outputs of a resting workspace, fetched through its own guest kernel.
+//!
+//! The host never parses a file system that a guest has written: the same agent boots with the disk and no
+//! workload and sends a tar stream. That stream is as hostile as the disk: it is bounded by the disk's
+//! size, and nothing of it lands outside the destination.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
+
+use microagent_store::{Artifact, FailureKind, WorkspaceName, WorkspaceRecord};
+use microagent_vm::{Outcome, Report, Spec, SuperviseError, Work, launch};
+use tar::{Archive, EntryType};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Engine, Error, Event, Observer};
+
+/// How long one artifact may take.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// Chunks that wait between the guest and the writer.
+const QUEUE: usize = 16;
+
+/// What a tar stream may have beyond the disk's size: headers, and files with holes that it fills.
+const STREAM_SLACK: u64 = 2;
+
+impl Engine {
+    /// The outputs that a workspace declared.
+    ///
+    /// # Errors
+    /// Fails when there is no such workspace or its record is damaged.
+    pub fn artifacts(&self, name: &WorkspaceName) -> Result<Vec<Artifact>, Error> {
+        Ok(self.load(name)?.outputs)
+    }
+
+    /// Fetches an artifact of a resting workspace to `dest` and gives the path written: a file to the path
+    /// itself (or into it, when it is a directory), a directory to a new directory.
+    ///
+    /// # Errors
+    /// Fails when the workspace lives or is in use, declares no such artifact, the guest cannot read it, or
+    /// `dest` cannot be written. A failed fetch leaves no half-written destination.
+    pub async fn artifact_get(
+        &self,
+        name: &WorkspaceName,
+        artifact: &str,
+        dest: &Path,
+        observer: &dyn Observer,
+        cancel: &CancellationToken,
+    ) -> Result<PathBuf, Error> {
+        let record = self.load(name)?;
+        let state = record.observed_state();
+        if !state.is_resting() {
+            return Err(Error::WrongState { name: name.clone(), state, action: "read its disk" });
+        }
+        let Some(output) = record.outputs.iter().find(|output| output.name == artifact) else {
+            return Err(Error::NoSuchArtifact {
+                workspace: name.clone(),
+                artifact: artifact.to_owned(),
+                declared: record.outputs.iter().map(|output| output.name.clone()).collect(),
+            });
+        };
+        let dest = destination(dest, &output.path)?;
+        let (chunks, received) = sync_channel(QUEUE);
+        let limit = record.resources.size_mib.saturating_mul(1024 * 1024).saturating_mul(STREAM_SLACK);
+        let writer = {
+            let dest = dest.clone();
+            tokio::task::spawn_blocking(move || unpack(Stream::new(received).take(limit), &dest))
+        };
+        let fetched = self.fetch(&record, &output.path, chunks, observer, cancel).await;
+        let written = writer.await.map_err(|e| file_error("write", &dest, io::Error::other(e)))?;
+        // The guest's reason comes first: the writer only saw its stream end.
+        fetched?;
+        written.map_err(|source| file_error("write", &dest, source))?.commit(&dest)?;
+        Ok(dest)
+    }
+
+    /// Boots the disk without workload and passes the stream on.
+    async fn fetch(
+        &self,
+        record: &WorkspaceRecord,
+        path: &str,
+        chunks: SyncSender<Vec<u8>>,
+        observer: &dyn Observer,
+        cancel: &CancellationToken,
+    ) -> Result<(), Error> {
+        let machinery = self.machinery(microagent_store::NetworkMode::Isolated)?;
+        let dir = self.state().workspace(&record.name);
+        let base = self.images().disk_path(&record.image.disk);
+        let kept = WorkspaceRecord { disposable: false, ..record.clone() };
+        let spec = self.spec(&kept, &machinery, &dir, &base, Work::Fetch { path: path.as_bytes().to_vec() })?;
+        let spec = Spec { timeout: Some(FETCH_TIMEOUT), ..spec };
+        let backend = machinery.decision.backend().to_owned();
+        observer.event(Event::Booting { workspace: record.name.to_string(), backend: backend.clone() });
+
+        let mut launched = launch(&self.options().supervisor, &spec).await?;
+        let mut chunks = Some(chunks);
+        let ended = loop {
+            match launched.next(cancel).await {
+                Ok(Report::Data(bytes)) => {
+                    // Waits in place for the writer: this process has nothing else to do meanwhile. A writer
+                    // that failed takes no more; its own error is reported.
+                    if chunks.as_ref().is_some_and(|chunks| chunks.send(bytes).is_err()) {
+                        chunks = None;
+                    }
+                }
+                Ok(Report::Ended(ended)) => break Ok(*ended),
+                Ok(_) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        launched.join().await;
+        drop(chunks);
+        let failed = |kind, message| Error::RunFailed {
+            workspace: record.name.clone(),
+            backend,
+            kind,
+            message,
+            console_tail: None,
+        };
+        match ended {
+            Ok(ended) => match ended.outcome {
+                Outcome::Fetched => Ok(()),
+                Outcome::Unreadable { message, .. } => Err(Error::ArtifactUnreadable {
+                    workspace: record.name.clone(),
+                    path: path.to_owned(),
+                    reason: message,
+                }),
+                Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => Err(Error::Cancelled),
+                Outcome::Failed(failure) => Err(failed(failure.kind, failure.message)),
+                Outcome::Completed(_) | Outcome::SetupFailed { .. } => {
+                    Err(failed(FailureKind::Protocol, "its supervisor did other work than asked".to_owned()))
+                }
+            },
+            Err(SuperviseError::Vanished { .. }) => {
+                Err(failed(FailureKind::SupervisorDied, "its supervisor was killed".to_owned()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Where the artifact goes: into an existing directory under its own name, else to the path itself.
+fn destination(dest: &Path, guest_path: &str) -> Result<PathBuf, Error> {
+    let name = Path::new(guest_path).file_name();
+    let dest = match name {
+        Some(name) if dest.is_dir() => dest.join(name),
+        _ => dest.to_owned(),
+    };
+    if dest.is_dir() {
+        return Err(file_error("replace", &dest, io::ErrorKind::IsADirectory.into()));
+    }
+    Ok(dest)
+}
+
+fn file_error(action: &'static str, path: &Path, source: io::Error) -> Error {
+    Error::File { action, path: path.to_owned(), source }
+}
+
+/// The guest's tar stream as a reader.
+struct Stream {
+    chunks: Receiver<Vec<u8>>,
+    current: io::Cursor<Vec<u8>>,
+}
+
+impl Stream {
+    fn new(chunks: Receiver<Vec<u8>>) -> Stream {
+        Stream { chunks, current: io::Cursor::default() }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.current.read(buffer)? {
+                0 if !buffer.is_empty() => match self.chunks.recv() {
+                    Ok(chunk) => self.current = io::Cursor::new(chunk),
+                    Err(_) => return Ok(0),
+                },
+                read => return Ok(read),
+            }
+        }
+    }
+}
+
+/// What was unpacked beside the destination; removed when dropped before it is committed.
+#[derive(Debug)]
+struct Unpacked {
+    _dir: tempfile::TempDir,
+    item: PathBuf,
+}
+
+impl Unpacked {
+    /// Gives the item its final name, in one step.
+    fn commit(self, dest: &Path) -> Result<(), Error> {
+        fs::rename(&self.item, dest).map_err(|source| file_error("write", dest, source))
+    }
+}
+
+/// Unpacks into a fresh directory beside `dest`. Only files, directories and links come out: nothing that
+/// is special on the host, no foreign owner, no set-id bit.
+fn unpack(stream: impl Read, dest: &Path) -> io::Result<Unpacked> {
+    let parent = dest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = tempfile::Builder::new().prefix(".microagent-").tempdir_in(parent)?;
+    let mut archive = Archive::new(stream);
+    archive.set_preserve_ownerships(false);
+    archive.set_unpack_xattrs(false);
+    archive.set_preserve_permissions(false);
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let kind = entry.header().entry_type();
+        let wanted = matches!(
+            kind,
+            EntryType::Regular | EntryType::Continuous | EntryType::Directory | EntryType::Symlink | EntryType::Link
+        );
+        // `unpack_in` refuses names and links that lead out of the directory.
+        if wanted && !entry.unpack_in(dir.path())? {
+            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            return Err(io::Error::other(format!("the guest sent `{name}`, which leads out of the destination")));
+        }
+    }
+    let mut items = fs::read_dir(dir.path())?;
+    match (items.next(), items.next()) {
+        (Some(item), None) => Ok(Unpacked { item: item?.path(), _dir: dir }),
+        _ => Err(io::Error::other("the guest did not send exactly one file or directory")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tar_of(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (name, kind, content) in entries {
+            let mut header = tar::Header::new_gnu();
+            let bytes = header.as_old_mut();
+            bytes.name[..name.len()].copy_from_slice(name.as_bytes());
+            header.set_entry_type(*kind);
+            header.set_mode(0o4755);
+            header.set_uid(1234);
+            let is_link = matches!(kind, EntryType::Symlink | EntryType::Link);
+            header.set_size(if is_link { 0 } else { content.len() as u64 });
+            if is_link {
+                header.set_link_name_literal(content).unwrap();
+            }
+            header.set_cksum();
+            let body = if is_link { &[][..] } else { content.as_bytes() };
+            builder.append(&header, body).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn a_file_lands_at_the_destination_without_set_id_bits() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("report.txt");
+        let tar = tar_of(&[("other-name", EntryType::Regular, "content")]);
+        unpack(&tar[..], &dest).unwrap().commit(&dest).unwrap();
+        assert_eq!(fs::read_to_string(&dest).unwrap(), "content");
+        assert_eq!(fs::metadata(&dest).unwrap().permissions().mode() & 0o7000, 0);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_lands_outside() {
+        let attacks: [&[(&str, EntryType, &str)]; 4] = [
+            &[("../evil", EntryType::Regular, "x")],
+            &[("a", EntryType::Directory, ""), ("a/l", EntryType::Symlink, "/tmp"), ("a/l/evil", EntryType::Regular, "x")],
+            &[("a", EntryType::Directory, ""), ("a/h", EntryType::Link, "../../secret")],
+            &[("one", EntryType::Regular, "x"), ("two", EntryType::Regular, "x")],
+        ];
+        for attack in attacks {
+            let outer = tempfile::tempdir().unwrap();
+            fs::write(outer.path().join("secret"), "secret").unwrap();
+            let inner = outer.path().join("inner");
+            fs::create_dir(&inner).unwrap();
+            let dest = inner.join("dest");
+            assert!(unpack(&tar_of(attack)[..], &dest).is_err(), "{attack:?}");
+            assert_eq!(fs::read_dir(&inner).unwrap().count(), 0, "{attack:?}");
+            assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 2, "{attack:?}");
+            assert!(!Path::new("/tmp/evil").exists());
+        }
+    }
+
+    #[test]
+    fn a_truncated_stream_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("dest");
+        let tar = tar_of(&[("file", EntryType::Regular, &"x".repeat(2000))]);
+        assert!(unpack(&tar[..1000], &dest).is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

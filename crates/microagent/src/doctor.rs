@@ -1,0 +1,268 @@
+//! What the host offers, one check per line.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use microagent_guest::Guest;
+use microagent_store::NetworkMode;
+use microagent_vm::{AccelDecision, KvmFacts, accel};
+use rustix::fs::{Access, access, statvfs};
+use rustix::process::{Resource, getrlimit};
+use serde::Serialize;
+
+use crate::{Engine, Error};
+
+/// How long a program may take to tell its version.
+const VERSION_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Free disk below which a run with the default image sizes may not fit, in bytes.
+const DISK_LOW: u64 = 2 << 30;
+
+/// Free disk below which nothing works, in bytes.
+const DISK_MIN: u64 = 64 << 20;
+
+/// Open files that one machine needs at most: QEMU's disks and sockets, with room.
+const NOFILE_MIN: u64 = 256;
+
+/// Bytes of address space that QEMU takes beyond the guest's memory.
+const ADDRESS_SPACE_MIN: u64 = 4 << 30;
+
+/// Outcome of one check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckStatus {
+    /// As it should be.
+    Ok,
+    /// Runs work, but something is worth knowing.
+    Warning,
+    /// Runs cannot work until this is mended.
+    Failed,
+}
+
+/// One check.
+#[derive(Debug, Clone, Serialize)]
+pub struct Check {
+    /// Stable short name: `qemu`, `accelerator`, `kernel`, `passt`, `disk_space`, `state_dir`, `limits`.
+    pub name: &'static str,
+    /// How it went.
+    pub status: CheckStatus,
+    /// What was found, in one line.
+    pub detail: String,
+    /// What to do, when there is something to do.
+    pub remedy: Option<String>,
+}
+
+/// All checks.
+#[derive(Debug, Clone, Serialize)]
+pub struct DoctorReport {
+    /// `linux-kvm` or `linux-tcg`.
+    pub backend: String,
+    /// In a fixed order.
+    pub checks: Vec<Check>,
+}
+
+impl DoctorReport {
+    /// Whether runs can work.
+    pub fn ok(&self) -> bool {
+        self.checks.iter().all(|check| check.status != CheckStatus::Failed)
+    }
+}
+
+/// What `kernel verify` found.
+#[derive(Debug, Clone, Serialize)]
+pub struct KernelReport {
+    /// Version of the guest kernel.
+    pub version: String,
+    /// SHA-256 of the uncompressed kernel, in hexadecimal.
+    pub sha256: String,
+    /// Where it lies unpacked.
+    pub path: PathBuf,
+    /// Whether carried and unpacked files have the sums that they should have.
+    pub ok: bool,
+    /// What is wrong, when something is.
+    pub problem: Option<String>,
+}
+
+impl Engine {
+    /// Looks at the host. Changes nothing.
+    pub fn doctor(&self) -> DoctorReport {
+        let decision = accel::decide(self.options().accel, &KvmFacts::gather());
+        DoctorReport {
+            backend: decision.backend().to_owned(),
+            checks: vec![
+                self.check_qemu(),
+                check_accelerator(&decision),
+                check_kernel(),
+                self.check_passt(),
+                self.check_disk_space(),
+                self.check_state_dir(),
+                check_limits(),
+            ],
+        }
+    }
+
+    /// Unpacks the guest's files if they are not there, and recomputes their sums.
+    ///
+    /// # Errors
+    /// Fails when the state directory cannot be used or the files cannot be written or read.
+    pub fn verify_kernel(&self) -> Result<KernelReport, Error> {
+        self.prepare()?;
+        let guest = Guest::embedded();
+        let info = guest.kernel_info();
+        let files = guest.unpack(self.state())?;
+        let problem = guest.verify(self.state()).err().map(|error| chain(&error));
+        Ok(KernelReport {
+            version: info.version.to_owned(),
+            sha256: info.sha256.to_owned(),
+            path: files.kernel,
+            ok: problem.is_none(),
+            problem,
+        })
+    }
+
+    fn check_qemu(&self) -> Check {
+        let name = "qemu";
+        match self.find_program(self.options().qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86") {
+            Err(error) => missing(name, &error),
+            Ok(path) => match first_line(&path) {
+                Some(version) => ok(name, format!("{version} ({})", path.display())),
+                None => failed(name, format!("`{}` does not tell its version", path.display()), "install it anew"),
+            },
+        }
+    }
+
+    fn check_passt(&self) -> Check {
+        let name = "passt";
+        match self.find_program(self.options().passt.as_deref(), "passt", "passt") {
+            // Runs with `--network isolated` work without it.
+            Err(error) => Check { status: CheckStatus::Warning, ..missing(name, &error) },
+            Ok(path) => match first_line(&path) {
+                Some(version) => ok(name, format!("{version} ({}), for network {}", path.display(), NetworkMode::User)),
+                None => failed(name, format!("`{}` does not tell its version", path.display()), "install it anew"),
+            },
+        }
+    }
+
+    fn check_disk_space(&self) -> Check {
+        let name = "disk_space";
+        let path = nearest_existing(self.state().root());
+        match statvfs(&path) {
+            Ok(stat) => {
+                let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+                let detail = format!("{} MiB free at `{}`", free >> 20, path.display());
+                let remedy = "free some space (`microagent image prune`) or choose another --state-dir";
+                match free {
+                    ..DISK_MIN => failed(name, detail, remedy),
+                    DISK_MIN..DISK_LOW => Check { status: CheckStatus::Warning, ..failed(name, detail, remedy) },
+                    _ => ok(name, detail),
+                }
+            }
+            Err(errno) => failed(name, format!("`{}`: {errno}", path.display()), "choose another --state-dir"),
+        }
+    }
+
+    fn check_state_dir(&self) -> Check {
+        let name = "state_dir";
+        let root = self.state().root();
+        let existing = nearest_existing(root);
+        let detail = format!("`{}`", root.display());
+        match access(&existing, Access::WRITE_OK | Access::EXEC_OK) {
+            Ok(()) if existing == root => ok(name, format!("{detail} is writable")),
+            Ok(()) => ok(name, format!("{detail} will be made by the first run")),
+            Err(errno) => failed(
+                name,
+                format!("{detail} cannot be written: `{}`: {errno}", existing.display()),
+                "choose another directory with --state-dir or MICROAGENT_STATE_DIR",
+            ),
+        }
+    }
+}
+
+fn ok(name: &'static str, detail: String) -> Check {
+    Check { name, status: CheckStatus::Ok, detail, remedy: None }
+}
+
+fn failed(name: &'static str, detail: String, remedy: &str) -> Check {
+    Check { name, status: CheckStatus::Failed, detail, remedy: Some(remedy.to_owned()) }
+}
+
+fn missing(name: &'static str, error: &Error) -> Check {
+    Check { name, status: CheckStatus::Failed, detail: error.to_string(), remedy: error.hint() }
+}
+
+fn check_accelerator(decision: &AccelDecision) -> Check {
+    let detail = format!("{}: {}", decision.accel.as_str(), decision.reason);
+    match &decision.remedy {
+        None => ok("accelerator", detail),
+        Some(remedy) => Check { status: CheckStatus::Warning, ..failed("accelerator", detail, remedy) },
+    }
+}
+
+/// The kernel is carried inside, so its sum is that of our own program; `kernel verify` looks at the files.
+fn check_kernel() -> Check {
+    let guest = Guest::embedded();
+    let info = guest.kernel_info();
+    ok("kernel", format!("{} carried inside, sha256 {}", info.version, &info.sha256[..12]))
+}
+
+/// Limits that a caller (a service manager, a CI runner, a shell) may have set too low.
+fn check_limits() -> Check {
+    let limits = [
+        ("open files (ulimit -n)", Resource::Nofile, NOFILE_MIN),
+        ("address space (ulimit -v)", Resource::As, ADDRESS_SPACE_MIN),
+        ("file size (ulimit -f)", Resource::Fsize, DISK_LOW),
+    ];
+    let low: Vec<String> = limits
+        .into_iter()
+        .filter_map(|(what, resource, least)| {
+            let current = getrlimit(resource).current?;
+            (current < least).then(|| format!("{what} is {current}, at least {least} is needed"))
+        })
+        .collect();
+    if low.is_empty() {
+        return ok("limits", "open files, address space and file size are sufficient".to_owned());
+    }
+    failed("limits", low.join("; "), "raise them where this process is started (ulimit, systemd LimitNOFILE=, …)")
+}
+
+/// The path itself or the closest directory above it that exists.
+fn nearest_existing(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned()
+}
+
+/// First line of `PROGRAM --version`, within a deadline.
+fn first_line(program: &Path) -> Option<String> {
+    let mut child = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let deadline = Instant::now() + VERSION_DEADLINE;
+    while child.try_wait().ok()?.is_none() {
+        if Instant::now() > deadline {
+            // A program that hangs on --version has no version to tell.
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().ok()?;
+    let line = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned();
+    (!line.is_empty()).then_some(line)
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,88 @@
+//! The entry point: one state directory, one way to start supervisors.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use microagent_image::{Environment, ImageStore};
+use microagent_store::StateDir;
+pub use microagent_vm::AccelChoice;
+
+use crate::Error;
+
+/// Where an [`Engine`] keeps its state and what it starts machines with.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// State directory; made on the first write.
+    pub state_dir: PathBuf,
+    /// Program that calls [`crate::supervise`] when its first argument is `__supervise`: the `microagent`
+    /// command, or the embedding program itself.
+    pub supervisor: PathBuf,
+    /// Accelerator.
+    pub accel: AccelChoice,
+    /// Guest kernel in place of the one carried inside (an uncompressed `vmlinux` with a PVH note).
+    pub kernel: Option<PathBuf>,
+    /// QEMU; looked up in `search_path` when absent.
+    pub qemu: Option<PathBuf>,
+    /// passt; looked up in `search_path` when absent.
+    pub passt: Option<PathBuf>,
+    /// Directories where programs are looked for, as in `PATH`.
+    pub search_path: String,
+    /// How long a guest may take to answer for the first time. Generous: many guests may start at once on
+    /// few cores without hardware virtualisation.
+    pub boot_deadline: Duration,
+    /// What the image store may know of the user's environment (login files, proxies).
+    pub environment: Environment,
+}
+
+impl EngineOptions {
+    /// Everything automatic: accelerator by the host, QEMU and passt from the usual places.
+    pub fn new(state_dir: impl Into<PathBuf>, supervisor: impl Into<PathBuf>) -> EngineOptions {
+        EngineOptions {
+            state_dir: state_dir.into(),
+            supervisor: supervisor.into(),
+            accel: AccelChoice::Auto,
+            kernel: None,
+            qemu: None,
+            passt: None,
+            search_path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+            boot_deadline: Duration::from_secs(120),
+            environment: Environment::default(),
+        }
+    }
+}
+
+/// Runs and keeps workspaces. Cheap to make; holds no lock and no process.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    options: EngineOptions,
+    state: StateDir,
+}
+
+impl Engine {
+    /// Names the parts; touches nothing yet.
+    pub fn new(options: EngineOptions) -> Engine {
+        let state = StateDir::at(&options.state_dir);
+        Engine { options, state }
+    }
+
+    /// The images of this state directory.
+    pub fn images(&self) -> ImageStore {
+        ImageStore::new(self.state.clone()).with_environment(self.options.environment.clone())
+    }
+
+    /// Makes the state directory ready for writing.
+    ///
+    /// # Errors
+    /// Fails when it cannot be made, is not writable, or was written by a newer release.
+    pub fn prepare(&self) -> Result<(), Error> {
+        Ok(self.state.prepare()?)
+    }
+
+    pub(crate) fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    pub(crate) fn state(&self) -> &StateDir {
+        &self.state
+    }
+}

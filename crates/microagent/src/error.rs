@@ -1,0 +1,236 @@
+//! Why something could not be done: a kind for programs, a line and a hint for people.
+
+use std::io;
+use std::path::PathBuf;
+
+use microagent_guest::GuestError;
+use microagent_image::ImageError;
+use microagent_store::{FailureKind, LoadError, LockError, OpenError, State, WorkspaceName, WriteError};
+use microagent_vm::{OutputReader, SuperviseError};
+use serde::Serialize;
+
+use crate::SetupFailure;
+
+/// Why an operation failed. `Display` is one line without its cause; causes are in `source()`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] OpenError),
+    /// The image could not be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// No workspace of this name.
+    #[error("no workspace `{name}`")]
+    NoSuchWorkspace {
+        /// The name asked for.
+        name: WorkspaceName,
+    },
+    /// The name is taken.
+    #[error("workspace `{name}` exists already")]
+    NameTaken {
+        /// The name asked for.
+        name: WorkspaceName,
+    },
+    /// The workspace's record is unreadable.
+    #[error(transparent)]
+    Record(#[from] LoadError),
+    /// Another command works on the workspace.
+    #[error("workspace `{name}` is in use by another command")]
+    Busy {
+        /// The workspace.
+        name: WorkspaceName,
+        /// The lock that was not had.
+        source: LockError,
+    },
+    /// The workspace's state does not allow the operation.
+    #[error("workspace `{name}` is {state}; cannot {action}")]
+    WrongState {
+        /// The workspace.
+        name: WorkspaceName,
+        /// Its state.
+        state: State,
+        /// What was to be done.
+        action: &'static str,
+    },
+    /// The workspace declared no such output.
+    #[error("workspace `{workspace}` has no artifact `{artifact}`")]
+    NoSuchArtifact {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// The artifact asked for.
+        artifact: String,
+        /// The ones that it has.
+        declared: Vec<String>,
+    },
+    /// The guest could not deliver an artifact.
+    #[error("cannot read `{path}` in workspace `{workspace}`: {reason}")]
+    ArtifactUnreadable {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// The guest's path.
+        path: String,
+        /// What the guest said.
+        reason: String,
+    },
+    /// The request makes no sense.
+    #[error("{message}")]
+    Invalid {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// The machine failed before its work was done. The record stays, in state `failed`.
+    #[error("run workspace \"{workspace}\" failed (backend={backend}): {message}")]
+    RunFailed {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// `linux-kvm` or `linux-tcg`.
+        backend: String,
+        /// What kind of failure.
+        kind: FailureKind,
+        /// One line; `signal: killed` after a timeout.
+        message: String,
+        /// Last lines of the guest's console, when they tell something.
+        console_tail: Option<String>,
+    },
+    /// A setup step failed, so the command was not run.
+    #[error("setup step {} failed with exit code {}: {}", failure.step, failure.exit_code, failure.label)]
+    SetupFailed {
+        /// The workspace, left in state `failed`.
+        workspace: WorkspaceName,
+        /// Which step.
+        failure: SetupFailure,
+        /// What the steps printed.
+        output: Box<OutputReader>,
+    },
+    /// The caller's token said stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// The machine could not be started or spoken to.
+    #[error(transparent)]
+    Supervise(#[from] SuperviseError),
+    /// The guest's kernel and agent could not be unpacked.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// A file of ours could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A file of the user's or of the host could not be used.
+    #[error("cannot {action} `{}`", path.display())]
+    File {
+        /// What was to be done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Class of an [`Error`], stable for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The request itself is wrong.
+    Invalid,
+    /// There is no such thing.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// Another command holds it; try again.
+    Busy,
+    /// The state does not allow it.
+    WrongState,
+    /// The image could not be had.
+    Image,
+    /// The machine failed.
+    RunFailed,
+    /// `--timeout` ran out.
+    Timeout,
+    /// A setup step failed.
+    SetupFailed,
+    /// Stopped on request.
+    Cancelled,
+    /// The host is out of disk or memory.
+    HostFull,
+    /// The host lacks something or forbids something.
+    Host,
+    /// A record of ours is damaged.
+    Damaged,
+}
+
+impl Error {
+    /// Class of the error.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::State(_) | Error::Supervise(_) | Error::Guest(_) => ErrorKind::Host,
+            Error::Image(ImageError::Cancelled) | Error::Cancelled => ErrorKind::Cancelled,
+            Error::Image(_) => ErrorKind::Image,
+            Error::NoSuchWorkspace { .. } | Error::NoSuchArtifact { .. } | Error::ArtifactUnreadable { .. } => {
+                ErrorKind::NotFound
+            }
+            Error::NameTaken { .. } => ErrorKind::AlreadyExists,
+            Error::Record(_) => ErrorKind::Damaged,
+            Error::Busy { .. } => ErrorKind::Busy,
+            Error::WrongState { .. } => ErrorKind::WrongState,
+            Error::Invalid { .. } => ErrorKind::Invalid,
+            Error::RunFailed { kind: FailureKind::Timeout, .. } => ErrorKind::Timeout,
+            Error::RunFailed { kind: FailureKind::HostFull, .. } => ErrorKind::HostFull,
+            Error::RunFailed { kind: FailureKind::Cancelled, .. } => ErrorKind::Cancelled,
+            Error::RunFailed { .. } => ErrorKind::RunFailed,
+            Error::SetupFailed { .. } => ErrorKind::SetupFailed,
+            Error::Write(e) => io_kind(e.io()),
+            Error::File { source, .. } => io_kind(Some(source)),
+        }
+    }
+
+    /// Whether the same call can succeed later without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Error::Image(e) => e.is_retryable(),
+            _ => matches!(self.kind(), ErrorKind::Busy | ErrorKind::HostFull),
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Image(e) => e.hint(),
+            Error::Supervise(e) => e.hint(),
+            Error::Invalid { hint, .. } => hint.clone(),
+            Error::State(_) => {
+                Some("choose another directory with --state-dir or MICROAGENT_STATE_DIR".to_owned())
+            }
+            Error::NoSuchWorkspace { .. } => Some("`microagent list` shows the saved workspaces".to_owned()),
+            Error::NameTaken { name } => {
+                Some(format!("choose another --name, or remove it: microagent delete {name} --yes"))
+            }
+            Error::Record(_) => Some("`microagent delete NAME --yes` removes a damaged workspace".to_owned()),
+            Error::Busy { .. } => Some("try again when the other command has ended".to_owned()),
+            Error::NoSuchArtifact { declared, .. } if declared.is_empty() => {
+                Some("declare artifacts when it is made: --output NAME=/guest/path".to_owned())
+            }
+            Error::NoSuchArtifact { declared, .. } => Some(format!("it declares: {}", declared.join(", "))),
+            Error::RunFailed { workspace, .. } | Error::SetupFailed { workspace, .. } => {
+                Some(format!("microagent logs {workspace} shows why; microagent delete {workspace} --yes removes it"))
+            }
+            _ if self.kind() == ErrorKind::HostFull => {
+                Some("free some space (`microagent image prune`) or use another --state-dir".to_owned())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn io_kind(error: Option<&io::Error>) -> ErrorKind {
+    match error.map(io::Error::kind) {
+        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory) => {
+            ErrorKind::HostFull
+        }
+        _ => ErrorKind::Host,
+    }
+}

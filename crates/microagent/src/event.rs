@@ -1,0 +1,50 @@
+//! What long work says while it goes on.
+
+use microagent_image::ImageEvent;
+use serde::Serialize;
+
+/// Something that happened on the way to a result.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case", tag = "event", content = "detail")]
+#[non_exhaustive]
+pub enum Event {
+    /// Bringing in the image.
+    Image(ImageEvent),
+    /// The machine is being started.
+    Booting {
+        /// The workspace.
+        workspace: String,
+        /// `linux-kvm` or `linux-tcg`.
+        backend: String,
+    },
+    /// The guest answered; setup and command come next.
+    Booted {
+        /// Milliseconds from the start of the supervisor.
+        elapsed_ms: u64,
+    },
+    /// A setup step begins.
+    Setup {
+        /// Its number, from 1.
+        step: usize,
+        /// How many there are.
+        total: usize,
+        /// Its text or file name.
+        label: String,
+    },
+    /// The command begins.
+    Command,
+    /// Something that the user should know and that is not an error.
+    Notice(String),
+}
+
+/// Takes events; called from the task that does the work, so it must not block for long.
+pub trait Observer: Send + Sync {
+    /// Takes one event.
+    fn event(&self, event: Event);
+}
+
+impl<F: Fn(Event) + Send + Sync> Observer for F {
+    fn event(&self, event: Event) {
+        self(event);
+    }
+}

@@ -1,0 +1,82 @@
+//! What came of a run.
+
+use jiff::Timestamp;
+use microagent_image::Origin;
+use microagent_store::{NetworkMode, Resources, State, WorkspaceName};
+use microagent_vm::{OutputReader, StartMode, Timeline};
+
+/// A completed run: the command ended, whatever it returned.
+#[derive(Debug)]
+pub struct RunReport {
+    /// The workspace; gone already when the run was disposable.
+    pub workspace: WorkspaceName,
+    /// State after the run: `stopped`.
+    pub final_state: State,
+    /// Name of the profile that the sizes started from.
+    pub profile: String,
+    /// Size of the machine that ran.
+    pub resources: Resources,
+    /// How the guest reached the network.
+    pub network: NetworkMode,
+    /// Host name in the guest.
+    pub hostname: String,
+    /// Which image ran.
+    pub image: ImageReport,
+    /// `linux-kvm` or `linux-tcg`.
+    pub backend: String,
+    /// Whether the workspace was kept.
+    pub kept: bool,
+    /// How the machine was started, and why so.
+    pub start: StartMode,
+    /// How the command ended.
+    pub result: RunResult,
+    /// Output of setup steps and command, in the order of arrival.
+    pub output: OutputReader,
+    /// Where the time went.
+    pub timeline: Timeline,
+    /// Things the user should know.
+    pub notices: Vec<String>,
+}
+
+/// Which image ran.
+#[derive(Debug, Clone)]
+pub struct ImageReport {
+    /// As the user gave it.
+    pub reference: String,
+    /// The full reference that it stood for.
+    pub resolved_reference: String,
+    /// Digest of the platform's manifest.
+    pub digest: String,
+    /// Where it came from this time.
+    pub origin: Origin,
+}
+
+/// How the command ended.
+#[derive(Debug, Clone)]
+pub struct RunResult {
+    /// When the command was started (host's clock).
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub exited_at: Timestamp,
+    /// Exit code; 128 + number for a signal, 127 not found, 126 not executable.
+    pub exit_code: i32,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+    /// Why the command could not be started, if it could not.
+    pub start_error: Option<String>,
+    /// Bytes of output that were dropped because the bound was reached.
+    pub dropped_bytes: u64,
+}
+
+/// Which setup step failed a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetupFailure {
+    /// Its number, from 1.
+    pub step: usize,
+    /// Its text or file name.
+    pub label: String,
+    /// Its exit code; 127 not found, 126 not executable.
+    pub exit_code: i32,
+    /// Why it could not be started, if it could not.
+    pub start_error: Option<String>,
+}

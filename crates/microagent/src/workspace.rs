@@ -1,0 +1,224 @@
+//! Saved workspaces: list, look at, delete.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use microagent_store::{
+    Failure, LockError, ProcessId, State, StateDir, WorkspaceDir, WorkspaceName, WorkspaceRecord,
+};
+use microagent_vm::older_log;
+use serde::Serialize;
+
+use crate::{Engine, Error};
+
+/// How long a killed supervisor may take to be gone; it has nothing to flush.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Most bytes of console log that are handed out at once; the log itself is bounded below this.
+const LOG_LIMIT: u64 = 64 * 1024 * 1024;
+
+/// One line of `list`.
+#[derive(Debug, Clone, Serialize)]
+pub struct WorkspaceSummary {
+    /// Name.
+    pub name: WorkspaceName,
+    /// State that is true now; `None` for a damaged record.
+    pub state: Option<State>,
+    /// What ran it last.
+    pub backend: Option<String>,
+    /// Profile.
+    pub profile: Option<String>,
+    /// Network mode.
+    pub network: Option<microagent_store::NetworkMode>,
+    /// Restart policy.
+    pub restart: &'static str,
+    /// When this was looked at.
+    pub observed_at: Timestamp,
+    /// Why it failed, or what is wrong with its record.
+    pub problem: Option<String>,
+}
+
+/// A workspace as recorded, with what is true now.
+#[derive(Debug, Clone)]
+pub struct WorkspaceDetails {
+    /// The record.
+    pub record: WorkspaceRecord,
+    /// State that is true now.
+    pub state: State,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+}
+
+/// How far `delete` goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteMode {
+    /// Only a resting workspace.
+    Resting,
+    /// Ends a live one first.
+    Kill,
+}
+
+/// What `delete` did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Deletion {
+    /// Whether there was something to delete.
+    pub deleted: bool,
+    /// Whether a live machine was ended for it.
+    pub killed: bool,
+}
+
+impl Engine {
+    /// Lists saved workspaces by name. Changes nothing; a damaged record is a row, not an error.
+    ///
+    /// # Errors
+    /// Fails when the state directory exists and cannot be read.
+    pub fn list(&self) -> Result<Vec<WorkspaceSummary>, Error> {
+        let state = self.state();
+        let names = state.workspace_names().map_err(|source| Error::File {
+            action: "read",
+            path: state.workspaces(),
+            source,
+        })?;
+        Ok(names.into_iter().filter_map(|name| summary(state, name)).collect())
+    }
+
+    /// Looks at one workspace.
+    ///
+    /// # Errors
+    /// Fails when there is none or its record is damaged.
+    pub fn workspace(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
+        let record = self.load(name)?;
+        Ok(WorkspaceDetails { state: record.observed_state(), failure: record.observed_failure(), record })
+    }
+
+    /// What the guest's console and the workload printed, oldest first, at most 64 MiB.
+    ///
+    /// # Errors
+    /// Fails when there is no such workspace or its log cannot be read.
+    pub fn logs(&self, name: &WorkspaceName) -> Result<Vec<u8>, Error> {
+        let dir = self.existing(name)?;
+        let newest = dir.console_log();
+        let mut bytes = Vec::new();
+        for path in [older_log(&newest), newest] {
+            match read_tail(&path) {
+                Ok(part) => bytes.extend(part),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::File { action: "read", path, source }),
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Removes a workspace: record, disk, logs. One that is not there is not an error.
+    ///
+    /// # Errors
+    /// Fails when it is live and `mode` is [`DeleteMode::Resting`], another command holds it, or its files
+    /// cannot be removed.
+    pub fn delete(&self, name: &WorkspaceName, mode: DeleteMode) -> Result<Deletion, Error> {
+        let state = self.state();
+        let dir = state.workspace(name);
+        if !dir.path().exists() {
+            return Ok(Deletion { deleted: false, killed: false });
+        }
+        let mut killed = false;
+        // A record that cannot be read has no processes that could be found; what is left is files.
+        if let Ok(record) = WorkspaceRecord::load(&dir)
+            && record.observed_state().is_live()
+        {
+            if mode == DeleteMode::Resting {
+                let state = record.observed_state();
+                return Err(Error::WrongState { name: name.clone(), state, action: "delete it" });
+            }
+            kill(&record);
+            killed = true;
+        }
+        let _lock = lock_patiently(name, &dir)?;
+        dir.remove(state).map_err(|source| Error::File {
+            action: "remove",
+            path: dir.path().to_owned(),
+            source,
+        })?;
+        Ok(Deletion { deleted: true, killed })
+    }
+
+    pub(crate) fn existing(&self, name: &WorkspaceName) -> Result<WorkspaceDir, Error> {
+        let dir = self.state().workspace(name);
+        if dir.path().is_dir() { Ok(dir) } else { Err(Error::NoSuchWorkspace { name: name.clone() }) }
+    }
+
+    pub(crate) fn load(&self, name: &WorkspaceName) -> Result<WorkspaceRecord, Error> {
+        Ok(WorkspaceRecord::load(&self.existing(name)?)?)
+    }
+}
+
+/// `None` when the workspace was deleted while we looked.
+fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
+    let observed_at = Timestamp::now();
+    match WorkspaceRecord::load(&state.workspace(&name)) {
+        Ok(record) => Some(WorkspaceSummary {
+            state: Some(record.observed_state()),
+            problem: record.observed_failure().map(|failure| failure.message),
+            name,
+            backend: record.backend,
+            profile: Some(record.profile),
+            network: Some(record.network),
+            restart: "never",
+            observed_at,
+        }),
+        Err(_) if !state.workspace(&name).path().is_dir() => None,
+        Err(error) => Some(WorkspaceSummary {
+            name,
+            state: None,
+            backend: None,
+            profile: None,
+            network: None,
+            restart: "never",
+            observed_at,
+            problem: Some(with_cause(&error)),
+        }),
+    }
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+/// Kills supervisor and VMM; the supervisor first, so that it cannot report the VMM's death.
+fn kill(record: &WorkspaceRecord) {
+    let processes = [&record.supervisor, &record.vmm];
+    for process in processes.into_iter().flatten() {
+        process.kill();
+    }
+    let deadline = Instant::now() + KILL_PATIENCE;
+    while processes.into_iter().flatten().any(ProcessId::is_alive) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A supervisor that was just killed lets go of the lock a moment later.
+fn lock_patiently(name: &WorkspaceName, dir: &WorkspaceDir) -> Result<microagent_store::Lock, Error> {
+    let deadline = Instant::now() + Duration::from_millis(500);
+    loop {
+        match dir.lock() {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(source) => return Err(Error::Busy { name: name.clone(), source }),
+        }
+    }
+}
+
+fn read_tail(path: &std::path::Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let len = file.metadata()?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(LOG_LIMIT)))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_LIMIT).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
