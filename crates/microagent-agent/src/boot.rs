@@ -1,0 +1,129 @@
+//! What is the same in every guest, done before the host is met: kernel file systems, device links, limits.
+//!
+//! All of it is mounted in the initramfs and later moved under the workspace's root in three steps, so a
+//! restored guest finds it ready.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::time::Duration;
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use crate::console;
+
+/// How long the control port may take to appear; it comes within milliseconds of the drivers' start.
+pub(crate) const PORT_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Scratch space of the agent: memory, reachable under every root, never on the image's disk.
+pub(crate) const SCRATCH: &str = "/dev/.microagent";
+
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
+/// Open files: the soft limit keeps programs quick that close every possible descriptor one by one, the
+/// hard one lets those that know what they need raise it.
+const OPEN_FILES: Rlimit = Rlimit { current: Some(65_536), maximum: Some(1_048_576) };
+
+/// What later steps need from the boot.
+#[derive(Debug)]
+pub(crate) struct Booted {
+    /// Root of the control group tree; held open, so that a guest that unmounts it changes nothing.
+    pub(crate) cgroup_root: OwnedFd,
+}
+
+/// Why the machine could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    #[error("cannot mount {kind} on {target}")]
+    Mount { kind: &'static str, target: &'static str, source: io::Error },
+    #[error("cannot make {path}")]
+    Make { path: &'static str, source: io::Error },
+    #[error("cannot open {path}")]
+    Open { path: &'static str, source: io::Error },
+}
+
+/// Kernel file systems: kind, place, flags, options.
+fn mounts() -> [(&'static str, &'static str, MountFlags, &'static str); 7] {
+    let plain = MountFlags::NOSUID | MountFlags::NODEV;
+    let data = plain | MountFlags::NOEXEC;
+    [
+        ("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755"),
+        ("proc", "/proc", data, ""),
+        ("sysfs", "/sys", data, ""),
+        ("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=0620,gid=5,ptmxmode=0666"),
+        ("tmpfs", "/dev/shm", plain, "mode=1777"),
+        ("mqueue", "/dev/mqueue", data, ""),
+        ("cgroup2", CGROUP_ROOT, data, ""),
+    ]
+}
+
+/// Mounts and links everything. Nothing here depends on the workspace.
+pub(crate) fn prepare() -> Result<Booted, BootError> {
+    for (kind, target, flags, options) in mounts() {
+        if matches!(kind, "devpts" | "tmpfs" | "mqueue") {
+            fs::create_dir(target).map_err(|source| BootError::Make { path: target, source })?;
+        }
+        let options = std::ffi::CString::new(options).expect("no option here has a NUL");
+        mount(kind, target, kind, flags, options.as_c_str()).map_err(|e| BootError::Mount {
+            kind,
+            target,
+            source: e.into(),
+        })?;
+    }
+    for (target, link) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
+    ] {
+        symlink(target, link).map_err(|source| BootError::Make { path: link, source })?;
+    }
+    fs::DirBuilder::new()
+        .mode(0o711)
+        .create(SCRATCH)
+        .map_err(|source| BootError::Make { path: SCRATCH, source })?;
+    let cgroup_root = openat(CWD, CGROUP_ROOT, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| BootError::Open { path: CGROUP_ROOT, source: e.into() })?;
+    set_limits();
+    enable_controllers();
+    if let Err(error) = crate::net::loopback_up() {
+        console::say_error("cannot start the loopback interface", &error);
+    }
+    Ok(Booted { cgroup_root })
+}
+
+/// Limits of the agent, inherited by what it runs, and kernel settings that Docker's users are used to.
+fn set_limits() {
+    let none = Rlimit { current: Some(0), maximum: None };
+    for (resource, limit) in [(Resource::Nofile, OPEN_FILES), (Resource::Core, none)] {
+        if let Err(error) = setrlimit(resource, limit) {
+            console::say_error("cannot set a resource limit", &error);
+        }
+    }
+    for (path, value) in [
+        // When memory runs out, anything goes before the agent.
+        ("/proc/self/oom_score_adj", "-1000"),
+        // Ordinary users may ping and listen on low ports.
+        ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+        ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+    ] {
+        if let Err(error) = fs::write(path, value) {
+            console::say_error(path, &error);
+        }
+    }
+}
+
+/// Lets child groups use every controller that the kernel has, as the tools in the guest expect.
+fn enable_controllers() {
+    let enable = || -> io::Result<()> {
+        let available = fs::read_to_string(format!("{CGROUP_ROOT}/cgroup.controllers"))?;
+        let wanted: Vec<String> = available.split_whitespace().map(|name| format!("+{name}")).collect();
+        fs::write(format!("{CGROUP_ROOT}/cgroup.subtree_control"), wanted.join(" "))
+    };
+    if let Err(error) = enable() {
+        console::say_error("cannot enable the cgroup controllers", &error);
+    }
+}

@@ -1,0 +1,171 @@
+//! Makes a fresh guest into one workspace's machine. The order matters: randomness before anything can
+//! ask for it, the clock before anything is written.
+//!
+//! On the image's disk it writes `/etc/hostname`, `/etc/hosts`, `/etc/resolv.conf` and
+//! `/etc/machine-id`, each only if it differs, and the directories `/proc`, `/sys`, `/dev` and `/etc` if
+//! they are missing.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Instant;
+
+use microagent_proto::{Configure, Configured, GuestError, GuestErrorKind, Network, Timings};
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::console;
+use crate::disk;
+use crate::net;
+use crate::sys;
+
+/// Longest host name that the kernel takes, in bytes.
+const HOSTNAME_LIMIT: usize = 64;
+
+/// Configures everything. After a failure the machine is of no use.
+pub(crate) fn configure(wanted: &Configure, boot_us: u64) -> Result<Configured, GuestError> {
+    let start = Instant::now();
+    let other = |what: &'static str| {
+        move |source: io::Error| fail(GuestErrorKind::Other, &StepError { what, source })
+    };
+    seed(&wanted.entropy.0).map_err(other("seed the random numbers"))?;
+    set_clock(wanted.clock_unix_ns).map_err(other("set the clock"))?;
+    set_hostname(&wanted.hostname).map_err(other("set the host name"))?;
+
+    let network_start = Instant::now();
+    if let Some(network) = &wanted.network {
+        net::configure(network).map_err(|e| fail(GuestErrorKind::Network, &e))?;
+    }
+    let network_us = elapsed_us(network_start);
+
+    let disk_start = Instant::now();
+    disk::mount_root(&wanted.root).map_err(|e| fail(GuestErrorKind::Disk, &e))?;
+    let disk_us = elapsed_us(disk_start);
+    disk::switch_root().map_err(|e| fail(GuestErrorKind::Disk, &e))?;
+    write_names(wanted);
+    let timings = Timings { boot_us, disk_us, network_us, total_us: elapsed_us(start) };
+    Ok(Configured { timings })
+}
+
+/// A step that has no error type of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what}")]
+struct StepError {
+    what: &'static str,
+    source: io::Error,
+}
+
+fn fail(kind: GuestErrorKind, error: &dyn std::error::Error) -> GuestError {
+    GuestError { kind, message: console::chain(error) }
+}
+
+fn elapsed_us(start: Instant) -> u64 {
+    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn seed(entropy: &[u8; 32]) -> io::Result<()> {
+    sys::seed_random(File::open("/dev/urandom")?.as_fd(), entropy)
+}
+
+fn set_clock(unix_ns: u64) -> io::Result<()> {
+    let tv_sec = i64::try_from(unix_ns / 1_000_000_000).expect("u64::MAX / 10⁹ fits an i64");
+    let tv_nsec = i64::try_from(unix_ns % 1_000_000_000).expect("less than 10⁹ fits an i64");
+    Ok(clock_settime(ClockId::Realtime, Timespec { tv_sec, tv_nsec })?)
+}
+
+fn set_hostname(name: &str) -> io::Result<()> {
+    if name.is_empty() || name.len() > HOSTNAME_LIMIT {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(rustix::system::sethostname(name.as_bytes())?)
+}
+
+/// Writes the small files by which programs learn the machine's names. A full or damaged disk is no
+/// reason to keep its owner out, so failures only show on the console.
+fn write_names(wanted: &Configure) {
+    let files = [
+        ("/etc/hostname", format!("{}\n", wanted.hostname)),
+        ("/etc/hosts", hosts(&wanted.hostname, wanted.network.as_ref())),
+        ("/etc/resolv.conf", resolv_conf(wanted.network.as_ref().map_or(&[], |network| &network.dns))),
+        ("/etc/machine-id", format!("{}\n", wanted.machine_id)),
+    ];
+    if let Err(error) = fs::create_dir("/etc").or_else(exists_already) {
+        console::say_error("cannot make /etc", &error);
+    }
+    for (path, content) in files {
+        if let Err(error) = replace_if_different(Path::new(path), content.as_bytes()) {
+            console::say_error(&format!("cannot write {path}"), &error);
+        }
+    }
+}
+
+fn exists_already(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
+}
+
+/// Leaves a file with this content; a link to nowhere (`resolv.conf` of a system with a resolver service)
+/// becomes a file.
+fn replace_if_different(path: &Path, content: &[u8]) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if found.len() == content.len() as u64 && fs::read(path)? == content => return Ok(()),
+        Ok(_) => {}
+        Err(_) if fs::symlink_metadata(path).is_ok() => fs::remove_file(path)?,
+        Err(_) => {}
+    }
+    // Written over and then cut, so that a full disk does not leave an empty file.
+    let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    file.write_all(content)?;
+    file.set_len(content.len() as u64)
+}
+
+fn hosts(hostname: &str, network: Option<&Network>) -> String {
+    let own = network.map_or_else(|| "127.0.1.1".to_owned(), |network| network.address.to_string());
+    format!(
+        "127.0.0.1\tlocalhost\n\
+         ::1\tlocalhost ip6-localhost ip6-loopback\n\
+         ff02::1\tip6-allnodes\n\
+         ff02::2\tip6-allrouters\n\
+         {own}\t{hostname}\n"
+    )
+}
+
+fn resolv_conf(servers: &[IpAddr]) -> String {
+    servers.iter().map(|server| format!("nameserver {server}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dangling_link_becomes_a_file_and_a_good_one_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolv.conf");
+        std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", &path).unwrap();
+        replace_if_different(&path, b"nameserver 10.0.2.3\n").unwrap();
+        assert!(fs::symlink_metadata(&path).unwrap().is_file());
+
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("resolv.conf", &link).unwrap();
+        replace_if_different(&link, b"short\n").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(&path).unwrap(), b"short\n");
+    }
+
+    #[test]
+    fn equal_content_is_not_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hostname");
+        replace_if_different(&path, b"web\n").unwrap();
+        let before = fs::metadata(&path).unwrap().modified().unwrap();
+        replace_if_different(&path, b"web\n").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), before);
+    }
+
+    #[test]
+    fn own_name_resolves_with_and_without_network() {
+        assert!(hosts("web", None).ends_with("127.0.1.1\tweb\n"));
+        assert_eq!(resolv_conf(&["10.0.2.3".parse().unwrap()]), "nameserver 10.0.2.3\n");
+    }
+}

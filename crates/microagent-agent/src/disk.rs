@@ -1,0 +1,221 @@
+//! The root disk: found on the SCSI controller, mounted, grown, made the root of everything.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use microagent_proto::Root;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::{MountFlags, mount, mount_move};
+
+use crate::sys;
+
+const HOSTS: &str = "/sys/class/scsi_host";
+const DISKS: &str = "/sys/class/scsi_disk";
+
+/// Where the root is put together before it becomes the root.
+const NEW_ROOT: &str = "/newroot";
+
+/// How long a disk may take from the scan to its block device.
+const DISK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Pause between two looks for the block device.
+const LOOK_PAUSE: Duration = Duration::from_micros(200);
+
+/// Where ext4's superblock lies, and the parts of it that tell the file system's size.
+const SUPERBLOCK_OFFSET: u64 = 1024;
+const SUPERBLOCK_LEN: usize = 1024;
+const EXT4_MAGIC: u16 = 0xEF53;
+const INCOMPAT_64BIT: u32 = 0x80;
+
+/// Why the root disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiskError {
+    #[error("no SCSI controller in {HOSTS}")]
+    NoController(#[source] io::Error),
+    #[error("cannot scan SCSI target {target}")]
+    Scan { target: u8, source: io::Error },
+    #[error("no disk answered at SCSI target {target}")]
+    NoDisk { target: u8 },
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} holds no ext4 file system", path.display())]
+    NotExt4 { path: PathBuf },
+    #[error("cannot mount {} as the root", path.display())]
+    Mount { path: PathBuf, source: io::Error },
+    #[error("cannot grow the root file system from {from} to {to} blocks")]
+    Grow { from: u64, to: u64, source: io::Error },
+    #[error("cannot prepare {path} in the root file system")]
+    Prepare { path: &'static str, source: io::Error },
+    #[error("cannot switch to the root file system")]
+    Switch(#[source] io::Error),
+}
+
+/// Finds, mounts and grows the root disk.
+pub(crate) fn mount_root(root: &Root) -> Result<(), DiskError> {
+    let disk = find(root.scsi_target)?;
+    mount(&disk.path, NEW_ROOT, "ext4", MountFlags::empty(), None)
+        .map_err(|e| DiskError::Mount { path: disk.path.clone(), source: e.into() })?;
+    if root.grow { grow(&disk) } else { Ok(()) }
+}
+
+/// Moves the kernel file systems under the mounted root, and it to `/`.
+///
+/// A real switch and not only a `chroot`, so that `pivot_root` and mount namespaces work for workloads.
+pub(crate) fn switch_root() -> Result<(), DiskError> {
+    for path in ["/proc", "/sys", "/dev"] {
+        let target = Path::new(NEW_ROOT).join(&path[1..]);
+        real_directory(&target).map_err(|source| DiskError::Prepare { path, source })?;
+        mount_move(path, &target).map_err(|e| DiskError::Prepare { path, source: e.into() })?;
+    }
+    let switch = || -> io::Result<()> {
+        rustix::process::chdir(NEW_ROOT)?;
+        mount_move(".", "/")?;
+        rustix::process::chroot(".")?;
+        Ok(rustix::process::chdir("/")?)
+    };
+    switch().map_err(DiskError::Switch)
+}
+
+/// Makes sure that a path is a directory: images without it get it, and a link in its place would lead
+/// out of the new root.
+fn real_directory(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => fs::remove_file(path).and_then(|()| fs::create_dir(path)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir(path),
+        Err(e) => Err(e),
+    }
+}
+
+/// The block device of a SCSI target, opened. The kernel is told not to look by itself: walking all
+/// possible targets takes very long under emulation.
+fn find(target: u8) -> Result<Disk, DiskError> {
+    let controller = first_name(Path::new(HOSTS)).map_err(DiskError::NoController)?;
+    let number = controller.trim_start_matches("host");
+    let block = PathBuf::from(format!("{DISKS}/{number}:0:{target}:0/device/block"));
+    if !block.exists() {
+        let scan = format!("{HOSTS}/{controller}/scan");
+        fs::write(scan, format!("0 {target} 0")).map_err(|source| DiskError::Scan { target, source })?;
+    }
+    let start = Instant::now();
+    loop {
+        // The disk's driver starts on its own time after the scan, and its name comes before itself.
+        if let Ok(name) = first_name(&block) {
+            let path = PathBuf::from(format!("/dev/{name}"));
+            match File::open(&path) {
+                Ok(file) => return Ok(Disk { name, path, file }),
+                Err(source) if start.elapsed() > DISK_DEADLINE => {
+                    return Err(DiskError::Read { path, source });
+                }
+                Err(_) => {}
+            }
+        }
+        if start.elapsed() > DISK_DEADLINE {
+            return Err(DiskError::NoDisk { target });
+        }
+        std::thread::sleep(LOOK_PAUSE);
+    }
+}
+
+/// A disk that can be used.
+#[derive(Debug)]
+struct Disk {
+    name: String,
+    path: PathBuf,
+    file: File,
+}
+
+fn first_name(dir: &Path) -> io::Result<String> {
+    let entry = fs::read_dir(dir)?.next().ok_or(io::ErrorKind::NotFound)??;
+    entry.file_name().into_string().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Grows the mounted file system to the size of its disk. Nothing happens when it has that size.
+fn grow(disk: &Disk) -> Result<(), DiskError> {
+    let read = |path: &Path| {
+        let path = path.to_owned();
+        move |source| DiskError::Read { path, source }
+    };
+    let size_path = PathBuf::from(format!("/sys/class/block/{}/size", disk.name));
+    let sectors = fs::read_to_string(&size_path).map_err(read(&size_path))?;
+    let sectors: u64 =
+        sectors.trim_end().parse().map_err(|_| read(&size_path)(io::ErrorKind::InvalidData.into()))?;
+
+    let mut superblock = [0; SUPERBLOCK_LEN];
+    disk.file.read_exact_at(&mut superblock, SUPERBLOCK_OFFSET).map_err(read(&disk.path))?;
+    let size =
+        FileSystemSize::parse(&superblock).ok_or_else(|| DiskError::NotExt4 { path: disk.path.clone() })?;
+
+    let wanted = sectors.saturating_mul(512) / size.block_len;
+    if wanted <= size.blocks {
+        return Ok(());
+    }
+    let failed = |source| DiskError::Grow { from: size.blocks, to: wanted, source };
+    let mounted = openat(CWD, NEW_ROOT, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| failed(e.into()))?;
+    sys::ext4_resize(rustix::fd::AsFd::as_fd(&mounted), wanted).map_err(failed)
+}
+
+/// Size of an ext4 file system.
+#[derive(Debug, PartialEq, Eq)]
+struct FileSystemSize {
+    blocks: u64,
+    block_len: u64,
+}
+
+impl FileSystemSize {
+    /// Reads it from the superblock (`Documentation/filesystems/ext4/super.rst`).
+    fn parse(superblock: &[u8; SUPERBLOCK_LEN]) -> Option<FileSystemSize> {
+        let u32_at = |at: usize| superblock[at..at + 4].try_into().map(u32::from_le_bytes).ok();
+        let magic = u16::from_le_bytes([superblock[0x38], superblock[0x39]]);
+        let log_block_len = u32_at(0x18)?;
+        if magic != EXT4_MAGIC || log_block_len > 6 {
+            return None;
+        }
+        let high = if u32_at(0x60)? & INCOMPAT_64BIT != 0 { u32_at(0x150)? } else { 0 };
+        let blocks = u64::from(high) << 32 | u64::from(u32_at(4)?);
+        Some(FileSystemSize { blocks, block_len: 1024 << log_block_len })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_that_mke2fs_writes_is_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(48 << 20).unwrap();
+        for (features, block_len) in [("64bit", 4096), ("^64bit", 1024)] {
+            let made = std::process::Command::new("mke2fs")
+                .args(["-q", "-F", "-t", "ext4", "-O", features, "-b", &block_len.to_string()])
+                .arg(file.path())
+                .status()
+                .unwrap();
+            assert!(made.success());
+            let mut superblock = [0; SUPERBLOCK_LEN];
+            file.as_file().read_exact_at(&mut superblock, SUPERBLOCK_OFFSET).unwrap();
+            let size = FileSystemSize::parse(&superblock).unwrap();
+            assert_eq!(size, FileSystemSize { blocks: (48 << 20) / block_len, block_len });
+        }
+    }
+
+    #[test]
+    fn something_else_is_not_taken_for_a_file_system() {
+        assert_eq!(FileSystemSize::parse(&[0; SUPERBLOCK_LEN]), None);
+        assert_eq!(FileSystemSize::parse(&[0xff; SUPERBLOCK_LEN]), None);
+    }
+
+    #[test]
+    fn a_link_in_place_of_a_directory_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("proc");
+        std::os::unix::fs::symlink("/", &path).unwrap();
+        real_directory(&path).unwrap();
+        assert!(fs::symlink_metadata(&path).unwrap().is_dir());
+        real_directory(&path).unwrap();
+    }
+}

@@ -1,0 +1,99 @@
+//! The network: loopback always, and the one Ethernet device if the workspace has one.
+
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use microagent_proto::{MacAddress, Network};
+use rustix::fd::OwnedFd;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::sys;
+
+const INTERFACES: &str = "/sys/class/net";
+
+/// Why the network could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    #[error("the machine has no network device")]
+    NoDevice,
+    #[error("cannot look for network devices in {INTERFACES}")]
+    Look(#[source] io::Error),
+    #[error("a network prefix of {0} bits does not exist")]
+    Prefix(u8),
+    #[error("cannot set the {what} of {interface}")]
+    Set { what: &'static str, interface: String, source: io::Error },
+}
+
+fn control_socket() -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Starts the loopback interface; the kernel gives it its addresses.
+pub(crate) fn loopback_up() -> io::Result<()> {
+    sys::interface_up(control_socket()?, "lo")
+}
+
+/// Gives the network device its hardware address, address and default route.
+pub(crate) fn configure(network: &Network) -> Result<(), NetworkError> {
+    let interface = find_device().map_err(NetworkError::Look)?.ok_or(NetworkError::NoDevice)?;
+    let netmask = netmask(network.prefix_len).ok_or(NetworkError::Prefix(network.prefix_len))?;
+    let failed = |what| {
+        let interface = interface.clone();
+        move |source| NetworkError::Set { what, interface, source }
+    };
+    let socket = control_socket().map_err(failed("address"))?;
+    if hardware_address(&interface).as_deref() != Some(&colon_form(network.mac)) {
+        sys::set_hardware_address(&socket, &interface, network.mac.0).map_err(failed("hardware address"))?;
+    }
+    sys::set_address(&socket, &interface, network.address, netmask).map_err(failed("address"))?;
+    sys::interface_up(&socket, &interface).map_err(failed("state"))?;
+    sys::add_default_route(&socket, network.gateway).map_err(failed("default route"))
+}
+
+/// The first interface that stands for a device (loopback and tunnels do not).
+fn find_device() -> io::Result<Option<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(INTERFACES)? {
+        let entry = entry?;
+        if entry.path().join("device").exists() {
+            names.extend(entry.file_name().into_string().ok());
+        }
+    }
+    names.sort();
+    Ok(names.into_iter().next())
+}
+
+fn hardware_address(interface: &str) -> Option<String> {
+    let text = fs::read_to_string(Path::new(INTERFACES).join(interface).join("address")).ok()?;
+    Some(text.trim_end().to_owned())
+}
+
+fn colon_form(mac: MacAddress) -> String {
+    mac.0.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The netmask with so many leading ones.
+fn netmask(prefix_len: u8) -> Option<Ipv4Addr> {
+    let zeros = 32u32.checked_sub(u32::from(prefix_len))?;
+    Some(Ipv4Addr::from_bits(u32::MAX.checked_shl(zeros).unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn netmasks() {
+        assert_eq!(netmask(0), Some(Ipv4Addr::new(0, 0, 0, 0)));
+        assert_eq!(netmask(24), Some(Ipv4Addr::new(255, 255, 255, 0)));
+        assert_eq!(netmask(32), Some(Ipv4Addr::new(255, 255, 255, 255)));
+        assert_eq!(netmask(33), None);
+    }
+
+    #[test]
+    fn hardware_addresses_are_written_as_the_kernel_writes_them() {
+        assert_eq!(colon_form(MacAddress([0x52, 0x54, 0, 0xab, 1, 0xf])), "52:54:00:ab:01:0f");
+    }
+}

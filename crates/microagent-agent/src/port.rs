@@ -1,0 +1,175 @@
+//! The control port: found by name, waited on without cost, then a byte stream for the session.
+//!
+//! A virtio-serial port knows no connections. Reading gives 0 bytes and polling a hang-up while nobody on
+//! the host has it open, and writing then would block for ever; both ends up as "the channel is closed".
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use microagent_proto::{GENERATION, PORT_NAME, Preamble, PreambleScanner};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::sys;
+
+const PORTS: &str = "/sys/class/virtio-ports";
+
+/// Pause between two looks for the port.
+const LOOK_PAUSE: Duration = Duration::from_micros(500);
+
+/// How long the host may take to make room for an answer of 32 bytes.
+const ANSWER_DEADLINE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// Finds the port by its name and opens it.
+pub(crate) fn open(deadline: Duration) -> io::Result<OwnedFd> {
+    let start = Instant::now();
+    loop {
+        if let Some(device) = find()? {
+            let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+            return Ok(openat(CWD, format!("/dev/{device}"), flags, Mode::empty())?);
+        }
+        if start.elapsed() > deadline {
+            let text = format!("no virtio-serial port is named {PORT_NAME}");
+            return Err(io::Error::new(io::ErrorKind::NotFound, text));
+        }
+        std::thread::sleep(LOOK_PAUSE);
+    }
+}
+
+fn find() -> io::Result<Option<String>> {
+    let entries = match fs::read_dir(PORTS) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    for entry in entries {
+        let entry = entry?;
+        // The name file appears with the host's answer to the driver, a moment after the port.
+        let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+        if name.trim_end() == PORT_NAME {
+            return Ok(entry.file_name().into_string().ok());
+        }
+    }
+    Ok(None)
+}
+
+/// Waits for a preamble and answers it. Takes no processor time while nobody speaks, and reads byte by
+/// byte, because what follows the preamble belongs to the session.
+pub(crate) fn await_preamble(port: &OwnedFd) -> io::Result<Preamble> {
+    let waiter = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    // Edge-triggered: an absent host is a lasting hang-up, which level-triggered polling reports for ever.
+    epoll::add(&waiter, port, epoll::EventData::new_u64(0), epoll::EventFlags::IN | epoll::EventFlags::ET)?;
+    let mut scanner = PreambleScanner::default();
+    loop {
+        let mut byte = [0];
+        match rustix::io::read(port, &mut byte) {
+            Ok(1) => {
+                if let Some(asked) = scanner.push(byte[0]) {
+                    answer(port, &asked);
+                    return Ok(asked);
+                }
+            }
+            Ok(_) | Err(Errno::AGAIN) => {
+                let mut events =
+                    [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }];
+                match epoll::wait(&waiter, &mut events, None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// Repeats the preamble with our generation. A host that has gone away in the meantime misses nothing.
+fn answer(port: &OwnedFd, asked: &Preamble) {
+    let reply = Preamble { generation: GENERATION, ..*asked }.encode();
+    let mut rest = &reply[..];
+    while !rest.is_empty() {
+        match rustix::io::write(port, rest) {
+            Ok(count) => rest = &rest[count..],
+            Err(Errno::AGAIN) => {
+                let mut fds = [PollFd::new(port, PollFlags::OUT)];
+                let ready = poll(&mut fds, Some(&ANSWER_DEADLINE));
+                if !matches!(ready, Ok(1)) || !fds[0].revents().contains(PollFlags::OUT) {
+                    return;
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// The port as a byte stream.
+#[derive(Debug)]
+pub(crate) struct Channel {
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl Channel {
+    /// Registers the port with the running event loop.
+    pub(crate) fn new(port: OwnedFd) -> io::Result<Channel> {
+        Ok(Channel { fd: sys::watch(port)? })
+    }
+
+    /// Whether the host has closed its end.
+    fn hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(self.fd.get_ref(), PollFlags::OUT)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
+    }
+}
+
+impl AsyncRead for Channel {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            let read = guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), buf.initialize_unfilled())?));
+            match read {
+                Ok(Ok(count)) => {
+                    buf.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(e)) => return Poll::Ready(Err(e)),
+                // A hang-up stays "ready" in the event loop; without this look it would spin here.
+                Err(_would_block) if self.hung_up() => return Poll::Ready(Ok(())),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Channel {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            match guard.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), bytes)?)) {
+                Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                Ok(done) => return Poll::Ready(done),
+                Err(_would_block) if self.hung_up() => {
+                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+                }
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,120 @@
+//! The host's session: takes its requests one stream each, in the only order that makes sense.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use microagent_proto::{
+    Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, REPLY_LIMIT, REQUEST_LIMIT,
+    Request, StartError, StartErrorKind, Stream, guest_session, read_message, write_message,
+};
+use serde::Serialize;
+use tokio::io::AsyncWriteExt;
+
+use crate::boot::Booted;
+use crate::cgroup::Cgroups;
+use crate::configure;
+use crate::console;
+use crate::exec::Executor;
+use crate::port::Channel;
+use crate::reaper::Reaper;
+
+/// Serves one session to its end.
+pub(crate) fn run(port: OwnedFd, booted: Booted, boot_us: u64) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let reaper = Reaper::start()?;
+        let executor = Executor { cgroups: Cgroups::new(booted.cgroup_root), reaper };
+        let guest = Arc::new(Guest { executor, boot_us, phase: Mutex::new(Phase::Fresh) });
+        let (mut incoming, driver) = guest_session(Channel::new(port)?);
+        let driver = tokio::spawn(driver);
+        while let Some(stream) = incoming.recv().await {
+            tokio::spawn(Arc::clone(&guest).serve(stream));
+        }
+        if let Ok(Err(error)) = driver.await {
+            console::say_error("the session ended", &error);
+        }
+        Ok(())
+    })
+}
+
+/// How far the machine has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Knows nothing of a workspace.
+    Fresh,
+    /// Ready for commands.
+    Configured,
+    /// Could not be configured.
+    Failed,
+    /// No new work is taken.
+    ShuttingDown,
+}
+
+#[derive(Debug)]
+struct Guest {
+    executor: Executor,
+    boot_us: u64,
+    phase: Mutex<Phase>,
+}
+
+impl Guest {
+    async fn serve(self: Arc<Self>, mut stream: Stream) {
+        let request = match read_message(&mut stream, REQUEST_LIMIT).await {
+            Ok(Some(request)) => request,
+            Ok(None) => return,
+            Err(error) => return console::say_error("a request could not be read", &error),
+        };
+        let served = match request {
+            Request::Configure(wanted) => reply(&mut stream, &self.configure(&wanted)).await,
+            Request::Exec(exec) => match self.refusal() {
+                None => {
+                    self.executor.serve(stream, &exec).await;
+                    Ok(())
+                }
+                Some(message) => {
+                    let error = StartError { kind: StartErrorKind::Other, message: message.to_owned() };
+                    reply(&mut stream, &ExecEvent::NotStarted(error)).await
+                }
+            },
+            Request::Pack(_) | Request::ShutDown(_) => Ok(()),
+        };
+        // The host may have dropped the stream; that is its way to say that it lost interest.
+        drop(served);
+    }
+
+    /// Exactly once, and before anything else.
+    fn configure(&self, wanted: &Configure) -> Result<Configured, GuestError> {
+        {
+            let mut phase = self.phase.lock().expect("no holder of the lock panics");
+            if *phase != Phase::Fresh {
+                return Err(out_of_order("the guest has been configured already"));
+            }
+            // Whatever goes wrong from here on, there is no second try.
+            *phase = Phase::Failed;
+        }
+        let configured = configure::configure(wanted, self.boot_us)?;
+        *self.phase.lock().expect("no holder of the lock panics") = Phase::Configured;
+        Ok(configured)
+    }
+
+    /// Why no work is taken now, if so.
+    fn refusal(&self) -> Option<&'static str> {
+        match *self.phase.lock().expect("no holder of the lock panics") {
+            Phase::Configured => None,
+            Phase::Fresh => Some("the guest has not been configured yet"),
+            Phase::Failed => Some("the guest could not be configured"),
+            Phase::ShuttingDown => Some("the guest is shutting down"),
+        }
+    }
+}
+
+fn out_of_order(message: &str) -> GuestError {
+    GuestError { kind: GuestErrorKind::OutOfOrder, message: message.to_owned() }
+}
+
+/// Sends the one answer to a request.
+async fn reply(stream: &mut Stream, message: &impl Serialize) -> Result<(), FrameError> {
+    write_message(stream, message, REPLY_LIMIT).await?;
+    stream.shutdown().await.map_err(FrameError::Transport)
+}

@@ -1,0 +1,227 @@
+//! Makes a process: `clone3` straight into its control group, then a fixed list of system calls up to
+//! `execve`.
+//!
+//! The child is a copy of a process that may have had other threads, so it allocates nothing and takes no
+//! lock: everything that it needs lies in a [`Plan`], made before, and only system calls follow.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString, c_char};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, fchown, mkdirat, openat};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Gid, Pid, Uid};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+
+/// `CLONE_INTO_CGROUP`, linux/sched.h.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Length of the note by which a child tells why it could not become the program.
+pub(crate) const NOTE_LEN: usize = 8;
+
+/// Everything that a child needs.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Where the program may be, tried in order.
+    pub(crate) candidates: Vec<CString>,
+    pub(crate) arguments: Vec<CString>,
+    pub(crate) environment: Vec<CString>,
+    /// The working directory, last, and the directories on the way to it; missing ones are made.
+    pub(crate) directories: Vec<CString>,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+}
+
+/// A child, on its way to becoming the program.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    pub(crate) pid: Pid,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+    /// Closes without a byte when the program runs, or carries [`NOTE_LEN`] bytes.
+    pub(crate) note: OwnedFd,
+}
+
+/// What a child was doing when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    Prepare = 1,
+    WorkingDir = 2,
+    User = 3,
+    Execute = 4,
+}
+
+/// Reads a child's note.
+pub(crate) fn read_note(note: [u8; NOTE_LEN]) -> (Stage, io::Error) {
+    let stage = match note[0] {
+        2 => Stage::WorkingDir,
+        3 => Stage::User,
+        4 => Stage::Execute,
+        _ => Stage::Prepare,
+    };
+    let errno = i32::from_le_bytes([note[4], note[5], note[6], note[7]]);
+    (stage, io::Error::from_raw_os_error(errno))
+}
+
+/// Argument of `clone3` (linux/sched.h).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArguments {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Starts a process by this plan, in this control group.
+pub(crate) fn spawn(plan: &Plan, cgroup: BorrowedFd<'_>) -> io::Result<Spawned> {
+    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (pointers(&plan.arguments), pointers(&plan.environment));
+    let groups: Vec<Gid> = plan.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (note, child_note) = pipe_with(PipeFlags::CLOEXEC)?;
+    let child =
+        Child { plan, argv, envp, groups, stdout: child_stdout, stderr: child_stderr, note: child_note };
+
+    let mut arguments = CloneArguments {
+        flags: CLONE_INTO_CGROUP,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: u64::try_from(cgroup.as_raw_fd()).expect("an open descriptor is not negative"),
+        ..CloneArguments::default()
+    };
+    // SAFETY: the structure is the kernel's, its pointers are null, and no memory is shared with the child,
+    // so for the parent this is a plain system call.
+    let made = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>()) };
+    match made {
+        0 => child.become_program(),
+        made if made > 0 => {
+            let pid = i32::try_from(made).ok().and_then(Pid::from_raw).expect("clone3 gives a process id");
+            Ok(Spawned { pid, stdout, stderr, note })
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What the child works with.
+struct Child<'a> {
+    plan: &'a Plan,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    groups: Vec<Gid>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    note: OwnedFd,
+}
+
+impl Child<'_> {
+    /// The child's whole life.
+    fn become_program(&self) -> ! {
+        let (stage, errno) = self.try_to_become_program();
+        let mut note = [0; NOTE_LEN];
+        note[0] = stage as u8;
+        note[4..].copy_from_slice(&errno.raw_os_error().to_le_bytes());
+        // The parent may have given up; then nobody needs the note.
+        let _ = rustix::io::write(&self.note, &note);
+        // SAFETY: _exit ends the process without running anything of the parent's copy.
+        unsafe { libc::_exit(127) }
+    }
+
+    fn try_to_become_program(&self) -> (Stage, Errno) {
+        if let Err(errno) = self.prepare() {
+            return (Stage::Prepare, errno);
+        }
+        if let Err(errno) = self.make_working_dir() {
+            return (Stage::WorkingDir, errno);
+        }
+        if let Err(errno) = self.take_identity() {
+            return (Stage::User, errno);
+        }
+        if let Some(dir) = self.plan.directories.last()
+            && let Err(errno) = rustix::process::chdir(dir.as_c_str())
+        {
+            return (Stage::WorkingDir, errno);
+        }
+        (Stage::Execute, self.execute())
+    }
+
+    /// Own session, standard streams, default signals, ordinary standing when memory runs out.
+    fn prepare(&self) -> Result<(), Errno> {
+        rustix::process::setsid()?;
+        let null = openat(CWD, c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&self.stdout)?;
+        rustix::stdio::dup2_stderr(&self.stderr)?;
+        // So that a program that is not root's can open `/dev/stdout` again.
+        let uid = Some(Uid::from_raw(self.plan.uid));
+        fchown(&self.stdout, uid, None)?;
+        fchown(&self.stderr, uid, None)?;
+        // SAFETY: both calls are async-signal-safe and get valid arguments; Rust's start-up has set SIGPIPE
+        // to be ignored, which would otherwise be inherited.
+        unsafe {
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        }
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+        let score =
+            openat(CWD, c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(score.as_fd(), b"0")?;
+        Ok(())
+    }
+
+    /// Makes the missing directories, owned by root as in Docker. One that cannot be made shows when it is
+    /// entered.
+    fn make_working_dir(&self) -> Result<(), Errno> {
+        for dir in &self.plan.directories {
+            match mkdirat(CWD, dir.as_c_str(), Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(Errno::ROFS) => return Ok(()),
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// Each call concerns one thread, and the child has one.
+    fn take_identity(&self) -> Result<(), Errno> {
+        set_thread_groups(&self.groups)?;
+        set_thread_gid(Gid::from_raw(self.plan.gid))?;
+        set_thread_uid(Uid::from_raw(self.plan.uid))
+    }
+
+    /// Tries all candidates, as `execvp` does: goes on where nothing is, remembers where something was
+    /// that may not be executed.
+    fn execute(&self) -> Errno {
+        let mut result = Errno::NOENT;
+        for candidate in &self.plan.candidates {
+            match self.execute_one(candidate) {
+                Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG | Errno::LOOP => {}
+                Errno::ACCESS => result = Errno::ACCESS,
+                errno => return errno,
+            }
+        }
+        result
+    }
+
+    fn execute_one(&self, path: &CStr) -> Errno {
+        // SAFETY: both arrays end with a null pointer and point to C strings that live in the plan.
+        unsafe { libc::execve(path.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
+        Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+    }
+}

@@ -1,0 +1,362 @@
+//! A real guest for the tests: QEMU, the carried kernel and agent, a small root disk, and the host's side
+//! of the protocol. Everything that waits has a deadline and shows the guest's console when it passes.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use microagent_guest::Guest;
+use microagent_proto::{
+    Chunk, Configure, Configured, Entropy, Exec, ExecEvent, Exit, GuestError, Pack, PackEvent, PreambleKind,
+    REPLY_LIMIT, REQUEST_LIMIT, Request, Root, SessionHandle, ShutDown, StartError, Stream, greet,
+    host_session, read_message, write_message,
+};
+use microagent_store::StateDir;
+use tempfile::TempDir;
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
+
+/// Longest time that any single step may take, on a machine that does other things besides.
+pub const STEP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Size of the root disk as it is made, in bytes.
+pub const BASE_LEN: u64 = 24 << 20;
+
+const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual";
+
+/// Files that are made once for all tests of a process.
+struct Fixtures {
+    dir: TempDir,
+}
+
+fn fixtures() -> &'static Fixtures {
+    static FIXTURES: OnceLock<Fixtures> = OnceLock::new();
+    FIXTURES.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        make_root_disk(dir.path());
+        Fixtures { dir }
+    })
+}
+
+/// A root with busybox, users and groups, and a link to nowhere as `/etc/resolv.conf`.
+fn make_root_disk(dir: &Path) {
+    let root = dir.join("root");
+    for path in ["bin", "etc", "tmp", "home/user", "srv"] {
+        fs::create_dir_all(root.join(path)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+    for applet in [
+        "sh",
+        "cat",
+        "echo",
+        "id",
+        "sleep",
+        "sha256sum",
+        "dd",
+        "true",
+        "false",
+        "ls",
+        "pwd",
+        "env",
+        "mount",
+        "kill",
+        "ps",
+        "mkdir",
+        "unshare",
+        "hostname",
+        "ip",
+        "df",
+        "touch",
+        "readlink",
+        "head",
+        "wc",
+        "yes",
+        "stat",
+        "grep",
+        "test",
+        "ln",
+        "chmod",
+        "chown",
+        "mkfifo",
+        "mknod",
+        "ulimit",
+        "rm",
+        "date",
+        "sync",
+        "seq",
+        "tr",
+        "umount",
+        "pivot_root",
+        "awk",
+        "ping",
+    ] {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
+    )
+    .unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\nuser:x:1000:\nmedia:x:44:user\n").unwrap();
+    symlink("../run/systemd/resolve/stub-resolv.conf", root.join("etc/resolv.conf")).unwrap();
+    fs::write(root.join("srv/plain"), "not executable\n").unwrap();
+    fs::write(root.join("srv/no-format"), "echo a script without its first line\n").unwrap();
+    fs::write(root.join("srv/no-interpreter"), "#!/nonexistent\n").unwrap();
+    for name in ["no-format", "no-interpreter"] {
+        fs::set_permissions(root.join("srv").join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let disk = dir.join("root.ext4");
+    File::create(&disk).unwrap().set_len(BASE_LEN).unwrap();
+    let made = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-O", "^resize_inode", "-E", "root_owner=0:0", "-d"])
+        .args([&root, &disk])
+        .status()
+        .expect("mke2fs of e2fsprogs is installed");
+    assert!(made.success());
+}
+
+/// How a guest is made.
+pub struct Machine {
+    /// Length of the root disk in bytes.
+    pub disk_len: u64,
+    /// Whether there is a network device (with nobody at its other end).
+    pub network: bool,
+}
+
+impl Default for Machine {
+    fn default() -> Machine {
+        Machine { disk_len: BASE_LEN, network: false }
+    }
+}
+
+/// A running guest.
+pub struct Vm {
+    dir: TempDir,
+    qemu: Child,
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+impl Vm {
+    /// Starts QEMU.
+    pub fn start(machine: &Machine) -> Vm {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        fs::copy(fixtures().dir.path().join("root.ext4"), &disk).unwrap();
+        File::options().write(true).open(&disk).unwrap().set_len(machine.disk_len).unwrap();
+        let files = Guest::embedded().unpack(&StateDir::at(fixtures().dir.path().join("state"))).unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let mut qemu = Command::new("qemu-system-x86_64");
+        qemu.args([
+            "-M",
+            "microvm,accel=tcg,acpi=off,rtc=on,isa-serial=on",
+            "-cpu",
+            "max",
+            "-m",
+            "256",
+            "-smp",
+            "2",
+        ])
+        .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-append", COMMAND_LINE])
+        .arg("-kernel")
+        .arg(files.kernel)
+        .arg("-initrd")
+        .arg(files.initramfs)
+        .args(["-serial", &format!("file:{}", at("console"))])
+        .args(["-device", "virtio-serial-device"])
+        .args(["-chardev", &format!("socket,id=c0,path={},server=on,wait=off", at("control"))])
+        .args(["-device", &format!("virtserialport,chardev=c0,name={}", microagent_proto::PORT_NAME)])
+        .args(["-device", "virtio-rng-device", "-device", "virtio-scsi-device,id=scsi0"])
+        .args(["-drive", &format!("file={},format=raw,if=none,id=root,discard=unmap", at("disk"))])
+        .args(["-device", "scsi-hd,drive=root,bus=scsi0.0,scsi-id=3,lun=0"]);
+        if machine.network {
+            qemu.args(["-netdev", "hubport,hubid=0,id=n0", "-device", "virtio-net-device,netdev=n0"]);
+        }
+        let qemu = qemu.stdin(Stdio::null()).spawn().expect("qemu-system-x86_64 is installed");
+        Vm { dir, qemu }
+    }
+
+    /// Where the root disk lies.
+    pub fn disk(&self) -> PathBuf {
+        self.dir.path().join("disk")
+    }
+
+    /// What the guest printed so far.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.path().join("console")).unwrap_or_default()).into_owned()
+    }
+
+    /// Waits for a step, or fails with the console.
+    pub async fn within<T>(&self, what: &str, step: impl Future<Output = T>) -> T {
+        match timeout(STEP_DEADLINE, step).await {
+            Ok(done) => done,
+            Err(_) => panic!("{what} took more than {STEP_DEADLINE:?}; console:\n{}", self.console()),
+        }
+    }
+
+    /// Opens the control channel.
+    pub async fn connect(&self) -> UnixStream {
+        let path = self.dir.path().join("control");
+        self.within("connecting", async {
+            loop {
+                match UnixStream::connect(&path).await {
+                    Ok(stream) => return stream,
+                    Err(_) => sleep(Duration::from_millis(2)).await,
+                }
+            }
+        })
+        .await
+    }
+
+    /// Opens the control channel and a session on it.
+    pub async fn session(&self) -> Session<'_> {
+        let mut channel = self.connect().await;
+        self.within("the preamble", greet(&mut channel, PreambleKind::Session, [7; 16])).await.unwrap();
+        let (handle, driver) = host_session(channel);
+        tokio::spawn(driver);
+        Session { vm: self, handle }
+    }
+
+    /// Waits for QEMU's own end.
+    pub async fn wait(&mut self) {
+        let start = std::time::Instant::now();
+        while self.qemu.try_wait().unwrap().is_none() {
+            assert!(start.elapsed() < STEP_DEADLINE, "the guest does not end; console:\n{}", self.console());
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// The host's side of a session.
+pub struct Session<'a> {
+    pub vm: &'a Vm,
+    handle: SessionHandle,
+}
+
+/// All that a command gave.
+#[derive(Debug, Default)]
+pub struct Output {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit: Option<Exit>,
+    pub not_started: Option<StartError>,
+}
+
+impl Output {
+    /// Standard output as text.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap()
+    }
+}
+
+/// Settings that all tests share.
+pub fn settings() -> Configure {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    Configure {
+        clock_unix_ns: u64::try_from(now.as_nanos()).unwrap(),
+        entropy: Entropy([0x5a; 32]),
+        machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
+        hostname: "tested".to_owned(),
+        network: None,
+        root: Root { scsi_target: 3, grow: true },
+    }
+}
+
+/// A command with nothing special about it.
+pub fn exec(command: microagent_proto::Command) -> Exec {
+    Exec { command, env: Vec::new(), working_dir: Chunk::new(), user: String::new() }
+}
+
+/// A shell command line.
+pub fn shell(line: &str) -> Exec {
+    exec(microagent_proto::Command::Shell(line.as_bytes().to_vec().into()))
+}
+
+/// A program with its arguments.
+pub fn argv(words: &[&str]) -> Exec {
+    exec(microagent_proto::Command::Argv(words.iter().map(|word| word.as_bytes().to_vec().into()).collect()))
+}
+
+impl Session<'_> {
+    /// Opens a stream with its request on it.
+    pub async fn open(&self, request: &Request) -> Stream {
+        self.vm
+            .within("opening a stream", async {
+                let mut stream = self.handle.open().await.unwrap();
+                write_message(&mut stream, request, REQUEST_LIMIT).await.unwrap();
+                stream
+            })
+            .await
+    }
+
+    async fn next<T: serde::de::DeserializeOwned + std::fmt::Debug>(&self, stream: &mut Stream) -> T {
+        let message = self.vm.within("an answer", read_message(stream, REPLY_LIMIT)).await;
+        match message {
+            Ok(Some(message)) => message,
+            end => panic!("no answer: {end:?}; console:\n{}", self.vm.console()),
+        }
+    }
+
+    /// Configures the guest.
+    pub async fn configure(&self, wanted: Configure) -> Result<Configured, GuestError> {
+        let mut stream = self.open(&Request::Configure(wanted)).await;
+        self.next(&mut stream).await
+    }
+
+    /// The next event of a command.
+    pub async fn event(&self, stream: &mut Stream) -> ExecEvent {
+        self.next(stream).await
+    }
+
+    /// Runs a command to its end.
+    pub async fn run(&self, exec: Exec) -> Output {
+        let mut stream = self.open(&Request::Exec(exec)).await;
+        let mut output = Output::default();
+        loop {
+            match self.event(&mut stream).await {
+                ExecEvent::Started { pid } => assert!(pid > 1),
+                ExecEvent::Stdout(bytes) => output.stdout.extend_from_slice(&bytes),
+                ExecEvent::Stderr(bytes) => output.stderr.extend_from_slice(&bytes),
+                ExecEvent::Exited(exit) => output.exit = Some(exit),
+                ExecEvent::NotStarted(error) => output.not_started = Some(error),
+            }
+            if output.exit.is_some() || output.not_started.is_some() {
+                return output;
+            }
+        }
+    }
+
+    /// Runs a shell command that must succeed, and gives its standard output.
+    pub async fn sh(&self, line: &str) -> String {
+        let output = self.run(shell(line)).await;
+        assert_eq!(output.exit, Some(Exit::Code(0)), "`{line}` gave {output:?}");
+        output.text().trim_end().to_owned()
+    }
+
+    /// Packs a path.
+    pub async fn pack(&self, path: &[u8]) -> Result<Vec<u8>, GuestError> {
+        let mut stream = self.open(&Request::Pack(Pack { path: path.to_vec().into() })).await;
+        let mut tar = Vec::new();
+        loop {
+            match self.next(&mut stream).await {
+                PackEvent::Data(bytes) => tar.extend_from_slice(&bytes),
+                PackEvent::End => return Ok(tar),
+                PackEvent::Failed(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Ends the guest's work.
+    pub async fn shut_down(&self) -> Result<(), GuestError> {
+        let mut stream = self.open(&Request::ShutDown(ShutDown {})).await;
+        self.next(&mut stream).await
+    }
+}

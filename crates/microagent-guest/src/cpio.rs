@@ -1,0 +1,45 @@
+//! The initramfs: a cpio archive in the kernel's "newc" format, with the agent as `/init`.
+//!
+//! # Source
+//! `Documentation/driver-api/early-userspace/buffer-format.rst` of the kernel.
+
+/// Kinds of file, as in `st_mode`.
+const DIRECTORY: u32 = 0o040_000;
+const REGULAR: u32 = 0o100_000;
+const CHARACTER_DEVICE: u32 = 0o020_000;
+
+/// Directories that the agent mounts on.
+const DIRECTORIES: [&str; 4] = ["dev", "proc", "sys", "newroot"];
+
+/// Builds the archive around the agent. The same agent gives the same bytes.
+pub(crate) fn initramfs(agent: &[u8]) -> Vec<u8> {
+    let mut archive = Vec::with_capacity(agent.len() + 4096);
+    for (number, name) in (1..).zip(DIRECTORIES) {
+        entry(&mut archive, number, name, DIRECTORY | 0o755, None, &[]);
+    }
+    // Opened by the kernel as the standard streams of its first process, before that can mount anything.
+    entry(&mut archive, 10, "dev/console", CHARACTER_DEVICE | 0o600, Some((5, 1)), &[]);
+    entry(&mut archive, 11, "init", REGULAR | 0o755, None, agent);
+    entry(&mut archive, 0, "TRAILER!!!", 0, None, &[]);
+    archive
+}
+
+fn entry(archive: &mut Vec<u8>, inode: u32, name: &str, mode: u32, device: Option<(u32, u32)>, data: &[u8]) {
+    let (major, minor) = device.unwrap_or((0, 0));
+    let data_len = u32::try_from(data.len()).expect("the agent is far smaller than 4 GiB");
+    let name_len = u32::try_from(name.len() + 1).expect("names are constants");
+    // inode mode uid gid links mtime size, device of the file system, device number, name length, checksum
+    let fields = [inode, mode, 0, 0, 1, 0, data_len, 0, 0, major, minor, name_len, 0]
+        .map(|field| format!("{field:08x}"));
+    archive.extend_from_slice(b"070701");
+    archive.extend_from_slice(fields.concat().as_bytes());
+    archive.extend_from_slice(name.as_bytes());
+    archive.push(0);
+    pad(archive);
+    archive.extend_from_slice(data);
+    pad(archive);
+}
+
+fn pad(archive: &mut Vec<u8>) {
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}

@@ -1,0 +1,181 @@
+//! From the binary to files, once, atomically, by any number of processes at a time.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use microagent_store::{StateDir, fsync_dir};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Guest, GuestError, GuestFiles, INITRAMFS, INITRAMFS_SHA256, KERNEL_LEN, KERNEL_PACKED, KERNEL_SHA256,
+    Verified,
+};
+
+/// Digits of an identity.
+const IDENTITY_LEN: usize = 16;
+
+/// Largest kernel that is accepted from a user; real ones have 10 to 60 MB.
+const KERNEL_LIMIT: u64 = 512 * 1024 * 1024;
+
+/// Offset and value of the magic number in a bzImage's header (`Documentation/arch/x86/boot.rst`).
+const BZIMAGE_MAGIC: (usize, &[u8]) = (0x202, b"HdrS");
+
+impl Guest {
+    /// Gives the guest's files, unpacking them if they are not there or not whole.
+    ///
+    /// # Errors
+    /// Fails when they cannot be written; nothing half-made stands under their name then.
+    pub fn unpack(&self, state: &StateDir) -> Result<GuestFiles, GuestError> {
+        let files = self.files(state);
+        if is_whole(&files) {
+            return Ok(files);
+        }
+        let place = files.kernel.parent().expect("the files lie in a directory");
+        make(state, place)
+            .or_else(|e| if is_whole(&files) { Ok(()) } else { Err(e) })
+            .map_err(|source| GuestError::Unpack { path: place.to_owned(), source })?;
+        Ok(files)
+    }
+
+    /// As [`Guest::unpack`], with a kernel of the user's in place of the carried one. The kernel is used
+    /// where it lies.
+    ///
+    /// # Errors
+    /// Fails when the kernel cannot be read, is not an uncompressed kernel or a bzImage, or the rest
+    /// cannot be unpacked.
+    pub fn unpack_with_kernel(&self, state: &StateDir, kernel: &Path) -> Result<GuestFiles, GuestError> {
+        let sum = kernel_sum(kernel)?;
+        let kernel = fs::canonicalize(kernel)
+            .map_err(|source| GuestError::Read { path: kernel.to_owned(), source })?;
+        let initramfs = self.unpack(state)?.initramfs;
+        Ok(GuestFiles { kernel, initramfs, identity: identity(&sum) })
+    }
+
+    /// Computes the sums of what this build carries and of what lies unpacked in the state directory.
+    /// Changes nothing.
+    ///
+    /// # Errors
+    /// Fails when a sum is wrong or an unpacked file cannot be read.
+    pub fn verify(&self, state: &StateDir) -> Result<Verified, GuestError> {
+        let packed = |source| GuestError::Read { path: PathBuf::from("embedded kernel"), source };
+        let kernel = zstd::Decoder::with_buffer(KERNEL_PACKED).and_then(sum).map_err(packed)?;
+        expect("the embedded kernel", KERNEL_SHA256, &kernel)?;
+        expect("the embedded initramfs", INITRAMFS_SHA256, &hex(&Sha256::digest(INITRAMFS)))?;
+
+        let files = self.files(state);
+        let unpacked = files.kernel.exists() || files.initramfs.exists();
+        if unpacked {
+            for (path, sum) in [(&files.kernel, KERNEL_SHA256), (&files.initramfs, INITRAMFS_SHA256)] {
+                expect(&format!("`{}`", path.display()), sum, &file_sum(path)?)?;
+            }
+        }
+        Ok(Verified {
+            kernel: self.kernel_info(),
+            initramfs_sha256: INITRAMFS_SHA256,
+            unpacked: unpacked.then_some(files),
+        })
+    }
+
+    fn files(self, state: &StateDir) -> GuestFiles {
+        let identity = identity(KERNEL_SHA256);
+        let dir = state.guest().join(&identity);
+        GuestFiles { kernel: dir.join("vmlinux"), initramfs: dir.join("initramfs.cpio"), identity }
+    }
+}
+
+/// Stands for a kernel together with the carried initramfs.
+fn identity(kernel_sum: &str) -> String {
+    let mut sum = hex(&Sha256::digest(format!("{kernel_sum} {INITRAMFS_SHA256}")));
+    sum.truncate(IDENTITY_LEN);
+    sum
+}
+
+/// Whether both files have their length. Their content was flushed before they got their names.
+fn is_whole(files: &GuestFiles) -> bool {
+    let has_len =
+        |path: &Path, len| fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == len);
+    has_len(&files.kernel, KERNEL_LEN) && has_len(&files.initramfs, INITRAMFS.len() as u64)
+}
+
+/// Writes both files beside their place and then renames the directory.
+fn make(state: &StateDir, place: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(state.guest())?;
+    DirBuilder::new().recursive(true).mode(0o700).create(state.tmp())?;
+    let draft = tempfile::Builder::new().prefix("guest-").tempdir_in(state.tmp())?;
+    let kernel = create(&draft.path().join("vmlinux"))?;
+    zstd::stream::copy_decode(KERNEL_PACKED, &kernel)?;
+    kernel.sync_all()?;
+    let mut initramfs = create(&draft.path().join("initramfs.cpio"))?;
+    initramfs.write_all(INITRAMFS)?;
+    initramfs.sync_all()?;
+    fsync_dir(draft.path())?;
+
+    if let Err(error) = fs::rename(draft.path(), place) {
+        if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) {
+            return Err(error);
+        }
+        // Something stands there: a damaged directory, which is moved out of the way (a guest that runs
+        // keeps its open files), or the same made by somebody else at this moment, which does no harm.
+        let grave = tempfile::Builder::new().prefix("deleted-").tempdir_in(state.tmp())?;
+        fs::rename(place, grave.path())?;
+        fs::rename(draft.path(), place)?;
+    }
+    // The draft has become the place; there is nothing left to clean.
+    let _ = draft.keep();
+    fsync_dir(&state.guest())
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    File::options().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Sum of a user's kernel, after a look at its first bytes.
+fn kernel_sum(path: &Path) -> Result<String, GuestError> {
+    let read = |source| GuestError::Read { path: path.to_owned(), source };
+    let not_a_kernel = || GuestError::NotAKernel { path: path.to_owned() };
+    let mut file = File::open(path).map_err(read)?;
+    let found = file.metadata().map_err(read)?;
+    if !found.is_file() || found.len() > KERNEL_LIMIT {
+        return Err(not_a_kernel());
+    }
+    let mut head = Vec::new();
+    (&mut file).take(4096).read_to_end(&mut head).map_err(read)?;
+    let (offset, magic) = BZIMAGE_MAGIC;
+    let is_bzimage = head.get(offset..offset + magic.len()) == Some(magic);
+    if !head.starts_with(b"\x7fELF") && !is_bzimage {
+        return Err(not_a_kernel());
+    }
+    file_sum(path)
+}
+
+fn file_sum(path: &Path) -> Result<String, GuestError> {
+    let read = |source| GuestError::Read { path: path.to_owned(), source };
+    File::open(path).and_then(sum).map_err(read)
+}
+
+/// SHA-256 of all that a reader gives, in hex.
+fn sum(mut from: impl Read) -> io::Result<String> {
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(hex(&hash.finalize())),
+            Ok(count) => hash.update(&buffer[..count]),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn expect(what: &str, expected: &'static str, found: &str) -> Result<(), GuestError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(GuestError::Damaged { what: what.to_owned(), expected, found: found.to_owned() })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
