@@ -7,6 +7,7 @@ mod environment;
 mod manifest;
 mod progress;
 mod reference;
+pub mod rootfs;
 
 pub use config::{ConfigError, ImageConfig, ImportChanges};
 pub use credentials::CredentialError;

@@ -1,0 +1,340 @@
+//! A tar archive as a sequence of members, each with everything that the headers before it said.
+//!
+//! Reads forward only, and holds no more than one member's headers. Never looks at the file system.
+
+use microagent_ext4::{Meta, Special};
+
+use super::Limits;
+use super::error::{Damage, RootfsError, printable};
+use super::header::{self, GnuSparse, Header, Parsed, UNIT, Unit};
+use super::pax::{self, Attribute, Overrides};
+
+/// Longest extended header, long name or sparse map that is read, in bytes; that of Go's `archive/tar`.
+const MAX_SPECIAL: u64 = 1 << 20;
+
+/// A layer's uncompressed bytes.
+pub(super) trait Source {
+    /// The next bytes, at least one unless the stream ended.
+    fn fill(&mut self) -> Result<&[u8], RootfsError>;
+    /// Drops the first `count` of them.
+    fn consume(&mut self, count: usize);
+}
+
+/// One member of an archive.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    /// As stored: it may be absolute, climb, or end in a slash.
+    pub(super) name: Vec<u8>,
+    pub(super) kind: Kind,
+    pub(super) meta: Meta,
+    pub(super) attributes: Vec<Attribute>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Its data follows; see [`Archive::data`].
+    File(Extent),
+    HardLink(Vec<u8>),
+    Symlink(Vec<u8>),
+    Directory,
+    Special(Special),
+}
+
+/// Size of a file, and which parts of it are stored: offsets and lengths, ascending, within the size.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub(super) size: u64,
+    /// `None` when the file is stored whole.
+    pub(super) parts: Option<Vec<(u64, u64)>>,
+}
+
+/// Reads members from a source.
+pub(super) struct Archive<'a, S> {
+    source: S,
+    layer: usize,
+    limits: &'a Limits,
+    /// Of the last member, for errors.
+    last_name: Vec<u8>,
+    /// Data of the current member that was not read yet, and the padding behind it.
+    remaining: u64,
+    padding: u64,
+}
+
+impl<'a, S: Source> Archive<'a, S> {
+    pub(super) fn new(source: S, layer: usize, limits: &'a Limits) -> Archive<'a, S> {
+        Archive { source, layer, limits, last_name: Vec::new(), remaining: 0, padding: 0 }
+    }
+
+    /// The next member, or `None` behind the last; skips what was not read of the one before.
+    pub(super) fn next(&mut self) -> Result<Option<Member>, RootfsError> {
+        let mut overrides = Overrides::default();
+        let (mut long_name, mut long_link) = (None, None);
+        loop {
+            self.skip()?;
+            let Some(header) = self.header()? else { return Ok(None) };
+            match header.kind {
+                b'x' | b'X' => {
+                    overrides = pax::parse(&self.special(header.size)?).map_err(|what| self.bad(what))?
+                }
+                b'L' => long_name = Some(header::text(&self.special(header.size)?).to_vec()),
+                b'K' => long_link = Some(header::text(&self.special(header.size)?).to_vec()),
+                // Global records and volume labels say nothing about files.
+                b'g' | b'V' => self.expect_data(header.size),
+                _ => {
+                    let mut header = header;
+                    header.name = long_name.or(overrides.path.take()).unwrap_or(header.name);
+                    header.link_name = long_link.or(overrides.link_path.take()).unwrap_or(header.link_name);
+                    return self.member(header, overrides).map(Some);
+                }
+            }
+        }
+    }
+
+    /// Reads up to the stream's end, which the digest covers.
+    pub(super) fn finish(mut self) -> Result<S, RootfsError> {
+        loop {
+            let count = self.source.fill()?.len();
+            if count == 0 {
+                return Ok(self.source);
+            }
+            self.source.consume(count);
+        }
+    }
+
+    /// Hands the next `count` bytes of the member's data to `sink`, in pieces.
+    pub(super) fn data(
+        &mut self,
+        count: u64,
+        mut sink: impl FnMut(&[u8]) -> Result<(), RootfsError>,
+    ) -> Result<(), RootfsError> {
+        debug_assert!(count <= self.remaining, "a member's parts are no longer than its data");
+        let mut left = count;
+        while left > 0 {
+            let bytes = self.source.fill()?;
+            if bytes.is_empty() {
+                return Err(self.truncated());
+            }
+            let now = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            sink(&bytes[..now])?;
+            self.source.consume(now);
+            left -= now as u64;
+            self.remaining -= now as u64;
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self) -> Result<(), RootfsError> {
+        self.remaining = self.remaining.checked_add(self.padding).ok_or_else(|| self.truncated())?;
+        self.padding = 0;
+        self.data(self.remaining, |_| Ok(()))
+    }
+
+    fn expect_data(&mut self, size: u64) {
+        self.remaining = size;
+        self.padding = size.wrapping_neg() % UNIT as u64;
+    }
+
+    /// The next header, or `None` at the end: two zero units, one and nothing behind it, or nothing at all.
+    fn header(&mut self) -> Result<Option<Header>, RootfsError> {
+        let Some(unit) = self.unit()? else { return Ok(None) };
+        match header::parse(&unit).map_err(|what| self.bad(what))? {
+            Parsed::Header(header) => Ok(Some(header)),
+            Parsed::Zero => match self.unit()? {
+                Some(unit) if unit.iter().any(|&b| b != 0) => Err(self.bad("data behind the end mark")),
+                _ => Ok(None),
+            },
+        }
+    }
+
+    /// The next unit, or `None` when the stream ends before it.
+    fn unit(&mut self) -> Result<Option<Unit>, RootfsError> {
+        if self.source.fill()?.is_empty() {
+            return Ok(None);
+        }
+        let mut unit = [0; UNIT];
+        let mut filled = 0;
+        self.remaining = UNIT as u64;
+        self.data(UNIT as u64, |bytes| {
+            unit[filled..][..bytes.len()].copy_from_slice(bytes);
+            filled += bytes.len();
+            Ok(())
+        })?;
+        Ok(Some(unit))
+    }
+
+    /// All data of a member that is no file but speaks about the next.
+    fn special(&mut self, size: u64) -> Result<Vec<u8>, RootfsError> {
+        if size > MAX_SPECIAL {
+            return Err(
+                self.limit(format!("an extended header of {size} bytes, {MAX_SPECIAL} are read at most"))
+            );
+        }
+        self.expect_data(size);
+        let mut bytes = Vec::with_capacity(size as usize);
+        self.data(size, |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    fn member(&mut self, header: Header, overrides: Overrides) -> Result<Member, RootfsError> {
+        let name = match &overrides.sparse {
+            sparse if sparse.is_used() && sparse.name.is_some() => sparse.name.clone().unwrap_or_default(),
+            _ => header.name.clone(),
+        };
+        self.last_name.clone_from(&name);
+        let longest = self.limits.max_path_bytes;
+        if name.len() > longest || header.link_name.len() > longest {
+            return Err(self.limit(format!("a path longer than {longest} bytes")));
+        }
+        if name.contains(&0) || header.link_name.contains(&0) {
+            return Err(self.bad("a name with a zero byte"));
+        }
+        let id = |stored: i64, overriding: Option<u32>| overriding.or_else(|| u32::try_from(stored).ok());
+        let (Some(uid), Some(gid)) = (id(header.uid, overrides.uid), id(header.gid, overrides.gid)) else {
+            return Err(self.bad("an owner or group beyond 32 bits"));
+        };
+        let mtime = overrides.mtime.unwrap_or((header.mtime, 0));
+        let meta = Meta { mode: header.mode, uid, gid, mtime };
+        Ok(Member { name, meta, kind: self.kind(header, &overrides)?, attributes: overrides.attributes })
+    }
+
+    fn kind(&mut self, header: Header, overrides: &Overrides) -> Result<Kind, RootfsError> {
+        let size = overrides.size.unwrap_or(header.size);
+        Ok(match header.kind {
+            b'0' | b'7' => {
+                self.expect_data(size);
+                Kind::File(self.extent(size, overrides)?)
+            }
+            b'S' => {
+                let sparse = header.sparse.ok_or_else(|| self.bad("a sparse file without its map"))?;
+                Kind::File(self.gnu_sparse(size, sparse)?)
+            }
+            b'1' => Kind::HardLink(header.link_name),
+            b'2' => Kind::Symlink(header.link_name),
+            b'3' | b'4' => {
+                let (Ok(major), Ok(minor)) = (u32::try_from(header.major), u32::try_from(header.minor))
+                else {
+                    return Err(self.bad("a device number that no kernel has"));
+                };
+                Kind::Special(match header.kind {
+                    b'3' => Special::Character { major, minor },
+                    _ => Special::Block { major, minor },
+                })
+            }
+            b'5' => Kind::Directory,
+            b'6' => Kind::Special(Special::Fifo),
+            // A directory with a list of names, from incremental backups.
+            b'D' => {
+                self.expect_data(size);
+                Kind::Directory
+            }
+            _ => return Err(self.bad("an entry of unknown type")),
+        })
+    }
+
+    fn extent(&mut self, size: u64, overrides: &Overrides) -> Result<Extent, RootfsError> {
+        let sparse = &overrides.sparse;
+        if !sparse.is_used() {
+            return Ok(Extent { size, parts: None });
+        }
+        let logical = sparse.size.ok_or_else(|| self.bad("a sparse file without its size"))?;
+        let map = if sparse.map_in_data { self.map_in_data()? } else { sparse.map.clone() };
+        if map.len() % 2 != 0 {
+            return Err(self.bad("a sparse map that ends early"));
+        }
+        self.parts(logical, map.chunks_exact(2).map(|pair| (pair[0], pair[1])))
+    }
+
+    /// The map of pax version 1.0: decimal numbers, one on a line, the count of pairs first, padded.
+    fn map_in_data(&mut self) -> Result<Vec<u64>, RootfsError> {
+        let mut map = Vec::new();
+        let mut wanted = None;
+        let mut digits = Vec::new();
+        let mut read = 0;
+        loop {
+            let count = (UNIT as u64).min(self.remaining);
+            read += count;
+            if count == 0 || read > MAX_SPECIAL {
+                return Err(self.bad("a sparse map that does not end"));
+            }
+            let mut unit = Vec::with_capacity(UNIT);
+            self.data(count, |bytes| {
+                unit.extend_from_slice(bytes);
+                Ok(())
+            })?;
+            for byte in unit {
+                if byte != b'\n' {
+                    digits.push(byte);
+                    continue;
+                }
+                let number = pax::decimal(&digits).ok_or_else(|| self.bad("a malformed sparse map"))?;
+                digits.clear();
+                match wanted {
+                    None => {
+                        wanted =
+                            Some(number.checked_mul(2).ok_or_else(|| self.bad("a malformed sparse map"))?)
+                    }
+                    Some(_) => map.push(number),
+                }
+                if wanted == Some(map.len() as u64) {
+                    return Ok(map);
+                }
+            }
+        }
+    }
+
+    /// The map of GNU's own format: four pairs in the header, more in units before the data.
+    fn gnu_sparse(&mut self, stored: u64, sparse: GnuSparse) -> Result<Extent, RootfsError> {
+        let GnuSparse { size, mut map } = sparse;
+        let mut parts = map.parts;
+        while map.continued {
+            if parts.len() as u64 * 24 > MAX_SPECIAL {
+                return Err(self.bad("a sparse map that does not end"));
+            }
+            let unit = self.unit()?.ok_or_else(|| self.truncated())?;
+            map = header::more_sparse(&unit).map_err(|what| self.bad(what))?;
+            if map.parts.is_empty() && map.continued {
+                return Err(self.bad("a sparse map that does not end"));
+            }
+            parts.append(&mut map.parts);
+        }
+        self.expect_data(stored);
+        self.parts(size, parts.into_iter())
+    }
+
+    /// Checks a sparse map against the file's size and the data that is there.
+    fn parts(&self, size: u64, map: impl Iterator<Item = (u64, u64)>) -> Result<Extent, RootfsError> {
+        let (mut end, mut stored) = (0u64, 0u64);
+        let mut parts: Vec<(u64, u64)> = Vec::new();
+        for (offset, length) in map {
+            let next = offset.checked_add(length).filter(|&next| offset >= end && next <= size);
+            end = next.ok_or_else(|| self.bad("a sparse map that is out of order or exceeds the file"))?;
+            stored += length; // at most `end`, so it cannot overflow
+            match parts.last_mut() {
+                _ if length == 0 => {}
+                Some(last) if last.0 + last.1 == offset => last.1 += length,
+                _ => parts.push((offset, length)),
+            }
+        }
+        if stored != self.remaining {
+            return Err(self.bad("a sparse map that does not go with the data"));
+        }
+        Ok(Extent { size, parts: Some(parts) })
+    }
+
+    fn bad(&self, what: &'static str) -> RootfsError {
+        let name = printable(&self.last_name);
+        RootfsError::Damaged { layer: self.layer, source: Damage::Tar { what, name } }
+    }
+
+    fn truncated(&self) -> RootfsError {
+        let name = printable(&self.last_name);
+        RootfsError::Damaged { layer: self.layer, source: Damage::Truncated { name } }
+    }
+
+    fn limit(&self, limit: String) -> RootfsError {
+        RootfsError::Limit { layer: self.layer, limit }
+    }
+}

@@ -1,0 +1,127 @@
+//! Why layers could not become a base disk.
+
+use std::io;
+
+/// Why layers could not become a base disk. Layers are counted from 0, the lowest.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RootfsError {
+    /// The layer's own content is broken; fetching it again may help, trying again will not.
+    #[error("layer {} is damaged", layer + 1)]
+    Damaged {
+        /// Which layer.
+        layer: usize,
+        /// What is broken.
+        source: Damage,
+    },
+    /// The layer names a path outside the root directory. Nobody builds such an image by accident.
+    #[error("layer {} tries to reach outside the root directory with `{name}`", layer + 1)]
+    Escape {
+        /// Which layer.
+        layer: usize,
+        /// The name, with bytes that are not printable escaped.
+        name: String,
+    },
+    /// The image exceeds one of [`Limits`](super::Limits).
+    #[error("layer {} exceeds a limit: {limit}", layer + 1)]
+    Limit {
+        /// In which layer the limit was reached; all layers count together.
+        layer: usize,
+        /// The limit, in words.
+        limit: String,
+    },
+    /// The merged tree holds something that ext4 cannot.
+    #[error("`{name}` does not fit an ext4 disk")]
+    Unfit {
+        /// Its path, with bytes that are not printable escaped.
+        name: String,
+        /// What is too large.
+        source: microagent_ext4::Error,
+    },
+    /// This machine failed, not the image.
+    #[error("cannot {doing}")]
+    Host {
+        /// What was attempted.
+        doing: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl RootfsError {
+    /// True when the machine's disk is full (or a quota is used up), so that freeing space helps.
+    pub fn is_disk_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, RootfsError::Host { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
+    pub(super) fn host(doing: impl Into<String>) -> impl FnOnce(io::Error) -> RootfsError {
+        let doing = doing.into();
+        move |source| RootfsError::Host { doing, source }
+    }
+}
+
+/// What is broken in a layer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Damage {
+    /// The compressed stream is broken or ends early.
+    #[error("it cannot be decompressed")]
+    Decompress(#[source] io::Error),
+    /// The tar stream ends early.
+    #[error("it ends in the middle of {}", within(name))]
+    Truncated {
+        /// The last name read, escaped; empty before the first.
+        name: String,
+    },
+    /// The uncompressed layer is not the one that the image names.
+    #[error("its uncompressed content has digest {found}, the image says {expected}")]
+    DiffId {
+        /// What the image says.
+        expected: String,
+        /// What the content has.
+        found: String,
+    },
+    /// The tar stream breaks its own rules.
+    #[error("{what} {}", after(name))]
+    Tar {
+        /// Which rule.
+        what: &'static str,
+        /// The last name read, escaped; empty before the first.
+        name: String,
+    },
+    /// An entry that does not go with what is there already.
+    #[error("`{name}`: {what}")]
+    Entry {
+        /// Its name, escaped.
+        name: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+}
+
+fn within(name: &str) -> String {
+    if name.is_empty() { "its first entry".into() } else { format!("`{name}` or the entry after it") }
+}
+
+fn after(name: &str) -> String {
+    if name.is_empty() { "in its first entry".into() } else { format!("in or after `{name}`") }
+}
+
+/// A name as an error says it.
+pub(super) fn printable(name: &[u8]) -> String {
+    const MOST: usize = 300;
+    let mut text = match std::str::from_utf8(name) {
+        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        _ => name.escape_ascii().to_string(),
+    };
+    if text.len() > MOST {
+        let cut = (0..=MOST).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+        text.truncate(cut);
+        text.push('…');
+    }
+    text
+}

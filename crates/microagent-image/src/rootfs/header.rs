@@ -1,0 +1,214 @@
+//! One 512-byte tar header, in its four dialects: v7, ustar (POSIX), star and GNU.
+//!
+//! # Source
+//!
+//! POSIX.1-2017 `pax`, GNU tar manual "Basic Tar Format"; where they leave room, Go's `archive/tar`, which
+//! every container engine reads layers with.
+
+/// Bytes of a header and of the units that everything is padded to.
+pub(super) const UNIT: usize = 512;
+
+pub(super) type Unit = [u8; UNIT];
+
+/// The fields of one header. Numbers that are out of a kernel's range are refused where they are used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) name: Vec<u8>,
+    pub(super) link_name: Vec<u8>,
+    pub(super) kind: u8,
+    pub(super) mode: u16,
+    pub(super) uid: i64,
+    pub(super) gid: i64,
+    pub(super) size: u64,
+    pub(super) mtime: i64,
+    pub(super) major: i64,
+    pub(super) minor: i64,
+    /// Of type `S` only.
+    pub(super) sparse: Option<GnuSparse>,
+}
+
+/// What GNU's own format says about a sparse file in its header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct GnuSparse {
+    /// Logical size of the file.
+    pub(super) size: u64,
+    pub(super) map: SparseMap,
+}
+
+/// Offsets and lengths of what is stored, and whether a unit with more of them follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SparseMap {
+    pub(super) parts: Vec<(u64, u64)>,
+    pub(super) continued: bool,
+}
+
+/// What a unit that should be a header turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
+    Header(Header),
+    /// All zero: the archive's end.
+    Zero,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    V7,
+    Ustar,
+    Star,
+    Gnu,
+}
+
+pub(super) fn parse(unit: &Unit) -> Result<Parsed, &'static str> {
+    if unit.iter().all(|&b| b == 0) {
+        return Ok(Parsed::Zero);
+    }
+    check_sum(unit)?;
+    let dialect = dialect(unit);
+    let mut name = text(&unit[0..100]).to_vec();
+    let prefix: &[u8] = match dialect {
+        Dialect::Ustar => text(&unit[345..500]),
+        Dialect::Star => text(&unit[345..476]),
+        Dialect::V7 | Dialect::Gnu => b"",
+    };
+    if !prefix.is_empty() {
+        name = [prefix, b"/", &name].concat();
+    }
+    let mut kind = unit[156];
+    if kind == 0 {
+        // Before types were invented, a directory was a name with a slash at its end.
+        kind = if name.ends_with(b"/") { b'5' } else { b'0' };
+    }
+    let device =
+        |field: &[u8]| if dialect == Dialect::V7 { Ok(0) } else { number(field, "a bad device number") };
+    Ok(Parsed::Header(Header {
+        kind,
+        mode: (number(&unit[100..108], "a bad mode")? & 0o7777) as u16,
+        uid: number(&unit[108..116], "a bad owner")?,
+        gid: number(&unit[116..124], "a bad group")?,
+        size: size(&unit[124..136])?,
+        mtime: number(&unit[136..148], "a bad modification time")?,
+        link_name: text(&unit[157..257]).to_vec(),
+        major: device(&unit[329..337])?,
+        minor: device(&unit[337..345])?,
+        sparse: (kind == b'S').then(|| gnu_sparse(unit)).transpose()?,
+        name,
+    }))
+}
+
+fn gnu_sparse(unit: &Unit) -> Result<GnuSparse, &'static str> {
+    Ok(GnuSparse { size: size(&unit[483..495])?, map: sparse_map(&unit[386..483])? })
+}
+
+/// A continuation of a sparse file's map.
+pub(super) fn more_sparse(unit: &Unit) -> Result<SparseMap, &'static str> {
+    sparse_map(&unit[..505])
+}
+
+/// Pairs of 12 bytes each, then the mark that more follow. An empty field ends the list.
+fn sparse_map(field: &[u8]) -> Result<SparseMap, &'static str> {
+    let (pairs, mark) = field.split_at(field.len() - 1);
+    let mut parts = Vec::new();
+    for pair in pairs.chunks_exact(24) {
+        if pair[12] == 0 {
+            break;
+        }
+        parts.push((size(&pair[..12])?, size(&pair[12..])?));
+    }
+    Ok(SparseMap { parts, continued: mark[0] != 0 })
+}
+
+/// A field that counts bytes.
+fn size(field: &[u8]) -> Result<u64, &'static str> {
+    u64::try_from(number(field, "a bad size")?).map_err(|_| "a negative size")
+}
+
+/// A field up to its first NUL.
+pub(super) fn text(field: &[u8]) -> &[u8] {
+    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
+    &field[..end]
+}
+
+fn dialect(unit: &Unit) -> Dialect {
+    match (&unit[257..263], &unit[263..265], &unit[508..512]) {
+        (b"ustar\0", _, b"tar\0") => Dialect::Star,
+        (b"ustar\0", ..) => Dialect::Ustar,
+        (b"ustar ", b" \0", _) => Dialect::Gnu,
+        _ => Dialect::V7,
+    }
+}
+
+/// Holds the header against its checksum, which counts bytes as unsigned or, from old programs, signed.
+fn check_sum(unit: &Unit) -> Result<(), &'static str> {
+    let stored = number(&unit[148..156], "a bad checksum field")?;
+    let (mut unsigned, mut signed) = (0i64, 0i64);
+    for (i, &b) in unit.iter().enumerate() {
+        let b = if (148..156).contains(&i) { b' ' } else { b };
+        unsigned += i64::from(b);
+        signed += i64::from(b.cast_signed());
+    }
+    if stored == unsigned || stored == signed { Ok(()) } else { Err("a header with a wrong checksum") }
+}
+
+/// Octal digits, or base 256 when the first bit is set.
+fn number(field: &[u8], what: &'static str) -> Result<i64, &'static str> {
+    if field[0] & 0x80 != 0 {
+        return base256(field).ok_or(what);
+    }
+    let digits = field.trim_ascii_start();
+    let digits = digits.iter().position(|&b| b != 0).map_or(&b""[..], |start| &digits[start..]);
+    let end = digits.iter().position(|&b| b == 0 || b == b' ').unwrap_or(digits.len());
+    digits[..end]
+        .iter()
+        .try_fold(0i64, |value, &digit| match digit {
+            b'0'..=b'7' => value.checked_mul(8)?.checked_add(i64::from(digit - b'0')),
+            _ => None,
+        })
+        .ok_or(what)
+}
+
+/// A two's complement number whose highest bit marks the encoding and whose second highest is the sign.
+fn base256(field: &[u8]) -> Option<i64> {
+    let negative = field[0] & 0x40 != 0;
+    let first = if negative { field[0] | 0x80 } else { field[0] & 0x7F };
+    let mut value = i128::from(first.cast_signed());
+    for &b in &field[1..] {
+        value = value.checked_mul(256)?.checked_add(i128::from(b))?;
+    }
+    i64::try_from(value).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_every_shape() {
+        for (field, value) in [
+            (&b"0000644\0"[..], 0o644),
+            (b"    644 ", 0o644),
+            (b"\0\0\0\0\0\0\0\0", 0),
+            (b"777777777777", 0o777_777_777_777),
+            (b"\x80\0\0\0\xFF\xFF\xFF\xFE", 0xFFFF_FFFE),
+            (b"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF", -1),
+            (b"\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\x80", -128),
+        ] {
+            assert_eq!(number(field, "bad"), Ok(value), "{}", field.escape_ascii());
+        }
+        for field in [&b"000064x\0"[..], b"00 00648", b"\xBF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF"] {
+            // The second is a number, a blank, and something that nobody reads.
+            let parsed = number(field, "bad");
+            assert_eq!(parsed.is_err(), field[0] != b'0' || field[2] != b' ', "{}", field.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_seen() {
+        let mut unit = [0; UNIT];
+        unit[0] = b'a';
+        unit[148..156].copy_from_slice(format!("{:06o}\0 ", i64::from(b'a') + 8 * 32).as_bytes());
+        assert!(matches!(parse(&unit), Ok(Parsed::Header(h)) if h.name == b"a" && h.kind == b'0'));
+        unit[120] ^= 1;
+        assert_eq!(parse(&unit), Err("a header with a wrong checksum"));
+        assert_eq!(parse(&[0; UNIT]), Ok(Parsed::Zero));
+    }
+}

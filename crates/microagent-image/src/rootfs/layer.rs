@@ -1,0 +1,149 @@
+//! One layer, unpacked: its entries in memory, its file contents in a spool.
+
+use std::path::Path;
+use std::thread::Scope;
+
+use microagent_ext4::{Meta, Special};
+
+use super::LayerFile;
+use super::archive::{Archive, Extent, Kind, Member, Source};
+use super::error::{Damage, RootfsError};
+use super::pax::Attribute;
+use super::spool::{BLOCK, Spool, SpoolWriter};
+use super::stream::{Shared, Stream};
+
+/// An unpacked layer.
+pub(super) struct Unpacked {
+    /// In the order of the archive.
+    pub(super) entries: Vec<Entry>,
+    pub(super) spool: Spool,
+    /// sha256 of the uncompressed archive.
+    pub(super) digest: [u8; 32],
+}
+
+/// One entry of a layer; its name is as the archive has it.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) name: Vec<u8>,
+    pub(super) meta: Meta,
+    pub(super) attributes: Vec<Attribute>,
+    pub(super) kind: EntryKind,
+}
+
+#[derive(Debug)]
+pub(super) enum EntryKind {
+    File(Content),
+    HardLink(Vec<u8>),
+    Symlink(Vec<u8>),
+    Directory,
+    Special(Special),
+}
+
+/// Content of a file: consecutive blocks of its layer's spool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Content {
+    pub(super) size: u64,
+    /// First block in the spool.
+    pub(super) block: u64,
+    /// First block and number of blocks of each part that is not a hole; `None` when there are no holes.
+    pub(super) segments: Option<Box<[(u32, u32)]>>,
+}
+
+/// Unpacks one layer.
+pub(super) fn unpack<'scope, 'a: 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    layer: usize,
+    file: &'scope LayerFile,
+    scratch: &Path,
+    shared: &'scope Shared<'a>,
+) -> Result<Unpacked, RootfsError> {
+    let stream = Stream::open(scope, layer, file, shared)?;
+    let (entries, spool, stream) = read(stream, layer, scratch, shared)?;
+    let digest = stream.digest();
+    if let Some(expected) = &file.diff_id {
+        let found = format!("sha256:{}", hex(&digest));
+        if *expected != found {
+            let source = Damage::DiffId { expected: expected.clone(), found };
+            return Err(RootfsError::Damaged { layer, source });
+        }
+    }
+    Ok(Unpacked { entries, spool, digest })
+}
+
+/// Reads all entries of an uncompressed layer; returns its source, read to the end.
+pub(super) fn read<S: Source>(
+    source: S,
+    layer: usize,
+    scratch: &Path,
+    shared: &Shared<'_>,
+) -> Result<(Vec<Entry>, Spool, S), RootfsError> {
+    let mut archive = Archive::new(source, layer, shared.limits);
+    let mut spool = SpoolWriter::create(scratch)?;
+    let mut entries = Vec::new();
+    while let Some(member) = archive.next()? {
+        shared.count_entry(layer, memory(&member))?;
+        let kind = match member.kind {
+            Kind::File(extent) => EntryKind::File(store(&mut archive, &mut spool, extent, layer)?),
+            Kind::HardLink(target) => EntryKind::HardLink(target),
+            Kind::Symlink(target) => EntryKind::Symlink(target),
+            Kind::Directory => EntryKind::Directory,
+            Kind::Special(special) => EntryKind::Special(special),
+        };
+        entries.push(Entry { name: member.name, meta: member.meta, attributes: member.attributes, kind });
+    }
+    let source = archive.finish()?;
+    Ok((entries, spool.finish()?, source))
+}
+
+/// What an entry takes in memory beside its fixed size, roughly.
+fn memory(member: &Member) -> u64 {
+    let kind = match &member.kind {
+        Kind::File(Extent { parts: Some(parts), .. }) => parts.len() * 16,
+        Kind::HardLink(target) | Kind::Symlink(target) => target.len(),
+        _ => 0,
+    };
+    let attributes: usize = member.attributes.iter().map(|(name, value)| name.len() + value.len()).sum();
+    (member.name.len() + attributes + kind) as u64
+}
+
+/// Moves a file's data into the spool.
+fn store<S: Source>(
+    archive: &mut Archive<'_, S>,
+    spool: &mut SpoolWriter,
+    extent: Extent,
+    layer: usize,
+) -> Result<Content, RootfsError> {
+    let Extent { size, parts } = extent;
+    if size > microagent_ext4::MAX_FILE_SIZE {
+        return Err(RootfsError::Limit { layer, limit: format!("a file of {size} bytes") });
+    }
+    let block = spool.align()?;
+    let Some(parts) = parts else {
+        archive.data(size, |bytes| spool.write(bytes))?;
+        spool.align()?;
+        return Ok(Content { size, block, segments: None });
+    };
+    let mut segments: Vec<(u32, u32)> = Vec::new();
+    // Where in the file the spool's end is, as long as the current segment goes on.
+    let mut at = 0;
+    for (offset, length) in parts {
+        let (first, end) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));
+        match segments.last_mut() {
+            Some(last) if first <= u64::from(last.0 + last.1) => last.1 = (end - u64::from(last.0)) as u32,
+            _ => {
+                spool.align()?;
+                at = first * BLOCK;
+                segments.push((first as u32, (end - first) as u32));
+            }
+        }
+        spool.write_zeros(offset - at)?;
+        archive.data(length, |bytes| spool.write(bytes))?;
+        at = offset + length;
+    }
+    spool.align()?;
+    Ok(Content { size, block, segments: Some(segments.into()) })
+}
+
+pub(super) fn hex(digest: &[u8; 32]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
