@@ -7,10 +7,13 @@
 //! QEMU's `docs/interop/qmp-spec`.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -91,11 +94,35 @@ impl Qmp {
     /// # Errors
     /// Fails when QEMU refuses the command or the monitor breaks.
     pub async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.next_id += 1;
-        let id = self.next_id;
-        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
-        line.push('\n');
+        let (id, line) = self.line(command, &arguments);
         self.commands.write_all(line.as_bytes()).await.map_err(QmpError::Transport)?;
+        self.answer(command, id).await
+    }
+
+    /// Hands QEMU a descriptor under a name that later commands use.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn getfd(&mut self, name: &str, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
+        let (id, line) = self.line("getfd", &json!({ "fdname": name }));
+        let socket: &UnixStream = self.commands.as_ref();
+        let sent = socket.async_io(Interest::WRITABLE, || send_with_fd(socket, line.as_bytes(), fd)).await;
+        if sent.map_err(QmpError::Transport)? != line.len() {
+            // A monitor that is not read from does not take even this short line.
+            return Err(QmpError::Transport(io::ErrorKind::WriteZero.into()));
+        }
+        self.answer("getfd", id).await.map(drop)
+    }
+
+    fn line(&mut self, command: &str, arguments: &Value) -> (u64, String) {
+        self.next_id += 1;
+        let mut line = json!({ "execute": command, "arguments": arguments, "id": self.next_id }).to_string();
+        line.push('\n');
+        (self.next_id, line)
+    }
+
+    /// Reads until the answer with this id comes; keeps the events on the way.
+    async fn answer(&mut self, command: &str, id: u64) -> Result<Value, QmpError> {
         for _ in 0..SKIP_LIMIT {
             let mut answer = self.read_line().await?;
             if let Some(event) = event(&answer) {
@@ -148,6 +175,16 @@ impl Qmp {
         let line = std::mem::take(&mut self.partial);
         serde_json::from_slice(&line).map_err(|_| QmpError::Malformed)
     }
+}
+
+fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }
 
 fn event(line: &Value) -> Option<Event> {

@@ -27,7 +27,10 @@ const LAYOUT_FORMAT: u32 = 1;
 /// How a workspace on its way out is called in `tmp/`.
 const GRAVE_PREFIX: &str = "deleted-";
 
-/// How long a `delete` may be at work on its files before another command takes them for abandoned.
+/// What lies in `tmp/` only for moments: workspaces and templates on their way out, templates on their way in.
+const SWEPT_PREFIXES: [&str; 2] = [GRAVE_PREFIX, "template-"];
+
+/// How long a command may be at work on such files before another one takes them for abandoned.
 const GRAVE_AGE: Duration = Duration::from_secs(60);
 
 /// The state directory of one user.
@@ -93,13 +96,19 @@ impl StateDir {
         }
     }
 
-    /// Removes what a killed `delete` left; best effort, because it is in nobody's way.
+    /// Removes what killed commands left; best effort, because it is in nobody's way.
     fn sweep(&self) {
         let Ok(entries) = fs::read_dir(self.tmp()) else { return };
         for entry in entries.flatten() {
-            let deleted = entry.file_name().as_encoded_bytes().starts_with(GRAVE_PREFIX.as_bytes());
-            let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
-            if deleted && age.is_some_and(|age| age > GRAVE_AGE) {
+            let name = entry.file_name();
+            let swept =
+                SWEPT_PREFIXES.iter().any(|prefix| name.as_encoded_bytes().starts_with(prefix.as_bytes()));
+            let age = entry
+                .metadata()
+                .and_then(|metadata| metadata.modified())
+                .ok()
+                .and_then(|at| at.elapsed().ok());
+            if swept && age.is_some_and(|age| age > GRAVE_AGE) {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }

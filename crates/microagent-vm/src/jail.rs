@@ -6,6 +6,7 @@
 //! # Source
 //! Linux `Documentation/userspace-api/landlock.rst`.
 
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -34,11 +35,14 @@ const SYSTEM_READ: [&str; 9] = [
 /// Devices that QEMU opens.
 const DEVICES: [&str; 4] = ["/dev/null", "/dev/urandom", "/dev/random", "/dev/kvm"];
 
-/// Rules for one machine.
+/// Rules for one machine; `memory` is the file of its template, if it goes on from one.
 ///
 /// # Errors
 /// Fails when the kernel knows Landlock and refuses these rules.
-pub(crate) fn rules(machine: &MachineSpec) -> Result<RulesetCreated, RulesetError> {
+pub(crate) fn rules(
+    machine: &MachineSpec,
+    memory: Option<BorrowedFd<'_>>,
+) -> Result<RulesetCreated, RulesetError> {
     let read = AccessFs::from_read(NEWEST);
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -56,7 +60,13 @@ pub(crate) fn rules(machine: &MachineSpec) -> Result<RulesetCreated, RulesetErro
     for path in DEVICES {
         ruleset = allow(ruleset, Path::new(path), device)?;
     }
-    allow(ruleset, &machine.disk, AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate)
+    let writable = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
+    ruleset = allow(ruleset, &machine.disk, writable)?;
+    match memory {
+        // QEMU opens its memory anew through this descriptor, and always for writing.
+        Some(memory) => ruleset.add_rule(PathBeneath::new(memory, AccessFs::ReadFile | AccessFs::WriteFile)),
+        None => Ok(ruleset),
+    }
 }
 
 /// A QEMU of one's own brings its firmware and libraries beside it (`PREFIX/bin/qemu`, `PREFIX/share`).

@@ -19,6 +19,7 @@ mod overlay;
 mod spawn;
 pub mod spec;
 pub mod supervisor;
+pub mod template;
 
 pub use accel::{AccelChoice, AccelDecision, KvmFacts};
 pub use bounded_log::older as older_log;

@@ -3,8 +3,9 @@
 //! ```text
 //!            AgentReady            WorkDone(keep)           Flushed / deadline
 //! Starting ────────────▶ Running ────────────────▶ Stopping ───────────────────┐
-//!    │                      │ WorkDone(scratch)       │                         ▼
-//!    └──────────────────────┴─────────────────────────┴──── any end ────────▶ Ended
+//!    ▲ │                    │ WorkDone(scratch)       │                         ▼
+//!    │ └────────────────────┴─────────────────────────┴──── any end ────────▶ Ended
+//! Restoring (AgentReady ▶ Running; the guest's or QEMU's failure ▶ Starting, once, cold)
 //! ```
 //!
 //! The first end wins, with one exception: once the work is done its outcome stands, whatever happens to
@@ -17,7 +18,9 @@ use crate::spec::Outcome;
 /// Where the machine is in its life.
 #[derive(Debug, Clone)]
 pub enum Phase {
-    /// From the spawn to the agent's answer.
+    /// From the spawn of a machine that goes on from a template to the agent's answer.
+    Restoring,
+    /// From the spawn of a machine that boots to the agent's answer.
     Starting,
     /// The guest works.
     Running,
@@ -63,6 +66,8 @@ pub enum Effect {
     Quit,
     /// Kill QEMU.
     Kill,
+    /// Throw the template away and start once more, cold.
+    StartCold,
 }
 
 /// Advances the life by one event. `keep` says whether the disk outlives the machine.
@@ -71,7 +76,8 @@ pub fn step(phase: Phase, event: Event, keep: bool) -> (Phase, Effect) {
     use Phase as P;
     match (phase, event) {
         (P::Ended(outcome), _) => (P::Ended(outcome), Effect::None), // absorbing
-        (P::Starting, E::AgentReady) => (P::Running, Effect::Publish),
+        (P::Restoring, E::GuestFailed(_) | E::MachineGone(_)) => (P::Starting, Effect::StartCold),
+        (P::Restoring | P::Starting, E::AgentReady) => (P::Running, Effect::Publish),
         (P::Starting | P::Running, E::WorkDone(outcome)) if keep => (P::Stopping(outcome), Effect::Flush),
         (P::Starting | P::Running, E::WorkDone(outcome)) => (P::Ended(outcome), Effect::Kill),
         (P::Stopping(outcome), E::Flushed) => (P::Ended(outcome), Effect::Quit),
@@ -160,6 +166,20 @@ mod tests {
         for event in [Event::FlushFailed("x".into()), Event::MachineGone("x".into())] {
             let (phase, effect) = step(Phase::Stopping(Outcome::Fetched), event, true);
             assert_eq!((failure_kind(&phase), effect), (FailureKind::GuestDied, Effect::Kill));
+        }
+    }
+
+    #[test]
+    fn a_failed_restore_is_tried_once_more_cold() {
+        for event in [Event::GuestFailed("x".into()), Event::MachineGone("x".into())] {
+            let (phase, effect) = step(Phase::Restoring, event, false);
+            assert_eq!(effect, Effect::StartCold);
+            assert!(matches!(phase, Phase::Starting));
+        }
+        for event in [Event::TimedOut, Event::Cancelled, Event::HostFull("x".into())] {
+            let (phase, effect) = step(Phase::Restoring, event, false);
+            assert_eq!(effect, Effect::Kill);
+            assert!(matches!(phase, Phase::Ended(_)));
         }
     }
 

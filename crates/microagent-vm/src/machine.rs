@@ -5,7 +5,7 @@
 //! and, with network `user`, one network device. Every channel is a socket that QEMU inherits: there is no
 //! path to it and nobody else can connect.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
 use microagent_proto::PORT_NAME;
@@ -13,6 +13,9 @@ use microagent_qemu::argv::{Accel, CommandLine, Durability, Microvm, qcow2_overl
 use serde_json::json;
 
 use crate::spec::MachineSpec;
+
+/// Version of the set of devices below; a template is good only for the layout that it was frozen with.
+pub const DEVICE_LAYOUT: u32 = 1;
 
 /// SCSI target of the root disk.
 pub const ROOT_SCSI_TARGET: u8 = 0;
@@ -36,6 +39,25 @@ pub struct Sockets<'a> {
     pub network: Option<BorrowedFd<'a>>,
 }
 
+/// How the machine comes to life.
+#[derive(Debug, Clone, Copy)]
+pub enum Start<'a> {
+    /// The kernel is booted.
+    Boot,
+    /// The kernel is booted with its memory in this file, so that the guest can be frozen.
+    BootToFreeze {
+        /// The memory, shared with whoever copies it.
+        memory: BorrowedFd<'a>,
+    },
+    /// A frozen guest goes on.
+    Restore {
+        /// Its memory, mapped privately.
+        memory: BorrowedFd<'a>,
+        /// The state of its devices.
+        state: BorrowedFd<'a>,
+    },
+}
+
 /// A path that cannot be handed to QEMU.
 #[derive(Debug, thiserror::Error)]
 #[error("`{}` is not UTF-8; QEMU takes no other paths", path.display())]
@@ -44,14 +66,20 @@ pub struct PathError {
     pub path: PathBuf,
 }
 
-/// QEMU's command line for a cold boot.
+/// QEMU's command line. All starts of one shape have the same devices in the same order, because a frozen
+/// state fits no others.
 ///
 /// # Errors
 /// Fails when a path is not UTF-8.
-pub fn command_line(spec: &MachineSpec, sockets: Sockets<'_>) -> Result<CommandLine, PathError> {
+pub fn command_line(
+    spec: &MachineSpec,
+    start: Start<'_>,
+    sockets: Sockets<'_>,
+) -> Result<CommandLine, PathError> {
     let mut line = CommandLine::new();
     let accel = if spec.kvm { Accel::Kvm } else { Accel::Tcg };
-    line.machine(&Microvm { accel, memory_backend: None })
+    let memory_backend = add_memory(&mut line, spec, start);
+    line.machine(&Microvm { accel, memory_backend })
         .switch("-cpu", if spec.kvm { "host" } else { "max" })
         .switch("-m", spec.memory_mib.to_string())
         .switch("-smp", spec.cpu_count.to_string())
@@ -78,6 +106,27 @@ pub fn command_line(spec: &MachineSpec, sockets: Sockets<'_>) -> Result<CommandL
             .device(&json!({ "driver": "virtio-net-device", "netdev": "net0" }));
     }
     Ok(line)
+}
+
+/// Memory in a file for a guest that is or will be frozen; gives the backend's id. The state of a machine
+/// with `x-ignore-shared` has no memory in it.
+fn add_memory(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> Option<String> {
+    let (memory, share) = match start {
+        Start::Boot => return None,
+        Start::BootToFreeze { memory } => (memory, true),
+        Start::Restore { memory, state } => {
+            line.switch("-incoming", format!("fd:{}", state.as_raw_fd()));
+            (memory, false)
+        }
+    };
+    line.switch("-global", "migration.x-ignore-shared=on").object(&json!({
+        "qom-type": "memory-backend-file",
+        "id": "mem",
+        "size": u64::from(spec.memory_mib) * 1024 * 1024,
+        "mem-path": format!("/proc/self/fd/{}", memory.as_raw_fd()),
+        "share": share,
+    }));
+    Some("mem".to_owned())
 }
 
 fn add_disk(line: &mut CommandLine, spec: &MachineSpec) -> Result<(), PathError> {
@@ -118,7 +167,7 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         let fd = null.as_fd();
         let sockets = Sockets { console: fd, monitor: fd, control: fd, network: with_network.then_some(fd) };
-        let line = command_line(spec, sockets).unwrap();
+        let line = command_line(spec, Start::Boot, sockets).unwrap();
         line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect()
     }
 
@@ -133,6 +182,34 @@ mod tests {
         let words = words(&spec(), true);
         assert_eq!(words.iter().filter(|word| word.contains("virtio-net-device")).count(), 1);
         assert!(words.iter().any(|word| word.starts_with("stream,id=net0,server=off,addr.type=fd")));
+    }
+
+    #[test]
+    fn every_start_has_the_same_devices_in_the_same_order() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let fd = null.as_fd();
+        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: Some(fd) };
+        let devices = |start| {
+            let line = command_line(&spec(), start, sockets).unwrap();
+            let words: Vec<_> = line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect();
+            let device = |pair: &[String]| (pair[0] == "-device").then(|| pair[1].clone());
+            words.windows(2).filter_map(device).collect::<Vec<_>>()
+        };
+        let booted = devices(Start::Boot);
+        assert_eq!(devices(Start::BootToFreeze { memory: fd }), booted);
+        assert_eq!(devices(Start::Restore { memory: fd, state: fd }), booted);
+    }
+
+    #[test]
+    fn a_restored_machine_maps_its_memory_privately() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let fd = null.as_fd();
+        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: None };
+        let line = command_line(&spec(), Start::Restore { memory: fd, state: fd }, sockets).unwrap();
+        let object =
+            line.args().iter().find_map(|arg| arg.to_str().filter(|arg| arg.contains("memory-backend-file")));
+        let object: serde_json::Value = serde_json::from_str(object.unwrap()).unwrap();
+        assert_eq!(object["share"], false);
     }
 
     #[test]

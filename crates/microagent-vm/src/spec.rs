@@ -37,6 +37,8 @@ pub struct Spec {
     pub timeout: Option<Duration>,
     /// How long the guest may take to answer for the first time.
     pub boot_deadline: Duration,
+    /// Whether templates are used and made; the reason, when they are not.
+    pub warm: Result<(), String>,
 }
 
 /// The virtual hardware and its files.
@@ -100,6 +102,8 @@ pub struct Step {
 /// What a supervisor tells while it works; `Ended` is the last.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Report {
+    /// The guest did not come back from its template and is started once more, cold; why.
+    Fallback(String),
     /// The guest answered and is configured.
     Booted,
     /// A setup step begins (number from 0).
@@ -154,12 +158,15 @@ pub enum Outcome {
 
 /// How a machine was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StartMode {
     /// The kernel was booted.
     Cold {
         /// Why not from a template.
         reason: String,
     },
+    /// A frozen guest went on.
+    Warm,
 }
 
 /// Moments in the life of a machine, in microseconds from the start of its supervisor; 0 for one that was
@@ -170,6 +177,8 @@ pub struct Timeline {
     pub spawned_us: u64,
     /// The agent answered.
     pub ready_us: u64,
+    /// The guest was frozen into a template on the way; how long it stood still for that.
+    pub freeze_us: u64,
     /// Clock, network and disk are set up.
     pub configured_us: u64,
     /// Setup is done, the command begins.

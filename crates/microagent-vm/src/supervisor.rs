@@ -5,12 +5,14 @@
 //! written by the driver alone.
 
 mod machine;
+mod plan;
 mod worker;
 
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -25,13 +27,15 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
-use tokio::time::{sleep, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use crate::bounded_log::BoundedLog;
 use crate::lifecycle::{Effect, Event, Phase, step};
 use crate::spec::{Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work};
+use crate::template::Template;
 use machine::Machine;
-use worker::Worker;
+use plan::Plan;
+use worker::{Freeze, Links, Worker};
 
 /// First argument of a process that is to be a supervisor.
 pub const SUPERVISE_ARGUMENT: &str = "__supervise";
@@ -44,6 +48,10 @@ const LAST_WORD_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the guest may take to end its processes and flush its disk.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a restored guest may take to answer. Alone it takes milliseconds; under load it waits for a
+/// processor like everybody else, and a cold start would only make that worse.
+const RESTORE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a broken control channel waits for the reason: the death of QEMU explains it best.
 const REASON_PATIENCE: Duration = Duration::from_millis(500);
@@ -136,21 +144,19 @@ fn report_to(mut writer: OwnedWriteHalf) -> (mpsc::Sender<Report>, JoinHandle<bo
 fn never_started(failure: Failure) -> Ended {
     Ended {
         outcome: Outcome::Failed(failure),
-        start: cold(),
+        start: StartMode::Cold { reason: "it was never started".to_owned() },
         timeline: Timeline::default(),
         console_tail: String::new(),
     }
 }
 
-fn cold() -> StartMode {
-    StartMode::Cold { reason: "every start is cold in this version".to_owned() }
-}
-
 /// Owns the life of one machine.
 struct Driver {
     spec: Spec,
+    state: StateDir,
     dir: WorkspaceDir,
     record: WorkspaceRecord,
+    start: StartMode,
     reports: mpsc::Sender<Report>,
     console: Shared<BoundedLog>,
     timeline: Shared<Timeline>,
@@ -177,9 +183,11 @@ impl Driver {
         let console =
             BoundedLog::create(&console, CONSOLE_LIMIT).map_err(|e| full_or_boot(&e, "console log"))?;
         let mut driver = Driver {
+            state: StateDir::at(&spec.state_dir),
             spec,
             dir,
             record,
+            start: StartMode::Cold { reason: "it was never started".to_owned() },
             reports,
             console: Rc::new(RefCell::new(console)),
             timeline: Rc::default(),
@@ -206,50 +214,90 @@ impl Driver {
             Outcome::Failed(_) => self.console.borrow().tail(),
             _ => String::new(),
         };
-        Ended { outcome, start: cold(), timeline: *self.timeline.borrow(), console_tail }
+        Ended { outcome, start: self.start, timeline: *self.timeline.borrow(), console_tail }
     }
 
     async fn live(&mut self, tether: OwnedReadHalf) -> Result<Outcome, Failure> {
-        let (events, mut incoming) = mpsc::channel(QUEUE);
-        let mut machine = Machine::start(&self.spec, &self.dir, Rc::clone(&self.console), &events)?;
+        let mut cancelled = pin!(caller_gone(tether));
+        let mut plan = Plan::choose(&self.spec, &self.state);
+        loop {
+            let template = matches!(plan, Plan::Warm(_));
+            let mut life = self.start(plan)?;
+            let lived = self.follow(&mut life, template, cancelled.as_mut()).await;
+            life.worker.abort();
+            match lived? {
+                Lived::Ended(outcome) => return Ok(outcome),
+                Lived::NotRestored(reason) => {
+                    let _ = self.reports.send(Report::Fallback(reason.clone())).await;
+                    if let Some(template) = life.template {
+                        template.discard(&self.state);
+                    }
+                    plan = Plan::Cold(format!("the template did not come back to life: {reason}"));
+                }
+            }
+        }
+    }
+
+    /// Starts the machine and the conversation with its guest.
+    fn start(&mut self, plan: Plan) -> Result<Life, Failure> {
+        let (events, incoming) = mpsc::channel(QUEUE);
+        let mut machine = Machine::start(&self.spec, &plan, &self.dir, Rc::clone(&self.console), &events)?;
+        self.start = plan.mode();
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
         self.record.vmm = machine.process_id();
         self.publish(State::Starting).map_err(|e| write_failure(&e))?;
 
+        let (template, freezer) = match plan {
+            Plan::Warm(template) => (Some(template), None),
+            Plan::Freeze(freezer, _) => (None, Some(freezer)),
+            Plan::Cold(_) => (None, None),
+        };
+        let answer_deadline = match template {
+            Some(_) => RESTORE_DEADLINE.min(self.spec.boot_deadline),
+            None => self.spec.boot_deadline,
+        };
+        let freeze =
+            freezer.map(|freezer| Freeze { freezer, monitor: machine.monitor(), state: self.state.clone() });
+        let links = Links {
+            console: Rc::clone(&self.console),
+            timeline: Rc::clone(&self.timeline),
+            reports: self.reports.clone(),
+            started: self.started,
+        };
+        let worker = Worker::new(&self.spec, &self.dir, answer_deadline, freeze, links)
+            .map_err(|e| full_or_boot(&e, "output"))?;
         let (flush, flush_asked) = oneshot::channel();
-        let worker =
-            Worker::new(&self.spec, &self.dir, self.started, &self.console, &self.timeline, &self.reports)
-                .map_err(|e| full_or_boot(&e, "output"))?;
-        let worker = spawn_local(worker.run(machine.take_control(), events.clone(), flush_asked));
-        let watch = spawn_local(watch_tether(tether, events));
-        let outcome = self.follow(&mut machine, &mut incoming, flush).await;
-        worker.abort();
-        watch.abort();
-        outcome
+        let worker = spawn_local(worker.run(machine.take_control(), events, flush_asked));
+        Ok(Life { machine, worker, incoming, flush: Some(flush), template })
     }
 
     /// Takes events one by one until the end.
     async fn follow(
         &mut self,
-        machine: &mut Machine,
-        incoming: &mut mpsc::Receiver<Event>,
-        flush: oneshot::Sender<()>,
-    ) -> Result<Outcome, Failure> {
+        life: &mut Life,
+        restored: bool,
+        mut cancelled: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Lived, Failure> {
         let keep = self.spec.machine.keep_disk;
-        let mut flush = Some(flush);
-        let mut phase = Phase::Starting;
+        let mut phase = if restored { Phase::Restoring } else { Phase::Starting };
         let time_up = self.spec.timeout.map(|timeout| tokio::time::Instant::from_std(self.started + timeout));
         let mut flush_up = None;
         loop {
+            let working = !matches!(phase, Phase::Stopping(_));
             let event = tokio::select! {
                 biased;
-                Some(event) = incoming.recv() => explain(event, machine).await,
-                message = machine.gone() => Event::MachineGone(message),
+                Some(event) = life.incoming.recv() => explain(event, &mut life.machine).await,
+                message = life.machine.gone() => Event::MachineGone(message),
+                () = cancelled.as_mut() => Event::Cancelled,
                 () = wait_until(flush_up) => {
                     flush_up = None;
                     Event::FlushFailed("the guest did not answer in time".to_owned())
                 }
-                () = wait_until(time_up.filter(|_| matches!(phase, Phase::Starting | Phase::Running))) => Event::TimedOut,
+                () = wait_until(time_up.filter(|_| working)) => Event::TimedOut,
+            };
+            let reason = match &event {
+                Event::GuestFailed(reason) | Event::MachineGone(reason) => reason.clone(),
+                _ => String::new(),
             };
             let (next, effect) = step(phase, event, keep);
             phase = next;
@@ -263,13 +311,17 @@ impl Driver {
                     self.publish(State::Stopping).map_err(|e| write_failure(&e))?;
                     flush_up = Some(tokio::time::Instant::now() + FLUSH_DEADLINE);
                     // The worker may have died of the guest's doing; the deadline speaks then.
-                    let _ = flush.take().map(|flush| flush.send(()));
+                    let _ = life.flush.take().map(|flush| flush.send(()));
                 }
-                Effect::Quit => machine.quit().await,
-                Effect::Kill => machine.kill().await,
+                Effect::Quit => life.machine.quit().await,
+                Effect::Kill => life.machine.kill().await,
+                Effect::StartCold => {
+                    life.machine.kill().await;
+                    return Ok(Lived::NotRestored(reason));
+                }
             }
             if let Phase::Ended(outcome) = phase {
-                return Ok(outcome);
+                return Ok(Lived::Ended(outcome));
             }
         }
     }
@@ -311,6 +363,23 @@ impl Driver {
     }
 }
 
+/// One machine and what is known of it.
+struct Life {
+    machine: Machine,
+    worker: JoinHandle<()>,
+    incoming: mpsc::Receiver<Event>,
+    flush: Option<oneshot::Sender<()>>,
+    template: Option<Template>,
+}
+
+/// What came of a machine.
+enum Lived {
+    /// Its life is over.
+    Ended(Outcome),
+    /// It did not come back from its template; why.
+    NotRestored(String),
+}
+
 /// A broken channel is mostly the first sign of a machine that is gone, which says more.
 async fn explain(event: Event, machine: &mut Machine) -> Event {
     match event {
@@ -330,11 +399,8 @@ async fn wait_until(moment: Option<tokio::time::Instant>) {
 }
 
 /// The caller says nothing after the spec: whatever comes is the wish to end, or the caller's end.
-async fn watch_tether(mut tether: OwnedReadHalf, events: mpsc::Sender<Event>) {
+async fn caller_gone(mut tether: OwnedReadHalf) {
     let _ = tether.read_u8().await;
-    let _ = events.send(Event::Cancelled).await;
-    // Keeps this half open until the driver is done: dropping it early would change nothing for the caller.
-    sleep(FLUSH_DEADLINE).await;
 }
 
 fn elapsed_us(started: Instant) -> u64 {

@@ -89,7 +89,8 @@ impl Engine {
         let dir = self.state().workspace(&record.name);
         let base = self.images().disk_path(&record.image.disk);
         let kept = WorkspaceRecord { disposable: false, ..record.clone() };
-        let spec = self.spec(&kept, &machinery, &dir, &base, Work::Fetch { path: path.as_bytes().to_vec() })?;
+        let spec =
+            self.spec(&kept, &machinery, &dir, &base, Work::Fetch { path: path.as_bytes().to_vec() })?;
         let spec = Spec { timeout: Some(FETCH_TIMEOUT), ..spec };
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: record.name.to_string(), backend: backend.clone() });
@@ -212,12 +213,18 @@ fn unpack(stream: impl Read, dest: &Path) -> io::Result<Unpacked> {
         let kind = entry.header().entry_type();
         let wanted = matches!(
             kind,
-            EntryType::Regular | EntryType::Continuous | EntryType::Directory | EntryType::Symlink | EntryType::Link
+            EntryType::Regular
+                | EntryType::Continuous
+                | EntryType::Directory
+                | EntryType::Symlink
+                | EntryType::Link
         );
         // `unpack_in` refuses names and links that lead out of the directory.
         if wanted && !entry.unpack_in(dir.path())? {
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            return Err(io::Error::other(format!("the guest sent `{name}`, which leads out of the destination")));
+            return Err(io::Error::other(format!(
+                "the guest sent `{name}`, which leads out of the destination"
+            )));
         }
     }
     let mut items = fs::read_dir(dir.path())?;
@@ -268,7 +275,11 @@ mod tests {
     fn nothing_lands_outside() {
         let attacks: [&[(&str, EntryType, &str)]; 4] = [
             &[("../evil", EntryType::Regular, "x")],
-            &[("a", EntryType::Directory, ""), ("a/l", EntryType::Symlink, "/tmp"), ("a/l/evil", EntryType::Regular, "x")],
+            &[
+                ("a", EntryType::Directory, ""),
+                ("a/l", EntryType::Symlink, "/tmp"),
+                ("a/l/evil", EntryType::Regular, "x"),
+            ],
             &[("a", EntryType::Directory, ""), ("a/h", EntryType::Link, "../../secret")],
             &[("one", EntryType::Regular, "x"), ("two", EntryType::Regular, "x")],
         ];

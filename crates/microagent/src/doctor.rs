@@ -113,7 +113,7 @@ impl Engine {
         let files = guest.unpack(self.state())?;
         let problem = guest.verify(self.state()).err().map(|error| chain(&error));
         Ok(KernelReport {
-            version: info.version.to_owned(),
+            version: info.release.to_owned(),
             sha256: info.sha256.to_owned(),
             path: files.kernel,
             ok: problem.is_none(),
@@ -127,7 +127,9 @@ impl Engine {
             Err(error) => missing(name, &error),
             Ok(path) => match first_line(&path) {
                 Some(version) => ok(name, format!("{version} ({})", path.display())),
-                None => failed(name, format!("`{}` does not tell its version", path.display()), "install it anew"),
+                None => {
+                    failed(name, format!("`{}` does not tell its version", path.display()), "install it anew")
+                }
             },
         }
     }
@@ -138,8 +140,12 @@ impl Engine {
             // Runs with `--network isolated` work without it.
             Err(error) => Check { status: CheckStatus::Warning, ..missing(name, &error) },
             Ok(path) => match first_line(&path) {
-                Some(version) => ok(name, format!("{version} ({}), for network {}", path.display(), NetworkMode::User)),
-                None => failed(name, format!("`{}` does not tell its version", path.display()), "install it anew"),
+                Some(version) => {
+                    ok(name, format!("{version} ({}), for network {}", path.display(), NetworkMode::User))
+                }
+                None => {
+                    failed(name, format!("`{}` does not tell its version", path.display()), "install it anew")
+                }
             },
         }
     }
@@ -154,11 +160,15 @@ impl Engine {
                 let remedy = "free some space (`microagent image prune`) or choose another --state-dir";
                 match free {
                     ..DISK_MIN => failed(name, detail, remedy),
-                    DISK_MIN..DISK_LOW => Check { status: CheckStatus::Warning, ..failed(name, detail, remedy) },
+                    DISK_MIN..DISK_LOW => {
+                        Check { status: CheckStatus::Warning, ..failed(name, detail, remedy) }
+                    }
                     _ => ok(name, detail),
                 }
             }
-            Err(errno) => failed(name, format!("`{}`: {errno}", path.display()), "choose another --state-dir"),
+            Err(errno) => {
+                failed(name, format!("`{}`: {errno}", path.display()), "choose another --state-dir")
+            }
         }
     }
 
@@ -203,7 +213,7 @@ fn check_accelerator(decision: &AccelDecision) -> Check {
 fn check_kernel() -> Check {
     let guest = Guest::embedded();
     let info = guest.kernel_info();
-    ok("kernel", format!("{} carried inside, sha256 {}", info.version, &info.sha256[..12]))
+    ok("kernel", format!("{} carried inside, sha256 {}", info.release, &info.sha256[..12]))
 }
 
 /// Limits that a caller (a service manager, a CI runner, a shell) may have set too low.
@@ -223,7 +233,11 @@ fn check_limits() -> Check {
     if low.is_empty() {
         return ok("limits", "open files, address space and file size are sufficient".to_owned());
     }
-    failed("limits", low.join("; "), "raise them where this process is started (ulimit, systemd LimitNOFILE=, …)")
+    failed(
+        "limits",
+        low.join("; "),
+        "raise them where this process is started (ulimit, systemd LimitNOFILE=, …)",
+    )
 }
 
 /// The path itself or the closest directory above it that exists.

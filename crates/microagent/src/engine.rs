@@ -27,6 +27,8 @@ pub struct EngineOptions {
     pub passt: Option<PathBuf>,
     /// Directories where programs are looked for, as in `PATH`.
     pub search_path: String,
+    /// Whether machines start from templates and make them; the reason, when they do not.
+    pub warm: Result<(), String>,
     /// How long a guest may take to answer for the first time. Generous: many guests may start at once on
     /// few cores without hardware virtualisation.
     pub boot_deadline: Duration,
@@ -45,6 +47,7 @@ impl EngineOptions {
             qemu: None,
             passt: None,
             search_path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+            warm: Ok(()),
             boot_deadline: Duration::from_secs(120),
             environment: Environment::default(),
         }

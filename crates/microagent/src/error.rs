@@ -170,9 +170,9 @@ impl Error {
             Error::State(_) | Error::Supervise(_) | Error::Guest(_) => ErrorKind::Host,
             Error::Image(ImageError::Cancelled) | Error::Cancelled => ErrorKind::Cancelled,
             Error::Image(_) => ErrorKind::Image,
-            Error::NoSuchWorkspace { .. } | Error::NoSuchArtifact { .. } | Error::ArtifactUnreadable { .. } => {
-                ErrorKind::NotFound
-            }
+            Error::NoSuchWorkspace { .. }
+            | Error::NoSuchArtifact { .. }
+            | Error::ArtifactUnreadable { .. } => ErrorKind::NotFound,
             Error::NameTaken { .. } => ErrorKind::AlreadyExists,
             Error::Record(_) => ErrorKind::Damaged,
             Error::Busy { .. } => ErrorKind::Busy,
@@ -215,9 +215,9 @@ impl Error {
                 Some("declare artifacts when it is made: --output NAME=/guest/path".to_owned())
             }
             Error::NoSuchArtifact { declared, .. } => Some(format!("it declares: {}", declared.join(", "))),
-            Error::RunFailed { workspace, .. } | Error::SetupFailed { workspace, .. } => {
-                Some(format!("microagent logs {workspace} shows why; microagent delete {workspace} --yes removes it"))
-            }
+            Error::RunFailed { workspace, .. } | Error::SetupFailed { workspace, .. } => Some(format!(
+                "microagent logs {workspace} shows why; microagent delete {workspace} --yes removes it"
+            )),
             _ if self.kind() == ErrorKind::HostFull => {
                 Some("free some space (`microagent image prune`) or use another --state-dir".to_owned())
             }

@@ -35,9 +35,11 @@ pub use event::{Event, Observer};
 pub use options::{RunCommand, RunOptions, SetupStep};
 pub use profile::{PROFILES, Profile};
 pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
-pub use workspace::{Deletion, DeleteMode, WorkspaceDetails, WorkspaceSummary};
+pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
 
 pub use microagent_image as image;
-pub use microagent_store::{Artifact, Failure, FailureKind, NameError, NetworkMode, Resources, State, WorkspaceName};
+pub use microagent_store::{
+    Artifact, Failure, FailureKind, NameError, NetworkMode, Resources, State, WorkspaceName,
+};
 pub use microagent_vm::{OutputFrame, OutputReader, OutputStream, StartMode, Timeline, supervise};
 pub use tokio_util::sync::CancellationToken;

@@ -11,20 +11,21 @@ use microagent_image::{Image, ImageConfig, ImageEvent, Progress, PullOptions};
 use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, RESOLVED_CONF, upstream_name_server};
 use microagent_proto::{Chunk, Command, Configure, Entropy, Exec, GENERATION, MacAddress, Network, Root};
 use microagent_store::{
-    FailureKind, ImageIdentity, NetworkMode, RecordedResult, Resources, State, WORKSPACE_FORMAT, WorkspaceDir,
-    WorkspaceName, WorkspaceRecord,
+    FailureKind, ImageIdentity, NetworkMode, RecordedResult, Resources, State, WORKSPACE_FORMAT,
+    WorkspaceDir, WorkspaceName, WorkspaceRecord,
 };
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::PasstSpec;
 use microagent_vm::{
-    AccelDecision, Ended, KvmFacts, MachineSpec, Outcome, OutputReader, Report, Spec, Step, SuperviseError, Work,
-    accel, create_overlay, launch,
+    AccelDecision, Ended, KvmFacts, MachineSpec, Outcome, OutputReader, Report, Spec, Step, SuperviseError,
+    Work, accel, create_overlay, launch,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Engine, Error, Event, ImageReport, Observer, RunCommand, RunOptions, RunReport, RunResult, SetupFailure, SetupStep,
+    Engine, Error, Event, ImageReport, Observer, RunCommand, RunOptions, RunReport, RunResult, SetupFailure,
+    SetupStep,
 };
 
 /// Free space that an image's disk has beyond its content, in MiB.
@@ -77,7 +78,13 @@ impl Engine {
         }
         let record = new_record(options, &name, &image, resources);
         let dir = self.settle_in(&record, &image)?;
-        let spec = self.spec(&record, &machinery, &dir, &image.disk, work(options, &image.config, &record, command))?;
+        let spec = self.spec(
+            &record,
+            &machinery,
+            &dir,
+            &image.disk,
+            work(options, &image.config, &record, command),
+        )?;
         let spec = Spec { timeout: options.timeout, ..spec };
 
         let backend = machinery.decision.backend();
@@ -105,7 +112,10 @@ impl Engine {
         }
         let (recorded, ended) = result;
         if recorded.dropped_bytes > 0 {
-            notices.push(format!("{} bytes of output were dropped: it was over the bound", recorded.dropped_bytes));
+            notices.push(format!(
+                "{} bytes of output were dropped: it was over the bound",
+                recorded.dropped_bytes
+            ));
         }
         Ok(RunReport {
             workspace: name,
@@ -240,6 +250,7 @@ impl Engine {
             work,
             timeout: None,
             boot_deadline: self.options().boot_deadline,
+            warm: self.options().warm.clone(),
         })
     }
 
@@ -256,8 +267,15 @@ impl Engine {
         let ended = loop {
             match launched.next(cancel).await {
                 Ok(Report::Booted) => {
-                    let elapsed_ms = begun.elapsed().map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+                    let elapsed_ms = begun
+                        .elapsed()
+                        .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
                     observer.event(Event::Booted { elapsed_ms });
+                }
+                Ok(Report::Fallback(reason)) => {
+                    let notice =
+                        format!("the template did not come back to life, so the machine boots: {reason}");
+                    observer.event(Event::Notice(notice));
                 }
                 Ok(Report::Setup(step)) => observer.event(Event::Setup {
                     step: step + 1,
@@ -294,7 +312,11 @@ impl Engine {
         let ended = match ended {
             Ok(ended) => ended,
             Err(SuperviseError::Vanished { .. }) => {
-                return Err(failed(FailureKind::SupervisorDied, "its supervisor was killed".to_owned(), None));
+                return Err(failed(
+                    FailureKind::SupervisorDied,
+                    "its supervisor was killed".to_owned(),
+                    None,
+                ));
             }
             Err(error) => return Err(Judged::Error(error.into())),
         };
@@ -306,14 +328,18 @@ impl Engine {
                 exit_code: *exit_code,
                 start_error: start_error.clone(),
             })),
-            Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => Err(Judged::Error(Error::Cancelled)),
+            Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => {
+                Err(Judged::Error(Error::Cancelled))
+            }
             Outcome::Failed(failure) => {
                 let tail = Some(ended.console_tail.clone()).filter(|tail| !tail.is_empty());
                 Err(failed(failure.kind, failure.message.clone(), tail))
             }
-            Outcome::Fetched | Outcome::Unreadable { .. } => {
-                Err(failed(FailureKind::Protocol, "its supervisor did other work than asked".to_owned(), None))
-            }
+            Outcome::Fetched | Outcome::Unreadable { .. } => Err(failed(
+                FailureKind::Protocol,
+                "its supervisor did other work than asked".to_owned(),
+                None,
+            )),
         }
     }
 
@@ -368,10 +394,18 @@ fn check(options: &RunOptions) -> Result<(), Error> {
         return Err(invalid(message, &format!("give 1 to {CPU_MAX}")));
     }
     if options.timeout == Some(Duration::ZERO) {
-        return Err(invalid("a timeout of 0 seconds leaves no time to run", "give at least 1, or leave --timeout out"));
+        return Err(invalid(
+            "a timeout of 0 seconds leaves no time to run",
+            "give at least 1, or leave --timeout out",
+        ));
     }
-    if let Some((name, _)) = options.env.iter().find(|(name, _)| name.is_empty() || name.contains(['=', '\0'])) {
-        return Err(invalid(format!("`{name}` is not the name of an environment variable"), "write -e NAME=VALUE"));
+    if let Some((name, _)) =
+        options.env.iter().find(|(name, _)| name.is_empty() || name.contains(['=', '\0']))
+    {
+        return Err(invalid(
+            format!("`{name}` is not the name of an environment variable"),
+            "write -e NAME=VALUE",
+        ));
     }
     for (number, output) in options.outputs.iter().enumerate() {
         if !output.path.starts_with('/') {
@@ -379,7 +413,10 @@ fn check(options: &RunOptions) -> Result<(), Error> {
             return Err(invalid(message, "write --output NAME=/path/in/the/guest"));
         }
         if options.outputs[..number].iter().any(|earlier| earlier.name == output.name) {
-            return Err(invalid(format!("output `{}` is declared twice", output.name), "give each output its own name"));
+            return Err(invalid(
+                format!("output `{}` is declared twice", output.name),
+                "give each output its own name",
+            ));
         }
     }
     Ok(())
@@ -424,7 +461,12 @@ fn generated_name() -> Result<WorkspaceName, Error> {
         .map_err(|e: crate::NameError| invalid(e.to_string(), "set the host's clock, or give --name"))
 }
 
-fn new_record(options: &RunOptions, name: &WorkspaceName, image: &Image, resources: Resources) -> WorkspaceRecord {
+fn new_record(
+    options: &RunOptions,
+    name: &WorkspaceName,
+    image: &Image,
+    resources: Resources,
+) -> WorkspaceRecord {
     let now = Timestamp::now();
     WorkspaceRecord {
         format: WORKSPACE_FORMAT,
@@ -539,7 +581,9 @@ mod tests {
 
     fn words(command: Command) -> Vec<String> {
         match command {
-            Command::Argv(words) => words.iter().map(|word| String::from_utf8(word.to_vec()).unwrap()).collect(),
+            Command::Argv(words) => {
+                words.iter().map(|word| String::from_utf8(word.to_vec()).unwrap()).collect()
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -562,7 +606,9 @@ mod tests {
         options.env = vec![("A".into(), "user".into())];
         let names: Vec<_> = environment(&options, &config(&[], &[]), "box")
             .into_iter()
-            .map(|(name, value)| format!("{}={}", String::from_utf8_lossy(&name), String::from_utf8_lossy(&value)))
+            .map(|(name, value)| {
+                format!("{}={}", String::from_utf8_lossy(&name), String::from_utf8_lossy(&value))
+            })
             .collect();
         assert_eq!(names, ["HOSTNAME=box", "PATH=/bin", "A=image", "A=user"]);
     }

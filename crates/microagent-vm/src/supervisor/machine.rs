@@ -1,4 +1,4 @@
-//! QEMU and passt as running processes.
+//! QEMU and passt as running processes, and the freezing of one.
 
 use std::cell::RefCell;
 use std::io;
@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use microagent_net::passt_args;
-use microagent_qemu::qmp::Qmp;
+use microagent_qemu::qmp::{Qmp, QmpError};
 use microagent_store::{Failure, FailureKind, ProcessId, WorkspaceDir};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -17,13 +17,14 @@ use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
+use super::plan::Plan;
 use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
 use crate::bounded_log::BoundedLog;
 use crate::jail;
 use crate::lifecycle::Event;
-use crate::machine::{Sockets, command_line};
+use crate::machine::{Sockets, Start, command_line};
 use crate::spawn::{Program, spawn};
 use crate::spec::{PasstSpec, Spec};
 
@@ -33,12 +34,19 @@ const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a killed process may take to be reaped.
 const REAP_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How often a freeze looks whether it is done, and how many times: a state has some 60 KB.
+const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(1);
+const FREEZE_POLLS: usize = 1000;
+
+/// Bytes per second at which a state may be written: no brake at all.
+const FREEZE_BANDWIDTH: u64 = 1 << 40;
+
 /// The processes of one machine.
 pub(super) struct Machine {
     qemu: Child,
     passt: Option<Child>,
     control: Option<UnixStream>,
-    quit: Option<oneshot::Sender<()>>,
+    monitor: Monitor,
     console: Shared<BoundedLog>,
     vmm_log: Shared<BoundedLog>,
 }
@@ -48,6 +56,7 @@ impl Machine {
     /// here on.
     pub(super) fn start(
         spec: &Spec,
+        plan: &Plan,
         dir: &WorkspaceDir,
         console: Shared<BoundedLog>,
         events: &mpsc::Sender<Event>,
@@ -63,16 +72,17 @@ impl Machine {
             None => (None, None),
         };
         let (mut qemu, sockets) =
-            start_qemu(spec, network.as_ref()).map_err(|e| start_failure(&spec.machine.qemu, &e))?;
+            start_qemu(spec, plan, network.as_ref()).map_err(|e| start_failure(&spec.machine.qemu, &e))?;
         for stderr in
             [qemu.stderr.take(), passt.as_mut().and_then(|passt| passt.stderr.take())].into_iter().flatten()
         {
             spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log)));
         }
         spawn_local(copy_to_log(sockets.console, Rc::clone(&console)));
-        let (quit, quit_asked) = oneshot::channel();
-        spawn_local(watch_monitor(sockets.monitor, events.clone(), quit_asked));
-        Ok(Machine { qemu, passt, control: Some(sockets.control), quit: Some(quit), console, vmm_log })
+        let (wishes, wished) = mpsc::channel(1);
+        spawn_local(hold_monitor(sockets.monitor, events.clone(), wished));
+        let monitor = Monitor { wishes };
+        Ok(Machine { qemu, passt, control: Some(sockets.control), monitor, console, vmm_log })
     }
 
     /// QEMU's process.
@@ -83,6 +93,11 @@ impl Machine {
     /// The control channel, once.
     pub(super) fn take_control(&mut self) -> UnixStream {
         self.control.take().expect("the control channel is taken once, by the worker")
+    }
+
+    /// The monitor, for freezing.
+    pub(super) fn monitor(&self) -> Monitor {
+        self.monitor.clone()
     }
 
     /// Waits for QEMU's end and says how it came about. Cancel-safe.
@@ -96,7 +111,7 @@ impl Machine {
     /// Ends QEMU in good order: its disk image is closed. Kills it when it takes too long.
     pub(super) async fn quit(&mut self) {
         // A monitor that is gone already means that QEMU is, too.
-        let asked = self.quit.take().is_some_and(|quit| quit.send(()).is_ok());
+        let asked = self.monitor.wishes.try_send(Wish::Quit).is_ok();
         if !asked || timeout(QUIT_DEADLINE, self.qemu.wait()).await.is_err() {
             self.kill().await;
         }
@@ -146,7 +161,7 @@ struct OurEnds {
     control: UnixStream,
 }
 
-fn start_qemu(spec: &Spec, network: Option<&OwnedFd>) -> io::Result<(Child, OurEnds)> {
+fn start_qemu(spec: &Spec, plan: &Plan, network: Option<&OwnedFd>) -> io::Result<(Child, OurEnds)> {
     let (console, qemu_console) = pair()?;
     let (monitor, qemu_monitor) = pair()?;
     let (control, qemu_control) = pair()?;
@@ -156,10 +171,23 @@ fn start_qemu(spec: &Spec, network: Option<&OwnedFd>) -> io::Result<(Child, OurE
         control: qemu_control.as_fd(),
         network: network.map(AsFd::as_fd),
     };
-    let line = command_line(&spec.machine, sockets).map_err(io::Error::other)?;
     let mut inherit = vec![sockets.console, sockets.monitor, sockets.control];
     inherit.extend(sockets.network);
-    let jail = jail::rules(&spec.machine).map_err(io::Error::other)?;
+    let start = plan.start();
+    let jail = match start {
+        Start::Boot => jail::rules(&spec.machine, None),
+        // Memory that is no file of the file system needs no rule.
+        Start::BootToFreeze { memory } => {
+            inherit.push(memory);
+            jail::rules(&spec.machine, None)
+        }
+        Start::Restore { memory, state } => {
+            inherit.extend([memory, state]);
+            jail::rules(&spec.machine, Some(memory))
+        }
+    }
+    .map_err(io::Error::other)?;
+    let line = command_line(&spec.machine, start, sockets).map_err(io::Error::other)?;
     let child =
         spawn(Program { path: &spec.machine.qemu, args: line.args(), inherit: &inherit, jail: Some(jail) })?;
     Ok((child, OurEnds { console, monitor, control }))
@@ -191,18 +219,55 @@ async fn copy_to_log(mut from: impl AsyncRead + Unpin, log: Shared<BoundedLog>) 
     }
 }
 
-/// Watches for the one event that the guest cannot tell of itself: the host's disk is full. Also passes on
-/// the wish to quit.
-async fn watch_monitor(monitor: UnixStream, events: mpsc::Sender<Event>, mut quit: oneshot::Receiver<()>) {
+/// A wish to the one task that holds the monitor.
+enum Wish {
+    /// End QEMU in good order.
+    Quit,
+    /// Stop the guest and write the state of its devices to the file.
+    Freeze(OwnedFd, oneshot::Sender<Result<(), QmpError>>),
+    /// Let the guest go on.
+    Continue(oneshot::Sender<Result<(), QmpError>>),
+}
+
+/// Freezes the guest of one machine.
+#[derive(Clone)]
+pub(super) struct Monitor {
+    wishes: mpsc::Sender<Wish>,
+}
+
+impl Monitor {
+    /// Stops the guest and writes the state of its devices to the file; the guest stands still afterwards,
+    /// whether that worked or not.
+    pub(super) async fn freeze(&self, state: OwnedFd) -> Result<(), QmpError> {
+        let (reply, answer) = oneshot::channel();
+        self.wishes.send(Wish::Freeze(state, reply)).await.map_err(|_| QmpError::Closed)?;
+        answer.await.map_err(|_| QmpError::Closed)?
+    }
+
+    /// Lets the guest go on.
+    pub(super) async fn go_on(&self) -> Result<(), QmpError> {
+        let (reply, answer) = oneshot::channel();
+        self.wishes.send(Wish::Continue(reply)).await.map_err(|_| QmpError::Closed)?;
+        answer.await.map_err(|_| QmpError::Closed)?
+    }
+}
+
+/// Holds the monitor: carries out wishes, and watches for the one event that the guest cannot tell of
+/// itself, a full disk of the host.
+async fn hold_monitor(monitor: UnixStream, events: mpsc::Sender<Event>, mut wishes: mpsc::Receiver<Wish>) {
     let Ok(mut qmp) = Qmp::negotiate(monitor).await else { return };
     loop {
         tokio::select! {
-            asked = &mut quit => {
-                if asked.is_ok() {
+            wish = wishes.recv() => match wish {
+                Some(Wish::Quit) => {
                     let _ = qmp.execute("quit", json!({})).await;
+                    return;
                 }
-                return;
-            }
+                // Whoever wished may have given up meanwhile.
+                Some(Wish::Freeze(state, reply)) => drop(reply.send(freeze(&mut qmp, state).await)),
+                Some(Wish::Continue(reply)) => drop(reply.send(qmp.execute("cont", json!({})).await.map(drop))),
+                None => return,
+            },
             event = qmp.next_event() => match event {
                 Ok(event) if event.name == "BLOCK_IO_ERROR" && event.data["nospace"] == true => {
                     let message = "the host's disk is full; the guest's write could not be stored".to_owned();
@@ -213,4 +278,26 @@ async fn watch_monitor(monitor: UnixStream, events: mpsc::Sender<Event>, mut qui
             },
         }
     }
+}
+
+/// Stops the guest and writes everything but its shared memory.
+async fn freeze(qmp: &mut Qmp, state: OwnedFd) -> Result<(), QmpError> {
+    qmp.execute("stop", json!({})).await?;
+    qmp.getfd("state", state.as_fd()).await?;
+    qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": FREEZE_BANDWIDTH })).await?;
+    qmp.execute("migrate", json!({ "uri": "fd:state" })).await?;
+    for _ in 0..FREEZE_POLLS {
+        let status = qmp.execute("query-migrate", json!({})).await?;
+        match status["status"].as_str() {
+            Some("completed") => return Ok(()),
+            Some("failed" | "cancelled") | None => {
+                let description = status["error-desc"].as_str().unwrap_or("no reason given").to_owned();
+                return Err(QmpError::Refused { command: "migrate".to_owned(), description });
+            }
+            Some(_) => sleep(FREEZE_POLL_INTERVAL).await,
+        }
+    }
+    // Best effort: the guest is let go on whatever became of the state.
+    let _ = qmp.execute("migrate_cancel", json!({})).await;
+    Err(QmpError::Refused { command: "migrate".to_owned(), description: "it took too long".to_owned() })
 }

@@ -5,7 +5,6 @@
 //! of single answers.
 
 use std::io;
-use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
@@ -14,7 +13,7 @@ use microagent_proto::{
     PackEvent, PreambleKind, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionError, SessionHandle, ShutDown,
     StartErrorKind, Stream, greet, host_session, read_message, write_message,
 };
-use microagent_store::{RecordedResult, WorkspaceDir};
+use microagent_store::{RecordedResult, StateDir, WorkspaceDir};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -22,14 +21,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
+use super::machine::Monitor;
 use super::{Shared, elapsed_us};
 use crate::bounded_log::BoundedLog;
 use crate::lifecycle::Event;
 use crate::output::{OutputStream, OutputWriter};
 use crate::spec::{Outcome, Report, Spec, Timeline, Work};
+use crate::template::Freezer;
 
 /// How long the guest may take to find, mount and grow its disk and to set up its network.
 const CONFIGURE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a freeze may take before it is given up.
+const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Why the work could not be brought to its end.
 enum Trouble {
@@ -51,16 +55,37 @@ impl From<SessionError> for Trouble {
     }
 }
 
+/// A guest that is frozen as soon as it answers.
+pub(super) struct Freeze {
+    /// What it is frozen into.
+    pub(super) freezer: Box<Freezer>,
+    /// Its machine's monitor.
+    pub(super) monitor: Monitor,
+    /// Where templates lie.
+    pub(super) state: StateDir,
+}
+
 /// The conversation with one guest.
 pub(super) struct Worker {
     work: Work,
     configure: Configure,
-    boot_deadline: Duration,
+    answer_deadline: Duration,
+    freeze: Option<Freeze>,
     output: OutputWriter,
-    console: Shared<BoundedLog>,
-    timeline: Shared<Timeline>,
-    reports: mpsc::Sender<Report>,
-    started: Instant,
+    links: Links,
+}
+
+/// Where a conversation leaves its traces.
+#[derive(Clone)]
+pub(super) struct Links {
+    /// What the workload prints is in the console log, too.
+    pub(super) console: Shared<BoundedLog>,
+    /// When what was reached.
+    pub(super) timeline: Shared<Timeline>,
+    /// To the caller.
+    pub(super) reports: mpsc::Sender<Report>,
+    /// Start of the supervisor.
+    pub(super) started: Instant,
 }
 
 impl Worker {
@@ -68,10 +93,9 @@ impl Worker {
     pub(super) fn new(
         spec: &Spec,
         dir: &WorkspaceDir,
-        started: Instant,
-        console: &Shared<BoundedLog>,
-        timeline: &Shared<Timeline>,
-        reports: &mpsc::Sender<Report>,
+        answer_deadline: Duration,
+        freeze: Option<Freeze>,
+        links: Links,
     ) -> io::Result<Worker> {
         let output = match spec.work {
             Work::Run { .. } => dir.output(),
@@ -80,12 +104,10 @@ impl Worker {
         Ok(Worker {
             work: spec.work.clone(),
             configure: spec.configure.clone(),
-            boot_deadline: spec.boot_deadline,
+            answer_deadline,
+            freeze,
             output: OutputWriter::create(&output)?,
-            console: Rc::clone(console),
-            timeline: Rc::clone(timeline),
-            reports: reports.clone(),
-            started,
+            links,
         })
     }
 
@@ -125,16 +147,12 @@ impl Worker {
 
     /// Greets the guest and makes it this workspace's.
     async fn open(&mut self, mut control: UnixStream) -> Result<SessionHandle, Trouble> {
-        let mut nonce = [0; 16];
-        fill_random(&mut nonce)?;
-        match timeout(self.boot_deadline, greet(&mut control, PreambleKind::Session, nonce)).await {
-            Ok(greeted) => greeted.map_err(|e| Trouble::Guest(format!("the guest did not answer: {e}")))?,
-            Err(_) => {
-                let seconds = self.boot_deadline.as_secs();
-                return Err(Trouble::Guest(format!("the guest did not answer within {seconds} s")));
-            }
+        if let Some(freeze) = self.freeze.take() {
+            self.greet(&mut control, PreambleKind::Ping).await?;
+            self.freeze(freeze).await?;
         }
-        self.timeline.borrow_mut().ready_us = elapsed_us(self.started);
+        self.greet(&mut control, PreambleKind::Session).await?;
+        self.links.timeline.borrow_mut().ready_us = elapsed_us(self.links.started);
         let (session, driver) = host_session(control);
         spawn_local(driver);
 
@@ -152,8 +170,8 @@ impl Worker {
         let configured =
             answer.map_err(|e| Trouble::Guest(format!("the guest could not be set up: {}", e.message)))?;
 
-        let mut timeline = self.timeline.borrow_mut();
-        timeline.configured_us = elapsed_us(self.started);
+        let mut timeline = self.links.timeline.borrow_mut();
+        timeline.configured_us = elapsed_us(self.links.started);
         timeline.guest_boot_us = configured.timings.boot_us;
         timeline.guest_disk_us = configured.timings.disk_us;
         timeline.guest_network_us = configured.timings.network_us;
@@ -161,21 +179,56 @@ impl Worker {
         Ok(session)
     }
 
+    async fn greet(&self, control: &mut UnixStream, kind: PreambleKind) -> Result<(), Trouble> {
+        let mut nonce = [0; 16];
+        fill_random(&mut nonce)?;
+        match timeout(self.answer_deadline, greet(control, kind, nonce)).await {
+            Ok(greeted) => greeted.map_err(|e| Trouble::Guest(format!("the guest did not answer: {e}"))),
+            Err(_) => {
+                let seconds = self.answer_deadline.as_secs();
+                Err(Trouble::Guest(format!("the guest did not answer within {seconds} s")))
+            }
+        }
+    }
+
+    /// Freezes the guest into a template and lets it go on. A freeze that fails costs the next run its
+    /// warm start and this one nothing.
+    async fn freeze(&self, freeze: Freeze) -> Result<(), Trouble> {
+        let Freeze { freezer, monitor, state } = freeze;
+        let stopped = Instant::now();
+        let frozen = match freezer.state_file() {
+            Ok(file) => {
+                timeout(FREEZE_DEADLINE, monitor.freeze(file)).await.is_ok_and(|frozen| frozen.is_ok())
+            }
+            Err(_) => false,
+        };
+        let whole = frozen && freezer.copy_memory().is_ok();
+        monitor
+            .go_on()
+            .await
+            .map_err(|e| Trouble::Guest(format!("the guest did not go on after a freeze: {e}")))?;
+        self.links.timeline.borrow_mut().freeze_us = elapsed_us(stopped);
+        if whole {
+            let _ = freezer.publish(&state);
+        }
+        Ok(())
+    }
+
     async fn work(&mut self, session: &SessionHandle) -> Result<Outcome, Trouble> {
         match self.work.clone() {
             Work::Run { setup, command } => {
                 for (number, step) in setup.into_iter().enumerate() {
-                    let _ = self.reports.send(Report::Setup(number)).await;
+                    let _ = self.links.reports.send(Report::Setup(number)).await;
                     let result = self.exec(session, step.exec).await?;
                     if result.exit_code != 0 {
                         let RecordedResult { exit_code, start_error, .. } = result;
                         return Ok(Outcome::SetupFailed { step: number, exit_code, start_error });
                     }
                 }
-                let _ = self.reports.send(Report::Command).await;
-                self.timeline.borrow_mut().command_us = elapsed_us(self.started);
+                let _ = self.links.reports.send(Report::Command).await;
+                self.links.timeline.borrow_mut().command_us = elapsed_us(self.links.started);
                 let result = self.exec(session, command).await?;
-                self.timeline.borrow_mut().exited_us = elapsed_us(self.started);
+                self.links.timeline.borrow_mut().exited_us = elapsed_us(self.links.started);
                 Ok(Outcome::Completed(result))
             }
             Work::Fetch { path } => self.fetch(session, path).await,
@@ -207,7 +260,7 @@ impl Worker {
     }
 
     fn record(&mut self, stream: OutputStream, bytes: &[u8]) -> Result<(), Trouble> {
-        self.console.borrow_mut().append(bytes);
+        self.links.console.borrow_mut().append(bytes);
         self.output
             .append(stream, bytes)
             .map_err(|e| Trouble::Host(format!("what the command printed cannot be stored: {e}")))
@@ -219,7 +272,7 @@ impl Worker {
             match reply(&mut stream).await? {
                 PackEvent::Data(bytes) => {
                     // A caller who is gone ends the machine through the tether.
-                    let _ = self.reports.send(Report::Data(bytes.into_vec())).await;
+                    let _ = self.links.reports.send(Report::Data(bytes.into_vec())).await;
                 }
                 PackEvent::End => return Ok(Outcome::Fetched),
                 PackEvent::Failed(error) => {

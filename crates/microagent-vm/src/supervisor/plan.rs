@@ -1,0 +1,63 @@
+//! How a machine is to be started: from a template, towards one, or plainly cold.
+
+use std::os::fd::AsFd;
+
+use microagent_store::StateDir;
+
+use crate::machine::Start;
+use crate::spec::{Spec, StartMode};
+use crate::template::{Freezer, Shape, Template, Unavailable};
+
+/// The way that was chosen, with what it needs.
+pub(super) enum Plan {
+    /// A frozen guest goes on.
+    Warm(Template),
+    /// The kernel is booted, and the guest frozen on the way.
+    Freeze(Box<Freezer>, String),
+    /// The kernel is booted; why.
+    Cold(String),
+}
+
+impl Plan {
+    /// Chooses: a template if there is a good one, else a cold boot that makes one.
+    pub(super) fn choose(spec: &Spec, state: &StateDir) -> Plan {
+        if let Err(reason) = &spec.warm {
+            return Plan::Cold(reason.clone());
+        }
+        let shape = match Shape::of(&spec.machine, spec.passt.is_some()) {
+            Ok(shape) => shape,
+            Err(error) => return Plan::Cold(format!("the shape of the machine is unknown: {error}")),
+        };
+        let reason = match Template::open(state, &shape) {
+            Ok(template) => return Plan::Warm(template),
+            Err(Unavailable::Missing) => "no template of this shape yet".to_owned(),
+            Err(Unavailable::Damaged(reason)) => {
+                format!("the template was damaged and is made anew: {reason}")
+            }
+        };
+        match Freezer::prepare(state, shape) {
+            Ok(Some(freezer)) => Plan::Freeze(Box::new(freezer), reason),
+            Ok(None) => Plan::Cold(format!("{reason}; another run is making it")),
+            Err(error) => Plan::Cold(format!("{reason}, and none can be made: {error}")),
+        }
+    }
+
+    /// As QEMU is told.
+    pub(super) fn start(&self) -> Start<'_> {
+        match self {
+            Plan::Warm(template) => {
+                Start::Restore { memory: template.ram.as_fd(), state: template.state.as_fd() }
+            }
+            Plan::Freeze(freezer, _) => Start::BootToFreeze { memory: freezer.memory().as_fd() },
+            Plan::Cold(_) => Start::Boot,
+        }
+    }
+
+    /// As the caller is told.
+    pub(super) fn mode(&self) -> StartMode {
+        match self {
+            Plan::Warm(_) => StartMode::Warm,
+            Plan::Freeze(_, reason) | Plan::Cold(reason) => StartMode::Cold { reason: reason.clone() },
+        }
+    }
+}

@@ -1,0 +1,559 @@
+//! Templates: guests frozen right after boot, from which later machines start by copy-on-write.
+//!
+//! A template is the memory (`ram`, mapped privately by every machine that starts from it) and the state of
+//! the devices (`state`, QEMU's migration stream without the memory) of a guest whose agent has answered
+//! once and has seen nothing of any workspace: no disk, no name, no entropy, no clock. What makes the
+//! restored guest a machine of its own is [`microagent_proto::Configure`], which a cold boot goes through
+//! as well.
+//!
+//! ```text
+//! templates/KEY/   ram  state  manifest.json      appears whole, by one rename
+//! templates/KEY.lock                              held while somebody freezes this shape
+//! ```
+//!
+//! The key is a digest of everything that the frozen state depends on ([`Shape`]); another kernel, QEMU,
+//! CPU, size or format is another key. The manifest has the inode, size and change time of both files: a
+//! file that was truncated, replaced or written to since the freeze does not match, because nobody can set
+//! a change time back. A template of an earlier boot of the host is stale, so nothing here needs an fsync.
+//!
+//! The same freeze and restore serve whatever else is to be frozen: they know nothing of keys.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use microagent_proto::GENERATION;
+use microagent_store::{Lock, LockError, StateDir, read_json, read_limited, write_json};
+use rustix::fs::{MemfdFlags, SeekFrom, ftruncate, memfd_create, seek, sendfile};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use crate::machine::{DEVICE_LAYOUT, KERNEL_COMMAND_LINE};
+use crate::spec::MachineSpec;
+
+/// Format of the files; part of the key.
+const TEMPLATE_FORMAT: u32 = 1;
+
+/// Most templates that are kept; each is a shape, and people use few.
+const TEMPLATE_COUNT_MAX: usize = 8;
+
+/// Most bytes on disk that templates may take together; the least recently used go first.
+const TEMPLATE_BYTES_MAX: u64 = 2 << 30;
+
+/// Bytes of `/proc/cpuinfo` that are read: the first processor's entry.
+const CPUINFO_LIMIT: usize = 4096;
+
+const MIB: u64 = 1024 * 1024;
+
+/// Everything that a frozen state depends on.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Shape {
+    format: u32,
+    generation: u16,
+    version: String,
+    boot_id: String,
+    qemu: FileIdentity,
+    kernel: FileIdentity,
+    initramfs: FileIdentity,
+    kernel_command_line: String,
+    device_layout: u32,
+    host_cpu: String,
+    /// Whether KVM runs it.
+    pub kvm: bool,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub cpu_count: u32,
+    /// Whether it has a network device.
+    pub network: bool,
+}
+
+impl Shape {
+    /// The shape of a machine on this host.
+    ///
+    /// # Errors
+    /// Fails when a file of the machine cannot be looked at.
+    pub fn of(machine: &MachineSpec, network: bool) -> io::Result<Shape> {
+        Ok(Shape {
+            format: TEMPLATE_FORMAT,
+            generation: GENERATION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+            qemu: FileIdentity::of(&fs::metadata(&machine.qemu)?),
+            kernel: FileIdentity::of(&fs::metadata(&machine.kernel)?),
+            initramfs: FileIdentity::of(&fs::metadata(&machine.initramfs)?),
+            kernel_command_line: KERNEL_COMMAND_LINE.to_owned(),
+            device_layout: DEVICE_LAYOUT,
+            host_cpu: host_cpu()?,
+            kvm: machine.kvm,
+            memory_mib: machine.memory_mib,
+            cpu_count: machine.cpu_count,
+            network,
+        })
+    }
+
+    /// Name of the template's directory.
+    pub fn key(&self) -> String {
+        let text = serde_json::to_string(self).expect("a shape is strings and numbers");
+        let digest = Sha256::digest(text.as_bytes());
+        digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// A file that is still the same and unchanged. The change time is the kernel's: no program can set it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct FileIdentity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed_s: i64,
+    changed_ns: i64,
+}
+
+impl FileIdentity {
+    fn of(metadata: &fs::Metadata) -> FileIdentity {
+        FileIdentity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            changed_s: metadata.ctime(),
+            changed_ns: metadata.ctime_nsec(),
+        }
+    }
+}
+
+/// Model and features of the first processor, without its present clock rate.
+fn host_cpu() -> io::Result<String> {
+    use io::Read;
+    let mut bytes = Vec::with_capacity(CPUINFO_LIMIT);
+    File::open("/proc/cpuinfo")?.take(CPUINFO_LIMIT as u64).read_to_end(&mut bytes)?;
+    Ok(stable_lines(&String::from_utf8_lossy(&bytes)))
+}
+
+fn stable_lines(cpuinfo: &str) -> String {
+    let kept = ["vendor_id", "cpu family", "model", "stepping", "microcode", "flags"];
+    let first = cpuinfo.split("\n\n").next().unwrap_or_default();
+    let lines = first.lines().filter(|line| kept.iter().any(|name| line.starts_with(name)));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    created_at: Timestamp,
+    shape: Shape,
+    ram: FileIdentity,
+    state: FileIdentity,
+}
+
+/// A template that was found to be whole.
+#[derive(Debug)]
+pub(crate) struct Template {
+    pub(crate) ram: File,
+    pub(crate) state: File,
+    dir: PathBuf,
+}
+
+/// Why there is nothing to start from.
+#[derive(Debug)]
+pub(crate) enum Unavailable {
+    /// Nobody has frozen this shape yet.
+    Missing,
+    /// What is there is not what was frozen; it is gone now.
+    Damaged(String),
+}
+
+impl Template {
+    /// Opens the template of a shape. One that does not match its manifest is thrown away.
+    pub(crate) fn open(state: &StateDir, shape: &Shape) -> Result<Template, Unavailable> {
+        let dir = state.templates().join(shape.key());
+        if !dir.exists() {
+            return Err(Unavailable::Missing);
+        }
+        match Self::open_checked(&dir, shape) {
+            Ok(template) => Ok(template),
+            Err(reason) => {
+                discard(state, &dir);
+                Err(Unavailable::Damaged(reason))
+            }
+        }
+    }
+
+    fn open_checked(dir: &Path, shape: &Shape) -> Result<Template, String> {
+        let manifest: Manifest = read_json(&dir.join("manifest.json")).map_err(|e| e.to_string())?;
+        if manifest.shape != *shape {
+            return Err("its manifest is of another shape".to_owned());
+        }
+        let open = |name: &str, expected: &FileIdentity| {
+            // QEMU opens the memory for writing, though it maps it privately.
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(dir.join(name))
+                .map_err(|e| format!("{name}: {e}"))?;
+            let found = FileIdentity::of(&file.metadata().map_err(|e| format!("{name}: {e}"))?);
+            if found == *expected { Ok(file) } else { Err(format!("`{name}` was changed since the freeze")) }
+        };
+        let template = Template {
+            ram: open("ram", &manifest.ram)?,
+            state: open("state", &manifest.state)?,
+            dir: dir.to_owned(),
+        };
+        template.mark_used();
+        Ok(template)
+    }
+
+    /// For the order in which templates are given up.
+    fn mark_used(&self) {
+        if let Ok(manifest) = File::open(self.dir.join("manifest.json")) {
+            let _ = manifest.set_modified(SystemTime::now());
+        }
+    }
+
+    /// Throws the template away: a machine did not start from it.
+    pub(crate) fn discard(self, state: &StateDir) {
+        discard(state, &self.dir);
+    }
+}
+
+/// Takes the name away in one step; machines that run from the files keep them.
+fn discard(state: &StateDir, dir: &Path) {
+    if let Ok(grave) = tempfile::Builder::new().prefix("template-").tempdir_in(state.tmp()) {
+        // Somebody else may have been faster; then there is nothing left to do.
+        let _ = fs::rename(dir, grave.path());
+    }
+}
+
+/// Memory and state of a guest that is about to be frozen.
+#[derive(Debug)]
+pub(crate) struct Freezer {
+    memory: OwnedFd,
+    shape: Shape,
+    dir: TempDir,
+    home: PathBuf,
+    _lock: Lock,
+}
+
+impl Freezer {
+    /// Prepares to freeze the next machine of this shape; `None` when somebody else is at it.
+    ///
+    /// # Errors
+    /// Fails when the memory or the files cannot be made.
+    pub(crate) fn prepare(state: &StateDir, shape: Shape) -> io::Result<Option<Freezer>> {
+        let home = state.templates().join(shape.key());
+        let lock = match Lock::try_exclusive(&home.with_extension("lock")) {
+            Ok(lock) => lock,
+            Err(LockError::Held { .. }) => return Ok(None),
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
+        ftruncate(&memory, u64::from(shape.memory_mib) * MIB)?;
+        let dir = tempfile::Builder::new().prefix("template-").tempdir_in(state.tmp())?;
+        Ok(Some(Freezer { memory, shape, dir, home, _lock: lock }))
+    }
+
+    /// The guest's memory.
+    pub(crate) fn memory(&self) -> &OwnedFd {
+        &self.memory
+    }
+
+    /// Where the device state goes.
+    pub(crate) fn state_file(&self) -> io::Result<OwnedFd> {
+        Ok(self.create("state")?.into())
+    }
+
+    /// Copies the memory of the stopped guest. Holes stay holes.
+    pub(crate) fn copy_memory(&self) -> io::Result<()> {
+        let size = u64::from(self.shape.memory_mib) * MIB;
+        let target = self.create("ram")?;
+        ftruncate(&target, size)?;
+        let mut offset = 0;
+        while let Some(data) = next(&self.memory, SeekFrom::Data(offset))? {
+            let end = next(&self.memory, SeekFrom::Hole(data))?.unwrap_or(size);
+            copy_range(&self.memory, &target, data, end)?;
+            offset = end;
+        }
+        Ok(())
+    }
+
+    /// Gives the template its name, unless it has one already, and keeps the whole within its bounds.
+    pub(crate) fn publish(self, state: &StateDir) -> io::Result<()> {
+        let identity = |name: &str| fs::metadata(self.dir.path().join(name)).map(|m| FileIdentity::of(&m));
+        let manifest = Manifest {
+            created_at: Timestamp::now(),
+            ram: identity("ram")?,
+            state: identity("state")?,
+            shape: self.shape.clone(),
+        };
+        write_json(&self.dir.path().join("manifest.json"), &manifest).map_err(io::Error::other)?;
+        match fs::rename(self.dir.path(), &self.home) {
+            // The directory has moved; there is nothing left to remove under its old name.
+            Ok(()) => drop(self.dir.keep()),
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(e) => return Err(e),
+        }
+        let all = list(state)?;
+        for old in surplus(&all) {
+            discard(state, &old.dir);
+        }
+        Ok(())
+    }
+
+    fn create(&self, name: &str) -> io::Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.dir.path().join(name))
+    }
+}
+
+fn next(file: &OwnedFd, position: SeekFrom) -> io::Result<Option<u64>> {
+    match seek(file, position) {
+        Ok(offset) => Ok(Some(offset)),
+        Err(Errno::NXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn copy_range(from: &OwnedFd, to: &File, start: u64, end: u64) -> io::Result<()> {
+    seek(to, SeekFrom::Start(start))?;
+    let mut offset = start;
+    while offset < end {
+        let count = usize::try_from(end - offset).unwrap_or(usize::MAX).min(1 << 30);
+        if sendfile(to, from, Some(&mut offset), count)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+/// A template as it lies on disk.
+#[derive(Debug, Clone)]
+pub struct TemplateInfo {
+    /// Its key.
+    pub key: String,
+    /// Its shape; `None` when its manifest is damaged.
+    pub shape: Option<Shape>,
+    /// When it was frozen.
+    pub created_at: Option<Timestamp>,
+    /// When a machine last started from it.
+    pub used_at: SystemTime,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Whether it is of an earlier boot of this host, and so of no use.
+    pub stale: bool,
+    dir: PathBuf,
+}
+
+/// Looks at all templates, most recently used first. Changes nothing.
+///
+/// # Errors
+/// Fails when the directory exists and cannot be read.
+pub fn list(state: &StateDir) -> io::Result<Vec<TemplateInfo>> {
+    let entries = match fs::read_dir(state.templates()) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let boot_id = read_limited(Path::new("/proc/sys/kernel/random/boot_id"), 100).unwrap_or_default();
+    let boot_id = String::from_utf8_lossy(&boot_id).trim().to_owned();
+    let mut found: Vec<TemplateInfo> =
+        entries.flatten().filter_map(|entry| info(&entry.path(), &boot_id)).collect();
+    found.sort_by_key(|template| std::cmp::Reverse(template.used_at));
+    Ok(found)
+}
+
+fn info(dir: &Path, boot_id: &str) -> Option<TemplateInfo> {
+    let key = dir.file_name()?.to_str()?.to_owned();
+    let metadata = fs::metadata(dir).ok().filter(fs::Metadata::is_dir)?;
+    let path = dir.join("manifest.json");
+    let manifest: Option<Manifest> = read_json(&path).ok();
+    let used = fs::metadata(&path).and_then(|metadata| metadata.modified());
+    let bytes = ["ram", "state"]
+        .iter()
+        .filter_map(|name| fs::metadata(dir.join(name)).ok())
+        .map(|metadata| metadata.blocks() * 512)
+        .sum();
+    Some(TemplateInfo {
+        key,
+        created_at: manifest.as_ref().map(|manifest| manifest.created_at),
+        stale: manifest.as_ref().is_none_or(|manifest| manifest.shape.boot_id != boot_id),
+        shape: manifest.map(|manifest| manifest.shape),
+        used_at: used.or_else(|_| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH),
+        bytes,
+        dir: dir.to_owned(),
+    })
+}
+
+/// Removes templates: the stale ones, or all. Gives those that went.
+///
+/// # Errors
+/// Fails when the directory exists and cannot be read.
+pub fn prune(state: &StateDir, all: bool) -> io::Result<Vec<TemplateInfo>> {
+    let gone: Vec<_> = list(state)?.into_iter().filter(|template| all || template.stale).collect();
+    for template in &gone {
+        discard(state, &template.dir);
+        let _ = fs::remove_file(template.dir.with_extension("lock"));
+    }
+    Ok(gone)
+}
+
+/// Those beyond the bounds and those of no use, given all, most recently used first.
+fn surplus(all: &[TemplateInfo]) -> impl Iterator<Item = &TemplateInfo> {
+    let mut bytes = 0;
+    let mut count = 0;
+    all.iter().filter(move |template| {
+        if template.stale {
+            return true;
+        }
+        bytes += template.bytes;
+        count += 1;
+        // The newest stays, whatever it takes: it was frozen a moment ago to be used.
+        count > 1 && (count > TEMPLATE_COUNT_MAX || bytes > TEMPLATE_BYTES_MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+
+    use super::*;
+
+    fn machine(dir: &Path) -> MachineSpec {
+        let file = |name: &str| {
+            let path = dir.join(name);
+            if !path.exists() {
+                fs::write(&path, name).unwrap();
+            }
+            path
+        };
+        MachineSpec {
+            qemu: file("qemu"),
+            kvm: false,
+            kernel: file("kernel"),
+            initramfs: file("initramfs"),
+            memory_mib: 1,
+            cpu_count: 1,
+            disk: dir.join("disk"),
+            base: dir.join("base"),
+            keep_disk: false,
+        }
+    }
+
+    fn frozen(state: &StateDir, shape: &Shape) {
+        let freezer = Freezer::prepare(state, shape.clone()).unwrap().unwrap();
+        let mut memory = File::from(freezer.memory().try_clone().unwrap());
+        memory.seek(io::SeekFrom::Start(8192)).unwrap();
+        memory.write_all(b"guest").unwrap();
+        File::from(freezer.state_file().unwrap()).write_all(b"devices").unwrap();
+        freezer.copy_memory().unwrap();
+        freezer.publish(state).unwrap();
+    }
+
+    fn fixture() -> (tempfile::TempDir, StateDir, Shape) {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path().join("state"));
+        state.prepare().unwrap();
+        let shape = Shape::of(&machine(dir.path()), true).unwrap();
+        (dir, state, shape)
+    }
+
+    #[test]
+    fn what_is_frozen_is_found_and_holes_stay_holes() {
+        let (_dir, state, shape) = fixture();
+        assert!(matches!(Template::open(&state, &shape), Err(Unavailable::Missing)));
+        frozen(&state, &shape);
+        let mut template = Template::open(&state, &shape).unwrap();
+        let mut bytes = Vec::new();
+        template.ram.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len() as u64, MIB);
+        assert_eq!(&bytes[8192..8197], b"guest");
+        assert!(template.ram.metadata().unwrap().blocks() * 512 < MIB);
+        assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);
+        assert_eq!(list(&state).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_changed_file_is_noticed_and_the_template_goes() {
+        let changes: [fn(&Path); 5] = [
+            |dir| File::options().write(true).open(dir.join("ram")).unwrap().set_len(4096).unwrap(),
+            |dir| File::options().write(true).open(dir.join("ram")).unwrap().write_all(b"evil").unwrap(),
+            |dir| {
+                fs::remove_file(dir.join("state")).unwrap();
+                fs::write(dir.join("state"), b"devices").unwrap();
+            },
+            |dir| fs::remove_file(dir.join("ram")).unwrap(),
+            |dir| fs::write(dir.join("manifest.json"), b"{").unwrap(),
+        ];
+        for change in changes {
+            let (_dir, state, shape) = fixture();
+            frozen(&state, &shape);
+            // The change time has the granularity of the kernel's tick.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            change(&state.templates().join(shape.key()));
+            assert!(matches!(Template::open(&state, &shape), Err(Unavailable::Damaged(_))));
+            assert!(matches!(Template::open(&state, &shape), Err(Unavailable::Missing)));
+            assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn another_qemu_kernel_or_size_is_another_template() {
+        let (dir, _state, shape) = fixture();
+        let machine = machine(dir.path());
+        let mut keys = vec![shape.key(), Shape::of(&machine, false).unwrap().key()];
+        keys.push(Shape::of(&MachineSpec { memory_mib: 2, ..machine.clone() }, true).unwrap().key());
+        keys.push(Shape::of(&MachineSpec { cpu_count: 2, ..machine.clone() }, true).unwrap().key());
+        for name in ["qemu", "kernel", "initramfs"] {
+            fs::remove_file(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name), "upgraded").unwrap();
+            keys.push(Shape::of(&machine, true).unwrap().key());
+        }
+        let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
+        assert_eq!(distinct.len(), keys.len());
+    }
+
+    #[test]
+    fn one_freezes_at_a_time_and_a_lost_race_leaves_nothing() {
+        let (_dir, state, shape) = fixture();
+        let first = Freezer::prepare(&state, shape.clone()).unwrap().unwrap();
+        assert!(Freezer::prepare(&state, shape).unwrap().is_none());
+        drop(first);
+        assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_least_recently_used_go_first() {
+        let template = |key: &str, bytes, stale| TemplateInfo {
+            key: key.into(),
+            shape: None,
+            created_at: None,
+            used_at: SystemTime::UNIX_EPOCH,
+            bytes,
+            stale,
+            dir: PathBuf::new(),
+        };
+        let gone =
+            |all: &[TemplateInfo]| surplus(all).map(|template| template.key.clone()).collect::<Vec<_>>();
+        let half = TEMPLATE_BYTES_MAX / 2;
+        assert_eq!(gone(&[template("new", half, false), template("old", half + 1, false)]), ["old"]);
+        assert_eq!(gone(&[template("huge", 3 * half, false)]), Vec::<String>::new());
+        assert_eq!(gone(&[template("a", 1, false), template("stale", 1, true)]), ["stale"]);
+        let many: Vec<_> = (0..10).map(|number| template(&number.to_string(), 1, false)).collect();
+        assert_eq!(gone(&many), ["8", "9"]);
+    }
+
+    #[test]
+    fn the_clock_rate_of_the_cpu_does_not_matter() {
+        let slow = "processor: 0\nmodel name\t: X\ncpu MHz\t: 800\nflags\t: a b\n\nprocessor: 1\n";
+        assert_eq!(stable_lines(slow), stable_lines(&slow.replace("800", "3000")));
+        assert_ne!(stable_lines(slow), stable_lines(&slow.replace("a b", "a b c")));
+    }
+}
