@@ -1,2 +1,45 @@
-//! Placeholder.
-fn main() {}
+//! All automation of this repository: `cargo xtask VERB`, one file per verb. The `Makefile` only gives names.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod bench;
+mod demo;
+mod deps;
+mod docs;
+mod process;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// All automation of this repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Build, make a small image, run a command in a microVM
+    Demo,
+    /// Check everything and run all tests
+    Test,
+    /// Check licences, sources and versions of dependencies, and advisories where they can be had
+    Deps,
+    /// Check that links in documents lead somewhere
+    Docs,
+    /// Measure against raw QEMU, umoci and podman; prints one table
+    Bench(bench::BenchArguments),
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().verb {
+        Verb::Demo => demo::demo(),
+        Verb::Test => test::test(),
+        Verb::Deps => deps::check(),
+        Verb::Docs => docs::check(),
+        Verb::Bench(arguments) => bench::bench(&arguments),
+    }
+}

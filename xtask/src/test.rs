@@ -1,0 +1,51 @@
+//! `cargo xtask test`: every check that needs no guest, then all tests, those on real guests included.
+//!
+//! Cheap checks come first. The test runner comes last, so that its numbers are the last thing seen.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::process::{cargo, has_cargo_command, program, run};
+use crate::{deps, docs};
+
+/// Runs everything; stops at the first step that fails.
+pub(crate) fn test() -> Result<()> {
+    step("format", || run(cargo().args(["fmt", "--all", "--check"])))?;
+    step("kernel", || run(&mut program("kernel/check.sh")))?;
+    step("dependencies", deps::check)?;
+    step("documents", docs::check)?;
+    step("lints", || {
+        run(cargo().args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ]))
+    })?;
+    // End-to-end tests run the command that lies beside them.
+    step("build", || run(cargo().args(["build", "--locked", "--quiet", "--package", "microagent-cli"])))?;
+    step("documentation tests", || {
+        run(cargo().args(["test", "--workspace", "--locked", "--quiet", "--doc"]))
+    })?;
+    step("tests", tests)
+}
+
+fn tests() -> Result<()> {
+    if has_cargo_command("nextest") {
+        return run(cargo().args(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]));
+    }
+    run(cargo().args(["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"]))
+}
+
+fn step(name: &'static str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("==> {name}");
+    let begun = Instant::now();
+    work().with_context(|| format!("`make test` failed at: {name}"))?;
+    eprintln!("    {name}: ok, {:.0} s", begun.elapsed().as_secs_f64());
+    Ok(())
+}
