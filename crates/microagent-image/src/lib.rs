@@ -1,18 +1,52 @@
 //! From an image reference to a base disk.
+//!
+//! [`ImageStore::ensure`] takes what a person types (`busybox`, `registry.example.org/team/app:v1`,
+//! `oci:DIR:TAG`, …) and gives an [`Image`]: its configuration, and one read-only ext4 file that all its
+//! workspaces share. On the way content comes from a registry or an archive, is
+//! verified against its digests, kept in a cache under the state directory, and unpacked by [`rootfs`].
+//!
+//! What is kept: a record per reference, the base disk, and also manifest, configuration and layers as they
+//! came. Layers cost about a third of the disk's space and are what images share when one is pulled after
+//! another, and what `commit` and `push` build on. [`ImageStore::prune`] removes what no record and no
+//! workspace needs; layers go with their image.
+//!
+//! This crate never looks at environment variables, except in [`Environment::from_env`]; never prints; never
+//! runs anything but credential helpers; and never needs a privilege. Any process may be killed at any
+//! moment: nothing gets its final name before it is whole, and locks end with their holders.
 
+mod archive;
+mod cache;
+mod compression;
 mod config;
 mod credentials;
 mod digest;
+mod disk;
 mod environment;
+mod error;
+mod fetch;
+mod import;
 mod manifest;
+mod network;
 mod progress;
+mod record;
 mod reference;
+mod registry;
+mod removal;
+mod resolve;
 pub mod rootfs;
+mod store;
+mod work;
 
+pub use archive::ArchiveError;
 pub use config::{ConfigError, ImageConfig, ImportChanges};
 pub use credentials::CredentialError;
 pub use digest::{Digest, DigestError};
 pub use environment::Environment;
+pub use error::ImageError;
+pub use import::ImportSource;
 pub use manifest::{ManifestError, Platform, PlatformError};
+pub use network::NetworkOptions;
 pub use progress::{ImageEvent, NoProgress, Progress};
 pub use reference::{ImageReference, LocalReference, ReferenceError, RegistryReference, Transport};
+pub use removal::{DamagedImage, Deletion, ImageList, ImageSummary, Pruned};
+pub use store::{Image, ImageStore, Origin, PullOptions, PullPolicy};

@@ -1,0 +1,345 @@
+//! Images in the local file system: OCI layouts, tars of them, and what `docker save` writes.
+//!
+//! All three become the same thing, a [`LocalImage`]: an index or manifest to start from, and blobs by
+//! digest. Tars are not unpacked: their headers are walked once, and entries read where they lie. Nothing
+//! is verified here; whoever asks for content compares size and digest.
+//!
+//! # Source
+//! OCI image specification 1.1, `image-layout.md`; Docker image specification 1.2 for `manifest.json`.
+
+mod docker;
+mod tar_index;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::digest::Digest;
+use crate::error::ImageError;
+use crate::manifest::{
+    self, Descriptor, Document, Index, MANIFEST_LIMIT, ManifestError, Platform, printable,
+};
+use crate::reference::{LocalReference, Transport};
+use crate::work::Meter;
+
+use self::tar_index::TarIndex;
+
+/// Most names that an error lists.
+const NAMES_SHOWN: usize = 20;
+
+/// Why a layout or archive cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArchiveError {
+    /// A file could not be opened or read.
+    #[error("cannot read `{name}`")]
+    Read {
+        /// The file or entry.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is none of the kind.
+    #[error("it is no {kind}: `{missing}` is missing")]
+    WrongKind {
+        /// What it should have been.
+        kind: &'static str,
+        /// The file that shows it is not.
+        missing: String,
+    },
+    /// The tar is damaged.
+    #[error("the tar is damaged or cut off")]
+    Tar {
+        /// What the reader said.
+        source: io::Error,
+    },
+    /// The whole archive is compressed, so that nothing in it can be found without unpacking.
+    #[error("the archive is compressed with {format}")]
+    Compressed {
+        /// The format.
+        format: &'static str,
+    },
+    /// More entries than any archive of images has.
+    #[error("the tar has more than {limit} entries")]
+    TooManyEntries {
+        /// The bound.
+        limit: usize,
+    },
+    /// Larger than what is ever read of its kind.
+    #[error("`{name}` is larger than {limit} bytes")]
+    TooLarge {
+        /// The file or entry.
+        name: String,
+        /// The bound.
+        limit: u64,
+    },
+    /// `manifest.json` is not what `docker save` writes.
+    #[error("`{name}` cannot be decoded")]
+    Decode {
+        /// The entry.
+        name: String,
+        /// What the decoder said.
+        source: serde_json::Error,
+    },
+    /// The index cannot be used.
+    #[error("its index cannot be used")]
+    Index {
+        /// Why.
+        source: ManifestError,
+    },
+    /// There is no image in it.
+    #[error("it holds no image")]
+    Empty,
+    /// Several images, and the reference does not say which.
+    #[error("it holds several images: {}", found.join(", "))]
+    NeedsSelector {
+        /// Their names.
+        found: Vec<String>,
+    },
+    /// The reference asks for an image that is not in it.
+    #[error("it holds no image `{selector}`; there is {}", if found.is_empty() { "none with a name".to_owned() } else { found.join(", ") })]
+    NoSuchSelector {
+        /// What was asked for.
+        selector: String,
+        /// The names that are there.
+        found: Vec<String>,
+    },
+}
+
+impl ArchiveError {
+    /// What a person can do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        Some(match self {
+            ArchiveError::Compressed { format: "gzip" } => "unpack it first: gunzip FILE".to_owned(),
+            ArchiveError::Compressed { format } => format!("unpack it first with {format}"),
+            ArchiveError::NeedsSelector { found } => {
+                format!("add the name, for example `oci:PATH:{}`", found.first().map_or("NAME", String::as_str))
+            }
+            ArchiveError::WrongKind { .. } => {
+                "`oci:` takes a layout directory, `oci-archive:` a tar of one, `docker-archive:` a `docker save` \
+                 tar; a root file system tar goes through microagent image import"
+                    .to_owned()
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// A local image, found but not yet read.
+pub(crate) struct LocalImage {
+    /// The full reference, with the true path.
+    pub(crate) resolved: String,
+    /// What to start from.
+    pub(crate) root: Descriptor,
+    path: PathBuf,
+    store: Store,
+    /// Content that has no file of its own (manifests we made).
+    made: HashMap<Digest, Vec<u8>>,
+    /// Files of content that is not filed by digest.
+    filed: HashMap<Digest, String>,
+}
+
+/// Files by name.
+enum Store {
+    Directory(PathBuf),
+    Tar(TarIndex),
+}
+
+impl LocalImage {
+    /// Finds the image that a reference names. Blocks.
+    pub(crate) fn open(
+        reference: &LocalReference,
+        wanted: &Platform,
+        meter: &Meter,
+    ) -> Result<LocalImage, ImageError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ImageError::Archive { path, source }
+        };
+        let path = reference
+            .path
+            .canonicalize()
+            .map_err(|source| read_error(&reference.path.to_string_lossy(), source))
+            .map_err(at(&reference.path))?;
+        let store = match reference.transport {
+            Transport::Oci => Store::Directory(path.clone()),
+            Transport::OciArchive | Transport::DockerArchive => {
+                Store::Tar(TarIndex::open(&path).map_err(at(&path))?)
+            }
+        };
+        let mut image = LocalImage {
+            resolved: reference.resolved(&path),
+            root: Descriptor::of("", b""),
+            path: path.clone(),
+            store,
+            made: HashMap::new(),
+            filed: HashMap::new(),
+        };
+        let selector = reference.selector.as_deref();
+        match reference.transport {
+            Transport::Oci | Transport::OciArchive => {
+                image.root = image.find_in_layout(selector, wanted).map_err(at(&path))?;
+            }
+            Transport::DockerArchive => docker::find(&mut image, selector, meter)?,
+        }
+        Ok(image)
+    }
+
+    /// The true path of the file or directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads a small blob.
+    pub(crate) fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, ImageError> {
+        if let Some(bytes) = self.made.get(digest) {
+            return Ok(bytes.clone());
+        }
+        let name = self.blob_name(digest);
+        self.store.read(&name, limit).map_err(|source| self.error(source))
+    }
+
+    /// Opens a blob for reading.
+    pub(crate) fn open_blob(&self, digest: &Digest) -> Result<Box<dyn Read + Send>, ImageError> {
+        let name = self.blob_name(digest);
+        let (reader, _size) = self.store.open(&name).map_err(|source| self.error(source))?;
+        Ok(reader)
+    }
+
+    fn blob_name(&self, digest: &Digest) -> String {
+        self.filed.get(digest).cloned().unwrap_or_else(|| format!("blobs/sha256/{}", digest.hex()))
+    }
+
+    fn error(&self, source: ArchiveError) -> ImageError {
+        ImageError::Archive { path: self.path.clone(), source }
+    }
+
+    fn find_in_layout(&self, selector: Option<&str>, wanted: &Platform) -> Result<Descriptor, ArchiveError> {
+        for needed in ["oci-layout", "index.json"] {
+            if !self.store.has(needed) {
+                return Err(ArchiveError::WrongKind { kind: "OCI layout", missing: needed.to_owned() });
+            }
+        }
+        let bytes = self.store.read("index.json", MANIFEST_LIMIT)?;
+        let index = match manifest::decode(&bytes, None).map_err(|source| ArchiveError::Index { source })? {
+            Document::Index(index) => index,
+            Document::Image(_) => {
+                let media_type = "an image manifest in place of an index".to_owned();
+                return Err(ArchiveError::Index { source: ManifestError::NotAnImage { media_type } });
+            }
+        };
+        choose(index, selector, wanted)
+    }
+}
+
+/// Picks the entry of a layout's index that has the name, or the only one there is.
+fn choose(index: Index, selector: Option<&str>, wanted: &Platform) -> Result<Descriptor, ArchiveError> {
+    let name_of = |entry: &Descriptor| entry.ref_name().map(str::to_owned);
+    let mut names: Vec<String> =
+        index.manifests.iter().filter_map(name_of).map(|name| printable(&name)).collect();
+    names.sort();
+    names.dedup();
+    let several_names = names.len() > 1;
+    names.truncate(NAMES_SHOWN);
+    let candidates: Vec<Descriptor> = match selector {
+        Some(selector) => {
+            let fitting = |entry: &Descriptor| entry.ref_name() == Some(selector);
+            index.manifests.into_iter().filter(fitting).collect()
+        }
+        None if several_names => return Err(ArchiveError::NeedsSelector { found: names }),
+        None => index.manifests,
+    };
+    match (&candidates[..], selector) {
+        ([only], _) => Ok(only.clone()),
+        ([], Some(selector)) => {
+            Err(ArchiveError::NoSuchSelector { selector: printable(selector), found: names })
+        }
+        ([], None) => Err(ArchiveError::Empty),
+        // Several under one name or none: the platforms of one image.
+        _ => manifest::select(&Index { manifests: candidates }, wanted)
+            .cloned()
+            .map_err(|source| ArchiveError::Index { source }),
+    }
+}
+
+impl Store {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Store::Directory(dir) => dir.join(name).is_file(),
+            Store::Tar(index) => index.has(name),
+        }
+    }
+
+    fn open(&self, name: &str) -> Result<(Box<dyn Read + Send>, u64), ArchiveError> {
+        match self {
+            Store::Directory(dir) => {
+                let opened = File::open(dir.join(name)).and_then(|file| {
+                    let metadata = file.metadata()?;
+                    if metadata.is_file() {
+                        Ok((file, metadata.len()))
+                    } else {
+                        Err(io::ErrorKind::InvalidInput.into())
+                    }
+                });
+                let (file, size) = opened.map_err(|source| read_error(name, source))?;
+                Ok((Box::new(file), size))
+            }
+            Store::Tar(index) => index.open_entry(name),
+        }
+    }
+
+    fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, ArchiveError> {
+        let (reader, size) = self.open(name)?;
+        if size > limit {
+            return Err(ArchiveError::TooLarge { name: name.to_owned(), limit });
+        }
+        let mut bytes = Vec::new();
+        reader.take(limit).read_to_end(&mut bytes).map_err(|source| read_error(name, source))?;
+        Ok(bytes)
+    }
+}
+
+fn read_error(name: &str, source: io::Error) -> ArchiveError {
+    ArchiveError::Read { name: printable(name), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn index(names: &[Option<&str>]) -> Index {
+        let entry = |(at, name): (usize, &Option<&str>)| {
+            let mut entry = json!({
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                "digest": Digest::of(&[u8::try_from(at).unwrap()]), "size": 1,
+            });
+            if let Some(name) = name {
+                entry["annotations"] = json!({"org.opencontainers.image.ref.name": name});
+            }
+            entry
+        };
+        let entries: Vec<_> = names.iter().enumerate().map(entry).collect();
+        match manifest::decode(&serde_json::to_vec(&json!({"manifests": entries})).unwrap(), None) {
+            Ok(Document::Index(index)) => index,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn chooses_by_name() {
+        let wanted = Platform::default();
+        let digest = |at: u8| Digest::of(&[at]);
+        let two = || index(&[Some("a"), Some("b")]);
+        assert_eq!(choose(two(), Some("b"), &wanted).unwrap().digest, digest(1));
+        assert_eq!(choose(index(&[Some("a")]), None, &wanted).unwrap().digest, digest(0));
+        assert_eq!(choose(index(&[None]), None, &wanted).unwrap().digest, digest(0));
+        let error = choose(two(), None, &wanted).unwrap_err();
+        assert_eq!(error.to_string(), "it holds several images: a, b");
+        let error = choose(two(), Some("c"), &wanted).unwrap_err();
+        assert_eq!(error.to_string(), "it holds no image `c`; there is a, b");
+        assert!(matches!(choose(index(&[]), None, &wanted), Err(ArchiveError::Empty)));
+    }
+}

@@ -1,0 +1,60 @@
+//! How a layer is compressed, told from its first bytes. Media types lie now and then; the bytes do not.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use crate::manifest::{LAYER_GZIP, LAYER_TAR, LAYER_ZSTD};
+use crate::rootfs::Compression;
+
+/// How many bytes tell.
+pub(crate) const MAGIC_LEN: u64 = 6;
+
+const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z'];
+const BZIP2: &[u8] = b"BZh";
+
+/// Names a compression that is known and not taken.
+pub(crate) fn unsupported(start: &[u8]) -> Option<&'static str> {
+    let formats = [
+        (XZ, "it is compressed with xz, which is not supported"),
+        (BZIP2, "it is compressed with bzip2, which is not supported"),
+    ];
+    formats.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, text)| text)
+}
+
+/// The compression of a file.
+pub(crate) fn of_file(path: &Path) -> io::Result<Compression> {
+    let mut start = Vec::new();
+    File::open(path)?.take(MAGIC_LEN).read_to_end(&mut start)?;
+    Ok(Compression::sniff(&start))
+}
+
+/// The media type of a layer with that compression.
+pub(crate) fn media_type(compression: Compression) -> &'static str {
+    match compression {
+        Compression::None => LAYER_TAR,
+        Compression::Gzip => LAYER_GZIP,
+        Compression::Zstd => LAYER_ZSTD,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_by_the_first_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("layer");
+        for (content, media_type_expected) in [
+            (&[0x1f, 0x8b, 8][..], LAYER_GZIP),
+            (&[0x28, 0xb5, 0x2f, 0xfd], LAYER_ZSTD),
+            (b"usr/", LAYER_TAR),
+            (b"", LAYER_TAR),
+        ] {
+            std::fs::write(&path, content).unwrap();
+            assert_eq!(media_type(of_file(&path).unwrap()), media_type_expected);
+        }
+        assert!(unsupported(b"BZh91").is_some() && unsupported(b"usr/").is_none());
+    }
+}

@@ -1,0 +1,451 @@
+//! Why an image could not be had, listed or removed.
+//!
+//! Each variant names what was attempted; the cause is in `source`. [`ImageError::hint`] says what a person
+//! can do, [`ImageError::is_retryable`] whether the same call may go well later.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use microagent_store::{LoadError, LockError, OpenError, ReadError, WriteError};
+
+use crate::archive::ArchiveError;
+use crate::config::ConfigError;
+use crate::credentials::CredentialError;
+use crate::digest::Digest;
+use crate::manifest::ManifestError;
+use crate::reference::ReferenceError;
+use crate::rootfs::RootfsError;
+
+/// Why an image operation failed. Unless a variant says otherwise, the cache is as it was before, plus
+/// what had been fetched completely.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The reference itself is wrong.
+    #[error("cannot use image reference `{reference}`")]
+    Reference {
+        /// The reference, made printable.
+        reference: String,
+        /// What is wrong with it.
+        source: ReferenceError,
+    },
+    /// The reference cannot be used for this.
+    #[error("cannot import as `{reference}`: {reason}")]
+    ImportName {
+        /// The reference.
+        reference: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Policy `never`, and the image is not here.
+    #[error("image `{reference}` is not in the cache, and policy `never` forbids fetching it")]
+    NotCached {
+        /// The full reference.
+        reference: String,
+    },
+    /// There is no record of such an image.
+    #[error("no image `{reference}` in the cache")]
+    NoSuchImage {
+        /// Reference or digest, as given.
+        reference: String,
+    },
+    /// A shortened digest that fits several images.
+    #[error("`{prefix}` fits {count} images")]
+    Ambiguous {
+        /// The shortened digest.
+        prefix: String,
+        /// How many images it fits.
+        count: usize,
+    },
+    /// The registry does not know the image.
+    #[error("registry has no image `{reference}`{}", colon(detail))]
+    UnknownImage {
+        /// The full reference.
+        reference: String,
+        /// What the registry said, made printable.
+        detail: String,
+    },
+    /// The registry does not let us have the image.
+    #[error("registry refuses image `{reference}`{}", colon(detail))]
+    Denied {
+        /// The full reference.
+        reference: String,
+        /// What the registry said, made printable.
+        detail: String,
+        /// Whether we had logged in.
+        authenticated: bool,
+    },
+    /// Credentials are set up and could not be had.
+    #[error("cannot get credentials for registry `{registry}`")]
+    Credentials {
+        /// The registry.
+        registry: String,
+        /// Why.
+        source: CredentialError,
+    },
+    /// No certificates to check a registry by.
+    #[error("cannot load certificates from `{}`", path.display())]
+    Certificates {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the loader said.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// A proxy setting is no URL.
+    #[error("proxy `{proxy}` is not a proxy URL")]
+    Proxy {
+        /// The setting, without user name and password.
+        proxy: String,
+        /// What the parser said.
+        source: reqwest::Error,
+    },
+    /// No answer: name, route, connection, TLS or time.
+    #[error("cannot reach registry `{registry}`")]
+    Unreachable {
+        /// The registry.
+        registry: String,
+        /// What the network said.
+        source: reqwest::Error,
+    },
+    /// An answer that is none of the expected ones.
+    #[error("registry `{registry}` answered {status} for {what}{}", colon(detail))]
+    Response {
+        /// The registry.
+        registry: String,
+        /// What was asked for.
+        what: String,
+        /// HTTP status.
+        status: u16,
+        /// What the registry said, made printable.
+        detail: String,
+    },
+    /// The connection was closed before all that was announced had come.
+    #[error("registry `{registry}` closed the connection early")]
+    ClosedEarly {
+        /// The registry.
+        registry: String,
+    },
+    /// An answer that breaks the protocol.
+    #[error("registry `{registry}` breaks the protocol: {detail}")]
+    Protocol {
+        /// The registry.
+        registry: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The connection broke in the middle, and again at each retry. What is here already is kept.
+    #[error("download of {digest} broke off at {received} of {size} bytes")]
+    Interrupted {
+        /// The blob.
+        digest: Digest,
+        /// Bytes that are here.
+        received: u64,
+        /// Bytes it has.
+        size: u64,
+        /// The last failure.
+        source: Box<ImageError>,
+    },
+    /// Content that is not what its digest says. It is thrown away.
+    #[error("{what} has digest {actual}, not {expected}")]
+    WrongDigest {
+        /// What was fetched or read.
+        what: String,
+        /// The digest that it should have.
+        expected: Digest,
+        /// The digest that it has.
+        actual: Digest,
+    },
+    /// Content that is longer or shorter than announced. It is thrown away.
+    #[error("{what} is {} the {expected} bytes announced", if *longer { "longer than" } else { "shorter than" })]
+    WrongSize {
+        /// What was fetched or read.
+        what: String,
+        /// Bytes announced.
+        expected: u64,
+        /// Whether there was more; else less.
+        longer: bool,
+    },
+    /// More than is ever read of its kind.
+    #[error("{what} is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// What was read.
+        what: String,
+        /// The bound.
+        limit: u64,
+    },
+    /// The manifest or index cannot be used.
+    #[error("cannot use image `{reference}`")]
+    Manifest {
+        /// The full reference.
+        reference: String,
+        /// Why.
+        source: ManifestError,
+    },
+    /// The configuration cannot be used.
+    #[error("cannot use the configuration of image `{reference}`")]
+    Config {
+        /// The full reference.
+        reference: String,
+        /// Why.
+        source: ConfigError,
+    },
+    /// A layout or archive cannot be read.
+    #[error("cannot read image from `{}`", path.display())]
+    Archive {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why.
+        source: ArchiveError,
+    },
+    /// What is to be imported is no tar.
+    #[error("cannot import the root file system: {reason}")]
+    NotATar {
+        /// What it is instead.
+        reason: &'static str,
+    },
+    /// The layers cannot be made into a base disk.
+    #[error("cannot unpack image `{reference}`")]
+    Unpack {
+        /// The full reference.
+        reference: String,
+        /// Why.
+        source: RootfsError,
+    },
+    /// No room. What had been fetched completely is kept.
+    #[error("disk full: `{}` has {} MiB free{}", dir.display(), free / MIB, needed_text(*needed))]
+    DiskFull {
+        /// The directory that is full.
+        dir: PathBuf,
+        /// Free bytes when it was looked at.
+        free: u64,
+        /// Bytes that are needed, as far as known.
+        needed: Option<u64>,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} `{}`", path.display())]
+    File {
+        /// What was attempted.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The state directory cannot be used.
+    #[error("cannot keep images")]
+    State {
+        /// Why.
+        source: OpenError,
+    },
+    /// A record cannot be read.
+    #[error("cannot read an image record")]
+    Read {
+        /// Why.
+        source: ReadError,
+    },
+    /// A record cannot be written.
+    #[error("cannot write an image record")]
+    Write {
+        /// Why.
+        source: WriteError,
+    },
+    /// A record of a newer release; refusing beats guessing.
+    #[error("image record `{}` has format {found}, which this build does not know", path.display())]
+    TooNew {
+        /// The record.
+        path: PathBuf,
+        /// The format found there.
+        found: u32,
+    },
+    /// A workspace's disk lies on the image.
+    #[error("image `{reference}` is in use by {}", workspaces.join(", "))]
+    InUse {
+        /// Reference or digest, as given.
+        reference: String,
+        /// The workspaces.
+        workspaces: Vec<String>,
+    },
+    /// A workspace whose record cannot be read may lie on any image.
+    #[error("cannot tell which image workspace `{workspace}` uses")]
+    UnreadableWorkspace {
+        /// The workspace.
+        workspace: String,
+        /// What is wrong with its record.
+        source: LoadError,
+    },
+    /// The workspaces cannot be listed.
+    #[error("cannot list workspaces in `{}`", dir.display())]
+    ListWorkspaces {
+        /// Their directory.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another command is at it, and went on longer than we waited.
+    #[error("another command is {what}")]
+    Busy {
+        /// What it is doing.
+        what: String,
+    },
+    /// A lock could not be taken for another reason than being held.
+    #[error("cannot lock the image cache")]
+    Lock {
+        /// Why.
+        source: LockError,
+    },
+    /// Ended on request.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+const MIB: u64 = 1024 * 1024;
+
+fn colon(detail: &str) -> String {
+    if detail.is_empty() { String::new() } else { format!(": {detail}") }
+}
+
+fn needed_text(needed: Option<u64>) -> String {
+    needed.map_or_else(String::new, |needed| format!(", {} MiB needed", needed.div_ceil(MIB)))
+}
+
+impl ImageError {
+    /// Whether the same call can go well later without anybody changing anything.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            ImageError::Unreachable { source, .. } => certificate_problem(source).is_none(),
+            ImageError::Response { status, .. } => *status == 429 || *status >= 500,
+            ImageError::ClosedEarly { .. }
+            | ImageError::Interrupted { .. }
+            | ImageError::Busy { .. }
+            | ImageError::DiskFull { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            ImageError::Reference { source, .. } => return Some(source.hint()),
+            ImageError::Credentials { source, .. } => return Some(source.hint()),
+            ImageError::Archive { source, .. } => return source.hint(),
+            ImageError::Unreachable { source, .. } => unreachable_hint(source),
+            ImageError::ImportName { .. } => "choose a name such as `myroot:latest`",
+            ImageError::NotCached { .. } => "pull it first: microagent image pull REF, or use --pull missing",
+            ImageError::NoSuchImage { .. } => "`microagent image list` shows what is here",
+            ImageError::Ambiguous { .. } => "give more digits of the digest",
+            ImageError::UnknownImage { .. } => "check the spelling of name and tag",
+            ImageError::Denied { authenticated: true, .. } => {
+                "check the spelling, and that the account you are logged in with may read it"
+            }
+            ImageError::Denied { authenticated: false, .. } => {
+                "check the spelling; if the image is private, log in first: docker login or podman login"
+            }
+            ImageError::Certificates { .. } => {
+                "install ca-certificates, or point SSL_CERT_FILE at a file of trusted certificates"
+            }
+            ImageError::Proxy { .. } => {
+                "a proxy looks like http://host:3128; see HTTP_PROXY, HTTPS_PROXY, ALL_PROXY"
+            }
+            ImageError::Response { status: 429, .. } => {
+                "the registry limits how much is pulled: log in, or try later"
+            }
+            ImageError::Response { status: 500.., .. } => "the registry is in trouble: try again later",
+            ImageError::Interrupted { .. } => "run the command again: the pull goes on where it broke off",
+            ImageError::WrongDigest { .. } | ImageError::WrongSize { .. } => {
+                "the content was changed or damaged on its way; nothing of it was kept"
+            }
+            ImageError::Manifest { source: ManifestError::Schema1, .. } => {
+                "push the image again with a current tool"
+            }
+            ImageError::NotATar { .. } => "give a tar, plain or compressed with gzip or zstd",
+            ImageError::DiskFull { .. } => {
+                "free some space: microagent image prune, or use another --state-dir"
+            }
+            ImageError::State { .. } => "choose another directory with --state-dir or MICROAGENT_STATE_DIR",
+            ImageError::TooNew { .. } => "use the newer release, or remove the image with it",
+            ImageError::Read { .. } => "microagent image prune removes damaged records",
+            ImageError::InUse { .. } => "delete these workspaces first: microagent delete NAME --yes",
+            ImageError::UnreadableWorkspace { .. } => "delete it first: microagent delete NAME --yes",
+            ImageError::Busy { .. } => "try again when it has ended",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// The registry at the other end failed in a way that may pass within seconds.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            ImageError::Unreachable { .. } | ImageError::Response { .. } | ImageError::ClosedEarly { .. } => {
+                self.is_retryable()
+            }
+            _ => false,
+        }
+    }
+
+    /// A failed file operation; a full disk becomes [`ImageError::DiskFull`].
+    pub(crate) fn file(action: &'static str, path: &Path, source: io::Error) -> ImageError {
+        let dir = path.parent().unwrap_or(path);
+        Self::disk_full(&source, dir).unwrap_or_else(|| ImageError::File {
+            action,
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// A failed record; a full disk becomes [`ImageError::DiskFull`].
+    pub(crate) fn write(source: WriteError, dir: &Path) -> ImageError {
+        Self::disk_full(&source, dir).unwrap_or(ImageError::Write { source })
+    }
+
+    /// A failed unpacking; a full disk becomes [`ImageError::DiskFull`].
+    pub(crate) fn unpack(source: RootfsError, reference: &str, dir: &Path) -> ImageError {
+        Self::disk_full(&source, dir)
+            .unwrap_or_else(|| ImageError::Unpack { reference: reference.to_owned(), source })
+    }
+
+    fn disk_full(error: &(dyn StdError + 'static), dir: &Path) -> Option<ImageError> {
+        let full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let is_full = chain(error).any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| full(e.kind())));
+        is_full.then(|| ImageError::DiskFull { dir: dir.to_owned(), free: free_bytes(dir), needed: None })
+    }
+}
+
+/// Free bytes for an unprivileged user; zero when the file system does not say.
+pub(crate) fn free_bytes(dir: &Path) -> u64 {
+    rustix::fs::statvfs(dir).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
+}
+
+/// An error and what lies under it.
+pub(crate) fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
+}
+
+/// The TLS failure that no retry mends, if that is what it was.
+pub(crate) fn certificate_problem<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> Option<&'a rustls::CertificateError> {
+    chain(error).find_map(|error| {
+        // rustls hands its error out inside an `io::Error`, whose `source()` skips it.
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls = inner
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+            .or_else(|| error.downcast_ref::<rustls::Error>())?;
+        match tls {
+            rustls::Error::InvalidCertificate(problem) => Some(problem),
+            _ => None,
+        }
+    })
+}
+
+fn unreachable_hint(source: &reqwest::Error) -> &'static str {
+    if certificate_problem(source).is_some() {
+        "the registry's certificate is not trusted here: if it has a CA of its own, point SSL_CERT_FILE at it"
+    } else if source.is_timeout() {
+        "the registry does not answer: check the address, the network and proxy settings"
+    } else {
+        "check the registry's name and port, the network, and HTTP_PROXY, HTTPS_PROXY, NO_PROXY"
+    }
+}

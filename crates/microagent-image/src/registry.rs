@@ -1,0 +1,429 @@
+//! The pull half of the registry protocol: manifests and blobs, with login.
+//!
+//! Hand-written on top of an HTTP client, because every read from a registry has a bound here: manifests,
+//! token answers and error texts as well as blobs. Nothing is verified here; whoever asks for content
+//! compares size and digest. Nothing is retried here either, except once after a login.
+//!
+//! HTTPS everywhere; plain HTTP only to loopback, when HTTPS does not answer there.
+//!
+//! # Source
+//! OCI distribution specification 1.1; Docker token authentication specification.
+
+mod challenge;
+
+use std::time::Duration;
+
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE, WWW_AUTHENTICATE,
+};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+use self::challenge::{Challenge, Scheme};
+use crate::credentials::{self, Credentials};
+use crate::digest::Digest;
+use crate::environment::Environment;
+use crate::error::{ImageError, certificate_problem};
+use crate::manifest::{ACCEPTED, MANIFEST_LIMIT, printable};
+use crate::network::{self, NetworkOptions};
+use crate::reference::{DEFAULT_REGISTRY, RegistryReference};
+
+/// Where `docker.io` really is.
+const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
+/// Largest answer of a token server.
+const TOKEN_LIMIT: u64 = 1024 * 1024;
+/// Most bytes of an error answer that are read.
+const ERROR_LIMIT: u64 = 16 * 1024;
+/// Most characters of an error answer that are shown.
+const DETAIL_MAX: usize = 200;
+/// For a whole small answer (manifest, token), however slowly it drips.
+const SMALL_ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A repository in a registry, with our login there.
+pub(crate) struct Registry<'a> {
+    reference: &'a RegistryReference,
+    environment: &'a Environment,
+    base: Url,
+    http: Client,
+    login: Mutex<Option<Login>>,
+}
+
+#[derive(Clone)]
+struct Login {
+    header: HeaderValue,
+    /// Whether it stands for somebody; anonymous tokens do not.
+    authenticated: bool,
+}
+
+/// A manifest or index, unverified.
+pub(crate) struct RawManifest {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) content_type: Option<String>,
+}
+
+/// The rest of a blob, unverified.
+pub(crate) struct BlobBody {
+    response: Response,
+    /// Where in the blob it starts: as asked for, or zero when the registry cannot do that.
+    pub(crate) offset: u64,
+    registry: String,
+}
+
+impl BlobBody {
+    /// The next bytes; `None` at the end.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<impl AsRef<[u8]>>, ImageError> {
+        self.response.chunk().await.map_err(|source| unreachable(&self.registry, source))
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ErrorAnswer {
+    errors: Vec<ErrorEntry>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ErrorEntry {
+    code: String,
+    message: String,
+}
+
+impl<'a> Registry<'a> {
+    /// Finds out how to talk to the registry. Sends nothing, except to loopback.
+    pub(crate) async fn connect(
+        reference: &'a RegistryReference,
+        environment: &'a Environment,
+        options: &NetworkOptions,
+    ) -> Result<Registry<'a>, ImageError> {
+        let loopback = reference.is_loopback();
+        let http = network::client(environment, options, loopback)?;
+        let host = match reference.registry.as_str() {
+            DEFAULT_REGISTRY => DOCKER_HUB_HOST,
+            other => other,
+        };
+        let at = |scheme: &str| {
+            Url::parse(&format!("{scheme}://{host}/v2/")).expect("a checked registry host makes a URL")
+        };
+        let mut base = at("https");
+        if loopback && let Err(error) = http.get(base.clone()).send().await {
+            if certificate_problem(&error).is_some() {
+                return Err(unreachable(&reference.registry, error));
+            }
+            base = at("http");
+        }
+        Ok(Registry { reference, environment, base, http, login: Mutex::new(None) })
+    }
+
+    /// The registry as the reference names it.
+    pub(crate) fn name(&self) -> &str {
+        &self.reference.registry
+    }
+
+    /// Fetches a manifest or index by tag or digest.
+    pub(crate) async fn manifest(&self, selector: &str) -> Result<RawManifest, ImageError> {
+        let what = || format!("manifest `{selector}`");
+        let url = self.url(&format!("manifests/{selector}"));
+        let fetch = async {
+            let response = self.send(|http| http.get(url.clone()).header(ACCEPT, ACCEPTED)).await?;
+            let response = self.expect(response, &[StatusCode::OK], &what()).await?;
+            let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+            // Parameters such as a character set say nothing here.
+            let content_type =
+                content_type.and_then(|value| value.split(';').next()).map(|v| v.trim().to_owned());
+            let bytes = self.read(response, MANIFEST_LIMIT, what).await?;
+            Ok(RawManifest { bytes, content_type })
+        };
+        self.within_deadline(what, fetch).await
+    }
+
+    /// Starts fetching a blob from a byte on. `None` when the registry has nothing from there on.
+    pub(crate) async fn blob(&self, digest: &Digest, offset: u64) -> Result<Option<BlobBody>, ImageError> {
+        let url = self.url(&format!("blobs/{digest}"));
+        let request = |http: &Client| match offset {
+            0 => http.get(url.clone()),
+            offset => http.get(url.clone()).header(RANGE, format!("bytes={offset}-")),
+        };
+        let response = self.send(request).await?;
+        if offset > 0 && response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            return Ok(None);
+        }
+        let expected = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
+        let response = self.expect(response, &expected, &format!("blob {digest}")).await?;
+        let offset = match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+                if range.and_then(range_start) != Some(offset) {
+                    return Ok(None);
+                }
+                offset
+            }
+            _ => 0,
+        };
+        Ok(Some(BlobBody { response, offset, registry: self.reference.registry.clone() }))
+    }
+
+    fn url(&self, tail: &str) -> Url {
+        self.base.join(&format!("{}/{tail}", self.reference.repository)).expect("checked names make a URL")
+    }
+
+    /// Sends a request, logging in when the registry asks for it.
+    async fn send(&self, request: impl Fn(&Client) -> RequestBuilder) -> Result<Response, ImageError> {
+        let registry = &self.reference.registry;
+        let known = self.login.lock().await.clone();
+        let response = self.try_send(&request, known.as_ref()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let challenges: Vec<Challenge> = response
+            .headers()
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(challenge::parse)
+            .collect();
+        drop(response);
+        // Several downloads may be refused at once when a token ends: one logs in, the others use it.
+        let mut login = self.login.lock().await;
+        let stale = known.as_ref().map(|login| &login.header);
+        if login.is_none() || login.as_ref().map(|login| &login.header) == stale {
+            *login = Some(self.log_in(&challenges).await?);
+        }
+        let fresh = login.clone();
+        drop(login);
+        let response = self.try_send(&request, fresh.as_ref()).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            let detail = self.error_detail(response).await;
+            let authenticated = fresh.is_some_and(|login| login.authenticated);
+            tracing::debug!(%registry, authenticated, "refused after login");
+            return Err(ImageError::Denied { reference: self.reference.to_string(), detail, authenticated });
+        }
+        Ok(response)
+    }
+
+    async fn try_send(
+        &self,
+        request: &impl Fn(&Client) -> RequestBuilder,
+        login: Option<&Login>,
+    ) -> Result<Response, ImageError> {
+        let mut request = request(&self.http);
+        if let Some(login) = login {
+            request = request.header(AUTHORIZATION, login.header.clone());
+        }
+        request.send().await.map_err(|source| unreachable(&self.reference.registry, source))
+    }
+
+    /// Answers a challenge: with user and password, or with a token that a token server gives for them.
+    async fn log_in(&self, challenges: &[Challenge]) -> Result<Login, ImageError> {
+        let registry = || self.reference.registry.clone();
+        let credentials = credentials::find(self.reference, self.environment)
+            .await
+            .map_err(|source| ImageError::Credentials { registry: registry(), source })?;
+        let authenticated = credentials.is_some();
+        let find = |scheme| challenges.iter().find(|challenge| challenge.scheme == scheme);
+        let header = match (find(Scheme::Bearer), find(Scheme::Basic), credentials) {
+            (_, _, Some(Credentials::RegistryToken(token))) => bearer(&token),
+            (Some(challenge), _, credentials) => bearer(&self.token(challenge, credentials).await?),
+            (None, Some(_), Some(Credentials::Basic { username, password })) => basic(&username, &password),
+            _ => {
+                let (reference, detail) = (self.reference.to_string(), String::new());
+                return Err(ImageError::Denied { reference, detail, authenticated });
+            }
+        };
+        let header = header.ok_or_else(|| ImageError::Protocol {
+            registry: registry(),
+            detail: "its token does not fit into a header".to_owned(),
+        })?;
+        Ok(Login { header, authenticated })
+    }
+
+    /// Asks the token server that the challenge names. Credentials go there over HTTPS, or over plain HTTP
+    /// when the registry itself is on loopback without TLS.
+    async fn token(
+        &self,
+        challenge: &Challenge,
+        credentials: Option<Credentials>,
+    ) -> Result<String, ImageError> {
+        let protocol = |detail: &str| ImageError::Protocol {
+            registry: self.reference.registry.clone(),
+            detail: detail.to_owned(),
+        };
+        let realm = challenge.parameter("realm").and_then(|realm| Url::parse(realm).ok());
+        let mut realm = realm.ok_or_else(|| protocol("its login challenge names no token server"))?;
+        if realm.scheme() != "https" && !(realm.scheme() == "http" && self.base.scheme() == "http") {
+            return Err(protocol("its token server is not reached over https"));
+        }
+        let default_scope = format!("repository:{}:pull", self.reference.repository);
+        let scope = challenge.parameter("scope").unwrap_or(&default_scope);
+        let mut fields = vec![("scope", scope)];
+        fields.extend(challenge.parameter("service").map(|service| ("service", service)));
+        let authenticated = credentials.is_some();
+        let request = match &credentials {
+            Some(Credentials::IdentityToken(token)) => {
+                fields.extend([
+                    ("grant_type", "refresh_token"),
+                    ("refresh_token", token),
+                    ("client_id", "microagent"),
+                ]);
+                let form = form_encoded(&fields);
+                self.http.post(realm).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form)
+            }
+            Some(Credentials::Basic { username, password }) => {
+                fields.push(("account", username));
+                realm.query_pairs_mut().extend_pairs(&fields);
+                self.http.get(realm).basic_auth(username, Some(password))
+            }
+            Some(Credentials::RegistryToken(_)) | None => {
+                realm.query_pairs_mut().extend_pairs(&fields);
+                self.http.get(realm)
+            }
+        };
+        let what = || "a login token".to_owned();
+        let ask = async {
+            let response = request.send().await.map_err(|e| unreachable(&self.reference.registry, e))?;
+            if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+                let (reference, detail) = (self.reference.to_string(), self.error_detail(response).await);
+                return Err(ImageError::Denied { reference, detail, authenticated });
+            }
+            let response = self.expect(response, &[StatusCode::OK], &what()).await?;
+            self.read(response, TOKEN_LIMIT, what).await
+        };
+        let bytes = self.within_deadline(what, ask).await?;
+        let answer: TokenAnswer = serde_json::from_slice(&bytes).unwrap_or_default();
+        answer.token.or(answer.access_token).ok_or_else(|| protocol("its token server gave no token"))
+    }
+
+    /// Passes an expected answer on and turns any other into an error.
+    async fn expect(
+        &self,
+        response: Response,
+        expected: &[StatusCode],
+        what: &str,
+    ) -> Result<Response, ImageError> {
+        let status = response.status();
+        if expected.contains(&status) {
+            return Ok(response);
+        }
+        let authenticated = self.login.lock().await.as_ref().is_some_and(|login| login.authenticated);
+        let detail = self.error_detail(response).await;
+        let reference = self.reference.to_string();
+        Err(match status {
+            StatusCode::NOT_FOUND => ImageError::UnknownImage { reference, detail },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                ImageError::Denied { reference, detail, authenticated }
+            }
+            _ => {
+                let registry = self.reference.registry.clone();
+                ImageError::Response { registry, what: what.to_owned(), status: status.as_u16(), detail }
+            }
+        })
+    }
+
+    /// What an error answer says, made printable and short.
+    async fn error_detail(&self, response: Response) -> String {
+        // An answer that cannot be read in full says less; its status is known already.
+        let bytes = self.read(response, ERROR_LIMIT, String::new).await.unwrap_or_default();
+        let said = match serde_json::from_slice::<ErrorAnswer>(&bytes) {
+            Ok(answer) => {
+                let entries = answer.errors.into_iter().take(4);
+                let texts: Vec<String> = entries.map(|e| format!("{} {}", e.code, e.message)).collect();
+                texts.join("; ")
+            }
+            Err(_) => String::new(),
+        };
+        printable(said.trim()).chars().take(DETAIL_MAX).collect()
+    }
+
+    async fn read(
+        &self,
+        mut response: Response,
+        limit: u64,
+        what: impl Fn() -> String,
+    ) -> Result<Vec<u8>, ImageError> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) =
+            response.chunk().await.map_err(|source| unreachable(&self.reference.registry, source))?
+        {
+            if (bytes.len() + chunk.len()) as u64 > limit {
+                return Err(ImageError::TooLarge { what: what(), limit });
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
+    }
+
+    async fn within_deadline<T>(
+        &self,
+        what: impl Fn() -> String,
+        work: impl Future<Output = Result<T, ImageError>>,
+    ) -> Result<T, ImageError> {
+        tokio::time::timeout(SMALL_ANSWER_DEADLINE, work).await.unwrap_or_else(|_| {
+            let (registry, seconds) = (self.reference.registry.clone(), SMALL_ANSWER_DEADLINE.as_secs());
+            Err(ImageError::Protocol {
+                registry,
+                detail: format!("no whole answer for {} in {seconds} s", what()),
+            })
+        })
+    }
+}
+
+fn unreachable(registry: &str, source: reqwest::Error) -> ImageError {
+    ImageError::Unreachable { registry: registry.to_owned(), source: source.without_url() }
+}
+
+fn bearer(token: &str) -> Option<HeaderValue> {
+    sensitive(&format!("Bearer {token}"))
+}
+
+fn basic(username: &str, password: &str) -> Option<HeaderValue> {
+    use base64::Engine as _;
+    let login = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{password}"));
+    sensitive(&format!("Basic {login}"))
+}
+
+fn sensitive(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn form_encoded(fields: &[(&str, &str)]) -> String {
+    let mut url = Url::parse("http://form/").expect("a literal URL");
+    url.query_pairs_mut().extend_pairs(fields);
+    url.query().unwrap_or_default().to_owned()
+}
+
+/// The first byte in `bytes FIRST-LAST/SIZE`.
+fn range_start(header: &str) -> Option<u64> {
+    header.strip_prefix("bytes ")?.split('-').next()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_where_a_range_starts() {
+        for (header, start) in [
+            ("bytes 10-19/20", Some(10)),
+            ("bytes 10-19/*", Some(10)),
+            ("bytes */20", None),
+            ("items 10-19/20", None),
+            ("", None),
+        ] {
+            assert_eq!(range_start(header), start, "{header}");
+        }
+    }
+
+    #[test]
+    fn form_fields_are_escaped() {
+        assert_eq!(form_encoded(&[("a", "b&c d")]), "a=b%26c+d");
+    }
+}

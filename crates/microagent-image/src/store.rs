@@ -1,0 +1,454 @@
+//! The image store: what the rest of the program calls.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
+use microagent_store::{Lock, StateDir, read_limited};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::archive::LocalImage;
+use crate::cache::{Cache, Waiting};
+use crate::config::{self, CONFIG_LIMIT, ConfigError, ImageConfig};
+use crate::digest::Digest;
+use crate::disk::{self, Disk};
+use crate::environment::Environment;
+use crate::error::ImageError;
+use crate::fetch::{Fetcher, Source};
+use crate::manifest::{self, ManifestError, Platform, printable};
+use crate::network::NetworkOptions;
+use crate::progress::{ImageEvent, Progress};
+use crate::record::{self, ImageRecord, LayerRecord, RECORD_FORMAT, Records};
+use crate::reference::{ImageReference, LocalReference, RegistryReference, Transport};
+use crate::registry::Registry;
+use crate::resolve::{Resolution, Start, resolve};
+use crate::rootfs::Limits;
+use crate::work;
+
+/// How many blobs are fetched at once; Docker and containerd take three.
+const PARALLEL_BLOBS: usize = 3;
+
+/// The images of one state directory.
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    pub(crate) cache: Cache,
+    environment: Environment,
+}
+
+/// When to ask the source of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PullPolicy {
+    /// Each time; what has not changed is still not fetched again.
+    Always,
+    /// When the image is not in the cache.
+    #[default]
+    Missing,
+    /// Not at all.
+    Never,
+}
+
+/// How to bring an image in.
+#[derive(Debug, Clone)]
+pub struct PullOptions {
+    /// When to ask the source.
+    pub policy: PullPolicy,
+    /// Which image of a multi-platform one.
+    pub platform: Platform,
+    /// Bounds on what layers may unpack to.
+    pub limits: Limits,
+    /// Patience with the network.
+    pub network: NetworkOptions,
+    /// How long to wait for another command that does the same work.
+    pub lock_patience: Duration,
+}
+
+impl Default for PullOptions {
+    fn default() -> PullOptions {
+        PullOptions {
+            policy: PullPolicy::default(),
+            platform: Platform::default(),
+            limits: Limits::default(),
+            network: NetworkOptions::default(),
+            // As long as a large layer over a slow line may take.
+            lock_patience: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+/// Where an image came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Origin {
+    /// It was here already.
+    Cache,
+    /// A registry.
+    Registry,
+    /// An OCI layout directory.
+    OciLayout,
+    /// A tar of an OCI layout.
+    OciArchive,
+    /// A `docker save` tar.
+    DockerArchive,
+    /// A root file system tar.
+    Import,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Origin::Cache => "cache",
+            Origin::Registry => "registry",
+            Origin::OciLayout => "oci-layout",
+            Origin::OciArchive => "oci-archive",
+            Origin::DockerArchive => "docker-archive",
+            Origin::Import => "import",
+        })
+    }
+}
+
+/// An image whose base disk is ready.
+///
+/// While it lives, or until [`Image::release`], no command removes anything from the cache: keep it until a
+/// workspace record names the disk, and no longer.
+#[derive(Debug)]
+pub struct Image {
+    /// As the caller gave it.
+    pub reference: String,
+    /// The full reference that it stands for.
+    pub resolved_reference: String,
+    /// Digest of the platform's manifest.
+    pub digest: String,
+    /// How to run it.
+    pub config: ImageConfig,
+    /// The base disk: a read-only ext4 image.
+    pub disk: PathBuf,
+    /// Digest that names the base disk.
+    pub disk_id: String,
+    /// Size of the base disk.
+    pub disk_bytes: u64,
+    /// Bytes of files on it.
+    pub content_bytes: u64,
+    /// Where it came from this time.
+    pub origin: Origin,
+    lease: Option<Lock>,
+}
+
+impl Image {
+    /// Lets others remove images again. Call it as soon as a workspace record names the disk.
+    pub fn release(&mut self) {
+        self.lease = None;
+    }
+
+    fn new(reference: &str, cache: &Cache, record: ImageRecord, origin: Origin, lease: Lock) -> Image {
+        Image {
+            reference: reference.to_owned(),
+            resolved_reference: record.resolved_reference,
+            digest: record.manifest_digest.into(),
+            config: record.config,
+            disk: cache.disk(&record.disk_id),
+            disk_id: record.disk_id.into(),
+            disk_bytes: record.disk_bytes,
+            content_bytes: record.content_bytes,
+            origin,
+            lease: Some(lease),
+        }
+    }
+}
+
+/// One call of [`ImageStore::ensure`] or [`ImageStore::import`].
+#[derive(Clone, Copy)]
+pub(crate) struct Request<'a> {
+    pub(crate) reference: &'a str,
+    pub(crate) options: &'a PullOptions,
+    pub(crate) progress: &'a dyn Progress,
+    pub(crate) cancel: &'a CancellationToken,
+}
+
+impl<'a> Request<'a> {
+    pub(crate) fn waiting(&self) -> Waiting<'a> {
+        Waiting { patience: self.options.lock_patience, progress: self.progress, cancel: self.cancel }
+    }
+}
+
+impl ImageStore {
+    /// The images of a state directory, with no credentials, no proxy and the system's certificates.
+    pub fn new(state: StateDir) -> ImageStore {
+        ImageStore { cache: Cache::new(state), environment: Environment::default() }
+    }
+
+    /// The same with other surroundings.
+    #[must_use]
+    pub fn with_environment(self, environment: Environment) -> ImageStore {
+        ImageStore { environment, ..self }
+    }
+
+    /// Where the base disk of that name lies, if it is there.
+    pub fn disk_path(&self, disk_id: &str) -> PathBuf {
+        let name = disk_id.strip_prefix("sha256:").unwrap_or(disk_id);
+        self.cache.disks().join(format!("{name}.ext4"))
+    }
+
+    /// Gives an image whose base disk is ready, fetching and unpacking what is missing.
+    ///
+    /// A cached registry reference costs a few small file reads. Anything else needs a tokio runtime with
+    /// time and I/O. Dropped or cancelled, what has arrived stays in the cache's `partial` directory, and the
+    /// next call goes on from there.
+    ///
+    /// # Errors
+    /// See [`ImageError`]. No record is written unless everything under it is complete.
+    pub async fn ensure(
+        &self,
+        reference: &str,
+        options: &PullOptions,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Image, ImageError> {
+        let request = Request { reference, options, progress, cancel };
+        match parse(reference)? {
+            ImageReference::Registry(parsed) => self.ensure_registry(&request, &parsed).await,
+            ImageReference::Local(parsed) => self.ensure_local(&request, &parsed).await,
+        }
+    }
+
+    async fn ensure_registry(
+        &self,
+        request: &Request<'_>,
+        parsed: &RegistryReference,
+    ) -> Result<Image, ImageError> {
+        let Request { options, progress, cancel, .. } = *request;
+        let resolved = parsed.to_string();
+        if options.policy != PullPolicy::Always && self.cache.refs().is_dir() {
+            let lease = match self.cache.try_use()? {
+                Some(lease) => lease,
+                None => self.cache.join(&request.waiting()).await?,
+            };
+            if let Some(record) = self.cached(&resolved, parsed.digest.as_ref(), request)? {
+                return Ok(Image::new(request.reference, &self.cache, record, Origin::Cache, lease));
+            }
+        }
+        if options.policy == PullPolicy::Never {
+            return Err(ImageError::NotCached { reference: resolved });
+        }
+        self.cache.prepare()?;
+        let lease = self.cache.join(&request.waiting()).await?;
+        progress.event(ImageEvent::Resolving { reference: resolved.clone() });
+        let connect = Registry::connect(parsed, &self.environment, &options.network);
+        let registry = cancel.run_until_cancelled(connect).await.ok_or(ImageError::Cancelled)??;
+        let source = Source::Registry(registry);
+        let start = Start::Selector(parsed.selector(), parsed.digest.as_ref());
+        let fetcher = self.fetcher(request);
+        let resolution = resolve(&fetcher, &source, start, &options.platform, &resolved).await?;
+        self.finish(request, resolved, Origin::Registry, &source, resolution, lease).await
+    }
+
+    async fn ensure_local(
+        &self,
+        request: &Request<'_>,
+        parsed: &LocalReference,
+    ) -> Result<Image, ImageError> {
+        let Request { options, cancel, .. } = *request;
+        self.cache.prepare()?;
+        let lease = self.cache.join(&request.waiting()).await?;
+        let (reference, wanted) = (parsed.clone(), options.platform.clone());
+        let open = move |meter: &work::Meter| LocalImage::open(&reference, &wanted, meter);
+        let image = work::run(cancel, |_| {}, open).await?;
+        let resolved = image.resolved.clone();
+        let start = Start::Descriptor(image.root.clone());
+        let source = Source::Local(Arc::new(image));
+        let fetcher = self.fetcher(request);
+        let resolution = resolve(&fetcher, &source, start, &options.platform, &resolved).await?;
+        let origin = match parsed.transport {
+            Transport::Oci => Origin::OciLayout,
+            Transport::OciArchive => Origin::OciArchive,
+            Transport::DockerArchive => Origin::DockerArchive,
+        };
+        self.finish(request, resolved, origin, &source, resolution, lease).await
+    }
+
+    fn fetcher<'a>(&'a self, request: &Request<'a>) -> Fetcher<'a> {
+        Fetcher { cache: &self.cache, network: &request.options.network, waiting: request.waiting() }
+    }
+
+    /// The record of a reference whose disk is here. A digest finds its image whatever name brought it in;
+    /// a record of its own makes that quick the next time.
+    fn cached(
+        &self,
+        resolved: &str,
+        digest: Option<&Digest>,
+        request: &Request<'_>,
+    ) -> Result<Option<ImageRecord>, ImageError> {
+        let platform = &request.options.platform;
+        if let Some((path, found)) = ImageRecord::find(&self.cache, resolved, platform)?
+            && found.has_disk(&self.cache)
+        {
+            record::touch(&path);
+            return Ok(Some(found));
+        }
+        let Some(digest) = digest else { return Ok(None) };
+        let records = ImageRecord::load_all(&self.cache)?;
+        match records.by_digest(&self.cache, digest, platform) {
+            Some(found) => self.name(request.reference, resolved, found.clone()).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes a further name for an image that is here.
+    fn name(&self, reference: &str, resolved: &str, record: ImageRecord) -> Result<ImageRecord, ImageError> {
+        let record = ImageRecord {
+            reference: reference.to_owned(),
+            resolved_reference: resolved.to_owned(),
+            ..record
+        };
+        record.save(&self.cache)?;
+        Ok(record)
+    }
+
+    /// From a manifest to a base disk and a record, skipping whatever is here.
+    pub(crate) async fn finish(
+        &self,
+        request: &Request<'_>,
+        resolved: String,
+        origin: Origin,
+        source: &Source<'_>,
+        resolution: Resolution,
+        lease: Lock,
+    ) -> Result<Image, ImageError> {
+        let platform = &request.options.platform;
+        let records: Records = ImageRecord::load_all(&self.cache)?;
+        if let Some(found) = records.by_digest(&self.cache, &resolution.digest, platform) {
+            let index_digest = resolution.index.as_ref().map(|(digest, _)| digest.clone());
+            let record =
+                ImageRecord { index_digest: index_digest.or(found.index_digest.clone()), ..found.clone() };
+            let record = self.name(request.reference, &resolved, record)?;
+            return Ok(Image::new(request.reference, &self.cache, record, Origin::Cache, lease));
+        }
+        if request.options.policy == PullPolicy::Never {
+            return Err(ImageError::NotCached { reference: resolved });
+        }
+        let fetcher = self.fetcher(request);
+        let parsed = self.configuration(&fetcher, source, &resolution, platform, &resolved).await?;
+        let disk = match disk::ready(&self.cache, &disk::id(&parsed.diff_ids)) {
+            // Another image with the same layers has brought the disk.
+            Some(disk) => disk,
+            None => {
+                self.layers(&fetcher, source, &resolution, &resolved).await?;
+                let layers = &resolution.manifest.layers;
+                let limits = &request.options.limits;
+                disk::make(&self.cache, layers, &parsed.diff_ids, limits, &resolved, &request.waiting())
+                    .await?
+            }
+        };
+        self.cache.put_blob(&resolution.digest, &resolution.bytes)?;
+        if let Some((digest, bytes)) = &resolution.index {
+            self.cache.put_blob(digest, bytes)?;
+        }
+        let record = new_record(request, resolved, origin, resolution, parsed.config, &disk);
+        record.save(&self.cache)?;
+        Ok(Image::new(request.reference, &self.cache, record, origin, lease))
+    }
+
+    /// Fetches and decodes the configuration, and checks that it goes with the manifest.
+    async fn configuration(
+        &self,
+        fetcher: &Fetcher<'_>,
+        source: &Source<'_>,
+        resolution: &Resolution,
+        wanted: &Platform,
+        resolved: &str,
+    ) -> Result<config::Parsed, ImageError> {
+        let blob = &resolution.manifest.config;
+        if blob.size > CONFIG_LIMIT {
+            let what = "the image configuration".to_owned();
+            return Err(ImageError::TooLarge { what, limit: CONFIG_LIMIT });
+        }
+        let bytes = match source {
+            Source::Local(image) if !self.cache.has_blob(&blob.digest, blob.size) => {
+                let bytes = image.read_blob(&blob.digest, CONFIG_LIMIT)?;
+                crate::fetch::verify(Digest::of(&bytes), &blob.digest, || {
+                    "the image configuration".to_owned()
+                })?;
+                self.cache.put_blob(&blob.digest, &bytes)?;
+                bytes
+            }
+            _ => {
+                fetcher.blob(source, blob).await?;
+                read_limited(&self.cache.blob(&blob.digest), CONFIG_LIMIT)
+                    .map_err(|source| ImageError::Read { source })?
+            }
+        };
+        let unusable = |source| ImageError::Config { reference: resolved.to_owned(), source };
+        let parsed = config::decode(&bytes).map_err(unusable)?;
+        let (expected, found) = (resolution.manifest.layers.len(), parsed.diff_ids.len());
+        if expected != found {
+            return Err(unusable(ConfigError::LayerCount { expected, found }));
+        }
+        match &parsed.platform {
+            Some(found) if !manifest::fits(found, wanted) => {
+                let source = ManifestError::WrongPlatform { wanted: wanted.clone(), found: found.clone() };
+                Err(ImageError::Manifest { reference: resolved.to_owned(), source })
+            }
+            _ => Ok(parsed),
+        }
+    }
+
+    /// Fetches the layers that are missing, some at a time.
+    async fn layers(
+        &self,
+        fetcher: &Fetcher<'_>,
+        source: &Source<'_>,
+        resolution: &Resolution,
+        resolved: &str,
+    ) -> Result<(), ImageError> {
+        let mut missing = resolution.distinct_layers();
+        missing.retain(|layer| !self.cache.has_blob(&layer.digest, layer.size));
+        fetcher.waiting.progress.event(ImageEvent::Pulling {
+            reference: resolved.to_owned(),
+            layers: missing.len(),
+            bytes_total: missing.iter().map(|layer| layer.size).fold(0, u64::saturating_add),
+        });
+        fetcher.check_space(&missing)?;
+        stream::iter(&missing)
+            .map(|layer| fetcher.blob(source, layer))
+            .buffer_unordered(PARALLEL_BLOBS)
+            .try_collect()
+            .await
+    }
+}
+
+/// Parses a reference as the user gave it.
+pub(crate) fn parse(reference: &str) -> Result<ImageReference, ImageError> {
+    reference.parse().map_err(|source| ImageError::Reference { reference: printable(reference), source })
+}
+
+fn new_record(
+    request: &Request<'_>,
+    resolved_reference: String,
+    origin: Origin,
+    resolution: Resolution,
+    config: ImageConfig,
+    disk: &Disk,
+) -> ImageRecord {
+    let layer = |layer: &manifest::Descriptor| LayerRecord { digest: layer.digest.clone(), size: layer.size };
+    ImageRecord {
+        format: RECORD_FORMAT,
+        reference: request.reference.to_owned(),
+        resolved_reference,
+        platform: request.options.platform.clone(),
+        layers: resolution.manifest.layers.iter().map(layer).collect(),
+        manifest_digest: resolution.digest,
+        index_digest: resolution.index.map(|(digest, _)| digest),
+        config_digest: resolution.manifest.config.digest,
+        config,
+        disk_id: disk.id.clone(),
+        disk_bytes: disk.bytes,
+        content_bytes: disk.content_bytes,
+        origin,
+        created_at: Timestamp::now(),
+    }
+}
