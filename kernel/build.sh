@@ -4,7 +4,7 @@
 #   kernel/build.sh [BUILD_DIR]            build; replace config, vmlinux.zst and manifest.toml
 #   kernel/build.sh --compare [BUILD_DIR]  build in a fresh folder; compare with what is checked in, change nothing
 #
-# Needs: apt-get install linux-source-6.12 gcc make flex bison bc libelf-dev libssl-dev zstd xz-utils
+# Needs: apt-get install linux-source-6.12 gcc make patch flex bison bc libelf-dev libssl-dev zstd xz-utils
 set -euo pipefail
 export LC_ALL=C TZ=UTC
 umask 022
@@ -52,23 +52,27 @@ main() {
 
 need_tools() {
     local tool
-    for tool in gcc make flex bison bc zstd xz strip; do
+    for tool in gcc make patch flex bison bc zstd xz strip; do
         command -v "$tool" >/dev/null || die "\`$tool\` is missing; see the package list at the top of this script"
     done
     [ -r "$TARBALL" ] || die "$TARBALL is missing: apt-get install $SOURCE_PACKAGE=$SOURCE_VERSION"
     [ "$(sha "$TARBALL")" = "$SOURCE_SHA256" ] || die "$TARBALL is not $SOURCE_PACKAGE $SOURCE_VERSION (sha256 differs)"
 }
 
-# Unpacks once per build folder; a half-unpacked tree is thrown away.
+# Unpacks and patches once per build folder; a tree from other sources or half done is thrown away.
 unpack() {
-    local tree=$1/linux
-    if [ "$(cat "$tree/.source-sha256" 2>/dev/null)" != "$SOURCE_SHA256" ]; then
+    local tree=$1/linux patch stamp
+    stamp="$SOURCE_SHA256 $(patches_sha)"
+    if [ "$(cat "$tree/.microagent-source" 2>/dev/null)" != "$stamp" ]; then
         rm -rf "$tree"
         mkdir -p "$tree"
         tar -xJf "$TARBALL" -C "$tree" --strip-components=1 --no-same-owner
-        echo "$SOURCE_SHA256" >"$tree/.source-sha256"
+        for patch in "$HERE"/patches/*.patch; do patch -s -f -p1 -d "$tree" <"$patch"; done
+        echo "$stamp" >"$tree/.microagent-source"
     fi
 }
+
+patches_sha() { cat "$HERE"/patches/*.patch | sha256sum | cut -d' ' -f1; }
 
 # tinyconfig + fragment; every line of the fragment must have survived the dependency check.
 configure() {
@@ -109,13 +113,14 @@ write_manifest() {
 release = "$(cat "$out/release")"
 licence = "GPL-2.0-only WITH Linux-syscall-note"
 
-# The complete corresponding source: this Debian package, with config and build.sh of this folder.
+# The complete corresponding source: this Debian package, with patches, config and build.sh of this folder.
 [source]
 distribution = "Debian 12"
 source_package = "linux-6.12"
 package = "$SOURCE_PACKAGE"
 version = "$SOURCE_VERSION"
 tarball_sha256 = "$SOURCE_SHA256"
+patches_sha256 = "$(patches_sha)"
 
 [build]
 compiler = "$(cat "$out/compiler")"
@@ -136,7 +141,7 @@ TOML
 
 install_results() {
     local file
-    for file in config vmlinux.zst manifest.toml; do cp "$1/$file" "$HERE/$file.new" && mv "$HERE/$file.new" "$HERE/$file"; done
+    for file in config vmlinux.zst manifest.toml; do install -m 644 "$1/$file" "$HERE/$file.new" && mv "$HERE/$file.new" "$HERE/$file"; done
     echo "kernel $(cat "$1/release"): vmlinux $(stat -c %s "$1/vmlinux") bytes, compressed $(stat -c %s "$1/vmlinux.zst")"
     echo "uncompressed copy: $1/vmlinux"
 }
