@@ -1,2 +1,84 @@
-//! Placeholder.
-fn main() {}
+//! The `microagent` command: arguments in, text or JSON out, exit codes.
+//!
+//! A thin shell over the library of the same name: it reads the environment and the terminal, which the
+//! library never does, and decides nothing that a program could not decide through the library.
+
+mod cli;
+mod commands;
+mod context;
+mod environment;
+mod escape;
+mod failure;
+mod output;
+mod progress;
+mod prompt;
+#[cfg(test)]
+mod reference;
+mod signals;
+mod table;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use cli::{Command, Request};
+use context::Context;
+use failure::Failure;
+
+/// First argument of the supervisor process, which is this program again.
+const SUPERVISE: &str = "__supervise";
+
+fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // Before anything is parsed: every start of a machine waits for this.
+    if args.get(1).is_some_and(|arg| arg == SUPERVISE) {
+        return exit_code(microagent::supervise());
+    }
+    let (request, format) = cli::parse(&args);
+    let done = match request {
+        Ok(Request::Print(text)) => print_page(&text),
+        Ok(Request::Command(cli)) => {
+            Context::new(&cli.global, format).and_then(|context| dispatch(&context, cli.command))
+        }
+        Err(failure) => Err(failure),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.report(format);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> {
+    match command.expect("a missing command was answered with the help page") {
+        Command::Run(args) => return commands::run::execute(context, *args),
+        Command::List(args) => commands::list::execute(context, args),
+        Command::Logs(args) => commands::logs::execute(context, args),
+        Command::Artifact(args) => commands::artifact::execute(context, args),
+        Command::Delete(args) => commands::delete::execute(context, args),
+        Command::Image(args) => commands::image::execute(context, args),
+        Command::Images(args) => commands::image::execute_list(context, args),
+        Command::Doctor(args) => return commands::doctor::execute(context, args),
+        Command::Profiles(args) => commands::profiles::execute(context, args),
+        Command::Kernel(args) => return commands::kernel::execute(context, args),
+        Command::Completions(args) => commands::completions::execute(context, args),
+        Command::Man(args) => commands::man::execute(context, args),
+        Command::Version(args) => commands::version::execute(context, args),
+    }
+    .map(|()| 0)
+}
+
+/// Prints help or version with the terminal's colours, or without when there is none.
+fn print_page(text: &str) -> Result<u8, Failure> {
+    use std::io::Write;
+    let mut out = anstream::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(0)
+}
+
+/// Exit codes of processes have eight bits; what does not fit has failed.
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}

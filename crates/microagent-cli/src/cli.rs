@@ -1,0 +1,327 @@
+//! The command line: global options, the list of commands, and how clap's complaints become ours.
+//!
+//! Parsing decides nothing about workspaces; each command's own file turns its arguments into a call.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::error::ErrorKind as ClapErrorKind;
+use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::commands::{
+    artifact, completions, delete, doctor, image, kernel, list, logs, man, profiles, run, version,
+};
+use crate::environment;
+use crate::failure::Failure;
+use crate::output::Format;
+
+/// Widest line of a help page; pages stay the same on every wider terminal.
+pub(crate) const HELP_WIDTH: usize = 100;
+
+const ABOUT: &str = "Runs OCI images as Linux microVMs, each with its own kernel";
+
+const EXAMPLES: &str = "\
+Examples:
+  Run one command in a fresh microVM; nothing is left behind:
+    microagent run docker.io/library/alpine:3.20 cat /etc/alpine-release
+
+  The same with a shell line and steps before it:
+    microagent run --image debian:12 --setup 'apt-get update' --exec 'echo ready'
+
+  See whether this machine can do it:
+    microagent doctor
+
+Exit codes: 0 done, 1 failed, 2 asked wrongly, 75 try again later, 130 interrupted.
+Standard output is data; progress, notes and errors go to standard error.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "microagent",
+    version,
+    about = ABOUT,
+    after_help = EXAMPLES,
+    max_term_width = HELP_WIDTH,
+    disable_help_subcommand = false,
+    subcommand_value_name = "COMMAND"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Options that every command takes, before or after its name.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct GlobalArgs {
+    /// Directory of workspaces, images and caches [default: ~/.microagent]
+    #[arg(long, global = true, value_name = "DIR", env = environment::STATE_DIR, hide_env_values = true)]
+    pub(crate) state_dir: Option<PathBuf>,
+
+    /// What executes guest code: hardware virtualisation, software emulation, or the best there is
+    #[arg(
+        long, global = true, value_name = "WHICH", env = environment::ACCEL, hide_env_values = true,
+        default_value = "auto", ignore_case = true
+    )]
+    pub(crate) accel: Accel,
+
+    /// Print one JSON document instead of text, errors included
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// How to show long work on standard error: by terminal, as plain lines, or not at all
+    #[arg(
+        long, global = true, value_name = "HOW", env = environment::PROGRESS, hide_env_values = true,
+        default_value = "auto", ignore_case = true
+    )]
+    pub(crate) progress: ProgressChoice,
+
+    /// Print without colours
+    #[arg(long, global = true)]
+    pub(crate) no_color: bool,
+}
+
+/// `--accel`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accel {
+    /// Hardware virtualisation where it is real, else emulation
+    Auto,
+    /// Hardware virtualisation only
+    Kvm,
+    /// Software emulation only
+    Tcg,
+}
+
+/// `--progress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressChoice {
+    /// Bars on a terminal, plain lines elsewhere
+    Auto,
+    /// Plain lines
+    Plain,
+    /// Nothing
+    Off,
+}
+
+/// All commands, in the order of the help page.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(Box<run::RunArgs>),
+    List(list::ListArgs),
+    Logs(logs::LogsArgs),
+    Artifact(artifact::ArtifactArgs),
+    Delete(delete::DeleteArgs),
+    Image(image::ImageArgs),
+    /// `docker images`, for muscle memory.
+    #[command(hide = true)]
+    Images(image::ListArgs),
+    Doctor(doctor::DoctorArgs),
+    Profiles(profiles::ProfilesArgs),
+    Kernel(kernel::KernelArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
+    Version(version::VersionArgs),
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// A command.
+    Command(Box<Cli>),
+    /// A text for standard output: help or version.
+    Print(String),
+}
+
+/// Reads the command line.
+///
+/// The second value is the output format, known even when the rest cannot be read.
+pub(crate) fn parse(args: &[OsString]) -> (Result<Request, Failure>, Format) {
+    let mentions = |flag: &str| args.iter().skip(1).take_while(|arg| *arg != "--").any(|arg| arg == flag);
+    let (environment_format, environment_error) = match environment::output().as_deref() {
+        None | Some("text") => (Format::Text, None),
+        Some("json") => (Format::Json, None),
+        Some(other) => (Format::Text, Some(bad_output_variable(other))),
+    };
+    let colour = if mentions("--no-color") { ColorChoice::Never } else { ColorChoice::Auto };
+    if colour == ColorChoice::Never {
+        anstream::ColorChoice::Never.write_global();
+    }
+    let guess = if mentions("--json") { Format::Json } else { environment_format };
+    if let Some(error) = environment_error {
+        return (Err(error), guess);
+    }
+    let mut command = Cli::command().color(colour);
+    let parsed = command.try_get_matches_from_mut(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed {
+        Ok(cli) => {
+            let format = if cli.global.json { Format::Json } else { environment_format };
+            (Ok(request(cli)), format)
+        }
+        Err(e) if asks_for_text(e.kind()) => (Ok(Request::Print(e.render().ansi().to_string())), guess),
+        Err(e) => (Err(usage_failure(&e)), guess),
+    }
+}
+
+fn request(cli: Cli) -> Request {
+    // A group that is named alone explains itself.
+    let group = match &cli.command {
+        None => &[] as &[&str],
+        Some(Command::Image(group)) if group.command.is_none() => &["image"],
+        Some(Command::Kernel(group)) if group.command.is_none() => &["kernel"],
+        Some(Command::Artifact(group)) if group.command.is_none() && group.name.is_none() => &["artifact"],
+        Some(_) => return Request::Command(Box::new(cli)),
+    };
+    Request::Print(help_of(group))
+}
+
+/// The help page of a command, named by the words after `microagent`.
+fn help_of(path: &[&str]) -> String {
+    let mut root = Cli::command();
+    root.build();
+    let mut command = &mut root;
+    for name in path {
+        command = command.find_subcommand_mut(name).expect("the name of a group of ours");
+    }
+    command.render_long_help().ansi().to_string()
+}
+
+/// The command line without what is only recognised to be refused: for completions and manuals.
+pub(crate) fn without_hidden(command: clap::Command) -> clap::Command {
+    let mut shown = clap::Command::new(command.get_name().to_owned())
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(command.get_arguments().filter(|arg| !arg.is_hide_set()).cloned())
+        .subcommands(command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().map(without_hidden));
+    if let Some(about) = command.get_about() {
+        shown = shown.about(about.clone());
+    }
+    if let Some(about) = command.get_long_about() {
+        shown = shown.long_about(about.clone());
+    }
+    let examples = command.get_after_long_help().or(command.get_after_help());
+    if let Some(examples) = examples {
+        shown = shown.after_long_help(examples.clone());
+    }
+    for alias in command.get_visible_aliases() {
+        shown = shown.visible_alias(alias.to_owned());
+    }
+    shown
+}
+
+fn asks_for_text(kind: ClapErrorKind) -> bool {
+    matches!(
+        kind,
+        ClapErrorKind::DisplayHelp
+            | ClapErrorKind::DisplayVersion
+            | ClapErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    )
+}
+
+fn bad_output_variable(value: &str) -> Failure {
+    Failure::usage(
+        format!("{} is `{value}`; it can be `text` or `json`", environment::OUTPUT),
+        format!("unset {} or set it to one of them", environment::OUTPUT),
+    )
+}
+
+/// Turns clap's complaint into one line and a hint, so that every error of ours looks alike.
+fn usage_failure(error: &clap::Error) -> Failure {
+    if let Some(name) = unknown_command(error)
+        && let Some((message, hint)) = docker_verb(name)
+    {
+        return Failure::usage(message, hint);
+    }
+    let text = error.render().to_string();
+    let (mut message, mut tips, mut command) = (Vec::new(), Vec::new(), "microagent".to_owned());
+    for line in text.lines() {
+        if let Some(tip) = line.trim_start().strip_prefix("tip: ") {
+            tips.push(tip.to_owned());
+        } else if let Some(usage) = line.strip_prefix("Usage: ") {
+            command = command_words(usage);
+            break;
+        } else if !line.trim().is_empty() && tips.is_empty() {
+            message.push(line.trim());
+        }
+    }
+    let message = message.join(" ");
+    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
+    if tips.is_empty() {
+        tips.push(format!("`{command} --help` shows how it is called"));
+    }
+    Failure::usage(message, tips.join("; "))
+}
+
+/// `microagent image pull` of `microagent image pull [OPTIONS] <REF>`.
+fn command_words(usage: &str) -> String {
+    let is_word = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
+    usage.split_whitespace().take_while(is_word).collect::<Vec<_>>().join(" ")
+}
+
+fn unknown_command(error: &clap::Error) -> Option<&str> {
+    match error.get(clap::error::ContextKind::InvalidSubcommand) {
+        Some(clap::error::ContextValue::String(name)) => Some(name),
+        _ => None,
+    }
+}
+
+/// Docker's verbs that are spelled otherwise here, or are not here: what to type.
+fn docker_verb(name: &str) -> Option<(String, &'static str)> {
+    let hint = match name {
+        "pull" => "microagent image pull REF",
+        "import" | "load" => "microagent image import FILE REF",
+        "rmi" => "microagent image delete REF",
+        "info" => "microagent doctor",
+        "build" | "buildx" => {
+            "microagent builds no images: build with Docker, Buildah or your CI, then run the result"
+        }
+        "compose" | "pod" | "swarm" | "stack" => {
+            "one microVM per workspace: start each with `microagent run`"
+        }
+        "login" | "logout" => "microagent reads the logins of `docker login` and `podman login`",
+        "ps" => "nothing runs in the background in this version; `microagent list` shows what is saved",
+        "create" | "start" | "stop" | "halt" | "kill" | "restart" | "pause" | "resume" | "unpause"
+        | "exec" | "connect" | "attach" | "cp" | "commit" | "network" | "volume" | "wait" | "status"
+        | "inspect" => "this version runs one-shot commands: `microagent run --help`",
+        _ => return None,
+    };
+    Some((format!("there is no command `{name}`"), hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_words(words: &str) -> (Result<Request, Failure>, Format) {
+        let args: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
+        parse(&args)
+    }
+
+    fn cli(words: &str) -> Cli {
+        match parse_words(words).0 {
+            Ok(Request::Command(cli)) => *cli,
+            other => panic!("{words}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_go_before_and_after_the_command() {
+        for words in ["microagent --json list", "microagent list --json"] {
+            assert!(cli(words).global.json, "{words}");
+        }
+        assert_eq!(cli("microagent list --accel TCG").global.accel, Accel::Tcg);
+    }
+
+    #[test]
+    fn a_format_is_known_even_when_the_rest_is_wrong() {
+        let (request, format) = parse_words("microagent list --json --nonsense");
+        assert!(request.is_err());
+        assert_eq!(format, Format::Json);
+        assert_eq!(parse_words("microagent --nonsense").1, Format::Text);
+    }
+}

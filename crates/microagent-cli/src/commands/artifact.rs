@@ -1,0 +1,148 @@
+//! `microagent artifact`: declared outputs of a kept workspace.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use microagent::{Artifact, WorkspaceName};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+use crate::table::table;
+
+const EXAMPLES: &str = "\
+Examples:
+  What can be fetched from the workspace `report-run`:
+    microagent artifact report-run
+
+  Fetch the artifact `report` to a file:
+    microagent artifact get report-run report ./report.txt";
+
+const GET_EXAMPLES: &str = "\
+Examples:
+  A file, under a name of your choice:
+    microagent artifact get report-run report ./report.txt
+
+  Into an existing directory, under its own name:
+    microagent artifact get report-run report ./results/";
+
+/// List and fetch declared outputs of a kept workspace
+///
+/// Outputs are declared when a workspace is made (`run --keep --output NAME=/guest/path`).
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_long_help = EXAMPLES,
+    override_usage = "microagent artifact NAME\n       microagent artifact get NAME ARTIFACT DEST"
+)]
+pub(crate) struct ArtifactArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<ArtifactCommand>,
+
+    /// Workspace whose artifacts are listed
+    pub(crate) name: Option<WorkspaceName>,
+}
+
+/// What is done with artifacts.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArtifactCommand {
+    Get(GetArgs),
+}
+
+/// Fetch an artifact from a stopped workspace
+///
+/// The workspace's own kernel reads its disk: the guest starts without its workload and sends the file or
+/// directory. Nothing is written when that fails.
+#[derive(Debug, Args)]
+#[command(after_long_help = GET_EXAMPLES)]
+pub(crate) struct GetArgs {
+    /// Workspace
+    name: WorkspaceName,
+    /// Name of the artifact
+    artifact: String,
+    /// File or directory of the host to write
+    dest: PathBuf,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct ListDocument {
+    workspace: WorkspaceName,
+    artifacts: Artifacts,
+}
+
+/// Files that went in, files that come out.
+#[derive(Debug, Serialize)]
+struct Artifacts {
+    ingress: [Artifact; 0],
+    egress: Vec<Artifact>,
+}
+
+#[derive(Debug, Serialize)]
+struct GetDocument {
+    workspace: WorkspaceName,
+    artifact: String,
+    path: PathBuf,
+}
+
+/// Lists or fetches.
+pub(crate) fn execute(context: &Context, args: ArtifactArgs) -> Result<(), Failure> {
+    match (args.command, args.name) {
+        (Some(ArtifactCommand::Get(args)), _) => get(context, args),
+        (None, Some(name)) => list(context, name),
+        (None, None) => unreachable!("a group without a subcommand was answered with its help page"),
+    }
+}
+
+fn list(context: &Context, workspace: WorkspaceName) -> Result<(), Failure> {
+    let artifacts = context.engine().artifacts(&workspace)?;
+    match context.format {
+        Format::Json => {
+            print_json(&ListDocument { workspace, artifacts: Artifacts { ingress: [], egress: artifacts } })
+        }
+        Format::Text => print_text(&listing(artifacts)),
+    }
+}
+
+fn listing(artifacts: Vec<Artifact>) -> String {
+    if artifacts.is_empty() {
+        return "No artifacts.\n".to_owned();
+    }
+    let rows: Vec<_> = artifacts.into_iter().map(|artifact| [artifact.name, artifact.path]).collect();
+    table([("ARTIFACT", 24), ("PATH", 0)], &rows)
+}
+
+fn get(context: &Context, args: GetArgs) -> Result<(), Failure> {
+    let engine = context.engine();
+    let progress = context.progress(args.quiet);
+    let path = context.block_on(async |token| {
+        Ok(engine.artifact_get(&args.name, &args.artifact, &args.dest, &progress, &token).await?)
+    });
+    progress.end();
+    let document = GetDocument { workspace: args.name, artifact: args.artifact, path: path? };
+    match context.format {
+        Format::Json => print_json(&document),
+        Format::Text => {
+            progress.note(&format!("wrote {}", document.path.display()));
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn artifacts_are_listed_with_their_paths() {
+        let report = Artifact { name: "report".into(), path: "/workspace/report.txt".into() };
+        assert_eq!(
+            listing(vec![report]),
+            "ARTIFACT                 PATH\nreport                   /workspace/report.txt\n"
+        );
+        assert_eq!(listing(Vec::new()), "No artifacts.\n");
+    }
+}

@@ -1,0 +1,156 @@
+//! `microagent delete`: removes workspaces.
+
+use clap::Args;
+use microagent::{DeleteMode, Engine, Error, State, WorkspaceName};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+use crate::prompt::confirm;
+
+const EXAMPLES: &str = "\
+Examples:
+  One, without being asked:
+    microagent delete report-run --yes
+
+  Several, running ones too, which are killed:
+    microagent delete --force web worker
+
+  Everything that failed:
+    microagent list --json | jq -r '.workspaces[] | select(.state == \"failed\").name' |
+      xargs -r microagent delete --yes";
+
+/// Delete workspaces: record, disk and logs
+///
+/// Asks first, unless --yes or --force is given; without a terminal one of them must be. --yes refuses a
+/// workspace that is running, --force kills it. A name that does not exist is not an error with either, so
+/// that deleting twice is safe.
+#[derive(Debug, Args)]
+#[command(visible_alias = "rm", after_long_help = EXAMPLES)]
+pub(crate) struct DeleteArgs {
+    /// Workspaces
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<WorkspaceName>,
+
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+
+    /// Do not ask, and kill what is running
+    #[arg(short, long)]
+    force: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    workspaces: Vec<Deleted>,
+}
+
+#[derive(Debug, Serialize)]
+struct Deleted {
+    workspace: WorkspaceName,
+    deleted: bool,
+    killed: bool,
+}
+
+/// Deletes all that can be deleted; the first failure is reported after that.
+pub(crate) fn execute(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
+    let engine = context.engine();
+    let Some(mode) = mode(&engine, &args)? else {
+        return print_text("Nothing was deleted.\n");
+    };
+    let mut done = Vec::new();
+    let mut failures = Vec::new();
+    for name in args.names {
+        match engine.delete(&name, mode) {
+            Ok(deletion) => {
+                done.push(Deleted { workspace: name, deleted: deletion.deleted, killed: deletion.killed });
+            }
+            Err(error) => failures.push(error),
+        }
+    }
+    match context.format {
+        Format::Json => print_json(&Document { workspaces: done })?,
+        Format::Text => print_text(&done.iter().map(line).collect::<String>())?,
+    }
+    let more = failures.len().saturating_sub(1);
+    match failures.into_iter().next() {
+        None => Ok(()),
+        Some(error @ Error::WrongState { .. }) if mode == DeleteMode::Resting => Err(Failure::Other {
+            message: format!("{error}{}", and_more(more)),
+            hint: Some("microagent delete --force kills it first".to_owned()),
+        }),
+        Some(error) => Err(error.into()),
+    }
+}
+
+/// How far to go; `None` when the user said no.
+fn mode(engine: &Engine, args: &DeleteArgs) -> Result<Option<DeleteMode>, Failure> {
+    if args.force {
+        return Ok(Some(DeleteMode::Kill));
+    }
+    if args.yes {
+        return Ok(Some(DeleteMode::Resting));
+    }
+    let live = live_ones(engine, &args.names)?;
+    match confirm(&question(&args.names, &live)) {
+        Some(true) if live.is_empty() => Ok(Some(DeleteMode::Resting)),
+        Some(true) => Ok(Some(DeleteMode::Kill)),
+        Some(false) => Ok(None),
+        None => Err(Failure::usage(
+            "deleting needs a confirmation, and there is no terminal to ask on",
+            "add --yes, or --force to kill what is running",
+        )),
+    }
+}
+
+/// Which of them run; asking about one that does not exist makes no sense.
+fn live_ones(engine: &Engine, names: &[WorkspaceName]) -> Result<Vec<WorkspaceName>, Failure> {
+    let mut live = Vec::new();
+    for name in names {
+        match engine.workspace(name) {
+            Ok(details) if details.state.is_live() => live.push(name.clone()),
+            // A damaged one can be deleted, too.
+            Ok(_) | Err(Error::Record(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(live)
+}
+
+fn question(names: &[WorkspaceName], live: &[WorkspaceName]) -> String {
+    let what = join(names);
+    match live {
+        [] => format!("Delete {what}?"),
+        live => format!("{} is {}. Kill and delete {what}?", join(live), State::Running),
+    }
+}
+
+fn join(names: &[WorkspaceName]) -> String {
+    names.iter().map(WorkspaceName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn line(deleted: &Deleted) -> String {
+    match deleted {
+        Deleted { workspace, deleted: false, .. } => format!("Nothing to delete: {workspace}\n"),
+        Deleted { workspace, killed: true, .. } => format!("Killed and deleted: {workspace}\n"),
+        Deleted { workspace, .. } => format!("Deleted: {workspace}\n"),
+    }
+}
+
+fn and_more(more: usize) -> String {
+    if more == 0 { String::new() } else { format!(" (and {more} more failed)") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_question_says_what_will_happen() {
+        let names: Vec<WorkspaceName> = ["a", "b"].map(|name| name.parse().unwrap()).to_vec();
+        assert_eq!(question(&names, &[]), "Delete a, b?");
+        assert_eq!(question(&names, &names[1..]), "b is running. Kill and delete a, b?");
+    }
+}

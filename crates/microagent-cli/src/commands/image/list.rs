@@ -1,0 +1,67 @@
+//! `microagent image list`.
+
+use clap::Args;
+use jiff::tz::TimeZone;
+use microagent::Error;
+use microagent::image::{ImageList, ImageSummary};
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+use crate::progress::size;
+use crate::table::table;
+
+/// Hex digits of a digest that are shown, as Docker does.
+const DIGEST_DIGITS: usize = 12;
+
+const EXAMPLES: &str = "\
+Examples:
+  What is here, with sizes:
+    microagent image list
+
+  Full digests, for pinning:
+    microagent image list --json | jq -r '.images[] | \"\\(.resolved_reference) \\(.digest)\"'";
+
+/// List the images in the cache
+#[derive(Debug, Args)]
+#[command(visible_alias = "ls", after_long_help = EXAMPLES)]
+pub(crate) struct ListArgs {}
+
+/// Lists.
+pub(crate) fn execute(context: &Context, _args: ListArgs) -> Result<(), Failure> {
+    let list = context.engine().images().list().map_err(Error::from)?;
+    match context.format {
+        Format::Json => print_json(&list),
+        Format::Text => {
+            let progress = context.progress(true);
+            for damaged in &list.damaged {
+                progress.note(&format!(
+                    "image record `{}` is damaged ({}); `microagent image prune` removes it",
+                    damaged.path.display(),
+                    damaged.reason,
+                ));
+            }
+            print_text(&listing(&list))
+        }
+    }
+}
+
+fn listing(list: &ImageList) -> String {
+    if list.images.is_empty() {
+        return "No images.\n".to_owned();
+    }
+    let rows: Vec<_> = list.images.iter().map(row).collect();
+    let columns = [("IMAGE", 44), ("DIGEST", 12), ("PLATFORM", 12), ("SIZE", 11), ("LAST USED", 0)];
+    table(columns, &rows)
+}
+
+fn row(image: &ImageSummary) -> [String; 5] {
+    let hex = image.digest.strip_prefix("sha256:").unwrap_or(&image.digest);
+    [
+        image.resolved_reference.clone(),
+        hex.chars().take(DIGEST_DIGITS).collect(),
+        image.platform.to_string(),
+        size(image.content_bytes),
+        image.last_used_at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    ]
+}

@@ -1,0 +1,187 @@
+//! `microagent image`: the images in the cache.
+
+mod change;
+mod list;
+mod remove;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use microagent::Error;
+use microagent::image::{Image, ImportSource, PullOptions, PullPolicy};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+
+pub(crate) use list::{ListArgs, execute as execute_list};
+
+const EXAMPLES: &str = "\
+Examples:
+  What is here:
+    microagent image list
+
+  Bring one in before it is needed:
+    microagent image pull docker.io/library/debian:12
+
+  Make room:
+    microagent image prune";
+
+const PULL_EXAMPLES: &str = "\
+Examples:
+  From a registry; short names are Docker's:
+    microagent image pull alpine:3.20
+
+  From files that other tools made:
+    microagent image pull oci:./layout:latest
+    microagent image pull docker-archive:./saved.tar
+
+  From a private registry, after `docker login` or `podman login`:
+    microagent image pull registry.example.com/team/app@sha256:…";
+
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  A root file system from a file, plain or compressed with gzip or zstd:
+    microagent image import rootfs.tar.gz myroot:1
+
+  From standard input, with the command that it runs by itself:
+    tar -C rootfs -c . | microagent image import --change 'CMD [\"/bin/sh\"]' - myroot:1
+    microagent run myroot:1";
+
+/// List, bring in and remove images
+///
+/// Images are cached by digest: their blobs, and one read-only base disk that all workspaces of an image share.
+/// microagent builds no images; it runs what Docker, Buildah and others build.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
+pub(crate) struct ImageArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<ImageCommand>,
+}
+
+/// What is done with images.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    List(ListArgs),
+    Pull(PullArgs),
+    Import(ImportArgs),
+    Delete(remove::DeleteArgs),
+    Prune(remove::PruneArgs),
+}
+
+/// Bring an image in and make its base disk
+///
+/// Asks the source each time; what has not changed is not fetched again. An interrupted pull goes on where it
+/// broke off. Logins are those of Docker and podman.
+#[derive(Debug, Args)]
+#[command(after_long_help = PULL_EXAMPLES)]
+pub(crate) struct PullArgs {
+    /// Registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`
+    #[arg(value_name = "REF")]
+    reference: String,
+
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Make an image of a root file system tar
+///
+/// The tar becomes the one layer of an image of that name, as `docker import` does it.
+#[derive(Debug, Args)]
+#[command(after_long_help = IMPORT_EXAMPLES)]
+pub(crate) struct ImportArgs {
+    /// Tar of the root file system; `-` reads standard input
+    #[arg(value_name = "FILE")]
+    source: PathBuf,
+
+    /// Name of the image
+    #[arg(value_name = "REF")]
+    reference: String,
+
+    /// How to run it, as a line of a Dockerfile: CMD, ENTRYPOINT, ENV, USER or WORKDIR (repeatable)
+    #[arg(short, long, value_name = "LINE", value_parser = change::parse)]
+    change: Vec<change::Change>,
+
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// What came in.
+#[derive(Debug, Serialize)]
+struct Document {
+    reference: String,
+    resolved_reference: String,
+    digest: String,
+    origin: microagent::image::Origin,
+    content_bytes: u64,
+    disk: PathBuf,
+    disk_id: String,
+    disk_bytes: u64,
+}
+
+/// Does what the subcommand says.
+pub(crate) fn execute(context: &Context, args: ImageArgs) -> Result<(), Failure> {
+    match args.command {
+        Some(ImageCommand::List(args)) => list::execute(context, args),
+        Some(ImageCommand::Pull(args)) => pull(context, args),
+        Some(ImageCommand::Import(args)) => import(context, args),
+        Some(ImageCommand::Delete(args)) => remove::delete(context, args),
+        Some(ImageCommand::Prune(args)) => remove::prune(context, args),
+        None => unreachable!("a group without a subcommand was answered with its help page"),
+    }
+}
+
+fn pull(context: &Context, args: PullArgs) -> Result<(), Failure> {
+    let engine = context.engine();
+    engine.prepare()?;
+    let progress = context.progress(args.quiet);
+    let options = PullOptions { policy: PullPolicy::Always, ..PullOptions::default() };
+    let pulled = context.block_on(async |token| {
+        Ok(engine.images().ensure(&args.reference, &options, &progress, &token).await.map_err(Error::from)?)
+    });
+    progress.end();
+    print(context, pulled?)
+}
+
+fn import(context: &Context, args: ImportArgs) -> Result<(), Failure> {
+    let engine = context.engine();
+    engine.prepare()?;
+    let progress = context.progress(args.quiet);
+    let changes = change::combine(args.change);
+    let source = if args.source.as_os_str() == "-" {
+        ImportSource::Reader(Box::new(std::io::stdin()))
+    } else {
+        ImportSource::Path(args.source)
+    };
+    let imported = context.block_on(async |token| {
+        let images = engine.images();
+        Ok(images.import(source, &args.reference, &changes, &progress, &token).await.map_err(Error::from)?)
+    });
+    progress.end();
+    print(context, imported?)
+}
+
+/// Says what is here now.
+fn print(context: &Context, image: Image) -> Result<(), Failure> {
+    match context.format {
+        Format::Json => print_json(&Document {
+            reference: image.reference.clone(),
+            resolved_reference: image.resolved_reference.clone(),
+            digest: image.digest.clone(),
+            origin: image.origin,
+            content_bytes: image.content_bytes,
+            disk: image.disk.clone(),
+            disk_id: image.disk_id.clone(),
+            disk_bytes: image.disk_bytes,
+        }),
+        Format::Text => print_text(&format!(
+            "Image: {}\nDigest: {}\nSize: {}\n",
+            crate::escape::one_line(&image.resolved_reference),
+            image.digest,
+            crate::progress::size(image.content_bytes),
+        )),
+    }
+}

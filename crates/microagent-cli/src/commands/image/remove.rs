@@ -1,0 +1,141 @@
+//! `microagent image delete` and `microagent image prune`.
+
+use clap::Args;
+use microagent::Error;
+use microagent::image::{Deletion, Pruned};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::escape::one_line;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+use crate::progress::size;
+use crate::prompt::confirm;
+
+const DELETE_EXAMPLES: &str = "\
+Examples:
+  By name:
+    microagent image delete alpine:3.20
+
+  By digest, shortened as `image list` shows it; all names of the image go:
+    microagent image delete 0a4eaa0eecf5";
+
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  What nothing refers to any more: broken downloads, orphaned blobs and disks:
+    microagent image prune
+
+  All images that no workspace uses:
+    microagent image prune --all --yes";
+
+/// Remove images from the cache
+///
+/// An image that a workspace uses is not removed.
+#[derive(Debug, Args)]
+#[command(visible_alias = "rm", after_long_help = DELETE_EXAMPLES)]
+pub(crate) struct DeleteArgs {
+    /// References or digests
+    #[arg(required = true, value_name = "REF")]
+    references: Vec<String>,
+}
+
+/// Remove what is not needed from the image cache
+#[derive(Debug, Args)]
+#[command(after_long_help = PRUNE_EXAMPLES)]
+pub(crate) struct PruneArgs {
+    /// Remove all images that no workspace uses, not only what no image needs
+    #[arg(short, long)]
+    all: bool,
+
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct DeleteDocument {
+    deleted: Vec<Deletion>,
+}
+
+/// Deletes each; stops at the first that cannot be deleted.
+pub(super) fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
+    let images = context.engine().images();
+    let mut deleted = Vec::new();
+    let mut failure = None;
+    for reference in &args.references {
+        match images.delete(reference) {
+            Ok(deletion) => deleted.push(deletion),
+            Err(error) => {
+                failure = Some(Error::from(error));
+                break;
+            }
+        }
+    }
+    match context.format {
+        Format::Json => print_json(&DeleteDocument { deleted })?,
+        Format::Text => print_text(&deleted.iter().map(deletion_lines).collect::<String>())?,
+    }
+    failure.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn deletion_lines(deletion: &Deletion) -> String {
+    let names = deletion.references.iter().map(|name| format!("Deleted: {}\n", one_line(name)));
+    names.chain([format!("Freed: {}\n", size(deletion.freed_bytes))]).collect()
+}
+
+/// Prunes; images themselves only after a yes.
+pub(super) fn prune(context: &Context, args: PruneArgs) -> Result<(), Failure> {
+    if args.all && !args.yes {
+        match confirm("Remove all images that no workspace uses?") {
+            Some(true) => {}
+            Some(false) => return print_text("Nothing was removed.\n"),
+            None => {
+                return Err(Failure::usage(
+                    "removing all images needs a confirmation, and there is no terminal to ask on",
+                    "add --yes",
+                ));
+            }
+        }
+    }
+    let pruned = context.engine().images().prune(args.all).map_err(Error::from)?;
+    match context.format {
+        Format::Json => print_json(&pruned),
+        Format::Text => print_text(&pruned_lines(&pruned)),
+    }
+}
+
+fn pruned_lines(pruned: &Pruned) -> String {
+    let mut text: String =
+        pruned.references.iter().map(|name| format!("Deleted: {}\n", one_line(name))).collect();
+    let Pruned { damaged_records, blobs, disks, partial_files, freed_bytes, .. } = pruned;
+    let counts = [
+        (*damaged_records, "damaged records"),
+        (*blobs, "blobs"),
+        (*disks, "base disks"),
+        (*partial_files, "unfinished files"),
+    ];
+    for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+        text.push_str(&format!("Removed: {count} {what}\n"));
+    }
+    text.push_str(&format!("Freed: {}\n", size(*freed_bytes)));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_removed_is_counted() {
+        let pruned = Pruned {
+            references: vec!["docker.io/library/a\x1b:1".into()],
+            blobs: 2,
+            freed_bytes: 3 * 1024 * 1024,
+            ..Pruned::default()
+        };
+        assert_eq!(
+            pruned_lines(&pruned),
+            "Deleted: docker.io/library/a\\u{1b}:1\nRemoved: 2 blobs\nFreed: 3.00 MiB\n"
+        );
+    }
+}

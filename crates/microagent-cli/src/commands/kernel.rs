@@ -1,0 +1,81 @@
+//! `microagent kernel`: the guest kernel.
+
+use std::path::Path;
+
+use clap::{Args, Subcommand};
+use microagent::KernelReport;
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::escape::one_line;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+
+/// Exit code when the kernel is not the one that it should be.
+const EXIT_DAMAGED: u8 = 1;
+
+const EXAMPLES: &str = "\
+Examples:
+  Check the kernel that guests boot:
+    microagent kernel verify
+
+  In a script:
+    microagent kernel verify --json | jq -r .sha256";
+
+/// Inspect the guest kernel
+///
+/// microagent carries its guest kernel; nothing is downloaded. `run --kernel FILE` boots another one.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
+pub(crate) struct KernelArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<KernelCommand>,
+}
+
+/// What is done with the kernel.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KernelCommand {
+    Verify(VerifyArgs),
+}
+
+/// Check that the guest kernel is the one that this build was made with
+///
+/// Compares SHA-256 of the file that guests boot with the sum recorded at build time. Exits with 1 when they
+/// differ.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct VerifyArgs {}
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    ok: bool,
+    version: &'a str,
+    sha256: &'a str,
+    path: &'a Path,
+    problem: Option<&'a str>,
+}
+
+/// Verifies and prints.
+pub(crate) fn execute(context: &Context, args: KernelArgs) -> Result<u8, Failure> {
+    let Some(KernelCommand::Verify(VerifyArgs {})) = args.command else {
+        unreachable!("a group without a subcommand was answered with its help page");
+    };
+    let KernelReport { version, sha256, path, ok, problem } = context.engine().verify_kernel()?;
+    match context.format {
+        Format::Json => print_json(&Document {
+            ok,
+            version: &version,
+            sha256: &sha256,
+            path: &path,
+            problem: problem.as_deref(),
+        })?,
+        Format::Text => print_text(&format!(
+            "Kernel: {}\nPath: {}\nSHA-256: {}\nStatus: {}\n",
+            one_line(&version),
+            one_line(&path.display().to_string()),
+            one_line(&sha256),
+            problem.map_or_else(|| "ok".to_owned(), |problem| format!("damaged: {}", one_line(&problem))),
+        ))?,
+    }
+    Ok(if ok { 0 } else { EXIT_DAMAGED })
+}

@@ -1,0 +1,14 @@
+//! One file per command: its arguments, the call into the library, what it prints.
+
+pub(crate) mod artifact;
+pub(crate) mod completions;
+pub(crate) mod delete;
+pub(crate) mod doctor;
+pub(crate) mod image;
+pub(crate) mod kernel;
+pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod man;
+pub(crate) mod profiles;
+pub(crate) mod run;
+pub(crate) mod version;

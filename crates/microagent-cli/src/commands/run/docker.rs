@@ -1,0 +1,424 @@
+//! Flags of `docker run` (and podman's) that do not map to a microVM: recognised, never translated, each refused
+//! with the reason and the way that works here.
+//!
+//! All knowledge is in [`FLAGS`]; the flags are hidden from help and completions.
+
+use clap::error::Error as ClapError;
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+
+use crate::failure::Failure;
+
+/// A flag that is refused.
+pub(crate) struct DockerFlag {
+    /// Name without the dashes.
+    long: &'static str,
+    short: Option<char>,
+    value: Value,
+    why: &'static str,
+    instead: &'static str,
+}
+
+/// Whether a flag takes a value.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Value {
+    /// Alone, or `--flag=true`.
+    None,
+    /// With a value.
+    Taken,
+    /// With a value; this one says what happens here anyway, so it is accepted.
+    TakenExcept(&'static str),
+}
+
+const fn switch(long: &'static str, why: &'static str, instead: &'static str) -> DockerFlag {
+    DockerFlag { long, short: None, value: Value::None, why, instead }
+}
+
+const fn valued(long: &'static str, why: &'static str, instead: &'static str) -> DockerFlag {
+    DockerFlag { long, short: None, value: Value::Taken, why, instead }
+}
+
+const fn except(
+    long: &'static str,
+    harmless: &'static str,
+    why: &'static str,
+    instead: &'static str,
+) -> DockerFlag {
+    DockerFlag { long, short: None, value: Value::TakenExcept(harmless), why, instead }
+}
+
+impl DockerFlag {
+    const fn short(mut self, short: char) -> DockerFlag {
+        self.short = Some(short);
+        self
+    }
+}
+
+const OWN_KERNEL: &str =
+    "the guest has its own kernel and is root on it; there are no host privileges to grant or drop";
+const LEAVE_OUT: &str = "leave it out";
+const LEAVE_OUT_ROOT: &str = "leave it out: inside the microVM root can do everything already";
+const NAMESPACES: &str = "a microVM shares no namespace with the host or with another microVM";
+const ISOLATED: &str = "leave it out: the microVM is isolated from the host by its own kernel";
+const DEVICES: &str = "no device of the host is visible in a microVM";
+const CGROUP: &str = "there is no cgroup to tune; a microVM has a fixed size";
+const SIZE: &str = "give the machine its size: --memory, --cpus or --profile";
+const GUEST_SETTING: &str = "this is a setting of the guest's own kernel";
+const ADDRESSING: &str =
+    "the network of a microVM is private to it, with a fixed address and the host's name servers";
+const NETWORK_CHOICE: &str = "choose --network user (outbound NAT) or --network isolated (no network device)";
+const HOSTS_FILE: &str = "write it in the guest: --setup 'echo ADDRESS NAME >> /etc/hosts'";
+const PORTS: &str = "published ports are not in this version: nothing outside can connect into a microVM";
+const PORTS_NOW: &str =
+    "let the guest connect out (--network user), or fetch results with --output NAME=/guest/path and --keep";
+const TERMINAL: &str = "run gives the guest neither a terminal nor standard input";
+const TERMINAL_NOW: &str =
+    "leave -i and -t out; pass input with --env, --setup, --setup-file or the command line";
+const FOREGROUND: &str = "run stays in the foreground until the command ends";
+const NO_MOUNTS: &str = "nothing of the host is mounted into a microVM, and volumes are not in this version";
+const FILES: &str = "put files into the image when it is built, or fetch them in a --setup step; get them out with --output NAME=/guest/path and --keep";
+const LOGS: &str =
+    "output is printed when the run ends, and the console log of a kept run is read with `microagent logs`";
+const NO_LABELS: &str = "workspaces carry a name and no labels";
+const HEALTH: &str = "a one-shot run ends with its command, so there is nothing to watch";
+const HEALTH_NOW: &str = "leave it out; bound the run with --timeout";
+const ONE_SHOT: &str = "leave it out; wrap `microagent run` in a loop or a service manager";
+
+/// Every refused flag. `--network`, `--memory`, `--cpus` and `--volume` have checks of their own.
+const FLAGS: &[DockerFlag] = &[
+    // Privileges
+    switch("privileged", OWN_KERNEL, LEAVE_OUT_ROOT),
+    valued("cap-add", OWN_KERNEL, LEAVE_OUT_ROOT),
+    valued("cap-drop", OWN_KERNEL, "leave it out, or run the command as another user with --user"),
+    valued("security-opt", OWN_KERNEL, ISOLATED),
+    valued(
+        "group-add",
+        "the groups of a user come from the image's /etc/group",
+        "add the user there in a --setup step, or name a group: --user USER:GROUP",
+    ),
+    // Namespaces
+    valued("pid", NAMESPACES, ISOLATED),
+    valued("ipc", NAMESPACES, ISOLATED),
+    valued("uts", NAMESPACES, "leave it out; --hostname sets the guest's host name"),
+    valued("userns", NAMESPACES, ISOLATED),
+    valued("cgroupns", NAMESPACES, ISOLATED),
+    valued("cgroup-parent", NAMESPACES, ISOLATED),
+    valued("pod", NAMESPACES, "there are no pods: run each image in its own microVM"),
+    // Devices
+    valued("device", DEVICES, "leave it out; the guest has its own disk, network and random number device"),
+    valued("device-cgroup-rule", DEVICES, LEAVE_OUT),
+    valued("device-read-bps", CGROUP, LEAVE_OUT),
+    valued("device-write-bps", CGROUP, LEAVE_OUT),
+    valued("device-read-iops", CGROUP, LEAVE_OUT),
+    valued("device-write-iops", CGROUP, LEAVE_OUT),
+    valued("gpus", DEVICES, "leave it out; GPUs cannot be passed to a microVM here"),
+    // Resources
+    valued("memory-swap", CGROUP, SIZE),
+    valued("memory-swappiness", CGROUP, SIZE),
+    valued("memory-reservation", CGROUP, SIZE),
+    valued("kernel-memory", CGROUP, SIZE),
+    valued("cpu-shares", CGROUP, SIZE).short('c'),
+    valued("cpu-quota", CGROUP, SIZE),
+    valued("cpu-period", CGROUP, SIZE),
+    valued("cpu-rt-period", CGROUP, SIZE),
+    valued("cpu-rt-runtime", CGROUP, SIZE),
+    valued("cpuset-cpus", CGROUP, SIZE),
+    valued("cpuset-mems", CGROUP, SIZE),
+    valued("blkio-weight", CGROUP, LEAVE_OUT),
+    valued("blkio-weight-device", CGROUP, LEAVE_OUT),
+    valued("pids-limit", CGROUP, LEAVE_OUT),
+    switch("oom-kill-disable", CGROUP, SIZE),
+    valued("oom-score-adj", CGROUP, SIZE),
+    valued("storage-opt", "a microVM has a disk of its own", "set its size: --size-mib"),
+    valued(
+        "shm-size",
+        "/dev/shm takes up to half of the guest's memory",
+        "give the guest more with --memory, or remount it in a --setup step: mount -o remount,size=1g /dev/shm",
+    ),
+    valued("ulimit", GUEST_SETTING, "set it in the command: --exec 'ulimit -n 65536; exec PROGRAM'"),
+    valued("sysctl", GUEST_SETTING, "set it in a --setup step: --setup 'sysctl -w KEY=VALUE'"),
+    // Files
+    valued("mount", NO_MOUNTS, FILES),
+    valued("volumes-from", NO_MOUNTS, FILES),
+    valued("volume-driver", NO_MOUNTS, FILES),
+    valued(
+        "tmpfs",
+        "mounts are made by the guest itself",
+        "make it in a --setup step: --setup 'mount -t tmpfs tmpfs /PATH'",
+    ),
+    switch(
+        "read-only",
+        "every run writes to a disk of its own, which goes away with it; the image never changes",
+        LEAVE_OUT,
+    ),
+    valued(
+        "secret",
+        "secrets are not in this version",
+        "what goes into --env can be read by everything in the guest; if that is enough: --env NAME passes the host's value",
+    ),
+    valued(
+        "cidfile",
+        "the workspace's name is known beforehand",
+        "choose it: --name NAME; or read `workspace` from --json",
+    ),
+    valued(
+        "rootfs",
+        "run takes images",
+        "make one of the tree: `tar -C DIR -c . | microagent image import - REF`",
+    ),
+    // Network
+    valued("link", NAMESPACES, NETWORK_CHOICE),
+    valued("network-alias", ADDRESSING, NETWORK_CHOICE),
+    valued("ip", ADDRESSING, NETWORK_CHOICE),
+    valued("ip6", ADDRESSING, NETWORK_CHOICE),
+    valued("link-local-ip", ADDRESSING, NETWORK_CHOICE),
+    valued("mac-address", ADDRESSING, NETWORK_CHOICE),
+    valued("add-host", ADDRESSING, HOSTS_FILE),
+    valued("dns", ADDRESSING, "write it in the guest: --setup 'echo nameserver ADDRESS > /etc/resolv.conf'"),
+    valued(
+        "dns-search",
+        ADDRESSING,
+        "write it in the guest: --setup 'echo search DOMAIN >> /etc/resolv.conf'",
+    ),
+    valued(
+        "dns-option",
+        ADDRESSING,
+        "write it in the guest: --setup 'echo options OPTION >> /etc/resolv.conf'",
+    ),
+    valued("dns-opt", ADDRESSING, "write it in the guest: --setup 'echo options OPTION >> /etc/resolv.conf'"),
+    valued("domainname", "the guest has a host name and no domain", "set the host name: --hostname NAME"),
+    valued("publish", PORTS, PORTS_NOW).short('p'),
+    switch("publish-all", PORTS, PORTS_NOW).short('P'),
+    valued("expose", PORTS, PORTS_NOW),
+    // Life
+    switch("detach", FOREGROUND, "put it into the background yourself: microagent run --name NAME … &")
+        .short('d'),
+    valued("detach-keys", FOREGROUND, LEAVE_OUT),
+    switch("interactive", TERMINAL, TERMINAL_NOW).short('i'),
+    switch("tty", TERMINAL, TERMINAL_NOW).short('t'),
+    valued("attach", TERMINAL, TERMINAL_NOW).short('a'),
+    switch("sig-proxy", "signals end the run and clean up", LEAVE_OUT),
+    switch("init", "the guest's first process reaps children already", LEAVE_OUT),
+    except("restart", "no", FOREGROUND, ONE_SHOT),
+    valued("stop-signal", "a one-shot run ends with its command or is killed at --timeout", LEAVE_OUT),
+    valued(
+        "stop-timeout",
+        "a one-shot run ends with its command or is killed",
+        "bound the run: --timeout SECONDS",
+    ),
+    valued("health-cmd", HEALTH, HEALTH_NOW),
+    valued("health-interval", HEALTH, HEALTH_NOW),
+    valued("health-retries", HEALTH, HEALTH_NOW),
+    valued("health-start-period", HEALTH, HEALTH_NOW),
+    valued("health-start-interval", HEALTH, HEALTH_NOW),
+    valued("health-timeout", HEALTH, HEALTH_NOW),
+    switch("no-healthcheck", HEALTH, LEAVE_OUT),
+    // Records
+    valued("log-driver", LOGS, LEAVE_OUT),
+    valued("log-opt", LOGS, LEAVE_OUT),
+    valued("label", NO_LABELS, "choose a telling --name").short('l'),
+    valued("label-file", NO_LABELS, "choose a telling --name"),
+    valued("annotation", NO_LABELS, "choose a telling --name"),
+    // Choice of runtime and platform
+    valued("runtime", "there is one runtime, the microVM", "leave it out; --accel chooses how it executes"),
+    valued("isolation", "there is one isolation, the microVM", LEAVE_OUT),
+    except(
+        "platform",
+        HOST_PLATFORM,
+        "a guest has the architecture of its host",
+        "use an image for it, or run microagent on a machine of that architecture",
+    ),
+    switch("disable-content-trust", "images are verified by their digests", LEAVE_OUT),
+    switch("use-api-socket", "there is no daemon and no socket to hand in", LEAVE_OUT),
+    valued("systemd", "the guest's first process is microagent's agent", "leave it out"),
+    switch(
+        "replace",
+        "a name that is taken is never taken over silently",
+        "remove the old workspace first: microagent delete NAME --yes",
+    ),
+];
+
+#[cfg(target_arch = "x86_64")]
+const HOST_PLATFORM: &str = "linux/amd64";
+#[cfg(target_arch = "aarch64")]
+const HOST_PLATFORM: &str = "linux/arm64";
+
+/// The refused flags that were given, as clap finds them.
+#[derive(Debug, Default)]
+pub(crate) struct DockerFlags {
+    given: Option<Refusal>,
+}
+
+#[derive(Debug, Clone)]
+struct Refusal {
+    flag: String,
+    why: &'static str,
+    instead: &'static str,
+}
+
+impl DockerFlags {
+    /// Refuses the first of them.
+    pub(crate) fn refuse(&self) -> Result<(), Failure> {
+        match &self.given {
+            Some(Refusal { flag, why, instead }) => Err(refusal(flag, why, instead)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The one form that all refusals have.
+pub(crate) fn refusal(flag: &str, why: &str, instead: &str) -> Failure {
+    Failure::usage(format!("{flag} is not possible here: {why}"), instead)
+}
+
+impl clap::Args for DockerFlags {
+    fn augment_args(command: Command) -> Command {
+        FLAGS.iter().fold(command, |command, flag| {
+            let arg = Arg::new(flag.long).long(flag.long).short(flag.short).hide(true);
+            command.arg(match flag.value {
+                // Repeated flags are refused once, so nothing is counted.
+                Value::None => arg
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true")
+                    .action(ArgAction::Append),
+                Value::Taken | Value::TakenExcept(_) => {
+                    arg.num_args(1).allow_hyphen_values(true).action(ArgAction::Append)
+                }
+            })
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for DockerFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, ClapError> {
+        Ok(DockerFlags { given: FLAGS.iter().find_map(|flag| flag.refused_in(matches)) })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), ClapError> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl DockerFlag {
+    fn refused_in(&self, matches: &ArgMatches) -> Option<Refusal> {
+        let mut values = matches.get_many::<String>(self.long)?;
+        let harmless = |value: &String| match self.value {
+            // `--privileged=false` asks for what is the case.
+            Value::None => value == "false",
+            Value::Taken => false,
+            Value::TakenExcept(harmless) => value == harmless,
+        };
+        let refused = values.any(|value| !harmless(value));
+        refused.then(|| Refusal { flag: self.spelled(), why: self.why, instead: self.instead })
+    }
+
+    fn spelled(&self) -> String {
+        match self.short {
+            Some(short) => format!("--{} (-{short})", self.long),
+            None => format!("--{}", self.long),
+        }
+    }
+}
+
+/// Refuses `-v`: which reason depends on what is asked for.
+pub(crate) fn refuse_volume(value: &str) -> Failure {
+    let source = value.split(':').next().unwrap_or_default();
+    let is_file =
+        [".tar", ".tar.gz", ".tgz", ".tar.zst", ".ext4", ".img"].iter().any(|end| source.ends_with(end));
+    let is_path = source.starts_with(['/', '.', '~']) || source.contains('/');
+    let flag = format!("--volume {value}");
+    if is_path && !is_file {
+        return refusal(
+            &flag,
+            "a directory of the host is never shared with a guest, which sees block devices only",
+            "put the files into the image when it is built, or fetch them in a --setup step; get results out with \
+             --output NAME=/guest/path and --keep",
+        );
+    }
+    let what = if is_file { "bundles and disk images are" } else { "named volumes are" };
+    refusal(&flag, &format!("{what} not in this version"), FILES)
+}
+
+/// Refuses what Docker's `--network` takes beyond our two modes.
+pub(crate) fn refuse_network(value: &str) -> Failure {
+    let flag = format!("--network {value}");
+    let (why, instead) = match value.split(':').next().unwrap_or_default() {
+        "none" => ("it is called otherwise", "use --network isolated: no network device but loopback"),
+        "bridge" | "default" | "slirp4netns" | "pasta" | "private" | "nat" => {
+            ("there is no bridge to join", "use --network user: outbound NAT, nothing comes in")
+        }
+        "host" => (
+            "the guest has its own kernel and cannot share the host's network",
+            "use --network user: outbound NAT, nothing comes in",
+        ),
+        "container" | "ns" => (NAMESPACES, NETWORK_CHOICE),
+        _ => ("there is no such mode", NETWORK_CHOICE),
+    };
+    refusal(&flag, why, instead)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args;
+
+    use super::*;
+
+    fn given(words: &[&str]) -> Result<(), Failure> {
+        let command = DockerFlags::augment_args(Command::new("run").no_binary_name(true));
+        let matches = command.try_get_matches_from(words).unwrap();
+        DockerFlags::from_arg_matches(&matches).unwrap().refuse()
+    }
+
+    #[track_caller]
+    fn assert_refused(words: &[&str], flag: &str) {
+        match given(words) {
+            Err(Failure::Usage { message, hint }) => {
+                assert!(message.starts_with(flag), "{message}");
+                assert!(message.contains(" is not possible here: "), "{message}");
+                assert!(hint.is_some_and(|hint| hint.len() >= LEAVE_OUT.len()));
+            }
+            other => panic!("{words:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_flag_is_refused_with_a_reason_and_a_way() {
+        for flag in FLAGS {
+            let long = format!("--{}", flag.long);
+            let short = flag.short.map(|short| format!("-{short}"));
+            let text = format!("{}: {} {}", flag.long, flag.why, flag.instead);
+            assert!(!flag.why.ends_with('.') && !flag.instead.ends_with('.'), "{text}");
+            for name in [Some(long.clone()), short].into_iter().flatten() {
+                match flag.value {
+                    Value::None => {
+                        assert_refused(&[&name], &long);
+                        assert!(given(&[&format!("{long}=false")]).is_ok(), "{long}");
+                    }
+                    Value::Taken => assert_refused(&[&name, "-x"], &long),
+                    Value::TakenExcept(harmless) => {
+                        assert_refused(&[&name, "something"], &long);
+                        assert!(given(&[&name, harmless]).is_ok(), "{long}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn volumes_are_told_apart() {
+        let says = |value: &str, text: &str| match refuse_volume(value) {
+            Failure::Usage { message, .. } => assert!(message.contains(text), "{message}"),
+            other => panic!("{other:?}"),
+        };
+        for directory in ["/srv:/data", "./src:/src:ro", "~/x:/x", "a/b:/c", "."] {
+            says(directory, "a directory of the host is never shared");
+        }
+        says("data:/work", "named volumes are not in this version");
+        says("./in.tar.gz:/in:ro", "bundles and disk images are not in this version");
+    }
+}

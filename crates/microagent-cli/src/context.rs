@@ -1,0 +1,99 @@
+//! What every command is given: the engine, the output format, how to show progress, how to be cancelled.
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions};
+
+use crate::cli::{Accel, GlobalArgs, ProgressChoice};
+use crate::environment;
+use crate::failure::Failure;
+use crate::output::Format;
+use crate::progress::Progress;
+use crate::signals;
+
+/// Name of the state directory in the home directory.
+const DEFAULT_STATE_DIR: &str = ".microagent";
+
+/// What a command is given. Making one reads the environment and touches no file.
+pub(crate) struct Context {
+    /// How to answer.
+    pub(crate) format: Format,
+    options: EngineOptions,
+    progress: ProgressChoice,
+}
+
+impl Context {
+    /// Resolves the global options.
+    pub(crate) fn new(global: &GlobalArgs, format: Format) -> Result<Context, Failure> {
+        let state_dir = match &global.state_dir {
+            Some(dir) => absolute(dir.clone())?,
+            None => default_state_dir()?,
+        };
+        let supervisor = std::env::current_exe().map_err(|e| Failure::Other {
+            message: format!("cannot find the path of this program: {e}"),
+            hint: Some("is /proc mounted?".to_owned()),
+        })?;
+        let mut options = EngineOptions::new(state_dir, supervisor);
+        options.accel = match global.accel {
+            Accel::Auto => AccelChoice::Auto,
+            Accel::Kvm => AccelChoice::Kvm,
+            Accel::Tcg => AccelChoice::Tcg,
+        };
+        if let Some(path) = environment::search_path() {
+            options.search_path = path;
+        }
+        options.environment = environment::for_images();
+        Ok(Context { format, options, progress: global.progress })
+    }
+
+    /// The engine, with the kernel that it carries.
+    pub(crate) fn engine(&self) -> Engine {
+        Engine::new(self.options.clone())
+    }
+
+    /// The engine with another guest kernel.
+    pub(crate) fn engine_with_kernel(&self, kernel: Option<PathBuf>) -> Engine {
+        Engine::new(EngineOptions { kernel, ..self.options.clone() })
+    }
+
+    /// How to show long work; `quiet` leaves only notes.
+    pub(crate) fn progress(&self, quiet: bool) -> Progress {
+        let choice = if quiet { ProgressChoice::Off } else { self.progress };
+        Progress::new(choice, self.format)
+    }
+
+    /// Runs long work on this thread until it ends; signals cancel the token that it is given.
+    pub(crate) fn block_on<T, F>(&self, work: impl FnOnce(CancellationToken) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let cannot_start = |e: std::io::Error| Failure::Other {
+            message: format!("cannot start the event loop: {e}"),
+            hint: Some("`ulimit -n` and `ulimit -u` may be too low".to_owned()),
+        };
+        let token = CancellationToken::new();
+        signals::listen(token.clone()).map_err(cannot_start)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
+        let done = runtime.block_on(work(token));
+        // Blocking work that outlives its caller (a name lookup, say) must not hold up the exit.
+        runtime.shutdown_background();
+        done
+    }
+}
+
+/// The supervisor runs in another directory, so paths must not depend on this one.
+fn absolute(path: PathBuf) -> Result<PathBuf, Failure> {
+    std::path::absolute(&path).map_err(|source| Failure::File { action: "resolve", path, source })
+}
+
+fn default_state_dir() -> Result<PathBuf, Failure> {
+    match etcetera::home_dir() {
+        Ok(home) if home.is_absolute() => Ok(home.join(DEFAULT_STATE_DIR)),
+        _ => Err(Failure::usage(
+            "there is no home directory to keep state in",
+            "choose a directory with --state-dir or MICROAGENT_STATE_DIR",
+        )),
+    }
+}

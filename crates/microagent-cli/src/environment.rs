@@ -1,0 +1,93 @@
+//! Every environment variable that the command reads, declared in one place.
+//!
+//! The library under the command never looks at the environment; what it may know is handed in from here.
+//! The table is also what the reference page is made from, so a variable that is not in it is not read.
+
+use std::ffi::OsString;
+
+use microagent::image::Environment;
+
+/// State directory, as `--state-dir`.
+pub(crate) const STATE_DIR: &str = "MICROAGENT_STATE_DIR";
+/// Accelerator, as `--accel`.
+pub(crate) const ACCEL: &str = "MICROAGENT_ACCEL";
+/// Output format: `text` or `json`.
+pub(crate) const OUTPUT: &str = "MICROAGENT_OUTPUT";
+/// Progress, as `--progress`.
+pub(crate) const PROGRESS: &str = "MICROAGENT_PROGRESS";
+const HOME: &str = "HOME";
+const PATH: &str = "PATH";
+const LOCALE: [&str; 3] = ["LC_ALL", "LC_CTYPE", "LANG"];
+
+/// A variable and what it does.
+pub(crate) struct Variable {
+    /// Its name, or several that are read alike.
+    pub(crate) name: &'static str,
+    /// One line for the reference.
+    #[cfg_attr(not(test), expect(dead_code, reason = "read by the reference generator, which is a test"))]
+    pub(crate) help: &'static str,
+}
+
+const fn variable(name: &'static str, help: &'static str) -> Variable {
+    Variable { name, help }
+}
+
+/// All of them, in the order in which the reference shows them.
+pub(crate) const VARIABLES: &[Variable] = &[
+    variable(STATE_DIR, "State directory, as `--state-dir`."),
+    variable(ACCEL, "Accelerator, as `--accel`: `auto`, `kvm` or `tcg`."),
+    variable(OUTPUT, "Output format: `text` (default) or `json`, as `--json`."),
+    variable(PROGRESS, "Progress, as `--progress`: `auto`, `plain` or `off`."),
+    variable(
+        "NO_COLOR",
+        "Any value turns colours off, as `--no-color`. `CLICOLOR`, `CLICOLOR_FORCE` and `TERM` count too.",
+    ),
+    variable(HOME, "Where the default state directory and the login files lie."),
+    variable(PATH, "Where QEMU, passt and credential helpers are looked for."),
+    variable("LC_ALL, LC_CTYPE, LANG", "Whether the terminal shows UTF-8; marks are ASCII otherwise."),
+    variable("DOCKER_CONFIG", "Directory of Docker's `config.json` with registry logins."),
+    variable("REGISTRY_AUTH_FILE", "Login file of podman and skopeo."),
+    variable("XDG_RUNTIME_DIR, XDG_CONFIG_HOME", "Where podman's login files are looked for."),
+    variable("HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY", "Proxies for registries; lower case works too."),
+    variable("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities in place of the system's."),
+];
+
+/// One variable's value; empty counts as unset.
+fn value(name: &str) -> Option<OsString> {
+    debug_assert!(is_declared(name), "{name} is read but not declared");
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+fn is_declared(name: &str) -> bool {
+    VARIABLES
+        .iter()
+        .flat_map(|variable| variable.name.split(", "))
+        .any(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// What the image store may know of proxies, certificates and logins.
+pub(crate) fn for_images() -> Environment {
+    Environment::from_lookup(value)
+}
+
+/// `MICROAGENT_OUTPUT`.
+pub(crate) fn output() -> Option<String> {
+    value(OUTPUT).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// `PATH`.
+pub(crate) fn search_path() -> Option<String> {
+    value(PATH).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// A variable that the user named with `--env NAME`; its value goes to the guest.
+pub(crate) fn passed_through(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// Whether the locale says that text is UTF-8.
+pub(crate) fn speaks_utf8() -> bool {
+    let locale = LOCALE.iter().find_map(|name| value(name)).unwrap_or_default();
+    let locale = locale.to_string_lossy().to_ascii_lowercase();
+    locale.contains("utf-8") || locale.contains("utf8")
+}

@@ -1,0 +1,190 @@
+//! How a command fails: what is said on standard error, and the exit code.
+//!
+//! Everything ends here once, in `main`: `Error: <what: why>`, then `Hint: <what to do>`; with JSON output one
+//! line `{kind, message, hint, retryable}`. Texts from outside are escaped here and nowhere else.
+
+use std::error::Error as StdError;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use microagent::{Error, ErrorKind};
+use owo_colors::OwoColorize;
+use serde::Serialize;
+
+use crate::commands::run::OutputDocument;
+use crate::escape;
+use crate::output::Format;
+
+/// Exit code of a command that failed.
+const EXIT_FAILED: u8 = 1;
+/// Exit code of a command that was asked wrongly.
+pub(crate) const EXIT_USAGE: u8 = 2;
+/// Exit code when trying again later can help (`EX_TEMPFAIL` of sysexits.h).
+const EXIT_RETRY: u8 = 75;
+/// Exit code after Ctrl-C: 128 + SIGINT, as shells say it.
+pub(crate) const EXIT_CANCELLED: u8 = 130;
+
+/// Why a command did not do what it was asked for.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The command line is wrong, or asks for something that does not exist here.
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// The library failed.
+    Engine(Error),
+    /// The library failed, and something had been printed that belongs to the answer.
+    WithOutput {
+        /// Why.
+        error: Error,
+        /// What had been printed.
+        output: Box<OutputDocument>,
+    },
+    /// A file of the user's could not be read or written.
+    File {
+        /// What was to be done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something else failed.
+    Other {
+        /// What failed.
+        message: String,
+        /// What to do.
+        hint: Option<String>,
+    },
+    /// Whoever read our output went away; there is nobody to tell.
+    ClosedOutput,
+}
+
+impl Failure {
+    /// The command line is wrong.
+    pub(crate) fn usage(message: impl Into<String>, hint: impl Into<String>) -> Failure {
+        Failure::Usage { message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// What the process exits with.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Usage { .. } => EXIT_USAGE,
+            Failure::Engine(e) | Failure::WithOutput { error: e, .. } if e.is_retryable() => EXIT_RETRY,
+            Failure::Engine(e) | Failure::WithOutput { error: e, .. } => match e.kind() {
+                ErrorKind::Invalid => EXIT_USAGE,
+                ErrorKind::Cancelled => EXIT_CANCELLED,
+                _ => EXIT_FAILED,
+            },
+            Failure::File { .. } | Failure::Other { .. } => EXIT_FAILED,
+            Failure::ClosedOutput => 0,
+        }
+    }
+
+    /// Says it on standard error.
+    pub(crate) fn report(&self, format: Format) {
+        if matches!(self, Failure::ClosedOutput) {
+            return;
+        }
+        // Standard error that cannot be written to leaves nobody to tell.
+        let _ = match format {
+            Format::Text => self.write_text(&mut anstream::stderr().lock()),
+            Format::Json => self.write_json(&mut io::stderr().lock()),
+        };
+    }
+
+    fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "{} {}", "Error:".red().bold(), escape::one_line(&self.message()))?;
+        if let Failure::Engine(Error::RunFailed { console_tail: Some(tail), .. }) = self {
+            writeln!(out, "The guest's console ends with:")?;
+            for line in escape::lines(tail).lines() {
+                writeln!(out, "  {line}")?;
+            }
+        }
+        match self.hint() {
+            Some(hint) => writeln!(out, "{} {}", "Hint:".cyan().bold(), escape::one_line(&hint)),
+            None => Ok(()),
+        }
+    }
+
+    fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
+        serde_json::to_writer(&mut *out, &self.document())?;
+        writeln!(out)
+    }
+
+    fn document(&self) -> Document<'_> {
+        let kind = match self {
+            Failure::Engine(e) | Failure::WithOutput { error: e, .. } => e.kind(),
+            Failure::Usage { .. } => ErrorKind::Invalid,
+            Failure::File { .. } | Failure::Other { .. } | Failure::ClosedOutput => ErrorKind::Host,
+        };
+        let output = match self {
+            Failure::WithOutput { output, .. } => Some(&**output),
+            _ => None,
+        };
+        let retryable = self.exit_code() == EXIT_RETRY;
+        Document { kind, message: self.message(), hint: self.hint(), retryable, output }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Failure::Usage { message, .. } | Failure::Other { message, .. } => message.clone(),
+            Failure::Engine(e) | Failure::WithOutput { error: e, .. } => chain(e),
+            Failure::File { action, path, source } => {
+                format!("cannot {action} `{}`: {source}", path.display())
+            }
+            Failure::ClosedOutput => "standard output was closed".to_owned(),
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        match self {
+            Failure::Usage { hint, .. } | Failure::Other { hint, .. } => hint.clone(),
+            Failure::Engine(e) | Failure::WithOutput { error: e, .. } => e.hint(),
+            Failure::File { .. } | Failure::ClosedOutput => None,
+        }
+    }
+}
+
+/// What a program reads on standard error.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    retryable: bool,
+    /// Only where something had been printed, as by the steps of a failed setup.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    output: Option<&'a OutputDocument>,
+}
+
+/// The error and its causes, joined by `: `.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Engine(error)
+    }
+}
+
+/// Only standard output is written with `?` on an [`io::Error`]; files carry their path.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::ClosedOutput,
+            _ => Failure::Other { message: format!("cannot write to standard output: {error}"), hint: None },
+        }
+    }
+}
