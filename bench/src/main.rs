@@ -1,0 +1,92 @@
+//! Measures microagent beside its peers and prints one table.
+//!
+//! Everything that is compared is measured in the same run, in turn (A B A B …), on the same files, after a
+//! warm-up; the table has medians and ranges. Figures of a busy machine mean little: ratios mean more.
+//! Nothing is asserted here, and nothing outside the work directory is written.
+
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod cold;
+mod disk;
+mod fixture;
+mod host;
+mod memory;
+mod podman;
+mod program;
+mod sample;
+mod unpack;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+
+use sample::Table;
+
+/// Measure microagent beside raw QEMU, umoci and podman
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// How often each thing is done
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(3..=1000))]
+    runs: u32,
+
+    /// Where images and scratch state are kept; images are made once
+    #[arg(long, default_value = "target/bench", value_name = "DIR")]
+    dir: PathBuf,
+
+    /// The command that is measured
+    #[arg(long, default_value = "target/release/microagent", value_name = "FILE")]
+    microagent: PathBuf,
+
+    /// Only these parts (repeatable)
+    #[arg(long, value_enum)]
+    only: Vec<Part>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// One command in a machine, against raw QEMU and podman
+    Run,
+    /// An image becomes a base disk, against umoci and podman
+    Unpack,
+    /// A workspace's disk, from a small and a large image
+    Disk,
+    /// What a running machine costs the host
+    Memory,
+}
+
+/// Where things are and how often they are done.
+struct Bench {
+    runs: u32,
+    dir: PathBuf,
+    microagent: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    std::fs::create_dir_all(&arguments.dir)?;
+    let bench = Bench {
+        runs: arguments.runs,
+        dir: std::path::absolute(&arguments.dir)?,
+        microagent: std::path::absolute(&arguments.microagent)?,
+    };
+    let wants = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    let mut table = Table::default();
+    for line in host::facts(&bench)? {
+        println!("{line}");
+    }
+    if wants(Part::Run) {
+        cold::measure(&bench, &mut table).context("measuring runs")?;
+    }
+    if wants(Part::Unpack) {
+        unpack::measure(&bench, &mut table).context("measuring images")?;
+    }
+    if wants(Part::Disk) {
+        disk::measure(&bench, &mut table).context("measuring disks")?;
+    }
+    if wants(Part::Memory) {
+        memory::measure(&bench, &mut table).context("measuring memory")?;
+    }
+    println!("\n{table}");
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! podman with storage of its own, so that nothing of the user's is touched.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::Bench;
+use crate::program::run;
+
+/// Flags that make podman work on hosts with cgroup v1 and low limits; they change nothing that is measured.
+const RUN_FLAGS: [&str; 7] =
+    ["run", "--rm", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--net=none"];
+
+/// One podman storage.
+pub(crate) struct Podman {
+    root: PathBuf,
+}
+
+impl Podman {
+    pub(crate) fn at(root: PathBuf) -> Podman {
+        Podman { root }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("podman");
+        command.arg("--root").arg(self.root.join("root")).arg("--runroot").arg(self.root.join("run"));
+        command.args(["--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--runtime", runtime()]);
+        command
+    }
+
+    pub(crate) fn import(&self, tar: &Path, name: &str) -> Result<()> {
+        run(self.command().args(["import", "--quiet"]).arg(tar).arg(name)).map(drop)
+    }
+
+    pub(crate) fn load(&self, archive: &Path) -> Result<()> {
+        run(self.command().args(["load", "--quiet", "--input"]).arg(archive)).map(drop)
+    }
+
+    pub(crate) fn run(&self, image: &str, command: &[&str]) -> Result<()> {
+        run(self.command().args(RUN_FLAGS).arg(image).args(command)).map(drop)
+    }
+
+    /// Removes everything of this storage. podman knows how: its layers may belong to other users.
+    pub(crate) fn remove(&self) -> Result<()> {
+        if self.root.exists() {
+            run(self.command().args(["rmi", "--all", "--force"]))?;
+            std::fs::remove_dir_all(&self.root)?;
+        }
+        Ok(())
+    }
+}
+
+/// crun refuses the hybrid hierarchy of cgroup v1; runc takes both.
+fn runtime() -> &'static str {
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "crun" } else { "runc" }
+}
+
+impl Bench {
+    /// The podman that has the small image, or why there is none.
+    pub(crate) fn podman(&self) -> Result<Podman> {
+        let podman = Podman::at(self.dir.join("podman"));
+        podman.import(&self.small_tar()?, crate::fixture::SMALL)?;
+        podman.run(crate::fixture::SMALL, &["true"])?;
+        Ok(podman)
+    }
+}
