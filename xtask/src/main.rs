@@ -1,45 +1,26 @@
-//! All automation of this repository: `cargo xtask VERB`, one file per verb. The `Makefile` only gives names.
+//! All automation of this repository: `cargo xtask VERB`.
 
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stderr, reason = "a program for people at a terminal")]
 
-mod bench;
-mod demo;
-mod deps;
-mod docs;
-mod process;
-mod test;
+mod fixtures;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// All automation of this repository.
-#[derive(Debug, Parser)]
-#[command(name = "cargo xtask", max_term_width = 100)]
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Subcommand)]
 enum Verb {
-    /// Build, make a small image, run a command in a microVM
-    Demo,
-    /// Check everything and run all tests
-    Test,
-    /// Check licences, sources and versions of dependencies, and advisories where they can be had
-    Deps,
-    /// Check that links in documents lead somewhere
-    Docs,
-    /// Measure against raw QEMU, umoci and podman; prints one table
-    Bench(bench::BenchArguments),
+    Fixtures(fixtures::Fixtures),
 }
 
-fn main() -> Result<()> {
+fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
-        Verb::Demo => demo::demo(),
-        Verb::Test => test::test(),
-        Verb::Deps => deps::check(),
-        Verb::Docs => docs::check(),
-        Verb::Bench(arguments) => bench::bench(&arguments),
+        Verb::Fixtures(arguments) => arguments.run(),
     }
 }
