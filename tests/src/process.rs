@@ -1,0 +1,127 @@
+//! Which processes there are, and which of them belong to a directory.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A process as `/proc` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// Process id.
+    pub pid: i32,
+    /// Its parent's.
+    pub parent: i32,
+    /// Start time in clock ticks since boot: with the id, the identity of a process.
+    pub start_time: u64,
+    /// Words of its command line.
+    pub words: Vec<String>,
+}
+
+impl Process {
+    fn read(pid: i32) -> Option<Process> {
+        let stat = String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/stat")).ok()?).into_owned();
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = fields.next()?;
+        let parent = fields.next()?.parse().ok()?;
+        let start_time = fields.nth(17)?.parse().ok()?;
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words = cmdline.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+        let words = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        // A zombie holds nothing but its number.
+        (state != "Z").then_some(Process { pid, parent, start_time, words })
+    }
+
+    /// Whether this very process still runs.
+    pub fn is_alive(&self) -> bool {
+        Process::read(self.pid).is_some_and(|now| now.start_time == self.start_time)
+    }
+
+    /// File name of the program, as the process was called.
+    pub fn program(&self) -> &str {
+        self.words.first().map_or("", |word| word.rsplit('/').next().unwrap_or(word))
+    }
+
+    /// Whether it is QEMU.
+    pub fn is_qemu(&self) -> bool {
+        self.program().starts_with("qemu-system")
+    }
+
+    /// Whether it is passt.
+    pub fn is_passt(&self) -> bool {
+        self.program().starts_with("passt")
+    }
+
+    /// Whether it is one of our supervisors.
+    pub fn is_supervisor(&self) -> bool {
+        self.words.get(1).is_some_and(|word| word == "__supervise")
+    }
+
+    /// Sends a signal; a process that is gone does not mind.
+    pub fn signal(&self, signal: Signal) {
+        if let (true, Some(pid)) = (self.is_alive(), Pid::from_raw(self.pid)) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// A size from `/proc/PID/status` in KiB, such as `VmHWM`; none when the process is gone.
+    pub fn memory_kib(&self, field: &str) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Whether its command line, working directory, root or an open file lies in `dir`.
+    fn uses(&self, dir: &Path) -> bool {
+        let dir_bytes = dir.as_os_str().as_bytes();
+        let names = |word: &String| word.as_bytes().windows(dir_bytes.len()).any(|part| part == dir_bytes);
+        let proc = PathBuf::from(format!("/proc/{}", self.pid));
+        let opens = || {
+            let files = fs::read_dir(proc.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+            files.chain([proc.join("cwd"), proc.join("root")]).any(|link| {
+                fs::read_link(link).is_ok_and(|target| target.starts_with(dir))
+            })
+        };
+        self.words.iter().any(names) || opens()
+    }
+}
+
+/// All processes of this host.
+pub fn all() -> Vec<Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(Process::read).collect()
+}
+
+/// All processes that belong to `dir`, their children included, but not this one.
+pub fn of_dir(dir: &Path) -> Vec<Process> {
+    let me = i32::try_from(std::process::id()).expect("process ids are positive");
+    let all = all();
+    let mut found: Vec<Process> = all.iter().filter(|process| process.pid != me && process.uses(dir)).cloned().collect();
+    loop {
+        let is_found = |pid: i32| found.iter().any(|process| process.pid == pid);
+        let child = all.iter().find(|process| is_found(process.parent) && !is_found(process.pid) && process.pid != me);
+        match child {
+            Some(child) => found.push(child.clone()),
+            None => return found,
+        }
+    }
+}
+
+/// Network helpers without a supervisor, started since `start_time`. They name no directory, so these are
+/// looked for in the whole system.
+pub fn orphaned_passt(start_time: u64) -> Vec<Process> {
+    let all = all();
+    let is_ours = |process: &&Process| {
+        process.is_passt() && process.start_time >= start_time && process.words.iter().any(|word| word == "--no-map-gw")
+    };
+    let supervised = |process: &&Process| all.iter().any(|parent| parent.pid == process.parent && parent.is_supervisor());
+    all.iter().filter(is_ours).filter(|process| !supervised(process)).cloned().collect()
+}
+
+/// When this test process started.
+pub fn own_start_time() -> u64 {
+    let me = i32::try_from(std::process::id()).expect("process ids are positive");
+    Process::read(me).expect("this process runs").start_time
+}

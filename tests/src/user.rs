@@ -1,0 +1,45 @@
+//! Who runs the command: the caller, and (when that is root) somebody without any privilege.
+
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+/// Neither root nor anybody who owns something on a usual system.
+const ORDINARY_ID: u32 = 54_321;
+
+/// Who runs the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    /// Whoever runs the tests.
+    Caller,
+    /// Another user, in no group but its own and without any capability; only root can become that.
+    Ordinary,
+}
+
+impl User {
+    /// The user without privileges: the caller, unless that is root.
+    pub fn unprivileged() -> User {
+        if is_root() { User::Ordinary } else { User::Caller }
+    }
+
+    /// Has the command run as this user. Changing the user id drops all groups and capabilities.
+    pub(crate) fn apply(self, command: &mut Command) {
+        if self == User::Ordinary {
+            command.uid(ORDINARY_ID).gid(ORDINARY_ID);
+        }
+    }
+
+    /// Makes a file or directory this user's.
+    pub(crate) fn own(self, path: &Path) {
+        if self == User::Ordinary {
+            chown(path, Some(ORDINARY_ID), Some(ORDINARY_ID))
+                .unwrap_or_else(|e| panic!("cannot give `{}` to the ordinary user: {e}", path.display()));
+        }
+    }
+}
+
+/// Whether the tests run as root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
