@@ -43,6 +43,9 @@ impl Context {
         if let Some(path) = environment::search_path() {
             options.search_path = path;
         }
+        if let Some(deadline) = environment::boot_timeout()? {
+            options.boot_deadline = deadline;
+        }
         options.environment = environment::for_images();
         Ok(Context { format, options, progress: global.progress })
     }

@@ -4,17 +4,24 @@
 //! The table is also what the reference page is made from, so a variable that is not in it is not read.
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use microagent::image::Environment;
+
+use crate::failure::Failure;
 
 /// State directory, as `--state-dir`.
 pub(crate) const STATE_DIR: &str = "MICROAGENT_STATE_DIR";
 /// Accelerator, as `--accel`.
 pub(crate) const ACCEL: &str = "MICROAGENT_ACCEL";
+/// Seconds that a guest may take to answer for the first time.
+const BOOT_TIMEOUT: &str = "MICROAGENT_BOOT_TIMEOUT";
 /// Output format: `text` or `json`.
 pub(crate) const OUTPUT: &str = "MICROAGENT_OUTPUT";
 /// Progress, as `--progress`.
 pub(crate) const PROGRESS: &str = "MICROAGENT_PROGRESS";
+/// Longest that anybody may want to wait for a guest: a day.
+const LONGEST_BOOT_SECONDS: u64 = 24 * 3600;
 const HOME: &str = "HOME";
 const PATH: &str = "PATH";
 const LOCALE: [&str; 3] = ["LC_ALL", "LC_CTYPE", "LANG"];
@@ -36,6 +43,7 @@ const fn variable(name: &'static str, help: &'static str) -> Variable {
 pub(crate) const VARIABLES: &[Variable] = &[
     variable(STATE_DIR, "State directory, as `--state-dir`."),
     variable(ACCEL, "Accelerator, as `--accel`: `auto`, `kvm` or `tcg`."),
+    variable(BOOT_TIMEOUT, "Seconds that a guest may take to answer for the first time; 120 unless set."),
     variable(OUTPUT, "Output format: `text` (default) or `json`, as `--json`."),
     variable(PROGRESS, "Progress, as `--progress`: `auto`, `plain` or `off`."),
     variable(
@@ -73,6 +81,18 @@ pub(crate) fn for_images() -> Environment {
 /// `MICROAGENT_OUTPUT`.
 pub(crate) fn output() -> Option<String> {
     value(OUTPUT).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// `MICROAGENT_BOOT_TIMEOUT`, if it is set.
+pub(crate) fn boot_timeout() -> Result<Option<Duration>, Failure> {
+    let Some(text) = value(BOOT_TIMEOUT) else { return Ok(None) };
+    match text.to_str().and_then(|text| text.parse().ok()) {
+        Some(seconds @ 1..=LONGEST_BOOT_SECONDS) => Ok(Some(Duration::from_secs(seconds))),
+        _ => Err(Failure::usage(
+            format!("{BOOT_TIMEOUT} is `{}`, which is no number of seconds", text.to_string_lossy()),
+            format!("set it to 1 to {LONGEST_BOOT_SECONDS}, or unset it"),
+        )),
+    }
 }
 
 /// `PATH`.
