@@ -42,7 +42,7 @@ Standard output is data; progress, notes and errors go to standard error.";
     about = ABOUT,
     after_help = EXAMPLES,
     max_term_width = HELP_WIDTH,
-    disable_help_subcommand = false,
+    disable_help_flag = true,
     subcommand_value_name = "COMMAND"
 )]
 pub(crate) struct Cli {
@@ -60,10 +60,16 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, value_name = "DIR", env = environment::STATE_DIR, hide_env_values = true)]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// What executes guest code: hardware virtualisation, software emulation, or the best there is
+    /// What executes guest code: auto (hardware where it is real), kvm, or tcg (software emulation)
     #[arg(
-        long, global = true, value_name = "WHICH", env = environment::ACCEL, hide_env_values = true,
-        default_value = "auto", ignore_case = true
+        long,
+        global = true,
+        value_name = "WHICH",
+        env = environment::ACCEL,
+        hide_env_values = true,
+        default_value = "auto",
+        ignore_case = true,
+        hide_possible_values = true
     )]
     pub(crate) accel: Accel,
 
@@ -71,16 +77,26 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
-    /// How to show long work on standard error: by terminal, as plain lines, or not at all
+    /// How to show long work on standard error: auto (bars on a terminal), plain (lines), or off
     #[arg(
-        long, global = true, value_name = "HOW", env = environment::PROGRESS, hide_env_values = true,
-        default_value = "auto", ignore_case = true
+        long,
+        global = true,
+        value_name = "HOW",
+        env = environment::PROGRESS,
+        hide_env_values = true,
+        default_value = "auto",
+        ignore_case = true,
+        hide_possible_values = true
     )]
     pub(crate) progress: ProgressChoice,
 
     /// Print without colours
     #[arg(long, global = true)]
     pub(crate) no_color: bool,
+
+    /// Print this page
+    #[arg(short, long, global = true, action = clap::ArgAction::Help)]
+    help: Option<bool>,
 }
 
 /// `--accel`.
@@ -109,9 +125,12 @@ pub(crate) enum ProgressChoice {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Box<run::RunArgs>),
+    #[command(visible_alias = "ls")]
     List(list::ListArgs),
+    #[command(visible_alias = "log")]
     Logs(logs::LogsArgs),
     Artifact(artifact::ArtifactArgs),
+    #[command(visible_alias = "rm")]
     Delete(delete::DeleteArgs),
     Image(image::ImageArgs),
     /// `docker images`, for muscle memory.
@@ -159,15 +178,16 @@ pub(crate) fn parse(args: &[OsString]) -> (Result<Request, Failure>, Format) {
             let format = if cli.global.json { Format::Json } else { environment_format };
             (Ok(request(cli)), format)
         }
-        Err(e) if asks_for_text(e.kind()) => (Ok(Request::Print(e.render().ansi().to_string())), guess),
-        Err(e) => (Err(usage_failure(&e)), guess),
+        Err(e) if e.kind() == ClapErrorKind::DisplayVersion => (Ok(Request::Print(e.to_string())), guess),
+        Err(e) if asks_for_help(e.kind()) => (Ok(Request::Print(help_of(&command_path(args)))), guess),
+        Err(e) => (Err(usage_failure(&e, &command_path(args))), guess),
     }
 }
 
 fn request(cli: Cli) -> Request {
     // A group that is named alone explains itself.
-    let group = match &cli.command {
-        None => &[] as &[&str],
+    let group: &[&str] = match &cli.command {
+        None => &[],
         Some(Command::Image(group)) if group.command.is_none() => &["image"],
         Some(Command::Kernel(group)) if group.command.is_none() => &["kernel"],
         Some(Command::Artifact(group)) if group.command.is_none() && group.name.is_none() => &["artifact"],
@@ -176,21 +196,51 @@ fn request(cli: Cli) -> Request {
     Request::Print(help_of(group))
 }
 
-/// The help page of a command, named by the words after `microagent`.
+/// The words of the command line that name a command: `image pull` of `--json image pull --help`.
+fn command_path(args: &[OsString]) -> Vec<&str> {
+    let mut root = Cli::command();
+    root.build();
+    let mut command = &root;
+    let mut path = Vec::new();
+    let mut words = args.iter().skip(1).filter_map(|arg| arg.to_str());
+    while let Some(word) = words.next() {
+        if ["--state-dir", "--accel", "--progress"].contains(&word) {
+            words.next();
+        } else if word == "help" && path.is_empty() || word.starts_with('-') {
+            continue;
+        } else if let Some(sub) = command.find_subcommand(word) {
+            command = sub;
+            path.push(word);
+        } else {
+            break;
+        }
+    }
+    path
+}
+
+/// The help page of a command: short lines for options, and the whole description with examples.
 fn help_of(path: &[&str]) -> String {
     let mut root = Cli::command();
     root.build();
-    let mut command = &mut root;
+    let mut command = &root;
     for name in path {
-        command = command.find_subcommand_mut(name).expect("the name of a group of ours");
+        command = command.find_subcommand(name).expect("a path of names that were found before");
     }
-    command.render_long_help().ansi().to_string()
+    let mut page = command.clone();
+    if let Some(about) = command.get_long_about() {
+        page = page.about(about.clone());
+    }
+    if let Some(examples) = command.get_after_long_help() {
+        page = page.after_help(examples.clone());
+    }
+    page.render_help().ansi().to_string()
 }
 
 /// The command line without what is only recognised to be refused: for completions and manuals.
 pub(crate) fn without_hidden(command: clap::Command) -> clap::Command {
     let mut shown = clap::Command::new(command.get_name().to_owned())
         .version(env!("CARGO_PKG_VERSION"))
+        .disable_help_flag(true)
         .args(command.get_arguments().filter(|arg| !arg.is_hide_set()).cloned())
         .subcommands(command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().map(without_hidden));
     if let Some(about) = command.get_about() {
@@ -209,13 +259,8 @@ pub(crate) fn without_hidden(command: clap::Command) -> clap::Command {
     shown
 }
 
-fn asks_for_text(kind: ClapErrorKind) -> bool {
-    matches!(
-        kind,
-        ClapErrorKind::DisplayHelp
-            | ClapErrorKind::DisplayVersion
-            | ClapErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-    )
+fn asks_for_help(kind: ClapErrorKind) -> bool {
+    matches!(kind, ClapErrorKind::DisplayHelp | ClapErrorKind::DisplayHelpOnMissingArgumentOrSubcommand)
 }
 
 fn bad_output_variable(value: &str) -> Failure {
@@ -226,36 +271,33 @@ fn bad_output_variable(value: &str) -> Failure {
 }
 
 /// Turns clap's complaint into one line and a hint, so that every error of ours looks alike.
-fn usage_failure(error: &clap::Error) -> Failure {
+fn usage_failure(error: &clap::Error, path: &[&str]) -> Failure {
     if let Some(name) = unknown_command(error)
         && let Some((message, hint)) = docker_verb(name)
     {
         return Failure::usage(message, hint);
     }
     let text = error.render().to_string();
-    let (mut message, mut tips, mut command) = (Vec::new(), Vec::new(), "microagent".to_owned());
-    for line in text.lines() {
-        if let Some(tip) = line.trim_start().strip_prefix("tip: ") {
-            tips.push(tip.to_owned());
-        } else if let Some(usage) = line.strip_prefix("Usage: ") {
-            command = command_words(usage);
+    let (mut message, mut tips) = (Vec::new(), Vec::new());
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("Usage: ") || line.starts_with("For more information") {
             break;
-        } else if !line.trim().is_empty() && tips.is_empty() {
-            message.push(line.trim());
+        }
+        match line.strip_prefix("tip: ") {
+            // Passing an option as a value is hardly ever what was meant.
+            Some(tip) if tip.starts_with("to pass ") => {}
+            Some(tip) => tips.push(tip.to_owned()),
+            None if !line.is_empty() && tips.is_empty() => message.push(line),
+            None => {}
         }
     }
     let message = message.join(" ");
     let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
     if tips.is_empty() {
-        tips.push(format!("`{command} --help` shows how it is called"));
+        let words: Vec<&str> = std::iter::once("microagent").chain(path.iter().copied()).collect();
+        tips.push(format!("`{} --help` shows how it is called", words.join(" ")));
     }
     Failure::usage(message, tips.join("; "))
-}
-
-/// `microagent image pull` of `microagent image pull [OPTIONS] <REF>`.
-fn command_words(usage: &str) -> String {
-    let is_word = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase());
-    usage.split_whitespace().take_while(is_word).collect::<Vec<_>>().join(" ")
 }
 
 fn unknown_command(error: &clap::Error) -> Option<&str> {

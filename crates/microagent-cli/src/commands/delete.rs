@@ -27,7 +27,7 @@ Examples:
 /// workspace that is running, --force kills it. A name that does not exist is not an error with either, so
 /// that deleting twice is safe.
 #[derive(Debug, Args)]
-#[command(visible_alias = "rm", after_long_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct DeleteArgs {
     /// Workspaces
     #[arg(required = true, value_name = "NAME")]

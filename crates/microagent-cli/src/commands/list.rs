@@ -23,7 +23,7 @@ Examples:
 /// Shows every workspace that has a record: runs with --keep, and runs that failed. The state is the one that
 /// is true now. A record that cannot be read shows as `damaged`. Changes nothing.
 #[derive(Debug, Args)]
-#[command(visible_alias = "ls", after_long_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct ListArgs {}
 
 #[derive(Debug, Serialize)]

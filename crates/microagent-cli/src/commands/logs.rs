@@ -23,7 +23,7 @@ Examples:
 /// Prints what the guest's console showed during the workspace's last life, oldest first: kernel messages, and
 /// what setup and command printed. The bytes are the guest's own. The log is bounded; its oldest part goes first.
 #[derive(Debug, Args)]
-#[command(visible_alias = "log", after_long_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct LogsArgs {
     /// Workspace
     name: WorkspaceName,

@@ -24,7 +24,7 @@ Examples:
 
 /// List the images in the cache
 #[derive(Debug, Args)]
-#[command(visible_alias = "ls", after_long_help = EXAMPLES)]
+#[command(after_long_help = EXAMPLES)]
 pub(crate) struct ListArgs {}
 
 /// Lists.

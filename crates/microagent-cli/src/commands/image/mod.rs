@@ -63,9 +63,11 @@ pub(crate) struct ImageArgs {
 /// What is done with images.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
+    #[command(visible_alias = "ls")]
     List(ListArgs),
     Pull(PullArgs),
     Import(ImportArgs),
+    #[command(visible_alias = "rm")]
     Delete(remove::DeleteArgs),
     Prune(remove::PruneArgs),
 }

@@ -32,7 +32,7 @@ Examples:
 ///
 /// An image that a workspace uses is not removed.
 #[derive(Debug, Args)]
-#[command(visible_alias = "rm", after_long_help = DELETE_EXAMPLES)]
+#[command(after_long_help = DELETE_EXAMPLES)]
 pub(crate) struct DeleteArgs {
     /// References or digests
     #[arg(required = true, value_name = "REF")]

@@ -33,7 +33,7 @@ Examples:
     microagent delete report --yes
 
   A program's view: one JSON document, the command's exit code passed through, at most a minute:
-    microagent run --json --propagate-exit-code --timeout 60 --network isolated alpine:3.20 make check";
+    microagent run --json --propagate-exit-code --timeout 60 alpine:3.20 sh -c 'exit 7'";
 
 const LONG_ABOUT: &str = "\
 Runs one command in a fresh microVM, prints how it ended and what it printed, and removes everything.
@@ -52,7 +52,7 @@ or `result.exit_code`), unless --propagate-exit-code is given.";
 )]
 pub(crate) struct RunArgs {
     /// Image (unless --image names it), then the command and its arguments, all verbatim
-    #[arg(value_name = "IMAGE [COMMAND [ARG]...", trailing_var_arg = true)]
+    #[arg(value_name = "IMAGE COMMAND", trailing_var_arg = true)]
     words: Vec<String>,
 
     /// Image to run: a registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`
@@ -86,8 +86,14 @@ pub(crate) struct RunArgs {
     #[arg(short, long, value_name = "DIR", help_heading = "What to run")]
     workdir: Option<String>,
 
-    /// When to ask the registry: missing (only for what is not here), always, never
-    #[arg(long, value_name = "WHEN", default_value = "missing", help_heading = "What to run")]
+    /// When to ask the registry: missing (only for what is not here), always, or never
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "missing",
+        hide_possible_values = true,
+        help_heading = "What to run"
+    )]
     pull: Pull,
 
     /// Machine size to start from: tiny, small, medium or large (see `microagent profiles`)

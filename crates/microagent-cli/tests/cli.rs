@@ -1,0 +1,396 @@
+//! The command as a person or a script meets it: every help page, refusals, errors, exit codes.
+//!
+//! Hermetic: no environment but a temporary home, no state. Nothing here starts a guest. Snapshots are
+//! rewritten with `SNAPSHOTS=overwrite cargo test -p microagent-cli`.
+
+use std::fs;
+use std::path::Path;
+
+use snapbox::cmd::{Command, OutputAssert};
+use snapbox::{Assert, Data, Redactions, assert_data_eq, cmd, str};
+use tempfile::TempDir;
+
+/// Every command that a person can name.
+const COMMANDS: &[&str] = &[
+    "",
+    "run",
+    "list",
+    "logs",
+    "artifact",
+    "artifact get",
+    "delete",
+    "image",
+    "image list",
+    "image pull",
+    "image import",
+    "image delete",
+    "image prune",
+    "doctor",
+    "profiles",
+    "kernel",
+    "kernel verify",
+    "completions",
+    "man",
+    "version",
+];
+
+/// A home of its own, empty.
+struct Home {
+    dir: TempDir,
+}
+
+impl Home {
+    fn new() -> Home {
+        Home { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn command(&self) -> Command {
+        let mut redactions = Redactions::new();
+        redactions.insert("[HOME]", self.dir.path().to_owned()).unwrap();
+        Command::new(cmd::cargo_bin!("microagent"))
+            .with_assert(Assert::new().action_env("SNAPSHOTS").normalize_paths(false).redact_with(redactions))
+            .env_clear()
+            .env("HOME", self.dir.path())
+            .current_dir(self.dir.path())
+    }
+
+    #[track_caller]
+    fn run(&self, words: &str) -> OutputAssert {
+        self.command().args(words.split_whitespace()).assert()
+    }
+
+    fn is_empty(&self) -> bool {
+        fs::read_dir(self.dir.path()).unwrap().next().is_none()
+    }
+}
+
+#[track_caller]
+fn run(words: &str) -> OutputAssert {
+    Home::new().run(words)
+}
+
+#[test]
+fn help_pages() {
+    let home = Home::new();
+    for words in COMMANDS {
+        let name = if words.is_empty() { "microagent".to_owned() } else { words.replace(' ', "-") };
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/help").join(format!("{name}.txt"));
+        home.run(&format!("{words} --help")).success().stderr_eq("").stdout_eq(Data::read_from(&page, None));
+    }
+    assert!(home.is_empty());
+}
+
+#[test]
+fn groups_and_the_bare_command_explain_themselves() {
+    for words in ["", "image", "kernel", "artifact"] {
+        let help = run(&format!("{words} --help")).success().get_output().stdout.clone();
+        run(words).success().stderr_eq("").stdout_eq(String::from_utf8(help).unwrap());
+    }
+    run("help run").success().stderr_eq("");
+}
+
+#[test]
+fn versions_agree() {
+    let line = format!("microagent {}\n", env!("CARGO_PKG_VERSION"));
+    for words in ["version", "--version", "-V"] {
+        run(words).success().stdout_eq(line.clone()).stderr_eq("");
+    }
+}
+
+#[test]
+fn wrong_command_lines_exit_with_2_and_say_what_to_type() {
+    let cases = [
+        (
+            "lsit",
+            str![[r#"
+Error: unrecognized subcommand 'lsit'
+Hint: some similar subcommands exist: 'ls', 'list'
+
+"#]],
+        ),
+        (
+            "run --kep alpine",
+            str![[r#"
+Error: unexpected argument '--kep' found
+Hint: a similar argument exists: '--keep'
+
+"#]],
+        ),
+        (
+            "run",
+            str![[r#"
+Error: no image was named
+Hint: microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`
+
+"#]],
+        ),
+        (
+            "delete --yes",
+            str![[r#"
+Error: the following required arguments were not provided: <NAME>...
+Hint: `microagent delete --help` shows how it is called
+
+"#]],
+        ),
+        (
+            "logs ../x",
+            str![[r#"
+Error: invalid value '../x' for '<NAME>': `../x` is not a workspace name: it starts with a letter or digit, goes on with letters, digits, `.`, `_` or `-`, and has at most 63 characters
+Hint: `microagent logs --help` shows how it is called
+
+"#]],
+        ),
+        (
+            "run --timeout soon alpine",
+            str![[r#"
+Error: invalid value 'soon' for '--timeout <SECONDS>': it is a number of seconds, or with units as in 1m30s
+Hint: `microagent run --help` shows how it is called
+
+"#]],
+        ),
+        (
+            "run --cpus 1.5 alpine",
+            str![[r#"
+Error: invalid value '1.5' for '--cpus <N>': a machine has whole CPUs; use --cpus 2
+Hint: `microagent run --help` shows how it is called
+
+"#]],
+        ),
+        (
+            "run --exec x alpine ls",
+            str![[r#"
+Error: the command is given twice: with --exec and as words after the image
+Hint: use one of them; all words after IMAGE belong to the guest
+
+"#]],
+        ),
+        (
+            "run --keep --rm alpine",
+            str![[r#"
+Error: the argument '--keep' cannot be used with '--rm'
+Hint: `microagent run --help` shows how it is called
+
+"#]],
+        ),
+        (
+            "list --accel xen",
+            str![[r#"
+Error: invalid value 'xen' for '--accel <WHICH>' [possible values: auto, kvm, tcg]
+Hint: `microagent list --help` shows how it is called
+
+"#]],
+        ),
+        (
+            "delete web",
+            str![[r#"
+Error: no workspace `web`
+Hint: `microagent list` shows the saved workspaces
+
+"#]],
+        ),
+    ];
+    for (words, expected) in cases {
+        let code = if words == "delete web" { 1 } else { 2 };
+        run(words).code(code).stdout_eq("").stderr_eq(expected);
+    }
+}
+
+#[test]
+fn dockers_verbs_get_an_answer() {
+    let cases = [
+        (
+            "build .",
+            str![[r#"
+Error: there is no command `build`
+Hint: microagent builds no images: build with Docker, Buildah or your CI, then run the result
+
+"#]],
+        ),
+        (
+            "pull alpine",
+            str![[r#"
+Error: there is no command `pull`
+Hint: microagent image pull REF
+
+"#]],
+        ),
+        (
+            "exec web -- ls",
+            str![[r#"
+Error: there is no command `exec`
+Hint: this version runs one-shot commands: `microagent run --help`
+
+"#]],
+        ),
+    ];
+    for (words, expected) in cases {
+        run(words).code(2).stdout_eq("").stderr_eq(expected);
+    }
+}
+
+/// The whole table is gone through by a test beside it; this is how its answers look.
+#[test]
+fn dockers_flags_are_refused_with_the_way_that_works() {
+    let cases = [
+        (
+            "run --privileged alpine id",
+            str![[r#"
+Error: --privileged is not possible here: the guest has its own kernel and is root on it; there are no host privileges to grant or drop
+Hint: leave it out: inside the microVM root can do everything already
+
+"#]],
+        ),
+        (
+            "run -v /srv:/data alpine ls",
+            str![[r#"
+Error: --volume /srv:/data is not possible here: a directory of the host is never shared with a guest, which sees block devices only
+Hint: put the files into the image when it is built, or fetch them in a --setup step; get results out with --output NAME=/guest/path and --keep
+
+"#]],
+        ),
+        (
+            "run -it alpine sh",
+            str![[r#"
+Error: --interactive (-i) is not possible here: run gives the guest neither a terminal nor standard input
+Hint: leave -i and -t out; pass input with --env, --setup, --setup-file or the command line
+
+"#]],
+        ),
+        (
+            "run --network none alpine",
+            str![[r#"
+Error: --network none is not possible here: it is called otherwise
+Hint: use --network isolated: no network device but loopback
+
+"#]],
+        ),
+        (
+            "run --net=host alpine",
+            str![[r#"
+Error: --network host is not possible here: the guest has its own kernel and cannot share the host's network
+Hint: use --network user: outbound NAT, nothing comes in
+
+"#]],
+        ),
+        (
+            "run -p 8080:80 nginx",
+            str![[r#"
+Error: --publish (-p) is not possible here: published ports are not in this version: nothing outside can connect into a microVM
+Hint: let the guest connect out (--network user), or fetch results with --output NAME=/guest/path and --keep
+
+"#]],
+        ),
+    ];
+    for (words, expected) in cases {
+        let home = Home::new();
+        home.run(words).code(2).stdout_eq("").stderr_eq(expected);
+        assert!(home.is_empty(), "{words}");
+    }
+}
+
+#[test]
+fn errors_are_one_json_line_where_json_was_asked_for() {
+    let usage = str![[r#"
+{"kind":"invalid","message":"unexpected argument '--nonsense' found","hint":"`microagent list --help` shows how it is called","retryable":false}
+
+"#]];
+    run("list --json --nonsense").code(2).stdout_eq("").stderr_eq(usage);
+    let missing = str![[r#"
+{"kind":"not_found","message":"no workspace `web`","hint":"`microagent list` shows the saved workspaces","retryable":false}
+
+"#]];
+    run("--json logs web").code(1).stdout_eq("").stderr_eq(missing.clone());
+    Home::new()
+        .command()
+        .env("MICROAGENT_OUTPUT", "json")
+        .args(["logs", "web"])
+        .assert()
+        .code(1)
+        .stderr_eq(missing);
+}
+
+#[test]
+fn the_environment_is_checked_like_flags() {
+    let with = |name: &str, value: &str| Home::new().command().env(name, value).arg("list").assert();
+    with("MICROAGENT_OUTPUT", "yaml").code(2).stderr_eq(str![[r#"
+Error: MICROAGENT_OUTPUT is `yaml`; it can be `text` or `json`
+Hint: unset MICROAGENT_OUTPUT or set it to one of them
+
+"#]]);
+    with("MICROAGENT_ACCEL", "xen").code(2).stdout_eq("");
+    with("MICROAGENT_PROGRESS", "loud").code(2).stdout_eq("");
+    with("NO_COLOR", "1").success();
+}
+
+#[test]
+fn reading_an_empty_state_says_so_and_makes_nothing() {
+    let home = Home::new();
+    home.run("list").success().stdout_eq("No workspaces.\n").stderr_eq("");
+    home.run("ls").success().stdout_eq("No workspaces.\n").stderr_eq("");
+    home.run("list --json").success().stderr_eq("").stdout_eq(str![[r#"
+{
+  "workspaces": []
+}
+
+"#]]);
+    home.run("image list").success().stdout_eq("No images.\n").stderr_eq("");
+    home.run("images").success().stdout_eq("No images.\n").stderr_eq("");
+    home.run("delete nothing --yes").success().stdout_eq("Nothing to delete: nothing\n").stderr_eq("");
+    assert!(home.is_empty());
+}
+
+#[test]
+fn a_damaged_workspace_is_listed_and_can_be_deleted() {
+    let home = Home::new();
+    let record = home.dir.path().join(".microagent/workspaces/web");
+    fs::create_dir_all(&record).unwrap();
+    fs::create_dir(home.dir.path().join(".microagent/tmp")).unwrap();
+    fs::write(record.join("workspace.json"), "{").unwrap();
+    home.run("list")
+        .success()
+        .stdout_eq(str![[r#"
+NAME                     STATE        BACKEND      PROFILE      NETWORK    RESTART
+web                      damaged      -            -            -          -
+
+"#]])
+        .stderr_eq(str![[r#"
+Note: web: cannot load workspace `web`: `[HOME]/.microagent/workspaces/web/workspace.json` is damaged
+
+"#]]);
+    home.run("delete web").code(2).stdout_eq("").stderr_eq(str![[r#"
+Error: deleting needs a confirmation, and there is no terminal to ask on
+Hint: add --yes, or --force to kill what is running
+
+"#]]);
+    home.run("delete web --yes").success().stdout_eq("Deleted: web\n");
+    home.run("list").success().stdout_eq("No workspaces.\n");
+}
+
+#[test]
+fn completions_name_what_there_is() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&format!("completions {shell}")).success().stderr_eq("").get_output().stdout.clone();
+        let script = String::from_utf8(script).unwrap();
+        assert!(script.contains("propagate-exit-code"), "{shell}");
+        assert!(!script.contains("--privileged"), "{shell}");
+    }
+    run("completions tcsh").code(2).stdout_eq("");
+}
+
+#[test]
+fn manual_pages_are_printed_and_written() {
+    let home = Home::new();
+    home.run("man --dir man/man1").success().stdout_eq("20 pages written to man/man1\n");
+    let written = fs::read_to_string(home.dir.path().join("man/man1/microagent-run.1")).unwrap();
+    assert_data_eq!(written.clone(), home.run("man run").success().get_output().stdout.clone());
+    assert!(written.contains(".SH SYNOPSIS"), "{written}");
+    home.run("man walk").code(2).stdout_eq("");
+}
+
+#[test]
+fn profiles_for_programs() {
+    let json = run("profiles --json").success().stderr_eq("").get_output().stdout.clone();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json["default"], "small");
+    assert_eq!(json["profiles"][1]["memory_mib"], 512);
+}
