@@ -31,8 +31,8 @@ const TOOLS: [(&str, &str); 4] =
 const BENCH_PACKAGES: [&str; 2] =
     ["build-essential,git,python3-numpy", "default-jdk-headless,nodejs,golang-go"];
 
-/// Makes the images that tests run, into target/fixtures
-#[derive(Args)]
+/// What to make beside the usual fixtures.
+#[derive(Debug, Args)]
 pub(crate) struct Fixtures {
     /// Also make `big`, about 1 GB, which only the benchmark needs
     #[arg(long)]

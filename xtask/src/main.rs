@@ -1,26 +1,49 @@
-//! All automation of this repository: `cargo xtask VERB`.
+//! All automation of this repository: `cargo xtask VERB`, one file per verb. The `Makefile` only gives names.
 
-#![allow(clippy::print_stderr, reason = "a program for people at a terminal")]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod bench;
+mod demo;
+mod deps;
+mod docs;
 mod fixtures;
+mod process;
+mod test;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// All automation of this repository.
-#[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Verb {
+    /// Make the images that tests run, into target/fixtures
     Fixtures(fixtures::Fixtures),
+    /// Build, make a small image, run a command in a microVM
+    Demo,
+    /// Check everything and run all tests
+    Test,
+    /// Check licences, sources and versions of dependencies, and advisories where they can be had
+    Deps,
+    /// Check that links in documents lead somewhere
+    Docs,
+    /// Measure against raw QEMU, umoci and podman; prints one table
+    Bench(bench::BenchArguments),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     match Arguments::parse().verb {
         Verb::Fixtures(arguments) => arguments.run(),
+        Verb::Demo => demo::demo(),
+        Verb::Test => test::test(),
+        Verb::Deps => deps::check(),
+        Verb::Docs => docs::check(),
+        Verb::Bench(arguments) => bench::bench(&arguments),
     }
 }
