@@ -102,10 +102,11 @@ impl Accel {
 
 impl Microvm {
     fn value(&self) -> String {
-        // No ACPI and no PIT: the guest kernel knows neither, and each costs boot time. The RTC stays,
+        // No ACPI: the guest kernel knows none, and it costs boot time. The PIT stays, because without ACPI the TSC
+        // is calibrated against it. The RTC stays,
         // because a guest's first clock comes from it.
         let accel = self.accel.as_str();
-        let mut value = format!("microvm,accel={accel},acpi=off,rtc=on,isa-serial=on,pit=off");
+        let mut value = format!("microvm,accel={accel},acpi=off,rtc=on,isa-serial=on");
         if let Some(id) = &self.memory_backend {
             value.push_str(",memory-backend=");
             value.push_str(id);

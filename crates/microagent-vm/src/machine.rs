@@ -23,8 +23,7 @@ pub const ROOT_SCSI_TARGET: u8 = 0;
 /// Kernel command line. `reboot=t` and `panic=-1`: a machine without ACPI ends by a triple fault, which
 /// QEMU takes as a reset and, with `-no-reboot`, as the end. `scsi_mod.scan=manual`: walking hundreds of
 /// empty SCSI targets takes very long under TCG; the agent names the one it wants.
-pub const KERNEL_COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual \
-                                       random.trust_cpu=on tsc=reliable no_timer_check";
+pub const KERNEL_COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual";
 
 /// The supervisor's sockets, from the side that QEMU inherits.
 #[derive(Debug, Clone, Copy)]
@@ -108,18 +107,18 @@ pub fn command_line(
     Ok(line)
 }
 
-/// Memory in a file for a guest that is or will be frozen; gives the backend's id. The state of a machine
-/// with `x-ignore-shared` has no memory in it.
+/// Memory in a file for a guest that is or will be frozen; gives the backend's id.
 fn add_memory(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> Option<String> {
     let (memory, share) = match start {
         Start::Boot => return None,
         Start::BootToFreeze { memory } => (memory, true),
-        Start::Restore { memory, state } => {
-            line.switch("-incoming", format!("fd:{}", state.as_raw_fd()));
+        Start::Restore { memory, .. } => {
+            // The monitor says first that memory is not part of the state, then where the state is.
+            line.switch("-incoming", "defer");
             (memory, false)
         }
     };
-    line.switch("-global", "migration.x-ignore-shared=on").object(&json!({
+    line.object(&json!({
         "qom-type": "memory-backend-file",
         "id": "mem",
         "size": u64::from(spec.memory_mib) * 1024 * 1024,

@@ -1,11 +1,12 @@
 //! A workspace's disk: an empty qcow2 overlay on the image's base disk.
 
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use imago::FormatCreateBuilder;
 use imago::file::File;
 use imago::qcow2::Qcow2;
-use imago::{FormatCreateBuilder, Storage, StorageCreateOptions};
 
 /// Why an overlay could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +30,8 @@ pub fn create_overlay(path: &Path, base: &Path, size_bytes: u64) -> Result<(), O
 
 fn create(path: &Path, base: &Path, size_bytes: u64) -> io::Result<()> {
     let base = base.to_str().ok_or_else(|| io::Error::other("the path of the base disk is not UTF-8"))?;
-    let file = File::create_open(StorageCreateOptions::new().filename(path).overwrite(false))?;
+    let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    let file = File::try_from(file)?;
     Qcow2::<File>::create_builder(file).size(size_bytes).backing(base.to_owned(), "raw".to_owned()).create()
 }
 

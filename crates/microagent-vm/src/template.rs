@@ -21,7 +21,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -253,7 +253,9 @@ impl Freezer {
         };
         let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
         ftruncate(&memory, u64::from(shape.memory_mib) * MIB)?;
-        let dir = tempfile::Builder::new().prefix("template-").tempdir_in(state.tmp())?;
+        let private = fs::Permissions::from_mode(0o700);
+        let dir =
+            tempfile::Builder::new().prefix("template-").permissions(private).tempdir_in(state.tmp())?;
         Ok(Some(Freezer { memory, shape, dir, home, _lock: lock }))
     }
 

@@ -41,5 +41,7 @@ pub use microagent_image as image;
 pub use microagent_store::{
     Artifact, Failure, FailureKind, NameError, NetworkMode, Resources, State, WorkspaceName,
 };
-pub use microagent_vm::{OutputFrame, OutputReader, OutputStream, StartMode, Timeline, supervise};
+pub use microagent_vm::{
+    OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, supervise,
+};
 pub use tokio_util::sync::CancellationToken;

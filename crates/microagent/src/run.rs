@@ -69,7 +69,7 @@ impl Engine {
         }
         let machinery = self.machinery(options.network)?;
         let pull = PullOptions { policy: options.pull, ..PullOptions::default() };
-        let image = self.images().ensure(&options.image, &pull, &Forward(observer), cancel).await?;
+        let mut image = self.images().ensure(&options.image, &pull, &Forward(observer), cancel).await?;
         let command = resolve_command(&options.command, &image.config)?;
 
         let (resources, mut notices) = size(options, &image);
@@ -78,6 +78,8 @@ impl Engine {
         }
         let record = new_record(options, &name, &image, resources);
         let dir = self.settle_in(&record, &image)?;
+        // The record names the disk from here on, which keeps it from being pruned.
+        image.release();
         let spec = self.spec(
             &record,
             &machinery,

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::ExitStatus;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_local;
+use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::plan::Plan;
@@ -30,6 +30,9 @@ use crate::spec::{PasstSpec, Spec};
 
 /// How long QEMU may take to close its disk.
 const QUIT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the last words of an ended process may take.
+const WORDS_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How long a killed process may take to be reaped.
 const REAP_DEADLINE: Duration = Duration::from_secs(10);
@@ -47,6 +50,7 @@ pub(super) struct Machine {
     passt: Option<Child>,
     control: Option<UnixStream>,
     monitor: Monitor,
+    words: Option<JoinHandle<()>>,
     console: Shared<BoundedLog>,
     vmm_log: Shared<BoundedLog>,
 }
@@ -73,16 +77,19 @@ impl Machine {
         };
         let (mut qemu, sockets) =
             start_qemu(spec, plan, network.as_ref()).map_err(|e| start_failure(&spec.machine.qemu, &e))?;
-        for stderr in
-            [qemu.stderr.take(), passt.as_mut().and_then(|passt| passt.stderr.take())].into_iter().flatten()
-        {
+        if let Some(stderr) = passt.as_mut().and_then(|passt| passt.stderr.take()) {
             spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log)));
         }
+        let words = qemu.stderr.take().map(|stderr| spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log))));
         spawn_local(copy_to_log(sockets.console, Rc::clone(&console)));
         let (wishes, wished) = mpsc::channel(1);
-        spawn_local(hold_monitor(sockets.monitor, events.clone(), wished));
+        let state = match plan.start() {
+            Start::Restore { state, .. } => Some(state.as_raw_fd()),
+            Start::Boot | Start::BootToFreeze { .. } => None,
+        };
+        spawn_local(hold_monitor(sockets.monitor, state, events.clone(), wished));
         let monitor = Monitor { wishes };
-        Ok(Machine { qemu, passt, control: Some(sockets.control), monitor, console, vmm_log })
+        Ok(Machine { qemu, passt, control: Some(sockets.control), monitor, words, console, vmm_log })
     }
 
     /// QEMU's process.
@@ -103,7 +110,14 @@ impl Machine {
     /// Waits for QEMU's end and says how it came about. Cancel-safe.
     pub(super) async fn gone(&mut self) -> String {
         match self.qemu.wait().await {
-            Ok(status) => self.describe(status),
+            Ok(status) => {
+                // Its last words may still be in the pipe.
+                if let Some(words) = self.words.as_mut() {
+                    let _ = timeout(WORDS_PATIENCE, words).await;
+                    self.words = None;
+                }
+                self.describe(status)
+            }
             Err(error) => format!("QEMU cannot be waited for: {error}"),
         }
     }
@@ -252,10 +266,20 @@ impl Monitor {
     }
 }
 
-/// Holds the monitor: carries out wishes, and watches for the one event that the guest cannot tell of
-/// itself, a full disk of the host.
-async fn hold_monitor(monitor: UnixStream, events: mpsc::Sender<Event>, mut wishes: mpsc::Receiver<Wish>) {
+/// Holds the monitor: has the guest go on from a frozen state, if there is one, carries out wishes, and
+/// watches for the one event that the guest cannot tell of itself, a full disk of the host.
+async fn hold_monitor(
+    monitor: UnixStream,
+    state: Option<RawFd>,
+    events: mpsc::Sender<Event>,
+    mut wishes: mpsc::Receiver<Wish>,
+) {
     let Ok(mut qmp) = Qmp::negotiate(monitor).await else { return };
+    if let Some(state) = state
+        && let Err(error) = restore(&mut qmp, state).await
+    {
+        let _ = events.send(Event::GuestFailed(error.to_string())).await;
+    }
     loop {
         tokio::select! {
             wish = wishes.recv() => match wish {
@@ -280,9 +304,22 @@ async fn hold_monitor(monitor: UnixStream, events: mpsc::Sender<Event>, mut wish
     }
 }
 
-/// Stops the guest and writes everything but its shared memory.
+/// Loads the state from a descriptor that QEMU inherited; the guest runs when it is loaded.
+async fn restore(qmp: &mut Qmp, state: RawFd) -> Result<(), QmpError> {
+    leave_memory_out(qmp).await?;
+    qmp.execute("migrate-incoming", json!({ "uri": format!("fd:{state}") })).await.map(drop)
+}
+
+/// Memory that is shared with a file is not part of the state.
+async fn leave_memory_out(qmp: &mut Qmp) -> Result<(), QmpError> {
+    let capabilities = json!([{ "capability": "x-ignore-shared", "state": true }]);
+    qmp.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).await.map(drop)
+}
+
+/// Writes everything but its shared memory. QEMU stops the guest for the end of it; a guest that was
+/// stopped before would come back stopped.
 async fn freeze(qmp: &mut Qmp, state: OwnedFd) -> Result<(), QmpError> {
-    qmp.execute("stop", json!({})).await?;
+    leave_memory_out(qmp).await?;
     qmp.getfd("state", state.as_fd()).await?;
     qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": FREEZE_BANDWIDTH })).await?;
     qmp.execute("migrate", json!({ "uri": "fd:state" })).await?;
