@@ -60,8 +60,8 @@ impl Registry {
             .arg(&config)
             .env("OTEL_TRACES_EXPORTER", "none")
             .stdin(Stdio::null())
-            .stdout(File::create(&log)?)
-            .stderr(File::options().append(true).open(&log)?)
+            .stdout(append(&log)?)
+            .stderr(append(&log)?)
             .spawn()
             .context("cannot start docker-registry through setpriv")?;
         let mut registry = Registry { child, dir, address: String::new(), options };
@@ -96,7 +96,14 @@ impl Registry {
     /// Fails when skopeo does.
     pub fn push(&self, source: &str, name: &str) -> Result<()> {
         let mut skopeo = Command::new("skopeo");
-        skopeo.args(["--insecure-policy", "copy", "--quiet", "--all", "--preserve-digests", "--dest-tls-verify=false"]);
+        skopeo.args([
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            "--all",
+            "--preserve-digests",
+            "--dest-tls-verify=false",
+        ]);
         if let Some((user, password)) = &self.options.login {
             skopeo.args(["--dest-creds", &format!("{user}:{password}")]);
         }
@@ -128,6 +135,11 @@ impl Drop for Registry {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Both streams go to one file, each line at its end.
+fn append(path: &Path) -> std::io::Result<File> {
+    File::options().create(true).append(true).open(path)
 }
 
 fn configuration(dir: &Path, options: &RegistryOptions) -> Result<serde_json::Value> {
@@ -170,18 +182,20 @@ fn make_certificates(dir: &Path) -> Result<()> {
         "-out",
         "ca.crt",
     ]))?;
-    run(openssl().args(["req", "-subj", "/CN=localhost"]).args(CURVE).args(["-keyout", "server.key", "-out", "server.csr"]))?;
-    run(openssl().args(["x509", "-req", "-days", "1", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key"]).args([
-        "-CAcreateserial",
-        "-extfile",
-        "names",
+    run(openssl().args(["req", "-subj", "/CN=localhost"]).args(CURVE).args([
+        "-keyout",
+        "server.key",
         "-out",
-        "server.crt",
-    ]))
+        "server.csr",
+    ]))?;
+    run(openssl()
+        .args(["x509", "-req", "-days", "1", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key"])
+        .args(["-CAcreateserial", "-extfile", "names", "-out", "server.crt"]))
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    let output =
+        command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     if output.status.success() {
         return Ok(());
     }

@@ -155,7 +155,7 @@ impl LocalImage {
     ) -> Result<LocalImage, ImageError> {
         let at = |path: &Path| {
             let path = path.to_owned();
-            move |source| ImageError::Archive { path, source }
+            move |source| ImageError::archive(&path, source)
         };
         let path = reference
             .path
@@ -212,7 +212,7 @@ impl LocalImage {
     }
 
     fn error(&self, source: ArchiveError) -> ImageError {
-        ImageError::Archive { path: self.path.clone(), source }
+        ImageError::archive(&self.path, source)
     }
 
     fn find_in_layout(&self, selector: Option<&str>, wanted: &Platform) -> Result<Descriptor, ArchiveError> {

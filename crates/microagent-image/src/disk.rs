@@ -84,7 +84,7 @@ pub(crate) async fn make(
         cache: cache.clone(),
         id: id.clone(),
         layers: files,
-        limits: limits.clone(),
+        limits: *limits,
         reference: reference.to_owned(),
     };
     let report = |done| waiting.progress.event(ImageEvent::Unpacking { done, total });

@@ -180,7 +180,7 @@ pub enum ImageError {
         /// The full reference.
         reference: String,
         /// Why.
-        source: ManifestError,
+        source: Box<ManifestError>,
     },
     /// The configuration cannot be used.
     #[error("cannot use the configuration of image `{reference}`")]
@@ -196,7 +196,7 @@ pub enum ImageError {
         /// The file or directory.
         path: PathBuf,
         /// Why.
-        source: ArchiveError,
+        source: Box<ArchiveError>,
     },
     /// What is to be imported is no tar.
     #[error("cannot import the root file system: {reason}")]
@@ -210,7 +210,7 @@ pub enum ImageError {
         /// The full reference.
         reference: String,
         /// Why.
-        source: RootfsError,
+        source: Box<RootfsError>,
     },
     /// No room. What had been fetched completely is kept.
     #[error("disk full: `{}` has {} MiB free{}", dir.display(), free / MIB, needed_text(*needed))]
@@ -272,7 +272,7 @@ pub enum ImageError {
         /// The workspace.
         workspace: String,
         /// What is wrong with its record.
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// The workspaces cannot be listed.
     #[error("cannot list workspaces in `{}`", dir.display())]
@@ -355,7 +355,7 @@ impl ImageError {
             ImageError::WrongDigest { .. } | ImageError::WrongSize { .. } => {
                 "the content was changed or damaged on its way; nothing of it was kept"
             }
-            ImageError::Manifest { source: ManifestError::Schema1, .. } => {
+            ImageError::Manifest { source, .. } if matches!(**source, ManifestError::Schema1) => {
                 "push the image again with a current tool"
             }
             ImageError::NotATar { .. } => "give a tar, plain or compressed with gzip or zstd",
@@ -383,6 +383,16 @@ impl ImageError {
         }
     }
 
+    /// A manifest that cannot be used.
+    pub(crate) fn manifest(reference: &str, source: ManifestError) -> ImageError {
+        ImageError::Manifest { reference: reference.to_owned(), source: Box::new(source) }
+    }
+
+    /// An archive that cannot be read.
+    pub(crate) fn archive(path: &Path, source: ArchiveError) -> ImageError {
+        ImageError::Archive { path: path.to_owned(), source: Box::new(source) }
+    }
+
     /// A failed file operation; a full disk becomes [`ImageError::DiskFull`].
     pub(crate) fn file(action: &'static str, path: &Path, source: io::Error) -> ImageError {
         let dir = path.parent().unwrap_or(path);
@@ -400,8 +410,10 @@ impl ImageError {
 
     /// A failed unpacking; a full disk becomes [`ImageError::DiskFull`].
     pub(crate) fn unpack(source: RootfsError, reference: &str, dir: &Path) -> ImageError {
-        Self::disk_full(&source, dir)
-            .unwrap_or_else(|| ImageError::Unpack { reference: reference.to_owned(), source })
+        Self::disk_full(&source, dir).unwrap_or_else(|| ImageError::Unpack {
+            reference: reference.to_owned(),
+            source: Box::new(source),
+        })
     }
 
     fn disk_full(error: &(dyn StdError + 'static), dir: &Path) -> Option<ImageError> {

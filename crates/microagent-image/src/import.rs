@@ -179,7 +179,7 @@ fn not_a_tar(compression: Compression, error: &io::Error, limit: u64) -> ImageEr
 /// Takes a layer as it comes and gives the digest of its uncompressed form.
 enum PlainHasher {
     None(Bounded),
-    Gzip(MultiGzDecoder<Bounded>),
+    Gzip(Box<MultiGzDecoder<Bounded>>),
     Zstd(Box<ZstdDecoder<'static, Bounded>>),
 }
 
@@ -194,7 +194,7 @@ impl PlainHasher {
         let sink = Bounded { hasher: Hasher::new(), left: limit };
         Ok(match compression {
             Compression::None => PlainHasher::None(sink),
-            Compression::Gzip => PlainHasher::Gzip(MultiGzDecoder::new(sink)),
+            Compression::Gzip => PlainHasher::Gzip(Box::new(MultiGzDecoder::new(sink))),
             Compression::Zstd => PlainHasher::Zstd(Box::new(ZstdDecoder::new(sink)?)),
         })
     }

@@ -321,7 +321,10 @@ impl InUse {
                 // Given up before it had a record: whoever makes one holds the cache until it is written.
                 Err(error) if error.is_not_found() => {}
                 Err(source) => {
-                    return Err(ImageError::UnreadableWorkspace { workspace: name.to_string(), source });
+                    return Err(ImageError::UnreadableWorkspace {
+                        workspace: name.to_string(),
+                        source: Box::new(source),
+                    });
                 }
             }
         }

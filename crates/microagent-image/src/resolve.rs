@@ -46,7 +46,7 @@ pub(crate) async fn resolve(
     wanted: &Platform,
     reference: &str,
 ) -> Result<Resolution, ImageError> {
-    let unusable = |source| ImageError::Manifest { reference: reference.to_owned(), source };
+    let unusable = |source| ImageError::manifest(reference, source);
     let (selector, mut expected) = match start {
         Start::Selector(selector, digest) => {
             (selector.to_owned(), digest.map(|digest| (digest.clone(), None)))

@@ -391,7 +391,7 @@ impl ImageStore {
         match &parsed.platform {
             Some(found) if !manifest::fits(found, wanted) => {
                 let source = ManifestError::WrongPlatform { wanted: wanted.clone(), found: found.clone() };
-                Err(ImageError::Manifest { reference: resolved.to_owned(), source })
+                Err(ImageError::manifest(resolved, source))
             }
             _ => Ok(parsed),
         }
@@ -413,11 +413,9 @@ impl ImageStore {
             bytes_total: missing.iter().map(|layer| layer.size).fold(0, u64::saturating_add),
         });
         fetcher.check_space(&missing)?;
-        stream::iter(&missing)
-            .map(|layer| fetcher.blob(source, layer))
-            .buffer_unordered(PARALLEL_BLOBS)
-            .try_collect()
-            .await
+        // Collected first: as a closure inside the stream they would keep this future from being `Send`.
+        let fetches: Vec<_> = missing.iter().map(|layer| fetcher.blob(source, layer)).collect();
+        stream::iter(fetches).buffer_unordered(PARALLEL_BLOBS).try_collect().await
     }
 }
 
