@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -80,6 +80,12 @@ pub(crate) fn prepare() -> Result<Booted, BootError> {
         ("/proc/self/fd/2", "/dev/stderr"),
     ] {
         symlink(target, link).map_err(|source| BootError::Make { path: link, source })?;
+    }
+    // As udev would: these devices do their own checks.
+    for device in ["/dev/fuse", "/dev/net/tun"] {
+        if let Err(error) = fs::set_permissions(device, fs::Permissions::from_mode(0o666)) {
+            console::say_error(device, &error);
+        }
     }
     fs::DirBuilder::new()
         .mode(0o711)

@@ -19,12 +19,15 @@ mod console;
 mod disk;
 mod exec;
 mod net;
+mod pack;
 mod port;
 mod program;
 mod reaper;
 mod session;
+mod shutdown;
 mod spawn;
 mod sys;
+mod tarball;
 mod user;
 
 use std::io;

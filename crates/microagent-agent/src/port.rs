@@ -1,7 +1,9 @@
 //! The control port: found by name, waited on without cost, then a byte stream for the session.
 //!
 //! A virtio-serial port knows no connections. Reading gives 0 bytes and polling a hang-up while nobody on
-//! the host has it open, and writing then would block for ever; both ends up as "the channel is closed".
+//! the host has it open, and writing then would block for ever. While idle that is waited out; in a session
+//! it is the session's end, even if the host comes back at once: a host that wants another session after
+//! it closed the port pings first, so that old news has been taken.
 
 use std::fs;
 use std::io;
@@ -11,7 +13,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use microagent_proto::{GENERATION, PORT_NAME, Preamble, PreambleScanner};
-use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::event::epoll;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
@@ -21,11 +23,11 @@ use crate::sys;
 
 const PORTS: &str = "/sys/class/virtio-ports";
 
-/// Pause between two looks for the port.
+/// Pause between two looks for the port, or for room in it.
 const LOOK_PAUSE: Duration = Duration::from_micros(500);
 
 /// How long the host may take to make room for an answer of 32 bytes.
-const ANSWER_DEADLINE: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Finds the port by its name and opens it.
 pub(crate) fn open(deadline: Duration) -> io::Result<OwnedFd> {
@@ -94,16 +96,13 @@ pub(crate) fn await_preamble(port: &OwnedFd) -> io::Result<Preamble> {
 fn answer(port: &OwnedFd, asked: &Preamble) {
     let reply = Preamble { generation: GENERATION, ..*asked }.encode();
     let mut rest = &reply[..];
-    while !rest.is_empty() {
+    let start = Instant::now();
+    while !rest.is_empty() && start.elapsed() < ANSWER_DEADLINE {
         match rustix::io::write(port, rest) {
             Ok(count) => rest = &rest[count..],
-            Err(Errno::AGAIN) => {
-                let mut fds = [PollFd::new(port, PollFlags::OUT)];
-                let ready = poll(&mut fds, Some(&ANSWER_DEADLINE));
-                if !matches!(ready, Ok(1)) || !fds[0].revents().contains(PollFlags::OUT) {
-                    return;
-                }
-            }
+            // No room, or the host's bytes have overtaken the news that it has opened the port: polling
+            // would report a hang-up at once and for as long as that lasts.
+            Err(Errno::AGAIN) => std::thread::sleep(LOOK_PAUSE),
             Err(Errno::INTR) => {}
             Err(_) => return,
         }
@@ -121,19 +120,13 @@ impl Channel {
     pub(crate) fn new(port: OwnedFd) -> io::Result<Channel> {
         Ok(Channel { fd: sys::watch(port)? })
     }
-
-    /// Whether the host has closed its end.
-    fn hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(self.fd.get_ref(), PollFlags::OUT)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
-    }
 }
 
 impl AsyncRead for Channel {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            let closed = guard.ready().is_read_closed();
             let read = guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), buf.initialize_unfilled())?));
             match read {
                 Ok(Ok(count)) => {
@@ -143,7 +136,7 @@ impl AsyncRead for Channel {
                 Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(e)) => return Poll::Ready(Err(e)),
                 // A hang-up stays "ready" in the event loop; without this look it would spin here.
-                Err(_would_block) if self.hung_up() => return Poll::Ready(Ok(())),
+                Err(_would_block) if closed => return Poll::Ready(Ok(())),
                 Err(_would_block) => {}
             }
         }
@@ -154,12 +147,11 @@ impl AsyncWrite for Channel {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            let closed = guard.ready().is_write_closed();
             match guard.try_io(|fd| Ok(rustix::io::write(fd.get_ref(), bytes)?)) {
                 Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
                 Ok(done) => return Poll::Ready(done),
-                Err(_would_block) if self.hung_up() => {
-                    return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-                }
+                Err(_would_block) if closed => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
                 Err(_would_block) => {}
             }
         }

@@ -3,10 +3,11 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use microagent_proto::{
-    Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, REPLY_LIMIT, REQUEST_LIMIT,
-    Request, StartError, StartErrorKind, Stream, guest_session, read_message, write_message,
+    Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, PackEvent, REPLY_LIMIT,
+    REQUEST_LIMIT, Request, StartError, StartErrorKind, Stream, guest_session, read_message, write_message,
 };
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
@@ -16,8 +17,10 @@ use crate::cgroup::Cgroups;
 use crate::configure;
 use crate::console;
 use crate::exec::Executor;
+use crate::pack;
 use crate::port::Channel;
 use crate::reaper::Reaper;
+use crate::shutdown;
 
 /// Serves one session to its end.
 pub(crate) fn run(port: OwnedFd, booted: Booted, boot_us: u64) -> io::Result<()> {
@@ -37,6 +40,9 @@ pub(crate) fn run(port: OwnedFd, booted: Booted, boot_us: u64) -> io::Result<()>
         Ok(())
     })
 }
+
+/// How long the host may take to turn the machine off after its work has ended.
+const HOST_GRACE: Duration = Duration::from_secs(5);
 
 /// How far the machine has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +83,16 @@ impl Guest {
                     reply(&mut stream, &ExecEvent::NotStarted(error)).await
                 }
             },
-            Request::Pack(_) | Request::ShutDown(_) => Ok(()),
+            Request::Pack(request) => match self.refusal() {
+                None => pack::serve(stream, request).await,
+                Some(message) => reply(&mut stream, &PackEvent::Failed(out_of_order(message))).await,
+            },
+            Request::ShutDown(_) => {
+                let done = self.shut_down().await;
+                let served = reply(&mut stream, &done).await;
+                self.expect_the_end().await;
+                served
+            }
         };
         // The host may have dropped the stream; that is its way to say that it lost interest.
         drop(served);
@@ -96,6 +111,26 @@ impl Guest {
         let configured = configure::configure(wanted, self.boot_us)?;
         *self.phase.lock().expect("no holder of the lock panics") = Phase::Configured;
         Ok(configured)
+    }
+
+    /// Once. Commands that still run are ended with everything else.
+    async fn shut_down(&self) -> Result<(), GuestError> {
+        let before = {
+            let mut phase = self.phase.lock().expect("no holder of the lock panics");
+            std::mem::replace(&mut *phase, Phase::ShuttingDown)
+        };
+        match before {
+            Phase::Configured => shutdown::shut_down(&self.executor.reaper).await,
+            // No disk was ever mounted, or it was and is of no use.
+            Phase::Fresh | Phase::Failed => Ok(()),
+            Phase::ShuttingDown => Err(out_of_order("the guest is shutting down already")),
+        }
+    }
+
+    /// The host turns the machine off now; one that does not is not waited for.
+    async fn expect_the_end(&self) {
+        tokio::time::sleep(HOST_GRACE).await;
+        crate::power_off();
     }
 
     /// Why no work is taken now, if so.

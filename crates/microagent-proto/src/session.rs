@@ -19,8 +19,8 @@ const RECEIVE_WINDOW_LIMIT: usize = SESSION_STREAM_LIMIT * 256 * 1024;
 /// Largest payload of one yamux frame, in bytes.
 const FRAME_PAYLOAD: usize = 64 * 1024;
 
-/// Streams that were opened by the other side and wait to be taken.
-const BACKLOG: usize = 16;
+/// Streams that were opened by the other side and wait to be taken: all that there can be.
+const BACKLOG: usize = SESSION_STREAM_LIMIT;
 
 /// A stream of a session.
 pub type Stream = Compat<yamux::Stream>;

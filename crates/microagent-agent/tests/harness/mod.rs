@@ -1,11 +1,14 @@
 //! A real guest for the tests: QEMU, the carried kernel and agent, a small root disk, and the host's side
 //! of the protocol. Everything that waits has a deadline and shows the guest's console when it passes.
 
+#![allow(clippy::unwrap_used, unreachable_pub, missing_docs)]
+
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, SystemTime};
 
 use microagent_guest::Guest;
@@ -25,7 +28,17 @@ pub const STEP_DEADLINE: Duration = Duration::from_secs(60);
 /// Size of the root disk as it is made, in bytes.
 pub const BASE_LEN: u64 = 24 << 20;
 
-const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual";
+const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual random.trust_cpu=on \
+                            tsc=reliable no_timer_check";
+
+/// The processor's rate. Without it, an emulated guest on a busy machine fails to measure it and has a clock
+/// that ticks every 4 ms.
+fn tsc_argument() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let rate =
+        text.lines().find_map(|line| line.strip_prefix("cpu MHz")?.rsplit(' ').next()?.parse::<f64>().ok());
+    rate.map_or_else(String::new, |megahertz| format!(" tsc_early_khz={:.0}", megahertz * 1000.0))
+}
 
 /// Files that are made once for all tests of a process.
 struct Fixtures {
@@ -165,7 +178,8 @@ impl Vm {
             "-smp",
             "2",
         ])
-        .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-append", COMMAND_LINE])
+        .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-append"])
+        .arg(COMMAND_LINE.to_owned() + &tsc_argument())
         .arg("-kernel")
         .arg(files.kernel)
         .arg("-initrd")
@@ -216,10 +230,24 @@ impl Vm {
         .await
     }
 
+    /// Greets the guest on an open control channel.
+    pub async fn greet(&self, channel: &mut UnixStream, kind: PreambleKind) {
+        static NONCE: AtomicU8 = AtomicU8::new(1);
+        let nonce = [NONCE.fetch_add(1, Ordering::Relaxed); 16];
+        if let Err(error) = self.within("the preamble", greet(channel, kind, nonce)).await {
+            panic!("no answer to the preamble: {error}; console:\n{}", self.console());
+        }
+    }
+
     /// Opens the control channel and a session on it.
     pub async fn session(&self) -> Session<'_> {
-        let mut channel = self.connect().await;
-        self.within("the preamble", greet(&mut channel, PreambleKind::Session, [7; 16])).await.unwrap();
+        let channel = self.connect().await;
+        self.session_on(channel).await
+    }
+
+    /// Opens a session on the control channel.
+    pub async fn session_on(&self, mut channel: UnixStream) -> Session<'_> {
+        self.greet(&mut channel, PreambleKind::Session).await;
         let (handle, driver) = host_session(channel);
         tokio::spawn(driver);
         Session { vm: self, handle }

@@ -1,0 +1,149 @@
+//! The end of the guest's work: processes, then mounts, then a disk with nothing left to write.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use microagent_proto::{GuestError, GuestErrorKind};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+use tokio::time::timeout;
+
+use crate::console;
+use crate::reaper::Reaper;
+use crate::sys;
+
+/// How long processes may take to end after they were asked to.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long killed processes may take to be gone; only one that hangs in the kernel takes any time.
+const KILL_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How often everything that is mounted is tried again: each round frees what the one before was holding.
+const UNMOUNT_ROUNDS: usize = 4;
+
+/// Ends all processes and leaves the root's file system complete on its disk.
+pub(crate) async fn shut_down(reaper: &Reaper) -> Result<(), GuestError> {
+    end_processes(reaper).await;
+    end_swap();
+    unmount_all();
+    rustix::fs::sync();
+    match mount_remount("/", MountFlags::RDONLY, c"") {
+        Ok(()) => Ok(()),
+        // Something in the kernel still holds a file open for writing. Frozen, the file system is as
+        // complete on disk as an unmounted one.
+        Err(Errno::BUSY) => freeze_root().map_err(|e| disk_error("cannot flush the root file system", &e)),
+        Err(e) => Err(disk_error("cannot make the root file system read-only", &e.into())),
+    }
+}
+
+fn disk_error(attempt: &str, error: &io::Error) -> GuestError {
+    GuestError { kind: GuestErrorKind::Disk, message: format!("{attempt}: {error}") }
+}
+
+async fn end_processes(reaper: &Reaper) {
+    for (signal, deadline) in [(libc::SIGTERM, GRACE), (libc::SIGKILL, KILL_DEADLINE)] {
+        if !sys::kill_all(signal) {
+            return;
+        }
+        // A stopped process takes no signal before it goes on.
+        sys::kill_all(libc::SIGCONT);
+        if timeout(deadline, reaper.alone()).await.is_ok() {
+            return;
+        }
+    }
+    console::say("some processes cannot be killed");
+}
+
+/// A swap file keeps its file system from becoming read-only.
+fn end_swap() {
+    for line in fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1) {
+        let Some(path) = line.split_whitespace().next() else { continue };
+        let Ok(path) = CString::new(unescape(path.as_bytes())) else { continue };
+        if let Err(error) = sys::swap_off(&path) {
+            console::say_error("cannot stop swapping", &error);
+        }
+    }
+}
+
+/// Unmounts what the workload mounted, innermost first.
+fn unmount_all() {
+    for _ in 0..UNMOUNT_ROUNDS {
+        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let points = workload_mounts(&mounts);
+        let mut done = 0;
+        for point in points.iter().rev() {
+            done += usize::from(unmount(point.as_c_str(), UnmountFlags::NOFOLLOW).is_ok());
+        }
+        if done == points.len() || done == 0 {
+            return;
+        }
+    }
+}
+
+/// Mount points of the workload's own, in the order of mounting. The kernel's stay: they hold nothing.
+fn workload_mounts(mountinfo: &[u8]) -> Vec<CString> {
+    const OURS: [&[u8]; 3] = [b"/proc", b"/sys", b"/dev"];
+    mountinfo
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
+        .map(unescape)
+        .filter(|point| {
+            let below = |dir: &&[u8]| {
+                point.strip_prefix(*dir).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+            };
+            point != b"/" && !OURS.iter().any(below)
+        })
+        .filter_map(|point| CString::new(point).ok())
+        .collect()
+}
+
+/// The kernel writes spaces, tabs, newlines and backslashes in paths as a backslash and three octal digits.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        rest = after;
+        let escaped = after.get(..3).filter(|_| *first == b'\\');
+        match escaped.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[3..];
+            }
+            None => bytes.push(*first),
+        }
+    }
+    bytes
+}
+
+fn freeze_root() -> io::Result<()> {
+    let root = openat(CWD, "/", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    sys::freeze(root.as_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_workloads_mounts_are_unmounted() {
+        let mountinfo = b"21 1 8:0 / / rw - ext4 /dev/sda rw\n\
+            22 21 0:5 / /dev rw - devtmpfs devtmpfs rw\n\
+            23 22 0:6 / /dev/pts rw - devpts devpts rw\n\
+            24 21 0:7 / /devices rw - tmpfs tmpfs rw\n\
+            25 21 0:8 / /mnt/a\\040b\\134c rw - tmpfs tmpfs rw\n";
+        let points: Vec<_> =
+            workload_mounts(mountinfo).iter().map(|p| p.to_str().unwrap().to_owned()).collect();
+        assert_eq!(points, ["/devices", "/mnt/a b\\c"]);
+    }
+
+    #[test]
+    fn broken_escapes_stay_as_they_are() {
+        assert_eq!(unescape(b"a\\04"), b"a\\04");
+        assert_eq!(unescape(b"a\\xyz"), b"a\\xyz");
+        assert_eq!(unescape(b"\\"), b"\\");
+    }
+}

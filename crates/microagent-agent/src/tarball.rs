@@ -1,0 +1,252 @@
+//! Headers of a tar stream. Pure: turns what is known of a file into the blocks before its content.
+//!
+//! # Source
+//! POSIX.1-2001 `pax` interchange format; extended attributes as `SCHILY.xattr.*` records, as GNU tar and
+//! Go's `archive/tar` write and read them.
+
+/// Unit of a tar stream in bytes.
+pub(crate) const BLOCK: usize = 512;
+
+/// Largest value of a number field of 8 bytes (7 octal digits), and of one of 12 (11 digits).
+const SHORT_LIMIT: u64 = 0o7_777_777;
+const LONG_LIMIT: u64 = 0o77_777_777_777;
+
+/// Lengths of the name fields in bytes.
+const NAME_LEN: usize = 100;
+const LINK_LEN: usize = 100;
+
+/// Kind of an entry, with what only this kind has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A file; its content follows the header.
+    Regular {
+        len: u64,
+    },
+    /// A further name of a file that came before.
+    HardLink {
+        target: Vec<u8>,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
+    CharacterDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
+    Directory,
+    Fifo,
+}
+
+/// What a header tells of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// Path in the archive; directories end in a slash.
+    pub(crate) path: Vec<u8>,
+    pub(crate) kind: Kind,
+    /// Permissions with the setuid, setgid and sticky bits.
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Seconds since 1970, and nanoseconds after that.
+    pub(crate) mtime: (i64, u32),
+    /// Extended attributes: name and value.
+    pub(crate) attributes: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// The blocks before the content.
+pub(crate) fn header(entry: &Entry) -> Vec<u8> {
+    let records = records(entry);
+    let mut blocks = Vec::with_capacity(BLOCK);
+    if !records.is_empty() {
+        let len = records.len() as u64;
+        blocks.extend_from_slice(&block(b"PaxHeaders/entry", b'x', len, 0o644, (0, 0), 0, &[], (0, 0)));
+        blocks.extend_from_slice(&records);
+        blocks.resize(blocks.len() + padding(len), 0);
+    }
+    let (type_flag, len, target, device): (u8, u64, &[u8], (u32, u32)) = match &entry.kind {
+        Kind::Regular { len } => (b'0', *len, &[], (0, 0)),
+        Kind::HardLink { target } => (b'1', 0, target, (0, 0)),
+        Kind::Symlink { target } => (b'2', 0, target, (0, 0)),
+        Kind::CharacterDevice { major, minor } => (b'3', 0, &[], (*major, *minor)),
+        Kind::BlockDevice { major, minor } => (b'4', 0, &[], (*major, *minor)),
+        Kind::Directory => (b'5', 0, &[], (0, 0)),
+        Kind::Fifo => (b'6', 0, &[], (0, 0)),
+    };
+    let owner = (entry.uid, entry.gid);
+    let seconds = u64::try_from(entry.mtime.0).unwrap_or(0);
+    blocks.extend_from_slice(&block(&entry.path, type_flag, len, entry.mode, owner, seconds, target, device));
+    blocks
+}
+
+/// Bytes that fill up the last block of so many.
+pub(crate) fn padding(len: u64) -> usize {
+    let over = usize::try_from(len % BLOCK as u64).expect("less than a block");
+    if over == 0 { 0 } else { BLOCK - over }
+}
+
+/// What the old header has no room for.
+fn records(entry: &Entry) -> Vec<u8> {
+    let mut records = Vec::new();
+    if entry.path.len() > NAME_LEN {
+        record(&mut records, b"path", &entry.path);
+    }
+    if let Kind::HardLink { target } | Kind::Symlink { target } = &entry.kind
+        && target.len() > LINK_LEN
+    {
+        record(&mut records, b"linkpath", target);
+    }
+    let mut number = |name: &[u8], value: u64, limit: u64| {
+        if value > limit {
+            record(&mut records, name, value.to_string().as_bytes());
+        }
+    };
+    number(b"uid", entry.uid.into(), SHORT_LIMIT);
+    number(b"gid", entry.gid.into(), SHORT_LIMIT);
+    if let Kind::Regular { len } = entry.kind {
+        number(b"size", len, LONG_LIMIT);
+    }
+    let (seconds, nanoseconds) = entry.mtime;
+    let fits = u64::try_from(seconds).is_ok_and(|seconds| seconds <= LONG_LIMIT);
+    if nanoseconds != 0 || !fits {
+        record(&mut records, b"mtime", decimal_time(seconds, nanoseconds).as_bytes());
+    }
+    for (name, value) in &entry.attributes {
+        record(&mut records, &[b"SCHILY.xattr.", name.as_slice()].concat(), value);
+    }
+    records
+}
+
+/// Seconds with a fraction; before 1970 the fraction counts downwards, as in every decimal number.
+fn decimal_time(seconds: i64, nanoseconds: u32) -> String {
+    if seconds < 0 && nanoseconds > 0 {
+        let (seconds, fraction) = (seconds + 1, 1_000_000_000 - nanoseconds);
+        return format!("-{}.{fraction:09}", seconds.unsigned_abs());
+    }
+    if nanoseconds == 0 { seconds.to_string() } else { format!("{seconds}.{nanoseconds:09}") }
+}
+
+/// One record: its own length in decimal, a space, `name=value`, a newline.
+fn record(records: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    let rest = name.len() + value.len() + 3;
+    let mut len = rest + 1;
+    while len != rest + decimal_digits(len) {
+        len = rest + decimal_digits(len);
+    }
+    records.extend_from_slice(format!("{len} ").as_bytes());
+    records.extend_from_slice(name);
+    records.push(b'=');
+    records.extend_from_slice(value);
+    records.push(b'\n');
+}
+
+fn decimal_digits(number: usize) -> usize {
+    number.to_string().len()
+}
+
+/// One header block. What does not fit is cut; a record before it says it in full.
+#[expect(clippy::too_many_arguments, reason = "one per field of the format")]
+fn block(
+    path: &[u8],
+    type_flag: u8,
+    len: u64,
+    mode: u32,
+    owner: (u32, u32),
+    seconds: u64,
+    target: &[u8],
+    device: (u32, u32),
+) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
+    text(&mut block[0..100], path);
+    octal(&mut block[100..108], (mode & 0o7777).into());
+    octal(&mut block[108..116], owner.0.into());
+    octal(&mut block[116..124], owner.1.into());
+    octal(&mut block[124..136], len);
+    octal(&mut block[136..148], seconds);
+    block[156] = type_flag;
+    text(&mut block[157..257], target);
+    block[257..265].copy_from_slice(b"ustar\x0000");
+    octal(&mut block[329..337], device.0.into());
+    octal(&mut block[337..345], device.1.into());
+    // The sum is taken with spaces in its own place.
+    block[148..156].fill(b' ');
+    let sum = block.iter().map(|byte| u64::from(*byte)).sum();
+    octal(&mut block[148..155], sum);
+    block
+}
+
+fn text(field: &mut [u8], value: &[u8]) {
+    let len = value.len().min(field.len());
+    field[..len].copy_from_slice(&value[..len]);
+}
+
+/// Octal digits and a NUL; a number that is too large becomes 0.
+fn octal(field: &mut [u8], value: u64) {
+    let width = field.len() - 1;
+    let digits = format!("{value:0width$o}");
+    let digits = if digits.len() > width { "0".repeat(width) } else { digits };
+    field[..width].copy_from_slice(digits.as_bytes());
+    field[width] = 0;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_counts_its_own_digits() {
+        for value_len in [0, 1, 85, 86, 87, 88, 89, 90, 980, 985, 990, 9_980, 9_990] {
+            let mut bytes = Vec::new();
+            record(&mut bytes, b"path", &vec![b'x'; value_len]);
+            let text = std::str::from_utf8(&bytes).unwrap();
+            let (len, _) = text.split_once(' ').unwrap();
+            assert_eq!(len.parse::<usize>().unwrap(), bytes.len());
+        }
+    }
+
+    #[test]
+    fn times_before_1970_are_decimal_numbers() {
+        assert_eq!(decimal_time(1, 5), "1.000000005");
+        assert_eq!(decimal_time(7, 0), "7");
+        // 1969-12-31 23:59:58.25 is second -2 and a quarter.
+        assert_eq!(decimal_time(-2, 250_000_000), "-1.750000000");
+        assert_eq!(decimal_time(-1, 999_999_999), "-0.000000001");
+        assert_eq!(decimal_time(-3, 0), "-3");
+    }
+
+    #[test]
+    fn every_field_comes_back_through_another_reader() {
+        let entry = Entry {
+            path: [&b"a/".repeat(80)[..], b"\xff\xfe"].concat(),
+            kind: Kind::Symlink { target: b"../".repeat(60) },
+            mode: 0o4755,
+            uid: 3_000_000_000,
+            gid: 70_000,
+            mtime: (1_700_000_000, 123_456_789),
+            attributes: vec![
+                (b"user.empty".to_vec(), Vec::new()),
+                (b"user.bytes".to_vec(), vec![0, 61, 255]),
+            ],
+        };
+        let mut stream = header(&entry);
+        stream.resize(stream.len() + 2 * BLOCK, 0);
+        let mut archive = tar::Archive::new(&stream[..]);
+        let mut read = archive.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!(read.path_bytes().as_ref(), entry.path);
+        assert_eq!(read.link_name_bytes().unwrap().as_ref(), b"../".repeat(60));
+        assert_eq!(read.header().mode().unwrap(), 0o4755);
+        assert_eq!(read.header().gid().unwrap(), 70_000);
+        let records: Vec<_> = read
+            .pax_extensions()
+            .unwrap()
+            .unwrap()
+            .map(|record| record.map(|r| (r.key_bytes().to_vec(), r.value_bytes().to_vec())).unwrap())
+            .collect();
+        assert!(records.contains(&(b"uid".to_vec(), b"3000000000".to_vec())));
+        assert!(records.contains(&(b"mtime".to_vec(), b"1700000000.123456789".to_vec())));
+        assert!(records.contains(&(b"SCHILY.xattr.user.empty".to_vec(), Vec::new())));
+    }
+}
