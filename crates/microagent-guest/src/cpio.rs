@@ -43,3 +43,52 @@ fn entry(archive: &mut Vec<u8>, inode: u32, name: &str, mode: u32, device: Optio
 fn pad(archive: &mut Vec<u8>) {
     archive.resize(archive.len().next_multiple_of(4), 0);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// GNU cpio reads what the kernel will read.
+    #[test]
+    fn another_reader_lists_and_unpacks_it() {
+        let archive = initramfs(b"seventeen bytes..");
+        let cpio = |arguments: &[&str]| {
+            let mut child = Command::new("cpio")
+                .args(arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("cpio is installed");
+            child.stdin.take().unwrap().write_all(&archive).unwrap();
+            let done = child.wait_with_output().unwrap();
+            assert!(done.status.success());
+            done.stdout
+        };
+        let listed = String::from_utf8(cpio(&["-tv", "--numeric-uid-gid"])).unwrap();
+        let columns: Vec<Vec<&str>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+        let names: Vec<_> = columns.iter().map(|line| (line[0], *line.last().unwrap())).collect();
+        assert_eq!(
+            names,
+            [
+                ("drwxr-xr-x", "dev"),
+                ("drwxr-xr-x", "proc"),
+                ("drwxr-xr-x", "sys"),
+                ("drwxr-xr-x", "newroot"),
+                ("crw-------", "dev/console"),
+                ("-rwxr-xr-x", "init"),
+            ]
+        );
+        assert_eq!((columns[4][4], columns[4][5]), ("5,", "1"));
+        assert_eq!(cpio(&["-i", "--to-stdout", "init"]), b"seventeen bytes..");
+    }
+
+    #[test]
+    fn the_same_agent_gives_the_same_bytes() {
+        assert_eq!(initramfs(b"agent"), initramfs(b"agent"));
+        assert_eq!(initramfs(b"agent").len() % 4, 0);
+    }
+}

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use microagent_store::{StateDir, fsync_dir};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -33,9 +34,7 @@ impl Guest {
             return Ok(files);
         }
         let place = files.kernel.parent().expect("the files lie in a directory");
-        make(state, place)
-            .or_else(|e| if is_whole(&files) { Ok(()) } else { Err(e) })
-            .map_err(|source| GuestError::Unpack { path: place.to_owned(), source })?;
+        make(state, place, &files).map_err(|source| GuestError::Unpack { path: place.to_owned(), source })?;
         Ok(files)
     }
 
@@ -100,7 +99,7 @@ fn is_whole(files: &GuestFiles) -> bool {
 }
 
 /// Writes both files beside their place and then renames the directory.
-fn make(state: &StateDir, place: &Path) -> io::Result<()> {
+fn make(state: &StateDir, place: &Path, files: &GuestFiles) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(state.guest())?;
     DirBuilder::new().recursive(true).mode(0o700).create(state.tmp())?;
     let draft = tempfile::Builder::new().prefix("guest-").tempdir_in(state.tmp())?;
@@ -112,18 +111,14 @@ fn make(state: &StateDir, place: &Path) -> io::Result<()> {
     initramfs.sync_all()?;
     fsync_dir(draft.path())?;
 
-    if let Err(error) = fs::rename(draft.path(), place) {
-        if !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) {
-            return Err(error);
-        }
-        // Something stands there: a damaged directory, which is moved out of the way (a guest that runs
-        // keeps its open files), or the same made by somebody else at this moment, which does no harm.
-        let grave = tempfile::Builder::new().prefix("deleted-").tempdir_in(state.tmp())?;
-        fs::rename(place, grave.path())?;
-        fs::rename(draft.path(), place)?;
+    match fs::rename(draft.path(), place) {
+        // The draft has become the place; there is nothing left to clean.
+        Ok(()) => drop(draft.keep()),
+        // Made by somebody else in the meantime. The draft goes.
+        Err(_) if is_whole(files) => return Ok(()),
+        // A damaged one stands there: changed for the whole one in one step, then removed with the draft.
+        Err(_) => renameat_with(CWD, draft.path(), CWD, place, RenameFlags::EXCHANGE)?,
     }
-    // The draft has become the place; there is nothing left to clean.
-    let _ = draft.keep();
     fsync_dir(&state.guest())
 }
 
@@ -178,4 +173,110 @@ fn expect(what: &str, expected: &'static str, found: &str) -> Result<(), GuestEr
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::KernelInfo;
+
+    fn state(dir: &tempfile::TempDir) -> StateDir {
+        let state = StateDir::at(dir.path().join("state"));
+        state.prepare().unwrap();
+        state
+    }
+
+    fn no_rubbish(state: &StateDir) {
+        assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(state.guest()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn unpacks_once_and_verifies() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = state(&dir);
+        let guest = Guest::embedded();
+        assert_eq!(guest.verify(&state).unwrap().unpacked, None);
+        let files = guest.unpack(&state).unwrap();
+        let made = fs::metadata(&files.kernel).unwrap();
+        assert_eq!(made.permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read(&files.initramfs).unwrap(), INITRAMFS);
+        assert_eq!(guest.unpack(&state).unwrap(), files);
+        assert_eq!(fs::metadata(&files.kernel).unwrap().modified().unwrap(), made.modified().unwrap());
+        assert_eq!(guest.verify(&state).unwrap().unpacked, Some(files));
+        no_rubbish(&state);
+    }
+
+    #[test]
+    fn what_is_not_whole_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = state(&dir);
+        let files = Guest::embedded().unpack(&state).unwrap();
+        File::options().write(true).open(&files.kernel).unwrap().set_len(100).unwrap();
+        assert!(matches!(Guest::embedded().verify(&state), Err(GuestError::Damaged { .. })));
+        assert_eq!(Guest::embedded().unpack(&state).unwrap(), files);
+        fs::remove_file(&files.initramfs).unwrap();
+        assert!(matches!(Guest::embedded().verify(&state), Err(GuestError::Read { .. })));
+        assert_eq!(Guest::embedded().unpack(&state).unwrap(), files);
+        Guest::embedded().verify(&state).unwrap();
+        no_rubbish(&state);
+    }
+
+    #[test]
+    fn many_at_once_do_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = state(&dir);
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| assert!(is_whole(&Guest::embedded().unpack(&state).unwrap())));
+            }
+        });
+        Guest::embedded().verify(&state).unwrap();
+        no_rubbish(&state);
+    }
+
+    #[test]
+    fn a_place_that_cannot_be_written_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path().join("state"));
+        fs::write(state.root(), b"in the way").unwrap();
+        let error = Guest::embedded().unpack(&state).unwrap_err();
+        assert!(matches!(error, GuestError::Unpack { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_kernel_of_the_users_is_used_where_it_lies() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = state(&dir);
+        let own = Guest::embedded().unpack(&state).unwrap();
+        let copy = dir.path().join("copy");
+        fs::copy(&own.kernel, &copy).unwrap();
+        let files = Guest::embedded().unpack_with_kernel(&state, &copy).unwrap();
+        assert_eq!((files.kernel.as_path(), &files.identity), (copy.as_path(), &own.identity));
+
+        let mut bzimage = vec![0; 4096];
+        bzimage[0x202..0x206].copy_from_slice(b"HdrS");
+        fs::write(&copy, bzimage).unwrap();
+        let files = Guest::embedded().unpack_with_kernel(&state, &copy).unwrap();
+        assert_ne!(files.identity, own.identity);
+
+        for content in [&b""[..], b"\x28\xb5\x2f\xfd", &[0; 5000]] {
+            fs::write(&copy, content).unwrap();
+            let error = Guest::embedded().unpack_with_kernel(&state, &copy).unwrap_err();
+            assert!(matches!(error, GuestError::NotAKernel { .. }), "{error}");
+        }
+        let missing = Guest::embedded().unpack_with_kernel(&state, &dir.path().join("none")).unwrap_err();
+        assert!(matches!(missing, GuestError::Read { .. }), "{missing}");
+        let directory = Guest::embedded().unpack_with_kernel(&state, dir.path()).unwrap_err();
+        assert!(matches!(directory, GuestError::NotAKernel { .. }), "{directory}");
+    }
+
+    #[test]
+    fn the_kernel_is_described() {
+        let KernelInfo { release, source, sha256, len } = Guest::embedded().kernel_info();
+        assert!(release.ends_with("-microagent") && source.starts_with("linux-"), "{release} {source}");
+        assert!(sha256.len() == 64 && len > 1_000_000);
+    }
 }
