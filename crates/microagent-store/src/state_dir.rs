@@ -177,6 +177,11 @@ pub struct WorkspaceDir {
 }
 
 impl WorkspaceDir {
+    /// The workspace whose directory is this.
+    pub fn at(path: impl Into<PathBuf>) -> WorkspaceDir {
+        WorkspaceDir { path: path.into() }
+    }
+
     /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.path

@@ -53,7 +53,8 @@ pub(crate) fn rules(
     for path in SYSTEM_READ.iter().map(PathBuf::from).chain(program_dirs(&machine.qemu)) {
         ruleset = allow(ruleset, &path, read)?;
     }
-    for path in [&machine.kernel, &machine.initramfs, &machine.base] {
+    let base = machine.disk.as_ref().map(|disk| &disk.base);
+    for path in [&machine.kernel, &machine.initramfs].into_iter().chain(base) {
         ruleset = allow(ruleset, path, AccessFs::ReadFile.into())?;
     }
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
@@ -61,7 +62,9 @@ pub(crate) fn rules(
         ruleset = allow(ruleset, Path::new(path), device)?;
     }
     let writable = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
-    ruleset = allow(ruleset, &machine.disk, writable)?;
+    if let Some(disk) = &machine.disk {
+        ruleset = allow(ruleset, &disk.overlay, writable)?;
+    }
     match memory {
         // QEMU opens its memory anew through this descriptor, and always for writing.
         Some(memory) => ruleset.add_rule(PathBeneath::new(memory, AccessFs::ReadFile | AccessFs::WriteFile)),

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use microagent_proto::{FrameError, read_message, write_message};
-use microagent_store::StateDir;
+use microagent_store::WorkspaceDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -87,13 +87,13 @@ pub struct Launched {
 /// Fails when the program cannot be started or does not take the spec.
 pub async fn launch(program: &Path, spec: &Spec) -> Result<Launched, SuperviseError> {
     let start = |source| SuperviseError::Start { program: program.to_owned(), source };
-    let log = StateDir::at(&spec.state_dir).workspace(&spec.workspace).supervisor_log();
+    let log = WorkspaceDir::at(&spec.dir).supervisor_log();
     let (ours, theirs) = StdUnixStream::pair().map_err(start)?;
     ours.set_nonblocking(true).map_err(start)?;
     let stderr = OpenOptions::new().append(true).create(true).mode(0o600).open(&log).map_err(start)?;
     let child = Command::new(program)
         .arg(SUPERVISE_ARGUMENT)
-        .arg(spec.workspace.as_str())
+        .arg(&spec.name)
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())

@@ -26,5 +26,5 @@ pub use bounded_log::older as older_log;
 pub use launch::{Launched, SuperviseError, launch};
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay};
-pub use spec::{Ended, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline, Work};
+pub use spec::{DiskSpec, Ended, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline, Work};
 pub use supervisor::{SUPERVISE_ARGUMENT, supervise};

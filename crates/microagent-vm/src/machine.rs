@@ -128,12 +128,18 @@ fn add_memory(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> O
     Some("mem".to_owned())
 }
 
+/// A machine without a disk has an empty one in its place, because the devices are part of a frozen state.
 fn add_disk(line: &mut CommandLine, spec: &MachineSpec) -> Result<(), PathError> {
-    let durability = if spec.keep_disk { Durability::Kept } else { Durability::Scratch };
-    let not_utf8 = |path: &PathBuf| PathError { path: path.clone() };
-    let base = raw_file_read_only(&spec.base).ok_or_else(|| not_utf8(&spec.base))?;
-    let disk = qcow2_overlay("root", &spec.disk, base, durability).ok_or_else(|| not_utf8(&spec.disk))?;
-    line.blockdev(&disk);
+    let node = match &spec.disk {
+        Some(disk) => {
+            let durability = if disk.keep { Durability::Kept } else { Durability::Scratch };
+            let not_utf8 = |path: &PathBuf| PathError { path: path.clone() };
+            let base = raw_file_read_only(&disk.base).ok_or_else(|| not_utf8(&disk.base))?;
+            qcow2_overlay("root", &disk.overlay, base, durability).ok_or_else(|| not_utf8(&disk.overlay))?
+        }
+        None => json!({ "driver": "null-co", "node-name": "root", "size": 1024 * 1024 }),
+    };
+    line.blockdev(&node);
     // A full host disk stops the machine (and the supervisor hears of it), any other error is the guest's.
     line.device(&json!({
         "driver": "scsi-hd", "drive": "root", "bus": "scsi0.0",
@@ -147,6 +153,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+    use crate::spec::DiskSpec;
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -156,9 +163,7 @@ mod tests {
             initramfs: "/g/initramfs".into(),
             memory_mib: 512,
             cpu_count: 2,
-            disk: "/w/disk.qcow2".into(),
-            base: "/i/base.ext4".into(),
-            keep_disk: true,
+            disk: Some(DiskSpec { overlay: "/w/disk.qcow2".into(), base: "/i/base.ext4".into(), keep: true }),
         }
     }
 
@@ -188,15 +193,17 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         let fd = null.as_fd();
         let sockets = Sockets { console: fd, monitor: fd, control: fd, network: Some(fd) };
-        let devices = |start| {
-            let line = command_line(&spec(), start, sockets).unwrap();
+        let devices = |spec: &MachineSpec, start| {
+            let line = command_line(spec, start, sockets).unwrap();
             let words: Vec<_> = line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect();
             let device = |pair: &[String]| (pair[0] == "-device").then(|| pair[1].clone());
             words.windows(2).filter_map(device).collect::<Vec<_>>()
         };
-        let booted = devices(Start::Boot);
-        assert_eq!(devices(Start::BootToFreeze { memory: fd }), booted);
-        assert_eq!(devices(Start::Restore { memory: fd, state: fd }), booted);
+        let booted = devices(&spec(), Start::Boot);
+        assert_eq!(devices(&spec(), Start::BootToFreeze { memory: fd }), booted);
+        assert_eq!(devices(&spec(), Start::Restore { memory: fd, state: fd }), booted);
+        let without_disk = MachineSpec { disk: None, ..spec() };
+        assert_eq!(devices(&without_disk, Start::BootToFreeze { memory: fd }), booted);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use microagent_proto::{Configure, Exec};
-use microagent_store::{Failure, RecordedResult, WorkspaceName};
+use microagent_store::{Failure, RecordedResult};
 use serde::{Deserialize, Serialize};
 
 /// Largest [`Spec`] in bytes: setup scripts and environment.
@@ -21,8 +21,10 @@ pub struct Spec {
     pub generation: u16,
     /// State directory.
     pub state_dir: PathBuf,
-    /// The workspace, whose record exists already.
-    pub workspace: WorkspaceName,
+    /// Directory for logs, and of the workspace whose disk is used: its record exists already.
+    pub dir: PathBuf,
+    /// How the process is called in lists of processes.
+    pub name: String,
     /// Name of the backend for the record.
     pub backend: String,
     /// The machine.
@@ -56,12 +58,26 @@ pub struct MachineSpec {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub cpu_count: u32,
+    /// The root disk; a machine without one is good only for being frozen.
+    pub disk: Option<DiskSpec>,
+}
+
+/// A root disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiskSpec {
     /// The overlay.
-    pub disk: PathBuf,
+    pub overlay: PathBuf,
     /// The base disk under it.
     pub base: PathBuf,
     /// Whether the disk outlives the machine.
-    pub keep_disk: bool,
+    pub keep: bool,
+}
+
+impl MachineSpec {
+    /// Whether the machine has a disk that outlives it.
+    pub fn keeps_disk(&self) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.keep)
+    }
 }
 
 /// How passt is started.
@@ -88,6 +104,8 @@ pub enum Work {
         /// Absolute path in the guest.
         path: Vec<u8>,
     },
+    /// No disk and no workload: the guest is frozen into a template of its shape.
+    Freeze,
 }
 
 /// One setup step.
@@ -102,8 +120,8 @@ pub struct Step {
 /// What a supervisor tells while it works; `Ended` is the last.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Report {
-    /// The guest did not come back from its template and is started once more, cold; why.
-    Fallback(String),
+    /// Something that the user should know and that is not an error.
+    Notice(String),
     /// The guest answered and is configured.
     Booted,
     /// A setup step begins (number from 0).
@@ -145,6 +163,8 @@ pub enum Outcome {
     },
     /// The tar stream is complete.
     Fetched,
+    /// The template is there.
+    Frozen,
     /// The guest could not read the path.
     Unreadable {
         /// Whether it does not exist.

@@ -96,11 +96,11 @@ async fn run() -> io::Result<()> {
     };
 
     let state = StateDir::at(&spec.state_dir);
-    let dir = state.workspace(&spec.workspace);
+    let dir = WorkspaceDir::at(&spec.dir);
     let (reports, reporter) = report_to(writer);
     let disposable = match Driver::take(spec, dir.clone(), reports.clone(), started) {
         Ok(driver) => {
-            let disposable = driver.record.disposable;
+            let disposable = driver.record.as_ref().is_some_and(|record| record.disposable);
             let ended = driver.drive(reader).await;
             let _ = reports.send(Report::Ended(Box::new(ended))).await;
             disposable
@@ -155,7 +155,8 @@ struct Driver {
     spec: Spec,
     state: StateDir,
     dir: WorkspaceDir,
-    record: WorkspaceRecord,
+    /// Looking into a resting workspace and freezing leave no trace in a record.
+    record: Option<WorkspaceRecord>,
     start: StartMode,
     reports: mpsc::Sender<Report>,
     console: Shared<BoundedLog>,
@@ -174,11 +175,12 @@ impl Driver {
     ) -> Result<Driver, Failure> {
         let boot = |message: String| Failure { kind: FailureKind::Boot, message };
         let lock = dir.lock().map_err(|e| boot(e.to_string()))?;
-        let record = WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?;
-        let console = match &spec.work {
+        let (record, console) = match &spec.work {
+            Work::Run { .. } => {
+                (Some(WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?), dir.console_log())
+            }
             // Looking into a disk must not lose what its last run printed.
-            Work::Fetch { .. } => dir.path().join("fetch.log"),
-            Work::Run { .. } => dir.console_log(),
+            Work::Fetch { .. } | Work::Freeze => (None, dir.path().join("fetch.log")),
         };
         let console =
             BoundedLog::create(&console, CONSOLE_LIMIT).map_err(|e| full_or_boot(&e, "console log"))?;
@@ -194,10 +196,12 @@ impl Driver {
             started,
             _lock: lock,
         };
-        driver.record.supervisor = ProcessId::current();
-        driver.record.backend = Some(driver.spec.backend.clone());
-        driver.record.vmm = None;
-        driver.record.failure = None;
+        if let Some(record) = &mut driver.record {
+            record.supervisor = ProcessId::current();
+            record.backend = Some(driver.spec.backend.clone());
+            record.vmm = None;
+            record.failure = None;
+        }
         driver.publish(State::Starting).map_err(|e| write_failure(&e))?;
         Ok(driver)
     }
@@ -228,7 +232,9 @@ impl Driver {
             match lived? {
                 Lived::Ended(outcome) => return Ok(outcome),
                 Lived::NotRestored(reason) => {
-                    let _ = self.reports.send(Report::Fallback(reason.clone())).await;
+                    let notice =
+                        format!("the template did not come back to life, so the machine boots: {reason}");
+                    let _ = self.reports.send(Report::Notice(notice)).await;
                     if let Some(template) = life.template {
                         template.discard(&self.state);
                     }
@@ -244,7 +250,9 @@ impl Driver {
         let mut machine = Machine::start(&self.spec, &plan, &self.dir, Rc::clone(&self.console), &events)?;
         self.start = plan.mode();
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
-        self.record.vmm = machine.process_id();
+        if let Some(record) = &mut self.record {
+            record.vmm = machine.process_id();
+        }
         self.publish(State::Starting).map_err(|e| write_failure(&e))?;
 
         let (template, freezer) = match plan {
@@ -278,7 +286,7 @@ impl Driver {
         restored: bool,
         mut cancelled: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Lived, Failure> {
-        let keep = self.spec.machine.keep_disk;
+        let keep = self.spec.machine.keeps_disk();
         let mut phase = if restored { Phase::Restoring } else { Phase::Starting };
         let time_up = self.spec.timeout.map(|timeout| tokio::time::Instant::from_std(self.started + timeout));
         let mut flush_up = None;
@@ -340,7 +348,9 @@ impl Driver {
             Outcome::Completed(result) => write_json(&self.dir.result(), result),
             _ => Ok(()),
         };
-        self.record.failure = failure;
+        if let Some(record) = &mut self.record {
+            record.failure = failure;
+        }
         match recorded.and_then(|()| self.publish(state)) {
             Ok(()) => outcome,
             // The caller hears the truth even when the disk cannot take it down.
@@ -348,14 +358,12 @@ impl Driver {
         }
     }
 
-    /// Writes the record. Looking into a resting workspace leaves its record alone.
+    /// Writes the record, if this life has one.
     fn publish(&mut self, state: State) -> Result<(), WriteError> {
-        if matches!(self.spec.work, Work::Fetch { .. }) {
-            return Ok(());
-        }
-        self.record.state = state;
-        self.record.changed_at = Timestamp::now();
-        self.record.save(&self.dir)
+        let Some(record) = &mut self.record else { return Ok(()) };
+        record.state = state;
+        record.changed_at = Timestamp::now();
+        record.save(&self.dir)
     }
 
     fn elapsed_us(&self) -> u64 {

@@ -443,9 +443,7 @@ mod tests {
             initramfs: file("initramfs"),
             memory_mib: 1,
             cpu_count: 1,
-            disk: dir.join("disk"),
-            base: dir.join("base"),
-            keep_disk: false,
+            disk: None,
         }
     }
 

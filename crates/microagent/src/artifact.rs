@@ -15,6 +15,7 @@ use microagent_vm::{Outcome, Report, Spec, SuperviseError, Work, launch};
 use tar::{Archive, EntryType};
 use tokio_util::sync::CancellationToken;
 
+use crate::machinery::Life;
 use crate::{Engine, Error, Event, Observer};
 
 /// How long one artifact may take.
@@ -89,8 +90,8 @@ impl Engine {
         let dir = self.state().workspace(&record.name);
         let base = self.images().disk_path(&record.image.disk);
         let kept = WorkspaceRecord { disposable: false, ..record.clone() };
-        let spec =
-            self.spec(&kept, &machinery, &dir, &base, Work::Fetch { path: path.as_bytes().to_vec() })?;
+        let work = Work::Fetch { path: path.as_bytes().to_vec() };
+        let spec = self.spec(&machinery, &Life::of(&kept, &dir, &base), work)?;
         let spec = Spec { timeout: Some(FETCH_TIMEOUT), ..spec };
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: record.name.to_string(), backend: backend.clone() });
@@ -106,6 +107,7 @@ impl Engine {
                         chunks = None;
                     }
                 }
+                Ok(Report::Notice(notice)) => observer.event(Event::Notice(notice)),
                 Ok(Report::Ended(ended)) => break Ok(*ended),
                 Ok(_) => {}
                 Err(error) => break Err(error),
@@ -130,7 +132,7 @@ impl Engine {
                 }),
                 Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => Err(Error::Cancelled),
                 Outcome::Failed(failure) => Err(failed(failure.kind, failure.message)),
-                Outcome::Completed(_) | Outcome::SetupFailed { .. } => {
+                Outcome::Completed(_) | Outcome::SetupFailed { .. } | Outcome::Frozen => {
                     Err(failed(FailureKind::Protocol, "its supervisor did other work than asked".to_owned()))
                 }
             },

@@ -96,6 +96,14 @@ pub enum Error {
         /// Last lines of the guest's console, when they tell something.
         console_tail: Option<String>,
     },
+    /// No template could be made.
+    #[error("the template was not made: {message}")]
+    TemplateFailed {
+        /// What kind of failure.
+        kind: FailureKind,
+        /// One line.
+        message: String,
+    },
     /// A setup step failed, so the command was not run.
     #[error("setup step {} failed with exit code {}: {}", failure.step, failure.exit_code, failure.label)]
     SetupFailed {
@@ -179,9 +187,10 @@ impl Error {
             Error::WrongState { .. } => ErrorKind::WrongState,
             Error::Invalid { .. } => ErrorKind::Invalid,
             Error::RunFailed { kind: FailureKind::Timeout, .. } => ErrorKind::Timeout,
-            Error::RunFailed { kind: FailureKind::HostFull, .. } => ErrorKind::HostFull,
+            Error::RunFailed { kind: FailureKind::HostFull, .. }
+            | Error::TemplateFailed { kind: FailureKind::HostFull, .. } => ErrorKind::HostFull,
             Error::RunFailed { kind: FailureKind::Cancelled, .. } => ErrorKind::Cancelled,
-            Error::RunFailed { .. } => ErrorKind::RunFailed,
+            Error::RunFailed { .. } | Error::TemplateFailed { .. } => ErrorKind::RunFailed,
             Error::SetupFailed { .. } => ErrorKind::SetupFailed,
             Error::Write(e) => io_kind(e.io()),
             Error::File { source, .. } => io_kind(Some(source)),

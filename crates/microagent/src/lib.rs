@@ -22,10 +22,12 @@ mod doctor;
 mod engine;
 mod error;
 mod event;
+mod machinery;
 mod options;
 mod profile;
 mod report;
 mod run;
+mod template;
 mod workspace;
 
 pub use doctor::{Check, CheckStatus, DoctorReport, KernelReport};
@@ -35,6 +37,7 @@ pub use event::{Event, Observer};
 pub use options::{RunCommand, RunOptions, SetupStep};
 pub use profile::{PROFILES, Profile};
 pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
+pub use template::{Template, TemplateShape};
 pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
 
 pub use microagent_image as image;

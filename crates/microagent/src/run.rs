@@ -2,27 +2,21 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
-use microagent_guest::Guest;
 use microagent_image::{Image, ImageConfig, ImageEvent, Progress, PullOptions};
-use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, RESOLVED_CONF, upstream_name_server};
-use microagent_proto::{Chunk, Command, Configure, Entropy, Exec, GENERATION, MacAddress, Network, Root};
+use microagent_proto::{Chunk, Command, Exec};
 use microagent_store::{
-    FailureKind, ImageIdentity, NetworkMode, RecordedResult, Resources, State, WORKSPACE_FORMAT,
-    WorkspaceDir, WorkspaceName, WorkspaceRecord,
+    FailureKind, ImageIdentity, RecordedResult, Resources, State, WORKSPACE_FORMAT, WorkspaceDir,
+    WorkspaceName, WorkspaceRecord,
 };
-use microagent_vm::machine::ROOT_SCSI_TARGET;
-use microagent_vm::spec::PasstSpec;
 use microagent_vm::{
-    AccelDecision, Ended, KvmFacts, MachineSpec, Outcome, OutputReader, Report, Spec, Step, SuperviseError,
-    Work, accel, create_overlay, launch,
+    Ended, Outcome, OutputReader, Report, Spec, Step, SuperviseError, Work, create_overlay, launch,
 };
-use rustix::rand::{GetRandomFlags, getrandom};
 use tokio_util::sync::CancellationToken;
 
+use crate::machinery::Life;
 use crate::{
     Engine, Error, Event, ImageReport, Observer, RunCommand, RunOptions, RunReport, RunResult, SetupFailure,
     SetupStep,
@@ -38,15 +32,6 @@ const MEMORY_MIN_MIB: u32 = 64;
 const CPU_MAX: u32 = 64;
 
 const MIB: u64 = 1024 * 1024;
-
-/// A machine that is ready to be started, before it is known what it does.
-pub(crate) struct Machinery {
-    pub(crate) decision: AccelDecision,
-    qemu: PathBuf,
-    passt: Option<PasstSpec>,
-    kernel: PathBuf,
-    initramfs: PathBuf,
-}
 
 impl Engine {
     /// Runs one command in a machine of its own and gives what came of it. A disposable run leaves nothing;
@@ -80,13 +65,8 @@ impl Engine {
         let dir = self.settle_in(&record, &image)?;
         // The record names the disk from here on, which keeps it from being pruned.
         image.release();
-        let spec = self.spec(
-            &record,
-            &machinery,
-            &dir,
-            &image.disk,
-            work(options, &image.config, &record, command),
-        )?;
+        let work = work(options, &image.config, &record, command);
+        let spec = self.spec(&machinery, &Life::of(&record, &dir, &image.disk), work)?;
         let spec = Spec { timeout: options.timeout, ..spec };
 
         let backend = machinery.decision.backend();
@@ -149,42 +129,6 @@ impl Engine {
         })
     }
 
-    /// Finds programs and files of a machine.
-    pub(crate) fn machinery(&self, network: NetworkMode) -> Result<Machinery, Error> {
-        let options = self.options();
-        let qemu = self.find_program(options.qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86")?;
-        let passt = match network {
-            NetworkMode::Isolated => None,
-            NetworkMode::User => Some(PasstSpec {
-                program: self.find_program(options.passt.as_deref(), "passt", "passt")?,
-                upstream: upstream(),
-            }),
-        };
-        let guest = Guest::embedded();
-        let files = match &options.kernel {
-            None => guest.unpack(self.state()),
-            Some(kernel) => guest.unpack_with_kernel(self.state(), kernel),
-        }?;
-        let decision = accel::decide(options.accel, &KvmFacts::gather());
-        Ok(Machinery { decision, qemu, passt, kernel: files.kernel, initramfs: files.initramfs })
-    }
-
-    /// Looks a program up as a shell would.
-    pub(crate) fn find_program(
-        &self,
-        given: Option<&Path>,
-        program: &'static str,
-        package: &'static str,
-    ) -> Result<PathBuf, Error> {
-        let found = match given {
-            Some(path) => Some(path.to_owned()).filter(|path| path.is_file()),
-            None => std::env::split_paths(&self.options().search_path)
-                .map(|dir| dir.join(program))
-                .find(|path| path.is_file()),
-        };
-        found.ok_or(Error::Supervise(SuperviseError::MissingProgram { program, package }))
-    }
-
     /// Takes the name, writes the record, makes the disk. Leaves nothing when it fails.
     fn settle_in(&self, record: &WorkspaceRecord, image: &Image) -> Result<WorkspaceDir, Error> {
         let dir = self.state().workspace(&record.name);
@@ -205,57 +149,6 @@ impl Engine {
         }
     }
 
-    /// Everything that the supervisor must know.
-    pub(crate) fn spec(
-        &self,
-        record: &WorkspaceRecord,
-        machinery: &Machinery,
-        dir: &WorkspaceDir,
-        base: &Path,
-        work: Work,
-    ) -> Result<Spec, Error> {
-        let seed = random::<22>()?;
-        let (machine_id, mac) = seed.split_at(16);
-        let network = machinery.passt.is_some().then(|| Network {
-            // Locally administered, unicast.
-            mac: MacAddress([0x02, mac[1], mac[2], mac[3], mac[4], mac[5]]),
-            address: GUEST_ADDRESS,
-            prefix_len: PREFIX_LEN,
-            gateway: GATEWAY,
-            dns: vec![NAME_SERVER.into()],
-        });
-        Ok(Spec {
-            generation: GENERATION,
-            state_dir: absolute(self.state().root())?,
-            workspace: record.name.clone(),
-            backend: machinery.decision.backend().to_owned(),
-            machine: MachineSpec {
-                qemu: machinery.qemu.clone(),
-                kvm: machinery.decision.backend() == "linux-kvm",
-                kernel: absolute(&machinery.kernel)?,
-                initramfs: absolute(&machinery.initramfs)?,
-                memory_mib: record.resources.memory_mib,
-                cpu_count: record.resources.cpu_count,
-                disk: absolute(&dir.disk())?,
-                base: absolute(base)?,
-                keep_disk: !record.disposable,
-            },
-            passt: machinery.passt.clone(),
-            configure: Configure {
-                clock_unix_ns: 0,
-                entropy: Entropy([0; 32]),
-                machine_id: machine_id.iter().map(|byte| format!("{byte:02x}")).collect(),
-                hostname: record.hostname.clone(),
-                network,
-                root: Root { scsi_target: ROOT_SCSI_TARGET, grow: true },
-            },
-            work,
-            timeout: None,
-            boot_deadline: self.options().boot_deadline,
-            warm: self.options().warm.clone(),
-        })
-    }
-
     /// Starts the supervisor and passes on what it reports until the machine is gone.
     async fn follow(
         &self,
@@ -274,11 +167,7 @@ impl Engine {
                         .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
                     observer.event(Event::Booted { elapsed_ms });
                 }
-                Ok(Report::Fallback(reason)) => {
-                    let notice =
-                        format!("the template did not come back to life, so the machine boots: {reason}");
-                    observer.event(Event::Notice(notice));
-                }
+                Ok(Report::Notice(notice)) => observer.event(Event::Notice(notice)),
                 Ok(Report::Setup(step)) => observer.event(Event::Setup {
                     step: step + 1,
                     total: options.setup.len(),
@@ -337,7 +226,7 @@ impl Engine {
                 let tail = Some(ended.console_tail.clone()).filter(|tail| !tail.is_empty());
                 Err(failed(failure.kind, failure.message.clone(), tail))
             }
-            Outcome::Fetched | Outcome::Unreadable { .. } => Err(failed(
+            Outcome::Fetched | Outcome::Unreadable { .. } | Outcome::Frozen => Err(failed(
                 FailureKind::Protocol,
                 "its supervisor did other work than asked".to_owned(),
                 None,
@@ -542,29 +431,6 @@ fn environment(options: &RunOptions, config: &ImageConfig, hostname: &str) -> Ve
 
 fn chunk(text: &str) -> Chunk {
     Chunk::from(text.as_bytes())
-}
-
-fn random<const N: usize>() -> Result<[u8; N], Error> {
-    let mut bytes = [0; N];
-    match getrandom(&mut bytes, GetRandomFlags::empty()) {
-        Ok(filled) if filled == N => Ok(bytes),
-        outcome => Err(Error::File {
-            action: "read",
-            path: "/dev/urandom".into(),
-            source: outcome.err().map_or(io::ErrorKind::UnexpectedEof.into(), io::Error::from),
-        }),
-    }
-}
-
-/// QEMU and the supervisor have the caller's working directory, but a record must not depend on it.
-fn absolute(path: &Path) -> Result<PathBuf, Error> {
-    std::path::absolute(path).map_err(|source| Error::File { action: "find", path: path.to_owned(), source })
-}
-
-/// The name server that passt forwards to; its own choice when nothing better is known.
-fn upstream() -> Option<std::net::Ipv4Addr> {
-    let files = ["/etc/resolv.conf", RESOLVED_CONF].map(|path| fs::read_to_string(path).unwrap_or_default());
-    upstream_name_server(&[&files[0], &files[1]])
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use microagent_store::StateDir;
 
 use crate::machine::Start;
-use crate::spec::{Spec, StartMode};
+use crate::spec::{Spec, StartMode, Work};
 use crate::template::{Freezer, Shape, Template, Unavailable};
 
 /// The way that was chosen, with what it needs.
@@ -29,6 +29,7 @@ impl Plan {
             Err(error) => return Plan::Cold(format!("the shape of the machine is unknown: {error}")),
         };
         let reason = match Template::open(state, &shape) {
+            Ok(_) if matches!(spec.work, Work::Freeze) => "it is frozen anew".to_owned(),
             Ok(template) => return Plan::Warm(template),
             Err(Unavailable::Missing) => "no template of this shape yet".to_owned(),
             Err(Unavailable::Damaged(reason)) => {

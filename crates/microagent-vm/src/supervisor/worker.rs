@@ -55,6 +55,15 @@ impl From<SessionError> for Trouble {
     }
 }
 
+impl From<Trouble> for Event {
+    fn from(trouble: Trouble) -> Event {
+        match trouble {
+            Trouble::Guest(message) => Event::GuestFailed(message),
+            Trouble::Host(message) => Event::HostFull(message),
+        }
+    }
+}
+
 /// A guest that is frozen as soon as it answers.
 pub(super) struct Freeze {
     /// What it is frozen into.
@@ -99,7 +108,7 @@ impl Worker {
     ) -> io::Result<Worker> {
         let output = match spec.work {
             Work::Run { .. } => dir.output(),
-            Work::Fetch { .. } => "/dev/null".into(),
+            Work::Fetch { .. } | Work::Freeze => "/dev/null".into(),
         };
         Ok(Worker {
             work: spec.work.clone(),
@@ -114,27 +123,37 @@ impl Worker {
     /// Holds the conversation; every event of it goes to the driver.
     pub(super) async fn run(
         mut self,
-        control: UnixStream,
+        mut control: UnixStream,
         events: mpsc::Sender<Event>,
         flush_asked: oneshot::Receiver<()>,
     ) {
-        let failed = |trouble| match trouble {
-            Trouble::Guest(message) => Event::GuestFailed(message),
-            Trouble::Host(message) => Event::HostFull(message),
-        };
+        // The driver outlives this task, so a failed send means that it is ending already.
+        if let Some(freeze) = self.freeze.take() {
+            match self.freeze(&mut control, freeze).await {
+                Err(trouble) => return drop(events.send(trouble.into()).await),
+                Ok(frozen) if matches!(self.work, Work::Freeze) => {
+                    let failed =
+                        |reason| Event::GuestFailed(format!("the guest could not be frozen: {reason}"));
+                    let event = frozen.map_or_else(failed, |()| Event::WorkDone(Outcome::Frozen));
+                    return drop(events.send(event).await);
+                }
+                // It costs the next run its warm start and this one nothing.
+                Ok(Err(reason)) => {
+                    let _ = self
+                        .links
+                        .reports
+                        .send(Report::Notice(format!("no template was made: {reason}")))
+                        .await;
+                }
+                Ok(Ok(())) => {}
+            }
+        }
         let session = match self.open(control).await {
             Ok(session) => session,
-            Err(trouble) => {
-                let _ = events.send(failed(trouble)).await;
-                return;
-            }
+            Err(trouble) => return drop(events.send(trouble.into()).await),
         };
-        // The driver outlives this task, so a failed send means that it is ending already.
         let _ = events.send(Event::AgentReady).await;
-        let event = match self.work(&session).await {
-            Ok(outcome) => Event::WorkDone(outcome),
-            Err(trouble) => failed(trouble),
-        };
+        let event = self.work(&session).await.map_or_else(Event::from, Event::WorkDone);
         let _ = events.send(event).await;
         if flush_asked.await.is_ok() {
             let event = match self.flush(&session).await {
@@ -147,10 +166,6 @@ impl Worker {
 
     /// Greets the guest and makes it this workspace's.
     async fn open(&mut self, mut control: UnixStream) -> Result<SessionHandle, Trouble> {
-        if let Some(freeze) = self.freeze.take() {
-            self.greet(&mut control, PreambleKind::Ping).await?;
-            self.freeze(freeze).await?;
-        }
         self.greet(&mut control, PreambleKind::Session).await?;
         self.links.timeline.borrow_mut().ready_us = elapsed_us(self.links.started);
         let (session, driver) = host_session(control);
@@ -191,27 +206,19 @@ impl Worker {
         }
     }
 
-    /// Freezes the guest into a template and lets it go on. A freeze that fails costs the next run its
-    /// warm start and this one nothing.
-    async fn freeze(&self, freeze: Freeze) -> Result<(), Trouble> {
+    /// Freezes the guest into a template as soon as it answers, and lets it go on. The inner result says
+    /// whether there is a template now.
+    async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
         let Freeze { freezer, monitor, state } = freeze;
+        self.greet(control, PreambleKind::Ping).await?;
         let stopped = Instant::now();
-        let frozen = match freezer.state_file() {
-            Ok(file) => {
-                timeout(FREEZE_DEADLINE, monitor.freeze(file)).await.is_ok_and(|frozen| frozen.is_ok())
-            }
-            Err(_) => false,
-        };
-        let whole = frozen && freezer.copy_memory().is_ok();
+        let frozen = freeze_into(&freezer, &monitor).await;
         monitor
             .go_on()
             .await
             .map_err(|e| Trouble::Guest(format!("the guest did not go on after a freeze: {e}")))?;
         self.links.timeline.borrow_mut().freeze_us = elapsed_us(stopped);
-        if whole {
-            let _ = freezer.publish(&state);
-        }
-        Ok(())
+        Ok(frozen.and_then(|()| freezer.publish(&state).map_err(|e| e.to_string())))
     }
 
     async fn work(&mut self, session: &SessionHandle) -> Result<Outcome, Trouble> {
@@ -232,6 +239,8 @@ impl Worker {
                 Ok(Outcome::Completed(result))
             }
             Work::Fetch { path } => self.fetch(session, path).await,
+            // Its conversation ends with the freeze; that it comes this far means that there was none.
+            Work::Freeze => Err(Trouble::Guest("there was nothing to freeze the guest into".to_owned())),
         }
     }
 
@@ -288,6 +297,16 @@ impl Worker {
         let answer: Result<(), GuestError> = reply(&mut stream).await?;
         answer.map_err(|e| Trouble::Guest(e.message))
     }
+}
+
+/// Writes state and memory of a guest, which stands still afterwards.
+async fn freeze_into(freezer: &Freezer, monitor: &Monitor) -> Result<(), String> {
+    let state = freezer.state_file().map_err(|e| format!("the state cannot be stored: {e}"))?;
+    match timeout(FREEZE_DEADLINE, monitor.freeze(state)).await {
+        Ok(frozen) => frozen.map_err(|e| e.to_string())?,
+        Err(_) => return Err("it took too long".to_owned()),
+    }
+    freezer.copy_memory().map_err(|e| format!("the memory cannot be stored: {e}"))
 }
 
 /// Opens a stream with a request.

@@ -1,0 +1,163 @@
+//! From what is to live to what a supervisor must know: programs, guest files, addresses, identity.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use microagent_guest::Guest;
+use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, RESOLVED_CONF, upstream_name_server};
+use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
+use microagent_store::{NetworkMode, Resources, WorkspaceDir, WorkspaceRecord};
+use microagent_vm::machine::ROOT_SCSI_TARGET;
+use microagent_vm::spec::PasstSpec;
+use microagent_vm::{AccelDecision, DiskSpec, KvmFacts, MachineSpec, Spec, SuperviseError, Work, accel};
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::{Engine, Error};
+
+/// What machines are started with on this host.
+pub(crate) struct Machinery {
+    pub(crate) decision: AccelDecision,
+    qemu: PathBuf,
+    passt: Option<PasstSpec>,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+}
+
+/// What is to live.
+pub(crate) struct Life<'a> {
+    /// How its supervisor is called in lists of processes.
+    pub(crate) name: &'a str,
+    /// Host name in the guest.
+    pub(crate) hostname: &'a str,
+    /// Size of the machine.
+    pub(crate) resources: Resources,
+    /// Where its logs go.
+    pub(crate) dir: &'a WorkspaceDir,
+    /// Its overlay, the base disk under it, and whether the overlay outlives it.
+    pub(crate) disk: Option<(PathBuf, &'a Path, bool)>,
+}
+
+impl<'a> Life<'a> {
+    /// A life of the workspace.
+    pub(crate) fn of(record: &'a WorkspaceRecord, dir: &'a WorkspaceDir, base: &'a Path) -> Life<'a> {
+        Life {
+            name: record.name.as_str(),
+            hostname: &record.hostname,
+            resources: record.resources,
+            dir,
+            disk: Some((dir.disk(), base, !record.disposable)),
+        }
+    }
+}
+
+impl Engine {
+    /// Finds programs and files of a machine.
+    pub(crate) fn machinery(&self, network: NetworkMode) -> Result<Machinery, Error> {
+        let options = self.options();
+        let qemu = self.find_program(options.qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86")?;
+        let passt = match network {
+            NetworkMode::Isolated => None,
+            NetworkMode::User => Some(PasstSpec {
+                program: self.find_program(options.passt.as_deref(), "passt", "passt")?,
+                upstream: upstream(),
+            }),
+        };
+        let guest = Guest::embedded();
+        let files = match &options.kernel {
+            None => guest.unpack(self.state()),
+            Some(kernel) => guest.unpack_with_kernel(self.state(), kernel),
+        }?;
+        let decision = accel::decide(options.accel, &KvmFacts::gather());
+        Ok(Machinery { decision, qemu, passt, kernel: files.kernel, initramfs: files.initramfs })
+    }
+
+    /// Looks a program up as a shell would.
+    pub(crate) fn find_program(
+        &self,
+        given: Option<&Path>,
+        program: &'static str,
+        package: &'static str,
+    ) -> Result<PathBuf, Error> {
+        let found = match given {
+            Some(path) => Some(path.to_owned()).filter(|path| path.is_file()),
+            None => std::env::split_paths(&self.options().search_path)
+                .map(|dir| dir.join(program))
+                .find(|path| path.is_file()),
+        };
+        found.ok_or(Error::Supervise(SuperviseError::MissingProgram { program, package }))
+    }
+
+    /// Everything that a supervisor must know. Without a time limit on the work.
+    pub(crate) fn spec(&self, machinery: &Machinery, life: &Life<'_>, work: Work) -> Result<Spec, Error> {
+        let seed = random::<22>()?;
+        let (machine_id, mac) = seed.split_at(16);
+        let network = machinery.passt.is_some().then(|| Network {
+            // Locally administered, unicast.
+            mac: MacAddress([0x02, mac[1], mac[2], mac[3], mac[4], mac[5]]),
+            address: GUEST_ADDRESS,
+            prefix_len: PREFIX_LEN,
+            gateway: GATEWAY,
+            dns: vec![NAME_SERVER.into()],
+        });
+        let disk = match &life.disk {
+            Some((overlay, base, keep)) => {
+                Some(DiskSpec { overlay: absolute(overlay)?, base: absolute(base)?, keep: *keep })
+            }
+            None => None,
+        };
+        Ok(Spec {
+            generation: GENERATION,
+            state_dir: absolute(self.state().root())?,
+            dir: absolute(life.dir.path())?,
+            name: life.name.to_owned(),
+            backend: machinery.decision.backend().to_owned(),
+            machine: MachineSpec {
+                qemu: machinery.qemu.clone(),
+                kvm: machinery.decision.backend() == "linux-kvm",
+                kernel: absolute(&machinery.kernel)?,
+                initramfs: absolute(&machinery.initramfs)?,
+                memory_mib: life.resources.memory_mib,
+                cpu_count: life.resources.cpu_count,
+                disk,
+            },
+            passt: machinery.passt.clone(),
+            configure: Configure {
+                // The supervisor fills both in at the last moment.
+                clock_unix_ns: 0,
+                entropy: Entropy([0; 32]),
+                machine_id: machine_id.iter().map(|byte| format!("{byte:02x}")).collect(),
+                hostname: life.hostname.to_owned(),
+                network,
+                root: Root { scsi_target: ROOT_SCSI_TARGET, grow: true },
+            },
+            work,
+            timeout: None,
+            boot_deadline: self.options().boot_deadline,
+            warm: self.options().warm.clone(),
+        })
+    }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    match getrandom(&mut bytes, GetRandomFlags::empty()) {
+        Ok(filled) if filled == N => Ok(bytes),
+        outcome => Err(Error::File {
+            action: "read",
+            path: "/dev/urandom".into(),
+            source: outcome.err().map_or(io::ErrorKind::UnexpectedEof.into(), io::Error::from),
+        }),
+    }
+}
+
+/// QEMU and the supervisor have the caller's working directory, but a record must not depend on it.
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    std::path::absolute(path).map_err(|source| Error::File { action: "find", path: path.to_owned(), source })
+}
+
+/// The name server that passt forwards to; its own choice when nothing better is known.
+fn upstream() -> Option<std::net::Ipv4Addr> {
+    let files = ["/etc/resolv.conf", RESOLVED_CONF].map(|path| fs::read_to_string(path).unwrap_or_default());
+    upstream_name_server(&[&files[0], &files[1]])
+}
