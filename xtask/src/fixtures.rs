@@ -32,7 +32,7 @@ const BENCH_PACKAGES: [&str; 2] =
     ["build-essential,git,python3-numpy", "default-jdk-headless,nodejs,golang-go"];
 
 /// What to make beside the usual fixtures.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct Fixtures {
     /// Also make `big`, about 1 GB, which only the benchmark needs
     #[arg(long)]

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::fixtures::Fixtures;
 use crate::process::{cargo, has_cargo_command, program, run};
 use crate::{deps, docs};
 
@@ -16,17 +17,10 @@ pub(crate) fn test() -> Result<()> {
     step("dependencies", deps::check)?;
     step("documents", docs::check)?;
     step("lints", || {
-        run(cargo().args([
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--locked",
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ]))
+        let what = ["--workspace", "--all-targets", "--locked", "--quiet"];
+        run(cargo().arg("clippy").args(what).args(["--", "-D", "warnings"]))
     })?;
+    step("fixtures", || Fixtures::default().run())?;
     // End-to-end tests run the command that lies beside them.
     step("build", || run(cargo().args(["build", "--locked", "--quiet", "--package", "microagent-cli"])))?;
     step("documentation tests", || {
