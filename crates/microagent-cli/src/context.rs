@@ -55,9 +55,10 @@ impl Context {
         Engine::new(self.options.clone())
     }
 
-    /// The engine with another guest kernel.
-    pub(crate) fn engine_with_kernel(&self, kernel: Option<PathBuf>) -> Engine {
-        Engine::new(EngineOptions { kernel, ..self.options.clone() })
+    /// The engine with another guest kernel, or one that uses no templates.
+    pub(crate) fn engine_for_run(&self, kernel: Option<PathBuf>, cold: bool) -> Engine {
+        let warm = if cold { Err("asked for with --cold".to_owned()) } else { self.options.warm.clone() };
+        Engine::new(EngineOptions { kernel, warm, ..self.options.clone() })
     }
 
     /// How to show long work; `quiet` leaves only notes.

@@ -124,6 +124,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub(super) kernel: Option<PathBuf>,
 
+    /// Boot the kernel instead of starting from a template, and make none
+    #[arg(long, help_heading = "Machine")]
+    pub(super) cold: bool,
+
     /// Kill the machine after this time: seconds, or with units such as 1m30s
     #[arg(long, value_name = "SECONDS", value_parser = duration, help_heading = "The run")]
     timeout: Option<Duration>,

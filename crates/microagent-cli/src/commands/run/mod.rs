@@ -24,7 +24,7 @@ const START_FAILURES: [i32; 2] = [126, 127];
 /// Runs the command and prints what came of it.
 pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     let options = args.options()?;
-    let engine = context.engine_with_kernel(args.kernel.clone());
+    let engine = context.engine_for_run(args.kernel.clone(), args.cold);
     let progress = context.progress(args.quiet);
     if args.useless_outputs() {
         progress.note("--output without --keep: nothing can be fetched after the run");
