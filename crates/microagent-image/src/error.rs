@@ -92,13 +92,11 @@ pub enum ImageError {
         /// What the loader said.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// A proxy setting is no URL.
-    #[error("proxy `{proxy}` is not a proxy URL")]
+    /// A proxy setting is no URL of an HTTP proxy.
+    #[error("`{proxy}` is not the URL of an HTTP proxy")]
     Proxy {
         /// The setting, without user name and password.
         proxy: String,
-        /// What the parser said.
-        source: reqwest::Error,
     },
     /// No answer: name, route, connection, TLS or time.
     #[error("cannot reach registry `{registry}`")]
@@ -439,16 +437,16 @@ pub(crate) fn chain<'a>(
 pub(crate) fn certificate_problem<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> Option<&'a rustls::CertificateError> {
-    chain(error).find_map(|error| {
-        // rustls hands its error out inside an `io::Error`, whose `source()` skips it.
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let tls = inner
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-            .or_else(|| error.downcast_ref::<rustls::Error>())?;
-        match tls {
-            rustls::Error::InvalidCertificate(problem) => Some(problem),
-            _ => None,
+    // An `io::Error` hides what it wraps from `source()`, and rustls' error comes wrapped in two of them.
+    let deeper = |&error: &&'a (dyn StdError + 'static)| -> Option<&'a (dyn StdError + 'static)> {
+        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
         }
+    };
+    std::iter::successors(Some(error), deeper).find_map(|error| match error.downcast_ref() {
+        Some(rustls::Error::InvalidCertificate(problem)) => Some(problem),
+        _ => None,
     })
 }
 

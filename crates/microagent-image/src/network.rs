@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::{NoProxy, Proxy, redirect};
+use reqwest::{NoProxy, Proxy, Url, redirect};
 use rustls::crypto::ring;
 use rustls::{ClientConfig, RootCertStore};
 
@@ -93,7 +93,7 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
 }
 
 fn proxies(environment: &Environment) -> Result<Vec<Proxy>, ImageError> {
-    type Make = fn(&str) -> reqwest::Result<Proxy>;
+    type Make = fn(Url) -> reqwest::Result<Proxy>;
     let settings: [(&Option<String>, Make); 3] = [
         (&environment.http_proxy, |url| Proxy::http(url)),
         (&environment.https_proxy, |url| Proxy::https(url)),
@@ -101,13 +101,22 @@ fn proxies(environment: &Environment) -> Result<Vec<Proxy>, ImageError> {
     ];
     let mut proxies = Vec::new();
     for (setting, make) in settings {
-        if let Some(url) = setting {
-            let failed = |source| ImageError::Proxy { proxy: without_login(url), source };
+        if let Some(setting) = setting {
+            let refused = || ImageError::Proxy { proxy: without_login(setting) };
             let no_proxy = environment.no_proxy.as_deref().and_then(NoProxy::from_string);
-            proxies.push(make(url).map_err(failed)?.no_proxy(no_proxy));
+            let url = proxy_url(setting).ok_or_else(refused)?;
+            proxies.push(make(url).map_err(|_| refused())?.no_proxy(no_proxy));
         }
     }
     Ok(proxies)
+}
+
+/// Checked here, because the HTTP client takes nearly any text for some proxy. Without a scheme it is
+/// plain HTTP, as with curl.
+fn proxy_url(setting: &str) -> Option<Url> {
+    let full = if setting.contains("://") { setting.to_owned() } else { format!("http://{setting}") };
+    let url = Url::parse(full.trim()).ok()?;
+    (matches!(url.scheme(), "http" | "https") && url.has_host()).then_some(url)
 }
 
 /// A proxy URL may hold a password.
@@ -162,13 +171,19 @@ mod tests {
 
     #[test]
     fn wrong_settings_are_named_without_passwords() {
-        let environment =
-            Environment { https_proxy: Some("ftp//user:secret@x y".into()), ..Environment::default() };
-        let error = client(&environment, &NetworkOptions::default(), false).unwrap_err();
-        assert!(matches!(error, ImageError::Proxy { .. }), "{error:?}");
-        assert!(!error.to_string().contains("secret"), "{error}");
-        client(&environment, &NetworkOptions::default(), true).unwrap();
-
+        for wrong in
+            ["ftp://user:secret@host", "socks5://user:secret@host", "http://user:secret@", "user:secret@x y"]
+        {
+            let environment = Environment { https_proxy: Some(wrong.into()), ..Environment::default() };
+            let error = client(&environment, &NetworkOptions::default(), false).unwrap_err();
+            assert!(matches!(error, ImageError::Proxy { .. }), "{wrong}: {error:?}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+            client(&environment, &NetworkOptions::default(), true).unwrap();
+        }
+        for right in ["proxy:3128", "http://user:secret@proxy.example.org", "https://[::1]:3128/"] {
+            let environment = Environment { all_proxy: Some(right.into()), ..Environment::default() };
+            client(&environment, &NetworkOptions::default(), false).unwrap();
+        }
         let environment =
             Environment { ssl_cert_file: Some("/nonexistent/ca.pem".into()), ..Environment::default() };
         let error = client(&environment, &NetworkOptions::default(), false).unwrap_err();

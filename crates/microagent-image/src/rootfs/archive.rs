@@ -124,9 +124,15 @@ impl<'a, S: Source> Archive<'a, S> {
     }
 
     fn skip(&mut self) -> Result<(), RootfsError> {
-        self.remaining = self.remaining.checked_add(self.padding).ok_or_else(|| self.truncated())?;
-        self.padding = 0;
-        self.data(self.remaining, |_| Ok(()))
+        self.data(self.remaining, |_| Ok(()))?;
+        // Behind the last member all padding may be missing: `umoci insert` leaves it out, and Go's reader,
+        // which every container engine reads layers with, does not mind.
+        let padding = std::mem::take(&mut self.padding);
+        if padding == 0 || self.source.fill()?.is_empty() {
+            return Ok(());
+        }
+        self.remaining = padding;
+        self.data(padding, |_| Ok(()))
     }
 
     fn expect_data(&mut self, size: u64) {
