@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// The guest's address. Every guest has the same: each has a passt of its own.
@@ -23,16 +23,15 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// The name server that the guest sees; passt forwards to the host's.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
-/// `resolv.conf` of systemd-resolved with the real servers, where `/etc/resolv.conf` names only its stub.
-pub const RESOLVED_CONF: &str = "/run/systemd/resolve/resolv.conf";
-
 /// passt's arguments for a guest without published ports.
 ///
-/// `upstream` is the name server that queries go to; `None` leaves the choice to passt.
+/// Queries to [`NAME_SERVER`] go to the first name server of the host's `/etc/resolv.conf`, also when that is a
+/// stub on the host's loopback, since it is passt that asks. `--dns` must stay away: with it, passt (of 2023-03,
+/// Debian 12) does not look at that file, and then forwards nowhere.
 ///
 /// # Source
 /// `passt(1)`; `--fd` needs passt of 2022-11-16 or later.
-pub fn passt_args(socket: BorrowedFd<'_>, upstream: Option<Ipv4Addr>) -> Vec<OsString> {
+pub fn passt_args(socket: BorrowedFd<'_>) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec!["--fd".into(), socket.as_raw_fd().to_string().into()];
     for flag in ["--foreground", "--quiet", "--stderr", "--ipv4-only", "--no-map-gw", "--no-dhcp"] {
         args.push(flag.into());
@@ -48,28 +47,7 @@ pub fn passt_args(socket: BorrowedFd<'_>, upstream: Option<Ipv4Addr>) -> Vec<OsS
         args.push(name.into());
         args.push(value.into());
     }
-    if let Some(upstream) = upstream {
-        args.push("--dns".into());
-        args.push(upstream.to_string().into());
-    }
     args
-}
-
-/// The first IPv4 name server that is not the host's own loopback, looking through the contents of
-/// resolver files in order. With `--no-map-gw` passt cannot forward to a server on loopback, such as the
-/// stub of systemd-resolved.
-pub fn upstream_name_server(resolver_files: &[&str]) -> Option<Ipv4Addr> {
-    resolver_files.iter().flat_map(|text| name_servers(text)).find_map(|server| match server {
-        IpAddr::V4(address) if !address.is_loopback() && !address.is_unspecified() => Some(address),
-        _ => None,
-    })
-}
-
-fn name_servers(resolver_file: &str) -> impl Iterator<Item = IpAddr> {
-    resolver_file.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next()?.parse().ok()).flatten()
-    })
 }
 
 #[cfg(test)]
@@ -79,18 +57,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn skips_loopback_and_ipv6_servers() {
-        let stub = "# stub\nnameserver 127.0.0.53\noptions edns0\n";
-        let real =
-            "nameserver fe80::1%2\nnameserver 2001:db8::1\nnameserver 192.0.2.7\nnameserver 192.0.2.8\n";
-        assert_eq!(upstream_name_server(&[stub, real]), Some(Ipv4Addr::new(192, 0, 2, 7)));
-        assert_eq!(upstream_name_server(&[stub]), None);
-    }
-
-    #[test]
     fn the_host_loopback_is_out_of_reach() {
         let null = std::fs::File::open("/dev/null").unwrap();
-        let args = passt_args(null.as_fd(), None);
+        let args = passt_args(null.as_fd());
         assert!(args.iter().any(|arg| arg == "--no-map-gw"));
         assert!(!args.iter().any(|arg| arg == "--dns"));
     }

@@ -85,8 +85,6 @@ impl MachineSpec {
 pub struct PasstSpec {
     /// passt.
     pub program: PathBuf,
-    /// Name server that queries go to; passt's choice when absent.
-    pub upstream: Option<std::net::Ipv4Addr>,
 }
 
 /// What the guest does.

@@ -1,11 +1,10 @@
 //! From what is to live to what a supervisor must know: programs, guest files, addresses, identity.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use microagent_guest::Guest;
-use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, RESOLVED_CONF, upstream_name_server};
+use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
 use microagent_store::{NetworkMode, Resources, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
@@ -58,10 +57,9 @@ impl Engine {
         let qemu = self.find_program(options.qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86")?;
         let passt = match network {
             NetworkMode::Isolated => None,
-            NetworkMode::User => Some(PasstSpec {
-                program: self.find_program(options.passt.as_deref(), "passt", "passt")?,
-                upstream: upstream(),
-            }),
+            NetworkMode::User => {
+                Some(PasstSpec { program: self.find_program(options.passt.as_deref(), "passt", "passt")? })
+            }
         };
         let guest = Guest::embedded();
         let files = match &options.kernel {
@@ -154,10 +152,4 @@ fn random<const N: usize>() -> Result<[u8; N], Error> {
 /// QEMU and the supervisor have the caller's working directory, but a record must not depend on it.
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
     std::path::absolute(path).map_err(|source| Error::File { action: "find", path: path.to_owned(), source })
-}
-
-/// The name server that passt forwards to; its own choice when nothing better is known.
-fn upstream() -> Option<std::net::Ipv4Addr> {
-    let files = ["/etc/resolv.conf", RESOLVED_CONF].map(|path| fs::read_to_string(path).unwrap_or_default());
-    upstream_name_server(&[&files[0], &files[1]])
 }

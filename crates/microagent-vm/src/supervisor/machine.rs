@@ -210,7 +210,7 @@ fn start_qemu(spec: &Spec, plan: &Plan, network: Option<&OwnedFd>) -> io::Result
 /// Starts passt; gives the end of its socket that is QEMU's. passt jails itself.
 fn start_passt(spec: &PasstSpec) -> io::Result<(OwnedFd, Child)> {
     let (qemu_end, passt_end) = StdUnixStream::pair()?;
-    let args = passt_args(passt_end.as_fd(), spec.upstream);
+    let args = passt_args(passt_end.as_fd());
     let child =
         spawn(Program { path: &spec.program, args: &args, inherit: &[passt_end.as_fd()], jail: None })?;
     Ok((qemu_end.into(), child))
