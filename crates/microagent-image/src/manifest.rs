@@ -442,8 +442,9 @@ mod tests {
 
     #[test]
     fn picks_the_platform() {
+        type Entries = &'static [(&'static str, Option<&'static str>)];
         let amd64 = Platform::default();
-        let cases: [(&[(&str, Option<&str>)], Result<&str, &str>); 7] = [
+        let cases: [(Entries, Result<&str, &str>); 7] = [
             (&[(OCI_MANIFEST, Some("linux/arm64")), (OCI_MANIFEST, Some("linux/amd64"))], Ok("linux/amd64")),
             (
                 &[(DOCKER_MANIFEST, Some("linux/amd64/v3")), (DOCKER_MANIFEST, Some("linux/amd64"))],

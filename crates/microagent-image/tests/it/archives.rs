@@ -147,7 +147,7 @@ async fn damaged_layouts_and_archives_are_refused() {
     let mut layout = Layout::new(&home.path("layout"));
     let layer = Layer::gzip(&[("a", &vec![7; 100_000])]);
     let digest = layer.digest();
-    layout.tag("latest", layout.image("linux/amd64", &[layer.clone()]));
+    layout.tag("latest", layout.image("linux/amd64", std::slice::from_ref(&layer)));
     let archive = home.path("oci.tar");
     skopeo(&layout.reference("latest"), &format!("oci-archive:{}:v1", archive.display()));
 

@@ -1,5 +1,8 @@
 //! The image store against real registries, real archives, and a registry that does everything wrong.
 
+// Helpers of tests count as tests.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod archives;
 mod cache;
 mod faults;
