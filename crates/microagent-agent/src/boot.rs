@@ -23,6 +23,10 @@ pub(crate) const SCRATCH: &str = "/dev/.microagent";
 
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
+/// Parent of the commands' control groups. It enables no controller for them, so that making and removing
+/// one is cheap.
+const EXEC_CGROUPS: &str = "/sys/fs/cgroup/microagent";
+
 /// Open files: the soft limit keeps programs quick that close every possible descriptor one by one, the
 /// hard one lets those that know what they need raise it.
 const OPEN_FILES: Rlimit = Rlimit { current: Some(65_536), maximum: Some(1_048_576) };
@@ -30,8 +34,8 @@ const OPEN_FILES: Rlimit = Rlimit { current: Some(65_536), maximum: Some(1_048_5
 /// What later steps need from the boot.
 #[derive(Debug)]
 pub(crate) struct Booted {
-    /// Root of the control group tree; held open, so that a guest that unmounts it changes nothing.
-    pub(crate) cgroup_root: OwnedFd,
+    /// Parent of the commands' control groups; held open, so that a guest that unmounts it changes nothing.
+    pub(crate) exec_cgroups: OwnedFd,
 }
 
 /// Why the machine could not be prepared.
@@ -91,14 +95,15 @@ pub(crate) fn prepare() -> Result<Booted, BootError> {
         .mode(0o711)
         .create(SCRATCH)
         .map_err(|source| BootError::Make { path: SCRATCH, source })?;
-    let cgroup_root = openat(CWD, CGROUP_ROOT, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| BootError::Open { path: CGROUP_ROOT, source: e.into() })?;
+    fs::create_dir(EXEC_CGROUPS).map_err(|source| BootError::Make { path: EXEC_CGROUPS, source })?;
+    let exec_cgroups = openat(CWD, EXEC_CGROUPS, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| BootError::Open { path: EXEC_CGROUPS, source: e.into() })?;
     set_limits();
     enable_controllers();
     if let Err(error) = crate::net::loopback_up() {
         console::say_error("cannot start the loopback interface", &error);
     }
-    Ok(Booted { cgroup_root })
+    Ok(Booted { exec_cgroups })
 }
 
 /// Limits of the agent, inherited by what it runs, and kernel settings that Docker's users are used to.

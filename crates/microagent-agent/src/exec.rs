@@ -47,6 +47,8 @@ impl Executor {
                     _ = running.converse(exec, &mut to_host) => {}
                     () = host_is_gone(&mut from_host) => {}
                 }
+                // The last event goes out before the cleaning up.
+                tokio::task::yield_now().await;
                 self.end(running);
             }
         }

@@ -27,7 +27,7 @@ pub(crate) fn run(port: OwnedFd, booted: Booted, boot_us: u64) -> io::Result<()>
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let reaper = Reaper::start()?;
-        let executor = Executor { cgroups: Cgroups::new(booted.cgroup_root), reaper };
+        let executor = Executor { cgroups: Cgroups::new(booted.exec_cgroups), reaper };
         let guest = Arc::new(Guest { executor, boot_us, phase: Mutex::new(Phase::Fresh) });
         let (mut incoming, driver) = guest_session(Channel::new(port)?);
         let driver = tokio::spawn(driver);

@@ -7,7 +7,7 @@ mod harness;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use harness::{BASE_LEN, Machine, Session, Vm, argv, exec, settings, shell};
+use harness::{Machine, Session, Vm, argv, exec, settings, shell};
 use microagent_proto::{
     Command, ExecEvent, Exit, GuestErrorKind, MacAddress, Network, PreambleKind, Request, StartErrorKind,
 };
@@ -94,7 +94,11 @@ async fn commands_run_as_asked() {
     asked.user = "user".to_owned();
     assert_eq!(session.run(asked).await.text(), "#!/bin/cat\nits own text\n");
     assert_eq!(session.sh("ls /dev/.microagent").await, "");
-    assert_eq!(session.sh("ls -d /sys/fs/cgroup/exec-* | wc -l").await, "1", "only that of `ls` is left");
+    assert_eq!(
+        session.sh("ls -d /sys/fs/cgroup/microagent/exec-* | wc -l").await,
+        "1",
+        "only that of `ls` is left"
+    );
 }
 
 #[tokio::test]
@@ -164,6 +168,10 @@ async fn much_output_and_many_at_once() {
     assert_eq!((output.text(), output.exit), ("now\n", Some(Exit::Code(0))));
     eventually(&session, "grep -q alive /srv/late && ps -o args | grep -q '^sleep 1000'").await;
 
+    // When memory runs out, the command goes and not the machine.
+    let output = session.run(shell("dd if=/dev/zero of=/dev/null bs=600M count=1; exit $?")).await;
+    assert!(matches!(output.exit, Some(Exit::Code(1 | 137) | Exit::Signal(9))), "{output:?}");
+
     let all = (0..40).map(|number| {
         let session = &session;
         async move { session.sh(&format!("seq 1 20000 | wc -l; echo {number}")).await }
@@ -177,8 +185,7 @@ async fn much_output_and_many_at_once() {
 async fn a_dropped_stream_ends_the_whole_tree() {
     let vm = Vm::start(&Machine::default());
     let session = configured(&vm).await;
-    let line =
-        "trap '' TERM HUP; (setsid sh -c 'while :; do sleep 777; done' &) ; mkdir -p /sys/fs/cgroup/$$; yes";
+    let line = "trap '' TERM HUP; (setsid sh -c 'while :; do sleep 777; done' &) ; mkdir -p /sys/fs/cgroup/microagent/exec-1/own; yes";
     let mut stream = session.open(&Request::Exec(shell(line))).await;
     loop {
         if let ExecEvent::Stdout(_) = session.event(&mut stream).await {
@@ -194,12 +201,12 @@ async fn a_dropped_stream_ends_the_whole_tree() {
     assert!(lost < 20_000, "{lost} KiB of memory went");
     drop(stream);
     eventually(&session, "! ps -o args | grep -qE '^(sleep [7]77|yes)'").await;
-    eventually(&session, "test $(ls -d /sys/fs/cgroup/exec-* | wc -l) = 1").await;
+    eventually(&session, "test $(ls -d /sys/fs/cgroup/microagent/exec-* | wc -l) = 1").await;
 }
 
 #[tokio::test]
 async fn the_machine_is_this_workspaces() {
-    let vm = Vm::start(&Machine { disk_len: 600 << 20, network: true });
+    let vm = Vm::start(&Machine { disk_len: 20 << 30, network: true, disk: None });
     let session = vm.session().await;
     let mut wanted = settings();
     wanted.clock_unix_ns = 2_000_000_000_000_000_000;
@@ -228,7 +235,7 @@ async fn the_machine_is_this_workspaces() {
     assert!(session.sh("ip addr show lo").await.contains("inet 127.0.0.1/8"));
     assert!(session.sh("ip route").await.contains("default via 10.0.2.2 dev eth0"));
     let blocks: u64 = session.sh("df -k / | awk 'NR==2 { print $2 }'").await.parse().unwrap();
-    assert!(blocks > 500 << 10, "the file system has {blocks} KiB");
+    assert!(blocks > 19 << 20, "the file system has {blocks} KiB");
     // The controllers are there for whoever makes groups, and mounts can be made and pivoted.
     let controllers = session.sh("cat /sys/fs/cgroup/cgroup.subtree_control").await;
     for name in ["cpu", "memory", "pids", "io"] {
@@ -246,7 +253,7 @@ async fn the_machine_is_this_workspaces() {
 
 #[tokio::test]
 async fn files_are_packed_and_the_disk_is_left_clean() {
-    let mut vm = Vm::start(&Machine { disk_len: 64 << 20, network: false });
+    let mut vm = Vm::start(&Machine { disk_len: 64 << 20, ..Machine::default() });
     {
         let session = configured(&vm).await;
         session.sh("mkdir -p /srv/out/sub; seq 1 300000 >/srv/out/numbers; ln /srv/out/numbers /srv/out/sub/same; ln -s numbers /srv/out/link; mknod /srv/out/null c 1 3; sync").await;
@@ -306,8 +313,30 @@ async fn files_are_packed_and_the_disk_is_left_clean() {
 }
 
 #[tokio::test]
+async fn a_full_disk_after_a_power_cut_is_usable() {
+    let mut vm = Vm::start(&Machine::default());
+    {
+        let session = configured(&vm).await;
+        session.sh("dd if=/dev/zero of=/srv/fill bs=64k 2>/dev/null; dd if=/dev/zero of=/srv/rest bs=1k 2>/dev/null; sync; true").await;
+        assert_eq!(session.sh("echo x >/srv/more 2>/dev/null || echo full").await, "full");
+    }
+    vm.kill();
+    let vm = Vm::start(&Machine { disk: Some(vm.disk()), ..Machine::default() });
+    let session = vm.session().await;
+    let mut wanted = settings();
+    wanted.hostname = "another".to_owned();
+    session.configure(wanted).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
+    assert_eq!(
+        session
+            .sh("cat /etc/hostname; cat /etc/machine-id | wc -c; rm /srv/fill /srv/rest; df / | wc -l")
+            .await,
+        "another\n33\n2"
+    );
+}
+
+#[tokio::test]
 async fn requests_have_an_order() {
-    let mut vm = Vm::start(&Machine { disk_len: BASE_LEN, network: false });
+    let mut vm = Vm::start(&Machine::default());
     {
         // Rubbish and pings come before a session, and a host that goes away may come back.
         let mut first = vm.connect().await;

@@ -124,7 +124,7 @@ fn make_root_disk(dir: &Path) {
     let disk = dir.join("root.ext4");
     File::create(&disk).unwrap().set_len(BASE_LEN).unwrap();
     let made = Command::new("mke2fs")
-        .args(["-q", "-F", "-t", "ext4", "-O", "^resize_inode", "-E", "root_owner=0:0", "-d"])
+        .args(["-q", "-F", "-t", "ext4", "-O", "^resize_inode", "-b", "4096", "-E", "root_owner=0:0", "-d"])
         .args([&root, &disk])
         .status()
         .expect("mke2fs of e2fsprogs is installed");
@@ -135,13 +135,15 @@ fn make_root_disk(dir: &Path) {
 pub struct Machine {
     /// Length of the root disk in bytes.
     pub disk_len: u64,
+    /// A disk to start from in place of the fresh one.
+    pub disk: Option<PathBuf>,
     /// Whether there is a network device (with nobody at its other end).
     pub network: bool,
 }
 
 impl Default for Machine {
     fn default() -> Machine {
-        Machine { disk_len: BASE_LEN, network: false }
+        Machine { disk_len: BASE_LEN, disk: None, network: false }
     }
 }
 
@@ -163,7 +165,8 @@ impl Vm {
     pub fn start(machine: &Machine) -> Vm {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("disk");
-        fs::copy(fixtures().dir.path().join("root.ext4"), &disk).unwrap();
+        let fresh = fixtures().dir.path().join("root.ext4");
+        fs::copy(machine.disk.as_ref().unwrap_or(&fresh), &disk).unwrap();
         File::options().write(true).open(&disk).unwrap().set_len(machine.disk_len).unwrap();
         let files = Guest::embedded().unpack(&StateDir::at(fixtures().dir.path().join("state"))).unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
@@ -251,6 +254,12 @@ impl Vm {
         let (handle, driver) = host_session(channel);
         tokio::spawn(driver);
         Session { vm: self, handle }
+    }
+
+    /// Cuts the power.
+    pub fn kill(&mut self) {
+        self.qemu.kill().unwrap();
+        self.qemu.wait().unwrap();
     }
 
     /// Waits for QEMU's own end.
