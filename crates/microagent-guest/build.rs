@@ -78,7 +78,10 @@ fn build_agent(root: &Path, out: &Path) -> PathBuf {
     for part in ["crates/microagent-proto/src", "crates/microagent-proto/Cargo.toml"] {
         watched(root.join(part));
     }
-    let target_dir = out.join("agent");
+    // Beside the outer build's own folders and not in OUT_DIR, of which there is one for each combination of
+    // features and flags: the agent is the same for all of them.
+    let profile_dir = out.ancestors().nth(3).expect("OUT_DIR is PROFILE/build/PACKAGE/out");
+    let target_dir = profile_dir.join("guest-agent");
     let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
     cargo.current_dir(root).args(["build", "--quiet", "--locked", "--profile", "agent"]);
     cargo.args(["--package", "microagent-agent", "--target", TARGET, "--target-dir"]).arg(&target_dir);

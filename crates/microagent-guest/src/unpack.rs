@@ -1,8 +1,8 @@
 //! From the binary to files, once, atomically, by any number of processes at a time.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use microagent_store::{StateDir, fsync_dir};
@@ -102,7 +102,8 @@ fn is_whole(files: &GuestFiles) -> bool {
 fn make(state: &StateDir, place: &Path, files: &GuestFiles) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(state.guest())?;
     DirBuilder::new().recursive(true).mode(0o700).create(state.tmp())?;
-    let draft = tempfile::Builder::new().prefix("guest-").tempdir_in(state.tmp())?;
+    let private = Permissions::from_mode(0o700);
+    let draft = tempfile::Builder::new().prefix("guest-").permissions(private).tempdir_in(state.tmp())?;
     let kernel = create(&draft.path().join("vmlinux"))?;
     zstd::stream::copy_decode(KERNEL_PACKED, &kernel)?;
     kernel.sync_all()?;
