@@ -311,7 +311,9 @@ impl ImageError {
     /// Whether the same call can go well later without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
         match self {
-            ImageError::Unreachable { source, .. } => certificate_problem(source).is_none(),
+            ImageError::Unreachable { source, .. } => {
+                certificate_problem(source).is_none() && !source.is_redirect()
+            }
             ImageError::Response { status, .. } => *status == 429 || *status >= 500,
             ImageError::ClosedEarly { .. }
             | ImageError::Interrupted { .. }

@@ -411,6 +411,8 @@ fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const HEX: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -509,6 +511,23 @@ mod tests {
             let expected =
                 LocalReference { transport, path: path.into(), selector: selector.map(str::to_owned) };
             assert_eq!(text.parse(), Ok(ImageReference::Local(expected)), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken_or_refused_and_the_full_form_means_the_same(text in "[a-zA-Z0-9:/@.\\[\\]_ -]{0,40}") {
+            if let Ok(ImageReference::Registry(reference)) = text.parse::<ImageReference>() {
+                let full = reference.to_string();
+                let again = registry(&full);
+                prop_assert_eq!(again.to_string(), full);
+                prop_assert_eq!(again.selector(), reference.selector());
+            }
+        }
+
+        #[test]
+        fn no_text_is_too_strange(text in any::<String>()) {
+            let _ = text.parse::<ImageReference>();
         }
     }
 

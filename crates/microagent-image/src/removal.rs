@@ -195,11 +195,14 @@ impl ImageStore {
             Ok(ImageReference::Local(local)) => Some(resolved_local(&local)),
             Err(_) => None,
         };
-        let is_named = |record: &ImageRecord| {
-            record.reference == wanted || resolved.as_ref() == Some(&record.resolved_reference)
-        };
-        if records.good.iter().any(|(_, record)| is_named(record)) {
-            return Ok(records.good.into_iter().partition(|(_, record)| is_named(record)));
+        let is_resolved = |record: &ImageRecord| resolved.as_ref() == Some(&record.resolved_reference);
+        if records.good.iter().any(|(_, record)| is_resolved(record)) {
+            return Ok(records.good.into_iter().partition(|(_, record)| is_resolved(record)));
+        }
+        // A relative path that was given elsewhere: taken as `list` shows it, if that is clear.
+        let is_spelled = |record: &ImageRecord| record.reference == wanted;
+        if records.good.iter().filter(|(_, record)| is_spelled(record)).count() == 1 {
+            return Ok(records.good.into_iter().partition(|(_, record)| is_spelled(record)));
         }
         let hex = wanted.strip_prefix("sha256:").unwrap_or(wanted);
         let is_prefix = (PREFIX_MIN..=64).contains(&hex.len()) && hex.bytes().all(|b| b.is_ascii_hexdigit());

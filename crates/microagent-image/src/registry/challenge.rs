@@ -91,7 +91,18 @@ fn unquoted(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_header_is_too_strange(line in "[ -~]{0,80}") {
+            for challenge in parse(&line) {
+                let _ = challenge.parameter("realm");
+            }
+        }
+    }
 
     #[test]
     fn takes_challenges_apart() {

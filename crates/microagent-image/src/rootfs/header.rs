@@ -194,10 +194,15 @@ mod tests {
         ] {
             assert_eq!(number(field, "bad"), Ok(value), "{}", field.escape_ascii());
         }
-        for field in [&b"000064x\0"[..], b"00 00648", b"\xBF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF"] {
-            // The second is a number, a blank, and something that nobody reads.
-            let parsed = number(field, "bad");
-            assert_eq!(parsed.is_err(), field[0] != b'0' || field[2] != b' ', "{}", field.escape_ascii());
+        // What stands behind the end of a number is not read.
+        assert_eq!(number(b"0644 x\0\0", "bad"), Ok(0o644));
+        for field in [
+            &b"000064x\0"[..],
+            b"0000648\0",
+            b"-000644\0",
+            b"\xBF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF",
+        ] {
+            assert_eq!(number(field, "bad"), Err("bad"), "{}", field.escape_ascii());
         }
     }
 

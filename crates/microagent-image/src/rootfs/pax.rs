@@ -48,7 +48,7 @@ pub(super) struct Sparse {
 
 impl Sparse {
     pub(super) fn is_used(&self) -> bool {
-        self.map_in_data || self.size.is_some()
+        self.map_in_data || self.size.is_some() || !self.map.is_empty()
     }
 }
 
@@ -152,13 +152,11 @@ fn time(text: &[u8]) -> Option<(i64, u32)> {
     let mut parts = text.splitn(2, |&b| b == b'.');
     let seconds = i64::try_from(decimal(parts.next()?)?).ok()?;
     let fraction = parts.next().unwrap_or(b"");
-    let mut nanoseconds = 0;
-    for i in 0..9 {
-        nanoseconds = nanoseconds * 10 + u32::from(fraction.get(i).map_or(0, |b| b.wrapping_sub(b'0')));
-    }
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
+    let digit = |i: usize| fraction.get(i).map_or(0, |digit| u32::from(digit - b'0'));
+    let nanoseconds = (0..9).fold(0, |value, i| value * 10 + digit(i));
     match (negative, nanoseconds) {
         (false, _) => Some((seconds, nanoseconds)),
         (true, 0) => Some((-seconds, 0)),
@@ -187,27 +185,55 @@ fn percent_decoded(name: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
+    /// Records with their lengths.
+    fn records(bodies: &[&[u8]]) -> Vec<u8> {
+        let record = |body: &&[u8]| {
+            let length = (body.len()..).find(|n| n.to_string().len() + body.len() + 2 == *n).unwrap();
+            [format!("{length} ").as_bytes(), body, b"\n"].concat()
+        };
+        bodies.iter().flat_map(record).collect()
+    }
+
     #[test]
     fn records_override_fields() {
-        let data = b"17 path=a\xFFb\nc d\n11 size=512\n20 mtime=-1.25\nx=y\n";
-        assert!(parse(data).is_err(), "the third length is a lie");
-        let data = b"17 path=a\xFFb\nc d \n12 size=512\n15 mtime=-1.25\n18 uid=4294967295\n10 gid=12\n19 linkpath=/usr/b\n";
-        let parsed = parse(data).unwrap();
+        let data = records(&[
+            b"path=a\xFFb\nc d ",
+            b"size=512",
+            b"mtime=-1.25",
+            b"uid=4294967295",
+            b"gid=12",
+            b"linkpath=/usr/b",
+            b"comment=unknown",
+        ]);
+        let parsed = parse(&data).unwrap();
         assert_eq!(parsed.path.unwrap(), b"a\xFFb\nc d ");
+        assert_eq!(parsed.link_path.unwrap(), b"/usr/b");
         assert_eq!((parsed.size, parsed.mtime), (Some(512), Some((-2, 750_000_000))));
         assert_eq!((parsed.uid, parsed.gid), (Some(u32::MAX), Some(12)));
+        let taken_back = parse(&records(&[b"size=512", b"size=", b"path=", b"uid=1", b"uid="])).unwrap();
+        assert_eq!(taken_back, Overrides::default());
     }
 
     #[test]
     fn attributes_keep_every_byte() {
-        let data = b"29 SCHILY.xattr.user.x=\0\n=\xFF\n26 SCHILY.xattr.user.none=\n40 LIBARCHIVE.xattr.user.a%3Db=aGVsbG8\n";
-        let parsed = parse(&data[..]).map(|o| o.attributes);
+        let data = records(&[
+            b"SCHILY.xattr.user.x=\0\n=\xFF",
+            b"SCHILY.xattr.user.none=",
+            b"LIBARCHIVE.xattr.user.a%3Db=aGVsbG8",
+        ]);
         let expected: Vec<Attribute> = vec![
             (b"user.a=b".to_vec(), b"hello".to_vec()),
             (b"user.x".to_vec(), b"\0\n=\xFF".to_vec()),
             (b"user.none".to_vec(), b"".to_vec()),
         ];
-        assert_eq!(parsed, Ok(expected));
+        assert_eq!(parse(&data).unwrap().attributes, expected);
+        for bad in [
+            &b"LIBARCHIVE.xattr.user.%4=aGVsbG8"[..],
+            b"LIBARCHIVE.xattr.user.%+4=aGVsbG8",
+            b"LIBARCHIVE.xattr.user.a=\xFF",
+        ] {
+            assert!(parse(&records(&[bad])).is_err(), "{}", bad.escape_ascii());
+        }
     }
 
     #[test]
@@ -246,13 +272,13 @@ mod tests {
 
     #[test]
     fn sparse_versions() {
-        let old = parse(b"22 GNU.sparse.size=100\n23 GNU.sparse.offset=10\n24 GNU.sparse.numbytes=5\n")
-            .unwrap()
-            .sparse;
+        let sparse = |bodies: &[&[u8]]| parse(&records(bodies)).unwrap().sparse;
+        let old = sparse(&[b"GNU.sparse.size=100", b"GNU.sparse.offset=10", b"GNU.sparse.numbytes=5"]);
         assert_eq!((old.size, old.map, old.map_in_data), (Some(100), vec![10, 5], false));
-        let list = parse(b"26 GNU.sparse.map=1,2,3,4\n").unwrap().sparse;
-        assert_eq!(list.map, [1, 2, 3, 4]);
-        let new = parse(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n").unwrap().sparse;
-        assert!(new.map_in_data);
+        let list = sparse(&[b"GNU.sparse.map=1,2,3,4"]);
+        assert!(list.is_used() && list.map == [1, 2, 3, 4]);
+        let new = sparse(&[b"GNU.sparse.major=1", b"GNU.sparse.minor=0", b"GNU.sparse.realsize=7"]);
+        assert_eq!((new.size, new.map_in_data), (Some(7), true));
+        assert!(!sparse(&[b"path=a"]).is_used());
     }
 }

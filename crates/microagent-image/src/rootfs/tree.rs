@@ -11,6 +11,7 @@
 //!
 //! OCI image specification, "Image Layer Filesystem Changeset".
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use microagent_ext4::{Meta, NAME_MAX, Special};
@@ -21,9 +22,9 @@ use super::pax::Attribute;
 
 /// Symlinks followed for one path, as in the kernel.
 const MAX_SYMLINKS: usize = 40;
-/// Names looked up or hidden for one tree; a large image takes some ten million. Bounds the time that
+/// Names looked up or hidden for one tree; a large image takes some millions. Bounds the time that
 /// made-up paths, symlinks and whiteouts can cost.
-const MAX_STEPS: u64 = 1 << 28;
+const MAX_STEPS: u64 = 1 << 26;
 const WHITEOUT: &[u8] = b".wh.";
 /// Marks of AUFS, which mean nothing outside it, but for the opaque mark.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
@@ -242,7 +243,7 @@ impl Tree {
     /// when some part is neither directory nor symlink, or is missing and `create` names no layer.
     fn walk(&mut self, path: &[&[u8]], create: Option<usize>) -> Result<Option<Vec<u32>>, Refusal> {
         let mut trail = vec![ROOT];
-        let mut pending: Vec<Box<[u8]>> = path.iter().rev().map(|&name| name.into()).collect();
+        let mut pending: Vec<Cow<'_, [u8]>> = path.iter().rev().map(|&name| Cow::Borrowed(name)).collect();
         let mut symlinks = 0;
         while let Some(name) = pending.pop() {
             self.step(1)?;
@@ -273,7 +274,7 @@ impl Tree {
                     }
                     let parts: Vec<_> =
                         target.split(|&b| b == b'/').filter(|part| !matches!(*part, b"" | b".")).collect();
-                    pending.extend(parts.into_iter().rev().map(Box::from));
+                    pending.extend(parts.into_iter().rev().map(|part| Cow::Owned(part.to_vec())));
                 }
                 NodeKind::File { .. } | NodeKind::Special(_) => return Ok(None),
             }

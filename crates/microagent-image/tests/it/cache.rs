@@ -255,6 +255,34 @@ async fn a_killed_pull_leaves_no_entry_and_no_lock() {
 }
 
 #[tokio::test]
+async fn killed_while_unpacking_there_is_a_whole_disk_or_none() {
+    let home = Home::new();
+    let layers: Vec<Layer> = (0..4).map(|at| Layer::gzip(&[("zeros", &vec![at; 48 << 20])])).collect();
+    let faulty = Faulty::start(&layers, |_| Act::Serve);
+    let mut child = in_another_process(&[], home.state().root(), &faulty.reference()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while home.files("scratch").is_empty() && child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "the other process does not unpack");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(home.store.list().unwrap().images.iter().all(|image| image.disk_present));
+    assert!(home.files("disks").len() != 1 || home.files("disks")[0].ends_with(".json"), "notes come first");
+
+    let image = home.pull(&faulty.reference()).await.unwrap();
+    assert_clean_disk(&image.disk);
+    assert_eq!(home.files("scratch"), [""; 0]);
+    for layer in &layers {
+        assert_eq!(
+            faulty.sent(&layer.digest()),
+            layer.bytes.len() as u64,
+            "what was fetched is not fetched again"
+        );
+    }
+}
+
+#[tokio::test]
 async fn two_processes_share_one_pull() {
     let home = Home::new();
     let layer = Layer::plain(&[("big", &noise(6, 3 << 20))]);

@@ -322,6 +322,49 @@ async fn exchanges_logins_for_tokens() {
 }
 
 #[tokio::test]
+async fn follows_redirects_to_storage_and_takes_no_login_there() {
+    let layer = small_layer();
+    let digest = layer.digest();
+    let storage = Faulty::start(std::slice::from_ref(&layer), |_| Act::Serve);
+    let to = format!("http://{}/v2/x/blobs/{digest}", storage.address);
+    let registry = Faulty::start(std::slice::from_ref(&layer), move |request| {
+        match request.headers.get("authorization").map(String::as_str) {
+            Some("Basic dTpw") if request.is_blob(&digest) => Act::Redirect(to.clone()),
+            Some("Basic dTpw") => Act::Serve,
+            _ if request.path == "/v2/" => Act::Serve,
+            _ => Act::Challenge(r#"Basic realm="r""#.to_owned()),
+        }
+    });
+    let home = Home::new();
+    let file = home.path("auth.json");
+    fs::write(&file, serde_json::json!({"auths": {&registry.address: {"auth": "dTpw"}}}).to_string())
+        .unwrap();
+    let environment = Environment { registry_auth_file: Some(file), ..Environment::default() };
+    home.store
+        .clone()
+        .with_environment(environment)
+        .ensure(&registry.reference(), &options(), &Events::default(), &CancellationToken::new())
+        .await
+        .unwrap();
+    let asked = storage.requests();
+    assert_eq!(asked.len(), 1);
+    assert!(!asked[0].headers.contains_key("authorization"), "{asked:?}");
+}
+
+#[tokio::test]
+async fn endless_redirects_are_not_followed() {
+    let faulty = Faulty::start(&[small_layer()], |request| match request.path.as_str() {
+        "/v2/" => Act::Serve,
+        path => Act::Redirect(format!("{path}x")),
+    });
+    let home = Home::new();
+    let error = home.pull(&faulty.reference()).await.unwrap_err();
+    assert!(matches!(error, ImageError::Unreachable { .. }) && !error.is_retryable(), "{error:?}");
+    assert!(text(&error).contains("too many redirects"), "{}", text(&error));
+    assert!(faulty.requests().len() < 10);
+}
+
+#[tokio::test]
 async fn goes_through_a_proxy_except_to_loopback() {
     let proxy = Faulty::start(&[], |_| Act::Status(502, String::new()));
     let environment =

@@ -60,6 +60,8 @@ pub(crate) enum Act {
     Status(u16, String),
     /// 200 with a body of JSON.
     Json(String),
+    /// 307 to another place.
+    Redirect(String),
     /// 401 with a challenge.
     Challenge(String),
 }
@@ -181,6 +183,7 @@ impl Shared {
         match act {
             Act::Status(status, body) => respond(stream, status, "application/json", &[], body.as_bytes()),
             Act::Json(body) => respond(stream, 200, "application/json", &[], body.as_bytes()),
+            Act::Redirect(to) => respond(stream, 307, "text/plain", &[format!("Location: {to}")], b""),
             Act::Challenge(challenge) => {
                 respond(stream, 401, "text/plain", &[format!("WWW-Authenticate: {challenge}")], b"")
             }
