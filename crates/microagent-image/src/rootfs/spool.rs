@@ -15,7 +15,7 @@ use super::error::RootfsError;
 pub(super) const BLOCK: u64 = microagent_ext4::BLOCK_SIZE as u64;
 /// Bytes collected before they are written.
 const BUFFER: usize = 1 << 20;
-const _: () = assert!(BUFFER as u64 % BLOCK == 0);
+const _: () = assert!((BUFFER as u64).is_multiple_of(BLOCK));
 
 static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
