@@ -320,6 +320,13 @@ impl ImageStore {
         lease: Lock,
     ) -> Result<Image, ImageError> {
         let platform = &request.options.platform;
+        if let Some((path, record)) = ImageRecord::find(&self.cache, &resolved, platform)?
+            && record.manifest_digest == resolution.digest
+            && record.has_disk(&self.cache)
+        {
+            record::touch(&path);
+            return Ok(Image::new(request.reference, &self.cache, record, Origin::Cache, lease));
+        }
         let records: Records = ImageRecord::load_all(&self.cache)?;
         if let Some(found) = records.by_digest(&self.cache, &resolution.digest, platform) {
             let index_digest = resolution.index.as_ref().map(|(digest, _)| digest.clone());
