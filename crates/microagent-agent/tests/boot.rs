@@ -7,9 +7,10 @@ mod harness;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use harness::{Machine, Session, Vm, argv, exec, settings, shell};
+use harness::{Machine, Session, Template, Vm, argv, exec, settings, shell};
 use microagent_proto::{
-    Command, ExecEvent, Exit, GuestErrorKind, MacAddress, Network, PreambleKind, Request, StartErrorKind,
+    Command, Entropy, ExecEvent, Exit, GuestErrorKind, MacAddress, Network, PreambleKind, Request,
+    StartErrorKind,
 };
 use tokio::time::sleep;
 
@@ -206,7 +207,7 @@ async fn a_dropped_stream_ends_the_whole_tree() {
 
 #[tokio::test]
 async fn the_machine_is_this_workspaces() {
-    let vm = Vm::start(&Machine { disk_len: 20 << 30, network: true, disk: None });
+    let vm = Vm::start(&Machine { disk_len: 20 << 30, network: true, ..Machine::default() });
     let session = vm.session().await;
     let mut wanted = settings();
     wanted.clock_unix_ns = 2_000_000_000_000_000_000;
@@ -358,6 +359,43 @@ async fn requests_have_an_order() {
     }
     // The session's end is the machine's.
     vm.wait().await;
+}
+
+#[tokio::test]
+async fn a_guest_frozen_after_a_ping_becomes_several_that_differ() {
+    let template = tempfile::tempdir().unwrap();
+    let template = template.path();
+    let vm = Vm::start(&Machine { template: Template::Freeze(template.to_owned()), ..Machine::default() });
+    let mut channel = vm.connect().await;
+    vm.greet(&mut channel, PreambleKind::Ping).await;
+    vm.freeze(template).await;
+
+    let mut seen = Vec::new();
+    for number in 1..=3 {
+        let vm =
+            Vm::start(&Machine { template: Template::Restore(template.to_owned()), ..Machine::default() });
+        let channel = vm.connect().await;
+        vm.restore(template).await;
+        let start = Instant::now();
+        let session = vm.session_on(channel).await;
+        let in_session = start.elapsed();
+        let mut wanted = settings();
+        wanted.entropy = Entropy([number; 32]);
+        let configured =
+            session.configure(wanted).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
+        let at_configured = start.elapsed();
+        session.run(argv(&["true"])).await;
+        let (at_true, timings) = (start.elapsed(), configured.timings);
+        println!("session {in_session:?}, configured {at_configured:?}, `true` {at_true:?}, {timings:?}");
+        let random = "head -c 16 /dev/urandom | sha256sum; cat /proc/sys/kernel/random/boot_id";
+        seen.push(session.sh(random).await);
+        let clock: u64 = session.sh("date +%s").await.parse().unwrap();
+        let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        assert!(now.abs_diff(clock) < 60, "the guest's clock says {clock}, not {now}");
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 3, "{seen:?}");
 }
 
 #[tokio::test]

@@ -17,7 +17,9 @@ use microagent_proto::{
     REPLY_LIMIT, REQUEST_LIMIT, Request, Root, SessionHandle, ShutDown, StartError, Stream, greet,
     host_session, read_message, write_message,
 };
+use microagent_qemu::qmp::Qmp;
 use microagent_store::StateDir;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
@@ -131,19 +133,30 @@ fn make_root_disk(dir: &Path) {
     assert!(made.success());
 }
 
+/// What a guest has to do with a frozen one, which lies in the given directory.
+#[derive(Default)]
+pub enum Template {
+    #[default]
+    None,
+    Freeze(PathBuf),
+    Restore(PathBuf),
+}
+
 /// How a guest is made.
 pub struct Machine {
     /// Length of the root disk in bytes.
     pub disk_len: u64,
     /// A disk to start from in place of the fresh one.
     pub disk: Option<PathBuf>,
+    /// Whether it is frozen before it meets a disk, or restored from one that was.
+    pub template: Template,
     /// Whether there is a network device (with nobody at its other end).
     pub network: bool,
 }
 
 impl Default for Machine {
     fn default() -> Machine {
-        Machine { disk_len: BASE_LEN, disk: None, network: false }
+        Machine { disk_len: BASE_LEN, disk: None, template: Template::None, network: false }
     }
 }
 
@@ -171,29 +184,36 @@ impl Vm {
         let files = Guest::embedded().unpack(&StateDir::at(fixtures().dir.path().join("state"))).unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args([
-            "-M",
-            "microvm,accel=tcg,acpi=off,rtc=on,isa-serial=on",
-            "-cpu",
-            "max",
-            "-m",
-            "256",
-            "-smp",
-            "2",
-        ])
-        .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-append"])
-        .arg(COMMAND_LINE.to_owned() + &tsc_argument())
-        .arg("-kernel")
-        .arg(files.kernel)
-        .arg("-initrd")
-        .arg(files.initramfs)
-        .args(["-serial", &format!("file:{}", at("console"))])
-        .args(["-device", "virtio-serial-device"])
-        .args(["-chardev", &format!("socket,id=c0,path={},server=on,wait=off", at("control"))])
-        .args(["-device", &format!("virtserialport,chardev=c0,name={}", microagent_proto::PORT_NAME)])
-        .args(["-device", "virtio-rng-device", "-device", "virtio-scsi-device,id=scsi0"])
-        .args(["-drive", &format!("file={},format=raw,if=none,id=root,discard=unmap", at("disk"))])
-        .args(["-device", "scsi-hd,drive=root,bus=scsi0.0,scsi-id=3,lun=0"]);
+        let mut board = "microvm,accel=tcg,acpi=off,rtc=on,isa-serial=on".to_owned();
+        if let Template::Freeze(template) | Template::Restore(template) = &machine.template {
+            let share = if matches!(machine.template, Template::Freeze(_)) { "on" } else { "off" };
+            let ram = template.join("ram").display().to_string();
+            board += ",memory-backend=mem";
+            qemu.args([
+                "-object",
+                &format!("memory-backend-file,id=mem,size=256M,mem-path={ram},share={share}"),
+            ]);
+        }
+        if matches!(machine.template, Template::Restore(_)) {
+            qemu.args(["-incoming", "defer"]);
+        }
+        qemu.args(["-M", &board, "-cpu", "max", "-m", "256", "-smp", "2"])
+            .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-append"])
+            .arg(COMMAND_LINE.to_owned() + &tsc_argument())
+            .arg("-kernel")
+            .arg(files.kernel)
+            .arg("-initrd")
+            .arg(files.initramfs)
+            .args(["-serial", &format!("file:{}", at("console"))])
+            .args(["-device", "virtio-serial-device"])
+            .args(["-chardev", &format!("socket,id=c0,path={},server=on,wait=off", at("control"))])
+            .args(["-device", &format!("virtserialport,chardev=c0,name={}", microagent_proto::PORT_NAME)])
+            .args(["-device", "virtio-rng-device", "-device", "virtio-scsi-device,id=scsi0"])
+            .args(["-qmp", &format!("unix:{},server=on,wait=off", at("monitor"))]);
+        if !matches!(machine.template, Template::Freeze(_)) {
+            qemu.args(["-drive", &format!("file={},format=raw,if=none,id=root,discard=unmap", at("disk"))])
+                .args(["-device", "scsi-hd,drive=root,bus=scsi0.0,scsi-id=3,lun=0"]);
+        }
         if machine.network {
             qemu.args(["-netdev", "hubport,hubid=0,id=n0", "-device", "virtio-net-device,netdev=n0"]);
         }
@@ -221,7 +241,47 @@ impl Vm {
 
     /// Opens the control channel.
     pub async fn connect(&self) -> UnixStream {
-        let path = self.dir.path().join("control");
+        self.connect_to("control").await
+    }
+
+    async fn monitor(&self) -> Qmp {
+        let socket = self.connect_to("monitor").await;
+        let mut monitor = self.within("the monitor", Qmp::negotiate(socket)).await.unwrap();
+        let ignore_shared = json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] });
+        monitor.execute("migrate-set-capabilities", ignore_shared).await.unwrap();
+        monitor
+    }
+
+    /// Freezes a guest started as [`Template::Freeze`] and ends it.
+    pub async fn freeze(mut self, template: &Path) {
+        let mut monitor = self.monitor().await;
+        monitor.execute("stop", json!({})).await.unwrap();
+        let to = format!("exec:cat >{}", template.join("state").display());
+        monitor.execute("migrate", json!({ "uri": to })).await.unwrap();
+        self.until(&mut monitor, "query-migrate", |answer| answer["status"] == "completed").await;
+        self.kill();
+    }
+
+    /// Lets a guest started as [`Template::Restore`] go on.
+    pub async fn restore(&self, template: &Path) {
+        let mut monitor = self.monitor().await;
+        let from = format!("exec:cat {}", template.join("state").display());
+        monitor.execute("migrate-incoming", json!({ "uri": from })).await.unwrap();
+        self.until(&mut monitor, "query-status", |answer| answer["status"] != "inmigrate").await;
+        monitor.execute("cont", json!({})).await.unwrap();
+    }
+
+    async fn until(&self, monitor: &mut Qmp, question: &str, done: impl Fn(&Value) -> bool) {
+        self.within(question, async {
+            while !done(&monitor.execute(question, json!({})).await.unwrap()) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+
+    async fn connect_to(&self, name: &str) -> UnixStream {
+        let path = self.dir.path().join(name);
         self.within("connecting", async {
             loop {
                 match UnixStream::connect(&path).await {
