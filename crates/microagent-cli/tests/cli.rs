@@ -3,6 +3,8 @@
 //! Hermetic: no environment but a temporary home, no state. Nothing here starts a guest. Snapshots are
 //! rewritten with `SNAPSHOTS=overwrite cargo test -p microagent-cli`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::fs;
 use std::path::Path;
 
@@ -29,6 +31,13 @@ const COMMANDS: &[&str] = &[
     "profiles",
     "kernel",
     "kernel verify",
+    "template",
+    "template list",
+    "template build",
+    "template prune",
+    "perf",
+    "perf boot",
+    "perf ready",
     "completions",
     "man",
     "version",
@@ -82,7 +91,7 @@ fn help_pages() {
 
 #[test]
 fn groups_and_the_bare_command_explain_themselves() {
-    for words in ["", "image", "kernel", "artifact"] {
+    for words in ["", "image", "kernel", "artifact", "template", "perf"] {
         let help = run(&format!("{words} --help")).success().get_output().stdout.clone();
         run(words).success().stderr_eq("").stdout_eq(String::from_utf8(help).unwrap());
     }
@@ -177,6 +186,22 @@ Hint: `microagent run --help` shows how it is called
             str![[r#"
 Error: invalid value 'xen' for '--accel <WHICH>' [possible values: auto, kvm, tcg]
 Hint: `microagent list --help` shows how it is called
+
+"#]],
+        ),
+        (
+            "perf boot",
+            str![[r#"
+Error: no image was named
+Hint: name one with --image; `microagent image list` shows those that are here
+
+"#]],
+        ),
+        (
+            "perf ready --image alpine --network host",
+            str![[r#"
+Error: invalid value 'host' for '--network <MODE>': there are: user, isolated
+Hint: `microagent perf ready --help` shows how it is called
 
 "#]],
         ),
@@ -319,6 +344,14 @@ Hint: unset MICROAGENT_OUTPUT or set it to one of them
 "#]]);
     with("MICROAGENT_ACCEL", "xen").code(2).stdout_eq("");
     with("MICROAGENT_PROGRESS", "loud").code(2).stdout_eq("");
+    with("MICROAGENT_WARM", "sometimes").code(2).stderr_eq(str![[r#"
+Error: MICROAGENT_WARM is `sometimes`; it can be `on` or `off`
+Hint: unset MICROAGENT_WARM or set it to one of them
+
+"#]]);
+    for value in ["on", "off", "OFF", "0", ""] {
+        with("MICROAGENT_WARM", value).success();
+    }
     with("NO_COLOR", "1").success();
 }
 
@@ -335,6 +368,8 @@ fn reading_an_empty_state_says_so_and_makes_nothing() {
 "#]]);
     home.run("image list").success().stdout_eq("No images.\n").stderr_eq("");
     home.run("images").success().stdout_eq("No images.\n").stderr_eq("");
+    home.run("template list").success().stdout_eq("No templates.\n").stderr_eq("");
+    home.run("template prune --all").success().stdout_eq("Nothing to remove.\n").stderr_eq("");
     home.run("delete nothing --yes").success().stdout_eq("Nothing to delete: nothing\n").stderr_eq("");
     assert!(home.is_empty());
 }
@@ -367,6 +402,39 @@ Hint: add --yes, or --force to kill what is running
 }
 
 #[test]
+fn a_damaged_template_is_listed_and_pruned() {
+    let home = Home::new();
+    let template = home.dir.path().join(".microagent/templates/00112233445566778899aabbccddeeff");
+    fs::create_dir_all(&template).unwrap();
+    fs::create_dir(home.dir.path().join(".microagent/tmp")).unwrap();
+    fs::write(template.join("manifest.json"), "{").unwrap();
+    home.run("template list").success().stderr_eq("").stdout_eq(str![[r#"
+KEY          MEMORY    CPUS NETWORK  BACKEND   SIZE        CREATED              LAST USED            STALE
+001122334455 -         -    -        -         0 B         -                    [..] yes
+
+"#]]);
+    home.run("template prune").success().stdout_eq("Removed 1 template, 0 B.\n").stderr_eq("");
+    home.run("template list").success().stdout_eq("No templates.\n");
+    assert!(!template.exists());
+}
+
+#[test]
+fn doctor_says_whether_starts_are_warm() {
+    let detail = |home: &Home, warm: &str| {
+        let doctor = home.command().env("MICROAGENT_WARM", warm).args(["doctor", "--json"]).assert();
+        let json: serde_json::Value = serde_json::from_slice(&doctor.get_output().stdout).unwrap();
+        let checks = json["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == "warm_start").unwrap();
+        assert_eq!(check["status"], "ok");
+        check["detail"].as_str().unwrap().to_owned()
+    };
+    let home = Home::new();
+    assert_eq!(detail(&home, "on"), "on, no templates yet: the first run of each size makes one");
+    assert_eq!(detail(&home, "off"), "off, turned off by MICROAGENT_WARM; no templates yet");
+    assert!(home.is_empty());
+}
+
+#[test]
 fn completions_name_what_there_is() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&format!("completions {shell}")).success().stderr_eq("").get_output().stdout.clone();
@@ -380,7 +448,7 @@ fn completions_name_what_there_is() {
 #[test]
 fn manual_pages_are_printed_and_written() {
     let home = Home::new();
-    home.run("man --dir man/man1").success().stdout_eq("20 pages written to man/man1\n");
+    home.run("man --dir man/man1").success().stdout_eq("27 pages written to man/man1\n");
     let written = fs::read_to_string(home.dir.path().join("man/man1/microagent-run.1")).unwrap();
     assert_data_eq!(written.clone(), home.run("man run").success().get_output().stdout.clone());
     assert!(written.contains(".SH SYNOPSIS"), "{written}");

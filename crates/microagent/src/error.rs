@@ -177,6 +177,14 @@ impl Error {
         match self {
             Error::State(_) | Error::Supervise(_) | Error::Guest(_) => ErrorKind::Host,
             Error::Image(ImageError::Cancelled) | Error::Cancelled => ErrorKind::Cancelled,
+            Error::Image(ImageError::Reference { .. } | ImageError::ImportName { .. }) => ErrorKind::Invalid,
+            Error::Image(
+                ImageError::NotCached { .. }
+                | ImageError::NoSuchImage { .. }
+                | ImageError::UnknownImage { .. },
+            ) => ErrorKind::NotFound,
+            Error::Image(ImageError::DiskFull { .. }) => ErrorKind::HostFull,
+            Error::Image(ImageError::Busy { .. }) => ErrorKind::Busy,
             Error::Image(_) => ErrorKind::Image,
             Error::NoSuchWorkspace { .. }
             | Error::NoSuchArtifact { .. }

@@ -45,6 +45,9 @@ pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
             print_json(&Document { workspace: args.name, logs, logs_encoding })
         }
         Format::Text => {
+            if bytes.is_empty() {
+                context.progress(true).note("the guest printed nothing");
+            }
             let mut out = stdout();
             out.write_all(&bytes)?;
             finish(out)

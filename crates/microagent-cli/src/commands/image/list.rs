@@ -51,7 +51,10 @@ fn listing(list: &ImageList) -> String {
         return "No images.\n".to_owned();
     }
     let rows: Vec<_> = list.images.iter().map(row).collect();
-    let columns = [("IMAGE", 44), ("DIGEST", 12), ("PLATFORM", 12), ("SIZE", 11), ("LAST USED", 0)];
+    // References have no usual length; each is shown whole, since it is what the next command is given.
+    let widest = list.images.iter().map(|image| image.resolved_reference.chars().count()).max();
+    let columns =
+        [("IMAGE", widest.unwrap_or(0)), ("DIGEST", 12), ("PLATFORM", 12), ("SIZE", 10), ("LAST USED", 0)];
     table(columns, &rows)
 }
 

@@ -133,3 +133,133 @@ impl RunDocument {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use microagent::image::Origin;
+    use microagent::{ImageReport, RunResult, Timeline};
+    use snapbox::{Assert, str};
+
+    use super::*;
+
+    /// A report with the output that is recorded in a file: stream (1 or 2), length, bytes, and so on.
+    fn report(recorded: &[u8]) -> RunReport {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("output");
+        std::fs::write(&path, recorded).unwrap();
+        RunReport {
+            workspace: "run-1781167799699801876".parse().unwrap(),
+            final_state: State::Stopped,
+            profile: "small".to_owned(),
+            resources: Resources { memory_mib: 512, cpu_count: 2, size_mib: 1024 },
+            network: NetworkMode::User,
+            hostname: "run-1781167799699801876".to_owned(),
+            image: ImageReport {
+                reference: "alpine:3.20".to_owned(),
+                resolved_reference: "docker.io/library/alpine:3.20".to_owned(),
+                digest: "sha256:0a".to_owned(),
+                origin: Origin::Cache,
+            },
+            backend: "linux-tcg".to_owned(),
+            kept: false,
+            start: StartMode::Cold { reason: "asked for".to_owned() },
+            result: RunResult {
+                started_at: jiff::Timestamp::UNIX_EPOCH,
+                exited_at: jiff::Timestamp::UNIX_EPOCH,
+                exit_code: 0,
+                signal: None,
+                start_error: None,
+                dropped_bytes: 0,
+            },
+            output: OutputReader::open(Path::new(&path)).unwrap(),
+            timeline: Timeline::default(),
+            notices: Vec::new(),
+        }
+    }
+
+    const RECORDED: &[u8] = b"\x01\x02\0\0\0a\n\x02\x02\0\0\0\xffe\x01\x02\0\0\0b\n";
+
+    #[test]
+    fn the_summary_is_the_documented_one() {
+        assert_eq!(
+            summary(&report(b"")),
+            "\
+Workspace: run-1781167799699801876
+State: stopped
+Profile: small
+Network: user
+Resources: memory=512MiB cpus=2 disk=1024MiB
+Exit code: 0
+
+"
+        );
+    }
+
+    #[test]
+    fn streams_go_apart_in_the_order_of_arrival() {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        super::super::write_output(&mut report(RECORDED).output, &mut out, &mut err).unwrap();
+        assert_eq!((out.as_slice(), err.as_slice()), (&b"a\nb\n"[..], &b"\xffe"[..]));
+    }
+
+    #[test]
+    fn the_document_has_the_documented_fields() {
+        let document = serde_json::to_string_pretty(&RunDocument::new(report(RECORDED)).unwrap()).unwrap();
+        Assert::new().action_env("SNAPSHOTS").normalize_paths(false).eq(
+            document,
+            str![[r#"
+{
+  "workspace": "run-1781167799699801876",
+  "final_state": "stopped",
+  "profile": "small",
+  "network": "user",
+  "hostname": "run-1781167799699801876",
+  "resources": {
+    "memory_mib": 512,
+    "cpu_count": 2,
+    "size_mib": 1024
+  },
+  "image": {
+    "reference": "alpine:3.20",
+    "resolved_reference": "docker.io/library/alpine:3.20",
+    "digest": "sha256:0a",
+    "origin": "cache"
+  },
+  "backend": "linux-tcg",
+  "kept": false,
+  "start": {
+    "mode": "cold",
+    "reason": "asked for"
+  },
+  "result": {
+    "started_at": "1970-01-01T00:00:00Z",
+    "exited_at": "1970-01-01T00:00:00Z",
+    "exit_code": 0,
+    "signal": null,
+    "start_error": null,
+    "stdout": "a\nb\n",
+    "stdout_encoding": "utf-8",
+    "stderr": "/2U=",
+    "stderr_encoding": "base64",
+    "dropped_bytes": 0
+  },
+  "timeline": {
+    "spawned_us": 0,
+    "ready_us": 0,
+    "freeze_us": 0,
+    "configured_us": 0,
+    "command_us": 0,
+    "exited_us": 0,
+    "gone_us": 0,
+    "guest_boot_us": 0,
+    "guest_disk_us": 0,
+    "guest_network_us": 0
+  },
+  "notices": []
+}
+"#]]
+        );
+    }
+}
