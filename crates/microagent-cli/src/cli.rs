@@ -9,7 +9,8 @@ use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    artifact, completions, delete, doctor, image, kernel, list, logs, man, profiles, run, version,
+    artifact, completions, delete, doctor, image, kernel, list, logs, man, perf, profiles, run, template,
+    version,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -139,6 +140,8 @@ pub(crate) enum Command {
     Doctor(doctor::DoctorArgs),
     Profiles(profiles::ProfilesArgs),
     Kernel(kernel::KernelArgs),
+    Template(template::TemplateArgs),
+    Perf(perf::PerfArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     Version(version::VersionArgs),
@@ -190,6 +193,8 @@ fn request(cli: Cli) -> Request {
         None => &[],
         Some(Command::Image(group)) if group.command.is_none() => &["image"],
         Some(Command::Kernel(group)) if group.command.is_none() => &["kernel"],
+        Some(Command::Template(group)) if group.command.is_none() => &["template"],
+        Some(Command::Perf(group)) if group.command.is_none() => &["perf"],
         Some(Command::Artifact(group)) if group.command.is_none() && group.name.is_none() => &["artifact"],
         Some(_) => return Request::Command(Box::new(cli)),
     };

@@ -46,6 +46,7 @@ impl Context {
         if let Some(deadline) = environment::boot_timeout()? {
             options.boot_deadline = deadline;
         }
+        options.warm = environment::warm()?;
         options.environment = environment::for_images();
         Ok(Context { format, options, progress: global.progress })
     }

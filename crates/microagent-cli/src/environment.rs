@@ -16,6 +16,8 @@ pub(crate) const STATE_DIR: &str = "MICROAGENT_STATE_DIR";
 pub(crate) const ACCEL: &str = "MICROAGENT_ACCEL";
 /// Seconds that a guest may take to answer for the first time.
 const BOOT_TIMEOUT: &str = "MICROAGENT_BOOT_TIMEOUT";
+/// Whether machines start from templates: `on` or `off`.
+const WARM: &str = "MICROAGENT_WARM";
 /// Output format: `text` or `json`.
 pub(crate) const OUTPUT: &str = "MICROAGENT_OUTPUT";
 /// Progress, as `--progress`.
@@ -44,6 +46,10 @@ pub(crate) const VARIABLES: &[Variable] = &[
     variable(STATE_DIR, "State directory, as `--state-dir`."),
     variable(ACCEL, "Accelerator, as `--accel`: `auto`, `kvm` or `tcg`."),
     variable(BOOT_TIMEOUT, "Seconds that a guest may take to answer for the first time; 120 unless set."),
+    variable(
+        WARM,
+        "`off`: boot each machine instead of starting it from a template, and make none; `on` (default) otherwise.",
+    ),
     variable(OUTPUT, "Output format: `text` (default) or `json`, as `--json`."),
     variable(PROGRESS, "Progress, as `--progress`: `auto`, `plain` or `off`."),
     variable(
@@ -91,6 +97,19 @@ pub(crate) fn boot_timeout() -> Result<Option<Duration>, Failure> {
         _ => Err(Failure::usage(
             format!("{BOOT_TIMEOUT} is `{}`, which is no number of seconds", text.to_string_lossy()),
             format!("set it to 1 to {LONGEST_BOOT_SECONDS}, or unset it"),
+        )),
+    }
+}
+
+/// `MICROAGENT_WARM`: why machines do not start from templates, if it says so.
+pub(crate) fn warm() -> Result<Result<(), String>, Failure> {
+    let Some(text) = value(WARM) else { return Ok(Ok(())) };
+    match text.to_str().map(str::to_ascii_lowercase).as_deref() {
+        Some("on" | "1" | "true" | "yes") => Ok(Ok(())),
+        Some("off" | "0" | "false" | "no") => Ok(Err(format!("turned off by {WARM}"))),
+        _ => Err(Failure::usage(
+            format!("{WARM} is `{}`; it can be `on` or `off`", text.to_string_lossy()),
+            format!("unset {WARM} or set it to one of them"),
         )),
     }
 }

@@ -9,6 +9,7 @@ mod context;
 mod environment;
 mod escape;
 mod failure;
+mod machine_args;
 mod output;
 mod progress;
 mod prompt;
@@ -62,6 +63,8 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Doctor(args) => return commands::doctor::execute(context, args),
         Command::Profiles(args) => commands::profiles::execute(context, args),
         Command::Kernel(args) => return commands::kernel::execute(context, args),
+        Command::Template(args) => commands::template::execute(context, args),
+        Command::Perf(args) => return commands::perf::execute(context, args),
         Command::Completions(args) => commands::completions::execute(context, args),
         Command::Man(args) => commands::man::execute(context, args),
         Command::Version(args) => commands::version::execute(context, args),

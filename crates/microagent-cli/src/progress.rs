@@ -93,6 +93,15 @@ impl Progress {
         }
     }
 
+    /// Shows that something of unknown length goes on.
+    pub(crate) fn phase(&self, text: &str) {
+        match self.show {
+            Show::Bars => Self::draw(&mut self.state(), Step::Phase(text.to_owned())),
+            Show::Lines => print_line(text),
+            Show::Nothing => {}
+        }
+    }
+
     /// Takes the bar off the screen; what comes next is the answer.
     pub(crate) fn end(&self) {
         if let Some(bar) = self.state().bar.take() {

@@ -9,6 +9,8 @@ pub(crate) mod kernel;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod man;
+pub(crate) mod perf;
 pub(crate) mod profiles;
 pub(crate) mod run;
+pub(crate) mod template;
 pub(crate) mod version;

@@ -182,7 +182,8 @@ impl From<Pull> for PullPolicy {
     }
 }
 
-fn profile(name: &str) -> Result<Profile, String> {
+/// The profile of this name.
+pub(crate) fn profile(name: &str) -> Result<Profile, String> {
     Profile::named(name)
         .ok_or_else(|| format!("there are: {}", PROFILES.map(|profile| profile.name).join(", ")))
 }

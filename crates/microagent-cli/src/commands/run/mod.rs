@@ -9,9 +9,10 @@ use std::io::{self, Write};
 
 use microagent::{Error, OutputReader, OutputStream, RunReport};
 
-pub(crate) use args::RunArgs;
+pub(crate) use args::{RunArgs, profile};
 pub(crate) use document::OutputDocument;
 use document::RunDocument;
+pub(crate) use values::{cpus, duration, memory_mib};
 
 use crate::context::Context;
 use crate::failure::Failure;

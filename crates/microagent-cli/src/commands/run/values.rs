@@ -19,7 +19,7 @@ const MIB: u64 = 1024 * 1024;
 const MOST_MIB: u64 = 16 * MIB;
 
 /// `512` (MiB), or Docker's spelling with a unit: `512m`, `2g`, `1048576k`; rounded up to whole MiB.
-pub(super) fn memory_mib(text: &str) -> Result<u32, String> {
+pub(crate) fn memory_mib(text: &str) -> Result<u32, String> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits.parse().map_err(|_| "it is a number of MiB, or 512m, 2g".to_owned())?;
@@ -43,7 +43,7 @@ pub(super) fn memory_mib(text: &str) -> Result<u32, String> {
 }
 
 /// A whole number; `2.0` is one.
-pub(super) fn cpus(text: &str) -> Result<u32, String> {
+pub(crate) fn cpus(text: &str) -> Result<u32, String> {
     let number: f64 = text.trim().parse().map_err(|_| "it is a whole number".to_owned())?;
     if !(0.0..=f64::from(u16::MAX)).contains(&number) || number == 0.0 {
         return Err("it is a whole number of at least 1".to_owned());
@@ -60,7 +60,7 @@ pub(super) fn cpus(text: &str) -> Result<u32, String> {
 }
 
 /// Seconds, or with units: `90`, `1m30s`, `2h`, `1.5s`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let duration = match text.parse::<u64>() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),

@@ -1,0 +1,316 @@
+//! `microagent template`: the frozen guests that machines start from.
+
+use std::time::SystemTime;
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use microagent::{NetworkMode, Template, Timeline};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::escape::one_line;
+use crate::failure::Failure;
+use crate::machine_args::MachineArgs;
+use crate::output::{Format, print_json, print_text};
+use crate::progress::size;
+use crate::table::table;
+
+/// Digits of a key that a table shows; enough to tell a handful apart.
+const KEY_DIGITS: usize = 12;
+
+const EXAMPLES: &str = "\
+Examples:
+  What is frozen, and what it takes:
+    microagent template list
+
+  Freeze one before it is needed, so that the first run is quick, too:
+    microagent template build --profile medium
+
+  Remove those that are of no use any more, or all:
+    microagent template prune
+    microagent template prune --all";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  What is frozen, most recently used first:
+    microagent template list
+
+  Bytes that they take together:
+    microagent template list --json | jq '[.templates[].bytes] | add'";
+
+const BUILD_EXAMPLES: &str = "\
+Examples:
+  For runs with the default size and network:
+    microagent template build
+
+  For larger ones without network:
+    microagent template build --profile large --network isolated";
+
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  Those of an earlier boot of this machine, and damaged ones:
+    microagent template prune
+
+  All; the next run of each shape boots and freezes anew:
+    microagent template prune --all";
+
+/// List, make and remove the frozen guests that runs start from
+///
+/// The first run of a shape (kernel, QEMU, accelerator, memory, CPUs, network) boots its guest and freezes it on the
+/// way, before it has seen anything of the workspace; later runs of that shape go on from there. This happens by
+/// itself: nothing here has to be called. `run --cold` does without.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
+pub(crate) struct TemplateArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<TemplateCommand>,
+}
+
+/// What is done with templates.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TemplateCommand {
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    Build(BuildArgs),
+    Prune(PruneArgs),
+}
+
+/// List the templates, most recently used first
+#[derive(Debug, Args)]
+#[command(after_long_help = LIST_EXAMPLES)]
+pub(crate) struct ListArgs {}
+
+/// Freeze a guest of this shape, in place of the one that there is
+///
+/// Prints where the time went. The global option --accel is part of the shape.
+#[derive(Debug, Args)]
+#[command(after_long_help = BUILD_EXAMPLES)]
+pub(crate) struct BuildArgs {
+    #[command(flatten)]
+    machine: MachineArgs,
+
+    /// Guest kernel in place of the built-in one: an uncompressed vmlinux
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    kernel: Option<std::path::PathBuf>,
+}
+
+/// Remove templates that are of no use: damaged, or of an earlier boot of this machine
+///
+/// Guests that run from one keep running. What is removed is made again when it is needed.
+#[derive(Debug, Args)]
+#[command(after_long_help = PRUNE_EXAMPLES)]
+pub(crate) struct PruneArgs {
+    /// Remove all
+    #[arg(short, long)]
+    all: bool,
+}
+
+/// One template.
+#[derive(Debug, Serialize)]
+struct TemplateDocument {
+    key: String,
+    memory_mib: Option<u32>,
+    cpu_count: Option<u32>,
+    network: Option<NetworkMode>,
+    backend: Option<&'static str>,
+    bytes: u64,
+    created_at: Option<Timestamp>,
+    used_at: Option<Timestamp>,
+    stale: bool,
+}
+
+impl From<Template> for TemplateDocument {
+    fn from(template: Template) -> TemplateDocument {
+        let Template { key, shape, created_at, used_at, bytes, stale } = template;
+        TemplateDocument {
+            key,
+            memory_mib: shape.map(|shape| shape.memory_mib),
+            cpu_count: shape.map(|shape| shape.cpu_count),
+            network: shape.map(|shape| shape.network),
+            backend: shape.map(|shape| if shape.kvm { "linux-kvm" } else { "linux-tcg" }),
+            bytes,
+            created_at,
+            used_at: Some(used_at).filter(|used| *used != SystemTime::UNIX_EPOCH).and_then(timestamp),
+            stale,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct ListDocument {
+    templates: Vec<TemplateDocument>,
+}
+
+#[derive(Debug, Serialize)]
+struct BuildDocument {
+    template: Option<TemplateDocument>,
+    /// Microseconds from the start of the supervisor, as in `run`.
+    timeline: Timeline,
+}
+
+#[derive(Debug, Serialize)]
+struct PruneDocument {
+    removed: Vec<TemplateDocument>,
+    bytes: u64,
+}
+
+/// Does what the subcommand says.
+pub(crate) fn execute(context: &Context, args: TemplateArgs) -> Result<(), Failure> {
+    match args.command {
+        Some(TemplateCommand::List(ListArgs {})) => list(context),
+        Some(TemplateCommand::Build(args)) => build(context, args),
+        Some(TemplateCommand::Prune(args)) => prune(context, &args),
+        None => unreachable!("a group without a subcommand was answered with its help page"),
+    }
+}
+
+fn list(context: &Context) -> Result<(), Failure> {
+    let templates = documents(context.engine().templates()?);
+    match context.format {
+        Format::Json => print_json(&ListDocument { templates }),
+        Format::Text => print_text(&listing(&templates)),
+    }
+}
+
+fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
+    let engine = context.engine_for_run(args.kernel, false);
+    let (resources, network) = (args.machine.resources(), args.machine.network);
+    let timeline =
+        context.block_on(async |token| Ok(engine.template_build(resources, network, &token).await?))?;
+    // The one of this size that was made last; somebody else may have removed it meanwhile.
+    let is_it = |template: &Template| {
+        template.shape.is_some_and(|shape| {
+            (shape.memory_mib, shape.cpu_count, shape.network)
+                == (resources.memory_mib, resources.cpu_count, network)
+        })
+    };
+    let template = engine.templates()?.into_iter().filter(is_it).max_by_key(|template| template.created_at);
+    let template = template.map(TemplateDocument::from);
+    match context.format {
+        Format::Json => print_json(&BuildDocument { template, timeline }),
+        Format::Text => print_text(&built(template.as_ref(), &timeline)),
+    }
+}
+
+fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
+    let removed = documents(context.engine().template_prune(args.all)?);
+    let bytes = removed.iter().map(|template| template.bytes).sum();
+    match context.format {
+        Format::Json => print_json(&PruneDocument { removed, bytes }),
+        Format::Text => print_text(&match removed.len() {
+            0 => "Nothing to remove.\n".to_owned(),
+            1 => format!("Removed 1 template, {}.\n", size(bytes)),
+            many => format!("Removed {many} templates, {}.\n", size(bytes)),
+        }),
+    }
+}
+
+fn documents(templates: Vec<Template>) -> Vec<TemplateDocument> {
+    templates.into_iter().map(TemplateDocument::from).collect()
+}
+
+fn listing(templates: &[TemplateDocument]) -> String {
+    if templates.is_empty() {
+        return "No templates.\n".to_owned();
+    }
+    let rows: Vec<_> = templates.iter().map(row).collect();
+    let columns = [
+        ("KEY", 12),
+        ("MEMORY", 9),
+        ("CPUS", 4),
+        ("NETWORK", 8),
+        ("BACKEND", 9),
+        ("SIZE", 11),
+        ("CREATED", 20),
+        ("LAST USED", 20),
+        ("STALE", 0),
+    ];
+    table(columns, &rows)
+}
+
+fn row(template: &TemplateDocument) -> [String; 9] {
+    [
+        template.key.chars().take(KEY_DIGITS).collect(),
+        template.memory_mib.map(|mib| format!("{mib} MiB")).unwrap_or_default(),
+        template.cpu_count.map(|count| count.to_string()).unwrap_or_default(),
+        template.network.map(|network| network.to_string()).unwrap_or_default(),
+        template.backend.unwrap_or_default().to_owned(),
+        size(template.bytes),
+        template.created_at.map(seconds).unwrap_or_default(),
+        template.used_at.map(seconds).unwrap_or_default(),
+        if template.stale { "yes" } else { "no" }.to_owned(),
+    ]
+}
+
+fn built(template: Option<&TemplateDocument>, timeline: &Timeline) -> String {
+    let Timeline { spawned_us, ready_us, freeze_us, gone_us, .. } = *timeline;
+    let millis = |microseconds: u64| format!("{:.1} ms", microseconds as f64 / 1000.0);
+    let mut text = String::new();
+    if let Some(template) = template {
+        text += &format!("Template: {}\nSize: {}\n", one_line(&template.key), size(template.bytes));
+    }
+    text + &format!(
+        "QEMU started: {}\nGuest booted: {}\nFrozen: {}\nEnded: {}\nTogether: {}\n",
+        millis(spawned_us),
+        millis(ready_us.saturating_sub(spawned_us)),
+        millis(freeze_us),
+        millis(gone_us.saturating_sub(ready_us + freeze_us)),
+        millis(gone_us),
+    )
+}
+
+fn timestamp(time: SystemTime) -> Option<Timestamp> {
+    Timestamp::try_from(time).ok()
+}
+
+fn seconds(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use microagent::TemplateShape;
+
+    use super::*;
+
+    fn template(shape: Option<TemplateShape>) -> TemplateDocument {
+        TemplateDocument::from(Template {
+            key: "00112233445566778899aabbccddeeff".into(),
+            shape,
+            created_at: shape.map(|_| Timestamp::UNIX_EPOCH),
+            used_at: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(60),
+            bytes: 52 << 20,
+            stale: shape.is_none(),
+        })
+    }
+
+    #[test]
+    fn the_listing_has_a_row_for_damaged_ones_too() {
+        let shape = TemplateShape { kvm: false, memory_mib: 512, cpu_count: 2, network: NetworkMode::User };
+        assert_eq!(
+            listing(&[template(Some(shape)), template(None)]),
+            "\
+KEY          MEMORY    CPUS NETWORK  BACKEND   SIZE        CREATED              LAST USED            STALE
+001122334455 512 MiB   2    user     linux-tcg 52.00 MiB   1970-01-01T00:00:00Z 1970-01-01T00:01:00Z no
+001122334455 -         -    -        -         52.00 MiB   -                    1970-01-01T00:01:00Z yes
+"
+        );
+        assert_eq!(listing(&[]), "No templates.\n");
+    }
+
+    #[test]
+    fn a_build_says_where_its_time_went() {
+        let timeline = Timeline {
+            spawned_us: 40_000,
+            ready_us: 940_500,
+            freeze_us: 30_000,
+            gone_us: 1_000_500,
+            ..Timeline::default()
+        };
+        assert_eq!(
+            built(None, &timeline),
+            "QEMU started: 40.0 ms\nGuest booted: 900.5 ms\nFrozen: 30.0 ms\nEnded: 30.0 ms\nTogether: 1000.5 ms\n"
+        );
+    }
+}
