@@ -283,7 +283,7 @@ impl Freezer {
         Ok(())
     }
 
-    /// Gives the template its name, unless it has one already, and keeps the whole within its bounds.
+    /// Gives the template its name, in place of one that has it, and keeps the whole within its bounds.
     pub(crate) fn publish(self, state: &StateDir) -> io::Result<()> {
         let identity = |name: &str| fs::metadata(self.dir.path().join(name)).map(|m| FileIdentity::of(&m));
         let manifest = Manifest {
@@ -293,12 +293,12 @@ impl Freezer {
             shape: self.shape.clone(),
         };
         write_json(&self.dir.path().join("manifest.json"), &manifest).map_err(io::Error::other)?;
-        match fs::rename(self.dir.path(), &self.home) {
-            // The directory has moved; there is nothing left to remove under its old name.
-            Ok(()) => drop(self.dir.keep()),
-            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-            Err(e) => return Err(e),
-        }
+        // Whoever holds the lock is the only one who gives this name. What had it before was asked to be
+        // made anew.
+        discard(state, &self.home);
+        fs::rename(self.dir.path(), &self.home)?;
+        // The directory has moved; there is nothing left to remove under its old name.
+        drop(self.dir.keep());
         let all = list(state)?;
         for old in surplus(&all) {
             discard(state, &old.dir);
@@ -478,6 +478,18 @@ mod tests {
         assert!(template.ram.metadata().unwrap().blocks() * 512 < MIB);
         assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);
         assert_eq!(list(&state).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_is_frozen_anew_takes_the_place_of_the_old() {
+        let (_dir, state, shape) = fixture();
+        frozen(&state, &shape);
+        let old = Template::open(&state, &shape).unwrap();
+        frozen(&state, &shape);
+        let new = Template::open(&state, &shape).unwrap();
+        assert_ne!(new.ram.metadata().unwrap().ino(), old.ram.metadata().unwrap().ino());
+        assert_eq!(list(&state).unwrap().len(), 1);
+        assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);
     }
 
     #[test]

@@ -43,7 +43,8 @@ pub enum CheckStatus {
 /// One check.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
-    /// Stable short name: `qemu`, `accelerator`, `kernel`, `passt`, `disk_space`, `state_dir`, `limits`.
+    /// Stable short name: `qemu`, `accelerator`, `kernel`, `passt`, `disk_space`, `state_dir`, `limits`,
+    /// `warm_start`.
     pub name: &'static str,
     /// How it went.
     pub status: CheckStatus,
@@ -98,6 +99,7 @@ impl Engine {
                 self.check_disk_space(),
                 self.check_state_dir(),
                 check_limits(),
+                self.check_warm_start(),
             ],
         }
     }
@@ -170,6 +172,33 @@ impl Engine {
                 failed(name, format!("`{}`: {errno}", path.display()), "choose another --state-dir")
             }
         }
+    }
+
+    /// Whether machines start from templates, and how many there are.
+    fn check_warm_start(&self) -> Check {
+        let name = "warm_start";
+        let templates = match self.templates() {
+            Ok(templates) => templates,
+            Err(error) => {
+                let remedy = "make it readable, or remove it: templates are made again when they are needed";
+                return Check { status: CheckStatus::Warning, ..failed(name, chain(&error), remedy) };
+            }
+        };
+        let useful: Vec<_> = templates.iter().filter(|template| !template.stale).collect();
+        let mib = useful.iter().map(|template| template.bytes).sum::<u64>() >> 20;
+        let there = match useful.len() {
+            0 => "no templates yet".to_owned(),
+            1 => format!("1 template, {mib} MiB"),
+            many => format!("{many} templates, {mib} MiB"),
+        };
+        ok(
+            name,
+            match &self.options().warm {
+                Ok(()) if useful.is_empty() => format!("on, {there}: the first run of each size makes one"),
+                Ok(()) => format!("on, {there}"),
+                Err(reason) => format!("off, {reason}; {there}"),
+            },
+        )
     }
 
     fn check_state_dir(&self) -> Check {
