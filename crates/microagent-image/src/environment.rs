@@ -4,12 +4,13 @@
 //! environment variables or the home directory, so a test or a service sees only what it is given.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 
 /// Where to look for credentials, certificates and proxies.
 ///
 /// `Default` is empty: no credentials, no proxy, the system's certificates.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Environment {
     /// `REGISTRY_AUTH_FILE`: the one login file to use.
     pub registry_auth_file: Option<PathBuf>,
@@ -33,6 +34,22 @@ pub struct Environment {
     pub all_proxy: Option<String>,
     /// `NO_PROXY` or `no_proxy`: hosts to reach directly. Loopback always is.
     pub no_proxy: Option<String>,
+}
+
+/// Without proxies, whose URLs may hold passwords.
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Environment")
+            .field("registry_auth_file", &self.registry_auth_file)
+            .field("runtime_dir", &self.runtime_dir)
+            .field("config_home", &self.config_home)
+            .field("docker_config", &self.docker_config)
+            .field("path", &self.path)
+            .field("ssl_cert_file", &self.ssl_cert_file)
+            .field("ssl_cert_dir", &self.ssl_cert_dir)
+            .field("no_proxy", &self.no_proxy)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Environment {

@@ -361,7 +361,9 @@ fn check_registry(registry: &str) -> Result<(), ReferenceError> {
 
 fn check_repository(repository: &str) -> Result<(), ReferenceError> {
     if repository.chars().any(|c| c.is_ascii_uppercase()) {
-        return Err(ReferenceError::UpperCase { repository: repository.to_owned() });
+        // As it was typed, without what was added in front.
+        let typed = repository.strip_prefix("library/").unwrap_or(repository);
+        return Err(ReferenceError::UpperCase { repository: typed.to_owned() });
     }
     // A bare image id is no name; taken as one it would send people to `docker.io/library/<id>`.
     let last = repository.strip_prefix("library/").unwrap_or(repository);

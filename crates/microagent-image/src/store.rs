@@ -414,6 +414,9 @@ impl ImageStore {
     ) -> Result<(), ImageError> {
         let mut missing = resolution.distinct_layers();
         missing.retain(|layer| !self.cache.has_blob(&layer.digest, layer.size));
+        if missing.is_empty() {
+            return Ok(());
+        }
         fetcher.waiting.progress.event(ImageEvent::Pulling {
             reference: resolved.to_owned(),
             layers: missing.len(),
