@@ -211,6 +211,7 @@ impl Worker {
     async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
         let Freeze { freezer, monitor, state } = freeze;
         self.greet(control, PreambleKind::Ping).await?;
+        self.links.timeline.borrow_mut().ready_us = elapsed_us(self.links.started);
         let stopped = Instant::now();
         let frozen = freeze_into(&freezer, &monitor).await;
         monitor
