@@ -1,8 +1,11 @@
 //! Ctrl-C, SIGTERM and SIGHUP: the first one asks the work to end and clean up, the second one ends at once.
 //!
-//! Only long work listens; short commands keep the system's default and simply die, having nothing to undo.
+//! A signal that our parent had us ignore stays ignored: `nohup` means it, and so does a shell that starts a
+//! background job. Only long work listens; short commands keep the system's default and simply die, having nothing to undo.
 
+use std::future::poll_fn;
 use std::io;
+use std::task::Poll;
 use std::thread;
 
 use microagent::CancellationToken;
@@ -15,37 +18,59 @@ use crate::failure::EXIT_CANCELLED;
 /// Listens on a thread of its own, so that a signal counts even while the work keeps its own thread busy.
 pub(crate) fn listen(token: CancellationToken) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let mut signals = {
+    let ignored = ignored_signals(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+    let mut signals = Vec::new();
+    {
         let _inside = runtime.enter();
-        Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
+        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+            if !is_in(ignored, kind) {
+                signals.push(signal(kind)?);
+            }
         }
-    };
+    }
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
-            signals.next().await;
+            next(&mut signals).await;
             token.cancel();
-            signals.next().await;
+            next(&mut signals).await;
         });
         std::process::exit(EXIT_CANCELLED.into());
     })?;
     Ok(())
 }
 
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
+/// Waits for any of the signals; forever when there is none.
+async fn next(signals: &mut [Signal]) {
+    poll_fn(|context| {
+        let arrived = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+        if arrived { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
-impl Signals {
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
+/// The mask of ignored signals in `/proc/PID/status`.
+///
+/// # Source
+/// `proc_pid_status(5)`: bit N-1 stands for signal N.
+fn ignored_signals(status: &str) -> u64 {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn is_in(mask: u64, kind: SignalKind) -> bool {
+    mask >> (kind.as_raw_value() - 1) & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mask_is_read() {
+        // As under nohup: SIGHUP and, as always in Rust programs, SIGPIPE.
+        let mask = ignored_signals("Name:\tmicroagent\nSigIgn:\t0000000000001001\nSigCgt:\t0\n");
+        assert!(is_in(mask, SignalKind::hangup()));
+        assert!(!is_in(mask, SignalKind::interrupt()));
+        assert_eq!(ignored_signals(""), 0);
     }
 }
