@@ -71,7 +71,7 @@ fn qemu_killed_during_the_command_fails_the_run() {
 fn a_panic_of_the_guest_kernel_is_reported_as_one() {
     let home = home();
     let panic = "echo 2 > /proc/sys/vm/panic_on_oom && tail /dev/zero";
-    let run = home.run("busybox", ["--profile", "tiny", "--network", "isolated"], &["sh", "-c", panic]).run().code(1);
+    let run = home.run("busybox", ["--memory", "80", "--network", "isolated"], &["sh", "-c", panic]).run().code(1);
     let run = run.says("the guest kernel panicked").says("Out of memory");
     failed_and_deletable(&home, &run);
 }

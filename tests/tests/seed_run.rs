@@ -14,7 +14,9 @@ const IMAGE: &str = "docker.io/library/alpine:3.20";
 /// The page's user: one with its image at hand.
 fn home(user: User) -> Home {
     let home = Home::new(user);
-    let tar = fixtures::rootfs_tar(&[("etc/alpine-release", "3.20.10\n")]);
+    // Debian's busybox has no `printenv`.
+    let printenv = "#!/bin/sh\nfor name; do eval \"echo \\\"\\$$name\\\"\"; done\n";
+    let tar = fixtures::rootfs_tar(&[("etc/alpine-release", "3.20.10\n"), ("bin/printenv", printenv)]);
     home.microagent(["image", "import", "-", IMAGE]).stdin(tar).success();
     home
 }

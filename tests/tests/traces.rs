@@ -28,9 +28,11 @@ fn disposable(user: User) {
     // A failed run writes no more elsewhere, and a second one of the same image adds nothing to the state.
     call().dir(&work).args(["run", "--timeout", "1", "--name", "slow", &image, "sleep", "60"]).run().code(1);
     call().dir(&work).args(["delete", "slow", "--yes"]).success();
-    let state_before = listing::listing(&state);
+    // When an image was last used is written down, so only the names are compared.
+    let names = || listing::listing(&state).into_keys().collect::<Vec<_>>();
+    let names_before = names();
     call().dir(&work).args(["run", &image, "true"]).success();
-    assert_eq!(listing::listing(&state), state_before, "a disposable run left something");
+    assert_eq!(names(), names_before, "a disposable run left something");
     assert_eq!(after(()), before, "something was written outside the state directory");
     home.processes_end();
     assert_eq!(call().arg("list").success().text(), "No workspaces.\n");
