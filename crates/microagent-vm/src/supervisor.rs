@@ -351,10 +351,24 @@ impl Driver {
         if let Some(record) = &mut self.record {
             record.failure = failure;
         }
-        match recorded.and_then(|()| self.publish(state)) {
-            Ok(()) => outcome,
+        let recorded = recorded.and_then(|()| self.publish(state));
+        match (recorded, outcome) {
+            (Ok(()), outcome) => outcome,
+            (Err(_), outcome @ Outcome::Failed(_)) => {
+                // The machine is gone and nobody asked to keep its disk: without it there is room for the truth.
+                self.drop_scratch_disk();
+                let _ = self.publish(state);
+                outcome
+            }
             // The caller hears the truth even when the disk cannot take it down.
-            Err(error) => Outcome::Failed(write_failure(&error)),
+            (Err(error), _) => Outcome::Failed(write_failure(&error)),
+        }
+    }
+
+    fn drop_scratch_disk(&self) {
+        if self.record.as_ref().is_some_and(|record| record.disposable) {
+            // One that cannot be removed gives no room, and the record says less than it could.
+            let _ = std::fs::remove_file(self.dir.disk());
         }
     }
 

@@ -17,6 +17,7 @@ use microagent_vm::{
 use tokio_util::sync::CancellationToken;
 
 use crate::machinery::Life;
+use crate::workspace::lock_error;
 use crate::{
     Engine, Error, Event, ImageReport, Observer, RunCommand, RunOptions, RunReport, RunResult, SetupFailure,
     SetupStep,
@@ -235,7 +236,7 @@ impl Engine {
     }
 
     fn remove(&self, name: &WorkspaceName, dir: &WorkspaceDir) -> Result<(), Error> {
-        let _lock = dir.lock().map_err(|source| Error::Busy { name: name.clone(), source })?;
+        let _lock = dir.lock().map_err(|error| lock_error(name, error))?;
         dir.remove(self.state()).map_err(|source| Error::File {
             action: "remove",
             path: dir.path().to_owned(),

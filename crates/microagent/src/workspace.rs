@@ -209,8 +209,16 @@ fn lock_patiently(name: &WorkspaceName, dir: &WorkspaceDir) -> Result<microagent
             Err(LockError::Held { .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Err(source) => return Err(Error::Busy { name: name.clone(), source }),
+            Err(error) => return Err(lock_error(name, error)),
         }
+    }
+}
+
+/// Tells a lock that somebody holds from one that cannot be had at all.
+pub(crate) fn lock_error(name: &WorkspaceName, error: LockError) -> Error {
+    match error {
+        LockError::Open { path, source } => Error::File { action: "lock", path, source },
+        held => Error::Busy { name: name.clone(), source: held },
     }
 }
 
