@@ -26,6 +26,7 @@ const BARE_APPEND: &str = " rdinit=/bin/reboot -- -f";
 pub(crate) fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     bench.import(&bench.small_tar()?, SMALL)?;
     let bare = bare_machine(bench)?;
+    let podman = bench.podman();
     let mut ready = Samples::default();
     let cold = || {
         let mut document = None;
@@ -50,7 +51,6 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
         (names[2], Box::new(|| time(|| bench.run_json(&ISOLATED, SMALL, &["true"])))),
         (names[3], Box::new(|| time(|| bench.run_json(&[], SMALL, &["true"])))),
     ];
-    let podman = bench.podman();
     match &podman {
         Ok(podman) => {
             names.push("podman run --net none");
