@@ -3,6 +3,7 @@
 //! All of it is mounted in the initramfs and later moved under the workspace's root in three steps, so a
 //! restored guest finds it ready.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,6 +15,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::console;
+use crate::disk;
 
 /// How long the control port may take to appear; it comes within milliseconds of the drivers' start.
 pub(crate) const PORT_DEADLINE: Duration = Duration::from_secs(20);
@@ -49,34 +51,58 @@ pub(crate) enum BootError {
     Open { path: &'static str, source: io::Error },
 }
 
-/// Kernel file systems: kind, place, flags, options.
-fn mounts() -> [(&'static str, &'static str, MountFlags, &'static str); 7] {
+/// A kernel file system: kind, place, flags, options.
+type MountOf = (&'static str, &'static str, MountFlags, &'static CStr);
+
+/// In the order in which they are mounted; the disk is looked for through the first.
+fn mounts() -> [MountOf; 7] {
     let plain = MountFlags::NOSUID | MountFlags::NODEV;
     let data = plain | MountFlags::NOEXEC;
+    let terminals = MountFlags::NOSUID | MountFlags::NOEXEC;
     [
-        ("devtmpfs", "/dev", MountFlags::NOSUID, "mode=0755"),
-        ("proc", "/proc", data, ""),
-        ("sysfs", "/sys", data, ""),
-        ("devpts", "/dev/pts", MountFlags::NOSUID | MountFlags::NOEXEC, "mode=0620,gid=5,ptmxmode=0666"),
-        ("tmpfs", "/dev/shm", plain, "mode=1777"),
-        ("mqueue", "/dev/mqueue", data, ""),
-        ("cgroup2", CGROUP_ROOT, data, ""),
+        ("sysfs", "/sys", data, c""),
+        ("devtmpfs", "/dev", MountFlags::NOSUID, c"mode=0755"),
+        ("proc", "/proc", data, c""),
+        ("devpts", "/dev/pts", terminals, c"mode=0620,gid=5,ptmxmode=0666"),
+        ("tmpfs", "/dev/shm", plain, c"mode=1777"),
+        ("mqueue", "/dev/mqueue", data, c""),
+        ("cgroup2", CGROUP_ROOT, data, c""),
     ]
 }
 
 /// Mounts and links everything. Nothing here depends on the workspace.
 pub(crate) fn prepare() -> Result<Booted, BootError> {
-    for (kind, target, flags, options) in mounts() {
-        if matches!(kind, "devpts" | "tmpfs" | "mqueue") {
-            fs::create_dir(target).map_err(|source| BootError::Make { path: target, source })?;
+    let [first, rest @ ..] = mounts();
+    mount_one(first)?;
+    std::thread::scope(|scope| {
+        // The disk's driver and all the rest do not wait for each other.
+        scope.spawn(disk::scan_early);
+        for one in rest {
+            mount_one(one)?;
         }
-        let options = std::ffi::CString::new(options).expect("no option here has a NUL");
-        mount(kind, target, kind, flags, options.as_c_str()).map_err(|e| BootError::Mount {
-            kind,
-            target,
-            source: e.into(),
-        })?;
+        make_devices()?;
+        fs::create_dir(EXEC_CGROUPS).map_err(|source| BootError::Make { path: EXEC_CGROUPS, source })?;
+        let exec_cgroups = openat(CWD, EXEC_CGROUPS, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| BootError::Open { path: EXEC_CGROUPS, source: e.into() })?;
+        set_limits();
+        enable_controllers();
+        if let Err(error) = crate::net::loopback_up() {
+            console::say_error("cannot start the loopback interface", &error);
+        }
+        Ok(Booted { exec_cgroups })
+    })
+}
+
+fn mount_one((kind, target, flags, options): MountOf) -> Result<(), BootError> {
+    if matches!(kind, "devpts" | "tmpfs" | "mqueue") {
+        fs::create_dir(target).map_err(|source| BootError::Make { path: target, source })?;
     }
+    let failed = |e: rustix::io::Errno| BootError::Mount { kind, target, source: e.into() };
+    mount(kind, target, kind, flags, options).map_err(failed)
+}
+
+/// Links and permissions that programs expect in `/dev`, and the agent's own corner there.
+fn make_devices() -> Result<(), BootError> {
     for (target, link) in [
         ("/proc/self/fd", "/dev/fd"),
         ("/proc/self/fd/0", "/dev/stdin"),
@@ -94,16 +120,7 @@ pub(crate) fn prepare() -> Result<Booted, BootError> {
     fs::DirBuilder::new()
         .mode(0o711)
         .create(SCRATCH)
-        .map_err(|source| BootError::Make { path: SCRATCH, source })?;
-    fs::create_dir(EXEC_CGROUPS).map_err(|source| BootError::Make { path: EXEC_CGROUPS, source })?;
-    let exec_cgroups = openat(CWD, EXEC_CGROUPS, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| BootError::Open { path: EXEC_CGROUPS, source: e.into() })?;
-    set_limits();
-    enable_controllers();
-    if let Err(error) = crate::net::loopback_up() {
-        console::say_error("cannot start the loopback interface", &error);
-    }
-    Ok(Booted { exec_cgroups })
+        .map_err(|source| BootError::Make { path: SCRATCH, source })
 }
 
 /// Limits of the agent, inherited by what it runs, and kernel settings that Docker's users are used to.

@@ -116,16 +116,17 @@ fn exists_already(error: io::Error) -> io::Result<()> {
 /// Leaves a file with this content; a link to nowhere (`resolv.conf` of a system with a resolver service)
 /// becomes a file.
 fn replace_if_different(path: &Path, content: &[u8]) -> io::Result<()> {
-    match fs::metadata(path) {
-        Ok(found) if found.len() == content.len() as u64 && fs::read(path)? == content => return Ok(()),
-        Ok(_) => {}
-        Err(_) if fs::symlink_metadata(path).is_ok() => fs::remove_file(path)?,
-        Err(_) => {}
-    }
+    let len = content.len() as u64;
+    let old_len = match fs::metadata(path) {
+        Ok(found) if found.len() == len && fs::read(path)? == content => return Ok(()),
+        Ok(found) => found.len(),
+        Err(_) if fs::symlink_metadata(path).is_ok() => fs::remove_file(path).map(|()| 0)?,
+        Err(_) => 0,
+    };
     // Written over and then cut, so that a full disk does not leave an empty file.
     let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
     file.write_all(content)?;
-    file.set_len(content.len() as u64)
+    if old_len > len { file.set_len(len) } else { Ok(()) }
 }
 
 fn hosts(hostname: &str, network: Option<&Network>) -> String {

@@ -1,8 +1,8 @@
 //! The root disk: found on the SCSI controller, mounted, grown, made the root of everything.
 
 use std::ffi::CStr;
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -23,6 +23,12 @@ const NEW_ROOT: &str = "/newroot";
 /// changes are kept would have to keep), and none that reads all block bitmaps after each mount. For the
 /// same reason reading a file does not write its access time.
 const MOUNT_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps";
+
+/// The target that is looked at before the host has said which one it is.
+const EARLY_TARGET: u8 = 0;
+
+/// No root disk is smaller than this, in bytes.
+const PLACEHOLDER_LIMIT: u64 = 1 << 20;
 
 /// How long a disk may take from the scan to its block device.
 const DISK_DEADLINE: Duration = Duration::from_secs(10);
@@ -96,15 +102,34 @@ fn real_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The block device of a SCSI target, opened. The kernel is told not to look by itself: walking all
-/// possible targets takes very long under emulation.
+/// Has the kernel find the disk that the machine was started with, if any, while there is still other work:
+/// probing it is a large part of what a configuration takes. In a machine that is to be frozen, this is a
+/// placeholder for the disks of the machines that are made from it.
+pub(crate) fn scan_early() {
+    // Without a controller or a disk there is nothing to do now, and an error to tell later.
+    if let Ok(controller) = first_name(Path::new(HOSTS)) {
+        let _ = scan(&controller, EARLY_TARGET);
+    }
+}
+
+/// The kernel is told not to look by itself: walking all possible targets takes very long under emulation.
+fn scan(controller: &str, target: u8) -> io::Result<()> {
+    write_attribute(Path::new(&format!("{HOSTS}/{controller}/scan")), &format!("0 {target} 0"))
+}
+
+/// Writes a file of sysfs: one write, nothing created, nothing cut.
+fn write_attribute(path: &Path, value: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
+}
+
+/// The block device of a SCSI target, opened.
 fn find(target: u8) -> Result<Disk, DiskError> {
     let controller = first_name(Path::new(HOSTS)).map_err(DiskError::NoController)?;
     let number = controller.trim_start_matches("host");
-    let block = PathBuf::from(format!("{DISKS}/{number}:0:{target}:0/device/block"));
+    let device = PathBuf::from(format!("{DISKS}/{number}:0:{target}:0/device"));
+    let block = device.join("block");
     if !block.exists() {
-        let scan = format!("{HOSTS}/{controller}/scan");
-        fs::write(scan, format!("0 {target} 0")).map_err(|source| DiskError::Scan { target, source })?;
+        scan(&controller, target).map_err(|source| DiskError::Scan { target, source })?;
     }
     let start = Instant::now();
     loop {
@@ -112,7 +137,7 @@ fn find(target: u8) -> Result<Disk, DiskError> {
         if let Ok(name) = first_name(&block) {
             let path = PathBuf::from(format!("/dev/{name}"));
             match File::open(&path) {
-                Ok(file) => return Ok(Disk { name, path, file }),
+                Ok(file) => return Disk { name, path, file, len: 0 }.measured(&device),
                 Err(source) if start.elapsed() > DISK_DEADLINE => {
                     return Err(DiskError::Read { path, source });
                 }
@@ -132,6 +157,30 @@ struct Disk {
     name: String,
     path: PathBuf,
     file: File,
+    /// Length in bytes.
+    len: u64,
+}
+
+impl Disk {
+    /// Learns the disk's length. The machine may have been frozen with a placeholder: then the kernel looks
+    /// at the disk again.
+    fn measured(mut self, device: &Path) -> Result<Disk, DiskError> {
+        self.len = self.read_len()?;
+        if self.len < PLACEHOLDER_LIMIT {
+            let rescan = device.join("rescan");
+            write_attribute(&rescan, "1").map_err(|source| DiskError::Read { path: rescan, source })?;
+            self.len = self.read_len()?;
+        }
+        Ok(self)
+    }
+
+    fn read_len(&self) -> Result<u64, DiskError> {
+        let path = PathBuf::from(format!("/sys/class/block/{}/size", self.name));
+        let sectors = fs::read_to_string(&path)
+            .and_then(|text| text.trim_end().parse::<u64>().map_err(|_| io::ErrorKind::InvalidData.into()));
+        // Sectors of sysfs have 512 bytes, whatever the disk's own have.
+        sectors.map(|sectors| sectors.saturating_mul(512)).map_err(|source| DiskError::Read { path, source })
+    }
 }
 
 fn first_name(dir: &Path) -> io::Result<String> {
@@ -141,21 +190,13 @@ fn first_name(dir: &Path) -> io::Result<String> {
 
 /// Grows the mounted file system to the size of its disk. Nothing happens when it has that size.
 fn grow(disk: &Disk) -> Result<(), DiskError> {
-    let read = |path: &Path| {
-        let path = path.to_owned();
-        move |source| DiskError::Read { path, source }
-    };
-    let size_path = PathBuf::from(format!("/sys/class/block/{}/size", disk.name));
-    let sectors = fs::read_to_string(&size_path).map_err(read(&size_path))?;
-    let sectors: u64 =
-        sectors.trim_end().parse().map_err(|_| read(&size_path)(io::ErrorKind::InvalidData.into()))?;
-
     let mut superblock = [0; SUPERBLOCK_LEN];
-    disk.file.read_exact_at(&mut superblock, SUPERBLOCK_OFFSET).map_err(read(&disk.path))?;
+    disk.file
+        .read_exact_at(&mut superblock, SUPERBLOCK_OFFSET)
+        .map_err(|source| DiskError::Read { path: disk.path.clone(), source })?;
     let size =
         FileSystemSize::parse(&superblock).ok_or_else(|| DiskError::NotExt4 { path: disk.path.clone() })?;
-
-    let wanted = sectors.saturating_mul(512) / size.block_len;
+    let wanted = disk.len / size.block_len;
     if wanted <= size.blocks {
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! The agent in a real guest, spoken to as the host does.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod harness;
 
@@ -362,18 +362,27 @@ async fn requests_have_an_order() {
 }
 
 #[tokio::test]
-async fn a_guest_frozen_after_a_ping_becomes_several_that_differ() {
+async fn a_guest_frozen_with_a_placeholder_disk_becomes_several_that_differ() {
+    freeze_and_restore(0).await;
+}
+
+#[tokio::test]
+async fn a_guest_frozen_without_a_disk_becomes_several_that_differ() {
+    freeze_and_restore(3).await;
+}
+
+async fn freeze_and_restore(scsi_target: u8) {
+    let machine = |template| Machine { scsi_target, template, disk_len: 100 << 20, ..Machine::default() };
     let template = tempfile::tempdir().unwrap();
     let template = template.path();
-    let vm = Vm::start(&Machine { template: Template::Freeze(template.to_owned()), ..Machine::default() });
+    let vm = Vm::start(&machine(Template::Freeze(template.to_owned())));
     let mut channel = vm.connect().await;
     vm.greet(&mut channel, PreambleKind::Ping).await;
     vm.freeze(template).await;
 
     let mut seen = Vec::new();
     for number in 1..=3 {
-        let vm =
-            Vm::start(&Machine { template: Template::Restore(template.to_owned()), ..Machine::default() });
+        let vm = Vm::start(&machine(Template::Restore(template.to_owned())));
         let channel = vm.connect().await;
         vm.restore(template).await;
         let start = Instant::now();
@@ -381,6 +390,7 @@ async fn a_guest_frozen_after_a_ping_becomes_several_that_differ() {
         let in_session = start.elapsed();
         let mut wanted = settings();
         wanted.entropy = Entropy([number; 32]);
+        wanted.root.scsi_target = scsi_target;
         let configured =
             session.configure(wanted).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
         let at_configured = start.elapsed();

@@ -148,6 +148,8 @@ pub struct Machine {
     pub disk_len: u64,
     /// A disk to start from in place of the fresh one.
     pub disk: Option<PathBuf>,
+    /// SCSI target of the disk. A frozen machine has a placeholder at target 0 and nothing at others.
+    pub scsi_target: u8,
     /// Whether it is frozen before it meets a disk, or restored from one that was.
     pub template: Template,
     /// Whether there is a network device (with nobody at its other end).
@@ -156,7 +158,7 @@ pub struct Machine {
 
 impl Default for Machine {
     fn default() -> Machine {
-        Machine { disk_len: BASE_LEN, disk: None, template: Template::None, network: false }
+        Machine { disk_len: BASE_LEN, disk: None, scsi_target: 0, template: Template::None, network: false }
     }
 }
 
@@ -210,9 +212,14 @@ impl Vm {
             .args(["-device", &format!("virtserialport,chardev=c0,name={}", microagent_proto::PORT_NAME)])
             .args(["-device", "virtio-rng-device", "-device", "virtio-scsi-device,id=scsi0"])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", at("monitor"))]);
-        if !matches!(machine.template, Template::Freeze(_)) {
-            qemu.args(["-drive", &format!("file={},format=raw,if=none,id=root,discard=unmap", at("disk"))])
-                .args(["-device", "scsi-hd,drive=root,bus=scsi0.0,scsi-id=3,lun=0"]);
+        let target = machine.scsi_target;
+        let disk = match machine.template {
+            Template::Freeze(_) => "driver=null-co,size=65536".to_owned(),
+            _ => format!("driver=raw,file.driver=file,discard=unmap,file.filename={}", at("disk")),
+        };
+        if !(matches!(machine.template, Template::Freeze(_)) && machine.scsi_target != 0) {
+            qemu.args(["-blockdev", &format!("{disk},node-name=root")])
+                .args(["-device", &format!("scsi-hd,drive=root,bus=scsi0.0,scsi-id={target},lun=0")]);
         }
         if machine.network {
             qemu.args(["-netdev", "hubport,hubid=0,id=n0", "-device", "virtio-net-device,netdev=n0"]);
@@ -363,7 +370,7 @@ pub fn settings() -> Configure {
         machine_id: "0123456789abcdef0123456789abcdef".to_owned(),
         hostname: "tested".to_owned(),
         network: None,
-        root: Root { scsi_target: 3, grow: true },
+        root: Root { scsi_target: 0, grow: true },
     }
 }
 
