@@ -79,6 +79,29 @@ fn a_disk_that_fills_while_an_image_is_unpacked_fails_clearly_and_keeps_nothing_
     assert_eq!(run.guest_output(), "fits\n");
 }
 
+/// From "not even the guest kernel fits" to "no room for a template": each stage finds the disk full once.
+#[test]
+fn a_disk_that_is_too_small_is_said_so_at_every_stage() {
+    if !user::is_root() {
+        return host::skip("only root can mount a small disk");
+    }
+    let home = Home::new(User::Caller);
+    let state = home.make_dir("state");
+    for (size_mib, fits) in [(1, false), (10, false), (22, false), (26, true), (50, true)] {
+        let _disk = SmallDisk::mount(&state, size_mib);
+        let call = || home.call().env("MICROAGENT_STATE_DIR", &state);
+        let run = call().args(["run", "--network", "isolated", &home.image("busybox"), "echo", "fits"]).run();
+        if fits {
+            assert_eq!(run.code(0).guest_output(), "fits\n", "{size_mib} MiB");
+        } else {
+            let run = run.code(TRY_AGAIN).says("free some space");
+            assert!(run.stderr.contains("disk full") || run.stderr.contains("No space left"), "{}", run.told());
+        }
+        assert_eq!(call().arg("list").success().text(), "No workspaces.\n");
+        home.processes_end();
+    }
+}
+
 #[test]
 fn a_disk_that_fills_while_the_guest_writes_fails_clearly_and_everything_else_still_works() {
     if !user::is_root() {

@@ -175,7 +175,7 @@ impl Error {
     /// Class of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::State(_) | Error::Supervise(_) | Error::Guest(_) => ErrorKind::Host,
+            Error::State(_) | Error::Supervise(_) | Error::Guest(_) => io_kind(deepest_io(self)),
             Error::Image(ImageError::Cancelled) | Error::Cancelled => ErrorKind::Cancelled,
             Error::Image(ImageError::Reference { .. } | ImageError::ImportName { .. }) => ErrorKind::Invalid,
             Error::Image(
@@ -232,6 +232,10 @@ impl Error {
                 Some("declare artifacts when it is made: --output NAME=/guest/path".to_owned())
             }
             Error::NoSuchArtifact { declared, .. } => Some(format!("it declares: {}", declared.join(", "))),
+            Error::RunFailed { kind: FailureKind::HostFull, workspace, .. } => Some(format!(
+                "free some space: microagent delete {workspace} --yes, microagent image prune; \
+                 microagent logs {workspace} shows how far it came"
+            )),
             Error::RunFailed { workspace, .. } | Error::SetupFailed { workspace, .. } => Some(format!(
                 "microagent logs {workspace} shows why; microagent delete {workspace} --yes removes it"
             )),
@@ -241,6 +245,12 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// What the system said, if it said something.
+fn deepest_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|cause| cause.downcast_ref()).last()
 }
 
 fn io_kind(error: Option<&io::Error>) -> ErrorKind {
