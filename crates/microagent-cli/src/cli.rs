@@ -244,10 +244,13 @@ fn help_of(path: &[&str]) -> String {
 /// The command line without what is only recognised to be refused: for completions and manuals.
 pub(crate) fn without_hidden(command: clap::Command) -> clap::Command {
     let mut shown = clap::Command::new(command.get_name().to_owned())
-        .version(env!("CARGO_PKG_VERSION"))
         .disable_help_flag(true)
+        .disable_help_subcommand(true)
         .args(command.get_arguments().filter(|arg| !arg.is_hide_set()).cloned())
         .subcommands(command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().map(without_hidden));
+    if let Some(version) = command.get_version() {
+        shown = shown.version(version.to_owned());
+    }
     if let Some(about) = command.get_about() {
         shown = shown.about(about.clone());
     }

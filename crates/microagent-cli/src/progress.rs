@@ -12,6 +12,7 @@ use microagent::image::{self, ImageEvent};
 use microagent::{Event, Observer};
 
 use crate::cli::ProgressChoice;
+use crate::environment;
 use crate::escape;
 use crate::output::Format;
 
@@ -119,7 +120,10 @@ impl Progress {
             if let Some(old) = state.bar.take() {
                 old.finish_and_clear();
             }
-            let style = ProgressStyle::with_template(style).expect("a template of ours");
+            let mut style = ProgressStyle::with_template(style).expect("a template of ours");
+            if !environment::speaks_utf8() {
+                style = style.tick_chars("|/-\\ ").progress_chars("=> ");
+            }
             let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr()).with_style(style);
             bar.set_message(text);
             bar.enable_steady_tick(TICK);
@@ -245,7 +249,7 @@ impl Layers {
 fn short(label: &str) -> String {
     let line = escape::one_line(label.lines().next().unwrap_or_default());
     match line.char_indices().nth(LABEL_MAX) {
-        Some((end, _)) => format!("{}…", &line[..end]),
+        Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
     }
 }
@@ -304,7 +308,7 @@ mod tests {
     fn labels_are_one_safe_line() {
         assert_eq!(short("apt-get update\nrm -rf /"), "apt-get update");
         assert_eq!(short("a\x1b[2J"), "a\\u{1b}[2J");
-        assert_eq!(short(&"ä".repeat(100)), format!("{}…", "ä".repeat(60)));
+        assert_eq!(short(&"ä".repeat(100)), format!("{}...", "ä".repeat(60)));
     }
 
     #[test]

@@ -85,12 +85,23 @@ fn pages() -> Vec<PageDocument> {
 /// The page of a command, then those of its subcommands.
 fn collect(command: &Command, pages: &mut Vec<PageDocument>) {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
-    let mut page = Vec::new();
-    clap_mangen::Man::new(command.clone()).render(&mut page).expect("writing to memory does not fail");
-    pages.push(PageDocument { name, page: String::from_utf8_lossy(&page).into_owned() });
+    pages.push(PageDocument { name, page: page(command) });
     for subcommand in command.get_subcommands().filter(|command| command.get_name() != "help") {
         collect(subcommand, pages);
     }
+}
+
+/// clap_mangen's page, with the help's examples as a section of their own whose lines stay lines.
+fn page(command: &Command) -> String {
+    let mut page = Vec::new();
+    let source = concat!("microagent ", env!("CARGO_PKG_VERSION"));
+    let man = clap_mangen::Man::new(command.clone()).source(source);
+    man.render(&mut page).expect("writing to memory does not fail");
+    let page = String::from_utf8_lossy(&page).into_owned();
+    let Some((before, extra)) = page.split_once(".SH EXTRA\nExamples:\n") else { return page };
+    let end = extra.find("\n.SH ").map_or(extra.len(), |line_end| line_end + 1);
+    let (examples, after) = extra.split_at(end);
+    format!("{before}.SH EXAMPLES\n.nf\n{examples}.fi\n{after}")
 }
 
 #[cfg(test)]
@@ -104,6 +115,15 @@ mod tests {
             assert!(names.iter().any(|known| known == name), "{name} of {names:?}");
         }
         assert!(!names.iter().any(|name| name.contains("help") || name.contains("images")), "{names:?}");
+    }
+
+    #[test]
+    fn examples_keep_their_lines() {
+        for page in pages() {
+            assert!(page.page.contains("\n.SH EXAMPLES\n.nf\n  "), "{}", page.page);
+            assert!(page.page.contains("\n.fi\n"), "{}", page.page);
+            assert!(!page.page.contains("EXTRA"), "{}", page.page);
+        }
     }
 
     #[test]
