@@ -37,7 +37,14 @@ pub struct Invocation<'a> {
 
 impl<'a> Invocation<'a> {
     pub(crate) fn new(home: &'a Home, command: Command) -> Invocation<'a> {
-        Invocation { home, command, words: Vec::new(), stdin: Vec::new(), stdin_stays: false, deadline: DEADLINE }
+        Invocation {
+            home,
+            command,
+            words: Vec::new(),
+            stdin: Vec::new(),
+            stdin_stays: false,
+            deadline: DEADLINE,
+        }
     }
 
     /// Adds one word.
@@ -95,7 +102,8 @@ impl<'a> Invocation<'a> {
         // A process group of its own: what a terminal's Ctrl-C reaches.
         self.command.args(&self.words).process_group(0);
         self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = self.command.spawn().unwrap_or_else(|e| panic!("cannot start {:?}: {e}", self.command));
+        let mut child =
+            self.command.spawn().unwrap_or_else(|e| panic!("cannot start {:?}: {e}", self.command));
         let mut stdin = child.stdin.take().expect("standard input is a pipe");
         let (input, stays) = (self.stdin, self.stdin_stays);
         thread::spawn(move || {
@@ -163,7 +171,12 @@ impl Running<'_> {
     pub fn kill(self) -> Finished {
         self.signal(Signal::KILL);
         let finished = self.finish();
-        assert_eq!(finished.status.signal(), Some(Signal::KILL.as_raw()), "it ended by itself\n{}", finished.told());
+        assert_eq!(
+            finished.status.signal(),
+            Some(Signal::KILL.as_raw()),
+            "it ended by itself\n{}",
+            finished.told()
+        );
         finished
     }
 
@@ -204,14 +217,15 @@ impl Running<'_> {
             }
         };
         self.done = true;
-        let [stdout, stderr] = [&self.stdout, &self.stderr].map(|pipe| match pipe.recv_timeout(PIPE_PATIENCE) {
-            Ok(bytes) => bytes,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => panic!(
-                "{:?} has ended, but somebody keeps its pipes open: {:#?}",
-                self.words,
-                self.home.processes()
-            ),
-        });
+        let [stdout, stderr] =
+            [&self.stdout, &self.stderr].map(|pipe| match pipe.recv_timeout(PIPE_PATIENCE) {
+                Ok(bytes) => bytes,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => panic!(
+                    "{:?} has ended, but somebody keeps its pipes open: {:#?}",
+                    self.words,
+                    self.home.processes()
+                ),
+            });
         let stderr = String::from_utf8_lossy(&stderr).into_owned();
         Finished { words: std::mem::take(&mut self.words), status, stdout, stderr }
     }
@@ -221,9 +235,13 @@ impl Running<'_> {
     fn expire(&mut self) -> ! {
         let processes = self.home.processes();
         self.signal(Signal::KILL);
-        let [stdout, stderr] = [&self.stdout, &self.stderr]
-            .map(|pipe| String::from_utf8_lossy(&pipe.recv_timeout(PIPE_PATIENCE).unwrap_or_default()).into_owned());
-        panic!("{:?} did not end in time\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n--- processes\n{processes:#?}", self.words)
+        let [stdout, stderr] = [&self.stdout, &self.stderr].map(|pipe| {
+            String::from_utf8_lossy(&pipe.recv_timeout(PIPE_PATIENCE).unwrap_or_default()).into_owned()
+        });
+        panic!(
+            "{:?} did not end in time\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n--- processes\n{processes:#?}",
+            self.words
+        )
     }
 }
 
@@ -267,13 +285,15 @@ impl Finished {
     /// Standard output as text.
     #[track_caller]
     pub fn text(&self) -> &str {
-        std::str::from_utf8(&self.stdout).unwrap_or_else(|_| panic!("standard output is not text\n{}", self.told()))
+        std::str::from_utf8(&self.stdout)
+            .unwrap_or_else(|_| panic!("standard output is not text\n{}", self.told()))
     }
 
     /// The one JSON document on standard output.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.stdout).unwrap_or_else(|e| panic!("no JSON document: {e}\n{}", self.told()))
+        serde_json::from_slice(&self.stdout)
+            .unwrap_or_else(|e| panic!("no JSON document: {e}\n{}", self.told()))
     }
 
     /// The JSON document on standard error that an error is with `--json`: its last line.
@@ -296,14 +316,19 @@ impl Finished {
     #[track_caller]
     pub fn summary(&self, key: &str) -> &str {
         let prefix = format!("{key}: ");
-        let value = self.text().lines().take_while(|line| !line.is_empty()).find_map(|line| line.strip_prefix(&prefix));
+        let value = self
+            .text()
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .find_map(|line| line.strip_prefix(&prefix));
         value.unwrap_or_else(|| panic!("no line `{key}:` in the summary\n{}", self.told()))
     }
 
     /// The workspace that the hint of an error names: one that failed and is kept for its logs.
     #[track_caller]
     pub fn failed_workspace(&self) -> &str {
-        let name = self.stderr.split_once("microagent logs ").and_then(|(_, rest)| rest.split_whitespace().next());
+        let name =
+            self.stderr.split_once("microagent logs ").and_then(|(_, rest)| rest.split_whitespace().next());
         name.unwrap_or_else(|| panic!("no hint names a workspace\n{}", self.told()))
     }
 

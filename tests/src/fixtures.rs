@@ -8,7 +8,8 @@ pub const TAG: &str = "latest";
 /// A file or directory below `target/fixtures`.
 #[track_caller]
 pub fn path(name: &str) -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace");
+    let workspace =
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
     let path = workspace.join(target).join("fixtures").join(name);
     assert!(path.exists(), "`{}` is missing: make it first (cargo xtask fixtures)", path.display());
@@ -23,10 +24,10 @@ pub fn layout(name: &str) -> PathBuf {
 
 /// Programs of busybox that tests call by name.
 const APPLETS: [&str; 47] = [
-    "sh", "cat", "chmod", "cp", "cut", "date", "dd", "df", "echo", "env", "false", "free", "grep", "head", "hostname", "id",
-    "ifconfig", "ip", "kill", "killall", "ln", "ls", "mkdir", "mount", "mv", "nc", "nproc", "nslookup", "od", "poweroff",
-    "printf", "ps", "pwd", "reboot", "rm", "seq", "sleep", "stat", "sync", "tail", "touch", "tr", "true",
-    "uname", "wc", "wget", "yes",
+    "sh", "cat", "chmod", "cp", "cut", "date", "dd", "df", "echo", "env", "false", "free", "grep", "head",
+    "hostname", "id", "ifconfig", "ip", "kill", "killall", "ln", "ls", "mkdir", "mount", "mv", "nc", "nproc",
+    "nslookup", "od", "poweroff", "printf", "ps", "pwd", "reboot", "rm", "seq", "sleep", "stat", "sync",
+    "tail", "touch", "tr", "true", "uname", "wc", "wget", "yes",
 ];
 
 /// A root file system tar of Debian's busybox, with more files (path, content) in it.
@@ -52,7 +53,13 @@ pub fn rootfs_tar(files: &[(&str, &str)]) -> Vec<u8> {
     for applet in APPLETS {
         add(&format!("bin/{applet}"), tar::EntryType::Symlink, 0o777, "busybox", b"");
     }
-    add("etc/passwd", tar::EntryType::Regular, 0o644, "", b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n");
+    add(
+        "etc/passwd",
+        tar::EntryType::Regular,
+        0o644,
+        "",
+        b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/tmp:/bin/sh\n",
+    );
     add("etc/group", tar::EntryType::Regular, 0o644, "", b"root:x:0:\nuser:x:1000:\n");
     for (path, content) in files {
         let mode = if path.starts_with("bin/") { 0o755 } else { 0o644 };

@@ -132,15 +132,21 @@ impl Home {
     /// The path itself if this user can read it, else that of a copy in the home.
     #[track_caller]
     pub fn published(&self, path: &Path) -> PathBuf {
-        let open = |path: &Path| fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o005 == 0o005);
-        let file_open = |path: &Path| fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0);
-        let closed = !file_open(path) || !path.ancestors().skip(1).all(open) || listing::listing(path).keys().any(|path| !file_open(path));
+        let open = |path: &Path| {
+            fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o005 == 0o005)
+        };
+        let file_open =
+            |path: &Path| fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0);
+        let closed = !file_open(path)
+            || !path.ancestors().skip(1).all(open)
+            || listing::listing(path).keys().any(|path| !file_open(path));
         if self.user == User::Caller || !closed {
             return path.to_owned();
         }
         let copy = self.path().join(".fixtures").join(path.file_name().expect("a fixture has a name"));
         if !copy.exists() {
-            fs::create_dir_all(copy.parent().expect("the copy lies in the home")).expect("the home is ours to write");
+            fs::create_dir_all(copy.parent().expect("the copy lies in the home"))
+                .expect("the home is ours to write");
             host::must("cp", &["-a", "--no-preserve=ownership", "--", &text(path), &text(&copy)]);
             host::must("chmod", &["-R", "a+rX", &text(copy.parent().expect("the copy lies in the home"))]);
         }
@@ -193,7 +199,8 @@ impl Home {
     pub fn log_has(&self, workspace: &str, log: &str, text: &str) {
         let path = self.workspace(workspace).join(log);
         wait_for(&format!("`{text}` in {log}"), Duration::from_secs(90), || {
-            let seen = fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+            let seen =
+                fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
             if seen.contains(text) { Ok(()) } else { Err(tail(&seen).to_owned()) }
         });
     }
@@ -248,6 +255,10 @@ fn program() -> PathBuf {
     let test = std::env::current_exe().expect("the path of this program is known");
     let profile = test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps");
     let program = profile.join("microagent");
-    assert!(program.is_file(), "`{}` is missing: build it first (cargo build -p microagent-cli)", program.display());
+    assert!(
+        program.is_file(),
+        "`{}` is missing: build it first (cargo build -p microagent-cli)",
+        program.display()
+    );
     program
 }

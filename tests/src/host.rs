@@ -76,7 +76,10 @@ impl SmallDisk {
     #[track_caller]
     pub fn mount(path: &Path, size_mib: u32) -> SmallDisk {
         let options = format!("size={size_mib}m,mode=0777");
-        must("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", path.to_str().expect("test paths are UTF-8")]);
+        must(
+            "mount",
+            &["-t", "tmpfs", "-o", &options, "tmpfs", path.to_str().expect("test paths are UTF-8")],
+        );
         SmallDisk { path: path.to_owned() }
     }
 

@@ -37,7 +37,9 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
     file.extend(0_u32.to_le_bytes());
     file.extend([64_u16, 56, 2, 64, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
     let len = code.len() as u64;
-    for (kind, offset, address, len) in [(LOADABLE, NOTE + NOTE_LEN, ADDRESS, len), (IS_NOTE, NOTE, 0, NOTE_LEN)] {
+    for (kind, offset, address, len) in
+        [(LOADABLE, NOTE + NOTE_LEN, ADDRESS, len), (IS_NOTE, NOTE, 0, NOTE_LEN)]
+    {
         let readable_and_executable = 5_u32;
         file.extend([kind, readable_and_executable].iter().flat_map(|word| word.to_le_bytes()));
         file.extend([offset, address, address, len, len, 4].iter().flat_map(|word| word.to_le_bytes()));

@@ -78,10 +78,11 @@ impl Process {
         let names = |word: &String| word.as_bytes().windows(dir_bytes.len()).any(|part| part == dir_bytes);
         let proc = PathBuf::from(format!("/proc/{}", self.pid));
         let opens = || {
-            let files = fs::read_dir(proc.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
-            files.chain([proc.join("cwd"), proc.join("root")]).any(|link| {
-                fs::read_link(link).is_ok_and(|target| target.starts_with(dir))
-            })
+            let files =
+                fs::read_dir(proc.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+            files
+                .chain([proc.join("cwd"), proc.join("root")])
+                .any(|link| fs::read_link(link).is_ok_and(|target| target.starts_with(dir)))
         };
         self.words.iter().any(names) || opens()
     }
@@ -98,10 +99,13 @@ pub fn all() -> Vec<Process> {
 pub fn of_dir(dir: &Path) -> Vec<Process> {
     let me = i32::try_from(std::process::id()).expect("process ids are positive");
     let all = all();
-    let mut found: Vec<Process> = all.iter().filter(|process| process.pid != me && process.uses(dir)).cloned().collect();
+    let mut found: Vec<Process> =
+        all.iter().filter(|process| process.pid != me && process.uses(dir)).cloned().collect();
     loop {
         let is_found = |pid: i32| found.iter().any(|process| process.pid == pid);
-        let child = all.iter().find(|process| is_found(process.parent) && !is_found(process.pid) && process.pid != me);
+        let child = all
+            .iter()
+            .find(|process| is_found(process.parent) && !is_found(process.pid) && process.pid != me);
         match child {
             Some(child) => found.push(child.clone()),
             None => return found,
@@ -114,9 +118,12 @@ pub fn of_dir(dir: &Path) -> Vec<Process> {
 pub fn orphaned_passt(start_time: u64) -> Vec<Process> {
     let all = all();
     let is_ours = |process: &&Process| {
-        process.is_passt() && process.start_time >= start_time && process.words.iter().any(|word| word == "--no-map-gw")
+        process.is_passt()
+            && process.start_time >= start_time
+            && process.words.iter().any(|word| word == "--no-map-gw")
     };
-    let supervised = |process: &&Process| all.iter().any(|parent| parent.pid == process.parent && parent.is_supervisor());
+    let supervised =
+        |process: &&Process| all.iter().any(|parent| parent.pid == process.parent && parent.is_supervisor());
     all.iter().filter(is_ours).filter(|process| !supervised(process)).cloned().collect()
 }
 

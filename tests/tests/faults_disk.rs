@@ -43,7 +43,9 @@ fn a_state_directory_that_became_read_only_is_named_and_still_readable() {
     let disk = SmallDisk::mount(&state, 128);
     let call = || home.call().env("MICROAGENT_STATE_DIR", &state);
     let image = home.image("busybox");
-    call().args(["run", "--keep", "--name", "kept", "--network", "isolated", &image, "echo", "before"]).success();
+    call()
+        .args(["run", "--keep", "--name", "kept", "--network", "isolated", &image, "echo", "before"])
+        .success();
     disk.set_read_only(true);
     let list = call().arg("list").success();
     assert!(list.text().contains("kept"), "{}", list.told());
@@ -67,7 +69,8 @@ fn a_disk_that_fills_while_an_image_is_unpacked_fails_clearly_and_keeps_nothing_
     let _disk = SmallDisk::mount(&state, 96);
     let call = || home.call().env("MICROAGENT_STATE_DIR", &state);
     // Debian is larger than the disk, busybox is not.
-    let run = call().args(["run", "--network", "isolated", &home.image("debian"), "true"]).run().code(TRY_AGAIN);
+    let run =
+        call().args(["run", "--network", "isolated", &home.image("debian"), "true"]).run().code(TRY_AGAIN);
     run.says("disk full").says("image prune");
     assert_eq!(call().args(["image", "list", "--json"]).success().json()["images"], serde_json::json!([]));
     assert_eq!(call().arg("list").success().text(), "No workspaces.\n");
@@ -95,7 +98,11 @@ fn a_disk_that_is_too_small_is_said_so_at_every_stage() {
             assert_eq!(run.code(0).guest_output(), "fits\n", "{size_mib} MiB");
         } else {
             let run = run.code(TRY_AGAIN).says("free some space");
-            assert!(run.stderr.contains("disk full") || run.stderr.contains("No space left"), "{}", run.told());
+            assert!(
+                run.stderr.contains("disk full") || run.stderr.contains("No space left"),
+                "{}",
+                run.told()
+            );
         }
         assert_eq!(call().arg("list").success().text(), "No workspaces.\n");
         home.processes_end();
@@ -113,7 +120,8 @@ fn a_disk_that_fills_while_the_guest_writes_fails_clearly_and_everything_else_st
     let call = || home.call().env("MICROAGENT_STATE_DIR", &state);
     let fill = "echo filling; dd if=/dev/zero bs=1M count=300 | tr '\\000' x > /big; sync; echo never";
     let image = home.image("busybox");
-    let run = call().args(["run", "--name", "filler", "--network", "isolated", &image, "sh", "-c", fill]).run();
+    let run =
+        call().args(["run", "--name", "filler", "--network", "isolated", &image, "sh", "-c", fill]).run();
     let run = run.code(TRY_AGAIN).says("the host's disk is full").says("image prune");
     assert_eq!(run.failed_workspace(), "filler");
     home.processes_end();
@@ -131,7 +139,8 @@ fn a_disk_that_fills_while_the_guest_writes_fails_clearly_and_everything_else_st
 #[test]
 fn a_full_guest_disk_is_the_guests_affair() {
     let home = Home::new(User::Caller);
-    let run = home.run("busybox", ["--network", "isolated"], &["fallocate", "-l", "2000000000", "/big"]).success();
+    let run =
+        home.run("busybox", ["--network", "isolated"], &["fallocate", "-l", "2000000000", "/big"]).success();
     assert_ne!(run.summary("Exit code"), "0");
     assert!(run.stderr.contains("No space left on device"), "{}", run.told());
     home.nothing_is_left();

@@ -32,15 +32,19 @@ fn watch(mut running: Running<'_>) -> (Finished, u64) {
 #[track_caller]
 fn bounded_console(home: &Home, name: &str) {
     let dir = home.workspace(name);
-    let bytes: u64 =
-        ["console.log", "console.log.1"].iter().filter_map(|log| fs::metadata(dir.join(log)).ok()).map(|m| m.len()).sum();
+    let bytes: u64 = ["console.log", "console.log.1"]
+        .iter()
+        .filter_map(|log| fs::metadata(dir.join(log)).ok())
+        .map(|m| m.len())
+        .sum();
     assert!(bytes <= CONSOLE_BYTES, "{bytes} bytes of console log");
 }
 
 #[test]
 fn a_flooded_console_stays_bounded() {
     let home = Home::new(User::Caller);
-    let flood = "yes 'all work and no play' > /dev/console & cat /dev/zero > /dev/console & sleep 5; echo done";
+    let flood =
+        "yes 'all work and no play' > /dev/console & cat /dev/zero > /dev/console & sleep 5; echo done";
     let options = ["--keep", "--name", "flood", "--network", "isolated"];
     let (run, most) = watch(home.run("busybox", options, &["sh", "-c", flood]).start());
     let run = run.code(0);
@@ -73,7 +77,8 @@ fn flooded_output_is_kept_up_to_its_bound_and_the_rest_is_counted() {
 #[test]
 fn rubbish_on_the_control_channel_ends_no_worse_than_in_a_clear_error() {
     let home = Home::new(User::Caller);
-    let rubbish = "for port in /dev/vport*; do head -c 3000000 /dev/urandom > $port; done 2>/dev/null; echo survived";
+    let rubbish =
+        "for port in /dev/vport*; do head -c 3000000 /dev/urandom > $port; done 2>/dev/null; echo survived";
     let run = home.run("busybox", ["--network", "isolated"], &["sh", "-c", rubbish]).run();
     match run.status.code() {
         Some(0) => assert_eq!(run.guest_output(), "survived\n"),

@@ -54,7 +54,8 @@ fn qemu_killed_during_boot_fails_the_run() {
 #[test]
 fn qemu_killed_during_the_command_fails_the_run() {
     let home = home();
-    let running = home.run("busybox", ["--json", "--name", "victim"], &["sh", "-c", "echo working; sleep 600"]).start();
+    let running =
+        home.run("busybox", ["--json", "--name", "victim"], &["sh", "-c", "echo working; sleep 600"]).start();
     home.log_has("victim", "console.log", "working");
     running.qemu().signal(Signal::KILL);
     let run = running.finish().code(1);
@@ -71,7 +72,8 @@ fn qemu_killed_during_the_command_fails_the_run() {
 fn a_panic_of_the_guest_kernel_is_reported_as_one() {
     let home = home();
     let panic = "echo 2 > /proc/sys/vm/panic_on_oom && tail /dev/zero";
-    let run = home.run("busybox", ["--memory", "80", "--network", "isolated"], &["sh", "-c", panic]).run().code(1);
+    let run =
+        home.run("busybox", ["--memory", "80", "--network", "isolated"], &["sh", "-c", panic]).run().code(1);
     let run = run.says("the guest kernel panicked").says("Out of memory");
     failed_and_deletable(&home, &run);
 }
@@ -90,7 +92,8 @@ fn a_guest_that_never_answers_is_given_up() {
     let silent = home.write("silent", kernel::elf(kernel::SILENT));
     let silent = silent.to_str().unwrap();
     let run = home.run("busybox", ["--kernel", silent, "--network", "isolated"], &["true"]);
-    let run = run.env("MICROAGENT_BOOT_TIMEOUT", "2").run().code(1).says("the guest did not answer within 2 s");
+    let run =
+        run.env("MICROAGENT_BOOT_TIMEOUT", "2").run().code(1).says("the guest did not answer within 2 s");
     failed_and_deletable(&home, &run);
 
     let run = home.run("busybox", ["--kernel", silent, "--timeout", "1"], &["true"]).run().code(1);

@@ -83,7 +83,8 @@ fn a_name_is_taken_once() {
 fn one_of_two_runs_with_the_same_name_wins() {
     let home = home();
     home.run("busybox", ["--network", "isolated"], &["true"]).success();
-    let runs = [(); 2].map(|()| home.run("busybox", ["--name", "same", "--network", "isolated"], &["echo", "won"]).start());
+    let runs = [(); 2]
+        .map(|()| home.run("busybox", ["--name", "same", "--network", "isolated"], &["echo", "won"]).start());
     let mut runs = runs.map(|run| run.finish());
     runs.sort_by_key(|run| run.status.code());
     let [winner, loser] = runs;
@@ -95,7 +96,8 @@ fn one_of_two_runs_with_the_same_name_wins() {
 #[test]
 fn what_does_not_exist_is_said_so() {
     let home = home();
-    for words in [&["logs", "nobody"][..], &["artifact", "nobody"], &["artifact", "get", "nobody", "x", "y"]] {
+    for words in [&["logs", "nobody"][..], &["artifact", "nobody"], &["artifact", "get", "nobody", "x", "y"]]
+    {
         let call = home.call().args(words).run().code(1).says("no workspace `nobody`");
         call.says("microagent list");
     }

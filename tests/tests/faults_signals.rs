@@ -40,7 +40,10 @@ fn ctrl_c_during_a_pull_leaves_nothing() {
     running.signal(Signal::INT);
     running.finish().code(130);
     home.nothing_is_left();
-    assert_eq!(home.microagent(["image", "list", "--json"]).success().json()["images"], serde_json::json!([]));
+    assert_eq!(
+        home.microagent(["image", "list", "--json"]).success().json()["images"],
+        serde_json::json!([])
+    );
 }
 
 #[test]
@@ -154,7 +157,10 @@ fn a_killed_import_leaves_no_half_made_image() {
     });
     running.kill();
     home.processes_end();
-    assert_eq!(home.microagent(["image", "list", "--json"]).success().json()["images"], serde_json::json!([]));
+    assert_eq!(
+        home.microagent(["image", "list", "--json"]).success().json()["images"],
+        serde_json::json!([])
+    );
     home.microagent(["image", "import", "-", "half"]).stdin(tar).success();
     let run = home.microagent(["run", "--network", "isolated", "half", "cat", "/srv/marker"]).success();
     assert_eq!(run.guest_output(), "whole");

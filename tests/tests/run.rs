@@ -20,7 +20,9 @@ fn the_guests_exit_code_is_reported_and_passed_through_on_request() {
     let run = home.run("busybox", [], &["sh", "-c", "echo out; exit 3"]).success();
     assert_eq!(run.summary("Exit code"), "3");
     assert_eq!(run.guest_output(), "out\n");
-    home.run("busybox", ["--propagate-exit-code", "--network", "isolated"], &["sh", "-c", "exit 3"]).run().code(3);
+    home.run("busybox", ["--propagate-exit-code", "--network", "isolated"], &["sh", "-c", "exit 3"])
+        .run()
+        .code(3);
     let killed = home.run("busybox", ["--network", "isolated"], &["sh", "-c", "kill -9 $$"]).success();
     assert_eq!(killed.summary("Exit code"), "137");
     home.nothing_is_left();
@@ -47,7 +49,8 @@ fn json_has_the_whole_story_and_keeps_the_streams_apart() {
     assert_eq!(result["exit_code"], 0);
     assert_eq!(result["stdout"], "out\ngrün\n");
     assert_eq!(result["stderr"], "err\n");
-    let [started, exited] = ["started_at", "exited_at"].map(|key| result[key].as_str().unwrap_or_default().to_owned());
+    let [started, exited] =
+        ["started_at", "exited_at"].map(|key| result[key].as_str().unwrap_or_default().to_owned());
     assert!(started.starts_with("20") && started.ends_with('Z') && started < exited, "{started} {exited}");
     assert_snake_case(&document);
     assert_eq!(run.stderr, "", "no progress with --json");
@@ -57,7 +60,10 @@ fn assert_snake_case(value: &Value) {
     match value {
         Value::Object(fields) => {
             for (key, value) in fields {
-                assert!(key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'), "{key}");
+                assert!(
+                    key.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+                    "{key}"
+                );
                 assert_snake_case(value);
             }
         }
@@ -84,15 +90,24 @@ fn much_output_arrives_whole() {
     let home = home();
     let run = home.run("busybox", ["--network", "isolated"], &["seq", "300000"]).success();
     let expected: String = (1..=300_000).map(|number| format!("{number}\n")).collect();
-    assert!(run.guest_output() == expected, "{} bytes instead of {}", run.guest_output().len(), expected.len());
+    assert!(
+        run.guest_output() == expected,
+        "{} bytes instead of {}",
+        run.guest_output().len(),
+        expected.len()
+    );
 }
 
 #[test]
 fn the_images_configuration_is_honoured() {
     let home = home();
     let config = [
-        "--config.entrypoint=/bin/sh", "--config.entrypoint=-c", "--config.cmd=id -u; id -g; pwd; echo $COLOUR",
-        "--config.user=1000:1001", "--config.workingdir=/srv/app", "--config.env=COLOUR=green",
+        "--config.entrypoint=/bin/sh",
+        "--config.entrypoint=-c",
+        "--config.cmd=id -u; id -g; pwd; echo $COLOUR",
+        "--config.user=1000:1001",
+        "--config.workingdir=/srv/app",
+        "--config.env=COLOUR=green",
     ];
     let image = home.configured_image("busybox", &config);
     let run = home.microagent(["run", &image]).success();
@@ -124,7 +139,8 @@ fn the_machine_has_the_size_that_was_asked_for() {
 #[test]
 fn a_disk_too_small_for_its_image_grows_and_says_so() {
     let home = home();
-    let run = home.run("debian", ["--profile", "tiny", "--network", "isolated"], &["df", "-m", "/"]).success();
+    let run =
+        home.run("debian", ["--profile", "tiny", "--network", "isolated"], &["df", "-m", "/"]).success();
     assert_eq!(run.summary("Resources"), "memory=256MiB cpus=1 disk=1024MiB");
     let run = run.says("grown from 512 MiB to 1024 MiB");
     let row = run.guest_output().lines().last().unwrap_or_default();
@@ -135,7 +151,11 @@ fn a_disk_too_small_for_its_image_grows_and_says_so() {
 #[test]
 fn an_isolated_guest_has_loopback_only() {
     let home = home();
-    let run = home.run("busybox", ["--network", "isolated"], &["sh", "-c", "ls /sys/class/net; cat /proc/net/route | wc -l"]);
+    let run = home.run(
+        "busybox",
+        ["--network", "isolated"],
+        &["sh", "-c", "ls /sys/class/net; cat /proc/net/route | wc -l"],
+    );
     let run = run.success();
     assert_eq!(run.summary("Network"), "isolated");
     assert_eq!(run.guest_output(), "lo\n1\n");
@@ -191,7 +211,8 @@ fn no_two_runs_are_alike() {
     let home = home();
     let probe = "cat /etc/machine-id; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo; hostname";
     let runs = [(); 2].map(|()| home.run("busybox", [], &["sh", "-c", probe]).success());
-    let [first, second] = runs.each_ref().map(|run| run.guest_output().lines().map(str::to_owned).collect::<Vec<_>>());
+    let [first, second] =
+        runs.each_ref().map(|run| run.guest_output().lines().map(str::to_owned).collect::<Vec<_>>());
     assert_eq!(first[0].len(), 32);
     for (line, other) in first.iter().zip(&second) {
         assert_ne!(line, other);
@@ -234,7 +255,10 @@ fn a_command_that_is_not_there_is_127_and_one_that_is_not_executable_126() {
         let error = result["start_error"].as_str().unwrap_or_default();
         assert!(error.contains(command), "{}", run.told());
     }
-    let run = home.run("busybox", ["--propagate-exit-code", "--network", "isolated"], &["no-such-program"]).run().code(127);
+    let run = home
+        .run("busybox", ["--propagate-exit-code", "--network", "isolated"], &["no-such-program"])
+        .run()
+        .code(127);
     let run = run.says("no-such-program");
     assert_eq!(run.summary("Exit code"), "127");
     let run = home.run("busybox", ["--network", "isolated", "--user", "nobody-here"], &["true"]).run();

@@ -45,14 +45,19 @@ fn image_and_command(home: &Home) {
 /// 2. "Add setup steps".
 fn setup_steps(home: &Home) {
     let script = home.write("steps.sh", "#!/bin/sh\necho '(2/2) Installing'\n");
-    let run = home.microagent(["run", "--image", IMAGE, "--setup", "echo '(1/2) Installing'", "--setup-file"]);
-    let run = run.arg(script).args(["--setup", "echo jq-1.7.1 > /tmp/version", "--exec", "cat /tmp/version"]).success();
+    let run =
+        home.microagent(["run", "--image", IMAGE, "--setup", "echo '(1/2) Installing'", "--setup-file"]);
+    let run = run
+        .arg(script)
+        .args(["--setup", "echo jq-1.7.1 > /tmp/version", "--exec", "cat /tmp/version"])
+        .success();
     assert_eq!(run.guest_output(), "(1/2) Installing\n(2/2) Installing\njq-1.7.1\n");
 }
 
 /// 3. "Pass environment variables".
 fn environment(home: &Home) {
-    let words = ["run", "-e", "GREETING=hello", "--env", "TARGET=microvm", IMAGE, "printenv", "GREETING", "TARGET"];
+    let words =
+        ["run", "-e", "GREETING=hello", "--env", "TARGET=microvm", IMAGE, "printenv", "GREETING", "TARGET"];
     assert_eq!(home.microagent(words).success().guest_output(), "hello\nmicrovm\n");
 }
 
@@ -60,11 +65,16 @@ fn environment(home: &Home) {
 fn files_back_out(home: &Home) {
     let exec = "mkdir -p /workspace && echo 'artifact content' > /workspace/report.txt";
     let words = ["run", "--keep", "--name", "report-run", "--image", IMAGE];
-    let run = home.microagent(words).args(["--output", "report=/workspace/report.txt", "--exec", exec]).success();
+    let run =
+        home.microagent(words).args(["--output", "report=/workspace/report.txt", "--exec", exec]).success();
     assert_eq!(run.summary("Workspace"), "report-run");
 
     let listed = home.microagent(["artifact", "report-run"]).success();
-    assert!(listed.text().contains("report") && listed.text().contains("/workspace/report.txt"), "{}", listed.told());
+    assert!(
+        listed.text().contains("report") && listed.text().contains("/workspace/report.txt"),
+        "{}",
+        listed.told()
+    );
     home.microagent(["artifact", "get", "report-run", "report", "./report.txt"]).success();
     assert_eq!(fs::read_to_string(home.path().join("report.txt")).unwrap(), "artifact content\n");
 

@@ -10,7 +10,11 @@ fn doctor_says_whether_runs_can_work() {
         let home = Home::new(user);
         let doctor = home.microagent(["doctor"]).success();
         for check in ["qemu", "accelerator", "kernel", "passt", "disk space", "state dir", "limits"] {
-            assert!(doctor.text().contains(&format!("{check}: ")), "no line about {check}\n{}", doctor.told());
+            assert!(
+                doctor.text().contains(&format!("{check}: ")),
+                "no line about {check}\n{}",
+                doctor.told()
+            );
         }
         let json = home.microagent(["doctor", "--json"]).success();
         assert_eq!(json.json()["ok"], true, "{}", json.told());
@@ -44,7 +48,11 @@ fn version_profiles_and_kernel_answer() {
     assert_eq!(version.text(), format!("microagent {}\n", env!("CARGO_PKG_VERSION")));
     assert_eq!(home.microagent(["--version"]).success().text(), version.text());
     let profiles = home.microagent(["profiles"]).success();
-    for row in ["tiny     256 MiB    1     512 MiB", "small    512 MiB    2     1024 MiB", "large    4096 MiB   4     16384 MiB"] {
+    for row in [
+        "tiny     256 MiB    1     512 MiB",
+        "small    512 MiB    2     1024 MiB",
+        "large    4096 MiB   4     16384 MiB",
+    ] {
         assert!(profiles.text().contains(row), "{}", profiles.told());
     }
     let kernel = home.microagent(["kernel", "verify", "--json"]).success().json();
@@ -63,7 +71,8 @@ fn completions_and_man_pages_come_out() {
     let script = home.write("complete.bash", home.microagent(["completions", "bash"]).success().stdout);
     home.other("bash").arg("-n").arg(script).success();
     home.microagent(["man", "--dir", "./man"]).success();
-    let pages: Vec<_> = std::fs::read_dir(home.path().join("man")).unwrap().map(|page| page.unwrap().file_name()).collect();
+    let pages: Vec<_> =
+        std::fs::read_dir(home.path().join("man")).unwrap().map(|page| page.unwrap().file_name()).collect();
     for page in ["microagent.1", "microagent-run.1", "microagent-list.1"] {
         assert!(pages.iter().any(|name| name == page), "{pages:?}");
     }
@@ -84,7 +93,9 @@ fn help_is_help_and_nonsense_is_refused_with_a_hint() {
 #[test]
 fn dockers_flags_that_do_not_map_are_refused_with_the_way_that_works() {
     let home = Home::new(User::Caller);
-    for flag in ["--privileged", "--device=/dev/kvm", "--cap-add=ALL", "--pid=host", "--ipc=host", "--gpus=all"] {
+    for flag in
+        ["--privileged", "--device=/dev/kvm", "--cap-add=ALL", "--pid=host", "--ipc=host", "--gpus=all"]
+    {
         let run = home.microagent(["run", flag, "busybox"]).run().code(2);
         run.says(flag.split('=').next().unwrap()).says("is not possible here").says("Hint:");
     }

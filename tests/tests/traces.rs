@@ -10,7 +10,12 @@ use microagent_tests::{Home, User, host, listing, user};
 fn disposable(user: User) {
     let home = Home::new(user);
     let (state, scratch) = (home.path().join("deep/er/state"), home.make_dir("scratch"));
-    let call = || home.call().env("MICROAGENT_STATE_DIR", &state).env("TMPDIR", &scratch).env("XDG_RUNTIME_DIR", &scratch);
+    let call = || {
+        home.call()
+            .env("MICROAGENT_STATE_DIR", &state)
+            .env("TMPDIR", &scratch)
+            .env("XDG_RUNTIME_DIR", &scratch)
+    };
     let image = home.image("busybox");
     fs::create_dir(home.path().join("work")).unwrap();
     let work = home.path().join("work");
@@ -38,8 +43,13 @@ fn disposable(user: User) {
     assert_eq!(call().arg("list").success().text(), "No workspaces.\n");
 
     for (path, line) in listing::listing(&state) {
-        assert!(line.starts_with("mode 40700 ") || line.starts_with("mode 100600 ") || line.starts_with("mode 100400 "),
-            "{} is open to others: {line}", path.display());
+        assert!(
+            line.starts_with("mode 40700 ")
+                || line.starts_with("mode 100600 ")
+                || line.starts_with("mode 100400 "),
+            "{} is open to others: {line}",
+            path.display()
+        );
     }
 }
 
@@ -77,8 +87,17 @@ fn only_the_state_directory_has_to_be_writable() {
     let state = home.make_dir("state");
     let (state, image) = (state.to_str().unwrap(), home.image("busybox"));
     let words = ["--mount", "sh", "-c", ALL_READ_ONLY, "sh", state, home.program().to_str().unwrap()];
-    let run = home.other("unshare").args(words).args(["--state-dir", state, "run", &image, "echo", "fine"]).success();
+    let run = home
+        .other("unshare")
+        .args(words)
+        .args(["--state-dir", state, "run", &image, "echo", "fine"])
+        .success();
     assert_eq!(run.guest_output(), "fine\n");
-    let write = home.other("unshare").args(&words[..6]).args(["touch", "/tmp/microagent-test-probe"]).failure();
-    assert!(write.stderr.contains("Read-only file system"), "the check itself does not work\n{}", write.told());
+    let write =
+        home.other("unshare").args(&words[..6]).args(["touch", "/tmp/microagent-test-probe"]).failure();
+    assert!(
+        write.stderr.contains("Read-only file system"),
+        "the check itself does not work\n{}",
+        write.told()
+    );
 }
