@@ -25,8 +25,12 @@ pub(crate) const SCRATCH: &str = "/dev/.microagent";
 
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// Parent of the commands' control groups. It enables no controller for them, so that making and removing
-/// one is cheap.
+/// Parent of the commands' control groups.
+///
+/// No controller is enabled for any group here; whoever makes groups in the guest (a container engine, a
+/// service manager) enables those that it wants, as it does on every machine. Enabling `memory` or `cpuset`
+/// rewrites code of the running kernel, which QEMU's emulation before 8.1 gets wrong while another
+/// processor runs that code: the kernel dies of a stray breakpoint. And it makes every command dearer.
 const EXEC_CGROUPS: &str = "/sys/fs/cgroup/microagent";
 
 /// Open files: the soft limit keeps programs quick that close every possible descriptor one by one, the
@@ -85,7 +89,6 @@ pub(crate) fn prepare() -> Result<Booted, BootError> {
         let exec_cgroups = openat(CWD, EXEC_CGROUPS, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| BootError::Open { path: EXEC_CGROUPS, source: e.into() })?;
         set_limits();
-        enable_controllers();
         if let Err(error) = crate::net::loopback_up() {
             console::say_error("cannot start the loopback interface", &error);
         }
@@ -141,17 +144,5 @@ fn set_limits() {
         if let Err(error) = fs::write(path, value) {
             console::say_error(path, &error);
         }
-    }
-}
-
-/// Lets child groups use every controller that the kernel has, as the tools in the guest expect.
-fn enable_controllers() {
-    let enable = || -> io::Result<()> {
-        let available = fs::read_to_string(format!("{CGROUP_ROOT}/cgroup.controllers"))?;
-        let wanted: Vec<String> = available.split_whitespace().map(|name| format!("+{name}")).collect();
-        fs::write(format!("{CGROUP_ROOT}/cgroup.subtree_control"), wanted.join(" "))
-    };
-    if let Err(error) = enable() {
-        console::say_error("cannot enable the cgroup controllers", &error);
     }
 }

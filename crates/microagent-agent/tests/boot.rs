@@ -238,10 +238,13 @@ async fn the_machine_is_this_workspaces() {
     let blocks: u64 = session.sh("df -k / | awk 'NR==2 { print $2 }'").await.parse().unwrap();
     assert!(blocks > 19 << 20, "the file system has {blocks} KiB");
     // The controllers are there for whoever makes groups, and mounts can be made and pivoted.
-    let controllers = session.sh("cat /sys/fs/cgroup/cgroup.subtree_control").await;
-    for name in ["cpu", "memory", "pids", "io"] {
+    let controllers = session.sh("cat /sys/fs/cgroup/cgroup.controllers").await;
+    for name in ["cpu", "cpuset", "io", "memory", "pids"] {
         assert!(controllers.split(' ').any(|found| found == name), "{controllers}");
     }
+    let limited = "cd /sys/fs/cgroup && echo +pids >cgroup.subtree_control && mkdir own && echo 9 >own/pids.max && \
+                   echo $$ >own/cgroup.procs && cat own/pids.max /proc/self/cgroup";
+    assert_eq!(session.sh(limited).await, "9\n0::/own");
     let pivot = "unshare -m sh -c 'mount --bind /srv /srv && cp -a /bin /srv/ && mkdir -p /srv/old && cd /srv && pivot_root . old && test -e /old/etc/passwd && echo pivoted'";
     assert_eq!(session.sh(pivot).await, "pivoted");
     assert_eq!(

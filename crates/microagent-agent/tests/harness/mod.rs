@@ -30,17 +30,7 @@ pub const STEP_DEADLINE: Duration = Duration::from_secs(60);
 /// Size of the root disk as it is made, in bytes.
 pub const BASE_LEN: u64 = 24 << 20;
 
-const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual random.trust_cpu=on \
-                            tsc=reliable no_timer_check";
-
-/// The processor's rate. Without it, an emulated guest on a busy machine fails to measure it and has a clock
-/// that ticks every 4 ms.
-fn tsc_argument() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let rate =
-        text.lines().find_map(|line| line.strip_prefix("cpu MHz")?.rsplit(' ').next()?.parse::<f64>().ok());
-    rate.map_or_else(String::new, |megahertz| format!(" tsc_early_khz={:.0}", megahertz * 1000.0))
-}
+const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual";
 
 /// Files that are made once for all tests of a process.
 struct Fixtures {
@@ -59,7 +49,8 @@ fn fixtures() -> &'static Fixtures {
 /// A root with busybox, users and groups, and a link to nowhere as `/etc/resolv.conf`.
 fn make_root_disk(dir: &Path) {
     let root = dir.join("root");
-    for path in ["bin", "etc", "tmp", "home/user", "srv"] {
+    // `/sys` is left for the agent to make.
+    for path in ["bin", "dev", "etc", "home/user", "proc", "srv", "tmp"] {
         fs::create_dir_all(root.join(path)).unwrap();
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
@@ -201,13 +192,13 @@ impl Vm {
         }
         qemu.args(["-M", &board, "-cpu", "max", "-m", "256", "-smp", "2"])
             .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-append"])
-            .arg(COMMAND_LINE.to_owned() + &tsc_argument())
+            .arg(COMMAND_LINE)
             .arg("-kernel")
             .arg(files.kernel)
             .arg("-initrd")
             .arg(files.initramfs)
             .args(["-serial", &format!("file:{}", at("console"))])
-            .args(["-device", "virtio-serial-device"])
+            .args(["-device", "virtio-serial-device,max_ports=2"])
             .args(["-chardev", &format!("socket,id=c0,path={},server=on,wait=off", at("control"))])
             .args(["-device", &format!("virtserialport,chardev=c0,name={}", microagent_proto::PORT_NAME)])
             .args(["-device", "virtio-rng-device", "-device", "virtio-scsi-device,id=scsi0"])
