@@ -238,8 +238,8 @@ fn debian(workshop: &Workshop<'_>) -> Result<()> {
     workshop.archive("debian", "oci", "oci-archive", "latest")
 }
 
-/// Two layers of many and large files. The second has everything again under another directory name
-/// than the first would have, as images do that copy a tool chain into place.
+/// Two layers of many and large files: Debian with compilers, and above it Debian with other ones, so that
+/// a good part of the lower layer is replaced.
 fn big(workshop: &Workshop<'_>) -> Result<()> {
     let mut layout = workshop.layout("big")?;
     let base = debian_tar(workshop, BENCH_PACKAGES[0])?;
