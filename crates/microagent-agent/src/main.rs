@@ -5,6 +5,8 @@
 //! 1. [`boot`]: everything that is the same for every guest (kernel file systems, device nodes, limits).
 //! 2. [`port`]: waits for the host, answers pings. At this point the machine may be frozen and restored
 //!    any number of times, so up to here nothing of a workspace is known and no random number is asked for.
+//!    (What the C library reads for itself at its start, a canary and a marker of freed memory, is the same
+//!    in all copies of a frozen agent and guards only the agent; programs get their own when they start.)
 //! 3. [`session`]: the host opens a session; its first request configures the machine ([`configure`]),
 //!    the next ones run commands ([`exec`]), pack files ([`pack`]) and end it all ([`shutdown`]).
 //! 4. The session's end is the machine's end.
