@@ -10,12 +10,15 @@ use std::path::PathBuf;
 
 use microagent_proto::PORT_NAME;
 use microagent_qemu::argv::{Accel, CommandLine, Durability, Microvm, qcow2_overlay, raw_file_read_only};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::spec::MachineSpec;
 
 /// Version of the set of devices below; a template is good only for the layout that it was frozen with.
-pub const DEVICE_LAYOUT: u32 = 1;
+pub const DEVICE_LAYOUT: u32 = 2;
+
+/// Size of a disk that is none. The agent takes everything below 1 MiB for a placeholder, and looks again.
+const PLACEHOLDER_BYTES: u64 = 512 * 1024;
 
 /// SCSI target of the root disk.
 pub const ROOT_SCSI_TARGET: u8 = 0;
@@ -99,7 +102,7 @@ pub fn command_line(
         .device(&json!({ "driver": "virtserialport", "bus": "serial0.0", "chardev": "control", "name": PORT_NAME }))
         .device(&json!({ "driver": "virtio-rng-device" }))
         .device(&json!({ "driver": "virtio-scsi-device", "id": "scsi0" }));
-    add_disk(&mut line, spec)?;
+    add_disk(&mut line, spec, start)?;
     if let Some(network) = sockets.network {
         line.netdev_stream_fd("net0", network)
             .device(&json!({ "driver": "virtio-net-device", "netdev": "net0" }));
@@ -128,16 +131,18 @@ fn add_memory(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> O
     Some("mem".to_owned())
 }
 
-/// A machine without a disk has an empty one in its place, because the devices are part of a frozen state.
-fn add_disk(line: &mut CommandLine, spec: &MachineSpec) -> Result<(), PathError> {
-    let node = match &spec.disk {
-        Some(disk) => {
-            let durability = if disk.keep { Durability::Kept } else { Durability::Scratch };
-            let not_utf8 = |path: &PathBuf| PathError { path: path.clone() };
-            let base = raw_file_read_only(&disk.base).ok_or_else(|| not_utf8(&disk.base))?;
-            qcow2_overlay("root", &disk.overlay, base, durability).ok_or_else(|| not_utf8(&disk.overlay))?
+/// A machine that is to be frozen has a placeholder where its disk will be: the kernel looks at a disk while it
+/// boots, and what it has seen is in the template.
+fn add_disk(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> Result<(), PathError> {
+    let node = match start {
+        Start::BootToFreeze { .. } => {
+            let nothing = json!({ "driver": "null-co", "size": PLACEHOLDER_BYTES, "read-zeroes": true });
+            root_node(&nothing)
         }
-        None => json!({ "driver": "null-co", "node-name": "root", "size": 1024 * 1024 }),
+        Start::Boot | Start::Restore { .. } => match disk_node(spec, "root")? {
+            Some(node) => node,
+            None => json!({ "driver": "null-co", "node-name": "root", "size": PLACEHOLDER_BYTES }),
+        },
     };
     line.blockdev(&node);
     // A full host disk stops the machine (and the supervisor hears of it), any other error is the guest's.
@@ -146,6 +151,32 @@ fn add_disk(line: &mut CommandLine, spec: &MachineSpec) -> Result<(), PathError>
         "scsi-id": ROOT_SCSI_TARGET, "lun": 0, "werror": "enospc", "rerror": "report",
     }));
     Ok(())
+}
+
+/// The block node that the guest's disk is while it is a placeholder: it passes everything on to what is under it,
+/// which can be exchanged.
+fn root_node(under: &Value) -> Value {
+    json!({ "driver": "raw", "node-name": "root", "discard": "unmap", "file": under })
+}
+
+/// What the monitor is told to put the machine's disk in the place of the placeholder; nothing if it has none.
+///
+/// # Errors
+/// Fails when a path is not UTF-8.
+pub(crate) fn insert_disk(spec: &MachineSpec) -> Result<Vec<(&'static str, Value)>, PathError> {
+    let Some(disk) = disk_node(spec, "disk")? else { return Ok(Vec::new()) };
+    let reopened = json!({ "options": [root_node(&json!("disk"))] });
+    Ok(vec![("blockdev-add", disk), ("blockdev-reopen", reopened)])
+}
+
+/// The machine's disk as a block node, if it has one.
+fn disk_node(spec: &MachineSpec, node_name: &str) -> Result<Option<Value>, PathError> {
+    let Some(disk) = &spec.disk else { return Ok(None) };
+    let durability = if disk.keep { Durability::Kept } else { Durability::Scratch };
+    let not_utf8 = |path: &PathBuf| PathError { path: path.clone() };
+    let base = raw_file_read_only(&disk.base).ok_or_else(|| not_utf8(&disk.base))?;
+    let node = qcow2_overlay(node_name, &disk.overlay, base, durability);
+    Ok(Some(node.ok_or_else(|| not_utf8(&disk.overlay))?))
 }
 
 #[cfg(test)]
@@ -204,6 +235,21 @@ mod tests {
         assert_eq!(devices(&spec(), Start::Restore { memory: fd, state: fd }), booted);
         let without_disk = MachineSpec { disk: None, ..spec() };
         assert_eq!(devices(&without_disk, Start::BootToFreeze { memory: fd }), booted);
+    }
+
+    #[test]
+    fn a_machine_that_is_to_be_frozen_sees_its_disk_only_afterwards() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let fd = null.as_fd();
+        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: None };
+        let line = command_line(&spec(), Start::BootToFreeze { memory: fd }, sockets).unwrap();
+        let words: Vec<_> = line.args().iter().map(|arg| arg.to_str().unwrap()).collect();
+        assert!(!words.iter().any(|word| word.contains("/w/") || word.contains("/i/")), "{words:?}");
+        let inserted = insert_disk(&spec()).unwrap();
+        assert_eq!(inserted[0].1["file"]["filename"], "/w/disk.qcow2");
+        assert_eq!(inserted[0].1["backing"]["file"]["filename"], "/i/base.ext4");
+        assert_eq!(inserted[1].1["options"][0]["file"], inserted[0].1["node-name"]);
+        assert!(insert_disk(&MachineSpec { disk: None, ..spec() }).unwrap().is_empty());
     }
 
     #[test]

@@ -31,6 +31,7 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::bounded_log::BoundedLog;
 use crate::lifecycle::{Effect, Event, Phase, step};
+use crate::machine::insert_disk;
 use crate::spec::{Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work};
 use crate::template::Template;
 use machine::Machine;
@@ -264,8 +265,14 @@ impl Driver {
             Some(_) => RESTORE_DEADLINE.min(self.spec.boot_deadline),
             None => self.spec.boot_deadline,
         };
-        let freeze =
-            freezer.map(|freezer| Freeze { freezer, monitor: machine.monitor(), state: self.state.clone() });
+        let insert_disk = insert_disk(&self.spec.machine)
+            .map_err(|e| Failure { kind: FailureKind::Boot, message: e.to_string() })?;
+        let freeze = freezer.map(|freezer| Freeze {
+            freezer,
+            monitor: machine.monitor(),
+            insert_disk,
+            state: self.state.clone(),
+        });
         let links = Links {
             console: Rc::clone(&self.console),
             timeline: Rc::clone(&self.timeline),

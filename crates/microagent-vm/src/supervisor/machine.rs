@@ -11,7 +11,7 @@ use std::time::Duration;
 use microagent_net::passt_args;
 use microagent_qemu::qmp::{Qmp, QmpError};
 use microagent_store::{Failure, FailureKind, ProcessId, WorkspaceDir};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio::process::Child;
@@ -239,6 +239,8 @@ enum Wish {
     Quit,
     /// Stop the guest and write the state of its devices to the file.
     Freeze(OwnedFd, oneshot::Sender<Result<(), QmpError>>),
+    /// Carry out commands, one after the other, each with its arguments.
+    Execute(Vec<(&'static str, Value)>, oneshot::Sender<Result<(), QmpError>>),
     /// Let the guest go on.
     Continue(oneshot::Sender<Result<(), QmpError>>),
 }
@@ -255,6 +257,13 @@ impl Monitor {
     pub(super) async fn freeze(&self, state: OwnedFd) -> Result<(), QmpError> {
         let (reply, answer) = oneshot::channel();
         self.wishes.send(Wish::Freeze(state, reply)).await.map_err(|_| QmpError::Closed)?;
+        answer.await.map_err(|_| QmpError::Closed)?
+    }
+
+    /// Carries out commands, one after the other, up to the first that is refused.
+    pub(super) async fn execute(&self, commands: Vec<(&'static str, Value)>) -> Result<(), QmpError> {
+        let (reply, answer) = oneshot::channel();
+        self.wishes.send(Wish::Execute(commands, reply)).await.map_err(|_| QmpError::Closed)?;
         answer.await.map_err(|_| QmpError::Closed)?
     }
 
@@ -289,6 +298,7 @@ async fn hold_monitor(
                 }
                 // Whoever wished may have given up meanwhile.
                 Some(Wish::Freeze(state, reply)) => drop(reply.send(freeze(&mut qmp, state).await)),
+                Some(Wish::Execute(commands, reply)) => drop(reply.send(execute(&mut qmp, commands).await)),
                 Some(Wish::Continue(reply)) => drop(reply.send(qmp.execute("cont", json!({})).await.map(drop))),
                 None => return,
             },
@@ -308,6 +318,13 @@ async fn hold_monitor(
 async fn restore(qmp: &mut Qmp, state: RawFd) -> Result<(), QmpError> {
     leave_memory_out(qmp).await?;
     qmp.execute("migrate-incoming", json!({ "uri": format!("fd:{state}") })).await.map(drop)
+}
+
+async fn execute(qmp: &mut Qmp, commands: Vec<(&'static str, Value)>) -> Result<(), QmpError> {
+    for (name, arguments) in commands {
+        qmp.execute(name, arguments).await?;
+    }
+    Ok(())
 }
 
 /// Memory that is shared with a file is not part of the state.

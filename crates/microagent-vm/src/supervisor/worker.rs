@@ -16,6 +16,7 @@ use microagent_proto::{
 use microagent_store::{RecordedResult, StateDir, WorkspaceDir};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
@@ -70,6 +71,8 @@ pub(super) struct Freeze {
     pub(super) freezer: Box<Freezer>,
     /// Its machine's monitor.
     pub(super) monitor: Monitor,
+    /// What gives the machine its disk afterwards.
+    pub(super) insert_disk: Vec<(&'static str, Value)>,
     /// Where templates lie.
     pub(super) state: StateDir,
 }
@@ -209,11 +212,15 @@ impl Worker {
     /// Freezes the guest into a template as soon as it answers, and lets it go on. The inner result says
     /// whether there is a template now.
     async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
-        let Freeze { freezer, monitor, state } = freeze;
+        let Freeze { freezer, monitor, insert_disk, state } = freeze;
         self.greet(control, PreambleKind::Ping).await?;
         self.links.timeline.borrow_mut().ready_us = elapsed_us(self.links.started);
         let stopped = Instant::now();
         let frozen = freeze_into(&freezer, &monitor).await;
+        monitor
+            .execute(insert_disk)
+            .await
+            .map_err(|e| Trouble::Guest(format!("the guest was not given its disk: {}", with_cause(&e))))?;
         monitor
             .go_on()
             .await
