@@ -1,0 +1,233 @@
+//! A template's files are damaged, gone, or lie; whoever makes one is killed, or is not alone.
+
+use std::fs::{self, File, FileTimes, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
+
+use microagent_tests::{Home, wait_for};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::support::{MISSING, home, is_cold, is_warm, only_template, quick, templates_in};
+
+/// What is told when the files are not those that were frozen.
+const DAMAGED: &str = "the template was damaged and is made anew";
+
+/// What is told when they are, and yet nothing comes to life.
+const LIFELESS: &str = "the template did not come back to life";
+
+fn truncate(path: &Path) {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+}
+
+/// The same content in another file.
+fn replace(path: &Path) {
+    let copy = path.with_extension("copy");
+    fs::copy(path, &copy).unwrap();
+    fs::rename(copy, path).unwrap();
+}
+
+/// Flips the lowest bit in the middle, and sets the time of change back as far as a program can.
+fn flip_a_bit(path: &Path) {
+    let mut file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let metadata = file.metadata().unwrap();
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(metadata.len() / 2)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    byte[0] ^= 1;
+    file.seek(SeekFrom::Start(metadata.len() / 2)).unwrap();
+    file.write_all(&byte).unwrap();
+    file.set_times(FileTimes::new().set_modified(metadata.modified().unwrap())).unwrap();
+}
+
+fn delete(path: &Path) {
+    fs::remove_file(path).unwrap();
+}
+
+/// Damages a file in each way; each time the next run notices, says so, completes, and makes a new template.
+fn is_noticed(name: &str, damages: &[fn(&Path)]) {
+    let home = home();
+    is_cold(quick(&home, &["true"]), MISSING);
+    for damage in damages {
+        damage(&only_template(&home).join(name));
+        is_cold(quick(&home, &["true"]), DAMAGED);
+    }
+    is_warm(quick(&home, &["true"]));
+    home.nothing_is_left();
+}
+
+#[test]
+fn damaged_memory_is_noticed() {
+    is_noticed("ram", &[truncate, replace, flip_a_bit, delete]);
+}
+
+#[test]
+fn a_damaged_state_is_noticed() {
+    is_noticed("state", &[truncate, replace, flip_a_bit, delete]);
+}
+
+#[test]
+fn a_damaged_manifest_is_noticed() {
+    let empty: fn(&Path) = |path| fs::write(path, "").unwrap();
+    let other: fn(&Path) = |path| fs::write(path, "{\"format\": 1}").unwrap();
+    // The manifest's own time does not matter; what it says of the others does.
+    let lying: fn(&Path) = |path| edit_manifest(path, |manifest| manifest["ram"]["size"] = json!(4096));
+    let of_another_shape: fn(&Path) =
+        |path| edit_manifest(path, |manifest| manifest["shape"]["cpu_count"] = json!(2));
+    is_noticed("manifest.json", &[truncate, empty, other, lying, of_another_shape, delete]);
+}
+
+fn edit_manifest(path: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut manifest: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    edit(&mut manifest);
+    fs::write(path, serde_json::to_vec(&manifest).unwrap()).unwrap();
+}
+
+/// Writes into a file of a template and makes its manifest say that this is how it was frozen: what somebody
+/// could do who is this user, and what a template is worth that passes every check and is none.
+fn forge(template: &Path, name: &str, write: impl FnOnce(&mut File)) {
+    let path = template.join(name);
+    let mut file = OpenOptions::new().write(true).open(&path).unwrap();
+    write(&mut file);
+    let metadata = file.metadata().unwrap();
+    edit_manifest(&template.join("manifest.json"), |manifest| {
+        manifest[name] = json!({
+            "device": metadata.dev(),
+            "inode": metadata.ino(),
+            "size": metadata.len(),
+            "changed_s": metadata.ctime(),
+            "changed_ns": metadata.ctime_nsec(),
+        });
+    });
+}
+
+/// The run completes all the same: it boots, once, says so, and the template is gone.
+fn falls_back(name: &str, write: fn(&mut File)) {
+    let home = home();
+    is_cold(quick(&home, &["true"]), MISSING);
+    forge(&only_template(&home), name, write);
+    let run = is_cold(quick(&home, &["true"]), LIFELESS);
+    let stderr = &run.stderr;
+    assert!(stderr.is_empty(), "JSON output has its notices in the document: {stderr}");
+    assert_eq!(templates_in(&home.state()).len(), 0, "it is thrown away");
+
+    is_cold(quick(&home, &["true"]), MISSING);
+    forge(&only_template(&home), name, write);
+    let run =
+        home.run("busybox", ["--profile", "tiny", "--network", "isolated"], &["echo", "alive"]).success();
+    assert_eq!(run.guest_output(), "alive\n");
+    run.says("Note: the template did not come back to life, so the machine boots");
+    is_cold(quick(&home, &["true"]), MISSING);
+    is_warm(quick(&home, &["true"]));
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_state_that_is_rubbish_falls_back_to_a_boot() {
+    falls_back("state", |file| {
+        let len = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        file.write_all(&vec![0xa5; len]).unwrap();
+    });
+}
+
+#[test]
+fn a_state_that_ends_early_falls_back_to_a_boot() {
+    falls_back("state", |file| file.set_len(file.metadata().unwrap().len() / 2).unwrap());
+}
+
+#[test]
+fn memory_that_is_empty_falls_back_to_a_boot() {
+    falls_back("ram", |file| {
+        let len = file.metadata().unwrap().len();
+        file.set_len(0).unwrap();
+        file.set_len(len).unwrap();
+    });
+}
+
+#[test]
+fn a_template_may_go_while_a_guest_runs_from_it() {
+    let home = home();
+    is_cold(quick(&home, &["true"]), MISSING);
+    // Afterwards it touches programs and memory that it has not touched before.
+    let line = "echo working; while [ ! -e /go ]; do sleep 0.2; [ $((++rounds)) -gt 20 ] && break; done
+                head -c 60000000 /dev/zero | tail -c 40000000 | wc -c; sha256sum /bin/busybox > /dev/null && echo done";
+    for (name, remove) in [("pruned", true), ("removed", false)] {
+        let options = ["--profile", "tiny", "--network", "isolated", "--name", name];
+        let running = home.run("busybox", options, &["sh", "-c", line]).start();
+        home.log_has(name, "console.log", "working");
+        if remove {
+            home.microagent(["template", "prune", "--all"]).success();
+        } else {
+            fs::remove_dir_all(only_template(&home)).unwrap();
+        }
+        assert_eq!(templates_in(&home.state()).len(), 0);
+        let run = running.finish().code(0);
+        assert_eq!(run.guest_output(), "working\n40000000\ndone\n");
+        is_cold(quick(&home, &["true"]), MISSING);
+    }
+    is_warm(quick(&home, &["true"]));
+    home.nothing_is_left();
+}
+
+/// Whether somebody is writing a template at this moment: its state file is there, its name is not.
+fn is_freezing(home: &Home) -> bool {
+    let entries = fs::read_dir(home.state().join("tmp")).into_iter().flatten().flatten();
+    let mut halves = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("template-"));
+    halves.any(|entry| entry.path().join("state").exists())
+}
+
+#[test]
+fn killed_during_a_freeze_leaves_nothing_that_matters() {
+    for (who, supervisor_too) in [("the command", false), ("command and supervisor", true)] {
+        let home = home();
+        let begun = home.run("busybox", ["--profile", "tiny", "--network", "isolated"], &["true"]).start();
+        let supervisor = begun.supervisor();
+        // A freeze takes some tens of milliseconds, so this looks more often than others do.
+        let end = Instant::now() + Duration::from_secs(100);
+        while !is_freezing(&home) {
+            assert!(Instant::now() < end, "there was no freeze to kill {who} in");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if supervisor_too {
+            supervisor.signal(Signal::KILL);
+        }
+        begun.kill();
+        home.processes_end();
+        for template in templates_in(&home.state()) {
+            assert_eq!(fs::read_dir(&template).unwrap().count(), 3, "it is whole or it is not there");
+        }
+        // What a killed supervisor left is swept when it is old enough to be nobody's work.
+        let minutes_ago = FileTimes::new().set_modified(SystemTime::now() - Duration::from_secs(120));
+        for entry in fs::read_dir(home.state().join("tmp")).unwrap().flatten() {
+            File::open(entry.path()).unwrap().set_times(minutes_ago).unwrap();
+        }
+        let next = quick(&home, &["echo", "next"]).success();
+        assert_eq!(super::support::printed(&next), "next\n");
+        is_warm(quick(&home, &["true"]));
+        for failed in home.workspaces() {
+            home.microagent(["delete", &failed, "--yes"]).success();
+        }
+        home.nothing_is_left();
+    }
+}
+
+#[test]
+fn of_two_first_runs_at_once_one_makes_the_template() {
+    let home = home();
+    // Neither is to be first because the other one unpacks the image or the guest's kernel.
+    is_cold(home.run("busybox", ["--json", "--cold", "--network", "isolated"], &["true"]), "--cold");
+    let both = [(); 2].map(|()| quick(&home, &["true"]).start());
+    wait_for("both to have a machine", Duration::from_secs(60), || {
+        let machines = home.processes().iter().filter(|process| process.is_qemu()).count();
+        if machines == 2 { Ok(()) } else { Err(machines) }
+    });
+    let mut reasons: Vec<_> = both.map(|run| super::support::start(&run.finish().code(0)).1).to_vec();
+    reasons.sort();
+    assert_eq!(reasons, [MISSING.to_owned(), format!("{MISSING}; another run is making it")]);
+    only_template(&home);
+    is_warm(quick(&home, &["true"]));
+    home.nothing_is_left();
+}
