@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::net::TcpListener;
+use std::time::Duration;
 
 use microagent_tests::{Home, Invocation, Running, User, fixtures, process, wait_for};
 use rustix::process::Signal;
-use std::time::Duration;
 
 fn home() -> Home {
     Home::new(User::Caller)
@@ -113,6 +113,35 @@ fn a_killed_supervisor_takes_its_machine_along() {
     let logs = home.microagent(["logs", "victim"]).success();
     assert!(logs.text().contains("working"), "{}", logs.told());
     home.microagent(["delete", "victim", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_killed_network_helper_costs_the_network_and_not_the_run() {
+    let home = home();
+    let work = "echo working; sleep 3; nc -w 1 10.0.2.3 53 < /dev/null || echo cut off";
+    let running = working(&home, "victim", home.run("busybox", ["--name", "victim"], &["sh", "-c", work]));
+    passt(&home).signal(Signal::KILL);
+    assert_eq!(running.finish().code(0).guest_output(), "working\ncut off\n");
+    home.nothing_is_left();
+}
+
+/// A machine that hangs is ended by the clock, and by Ctrl-C.
+#[test]
+fn a_machine_that_stands_still_is_ended_all_the_same() {
+    let home = home();
+    let running = working(&home, "timed", endless(&home, ["--name", "timed", "--timeout", "8"]));
+    running.qemu().signal(Signal::STOP);
+    running.finish().code(1).says("signal: killed");
+    home.processes_end();
+    home.microagent(["delete", "timed", "--yes"]).success();
+
+    let running = working(&home, "kept", endless(&home, ["--name", "kept", "--keep"]));
+    running.qemu().signal(Signal::STOP);
+    running.signal(Signal::INT);
+    running.finish().code(130);
+    home.processes_end();
+    home.microagent(["delete", "kept", "--yes"]).success();
     home.nothing_is_left();
 }
 
