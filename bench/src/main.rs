@@ -15,6 +15,7 @@ mod podman;
 mod program;
 mod sample;
 mod unpack;
+mod warm;
 
 use std::path::PathBuf;
 
@@ -47,6 +48,8 @@ struct Arguments {
 enum Part {
     /// One command in a machine, against raw QEMU and podman
     Run,
+    /// Starts from templates: against podman and our own boots, many at once, and idle side by side
+    Warm,
     /// An image becomes a base disk, against umoci and podman
     Unpack,
     /// A workspace's disk, from a small and a large image
@@ -77,6 +80,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Run) {
         cold::measure(&bench, &mut table).context("measuring runs")?;
+    }
+    if wants(Part::Warm) {
+        warm::measure(&bench, &mut table).context("measuring warm starts")?;
     }
     if wants(Part::Unpack) {
         unpack::measure(&bench, &mut table).context("measuring images")?;

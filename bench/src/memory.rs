@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -29,7 +30,8 @@ pub(crate) struct Running<'a> {
 
 impl<'a> Running<'a> {
     pub(crate) fn start(bench: &'a Bench, flags: &[&str], image: &str) -> Result<Running<'a>> {
-        let name = format!("bench-{}", std::process::id());
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("bench-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let mut command = bench.microagent(&bench.state());
         command.args(["run", "--keep", "--name", &name]).args(flags).args([image, "sleep", "600"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -58,6 +60,12 @@ impl<'a> Running<'a> {
     pub(crate) fn qemu_command_line(&self) -> Result<Vec<String>> {
         let line = fs::read_to_string(self.proc("vmm")?.join("cmdline"))?;
         Ok(line.split_terminator('\0').map(str::to_owned).collect())
+    }
+
+    /// Memory of QEMU in KiB; what it shares with others counts in shares.
+    pub(crate) fn qemu_pss_kib(&self) -> Result<u64> {
+        let qemu = mappings(&fs::read_to_string(self.proc("vmm")?.join("smaps"))?);
+        Ok(qemu.iter().map(|mapping| mapping.pss_kib).sum())
     }
 
     /// The directory of a process of ours in `/proc`; `who` is its key in the record.
@@ -143,7 +151,8 @@ fn field(status: &str, name: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-fn mib(kib: u64) -> String {
+/// KiB for people.
+pub(crate) fn mib(kib: u64) -> String {
     format!("{:.1} MiB", kib as f64 / 1024.0)
 }
 

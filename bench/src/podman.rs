@@ -9,8 +9,10 @@ use crate::Bench;
 use crate::program::run;
 
 /// Flags that make podman work on hosts with cgroup v1 and low limits; they change nothing that is measured.
-const RUN_FLAGS: [&str; 7] =
-    ["run", "--rm", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--net=none"];
+const RUN_FLAGS: [&str; 6] = ["run", "--rm", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"];
+
+/// Networks that reach out, podman's default first; not every host has what each of them needs.
+const NETWORKS: [&str; 3] = ["--net=default", "--net=slirp4netns", "--net=pasta"];
 
 /// One podman storage.
 pub(crate) struct Podman {
@@ -38,7 +40,23 @@ impl Podman {
     }
 
     pub(crate) fn run(&self, image: &str, command: &[&str]) -> Result<()> {
-        run(self.command().args(RUN_FLAGS).arg(image).args(command)).map(drop)
+        self.run_on("--net=none", image, command)
+    }
+
+    /// Runs on a network of [`Podman::network`].
+    pub(crate) fn run_on(&self, network: &str, image: &str, command: &[&str]) -> Result<()> {
+        let mut words = self.command();
+        words.args(RUN_FLAGS);
+        // podman has no word for its default.
+        if network != NETWORKS[0] {
+            words.arg(network);
+        }
+        run(words.arg(image).args(command)).map(drop)
+    }
+
+    /// The first network that works here.
+    pub(crate) fn network(&self, image: &str) -> Option<&'static str> {
+        NETWORKS.into_iter().find(|network| self.run_on(network, image, &["true"]).is_ok())
     }
 
     /// Removes everything of this storage. podman knows how: its layers may belong to other users.
