@@ -170,7 +170,8 @@ fn a_template_holds_nothing_of_a_workspace() {
         // The search finds what is there: the guest's kernel says its name in its memory.
         assert_eq!(files_with(&templates, b"Linux version ").len(), 1);
         assert_eq!(files_with(&templates, marker.as_bytes()), Vec::<PathBuf>::new());
-        let disk = fs::read_dir(home.state().join("images/disks")).unwrap().flatten().next().unwrap().path();
+        let mut images = listing::listing(&home.state().join("images")).into_keys();
+        let disk = images.find(|path| path.extension().is_some_and(|extension| extension == "ext4")).unwrap();
         assert_eq!(
             files_with(&templates, &file_system_id(&disk)),
             Vec::<PathBuf>::new(),
