@@ -58,10 +58,11 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
         }
         Err(error) => eprintln!("note: not measured against podman: {error:#}"),
     }
-    let samples = interleave(bench.runs, &mut peers)?;
+    let mut samples = interleave(bench.runs, &mut peers)?;
     drop(peers);
+    names.push("of `run --cold`, start of the supervisor to the agent's answer");
+    samples.push(ready);
     table.add_times("one `true`", &names, &samples);
-    table.add_times("of `run --cold`", &["start of the supervisor to the agent's answer"], &[ready]);
     Ok(())
 }
 
