@@ -1,0 +1,14 @@
+//! Whatever a guest sends in place of an answer: no panic, no allocation beyond the limit.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use microagent_proto::{Configured, ExecEvent, GuestError, PackEvent, REPLY_LIMIT, read_message};
+
+fuzz_target!(|bytes: &[u8]| {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    runtime.block_on(async {
+        let _ = read_message::<ExecEvent, _>(&mut &bytes[..], REPLY_LIMIT).await;
+        let _ = read_message::<PackEvent, _>(&mut &bytes[..], REPLY_LIMIT).await;
+        let _ = read_message::<Result<Configured, GuestError>, _>(&mut &bytes[..], REPLY_LIMIT).await;
+    });
+});
