@@ -3,6 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::fs::statvfs;
+
+use crate::wait_for;
 
 /// Says why a test did not run. The caller returns right after.
 #[expect(clippy::print_stderr, reason = "a skipped test says why")]
@@ -81,6 +86,15 @@ impl SmallDisk {
             &["-t", "tmpfs", "-o", &options, "tmpfs", path.to_str().expect("test paths are UTF-8")],
         );
         SmallDisk { path: path.to_owned() }
+    }
+
+    /// Waits until this much is free: the kernel may take its time with what was removed.
+    #[track_caller]
+    pub fn wait_for_free_mib(&self, mib: u64) {
+        wait_for("free space on the small disk", Duration::from_secs(10), || {
+            let free = statvfs(&self.path).map(|disk| (disk.f_bavail * disk.f_frsize) >> 20);
+            if free.is_ok_and(|free| free >= mib) { Ok(()) } else { Err(free) }
+        });
     }
 
     /// Makes it read-only, or writable again.

@@ -116,7 +116,7 @@ fn a_disk_that_fills_while_the_guest_writes_fails_clearly_and_everything_else_st
     }
     let home = Home::new(User::Caller);
     let state = home.make_dir("state");
-    let _disk = SmallDisk::mount(&state, 96);
+    let disk = SmallDisk::mount(&state, 96);
     let call = || home.call().env("MICROAGENT_STATE_DIR", &state);
     let fill = "echo filling; dd if=/dev/zero bs=1M count=300 | tr '\\000' x > /big; sync; echo never";
     let image = home.image("busybox");
@@ -130,6 +130,7 @@ fn a_disk_that_fills_while_the_guest_writes_fails_clearly_and_everything_else_st
     let logs = call().args(["logs", "filler"]).success();
     assert!(logs.text().contains("filling"), "{}", logs.told());
     call().args(["delete", "filler", "--yes"]).success();
+    disk.wait_for_free_mib(20);
     let run = call().args(["run", "--network", "isolated", &image, "echo", "room again"]).success();
     assert_eq!(run.guest_output(), "room again\n");
     home.processes_end();
