@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::oracle;
 use crate::{Place, assert_clean, run, tool};
 
-/// Offline, with e2fsprogs; the kernel's online growth is tested on real guests. Past 16 GiB the group
+/// Offline, with e2fsprogs; the guest's agent does it online, with the kernel's own call. Past 16 GiB the group
 /// descriptors need a second block, which is where growing gets difficult.
 #[test]
 fn offline_growth_is_clean() {
