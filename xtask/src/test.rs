@@ -26,7 +26,8 @@ pub(crate) fn test() -> Result<()> {
     step("documentation tests", || {
         run(cargo().args(["test", "--workspace", "--locked", "--quiet", "--doc"]))
     })?;
-    step("tests", tests)
+    eprintln!("==> tests");
+    tests()
 }
 
 fn tests() -> Result<()> {
