@@ -47,7 +47,8 @@ fn mirror() -> Option<String> {
         file.extension().is_some_and(|extension| extension == "list" || extension == "sources")
     });
     files.iter().filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| {
-        let (_, rest) = text.split_once("http://")?;
-        Some(rest.split(['/', ' ', '\n']).next()?.to_owned())
+        let line = text.lines().find(|line| !line.starts_with('#') && line.contains("http://"))?;
+        let (_, rest) = line.split_once("http://")?;
+        Some(rest.split(['/', ' ']).next()?.to_owned())
     })
 }
