@@ -20,6 +20,7 @@ mod configure;
 mod console;
 mod disk;
 mod exec;
+mod inspect;
 mod net;
 mod pack;
 mod port;

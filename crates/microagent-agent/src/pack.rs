@@ -22,6 +22,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use crate::console;
+use crate::inspect::{absolute, kind_of};
 use crate::tarball::{BLOCK, Entry, Kind, header, padding};
 
 /// Pieces between the walker and the host.
@@ -62,12 +63,9 @@ enum PackError {
 impl From<PackError> for GuestError {
     fn from(error: PackError) -> GuestError {
         let kind = match &error {
-            PackError::Read { source, .. } => match Errno::from_io_error(source) {
-                Some(Errno::NOENT | Errno::NOTDIR) => GuestErrorKind::NotFound,
-                Some(Errno::IO) => GuestErrorKind::Disk,
-                _ => GuestErrorKind::Other,
-            },
-            PackError::NotAbsolute { .. } | PackError::Unwanted => GuestErrorKind::Other,
+            PackError::Read { source, .. } => kind_of(source),
+            PackError::NotAbsolute { .. } => GuestErrorKind::Invalid,
+            PackError::Unwanted => GuestErrorKind::Other,
         };
         GuestError { kind, message: console::chain(&error) }
     }
@@ -77,7 +75,7 @@ impl From<PackError> for GuestError {
 pub(crate) async fn serve(mut stream: Stream, pack: Pack) -> Result<(), FrameError> {
     let (pieces, mut taken) = mpsc::channel(PIECES_IN_FLIGHT);
     // Disks block, so this has a thread of its own, which ends when nobody takes its pieces.
-    let walker = tokio::task::spawn_blocking(move || walk(&pack.path, Pieces::new(pieces)));
+    let walker = tokio::task::spawn_blocking(move || walk(&pack, Pieces::new(pieces)));
     while let Some(piece) = taken.recv().await {
         write_message(&mut stream, &PackEvent::Data(Chunk::from(piece)), REPLY_LIMIT).await?;
     }
@@ -133,12 +131,12 @@ impl Pieces {
     }
 }
 
-/// Packs everything from `path` on.
-fn walk(path: &[u8], pieces: Pieces) -> Result<(), PackError> {
-    if path.first() != Some(&b'/') || path.contains(&0) {
-        return Err(PackError::NotAbsolute { path: String::from_utf8_lossy(path).into_owned() });
-    }
-    let start = CString::new(path).expect("looked for NUL just now");
+/// Packs everything from a path on.
+fn walk(pack: &Pack, pieces: Pieces) -> Result<(), PackError> {
+    let path = pack.path.as_slice();
+    let start = absolute(path)
+        .ok_or_else(|| PackError::NotAbsolute { path: String::from_utf8_lossy(path).into_owned() })?;
+    let follow = if pack.follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
     let device_nodes = statat(CWD, c"/dev", AtFlags::empty()).map_or(0, |stat| stat.st_dev);
     let mut walker =
         Walker { pieces, device_nodes, seen: BTreeMap::new(), buffer: vec![0; OUTPUT_CHUNK_LIMIT] };
@@ -146,15 +144,14 @@ fn walk(path: &[u8], pieces: Pieces) -> Result<(), PackError> {
         path: String::from_utf8_lossy(path).into_owned(),
         source: errno.into(),
     };
-    let stat = statat(CWD, &start, AtFlags::empty()).map_err(failed)?;
+    let stat = statat(CWD, &start, follow).map_err(failed)?;
     let name = base_name(path).to_vec();
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         let dir = openat(CWD, &start, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(failed)?;
         walker.directory_tree(dir, name)?;
     } else {
-        // The link at the start is followed; its own directory and name are only the way to the file.
-        walker.leaf(CWD, &start, &stat, name, AtFlags::empty())?;
+        walker.leaf(CWD, &start, &stat, name, follow)?;
     }
     walker.pieces.zeros(2 * BLOCK as u64)?;
     walker.pieces.flush()
@@ -394,9 +391,13 @@ mod tests {
     use super::*;
 
     fn pack(path: &Path) -> Result<Vec<u8>, PackError> {
+        pack_following(path, true)
+    }
+
+    fn pack_following(path: &Path, follow: bool) -> Result<Vec<u8>, PackError> {
         let (sender, mut receiver) = mpsc::channel(PIECES_IN_FLIGHT);
-        let path = path.as_os_str().as_encoded_bytes().to_vec();
-        let walker = std::thread::spawn(move || walk(&path, Pieces::new(sender)));
+        let pack = Pack { path: path.as_os_str().as_encoded_bytes().to_vec().into(), follow };
+        let walker = std::thread::spawn(move || walk(&pack, Pieces::new(sender)));
         let mut tar = Vec::new();
         while let Some(piece) = receiver.blocking_recv() {
             assert!(piece.len() <= OUTPUT_CHUNK_LIMIT);
@@ -518,13 +519,17 @@ mod tests {
             assert!(entries.next().is_none());
             assert_eq!(tar.len() % BLOCK, 0);
         }
+        let tar = pack_following(&dir.path().join("latest"), false).unwrap();
+        let mut archive = tar::Archive::new(&tar[..]);
+        let entry = archive.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!(entry.link_name_bytes().unwrap().as_ref(), b"report.txt");
     }
 
     #[test]
     fn what_is_missing_or_relative_is_refused() {
         let kind = |path: &str| GuestError::from(pack(Path::new(path)).unwrap_err()).kind;
         assert_eq!(kind("/nonexistent/file"), GuestErrorKind::NotFound);
-        assert_eq!(kind("relative"), GuestErrorKind::Other);
+        assert_eq!(kind("relative"), GuestErrorKind::Invalid);
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use microagent_proto::{
     Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, PackEvent, REPLY_LIMIT,
-    REQUEST_LIMIT, Request, StartError, StartErrorKind, Stream, guest_session, read_message, write_message,
+    REQUEST_LIMIT, Request, StartError, StartErrorKind, Stream, Unpacked, guest_session, read_message,
+    write_message,
 };
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
@@ -17,6 +18,7 @@ use crate::cgroup::Cgroups;
 use crate::configure;
 use crate::console;
 use crate::exec::Executor;
+use crate::inspect;
 use crate::pack;
 use crate::port::Channel;
 use crate::reaper::Reaper;
@@ -87,6 +89,16 @@ impl Guest {
                 None => pack::serve(stream, request).await,
                 Some(message) => reply(&mut stream, &PackEvent::Failed(out_of_order(message))).await,
             },
+            Request::Unpack(_) => {
+                let refusal = self.refusal().unwrap_or("this agent does not unpack");
+                reply(&mut stream, &Err::<Unpacked, _>(out_of_order(refusal))).await
+            }
+            Request::Stat(asked) => {
+                reply(&mut stream, &self.if_configured().and_then(|()| inspect::stat(&asked))).await
+            }
+            Request::FsUsage => {
+                reply(&mut stream, &self.if_configured().and_then(|()| inspect::fs_usage())).await
+            }
             Request::ShutDown(_) => {
                 let done = self.shut_down().await;
                 let served = reply(&mut stream, &done).await;
@@ -131,6 +143,11 @@ impl Guest {
     async fn expect_the_end(&self) {
         tokio::time::sleep(HOST_GRACE).await;
         crate::power_off();
+    }
+
+    /// An error unless work is taken now.
+    fn if_configured(&self) -> Result<(), GuestError> {
+        self.refusal().map_or(Ok(()), |message| Err(out_of_order(message)))
     }
 
     /// Why no work is taken now, if so.

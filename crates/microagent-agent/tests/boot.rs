@@ -303,8 +303,8 @@ async fn files_are_packed_and_the_disk_is_left_clean() {
             .sh("dd if=/dev/zero of=/srv/swap bs=1M count=8 2>/dev/null; mount --bind /srv/out /home")
             .await;
         session.sh("(trap '' TERM; exec 3>/srv/held; while :; do echo x >&3; sleep 0.1; done) >/dev/null 2>&1 & true").await;
-        session.shut_down().await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
-        assert_eq!(session.shut_down().await.unwrap_err().kind, GuestErrorKind::OutOfOrder);
+        session.shut_down(15, 0).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
+        assert_eq!(session.shut_down(15, 0).await.unwrap_err().kind, GuestErrorKind::OutOfOrder);
         let refused = session.run(argv(&["true"])).await.not_started.unwrap();
         assert_eq!(refused.message, "the guest is shutting down");
     }

@@ -29,7 +29,9 @@ pub enum FrameError {
     Encode(#[source] postcard::Error),
 }
 
-/// Reads one message of at most `limit` bytes; `None` when the stream ended before its first byte.
+/// Reads one message of at most `limit` bytes; `None` when the stream ended before its first byte. Loses
+/// what it has read when it is dropped before its end: where it has to stand in a `select!`, use a
+/// [`MessageReader`].
 ///
 /// # Errors
 /// Fails when the stream breaks in the middle, the announced length is over the limit (nothing is
@@ -39,19 +41,61 @@ where
     T: DeserializeOwned,
     R: AsyncRead + Unpin,
 {
-    let mut prefix = [0; 4];
-    let first = stream.read(&mut prefix).await.map_err(FrameError::Transport)?;
-    if first == 0 {
-        return Ok(None);
+    MessageReader::new(stream, limit).next().await
+}
+
+/// Reads messages one after another, and never a byte beyond the current one.
+#[derive(Debug)]
+pub struct MessageReader<R> {
+    stream: R,
+    limit: usize,
+    prefix: [u8; 4],
+    /// What there is room for: nothing before the length is known and found good.
+    body: Option<Vec<u8>>,
+    /// Bytes of prefix or body that have been read.
+    filled: usize,
+}
+
+impl<R: AsyncRead + Unpin> MessageReader<R> {
+    /// Reads messages of at most `limit` bytes.
+    pub fn new(stream: R, limit: usize) -> MessageReader<R> {
+        MessageReader { stream, limit, prefix: [0; 4], body: None, filled: 0 }
     }
-    stream.read_exact(&mut prefix[first..]).await.map_err(FrameError::Transport)?;
-    let len = u32::from_le_bytes(prefix) as usize;
-    if len > limit {
-        return Err(FrameError::TooLong { len, limit });
+
+    /// The next message; `None` when the stream ended before its first byte. Dropped before its end, it
+    /// goes on where it was at the next call.
+    ///
+    /// # Errors
+    /// As [`read_message`].
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        loop {
+            let target = match &mut self.body {
+                None if self.filled == self.prefix.len() => {
+                    let len = u32::from_le_bytes(self.prefix) as usize;
+                    if len > self.limit {
+                        return Err(FrameError::TooLong { len, limit: self.limit });
+                    }
+                    self.filled = 0;
+                    self.body = Some(vec![0; len]);
+                    continue;
+                }
+                None => &mut self.prefix[self.filled..],
+                Some(body) if self.filled == body.len() => {
+                    let message = postcard::from_bytes(body).map(Some).map_err(FrameError::Decode);
+                    self.body = None;
+                    self.filled = 0;
+                    return message;
+                }
+                Some(body) => &mut body[self.filled..],
+            };
+            // Reading into a slice is the one step that waits, and it can be dropped without a loss.
+            match self.stream.read(target).await.map_err(FrameError::Transport)? {
+                0 if self.filled == 0 && self.body.is_none() => return Ok(None),
+                0 => return Err(FrameError::Transport(io::ErrorKind::UnexpectedEof.into())),
+                count => self.filled += count,
+            }
+        }
     }
-    let mut body = vec![0; len];
-    stream.read_exact(&mut body).await.map_err(FrameError::Transport)?;
-    postcard::from_bytes(&body).map(Some).map_err(FrameError::Decode)
 }
 
 /// Writes one message of at most `limit` bytes and flushes it.
@@ -79,7 +123,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{ExecEvent, REPLY_LIMIT, Request};
+    use crate::{ExecEvent, ExecInput, INPUT_LIMIT, REPLY_LIMIT, Request};
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().build().unwrap()
@@ -110,6 +154,31 @@ mod tests {
         let got = runtime().block_on(write_message(&mut sent, &message, REPLY_LIMIT));
         assert!(matches!(got, Err(FrameError::TooLong { .. })));
         assert!(sent.is_empty());
+    }
+
+    #[test]
+    fn a_reader_that_is_dropped_in_the_middle_goes_on_there() {
+        let messages = [ExecInput::Stdin(vec![7; 300].into()), ExecInput::Resize { rows: 24, cols: 80 }];
+        runtime().block_on(async {
+            let (mut near, far) = tokio::io::duplex(1024);
+            let mut reader = MessageReader::new(far, INPUT_LIMIT);
+            let mut bytes = Vec::new();
+            for message in &messages {
+                write_message(&mut bytes, message, INPUT_LIMIT).await.unwrap();
+            }
+            let mut got = Vec::new();
+            for byte in bytes {
+                near.write_all(&[byte]).await.unwrap();
+                tokio::select! {
+                    biased;
+                    message = reader.next::<ExecInput>() => got.extend(message.unwrap()),
+                    () = std::future::ready(()) => {}
+                }
+            }
+            assert_eq!(got, messages);
+            drop(near);
+            assert_eq!(reader.next::<ExecInput>().await.unwrap(), None);
+        });
     }
 
     proptest! {

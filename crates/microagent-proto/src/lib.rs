@@ -20,11 +20,12 @@ mod message;
 mod preamble;
 mod session;
 
-pub use frame::{FrameError, read_message, write_message};
+pub use frame::{FrameError, MessageReader, read_message, write_message};
 pub use message::{
-    Chunk, Command, Configure, Configured, Entropy, Exec, ExecEvent, Exit, GuestError, GuestErrorKind,
-    MacAddress, Network, OUTPUT_CHUNK_LIMIT, Pack, PackEvent, REPLY_LIMIT, REQUEST_LIMIT, Request, Root,
-    ShutDown, StartError, StartErrorKind, Timings,
+    Chunk, Command, Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FsUsage, GuestError,
+    GuestErrorKind, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MacAddress, Network, OUTPUT_CHUNK_LIMIT, Pack, PackEvent,
+    PathInfo, PathKind, REPLY_LIMIT, REQUEST_LIMIT, Request, Root, SHUT_DOWN_REST, STDIN_WINDOW, ShutDown,
+    StartError, StartErrorKind, Stat, Terminal, Timings, Unpack, UnpackInput, Unpacked,
 };
 pub use preamble::{PREAMBLE_LEN, Preamble, PreambleKind, PreambleScanner, answer, greet};
 pub use session::{
@@ -32,7 +33,7 @@ pub use session::{
 };
 
 /// Version of everything in this crate.
-pub const GENERATION: u16 = 1;
+pub const GENERATION: u16 = 2;
 
 /// Name of the virtio-serial port, found in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "microagent.control";

@@ -1,6 +1,7 @@
 //! The messages themselves. Shapes only: nothing here does anything.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +17,22 @@ pub const REPLY_LIMIT: usize = 72 * 1024;
 /// Most output in one message, in bytes.
 pub const OUTPUT_CHUNK_LIMIT: usize = 64 * 1024;
 
-// A full chunk and what surrounds it fit one reply.
+/// Longest message of the host after its request ([`ExecInput`], [`UnpackInput`]), in bytes.
+pub const INPUT_LIMIT: usize = 72 * 1024;
+
+/// Most input in one message, in bytes.
+pub const INPUT_CHUNK_LIMIT: usize = 64 * 1024;
+
+/// Bytes of [`ExecInput::Stdin`] that may be on their way at once: sent by the host and not yet reported
+/// as [`ExecEvent::StdinTaken`]. The guest holds so many for a command that does not read, so that signals
+/// and sizes behind them always arrive.
+pub const STDIN_WINDOW: usize = 256 * 1024;
+
+// A full chunk and what surrounds it fit one message.
 const _: () = assert!(OUTPUT_CHUNK_LIMIT + 1024 <= REPLY_LIMIT);
+const _: () = assert!(INPUT_CHUNK_LIMIT + 1024 <= INPUT_LIMIT);
+// A window of less would make every chunk wait for the one before.
+const _: () = assert!(STDIN_WINDOW >= 2 * INPUT_CHUNK_LIMIT);
 
 /// First message of every stream, from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,11 +40,21 @@ pub enum Request {
     /// Makes a fresh (booted or restored) guest into this workspace's machine: entropy, clock, names,
     /// network, root disk. Exactly once, before anything else. Answer: `Result<Configured, GuestError>`.
     Configure(Configure),
-    /// Runs a command. Answer: [`ExecEvent`]s up to and including `Exited` or `NotStarted`.
+    /// Runs a command. Answer: [`ExecEvent`]s up to and including `Exited` or `NotStarted`. Meanwhile the
+    /// host may send [`ExecInput`]s. When it closes its direction of the stream (there is no half-close) or
+    /// resets the stream before the last event, the command is killed with everything that it started.
     Exec(Exec),
     /// Packs a file or directory as a tar stream. Answer: [`PackEvent`]s up to and including `End` or
     /// `Failed`.
     Pack(Pack),
+    /// Unpacks a tar stream: [`UnpackInput`]s follow up to and including `End`. Answer:
+    /// `Result<Unpacked, GuestError>`, after `End` or as soon as something fails. A stream that the host
+    /// closes without `End` is given up; the file that was being written then is not left half-written.
+    Unpack(Unpack),
+    /// Asks what stands at a path. Answer: `Result<PathInfo, GuestError>`, `NotFound` when nothing does.
+    Stat(Stat),
+    /// Asks how full the root file system is. Answer: `Result<FsUsage, GuestError>`.
+    FsUsage,
     /// Ends all processes, flushes the disk and makes it read-only. Answer: `Result<(), GuestError>`,
     /// after which the host turns the machine off.
     ShutDown(ShutDown),
@@ -121,6 +146,43 @@ pub struct Exec {
     pub working_dir: Chunk,
     /// OCI user: `USER`, `UID`, `USER:GROUP`, …; empty means root.
     pub user: String,
+    /// Whether the host sends standard input; without it (and without a terminal) that is empty.
+    pub stdin: bool,
+    /// A terminal as standard input, output and error; what is written to it all comes as `Stdout`.
+    pub terminal: Option<Terminal>,
+    /// Whether this is the machine's service, which [`ShutDown`] asks to end before everything else.
+    pub service: bool,
+}
+
+/// A terminal as it is at the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terminal {
+    /// Lines.
+    pub rows: u16,
+    /// Characters on a line.
+    pub cols: u16,
+    /// Value of `TERM`, unless the environment has one; empty sets none.
+    pub term: String,
+}
+
+/// What the host tells a running command, after its [`Exec`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecInput {
+    /// Bytes for standard input or the terminal, at most [`INPUT_CHUNK_LIMIT`], within [`STDIN_WINDOW`].
+    Stdin(Chunk),
+    /// Standard input ends after what was sent; on a terminal, its end-of-file character is typed.
+    End,
+    /// The terminal has another size now.
+    Resize {
+        /// Lines.
+        rows: u16,
+        /// Characters on a line.
+        cols: u16,
+    },
+    /// A signal, 1 to 64, for the command's process group; on a terminal, for its foreground group.
+    Signal(u8),
+    /// Kills the command with everything that it started; `Exited` follows when all of it is gone.
+    Kill,
 }
 
 /// What to run.
@@ -146,6 +208,9 @@ pub enum ExecEvent {
     Stdout(Chunk),
     /// Bytes from its standard error, at most [`OUTPUT_CHUNK_LIMIT`].
     Stderr(Chunk),
+    /// So many more bytes of [`ExecInput::Stdin`] have been passed on: the host may send as many again. A
+    /// command that has closed its standard input takes no more.
+    StdinTaken(u32),
     /// It ended; nothing follows.
     Exited(Exit),
     /// It never started; nothing follows.
@@ -188,8 +253,12 @@ pub enum StartErrorKind {
 /// Asks for a tar stream of one path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pack {
-    /// Absolute path in the guest. A symbolic link as its last part is followed, inside the guest's root.
+    /// Absolute path in the guest. The last part names the first entry of the stream; a path that ends in
+    /// `/.` gives entries that begin with `./`.
     pub path: Chunk,
+    /// Whether a symbolic link as the last part of the path is followed (inside the guest's root) or packed
+    /// itself.
+    pub follow: bool,
 }
 
 /// Progress of a [`Pack`].
@@ -203,9 +272,96 @@ pub enum PackEvent {
     Failed(GuestError),
 }
 
-/// Ends the guest's work.
+/// Asks for a tar stream to be unpacked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShutDown {}
+pub struct Unpack {
+    /// Absolute path of an existing directory; links on the way to it are followed, inside the guest's
+    /// root. Nothing is written outside it, whatever the stream's names and the links below it say.
+    pub dir: Chunk,
+}
+
+/// The stream that an [`Unpack`] is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UnpackInput {
+    /// The next bytes of the tar stream, at most [`INPUT_CHUNK_LIMIT`].
+    Data(Chunk),
+    /// The stream is complete.
+    End,
+}
+
+/// What came of an [`Unpack`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpacked {
+    /// Entries of the stream.
+    pub entries: u64,
+    /// Extended attributes that the file system there does not take.
+    pub attributes_dropped: u64,
+}
+
+/// Asks what stands at a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stat {
+    /// Absolute path in the guest.
+    pub path: Chunk,
+    /// Whether a symbolic link as the last part of the path is followed.
+    pub follow: bool,
+}
+
+/// What stands at a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathInfo {
+    /// What it is.
+    pub kind: PathKind,
+    /// Permissions with the setuid, setgid and sticky bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Kind of what stands at a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PathKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink {
+        /// Where it points, as it is written.
+        target: Chunk,
+    },
+    /// A device, a FIFO or a socket.
+    Special,
+}
+
+/// How full a file system is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsUsage {
+    /// Size in bytes.
+    pub total: u64,
+    /// Bytes in use.
+    pub used: u64,
+    /// Bytes that ordinary users can still write.
+    pub available: u64,
+}
+
+/// Ends the guest's work: first the service is asked and waited for, then everything that still runs is
+/// asked with `SIGTERM` and killed a short while later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShutDown {
+    /// The signal, 1 to 64, that asks the main process of the service to end (the image's `StopSignal`).
+    pub signal: u8,
+    /// How long it may take to do so, in milliseconds. Everything after that takes at most
+    /// [`SHUT_DOWN_REST`], apart from the disk's own time.
+    pub grace_ms: u32,
+}
+
+/// How long a [`ShutDown`] may take beyond its grace to end everything but the service.
+pub const SHUT_DOWN_REST: Duration = Duration::from_secs(3);
 
 /// Why the guest could not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,6 +377,11 @@ pub struct GuestError {
 pub enum GuestErrorKind {
     /// The path does not exist.
     NotFound,
+    /// A part of the path is not a directory, or a file stands where a directory should go or the other
+    /// way round.
+    Mismatch,
+    /// What the host sent is not what it should be (a damaged tar stream, a name that leads out, …).
+    Invalid,
     /// The disk could not be found, mounted, grown or flushed.
     Disk,
     /// The network could not be set up.

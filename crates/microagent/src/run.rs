@@ -408,6 +408,9 @@ fn work(options: &RunOptions, config: &ImageConfig, record: &WorkspaceRecord, co
         env: environment(options, config, &record.hostname),
         working_dir: chunk(options.working_dir.as_ref().unwrap_or(&config.working_dir)),
         user: options.user.clone().unwrap_or_else(|| config.user.clone()),
+        stdin: false,
+        terminal: None,
+        service: false,
     };
     let setup = options.setup.iter().map(|step| Step {
         label: step.label(),

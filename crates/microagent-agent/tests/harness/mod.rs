@@ -367,7 +367,15 @@ pub fn settings() -> Configure {
 
 /// A command with nothing special about it.
 pub fn exec(command: microagent_proto::Command) -> Exec {
-    Exec { command, env: Vec::new(), working_dir: Chunk::new(), user: String::new() }
+    Exec {
+        command,
+        env: Vec::new(),
+        working_dir: Chunk::new(),
+        user: String::new(),
+        stdin: false,
+        terminal: None,
+        service: false,
+    }
 }
 
 /// A shell command line.
@@ -418,6 +426,7 @@ impl Session<'_> {
         loop {
             match self.event(&mut stream).await {
                 ExecEvent::Started { pid } => assert!(pid > 1),
+                ExecEvent::StdinTaken(_) => panic!("nothing was sent"),
                 ExecEvent::Stdout(bytes) => output.stdout.extend_from_slice(&bytes),
                 ExecEvent::Stderr(bytes) => output.stderr.extend_from_slice(&bytes),
                 ExecEvent::Exited(exit) => output.exit = Some(exit),
@@ -438,7 +447,7 @@ impl Session<'_> {
 
     /// Packs a path.
     pub async fn pack(&self, path: &[u8]) -> Result<Vec<u8>, GuestError> {
-        let mut stream = self.open(&Request::Pack(Pack { path: path.to_vec().into() })).await;
+        let mut stream = self.open(&Request::Pack(Pack { path: path.to_vec().into(), follow: true })).await;
         let mut tar = Vec::new();
         loop {
             match self.next(&mut stream).await {
@@ -450,8 +459,8 @@ impl Session<'_> {
     }
 
     /// Ends the guest's work.
-    pub async fn shut_down(&self) -> Result<(), GuestError> {
-        let mut stream = self.open(&Request::ShutDown(ShutDown {})).await;
+    pub async fn shut_down(&self, signal: u8, grace_ms: u32) -> Result<(), GuestError> {
+        let mut stream = self.open(&Request::ShutDown(ShutDown { signal, grace_ms })).await;
         self.next(&mut stream).await
     }
 }

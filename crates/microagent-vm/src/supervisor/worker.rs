@@ -33,6 +33,12 @@ use crate::template::Freezer;
 /// How long the guest may take to find, mount and grow its disk and to set up its network.
 const CONFIGURE_DEADLINE: Duration = Duration::from_secs(60);
 
+/// A run has no service, so there is nothing to ask before everything else is.
+const FLUSH: ShutDown = ShutDown { signal: SIGTERM, grace_ms: 0 };
+
+/// `SIGTERM`, as every Linux numbers it.
+const SIGTERM: u8 = 15;
+
 /// How long a freeze may take before it is given up.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -258,7 +264,7 @@ impl Worker {
         let mut stream = ask(session, &Request::Exec(exec)).await?;
         let (exit_code, signal, start_error) = loop {
             match reply(&mut stream).await? {
-                ExecEvent::Started { .. } => {}
+                ExecEvent::Started { .. } | ExecEvent::StdinTaken(_) => {}
                 ExecEvent::Stdout(bytes) => self.record(OutputStream::Stdout, &bytes)?,
                 ExecEvent::Stderr(bytes) => self.record(OutputStream::Stderr, &bytes)?,
                 ExecEvent::Exited(Exit::Code(code)) => break (i32::from(code), None, None),
@@ -284,7 +290,7 @@ impl Worker {
     }
 
     async fn fetch(&mut self, session: &SessionHandle, path: Vec<u8>) -> Result<Outcome, Trouble> {
-        let mut stream = ask(session, &Request::Pack(Pack { path: path.into() })).await?;
+        let mut stream = ask(session, &Request::Pack(Pack { path: path.into(), follow: true })).await?;
         loop {
             match reply(&mut stream).await? {
                 PackEvent::Data(bytes) => {
@@ -301,7 +307,7 @@ impl Worker {
     }
 
     async fn flush(&mut self, session: &SessionHandle) -> Result<(), Trouble> {
-        let mut stream = ask(session, &Request::ShutDown(ShutDown {})).await?;
+        let mut stream = ask(session, &Request::ShutDown(FLUSH)).await?;
         let answer: Result<(), GuestError> = reply(&mut stream).await?;
         answer.map_err(|e| Trouble::Guest(e.message))
     }
