@@ -28,9 +28,8 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Parent of the commands' control groups.
 ///
 /// No controller is enabled for any group here; whoever makes groups in the guest (a container engine, a
-/// service manager) enables those that it wants, as it does on every machine. Enabling `memory` or `cpuset`
-/// rewrites code of the running kernel (static keys), and under QEMU 7.2's emulation a kernel died of a
-/// stray breakpoint when its other processor ran that code at the time. It also makes every command dearer.
+/// service manager) enables those that it wants, as it does on every machine. Each one makes every command
+/// dearer.
 const EXEC_CGROUPS: &str = "/sys/fs/cgroup/microagent";
 
 /// Open files: the soft limit keeps programs quick that close every possible descriptor one by one, the
