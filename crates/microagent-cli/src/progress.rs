@@ -222,6 +222,23 @@ fn image_step(state: &mut Current, event: &ImageEvent) -> Step {
                 _ => Step::Bytes { text: "Unpacking".to_owned(), total: *total },
             }
         }
+        ImageEvent::Saving { bytes_total } => Step::Bytes { text: "Saving".to_owned(), total: *bytes_total },
+        ImageEvent::SaveProgress { done } => Step::Advance { done: *done, text: None },
+        ImageEvent::Pushing { reference, blobs, bytes_total } => {
+            state.layers = Layers { count: *blobs, ..Layers::default() };
+            Step::Bytes { text: format!("Pushing {}", escape::one_line(reference)), total: *bytes_total }
+        }
+        ImageEvent::PushProgress { digest, done } => {
+            Step::Advance { done: state.layers.advance(digest, *done), text: None }
+        }
+        ImageEvent::PushDone { .. } => {
+            state.layers.done += 1;
+            let Layers { done, count, .. } = state.layers;
+            Step::Advance {
+                done: state.layers.bytes(),
+                text: Some(format!("Pushing, {done} of {count} there")),
+            }
+        }
         ImageEvent::Waiting { what } => {
             Step::Phase(format!("Waiting for another command: {}", escape::one_line(what)))
         }

@@ -448,7 +448,7 @@ fn completions_name_what_there_is() {
 #[test]
 fn manual_pages_are_printed_and_written() {
     let home = Home::new();
-    home.run("man --dir man/man1").success().stdout_eq("27 pages written to man/man1\n");
+    home.run("man --dir man/man1").success().stdout_eq("[..] pages written to man/man1\n");
     let written = fs::read_to_string(home.dir.path().join("man/man1/microagent-run.1")).unwrap();
     assert_data_eq!(written.clone(), home.run("man run").success().get_output().stdout.clone());
     assert!(written.contains(".SH SYNOPSIS"), "{written}");

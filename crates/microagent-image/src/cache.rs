@@ -140,6 +140,15 @@ impl Cache {
         }
     }
 
+    /// Joins the users of the cache for a moment's work. Blocks while somebody removes things.
+    pub(crate) fn share(&self) -> Result<Lock, ImageError> {
+        match Lock::shared(&self.root.join("lock"), SHARED_PATIENCE) {
+            Ok(lock) => Ok(lock),
+            Err(LockError::Held { .. }) => Err(ImageError::Busy { what: "removing images".to_owned() }),
+            Err(source) => Err(ImageError::Lock { source }),
+        }
+    }
+
     /// Joins the users of the cache, waiting for delete and prune.
     pub(crate) async fn join(&self, waiting: &Waiting<'_>) -> Result<Lock, ImageError> {
         let path = self.root.join("lock");

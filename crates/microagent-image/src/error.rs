@@ -30,9 +30,9 @@ pub enum ImageError {
         /// What is wrong with it.
         source: ReferenceError,
     },
-    /// The reference cannot be used for this.
-    #[error("cannot import as `{reference}`: {reason}")]
-    ImportName {
+    /// The reference cannot be the name of an image that is made or sent from here.
+    #[error("cannot name an image `{reference}`: {reason}")]
+    TargetName {
         /// The reference.
         reference: String,
         /// Why not.
@@ -49,6 +49,14 @@ pub enum ImageError {
     NoSuchImage {
         /// Reference or digest, as given.
         reference: String,
+    },
+    /// The image is listed, and a blob of it is neither here nor to be had.
+    #[error("blob {digest} of image `{reference}` is missing from the cache")]
+    MissingBlob {
+        /// The full reference of the image.
+        reference: String,
+        /// The blob.
+        digest: Digest,
     },
     /// A shortened digest that fits several images.
     #[error("`{prefix}` fits {count} images")]
@@ -69,6 +77,16 @@ pub enum ImageError {
     /// The registry does not let us have the image.
     #[error("registry refuses image `{reference}`{}", colon(detail))]
     Denied {
+        /// The full reference.
+        reference: String,
+        /// What the registry said, made printable.
+        detail: String,
+        /// Whether we had logged in.
+        authenticated: bool,
+    },
+    /// The registry does not take the image from us.
+    #[error("registry refuses to take image `{reference}`{}", colon(detail))]
+    PushDenied {
         /// The full reference.
         reference: String,
         /// What the registry said, made printable.
@@ -330,7 +348,8 @@ impl ImageError {
             ImageError::Credentials { source, .. } => return Some(source.hint()),
             ImageError::Archive { source, .. } => return source.hint(),
             ImageError::Unreachable { source, .. } => unreachable_hint(source),
-            ImageError::ImportName { .. } => "choose a name such as `myroot:latest`",
+            ImageError::TargetName { .. } => "choose a name such as `myroot:latest`",
+            ImageError::MissingBlob { .. } => "bring the image in again: microagent image pull REF",
             ImageError::NotCached { .. } => "pull it first: microagent image pull REF, or use --pull missing",
             ImageError::NoSuchImage { .. } => "`microagent image list` shows what is here",
             ImageError::Ambiguous { .. } => "give more digits of the digest",
@@ -340,6 +359,12 @@ impl ImageError {
             }
             ImageError::Denied { authenticated: false, .. } => {
                 "check the spelling; if the image is private, log in first: docker login or podman login"
+            }
+            ImageError::PushDenied { authenticated: true, .. } => {
+                "check the spelling, and that the account you are logged in with may write to it"
+            }
+            ImageError::PushDenied { authenticated: false, .. } => {
+                "log in first, with docker login or podman login; for another place: microagent image tag REF NAME"
             }
             ImageError::Certificates { .. } => {
                 "install ca-certificates, or point SSL_CERT_FILE at a file of trusted certificates"

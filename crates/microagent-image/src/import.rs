@@ -22,10 +22,10 @@ use crate::error::ImageError;
 use crate::fetch::Source;
 use crate::manifest::{Descriptor, Manifest};
 use crate::progress::{ImageEvent, Progress};
-use crate::reference::ImageReference;
 use crate::resolve::Resolution;
 use crate::rootfs::Compression;
-use crate::store::{Image, ImageStore, Origin, PullOptions, PullPolicy, Request, parse};
+use crate::store::{Image, ImageStore, Origin, PullOptions, PullPolicy, Request};
+use crate::tag::target;
 use crate::work::{self, Meter};
 
 /// Bytes that are read between two looks at whether to go on.
@@ -67,12 +67,7 @@ impl ImageStore {
         progress: &dyn Progress,
         cancel: &CancellationToken,
     ) -> Result<Image, ImageError> {
-        let refuse = |reason| Err(ImageError::ImportName { reference: reference.to_owned(), reason });
-        let resolved = match parse(reference)? {
-            ImageReference::Registry(name) if name.digest.is_none() => name.to_string(),
-            ImageReference::Registry(_) => return refuse("the digest is decided by the content"),
-            ImageReference::Local(_) => return refuse("it names a place, not an image"),
-        };
+        let resolved = target(reference)?.to_string();
         let options = PullOptions { policy: PullPolicy::Missing, ..PullOptions::default() };
         let request = Request { reference, options: &options, progress, cancel };
         self.cache.prepare()?;

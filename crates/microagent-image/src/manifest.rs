@@ -6,7 +6,7 @@
 //! OCI image specification 1.1 (`manifest.md`, `image-index.md`), Docker image manifest version 2
 //! schema 2.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -24,7 +24,7 @@ const INDEX_ENTRIES_MAX: usize = 1024;
 pub(crate) const INDEX_DEPTH_MAX: usize = 3;
 
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
@@ -34,6 +34,9 @@ const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 pub(crate) const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
      application/vnd.docker.distribution.manifest.list.v2+json";
+
+/// Annotation under which a layout's index names its images.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 const LAYER_TYPES: [&str; 6] = [
     "application/vnd.oci.image.layer.v1.tar",
@@ -131,7 +134,7 @@ impl Descriptor {
 
     /// The name under which a layout lists the image.
     pub(crate) fn ref_name(&self) -> Option<&str> {
-        self.annotations.get("org.opencontainers.image.ref.name").map(String::as_str)
+        self.annotations.get(REF_NAME).map(String::as_str)
     }
 }
 
@@ -140,7 +143,7 @@ impl Descriptor {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Manifest {
     schema_version: u32,
-    media_type: String,
+    pub(crate) media_type: String,
     pub(crate) config: Descriptor,
     pub(crate) layers: Vec<Descriptor>,
 }
@@ -154,6 +157,27 @@ impl Manifest {
             config: Descriptor::of(OCI_CONFIG, config),
             layers,
         }
+    }
+
+    /// The layers, each once: an image may list a layer twice.
+    pub(crate) fn distinct_layers(&self) -> Vec<Descriptor> {
+        let mut seen = HashSet::new();
+        self.layers.iter().filter(|layer| seen.insert(&layer.digest)).cloned().collect()
+    }
+
+    /// The same image with OCI's names for the kinds of its parts; `None` when it has them already.
+    pub(crate) fn to_oci(&self) -> Option<Manifest> {
+        if self.media_type == OCI_MANIFEST {
+            return None;
+        }
+        let mut oci = Manifest { media_type: OCI_MANIFEST.to_owned(), ..self.clone() };
+        OCI_CONFIG.clone_into(&mut oci.config.media_type);
+        for layer in &mut oci.layers {
+            if let Some(kind) = LAYER_TYPES.iter().position(|known| *known == layer.media_type) {
+                LAYER_TYPES[kind % 3].clone_into(&mut layer.media_type);
+            }
+        }
+        Some(oci)
     }
 
     /// Its bytes; the same for the same content.

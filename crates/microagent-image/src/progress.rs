@@ -55,6 +55,39 @@ pub enum ImageEvent {
         /// Its size.
         disk_bytes: u64,
     },
+    /// An archive is about to be written.
+    Saving {
+        /// Bytes of what goes into it.
+        bytes_total: u64,
+    },
+    /// The archive has come further.
+    SaveProgress {
+        /// Bytes that are written.
+        done: u64,
+    },
+    /// An image is about to be sent to a registry.
+    Pushing {
+        /// The full reference.
+        reference: String,
+        /// How many blobs it has.
+        blobs: usize,
+        /// Their bytes together.
+        bytes_total: u64,
+    },
+    /// A blob has come further on its way to the registry.
+    PushProgress {
+        /// The blob.
+        digest: String,
+        /// Bytes that are there.
+        done: u64,
+    },
+    /// A blob is at the registry.
+    PushDone {
+        /// The blob.
+        digest: String,
+        /// Whether it had to be sent; else the registry had it.
+        sent: bool,
+    },
     /// Another command is doing this work; its result will be used.
     Waiting {
         /// What it is doing.

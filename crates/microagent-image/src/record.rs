@@ -31,6 +31,9 @@ pub(crate) struct ImageRecord {
     /// As the user gave it when it was brought in.
     pub(crate) reference: String,
     pub(crate) resolved_reference: String,
+    /// The full reference of the place that it was fetched from; it keeps that when it is tagged.
+    #[serde(default)]
+    pub(crate) source: Option<String>,
     pub(crate) platform: Platform,
     pub(crate) manifest_digest: Digest,
     /// Digest of the index that led to the manifest.
@@ -144,6 +147,12 @@ impl ImageRecord {
         let bytes = serde_json::to_vec(self).expect("a record of strings and numbers has a JSON form");
         write_atomic(&path, &bytes).map_err(|source| ImageError::write(source, &cache.refs()))?;
         Ok(path)
+    }
+
+    /// Where its blobs can be fetched again. Records of the first release do not say it.
+    pub(crate) fn place(&self) -> Option<&str> {
+        let own = self.origin.is_elsewhere().then_some(self.resolved_reference.as_str());
+        self.source.as_deref().or(own)
     }
 
     /// Whether the base disk is there and whole.

@@ -1,4 +1,4 @@
-//! The pull half of the registry protocol: manifests and blobs, with login.
+//! The registry protocol: manifests and blobs, with login. Pulling is here, pushing in [`upload`].
 //!
 //! Hand-written on top of an HTTP client, because every read from a registry has a bound here: manifests,
 //! token answers and error texts as well as blobs. Nothing is verified here; whoever asks for content
@@ -10,6 +10,7 @@
 //! OCI distribution specification 1.1; Docker token authentication specification.
 
 mod challenge;
+mod upload;
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 
 use self::challenge::{Challenge, Scheme};
+pub(crate) use self::upload::Arrival;
 use crate::credentials::{self, Credentials};
 use crate::digest::Digest;
 use crate::environment::Environment;
@@ -40,9 +42,20 @@ const DETAIL_MAX: usize = 200;
 /// For a whole small answer (manifest, token), however slowly it drips.
 const SMALL_ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How long a push waits for an answer at most; each upload watches for a standstill by itself.
+const PUSH_READ_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What we want of a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Pull,
+    Push,
+}
+
 /// A repository in a registry, with our login there.
 pub(crate) struct Registry<'a> {
     reference: &'a RegistryReference,
+    access: Access,
     environment: &'a Environment,
     base: Url,
     http: Client,
@@ -102,9 +115,16 @@ impl<'a> Registry<'a> {
         reference: &'a RegistryReference,
         environment: &'a Environment,
         options: &NetworkOptions,
+        access: Access,
     ) -> Result<Registry<'a>, ImageError> {
         let loopback = reference.is_loopback();
-        let http = network::client(environment, options, loopback)?;
+        // The client's timeout runs while a request is being sent, however much of it moves.
+        let read_timeout = match access {
+            Access::Pull => options.read_timeout,
+            Access::Push => PUSH_READ_TIMEOUT,
+        };
+        let http =
+            network::client(environment, &NetworkOptions { read_timeout, ..options.clone() }, loopback)?;
         let host = match reference.registry.as_str() {
             DEFAULT_REGISTRY => DOCKER_HUB_HOST,
             other => other,
@@ -119,7 +139,7 @@ impl<'a> Registry<'a> {
             }
             base = at("http");
         }
-        Ok(Registry { reference, environment, base, http, login: Mutex::new(None) })
+        Ok(Registry { reference, access, environment, base, http, login: Mutex::new(None) })
     }
 
     /// The registry as the reference names it.
@@ -203,7 +223,7 @@ impl<'a> Registry<'a> {
             let detail = self.error_detail(response).await;
             let authenticated = fresh.is_some_and(|login| login.authenticated);
             tracing::debug!(%registry, authenticated, "refused after login");
-            return Err(ImageError::Denied { reference: self.reference.to_string(), detail, authenticated });
+            return Err(self.denied(detail, authenticated));
         }
         Ok(response)
     }
@@ -233,8 +253,7 @@ impl<'a> Registry<'a> {
             (Some(challenge), _, credentials) => bearer(&self.token(challenge, credentials).await?),
             (None, Some(_), Some(Credentials::Basic { username, password })) => basic(&username, &password),
             _ => {
-                let (reference, detail) = (self.reference.to_string(), String::new());
-                return Err(ImageError::Denied { reference, detail, authenticated });
+                return Err(self.denied(String::new(), authenticated));
             }
         };
         let header = header.ok_or_else(|| ImageError::Protocol {
@@ -260,9 +279,14 @@ impl<'a> Registry<'a> {
         if realm.scheme() != "https" && !(realm.scheme() == "http" && self.base.scheme() == "http") {
             return Err(protocol("its token server is not reached over https"));
         }
-        let default_scope = format!("repository:{}:pull", self.reference.repository);
-        let scope = challenge.parameter("scope").unwrap_or(&default_scope);
-        let mut fields = vec![("scope", scope)];
+        let repository = &self.reference.repository;
+        let scope = match (self.access, challenge.parameter("scope")) {
+            (Access::Pull, Some(scope)) => scope.to_owned(),
+            (Access::Pull, None) => format!("repository:{repository}:pull"),
+            // One token for all of a push, also when the first question was a mere look.
+            (Access::Push, _) => format!("repository:{repository}:pull,push"),
+        };
+        let mut fields = vec![("scope", scope.as_str())];
         fields.extend(challenge.parameter("service").map(|service| ("service", service)));
         let authenticated = credentials.is_some();
         let request = match &credentials {
@@ -289,8 +313,7 @@ impl<'a> Registry<'a> {
         let ask = async {
             let response = request.send().await.map_err(|e| unreachable(&self.reference.registry, e))?;
             if matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-                let (reference, detail) = (self.reference.to_string(), self.error_detail(response).await);
-                return Err(ImageError::Denied { reference, detail, authenticated });
+                return Err(self.denied(self.error_detail(response).await, authenticated));
             }
             let response = self.expect(response, &[StatusCode::OK], &what()).await?;
             self.read(response, TOKEN_LIMIT, what).await
@@ -315,15 +338,23 @@ impl<'a> Registry<'a> {
         let detail = self.error_detail(response).await;
         let reference = self.reference.to_string();
         Err(match status {
-            StatusCode::NOT_FOUND => ImageError::UnknownImage { reference, detail },
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                ImageError::Denied { reference, detail, authenticated }
+            StatusCode::NOT_FOUND if self.access == Access::Pull => {
+                ImageError::UnknownImage { reference, detail }
             }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denied(detail, authenticated),
             _ => {
                 let registry = self.reference.registry.clone();
                 ImageError::Response { registry, what: what.to_owned(), status: status.as_u16(), detail }
             }
         })
+    }
+
+    fn denied(&self, detail: String, authenticated: bool) -> ImageError {
+        let reference = self.reference.to_string();
+        match self.access {
+            Access::Pull => ImageError::Denied { reference, detail, authenticated },
+            Access::Push => ImageError::PushDenied { reference, detail, authenticated },
+        }
     }
 
     /// What an error answer says, made printable and short.

@@ -189,7 +189,11 @@ impl ImageStore {
 
     /// Records that a reference or digest names, and the others. A name is tried before a digest, as Docker
     /// does.
-    fn split(&self, records: Records, wanted: &str) -> Result<(Vec<Entry>, Vec<Entry>), ImageError> {
+    pub(crate) fn split(
+        &self,
+        records: Records,
+        wanted: &str,
+    ) -> Result<(Vec<Entry>, Vec<Entry>), ImageError> {
         let resolved = match parse(wanted) {
             Ok(ImageReference::Registry(name)) => Some(name.to_string()),
             Ok(ImageReference::Local(local)) => Some(resolved_local(&local)),

@@ -1,7 +1,5 @@
 //! From a tag, digest or layout entry to the manifest of one platform.
 
-use std::collections::HashSet;
-
 use tokio_util::sync::CancellationToken;
 
 use crate::digest::Digest;
@@ -20,14 +18,6 @@ pub(crate) struct Resolution {
     pub(crate) manifest: Manifest,
     /// The first index on the way, with its bytes.
     pub(crate) index: Option<(Digest, Vec<u8>)>,
-}
-
-impl Resolution {
-    /// The layers, each once: an image may list a layer twice.
-    pub(crate) fn distinct_layers(&self) -> Vec<Descriptor> {
-        let mut seen = HashSet::new();
-        self.manifest.layers.iter().filter(|layer| seen.insert(&layer.digest)).cloned().collect()
-    }
 }
 
 /// Where to start.

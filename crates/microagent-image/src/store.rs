@@ -24,13 +24,13 @@ use crate::network::NetworkOptions;
 use crate::progress::{ImageEvent, Progress};
 use crate::record::{self, ImageRecord, LayerRecord, RECORD_FORMAT, Records};
 use crate::reference::{ImageReference, LocalReference, RegistryReference, Transport};
-use crate::registry::Registry;
+use crate::registry::{Access, Registry};
 use crate::resolve::{Resolution, Start, resolve};
 use crate::rootfs::Limits;
 use crate::work;
 
 /// How many blobs are fetched at once; Docker and containerd take three.
-const PARALLEL_BLOBS: usize = 3;
+pub(crate) const PARALLEL_BLOBS: usize = 3;
 
 /// The images of one state directory.
 #[derive(Debug, Clone)]
@@ -97,6 +97,16 @@ pub enum Origin {
     DockerArchive,
     /// A root file system tar.
     Import,
+}
+
+impl Origin {
+    /// Whether it can be asked again.
+    pub(crate) fn is_elsewhere(self) -> bool {
+        match self {
+            Origin::Registry | Origin::OciLayout | Origin::OciArchive | Origin::DockerArchive => true,
+            Origin::Cache | Origin::Import => false,
+        }
+    }
 }
 
 impl fmt::Display for Origin {
@@ -221,7 +231,7 @@ impl ImageStore {
         request: &Request<'_>,
         parsed: &RegistryReference,
     ) -> Result<Image, ImageError> {
-        let Request { options, progress, cancel, .. } = *request;
+        let Request { options, progress, .. } = *request;
         let resolved = parsed.to_string();
         if options.policy != PullPolicy::Always && self.cache.refs().is_dir() {
             let lease = match self.cache.try_use()? {
@@ -238,9 +248,7 @@ impl ImageStore {
         self.cache.prepare()?;
         let lease = self.cache.join(&request.waiting()).await?;
         progress.event(ImageEvent::Resolving { reference: resolved.clone() });
-        let connect = Registry::connect(parsed, &self.environment, &options.network);
-        let registry = cancel.run_until_cancelled(connect).await.ok_or(ImageError::Cancelled)??;
-        let source = Source::Registry(registry);
+        let source = Source::Registry(self.connect(request, parsed, Access::Pull).await?);
         let start = Start::Selector(parsed.selector(), parsed.digest.as_ref());
         let fetcher = self.fetcher(request);
         let resolution = resolve(&fetcher, &source, start, &options.platform, &resolved).await?;
@@ -271,7 +279,18 @@ impl ImageStore {
         self.finish(request, resolved, origin, &source, resolution, lease).await
     }
 
-    fn fetcher<'a>(&'a self, request: &Request<'a>) -> Fetcher<'a> {
+    /// Finds out how to talk to a registry.
+    pub(crate) async fn connect<'a>(
+        &'a self,
+        request: &Request<'_>,
+        parsed: &'a RegistryReference,
+        access: Access,
+    ) -> Result<Registry<'a>, ImageError> {
+        let connect = Registry::connect(parsed, &self.environment, &request.options.network, access);
+        request.cancel.run_until_cancelled(connect).await.ok_or(ImageError::Cancelled)?
+    }
+
+    pub(crate) fn fetcher<'a>(&'a self, request: &Request<'a>) -> Fetcher<'a> {
         Fetcher { cache: &self.cache, network: &request.options.network, waiting: request.waiting() }
     }
 
@@ -299,7 +318,12 @@ impl ImageStore {
     }
 
     /// Writes a further name for an image that is here.
-    fn name(&self, reference: &str, resolved: &str, record: ImageRecord) -> Result<ImageRecord, ImageError> {
+    pub(crate) fn name(
+        &self,
+        reference: &str,
+        resolved: &str,
+        record: ImageRecord,
+    ) -> Result<ImageRecord, ImageError> {
         let record = ImageRecord {
             reference: reference.to_owned(),
             resolved_reference: resolved.to_owned(),
@@ -404,7 +428,7 @@ impl ImageStore {
         }
     }
 
-    /// Fetches the layers that are missing, some at a time.
+    /// Fetches the layers that are missing.
     async fn layers(
         &self,
         fetcher: &Fetcher<'_>,
@@ -412,8 +436,19 @@ impl ImageStore {
         resolution: &Resolution,
         resolved: &str,
     ) -> Result<(), ImageError> {
-        let mut missing = resolution.distinct_layers();
+        let mut missing = resolution.manifest.distinct_layers();
         missing.retain(|layer| !self.cache.has_blob(&layer.digest, layer.size));
+        self.fetch(fetcher, source, missing, resolved).await
+    }
+
+    /// Fetches blobs that are missing, some at a time.
+    pub(crate) async fn fetch(
+        &self,
+        fetcher: &Fetcher<'_>,
+        source: &Source<'_>,
+        missing: Vec<manifest::Descriptor>,
+        resolved: &str,
+    ) -> Result<(), ImageError> {
         if missing.is_empty() {
             return Ok(());
         }
@@ -446,6 +481,7 @@ fn new_record(
     ImageRecord {
         format: RECORD_FORMAT,
         reference: request.reference.to_owned(),
+        source: origin.is_elsewhere().then(|| resolved_reference.clone()),
         resolved_reference,
         platform: request.options.platform.clone(),
         layers: resolution.manifest.layers.iter().map(layer).collect(),

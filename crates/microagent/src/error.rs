@@ -177,7 +177,7 @@ impl Error {
         match self {
             Error::State(_) | Error::Supervise(_) | Error::Guest(_) => io_kind(deepest_io(self)),
             Error::Image(ImageError::Cancelled) | Error::Cancelled => ErrorKind::Cancelled,
-            Error::Image(ImageError::Reference { .. } | ImageError::ImportName { .. }) => ErrorKind::Invalid,
+            Error::Image(ImageError::Reference { .. } | ImageError::TargetName { .. }) => ErrorKind::Invalid,
             Error::Image(
                 ImageError::NotCached { .. }
                 | ImageError::NoSuchImage { .. }

@@ -284,7 +284,7 @@ async fn imports_of_something_else_are_refused() {
         let cancel = CancellationToken::new();
         let outcome = home.store.import(reader(&tar(&[])), bad, &none, &events, &cancel).await;
         assert!(
-            matches!(outcome, Err(ImageError::ImportName { .. } | ImageError::Reference { .. })),
+            matches!(outcome, Err(ImageError::TargetName { .. } | ImageError::Reference { .. })),
             "{bad}"
         );
     }

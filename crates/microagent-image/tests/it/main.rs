@@ -6,5 +6,6 @@
 mod archives;
 mod cache;
 mod faults;
+mod outgoing;
 mod registry;
 mod support;

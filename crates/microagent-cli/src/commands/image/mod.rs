@@ -2,7 +2,10 @@
 
 mod change;
 mod list;
+mod push;
 mod remove;
+mod save;
+mod tag;
 
 use std::path::PathBuf;
 
@@ -49,7 +52,7 @@ Examples:
     tar -C rootfs -c . | microagent image import --change 'CMD [\"/bin/sh\"]' - myroot:1
     microagent run myroot:1";
 
-/// List, bring in and remove images
+/// List, bring in, name, send on and remove images
 ///
 /// Images are cached by digest: their blobs, and one read-only base disk that all workspaces of an image share.
 /// microagent builds no images; it runs what Docker, Buildah and others build.
@@ -67,6 +70,9 @@ pub(crate) enum ImageCommand {
     List(ListArgs),
     Pull(PullArgs),
     Import(ImportArgs),
+    Tag(tag::TagArgs),
+    Save(save::SaveArgs),
+    Push(push::PushArgs),
     #[command(visible_alias = "rm")]
     Delete(remove::DeleteArgs),
     Prune(remove::PruneArgs),
@@ -130,6 +136,9 @@ pub(crate) fn execute(context: &Context, args: ImageArgs) -> Result<(), Failure>
         Some(ImageCommand::List(args)) => list::execute(context, args),
         Some(ImageCommand::Pull(args)) => pull(context, args),
         Some(ImageCommand::Import(args)) => import(context, args),
+        Some(ImageCommand::Tag(args)) => tag::execute(context, args),
+        Some(ImageCommand::Save(args)) => save::execute(context, args),
+        Some(ImageCommand::Push(args)) => push::execute(context, args),
         Some(ImageCommand::Delete(args)) => remove::delete(context, args),
         Some(ImageCommand::Prune(args)) => remove::prune(context, args),
         None => unreachable!("a group without a subcommand was answered with its help page"),

@@ -37,6 +37,10 @@ pub(crate) struct DeleteArgs {
     /// References or digests
     #[arg(required = true, value_name = "REF")]
     references: Vec<String>,
+
+    /// For scripts that always say it; nothing is asked here
+    #[arg(short, long)]
+    yes: bool,
 }
 
 /// Remove what is not needed from the image cache

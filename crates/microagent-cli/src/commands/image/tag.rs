@@ -1,0 +1,46 @@
+//! `microagent image tag`.
+
+use clap::Args;
+use microagent::Error;
+
+use crate::context::Context;
+use crate::escape::one_line;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+
+const EXAMPLES: &str = "\
+Examples:
+  A name at a registry, to push it there:
+    microagent image tag myroot:1 registry.example.com/team/myroot:1
+    microagent image push registry.example.com/team/myroot:1
+
+  A name that stays when `latest` moves on:
+    microagent image tag debian:latest debian:known-good";
+
+/// Give an image a further name
+///
+/// A name that another image has moves to this one.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct TagArgs {
+    /// Reference or digest of an image in the cache
+    #[arg(value_name = "REF")]
+    image: String,
+
+    /// The new name
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Tags.
+pub(super) fn execute(context: &Context, args: TagArgs) -> Result<(), Failure> {
+    let tagged = context.engine().images().tag(&args.image, &args.name).map_err(Error::from)?;
+    match context.format {
+        Format::Json => print_json(&tagged),
+        Format::Text => print_text(&format!(
+            "Image: {}\nDigest: {}\n",
+            one_line(&tagged.resolved_reference),
+            tagged.digest
+        )),
+    }
+}

@@ -1,0 +1,110 @@
+//! Images of the cache with all their blobs, for whatever sends them on: save, push, commit.
+//!
+//! A record promises a base disk, not layers: an image whose disk another one had brought already came in
+//! without fetching them. They are fetched when they are needed, from where the image came from, and verified
+//! as ever. An image that was made here has them all.
+
+use std::sync::Arc;
+
+use microagent_store::{Lock, read_limited};
+
+use crate::archive::LocalImage;
+use crate::digest::Digest;
+use crate::error::ImageError;
+use crate::fetch::Source;
+use crate::manifest::{self, Descriptor, Document, MANIFEST_LIMIT, Manifest, ManifestError};
+use crate::record::ImageRecord;
+use crate::reference::ImageReference;
+use crate::registry::Access;
+use crate::store::{ImageStore, Request, parse};
+use crate::work;
+
+/// An image, and the lock that keeps its blobs where they are.
+pub(crate) struct Held {
+    pub(crate) record: ImageRecord,
+    pub(crate) manifest: Manifest,
+    /// The manifest as it came.
+    pub(crate) bytes: Vec<u8>,
+    _lease: Lock,
+}
+
+impl Held {
+    /// Configuration and layers, each once.
+    pub(crate) fn blobs(&self) -> Vec<Descriptor> {
+        let mut blobs = self.manifest.distinct_layers();
+        blobs.push(self.manifest.config.clone());
+        blobs
+    }
+}
+
+impl ImageStore {
+    /// The record that a reference or a digest, which may be shortened, names.
+    pub(crate) fn named(&self, reference: &str) -> Result<ImageRecord, ImageError> {
+        let records = ImageRecord::load_all(&self.cache)?;
+        let (found, _) = self.split(records, reference)?;
+        let (_, record) = found
+            .into_iter()
+            .next()
+            .ok_or_else(|| ImageError::NoSuchImage { reference: reference.to_owned() })?;
+        Ok(record)
+    }
+
+    /// Holds an image of the cache, with every blob of it here.
+    pub(crate) async fn hold(&self, request: &Request<'_>) -> Result<Held, ImageError> {
+        if !self.cache.refs().is_dir() {
+            return Err(ImageError::NoSuchImage { reference: request.reference.to_owned() });
+        }
+        let lease = self.cache.join(&request.waiting()).await?;
+        let record = self.named(request.reference)?;
+        let reference = &record.resolved_reference;
+        let missing = |digest: &Digest| ImageError::MissingBlob {
+            reference: reference.clone(),
+            digest: digest.clone(),
+        };
+        let bytes = read_limited(&self.cache.blob(&record.manifest_digest), MANIFEST_LIMIT)
+            .ok()
+            .filter(|bytes| Digest::of(bytes) == record.manifest_digest)
+            .ok_or_else(|| missing(&record.manifest_digest))?;
+        let manifest = match manifest::decode(&bytes, None) {
+            Ok(Document::Image(manifest)) => manifest,
+            Ok(Document::Index(_)) => {
+                let media_type = "an index in place of an image manifest".to_owned();
+                return Err(ImageError::manifest(reference, ManifestError::NotAnImage { media_type }));
+            }
+            Err(source) => return Err(ImageError::manifest(reference, source)),
+        };
+        let held = Held { record, manifest, bytes, _lease: lease };
+        let absent: Vec<Descriptor> =
+            held.blobs().into_iter().filter(|blob| !self.cache.has_blob(&blob.digest, blob.size)).collect();
+        if !absent.is_empty() {
+            self.bring_back(request, &held.record, absent).await?;
+        }
+        Ok(held)
+    }
+
+    /// Fetches blobs of an image from where it came from.
+    async fn bring_back(
+        &self,
+        request: &Request<'_>,
+        record: &ImageRecord,
+        absent: Vec<Descriptor>,
+    ) -> Result<(), ImageError> {
+        let reference = &record.resolved_reference;
+        let Some(place) = record.place() else {
+            let digest = absent.into_iter().next().map_or(record.manifest_digest.clone(), |blob| blob.digest);
+            return Err(ImageError::MissingBlob { reference: reference.clone(), digest });
+        };
+        let place = parse(place)?;
+        let source = match &place {
+            ImageReference::Registry(parsed) => {
+                Source::Registry(self.connect(request, parsed, Access::Pull).await?)
+            }
+            ImageReference::Local(parsed) => {
+                let (parsed, wanted) = (parsed.clone(), record.platform.clone());
+                let open = move |meter: &work::Meter| LocalImage::open(&parsed, &wanted, meter);
+                Source::Local(Arc::new(work::run(request.cancel, |_| {}, open).await?))
+            }
+        };
+        self.fetch(&self.fetcher(request), &source, absent, reference).await
+    }
+}
