@@ -9,6 +9,7 @@
 
 mod docker;
 mod tar_index;
+mod unpacked;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -32,6 +33,12 @@ const NAMES_SHOWN: usize = 20;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArchiveError {
+    /// The file or directory itself could not be opened.
+    #[error("it cannot be opened")]
+    Open {
+        /// What the system said.
+        source: io::Error,
+    },
     /// A file could not be opened or read.
     #[error("cannot read `{name}`")]
     Read {
@@ -54,7 +61,13 @@ pub enum ArchiveError {
         /// What the reader said.
         source: io::Error,
     },
-    /// The whole archive is compressed, so that nothing in it can be found without unpacking.
+    /// The whole archive is compressed, and damaged.
+    #[error("it cannot be decompressed")]
+    Decompress {
+        /// What the decoder said.
+        source: io::Error,
+    },
+    /// The whole archive is compressed in a way that is not read.
     #[error("the archive is compressed with {format}")]
     Compressed {
         /// The format.
@@ -111,8 +124,7 @@ impl ArchiveError {
     /// What a person can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         Some(match self {
-            ArchiveError::Compressed { format: "gzip" } => "unpack it first: gunzip FILE".to_owned(),
-            ArchiveError::Compressed { format } => format!("unpack it first with {format}"),
+            ArchiveError::Compressed { format } => format!("unpack it first with {format} -d"),
             ArchiveError::NeedsSelector { found } => {
                 format!("add the name, for example `oci:PATH:{}`", found.first().map_or("NAME", String::as_str))
             }
@@ -151,6 +163,7 @@ impl LocalImage {
     pub(crate) fn open(
         reference: &LocalReference,
         wanted: &Platform,
+        scratch: &Path,
         meter: &Meter,
     ) -> Result<LocalImage, ImageError> {
         let at = |path: &Path| {
@@ -160,12 +173,14 @@ impl LocalImage {
         let path = reference
             .path
             .canonicalize()
-            .map_err(|source| read_error(&reference.path.to_string_lossy(), source))
+            .map_err(|source| ArchiveError::Open { source })
             .map_err(at(&reference.path))?;
         let store = match reference.transport {
             Transport::Oci => Store::Directory(path.clone()),
             Transport::OciArchive | Transport::DockerArchive => {
-                Store::Tar(TarIndex::open(&path).map_err(at(&path))?)
+                let file = TarIndex::open_file(&path).map_err(at(&path))?;
+                let plain = unpacked::plain(file, &path, scratch, meter)?;
+                Store::Tar(TarIndex::of(plain).map_err(at(&path))?)
             }
         };
         let mut image = LocalImage {

@@ -10,16 +10,23 @@ use crate::rootfs::Compression;
 /// How many bytes tell.
 pub(crate) const MAGIC_LEN: u64 = 6;
 
+/// Names a compression that is known and not taken.
+pub(crate) fn unsupported_name(start: &[u8]) -> Option<&'static str> {
+    [(XZ, "xz"), (BZIP2, "bzip2")]
+        .into_iter()
+        .find(|(magic, _)| start.starts_with(magic))
+        .map(|(_, name)| name)
+}
+
 const XZ: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z'];
 const BZIP2: &[u8] = b"BZh";
 
-/// Names a compression that is known and not taken.
+/// Says why a compression that is known is not taken.
 pub(crate) fn unsupported(start: &[u8]) -> Option<&'static str> {
-    let formats = [
-        (XZ, "it is compressed with xz, which is not supported"),
-        (BZIP2, "it is compressed with bzip2, which is not supported"),
-    ];
-    formats.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, text)| text)
+    match unsupported_name(start)? {
+        "xz" => Some("it is compressed with xz, which is not supported"),
+        _ => Some("it is compressed with bzip2, which is not supported"),
+    }
 }
 
 /// The compression of a file.

@@ -116,6 +116,14 @@ pub enum ImageError {
         /// The setting, without user name and password.
         proxy: String,
     },
+    /// There is no host of that name, or it has no address.
+    #[error("there is no registry `{registry}`")]
+    UnknownRegistry {
+        /// The registry.
+        registry: String,
+        /// What the network said.
+        source: reqwest::Error,
+    },
     /// No answer: name, route, connection, TLS or time.
     #[error("cannot reach registry `{registry}`")]
     Unreachable {
@@ -347,6 +355,9 @@ impl ImageError {
             ImageError::Reference { source, .. } => return Some(source.hint()),
             ImageError::Credentials { source, .. } => return Some(source.hint()),
             ImageError::Archive { source, .. } => return source.hint(),
+            ImageError::UnknownRegistry { .. } => {
+                "check the spelling of the registry's name; behind a proxy, HTTPS_PROXY has to name it"
+            }
             ImageError::Unreachable { source, .. } => unreachable_hint(source),
             ImageError::TargetName { .. } => "choose a name such as `myroot:latest`",
             ImageError::MissingBlob { .. } => "bring the image in again: microagent image pull REF",
@@ -477,6 +488,16 @@ pub(crate) fn certificate_problem<'a>(
     })
 }
 
+/// Whether the name of a host was looked up, and there is none of that name. The system's resolver tells its
+/// reasons apart by text only: all are final but the one for "no answer just now" (glibc, musl).
+pub(crate) fn is_unknown_host(error: &(dyn StdError + 'static)) -> bool {
+    const LOOKUP: &str = "failed to lookup address information: ";
+    const PASSING: [&str; 3] = ["Temporary failure", "Try again", "System error"];
+    chain(error)
+        .filter_map(|error| error.to_string().strip_prefix(LOOKUP).map(str::to_owned))
+        .any(|reason| !PASSING.iter().any(|passing| reason.starts_with(passing)))
+}
+
 fn unreachable_hint(source: &reqwest::Error) -> &'static str {
     if certificate_problem(source).is_some() {
         "the registry's certificate is not trusted here: if it has a CA of its own, point SSL_CERT_FILE at it"
@@ -484,5 +505,28 @@ fn unreachable_hint(source: &reqwest::Error) -> &'static str {
         "the registry does not answer: check the address, the network and proxy settings"
     } else {
         "check the registry's name and port, the network, and HTTP_PROXY, HTTPS_PROXY, NO_PROXY"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_name_is_told_from_a_resolver_in_trouble() {
+        let lookup =
+            |reason: &str| io::Error::other(format!("failed to lookup address information: {reason}"));
+        for (reason, unknown) in [
+            ("Name or service not known", true),
+            ("No address associated with hostname", true),
+            ("Name does not resolve", true),
+            ("Temporary failure in name resolution", false),
+            ("Try again", false),
+        ] {
+            let path = PathBuf::from("x");
+            let error = ImageError::File { action: "reach", path, source: lookup(reason) };
+            assert_eq!(is_unknown_host(&error), unknown, "{reason}");
+        }
+        assert!(!is_unknown_host(&io::Error::from(io::ErrorKind::ConnectionRefused)));
     }
 }

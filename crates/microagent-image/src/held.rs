@@ -101,7 +101,8 @@ impl ImageStore {
             }
             ImageReference::Local(parsed) => {
                 let (parsed, wanted) = (parsed.clone(), record.platform.clone());
-                let open = move |meter: &work::Meter| LocalImage::open(&parsed, &wanted, meter);
+                let scratch = self.cache.scratch();
+                let open = move |meter: &work::Meter| LocalImage::open(&parsed, &wanted, &scratch, meter);
                 Source::Local(Arc::new(work::run(request.cancel, |_| {}, open).await?))
             }
         };

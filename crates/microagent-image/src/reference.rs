@@ -73,21 +73,21 @@ pub enum Transport {
     DockerArchive,
 }
 
-/// Why a text is not an image reference.
+/// Why a text is not an image reference. Says it of "it": whoever shows it names the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReferenceError {
     /// Nothing was given.
-    #[error("the image reference is empty")]
+    #[error("it is empty")]
     Empty,
     /// Longer than any reference can be.
-    #[error("the image reference is longer than {limit} characters")]
+    #[error("it is longer than {limit} characters")]
     TooLong {
         /// The bound.
         limit: usize,
     },
     /// A character that no reference has (blank, control).
-    #[error("image reference `{reference}` contains {character:?}, which no image reference can")]
+    #[error("it contains {character:?}, which no image reference can")]
     BadCharacter {
         /// The reference, made printable.
         reference: String,
@@ -124,7 +124,7 @@ pub enum ReferenceError {
         tag: String,
     },
     /// The digest breaks the grammar.
-    #[error("cannot take `{reference}` by digest")]
+    #[error("its digest cannot be used")]
     BadDigest {
         /// The whole reference.
         reference: String,
@@ -138,7 +138,7 @@ pub enum ReferenceError {
         transport: String,
     },
     /// A local transport without a path.
-    #[error("`{reference}` names no file or directory")]
+    #[error("it names no file or directory")]
     NoPath {
         /// The whole reference.
         reference: String,

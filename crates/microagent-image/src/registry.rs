@@ -26,7 +26,7 @@ pub(crate) use self::upload::Arrival;
 use crate::credentials::{self, Credentials};
 use crate::digest::Digest;
 use crate::environment::Environment;
-use crate::error::{ImageError, certificate_problem};
+use crate::error::{ImageError, certificate_problem, is_unknown_host};
 use crate::manifest::{ACCEPTED, MANIFEST_LIMIT, printable};
 use crate::network::{self, NetworkOptions};
 use crate::reference::{DEFAULT_REGISTRY, RegistryReference};
@@ -406,7 +406,11 @@ impl<'a> Registry<'a> {
 }
 
 fn unreachable(registry: &str, source: reqwest::Error) -> ImageError {
-    ImageError::Unreachable { registry: registry.to_owned(), source: source.without_url() }
+    let (registry, source) = (registry.to_owned(), source.without_url());
+    if is_unknown_host(&source) {
+        return ImageError::UnknownRegistry { registry, source };
+    }
+    ImageError::Unreachable { registry, source }
 }
 
 fn bearer(token: &str) -> Option<HeaderValue> {

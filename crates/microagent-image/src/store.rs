@@ -264,7 +264,8 @@ impl ImageStore {
         self.cache.prepare()?;
         let lease = self.cache.join(&request.waiting()).await?;
         let (reference, wanted) = (parsed.clone(), options.platform.clone());
-        let open = move |meter: &work::Meter| LocalImage::open(&reference, &wanted, meter);
+        let scratch = self.cache.scratch();
+        let open = move |meter: &work::Meter| LocalImage::open(&reference, &wanted, &scratch, meter);
         let image = work::run(cancel, |_| {}, open).await?;
         let resolved = image.resolved.clone();
         let start = Start::Descriptor(image.root.clone());

@@ -1,7 +1,7 @@
 //! Layouts, archives and imports.
 
 use std::fs;
-use std::io::{Cursor, Read};
+use std::io::{Cursor, Read, Write};
 use std::path::Path;
 use std::process::Command;
 
@@ -87,6 +87,37 @@ async fn archives_give_the_same_disk_as_the_layout() {
     }
     let error = home.pull(&named(":team/app:v2")).await.unwrap_err();
     assert!(text(&error).contains("no image `team/app:v2`; there is"), "{}", text(&error));
+}
+
+#[tokio::test]
+async fn archives_that_are_compressed_as_a_whole_are_read() {
+    let home = Home::new();
+    let layout = Layout::simple(&home.path("layout"), "content");
+    let (oci, docker) = (home.path("oci.tar"), home.path("docker.tar"));
+    skopeo(&layout.reference("latest"), &format!("oci-archive:{}:v1", oci.display()));
+    skopeo(&layout.reference("latest"), &format!("docker-archive:{}:team/app:v1", docker.display()));
+    for (transport, file) in [("oci-archive", &oci), ("docker-archive", &docker)] {
+        let plain = home.pull(&format!("{transport}:{}", file.display())).await.unwrap();
+        let bytes = fs::read(file).unwrap();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&bytes).unwrap();
+        for (name, bytes) in
+            [("gz", gzip.finish().unwrap()), ("zst", zstd::encode_all(&bytes[..], 1).unwrap())]
+        {
+            let packed = file.with_extension(name);
+            fs::write(&packed, &bytes).unwrap();
+            let fresh = Home::new();
+            let image = fresh.pull(&format!("{transport}:{}", packed.display())).await.unwrap();
+            assert_eq!(image.digest, plain.digest, "{transport} {name}");
+            assert_eq!(read_from_disk(&image.disk, "/etc/content"), "content");
+
+            fs::write(&packed, &bytes[..bytes.len() / 2]).unwrap();
+            let fresh = Home::new();
+            let error = fresh.pull(&format!("{transport}:{}", packed.display())).await.unwrap_err();
+            assert!(matches!(error, ImageError::Archive { .. }), "{error:?}");
+            fresh.assert_no_image();
+        }
+    }
 }
 
 #[tokio::test]
@@ -186,14 +217,14 @@ async fn what_is_no_image_is_named() {
     let home = Home::new();
     let plain = home.path("plain.tar");
     fs::write(&plain, tar(&[("etc/passwd", b"root")])).unwrap();
-    let gzip = home.path("x.tar.gz");
-    fs::write(&gzip, &Layer::gzip(&[]).bytes).unwrap();
+    let gzip = home.path("x.tar.bz2");
+    fs::write(&gzip, b"BZh91AY&SY").unwrap();
     for (reference, expected) in [
         (format!("oci:{}", home.path("nothing").display()), "No such file"),
         (format!("oci:{}", home.dir.path().display()), "it is no OCI layout: `oci-layout` is missing"),
         (format!("oci-archive:{}", plain.display()), "it is no OCI layout: `oci-layout` is missing"),
         (format!("docker-archive:{}", plain.display()), "it is no `docker save` archive"),
-        (format!("docker-archive:{}", gzip.display()), "the archive is compressed with gzip"),
+        (format!("docker-archive:{}", gzip.display()), "the archive is compressed with bzip2"),
         (format!("oci-archive:{}", home.dir.path().display()), "it is no archive"),
     ] {
         let error = home.pull(&reference).await.unwrap_err();
