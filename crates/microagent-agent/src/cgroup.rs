@@ -3,12 +3,16 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 
 /// How deep below a command's group the groups of its own are followed when it is removed.
 const DEPTH_LIMIT: usize = 32;
+
+/// Pause between two looks whether a group is empty.
+const LOOK_PAUSE: Duration = Duration::from_millis(2);
 
 /// Makes and removes groups.
 #[derive(Debug)]
@@ -86,6 +90,25 @@ impl Cgroup {
         let file = openat(&self.dir, "cgroup.kill", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(file, b"1")?;
         Ok(())
+    }
+
+    /// Waits until no process is in the group or below it, for at most `deadline`; `false` if one still is.
+    pub(crate) async fn emptied(&self, deadline: Duration) -> io::Result<bool> {
+        let start = Instant::now();
+        while self.is_populated()? {
+            if start.elapsed() > deadline {
+                return Ok(false);
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
+        Ok(true)
+    }
+
+    fn is_populated(&self) -> io::Result<bool> {
+        let file = openat(&self.dir, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut text = [0; 256];
+        let count = rustix::io::read(file, &mut text)?;
+        Ok(text[..count].split(|byte| *byte == b'\n').any(|line| line == b"populated 1"))
     }
 }
 

@@ -19,11 +19,18 @@ pub(crate) enum ProgramError {
     Name,
 }
 
-/// The environment in the form `NAME=value`: later entries win, `HOME` and `PATH` are there.
-pub(crate) fn environment(given: &[(Chunk, Chunk)], home: &str) -> Result<Vec<CString>, ProgramError> {
-    let mut all: Vec<(&[u8], &[u8])> = Vec::with_capacity(given.len() + 2);
-    let defaults: [(&[u8], &[u8]); 2] = [(b"PATH", DEFAULT_PATH), (b"HOME", home.as_bytes())];
-    for (name, value) in defaults.into_iter().chain(given.iter().map(|(n, v)| (n.as_slice(), v.as_slice()))) {
+/// The environment in the form `NAME=value`: later entries win, `HOME` and `PATH` are there, and `TERM` for
+/// a command on a terminal.
+pub(crate) fn environment(
+    given: &[(Chunk, Chunk)],
+    home: &str,
+    term: &str,
+) -> Result<Vec<CString>, ProgramError> {
+    let mut all: Vec<(&[u8], &[u8])> = Vec::with_capacity(given.len() + 3);
+    let defaults: [(&[u8], &[u8]); 3] =
+        [(b"PATH", DEFAULT_PATH), (b"HOME", home.as_bytes()), (b"TERM", term.as_bytes())];
+    let defaults = defaults.into_iter().filter(|(name, value)| *name != b"TERM" || !value.is_empty());
+    for (name, value) in defaults.chain(given.iter().map(|(n, v)| (n.as_slice(), v.as_slice()))) {
         if name.is_empty() || name.contains(&b'=') {
             return Err(ProgramError::Name);
         }
@@ -84,7 +91,7 @@ mod tests {
     fn env(pairs: &[(&str, &str)]) -> Vec<CString> {
         let given: Vec<_> =
             pairs.iter().map(|(n, v)| (n.as_bytes().to_vec().into(), v.as_bytes().to_vec().into())).collect();
-        environment(&given, "/root").unwrap()
+        environment(&given, "/root", "").unwrap()
     }
 
     fn texts(strings: &[CString]) -> Vec<&str> {
@@ -99,11 +106,15 @@ mod tests {
         );
         let all = env(&[("A", "1"), ("HOME", "/h"), ("A", "2=3"), ("PATH", "")]);
         assert_eq!(texts(&all), ["PATH=", "HOME=/h", "A=2=3"]);
+        let own = [(b"TERM".to_vec().into(), b"dumb".to_vec().into())];
+        for (given, wanted) in [(&[][..], "TERM=xterm"), (&own, "TERM=dumb")] {
+            assert_eq!(texts(&environment(given, "/root", "xterm").unwrap())[2], wanted);
+        }
     }
 
     #[test]
     fn what_no_program_could_be_given_is_refused() {
-        let name = |name: &[u8]| environment(&[(name.to_vec().into(), Chunk::default())], "/");
+        let name = |name: &[u8]| environment(&[(name.to_vec().into(), Chunk::default())], "/", "");
         assert_eq!(name(b""), Err(ProgramError::Name));
         assert_eq!(name(b"A=B"), Err(ProgramError::Name));
         assert_eq!(name(b"A\0"), Err(ProgramError::Nul("environment")));

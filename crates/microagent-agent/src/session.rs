@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use microagent_proto::{
     Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, PackEvent, REPLY_LIMIT,
-    REQUEST_LIMIT, Request, StartError, StartErrorKind, Stream, Unpacked, guest_session, read_message,
-    write_message,
+    REQUEST_LIMIT, Request, ShutDown, StartError, StartErrorKind, Stream, Unpacked, guest_session,
+    read_message, write_message,
 };
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
@@ -23,6 +23,7 @@ use crate::pack;
 use crate::port::Channel;
 use crate::reaper::Reaper;
 use crate::shutdown;
+use crate::sys;
 
 /// Serves one session to its end.
 pub(crate) fn run(port: OwnedFd, booted: Booted, boot_us: u64) -> io::Result<()> {
@@ -99,8 +100,12 @@ impl Guest {
             Request::FsUsage => {
                 reply(&mut stream, &self.if_configured().and_then(|()| inspect::fs_usage())).await
             }
-            Request::ShutDown(_) => {
-                let done = self.shut_down().await;
+            Request::ShutDown(wanted) if !sys::is_signal(wanted.signal) => {
+                let message = format!("{} is not the number of a signal", wanted.signal);
+                reply(&mut stream, &Err::<(), _>(GuestError { kind: GuestErrorKind::Invalid, message })).await
+            }
+            Request::ShutDown(wanted) => {
+                let done = self.shut_down(&wanted).await;
                 let served = reply(&mut stream, &done).await;
                 self.expect_the_end().await;
                 served
@@ -126,13 +131,13 @@ impl Guest {
     }
 
     /// Once. Commands that still run are ended with everything else.
-    async fn shut_down(&self) -> Result<(), GuestError> {
+    async fn shut_down(&self, wanted: &ShutDown) -> Result<(), GuestError> {
         let before = {
             let mut phase = self.phase.lock().expect("no holder of the lock panics");
             std::mem::replace(&mut *phase, Phase::ShuttingDown)
         };
         match before {
-            Phase::Configured => shutdown::shut_down(&self.executor.reaper).await,
+            Phase::Configured => shutdown::shut_down(&self.executor.reaper, wanted).await,
             // No disk was ever mounted, or it was and is of no use.
             Phase::Fresh | Phase::Failed => Ok(()),
             Phase::ShuttingDown => Err(out_of_order("the guest is shutting down already")),

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use microagent_proto::{GuestError, GuestErrorKind};
+use microagent_proto::{GuestError, GuestErrorKind, SHUT_DOWN_REST, ShutDown};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
@@ -16,17 +16,21 @@ use crate::console;
 use crate::reaper::Reaper;
 use crate::sys;
 
-/// How long processes may take to end after they were asked to.
+/// How long all that is no service may take to end after it was asked to.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// How long killed processes may take to be gone; only one that hangs in the kernel takes any time.
 const KILL_DEADLINE: Duration = Duration::from_secs(1);
 
+// What the host was promised.
+const _: () = assert!(GRACE.as_millis() + KILL_DEADLINE.as_millis() <= SHUT_DOWN_REST.as_millis());
+
 /// How often everything that is mounted is tried again: each round frees what the one before was holding.
 const UNMOUNT_ROUNDS: usize = 4;
 
 /// Ends all processes and leaves the root's file system complete on its disk.
-pub(crate) async fn shut_down(reaper: &Reaper) -> Result<(), GuestError> {
+pub(crate) async fn shut_down(reaper: &Reaper, wanted: &ShutDown) -> Result<(), GuestError> {
+    end_services(reaper, wanted).await;
     end_processes(reaper).await;
     end_swap();
     unmount_all();
@@ -42,6 +46,15 @@ pub(crate) async fn shut_down(reaper: &Reaper) -> Result<(), GuestError> {
 
 fn disk_error(attempt: &str, error: &io::Error) -> GuestError {
     GuestError { kind: GuestErrorKind::Disk, message: format!("{attempt}: {error}") }
+}
+
+/// Asks the service in its own way, and lets it end in peace before anything that it uses goes.
+async fn end_services(reaper: &Reaper, wanted: &ShutDown) {
+    reaper.signal_services(wanted.signal);
+    let grace = Duration::from_millis(wanted.grace_ms.into());
+    if timeout(grace, reaper.services_ended()).await.is_err() {
+        console::say("the service did not end in time");
+    }
 }
 
 async fn end_processes(reaper: &Reaper) {

@@ -36,12 +36,19 @@ pub(crate) struct Plan {
     pub(crate) groups: Vec<u32>,
 }
 
+/// What becomes a child's standard streams.
+#[derive(Debug)]
+pub(crate) enum ChildStreams {
+    /// Ends of pipes; without one for standard input, that is empty.
+    Pipes { stdin: Option<OwnedFd>, stdout: OwnedFd, stderr: OwnedFd },
+    /// A terminal as all three, which the child's session gets as its own.
+    Terminal(OwnedFd),
+}
+
 /// A child, on its way to becoming the program.
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pub(crate) pid: Pid,
-    pub(crate) stdout: OwnedFd,
-    pub(crate) stderr: OwnedFd,
     /// Closes without a byte when the program runs, or carries [`NOTE_LEN`] bytes.
     pub(crate) note: OwnedFd,
 }
@@ -85,18 +92,15 @@ struct CloneArguments {
     cgroup: u64,
 }
 
-/// Starts a process by this plan, in this control group.
-pub(crate) fn spawn(plan: &Plan, cgroup: BorrowedFd<'_>) -> io::Result<Spawned> {
+/// Starts a process by this plan, with these streams, in this control group.
+pub(crate) fn spawn(plan: &Plan, streams: ChildStreams, cgroup: BorrowedFd<'_>) -> io::Result<Spawned> {
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
         strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (argv, envp) = (pointers(&plan.arguments), pointers(&plan.environment));
     let groups: Vec<Gid> = plan.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-    let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
     let (note, child_note) = pipe_with(PipeFlags::CLOEXEC)?;
-    let child =
-        Child { plan, argv, envp, groups, stdout: child_stdout, stderr: child_stderr, note: child_note };
+    let child = Child { plan, argv, envp, groups, streams, note: child_note };
 
     let mut arguments = CloneArguments {
         flags: CLONE_INTO_CGROUP,
@@ -111,7 +115,7 @@ pub(crate) fn spawn(plan: &Plan, cgroup: BorrowedFd<'_>) -> io::Result<Spawned> 
         0 => child.become_program(),
         made if made > 0 => {
             let pid = i32::try_from(made).ok().and_then(Pid::from_raw).expect("clone3 gives a process id");
-            Ok(Spawned { pid, stdout, stderr, note })
+            Ok(Spawned { pid, note })
         }
         _ => Err(io::Error::last_os_error()),
     }
@@ -123,8 +127,7 @@ struct Child<'a> {
     argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
     groups: Vec<Gid>,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    streams: ChildStreams,
     note: OwnedFd,
 }
 
@@ -162,14 +165,7 @@ impl Child<'_> {
     /// Own session, standard streams, default signals, ordinary standing when memory runs out.
     fn prepare(&self) -> Result<(), Errno> {
         rustix::process::setsid()?;
-        let null = openat(CWD, c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::stdio::dup2_stdin(&null)?;
-        rustix::stdio::dup2_stdout(&self.stdout)?;
-        rustix::stdio::dup2_stderr(&self.stderr)?;
-        // So that a program that is not root's can open `/dev/stdout` again.
-        let uid = Some(Uid::from_raw(self.plan.uid));
-        fchown(&self.stdout, uid, None)?;
-        fchown(&self.stderr, uid, None)?;
+        self.take_streams()?;
         // SAFETY: both calls are async-signal-safe and get valid arguments; Rust's start-up has set SIGPIPE
         // to be ignored, which would otherwise be inherited.
         unsafe {
@@ -183,6 +179,37 @@ impl Child<'_> {
             openat(CWD, c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
         rustix::io::write(score.as_fd(), b"0")?;
         Ok(())
+    }
+
+    /// Standard streams, owned by the user, so that a program that is not root's can open `/dev/stdout` or
+    /// its terminal again.
+    fn take_streams(&self) -> Result<(), Errno> {
+        let uid = Some(Uid::from_raw(self.plan.uid));
+        match &self.streams {
+            ChildStreams::Pipes { stdin, stdout, stderr } => {
+                match stdin {
+                    Some(stdin) => {
+                        rustix::stdio::dup2_stdin(stdin)?;
+                        fchown(stdin, uid, None)?;
+                    }
+                    None => {
+                        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+                        rustix::stdio::dup2_stdin(openat(CWD, c"/dev/null", flags, Mode::empty())?)?;
+                    }
+                }
+                rustix::stdio::dup2_stdout(stdout)?;
+                rustix::stdio::dup2_stderr(stderr)?;
+                fchown(stdout, uid, None)?;
+                fchown(stderr, uid, None)
+            }
+            ChildStreams::Terminal(terminal) => {
+                rustix::process::ioctl_tiocsctty(terminal)?;
+                rustix::stdio::dup2_stdin(terminal)?;
+                rustix::stdio::dup2_stdout(terminal)?;
+                rustix::stdio::dup2_stderr(terminal)?;
+                fchown(terminal, uid, None)
+            }
+        }
     }
 
     /// Makes the missing directories, owned by root as in Docker. One that cannot be made shows when it is

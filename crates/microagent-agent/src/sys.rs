@@ -68,6 +68,25 @@ pub(crate) fn kill_all(signal: libc::c_int) -> bool {
     unsafe { libc::kill(-1, signal) == 0 }
 }
 
+/// Whether the kernel knows a signal of this number (`_NSIG`).
+pub(crate) fn is_signal(number: u8) -> bool {
+    (1..=64).contains(&number)
+}
+
+/// Sends a signal to a process group; `false` when it has no process.
+pub(crate) fn kill_group(group: i32, signal: libc::c_int) -> bool {
+    // A group of 1 would mean every process, one of 0 the agent's own.
+    // SAFETY: kill touches no memory of ours.
+    group > 1 && unsafe { libc::kill(-group, signal) == 0 }
+}
+
+/// Sends a signal to one process; `false` when there is none.
+pub(crate) fn kill_process(pid: i32, signal: libc::c_int) -> bool {
+    // Only positive numbers name one process.
+    // SAFETY: kill touches no memory of ours.
+    pid > 0 && unsafe { libc::kill(pid, signal) == 0 }
+}
+
 /// Stops swapping to a file or device.
 pub(crate) fn swap_off(path: &CStr) -> io::Result<()> {
     // SAFETY: the path is a live C string.

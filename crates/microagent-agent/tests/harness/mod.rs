@@ -1,7 +1,8 @@
 //! A real guest for the tests: QEMU, the carried kernel and agent, a small root disk, and the host's side
 //! of the protocol. Everything that waits has a deadline and shows the guest's console when it passes.
 
-#![allow(clippy::unwrap_used, unreachable_pub, missing_docs)]
+// Each test binary uses its own part of this.
+#![allow(clippy::unwrap_used, unreachable_pub, missing_docs, dead_code)]
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -13,8 +14,9 @@ use std::time::{Duration, SystemTime};
 
 use microagent_guest::Guest;
 use microagent_proto::{
-    Chunk, Configure, Configured, Entropy, Exec, ExecEvent, Exit, GuestError, Pack, PackEvent, PreambleKind,
-    REPLY_LIMIT, REQUEST_LIMIT, Request, Root, SessionHandle, ShutDown, StartError, Stream, greet,
+    Chunk, Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FsUsage, GuestError,
+    INPUT_CHUNK_LIMIT, INPUT_LIMIT, MessageReader, Pack, PackEvent, PathInfo, PreambleKind, REPLY_LIMIT,
+    REQUEST_LIMIT, Request, Root, STDIN_WINDOW, SessionHandle, ShutDown, StartError, Stat, Stream, greet,
     host_session, read_message, write_message,
 };
 use microagent_qemu::qmp::Qmp;
@@ -341,6 +343,7 @@ pub struct Session<'a> {
 pub struct Output {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
+    pub pid: u32,
     pub exit: Option<Exit>,
     pub not_started: Option<StartError>,
 }
@@ -445,6 +448,18 @@ impl Session<'_> {
         output.text().trim_end().to_owned()
     }
 
+    /// Starts a command that is spoken to while it runs.
+    pub async fn talk(&self, exec: Exec) -> Talk<'_> {
+        let (from_guest, to_guest) = tokio::io::split(self.open(&Request::Exec(exec)).await);
+        Talk {
+            vm: self.vm,
+            events: MessageReader::new(from_guest, REPLY_LIMIT),
+            to_guest,
+            room: STDIN_WINDOW,
+            output: Output::default(),
+        }
+    }
+
     /// Packs a path.
     pub async fn pack(&self, path: &[u8]) -> Result<Vec<u8>, GuestError> {
         let mut stream = self.open(&Request::Pack(Pack { path: path.to_vec().into(), follow: true })).await;
@@ -458,9 +473,96 @@ impl Session<'_> {
         }
     }
 
+    /// Asks what stands at a path.
+    pub async fn stat(&self, path: &[u8], follow: bool) -> Result<PathInfo, GuestError> {
+        let mut stream = self.open(&Request::Stat(Stat { path: path.to_vec().into(), follow })).await;
+        self.next(&mut stream).await
+    }
+
+    /// Asks how full the root file system is.
+    pub async fn fs_usage(&self) -> Result<FsUsage, GuestError> {
+        let mut stream = self.open(&Request::FsUsage).await;
+        self.next(&mut stream).await
+    }
+
     /// Ends the guest's work.
     pub async fn shut_down(&self, signal: u8, grace_ms: u32) -> Result<(), GuestError> {
         let mut stream = self.open(&Request::ShutDown(ShutDown { signal, grace_ms })).await;
         self.next(&mut stream).await
+    }
+}
+
+/// A command that is spoken to while it runs.
+pub struct Talk<'a> {
+    vm: &'a Vm,
+    events: MessageReader<tokio::io::ReadHalf<Stream>>,
+    to_guest: tokio::io::WriteHalf<Stream>,
+    /// Bytes of input that may be sent.
+    pub room: usize,
+    pub output: Output,
+}
+
+impl Talk<'_> {
+    /// Sends whatever it is.
+    pub async fn send(&mut self, input: ExecInput) {
+        assert!(self.try_send(input).await, "the guest closed the stream");
+    }
+
+    /// Sends whatever it is; `false` when the guest has closed the stream.
+    pub async fn try_send(&mut self, input: ExecInput) -> bool {
+        let sent = write_message(&mut self.to_guest, &input, INPUT_LIMIT);
+        self.vm.within("sending", sent).await.is_ok()
+    }
+
+    /// Sends input, and takes what comes meanwhile.
+    pub async fn stdin(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.room == 0 {
+                assert!(self.step().await, "the command ended: {:?}", self.output.exit);
+                continue;
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(self.room).min(INPUT_CHUNK_LIMIT));
+            self.room -= now.len();
+            bytes = later;
+            self.send(ExecInput::Stdin(now.to_vec().into())).await;
+        }
+    }
+
+    /// Takes one event; `false` after the last.
+    pub async fn step(&mut self) -> bool {
+        let seen = &self.output.stdout[self.output.stdout.len().saturating_sub(500)..];
+        let what = format!("an event after {:?}", String::from_utf8_lossy(seen));
+        let event = self.vm.within(&what, self.events.next()).await;
+        match event {
+            Ok(Some(ExecEvent::Started { pid })) => self.output.pid = pid,
+            Ok(Some(ExecEvent::Stdout(bytes))) => self.output.stdout.extend_from_slice(&bytes),
+            Ok(Some(ExecEvent::Stderr(bytes))) => self.output.stderr.extend_from_slice(&bytes),
+            Ok(Some(ExecEvent::StdinTaken(count))) => self.room += count as usize,
+            Ok(Some(ExecEvent::Exited(exit))) => self.output.exit = Some(exit),
+            Ok(Some(ExecEvent::NotStarted(error))) => self.output.not_started = Some(error),
+            Ok(None) | Err(_) => return false,
+        }
+        assert!(self.room <= STDIN_WINDOW, "more was taken than sent");
+        self.output.exit.is_none() && self.output.not_started.is_none()
+    }
+
+    /// Waits until the output has this text, and forgets everything up to it.
+    pub async fn expect(&mut self, text: &str) {
+        loop {
+            let at = self.output.stdout.windows(text.len()).position(|part| part == text.as_bytes());
+            if let Some(at) = at {
+                self.output.stdout.drain(..at + text.len());
+                return;
+            }
+            let before = self.output.exit;
+            let seen = String::from_utf8_lossy(&self.output.stdout).into_owned();
+            assert!(self.step().await || before.is_none(), "`{text}` never came, but {seen:?}, {before:?}");
+        }
+    }
+
+    /// Takes everything up to the end.
+    pub async fn finish(mut self) -> Output {
+        while self.step().await {}
+        self.output
     }
 }

@@ -1,0 +1,311 @@
+//! Commands that are spoken to while they run: input, terminals, signals, and their end.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use harness::{Machine, Output, Session, Vm, argv, settings, shell};
+use microagent_proto::{
+    Exec, ExecInput, Exit, GuestErrorKind, INPUT_CHUNK_LIMIT, PathKind, STDIN_WINDOW, Terminal,
+};
+use tokio::time::sleep;
+
+const SIGINT: u8 = 2;
+const SIGUSR1: u8 = 10;
+const SIGTERM: u8 = 15;
+
+async fn configured(vm: &Vm) -> Session<'_> {
+    let session = vm.session().await;
+    let configured = session.configure(settings()).await;
+    configured.unwrap_or_else(|e| panic!("{e:?}; console:\n{}", vm.console()));
+    session
+}
+
+fn with_stdin(exec: Exec) -> Exec {
+    Exec { stdin: true, ..exec }
+}
+
+fn on_terminal(exec: Exec) -> Exec {
+    let terminal = Some(Terminal { rows: 24, cols: 80, term: "xterm-256color".to_owned() });
+    Exec { stdin: true, terminal, ..exec }
+}
+
+/// Bytes that do not repeat soon.
+fn noise(len: usize, seed: u32) -> Vec<u8> {
+    let mut state = seed | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[1]
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+async fn through_cat(session: &Session<'_>, bytes: &[u8]) -> Output {
+    let mut talk = session.talk(with_stdin(argv(&["cat"]))).await;
+    talk.stdin(bytes).await;
+    talk.send(ExecInput::End).await;
+    talk.finish().await
+}
+
+/// Polls a shell condition.
+async fn eventually(session: &Session<'_>, condition: &str) {
+    let start = Instant::now();
+    while session.run(shell(condition)).await.exit != Some(Exit::Code(0)) {
+        let console = session.vm.console();
+        assert!(start.elapsed() < harness::STEP_DEADLINE, "never true: {condition}\n{console}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn input_arrives_whole_however_much_it_is() {
+    let vm = Vm::start(&Machine::default());
+    let session = configured(&vm).await;
+    let bytes = noise(6_000_000, 1);
+    let output = through_cat(&session, &bytes).await;
+    assert_eq!(output.exit, Some(Exit::Code(0)), "{:?}", output.not_started);
+    assert!(output.stdout == bytes, "{} of {} bytes came back", output.stdout.len(), bytes.len());
+    // Nothing at all is an end, too.
+    assert_eq!(through_cat(&session, b"").await.exit, Some(Exit::Code(0)));
+
+    // Half a megabyte each way through thirty at once.
+    let all = (0..30).map(|number| {
+        let session = &session;
+        async move {
+            let bytes = noise(500_000, number + 7);
+            through_cat(session, &bytes).await.stdout == bytes
+        }
+    });
+    assert!(futures::future::join_all(all).await.into_iter().all(|same| same));
+
+    // Its reader may be another user's program that opens its streams again by name.
+    let mut asked = with_stdin(shell("cat /dev/stdin >/dev/stdout"));
+    asked.user = "user".to_owned();
+    let mut talk = session.talk(asked).await;
+    talk.stdin(b"by name").await;
+    talk.send(ExecInput::End).await;
+    assert_eq!(talk.finish().await.text(), "by name");
+}
+
+#[tokio::test]
+async fn a_command_that_does_not_read_holds_up_nothing() {
+    let vm = Vm::start(&Machine::default());
+    let session = configured(&vm).await;
+
+    let mut talk = session.talk(with_stdin(shell("echo out; sleep 1; exit 3"))).await;
+    talk.stdin(&noise(STDIN_WINDOW, 1)).await;
+    let output = talk.finish().await;
+    assert_eq!((output.text(), output.exit), ("out\n", Some(Exit::Code(3))));
+
+    // Signals overtake what is not read. The kernel's pipe takes a part.
+    let mut talk = session.talk(with_stdin(shell("echo ready; exec sleep 1000"))).await;
+    talk.expect("ready\n").await;
+    talk.stdin(&noise(STDIN_WINDOW, 1)).await;
+    talk.send(ExecInput::Signal(SIGTERM)).await;
+    assert_eq!(talk.finish().await.exit, Some(Exit::Signal(SIGTERM)));
+
+    // A command that has closed its input runs on, and takes no more.
+    let mut talk = session.talk(with_stdin(shell("exec <&-; echo closed; sleep 1; echo end"))).await;
+    talk.expect("closed\n").await;
+    talk.stdin(&noise(STDIN_WINDOW, 1)).await;
+    let output = talk.finish().await;
+    assert_eq!((output.text(), output.exit), ("end\n", Some(Exit::Code(0))));
+
+    // A host that ignores the window is not served.
+    let mut talk = session.talk(with_stdin(shell("sleep 654321"))).await;
+    let mut served = 0;
+    while talk.try_send(ExecInput::Stdin(noise(INPUT_CHUNK_LIMIT, 1).into())).await {
+        served += INPUT_CHUNK_LIMIT;
+        assert!(served < 4 << 20, "the window has no end");
+    }
+    eventually(&session, "! ps -o args | grep -q '^sleep [6]54321'").await;
+
+    // Input for a command that has none goes nowhere.
+    let mut talk = session.talk(shell("cat; echo end")).await;
+    talk.stdin(b"unwanted").await;
+    assert_eq!(talk.finish().await.text(), "end\n");
+}
+
+#[tokio::test]
+async fn signals_reach_the_group_and_a_kill_everything() {
+    let vm = Vm::start(&Machine::default());
+    let session = configured(&vm).await;
+    // The shell and its child are one group.
+    let line = "trap 'echo got usr1' USR1; echo ready; sleep 5 & wait; echo done";
+    let mut talk = session.talk(shell(line)).await;
+    talk.expect("ready\n").await;
+    talk.send(ExecInput::Signal(SIGUSR1)).await;
+    let output = talk.finish().await;
+    assert_eq!((output.text(), output.exit), ("got usr1\ndone\n", Some(Exit::Code(0))));
+    // Numbers that are no signals do nothing.
+    let mut talk = session.talk(shell("echo ready; sleep 0.3; echo done")).await;
+    talk.send(ExecInput::Signal(0)).await;
+    talk.send(ExecInput::Signal(65)).await;
+    talk.send(ExecInput::Resize { rows: 1, cols: 1 }).await;
+    assert_eq!(talk.finish().await.text(), "ready\ndone\n");
+
+    let line = "trap '' TERM HUP INT; (setsid sh -c 'trap \"\" TERM; while :; do sleep 7777; done' &); \
+                echo ready; while :; do sleep 8888; done";
+    let mut talk = session.talk(shell(line)).await;
+    talk.expect("ready\n").await;
+    eventually(&session, "test $(ps -o args | grep -c '^sleep [78]') = 2").await;
+    talk.send(ExecInput::Kill).await;
+    assert_eq!(talk.finish().await.exit, Some(Exit::Signal(9)));
+    // Gone when its end is told, not some time later.
+    assert_eq!(session.sh("ps -o args | grep -c '^sleep [78]' || true").await, "0");
+}
+
+#[tokio::test]
+async fn a_shell_on_a_terminal_is_one_as_everywhere() {
+    let vm = Vm::start(&Machine::default());
+    let session = configured(&vm).await;
+    session.sh("cd /bin && for name in stty tty jobs; do ln -s busybox $name; done").await;
+
+    let output =
+        session.run(on_terminal(shell("tty; stty size; echo $TERM; echo err >&2; tty >/dev/tty"))).await;
+    assert_eq!(output.text(), "/dev/pts/0\r\n24 80\r\nxterm-256color\r\nerr\r\n/dev/pts/0\r\n");
+    let mut asked = on_terminal(shell("echo again >$(tty); echo $TERM; stat -c %u:%g:%a $(tty)"));
+    asked.user = "user".to_owned();
+    asked.env = vec![(b"TERM".to_vec().into(), b"dumb".to_vec().into())];
+    assert_eq!(session.run(asked).await.text(), "again\r\ndumb\r\n1000:5:620\r\n");
+
+    // What was written last is not lost.
+    for _ in 0..10 {
+        let output = session.run(on_terminal(shell("seq 1 2000"))).await;
+        assert_eq!(output.text().lines().count(), 2000);
+    }
+
+    let mut asked = on_terminal(argv(&["sh", "-i"]));
+    asked.env = vec![(b"PS1".to_vec().into(), b"prompt> ".to_vec().into())];
+    let mut talk = session.talk(asked).await;
+    talk.expect("prompt> ").await;
+    talk.stdin("echo grü''ße\r".as_bytes()).await;
+    talk.expect("\ngrüße\r\n").await;
+    // The terminal's keys: ^C ends the foreground command, not the shell.
+    talk.stdin(b"sleep 1000\r").await;
+    eventually(&session, "ps -o args | grep -q '^sleep [1]000'").await;
+    talk.stdin(b"\x03").await;
+    talk.expect("prompt> ").await;
+    talk.stdin(b"echo code $?\r").await;
+    talk.expect("\ncode 130\r\n").await;
+    // A signal of the host's goes where the key's would.
+    talk.stdin(b"sleep 2000\r").await;
+    eventually(&session, "ps -o args | grep -q '^sleep [2]000'").await;
+    talk.send(ExecInput::Signal(SIGINT)).await;
+    talk.stdin(b"echo code $?\r").await;
+    talk.expect("\ncode 130\r\n").await;
+    // ^Z stops it, the shell goes on, and so does the command in its time.
+    talk.stdin(b"sleep 3000\r").await;
+    eventually(&session, "ps -o args | grep -q '^sleep [3]000'").await;
+    talk.stdin(b"\x1a").await;
+    talk.expect("Stopped").await;
+    talk.stdin(b"echo $((40 + 2)); fg\r").await;
+    talk.expect("\n42\r\n").await;
+    eventually(&session, "ps -o stat,args | grep -q '^S.*sleep [3]000'").await;
+    talk.stdin(b"\x03").await;
+    talk.expect("prompt> ").await;
+    talk.stdin(b"echo code $?\r").await;
+    talk.expect("\ncode 130\r\n").await;
+    // The end of the input is the key for it.
+    talk.send(ExecInput::End).await;
+    assert_eq!(talk.finish().await.exit, Some(Exit::Code(0)));
+
+    // Programs learn of a new size.
+    let line = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.1; done";
+    let mut talk = session.talk(on_terminal(shell(line))).await;
+    talk.expect("ready\r\n").await;
+    talk.send(ExecInput::Resize { rows: 50, cols: 132 }).await;
+    talk.expect("50 132\r\n").await;
+    assert_eq!(talk.finish().await.exit, Some(Exit::Code(0)));
+
+    // Much input for a program that takes it raw, while it prints as much.
+    let mut talk =
+        session.talk(on_terminal(shell("stty raw -echo; echo ready; head -c 300000 | sha256sum"))).await;
+    talk.expect("ready").await;
+    let bytes = noise(300_000, 3);
+    talk.stdin(&bytes).await;
+    let sum = through(&session, "sha256sum", &bytes).await;
+    let output = talk.finish().await;
+    assert_eq!(output.text().trim(), sum.trim());
+
+    // A host that goes takes the whole session with it, also what ignores a hang-up.
+    let mut talk = session.talk(on_terminal(shell("trap '' HUP; sleep 4000 & sleep 4000"))).await;
+    talk.stdin(b"x").await;
+    eventually(&session, "test $(ps -o args | grep -c '^sleep [4]000') = 2").await;
+    drop(talk);
+    eventually(&session, "! ps -o args | grep -q '^sleep [4]000'").await;
+}
+
+async fn through(session: &Session<'_>, program: &str, bytes: &[u8]) -> String {
+    let mut talk = session.talk(with_stdin(argv(&[program]))).await;
+    talk.stdin(bytes).await;
+    talk.send(ExecInput::End).await;
+    talk.finish().await.text().to_owned()
+}
+
+#[tokio::test]
+async fn a_service_is_asked_first_and_in_its_own_way() {
+    let mut vm = Vm::start(&Machine::default());
+    {
+        let session = configured(&vm).await;
+        let helper = session
+            .talk(shell("trap 'echo helper asked; exit 0' TERM; echo ready; while :; do sleep 0.1; done"));
+        let mut helper = helper.await;
+        helper.expect("ready\n").await;
+        let line = format!(
+            "trap 'sleep 1; kill -0 {} && echo helper lives; exit 5' USR1; trap 'echo wrong' TERM; echo ready; \
+             while :; do sleep 0.1; done",
+            helper.output.pid
+        );
+        let mut service = session.talk(Exec { service: true, ..shell(&line) }).await;
+        service.expect("ready\n").await;
+
+        assert_eq!(session.shut_down(0, 10).await.unwrap_err().kind, GuestErrorKind::Invalid);
+        session.shut_down(SIGUSR1, 60_000).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
+        let service = service.finish().await;
+        assert_eq!((service.text(), service.exit), ("helper lives\n", Some(Exit::Code(5))));
+        let helper = helper.finish().await;
+        assert_eq!((helper.text(), helper.exit), ("helper asked\n", Some(Exit::Code(0))));
+    }
+    vm.wait().await;
+}
+
+#[tokio::test]
+async fn a_service_that_does_not_end_is_killed_after_its_grace() {
+    let mut vm = Vm::start(&Machine::default());
+    {
+        let session = configured(&vm).await;
+        let line = "trap 'echo asked' USR1; trap '' TERM; echo ready; while :; do sleep 0.1; done";
+        let mut service = session.talk(Exec { service: true, ..shell(line) }).await;
+        service.expect("ready\n").await;
+        session.shut_down(SIGUSR1, 500).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
+        let service = service.finish().await;
+        assert_eq!((service.text(), service.exit), ("asked\n", Some(Exit::Signal(9))));
+    }
+    vm.wait().await;
+}
+
+#[tokio::test]
+async fn small_questions_are_answered() {
+    let vm = Vm::start(&Machine::default());
+    let session = configured(&vm).await;
+    session.sh("cd /srv && mkdir dir && ln -s dir link && printf 12345 >file && chown 7:8 file && chmod 4750 file").await;
+    let file = session.stat(b"/srv/file", false).await.unwrap();
+    assert_eq!((file.kind, file.mode, file.uid, file.gid, file.len), (PathKind::File, 0o4750, 7, 8, 5));
+    assert_eq!(session.stat(b"/srv/link", true).await.unwrap().kind, PathKind::Directory);
+    let link = PathKind::Symlink { target: b"dir".to_vec().into() };
+    assert_eq!(session.stat(b"/srv/link", false).await.unwrap().kind, link);
+    assert_eq!(session.stat(b"/srv/none", true).await.unwrap_err().kind, GuestErrorKind::NotFound);
+    let before = session.fs_usage().await.unwrap();
+    session.sh("dd if=/dev/zero of=/srv/fill bs=1M count=4 2>/dev/null; sync").await;
+    let after = session.fs_usage().await.unwrap();
+    assert_eq!(before.total, after.total);
+    assert!(
+        after.used >= before.used + (4 << 20) && after.used + after.available <= after.total,
+        "{after:?}"
+    );
+}
