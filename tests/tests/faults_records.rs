@@ -40,8 +40,7 @@ fn what_a_newer_release_wrote_is_refused() {
     let home = home();
     keep(&home, "future");
     let record = home.workspace("future").join("workspace.json");
-    let newer = fs::read_to_string(&record).unwrap().replacen("\"format\":1", "\"format\":99", 1);
-    let newer = newer.replacen("\"format\": 1", "\"format\": 99", 1);
+    let newer = fs::read_to_string(&record).unwrap().replacen("\"format\": 2", "\"format\": 99", 1);
     assert!(newer.contains("99"), "{newer}");
     fs::write(&record, &newer).unwrap();
     home.microagent(["artifact", "future"]).run().code(1).says("format 99");

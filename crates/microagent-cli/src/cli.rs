@@ -9,8 +9,8 @@ use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    artifact, completions, delete, doctor, image, kernel, list, logs, man, perf, profiles, run, template,
-    version,
+    artifact, change, completions, create, delete, doctor, exec, image, kernel, list, logs, man, perf,
+    profiles, run, start, template, version,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -126,6 +126,16 @@ pub(crate) enum ProgressChoice {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(Box<run::RunArgs>),
+    Create(Box<create::CreateArgs>),
+    Start(start::StartArgs),
+    Exec(exec::ExecArgs),
+    Halt(change::HaltArgs),
+    Stop(change::StopArgs),
+    Kill(change::KillArgs),
+    Pause(change::PauseArgs),
+    #[command(alias = "unpause")]
+    Resume(change::ResumeArgs),
+    Ps(list::PsArgs),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
     #[command(visible_alias = "log")]
@@ -329,10 +339,10 @@ fn docker_verb(name: &str) -> Option<(String, &'static str)> {
             "one microVM per workspace: start each with `microagent run`"
         }
         "login" | "logout" => "microagent reads the logins of `docker login` and `podman login`",
-        "ps" => "nothing runs in the background in this version; `microagent list` shows what is saved",
-        "create" | "start" | "stop" | "halt" | "kill" | "restart" | "pause" | "resume" | "unpause"
-        | "exec" | "connect" | "attach" | "cp" | "commit" | "network" | "volume" | "wait" | "status"
-        | "inspect" => "this version runs one-shot commands: `microagent run --help`",
+        "restart" => "microagent halt NAME, then microagent start NAME",
+        "connect" | "attach" | "cp" | "commit" | "network" | "volume" | "wait" | "status" | "inspect" => {
+            "it is not in this version; `microagent --help` shows what is"
+        }
         _ => return None,
     };
     Some((format!("there is no command `{name}`"), hint))

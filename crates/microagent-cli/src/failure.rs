@@ -98,7 +98,11 @@ impl Failure {
 
     fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "{} {}", "Error:".red().bold(), escape::one_line(&self.message()))?;
-        if let Failure::Engine(Error::RunFailed { console_tail: Some(tail), .. }) = self {
+        if let Failure::Engine(
+            Error::RunFailed { console_tail: Some(tail), .. }
+            | Error::StartFailed { console_tail: Some(tail), .. },
+        ) = self
+        {
             writeln!(out, "The guest's console ends with:")?;
             for line in escape::lines(tail).lines() {
                 writeln!(out, "  {line}")?;

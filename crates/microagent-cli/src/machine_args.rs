@@ -4,7 +4,8 @@
 use clap::Args;
 use microagent::{NetworkMode, Profile, Resources};
 
-use crate::commands::run::{cpus, memory_mib, profile};
+use crate::commands::run::{cpus, memory_mib};
+use crate::workspace_args::profile;
 
 /// Size and network of a machine.
 #[derive(Debug, Args)]

@@ -17,6 +17,7 @@ mod prompt;
 mod reference;
 mod signals;
 mod table;
+mod workspace_args;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -54,6 +55,15 @@ fn main() -> ExitCode {
 fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> {
     match command.expect("a missing command was answered with the help page") {
         Command::Run(args) => return commands::run::execute(context, *args),
+        Command::Create(args) => commands::create::execute(context, *args),
+        Command::Start(args) => commands::start::execute(context, args),
+        Command::Exec(args) => return commands::exec::execute(context, args),
+        Command::Halt(args) => commands::change::halt(context, args),
+        Command::Stop(args) => commands::change::stop(context, args),
+        Command::Kill(args) => commands::change::kill(context, args),
+        Command::Pause(args) => commands::change::pause(context, args),
+        Command::Resume(args) => commands::change::resume(context, args),
+        Command::Ps(args) => commands::list::execute_ps(context, args),
         Command::List(args) => commands::list::execute(context, args),
         Command::Logs(args) => commands::logs::execute(context, args),
         Command::Artifact(args) => commands::artifact::execute(context, args),

@@ -16,6 +16,15 @@ use tempfile::TempDir;
 const COMMANDS: &[&str] = &[
     "",
     "run",
+    "create",
+    "start",
+    "exec",
+    "halt",
+    "stop",
+    "kill",
+    "pause",
+    "resume",
+    "ps",
     "list",
     "logs",
     "artifact",
@@ -240,10 +249,10 @@ Hint: microagent image pull REF
 "#]],
         ),
         (
-            "exec web -- ls",
+            "restart web",
             str![[r#"
-Error: there is no command `exec`
-Hint: this version runs one-shot commands: `microagent run --help`
+Error: there is no command `restart`
+Hint: microagent halt NAME, then microagent start NAME
 
 "#]],
         ),

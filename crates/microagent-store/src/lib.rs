@@ -8,18 +8,22 @@
 //! It never starts processes and never repairs anything while reading.
 
 mod atomic;
+mod control;
 mod lock;
 mod name;
 mod process;
 mod record;
 mod state_dir;
+mod workload;
 
 pub use atomic::{ReadError, WriteError, fsync_dir, read_json, read_limited, write_atomic, write_json};
+pub use control::{CONTROL_KEY_LEN, ControlKey};
 pub use lock::{Lock, LockError};
 pub use name::{NameError, WorkspaceName};
 pub use process::ProcessId;
 pub use record::{
-    Artifact, Failure, FailureKind, ImageIdentity, LoadError, NetworkMode, RecordedResult, Resources, State,
-    WORKSPACE_FORMAT, WorkspaceRecord,
+    Artifact, Failure, FailureKind, Identity, ImageIdentity, LoadError, NetworkMode, RecordedResult,
+    Resources, RestartPolicy, State, WORKSPACE_FORMAT, WorkspaceRecord,
 };
 pub use state_dir::{OpenError, StateDir, WorkspaceDir};
+pub use workload::{CommandLine, SetupStep, Workload};

@@ -37,6 +37,11 @@ impl ProcessId {
         Self::of(self.pid).as_ref() == Some(self)
     }
 
+    /// Whether it ran since the host was started.
+    pub fn is_of_this_boot(&self) -> bool {
+        self.boot_id == boot_id()
+    }
+
     /// Kills the process if it is still the recorded one.
     pub fn kill(&self) {
         if let (true, Some(pid)) = (self.is_alive(), Pid::from_raw(self.pid)) {

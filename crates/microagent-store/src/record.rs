@@ -14,7 +14,9 @@ use crate::atomic::{ReadError, WriteError, read_json, write_json};
 use crate::{ProcessId, WorkspaceDir, WorkspaceName};
 
 /// Format of the records that this build writes.
-pub const WORKSPACE_FORMAT: u32 = 1;
+///
+/// 1: one-shot runs only. 2: identity and restart policy; a record of format 1 has neither and is read as such.
+pub const WORKSPACE_FORMAT: u32 = 2;
 
 /// What a workspace is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -89,6 +91,38 @@ impl fmt::Display for NetworkMode {
     }
 }
 
+/// When `supervise` starts a workspace again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Never.
+    #[default]
+    Never,
+    /// After it failed.
+    OnFailure,
+    /// Whenever it ended without being asked to.
+    Always,
+}
+
+impl fmt::Display for RestartPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            RestartPolicy::Never => "never",
+            RestartPolicy::OnFailure => "on-failure",
+            RestartPolicy::Always => "always",
+        })
+    }
+}
+
+/// What makes a machine the same one at every start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// `/etc/machine-id`: 32 lower-case hexadecimal digits.
+    pub machine_id: String,
+    /// Hardware address of its network device.
+    pub mac: [u8; 6],
+}
+
 /// Size of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
@@ -152,6 +186,8 @@ pub enum FailureKind {
     Cancelled,
     /// The supervisor itself went away.
     SupervisorDied,
+    /// The service ended with an error, or could not be started.
+    Service,
 }
 
 /// `workspace.json`.
@@ -177,6 +213,12 @@ pub struct WorkspaceRecord {
     pub network: NetworkMode,
     /// Host name in the guest.
     pub hostname: String,
+    /// The same at every start; a workspace of format 1 gets one at its next.
+    #[serde(default)]
+    pub identity: Option<Identity>,
+    /// When `supervise` starts it again.
+    #[serde(default)]
+    pub restart: RestartPolicy,
     /// Declared outputs.
     pub outputs: Vec<Artifact>,
     /// Whether the workspace goes away when its run ends well.
@@ -256,7 +298,9 @@ impl WorkspaceRecord {
         if found > WORKSPACE_FORMAT {
             return Err(LoadError::TooNew { path, found });
         }
-        read_json(&path).map_err(read)
+        let record: WorkspaceRecord = read_json(&path).map_err(read)?;
+        // What it is written as from here on.
+        Ok(WorkspaceRecord { format: WORKSPACE_FORMAT, ..record })
     }
 
     /// Writes the record, atomically. The caller holds the workspace's lock or is its supervisor.
@@ -267,10 +311,19 @@ impl WorkspaceRecord {
         write_json(&dir.record(), self)
     }
 
-    /// The state that is true now: a live state without a live supervisor is `failed`.
+    /// Loads the record with the state that is true now. A supervisor that ends between the two looks has
+    /// written its last word by the second.
+    ///
+    /// # Errors
+    /// As [`WorkspaceRecord::load`].
+    pub fn observe(dir: &WorkspaceDir) -> Result<WorkspaceRecord, LoadError> {
+        let record = WorkspaceRecord::load(dir)?;
+        if record.observed_state() == record.state { Ok(record) } else { WorkspaceRecord::load(dir) }
+    }
+
+    /// The state that is true now: a live state without its live processes is `failed`.
     pub fn observed_state(&self) -> State {
-        let supervised = self.supervisor.as_ref().is_some_and(ProcessId::is_alive);
-        if self.state.is_live() && !supervised { State::Failed } else { self.state }
+        if self.state.is_live() && self.missing_process().is_some() { State::Failed } else { self.state }
     }
 
     /// Why the workspace is `failed`, also when nobody lived to write it down.
@@ -278,11 +331,22 @@ impl WorkspaceRecord {
         match self.observed_state() {
             State::Failed if self.state != State::Failed => Some(Failure {
                 kind: FailureKind::SupervisorDied,
-                message: "its supervisor was killed".to_owned(),
+                message: self.missing_process().unwrap_or_default().to_owned(),
             }),
             State::Failed => self.failure.clone(),
             _ => None,
         }
+    }
+
+    /// What a live state needs and does not have.
+    fn missing_process(&self) -> Option<&'static str> {
+        let gone = |process: &Option<ProcessId>| !process.as_ref().is_some_and(ProcessId::is_alive);
+        if gone(&self.supervisor) {
+            let rebooted = self.supervisor.as_ref().is_some_and(|process| !process.is_of_this_boot());
+            return Some(if rebooted { "the host was restarted" } else { "its supervisor was killed" });
+        }
+        let needs_vmm = matches!(self.state, State::Running | State::Paused);
+        (needs_vmm && gone(&self.vmm)).then_some("its QEMU is gone")
     }
 }
 
@@ -308,6 +372,8 @@ mod tests {
             resources: Resources { memory_mib: 512, cpu_count: 2, size_mib: 1024 },
             network: NetworkMode::User,
             hostname: "web".into(),
+            identity: None,
+            restart: RestartPolicy::default(),
             outputs: Vec::new(),
             disposable: false,
             backend: None,
@@ -323,7 +389,12 @@ mod tests {
         assert_eq!(record.observed_state(), State::Failed);
         assert_eq!(record.observed_failure().unwrap().kind, FailureKind::SupervisorDied);
         record.supervisor = ProcessId::current();
+        assert_eq!(record.observed_failure().unwrap().message, "its QEMU is gone");
+        record.vmm = ProcessId::current();
         assert_eq!(record.observed_state(), State::Running);
+        let earlier = ProcessId { boot_id: "earlier".into(), ..ProcessId::current().unwrap() };
+        record.supervisor = Some(earlier);
+        assert_eq!(record.observed_failure().unwrap().message, "the host was restarted");
     }
 
     #[test]
@@ -332,14 +403,22 @@ mod tests {
         let state = StateDir::at(dir.path());
         state.prepare().unwrap();
         let workspace = state.workspace(&"web".parse().unwrap());
-        workspace.create().unwrap();
+        std::fs::create_dir(workspace.path()).unwrap();
         assert!(WorkspaceRecord::load(&workspace).unwrap_err().is_not_found());
 
         record().save(&workspace).unwrap();
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().hostname, "web");
 
-        std::fs::write(workspace.record(), br#"{"format": 2}"#).unwrap();
-        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 2, .. })));
+        let mut older: serde_json::Value = crate::read_json(&workspace.record()).unwrap();
+        for field in ["identity", "restart"] {
+            older.as_object_mut().unwrap().remove(field);
+        }
+        older["format"] = 1.into();
+        write_json(&workspace.record(), &older).unwrap();
+        assert_eq!(WorkspaceRecord::load(&workspace).unwrap().restart, RestartPolicy::Never);
+
+        std::fs::write(workspace.record(), br#"{"format": 3}"#).unwrap();
+        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 3, .. })));
 
         std::fs::write(workspace.record(), br#"{"format": 1, "na"#).unwrap();
         assert!(matches!(

@@ -3,7 +3,7 @@
 //! ```text
 //! ~/.microagent/                0700, files 0600
 //! ├── format                    layout version of the directory
-//! ├── workspaces/NAME/          workspace.json lock disk.qcow2 console.log output result.json …
+//! ├── workspaces/NAME/          workspace.json workload.json lock disk.qcow2 console.log …
 //! ├── images/                   index of references, blobs by digest, base disks by digest
 //! ├── guest/SUM/                the kernel and initramfs that this build carries, unpacked once
 //! ├── templates/                frozen guests (warm start)
@@ -12,13 +12,13 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{read_json, write_json};
+use crate::atomic::{fsync_dir, read_json, write_json};
 use crate::{Lock, LockError, WorkspaceName};
 
 /// Version of the directory layout that this build writes.
@@ -27,8 +27,11 @@ const LAYOUT_FORMAT: u32 = 1;
 /// How a workspace on its way out is called in `tmp/`.
 const GRAVE_PREFIX: &str = "deleted-";
 
-/// What lies in `tmp/` only for moments: workspaces and templates on their way out, templates on their way in.
-const SWEPT_PREFIXES: [&str; 2] = [GRAVE_PREFIX, "template-"];
+/// How a workspace on its way in is called in `tmp/`.
+const CRADLE_PREFIX: &str = "created-";
+
+/// What lies in `tmp/` only for moments: workspaces and templates on their way out and in.
+const SWEPT_PREFIXES: [&str; 3] = [GRAVE_PREFIX, CRADLE_PREFIX, "template-"];
 
 /// How long a command may be at work on such files before another one takes them for abandoned.
 const GRAVE_AGE: Duration = Duration::from_secs(60);
@@ -149,6 +152,33 @@ impl StateDir {
         WorkspaceDir { path: self.workspaces().join(name) }
     }
 
+    /// Makes a workspace: its directory is filled aside and then takes its name in one step, so that a name
+    /// belongs to exactly one command and no half-made workspace is ever seen.
+    ///
+    /// # Errors
+    /// Fails with `AlreadyExists` when the name is taken, as the directory cannot be made, or as `fill` does.
+    /// Nothing is left then.
+    pub fn create_workspace<E: From<io::Error>>(
+        &self,
+        name: &WorkspaceName,
+        fill: impl FnOnce(&WorkspaceDir) -> Result<(), E>,
+    ) -> Result<WorkspaceDir, E> {
+        let private = fs::Permissions::from_mode(0o700);
+        let cradle =
+            tempfile::Builder::new().prefix(CRADLE_PREFIX).permissions(private).tempdir_in(self.tmp())?;
+        fill(&WorkspaceDir::at(cradle.path()))?;
+        fsync_dir(cradle.path())?;
+        let dir = self.workspace(name);
+        fs::rename(cradle.path(), dir.path()).map_err(|error| match error.kind() {
+            io::ErrorKind::DirectoryNotEmpty => io::ErrorKind::AlreadyExists.into(),
+            _ => error,
+        })?;
+        // It has another name now, under which nothing of it is to be removed.
+        let _ = cradle.keep();
+        fsync_dir(&self.workspaces())?;
+        Ok(dir)
+    }
+
     /// Names of all directories that could be workspaces, sorted. A missing state directory has none.
     ///
     /// # Errors
@@ -187,14 +217,6 @@ impl WorkspaceDir {
         &self.path
     }
 
-    /// Makes the directory; fails when it exists, so the name is taken by exactly one command.
-    ///
-    /// # Errors
-    /// Fails with `AlreadyExists` when the name is taken, or when the directory cannot be made.
-    pub fn create(&self) -> io::Result<()> {
-        DirBuilder::new().mode(0o700).create(&self.path)
-    }
-
     /// Takes the lock that every command which changes this workspace holds.
     ///
     /// # Errors
@@ -206,6 +228,16 @@ impl WorkspaceDir {
     /// `workspace.json`: what the workspace is and what state it is in.
     pub fn record(&self) -> PathBuf {
         self.path.join("workspace.json")
+    }
+
+    /// `workload.json`: what its starts run, and in which environment.
+    pub fn workload(&self) -> PathBuf {
+        self.path.join("workload.json")
+    }
+
+    /// What clients of the workspace's supervisor must know ([`crate::control`]).
+    pub(crate) fn control_key(&self) -> PathBuf {
+        self.path.join("control.key")
     }
 
     /// The root disk: a qcow2 overlay on the image's base disk.
@@ -264,8 +296,6 @@ fn create_private_dir(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]
@@ -284,10 +314,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::at(dir.path());
         state.prepare().unwrap();
-        let workspace = state.workspace(&"web".parse().unwrap());
-        workspace.create().unwrap();
-        assert_eq!(workspace.create().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
-        fs::write(workspace.disk(), b"x").unwrap();
+        let name = "web".parse().unwrap();
+        let fill = |dir: &WorkspaceDir| fs::write(dir.disk(), b"x");
+        let workspace = state.create_workspace(&name, fill).unwrap();
+        assert_eq!(fs::metadata(workspace.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        let again = state.create_workspace(&name, fill).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        let failing = |_: &WorkspaceDir| Err(io::ErrorKind::StorageFull.into());
+        state.create_workspace::<io::Error>(&"other".parse().unwrap(), failing).unwrap_err();
+        assert_eq!(state.workspace_names().unwrap(), [name]);
         workspace.remove(&state).unwrap();
         assert!(state.workspace_names().unwrap().is_empty());
         assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);

@@ -71,7 +71,8 @@ impl SuperviseError {
     }
 }
 
-/// A running supervisor. Dropping it (or dying) ends its machine.
+/// A running supervisor. Dropping it (or dying) ends its machine, unless it has said that it is detached
+/// ([`Report::Serving`]).
 #[derive(Debug)]
 pub struct Launched {
     child: Child,

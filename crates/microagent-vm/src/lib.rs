@@ -4,12 +4,14 @@
 //! speaks to the guest's agent, keeps the logs, writes the record and ends the machine. [`launch`] starts
 //! it from the caller's process; [`supervise`] is its `main`. The two are tied by a socket: when the caller
 //! goes away, the supervisor ends the machine; when the supervisor goes away, the kernel ends QEMU
-//! (`PR_SET_PDEATHSIG`) and passt follows, because its socket closes.
+//! (`PR_SET_PDEATHSIG`) and passt follows, because its socket closes. A machine that serves outlives its caller;
+//! clients find its supervisor through a socket in the workspace's directory ([`control`]).
 //!
 //! Decisions are pure ([`accel`], [`machine`], [`lifecycle`]); one driver ([`supervisor`]) carries them out.
 
 pub mod accel;
 mod bounded_log;
+pub mod control;
 mod jail;
 pub mod launch;
 pub mod lifecycle;
@@ -23,7 +25,9 @@ pub mod template;
 
 pub use accel::{AccelChoice, AccelDecision, KvmFacts};
 pub use bounded_log::older as older_log;
+pub use control::{Answer, ControlError, Refusal};
 pub use launch::{Launched, SuperviseError, launch};
+pub use lifecycle::Ask;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay};
 pub use spec::{DiskSpec, Ended, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline, Work};

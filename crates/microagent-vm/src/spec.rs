@@ -97,10 +97,18 @@ pub enum Work {
         /// The command.
         command: Exec,
     },
-    /// No workload: one path of the disk is sent to the caller as a tar stream.
-    Fetch {
-        /// Absolute path in the guest.
-        path: Vec<u8>,
+    /// Setup steps of a workspace that is being made.
+    Prepare {
+        /// The steps; the first that fails ends it.
+        setup: Vec<Step>,
+    },
+    /// The machine is there for clients of the supervisor's socket, until one of them or its service ends it.
+    Serve {
+        /// What runs from start to end.
+        service: Option<Exec>,
+        /// Whether it goes on without its caller and is the workspace's life. Otherwise it is only a look into
+        /// a resting workspace, leaves no trace in the record, and ends with its caller.
+        detached: bool,
     },
     /// No disk and no workload: the guest is frozen into a template of its shape.
     Freeze,
@@ -115,6 +123,22 @@ pub struct Step {
     pub exec: Exec,
 }
 
+impl Work {
+    /// Whether the workspace's record follows this life.
+    pub(crate) fn is_recorded(&self) -> bool {
+        match self {
+            Work::Run { .. } | Work::Prepare { .. } => true,
+            Work::Serve { detached, .. } => *detached,
+            Work::Freeze => false,
+        }
+    }
+
+    /// Whether clients are listened to.
+    pub(crate) fn is_serving(&self) -> bool {
+        matches!(self, Work::Serve { .. })
+    }
+}
+
 /// What a supervisor tells while it works; `Ended` is the last.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Report {
@@ -126,8 +150,9 @@ pub enum Report {
     Setup(usize),
     /// The command begins.
     Command,
-    /// Part of a fetched tar stream.
-    Data(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// The service runs, the socket listens. A detached supervisor reports nothing after this, and needs its
+    /// caller no more.
+    Serving,
     /// The machine is gone.
     Ended(Box<Ended>),
 }
@@ -159,17 +184,18 @@ pub enum Outcome {
         /// Why it could not be started, if it could not.
         start_error: Option<String>,
     },
-    /// The tar stream is complete.
-    Fetched,
+    /// All setup steps are done.
+    Prepared,
+    /// A client had it shut down, to be started again.
+    Halted,
+    /// A client had it shut down or killed.
+    Stopped,
+    /// Its service ended, whatever it returned.
+    ServiceEnded(RecordedResult),
     /// The template is there.
     Frozen,
-    /// The guest could not read the path.
-    Unreadable {
-        /// Whether it does not exist.
-        not_found: bool,
-        /// What the guest said.
-        message: String,
-    },
+    /// Another process has the workspace; nothing was done.
+    Busy,
     /// The machine failed.
     Failed(Failure),
 }

@@ -1,9 +1,10 @@
 //! The supervisor's process: the one driver of [`crate::lifecycle`].
 //!
 //! One thread, one task that owns the state (`Driver`), helpers that feed it events: the worker (speaks to
-//! the guest), readers of console and error output, the monitor's watch, the tether's watch. The record is
-//! written by the driver alone.
+//! the guest), readers of console and error output, the monitor's watch, the tether's watch, the front (takes
+//! clients in). The record is written by the driver alone.
 
+mod front;
 mod machine;
 mod plan;
 mod worker;
@@ -19,9 +20,10 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use microagent_proto::{GENERATION, read_message, write_message};
 use microagent_store::{
-    Failure, FailureKind, Lock, ProcessId, State, StateDir, WorkspaceDir, WorkspaceRecord, WriteError,
-    write_json,
+    Failure, FailureKind, Lock, LockError, ProcessId, State, StateDir, WorkspaceDir, WorkspaceRecord,
+    WriteError, write_json,
 };
+use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -30,10 +32,12 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep_until, timeout};
 
 use crate::bounded_log::BoundedLog;
-use crate::lifecycle::{Effect, Event, Phase, step};
+use crate::control::{Answer, Refusal};
+use crate::lifecycle::{Ask, Effect, Event, Phase, step};
 use crate::machine::insert_disk;
 use crate::spec::{Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work};
 use crate::template::Template;
+use front::{Asked, Front, LastAnswers};
 use machine::Machine;
 use plan::Plan;
 use worker::{Freeze, Links, Worker};
@@ -49,6 +53,16 @@ const LAST_WORD_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the guest may take to end its processes and flush its disk.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a client waits for a clean shutdown: the flush, QEMU's end, and some time to tell.
+pub(crate) const END_DEADLINE: Duration = Duration::from_secs(60);
+const _: () = assert!(FLUSH_DEADLINE.as_secs() + 2 * 10 < END_DEADLINE.as_secs());
+
+/// How long QEMU may take to have the guest stand still or go on.
+const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long a machine may take to be gone whose supervisor was killed.
+const ORPHAN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long a restored guest may take to answer. Alone it takes milliseconds; under load it waits for a
 /// processor like everybody else, and a cold start would only make that worse.
@@ -95,19 +109,24 @@ async fn run() -> io::Result<()> {
     let Some(spec) = spec.filter(|spec| spec.generation == GENERATION) else {
         return Err(io::Error::other("the caller is of another build, or gone"));
     };
+    // A machine that outlives its caller must not keep the caller's directory busy.
+    std::env::set_current_dir("/")?;
 
     let state = StateDir::at(&spec.state_dir);
     let dir = WorkspaceDir::at(&spec.dir);
-    let (reports, reporter) = report_to(writer);
+    let detached = matches!(spec.work, Work::Serve { detached: true, .. });
+    let (reports, reporter) = report_to(writer, detached);
     let disposable = match Driver::take(spec, dir.clone(), reports.clone(), started) {
         Ok(driver) => {
             let disposable = driver.record.as_ref().is_some_and(|record| record.disposable);
-            let ended = driver.drive(reader).await;
+            let (ended, waiting) = driver.drive(reader).await;
+            // The workspace is free: whoever hears of the end may start it again.
+            waiting.answer(&ended.outcome).await;
             let _ = reports.send(Report::Ended(Box::new(ended))).await;
             disposable
         }
-        Err(failure) => {
-            let _ = reports.send(Report::Ended(Box::new(never_started(failure)))).await;
+        Err(outcome) => {
+            let _ = reports.send(Report::Ended(Box::new(never_started(outcome)))).await;
             false
         }
     };
@@ -128,13 +147,16 @@ fn tether_stream(fd: OwnedFd) -> io::Result<UnixStream> {
 }
 
 /// Sends reports from a task of its own, so that a caller who does not read cannot stop the driver. The
-/// task's result says whether everything was taken.
-fn report_to(mut writer: OwnedWriteHalf) -> (mpsc::Sender<Report>, JoinHandle<bool>) {
+/// task's result says whether everything was taken. A detached supervisor has nobody to tell once it serves.
+fn report_to(mut writer: OwnedWriteHalf, detached: bool) -> (mpsc::Sender<Report>, JoinHandle<bool>) {
     let (sender, mut receiver) = mpsc::channel::<Report>(QUEUE);
     let task = spawn_local(async move {
         while let Some(report) = receiver.recv().await {
             if write_message(&mut writer, &report, REPORT_LIMIT).await.is_err() {
                 return false;
+            }
+            if detached && matches!(report, Report::Serving) {
+                return true;
             }
         }
         true
@@ -142,9 +164,9 @@ fn report_to(mut writer: OwnedWriteHalf) -> (mpsc::Sender<Report>, JoinHandle<bo
     (sender, task)
 }
 
-fn never_started(failure: Failure) -> Ended {
+fn never_started(outcome: Outcome) -> Ended {
     Ended {
-        outcome: Outcome::Failed(failure),
+        outcome,
         start: StartMode::Cold { reason: "it was never started".to_owned() },
         timeline: Timeline::default(),
         console_tail: String::new(),
@@ -163,28 +185,67 @@ struct Driver {
     console: Shared<BoundedLog>,
     timeline: Shared<Timeline>,
     started: Instant,
+    /// Where clients come in, and what they wish for.
+    front: Option<(Rc<Front>, mpsc::Receiver<Asked>)>,
+    waiting: Waiting,
+    /// State as last published.
+    at: State,
+    /// Whether the machine's life no longer depends on its caller's.
+    detached: bool,
     _lock: Lock,
 }
 
+/// Clients that wait for the machine's end.
+#[derive(Default)]
+struct Waiting {
+    clients: Vec<Asked>,
+    unwritten: Option<LastAnswers>,
+}
+
+impl Waiting {
+    /// Tells them how it ended. The socket is closed and the workspace free.
+    async fn answer(self, outcome: &Outcome) {
+        for Asked { ask, reply } in self.clients {
+            // A client that is gone misses nothing.
+            let _ = reply.send(match outcome {
+                Outcome::Failed(failure) if ask != Ask::Kill => Answer::Failed(failure.clone()),
+                _ => Answer::Done,
+            });
+        }
+        if let Some(unwritten) = self.unwritten {
+            unwritten.written().await;
+        }
+    }
+}
+
 impl Driver {
-    /// Makes the workspace this supervisor's: lock, logs, record.
+    /// Makes the workspace this supervisor's: lock, logs, record, socket.
     fn take(
         spec: Spec,
         dir: WorkspaceDir,
         reports: mpsc::Sender<Report>,
         started: Instant,
-    ) -> Result<Driver, Failure> {
-        let boot = |message: String| Failure { kind: FailureKind::Boot, message };
-        let lock = dir.lock().map_err(|e| boot(e.to_string()))?;
-        let (record, console) = match &spec.work {
-            Work::Run { .. } => {
-                (Some(WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?), dir.console_log())
-            }
+    ) -> Result<Driver, Outcome> {
+        let boot = |message: String| Outcome::Failed(Failure { kind: FailureKind::Boot, message });
+        let lock = dir.lock().map_err(|error| match error {
+            LockError::Held { .. } => Outcome::Busy,
+            error => boot(error.to_string()),
+        })?;
+        let (record, console) = if spec.work.is_recorded() {
+            (Some(WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?), dir.console_log())
+        } else {
             // Looking into a disk must not lose what its last run printed.
-            Work::Fetch { .. } | Work::Freeze => (None, dir.path().join("fetch.log")),
+            (None, dir.path().join("fetch.log"))
         };
-        let console =
-            BoundedLog::create(&console, CONSOLE_LIMIT).map_err(|e| full_or_boot(&e, "console log"))?;
+        if let Some(orphan) = record.as_ref().and_then(|record| record.vmm.as_ref()) {
+            end_orphan(orphan).map_err(boot)?;
+        }
+        let host = |error: &io::Error, what| Outcome::Failed(full_or_boot(error, what));
+        let console = BoundedLog::create(&console, CONSOLE_LIMIT).map_err(|e| host(&e, "console log"))?;
+        let front = match spec.work.is_serving() {
+            true => Some(Front::open(&dir).map_err(|e| host(&e, "socket for commands"))?),
+            false => None,
+        };
         let mut driver = Driver {
             state: StateDir::at(&spec.state_dir),
             spec,
@@ -195,6 +256,10 @@ impl Driver {
             console: Rc::new(RefCell::new(console)),
             timeline: Rc::default(),
             started,
+            front: front.map(|(front, asked)| (Rc::new(front), asked)),
+            waiting: Waiting::default(),
+            at: State::Starting,
+            detached: false,
             _lock: lock,
         };
         if let Some(record) = &mut driver.record {
@@ -203,12 +268,12 @@ impl Driver {
             record.vmm = None;
             record.failure = None;
         }
-        driver.publish(State::Starting).map_err(|e| write_failure(&e))?;
+        driver.publish(State::Starting).map_err(|e| Outcome::Failed(write_failure(&e)))?;
         Ok(driver)
     }
 
-    /// From the spawn to the end of everything.
-    async fn drive(mut self, tether: OwnedReadHalf) -> Ended {
+    /// From the spawn to the end of everything. The workspace is free afterwards.
+    async fn drive(mut self, tether: OwnedReadHalf) -> (Ended, Waiting) {
         let outcome = match self.live(tether).await {
             Ok(outcome) => outcome,
             Err(failure) => Outcome::Failed(failure),
@@ -219,7 +284,15 @@ impl Driver {
             Outcome::Failed(_) => self.console.borrow().tail(),
             _ => String::new(),
         };
-        Ended { outcome, start: self.start, timeline: *self.timeline.borrow(), console_tail }
+        if let Some((front, mut asked)) = self.front.take() {
+            self.waiting.unwritten = Some(front.last_answers());
+            drop(front);
+            while let Ok(late) = asked.try_recv() {
+                self.waiting.clients.push(late);
+            }
+        }
+        let ended = Ended { outcome, start: self.start, timeline: *self.timeline.borrow(), console_tail };
+        (ended, self.waiting)
     }
 
     async fn live(&mut self, tether: OwnedReadHalf) -> Result<Outcome, Failure> {
@@ -278,6 +351,7 @@ impl Driver {
             timeline: Rc::clone(&self.timeline),
             reports: self.reports.clone(),
             started: self.started,
+            front: self.front.as_ref().map(|(front, _)| Rc::clone(front)),
         };
         let worker = Worker::new(&self.spec, &self.dir, answer_deadline, freeze, links)
             .map_err(|e| full_or_boot(&e, "output"))?;
@@ -299,21 +373,31 @@ impl Driver {
         let mut flush_up = None;
         loop {
             let working = !matches!(phase, Phase::Stopping(_));
+            let mut client = None;
             let event = tokio::select! {
                 biased;
                 Some(event) = life.incoming.recv() => explain(event, &mut life.machine).await,
                 message = life.machine.gone() => Event::MachineGone(message),
-                () = cancelled.as_mut() => Event::Cancelled,
+                () = cancelled.as_mut(), if !self.detached => Event::Cancelled,
                 () = wait_until(flush_up) => {
                     flush_up = None;
                     Event::FlushFailed("the guest did not answer in time".to_owned())
                 }
                 () = wait_until(time_up.filter(|_| working)) => Event::TimedOut,
+                asked = next_asked(&mut self.front) => {
+                    let ask = asked.ask;
+                    client = Some(asked);
+                    Event::Asked(ask)
+                }
             };
             let reason = match &event {
                 Event::GuestFailed(reason) | Event::MachineGone(reason) => reason.clone(),
                 _ => String::new(),
             };
+            if matches!(event, Event::Serving) {
+                let _ = self.reports.send(Report::Serving).await;
+                self.detached = matches!(self.spec.work, Work::Serve { detached: true, .. });
+            }
             let (next, effect) = step(phase, event, keep);
             phase = next;
             match effect {
@@ -322,14 +406,26 @@ impl Driver {
                     self.publish(State::Running).map_err(|e| write_failure(&e))?;
                     let _ = self.reports.send(Report::Booted).await;
                 }
-                Effect::Flush => {
+                Effect::Flush | Effect::ResumeToFlush => {
+                    self.waiting.clients.extend(client);
+                    if effect == Effect::ResumeToFlush {
+                        // One that does not go on does not flush, which is then said.
+                        let _ = self.freeze_or_thaw(life, "cont").await;
+                    }
                     self.publish(State::Stopping).map_err(|e| write_failure(&e))?;
                     flush_up = Some(tokio::time::Instant::now() + FLUSH_DEADLINE);
                     // The worker may have died of the guest's doing; the deadline speaks then.
                     let _ = life.flush.take().map(|flush| flush.send(()));
                 }
+                Effect::Pause => phase = self.change(life, client, State::Paused).await?,
+                Effect::Resume => phase = self.change(life, client, State::Running).await?,
+                Effect::AwaitEnd => self.waiting.clients.extend(client),
+                Effect::Refuse => answer(client, Answer::Refused(Refusal::State(self.at))),
                 Effect::Quit => life.machine.quit().await,
-                Effect::Kill => life.machine.kill().await,
+                Effect::Kill => {
+                    self.waiting.clients.extend(client);
+                    life.machine.kill().await;
+                }
                 Effect::StartCold => {
                     life.machine.kill().await;
                     return Ok(Lived::NotRestored(reason));
@@ -341,18 +437,40 @@ impl Driver {
         }
     }
 
+    /// Has the guest stand still or go on, publishes that, and tells the client. When QEMU does not do it,
+    /// everything stays as it was.
+    async fn change(&mut self, life: &Life, client: Option<Asked>, to: State) -> Result<Phase, Failure> {
+        let command = if to == State::Paused { "stop" } else { "cont" };
+        let done = self.freeze_or_thaw(life, command).await;
+        let reached = if done.is_ok() { to } else { self.at };
+        if reached != self.at {
+            self.publish(reached).map_err(|e| write_failure(&e))?;
+        }
+        answer(
+            client,
+            match done {
+                Ok(()) => Answer::Done,
+                Err(message) => Answer::Failed(Failure { kind: FailureKind::GuestDied, message }),
+            },
+        );
+        Ok(if reached == State::Paused { Phase::Paused } else { Phase::Running })
+    }
+
+    async fn freeze_or_thaw(&self, life: &Life, command: &'static str) -> Result<(), String> {
+        let monitor = life.machine.monitor();
+        match timeout(PAUSE_DEADLINE, monitor.execute(vec![(command, json!({}))])).await {
+            Ok(done) => done.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("QEMU did not answer within {} s", PAUSE_DEADLINE.as_secs())),
+        }
+    }
+
     /// Writes down how it ended.
     fn settle(&mut self, outcome: Outcome) -> Outcome {
-        let (state, failure) = match &outcome {
-            Outcome::Failed(failure) => (State::Failed, Some(failure.clone())),
-            Outcome::SetupFailed { step, exit_code, .. } => {
-                let message = format!("setup step {} failed with exit code {exit_code}", step + 1);
-                (State::Failed, Some(Failure { kind: FailureKind::Setup, message }))
-            }
-            _ => (State::Stopped, None),
-        };
+        let (state, failure) = end_state(&self.spec.work, &outcome);
         let recorded = match &outcome {
-            Outcome::Completed(result) => write_json(&self.dir.result(), result),
+            Outcome::Completed(result) | Outcome::ServiceEnded(result) => {
+                write_json(&self.dir.result(), result)
+            }
             _ => Ok(()),
         };
         if let Some(record) = &mut self.record {
@@ -381,6 +499,10 @@ impl Driver {
 
     /// Writes the record, if this life has one.
     fn publish(&mut self, state: State) -> Result<(), WriteError> {
+        self.at = state;
+        if let Some((front, _)) = &self.front {
+            front.follow(state);
+        }
         let Some(record) = &mut self.record else { return Ok(()) };
         record.state = state;
         record.changed_at = Timestamp::now();
@@ -389,6 +511,66 @@ impl Driver {
 
     fn elapsed_us(&self) -> u64 {
         elapsed_us(self.started)
+    }
+}
+
+/// In which state a workspace is after this, and why it failed.
+fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<Failure>) {
+    let failed = |kind, message| (State::Failed, Some(Failure { kind, message }));
+    match outcome {
+        // A start that nobody waited for.
+        Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled && work.is_serving() => {
+            (State::Stopped, None)
+        }
+        Outcome::Failed(failure) => (State::Failed, Some(failure.clone())),
+        Outcome::SetupFailed { step, exit_code, .. } => {
+            failed(FailureKind::Setup, format!("setup step {} failed with exit code {exit_code}", step + 1))
+        }
+        Outcome::ServiceEnded(result) if result.exit_code != 0 => {
+            let message = match (&result.start_error, result.signal) {
+                (Some(error), _) => format!("its service could not be started: {error}"),
+                (None, Some(signal)) => format!("its service was ended by signal {signal}"),
+                (None, None) => format!("its service ended with exit code {}", result.exit_code),
+            };
+            failed(FailureKind::Service, message)
+        }
+        Outcome::Prepared => (State::Prepared, None),
+        Outcome::Halted => (State::Halted, None),
+        Outcome::Completed(_)
+        | Outcome::Stopped
+        | Outcome::ServiceEnded(_)
+        | Outcome::Frozen
+        | Outcome::Busy => (State::Stopped, None),
+    }
+}
+
+/// QEMU dies with its supervisor, but a moment later, and holds the disk until then.
+fn end_orphan(orphan: &ProcessId) -> Result<(), String> {
+    orphan.kill();
+    let deadline = Instant::now() + ORPHAN_DEADLINE;
+    while orphan.is_alive() {
+        if Instant::now() >= deadline {
+            return Err(format!("QEMU of its last life (process {}) cannot be killed", orphan.pid));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// Waits for a client's wish; for ever where none can come.
+async fn next_asked(front: &mut Option<(Rc<Front>, mpsc::Receiver<Asked>)>) -> Asked {
+    if let Some((_, asked)) = front
+        && let Some(asked) = asked.recv().await
+    {
+        return asked;
+    }
+    std::future::pending().await
+}
+
+/// A client that is gone misses nothing.
+fn answer(client: Option<Asked>, answer: Answer) {
+    if let Some(Asked { reply, .. }) = client {
+        let _ = reply.send(answer);
     }
 }
 

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-use microagent_store::{Artifact, FailureKind, WorkspaceName, WorkspaceRecord};
-use microagent_vm::{Outcome, Report, Spec, SuperviseError, Work, launch};
+use microagent_proto::{Pack, PackEvent, Request};
+use microagent_store::{Artifact, WorkspaceName};
 use tar::{Archive, EntryType};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::machinery::Life;
-use crate::{Engine, Error, Event, Observer};
+use crate::attach::Guest;
+use crate::{Engine, Error, Observer};
 
 /// How long one artifact may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30 * 60);
@@ -50,7 +51,7 @@ impl Engine {
         observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<PathBuf, Error> {
-        let record = self.load(name)?;
+        let record = self.observe(name)?;
         let state = record.observed_state();
         if !state.is_resting() {
             return Err(Error::WrongState { name: name.clone(), state, action: "read its disk" });
@@ -69,77 +70,51 @@ impl Engine {
             let dest = dest.clone();
             tokio::task::spawn_blocking(move || unpack(Stream::new(received).take(limit), &dest))
         };
-        let fetched = self.fetch(&record, &output.path, chunks, observer, cancel).await;
+        let guest = self.guest(name, observer, cancel).await?;
+        let fetched = timeout(FETCH_TIMEOUT, self.fetch(&guest, &output.path, chunks, cancel)).await;
         let written = writer.await.map_err(|e| file_error("write", &dest, io::Error::other(e)))?;
+        let fetched = fetched.unwrap_or_else(|_| Err(guest.late("it did not send the artifact in time")));
+        let left = guest.leave().await;
         // The guest's reason comes first: the writer only saw its stream end.
         fetched?;
+        left?;
         written.map_err(|source| file_error("write", &dest, source))?.commit(&dest)?;
         Ok(dest)
     }
 
-    /// Boots the disk without workload and passes the stream on.
+    /// Has the guest pack the path, and passes the stream on.
     async fn fetch(
         &self,
-        record: &WorkspaceRecord,
+        guest: &Guest,
         path: &str,
         chunks: SyncSender<Vec<u8>>,
-        observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<(), Error> {
-        let machinery = self.machinery(microagent_store::NetworkMode::Isolated)?;
-        let dir = self.state().workspace(&record.name);
-        let base = self.images().disk_path(&record.image.disk);
-        let kept = WorkspaceRecord { disposable: false, ..record.clone() };
-        let work = Work::Fetch { path: path.as_bytes().to_vec() };
-        let spec = self.spec(&machinery, &Life::of(&kept, &dir, &base), work)?;
-        let spec = Spec { timeout: Some(FETCH_TIMEOUT), ..spec };
-        let backend = machinery.decision.backend().to_owned();
-        observer.event(Event::Booting { workspace: record.name.to_string(), backend: backend.clone() });
-
-        let mut launched = launch(&self.options().supervisor, &spec).await?;
+        let request = Request::Pack(Pack { path: path.as_bytes().to_vec().into(), follow: true });
+        let mut talk = self.ask(guest, &request).await?;
         let mut chunks = Some(chunks);
-        let ended = loop {
-            match launched.next(cancel).await {
-                Ok(Report::Data(bytes)) => {
+        loop {
+            let event = tokio::select! {
+                event = talk.reply() => event?,
+                () = cancel.cancelled() => return Err(Error::Cancelled),
+            };
+            match event {
+                PackEvent::Data(bytes) => {
                     // Waits in place for the writer: this process has nothing else to do meanwhile. A writer
                     // that failed takes no more; its own error is reported.
-                    if chunks.as_ref().is_some_and(|chunks| chunks.send(bytes).is_err()) {
+                    if chunks.as_ref().is_some_and(|chunks| chunks.send(bytes.into_vec()).is_err()) {
                         chunks = None;
                     }
                 }
-                Ok(Report::Notice(notice)) => observer.event(Event::Notice(notice)),
-                Ok(Report::Ended(ended)) => break Ok(*ended),
-                Ok(_) => {}
-                Err(error) => break Err(error),
-            }
-        };
-        launched.join().await;
-        drop(chunks);
-        let failed = |kind, message| Error::RunFailed {
-            workspace: record.name.clone(),
-            backend,
-            kind,
-            message,
-            console_tail: None,
-        };
-        match ended {
-            Ok(ended) => match ended.outcome {
-                Outcome::Fetched => Ok(()),
-                Outcome::Unreadable { message, .. } => Err(Error::ArtifactUnreadable {
-                    workspace: record.name.clone(),
-                    path: path.to_owned(),
-                    reason: message,
-                }),
-                Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => Err(Error::Cancelled),
-                Outcome::Failed(failure) => Err(failed(failure.kind, failure.message)),
-                Outcome::Completed(_) | Outcome::SetupFailed { .. } | Outcome::Frozen => {
-                    Err(failed(FailureKind::Protocol, "its supervisor did other work than asked".to_owned()))
+                PackEvent::End => return Ok(()),
+                PackEvent::Failed(error) => {
+                    return Err(Error::ArtifactUnreadable {
+                        workspace: guest.name().clone(),
+                        path: path.to_owned(),
+                        reason: error.message,
+                    });
                 }
-            },
-            Err(SuperviseError::Vanished { .. }) => {
-                Err(failed(FailureKind::SupervisorDied, "its supervisor was killed".to_owned()))
             }
-            Err(error) => Err(error.into()),
         }
     }
 }

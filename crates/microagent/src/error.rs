@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use microagent_guest::GuestError;
 use microagent_image::ImageError;
 use microagent_store::{FailureKind, LoadError, LockError, OpenError, State, WorkspaceName, WriteError};
-use microagent_vm::{OutputReader, SuperviseError};
+use microagent_vm::{ControlError, OutputReader, SuperviseError};
 use serde::Serialize;
 
 use crate::SetupFailure;
@@ -42,7 +42,7 @@ pub enum Error {
         /// The workspace.
         name: WorkspaceName,
         /// The lock that was not had.
-        source: LockError,
+        source: Option<LockError>,
     },
     /// The workspace's state does not allow the operation.
     #[error("workspace `{name}` is {state}; cannot {action}")]
@@ -95,6 +95,68 @@ pub enum Error {
         message: String,
         /// Last lines of the guest's console, when they tell something.
         console_tail: Option<String>,
+    },
+    /// A start failed. The record stays, in state `failed`.
+    #[error("workspace `{workspace}` did not start (backend={backend}): {message}")]
+    StartFailed {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// `linux-kvm` or `linux-tcg`.
+        backend: String,
+        /// What kind of failure.
+        kind: FailureKind,
+        /// One line.
+        message: String,
+        /// Last lines of the guest's console, when they tell something.
+        console_tail: Option<String>,
+    },
+    /// The machine could not be brought to another state as was asked.
+    #[error("workspace `{workspace}`: cannot {action}: {message}")]
+    ChangeFailed {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// What was to be done.
+        action: &'static str,
+        /// One line.
+        message: String,
+    },
+    /// The supervisor of a running workspace cannot be spoken to.
+    #[error("workspace `{workspace}` cannot be reached")]
+    Unreachable {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// What happened to the conversation.
+        source: ControlError,
+    },
+    /// The running machine was started by another build.
+    #[error("workspace `{workspace}` was started by another build of microagent")]
+    OtherBuild {
+        /// The workspace.
+        workspace: WorkspaceName,
+    },
+    /// As many commands as possible are at work in the guest.
+    #[error("too many commands are at work in workspace `{workspace}`")]
+    Crowded {
+        /// The workspace.
+        workspace: WorkspaceName,
+    },
+    /// The conversation with the guest broke off.
+    #[error("the guest of workspace `{workspace}` went away in the middle: {message}")]
+    GuestGone {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// One line.
+        message: String,
+    },
+    /// The guest could not do what was asked.
+    #[error("the guest of workspace `{workspace}` refused: {message}")]
+    GuestRefused {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// Whether the path does not exist.
+        not_found: bool,
+        /// What it said.
+        message: String,
     },
     /// No template could be made.
     #[error("the template was not made: {message}")]
@@ -195,10 +257,19 @@ impl Error {
             Error::WrongState { .. } => ErrorKind::WrongState,
             Error::Invalid { .. } => ErrorKind::Invalid,
             Error::RunFailed { kind: FailureKind::Timeout, .. } => ErrorKind::Timeout,
+            Error::Crowded { .. } => ErrorKind::Busy,
+            Error::OtherBuild { .. } => ErrorKind::WrongState,
+            Error::GuestRefused { not_found: true, .. } => ErrorKind::NotFound,
             Error::RunFailed { kind: FailureKind::HostFull, .. }
+            | Error::StartFailed { kind: FailureKind::HostFull, .. }
             | Error::TemplateFailed { kind: FailureKind::HostFull, .. } => ErrorKind::HostFull,
             Error::RunFailed { kind: FailureKind::Cancelled, .. } => ErrorKind::Cancelled,
             Error::RunFailed { .. } | Error::TemplateFailed { .. } => ErrorKind::RunFailed,
+            Error::StartFailed { .. }
+            | Error::ChangeFailed { .. }
+            | Error::Unreachable { .. }
+            | Error::GuestGone { .. }
+            | Error::GuestRefused { .. } => ErrorKind::RunFailed,
             Error::SetupFailed { .. } => ErrorKind::SetupFailed,
             Error::Write(e) => io_kind(e.io()),
             Error::File { source, .. } => io_kind(Some(source)),
@@ -236,6 +307,25 @@ impl Error {
                 "free some space: microagent delete {workspace} --yes, microagent image prune; \
                  microagent logs {workspace} shows how far it came"
             )),
+            Error::WrongState { name, state, action } => match state {
+                State::Paused => Some(format!("let it go on first: microagent resume {name}")),
+                state if state.is_resting() => Some(format!("start it first: microagent start {name}")),
+                State::Running if *action == "start it" => {
+                    Some(format!("use it: microagent exec {name} -- COMMAND"))
+                }
+                State::Starting | State::Stopping => Some("wait a moment and try again".to_owned()),
+                _ => Some(format!("end it first: microagent halt {name}")),
+            },
+            Error::Unreachable { workspace, .. } | Error::OtherBuild { workspace } => Some(format!(
+                "microagent status {workspace} shows what is true; microagent kill {workspace} ends it"
+            )),
+            Error::ChangeFailed { workspace, .. } => {
+                Some(format!("microagent logs {workspace} may say why; microagent kill {workspace} ends it"))
+            }
+            Error::Crowded { .. } => Some("try again when one of them has ended".to_owned()),
+            Error::StartFailed { workspace, .. } => {
+                Some(format!("microagent logs {workspace} shows how far it came"))
+            }
             Error::RunFailed { workspace, .. } | Error::SetupFailed { workspace, .. } => Some(format!(
                 "microagent logs {workspace} shows why; microagent delete {workspace} --yes removes it"
             )),

@@ -18,11 +18,16 @@
 //! [`CancellationToken`] says so.
 
 mod artifact;
+mod attach;
 mod doctor;
 mod engine;
 mod error;
 mod event;
+mod exec;
+mod follow;
+mod lifecycle;
 mod machinery;
+mod making;
 mod options;
 mod profile;
 mod report;
@@ -34,7 +39,9 @@ pub use doctor::{Check, CheckStatus, DoctorReport, KernelReport};
 pub use engine::{AccelChoice, Engine, EngineOptions};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer};
-pub use options::{RunCommand, RunOptions, SetupStep};
+pub use exec::{ExecOptions, Execution, OutputSink};
+pub use lifecycle::{Created, Started};
+pub use options::{CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
 pub use profile::{PROFILES, Profile};
 pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
 pub use template::{Template, TemplateShape};
@@ -42,7 +49,8 @@ pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
 
 pub use microagent_image as image;
 pub use microagent_store::{
-    Artifact, Failure, FailureKind, NameError, NetworkMode, Resources, State, WorkspaceName,
+    Artifact, CommandLine, Failure, FailureKind, NameError, NetworkMode, Resources, RestartPolicy, SetupStep,
+    State, WorkspaceName,
 };
 pub use microagent_vm::{
     OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, supervise,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use microagent_guest::Guest;
 use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
-use microagent_store::{NetworkMode, Resources, WorkspaceDir, WorkspaceRecord};
+use microagent_store::{Identity, NetworkMode, Resources, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::PasstSpec;
 use microagent_vm::{AccelDecision, DiskSpec, KvmFacts, MachineSpec, Spec, SuperviseError, Work, accel};
@@ -29,6 +29,8 @@ pub(crate) struct Life<'a> {
     pub(crate) name: &'a str,
     /// Host name in the guest.
     pub(crate) hostname: &'a str,
+    /// What it is known by in its network and to its programs.
+    pub(crate) identity: Identity,
     /// Size of the machine.
     pub(crate) resources: Resources,
     /// Where its logs go.
@@ -39,14 +41,19 @@ pub(crate) struct Life<'a> {
 
 impl<'a> Life<'a> {
     /// A life of the workspace.
-    pub(crate) fn of(record: &'a WorkspaceRecord, dir: &'a WorkspaceDir, base: &'a Path) -> Life<'a> {
-        Life {
+    pub(crate) fn of(
+        record: &'a WorkspaceRecord,
+        dir: &'a WorkspaceDir,
+        base: &'a Path,
+    ) -> Result<Life<'a>, Error> {
+        Ok(Life {
             name: record.name.as_str(),
             hostname: &record.hostname,
+            identity: record.identity.clone().map_or_else(new_identity, Ok)?,
             resources: record.resources,
             dir,
             disk: Some((dir.disk(), base, !record.disposable)),
-        }
+        })
     }
 }
 
@@ -88,11 +95,8 @@ impl Engine {
 
     /// Everything that a supervisor must know. Without a time limit on the work.
     pub(crate) fn spec(&self, machinery: &Machinery, life: &Life<'_>, work: Work) -> Result<Spec, Error> {
-        let seed = random::<22>()?;
-        let (machine_id, mac) = seed.split_at(16);
         let network = machinery.passt.is_some().then(|| Network {
-            // Locally administered, unicast.
-            mac: MacAddress([0x02, mac[1], mac[2], mac[3], mac[4], mac[5]]),
+            mac: MacAddress(life.identity.mac),
             address: GUEST_ADDRESS,
             prefix_len: PREFIX_LEN,
             gateway: GATEWAY,
@@ -111,7 +115,7 @@ impl Engine {
             name: life.name.to_owned(),
             backend: machinery.decision.backend().to_owned(),
             machine: MachineSpec {
-                qemu: machinery.qemu.clone(),
+                qemu: absolute(&machinery.qemu)?,
                 kvm: machinery.decision.backend() == "linux-kvm",
                 kernel: absolute(&machinery.kernel)?,
                 initramfs: absolute(&machinery.initramfs)?,
@@ -119,12 +123,15 @@ impl Engine {
                 cpu_count: life.resources.cpu_count,
                 disk,
             },
-            passt: machinery.passt.clone(),
+            passt: match &machinery.passt {
+                Some(passt) => Some(PasstSpec { program: absolute(&passt.program)? }),
+                None => None,
+            },
             configure: Configure {
                 // The supervisor fills both in at the last moment.
                 clock_unix_ns: 0,
                 entropy: Entropy([0; 32]),
-                machine_id: machine_id.iter().map(|byte| format!("{byte:02x}")).collect(),
+                machine_id: life.identity.machine_id.clone(),
                 hostname: life.hostname.to_owned(),
                 network,
                 root: Root { scsi_target: ROOT_SCSI_TARGET, grow: true },
@@ -135,6 +142,17 @@ impl Engine {
             warm: self.options().warm.clone(),
         })
     }
+}
+
+/// Makes up what a machine is known by.
+pub(crate) fn new_identity() -> Result<Identity, Error> {
+    let seed = random::<22>()?;
+    let (machine_id, mac) = seed.split_at(16);
+    Ok(Identity {
+        machine_id: machine_id.iter().map(|byte| format!("{byte:02x}")).collect(),
+        // Locally administered, unicast.
+        mac: [0x02, mac[1], mac[2], mac[3], mac[4], mac[5]],
+    })
 }
 
 fn random<const N: usize>() -> Result<[u8; N], Error> {
@@ -149,7 +167,7 @@ fn random<const N: usize>() -> Result<[u8; N], Error> {
     }
 }
 
-/// QEMU and the supervisor have the caller's working directory, but a record must not depend on it.
+/// The supervisor leaves the caller's working directory, and a record must not depend on it.
 fn absolute(path: &Path) -> Result<PathBuf, Error> {
     std::path::absolute(path).map_err(|source| Error::File { action: "find", path: path.to_owned(), source })
 }

@@ -1,20 +1,18 @@
-//! What a run is asked to do.
+//! What a run or a new workspace is asked to be.
 
 use std::time::Duration;
 
 use microagent_image::PullPolicy;
-use microagent_store::{Artifact, NetworkMode, WorkspaceName};
+use microagent_store::{Artifact, NetworkMode, RestartPolicy, SetupStep, WorkspaceName};
 
 use crate::Profile;
 
-/// What a one-shot run is asked to do. Start from [`RunOptions::new`] and set what differs.
+/// What every workspace is made from. Start from [`WorkspaceOptions::new`] and set what differs.
 #[derive(Debug, Clone)]
-pub struct RunOptions {
+pub struct WorkspaceOptions {
     /// Image reference, as a user writes it.
     pub image: String,
-    /// What to run in it.
-    pub command: RunCommand,
-    /// Steps before the command, in the same boot; the first that fails fails the run.
+    /// Steps before anything else; the first that fails ends it.
     pub setup: Vec<SetupStep>,
     /// Environment, over the image's; later entries win.
     pub env: Vec<(String, String)>,
@@ -22,14 +20,8 @@ pub struct RunOptions {
     pub user: Option<String>,
     /// Working directory in place of the image's.
     pub working_dir: Option<String>,
-    /// Paths that `artifact` can fetch from the kept workspace.
+    /// Paths that `artifact` can fetch.
     pub outputs: Vec<Artifact>,
-    /// Keep the workspace after the run.
-    pub keep: bool,
-    /// Name; generated when absent.
-    pub name: Option<WorkspaceName>,
-    /// Wall clock from the start of the machine until it is killed.
-    pub timeout: Option<Duration>,
     /// Machine size to start from.
     pub profile: Profile,
     /// Memory in MiB in place of the profile's.
@@ -46,6 +38,37 @@ pub struct RunOptions {
     pub pull: PullPolicy,
 }
 
+/// What a one-shot run is asked to do. Start from [`RunOptions::new`] and set what differs.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// What its workspace is made from. Setup runs in the same boot as the command.
+    pub workspace: WorkspaceOptions,
+    /// What to run in it.
+    pub command: RunCommand,
+    /// Keep the workspace after the run.
+    pub keep: bool,
+    /// Name; generated when absent.
+    pub name: Option<WorkspaceName>,
+    /// Wall clock from the start of the machine until it is killed.
+    pub timeout: Option<Duration>,
+}
+
+/// What a workspace that is kept between its starts is to be. Start from [`CreateOptions::new`] and set what
+/// differs.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// Name.
+    pub name: WorkspaceName,
+    /// What it is made from. Setup runs once, in a boot of its own.
+    pub workspace: WorkspaceOptions,
+    /// What every start runs; the machine ends with it. Without it the machine waits to be used.
+    pub service: Option<RunCommand>,
+    /// Program of interactive sessions in place of the guest's shell.
+    pub shell: Option<String>,
+    /// When `supervise` starts it again.
+    pub restart: RestartPolicy,
+}
+
 /// What to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunCommand {
@@ -59,34 +82,16 @@ pub enum RunCommand {
     Entrypoint(Vec<String>),
 }
 
-/// One step before the command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SetupStep {
-    /// A shell command line, evaluated by the guest's `/bin/sh`.
-    Shell(String),
-    /// A script, run by its `#!` line or by `/bin/sh`.
-    Script {
-        /// How messages call it: the host's file name.
-        name: String,
-        /// Its text.
-        content: Vec<u8>,
-    },
-}
-
-impl RunOptions {
-    /// A disposable run of the image's own command on a `small` machine with network `user`.
-    pub fn new(image: impl Into<String>) -> RunOptions {
-        RunOptions {
+impl WorkspaceOptions {
+    /// A `small` machine with network `user`.
+    pub fn new(image: impl Into<String>) -> WorkspaceOptions {
+        WorkspaceOptions {
             image: image.into(),
-            command: RunCommand::Image,
             setup: Vec::new(),
             env: Vec::new(),
             user: None,
             working_dir: None,
             outputs: Vec::new(),
-            keep: false,
-            name: None,
-            timeout: None,
             profile: Profile::default(),
             memory_mib: None,
             cpu_count: None,
@@ -94,6 +99,32 @@ impl RunOptions {
             hostname: None,
             network: NetworkMode::default(),
             pull: PullPolicy::default(),
+        }
+    }
+}
+
+impl CreateOptions {
+    /// A workspace on a `small` machine with network `user` that runs nothing by itself.
+    pub fn new(name: WorkspaceName, image: impl Into<String>) -> CreateOptions {
+        CreateOptions {
+            name,
+            workspace: WorkspaceOptions::new(image),
+            service: None,
+            shell: None,
+            restart: RestartPolicy::default(),
+        }
+    }
+}
+
+impl RunOptions {
+    /// A disposable run of the image's own command on a `small` machine with network `user`.
+    pub fn new(image: impl Into<String>) -> RunOptions {
+        RunOptions {
+            workspace: WorkspaceOptions::new(image),
+            command: RunCommand::Image,
+            keep: false,
+            name: None,
+            timeout: None,
         }
     }
 

@@ -7,7 +7,7 @@ use microagent_vm::template::{self, TemplateInfo};
 use microagent_vm::{Outcome, Report, SuperviseError, Timeline, Work, launch};
 use tokio_util::sync::CancellationToken;
 
-use crate::machinery::Life;
+use crate::machinery::{Life, new_identity};
 use crate::{Engine, Error};
 
 /// How the supervisor of a freeze is called in lists of processes.
@@ -93,7 +93,8 @@ impl Engine {
         let scratch = tempfile::Builder::new().prefix("template-").tempdir_in(&tmp);
         let scratch = scratch.map_err(|source| Error::File { action: "create", path: tmp, source })?;
         let dir = WorkspaceDir::at(scratch.path());
-        let life = Life { name: NAME, hostname: NAME, resources, dir: &dir, disk: None };
+        let identity = new_identity()?;
+        let life = Life { name: NAME, hostname: NAME, identity, resources, dir: &dir, disk: None };
         let mut spec = self.spec(&machinery, &life, Work::Freeze)?;
         // Asked for by name, whatever the default is.
         spec.warm = Ok(());

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_store::{
-    Failure, LockError, ProcessId, State, StateDir, WorkspaceDir, WorkspaceName, WorkspaceRecord,
+    Failure, LockError, ProcessId, RestartPolicy, State, StateDir, WorkspaceDir, WorkspaceName,
+    WorkspaceRecord,
 };
 use microagent_vm::older_log;
 use serde::Serialize;
@@ -33,7 +34,7 @@ pub struct WorkspaceSummary {
     /// Network mode.
     pub network: Option<microagent_store::NetworkMode>,
     /// Restart policy.
-    pub restart: &'static str,
+    pub restart: RestartPolicy,
     /// When this was looked at.
     pub observed_at: Timestamp,
     /// Why it failed, or what is wrong with its record.
@@ -56,7 +57,9 @@ pub struct WorkspaceDetails {
 pub enum DeleteMode {
     /// Only a resting workspace.
     Resting,
-    /// Ends a live one first.
+    /// Shuts a live one down first.
+    Stop,
+    /// Kills a live one first.
     Kill,
 }
 
@@ -66,7 +69,7 @@ pub struct Deletion {
     /// Whether there was something to delete.
     pub deleted: bool,
     /// Whether a live machine was ended for it.
-    pub killed: bool,
+    pub ended: bool,
 }
 
 impl Engine {
@@ -89,7 +92,7 @@ impl Engine {
     /// # Errors
     /// Fails when there is none or its record is damaged.
     pub fn workspace(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
-        let record = self.load(name)?;
+        let record = self.observe(name)?;
         Ok(WorkspaceDetails { state: record.observed_state(), failure: record.observed_failure(), record })
     }
 
@@ -114,25 +117,24 @@ impl Engine {
     /// Removes a workspace: record, disk, logs. One that is not there is not an error.
     ///
     /// # Errors
-    /// Fails when it is live and `mode` is [`DeleteMode::Resting`], another command holds it, or its files
-    /// cannot be removed.
-    pub fn delete(&self, name: &WorkspaceName, mode: DeleteMode) -> Result<Deletion, Error> {
+    /// Fails when it is live and `mode` is [`DeleteMode::Resting`], it does not shut down as `mode` says, another
+    /// command holds it, or its files cannot be removed.
+    pub async fn delete(&self, name: &WorkspaceName, mode: DeleteMode) -> Result<Deletion, Error> {
         let state = self.state();
         let dir = state.workspace(name);
         if !dir.path().exists() {
-            return Ok(Deletion { deleted: false, killed: false });
+            return Ok(Deletion { deleted: false, ended: false });
         }
-        let mut killed = false;
         // A record that cannot be read has no processes that could be found; what is left is files.
-        if let Ok(record) = WorkspaceRecord::load(&dir)
-            && record.observed_state().is_live()
-        {
-            if mode == DeleteMode::Resting {
-                let state = record.observed_state();
+        let observed = WorkspaceRecord::observe(&dir).map(|record| record.observed_state());
+        let live = observed.ok().filter(|state| state.is_live());
+        match (live, mode) {
+            (None, _) => {}
+            (Some(state), DeleteMode::Resting) => {
                 return Err(Error::WrongState { name: name.clone(), state, action: "delete it" });
             }
-            kill(&record);
-            killed = true;
+            (Some(_), DeleteMode::Stop) => drop(self.stop(name).await?),
+            (Some(_), DeleteMode::Kill) => drop(self.kill(name).await?),
         }
         let _lock = lock_patiently(name, &dir)?;
         dir.remove(state).map_err(|source| Error::File {
@@ -140,7 +142,7 @@ impl Engine {
             path: dir.path().to_owned(),
             source,
         })?;
-        Ok(Deletion { deleted: true, killed })
+        Ok(Deletion { deleted: true, ended: live.is_some() })
     }
 
     pub(crate) fn existing(&self, name: &WorkspaceName) -> Result<WorkspaceDir, Error> {
@@ -151,12 +153,17 @@ impl Engine {
     pub(crate) fn load(&self, name: &WorkspaceName) -> Result<WorkspaceRecord, Error> {
         Ok(WorkspaceRecord::load(&self.existing(name)?)?)
     }
+
+    /// The record with the state that is true now.
+    pub(crate) fn observe(&self, name: &WorkspaceName) -> Result<WorkspaceRecord, Error> {
+        Ok(WorkspaceRecord::observe(&self.existing(name)?)?)
+    }
 }
 
 /// `None` when the workspace was deleted while we looked.
 fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
     let observed_at = Timestamp::now();
-    match WorkspaceRecord::load(&state.workspace(&name)) {
+    match WorkspaceRecord::observe(&state.workspace(&name)) {
         Ok(record) => Some(WorkspaceSummary {
             state: Some(record.observed_state()),
             problem: record.observed_failure().map(|failure| failure.message),
@@ -164,7 +171,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             backend: record.backend,
             profile: Some(record.profile),
             network: Some(record.network),
-            restart: "never",
+            restart: record.restart,
             observed_at,
         }),
         Err(_) if !state.workspace(&name).path().is_dir() => None,
@@ -174,7 +181,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             backend: None,
             profile: None,
             network: None,
-            restart: "never",
+            restart: RestartPolicy::default(),
             observed_at,
             problem: Some(with_cause(&error)),
         }),
@@ -189,7 +196,7 @@ fn with_cause(error: &dyn std::error::Error) -> String {
 }
 
 /// Kills supervisor and VMM; the supervisor first, so that it cannot report the VMM's death.
-fn kill(record: &WorkspaceRecord) {
+pub(crate) fn kill(record: &WorkspaceRecord) {
     let processes = [&record.supervisor, &record.vmm];
     for process in processes.into_iter().flatten() {
         process.kill();
@@ -201,7 +208,10 @@ fn kill(record: &WorkspaceRecord) {
 }
 
 /// A supervisor that was just killed lets go of the lock a moment later.
-fn lock_patiently(name: &WorkspaceName, dir: &WorkspaceDir) -> Result<microagent_store::Lock, Error> {
+pub(crate) fn lock_patiently(
+    name: &WorkspaceName,
+    dir: &WorkspaceDir,
+) -> Result<microagent_store::Lock, Error> {
     let deadline = Instant::now() + Duration::from_millis(500);
     loop {
         match dir.lock() {
@@ -218,7 +228,7 @@ fn lock_patiently(name: &WorkspaceName, dir: &WorkspaceDir) -> Result<microagent
 pub(crate) fn lock_error(name: &WorkspaceName, error: LockError) -> Error {
     match error {
         LockError::Open { path, source } => Error::File { action: "lock", path, source },
-        held => Error::Busy { name: name.clone(), source: held },
+        held => Error::Busy { name: name.clone(), source: Some(held) },
     }
 }
 

@@ -5,7 +5,7 @@ use microagent::{DeleteMode, Engine, Error, State, WorkspaceName};
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, chain};
 use crate::output::{Format, print_json, print_text};
 use crate::prompt::confirm;
 
@@ -14,7 +14,7 @@ Examples:
   One, without being asked:
     microagent delete report-run --yes
 
-  Several, running ones too, which are killed:
+  Several, killing those that run:
     microagent delete --force web worker
 
   Everything that failed:
@@ -23,9 +23,9 @@ Examples:
 
 /// Delete workspaces: record, disk and logs
 ///
-/// Asks first, unless --yes or --force is given; without a terminal one of them must be. --yes refuses a
-/// workspace that is running, --force kills it. A name that does not exist is not an error with either, so
-/// that deleting twice is safe.
+/// Asks first, unless --yes or --force is given; without a terminal one of them must be. A workspace that is running
+/// is shut down first; --force kills it instead. A name that does not exist is not an error with either, so that
+/// deleting twice is safe.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct DeleteArgs {
@@ -37,7 +37,7 @@ pub(crate) struct DeleteArgs {
     #[arg(short, long)]
     yes: bool,
 
-    /// Do not ask, and kill what is running
+    /// Do not ask, and kill what is running instead of shutting it down
     #[arg(short, long)]
     force: bool,
 }
@@ -51,6 +51,7 @@ struct Document {
 struct Deleted {
     workspace: WorkspaceName,
     deleted: bool,
+    stopped: bool,
     killed: bool,
 }
 
@@ -62,14 +63,25 @@ pub(crate) fn execute(context: &Context, args: DeleteArgs) -> Result<(), Failure
     };
     let mut done = Vec::new();
     let mut failures = Vec::new();
-    for name in args.names {
-        match engine.delete(&name, mode) {
-            Ok(deletion) => {
-                done.push(Deleted { workspace: name, deleted: deletion.deleted, killed: deletion.killed });
+    context.block_on(async |token| {
+        for name in args.names {
+            // The first signal ends the waiting, not what was asked of a supervisor.
+            let deleted = tokio::select! {
+                deleted = engine.delete(&name, mode) => deleted,
+                () = token.cancelled() => return Err(Error::Cancelled.into()),
+            };
+            match deleted {
+                Ok(deletion) => done.push(Deleted {
+                    workspace: name,
+                    deleted: deletion.deleted,
+                    stopped: deletion.ended && mode == DeleteMode::Stop,
+                    killed: deletion.ended && mode == DeleteMode::Kill,
+                }),
+                Err(error) => failures.push(error),
             }
-            Err(error) => failures.push(error),
         }
-    }
+        Ok(())
+    })?;
     match context.format {
         Format::Json => print_json(&Document { workspaces: done })?,
         Format::Text => print_text(&done.iter().map(line).collect::<String>())?,
@@ -77,8 +89,8 @@ pub(crate) fn execute(context: &Context, args: DeleteArgs) -> Result<(), Failure
     let more = failures.len().saturating_sub(1);
     match failures.into_iter().next() {
         None => Ok(()),
-        Some(error @ Error::WrongState { .. }) if mode == DeleteMode::Resting => Err(Failure::Other {
-            message: format!("{error}{}", and_more(more)),
+        Some(error) if mode == DeleteMode::Stop && could_be_killed(&error) => Err(Failure::Other {
+            message: format!("{}{}", chain(&error), and_more(more)),
             hint: Some("microagent delete --force kills it first".to_owned()),
         }),
         Some(error) => Err(error.into()),
@@ -91,12 +103,12 @@ fn mode(engine: &Engine, args: &DeleteArgs) -> Result<Option<DeleteMode>, Failur
         return Ok(Some(DeleteMode::Kill));
     }
     if args.yes {
-        return Ok(Some(DeleteMode::Resting));
+        return Ok(Some(DeleteMode::Stop));
     }
     let live = live_ones(engine, &args.names)?;
     match confirm(&question(&args.names, &live)) {
         Some(true) if live.is_empty() => Ok(Some(DeleteMode::Resting)),
-        Some(true) => Ok(Some(DeleteMode::Kill)),
+        Some(true) => Ok(Some(DeleteMode::Stop)),
         Some(false) => Ok(None),
         None => Err(Failure::usage(
             "deleting needs a confirmation, and there is no terminal to ask on",
@@ -123,7 +135,7 @@ fn question(names: &[WorkspaceName], live: &[WorkspaceName]) -> String {
     let what = join(names);
     match live {
         [] => format!("Delete {what}?"),
-        live => format!("{} is {}. Kill and delete {what}?", join(live), State::Running),
+        live => format!("{} is {}. Stop and delete {what}?", join(live), State::Running),
     }
 }
 
@@ -134,9 +146,15 @@ fn join(names: &[WorkspaceName]) -> String {
 fn line(deleted: &Deleted) -> String {
     match deleted {
         Deleted { workspace, deleted: false, .. } => format!("Nothing to delete: {workspace}\n"),
+        Deleted { workspace, stopped: true, .. } => format!("Stopped and deleted: {workspace}\n"),
         Deleted { workspace, killed: true, .. } => format!("Killed and deleted: {workspace}\n"),
         Deleted { workspace, .. } => format!("Deleted: {workspace}\n"),
     }
+}
+
+/// Whether it is the machine that stands in the way.
+fn could_be_killed(error: &Error) -> bool {
+    matches!(error, Error::WrongState { .. } | Error::ChangeFailed { .. } | Error::Unreachable { .. })
 }
 
 fn and_more(more: usize) -> String {
@@ -151,6 +169,6 @@ mod tests {
     fn the_question_says_what_will_happen() {
         let names: Vec<WorkspaceName> = ["a", "b"].map(|name| name.parse().unwrap()).to_vec();
         assert_eq!(question(&names, &[]), "Delete a, b?");
-        assert_eq!(question(&names, &names[1..]), "b is running. Kill and delete a, b?");
+        assert_eq!(question(&names, &names[1..]), "b is running. Stop and delete a, b?");
     }
 }

@@ -1,7 +1,7 @@
-//! `microagent list`: the saved workspaces.
+//! `microagent list` and `microagent ps`: the saved workspaces, and those that live.
 
 use clap::Args;
-use microagent::WorkspaceSummary;
+use microagent::{State, WorkspaceSummary};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -18,9 +18,29 @@ Examples:
   Names of all failed workspaces:
     microagent list --json | jq -r '.workspaces[] | select(.state == \"failed\").name'";
 
+const PS_EXAMPLES: &str = "\
+Examples:
+  What runs now:
+    microagent ps
+
+  Shut all of it down, to be started again:
+    microagent ps --json | jq -r '.workspaces[].name' | xargs -r -n 1 microagent halt";
+
+/// List running workspaces
+///
+/// Shows every workspace whose machine lives now (starting, running, paused or stopping), checked against its
+/// processes. `microagent list` shows the others, too. Changes nothing.
+#[derive(Debug, Args)]
+#[command(after_long_help = PS_EXAMPLES)]
+pub(crate) struct PsArgs {
+    /// Show resting workspaces, too, as `microagent list` does
+    #[arg(short, long)]
+    all: bool,
+}
+
 /// List saved workspaces
 ///
-/// Shows every workspace that has a record: runs with --keep, and runs that failed. The state is the one that
+/// Shows every workspace that has a record: created ones, runs with --keep, and runs that failed. The state is the one that
 /// is true now. A record that cannot be read shows as `damaged`. Changes nothing.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -31,9 +51,19 @@ struct Document {
     workspaces: Vec<WorkspaceSummary>,
 }
 
-/// Lists.
+/// Lists those that live.
+pub(crate) fn execute_ps(context: &Context, args: PsArgs) -> Result<(), Failure> {
+    let mut workspaces = context.engine().list()?;
+    workspaces.retain(|workspace| args.all || workspace.state.is_some_and(State::is_live));
+    print(context, workspaces)
+}
+
+/// Lists all.
 pub(crate) fn execute(context: &Context, _args: ListArgs) -> Result<(), Failure> {
-    let workspaces = context.engine().list()?;
+    print(context, context.engine().list()?)
+}
+
+fn print(context: &Context, workspaces: Vec<WorkspaceSummary>) -> Result<(), Failure> {
     match context.format {
         Format::Json => print_json(&Document { workspaces }),
         Format::Text => {
@@ -65,13 +95,13 @@ fn row(workspace: &WorkspaceSummary) -> [String; 6] {
         workspace.backend.clone().unwrap_or_default(),
         workspace.profile.clone().unwrap_or_default(),
         workspace.network.map(|network| network.to_string()).unwrap_or_default(),
-        if damaged { String::new() } else { workspace.restart.to_owned() },
+        if damaged { String::new() } else { workspace.restart.to_string() },
     ]
 }
 
 #[cfg(test)]
 mod tests {
-    use microagent::{NetworkMode, State};
+    use microagent::{NetworkMode, RestartPolicy};
 
     use super::*;
 
@@ -83,7 +113,7 @@ mod tests {
             backend: Some("linux-tcg".into()),
             profile: Some("small".into()),
             network: Some(NetworkMode::User),
-            restart: "never",
+            restart: RestartPolicy::Never,
             observed_at: jiff::Timestamp::UNIX_EPOCH,
             problem: None,
         };

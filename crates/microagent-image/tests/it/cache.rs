@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use microagent_image::{ImageError, Origin, PullPolicy};
 use microagent_store::{
-    ImageIdentity, NetworkMode, Resources, State, WORKSPACE_FORMAT, WorkspaceDir, WorkspaceRecord,
+    ImageIdentity, NetworkMode, Resources, RestartPolicy, State, WORKSPACE_FORMAT, WorkspaceDir,
+    WorkspaceRecord,
 };
 
 use crate::support::faulty::{Act, Faulty, Request};
@@ -18,7 +19,7 @@ use crate::support::{Home, assert_clean_disk, text};
 /// Makes a workspace whose disk lies on an image.
 fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> WorkspaceDir {
     let dir = home.state().workspace(&name.parse().unwrap());
-    dir.create().unwrap();
+    fs::create_dir(dir.path()).unwrap();
     let record = WorkspaceRecord {
         format: WORKSPACE_FORMAT,
         name: name.parse().unwrap(),
@@ -35,6 +36,8 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         resources: Resources { memory_mib: 512, cpu_count: 2, size_mib: 1024 },
         network: NetworkMode::User,
         hostname: name.into(),
+        identity: None,
+        restart: RestartPolicy::Never,
         outputs: Vec::new(),
         disposable: false,
         backend: None,

@@ -5,13 +5,15 @@
 //! of single answers.
 
 use std::io;
+use std::pin::pin;
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use microagent_proto::{
-    Configure, Configured, Entropy, Exec, ExecEvent, Exit, FrameError, GuestError, GuestErrorKind, Pack,
-    PackEvent, PreambleKind, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionError, SessionHandle, ShutDown,
-    StartErrorKind, Stream, greet, host_session, read_message, write_message,
+    Configure, Configured, Entropy, Exec, ExecEvent, Exit, FrameError, GuestError, PreambleKind, REPLY_LIMIT,
+    REQUEST_LIMIT, Request, SessionError, SessionHandle, ShutDown, StartErrorKind, Stream, greet,
+    host_session, read_message, write_message,
 };
 use microagent_store::{RecordedResult, StateDir, WorkspaceDir};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -22,12 +24,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
+use super::front::Front;
 use super::machine::Monitor;
 use super::{Shared, elapsed_us};
 use crate::bounded_log::BoundedLog;
 use crate::lifecycle::Event;
 use crate::output::{OutputStream, OutputWriter};
-use crate::spec::{Outcome, Report, Spec, Timeline, Work};
+use crate::spec::{Outcome, Report, Spec, Step, Timeline, Work};
 use crate::template::Freezer;
 
 /// How long the guest may take to find, mount and grow its disk and to set up its network.
@@ -104,6 +107,8 @@ pub(super) struct Links {
     pub(super) reports: mpsc::Sender<Report>,
     /// Start of the supervisor.
     pub(super) started: Instant,
+    /// Where clients come in, if any can.
+    pub(super) front: Option<Rc<Front>>,
 }
 
 impl Worker {
@@ -116,8 +121,8 @@ impl Worker {
         links: Links,
     ) -> io::Result<Worker> {
         let output = match spec.work {
-            Work::Run { .. } => dir.output(),
-            Work::Fetch { .. } | Work::Freeze => "/dev/null".into(),
+            Work::Run { .. } | Work::Prepare { .. } => dir.output(),
+            Work::Serve { .. } | Work::Freeze => "/dev/null".into(),
         };
         Ok(Worker {
             work: spec.work.clone(),
@@ -162,14 +167,28 @@ impl Worker {
             Err(trouble) => return drop(events.send(trouble.into()).await),
         };
         let _ = events.send(Event::AgentReady).await;
-        let event = self.work(&session).await.map_or_else(Event::from, Event::WorkDone);
-        let _ = events.send(event).await;
-        if flush_asked.await.is_ok() {
-            let event = match self.flush(&session).await {
-                Ok(()) => Event::Flushed,
-                Err(Trouble::Guest(message) | Trouble::Host(message)) => Event::FlushFailed(message),
+        let mut flush_asked = pin!(flush_asked);
+        {
+            let mut work = pin!(self.work(&session, &events));
+            let asked = tokio::select! {
+                done = &mut work => {
+                    let _ = events.send(done.map_or_else(Event::from, Event::WorkDone)).await;
+                    None
+                }
+                asked = &mut flush_asked => Some(asked.is_ok()),
             };
-            let _ = events.send(event).await;
+            if let Some(asked) = asked {
+                // What the service says while it is being ended belongs into its log, too.
+                return if asked {
+                    tokio::select! {
+                        () = flush(&session, &events) => {}
+                        () = async { drop(work.await); std::future::pending().await } => {}
+                    }
+                };
+            }
+        }
+        if flush_asked.await.is_ok() {
+            flush(&session, &events).await;
         }
     }
 
@@ -235,36 +254,72 @@ impl Worker {
         Ok(frozen.and_then(|()| freezer.publish(&state).map_err(|e| e.to_string())))
     }
 
-    async fn work(&mut self, session: &SessionHandle) -> Result<Outcome, Trouble> {
+    async fn work(
+        &mut self,
+        session: &SessionHandle,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Outcome, Trouble> {
         match self.work.clone() {
             Work::Run { setup, command } => {
-                for (number, step) in setup.into_iter().enumerate() {
-                    let _ = self.links.reports.send(Report::Setup(number)).await;
-                    let result = self.exec(session, step.exec).await?;
-                    if result.exit_code != 0 {
-                        let RecordedResult { exit_code, start_error, .. } = result;
-                        return Ok(Outcome::SetupFailed { step: number, exit_code, start_error });
-                    }
+                if let Some(failed) = self.set_up(session, setup).await? {
+                    return Ok(failed);
                 }
                 let _ = self.links.reports.send(Report::Command).await;
                 self.links.timeline.borrow_mut().command_us = elapsed_us(self.links.started);
-                let result = self.exec(session, command).await?;
+                let result = self.exec(session, command, None).await?;
                 self.links.timeline.borrow_mut().exited_us = elapsed_us(self.links.started);
                 Ok(Outcome::Completed(result))
             }
-            Work::Fetch { path } => self.fetch(session, path).await,
+            Work::Prepare { setup } => Ok(self.set_up(session, setup).await?.unwrap_or(Outcome::Prepared)),
+            Work::Serve { service, .. } => {
+                if let Some(front) = &self.links.front {
+                    front.serve(session.clone());
+                }
+                let Some(service) = service else {
+                    let _ = events.send(Event::Serving).await;
+                    return std::future::pending().await;
+                };
+                self.exec(session, service, Some(events)).await.map(Outcome::ServiceEnded)
+            }
             // Its conversation ends with the freeze; that it comes this far means that there was none.
             Work::Freeze => Err(Trouble::Guest("there was nothing to freeze the guest into".to_owned())),
         }
     }
 
-    /// Runs one command to its end and records what it prints.
-    async fn exec(&mut self, session: &SessionHandle, exec: Exec) -> Result<RecordedResult, Trouble> {
+    /// Runs setup steps one after the other; gives the outcome of the first that fails.
+    async fn set_up(
+        &mut self,
+        session: &SessionHandle,
+        setup: Vec<Step>,
+    ) -> Result<Option<Outcome>, Trouble> {
+        for (number, step) in setup.into_iter().enumerate() {
+            let _ = self.links.reports.send(Report::Setup(number)).await;
+            let result = self.exec(session, step.exec, None).await?;
+            if result.exit_code != 0 {
+                let RecordedResult { exit_code, start_error, .. } = result;
+                return Ok(Some(Outcome::SetupFailed { step: number, exit_code, start_error }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Runs one command to its end and records what it prints. That a service runs is an event.
+    async fn exec(
+        &mut self,
+        session: &SessionHandle,
+        exec: Exec,
+        service: Option<&mpsc::Sender<Event>>,
+    ) -> Result<RecordedResult, Trouble> {
         let started_at = Timestamp::now();
         let mut stream = ask(session, &Request::Exec(exec)).await?;
         let (exit_code, signal, start_error) = loop {
             match reply(&mut stream).await? {
-                ExecEvent::Started { .. } | ExecEvent::StdinTaken(_) => {}
+                ExecEvent::Started { .. } => {
+                    if let Some(events) = service {
+                        let _ = events.send(Event::Serving).await;
+                    }
+                }
+                ExecEvent::StdinTaken(_) => {}
                 ExecEvent::Stdout(bytes) => self.record(OutputStream::Stdout, &bytes)?,
                 ExecEvent::Stderr(bytes) => self.record(OutputStream::Stderr, &bytes)?,
                 ExecEvent::Exited(Exit::Code(code)) => break (i32::from(code), None, None),
@@ -288,29 +343,20 @@ impl Worker {
             .append(stream, bytes)
             .map_err(|e| Trouble::Host(format!("what the command printed cannot be stored: {e}")))
     }
+}
 
-    async fn fetch(&mut self, session: &SessionHandle, path: Vec<u8>) -> Result<Outcome, Trouble> {
-        let mut stream = ask(session, &Request::Pack(Pack { path: path.into(), follow: true })).await?;
-        loop {
-            match reply(&mut stream).await? {
-                PackEvent::Data(bytes) => {
-                    // A caller who is gone ends the machine through the tether.
-                    let _ = self.links.reports.send(Report::Data(bytes.into_vec())).await;
-                }
-                PackEvent::End => return Ok(Outcome::Fetched),
-                PackEvent::Failed(error) => {
-                    let not_found = error.kind == GuestErrorKind::NotFound;
-                    return Ok(Outcome::Unreadable { not_found, message: error.message });
-                }
-            }
-        }
-    }
-
-    async fn flush(&mut self, session: &SessionHandle) -> Result<(), Trouble> {
+/// Has the guest end everything and flush its disk.
+async fn flush(session: &SessionHandle, events: &mpsc::Sender<Event>) {
+    let flushed = async {
         let mut stream = ask(session, &Request::ShutDown(FLUSH)).await?;
         let answer: Result<(), GuestError> = reply(&mut stream).await?;
         answer.map_err(|e| Trouble::Guest(e.message))
-    }
+    };
+    let event = match flushed.await {
+        Ok(()) => Event::Flushed,
+        Err(Trouble::Guest(message) | Trouble::Host(message)) => Event::FlushFailed(message),
+    };
+    let _ = events.send(event).await;
 }
 
 /// Writes state and memory of a guest, which stands still afterwards.

@@ -229,10 +229,10 @@ impl SeriesArgs {
     fn options(&self, image: &str) -> RunOptions {
         let mut options = RunOptions::new(image).shell(&self.exec);
         options.timeout = self.timeout;
-        options.profile = self.machine.profile;
-        options.memory_mib = self.machine.memory;
-        options.cpu_count = self.machine.cpus;
-        options.network = self.machine.network;
+        options.workspace.profile = self.machine.profile;
+        options.workspace.memory_mib = self.machine.memory;
+        options.workspace.cpu_count = self.machine.cpus;
+        options.workspace.network = self.machine.network;
         options
     }
 

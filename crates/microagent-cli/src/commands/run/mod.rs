@@ -9,10 +9,11 @@ use std::io::{self, Write};
 
 use microagent::{Error, OutputReader, OutputStream, RunReport};
 
-pub(crate) use args::{RunArgs, profile};
+pub(crate) use args::RunArgs;
+pub(crate) use docker::{refusal, refuse_network, refuse_volume};
 pub(crate) use document::OutputDocument;
 use document::RunDocument;
-pub(crate) use values::{cpus, duration, memory_mib};
+pub(crate) use values::{cpus, duration, env_file, env_variable, memory_mib, output};
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -52,7 +53,7 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
 }
 
 /// What the steps of a failed setup printed belongs to the answer.
-fn failed(context: &Context, error: Error) -> Result<Failure, Failure> {
+pub(crate) fn failed(context: &Context, error: Error) -> Result<Failure, Failure> {
     match (error, context.format) {
         (Error::SetupFailed { workspace, failure, mut output }, format) => {
             let mut captured = None;

@@ -77,7 +77,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// `name=/guest/path`.
-pub(super) fn output(text: &str) -> Result<Artifact, String> {
+pub(crate) fn output(text: &str) -> Result<Artifact, String> {
     let (name, path) = text.split_once('=').ok_or("write it as NAME=/guest/path")?;
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.starts_with(['.', '-']) || !name.chars().all(is_name) {
@@ -90,7 +90,7 @@ pub(super) fn output(text: &str) -> Result<Artifact, String> {
 }
 
 /// `NAME=VALUE`, or `NAME` for the host's value; a name that the host does not have is left out, as Docker does.
-pub(super) fn env_variable(text: &str) -> Result<Option<(String, String)>, Failure> {
+pub(crate) fn env_variable(text: &str) -> Result<Option<(String, String)>, Failure> {
     let wrong =
         |why: &str| Failure::usage(format!("--env `{text}`: {why}"), "write it as NAME=VALUE or NAME");
     let (name, value) = match text.split_once('=') {
@@ -111,7 +111,7 @@ pub(super) fn env_variable(text: &str) -> Result<Option<(String, String)>, Failu
 }
 
 /// Docker's file format: a variable per line as in `--env`, `#` starts a comment line, nothing is unquoted.
-pub(super) fn env_file(path: &Path) -> Result<Vec<(String, String)>, Failure> {
+pub(crate) fn env_file(path: &Path) -> Result<Vec<(String, String)>, Failure> {
     let failed = |source| Failure::File { action: "read environment file", path: path.to_owned(), source };
     let mut text = String::new();
     std::fs::File::open(path)

@@ -1,0 +1,160 @@
+//! `microagent halt`, `stop`, `kill`, `pause` and `resume`: a running workspace is brought to another state.
+
+use clap::Args;
+use microagent::{Engine, Error, State, WorkspaceDetails, WorkspaceName};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+
+const HALT_EXAMPLES: &str = "\
+Examples:
+  Park it, and go on later with the same disk:
+    microagent halt web
+    microagent start web
+
+  Everything that runs:
+    microagent ps --json | jq -r '.workspaces[].name' | xargs -r -n 1 microagent halt";
+
+const STOP_EXAMPLES: &str = "\
+Examples:
+  Ask it to end:
+    microagent stop web
+
+  End it in any case:
+    microagent stop web || microagent kill web";
+
+const KILL_EXAMPLES: &str = "\
+Examples:
+  End it now:
+    microagent kill web
+
+  See what it said before:
+    microagent logs web";
+
+const PAUSE_EXAMPLES: &str = "\
+Examples:
+  Have it stand still for a while:
+    microagent pause web
+    microagent resume web
+
+  What is paused:
+    microagent ps --json | jq -r '.workspaces[] | select(.state == \"paused\").name'";
+
+const RESUME_EXAMPLES: &str = "\
+Examples:
+  Have it go on:
+    microagent resume web
+
+  Everything that is paused:
+    microagent ps --json | jq -r '.workspaces[] | select(.state == \"paused\").name' |
+      xargs -r -n 1 microagent resume";
+
+/// Shut a workspace down cleanly, to be started again
+///
+/// Ends its processes with the image's stop signal, then flushes its disk and turns the machine off. The disk stays;
+/// `microagent start` boots it again. A workspace that rests already stays as it is.
+#[derive(Debug, Args)]
+#[command(after_long_help = HALT_EXAMPLES)]
+pub(crate) struct HaltArgs {
+    /// Workspace
+    name: WorkspaceName,
+}
+
+/// Ask a workspace to shut down
+///
+/// A graceful request: its processes are asked to end, the disk is flushed, the machine turned off. When it does not
+/// follow, that is said, and `microagent kill` ends it. The disk stays.
+#[derive(Debug, Args)]
+#[command(after_long_help = STOP_EXAMPLES)]
+pub(crate) struct StopArgs {
+    /// Workspace
+    name: WorkspaceName,
+}
+
+/// End a workspace's machine now
+///
+/// Nothing is asked and nothing flushed, as if its power were cut. The disk stays; what the guest had not written yet
+/// is lost. Works in any state, also when the workspace does not answer.
+#[derive(Debug, Args)]
+#[command(after_long_help = KILL_EXAMPLES)]
+pub(crate) struct KillArgs {
+    /// Workspace
+    name: WorkspaceName,
+}
+
+/// Have a running workspace stand still
+///
+/// Its processors stop and its memory stays, until `microagent resume`.
+#[derive(Debug, Args)]
+#[command(after_long_help = PAUSE_EXAMPLES)]
+pub(crate) struct PauseArgs {
+    /// Workspace
+    name: WorkspaceName,
+}
+
+/// Have a paused workspace go on
+#[derive(Debug, Args)]
+#[command(after_long_help = RESUME_EXAMPLES)]
+pub(crate) struct ResumeArgs {
+    /// Workspace
+    name: WorkspaceName,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    workspace: WorkspaceName,
+    state: State,
+}
+
+/// Halts.
+pub(crate) fn halt(context: &Context, args: HaltArgs) -> Result<(), Failure> {
+    change(context, async |engine| engine.halt(&args.name).await)
+}
+
+/// Stops.
+pub(crate) fn stop(context: &Context, args: StopArgs) -> Result<(), Failure> {
+    change(context, async |engine| engine.stop(&args.name).await)
+}
+
+/// Kills.
+pub(crate) fn kill(context: &Context, args: KillArgs) -> Result<(), Failure> {
+    change(context, async |engine| engine.kill(&args.name).await)
+}
+
+/// Pauses.
+pub(crate) fn pause(context: &Context, args: PauseArgs) -> Result<(), Failure> {
+    change(context, async |engine| engine.pause(&args.name).await)
+}
+
+/// Resumes.
+pub(crate) fn resume(context: &Context, args: ResumeArgs) -> Result<(), Failure> {
+    change(context, async |engine| engine.resume(&args.name).await)
+}
+
+fn change(
+    context: &Context,
+    change: impl AsyncFnOnce(Engine) -> Result<WorkspaceDetails, Error>,
+) -> Result<(), Failure> {
+    let engine = context.engine();
+    let details = context.block_on(async |token| {
+        tokio::select! {
+            changed = change(engine) => Ok(changed?),
+            // What was asked for goes on; only nobody waits for it any more.
+            () = token.cancelled() => Err(Error::Cancelled.into()),
+        }
+    })?;
+    print(context, details)
+}
+
+/// Says in which state a workspace is now.
+pub(crate) fn print(context: &Context, details: WorkspaceDetails) -> Result<(), Failure> {
+    let document = Document { workspace: details.record.name, state: details.state };
+    match context.format {
+        Format::Json => print_json(&document),
+        Format::Text => {
+            print_text(&format!("Workspace: {}\nState: {}\n", document.workspace, document.state))
+        }
+    }
+}

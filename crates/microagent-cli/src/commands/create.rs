@@ -1,0 +1,195 @@
+//! `microagent create`: a workspace that is kept between its starts.
+
+use clap::{Args, ValueEnum};
+use microagent::{
+    Artifact, CreateOptions, Created, NetworkMode, Resources, RestartPolicy, RunCommand, State, WorkspaceName,
+};
+use serde::Serialize;
+
+use crate::commands::run::{self, output};
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+use crate::workspace_args::WorkspaceArgs;
+
+const EXAMPLES: &str = "\
+Examples:
+  A machine to work in, set up once:
+    microagent create web --image debian:12 --setup 'apt-get update && apt-get install -y python3'
+    microagent start web
+    microagent exec web -- python3 --version
+
+  A service, which every start runs:
+    microagent create api --image python:3.12 --service-command 'python3 -m http.server 8000'
+
+  What the image itself runs:
+    microagent create db --image postgres:16 --image-command -e POSTGRES_PASSWORD=secret";
+
+const LONG_ABOUT: &str = "\
+Makes a workspace: a disk from an image, a size, settings. It is in state `prepared` until `microagent start` boots it, \
+and its disk stays through halt, stop and kill until `microagent delete`.
+
+Setup steps run once, now, in a boot of their own. When one fails the workspace stays in state `failed` for its \
+logs; its next start tries the setup again, on a fresh disk.";
+
+/// Create a workspace that is kept between its starts
+#[derive(Debug, Args)]
+#[command(
+    long_about = LONG_ABOUT,
+    after_long_help = EXAMPLES,
+    override_usage = "microagent create [OPTIONS] NAME --image IMAGE"
+)]
+pub(crate) struct CreateArgs {
+    /// Name of the workspace
+    #[arg(value_name = "NAME", required_unless_present = "name_option")]
+    name: Option<WorkspaceName>,
+
+    /// Name of the workspace, as docker has it
+    #[arg(long = "name", id = "name_option", value_name = "NAME", conflicts_with = "name")]
+    name_option: Option<WorkspaceName>,
+
+    /// Image: a registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`
+    #[arg(long, value_name = "IMAGE", help_heading = "What to run")]
+    image: String,
+
+    /// Shell line that every start runs; the machine ends with it
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "What to run")]
+    service_command: Option<String>,
+
+    /// Have every start run the image's Entrypoint and Cmd
+    #[arg(long, conflicts_with = "service_command", help_heading = "What to run")]
+    image_command: bool,
+
+    /// Program of interactive sessions [default: the user's shell in the image]
+    #[arg(long, value_name = "PROGRAM", help_heading = "What to run")]
+    shell: Option<String>,
+
+    #[command(flatten)]
+    workspace: WorkspaceArgs,
+
+    /// Declare a file or directory of the guest that `artifact get` can fetch (repeatable)
+    #[arg(long, value_name = "NAME=/GUEST/PATH", value_parser = output, help_heading = "What to run")]
+    output: Vec<Artifact>,
+
+    /// When `microagent supervise` starts it again: never, on-failure or always
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "never",
+        hide_possible_values = true,
+        help_heading = "Machine"
+    )]
+    restart: Restart,
+
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// `--restart`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Restart {
+    /// Never
+    #[value(alias = "no")]
+    Never,
+    /// After a failure
+    OnFailure,
+    /// Whenever it ended unasked
+    #[value(alias = "unless-stopped")]
+    Always,
+}
+
+impl From<Restart> for RestartPolicy {
+    fn from(restart: Restart) -> RestartPolicy {
+        match restart {
+            Restart::Never => RestartPolicy::Never,
+            Restart::OnFailure => RestartPolicy::OnFailure,
+            Restart::Always => RestartPolicy::Always,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    workspace: WorkspaceName,
+    state: State,
+    profile: String,
+    network: NetworkMode,
+    hostname: String,
+    resources: Resources,
+    restart: RestartPolicy,
+    image: ImageDocument,
+    notices: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageDocument {
+    reference: String,
+    resolved_reference: String,
+    digest: String,
+    origin: microagent::image::Origin,
+}
+
+/// Creates.
+pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure> {
+    let options = args.options()?;
+    let engine = context.engine();
+    let progress = context.progress(args.quiet);
+    let created = context.block_on(async |token| Ok(engine.create(&options, &progress, &token).await))?;
+    progress.end();
+    let created = match created {
+        Ok(created) => created,
+        Err(error) => return Err(run::failed(context, error)?),
+    };
+    let document = Document::new(created);
+    match context.format {
+        Format::Json => print_json(&document),
+        Format::Text => print_text(&document.text()),
+    }
+}
+
+impl CreateArgs {
+    fn options(&self) -> Result<CreateOptions, Failure> {
+        let name = self.name.as_ref().or(self.name_option.as_ref()).expect("clap requires one of the two");
+        let mut options = CreateOptions::new(name.clone(), &self.image);
+        options.workspace = self.workspace.options(&self.image, &self.output)?;
+        options.service = match &self.service_command {
+            Some(line) => Some(RunCommand::Shell(line.clone())),
+            None => self.image_command.then_some(RunCommand::Image),
+        };
+        options.shell.clone_from(&self.shell);
+        options.restart = self.restart.into();
+        Ok(options)
+    }
+}
+
+impl Document {
+    fn new(created: Created) -> Document {
+        let record = created.details.record;
+        Document {
+            workspace: record.name,
+            state: created.details.state,
+            profile: record.profile,
+            network: record.network,
+            hostname: record.hostname,
+            resources: record.resources,
+            restart: record.restart,
+            image: ImageDocument {
+                reference: created.image.reference,
+                resolved_reference: created.image.resolved_reference,
+                digest: created.image.digest,
+                origin: created.image.origin,
+            },
+            notices: created.notices,
+        }
+    }
+
+    fn text(&self) -> String {
+        let Resources { memory_mib, cpu_count, size_mib } = self.resources;
+        format!(
+            "Workspace: {}\nState: {}\nProfile: {}\nNetwork: {}\n\
+             Resources: memory={memory_mib}MiB cpus={cpu_count} disk={size_mib}MiB\n",
+            self.workspace, self.state, self.profile, self.network,
+        )
+    }
+}

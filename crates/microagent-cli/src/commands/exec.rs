@@ -1,0 +1,198 @@
+//! `microagent exec`: a command in a running workspace.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use microagent::{Error, ExecOptions, Execution, OutputStream, WorkspaceName};
+use serde::Serialize;
+
+use crate::commands::run::{duration, env_file, env_variable};
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{Format, json_bytes, print_json};
+
+/// Most bytes of each stream that a JSON document holds; the rest is counted.
+const DOCUMENT_LIMIT: usize = 64 * 1024 * 1024;
+
+const EXAMPLES: &str = "\
+Examples:
+  One command; its exit code is ours:
+    microagent exec web -- ls -la /srv
+
+  As another user, in another directory, with a variable, for at most a minute:
+    microagent exec web -u nobody --cwd /tmp -e LEVEL=3 --timeout 60 -- sh -c 'id; echo $LEVEL'
+
+  A program's view: one JSON document:
+    microagent exec web --json -- uname -r";
+
+const LONG_ABOUT: &str = "\
+Runs a command in a running workspace and passes what it prints on as it comes, standard output and standard error \
+apart. Exits with the command's exit code.
+
+Codes that the command could not choose itself: 124 its time was up, 126 it could not be executed, 127 it was not \
+found, 128 + N signal N ended it. When it is killed, so is everything that it started.";
+
+/// Run a command in a running workspace
+#[derive(Debug, Args)]
+#[command(
+    long_about = LONG_ABOUT,
+    after_long_help = EXAMPLES,
+    override_usage = "microagent exec [OPTIONS] NAME -- COMMAND [ARG]..."
+)]
+pub(crate) struct ExecArgs {
+    /// Workspace
+    name: WorkspaceName,
+
+    /// Command and its arguments, verbatim
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, required = true)]
+    words: Vec<String>,
+
+    /// Set a variable; without a value, pass the host's (repeatable)
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+
+    /// Read variables from a file of NAME=VALUE lines; --env wins (repeatable)
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+
+    /// Working directory in place of the workspace's
+    #[arg(short = 'w', long, visible_alias = "workdir", value_name = "DIR")]
+    cwd: Option<String>,
+
+    /// User, or user and group, in place of the workspace's
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+
+    /// Kill it after this time: seconds, or with units such as 1m30s
+    #[arg(long, value_name = "SECONDS", value_parser = duration)]
+    timeout: Option<Duration>,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    workspace: WorkspaceName,
+    status: &'static str,
+    exit_code: i32,
+    signal: Option<i32>,
+    start_error: Option<String>,
+    started_at: String,
+    exited_at: String,
+    stdout: String,
+    stdout_encoding: &'static str,
+    stderr: String,
+    stderr_encoding: &'static str,
+    dropped_bytes: u64,
+}
+
+/// What is kept for the document.
+#[derive(Debug, Default)]
+struct Captured {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    dropped_bytes: u64,
+}
+
+/// Runs the command; gives its exit code.
+pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> {
+    let options = args.options()?;
+    let engine = context.engine();
+    let mut captured = Captured::default();
+    let ran = {
+        let mut live = pass_on;
+        let mut keep = |stream, bytes: &[u8]| captured.take(stream, bytes);
+        let sink: &mut microagent::OutputSink<'_> = match context.format {
+            Format::Text => &mut live,
+            Format::Json => &mut keep,
+        };
+        context.block_on(async |token| Ok(engine.exec(&args.name, &options, sink, &token).await))?
+    };
+    let execution = match ran {
+        Ok(execution) => execution,
+        Err(Error::File { source, .. }) => return Err(source.into()),
+        Err(error) => return Err(error.into()),
+    };
+    let code = u8::try_from(execution.exit_code).unwrap_or(1);
+    match context.format {
+        Format::Json => print_json(&Document::new(args.name, execution, captured))?,
+        Format::Text => {
+            let progress = context.progress(true);
+            if let Some(error) = &execution.start_error {
+                progress.note(&format!("the command could not be started: {error}"));
+            }
+            if execution.timed_out {
+                progress.note("its time was up, so it was killed with everything that it started");
+            }
+        }
+    }
+    Ok(code)
+}
+
+impl ExecArgs {
+    fn options(&self) -> Result<ExecOptions, Failure> {
+        let mut options = ExecOptions::new(self.words.iter().cloned());
+        for path in &self.env_file {
+            options.env.extend(env_file(path)?);
+        }
+        for text in &self.env {
+            options.env.extend(env_variable(text)?);
+        }
+        options.working_dir.clone_from(&self.cwd);
+        options.user.clone_from(&self.user);
+        options.timeout = self.timeout;
+        Ok(options)
+    }
+}
+
+/// Each stream to its own, as it comes.
+fn pass_on(stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
+    match stream {
+        OutputStream::Stdout => {
+            let mut out = io::stdout().lock();
+            out.write_all(bytes)?;
+            out.flush()
+        }
+        OutputStream::Stderr => io::stderr().lock().write_all(bytes),
+    }
+}
+
+impl Captured {
+    fn take(&mut self, stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
+        let kept = match stream {
+            OutputStream::Stdout => &mut self.stdout,
+            OutputStream::Stderr => &mut self.stderr,
+        };
+        let room = bytes.len().min(DOCUMENT_LIMIT - kept.len());
+        kept.extend_from_slice(&bytes[..room]);
+        self.dropped_bytes += (bytes.len() - room) as u64;
+        Ok(())
+    }
+}
+
+impl Document {
+    fn new(workspace: WorkspaceName, execution: Execution, captured: Captured) -> Document {
+        let status = match &execution {
+            Execution { timed_out: true, .. } => "timed_out",
+            Execution { start_error: Some(_), .. } => "not_started",
+            Execution { signal: Some(_), .. } => "signaled",
+            _ => "exited",
+        };
+        let (stdout, stdout_encoding) = json_bytes(captured.stdout);
+        let (stderr, stderr_encoding) = json_bytes(captured.stderr);
+        Document {
+            workspace,
+            status,
+            exit_code: execution.exit_code,
+            signal: execution.signal,
+            start_error: execution.start_error,
+            started_at: execution.started_at.to_string(),
+            exited_at: execution.exited_at.to_string(),
+            stdout,
+            stdout_encoding,
+            stderr,
+            stderr_encoding,
+            dropped_bytes: captured.dropped_bytes,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! The arguments that every command has which makes a workspace, for one run or to be kept.
+
+use std::path::{Path, PathBuf};
+
+use clap::error::Error as ClapError;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
+use microagent::image::PullPolicy;
+use microagent::{Artifact, NetworkMode, PROFILES, Profile, SetupStep, WorkspaceOptions};
+
+use crate::commands::run::{
+    cpus, env_file, env_variable, memory_mib, refusal, refuse_network, refuse_volume,
+};
+use crate::failure::Failure;
+
+/// Largest setup script that is read; scripts are text.
+const SETUP_FILE_LIMIT: u64 = 1024 * 1024;
+
+/// What a workspace is made from, but for its image.
+#[derive(Debug, Args)]
+pub(crate) struct WorkspaceArgs {
+    #[command(flatten)]
+    setup: SetupArgs,
+
+    /// Set a variable in the guest; without a value, pass the host's (repeatable)
+    #[arg(short, long, value_name = "NAME[=VALUE]", help_heading = "What to run")]
+    env: Vec<String>,
+
+    /// Read variables from a file of NAME=VALUE lines; --env wins (repeatable)
+    #[arg(long, value_name = "FILE", help_heading = "What to run")]
+    env_file: Vec<PathBuf>,
+
+    /// User, or user and group, in place of the image's
+    #[arg(short, long, value_name = "USER[:GROUP]", help_heading = "What to run")]
+    user: Option<String>,
+
+    /// Working directory in place of the image's
+    #[arg(short, long, value_name = "DIR", help_heading = "What to run")]
+    workdir: Option<String>,
+
+    /// When to ask the registry: missing (only for what is not here), always, or never
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "missing",
+        hide_possible_values = true,
+        help_heading = "What to run"
+    )]
+    pull: Pull,
+
+    /// Machine size to start from: tiny, small, medium or large (see `microagent profiles`)
+    #[arg(long, value_name = "NAME", default_value = "small", value_parser = profile, help_heading = "Machine")]
+    profile: Profile,
+
+    /// Memory in MiB, or with a unit such as 512m or 2g
+    #[arg(short, long, value_name = "MIB", value_parser = memory_mib, help_heading = "Machine")]
+    memory: Option<u32>,
+
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", value_parser = cpus, help_heading = "Machine")]
+    cpus: Option<u32>,
+
+    /// Size of the disk in MiB; it grows to fit the image
+    #[arg(long, value_name = "MIB", help_heading = "Machine")]
+    size_mib: Option<u64>,
+
+    /// Network: user (outbound NAT) or isolated (no network device but loopback)
+    #[arg(long, alias = "net", value_name = "MODE", default_value = "user", help_heading = "Machine")]
+    network: String,
+
+    /// Host name in the guest [default: made from the workspace's name]
+    #[arg(long, value_name = "NAME", help_heading = "Machine")]
+    hostname: Option<String>,
+
+    /// Refused with its reason, which depends on the value.
+    #[arg(short, long, hide = true, allow_hyphen_values = true)]
+    volume: Vec<String>,
+}
+
+/// `--pull`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Pull {
+    Missing,
+    Always,
+    Never,
+}
+
+impl From<Pull> for PullPolicy {
+    fn from(pull: Pull) -> PullPolicy {
+        match pull {
+            Pull::Missing => PullPolicy::Missing,
+            Pull::Always => PullPolicy::Always,
+            Pull::Never => PullPolicy::Never,
+        }
+    }
+}
+
+/// The profile of this name.
+pub(crate) fn profile(name: &str) -> Result<Profile, String> {
+    Profile::named(name)
+        .ok_or_else(|| format!("there are: {}", PROFILES.map(|profile| profile.name).join(", ")))
+}
+
+impl WorkspaceArgs {
+    /// Checks what clap cannot and reads the files that the arguments name.
+    pub(crate) fn options(&self, image: &str, outputs: &[Artifact]) -> Result<WorkspaceOptions, Failure> {
+        if let Some(volume) = self.volume.first() {
+            return Err(refuse_volume(volume));
+        }
+        let network = self.network_mode()?;
+        let mut options = WorkspaceOptions::new(image);
+        options.setup = self.setup.read()?;
+        options.env = self.environment()?;
+        options.user.clone_from(&self.user);
+        options.working_dir.clone_from(&self.workdir);
+        options.outputs = distinct(outputs)?;
+        options.profile = self.profile;
+        options.memory_mib = self.memory;
+        options.cpu_count = self.cpus;
+        options.size_mib = self.size_mib;
+        options.hostname.clone_from(&self.hostname);
+        options.network = network;
+        options.pull = self.pull.into();
+        Ok(options)
+    }
+
+    fn environment(&self) -> Result<Vec<(String, String)>, Failure> {
+        let mut variables = Vec::new();
+        for path in &self.env_file {
+            variables.extend(env_file(path)?);
+        }
+        for text in &self.env {
+            variables.extend(env_variable(text)?);
+        }
+        Ok(variables)
+    }
+
+    fn network_mode(&self) -> Result<NetworkMode, Failure> {
+        match self.network.as_str() {
+            "user" => Ok(NetworkMode::User),
+            "isolated" => Ok(NetworkMode::Isolated),
+            other => Err(refuse_network(other)),
+        }
+    }
+}
+
+/// No two outputs have one name.
+fn distinct(outputs: &[Artifact]) -> Result<Vec<Artifact>, Failure> {
+    for (index, output) in outputs.iter().enumerate() {
+        if outputs[..index].iter().any(|earlier| earlier.name == output.name) {
+            return Err(Failure::usage(
+                format!("--output declares `{}` twice", output.name),
+                "give each output a name of its own",
+            ));
+        }
+    }
+    Ok(outputs.to_vec())
+}
+
+/// `--setup` and `--setup-file`, in the order in which they were typed.
+#[derive(Debug, Default)]
+struct SetupArgs {
+    steps: Vec<SetupArg>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum SetupArg {
+    Line(String),
+    File(PathBuf),
+}
+
+impl SetupArgs {
+    fn read(&self) -> Result<Vec<SetupStep>, Failure> {
+        self.steps.iter().map(SetupArg::read).collect()
+    }
+}
+
+impl SetupArg {
+    fn read(&self) -> Result<SetupStep, Failure> {
+        match self {
+            SetupArg::Line(line) => Ok(SetupStep::Shell(line.clone())),
+            SetupArg::File(path) => {
+                let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+                Ok(SetupStep::Script { name, content: read_script(path)? })
+            }
+        }
+    }
+}
+
+fn read_script(path: &Path) -> Result<Vec<u8>, Failure> {
+    use std::io::Read;
+    let failed = |source| Failure::File { action: "read setup script", path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut content = Vec::new();
+    file.take(SETUP_FILE_LIMIT + 1).read_to_end(&mut content).map_err(failed)?;
+    if content.len() as u64 > SETUP_FILE_LIMIT {
+        return Err(refusal(
+            &format!("--setup-file {}", path.display()),
+            "a setup script has at most 1 MiB",
+            "let the script fetch what it needs, or put it into the image",
+        ));
+    }
+    Ok(content)
+}
+
+impl Args for SetupArgs {
+    fn augment_args(command: Command) -> Command {
+        command
+            .arg(
+                Arg::new("setup")
+                    .long("setup")
+                    .value_name("STRING")
+                    .allow_hyphen_values(true)
+                    .action(ArgAction::Append)
+                    .help_heading("What to run")
+                    .help("Shell line to run before anything else (repeatable)"),
+            )
+            .arg(
+                Arg::new("setup_file")
+                    .long("setup-file")
+                    .value_name("FILE")
+                    .value_parser(clap::value_parser!(PathBuf))
+                    .action(ArgAction::Append)
+                    .help_heading("What to run")
+                    .help("Script of the host to run in its place among --setup (repeatable)"),
+            )
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for SetupArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, ClapError> {
+        fn indexed<'a, T: Clone + Send + Sync + 'static>(
+            matches: &'a ArgMatches,
+            id: &'a str,
+        ) -> impl Iterator<Item = (usize, T)> + 'a {
+            let values = matches.get_many::<T>(id).unwrap_or_default().cloned();
+            matches.indices_of(id).unwrap_or_default().zip(values)
+        }
+        let lines = indexed(matches, "setup").map(|(index, line)| (index, SetupArg::Line(line)));
+        let files = indexed(matches, "setup_file").map(|(index, path)| (index, SetupArg::File(path)));
+        let mut steps: Vec<_> = lines.chain(files).collect();
+        steps.sort_by_key(|(index, _)| *index);
+        Ok(SetupArgs { steps: steps.into_iter().map(|(_, step)| step).collect() })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), ClapError> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn setup_steps_keep_their_order() {
+        let command = WorkspaceArgs::augment_args(Command::new("create").no_binary_name(true));
+        let words = ["--setup", "a", "--setup-file", "b", "--env", "X=1", "--setup", "c"];
+        let args = WorkspaceArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap()).unwrap();
+        let line = |text: &str| SetupArg::Line(text.to_owned());
+        assert_eq!(args.setup.steps, [line("a"), SetupArg::File("b".into()), line("c")]);
+    }
+}

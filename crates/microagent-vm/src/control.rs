@@ -1,0 +1,134 @@
+//! How clients speak to a supervisor that serves: one connection per wish.
+//!
+//! A client says [`Hello`] with its wish and gets one [`Answer`]. After [`Answer::Attached`] the connection is a
+//! stream of the guest's agent: the supervisor only copies bytes, and what the guest sends is decoded (and
+//! distrusted) by the client. Everything has a limit and, on the client's side, a deadline.
+
+use std::io;
+use std::time::Duration;
+
+use microagent_proto::{FrameError, GENERATION, read_message, write_message};
+use microagent_store::{ControlKey, Failure, WorkspaceDir};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::lifecycle::Ask;
+use crate::supervisor::END_DEADLINE;
+
+/// Largest message of either side, in bytes.
+pub(crate) const CONTROL_LIMIT: usize = 64 * 1024;
+
+/// How long a supervisor may take to answer something that does not end its machine.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A client's first and only message.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// [`GENERATION`] of the client.
+    pub(crate) generation: u16,
+    /// The key that lies beside the socket.
+    pub(crate) key: ControlKey,
+    /// What it wants.
+    pub(crate) wish: Wish,
+}
+
+/// What a client wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Wish {
+    /// A stream to the guest's agent.
+    Attach,
+    /// A change of the machine's state.
+    Change(Ask),
+}
+
+/// A supervisor's answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Answer {
+    /// From here on the connection is a stream of the agent.
+    Attached,
+    /// What was asked for is the case now.
+    Done,
+    /// The machine has ended, but not as was asked.
+    Failed(Failure),
+    /// Not now, or not at all; nothing was done.
+    Refused(Refusal),
+}
+
+/// Why a supervisor does not do what it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The state does not allow it.
+    State(microagent_store::State),
+    /// As many streams as possible are in use.
+    Crowded,
+    /// The client is of another build.
+    OtherBuild,
+}
+
+/// Why a supervisor gave no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// Nobody listens: it has ended, is ending, or does not listen yet.
+    #[error("its supervisor does not listen")]
+    Connect(#[source] io::Error),
+    /// It went away or broke the protocol in the middle.
+    #[error("its supervisor broke the conversation off")]
+    Exchange(#[source] FrameError),
+    /// It went away without an answer.
+    #[error("its supervisor went away")]
+    Closed,
+    /// It did not answer in time: it stands still, or its host is overloaded.
+    #[error("its supervisor did not answer within {seconds} s")]
+    Late {
+        /// How long was waited.
+        seconds: u64,
+    },
+}
+
+/// Opens a stream to the agent of a running machine.
+///
+/// # Errors
+/// Fails when nobody listens or no answer comes in time.
+pub async fn attach(dir: &WorkspaceDir) -> Result<Result<UnixStream, Refusal>, ControlError> {
+    let (stream, answer) = exchange(dir, Wish::Attach, ANSWER_DEADLINE).await?;
+    match answer {
+        Answer::Attached => Ok(Ok(stream)),
+        Answer::Refused(refusal) => Ok(Err(refusal)),
+        Answer::Done | Answer::Failed(_) => Err(ControlError::Closed),
+    }
+}
+
+/// Asks for a change of the machine's state and waits until it has come about.
+///
+/// # Errors
+/// Fails when nobody listens or no answer comes in time.
+pub async fn change(dir: &WorkspaceDir, ask: Ask) -> Result<Answer, ControlError> {
+    let deadline = match ask {
+        Ask::Halt | Ask::Stop => END_DEADLINE,
+        Ask::Kill | Ask::Pause | Ask::Resume => ANSWER_DEADLINE,
+    };
+    Ok(exchange(dir, Wish::Change(ask), deadline).await?.1)
+}
+
+async fn exchange(
+    dir: &WorkspaceDir,
+    wish: Wish,
+    deadline: Duration,
+) -> Result<(UnixStream, Answer), ControlError> {
+    let (stream, key) = dir.connect().map_err(ControlError::Connect)?;
+    stream.set_nonblocking(true).map_err(ControlError::Connect)?;
+    let mut stream = UnixStream::from_std(stream).map_err(ControlError::Connect)?;
+    let hello = Hello { generation: GENERATION, key, wish };
+    let talk = async {
+        write_message(&mut stream, &hello, CONTROL_LIMIT).await?;
+        read_message(&mut stream, CONTROL_LIMIT).await
+    };
+    match timeout(deadline, talk).await {
+        Ok(Ok(Some(answer))) => Ok((stream, answer)),
+        Ok(Ok(None)) => Err(ControlError::Closed),
+        Ok(Err(error)) => Err(ControlError::Exchange(error)),
+        Err(_) => Err(ControlError::Late { seconds: deadline.as_secs() }),
+    }
+}

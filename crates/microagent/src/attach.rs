@@ -1,0 +1,191 @@
+//! Streams to the agent of a guest: of a running workspace, or of a resting one whose disk is booted without its
+//! workload to look at it.
+//!
+//! What comes out of a stream is the guest's word: every message has a limit, every wait a deadline or a
+//! cancellation, and nothing of it is believed beyond its shape.
+
+use std::time::{Duration, Instant};
+
+use microagent_proto::{REPLY_LIMIT, REQUEST_LIMIT, Request, read_message, write_message};
+use microagent_store::{NetworkMode, State, WorkspaceDir, WorkspaceName, WorkspaceRecord};
+use microagent_vm::control::{attach, change};
+use microagent_vm::{Answer, Ask, Launched, Outcome, Refusal, Report, Spec, SuperviseError, Work, launch};
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::lifecycle::refused;
+use crate::machinery::Life;
+use crate::{Engine, Error, Event, Observer};
+
+/// How long a workspace that is just being started is waited for.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it is tried meanwhile.
+const START_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a look into a resting workspace may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+
+/// A guest that can be asked for something.
+pub(crate) struct Guest {
+    name: WorkspaceName,
+    dir: WorkspaceDir,
+    /// The supervisor that was started only to look into a resting workspace.
+    look: Option<Launched>,
+}
+
+/// A conversation with the agent.
+pub(crate) struct Talk {
+    name: WorkspaceName,
+    pub(crate) stream: UnixStream,
+}
+
+impl Engine {
+    /// The guest of a workspace: the running one, or, where it rests, one that is booted for this and ended by
+    /// [`Guest::leave`].
+    pub(crate) async fn guest(
+        &self,
+        name: &WorkspaceName,
+        observer: &dyn Observer,
+        cancel: &CancellationToken,
+    ) -> Result<Guest, Error> {
+        let record = self.observe(name)?;
+        let dir = self.existing(name)?;
+        let state = record.observed_state();
+        let look = match state {
+            State::Running | State::Starting => None,
+            state if state.is_resting() => Some(self.look(&record, &dir, observer, cancel).await?),
+            state => return Err(Error::WrongState { name: name.clone(), state, action: "reach its files" }),
+        };
+        Ok(Guest { name: name.clone(), dir, look })
+    }
+
+    /// The guest of a running workspace.
+    pub(crate) fn running_guest(&self, name: &WorkspaceName, action: &'static str) -> Result<Guest, Error> {
+        let state = self.observe(name)?.observed_state();
+        if !matches!(state, State::Running | State::Starting) {
+            return Err(Error::WrongState { name: name.clone(), state, action });
+        }
+        Ok(Guest { name: name.clone(), dir: self.existing(name)?, look: None })
+    }
+
+    /// Boots the disk of a resting workspace without network and workload.
+    async fn look(
+        &self,
+        record: &WorkspaceRecord,
+        dir: &WorkspaceDir,
+        observer: &dyn Observer,
+        cancel: &CancellationToken,
+    ) -> Result<Launched, Error> {
+        self.prepare()?;
+        let name = &record.name;
+        let machinery = self.machinery(NetworkMode::Isolated)?;
+        let base = self.images().disk_path(&record.image.disk);
+        let kept = WorkspaceRecord { disposable: false, ..record.clone() };
+        let work = Work::Serve { service: None, detached: false };
+        let spec = self.spec(&machinery, &Life::of(&kept, dir, &base)?, work)?;
+        let spec = Spec { timeout: Some(LOOK_TIMEOUT), ..spec };
+        let backend = machinery.decision.backend().to_owned();
+        observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
+        let failed = |kind, message| Error::StartFailed {
+            workspace: name.clone(),
+            backend: backend.clone(),
+            kind,
+            message,
+            console_tail: None,
+        };
+        let mut launched = launch(&self.options().supervisor, &spec).await?;
+        let ended = loop {
+            match launched.next(cancel).await {
+                Ok(Report::Serving) => return Ok(launched),
+                Ok(Report::Notice(notice)) => observer.event(Event::Notice(notice)),
+                Ok(Report::Ended(ended)) => break Ok(ended),
+                Ok(_) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        launched.join().await;
+        use microagent_store::FailureKind as Kind;
+        Err(match ended {
+            Ok(ended) => match ended.outcome {
+                Outcome::Busy => Error::Busy { name: name.clone(), source: None },
+                Outcome::Failed(failure) if failure.kind == Kind::Cancelled => Error::Cancelled,
+                Outcome::Failed(failure) => failed(failure.kind, failure.message),
+                _ => failed(Kind::Protocol, "its supervisor did other work than asked".to_owned()),
+            },
+            Err(SuperviseError::Vanished { .. }) => {
+                failed(Kind::SupervisorDied, "its supervisor was killed".to_owned())
+            }
+            Err(error) => error.into(),
+        })
+    }
+
+    /// Opens a stream to a guest and asks for something on it.
+    pub(crate) async fn ask(&self, guest: &Guest, request: &Request) -> Result<Talk, Error> {
+        let end = Instant::now() + START_PATIENCE;
+        let stream = loop {
+            match attach(&guest.dir).await {
+                Ok(Ok(stream)) => break stream,
+                Ok(Err(Refusal::State(State::Starting))) if Instant::now() < end => {
+                    sleep(START_INTERVAL).await;
+                }
+                Ok(Err(refusal)) => return Err(refused(&guest.name, refusal, "reach its guest")),
+                Err(source) => return Err(self.unreachable(&guest.name, "reach its guest", source)),
+            }
+        };
+        let mut talk = Talk { name: guest.name.clone(), stream };
+        write_message(&mut talk.stream, request, REQUEST_LIMIT).await.map_err(|e| talk.broken(&e))?;
+        Ok(talk)
+    }
+}
+
+impl Guest {
+    /// Whose guest it is.
+    pub(crate) fn name(&self) -> &WorkspaceName {
+        &self.name
+    }
+
+    /// It took too long.
+    pub(crate) fn late(&self, message: &str) -> Error {
+        Error::GuestGone { workspace: self.name.clone(), message: message.to_owned() }
+    }
+
+    /// Has a guest that was booted only for this flush its disk and end; a running one stays as it is.
+    pub(crate) async fn leave(self) -> Result<(), Error> {
+        let Some(launched) = self.look else { return Ok(()) };
+        let failed =
+            |message| Error::ChangeFailed { workspace: self.name.clone(), action: "flush its disk", message };
+        let answer = change(&self.dir, Ask::Halt).await;
+        launched.join().await;
+        match answer {
+            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Failed(failure)) => Err(failed(failure.message)),
+            Ok(Answer::Refused(_) | Answer::Attached) => Err(failed("it was refused".to_owned())),
+            Err(source) => Err(Error::Unreachable { workspace: self.name, source }),
+        }
+    }
+}
+
+impl Talk {
+    /// Reads one answer; an end in its place is an error.
+    pub(crate) async fn reply<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
+        match read_message(&mut self.stream, REPLY_LIMIT).await {
+            Ok(Some(reply)) => Ok(reply),
+            Ok(None) => Err(self.gone("its machine has ended".to_owned())),
+            Err(error) => Err(self.broken(&error)),
+        }
+    }
+
+    pub(crate) fn broken(&self, error: &dyn std::error::Error) -> Error {
+        self.gone(match error.source() {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        })
+    }
+
+    fn gone(&self, message: String) -> Error {
+        Error::GuestGone { workspace: self.name.clone(), message }
+    }
+}

@@ -1,0 +1,67 @@
+//! Listening to a supervisor until it serves or its machine is gone.
+
+use std::time::SystemTime;
+
+use microagent_image::{ImageEvent, Progress};
+use microagent_vm::{Ended, Report, Spec, SuperviseError, Work, launch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Engine, Event, Observer};
+
+/// How far a supervisor was followed.
+pub(crate) enum Followed {
+    /// It serves, and needs its caller no more.
+    Serving,
+    /// Its machine is gone.
+    Ended(Box<Ended>),
+}
+
+impl Engine {
+    /// Starts the supervisor and passes on what it reports until the machine is gone, or on its own.
+    pub(crate) async fn follow(
+        &self,
+        spec: &Spec,
+        observer: &dyn Observer,
+        cancel: &CancellationToken,
+    ) -> Result<Followed, SuperviseError> {
+        let begun = SystemTime::now();
+        let labels: Vec<&str> = match &spec.work {
+            Work::Run { setup, .. } | Work::Prepare { setup } => {
+                setup.iter().map(|step| step.label.as_str()).collect()
+            }
+            Work::Serve { .. } | Work::Freeze => Vec::new(),
+        };
+        let mut launched = launch(&self.options().supervisor, spec).await?;
+        let followed = loop {
+            match launched.next(cancel).await {
+                Ok(Report::Booted) => {
+                    let elapsed_ms = begun
+                        .elapsed()
+                        .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+                    observer.event(Event::Booted { elapsed_ms });
+                }
+                Ok(Report::Notice(notice)) => observer.event(Event::Notice(notice)),
+                Ok(Report::Setup(step)) => observer.event(Event::Setup {
+                    step: step + 1,
+                    total: labels.len(),
+                    label: labels.get(step).copied().unwrap_or_default().to_owned(),
+                }),
+                Ok(Report::Command) => observer.event(Event::Command),
+                Ok(Report::Serving) => return Ok(Followed::Serving),
+                Ok(Report::Ended(ended)) => break Ok(Followed::Ended(ended)),
+                Err(error) => break Err(error),
+            }
+        };
+        launched.join().await;
+        followed
+    }
+}
+
+/// Passes image events on as events.
+pub(crate) struct Forward<'a>(pub(crate) &'a dyn Observer);
+
+impl Progress for Forward<'_> {
+    fn event(&self, event: ImageEvent) {
+        self.0.event(Event::Image(event));
+    }
+}

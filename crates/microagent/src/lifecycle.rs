@@ -1,0 +1,412 @@
+//! Workspaces that are kept between their starts: made, started, shut down, killed.
+//!
+//! A start returns when the machine serves; its supervisor then lives on alone. Every later change is asked of
+//! that supervisor, which answers when it has come about. What is true is always read from record and processes.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use microagent_image::PullOptions;
+use microagent_store::{FailureKind, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord};
+use microagent_vm::control::change;
+use microagent_vm::{
+    Answer, Ask, ControlError, Ended, Outcome, OutputReader, Refusal, SuperviseError, Work, create_overlay,
+};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::follow::{Followed, Forward};
+use crate::machinery::{Life, Machinery};
+use crate::making::{MIB, check, exec, invalid, new_record, new_workload, resolve_command, size, steps};
+use crate::workspace::{kill, lock_patiently};
+use crate::{CreateOptions, Engine, Error, Event, ImageReport, Observer, SetupFailure, WorkspaceDetails};
+
+/// How often a waiting command looks at a workspace again.
+const WAIT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a machine that has just ended may take to be seen as ended.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A workspace that was made.
+#[derive(Debug)]
+pub struct Created {
+    /// The workspace as recorded, in state `prepared`.
+    pub details: WorkspaceDetails,
+    /// What it was made from.
+    pub image: ImageReport,
+    /// Things the user should know.
+    pub notices: Vec<String>,
+}
+
+/// A workspace that was started.
+#[derive(Debug)]
+pub struct Started {
+    /// The workspace as recorded.
+    pub details: WorkspaceDetails,
+    /// `linux-kvm` or `linux-tcg`.
+    pub backend: String,
+}
+
+impl Engine {
+    /// Makes a workspace: image, disk, record, and its setup steps in a boot of their own. Nothing runs
+    /// afterwards.
+    ///
+    /// # Errors
+    /// Fails when the name is taken, the image cannot be had, or a setup step fails; then the workspace stays, in
+    /// state `failed`, for its logs, and its next start begins with the setup on a fresh disk. Cancelled, it
+    /// leaves nothing.
+    pub async fn create(
+        &self,
+        options: &CreateOptions,
+        observer: &dyn Observer,
+        cancel: &CancellationToken,
+    ) -> Result<Created, Error> {
+        check(&options.workspace)?;
+        self.prepare()?;
+        let name = &options.name;
+        if self.state().workspace(name).path().exists() {
+            return Err(Error::NameTaken { name: name.clone() });
+        }
+        // What is missing is better said now than at the first start.
+        let machinery = self.machinery(options.workspace.network)?;
+        let pull = PullOptions { policy: options.workspace.pull, ..PullOptions::default() };
+        let mut image =
+            self.images().ensure(&options.workspace.image, &pull, &Forward(observer), cancel).await?;
+        let service = match &options.service {
+            Some(command) => Some(resolve_command(command, &image.config)?),
+            None => None,
+        };
+        let (resources, notices) = size(&options.workspace, &image);
+        for notice in &notices {
+            observer.event(Event::Notice(notice.clone()));
+        }
+        let record = new_record(&options.workspace, name, &image, resources)?;
+        let record = WorkspaceRecord { restart: options.restart, ..record };
+        let workload = new_workload(&options.workspace, &image.config, &record.hostname);
+        let workload = Workload { service, shell: options.shell.clone(), ..workload };
+        let dir = self.settle_in(&record, &image, Some(&workload))?;
+        // The record names the disk from here on, which keeps it from being pruned.
+        image.release();
+        if !workload.setup.is_empty()
+            && let Err(error) = self.set_up(&machinery, &record, workload, observer, cancel).await
+        {
+            if matches!(error, Error::Cancelled) {
+                self.remove(name, &dir)?;
+            }
+            return Err(error);
+        }
+        Ok(Created {
+            details: self.workspace(name)?,
+            image: ImageReport {
+                reference: image.reference.clone(),
+                resolved_reference: image.resolved_reference.clone(),
+                digest: image.digest.clone(),
+                origin: image.origin,
+            },
+            notices,
+        })
+    }
+
+    /// Starts a resting workspace; returns when its guest answers and its service, if it has one, runs.
+    ///
+    /// # Errors
+    /// Fails when it is not resting, another command has it, or the machine does not come up; then it is in state
+    /// `failed`. Cancelled, it is in state `stopped`.
+    pub async fn start(
+        &self,
+        name: &WorkspaceName,
+        observer: &dyn Observer,
+        cancel: &CancellationToken,
+    ) -> Result<Started, Error> {
+        self.prepare()?;
+        let record = self.observe(name)?;
+        let state = record.observed_state();
+        if !state.is_resting() {
+            return Err(Error::WrongState { name: name.clone(), state, action: "start it" });
+        }
+        if record.disposable {
+            return Err(invalid(
+                format!(
+                    "workspace `{name}` is what a disposable run left for its logs; it cannot be started"
+                ),
+                "make one that can: microagent create NAME --image IMAGE, or run --keep",
+            ));
+        }
+        let dir = self.state().workspace(name);
+        let mut workload = Workload::load(&dir).map_err(|e| self.damaged(name, e))?;
+        let machinery = self.machinery(record.network)?;
+        if !workload.setup.is_empty() {
+            workload = self.set_up(&machinery, &record, workload, observer, cancel).await?;
+        }
+        let service = workload.service.as_ref().map(|service| exec(&workload, service));
+        let work = Work::Serve { service, detached: true };
+        let base = self.images().disk_path(&record.image.disk);
+        let spec = self.spec(&machinery, &Life::of(&record, &dir, &base)?, work)?;
+        let backend = machinery.decision.backend().to_owned();
+        observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
+        match self.follow(&spec, observer, cancel).await {
+            Ok(Followed::Serving) => Ok(Started { details: self.workspace(name)?, backend }),
+            Ok(Followed::Ended(ended)) => Err(start_error(name, backend, *ended)),
+            Err(SuperviseError::Vanished { .. }) => Err(vanished(name, backend)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Runs the setup steps on a fresh disk, and notes that they need not run again.
+    async fn set_up(
+        &self,
+        machinery: &Machinery,
+        record: &WorkspaceRecord,
+        workload: Workload,
+        observer: &dyn Observer,
+        cancel: &CancellationToken,
+    ) -> Result<Workload, Error> {
+        let name = &record.name;
+        let dir = self.state().workspace(name);
+        let base = self.images().disk_path(&record.image.disk);
+        {
+            let _lock = lock_patiently(name, &dir)?;
+            renew_disk(&dir, &base, record.resources.size_mib * MIB)?;
+        }
+        let work = Work::Prepare { setup: steps(&workload) };
+        let spec = self.spec(machinery, &Life::of(record, &dir, &base)?, work)?;
+        let backend = machinery.decision.backend().to_owned();
+        observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
+        let ended = match self.follow(&spec, observer, cancel).await {
+            Ok(Followed::Ended(ended)) => *ended,
+            Ok(Followed::Serving) | Err(SuperviseError::Vanished { .. }) => {
+                return Err(vanished(name, backend));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        match ended.outcome {
+            Outcome::Prepared => {
+                let done = Workload { setup: Vec::new(), ..workload };
+                let _lock = lock_patiently(name, &dir)?;
+                done.save(&dir)?;
+                Ok(done)
+            }
+            Outcome::SetupFailed { step, exit_code, start_error } => {
+                let label = workload.setup.get(step).map(microagent_store::SetupStep::label);
+                let failure =
+                    SetupFailure { step: step + 1, label: label.unwrap_or_default(), exit_code, start_error };
+                let path = dir.output();
+                let output = OutputReader::open(&path).map_err(|source| Error::File {
+                    action: "read",
+                    path,
+                    source,
+                })?;
+                Err(Error::SetupFailed { workspace: name.clone(), failure, output: Box::new(output) })
+            }
+            _ => Err(start_error(name, backend, ended)),
+        }
+    }
+
+    /// Shuts a running workspace down cleanly, to be started again. One that rests already stays as it is.
+    ///
+    /// # Errors
+    /// Fails when it cannot be reached, is starting, or does not shut down cleanly; then it is in state `failed`.
+    pub async fn halt(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
+        self.end(name, Ask::Halt, "halt it").await
+    }
+
+    /// Asks a running workspace to shut down. One that rests already stays as it is.
+    ///
+    /// # Errors
+    /// As [`Engine::halt`].
+    pub async fn stop(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
+        self.end(name, Ask::Stop, "stop it").await
+    }
+
+    /// Ends a workspace's machine now, whatever state it or its supervisor is in. One that rests already stays as
+    /// it is.
+    ///
+    /// # Errors
+    /// Fails when the processes cannot be killed.
+    pub async fn kill(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
+        let dir = self.existing(name)?;
+        let record = WorkspaceRecord::load(&dir)?;
+        if !record.state.is_live() {
+            return self.workspace(name);
+        }
+        if record.observed_state().is_live()
+            && let Ok(Answer::Done) = change(&dir, Ask::Kill).await
+        {
+            return self.settled(name).await;
+        }
+        kill(&record);
+        let _lock = lock_patiently(name, &dir)?;
+        // Its last word may have come in between.
+        let record = WorkspaceRecord::load(&dir)?;
+        if record.state.is_live() {
+            let changed_at = Timestamp::now();
+            WorkspaceRecord { state: State::Stopped, changed_at, failure: None, ..record }.save(&dir)?;
+        }
+        self.workspace(name)
+    }
+
+    /// Has the guest of a running workspace stand still; its memory is kept.
+    ///
+    /// # Errors
+    /// Fails when it is not running or QEMU does not do it.
+    pub async fn pause(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
+        self.change(name, Ask::Pause, "pause it").await?;
+        self.workspace(name)
+    }
+
+    /// Has the guest of a paused workspace go on.
+    ///
+    /// # Errors
+    /// Fails when it is not paused or QEMU does not do it.
+    pub async fn resume(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
+        self.change(name, Ask::Resume, "resume it").await?;
+        self.workspace(name)
+    }
+
+    /// Waits until a workspace rests.
+    ///
+    /// # Errors
+    /// Fails when there is no such workspace, it goes away meanwhile, or `cancel` says so.
+    pub async fn wait(
+        &self,
+        name: &WorkspaceName,
+        cancel: &CancellationToken,
+    ) -> Result<WorkspaceDetails, Error> {
+        loop {
+            let details = self.workspace(name)?;
+            if !details.state.is_live() {
+                return Ok(details);
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return Err(Error::Cancelled),
+                () = sleep(WAIT_INTERVAL) => {}
+            }
+        }
+    }
+
+    async fn end(
+        &self,
+        name: &WorkspaceName,
+        ask: Ask,
+        action: &'static str,
+    ) -> Result<WorkspaceDetails, Error> {
+        if self.observe(name)?.observed_state().is_resting() {
+            return self.workspace(name);
+        }
+        self.change(name, ask, action).await?;
+        self.settled(name).await
+    }
+
+    /// A machine that has ended is seen as such at once, but for the moment in which its supervisor dies.
+    async fn settled(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
+        let end = Instant::now() + SETTLE_PATIENCE;
+        loop {
+            let details = self.workspace(name)?;
+            if !details.state.is_live() || Instant::now() >= end {
+                return Ok(details);
+            }
+            sleep(WAIT_INTERVAL).await;
+        }
+    }
+
+    async fn change(&self, name: &WorkspaceName, ask: Ask, action: &'static str) -> Result<(), Error> {
+        let dir = self.existing(name)?;
+        let state = self.observe(name)?.observed_state();
+        if !state.is_live() {
+            return Err(Error::WrongState { name: name.clone(), state, action });
+        }
+        match change(&dir, ask).await {
+            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Failed(failure)) => {
+                Err(Error::ChangeFailed { workspace: name.clone(), action, message: failure.message })
+            }
+            Ok(Answer::Refused(refusal)) => Err(refused(name, refusal, action)),
+            Ok(Answer::Attached) => {
+                Err(Error::Unreachable { workspace: name.clone(), source: ControlError::Closed })
+            }
+            Err(source) => Err(self.unreachable(name, action, source)),
+        }
+    }
+
+    /// Nobody listens: it may have ended meanwhile, or is a run whose command is its own.
+    pub(crate) fn unreachable(
+        &self,
+        name: &WorkspaceName,
+        action: &'static str,
+        source: ControlError,
+    ) -> Error {
+        match self.observe(name).map(|record| record.observed_state()) {
+            Ok(state) if !state.is_live() || nobody_listens(&source) => {
+                Error::WrongState { name: name.clone(), state, action }
+            }
+            _ => Error::Unreachable { workspace: name.clone(), source },
+        }
+    }
+
+    pub(crate) fn damaged(&self, name: &WorkspaceName, source: microagent_store::ReadError) -> Error {
+        Error::Record(microagent_store::LoadError::Read { name: name.to_string(), source })
+    }
+}
+
+/// Whether there is no socket: so it is with a run, whose machine is its command's alone.
+fn nobody_listens(error: &ControlError) -> bool {
+    matches!(error, ControlError::Connect(source) if source.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// A supervisor's refusal as an error.
+pub(crate) fn refused(name: &WorkspaceName, refusal: Refusal, action: &'static str) -> Error {
+    match refusal {
+        Refusal::State(state) => Error::WrongState { name: name.clone(), state, action },
+        Refusal::Crowded => Error::Crowded { workspace: name.clone() },
+        Refusal::OtherBuild => Error::OtherBuild { workspace: name.clone() },
+    }
+}
+
+/// An empty overlay in place of the disk.
+fn renew_disk(dir: &WorkspaceDir, base: &std::path::Path, size_bytes: u64) -> Result<(), Error> {
+    let fresh = dir.path().join("disk.new");
+    let failed = |source| Error::File { action: "make", path: dir.disk(), source };
+    match std::fs::remove_file(&fresh) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    create_overlay(&fresh, base, size_bytes).map_err(|e| failed(e.source))?;
+    std::fs::rename(&fresh, dir.disk()).map_err(failed)
+}
+
+fn vanished(name: &WorkspaceName, backend: String) -> Error {
+    Error::StartFailed {
+        workspace: name.clone(),
+        backend,
+        kind: FailureKind::SupervisorDied,
+        message: "its supervisor was killed".to_owned(),
+        console_tail: None,
+    }
+}
+
+/// Why a machine that was to serve, or to be set up, has ended.
+fn start_error(workspace: &WorkspaceName, backend: String, ended: Ended) -> Error {
+    let failed = |kind, message, console_tail| Error::StartFailed {
+        workspace: workspace.clone(),
+        backend,
+        kind,
+        message,
+        console_tail,
+    };
+    match ended.outcome {
+        Outcome::Busy => Error::Busy { name: workspace.clone(), source: None },
+        Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => Error::Cancelled,
+        Outcome::Failed(failure) => {
+            let tail = Some(ended.console_tail).filter(|tail| !tail.is_empty());
+            failed(failure.kind, failure.message, tail)
+        }
+        Outcome::ServiceEnded(result) => {
+            let why = result.start_error.unwrap_or_else(|| format!("exit code {}", result.exit_code));
+            failed(FailureKind::Service, format!("its service could not be started: {why}"), None)
+        }
+        Outcome::Stopped | Outcome::Halted => {
+            failed(FailureKind::Cancelled, "another command ended it".to_owned(), None)
+        }
+        _ => failed(FailureKind::Protocol, "its supervisor did other work than asked".to_owned(), None),
+    }
+}

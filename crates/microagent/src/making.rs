@@ -1,0 +1,320 @@
+//! How a workspace is made, for one run or to be kept: options checked, sizes chosen, record, workload and disk
+//! written. A name belongs to exactly one command, and what is half-made is never seen.
+
+use std::io;
+
+use jiff::Timestamp;
+use microagent_image::{Image, ImageConfig};
+use microagent_proto::{Chunk, Command, Exec};
+use microagent_store::{
+    CommandLine, ImageIdentity, Resources, RestartPolicy, SetupStep, State, WORKSPACE_FORMAT, Workload,
+    WorkspaceDir, WorkspaceName, WorkspaceRecord,
+};
+use microagent_vm::{Step, create_overlay};
+
+use crate::machinery::new_identity;
+use crate::{Engine, Error, RunCommand, WorkspaceOptions};
+
+/// Free space that an image's disk has beyond its content, in MiB.
+const HEADROOM_MIB: u64 = 512;
+
+/// Least guest memory in MiB that the kernel and the agent start with.
+const MEMORY_MIN_MIB: u32 = 64;
+
+/// Most virtual CPUs that the guest kernel knows.
+const CPU_MAX: u32 = 64;
+
+pub(crate) const MIB: u64 = 1024 * 1024;
+
+impl Engine {
+    /// Makes the workspace's directory: record, disk and, for one that will start again, its workload. Leaves
+    /// nothing when it fails.
+    pub(crate) fn settle_in(
+        &self,
+        record: &WorkspaceRecord,
+        image: &Image,
+        workload: Option<&Workload>,
+    ) -> Result<WorkspaceDir, Error> {
+        let settled = self.state().create_workspace(&record.name, |dir| {
+            create_overlay(&dir.disk(), &image.disk, record.resources.size_mib * MIB)
+                .map_err(|e| Error::File { action: "create", path: e.path, source: e.source })?;
+            if let Some(workload) = workload {
+                workload.save(dir).map_err(Error::from)?;
+            }
+            Ok(record.save(dir).map_err(Error::from)?)
+        });
+        settled.map_err(|error| match error {
+            NotSettled::Name(source) if source.kind() == io::ErrorKind::AlreadyExists => {
+                Error::NameTaken { name: record.name.clone() }
+            }
+            NotSettled::Name(source) => {
+                let path = self.state().workspace(&record.name).path().to_owned();
+                Error::File { action: "create", path, source }
+            }
+            NotSettled::Filling(error) => error,
+        })
+    }
+}
+
+/// Why a workspace's directory could not be made.
+enum NotSettled {
+    Name(io::Error),
+    Filling(Error),
+}
+
+impl From<io::Error> for NotSettled {
+    fn from(error: io::Error) -> NotSettled {
+        NotSettled::Name(error)
+    }
+}
+
+impl From<Error> for NotSettled {
+    fn from(error: Error) -> NotSettled {
+        NotSettled::Filling(error)
+    }
+}
+
+pub(crate) fn invalid(message: impl Into<String>, hint: &str) -> Error {
+    Error::Invalid { message: message.into(), hint: Some(hint.to_owned()) }
+}
+
+/// Refuses what cannot work before anything is done.
+pub(crate) fn check(options: &WorkspaceOptions) -> Result<(), Error> {
+    let resources = requested(options);
+    if resources.memory_mib < MEMORY_MIN_MIB {
+        let message = format!("{} MiB of memory are too little for a guest", resources.memory_mib);
+        return Err(invalid(message, &format!("give at least {MEMORY_MIN_MIB} MiB")));
+    }
+    if resources.cpu_count == 0 || resources.cpu_count > CPU_MAX {
+        let message = format!("a guest cannot have {} CPUs", resources.cpu_count);
+        return Err(invalid(message, &format!("give 1 to {CPU_MAX}")));
+    }
+    if let Some((name, _)) =
+        options.env.iter().find(|(name, _)| name.is_empty() || name.contains(['=', '\0']))
+    {
+        return Err(invalid(
+            format!("`{name}` is not the name of an environment variable"),
+            "write -e NAME=VALUE",
+        ));
+    }
+    for (number, output) in options.outputs.iter().enumerate() {
+        if !output.path.starts_with('/') {
+            let message = format!("the path of output `{}` is not absolute: `{}`", output.name, output.path);
+            return Err(invalid(message, "write --output NAME=/path/in/the/guest"));
+        }
+        if options.outputs[..number].iter().any(|earlier| earlier.name == output.name) {
+            return Err(invalid(
+                format!("output `{}` is declared twice", output.name),
+                "give each output its own name",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn requested(options: &WorkspaceOptions) -> Resources {
+    let profile = options.profile.resources;
+    Resources {
+        memory_mib: options.memory_mib.unwrap_or(profile.memory_mib),
+        cpu_count: options.cpu_count.unwrap_or(profile.cpu_count),
+        size_mib: options.size_mib.unwrap_or(profile.size_mib),
+    }
+}
+
+/// The size that is used: a disk too small for its image grows, and a notice says so.
+pub(crate) fn size(options: &WorkspaceOptions, image: &Image) -> (Resources, Vec<String>) {
+    let mut resources = requested(options);
+    let size_mib = fitting_mib(resources.size_mib, image.content_bytes.max(image.disk_bytes));
+    let mut notices = Vec::new();
+    if size_mib != resources.size_mib {
+        let content_mib = image.content_bytes.div_ceil(MIB);
+        notices.push(format!(
+            "disk grown from {} MiB to {size_mib} MiB: the image has {content_mib} MiB, and {HEADROOM_MIB} MiB stay free",
+            resources.size_mib,
+        ));
+        resources.size_mib = size_mib;
+    }
+    (resources, notices)
+}
+
+/// The asked size where the image and some headroom fit, else the next whole GiB that they fit in.
+fn fitting_mib(asked_mib: u64, image_bytes: u64) -> u64 {
+    let needed = image_bytes.div_ceil(MIB) + HEADROOM_MIB;
+    if asked_mib >= needed { asked_mib } else { needed.div_ceil(1024) * 1024 }
+}
+
+/// The record of a workspace that is being made.
+pub(crate) fn new_record(
+    options: &WorkspaceOptions,
+    name: &WorkspaceName,
+    image: &Image,
+    resources: Resources,
+) -> Result<WorkspaceRecord, Error> {
+    let now = Timestamp::now();
+    Ok(WorkspaceRecord {
+        format: WORKSPACE_FORMAT,
+        name: name.clone(),
+        state: State::Prepared,
+        created_at: now,
+        changed_at: now,
+        image: ImageIdentity {
+            reference: image.reference.clone(),
+            resolved_reference: image.resolved_reference.clone(),
+            digest: image.digest.clone(),
+            disk: image.disk_id.clone(),
+        },
+        profile: options.profile.name.to_owned(),
+        resources,
+        network: options.network,
+        hostname: options.hostname.clone().unwrap_or_else(|| name.to_hostname()),
+        identity: Some(new_identity()?),
+        restart: RestartPolicy::default(),
+        outputs: options.outputs.clone(),
+        disposable: false,
+        backend: None,
+        supervisor: None,
+        vmm: None,
+        failure: None,
+    })
+}
+
+/// The words that run, or the shell line.
+pub(crate) fn resolve_command(command: &RunCommand, config: &ImageConfig) -> Result<CommandLine, Error> {
+    let words: Vec<&String> = match command {
+        RunCommand::Shell(line) => return Ok(CommandLine::Shell(line.clone())),
+        RunCommand::Image => config.entrypoint.iter().chain(&config.cmd).collect(),
+        RunCommand::Argv(words) => config.entrypoint.iter().chain(words).collect(),
+        RunCommand::Entrypoint(words) => words.iter().collect(),
+    };
+    if words.is_empty() {
+        return Err(invalid(
+            "the image has neither Entrypoint nor Cmd, and no command was given",
+            "name one",
+        ));
+    }
+    Ok(CommandLine::Argv(words.into_iter().cloned().collect()))
+}
+
+/// What runs in a workspace made from this image with these options; service and shell are the caller's to add.
+pub(crate) fn new_workload(options: &WorkspaceOptions, config: &ImageConfig, hostname: &str) -> Workload {
+    // Host name first, so that image and user may set their own; then the image's, then the user's.
+    let image = config.env.iter().map(|entry| entry.split_once('=').unwrap_or((entry, "")));
+    let user = options.env.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let env = std::iter::once(("HOSTNAME", hostname)).chain(image).chain(user);
+    Workload {
+        env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        working_dir: options.working_dir.clone().unwrap_or_else(|| config.working_dir.clone()),
+        user: options.user.clone().unwrap_or_else(|| config.user.clone()),
+        service: None,
+        shell: None,
+        stop_signal: config.stop_signal.clone(),
+        setup: options.setup.clone(),
+    }
+}
+
+/// A command as the guest's agent takes it.
+pub(crate) fn exec(workload: &Workload, command: &CommandLine) -> Exec {
+    let command = match command {
+        CommandLine::Argv(words) => Command::Argv(words.iter().map(|word| chunk(word)).collect()),
+        CommandLine::Shell(line) => Command::Shell(chunk(line)),
+    };
+    exec_of(workload, command)
+}
+
+/// Setup steps as the guest's agent takes them.
+pub(crate) fn steps(workload: &Workload) -> Vec<Step> {
+    let step = |step: &SetupStep| Step {
+        label: step.label(),
+        exec: exec_of(
+            workload,
+            match step {
+                SetupStep::Shell(line) => Command::Shell(chunk(line)),
+                SetupStep::Script { content, .. } => Command::Script(content.clone().into()),
+            },
+        ),
+    };
+    workload.setup.iter().map(step).collect()
+}
+
+fn exec_of(workload: &Workload, command: Command) -> Exec {
+    Exec {
+        command,
+        env: workload.env.iter().map(|(name, value)| (chunk(name), chunk(value))).collect(),
+        working_dir: chunk(&workload.working_dir),
+        user: workload.user.clone(),
+        stdin: false,
+        terminal: None,
+        service: false,
+    }
+}
+
+fn chunk(text: &str) -> Chunk {
+    Chunk::from(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(entrypoint: &[&str], cmd: &[&str]) -> ImageConfig {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        ImageConfig {
+            entrypoint: words(entrypoint),
+            cmd: words(cmd),
+            env: vec!["PATH=/bin".into(), "A=image".into()],
+            ..ImageConfig::default()
+        }
+    }
+
+    fn words(command: CommandLine) -> Vec<String> {
+        match command {
+            CommandLine::Argv(words) => words,
+            other @ CommandLine::Shell(_) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn commands_resolve_as_in_docker() {
+        let argv = RunCommand::Argv(vec!["x".into(), "-y".into()]);
+        let both = config(&["/entry"], &["default"]);
+        assert_eq!(words(resolve_command(&RunCommand::Image, &both).unwrap()), ["/entry", "default"]);
+        assert_eq!(words(resolve_command(&argv, &both).unwrap()), ["/entry", "x", "-y"]);
+        assert_eq!(words(resolve_command(&argv, &config(&[], &["default"])).unwrap()), ["x", "-y"]);
+        let entry = RunCommand::Entrypoint(vec!["/other".into()]);
+        assert_eq!(words(resolve_command(&entry, &both).unwrap()), ["/other"]);
+        assert!(resolve_command(&RunCommand::Image, &config(&[], &[])).is_err());
+    }
+
+    #[test]
+    fn later_environment_wins_by_coming_later() {
+        let mut options = WorkspaceOptions::new("x");
+        options.env = vec![("A".into(), "user".into())];
+        let workload = new_workload(&options, &config(&[], &[]), "box");
+        let names: Vec<_> = workload.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(names, ["HOSTNAME=box", "PATH=/bin", "A=image", "A=user"]);
+    }
+
+    #[test]
+    fn a_disk_grows_to_whole_gibibytes_only_when_it_must() {
+        assert_eq!(fitting_mib(1024, 5 * MIB), 1024);
+        assert_eq!(fitting_mib(1024, 512 * MIB), 1024);
+        assert_eq!(fitting_mib(1024, 513 * MIB), 2048);
+        assert_eq!(fitting_mib(16384, 1024 * MIB), 16384);
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_a_hint() {
+        let broken: [fn(&mut WorkspaceOptions); 4] = [
+            |options| options.memory_mib = Some(1),
+            |options| options.cpu_count = Some(0),
+            |options| options.env = vec![("A=B".into(), String::new())],
+            |options| options.outputs = vec![crate::Artifact { name: "a".into(), path: "relative".into() }],
+        ];
+        for change in broken {
+            let mut options = WorkspaceOptions::new("x");
+            change(&mut options);
+            assert!(check(&options).unwrap_err().hint().is_some());
+        }
+        assert!(check(&WorkspaceOptions::new("x")).is_ok());
+    }
+}
