@@ -30,7 +30,6 @@ mod session;
 mod shutdown;
 mod spawn;
 mod sys;
-mod tarball;
 mod user;
 
 use std::io;

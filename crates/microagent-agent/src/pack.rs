@@ -13,6 +13,8 @@ use microagent_proto::{
     Chunk, FrameError, GuestError, GuestErrorKind, OUTPUT_CHUNK_LIMIT, Pack, PackEvent, REPLY_LIMIT, Stream,
     write_message,
 };
+use microagent_tar::write::{header, padding};
+use microagent_tar::{Attribute, BLOCK, Entry, Kind, Meta};
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, fstatfs, getxattr, lgetxattr, listxattr,
     llistxattr, major, minor, openat, readlinkat, statat,
@@ -23,7 +25,6 @@ use tokio::sync::mpsc;
 
 use crate::console;
 use crate::inspect::{absolute, kind_of};
-use crate::tarball::{BLOCK, Entry, Kind, header, padding};
 
 /// Pieces between the walker and the host.
 const PIECES_IN_FLIGHT: usize = 4;
@@ -251,7 +252,7 @@ impl Walker {
         let inode = (stat.st_dev, stat.st_ino);
         if stat.st_nlink > 1 {
             if let Some(first) = self.seen.get(&inode) {
-                let kind = Kind::HardLink { target: first.clone() };
+                let kind = Kind::HardLink(first.clone());
                 return self.pieces.write(&header(&entry(path, kind, stat, Vec::new())));
             }
             self.seen.insert(inode, path.clone());
@@ -260,7 +261,7 @@ impl Walker {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => return self.file(dir, name, path, follow),
             FileType::Symlink => match readlinkat(dir, name, Vec::new()) {
-                Ok(target) => Kind::Symlink { target: target.into_bytes() },
+                Ok(target) => Kind::Symlink(target.into_bytes()),
                 Err(Errno::NOENT | Errno::INVAL) => return Ok(()),
                 Err(errno) => return Err(read_error(&path, errno)),
             },
@@ -303,7 +304,7 @@ impl Walker {
         }
         let len = u64::try_from(stat.st_size).unwrap_or(0);
         let attributes = attributes(&by_number(file.as_fd()), AtFlags::empty());
-        self.pieces.write(&header(&entry(path.clone(), Kind::Regular { len }, &stat, attributes)))?;
+        self.pieces.write(&header(&entry(path.clone(), Kind::File(len), &stat, attributes)))?;
         let mut file = File::from(file).take(len);
         loop {
             let count = match file.read(&mut self.buffer) {
@@ -325,10 +326,11 @@ fn read_error(path: &[u8], errno: Errno) -> PackError {
     PackError::Read { path: String::from_utf8_lossy(path).into_owned(), source: errno.into() }
 }
 
-fn entry(path: Vec<u8>, kind: Kind, stat: &Stat, attributes: Vec<(Vec<u8>, Vec<u8>)>) -> Entry {
+fn entry(name: Vec<u8>, kind: Kind<u64>, stat: &Stat, attributes: Vec<Attribute>) -> Entry<u64> {
     let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
-    let mtime = (stat.st_mtime, nanoseconds);
-    Entry { path, kind, mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid, mtime, attributes }
+    let mode = u16::try_from(stat.st_mode & 0o7777).expect("masked to twelve bits");
+    let meta = Meta { mode, uid: stat.st_uid, gid: stat.st_gid, mtime: (stat.st_mtime, nanoseconds) };
+    Entry { name, kind, meta, attributes }
 }
 
 fn is_kernel_file_system(dir: &OwnedFd) -> bool {
@@ -353,7 +355,7 @@ fn at(dir: BorrowedFd<'_>, name: &CStr) -> CString {
 
 /// Extended attributes of what stands at a path: names and values. A file that is gone or a file system
 /// without attributes has none.
-fn attributes(path: &CStr, follow: AtFlags) -> Vec<(Vec<u8>, Vec<u8>)> {
+fn attributes(path: &CStr, follow: AtFlags) -> Vec<Attribute> {
     let follow = !follow.contains(AtFlags::SYMLINK_NOFOLLOW);
     let list = |buffer: &mut [u8]| if follow { listxattr(path, buffer) } else { llistxattr(path, buffer) };
     // Nearly all files have none, and those that have any have few.

@@ -9,12 +9,9 @@
 //! privilege is needed for owners, devices or attributes. A broken or hostile layer costs at most what
 //! [`Limits`] say, and leaves nothing behind.
 
-mod archive;
 mod disk;
 mod error;
-mod header;
 mod layer;
-mod pax;
 mod spool;
 mod stream;
 mod tree;

@@ -4,11 +4,11 @@ use std::path::Path;
 use std::thread::Scope;
 
 use microagent_ext4::{Meta, Special};
+use microagent_tar::read::{Extent, Member, ReadError, Reader, Source};
+use microagent_tar::{Attribute, Kind};
 
 use super::LayerFile;
-use super::archive::{Archive, Extent, Kind, Member, Source};
-use super::error::{Damage, RootfsError};
-use super::pax::Attribute;
+use super::error::{Damage, RootfsError, printable};
 use super::spool::{BLOCK, Spool, SpoolWriter};
 use super::stream::{Shared, Stream};
 
@@ -71,28 +71,46 @@ pub(super) fn unpack<'scope, 'a: 'scope>(
 }
 
 /// Reads all entries of an uncompressed layer; returns its source, read to the end.
-pub(super) fn read<S: Source>(
+pub(super) fn read<S: Source<Error = RootfsError>>(
     source: S,
     layer: usize,
     scratch: &Path,
     shared: &Shared<'_>,
 ) -> Result<(Vec<Entry>, Spool, S), RootfsError> {
-    let mut archive = Archive::new(source, layer, shared.limits);
+    let mut archive = Reader::new(source, shared.limits.max_path_bytes);
     let mut spool = SpoolWriter::create(scratch)?;
     let mut entries = Vec::new();
-    while let Some(member) = archive.next()? {
+    while let Some(member) = archive.next().map_err(in_layer(layer))? {
         shared.count_entry(layer, memory(&member))?;
         let kind = match member.kind {
             Kind::File(extent) => EntryKind::File(store(&mut archive, &mut spool, extent, layer)?),
             Kind::HardLink(target) => EntryKind::HardLink(target),
             Kind::Symlink(target) => EntryKind::Symlink(target),
             Kind::Directory => EntryKind::Directory,
-            Kind::Special(special) => EntryKind::Special(special),
+            Kind::CharacterDevice { major, minor } => EntryKind::Special(Special::Character { major, minor }),
+            Kind::BlockDevice { major, minor } => EntryKind::Special(Special::Block { major, minor }),
+            Kind::Fifo => EntryKind::Special(Special::Fifo),
         };
-        entries.push(Entry { name: member.name, meta: member.meta, attributes: member.attributes, kind });
+        let microagent_tar::Meta { mode, uid, gid, mtime } = member.meta;
+        let meta = Meta { mode, uid, gid, mtime };
+        entries.push(Entry { name: member.name, meta, attributes: member.attributes, kind });
     }
     let source = archive.finish()?;
     Ok((entries, spool.finish()?, source))
+}
+
+/// Says in which layer the archive is broken.
+fn in_layer(layer: usize) -> impl Fn(ReadError<RootfsError>) -> RootfsError {
+    move |error| match error {
+        ReadError::Source(error) => error,
+        ReadError::Malformed { what, after } => {
+            RootfsError::Damaged { layer, source: Damage::Tar { what, name: printable(&after) } }
+        }
+        ReadError::Truncated { after } => {
+            RootfsError::Damaged { layer, source: Damage::Truncated { name: printable(&after) } }
+        }
+        ReadError::Limit { limit } => RootfsError::Limit { layer, limit },
+    }
 }
 
 /// What an entry takes in memory beside its fixed size, roughly.
@@ -107,8 +125,8 @@ fn memory(member: &Member) -> u64 {
 }
 
 /// Moves a file's data into the spool.
-fn store<S: Source>(
-    archive: &mut Archive<'_, S>,
+fn store<S: Source<Error = RootfsError>>(
+    archive: &mut Reader<S>,
     spool: &mut SpoolWriter,
     extent: Extent,
     layer: usize,
@@ -119,7 +137,7 @@ fn store<S: Source>(
     }
     let block = spool.align()?;
     let Some(parts) = parts else {
-        archive.data(size, |bytes| spool.write(bytes))?;
+        archive.data(size, |bytes| spool.write(bytes)).map_err(in_layer(layer))?;
         spool.align()?;
         return Ok(Content { size, block, segments: None });
     };
@@ -137,7 +155,7 @@ fn store<S: Source>(
             }
         }
         spool.write_zeros(offset - at)?;
-        archive.data(length, |bytes| spool.write(bytes))?;
+        archive.data(length, |bytes| spool.write(bytes)).map_err(in_layer(layer))?;
         at = offset + length;
     }
     spool.align()?;

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::Scope;
 
+use microagent_tar::read::Source;
 use sha2::{Digest, Sha256};
 
-use super::archive::Source;
 use super::error::{Damage, RootfsError};
 use super::{Compression, LayerFile, Limits};
 
@@ -137,6 +137,8 @@ impl<'a> Stream<'a> {
 }
 
 impl Source for Stream<'_> {
+    type Error = RootfsError;
+
     fn fill(&mut self) -> Result<&[u8], RootfsError> {
         if self.at == self.piece.len() {
             self.shared.check_cancelled()?;

@@ -15,10 +15,10 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use microagent_ext4::{Meta, NAME_MAX, Special};
+use microagent_tar::Attribute;
 
 use super::error::{Damage, RootfsError, printable};
 use super::layer::{Content, Entry, EntryKind};
-use super::pax::Attribute;
 
 /// Symlinks followed for one path, as in the kernel.
 const MAX_SYMLINKS: usize = 40;

@@ -5,46 +5,45 @@
 //! POSIX.1-2017 `pax`, GNU tar manual "Basic Tar Format"; where they leave room, Go's `archive/tar`, which
 //! every container engine reads layers with.
 
-/// Bytes of a header and of the units that everything is padded to.
-pub(super) const UNIT: usize = 512;
+use crate::BLOCK as UNIT;
 
-pub(super) type Unit = [u8; UNIT];
+pub(crate) type Unit = [u8; UNIT];
 
 /// The fields of one header. Numbers that are out of a kernel's range are refused where they are used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) name: Vec<u8>,
-    pub(super) link_name: Vec<u8>,
-    pub(super) kind: u8,
-    pub(super) mode: u16,
-    pub(super) uid: i64,
-    pub(super) gid: i64,
-    pub(super) size: u64,
-    pub(super) mtime: i64,
-    pub(super) major: i64,
-    pub(super) minor: i64,
+pub(crate) struct Header {
+    pub(crate) name: Vec<u8>,
+    pub(crate) link_name: Vec<u8>,
+    pub(crate) kind: u8,
+    pub(crate) mode: u16,
+    pub(crate) uid: i64,
+    pub(crate) gid: i64,
+    pub(crate) size: u64,
+    pub(crate) mtime: i64,
+    pub(crate) major: i64,
+    pub(crate) minor: i64,
     /// Of type `S` only.
-    pub(super) sparse: Option<GnuSparse>,
+    pub(crate) sparse: Option<GnuSparse>,
 }
 
 /// What GNU's own format says about a sparse file in its header.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct GnuSparse {
+pub(crate) struct GnuSparse {
     /// Logical size of the file.
-    pub(super) size: u64,
-    pub(super) map: SparseMap,
+    pub(crate) size: u64,
+    pub(crate) map: SparseMap,
 }
 
 /// Offsets and lengths of what is stored, and whether a unit with more of them follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SparseMap {
-    pub(super) parts: Vec<(u64, u64)>,
-    pub(super) continued: bool,
+pub(crate) struct SparseMap {
+    pub(crate) parts: Vec<(u64, u64)>,
+    pub(crate) continued: bool,
 }
 
 /// What a unit that should be a header turned out to be.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Parsed {
+pub(crate) enum Parsed {
     Header(Header),
     /// All zero: the archive's end.
     Zero,
@@ -58,7 +57,7 @@ enum Dialect {
     Gnu,
 }
 
-pub(super) fn parse(unit: &Unit) -> Result<Parsed, &'static str> {
+pub(crate) fn parse(unit: &Unit) -> Result<Parsed, &'static str> {
     if unit.iter().all(|&b| b == 0) {
         return Ok(Parsed::Zero);
     }
@@ -100,7 +99,7 @@ fn gnu_sparse(unit: &Unit) -> Result<GnuSparse, &'static str> {
 }
 
 /// A continuation of a sparse file's map.
-pub(super) fn more_sparse(unit: &Unit) -> Result<SparseMap, &'static str> {
+pub(crate) fn more_sparse(unit: &Unit) -> Result<SparseMap, &'static str> {
     sparse_map(&unit[..505])
 }
 
@@ -123,7 +122,7 @@ fn size(field: &[u8]) -> Result<u64, &'static str> {
 }
 
 /// A field up to its first NUL.
-pub(super) fn text(field: &[u8]) -> &[u8] {
+pub(crate) fn text(field: &[u8]) -> &[u8] {
     let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
     &field[..end]
 }

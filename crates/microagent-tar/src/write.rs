@@ -1,11 +1,10 @@
-//! Headers of a tar stream. Pure: turns what is known of a file into the blocks before its content.
+//! Headers of a tar stream: turns what is known of a file into the blocks before its content.
 //!
 //! # Source
 //! POSIX.1-2001 `pax` interchange format; extended attributes as `SCHILY.xattr.*` records, as GNU tar and
 //! Go's `archive/tar` write and read them.
 
-/// Unit of a tar stream in bytes.
-pub(crate) const BLOCK: usize = 512;
+use crate::{BLOCK, Entry, Kind};
 
 /// Largest value of a number field of 8 bytes (7 octal digits), and of one of 12 (11 digits).
 const SHORT_LIMIT: u64 = 0o7_777_777;
@@ -15,50 +14,9 @@ const LONG_LIMIT: u64 = 0o77_777_777_777;
 const NAME_LEN: usize = 100;
 const LINK_LEN: usize = 100;
 
-/// Kind of an entry, with what only this kind has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A file; its content follows the header.
-    Regular {
-        len: u64,
-    },
-    /// A further name of a file that came before.
-    HardLink {
-        target: Vec<u8>,
-    },
-    Symlink {
-        target: Vec<u8>,
-    },
-    CharacterDevice {
-        major: u32,
-        minor: u32,
-    },
-    BlockDevice {
-        major: u32,
-        minor: u32,
-    },
-    Directory,
-    Fifo,
-}
-
-/// What a header tells of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
-    /// Path in the archive; directories end in a slash.
-    pub(crate) path: Vec<u8>,
-    pub(crate) kind: Kind,
-    /// Permissions with the setuid, setgid and sticky bits.
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    /// Seconds since 1970, and nanoseconds after that.
-    pub(crate) mtime: (i64, u32),
-    /// Extended attributes: name and value.
-    pub(crate) attributes: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// The blocks before the content.
-pub(crate) fn header(entry: &Entry) -> Vec<u8> {
+/// The blocks before the content of a file of so many bytes, or of anything else. The names of directories
+/// end in a slash.
+pub fn header(entry: &Entry<u64>) -> Vec<u8> {
     let records = records(entry);
     let mut blocks = Vec::with_capacity(BLOCK);
     if !records.is_empty() {
@@ -68,33 +26,42 @@ pub(crate) fn header(entry: &Entry) -> Vec<u8> {
         blocks.resize(blocks.len() + padding(len), 0);
     }
     let (type_flag, len, target, device): (u8, u64, &[u8], (u32, u32)) = match &entry.kind {
-        Kind::Regular { len } => (b'0', *len, &[], (0, 0)),
-        Kind::HardLink { target } => (b'1', 0, target, (0, 0)),
-        Kind::Symlink { target } => (b'2', 0, target, (0, 0)),
+        Kind::File(len) => (b'0', *len, &[], (0, 0)),
+        Kind::HardLink(target) => (b'1', 0, target, (0, 0)),
+        Kind::Symlink(target) => (b'2', 0, target, (0, 0)),
         Kind::CharacterDevice { major, minor } => (b'3', 0, &[], (*major, *minor)),
         Kind::BlockDevice { major, minor } => (b'4', 0, &[], (*major, *minor)),
         Kind::Directory => (b'5', 0, &[], (0, 0)),
         Kind::Fifo => (b'6', 0, &[], (0, 0)),
     };
-    let owner = (entry.uid, entry.gid);
-    let seconds = u64::try_from(entry.mtime.0).unwrap_or(0);
-    blocks.extend_from_slice(&block(&entry.path, type_flag, len, entry.mode, owner, seconds, target, device));
+    let owner = (entry.meta.uid, entry.meta.gid);
+    let seconds = u64::try_from(entry.meta.mtime.0).unwrap_or(0);
+    blocks.extend_from_slice(&block(
+        &entry.name,
+        type_flag,
+        len,
+        entry.meta.mode.into(),
+        owner,
+        seconds,
+        target,
+        device,
+    ));
     blocks
 }
 
 /// Bytes that fill up the last block of so many.
-pub(crate) fn padding(len: u64) -> usize {
+pub fn padding(len: u64) -> usize {
     let over = usize::try_from(len % BLOCK as u64).expect("less than a block");
     if over == 0 { 0 } else { BLOCK - over }
 }
 
 /// What the old header has no room for.
-fn records(entry: &Entry) -> Vec<u8> {
+fn records(entry: &Entry<u64>) -> Vec<u8> {
     let mut records = Vec::new();
-    if entry.path.len() > NAME_LEN {
-        record(&mut records, b"path", &entry.path);
+    if entry.name.len() > NAME_LEN {
+        record(&mut records, b"path", &entry.name);
     }
-    if let Kind::HardLink { target } | Kind::Symlink { target } = &entry.kind
+    if let Kind::HardLink(target) | Kind::Symlink(target) = &entry.kind
         && target.len() > LINK_LEN
     {
         record(&mut records, b"linkpath", target);
@@ -104,12 +71,12 @@ fn records(entry: &Entry) -> Vec<u8> {
             record(&mut records, name, value.to_string().as_bytes());
         }
     };
-    number(b"uid", entry.uid.into(), SHORT_LIMIT);
-    number(b"gid", entry.gid.into(), SHORT_LIMIT);
-    if let Kind::Regular { len } = entry.kind {
+    number(b"uid", entry.meta.uid.into(), SHORT_LIMIT);
+    number(b"gid", entry.meta.gid.into(), SHORT_LIMIT);
+    if let Kind::File(len) = entry.kind {
         number(b"size", len, LONG_LIMIT);
     }
-    let (seconds, nanoseconds) = entry.mtime;
+    let (seconds, nanoseconds) = entry.meta.mtime;
     let fits = u64::try_from(seconds).is_ok_and(|seconds| seconds <= LONG_LIMIT);
     if nanoseconds != 0 || !fits {
         record(&mut records, b"mtime", decimal_time(seconds, nanoseconds).as_bytes());
@@ -195,6 +162,7 @@ fn octal(field: &mut [u8], value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Meta;
 
     #[test]
     fn a_record_counts_its_own_digits() {
@@ -220,12 +188,9 @@ mod tests {
     #[test]
     fn every_field_comes_back_through_another_reader() {
         let entry = Entry {
-            path: [&b"a/".repeat(80)[..], b"\xff\xfe"].concat(),
-            kind: Kind::Symlink { target: b"../".repeat(60) },
-            mode: 0o4755,
-            uid: 3_000_000_000,
-            gid: 70_000,
-            mtime: (1_700_000_000, 123_456_789),
+            name: [&b"a/".repeat(80)[..], b"\xff\xfe"].concat(),
+            kind: Kind::Symlink(b"../".repeat(60)),
+            meta: Meta { mode: 0o4755, uid: 3_000_000_000, gid: 70_000, mtime: (1_700_000_000, 123_456_789) },
             attributes: vec![
                 (b"user.empty".to_vec(), Vec::new()),
                 (b"user.bytes".to_vec(), vec![0, 61, 255]),
@@ -235,7 +200,7 @@ mod tests {
         stream.resize(stream.len() + 2 * BLOCK, 0);
         let mut archive = tar::Archive::new(&stream[..]);
         let mut read = archive.entries().unwrap().next().unwrap().unwrap();
-        assert_eq!(read.path_bytes().as_ref(), entry.path);
+        assert_eq!(read.path_bytes().as_ref(), entry.name);
         assert_eq!(read.link_name_bytes().unwrap().as_ref(), b"../".repeat(60));
         assert_eq!(read.header().mode().unwrap(), 0o4755);
         assert_eq!(read.header().gid().unwrap(), 70_000);

@@ -9,51 +9,50 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
+use crate::Attribute;
+
 /// libarchive writes no padding; others may.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Name and value.
-pub(super) type Attribute = (Vec<u8>, Vec<u8>);
-
 /// What the extended headers before an entry say about it.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Overrides {
-    pub(super) path: Option<Vec<u8>>,
-    pub(super) link_path: Option<Vec<u8>>,
-    pub(super) size: Option<u64>,
-    pub(super) uid: Option<u32>,
-    pub(super) gid: Option<u32>,
-    pub(super) mtime: Option<(i64, u32)>,
+pub(crate) struct Overrides {
+    pub(crate) path: Option<Vec<u8>>,
+    pub(crate) link_path: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) mtime: Option<(i64, u32)>,
     /// Those of libarchive first, so that the plain ones win where a name occurs in both.
-    pub(super) attributes: Vec<Attribute>,
+    pub(crate) attributes: Vec<Attribute>,
     plain_attributes: Vec<Attribute>,
-    pub(super) sparse: Sparse,
+    pub(crate) sparse: Sparse,
 }
 
 /// The three ways in which GNU tar puts sparse files into pax archives.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Sparse {
+pub(crate) struct Sparse {
     /// Version 1.0: the map precedes the data.
-    pub(super) map_in_data: bool,
+    pub(crate) map_in_data: bool,
     major: Option<u64>,
     /// Logical size of the file.
-    pub(super) size: Option<u64>,
-    pub(super) name: Option<Vec<u8>>,
+    pub(crate) size: Option<u64>,
+    pub(crate) name: Option<Vec<u8>>,
     /// Offsets and lengths in turn: 0.0 one by one, 0.1 at once.
-    pub(super) map: Vec<u64>,
+    pub(crate) map: Vec<u64>,
 }
 
 impl Sparse {
-    pub(super) fn is_used(&self) -> bool {
+    pub(crate) fn is_used(&self) -> bool {
         self.map_in_data || self.size.is_some() || !self.map.is_empty()
     }
 }
 
 /// Parses the records of one extended header.
-pub(super) fn parse(mut data: &[u8]) -> Result<Overrides, &'static str> {
+pub(crate) fn parse(mut data: &[u8]) -> Result<Overrides, &'static str> {
     let mut overrides = Overrides::default();
     while !data.is_empty() {
         let (key, value, rest) = record(data).ok_or("a malformed pax record")?;
@@ -129,7 +128,7 @@ impl Overrides {
     }
 }
 
-pub(super) fn decimal(digits: &[u8]) -> Option<u64> {
+pub(crate) fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() {
         return None;
     }

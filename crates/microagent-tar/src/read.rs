@@ -1,58 +1,86 @@
-//! A tar archive as a sequence of members, each with everything that the headers before it said.
+//! A tar stream as a sequence of members, each with everything that the headers before it said.
 //!
 //! Reads forward only, and holds no more than one member's headers. Never looks at the file system.
 
-use microagent_ext4::{Meta, Special};
-
-use super::Limits;
-use super::error::{Damage, RootfsError, printable};
-use super::header::{self, GnuSparse, Header, Parsed, UNIT, Unit};
-use super::pax::{self, Attribute, Overrides};
+use crate::header::{self, GnuSparse, Header, Parsed, Unit};
+use crate::pax::{self, Overrides};
+use crate::{BLOCK as UNIT, Entry, Kind, Meta};
 
 /// Longest extended header, long name or sparse map that is read, in bytes; that of Go's `archive/tar`.
 const MAX_SPECIAL: u64 = 1 << 20;
 
-/// A layer's uncompressed bytes.
-pub(super) trait Source {
+/// Where the stream's bytes come from.
+pub trait Source {
+    /// Why there are no more of them.
+    type Error: std::error::Error + 'static;
     /// The next bytes, at least one unless the stream ended.
-    fn fill(&mut self) -> Result<&[u8], RootfsError>;
+    ///
+    /// # Errors
+    /// Fails when they cannot be had.
+    fn fill(&mut self) -> Result<&[u8], Self::Error>;
     /// Drops the first `count` of them.
     fn consume(&mut self, count: usize);
 }
 
-/// One member of an archive.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Member {
-    /// As stored: it may be absolute, climb, or end in a slash.
-    pub(super) name: Vec<u8>,
-    pub(super) kind: Kind,
-    pub(super) meta: Meta,
-    pub(super) attributes: Vec<Attribute>,
+impl Source for &[u8] {
+    type Error = std::convert::Infallible;
+
+    fn fill(&mut self) -> Result<&[u8], Self::Error> {
+        Ok(self)
+    }
+
+    fn consume(&mut self, count: usize) {
+        *self = &self[count..];
+    }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Its data follows; see [`Archive::data`].
-    File(Extent),
-    HardLink(Vec<u8>),
-    Symlink(Vec<u8>),
-    Directory,
-    Special(Special),
+/// Why a stream could not be read. Names are the last one read, empty before the first.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError<E: std::error::Error + 'static> {
+    /// The source failed, or whatever took the data.
+    #[error(transparent)]
+    Source(#[from] E),
+    /// The stream breaks its own rules.
+    #[error("{what} in or after `{}`", after.escape_ascii())]
+    Malformed {
+        /// Which rule.
+        what: &'static str,
+        /// Where.
+        after: Vec<u8>,
+    },
+    /// The stream ends early.
+    #[error("the archive ends in `{}` or the entry after it", after.escape_ascii())]
+    Truncated {
+        /// Where.
+        after: Vec<u8>,
+    },
+    /// The stream exceeds a limit.
+    #[error("the archive has {limit}")]
+    Limit {
+        /// What is too much, in words.
+        limit: String,
+    },
 }
+
+/// An entry as it was read. Its name is as stored: it may be absolute, climb, or end in a slash. A file's
+/// data follows; see [`Reader::data`].
+pub type Member = Entry<Extent>;
 
 /// Size of a file, and which parts of it are stored: offsets and lengths, ascending, within the size.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) size: u64,
-    /// `None` when the file is stored whole.
-    pub(super) parts: Option<Vec<(u64, u64)>>,
+pub struct Extent {
+    /// Size in bytes.
+    pub size: u64,
+    /// The parts; `None` when the file is stored whole.
+    pub parts: Option<Vec<(u64, u64)>>,
 }
 
 /// Reads members from a source.
-pub(super) struct Archive<'a, S> {
+#[derive(Debug)]
+pub struct Reader<S> {
     source: S,
-    layer: usize,
-    limits: &'a Limits,
+    /// Longest name or link target that is taken.
+    max_path_bytes: usize,
     /// Of the last member, for errors.
     last_name: Vec<u8>,
     /// Data of the current member that was not read yet, and the padding behind it.
@@ -60,13 +88,14 @@ pub(super) struct Archive<'a, S> {
     padding: u64,
 }
 
-impl<'a, S: Source> Archive<'a, S> {
-    pub(super) fn new(source: S, layer: usize, limits: &'a Limits) -> Archive<'a, S> {
-        Archive { source, layer, limits, last_name: Vec::new(), remaining: 0, padding: 0 }
+impl<S: Source> Reader<S> {
+    /// Reads from a source; names and link targets longer than `max_path_bytes` are refused.
+    pub fn new(source: S, max_path_bytes: usize) -> Reader<S> {
+        Reader { source, max_path_bytes, last_name: Vec::new(), remaining: 0, padding: 0 }
     }
 
     /// The next member, or `None` behind the last; skips what was not read of the one before.
-    pub(super) fn next(&mut self) -> Result<Option<Member>, RootfsError> {
+    pub fn next(&mut self) -> Result<Option<Member>, ReadError<S::Error>> {
         let mut overrides = Overrides::default();
         let (mut long_name, mut long_link) = (None, None);
         loop {
@@ -91,7 +120,7 @@ impl<'a, S: Source> Archive<'a, S> {
     }
 
     /// Reads up to the stream's end, which the digest covers.
-    pub(super) fn finish(mut self) -> Result<S, RootfsError> {
+    pub fn finish(mut self) -> Result<S, S::Error> {
         loop {
             let count = self.source.fill()?.len();
             if count == 0 {
@@ -102,11 +131,11 @@ impl<'a, S: Source> Archive<'a, S> {
     }
 
     /// Hands the next `count` bytes of the member's data to `sink`, in pieces.
-    pub(super) fn data(
+    pub fn data(
         &mut self,
         count: u64,
-        mut sink: impl FnMut(&[u8]) -> Result<(), RootfsError>,
-    ) -> Result<(), RootfsError> {
+        mut sink: impl FnMut(&[u8]) -> Result<(), S::Error>,
+    ) -> Result<(), ReadError<S::Error>> {
         debug_assert!(count <= self.remaining, "a member's parts are no longer than its data");
         let mut left = count;
         while left > 0 {
@@ -123,7 +152,7 @@ impl<'a, S: Source> Archive<'a, S> {
         Ok(())
     }
 
-    fn skip(&mut self) -> Result<(), RootfsError> {
+    fn skip(&mut self) -> Result<(), ReadError<S::Error>> {
         self.data(self.remaining, |_| Ok(()))?;
         // Behind the last member all padding may be missing: `umoci insert` leaves it out, and Go's reader,
         // which every container engine reads layers with, does not mind.
@@ -141,7 +170,7 @@ impl<'a, S: Source> Archive<'a, S> {
     }
 
     /// The next header, or `None` at the end: two zero units, one and nothing behind it, or nothing at all.
-    fn header(&mut self) -> Result<Option<Header>, RootfsError> {
+    fn header(&mut self) -> Result<Option<Header>, ReadError<S::Error>> {
         let Some(unit) = self.unit()? else { return Ok(None) };
         match header::parse(&unit).map_err(|what| self.bad(what))? {
             Parsed::Header(header) => Ok(Some(header)),
@@ -153,7 +182,7 @@ impl<'a, S: Source> Archive<'a, S> {
     }
 
     /// The next unit, or `None` when the stream ends before it.
-    fn unit(&mut self) -> Result<Option<Unit>, RootfsError> {
+    fn unit(&mut self) -> Result<Option<Unit>, ReadError<S::Error>> {
         if self.source.fill()?.is_empty() {
             return Ok(None);
         }
@@ -169,7 +198,7 @@ impl<'a, S: Source> Archive<'a, S> {
     }
 
     /// All data of a member that is no file but speaks about the next.
-    fn special(&mut self, size: u64) -> Result<Vec<u8>, RootfsError> {
+    fn special(&mut self, size: u64) -> Result<Vec<u8>, ReadError<S::Error>> {
         if size > MAX_SPECIAL {
             return Err(
                 self.limit(format!("an extended header of {size} bytes, {MAX_SPECIAL} are read at most"))
@@ -184,13 +213,13 @@ impl<'a, S: Source> Archive<'a, S> {
         Ok(bytes)
     }
 
-    fn member(&mut self, header: Header, overrides: Overrides) -> Result<Member, RootfsError> {
+    fn member(&mut self, header: Header, overrides: Overrides) -> Result<Member, ReadError<S::Error>> {
         let name = match &overrides.sparse {
             sparse if sparse.is_used() && sparse.name.is_some() => sparse.name.clone().unwrap_or_default(),
             _ => header.name.clone(),
         };
         self.last_name.clone_from(&name);
-        let longest = self.limits.max_path_bytes;
+        let longest = self.max_path_bytes;
         if name.len() > longest || header.link_name.len() > longest {
             return Err(self.limit(format!("a path longer than {longest} bytes")));
         }
@@ -206,7 +235,7 @@ impl<'a, S: Source> Archive<'a, S> {
         Ok(Member { name, meta, kind: self.kind(header, &overrides)?, attributes: overrides.attributes })
     }
 
-    fn kind(&mut self, header: Header, overrides: &Overrides) -> Result<Kind, RootfsError> {
+    fn kind(&mut self, header: Header, overrides: &Overrides) -> Result<Kind<Extent>, ReadError<S::Error>> {
         let size = overrides.size.unwrap_or(header.size);
         Ok(match header.kind {
             b'0' | b'7' => {
@@ -224,13 +253,13 @@ impl<'a, S: Source> Archive<'a, S> {
                 else {
                     return Err(self.bad("a device number that no kernel has"));
                 };
-                Kind::Special(match header.kind {
-                    b'3' => Special::Character { major, minor },
-                    _ => Special::Block { major, minor },
-                })
+                match header.kind {
+                    b'3' => Kind::CharacterDevice { major, minor },
+                    _ => Kind::BlockDevice { major, minor },
+                }
             }
             b'5' => Kind::Directory,
-            b'6' => Kind::Special(Special::Fifo),
+            b'6' => Kind::Fifo,
             // A directory with a list of names, from incremental backups.
             b'D' => {
                 self.expect_data(size);
@@ -240,7 +269,7 @@ impl<'a, S: Source> Archive<'a, S> {
         })
     }
 
-    fn extent(&mut self, size: u64, overrides: &Overrides) -> Result<Extent, RootfsError> {
+    fn extent(&mut self, size: u64, overrides: &Overrides) -> Result<Extent, ReadError<S::Error>> {
         let sparse = &overrides.sparse;
         if !sparse.is_used() {
             return Ok(Extent { size, parts: None });
@@ -254,7 +283,7 @@ impl<'a, S: Source> Archive<'a, S> {
     }
 
     /// The map of pax version 1.0: decimal numbers, one on a line, the count of pairs first, padded.
-    fn map_in_data(&mut self) -> Result<Vec<u64>, RootfsError> {
+    fn map_in_data(&mut self) -> Result<Vec<u64>, ReadError<S::Error>> {
         let mut map = Vec::new();
         let mut wanted = None;
         let mut digits = Vec::new();
@@ -292,7 +321,7 @@ impl<'a, S: Source> Archive<'a, S> {
     }
 
     /// The map of GNU's own format: four pairs in the header, more in units before the data.
-    fn gnu_sparse(&mut self, stored: u64, sparse: GnuSparse) -> Result<Extent, RootfsError> {
+    fn gnu_sparse(&mut self, stored: u64, sparse: GnuSparse) -> Result<Extent, ReadError<S::Error>> {
         let GnuSparse { size, mut map } = sparse;
         let mut parts = map.parts;
         while map.continued {
@@ -311,7 +340,7 @@ impl<'a, S: Source> Archive<'a, S> {
     }
 
     /// Checks a sparse map against the file's size and the data that is there.
-    fn parts(&self, size: u64, map: impl Iterator<Item = (u64, u64)>) -> Result<Extent, RootfsError> {
+    fn parts(&self, size: u64, map: impl Iterator<Item = (u64, u64)>) -> Result<Extent, ReadError<S::Error>> {
         let (mut end, mut stored) = (0u64, 0u64);
         let mut parts: Vec<(u64, u64)> = Vec::new();
         for (offset, length) in map {
@@ -330,17 +359,140 @@ impl<'a, S: Source> Archive<'a, S> {
         Ok(Extent { size, parts: Some(parts) })
     }
 
-    fn bad(&self, what: &'static str) -> RootfsError {
-        let name = printable(&self.last_name);
-        RootfsError::Damaged { layer: self.layer, source: Damage::Tar { what, name } }
+    fn bad(&self, what: &'static str) -> ReadError<S::Error> {
+        ReadError::Malformed { what, after: self.last_name.clone() }
     }
 
-    fn truncated(&self) -> RootfsError {
-        let name = printable(&self.last_name);
-        RootfsError::Damaged { layer: self.layer, source: Damage::Truncated { name } }
+    fn truncated(&self) -> ReadError<S::Error> {
+        ReadError::Truncated { after: self.last_name.clone() }
     }
 
-    fn limit(&self, limit: String) -> RootfsError {
-        RootfsError::Limit { layer: self.layer, limit }
+    fn limit(&self, limit: String) -> ReadError<S::Error> {
+        ReadError::Limit { limit }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Attribute;
+    use crate::write::{header, padding};
+
+    /// Everything that is in a stream, with the content of files.
+    fn read(stream: &[u8]) -> Result<Vec<(Member, Vec<u8>)>, ReadError<std::convert::Infallible>> {
+        let mut reader = Reader::new(stream, 4096);
+        let mut members = Vec::new();
+        while let Some(member) = reader.next()? {
+            let mut content = Vec::new();
+            let stored = match &member.kind {
+                Kind::File(Extent { size, parts: None }) => *size,
+                Kind::File(Extent { parts: Some(parts), .. }) => parts.iter().map(|part| part.1).sum(),
+                _ => 0,
+            };
+            reader.data(stored, |bytes| {
+                content.extend_from_slice(bytes);
+                Ok(())
+            })?;
+            members.push((member, content));
+        }
+        Ok(members)
+    }
+
+    fn names() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(1..=255u8, 1..300)
+    }
+
+    fn kinds() -> impl Strategy<Value = Kind<u64>> {
+        prop_oneof![
+            (0..2000u64).prop_map(Kind::File),
+            names().prop_map(Kind::HardLink),
+            names().prop_map(Kind::Symlink),
+            Just(Kind::Directory),
+            Just(Kind::Fifo),
+            (0..0o7_777_777u32, 0..0o7_777_777u32)
+                .prop_map(|(major, minor)| Kind::CharacterDevice { major, minor }),
+            (0..0o7_777_777u32, 0..0o7_777_777u32)
+                .prop_map(|(major, minor)| Kind::BlockDevice { major, minor }),
+        ]
+    }
+
+    fn metas() -> impl Strategy<Value = Meta> {
+        let mtime = (-20_000_000_000i64..20_000_000_000, 0..1_000_000_000u32);
+        (0..0o10000u16, any::<u32>(), any::<u32>(), mtime).prop_map(|(mode, uid, gid, mtime)| Meta {
+            mode,
+            uid,
+            gid,
+            mtime,
+        })
+    }
+
+    /// Values hold any bytes, newlines and `=` among them.
+    fn attributes() -> impl Strategy<Value = Vec<Attribute>> {
+        let value = prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..200),
+            Just(b"a\n20 SCHILY.xattr.x=y\n=\0".to_vec()),
+        ];
+        proptest::collection::vec(("[a-z]{1,8}[.][a-z]{1,8}".prop_map(String::into_bytes), value), 0..4)
+    }
+
+    prop_compose! {
+        fn entries()(name in names(), kind in kinds(), meta in metas(), attributes in attributes()) -> Entry<u64> {
+            Entry { name, kind, meta, attributes }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(entries in proptest::collection::vec(entries(), 0..6)) {
+            let mut stream = Vec::new();
+            for entry in &entries {
+                stream.extend(header(entry));
+                if let Kind::File(len) = entry.kind {
+                    stream.extend((0..len).map(|at| at as u8));
+                    stream.extend(vec![0; padding(len)]);
+                }
+            }
+            stream.extend([0; 2 * UNIT]);
+            let members = read(&stream).unwrap();
+            prop_assert_eq!(members.len(), entries.len());
+            for (entry, (member, content)) in entries.iter().zip(members) {
+                prop_assert_eq!(&entry.name, &member.name);
+                prop_assert_eq!(&entry.meta, &member.meta);
+                prop_assert_eq!(&entry.attributes, &member.attributes);
+                match (&entry.kind, member.kind) {
+                    (Kind::File(len), Kind::File(extent)) => {
+                        prop_assert_eq!(extent, Extent { size: *len, parts: None });
+                        prop_assert!(content.iter().enumerate().all(|(at, byte)| *byte == at as u8));
+                    }
+                    (Kind::HardLink(wanted), Kind::HardLink(got))
+                    | (Kind::Symlink(wanted), Kind::Symlink(got)) => prop_assert_eq!(wanted, &got),
+                    (Kind::CharacterDevice { major, minor }, got) => {
+                        prop_assert_eq!(Kind::CharacterDevice { major: *major, minor: *minor }, got);
+                    }
+                    (Kind::BlockDevice { major, minor }, got) => {
+                        prop_assert_eq!(Kind::BlockDevice { major: *major, minor: *minor }, got);
+                    }
+                    (wanted, got) => {
+                        prop_assert_eq!(std::mem::discriminant(&got), match wanted {
+                            Kind::Directory => std::mem::discriminant(&Kind::Directory),
+                            _ => std::mem::discriminant(&Kind::Fifo),
+                        });
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(mut stream in proptest::collection::vec(any::<u8>(), 0..2048), fixed: bool) {
+            // With a good checksum it comes further than its first unit.
+            if fixed && stream.len() >= UNIT {
+                stream[148..156].fill(b' ');
+                let sum: u32 = stream[..UNIT].iter().map(|byte| u32::from(*byte)).sum();
+                stream[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            }
+            let _ = read(&stream);
+        }
     }
 }
