@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, mkdirat, openat, unlinkat};
@@ -24,20 +24,28 @@ pub(crate) struct Cgroups {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
+    /// A group that was made ahead of its command.
+    spare: Option<Cgroup>,
     /// Groups that still had processes when their command ended.
     lingering: Vec<String>,
 }
 
 impl Cgroups {
-    /// Works below this directory of a cgroup2 file system.
-    pub(crate) fn new(root: OwnedFd) -> Cgroups {
-        Cgroups { root, state: Mutex::default() }
+    /// Works below this directory of a cgroup2 file system. The first command finds its group made.
+    pub(crate) fn new(root: OwnedFd) -> io::Result<Cgroups> {
+        let groups = Cgroups { root, state: Mutex::default() };
+        let spare = groups.create()?;
+        groups.state().spare = Some(spare);
+        Ok(groups)
     }
 
     /// Makes a group for one command.
     pub(crate) fn create(&self) -> io::Result<Cgroup> {
         let name = {
-            let mut state = self.state.lock().expect("no holder of the lock panics");
+            let mut state = self.state();
+            if let Some(spare) = state.spare.take() {
+                return Ok(spare);
+            }
             state.next += 1;
             format!("exec-{}", state.next)
         };
@@ -49,9 +57,13 @@ impl Cgroups {
     /// Removes the group of a command that has ended. While background processes live in it, it stays,
     /// and is tried again when the next command ends.
     pub(crate) fn retire(&self, group: Cgroup) {
-        let mut state = self.state.lock().expect("no holder of the lock panics");
+        let mut state = self.state();
         state.lingering.push(group.name);
         state.lingering.retain(|name| !remove(self.root.as_fd(), name, DEPTH_LIMIT));
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder of the lock panics")
     }
 }
 

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
 
-use microagent_proto::{Configure, Configured, GuestError, GuestErrorKind, Network, Timings};
+use microagent_proto::{Configure, Configured, GuestError, GuestErrorKind, Network, Root, Timings};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::console;
@@ -23,8 +23,27 @@ use crate::sys;
 /// Longest host name that the kernel takes, in bytes.
 const HOSTNAME_LIMIT: usize = 64;
 
-/// Configures everything. After a failure the machine is of no use.
-pub(crate) fn configure(wanted: &Configure, boot_us: u64) -> Result<Configured, GuestError> {
+/// Stands in the files of names until the workspace's are known, at their usual length.
+const PLACEHOLDER_NAME: &str = "microagent-template-000";
+
+/// Mounts the disk of an image that no guest has used yet, and lays out what [`configure`] then only has to
+/// write over. Nothing of a workspace is known here.
+pub(crate) fn mount_fresh_root() -> Result<(), GuestError> {
+    let disk = |e: disk::DiskError| fail(GuestErrorKind::Disk, &e);
+    disk::mount_root(&Root { scsi_target: disk::EARLY_TARGET, grow: true }).map_err(disk)?;
+    disk::switch_root().map_err(disk)?;
+    write_names(&Names {
+        hostname: PLACEHOLDER_NAME,
+        machine_id: "00000000000000000000000000000000",
+        network: None,
+    });
+    disk::read_ahead();
+    Ok(())
+}
+
+/// Configures everything; `mounted` says that [`mount_fresh_root`] has been done. After a failure the machine
+/// is of no use.
+pub(crate) fn configure(wanted: &Configure, boot_us: u64, mounted: bool) -> Result<Configured, GuestError> {
     let start = Instant::now();
     let other = |what: &'static str| {
         move |source: io::Error| fail(GuestErrorKind::Other, &StepError { what, source })
@@ -33,19 +52,25 @@ pub(crate) fn configure(wanted: &Configure, boot_us: u64) -> Result<Configured, 
     set_clock(wanted.clock_unix_ns).map_err(other("set the clock"))?;
     set_hostname(&wanted.hostname).map_err(other("set the host name"))?;
 
-    // The disk's driver and the network's do not wait for each other.
-    let (network, disk) = std::thread::scope(|scope| {
-        let network =
-            wanted.network.as_ref().map(|network| scope.spawn(|| timed(|| net::configure(network))));
-        let disk = timed(|| disk::mount_root(&wanted.root));
-        (network.map(|thread| thread.join().expect("a panic ends the whole agent")), disk)
-    });
-    let (network, network_us) = network.unwrap_or((Ok(()), 0));
+    let network = || wanted.network.as_ref().map_or(Ok(()), net::configure);
+    let ((network, network_us), (disk, disk_us)) = if mounted {
+        (timed(network), (Ok(()), 0))
+    } else {
+        // The disk's driver and the network's do not wait for each other.
+        std::thread::scope(|scope| {
+            let network = wanted.network.is_some().then(|| scope.spawn(|| timed(network)));
+            let disk = timed(|| disk::mount_root(&wanted.root).and_then(|()| disk::switch_root()));
+            let network = network.map(|thread| thread.join().expect("a panic ends the whole agent"));
+            (network.unwrap_or((Ok(()), 0)), disk)
+        })
+    };
     network.map_err(|e| fail(GuestErrorKind::Network, &e))?;
-    let (disk, disk_us) = disk;
     disk.map_err(|e| fail(GuestErrorKind::Disk, &e))?;
-    disk::switch_root().map_err(|e| fail(GuestErrorKind::Disk, &e))?;
-    write_names(wanted);
+    write_names(&Names {
+        hostname: &wanted.hostname,
+        machine_id: &wanted.machine_id,
+        network: wanted.network.as_ref(),
+    });
     let timings = Timings { boot_us, disk_us, network_us, total_us: elapsed_us(start) };
     Ok(Configured { timings })
 }
@@ -90,14 +115,21 @@ fn set_hostname(name: &str) -> io::Result<()> {
     Ok(rustix::system::sethostname(name.as_bytes())?)
 }
 
+/// What programs know the machine by.
+struct Names<'a> {
+    hostname: &'a str,
+    machine_id: &'a str,
+    network: Option<&'a Network>,
+}
+
 /// Writes the small files by which programs learn the machine's names. A full or damaged disk is no
 /// reason to keep its owner out, so failures only show on the console.
-fn write_names(wanted: &Configure) {
+fn write_names(names: &Names<'_>) {
     let files = [
-        ("/etc/hostname", format!("{}\n", wanted.hostname)),
-        ("/etc/hosts", hosts(&wanted.hostname, wanted.network.as_ref())),
-        ("/etc/resolv.conf", resolv_conf(wanted.network.as_ref().map_or(&[], |network| &network.dns))),
-        ("/etc/machine-id", format!("{}\n", wanted.machine_id)),
+        ("/etc/hostname", format!("{}\n", names.hostname)),
+        ("/etc/hosts", hosts(names.hostname, names.network)),
+        ("/etc/resolv.conf", resolv_conf(names.network.map_or(&[], |network| &network.dns))),
+        ("/etc/machine-id", format!("{}\n", names.machine_id)),
     ];
     if let Err(error) = fs::create_dir("/etc").or_else(exists_already) {
         console::say_error("cannot make /etc", &error);

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,7 +25,24 @@ const NEW_ROOT: &str = "/newroot";
 const MOUNT_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps";
 
 /// The target that is looked at before the host has said which one it is.
-const EARLY_TARGET: u8 = 0;
+pub(crate) const EARLY_TARGET: u8 = 0;
+
+/// What nearly every command needs of its image: shells, loaders, C libraries, users. Links are followed.
+const READ_AHEAD: [&str; 10] = [
+    "/bin/sh",
+    "/bin/bash",
+    "/usr/bin/env",
+    "/lib64/ld-linux-x86-64.so.2",
+    "/lib/x86_64-linux-gnu/libc.so.6",
+    "/lib64/libc.so.6",
+    "/lib/ld-musl-x86_64.so.1",
+    "/etc/ld.so.cache",
+    "/etc/passwd",
+    "/etc/group",
+];
+
+/// Most bytes that are read ahead of one file.
+const READ_AHEAD_LIMIT: u64 = 4 << 20;
 
 /// No root disk is smaller than this, in bytes.
 const PLACEHOLDER_LIMIT: u64 = 1 << 20;
@@ -89,6 +106,19 @@ pub(crate) fn switch_root() -> Result<(), DiskError> {
         Ok(rustix::process::chdir("/")?)
     };
     switch().map_err(DiskError::Switch)
+}
+
+/// Brings what nearly every command needs from the mounted root into memory, so that the machines that are made
+/// from this one find it there. What is missing or odd is passed over.
+pub(crate) fn read_ahead() {
+    for path in READ_AHEAD {
+        // Opening a device or a pipe could wait for ever.
+        if fs::metadata(path).is_ok_and(|found| found.is_file())
+            && let Ok(file) = File::open(path)
+        {
+            let _ = io::copy(&mut file.take(READ_AHEAD_LIMIT), &mut io::sink());
+        }
+    }
 }
 
 /// Makes sure that a path is a directory: images without it get it, and a link in its place would lead

@@ -3,10 +3,13 @@
 //! Life of it:
 //!
 //! 1. [`boot`]: everything that is the same for every guest (kernel file systems, device nodes, limits).
-//! 2. [`port`]: waits for the host, answers pings. At this point the machine may be frozen and restored
-//!    any number of times, so up to here nothing of a workspace is known and no random number is asked for.
-//!    (What the C library reads for itself at its start, a canary and a marker of freed memory, is the same
+//! 2. [`port`]: waits for the host, answers pings, mounts an image's fresh disk if asked to. At this point
+//!    the machine may be frozen and restored any number of times, so up to here nothing of a workspace is
+//!    known, no program of the image has run, and nobody but the agent has asked for a random number.
+//!    (What the C library and the event loop read for themselves, a canary, keys of hash tables, is the same
 //!    in all copies of a frozen agent and guards only the agent; programs get their own when they start.)
+//!    What every guest needs is made here, the event loop included: an emulated processor translates code
+//!    anew in each restored machine, so the cheapest code is that which ran before the freeze.
 //! 3. [`session`]: the host opens a session; its first request configures the machine ([`configure`]),
 //!    the next ones run commands ([`exec`]), pack files ([`pack`]) and end it all ([`shutdown`]).
 //! 4. The session's end is the machine's end.
@@ -36,9 +39,10 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use microagent_proto::PreambleKind;
+use microagent_proto::{Preamble, PreambleKind};
 
 use crate::boot::BootError;
+use crate::session::Session;
 
 /// Why the agent gave up.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +70,24 @@ fn run() -> Result<(), AgentError> {
     let booted = boot::prepare()?;
     let port = port::open(boot::PORT_DEADLINE).map_err(AgentError::Port)?;
     let boot_us = sys::monotonic_us();
-    while port::await_preamble(&port).map_err(AgentError::Port)?.kind != PreambleKind::Session {}
-    session::run(port, booted, boot_us).map_err(AgentError::Runtime)
+    let mut session = Session::prepare(booted, boot_us).map_err(AgentError::Runtime)?;
+    loop {
+        let asked = port::await_preamble(&port).map_err(AgentError::Port)?;
+        let kind = match asked.kind {
+            PreambleKind::Mount => match session.mount() {
+                Ok(()) => PreambleKind::Mount,
+                Err(error) => {
+                    console::say(&format!("cannot mount the image's disk: {}", error.message));
+                    PreambleKind::Failed
+                }
+            },
+            kind => kind,
+        };
+        port::answer(&port, &Preamble { kind, ..asked });
+        if kind == PreambleKind::Session {
+            return session.serve(port).map_err(AgentError::Runtime);
+        }
+    }
 }
 
 /// Ends the machine: QEMU runs with `-no-reboot`, so a restart is its exit.

@@ -62,8 +62,8 @@ fn find() -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Waits for a preamble and answers it. Takes no processor time while nobody speaks, and reads byte by
-/// byte, because what follows the preamble belongs to the session.
+/// Waits for a preamble. Takes no processor time while nobody speaks, and reads byte by byte, because what
+/// follows the preamble belongs to the session.
 pub(crate) fn await_preamble(port: &OwnedFd) -> io::Result<Preamble> {
     let waiter = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     // Edge-triggered: an absent host is a lasting hang-up, which level-triggered polling reports for ever.
@@ -74,7 +74,6 @@ pub(crate) fn await_preamble(port: &OwnedFd) -> io::Result<Preamble> {
         match rustix::io::read(port, &mut byte) {
             Ok(1) => {
                 if let Some(asked) = scanner.push(byte[0]) {
-                    answer(port, &asked);
                     return Ok(asked);
                 }
             }
@@ -92,8 +91,8 @@ pub(crate) fn await_preamble(port: &OwnedFd) -> io::Result<Preamble> {
     }
 }
 
-/// Repeats the preamble with our generation. A host that has gone away in the meantime misses nothing.
-fn answer(port: &OwnedFd, asked: &Preamble) {
+/// Sends the preamble back with our generation. A host that has gone away in the meantime misses nothing.
+pub(crate) fn answer(port: &OwnedFd, asked: &Preamble) {
     let reply = Preamble { generation: GENERATION, ..*asked }.encode();
     let mut rest = &reply[..];
     let start = Instant::now();

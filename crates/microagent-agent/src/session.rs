@@ -12,6 +12,7 @@ use microagent_proto::{
 };
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
+use tokio::runtime::Runtime;
 
 use crate::boot::Booted;
 use crate::cgroup::Cgroups;
@@ -25,23 +26,54 @@ use crate::reaper::Reaper;
 use crate::shutdown;
 use crate::sys;
 
-/// Serves one session to its end.
-pub(crate) fn run(port: OwnedFd, booted: Booted, boot_us: u64) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let reaper = Reaper::start()?;
-        let executor = Executor { cgroups: Cgroups::new(booted.exec_cgroups), reaper };
-        let guest = Arc::new(Guest { executor, boot_us, phase: Mutex::new(Phase::Fresh) });
-        let (mut incoming, driver) = guest_session(Channel::new(port)?);
-        let driver = tokio::spawn(driver);
-        while let Some(stream) = incoming.recv().await {
-            tokio::spawn(Arc::clone(&guest).serve(stream));
+/// A session that may come: everything that needs no host is made.
+#[derive(Debug)]
+pub(crate) struct Session {
+    runtime: Runtime,
+    executor: Executor,
+    boot_us: u64,
+    /// Whether the image's disk is the root already.
+    mounted: bool,
+}
+
+impl Session {
+    /// Makes the event loop and what runs commands.
+    pub(crate) fn prepare(booted: Booted, boot_us: u64) -> io::Result<Session> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let reaper = {
+            let _inside = runtime.enter();
+            Reaper::start()?
+        };
+        let executor = Executor { cgroups: Cgroups::new(booted.exec_cgroups)?, reaper };
+        Ok(Session { runtime, executor, boot_us, mounted: false })
+    }
+
+    /// Mounts the image's disk before anything is known of the workspace.
+    pub(crate) fn mount(&mut self) -> Result<(), GuestError> {
+        if self.mounted {
+            return Err(out_of_order("the disk has been mounted already"));
         }
-        if let Ok(Err(error)) = driver.await {
-            console::say_error("the session ended", &error);
-        }
+        configure::mount_fresh_root()?;
+        self.mounted = true;
         Ok(())
-    })
+    }
+
+    /// Serves one session to its end.
+    pub(crate) fn serve(self, port: OwnedFd) -> io::Result<()> {
+        let Session { runtime, executor, boot_us, mounted } = self;
+        runtime.block_on(async {
+            let guest = Arc::new(Guest { executor, boot_us, mounted, phase: Mutex::new(Phase::Fresh) });
+            let (mut incoming, driver) = guest_session(Channel::new(port)?);
+            let driver = tokio::spawn(driver);
+            while let Some(stream) = incoming.recv().await {
+                tokio::spawn(Arc::clone(&guest).serve(stream));
+            }
+            if let Ok(Err(error)) = driver.await {
+                console::say_error("the session ended", &error);
+            }
+            Ok(())
+        })
+    }
 }
 
 /// How long the host may take to turn the machine off after its work has ended.
@@ -64,6 +96,7 @@ enum Phase {
 struct Guest {
     executor: Executor,
     boot_us: u64,
+    mounted: bool,
     phase: Mutex<Phase>,
 }
 
@@ -125,7 +158,7 @@ impl Guest {
             // Whatever goes wrong from here on, there is no second try.
             *phase = Phase::Failed;
         }
-        let configured = configure::configure(wanted, self.boot_us)?;
+        let configured = configure::configure(wanted, self.boot_us, self.mounted)?;
         *self.phase.lock().expect("no holder of the lock panics") = Phase::Configured;
         Ok(configured)
     }

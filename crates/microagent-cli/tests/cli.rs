@@ -418,8 +418,8 @@ fn a_damaged_template_is_listed_and_pruned() {
     fs::create_dir(home.dir.path().join(".microagent/tmp")).unwrap();
     fs::write(template.join("manifest.json"), "{").unwrap();
     home.run("template list").success().stderr_eq("").stdout_eq(str![[r#"
-KEY          MEMORY    CPUS NETWORK  BACKEND   SIZE        CREATED              LAST USED            STALE
-001122334455 -         -    -        -         0 B         -                    [..] yes
+KEY          MEMORY    CPUS NETWORK  BACKEND   DISK         SIZE        CREATED              LAST USED            STALE
+001122334455 -         -    -        -         -            0 B         -                    [..] yes
 
 "#]]);
     home.run("template prune").success().stdout_eq("Removed 1 template, 0 B.\n").stderr_eq("");

@@ -21,14 +21,38 @@ const SEARCH_LIMIT: usize = 1 << 20;
 pub enum PreambleKind {
     /// An answer, nothing more.
     Ping,
+    /// The fresh image disk mounted, grown and made the root; the answer comes when that is done. A guest
+    /// that cannot do it answers [`PreambleKind::Failed`].
+    Mount,
     /// A yamux session right after the answer.
     Session,
+    /// Only in answers: what was asked for could not be done. The machine is of no use any more.
+    Failed,
+}
+
+impl PreambleKind {
+    /// All kinds with their bytes on the wire.
+    const WIRE: [(PreambleKind, u8); 4] = [
+        (PreambleKind::Ping, 1),
+        (PreambleKind::Session, 2),
+        (PreambleKind::Mount, 3),
+        (PreambleKind::Failed, 4),
+    ];
+
+    fn to_byte(self) -> u8 {
+        let (_, byte) = Self::WIRE.iter().find(|(kind, _)| *kind == self).expect("all kinds are listed");
+        *byte
+    }
+
+    fn from_byte(byte: u8) -> Option<PreambleKind> {
+        Self::WIRE.iter().find(|(_, wire)| *wire == byte).map(|(kind, _)| *kind)
+    }
 }
 
 /// What opens the control channel in both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preamble {
-    /// What the host wants; the guest repeats it.
+    /// What the host wants; the guest repeats it when it is done.
     pub kind: PreambleKind,
     /// [`GENERATION`] of the sender.
     pub generation: u16,
@@ -41,10 +65,7 @@ impl Preamble {
     pub fn encode(&self) -> [u8; PREAMBLE_LEN] {
         let mut bytes = [0; PREAMBLE_LEN];
         bytes[..12].copy_from_slice(&MAGIC);
-        bytes[12] = match self.kind {
-            PreambleKind::Ping => 1,
-            PreambleKind::Session => 2,
-        };
+        bytes[12] = self.kind.to_byte();
         bytes[14..16].copy_from_slice(&self.generation.to_le_bytes());
         bytes[16..].copy_from_slice(&self.nonce);
         bytes
@@ -52,11 +73,10 @@ impl Preamble {
 
     /// Reads the wire form; `None` when it is not one.
     pub fn decode(bytes: &[u8; PREAMBLE_LEN]) -> Option<Preamble> {
-        let kind = match (bytes.starts_with(&MAGIC), bytes[12], bytes[13]) {
-            (true, 1, 0) => PreambleKind::Ping,
-            (true, 2, 0) => PreambleKind::Session,
-            _ => return None,
-        };
+        if !bytes.starts_with(&MAGIC) || bytes[13] != 0 {
+            return None;
+        }
+        let kind = PreambleKind::from_byte(bytes[12])?;
         let generation = u16::from_le_bytes([bytes[14], bytes[15]]);
         let nonce = bytes[16..].try_into().ok()?;
         Some(Preamble { kind, generation, nonce })
@@ -87,8 +107,8 @@ impl PreambleScanner {
 /// Host side: sends a preamble and waits for the guest's answer to it. The deadline is the caller's.
 ///
 /// # Errors
-/// Fails when the channel breaks, the guest sends a megabyte of something else, or its generation is
-/// another (`InvalidData`).
+/// Fails when the channel breaks, the guest could not do what was asked, it sends a megabyte of something
+/// else, or its generation is another (`InvalidData`).
 pub async fn greet<S>(channel: &mut S, kind: PreambleKind, nonce: [u8; 16]) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -101,6 +121,9 @@ where
         // Byte by byte: what follows the answer belongs to the session and must stay in the channel.
         match scanner.push(channel.read_u8().await?) {
             Some(got) if got == sent => return Ok(()),
+            Some(got) if got == (Preamble { kind: PreambleKind::Failed, ..sent }) => {
+                return Err(io::Error::other("the guest could not do it; its console says why"));
+            }
             Some(got) if got.nonce == nonce => {
                 let text = format!("the guest speaks generation {}, this build {GENERATION}", got.generation);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
@@ -167,6 +190,15 @@ mod tests {
         guest.write_all(&reply.encode()).await.unwrap();
         let refused = greet(&mut host, PreambleKind::Session, [3; 16]).await.unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[tokio::test]
+    async fn a_guest_may_say_that_it_failed() {
+        let (mut host, mut guest) = tokio::io::duplex(1024);
+        let reply = Preamble { kind: PreambleKind::Failed, generation: GENERATION, nonce: [3; 16] };
+        guest.write_all(&reply.encode()).await.unwrap();
+        let failed = greet(&mut host, PreambleKind::Mount, [3; 16]).await.unwrap_err();
+        assert_eq!(failed.kind(), io::ErrorKind::Other);
     }
 
     #[tokio::test]

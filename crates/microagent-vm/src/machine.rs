@@ -58,6 +58,23 @@ pub enum Start<'a> {
         /// The state of its devices.
         state: BorrowedFd<'a>,
     },
+    /// A frozen guest goes on, to be frozen again.
+    RestoreToFreeze {
+        /// A copy of its memory, shared with whoever copies it next.
+        memory: BorrowedFd<'a>,
+        /// The state of its devices.
+        state: BorrowedFd<'a>,
+    },
+}
+
+impl<'a> Start<'a> {
+    /// The state that the machine goes on from.
+    pub(crate) fn state(&self) -> Option<BorrowedFd<'a>> {
+        match self {
+            Start::Boot | Start::BootToFreeze { .. } => None,
+            Start::Restore { state, .. } | Start::RestoreToFreeze { state, .. } => Some(*state),
+        }
+    }
 }
 
 /// A path that cannot be handed to QEMU.
@@ -115,12 +132,13 @@ fn add_memory(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> O
     let (memory, share) = match start {
         Start::Boot => return None,
         Start::BootToFreeze { memory } => (memory, true),
-        Start::Restore { memory, .. } => {
-            // The monitor says first that memory is not part of the state, then where the state is.
-            line.switch("-incoming", "defer");
-            (memory, false)
-        }
+        Start::Restore { memory, .. } => (memory, false),
+        Start::RestoreToFreeze { memory, .. } => (memory, true),
     };
+    if start.state().is_some() {
+        // The monitor says first that memory is not part of the state, then where the state is.
+        line.switch("-incoming", "defer");
+    }
     line.object(&json!({
         "qom-type": "memory-backend-file",
         "id": "mem",
@@ -139,7 +157,8 @@ fn add_disk(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> Res
             let nothing = json!({ "driver": "null-co", "size": PLACEHOLDER_BYTES, "read-zeroes": true });
             root_node(&nothing)
         }
-        Start::Boot | Start::Restore { .. } => match disk_node(spec, "root")? {
+        Start::Boot | Start::Restore { .. } | Start::RestoreToFreeze { .. } => match disk_node(spec, "root")?
+        {
             Some(node) => node,
             None => json!({ "driver": "null-co", "node-name": "root", "size": PLACEHOLDER_BYTES }),
         },
@@ -194,7 +213,12 @@ mod tests {
             initramfs: "/g/initramfs".into(),
             memory_mib: 512,
             cpu_count: 2,
-            disk: Some(DiskSpec { overlay: "/w/disk.qcow2".into(), base: "/i/base.ext4".into(), keep: true }),
+            disk: Some(DiskSpec {
+                overlay: "/w/disk.qcow2".into(),
+                base: "/i/base.ext4".into(),
+                keep: true,
+                fresh: false,
+            }),
         }
     }
 
@@ -233,6 +257,7 @@ mod tests {
         let booted = devices(&spec(), Start::Boot);
         assert_eq!(devices(&spec(), Start::BootToFreeze { memory: fd }), booted);
         assert_eq!(devices(&spec(), Start::Restore { memory: fd, state: fd }), booted);
+        assert_eq!(devices(&spec(), Start::RestoreToFreeze { memory: fd, state: fd }), booted);
         let without_disk = MachineSpec { disk: None, ..spec() };
         assert_eq!(devices(&without_disk, Start::BootToFreeze { memory: fd }), booted);
     }

@@ -71,6 +71,9 @@ pub struct DiskSpec {
     pub base: PathBuf,
     /// Whether the disk outlives the machine.
     pub keep: bool,
+    /// Whether no guest has used the overlay yet. Its content is the image's then, and a machine may go on
+    /// from a template that has the image mounted.
+    pub fresh: bool,
 }
 
 impl MachineSpec {
@@ -210,7 +213,10 @@ pub enum StartMode {
         reason: String,
     },
     /// A frozen guest went on.
-    Warm,
+    Warm {
+        /// Whether it had the image mounted already.
+        mounted: bool,
+    },
 }
 
 /// Moments in the life of a machine, in microseconds from the start of its supervisor; 0 for one that was

@@ -299,9 +299,9 @@ impl Driver {
         let mut cancelled = pin!(caller_gone(tether));
         let mut plan = Plan::choose(&self.spec, &self.state);
         loop {
-            let template = matches!(plan, Plan::Warm(_));
             let mut life = self.start(plan)?;
-            let lived = self.follow(&mut life, template, cancelled.as_mut()).await;
+            let restored = life.template.is_some();
+            let lived = self.follow(&mut life, restored, cancelled.as_mut()).await;
             life.worker.abort();
             match lived? {
                 Lived::Ended(outcome) => return Ok(outcome),
@@ -321,6 +321,11 @@ impl Driver {
     /// Starts the machine and the conversation with its guest.
     fn start(&mut self, plan: Plan) -> Result<Life, Failure> {
         let (events, incoming) = mpsc::channel(QUEUE);
+        if let Plan::Warm(template) = &plan {
+            template
+                .lay_disk(&self.spec.machine)
+                .map_err(|e| full_or_boot(&e, "the disk of the template"))?;
+        }
         let mut machine = Machine::start(&self.spec, &plan, &self.dir, Rc::clone(&self.console), &events)?;
         self.start = plan.mode();
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
@@ -331,6 +336,7 @@ impl Driver {
 
         let (template, freezer) = match plan {
             Plan::Warm(template) => (Some(template), None),
+            Plan::WarmToFreeze(template, freezer) => (Some(template), Some(freezer)),
             Plan::Freeze(freezer, _) => (None, Some(freezer)),
             Plan::Cold(_) => (None, None),
         };
@@ -338,11 +344,16 @@ impl Driver {
             Some(_) => RESTORE_DEADLINE.min(self.spec.boot_deadline),
             None => self.spec.boot_deadline,
         };
-        let insert_disk = insert_disk(&self.spec.machine)
-            .map_err(|e| Failure { kind: FailureKind::Boot, message: e.to_string() })?;
+        let insert_disk = match &template {
+            // It has its disk already.
+            Some(_) => Vec::new(),
+            None => insert_disk(&self.spec.machine)
+                .map_err(|e| Failure { kind: FailureKind::Boot, message: e.to_string() })?,
+        };
         let freeze = freezer.map(|freezer| Freeze {
             freezer,
             monitor: machine.monitor(),
+            machine: self.spec.machine.clone(),
             insert_disk,
             state: self.state.clone(),
         });

@@ -169,7 +169,7 @@ impl Engine {
             renew_disk(&dir, &base, record.resources.size_mib * MIB)?;
         }
         let work = Work::Prepare { setup: steps(&workload) };
-        let spec = self.spec(machinery, &Life::of(record, &dir, &base)?, work)?;
+        let spec = self.spec(machinery, &Life::of(record, &dir, &base)?.first(), work)?;
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
         let ended = match self.follow(&spec, observer, cancel).await {

@@ -35,12 +35,24 @@ pub(crate) struct Life<'a> {
     pub(crate) resources: Resources,
     /// Where its logs go.
     pub(crate) dir: &'a WorkspaceDir,
-    /// Its overlay, the base disk under it, and whether the overlay outlives it.
-    pub(crate) disk: Option<(PathBuf, &'a Path, bool)>,
+    /// Its disk.
+    pub(crate) disk: Option<LifeDisk<'a>>,
+}
+
+/// The disk of a life.
+pub(crate) struct LifeDisk<'a> {
+    /// The overlay.
+    pub(crate) overlay: PathBuf,
+    /// The base disk under it.
+    pub(crate) base: &'a Path,
+    /// Whether the overlay outlives the machine.
+    pub(crate) keep: bool,
+    /// Whether no guest has used the overlay yet.
+    pub(crate) fresh: bool,
 }
 
 impl<'a> Life<'a> {
-    /// A life of the workspace.
+    /// A life of the workspace, whose disk was used before.
     pub(crate) fn of(
         record: &'a WorkspaceRecord,
         dir: &'a WorkspaceDir,
@@ -52,8 +64,13 @@ impl<'a> Life<'a> {
             identity: record.identity.clone().map_or_else(new_identity, Ok)?,
             resources: record.resources,
             dir,
-            disk: Some((dir.disk(), base, !record.disposable)),
+            disk: Some(LifeDisk { overlay: dir.disk(), base, keep: !record.disposable, fresh: false }),
         })
+    }
+
+    /// The first life of the workspace: nothing but its making has touched its disk.
+    pub(crate) fn first(self) -> Life<'a> {
+        Life { disk: self.disk.map(|disk| LifeDisk { fresh: true, ..disk }), ..self }
     }
 }
 
@@ -103,9 +120,12 @@ impl Engine {
             dns: vec![NAME_SERVER.into()],
         });
         let disk = match &life.disk {
-            Some((overlay, base, keep)) => {
-                Some(DiskSpec { overlay: absolute(overlay)?, base: absolute(base)?, keep: *keep })
-            }
+            Some(disk) => Some(DiskSpec {
+                overlay: absolute(&disk.overlay)?,
+                base: absolute(disk.base)?,
+                keep: disk.keep,
+                fresh: disk.fresh,
+            }),
             None => None,
         };
         Ok(Spec {

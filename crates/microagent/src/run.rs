@@ -61,7 +61,7 @@ impl Engine {
         // The record names the disk from here on, which keeps it from being pruned.
         image.release();
         let work = Work::Run { setup: steps(&workload), command: exec(&workload, &command) };
-        let spec = self.spec(&machinery, &Life::of(&record, &dir, &image.disk)?, work)?;
+        let spec = self.spec(&machinery, &Life::of(&record, &dir, &image.disk)?.first(), work)?;
         let spec = Spec { timeout: options.timeout, ..spec };
 
         let backend = machinery.decision.backend();

@@ -20,13 +20,15 @@ pub struct Template {
     pub key: String,
     /// What runs it, memory in MiB, CPUs, network; `None` when its manifest is damaged.
     pub shape: Option<TemplateShape>,
+    /// Name of the base disk that it has mounted; `None` for one that every image of its shape starts from.
+    pub disk: Option<String>,
     /// When it was frozen.
     pub created_at: Option<jiff::Timestamp>,
     /// When a machine last started from it.
     pub used_at: SystemTime,
     /// Bytes on disk.
     pub bytes: u64,
-    /// Whether it is of an earlier boot of this host, and so of no use.
+    /// Whether it is of no use: the host was booted anew, or its image is gone.
     pub stale: bool,
 }
 
@@ -45,6 +47,10 @@ pub struct TemplateShape {
 
 impl From<TemplateInfo> for Template {
     fn from(info: TemplateInfo) -> Template {
+        let disk = info.shape.as_ref().and_then(|shape| {
+            let name = shape.image.as_ref()?.base.file_stem()?;
+            Some(name.to_string_lossy().into_owned())
+        });
         let shape = info.shape.map(|shape| TemplateShape {
             kvm: shape.kvm,
             memory_mib: shape.memory_mib,
@@ -52,7 +58,7 @@ impl From<TemplateInfo> for Template {
             network: if shape.network { NetworkMode::User } else { NetworkMode::Isolated },
         });
         let TemplateInfo { key, created_at, used_at, bytes, stale, .. } = info;
-        Template { key, shape, created_at, used_at, bytes, stale }
+        Template { key, shape, disk, created_at, used_at, bytes, stale }
     }
 }
 

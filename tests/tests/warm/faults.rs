@@ -10,7 +10,10 @@ use microagent_tests::{Home, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::support::{MISSING, home, is_cold, is_warm, only_template, quick, templates_in};
+use super::support::{
+    MISSING, home, is_cold, is_mounted, is_warm, only_image_template, only_template, quick, start,
+    templates_in,
+};
 
 /// What is told when the files are not those that were frozen.
 const DAMAGED: &str = "the template was damaged and is made anew";
@@ -78,6 +81,41 @@ fn a_damaged_manifest_is_noticed() {
     let of_another_shape: fn(&Path) =
         |path| edit_manifest(path, |manifest| manifest["shape"]["cpu_count"] = json!(2));
     is_noticed("manifest.json", &[truncate, empty, other, lying, of_another_shape, delete]);
+}
+
+#[test]
+fn a_damaged_template_of_an_image_is_noticed_and_made_anew() {
+    let home = home();
+    is_cold(quick(&home, &["true"]), MISSING);
+    is_warm(quick(&home, &["true"]));
+    let damages: [fn(&Path); 4] = [truncate, replace, flip_a_bit, delete];
+    for name in ["ram", "state", "disk.qcow2"] {
+        for damage in damages {
+            damage(&only_image_template(&home).join(name));
+            // The machine's own template is good, so the start is warm all the same.
+            let run = is_warm(quick(&home, &["true"]));
+            assert_eq!(start(&run).1, "restored from a template of this machine", "{name}");
+        }
+        is_mounted(quick(&home, &["true"]));
+    }
+    home.nothing_is_left();
+}
+
+#[test]
+fn an_image_template_that_does_not_come_to_life_falls_back_to_a_boot() {
+    let home = home();
+    is_cold(quick(&home, &["true"]), MISSING);
+    is_warm(quick(&home, &["true"]));
+    forge(&only_image_template(&home), "state", |file| {
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    });
+    // It boots with the disk that the template has left it.
+    let run = is_cold(quick(&home, &["sh", "-c", "echo alive > /file; cat /file"]), LIFELESS);
+    assert_eq!(super::support::printed(&run), "alive\n");
+    only_template(&home);
+    is_warm(quick(&home, &["true"]));
+    is_mounted(quick(&home, &["true"]));
+    home.nothing_is_left();
 }
 
 fn edit_manifest(path: &Path, edit: impl FnOnce(&mut Value)) {
@@ -162,7 +200,7 @@ fn a_template_may_go_while_a_guest_runs_from_it() {
         if remove {
             home.microagent(["template", "prune", "--all"]).success();
         } else {
-            fs::remove_dir_all(only_template(&home)).unwrap();
+            templates_in(&home.state()).iter().for_each(|template| fs::remove_dir_all(template).unwrap());
         }
         assert_eq!(templates_in(&home.state()).len(), 0);
         let run = running.finish().code(0);

@@ -6,7 +6,10 @@ use std::fs;
 
 use microagent_tests::{Home, User, listing};
 
-use super::support::{MISSING, home, is_cold, is_warm, listed, only_template, printed, quick, templates_in};
+use super::support::{
+    MISSING, QUICK, home, is_cold, is_mounted, is_warm, listed, only_image_template, only_template, printed,
+    quick, templates_in,
+};
 
 #[test]
 fn the_second_run_of_a_shape_is_warm_and_says_so() {
@@ -17,12 +20,20 @@ fn the_second_run_of_a_shape_is_warm_and_says_so() {
         assert!(first.json()["timeline"]["freeze_us"].as_u64().unwrap() > 0, "{}", first.told());
         let inode = fs::metadata(only_template(&home).join("ram")).unwrap().ino();
 
+        let doctor = home.microagent(["doctor"]).success();
+        assert!(doctor.text().contains("warm start: on, 1 template, "), "{}", doctor.told());
+
         let second = is_warm(quick(&home, &["echo", "second"]));
         assert_eq!(printed(&second), "second\n");
         assert_eq!(fs::metadata(only_template(&home).join("ram")).unwrap().ino(), inode);
+        // It was frozen once more, with its image mounted.
+        assert!(second.json()["timeline"]["freeze_us"].as_u64().unwrap() > 0, "{}", second.told());
+        let inode = fs::metadata(only_image_template(&home).join("ram")).unwrap().ino();
 
-        let doctor = home.microagent(["doctor"]).success();
-        assert!(doctor.text().contains("warm start: on, 1 template, "), "{}", doctor.told());
+        let third = is_mounted(quick(&home, &["echo", "third"]));
+        assert_eq!(printed(&third), "third\n");
+        assert_eq!(third.json()["timeline"]["freeze_us"], 0, "{}", third.told());
+        assert_eq!(fs::metadata(only_image_template(&home).join("ram")).unwrap().ino(), inode);
         home.nothing_is_left();
     }
 }
@@ -36,12 +47,17 @@ fn another_size_or_network_is_another_shape() {
     assert_eq!(templates_in(&home.state()).len(), 3);
     is_warm(home.run("busybox", ["--json", "--memory", "200", "--cpus", "2"], &["true"]));
     is_warm(home.run("busybox", ["--json", "--profile", "tiny"], &["true"]));
-    // The disk's size is none of the template's business: it sees the disk only afterwards.
-    for mib in [2000, 1000, 3000] {
+    // The disk's size is none of that template's business: it sees the disk only afterwards. That of an image has
+    // the disk at its size.
+    for mib in [2000, 1000, 3000, 2000] {
         let size = mib.to_string();
         let options = ["--json", "--profile", "tiny", "--size-mib", &size];
-        let run = is_warm(home.run("busybox", options, &["cat", "/sys/class/block/sda/size"]));
-        assert_eq!(printed(&run).trim(), (mib * 2048).to_string(), "{}", run.told());
+        let show = "cat /sys/class/block/sda/size; df -m / | tail -1";
+        let run = is_warm(home.run("busybox", options, &["sh", "-c", show]));
+        let printed = printed(&run);
+        assert_eq!(printed.lines().next(), Some((mib * 2048).to_string().as_str()), "{}", run.told());
+        let of_file_system: u64 = printed.split_whitespace().nth(2).unwrap().parse().unwrap();
+        assert!((mib * 9 / 10..=mib).contains(&of_file_system), "{}", run.told());
     }
     home.nothing_is_left();
 }
@@ -50,18 +66,61 @@ fn another_size_or_network_is_another_shape() {
 fn a_template_belongs_to_its_user_alone() {
     let home = home();
     is_cold(quick(&home, &["true"]), MISSING);
+    is_warm(quick(&home, &["true"]));
     let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
-    let template = only_template(&home);
     assert_eq!(mode(&home.state().join("templates")), 0o700);
-    assert_eq!(mode(&template), 0o700);
-    for name in ["ram", "state", "manifest.json"] {
-        assert_eq!(mode(&template.join(name)), 0o600, "{name}");
+    for (template, files) in [(only_template(&home), 3), (only_image_template(&home), 4)] {
+        assert_eq!(mode(&template), 0o700);
+        for name in ["ram", "state", "manifest.json", "disk.qcow2"].iter().take(files) {
+            assert_eq!(mode(&template.join(name)), 0o600, "{name}");
+        }
+        let found = fs::read_dir(&template).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(found.filter(|name| name != "disk.qcow2").count(), 3);
+        // Memory that the guest never touched takes no room.
+        let ram = fs::metadata(template.join("ram")).unwrap();
+        assert_eq!(ram.len(), 256 << 20);
+        assert!(ram.blocks() * 512 < ram.len() / 2, "{} blocks", ram.blocks());
     }
-    assert_eq!(fs::read_dir(&template).unwrap().count(), 3);
-    // Memory that the guest never touched takes no room.
-    let ram = fs::metadata(template.join("ram")).unwrap();
-    assert_eq!(ram.len(), 256 << 20);
-    assert!(ram.blocks() * 512 < ram.len() / 2, "{} blocks", ram.blocks());
+}
+
+#[test]
+fn every_image_has_a_template_of_its_own() {
+    let home = home();
+    let run = |image: &str| home.run(image, QUICK, &["cat", "/etc/os-release"]);
+    let busybox = || quick(&home, &["sh", "-c", "echo $((++n)) >> /count; cat /count"]);
+    is_cold(busybox(), MISSING);
+    is_warm(run("debian"));
+    is_warm(busybox());
+    let debian = is_mounted(run("debian"));
+    assert!(printed(&debian).contains("Debian GNU/Linux"), "{}", debian.told());
+    for _ in 0..2 {
+        // What the run before has written is not there.
+        assert_eq!(printed(&is_mounted(busybox())), "1\n");
+    }
+    let disks: Vec<_> = listed(&home).iter().map(|template| template["disk"].clone()).collect();
+    assert_eq!(disks.iter().filter(|disk| disk.is_null()).count(), 1, "{disks:?}");
+    assert_eq!(disks.len(), 3);
+
+    // Setup, users and kept disks are as after a boot.
+    let options = [
+        &QUICK[1..],
+        &[
+            "--keep",
+            "--name",
+            "kept",
+            "--setup",
+            "echo set > /s",
+            "--output",
+            "s=/s",
+            &home.image("busybox"),
+            "id",
+        ],
+    ];
+    home.microagent(["run"]).args(options.concat()).success();
+    home.microagent(["artifact", "get", "kept", "s", "s"]).success();
+    assert_eq!(fs::read_to_string(home.path().join("s")).unwrap(), "set\n");
+    home.microagent(["delete", "kept", "--yes"]).success();
+    home.nothing_is_left();
 }
 
 #[test]
@@ -127,7 +186,7 @@ fn templates_are_built_listed_and_pruned_by_hand() {
 
     assert_eq!(home.microagent(["template", "prune"]).success().text(), "Nothing to remove.\n");
     let pruned = home.microagent(["template", "prune", "--all"]).success();
-    assert!(pruned.text().starts_with("Removed 1 template, "), "{}", pruned.told());
+    assert!(pruned.text().starts_with("Removed 2 templates, "), "{}", pruned.told());
     assert_eq!(home.microagent(["template", "list"]).success().text(), "No templates.\n");
     is_cold(quick(&home, &["true"]), MISSING);
     home.nothing_is_left();
@@ -147,18 +206,18 @@ fn the_least_recently_used_templates_make_room() {
         sizes.sort_unstable();
         sizes
     };
-    for mib in 128..136 {
+    for mib in 128..151 {
         build(mib);
     }
-    assert_eq!(sizes(&home), (128..136).collect::<Vec<_>>());
-    // The oldest is used, so it stays when there is one too many.
+    assert_eq!(sizes(&home), (128..151).collect::<Vec<_>>());
+    // The oldest is used, so it stays when there is one too many; the image of that run has one now, too.
     is_warm(home.run(
         "busybox",
         ["--json", "--memory", "128", "--cpus", "1", "--network", "isolated"],
         &["true"],
     ));
-    build(136);
-    assert_eq!(sizes(&home), [128, 130, 131, 132, 133, 134, 135, 136]);
+    build(151);
+    assert_eq!(sizes(&home), [128, 128].into_iter().chain(130..152).collect::<Vec<_>>());
     home.nothing_is_left();
 }
 

@@ -39,6 +39,14 @@ pub(crate) fn is_warm(run: Invocation<'_>) -> Finished {
     run
 }
 
+/// Fails the test unless the run completed and started warm with its image mounted already.
+#[track_caller]
+pub(crate) fn is_mounted(run: Invocation<'_>) -> Finished {
+    let run = is_warm(run);
+    assert_eq!(start(&run).1, "restored from a template of this image", "{}", run.told());
+    run
+}
+
 /// Fails the test unless the run completed and started cold for this reason.
 #[track_caller]
 pub(crate) fn is_cold(run: Invocation<'_>, reason: &str) -> Finished {
@@ -68,10 +76,22 @@ pub(crate) fn templates_in(state: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
 }
 
-/// The directory of the one template that a home has.
+/// The directory of the one template of a shape that a home has.
 #[track_caller]
 pub(crate) fn only_template(home: &Home) -> PathBuf {
+    the_one(home, false)
+}
+
+/// The directory of the one template of an image that a home has.
+#[track_caller]
+pub(crate) fn only_image_template(home: &Home) -> PathBuf {
+    the_one(home, true)
+}
+
+#[track_caller]
+fn the_one(home: &Home, with_image: bool) -> PathBuf {
     let mut found = templates_in(&home.state());
+    found.retain(|template| template.join("disk.qcow2").exists() == with_image);
     assert_eq!(found.len(), 1, "templates: {found:#?}");
     found.remove(0)
 }

@@ -49,7 +49,7 @@ Examples:
 
 const PRUNE_EXAMPLES: &str = "\
 Examples:
-  Those of an earlier boot of this machine, and damaged ones:
+  Those of an earlier boot of this machine or of an image that is gone, and damaged ones:
     microagent template prune
 
   All; the next run of each shape boots and freezes anew:
@@ -58,8 +58,9 @@ Examples:
 /// List, make and remove the frozen guests that runs start from
 ///
 /// The first run of a shape (kernel, QEMU, accelerator, memory, CPUs, network) boots its guest and freezes it on the
-/// way, before it has seen anything of the workspace; later runs of that shape go on from there. This happens by
-/// itself: nothing here has to be called. `run --cold` does without.
+/// way, before it has seen anything of the workspace; later runs of that shape go on from there. The first of them with
+/// an image is frozen once more, with the image's fresh disk mounted and none of its programs run. This happens
+/// by itself: nothing here has to be called. `run --cold` does without.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct TemplateArgs {
@@ -95,7 +96,7 @@ pub(crate) struct BuildArgs {
     kernel: Option<std::path::PathBuf>,
 }
 
-/// Remove templates that are of no use: damaged, or of an earlier boot of this machine
+/// Remove templates that are of no use: damaged, of an earlier boot, or of an image that is gone
 ///
 /// Guests that run from one keep running. What is removed is made again when it is needed.
 #[derive(Debug, Args)]
@@ -114,6 +115,8 @@ struct TemplateDocument {
     cpu_count: Option<u32>,
     network: Option<NetworkMode>,
     backend: Option<&'static str>,
+    /// Base disk that it has mounted.
+    disk: Option<String>,
     bytes: u64,
     created_at: Option<Timestamp>,
     used_at: Option<Timestamp>,
@@ -122,13 +125,14 @@ struct TemplateDocument {
 
 impl From<Template> for TemplateDocument {
     fn from(template: Template) -> TemplateDocument {
-        let Template { key, shape, created_at, used_at, bytes, stale } = template;
+        let Template { key, shape, disk, created_at, used_at, bytes, stale } = template;
         TemplateDocument {
             key,
             memory_mib: shape.map(|shape| shape.memory_mib),
             cpu_count: shape.map(|shape| shape.cpu_count),
             network: shape.map(|shape| shape.network),
             backend: shape.map(|shape| if shape.kvm { "linux-kvm" } else { "linux-tcg" }),
+            disk,
             bytes,
             created_at,
             used_at: Some(used_at).filter(|used| *used != SystemTime::UNIX_EPOCH).and_then(timestamp),
@@ -180,10 +184,11 @@ fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
         context.block_on(async |token| Ok(engine.template_build(resources, network, &token).await?))?;
     // The one of this size that was made last; somebody else may have removed it meanwhile.
     let is_it = |template: &Template| {
-        template.shape.is_some_and(|shape| {
-            (shape.memory_mib, shape.cpu_count, shape.network)
-                == (resources.memory_mib, resources.cpu_count, network)
-        })
+        template.disk.is_none()
+            && template.shape.is_some_and(|shape| {
+                (shape.memory_mib, shape.cpu_count, shape.network)
+                    == (resources.memory_mib, resources.cpu_count, network)
+            })
     };
     let template = engine.templates()?.into_iter().filter(is_it).max_by_key(|template| template.created_at);
     let template = template.map(TemplateDocument::from);
@@ -221,6 +226,7 @@ fn listing(templates: &[TemplateDocument]) -> String {
         ("CPUS", 4),
         ("NETWORK", 8),
         ("BACKEND", 9),
+        ("DISK", 12),
         ("SIZE", 11),
         ("CREATED", 20),
         ("LAST USED", 20),
@@ -229,13 +235,15 @@ fn listing(templates: &[TemplateDocument]) -> String {
     table(columns, &rows)
 }
 
-fn row(template: &TemplateDocument) -> [String; 9] {
+fn row(template: &TemplateDocument) -> [String; 10] {
+    let short = |name: &str| name.chars().take(KEY_DIGITS).collect::<String>();
     [
-        template.key.chars().take(KEY_DIGITS).collect(),
+        short(&template.key),
         template.memory_mib.map(|mib| format!("{mib} MiB")).unwrap_or_default(),
         template.cpu_count.map(|count| count.to_string()).unwrap_or_default(),
         template.network.map(|network| network.to_string()).unwrap_or_default(),
         template.backend.unwrap_or_default().to_owned(),
+        template.disk.as_deref().map(short).unwrap_or_default(),
         size(template.bytes),
         template.created_at.map(seconds).unwrap_or_default(),
         template.used_at.map(seconds).unwrap_or_default(),
@@ -278,6 +286,7 @@ mod tests {
         TemplateDocument::from(Template {
             key: "00112233445566778899aabbccddeeff".into(),
             shape,
+            disk: shape.map(|_| "ffeeddccbbaa99887766554433221100".into()),
             created_at: shape.map(|_| Timestamp::UNIX_EPOCH),
             used_at: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(60),
             bytes: 52 << 20,
@@ -291,9 +300,9 @@ mod tests {
         assert_eq!(
             listing(&[template(Some(shape)), template(None)]),
             "\
-KEY          MEMORY    CPUS NETWORK  BACKEND   SIZE        CREATED              LAST USED            STALE
-001122334455 512 MiB   2    user     linux-tcg 52.00 MiB   1970-01-01T00:00:00Z 1970-01-01T00:01:00Z no
-001122334455 -         -    -        -         52.00 MiB   -                    1970-01-01T00:01:00Z yes
+KEY          MEMORY    CPUS NETWORK  BACKEND   DISK         SIZE        CREATED              LAST USED            STALE
+001122334455 512 MiB   2    user     linux-tcg ffeeddccbbaa 52.00 MiB   1970-01-01T00:00:00Z 1970-01-01T00:01:00Z no
+001122334455 -         -    -        -         -            52.00 MiB   -                    1970-01-01T00:01:00Z yes
 "
         );
         assert_eq!(listing(&[]), "No templates.\n");

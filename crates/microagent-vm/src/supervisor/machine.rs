@@ -83,10 +83,7 @@ impl Machine {
         let words = qemu.stderr.take().map(|stderr| spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log))));
         spawn_local(copy_to_log(sockets.console, Rc::clone(&console)));
         let (wishes, wished) = mpsc::channel(1);
-        let state = match plan.start() {
-            Start::Restore { state, .. } => Some(state.as_raw_fd()),
-            Start::Boot | Start::BootToFreeze { .. } => None,
-        };
+        let state = plan.start().state().map(|state| state.as_raw_fd());
         spawn_local(hold_monitor(sockets.monitor, state, events.clone(), wished));
         let monitor = Monitor { wishes };
         Ok(Machine { qemu, passt, control: Some(sockets.control), monitor, words, console, vmm_log })
@@ -188,15 +185,16 @@ fn start_qemu(spec: &Spec, plan: &Plan, network: Option<&OwnedFd>) -> io::Result
     let mut inherit = vec![sockets.console, sockets.monitor, sockets.control];
     inherit.extend(sockets.network);
     let start = plan.start();
+    inherit.extend(start.state());
     let jail = match start {
         Start::Boot => jail::rules(&spec.machine, None),
         // Memory that is no file of the file system needs no rule.
-        Start::BootToFreeze { memory } => {
+        Start::BootToFreeze { memory } | Start::RestoreToFreeze { memory, .. } => {
             inherit.push(memory);
             jail::rules(&spec.machine, None)
         }
-        Start::Restore { memory, state } => {
-            inherit.extend([memory, state]);
+        Start::Restore { memory, .. } => {
+            inherit.push(memory);
             jail::rules(&spec.machine, Some(memory))
         }
     }

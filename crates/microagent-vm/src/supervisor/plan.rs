@@ -12,6 +12,8 @@ use crate::template::{Freezer, Shape, Template, Unavailable};
 pub(super) enum Plan {
     /// A frozen guest goes on.
     Warm(Template),
+    /// A frozen guest goes on, and is frozen anew once it has mounted its image.
+    WarmToFreeze(Template, Box<Freezer>),
     /// The kernel is booted, and the guest frozen on the way.
     Freeze(Box<Freezer>, String),
     /// The kernel is booted; why.
@@ -28,15 +30,27 @@ impl Plan {
             Ok(shape) => shape,
             Err(error) => return Plan::Cold(format!("the shape of the machine is unknown: {error}")),
         };
+        let mounted = shape.with_image(&spec.machine).ok().flatten();
+        if let Some(mounted) = &mounted
+            && let Ok(template) = Template::open(state, mounted)
+        {
+            return Plan::Warm(template);
+        }
         let reason = match Template::open(state, &shape) {
             Ok(_) if matches!(spec.work, Work::Freeze) => "it is frozen anew".to_owned(),
-            Ok(template) => return Plan::Warm(template),
+            // Without a template of its image the start is warm all the same, and the next one will be quicker.
+            Ok(template) => {
+                match mounted.map(|mounted| Freezer::prepare(state, mounted, Some(&template.ram))) {
+                    Some(Ok(Some(freezer))) => return Plan::WarmToFreeze(template, Box::new(freezer)),
+                    _ => return Plan::Warm(template),
+                }
+            }
             Err(Unavailable::Missing) => "no template of this shape yet".to_owned(),
             Err(Unavailable::Damaged(reason)) => {
                 format!("the template was damaged and is made anew: {reason}")
             }
         };
-        match Freezer::prepare(state, shape) {
+        match Freezer::prepare(state, shape, None) {
             Ok(Some(freezer)) => Plan::Freeze(Box::new(freezer), reason),
             Ok(None) => Plan::Cold(format!("{reason}; another run is making it")),
             Err(error) => Plan::Cold(format!("{reason}, and none can be made: {error}")),
@@ -49,6 +63,9 @@ impl Plan {
             Plan::Warm(template) => {
                 Start::Restore { memory: template.ram.as_fd(), state: template.state.as_fd() }
             }
+            Plan::WarmToFreeze(template, freezer) => {
+                Start::RestoreToFreeze { memory: freezer.memory().as_fd(), state: template.state.as_fd() }
+            }
             Plan::Freeze(freezer, _) => Start::BootToFreeze { memory: freezer.memory().as_fd() },
             Plan::Cold(_) => Start::Boot,
         }
@@ -57,7 +74,8 @@ impl Plan {
     /// As the caller is told.
     pub(super) fn mode(&self) -> StartMode {
         match self {
-            Plan::Warm(_) => StartMode::Warm,
+            Plan::Warm(template) => StartMode::Warm { mounted: template.is_mounted() },
+            Plan::WarmToFreeze(..) => StartMode::Warm { mounted: false },
             Plan::Freeze(_, reason) | Plan::Cold(reason) => StartMode::Cold { reason: reason.clone() },
         }
     }

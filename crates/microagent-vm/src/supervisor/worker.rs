@@ -30,7 +30,7 @@ use super::{Shared, elapsed_us};
 use crate::bounded_log::BoundedLog;
 use crate::lifecycle::Event;
 use crate::output::{OutputStream, OutputWriter};
-use crate::spec::{Outcome, Report, Spec, Step, Timeline, Work};
+use crate::spec::{MachineSpec, Outcome, Report, Spec, Step, Timeline, Work};
 use crate::template::Freezer;
 
 /// How long the guest may take to find, mount and grow its disk and to set up its network.
@@ -80,6 +80,8 @@ pub(super) struct Freeze {
     pub(super) freezer: Box<Freezer>,
     /// Its machine's monitor.
     pub(super) monitor: Monitor,
+    /// Its machine.
+    pub(super) machine: MachineSpec,
     /// What gives the machine its disk afterwards.
     pub(super) insert_disk: Vec<(&'static str, Value)>,
     /// Where templates lie.
@@ -194,7 +196,7 @@ impl Worker {
 
     /// Greets the guest and makes it this workspace's.
     async fn open(&mut self, mut control: UnixStream) -> Result<SessionHandle, Trouble> {
-        self.greet(&mut control, PreambleKind::Session).await?;
+        self.greet(&mut control, PreambleKind::Session, self.answer_deadline).await?;
         self.links.timeline.borrow_mut().ready_us = elapsed_us(self.links.started);
         let (session, driver) = host_session(control);
         spawn_local(driver);
@@ -222,13 +224,18 @@ impl Worker {
         Ok(session)
     }
 
-    async fn greet(&self, control: &mut UnixStream, kind: PreambleKind) -> Result<(), Trouble> {
+    async fn greet(
+        &self,
+        control: &mut UnixStream,
+        kind: PreambleKind,
+        deadline: Duration,
+    ) -> Result<(), Trouble> {
         let mut nonce = [0; 16];
         fill_random(&mut nonce)?;
-        match timeout(self.answer_deadline, greet(control, kind, nonce)).await {
+        match timeout(deadline, greet(control, kind, nonce)).await {
             Ok(greeted) => greeted.map_err(|e| Trouble::Guest(format!("the guest did not answer: {e}"))),
             Err(_) => {
-                let seconds = self.answer_deadline.as_secs();
+                let seconds = deadline.as_secs();
                 Err(Trouble::Guest(format!("the guest did not answer within {seconds} s")))
             }
         }
@@ -237,11 +244,14 @@ impl Worker {
     /// Freezes the guest into a template as soon as it answers, and lets it go on. The inner result says
     /// whether there is a template now.
     async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
-        let Freeze { freezer, monitor, insert_disk, state } = freeze;
-        self.greet(control, PreambleKind::Ping).await?;
+        let Freeze { freezer, monitor, machine, insert_disk, state } = freeze;
+        self.greet(control, PreambleKind::Ping, self.answer_deadline).await?;
         self.links.timeline.borrow_mut().ready_us = elapsed_us(self.links.started);
+        if freezer.wants_mount() {
+            self.greet(control, PreambleKind::Mount, CONFIGURE_DEADLINE).await?;
+        }
         let stopped = Instant::now();
-        let frozen = freeze_into(&freezer, &monitor).await;
+        let frozen = freeze_into(&freezer, &monitor, &machine).await;
         monitor
             .execute(insert_disk)
             .await
@@ -359,14 +369,14 @@ async fn flush(session: &SessionHandle, events: &mpsc::Sender<Event>) {
     let _ = events.send(event).await;
 }
 
-/// Writes state and memory of a guest, which stands still afterwards.
-async fn freeze_into(freezer: &Freezer, monitor: &Monitor) -> Result<(), String> {
+/// Writes state, memory and disk of a guest, which stands still afterwards.
+async fn freeze_into(freezer: &Freezer, monitor: &Monitor, machine: &MachineSpec) -> Result<(), String> {
     let state = freezer.state_file().map_err(|e| format!("the state cannot be stored: {e}"))?;
     match timeout(FREEZE_DEADLINE, monitor.freeze(state)).await {
         Ok(frozen) => frozen.map_err(|e| e.to_string())?,
         Err(_) => return Err("it took too long".to_owned()),
     }
-    freezer.copy_memory().map_err(|e| format!("the memory cannot be stored: {e}"))
+    freezer.copy(machine).map_err(|e| format!("the memory cannot be stored: {e}"))
 }
 
 /// Opens a stream with a request.

@@ -91,7 +91,7 @@ pub(super) fn ready(moments: &Moments, timeline: &Timeline) -> Phases {
 fn push_coming_up(phases: &mut Phases, timeline: &Timeline, start: &StartMode) {
     let up = ms(timeline.ready_us) - ms(timeline.spawned_us);
     match start {
-        StartMode::Warm => phases.push("restore", up),
+        StartMode::Warm { .. } => phases.push("restore", up),
         StartMode::Cold { .. } => {
             let (guest, freeze) = (ms(timeline.guest_boot_us), ms(timeline.freeze_us));
             phases.push("qemu", up - guest - freeze);
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_phases_of_a_run_are_all_of_its_time() {
-        let warm = boot(&MOMENTS, &TIMELINE, &StartMode::Warm);
+        let warm = boot(&MOMENTS, &TIMELINE, &StartMode::Warm { mounted: true });
         assert_eq!(
             names(&warm),
             [

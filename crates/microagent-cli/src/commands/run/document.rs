@@ -100,7 +100,10 @@ impl RunDocument {
     pub(super) fn new(mut report: RunReport) -> Result<RunDocument, Failure> {
         let output = OutputDocument::read(&mut report.output).map_err(super::unreadable)?;
         let start = match report.start {
-            StartMode::Warm => StartDocument { mode: "warm", reason: "restored from a template".to_owned() },
+            StartMode::Warm { mounted } => {
+                let what = if mounted { "template of this image" } else { "template of this machine" };
+                StartDocument { mode: "warm", reason: format!("restored from a {what}") }
+            }
             StartMode::Cold { reason } => StartDocument { mode: "cold", reason },
         };
         Ok(RunDocument {
