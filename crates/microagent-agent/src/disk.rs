@@ -152,6 +152,11 @@ fn write_attribute(path: &Path, value: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(path)?.write_all(value.as_bytes())
 }
 
+/// Where the block device of a SCSI target is; it is looked for if the kernel does not know it yet.
+pub(crate) fn device_path(target: u8) -> Result<PathBuf, DiskError> {
+    find(target).map(|disk| disk.path)
+}
+
 /// The block device of a SCSI target, opened.
 fn find(target: u8) -> Result<Disk, DiskError> {
     let controller = first_name(Path::new(HOSTS)).map_err(DiskError::NoController)?;

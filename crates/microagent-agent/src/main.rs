@@ -11,7 +11,7 @@
 //!    What every guest needs is made here, the event loop included: an emulated processor translates code
 //!    anew in each restored machine, so the cheapest code is that which ran before the freeze.
 //! 3. [`session`]: the host opens a session; its first request configures the machine ([`configure`]),
-//!    the next ones run commands ([`exec`]), pack files ([`pack`]) and end it all ([`shutdown`]).
+//!    the next ones run commands ([`exec`]), pack files ([`pack`]), compare the disk with its image ([`diff`]) and end it all ([`shutdown`]).
 //! 4. The session's end is the machine's end.
 //!
 //! The agent never runs a helper program, never resolves names through libraries of the image, and never
@@ -21,6 +21,7 @@ mod boot;
 mod cgroup;
 mod configure;
 mod console;
+mod diff;
 mod disk;
 mod exec;
 mod inspect;

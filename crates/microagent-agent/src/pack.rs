@@ -51,7 +51,7 @@ const KERNEL_FILE_SYSTEMS: [u32; 11] = [
 
 /// Why packing stopped.
 #[derive(Debug, thiserror::Error)]
-enum PackError {
+pub(crate) enum PackError {
     #[error("`{path}` is not an absolute path")]
     NotAbsolute { path: String },
     #[error("cannot read `{path}`")]
@@ -73,10 +73,18 @@ impl From<PackError> for GuestError {
 }
 
 /// Packs for the host, speaking on this stream.
-pub(crate) async fn serve(mut stream: Stream, pack: Pack) -> Result<(), FrameError> {
+pub(crate) async fn serve(stream: Stream, pack: Pack) -> Result<(), FrameError> {
+    send(stream, move |pieces| walk(&pack, pieces)).await
+}
+
+/// Sends what a walker writes, and how it ended.
+pub(crate) async fn send<E: Into<GuestError> + Send + 'static>(
+    mut stream: Stream,
+    walk: impl FnOnce(Pieces) -> Result<(), E> + Send + 'static,
+) -> Result<(), FrameError> {
     let (pieces, mut taken) = mpsc::channel(PIECES_IN_FLIGHT);
     // Disks block, so this has a thread of its own, which ends when nobody takes its pieces.
-    let walker = tokio::task::spawn_blocking(move || walk(&pack, Pieces::new(pieces)));
+    let walker = tokio::task::spawn_blocking(move || walk(Pieces::new(pieces)));
     while let Some(piece) = taken.recv().await {
         write_message(&mut stream, &PackEvent::Data(Chunk::from(piece)), REPLY_LIMIT).await?;
     }
@@ -94,7 +102,7 @@ pub(crate) async fn serve(mut stream: Stream, pack: Pack) -> Result<(), FrameErr
 
 /// Cuts the stream into pieces and sends them on.
 #[derive(Debug)]
-struct Pieces {
+pub(crate) struct Pieces {
     buffer: Vec<u8>,
     sender: mpsc::Sender<Vec<u8>>,
 }
@@ -138,9 +146,7 @@ fn walk(pack: &Pack, pieces: Pieces) -> Result<(), PackError> {
     let start = absolute(path)
         .ok_or_else(|| PackError::NotAbsolute { path: String::from_utf8_lossy(path).into_owned() })?;
     let follow = if pack.follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
-    let device_nodes = statat(CWD, c"/dev", AtFlags::empty()).map_or(0, |stat| stat.st_dev);
-    let mut walker =
-        Walker { pieces, device_nodes, seen: BTreeMap::new(), buffer: vec![0; OUTPUT_CHUNK_LIMIT] };
+    let mut walker = Walker::new(pieces);
     let failed = |errno: Errno| PackError::Read {
         path: String::from_utf8_lossy(path).into_owned(),
         source: errno.into(),
@@ -154,8 +160,7 @@ fn walk(pack: &Pack, pieces: Pieces) -> Result<(), PackError> {
     } else {
         walker.leaf(CWD, &start, &stat, name, follow)?;
     }
-    walker.pieces.zeros(2 * BLOCK as u64)?;
-    walker.pieces.flush()
+    walker.finish()
 }
 
 /// The last part of a path; `.` for the root and for what ends in dots.
@@ -175,7 +180,8 @@ struct Level {
     names: Vec<CString>,
 }
 
-struct Walker {
+/// Writes entries of a tar stream.
+pub(crate) struct Walker {
     pieces: Pieces,
     /// The kernel's `/dev`, whose magic number is that of any tmpfs.
     device_nodes: u64,
@@ -185,6 +191,22 @@ struct Walker {
 }
 
 impl Walker {
+    pub(crate) fn new(pieces: Pieces) -> Walker {
+        let device_nodes = statat(CWD, c"/dev", AtFlags::empty()).map_or(0, |stat| stat.st_dev);
+        Walker { pieces, device_nodes, seen: BTreeMap::new(), buffer: vec![0; OUTPUT_CHUNK_LIMIT] }
+    }
+
+    /// Ends the stream.
+    pub(crate) fn finish(mut self) -> Result<(), PackError> {
+        self.pieces.zeros(2 * BLOCK as u64)?;
+        self.pieces.flush()
+    }
+
+    /// Writes an entry that was made elsewhere.
+    pub(crate) fn write(&mut self, blocks: &[u8]) -> Result<(), PackError> {
+        self.pieces.write(blocks)
+    }
+
     fn directory_tree(&mut self, dir: OwnedFd, path: Vec<u8>) -> Result<(), PackError> {
         let mut levels = vec![self.enter(dir, path, None)?];
         while let Some(level) = levels.last_mut() {
@@ -222,10 +244,7 @@ impl Walker {
     /// Writes a directory's header and reads its names, in order.
     fn enter(&mut self, dir: OwnedFd, path: Vec<u8>, outer: Option<u64>) -> Result<Level, PackError> {
         let failed = |errno| read_error(&path, errno);
-        let stat = fstat(&dir).map_err(failed)?;
-        let attributes = attributes(&by_number(dir.as_fd()), AtFlags::empty());
-        let entry_path = [path.as_slice(), b"/"].concat();
-        self.pieces.write(&header(&entry(entry_path, Kind::Directory, &stat, attributes)))?;
+        let stat = self.directory_header(&dir, &path)?;
         let mut names = Vec::new();
         let crosses = outer.is_some_and(|outer| outer != stat.st_dev);
         if !(crosses && (stat.st_dev == self.device_nodes || is_kernel_file_system(&dir))) {
@@ -240,8 +259,17 @@ impl Walker {
         Ok(Level { dir, path, device: stat.st_dev, names })
     }
 
+    /// Writes a directory's header; gives what it is made of.
+    pub(crate) fn directory_header(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<Stat, PackError> {
+        let stat = fstat(dir).map_err(|errno| read_error(path, errno))?;
+        let attributes = attributes(&by_number(dir.as_fd()), AtFlags::empty());
+        let path = [path, b"/"].concat();
+        self.pieces.write(&header(&entry(path, Kind::Directory, &stat, attributes)))?;
+        Ok(stat)
+    }
+
     /// Writes anything but a directory.
-    fn leaf(
+    pub(crate) fn leaf(
         &mut self,
         dir: BorrowedFd<'_>,
         name: &CStr,
@@ -322,7 +350,7 @@ impl Walker {
     }
 }
 
-fn read_error(path: &[u8], errno: Errno) -> PackError {
+pub(crate) fn read_error(path: &[u8], errno: Errno) -> PackError {
     PackError::Read { path: String::from_utf8_lossy(path).into_owned(), source: errno.into() }
 }
 
@@ -340,7 +368,7 @@ fn is_kernel_file_system(dir: &OwnedFd) -> bool {
 }
 
 /// A path to what an open descriptor stands for, to be followed.
-fn by_number(fd: BorrowedFd<'_>) -> CString {
+pub(crate) fn by_number(fd: BorrowedFd<'_>) -> CString {
     CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("a number has no NUL")
 }
 
@@ -355,7 +383,7 @@ fn at(dir: BorrowedFd<'_>, name: &CStr) -> CString {
 
 /// Extended attributes of what stands at a path: names and values. A file that is gone or a file system
 /// without attributes has none.
-fn attributes(path: &CStr, follow: AtFlags) -> Vec<Attribute> {
+pub(crate) fn attributes(path: &CStr, follow: AtFlags) -> Vec<Attribute> {
     let follow = !follow.contains(AtFlags::SYMLINK_NOFOLLOW);
     let list = |buffer: &mut [u8]| if follow { listxattr(path, buffer) } else { llistxattr(path, buffer) };
     // Nearly all files have none, and those that have any have few.
@@ -383,6 +411,21 @@ fn attributes(path: &CStr, follow: AtFlags) -> Vec<Attribute> {
         .collect()
 }
 
+/// What a walker writes, in one piece.
+#[cfg(test)]
+pub(crate) fn collect<E: Send + 'static>(
+    walk: impl FnOnce(Pieces) -> Result<(), E> + Send + 'static,
+) -> Result<Vec<u8>, E> {
+    let (sender, mut receiver) = mpsc::channel(PIECES_IN_FLIGHT);
+    let walker = std::thread::spawn(move || walk(Pieces::new(sender)));
+    let mut tar = Vec::new();
+    while let Some(piece) = receiver.blocking_recv() {
+        assert!(piece.len() <= OUTPUT_CHUNK_LIMIT);
+        tar.extend_from_slice(&piece);
+    }
+    walker.join().expect("the walker does not panic").map(|()| tar)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -397,15 +440,8 @@ mod tests {
     }
 
     fn pack_following(path: &Path, follow: bool) -> Result<Vec<u8>, PackError> {
-        let (sender, mut receiver) = mpsc::channel(PIECES_IN_FLIGHT);
         let pack = Pack { path: path.as_os_str().as_encoded_bytes().to_vec().into(), follow };
-        let walker = std::thread::spawn(move || walk(&pack, Pieces::new(sender)));
-        let mut tar = Vec::new();
-        while let Some(piece) = receiver.blocking_recv() {
-            assert!(piece.len() <= OUTPUT_CHUNK_LIMIT);
-            tar.extend_from_slice(&piece);
-        }
-        walker.join().unwrap().map(|()| tar)
+        collect(move |pieces| walk(&pack, pieces))
     }
 
     /// What `find` and `getfattr` would say of a tree.

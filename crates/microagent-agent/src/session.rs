@@ -18,6 +18,7 @@ use crate::boot::Booted;
 use crate::cgroup::Cgroups;
 use crate::configure;
 use crate::console;
+use crate::diff;
 use crate::exec::Executor;
 use crate::inspect;
 use crate::pack;
@@ -121,6 +122,10 @@ impl Guest {
             },
             Request::Pack(request) => match self.refusal() {
                 None => pack::serve(stream, request).await,
+                Some(message) => reply(&mut stream, &PackEvent::Failed(out_of_order(message))).await,
+            },
+            Request::Diff(request) => match self.refusal() {
+                None => diff::serve(stream, request).await,
                 Some(message) => reply(&mut stream, &PackEvent::Failed(out_of_order(message))).await,
             },
             Request::Unpack(_) => {

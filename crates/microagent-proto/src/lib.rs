@@ -22,10 +22,11 @@ mod session;
 
 pub use frame::{FrameError, MessageReader, read_message, write_message};
 pub use message::{
-    Chunk, Command, Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FsUsage, GuestError,
-    GuestErrorKind, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MacAddress, Network, OUTPUT_CHUNK_LIMIT, Pack, PackEvent,
-    PathInfo, PathKind, REPLY_LIMIT, REQUEST_LIMIT, Request, Root, SHUT_DOWN_REST, STDIN_WINDOW, ShutDown,
-    StartError, StartErrorKind, Stat, Terminal, Timings, Unpack, UnpackInput, Unpacked,
+    Chunk, Command, Configure, Configured, Diff, Entropy, Exec, ExecEvent, ExecInput, Exit, FsUsage,
+    GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MacAddress, Network, OUTPUT_CHUNK_LIMIT,
+    Pack, PackEvent, PathInfo, PathKind, REPLY_LIMIT, REQUEST_LIMIT, Request, Root, SHUT_DOWN_REST,
+    STDIN_WINDOW, ShutDown, StartError, StartErrorKind, Stat, Terminal, Timings, Unpack, UnpackInput,
+    Unpacked,
 };
 pub use preamble::{PREAMBLE_LEN, Preamble, PreambleKind, PreambleScanner, answer, greet};
 pub use session::{

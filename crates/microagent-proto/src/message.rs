@@ -58,6 +58,9 @@ pub enum Request {
     /// Ends all processes, flushes the disk and makes it read-only. Answer: `Result<(), GuestError>`,
     /// after which the host turns the machine off.
     ShutDown(ShutDown),
+    /// Packs what the root disk has that its image's base disk has not, as an OCI layer. Answer:
+    /// [`PackEvent`]s up to and including `End` or `Failed`. Nothing should run meanwhile.
+    Diff(Diff),
 }
 
 /// Everything that makes one guest differ from another.
@@ -270,6 +273,13 @@ pub enum PackEvent {
     End,
     /// It cannot be completed; nothing follows.
     Failed(GuestError),
+}
+
+/// Asks for the difference between the root disk and the disk that it began as a copy of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diff {
+    /// SCSI target of the base disk (channel 0, logical unit 0); it is only read.
+    pub base_scsi_target: u8,
 }
 
 /// Asks for a tar stream to be unpacked.

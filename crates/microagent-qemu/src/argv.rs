@@ -125,6 +125,16 @@ pub fn raw_file_read_only(path: &Path) -> Option<Value> {
     }))
 }
 
+/// A raw disk image that the guest may write to, as a block node.
+pub fn raw_file_writable(path: &Path) -> Option<Value> {
+    let filename = path.to_str()?;
+    Some(json!({
+        "driver": "raw",
+        "discard": "unmap",
+        "file": { "driver": "file", "filename": filename, "discard": "unmap" },
+    }))
+}
+
 /// A qcow2 overlay as a block node. `backing` is given here and not taken from the file's header, which
 /// whoever broke out into an earlier QEMU could have rewritten.
 pub fn qcow2_overlay(node_name: &str, path: &Path, backing: Value, durability: Durability) -> Option<Value> {

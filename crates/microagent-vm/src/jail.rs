@@ -65,6 +65,10 @@ pub(crate) fn rules(
     if let Some(disk) = &machine.disk {
         ruleset = allow(ruleset, &disk.overlay, writable)?;
     }
+    for disk in &machine.extra_disks {
+        let access = if disk.read_only { AccessFs::ReadFile.into() } else { writable };
+        ruleset = allow(ruleset, &disk.path, access)?;
+    }
     match memory {
         // QEMU opens its memory anew through this descriptor, and always for writing.
         Some(memory) => ruleset.add_rule(PathBeneath::new(memory, AccessFs::ReadFile | AccessFs::WriteFile)),

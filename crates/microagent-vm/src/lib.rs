@@ -30,5 +30,7 @@ pub use launch::{Launched, SuperviseError, launch};
 pub use lifecycle::Ask;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay};
-pub use spec::{DiskSpec, Ended, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline, Work};
+pub use spec::{
+    DiskSpec, Ended, ExtraDisk, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline, Work,
+};
 pub use supervisor::{SUPERVISE_ARGUMENT, supervise};

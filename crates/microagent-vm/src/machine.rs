@@ -9,7 +9,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
 use microagent_proto::PORT_NAME;
-use microagent_qemu::argv::{Accel, CommandLine, Durability, Microvm, qcow2_overlay, raw_file_read_only};
+use microagent_qemu::argv::{
+    Accel, CommandLine, Durability, Microvm, qcow2_overlay, raw_file_read_only, raw_file_writable,
+};
 use serde_json::{Value, json};
 
 use crate::spec::MachineSpec;
@@ -22,6 +24,12 @@ const PLACEHOLDER_BYTES: u64 = 512 * 1024;
 
 /// SCSI target of the root disk.
 pub const ROOT_SCSI_TARGET: u8 = 0;
+
+/// SCSI target of the first disk beside the root disk.
+pub const EXTRA_SCSI_TARGET: u8 = 1;
+
+/// Most disks beside the root disk: `virtio-scsi` has targets up to 255.
+pub const EXTRA_DISKS_MAX: usize = 254;
 
 /// Kernel command line. `reboot=t` and `panic=-1`: a machine without ACPI ends by a triple fault, which
 /// QEMU takes as a reset and, with `-no-reboot`, as the end. `scsi_mod.scan=manual`: walking hundreds of
@@ -124,6 +132,12 @@ pub fn command_line(
         line.netdev_stream_fd("net0", network)
             .device(&json!({ "driver": "virtio-net-device", "netdev": "net0" }));
     }
+    // A frozen state has every device that was there: these come afterwards, and at each start anew.
+    if matches!(start, Start::Boot | Start::Restore { .. }) {
+        for (node, device) in extra_disks(spec)? {
+            line.blockdev(&node).device(&device);
+        }
+    }
     Ok(line)
 }
 
@@ -188,6 +202,33 @@ pub(crate) fn insert_disk(spec: &MachineSpec) -> Result<Vec<(&'static str, Value
     Ok(vec![("blockdev-add", disk), ("blockdev-reopen", reopened)])
 }
 
+/// What the monitor is told to add the disks beside the root disk to a machine that was frozen without them.
+///
+/// # Errors
+/// Fails when a path is not UTF-8.
+pub(crate) fn add_extra_disks(spec: &MachineSpec) -> Result<Vec<(&'static str, Value)>, PathError> {
+    let disks = extra_disks(spec)?.into_iter();
+    Ok(disks.flat_map(|(node, device)| [("blockdev-add", node), ("device_add", device)]).collect())
+}
+
+/// The disks beside the root disk: block node and device of each.
+fn extra_disks(spec: &MachineSpec) -> Result<Vec<(Value, Value)>, PathError> {
+    let targets = EXTRA_SCSI_TARGET..=u8::MAX;
+    let disks = targets.zip(&spec.extra_disks).map(|(target, disk)| {
+        let node =
+            if disk.read_only { raw_file_read_only(&disk.path) } else { raw_file_writable(&disk.path) };
+        let mut node = node.ok_or_else(|| PathError { path: disk.path.clone() })?;
+        let name = format!("extra{target}");
+        node["node-name"] = json!(name);
+        let device = json!({
+            "driver": "scsi-hd", "drive": name, "id": format!("disk{target}"), "bus": "scsi0.0",
+            "scsi-id": target, "lun": 0, "werror": "enospc", "rerror": "report",
+        });
+        Ok((node, device))
+    });
+    disks.collect()
+}
+
 /// The machine's disk as a block node, if it has one.
 fn disk_node(spec: &MachineSpec, node_name: &str) -> Result<Option<Value>, PathError> {
     let Some(disk) = &spec.disk else { return Ok(None) };
@@ -203,7 +244,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::spec::DiskSpec;
+    use crate::spec::{DiskSpec, ExtraDisk};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -219,6 +260,7 @@ mod tests {
                 keep: true,
                 fresh: false,
             }),
+            extra_disks: Vec::new(),
         }
     }
 
@@ -275,6 +317,41 @@ mod tests {
         assert_eq!(inserted[0].1["backing"]["file"]["filename"], "/i/base.ext4");
         assert_eq!(inserted[1].1["options"][0]["file"], inserted[0].1["node-name"]);
         assert!(insert_disk(&MachineSpec { disk: None, ..spec() }).unwrap().is_empty());
+    }
+
+    #[test]
+    fn further_disks_come_last_and_never_into_a_template() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let fd = null.as_fd();
+        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: None };
+        let disk = |path: &str, read_only| ExtraDisk { path: path.into(), read_only };
+        let spec =
+            MachineSpec { extra_disks: vec![disk("/i/other", true), disk("/v/data", false)], ..spec() };
+        let words = |start| {
+            let line = command_line(&spec, start, sockets).unwrap();
+            line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        for start in [Start::Boot, Start::Restore { memory: fd, state: fd }] {
+            let words = words(start);
+            let of = |text: &str| {
+                let word = words.iter().find(|word| word.contains(text)).unwrap();
+                serde_json::from_str::<Value>(word).unwrap()
+            };
+            let base = of("/i/other");
+            assert_eq!((&base["read-only"], &base["file"]["read-only"]), (&json!(true), &json!(true)));
+            assert_eq!(of("/v/data")["read-only"], Value::Null);
+            assert_eq!(of("\"disk2\"")["scsi-id"], 2);
+            assert!(words.last().unwrap().contains("disk2"), "{words:?}");
+        }
+        for start in [Start::BootToFreeze { memory: fd }, Start::RestoreToFreeze { memory: fd, state: fd }] {
+            let frozen = words(start);
+            let has = |text: &str| frozen.iter().any(|word| word.contains(text));
+            assert!(!has("/i/other") && !has("disk1"), "{frozen:?}");
+        }
+        let added = add_extra_disks(&spec).unwrap();
+        let names: Vec<_> = added.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["blockdev-add", "device_add", "blockdev-add", "device_add"]);
+        assert_eq!(added[1].1["drive"], added[0].1["node-name"]);
     }
 
     #[test]

@@ -60,6 +60,18 @@ pub struct MachineSpec {
     pub cpu_count: u32,
     /// The root disk; a machine without one is good only for being frozen.
     pub disk: Option<DiskSpec>,
+    /// Further disks, which the guest finds at the SCSI targets from
+    /// [`EXTRA_SCSI_TARGET`](crate::machine::EXTRA_SCSI_TARGET) on, in this order. No template contains them.
+    pub extra_disks: Vec<ExtraDisk>,
+}
+
+/// A disk beside the root disk: a raw image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExtraDisk {
+    /// The image.
+    pub path: PathBuf,
+    /// Whether the guest can only read it. QEMU opens it so, and may not open it otherwise.
+    pub read_only: bool,
 }
 
 /// A root disk.

@@ -34,7 +34,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::bounded_log::BoundedLog;
 use crate::control::{Answer, Refusal};
 use crate::lifecycle::{Ask, Effect, Event, Phase, step};
-use crate::machine::insert_disk;
+use crate::machine::{add_extra_disks, insert_disk};
 use crate::spec::{Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work};
 use crate::template::Template;
 use front::{Asked, Front, LastAnswers};
@@ -344,17 +344,19 @@ impl Driver {
             Some(_) => RESTORE_DEADLINE.min(self.spec.boot_deadline),
             None => self.spec.boot_deadline,
         };
-        let insert_disk = match &template {
-            // It has its disk already.
-            Some(_) => Vec::new(),
-            None => insert_disk(&self.spec.machine)
-                .map_err(|e| Failure { kind: FailureKind::Boot, message: e.to_string() })?,
+        let add_disks = match &template {
+            // It has its root disk already.
+            Some(_) => Ok(Vec::new()),
+            None => insert_disk(&self.spec.machine),
         };
+        let add_disks = add_disks
+            .and_then(|root| Ok([root, add_extra_disks(&self.spec.machine)?].concat()))
+            .map_err(|e| Failure { kind: FailureKind::Boot, message: e.to_string() })?;
         let freeze = freezer.map(|freezer| Freeze {
             freezer,
             monitor: machine.monitor(),
             machine: self.spec.machine.clone(),
-            insert_disk,
+            add_disks,
             state: self.state.clone(),
         });
         let links = Links {

@@ -545,6 +545,7 @@ mod tests {
             memory_mib: 1,
             cpu_count: 1,
             disk: None,
+            extra_disks: Vec::new(),
         }
     }
 

@@ -142,6 +142,7 @@ impl Engine {
                 memory_mib: life.resources.memory_mib,
                 cpu_count: life.resources.cpu_count,
                 disk,
+                extra_disks: Vec::new(),
             },
             passt: match &machinery.passt {
                 Some(passt) => Some(PasstSpec { program: absolute(&passt.program)? }),

@@ -82,8 +82,8 @@ pub(super) struct Freeze {
     pub(super) monitor: Monitor,
     /// Its machine.
     pub(super) machine: MachineSpec,
-    /// What gives the machine its disk afterwards.
-    pub(super) insert_disk: Vec<(&'static str, Value)>,
+    /// What gives the machine its disks afterwards.
+    pub(super) add_disks: Vec<(&'static str, Value)>,
     /// Where templates lie.
     pub(super) state: StateDir,
 }
@@ -244,7 +244,7 @@ impl Worker {
     /// Freezes the guest into a template as soon as it answers, and lets it go on. The inner result says
     /// whether there is a template now.
     async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
-        let Freeze { freezer, monitor, machine, insert_disk, state } = freeze;
+        let Freeze { freezer, monitor, machine, add_disks, state } = freeze;
         self.greet(control, PreambleKind::Ping, self.answer_deadline).await?;
         self.links.timeline.borrow_mut().ready_us = elapsed_us(self.links.started);
         if freezer.wants_mount() {
@@ -253,9 +253,9 @@ impl Worker {
         let stopped = Instant::now();
         let frozen = freeze_into(&freezer, &monitor, &machine).await;
         monitor
-            .execute(insert_disk)
+            .execute(add_disks)
             .await
-            .map_err(|e| Trouble::Guest(format!("the guest was not given its disk: {}", with_cause(&e))))?;
+            .map_err(|e| Trouble::Guest(format!("the guest was not given its disks: {}", with_cause(&e))))?;
         monitor
             .go_on()
             .await

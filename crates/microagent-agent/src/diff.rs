@@ -1,0 +1,494 @@
+//! Tells the host what a workspace's disk has that its image's has not: as a layer, in OCI's form.
+//!
+//! The disk began as a copy of the image's base disk, block by block, so what nobody touched has the same inode
+//! with the same times on both. Both trees are walked side by side; content is read only of what differs. An
+//! entry that is gone becomes a whiteout (`.wh.NAME`); directories on the way to a change are told too, because
+//! some unpackers make those that a layer does not tell anew.
+//!
+//! Both trees are looked at through mounts of their own: the base disk read-only, the root without what is
+//! mounted in it. Nothing is written to either. What the agent itself writes into a root is left out.
+//!
+//! # Source
+//! OCI image specification 1.1, `layer.md`.
+
+use std::cmp::Ordering;
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use microagent_proto::{Diff, FrameError, GuestError, GuestErrorKind, Stream};
+use microagent_tar::write::header;
+use microagent_tar::{Entry, Kind, Meta};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, statat};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
+};
+
+use crate::console;
+use crate::disk::{self, DiskError};
+use crate::pack::{self, PackError, Pieces, Walker, attributes, by_number, read_error};
+
+/// What the host takes for "this name is gone", before the name.
+const WHITEOUT: &[u8] = b".wh.";
+
+/// Directories of the root that are the kernel's or the file system's own, whatever the image has there.
+const LEFT_OUT_DIRECTORIES: [&[u8]; 4] = [b"dev", b"lost+found", b"proc", b"sys"];
+
+/// Files that say what machine this is: [`crate::configure`] writes them at each start.
+const LEFT_OUT_FILES: [&[u8]; 4] = [b"etc/hostname", b"etc/hosts", b"etc/machine-id", b"etc/resolv.conf"];
+
+/// Directories whose times say nothing: the agent makes things in them.
+const OURS: [&[u8]; 2] = [b"", b"etc"];
+
+/// Why there is no layer.
+#[derive(Debug, thiserror::Error)]
+enum DiffError {
+    #[error("the image's disk cannot be found")]
+    Find(#[source] DiskError),
+    #[error("{} cannot be mounted", path.display())]
+    Mount { path: PathBuf, source: io::Error },
+    #[error("the root cannot be looked at")]
+    Root(#[source] io::Error),
+    #[error(
+        "`{path}` cannot be part of an image: a name that begins with `.wh.` means there that something is gone"
+    )]
+    Whiteout { path: String },
+    #[error(transparent)]
+    Pack(#[from] PackError),
+}
+
+impl From<DiffError> for GuestError {
+    fn from(error: DiffError) -> GuestError {
+        let kind = match error {
+            DiffError::Pack(error) => return error.into(),
+            DiffError::Find(_) | DiffError::Mount { .. } | DiffError::Root(_) => GuestErrorKind::Disk,
+            DiffError::Whiteout { .. } => GuestErrorKind::Invalid,
+        };
+        GuestError { kind, message: console::chain(&error) }
+    }
+}
+
+/// Compares for the host, speaking on this stream.
+pub(crate) async fn serve(stream: Stream, asked: Diff) -> Result<(), FrameError> {
+    pack::send(stream, move |pieces| {
+        let base = mount_base(asked.base_scsi_target)?;
+        let root = open_root().map_err(DiffError::Root)?;
+        compare(root, base, pieces)
+    })
+    .await
+}
+
+/// Mounts the base disk where no path leads to. Its journal is empty, and nothing is written to it.
+fn mount_base(target: u8) -> Result<OwnedFd, DiffError> {
+    let path = disk::device_path(target).map_err(DiffError::Find)?;
+    let mount = || -> io::Result<OwnedFd> {
+        let context = fsopen(c"ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(context.as_fd(), c"source", &path)?;
+        for flag in [c"ro", c"noload", c"no_prefetch_block_bitmaps"] {
+            fsconfig_set_flag(context.as_fd(), flag)?;
+        }
+        fsconfig_create(context.as_fd())?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME;
+        Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+    };
+    let mounted = mount().map_err(|source| DiffError::Mount { path: path.clone(), source })?;
+    open_dir(&mounted, c".").map_err(|errno| DiffError::Mount { path, source: errno.into() })
+}
+
+/// The root as it is on its disk, without what is mounted over its directories.
+fn open_root() -> io::Result<OwnedFd> {
+    let bare = open_tree(CWD, c"/", OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    Ok(open_dir(&bare, c".")?)
+}
+
+fn open_dir(dir: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
+    openat(dir, name, flags, Mode::empty())
+}
+
+/// A name that stands in one of two directories, or in both.
+#[derive(Debug, PartialEq, Eq)]
+struct Name {
+    name: CString,
+    here: bool,
+    base: bool,
+}
+
+/// A directory on the way.
+struct Level {
+    here: OwnedFd,
+    /// The same directory of the image, if it has one.
+    base: Option<OwnedFd>,
+    path: Vec<u8>,
+    /// Still to come, last first.
+    names: Vec<Name>,
+    /// Whether the layer has told of it.
+    told: bool,
+}
+
+/// Walks two trees and writes what makes the first of the second.
+fn compare(here: OwnedFd, base: OwnedFd, pieces: Pieces) -> Result<(), DiffError> {
+    let mut walk = Walk { walker: Walker::new(pieces), levels: Vec::new() };
+    let [here_stat, base_stat] =
+        [fstat(&here), fstat(&base)].map(|stat| stat.map_err(|e| read_error(b"/", e)));
+    let differs = directory_differs(b"", (&here, &here_stat?), (&base, &base_stat?));
+    walk.enter(here, Some(base), Vec::new())?;
+    if differs {
+        walk.tell()?;
+    }
+    // The root is there in every unpacker's eyes.
+    walk.levels[0].told = true;
+    while let Some(level) = walk.levels.last_mut() {
+        match level.names.pop() {
+            Some(name) => walk.name(&name)?,
+            None => drop(walk.levels.pop()),
+        }
+    }
+    Ok(walk.walker.finish()?)
+}
+
+struct Walk {
+    walker: Walker,
+    levels: Vec<Level>,
+}
+
+impl Walk {
+    fn level(&self) -> &Level {
+        self.levels.last().expect("a name belongs to a directory that is open")
+    }
+
+    /// Compares what stands under one name.
+    fn name(&mut self, name: &Name) -> Result<(), DiffError> {
+        let level = self.level();
+        let path = joined(&level.path, name.name.to_bytes());
+        if is_left_out(&path) {
+            return Ok(());
+        }
+        if !name.here {
+            return self.whiteout(&path);
+        }
+        if name.name.to_bytes().starts_with(WHITEOUT) {
+            return Err(DiffError::Whiteout { path: shown(&path) });
+        }
+        let look = |dir: &OwnedFd| match statat(dir, &name.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(read_error(&path, errno)),
+        };
+        let Some(stat) = look(&level.here)? else { return Ok(()) };
+        let base = match &level.base {
+            Some(base) if name.base => look(base)?,
+            _ => None,
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Directory {
+            let base_is_directory =
+                base.is_some_and(|base| FileType::from_raw_mode(base.st_mode) == FileType::Directory);
+            return self.directory(name, path, base.filter(|_| base_is_directory));
+        }
+        if kind == FileType::Socket || base.is_some_and(|base| is_untouched(&stat, &base)) {
+            return Ok(());
+        }
+        self.tell()?;
+        let Walk { walker, levels } = self;
+        let dir = levels.last().expect("a name belongs to a directory that is open").here.as_fd();
+        Ok(walker.leaf(dir, &name.name, &stat, path, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Goes into a directory, which is told of at once if it is not as in the image.
+    fn directory(&mut self, name: &Name, path: Vec<u8>, base: Option<Stat>) -> Result<(), DiffError> {
+        let failed = |errno| read_error(&path, errno);
+        let level = self.level();
+        let here = open_dir(&level.here, &name.name).map_err(failed)?;
+        let stat = fstat(&here).map_err(failed)?;
+        let (base, differs) = match (&level.base, base) {
+            (Some(outer), Some(base_stat)) => {
+                let base = open_dir(outer, &name.name).map_err(failed)?;
+                let differs = directory_differs(&path, (&here, &stat), (&base, &base_stat));
+                (Some(base), differs)
+            }
+            // One of ours that the image lacks is told of only with something in it.
+            _ => (None, !OURS.contains(&path.as_slice())),
+        };
+        self.enter(here, base, path)?;
+        if differs { self.tell() } else { Ok(()) }
+    }
+
+    fn enter(&mut self, here: OwnedFd, base: Option<OwnedFd>, path: Vec<u8>) -> Result<(), DiffError> {
+        let here_names = names(&here).map_err(|errno| read_error(&path, errno))?;
+        let base_names = match &base {
+            Some(base) => names(base).map_err(|errno| read_error(&path, errno))?,
+            None => Vec::new(),
+        };
+        let mut names = merge(here_names, base_names);
+        names.reverse();
+        self.levels.push(Level { here, base, path, names, told: false });
+        Ok(())
+    }
+
+    /// Tells of the directories on the way to here that the layer has not told of yet.
+    fn tell(&mut self) -> Result<(), DiffError> {
+        let Walk { walker, levels } = self;
+        for level in levels.iter_mut().filter(|level| !level.told) {
+            let path = if level.path.is_empty() { b"." } else { level.path.as_slice() };
+            walker.directory_header(&level.here, path)?;
+            level.told = true;
+        }
+        Ok(())
+    }
+
+    fn whiteout(&mut self, path: &[u8]) -> Result<(), DiffError> {
+        self.tell()?;
+        let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
+            Some(slash) => path.split_at(slash + 1),
+            None => (&[][..], path),
+        };
+        let entry = Entry {
+            name: [dir, WHITEOUT, name].concat(),
+            kind: Kind::File(0),
+            meta: Meta { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0) },
+            attributes: Vec::new(),
+        };
+        Ok(self.walker.write(&header(&entry))?)
+    }
+}
+
+/// Whether a file, link or device is as the image has it: nothing can change one without the kernel noting it
+/// in its time of change.
+fn is_untouched(here: &Stat, base: &Stat) -> bool {
+    let what =
+        |stat: &Stat| (stat.st_ino, stat.st_mode, stat.st_uid, stat.st_gid, stat.st_size, stat.st_rdev);
+    let when = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec);
+    what(here) == what(base) && when(here) == when(base)
+}
+
+/// Whether a directory itself, whatever is in it, is not as the image has it.
+fn directory_differs(path: &[u8], here: (&OwnedFd, &Stat), base: (&OwnedFd, &Stat)) -> bool {
+    let ((here, here_stat), (base, base_stat)) = (here, base);
+    if is_untouched(here_stat, base_stat) {
+        return false;
+    }
+    let owner = |stat: &Stat| (stat.st_mode, stat.st_uid, stat.st_gid);
+    let time = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec);
+    let attributes = |dir: &OwnedFd| {
+        let mut all = attributes(&by_number(dir.as_fd()), AtFlags::empty());
+        all.sort_unstable();
+        all
+    };
+    owner(here_stat) != owner(base_stat)
+        || (time(here_stat) != time(base_stat) && !OURS.contains(&path))
+        || attributes(here) != attributes(base)
+}
+
+fn is_left_out(path: &[u8]) -> bool {
+    LEFT_OUT_DIRECTORIES.contains(&path) || LEFT_OUT_FILES.contains(&path)
+}
+
+fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
+}
+
+fn shown(path: &[u8]) -> String {
+    format!("/{}", String::from_utf8_lossy(path))
+}
+
+/// The names in a directory, in order.
+fn names(dir: &OwnedFd) -> Result<Vec<CString>, Errno> {
+    let mut names = Vec::new();
+    for found in Dir::read_from(dir)? {
+        let name = found?.file_name().to_owned();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Two ordered lists of names as one.
+fn merge(here: Vec<CString>, base: Vec<CString>) -> Vec<Name> {
+    let (mut here, mut base) = (here.into_iter().peekable(), base.into_iter().peekable());
+    let mut merged = Vec::new();
+    loop {
+        let order = match (here.peek(), base.peek()) {
+            (Some(here), Some(base)) => here.cmp(base),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return merged,
+        };
+        let (in_here, in_base) = (order.is_le(), order.is_ge());
+        let from_here = here.next_if(|_| in_here);
+        let from_base = base.next_if(|_| in_base);
+        merged.extend(from_here.or(from_base).map(|name| Name { name, here: in_here, base: in_base }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Entries of the layer that makes `here` of `base`: path, kind and mode, and content or target.
+    fn layer(here: &Path, base: &Path) -> Result<Vec<String>, DiffError> {
+        let open =
+            |path: &Path| openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        let (here, base) = (open(here), open(base));
+        let tar = pack::collect(move |pieces| compare(here, base, pieces))?;
+        let mut archive = tar::Archive::new(&tar[..]);
+        let describe = |entry: tar::Entry<'_, &[u8]>| {
+            let mut entry = entry;
+            let kind = entry.header().entry_type().as_byte() as char;
+            let mode = entry.header().mode().unwrap();
+            let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let link = entry.link_name_bytes().map(|link| String::from_utf8_lossy(&link).into_owned());
+            let mut content = String::new();
+            io::Read::read_to_string(&mut entry, &mut content).unwrap();
+            format!("{path} {kind} {mode:o} {}", link.unwrap_or(content)).trim_end().to_owned()
+        };
+        Ok(archive.entries().unwrap().map(|entry| describe(entry.unwrap())).collect())
+    }
+
+    /// A tree, and a second one whose files are the same inodes.
+    fn trees() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let (base, here) = (dir.path().join("base"), dir.path().join("here"));
+        for path in ["etc/ssl", "usr/bin", "var/lib", "root", "proc"] {
+            fs::create_dir_all(base.join(path)).unwrap();
+        }
+        for path in ["etc/passwd", "etc/hosts", "etc/ssl/cert", "usr/bin/a", "usr/bin/b", "var/lib/x"] {
+            fs::write(base.join(path), path).unwrap();
+        }
+        fs::set_permissions(base.join("root"), fs::Permissions::from_mode(0o700)).unwrap();
+        let copied = Command::new("cp").arg("-al").args([&base, &here]).status().unwrap();
+        assert!(copied.success());
+        (dir, base, here)
+    }
+
+    /// Writes a file anew, as another inode.
+    fn replace(path: &Path, content: &str) {
+        fs::remove_file(path).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    #[test]
+    fn nothing_changed_is_an_empty_archive() {
+        let (_dir, base, here) = trees();
+        assert_eq!(layer(&here, &base).unwrap(), [""; 0]);
+        assert_eq!(layer(&base, &base).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn what_the_agent_writes_is_left_out() {
+        let (_dir, base, here) = trees();
+        replace(&here.join("etc/hosts"), "127.0.0.1 localhost\n");
+        fs::write(here.join("etc/machine-id"), "0").unwrap();
+        symlink("x", here.join("etc/resolv.conf")).unwrap();
+        fs::write(here.join("proc/1"), "").unwrap();
+        fs::create_dir(here.join("sys")).unwrap();
+        fs::create_dir(here.join("lost+found")).unwrap();
+        assert_eq!(layer(&here, &base).unwrap(), [""; 0]);
+        // Not even missing.
+        fs::remove_file(here.join("etc/hosts")).unwrap();
+        fs::remove_dir_all(here.join("proc")).unwrap();
+        assert_eq!(layer(&here, &base).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn changes_come_with_the_directories_on_their_way() {
+        let (_dir, base, here) = trees();
+        fs::write(here.join("root/.profile"), "new").unwrap();
+        replace(&here.join("usr/bin/b"), "other");
+        fs::set_permissions(here.join("usr/bin/b"), fs::Permissions::from_mode(0o4755)).unwrap();
+        fs::hard_link(here.join("root/.profile"), here.join("root/again")).unwrap();
+        symlink("passwd", here.join("etc/link")).unwrap();
+        let told = layer(&here, &base).unwrap();
+        assert_eq!(
+            told,
+            [
+                "etc/ 5 755",
+                "etc/link 2 777 passwd",
+                "root/ 5 700",
+                "root/.profile 0 644 new",
+                "root/again 1 644 root/.profile",
+                "usr/ 5 755",
+                "usr/bin/ 5 755",
+                "usr/bin/b 0 4755 other",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_gone_leaves_a_whiteout() {
+        let (_dir, base, here) = trees();
+        fs::remove_dir_all(here.join("etc/ssl")).unwrap();
+        fs::remove_file(here.join("usr/bin/a")).unwrap();
+        fs::remove_dir_all(here.join("var")).unwrap();
+        // A file in the place of a directory, and the other way round.
+        fs::remove_dir(here.join("root")).unwrap();
+        fs::write(here.join("root"), "file").unwrap();
+        fs::remove_file(here.join("usr/bin/b")).unwrap();
+        fs::create_dir(here.join("usr/bin/b")).unwrap();
+        fs::write(here.join("usr/bin/b/in"), "in").unwrap();
+        let told = layer(&here, &base).unwrap();
+        assert_eq!(
+            told,
+            [
+                "etc/ 5 755",
+                "etc/.wh.ssl 0 600",
+                "root 0 644 file",
+                "usr/ 5 755",
+                "usr/bin/ 5 755",
+                "usr/bin/.wh.a 0 600",
+                "usr/bin/b/ 5 755",
+                "usr/bin/b/in 0 644 in",
+                ".wh.var 0 600",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_directory_made_anew_hides_what_was_in_it() {
+        let (_dir, base, here) = trees();
+        fs::remove_dir_all(here.join("usr/bin")).unwrap();
+        fs::create_dir(here.join("usr/bin")).unwrap();
+        fs::write(here.join("usr/bin/c"), "c").unwrap();
+        let told = layer(&here, &base).unwrap();
+        assert_eq!(
+            told[told.len() - 3..],
+            ["usr/bin/.wh.a 0 600", "usr/bin/.wh.b 0 600", "usr/bin/c 0 644 c"]
+        );
+    }
+
+    #[test]
+    fn attributes_and_modes_of_directories_are_changes() {
+        let (_dir, base, here) = trees();
+        fs::set_permissions(&here, fs::Permissions::from_mode(0o711)).unwrap();
+        rustix::fs::setxattr(here.join("var"), "user.note", b"x", rustix::fs::XattrFlags::empty()).unwrap();
+        assert_eq!(layer(&here, &base).unwrap(), ["./ 5 711", "var/ 5 755"]);
+    }
+
+    #[test]
+    fn a_name_that_would_be_taken_for_a_whiteout_is_refused() {
+        let (_dir, base, here) = trees();
+        fs::write(here.join("root/.wh.x"), "").unwrap();
+        let error = GuestError::from(layer(&here, &base).unwrap_err());
+        assert_eq!(error.kind, GuestErrorKind::Invalid);
+        assert!(error.message.contains("/root/.wh.x"), "{}", error.message);
+    }
+
+    #[test]
+    fn two_lists_become_one() {
+        let list = |names: &[&str]| names.iter().map(|name| CString::new(*name).unwrap()).collect::<Vec<_>>();
+        let merged = merge(list(&["a", "c", "d"]), list(&["b", "c"]));
+        let told: Vec<_> =
+            merged.iter().map(|name| (name.name.to_str().unwrap(), name.here, name.base)).collect();
+        assert_eq!(told, [("a", true, false), ("b", false, true), ("c", true, true), ("d", true, false)]);
+    }
+}
