@@ -82,6 +82,13 @@ impl Home {
         &self.program
     }
 
+    /// A call as the system takes it, for those that need more than an [`Invocation`].
+    pub(crate) fn command_line(&self, words: &[&str]) -> Command {
+        let mut command = self.command(&self.program);
+        command.args(words);
+        command
+    }
+
     fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_clear().env("HOME", self.path()).current_dir(self.path());

@@ -15,6 +15,7 @@ pub mod host;
 pub mod kernel;
 pub mod listing;
 pub mod process;
+pub mod pty;
 pub mod registry;
 pub mod user;
 pub mod wait;

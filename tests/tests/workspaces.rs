@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use microagent_tests::{Finished, Home, User};
-use serde_json::json;
 
 fn home() -> Home {
     Home::new(User::unprivileged())
@@ -50,35 +49,6 @@ fn a_workspace_lives_from_create_to_delete() {
 }
 
 #[test]
-fn exec_keeps_the_streams_apart_and_passes_the_exit_code_on() {
-    let home = home();
-    create(&home, "web", ["-e", "GIVEN=at creation", "--hostname", "box"]);
-    home.microagent(["start", "web"]).success();
-    let words = ["sh", "-c", "echo out $GIVEN $LATER; echo err >&2; pwd; exit 7"];
-    let ran = home.microagent(["exec", "-e", "LATER=now", "--cwd", "/tmp", "web", "--"]).args(words).run();
-    let ran = ran.code(7);
-    assert_eq!((ran.text(), ran.stderr.as_str()), ("out at creation now\n/tmp\n", "err\n"));
-
-    let document = home.microagent(["exec", "--json", "web", "--"]).args(words).run().code(7).json();
-    assert_eq!(document["status"], "exited");
-    assert_eq!((&document["exit_code"], &document["stderr"]), (&json!(7), &json!("err\n")));
-    for (words, code) in [(["no-such-program"], 127), (["/etc/passwd"], 126)] {
-        home.microagent(["exec", "web", "--"]).args(words).run().code(code).says("could not be started");
-    }
-    let killed = home.microagent(["exec", "web", "--", "sh", "-c", "kill -9 $$"]).run();
-    killed.code(137);
-    let nobody = home.microagent(["exec", "--user", "1000", "web", "--", "id", "-u"]).success();
-    assert_eq!(nobody.text(), "1000\n");
-    let late =
-        home.microagent(["exec", "--timeout", "1", "web", "--", "sh", "-c", "sleep 4321 & sleep 4321"]);
-    late.run().code(124).says("its time was up");
-    let left = home.microagent(["exec", "web", "--", "sh", "-c", "ps | grep -c '[s]leep 4321'"]).run();
-    assert_eq!(left.text(), "0\n");
-    home.microagent(["delete", "web", "--yes"]).success();
-    home.nothing_is_left();
-}
-
-#[test]
 fn a_service_runs_from_start_to_end_and_decides_the_state() {
     let home = home();
     let service = "echo serving; while ! test -e /root/end; do sleep 0.1; done; exit $(cat /root/end)";
@@ -105,6 +75,52 @@ fn a_service_runs_from_start_to_end_and_decides_the_state() {
     home.processes_end();
     assert_eq!(home.state_of("none"), "failed");
     home.microagent(["delete", "none", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn stop_asks_the_service_and_says_when_it_does_not_follow() {
+    let home = home();
+    let deaf = "trap 'echo asked' TERM; echo serving; while :; do sleep 0.1; done";
+    create(&home, "deaf", ["--service-command", deaf]);
+    home.microagent(["start", "deaf"]).success();
+    home.log_has("deaf", "console.log", "serving");
+    let refused = home.microagent(["stop", "deaf"]).run().code(1);
+    refused.says("its service did not end within").says("microagent kill deaf");
+    assert_eq!(home.state_of("deaf"), "running");
+    assert!(home.microagent(["logs", "deaf"]).success().text().contains("asked"));
+    home.microagent(["exec", "deaf", "--", "true"]).success();
+    home.microagent(["kill", "deaf"]).success();
+    home.microagent(["delete", "deaf", "--yes"]).success();
+
+    let following = "trap 'echo farewell; exit 5' TERM; echo serving; while :; do sleep 0.1; done";
+    create(&home, "good", ["--service-command", following]);
+    for verb in ["stop", "halt"] {
+        home.microagent(["start", "good"]).success();
+        home.log_has("good", "console.log", "serving");
+        let state = home.microagent([verb, "good"]).success();
+        assert_eq!(state.summary("State"), if verb == "stop" { "stopped" } else { "halted" });
+        assert!(home.microagent(["logs", "good"]).success().text().contains("farewell"));
+    }
+    home.microagent(["delete", "good", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn halt_honours_the_stop_signal_of_the_image() {
+    let home = home();
+    let line = "trap 'echo got usr1; exit 0' USR1; trap 'echo got term' TERM; echo serving; \
+        while :; do sleep 0.1; done";
+    let config = ["--config.stopsignal", "SIGUSR1", "--config.cmd", "/bin/sh", "--config.cmd", "-c"];
+    let image = home.configured_image("busybox", &[&config[..], &["--config.cmd", line]].concat());
+    let words = ["create", "web", "--network", "isolated", "--image-command", "--image", &image];
+    home.microagent(words).success();
+    home.microagent(["start", "web"]).success();
+    home.log_has("web", "console.log", "serving");
+    home.microagent(["halt", "web"]).success();
+    let logs = home.microagent(["logs", "web"]).success();
+    assert!(logs.text().contains("got usr1") && !logs.text().contains("got term"), "{}", logs.told());
+    home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();
 }
 

@@ -73,18 +73,29 @@ impl Context {
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let cannot_start = |e: std::io::Error| Failure::Other {
-            message: format!("cannot start the event loop: {e}"),
-            hint: Some("`ulimit -n` and `ulimit -u` may be too low".to_owned()),
-        };
         let token = CancellationToken::new();
         signals::listen(token.clone()).map_err(cannot_start)?;
+        self.block_on_unlistening(work(token))
+    }
+
+    /// Runs long work that has its own way with signals.
+    pub(crate) fn block_on_unlistening<T>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot_start)?;
-        let done = runtime.block_on(work(token));
+        let done = runtime.block_on(work);
         // Blocking work that outlives its caller (a name lookup, say) must not hold up the exit.
         runtime.shutdown_background();
         done
+    }
+}
+
+fn cannot_start(error: std::io::Error) -> Failure {
+    Failure::Other {
+        message: format!("cannot start the event loop: {error}"),
+        hint: Some("`ulimit -n` and `ulimit -u` may be too low".to_owned()),
     }
 }
 

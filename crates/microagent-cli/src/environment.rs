@@ -26,6 +26,7 @@ pub(crate) const PROGRESS: &str = "MICROAGENT_PROGRESS";
 const LONGEST_BOOT_SECONDS: u64 = 24 * 3600;
 const HOME: &str = "HOME";
 const PATH: &str = "PATH";
+const TERM: &str = "TERM";
 const LOCALE: [&str; 3] = ["LC_ALL", "LC_CTYPE", "LANG"];
 
 /// A variable and what it does.
@@ -58,6 +59,7 @@ pub(crate) const VARIABLES: &[Variable] = &[
     ),
     variable(HOME, "Where the default state directory and the login files lie."),
     variable(PATH, "Where QEMU, passt and credential helpers are looked for."),
+    variable(TERM, "Kind of the terminal; a session in a guest is told the same."),
     variable("LC_ALL, LC_CTYPE, LANG", "Whether the terminal shows UTF-8; marks are ASCII otherwise."),
     variable("DOCKER_CONFIG", "Directory of Docker's `config.json` with registry logins."),
     variable("REGISTRY_AUTH_FILE", "Login file of podman and skopeo."),
@@ -122,6 +124,11 @@ pub(crate) fn search_path() -> Option<String> {
 /// A variable that the user named with `--env NAME`; its value goes to the guest.
 pub(crate) fn passed_through(name: &str) -> Option<OsString> {
     std::env::var_os(name)
+}
+
+/// `TERM`, for a terminal in a guest.
+pub(crate) fn terminal_kind() -> String {
+    value(TERM).map_or_else(|| "xterm".to_owned(), |value| value.to_string_lossy().into_owned())
 }
 
 /// Whether the locale says that text is UTF-8.

@@ -15,8 +15,10 @@ mod progress;
 mod prompt;
 #[cfg(test)]
 mod reference;
+mod session;
 mod signals;
 mod table;
+mod terminal;
 mod workspace_args;
 
 use std::ffi::OsString;
@@ -58,6 +60,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Create(args) => commands::create::execute(context, *args),
         Command::Start(args) => commands::start::execute(context, args),
         Command::Exec(args) => return commands::exec::execute(context, args),
+        Command::Connect(args) => return commands::connect::execute(context, args),
         Command::Halt(args) => commands::change::halt(context, args),
         Command::Stop(args) => commands::change::stop(context, args),
         Command::Kill(args) => commands::change::kill(context, args),

@@ -18,34 +18,44 @@ use crate::failure::EXIT_CANCELLED;
 /// Listens on a thread of its own, so that a signal counts even while the work keeps its own thread busy.
 pub(crate) fn listen(token: CancellationToken) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let ignored = ignored_signals(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
-    let mut signals = Vec::new();
-    {
+    let mut signals = {
         let _inside = runtime.enter();
-        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-            if !is_in(ignored, kind) {
-                signals.push(signal(kind)?);
-            }
-        }
-    }
+        Signals::of(&[SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()])?
+    };
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
-            next(&mut signals).await;
+            signals.next().await;
             token.cancel();
-            next(&mut signals).await;
+            signals.next().await;
         });
         std::process::exit(EXIT_CANCELLED.into());
     })?;
     Ok(())
 }
 
-/// Waits for any of the signals; forever when there is none.
-async fn next(signals: &mut [Signal]) {
-    poll_fn(|context| {
-        let arrived = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
-        if arrived { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
+/// Signals of this process, but for those that our parent had us ignore.
+pub(crate) struct Signals(Vec<(SignalKind, Signal)>);
+
+impl Signals {
+    /// Takes these signals from here on. Needs a running event loop.
+    pub(crate) fn of(kinds: &[SignalKind]) -> io::Result<Signals> {
+        let ignored = ignored_signals(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+        let wanted = kinds.iter().filter(|kind| !is_in(ignored, **kind));
+        let taken: io::Result<Vec<_>> = wanted.map(|kind| Ok((*kind, signal(*kind)?))).collect();
+        Ok(Signals(taken?))
+    }
+
+    /// Waits for any of them; forever when there is none.
+    pub(crate) async fn next(&mut self) -> SignalKind {
+        poll_fn(|context| {
+            let mut arrived = self
+                .0
+                .iter_mut()
+                .filter_map(|(kind, signal)| signal.poll_recv(context).is_ready().then_some(*kind));
+            arrived.next().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
 }
 
 /// The mask of ignored signals in `/proc/PID/status`.

@@ -19,6 +19,7 @@ const COMMANDS: &[&str] = &[
     "create",
     "start",
     "exec",
+    "connect",
     "halt",
     "stop",
     "kill",

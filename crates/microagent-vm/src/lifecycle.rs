@@ -1,14 +1,14 @@
 //! The life of one machine, as states and events. Pure: no clock, no I/O, no tasks.
 //!
 //! ```text
-//!                               Pause
-//!                        Paused ◀───▶ Running
-//!                           │ Resume   ▲
-//!                           │ Halt     │
-//!            AgentReady     ▼ Stop     │    WorkDone(keep), Halt, Stop       Flushed / deadline
-//! Starting ─────────────────┼──────────┴───────────────────────▶ Stopping ───────────────────┐
-//!    ▲ │                    │             WorkDone(scratch)         │                         ▼
-//!    │ └────────────────────┴───────────────────────────────────────┴── Kill, any end ────▶ Ended
+//!                          Pause         Stop (with a service)
+//!                   Paused ◀─────▶ Running ◀──────▶ Asked
+//!                     │    Resume    ▲ │   WindowOver  │
+//!                     │ Halt         │ │               │ WorkDone, Halt
+//!            AgentReady              │ │ WorkDone(keep), Halt, Stop              Flushed / deadline
+//! Starting ──────────┼───────────────┘ └───────────────┴─────────▶ Stopping ───────────────┐
+//!    ▲ │             ▼                   WorkDone(scratch)            │                     ▼
+//!    │ └──────────────────────────────────────────────────────────────┴─ Kill, any end ▶ Ended
 //! Restoring (AgentReady ▶ Running; the guest's or QEMU's failure ▶ Starting, once, cold)
 //! ```
 //!
@@ -31,6 +31,8 @@ pub enum Phase {
     Running,
     /// The guest stands still, its memory kept.
     Paused,
+    /// The service was asked to end and has not yet.
+    Asked,
     /// The work is done; the guest flushes its disk.
     Stopping(Outcome),
     /// Nothing more happens.
@@ -62,14 +64,25 @@ pub enum Event {
     Cancelled,
     /// A client asks for something.
     Asked(Ask),
+    /// The service had its time to follow a request, and did not.
+    WindowOver,
+}
+
+/// What a machine is, once for its whole life.
+#[derive(Debug, Clone, Copy)]
+pub struct Nature {
+    /// Its disk outlives it.
+    pub keep: bool,
+    /// It has a service, which can be asked to end.
+    pub service: bool,
 }
 
 /// What a client of the supervisor can ask of a machine that serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
-    /// A clean shutdown, to be started again.
+    /// A clean shutdown, to be started again. What does not follow is ended.
     Halt,
-    /// A clean shutdown.
+    /// A clean shutdown, which its service may not follow.
     Stop,
     /// The end, now.
     Kill,
@@ -100,24 +113,32 @@ pub enum Effect {
     Resume,
     /// Have the guest go on, and ask it to flush its disk.
     ResumeToFlush,
+    /// Ask the service to end, and publish that.
+    AskService,
+    /// Tell whoever asked that the service did not follow, and publish that it goes on.
+    GiveUpAsking,
     /// Nothing, but the client waits for the end that is under way.
     AwaitEnd,
     /// Tell the client that this is not possible now.
     Refuse,
 }
 
-/// Advances the life by one event. `keep` says whether the disk outlives the machine.
-pub fn step(phase: Phase, event: Event, keep: bool) -> (Phase, Effect) {
+/// Advances the life by one event.
+pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
     use Event as E;
     use Phase as P;
     match (phase, event) {
         (P::Ended(outcome), _) => (P::Ended(outcome), Effect::None), // absorbing
-        (phase, E::Asked(ask)) => asked(phase, ask, keep),
+        (phase, E::Asked(ask)) => asked(phase, ask, nature),
+        (P::Asked, E::WindowOver) => (P::Running, Effect::GiveUpAsking),
+        (P::Asked, E::WorkDone(_)) => (P::Stopping(Outcome::Stopped), Effect::Flush),
         (P::Restoring, E::GuestFailed(_) | E::MachineGone(_)) => (P::Starting, Effect::StartCold),
         (P::Restoring | P::Starting, E::AgentReady) => (P::Running, Effect::Publish),
         // It ended in the moment in which the guest was made to stand still.
         (P::Paused, E::WorkDone(outcome)) => (P::Stopping(outcome), Effect::ResumeToFlush),
-        (P::Starting | P::Running, E::WorkDone(outcome)) if keep => (P::Stopping(outcome), Effect::Flush),
+        (P::Starting | P::Running, E::WorkDone(outcome)) if nature.keep => {
+            (P::Stopping(outcome), Effect::Flush)
+        }
         (P::Starting | P::Running, E::WorkDone(outcome)) => (P::Ended(outcome), Effect::Kill),
         (P::Stopping(outcome), E::Flushed) => (P::Ended(outcome), Effect::Quit),
         (P::Stopping(outcome), E::FlushFailed(message) | E::MachineGone(message)) => {
@@ -136,30 +157,42 @@ pub fn step(phase: Phase, event: Event, keep: bool) -> (Phase, Effect) {
         (P::Starting, E::GuestFailed(message) | E::MachineGone(message)) => {
             (failed(FailureKind::Boot, message), Effect::Kill)
         }
-        (P::Running | P::Paused, E::GuestFailed(message)) => {
+        (P::Running | P::Paused | P::Asked, E::GuestFailed(message)) => {
             (failed(FailureKind::Protocol, message), Effect::Kill)
         }
-        (P::Running | P::Paused, E::MachineGone(message)) => {
+        (P::Running | P::Paused | P::Asked, E::MachineGone(message)) => {
             (failed(FailureKind::GuestDied, message), Effect::Kill)
         }
         // The worker reports these only in the phase that they belong to; late ones change nothing.
         (
             phase,
-            E::AgentReady | E::Serving | E::WorkDone(_) | E::Flushed | E::FlushFailed(_) | E::GuestFailed(_),
+            E::AgentReady
+            | E::Serving
+            | E::WorkDone(_)
+            | E::Flushed
+            | E::FlushFailed(_)
+            | E::GuestFailed(_)
+            | E::WindowOver,
         ) => (phase, Effect::None),
     }
 }
 
 /// What a client asks for, answered by where the machine is.
-fn asked(phase: Phase, ask: Ask, keep: bool) -> (Phase, Effect) {
+fn asked(phase: Phase, ask: Ask, nature: Nature) -> (Phase, Effect) {
     use Phase as P;
     let outcome = if ask == Ask::Halt { Outcome::Halted } else { Outcome::Stopped };
     match (phase, ask) {
-        (P::Ended(outcome), _) => (P::Ended(outcome), Effect::AwaitEnd),
         (_, Ask::Kill) => (P::Ended(outcome), Effect::Kill),
         (P::Stopping(under_way), Ask::Halt | Ask::Stop) => (P::Stopping(under_way), Effect::AwaitEnd),
-        (P::Running, Ask::Halt | Ask::Stop) if keep => (P::Stopping(outcome), Effect::Flush),
-        (P::Running | P::Paused, Ask::Halt | Ask::Stop) if !keep => (P::Ended(outcome), Effect::Kill),
+        (P::Running | P::Asked, Ask::Stop) if nature.service => (P::Asked, Effect::AskService),
+        // Whether its service follows shows only while it can.
+        (P::Paused, Ask::Stop) if nature.service => (P::Paused, Effect::Refuse),
+        (P::Running | P::Asked, Ask::Halt | Ask::Stop) if nature.keep => {
+            (P::Stopping(outcome), Effect::Flush)
+        }
+        (P::Running | P::Asked | P::Paused, Ask::Halt | Ask::Stop) if !nature.keep => {
+            (P::Ended(outcome), Effect::Kill)
+        }
         (P::Paused, Ask::Halt | Ask::Stop) => (P::Stopping(outcome), Effect::ResumeToFlush),
         (P::Running, Ask::Pause) => (P::Paused, Effect::Pause),
         (P::Paused, Ask::Resume) => (P::Running, Effect::Resume),
@@ -174,6 +207,10 @@ fn failed(kind: FailureKind, message: String) -> Phase {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const KEPT: Nature = Nature { keep: true, service: false };
+    const SCRATCH: Nature = Nature { keep: false, service: false };
+    const SERVING: Nature = Nature { keep: true, service: true };
 
     fn outcome(phase: &Phase) -> &Outcome {
         match phase {
@@ -191,17 +228,17 @@ mod tests {
 
     #[test]
     fn a_scratch_run_ends_with_its_command_and_a_kept_one_flushes_first() {
-        let (phase, effect) = step(Phase::Starting, Event::AgentReady, false);
+        let (phase, effect) = step(Phase::Starting, Event::AgentReady, SCRATCH);
         assert_eq!(effect, Effect::Publish);
-        let (phase, effect) = step(phase, Event::WorkDone(Outcome::Prepared), false);
+        let (phase, effect) = step(phase, Event::WorkDone(Outcome::Prepared), SCRATCH);
         assert_eq!(effect, Effect::Kill);
         assert!(matches!(outcome(&phase), Outcome::Prepared));
 
-        let (phase, effect) = step(Phase::Running, Event::WorkDone(Outcome::Prepared), true);
+        let (phase, effect) = step(Phase::Running, Event::WorkDone(Outcome::Prepared), KEPT);
         assert_eq!(effect, Effect::Flush);
-        let (phase, effect) = step(phase, Event::TimedOut, true);
+        let (phase, effect) = step(phase, Event::TimedOut, KEPT);
         assert_eq!(effect, Effect::None);
-        let (phase, effect) = step(phase, Event::Flushed, true);
+        let (phase, effect) = step(phase, Event::Flushed, KEPT);
         assert_eq!(effect, Effect::Quit);
         assert!(matches!(outcome(&phase), Outcome::Prepared));
     }
@@ -218,7 +255,7 @@ mod tests {
         ];
         for (event, while_starting, while_running) in cases {
             for (phase, kind) in [(Phase::Starting, while_starting), (Phase::Running, while_running)] {
-                let (phase, effect) = step(phase, event(), true);
+                let (phase, effect) = step(phase, event(), KEPT);
                 assert_eq!(effect, Effect::Kill);
                 assert_eq!(failure_kind(&phase), kind);
             }
@@ -228,7 +265,7 @@ mod tests {
     #[test]
     fn a_kept_disk_that_was_not_flushed_is_a_failure() {
         for event in [Event::FlushFailed("x".into()), Event::MachineGone("x".into())] {
-            let (phase, effect) = step(Phase::Stopping(Outcome::Prepared), event, true);
+            let (phase, effect) = step(Phase::Stopping(Outcome::Prepared), event, KEPT);
             assert_eq!((failure_kind(&phase), effect), (FailureKind::GuestDied, Effect::Kill));
         }
     }
@@ -236,12 +273,12 @@ mod tests {
     #[test]
     fn a_failed_restore_is_tried_once_more_cold() {
         for event in [Event::GuestFailed("x".into()), Event::MachineGone("x".into())] {
-            let (phase, effect) = step(Phase::Restoring, event, false);
+            let (phase, effect) = step(Phase::Restoring, event, SCRATCH);
             assert_eq!(effect, Effect::StartCold);
             assert!(matches!(phase, Phase::Starting));
         }
         for event in [Event::TimedOut, Event::Cancelled, Event::HostFull("x".into())] {
-            let (phase, effect) = step(Phase::Restoring, event, false);
+            let (phase, effect) = step(Phase::Restoring, event, SCRATCH);
             assert_eq!(effect, Effect::Kill);
             assert!(matches!(phase, Phase::Ended(_)));
         }
@@ -268,18 +305,41 @@ mod tests {
             (|| Phase::Stopping(Outcome::Stopped), Halt, "Stopping(Stopped)", Effect::AwaitEnd),
             (|| Phase::Stopping(Outcome::Halted), Kill, "Ended(Stopped)", Effect::Kill),
             (|| Phase::Stopping(Outcome::Halted), Pause, "Stopping(Halted)", Effect::Refuse),
-            (|| Phase::Ended(Outcome::Halted), Kill, "Ended(Halted)", Effect::AwaitEnd),
+            (|| Phase::Ended(Outcome::Halted), Kill, "Ended(Halted)", Effect::None),
         ];
         for (phase, ask, next, effect) in cases {
-            let (phase, got) = step(phase(), Event::Asked(ask), true);
+            let (phase, got) = step(phase(), Event::Asked(ask), KEPT);
             assert_eq!((format!("{phase:?}").as_str(), got), (next, effect), "{ask:?}");
         }
     }
 
     #[test]
+    fn a_service_that_is_asked_to_end_may_follow_or_not() {
+        let asked = || {
+            let (phase, effect) = step(Phase::Running, Event::Asked(Ask::Stop), SERVING);
+            assert!(matches!(phase, Phase::Asked));
+            assert_eq!(effect, Effect::AskService);
+            phase
+        };
+        let (phase, effect) = step(asked(), Event::WorkDone(Outcome::Prepared), SERVING);
+        assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Stopped)", Effect::Flush));
+        let (phase, effect) = step(asked(), Event::WindowOver, SERVING);
+        assert_eq!((format!("{phase:?}").as_str(), effect), ("Running", Effect::GiveUpAsking));
+        let (phase, effect) = step(asked(), Event::Asked(Ask::Halt), SERVING);
+        assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Halted)", Effect::Flush));
+        let (phase, effect) = step(asked(), Event::MachineGone("x".into()), SERVING);
+        assert_eq!((failure_kind(&phase), effect), (FailureKind::GuestDied, Effect::Kill));
+        let (_, effect) = step(Phase::Paused, Event::Asked(Ask::Stop), SERVING);
+        assert_eq!(effect, Effect::Refuse);
+        // The window of an earlier request that was followed by another end.
+        let (phase, effect) = step(Phase::Stopping(Outcome::Halted), Event::WindowOver, SERVING);
+        assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Halted)", Effect::None));
+    }
+
+    #[test]
     fn a_disk_that_is_not_kept_is_not_flushed() {
         for ask in [Ask::Halt, Ask::Stop] {
-            let (phase, effect) = step(Phase::Running, Event::Asked(ask), false);
+            let (phase, effect) = step(Phase::Running, Event::Asked(ask), SCRATCH);
             assert!(matches!(phase, Phase::Ended(_)));
             assert_eq!(effect, Effect::Kill);
         }
@@ -289,7 +349,7 @@ mod tests {
     fn an_end_is_final() {
         let ended = Phase::Ended(Outcome::Prepared);
         for event in [Event::MachineGone("x".into()), Event::TimedOut, Event::Cancelled, Event::AgentReady] {
-            let (phase, effect) = step(ended.clone(), event, true);
+            let (phase, effect) = step(ended.clone(), event, KEPT);
             assert!(matches!(outcome(&phase), Outcome::Prepared));
             assert_eq!(effect, Effect::None);
         }

@@ -121,6 +121,8 @@ pub enum Work {
     Serve {
         /// What runs from start to end.
         service: Option<Exec>,
+        /// The signal, 1 to 64, that asks it to end.
+        stop_signal: u8,
         /// Whether it goes on without its caller and is the workspace's life. Otherwise it is only a look into
         /// a resting workspace, leaves no trace in the record, and ends with its caller.
         detached: bool,
@@ -146,6 +148,11 @@ impl Work {
             Work::Serve { detached, .. } => *detached,
             Work::Freeze => false,
         }
+    }
+
+    /// Whether something runs that can be asked to end.
+    pub(crate) fn has_service(&self) -> bool {
+        matches!(self, Work::Serve { service: Some(_), .. })
     }
 
     /// Whether clients are listened to.

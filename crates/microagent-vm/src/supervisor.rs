@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use microagent_proto::{GENERATION, read_message, write_message};
+use microagent_proto::{GENERATION, SHUT_DOWN_REST, read_message, write_message};
 use microagent_store::{
     Failure, FailureKind, Lock, LockError, ProcessId, State, StateDir, WorkspaceDir, WorkspaceRecord,
     WriteError, write_json,
@@ -33,14 +33,14 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::bounded_log::BoundedLog;
 use crate::control::{Answer, Refusal};
-use crate::lifecycle::{Ask, Effect, Event, Phase, step};
+use crate::lifecycle::{Ask, Effect, Event, Nature, Phase, step};
 use crate::machine::{add_extra_disks, insert_disk};
 use crate::spec::{Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work};
 use crate::template::Template;
 use front::{Asked, Front, LastAnswers};
 use machine::Machine;
 use plan::Plan;
-use worker::{Freeze, Links, Worker};
+use worker::{Freeze, HALT_GRACE, Links, Worker};
 
 /// First argument of a process that is to be a supervisor.
 pub const SUPERVISE_ARGUMENT: &str = "__supervise";
@@ -56,7 +56,14 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a client waits for a clean shutdown: the flush, QEMU's end, and some time to tell.
 pub(crate) const END_DEADLINE: Duration = Duration::from_secs(60);
-const _: () = assert!(FLUSH_DEADLINE.as_secs() + 2 * 10 < END_DEADLINE.as_secs());
+const _: () = {
+    let rest = FLUSH_DEADLINE.as_secs() + 2 * 10;
+    assert!(rest + STOP_WINDOW.as_secs() <= END_DEADLINE.as_secs());
+    assert!(HALT_GRACE.as_secs() + SHUT_DOWN_REST.as_secs() < FLUSH_DEADLINE.as_secs());
+};
+
+/// How long a service that was asked to end may take to do so before that is called a refusal.
+const STOP_WINDOW: Duration = Duration::from_secs(10);
 
 /// How long QEMU may take to have the guest stand still or go on.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -369,8 +376,9 @@ impl Driver {
         let worker = Worker::new(&self.spec, &self.dir, answer_deadline, freeze, links)
             .map_err(|e| full_or_boot(&e, "output"))?;
         let (flush, flush_asked) = oneshot::channel();
-        let worker = spawn_local(worker.run(machine.take_control(), events, flush_asked));
-        Ok(Life { machine, worker, incoming, flush: Some(flush), template })
+        let (signals, signalled) = mpsc::channel(QUEUE);
+        let worker = spawn_local(worker.run(machine.take_control(), events, flush_asked, signalled));
+        Ok(Life { machine, worker, incoming, flush: Some(flush), signals, template })
     }
 
     /// Takes events one by one until the end.
@@ -380,10 +388,11 @@ impl Driver {
         restored: bool,
         mut cancelled: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Lived, Failure> {
-        let keep = self.spec.machine.keeps_disk();
+        let nature = Nature { keep: self.spec.machine.keeps_disk(), service: self.spec.work.has_service() };
         let mut phase = if restored { Phase::Restoring } else { Phase::Starting };
         let time_up = self.spec.timeout.map(|timeout| tokio::time::Instant::from_std(self.started + timeout));
         let mut flush_up = None;
+        let mut window_up = None;
         loop {
             let working = !matches!(phase, Phase::Stopping(_));
             let mut client = None;
@@ -395,6 +404,10 @@ impl Driver {
                 () = wait_until(flush_up) => {
                     flush_up = None;
                     Event::FlushFailed("the guest did not answer in time".to_owned())
+                }
+                () = wait_until(window_up) => {
+                    window_up = None;
+                    Event::WindowOver
                 }
                 () = wait_until(time_up.filter(|_| working)) => Event::TimedOut,
                 asked = next_asked(&mut self.front) => {
@@ -411,7 +424,7 @@ impl Driver {
                 let _ = self.reports.send(Report::Serving).await;
                 self.detached = matches!(self.spec.work, Work::Serve { detached: true, .. });
             }
-            let (next, effect) = step(phase, event, keep);
+            let (next, effect) = step(phase, event, nature);
             phase = next;
             match effect {
                 Effect::None => {}
@@ -429,6 +442,24 @@ impl Driver {
                     flush_up = Some(tokio::time::Instant::now() + FLUSH_DEADLINE);
                     // The worker may have died of the guest's doing; the deadline speaks then.
                     let _ = life.flush.take().map(|flush| flush.send(()));
+                }
+                Effect::AskService => {
+                    self.waiting.clients.extend(client);
+                    self.publish(State::Stopping).map_err(|e| write_failure(&e))?;
+                    window_up = Some(tokio::time::Instant::now() + STOP_WINDOW);
+                    if let Work::Serve { stop_signal, .. } = self.spec.work {
+                        // One that does not take signals any more does not end either, which is then said.
+                        let _ = life.signals.try_send(stop_signal);
+                    }
+                }
+                Effect::GiveUpAsking => {
+                    self.publish(State::Running).map_err(|e| write_failure(&e))?;
+                    let message = format!("its service did not end within {} s", STOP_WINDOW.as_secs());
+                    for client in self.waiting.clients.drain(..) {
+                        let message = message.clone();
+                        let failure = Failure { kind: FailureKind::Service, message };
+                        answer(Some(client), Answer::Failed(failure));
+                    }
                 }
                 Effect::Pause => phase = self.change(life, client, State::Paused).await?,
                 Effect::Resume => phase = self.change(life, client, State::Running).await?,
@@ -481,9 +512,7 @@ impl Driver {
     fn settle(&mut self, outcome: Outcome) -> Outcome {
         let (state, failure) = end_state(&self.spec.work, &outcome);
         let recorded = match &outcome {
-            Outcome::Completed(result) | Outcome::ServiceEnded(result) => {
-                write_json(&self.dir.result(), result)
-            }
+            Outcome::Completed(result) => write_json(&self.dir.result(), result),
             _ => Ok(()),
         };
         if let Some(record) = &mut self.record {
@@ -593,6 +622,8 @@ struct Life {
     worker: JoinHandle<()>,
     incoming: mpsc::Receiver<Event>,
     flush: Option<oneshot::Sender<()>>,
+    /// For the service.
+    signals: mpsc::Sender<u8>,
     template: Option<Template>,
 }
 

@@ -15,8 +15,10 @@ use tokio::net::UnixStream;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::error::with_cause;
 use crate::lifecycle::refused;
 use crate::machinery::Life;
+use crate::signal::SIGTERM;
 use crate::{Engine, Error, Event, Observer};
 
 /// How long a workspace that is just being started is waited for.
@@ -84,7 +86,7 @@ impl Engine {
         let machinery = self.machinery(NetworkMode::Isolated)?;
         let base = self.images().disk_path(&record.image.disk);
         let kept = WorkspaceRecord { disposable: false, ..record.clone() };
-        let work = Work::Serve { service: None, detached: false };
+        let work = Work::Serve { service: None, stop_signal: SIGTERM, detached: false };
         let spec = self.spec(&machinery, &Life::of(&kept, dir, &base)?, work)?;
         let spec = Spec { timeout: Some(LOOK_TIMEOUT), ..spec };
         let backend = machinery.decision.backend().to_owned();
@@ -179,10 +181,7 @@ impl Talk {
     }
 
     pub(crate) fn broken(&self, error: &dyn std::error::Error) -> Error {
-        self.gone(match error.source() {
-            Some(cause) => format!("{error}: {cause}"),
-            None => error.to_string(),
-        })
+        self.gone(with_cause(error))
     }
 
     fn gone(&self, message: String) -> Error {

@@ -337,6 +337,14 @@ impl Error {
     }
 }
 
+/// An error and what caused it, in one line.
+pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
 /// What the system said, if it said something.
 fn deepest_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
     let causes = std::iter::successors(Some(error), |error| error.source());

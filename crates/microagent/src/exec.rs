@@ -4,18 +4,27 @@ use std::io;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use microagent_proto::{ExecEvent, Exit, Request, StartErrorKind};
+use microagent_proto::{
+    Exec, ExecEvent, ExecInput as Tell, Exit, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MessageReader, REPLY_LIMIT,
+    Request, STDIN_WINDOW, StartErrorKind, write_message,
+};
 use microagent_store::{CommandLine, Workload, WorkspaceName};
 use microagent_vm::OutputStream;
-use tokio::time::sleep;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::attach::Talk;
+use crate::error::with_cause;
 use crate::making;
 use crate::{Engine, Error};
 
 /// Exit code of a command that ran out of time, as `timeout` has it.
 const TIMED_OUT: i32 = 124;
+
+/// How long a command that is killed may take to be gone; only one that hangs in the guest's kernel takes any
+/// time.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a command in a running workspace is. Start from [`ExecOptions::new`] and set what differs.
 #[derive(Debug, Clone)]
@@ -30,6 +39,56 @@ pub struct ExecOptions {
     pub user: Option<String>,
     /// How long it may take; then it is killed with everything that it started.
     pub timeout: Option<Duration>,
+    /// A terminal as standard input, output and error.
+    pub terminal: Option<Terminal>,
+}
+
+/// A terminal as it is at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terminal {
+    /// Lines.
+    pub rows: u16,
+    /// Characters on a line.
+    pub cols: u16,
+    /// Value of `TERM`, unless the environment has one.
+    pub term: String,
+}
+
+/// What a running command is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecControl {
+    /// A signal, 1 to 64, for its process group.
+    Signal(u8),
+    /// Its terminal has another size now.
+    Resize {
+        /// Lines.
+        rows: u16,
+        /// Characters on a line.
+        cols: u16,
+    },
+}
+
+/// What goes to a running command. Standard input ends with its sender.
+#[derive(Debug, Default)]
+pub struct ExecInput {
+    stdin: Option<mpsc::Receiver<Vec<u8>>>,
+    control: Option<mpsc::Receiver<ExecControl>>,
+}
+
+impl ExecInput {
+    /// Standard input from this channel; pieces may have any length.
+    #[must_use]
+    pub fn stdin(mut self, bytes: mpsc::Receiver<Vec<u8>>) -> ExecInput {
+        self.stdin = Some(bytes);
+        self
+    }
+
+    /// Signals and sizes from this channel.
+    #[must_use]
+    pub fn control(mut self, control: mpsc::Receiver<ExecControl>) -> ExecInput {
+        self.control = Some(control);
+        self
+    }
 }
 
 impl ExecOptions {
@@ -41,6 +100,7 @@ impl ExecOptions {
             working_dir: None,
             user: None,
             timeout: None,
+            terminal: None,
         }
     }
 }
@@ -75,6 +135,7 @@ impl Engine {
         &self,
         name: &WorkspaceName,
         options: &ExecOptions,
+        input: ExecInput,
         sink: &mut OutputSink<'_>,
         cancel: &CancellationToken,
     ) -> Result<Execution, Error> {
@@ -87,9 +148,26 @@ impl Engine {
         if let Some(user) = &options.user {
             workload.user.clone_from(user);
         }
-        let request = Request::Exec(making::exec(&workload, &options.command));
+        let exec = Exec {
+            stdin: input.stdin.is_some(),
+            terminal: options.terminal.as_ref().map(|terminal| microagent_proto::Terminal {
+                rows: terminal.rows,
+                cols: terminal.cols,
+                term: terminal.term.clone(),
+            }),
+            ..making::exec(&workload, &options.command)
+        };
         let started_at = Timestamp::now();
-        let mut talk = self.ask(&guest, &request).await?;
+        let talk = self.ask(&guest, &Request::Exec(exec)).await?;
+        let (from, to) = talk.stream.into_split();
+        let mut conversation = Conversation {
+            name,
+            replies: MessageReader::new(from, REPLY_LIMIT),
+            to,
+            input,
+            pending: Vec::new(),
+            window: STDIN_WINDOW,
+        };
         let time_up = async {
             match options.timeout {
                 Some(timeout) => sleep(timeout).await,
@@ -98,13 +176,24 @@ impl Engine {
         };
         // Dropping the conversation has the agent kill the command with everything that it started.
         let ended = tokio::select! {
-            ended = converse(&mut talk, sink) => ended?,
+            ended = conversation.hold(sink) => ended?,
             () = cancel.cancelled() => return Err(Error::Cancelled),
-            () = time_up => End { exit_code: TIMED_OUT, signal: None, start_error: None, timed_out: true },
+            () = time_up => conversation.kill(sink).await?,
         };
         let End { exit_code, signal, start_error, timed_out } = ended;
         let exited_at = Timestamp::now();
         Ok(Execution { started_at, exited_at, exit_code, signal, start_error, timed_out })
+    }
+}
+
+impl Engine {
+    /// The program of interactive sessions that the workspace was made with, if any.
+    ///
+    /// # Errors
+    /// Fails when there is no such workspace or its files are damaged.
+    pub fn shell(&self, name: &WorkspaceName) -> Result<Option<String>, Error> {
+        let workload = Workload::load(&self.existing(name)?).map_err(|e| self.damaged(name, e))?;
+        Ok(workload.shell)
     }
 }
 
@@ -115,22 +204,126 @@ struct End {
     timed_out: bool,
 }
 
-async fn converse(talk: &mut Talk, sink: &mut OutputSink<'_>) -> Result<End, Error> {
-    let unwritable = |source| Error::File { action: "write", path: "standard output".into(), source };
-    let ended = |exit_code, signal, start_error| End { exit_code, signal, start_error, timed_out: false };
-    loop {
-        match talk.reply().await? {
-            ExecEvent::Started { .. } | ExecEvent::StdinTaken(_) => {}
-            ExecEvent::Stdout(bytes) => sink(OutputStream::Stdout, &bytes).map_err(unwritable)?,
-            ExecEvent::Stderr(bytes) => sink(OutputStream::Stderr, &bytes).map_err(unwritable)?,
-            ExecEvent::Exited(Exit::Code(code)) => return Ok(ended(i32::from(code), None, None)),
-            ExecEvent::Exited(Exit::Signal(signal)) => {
-                return Ok(ended(128 + i32::from(signal), Some(i32::from(signal)), None));
-            }
-            ExecEvent::NotStarted(error) => {
-                let code = if error.kind == StartErrorKind::NotFound { 127 } else { 126 };
-                return Ok(ended(code, None, Some(error.message)));
+/// The conversation about one command.
+struct Conversation<'a> {
+    name: &'a WorkspaceName,
+    replies: MessageReader<OwnedReadHalf>,
+    to: OwnedWriteHalf,
+    input: ExecInput,
+    /// Input that waits for room in the guest.
+    pending: Vec<u8>,
+    /// How much the guest has room for.
+    window: usize,
+}
+
+impl Conversation<'_> {
+    /// Passes everything on, both ways, until the command has ended.
+    async fn hold(&mut self, sink: &mut OutputSink<'_>) -> Result<End, Error> {
+        loop {
+            tokio::select! {
+                biased;
+                control = receive(&mut self.input.control) => match control {
+                    Some(ExecControl::Signal(signal)) => self.tell(&Tell::Signal(signal)).await?,
+                    Some(ExecControl::Resize { rows, cols }) => {
+                        self.tell(&Tell::Resize { rows, cols }).await?;
+                    }
+                    None => self.input.control = None,
+                },
+                event = self.replies.next() => {
+                    let event = event.map_err(|e| self.broken(&e))?;
+                    if let Some(end) = self.take(event, sink)? {
+                        return Ok(end);
+                    }
+                    self.feed().await?;
+                }
+                bytes = receive(&mut self.input.stdin), if self.pending.is_empty() => match bytes {
+                    Some(bytes) => {
+                        self.pending = bytes;
+                        self.feed().await?;
+                    }
+                    None => {
+                        self.input.stdin = None;
+                        self.tell(&Tell::End).await?;
+                    }
+                },
             }
         }
+    }
+
+    /// Kills the command, whose time is up, and waits until all of it is gone.
+    async fn kill(&mut self, sink: &mut OutputSink<'_>) -> Result<End, Error> {
+        self.input = ExecInput::default();
+        let gone = async {
+            self.tell(&Tell::Kill).await?;
+            self.hold(sink).await
+        };
+        // One that does not go goes with its machine.
+        if let Ok(ended) = timeout(KILL_PATIENCE, gone).await {
+            ended?;
+        }
+        Ok(End { exit_code: TIMED_OUT, signal: None, start_error: None, timed_out: true })
+    }
+
+    /// Sends as much of the pending input as the guest has room for.
+    async fn feed(&mut self) -> Result<(), Error> {
+        while !self.pending.is_empty() && self.window > 0 {
+            let count = self.pending.len().min(self.window).min(INPUT_CHUNK_LIMIT);
+            let rest = self.pending.split_off(count);
+            let chunk = std::mem::replace(&mut self.pending, rest);
+            self.window -= count;
+            self.tell(&Tell::Stdin(chunk.into())).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell(&mut self, message: &Tell) -> Result<(), Error> {
+        write_message(&mut self.to, message, INPUT_LIMIT).await.map_err(|e| self.broken(&e))
+    }
+
+    /// What one event means; the end, if it is the last.
+    fn take(&mut self, event: Option<ExecEvent>, sink: &mut OutputSink<'_>) -> Result<Option<End>, Error> {
+        let unwritable = |source| Error::File { action: "write", path: "standard output".into(), source };
+        let ended = |exit_code, signal, start_error| {
+            Ok(Some(End { exit_code, signal, start_error, timed_out: false }))
+        };
+        match event {
+            None => Err(self.gone("its machine has ended".to_owned())),
+            Some(ExecEvent::Started { .. }) => Ok(None),
+            Some(ExecEvent::StdinTaken(count)) => {
+                let taken = usize::try_from(count).unwrap_or(STDIN_WINDOW);
+                self.window = (self.window + taken).min(STDIN_WINDOW);
+                Ok(None)
+            }
+            Some(ExecEvent::Stdout(bytes)) => {
+                sink(OutputStream::Stdout, &bytes).map(|()| None).map_err(unwritable)
+            }
+            Some(ExecEvent::Stderr(bytes)) => {
+                sink(OutputStream::Stderr, &bytes).map(|()| None).map_err(unwritable)
+            }
+            Some(ExecEvent::Exited(Exit::Code(code))) => ended(i32::from(code), None, None),
+            Some(ExecEvent::Exited(Exit::Signal(signal))) => {
+                ended(128 + i32::from(signal), Some(i32::from(signal)), None)
+            }
+            Some(ExecEvent::NotStarted(error)) => {
+                let code = if error.kind == StartErrorKind::NotFound { 127 } else { 126 };
+                ended(code, None, Some(error.message))
+            }
+        }
+    }
+
+    fn broken(&self, error: &dyn std::error::Error) -> Error {
+        self.gone(with_cause(error))
+    }
+
+    fn gone(&self, message: String) -> Error {
+        Error::GuestGone { workspace: self.name.clone(), message }
+    }
+}
+
+/// The next value of a channel; for ever pending where there is none.
+async fn receive<T>(channel: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match channel {
+        Some(channel) => channel.recv().await,
+        None => std::future::pending().await,
     }
 }

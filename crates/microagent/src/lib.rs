@@ -32,6 +32,7 @@ mod options;
 mod profile;
 mod report;
 mod run;
+mod signal;
 mod template;
 mod workspace;
 
@@ -39,11 +40,12 @@ pub use doctor::{Check, CheckStatus, DoctorReport, KernelReport};
 pub use engine::{AccelChoice, Engine, EngineOptions};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer};
-pub use exec::{ExecOptions, Execution, OutputSink};
+pub use exec::{ExecControl, ExecInput, ExecOptions, Execution, OutputSink, Terminal};
 pub use lifecycle::{Created, Started};
 pub use options::{CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
 pub use profile::{PROFILES, Profile};
 pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
+pub use signal::signal_number;
 pub use template::{Template, TemplateShape};
 pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::follow::{Followed, Forward};
 use crate::machinery::{Life, Machinery};
 use crate::making::{MIB, check, exec, invalid, new_record, new_workload, resolve_command, size, steps};
+use crate::signal::{SIGTERM, signal_number};
 use crate::workspace::{kill, lock_patiently};
 use crate::{CreateOptions, Engine, Error, Event, ImageReport, Observer, SetupFailure, WorkspaceDetails};
 
@@ -139,7 +140,8 @@ impl Engine {
             workload = self.set_up(&machinery, &record, workload, observer, cancel).await?;
         }
         let service = workload.service.as_ref().map(|service| exec(&workload, service));
-        let work = Work::Serve { service, detached: true };
+        let stop_signal = workload.stop_signal.as_deref().and_then(signal_number).unwrap_or(SIGTERM);
+        let work = Work::Serve { service, stop_signal, detached: true };
         let base = self.images().disk_path(&record.image.disk);
         let spec = self.spec(&machinery, &Life::of(&record, &dir, &base)?, work)?;
         let backend = machinery.decision.backend().to_owned();

@@ -12,6 +12,7 @@ use microagent_store::{
 use microagent_vm::older_log;
 use serde::Serialize;
 
+use crate::error::with_cause;
 use crate::{Engine, Error};
 
 /// How long a killed supervisor may take to be gone; it has nothing to flush.
@@ -185,13 +186,6 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             observed_at,
             problem: Some(with_cause(&error)),
         }),
-    }
-}
-
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }
 

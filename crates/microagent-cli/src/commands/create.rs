@@ -60,7 +60,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, conflicts_with = "service_command", help_heading = "What to run")]
     image_command: bool,
 
-    /// Program of interactive sessions [default: the user's shell in the image]
+    /// Program of interactive sessions [default: bash where the image has it, else sh]
     #[arg(long, value_name = "PROGRAM", help_heading = "What to run")]
     shell: Option<String>,
 

@@ -1,17 +1,20 @@
 //! `microagent exec`: a command in a running workspace.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use microagent::{Error, ExecOptions, Execution, OutputStream, WorkspaceName};
+use microagent::{ExecOptions, Execution, OutputStream, WorkspaceName};
 use serde::Serialize;
 
 use crate::commands::run::{duration, env_file, env_variable};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, json_bytes, print_json};
+use crate::session::{self, Ended, Session, Stdin};
+use crate::terminal;
 
 /// Most bytes of each stream that a JSON document holds; the rest is counted.
 const DOCUMENT_LIMIT: usize = 64 * 1024 * 1024;
@@ -24,12 +27,18 @@ Examples:
   As another user, in another directory, with a variable, for at most a minute:
     microagent exec web -u nobody --cwd /tmp -e LEVEL=3 --timeout 60 -- sh -c 'id; echo $LEVEL'
 
+  An editor, on our terminal; a file as standard input:
+    microagent exec -it web -- vi /etc/motd
+    microagent exec --stdin dump.sql db -- psql -U postgres
+
   A program's view: one JSON document:
     microagent exec web --json -- uname -r";
 
 const LONG_ABOUT: &str = "\
 Runs a command in a running workspace and passes what it prints on as it comes, standard output and standard error \
 apart. Exits with the command's exit code.
+
+Ctrl-C and other signals go to the command; the third Ctrl-C kills it.
 
 Codes that the command could not choose itself: 124 its time was up, 126 it could not be executed, 127 it was not \
 found, 128 + N signal N ended it. When it is killed, so is everything that it started.";
@@ -68,6 +77,18 @@ pub(crate) struct ExecArgs {
     /// Kill it after this time: seconds, or with units such as 1m30s
     #[arg(long, value_name = "SECONDS", value_parser = duration)]
     timeout: Option<Duration>,
+
+    /// Pass standard input on, as --stdin - does
+    #[arg(short, long)]
+    interactive: bool,
+
+    /// Give it a terminal, which is ours
+    #[arg(short, long)]
+    tty: bool,
+
+    /// File to be its standard input; - is ours
+    #[arg(long, value_name = "FILE", conflicts_with = "interactive")]
+    stdin: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,19 +120,17 @@ pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> 
     let options = args.options()?;
     let engine = context.engine();
     let mut captured = Captured::default();
-    let ran = {
-        let mut live = pass_on;
-        let mut keep = |stream, bytes: &[u8]| captured.take(stream, bytes);
-        let sink: &mut microagent::OutputSink<'_> = match context.format {
-            Format::Text => &mut live,
-            Format::Json => &mut keep,
-        };
-        context.block_on(async |token| Ok(engine.exec(&args.name, &options, sink, &token).await))?
+    let stdin = args.stdin()?;
+    let mut live = session::pass_on;
+    let mut keep = |stream, bytes: &[u8]| captured.take(stream, bytes);
+    let sink: &mut microagent::OutputSink<'_> = match context.format {
+        Format::Text => &mut live,
+        Format::Json => &mut keep,
     };
-    let execution = match ran {
-        Ok(execution) => execution,
-        Err(Error::File { source, .. }) => return Err(source.into()),
-        Err(error) => return Err(error.into()),
+    let session = Session { stdin, raw: args.tty, detach: None };
+    let execution = match session.run(context, &engine, &args.name, options, sink)? {
+        Ended::Command(execution) => execution,
+        Ended::Detached => unreachable!("a command has no key to detach with"),
     };
     let code = u8::try_from(execution.exit_code).unwrap_or(1);
     match context.format {
@@ -141,19 +160,22 @@ impl ExecArgs {
         options.working_dir.clone_from(&self.cwd);
         options.user.clone_from(&self.user);
         options.timeout = self.timeout;
+        if self.tty {
+            options.terminal = Some(terminal::ours()?);
+        }
         Ok(options)
     }
-}
 
-/// Each stream to its own, as it comes.
-fn pass_on(stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
-    match stream {
-        OutputStream::Stdout => {
-            let mut out = io::stdout().lock();
-            out.write_all(bytes)?;
-            out.flush()
+    fn stdin(&self) -> Result<Option<Stdin>, Failure> {
+        match &self.stdin {
+            Some(path) if path.as_os_str() != "-" => match File::open(path) {
+                Ok(file) => Ok(Some(Stdin::File(file))),
+                Err(source) => Err(Failure::File { action: "read", path: path.clone(), source }),
+            },
+            Some(_) => Ok(Some(Stdin::Ours)),
+            // A terminal without its keyboard is of use only for what it shows.
+            None => Ok(self.interactive.then_some(Stdin::Ours)),
         }
-        OutputStream::Stderr => io::stderr().lock().write_all(bytes),
     }
 }
 

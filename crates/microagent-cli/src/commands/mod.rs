@@ -3,6 +3,7 @@
 pub(crate) mod artifact;
 pub(crate) mod change;
 pub(crate) mod completions;
+pub(crate) mod connect;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod doctor;

@@ -5,17 +5,18 @@
 //! of single answers.
 
 use std::io;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use microagent_proto::{
-    Configure, Configured, Entropy, Exec, ExecEvent, Exit, FrameError, GuestError, PreambleKind, REPLY_LIMIT,
-    REQUEST_LIMIT, Request, SessionError, SessionHandle, ShutDown, StartErrorKind, Stream, greet,
-    host_session, read_message, write_message,
+    Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FrameError, GuestError, INPUT_LIMIT,
+    MessageReader, PreambleKind, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionError, SessionHandle, ShutDown,
+    StartErrorKind, Stream, greet, host_session, read_message, write_message,
 };
-use microagent_store::{RecordedResult, StateDir, WorkspaceDir};
+use microagent_store::{RecordedResult, StateDir, WorkspaceDir, write_json};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -38,6 +39,9 @@ const CONFIGURE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A run has no service, so there is nothing to ask before everything else is.
 const FLUSH: ShutDown = ShutDown { signal: SIGTERM, grace_ms: 0 };
+
+/// How long a service may take to end when its machine is halted; then it is killed.
+pub(super) const HALT_GRACE: Duration = Duration::from_secs(10);
 
 /// `SIGTERM`, as every Linux numbers it.
 const SIGTERM: u8 = 15;
@@ -95,6 +99,8 @@ pub(super) struct Worker {
     answer_deadline: Duration,
     freeze: Option<Freeze>,
     output: OutputWriter,
+    /// Where it is written down how a service ended.
+    result: PathBuf,
     links: Links,
 }
 
@@ -132,8 +138,20 @@ impl Worker {
             answer_deadline,
             freeze,
             output: OutputWriter::create(&output)?,
+            result: dir.result(),
             links,
         })
+    }
+
+    /// How the guest is shut down when that is asked for.
+    fn shut_down(&self) -> ShutDown {
+        match &self.work {
+            Work::Serve { service: Some(_), stop_signal, .. } => ShutDown {
+                signal: *stop_signal,
+                grace_ms: u32::try_from(HALT_GRACE.as_millis()).expect("seconds fit"),
+            },
+            _ => FLUSH,
+        }
     }
 
     /// Holds the conversation; every event of it goes to the driver.
@@ -142,7 +160,9 @@ impl Worker {
         mut control: UnixStream,
         events: mpsc::Sender<Event>,
         flush_asked: oneshot::Receiver<()>,
+        signals: mpsc::Receiver<u8>,
     ) {
+        let shut_down = self.shut_down();
         // The driver outlives this task, so a failed send means that it is ending already.
         if let Some(freeze) = self.freeze.take() {
             match self.freeze(&mut control, freeze).await {
@@ -171,7 +191,7 @@ impl Worker {
         let _ = events.send(Event::AgentReady).await;
         let mut flush_asked = pin!(flush_asked);
         {
-            let mut work = pin!(self.work(&session, &events));
+            let mut work = pin!(self.work(&session, &events, signals));
             let asked = tokio::select! {
                 done = &mut work => {
                     let _ = events.send(done.map_or_else(Event::from, Event::WorkDone)).await;
@@ -183,14 +203,14 @@ impl Worker {
                 // What the service says while it is being ended belongs into its log, too.
                 return if asked {
                     tokio::select! {
-                        () = flush(&session, &events) => {}
+                        () = flush(&session, shut_down.clone(), &events) => {}
                         () = async { drop(work.await); std::future::pending().await } => {}
                     }
                 };
             }
         }
         if flush_asked.await.is_ok() {
-            flush(&session, &events).await;
+            flush(&session, shut_down, &events).await;
         }
     }
 
@@ -268,6 +288,7 @@ impl Worker {
         &mut self,
         session: &SessionHandle,
         events: &mpsc::Sender<Event>,
+        signals: mpsc::Receiver<u8>,
     ) -> Result<Outcome, Trouble> {
         match self.work.clone() {
             Work::Run { setup, command } => {
@@ -289,7 +310,10 @@ impl Worker {
                     let _ = events.send(Event::Serving).await;
                     return std::future::pending().await;
                 };
-                self.exec(session, service, Some(events)).await.map(Outcome::ServiceEnded)
+                let service = Exec { service: true, ..service };
+                let result = self.exec(session, service, Some((events, signals))).await?;
+                write_json(&self.result, &result).map_err(|e| Trouble::Host(with_cause(&e)))?;
+                Ok(Outcome::ServiceEnded(result))
             }
             // Its conversation ends with the freeze; that it comes this far means that there was none.
             Work::Freeze => Err(Trouble::Guest("there was nothing to freeze the guest into".to_owned())),
@@ -318,14 +342,22 @@ impl Worker {
         &mut self,
         session: &SessionHandle,
         exec: Exec,
-        service: Option<&mpsc::Sender<Event>>,
+        mut service: Option<(&mpsc::Sender<Event>, mpsc::Receiver<u8>)>,
     ) -> Result<RecordedResult, Trouble> {
         let started_at = Timestamp::now();
-        let mut stream = ask(session, &Request::Exec(exec)).await?;
+        let (from, mut to) = tokio::io::split(ask(session, &Request::Exec(exec)).await?);
+        let mut replies = MessageReader::new(from, REPLY_LIMIT);
         let (exit_code, signal, start_error) = loop {
-            match reply(&mut stream).await? {
+            let reply = tokio::select! {
+                reply = replies.next() => reply?,
+                Some(signal) = next_signal(&mut service) => {
+                    write_message(&mut to, &ExecInput::Signal(signal), INPUT_LIMIT).await?;
+                    continue;
+                }
+            };
+            match reply.ok_or_else(closed)? {
                 ExecEvent::Started { .. } => {
-                    if let Some(events) = service {
+                    if let Some((events, _)) = &service {
                         let _ = events.send(Event::Serving).await;
                     }
                 }
@@ -356,9 +388,9 @@ impl Worker {
 }
 
 /// Has the guest end everything and flush its disk.
-async fn flush(session: &SessionHandle, events: &mpsc::Sender<Event>) {
+async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Sender<Event>) {
     let flushed = async {
-        let mut stream = ask(session, &Request::ShutDown(FLUSH)).await?;
+        let mut stream = ask(session, &Request::ShutDown(shut_down)).await?;
         let answer: Result<(), GuestError> = reply(&mut stream).await?;
         answer.map_err(|e| Trouble::Guest(e.message))
     };
@@ -388,9 +420,19 @@ async fn ask(session: &SessionHandle, request: &Request) -> Result<Stream, Troub
 
 /// Reads one answer; an end in its place is trouble.
 async fn reply<T: DeserializeOwned>(stream: &mut Stream) -> Result<T, Trouble> {
-    read_message(stream, REPLY_LIMIT)
-        .await?
-        .ok_or_else(|| Trouble::Guest("the guest closed the control channel".to_owned()))
+    read_message(stream, REPLY_LIMIT).await?.ok_or_else(closed)
+}
+
+fn closed() -> Trouble {
+    Trouble::Guest("the guest closed the control channel".to_owned())
+}
+
+/// Waits for a signal that the service is to get; for ever where there is none.
+async fn next_signal(service: &mut Option<(&mpsc::Sender<Event>, mpsc::Receiver<u8>)>) -> Option<u8> {
+    match service {
+        Some((_, signals)) => signals.recv().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn fill_random(buffer: &mut [u8]) -> Result<(), Trouble> {

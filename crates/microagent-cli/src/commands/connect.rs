@@ -1,0 +1,106 @@
+//! `microagent connect`: an interactive session in a running workspace.
+
+use clap::Args;
+use microagent::{CommandLine, ExecOptions, WorkspaceName};
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::Format;
+use crate::session::{self, Ended, Session, Stdin};
+use crate::terminal;
+
+/// Ctrl-], as telnet has it.
+const DETACH_KEY: u8 = 0x1d;
+
+/// Code of a shell that was left by the key: nothing went wrong.
+const DETACHED: u8 = 0;
+
+const EXAMPLES: &str = "\
+Examples:
+  A shell in the workspace; `exit` or Ctrl-] leave it, the machine goes on:
+    microagent connect web
+
+  As another user, with another shell:
+    microagent connect web --user nobody --shell /bin/ash
+
+  One line for that shell, from a script:
+    microagent connect web --send 'cd /srv && ls'";
+
+/// Open an interactive session in a running workspace
+///
+/// Starts a shell on a terminal of the guest that has our terminal's size and keys: job control, colours and editors
+/// work. The shell is the workspace's (`create --shell`), else bash where the image has it, else sh. Ctrl-] ends the
+/// session with what runs in it; the machine goes on in any case. Exits with the shell's exit code.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct ConnectArgs {
+    /// Workspace
+    name: WorkspaceName,
+
+    /// Have the shell run this line and end, without a terminal
+    #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
+    send: Option<String>,
+
+    /// User, or user and group, in place of the workspace's
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+
+    /// Shell in place of the workspace's
+    #[arg(long, value_name = "PROGRAM")]
+    shell: Option<String>,
+}
+
+/// Runs the session; gives its shell's exit code.
+pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failure> {
+    if context.format == Format::Json {
+        return Err(Failure::usage(
+            "a session has no JSON form",
+            "use microagent exec NAME --json -- COMMAND",
+        ));
+    }
+    let engine = context.engine();
+    let shell = match args.shell {
+        Some(shell) => Some(shell),
+        None => engine.shell(&args.name)?,
+    };
+    let mut options = ExecOptions::new(Vec::<String>::new());
+    options.user = args.user;
+    options.command = command(shell, args.send.as_deref());
+    let session = match args.send {
+        Some(_) => Session { stdin: None, raw: false, detach: None },
+        None => {
+            options.terminal = Some(terminal::ours().map_err(|_| {
+                Failure::usage(
+                    "a session needs a terminal as standard input and output",
+                    "--send LINE runs one line, microagent exec NAME -- COMMAND one command",
+                )
+            })?);
+            context.progress(false).note("Ctrl-] ends the session; the machine goes on");
+            Session { stdin: Some(Stdin::Ours), raw: true, detach: Some(DETACH_KEY) }
+        }
+    };
+    let ended = session.run(context, &engine, &args.name, options, &mut session::pass_on)?;
+    let progress = context.progress(true);
+    match ended {
+        Ended::Detached => {
+            progress.note("left");
+            Ok(DETACHED)
+        }
+        Ended::Command(execution) => {
+            if let Some(error) = &execution.start_error {
+                progress.note(&format!("the shell could not be started: {error}"));
+            }
+            Ok(u8::try_from(execution.exit_code).unwrap_or(1))
+        }
+    }
+}
+
+/// A named shell is run as it is; otherwise the guest's own `sh` looks for a better one.
+fn command(shell: Option<String>, line: Option<&str>) -> CommandLine {
+    match (shell, line) {
+        (Some(shell), None) => CommandLine::Argv(vec![shell]),
+        (Some(shell), Some(line)) => CommandLine::Argv(vec![shell, "-c".to_owned(), line.to_owned()]),
+        (None, None) => CommandLine::Shell("exec \"$(command -v bash || echo sh)\"".to_owned()),
+        (None, Some(line)) => CommandLine::Shell(line.to_owned()),
+    }
+}
