@@ -70,13 +70,14 @@ fn watched(path: PathBuf) -> PathBuf {
 }
 
 fn build_agent(root: &Path, out: &Path) -> PathBuf {
-    for part in
-        ["Cargo.toml", "Cargo.lock", "crates/microagent-agent/src", "crates/microagent-agent/Cargo.toml"]
-    {
+    for part in ["Cargo.toml", "Cargo.lock"] {
         watched(root.join(part));
     }
-    for part in ["crates/microagent-proto/src", "crates/microagent-proto/Cargo.toml"] {
-        watched(root.join(part));
+    // The agent and what of this workspace it is made of.
+    for name in ["microagent-agent", "microagent-proto", "microagent-tar"] {
+        for part in ["src", "Cargo.toml"] {
+            watched(root.join("crates").join(name).join(part));
+        }
     }
     // Beside the outer build's own folders and not in OUT_DIR, of which there is one for each combination of
     // features and flags: the agent is the same for all of them.

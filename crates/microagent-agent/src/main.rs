@@ -34,6 +34,7 @@ mod session;
 mod shutdown;
 mod spawn;
 mod sys;
+mod unpack;
 mod user;
 
 use std::io;

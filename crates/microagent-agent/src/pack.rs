@@ -427,13 +427,17 @@ pub(crate) fn collect<E: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::path::Path;
     use std::process::Command;
 
     use super::*;
+
+    pub(crate) fn pack_all(path: &Path) -> Vec<u8> {
+        pack(path).unwrap()
+    }
 
     fn pack(path: &Path) -> Result<Vec<u8>, PackError> {
         pack_following(path, true)
@@ -445,7 +449,7 @@ mod tests {
     }
 
     /// What `find` and `getfattr` would say of a tree.
-    fn describe(root: &Path) -> Vec<String> {
+    pub(crate) fn describe(root: &Path) -> Vec<String> {
         let mut lines = Vec::new();
         let mut todo = vec![root.to_owned()];
         while let Some(path) = todo.pop() {
@@ -469,11 +473,11 @@ mod tests {
         lines
     }
 
-    fn run(program: &str, arguments: &[&std::ffi::OsStr]) {
+    pub(crate) fn run(program: &str, arguments: &[&std::ffi::OsStr]) {
         assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
     }
 
-    fn make_tree(root: &Path) {
+    pub(crate) fn make_tree(root: &Path) {
         fs::create_dir(root).unwrap();
         fs::write(root.join("plain"), b"content").unwrap();
         fs::write(root.join("empty"), b"").unwrap();
@@ -533,7 +537,7 @@ mod tests {
         assert_eq!(pack(&root).unwrap(), pack(&root).unwrap());
     }
 
-    fn pretty_assert(wanted: &[String], got: &[String]) {
+    pub(crate) fn pretty_assert(wanted: &[String], got: &[String]) {
         for (wanted, got) in wanted.iter().zip(got) {
             assert_eq!(wanted, got);
         }

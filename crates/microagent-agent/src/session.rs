@@ -26,6 +26,7 @@ use crate::port::Channel;
 use crate::reaper::Reaper;
 use crate::shutdown;
 use crate::sys;
+use crate::unpack;
 
 /// A session that may come: everything that needs no host is made.
 #[derive(Debug)]
@@ -128,10 +129,10 @@ impl Guest {
                 None => diff::serve(stream, request).await,
                 Some(message) => reply(&mut stream, &PackEvent::Failed(out_of_order(message))).await,
             },
-            Request::Unpack(_) => {
-                let refusal = self.refusal().unwrap_or("this agent does not unpack");
-                reply(&mut stream, &Err::<Unpacked, _>(out_of_order(refusal))).await
-            }
+            Request::Unpack(wanted) => match self.refusal() {
+                None => unpack::serve(stream, wanted).await,
+                Some(message) => reply(&mut stream, &Err::<Unpacked, _>(out_of_order(message))).await,
+            },
             Request::Stat(asked) => {
                 reply(&mut stream, &self.if_configured().and_then(|()| inspect::stat(&asked))).await
             }

@@ -95,7 +95,7 @@ impl<S: Source> Reader<S> {
     }
 
     /// The next member, or `None` behind the last; skips what was not read of the one before.
-    pub fn next(&mut self) -> Result<Option<Member>, ReadError<S::Error>> {
+    pub fn next_member(&mut self) -> Result<Option<Member>, ReadError<S::Error>> {
         let mut overrides = Overrides::default();
         let (mut long_name, mut long_link) = (None, None);
         loop {
@@ -384,7 +384,7 @@ mod tests {
     fn read(stream: &[u8]) -> Result<Vec<(Member, Vec<u8>)>, ReadError<std::convert::Infallible>> {
         let mut reader = Reader::new(stream, 4096);
         let mut members = Vec::new();
-        while let Some(member) = reader.next()? {
+        while let Some(member) = reader.next_member()? {
             let mut content = Vec::new();
             let stored = match &member.kind {
                 Kind::File(Extent { size, parts: None }) => *size,

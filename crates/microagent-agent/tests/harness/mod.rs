@@ -16,8 +16,8 @@ use microagent_guest::Guest;
 use microagent_proto::{
     Chunk, Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FsUsage, GuestError,
     INPUT_CHUNK_LIMIT, INPUT_LIMIT, MessageReader, Pack, PackEvent, PathInfo, PreambleKind, REPLY_LIMIT,
-    REQUEST_LIMIT, Request, Root, STDIN_WINDOW, SessionHandle, ShutDown, StartError, Stat, Stream, greet,
-    host_session, read_message, write_message,
+    REQUEST_LIMIT, Request, Root, STDIN_WINDOW, SessionHandle, ShutDown, StartError, Stat, Stream, Unpack,
+    UnpackInput, Unpacked, greet, host_session, read_message, write_message,
 };
 use microagent_qemu::qmp::Qmp;
 use microagent_store::StateDir;
@@ -99,6 +99,8 @@ fn make_root_disk(dir: &Path) {
         "umount",
         "pivot_root",
         "awk",
+        "cp",
+        "sort",
         "ping",
     ] {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
@@ -470,6 +472,34 @@ impl Session<'_> {
                 PackEvent::End => return Ok(tar),
                 PackEvent::Failed(error) => return Err(error),
             }
+        }
+    }
+
+    /// Unpacks a tar stream.
+    pub async fn unpack(&self, dir: &[u8], tar: &[u8]) -> Result<Unpacked, GuestError> {
+        let wanted = Unpack { dir: dir.to_vec().into() };
+        let (mut from_guest, mut to_guest) = tokio::io::split(self.open(&Request::Unpack(wanted)).await);
+        let sending = async {
+            let data = tar.chunks(INPUT_CHUNK_LIMIT).map(|part| UnpackInput::Data(part.to_vec().into()));
+            for input in data.chain([UnpackInput::End]) {
+                write_message(&mut to_guest, &input, INPUT_LIMIT).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        };
+        let answer = async {
+            tokio::select! {
+                () = sending => unreachable!("it does not end"),
+                answer = read_message(&mut from_guest, REPLY_LIMIT) => answer.unwrap().unwrap(),
+            }
+        };
+        self.vm.within("unpacking", answer).await
+    }
+
+    /// Begins to unpack a tar stream and goes away.
+    pub async fn unpack_and_leave(&self, dir: &[u8], tar: &[u8]) {
+        let mut stream = self.open(&Request::Unpack(Unpack { dir: dir.to_vec().into() })).await;
+        for part in tar.chunks(INPUT_CHUNK_LIMIT) {
+            write_message(&mut stream, &UnpackInput::Data(part.to_vec().into()), INPUT_LIMIT).await.unwrap();
         }
     }
 

@@ -80,7 +80,7 @@ pub(super) fn read<S: Source<Error = RootfsError>>(
     let mut archive = Reader::new(source, shared.limits.max_path_bytes);
     let mut spool = SpoolWriter::create(scratch)?;
     let mut entries = Vec::new();
-    while let Some(member) = archive.next().map_err(in_layer(layer))? {
+    while let Some(member) = archive.next_member().map_err(in_layer(layer))? {
         shared.count_entry(layer, memory(&member))?;
         let kind = match member.kind {
             Kind::File(extent) => EntryKind::File(store(&mut archive, &mut spool, extent, layer)?),

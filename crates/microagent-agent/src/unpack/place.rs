@@ -1,0 +1,460 @@
+//! Puts the entries of a tar stream below one directory.
+//!
+//! Processes of the guest may change that tree at any moment, and some of them must not gain anything by
+//! it: every step starts from an open directory, names are resolved by the kernel with the promise not to
+//! leave the destination (`RESOLVE_BENEATH`), and the last part of a name is never followed. A file is
+//! written under a name of its own and renamed when it is complete, so nobody sees half of it, and what
+//! stood there before (a link, a running program) is replaced, not written through.
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use microagent_proto::GuestErrorKind;
+use microagent_tar::read::{Extent, Member, ReadError, Reader, Source};
+use microagent_tar::{Attribute, Kind, Meta};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
+    XattrFlags, chmod, chownat, fstat, ftruncate, linkat, makedev, mkdirat, mknodat, openat, openat2,
+    renameat, setxattr, stat, symlinkat, unlinkat, utimensat,
+};
+use rustix::io::{Errno, pwrite, retry_on_intr};
+
+use super::FeedError;
+use crate::inspect::kind_of;
+
+/// How often a name is resolved anew when the tree changes under it.
+const RESOLVE_TRIES: usize = 100;
+
+/// How many names are tried for a file that is being written.
+const NAME_TRIES: usize = 1000;
+
+/// Mode of directories that the stream does not mention, and of those that it has not finished.
+const PARENT_MODE: Mode = Mode::from_raw_mode(0o755);
+const UNFINISHED_MODE: Mode = Mode::from_raw_mode(0o700);
+
+/// Why an entry could not be put where it belongs.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PlaceError {
+    #[error("its name leads out of the destination")]
+    Climbs,
+    #[error("only a directory can take the destination's own place")]
+    Destination,
+    #[error("a directory stands in its place")]
+    DirectoryThere,
+    #[error("what stands in its place is not a directory")]
+    NoDirectoryThere,
+    #[error("what stands on the way to it is not a directory")]
+    NoDirectoryAbove,
+    #[error("a link on the way to it leads out of the destination")]
+    LeadsOut,
+    #[error("somebody put another file in its place")]
+    Exchanged,
+    #[error("cannot {doing}")]
+    System { doing: &'static str, source: io::Error },
+    #[error("cannot set its attribute `{name}`")]
+    Attribute { name: String, source: io::Error },
+    /// The stream itself, not the entry.
+    #[error("the tar stream is not usable")]
+    Stream(#[source] ReadError<FeedError>),
+}
+
+impl PlaceError {
+    /// What it means for the host.
+    pub(super) fn kind(&self) -> GuestErrorKind {
+        match self {
+            PlaceError::Climbs | PlaceError::Destination | PlaceError::Stream(_) => GuestErrorKind::Invalid,
+            PlaceError::DirectoryThere
+            | PlaceError::NoDirectoryThere
+            | PlaceError::NoDirectoryAbove
+            | PlaceError::LeadsOut => GuestErrorKind::Mismatch,
+            PlaceError::Exchanged => GuestErrorKind::Other,
+            PlaceError::System { source, .. } | PlaceError::Attribute { source, .. } => kind_of(source),
+        }
+    }
+
+    /// Whether the name under which it was to be made is another file's.
+    fn is_taken_name(&self) -> bool {
+        matches!(self, PlaceError::System { source, .. } if source.kind() == io::ErrorKind::AlreadyExists)
+    }
+}
+
+fn system(doing: &'static str) -> impl FnOnce(Errno) -> PlaceError {
+    move |errno| PlaceError::System { doing, source: errno.into() }
+}
+
+/// A directory whose owner, mode and time are set when everything below it is there.
+#[derive(Debug)]
+struct Unfinished {
+    path: Vec<u8>,
+    dir: Rc<OwnedFd>,
+    meta: Meta,
+    attributes: Vec<Attribute>,
+}
+
+/// Puts entries below a directory, one after the other.
+#[derive(Debug)]
+pub(super) struct Placer {
+    root: Rc<OwnedFd>,
+    resolve: ResolveFlags,
+    /// The directory of the last entry, where the next one probably belongs, too.
+    last_parent: (Vec<u8>, Rc<OwnedFd>),
+    /// Outermost first; each lies below the one before.
+    unfinished: Vec<Unfinished>,
+    attributes_dropped: u64,
+}
+
+impl Placer {
+    /// Puts them below this directory.
+    pub(super) fn new(root: OwnedFd) -> Placer {
+        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let own = fstat(&root).map(identity);
+        // Nothing is outside the guest's root, so links to absolute paths do no harm there.
+        let is_guest_root = own.is_ok() && own == stat(c"/").map(identity);
+        let bound = if is_guest_root { ResolveFlags::IN_ROOT } else { ResolveFlags::BENEATH };
+        let root = Rc::new(root);
+        let last_parent = (Vec::new(), Rc::clone(&root));
+        let resolve = bound | ResolveFlags::NO_MAGICLINKS;
+        Placer { root, resolve, last_parent, unfinished: Vec::new(), attributes_dropped: 0 }
+    }
+
+    /// Puts one entry in its place; a file's content is taken from the reader.
+    pub(super) fn place<S: Source<Error = FeedError>>(
+        &mut self,
+        member: &Member,
+        reader: &mut Reader<S>,
+    ) -> Result<(), PlaceError> {
+        let path = normal(&member.name)?;
+        self.finish_all_but_parents(&path)?;
+        let Some((parent, name)) = split(&path) else {
+            // The destination keeps its own owner, mode and time: it is not what the host sends.
+            return if member.kind == Kind::Directory { Ok(()) } else { Err(PlaceError::Destination) };
+        };
+        let parent = self.parent(parent)?;
+        let name = c_string(name);
+        match &member.kind {
+            Kind::Directory => self.directory(path, &parent, &name, member),
+            Kind::HardLink(target) => self.hard_link(&parent, &name, target),
+            Kind::File(extent) => self.replace(&parent, &name, |placer, temporary| {
+                let made = file(&parent, temporary, extent, reader)?;
+                placer.settle(made.as_fd(), member)
+            }),
+            Kind::Symlink(_) | Kind::CharacterDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => self
+                .replace(&parent, &name, |placer, temporary| {
+                    make_special(&parent, temporary, &member.kind)?;
+                    let made = reopen(&parent, temporary, &member.kind)?;
+                    placer.settle(made.as_fd(), member)
+                }),
+        }
+    }
+
+    /// Finishes the directories that are still open. Gives the destination and the number of attributes
+    /// that the file system did not take.
+    pub(super) fn finish(mut self) -> Result<(Rc<OwnedFd>, u64), PlaceError> {
+        while let Some(directory) = self.unfinished.pop() {
+            self.complete(&directory)?;
+        }
+        Ok((self.root, self.attributes_dropped))
+    }
+
+    /// Finishes the directories that a path does not lie in.
+    fn finish_all_but_parents(&mut self, path: &[u8]) -> Result<(), PlaceError> {
+        let is_below = |dir: &[u8]| path.strip_prefix(dir).is_some_and(|rest| rest.first() == Some(&b'/'));
+        while let Some(directory) = self.unfinished.pop_if(|last| !is_below(&last.path)) {
+            self.complete(&directory)?;
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, directory: &Unfinished) -> Result<(), PlaceError> {
+        self.set(directory.dir.as_fd(), &directory.meta, &directory.attributes, true)
+    }
+
+    /// Opens the directory that entries of this path lie in; makes what is missing of it.
+    fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, PlaceError> {
+        if self.last_parent.0 == path {
+            return Ok(Rc::clone(&self.last_parent.1));
+        }
+        let known = self.unfinished.iter().rev().find(|directory| directory.path == path);
+        let dir = match known {
+            Some(directory) => Rc::clone(&directory.dir),
+            None => self.open_or_make(path)?,
+        };
+        self.last_parent = (path.to_vec(), Rc::clone(&dir));
+        Ok(dir)
+    }
+
+    fn open_or_make(&self, path: &[u8]) -> Result<Rc<OwnedFd>, PlaceError> {
+        match self.resolve(path) {
+            Err(Errno::NOENT) => {}
+            opened => return opened.map_err(on_the_way),
+        }
+        let mut dir = Rc::clone(&self.root);
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        for end in ends.chain([path.len()]) {
+            let (_, name) = split(&path[..end]).expect("a part of a path has a name");
+            dir = match self.resolve(&path[..end]) {
+                Err(Errno::NOENT) => {
+                    match mkdirat(&dir, c_string(name), PARENT_MODE) {
+                        Ok(()) | Err(Errno::EXIST) => {}
+                        Err(errno) => return Err(system("make its parent directory")(errno)),
+                    }
+                    self.resolve(&path[..end]).map_err(on_the_way)?
+                }
+                opened => opened.map_err(on_the_way)?,
+            };
+        }
+        Ok(dir)
+    }
+
+    /// Opens a directory below the destination. Links on the way are followed within it.
+    fn resolve(&self, path: &[u8]) -> Result<Rc<OwnedFd>, Errno> {
+        if path.is_empty() {
+            return Ok(Rc::clone(&self.root));
+        }
+        let (path, flags) = (c_string(path), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC);
+        let open = || openat2(&self.root, &path, flags, Mode::empty(), self.resolve);
+        // The kernel cannot tell whether a path stays inside while others rename parts of it.
+        for _ in 1..RESOLVE_TRIES {
+            match open() {
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                opened => return opened.map(Rc::new),
+            }
+        }
+        open().map(Rc::new)
+    }
+
+    fn directory(
+        &mut self,
+        path: Vec<u8>,
+        parent: &OwnedFd,
+        name: &CStr,
+        member: &Member,
+    ) -> Result<(), PlaceError> {
+        match mkdirat(parent, name, UNFINISHED_MODE) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(system("make the directory")(errno)),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(parent, name, flags, Mode::empty()) {
+            Ok(dir) => {
+                let dir = Rc::new(dir);
+                self.last_parent = (path.clone(), Rc::clone(&dir));
+                let attributes = member.attributes.clone();
+                self.unfinished.push(Unfinished { path, dir, meta: member.meta, attributes });
+                Ok(())
+            }
+            // A link to a directory (`/lib` of a merged system) serves as one, and stays what it is.
+            Err(Errno::LOOP | Errno::NOTDIR) => {
+                let dir = self.resolve(&path).map_err(|errno| match errno {
+                    Errno::XDEV => PlaceError::LeadsOut,
+                    _ => PlaceError::NoDirectoryThere,
+                })?;
+                self.last_parent = (path, dir);
+                Ok(())
+            }
+            Err(errno) => Err(system("open the directory")(errno)),
+        }
+    }
+
+    fn hard_link(&mut self, parent: &OwnedFd, name: &CStr, target: &[u8]) -> Result<(), PlaceError> {
+        let target = normal(target)?;
+        let (target_parent, target_name) = split(&target).ok_or(PlaceError::Destination)?;
+        let target_parent = self.resolve(target_parent).map_err(on_the_way)?;
+        let target_name = c_string(target_name);
+        self.replace(parent, name, |_, temporary| {
+            linkat(&target_parent, &target_name, parent, temporary, AtFlags::empty())
+                .map_err(system("link it to the file that it names"))
+        })
+    }
+
+    /// Has something made under a temporary name and gives it its own. What fails leaves nothing.
+    fn replace(
+        &mut self,
+        parent: &OwnedFd,
+        name: &CStr,
+        mut make: impl FnMut(&mut Placer, &CStr) -> Result<(), PlaceError>,
+    ) -> Result<(), PlaceError> {
+        for _ in 0..NAME_TRIES {
+            let temporary = temporary_name();
+            let placed = match make(self, &temporary) {
+                Err(error) if error.is_taken_name() => continue,
+                made => made.and_then(|()| {
+                    renameat(parent, &temporary, parent, name).map_err(|errno| match errno {
+                        Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST => PlaceError::DirectoryThere,
+                        errno => system("give it its name")(errno),
+                    })
+                }),
+            };
+            // After a success it is there only if both names were the same file's already.
+            let _ = unlinkat(parent, &temporary, AtFlags::empty());
+            return placed;
+        }
+        Err(system("find a name for it while it is written")(Errno::EXIST))
+    }
+
+    /// Gives something that was just made its owner, attributes, mode and time.
+    fn settle(&mut self, made: BorrowedFd<'_>, member: &Member) -> Result<(), PlaceError> {
+        let has_mode = !matches!(member.kind, Kind::Symlink(_));
+        self.set(made, &member.meta, &member.attributes, has_mode)
+    }
+
+    /// The order matters: a change of the owner clears capabilities and set-id bits, and a change of an
+    /// access list the mode.
+    fn set(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        meta: &Meta,
+        attributes: &[Attribute],
+        has_mode: bool,
+    ) -> Result<(), PlaceError> {
+        let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+        chownat(fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(system("set its owner"))?;
+        // Through this path the calls reach what is open, whatever its name stands for by now.
+        let path = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("a number has no NUL");
+        for (name, value) in attributes {
+            match setxattr(&path, name.as_slice(), value, XattrFlags::empty()) {
+                Ok(()) => {}
+                // No such attributes on this file system, or on this kind of file.
+                Err(Errno::NOTSUP | Errno::PERM) => self.attributes_dropped += 1,
+                Err(errno) => {
+                    let name = name.escape_ascii().to_string();
+                    return Err(PlaceError::Attribute { name, source: errno.into() });
+                }
+            }
+        }
+        if has_mode {
+            chmod(&path, Mode::from_raw_mode(meta.mode.into())).map_err(system("set its mode"))?;
+        }
+        let (tv_sec, nanoseconds) = meta.mtime;
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec { tv_sec, tv_nsec: nanoseconds.into() },
+        };
+        utimensat(CWD, &path, &times, AtFlags::empty()).map_err(system("set its time"))
+    }
+}
+
+/// A name without empty parts and dots; an absolute one begins at the destination.
+fn normal(name: &[u8]) -> Result<Vec<u8>, PlaceError> {
+    let mut path = Vec::with_capacity(name.len());
+    for part in name.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => return Err(PlaceError::Climbs),
+            part => {
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend_from_slice(part);
+            }
+        }
+    }
+    Ok(path)
+}
+
+/// Splits the last part off a normal path; an empty path has none.
+fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    if path.is_empty() {
+        return None;
+    }
+    Some(match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    })
+}
+
+fn c_string(name: &[u8]) -> CString {
+    CString::new(name).expect("the reader refuses names with NUL")
+}
+
+fn temporary_name() -> CString {
+    static NUMBER: AtomicU64 = AtomicU64::new(1);
+    let name = format!(".microagent-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    CString::new(name).expect("a number has no NUL")
+}
+
+/// What an error on the way to an entry means.
+fn on_the_way(errno: Errno) -> PlaceError {
+    match errno {
+        Errno::XDEV => PlaceError::LeadsOut,
+        Errno::NOTDIR => PlaceError::NoDirectoryAbove,
+        errno => system("open its directory")(errno),
+    }
+}
+
+/// Makes a file with its content.
+fn file<S: Source<Error = FeedError>>(
+    parent: &OwnedFd,
+    name: &CStr,
+    extent: &Extent,
+    reader: &mut Reader<S>,
+) -> Result<OwnedFd, PlaceError> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = openat(parent, name, flags, Mode::RUSR | Mode::WUSR).map_err(system("make the file"))?;
+    let whole = [(0, extent.size)];
+    for (offset, len) in extent.parts.as_deref().unwrap_or(&whole) {
+        let mut at = *offset;
+        let written = reader.data(*len, |bytes| {
+            write_at(&made, bytes, at).map_err(FeedError::Write)?;
+            at += bytes.len() as u64;
+            Ok(())
+        });
+        written.map_err(|error| match error {
+            ReadError::Source(FeedError::Write(source)) => PlaceError::System { doing: "write it", source },
+            error => PlaceError::Stream(error),
+        })?;
+    }
+    if extent.parts.is_some() {
+        ftruncate(&made, extent.size).map_err(system("set its size"))?;
+    }
+    Ok(made)
+}
+
+fn write_at(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let count = retry_on_intr(|| pwrite(file, bytes, at))?;
+        bytes = &bytes[count..];
+        at += count as u64;
+    }
+    Ok(())
+}
+
+/// Makes a link, a device or a FIFO.
+fn make_special(parent: &OwnedFd, name: &CStr, kind: &Kind<Extent>) -> Result<(), PlaceError> {
+    let mode = Mode::RUSR | Mode::WUSR;
+    match kind {
+        Kind::Symlink(target) => symlinkat(c_string(target), parent, name),
+        Kind::CharacterDevice { major, minor } => {
+            mknodat(parent, name, FileType::CharacterDevice, mode, makedev(*major, *minor))
+        }
+        Kind::BlockDevice { major, minor } => {
+            mknodat(parent, name, FileType::BlockDevice, mode, makedev(*major, *minor))
+        }
+        Kind::Fifo => mknodat(parent, name, FileType::Fifo, mode, 0),
+        Kind::File(_) | Kind::Directory | Kind::HardLink(_) => {
+            unreachable!("these are made in their own ways")
+        }
+    }
+    .map_err(system("make it"))
+}
+
+/// Opens what was just made, as a place to set its attributes. Whoever may write to its directory could
+/// have put another file there by now; one that has further names elsewhere is not touched.
+fn reopen(parent: &OwnedFd, name: &CStr, kind: &Kind<Extent>) -> Result<OwnedFd, PlaceError> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = openat(parent, name, flags, Mode::empty()).map_err(system("open it again"))?;
+    let found = fstat(&made).map_err(system("look at it"))?;
+    let wanted = match kind {
+        Kind::Symlink(_) => FileType::Symlink,
+        Kind::CharacterDevice { .. } => FileType::CharacterDevice,
+        Kind::BlockDevice { .. } => FileType::BlockDevice,
+        _ => FileType::Fifo,
+    };
+    if FileType::from_raw_mode(found.st_mode) != wanted || found.st_nlink != 1 {
+        return Err(PlaceError::Exchanged);
+    }
+    Ok(made)
+}
