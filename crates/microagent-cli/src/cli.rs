@@ -9,8 +9,8 @@ use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    artifact, change, completions, connect, create, delete, doctor, exec, image, kernel, list, logs, man,
-    perf, profiles, run, start, template, version,
+    artifact, change, commit, completions, connect, create, delete, doctor, exec, image, kernel, list, logs,
+    man, perf, profiles, run, start, template, version,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -143,6 +143,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "log")]
     Logs(logs::LogsArgs),
     Artifact(artifact::ArtifactArgs),
+    Commit(commit::CommitArgs),
     #[command(visible_alias = "rm")]
     Delete(delete::DeleteArgs),
     Image(image::ImageArgs),

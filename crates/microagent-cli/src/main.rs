@@ -69,6 +69,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Ps(args) => commands::list::execute_ps(context, args),
         Command::List(args) => commands::list::execute(context, args),
         Command::Logs(args) => commands::logs::execute(context, args),
+        Command::Commit(args) => commands::commit::execute(context, args),
         Command::Artifact(args) => commands::artifact::execute(context, args),
         Command::Delete(args) => commands::delete::execute(context, args),
         Command::Image(args) => commands::image::execute(context, args),

@@ -186,6 +186,9 @@ fn step(state: &mut Current, event: &Event) -> Step {
             Step::Phase(format!("Booting {} ({})", escape::one_line(workspace), escape::one_line(backend)))
         }
         Event::Setup { step, total, label } => Step::Phase(format!("Setup {step}/{total}: {}", short(label))),
+        Event::Comparing { workspace } => {
+            Step::Phase(format!("Comparing the disk of {} with its image", escape::one_line(workspace)))
+        }
         Event::Command => Step::Phase("Running the command".to_owned()),
         Event::Notice(text) => Step::Note(text.clone()),
         _ => Step::Nothing,

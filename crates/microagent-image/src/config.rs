@@ -49,19 +49,36 @@ pub struct ImageConfig {
     pub volumes: Vec<String>,
 }
 
-/// Changes to the configuration of an imported root file system.
+/// Changes to how an image runs, as the lines of a Dockerfile make them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ImportChanges {
+pub struct ConfigChanges {
     /// Replaces the command.
     pub cmd: Option<Vec<String>>,
-    /// Replaces the entry point.
+    /// Replaces the entry point; the image's command goes with the old one, unless there is a new one here.
     pub entrypoint: Option<Vec<String>>,
-    /// `NAME=value` lines.
+    /// `NAME=value` lines; each replaces the line of that name.
     pub env: Vec<String>,
-    /// User and group.
+    /// Replaces user and group.
     pub user: Option<String>,
-    /// Where commands start.
+    /// Replaces where commands start.
     pub working_dir: Option<String>,
+    /// Replaces the signal that asks the workload to end.
+    pub stop_signal: Option<String>,
+    /// Labels; each replaces the one of that name.
+    pub labels: BTreeMap<String, String>,
+    /// Ports to add, such as `80/tcp`.
+    pub exposed_ports: Vec<String>,
+    /// Paths to add to those that the image wants on volumes.
+    pub volumes: Vec<String>,
+}
+
+/// What a commit says about itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct History<'a> {
+    pub(crate) created: &'a str,
+    pub(crate) created_by: &'a str,
+    pub(crate) author: Option<&'a str>,
+    pub(crate) message: Option<&'a str>,
 }
 
 /// Everything that is taken from a configuration blob.
@@ -130,24 +147,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Parsed, ConfigError> {
 }
 
 /// The configuration of an imported root file system; the same bytes for the same input, so no date.
-pub(crate) fn encode_import(platform: &Platform, changes: &ImportChanges, diff_id: &Digest) -> Vec<u8> {
+pub(crate) fn encode_import(platform: &Platform, changes: &ConfigChanges, diff_id: &Digest) -> Vec<u8> {
     let mut run = Map::new();
-    let mut set = |key: &str, value: Value| run.insert(key.to_owned(), value);
-    if let Some(cmd) = &changes.cmd {
-        set("Cmd", json!(cmd));
-    }
-    if let Some(entrypoint) = &changes.entrypoint {
-        set("Entrypoint", json!(entrypoint));
-    }
-    if !changes.env.is_empty() {
-        set("Env", json!(changes.env));
-    }
-    if let Some(user) = &changes.user {
-        set("User", json!(user));
-    }
-    if let Some(working_dir) = &changes.working_dir {
-        set("WorkingDir", json!(working_dir));
-    }
+    changes.apply(&mut run);
     let mut document = json!({
         "architecture": platform.architecture,
         "os": platform.os,
@@ -159,6 +161,99 @@ pub(crate) fn encode_import(platform: &Platform, changes: &ImportChanges, diff_i
         document["variant"] = json!(variant);
     }
     serde_json::to_vec(&document).expect("a document of strings has a JSON form")
+}
+
+/// The configuration of an image that has one layer more than the one of this configuration. What is not known
+/// here is carried on.
+pub(crate) fn encode_commit(
+    base: &[u8],
+    changes: &ConfigChanges,
+    diff_id: &Digest,
+    history: History<'_>,
+) -> Result<Vec<u8>, ConfigError> {
+    let layers = decode(base)?.diff_ids;
+    let mut document: Map<String, Value> =
+        serde_json::from_slice(base).map_err(|source| ConfigError::Decode { source })?;
+    // Docker's own memory of the container that an image was made in.
+    for past in ["container", "container_config", "docker_version", "id", "parent"] {
+        document.remove(past);
+    }
+    let run = document.entry("config").or_insert(Value::Null);
+    if !run.is_object() {
+        *run = json!({});
+    }
+    changes.apply(run.as_object_mut().expect("it was just made one"));
+    let diff_ids: Vec<&Digest> = layers.iter().chain([diff_id]).collect();
+    document.insert("rootfs".to_owned(), json!({"type": "layers", "diff_ids": diff_ids}));
+    document.insert("created".to_owned(), json!(history.created));
+    if let Some(author) = history.author {
+        document.insert("author".to_owned(), json!(author));
+    }
+    let past = document.entry("history").or_insert(Value::Null);
+    if !past.is_array() {
+        *past = json!([]);
+    }
+    let past = past.as_array_mut().expect("it was just made one");
+    // Some readers count: a layer without history would give its place to the next.
+    let told = past.iter().filter(|entry| entry["empty_layer"] != true).count();
+    past.extend((told..layers.len()).map(|_| json!({"created_by": "unknown"})));
+    let mut entry = json!({"created": history.created, "created_by": history.created_by});
+    for (field, text) in [("author", history.author), ("comment", history.message)] {
+        if let Some(text) = text {
+            entry[field] = json!(text);
+        }
+    }
+    past.push(entry);
+    Ok(serde_json::to_vec(&document).expect("a document that was decoded has a JSON form"))
+}
+
+impl ConfigChanges {
+    /// Makes the changes in the `config` object of a configuration.
+    fn apply(&self, run: &mut Map<String, Value>) {
+        let mut set = |key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                run.insert(key.to_owned(), value);
+            }
+        };
+        let forgotten = self.entrypoint.is_some().then_some(Value::Null);
+        set("Entrypoint", self.entrypoint.as_ref().map(|words| json!(words)));
+        set("Cmd", self.cmd.as_ref().map(|words| json!(words)).or(forgotten));
+        set("User", self.user.as_ref().map(|user| json!(user)));
+        set("WorkingDir", self.working_dir.as_ref().map(|dir| json!(dir)));
+        set("StopSignal", self.stop_signal.as_ref().map(|signal| json!(signal)));
+        if !self.env.is_empty() {
+            let mut lines = words(run, "Env").unwrap_or_default();
+            for line in &self.env {
+                let name = |line: &str| line.split_once('=').map_or(line, |(name, _)| name).to_owned();
+                match lines.iter_mut().find(|old| name(old) == name(line)) {
+                    Some(old) => old.clone_from(line),
+                    None => lines.push(line.clone()),
+                }
+            }
+            run.insert("Env".to_owned(), json!(lines));
+        }
+        let labels = self.labels.iter().map(|(name, value)| (name, json!(value)));
+        add_to_object(run, "Labels", labels);
+        add_to_object(run, "ExposedPorts", self.exposed_ports.iter().map(|port| (port, json!({}))));
+        add_to_object(run, "Volumes", self.volumes.iter().map(|path| (path, json!({}))));
+    }
+}
+
+fn add_to_object<'a>(
+    run: &mut Map<String, Value>,
+    field: &str,
+    entries: impl Iterator<Item = (&'a String, Value)>,
+) {
+    let mut entries = entries.peekable();
+    if entries.peek().is_none() {
+        return;
+    }
+    let object = run.entry(field).or_insert(Value::Null);
+    if !object.is_object() {
+        *object = json!({});
+    }
+    let object = object.as_object_mut().expect("it was just made one");
+    object.extend(entries.map(|(name, value)| (name.clone(), value)));
 }
 
 /// A list of strings; `null` and absence are empty, one bare string is one word.
@@ -264,12 +359,13 @@ mod tests {
 
     #[test]
     fn an_import_reads_back_and_is_stable() {
-        let changes = ImportChanges {
+        let changes = ConfigChanges {
             cmd: Some(vec!["sh".into()]),
             env: vec!["A=b".into()],
             user: Some("1".into()),
             working_dir: Some("/w".into()),
             entrypoint: Some(vec!["/e".into()]),
+            ..ConfigChanges::default()
         };
         let encode = || encode_import(&Platform::default(), &changes, &Digest::of(b"layer"));
         assert_eq!(encode(), encode());
@@ -277,5 +373,45 @@ mod tests {
         assert_eq!(parsed.config.cmd, ["sh"]);
         assert_eq!(parsed.config.working_dir, "/w");
         assert_eq!(parsed.diff_ids, [Digest::of(b"layer")]);
+    }
+
+    #[test]
+    fn a_commit_carries_on_what_it_does_not_change() {
+        let base = json!({
+            "os": "linux", "architecture": "amd64", "container": "abc", "unknown": 1,
+            "config": {
+                "Entrypoint": ["/entry"], "Cmd": ["a"], "Env": ["PATH=/bin", "A=1"], "Labels": {"a": "b"},
+                "ExposedPorts": null, "Healthcheck": {"Test": ["NONE"]}, "OnBuild": ["RUN x"],
+            },
+            "history": [{"created_by": "one"}, {"created_by": "two", "empty_layer": true}],
+            "rootfs": {"type": "layers", "diff_ids": [Digest::of(b"1"), Digest::of(b"2")]},
+        });
+        let changes = ConfigChanges {
+            entrypoint: Some(vec!["/new".into()]),
+            env: vec!["A=2".into(), "B=3".into()],
+            labels: [("c".to_owned(), "d".to_owned())].into(),
+            exposed_ports: vec!["80/tcp".into()],
+            ..ConfigChanges::default()
+        };
+        let history = History { created: "now", created_by: "us", author: Some("me"), message: Some("why") };
+        let bytes = serde_json::to_vec(&base).unwrap();
+        let bytes = encode_commit(&bytes, &changes, &Digest::of(b"3"), history).unwrap();
+        let document: Value = serde_json::from_slice(&bytes).unwrap();
+        let run = &document["config"];
+        assert_eq!((&run["Entrypoint"], &run["Cmd"]), (&json!(["/new"]), &Value::Null));
+        assert_eq!(run["Env"], json!(["PATH=/bin", "A=2", "B=3"]));
+        assert_eq!(run["Labels"], json!({"a": "b", "c": "d"}));
+        assert_eq!(run["ExposedPorts"], json!({"80/tcp": {}}));
+        assert_eq!((&run["Healthcheck"]["Test"], &run["OnBuild"]), (&json!(["NONE"]), &json!(["RUN x"])));
+        assert_eq!((&document["unknown"], &document["container"]), (&json!(1), &Value::Null));
+        let past = document["history"].as_array().unwrap();
+        assert_eq!(past.len(), 4, "one entry was missing, one is new");
+        assert_eq!(past[3], json!({"created": "now", "created_by": "us", "author": "me", "comment": "why"}));
+        assert_eq!(decode(&bytes).unwrap().diff_ids.len(), 3);
+
+        let none = ConfigChanges::default();
+        let history = History { author: None, message: None, ..history };
+        let bytes = encode_commit(b"{}", &none, &Digest::of(b"1"), history).unwrap();
+        assert_eq!(decode(&bytes).unwrap().diff_ids, [Digest::of(b"1")]);
     }
 }

@@ -35,10 +35,13 @@ struct Built {
     content_bytes: u64,
 }
 
-/// The name of the disk that a chain of uncompressed layers makes.
+/// The digest of a tar without entries: two units of zeros. What a workspace without changes is committed as.
+const EMPTY_LAYER: &str = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
+
+/// The name of the disk that a chain of uncompressed layers makes. Layers without entries make no other disk.
 pub(crate) fn id(diff_ids: &[Digest]) -> Digest {
     let mut chain = format!("microagent base disk {DISK_FORMAT}\n");
-    for diff_id in diff_ids {
+    for diff_id in diff_ids.iter().filter(|diff_id| diff_id.as_str() != EMPTY_LAYER) {
         chain.push_str(diff_id.as_str());
         chain.push('\n');
     }
@@ -163,7 +166,10 @@ mod tests {
     fn the_name_follows_the_chain() {
         let [a, b] = [Digest::of(b"a"), Digest::of(b"b")];
         assert_eq!(id(&[a.clone(), b.clone()]), id(&[a.clone(), b.clone()]));
-        assert_ne!(id(&[a.clone(), b.clone()]), id(&[b, a]));
+        assert_ne!(id(&[a.clone(), b.clone()]), id(&[b, a.clone()]));
         assert_ne!(id(&[]), Digest::of(b""));
+        let empty = Digest::of(&[0; 1024]);
+        assert_eq!(empty.as_str(), EMPTY_LAYER);
+        assert_eq!(id(&[a.clone(), empty]), id(&[a]));
     }
 }

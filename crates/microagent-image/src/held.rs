@@ -25,16 +25,7 @@ pub(crate) struct Held {
     pub(crate) manifest: Manifest,
     /// The manifest as it came.
     pub(crate) bytes: Vec<u8>,
-    _lease: Lock,
-}
-
-impl Held {
-    /// Configuration and layers, each once.
-    pub(crate) fn blobs(&self) -> Vec<Descriptor> {
-        let mut blobs = self.manifest.distinct_layers();
-        blobs.push(self.manifest.config.clone());
-        blobs
-    }
+    pub(crate) _lease: Lock,
 }
 
 impl ImageStore {
@@ -56,51 +47,69 @@ impl ImageStore {
         }
         let lease = self.cache.join(&request.waiting()).await?;
         let record = self.named(request.reference)?;
-        let reference = &record.resolved_reference;
-        let missing = |digest: &Digest| ImageError::MissingBlob {
-            reference: reference.clone(),
-            digest: digest.clone(),
-        };
-        let bytes = read_limited(&self.cache.blob(&record.manifest_digest), MANIFEST_LIMIT)
-            .ok()
-            .filter(|bytes| Digest::of(bytes) == record.manifest_digest)
-            .ok_or_else(|| missing(&record.manifest_digest))?;
-        let manifest = match manifest::decode(&bytes, None) {
-            Ok(Document::Image(manifest)) => manifest,
+        let (manifest, bytes) = self.manifest(&record.manifest_digest, &record.resolved_reference)?;
+        self.complete(request, &manifest, &record.resolved_reference, record.place()).await?;
+        Ok(Held { record, manifest, bytes, _lease: lease })
+    }
+
+    /// A manifest of the cache, and its bytes.
+    pub(crate) fn manifest(
+        &self,
+        digest: &Digest,
+        reference: &str,
+    ) -> Result<(Manifest, Vec<u8>), ImageError> {
+        let bytes = read_limited(&self.cache.blob(digest), MANIFEST_LIMIT).ok();
+        let bytes = bytes.filter(|bytes| Digest::of(bytes) == *digest).ok_or_else(|| {
+            ImageError::MissingBlob { reference: reference.to_owned(), digest: digest.clone() }
+        })?;
+        match manifest::decode(&bytes, None) {
+            Ok(Document::Image(manifest)) => Ok((manifest, bytes)),
             Ok(Document::Index(_)) => {
                 let media_type = "an index in place of an image manifest".to_owned();
-                return Err(ImageError::manifest(reference, ManifestError::NotAnImage { media_type }));
+                Err(ImageError::manifest(reference, ManifestError::NotAnImage { media_type }))
             }
-            Err(source) => return Err(ImageError::manifest(reference, source)),
-        };
-        let held = Held { record, manifest, bytes, _lease: lease };
-        let absent: Vec<Descriptor> =
-            held.blobs().into_iter().filter(|blob| !self.cache.has_blob(&blob.digest, blob.size)).collect();
-        if !absent.is_empty() {
-            self.bring_back(request, &held.record, absent).await?;
+            Err(source) => Err(ImageError::manifest(reference, source)),
         }
-        Ok(held)
+    }
+
+    /// Makes sure that every blob of an image is here; `place` is where those can be had that are not.
+    pub(crate) async fn complete(
+        &self,
+        request: &Request<'_>,
+        manifest: &Manifest,
+        reference: &str,
+        place: Option<&str>,
+    ) -> Result<(), ImageError> {
+        let absent: Vec<Descriptor> = manifest
+            .blobs()
+            .into_iter()
+            .filter(|blob| !self.cache.has_blob(&blob.digest, blob.size))
+            .collect();
+        match (absent.first(), place) {
+            (None, _) => Ok(()),
+            (Some(_), Some(place)) => self.bring_back(request, place, absent, reference).await,
+            (Some(blob), None) => {
+                let digest = blob.digest.clone();
+                Err(ImageError::MissingBlob { reference: reference.to_owned(), digest })
+            }
+        }
     }
 
     /// Fetches blobs of an image from where it came from.
     async fn bring_back(
         &self,
         request: &Request<'_>,
-        record: &ImageRecord,
+        place: &str,
         absent: Vec<Descriptor>,
+        reference: &str,
     ) -> Result<(), ImageError> {
-        let reference = &record.resolved_reference;
-        let Some(place) = record.place() else {
-            let digest = absent.into_iter().next().map_or(record.manifest_digest.clone(), |blob| blob.digest);
-            return Err(ImageError::MissingBlob { reference: reference.clone(), digest });
-        };
         let place = parse(place)?;
         let source = match &place {
             ImageReference::Registry(parsed) => {
                 Source::Registry(self.connect(request, parsed, Access::Pull).await?)
             }
             ImageReference::Local(parsed) => {
-                let (parsed, wanted) = (parsed.clone(), record.platform.clone());
+                let (parsed, wanted) = (parsed.clone(), request.options.platform.clone());
                 let scratch = self.cache.scratch();
                 let open = move |meter: &work::Meter| LocalImage::open(&parsed, &wanted, &scratch, meter);
                 Source::Local(Arc::new(work::run(request.cancel, |_| {}, open).await?))

@@ -16,7 +16,7 @@ use zstd::stream::write::Decoder as ZstdDecoder;
 
 use crate::cache::Cache;
 use crate::compression::{self, MAGIC_LEN};
-use crate::config::{self, ImportChanges};
+use crate::config::{self, ConfigChanges};
 use crate::digest::{Digest, Hasher};
 use crate::error::ImageError;
 use crate::fetch::Source;
@@ -63,7 +63,7 @@ impl ImageStore {
         &self,
         source: ImportSource,
         reference: &str,
-        changes: &ImportChanges,
+        changes: &ConfigChanges,
         progress: &dyn Progress,
         cancel: &CancellationToken,
     ) -> Result<Image, ImageError> {

@@ -16,6 +16,7 @@
 
 mod archive;
 mod cache;
+mod commit;
 mod compression;
 mod config;
 mod credentials;
@@ -42,7 +43,8 @@ mod tag;
 mod work;
 
 pub use archive::ArchiveError;
-pub use config::{ConfigError, ImageConfig, ImportChanges};
+pub use commit::{Commit, CommitOptions, Committed, Layer};
+pub use config::{ConfigChanges, ConfigError, ImageConfig};
 pub use credentials::CredentialError;
 pub use digest::{Digest, DigestError};
 pub use environment::Environment;

@@ -165,6 +165,13 @@ impl Manifest {
         self.layers.iter().filter(|layer| seen.insert(&layer.digest)).cloned().collect()
     }
 
+    /// Configuration and layers, each once.
+    pub(crate) fn blobs(&self) -> Vec<Descriptor> {
+        let mut blobs = self.distinct_layers();
+        blobs.push(self.config.clone());
+        blobs
+    }
+
     /// The same image with OCI's names for the kinds of its parts; `None` when it has them already.
     pub(crate) fn to_oci(&self) -> Option<Manifest> {
         if self.media_type == OCI_MANIFEST {

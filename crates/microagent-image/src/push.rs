@@ -57,7 +57,7 @@ impl ImageStore {
         let request = Request { reference: &full, options: &options, progress, cancel };
         let held = self.hold(&request).await?;
         let registry = self.connect(&request, &name, Access::Push).await?;
-        let blobs = held.blobs();
+        let blobs = held.manifest.blobs();
         progress.event(ImageEvent::Pushing {
             reference: full.clone(),
             blobs: blobs.len(),

@@ -14,7 +14,7 @@ use crate::cache::Cache;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
 use crate::error::ImageError;
-use crate::manifest::Platform;
+use crate::manifest::{Descriptor, Platform};
 use crate::store::Origin;
 
 /// Format of the records that this build writes.
@@ -53,6 +53,12 @@ pub(crate) struct ImageRecord {
 pub(crate) struct LayerRecord {
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+}
+
+impl LayerRecord {
+    pub(crate) fn of(layer: &Descriptor) -> LayerRecord {
+        LayerRecord { digest: layer.digest.clone(), size: layer.size }
+    }
 }
 
 /// A record that cannot be used, and why.
@@ -160,6 +166,11 @@ impl ImageRecord {
         cache.disk(&self.disk_id).metadata().is_ok_and(|m| m.is_file() && m.len() == self.disk_bytes)
     }
 
+    /// Whether its disk can be made of what is here.
+    pub(crate) fn has_layers(&self, cache: &Cache) -> bool {
+        self.layers.iter().all(|layer| cache.has_blob(&layer.digest, layer.size))
+    }
+
     /// Whether a digest names this image, directly or through its index.
     pub(crate) fn is_named_by(&self, digest: &Digest) -> bool {
         self.manifest_digest == *digest || self.index_digest.as_ref() == Some(digest)
@@ -173,6 +184,17 @@ impl ImageRecord {
 }
 
 impl Records {
+    /// An image that a digest names and whose disk can be made of what is here.
+    pub(crate) fn makeable(
+        &self,
+        cache: &Cache,
+        digest: &Digest,
+        platform: &Platform,
+    ) -> Option<&ImageRecord> {
+        let mut records = self.good.iter().map(|(_, record)| record);
+        records.find(|r| r.is_named_by(digest) && r.platform == *platform && r.has_layers(cache))
+    }
+
     /// An image that a digest names and whose disk is there.
     pub(crate) fn by_digest(
         &self,

@@ -132,6 +132,20 @@ pub fn build(
     disk::write(&tree, &digests, &spools, out, &shared)
 }
 
+/// Reads a layer as [`build`] does, alone and without keeping anything of it, and gives the bytes of its files.
+///
+/// # Errors
+///
+/// See [`RootfsError`]: whatever this takes, a build takes, as far as one layer can tell.
+pub fn check(
+    layer: &LayerFile,
+    limits: &Limits,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<u64, RootfsError> {
+    let shared = Shared::new(limits, &|_| {}, cancelled);
+    thread::scope(|scope| layer::check(scope, layer, &shared))
+}
+
 /// Unpacks all layers, as many at once as there are processors, the largest first.
 fn unpack_all(
     layers: &[LayerFile],

@@ -131,7 +131,7 @@ impl Plan {
             }
             plan.images.push(SavedImage { name, digest: entry.digest.to_string() });
             plan.files.insert(blob_name(&entry.digest), Content::Bytes(bytes));
-            for blob in image.blobs() {
+            for blob in image.manifest.blobs() {
                 plan.files.insert(blob_name(&blob.digest), Content::Blob(blob));
             }
             if !entries.contains(&entry) {

@@ -97,6 +97,8 @@ pub enum Origin {
     DockerArchive,
     /// A root file system tar.
     Import,
+    /// The changes of a workspace.
+    Commit,
 }
 
 impl Origin {
@@ -104,7 +106,7 @@ impl Origin {
     pub(crate) fn is_elsewhere(self) -> bool {
         match self {
             Origin::Registry | Origin::OciLayout | Origin::OciArchive | Origin::DockerArchive => true,
-            Origin::Cache | Origin::Import => false,
+            Origin::Cache | Origin::Import | Origin::Commit => false,
         }
     }
 }
@@ -118,6 +120,7 @@ impl fmt::Display for Origin {
             Origin::OciArchive => "oci-archive",
             Origin::DockerArchive => "docker-archive",
             Origin::Import => "import",
+            Origin::Commit => "commit",
         })
     }
 }
@@ -241,6 +244,10 @@ impl ImageStore {
             if let Some(record) = self.cached(&resolved, parsed.digest.as_ref(), request)? {
                 return Ok(Image::new(request.reference, &self.cache, record, Origin::Cache, lease));
             }
+            if let Some(record) = self.without_disk(&resolved, parsed.digest.as_ref(), request)? {
+                let record = self.make_disk(request, &resolved, record).await?;
+                return Ok(Image::new(request.reference, &self.cache, record, Origin::Cache, lease));
+            }
         }
         if options.policy == PullPolicy::Never {
             return Err(ImageError::NotCached { reference: resolved });
@@ -316,6 +323,52 @@ impl ImageStore {
             Some(found) => self.name(request.reference, resolved, found.clone()).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// The record of a reference whose disk is not here and can be made of what is: that of an image that was
+    /// committed and never used.
+    fn without_disk(
+        &self,
+        resolved: &str,
+        digest: Option<&Digest>,
+        request: &Request<'_>,
+    ) -> Result<Option<ImageRecord>, ImageError> {
+        let platform = &request.options.platform;
+        if let Some((_, found)) = ImageRecord::find(&self.cache, resolved, platform)? {
+            return Ok(Some(found).filter(|found| found.has_layers(&self.cache)));
+        }
+        let Some(digest) = digest else { return Ok(None) };
+        let records = ImageRecord::load_all(&self.cache)?;
+        Ok(records.makeable(&self.cache, digest, platform).cloned())
+    }
+
+    /// Makes the disk of an image whose layers are all here, and says so in its record.
+    async fn make_disk(
+        &self,
+        request: &Request<'_>,
+        resolved: &str,
+        record: ImageRecord,
+    ) -> Result<ImageRecord, ImageError> {
+        let (manifest, _) = self.manifest(&record.manifest_digest, resolved)?;
+        let configuration = read_limited(&self.cache.blob(&manifest.config.digest), CONFIG_LIMIT)
+            .map_err(|source| ImageError::Read { source })?;
+        let unusable = |source| ImageError::Config { reference: resolved.to_owned(), source };
+        let diff_ids = config::decode(&configuration).map_err(unusable)?.diff_ids;
+        let (expected, found) = (manifest.layers.len(), diff_ids.len());
+        if expected != found {
+            return Err(unusable(ConfigError::LayerCount { expected, found }));
+        }
+        let disk = match disk::ready(&self.cache, &disk::id(&diff_ids)) {
+            Some(disk) => disk,
+            None => {
+                let limits = &request.options.limits;
+                disk::make(&self.cache, &manifest.layers, &diff_ids, limits, resolved, &request.waiting())
+                    .await?
+            }
+        };
+        let Disk { id, bytes, content_bytes } = disk;
+        let record = ImageRecord { disk_id: id, disk_bytes: bytes, content_bytes, ..record };
+        self.name(request.reference, resolved, record)
     }
 
     /// Writes a further name for an image that is here.
@@ -478,14 +531,13 @@ fn new_record(
     config: ImageConfig,
     disk: &Disk,
 ) -> ImageRecord {
-    let layer = |layer: &manifest::Descriptor| LayerRecord { digest: layer.digest.clone(), size: layer.size };
     ImageRecord {
         format: RECORD_FORMAT,
         reference: request.reference.to_owned(),
         source: origin.is_elsewhere().then(|| resolved_reference.clone()),
         resolved_reference,
         platform: request.options.platform.clone(),
-        layers: resolution.manifest.layers.iter().map(layer).collect(),
+        layers: resolution.manifest.layers.iter().map(LayerRecord::of).collect(),
         manifest_digest: resolution.digest,
         index_digest: resolution.index.map(|(digest, _)| digest),
         config_digest: resolution.manifest.config.digest,

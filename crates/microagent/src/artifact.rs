@@ -137,13 +137,13 @@ fn file_error(action: &'static str, path: &Path, source: io::Error) -> Error {
 }
 
 /// The guest's tar stream as a reader.
-struct Stream {
+pub(crate) struct Stream {
     chunks: Receiver<Vec<u8>>,
     current: io::Cursor<Vec<u8>>,
 }
 
 impl Stream {
-    fn new(chunks: Receiver<Vec<u8>>) -> Stream {
+    pub(crate) fn new(chunks: Receiver<Vec<u8>>) -> Stream {
         Stream { chunks, current: io::Cursor::default() }
     }
 }

@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use microagent_proto::{REPLY_LIMIT, REQUEST_LIMIT, Request, read_message, write_message};
 use microagent_store::{NetworkMode, State, WorkspaceDir, WorkspaceName, WorkspaceRecord};
 use microagent_vm::control::{attach, change};
-use microagent_vm::{Answer, Ask, Launched, Outcome, Refusal, Report, Spec, SuperviseError, Work, launch};
+use microagent_vm::{
+    Answer, Ask, ExtraDisk, Launched, MachineSpec, Outcome, Refusal, Report, Spec, SuperviseError, Work,
+    launch,
+};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::sleep;
@@ -58,9 +61,30 @@ impl Engine {
         let state = record.observed_state();
         let look = match state {
             State::Running | State::Starting => None,
-            state if state.is_resting() => Some(self.look(&record, &dir, observer, cancel).await?),
+            state if state.is_resting() => {
+                Some(self.look(&record, &dir, Vec::new(), observer, cancel).await?)
+            }
             state => return Err(Error::WrongState { name: name.clone(), state, action: "reach its files" }),
         };
+        Ok(Guest { name: name.clone(), dir, look })
+    }
+
+    /// The guest of a resting workspace, booted for this with further disks and ended by [`Guest::leave`].
+    pub(crate) async fn resting_guest(
+        &self,
+        name: &WorkspaceName,
+        extra_disks: Vec<ExtraDisk>,
+        action: &'static str,
+        observer: &dyn Observer,
+        cancel: &CancellationToken,
+    ) -> Result<Guest, Error> {
+        let record = self.observe(name)?;
+        let state = record.observed_state();
+        if !state.is_resting() {
+            return Err(Error::WrongState { name: name.clone(), state, action });
+        }
+        let dir = self.existing(name)?;
+        let look = Some(self.look(&record, &dir, extra_disks, observer, cancel).await?);
         Ok(Guest { name: name.clone(), dir, look })
     }
 
@@ -78,6 +102,7 @@ impl Engine {
         &self,
         record: &WorkspaceRecord,
         dir: &WorkspaceDir,
+        extra_disks: Vec<ExtraDisk>,
         observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<Launched, Error> {
@@ -88,7 +113,8 @@ impl Engine {
         let kept = WorkspaceRecord { disposable: false, ..record.clone() };
         let work = Work::Serve { service: None, stop_signal: SIGTERM, detached: false };
         let spec = self.spec(&machinery, &Life::of(&kept, dir, &base)?, work)?;
-        let spec = Spec { timeout: Some(LOOK_TIMEOUT), ..spec };
+        let machine = MachineSpec { extra_disks, ..spec.machine };
+        let spec = Spec { timeout: Some(LOOK_TIMEOUT), machine, ..spec };
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
         let failed = |kind, message| Error::StartFailed {

@@ -31,6 +31,11 @@ pub enum Event {
         /// Its text or file name.
         label: String,
     },
+    /// The disk of a resting workspace is being compared with its image.
+    Comparing {
+        /// The workspace.
+        workspace: String,
+    },
     /// The command begins.
     Command,
     /// Something that the user should know and that is not an error.

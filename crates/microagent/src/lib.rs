@@ -19,6 +19,7 @@
 
 mod artifact;
 mod attach;
+mod commit;
 mod doctor;
 mod engine;
 mod error;
@@ -36,6 +37,7 @@ mod signal;
 mod template;
 mod workspace;
 
+pub use commit::{CommitOptions, CommitReport};
 pub use doctor::{Check, CheckStatus, DoctorReport, KernelReport};
 pub use engine::{AccelChoice, Engine, EngineOptions};
 pub use error::{Error, ErrorKind};

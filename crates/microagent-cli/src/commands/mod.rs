@@ -2,6 +2,7 @@
 
 pub(crate) mod artifact;
 pub(crate) mod change;
+pub(crate) mod commit;
 pub(crate) mod completions;
 pub(crate) mod connect;
 pub(crate) mod create;

@@ -11,6 +11,7 @@ use super::LayerFile;
 use super::error::{Damage, RootfsError, printable};
 use super::spool::{BLOCK, Spool, SpoolWriter};
 use super::stream::{Shared, Stream};
+use super::tree::Tree;
 
 /// An unpacked layer.
 pub(super) struct Unpacked {
@@ -59,15 +60,65 @@ pub(super) fn unpack<'scope, 'a: 'scope>(
 ) -> Result<Unpacked, RootfsError> {
     let stream = Stream::open(scope, layer, file, shared)?;
     let (entries, spool, stream) = read(stream, layer, scratch, shared)?;
-    let digest = stream.digest();
-    if let Some(expected) = &file.diff_id {
-        let found = format!("sha256:{}", hex(&digest));
-        if *expected != found {
-            let source = Damage::DiffId { expected: expected.clone(), found };
-            return Err(RootfsError::Damaged { layer, source });
-        }
-    }
+    let digest = verified(stream.digest(), layer, file)?;
     Ok(Unpacked { entries, spool, digest })
+}
+
+fn verified(digest: [u8; 32], layer: usize, file: &LayerFile) -> Result<[u8; 32], RootfsError> {
+    let found = format!("sha256:{}", hex(&digest));
+    match &file.diff_id {
+        Some(expected) if *expected != found => {
+            let source = Damage::DiffId { expected: expected.clone(), found };
+            Err(RootfsError::Damaged { layer, source })
+        }
+        _ => Ok(digest),
+    }
+}
+
+/// Reads one layer and merges it into nothing; gives the bytes of its files.
+pub(super) fn check<'scope, 'a: 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    file: &'scope LayerFile,
+    shared: &'scope Shared<'a>,
+) -> Result<u64, RootfsError> {
+    let stream = Stream::open(scope, 0, file, shared)?;
+    let mut archive = Reader::new(stream, shared.limits.max_path_bytes);
+    let (mut tree, mut bytes) = (Tree::new(), 0);
+    while let Some(member) = archive.next_member().map_err(in_layer(0))? {
+        shared.count_entry(0, memory(&member))?;
+        let entry = self::entry(member, |extent| {
+            if extent.size > microagent_ext4::MAX_FILE_SIZE {
+                return Err(RootfsError::Limit {
+                    layer: 0,
+                    limit: format!("a file of {} bytes", extent.size),
+                });
+            }
+            bytes += extent.size;
+            Ok(Content { size: extent.size, block: 0, segments: None })
+        })?;
+        tree.apply(0, entry)?;
+    }
+    verified(archive.finish()?.digest(), 0, file)?;
+    Ok(bytes)
+}
+
+/// A member as an entry; the caller takes care of a file's data.
+fn entry(
+    member: Member,
+    mut content: impl FnMut(Extent) -> Result<Content, RootfsError>,
+) -> Result<Entry, RootfsError> {
+    let kind = match member.kind {
+        Kind::File(extent) => EntryKind::File(content(extent)?),
+        Kind::HardLink(target) => EntryKind::HardLink(target),
+        Kind::Symlink(target) => EntryKind::Symlink(target),
+        Kind::Directory => EntryKind::Directory,
+        Kind::CharacterDevice { major, minor } => EntryKind::Special(Special::Character { major, minor }),
+        Kind::BlockDevice { major, minor } => EntryKind::Special(Special::Block { major, minor }),
+        Kind::Fifo => EntryKind::Special(Special::Fifo),
+    };
+    let microagent_tar::Meta { mode, uid, gid, mtime } = member.meta;
+    let meta = Meta { mode, uid, gid, mtime };
+    Ok(Entry { name: member.name, meta, attributes: member.attributes, kind })
 }
 
 /// Reads all entries of an uncompressed layer; returns its source, read to the end.
@@ -82,18 +133,7 @@ pub(super) fn read<S: Source<Error = RootfsError>>(
     let mut entries = Vec::new();
     while let Some(member) = archive.next_member().map_err(in_layer(layer))? {
         shared.count_entry(layer, memory(&member))?;
-        let kind = match member.kind {
-            Kind::File(extent) => EntryKind::File(store(&mut archive, &mut spool, extent, layer)?),
-            Kind::HardLink(target) => EntryKind::HardLink(target),
-            Kind::Symlink(target) => EntryKind::Symlink(target),
-            Kind::Directory => EntryKind::Directory,
-            Kind::CharacterDevice { major, minor } => EntryKind::Special(Special::Character { major, minor }),
-            Kind::BlockDevice { major, minor } => EntryKind::Special(Special::Block { major, minor }),
-            Kind::Fifo => EntryKind::Special(Special::Fifo),
-        };
-        let microagent_tar::Meta { mode, uid, gid, mtime } = member.meta;
-        let meta = Meta { mode, uid, gid, mtime };
-        entries.push(Entry { name: member.name, meta, attributes: member.attributes, kind });
+        entries.push(entry(member, |extent| store(&mut archive, &mut spool, extent, layer))?);
     }
     let source = archive.finish()?;
     Ok((entries, spool.finish()?, source))

@@ -5,7 +5,7 @@ use std::io::{Cursor, Read, Write};
 use std::path::Path;
 use std::process::Command;
 
-use microagent_image::{Digest, Image, ImageError, ImportChanges, ImportSource, Origin, PullPolicy};
+use microagent_image::{ConfigChanges, Digest, Image, ImageError, ImportSource, Origin, PullPolicy};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::layout::{Layer, Layout, tar};
@@ -232,7 +232,7 @@ async fn what_is_no_image_is_named() {
     }
 }
 
-async fn import(home: &Home, source: ImportSource, changes: &ImportChanges) -> Result<Image, ImageError> {
+async fn import(home: &Home, source: ImportSource, changes: &ConfigChanges) -> Result<Image, ImageError> {
     home.store.import(source, "my/root:v1", changes, &Events::default(), &CancellationToken::new()).await
 }
 
@@ -244,12 +244,12 @@ fn reader(bytes: &[u8]) -> ImportSource {
 async fn an_imported_tar_is_an_ordinary_image() {
     let home = Home::new();
     let files: &[(&str, &[u8])] = &[("etc/content", b"imported")];
-    let changes = ImportChanges {
+    let changes = ConfigChanges {
         cmd: Some(vec!["sh".into(), "-c".into(), "true".into()]),
         env: vec!["A=b".into()],
         user: Some("5".into()),
         working_dir: Some("/etc".into()),
-        entrypoint: None,
+        ..ConfigChanges::default()
     };
     let image = import(&home, reader(&tar(files)), &changes).await.unwrap();
     assert_eq!(image.origin, Origin::Import);
@@ -289,7 +289,7 @@ impl Read for Failing {
 #[tokio::test]
 async fn imports_of_something_else_are_refused() {
     let home = Home::new();
-    let none = ImportChanges::default();
+    let none = ConfigChanges::default();
     let whole = Layer::gzip(&[("a", &crate::support::layout::noise(3, 100_000))]).bytes;
     let truncated_plain = &tar(&[("a", &[1; 5000])])[..3000];
     for (bytes, expected) in [

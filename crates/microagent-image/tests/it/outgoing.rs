@@ -7,7 +7,7 @@ use std::process::Command;
 
 use base64::Engine as _;
 use microagent_image::{
-    Digest, Environment, ImageError, ImportChanges, ImportSource, NetworkOptions, PullPolicy, Pushed,
+    ConfigChanges, Digest, Environment, ImageError, ImportSource, NetworkOptions, PullPolicy, Pushed,
     SaveTarget, Saved,
 };
 use microagent_tests::registry::{Registry, RegistryOptions};
@@ -202,7 +202,7 @@ async fn layers_that_another_image_had_made_needless_are_fetched_for_a_save() {
     fs::remove_dir_all(home.path("packed")).unwrap();
     assert!(save(&home, &["packed:1"], &home.path("x.tar")).await.is_err());
     let tar = tar(&[("a", b"b")]);
-    let (none, events, cancel) = (ImportChanges::default(), Events::default(), CancellationToken::new());
+    let (none, events, cancel) = (ConfigChanges::default(), Events::default(), CancellationToken::new());
     let source = ImportSource::Reader(Box::new(std::io::Cursor::new(tar.clone())));
     home.store.import(source, "imported:1", &none, &events, &cancel).await.unwrap();
     fs::remove_file(blobs.join(Digest::of(&tar).hex())).unwrap();

@@ -1,6 +1,6 @@
 //! `microagent image`: the images in the cache.
 
-mod change;
+pub(super) mod change;
 mod list;
 mod push;
 mod remove;
@@ -108,7 +108,8 @@ pub(crate) struct ImportArgs {
     #[arg(value_name = "REF")]
     reference: String,
 
-    /// How to run it, as a line of a Dockerfile: CMD, ENTRYPOINT, ENV, USER or WORKDIR (repeatable)
+    /// How to run it, as a line of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or
+    /// WORKDIR (repeatable)
     #[arg(short, long, value_name = "LINE", value_parser = change::parse)]
     change: Vec<change::Change>,
 
