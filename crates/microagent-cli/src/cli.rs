@@ -9,8 +9,8 @@ use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    artifact, change, commit, completions, connect, create, delete, doctor, exec, image, kernel, list, logs,
-    man, perf, profiles, run, start, template, version,
+    artifact, change, commit, completions, connect, cp, create, delete, doctor, exec, image, kernel, list,
+    logs, man, perf, profiles, run, start, template, version,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -131,6 +131,7 @@ pub(crate) enum Command {
     Exec(exec::ExecArgs),
     #[command(visible_alias = "attach")]
     Connect(connect::ConnectArgs),
+    Cp(cp::CpArgs),
     Halt(change::HaltArgs),
     Stop(change::StopArgs),
     Kill(change::KillArgs),
@@ -343,7 +344,7 @@ fn docker_verb(name: &str) -> Option<(String, &'static str)> {
         }
         "login" | "logout" => "microagent reads the logins of `docker login` and `podman login`",
         "restart" => "microagent halt NAME, then microagent start NAME",
-        "cp" | "commit" | "network" | "volume" | "wait" | "status" | "inspect" => {
+        "network" | "volume" | "wait" | "status" | "inspect" => {
             "it is not in this version; `microagent --help` shows what is"
         }
         _ => return None,

@@ -61,6 +61,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Start(args) => commands::start::execute(context, args),
         Command::Exec(args) => return commands::exec::execute(context, args),
         Command::Connect(args) => return commands::connect::execute(context, args),
+        Command::Cp(args) => commands::cp::execute(context, args),
         Command::Halt(args) => commands::change::halt(context, args),
         Command::Stop(args) => commands::change::stop(context, args),
         Command::Kill(args) => commands::change::kill(context, args),

@@ -20,6 +20,7 @@ const COMMANDS: &[&str] = &[
     "start",
     "exec",
     "connect",
+    "cp",
     "halt",
     "stop",
     "kill",

@@ -7,16 +7,14 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use microagent_proto::{Pack, PackEvent, Request};
 use microagent_store::{Artifact, WorkspaceName};
-use tar::{Archive, EntryType};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::attach::Guest;
+use crate::copy::{Stream, unpack};
 use crate::{Engine, Error, Observer};
 
 /// How long one artifact may take.
@@ -68,54 +66,28 @@ impl Engine {
         let limit = record.resources.size_mib.saturating_mul(1024 * 1024).saturating_mul(STREAM_SLACK);
         let writer = {
             let dest = dest.clone();
-            tokio::task::spawn_blocking(move || unpack(Stream::new(received).take(limit), &dest))
+            tokio::task::spawn_blocking(move || unpack_item(Stream::new(received).take(limit), &dest))
         };
         let guest = self.guest(name, observer, cancel).await?;
-        let fetched = timeout(FETCH_TIMEOUT, self.fetch(&guest, &output.path, chunks, cancel)).await;
+        let fetched = timeout(FETCH_TIMEOUT, self.pack(&guest, &output.path, true, chunks, cancel)).await;
         let written = writer.await.map_err(|e| file_error("write", &dest, io::Error::other(e)))?;
         let fetched = fetched.unwrap_or_else(|_| Err(guest.late("it did not send the artifact in time")));
         let left = guest.leave().await;
         // The guest's reason comes first: the writer only saw its stream end.
-        fetched?;
+        fetched.map_err(|error| unreadable_artifact(error, name, &output.path))?;
         left?;
         written.map_err(|source| file_error("write", &dest, source))?.commit(&dest)?;
         Ok(dest)
     }
+}
 
-    /// Has the guest pack the path, and passes the stream on.
-    async fn fetch(
-        &self,
-        guest: &Guest,
-        path: &str,
-        chunks: SyncSender<Vec<u8>>,
-        cancel: &CancellationToken,
-    ) -> Result<(), Error> {
-        let request = Request::Pack(Pack { path: path.as_bytes().to_vec().into(), follow: true });
-        let mut talk = self.ask(guest, &request).await?;
-        let mut chunks = Some(chunks);
-        loop {
-            let event = tokio::select! {
-                event = talk.reply() => event?,
-                () = cancel.cancelled() => return Err(Error::Cancelled),
-            };
-            match event {
-                PackEvent::Data(bytes) => {
-                    // Waits in place for the writer: this process has nothing else to do meanwhile. A writer
-                    // that failed takes no more; its own error is reported.
-                    if chunks.as_ref().is_some_and(|chunks| chunks.send(bytes.into_vec()).is_err()) {
-                        chunks = None;
-                    }
-                }
-                PackEvent::End => return Ok(()),
-                PackEvent::Failed(error) => {
-                    return Err(Error::ArtifactUnreadable {
-                        workspace: guest.name().clone(),
-                        path: path.to_owned(),
-                        reason: error.message,
-                    });
-                }
-            }
+/// A guest that cannot deliver says why.
+fn unreadable_artifact(error: Error, workspace: &WorkspaceName, path: &str) -> Error {
+    match error {
+        Error::GuestRefused { message, .. } => {
+            Error::ArtifactUnreadable { workspace: workspace.clone(), path: path.to_owned(), reason: message }
         }
+        error => error,
     }
 }
 
@@ -136,32 +108,6 @@ fn file_error(action: &'static str, path: &Path, source: io::Error) -> Error {
     Error::File { action, path: path.to_owned(), source }
 }
 
-/// The guest's tar stream as a reader.
-pub(crate) struct Stream {
-    chunks: Receiver<Vec<u8>>,
-    current: io::Cursor<Vec<u8>>,
-}
-
-impl Stream {
-    pub(crate) fn new(chunks: Receiver<Vec<u8>>) -> Stream {
-        Stream { chunks, current: io::Cursor::default() }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.current.read(buffer)? {
-                0 if !buffer.is_empty() => match self.chunks.recv() {
-                    Ok(chunk) => self.current = io::Cursor::new(chunk),
-                    Err(_) => return Ok(0),
-                },
-                read => return Ok(read),
-            }
-        }
-    }
-}
-
 /// What was unpacked beside the destination; removed when dropped before it is committed.
 #[derive(Debug)]
 struct Unpacked {
@@ -176,34 +122,10 @@ impl Unpacked {
     }
 }
 
-/// Unpacks into a fresh directory beside `dest`. Only files, directories and links come out: nothing that
-/// is special on the host, no foreign owner, no set-id bit.
-fn unpack(stream: impl Read, dest: &Path) -> io::Result<Unpacked> {
+/// Unpacks into a fresh directory beside `dest`.
+fn unpack_item(stream: impl Read, dest: &Path) -> io::Result<Unpacked> {
     let parent = dest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let dir = tempfile::Builder::new().prefix(".microagent-").tempdir_in(parent)?;
-    let mut archive = Archive::new(stream);
-    archive.set_preserve_ownerships(false);
-    archive.set_unpack_xattrs(false);
-    archive.set_preserve_permissions(false);
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let kind = entry.header().entry_type();
-        let wanted = matches!(
-            kind,
-            EntryType::Regular
-                | EntryType::Continuous
-                | EntryType::Directory
-                | EntryType::Symlink
-                | EntryType::Link
-        );
-        // `unpack_in` refuses names and links that lead out of the directory.
-        if wanted && !entry.unpack_in(dir.path())? {
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            return Err(io::Error::other(format!(
-                "the guest sent `{name}`, which leads out of the destination"
-            )));
-        }
-    }
+    let dir = unpack(stream, parent)?;
     let mut items = fs::read_dir(dir.path())?;
     match (items.next().transpose()?, items.next()) {
         // A link in place of the item would have whoever reads the artifact read a file of the host.
@@ -216,6 +138,8 @@ fn unpack(stream: impl Read, dest: &Path) -> io::Result<Unpacked> {
 
 #[cfg(test)]
 mod tests {
+    use tar::EntryType;
+
     use super::*;
 
     fn tar_of(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
@@ -245,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dest = dir.path().join("report.txt");
         let tar = tar_of(&[("other-name", EntryType::Regular, "content")]);
-        unpack(&tar[..], &dest).unwrap().commit(&dest).unwrap();
+        unpack_item(&tar[..], &dest).unwrap().commit(&dest).unwrap();
         assert_eq!(fs::read_to_string(&dest).unwrap(), "content");
         assert_eq!(fs::metadata(&dest).unwrap().permissions().mode() & 0o7000, 0);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -270,7 +194,7 @@ mod tests {
             let inner = outer.path().join("inner");
             fs::create_dir(&inner).unwrap();
             let dest = inner.join("dest");
-            assert!(unpack(&tar_of(attack)[..], &dest).is_err(), "{attack:?}");
+            assert!(unpack_item(&tar_of(attack)[..], &dest).is_err(), "{attack:?}");
             assert_eq!(fs::read_dir(&inner).unwrap().count(), 0, "{attack:?}");
             assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 2, "{attack:?}");
             assert!(!Path::new("/tmp/evil").exists());
@@ -282,7 +206,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dest = dir.path().join("dest");
         let tar = tar_of(&[("file", EntryType::Regular, &"x".repeat(2000))]);
-        assert!(unpack(&tar[..1000], &dest).is_err());
+        assert!(unpack_item(&tar[..1000], &dest).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -5,11 +5,11 @@
 //! disk, and is taken as any layer from anywhere is.
 
 use std::io::{self, Read};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use microagent_image::{Committed, ConfigChanges, NetworkOptions, Pushed};
-use microagent_proto::{Diff, GuestErrorKind, PackEvent, Request};
+use microagent_proto::{Diff, Request};
 use microagent_store::WorkspaceName;
 use microagent_vm::ExtraDisk;
 use microagent_vm::machine::EXTRA_SCSI_TARGET;
@@ -17,8 +17,7 @@ use serde::Serialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::artifact::Stream;
-use crate::attach::Guest;
+use crate::copy::Stream;
 use crate::follow::Forward;
 use crate::{Engine, Error, Event, Observer};
 
@@ -87,6 +86,7 @@ impl Engine {
         let guest = self.resting_guest(name, vec![base], ACTION, observer, cancel).await?;
         observer.event(Event::Comparing { workspace: name.to_string() });
 
+        let request = Request::Diff(Diff { base_scsi_target: EXTRA_SCSI_TARGET });
         let (chunks, received) = sync_channel(QUEUE);
         let limit = record.resources.size_mib.saturating_mul(1024 * 1024).saturating_mul(STREAM_SLACK);
         let writer = {
@@ -98,7 +98,7 @@ impl Engine {
                 layer.map(|layer| (commit, layer))
             })
         };
-        let told = timeout(COMMIT_TIMEOUT, self.differences(&guest, chunks, cancel)).await;
+        let told = timeout(COMMIT_TIMEOUT, self.tar_stream(&guest, &request, chunks, cancel)).await;
         let taken = writer.await.map_err(|e| Error::File {
             action: "write",
             path: images.disk_path(&record.image.disk),
@@ -122,39 +122,5 @@ impl Engine {
             false => None,
         };
         Ok(CommitReport { workspace: name.clone(), image, pushed })
-    }
-
-    /// Has the guest compare its disk with its image's, and passes the stream on.
-    async fn differences(
-        &self,
-        guest: &Guest,
-        chunks: SyncSender<Vec<u8>>,
-        cancel: &CancellationToken,
-    ) -> Result<(), Error> {
-        let request = Request::Diff(Diff { base_scsi_target: EXTRA_SCSI_TARGET });
-        let mut talk = self.ask(guest, &request).await?;
-        loop {
-            let event = tokio::select! {
-                event = talk.reply() => event?,
-                () = cancel.cancelled() => return Err(Error::Cancelled),
-            };
-            match event {
-                PackEvent::Data(bytes) => {
-                    // Waits in place for the writer: this process has nothing else to do meanwhile. A writer that
-                    // failed takes no more, and has said why.
-                    if chunks.send(bytes.into_vec()).is_err() {
-                        return Ok(());
-                    }
-                }
-                PackEvent::End => return Ok(()),
-                PackEvent::Failed(error) => {
-                    return Err(Error::GuestRefused {
-                        workspace: guest.name().clone(),
-                        not_found: error.kind == GuestErrorKind::NotFound,
-                        message: error.message,
-                    });
-                }
-            }
-        }
     }
 }

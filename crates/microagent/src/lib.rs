@@ -20,6 +20,7 @@
 mod artifact;
 mod attach;
 mod commit;
+mod copy;
 mod doctor;
 mod engine;
 mod error;
@@ -38,6 +39,7 @@ mod template;
 mod workspace;
 
 pub use commit::{CommitOptions, CommitReport};
+pub use copy::{CopySource, CopyTarget};
 pub use doctor::{Check, CheckStatus, DoctorReport, KernelReport};
 pub use engine::{AccelChoice, Engine, EngineOptions};
 pub use error::{Error, ErrorKind};

@@ -5,6 +5,7 @@ pub(crate) mod change;
 pub(crate) mod commit;
 pub(crate) mod completions;
 pub(crate) mod connect;
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod doctor;

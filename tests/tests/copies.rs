@@ -1,0 +1,115 @@
+//! Files into and out of workspaces, running and resting, on real guests.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use microagent_tests::{Home, User};
+
+fn home() -> Home {
+    let home = Home::new(User::unprivileged());
+    let image = home.image("busybox");
+    home.microagent(["create", "web", "--network", "isolated", "--image", &image]).success();
+    home
+}
+
+#[track_caller]
+fn end(home: &Home) {
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+/// The same steps on a resting and on a running workspace.
+#[test]
+fn files_and_directories_go_both_ways_by_the_rules_of_docker() {
+    let home = home();
+    home.write("app.py", "print(1)\n");
+    fs::set_permissions(home.path().join("app.py"), fs::Permissions::from_mode(0o640)).unwrap();
+    let tree = home.make_dir("tree");
+    home.make_dir("tree/empty");
+    home.write("tree/one", "1\n");
+    fs::hard_link(tree.join("one"), tree.join("same")).unwrap();
+    symlink("one", tree.join("link")).unwrap();
+    for running in [false, true] {
+        if running {
+            home.microagent(["start", "web"]).success();
+        }
+        let cp = |from: &str, to: &str| home.microagent(["cp", from, to]);
+        cp("app.py", "web:/root/").success();
+        cp("app.py", "web:/root/renamed.py").success();
+        cp("tree", "web:/root/new").success();
+        cp("tree", "web:/root/new").success();
+        cp("tree/.", "web:/tmp").success();
+        cp("app.py", "web:/missing/").run().code(2).says("there is no directory");
+        cp("tree", "web:/root/renamed.py").run().code(2).says("is no directory");
+        cp("nothing", "web:/root/").run().code(1).says("nothing");
+        cp("web:/nothing", "out").run().code(1).says("does not exist");
+
+        cp("web:/root/renamed.py", "back.py").success();
+        assert_eq!(fs::read_to_string(home.path().join("back.py")).unwrap(), "print(1)\n");
+        assert_eq!(fs::metadata(home.path().join("back.py")).unwrap().mode() & 0o777, 0o640);
+        let back = if running { "back-running" } else { "back-resting" };
+        cp("web:/root/new", back).success();
+        let back = home.path().join(back);
+        let inode = |name: &str| fs::metadata(back.join(name)).unwrap().ino();
+        assert_eq!(inode("one"), inode("same"));
+        assert_eq!(fs::read_link(back.join("link")).unwrap().to_str(), Some("one"));
+        assert!(back.join("empty").is_dir() && back.join("tree/one").is_file());
+        let time = |path: &std::path::Path| fs::metadata(path).unwrap().mtime();
+        assert_eq!(time(&back.join("one")), time(&tree.join("one")));
+    }
+    let words = ["exec", "web", "--", "stat", "-c", "%u %a", "/root/app.py", "/tmp/one"];
+    let owner = fs::metadata(tree.join("one")).unwrap().uid();
+    let shown = home.microagent(words).success();
+    assert!(shown.text().starts_with(&format!("{owner} 640\n{owner} ")), "{}", shown.told());
+    end(&home);
+}
+
+#[test]
+fn a_tar_stream_goes_in_and_comes_out_as_it_is() {
+    let home = home();
+    home.write("app.py", "print(1)\n");
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(5);
+    header.set_mode(0o4711);
+    header.set_uid(1234);
+    header.set_gid(5678);
+    header.set_mtime(1_500_000_000);
+    tar.append_data(&mut header, "dir/file", &b"hello"[..]).unwrap();
+    let tar = tar.into_inner().unwrap();
+    home.microagent(["cp", "-", "web:/root"]).stdin(tar.clone()).success();
+    home.microagent(["cp", "-", "web:/missing"]).stdin(tar).run().code(2).says("there is no directory");
+    let out = home.microagent(["cp", "web:/root/dir/file", "-"]).success();
+    let mut archive = tar::Archive::new(&out.stdout[..]);
+    let entry = archive.entries().unwrap().next().unwrap().unwrap();
+    let header = entry.header();
+    assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (1234, 5678));
+    assert_eq!((header.mode().unwrap() & 0o7777, header.mtime().unwrap()), (0o4711, 1_500_000_000));
+    home.microagent(["cp", "app.py", "other.py"]).run().code(2).says("neither end is in a workspace");
+    home.microagent(["cp", "web:/a", "web:/b"]).run().code(2).says("both ends");
+    // What is no tar is refused by the guest, and the workspace is none the worse for it.
+    home.microagent(["cp", "-", "web:/root"]).stdin("this is not a tar stream".repeat(100)).run().code(1);
+    home.microagent(["cp", "app.py", "web:/root/"]).success();
+    end(&home);
+}
+
+#[test]
+fn nothing_of_a_guest_lands_outside_the_destination() {
+    let home = home();
+    let secret = home.write("secret", "secret");
+    let dest = home.make_dir("dest");
+    home.microagent(["start", "web"]).success();
+    let line = "mkdir /root/t && ln -s ../../secret /root/t/l && ln -s / /root/t/d && echo x > /root/t/f";
+    home.microagent(["exec", "web", "--", "sh", "-c", line]).success();
+    home.microagent(["cp", "web:/root/t", "dest/"]).success();
+    assert!(fs::symlink_metadata(dest.join("t/l")).unwrap().is_symlink());
+    // The links are files and directories now, which must not be written through what was copied before.
+    let line = "cd /root/t && rm l d && echo evil > l && mkdir d && echo evil > d/evil";
+    home.microagent(["exec", "web", "--", "sh", "-c", line]).success();
+    home.microagent(["cp", "web:/root/t", "dest/"]).failure();
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
+    assert!(!std::path::Path::new("/evil").exists());
+    end(&home);
+}
