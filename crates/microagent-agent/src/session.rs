@@ -46,7 +46,7 @@ impl Session {
             let _inside = runtime.enter();
             Reaper::start()?
         };
-        let executor = Executor { cgroups: Cgroups::new(booted.exec_cgroups)?, reaper };
+        let executor = Executor::new(Cgroups::new(booted.exec_cgroups)?, reaper);
         Ok(Session { runtime, executor, boot_us, mounted: false })
     }
 
@@ -57,6 +57,11 @@ impl Session {
         }
         configure::mount_fresh_root()?;
         self.mounted = true;
+        let _inside = self.runtime.enter();
+        if let Err(error) = self.executor.stand_by() {
+            // The first command is then made as all others are.
+            console::say_error("cannot make a process ahead of its command", &error);
+        }
         Ok(())
     }
 

@@ -2,12 +2,14 @@
 //! `execve`.
 //!
 //! The child is a copy of a process that may have had other threads, so it allocates nothing and takes no
-//! lock: everything that it needs lies in a [`Plan`], made before, and only system calls follow.
+//! lock: everything that it needs lies in a [`Plan`], made before, and only system calls follow. The exception is
+//! the child that is made before its plan is known ([`stand_by`]): it is made while there is one thread.
 
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, fchown, mkdirat, openat};
@@ -15,6 +17,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Pid, Uid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
+use serde::{Deserialize, Serialize};
 
 /// `CLONE_INTO_CGROUP`, linux/sched.h.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -22,8 +25,11 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// Length of the note by which a child tells why it could not become the program.
 pub(crate) const NOTE_LEN: usize = 8;
 
+/// Longest plan in bytes that a waiting child is given: it fits the pipe, so that writing it never waits.
+const ORDERS_LIMIT: usize = 60 * 1024;
+
 /// Everything that a child needs.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     /// Where the program may be, tried in order.
     pub(crate) candidates: Vec<CString>,
@@ -94,14 +100,66 @@ struct CloneArguments {
 
 /// Starts a process by this plan, with these streams, in this control group.
 pub(crate) fn spawn(plan: &Plan, streams: ChildStreams, cgroup: BorrowedFd<'_>) -> io::Result<Spawned> {
-    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
-        strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
-    };
-    let (argv, envp) = (pointers(&plan.arguments), pointers(&plan.environment));
-    let groups: Vec<Gid> = plan.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     let (note, child_note) = pipe_with(PipeFlags::CLOEXEC)?;
-    let child = Child { plan, argv, envp, groups, streams, note: child_note };
+    let child = Child::new(plan, &streams, &child_note);
+    match clone_into(cgroup)? {
+        Some(pid) => Ok(Spawned { pid, note }),
+        None => match prepare(&streams) {
+            Ok(()) => child.become_program(),
+            Err(errno) => fail(&child_note, Stage::Prepare, errno),
+        },
+    }
+}
 
+/// A child that waits for its plan.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    spawned: Spawned,
+    orders: OwnedFd,
+}
+
+/// Starts a process that has everything but its plan. The calling process must have one thread.
+pub(crate) fn stand_by(streams: ChildStreams, cgroup: BorrowedFd<'_>) -> io::Result<Waiting> {
+    let (note, child_note) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (child_orders, orders) = pipe_with(PipeFlags::CLOEXEC)?;
+    if let Some(pid) = clone_into(cgroup)? {
+        return Ok(Waiting { spawned: Spawned { pid, note }, orders });
+    }
+    // Our copy would keep the pipe open for ever.
+    drop(orders);
+    let prepared = prepare(&streams);
+    let mut bytes = Vec::with_capacity(ORDERS_LIMIT);
+    let read = File::from(child_orders).take(ORDERS_LIMIT as u64).read_to_end(&mut bytes);
+    if read.is_err() || bytes.is_empty() {
+        // Nobody needs us.
+        exit(0);
+    }
+    match (prepared, postcard::from_bytes::<Plan>(&bytes)) {
+        (Ok(()), Ok(plan)) => Child::new(&plan, &streams, &child_note).become_program(),
+        (Err(errno), _) => fail(&child_note, Stage::Prepare, errno),
+        (Ok(()), Err(_)) => fail(&child_note, Stage::Prepare, Errno::BADMSG),
+    }
+}
+
+impl Waiting {
+    /// Its process id.
+    pub(crate) fn pid(&self) -> Pid {
+        self.spawned.pid
+    }
+
+    /// Has it become the program of this plan. After an error it ends by itself.
+    pub(crate) fn go(self, plan: &Plan) -> io::Result<Spawned> {
+        let orders = postcard::to_stdvec(plan).map_err(io::Error::other)?;
+        if orders.len() > ORDERS_LIMIT {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        File::from(self.orders).write_all(&orders)?;
+        Ok(self.spawned)
+    }
+}
+
+/// Makes a copy of this process in a control group; gives the child's id, and in the child nothing.
+fn clone_into(cgroup: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
     let mut arguments = CloneArguments {
         flags: CLONE_INTO_CGROUP,
         exit_signal: libc::SIGCHLD as u64,
@@ -112,12 +170,66 @@ pub(crate) fn spawn(plan: &Plan, streams: ChildStreams, cgroup: BorrowedFd<'_>) 
     // so for the parent this is a plain system call.
     let made = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>()) };
     match made {
-        0 => child.become_program(),
+        0 => Ok(None),
         made if made > 0 => {
-            let pid = i32::try_from(made).ok().and_then(Pid::from_raw).expect("clone3 gives a process id");
-            Ok(Spawned { pid, note })
+            Ok(Some(i32::try_from(made).ok().and_then(Pid::from_raw).expect("clone3 gives a process id")))
         }
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A child's end without having become a program; says why. Nobody needs the note of a command that was given
+/// up.
+fn fail(note: &OwnedFd, stage: Stage, errno: Errno) -> ! {
+    let mut bytes = [0; NOTE_LEN];
+    bytes[0] = stage as u8;
+    bytes[4..].copy_from_slice(&errno.raw_os_error().to_le_bytes());
+    let _ = rustix::io::write(note, &bytes);
+    exit(127)
+}
+
+fn exit(code: i32) -> ! {
+    // SAFETY: _exit ends the process without running anything of the parent's copy.
+    unsafe { libc::_exit(code) }
+}
+
+/// Own session, standard streams, default signals, ordinary standing when memory runs out.
+fn prepare(streams: &ChildStreams) -> Result<(), Errno> {
+    rustix::process::setsid()?;
+    take_streams(streams)?;
+    // SAFETY: both calls are async-signal-safe and get valid arguments; Rust's start-up has set SIGPIPE
+    // to be ignored, which would otherwise be inherited.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let score = openat(CWD, c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(score.as_fd(), b"0")?;
+    Ok(())
+}
+
+fn take_streams(streams: &ChildStreams) -> Result<(), Errno> {
+    match streams {
+        ChildStreams::Pipes { stdin, stdout, stderr } => {
+            match stdin {
+                Some(stdin) => rustix::stdio::dup2_stdin(stdin)?,
+                None => {
+                    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+                    rustix::stdio::dup2_stdin(openat(CWD, c"/dev/null", flags, Mode::empty())?)?;
+                }
+            }
+            rustix::stdio::dup2_stdout(stdout)?;
+            rustix::stdio::dup2_stderr(stderr)
+        }
+        ChildStreams::Terminal(terminal) => {
+            rustix::process::ioctl_tiocsctty(terminal)?;
+            rustix::stdio::dup2_stdin(terminal)?;
+            rustix::stdio::dup2_stdout(terminal)?;
+            rustix::stdio::dup2_stderr(terminal)
+        }
     }
 }
 
@@ -127,25 +239,33 @@ struct Child<'a> {
     argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
     groups: Vec<Gid>,
-    streams: ChildStreams,
-    note: OwnedFd,
+    streams: &'a ChildStreams,
+    note: &'a OwnedFd,
 }
 
-impl Child<'_> {
-    /// The child's whole life.
+impl<'a> Child<'a> {
+    fn new(plan: &'a Plan, streams: &'a ChildStreams, note: &'a OwnedFd) -> Child<'a> {
+        let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+            strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        Child {
+            plan,
+            argv: pointers(&plan.arguments),
+            envp: pointers(&plan.environment),
+            groups: plan.groups.iter().map(|gid| Gid::from_raw(*gid)).collect(),
+            streams,
+            note,
+        }
+    }
+
+    /// The rest of a prepared child's life.
     fn become_program(&self) -> ! {
         let (stage, errno) = self.try_to_become_program();
-        let mut note = [0; NOTE_LEN];
-        note[0] = stage as u8;
-        note[4..].copy_from_slice(&errno.raw_os_error().to_le_bytes());
-        // The parent may have given up; then nobody needs the note.
-        let _ = rustix::io::write(&self.note, &note);
-        // SAFETY: _exit ends the process without running anything of the parent's copy.
-        unsafe { libc::_exit(127) }
+        fail(self.note, stage, errno)
     }
 
     fn try_to_become_program(&self) -> (Stage, Errno) {
-        if let Err(errno) = self.prepare() {
+        if let Err(errno) = self.own_streams() {
             return (Stage::Prepare, errno);
         }
         if let Err(errno) = self.make_working_dir() {
@@ -162,53 +282,22 @@ impl Child<'_> {
         (Stage::Execute, self.execute())
     }
 
-    /// Own session, standard streams, default signals, ordinary standing when memory runs out.
-    fn prepare(&self) -> Result<(), Errno> {
-        rustix::process::setsid()?;
-        self.take_streams()?;
-        // SAFETY: both calls are async-signal-safe and get valid arguments; Rust's start-up has set SIGPIPE
-        // to be ignored, which would otherwise be inherited.
-        unsafe {
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-            let mut none = std::mem::zeroed();
-            libc::sigemptyset(&raw mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    /// The standard streams are the user's, so that a program that is not root's can open `/dev/stdout` or its
+    /// terminal again.
+    fn own_streams(&self) -> Result<(), Errno> {
+        if self.plan.uid == 0 {
+            return Ok(());
         }
-        rustix::process::umask(Mode::from_raw_mode(0o022));
-        let score =
-            openat(CWD, c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::io::write(score.as_fd(), b"0")?;
-        Ok(())
-    }
-
-    /// Standard streams, owned by the user, so that a program that is not root's can open `/dev/stdout` or
-    /// its terminal again.
-    fn take_streams(&self) -> Result<(), Errno> {
         let uid = Some(Uid::from_raw(self.plan.uid));
-        match &self.streams {
+        match self.streams {
             ChildStreams::Pipes { stdin, stdout, stderr } => {
-                match stdin {
-                    Some(stdin) => {
-                        rustix::stdio::dup2_stdin(stdin)?;
-                        fchown(stdin, uid, None)?;
-                    }
-                    None => {
-                        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-                        rustix::stdio::dup2_stdin(openat(CWD, c"/dev/null", flags, Mode::empty())?)?;
-                    }
+                if let Some(stdin) = stdin {
+                    fchown(stdin, uid, None)?;
                 }
-                rustix::stdio::dup2_stdout(stdout)?;
-                rustix::stdio::dup2_stderr(stderr)?;
                 fchown(stdout, uid, None)?;
                 fchown(stderr, uid, None)
             }
-            ChildStreams::Terminal(terminal) => {
-                rustix::process::ioctl_tiocsctty(terminal)?;
-                rustix::stdio::dup2_stdin(terminal)?;
-                rustix::stdio::dup2_stdout(terminal)?;
-                rustix::stdio::dup2_stderr(terminal)?;
-                fchown(terminal, uid, None)
-            }
+            ChildStreams::Terminal(terminal) => fchown(terminal, uid, None),
         }
     }
 

@@ -93,7 +93,8 @@ pub(super) fn make(exec: &Exec) -> io::Result<(Streams, ChildStreams)> {
     Ok((Streams { input, output, terminal: Some(Terminal { master, _peer: Arc::new(peer) }) }, child))
 }
 
-fn pipes(with_stdin: bool) -> io::Result<(Streams, ChildStreams)> {
+/// Pipes, for standard input only if there is any.
+pub(super) fn pipes(with_stdin: bool) -> io::Result<(Streams, ChildStreams)> {
     let (child_stdin, input) = if with_stdin {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         (Some(read), Some(End::new(write)?))
