@@ -61,8 +61,8 @@ impl Phases {
 pub(super) fn boot(moments: &Moments, timeline: &Timeline, start: &StartMode) -> Phases {
     let mut phases = Phases(Vec::new());
     phases.push("cli", millis(moments.booting));
-    // The supervisor's clock begins when its program does; both ends know when the command was begun.
-    phases.push("supervisor", millis(moments.command - moments.booting) - ms(timeline.command_us));
+    let origin = origin(moments, timeline);
+    phases.push("supervisor", origin - millis(moments.booting));
     phases.push("spawn", ms(timeline.spawned_us));
     push_coming_up(&mut phases, timeline, start);
     phases.push("configure", ms(timeline.configured_us) - ms(timeline.ready_us));
@@ -71,20 +71,26 @@ pub(super) fn boot(moments: &Moments, timeline: &Timeline, start: &StartMode) ->
         phases.push_part("network", timeline.guest_network_us);
     }
     phases.push("exec", ms(timeline.exited_us) - ms(timeline.configured_us));
-    let exited = millis(moments.command) + ms(timeline.exited_us) - ms(timeline.command_us);
-    phases.push("teardown", millis(moments.end) - exited);
+    phases.push("teardown", millis(moments.end) - origin - ms(timeline.exited_us));
     phases
 }
 
 /// What happens until the guest can run a command, and the command.
 pub(super) fn ready(moments: &Moments, timeline: &Timeline) -> Phases {
-    let answered = millis(moments.command) - ms(timeline.command_us) + ms(timeline.ready_us);
+    let answered = origin(moments, timeline) + ms(timeline.ready_us);
     let mut phases = Phases(Vec::new());
     phases.push("workspace_prepare", millis(moments.booting));
     phases.push("lifecycle", answered - millis(moments.booting));
-    phases.push("runtime_ready", millis(moments.command) - answered);
+    phases.push("runtime_ready", ms(timeline.command_us) - ms(timeline.ready_us));
     phases.push("probe", ms(timeline.exited_us) - ms(timeline.command_us));
     phases
+}
+
+/// When the supervisor's clock began, on the caller's: it begins when the supervisor's program does. Both know when
+/// the command was begun and when it all ended, the caller a little later each time, so the earlier one is right.
+fn origin(moments: &Moments, timeline: &Timeline) -> f64 {
+    let by_command = millis(moments.command) - ms(timeline.command_us);
+    by_command.min(millis(moments.end) - ms(timeline.gone_us))
 }
 
 /// From the spawn of QEMU to the agent's answer.
@@ -159,6 +165,13 @@ mod tests {
         let cold = boot(&MOMENTS, &TIMELINE, &StartMode::Cold { reason: String::new() });
         assert_eq!(names(&cold)[3..5], [("qemu", 20.0), ("kernel_and_agent", 30.0)]);
         assert!((cold.total() - 140.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn news_that_came_late_change_no_sum() {
+        let moments = Moments { command: Duration::from_millis(139), ..MOMENTS };
+        let late = boot(&moments, &TIMELINE, &StartMode::Warm { mounted: true });
+        assert!((late.total() - 140.0).abs() < 1e-6, "{late:?}");
     }
 
     #[test]
