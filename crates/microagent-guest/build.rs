@@ -74,7 +74,7 @@ fn build_agent(root: &Path, out: &Path) -> PathBuf {
         watched(root.join(part));
     }
     // The agent and what of this workspace it is made of.
-    for name in ["microagent-agent", "microagent-proto", "microagent-tar"] {
+    for name in ["microagent-agent", "microagent-proto", "microagent-tar", "microagent-tree"] {
         for part in ["src", "Cargo.toml"] {
             watched(root.join("crates").join(name).join(part));
         }

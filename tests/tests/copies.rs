@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use microagent_tests::{Home, User};
+use rustix::fs::{XattrFlags, getxattr, setxattr};
 
 fn home() -> Home {
     let home = Home::new(User::unprivileged());
@@ -31,6 +32,9 @@ fn files_and_directories_go_both_ways_by_the_rules_of_docker() {
     home.write("tree/one", "1\n");
     fs::hard_link(tree.join("one"), tree.join("same")).unwrap();
     symlink("one", tree.join("link")).unwrap();
+    // Looks like records of a tar stream to whoever splits them at newlines.
+    let lines = b"a\n18 path=elsewhere\n=\0";
+    setxattr(tree.join("one"), "user.lines", lines, XattrFlags::empty()).unwrap();
     for running in [false, true] {
         if running {
             home.microagent(["start", "web"]).success();
@@ -56,6 +60,9 @@ fn files_and_directories_go_both_ways_by_the_rules_of_docker() {
         assert_eq!(inode("one"), inode("same"));
         assert_eq!(fs::read_link(back.join("link")).unwrap().to_str(), Some("one"));
         assert!(back.join("empty").is_dir() && back.join("tree/one").is_file());
+        let mut found = [0; 64];
+        let len = getxattr(back.join("one"), "user.lines", &mut found).unwrap();
+        assert_eq!(&found[..len], lines);
         let time = |path: &std::path::Path| fs::metadata(path).unwrap().mtime();
         assert_eq!(time(&back.join("one")), time(&tree.join("one")));
     }

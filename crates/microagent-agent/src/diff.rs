@@ -20,6 +20,8 @@ use std::path::PathBuf;
 use microagent_proto::{Diff, FrameError, GuestError, GuestErrorKind, Stream};
 use microagent_tar::write::header;
 use microagent_tar::{Entry, Kind, Meta};
+use microagent_tree::pack::{attributes, by_number, read_error};
+use microagent_tree::{PackError, Pieces, Walker};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -29,7 +31,7 @@ use rustix::mount::{
 
 use crate::console;
 use crate::disk::{self, DiskError};
-use crate::pack::{self, PackError, Pieces, Walker, attributes, by_number, read_error};
+use crate::pack;
 
 /// What the host takes for "this name is gone", before the name.
 const WHITEOUT: &[u8] = b".wh.";
@@ -63,7 +65,7 @@ enum DiffError {
 impl From<DiffError> for GuestError {
     fn from(error: DiffError) -> GuestError {
         let kind = match error {
-            DiffError::Pack(error) => return error.into(),
+            DiffError::Pack(error) => return pack::guest_error(error),
             DiffError::Find(_) | DiffError::Mount { .. } | DiffError::Root(_) => GuestErrorKind::Disk,
             DiffError::Whiteout { .. } => GuestErrorKind::Invalid,
         };

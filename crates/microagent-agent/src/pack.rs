@@ -1,25 +1,11 @@
-//! Packs a file or a directory for the host, as a tar stream of bounded pieces.
-//!
-//! Walks by open directories, never by long paths, and follows no link below its start. Kernel file
-//! systems below the start appear as empty directories, sockets not at all (a socket is no file).
-
-use std::collections::BTreeMap;
-use std::ffi::{CStr, CString};
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+//! Packs a file or a directory for the host.
 
 use microagent_proto::{
     Chunk, FrameError, GuestError, GuestErrorKind, OUTPUT_CHUNK_LIMIT, Pack, PackEvent, REPLY_LIMIT, Stream,
     write_message,
 };
-use microagent_tar::write::{header, padding};
-use microagent_tar::{Attribute, BLOCK, Entry, Kind, Meta};
-use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, fstatfs, getxattr, lgetxattr, listxattr,
-    llistxattr, major, minor, openat, readlinkat, statat,
-};
-use rustix::io::Errno;
+use microagent_tree::pack::{PIECE_LIMIT, base_name};
+use microagent_tree::{PackError, Pieces};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
@@ -29,52 +15,20 @@ use crate::inspect::{absolute, kind_of};
 /// Pieces between the walker and the host.
 const PIECES_IN_FLIGHT: usize = 4;
 
-/// Longest list of attribute names, and longest value, that the kernel knows (`XATTR_LIST_MAX`,
-/// `XATTR_SIZE_MAX`).
-const ATTRIBUTE_LIMIT: usize = 65_536;
-
-/// Magic numbers of file systems that hold no files of anybody's (linux/magic.h): proc, sysfs, cgroup2,
-/// devpts, mqueue, debugfs, tracefs, securityfs, bpf, configfs, binfmt_misc.
-const KERNEL_FILE_SYSTEMS: [u32; 11] = [
-    0x9fa0,
-    0x6265_6572,
-    0x6367_7270,
-    0x1cd1,
-    0x1980_0202,
-    0x6462_6720,
-    0x7472_6163,
-    0x7363_6673,
-    0xcafe_4a11,
-    0x6265_6570,
-    0x4249_4e4d,
-];
-
-/// Why packing stopped.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PackError {
-    #[error("`{path}` is not an absolute path")]
-    NotAbsolute { path: String },
-    #[error("cannot read `{path}`")]
-    Read { path: String, source: io::Error },
-    /// The host no longer listens.
-    #[error("nobody takes the pieces")]
-    Unwanted,
-}
-
-impl From<PackError> for GuestError {
-    fn from(error: PackError) -> GuestError {
-        let kind = match &error {
-            PackError::Read { source, .. } => kind_of(source),
-            PackError::NotAbsolute { .. } => GuestErrorKind::Invalid,
-            PackError::Unwanted => GuestErrorKind::Other,
-        };
-        GuestError { kind, message: console::chain(&error) }
-    }
-}
+// A piece is one message.
+const _: () = assert!(PIECE_LIMIT <= OUTPUT_CHUNK_LIMIT);
 
 /// Packs for the host, speaking on this stream.
 pub(crate) async fn serve(stream: Stream, pack: Pack) -> Result<(), FrameError> {
-    send(stream, move |pieces| walk(&pack, pieces)).await
+    send(stream, move |pieces| {
+        let path = pack.path.as_slice();
+        let start = absolute(path).ok_or_else(|| GuestError {
+            kind: GuestErrorKind::Invalid,
+            message: format!("`{}` is not an absolute path", String::from_utf8_lossy(path)),
+        })?;
+        microagent_tree::pack(&start, base_name(path), pack.follow, pieces).map_err(guest_error)
+    })
+    .await
 }
 
 /// Sends what a walker writes, and how it ended.
@@ -84,7 +38,9 @@ pub(crate) async fn send<E: Into<GuestError> + Send + 'static>(
 ) -> Result<(), FrameError> {
     let (pieces, mut taken) = mpsc::channel(PIECES_IN_FLIGHT);
     // Disks block, so this has a thread of its own, which ends when nobody takes its pieces.
-    let walker = tokio::task::spawn_blocking(move || walk(Pieces::new(pieces)));
+    let walker = tokio::task::spawn_blocking(move || {
+        walk(Pieces::new(move |piece| pieces.blocking_send(piece).is_ok()))
+    });
     while let Some(piece) = taken.recv().await {
         write_message(&mut stream, &PackEvent::Data(Chunk::from(piece)), REPLY_LIMIT).await?;
     }
@@ -100,484 +56,25 @@ pub(crate) async fn send<E: Into<GuestError> + Send + 'static>(
     stream.shutdown().await.map_err(FrameError::Transport)
 }
 
-/// Cuts the stream into pieces and sends them on.
-#[derive(Debug)]
-pub(crate) struct Pieces {
-    buffer: Vec<u8>,
-    sender: mpsc::Sender<Vec<u8>>,
-}
-
-impl Pieces {
-    fn new(sender: mpsc::Sender<Vec<u8>>) -> Pieces {
-        Pieces { buffer: Vec::with_capacity(OUTPUT_CHUNK_LIMIT), sender }
-    }
-
-    fn write(&mut self, mut bytes: &[u8]) -> Result<(), PackError> {
-        while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(OUTPUT_CHUNK_LIMIT - self.buffer.len()));
-            self.buffer.extend_from_slice(now);
-            bytes = later;
-            if self.buffer.len() == OUTPUT_CHUNK_LIMIT {
-                self.flush()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn zeros(&mut self, mut count: u64) -> Result<(), PackError> {
-        const ZEROS: [u8; 4096] = [0; 4096];
-        while count > 0 {
-            let now = usize::try_from(count).unwrap_or(usize::MAX).min(ZEROS.len());
-            self.write(&ZEROS[..now])?;
-            count -= now as u64;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), PackError> {
-        let piece = std::mem::replace(&mut self.buffer, Vec::with_capacity(OUTPUT_CHUNK_LIMIT));
-        self.sender.blocking_send(piece).map_err(|_| PackError::Unwanted)
-    }
-}
-
-/// Packs everything from a path on.
-fn walk(pack: &Pack, pieces: Pieces) -> Result<(), PackError> {
-    let path = pack.path.as_slice();
-    let start = absolute(path)
-        .ok_or_else(|| PackError::NotAbsolute { path: String::from_utf8_lossy(path).into_owned() })?;
-    let follow = if pack.follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
-    let mut walker = Walker::new(pieces);
-    let failed = |errno: Errno| PackError::Read {
-        path: String::from_utf8_lossy(path).into_owned(),
-        source: errno.into(),
+/// What an error means for the host.
+pub(crate) fn guest_error(error: PackError) -> GuestError {
+    let kind = match &error {
+        PackError::Read { source, .. } => kind_of(source),
+        PackError::Unwanted => GuestErrorKind::Other,
     };
-    let stat = statat(CWD, &start, follow).map_err(failed)?;
-    let name = base_name(path).to_vec();
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        let dir = openat(CWD, &start, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(failed)?;
-        walker.directory_tree(dir, name)?;
-    } else {
-        walker.leaf(CWD, &start, &stat, name, follow)?;
-    }
-    walker.finish()
-}
-
-/// The last part of a path; `.` for the root and for what ends in dots.
-fn base_name(path: &[u8]) -> &[u8] {
-    match path.split(|byte| *byte == b'/').rfind(|part| !part.is_empty()) {
-        None | Some(b"." | b"..") => b".",
-        Some(name) => name,
-    }
-}
-
-/// A directory on the way.
-struct Level {
-    dir: OwnedFd,
-    path: Vec<u8>,
-    device: u64,
-    /// Names that are still to come, last first.
-    names: Vec<CString>,
-}
-
-/// Writes entries of a tar stream.
-pub(crate) struct Walker {
-    pieces: Pieces,
-    /// The kernel's `/dev`, whose magic number is that of any tmpfs.
-    device_nodes: u64,
-    /// First path of each file that has several.
-    seen: BTreeMap<(u64, u64), Vec<u8>>,
-    buffer: Vec<u8>,
-}
-
-impl Walker {
-    pub(crate) fn new(pieces: Pieces) -> Walker {
-        let device_nodes = statat(CWD, c"/dev", AtFlags::empty()).map_or(0, |stat| stat.st_dev);
-        Walker { pieces, device_nodes, seen: BTreeMap::new(), buffer: vec![0; OUTPUT_CHUNK_LIMIT] }
-    }
-
-    /// Ends the stream.
-    pub(crate) fn finish(mut self) -> Result<(), PackError> {
-        self.pieces.zeros(2 * BLOCK as u64)?;
-        self.pieces.flush()
-    }
-
-    /// Writes an entry that was made elsewhere.
-    pub(crate) fn write(&mut self, blocks: &[u8]) -> Result<(), PackError> {
-        self.pieces.write(blocks)
-    }
-
-    fn directory_tree(&mut self, dir: OwnedFd, path: Vec<u8>) -> Result<(), PackError> {
-        let mut levels = vec![self.enter(dir, path, None)?];
-        while let Some(level) = levels.last_mut() {
-            let Some(name) = level.names.pop() else {
-                levels.pop();
-                continue;
-            };
-            let path = [level.path.as_slice(), b"/", name.to_bytes()].concat();
-            let failed = |errno| read_error(&path, errno);
-            let stat = match statat(&level.dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                // Removed since the directory was read.
-                Err(Errno::NOENT) => continue,
-                Err(errno) => return Err(failed(errno)),
-            };
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                match openat(&level.dir, &name, flags, Mode::empty()) {
-                    Ok(dir) => {
-                        let outer = Some(level.device);
-                        let inner = self.enter(dir, path, outer)?;
-                        levels.push(inner);
-                    }
-                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                    Err(errno) => return Err(failed(errno)),
-                }
-            } else {
-                let dir = level.dir.as_fd();
-                self.leaf(dir, &name, &stat, path, AtFlags::SYMLINK_NOFOLLOW)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes a directory's header and reads its names, in order.
-    fn enter(&mut self, dir: OwnedFd, path: Vec<u8>, outer: Option<u64>) -> Result<Level, PackError> {
-        let failed = |errno| read_error(&path, errno);
-        let stat = self.directory_header(&dir, &path)?;
-        let mut names = Vec::new();
-        let crosses = outer.is_some_and(|outer| outer != stat.st_dev);
-        if !(crosses && (stat.st_dev == self.device_nodes || is_kernel_file_system(&dir))) {
-            for found in Dir::read_from(&dir).map_err(failed)? {
-                let name = found.map_err(failed)?.file_name().to_owned();
-                if !matches!(name.to_bytes(), b"." | b"..") {
-                    names.push(name);
-                }
-            }
-        }
-        names.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(Level { dir, path, device: stat.st_dev, names })
-    }
-
-    /// Writes a directory's header; gives what it is made of.
-    pub(crate) fn directory_header(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<Stat, PackError> {
-        let stat = fstat(dir).map_err(|errno| read_error(path, errno))?;
-        let attributes = attributes(&by_number(dir.as_fd()), AtFlags::empty());
-        let path = [path, b"/"].concat();
-        self.pieces.write(&header(&entry(path, Kind::Directory, &stat, attributes)))?;
-        Ok(stat)
-    }
-
-    /// Writes anything but a directory.
-    pub(crate) fn leaf(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        name: &CStr,
-        stat: &Stat,
-        path: Vec<u8>,
-        follow: AtFlags,
-    ) -> Result<(), PackError> {
-        let inode = (stat.st_dev, stat.st_ino);
-        if stat.st_nlink > 1 {
-            if let Some(first) = self.seen.get(&inode) {
-                let kind = Kind::HardLink(first.clone());
-                return self.pieces.write(&header(&entry(path, kind, stat, Vec::new())));
-            }
-            self.seen.insert(inode, path.clone());
-        }
-        let device = || (major(stat.st_rdev), minor(stat.st_rdev));
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => return self.file(dir, name, path, follow),
-            FileType::Symlink => match readlinkat(dir, name, Vec::new()) {
-                Ok(target) => Kind::Symlink(target.into_bytes()),
-                Err(Errno::NOENT | Errno::INVAL) => return Ok(()),
-                Err(errno) => return Err(read_error(&path, errno)),
-            },
-            FileType::CharacterDevice => {
-                let (major, minor) = device();
-                Kind::CharacterDevice { major, minor }
-            }
-            FileType::BlockDevice => {
-                let (major, minor) = device();
-                Kind::BlockDevice { major, minor }
-            }
-            FileType::Fifo => Kind::Fifo,
-            _ => return Ok(()),
-        };
-        let attributes = attributes(&at(dir, name), follow);
-        self.pieces.write(&header(&entry(path, kind, stat, attributes)))
-    }
-
-    /// Writes a file with its content: as long as it was when it was opened, whatever happens to it.
-    fn file(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        name: &CStr,
-        path: Vec<u8>,
-        follow: AtFlags,
-    ) -> Result<(), PackError> {
-        let no_follow =
-            if follow.contains(AtFlags::SYMLINK_NOFOLLOW) { OFlags::NOFOLLOW } else { OFlags::empty() };
-        // Not to hang on a FIFO that has taken the file's place.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY | no_follow;
-        let failed = |errno| read_error(&path, errno);
-        let file = match openat(dir, name, flags, Mode::empty()) {
-            Ok(file) => file,
-            Err(Errno::NOENT | Errno::LOOP) => return Ok(()),
-            Err(errno) => return Err(failed(errno)),
-        };
-        let stat = fstat(&file).map_err(failed)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Ok(());
-        }
-        let len = u64::try_from(stat.st_size).unwrap_or(0);
-        let attributes = attributes(&by_number(file.as_fd()), AtFlags::empty());
-        self.pieces.write(&header(&entry(path.clone(), Kind::File(len), &stat, attributes)))?;
-        let mut file = File::from(file).take(len);
-        loop {
-            let count = match file.read(&mut self.buffer) {
-                Ok(0) => break,
-                Ok(count) => count,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(source) => {
-                    let path = String::from_utf8_lossy(&path).into_owned();
-                    return Err(PackError::Read { path, source });
-                }
-            };
-            self.pieces.write(&self.buffer[..count])?;
-        }
-        self.pieces.zeros(file.limit() + padding(len) as u64)
-    }
-}
-
-pub(crate) fn read_error(path: &[u8], errno: Errno) -> PackError {
-    PackError::Read { path: String::from_utf8_lossy(path).into_owned(), source: errno.into() }
-}
-
-fn entry(name: Vec<u8>, kind: Kind<u64>, stat: &Stat, attributes: Vec<Attribute>) -> Entry<u64> {
-    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
-    let mode = u16::try_from(stat.st_mode & 0o7777).expect("masked to twelve bits");
-    let meta = Meta { mode, uid: stat.st_uid, gid: stat.st_gid, mtime: (stat.st_mtime, nanoseconds) };
-    Entry { name, kind, meta, attributes }
-}
-
-fn is_kernel_file_system(dir: &OwnedFd) -> bool {
-    fstatfs(dir).is_ok_and(|found| {
-        u32::try_from(found.f_type).is_ok_and(|magic| KERNEL_FILE_SYSTEMS.contains(&magic))
-    })
-}
-
-/// A path to what an open descriptor stands for, to be followed.
-pub(crate) fn by_number(fd: BorrowedFd<'_>) -> CString {
-    CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("a number has no NUL")
-}
-
-/// A path to a name in an open directory.
-fn at(dir: BorrowedFd<'_>, name: &CStr) -> CString {
-    if dir.as_raw_fd() == CWD.as_raw_fd() {
-        return name.to_owned();
-    }
-    let path = [by_number(dir).as_bytes(), b"/", name.to_bytes()].concat();
-    CString::new(path).expect("parts without NUL")
-}
-
-/// Extended attributes of what stands at a path: names and values. A file that is gone or a file system
-/// without attributes has none.
-pub(crate) fn attributes(path: &CStr, follow: AtFlags) -> Vec<Attribute> {
-    let follow = !follow.contains(AtFlags::SYMLINK_NOFOLLOW);
-    let list = |buffer: &mut [u8]| if follow { listxattr(path, buffer) } else { llistxattr(path, buffer) };
-    // Nearly all files have none, and those that have any have few.
-    let mut names = vec![0; 256];
-    let len = match list(&mut names) {
-        Err(Errno::RANGE) => {
-            names.resize(ATTRIBUTE_LIMIT, 0);
-            list(&mut names)
-        }
-        found => found,
-    };
-    names.truncate(len.unwrap_or(0));
-    if names.is_empty() {
-        return Vec::new();
-    }
-    let mut value = vec![0; ATTRIBUTE_LIMIT];
-    let names =
-        names.split_inclusive(|byte| *byte == 0).filter_map(|name| CStr::from_bytes_with_nul(name).ok());
-    names
-        .filter_map(|name| {
-            let get =
-                if follow { getxattr(path, name, &mut value) } else { lgetxattr(path, name, &mut value) };
-            Some((name.to_bytes().to_vec(), value[..get.ok()?].to_vec()))
-        })
-        .collect()
+    GuestError { kind, message: console::chain(&error) }
 }
 
 /// What a walker writes, in one piece.
 #[cfg(test)]
-pub(crate) fn collect<E: Send + 'static>(
-    walk: impl FnOnce(Pieces) -> Result<(), E> + Send + 'static,
-) -> Result<Vec<u8>, E> {
-    let (sender, mut receiver) = mpsc::channel(PIECES_IN_FLIGHT);
-    let walker = std::thread::spawn(move || walk(Pieces::new(sender)));
-    let mut tar = Vec::new();
-    while let Some(piece) = receiver.blocking_recv() {
-        assert!(piece.len() <= OUTPUT_CHUNK_LIMIT);
-        tar.extend_from_slice(&piece);
-    }
-    walker.join().expect("the walker does not panic").map(|()| tar)
-}
+pub(crate) fn collect<E>(walk: impl FnOnce(Pieces) -> Result<(), E>) -> Result<Vec<u8>, E> {
+    use std::sync::{Arc, Mutex};
 
-#[cfg(test)]
-pub(crate) mod tests {
-    use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-    use std::path::Path;
-    use std::process::Command;
-
-    use super::*;
-
-    pub(crate) fn pack_all(path: &Path) -> Vec<u8> {
-        pack(path).unwrap()
-    }
-
-    fn pack(path: &Path) -> Result<Vec<u8>, PackError> {
-        pack_following(path, true)
-    }
-
-    fn pack_following(path: &Path, follow: bool) -> Result<Vec<u8>, PackError> {
-        let pack = Pack { path: path.as_os_str().as_encoded_bytes().to_vec().into(), follow };
-        collect(move |pieces| walk(&pack, pieces))
-    }
-
-    /// What `find` and `getfattr` would say of a tree.
-    pub(crate) fn describe(root: &Path) -> Vec<String> {
-        let mut lines = Vec::new();
-        let mut todo = vec![root.to_owned()];
-        while let Some(path) = todo.pop() {
-            let found = fs::symlink_metadata(&path).unwrap();
-            let link = fs::read_link(&path).map(|target| target.display().to_string()).unwrap_or_default();
-            let content = if found.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
-            let path_c = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
-            let len = if found.is_dir() { 0 } else { found.len() };
-            let relative = path.strip_prefix(root.parent().unwrap()).unwrap();
-            let (mode, links, rdev) = (found.mode(), found.nlink(), found.rdev());
-            let (uid, gid, mtime) = (found.uid(), found.gid(), (found.mtime(), found.mtime_nsec()));
-            let attributes = attributes(&path_c, AtFlags::SYMLINK_NOFOLLOW);
-            lines.push(format!(
-                "{relative:?} {mode:o} {links} {rdev} {uid} {gid} {len} {mtime:?} {link} {content:?} {attributes:?}"
-            ));
-            if found.is_dir() {
-                todo.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-            }
-        }
-        lines.sort();
-        lines
-    }
-
-    pub(crate) fn run(program: &str, arguments: &[&std::ffi::OsStr]) {
-        assert!(Command::new(program).args(arguments).status().unwrap().success(), "{program} {arguments:?}");
-    }
-
-    pub(crate) fn make_tree(root: &Path) {
-        fs::create_dir(root).unwrap();
-        fs::write(root.join("plain"), b"content").unwrap();
-        fs::write(root.join("empty"), b"").unwrap();
-        fs::write(root.join("block"), [7; 512]).unwrap();
-        fs::write(root.join("large"), vec![3; 200_000]).unwrap();
-        fs::set_permissions(root.join("plain"), fs::Permissions::from_mode(0o4750)).unwrap();
-        fs::hard_link(root.join("plain"), root.join("zz-other-name")).unwrap();
-        symlink("plain", root.join("link")).unwrap();
-        symlink("x".repeat(300), root.join("long-link")).unwrap();
-        let deep = root.join("d".repeat(120)).join("e".repeat(200));
-        fs::create_dir_all(&deep).unwrap();
-        fs::write(deep.join("f".repeat(250)), b"deep").unwrap();
-        let odd: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"not utf-8 \xff\n");
-        fs::write(root.join(odd), b"odd").unwrap();
-        run("mkfifo", &[root.join("fifo").as_os_str()]);
-        rustix::fs::setxattr(root.join("plain"), "user.note", b"a\0=\nb", rustix::fs::XattrFlags::empty())
-            .unwrap();
-        rustix::fs::setxattr(root, "user.dir", b"", rustix::fs::XattrFlags::empty()).unwrap();
-        run("touch", &["-d".as_ref(), "1960-05-04 03:02:01.25".as_ref(), root.join("empty").as_os_str()]);
-        run("touch", &["-d".as_ref(), "2300-01-01".as_ref(), root.join("block").as_os_str()]);
-        if rustix::process::getuid().is_root() {
-            run("mknod", &[root.join("null").as_os_str(), "c".as_ref(), "1".as_ref(), "3".as_ref()]);
-            std::os::unix::fs::lchown(root.join("large"), Some(3_000_000_000), Some(70_000)).unwrap();
-        }
-        let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
-    }
-
-    #[test]
-    fn gnu_tar_unpacks_the_same_tree() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("tree");
-        make_tree(&root);
-        let tar = pack(&root).unwrap();
-        fs::write(dir.path().join("tree.tar"), &tar).unwrap();
-        let to = dir.path().join("unpacked");
-        fs::create_dir(&to).unwrap();
-        let archive = dir.path().join("tree.tar");
-        run(
-            "tar",
-            &[
-                "--xattrs".as_ref(),
-                "--xattrs-include=*".as_ref(),
-                "-xpf".as_ref(),
-                archive.as_os_str(),
-                "-C".as_ref(),
-                to.as_os_str(),
-            ],
-        );
-        // Sockets are not packed.
-        fs::remove_file(root.join("socket")).unwrap();
-        let (mut wanted, mut got) = (describe(&root), describe(&to.join("tree")));
-        // Its own time changed when the socket went.
-        for lines in [&mut wanted, &mut got] {
-            lines.retain(|line| !line.starts_with("\"tree\" "));
-        }
-        pretty_assert(&wanted, &got);
-        assert_eq!(pack(&root).unwrap(), pack(&root).unwrap());
-    }
-
-    pub(crate) fn pretty_assert(wanted: &[String], got: &[String]) {
-        for (wanted, got) in wanted.iter().zip(got) {
-            assert_eq!(wanted, got);
-        }
-        assert_eq!(wanted.len(), got.len());
-    }
-
-    #[test]
-    fn a_single_file_has_its_base_name_and_links_to_it_are_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("report.txt"), b"text").unwrap();
-        symlink("report.txt", dir.path().join("latest")).unwrap();
-        for name in ["report.txt", "latest"] {
-            let tar = pack(&dir.path().join(name)).unwrap();
-            let mut archive = tar::Archive::new(&tar[..]);
-            let mut entries = archive.entries().unwrap();
-            let mut entry = entries.next().unwrap().unwrap();
-            assert_eq!(entry.path_bytes().as_ref(), name.as_bytes());
-            let mut content = Vec::new();
-            entry.read_to_end(&mut content).unwrap();
-            assert_eq!(content, b"text");
-            assert!(entries.next().is_none());
-            assert_eq!(tar.len() % BLOCK, 0);
-        }
-        let tar = pack_following(&dir.path().join("latest"), false).unwrap();
-        let mut archive = tar::Archive::new(&tar[..]);
-        let entry = archive.entries().unwrap().next().unwrap().unwrap();
-        assert_eq!(entry.link_name_bytes().unwrap().as_ref(), b"report.txt");
-    }
-
-    #[test]
-    fn what_is_missing_or_relative_is_refused() {
-        let kind = |path: &str| GuestError::from(pack(Path::new(path)).unwrap_err()).kind;
-        assert_eq!(kind("/nonexistent/file"), GuestErrorKind::NotFound);
-        assert_eq!(kind("relative"), GuestErrorKind::Invalid);
-    }
-
-    #[test]
-    fn base_names() {
-        for (path, wanted) in [("/", "."), ("/a/b", "b"), ("/a/b/", "b"), ("/a/..", "."), ("//a", "a")] {
-            assert_eq!(base_name(path.as_bytes()), wanted.as_bytes());
-        }
-    }
+    let tar = Arc::new(Mutex::new(Vec::new()));
+    let taken = Arc::clone(&tar);
+    walk(Pieces::new(move |piece| {
+        taken.lock().expect("no holder of the lock panics").extend(piece);
+        true
+    }))?;
+    Ok(std::mem::take(&mut *tar.lock().expect("no holder of the lock panics")))
 }

@@ -2,9 +2,14 @@
 //!
 //! Reads forward only, and holds no more than one member's headers. Never looks at the file system.
 
+use std::io;
+
 use crate::header::{self, GnuSparse, Header, Parsed, Unit};
 use crate::pax::{self, Overrides};
 use crate::{BLOCK as UNIT, Entry, Kind, Meta};
+
+/// Bytes that are read at once.
+const READ_LEN: usize = 64 * 1024;
 
 /// Longest extended header, long name or sparse map that is read, in bytes; that of Go's `archive/tar`.
 const MAX_SPECIAL: u64 = 1 << 20;
@@ -20,6 +25,42 @@ pub trait Source {
     fn fill(&mut self) -> Result<&[u8], Self::Error>;
     /// Drops the first `count` of them.
     fn consume(&mut self, count: usize);
+}
+
+/// A source that reads from a reader.
+#[derive(Debug)]
+pub struct ReadSource<R> {
+    reader: R,
+    buffer: Box<[u8]>,
+    /// What of the buffer was read and not consumed yet.
+    waiting: std::ops::Range<usize>,
+}
+
+impl<R: io::Read> ReadSource<R> {
+    /// Reads from this.
+    pub fn new(reader: R) -> ReadSource<R> {
+        ReadSource { reader, buffer: vec![0; READ_LEN].into(), waiting: 0..0 }
+    }
+}
+
+impl<R: io::Read> Source for ReadSource<R> {
+    type Error = io::Error;
+
+    fn fill(&mut self) -> Result<&[u8], io::Error> {
+        while self.waiting.is_empty() {
+            match self.reader.read(&mut self.buffer) {
+                Ok(0) => break,
+                Ok(count) => self.waiting = 0..count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(&self.buffer[self.waiting.clone()])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.waiting.start += count;
+    }
 }
 
 impl Source for &[u8] {

@@ -2,13 +2,14 @@
 //!
 //! The stream is unpacked into a fresh directory beside its destination and moved from there when it is complete.
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 
-use tar::{Archive, EntryType};
+use microagent_tar::read::ReadSource;
+use microagent_tree::Rules;
 use tempfile::TempDir;
 
 use crate::Error;
@@ -48,61 +49,10 @@ impl Read for Stream {
 /// special on the host, no foreign owner, no set-id bit; nothing lands outside.
 pub(crate) fn unpack(stream: impl Read, beside: &Path) -> io::Result<TempDir> {
     let dir = tempfile::Builder::new().prefix(".microagent-").tempdir_in(beside)?;
-    let mut archive = Archive::new(stream);
-    archive.set_preserve_ownerships(false);
-    archive.set_unpack_xattrs(false);
-    archive.set_preserve_permissions(false);
-    let mut directories = Vec::new();
-    for entry in archive.entries()? {
-        let mut entry = entry?;
-        let kind = entry.header().entry_type();
-        let wanted = matches!(
-            kind,
-            EntryType::Regular
-                | EntryType::Continuous
-                | EntryType::Directory
-                | EntryType::Symlink
-                | EntryType::Link
-        );
-        if !wanted {
-            continue;
-        }
-        // `unpack_in` refuses names and links that lead out of the directory.
-        if !entry.unpack_in(dir.path())? {
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            // A name without parts is the directory itself.
-            if name.split('/').all(|part| matches!(part, "" | ".")) {
-                continue;
-            }
-            return Err(io::Error::other(format!(
-                "the guest sent `{name}`, which leads out of the destination"
-            )));
-        }
-        if kind == EntryType::Directory
-            && let Some(opened) = open_up(dir.path(), &entry)?
-        {
-            directories.push(opened);
-        }
-    }
-    // Innermost first: what lies in a closed directory could not be reached.
-    for (path, permissions) in directories.into_iter().rev() {
-        fs::set_permissions(path, permissions)?;
-    }
+    let root = File::open(dir.path())?;
+    microagent_tree::unpack(&root.into(), ReadSource::new(stream), Rules::HARMLESS)
+        .map_err(io::Error::other)?;
     Ok(dir)
-}
-
-/// A directory must take what comes for it, whatever its mode is to be at the end. The one that everything is
-/// unpacked into stays ours.
-fn open_up(dir: &Path, entry: &tar::Entry<'_, impl Read>) -> io::Result<Option<(PathBuf, Permissions)>> {
-    let inner = entry.path()?;
-    let parts = inner.components().filter(|part| matches!(part, std::path::Component::Normal(_)));
-    let path = parts.fold(dir.to_owned(), |path, part| path.join(part));
-    if path == dir {
-        return Ok(None);
-    }
-    let mode = entry.header().mode()? & 0o777;
-    fs::set_permissions(&path, Permissions::from_mode(mode | 0o700))?;
-    Ok(Some((path, Permissions::from_mode(mode))))
 }
 
 /// Receives a stream into the directory `dir`: its one item under `name`, or, where the stream is the `content` of a
@@ -173,6 +123,8 @@ fn make_dir(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use tar::EntryType;
+
     use super::*;
 
     fn tar_of(entries: &[(&str, EntryType, u32, &str)]) -> Vec<u8> {

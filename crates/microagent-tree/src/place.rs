@@ -6,13 +6,13 @@
 //! written under a name of its own and renamed when it is complete, so nobody sees half of it, and what
 //! stood there before (a link, a running program) is replaced, not written through.
 
+use std::error::Error;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use microagent_proto::GuestErrorKind;
 use microagent_tar::read::{Extent, Member, ReadError, Reader, Source};
 use microagent_tar::{Attribute, Kind, Meta};
 use rustix::fs::{
@@ -22,8 +22,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pwrite, retry_on_intr};
 
-use super::FeedError;
-use crate::inspect::kind_of;
+use crate::unpack::{Feed, FeedError, Rules, Unpacked};
 
 /// How often a name is resolved anew when the tree changes under it.
 const RESOLVE_TRIES: usize = 100;
@@ -31,53 +30,78 @@ const RESOLVE_TRIES: usize = 100;
 /// How many names are tried for a file that is being written.
 const NAME_TRIES: usize = 1000;
 
+/// Most bytes of attributes that wait for their directories to be finished: a stream that nests directories with
+/// large attributes costs no more memory.
+const WAITING_ATTRIBUTES_LIMIT: usize = 16 * 1024 * 1024;
+
 /// Mode of directories that the stream does not mention, and of those that it has not finished.
 const PARENT_MODE: Mode = Mode::from_raw_mode(0o755);
 const UNFINISHED_MODE: Mode = Mode::from_raw_mode(0o700);
 
 /// Why an entry could not be put where it belongs.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PlaceError {
+#[non_exhaustive]
+pub enum PlaceError {
+    /// `..` is part of its name.
     #[error("its name leads out of the destination")]
     Climbs,
+    /// It would replace the directory that everything goes into.
     #[error("only a directory can take the destination's own place")]
     Destination,
+    /// A file cannot replace a directory.
     #[error("a directory stands in its place")]
     DirectoryThere,
+    /// A directory cannot replace a file.
     #[error("what stands in its place is not a directory")]
     NoDirectoryThere,
+    /// A parent of it is a file.
     #[error("what stands on the way to it is not a directory")]
     NoDirectoryAbove,
+    /// Following a link on the way to it is out of the question.
     #[error("a link on the way to it leads out of the destination")]
     LeadsOut,
+    /// It and the directories that it lies in have more attributes than are held in memory.
+    #[error("it and the directories above it have too large attributes")]
+    AttributesTooLarge,
+    /// Somebody changes the tree at the same time.
     #[error("somebody put another file in its place")]
     Exchanged,
+    /// A system call failed.
     #[error("cannot {doing}")]
-    System { doing: &'static str, source: io::Error },
+    System {
+        /// What it was to do.
+        doing: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// An extended attribute could not be set.
     #[error("cannot set its attribute `{name}`")]
-    Attribute { name: String, source: io::Error },
-    /// The stream itself, not the entry.
-    #[error("the tar stream is not usable")]
-    Stream(#[source] ReadError<FeedError>),
+    Attribute {
+        /// Its name.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
-impl PlaceError {
-    /// What it means for the host.
-    pub(super) fn kind(&self) -> GuestErrorKind {
-        match self {
-            PlaceError::Climbs | PlaceError::Destination | PlaceError::Stream(_) => GuestErrorKind::Invalid,
-            PlaceError::DirectoryThere
-            | PlaceError::NoDirectoryThere
-            | PlaceError::NoDirectoryAbove
-            | PlaceError::LeadsOut => GuestErrorKind::Mismatch,
-            PlaceError::Exchanged => GuestErrorKind::Other,
-            PlaceError::System { source, .. } | PlaceError::Attribute { source, .. } => kind_of(source),
-        }
-    }
+/// Whose fault it is: the entry's, or the stream's.
+#[derive(Debug)]
+pub(crate) enum Failure<E: Error + 'static> {
+    Place(PlaceError),
+    Stream(ReadError<FeedError<E>>),
+}
 
-    /// Whether the name under which it was to be made is another file's.
+impl<E: Error + 'static> From<PlaceError> for Failure<E> {
+    fn from(error: PlaceError) -> Failure<E> {
+        Failure::Place(error)
+    }
+}
+
+impl<E: Error + 'static> Failure<E> {
+    /// Whether the name under which something was to be made is another file's.
     fn is_taken_name(&self) -> bool {
-        matches!(self, PlaceError::System { source, .. } if source.kind() == io::ErrorKind::AlreadyExists)
+        use io::ErrorKind::AlreadyExists;
+        matches!(self, Failure::Place(PlaceError::System { source, .. }) if source.kind() == AlreadyExists)
     }
 }
 
@@ -96,93 +120,102 @@ struct Unfinished {
 
 /// Puts entries below a directory, one after the other.
 #[derive(Debug)]
-pub(super) struct Placer {
-    root: Rc<OwnedFd>,
+pub(crate) struct Placer<'a> {
+    root: &'a OwnedFd,
+    rules: Rules,
     resolve: ResolveFlags,
     /// The directory of the last entry, where the next one probably belongs, too.
-    last_parent: (Vec<u8>, Rc<OwnedFd>),
+    last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
     /// Outermost first; each lies below the one before.
     unfinished: Vec<Unfinished>,
-    attributes_dropped: u64,
+    done: Unpacked,
 }
 
-impl Placer {
+impl<'a> Placer<'a> {
     /// Puts them below this directory.
-    pub(super) fn new(root: OwnedFd) -> Placer {
+    pub(crate) fn new(root: &'a OwnedFd, rules: Rules) -> Placer<'a> {
         let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-        let own = fstat(&root).map(identity);
-        // Nothing is outside the guest's root, so links to absolute paths do no harm there.
-        let is_guest_root = own.is_ok() && own == stat(c"/").map(identity);
-        let bound = if is_guest_root { ResolveFlags::IN_ROOT } else { ResolveFlags::BENEATH };
-        let root = Rc::new(root);
-        let last_parent = (Vec::new(), Rc::clone(&root));
+        let own = fstat(root).map(identity);
+        // Nothing is outside the root of everything, so links to absolute paths do no harm there.
+        let is_whole = own.is_ok() && own == stat(c"/").map(identity);
+        let bound = if is_whole { ResolveFlags::IN_ROOT } else { ResolveFlags::BENEATH };
         let resolve = bound | ResolveFlags::NO_MAGICLINKS;
-        Placer { root, resolve, last_parent, unfinished: Vec::new(), attributes_dropped: 0 }
+        let done = Unpacked::default();
+        Placer { root, rules, resolve, last_parent: None, unfinished: Vec::new(), done }
     }
 
     /// Puts one entry in its place; a file's content is taken from the reader.
-    pub(super) fn place<S: Source<Error = FeedError>>(
+    pub(crate) fn place<S: Source>(
         &mut self,
         member: &Member,
-        reader: &mut Reader<S>,
-    ) -> Result<(), PlaceError> {
+        reader: &mut Reader<Feed<S>>,
+    ) -> Result<(), Failure<S::Error>> {
         let path = normal(&member.name)?;
-        self.finish_all_but_parents(&path)?;
+        self.finish_all_but_parents(&path).map_err(|(_, error)| error)?;
         let Some((parent, name)) = split(&path) else {
-            // The destination keeps its own owner, mode and time: it is not what the host sends.
-            return if member.kind == Kind::Directory { Ok(()) } else { Err(PlaceError::Destination) };
+            // The destination keeps its own owner, mode and time: it is not what the stream is about.
+            let is_directory = member.kind == Kind::Directory;
+            return if is_directory { Ok(()) } else { Err(PlaceError::Destination.into()) };
         };
+        let is_special =
+            matches!(member.kind, Kind::CharacterDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo);
+        if is_special && !self.rules.special {
+            self.done.special_skipped += 1;
+            return Ok(());
+        }
         let parent = self.parent(parent)?;
         let name = c_string(name);
         match &member.kind {
-            Kind::Directory => self.directory(path, &parent, &name, member),
+            Kind::Directory => Ok(self.directory(path, &parent, &name, member)?),
             Kind::HardLink(target) => self.hard_link(&parent, &name, target),
             Kind::File(extent) => self.replace(&parent, &name, |placer, temporary| {
                 let made = file(&parent, temporary, extent, reader)?;
-                placer.settle(made.as_fd(), member)
+                Ok(placer.settle(made.as_fd(), member)?)
             }),
             Kind::Symlink(_) | Kind::CharacterDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => self
                 .replace(&parent, &name, |placer, temporary| {
                     make_special(&parent, temporary, &member.kind)?;
                     let made = reopen(&parent, temporary, &member.kind)?;
-                    placer.settle(made.as_fd(), member)
+                    Ok(placer.settle(made.as_fd(), member)?)
                 }),
         }
     }
 
-    /// Finishes the directories that are still open. Gives the destination and the number of attributes
-    /// that the file system did not take.
-    pub(super) fn finish(mut self) -> Result<(Rc<OwnedFd>, u64), PlaceError> {
+    /// Finishes the directories that are still open. An error comes with the directory's name.
+    pub(crate) fn finish(mut self) -> Result<Unpacked, (Vec<u8>, PlaceError)> {
         while let Some(directory) = self.unfinished.pop() {
-            self.complete(&directory)?;
+            self.complete(directory)?;
         }
-        Ok((self.root, self.attributes_dropped))
+        Ok(self.done)
     }
 
     /// Finishes the directories that a path does not lie in.
-    fn finish_all_but_parents(&mut self, path: &[u8]) -> Result<(), PlaceError> {
+    fn finish_all_but_parents(&mut self, path: &[u8]) -> Result<(), (Vec<u8>, PlaceError)> {
         let is_below = |dir: &[u8]| path.strip_prefix(dir).is_some_and(|rest| rest.first() == Some(&b'/'));
         while let Some(directory) = self.unfinished.pop_if(|last| !is_below(&last.path)) {
-            self.complete(&directory)?;
+            self.complete(directory)?;
         }
         Ok(())
     }
 
-    fn complete(&mut self, directory: &Unfinished) -> Result<(), PlaceError> {
+    fn complete(&mut self, directory: Unfinished) -> Result<(), (Vec<u8>, PlaceError)> {
         self.set(directory.dir.as_fd(), &directory.meta, &directory.attributes, true)
+            .map_err(|error| (directory.path, error))
     }
 
     /// Opens the directory that entries of this path lie in; makes what is missing of it.
     fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, PlaceError> {
-        if self.last_parent.0 == path {
-            return Ok(Rc::clone(&self.last_parent.1));
+        if let Some((last, dir)) = &self.last_parent
+            && last == path
+        {
+            return Ok(Rc::clone(dir));
         }
         let known = self.unfinished.iter().rev().find(|directory| directory.path == path);
         let dir = match known {
             Some(directory) => Rc::clone(&directory.dir),
             None => self.open_or_make(path)?,
         };
-        self.last_parent = (path.to_vec(), Rc::clone(&dir));
+        self.last_parent = Some((path.to_vec(), Rc::clone(&dir)));
         Ok(dir)
     }
 
@@ -191,7 +224,7 @@ impl Placer {
             Err(Errno::NOENT) => {}
             opened => return opened.map_err(on_the_way),
         }
-        let mut dir = Rc::clone(&self.root);
+        let mut dir = self.resolve(b"").map_err(on_the_way)?;
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         for end in ends.chain([path.len()]) {
             let (_, name) = split(&path[..end]).expect("a part of a path has a name");
@@ -211,11 +244,9 @@ impl Placer {
 
     /// Opens a directory below the destination. Links on the way are followed within it.
     fn resolve(&self, path: &[u8]) -> Result<Rc<OwnedFd>, Errno> {
-        if path.is_empty() {
-            return Ok(Rc::clone(&self.root));
-        }
-        let (path, flags) = (c_string(path), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC);
-        let open = || openat2(&self.root, &path, flags, Mode::empty(), self.resolve);
+        let path = if path.is_empty() { c".".to_owned() } else { c_string(path) };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = || openat2(self.root, &path, flags, Mode::empty(), self.resolve);
         // The kernel cannot tell whether a path stays inside while others rename parts of it.
         for _ in 1..RESOLVE_TRIES {
             match open() {
@@ -233,6 +264,11 @@ impl Placer {
         name: &CStr,
         member: &Member,
     ) -> Result<(), PlaceError> {
+        let len = |(name, value): &Attribute| name.len() + value.len();
+        let above = self.unfinished.iter().flat_map(|directory| &directory.attributes);
+        if above.chain(&member.attributes).map(len).sum::<usize>() > WAITING_ATTRIBUTES_LIMIT {
+            return Err(PlaceError::AttributesTooLarge);
+        }
         match mkdirat(parent, name, UNFINISHED_MODE) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(system("make the directory")(errno)),
@@ -241,7 +277,7 @@ impl Placer {
         match openat(parent, name, flags, Mode::empty()) {
             Ok(dir) => {
                 let dir = Rc::new(dir);
-                self.last_parent = (path.clone(), Rc::clone(&dir));
+                self.last_parent = Some((path.clone(), Rc::clone(&dir)));
                 let attributes = member.attributes.clone();
                 self.unfinished.push(Unfinished { path, dir, meta: member.meta, attributes });
                 Ok(())
@@ -252,39 +288,44 @@ impl Placer {
                     Errno::XDEV => PlaceError::LeadsOut,
                     _ => PlaceError::NoDirectoryThere,
                 })?;
-                self.last_parent = (path, dir);
+                self.last_parent = Some((path, dir));
                 Ok(())
             }
             Err(errno) => Err(system("open the directory")(errno)),
         }
     }
 
-    fn hard_link(&mut self, parent: &OwnedFd, name: &CStr, target: &[u8]) -> Result<(), PlaceError> {
+    fn hard_link<E: Error + 'static>(
+        &mut self,
+        parent: &OwnedFd,
+        name: &CStr,
+        target: &[u8],
+    ) -> Result<(), Failure<E>> {
         let target = normal(target)?;
         let (target_parent, target_name) = split(&target).ok_or(PlaceError::Destination)?;
         let target_parent = self.resolve(target_parent).map_err(on_the_way)?;
         let target_name = c_string(target_name);
         self.replace(parent, name, |_, temporary| {
             linkat(&target_parent, &target_name, parent, temporary, AtFlags::empty())
-                .map_err(system("link it to the file that it names"))
+                .map_err(|errno| system("link it to the file that it names")(errno).into())
         })
     }
 
     /// Has something made under a temporary name and gives it its own. What fails leaves nothing.
-    fn replace(
+    fn replace<E: Error + 'static>(
         &mut self,
         parent: &OwnedFd,
         name: &CStr,
-        mut make: impl FnMut(&mut Placer, &CStr) -> Result<(), PlaceError>,
-    ) -> Result<(), PlaceError> {
+        mut make: impl FnMut(&mut Placer<'a>, &CStr) -> Result<(), Failure<E>>,
+    ) -> Result<(), Failure<E>> {
         for _ in 0..NAME_TRIES {
             let temporary = temporary_name();
             let placed = match make(self, &temporary) {
                 Err(error) if error.is_taken_name() => continue,
                 made => made.and_then(|()| {
                     renameat(parent, &temporary, parent, name).map_err(|errno| match errno {
-                        Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST => PlaceError::DirectoryThere,
-                        errno => system("give it its name")(errno),
+                        Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST => PlaceError::DirectoryThere.into(),
+                        errno => system("give it its name")(errno).into(),
                     })
                 }),
             };
@@ -292,7 +333,7 @@ impl Placer {
             let _ = unlinkat(parent, &temporary, AtFlags::empty());
             return placed;
         }
-        Err(system("find a name for it while it is written")(Errno::EXIST))
+        Err(system("find a name for it while it is written")(Errno::EXIST).into())
     }
 
     /// Gives something that was just made its owner, attributes, mode and time.
@@ -310,15 +351,21 @@ impl Placer {
         attributes: &[Attribute],
         has_mode: bool,
     ) -> Result<(), PlaceError> {
-        let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
-        chownat(fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(system("set its owner"))?;
+        if self.rules.owners {
+            let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+            chownat(fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(system("set its owner"))?;
+        }
         // Through this path the calls reach what is open, whatever its name stands for by now.
         let path = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("a number has no NUL");
         for (name, value) in attributes {
+            if !self.rules.all_attributes && !name.starts_with(b"user.") {
+                self.done.attributes_dropped += 1;
+                continue;
+            }
             match setxattr(&path, name.as_slice(), value, XattrFlags::empty()) {
                 Ok(()) => {}
                 // No such attributes on this file system, or on this kind of file.
-                Err(Errno::NOTSUP | Errno::PERM) => self.attributes_dropped += 1,
+                Err(Errno::NOTSUP | Errno::PERM) => self.done.attributes_dropped += 1,
                 Err(errno) => {
                     let name = name.escape_ascii().to_string();
                     return Err(PlaceError::Attribute { name, source: errno.into() });
@@ -326,7 +373,9 @@ impl Placer {
             }
         }
         if has_mode {
-            chmod(&path, Mode::from_raw_mode(meta.mode.into())).map_err(system("set its mode"))?;
+            // Set-id bits mean somebody else's rights where the owner is not the stream's.
+            let bits = if self.rules.owners { 0o7777 } else { 0o1777 };
+            chmod(&path, Mode::from_raw_mode((meta.mode & bits).into())).map_err(system("set its mode"))?;
         }
         let (tv_sec, nanoseconds) = meta.mtime;
         let times = Timestamps {
@@ -386,12 +435,12 @@ fn on_the_way(errno: Errno) -> PlaceError {
 }
 
 /// Makes a file with its content.
-fn file<S: Source<Error = FeedError>>(
+fn file<S: Source>(
     parent: &OwnedFd,
     name: &CStr,
     extent: &Extent,
-    reader: &mut Reader<S>,
-) -> Result<OwnedFd, PlaceError> {
+    reader: &mut Reader<Feed<S>>,
+) -> Result<OwnedFd, Failure<S::Error>> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let made = openat(parent, name, flags, Mode::RUSR | Mode::WUSR).map_err(system("make the file"))?;
     let whole = [(0, extent.size)];
@@ -402,10 +451,7 @@ fn file<S: Source<Error = FeedError>>(
             at += bytes.len() as u64;
             Ok(())
         });
-        written.map_err(|error| match error {
-            ReadError::Source(FeedError::Write(source)) => PlaceError::System { doing: "write it", source },
-            error => PlaceError::Stream(error),
-        })?;
+        written.map_err(Failure::Stream)?;
     }
     if extent.parts.is_some() {
         ftruncate(&made, extent.size).map_err(system("set its size"))?;
