@@ -9,8 +9,8 @@ use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    artifact, change, commit, completions, connect, cp, create, delete, doctor, exec, image, kernel, list,
-    logs, man, perf, profiles, run, start, template, version,
+    artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, events, exec, image,
+    kernel, list, logs, man, perf, profiles, result, run, start, stats, status, template, version, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -141,8 +141,15 @@ pub(crate) enum Command {
     Ps(list::PsArgs),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
+    #[command(visible_alias = "inspect")]
+    Status(status::StatusArgs),
     #[command(visible_alias = "log")]
     Logs(logs::LogsArgs),
+    Events(events::EventsArgs),
+    Stats(stats::StatsArgs),
+    Wait(wait::WaitArgs),
+    Result(result::ResultArgs),
+    Clone(clone::CloneArgs),
     Artifact(artifact::ArtifactArgs),
     Commit(commit::CommitArgs),
     #[command(visible_alias = "rm")]
@@ -344,9 +351,7 @@ fn docker_verb(name: &str) -> Option<(String, &'static str)> {
         }
         "login" | "logout" => "microagent reads the logins of `docker login` and `podman login`",
         "restart" => "microagent halt NAME, then microagent start NAME",
-        "network" | "volume" | "wait" | "status" | "inspect" => {
-            "it is not in this version; `microagent --help` shows what is"
-        }
+        "network" | "volume" => "it is not in this version; `microagent --help` shows what is",
         _ => return None,
     };
     Some((format!("there is no command `{name}`"), hint))

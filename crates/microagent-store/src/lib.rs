@@ -9,6 +9,7 @@
 
 mod atomic;
 mod control;
+mod events;
 mod lock;
 mod name;
 mod process;
@@ -18,6 +19,7 @@ mod workload;
 
 pub use atomic::{ReadError, WriteError, fsync_dir, read_json, read_limited, write_atomic, write_json};
 pub use control::{CONTROL_KEY_LEN, ControlKey};
+pub use events::StateEvent;
 pub use lock::{Lock, LockError};
 pub use name::{NameError, WorkspaceName};
 pub use process::ProcessId;

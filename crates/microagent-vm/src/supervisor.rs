@@ -541,14 +541,20 @@ impl Driver {
 
     /// Writes the record, if this life has one.
     fn publish(&mut self, state: State) -> Result<(), WriteError> {
+        let news = self.at != state;
         self.at = state;
         if let Some((front, _)) = &self.front {
             front.follow(state);
         }
         let Some(record) = &mut self.record else { return Ok(()) };
+        let news = news || record.state != state;
         record.state = state;
         record.changed_at = Timestamp::now();
-        record.save(&self.dir)
+        record.save(&self.dir)?;
+        if news {
+            self.dir.note_event(state, record.failure.as_ref().map(|failure| failure.message.as_str()));
+        }
+        Ok(())
     }
 
     fn elapsed_us(&self) -> u64 {

@@ -30,6 +30,7 @@ mod follow;
 mod lifecycle;
 mod machinery;
 mod making;
+mod observe;
 mod options;
 mod profile;
 mod report;
@@ -46,6 +47,7 @@ pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer};
 pub use exec::{ExecControl, ExecInput, ExecOptions, Execution, OutputSink, Terminal};
 pub use lifecycle::{Created, Started};
+pub use observe::{Inspection, Stats, last_lines};
 pub use options::{CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
 pub use profile::{PROFILES, Profile};
 pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
@@ -55,8 +57,8 @@ pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
 
 pub use microagent_image as image;
 pub use microagent_store::{
-    Artifact, CommandLine, Failure, FailureKind, NameError, NetworkMode, Resources, RestartPolicy, SetupStep,
-    State, WorkspaceName,
+    Artifact, CommandLine, Failure, FailureKind, NameError, NetworkMode, ProcessId, Resources, RestartPolicy,
+    SetupStep, State, StateEvent, WorkspaceName,
 };
 pub use microagent_vm::{
     OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, supervise,

@@ -35,13 +35,27 @@ impl Engine {
         image: &Image,
         workload: Option<&Workload>,
     ) -> Result<WorkspaceDir, Error> {
-        let settled = self.state().create_workspace(&record.name, |dir| {
+        self.settle(record, workload, |dir| {
             create_overlay(&dir.disk(), &image.disk, record.resources.size_mib * MIB)
-                .map_err(|e| Error::File { action: "create", path: e.path, source: e.source })?;
+                .map_err(|e| Error::File { action: "create", path: e.path, source: e.source })
+        })
+    }
+
+    /// The same with a disk of the caller's making.
+    pub(crate) fn settle(
+        &self,
+        record: &WorkspaceRecord,
+        workload: Option<&Workload>,
+        make_disk: impl FnOnce(&WorkspaceDir) -> Result<(), Error>,
+    ) -> Result<WorkspaceDir, Error> {
+        let settled = self.state().create_workspace(&record.name, |dir| {
+            make_disk(dir)?;
             if let Some(workload) = workload {
                 workload.save(dir).map_err(Error::from)?;
             }
-            Ok(record.save(dir).map_err(Error::from)?)
+            record.save(dir).map_err(Error::from)?;
+            dir.note_event(record.state, None);
+            Ok(())
         });
         settled.map_err(|error| match error {
             NotSettled::Name(source) if source.kind() == io::ErrorKind::AlreadyExists => {

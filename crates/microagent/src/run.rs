@@ -14,8 +14,7 @@ use crate::machinery::Life;
 use crate::making::{check, exec, invalid, new_record, new_workload, resolve_command, size, steps};
 use crate::workspace::lock_error;
 use crate::{
-    Engine, Error, Event, ImageReport, Observer, RunOptions, RunReport, RunResult, SetupFailure,
-    WorkspaceOptions,
+    Engine, Error, Event, ImageReport, Observer, RunOptions, RunReport, SetupFailure, WorkspaceOptions,
 };
 
 impl Engine {
@@ -113,14 +112,7 @@ impl Engine {
             backend: backend.to_owned(),
             kept: !record.disposable,
             start: ended.start,
-            result: RunResult {
-                started_at: recorded.started_at,
-                exited_at: recorded.exited_at,
-                exit_code: recorded.exit_code,
-                signal: recorded.signal,
-                start_error: recorded.start_error,
-                dropped_bytes: recorded.dropped_bytes,
-            },
+            result: recorded.into(),
             output,
             timeline: ended.timeline,
             notices,

@@ -1,7 +1,5 @@
 //! Saved workspaces: list, look at, delete.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -9,7 +7,6 @@ use microagent_store::{
     Failure, LockError, ProcessId, RestartPolicy, State, StateDir, WorkspaceDir, WorkspaceName,
     WorkspaceRecord,
 };
-use microagent_vm::older_log;
 use serde::Serialize;
 
 use crate::error::with_cause;
@@ -17,9 +14,6 @@ use crate::{Engine, Error};
 
 /// How long a killed supervisor may take to be gone; it has nothing to flush.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Most bytes of console log that are handed out at once; the log itself is bounded below this.
-const LOG_LIMIT: u64 = 64 * 1024 * 1024;
 
 /// One line of `list`.
 #[derive(Debug, Clone, Serialize)]
@@ -95,24 +89,6 @@ impl Engine {
     pub fn workspace(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
         let record = self.observe(name)?;
         Ok(WorkspaceDetails { state: record.observed_state(), failure: record.observed_failure(), record })
-    }
-
-    /// What the guest's console and the workload printed, oldest first, at most 64 MiB.
-    ///
-    /// # Errors
-    /// Fails when there is no such workspace or its log cannot be read.
-    pub fn logs(&self, name: &WorkspaceName) -> Result<Vec<u8>, Error> {
-        let dir = self.existing(name)?;
-        let newest = dir.console_log();
-        let mut bytes = Vec::new();
-        for path in [older_log(&newest), newest] {
-            match read_tail(&path) {
-                Ok(part) => bytes.extend(part),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(Error::File { action: "read", path, source }),
-            }
-        }
-        Ok(bytes)
     }
 
     /// Removes a workspace: record, disk, logs. One that is not there is not an error.
@@ -224,13 +200,4 @@ pub(crate) fn lock_error(name: &WorkspaceName, error: LockError) -> Error {
         LockError::Open { path, source } => Error::File { action: "lock", path, source },
         held => Error::Busy { name: name.clone(), source: Some(held) },
     }
-}
-
-fn read_tail(path: &std::path::Path) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(LOG_LIMIT)))?;
-    let mut bytes = Vec::new();
-    file.take(LOG_LIMIT).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

@@ -1,9 +1,9 @@
 //! `microagent logs`: what the guest's console showed.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use clap::Args;
-use microagent::WorkspaceName;
+use microagent::{Error, WorkspaceName, last_lines};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -15,8 +15,8 @@ Examples:
   Why did it fail?
     microagent logs run-1781167843059951259
 
-  The last lines:
-    microagent logs web | tail -n 20";
+  The last lines, and what comes:
+    microagent logs web --tail 20 -f";
 
 /// Show the console log of a workspace
 ///
@@ -27,6 +27,14 @@ Examples:
 pub(crate) struct LogsArgs {
     /// Workspace
     name: WorkspaceName,
+
+    /// Go on with what comes, until the workspace rests
+    #[arg(short, long)]
+    follow: bool,
+
+    /// Only the last lines
+    #[arg(short = 'n', long, value_name = "N")]
+    tail: Option<usize>,
 }
 
 #[derive(Debug, Serialize)]
@@ -38,7 +46,13 @@ struct Document {
 
 /// Prints the log.
 pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> {
-    let bytes = context.engine().logs(&args.name)?;
+    if args.follow {
+        return follow(context, &args);
+    }
+    let mut bytes = context.engine().logs(&args.name)?;
+    if let Some(lines) = args.tail {
+        bytes = last_lines(&bytes, lines).to_vec();
+    }
     match context.format {
         Format::Json => {
             let (logs, logs_encoding) = json_bytes(bytes);
@@ -52,5 +66,26 @@ pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
             out.write_all(&bytes)?;
             finish(out)
         }
+    }
+}
+
+fn follow(context: &Context, args: &LogsArgs) -> Result<(), Failure> {
+    if context.format == Format::Json {
+        return Err(Failure::usage(
+            "what is followed has no one JSON document",
+            "leave --follow or --json out",
+        ));
+    }
+    let engine = context.engine();
+    let mut sink = |bytes: &[u8]| {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        out.flush()
+    };
+    let followed = context
+        .block_on(async |token| Ok(engine.follow_logs(&args.name, args.tail, &mut sink, &token).await))?;
+    match followed {
+        Err(Error::File { source, action: "write", .. }) => Err(source.into()),
+        followed => Ok(followed?),
     }
 }

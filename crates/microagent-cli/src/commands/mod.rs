@@ -2,6 +2,7 @@
 
 pub(crate) mod artifact;
 pub(crate) mod change;
+pub(crate) mod clone;
 pub(crate) mod commit;
 pub(crate) mod completions;
 pub(crate) mod connect;
@@ -9,6 +10,7 @@ pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod doctor;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod image;
 pub(crate) mod kernel;
@@ -17,7 +19,11 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod perf;
 pub(crate) mod profiles;
+pub(crate) mod result;
 pub(crate) mod run;
 pub(crate) mod start;
+pub(crate) mod stats;
+pub(crate) mod status;
 pub(crate) mod template;
 pub(crate) mod version;
+pub(crate) mod wait;

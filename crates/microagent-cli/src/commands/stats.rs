@@ -1,0 +1,74 @@
+//! `microagent stats`: what a running workspace uses.
+
+use clap::Args;
+use microagent::{Error, Stats, WorkspaceName};
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+
+/// Bytes in a MiB.
+const MIB: u64 = 1024 * 1024;
+
+const EXAMPLES: &str = "\
+Examples:
+  What does it use now?
+    microagent stats web
+
+  Again and again:
+    microagent stats web -f";
+
+/// Show what a running workspace uses of its host
+///
+/// Processor time over a quarter of a second, resident memory, and bytes read and written since its start. Machines that
+/// start from one template share part of their memory.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct StatsArgs {
+    /// Workspace
+    name: WorkspaceName,
+
+    /// A line again and again, until the workspace rests
+    #[arg(short, long)]
+    follow: bool,
+}
+
+/// Shows.
+pub(crate) fn execute(context: &Context, args: StatsArgs) -> Result<(), Failure> {
+    if args.follow && context.format == Format::Json {
+        let hint = "leave --follow or --json out";
+        return Err(Failure::usage("what is followed has no one JSON document", hint));
+    }
+    let engine = context.engine();
+    context.block_on(async |token| {
+        let mut first = true;
+        loop {
+            let stats = tokio::select! {
+                stats = engine.stats(&args.name) => stats,
+                () = token.cancelled() => return Err(Error::Cancelled.into()),
+            };
+            match stats {
+                // It has ended meanwhile, as was waited for.
+                Err(Error::WrongState { .. }) if !first => return Ok(()),
+                Err(error) => return Err(error.into()),
+                Ok(stats) if context.format == Format::Json => return print_json(&stats),
+                Ok(stats) => print_text(&line(&stats))?,
+            }
+            if !args.follow {
+                return Ok(());
+            }
+            first = false;
+        }
+    })
+}
+
+fn line(stats: &Stats) -> String {
+    format!(
+        "pid={} cpu={:.1}% mem={} MiB io_read={} MiB io_write={} MiB\n",
+        stats.pid,
+        stats.cpu_percent,
+        stats.memory_bytes / MIB,
+        stats.io_read_bytes / MIB,
+        stats.io_write_bytes / MIB,
+    )
+}

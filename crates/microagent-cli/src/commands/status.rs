@@ -1,0 +1,135 @@
+//! `microagent status`: everything about one workspace.
+
+use clap::Args;
+use microagent::{
+    Artifact, Inspection, NetworkMode, Resources, RestartPolicy, State, WorkspaceDetails, WorkspaceName,
+};
+use serde::Serialize;
+
+use crate::commands::result::ResultDocument;
+use crate::context::Context;
+use crate::escape;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+use crate::progress::size;
+
+const EXAMPLES: &str = "\
+Examples:
+  How is it?
+    microagent status web
+
+  One value for a script:
+    microagent status web --json | jq -r .state";
+
+/// Show everything about a workspace
+///
+/// Its state as it is now, checked against its processes, what it was made from, its size, and how its last command or
+/// service ended. Changes nothing.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct StatusArgs {
+    /// Workspace
+    name: WorkspaceName,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    workspace: WorkspaceName,
+    state: State,
+    problem: Option<String>,
+    created_at: String,
+    changed_at: String,
+    image: ImageDocument,
+    profile: String,
+    resources: Resources,
+    network: NetworkMode,
+    hostname: String,
+    restart: RestartPolicy,
+    has_service: bool,
+    setup_pending: bool,
+    backend: Option<String>,
+    supervisor_pid: Option<i32>,
+    vmm_pid: Option<i32>,
+    disk_bytes: u64,
+    outputs: Vec<Artifact>,
+    result: Option<ResultDocument>,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageDocument {
+    reference: String,
+    resolved_reference: String,
+    digest: String,
+}
+
+/// Shows.
+pub(crate) fn execute(context: &Context, args: StatusArgs) -> Result<(), Failure> {
+    let engine = context.engine();
+    let document = Document::new(engine.workspace(&args.name)?, engine.inspect(&args.name)?);
+    match context.format {
+        Format::Json => print_json(&document),
+        Format::Text => print_text(&document.text()),
+    }
+}
+
+impl Document {
+    fn new(details: WorkspaceDetails, inspection: Inspection) -> Document {
+        let WorkspaceDetails { record, state, failure } = details;
+        let pid = |process: Option<microagent::ProcessId>| {
+            process.filter(|_| state.is_live()).map(|process| process.pid)
+        };
+        Document {
+            workspace: record.name,
+            state,
+            problem: failure.map(|failure| failure.message),
+            created_at: record.created_at.to_string(),
+            changed_at: record.changed_at.to_string(),
+            image: ImageDocument {
+                reference: record.image.reference,
+                resolved_reference: record.image.resolved_reference,
+                digest: record.image.digest,
+            },
+            profile: record.profile,
+            resources: record.resources,
+            network: record.network,
+            hostname: record.hostname,
+            restart: record.restart,
+            has_service: inspection.has_service,
+            setup_pending: inspection.setup_pending,
+            backend: record.backend,
+            supervisor_pid: pid(record.supervisor),
+            vmm_pid: pid(record.vmm),
+            disk_bytes: inspection.disk_bytes,
+            outputs: record.outputs,
+            result: inspection.result.map(ResultDocument::from),
+        }
+    }
+
+    fn text(&self) -> String {
+        let Resources { memory_mib, cpu_count, size_mib } = self.resources;
+        let mut lines = vec![("Workspace", self.workspace.to_string()), ("State", self.state.to_string())];
+        if let Some(problem) = &self.problem {
+            lines.push(("Problem", escape::one_line(problem)));
+        }
+        if let Some(result) = &self.result {
+            lines.push(("Exit code", result.exit_code.to_string()));
+        }
+        let resources = format!("memory={memory_mib}MiB cpus={cpu_count} disk={size_mib}MiB");
+        lines.extend([
+            ("Image", escape::one_line(&self.image.resolved_reference)),
+            ("Profile", self.profile.clone()),
+            ("Network", self.network.to_string()),
+            ("Resources", resources),
+            ("Hostname", escape::one_line(&self.hostname)),
+            ("Restart", self.restart.to_string()),
+            ("Service", if self.has_service { "yes" } else { "no" }.to_owned()),
+            ("Disk", format!("{} of its own", size(self.disk_bytes))),
+            ("Created", self.created_at.clone()),
+            ("Changed", self.changed_at.clone()),
+        ]);
+        if let Some(pid) = self.vmm_pid {
+            lines.push(("Process", pid.to_string()));
+        }
+        lines.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
+    }
+}

@@ -1,0 +1,132 @@
+//! What is seen of workspaces from outside, and copies of them: on real guests.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use microagent_tests::{Finished, Home, User, listing};
+use serde_json::{Value, json};
+
+fn home() -> Home {
+    Home::new(User::unprivileged())
+}
+
+#[track_caller]
+fn create<const N: usize>(home: &Home, name: &str, options: [&str; N]) -> Finished {
+    let image = home.image("busybox");
+    home.microagent(["create", name, "--network", "isolated", "--image", &image]).args(options).success()
+}
+
+/// States of the events of a workspace.
+#[track_caller]
+fn states(home: &Home, name: &str) -> Vec<String> {
+    let document = home.microagent(["events", name, "--json"]).success().json();
+    let events = document["events"].as_array().unwrap();
+    events.iter().map(|event| event["state"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_whole_life_can_be_watched() {
+    let home = home();
+    create(&home, "web", []);
+    home.microagent(["result", "web"]).run().code(1).says("nothing has ended");
+    home.microagent(["stats", "web"]).run().code(1).says("microagent start web");
+    home.microagent(["start", "web"]).success();
+    let watching = home.microagent(["events", "web", "-f"]).start();
+    let waiting = home.microagent(["wait", "web", "--json"]).start();
+    home.microagent(["wait", "web", "--timeout", "1"]).run().code(1).says("does not rest yet");
+
+    let status = home.microagent(["status", "web", "--json"]).success().json();
+    assert_eq!((&status["state"], &status["restart"]), (&json!("running"), &json!("never")));
+    let pid = status["vmm_pid"].as_i64().unwrap();
+    assert!(home.processes().iter().any(|process| process.is_qemu() && i64::from(process.pid) == pid));
+    let stats = home.microagent(["stats", "web", "--json"]).success().json();
+    assert_eq!(stats["pid"], pid);
+    assert!(stats["memory_bytes"].as_u64().unwrap() > 10 << 20, "{stats}");
+
+    home.microagent(["pause", "web"]).success();
+    home.microagent(["resume", "web"]).success();
+    home.microagent(["halt", "web"]).success();
+    let wanted = ["prepared", "starting", "running", "paused", "running", "stopping", "halted"];
+    assert_eq!(states(&home, "web"), wanted);
+    let watched = watching.finish().code(0);
+    assert!(watched.text().contains("paused") && watched.text().contains("halted"), "{}", watched.told());
+    assert_eq!(waiting.finish().code(0).json(), json!({"workspace": "web", "state": "halted", "ok": true}));
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn logs_are_followed_to_the_end_and_cut_to_their_last_lines() {
+    let home = home();
+    let service = "echo one; echo two; while ! test -e /root/go; do sleep 0.1; done; echo three; exit 6";
+    create(&home, "job", ["--service-command", service]);
+    home.microagent(["start", "job"]).success();
+    home.log_has("job", "console.log", "two");
+    assert_eq!(home.microagent(["logs", "job", "--tail", "1"]).success().text(), "two\n");
+    let following = home.microagent(["logs", "job", "-f", "--tail", "2"]).start();
+    home.microagent(["exec", "job", "--", "touch", "/root/go"]).run();
+    assert_eq!(following.finish().code(0).text(), "one\ntwo\nthree\n");
+    home.microagent(["wait", "job"]).run().code(1);
+    let result = home.microagent(["result", "job", "--json"]).success().json();
+    assert_eq!(result["result"]["exit_code"], 6, "{result}");
+    let status = home.microagent(["status", "job"]).success();
+    assert!(status.text().contains("Problem: its service ended with exit code 6"), "{}", status.told());
+    assert!(status.text().contains("Exit code: 6"), "{}", status.told());
+    home.microagent(["delete", "job", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn looking_changes_nothing_also_after_a_crash() {
+    let home = home();
+    create(&home, "web", []);
+    home.microagent(["start", "web"]).success();
+    let supervisor = home.processes().into_iter().find(|process| process.is_supervisor()).unwrap();
+    supervisor.signal(rustix::process::Signal::KILL);
+    home.processes_end();
+    let before = listing::listing(&home.state());
+    for words in
+        [&["list"][..], &["ps"], &["status", "web"], &["events", "web"], &["logs", "web"], &["wait", "web"]]
+    {
+        let seen = home.call().args(words).run();
+        assert!(seen.status.code() == Some(0) || words[0] == "wait", "{}", seen.told());
+    }
+    assert_eq!(listing::listing(&home.state()), before);
+    assert_eq!(home.state_of("web"), "failed");
+    let status = home.microagent(["status", "web", "--json"]).success().json();
+    assert_eq!((&status["problem"], &status["vmm_pid"]), (&json!("its supervisor was killed"), &Value::Null));
+    assert_eq!(home.microagent(["ps"]).success().text(), "No workspaces.\n");
+    // And it starts.
+    home.microagent(["start", "web"]).success();
+    home.microagent(["delete", "web", "--force"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_clone_has_the_disk_and_its_own_identity() {
+    let home = home();
+    create(&home, "web", ["-e", "GIVEN=value"]);
+    home.microagent(["start", "web"]).success();
+    home.microagent(["clone", "web", "copy"]).run().code(1).says("microagent halt web");
+    home.microagent(["exec", "web", "--", "sh", "-c", "echo kept > /root/file; cat /etc/machine-id"])
+        .success();
+    home.microagent(["halt", "web"]).success();
+    assert_eq!(home.microagent(["clone", "web", "copy"]).success().summary("State"), "stopped");
+    home.microagent(["clone", "web", "copy"]).run().code(1).says("exists already");
+    for name in ["web", "copy"] {
+        home.microagent(["start", name]).success();
+    }
+    let ask = |name: &str| {
+        let line = "cat /root/file; echo $GIVEN $HOSTNAME; hostname; cat /etc/machine-id";
+        home.microagent(["exec", name, "--", "sh", "-c", line]).success().text().to_owned()
+    };
+    let (web, copy) = (ask("web"), ask("copy"));
+    assert!(web.starts_with("kept\nvalue web\nweb\n"), "{web}");
+    assert!(copy.starts_with("kept\nvalue copy\ncopy\n"), "{copy}");
+    assert_ne!(web.lines().last(), copy.lines().last());
+    // The machine's identity stays through its starts.
+    home.microagent(["halt", "copy"]).success();
+    home.microagent(["start", "copy"]).success();
+    assert_eq!(ask("copy"), copy);
+    home.microagent(["delete", "web", "copy", "--yes"]).success();
+    home.nothing_is_left();
+}
