@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use microagent_tests::{Finished, Home, User, listing};
+use std::time::Duration;
+
+use microagent_tests::{Finished, Home, User, listing, wait_for};
 use serde_json::{Value, json};
 
 fn home() -> Home {
@@ -128,5 +130,46 @@ fn a_clone_has_the_disk_and_its_own_identity() {
     home.microagent(["start", "copy"]).success();
     assert_eq!(ask("copy"), copy);
     home.microagent(["delete", "web", "copy", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_workspace_is_kept_running_as_its_policy_says() {
+    let home = home();
+    let service =
+        "echo life >> /root/lives; echo lives $(wc -l < /root/lives); test $(wc -l < /root/lives) -ge 3";
+    create(&home, "job", ["--restart", "on-failure", "--service-command", service]);
+    let words = ["supervise", "job", "--interval", "200ms"];
+    let supervised = home.microagent(words).success().says("start 1 again");
+    assert_eq!(supervised.summary("State"), "stopped");
+    assert!(home.microagent(["logs", "job"]).success().text().contains("lives 3"));
+    home.microagent(["delete", "job", "--yes"]).success();
+
+    create(&home, "gone", ["--restart", "always", "--service-command", "exit 4"]);
+    let limited = home.microagent(["supervise", "gone", "--interval", "200ms", "--max-restarts", "1"]).run();
+    assert_eq!(limited.code(1).summary("State"), "failed");
+    home.microagent(["delete", "gone", "--yes"]).success();
+
+    // What somebody halts stays so; and Ctrl-C halts it.
+    create(&home, "web", ["--restart", "always", "--service-command", "echo up; sleep 1000"]);
+    for by_signal in [false, true] {
+        let supervising = home.microagent(["supervise", "web"]).start();
+        wait_for("the start", Duration::from_secs(60), || {
+            let state = home.state_of("web");
+            if state == "running" { Ok(()) } else { Err(state) }
+        });
+        if by_signal {
+            supervising.signal(rustix::process::Signal::INT);
+        } else {
+            home.microagent(["halt", "web"]).success();
+        }
+        assert_eq!(supervising.finish().code(0).summary("State"), "halted");
+    }
+    let unit = home.microagent(["supervise", "web", "--install"]).success();
+    let path = unit.text().trim().strip_prefix("Installed: ").unwrap().to_owned();
+    assert!(std::fs::read_to_string(&path).unwrap().contains("supervise web\n"));
+    home.microagent(["supervise", "web", "--uninstall"]).success();
+    assert!(!std::path::Path::new(&path).exists());
+    home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();
 }

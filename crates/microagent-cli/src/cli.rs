@@ -10,7 +10,8 @@ use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand
 
 use crate::commands::{
     artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, events, exec, image,
-    kernel, list, logs, man, perf, profiles, result, run, start, stats, status, template, version, wait,
+    kernel, list, logs, man, perf, profiles, result, run, start, stats, status, supervise, template, version,
+    wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -138,6 +139,7 @@ pub(crate) enum Command {
     Pause(change::PauseArgs),
     #[command(alias = "unpause")]
     Resume(change::ResumeArgs),
+    Supervise(supervise::SuperviseArgs),
     Ps(list::PsArgs),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),

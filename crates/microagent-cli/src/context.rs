@@ -1,7 +1,7 @@
 //! What every command is given: the engine, the output format, how to show progress, how to be cancelled.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions};
 
@@ -60,6 +60,11 @@ impl Context {
     pub(crate) fn engine_for_run(&self, kernel: Option<PathBuf>, cold: bool) -> Engine {
         let warm = if cold { Err("asked for with --cold".to_owned()) } else { self.options.warm.clone() };
         Engine::new(EngineOptions { kernel, warm, ..self.options.clone() })
+    }
+
+    /// The state directory.
+    pub(crate) fn state_dir(&self) -> &Path {
+        &self.options.state_dir
     }
 
     /// How to show long work; `quiet` leaves only notes.

@@ -4,6 +4,7 @@
 //! The table is also what the reference page is made from, so a variable that is not in it is not read.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use microagent::image::Environment;
@@ -63,7 +64,10 @@ pub(crate) const VARIABLES: &[Variable] = &[
     variable("LC_ALL, LC_CTYPE, LANG", "Whether the terminal shows UTF-8; marks are ASCII otherwise."),
     variable("DOCKER_CONFIG", "Directory of Docker's `config.json` with registry logins."),
     variable("REGISTRY_AUTH_FILE", "Login file of podman and skopeo."),
-    variable("XDG_RUNTIME_DIR, XDG_CONFIG_HOME", "Where podman's login files are looked for."),
+    variable(
+        "XDG_RUNTIME_DIR, XDG_CONFIG_HOME",
+        "Where podman's login files are looked for, and units of systemd are put.",
+    ),
     variable("HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY", "Proxies for registries; lower case works too."),
     variable("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities in place of the system's."),
 ];
@@ -114,6 +118,11 @@ pub(crate) fn warm() -> Result<Result<(), String>, Failure> {
             format!("unset {WARM} or set it to one of them"),
         )),
     }
+}
+
+/// `XDG_CONFIG_HOME`, if it is set.
+pub(crate) fn config_home() -> Option<PathBuf> {
+    value("XDG_CONFIG_HOME").map(PathBuf::from)
 }
 
 /// `PATH`.

@@ -231,6 +231,9 @@ pub struct WorkspaceRecord {
     pub vmm: Option<ProcessId>,
     /// Why the state is `failed`.
     pub failure: Option<Failure>,
+    /// Whether somebody asked for the end of the last life. One that ended by itself may be started again.
+    #[serde(default)]
+    pub asked_to_end: bool,
 }
 
 /// `result.json`: how the last workload ended.
@@ -380,6 +383,7 @@ mod tests {
             supervisor: None,
             vmm: None,
             failure: None,
+            asked_to_end: false,
         }
     }
 

@@ -274,6 +274,7 @@ impl Driver {
             record.backend = Some(driver.spec.backend.clone());
             record.vmm = None;
             record.failure = None;
+            record.asked_to_end = false;
         }
         driver.publish(State::Starting).map_err(|e| Outcome::Failed(write_failure(&e)))?;
         Ok(driver)
@@ -486,6 +487,11 @@ impl Driver {
     async fn change(&mut self, life: &Life, client: Option<Asked>, to: State) -> Result<Phase, Failure> {
         let command = if to == State::Paused { "stop" } else { "cont" };
         let done = self.freeze_or_thaw(life, command).await;
+        if done.is_err() && to == State::Paused {
+            // A QEMU that was only late carries it out later; it must not end up paused unseen.
+            let monitor = life.machine.monitor();
+            spawn_local(async move { monitor.go_on().await });
+        }
         let reached = if done.is_ok() { to } else { self.at };
         if reached != self.at {
             self.publish(reached).map_err(|e| write_failure(&e))?;
@@ -517,6 +523,7 @@ impl Driver {
         };
         if let Some(record) = &mut self.record {
             record.failure = failure;
+            record.asked_to_end = matches!(outcome, Outcome::Halted | Outcome::Stopped);
         }
         let recorded = recorded.and_then(|()| self.publish(state));
         match (recorded, outcome) {

@@ -15,7 +15,7 @@ use microagent_vm::{
 };
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::with_cause;
@@ -29,6 +29,10 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often it is tried meanwhile.
 const START_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a guest may take for one answer. Emulated and under load it is slow, and a disk may be slower; one that
+/// says nothing for so long stands still.
+pub(crate) const REPLY_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long a look into a resting workspace may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60 * 60);
@@ -197,9 +201,12 @@ impl Guest {
 }
 
 impl Talk {
-    /// Reads one answer; an end in its place is an error.
+    /// Reads one answer; an end in its place is an error, and so is a long silence.
     pub(crate) async fn reply<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
-        match read_message(&mut self.stream, REPLY_LIMIT).await {
+        let Ok(reply) = timeout(REPLY_PATIENCE, read_message(&mut self.stream, REPLY_LIMIT)).await else {
+            return Err(self.gone(format!("it said nothing for {} s", REPLY_PATIENCE.as_secs())));
+        };
+        match reply {
             Ok(Some(reply)) => Ok(reply),
             Ok(None) => Err(self.gone("its machine has ended".to_owned())),
             Err(error) => Err(self.broken(&error)),

@@ -1,6 +1,7 @@
 //! Commands in a running workspace.
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -25,6 +26,9 @@ const TIMED_OUT: i32 = 124;
 /// How long a command that is killed may take to be gone; only one that hangs in the guest's kernel takes any
 /// time.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a guest may take to start a command or to say why it cannot.
+const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a command in a running workspace is. Start from [`ExecOptions::new`] and set what differs.
 #[derive(Debug, Clone)]
@@ -167,6 +171,7 @@ impl Engine {
             input,
             pending: Vec::new(),
             window: STDIN_WINDOW,
+            heard: false,
         };
         let time_up = async {
             match options.timeout {
@@ -214,14 +219,20 @@ struct Conversation<'a> {
     pending: Vec<u8>,
     /// How much the guest has room for.
     window: usize,
+    /// Whether the guest has said anything yet.
+    heard: bool,
 }
 
 impl Conversation<'_> {
     /// Passes everything on, both ways, until the command has ended.
     async fn hold(&mut self, sink: &mut OutputSink<'_>) -> Result<End, Error> {
+        let mut late = pin!(sleep(START_PATIENCE));
         loop {
             tokio::select! {
                 biased;
+                () = &mut late, if !self.heard => {
+                    return Err(self.gone(format!("it said nothing for {} s", START_PATIENCE.as_secs())));
+                }
                 control = receive(&mut self.input.control) => match control {
                     Some(ExecControl::Signal(signal)) => self.tell(&Tell::Signal(signal)).await?,
                     Some(ExecControl::Resize { rows, cols }) => {
@@ -231,6 +242,7 @@ impl Conversation<'_> {
                 },
                 event = self.replies.next() => {
                     let event = event.map_err(|e| self.broken(&e))?;
+                    self.heard = true;
                     if let Some(end) = self.take(event, sink)? {
                         return Ok(end);
                     }

@@ -36,6 +36,7 @@ mod profile;
 mod report;
 mod run;
 mod signal;
+mod supervise;
 mod template;
 mod workspace;
 
@@ -52,6 +53,7 @@ pub use options::{CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
 pub use profile::{PROFILES, Profile};
 pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
 pub use signal::signal_number;
+pub use supervise::SuperviseOptions;
 pub use template::{Template, TemplateShape};
 pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
 

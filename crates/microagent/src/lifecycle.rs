@@ -241,8 +241,14 @@ impl Engine {
         // Its last word may have come in between.
         let record = WorkspaceRecord::load(&dir)?;
         if record.state.is_live() {
-            let changed_at = Timestamp::now();
-            WorkspaceRecord { state: State::Stopped, changed_at, failure: None, ..record }.save(&dir)?;
+            let ended = WorkspaceRecord {
+                state: State::Stopped,
+                changed_at: Timestamp::now(),
+                failure: None,
+                asked_to_end: true,
+                ..record
+            };
+            ended.save(&dir)?;
             dir.note_event(State::Stopped, Some("killed"));
         }
         self.workspace(name)

@@ -189,6 +189,7 @@ pub(crate) fn new_record(
         supervisor: None,
         vmm: None,
         failure: None,
+        asked_to_end: false,
     })
 }
 

@@ -24,6 +24,7 @@ pub(crate) mod run;
 pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod status;
+pub(crate) mod supervise;
 pub(crate) mod template;
 pub(crate) mod version;
 pub(crate) mod wait;

@@ -44,6 +44,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         supervisor: None,
         vmm: None,
         failure: None,
+        asked_to_end: false,
     };
     record.save(&dir).unwrap();
     dir

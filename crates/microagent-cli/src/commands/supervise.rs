@@ -1,0 +1,190 @@
+//! `microagent supervise`: keeps a workspace running, here or as a service of the user's systemd.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use clap::Args;
+use microagent::{State, SuperviseOptions, WorkspaceName};
+
+use crate::commands::change;
+use crate::commands::run::duration;
+use crate::context::Context;
+use crate::environment;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+
+const EXAMPLES: &str = "\
+Examples:
+  Keep it running as long as this command does; Ctrl-C halts it:
+    microagent create api --image api:1 --image-command --restart always
+    microagent supervise api
+
+  From every login on, and after a reboot where lingering is on:
+    microagent supervise api --install
+
+  No longer:
+    microagent supervise api --uninstall";
+
+const LONG_ABOUT: &str = "\
+Starts a workspace and starts it again when it ends by itself, as `create --restart` says: on-failure after a failure, \
+always in any case, never not at all. What is halted, stopped or killed by somebody stays so. The pause before a start \
+doubles up to a minute while the workspace does not last. Ctrl-C and SIGTERM halt the workspace.
+
+There is no daemon: without this command nothing is started again.";
+
+/// Keep a workspace running
+#[derive(Debug, Args)]
+#[command(long_about = LONG_ABOUT, after_long_help = EXAMPLES)]
+pub(crate) struct SuperviseArgs {
+    /// Workspace
+    name: WorkspaceName,
+
+    /// Start it again at most so often [default: no limit]
+    #[arg(long, value_name = "N")]
+    max_restarts: Option<u32>,
+
+    /// First pause before it is started again: seconds, or with units
+    #[arg(long, value_name = "SECONDS", value_parser = duration, default_value = "1")]
+    interval: Duration,
+
+    /// Have the user's systemd do it, from now on
+    #[arg(long, conflicts_with_all = ["uninstall", "max_restarts"])]
+    install: bool,
+
+    /// Have the user's systemd no longer do it
+    #[arg(long)]
+    uninstall: bool,
+}
+
+#[derive(Debug, serde::Serialize)]
+struct UnitDocument {
+    workspace: WorkspaceName,
+    unit: PathBuf,
+    installed: bool,
+}
+
+/// Supervises; gives the exit code.
+pub(crate) fn execute(context: &Context, args: SuperviseArgs) -> Result<u8, Failure> {
+    if args.install || args.uninstall {
+        return change_unit(context, &args).map(|()| 0);
+    }
+    let engine = context.engine();
+    let options = SuperviseOptions { max_restarts: args.max_restarts, pause: args.interval };
+    let progress = context.progress(false);
+    let details =
+        context.block_on(async |token| Ok(engine.supervise(&args.name, &options, &progress, &token).await?));
+    progress.end();
+    let details = details?;
+    let failed = details.state == State::Failed;
+    change::print(context, details)?;
+    Ok(u8::from(failed))
+}
+
+fn change_unit(context: &Context, args: &SuperviseArgs) -> Result<(), Failure> {
+    let unit = unit_name(&args.name);
+    let path = unit_dir()?.join(&unit);
+    let failed = |action| {
+        let path = path.clone();
+        move |source| Failure::File { action, path, source }
+    };
+    let progress = context.progress(true);
+    if args.install {
+        // One that is not there cannot be kept running.
+        context.engine().workspace(&args.name)?;
+        let program = std::env::current_exe().map_err(failed("find the program for"))?;
+        let dir = path.parent().expect("a unit lies in a directory");
+        fs::create_dir_all(dir).map_err(failed("write"))?;
+        let text = unit_text(&program, context.state_dir(), &args.name);
+        fs::write(&path, text).map_err(failed("write"))?;
+        let commands = [&["daemon-reload"][..], &["enable", "--now", &unit]];
+        if let Some(command) = commands.iter().find(|words| !systemctl(words)) {
+            progress.note(&format!("systemd did not take it; run: systemctl --user {}", command.join(" ")));
+        }
+        progress.note("to have it started without a login: loginctl enable-linger");
+    } else {
+        if !systemctl(&["disable", "--now", &unit]) {
+            progress.note(&format!("systemd did not end it; run: systemctl --user disable --now {unit}"));
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove")(error)),
+            _ => {}
+        }
+    }
+    match context.format {
+        Format::Json => {
+            print_json(&UnitDocument { workspace: args.name.clone(), unit: path, installed: args.install })
+        }
+        Format::Text if args.install => print_text(&format!("Installed: {}\n", path.display())),
+        Format::Text => print_text(&format!("Removed: {}\n", path.display())),
+    }
+}
+
+/// Whether systemd did it; a host without it did not.
+fn systemctl(words: &[&str]) -> bool {
+    let status = Command::new("systemctl")
+        .arg("--user")
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    status.is_ok_and(|status| status.success())
+}
+
+fn unit_name(name: &WorkspaceName) -> String {
+    format!("microagent-supervise-{name}.service")
+}
+
+fn unit_dir() -> Result<PathBuf, Failure> {
+    match environment::config_home().or_else(|| Some(etcetera::home_dir().ok()?.join(".config"))) {
+        Some(dir) if dir.is_absolute() => Ok(dir.join("systemd/user")),
+        _ => Err(Failure::usage(
+            "there is no home directory to put a unit into",
+            "set HOME or XDG_CONFIG_HOME",
+        )),
+    }
+}
+
+fn unit_text(program: &Path, state_dir: &Path, name: &WorkspaceName) -> String {
+    let [program, state_dir] = [program, state_dir].map(quoted);
+    format!(
+        "[Unit]\n\
+         Description=microagent workspace {name}\n\
+         \n\
+         [Service]\n\
+         ExecStart={program} --state-dir {state_dir} supervise {name}\n\
+         Restart=on-failure\n\
+         RestartSec=5\n\
+         # The machine outlives its starter, and is halted by it.\n\
+         KillMode=process\n\
+         TimeoutStopSec=90\n\
+         \n\
+         [Install]\n\
+         WantedBy=default.target\n"
+    )
+}
+
+/// A word as systemd.syntax(7) has it: quoted, with its own percent and dollar signs doubled.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{}\"", text.replace('%', "%%").replace('$', "$$"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_survives_odd_paths() {
+        let name = "web".parse().unwrap();
+        let text = unit_text(Path::new("/usr/bin/microagent"), Path::new("/home/a b/100% \"x\" $y"), &name);
+        let line = text.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
+        assert_eq!(
+            line,
+            r#"ExecStart="/usr/bin/microagent" --state-dir "/home/a b/100%% \"x\" $$y" supervise web"#
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! Kept workspaces whose processes are killed, stand still or race: afterwards the state is a true one, the next
+//! command works, and what the guest had flushed is there.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use microagent_tests::process::Process;
+use microagent_tests::{Finished, Home, User, wait_for};
+use rustix::process::Signal;
+
+fn home() -> Home {
+    Home::new(User::unprivileged())
+}
+
+#[track_caller]
+fn create<const N: usize>(home: &Home, name: &str, options: [&str; N]) -> Finished {
+    let image = home.image("busybox");
+    home.microagent(["create", name, "--image", &image]).args(options).success()
+}
+
+#[track_caller]
+fn find(home: &Home, what: &str, wanted: fn(&Process) -> bool) -> Process {
+    wait_for(what, Duration::from_secs(60), || {
+        let processes = home.processes();
+        processes.iter().find(|process| wanted(process)).cloned().ok_or(processes)
+    })
+}
+
+/// Starts the workspace if it rests, and checks that it works and has its file.
+#[track_caller]
+fn works_and_has_its_file(home: &Home, name: &str) {
+    if home.state_of(name) != "running" {
+        home.microagent(["start", name]).success();
+    }
+    assert_eq!(home.microagent(["exec", name, "--", "cat", "/root/kept"]).success().text(), "kept\n");
+}
+
+const RESTING: [&str; 4] = ["prepared", "halted", "stopped", "failed"];
+
+#[test]
+fn whichever_process_is_killed_the_workspace_starts_again_with_what_was_flushed() {
+    let home = home();
+    create(&home, "web", []);
+    home.microagent(["start", "web"]).success();
+    home.microagent(["exec", "web", "--", "sh", "-c", "echo kept > /root/kept; sync"]).success();
+    for (wanted, problem) in [
+        (Process::is_supervisor as fn(&Process) -> bool, "its supervisor was killed"),
+        (Process::is_qemu, "QEMU was killed by signal 9"),
+    ] {
+        find(&home, "the process", wanted).signal(Signal::KILL);
+        home.processes_end();
+        assert_eq!(home.state_of("web"), "failed");
+        let status = home.microagent(["status", "web"]).success();
+        assert!(status.text().contains(problem), "{}", status.told());
+        home.microagent(["exec", "web", "--", "true"]).run().code(1).says("microagent start web");
+        works_and_has_its_file(&home, "web");
+    }
+    // Without its network helper the machine goes on.
+    find(&home, "passt", Process::is_passt).signal(Signal::KILL);
+    works_and_has_its_file(&home, "web");
+    home.microagent(["halt", "web"]).success();
+    works_and_has_its_file(&home, "web");
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+/// A process that shows how far a command has come.
+type Point = (&'static str, fn(&Process) -> bool);
+
+/// The points in a command at which its caller or its supervisor is killed.
+const POINTS: [Point; 2] = [("a supervisor", Process::is_supervisor), ("QEMU", Process::is_qemu)];
+
+#[test]
+fn a_start_that_is_killed_at_any_point_leaves_a_workspace_that_starts() {
+    let home = home();
+    create(&home, "web", ["--network", "isolated", "--setup", "echo kept > /root/kept"]);
+    for cold in [true, false] {
+        for (what, point) in POINTS {
+            for kill_caller in [true, false] {
+                let warm = if cold { "off" } else { "on" };
+                let starting = home.microagent(["start", "web"]).env("MICROAGENT_WARM", warm).start();
+                let process = find(&home, what, point);
+                if kill_caller {
+                    starting.signal(Signal::KILL);
+                } else {
+                    process.signal(Signal::KILL);
+                }
+                drop(starting.finish());
+                // It may have come so far that it needs its caller no more.
+                wait_for("a state to rest in or to run in", Duration::from_secs(60), || {
+                    let state = home.state_of("web");
+                    let settled = state == "running" || home.processes().is_empty();
+                    if settled { Ok(()) } else { Err(state) }
+                });
+                let state = home.state_of("web");
+                assert!(state == "running" || RESTING.contains(&state.as_str()), "{state}");
+                works_and_has_its_file(&home, "web");
+                home.microagent(["kill", "web"]).success();
+                home.processes_end();
+            }
+        }
+    }
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_setup_that_is_killed_is_done_by_the_next_start_on_a_fresh_disk() {
+    let home = home();
+    let image = home.image("busybox");
+    for kill_caller in [true, false] {
+        let setup = "test ! -e /root/half && echo half > /root/half && sync && echo halfway && sleep 3 && \
+            echo kept > /root/kept";
+        let words = ["create", "web", "--network", "isolated", "--image", &image, "--setup", setup];
+        let creating = home.microagent(words).start();
+        home.log_has("web", "console.log", "halfway");
+        if kill_caller {
+            creating.kill();
+        } else {
+            find(&home, "a supervisor", Process::is_supervisor).signal(Signal::KILL);
+            creating.finish().failure();
+        }
+        home.processes_end();
+        assert_eq!(home.state_of("web"), "failed");
+        works_and_has_its_file(&home, "web");
+        home.microagent(["delete", "web", "--force"]).success();
+    }
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_command_that_is_killed_while_it_ends_or_copies_leaves_a_workspace_that_works() {
+    let home = home();
+    create(&home, "web", ["--network", "isolated", "--setup", "echo kept > /root/kept"]);
+    for verb in ["halt", "stop", "kill"] {
+        home.microagent(["start", "web"]).success();
+        let ending = home.microagent([verb, "web"]).start();
+        ending.signal(Signal::KILL);
+        drop(ending.finish());
+        wait_for("the end of what was asked for, or nothing of it", Duration::from_secs(60), || {
+            let state = home.state_of("web");
+            if state == "running" || home.processes().is_empty() { Ok(()) } else { Err(state) }
+        });
+        works_and_has_its_file(&home, "web");
+        home.microagent(["halt", "web"]).success();
+    }
+    // A look into the resting disk ends with its caller.
+    for (what, point) in POINTS {
+        let copying = home.microagent(["cp", "web:/root/kept", "copy"]).start();
+        find(&home, what, point);
+        copying.signal(Signal::KILL);
+        drop(copying.finish());
+        home.processes_end();
+        assert_eq!(home.state_of("web"), "halted");
+        home.microagent(["cp", "web:/root/kept", "copy"]).success();
+        assert_eq!(fs::read_to_string(home.path().join("copy")).unwrap(), "kept\n");
+        fs::remove_file(home.path().join("copy")).unwrap();
+    }
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_machine_or_a_supervisor_that_stands_still_holds_nobody_up_for_ever() {
+    let home = home();
+    create(&home, "web", ["--network", "isolated"]);
+    home.microagent(["start", "web"]).success();
+    home.microagent(["exec", "web", "--", "sh", "-c", "echo kept > /root/kept; sync"]).success();
+    find(&home, "QEMU", Process::is_qemu).signal(Signal::STOP);
+    home.microagent(["exec", "--timeout", "1", "web", "--", "true"]).run().code(124);
+    home.microagent(["pause", "web"]).run().code(1).says("QEMU did not answer");
+    home.microagent(["ps"]).success();
+    home.microagent(["halt", "web"]).run().code(1).says("did not shut down cleanly");
+    home.processes_end();
+    works_and_has_its_file(&home, "web");
+
+    find(&home, "a supervisor", Process::is_supervisor).signal(Signal::STOP);
+    home.microagent(["exec", "web", "--", "true"])
+        .run()
+        .code(1)
+        .says("did not answer")
+        .says("microagent kill web");
+    assert_eq!(home.microagent(["kill", "web"]).success().summary("State"), "stopped");
+    home.processes_end();
+    works_and_has_its_file(&home, "web");
+    home.microagent(["delete", "web", "--force"]).success();
+    home.nothing_is_left();
+}
+
+/// Runs calls at once and gives how they ended.
+fn race(home: &Home, calls: &[&[&str]]) -> Vec<Finished> {
+    let running: Vec<_> = calls.iter().map(|words| home.call().args(*words).start()).collect();
+    running.into_iter().map(microagent_tests::Running::finish).collect()
+}
+
+/// A loser of a race says so, and says what to do or to try again.
+#[track_caller]
+fn lost_clearly(loser: &Finished) {
+    let code = loser.status.code();
+    assert!(code == Some(1) || code == Some(75), "{}", loser.told());
+    assert!(loser.stderr.starts_with("Error: ") || loser.stderr.contains("\nError: "), "{}", loser.told());
+}
+
+#[test]
+fn of_two_commands_at_once_one_wins_and_the_other_says_so() {
+    let home = home();
+    let image = home.image("busybox");
+    let make = ["create", "web", "--network", "isolated", "--image", &image];
+    let made = race(&home, &[&make, &make, &make]);
+    let (won, lost): (Vec<_>, Vec<_>) = made.iter().partition(|call| call.status.success());
+    assert_eq!(won.len(), 1);
+    lost.into_iter().for_each(lost_clearly);
+
+    let started = race(&home, &[&["start", "web"], &["start", "web"], &["start", "web"]]);
+    let (won, lost): (Vec<_>, Vec<_>) = started.iter().partition(|call| call.status.success());
+    assert_eq!(won.len(), 1, "{started:#?}");
+    lost.into_iter().for_each(lost_clearly);
+    assert_eq!(home.state_of("web"), "running");
+
+    let ended = race(&home, &[&["halt", "web"], &["exec", "web", "--", "sleep", "2"], &["halt", "web"]]);
+    for call in &ended {
+        assert!(call.status.code().is_some(), "{}", call.told());
+    }
+    assert!(ended[0].status.success() && ended[2].status.success(), "{ended:#?}");
+    assert_eq!(home.state_of("web"), "halted");
+
+    let both = race(&home, &[&["start", "web"], &["delete", "web", "--yes"]]);
+    for call in both.iter().filter(|call| !call.status.success()) {
+        lost_clearly(call);
+    }
+    home.microagent(["delete", "web", "--force"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_damaged_record_is_nobody_elses_problem() {
+    let home = home();
+    create(&home, "good", ["--network", "isolated"]);
+    create(&home, "bad", ["--network", "isolated"]);
+    for (file, content) in [("workspace.json", "{\"format\": 2, \"na"), ("workload.json", "[]")] {
+        let path = home.workspace("bad").join(file);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, content).unwrap();
+        home.microagent(["start", "bad"]).run().code(1).says("bad").says("delete");
+        home.microagent(["start", "good"]).success();
+        home.microagent(["exec", "good", "--", "true"]).success();
+        home.microagent(["halt", "good"]).success();
+        home.microagent(["list"]).success();
+        fs::write(&path, whole).unwrap();
+    }
+    home.microagent(["start", "bad"]).success();
+    home.microagent(["delete", "good", "bad", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn fifty_workspaces_are_used_by_eight_at_once_without_a_failure() {
+    let home = home();
+    let image = home.image("busybox");
+    home.microagent(["image", "pull", &image]).success();
+    let next = std::sync::Mutex::new(0..50);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                loop {
+                    let Some(number) = next.lock().unwrap().next() else { return };
+                    let name = format!("w{number}");
+                    let make =
+                        ["create", &name, "--network", "isolated", "--profile", "tiny", "--image", &image];
+                    home.microagent(make).success();
+                    home.microagent(["start", &name]).success();
+                    let said = home.microagent(["exec", &name, "--", "echo", &name]).success();
+                    assert_eq!(said.text(), format!("{name}\n"));
+                    home.microagent(["delete", &name, "--yes"]).success();
+                }
+            });
+        }
+    });
+    home.nothing_is_left();
+}
