@@ -125,6 +125,7 @@ mod tests {
 
     use microagent_tar::write::{header, padding};
     use microagent_tar::{BLOCK, Entry, Kind, Meta};
+    use proptest::prelude::*;
     use rustix::fs::{CWD, Mode, OFlags, XattrFlags, openat, setxattr};
 
     use super::*;
@@ -175,9 +176,9 @@ mod tests {
     const META: Meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime: (1_000_000, 0) };
 
     /// Name and kind of an entry.
-    type Shape = (&'static str, Kind<u64>);
+    type Shape<'a> = (&'a str, Kind<u64>);
 
-    fn stream_of(entries: &[Shape]) -> Vec<u8> {
+    fn stream_of(entries: &[Shape<'_>]) -> Vec<u8> {
         let mut stream = Vec::new();
         for (name, kind) in entries {
             let name = name.as_bytes().to_vec();
@@ -300,7 +301,7 @@ mod tests {
         symlink(outer.path(), dest.join("absolute")).unwrap();
         symlink("../secret", dest.join("to-secret")).unwrap();
         let link = |to: &str| Kind::Symlink(to.as_bytes().to_vec());
-        let attacks: [(&[Shape], &str); 9] = [
+        let attacks: [(&[Shape<'static>], &str); 9] = [
             (&[("../evil", Kind::File(1))], "its name leads out"),
             (&[("a/../../evil", Kind::File(1))], "its name leads out"),
             (&[("up/evil", Kind::File(1))], "a link on the way to it leads out"),
@@ -343,7 +344,7 @@ mod tests {
         let dest = tempfile::tempdir().unwrap();
         fs::create_dir(dest.path().join("dir")).unwrap();
         fs::write(dest.path().join("file"), "old").unwrap();
-        let cases: [(&[Shape], &str); 3] = [
+        let cases: [(&[Shape<'static>], &str); 3] = [
             (&[("dir", Kind::File(1))], "a directory stands in its place"),
             (&[("file", Kind::Directory)], "what stands in its place is not a directory"),
             (&[("file/below", Kind::File(1))], "what stands on the way to it is not a directory"),
@@ -423,5 +424,43 @@ mod tests {
         assert_eq!((tool.mode() & 0o7777, tool.nlink(), tool.mtime()), (0o755, 2, 5));
         assert_eq!(tool.uid(), rustix::process::getuid().as_raw());
         assert_eq!(fs::metadata(dest.path().join("srv")).unwrap().mode() & 0o7777, 0o1755);
+    }
+
+    fn paths() -> impl Strategy<Value = String> {
+        let part =
+            prop_oneof![4 => Just("a"), 3 => Just("b"), 1 => Just("c"), 1 => Just(".."), 1 => Just("")];
+        proptest::collection::vec(part, 1..4).prop_map(|parts| parts.join("/"))
+    }
+
+    fn shapes() -> impl Strategy<Value = (String, Kind<u64>)> {
+        let bytes = |path: String| path.into_bytes();
+        let kind = prop_oneof![
+            Just(Kind::File(3)),
+            Just(Kind::Directory),
+            paths().prop_map(move |path| Kind::Symlink(bytes(format!("../{path}")))),
+            paths().prop_map(move |path| Kind::Symlink(bytes(path))),
+            paths().prop_map(move |path| Kind::HardLink(bytes(path))),
+        ];
+        (paths(), kind)
+    }
+
+    proptest! {
+        #[test]
+        fn no_names_and_links_lead_out(shapes in proptest::collection::vec(shapes(), 1..12)) {
+            let outer = tempfile::tempdir().unwrap();
+            // What the links may lead to, under names that the stream knows.
+            fs::write(outer.path().join("a"), "secret").unwrap();
+            fs::create_dir(outer.path().join("b")).unwrap();
+            fs::create_dir(outer.path().join("dest")).unwrap();
+            for shape in &shapes {
+                // One by one, so that what is refused does not keep the rest from being tried.
+                let stream = stream_of(std::slice::from_ref(&(shape.0.as_str(), shape.1.clone())));
+                let _ = unpack_by(Rules::HARMLESS, &outer.path().join("dest"), Bytes(&stream, false));
+            }
+            let secret = fs::metadata(outer.path().join("a")).unwrap();
+            prop_assert_eq!((secret.nlink(), secret.len()), (1, 6));
+            prop_assert_eq!(names(outer.path()), ["a", "b", "dest"]);
+            prop_assert!(names(&outer.path().join("b")).is_empty());
+        }
     }
 }
