@@ -21,27 +21,27 @@
 //!
 //! The same freeze and restore serve whatever else is to be frozen: they know nothing of keys.
 
+mod copy;
+mod shape;
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use microagent_proto::GENERATION;
 use microagent_store::{Lock, LockError, StateDir, read_json, read_limited, write_json};
-use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek, sendfile};
-use rustix::io::Errno;
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::machine::{DEVICE_LAYOUT, KERNEL_COMMAND_LINE};
 use crate::spec::MachineSpec;
+use copy::copy_file;
+use shape::FileIdentity;
 
-/// Format of the files; part of the key.
-const TEMPLATE_FORMAT: u32 = 2;
+pub use shape::{MountedImage, Shape};
 
 /// Most templates that are kept: a shape or an image in a shape, and people use few at a time.
 const TEMPLATE_COUNT_MAX: usize = 24;
@@ -52,140 +52,10 @@ const OVERLAY_BYTES_MAX: u64 = 64 * MIB;
 /// Most bytes on disk that templates may take together; the least recently used go first.
 const TEMPLATE_BYTES_MAX: u64 = 2 << 30;
 
-/// Bytes of `/proc/cpuinfo` that are read: the first processor's entry.
-const CPUINFO_LIMIT: usize = 4096;
-
 /// Name of a mounted image's overlay.
 const OVERLAY: &str = "disk.qcow2";
 
 const MIB: u64 = 1024 * 1024;
-
-/// Everything that a frozen state depends on.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-pub struct Shape {
-    format: u32,
-    generation: u16,
-    version: String,
-    boot_id: String,
-    qemu: FileIdentity,
-    kernel: FileIdentity,
-    initramfs: FileIdentity,
-    kernel_command_line: String,
-    device_layout: u32,
-    host_cpu: String,
-    /// Whether KVM runs it.
-    pub kvm: bool,
-    /// Guest memory in MiB.
-    pub memory_mib: u32,
-    /// Virtual CPUs.
-    pub cpu_count: u32,
-    /// Whether it has a network device.
-    pub network: bool,
-    /// The image that is mounted, if any.
-    pub image: Option<MountedImage>,
-}
-
-/// The disk of an image, as a template has it.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-pub struct MountedImage {
-    /// Its base disk.
-    pub base: PathBuf,
-    identity: FileIdentity,
-    /// Size of the overlay in bytes, as the guest sees it.
-    size: u64,
-}
-
-impl Shape {
-    /// The shape of a machine on this host.
-    ///
-    /// # Errors
-    /// Fails when a file of the machine cannot be looked at.
-    pub fn of(machine: &MachineSpec, network: bool) -> io::Result<Shape> {
-        Ok(Shape {
-            format: TEMPLATE_FORMAT,
-            generation: GENERATION,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
-            qemu: FileIdentity::of(&fs::metadata(&machine.qemu)?),
-            kernel: FileIdentity::of(&fs::metadata(&machine.kernel)?),
-            initramfs: FileIdentity::of(&fs::metadata(&machine.initramfs)?),
-            kernel_command_line: KERNEL_COMMAND_LINE.to_owned(),
-            device_layout: DEVICE_LAYOUT,
-            host_cpu: host_cpu()?,
-            kvm: machine.kvm,
-            memory_mib: machine.memory_mib,
-            cpu_count: machine.cpu_count,
-            network,
-            image: None,
-        })
-    }
-
-    /// The shape of this machine with its fresh disk mounted; `None` if it has no such disk.
-    ///
-    /// # Errors
-    /// Fails when the disk cannot be looked at.
-    pub(crate) fn with_image(&self, machine: &MachineSpec) -> io::Result<Option<Shape>> {
-        let Some(disk) = machine.disk.as_ref().filter(|disk| disk.fresh) else { return Ok(None) };
-        let image = MountedImage {
-            base: disk.base.clone(),
-            identity: FileIdentity::of(&fs::metadata(&disk.base)?),
-            size: overlay_size(&disk.overlay)?,
-        };
-        Ok(Some(Shape { image: Some(image), ..self.clone() }))
-    }
-
-    /// Whether nothing can start from it any more: the host was booted anew, or the image is gone.
-    fn is_stale(&self, boot_id: &str) -> bool {
-        let image_is_there = |image: &MountedImage| {
-            fs::metadata(&image.base).is_ok_and(|found| FileIdentity::of(&found) == image.identity)
-        };
-        self.boot_id != boot_id || !self.image.as_ref().is_none_or(image_is_there)
-    }
-
-    /// Name of the template's directory.
-    pub fn key(&self) -> String {
-        let text = serde_json::to_string(self).expect("a shape is strings and numbers");
-        let digest = Sha256::digest(text.as_bytes());
-        digest[..16].iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
-/// A file that is still the same and unchanged. The change time is the kernel's: no program can set it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct FileIdentity {
-    device: u64,
-    inode: u64,
-    size: u64,
-    changed_s: i64,
-    changed_ns: i64,
-}
-
-impl FileIdentity {
-    fn of(metadata: &fs::Metadata) -> FileIdentity {
-        FileIdentity {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.len(),
-            changed_s: metadata.ctime(),
-            changed_ns: metadata.ctime_nsec(),
-        }
-    }
-}
-
-/// Model and features of the first processor, without its present clock rate.
-fn host_cpu() -> io::Result<String> {
-    use io::Read;
-    let mut bytes = Vec::with_capacity(CPUINFO_LIMIT);
-    File::open("/proc/cpuinfo")?.take(CPUINFO_LIMIT as u64).read_to_end(&mut bytes)?;
-    Ok(stable_lines(&String::from_utf8_lossy(&bytes)))
-}
-
-fn stable_lines(cpuinfo: &str) -> String {
-    let kept = ["vendor_id", "cpu family", "model", "stepping", "microcode", "flags"];
-    let first = cpuinfo.split("\n\n").next().unwrap_or_default();
-    let lines = first.lines().filter(|line| kept.iter().any(|name| line.starts_with(name)));
-    lines.collect::<Vec<_>>().join("\n")
-}
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Manifest {
@@ -395,48 +265,6 @@ impl Freezer {
             .open(self.dir.path().join(name))
     }
 }
-
-/// Copies a file into an empty one. Holes stay holes; what the file system can share is shared.
-fn copy_file(from: &File, to: &File) -> io::Result<()> {
-    let size = from.metadata()?.len();
-    to.set_len(size)?;
-    let mut offset = 0;
-    while let Some(data) = next(from, SeekFrom::Data(offset))? {
-        let end = next(from, SeekFrom::Hole(data))?.unwrap_or(size);
-        copy_range(from, to, data, end)?;
-        offset = end;
-    }
-    Ok(())
-}
-
-fn next(file: &File, position: SeekFrom) -> io::Result<Option<u64>> {
-    match seek(file, position) {
-        Ok(offset) => Ok(Some(offset)),
-        Err(Errno::NXIO) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
-    seek(to, SeekFrom::Start(start))?;
-    let mut offset = start;
-    while offset < end {
-        let count = usize::try_from(end - offset).unwrap_or(usize::MAX).min(1 << 30);
-        if sendfile(to, from, Some(&mut offset), count)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-    Ok(())
-}
-
-/// Size in bytes that a qcow2 file shows to a guest. The file is ours: no guest has used it.
-fn overlay_size(path: &Path) -> io::Result<u64> {
-    // docs/interop/qcow2.txt of QEMU: bytes 24 to 31, big endian.
-    let mut size = [0; 8];
-    File::open(path)?.read_exact_at(&mut size, 24)?;
-    Ok(u64::from_be_bytes(size))
-}
-
 /// A template as it lies on disk.
 #[derive(Debug, Clone)]
 pub struct TemplateInfo {
@@ -526,6 +354,7 @@ fn surplus(all: &[TemplateInfo]) -> impl Iterator<Item = &TemplateInfo> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Seek, Write};
+    use std::os::unix::fs::FileExt;
 
     use super::*;
 
@@ -724,12 +553,5 @@ mod tests {
         assert_eq!(gone(&[template("a", 1, false), template("stale", 1, true)]), ["stale"]);
         let many: Vec<_> = (0..26).map(|number| template(&number.to_string(), 1, false)).collect();
         assert_eq!(gone(&many), ["24", "25"]);
-    }
-
-    #[test]
-    fn the_clock_rate_of_the_cpu_does_not_matter() {
-        let slow = "processor: 0\nmodel name\t: X\ncpu MHz\t: 800\nflags\t: a b\n\nprocessor: 1\n";
-        assert_eq!(stable_lines(slow), stable_lines(&slow.replace("800", "3000")));
-        assert_ne!(stable_lines(slow), stable_lines(&slow.replace("a b", "a b c")));
     }
 }
