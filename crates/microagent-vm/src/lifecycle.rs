@@ -99,6 +99,8 @@ pub enum Effect {
     None,
     /// Write the new state down and tell the caller.
     Publish,
+    /// The same for a machine that serves from here on.
+    PublishServing,
     /// Ask the guest to flush its disk.
     Flush,
     /// End QEMU in good order, so that its disk is closed.
@@ -133,6 +135,7 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
         (P::Asked, E::WindowOver) => (P::Running, Effect::GiveUpAsking),
         (P::Asked, E::WorkDone(_)) => (P::Stopping(Outcome::Stopped), Effect::Flush),
         (P::Restoring, E::GuestFailed(_) | E::MachineGone(_)) => (P::Starting, Effect::StartCold),
+        (P::Running, E::Serving) => (P::Running, Effect::PublishServing),
         (P::Restoring | P::Starting, E::AgentReady) => (P::Running, Effect::Publish),
         // It ended in the moment in which the guest was made to stand still.
         (P::Paused, E::WorkDone(outcome)) => (P::Stopping(outcome), Effect::ResumeToFlush),
@@ -241,6 +244,15 @@ mod tests {
         let (phase, effect) = step(phase, Event::Flushed, KEPT);
         assert_eq!(effect, Effect::Quit);
         assert!(matches!(outcome(&phase), Outcome::Prepared));
+    }
+
+    #[test]
+    fn a_machine_serves_only_while_it_runs() {
+        let (phase, effect) = step(Phase::Running, Event::Serving, SERVING);
+        assert!(matches!(phase, Phase::Running));
+        assert_eq!(effect, Effect::PublishServing);
+        let (phase, effect) = step(Phase::Stopping(Outcome::Halted), Event::Serving, SERVING);
+        assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Halted)", Effect::None));
     }
 
     #[test]

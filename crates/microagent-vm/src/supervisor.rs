@@ -421,17 +421,21 @@ impl Driver {
                 Event::GuestFailed(reason) | Event::MachineGone(reason) => reason.clone(),
                 _ => String::new(),
             };
-            if matches!(event, Event::Serving) {
-                let _ = self.reports.send(Report::Serving).await;
-                self.detached = matches!(self.spec.work, Work::Serve { detached: true, .. });
-            }
             let (next, effect) = step(phase, event, nature);
             phase = next;
             match effect {
                 Effect::None => {}
                 Effect::Publish => {
-                    self.publish(State::Running).map_err(|e| write_failure(&e))?;
+                    // What serves runs when its service does.
+                    if !self.spec.work.is_serving() {
+                        self.publish(State::Running).map_err(|e| write_failure(&e))?;
+                    }
                     let _ = self.reports.send(Report::Booted).await;
+                }
+                Effect::PublishServing => {
+                    self.publish(State::Running).map_err(|e| write_failure(&e))?;
+                    self.detached = matches!(self.spec.work, Work::Serve { detached: true, .. });
+                    let _ = self.reports.send(Report::Serving).await;
                 }
                 Effect::Flush | Effect::ResumeToFlush => {
                     self.waiting.clients.extend(client);

@@ -93,18 +93,15 @@ impl Front {
         Ok((Front { dir: dir.clone(), gate, session: RefCell::default(), answers, task }, wished))
     }
 
-    /// The guest listens from here on.
-    pub(super) fn serve(&self, session: SessionHandle) {
-        *self.session.borrow_mut() = Some(session.clone());
-        *self.gate.borrow_mut() = Gate::Open(session);
+    /// Clients can have streams of this session while the machine runs.
+    pub(super) fn lend_from(&self, session: SessionHandle) {
+        *self.session.borrow_mut() = Some(session);
     }
 
     /// The machine is in another state, and so is what clients can have.
     pub(super) fn follow(&self, state: State) {
         *self.gate.borrow_mut() = match (state, &*self.session.borrow()) {
             (State::Running, Some(session)) => Gate::Open(session.clone()),
-            // Its service is yet to be started.
-            (State::Running, None) => Gate::Closed(State::Starting),
             (state, _) => Gate::Closed(state),
         };
     }

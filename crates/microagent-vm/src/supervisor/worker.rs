@@ -304,7 +304,7 @@ impl Worker {
             Work::Prepare { setup } => Ok(self.set_up(session, setup).await?.unwrap_or(Outcome::Prepared)),
             Work::Serve { service, .. } => {
                 if let Some(front) = &self.links.front {
-                    front.serve(session.clone());
+                    front.lend_from(session.clone());
                 }
                 let Some(service) = service else {
                     let _ = events.send(Event::Serving).await;
