@@ -23,6 +23,11 @@ const APPLETS: [&str; 5] = ["sh", "true", "sleep", "uname", "reboot"];
 /// Size of the file in the large image.
 const LARGE_BYTES: u64 = 1 << 30;
 
+/// Directories of the image with many files, files in each, and the size of a file.
+const MANY_DIRECTORIES: u32 = 100;
+const MANY_FILES: u32 = 100;
+const MANY_BYTES: u64 = 50_000;
+
 impl Bench {
     /// A tar of the small root file system.
     pub(crate) fn small_tar(&self) -> Result<PathBuf> {
@@ -37,6 +42,22 @@ impl Bench {
         self.once("large.tar", |tar| {
             let rootfs = self.rootfs("large")?;
             write_noise(&rootfs.join("noise"), LARGE_BYTES)?;
+            pack(&rootfs, tar)?;
+            Ok(fs::remove_dir_all(rootfs)?)
+        })
+    }
+
+    /// A tar of a root file system with many files.
+    pub(crate) fn many_files_tar(&self) -> Result<PathBuf> {
+        self.once("many.tar", |tar| {
+            let rootfs = self.rootfs("many")?;
+            for directory in 0..MANY_DIRECTORIES {
+                let directory = rootfs.join(format!("usr/lib/{directory}"));
+                fs::create_dir_all(&directory)?;
+                for file in 0..MANY_FILES {
+                    write_noise(&directory.join(file.to_string()), MANY_BYTES)?;
+                }
+            }
             pack(&rootfs, tar)?;
             Ok(fs::remove_dir_all(rootfs)?)
         })

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod cold;
+mod commit;
 mod disk;
 mod fixture;
 mod host;
@@ -54,6 +55,8 @@ enum Part {
     Unpack,
     /// A workspace's disk, from a small and a large image
     Disk,
+    /// A workspace's changes become an image, against podman
+    Commit,
     /// What a running machine costs the host
     Memory,
 }
@@ -89,6 +92,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Disk) {
         disk::measure(&bench, &mut table).context("measuring disks")?;
+    }
+    if wants(Part::Commit) {
+        commit::measure(&bench, &mut table).context("measuring commits")?;
     }
     if wants(Part::Memory) {
         memory::measure(&bench, &mut table).context("measuring memory")?;

@@ -54,6 +54,22 @@ impl Podman {
         run(words.arg(image).args(command)).map(drop)
     }
 
+    /// Runs something in a container that stays, in the place of an earlier one of that name.
+    pub(crate) fn keep(&self, name: &str, image: &str, command: &[&str]) -> Result<()> {
+        run(self.command().args(["rm", "--force", "--ignore", name]))?;
+        let flags = RUN_FLAGS.into_iter().filter(|flag| *flag != "--rm");
+        run(self.command().args(flags).args(["--net=none", "--name", name]).arg(image).args(command))
+            .map(drop)
+    }
+
+    pub(crate) fn commit(&self, name: &str, image: &str) -> Result<()> {
+        run(self.command().args(["commit", "--quiet", name, image])).map(drop)
+    }
+
+    pub(crate) fn remove_image(&self, image: &str) -> Result<()> {
+        run(self.command().args(["rmi", "--force", image])).map(drop)
+    }
+
     /// The first network that works here.
     pub(crate) fn network(&self, image: &str) -> Option<&'static str> {
         NETWORKS.into_iter().find(|network| self.run_on(network, image, &["true"]).is_ok())
@@ -62,6 +78,7 @@ impl Podman {
     /// Removes everything of this storage. podman knows how: its layers may belong to other users.
     pub(crate) fn remove(&self) -> Result<()> {
         if self.root.exists() {
+            run(self.command().args(["rm", "--all", "--force"]))?;
             run(self.command().args(["rmi", "--all", "--force"]))?;
             std::fs::remove_dir_all(&self.root)?;
         }

@@ -79,6 +79,12 @@ fn skopeo(home: &Home, reference: &str) -> Value {
     inspect.json()
 }
 
+/// Nothing of a commit lies where downloads and layers come in.
+fn no_partial_files(state: &Path, when: &str) {
+    let files = partial_files(state);
+    assert!(files.is_empty(), "{when}: {files:?}");
+}
+
 fn partial_files(state: &Path) -> Vec<PathBuf> {
     listing::listing(&state.join("images/partial")).into_keys().filter(|path| path.is_file()).collect()
 }
@@ -251,7 +257,7 @@ fn what_cannot_be_committed_is_said_and_leaves_nothing() {
     home.microagent(["delete", "busy", "--force"]).success();
     running.finish().failure();
     assert_eq!(images(&home).len(), 1, "only the fixture: {:?}", images(&home));
-    assert_eq!(partial_files(&home.state()), Vec::<PathBuf>::new());
+    no_partial_files(&home.state(), "afterwards");
     home.microagent(["delete", "odd", "--yes"]).success();
     home.nothing_is_left();
 }
@@ -298,11 +304,11 @@ fn killed_at_any_stage_there_is_no_image_and_the_next_commit_works() {
             assert_eq!(images(&home), before, "{stage}, {target}: {}", ended.told());
             assert_eq!(home.state_of("victim"), "stopped", "{stage}, {target}");
             if target != "command" {
-                assert_eq!(partial_files(&home.state()), Vec::<PathBuf>::new(), "{stage}, {target}");
+                no_partial_files(&home.state(), &format!("{stage}, {target}"));
             }
             // A killed command cannot take its file along; pruning does.
             home.microagent(["image", "prune"]).success();
-            assert_eq!(partial_files(&home.state()), Vec::<PathBuf>::new(), "{stage}, {target}");
+            no_partial_files(&home.state(), &format!("{stage}, {target}"));
         }
     }
     commit(&home, "victim", "victim:1");
@@ -321,7 +327,7 @@ fn ctrl_c_ends_a_commit_and_leaves_nothing() {
     running.finish().code(130);
     home.processes_end();
     assert_eq!(images(&home).len(), 1);
-    assert_eq!(partial_files(&home.state()), Vec::<PathBuf>::new());
+    no_partial_files(&home.state(), "afterwards");
     commit(&home, "slow", "slow:1");
     home.microagent(["delete", "slow", "--yes"]).success();
     home.nothing_is_left();
@@ -346,7 +352,7 @@ fn a_disk_that_fills_during_a_commit_is_said_so_and_nothing_half_made_stays() {
     home.processes_end();
     let list = call().args(["image", "list", "--json"]).success().json();
     assert_eq!(list["images"].as_array().unwrap().len(), 1, "{list}");
-    assert_eq!(partial_files(&state), Vec::<PathBuf>::new());
+    no_partial_files(&state, "afterwards");
     let run = call()
         .args(["run", "--network", "isolated", &home.image("busybox"), "echo", "still works"])
         .success();
