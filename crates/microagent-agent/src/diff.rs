@@ -1,7 +1,8 @@
 //! Tells the host what a workspace's disk has that its image's has not: as a layer, in OCI's form.
 //!
-//! The disk began as a copy of the image's base disk, block by block, so what nobody touched has the same inode
-//! with the same times on both. Both trees are walked side by side; content is read only of what differs. An
+//! The disk began as a copy of the image's base disk, block by block, so what nobody touched has the same inode on
+//! both. The inodes that differ are found first ([`inodes`]); then the tree is walked, and where something differs
+//! both trees side by side. Content is read only of what differs, and what is the same is not even looked at. An
 //! entry that is gone becomes a whiteout (`.wh.NAME`); directories on the way to a change are told too, because
 //! some unpackers make those that a layer does not tell anew.
 //!
@@ -11,11 +12,14 @@
 //! # Source
 //! OCI image specification 1.1, `layer.md`.
 
+mod inodes;
+
 use std::cmp::Ordering;
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use microagent_proto::{Diff, FrameError, GuestError, GuestErrorKind, Stream};
 use microagent_tar::write::header;
@@ -29,6 +33,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
+use self::inodes::ChangedInodes;
 use crate::console;
 use crate::disk::{self, DiskError};
 use crate::pack;
@@ -52,6 +57,8 @@ enum DiffError {
     Find(#[source] DiskError),
     #[error("{} cannot be mounted", path.display())]
     Mount { path: PathBuf, source: io::Error },
+    #[error("the inodes of {} and of the root's disk cannot be compared", path.display())]
+    Inodes { path: PathBuf, source: io::Error },
     #[error("the root cannot be looked at")]
     Root(#[source] io::Error),
     #[error(
@@ -66,7 +73,9 @@ impl From<DiffError> for GuestError {
     fn from(error: DiffError) -> GuestError {
         let kind = match error {
             DiffError::Pack(error) => return pack::guest_error(error),
-            DiffError::Find(_) | DiffError::Mount { .. } | DiffError::Root(_) => GuestErrorKind::Disk,
+            DiffError::Find(_) | DiffError::Mount { .. } | DiffError::Inodes { .. } | DiffError::Root(_) => {
+                GuestErrorKind::Disk
+            }
             DiffError::Whiteout { .. } => GuestErrorKind::Invalid,
         };
         GuestError { kind, message: console::chain(&error) }
@@ -76,19 +85,23 @@ impl From<DiffError> for GuestError {
 /// Compares for the host, speaking on this stream.
 pub(crate) async fn serve(stream: Stream, asked: Diff) -> Result<(), FrameError> {
     pack::send(stream, move |pieces| {
-        let base = mount_base(asked.base_scsi_target)?;
+        let path = disk::device_path(asked.base_scsi_target).map_err(DiffError::Find)?;
+        let root_path = disk::device_path(asked.root_scsi_target).map_err(DiffError::Find)?;
+        let base = mount_base(&path)?;
         let root = open_root().map_err(DiffError::Root)?;
-        compare(root, base, pieces)
+        let read = |source| DiffError::Inodes { path: path.clone(), source };
+        let disks = (File::open(&root_path).map_err(read)?, File::open(&path).map_err(read)?);
+        let changed = ChangedInodes::find(&disks.0, &disks.1).map_err(read)?;
+        compare(root, base, changed, pieces)
     })
     .await
 }
 
 /// Mounts the base disk where no path leads to. Its journal is empty, and nothing is written to it.
-fn mount_base(target: u8) -> Result<OwnedFd, DiffError> {
-    let path = disk::device_path(target).map_err(DiffError::Find)?;
+fn mount_base(path: &Path) -> Result<OwnedFd, DiffError> {
     let mount = || -> io::Result<OwnedFd> {
         let context = fsopen(c"ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_set_string(context.as_fd(), c"source", &path)?;
+        fsconfig_set_string(context.as_fd(), c"source", path)?;
         for flag in [c"ro", c"noload", c"no_prefetch_block_bitmaps"] {
             fsconfig_set_flag(context.as_fd(), flag)?;
         }
@@ -96,8 +109,9 @@ fn mount_base(target: u8) -> Result<OwnedFd, DiffError> {
         let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME;
         Ok(fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
     };
-    let mounted = mount().map_err(|source| DiffError::Mount { path: path.clone(), source })?;
-    open_dir(&mounted, c".").map_err(|errno| DiffError::Mount { path, source: errno.into() })
+    let failed = |source| DiffError::Mount { path: path.to_owned(), source };
+    let mounted = mount().map_err(failed)?;
+    open_dir(&mounted, c".").map_err(|errno| failed(errno.into()))
 }
 
 /// The root as it is on its disk, without what is mounted over its directories.
@@ -111,12 +125,19 @@ fn open_dir(dir: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(dir, name, flags, Mode::empty())
 }
 
+/// What a directory says of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    inode: u64,
+    kind: FileType,
+}
+
 /// A name that stands in one of two directories, or in both.
 #[derive(Debug, PartialEq, Eq)]
 struct Name {
     name: CString,
-    here: bool,
-    base: bool,
+    here: Option<Seen>,
+    base: Option<Seen>,
 }
 
 /// A directory on the way.
@@ -132,8 +153,13 @@ struct Level {
 }
 
 /// Walks two trees and writes what makes the first of the second.
-fn compare(here: OwnedFd, base: OwnedFd, pieces: Pieces) -> Result<(), DiffError> {
-    let mut walk = Walk { walker: Walker::new(pieces), levels: Vec::new() };
+fn compare(
+    here: OwnedFd,
+    base: OwnedFd,
+    changed: Option<ChangedInodes>,
+    pieces: Pieces,
+) -> Result<(), DiffError> {
+    let mut walk = Walk { walker: Walker::new(pieces), levels: Vec::new(), changed };
     let [here_stat, base_stat] =
         [fstat(&here), fstat(&base)].map(|stat| stat.map_err(|e| read_error(b"/", e)));
     let differs = directory_differs(b"", (&here, &here_stat?), (&base, &base_stat?));
@@ -155,9 +181,18 @@ fn compare(here: OwnedFd, base: OwnedFd, pieces: Pieces) -> Result<(), DiffError
 struct Walk {
     walker: Walker,
     levels: Vec<Level>,
+    /// What is known before anything is looked at, if anything is.
+    changed: Option<ChangedInodes>,
 }
 
 impl Walk {
+    /// Whether a name is known to stand for the same on both sides: the same inode, which nobody has changed.
+    fn is_same(&self, name: &Name) -> Option<FileType> {
+        let (here, base) = name.here.zip(name.base)?;
+        let unchanged = self.changed.as_ref().is_some_and(|changed| !changed.contains(here.inode));
+        (here == base && here.kind != FileType::Unknown && unchanged).then_some(here.kind)
+    }
+
     fn level(&self) -> &Level {
         self.levels.last().expect("a name belongs to a directory that is open")
     }
@@ -169,11 +204,16 @@ impl Walk {
         if is_left_out(&path) {
             return Ok(());
         }
-        if !name.here {
+        if name.here.is_none() {
             return self.whiteout(&path);
         }
         if name.name.to_bytes().starts_with(WHITEOUT) {
             return Err(DiffError::Whiteout { path: shown(&path) });
+        }
+        match self.is_same(name) {
+            Some(FileType::Directory) => return self.same_directory(name, path),
+            Some(_) => return Ok(()),
+            None => {}
         }
         let look = |dir: &OwnedFd| match statat(dir, &name.name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some(stat)),
@@ -182,7 +222,7 @@ impl Walk {
         };
         let Some(stat) = look(&level.here)? else { return Ok(()) };
         let base = match &level.base {
-            Some(base) if name.base => look(base)?,
+            Some(base) if name.base.is_some() => look(base)?,
             _ => None,
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -195,7 +235,7 @@ impl Walk {
             return Ok(());
         }
         self.tell()?;
-        let Walk { walker, levels } = self;
+        let Walk { walker, levels, .. } = self;
         let dir = levels.last().expect("a name belongs to a directory that is open").here.as_fd();
         Ok(walker.leaf(dir, &name.name, &stat, path, AtFlags::SYMLINK_NOFOLLOW)?)
     }
@@ -219,6 +259,21 @@ impl Walk {
         if differs { self.tell() } else { Ok(()) }
     }
 
+    /// Goes into a directory with the same names on both sides.
+    fn same_directory(&mut self, name: &Name, path: Vec<u8>) -> Result<(), DiffError> {
+        let failed = |errno| read_error(&path, errno);
+        let level = self.level();
+        let here = open_dir(&level.here, &name.name).map_err(failed)?;
+        let outer =
+            level.base.as_ref().expect("a name that both sides have is in a directory that both have");
+        let base = open_dir(outer, &name.name).map_err(failed)?;
+        let both = |(name, seen)| Name { name, here: Some(seen), base: Some(seen) };
+        let mut names: Vec<Name> = names(&here).map_err(failed)?.into_iter().map(both).collect();
+        names.reverse();
+        self.levels.push(Level { here, base: Some(base), path, names, told: false });
+        Ok(())
+    }
+
     fn enter(&mut self, here: OwnedFd, base: Option<OwnedFd>, path: Vec<u8>) -> Result<(), DiffError> {
         let here_names = names(&here).map_err(|errno| read_error(&path, errno))?;
         let base_names = match &base {
@@ -233,7 +288,7 @@ impl Walk {
 
     /// Tells of the directories on the way to here that the layer has not told of yet.
     fn tell(&mut self) -> Result<(), DiffError> {
-        let Walk { walker, levels } = self;
+        let Walk { walker, levels, .. } = self;
         for level in levels.iter_mut().filter(|level| !level.told) {
             let path = if level.path.is_empty() { b"." } else { level.path.as_slice() };
             walker.directory_header(&level.here, path)?;
@@ -298,33 +353,36 @@ fn shown(path: &[u8]) -> String {
 }
 
 /// The names in a directory, in order.
-fn names(dir: &OwnedFd) -> Result<Vec<CString>, Errno> {
+fn names(dir: &OwnedFd) -> Result<Vec<(CString, Seen)>, Errno> {
     let mut names = Vec::new();
     for found in Dir::read_from(dir)? {
-        let name = found?.file_name().to_owned();
+        let found = found?;
+        let name = found.file_name();
         if !matches!(name.to_bytes(), b"." | b"..") {
-            names.push(name);
+            names.push((name.to_owned(), Seen { inode: found.ino(), kind: found.file_type() }));
         }
     }
-    names.sort_unstable();
+    names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     Ok(names)
 }
 
 /// Two ordered lists of names as one.
-fn merge(here: Vec<CString>, base: Vec<CString>) -> Vec<Name> {
+fn merge(here: Vec<(CString, Seen)>, base: Vec<(CString, Seen)>) -> Vec<Name> {
     let (mut here, mut base) = (here.into_iter().peekable(), base.into_iter().peekable());
     let mut merged = Vec::new();
     loop {
         let order = match (here.peek(), base.peek()) {
-            (Some(here), Some(base)) => here.cmp(base),
+            (Some((here, _)), Some((base, _))) => here.cmp(base),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (None, None) => return merged,
         };
-        let (in_here, in_base) = (order.is_le(), order.is_ge());
-        let from_here = here.next_if(|_| in_here);
-        let from_base = base.next_if(|_| in_base);
-        merged.extend(from_here.or(from_base).map(|name| Name { name, here: in_here, base: in_base }));
+        let from_here = here.next_if(|_| order.is_le());
+        let from_base = base.next_if(|_| order.is_ge());
+        let seen = |side: &Option<(CString, Seen)>| side.as_ref().map(|(_, seen)| *seen);
+        let (in_here, in_base) = (seen(&from_here), seen(&from_base));
+        let name = from_here.or(from_base).map(|(name, _)| name);
+        merged.extend(name.map(|name| Name { name, here: in_here, base: in_base }));
     }
 }
 
@@ -342,7 +400,7 @@ mod tests {
         let open =
             |path: &Path| openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
         let (here, base) = (open(here), open(base));
-        let tar = pack::collect(move |pieces| compare(here, base, pieces))?;
+        let tar = pack::collect(move |pieces| compare(here, base, None, pieces))?;
         let mut archive = tar::Archive::new(&tar[..]);
         let describe = |entry: tar::Entry<'_, &[u8]>| {
             let mut entry = entry;
@@ -487,10 +545,15 @@ mod tests {
 
     #[test]
     fn two_lists_become_one() {
-        let list = |names: &[&str]| names.iter().map(|name| CString::new(*name).unwrap()).collect::<Vec<_>>();
+        let seen = |inode| Seen { inode, kind: FileType::RegularFile };
+        let list = |names: &[&str]| {
+            names.iter().map(|name| (CString::new(*name).unwrap(), seen(1))).collect::<Vec<_>>()
+        };
         let merged = merge(list(&["a", "c", "d"]), list(&["b", "c"]));
-        let told: Vec<_> =
-            merged.iter().map(|name| (name.name.to_str().unwrap(), name.here, name.base)).collect();
+        let told: Vec<_> = merged
+            .iter()
+            .map(|name| (name.name.to_str().unwrap(), name.here.is_some(), name.base.is_some()))
+            .collect();
         assert_eq!(told, [("a", true, false), ("b", false, true), ("c", true, true), ("d", true, false)]);
     }
 }

@@ -278,6 +278,8 @@ pub enum PackEvent {
 /// Asks for the difference between the root disk and the disk that it began as a copy of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diff {
+    /// SCSI target of the root disk.
+    pub root_scsi_target: u8,
     /// SCSI target of the base disk (channel 0, logical unit 0); it is only read.
     pub base_scsi_target: u8,
 }

@@ -12,7 +12,7 @@ use microagent_image::{Committed, ConfigChanges, NetworkOptions, Pushed};
 use microagent_proto::{Diff, Request};
 use microagent_store::WorkspaceName;
 use microagent_vm::ExtraDisk;
-use microagent_vm::machine::EXTRA_SCSI_TARGET;
+use microagent_vm::machine::{EXTRA_SCSI_TARGET, ROOT_SCSI_TARGET};
 use serde::Serialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +86,8 @@ impl Engine {
         let guest = self.resting_guest(name, vec![base], ACTION, observer, cancel).await?;
         observer.event(Event::Comparing { workspace: name.to_string() });
 
-        let request = Request::Diff(Diff { base_scsi_target: EXTRA_SCSI_TARGET });
+        let request =
+            Request::Diff(Diff { root_scsi_target: ROOT_SCSI_TARGET, base_scsi_target: EXTRA_SCSI_TARGET });
         let (chunks, received) = sync_channel(QUEUE);
         let limit = record.resources.size_mib.saturating_mul(1024 * 1024).saturating_mul(STREAM_SLACK);
         let writer = {

@@ -5,6 +5,7 @@
 
 mod archives;
 mod cache;
+mod commit;
 mod faults;
 mod outgoing;
 mod registry;
