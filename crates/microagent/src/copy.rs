@@ -11,6 +11,7 @@ mod send;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use microagent_proto::{
     Chunk, GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, INPUT_LIMIT, Pack, PackEvent, PathInfo, PathKind,
@@ -18,6 +19,7 @@ use microagent_proto::{
 };
 use microagent_store::WorkspaceName;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::Guest;
@@ -31,6 +33,9 @@ const QUEUE: usize = 4;
 
 /// What a tar stream may have beyond the disk's size: headers, and files with holes that it fills.
 const STREAM_SLACK: u64 = 2;
+
+/// How long a guest may take from one piece of a tar stream to the next: it may look at many names in between.
+const SILENCE: Duration = Duration::from_secs(5 * 60);
 
 /// Where files that go into a workspace come from.
 pub enum CopySource {
@@ -221,10 +226,10 @@ impl Engine {
         let mut talk = self.ask(guest, request).await?;
         loop {
             let event = tokio::select! {
-                event = talk.reply() => event?,
+                event = timeout(SILENCE, talk.reply()) => event,
                 () = cancel.cancelled() => return Err(Error::Cancelled),
             };
-            match event {
+            match event.map_err(|_| guest.late("it stopped in the middle of its answer"))?? {
                 // Waits in place for the writer: this task has nothing else to do meanwhile.
                 PackEvent::Data(bytes) => {
                     if chunks.send(bytes.into_vec()).is_err() {
