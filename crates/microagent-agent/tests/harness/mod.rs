@@ -194,7 +194,7 @@ impl Vm {
         if matches!(machine.template, Template::Restore(_)) {
             qemu.args(["-incoming", "defer"]);
         }
-        qemu.args(["-M", &board, "-cpu", "max", "-m", "256", "-smp", "2"])
+        qemu.args(["-M", &board, "-cpu", "max,erms=off", "-m", "256", "-smp", "2"])
             .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-append"])
             .arg(COMMAND_LINE)
             .arg("-kernel")
