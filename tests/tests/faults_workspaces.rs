@@ -257,6 +257,32 @@ fn a_damaged_record_is_nobody_elses_problem() {
 }
 
 #[test]
+fn after_a_restart_of_the_host_the_truth_is_told_and_everything_starts() {
+    let home = home();
+    create(&home, "web", ["--network", "isolated"]);
+    home.microagent(["start", "web"]).success();
+    home.microagent(["exec", "web", "--", "sh", "-c", "echo kept > /root/kept; sync"]).success();
+    find(&home, "a supervisor", Process::is_supervisor).signal(Signal::KILL);
+    home.processes_end();
+    // As it looks after a power cut: the record of an earlier boot, with numbers that are others' by now.
+    let path = home.workspace("web").join("workspace.json");
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let record = fs::read_to_string(&path).unwrap().replace(boot.trim(), "another-boot");
+    let me = format!("\"pid\": {}", std::process::id());
+    let record: Vec<_> = record
+        .lines()
+        .map(|line| if line.contains("\"pid\"") { format!("{me},") } else { line.into() })
+        .collect();
+    fs::write(&path, record.join("\n")).unwrap();
+    let status = home.microagent(["status", "web"]).success();
+    assert!(status.text().contains("Problem: the host was restarted"), "{}", status.told());
+    assert_eq!(home.microagent(["ps"]).success().text(), "No workspaces.\n");
+    works_and_has_its_file(&home, "web");
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
 fn fifty_workspaces_are_used_by_eight_at_once_without_a_failure() {
     let home = home();
     let image = home.image("busybox");

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use microagent_tests::pty::Pty;
 use microagent_tests::{Finished, Home, User};
 
 fn home() -> Home {
@@ -174,6 +175,44 @@ fn a_running_workspace_is_deleted_by_shutting_it_down_or_by_force() {
         assert_eq!(home.microagent(["delete", "web", flag]).success().text(), "Nothing to delete: web\n");
         home.nothing_is_left();
     }
+}
+
+#[test]
+fn delete_asks_and_offers_to_stop() {
+    let home = home();
+    create(&home, "web", []);
+    home.microagent(["start", "web"]).success();
+    let mut pty = Pty::start(&home, &["delete", "web"], (24, 80));
+    pty.shows("web is running. Stop and delete web? [y/N]");
+    pty.types("n\r");
+    pty.shows("Nothing was deleted.");
+    assert_eq!(pty.finish(), 0);
+    assert_eq!(home.state_of("web"), "running");
+    let mut pty = Pty::start(&home, &["delete", "web"], (24, 80));
+    pty.shows("[y/N]");
+    pty.types("y\r");
+    pty.shows("Stopped and deleted: web");
+    assert_eq!(pty.finish(), 0);
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_kept_run_is_a_workspace_like_any_other() {
+    let home = home();
+    let words = ["sh", "-c", "echo kept > /root/kept"];
+    let options = ["--keep", "--name", "web", "--network", "isolated", "-e", "SECRET=of the run"];
+    home.run("busybox", options, &words).success();
+    home.microagent(["start", "web"]).success();
+    let words = ["exec", "web", "--", "sh", "-c", "cat /root/kept; echo secret: $SECRET"];
+    assert_eq!(home.microagent(words).success().text(), "kept\nsecret:\n");
+    home.microagent(["delete", "web", "--yes"]).success();
+    // What a disposable run left for its logs cannot be started.
+    let failed = home.run("busybox", ["--timeout", "2", "--network", "isolated"], &["sleep", "60"]).run();
+    let failed = failed.code(1);
+    let name = failed.failed_workspace();
+    home.microagent(["start", name]).run().code(2).says("cannot be started");
+    home.microagent(["delete", name, "--yes"]).success();
+    home.nothing_is_left();
 }
 
 #[test]

@@ -287,7 +287,7 @@ Hint: leave it out: inside the microVM root can do everything already
             "run -v /srv:/data alpine ls",
             str![[r#"
 Error: --volume /srv:/data is not possible here: a directory of the host is never shared with a guest, which sees block devices only
-Hint: put the files into the image when it is built, or fetch them in a --setup step; get results out with --output NAME=/guest/path and --keep
+Hint: put the files into the image when it is built, fetch them in a --setup step, or copy them into a workspace: microagent cp; get results out with microagent cp, or --output NAME=/guest/path and --keep
 
 "#]],
         ),
@@ -295,7 +295,7 @@ Hint: put the files into the image when it is built, or fetch them in a --setup 
             "run -it alpine sh",
             str![[r#"
 Error: --interactive (-i) is not possible here: run gives the guest neither a terminal nor standard input
-Hint: leave -i and -t out; pass input with --env, --setup, --setup-file or the command line
+Hint: leave -i and -t out; for a session make a workspace: microagent create NAME --image IMAGE, microagent start NAME, microagent connect NAME
 
 "#]],
         ),

@@ -324,33 +324,36 @@ impl WorkspaceRecord {
         if record.observed_state() == record.state { Ok(record) } else { WorkspaceRecord::load(dir) }
     }
 
-    /// The state that is true now: a live state without its live processes is `failed`.
+    /// The state that is true now: a live state without its supervisor is `failed`, and one without its VMM is on
+    /// its way down, because the supervisor is about to say so.
     pub fn observed_state(&self) -> State {
-        if self.state.is_live() && self.missing_process().is_some() { State::Failed } else { self.state }
+        if !self.state.is_live() {
+            self.state
+        } else if !is_alive(self.supervisor.as_ref()) {
+            State::Failed
+        } else if matches!(self.state, State::Running | State::Paused) && !is_alive(self.vmm.as_ref()) {
+            State::Stopping
+        } else {
+            self.state
+        }
     }
 
     /// Why the workspace is `failed`, also when nobody lived to write it down.
     pub fn observed_failure(&self) -> Option<Failure> {
         match self.observed_state() {
-            State::Failed if self.state != State::Failed => Some(Failure {
-                kind: FailureKind::SupervisorDied,
-                message: self.missing_process().unwrap_or_default().to_owned(),
-            }),
+            State::Failed if self.state != State::Failed => {
+                let rebooted = self.supervisor.as_ref().is_some_and(|process| !process.is_of_this_boot());
+                let message = if rebooted { "the host was restarted" } else { "its supervisor was killed" };
+                Some(Failure { kind: FailureKind::SupervisorDied, message: message.to_owned() })
+            }
             State::Failed => self.failure.clone(),
             _ => None,
         }
     }
+}
 
-    /// What a live state needs and does not have.
-    fn missing_process(&self) -> Option<&'static str> {
-        let gone = |process: &Option<ProcessId>| !process.as_ref().is_some_and(ProcessId::is_alive);
-        if gone(&self.supervisor) {
-            let rebooted = self.supervisor.as_ref().is_some_and(|process| !process.is_of_this_boot());
-            return Some(if rebooted { "the host was restarted" } else { "its supervisor was killed" });
-        }
-        let needs_vmm = matches!(self.state, State::Running | State::Paused);
-        (needs_vmm && gone(&self.vmm)).then_some("its QEMU is gone")
-    }
+fn is_alive(process: Option<&ProcessId>) -> bool {
+    process.is_some_and(ProcessId::is_alive)
 }
 
 #[cfg(test)]
@@ -393,7 +396,7 @@ mod tests {
         assert_eq!(record.observed_state(), State::Failed);
         assert_eq!(record.observed_failure().unwrap().kind, FailureKind::SupervisorDied);
         record.supervisor = ProcessId::current();
-        assert_eq!(record.observed_failure().unwrap().message, "its QEMU is gone");
+        assert_eq!((record.observed_state(), record.observed_failure()), (State::Stopping, None));
         record.vmm = ProcessId::current();
         assert_eq!(record.observed_state(), State::Running);
         let earlier = ProcessId { boot_id: "earlier".into(), ..ProcessId::current().unwrap() };

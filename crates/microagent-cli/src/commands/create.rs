@@ -6,7 +6,7 @@ use microagent::{
 };
 use serde::Serialize;
 
-use crate::commands::run::{self, output};
+use crate::commands::run::{self, CreateDockerFlags, output};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -84,6 +84,9 @@ pub(crate) struct CreateArgs {
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
+
+    #[command(flatten)]
+    docker: CreateDockerFlags,
 }
 
 /// `--restart`.
@@ -150,6 +153,7 @@ pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure
 
 impl CreateArgs {
     fn options(&self) -> Result<CreateOptions, Failure> {
+        self.docker.refuse()?;
         let name = self.name.as_ref().or(self.name_option.as_ref()).expect("clap requires one of the two");
         let mut options = CreateOptions::new(name.clone(), &self.image);
         options.workspace = self.workspace.options(&self.image, &self.output)?;
@@ -191,5 +195,39 @@ impl Document {
              Resources: memory={memory_mib}MiB cpus={cpu_count} disk={size_mib}MiB\n",
             self.workspace, self.state, self.profile, self.network,
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, FromArgMatches};
+
+    use super::*;
+
+    fn options(words: &[&str]) -> Result<CreateOptions, Failure> {
+        let command = CreateArgs::augment_args(Command::new("create").no_binary_name(true));
+        CreateArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap()).unwrap().options()
+    }
+
+    #[test]
+    fn flags_become_options() {
+        let made =
+            options(&["web", "--image", "i", "--restart", "on-failure", "--service-command", "x"]).unwrap();
+        assert_eq!((made.name.as_str(), made.restart), ("web", RestartPolicy::OnFailure));
+        assert_eq!(made.service, Some(RunCommand::Shell("x".into())));
+        let made = options(&["--name", "web", "--image", "i", "--image-command", "--shell", "ash"]).unwrap();
+        assert_eq!((made.service, made.shell.as_deref()), (Some(RunCommand::Image), Some("ash")));
+        assert_eq!(
+            options(&["web", "--image", "i", "--restart", "no"]).unwrap().restart,
+            RestartPolicy::Never
+        );
+    }
+
+    #[test]
+    fn dockers_flags_are_refused_with_their_reason() {
+        for flag in ["--privileged", "--pid=host", "-v=/a:/b", "--device=x"] {
+            let refused = options(&["web", "--image", "i", flag]).unwrap_err();
+            assert!(matches!(refused, Failure::Usage { hint: Some(_), .. }), "{flag}");
+        }
     }
 }

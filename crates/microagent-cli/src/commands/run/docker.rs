@@ -71,17 +71,17 @@ const PORTS: &str = "published ports are not in this version: nothing outside ca
 const PORTS_NOW: &str =
     "let the guest connect out (--network user), or fetch results with --output NAME=/guest/path and --keep";
 const TERMINAL: &str = "run gives the guest neither a terminal nor standard input";
-const TERMINAL_NOW: &str =
-    "leave -i and -t out; pass input with --env, --setup, --setup-file or the command line";
+const TERMINAL_NOW: &str = "leave -i and -t out; for a session make a workspace: microagent create NAME --image IMAGE, \
+     microagent start NAME, microagent connect NAME";
 const FOREGROUND: &str = "run stays in the foreground until the command ends";
 const NO_MOUNTS: &str = "nothing of the host is mounted into a microVM, and volumes are not in this version";
-const FILES: &str = "put files into the image when it is built, or fetch them in a --setup step; get them out with --output NAME=/guest/path and --keep";
+const FILES: &str = "put files into the image when it is built, fetch them in a --setup step, or copy them into a workspace: microagent cp; get them out with microagent cp, or --output NAME=/guest/path and --keep";
 const LOGS: &str =
     "output is printed when the run ends, and the console log of a kept run is read with `microagent logs`";
 const NO_LABELS: &str = "workspaces carry a name and no labels";
 const HEALTH: &str = "a one-shot run ends with its command, so there is nothing to watch";
 const HEALTH_NOW: &str = "leave it out; bound the run with --timeout";
-const ONE_SHOT: &str = "leave it out; wrap `microagent run` in a loop or a service manager";
+const KEPT: &str = "make a workspace that is started again: microagent create NAME --image IMAGE --restart always, microagent supervise NAME";
 
 /// Every refused flag. `--network`, `--memory`, `--cpus` and `--volume` have checks of their own.
 const FLAGS: &[DockerFlag] = &[
@@ -190,15 +190,19 @@ const FLAGS: &[DockerFlag] = &[
     switch("publish-all", PORTS, PORTS_NOW).short('P'),
     valued("expose", PORTS, PORTS_NOW),
     // Life
-    switch("detach", FOREGROUND, "put it into the background yourself: microagent run --name NAME … &")
-        .short('d'),
+    switch(
+        "detach",
+        FOREGROUND,
+        "make a workspace: microagent create NAME --image IMAGE --image-command, microagent start NAME",
+    )
+    .short('d'),
     valued("detach-keys", FOREGROUND, LEAVE_OUT),
     switch("interactive", TERMINAL, TERMINAL_NOW).short('i'),
     switch("tty", TERMINAL, TERMINAL_NOW).short('t'),
     valued("attach", TERMINAL, TERMINAL_NOW).short('a'),
     switch("sig-proxy", "signals end the run and clean up", LEAVE_OUT),
     switch("init", "the guest's first process reaps children already", LEAVE_OUT),
-    except("restart", "no", FOREGROUND, ONE_SHOT),
+    except("restart", "no", FOREGROUND, KEPT),
     valued("stop-signal", "a one-shot run ends with its command or is killed at --timeout", LEAVE_OUT),
     valued(
         "stop-timeout",
@@ -265,27 +269,85 @@ impl DockerFlags {
     }
 }
 
+/// The flags that `create` refuses: those of `run` that are about neither its terminal nor its one life.
+#[derive(Debug, Default)]
+pub(crate) struct CreateDockerFlags(DockerFlags);
+
+/// Flags of `run` that mean something for a workspace, or are no flags of `docker create`.
+const OF_RUN_ALONE: [&str; 16] = [
+    "restart",
+    "detach",
+    "detach-keys",
+    "interactive",
+    "tty",
+    "attach",
+    "sig-proxy",
+    "stop-signal",
+    "stop-timeout",
+    "read-only",
+    "health-cmd",
+    "health-interval",
+    "health-retries",
+    "health-start-period",
+    "health-start-interval",
+    "health-timeout",
+];
+
+fn of_create(flag: &&DockerFlag) -> bool {
+    !OF_RUN_ALONE.contains(&flag.long)
+}
+
+impl CreateDockerFlags {
+    /// Refuses the first of them.
+    pub(crate) fn refuse(&self) -> Result<(), Failure> {
+        self.0.refuse()
+    }
+}
+
+impl clap::Args for CreateDockerFlags {
+    fn augment_args(command: Command) -> Command {
+        FLAGS.iter().filter(of_create).fold(command, add)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for CreateDockerFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, ClapError> {
+        let given = FLAGS.iter().filter(of_create).find_map(|flag| flag.refused_in(matches));
+        Ok(CreateDockerFlags(DockerFlags { given }))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), ClapError> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
 /// The one form that all refusals have.
 pub(crate) fn refusal(flag: &str, why: &str, instead: &str) -> Failure {
     Failure::usage(format!("{flag} is not possible here: {why}"), instead)
 }
 
+/// Has clap recognise a flag.
+fn add(command: Command, flag: &DockerFlag) -> Command {
+    let arg = Arg::new(flag.long).long(flag.long).short(flag.short).hide(true);
+    command.arg(match flag.value {
+        // Repeated flags are refused once, so nothing is counted.
+        Value::None => {
+            arg.num_args(0..=1).require_equals(true).default_missing_value("true").action(ArgAction::Append)
+        }
+        Value::Taken | Value::TakenExcept(_) => {
+            arg.num_args(1).allow_hyphen_values(true).action(ArgAction::Append)
+        }
+    })
+}
+
 impl clap::Args for DockerFlags {
     fn augment_args(command: Command) -> Command {
-        FLAGS.iter().fold(command, |command, flag| {
-            let arg = Arg::new(flag.long).long(flag.long).short(flag.short).hide(true);
-            command.arg(match flag.value {
-                // Repeated flags are refused once, so nothing is counted.
-                Value::None => arg
-                    .num_args(0..=1)
-                    .require_equals(true)
-                    .default_missing_value("true")
-                    .action(ArgAction::Append),
-                Value::Taken | Value::TakenExcept(_) => {
-                    arg.num_args(1).allow_hyphen_values(true).action(ArgAction::Append)
-                }
-            })
-        })
+        FLAGS.iter().fold(command, add)
     }
 
     fn augment_args_for_update(command: Command) -> Command {
@@ -336,8 +398,8 @@ pub(crate) fn refuse_volume(value: &str) -> Failure {
         return refusal(
             &flag,
             "a directory of the host is never shared with a guest, which sees block devices only",
-            "put the files into the image when it is built, or fetch them in a --setup step; get results out with \
-             --output NAME=/guest/path and --keep",
+            "put the files into the image when it is built, fetch them in a --setup step, or copy them into a workspace: \
+             microagent cp; get results out with microagent cp, or --output NAME=/guest/path and --keep",
         );
     }
     let what = if is_file { "bundles and disk images are" } else { "named volumes are" };

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use microagent::{Error, OutputReader, OutputStream, RunReport};
 
 pub(crate) use args::RunArgs;
-pub(crate) use docker::{refusal, refuse_network, refuse_volume};
+pub(crate) use docker::{CreateDockerFlags, refusal, refuse_network, refuse_volume};
 pub(crate) use document::OutputDocument;
 use document::RunDocument;
 pub(crate) use values::{cpus, duration, env_file, env_variable, memory_mib, output};
