@@ -131,10 +131,15 @@ fn a_paused_guest_stands_still_and_goes_on() {
     create(&home, "web", []);
     home.microagent(["start", "web"]).success();
     home.microagent(["resume", "web"]).run().code(1).says("is running");
+    // A clock that is far behind, as after a long pause.
+    home.microagent(["exec", "web", "--", "date", "-s", "@1000000000"]).success();
     assert_eq!(home.microagent(["pause", "web"]).success().summary("State"), "paused");
     home.microagent(["exec", "web", "--", "true"]).run().code(1).says("microagent resume web");
     assert_eq!(home.microagent(["resume", "web"]).success().summary("State"), "running");
-    home.microagent(["exec", "web", "--", "true"]).success();
+    let shown = home.microagent(["exec", "web", "--", "date", "+%s"]).success();
+    let guest: u64 = shown.text().trim().parse().unwrap();
+    let host = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    assert!(host.abs_diff(guest) < 300, "the guest's clock says {guest}, the host's {host}");
     home.microagent(["pause", "web"]).success();
     assert_eq!(home.microagent(["halt", "web"]).success().summary("State"), "halted");
     home.microagent(["delete", "web", "--yes"]).success();

@@ -102,6 +102,12 @@ fn seed(entropy: &[u8; 32]) -> io::Result<()> {
     sys::seed_random(File::open("/dev/urandom")?.as_fd(), entropy)
 }
 
+/// Sets the wall clock of a machine that stood still.
+pub(crate) fn correct_clock(unix_ns: u64) -> Result<(), GuestError> {
+    set_clock(unix_ns)
+        .map_err(|source| fail(GuestErrorKind::Other, &StepError { what: "set the clock", source }))
+}
+
 fn set_clock(unix_ns: u64) -> io::Result<()> {
     let tv_sec = i64::try_from(unix_ns / 1_000_000_000).expect("u64::MAX / 10⁹ fits an i64");
     let tv_nsec = i64::try_from(unix_ns % 1_000_000_000).expect("less than 10⁹ fits an i64");

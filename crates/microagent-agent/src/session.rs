@@ -144,6 +144,10 @@ impl Guest {
             Request::FsUsage => {
                 reply(&mut stream, &self.if_configured().and_then(|()| inspect::fs_usage())).await
             }
+            Request::SetClock(wanted) => {
+                let done = self.if_configured().and_then(|()| configure::correct_clock(wanted.unix_ns));
+                reply(&mut stream, &done).await
+            }
             Request::ShutDown(wanted) if !sys::is_signal(wanted.signal) => {
                 let message = format!("{} is not the number of a signal", wanted.signal);
                 reply(&mut stream, &Err::<(), _>(GuestError { kind: GuestErrorKind::Invalid, message })).await

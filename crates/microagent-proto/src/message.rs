@@ -61,6 +61,8 @@ pub enum Request {
     /// Packs what the root disk has that its image's base disk has not, as an OCI layer. Answer:
     /// [`PackEvent`]s up to and including `End` or `Failed`. Nothing should run meanwhile.
     Diff(Diff),
+    /// Sets the wall clock, which stands still while the machine does. Answer: `Result<(), GuestError>`.
+    SetClock(SetClock),
 }
 
 /// Everything that makes one guest differ from another.
@@ -273,6 +275,13 @@ pub enum PackEvent {
     End,
     /// It cannot be completed; nothing follows.
     Failed(GuestError),
+}
+
+/// Sets the wall clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetClock {
+    /// Nanoseconds since 1970, taken right before sending.
+    pub unix_ns: u64,
 }
 
 /// Asks for the difference between the root disk and the disk that it began as a copy of.

@@ -496,6 +496,12 @@ impl Driver {
             let monitor = life.machine.monitor();
             spawn_local(async move { monitor.go_on().await });
         }
+        if done.is_ok()
+            && to == State::Running
+            && let Some(session) = self.front.as_ref().and_then(|(front, _)| front.session())
+        {
+            worker::correct_clock(&session).await;
+        }
         let reached = if done.is_ok() { to } else { self.at };
         if reached != self.at {
             self.publish(reached).map_err(|e| write_failure(&e))?;

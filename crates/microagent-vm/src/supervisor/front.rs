@@ -98,6 +98,11 @@ impl Front {
         *self.session.borrow_mut() = Some(session);
     }
 
+    /// The session, once there is one.
+    pub(super) fn session(&self) -> Option<SessionHandle> {
+        self.session.borrow().clone()
+    }
+
     /// The machine is in another state, and so is what clients can have.
     pub(super) fn follow(&self, state: State) {
         *self.gate.borrow_mut() = match (state, &*self.session.borrow()) {

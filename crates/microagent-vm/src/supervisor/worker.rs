@@ -13,8 +13,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use microagent_proto::{
     Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FrameError, GuestError, INPUT_LIMIT,
-    MessageReader, PreambleKind, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionError, SessionHandle, ShutDown,
-    StartErrorKind, Stream, greet, host_session, read_message, write_message,
+    MessageReader, PreambleKind, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionError, SessionHandle, SetClock,
+    ShutDown, StartErrorKind, Stream, greet, host_session, read_message, write_message,
 };
 use microagent_store::{RecordedResult, StateDir, WorkspaceDir, write_json};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -45,6 +45,9 @@ pub(super) const HALT_GRACE: Duration = Duration::from_secs(10);
 
 /// `SIGTERM`, as every Linux numbers it.
 const SIGTERM: u8 = 15;
+
+/// How long the guest may take to set its clock.
+const CLOCK_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How long a freeze may take before it is given up.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
@@ -224,9 +227,7 @@ impl Worker {
         let mut entropy = [0; 32];
         fill_random(&mut entropy)?;
         self.configure.entropy = Entropy(entropy);
-        self.configure.clock_unix_ns = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
+        self.configure.clock_unix_ns = unix_ns();
         let mut stream = ask(&session, &Request::Configure(self.configure.clone())).await?;
         let answer: Result<Configured, GuestError> =
             timeout(CONFIGURE_DEADLINE, reply(&mut stream))
@@ -409,6 +410,21 @@ async fn freeze_into(freezer: &Freezer, monitor: &Monitor, machine: &MachineSpec
         Err(_) => return Err("it took too long".to_owned()),
     }
     freezer.copy(machine).map_err(|e| format!("the memory cannot be stored: {e}"))
+}
+
+/// Sets the clock of a guest that stood still. One that does not do it goes on with a wrong one.
+pub(super) async fn correct_clock(session: &SessionHandle) {
+    let request = Request::SetClock(SetClock { unix_ns: unix_ns() });
+    let _ = timeout(CLOCK_DEADLINE, async {
+        reply::<Result<(), GuestError>>(&mut ask(session, &request).await?).await
+    })
+    .await;
+}
+
+/// The host's wall clock in nanoseconds since 1970.
+fn unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Opens a stream with a request.
