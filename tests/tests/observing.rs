@@ -64,9 +64,13 @@ fn logs_are_followed_to_the_end_and_cut_to_their_last_lines() {
     home.microagent(["start", "job"]).success();
     home.log_has("job", "console.log", "two");
     assert_eq!(home.microagent(["logs", "job", "--tail", "1"]).success().text(), "two\n");
+    assert_eq!(home.microagent(["logs", "job", "--since", "1h"]).success().text(), "one\ntwo\n");
+    assert_eq!(home.microagent(["logs", "job", "--since", "2100-01-01T00:00:00Z"]).success().text(), "");
     let following = home.microagent(["logs", "job", "-f", "--tail", "2"]).start();
+    let console = home.microagent(["connect", "job", "--console"]).start();
     home.microagent(["exec", "job", "--", "touch", "/root/go"]).run();
     assert_eq!(following.finish().code(0).text(), "one\ntwo\nthree\n");
+    assert_eq!(console.finish().code(0).text(), "one\ntwo\nthree\n");
     home.microagent(["wait", "job"]).run().code(1);
     let result = home.microagent(["result", "job", "--json"]).success().json();
     assert_eq!(result["result"]["exit_code"], 6, "{result}");

@@ -1,12 +1,26 @@
-//! A log that a hostile writer cannot make large, with its last lines at hand.
+//! A log that a hostile writer cannot make large, with its last lines at hand, and, where that is wanted, with the
+//! times at which it grew.
+//!
+//! The times are marks beside the log (`NAME.times`), one per second at most: when, in which file (counted from 0 since
+//! the log was begun), and at which place in it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bytes kept in memory for messages about a failure.
 const TAIL_LIMIT: usize = 16 * 1024;
+
+/// Least time between two marks in milliseconds.
+const MARK_INTERVAL_MS: u64 = 1000;
+
+/// Bytes of a mark.
+const MARK_LEN: usize = 24;
+
+/// Most marks of a log: about a mebibyte.
+const MARK_LIMIT: usize = 43_690;
 
 /// Appends to a file of at most `limit` bytes; a full file becomes `NAME.1` in place of the one before, so
 /// at most twice the limit lies on disk and the newest `limit` bytes are always there.
@@ -17,13 +31,29 @@ pub(crate) struct BoundedLog {
     len: u64,
     limit: u64,
     tail: Vec<u8>,
+    marks: Option<Marks>,
 }
 
 impl BoundedLog {
     /// Starts a new log, whatever lay there before.
     pub(crate) fn create(path: &Path, limit: u64) -> io::Result<BoundedLog> {
         let _ = fs::remove_file(older(path));
-        Ok(BoundedLog { path: path.to_owned(), file: open(path)?, len: 0, limit, tail: Vec::new() })
+        Ok(BoundedLog {
+            path: path.to_owned(),
+            file: open(path)?,
+            len: 0,
+            limit,
+            tail: Vec::new(),
+            marks: None,
+        })
+    }
+
+    /// Keeps the times at which it grows.
+    pub(crate) fn with_times(mut self) -> io::Result<BoundedLog> {
+        let path = times(&self.path);
+        let file = open(&path)?;
+        self.marks = Some(Marks { path, file, count: 0, last_ms: None, generation: 0 });
+        Ok(self)
     }
 
     /// Appends. A log that cannot be written does not stop what is logged; the tail is kept all the same.
@@ -40,6 +70,13 @@ impl BoundedLog {
             fs::rename(&self.path, older(&self.path))?;
             self.file = open(&self.path)?;
             self.len = 0;
+            if let Some(marks) = &mut self.marks {
+                marks.generation += 1;
+                marks.last_ms = None;
+            }
+        }
+        if let Some(marks) = &mut self.marks {
+            marks.note(unix_ms(), self.len)?;
         }
         self.file.write_all(bytes)?;
         self.len += bytes.len() as u64;
@@ -50,6 +87,114 @@ impl BoundedLog {
     pub(crate) fn tail(&self) -> String {
         String::from_utf8_lossy(&self.tail).into_owned()
     }
+}
+
+/// The file of marks as it is written.
+#[derive(Debug)]
+struct Marks {
+    path: PathBuf,
+    file: File,
+    count: usize,
+    last_ms: Option<u64>,
+    generation: u64,
+}
+
+impl Marks {
+    /// Marks this place, unless the last mark is of the same second.
+    fn note(&mut self, now_ms: u64, offset: u64) -> io::Result<()> {
+        if self.last_ms.is_some_and(|last| now_ms.saturating_sub(last) < MARK_INTERVAL_MS) {
+            return Ok(());
+        }
+        if self.count == MARK_LIMIT {
+            self.thin_out()?;
+        }
+        self.file.write_all(&Mark { unix_ms: now_ms, generation: self.generation, offset }.encode())?;
+        self.count += 1;
+        self.last_ms = Some(now_ms);
+        Ok(())
+    }
+
+    /// Drops every second mark: long lives are told less exactly.
+    fn thin_out(&mut self) -> io::Result<()> {
+        let bytes = fs::read(&self.path)?;
+        let kept: Vec<u8> = bytes.chunks_exact(MARK_LEN).step_by(2).flatten().copied().collect();
+        let fresh = self.path.with_extension("times.new");
+        let mut file = open(&fresh)?;
+        file.write_all(&kept)?;
+        fs::rename(&fresh, &self.path)?;
+        self.file = file;
+        self.count = kept.len() / MARK_LEN;
+        Ok(())
+    }
+}
+
+/// A place in a log, and when it was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    unix_ms: u64,
+    generation: u64,
+    offset: u64,
+}
+
+impl Mark {
+    fn encode(self) -> [u8; MARK_LEN] {
+        let mut bytes = [0; MARK_LEN];
+        for (field, value) in bytes.chunks_exact_mut(8).zip([self.unix_ms, self.generation, self.offset]) {
+            field.copy_from_slice(&value.to_le_bytes());
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Mark {
+        let field = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        Mark { unix_ms: field(0), generation: field(8), offset: field(16) }
+    }
+}
+
+/// Where in a log, with the one before it, that begins what was written since a moment, to a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogPlace {
+    /// Everything that is there.
+    Start,
+    /// At this place of the file before ([`older`]).
+    Older(u64),
+    /// At this place of the file.
+    Newest(u64),
+    /// Nothing was written since.
+    End,
+}
+
+/// Looks up where what was written since `unix_ms` begins. A log without times is taken as a whole.
+///
+/// # Errors
+/// Fails when the times are there and cannot be read.
+pub fn place_since(path: &Path, unix_ms: u64) -> io::Result<LogPlace> {
+    let bytes = match fs::read(times(path)) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(LogPlace::Start),
+        Err(error) => return Err(error),
+    };
+    let marks: Vec<Mark> = bytes.chunks_exact(MARK_LEN).take(MARK_LIMIT).map(Mark::decode).collect();
+    let Some(newest) = marks.last().map(|mark| mark.generation) else { return Ok(LogPlace::Start) };
+    // What came within a second after a mark has no mark of its own.
+    let since = unix_ms.saturating_sub(MARK_INTERVAL_MS);
+    Ok(match marks.iter().find(|mark| mark.unix_ms >= since) {
+        None => LogPlace::End,
+        Some(mark) if mark.generation == newest => LogPlace::Newest(mark.offset),
+        Some(mark) if mark.generation + 1 == newest => LogPlace::Older(mark.offset),
+        Some(_) => LogPlace::Start,
+    })
+}
+
+fn times(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".times");
+    name.into()
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Where a full log goes.
@@ -66,6 +211,45 @@ fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_since_a_moment_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        assert_eq!(place_since(&path, 5000).unwrap(), LogPlace::Start);
+        let mut log = BoundedLog::create(&path, 100).unwrap().with_times().unwrap();
+        let marks = log.marks.as_mut().unwrap();
+        for (ms, generation, offset) in
+            [(1000, 0, 0), (3000, 1, 0), (5000, 1, 40), (5400, 1, 50), (9000, 2, 0), (9900, 2, 9)]
+        {
+            marks.generation = generation;
+            marks.note(ms, offset).unwrap();
+        }
+        for (since, wanted) in [
+            (500, LogPlace::Start),
+            (3500, LogPlace::Older(0)),
+            (5500, LogPlace::Older(40)),
+            (9500, LogPlace::Newest(0)),
+            (20_000, LogPlace::End),
+        ] {
+            assert_eq!(place_since(&path, since).unwrap(), wanted, "{since}");
+        }
+        assert_eq!(fs::metadata(times(&path)).unwrap().len(), 4 * MARK_LEN as u64);
+    }
+
+    #[test]
+    fn marks_are_bounded_and_thinned_out_evenly() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = BoundedLog::create(&path, 100).unwrap().with_times().unwrap();
+        let marks = log.marks.as_mut().unwrap();
+        for number in 0..3 * MARK_LIMIT as u64 {
+            marks.note(number * 1000, number).unwrap();
+        }
+        assert!(fs::metadata(times(&path)).unwrap().len() <= (MARK_LIMIT * MARK_LEN) as u64);
+        let LogPlace::Newest(place) = place_since(&path, 50_000_000).unwrap() else { panic!("not found") };
+        assert!((49_999..50_010).contains(&place), "{place}");
+    }
 
     #[test]
     fn stays_within_twice_its_bound_and_keeps_the_newest() {

@@ -24,7 +24,7 @@ pub mod supervisor;
 pub mod template;
 
 pub use accel::{AccelChoice, AccelDecision, KvmFacts};
-pub use bounded_log::older as older_log;
+pub use bounded_log::{LogPlace, older as older_log, place_since};
 pub use control::{Answer, ControlError, Refusal};
 pub use launch::{Launched, SuperviseError, launch};
 pub use lifecycle::Ask;

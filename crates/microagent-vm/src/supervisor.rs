@@ -248,7 +248,9 @@ impl Driver {
             end_orphan(orphan).map_err(boot)?;
         }
         let host = |error: &io::Error, what| Outcome::Failed(full_or_boot(error, what));
-        let console = BoundedLog::create(&console, CONSOLE_LIMIT).map_err(|e| host(&e, "console log"))?;
+        let console = BoundedLog::create(&console, CONSOLE_LIMIT)
+            .and_then(|log| if record.is_some() { log.with_times() } else { Ok(log) })
+            .map_err(|e| host(&e, "console log"))?;
         let front = match spec.work.is_serving() {
             true => Some(Front::open(&dir).map_err(|e| host(&e, "socket for commands"))?),
             false => None,

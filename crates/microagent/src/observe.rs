@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use microagent_store::{
     ProcessId, RecordedResult, State, StateEvent, Workload, WorkspaceDir, WorkspaceName, read_json,
 };
-use microagent_vm::older_log;
+use microagent_vm::{LogPlace, older_log, place_since};
 use serde::Serialize;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -73,7 +73,7 @@ impl Engine {
         let newest = dir.console_log();
         let mut bytes = Vec::new();
         for path in [older_log(&newest), newest] {
-            match read_tail(&path) {
+            match read_from(&path, 0) {
                 Ok(part) => bytes.extend(part),
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(Error::File { action: "read", path, source }),
@@ -82,14 +82,39 @@ impl Engine {
         Ok(bytes)
     }
 
-    /// Passes on what [`Engine::logs`] gives now, the last `tail` lines of it if that is given, and then what comes,
-    /// until the workspace rests or `cancel` says so.
+    /// What [`Engine::logs`] gives, as far as it was printed since a moment, to a second.
+    ///
+    /// # Errors
+    /// As [`Engine::logs`].
+    pub fn logs_since(&self, name: &WorkspaceName, since: Timestamp) -> Result<Vec<u8>, Error> {
+        let path = self.existing(name)?.console_log();
+        let unix_ms = u64::try_from(since.as_millisecond()).unwrap_or(0);
+        let failed = |source| Error::File { action: "read", path: path.clone(), source };
+        let read = |path: &std::path::Path, at: u64| match read_from(path, at) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            read => read,
+        };
+        match place_since(&path, unix_ms).map_err(failed)? {
+            LogPlace::Start => self.logs(name),
+            LogPlace::Older(at) => {
+                let mut bytes = read(&older_log(&path), at).map_err(failed)?;
+                bytes.extend(read(&path, 0).map_err(failed)?);
+                Ok(bytes)
+            }
+            LogPlace::Newest(at) => read(&path, at).map_err(failed),
+            LogPlace::End => Ok(Vec::new()),
+        }
+    }
+
+    /// Passes on what the log has now, as far as `since` and the last `tail` lines go, and then what comes, until the
+    /// workspace rests or `cancel` says so.
     ///
     /// # Errors
     /// Fails when there is no such workspace, its log cannot be read, or the sink fails.
     pub async fn follow_logs(
         &self,
         name: &WorkspaceName,
+        since: Option<Timestamp>,
         tail: Option<usize>,
         sink: &mut (dyn FnMut(&[u8]) -> io::Result<()> + Send),
         cancel: &CancellationToken,
@@ -99,7 +124,10 @@ impl Engine {
         let unreadable = |source| Error::File { action: "read", path: path.clone(), source };
         let unwritable = |source| Error::File { action: "write", path: "standard output".into(), source };
         let mut log = Follower::open(&path).map_err(unreadable)?;
-        let now = self.logs(name)?;
+        let now = match since {
+            Some(since) => self.logs_since(name, since)?,
+            None => self.logs(name)?,
+        };
         sink(tail.map_or(&now[..], |lines| last_lines(&now, lines))).map_err(unwritable)?;
         loop {
             // The state before the log: what comes in between is not missed.
@@ -265,10 +293,11 @@ pub fn last_lines(bytes: &[u8], lines: usize) -> &[u8] {
     &bytes[start.unwrap_or(0)..]
 }
 
-fn read_tail(path: &std::path::Path) -> io::Result<Vec<u8>> {
+/// From this place on, but not more than the last [`LOG_LIMIT`] bytes.
+fn read_from(path: &std::path::Path, at: u64) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(LOG_LIMIT)))?;
+    file.seek(SeekFrom::Start(at.max(len.saturating_sub(LOG_LIMIT))))?;
     let mut bytes = Vec::new();
     file.take(LOG_LIMIT).read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -3,6 +3,7 @@
 use clap::Args;
 use microagent::{CommandLine, ExecOptions, WorkspaceName};
 
+use crate::commands::logs;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::Format;
@@ -41,6 +42,10 @@ pub(crate) struct ConnectArgs {
     #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
     send: Option<String>,
 
+    /// Show the serial console as it comes, in place of a shell; it takes no input, and Ctrl-C leaves it
+    #[arg(long, conflicts_with_all = ["send", "user", "shell"])]
+    console: bool,
+
     /// User, or user and group, in place of the workspace's
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
@@ -57,6 +62,9 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
             "a session has no JSON form",
             "use microagent exec NAME --json -- COMMAND",
         ));
+    }
+    if args.console {
+        return logs::show_console(context, &args.name).map(|()| 0);
     }
     let engine = context.engine();
     let shell = match args.shell {

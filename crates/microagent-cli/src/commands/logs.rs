@@ -3,12 +3,17 @@
 use std::io::{self, Write};
 
 use clap::Args;
+use jiff::Timestamp;
 use microagent::{Error, WorkspaceName, last_lines};
 use serde::Serialize;
 
+use crate::commands::run::duration;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, finish, json_bytes, print_json, stdout};
+
+/// Lines of the past that `connect --console` begins with.
+const CONSOLE_LINES: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -16,7 +21,10 @@ Examples:
     microagent logs run-1781167843059951259
 
   The last lines, and what comes:
-    microagent logs web --tail 20 -f";
+    microagent logs web --tail 20 -f
+
+  What came in the last ten minutes:
+    microagent logs web --since 10m";
 
 /// Show the console log of a workspace
 ///
@@ -35,6 +43,20 @@ pub(crate) struct LogsArgs {
     /// Only the last lines
     #[arg(short = 'n', long, value_name = "N")]
     tail: Option<usize>,
+
+    /// Only what was printed since then: a time (2026-11-22T10:00:00Z), or so long ago (10m, 1h30m, or seconds)
+    #[arg(long, value_name = "WHEN", value_parser = moment)]
+    since: Option<Timestamp>,
+}
+
+/// A moment, or how long it is ago.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    if let Ok(moment) = text.parse() {
+        return Ok(moment);
+    }
+    let ago = duration(text)
+        .map_err(|_| "it is a time as 2026-11-22T10:00:00Z, or how long ago as 10m".to_owned())?;
+    Ok(Timestamp::now() - ago)
 }
 
 #[derive(Debug, Serialize)]
@@ -49,7 +71,11 @@ pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
     if args.follow {
         return follow(context, &args);
     }
-    let mut bytes = context.engine().logs(&args.name)?;
+    let engine = context.engine();
+    let mut bytes = match args.since {
+        Some(since) => engine.logs_since(&args.name, since)?,
+        None => engine.logs(&args.name)?,
+    };
     if let Some(lines) = args.tail {
         bytes = last_lines(&bytes, lines).to_vec();
     }
@@ -59,7 +85,7 @@ pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
             print_json(&Document { workspace: args.name, logs, logs_encoding })
         }
         Format::Text => {
-            if bytes.is_empty() {
+            if bytes.is_empty() && args.since.is_none() {
                 context.progress(true).note("the guest printed nothing");
             }
             let mut out = stdout();
@@ -67,6 +93,11 @@ pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
             finish(out)
         }
     }
+}
+
+/// The last lines of the console and what comes, for `connect --console`.
+pub(crate) fn show_console(context: &Context, name: &WorkspaceName) -> Result<(), Failure> {
+    follow(context, &LogsArgs { name: name.clone(), follow: true, tail: Some(CONSOLE_LINES), since: None })
 }
 
 fn follow(context: &Context, args: &LogsArgs) -> Result<(), Failure> {
@@ -82,10 +113,24 @@ fn follow(context: &Context, args: &LogsArgs) -> Result<(), Failure> {
         out.write_all(bytes)?;
         out.flush()
     };
-    let followed = context
-        .block_on(async |token| Ok(engine.follow_logs(&args.name, args.tail, &mut sink, &token).await))?;
+    let followed = context.block_on(async |token| {
+        Ok(engine.follow_logs(&args.name, args.since, args.tail, &mut sink, &token).await)
+    })?;
     match followed {
         Err(Error::File { source, action: "write", .. }) => Err(source.into()),
         followed => Ok(followed?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_a_time_or_so_long_ago() {
+        assert_eq!(moment("1970-01-01T00:00:10Z"), Ok(Timestamp::from_second(10).unwrap()));
+        let ago = Timestamp::now().as_second() - moment("1h30m").unwrap().as_second();
+        assert!((5399..5402).contains(&ago), "{ago}");
+        assert!(moment("yesterday").is_err());
     }
 }
