@@ -267,7 +267,7 @@ fn what_cannot_be_committed_is_said_and_leaves_nothing() {
 #[test]
 fn killed_at_any_stage_there_is_no_image_and_the_next_commit_works() {
     let home = home();
-    kept(&home, "victim", "busybox", "seq 2500000 > /numbers; echo small > /small");
+    kept(&home, "victim", "busybox", "seq 1000000 > /numbers; echo small > /small");
     let before = images(&home);
     // The machine is halted as soon as something has come, so that the rest cannot be faster than the test.
     let flowing = |qemu: &Process| {
@@ -315,7 +315,7 @@ fn killed_at_any_stage_there_is_no_image_and_the_next_commit_works() {
         }
     }
     commit(&home, "victim", "victim:1");
-    assert_eq!(printed(&home, "victim:1", "tail -n1 /numbers; cat /small"), "2500000\nsmall\n");
+    assert_eq!(printed(&home, "victim:1", "tail -n1 /numbers; cat /small"), "1000000\nsmall\n");
     home.microagent(["delete", "victim", "--yes"]).success();
     home.nothing_is_left();
 }
@@ -323,7 +323,7 @@ fn killed_at_any_stage_there_is_no_image_and_the_next_commit_works() {
 #[test]
 fn ctrl_c_ends_a_commit_and_leaves_nothing() {
     let home = home();
-    kept(&home, "slow", "busybox", "seq 3000000 > /numbers");
+    kept(&home, "slow", "busybox", "seq 300000 > /numbers");
     let running = home.microagent(["commit", "slow", "slow:1"]).start();
     running.qemu();
     running.signal(Signal::INT);
