@@ -267,17 +267,24 @@ impl Walk {
         let outer =
             level.base.as_ref().expect("a name that both sides have is in a directory that both have");
         let base = open_dir(outer, &name.name).map_err(failed)?;
+        // Nearly all names are of files that nobody changed: they are not even kept.
+        let matters = |seen: &Seen| match &self.changed {
+            Some(changed) => {
+                matches!(seen.kind, FileType::Directory | FileType::Unknown) || changed.contains(seen.inode)
+            }
+            None => true,
+        };
         let both = |(name, seen)| Name { name, here: Some(seen), base: Some(seen) };
-        let mut names: Vec<Name> = names(&here).map_err(failed)?.into_iter().map(both).collect();
+        let mut names: Vec<Name> = names(&here, matters).map_err(failed)?.into_iter().map(both).collect();
         names.reverse();
         self.levels.push(Level { here, base: Some(base), path, names, told: false });
         Ok(())
     }
 
     fn enter(&mut self, here: OwnedFd, base: Option<OwnedFd>, path: Vec<u8>) -> Result<(), DiffError> {
-        let here_names = names(&here).map_err(|errno| read_error(&path, errno))?;
+        let here_names = names(&here, |_| true).map_err(|errno| read_error(&path, errno))?;
         let base_names = match &base {
-            Some(base) => names(base).map_err(|errno| read_error(&path, errno))?,
+            Some(base) => names(base, |_| true).map_err(|errno| read_error(&path, errno))?,
             None => Vec::new(),
         };
         let mut names = merge(here_names, base_names);
@@ -352,14 +359,15 @@ fn shown(path: &[u8]) -> String {
     format!("/{}", String::from_utf8_lossy(path))
 }
 
-/// The names in a directory, in order.
-fn names(dir: &OwnedFd) -> Result<Vec<(CString, Seen)>, Errno> {
+/// The names in a directory that matter, in order.
+fn names(dir: &OwnedFd, matters: impl Fn(&Seen) -> bool) -> Result<Vec<(CString, Seen)>, Errno> {
     let mut names = Vec::new();
     for found in Dir::read_from(dir)? {
         let found = found?;
         let name = found.file_name();
-        if !matches!(name.to_bytes(), b"." | b"..") {
-            names.push((name.to_owned(), Seen { inode: found.ino(), kind: found.file_type() }));
+        let seen = Seen { inode: found.ino(), kind: found.file_type() };
+        if !matches!(name.to_bytes(), b"." | b"..") && matters(&seen) {
+            names.push((name.to_owned(), seen));
         }
     }
     names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
