@@ -26,7 +26,7 @@ pub const INPUT_CHUNK_LIMIT: usize = 64 * 1024;
 /// Bytes of [`ExecInput::Stdin`] that may be on their way at once: sent by the host and not yet reported
 /// as [`ExecEvent::StdinTaken`]. The guest holds so many for a command that does not read, so that signals
 /// and sizes behind them always arrive.
-pub const STDIN_WINDOW: usize = 256 * 1024;
+pub const STDIN_WINDOW: usize = 512 * 1024;
 
 // A full chunk and what surrounds it fit one message.
 const _: () = assert!(OUTPUT_CHUNK_LIMIT + 1024 <= REPLY_LIMIT);

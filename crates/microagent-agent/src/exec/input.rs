@@ -21,6 +21,10 @@ use crate::console;
 use crate::reaper::Reaper;
 use crate::sys;
 
+/// How much a command takes before the host is told, unless it has taken all: news of every little bit would cost
+/// more than the bits.
+const NEWS_LEN: usize = STDIN_WINDOW / 4;
+
 /// The host's side of a running command.
 #[derive(Debug)]
 pub(super) struct Input {
@@ -42,6 +46,13 @@ struct Queue {
     closed: bool,
     /// Bytes that were taken and that the host was not told of.
     untold: u32,
+}
+
+impl Queue {
+    /// Whether the host should be told what was taken.
+    fn has_news(&self) -> bool {
+        self.untold as usize >= NEWS_LEN || (self.untold > 0 && self.bytes.is_empty())
+    }
 }
 
 /// Whom signals and kills reach.
@@ -109,9 +120,11 @@ impl Input {
     /// Waits until the command has taken input that the host was not told of; says how much.
     pub(super) async fn taken(&self) -> u32 {
         loop {
-            let untold = std::mem::take(&mut self.queue().untold);
-            if untold > 0 {
-                return untold;
+            {
+                let mut queue = self.queue();
+                if queue.has_news() {
+                    return std::mem::take(&mut queue.untold);
+                }
             }
             self.taken.notified().await;
         }
@@ -156,7 +169,9 @@ impl Input {
                         Ok(count)
                     })
                     .await?;
-                    self.taken.notify_one();
+                    if self.queue().has_news() {
+                        self.taken.notify_one();
+                    }
                 }
             }
         }
