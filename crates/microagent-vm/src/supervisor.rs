@@ -4,6 +4,8 @@
 //! the guest), readers of console and error output, the monitor's watch, the tether's watch, the front (takes
 //! clients in). The record is written by the driver alone.
 
+mod effects;
+mod ending;
 mod front;
 mod machine;
 mod plan;
@@ -21,9 +23,8 @@ use jiff::Timestamp;
 use microagent_proto::{GENERATION, SHUT_DOWN_REST, read_message, write_message};
 use microagent_store::{
     Failure, FailureKind, Lock, LockError, ProcessId, State, StateDir, WorkspaceDir, WorkspaceRecord,
-    WriteError, write_json,
+    WriteError,
 };
-use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -32,12 +33,12 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep_until, timeout};
 
 use crate::bounded_log::BoundedLog;
-use crate::control::{Answer, Refusal};
-use crate::lifecycle::{Ask, Effect, Event, Nature, Phase, step};
+use crate::lifecycle::{Effect, Event, Nature, Phase, step};
 use crate::machine::{add_extra_disks, insert_disk};
 use crate::spec::{Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work};
 use crate::template::Template;
-use front::{Asked, Front, LastAnswers};
+use ending::Waiting;
+use front::{Asked, Front};
 use machine::Machine;
 use plan::Plan;
 use worker::{Freeze, HALT_GRACE, Links, Worker};
@@ -202,29 +203,6 @@ struct Driver {
     _lock: Lock,
 }
 
-/// Clients that wait for the machine's end.
-#[derive(Default)]
-struct Waiting {
-    clients: Vec<Asked>,
-    unwritten: Option<LastAnswers>,
-}
-
-impl Waiting {
-    /// Tells them how it ended. The socket is closed and the workspace free.
-    async fn answer(self, outcome: &Outcome) {
-        for Asked { ask, reply } in self.clients {
-            // A client that is gone misses nothing.
-            let _ = reply.send(match outcome {
-                Outcome::Failed(failure) if ask != Ask::Kill => Answer::Failed(failure.clone()),
-                _ => Answer::Done,
-            });
-        }
-        if let Some(unwritten) = self.unwritten {
-            unwritten.written().await;
-        }
-    }
-}
-
 impl Driver {
     /// Makes the workspace this supervisor's: lock, logs, record, socket.
     fn take(
@@ -381,7 +359,8 @@ impl Driver {
         let (flush, flush_asked) = oneshot::channel();
         let (signals, signalled) = mpsc::channel(QUEUE);
         let worker = spawn_local(worker.run(machine.take_control(), events, flush_asked, signalled));
-        Ok(Life { machine, worker, incoming, flush: Some(flush), signals, template })
+        let flush = Some(flush);
+        Ok(Life { machine, worker, incoming, flush, flush_up: None, signals, window_up: None, template })
     }
 
     /// Takes events one by one until the end.
@@ -393,94 +372,20 @@ impl Driver {
     ) -> Result<Lived, Failure> {
         let nature = Nature { keep: self.spec.machine.keeps_disk(), service: self.spec.work.has_service() };
         let mut phase = if restored { Phase::Restoring } else { Phase::Starting };
-        let time_up = self.spec.timeout.map(|timeout| tokio::time::Instant::from_std(self.started + timeout));
-        let mut flush_up = None;
-        let mut window_up = None;
         loop {
-            let working = !matches!(phase, Phase::Stopping(_));
-            let mut client = None;
-            let event = tokio::select! {
-                biased;
-                Some(event) = life.incoming.recv() => explain(event, &mut life.machine).await,
-                message = life.machine.gone() => Event::MachineGone(message),
-                () = cancelled.as_mut(), if !self.detached => Event::Cancelled,
-                () = wait_until(flush_up) => {
-                    flush_up = None;
-                    Event::FlushFailed("the guest did not answer in time".to_owned())
-                }
-                () = wait_until(window_up) => {
-                    window_up = None;
-                    Event::WindowOver
-                }
-                () = wait_until(time_up.filter(|_| working)) => Event::TimedOut,
-                asked = next_asked(&mut self.front) => {
-                    let ask = asked.ask;
-                    client = Some(asked);
-                    Event::Asked(ask)
-                }
-            };
+            let (event, client) = self.next_event(life, &phase, cancelled.as_mut()).await;
             let reason = match &event {
                 Event::GuestFailed(reason) | Event::MachineGone(reason) => reason.clone(),
                 _ => String::new(),
             };
             let (next, effect) = step(phase, event, nature);
             phase = next;
-            match effect {
-                Effect::None => {}
-                Effect::Publish => {
-                    // What serves runs when its service does.
-                    if !self.spec.work.is_serving() {
-                        self.publish(State::Running).map_err(|e| write_failure(&e))?;
-                    }
-                    let _ = self.reports.send(Report::Booted).await;
-                }
-                Effect::PublishServing => {
-                    self.publish(State::Running).map_err(|e| write_failure(&e))?;
-                    self.detached = matches!(self.spec.work, Work::Serve { detached: true, .. });
-                    let _ = self.reports.send(Report::Serving).await;
-                }
-                Effect::Flush | Effect::ResumeToFlush => {
-                    self.waiting.clients.extend(client);
-                    if effect == Effect::ResumeToFlush {
-                        // One that does not go on does not flush, which is then said.
-                        let _ = self.freeze_or_thaw(life, "cont").await;
-                    }
-                    self.publish(State::Stopping).map_err(|e| write_failure(&e))?;
-                    flush_up = Some(tokio::time::Instant::now() + FLUSH_DEADLINE);
-                    // The worker may have died of the guest's doing; the deadline speaks then.
-                    let _ = life.flush.take().map(|flush| flush.send(()));
-                }
-                Effect::AskService => {
-                    self.waiting.clients.extend(client);
-                    self.publish(State::Stopping).map_err(|e| write_failure(&e))?;
-                    window_up = Some(tokio::time::Instant::now() + STOP_WINDOW);
-                    if let Work::Serve { stop_signal, .. } = self.spec.work {
-                        // One that does not take signals any more does not end either, which is then said.
-                        let _ = life.signals.try_send(stop_signal);
-                    }
-                }
-                Effect::GiveUpAsking => {
-                    self.publish(State::Running).map_err(|e| write_failure(&e))?;
-                    let message = format!("its service did not end within {} s", STOP_WINDOW.as_secs());
-                    for client in self.waiting.clients.drain(..) {
-                        let message = message.clone();
-                        let failure = Failure { kind: FailureKind::Service, message };
-                        answer(Some(client), Answer::Failed(failure));
-                    }
-                }
-                Effect::Pause => phase = self.change(life, client, State::Paused).await?,
-                Effect::Resume => phase = self.change(life, client, State::Running).await?,
-                Effect::AwaitEnd => self.waiting.clients.extend(client),
-                Effect::Refuse => answer(client, Answer::Refused(Refusal::State(self.at))),
-                Effect::Quit => life.machine.quit().await,
-                Effect::Kill => {
-                    self.waiting.clients.extend(client);
-                    life.machine.kill().await;
-                }
-                Effect::StartCold => {
-                    life.machine.kill().await;
-                    return Ok(Lived::NotRestored(reason));
-                }
+            if effect == Effect::StartCold {
+                life.machine.kill().await;
+                return Ok(Lived::NotRestored(reason));
+            }
+            if let Some(reached) = self.carry_out(effect, life, client).await? {
+                phase = reached;
             }
             if let Phase::Ended(outcome) = phase {
                 return Ok(Lived::Ended(outcome));
@@ -488,74 +393,32 @@ impl Driver {
         }
     }
 
-    /// Has the guest stand still or go on, publishes that, and tells the client. When QEMU does not do it,
-    /// everything stays as it was.
-    async fn change(&mut self, life: &Life, client: Option<Asked>, to: State) -> Result<Phase, Failure> {
-        let command = if to == State::Paused { "stop" } else { "cont" };
-        let done = self.freeze_or_thaw(life, command).await;
-        if done.is_err() && to == State::Paused {
-            // A QEMU that was only late carries it out later; it must not end up paused unseen.
-            let monitor = life.machine.monitor();
-            spawn_local(async move { monitor.go_on().await });
-        }
-        if done.is_ok()
-            && to == State::Running
-            && let Some(session) = self.front.as_ref().and_then(|(front, _)| front.session())
-        {
-            worker::correct_clock(&session).await;
-        }
-        let reached = if done.is_ok() { to } else { self.at };
-        if reached != self.at {
-            self.publish(reached).map_err(|e| write_failure(&e))?;
-        }
-        answer(
-            client,
-            match done {
-                Ok(()) => Answer::Done,
-                Err(message) => Answer::Failed(Failure { kind: FailureKind::GuestDied, message }),
-            },
-        );
-        Ok(if reached == State::Paused { Phase::Paused } else { Phase::Running })
-    }
-
-    async fn freeze_or_thaw(&self, life: &Life, command: &'static str) -> Result<(), String> {
-        let monitor = life.machine.monitor();
-        match timeout(PAUSE_DEADLINE, monitor.execute(vec![(command, json!({}))])).await {
-            Ok(done) => done.map_err(|e| e.to_string()),
-            Err(_) => Err(format!("QEMU did not answer within {} s", PAUSE_DEADLINE.as_secs())),
-        }
-    }
-
-    /// Writes down how it ended.
-    fn settle(&mut self, outcome: Outcome) -> Outcome {
-        let (state, failure) = end_state(&self.spec.work, &outcome);
-        let recorded = match &outcome {
-            Outcome::Completed(result) => write_json(&self.dir.result(), result),
-            _ => Ok(()),
-        };
-        if let Some(record) = &mut self.record {
-            record.failure = failure;
-            record.asked_to_end = matches!(outcome, Outcome::Halted | Outcome::Stopped);
-        }
-        let recorded = recorded.and_then(|()| self.publish(state));
-        match (recorded, outcome) {
-            (Ok(()), outcome) => outcome,
-            (Err(_), outcome @ Outcome::Failed(_)) => {
-                // The machine is gone and nobody asked to keep its disk: without it there is room for the truth.
-                self.drop_scratch_disk();
-                let _ = self.publish(state);
-                outcome
+    /// Waits for what happens next; with it comes the client that wished for it, if one did.
+    async fn next_event(
+        &mut self,
+        life: &mut Life,
+        phase: &Phase,
+        cancelled: Pin<&mut impl Future<Output = ()>>,
+    ) -> (Event, Option<Asked>) {
+        let time_up = self.spec.timeout.map(|timeout| tokio::time::Instant::from_std(self.started + timeout));
+        let working = !matches!(phase, Phase::Stopping(_));
+        let event = tokio::select! {
+            biased;
+            Some(event) = life.incoming.recv() => explain(event, &mut life.machine).await,
+            message = life.machine.gone() => Event::MachineGone(message),
+            () = cancelled, if !self.detached => Event::Cancelled,
+            () = wait_until(life.flush_up) => {
+                life.flush_up = None;
+                Event::FlushFailed("the guest did not answer in time".to_owned())
             }
-            // The caller hears the truth even when the disk cannot take it down.
-            (Err(error), _) => Outcome::Failed(write_failure(&error)),
-        }
-    }
-
-    fn drop_scratch_disk(&self) {
-        if self.record.as_ref().is_some_and(|record| record.disposable) {
-            // One that cannot be removed gives no room, and the record says less than it could.
-            let _ = std::fs::remove_file(self.dir.disk());
-        }
+            () = wait_until(life.window_up) => {
+                life.window_up = None;
+                Event::WindowOver
+            }
+            () = wait_until(time_up.filter(|_| working)) => Event::TimedOut,
+            asked = next_asked(&mut self.front) => return (Event::Asked(asked.ask), Some(asked)),
+        };
+        (event, None)
     }
 
     /// Writes the record, if this life has one.
@@ -578,36 +441,6 @@ impl Driver {
 
     fn elapsed_us(&self) -> u64 {
         elapsed_us(self.started)
-    }
-}
-
-/// In which state a workspace is after this, and why it failed.
-fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<Failure>) {
-    let failed = |kind, message| (State::Failed, Some(Failure { kind, message }));
-    match outcome {
-        // A start that nobody waited for.
-        Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled && work.is_serving() => {
-            (State::Stopped, None)
-        }
-        Outcome::Failed(failure) => (State::Failed, Some(failure.clone())),
-        Outcome::SetupFailed { step, exit_code, .. } => {
-            failed(FailureKind::Setup, format!("setup step {} failed with exit code {exit_code}", step + 1))
-        }
-        Outcome::ServiceEnded(result) if result.exit_code != 0 => {
-            let message = match (&result.start_error, result.signal) {
-                (Some(error), _) => format!("its service could not be started: {error}"),
-                (None, Some(signal)) => format!("its service was ended by signal {signal}"),
-                (None, None) => format!("its service ended with exit code {}", result.exit_code),
-            };
-            failed(FailureKind::Service, message)
-        }
-        Outcome::Prepared => (State::Prepared, None),
-        Outcome::Halted => (State::Halted, None),
-        Outcome::Completed(_)
-        | Outcome::Stopped
-        | Outcome::ServiceEnded(_)
-        | Outcome::Frozen
-        | Outcome::Busy => (State::Stopped, None),
     }
 }
 
@@ -634,21 +467,18 @@ async fn next_asked(front: &mut Option<(Rc<Front>, mpsc::Receiver<Asked>)>) -> A
     std::future::pending().await
 }
 
-/// A client that is gone misses nothing.
-fn answer(client: Option<Asked>, answer: Answer) {
-    if let Some(Asked { reply, .. }) = client {
-        let _ = reply.send(answer);
-    }
-}
-
 /// One machine and what is known of it.
 struct Life {
     machine: Machine,
     worker: JoinHandle<()>,
     incoming: mpsc::Receiver<Event>,
     flush: Option<oneshot::Sender<()>>,
+    /// When the flush that was asked for must be done.
+    flush_up: Option<tokio::time::Instant>,
     /// For the service.
     signals: mpsc::Sender<u8>,
+    /// When the service that was asked to end must have ended.
+    window_up: Option<tokio::time::Instant>,
     template: Option<Template>,
 }
 

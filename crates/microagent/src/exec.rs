@@ -339,3 +339,86 @@ async fn receive<T>(channel: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use microagent_proto::{StartError, read_message};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// A conversation, and the guest's end of it.
+    fn conversation(name: &WorkspaceName, input: ExecInput) -> (Conversation<'_>, UnixStream) {
+        let (host, guest) = UnixStream::pair().unwrap();
+        let (from, to) = host.into_split();
+        let replies = MessageReader::new(from, REPLY_LIMIT);
+        let pending = Vec::new();
+        (Conversation { name, replies, to, input, pending, window: STDIN_WINDOW, heard: false }, guest)
+    }
+
+    async fn say(guest: &mut UnixStream, event: ExecEvent) {
+        write_message(guest, &event, REPLY_LIMIT).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_lies_gets_an_error_and_nothing_else() {
+        let name: WorkspaceName = "web".parse().unwrap();
+        let huge = u32::MAX.to_le_bytes();
+        let lies: [&[u8]; 4] = [&huge, b"this is not a message at all, not by far", &[1, 0, 0, 0, 99], &[]];
+        for lie in lies {
+            let (mut conversation, mut guest) = conversation(&name, ExecInput::default());
+            guest.write_all(lie).await.unwrap();
+            drop(guest);
+            let mut sink = |_, _: &[u8]| Ok(());
+            let ended = conversation.hold(&mut sink).await;
+            assert!(matches!(ended, Err(Error::GuestGone { .. })), "{lie:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn input_waits_for_room_and_room_is_never_more_than_there_is() {
+        let name: WorkspaceName = "web".parse().unwrap();
+        let (stdin, bytes) = mpsc::channel(1);
+        let (mut conversation, mut guest) = conversation(&name, ExecInput::default().stdin(bytes));
+        let all = vec![7; 3 * STDIN_WINDOW];
+        stdin.send(all.clone()).await.unwrap();
+        drop(stdin);
+        let guest = async {
+            let (mut taken, mut unreported) = (0, 0);
+            // More room than was ever taken is a lie that must not be believed.
+            say(&mut guest, ExecEvent::StdinTaken(u32::MAX)).await;
+            while let Some(Tell::Stdin(bytes)) = read_message(&mut guest, INPUT_LIMIT).await.unwrap() {
+                taken += bytes.len();
+                unreported += bytes.len();
+                assert!(unreported <= STDIN_WINDOW, "{unreported} bytes are on their way");
+                if unreported == STDIN_WINDOW {
+                    say(&mut guest, ExecEvent::StdinTaken(u32::try_from(unreported).unwrap())).await;
+                    unreported = 0;
+                }
+            }
+            say(&mut guest, ExecEvent::Exited(Exit::Code(3))).await;
+            taken
+        };
+        let mut sink = |_, _: &[u8]| Ok(());
+        let (ended, taken) = tokio::join!(conversation.hold(&mut sink), guest);
+        assert_eq!((ended.unwrap().exit_code, taken), (3, all.len()));
+    }
+
+    #[tokio::test]
+    async fn every_end_has_the_code_that_a_shell_gives_it() {
+        let name: WorkspaceName = "web".parse().unwrap();
+        let error = |kind| ExecEvent::NotStarted(StartError { kind, message: "why".into() });
+        for (event, code) in [
+            (ExecEvent::Exited(Exit::Code(7)), 7),
+            (ExecEvent::Exited(Exit::Signal(9)), 137),
+            (error(StartErrorKind::NotFound), 127),
+            (error(StartErrorKind::NotExecutable), 126),
+            (error(StartErrorKind::NoSuchUser), 126),
+        ] {
+            let (mut conversation, mut guest) = conversation(&name, ExecInput::default());
+            say(&mut guest, event).await;
+            assert_eq!(conversation.hold(&mut |_, _| Ok(())).await.unwrap().exit_code, code);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! What the driver does about an event: [`crate::lifecycle::step`] has decided, here it is carried out.
+
+use microagent_store::{Failure, FailureKind, State};
+use serde_json::json;
+use tokio::task::spawn_local;
+use tokio::time::{Instant, timeout};
+
+use super::front::Asked;
+use super::{Driver, FLUSH_DEADLINE, Life, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
+use crate::control::{Answer, Refusal};
+use crate::lifecycle::{Effect, Phase};
+use crate::spec::{Report, Work};
+
+impl Driver {
+    /// Carries an effect out, and answers the client that wished for it, now or at the end. Gives the phase that was
+    /// reached where that depends on QEMU.
+    pub(super) async fn carry_out(
+        &mut self,
+        effect: Effect,
+        life: &mut Life,
+        client: Option<Asked>,
+    ) -> Result<Option<Phase>, Failure> {
+        match effect {
+            // A cold start is a new life, and the caller's.
+            Effect::None | Effect::StartCold => {}
+            Effect::Publish => {
+                // What serves runs when its service does.
+                if !self.spec.work.is_serving() {
+                    self.publish(State::Running).map_err(|e| write_failure(&e))?;
+                }
+                let _ = self.reports.send(Report::Booted).await;
+            }
+            Effect::PublishServing => {
+                self.publish(State::Running).map_err(|e| write_failure(&e))?;
+                self.detached = matches!(self.spec.work, Work::Serve { detached: true, .. });
+                let _ = self.reports.send(Report::Serving).await;
+            }
+            Effect::Flush => self.flush(life, client),
+            Effect::ResumeToFlush => {
+                // One that does not go on does not flush, which is then said.
+                let _ = self.freeze_or_thaw(life, "cont").await;
+                self.flush(life, client);
+            }
+            Effect::AskService => self.ask_service(life, client),
+            Effect::GiveUpAsking => self.give_up_asking(),
+            Effect::Pause => return Ok(Some(self.change(life, client, State::Paused).await)),
+            Effect::Resume => return Ok(Some(self.change(life, client, State::Running).await)),
+            Effect::AwaitEnd => self.waiting.clients.extend(client),
+            Effect::Refuse => answer(client, Answer::Refused(Refusal::State(self.at))),
+            Effect::Quit => life.machine.quit().await,
+            Effect::Kill => {
+                self.waiting.clients.extend(client);
+                life.machine.kill().await;
+            }
+        }
+        Ok(None)
+    }
+
+    fn flush(&mut self, life: &mut Life, client: Option<Asked>) {
+        self.waiting.clients.extend(client);
+        // A host whose disk is full must not keep the guest from flushing what it has; the record that counts is the
+        // last one.
+        let _ = self.publish(State::Stopping);
+        life.flush_up = Some(Instant::now() + FLUSH_DEADLINE);
+        // The worker may have died of the guest's doing; the deadline speaks then.
+        let _ = life.flush.take().map(|flush| flush.send(()));
+    }
+
+    fn ask_service(&mut self, life: &mut Life, client: Option<Asked>) {
+        self.waiting.clients.extend(client);
+        let _ = self.publish(State::Stopping);
+        life.window_up = Some(Instant::now() + STOP_WINDOW);
+        if let Work::Serve { stop_signal, .. } = self.spec.work {
+            // One that does not take signals any more does not end either, which is then said.
+            let _ = life.signals.try_send(stop_signal);
+        }
+    }
+
+    fn give_up_asking(&mut self) {
+        let _ = self.publish(State::Running);
+        let message = format!("its service did not end within {} s", STOP_WINDOW.as_secs());
+        for client in self.waiting.clients.drain(..) {
+            let failure = Failure { kind: FailureKind::Service, message: message.clone() };
+            answer(Some(client), Answer::Failed(failure));
+        }
+    }
+
+    /// Has the guest stand still or go on, publishes that, and tells the client. When QEMU does not do it,
+    /// everything stays as it was.
+    async fn change(&mut self, life: &Life, client: Option<Asked>, to: State) -> Phase {
+        let command = if to == State::Paused { "stop" } else { "cont" };
+        let done = self.freeze_or_thaw(life, command).await;
+        if done.is_err() && to == State::Paused {
+            // A QEMU that was only late carries it out later; it must not end up paused unseen.
+            let monitor = life.machine.monitor();
+            spawn_local(async move { monitor.go_on().await });
+        }
+        if done.is_ok()
+            && to == State::Running
+            && let Some(session) = self.front.as_ref().and_then(|(front, _)| front.session())
+        {
+            worker::correct_clock(&session).await;
+        }
+        let reached = if done.is_ok() { to } else { self.at };
+        if reached != self.at {
+            // The machine is worth more than its record, which the next change brings up to date.
+            let _ = self.publish(reached);
+        }
+        answer(
+            client,
+            match done {
+                Ok(()) => Answer::Done,
+                Err(message) => Answer::Failed(Failure { kind: FailureKind::GuestDied, message }),
+            },
+        );
+        if reached == State::Paused { Phase::Paused } else { Phase::Running }
+    }
+
+    async fn freeze_or_thaw(&self, life: &Life, command: &'static str) -> Result<(), String> {
+        let monitor = life.machine.monitor();
+        match timeout(PAUSE_DEADLINE, monitor.execute(vec![(command, json!({}))])).await {
+            Ok(done) => done.map_err(|e| e.to_string()),
+            Err(_) => Err(format!("QEMU did not answer within {} s", PAUSE_DEADLINE.as_secs())),
+        }
+    }
+}
+
+/// A client that is gone misses nothing.
+fn answer(client: Option<Asked>, answer: Answer) {
+    if let Some(Asked { reply, .. }) = client {
+        let _ = reply.send(answer);
+    }
+}

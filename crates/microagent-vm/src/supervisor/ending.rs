@@ -1,0 +1,96 @@
+//! The end of a machine: what it is written down as, and who is told.
+
+use microagent_store::{Failure, FailureKind, State, write_json};
+
+use super::front::{Asked, LastAnswers};
+use super::{Driver, write_failure};
+use crate::control::Answer;
+use crate::lifecycle::Ask;
+use crate::spec::{Outcome, Work};
+
+/// Clients that wait for the machine's end.
+#[derive(Default)]
+pub(super) struct Waiting {
+    pub(super) clients: Vec<Asked>,
+    pub(super) unwritten: Option<LastAnswers>,
+}
+
+impl Waiting {
+    /// Tells them how it ended. The socket is closed and the workspace free.
+    pub(super) async fn answer(self, outcome: &Outcome) {
+        for Asked { ask, reply } in self.clients {
+            // A client that is gone misses nothing.
+            let _ = reply.send(match outcome {
+                Outcome::Failed(failure) if ask != Ask::Kill => Answer::Failed(failure.clone()),
+                _ => Answer::Done,
+            });
+        }
+        if let Some(unwritten) = self.unwritten {
+            unwritten.written().await;
+        }
+    }
+}
+
+impl Driver {
+    /// Writes down how it ended.
+    pub(super) fn settle(&mut self, outcome: Outcome) -> Outcome {
+        let (state, failure) = end_state(&self.spec.work, &outcome);
+        let recorded = match &outcome {
+            Outcome::Completed(result) => write_json(&self.dir.result(), result),
+            _ => Ok(()),
+        };
+        if let Some(record) = &mut self.record {
+            record.failure = failure;
+            record.asked_to_end = matches!(outcome, Outcome::Halted | Outcome::Stopped);
+        }
+        let recorded = recorded.and_then(|()| self.publish(state));
+        match (recorded, outcome) {
+            (Ok(()), outcome) => outcome,
+            (Err(_), outcome @ Outcome::Failed(_)) => {
+                // The machine is gone and nobody asked to keep its disk: without it there is room for the truth.
+                self.drop_scratch_disk();
+                let _ = self.publish(state);
+                outcome
+            }
+            // The caller hears the truth even when the disk cannot take it down.
+            (Err(error), _) => Outcome::Failed(write_failure(&error)),
+        }
+    }
+
+    fn drop_scratch_disk(&self) {
+        if self.record.as_ref().is_some_and(|record| record.disposable) {
+            // One that cannot be removed gives no room, and the record says less than it could.
+            let _ = std::fs::remove_file(self.dir.disk());
+        }
+    }
+}
+
+/// In which state a workspace is after this, and why it failed.
+fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<Failure>) {
+    let failed = |kind, message| (State::Failed, Some(Failure { kind, message }));
+    match outcome {
+        // A start that nobody waited for.
+        Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled && work.is_serving() => {
+            (State::Stopped, None)
+        }
+        Outcome::Failed(failure) => (State::Failed, Some(failure.clone())),
+        Outcome::SetupFailed { step, exit_code, .. } => {
+            failed(FailureKind::Setup, format!("setup step {} failed with exit code {exit_code}", step + 1))
+        }
+        Outcome::ServiceEnded(result) if result.exit_code != 0 => {
+            let message = match (&result.start_error, result.signal) {
+                (Some(error), _) => format!("its service could not be started: {error}"),
+                (None, Some(signal)) => format!("its service was ended by signal {signal}"),
+                (None, None) => format!("its service ended with exit code {}", result.exit_code),
+            };
+            failed(FailureKind::Service, message)
+        }
+        Outcome::Prepared => (State::Prepared, None),
+        Outcome::Halted => (State::Halted, None),
+        Outcome::Completed(_)
+        | Outcome::Stopped
+        | Outcome::ServiceEnded(_)
+        | Outcome::Frozen
+        | Outcome::Busy => (State::Stopped, None),
+    }
+}
