@@ -11,11 +11,12 @@
 //!    What every guest needs is made here, the event loop included: an emulated processor translates code
 //!    anew in each restored machine, so the cheapest code is that which ran before the freeze.
 //! 3. [`session`]: the host opens a session; its first request configures the machine ([`configure`]),
-//!    the next ones run commands ([`exec`]), pack files ([`pack`]), compare the disk with its image ([`diff`]) and end it all ([`shutdown`]).
+//!    the next ones run commands ([`exec`]), pack and unpack files ([`pack`], [`unpack`]), look at them
+//!    ([`inspect`]), compare the disk with its image ([`diff`]) and end it all ([`shutdown`]).
 //! 4. The session's end is the machine's end.
 //!
 //! The agent never runs a helper program, never resolves names through libraries of the image, and never
-//! writes to the image's disk other than what [`configure`] lists.
+//! writes to the image's disk other than what [`configure`] lists and what the host has it unpack.
 
 mod boot;
 mod cgroup;
