@@ -17,6 +17,7 @@ mod program;
 mod sample;
 mod unpack;
 mod warm;
+mod workspaces;
 
 use std::path::PathBuf;
 
@@ -59,6 +60,8 @@ enum Part {
     Commit,
     /// What a running machine costs the host
     Memory,
+    /// Workspaces that stay: commands, transfers, making and idling, against podman
+    Workspaces,
 }
 
 /// Where things are and how often they are done.
@@ -98,6 +101,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Memory) {
         memory::measure(&bench, &mut table).context("measuring memory")?;
+    }
+    if wants(Part::Workspaces) {
+        workspaces::measure(&bench, &mut table).context("measuring workspaces")?;
     }
     println!("\n{table}");
     Ok(())

@@ -64,8 +64,8 @@ impl<'a> Running<'a> {
 
     /// Memory of QEMU in KiB; what it shares with others counts in shares.
     pub(crate) fn qemu_pss_kib(&self) -> Result<u64> {
-        let qemu = mappings(&fs::read_to_string(self.proc("vmm")?.join("smaps"))?);
-        Ok(qemu.iter().map(|mapping| mapping.pss_kib).sum())
+        let pid = self.record["vmm"]["pid"].as_u64().context("the record has no pid of vmm")?;
+        pss_kib(pid)
     }
 
     /// The directory of a process of ours in `/proc`; `who` is its key in the record.
@@ -107,6 +107,12 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
         table.add(format!("memory, {name}: of which translated code"), mib(code));
     }
     Ok(())
+}
+
+/// Memory of a process in KiB; what it shares with others counts in shares.
+pub(crate) fn pss_kib(pid: u64) -> Result<u64> {
+    let all = mappings(&fs::read_to_string(format!("/proc/{pid}/smaps"))?);
+    Ok(all.iter().map(|mapping| mapping.pss_kib).sum())
 }
 
 /// One mapping of a process.

@@ -24,7 +24,8 @@ impl Podman {
         Podman { root }
     }
 
-    fn command(&self) -> Command {
+    /// podman on this storage.
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new("podman");
         command.arg("--root").arg(self.root.join("root")).arg("--runroot").arg(self.root.join("run"));
         command.args(["--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--runtime", runtime()]);
@@ -56,10 +57,36 @@ impl Podman {
 
     /// Runs something in a container that stays, in the place of an earlier one of that name.
     pub(crate) fn keep(&self, name: &str, image: &str, command: &[&str]) -> Result<()> {
-        run(self.command().args(["rm", "--force", "--ignore", name]))?;
+        self.delete(name)?;
         let flags = RUN_FLAGS.into_iter().filter(|flag| *flag != "--rm");
         run(self.command().args(flags).args(["--net=none", "--name", name]).arg(image).args(command))
             .map(drop)
+    }
+
+    /// Starts a container that runs on its own, in the place of an earlier one of that name.
+    pub(crate) fn start(&self, name: &str, image: &str, command: &[&str]) -> Result<()> {
+        self.delete(name)?;
+        let flags = RUN_FLAGS.into_iter().filter(|flag| *flag != "--rm");
+        run(self
+            .command()
+            .args(flags)
+            .args(["--detach", "--net=none", "--name", name])
+            .arg(image)
+            .args(command))
+        .map(drop)
+    }
+
+    pub(crate) fn create(&self, name: &str, image: &str) -> Result<()> {
+        run(self.command().args(["create", "--net=none", "--name", name, image, "true"])).map(drop)
+    }
+
+    pub(crate) fn exec(&self, name: &str, command: &[&str]) -> Result<()> {
+        run(self.command().args(["exec", name]).args(command)).map(drop)
+    }
+
+    /// Removes a container, if there is one of this name.
+    pub(crate) fn delete(&self, name: &str) -> Result<()> {
+        run(self.command().args(["rm", "--force", "--time=0", "--ignore", name])).map(drop)
     }
 
     pub(crate) fn commit(&self, name: &str, image: &str) -> Result<()> {

@@ -25,6 +25,12 @@ impl Samples {
         self.sorted.get(self.sorted.len().saturating_sub(1) / 2).copied().unwrap_or_default()
     }
 
+    /// What 95 of 100 take at most.
+    pub(crate) fn percentile_95(&self) -> String {
+        let rank = (self.sorted.len() * 95).div_ceil(100).max(1);
+        self.sorted.get(rank - 1).map_or_else(String::new, |duration| millis(*duration))
+    }
+
     fn range(&self) -> String {
         match (self.sorted.first(), self.sorted.last()) {
             (Some(first), Some(last)) => format!("{} to {}", millis(*first), millis(*last)),
@@ -116,6 +122,7 @@ mod tests {
         }
         assert_eq!(samples.median(), Duration::from_millis(5));
         assert_eq!(samples.range(), "1.00 ms to 9.00 ms");
+        assert_eq!(samples.percentile_95(), "9.00 ms");
     }
 
     #[test]
