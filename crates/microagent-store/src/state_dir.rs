@@ -112,7 +112,11 @@ impl StateDir {
                 .ok()
                 .and_then(|at| at.elapsed().ok());
             if swept && age.is_some_and(|age| age > GRAVE_AGE) {
-                let _ = fs::remove_dir_all(entry.path());
+                // A large disk takes its time on its way in; whoever makes it holds its lock.
+                let dir = WorkspaceDir::at(entry.path());
+                if !matches!(dir.lock(), Err(LockError::Held { .. })) {
+                    let _ = fs::remove_dir_all(entry.path());
+                }
             }
         }
     }
@@ -166,7 +170,13 @@ impl StateDir {
         let private = fs::Permissions::from_mode(0o700);
         let cradle =
             tempfile::Builder::new().prefix(CRADLE_PREFIX).permissions(private).tempdir_in(self.tmp())?;
-        fill(&WorkspaceDir::at(cradle.path()))?;
+        let making = WorkspaceDir::at(cradle.path());
+        // Held until it has its name, so that nobody takes it for abandoned; nobody else knows it yet.
+        let _lock = making.lock().map_err(|error| match error {
+            LockError::Open { source, .. } => source,
+            held @ LockError::Held { .. } => io::Error::other(held),
+        })?;
+        fill(&making)?;
         fsync_dir(cradle.path())?;
         let dir = self.workspace(name);
         fs::rename(cradle.path(), dir.path()).map_err(|error| match error.kind() {
@@ -341,6 +351,26 @@ mod tests {
         fs::File::open(&old).unwrap().set_modified(long_ago).unwrap();
         state.prepare().unwrap();
         assert!(!old.exists() && fresh.exists());
+    }
+
+    #[test]
+    fn a_workspace_that_is_long_in_the_making_is_not_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path());
+        state.prepare().unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * GRAVE_AGE;
+        let made = state.create_workspace::<io::Error>(&"web".parse().unwrap(), |making| {
+            fs::write(making.disk(), b"x")?;
+            fs::File::open(making.path())?.set_modified(long_ago)?;
+            state.prepare().map_err(io::Error::other)
+        });
+        assert!(made.unwrap().disk().exists());
+        // One whose maker was killed goes.
+        let abandoned = state.tmp().join("created-abandoned");
+        fs::create_dir(&abandoned).unwrap();
+        fs::File::open(&abandoned).unwrap().set_modified(long_ago).unwrap();
+        state.prepare().unwrap();
+        assert!(!abandoned.exists());
     }
 
     #[test]

@@ -12,6 +12,10 @@
 //! # }
 //! ```
 //!
+//! A workspace that is kept between its starts is made with [`Engine::create`], started with [`Engine::start`], used with
+//! [`Engine::exec`], [`Engine::copy_in`] and [`Engine::copy_out`], and ended with [`Engine::halt`] or [`Engine::delete`]; a
+//! started one goes on without the program that started it (`examples/workspace.rs`).
+//!
 //! Everything that the command can do a program can do with typed options and typed results. The library
 //! never touches the terminal, the home directory or the environment: the caller hands in what it wants
 //! looked at ([`EngineOptions`]). Long work reports through an [`Observer`] and stops when its
