@@ -111,6 +111,21 @@ fn many_commands_run_at_once() {
 }
 
 #[test]
+fn more_commands_than_there_is_room_for_are_told_to_try_again() {
+    let home = running([]);
+    let calls: Vec<_> =
+        (0..70).map(|_| home.microagent(["exec", "web", "--", "sleep", "3"]).start()).collect();
+    let ended: Vec<_> = calls.into_iter().map(microagent_tests::Running::finish).collect();
+    let (done, crowded): (Vec<_>, Vec<_>) = ended.into_iter().partition(|call| call.status.success());
+    assert!(done.len() >= 50, "only {} ran at once", done.len());
+    for call in crowded {
+        call.code(75).says("try again when one of them has ended");
+    }
+    home.microagent(["exec", "web", "--", "true"]).success();
+    end(&home);
+}
+
+#[test]
 fn a_session_has_a_terminal_with_our_size_and_leaves_the_machine_running() {
     let home = running([]);
     home.microagent(["connect", "web"]).run().code(2).says("--send");
