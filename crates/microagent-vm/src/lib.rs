@@ -31,6 +31,7 @@ pub use lifecycle::Ask;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay};
 pub use spec::{
-    DiskSpec, Ended, ExtraDisk, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline, Work,
+    DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline,
+    Work,
 };
 pub use supervisor::{SUPERVISE_ARGUMENT, supervise};

@@ -1,7 +1,9 @@
 //! What a supervisor is told, and what it tells. Travels over the socket between caller and supervisor;
 //! nothing of it (environment, scripts) is ever written to disk.
 
-use std::path::PathBuf;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use microagent_proto::{Configure, Exec};
@@ -116,6 +118,8 @@ pub enum Work {
     Prepare {
         /// The steps; the first that fails ends it.
         setup: Vec<Step>,
+        /// The disk that was made for them. On any other, or once used, nothing is done.
+        disk: DiskStamp,
     },
     /// The machine is there for clients of the supervisor's socket, until one of them or its service ends it.
     Serve {
@@ -129,6 +133,24 @@ pub enum Work {
     },
     /// No disk and no workload: the guest is frozen into a template of its shape.
     Freeze,
+}
+
+/// Tells a disk that nobody has used since it was made from every other one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStamp {
+    inode: u64,
+    modified: (i64, i64),
+}
+
+impl DiskStamp {
+    /// The disk as it is now.
+    ///
+    /// # Errors
+    /// Fails when it cannot be looked at.
+    pub fn of(path: &Path) -> io::Result<DiskStamp> {
+        let found = std::fs::metadata(path)?;
+        Ok(DiskStamp { inode: found.ino(), modified: (found.mtime(), found.mtime_nsec()) })
+    }
 }
 
 /// One setup step.

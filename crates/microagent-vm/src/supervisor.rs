@@ -35,7 +35,9 @@ use tokio::time::{sleep_until, timeout};
 use crate::bounded_log::BoundedLog;
 use crate::lifecycle::{Effect, Event, Nature, Phase, step};
 use crate::machine::{add_extra_disks, insert_disk};
-use crate::spec::{Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work};
+use crate::spec::{
+    DiskStamp, Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work,
+};
 use crate::template::Template;
 use ending::Waiting;
 use front::{Asked, Front};
@@ -216,6 +218,12 @@ impl Driver {
             LockError::Held { .. } => Outcome::Busy,
             error => boot(error.to_string()),
         })?;
+        if let Work::Prepare { disk, .. } = &spec.work
+            && DiskStamp::of(&dir.disk()).ok().as_ref() != Some(disk)
+        {
+            // Another command was quicker, and what it has made of the disk is not to be touched.
+            return Err(Outcome::Busy);
+        }
         let (record, console) = if spec.work.is_recorded() {
             (Some(WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?), dir.console_log())
         } else {

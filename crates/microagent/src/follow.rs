@@ -26,7 +26,7 @@ impl Engine {
     ) -> Result<Followed, SuperviseError> {
         let begun = SystemTime::now();
         let labels: Vec<&str> = match &spec.work {
-            Work::Run { setup, .. } | Work::Prepare { setup } => {
+            Work::Run { setup, .. } | Work::Prepare { setup, .. } => {
                 setup.iter().map(|step| step.label.as_str()).collect()
             }
             Work::Serve { .. } | Work::Freeze => Vec::new(),

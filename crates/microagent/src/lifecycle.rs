@@ -10,7 +10,8 @@ use microagent_image::PullOptions;
 use microagent_store::{FailureKind, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord};
 use microagent_vm::control::change;
 use microagent_vm::{
-    Answer, Ask, ControlError, Ended, Outcome, OutputReader, Refusal, SuperviseError, Work, create_overlay,
+    Answer, Ask, ControlError, DiskStamp, Ended, Outcome, OutputReader, Refusal, SuperviseError, Work,
+    create_overlay,
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -96,16 +97,7 @@ impl Engine {
             }
             return Err(error);
         }
-        Ok(Created {
-            details: self.workspace(name)?,
-            image: ImageReport {
-                reference: image.reference.clone(),
-                resolved_reference: image.resolved_reference.clone(),
-                digest: image.digest.clone(),
-                origin: image.origin,
-            },
-            notices,
-        })
+        Ok(Created { details: self.workspace(name)?, image: (&image).into(), notices })
     }
 
     /// Starts a resting workspace; returns when its guest answers and its service, if it has one, runs.
@@ -166,11 +158,21 @@ impl Engine {
         let name = &record.name;
         let dir = self.state().workspace(name);
         let base = self.images().disk_path(&record.image.disk);
-        {
+        let disk = {
             let _lock = lock_patiently(name, &dir)?;
+            let now = Workload::load(&dir).map_err(|e| self.damaged(name, e))?;
+            if now.setup.is_empty() {
+                // Another command has done it meanwhile, and the disk is in use.
+                return Ok(now);
+            }
             renew_disk(&dir, &base, record.resources.size_mib * MIB)?;
-        }
-        let work = Work::Prepare { setup: steps(&workload) };
+            DiskStamp::of(&dir.disk()).map_err(|source| Error::File {
+                action: "read",
+                path: dir.disk(),
+                source,
+            })?
+        };
+        let work = Work::Prepare { setup: steps(&workload), disk };
         let spec = self.spec(machinery, &Life::of(record, &dir, &base)?.first(), work)?;
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });

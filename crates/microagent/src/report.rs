@@ -1,7 +1,7 @@
 //! What came of a run.
 
 use jiff::Timestamp;
-use microagent_image::Origin;
+use microagent_image::{Image, Origin};
 use microagent_store::{NetworkMode, Resources, State, WorkspaceName};
 use microagent_vm::{OutputReader, StartMode, Timeline};
 
@@ -49,6 +49,17 @@ pub struct ImageReport {
     pub digest: String,
     /// Where it came from this time.
     pub origin: Origin,
+}
+
+impl From<&Image> for ImageReport {
+    fn from(image: &Image) -> ImageReport {
+        ImageReport {
+            reference: image.reference.clone(),
+            resolved_reference: image.resolved_reference.clone(),
+            digest: image.digest.clone(),
+            origin: image.origin,
+        }
+    }
 }
 
 /// How the command ended.

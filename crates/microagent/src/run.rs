@@ -13,9 +13,7 @@ use crate::follow::{Followed, Forward};
 use crate::machinery::Life;
 use crate::making::{check, exec, invalid, new_record, new_workload, resolve_command, size, steps};
 use crate::workspace::lock_error;
-use crate::{
-    Engine, Error, Event, ImageReport, Observer, RunOptions, RunReport, SetupFailure, WorkspaceOptions,
-};
+use crate::{Engine, Error, Event, Observer, RunOptions, RunReport, SetupFailure, WorkspaceOptions};
 
 impl Engine {
     /// Runs one command in a machine of its own and gives what came of it. A disposable run leaves nothing;
@@ -30,13 +28,7 @@ impl Engine {
         observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<RunReport, Error> {
-        check(&options.workspace)?;
-        if options.timeout == Some(Duration::ZERO) {
-            return Err(invalid(
-                "a timeout of 0 seconds leaves no time to run",
-                "give at least 1, or leave --timeout out",
-            ));
-        }
+        check_run(options)?;
         self.prepare()?;
         let name = options.name.clone().map_or_else(generated_name, Ok)?;
         if options.name.is_some() && self.state().workspace(&name).path().exists() {
@@ -74,8 +66,8 @@ impl Engine {
             path: dir.output(),
             source,
         })?;
-        let result = match self.judge(ended, &record, options, backend) {
-            Ok((recorded, ended)) => (recorded, ended),
+        let (recorded, ended) = match self.judge(ended, &record, options, backend) {
+            Ok(judged) => judged,
             Err(Judged::Setup(failure)) => {
                 return Err(Error::SetupFailed { workspace: name, failure, output: Box::new(output) });
             }
@@ -89,7 +81,6 @@ impl Engine {
         if record.disposable {
             self.remove(&name, &dir)?;
         }
-        let (recorded, ended) = result;
         if recorded.dropped_bytes > 0 {
             notices.push(format!(
                 "{} bytes of output were dropped: it was over the bound",
@@ -103,12 +94,7 @@ impl Engine {
             resources,
             network: options.workspace.network,
             hostname: record.hostname,
-            image: ImageReport {
-                reference: image.reference.clone(),
-                resolved_reference: image.resolved_reference.clone(),
-                digest: image.digest.clone(),
-                origin: image.origin,
-            },
+            image: (&image).into(),
             backend: backend.to_owned(),
             kept: !record.disposable,
             start: ended.start,
@@ -193,6 +179,16 @@ impl Engine {
 enum Judged {
     Setup(SetupFailure),
     Error(Error),
+}
+
+/// Refuses what cannot work before anything is done.
+fn check_run(options: &RunOptions) -> Result<(), Error> {
+    check(&options.workspace)?;
+    if options.timeout == Some(Duration::ZERO) {
+        let hint = "give at least 1, or leave --timeout out";
+        return Err(invalid("a timeout of 0 seconds leaves no time to run", hint));
+    }
+    Ok(())
 }
 
 /// What later starts of a kept run find: the image's own settings. What this one run was given is its own.

@@ -302,7 +302,9 @@ impl Worker {
                 self.links.timeline.borrow_mut().exited_us = elapsed_us(self.links.started);
                 Ok(Outcome::Completed(result))
             }
-            Work::Prepare { setup } => Ok(self.set_up(session, setup).await?.unwrap_or(Outcome::Prepared)),
+            Work::Prepare { setup, .. } => {
+                Ok(self.set_up(session, setup).await?.unwrap_or(Outcome::Prepared))
+            }
             Work::Serve { service, .. } => {
                 if let Some(front) = &self.links.front {
                     front.lend_from(session.clone());
