@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::session::STREAM_WINDOW;
+
 /// Bytes, encoded as such (and not element by element).
 pub type Chunk = serde_bytes::ByteBuf;
 
@@ -26,7 +28,11 @@ pub const INPUT_CHUNK_LIMIT: usize = 64 * 1024;
 /// Bytes of [`ExecInput::Stdin`] that may be on their way at once: sent by the host and not yet reported
 /// as [`ExecEvent::StdinTaken`]. The guest holds so many for a command that does not read, so that signals
 /// and sizes behind them always arrive.
-pub const STDIN_WINDOW: usize = 512 * 1024;
+pub const STDIN_WINDOW: usize = 192 * 1024;
+
+// With its headers it fits what yamux lets a stream have in flight, so that a host that keeps to it never waits to
+// send, not even to a command that has ended meanwhile.
+const _: () = assert!(STDIN_WINDOW + 32 * 1024 <= STREAM_WINDOW);
 
 // A full chunk and what surrounds it fit one message.
 const _: () = assert!(OUTPUT_CHUNK_LIMIT + 1024 <= REPLY_LIMIT);

@@ -12,9 +12,12 @@ use yamux::{Config, Connection, ConnectionError, Mode};
 /// Most streams at a time.
 pub const SESSION_STREAM_LIMIT: usize = 64;
 
+/// Bytes that yamux lets a stream have in flight towards one side from the start.
+pub(crate) const STREAM_WINDOW: usize = 256 * 1024;
+
 /// Bytes that all streams together may have in flight towards one side: yamux grants each stream 256 KiB
 /// from the start, so this is the smallest bound that it accepts.
-const RECEIVE_WINDOW_LIMIT: usize = SESSION_STREAM_LIMIT * 256 * 1024;
+const RECEIVE_WINDOW_LIMIT: usize = SESSION_STREAM_LIMIT * STREAM_WINDOW;
 
 /// Largest payload of one yamux frame, in bytes.
 const FRAME_PAYLOAD: usize = 64 * 1024;
