@@ -1,5 +1,6 @@
 //! Listening to a supervisor until it serves or its machine is gone.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use microagent_image::{ImageEvent, Progress};
@@ -14,6 +15,32 @@ pub(crate) enum Followed {
     Serving,
     /// Its machine is gone.
     Ended(Box<Ended>),
+}
+
+/// Passes events on, and keeps the notices among them for the report.
+pub(crate) struct Noting<'a> {
+    observer: &'a dyn Observer,
+    notices: Mutex<Vec<String>>,
+}
+
+impl<'a> Noting<'a> {
+    pub(crate) fn new(observer: &'a dyn Observer) -> Noting<'a> {
+        Noting { observer, notices: Mutex::default() }
+    }
+
+    /// The notices so far.
+    pub(crate) fn into_notices(self) -> Vec<String> {
+        self.notices.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Noting<'_> {
+    fn event(&self, event: Event) {
+        if let Event::Notice(notice) = &event {
+            self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice.clone());
+        }
+        self.observer.event(event);
+    }
 }
 
 impl Engine {

@@ -9,7 +9,7 @@ use microagent_store::{
 use microagent_vm::{Ended, Outcome, OutputReader, Spec, SuperviseError, Work};
 use tokio_util::sync::CancellationToken;
 
-use crate::follow::{Followed, Forward};
+use crate::follow::{Followed, Forward, Noting};
 use crate::machinery::Life;
 use crate::making::{check, exec, invalid, new_record, new_workload, resolve_command, size, steps};
 use crate::workspace::lock_error;
@@ -57,7 +57,8 @@ impl Engine {
 
         let backend = machinery.decision.backend();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.to_owned() });
-        let ended = self.follow(&spec, observer, cancel).await.and_then(|followed| match followed {
+        let noting = Noting::new(observer);
+        let ended = self.follow(&spec, &noting, cancel).await.and_then(|followed| match followed {
             Followed::Ended(ended) => Ok(*ended),
             Followed::Serving => Err(SuperviseError::Vanished { log: dir.supervisor_log() }),
         });
@@ -66,6 +67,7 @@ impl Engine {
             path: dir.output(),
             source,
         })?;
+        notices.extend(noting.into_notices());
         let (recorded, ended) = match self.judge(ended, &record, options, backend) {
             Ok(judged) => judged,
             Err(Judged::Setup(failure)) => {

@@ -148,6 +148,8 @@ fn falls_back(name: &str, write: fn(&mut File)) {
     is_cold(quick(&home, &["true"]), MISSING);
     forge(&only_template(&home), name, write);
     let run = is_cold(quick(&home, &["true"]), LIFELESS);
+    let notices = run.json()["notices"].to_string();
+    assert!(notices.contains("the template did not come back to life, so the machine boots"), "{notices}");
     let stderr = &run.stderr;
     assert!(stderr.is_empty(), "JSON output has its notices in the document: {stderr}");
     assert_eq!(templates_in(&home.state()).len(), 0, "it is thrown away");
