@@ -26,9 +26,15 @@ const HOSTNAME_LIMIT: usize = 64;
 /// Stands in the files of names until the workspace's are known, at their usual length.
 const PLACEHOLDER_NAME: &str = "microagent-template-000";
 
+/// What was done before anything was known of the workspace.
+#[derive(Debug)]
+pub(crate) struct Mounted {
+    network: Option<net::Started>,
+}
+
 /// Mounts the disk of an image that no guest has used yet, and lays out what [`configure`] then only has to
 /// write over. Nothing of a workspace is known here.
-pub(crate) fn mount_fresh_root() -> Result<(), GuestError> {
+pub(crate) fn mount_fresh_root() -> Result<Mounted, GuestError> {
     let disk = |e: disk::DiskError| fail(GuestErrorKind::Disk, &e);
     disk::mount_root(&Root { scsi_target: disk::EARLY_TARGET, grow: true }).map_err(disk)?;
     disk::switch_root().map_err(disk)?;
@@ -38,12 +44,15 @@ pub(crate) fn mount_fresh_root() -> Result<(), GuestError> {
         network: None,
     });
     disk::read_ahead();
-    Ok(())
+    Ok(Mounted { network: net::start().map_err(|e| fail(GuestErrorKind::Network, &e))? })
 }
 
-/// Configures everything; `mounted` says that [`mount_fresh_root`] has been done. After a failure the machine
-/// is of no use.
-pub(crate) fn configure(wanted: &Configure, boot_us: u64, mounted: bool) -> Result<Configured, GuestError> {
+/// Configures everything that [`mount_fresh_root`] has not done. After a failure the machine is of no use.
+pub(crate) fn configure(
+    wanted: &Configure,
+    boot_us: u64,
+    mounted: Option<&Mounted>,
+) -> Result<Configured, GuestError> {
     let start = Instant::now();
     let other = |what: &'static str| {
         move |source: io::Error| fail(GuestErrorKind::Other, &StepError { what, source })
@@ -52,8 +61,9 @@ pub(crate) fn configure(wanted: &Configure, boot_us: u64, mounted: bool) -> Resu
     set_clock(wanted.clock_unix_ns).map_err(other("set the clock"))?;
     set_hostname(&wanted.hostname).map_err(other("set the host name"))?;
 
-    let network = || wanted.network.as_ref().map_or(Ok(()), net::configure);
-    let ((network, network_us), (disk, disk_us)) = if mounted {
+    let started = mounted.and_then(|mounted| mounted.network.as_ref());
+    let network = || wanted.network.as_ref().map_or(Ok(()), |network| net::configure(network, started));
+    let ((network, network_us), (disk, disk_us)) = if mounted.is_some() {
         (timed(network), (Ok(()), 0))
     } else {
         // The disk's driver and the network's do not wait for each other.

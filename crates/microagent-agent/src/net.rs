@@ -35,9 +35,38 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     sys::interface_up(control_socket()?, "lo")
 }
 
+/// A device that was started before the machine was frozen.
+#[derive(Debug)]
+pub(crate) struct Started {
+    interface: String,
+}
+
+/// Starts the network device, if there is one, without anything that could tell machines apart: no IPv6, whose addresses
+/// are made from the hardware address, and no address of IPv4. Starting it is most of what its configuration takes.
+pub(crate) fn start() -> Result<Option<Started>, NetworkError> {
+    let Some(interface) = find_device().map_err(NetworkError::Look)? else { return Ok(None) };
+    let failed = |what| {
+        let interface = interface.clone();
+        move |source| NetworkError::Set { what, interface, source }
+    };
+    set_ipv6(&interface, false).map_err(failed("use of IPv6"))?;
+    let socket = control_socket().map_err(failed("state"))?;
+    sys::interface_up(&socket, &interface).map_err(failed("state"))?;
+    Ok(Some(Started { interface }))
+}
+
+/// Whether a device has addresses of IPv6.
+fn set_ipv6(interface: &str, wanted: bool) -> io::Result<()> {
+    let value = if wanted { "0" } else { "1" };
+    fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), value)
+}
+
 /// Gives the network device its hardware address, address and default route.
-pub(crate) fn configure(network: &Network) -> Result<(), NetworkError> {
-    let interface = find_device().map_err(NetworkError::Look)?.ok_or(NetworkError::NoDevice)?;
+pub(crate) fn configure(network: &Network, started: Option<&Started>) -> Result<(), NetworkError> {
+    let interface = match started {
+        Some(started) => started.interface.clone(),
+        None => find_device().map_err(NetworkError::Look)?.ok_or(NetworkError::NoDevice)?,
+    };
     let netmask = netmask(network.prefix_len).ok_or(NetworkError::Prefix(network.prefix_len))?;
     let failed = |what| {
         let interface = interface.clone();
@@ -48,7 +77,10 @@ pub(crate) fn configure(network: &Network) -> Result<(), NetworkError> {
         sys::set_hardware_address(&socket, &interface, network.mac.0).map_err(failed("hardware address"))?;
     }
     sys::set_address(&socket, &interface, network.address, netmask).map_err(failed("address"))?;
-    sys::interface_up(&socket, &interface).map_err(failed("state"))?;
+    match started {
+        Some(_) => set_ipv6(&interface, true).map_err(failed("use of IPv6"))?,
+        None => sys::interface_up(&socket, &interface).map_err(failed("state"))?,
+    }
     sys::add_default_route(&socket, network.gateway).map_err(failed("default route"))
 }
 

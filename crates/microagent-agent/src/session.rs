@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 
 use crate::boot::Booted;
 use crate::cgroup::Cgroups;
-use crate::configure;
+use crate::configure::{self, Mounted};
 use crate::console;
 use crate::diff;
 use crate::exec::Executor;
@@ -34,8 +34,8 @@ pub(crate) struct Session {
     runtime: Runtime,
     executor: Executor,
     boot_us: u64,
-    /// Whether the image's disk is the root already.
-    mounted: bool,
+    /// If the image's disk is the root already.
+    mounted: Option<Mounted>,
 }
 
 impl Session {
@@ -47,16 +47,15 @@ impl Session {
             Reaper::start()?
         };
         let executor = Executor::new(Cgroups::new(booted.exec_cgroups)?, reaper);
-        Ok(Session { runtime, executor, boot_us, mounted: false })
+        Ok(Session { runtime, executor, boot_us, mounted: None })
     }
 
     /// Mounts the image's disk before anything is known of the workspace.
     pub(crate) fn mount(&mut self) -> Result<(), GuestError> {
-        if self.mounted {
+        if self.mounted.is_some() {
             return Err(out_of_order("the disk has been mounted already"));
         }
-        configure::mount_fresh_root()?;
-        self.mounted = true;
+        self.mounted = Some(configure::mount_fresh_root()?);
         let _inside = self.runtime.enter();
         if let Err(error) = self.executor.stand_by() {
             // The first command is then made as all others are.
@@ -103,7 +102,7 @@ enum Phase {
 struct Guest {
     executor: Executor,
     boot_us: u64,
-    mounted: bool,
+    mounted: Option<Mounted>,
     phase: Mutex<Phase>,
 }
 
@@ -173,7 +172,7 @@ impl Guest {
             // Whatever goes wrong from here on, there is no second try.
             *phase = Phase::Failed;
         }
-        let configured = configure::configure(wanted, self.boot_us, self.mounted)?;
+        let configured = configure::configure(wanted, self.boot_us, self.mounted.as_ref())?;
         *self.phase.lock().expect("no holder of the lock panics") = Phase::Configured;
         Ok(configured)
     }
