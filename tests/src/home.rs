@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::process::{self, Process};
-use crate::{Invocation, User, fixtures, host, listing, wait_for};
+use crate::{Finished, Invocation, User, fixtures, host, listing, wait_for};
 
 /// How long processes may take to be gone when nobody waits for them.
 const GONE_DEADLINE: Duration = Duration::from_secs(20);
@@ -70,6 +70,13 @@ impl Home {
     /// Begins a call of `microagent run`, of an image that is a fixture.
     pub fn run<const N: usize>(&self, image: &str, options: [&str; N], words: &[&str]) -> Invocation<'_> {
         self.call().arg("run").args(options).arg(self.image(image)).args(words)
+    }
+
+    /// Makes an isolated workspace from busybox.
+    #[track_caller]
+    pub fn create<const N: usize>(&self, name: &str, options: [&str; N]) -> Finished {
+        let create = ["create", name, "--network", "isolated", "--image", &self.image("busybox")];
+        self.microagent(create).args(options).success()
     }
 
     /// Begins a call of another program, in the same environment and as the same user.

@@ -10,8 +10,7 @@ use rustix::fs::{XattrFlags, getxattr, setxattr};
 
 fn home() -> Home {
     let home = Home::new(User::unprivileged());
-    let image = home.image("busybox");
-    home.microagent(["create", "web", "--network", "isolated", "--image", &image]).success();
+    home.create("web", []);
     home
 }
 

@@ -16,12 +16,6 @@ fn home() -> Home {
 }
 
 #[track_caller]
-fn create<const N: usize>(home: &Home, name: &str, options: [&str; N]) -> Finished {
-    let image = home.image("busybox");
-    home.microagent(["create", name, "--image", &image]).args(options).success()
-}
-
-#[track_caller]
 fn find(home: &Home, what: &str, wanted: fn(&Process) -> bool) -> Process {
     wait_for(what, Duration::from_secs(60), || {
         let processes = home.processes();
@@ -43,7 +37,8 @@ const RESTING: [&str; 4] = ["prepared", "halted", "stopped", "failed"];
 #[test]
 fn whichever_process_is_killed_the_workspace_starts_again_with_what_was_flushed() {
     let home = home();
-    create(&home, "web", []);
+    // With a network, so that there is a passt to kill.
+    home.microagent(["create", "web", "--image", &home.image("busybox")]).success();
     home.microagent(["start", "web"]).success();
     home.microagent(["exec", "web", "--", "sh", "-c", "echo kept > /root/kept; sync"]).success();
     for (wanted, problem) in [
@@ -76,7 +71,7 @@ const POINTS: [Point; 2] = [("a supervisor", Process::is_supervisor), ("QEMU", P
 #[test]
 fn a_start_that_is_killed_at_any_point_leaves_a_workspace_that_starts() {
     let home = home();
-    create(&home, "web", ["--network", "isolated", "--setup", "echo kept > /root/kept"]);
+    home.create("web", ["--setup", "echo kept > /root/kept"]);
     for cold in [true, false] {
         for (what, point) in POINTS {
             for kill_caller in [true, false] {
@@ -134,7 +129,7 @@ fn a_setup_that_is_killed_is_done_by_the_next_start_on_a_fresh_disk() {
 #[test]
 fn a_command_that_is_killed_while_it_ends_or_copies_leaves_a_workspace_that_works() {
     let home = home();
-    create(&home, "web", ["--network", "isolated", "--setup", "echo kept > /root/kept"]);
+    home.create("web", ["--setup", "echo kept > /root/kept"]);
     for verb in ["halt", "stop", "kill"] {
         home.microagent(["start", "web"]).success();
         let ending = home.microagent([verb, "web"]).start();
@@ -166,7 +161,7 @@ fn a_command_that_is_killed_while_it_ends_or_copies_leaves_a_workspace_that_work
 #[test]
 fn a_machine_or_a_supervisor_that_stands_still_holds_nobody_up_for_ever() {
     let home = home();
-    create(&home, "web", ["--network", "isolated"]);
+    home.create("web", []);
     home.microagent(["start", "web"]).success();
     home.microagent(["exec", "web", "--", "sh", "-c", "echo kept > /root/kept; sync"]).success();
     find(&home, "QEMU", Process::is_qemu).signal(Signal::STOP);
@@ -238,8 +233,8 @@ fn of_two_commands_at_once_one_wins_and_the_other_says_so() {
 #[test]
 fn a_damaged_record_is_nobody_elses_problem() {
     let home = home();
-    create(&home, "good", ["--network", "isolated"]);
-    create(&home, "bad", ["--network", "isolated"]);
+    home.create("good", []);
+    home.create("bad", []);
     for (file, content) in [("workspace.json", "{\"format\": 2, \"na"), ("workload.json", "[]")] {
         let path = home.workspace("bad").join(file);
         let whole = fs::read(&path).unwrap();
@@ -259,7 +254,7 @@ fn a_damaged_record_is_nobody_elses_problem() {
 #[test]
 fn after_a_restart_of_the_host_the_truth_is_told_and_everything_starts() {
     let home = home();
-    create(&home, "web", ["--network", "isolated"]);
+    home.create("web", []);
     home.microagent(["start", "web"]).success();
     home.microagent(["exec", "web", "--", "sh", "-c", "echo kept > /root/kept; sync"]).success();
     find(&home, "a supervisor", Process::is_supervisor).signal(Signal::KILL);

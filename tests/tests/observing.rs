@@ -4,17 +4,11 @@
 
 use std::time::Duration;
 
-use microagent_tests::{Finished, Home, User, listing, wait_for};
+use microagent_tests::{Home, User, listing, wait_for};
 use serde_json::{Value, json};
 
 fn home() -> Home {
     Home::new(User::unprivileged())
-}
-
-#[track_caller]
-fn create<const N: usize>(home: &Home, name: &str, options: [&str; N]) -> Finished {
-    let image = home.image("busybox");
-    home.microagent(["create", name, "--network", "isolated", "--image", &image]).args(options).success()
 }
 
 /// States of the events of a workspace.
@@ -28,7 +22,7 @@ fn states(home: &Home, name: &str) -> Vec<String> {
 #[test]
 fn a_whole_life_can_be_watched() {
     let home = home();
-    create(&home, "web", []);
+    home.create("web", []);
     home.microagent(["result", "web"]).run().code(1).says("nothing has ended");
     home.microagent(["stats", "web"]).run().code(1).says("microagent start web");
     home.microagent(["start", "web"]).success();
@@ -60,7 +54,7 @@ fn a_whole_life_can_be_watched() {
 fn logs_are_followed_to_the_end_and_cut_to_their_last_lines() {
     let home = home();
     let service = "echo one; echo two; while ! test -e /root/go; do sleep 0.1; done; echo three; exit 6";
-    create(&home, "job", ["--service-command", service]);
+    home.create("job", ["--service-command", service]);
     home.microagent(["start", "job"]).success();
     home.log_has("job", "console.log", "two");
     assert_eq!(home.microagent(["logs", "job", "--tail", "1"]).success().text(), "two\n");
@@ -84,7 +78,7 @@ fn logs_are_followed_to_the_end_and_cut_to_their_last_lines() {
 #[test]
 fn looking_changes_nothing_also_after_a_crash() {
     let home = home();
-    create(&home, "web", []);
+    home.create("web", []);
     home.microagent(["start", "web"]).success();
     let supervisor = home.processes().into_iter().find(|process| process.is_supervisor()).unwrap();
     supervisor.signal(rustix::process::Signal::KILL);
@@ -110,7 +104,7 @@ fn looking_changes_nothing_also_after_a_crash() {
 #[test]
 fn a_clone_has_the_disk_and_its_own_identity() {
     let home = home();
-    create(&home, "web", ["-e", "GIVEN=value"]);
+    home.create("web", ["-e", "GIVEN=value"]);
     home.microagent(["start", "web"]).success();
     home.microagent(["clone", "web", "copy"]).run().code(1).says("microagent halt web");
     home.microagent(["exec", "web", "--", "sh", "-c", "echo kept > /root/file; cat /etc/machine-id"])
@@ -142,20 +136,20 @@ fn a_workspace_is_kept_running_as_its_policy_says() {
     let home = home();
     let service =
         "echo life >> /root/lives; echo lives $(wc -l < /root/lives); test $(wc -l < /root/lives) -ge 3";
-    create(&home, "job", ["--restart", "on-failure", "--service-command", service]);
+    home.create("job", ["--restart", "on-failure", "--service-command", service]);
     let words = ["supervise", "job", "--interval", "200ms"];
     let supervised = home.microagent(words).success().says("start 1 again");
     assert_eq!(supervised.summary("State"), "stopped");
     assert!(home.microagent(["logs", "job"]).success().text().contains("lives 3"));
     home.microagent(["delete", "job", "--yes"]).success();
 
-    create(&home, "gone", ["--restart", "always", "--service-command", "exit 4"]);
+    home.create("gone", ["--restart", "always", "--service-command", "exit 4"]);
     let limited = home.microagent(["supervise", "gone", "--interval", "200ms", "--max-restarts", "1"]).run();
     assert_eq!(limited.code(1).summary("State"), "failed");
     home.microagent(["delete", "gone", "--yes"]).success();
 
     // What somebody halts stays so; and Ctrl-C halts it.
-    create(&home, "web", ["--restart", "always", "--service-command", "echo up; sleep 1000"]);
+    home.create("web", ["--restart", "always", "--service-command", "echo up; sleep 1000"]);
     for by_signal in [false, true] {
         let supervising = home.microagent(["supervise", "web"]).start();
         wait_for("the start", Duration::from_secs(60), || {

@@ -13,9 +13,7 @@ use serde_json::json;
 #[track_caller]
 fn running<const N: usize>(options: [&str; N]) -> Home {
     let home = Home::new(User::unprivileged());
-    let image = home.image("busybox");
-    let create = home.microagent(["create", "web", "--network", "isolated", "--image", &image]);
-    create.args(options).success();
+    home.create("web", options);
     home.microagent(["start", "web"]).success();
     home
 }

@@ -3,23 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use microagent_tests::pty::Pty;
-use microagent_tests::{Finished, Home, User};
+use microagent_tests::{Home, User};
 
 fn home() -> Home {
     Home::new(User::unprivileged())
 }
 
-/// Makes an isolated workspace from busybox.
-#[track_caller]
-fn create<const N: usize>(home: &Home, name: &str, options: [&str; N]) -> Finished {
-    let image = home.image("busybox");
-    home.microagent(["create", name, "--network", "isolated", "--image", &image]).args(options).success()
-}
-
 #[test]
 fn a_workspace_lives_from_create_to_delete() {
     let home = home();
-    let created = create(&home, "web", ["--setup", "echo set up > /root/made"]);
+    let created = home.create("web", ["--setup", "echo set up > /root/made"]);
     assert_eq!((created.summary("Workspace"), created.summary("State")), ("web", "prepared"));
     assert_eq!(home.state_of("web"), "prepared");
     assert_eq!(home.microagent(["ps"]).success().text(), "No workspaces.\n");
@@ -53,7 +46,7 @@ fn a_workspace_lives_from_create_to_delete() {
 fn a_service_runs_from_start_to_end_and_decides_the_state() {
     let home = home();
     let service = "echo serving; while ! test -e /root/end; do sleep 0.1; done; exit $(cat /root/end)";
-    create(&home, "api", ["--service-command", service]);
+    home.create("api", ["--service-command", service]);
     for (code, state) in [("0", "stopped"), ("3", "failed")] {
         home.microagent(["start", "api"]).success();
         home.log_has("api", "console.log", "serving");
@@ -64,14 +57,14 @@ fn a_service_runs_from_start_to_end_and_decides_the_state() {
         // The next start must not end at once.
         if code == "0" {
             home.microagent(["delete", "api", "--yes"]).success();
-            create(&home, "api", ["--service-command", service]);
+            home.create("api", ["--service-command", service]);
         }
     }
     let list = home.microagent(["list", "--json"]).success().json();
     assert_eq!(list["workspaces"][0]["problem"], "its service ended with exit code 3");
     home.microagent(["delete", "api", "--yes"]).success();
 
-    create(&home, "none", ["--service-command", "exec no-such-program"]);
+    home.create("none", ["--service-command", "exec no-such-program"]);
     home.microagent(["start", "none"]).success();
     home.processes_end();
     assert_eq!(home.state_of("none"), "failed");
@@ -83,7 +76,7 @@ fn a_service_runs_from_start_to_end_and_decides_the_state() {
 fn stop_asks_the_service_and_says_when_it_does_not_follow() {
     let home = home();
     let deaf = "trap 'echo asked' TERM; echo serving; while :; do sleep 0.1; done";
-    create(&home, "deaf", ["--service-command", deaf]);
+    home.create("deaf", ["--service-command", deaf]);
     home.microagent(["start", "deaf"]).success();
     home.log_has("deaf", "console.log", "serving");
     let refused = home.microagent(["stop", "deaf"]).run().code(1);
@@ -95,7 +88,7 @@ fn stop_asks_the_service_and_says_when_it_does_not_follow() {
     home.microagent(["delete", "deaf", "--yes"]).success();
 
     let following = "trap 'echo farewell; exit 5' TERM; echo serving; while :; do sleep 0.1; done";
-    create(&home, "good", ["--service-command", following]);
+    home.create("good", ["--service-command", following]);
     for verb in ["stop", "halt"] {
         home.microagent(["start", "good"]).success();
         home.log_has("good", "console.log", "serving");
@@ -128,7 +121,7 @@ fn halt_honours_the_stop_signal_of_the_image() {
 #[test]
 fn a_paused_guest_stands_still_and_goes_on() {
     let home = home();
-    create(&home, "web", []);
+    home.create("web", []);
     home.microagent(["start", "web"]).success();
     home.microagent(["resume", "web"]).run().code(1).says("is running");
     // A clock that is far behind, as after a long pause.
@@ -173,7 +166,7 @@ fn a_failed_setup_leaves_its_logs_and_is_tried_again_at_the_next_start() {
 fn a_running_workspace_is_deleted_by_shutting_it_down_or_by_force() {
     let home = home();
     for (flag, said) in [("--yes", "Stopped and deleted: web\n"), ("--force", "Killed and deleted: web\n")] {
-        create(&home, "web", []);
+        home.create("web", []);
         home.microagent(["start", "web"]).success();
         home.microagent(["delete", "web"]).run().code(2).says("--yes");
         assert_eq!(home.microagent(["delete", "web", flag]).success().text(), said);
@@ -185,7 +178,7 @@ fn a_running_workspace_is_deleted_by_shutting_it_down_or_by_force() {
 #[test]
 fn delete_asks_and_offers_to_stop() {
     let home = home();
-    create(&home, "web", []);
+    home.create("web", []);
     home.microagent(["start", "web"]).success();
     let mut pty = Pty::start(&home, &["delete", "web"], (24, 80));
     pty.shows("web is running. Stop and delete web? [y/N]");

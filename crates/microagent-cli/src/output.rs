@@ -4,6 +4,8 @@ use std::io::{self, BufWriter, StdoutLock, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use microagent::ImageReport;
+use microagent::image::Origin;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -47,6 +49,22 @@ pub(crate) fn json_bytes(bytes: Vec<u8>) -> (String, &'static str) {
     match String::from_utf8(bytes) {
         Ok(text) => (text, "utf-8"),
         Err(e) => (STANDARD.encode(e.as_bytes()), "base64"),
+    }
+}
+
+/// The image of what was run or made, in JSON.
+#[derive(Debug, Serialize)]
+pub(crate) struct ImageDocument {
+    reference: String,
+    resolved_reference: String,
+    digest: String,
+    origin: Origin,
+}
+
+impl From<ImageReport> for ImageDocument {
+    fn from(image: ImageReport) -> ImageDocument {
+        let ImageReport { reference, resolved_reference, digest, origin } = image;
+        ImageDocument { reference, resolved_reference, digest, origin }
     }
 }
 

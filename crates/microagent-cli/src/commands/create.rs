@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::commands::run::{self, CreateDockerFlags, output};
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text};
+use crate::output::{Format, ImageDocument, print_json, print_text};
 use crate::workspace_args::WorkspaceArgs;
 
 const EXAMPLES: &str = "\
@@ -125,14 +125,6 @@ struct Document {
     notices: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct ImageDocument {
-    reference: String,
-    resolved_reference: String,
-    digest: String,
-    origin: microagent::image::Origin,
-}
-
 /// Creates.
 pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure> {
     let options = args.options()?;
@@ -178,12 +170,7 @@ impl Document {
             hostname: record.hostname,
             resources: record.resources,
             restart: record.restart,
-            image: ImageDocument {
-                reference: created.image.reference,
-                resolved_reference: created.image.resolved_reference,
-                digest: created.image.digest,
-                origin: created.image.origin,
-            },
+            image: created.image.into(),
             notices: created.notices,
         }
     }

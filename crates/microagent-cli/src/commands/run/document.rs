@@ -6,7 +6,7 @@ use microagent::{NetworkMode, OutputReader, OutputStream, Resources, RunReport, 
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::output::json_bytes;
+use crate::output::{ImageDocument, json_bytes};
 
 /// The summary block, with the blank line after it.
 pub(super) fn summary(report: &RunReport) -> String {
@@ -40,14 +40,6 @@ pub(super) struct RunDocument {
     /// Microseconds from the start of the supervisor.
     timeline: microagent::Timeline,
     notices: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct ImageDocument {
-    reference: String,
-    resolved_reference: String,
-    digest: String,
-    origin: microagent::image::Origin,
 }
 
 /// How the machine came up.
@@ -113,12 +105,7 @@ impl RunDocument {
             network: report.network,
             hostname: report.hostname,
             resources: report.resources,
-            image: ImageDocument {
-                reference: report.image.reference,
-                resolved_reference: report.image.resolved_reference,
-                digest: report.image.digest,
-                origin: report.image.origin,
-            },
+            image: report.image.into(),
             backend: report.backend,
             kept: report.kept,
             start,
