@@ -7,9 +7,18 @@
 
 #![forbid(unsafe_code)]
 
+mod policy;
+mod publish;
+
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+pub use policy::{
+    AllowRule, AllowRuleError, BYTES_DEFAULT, CONNECTIONS_DEFAULT, EgressMode, EgressModeError, EgressPolicy,
+    RULES_MAX,
+};
+pub use publish::{Publish, PublishError};
 
 /// The guest's address. Every guest has the same: each has a passt of its own.
 pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);

@@ -23,10 +23,10 @@ mod session;
 pub use frame::{FrameError, MessageReader, read_message, write_message};
 pub use message::{
     Chunk, Command, Configure, Configured, Diff, Entropy, Exec, ExecEvent, ExecInput, Exit, FsUsage,
-    GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MacAddress, Network, OUTPUT_CHUNK_LIMIT,
-    Pack, PackEvent, PathInfo, PathKind, REPLY_LIMIT, REQUEST_LIMIT, Request, Root, SHUT_DOWN_REST,
-    STDIN_WINDOW, SetClock, ShutDown, StartError, StartErrorKind, Stat, Terminal, Timings, Unpack,
-    UnpackInput, Unpacked,
+    GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MacAddress, Mount, Network,
+    OUTPUT_CHUNK_LIMIT, Pack, PackEvent, PathInfo, PathKind, REPLY_LIMIT, REQUEST_LIMIT, Request, Root,
+    SECRETS_LIMIT, SHUT_DOWN_REST, STDIN_WINDOW, Secret, SecretValue, SetClock, ShutDown, StartError,
+    StartErrorKind, Stat, Terminal, Timings, Unpack, UnpackInput, Unpacked,
 };
 pub use preamble::{PREAMBLE_LEN, Preamble, PreambleKind, PreambleScanner, answer, greet};
 pub use session::{
@@ -34,7 +34,7 @@ pub use session::{
 };
 
 /// Version of everything in this crate.
-pub const GENERATION: u16 = 3;
+pub const GENERATION: u16 = 4;
 
 /// Name of the virtio-serial port, found in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "microagent.control";

@@ -86,7 +86,49 @@ pub struct Configure {
     pub network: Option<Network>,
     /// The root disk.
     pub root: Root,
+    /// Disks beside it, mounted in this order once the root is.
+    pub mounts: Vec<Mount>,
+    /// Files that appear in `/run/secrets`, in memory.
+    pub secrets: Vec<Secret>,
+    /// OCI user whose they are; empty means root.
+    pub secrets_owner: String,
 }
+
+/// A disk beside the root disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// SCSI target of the disk (channel 0, logical unit 0).
+    pub scsi_target: u8,
+    /// Absolute path in the guest; made if it is missing.
+    pub path: Chunk,
+    /// Whether it is mounted for reading only, as the disk is then.
+    pub read_only: bool,
+    /// Whether the file system is grown to the size of the disk.
+    pub grow: bool,
+}
+
+/// A file in `/run/secrets`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Its name: letters, digits and `_`.
+    pub name: String,
+    /// Its content.
+    pub value: SecretValue,
+}
+
+/// Content that no message, log or panic shows.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretValue(#[serde(with = "serde_bytes")] pub Vec<u8>);
+
+impl std::fmt::Debug for SecretValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SecretValue({} bytes)", self.0.len())
+    }
+}
+
+/// Most bytes that the secrets of one guest have together. They travel in one message.
+pub const SECRETS_LIMIT: usize = 512 * 1024;
+const _: () = assert!(2 * SECRETS_LIMIT <= REQUEST_LIMIT);
 
 /// Seed for the guest's random pool.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@
 //! It never starts processes and never repairs anything while reading.
 
 mod atomic;
+mod attachment;
 mod control;
 mod events;
 mod lock;
@@ -18,10 +19,11 @@ mod state_dir;
 mod workload;
 
 pub use atomic::{ReadError, WriteError, fsync_dir, read_json, read_limited, write_atomic, write_json};
+pub use attachment::{Attachment, DiskSource, SecretReference, SecretReferenceError, SecretSource};
 pub use control::{CONTROL_KEY_LEN, ControlKey};
 pub use events::StateEvent;
 pub use lock::{Lock, LockError};
-pub use name::{NameError, WorkspaceName};
+pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
 pub use process::ProcessId;
 pub use record::{
     Artifact, Failure, FailureKind, Identity, ImageIdentity, LoadError, NetworkMode, RecordedResult,

@@ -1,4 +1,4 @@
-//! Workspace names: also file names and host names, so checked once, at the door.
+//! Names of workspaces and volumes: also file names and host names, so checked once, at the door.
 
 use std::fmt;
 use std::path::Path;
@@ -6,8 +6,23 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest workspace name, in bytes: the longest host name label.
+/// Longest name, in bytes: the longest host name label.
 const NAME_MAX: usize = 63;
+
+/// A checked volume name: starts with a lower-case letter or digit, then those and `-`, at most 63 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeName(String);
+
+/// Why a name is not a volume name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{name}` is not a volume name: it starts with a lower-case letter or digit, goes on with those or `-`, \
+     and has at most {NAME_MAX} characters"
+)]
+pub struct VolumeNameError {
+    name: String,
+}
 
 /// A checked workspace name: starts with a letter or digit, then letters, digits, `.`, `_` and `-`, at
 /// most 63 bytes.
@@ -72,6 +87,53 @@ impl fmt::Display for WorkspaceName {
     }
 }
 
+impl VolumeName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = VolumeNameError;
+
+    fn from_str(name: &str) -> Result<Self, VolumeNameError> {
+        let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let goes_on_well = name.chars().all(|c| is_plain(c) || c == '-');
+        if name.starts_with(is_plain) && goes_on_well && name.len() <= NAME_MAX {
+            Ok(VolumeName(name.to_owned()))
+        } else {
+            Err(VolumeNameError { name: name.chars().take(80).collect() })
+        }
+    }
+}
+
+impl TryFrom<String> for VolumeName {
+    type Error = VolumeNameError;
+
+    fn try_from(name: String) -> Result<Self, VolumeNameError> {
+        name.parse()
+    }
+}
+
+impl From<VolumeName> for String {
+    fn from(name: VolumeName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl AsRef<Path> for VolumeName {
+    fn as_ref(&self) -> &Path {
+        Path::new(&self.0)
+    }
+}
+
 impl AsRef<Path> for WorkspaceName {
     fn as_ref(&self) -> &Path {
         Path::new(&self.0)
@@ -89,6 +151,16 @@ mod tests {
         }
         for bad in ["", ".", "..", "-a", "_a", "a/b", "a b", "a*", "é", "a\0", &"x".repeat(64)] {
             assert!(bad.parse::<WorkspaceName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn volumes_have_plainer_names() {
+        for good in ["a", "data", "0-a", &"x".repeat(63)] {
+            assert!(good.parse::<VolumeName>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "Data", "a.b", "a_b", "a/b", "..", "é", &"x".repeat(64)] {
+            assert!(bad.parse::<VolumeName>().is_err(), "{bad}");
         }
     }
 

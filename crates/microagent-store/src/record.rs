@@ -8,15 +8,17 @@ use std::fmt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use microagent_net::{EgressPolicy, Publish};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{ReadError, WriteError, read_json, write_json};
-use crate::{ProcessId, WorkspaceDir, WorkspaceName};
+use crate::{Attachment, ProcessId, SecretReference, WorkspaceDir, WorkspaceName};
 
 /// Format of the records that this build writes.
 ///
-/// 1: one-shot runs only. 2: identity and restart policy; a record of format 1 has neither and is read as such.
-pub const WORKSPACE_FORMAT: u32 = 2;
+/// 1: one-shot runs only. 2: identity and restart policy. 3: attached disks, published ports, egress policy, secrets. What an
+/// older record lacks it is read without.
+pub const WORKSPACE_FORMAT: u32 = 3;
 
 /// What a workspace is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -219,6 +221,18 @@ pub struct WorkspaceRecord {
     /// When `supervise` starts it again.
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// Disks beside the root disk, in the order in which they are mounted.
+    #[serde(default)]
+    pub disks: Vec<Attachment>,
+    /// Ports of the host that lead into the guest.
+    #[serde(default)]
+    pub publish: Vec<Publish>,
+    /// What the guest may reach, on network `user`.
+    #[serde(default)]
+    pub egress: EgressPolicy,
+    /// Secrets that each start delivers; where they are, never what they are.
+    #[serde(default)]
+    pub secrets: Vec<SecretReference>,
     /// Declared outputs.
     pub outputs: Vec<Artifact>,
     /// Whether the workspace goes away when its run ends well.
@@ -380,6 +394,10 @@ mod tests {
             hostname: "web".into(),
             identity: None,
             restart: RestartPolicy::default(),
+            disks: Vec::new(),
+            publish: Vec::new(),
+            egress: EgressPolicy::default(),
+            secrets: Vec::new(),
             outputs: Vec::new(),
             disposable: false,
             backend: None,
@@ -417,15 +435,15 @@ mod tests {
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().hostname, "web");
 
         let mut older: serde_json::Value = crate::read_json(&workspace.record()).unwrap();
-        for field in ["identity", "restart"] {
+        for field in ["identity", "restart", "disks", "publish", "egress", "secrets"] {
             older.as_object_mut().unwrap().remove(field);
         }
         older["format"] = 1.into();
         write_json(&workspace.record(), &older).unwrap();
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().restart, RestartPolicy::Never);
 
-        std::fs::write(workspace.record(), br#"{"format": 3}"#).unwrap();
-        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 3, .. })));
+        std::fs::write(workspace.record(), br#"{"format": 4}"#).unwrap();
+        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 4, .. })));
 
         std::fs::write(workspace.record(), br#"{"format": 1, "na"#).unwrap();
         assert!(matches!(

@@ -62,9 +62,11 @@ pub use template::{Template, TemplateShape};
 pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
 
 pub use microagent_image as image;
+pub use microagent_net::{AllowRule, EgressMode, EgressPolicy, Publish};
 pub use microagent_store::{
-    Artifact, CommandLine, Failure, FailureKind, NameError, NetworkMode, ProcessId, Resources, RestartPolicy,
-    SetupStep, State, StateEvent, WorkspaceName,
+    Artifact, Attachment, CommandLine, DiskSource, Failure, FailureKind, NameError, NetworkMode, ProcessId,
+    Resources, RestartPolicy, SecretReference, SecretSource, SetupStep, State, StateEvent, VolumeName,
+    WorkspaceName,
 };
 pub use microagent_vm::{
     OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, supervise,

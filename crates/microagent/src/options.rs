@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use microagent_image::PullPolicy;
-use microagent_store::{Artifact, NetworkMode, RestartPolicy, SetupStep, WorkspaceName};
+use microagent_net::{EgressPolicy, Publish};
+use microagent_store::{
+    Artifact, Attachment, NetworkMode, RestartPolicy, SecretReference, SetupStep, WorkspaceName,
+};
 
 use crate::Profile;
 
@@ -20,6 +23,14 @@ pub struct WorkspaceOptions {
     pub user: Option<String>,
     /// Working directory in place of the image's.
     pub working_dir: Option<String>,
+    /// Disks beside the root disk, in the order in which they are mounted.
+    pub disks: Vec<Attachment>,
+    /// Ports of the host that lead into the guest; with network `user`.
+    pub publish: Vec<Publish>,
+    /// What the guest may reach; with network `user`.
+    pub egress: EgressPolicy,
+    /// Secrets that each start delivers.
+    pub secrets: Vec<SecretReference>,
     /// Paths that `artifact` can fetch.
     pub outputs: Vec<Artifact>,
     /// Machine size to start from.
@@ -91,6 +102,10 @@ impl WorkspaceOptions {
             env: Vec::new(),
             user: None,
             working_dir: None,
+            disks: Vec::new(),
+            publish: Vec::new(),
+            egress: EgressPolicy::default(),
+            secrets: Vec::new(),
             outputs: Vec::new(),
             profile: Profile::default(),
             memory_mib: None,

@@ -367,6 +367,9 @@ pub fn settings() -> Configure {
         hostname: "tested".to_owned(),
         network: None,
         root: Root { scsi_target: 0, grow: true },
+        mounts: Vec::new(),
+        secrets: Vec::new(),
+        secrets_owner: String::new(),
     }
 }
 

@@ -1,0 +1,314 @@
+//! What a guest on network `user` may reach, as the user says it. Text and back; what a policy means for an
+//! address is the filter's business.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+/// Connections that one guest may have open at once, unless the user says otherwise.
+pub const CONNECTIONS_DEFAULT: u32 = 1024;
+
+/// Bytes that one life of a guest may move over the network, both ways together, unless the user says otherwise.
+pub const BYTES_DEFAULT: u64 = 50 << 30;
+
+/// Most rules of one policy; each is looked at when a connection is opened.
+pub const RULES_MAX: usize = 1024;
+
+/// Longest name in DNS, in bytes, as text without the last dot.
+const NAME_MAX: usize = 253;
+
+/// Longest part of a name between two dots, in bytes.
+const LABEL_MAX: usize = 63;
+
+/// What a guest may reach of what no rule speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EgressMode {
+    /// Public addresses, and neither the host nor networks around it.
+    #[default]
+    Public,
+    /// Nothing.
+    Allowlist,
+    /// All but the host's loopback, link-local and metadata addresses, which no mode and no rule opens.
+    Open,
+}
+
+/// A rule that opens what the mode alone does not. As text `example.org`, `.example.org`, `ADDRESS[/BITS][:PORT]`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum AllowRule {
+    /// This name, in lower case.
+    Name(String),
+    /// This name, in lower case and without the dot before it, and every name below it.
+    Suffix(String),
+    /// These addresses.
+    Net {
+        /// The addresses.
+        net: Ipv4Net,
+        /// Only this port of theirs.
+        port: Option<NonZeroU16>,
+    },
+}
+
+/// What a guest may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EgressPolicy {
+    /// What holds where no rule does.
+    pub mode: EgressMode,
+    /// What is allowed besides.
+    pub allow: Vec<AllowRule>,
+    /// Connections that may be open at once.
+    pub max_connections: u32,
+    /// Bytes that may be moved in one life of the machine, both ways together.
+    pub max_bytes: u64,
+}
+
+/// Why a text is not a rule.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AllowRuleError {
+    /// Guests have no IPv6.
+    #[error("`{text}` is of IPv6, which guests do not have")]
+    Ipv6 {
+        /// The text.
+        text: String,
+    },
+    /// It begins like an address and is none.
+    #[error("`{text}` is no IPv4 address or network")]
+    Net {
+        /// The text.
+        text: String,
+    },
+    /// It is neither an address nor a name.
+    #[error("`{text}` is no name of a host")]
+    Name {
+        /// The text.
+        text: String,
+    },
+    /// A port goes with addresses only.
+    #[error("`{text}` has a port; only addresses and networks can have one")]
+    PortOfName {
+        /// The text.
+        text: String,
+    },
+    /// Patterns are not known.
+    #[error("`{text}` is a pattern; a leading dot stands for a name and all names below it")]
+    Pattern {
+        /// The text.
+        text: String,
+    },
+}
+
+/// A text that names no mode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no egress mode; there are public, allowlist and open")]
+pub struct EgressModeError {
+    text: String,
+}
+
+impl Default for EgressPolicy {
+    fn default() -> EgressPolicy {
+        EgressPolicy {
+            mode: EgressMode::default(),
+            allow: Vec::new(),
+            max_connections: CONNECTIONS_DEFAULT,
+            max_bytes: BYTES_DEFAULT,
+        }
+    }
+}
+
+impl AllowRule {
+    /// Whether the rule names this host. `name` is in lower case and has no dot at its end.
+    pub fn covers_name(&self, name: &str) -> bool {
+        match self {
+            AllowRule::Name(rule) => rule == name,
+            AllowRule::Suffix(rule) => {
+                let below = name.strip_suffix(rule.as_str());
+                below.is_some_and(|below| below.is_empty() || below.ends_with('.'))
+            }
+            AllowRule::Net { .. } => false,
+        }
+    }
+
+    /// Whether the rule names this address, at this port. Protocols without ports are covered by rules without one.
+    pub fn covers_address(&self, address: Ipv4Addr, port: Option<u16>) -> bool {
+        match self {
+            AllowRule::Net { net, port: only } => {
+                net.contains(&address) && only.is_none_or(|only| Some(only.get()) == port)
+            }
+            AllowRule::Name(_) | AllowRule::Suffix(_) => false,
+        }
+    }
+}
+
+impl FromStr for EgressMode {
+    type Err = EgressModeError;
+
+    fn from_str(text: &str) -> Result<EgressMode, EgressModeError> {
+        match text {
+            "public" => Ok(EgressMode::Public),
+            "allowlist" => Ok(EgressMode::Allowlist),
+            "open" => Ok(EgressMode::Open),
+            _ => Err(EgressModeError { text: text.to_owned() }),
+        }
+    }
+}
+
+impl fmt::Display for EgressMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            EgressMode::Public => "public",
+            EgressMode::Allowlist => "allowlist",
+            EgressMode::Open => "open",
+        })
+    }
+}
+
+impl FromStr for AllowRule {
+    type Err = AllowRuleError;
+
+    fn from_str(text: &str) -> Result<AllowRule, AllowRuleError> {
+        let owned = || text.to_owned();
+        if text.contains('*') {
+            return Err(AllowRuleError::Pattern { text: owned() });
+        }
+        if text.starts_with('[') || text.matches(':').count() > 1 {
+            return Err(AllowRuleError::Ipv6 { text: owned() });
+        }
+        let (host, port) = match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        };
+        // Names may begin with digits; one whose last part is a number would be taken for an address by everybody.
+        let last = host.rsplit('.').next().unwrap_or_default();
+        if host.contains('/') || last.starts_with(|c: char| c.is_ascii_digit()) {
+            let wrong = || AllowRuleError::Net { text: owned() };
+            let net = match host.contains('/') {
+                true => host.parse::<Ipv4Net>().map_err(|_| wrong())?.trunc(),
+                false => Ipv4Net::from(host.parse::<Ipv4Addr>().map_err(|_| wrong())?),
+            };
+            let port = port.map(str::parse).transpose().map_err(|_| wrong())?;
+            return Ok(AllowRule::Net { net, port });
+        }
+        if port.is_some() {
+            return Err(AllowRuleError::PortOfName { text: owned() });
+        }
+        let name = host.strip_prefix('.').unwrap_or(host);
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        if !is_host_name(&name) {
+            return Err(AllowRuleError::Name { text: owned() });
+        }
+        Ok(if host.starts_with('.') { AllowRule::Suffix(name) } else { AllowRule::Name(name) })
+    }
+}
+
+fn is_host_name(name: &str) -> bool {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= LABEL_MAX
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    name.len() <= NAME_MAX && name.split('.').all(is_label)
+}
+
+impl fmt::Display for AllowRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AllowRule::Name(name) => f.write_str(name),
+            AllowRule::Suffix(name) => write!(f, ".{name}"),
+            AllowRule::Net { net, port: None } => write!(f, "{net}"),
+            AllowRule::Net { net, port: Some(port) } => write!(f, "{net}:{port}"),
+        }
+    }
+}
+
+impl TryFrom<String> for AllowRule {
+    type Error = AllowRuleError;
+
+    fn try_from(text: String) -> Result<AllowRule, AllowRuleError> {
+        text.parse()
+    }
+}
+
+impl From<AllowRule> for String {
+    fn from(rule: AllowRule) -> String {
+        rule.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(text: &str) -> AllowRule {
+        text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+    }
+
+    #[test]
+    fn rules_are_read_and_written_alike() {
+        for (text, whole) in [
+            ("Example.ORG", "example.org"),
+            ("example.org.", "example.org"),
+            (".Example.org", ".example.org"),
+            ("3com.example", "3com.example"),
+            ("192.0.2.7", "192.0.2.7/32"),
+            ("10.1.2.3/8", "10.0.0.0/8"),
+            ("10.0.0.0/8:5432", "10.0.0.0/8:5432"),
+            ("192.0.2.7:443", "192.0.2.7/32:443"),
+        ] {
+            assert_eq!(rule(text).to_string(), whole);
+            assert_eq!(rule(whole), rule(text));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        type Is = fn(&AllowRuleError) -> bool;
+        let cases: [(&str, Is); 12] = [
+            ("*.example.org", |e| matches!(e, AllowRuleError::Pattern { .. })),
+            ("::1", |e| matches!(e, AllowRuleError::Ipv6 { .. })),
+            ("[2001:db8::1]:80", |e| matches!(e, AllowRuleError::Ipv6 { .. })),
+            ("2001:db8::/32", |e| matches!(e, AllowRuleError::Ipv6 { .. })),
+            ("10.0.0.0/33", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("10.0.0.1:0", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("10.0.0", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("example.org:443", |e| matches!(e, AllowRuleError::PortOfName { .. })),
+            ("", |e| matches!(e, AllowRuleError::Name { .. })),
+            (".", |e| matches!(e, AllowRuleError::Name { .. })),
+            ("a..b", |e| matches!(e, AllowRuleError::Name { .. })),
+            ("exämple.org", |e| matches!(e, AllowRuleError::Name { .. })),
+        ];
+        for (text, is) in cases {
+            let error = text.parse::<AllowRule>().unwrap_err();
+            assert!(is(&error), "{text}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn a_suffix_covers_its_own_name_and_whole_parts_only() {
+        let suffix = rule(".example.org");
+        for name in ["example.org", "a.example.org", "a.b.example.org"] {
+            assert!(suffix.covers_name(name), "{name}");
+        }
+        for name in ["badexample.org", "example.org.evil", "org"] {
+            assert!(!suffix.covers_name(name), "{name}");
+        }
+        assert!(rule("example.org").covers_name("example.org"));
+        assert!(!rule("example.org").covers_name("a.example.org"));
+    }
+
+    #[test]
+    fn a_port_narrows_a_network() {
+        let address = Ipv4Addr::new(10, 1, 2, 3);
+        assert!(rule("10.0.0.0/8").covers_address(address, None));
+        assert!(rule("10.0.0.0/8:53").covers_address(address, Some(53)));
+        assert!(!rule("10.0.0.0/8:53").covers_address(address, Some(80)));
+        assert!(!rule("10.0.0.0/8:53").covers_address(address, None));
+        assert!(!rule("10.2.0.0/16").covers_address(address, Some(53)));
+    }
+}

@@ -1,0 +1,231 @@
+//! What a workspace has beside its root disk: further disks, and references to secrets. Names and places only, as they
+//! lie in the record; no content of either is ever in it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::VolumeName;
+
+/// A disk that the guest finds mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// What is attached.
+    pub source: DiskSource,
+    /// Absolute path in the guest.
+    pub mount_point: String,
+    /// Whether the guest can only read it. QEMU holds to that, whatever the guest does.
+    pub read_only: bool,
+}
+
+/// Where an attached disk comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskSource {
+    /// A named volume.
+    Volume(VolumeName),
+    /// An ext4 image of the user's: an absolute path.
+    Image(PathBuf),
+    /// A tar file of the user's: an absolute path. The disk that is made of it belongs to the workspace.
+    Bundle(PathBuf),
+}
+
+/// A secret: its name in the guest, and where its value is found at each start. As text `NAME=SCHEME:REFERENCE`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SecretReference {
+    /// Name of the file in `/run/secrets`: shaped like the name of an environment variable.
+    pub name: String,
+    /// Where the value is.
+    pub source: SecretSource,
+}
+
+/// Where the value of a secret is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// An environment variable of the caller: `env:VAR`.
+    Env(String),
+    /// A file, whole: `file:PATH`.
+    File(PathBuf),
+    /// One variable of a file of `NAME=VALUE` lines: `dotenv:PATH#KEY`.
+    Dotenv {
+        /// The file.
+        path: PathBuf,
+        /// The variable.
+        key: String,
+    },
+    /// A field of a secret in Vault's second key-value engine: `vault:MOUNT/data/PATH#FIELD`.
+    Vault {
+        /// Mount, `data` and path, as in the URL behind `/v1/`.
+        path: String,
+        /// The field.
+        field: String,
+    },
+    /// Whatever the user's helper program makes of it: `helper:REFERENCE`.
+    Helper(String),
+}
+
+/// Longest name of a secret, in bytes.
+const SECRET_NAME_MAX: usize = 128;
+
+/// Why a text is not a reference to a secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SecretReferenceError {
+    /// It has no `=`, or no scheme behind it. The text is not repeated: somebody may have typed a value.
+    #[error("a secret is written NAME=SCHEME:REFERENCE")]
+    Shape,
+    /// The name is none.
+    #[error(
+        "`{name}` is no name of a secret: letters, digits and `_`, no digit first, at most {SECRET_NAME_MAX}"
+    )]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// The scheme is not known.
+    #[error("secret `{name}`: no scheme is called `{scheme}`; there are env, file, dotenv, vault and helper")]
+    Scheme {
+        /// The secret's name.
+        name: String,
+        /// The scheme.
+        scheme: String,
+    },
+    /// What stands behind the scheme is not what the scheme takes.
+    #[error("secret `{name}`: {scheme} takes {scheme}:{wanted}")]
+    Reference {
+        /// The secret's name.
+        name: String,
+        /// The scheme.
+        scheme: &'static str,
+        /// What it takes.
+        wanted: &'static str,
+    },
+}
+
+impl SecretSource {
+    /// The scheme's name.
+    pub fn scheme(&self) -> &'static str {
+        match self {
+            SecretSource::Env(_) => "env",
+            SecretSource::File(_) => "file",
+            SecretSource::Dotenv { .. } => "dotenv",
+            SecretSource::Vault { .. } => "vault",
+            SecretSource::Helper(_) => "helper",
+        }
+    }
+}
+
+impl fmt::Display for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.scheme())?;
+        match self {
+            SecretSource::Env(name) | SecretSource::Helper(name) => f.write_str(name),
+            SecretSource::File(path) => write!(f, "{}", path.display()),
+            SecretSource::Dotenv { path, key } => write!(f, "{}#{key}", path.display()),
+            SecretSource::Vault { path, field } => write!(f, "{path}#{field}"),
+        }
+    }
+}
+
+impl FromStr for SecretReference {
+    type Err = SecretReferenceError;
+
+    fn from_str(text: &str) -> Result<SecretReference, SecretReferenceError> {
+        let (name, source) = text.split_once('=').ok_or(SecretReferenceError::Shape)?;
+        let (scheme, reference) = source.split_once(':').ok_or(SecretReferenceError::Shape)?;
+        let name = name.to_owned();
+        if !is_variable_name(&name) {
+            return Err(SecretReferenceError::Name { name });
+        }
+        let wrong = |scheme, wanted| SecretReferenceError::Reference { name: name.clone(), scheme, wanted };
+        let whole = |scheme, wanted| {
+            if reference.is_empty() { Err(wrong(scheme, wanted)) } else { Ok(reference.to_owned()) }
+        };
+        // The last `#`: paths may have one.
+        let parts = |scheme, wanted| match reference.rsplit_once('#') {
+            Some((path, key)) if !path.is_empty() && !key.is_empty() => Ok((path.to_owned(), key.to_owned())),
+            _ => Err(wrong(scheme, wanted)),
+        };
+        let source = match scheme {
+            "env" => SecretSource::Env(whole("env", "VAR")?),
+            "file" => SecretSource::File(whole("file", "PATH")?.into()),
+            "dotenv" => {
+                let (path, key) = parts("dotenv", "PATH#KEY")?;
+                SecretSource::Dotenv { path: path.into(), key }
+            }
+            "vault" => {
+                let (path, field) = parts("vault", "MOUNT/data/PATH#FIELD")?;
+                SecretSource::Vault { path, field }
+            }
+            "helper" => SecretSource::Helper(whole("helper", "REFERENCE")?),
+            _ => return Err(SecretReferenceError::Scheme { scheme: scheme.to_owned(), name }),
+        };
+        Ok(SecretReference { name, source })
+    }
+}
+
+fn is_variable_name(name: &str) -> bool {
+    let fits = !name.is_empty() && name.len() <= SECRET_NAME_MAX;
+    let starts_well = !name.starts_with(|c: char| c.is_ascii_digit());
+    fits && starts_well && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+impl fmt::Display for SecretReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.name, self.source)
+    }
+}
+
+impl TryFrom<String> for SecretReference {
+    type Error = SecretReferenceError;
+
+    fn try_from(text: String) -> Result<SecretReference, SecretReferenceError> {
+        text.parse()
+    }
+}
+
+impl From<SecretReference> for String {
+    fn from(reference: SecretReference) -> String {
+        reference.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_read_and_written_alike() {
+        for text in [
+            "TOKEN=env:GITHUB_TOKEN",
+            "_KEY2=file:/home/me/a#b",
+            "TOKEN=dotenv:.env#dir/.env#TOKEN",
+            "TOKEN=vault:secret/data/app/db#password",
+            "TOKEN=helper:op://vault/item/field",
+        ] {
+            let reference: SecretReference = text.parse().unwrap();
+            assert_eq!(reference.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_no_value_is_repeated() {
+        for text in ["hunter2", "TOKEN=hunter2", "TOKEN"] {
+            assert_eq!(text.parse::<SecretReference>(), Err(SecretReferenceError::Shape));
+        }
+        for text in ["=env:A", "1A=env:A", "A-B=env:A", "../A=env:A"] {
+            let error = text.parse::<SecretReference>().unwrap_err();
+            assert!(matches!(error, SecretReferenceError::Name { .. }), "{text}");
+        }
+        for text in
+            ["A=env:", "A=file:", "A=dotenv:x", "A=dotenv:#x", "A=dotenv:x#", "A=vault:x", "A=helper:"]
+        {
+            let error = text.parse::<SecretReference>().unwrap_err();
+            assert!(matches!(error, SecretReferenceError::Reference { .. }), "{text}");
+        }
+        assert!(matches!("A=http:x".parse::<SecretReference>(), Err(SecretReferenceError::Scheme { .. })));
+    }
+}
