@@ -1,19 +1,15 @@
 //! The arguments that every command has which makes a workspace, for one run or to be kept.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::error::Error as ClapError;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use microagent::image::PullPolicy;
+use microagent::text::setup_script;
 use microagent::{Artifact, NetworkMode, PROFILES, Profile, SetupStep, WorkspaceOptions};
 
-use crate::commands::run::{
-    cpus, env_file, env_variable, memory_mib, refusal, refuse_network, refuse_volume,
-};
+use crate::commands::run::{cpus, env_file, env_variable, memory_mib, refuse_network, refuse_volume};
 use crate::failure::Failure;
-
-/// Largest setup script that is read; scripts are text.
-const SETUP_FILE_LIMIT: u64 = 1024 * 1024;
 
 /// What a workspace is made from, but for its image.
 #[derive(Debug, Args)]
@@ -178,28 +174,9 @@ impl SetupArg {
     fn read(&self) -> Result<SetupStep, Failure> {
         match self {
             SetupArg::Line(line) => Ok(SetupStep::Shell(line.clone())),
-            SetupArg::File(path) => {
-                let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-                Ok(SetupStep::Script { name, content: read_script(path)? })
-            }
+            SetupArg::File(path) => Ok(setup_script(path)?),
         }
     }
-}
-
-fn read_script(path: &Path) -> Result<Vec<u8>, Failure> {
-    use std::io::Read;
-    let failed = |source| Failure::File { action: "read setup script", path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut content = Vec::new();
-    file.take(SETUP_FILE_LIMIT + 1).read_to_end(&mut content).map_err(failed)?;
-    if content.len() as u64 > SETUP_FILE_LIMIT {
-        return Err(refusal(
-            &format!("--setup-file {}", path.display()),
-            "a setup script has at most 1 MiB",
-            "let the script fetch what it needs, or put it into the image",
-        ));
-    }
-    Ok(content)
 }
 
 impl Args for SetupArgs {

@@ -9,7 +9,7 @@ use microagent_store::{FailureKind, LoadError, LockError, OpenError, State, Work
 use microagent_vm::{ControlError, OutputReader, SuperviseError};
 use serde::Serialize;
 
-use crate::SetupFailure;
+use crate::{SetupFailure, SpecError};
 
 /// Why an operation failed. `Display` is one line without its cause; causes are in `source()`.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +74,9 @@ pub enum Error {
         /// What the guest said.
         reason: String,
     },
+    /// A spec file is not understood.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// The request makes no sense.
     #[error("{message}")]
     Invalid {
@@ -255,7 +258,7 @@ impl Error {
             Error::Record(_) => ErrorKind::Damaged,
             Error::Busy { .. } => ErrorKind::Busy,
             Error::WrongState { .. } => ErrorKind::WrongState,
-            Error::Invalid { .. } => ErrorKind::Invalid,
+            Error::Spec(_) | Error::Invalid { .. } => ErrorKind::Invalid,
             Error::RunFailed { kind: FailureKind::Timeout, .. } => ErrorKind::Timeout,
             Error::Crowded { .. } => ErrorKind::Busy,
             Error::OtherBuild { .. } => ErrorKind::WrongState,
@@ -289,6 +292,7 @@ impl Error {
         match self {
             Error::Image(e) => e.hint(),
             Error::Supervise(e) => e.hint(),
+            Error::Spec(e) => Some(e.hint()),
             Error::Invalid { hint, .. } => hint.clone(),
             Error::State(_) => {
                 Some("choose another directory with --state-dir or MICROAGENT_STATE_DIR".to_owned())

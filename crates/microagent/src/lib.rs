@@ -40,8 +40,10 @@ mod profile;
 mod report;
 mod run;
 mod signal;
+pub mod spec;
 mod supervise;
 mod template;
+pub mod text;
 mod workspace;
 
 pub use commit::{CommitOptions, CommitReport};
@@ -57,6 +59,7 @@ pub use options::{CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
 pub use profile::{PROFILES, Profile};
 pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
 pub use signal::signal_number;
+pub use spec::{SpecError, SpecFile};
 pub use supervise::SuperviseOptions;
 pub use template::{Template, TemplateShape};
 pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};

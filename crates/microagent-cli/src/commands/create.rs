@@ -1,12 +1,13 @@
 //! `microagent create`: a workspace that is kept between its starts.
 
 use clap::{Args, ValueEnum};
+use microagent::text::output;
 use microagent::{
     Artifact, CreateOptions, Created, NetworkMode, Resources, RestartPolicy, RunCommand, State, WorkspaceName,
 };
 use serde::Serialize;
 
-use crate::commands::run::{self, CreateDockerFlags, output};
+use crate::commands::run::{self, CreateDockerFlags};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, ImageDocument, print_json, print_text};

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use microagent::text::{duration, output};
 use microagent::{Artifact, RunCommand, RunOptions, WorkspaceName};
 
 use super::docker::DockerFlags;
-use super::values::{duration, output};
 use crate::failure::Failure;
 use crate::workspace_args::WorkspaceArgs;
 
