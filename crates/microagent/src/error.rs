@@ -9,6 +9,8 @@ use microagent_store::{FailureKind, LoadError, LockError, OpenError, State, Work
 use microagent_vm::{ControlError, OutputReader, SuperviseError};
 use serde::Serialize;
 
+use crate::lifecycle::QUARANTINE;
+use crate::workspace::DELETE;
 use crate::{SetupFailure, SpecError};
 
 /// Why an operation failed. `Display` is one line without its cause; causes are in `source()`.
@@ -312,6 +314,18 @@ impl Error {
                  microagent logs {workspace} shows how far it came"
             )),
             Error::WrongState { name, state, action } => match state {
+                State::Quarantined if *action == DELETE => {
+                    Some(format!("with all that is kept of it: microagent delete --force {name}"))
+                }
+                State::Quarantined => {
+                    Some(format!("release it first, without its memory: microagent halt {name}"))
+                }
+                state if *action == QUARANTINE && state.is_resting() => {
+                    Some("nothing of it acts while it rests".to_owned())
+                }
+                State::Running if *action == QUARANTINE => {
+                    Some(format!("it is its command's alone; end it: microagent kill {name}"))
+                }
                 State::Paused => Some(format!("let it go on first: microagent resume {name}")),
                 state if state.is_resting() => Some(format!("start it first: microagent start {name}")),
                 State::Running if *action == "start it" => {

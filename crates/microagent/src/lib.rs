@@ -53,7 +53,7 @@ pub use engine::{AccelChoice, Engine, EngineOptions};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer};
 pub use exec::{ExecControl, ExecInput, ExecOptions, Execution, OutputSink, Terminal};
-pub use lifecycle::{Created, Started};
+pub use lifecycle::{Created, REASON_LIMIT, Started};
 pub use observe::{Inspection, Stats, last_lines};
 pub use options::{CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
 pub use profile::{PROFILES, Profile};

@@ -159,6 +159,7 @@ impl Engine {
             | Outcome::Halted
             | Outcome::Stopped
             | Outcome::ServiceEnded(_)
+            | Outcome::Quarantined(_)
             | Outcome::Frozen => Err(failed(
                 FailureKind::Protocol,
                 "its supervisor did other work than asked".to_owned(),

@@ -75,8 +75,9 @@ pub(crate) fn execute(context: &Context, args: StatusArgs) -> Result<(), Failure
 impl Document {
     fn new(details: WorkspaceDetails, inspection: Inspection) -> Document {
         let WorkspaceDetails { record, state, failure } = details;
+        let has_machine = record.has_machine();
         let pid = |process: Option<microagent::ProcessId>| {
-            process.filter(|_| state.is_live()).map(|process| process.pid)
+            process.filter(|_| has_machine).map(|process| process.pid)
         };
         Document {
             workspace: record.name,
