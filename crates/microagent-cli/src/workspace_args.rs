@@ -1,12 +1,12 @@
 //! The arguments that every command has which makes a workspace, for one run or to be kept.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::error::Error as ClapError;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use microagent::image::PullPolicy;
 use microagent::text::setup_script;
-use microagent::{Artifact, NetworkMode, PROFILES, Profile, SetupStep, WorkspaceOptions};
+use microagent::{Artifact, NetworkMode, PROFILES, Profile, SetupStep, SpecFile, WorkspaceOptions};
 
 use crate::commands::run::{cpus, env_file, env_variable, memory_mib, refuse_network, refuse_volume};
 use crate::failure::Failure;
@@ -14,6 +14,10 @@ use crate::failure::Failure;
 /// What a workspace is made from, but for its image.
 #[derive(Debug, Args)]
 pub(crate) struct WorkspaceArgs {
+    /// Start from a spec file, as `microagent.yaml`; flags go over it, and nothing is read without this
+    #[arg(long, value_name = "SPEC", help_heading = "What to run")]
+    file: Option<PathBuf>,
+
     #[command(flatten)]
     setup: SetupArgs,
 
@@ -33,19 +37,14 @@ pub(crate) struct WorkspaceArgs {
     #[arg(short, long, value_name = "DIR", help_heading = "What to run")]
     workdir: Option<String>,
 
-    /// When to ask the registry: missing (only for what is not here), always, or never
-    #[arg(
-        long,
-        value_name = "WHEN",
-        default_value = "missing",
-        hide_possible_values = true,
-        help_heading = "What to run"
-    )]
-    pull: Pull,
+    /// When to ask the registry: missing (only for what is not here), always, or never [default: missing]
+    #[arg(long, value_name = "WHEN", hide_possible_values = true, help_heading = "What to run")]
+    pull: Option<Pull>,
 
-    /// Machine size to start from: tiny, small, medium or large (see `microagent profiles`)
-    #[arg(long, value_name = "NAME", default_value = "small", value_parser = profile, help_heading = "Machine")]
-    profile: Profile,
+    /// Machine size to start from: tiny, small, medium or large (see `microagent profiles`) [default:
+    /// small]
+    #[arg(long, value_name = "NAME", value_parser = profile, help_heading = "Machine")]
+    profile: Option<Profile>,
 
     /// Memory in MiB, or with a unit such as 512m or 2g
     #[arg(short, long, value_name = "MIB", value_parser = memory_mib, help_heading = "Machine")]
@@ -59,9 +58,9 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "MIB", help_heading = "Machine")]
     size_mib: Option<u64>,
 
-    /// Network: user (outbound NAT) or isolated (no network device but loopback)
-    #[arg(long, alias = "net", value_name = "MODE", default_value = "user", help_heading = "Machine")]
-    network: String,
+    /// Network: user (outbound NAT) or isolated (no network device but loopback) [default: user]
+    #[arg(long, alias = "net", value_name = "MODE", help_heading = "Machine")]
+    network: Option<String>,
 
     /// Host name in the guest [default: made from the workspace's name]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
@@ -97,26 +96,40 @@ pub(crate) fn profile(name: &str) -> Result<Profile, String> {
 }
 
 impl WorkspaceArgs {
-    /// Checks what clap cannot and reads the files that the arguments name.
-    pub(crate) fn options(&self, image: &str, outputs: &[Artifact]) -> Result<WorkspaceOptions, Failure> {
+    /// What the spec file says, or nothing where there is none.
+    pub(crate) fn spec(&self) -> Result<SpecFile, Failure> {
+        match &self.file {
+            Some(path) => read_spec(path),
+            None => Ok(SpecFile::default()),
+        }
+    }
+
+    /// Lays the flags over what a spec file says. A value takes the place of the file's; of a list, an entry takes the
+    /// place of the file's with the same name, and others are added behind the file's.
+    pub(crate) fn lay_over(
+        &self,
+        options: &mut WorkspaceOptions,
+        outputs: &[Artifact],
+    ) -> Result<(), Failure> {
         if let Some(volume) = self.volume.first() {
             return Err(refuse_volume(volume));
         }
-        let network = self.network_mode()?;
-        let mut options = WorkspaceOptions::new(image);
-        options.setup = self.setup.read()?;
-        options.env = self.environment()?;
-        options.user.clone_from(&self.user);
-        options.working_dir.clone_from(&self.workdir);
-        options.outputs = distinct(outputs)?;
-        options.profile = self.profile;
-        options.memory_mib = self.memory;
-        options.cpu_count = self.cpus;
-        options.size_mib = self.size_mib;
-        options.hostname.clone_from(&self.hostname);
-        options.network = network;
-        options.pull = self.pull.into();
-        Ok(options)
+        if let Some(mode) = &self.network {
+            options.network = network_mode(mode)?;
+        }
+        distinct(outputs)?;
+        options.setup.extend(self.setup.read()?);
+        options.env.extend(self.environment()?);
+        lay_list_over(&mut options.outputs, outputs, |output| &output.name);
+        lay_value_over(&mut options.user, &self.user);
+        lay_value_over(&mut options.working_dir, &self.workdir);
+        lay_value_over(&mut options.memory_mib, &self.memory);
+        lay_value_over(&mut options.cpu_count, &self.cpus);
+        lay_value_over(&mut options.size_mib, &self.size_mib);
+        lay_value_over(&mut options.hostname, &self.hostname);
+        options.profile = self.profile.unwrap_or(options.profile);
+        options.pull = self.pull.map_or(options.pull, PullPolicy::from);
+        Ok(())
     }
 
     fn environment(&self) -> Result<Vec<(String, String)>, Failure> {
@@ -129,18 +142,50 @@ impl WorkspaceArgs {
         }
         Ok(variables)
     }
+}
 
-    fn network_mode(&self) -> Result<NetworkMode, Failure> {
-        match self.network.as_str() {
-            "user" => Ok(NetworkMode::User),
-            "isolated" => Ok(NetworkMode::Isolated),
-            other => Err(refuse_network(other)),
+/// Reads a spec file. Its paths are absolute then, whatever directory the supervisor runs in.
+pub(crate) fn read_spec(path: &Path) -> Result<SpecFile, Failure> {
+    let absolute = std::path::absolute(path).map_err(|source| Failure::File {
+        action: "resolve",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(SpecFile::read(&absolute).map_err(microagent::Error::from)?)
+}
+
+/// What to say of keys of a spec file that are not for the command that reads it.
+pub(crate) fn idle_keys(keys: &[&str], command: &str) -> Option<String> {
+    let says = if keys.len() == 1 { "says" } else { "say" };
+    (!keys.is_empty())
+        .then(|| format!("`{}` of the spec file {says} nothing to {command}", keys.join("`, `")))
+}
+
+fn lay_value_over<T: Clone>(of_file: &mut Option<T>, flag: &Option<T>) {
+    if flag.is_some() {
+        of_file.clone_from(flag);
+    }
+}
+
+fn lay_list_over<T: Clone, K: PartialEq + ?Sized>(of_file: &mut Vec<T>, flags: &[T], key: fn(&T) -> &K) {
+    for flag in flags {
+        match of_file.iter_mut().find(|entry| key(entry) == key(flag)) {
+            Some(entry) => entry.clone_from(flag),
+            None => of_file.push(flag.clone()),
         }
     }
 }
 
+fn network_mode(mode: &str) -> Result<NetworkMode, Failure> {
+    match mode {
+        "user" => Ok(NetworkMode::User),
+        "isolated" => Ok(NetworkMode::Isolated),
+        other => Err(refuse_network(other)),
+    }
+}
+
 /// No two outputs have one name.
-fn distinct(outputs: &[Artifact]) -> Result<Vec<Artifact>, Failure> {
+fn distinct(outputs: &[Artifact]) -> Result<(), Failure> {
     for (index, output) in outputs.iter().enumerate() {
         if outputs[..index].iter().any(|earlier| earlier.name == output.name) {
             return Err(Failure::usage(
@@ -149,7 +194,7 @@ fn distinct(outputs: &[Artifact]) -> Result<Vec<Artifact>, Failure> {
             ));
         }
     }
-    Ok(outputs.to_vec())
+    Ok(())
 }
 
 /// `--setup` and `--setup-file`, in the order in which they were typed.

@@ -110,7 +110,7 @@ impl SpecFile {
     /// As [`SpecFile::run_options`], and when it has no name.
     pub fn create_options(&self, host: HostVariable<'_>) -> Result<CreateOptions, Error> {
         let Some(name) = &self.name else {
-            return Err(self.meaning("no name is given", "add `name`").into());
+            return Err(self.meaning("no name is given", "add `name`, or give one to the command").into());
         };
         let mut options = CreateOptions::new(name.clone(), self.named_image()?);
         options.workspace = self.workspace_options(host)?;
@@ -147,7 +147,7 @@ impl SpecFile {
     }
 
     fn named_image(&self) -> Result<&str, SpecError> {
-        self.image.as_deref().ok_or_else(|| self.meaning("no image is named", "add `image`"))
+        self.image.as_deref().ok_or_else(|| self.meaning("no image is named", "add `image`, or give --image"))
     }
 
     fn run_command(&self) -> RunCommand {

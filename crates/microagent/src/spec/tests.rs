@@ -216,7 +216,7 @@ fn wrong_values_are_shown_where_they_stand() {
         ("a\n- b", 1, 1, ""),
         ("image: a\nimage: b", 2, 1, "stands twice"),
         ("image: a\n---\nimage: b", 2, 1, "more than one document"),
-        ("image: !mine a", 1, 8, "tag"),
+        ("image: !mine a", 1, 14, "tag"),
     ] {
         let (at_line, at_column, message, hint) = wrong(text);
         assert_eq!((at_line, at_column), (line, column), "{text}: {message}");

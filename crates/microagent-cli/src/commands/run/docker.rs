@@ -327,7 +327,7 @@ impl FromArgMatches for CreateDockerFlags {
 }
 
 /// The one form that all refusals have.
-pub(crate) fn refusal(flag: &str, why: &str, instead: &str) -> Failure {
+fn refusal(flag: &str, why: &str, instead: &str) -> Failure {
     Failure::usage(format!("{flag} is not possible here: {why}"), instead)
 }
 
