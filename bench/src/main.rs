@@ -9,6 +9,7 @@
 mod cold;
 mod commit;
 mod disk;
+mod filter;
 mod fixture;
 mod host;
 mod memory;
@@ -56,6 +57,8 @@ enum Part {
     Unpack,
     /// A workspace's disk, from a small and a large image
     Disk,
+    /// Frames through the egress filter, against a bare socket pair
+    Filter,
     /// A workspace's changes become an image, against podman
     Commit,
     /// What a running machine costs the host
@@ -95,6 +98,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Disk) {
         disk::measure(&bench, &mut table).context("measuring disks")?;
+    }
+    if wants(Part::Filter) {
+        filter::measure(&bench, &mut table).context("measuring the egress filter")?;
     }
     if wants(Part::Commit) {
         commit::measure(&bench, &mut table).context("measuring commits")?;
