@@ -1,20 +1,19 @@
 //! Builds the guest agent, packs it into an initramfs, and notes the sums of what the library will carry.
-//!
-//! The agent is another kind of program than its host (static, small, always optimised), so it is built by
-//! a cargo of its own in a target directory of its own.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
 #[path = "src/cpio.rs"]
 mod cpio;
+#[path = "guest_program.rs"]
+mod guest_program;
 
-/// What the agent runs on: the guest kernel is for this machine.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The agent and what of this workspace it is made of.
+const AGENT_PARTS: [&str; 4] =
+    ["crates/microagent-agent", "crates/microagent-proto", "crates/microagent-tar", "crates/microagent-tree"];
 
 /// A ready agent to carry instead of building one: for packagers and for tests with a faulty agent.
 const AGENT_VARIABLE: &str = "MICROAGENT_AGENT";
@@ -30,14 +29,14 @@ fn main() {
             println!("cargo::rerun-if-changed={}", Path::new(&ready).display());
             PathBuf::from(ready)
         }
-        None => build_agent(root, &out),
+        None => guest_program::build(root, &out, "microagent-agent", &AGENT_PARTS),
     };
     let initramfs = cpio::initramfs(&read(&agent_path));
     fs::write(out.join("initramfs.cpio"), &initramfs).expect("OUT_DIR is writable");
 
     let kernel = root.join("kernel");
-    let packed = read(&watched(kernel.join("vmlinux.zst")));
-    let manifest = watched(kernel.join("manifest.toml"));
+    let packed = read(&guest_program::watched(kernel.join("vmlinux.zst")));
+    let manifest = guest_program::watched(kernel.join("manifest.toml"));
     let manifest = String::from_utf8(read(&manifest)).expect("the kernel's manifest is text");
     let vmlinux = zstd::decode_all(&packed[..]).expect("kernel/vmlinux.zst is a zstd file");
     let sum = hex(&Sha256::digest(&vmlinux));
@@ -62,62 +61,6 @@ fn main() {
 
 fn read(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()))
-}
-
-fn watched(path: PathBuf) -> PathBuf {
-    println!("cargo::rerun-if-changed={}", path.display());
-    path
-}
-
-fn build_agent(root: &Path, out: &Path) -> PathBuf {
-    for part in ["Cargo.toml", "Cargo.lock"] {
-        watched(root.join(part));
-    }
-    // The agent and what of this workspace it is made of.
-    for name in ["microagent-agent", "microagent-proto", "microagent-tar", "microagent-tree"] {
-        for part in ["src", "Cargo.toml"] {
-            watched(root.join("crates").join(name).join(part));
-        }
-    }
-    // Beside the outer build's own folders and not in OUT_DIR, of which there is one for each combination of
-    // features and flags: the agent is the same for all of them.
-    let profile_dir = out.ancestors().nth(3).expect("OUT_DIR is PROFILE/build/PACKAGE/out");
-    let target_dir = profile_dir.join("guest-agent");
-    let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets CARGO"));
-    cargo.current_dir(root).args(["build", "--quiet", "--locked", "--profile", "agent"]);
-    cargo.args(["--package", "microagent-agent", "--target", TARGET, "--target-dir"]).arg(&target_dir);
-    // What was meant for the outer build (its flags, lints, coverage, sanitizers) is not meant for the agent.
-    for (name, _) in env::vars_os() {
-        if name.to_str().is_some_and(is_of_the_outer_build) {
-            cargo.env_remove(&name);
-        }
-    }
-    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
-    let status = cargo.status().expect("cargo can be run");
-    assert!(status.success(), "building the guest agent failed ({status}); its messages stand above");
-    target_dir.join(TARGET).join("agent/microagent-agent")
-}
-
-fn is_of_the_outer_build(name: &str) -> bool {
-    const EXACT: [&str; 7] = [
-        "CARGO_ENCODED_RUSTFLAGS",
-        "CARGO_INCREMENTAL",
-        "CARGO_TARGET_DIR",
-        "RUSTC_WORKSPACE_WRAPPER",
-        "RUSTC_WRAPPER",
-        "RUSTFLAGS",
-        "LLVM_PROFILE_FILE",
-    ];
-    const PREFIXES: [&str; 7] = [
-        "CARGO_BUILD_",
-        "CARGO_CFG_",
-        "CARGO_FEATURE_",
-        "CARGO_MANIFEST_",
-        "CARGO_PKG_",
-        "CARGO_PROFILE_",
-        "CARGO_TARGET_",
-    ];
-    EXACT.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// One string of the kernel's manifest, which is a flat file written by a script of ours.

@@ -12,6 +12,7 @@ pub mod command;
 pub mod fixtures;
 pub mod home;
 pub mod host;
+pub mod hostile;
 pub mod kernel;
 pub mod listing;
 pub mod process;

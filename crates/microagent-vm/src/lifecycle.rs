@@ -59,6 +59,8 @@ pub enum Event {
     FlushFailed(String),
     /// The guest did not answer in time, or broke the protocol, or could not be configured.
     GuestFailed(String),
+    /// The channel to the guest broke, and nobody knows why.
+    ChannelBroken(String),
     /// QEMU ended by itself.
     MachineGone(String),
     /// The host's disk is full.
@@ -147,7 +149,9 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
         (P::Quarantined, _) => (P::Quarantined, Effect::None),
         (P::Asked, E::WindowOver) => (P::Running, Effect::GiveUpAsking),
         (P::Asked, E::WorkDone(_)) => (P::Stopping(Outcome::Stopped), Effect::Flush),
-        (P::Restoring, E::GuestFailed(_) | E::MachineGone(_)) => (P::Starting, Effect::StartCold),
+        (P::Restoring, E::GuestFailed(_) | E::ChannelBroken(_) | E::MachineGone(_)) => {
+            (P::Starting, Effect::StartCold)
+        }
         (P::Running, E::Serving) => (P::Running, Effect::PublishServing),
         (P::Restoring | P::Starting, E::AgentReady) => (P::Running, Effect::Publish),
         // It ended in the moment in which the guest was made to stand still.
@@ -170,10 +174,10 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
         (_, E::Cancelled) => (failed(FailureKind::Cancelled, "cancelled".to_owned()), Effect::Kill),
         (_, E::TimedOut) => (failed(FailureKind::Timeout, "signal: killed".to_owned()), Effect::Kill),
         (_, E::HostFull(message)) => (failed(FailureKind::HostFull, message), Effect::Kill),
-        (P::Starting, E::GuestFailed(message) | E::MachineGone(message)) => {
+        (P::Starting, E::GuestFailed(message) | E::ChannelBroken(message) | E::MachineGone(message)) => {
             (failed(FailureKind::Boot, message), Effect::Kill)
         }
-        (P::Running | P::Paused | P::Asked, E::GuestFailed(message)) => {
+        (P::Running | P::Paused | P::Asked, E::GuestFailed(message) | E::ChannelBroken(message)) => {
             (failed(FailureKind::Protocol, message), Effect::Kill)
         }
         (P::Running | P::Paused | P::Asked, E::MachineGone(message)) => {
@@ -188,6 +192,7 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
             | E::Flushed
             | E::FlushFailed(_)
             | E::GuestFailed(_)
+            | E::ChannelBroken(_)
             | E::WindowOver,
         ) => (phase, Effect::None),
     }
@@ -281,8 +286,9 @@ mod tests {
     #[test]
     fn every_bad_end_kills_the_machine_and_is_named() {
         type Case = (fn() -> Event, FailureKind, FailureKind);
-        let cases: [Case; 5] = [
+        let cases: [Case; 6] = [
             (|| Event::GuestFailed("x".into()), FailureKind::Boot, FailureKind::Protocol),
+            (|| Event::ChannelBroken("x".into()), FailureKind::Boot, FailureKind::Protocol),
             (|| Event::MachineGone("x".into()), FailureKind::Boot, FailureKind::GuestDied),
             (|| Event::HostFull("x".into()), FailureKind::HostFull, FailureKind::HostFull),
             (|| Event::TimedOut, FailureKind::Timeout, FailureKind::Timeout),
@@ -307,7 +313,9 @@ mod tests {
 
     #[test]
     fn a_failed_restore_is_tried_once_more_cold() {
-        for event in [Event::GuestFailed("x".into()), Event::MachineGone("x".into())] {
+        for event in
+            [Event::GuestFailed, Event::ChannelBroken, Event::MachineGone].map(|event| event("x".into()))
+        {
             let (phase, effect) = step(Phase::Restoring, event, SCRATCH);
             assert_eq!(effect, Effect::StartCold);
             assert!(matches!(phase, Phase::Starting));
@@ -360,7 +368,7 @@ mod tests {
             assert_eq!(step(phase, Event::Asked(Ask::Quarantine), KEPT).1, Effect::Refuse);
         }
         type Case = (fn() -> Event, &'static str, Effect);
-        let cases: [Case; 13] = [
+        let cases: [Case; 14] = [
             (|| Event::Asked(Ask::Halt), "Ended(Stopped)", Effect::Quit),
             (|| Event::Asked(Ask::Stop), "Ended(Stopped)", Effect::Quit),
             (|| Event::Asked(Ask::Kill), "Ended(Stopped)", Effect::Kill),
@@ -371,6 +379,7 @@ mod tests {
             (|| Event::Flushed, "Quarantined", Effect::None),
             (|| Event::FlushFailed("x".into()), "Quarantined", Effect::None),
             (|| Event::GuestFailed("x".into()), "Quarantined", Effect::None),
+            (|| Event::ChannelBroken("x".into()), "Quarantined", Effect::None),
             (|| Event::HostFull("x".into()), "Quarantined", Effect::None),
             (|| Event::WindowOver, "Quarantined", Effect::None),
             (|| Event::Cancelled, "Quarantined", Effect::None),

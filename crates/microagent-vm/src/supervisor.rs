@@ -391,7 +391,9 @@ impl Driver {
         loop {
             let (event, client) = self.next_event(life, &phase, cancelled.as_mut()).await;
             let reason = match &event {
-                Event::GuestFailed(reason) | Event::MachineGone(reason) => reason.clone(),
+                Event::GuestFailed(reason) | Event::ChannelBroken(reason) | Event::MachineGone(reason) => {
+                    reason.clone()
+                }
                 _ => String::new(),
             };
             let (next, effect) = step(phase, event, nature);
@@ -515,9 +517,9 @@ enum Lived {
 /// A broken channel is mostly the first sign of a machine that is gone, which says more.
 async fn explain(event: Event, machine: &mut Machine) -> Event {
     match event {
-        Event::GuestFailed(message) => match timeout(REASON_PATIENCE, machine.gone()).await {
+        Event::ChannelBroken(message) => match timeout(REASON_PATIENCE, machine.gone()).await {
             Ok(reason) => Event::MachineGone(reason),
-            Err(_) => Event::GuestFailed(message),
+            Err(_) => Event::ChannelBroken(message),
         },
         event => event,
     }

@@ -66,7 +66,7 @@ impl Engine {
         let limit = record.resources.size_mib.saturating_mul(1024 * 1024).saturating_mul(STREAM_SLACK);
         let writer = {
             let dest = dest.clone();
-            tokio::task::spawn_blocking(move || unpack_item(Stream::new(received).take(limit), &dest))
+            tokio::task::spawn_blocking(move || unpack_item(Stream::new(received).up_to(limit), &dest))
         };
         let guest = self.guest(name, observer, cancel).await?;
         let fetched = timeout(FETCH_TIMEOUT, self.pack(&guest, &output.path, true, chunks, cancel)).await;

@@ -154,7 +154,7 @@ impl Engine {
         let (chunks, received) = sync_channel(QUEUE);
         let writing = match target {
             CopyTarget::Tar(mut to) => {
-                let too_much = guest.late("it sends more than its disk can hold");
+                let too_much = guest.late(receive::TOO_MUCH);
                 tokio::task::spawn_blocking(move || write_all(received, &mut to, limit, too_much))
             }
             CopyTarget::Path(path) => {
@@ -162,7 +162,7 @@ impl Engine {
                 let shown = path.to_string_lossy().into_owned();
                 let there = std::fs::metadata(&path).ok().map(|found| Kind::of_file(found.file_type()));
                 let place = place(guest_path, kind, &shown, there).map_err(|misfit| misfit.error(&shown))?;
-                let stream = Stream::new(received).take(limit);
+                let stream = Stream::new(received).up_to(limit);
                 let content = guest_path.ends_with("/.") || base(guest_path).is_none();
                 tokio::task::spawn_blocking(move || {
                     receive::receive(stream, Path::new(&place.dir), place.name.as_deref(), content)

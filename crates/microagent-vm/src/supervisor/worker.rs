@@ -62,19 +62,25 @@ const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
 enum Trouble {
     /// The guest's doing.
     Guest(String),
+    /// The channel broke: the guest's doing, or the end of its machine.
+    Channel(String),
     /// The host cannot store what the guest printed.
     Host(String),
 }
 
 impl From<FrameError> for Trouble {
     fn from(error: FrameError) -> Trouble {
-        Trouble::Guest(with_cause(&error))
+        let message = with_cause(&error);
+        match error {
+            FrameError::Transport(_) => Trouble::Channel(message),
+            _ => Trouble::Guest(message),
+        }
     }
 }
 
 impl From<SessionError> for Trouble {
     fn from(error: SessionError) -> Trouble {
-        Trouble::Guest(with_cause(&error))
+        Trouble::Channel(with_cause(&error))
     }
 }
 
@@ -82,6 +88,7 @@ impl From<Trouble> for Event {
     fn from(trouble: Trouble) -> Event {
         match trouble {
             Trouble::Guest(message) => Event::GuestFailed(message),
+            Trouble::Channel(message) => Event::ChannelBroken(message),
             Trouble::Host(message) => Event::HostFull(message),
         }
     }
@@ -260,7 +267,13 @@ impl Worker {
         let mut nonce = [0; 16];
         fill_random(&mut nonce)?;
         match timeout(deadline, greet(control, kind, nonce)).await {
-            Ok(greeted) => greeted.map_err(|e| Trouble::Guest(format!("the guest did not answer: {e}"))),
+            Ok(greeted) => greeted.map_err(|e| {
+                let message = format!("the guest did not answer: {e}");
+                match e.kind() {
+                    io::ErrorKind::InvalidData | io::ErrorKind::Other => Trouble::Guest(message),
+                    _ => Trouble::Channel(message),
+                }
+            }),
             Err(_) => {
                 let seconds = deadline.as_secs();
                 Err(Trouble::Guest(format!("the guest did not answer within {seconds} s")))
@@ -412,7 +425,9 @@ async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Send
     };
     let event = match flushed.await {
         Ok(()) => Event::Flushed,
-        Err(Trouble::Guest(message) | Trouble::Host(message)) => Event::FlushFailed(message),
+        Err(Trouble::Guest(message) | Trouble::Channel(message) | Trouble::Host(message)) => {
+            Event::FlushFailed(message)
+        }
     };
     let _ = events.send(event).await;
 }
@@ -464,7 +479,7 @@ async fn reply<T: DeserializeOwned>(stream: &mut Stream) -> Result<T, Trouble> {
 }
 
 fn closed() -> Trouble {
-    Trouble::Guest("the guest closed the control channel".to_owned())
+    Trouble::Channel("the guest closed the control channel".to_owned())
 }
 
 /// Waits for a signal that the service is to get; for ever where there is none.

@@ -19,12 +19,22 @@ pub(crate) struct Stream {
     chunks: Receiver<Vec<u8>>,
     current: io::Cursor<Vec<u8>>,
     ended: bool,
+    /// How much more of it is taken.
+    left: u64,
 }
+
+/// What is said of a guest that sends without an end.
+pub(super) const TOO_MUCH: &str = "the guest sends more than its disk can hold";
 
 impl Stream {
     /// The chunks in their order.
     pub(crate) fn new(chunks: Receiver<Vec<u8>>) -> Stream {
-        Stream { chunks, current: io::Cursor::default(), ended: false }
+        Stream { chunks, current: io::Cursor::default(), ended: false, left: u64::MAX }
+    }
+
+    /// The same, up to so many bytes; what has more is an error.
+    pub(crate) fn up_to(self, limit: u64) -> Stream {
+        Stream { left: limit, ..self }
     }
 }
 
@@ -34,6 +44,8 @@ impl Read for Stream {
             match self.current.read(buffer)? {
                 0 if !buffer.is_empty() && !self.ended => match self.chunks.recv() {
                     Ok(chunk) => {
+                        let left = self.left.checked_sub(chunk.len() as u64);
+                        self.left = left.ok_or_else(|| io::Error::other(TOO_MUCH))?;
                         self.ended = chunk.is_empty();
                         self.current = io::Cursor::new(chunk);
                     }
@@ -207,6 +219,13 @@ mod tests {
         drop(sender);
         let dir = tempfile::tempdir().unwrap();
         receive(Stream::new(receiver), dir.path(), Some("file"), false).unwrap_err();
+
+        let (sender, receiver) = std::sync::mpsc::sync_channel(4);
+        sender.send(vec![0; 100]).unwrap();
+        sender.send(vec![0; 100]).unwrap();
+        let mut read = Vec::new();
+        let error = Stream::new(receiver).up_to(150).read_to_end(&mut read).unwrap_err();
+        assert_eq!((error.to_string().as_str(), read.len()), (TOO_MUCH, 100));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
