@@ -70,6 +70,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Supervise(args) => return commands::supervise::execute(context, args),
         Command::Ps(args) => commands::list::execute_ps(context, args),
         Command::List(args) => commands::list::execute(context, args),
+        Command::Network(args) => commands::network::execute(context, args),
         Command::Status(args) => commands::status::execute(context, args),
         Command::Logs(args) => commands::logs::execute(context, args),
         Command::Events(args) => commands::events::execute(context, args),

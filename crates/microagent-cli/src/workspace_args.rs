@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::error::Error as ClapError;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use microagent::image::PullPolicy;
-use microagent::{Artifact, NetworkMode, PROFILES, Profile, SetupStep, WorkspaceOptions};
+use microagent::{
+    AllowRule, Artifact, BYTES_DEFAULT, CONNECTIONS_DEFAULT, EgressMode, EgressPolicy, NetworkMode, PROFILES,
+    Profile, Publish, SetupStep, WorkspaceOptions,
+};
 
 use crate::commands::run::{
-    cpus, env_file, env_variable, memory_mib, refusal, refuse_network, refuse_volume,
+    bytes, cpus, env_file, env_variable, memory_mib, refusal, refuse_network, refuse_volume,
 };
 use crate::failure::Failure;
 
@@ -64,8 +67,28 @@ pub(crate) struct WorkspaceArgs {
     size_mib: Option<u64>,
 
     /// Network: user (outbound NAT) or isolated (no network device but loopback)
-    #[arg(long, alias = "net", value_name = "MODE", default_value = "user", help_heading = "Machine")]
+    #[arg(long, alias = "net", value_name = "MODE", default_value = "user", help_heading = "Network")]
     network: String,
+
+    /// Publish a TCP port of the guest; HOST is 127.0.0.1 unless given, HOST_PORT 0 picks a free one (repeatable)
+    #[arg(short, long, value_name = "[HOST:]HOST_PORT:PORT", help_heading = "Network")]
+    publish: Vec<Publish>,
+
+    /// What the guest may reach: public (not the host and the networks around it), allowlist (only what is allowed), or open [default: public]
+    #[arg(long, value_name = "MODE", help_heading = "Network")]
+    egress: Option<EgressMode>,
+
+    /// Allow what the mode does not: a name, .NAME for all below it too, or ADDRESS[/BITS][:PORT] (repeatable)
+    #[arg(long, value_name = "RULE", help_heading = "Network")]
+    egress_allow: Vec<AllowRule>,
+
+    /// Most connections that are open at once [default: 1024]
+    #[arg(long, value_name = "N", help_heading = "Network")]
+    egress_max_connections: Option<u32>,
+
+    /// Most bytes that one life of the guest moves, both ways together, such as 512m or 50g [default: 50g]
+    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Network")]
+    egress_max_bytes: Option<u64>,
 
     /// Host name in the guest [default: made from the workspace's name]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
@@ -119,8 +142,36 @@ impl WorkspaceArgs {
         options.size_mib = self.size_mib;
         options.hostname.clone_from(&self.hostname);
         options.network = network;
+        options.publish.clone_from(&self.publish);
+        options.egress = self.egress_policy(network)?;
         options.pull = self.pull.into();
         Ok(options)
+    }
+
+    /// What was said of the network in particular has a meaning only where there is one.
+    fn egress_policy(&self, network: NetworkMode) -> Result<EgressPolicy, Failure> {
+        let given = [
+            ("--publish (-p)", !self.publish.is_empty()),
+            ("--egress", self.egress.is_some()),
+            ("--egress-allow", !self.egress_allow.is_empty()),
+            ("--egress-max-connections", self.egress_max_connections.is_some()),
+            ("--egress-max-bytes", self.egress_max_bytes.is_some()),
+        ];
+        if network == NetworkMode::Isolated
+            && let Some((flag, _)) = given.iter().find(|(_, given)| *given)
+        {
+            return Err(refusal(
+                flag,
+                "with --network isolated the guest has no network",
+                "use --network user, or leave it out",
+            ));
+        }
+        Ok(EgressPolicy {
+            mode: self.egress.unwrap_or_default(),
+            allow: self.egress_allow.clone(),
+            max_connections: self.egress_max_connections.unwrap_or(CONNECTIONS_DEFAULT),
+            max_bytes: self.egress_max_bytes.unwrap_or(BYTES_DEFAULT),
+        })
     }
 
     fn environment(&self) -> Result<Vec<(String, String)>, Failure> {
@@ -255,6 +306,61 @@ impl FromArgMatches for SetupArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn args(words: &[&str]) -> WorkspaceArgs {
+        let command = WorkspaceArgs::augment_args(Command::new("create").no_binary_name(true));
+        WorkspaceArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn flags_of_the_network_become_options() {
+        let words = [
+            "-p",
+            "8080:80",
+            "--publish",
+            "0.0.0.0:0:22/tcp",
+            "--egress",
+            "allowlist",
+            "--egress-allow",
+            ".example.org",
+            "--egress-allow",
+            "192.0.2.0/24:443",
+            "--egress-max-connections",
+            "7",
+            "--egress-max-bytes",
+            "2g",
+        ];
+        let options = args(&words).options("i", &[]).unwrap();
+        let published: Vec<_> = options.publish.iter().map(ToString::to_string).collect();
+        assert_eq!(published, ["127.0.0.1:8080:80/tcp", "0.0.0.0:0:22/tcp"]);
+        let EgressPolicy { mode, allow, max_connections, max_bytes } = options.egress;
+        assert_eq!((mode, max_connections, max_bytes), (EgressMode::Allowlist, 7, 2 << 30));
+        let rules: Vec<_> = allow.iter().map(ToString::to_string).collect();
+        assert_eq!(rules, [".example.org", "192.0.2.0/24:443"]);
+        assert_eq!(args(&[]).options("i", &[]).unwrap().egress, EgressPolicy::default());
+    }
+
+    #[test]
+    fn an_isolated_guest_has_nothing_to_publish_or_to_allow() {
+        for flag in [
+            "-p=8080:80",
+            "--egress=public",
+            "--egress-allow=a",
+            "--egress-max-connections=1",
+            "--egress-max-bytes=1",
+        ] {
+            let refused = args(&["--network", "isolated", flag]).options("i", &[]).unwrap_err();
+            match refused {
+                Failure::Usage { message, hint: Some(hint) } => {
+                    assert!(
+                        message.contains("--network isolated") && hint.contains("--network user"),
+                        "{message}"
+                    );
+                }
+                other => panic!("{flag}: {other:?}"),
+            }
+        }
+    }
 
     #[test]
     fn setup_steps_keep_their_order() {

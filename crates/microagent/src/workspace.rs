@@ -10,7 +10,7 @@ use microagent_store::{
 use serde::Serialize;
 
 use crate::error::with_cause;
-use crate::{Engine, Error};
+use crate::{Engine, Error, PortForward};
 
 /// How long a killed supervisor may take to be gone; it has nothing to flush.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -28,6 +28,8 @@ pub struct WorkspaceSummary {
     pub profile: Option<String>,
     /// Network mode.
     pub network: Option<microagent_store::NetworkMode>,
+    /// Published ports, as [`crate::NetworkDetails`] has them.
+    pub port_forwards: Vec<PortForward>,
     /// Restart policy.
     pub restart: RestartPolicy,
     /// When this was looked at.
@@ -145,6 +147,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             state: Some(record.observed_state()),
             problem: record.observed_failure().map(|failure| failure.message),
             name,
+            port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
             backend: record.backend,
             profile: Some(record.profile),
             network: Some(record.network),
@@ -158,6 +161,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             backend: None,
             profile: None,
             network: None,
+            port_forwards: Vec::new(),
             restart: RestartPolicy::default(),
             observed_at,
             problem: Some(with_cause(&error)),

@@ -17,6 +17,7 @@ pub(crate) mod kernel;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod man;
+pub(crate) mod network;
 pub(crate) mod perf;
 pub(crate) mod profiles;
 pub(crate) mod result;

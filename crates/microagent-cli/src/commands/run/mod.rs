@@ -13,7 +13,7 @@ pub(crate) use args::RunArgs;
 pub(crate) use docker::{CreateDockerFlags, refusal, refuse_network, refuse_volume};
 pub(crate) use document::OutputDocument;
 use document::RunDocument;
-pub(crate) use values::{cpus, duration, env_file, env_variable, memory_mib, output};
+pub(crate) use values::{bytes, cpus, duration, env_file, env_variable, memory_mib, output};
 
 use crate::context::Context;
 use crate::failure::Failure;
