@@ -7,22 +7,42 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
+mod decision;
+mod dns;
+mod engine;
+mod flows;
+mod frame;
+mod host;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod model;
 mod policy;
 mod probe;
 mod publish;
-mod resolver;
+mod reply;
+mod resolv_conf;
+#[cfg(any(test, feature = "fuzzing"))]
+mod testing;
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+pub use address::Scope;
+pub use decision::{BURST, Decision, DecisionLog, PER_SECOND, Protocol, Reason, Record};
+pub use dns::resolver::{Carrier, Errand, Ticket};
+pub use engine::{Engine, FilterOptions, Now, Verdict};
+pub use frame::MAX_FRAME_LEN;
+pub use host::host_addresses;
 pub use policy::{
     AllowRule, AllowRuleError, BYTES_DEFAULT, CONNECTIONS_DEFAULT, EgressMode, EgressModeError, EgressPolicy,
     RULES_MAX,
 };
 pub use probe::{is_probe_answer, probe_frame};
 pub use publish::{Publish, PublishError, published_twice};
-pub use resolver::name_servers;
+pub use reply::{LENGTH_LEN, Outbox};
+pub use resolv_conf::name_servers;
 
 /// The guest's address. Every guest has the same: each has a passt of its own.
 pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);

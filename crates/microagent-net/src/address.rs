@@ -1,0 +1,143 @@
+//! What an IPv4 address is to a guest: out of bounds, part of its own little network, inside, or public.
+//!
+//! Pure tables. Which of the classes may be reached is decided elsewhere ([`crate::engine`]).
+
+use std::net::Ipv4Addr;
+
+use crate::{GATEWAY, PREFIX_LEN};
+
+/// What an address is to a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Never reachable, whatever the policy says: loopback, link-local, metadata services, multicast, reserved.
+    Never,
+    /// The guest's own network: gateway, name server, and nobody else.
+    Own,
+    /// The host's surroundings: private and shared ranges, and the host's own addresses.
+    Inside,
+    /// Everything else. Documentation and benchmark ranges are among it: nothing is there that could be harmed.
+    Public,
+}
+
+/// Ranges that no rule opens.
+///
+/// # Source
+/// IANA's registry of special-purpose addresses; the metadata services are those of the vendors' manuals.
+/// Most clouds have theirs at 169.254.169.254, which is link-local.
+const NEVER: [(Ipv4Addr, u8); 9] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    // Protocol assignments; Oracle's older cloud has its metadata at 192.0.0.192.
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    // Alibaba's metadata, in the middle of the shared range.
+    (Ipv4Addr::new(100, 100, 100, 200), 32),
+    // Azure's host: metadata, health, name service.
+    (Ipv4Addr::new(168, 63, 129, 16), 32),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    // Reserved, and limited broadcast at its end.
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+    (Ipv4Addr::BROADCAST, 32),
+];
+
+/// Ranges that are the host's surroundings: private (RFC 1918) and shared (RFC 6598).
+const INSIDE: [(Ipv4Addr, u8); 4] = [
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(100, 64, 0, 0), 10),
+];
+
+impl Scope {
+    /// The class of an address on a host that has `host_addresses`, which are to be sorted.
+    pub fn of(address: Ipv4Addr, host_addresses: &[Ipv4Addr]) -> Scope {
+        if any_contains(&NEVER, address) {
+            Scope::Never
+        } else if contains(GATEWAY, PREFIX_LEN, address) {
+            Scope::Own
+        } else if any_contains(&INSIDE, address) || host_addresses.binary_search(&address).is_ok() {
+            Scope::Inside
+        } else {
+            Scope::Public
+        }
+    }
+}
+
+fn any_contains(ranges: &[(Ipv4Addr, u8)], address: Ipv4Addr) -> bool {
+    ranges.iter().any(|&(net, bits)| contains(net, bits, address))
+}
+
+/// Whether an address lies in the network of `bits` prefix bits (at most 32) that `net` is of.
+pub(crate) fn contains(net: Ipv4Addr, bits: u8, address: Ipv4Addr) -> bool {
+    let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+    (net.to_bits() ^ address.to_bits()) & mask == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_end_where_they_should() {
+        let host = [Ipv4Addr::new(8, 8, 4, 4)];
+        for (address, scope) in [
+            ("0.0.0.0", Scope::Never),
+            ("0.255.255.255", Scope::Never),
+            ("1.0.0.0", Scope::Public),
+            ("9.255.255.255", Scope::Public),
+            ("10.0.0.0", Scope::Inside),
+            ("10.0.1.255", Scope::Inside),
+            ("10.0.2.0", Scope::Own),
+            ("10.0.2.2", Scope::Own),
+            ("10.0.2.3", Scope::Own),
+            ("10.0.2.255", Scope::Own),
+            ("10.0.3.0", Scope::Inside),
+            ("10.255.255.255", Scope::Inside),
+            ("11.0.0.0", Scope::Public),
+            ("100.63.255.255", Scope::Public),
+            ("100.64.0.0", Scope::Inside),
+            ("100.100.100.199", Scope::Inside),
+            ("100.100.100.200", Scope::Never),
+            ("100.127.255.255", Scope::Inside),
+            ("100.128.0.0", Scope::Public),
+            ("126.255.255.255", Scope::Public),
+            ("127.0.0.1", Scope::Never),
+            ("127.255.255.255", Scope::Never),
+            ("128.0.0.0", Scope::Public),
+            ("168.63.129.15", Scope::Public),
+            ("168.63.129.16", Scope::Never),
+            ("169.253.255.255", Scope::Public),
+            ("169.254.0.0", Scope::Never),
+            ("169.254.169.254", Scope::Never),
+            ("169.255.0.0", Scope::Public),
+            ("172.15.255.255", Scope::Public),
+            ("172.16.0.0", Scope::Inside),
+            ("172.31.255.255", Scope::Inside),
+            ("172.32.0.0", Scope::Public),
+            ("192.0.0.192", Scope::Never),
+            ("192.0.1.0", Scope::Public),
+            ("192.0.2.1", Scope::Public),
+            ("192.168.0.0", Scope::Inside),
+            ("192.168.255.255", Scope::Inside),
+            ("192.169.0.0", Scope::Public),
+            ("198.18.0.1", Scope::Public),
+            ("198.51.100.7", Scope::Public),
+            ("203.0.113.5", Scope::Public),
+            ("223.255.255.255", Scope::Public),
+            ("224.0.0.0", Scope::Never),
+            ("239.255.255.255", Scope::Never),
+            ("240.0.0.0", Scope::Never),
+            ("255.255.255.255", Scope::Never),
+            ("8.8.8.8", Scope::Public),
+            ("8.8.4.4", Scope::Inside),
+        ] {
+            assert_eq!(Scope::of(address.parse().unwrap(), &host), scope, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_of_nothing_holds_everything() {
+        assert!(contains(Ipv4Addr::UNSPECIFIED, 0, Ipv4Addr::BROADCAST));
+        assert!(!contains(Ipv4Addr::UNSPECIFIED, 32, Ipv4Addr::new(0, 0, 0, 1)));
+    }
+}

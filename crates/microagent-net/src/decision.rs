@@ -1,0 +1,313 @@
+//! What the filter decided, for the log: one [`Decision`] per connection and per name.
+//!
+//! # Shape
+//! As JSON, a decision is one object; fields without a value are left out.
+//!
+//! | Field | What |
+//! |---|---|
+//! | `at` | when, RFC 3339 in UTC |
+//! | `record` | `connection` (of the guest), `published` (to the guest), `name` (a lookup), `network` (the network ended), `suppressed` |
+//! | `protocol` | `tcp`, `udp` or `icmp`; `dns` with `name` |
+//! | `name` | the name that was asked for; with connections, the one that led to the address |
+//! | `address`, `port` | the far end; no port with ICMP |
+//! | `allowed` | whether it goes through |
+//! | `reason` | why; see [`Reason`] |
+//! | `count` | with `suppressed`, how many decisions were left out |
+//!
+//! The guest decides how often there is something to decide, so the number of lines is bounded: a refusal is not
+//! repeated within half a minute, there are at most [`BURST`] lines at once and [`PER_SECOND`] in a second for longer,
+//! and a `suppressed` line says how many were left out.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher as _, Hash};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// Lines that may come at once.
+pub const BURST: u32 = 256;
+/// Lines per second, for longer.
+pub const PER_SECOND: u32 = 32;
+/// Time within which the same refusal is not repeated.
+const SAME: Duration = Duration::from_secs(30);
+/// Refusals that are remembered for that.
+const REMEMBERED_MAX: usize = 1024;
+/// Time between two lines about what was left out.
+const SUPPRESSED_EVERY: Duration = Duration::from_secs(1);
+
+/// One decision of the filter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// When.
+    pub at: Timestamp,
+    /// About what.
+    pub record: Record,
+    /// How the guest speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// The name, as far as one is known; lower case, anything unusual in it as `\DDD`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The far end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
+    /// The far end's port; with [`Record::Published`], the guest's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Whether it goes through.
+    pub allowed: bool,
+    /// Why.
+    pub reason: Reason,
+    /// With [`Record::Suppressed`], how many decisions were left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+}
+
+/// What a decision is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    /// A connection of the guest, or a flow of datagrams.
+    Connection,
+    /// A connection to a published port.
+    Published,
+    /// A lookup.
+    Name,
+    /// The network as a whole.
+    Network,
+    /// Decisions that were left out.
+    Suppressed,
+}
+
+/// How the guest speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// A connection.
+    Tcp,
+    /// Datagrams.
+    Udp,
+    /// An echo.
+    Icmp,
+    /// A lookup.
+    Dns,
+}
+
+/// Why a decision is as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Allowed: the mode lets it through.
+    Mode,
+    /// Allowed: a rule names the address, or the name that was asked for.
+    Rule,
+    /// Allowed: a name that a rule covers led to the address.
+    Name,
+    /// Allowed: the port is published.
+    Published,
+    /// Refused: loopback, link-local, metadata, multicast or reserved; no rule opens it. Or a name that leads nowhere else.
+    Forbidden,
+    /// Refused: the guest's own network has nobody else.
+    OwnNetwork,
+    /// Refused: the host's surroundings, and no rule names it.
+    Inside,
+    /// Refused: the mode lets nothing through that no rule names.
+    NotListed,
+    /// Refused: too many connections are open.
+    Connections,
+    /// Refused: too many bytes were moved. From here on all is.
+    Bytes,
+    /// Refused: passt is gone.
+    Down,
+    /// Refused: a query of a sort that is not served.
+    Unserved,
+    /// Not refused, but no name server of the host answered.
+    NoAnswer,
+    /// There were too many decisions to record.
+    TooMany,
+}
+
+/// Receives decisions, on the filter's thread.
+pub trait DecisionLog {
+    /// Records one. Frames wait until it returns.
+    fn record(&mut self, decision: &Decision);
+}
+
+/// Decisions that wait for the log, and the bound on them.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    waiting: Vec<Decision>,
+    /// When each refusal was recorded last, by hash.
+    refused: HashMap<u64, Duration>,
+    hasher: RandomState,
+    /// Lines that may come now.
+    credit: u32,
+    /// Up to when credit was given.
+    credited: Duration,
+    suppressed: u64,
+    suppressed_said: Option<Duration>,
+}
+
+impl Default for Journal {
+    fn default() -> Journal {
+        Journal {
+            waiting: Vec::new(),
+            refused: HashMap::new(),
+            hasher: RandomState::new(),
+            credit: BURST,
+            credited: Duration::ZERO,
+            suppressed: 0,
+            suppressed_said: None,
+        }
+    }
+}
+
+impl Journal {
+    /// Records a decision that is made once.
+    pub(crate) fn record(&mut self, decision: Decision, now: Duration) {
+        self.refill(now);
+        if self.credit == 0 {
+            self.suppressed += 1;
+            return;
+        }
+        self.credit -= 1;
+        self.waiting.push(decision);
+    }
+
+    /// Whether a refusal is a new one. `what` tells it apart from others.
+    pub(crate) fn is_new(&mut self, what: impl Hash, now: Duration) -> bool {
+        let hash = self.hasher.hash_one(what);
+        if self.refused.get(&hash).is_some_and(|at| now < *at + SAME) {
+            return false;
+        }
+        if self.refused.len() >= REMEMBERED_MAX {
+            self.refused.retain(|_, at| now < *at + SAME);
+            if self.refused.len() >= REMEMBERED_MAX {
+                self.refused.clear();
+            }
+        }
+        self.refused.insert(hash, now);
+        true
+    }
+
+    /// Says how much was left out, now and then. `at` is the time of day.
+    pub(crate) fn tick(&mut self, now: Duration, at: Timestamp) {
+        let due = self.suppressed_said.is_none_or(|said| said + SUPPRESSED_EVERY <= now);
+        if self.suppressed == 0 || !due {
+            return;
+        }
+        self.suppressed_said = Some(now);
+        self.waiting.push(Decision {
+            at,
+            record: Record::Suppressed,
+            protocol: None,
+            name: None,
+            address: None,
+            port: None,
+            allowed: false,
+            reason: Reason::TooMany,
+            count: Some(std::mem::take(&mut self.suppressed)),
+        });
+    }
+
+    /// Whether [`Journal::tick`] will have something to say.
+    pub(crate) fn has_suppressed(&self) -> bool {
+        self.suppressed > 0
+    }
+
+    /// What is to be logged. The caller takes it often: at most [`BURST`] and a line wait.
+    pub(crate) fn take(&mut self) -> Vec<Decision> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn remembered(&self) -> usize {
+        self.refused.len()
+    }
+
+    fn refill(&mut self, now: Duration) {
+        let each = Duration::from_secs(1) / PER_SECOND;
+        let earned = now.saturating_sub(self.credited).as_nanos() / each.as_nanos();
+        if earned >= u128::from(BURST) {
+            (self.credit, self.credited) = (BURST, now);
+        } else {
+            // Below BURST, so it fits.
+            let earned = earned as u32;
+            self.credit = BURST.min(self.credit + earned);
+            self.credited += each * earned;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decision() -> Decision {
+        Decision {
+            at: Timestamp::UNIX_EPOCH,
+            record: Record::Connection,
+            protocol: Some(Protocol::Tcp),
+            name: Some("example.org".to_owned()),
+            address: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            port: Some(443),
+            allowed: true,
+            reason: Reason::Name,
+            count: None,
+        }
+    }
+
+    #[test]
+    fn a_decision_is_one_flat_object() {
+        let text = serde_json::to_string(&decision()).unwrap();
+        assert_eq!(
+            text,
+            r#"{"at":"1970-01-01T00:00:00Z","record":"connection","protocol":"tcp","name":"example.org","address":"192.0.2.1","port":443,"allowed":true,"reason":"name"}"#
+        );
+        assert_eq!(serde_json::from_str::<Decision>(&text).unwrap(), decision());
+    }
+
+    #[test]
+    fn a_flood_is_bounded_and_counted() {
+        let mut journal = Journal::default();
+        let mut lines = 0;
+        let mut counted = 0;
+        for ms in 0..10_000_u64 {
+            let now = Duration::from_millis(ms);
+            for _ in 0..3 {
+                journal.record(decision(), now);
+            }
+            journal.tick(now, Timestamp::UNIX_EPOCH);
+            for line in journal.take() {
+                match line.count {
+                    Some(count) => counted += count,
+                    None => lines += 1,
+                }
+            }
+        }
+        journal.tick(Duration::from_secs(11), Timestamp::UNIX_EPOCH);
+        counted += journal.take().iter().filter_map(|line| line.count).sum::<u64>();
+        assert!((BURST + 9 * PER_SECOND..=BURST + 10 * PER_SECOND).contains(&lines), "{lines}");
+        assert_eq!(u64::from(lines) + counted, 30_000);
+    }
+
+    #[test]
+    fn the_same_refusal_is_new_again_after_a_while() {
+        let mut journal = Journal::default();
+        assert!(journal.is_new(("tcp", 1), Duration::ZERO));
+        assert!(!journal.is_new(("tcp", 1), SAME - Duration::from_millis(1)));
+        assert!(journal.is_new(("tcp", 2), SAME - Duration::from_millis(1)));
+        assert!(journal.is_new(("tcp", 1), SAME));
+        for number in 0..5000 {
+            journal.is_new(number, SAME);
+            assert!(journal.remembered() <= REMEMBERED_MAX);
+        }
+    }
+}

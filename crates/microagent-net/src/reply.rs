@@ -1,0 +1,281 @@
+//! Frames of the filter's own: what a guest gets in place of an answer that was refused, and answers to its
+//! queries. All go to the guest; towards passt the filter says nothing of its own.
+//!
+//! Frames are appended to a [`Outbox`], which is bounded: what does not fit is dropped, as a full link does.
+
+use std::net::Ipv4Addr;
+
+use crate::frame::{
+    ARP_LEN, ETHERNET_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, Mac, PROTOCOL_ICMP, PROTOCOL_TCP,
+    PROTOCOL_UDP, Segment, TCP_LEN, UDP_LEN, flags,
+};
+
+/// Bytes of the length before each frame on a stream.
+pub const LENGTH_LEN: usize = 4;
+
+/// Bound of the frames of our own that wait for the guest. A reset takes 58 bytes: this holds four thousand.
+const OUTBOX_BOUND: usize = 256 * 1024;
+
+/// Code of ICMP's "destination unreachable".
+///
+/// # Source
+/// RFC 792, RFC 1812 5.2.7.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreachable {
+    /// There is no network any more.
+    Net = 0,
+    /// Refused by policy. Linux reports it to the program at once.
+    Prohibited = 13,
+}
+
+/// Frames that wait for the guest, each with its length before it, as the stream has them.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outbox {
+    /// What was not taken yet.
+    pub fn pending(&self) -> &[u8] {
+        &self.bytes[self.sent..]
+    }
+
+    /// Notes that the first `count` pending bytes were taken.
+    pub fn advance(&mut self, count: usize) {
+        self.sent = self.bytes.len().min(self.sent + count);
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.sent = 0;
+        }
+    }
+
+    /// Whether a part of something was taken and the rest was not, so that nothing may come between.
+    pub fn is_begun(&self) -> bool {
+        self.sent > 0
+    }
+
+    /// Appends a frame of `len` bytes that are zero, for the caller to fill.
+    fn frame(&mut self, len: usize) -> Option<&mut [u8]> {
+        if self.bytes.len() + LENGTH_LEN + len > OUTBOX_BOUND {
+            return None;
+        }
+        self.bytes.extend_from_slice(&(len as u32).to_be_bytes());
+        let begin = self.bytes.len();
+        self.bytes.resize(begin + len, 0);
+        Some(&mut self.bytes[begin..])
+    }
+
+    /// Answers a segment as a host does on which nobody listens.
+    ///
+    /// # Source
+    /// RFC 9293 3.10.7.1.
+    pub(crate) fn reset(&mut self, link: Link, segment: &Segment) {
+        if segment.has(flags::RST) {
+            return;
+        }
+        let (sequence, acknowledged, set) = match segment.has(flags::ACK) {
+            true => (segment.acknowledged, 0, flags::RST),
+            false => (0, segment.sequence.wrapping_add(segment.sequence_len()), flags::RST | flags::ACK),
+        };
+        let ports = (segment.destination, segment.source);
+        self.segment(link, ports, sequence, acknowledged, set);
+    }
+
+    /// Ends a connection of which the guest acknowledged all before `acknowledged` so far. Where more is
+    /// on its way, the guest asks back (RFC 5961 3.2), and that gets a reset that fits.
+    pub(crate) fn abort(&mut self, link: Link, far_port: u16, guest_port: u16, acknowledged: u32) {
+        self.segment(link, (far_port, guest_port), acknowledged, 0, flags::RST);
+    }
+
+    fn segment(&mut self, link: Link, ports: (u16, u16), sequence: u32, acknowledged: u32, set: u8) {
+        let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + TCP_LEN) else { return };
+        let tcp = write_ip(frame, link, PROTOCOL_TCP);
+        tcp[0..2].copy_from_slice(&ports.0.to_be_bytes());
+        tcp[2..4].copy_from_slice(&ports.1.to_be_bytes());
+        tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
+        tcp[8..12].copy_from_slice(&acknowledged.to_be_bytes());
+        tcp[12] = (TCP_LEN as u8 / 4) << 4;
+        tcp[13] = set;
+        let sum = transport_checksum(tcp, link, PROTOCOL_TCP);
+        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    }
+
+    /// Answers a packet of the guest: its destination is out of reach. `packet` begins with the IP header.
+    pub(crate) fn unreachable(&mut self, link: Link, code: Unreachable, packet: &[u8]) {
+        // As much of the packet as names the flow: its header and eight bytes.
+        let quoted = packet.len().min(IPV4_LEN + 8);
+        let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + 8 + quoted) else { return };
+        let icmp = write_ip(frame, link, PROTOCOL_ICMP);
+        icmp[0] = 3;
+        icmp[1] = code as u8;
+        icmp[8..].copy_from_slice(&packet[..quoted]);
+        let sum = !fold(sum_of(icmp));
+        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
+
+    /// Sends a datagram to the guest.
+    pub(crate) fn datagram(&mut self, link: Link, source: u16, destination: u16, payload: &[u8]) {
+        let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + UDP_LEN + payload.len()) else { return };
+        let udp = write_ip(frame, link, PROTOCOL_UDP);
+        udp[0..2].copy_from_slice(&source.to_be_bytes());
+        udp[2..4].copy_from_slice(&destination.to_be_bytes());
+        let len = udp.len() as u16;
+        udp[4..6].copy_from_slice(&len.to_be_bytes());
+        udp[8..].copy_from_slice(payload);
+        // Zero would mean "no checksum".
+        let sum = match transport_checksum(udp, link, PROTOCOL_UDP) {
+            0 => u16::MAX,
+            sum => sum,
+        };
+        udp[6..8].copy_from_slice(&sum.to_be_bytes());
+    }
+
+    /// Answers the guest's question who has `address`: the one who answers for everybody.
+    pub(crate) fn arp(&mut self, address: Ipv4Addr, answering: Mac, guest: Mac, guest_address: Ipv4Addr) {
+        let Some(frame) = self.frame(ETHERNET_LEN + ARP_LEN) else { return };
+        frame[0..6].copy_from_slice(&guest);
+        frame[6..12].copy_from_slice(&answering);
+        frame[12..14].copy_from_slice(&ETHERTYPE_ARP.to_be_bytes());
+        let arp = &mut frame[ETHERNET_LEN..];
+        arp[0..8].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 2]);
+        arp[8..14].copy_from_slice(&answering);
+        arp[14..18].copy_from_slice(&address.octets());
+        arp[18..24].copy_from_slice(&guest);
+        arp[24..28].copy_from_slice(&guest_address.octets());
+    }
+}
+
+/// Between whom a frame of ours goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) source_mac: Mac,
+    pub(crate) destination_mac: Mac,
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+}
+
+/// Writes Ethernet's and IP's headers; gives the rest of the frame.
+fn write_ip(frame: &mut [u8], link: Link, protocol: u8) -> &mut [u8] {
+    frame[0..6].copy_from_slice(&link.destination_mac);
+    frame[6..12].copy_from_slice(&link.source_mac);
+    frame[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+    let (ip, rest) = frame[ETHERNET_LEN..].split_at_mut(IPV4_LEN);
+    ip[0] = 0x45;
+    let len = (IPV4_LEN + rest.len()) as u16;
+    ip[2..4].copy_from_slice(&len.to_be_bytes());
+    // "Don't fragment": so that the identification may stay zero (RFC 6864).
+    ip[6] = 0x40;
+    ip[8] = 64;
+    ip[9] = protocol;
+    ip[12..16].copy_from_slice(&link.source.octets());
+    ip[16..20].copy_from_slice(&link.destination.octets());
+    let sum = !fold(sum_of(ip));
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    rest
+}
+
+/// The Internet checksum of a segment or datagram with its pseudo header.
+pub(crate) fn transport_checksum(bytes: &[u8], link: Link, protocol: u8) -> u16 {
+    let pseudo = sum_of(&link.source.octets())
+        + sum_of(&link.destination.octets())
+        + u32::from(protocol)
+        + bytes.len() as u32;
+    !fold(pseudo + sum_of(bytes))
+}
+
+/// Sum of the 16-bit words. At most 64 KiB are summed, so 32 bits hold it.
+pub(crate) fn sum_of(bytes: &[u8]) -> u32 {
+    let mut words = bytes.chunks_exact(2);
+    let sum: u32 = words.by_ref().map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    sum + words.remainder().first().map_or(0, |last| u32::from(*last) << 8)
+}
+
+/// One's complement: the carries go round.
+pub(crate) fn fold(mut sum: u32) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{Frame, Packet, Transport, read};
+    use crate::testing::{self, FAR, GUEST_MAC, PASST_MAC};
+    use crate::{GUEST_ADDRESS, NAME_SERVER};
+
+    fn link(source: Ipv4Addr) -> Link {
+        Link { source_mac: PASST_MAC, destination_mac: GUEST_MAC, source, destination: GUEST_ADDRESS }
+    }
+
+    fn segment_of(frame: &[u8]) -> Segment {
+        match read(frame) {
+            Ok(Frame::Ip(Packet { transport: Transport::Tcp(segment), .. })) => segment,
+            other => panic!("not a segment: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_refused_connection_is_reset_as_the_guest_expects() {
+        let syn =
+            Segment { sequence: u32::MAX, ..segment_of(&testing::tcp(FAR, 40_000, 443, flags::SYN, b"")) };
+        let mut outbox = Outbox::default();
+        outbox.reset(link(FAR), &syn);
+        let frame = testing::frames(outbox.pending()).remove(0);
+        assert!(testing::checksums_hold(&frame));
+        let reset = segment_of(&frame);
+        assert_eq!((reset.source, reset.destination), (443, 40_000));
+        assert_eq!(reset.flags, flags::RST | flags::ACK);
+        assert_eq!((reset.sequence, reset.acknowledged), (0, 0), "the number after the SYN, round the end");
+    }
+
+    #[test]
+    fn a_segment_from_nowhere_is_reset_at_its_own_number_and_a_reset_is_not_answered() {
+        let data = Segment { acknowledged: 77, ..segment_of(&testing::tcp(FAR, 1, 2, flags::ACK, b"abc")) };
+        let mut outbox = Outbox::default();
+        outbox.reset(link(FAR), &data);
+        let reset = segment_of(&testing::frames(outbox.pending()).remove(0));
+        assert_eq!((reset.flags, reset.sequence), (flags::RST, 77));
+        let before = outbox.pending().len();
+        outbox.reset(link(FAR), &Segment { flags: flags::RST, ..data });
+        assert_eq!(outbox.pending().len(), before);
+    }
+
+    #[test]
+    fn a_refused_datagram_is_quoted() {
+        let refused = testing::udp(FAR, 5000, 53, b"a long payload");
+        let mut outbox = Outbox::default();
+        outbox.unreachable(link(FAR), Unreachable::Prohibited, &refused[ETHERNET_LEN..]);
+        let frame = testing::frames(outbox.pending()).remove(0);
+        assert!(testing::checksums_hold(&frame));
+        assert_eq!(frame[34..36], [3, 13]);
+        assert_eq!(frame[42..], refused[14..42]);
+    }
+
+    #[test]
+    fn datagrams_have_checksums_whatever_their_length() {
+        for len in 0..40 {
+            let mut outbox = Outbox::default();
+            outbox.datagram(link(NAME_SERVER), 53, 40_000, &vec![0xa5; len]);
+            let frame = testing::frames(outbox.pending()).remove(0);
+            assert!(testing::checksums_hold(&frame), "{len}");
+        }
+    }
+
+    #[test]
+    fn a_full_outbox_takes_no_more_and_recovers() {
+        let mut outbox = Outbox::default();
+        for _ in 0..10_000 {
+            outbox.abort(link(FAR), 1, 2, 3);
+        }
+        assert!(outbox.pending().len() <= OUTBOX_BOUND);
+        let frames = testing::frames(outbox.pending());
+        assert!(frames.iter().all(|frame| read(frame).is_ok()));
+        outbox.advance(10);
+        assert!(outbox.is_begun());
+        outbox.advance(usize::MAX / 2);
+        assert!(outbox.pending().is_empty() && !outbox.is_begun());
+    }
+}

@@ -1,0 +1,190 @@
+//! Frames and messages for tests: written out by hand, without the code that is tested.
+
+use std::net::Ipv4Addr;
+
+use crate::GUEST_ADDRESS;
+
+pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
+pub(crate) const PASST_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
+
+/// A public address.
+pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// Turns a frame of the guest into one from the other side: addresses and ports change places.
+pub(crate) fn reversed(mut frame: Vec<u8>) -> Vec<u8> {
+    for at in 0..6 {
+        frame.swap(at, 6 + at);
+    }
+    for at in 26..30 {
+        frame.swap(at, at + 4);
+    }
+    if frame[23] != 1 {
+        frame.swap(34, 36);
+        frame.swap(35, 37);
+    }
+    frame
+}
+
+/// A segment of the guest: sequence 1000, acknowledging 2000.
+pub(crate) fn tcp(far: Ipv4Addr, guest_port: u16, far_port: u16, flags: u8, data: &[u8]) -> Vec<u8> {
+    let mut body = [&guest_port.to_be_bytes()[..], &far_port.to_be_bytes()].concat();
+    body.extend(1000_u32.to_be_bytes());
+    body.extend(2000_u32.to_be_bytes());
+    body.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    body.extend(data);
+    ip(far, 6, &body)
+}
+
+/// A datagram of the guest.
+pub(crate) fn udp(far: Ipv4Addr, guest_port: u16, far_port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut body = [&guest_port.to_be_bytes()[..], &far_port.to_be_bytes()].concat();
+    body.extend((8 + payload.len() as u16).to_be_bytes());
+    body.extend([0, 0]);
+    body.extend(payload);
+    ip(far, 17, &body)
+}
+
+/// An echo request or reply of the guest.
+pub(crate) fn echo(far: Ipv4Addr, request: bool, id: u16) -> Vec<u8> {
+    let mut body = vec![if request { 8 } else { 0 }, 0, 0, 0];
+    body.extend(id.to_be_bytes());
+    body.extend([0, 1]);
+    ip(far, 1, &body)
+}
+
+/// The guest asks who has `target`.
+pub(crate) fn arp(target: Ipv4Addr) -> Vec<u8> {
+    let mut frame = [0xff; 6].to_vec();
+    frame.extend(GUEST_MAC);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(GUEST_MAC);
+    frame.extend(GUEST_ADDRESS.octets());
+    frame.extend([0; 6]);
+    frame.extend(target.octets());
+    frame
+}
+
+fn ip(far: Ipv4Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
+    let mut frame = [PASST_MAC, GUEST_MAC].concat();
+    frame.extend([8, 0, 0x45, 0]);
+    frame.extend((20 + body.len() as u16).to_be_bytes());
+    frame.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
+    frame.extend(GUEST_ADDRESS.octets());
+    frame.extend(far.octets());
+    frame.extend(body);
+    frame
+}
+
+/// The frames of a stream, which must be whole.
+pub(crate) fn frames(mut stream: &[u8]) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    while let Some((len, rest)) = stream.split_first_chunk::<4>() {
+        let (frame, rest) = rest.split_at(u32::from_be_bytes(*len) as usize);
+        frames.push(frame.to_vec());
+        stream = rest;
+    }
+    assert!(stream.is_empty(), "half a length");
+    frames
+}
+
+/// The same on a stream.
+pub(crate) fn streamed(frame: &[u8]) -> Vec<u8> {
+    [&(frame.len() as u32).to_be_bytes()[..], frame].concat()
+}
+
+/// Whether the checksums of an IPv4 frame are right: summed with themselves they come to nothing.
+pub(crate) fn checksums_hold(frame: &[u8]) -> bool {
+    let sum = |parts: &[&[u8]]| {
+        let mut sum = 0_u64;
+        for part in parts {
+            for word in part.chunks(2) {
+                sum += u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or(0));
+            }
+        }
+        while sum > 0xffff {
+            sum = (sum >> 16) + (sum & 0xffff);
+        }
+        sum
+    };
+    let (header, body) = frame[14..].split_at(20);
+    let pseudo = [&header[12..20], &[0, header[9]], &(body.len() as u16).to_be_bytes()].concat();
+    let body_sum = if header[9] == 1 { sum(&[body]) } else { sum(&[&pseudo, body]) };
+    sum(&[header]) == 0xffff && body_sum == 0xffff
+}
+
+/// A query.
+pub(crate) fn dns_query(id: u16, name: &str, kind: u16, edns: Option<u16>) -> Vec<u8> {
+    let mut message = id.to_be_bytes().to_vec();
+    message.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, u8::from(edns.is_some())]);
+    dns_name(&mut message, name);
+    message.extend(kind.to_be_bytes());
+    message.extend([0, 1]);
+    if let Some(size) = edns {
+        message.extend([0, 0, 41]);
+        message.extend(size.to_be_bytes());
+        message.extend([0; 6]);
+    }
+    message
+}
+
+/// The answer to a query for addresses, with jumps to the name.
+pub(crate) fn dns_answer(id: u16, name: &str, addresses: &[[u8; 4]], ttl: u32) -> Vec<u8> {
+    let mut message = id.to_be_bytes().to_vec();
+    message.extend([0x81, 0x80, 0, 1]);
+    message.extend((addresses.len() as u16).to_be_bytes());
+    message.extend([0; 4]);
+    dns_name(&mut message, name);
+    message.extend([0, 1, 0, 1]);
+    for address in addresses {
+        message.extend([0xc0, 12, 0, 1, 0, 1]);
+        message.extend(ttl.to_be_bytes());
+        message.extend([0, 4]);
+        message.extend(address);
+    }
+    message
+}
+
+fn dns_name(message: &mut Vec<u8>, name: &str) {
+    for label in name.split('.') {
+        message.push(label.len() as u8);
+        message.extend(label.bytes());
+    }
+    message.push(0);
+}
+
+/// What a message answers to a question for addresses: its code, name and addresses with their TTLs. Reads only what
+/// the filter writes: names without jumps.
+pub(crate) fn read_dns(message: &[u8]) -> (u8, String, Vec<(Ipv4Addr, u32)>) {
+    let code = message[3] & 15;
+    if message[5] == 0 {
+        return (code, String::new(), Vec::new());
+    }
+    let mut at = 12;
+    let name = skip_name(message, &mut at);
+    at += 4;
+    let mut addresses = Vec::new();
+    for _ in 0..u16::from_be_bytes([message[6], message[7]]) {
+        skip_name(message, &mut at);
+        let ttl = u32::from_be_bytes(message[at + 4..at + 8].try_into().expect("four bytes"));
+        let len = usize::from(u16::from_be_bytes([message[at + 8], message[at + 9]]));
+        let data = &message[at + 10..at + 10 + len];
+        if message[at..at + 2] == [0, 1] {
+            let octets: [u8; 4] = data.try_into().expect("an address has four bytes");
+            addresses.push((octets.into(), ttl));
+        }
+        at += 10 + len;
+    }
+    (code, name, addresses)
+}
+
+fn skip_name(message: &[u8], at: &mut usize) -> String {
+    let mut labels = Vec::new();
+    while message[*at] != 0 {
+        let len = usize::from(message[*at]);
+        assert!(len < 64, "a jump");
+        labels.push(String::from_utf8_lossy(&message[*at + 1..*at + 1 + len]).to_ascii_lowercase());
+        *at += 1 + len;
+    }
+    *at += 1;
+    labels.join(".")
+}
