@@ -586,3 +586,6 @@ fn protocol(kind: Kind) -> Protocol {
         Kind::Echo => Protocol::Icmp,
     }
 }
+
+#[cfg(test)]
+mod tests;

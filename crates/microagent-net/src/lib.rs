@@ -11,9 +11,11 @@ mod address;
 mod decision;
 mod dns;
 mod engine;
+mod filter;
 mod flows;
 mod frame;
 mod host;
+mod lane;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod model;
@@ -24,6 +26,7 @@ mod reply;
 mod resolv_conf;
 #[cfg(any(test, feature = "fuzzing"))]
 mod testing;
+mod upstream;
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
@@ -33,6 +36,7 @@ pub use address::Scope;
 pub use decision::{BURST, Decision, DecisionLog, PER_SECOND, Protocol, Reason, Record};
 pub use dns::resolver::{Carrier, Errand, Ticket};
 pub use engine::{Engine, FilterOptions, Now, Verdict};
+pub use filter::{FilterHandle, start_filter};
 pub use frame::MAX_FRAME_LEN;
 pub use host::host_addresses;
 pub use policy::{

@@ -133,7 +133,7 @@ pub fn drive(bytes: &[u8]) {
         mode: choices.of(&[EgressMode::Public, EgressMode::Allowlist, EgressMode::Open]),
         allow: RULES.iter().map(|rule| rule.parse().expect("a rule")).collect(),
         max_connections: 6,
-        max_bytes: choices.of(&[1 << 40, 1 << 40, 2000]),
+        max_bytes: choices.of(&[1 << 40, 1 << 40, 500]),
     };
     let options = FilterOptions {
         policy: policy.clone(),
@@ -164,13 +164,15 @@ impl Model {
             0 => {
                 let count = usize::from(choices.byte()) % 80;
                 let bytes = choices.bytes(count);
-                let from_guest = choices.byte() % 2 == 0;
+                let from_guest = choices.byte().is_multiple_of(2);
                 self.frame(from_guest, &bytes);
             }
             1..=7 => {
                 let (from_guest, mut frame) = made(choices);
-                if choices.byte() % 8 == 0 {
-                    let at = usize::from(choices.byte()) % frame.len();
+                if choices.byte().is_multiple_of(8) {
+                    // Mostly where the headers are.
+                    let at = choices.of(&[12, 13, 14, 17, 20, 21, 23, 26, 30, 33, 36, 47, choices.0.len()]);
+                    let at = at % frame.len();
                     frame[at] = choices.byte();
                 }
                 self.frame(from_guest, &frame);
@@ -216,7 +218,7 @@ impl Model {
         let addresses: Vec<[u8; 4]> =
             (0..choices.byte() % 4).map(|_| choices.of(&ADDRESSES).0.octets()).collect();
         let mut message = testing::dns_answer(id, &name, &addresses, choices.of(&[0, 60, 600, u32::MAX]));
-        if choices.byte() % 4 == 0 {
+        if choices.byte().is_multiple_of(4) {
             let at = usize::from(choices.byte()) % message.len();
             message[at] = choices.byte();
         }
@@ -360,7 +362,7 @@ impl Model {
 fn made(choices: &mut Choices<'_>) -> (bool, Vec<u8>) {
     let far = choices.of(&ADDRESSES).0;
     let (guest_port, far_port) = (choices.of(&PORTS), choices.of(&PORTS));
-    let from_guest = choices.byte() % 3 != 0;
+    let from_guest = !choices.byte().is_multiple_of(3);
     let frame = match choices.byte() % 8 {
         0..=3 => {
             let flags = choices.of(&[0x02, 0x02, 0x12, 0x10, 0x11, 0x04, 0x14, 0x03, 0x06]);

@@ -1,0 +1,166 @@
+//! Sockets to the host's name servers, one per query on its way. None of them blocks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with,
+};
+
+use crate::dns::message::MESSAGE_MAX;
+use crate::dns::resolver::{Carrier, Errand, Ticket};
+
+/// Bytes of the length before a message on a connection.
+const LENGTH_LEN: usize = 2;
+/// Datagrams that are taken from one socket in a turn.
+const DATAGRAMS_MAX: usize = 8;
+
+/// What came of a socket.
+pub(crate) enum Arrival<'a> {
+    /// A message.
+    Message(Ticket, &'a [u8]),
+    /// Nothing will come.
+    Failure(Ticket),
+}
+
+struct Conversation {
+    ticket: Ticket,
+    socket: OwnedFd,
+    carrier: Carrier,
+    /// What is still to be sent.
+    unsent: Vec<u8>,
+    /// What came so far, on a connection.
+    came: Vec<u8>,
+}
+
+/// All queries' sockets.
+pub(crate) struct Upstream {
+    conversations: Vec<Conversation>,
+    scratch: Box<[u8]>,
+}
+
+impl Default for Upstream {
+    fn default() -> Upstream {
+        Upstream { conversations: Vec::new(), scratch: vec![0; MESSAGE_MAX].into_boxed_slice() }
+    }
+}
+
+impl Upstream {
+    /// Carries out an errand.
+    ///
+    /// # Errors
+    ///
+    /// The ticket whose socket cannot be had or whose server is out of reach.
+    pub(crate) fn carry_out(&mut self, errand: Errand) -> Result<(), Ticket> {
+        match errand {
+            Errand::Forget(ticket) => self.forget(ticket),
+            Errand::Ask { ticket, server, carrier, message } => {
+                self.forget(ticket);
+                let conversation =
+                    Conversation::begin(ticket, server, carrier, &message).map_err(|_| ticket)?;
+                self.conversations.push(conversation);
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes all sockets.
+    pub(crate) fn clear(&mut self) {
+        self.conversations.clear();
+    }
+
+    /// What to wait for: sockets in the order in which [`Upstream::attend`] counts them.
+    pub(crate) fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        self.conversations.iter().map(|conversation| {
+            let flags = if conversation.unsent.is_empty() { PollFlags::IN } else { PollFlags::OUT };
+            (conversation.socket.as_fd(), flags)
+        })
+    }
+
+    /// Attends to the sockets for which something happened.
+    pub(crate) fn attend(&mut self, happened: impl Fn(usize) -> bool, mut arrive: impl FnMut(Arrival<'_>)) {
+        for (number, conversation) in self.conversations.iter_mut().enumerate() {
+            if happened(number) {
+                conversation.attend(&mut self.scratch, &mut arrive);
+            }
+        }
+    }
+
+    fn forget(&mut self, ticket: Ticket) {
+        self.conversations.retain(|conversation| conversation.ticket != ticket);
+    }
+}
+
+impl Conversation {
+    fn begin(
+        ticket: Ticket,
+        server: SocketAddr,
+        carrier: Carrier,
+        message: &[u8],
+    ) -> io::Result<Conversation> {
+        let family = if server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let kind = if carrier == Carrier::Udp { SocketType::DGRAM } else { SocketType::STREAM };
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+        // Connected, so that datagrams of others do not arrive, and without a port of our choice.
+        match connect(&socket, &server) {
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut unsent = Vec::new();
+        match carrier {
+            Carrier::Udp => {
+                send(&socket, message, SendFlags::NOSIGNAL)?;
+            }
+            Carrier::Tcp => {
+                // Our own queries have some hundred bytes.
+                unsent.extend_from_slice(&(message.len() as u16).to_be_bytes());
+                unsent.extend_from_slice(message);
+            }
+        }
+        Ok(Conversation { ticket, socket, carrier, unsent, came: Vec::new() })
+    }
+
+    fn attend(&mut self, scratch: &mut [u8], arrive: &mut impl FnMut(Arrival<'_>)) {
+        match self.carrier {
+            Carrier::Udp => self.take_datagrams(scratch, arrive),
+            Carrier::Tcp => match self.converse(scratch) {
+                Ok(true) => arrive(Arrival::Message(self.ticket, &self.came[LENGTH_LEN..])),
+                Ok(false) | Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(_) => arrive(Arrival::Failure(self.ticket)),
+            },
+        }
+    }
+
+    fn take_datagrams(&mut self, scratch: &mut [u8], arrive: &mut impl FnMut(Arrival<'_>)) {
+        for _ in 0..DATAGRAMS_MAX {
+            match recv(&self.socket, &mut *scratch, RecvFlags::empty()) {
+                Ok((count, _)) => arrive(Arrival::Message(self.ticket, &scratch[..count])),
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                Err(_) => return arrive(Arrival::Failure(self.ticket)),
+            }
+        }
+    }
+
+    /// Sends the query, takes the answer. True: it is whole.
+    fn converse(&mut self, scratch: &mut [u8]) -> Result<bool, Errno> {
+        if !self.unsent.is_empty() {
+            let count = send(&self.socket, &self.unsent, SendFlags::NOSIGNAL)?;
+            self.unsent.drain(..count);
+            return Ok(false);
+        }
+        let (count, _) = recv(&self.socket, &mut *scratch, RecvFlags::empty())?;
+        if count == 0 {
+            return Err(Errno::CONNRESET);
+        }
+        self.came.extend_from_slice(&scratch[..count]);
+        let Some(len) = self.came.first_chunk::<LENGTH_LEN>() else { return Ok(false) };
+        let len = usize::from(u16::from_be_bytes(*len));
+        if len > MESSAGE_MAX || self.came.len() > LENGTH_LEN + len {
+            return Err(Errno::MSGSIZE);
+        }
+        Ok(self.came.len() == LENGTH_LEN + len)
+    }
+}
