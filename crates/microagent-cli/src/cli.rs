@@ -9,9 +9,9 @@ use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, events, exec, image,
-    kernel, list, logs, man, network, perf, profiles, result, run, start, stats, status, supervise, template,
-    version, wait,
+    artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events, exec,
+    image, kernel, list, logs, man, network, perf, profiles, result, run, start, stats, status, supervise,
+    template, version, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -149,6 +149,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "log")]
     Logs(logs::LogsArgs),
     Events(events::EventsArgs),
+    Egress(egress::EgressArgs),
     Stats(stats::StatsArgs),
     Wait(wait::WaitArgs),
     Result(result::ResultArgs),

@@ -73,6 +73,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Network(args) => commands::network::execute(context, args),
         Command::Status(args) => commands::status::execute(context, args),
         Command::Logs(args) => commands::logs::execute(context, args),
+        Command::Egress(args) => commands::egress::execute(context, args),
         Command::Events(args) => commands::events::execute(context, args),
         Command::Stats(args) => commands::stats::execute(context, args),
         Command::Wait(args) => return commands::wait::execute(context, args),

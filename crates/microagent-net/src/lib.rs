@@ -57,14 +57,12 @@ pub const PREFIX_LEN: u8 = 24;
 /// The guest's default route.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
-/// The name server that the guest sees; passt forwards to the host's.
+/// The name server that the guest sees; the filter asks the host's.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
 /// passt's arguments for a guest with these published ports, none of which has the host's port 0.
 ///
-/// Queries to [`NAME_SERVER`] go to the first name server of the host's `/etc/resolv.conf`, also when that is a
-/// stub on the host's loopback, since it is passt that asks. `--dns` must stay away: with it, passt (of 2023-03,
-/// Debian 12) does not look at that file, and then forwards nowhere.
+/// Nothing about names: queries to [`NAME_SERVER`] never come as far as passt, the filter answers them.
 ///
 /// # Source
 /// `passt(1)`; `--fd` needs passt of 2022-11-16 or later.
@@ -77,7 +75,6 @@ pub fn passt_args(socket: BorrowedFd<'_>, published: &[Publish]) -> Vec<OsString
         ("--address", GUEST_ADDRESS.to_string()),
         ("--netmask", PREFIX_LEN.to_string()),
         ("--gateway", GATEWAY.to_string()),
-        ("--dns-forward", NAME_SERVER.to_string()),
         // Without this, a port that is published would be forwarded for UDP, too.
         ("--udp-ports", "none".to_owned()),
     ] {
@@ -106,7 +103,7 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         let args = passt_args(null.as_fd(), &[]);
         assert!(args.iter().any(|arg| arg == "--no-map-gw"));
-        assert!(!args.iter().any(|arg| arg == "--dns"));
+        assert!(!args.iter().any(|arg| arg == "--dns-forward"));
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod attach;
 mod commit;
 mod copy;
 mod doctor;
+mod egress;
 mod engine;
 mod error;
 mod event;
@@ -64,7 +65,10 @@ pub use template::{Template, TemplateShape};
 pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
 
 pub use microagent_image as image;
-pub use microagent_net::{AllowRule, BYTES_DEFAULT, CONNECTIONS_DEFAULT, EgressMode, EgressPolicy, Publish};
+pub use microagent_net::{
+    AllowRule, BYTES_DEFAULT, CONNECTIONS_DEFAULT, Decision, EgressMode, EgressPolicy, Protocol, Publish,
+    Reason, Record,
+};
 pub use microagent_store::{
     Artifact, Attachment, CommandLine, DiskSource, Failure, FailureKind, LinkState, NameError, NetworkMode,
     ProcessId, Resources, RestartPolicy, SecretReference, SecretSource, SetupStep, State, StateEvent,

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::ExitStatus;
 use std::rc::Rc;
@@ -72,9 +72,16 @@ impl Machine {
             (Some(passt), Some(guest)) => Some(Network::start(passt, guest.mac.0).await?),
             _ => None,
         };
-        let device = network.as_mut().and_then(Network::take_device);
-        let (mut qemu, sockets) =
-            start_qemu(spec, plan, device.as_ref()).map_err(|e| start_failure(&spec.machine.qemu, &e))?;
+        let cannot_start = |e: io::Error| start_failure(&spec.machine.qemu, &e);
+        let device = match &network {
+            Some(_) => Some(StdUnixStream::pair().map_err(cannot_start)?),
+            None => None,
+        };
+        let theirs = device.as_ref().map(|(_, theirs)| theirs.as_fd());
+        let (mut qemu, sockets) = start_qemu(spec, plan, theirs).map_err(cannot_start)?;
+        if let (Some(network), Some(passt), Some((ours, _))) = (&mut network, &spec.passt, device) {
+            network.filter(passt, ours.into(), dir)?;
+        }
         if let Some(stderr) = network.as_mut().and_then(Network::take_words) {
             spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log)));
         }
@@ -188,7 +195,7 @@ struct OurEnds {
     control: UnixStream,
 }
 
-fn start_qemu(spec: &Spec, plan: &Plan, network: Option<&OwnedFd>) -> io::Result<(Child, OurEnds)> {
+fn start_qemu(spec: &Spec, plan: &Plan, network: Option<BorrowedFd<'_>>) -> io::Result<(Child, OurEnds)> {
     let (console, qemu_console) = pair()?;
     let (monitor, qemu_monitor) = pair()?;
     let (control, qemu_control) = pair()?;
@@ -196,7 +203,7 @@ fn start_qemu(spec: &Spec, plan: &Plan, network: Option<&OwnedFd>) -> io::Result
         console: qemu_console.as_fd(),
         monitor: qemu_monitor.as_fd(),
         control: qemu_control.as_fd(),
-        network: network.map(AsFd::as_fd),
+        network,
     };
     let mut inherit = vec![sockets.console, sockets.monitor, sockets.control];
     inherit.extend(sockets.network);

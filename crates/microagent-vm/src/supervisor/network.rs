@@ -1,5 +1,5 @@
-//! The way from the machine's network device to the host's network: passt as a running process, and the ports that it
-//! publishes.
+//! The way from the machine's network device to the host's network: the filter, a thread of this process, and behind it
+//! passt as a running process, with the ports that it publishes.
 //!
 //! passt is started before QEMU. Where ports are published, it is also waited for: a machine whose port is taken does not
 //! boot. passt binds its ports before it answers anything, so one answer ([`microagent_net::probe_frame`]) says that it
@@ -10,14 +10,19 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
-use microagent_net::{Publish, is_probe_answer, passt_args, probe_frame};
-use microagent_store::{Failure, FailureKind, Link, ProcessId};
+use microagent_net::{
+    Decision, DecisionLog, FilterHandle, FilterOptions, Publish, host_addresses, is_probe_answer, passt_args,
+    probe_frame, start_filter,
+};
+use microagent_store::{Failure, FailureKind, Link, ProcessId, WorkspaceDir};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr};
 use tokio::time::timeout;
 
+use super::full_or_boot;
 use super::machine::{REAP_DEADLINE, start_failure};
+use crate::bounded_log::BoundedLog;
 use crate::ports::{PortError, choose_ports};
 use crate::spawn::{Program, spawn};
 use crate::spec::PasstSpec;
@@ -38,13 +43,17 @@ const FRAME_LIMIT: usize = 65_536 + 18;
 /// Most of passt's last words that are read.
 const WORDS_LIMIT: u64 = 16 * 1024;
 
-/// passt, and what it was told to publish.
+/// Bound of the log of decisions in bytes (twice that on disk): some ten thousand of them.
+const EGRESS_LOG_LIMIT: u64 = 4 * 1024 * 1024;
+
+/// passt, what it was told to publish, and the filter before it.
 pub(super) struct Network {
     passt: Child,
     process: Option<ProcessId>,
     published: Vec<Publish>,
-    /// The end of its socket that is QEMU's.
-    device: Option<OwnedFd>,
+    /// The filter's end of passt's socket, until the filter runs.
+    passt_end: Option<OwnedFd>,
+    filter: Option<FilterHandle>,
     /// Whether its end was told already.
     is_lost: bool,
 }
@@ -69,20 +78,21 @@ impl Network {
 
     /// passt jails itself.
     fn spawn(spec: &PasstSpec, published: Vec<Publish>) -> io::Result<Network> {
-        let (qemu_end, passt_end) = StdUnixStream::pair()?;
-        let args = passt_args(passt_end.as_fd(), &published);
-        let program = Program { path: &spec.program, args: &args, inherit: &[passt_end.as_fd()], jail: None };
+        let (ours, theirs) = StdUnixStream::pair()?;
+        let args = passt_args(theirs.as_fd(), &published);
+        let program = Program { path: &spec.program, args: &args, inherit: &[theirs.as_fd()], jail: None };
         let passt = spawn(program)?;
         let process = passt.id().and_then(|pid| ProcessId::of(i32::try_from(pid).ok()?));
-        Ok(Network { passt, process, published, device: Some(qemu_end.into()), is_lost: false })
+        let passt_end = Some(ours.into());
+        Ok(Network { passt, process, published, passt_end, filter: None, is_lost: false })
     }
 
     /// Waits for passt's first answer. The inner error is what it said when it ended instead.
     async fn ready(mut self, mac: [u8; 6]) -> Result<Result<Network, String>, Failure> {
-        let device = self.device.take().expect("it is taken later, by QEMU");
-        match timeout(READY_DEADLINE, probe(device, mac)).await {
-            Ok(Ok(device)) => {
-                self.device = Some(device);
+        let passt_end = self.passt_end.take().expect("it is taken later, by the filter");
+        match timeout(READY_DEADLINE, probe(passt_end, mac)).await {
+            Ok(Ok(passt_end)) => {
+                self.passt_end = Some(passt_end);
                 Ok(Ok(self))
             }
             Ok(Err(_)) => Ok(Err(self.last_words().await)),
@@ -108,9 +118,27 @@ impl Network {
         last.unwrap_or("it gave no reason").to_owned()
     }
 
-    /// The end of passt's socket that is QEMU's, once.
-    pub(super) fn take_device(&mut self) -> Option<OwnedFd> {
-        self.device.take()
+    /// Starts the filter between QEMU's socket and passt's. QEMU and passt are started before: until here this process has
+    /// one thread ([`crate::spawn`]).
+    pub(super) fn filter(
+        &mut self,
+        spec: &PasstSpec,
+        device: OwnedFd,
+        dir: &WorkspaceDir,
+    ) -> Result<(), Failure> {
+        let options = FilterOptions {
+            policy: spec.egress.clone(),
+            published: self.published.iter().map(|publish| publish.guest_port.get()).collect(),
+            host_addresses: host_addresses().map_err(|e| full_or_boot(&e, "the host's addresses"))?,
+            name_servers: spec.name_servers.clone(),
+        };
+        let log = BoundedLog::append_to(&dir.egress_log(), EGRESS_LOG_LIMIT)
+            .map_err(|e| full_or_boot(&e, "log of the network"))?;
+        let passt_end = self.passt_end.take().expect("the filter is started once");
+        let filter = start_filter(device, passt_end, options, Box::new(EgressLog(log)))
+            .map_err(|e| full_or_boot(&e, "the filter of the network"))?;
+        self.filter = Some(filter);
+        Ok(())
     }
 
     /// What passt says, once.
@@ -137,9 +165,12 @@ impl Network {
         }
     }
 
-    /// passt ends when QEMU's socket closes; it is only waited for.
+    /// passt ends when its socket closes, with the filter; it is only waited for.
     pub(super) async fn end(mut self) {
-        drop(self.device.take());
+        drop(self.passt_end.take());
+        if let Some(filter) = self.filter.take() {
+            filter.stop();
+        }
         if timeout(END_PATIENCE, self.passt.wait()).await.is_err() {
             let _ = self.passt.start_kill();
             let _ = timeout(REAP_DEADLINE, self.passt.wait()).await;
@@ -147,10 +178,21 @@ impl Network {
     }
 }
 
+/// `egress.jsonl`.
+struct EgressLog(BoundedLog);
+
+impl DecisionLog for EgressLog {
+    fn record(&mut self, decision: &Decision) {
+        let mut line = serde_json::to_vec(decision).expect("a decision is plain data");
+        line.push(b'\n');
+        self.0.append(&line);
+    }
+}
+
 /// Asks passt for its address and waits for the answer; gives the socket back, with nothing half-read in it. What comes
 /// from outside before is dropped, as if the guest had not heard it.
-async fn probe(device: OwnedFd, mac: [u8; 6]) -> io::Result<OwnedFd> {
-    let stream = StdUnixStream::from(device);
+async fn probe(passt_end: OwnedFd, mac: [u8; 6]) -> io::Result<OwnedFd> {
+    let stream = StdUnixStream::from(passt_end);
     stream.set_nonblocking(true)?;
     let mut stream = UnixStream::from_std(stream)?;
     stream.write_all(&probe_frame(mac)).await?;
