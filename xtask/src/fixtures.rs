@@ -27,6 +27,8 @@ const SUITE: &str = "bookworm";
 /// Programs needed, and the Debian package of each.
 const TOOLS: [(&str, &str); 4] =
     [("mmdebstrap", "mmdebstrap"), ("skopeo", "skopeo"), ("busybox", "busybox-static"), ("tar", "tar")];
+/// Servers that people run, for tests of volumes and of the network.
+const SERVICE_PACKAGES: &str = "nginx-light,postgresql";
 /// Real programs of about 1 GB, in two layers, for the benchmark.
 const BENCH_PACKAGES: [&str; 2] =
     ["build-essential,git,python3-numpy", "default-jdk-headless,nodejs,golang-go"];
@@ -46,11 +48,12 @@ struct Recipe {
     make: fn(&Workshop<'_>) -> Result<()>,
 }
 
-const RECIPES: [Recipe; 4] = [
+const RECIPES: [Recipe; 5] = [
     Recipe { name: "busybox", version: 1, make: busybox },
     Recipe { name: "debian", version: 1, make: debian },
     Recipe { name: "layers", version: 1, make: layers::make },
     Recipe { name: "caps", version: 1, make: caps::make },
+    Recipe { name: "services", version: 1, make: services },
 ];
 const BENCH_RECIPES: [Recipe; 1] = [Recipe { name: "big", version: 1, make: big }];
 
@@ -236,6 +239,14 @@ fn debian(workshop: &Workshop<'_>) -> Result<()> {
     layout.add_layer(File::open(tar)?, Compression::Gzip)?;
     layout.finish(&Settings { command: &["bash"] })?;
     workshop.archive("debian", "oci", "oci-archive", "latest")
+}
+
+/// Debian with a web server and a database.
+fn services(workshop: &Workshop<'_>) -> Result<()> {
+    let mut layout = workshop.layout("services")?;
+    let tar = debian_tar(workshop, SERVICE_PACKAGES)?;
+    layout.add_layer(File::open(tar)?, Compression::Gzip)?;
+    layout.finish(&Settings { command: &["bash"] })
 }
 
 /// Two layers of many and large files: Debian with compilers, and above it Debian with other ones, so that

@@ -139,6 +139,7 @@ pub(crate) enum Command {
     Pause(change::PauseArgs),
     #[command(alias = "unpause")]
     Resume(change::ResumeArgs),
+    Quarantine(change::QuarantineArgs),
     Supervise(supervise::SuperviseArgs),
     Ps(list::PsArgs),
     #[command(visible_alias = "ls")]

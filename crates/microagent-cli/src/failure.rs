@@ -98,6 +98,13 @@ impl Failure {
 
     fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "{} {}", "Error:".red().bold(), escape::one_line(&self.message()))?;
+        if let Failure::Engine(Error::Spec(error)) = self
+            && let Some(snippet) = error.snippet()
+        {
+            for line in escape::lines(snippet).lines() {
+                writeln!(out, "  {line}")?;
+            }
+        }
         if let Failure::Engine(
             Error::RunFailed { console_tail: Some(tail), .. }
             | Error::StartFailed { console_tail: Some(tail), .. },

@@ -67,6 +67,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Kill(args) => commands::change::kill(context, args),
         Command::Pause(args) => commands::change::pause(context, args),
         Command::Resume(args) => commands::change::resume(context, args),
+        Command::Quarantine(args) => commands::change::quarantine(context, args),
         Command::Supervise(args) => return commands::supervise::execute(context, args),
         Command::Ps(args) => commands::list::execute_ps(context, args),
         Command::List(args) => commands::list::execute(context, args),

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::error::Error as ClapError;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use microagent::image::PullPolicy;
+use microagent::text::setup_script;
 use microagent::{
-    AllowRule, Artifact, BYTES_DEFAULT, CONNECTIONS_DEFAULT, EgressMode, EgressPolicy, NetworkMode, PROFILES,
-    Profile, Publish, SetupStep, WorkspaceOptions,
+    AllowRule, Artifact, EgressMode, EgressPolicy, NetworkMode, PROFILES, Profile, Publish, SetupStep,
+    SpecFile, WorkspaceOptions,
 };
 
 use crate::commands::run::{
@@ -15,12 +16,13 @@ use crate::commands::run::{
 };
 use crate::failure::Failure;
 
-/// Largest setup script that is read; scripts are text.
-const SETUP_FILE_LIMIT: u64 = 1024 * 1024;
-
 /// What a workspace is made from, but for its image.
 #[derive(Debug, Args)]
 pub(crate) struct WorkspaceArgs {
+    /// Start from a spec file, as `microagent.yaml`; flags go over it, and nothing is read without this
+    #[arg(long, value_name = "SPEC", help_heading = "What to run")]
+    file: Option<PathBuf>,
+
     #[command(flatten)]
     setup: SetupArgs,
 
@@ -40,19 +42,14 @@ pub(crate) struct WorkspaceArgs {
     #[arg(short, long, value_name = "DIR", help_heading = "What to run")]
     workdir: Option<String>,
 
-    /// When to ask the registry: missing (only for what is not here), always, or never
-    #[arg(
-        long,
-        value_name = "WHEN",
-        default_value = "missing",
-        hide_possible_values = true,
-        help_heading = "What to run"
-    )]
-    pull: Pull,
+    /// When to ask the registry: missing (only for what is not here), always, or never [default: missing]
+    #[arg(long, value_name = "WHEN", hide_possible_values = true, help_heading = "What to run")]
+    pull: Option<Pull>,
 
-    /// Machine size to start from: tiny, small, medium or large (see `microagent profiles`)
-    #[arg(long, value_name = "NAME", default_value = "small", value_parser = profile, help_heading = "Machine")]
-    profile: Profile,
+    /// Machine size to start from: tiny, small, medium or large (see `microagent profiles`) [default:
+    /// small]
+    #[arg(long, value_name = "NAME", value_parser = profile, help_heading = "Machine")]
+    profile: Option<Profile>,
 
     /// Memory in MiB, or with a unit such as 512m or 2g
     #[arg(short, long, value_name = "MIB", value_parser = memory_mib, help_heading = "Machine")]
@@ -66,9 +63,9 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "MIB", help_heading = "Machine")]
     size_mib: Option<u64>,
 
-    /// Network: user (outbound NAT) or isolated (no network device but loopback)
-    #[arg(long, alias = "net", value_name = "MODE", default_value = "user", help_heading = "Network")]
-    network: String,
+    /// Network: user (outbound NAT) or isolated (no network device but loopback) [default: user]
+    #[arg(long, alias = "net", value_name = "MODE", help_heading = "Network")]
+    network: Option<String>,
 
     /// Publish a TCP port of the guest; HOST is 127.0.0.1 unless given, HOST_PORT 0 picks a free one (repeatable)
     #[arg(short, long, value_name = "[HOST:]HOST_PORT:PORT", help_heading = "Network")]
@@ -124,32 +121,45 @@ pub(crate) fn profile(name: &str) -> Result<Profile, String> {
 }
 
 impl WorkspaceArgs {
-    /// Checks what clap cannot and reads the files that the arguments name.
-    pub(crate) fn options(&self, image: &str, outputs: &[Artifact]) -> Result<WorkspaceOptions, Failure> {
+    /// What the spec file says, or nothing where there is none.
+    pub(crate) fn spec(&self) -> Result<SpecFile, Failure> {
+        match &self.file {
+            Some(path) => read_spec(path),
+            None => Ok(SpecFile::default()),
+        }
+    }
+
+    /// Lays the flags over what a spec file says. A value takes the place of the file's; of a list, an entry takes the
+    /// place of the file's with the same name, and others are added behind the file's.
+    pub(crate) fn lay_over(
+        &self,
+        options: &mut WorkspaceOptions,
+        outputs: &[Artifact],
+    ) -> Result<(), Failure> {
         if let Some(volume) = self.volume.first() {
             return Err(refuse_volume(volume));
         }
-        let network = self.network_mode()?;
-        let mut options = WorkspaceOptions::new(image);
-        options.setup = self.setup.read()?;
-        options.env = self.environment()?;
-        options.user.clone_from(&self.user);
-        options.working_dir.clone_from(&self.workdir);
-        options.outputs = distinct(outputs)?;
-        options.profile = self.profile;
-        options.memory_mib = self.memory;
-        options.cpu_count = self.cpus;
-        options.size_mib = self.size_mib;
-        options.hostname.clone_from(&self.hostname);
-        options.network = network;
-        options.publish.clone_from(&self.publish);
-        options.egress = self.egress_policy(network)?;
-        options.pull = self.pull.into();
-        Ok(options)
+        if let Some(mode) = &self.network {
+            options.network = network_mode(mode)?;
+        }
+        self.lay_network_over(options)?;
+        distinct(outputs)?;
+        options.setup.extend(self.setup.read()?);
+        options.env.extend(self.environment()?);
+        lay_list_over(&mut options.outputs, outputs, |output| &output.name);
+        lay_value_over(&mut options.user, &self.user);
+        lay_value_over(&mut options.working_dir, &self.workdir);
+        lay_value_over(&mut options.memory_mib, &self.memory);
+        lay_value_over(&mut options.cpu_count, &self.cpus);
+        lay_value_over(&mut options.size_mib, &self.size_mib);
+        lay_value_over(&mut options.hostname, &self.hostname);
+        options.profile = self.profile.unwrap_or(options.profile);
+        options.pull = self.pull.map_or(options.pull, PullPolicy::from);
+        Ok(())
     }
 
-    /// What was said of the network in particular has a meaning only where there is one.
-    fn egress_policy(&self, network: NetworkMode) -> Result<EgressPolicy, Failure> {
+    /// What is said of the network in particular has a meaning only where there is one.
+    fn lay_network_over(&self, options: &mut WorkspaceOptions) -> Result<(), Failure> {
         let given = [
             ("--publish (-p)", !self.publish.is_empty()),
             ("--egress", self.egress.is_some()),
@@ -157,7 +167,7 @@ impl WorkspaceArgs {
             ("--egress-max-connections", self.egress_max_connections.is_some()),
             ("--egress-max-bytes", self.egress_max_bytes.is_some()),
         ];
-        if network == NetworkMode::Isolated
+        if options.network == NetworkMode::Isolated
             && let Some((flag, _)) = given.iter().find(|(_, given)| *given)
         {
             return Err(refusal(
@@ -166,12 +176,16 @@ impl WorkspaceArgs {
                 "use --network user, or leave it out",
             ));
         }
-        Ok(EgressPolicy {
-            mode: self.egress.unwrap_or_default(),
-            allow: self.egress_allow.clone(),
-            max_connections: self.egress_max_connections.unwrap_or(CONNECTIONS_DEFAULT),
-            max_bytes: self.egress_max_bytes.unwrap_or(BYTES_DEFAULT),
-        })
+        // A port of the guest is published where the flags say, if they do.
+        let is_named = |port| self.publish.iter().any(|flag| flag.guest_port == port);
+        options.publish.retain(|of_file| !is_named(of_file.guest_port));
+        options.publish.extend(&self.publish);
+        let EgressPolicy { mode, allow, max_connections, max_bytes } = &mut options.egress;
+        *mode = self.egress.unwrap_or(*mode);
+        allow.extend(self.egress_allow.iter().cloned());
+        *max_connections = self.egress_max_connections.unwrap_or(*max_connections);
+        *max_bytes = self.egress_max_bytes.unwrap_or(*max_bytes);
+        Ok(())
     }
 
     fn environment(&self) -> Result<Vec<(String, String)>, Failure> {
@@ -184,18 +198,50 @@ impl WorkspaceArgs {
         }
         Ok(variables)
     }
+}
 
-    fn network_mode(&self) -> Result<NetworkMode, Failure> {
-        match self.network.as_str() {
-            "user" => Ok(NetworkMode::User),
-            "isolated" => Ok(NetworkMode::Isolated),
-            other => Err(refuse_network(other)),
+/// Reads a spec file. Its paths are absolute then, whatever directory the supervisor runs in.
+pub(crate) fn read_spec(path: &Path) -> Result<SpecFile, Failure> {
+    let absolute = std::path::absolute(path).map_err(|source| Failure::File {
+        action: "resolve",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(SpecFile::read(&absolute).map_err(microagent::Error::from)?)
+}
+
+/// What to say of keys of a spec file that are not for the command that reads it.
+pub(crate) fn idle_keys(keys: &[&str], command: &str) -> Option<String> {
+    let says = if keys.len() == 1 { "says" } else { "say" };
+    (!keys.is_empty())
+        .then(|| format!("`{}` of the spec file {says} nothing to {command}", keys.join("`, `")))
+}
+
+fn lay_value_over<T: Clone>(of_file: &mut Option<T>, flag: &Option<T>) {
+    if flag.is_some() {
+        of_file.clone_from(flag);
+    }
+}
+
+fn lay_list_over<T: Clone, K: PartialEq + ?Sized>(of_file: &mut Vec<T>, flags: &[T], key: fn(&T) -> &K) {
+    for flag in flags {
+        match of_file.iter_mut().find(|entry| key(entry) == key(flag)) {
+            Some(entry) => entry.clone_from(flag),
+            None => of_file.push(flag.clone()),
         }
     }
 }
 
+fn network_mode(mode: &str) -> Result<NetworkMode, Failure> {
+    match mode {
+        "user" => Ok(NetworkMode::User),
+        "isolated" => Ok(NetworkMode::Isolated),
+        other => Err(refuse_network(other)),
+    }
+}
+
 /// No two outputs have one name.
-fn distinct(outputs: &[Artifact]) -> Result<Vec<Artifact>, Failure> {
+fn distinct(outputs: &[Artifact]) -> Result<(), Failure> {
     for (index, output) in outputs.iter().enumerate() {
         if outputs[..index].iter().any(|earlier| earlier.name == output.name) {
             return Err(Failure::usage(
@@ -204,7 +250,7 @@ fn distinct(outputs: &[Artifact]) -> Result<Vec<Artifact>, Failure> {
             ));
         }
     }
-    Ok(outputs.to_vec())
+    Ok(())
 }
 
 /// `--setup` and `--setup-file`, in the order in which they were typed.
@@ -229,28 +275,9 @@ impl SetupArg {
     fn read(&self) -> Result<SetupStep, Failure> {
         match self {
             SetupArg::Line(line) => Ok(SetupStep::Shell(line.clone())),
-            SetupArg::File(path) => {
-                let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-                Ok(SetupStep::Script { name, content: read_script(path)? })
-            }
+            SetupArg::File(path) => Ok(setup_script(path)?),
         }
     }
-}
-
-fn read_script(path: &Path) -> Result<Vec<u8>, Failure> {
-    use std::io::Read;
-    let failed = |source| Failure::File { action: "read setup script", path: path.to_owned(), source };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut content = Vec::new();
-    file.take(SETUP_FILE_LIMIT + 1).read_to_end(&mut content).map_err(failed)?;
-    if content.len() as u64 > SETUP_FILE_LIMIT {
-        return Err(refusal(
-            &format!("--setup-file {}", path.display()),
-            "a setup script has at most 1 MiB",
-            "let the script fetch what it needs, or put it into the image",
-        ));
-    }
-    Ok(content)
 }
 
 impl Args for SetupArgs {
@@ -312,6 +339,27 @@ mod tests {
         WorkspaceArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap()).unwrap()
     }
 
+    fn laid(words: &[&str]) -> Result<WorkspaceOptions, Failure> {
+        let mut options = WorkspaceOptions::new("i");
+        args(words).lay_over(&mut options, &[]).map(|()| options)
+    }
+
+    #[test]
+    fn flags_of_the_network_go_over_a_spec_file() {
+        let mut options = WorkspaceOptions::new("i");
+        options.publish = ["8080:80", "2222:22"].map(|text| text.parse().unwrap()).into();
+        options.egress.mode = EgressMode::Open;
+        options.egress.allow = vec!["a.example".parse().unwrap()];
+        let words =
+            ["-p", "0:80", "-p", "0:80", "--egress-allow", "b.example", "--egress-max-connections", "3"];
+        args(&words).lay_over(&mut options, &[]).unwrap();
+        let published: Vec<_> = options.publish.iter().map(ToString::to_string).collect();
+        assert_eq!(published, ["127.0.0.1:2222:22/tcp", "127.0.0.1:0:80/tcp", "127.0.0.1:0:80/tcp"]);
+        let rules: Vec<_> = options.egress.allow.iter().map(ToString::to_string).collect();
+        assert_eq!(rules, ["a.example", "b.example"]);
+        assert_eq!((options.egress.mode, options.egress.max_connections), (EgressMode::Open, 3));
+    }
+
     #[test]
     fn flags_of_the_network_become_options() {
         let words = [
@@ -330,14 +378,14 @@ mod tests {
             "--egress-max-bytes",
             "2g",
         ];
-        let options = args(&words).options("i", &[]).unwrap();
+        let options = laid(&words).unwrap();
         let published: Vec<_> = options.publish.iter().map(ToString::to_string).collect();
         assert_eq!(published, ["127.0.0.1:8080:80/tcp", "0.0.0.0:0:22/tcp"]);
         let EgressPolicy { mode, allow, max_connections, max_bytes } = options.egress;
         assert_eq!((mode, max_connections, max_bytes), (EgressMode::Allowlist, 7, 2 << 30));
         let rules: Vec<_> = allow.iter().map(ToString::to_string).collect();
         assert_eq!(rules, [".example.org", "192.0.2.0/24:443"]);
-        assert_eq!(args(&[]).options("i", &[]).unwrap().egress, EgressPolicy::default());
+        assert_eq!(laid(&[]).unwrap().egress, EgressPolicy::default());
     }
 
     #[test]
@@ -349,7 +397,7 @@ mod tests {
             "--egress-max-connections=1",
             "--egress-max-bytes=1",
         ] {
-            let refused = args(&["--network", "isolated", flag]).options("i", &[]).unwrap_err();
+            let refused = laid(&["--network", "isolated", flag]).unwrap_err();
             match refused {
                 Failure::Usage { message, hint: Some(hint) } => {
                     assert!(

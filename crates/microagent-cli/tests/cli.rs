@@ -26,6 +26,7 @@ const COMMANDS: &[&str] = &[
     "kill",
     "pause",
     "resume",
+    "quarantine",
     "supervise",
     "ps",
     "list",

@@ -41,7 +41,8 @@ pub enum State {
     Stopped,
     /// Ended in a way that nobody asked for.
     Failed,
-    /// Cut off and kept for inspection.
+    /// Cut off and stopped for good, its disk and, while its processes live, its memory kept to be examined. Only
+    /// somebody's word ends this, not the end of a process.
     Quarantined,
 }
 
@@ -276,7 +277,7 @@ pub struct WorkspaceRecord {
     /// The network of the current or last life; see [`WorkspaceRecord::observed_link`].
     #[serde(default)]
     pub link: Option<Link>,
-    /// Why the state is `failed`.
+    /// Why the state is `failed`, or what became of a quarantined machine.
     pub failure: Option<Failure>,
     /// Whether somebody asked for the end of the last life. One that ended by itself may be started again.
     #[serde(default)]
@@ -403,7 +404,15 @@ impl WorkspaceRecord {
         }
     }
 
-    /// Why the workspace is `failed`, also when nobody lived to write it down.
+    /// Whether a machine of this workspace exists now, in whatever state.
+    pub fn has_machine(&self) -> bool {
+        match self.observed_state() {
+            State::Quarantined => is_alive(self.supervisor.as_ref()),
+            state => state.is_live(),
+        }
+    }
+
+    /// Why the workspace is `failed`, or has lost what it was quarantined with, also when nobody lived to write it down.
     pub fn observed_failure(&self) -> Option<Failure> {
         match self.observed_state() {
             State::Failed if self.state != State::Failed => {
@@ -411,7 +420,12 @@ impl WorkspaceRecord {
                 let message = if rebooted { "the host was restarted" } else { "its supervisor was killed" };
                 Some(Failure { kind: FailureKind::SupervisorDied, message: message.to_owned() })
             }
-            State::Failed => self.failure.clone(),
+            State::Quarantined if self.failure.is_none() && !self.has_machine() => {
+                let message =
+                    "its memory is lost: its supervisor was killed, or the host restarted".to_owned();
+                Some(Failure { kind: FailureKind::SupervisorDied, message })
+            }
+            State::Failed | State::Quarantined => self.failure.clone(),
             _ => None,
         }
     }
@@ -497,6 +511,18 @@ mod tests {
         let earlier = ProcessId { boot_id: "earlier".into(), ..ProcessId::current().unwrap() };
         record.supervisor = Some(earlier);
         assert_eq!(record.observed_failure().unwrap().message, "the host was restarted");
+    }
+
+    #[test]
+    fn no_end_of_a_process_lifts_a_quarantine() {
+        let mut record = WorkspaceRecord { state: State::Quarantined, ..record() };
+        record.supervisor = ProcessId::current();
+        assert!(record.has_machine());
+        assert_eq!((record.observed_state(), record.observed_failure()), (State::Quarantined, None));
+        record.supervisor = None;
+        assert!(!record.has_machine());
+        assert_eq!(record.observed_state(), State::Quarantined);
+        assert!(record.observed_failure().unwrap().message.contains("its memory is lost"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::lifecycle::Ask;
-use crate::supervisor::END_DEADLINE;
+use crate::supervisor::{END_DEADLINE, QUARANTINE_DEADLINE};
 
 /// Largest message of either side, in bytes.
 pub(crate) const CONTROL_LIMIT: usize = 64 * 1024;
@@ -31,6 +31,8 @@ pub(crate) struct Hello {
     pub(crate) key: ControlKey,
     /// What it wants.
     pub(crate) wish: Wish,
+    /// Why it wants that, for the workspace's events.
+    pub(crate) reason: Option<String>,
 }
 
 /// What a client wants.
@@ -92,7 +94,7 @@ pub enum ControlError {
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
 pub async fn attach(dir: &WorkspaceDir) -> Result<Result<UnixStream, Refusal>, ControlError> {
-    let (stream, answer) = exchange(dir, Wish::Attach, ANSWER_DEADLINE).await?;
+    let (stream, answer) = exchange(dir, Wish::Attach, None, ANSWER_DEADLINE).await?;
     match answer {
         Answer::Attached => Ok(Ok(stream)),
         Answer::Refused(refusal) => Ok(Err(refusal)),
@@ -105,22 +107,36 @@ pub async fn attach(dir: &WorkspaceDir) -> Result<Result<UnixStream, Refusal>, C
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
 pub async fn change(dir: &WorkspaceDir, ask: Ask) -> Result<Answer, ControlError> {
+    change_because(dir, ask, None).await
+}
+
+/// As [`change`], with a reason for the workspace's events.
+///
+/// # Errors
+/// As [`change`].
+pub async fn change_because(
+    dir: &WorkspaceDir,
+    ask: Ask,
+    reason: Option<String>,
+) -> Result<Answer, ControlError> {
     let deadline = match ask {
         Ask::Halt | Ask::Stop => END_DEADLINE,
+        Ask::Quarantine => QUARANTINE_DEADLINE,
         Ask::Kill | Ask::Pause | Ask::Resume => ANSWER_DEADLINE,
     };
-    Ok(exchange(dir, Wish::Change(ask), deadline).await?.1)
+    Ok(exchange(dir, Wish::Change(ask), reason, deadline).await?.1)
 }
 
 async fn exchange(
     dir: &WorkspaceDir,
     wish: Wish,
+    reason: Option<String>,
     deadline: Duration,
 ) -> Result<(UnixStream, Answer), ControlError> {
     let (stream, key) = dir.connect().map_err(ControlError::Connect)?;
     stream.set_nonblocking(true).map_err(ControlError::Connect)?;
     let mut stream = UnixStream::from_std(stream).map_err(ControlError::Connect)?;
-    let hello = Hello { generation: GENERATION, key, wish };
+    let hello = Hello { generation: GENERATION, key, wish, reason };
     let talk = async {
         write_message(&mut stream, &hello, CONTROL_LIMIT).await?;
         read_message(&mut stream, CONTROL_LIMIT).await

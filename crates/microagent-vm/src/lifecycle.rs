@@ -10,10 +10,13 @@
 //!    ▲ │             ▼                   WorkDone(scratch)            │                     ▼
 //!    │ └──────────────────────────────────────────────────────────────┴─ Kill, any end ▶ Ended
 //! Restoring (AgentReady ▶ Running; the guest's or QEMU's failure ▶ Starting, once, cold)
+//!
+//! Running, Paused, Asked, Stopping ── Quarantine ▶ Quarantined ── Halt, Stop, Kill, QEMU's end ▶ Ended
 //! ```
 //!
 //! The first end wins, with one exception: once the work is done its outcome stands, whatever happens to
-//! the machine afterwards, unless the disk that was to be kept could not be flushed.
+//! the machine afterwards, unless the disk that was to be kept could not be flushed. A quarantined machine has no
+//! work any more: nothing but its end is expected of it, and whatever its guest still seems to say is not heard.
 
 use microagent_store::{Failure, FailureKind};
 use serde::{Deserialize, Serialize};
@@ -35,6 +38,8 @@ pub enum Phase {
     Asked,
     /// The work is done; the guest flushes its disk.
     Stopping(Outcome),
+    /// Cut off, its processors stopped for good; memory and disk are kept to be examined.
+    Quarantined,
     /// Nothing more happens.
     Ended(Outcome),
 }
@@ -92,6 +97,8 @@ pub enum Ask {
     Pause,
     /// That it goes on.
     Resume,
+    /// That it is cut off and never goes on, with its memory kept.
+    Quarantine,
 }
 
 /// What to do about it.
@@ -123,6 +130,8 @@ pub enum Effect {
     GiveUpAsking,
     /// Tell that the network is gone; the machine goes on without.
     NoteLinkLost,
+    /// Cut the guest off, stop it for good, and publish that.
+    Quarantine,
     /// Nothing, but the client waits for the end that is under way.
     AwaitEnd,
     /// Tell the client that this is not possible now.
@@ -136,6 +145,10 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
     match (phase, event) {
         (P::Ended(outcome), _) => (P::Ended(outcome), Effect::None), // absorbing
         (phase, E::Asked(ask)) => asked(phase, ask, nature),
+        (P::Quarantined, E::MachineGone(message)) => {
+            (P::Ended(Outcome::Quarantined(memory_lost(message))), Effect::Kill)
+        }
+        (P::Quarantined, _) => (P::Quarantined, Effect::None),
         (P::Asked, E::WindowOver) => (P::Running, Effect::GiveUpAsking),
         (P::Asked, E::WorkDone(_)) => (P::Stopping(Outcome::Stopped), Effect::Flush),
         (P::Restoring, E::GuestFailed(_) | E::MachineGone(_)) => (P::Starting, Effect::StartCold),
@@ -194,6 +207,11 @@ fn asked(phase: Phase, ask: Ask, nature: Nature) -> (Phase, Effect) {
     let outcome = if ask == Ask::Halt { Outcome::Halted } else { Outcome::Stopped };
     match (phase, ask) {
         (_, Ask::Kill) => (P::Ended(outcome), Effect::Kill),
+        // It is not asked to flush: not one more instruction of it runs. QEMU closes the disk as it is.
+        (P::Quarantined, Ask::Halt | Ask::Stop) => (P::Ended(Outcome::Stopped), Effect::Quit),
+        (P::Running | P::Asked | P::Paused | P::Stopping(_), Ask::Quarantine) => {
+            (P::Quarantined, Effect::Quarantine)
+        }
         (P::Stopping(under_way), Ask::Halt | Ask::Stop) => (P::Stopping(under_way), Effect::AwaitEnd),
         (P::Running | P::Asked, Ask::Stop) if nature.service => (P::Asked, Effect::AskService),
         // Whether its service follows shows only while it can.
@@ -209,6 +227,11 @@ fn asked(phase: Phase, ask: Ask, nature: Nature) -> (Phase, Effect) {
         (P::Paused, Ask::Resume) => (P::Running, Effect::Resume),
         (phase, _) => (phase, Effect::Refuse),
     }
+}
+
+/// A quarantined machine is gone before anybody released it.
+pub(crate) fn memory_lost(message: String) -> Failure {
+    Failure { kind: FailureKind::GuestDied, message: format!("its memory is lost: {message}") }
 }
 
 fn failed(kind: FailureKind, message: String) -> Phase {
@@ -342,6 +365,47 @@ mod tests {
         for (phase, ask, next, effect) in cases {
             let (phase, got) = step(phase(), Event::Asked(ask), KEPT);
             assert_eq!((format!("{phase:?}").as_str(), got), (next, effect), "{ask:?}");
+        }
+    }
+
+    #[test]
+    fn a_quarantined_machine_only_ends() {
+        let phases: [fn() -> Phase; 4] =
+            [|| Phase::Running, || Phase::Asked, || Phase::Paused, || Phase::Stopping(Outcome::Halted)];
+        for phase in phases {
+            let (phase, effect) = step(phase(), Event::Asked(Ask::Quarantine), SERVING);
+            assert_eq!((format!("{phase:?}").as_str(), effect), ("Quarantined", Effect::Quarantine));
+        }
+        for phase in [Phase::Starting, Phase::Restoring, Phase::Quarantined] {
+            assert_eq!(step(phase, Event::Asked(Ask::Quarantine), KEPT).1, Effect::Refuse);
+        }
+        type Case = (fn() -> Event, &'static str, Effect);
+        let cases: [Case; 13] = [
+            (|| Event::Asked(Ask::Halt), "Ended(Stopped)", Effect::Quit),
+            (|| Event::Asked(Ask::Stop), "Ended(Stopped)", Effect::Quit),
+            (|| Event::Asked(Ask::Kill), "Ended(Stopped)", Effect::Kill),
+            (|| Event::Asked(Ask::Pause), "Quarantined", Effect::Refuse),
+            (|| Event::Asked(Ask::Resume), "Quarantined", Effect::Refuse),
+            (|| Event::Serving, "Quarantined", Effect::None),
+            (|| Event::WorkDone(Outcome::Prepared), "Quarantined", Effect::None),
+            (|| Event::Flushed, "Quarantined", Effect::None),
+            (|| Event::FlushFailed("x".into()), "Quarantined", Effect::None),
+            (|| Event::GuestFailed("x".into()), "Quarantined", Effect::None),
+            (|| Event::HostFull("x".into()), "Quarantined", Effect::None),
+            (|| Event::WindowOver, "Quarantined", Effect::None),
+            (|| Event::Cancelled, "Quarantined", Effect::None),
+        ];
+        for (event, next, effect) in cases {
+            for nature in [KEPT, SERVING] {
+                let (phase, got) = step(Phase::Quarantined, event(), nature);
+                assert_eq!((format!("{phase:?}").as_str(), got), (next, effect), "{:?}", event());
+            }
+        }
+        let (phase, effect) = step(Phase::Quarantined, Event::MachineGone("x".into()), KEPT);
+        assert_eq!(effect, Effect::Kill);
+        match outcome(&phase) {
+            Outcome::Quarantined(failure) => assert_eq!(failure.message, "its memory is lost: x"),
+            other => panic!("released: {other:?}"),
         }
     }
 

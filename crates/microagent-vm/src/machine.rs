@@ -27,6 +27,9 @@ const EMULATED_CPU: &str = "max,erms=off";
 /// Size of a disk that is none. The agent takes everything below 1 MiB for a placeholder, and looks again.
 const PLACEHOLDER_BYTES: u64 = 512 * 1024;
 
+/// QEMU's name for the host's end of the network.
+pub(crate) const NETDEV: &str = "net0";
+
 /// SCSI target of the root disk.
 pub const ROOT_SCSI_TARGET: u8 = 0;
 
@@ -134,8 +137,8 @@ pub fn command_line(
         .device(&json!({ "driver": "virtio-scsi-device", "id": "scsi0" }));
     add_disk(&mut line, spec, start)?;
     if let Some(network) = sockets.network {
-        line.netdev_stream_fd("net0", network)
-            .device(&json!({ "driver": "virtio-net-device", "netdev": "net0" }));
+        line.netdev_stream_fd(NETDEV, network)
+            .device(&json!({ "driver": "virtio-net-device", "netdev": NETDEV }));
     }
     // A frozen state has every device that was there: these come afterwards, and at each start anew.
     if matches!(start, Start::Boot | Start::Restore { .. }) {

@@ -246,6 +246,8 @@ pub enum Outcome {
     Stopped,
     /// Its service ended, whatever it returned.
     ServiceEnded(RecordedResult),
+    /// It was quarantined, and its machine is gone although nobody released it.
+    Quarantined(Failure),
     /// The template is there.
     Frozen,
     /// Another process has the workspace; nothing was done.

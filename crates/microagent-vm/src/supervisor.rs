@@ -72,6 +72,14 @@ const STOP_WINDOW: Duration = Duration::from_secs(10);
 /// How long QEMU may take to have the guest stand still or go on.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How long a client waits for a quarantine: at worst passt and QEMU have to be killed.
+pub(crate) const QUARANTINE_DEADLINE: Duration = Duration::from_secs(40);
+const _: () = {
+    let killed = 2 * machine::REAP_DEADLINE.as_secs();
+    let asked = machine::LINK_DEADLINE.as_secs() + PAUSE_DEADLINE.as_secs();
+    assert!(killed + asked < QUARANTINE_DEADLINE.as_secs());
+};
+
 /// How long a machine may take to be gone whose supervisor was killed.
 const ORPHAN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -444,6 +452,11 @@ impl Driver {
 
     /// Writes the record, if this life has one.
     fn publish(&mut self, state: State) -> Result<(), WriteError> {
+        self.publish_because(state, None)
+    }
+
+    /// The same, with a reason for the events where the record has none.
+    fn publish_because(&mut self, state: State, reason: Option<&str>) -> Result<(), WriteError> {
         let news = self.at != state;
         self.at = state;
         if let Some((front, _)) = &self.front {
@@ -455,7 +468,8 @@ impl Driver {
         record.changed_at = Timestamp::now();
         record.save(&self.dir)?;
         if news {
-            self.dir.note_event(state, record.failure.as_ref().map(|failure| failure.message.as_str()));
+            let failure = record.failure.as_ref().map(|failure| failure.message.as_str());
+            self.dir.note_event(state, failure.or(reason));
         }
         Ok(())
     }

@@ -47,7 +47,7 @@ pub(crate) struct Guest {
 
 /// A conversation with the agent.
 pub(crate) struct Talk {
-    name: WorkspaceName,
+    pub(crate) name: WorkspaceName,
     pub(crate) stream: UnixStream,
 }
 
@@ -168,7 +168,13 @@ impl Engine {
             }
         };
         let mut talk = Talk { name: guest.name.clone(), stream };
-        write_message(&mut talk.stream, request, REQUEST_LIMIT).await.map_err(|e| talk.broken(&e))?;
+        // A guest that does not read holds up what is longer than the buffers on the way.
+        match timeout(REPLY_PATIENCE, write_message(&mut talk.stream, request, REQUEST_LIMIT)).await {
+            Ok(written) => written.map_err(|e| talk.broken(&e))?,
+            Err(_) => {
+                return Err(talk.gone(format!("it took nothing for {} s", REPLY_PATIENCE.as_secs())));
+            }
+        }
         Ok(talk)
     }
 }
@@ -217,7 +223,7 @@ impl Talk {
         self.gone(with_cause(error))
     }
 
-    fn gone(&self, message: String) -> Error {
+    pub(crate) fn gone(&self, message: String) -> Error {
         Error::GuestGone { workspace: self.name.clone(), message }
     }
 }

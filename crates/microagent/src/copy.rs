@@ -14,8 +14,8 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use microagent_proto::{
-    Chunk, GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, INPUT_LIMIT, Pack, PackEvent, PathInfo, PathKind,
-    Request, Stat, Unpack, UnpackInput, Unpacked, write_message,
+    GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, Pack, PackEvent, PathInfo, PathKind, Request, Stat,
+    Unpack, Unpacked,
 };
 use microagent_store::WorkspaceName;
 use tokio::sync::mpsc;
@@ -99,46 +99,16 @@ impl Engine {
             _ if there == Some(Kind::Directory) => (guest_path.to_owned(), None),
             _ => return Err(Misfit::NoDirectory.error(guest_path)),
         };
-        let (chunks, mut chunked) = mpsc::channel(QUEUE);
+        let (chunks, chunked) = mpsc::channel(QUEUE);
         let packing = tokio::task::spawn_blocking(move || match source {
             CopySource::Path(path) => send::pack(&path, follow, name.as_deref(), chunks),
             CopySource::Tar(stream) => send::pass_on(stream, chunks),
         });
         let request = Request::Unpack(Unpack { dir: dir.clone().into_bytes().into() });
         let talk = self.ask(guest, &request).await?;
-        let (from, mut to) = talk.stream.into_split();
-        let mut replies = microagent_proto::MessageReader::new(from, microagent_proto::REPLY_LIMIT);
-        let broken = |e: &dyn std::error::Error| guest.late(&crate::error::with_cause(e));
-        let feeding = async {
-            while let Some(bytes) = chunked.recv().await {
-                let data = UnpackInput::Data(Chunk::from(bytes));
-                write_message(&mut to, &data, INPUT_LIMIT).await.map_err(|e| broken(&e))?;
-            }
-            // What the host could not read is no complete stream, and the guest must not take it for one.
-            match packing.await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(guest.late("reading was interrupted")),
-            }
-            write_message(&mut to, &UnpackInput::End, INPUT_LIMIT).await.map_err(|e| broken(&e))
-        };
-        let mut feeding = std::pin::pin!(feeding);
-        let mut fed = false;
-        let answer: Option<Result<Unpacked, GuestError>> = loop {
-            tokio::select! {
-                biased;
-                answer = replies.next() => break answer.map_err(|e| broken(&e))?,
-                done = &mut feeding, if !fed => {
-                    done?;
-                    fed = true;
-                }
-                () = cancel.cancelled() => return Err(Error::Cancelled),
-            }
-        };
-        match answer {
-            Some(Ok(_)) => Ok(()),
-            Some(Err(error)) => Err(refused(guest, error)),
-            None => Err(guest.late("its machine has ended")),
+        match send::feed(talk, chunked, packing, cancel).await? {
+            Ok(Unpacked { .. }) => Ok(()),
+            Err(error) => Err(refused(guest, error)),
         }
     }
 
@@ -183,7 +153,10 @@ impl Engine {
         };
         let (chunks, received) = sync_channel(QUEUE);
         let writing = match target {
-            CopyTarget::Tar(mut to) => tokio::task::spawn_blocking(move || write_all(received, &mut to)),
+            CopyTarget::Tar(mut to) => {
+                let too_much = guest.late("it sends more than its disk can hold");
+                tokio::task::spawn_blocking(move || write_all(received, &mut to, limit, too_much))
+            }
             CopyTarget::Path(path) => {
                 let kind = Kind::of(&info.kind);
                 let shown = path.to_string_lossy().into_owned();
@@ -307,9 +280,18 @@ fn absolute(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
 }
 
-fn write_all(received: Receiver<Vec<u8>>, to: &mut dyn Write) -> Result<(), Error> {
+/// Passes a tar stream on, up to a limit.
+fn write_all(
+    received: Receiver<Vec<u8>>,
+    to: &mut dyn Write,
+    limit: u64,
+    too_much: Error,
+) -> Result<(), Error> {
     let failed = |source| Error::File { action: "write", path: "standard output".into(), source };
+    let mut left = limit;
     for bytes in received {
+        let Some(rest) = left.checked_sub(bytes.len() as u64) else { return Err(too_much) };
+        left = rest;
         to.write_all(&bytes).map_err(failed)?;
     }
     to.flush().map_err(failed)

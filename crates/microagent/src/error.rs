@@ -9,7 +9,9 @@ use microagent_store::{FailureKind, LoadError, LockError, OpenError, State, Work
 use microagent_vm::{ControlError, OutputReader, PortError, SuperviseError};
 use serde::Serialize;
 
-use crate::SetupFailure;
+use crate::lifecycle::QUARANTINE;
+use crate::workspace::DELETE;
+use crate::{SetupFailure, SpecError};
 
 /// Why an operation failed. `Display` is one line without its cause; causes are in `source()`.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +76,9 @@ pub enum Error {
         /// What the guest said.
         reason: String,
     },
+    /// A spec file is not understood.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// The request makes no sense.
     #[error("{message}")]
     Invalid {
@@ -260,7 +265,7 @@ impl Error {
             Error::Record(_) => ErrorKind::Damaged,
             Error::Busy { .. } => ErrorKind::Busy,
             Error::WrongState { .. } => ErrorKind::WrongState,
-            Error::Invalid { .. } => ErrorKind::Invalid,
+            Error::Spec(_) | Error::Invalid { .. } => ErrorKind::Invalid,
             Error::RunFailed { kind: FailureKind::Timeout, .. } => ErrorKind::Timeout,
             Error::Crowded { .. } => ErrorKind::Busy,
             Error::OtherBuild { .. } => ErrorKind::WrongState,
@@ -297,6 +302,7 @@ impl Error {
         match self {
             Error::Image(e) => e.hint(),
             Error::Supervise(e) => e.hint(),
+            Error::Spec(e) => Some(e.hint()),
             Error::Invalid { hint, .. } => hint.clone(),
             Error::Port(e) => Some(e.hint()),
             Error::StartFailed { kind: FailureKind::PortUnavailable, .. } => {
@@ -324,6 +330,18 @@ impl Error {
                  microagent logs {workspace} shows how far it came"
             )),
             Error::WrongState { name, state, action } => match state {
+                State::Quarantined if *action == DELETE => {
+                    Some(format!("with all that is kept of it: microagent delete --force {name}"))
+                }
+                State::Quarantined => {
+                    Some(format!("release it first, without its memory: microagent halt {name}"))
+                }
+                state if *action == QUARANTINE && state.is_resting() => {
+                    Some("nothing of it acts while it rests".to_owned())
+                }
+                State::Running if *action == QUARANTINE => {
+                    Some(format!("it is its command's alone; end it: microagent kill {name}"))
+                }
                 State::Paused => Some(format!("let it go on first: microagent resume {name}")),
                 state if state.is_resting() => Some(format!("start it first: microagent start {name}")),
                 State::Running if *action == "start it" => {

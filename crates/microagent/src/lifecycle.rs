@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use microagent_image::PullOptions;
 use microagent_store::{FailureKind, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord};
-use microagent_vm::control::change;
+use microagent_vm::control::{change, change_because};
 use microagent_vm::{
     Answer, Ask, ControlError, DiskStamp, Ended, Outcome, OutputReader, Refusal, SuperviseError, Work,
     choose_ports, create_overlay,
@@ -25,6 +25,12 @@ use crate::{CreateOptions, Engine, Error, Event, ImageReport, Observer, SetupFai
 
 /// How often a waiting command looks at a workspace again.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Longest reason of a quarantine, in bytes.
+pub const REASON_LIMIT: usize = 1000;
+
+/// What is done to a workspace that is cut off.
+pub(crate) const QUARANTINE: &str = "quarantine it";
 
 /// How long a machine that has just ended may take to be seen as ended.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
@@ -232,10 +238,12 @@ impl Engine {
     pub async fn kill(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
         let dir = self.existing(name)?;
         let record = WorkspaceRecord::load(&dir)?;
-        if !record.state.is_live() {
+        let may_have_one =
+            |record: &WorkspaceRecord| record.state.is_live() || record.state == State::Quarantined;
+        if !may_have_one(&record) {
             return self.workspace(name);
         }
-        if record.observed_state().is_live()
+        if record.has_machine()
             && let Ok(Answer::Done) = change(&dir, Ask::Kill).await
         {
             return self.settled(name).await;
@@ -244,7 +252,7 @@ impl Engine {
         let _lock = lock_patiently(name, &dir)?;
         // Its last word may have come in between.
         let record = WorkspaceRecord::load(&dir)?;
-        if record.state.is_live() {
+        if may_have_one(&record) {
             let ended = WorkspaceRecord {
                 state: State::Stopped,
                 changed_at: Timestamp::now(),
@@ -273,6 +281,38 @@ impl Engine {
     /// Fails when it is not paused or QEMU does not do it.
     pub async fn resume(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
         self.change(name, Ask::Resume, "resume it").await?;
+        self.workspace(name)
+    }
+
+    /// Cuts a running workspace off and stops it for good: no network, no commands, not one more instruction of its
+    /// guest. Its memory stays as long as its processes do, its disk in any case, to be examined; [`Engine::halt`],
+    /// [`Engine::stop`] and [`Engine::kill`] release it, each without letting the guest go on. The reason, of at most
+    /// [`REASON_LIMIT`] bytes, goes into its events. One that is quarantined already stays as it is.
+    ///
+    /// # Errors
+    /// Fails when it is not running, cannot be reached, or its memory could not be kept; in the last case it is
+    /// quarantined all the same.
+    pub async fn quarantine(
+        &self,
+        name: &WorkspaceName,
+        reason: Option<&str>,
+    ) -> Result<WorkspaceDetails, Error> {
+        if reason.is_some_and(|reason| reason.len() > REASON_LIMIT) {
+            return Err(invalid(
+                format!("a reason has at most {REASON_LIMIT} bytes"),
+                "say it in one line; the place for more is a ticket",
+            ));
+        }
+        let record = self.observe(name)?;
+        if record.state != State::Quarantined {
+            let dir = self.existing(name)?;
+            let state = record.observed_state();
+            if !state.is_live() {
+                return Err(Error::WrongState { name: name.clone(), state, action: QUARANTINE });
+            }
+            let answer = change_because(&dir, Ask::Quarantine, reason.map(str::to_owned)).await;
+            self.changed(name, answer, QUARANTINE)?;
+        }
         self.workspace(name)
     }
 
@@ -358,8 +398,13 @@ impl Engine {
         ask: Ask,
         action: &'static str,
     ) -> Result<WorkspaceDetails, Error> {
-        if self.observe(name)?.observed_state().is_resting() {
+        let record = self.observe(name)?;
+        if record.observed_state().is_resting() {
             return self.workspace(name);
+        }
+        if record.state == State::Quarantined && !record.has_machine() {
+            // Nobody is left to be asked; what is released is the disk.
+            return self.kill(name).await;
         }
         self.change(name, ask, action).await?;
         self.settled(name).await
@@ -379,11 +424,22 @@ impl Engine {
 
     async fn change(&self, name: &WorkspaceName, ask: Ask, action: &'static str) -> Result<(), Error> {
         let dir = self.existing(name)?;
-        let state = self.observe(name)?.observed_state();
-        if !state.is_live() {
-            return Err(Error::WrongState { name: name.clone(), state, action });
+        let record = self.observe(name)?;
+        if !record.has_machine() {
+            return Err(Error::WrongState { name: name.clone(), state: record.observed_state(), action });
         }
-        match change(&dir, ask).await {
+        let answer = change(&dir, ask).await;
+        self.changed(name, answer, action)
+    }
+
+    /// What a supervisor said to a change.
+    fn changed(
+        &self,
+        name: &WorkspaceName,
+        answer: Result<Answer, ControlError>,
+        action: &'static str,
+    ) -> Result<(), Error> {
+        match answer {
             Ok(Answer::Done) => Ok(()),
             Ok(Answer::Failed(failure)) => {
                 Err(Error::ChangeFailed { workspace: name.clone(), action, message: failure.message })

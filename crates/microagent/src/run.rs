@@ -163,6 +163,7 @@ impl Engine {
             | Outcome::Halted
             | Outcome::Stopped
             | Outcome::ServiceEnded(_)
+            | Outcome::Quarantined(_)
             | Outcome::Frozen => Err(failed(
                 FailureKind::Protocol,
                 "its supervisor did other work than asked".to_owned(),

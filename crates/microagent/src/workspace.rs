@@ -32,6 +32,9 @@ pub struct WorkspaceSummary {
     pub port_forwards: Vec<PortForward>,
     /// Restart policy.
     pub restart: RestartPolicy,
+    /// Whether its machine exists now, in whatever state.
+    #[serde(skip)]
+    pub has_machine: bool,
     /// When this was looked at.
     pub observed_at: Timestamp,
     /// Why it failed, or what is wrong with its record.
@@ -49,14 +52,17 @@ pub struct WorkspaceDetails {
     pub failure: Option<Failure>,
 }
 
+/// What is done to a workspace that goes.
+pub(crate) const DELETE: &str = "delete it";
+
 /// How far `delete` goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeleteMode {
     /// Only a resting workspace.
     Resting,
-    /// Shuts a live one down first.
+    /// Shuts a live one down first, unless it is quarantined.
     Stop,
-    /// Kills a live one first.
+    /// Kills a live one first, and one that is quarantined.
     Kill,
 }
 
@@ -106,14 +112,15 @@ impl Engine {
         }
         // A record that cannot be read has no processes that could be found; what is left is files.
         let observed = WorkspaceRecord::observe(&dir).map(|record| record.observed_state());
-        let live = observed.ok().filter(|state| state.is_live());
+        let live = observed.ok().filter(|state| !state.is_resting());
         match (live, mode) {
             (None, _) => {}
-            (Some(state), DeleteMode::Resting) => {
-                return Err(Error::WrongState { name: name.clone(), state, action: "delete it" });
+            (Some(_), DeleteMode::Kill) => drop(self.kill(name).await?),
+            // What somebody has put aside to be examined does not go with the rest.
+            (Some(state), DeleteMode::Resting) | (Some(state @ State::Quarantined), _) => {
+                return Err(Error::WrongState { name: name.clone(), state, action: DELETE });
             }
             (Some(_), DeleteMode::Stop) => drop(self.stop(name).await?),
-            (Some(_), DeleteMode::Kill) => drop(self.kill(name).await?),
         }
         let _lock = lock_patiently(name, &dir)?;
         dir.remove(state).map_err(|source| Error::File {
@@ -145,6 +152,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
     match WorkspaceRecord::observe(&state.workspace(&name)) {
         Ok(record) => Some(WorkspaceSummary {
             state: Some(record.observed_state()),
+            has_machine: record.has_machine(),
             problem: record.observed_failure().map(|failure| failure.message),
             name,
             port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
@@ -158,6 +166,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
         Err(error) => Some(WorkspaceSummary {
             name,
             state: None,
+            has_machine: false,
             backend: None,
             profile: None,
             network: None,

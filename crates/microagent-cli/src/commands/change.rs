@@ -1,4 +1,5 @@
-//! `microagent halt`, `stop`, `kill`, `pause` and `resume`: a running workspace is brought to another state.
+//! `microagent halt`, `stop`, `kill`, `pause`, `resume` and `quarantine`: a running workspace is brought to another
+//! state.
 
 use clap::Args;
 use microagent::{Engine, Error, PortForward, State, WorkspaceDetails, WorkspaceName};
@@ -52,10 +53,24 @@ Examples:
     microagent ps --json | jq -r '.workspaces[] | select(.state == \"paused\").name' |
       xargs -r -n 1 microagent resume";
 
+const QUARANTINE_EXAMPLES: &str = "\
+Examples:
+  Something in it does what it should not:
+    microagent quarantine web --reason 'scans its network'
+
+  What is known, and which process holds its memory:
+    microagent events web
+    microagent status web
+
+  Release it, and go on with its disk:
+    microagent halt web
+    microagent start web";
+
 /// Shut a workspace down cleanly, to be started again
 ///
 /// Ends its processes with the image's stop signal, then flushes its disk and turns the machine off. The disk stays;
-/// `microagent start` boots it again. A workspace that rests already stays as it is.
+/// `microagent start` boots it again. A workspace that rests already stays as it is. One that is quarantined ends without
+/// going on, as by `microagent kill`.
 #[derive(Debug, Args)]
 #[command(after_long_help = HALT_EXAMPLES)]
 pub(crate) struct HaltArgs {
@@ -103,6 +118,28 @@ pub(crate) struct ResumeArgs {
     name: WorkspaceName,
 }
 
+/// Cut a workspace off and stop it for good
+///
+/// Its network is taken away, its commands and sessions end, its processors stop: nothing of it acts any more. Memory and
+/// disk stay as they are, to be examined, until `microagent halt`, `stop` or `kill` releases it, each without letting the
+/// guest go on: what it had not written yet is then lost, as after a power cut. `microagent start` boots its disk again
+/// after that. Nothing starts, reads, copies or deletes it before; only `delete --force` does. A machine that cannot be
+/// stopped is killed; the workspace is quarantined all the same, without its memory.
+#[derive(Debug, Args)]
+#[command(after_long_help = QUARANTINE_EXAMPLES)]
+pub(crate) struct QuarantineArgs {
+    /// Workspace
+    name: WorkspaceName,
+
+    /// Why, for its events
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+
+    /// Accepted for those who are used to it: nothing is asked
+    #[arg(short, long, hide = true)]
+    yes: bool,
+}
+
 #[derive(Debug, Serialize)]
 struct Document {
     workspace: WorkspaceName,
@@ -133,6 +170,11 @@ pub(crate) fn pause(context: &Context, args: PauseArgs) -> Result<(), Failure> {
 /// Resumes.
 pub(crate) fn resume(context: &Context, args: ResumeArgs) -> Result<(), Failure> {
     change(context, async |engine| engine.resume(&args.name).await)
+}
+
+/// Quarantines.
+pub(crate) fn quarantine(context: &Context, args: QuarantineArgs) -> Result<(), Failure> {
+    change(context, async |engine| engine.quarantine(&args.name, args.reason.as_deref()).await)
 }
 
 fn change(

@@ -1,16 +1,19 @@
 //! `microagent create`: a workspace that is kept between its starts.
 
 use clap::{Args, ValueEnum};
+use microagent::spec::Service;
+use microagent::text::output;
 use microagent::{
-    Artifact, CreateOptions, Created, NetworkMode, Resources, RestartPolicy, RunCommand, State, WorkspaceName,
+    Artifact, CreateOptions, Created, NetworkMode, Resources, RestartPolicy, SpecFile, State, WorkspaceName,
 };
 use serde::Serialize;
 
-use crate::commands::run::{self, CreateDockerFlags, output};
+use crate::commands::run::{self, CreateDockerFlags};
 use crate::context::Context;
+use crate::environment;
 use crate::failure::Failure;
 use crate::output::{Format, ImageDocument, print_json, print_text};
-use crate::workspace_args::WorkspaceArgs;
+use crate::workspace_args::{WorkspaceArgs, idle_keys};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,11 +40,12 @@ logs; its next start tries the setup again, on a fresh disk.";
 #[command(
     long_about = LONG_ABOUT,
     after_long_help = EXAMPLES,
-    override_usage = "microagent create [OPTIONS] NAME --image IMAGE"
+    override_usage = "microagent create [OPTIONS] NAME --image IMAGE\n       \
+        microagent create [OPTIONS] [NAME] --file SPEC"
 )]
 pub(crate) struct CreateArgs {
     /// Name of the workspace
-    #[arg(value_name = "NAME", required_unless_present = "name_option")]
+    #[arg(value_name = "NAME", required_unless_present_any = ["name_option", "file"])]
     name: Option<WorkspaceName>,
 
     /// Name of the workspace, as docker has it
@@ -49,8 +53,8 @@ pub(crate) struct CreateArgs {
     name_option: Option<WorkspaceName>,
 
     /// Image: a registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`
-    #[arg(long, value_name = "IMAGE", help_heading = "What to run")]
-    image: String,
+    #[arg(long, value_name = "IMAGE", required_unless_present = "file", help_heading = "What to run")]
+    image: Option<String>,
 
     /// Shell line that every start runs; the machine ends with it
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "What to run")]
@@ -71,15 +75,9 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "NAME=/GUEST/PATH", value_parser = output, help_heading = "What to run")]
     output: Vec<Artifact>,
 
-    /// When `microagent supervise` starts it again: never, on-failure or always
-    #[arg(
-        long,
-        value_name = "WHEN",
-        default_value = "never",
-        hide_possible_values = true,
-        help_heading = "Machine"
-    )]
-    restart: Restart,
+    /// When `microagent supervise` starts it again: never, on-failure or always [default: never]
+    #[arg(long, value_name = "WHEN", hide_possible_values = true, help_heading = "Machine")]
+    restart: Option<Restart>,
 
     /// Show no progress
     #[arg(short, long)]
@@ -127,9 +125,14 @@ struct Document {
 
 /// Creates.
 pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure> {
-    let options = args.options()?;
+    let spec = args.workspace.spec()?;
+    let idle = idle_keys(&spec.only_for_run(), "create");
+    let options = args.options(spec)?;
     let engine = context.engine();
     let progress = context.progress(args.quiet);
+    if let Some(note) = idle {
+        progress.note(&note);
+    }
     let created = context.block_on(async |token| Ok(engine.create(&options, &progress, &token).await))?;
     progress.end();
     let created = match created {
@@ -144,17 +147,20 @@ pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure
 }
 
 impl CreateArgs {
-    fn options(&self) -> Result<CreateOptions, Failure> {
+    fn options(&self, mut spec: SpecFile) -> Result<CreateOptions, Failure> {
         self.docker.refuse()?;
-        let name = self.name.as_ref().or(self.name_option.as_ref()).expect("clap requires one of the two");
-        let mut options = CreateOptions::new(name.clone(), &self.image);
-        options.workspace = self.workspace.options(&self.image, &self.output)?;
-        options.service = match &self.service_command {
-            Some(line) => Some(RunCommand::Shell(line.clone())),
-            None => self.image_command.then_some(RunCommand::Image),
-        };
-        options.shell.clone_from(&self.shell);
-        options.restart = self.restart.into();
+        spec.name = self.name.as_ref().or(self.name_option.as_ref()).cloned().or(spec.name);
+        spec.image = self.image.clone().or(spec.image);
+        if let Some(line) = &self.service_command {
+            (spec.service, spec.image_command) = (Some(Service::Shell(line.clone())), None);
+        }
+        if self.image_command {
+            (spec.service, spec.image_command) = (None, Some(true));
+        }
+        spec.shell = self.shell.clone().or(spec.shell);
+        spec.restart = self.restart.map(RestartPolicy::from).or(spec.restart);
+        let mut options = spec.create_options(&environment::passed_through)?;
+        self.workspace.lay_over(&mut options.workspace, &self.output)?;
         Ok(options)
     }
 }
@@ -188,12 +194,15 @@ impl Document {
 #[cfg(test)]
 mod tests {
     use clap::{Command, FromArgMatches};
+    use microagent::RunCommand;
 
     use super::*;
 
     fn options(words: &[&str]) -> Result<CreateOptions, Failure> {
         let command = CreateArgs::augment_args(Command::new("create").no_binary_name(true));
-        CreateArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap()).unwrap().options()
+        CreateArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap())
+            .unwrap()
+            .options(SpecFile::default())
     }
 
     #[test]
@@ -216,5 +225,29 @@ mod tests {
             let refused = options(&["web", "--image", "i", flag]).unwrap_err();
             assert!(matches!(refused, Failure::Usage { hint: Some(_), .. }), "{flag}");
         }
+    }
+
+    #[test]
+    fn flags_go_over_a_spec_file() {
+        let merged = |text: &str, words: &[&str]| {
+            let spec = SpecFile::parse(std::path::Path::new("/specs/microagent.yaml"), text).unwrap();
+            let command = CreateArgs::augment_args(Command::new("create").no_binary_name(true));
+            let words = [&["--file", "/specs/microagent.yaml"], words].concat();
+            let matches = command.try_get_matches_from(words).unwrap();
+            CreateArgs::from_arg_matches(&matches).unwrap().options(spec)
+        };
+        const FILE: &str = "{name: web, image: i, restart: always, service: x, shell: ash}";
+        let file = merged(FILE, &[]).unwrap();
+        assert_eq!((file.name.as_str(), file.workspace.image.as_str()), ("web", "i"));
+        assert_eq!((file.restart, file.shell.as_deref()), (RestartPolicy::Always, Some("ash")));
+        assert_eq!(file.service, Some(RunCommand::Shell("x".into())));
+        let flags = merged(FILE, &["api", "--image", "j", "--restart", "never", "--shell", "sh"]).unwrap();
+        assert_eq!((flags.name.as_str(), flags.workspace.image.as_str()), ("api", "j"));
+        assert_eq!((flags.restart, flags.shell.as_deref()), (RestartPolicy::Never, Some("sh")));
+        let image = merged(FILE, &["--image-command"]).unwrap();
+        assert_eq!(image.service, Some(RunCommand::Image));
+        let line = merged("{name: a, image: i, imageCommand: true}", &["--service-command", "y"]).unwrap();
+        assert_eq!(line.service, Some(RunCommand::Shell("y".into())));
+        assert!(merged("image: i", &[]).is_err() && merged("name: a", &[]).is_err());
     }
 }

@@ -24,8 +24,8 @@ Examples:
 /// Delete workspaces: record, disk and logs
 ///
 /// Asks first, unless --yes or --force is given; without a terminal one of them must be. A workspace that is running
-/// is shut down first; --force kills it instead. A name that does not exist is not an error with either, so that
-/// deleting twice is safe.
+/// is shut down first; --force kills it instead. One that is quarantined goes only with --force. A name that does not
+/// exist is not an error with either, so that deleting twice is safe.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct DeleteArgs {

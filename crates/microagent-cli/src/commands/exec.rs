@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use microagent::text::duration;
 use microagent::{ExecOptions, Execution, OutputStream, WorkspaceName};
 use serde::Serialize;
 
-use crate::commands::run::{duration, env_file, env_variable};
+use crate::commands::run::{env_file, env_variable};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, json_bytes, print_json};

@@ -1,7 +1,7 @@
 //! `microagent list` and `microagent ps`: the saved workspaces, and those that live.
 
 use clap::Args;
-use microagent::{State, WorkspaceSummary};
+use microagent::WorkspaceSummary;
 use serde::Serialize;
 
 use crate::context::Context;
@@ -28,8 +28,8 @@ Examples:
 
 /// List running workspaces
 ///
-/// Shows every workspace whose machine lives now (starting, running, paused or stopping), checked against its
-/// processes. `microagent list` shows the others, too. Changes nothing.
+/// Shows every workspace whose machine lives now (starting, running, paused, stopping or quarantined), checked against
+/// its processes. `microagent list` shows the others, too. Changes nothing.
 #[derive(Debug, Args)]
 #[command(after_long_help = PS_EXAMPLES)]
 pub(crate) struct PsArgs {
@@ -54,7 +54,7 @@ struct Document {
 /// Lists those that live.
 pub(crate) fn execute_ps(context: &Context, args: PsArgs) -> Result<(), Failure> {
     let mut workspaces = context.engine().list()?;
-    workspaces.retain(|workspace| args.all || workspace.state.is_some_and(State::is_live));
+    workspaces.retain(|workspace| args.all || workspace.has_machine);
     print(context, workspaces)
 }
 
@@ -101,7 +101,7 @@ fn row(workspace: &WorkspaceSummary) -> [String; 6] {
 
 #[cfg(test)]
 mod tests {
-    use microagent::{NetworkMode, RestartPolicy};
+    use microagent::{NetworkMode, RestartPolicy, State};
 
     use super::*;
 
@@ -115,6 +115,7 @@ mod tests {
             network: Some(NetworkMode::User),
             port_forwards: Vec::new(),
             restart: RestartPolicy::Never,
+            has_machine: false,
             observed_at: jiff::Timestamp::UNIX_EPOCH,
             problem: None,
         };

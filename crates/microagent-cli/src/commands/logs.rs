@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use microagent::{Error, WorkspaceName, last_lines};
 use serde::Serialize;
 
-use crate::commands::run::duration;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, finish, json_bytes, print_json, stdout};
+use microagent::text::duration;
 
 /// Lines of the past that `connect --console` begins with.
 const CONSOLE_LINES: usize = 20;

@@ -81,8 +81,9 @@ impl Document {
         let WorkspaceDetails { record, state, failure } = details;
         let link = record.observed_link();
         let port_forwards = record.observed_publish().iter().map(PortForward::from).collect();
+        let has_machine = record.has_machine();
         let pid = |process: Option<microagent::ProcessId>| {
-            process.filter(|_| state.is_live()).map(|process| process.pid)
+            process.filter(|_| has_machine).map(|process| process.pid)
         };
         Document {
             workspace: record.name,

@@ -10,11 +10,11 @@ use clap::Args;
 use microagent::{State, SuperviseOptions, WorkspaceName};
 
 use crate::commands::change;
-use crate::commands::run::duration;
 use crate::context::Context;
 use crate::environment;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use microagent::text::duration;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -7,10 +7,10 @@ use microagent::{State, WorkspaceName};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::commands::run::duration;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use microagent::text::duration;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -8,8 +8,8 @@ use tokio::time::{Instant, timeout};
 use super::front::Asked;
 use super::{Driver, FLUSH_DEADLINE, Life, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
 use crate::control::{Answer, Refusal};
-use crate::lifecycle::{Effect, Phase};
-use crate::spec::{Report, Work};
+use crate::lifecycle::{Effect, Phase, memory_lost};
+use crate::spec::{Outcome, Report, Work};
 
 impl Driver {
     /// Carries an effect out, and answers the client that wished for it, now or at the end. Gives the phase that was
@@ -47,7 +47,11 @@ impl Driver {
             Effect::Resume => return Ok(Some(self.change(life, client, State::Running).await)),
             Effect::AwaitEnd => self.waiting.clients.extend(client),
             Effect::Refuse => answer(client, Answer::Refused(Refusal::State(self.at))),
-            Effect::Quit => life.machine.quit().await,
+            Effect::Quarantine => return Ok(Some(self.quarantine(life, client).await)),
+            Effect::Quit => {
+                self.waiting.clients.extend(client);
+                life.machine.quit().await;
+            }
             Effect::Kill => {
                 self.waiting.clients.extend(client);
                 life.machine.kill().await;
@@ -92,6 +96,50 @@ impl Driver {
             let failure = Failure { kind: FailureKind::Service, message: message.clone() };
             answer(Some(client), Answer::Failed(failure));
         }
+    }
+
+    /// Cuts the guest off from clients and network and stops it for good. The record comes first: whatever dies in the
+    /// middle takes the machine with it, and a workspace that is quarantined is started by nobody. A QEMU that does
+    /// not stop its guest is killed, because containing comes before keeping.
+    async fn quarantine(&mut self, life: &mut Life, client: Option<Asked>) -> Phase {
+        if !self.detached {
+            // Its caller waits for a service that is not up yet, or only looks into a disk.
+            answer(client, Answer::Refused(Refusal::State(self.at)));
+            return Phase::Running;
+        }
+        if let Some((front, _)) = &self.front {
+            front.cut_off();
+        }
+        life.flush_up = None;
+        life.window_up = None;
+        if let Some(record) = &mut self.record {
+            record.asked_to_end = true;
+        }
+        let reason = client.as_ref().and_then(|client| client.reason.clone());
+        let written = self.publish_because(State::Quarantined, reason.as_deref());
+        let failure = |kind, message| Failure { kind, message };
+        for client in self.waiting.clients.drain(..) {
+            let message = "it was quarantined meanwhile".to_owned();
+            answer(Some(client), Answer::Failed(failure(FailureKind::Cancelled, message)));
+        }
+        life.machine.sever().await;
+        let stopped = self.freeze_or_thaw(life, "stop").await;
+        if let Err(message) = stopped {
+            self.waiting.clients.extend(client);
+            life.machine.kill().await;
+            return Phase::Ended(Outcome::Quarantined(memory_lost(format!("{message}, so it was killed"))));
+        }
+        answer(
+            client,
+            match written {
+                Ok(()) => Answer::Done,
+                Err(error) => Answer::Failed(failure(
+                    FailureKind::HostFull,
+                    format!("it is cut off and stands still, but that could not be written down: {error}"),
+                )),
+            },
+        );
+        Phase::Quarantined
     }
 
     /// Has the guest stand still or go on, publishes that, and tells the client. When QEMU does not do it,

@@ -18,10 +18,12 @@ pub(super) struct Waiting {
 impl Waiting {
     /// Tells them how it ended. The socket is closed and the workspace free.
     pub(super) async fn answer(self, outcome: &Outcome) {
-        for Asked { ask, reply } in self.clients {
+        for Asked { ask, reply, .. } in self.clients {
             // A client that is gone misses nothing.
             let _ = reply.send(match outcome {
-                Outcome::Failed(failure) if ask != Ask::Kill => Answer::Failed(failure.clone()),
+                Outcome::Failed(failure) | Outcome::Quarantined(failure) if ask != Ask::Kill => {
+                    Answer::Failed(failure.clone())
+                }
                 _ => Answer::Done,
             });
         }
@@ -41,7 +43,8 @@ impl Driver {
         };
         if let Some(record) = &mut self.record {
             record.failure = failure;
-            record.asked_to_end = matches!(outcome, Outcome::Halted | Outcome::Stopped);
+            record.asked_to_end =
+                matches!(outcome, Outcome::Halted | Outcome::Stopped | Outcome::Quarantined(_));
         }
         let recorded = recorded.and_then(|()| self.publish(state));
         match (recorded, outcome) {
@@ -74,6 +77,7 @@ fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<Failure>) {
             (State::Stopped, None)
         }
         Outcome::Failed(failure) => (State::Failed, Some(failure.clone())),
+        Outcome::Quarantined(failure) => (State::Quarantined, Some(failure.clone())),
         Outcome::SetupFailed { step, exit_code, .. } => {
             failed(FailureKind::Setup, format!("setup step {} failed with exit code {exit_code}", step + 1))
         }

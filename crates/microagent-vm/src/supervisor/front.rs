@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use crate::control::{Answer, CONTROL_LIMIT, Hello, Refusal, Wish};
@@ -42,6 +43,8 @@ const COPY_BYTES: usize = 64 * 1024;
 /// A wish of a client, to be answered by the driver.
 pub(super) struct Asked {
     pub(super) ask: Ask,
+    /// Why, for the workspace's events.
+    pub(super) reason: Option<String>,
     pub(super) reply: oneshot::Sender<Answer>,
 }
 
@@ -58,6 +61,7 @@ pub(super) struct Front {
     dir: WorkspaceDir,
     gate: Shared<Gate>,
     session: RefCell<Option<SessionHandle>>,
+    cut_off: CancellationToken,
     answers: Rc<Semaphore>,
     task: JoinHandle<()>,
 }
@@ -87,15 +91,29 @@ impl Front {
         let gate: Shared<Gate> = Rc::new(RefCell::new(Gate::Closed(State::Starting)));
         let (wishes, wished) = mpsc::channel(super::QUEUE);
         let answers = Rc::new(Semaphore::new(CLIENT_LIMIT));
-        let desk =
-            Desk { key, gate: Rc::clone(&gate), wishes, answers: Rc::clone(&answers), lent: Rc::default() };
+        let cut_off = CancellationToken::new();
+        let desk = Desk {
+            key,
+            gate: Rc::clone(&gate),
+            wishes,
+            answers: Rc::clone(&answers),
+            lent: Rc::default(),
+            cut_off: cut_off.clone(),
+        };
         let task = spawn_local(accept(listener, desk));
-        Ok((Front { dir: dir.clone(), gate, session: RefCell::default(), answers, task }, wished))
+        Ok((Front { dir: dir.clone(), gate, session: RefCell::default(), cut_off, answers, task }, wished))
     }
 
     /// Clients can have streams of this session while the machine runs.
     pub(super) fn lend_from(&self, session: SessionHandle) {
         *self.session.borrow_mut() = Some(session);
+    }
+
+    /// Ends all streams that are lent, and lends no more: for good.
+    pub(super) fn cut_off(&self) {
+        self.session.borrow_mut().take();
+        self.follow(State::Quarantined);
+        self.cut_off.cancel();
     }
 
     /// The session, once there is one.
@@ -133,6 +151,8 @@ struct Desk {
     /// One permit for each answer that is not written yet.
     answers: Rc<Semaphore>,
     lent: Rc<Cell<usize>>,
+    /// When all that is lent ends at once.
+    cut_off: CancellationToken,
 }
 
 async fn accept(listener: UnixListener, desk: Desk) {
@@ -174,7 +194,7 @@ impl Desk {
                         drop(unanswered);
                         return self.lend(client).await;
                     }
-                    Wish::Change(ask) => self.pass_on(ask).await,
+                    Wish::Change(ask) => self.pass_on(ask, hello.reason).await,
                 }
             }
             Ok(Ok(Some(_)) | Err(_)) => Answer::Refused(Refusal::OtherBuild),
@@ -185,10 +205,10 @@ impl Desk {
     }
 
     /// Has the driver answer. One that is gone has ended the machine.
-    async fn pass_on(&self, ask: Ask) -> Answer {
+    async fn pass_on(&self, ask: Ask, reason: Option<String>) -> Answer {
         let (reply, answer) = oneshot::channel();
         let refused = Answer::Refused(Refusal::State(State::Stopping));
-        if self.wishes.send(Asked { ask, reply }).await.is_err() {
+        if self.wishes.send(Asked { ask, reason, reply }).await.is_err() {
             return refused;
         }
         answer.await.unwrap_or(refused)
@@ -211,8 +231,12 @@ impl Desk {
             return;
         }
         if let Ok(mut stream) = opened {
+            let copied = copy_bidirectional_with_sizes(&mut client, &mut stream, COPY_BYTES, COPY_BYTES);
             // Whoever broke it off knows why; the other side sees the end of its stream.
-            let _ = copy_bidirectional_with_sizes(&mut client, &mut stream, COPY_BYTES, COPY_BYTES).await;
+            tokio::select! {
+                _ = copied => {}
+                () = self.cut_off.cancelled() => {}
+            }
         }
     }
 }

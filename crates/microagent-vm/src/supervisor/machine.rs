@@ -24,7 +24,7 @@ use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
 use crate::bounded_log::BoundedLog;
 use crate::jail;
 use crate::lifecycle::Event;
-use crate::machine::{Sockets, Start, command_line};
+use crate::machine::{NETDEV, Sockets, Start, command_line};
 use crate::spawn::{Program, spawn};
 use crate::spec::Spec;
 
@@ -36,6 +36,9 @@ const WORDS_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How long a killed process may take to be reaped.
 pub(super) const REAP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long QEMU may take to take a link down.
+pub(super) const LINK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How often a freeze looks whether it is done, and how many times: a state has some 60 KB.
 const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -161,6 +164,16 @@ impl Machine {
         let _ = self.qemu.start_kill();
         let _ = timeout(REAP_DEADLINE, self.qemu.wait()).await;
         self.end_network().await;
+    }
+
+    /// Takes the network away for good: the filter ends and passt is killed, so nothing passes whatever QEMU does, and QEMU
+    /// is told that the link is down.
+    pub(super) async fn sever(&mut self) {
+        let Some(network) = self.network.take() else { return };
+        network.sever().await;
+        let down = vec![("set_link", json!({ "name": NETDEV, "up": false }))];
+        // A QEMU that does not take it has nobody at the other end all the same.
+        let _ = timeout(LINK_DEADLINE, self.monitor.execute(down)).await;
     }
 
     async fn end_network(&mut self) {

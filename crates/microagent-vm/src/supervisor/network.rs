@@ -165,6 +165,12 @@ impl Network {
         }
     }
 
+    /// Ends it without waiting for anything that is still on its way.
+    pub(super) async fn sever(mut self) {
+        let _ = self.passt.start_kill();
+        self.end().await;
+    }
+
     /// passt ends when its socket closes, with the filter; it is only waited for.
     pub(super) async fn end(mut self) {
         drop(self.passt_end.take());

@@ -23,7 +23,7 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::front::Front;
 use super::machine::Monitor;
@@ -45,6 +45,12 @@ pub(super) const HALT_GRACE: Duration = Duration::from_secs(10);
 
 /// `SIGTERM`, as every Linux numbers it.
 const SIGTERM: u8 = 15;
+
+/// How long the guest may take to accept a request.
+const ASK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the guest may take to start a command or to say why it cannot.
+const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long the guest may take to set its clock.
 const CLOCK_DEADLINE: Duration = Duration::from_secs(1);
@@ -350,14 +356,21 @@ impl Worker {
         let started_at = Timestamp::now();
         let (from, mut to) = tokio::io::split(ask(session, &Request::Exec(exec)).await?);
         let mut replies = MessageReader::new(from, REPLY_LIMIT);
+        let mut late = pin!(sleep(START_DEADLINE));
+        let mut heard = false;
         let (exit_code, signal, start_error) = loop {
             let reply = tokio::select! {
                 reply = replies.next() => reply?,
+                () = &mut late, if !heard => {
+                    let seconds = START_DEADLINE.as_secs();
+                    return Err(Trouble::Guest(format!("the guest started nothing for {seconds} s")));
+                }
                 Some(signal) = next_signal(&mut service) => {
                     write_message(&mut to, &ExecInput::Signal(signal), INPUT_LIMIT).await?;
                     continue;
                 }
             };
+            heard = true;
             match reply.ok_or_else(closed)? {
                 ExecEvent::Started { .. } => {
                     if let Some((events, _)) = &service {
@@ -431,9 +444,18 @@ fn unix_ns() -> u64 {
 
 /// Opens a stream with a request.
 async fn ask(session: &SessionHandle, request: &Request) -> Result<Stream, Trouble> {
-    let mut stream = session.open().await?;
-    write_message(&mut stream, request, REQUEST_LIMIT).await?;
-    Ok(stream)
+    let asked = async {
+        let mut stream = session.open().await?;
+        write_message(&mut stream, request, REQUEST_LIMIT).await?;
+        Ok(stream)
+    };
+    match timeout(ASK_DEADLINE, asked).await {
+        Ok(asked) => asked,
+        Err(_) => {
+            let seconds = ASK_DEADLINE.as_secs();
+            Err(Trouble::Guest(format!("the guest took no request for {seconds} s")))
+        }
+    }
 }
 
 /// Reads one answer; an end in its place is trouble.

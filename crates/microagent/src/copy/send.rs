@@ -1,17 +1,26 @@
-//! The host's side of a copy into a workspace: files of the host as a tar stream.
+//! The host's side of a copy into a workspace: files of the host as a tar stream, and the guest that takes it.
 
 use std::ffi::CString;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
-use microagent_proto::INPUT_CHUNK_LIMIT;
+use microagent_proto::{
+    Chunk, FrameError, GuestError, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MessageReader, REPLY_LIMIT, UnpackInput,
+    Unpacked, write_message,
+};
 use microagent_tree::pack::PIECE_LIMIT;
 use microagent_tree::{PackError, Pieces};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::chunked;
+use super::{SILENCE, chunked};
 use crate::Error;
+use crate::attach::Talk;
 
 // A piece is one message.
 const _: () = assert!(PIECE_LIMIT <= INPUT_CHUNK_LIMIT);
@@ -23,6 +32,53 @@ pub(super) fn pass_on(stream: impl Read, chunks: mpsc::Sender<Vec<u8>>) -> Resul
         path: "standard input".into(),
         source,
     })
+}
+
+/// Feeds a guest that unpacks, and waits for its answer, which may come before the end: it does not want more then.
+pub(super) async fn feed(
+    talk: Talk,
+    mut chunked: mpsc::Receiver<Vec<u8>>,
+    packing: JoinHandle<Result<(), Error>>,
+    cancel: &CancellationToken,
+) -> Result<Result<Unpacked, GuestError>, Error> {
+    let Talk { name, stream } = talk;
+    let gone = |message: String| Error::GuestGone { workspace: name.clone(), message };
+    let silent = |what: &str| gone(format!("it {what} for {} s", SILENCE.as_secs()));
+    let broken = |e: FrameError| gone(crate::error::with_cause(&e));
+    let (from, mut to) = stream.into_split();
+    let mut replies = MessageReader::new(from, REPLY_LIMIT);
+    let feeding = async {
+        let tell = async |to: &mut OwnedWriteHalf, input: UnpackInput| {
+            let told = timeout(SILENCE, write_message(to, &input, INPUT_LIMIT)).await;
+            told.map_err(|_| silent("took nothing"))?.map_err(broken)
+        };
+        while let Some(bytes) = chunked.recv().await {
+            tell(&mut to, UnpackInput::Data(Chunk::from(bytes))).await?;
+        }
+        // What the host could not read is no complete stream, and the guest must not take it for one.
+        match packing.await {
+            Ok(read) => read?,
+            Err(_) => return Err(gone("reading was interrupted".to_owned())),
+        }
+        tell(&mut to, UnpackInput::End).await
+    };
+    let mut feeding = pin!(feeding);
+    let mut fed = false;
+    let answer = loop {
+        // As long as it is fed, its silence means nothing.
+        let patience = async { if fed { sleep(SILENCE).await } else { std::future::pending().await } };
+        tokio::select! {
+            biased;
+            answer = replies.next() => break answer.map_err(broken)?,
+            done = &mut feeding, if !fed => {
+                done?;
+                fed = true;
+            }
+            () = patience => return Err(silent("said nothing")),
+            () = cancel.cancelled() => return Err(Error::Cancelled),
+        }
+    };
+    answer.ok_or_else(|| gone("its machine has ended".to_owned()))
 }
 
 /// Packs a file or directory under this name; without one, the content of a directory.
@@ -43,4 +99,65 @@ pub(super) fn pack(
         // A guest that takes no more says why itself.
         PackError::Unwanted => Error::Cancelled,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use microagent_proto::read_message;
+    use microagent_store::WorkspaceName;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// Feeds a guest with more than fits between it and the host; gives what came of it, and the guest's end.
+    async fn fed(pieces: usize, guest: impl AsyncFnOnce(UnixStream)) -> Result<bool, Error> {
+        let (stream, theirs) = UnixStream::pair().unwrap();
+        let name: WorkspaceName = "web".parse().unwrap();
+        let (chunks, chunked) = mpsc::channel(4);
+        let packing = tokio::spawn(async move {
+            for _ in 0..pieces {
+                if chunks.send(vec![7; INPUT_CHUNK_LIMIT]).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let cancel = CancellationToken::new();
+        let feeding = feed(Talk { name, stream }, chunked, packing, &cancel);
+        let (answer, ()) = tokio::join!(feeding, guest(theirs));
+        answer.map(|answer| answer.is_ok())
+    }
+
+    #[track_caller]
+    fn says(answer: Result<bool, Error>, text: &str) {
+        match answer {
+            Err(Error::GuestGone { message, .. }) => assert!(message.contains(text), "{message}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_takes_or_says_nothing_is_given_up() {
+        let day = std::time::Duration::from_secs(24 * 60 * 60);
+        let deaf = async |stream| {
+            sleep(day).await;
+            drop(stream);
+        };
+        says(fed(100, deaf).await, "it took nothing for 300 s");
+        let mute = async |mut stream: UnixStream| {
+            while let Ok(Some(UnpackInput::Data(_))) = read_message(&mut stream, INPUT_LIMIT).await {}
+            sleep(day).await;
+        };
+        says(fed(100, mute).await, "it said nothing for 300 s");
+        says(fed(0, async |stream| drop(stream)).await, "");
+    }
+
+    #[tokio::test]
+    async fn an_answer_ends_it_at_any_time() {
+        let early = async |mut stream: UnixStream| {
+            let answer: Result<Unpacked, GuestError> = Ok(Unpacked { entries: 1, attributes_dropped: 0 });
+            write_message(&mut stream, &answer, REPLY_LIMIT).await.unwrap();
+        };
+        assert!(fed(100, early).await.unwrap());
+    }
 }

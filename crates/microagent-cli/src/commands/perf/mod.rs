@@ -15,13 +15,13 @@ use serde::{Serialize, Serializer};
 use measure::{Iteration, Question, Start, measure};
 use summary::Summary;
 
-use crate::commands::run::duration;
 use crate::context::Context;
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::machine_args::MachineArgs;
 use crate::output::{Format, print_json, print_text};
 use crate::progress::Progress;
+use microagent::text::duration;
 
 /// Exit code when a run failed.
 const EXIT_FAILED: u8 = 1;

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use microagent::{Artifact, RunCommand, RunOptions, WorkspaceName};
+use microagent::text::{duration, output};
+use microagent::{Artifact, RunCommand, RunOptions, SpecFile, WorkspaceName};
 
 use super::docker::DockerFlags;
-use super::values::{duration, output};
+use crate::environment;
 use crate::failure::Failure;
 use crate::workspace_args::WorkspaceArgs;
 
@@ -42,10 +43,11 @@ or `result.exit_code`), unless --propagate-exit-code is given.";
     long_about = LONG_ABOUT,
     after_long_help = EXAMPLES,
     override_usage = "microagent run [OPTIONS] IMAGE [COMMAND [ARG]...]\n       \
-        microagent run [OPTIONS] --image IMAGE [--exec STRING | COMMAND [ARG]...]"
+        microagent run [OPTIONS] --image IMAGE [--exec STRING | COMMAND [ARG]...]\n       \
+        microagent run [OPTIONS] --file SPEC [--exec STRING | COMMAND [ARG]...]"
 )]
 pub(crate) struct RunArgs {
-    /// Image (unless --image names it), then the command and its arguments, all verbatim
+    /// Image (unless --image or --file names it), then the command and its arguments, all verbatim
     #[arg(value_name = "IMAGE COMMAND", trailing_var_arg = true)]
     words: Vec<String>,
 
@@ -106,60 +108,78 @@ pub(crate) struct RunArgs {
 
 impl RunArgs {
     /// Checks what clap cannot and reads the files that the arguments name.
-    pub(super) fn options(&self) -> Result<RunOptions, Failure> {
+    pub(super) fn options(&self, spec: SpecFile) -> Result<RunOptions, Failure> {
         self.docker.refuse()?;
-        let (image, words) = self.image_and_words()?;
-        let mut options = RunOptions::new(image);
-        options.workspace = self.workspace.options(image, &self.output)?;
-        options.command = self.command(words)?;
-        options.keep = self.keep;
-        options.name.clone_from(&self.name);
-        options.timeout = self.timeout;
+        let spec = self.over(spec)?;
+        let mut options = spec.run_options(&environment::passed_through)?;
+        self.workspace.lay_over(&mut options.workspace, &self.output)?;
         Ok(options)
     }
 
-    /// What to look at when the command could not be started: a word that looks like an option of ours.
-    pub(super) fn option_after_image(&self) -> Option<&str> {
-        let first = self.image_and_words().ok()?.1.first()?;
-        first.starts_with("--").then_some(first)
+    /// What the spec file says, or nothing.
+    pub(super) fn spec(&self) -> Result<SpecFile, Failure> {
+        self.workspace.spec()
     }
 
-    fn image_and_words(&self) -> Result<(&str, &[String]), Failure> {
-        match (&self.image, self.words.split_first()) {
-            (Some(image), _) => Ok((image, &self.words)),
-            (None, Some((image, words))) => Ok((image, words)),
-            (None, None) => Err(Failure::usage(
-                "no image was named",
-                "microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`",
-            )),
+    /// Lays the flags that are the run's own over what a spec file says.
+    fn over(&self, mut spec: SpecFile) -> Result<SpecFile, Failure> {
+        if self.image.is_some() {
+            spec.image.clone_from(&self.image);
         }
+        let words = match (&spec.image, self.words.split_first()) {
+            (Some(_), _) => &self.words[..],
+            (None, Some((image, words))) => {
+                spec.image = Some(image.clone());
+                words
+            }
+            (None, None) => {
+                return Err(Failure::usage(
+                    "no image was named",
+                    "microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`",
+                ));
+            }
+        };
+        self.command_over(&mut spec, words)?;
+        spec.keep = if self.keep || self.rm { Some(self.keep) } else { spec.keep };
+        spec.name = self.name.clone().or(spec.name);
+        spec.timeout = self.timeout.or(spec.timeout);
+        Ok(spec)
     }
 
-    /// Exactly one source: words, `--exec`, or the image.
-    fn command(&self, words: &[String]) -> Result<RunCommand, Failure> {
-        let words = || words.to_vec();
+    /// Exactly one source: words, `--exec`, what the file says, or the image. Another program takes the file's words
+    /// with it; other words leave its program.
+    fn command_over(&self, spec: &mut SpecFile, words: &[String]) -> Result<(), Failure> {
         match (&self.exec, &self.entrypoint) {
-            (Some(_), _) if !words().is_empty() => Err(Failure::usage(
-                "the command is given twice: with --exec and as words after the image",
-                "use one of them; all words after IMAGE belong to the guest",
-            )),
-            (Some(line), _) => Ok(RunCommand::Shell(line.clone())),
+            (Some(_), _) if !words.is_empty() => {
+                return Err(Failure::usage(
+                    "the command is given twice: with --exec and as words after the image",
+                    "use one of them; all words after IMAGE belong to the guest",
+                ));
+            }
             // Docker's way to say "no entrypoint": the words alone are the command.
-            (None, Some(program)) if program.is_empty() && words().is_empty() => {
-                Err(Failure::usage("an empty --entrypoint needs a command", "name one after IMAGE"))
+            (None, Some(program)) if program.is_empty() && words.is_empty() => {
+                return Err(Failure::usage("an empty --entrypoint needs a command", "name one after IMAGE"));
             }
-            (None, Some(program)) if program.is_empty() => Ok(RunCommand::Entrypoint(words())),
-            (None, Some(program)) => {
-                Ok(RunCommand::Entrypoint(std::iter::once(program.clone()).chain(words()).collect()))
-            }
-            (None, None) if words().is_empty() => Ok(RunCommand::Image),
-            (None, None) => Ok(RunCommand::Argv(words())),
+            _ => {}
         }
+        if let Some(line) = &self.exec {
+            (spec.exec, spec.entrypoint, spec.command) = (Some(line.clone()), None, None);
+        }
+        if let Some(program) = &self.entrypoint {
+            (spec.exec, spec.entrypoint, spec.command) = (None, Some(vec![program.clone()]), None);
+        }
+        if !words.is_empty() {
+            (spec.exec, spec.command) = (None, Some(words.to_vec()));
+        }
+        Ok(())
     }
+}
 
-    /// Declared outputs of a run that is not kept can never be fetched.
-    pub(super) fn useless_outputs(&self) -> bool {
-        !self.keep && !self.output.is_empty()
+/// What to look at when the command could not be started: a word that looks like an option of ours.
+pub(super) fn option_after_image(options: &RunOptions) -> Option<&str> {
+    match &options.command {
+        RunCommand::Argv(words) => words.first().map(String::as_str).filter(|word| word.starts_with("--")),
+        _ => None,
     }
 }
 
@@ -177,11 +197,11 @@ mod tests {
     }
 
     fn command(words: &[&str]) -> RunCommand {
-        args(words).options().unwrap().command
+        args(words).options(SpecFile::default()).unwrap().command
     }
 
     fn message(words: &[&str]) -> String {
-        match args(words).options() {
+        match args(words).options(SpecFile::default()) {
             Err(Failure::Usage { message, .. }) => message,
             other => panic!("{words:?}: {other:?}"),
         }
@@ -194,7 +214,10 @@ mod tests {
         assert_eq!(command(&["alpine", "--keep", "-e", "x"]), argv(&["--keep", "-e", "x"]));
         assert_eq!(command(&["--image", "alpine", "ls", "--rm"]), argv(&["ls", "--rm"]));
         assert_eq!(command(&["alpine", "sh", "-c", "--", "--"]), argv(&["sh", "-c", "--", "--"]));
-        assert_eq!(args(&["--keep", "alpine", "--name", "x"]).options().unwrap().name, None);
+        assert_eq!(
+            args(&["--keep", "alpine", "--name", "x"]).options(SpecFile::default()).unwrap().name,
+            None
+        );
     }
 
     #[test]
@@ -244,7 +267,7 @@ mod tests {
             "never",
             "alpine",
         ])
-        .options()
+        .options(SpecFile::default())
         .unwrap();
         let workspace = options.workspace;
         assert_eq!(workspace.env, [("A".to_owned(), "1".to_owned())]);
@@ -272,5 +295,104 @@ mod tests {
         assert!(message(&["-it", "alpine", "sh"]).contains("neither a terminal"));
         assert!(message(&["--network", "host", "alpine"]).contains("own kernel"));
         assert!(message(&["--output", "a=/x", "--output", "a=/y", "alpine"]).contains("twice"));
+    }
+
+    /// What a run is to be that these words and a spec file ask for.
+    fn merged(text: &str, words: &[&str]) -> RunOptions {
+        let spec = SpecFile::parse(std::path::Path::new("/specs/microagent.yaml"), text).unwrap();
+        args(words).options(spec).unwrap()
+    }
+
+    #[test]
+    fn a_flag_takes_the_place_of_the_files_value() {
+        const FILE: &str = "{name: web, image: i, pull: never, profile: tiny, hostname: h, user: u, workdir: /w, \
+            resources: {memoryMiB: 100, cpuCount: 1, sizeMiB: 900}, network: {mode: isolated}, timeout: 9, keep: true}";
+        let file = merged(FILE, &[]);
+        let none = merged(FILE, &["--image", "j"]);
+        assert_eq!((file.workspace.image.as_str(), none.workspace.image.as_str()), ("i", "j"));
+        assert_eq!((file.name.as_ref().unwrap().as_str(), file.keep), ("web", true));
+        assert_eq!((file.timeout, file.workspace.pull), (Some(Duration::from_secs(9)), PullPolicy::Never));
+        assert_eq!((file.workspace.profile.name, file.workspace.network), ("tiny", NetworkMode::Isolated));
+        assert_eq!((file.workspace.memory_mib, file.workspace.cpu_count), (Some(100), Some(1)));
+        let flags = merged(
+            FILE,
+            &[
+                "--name",
+                "api",
+                "--pull",
+                "always",
+                "--profile",
+                "large",
+                "--hostname",
+                "g",
+                "-u",
+                "v",
+                "-w",
+                "/x",
+                "-m",
+                "200",
+                "--cpus",
+                "2",
+                "--size-mib",
+                "1000",
+                "--network",
+                "user",
+                "--timeout",
+                "8",
+                "--rm",
+            ],
+        );
+        assert_eq!((flags.name.as_ref().unwrap().as_str(), flags.keep), ("api", false));
+        assert_eq!((flags.timeout, flags.workspace.pull), (Some(Duration::from_secs(8)), PullPolicy::Always));
+        let workspace = &flags.workspace;
+        assert_eq!((workspace.profile.name, workspace.network), ("large", NetworkMode::User));
+        assert_eq!((workspace.memory_mib, workspace.cpu_count), (Some(200), Some(2)));
+        assert_eq!((workspace.size_mib, workspace.hostname.as_deref()), (Some(1000), Some("g")));
+        assert_eq!((workspace.user.as_deref(), workspace.working_dir.as_deref()), (Some("v"), Some("/x")));
+        assert!(merged("image: i", &["--keep"]).keep && merged("image: i\nkeep: false", &["--keep"]).keep);
+    }
+
+    #[test]
+    fn lists_of_file_and_flags_go_together_by_name() {
+        let file = "{image: i, env: {A: file, B: file}, setup: [first], \
+            outputs: [{name: a, path: /file}, {name: b, path: /file}]}";
+        let flags = ["-e", "A=flag", "--setup", "second", "--output", "b=/flag", "--output", "c=/flag"];
+        let workspace = merged(file, &flags).workspace;
+        let last = |wanted: &str| {
+            workspace.env.iter().rev().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str())
+        };
+        assert_eq!((last("A"), last("B")), (Some("flag"), Some("file")));
+        let outputs: Vec<_> = workspace.outputs.iter().map(|output| (&*output.name, &*output.path)).collect();
+        assert_eq!(outputs, [("a", "/file"), ("b", "/flag"), ("c", "/flag")]);
+        let labels: Vec<_> = workspace.setup.iter().map(microagent::SetupStep::label).collect();
+        assert_eq!(labels, ["first", "second"]);
+    }
+
+    #[test]
+    fn the_command_of_the_file_gives_way_to_that_of_the_line() {
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let argv = |words: &[&str]| RunCommand::Argv(owned(words));
+        let entrypoint = |words: &[&str]| RunCommand::Entrypoint(owned(words));
+        let shell = |line: &str| RunCommand::Shell(line.to_owned());
+        let program = "image: i\nentrypoint: ls\ncommand: [-l]";
+        for (file, words, command) in [
+            ("image: i\nexec: x", &[][..], shell("x")),
+            ("image: i\nexec: x", &["--exec", "y"], shell("y")),
+            ("image: i\nexec: x", &["ls", "-a"], argv(&["ls", "-a"])),
+            ("image: i\nexec: x", &["--entrypoint", "id"], entrypoint(&["id"])),
+            ("image: i\ncommand: [ls]", &["--exec", "y"], shell("y")),
+            ("image: i\ncommand: [ls]", &["id", "-u"], argv(&["id", "-u"])),
+            (program, &[], entrypoint(&["ls", "-l"])),
+            (program, &["-a"], entrypoint(&["ls", "-a"])),
+            (program, &["--entrypoint", "id"], entrypoint(&["id"])),
+            (program, &["--entrypoint", "id", "-u"], entrypoint(&["id", "-u"])),
+            (program, &["--entrypoint", "", "date"], entrypoint(&["date"])),
+            // Without an image in the file the first word names one, as ever.
+            ("command: [ls]", &["alpine", "id"], argv(&["id"])),
+            ("command: [ls]", &["alpine"], argv(&["ls"])),
+        ] {
+            // Options of ours end where the words begin.
+            assert_eq!(merged(file, words).command, command, "{file} {words:?}");
+        }
     }
 }

@@ -7,28 +7,36 @@ mod values;
 
 use std::io::{self, Write};
 
-use microagent::{Error, OutputReader, OutputStream, RunReport};
+use microagent::{Error, OutputReader, OutputStream, RunOptions, RunReport};
 
 pub(crate) use args::RunArgs;
+use args::option_after_image;
 pub(crate) use docker::{CreateDockerFlags, refusal, refuse_network, refuse_volume};
 pub(crate) use document::OutputDocument;
 use document::RunDocument;
-pub(crate) use values::{bytes, cpus, duration, env_file, env_variable, memory_mib, output};
+pub(crate) use values::{bytes, cpus, env_file, env_variable, memory_mib};
 
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, finish, print_json, stdout};
 use crate::progress::Progress;
+use crate::workspace_args::idle_keys;
 
 /// Exit codes that shells use for a command that could not be started.
 const START_FAILURES: [i32; 2] = [126, 127];
 
 /// Runs the command and prints what came of it.
 pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
-    let options = args.options()?;
+    let spec = args.spec()?;
+    let idle = idle_keys(&spec.not_for_run(), "run");
+    let options = args.options(spec)?;
     let engine = context.engine_for_run(args.kernel.clone(), args.cold);
     let progress = context.progress(args.quiet);
-    if args.useless_outputs() {
+    if let Some(note) = idle {
+        progress.note(&note);
+    }
+    // Declared outputs of a run that is not kept can never be fetched.
+    if !options.keep && !options.workspace.outputs.is_empty() {
         progress.note("--output without --keep: nothing can be fetched after the run");
     }
     let ran = context.block_on(async |token| Ok(engine.run(&options, &progress, &token).await))?;
@@ -40,7 +48,7 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     let code = report.result.exit_code;
     let printed = match context.format {
         Format::Json => RunDocument::new(report).and_then(|document| print_json(&document)),
-        Format::Text => print_report(report, &args, &progress),
+        Format::Text => print_report(report, &options, &progress),
     };
     match printed {
         // Whoever read the output has seen enough; the run itself is complete.
@@ -77,7 +85,7 @@ pub(crate) fn failed(context: &Context, error: Error) -> Result<Failure, Failure
     }
 }
 
-fn print_report(report: RunReport, args: &RunArgs, progress: &Progress) -> Result<(), Failure> {
+fn print_report(report: RunReport, options: &RunOptions, progress: &Progress) -> Result<(), Failure> {
     for notice in &report.notices {
         progress.note(notice);
     }
@@ -85,7 +93,7 @@ fn print_report(report: RunReport, args: &RunArgs, progress: &Progress) -> Resul
         && START_FAILURES.contains(&report.result.exit_code)
     {
         progress.note(&format!("the command could not be started: {error}"));
-        if let Some(word) = args.option_after_image() {
+        if let Some(word) = option_after_image(options) {
             progress.note(&format!("`{word}` stands after the image, so it was taken as the command"));
         }
     }

@@ -1,19 +1,13 @@
-//! How the values of `run`'s options are read: sizes, durations, variables, outputs.
+//! How the values of `run`'s options are read: sizes and variables. What spec files have, too, is in
+//! `microagent::text`.
 
-use std::io::Read;
 use std::path::Path;
-use std::time::Duration;
 
-use jiff::SignedDuration;
-use microagent::Artifact;
+use microagent::text::{self, variable};
 
 use crate::environment;
 use crate::failure::Failure;
 
-/// Largest environment file that is read.
-const ENV_FILE_LIMIT: u64 = 1024 * 1024;
-/// Longest timeout: a year, so that adding it to any clock is safe.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 const MIB: u64 = 1024 * 1024;
 /// A plain number above this was surely meant in bytes, as Docker reads it.
 const MOST_MIB: u64 = 16 * MIB;
@@ -75,72 +69,15 @@ pub(crate) fn cpus(text: &str) -> Result<u32, String> {
     Ok(number as u32)
 }
 
-/// Seconds, or with units: `90`, `1m30s`, `2h`, `1.5s`.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let text = text.trim();
-    let duration = match text.parse::<u64>() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok()),
-    };
-    match duration {
-        Some(duration) if duration.is_zero() => {
-            Err("no run is that short; leave it out for no limit".to_owned())
-        }
-        Some(duration) if duration <= LONGEST_TIMEOUT => Ok(duration),
-        Some(_) => Err("it is at most a year; leave it out for no limit".to_owned()),
-        None => Err("it is a number of seconds, or with units as in 1m30s".to_owned()),
-    }
-}
-
-/// `name=/guest/path`.
-pub(crate) fn output(text: &str) -> Result<Artifact, String> {
-    let (name, path) = text.split_once('=').ok_or("write it as NAME=/guest/path")?;
-    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if name.is_empty() || name.starts_with(['.', '-']) || !name.chars().all(is_name) {
-        return Err("the name consists of letters, digits, `.`, `_` and `-`".to_owned());
-    }
-    if !path.starts_with('/') || path.contains('\0') {
-        return Err("the path is absolute, in the guest".to_owned());
-    }
-    Ok(Artifact { name: name.to_owned(), path: path.to_owned() })
-}
-
 /// `NAME=VALUE`, or `NAME` for the host's value; a name that the host does not have is left out, as Docker does.
 pub(crate) fn env_variable(text: &str) -> Result<Option<(String, String)>, Failure> {
-    let wrong =
-        |why: &str| Failure::usage(format!("--env `{text}`: {why}"), "write it as NAME=VALUE or NAME");
-    let (name, value) = match text.split_once('=') {
-        Some((name, value)) => (name, Some(value.to_owned())),
-        None => (text, None),
-    };
-    if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c == '\0') {
-        return Err(wrong("the name is empty or has spaces"));
-    }
-    if let Some(value) = value {
-        return Ok(Some((name.to_owned(), value)));
-    }
-    match environment::passed_through(name).map(|value| value.into_string()) {
-        None => Ok(None),
-        Some(Ok(value)) => Ok(Some((name.to_owned(), value))),
-        Some(Err(_)) => Err(wrong("its value on the host is not UTF-8")),
-    }
+    variable(text, &environment::passed_through)
+        .map_err(|why| Failure::usage(format!("--env `{text}`: {why}"), "write it as NAME=VALUE or NAME"))
 }
 
-/// Docker's file format: a variable per line as in `--env`, `#` starts a comment line, nothing is unquoted.
+/// Docker's file of variables.
 pub(crate) fn env_file(path: &Path) -> Result<Vec<(String, String)>, Failure> {
-    let failed = |source| Failure::File { action: "read environment file", path: path.to_owned(), source };
-    let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(ENV_FILE_LIMIT + 1).read_to_string(&mut text))
-        .map_err(failed)?;
-    if text.len() as u64 > ENV_FILE_LIMIT {
-        return Err(failed(std::io::Error::other("it has more than 1 MiB")));
-    }
-    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim_start);
-    lines
-        .filter(|line| !line.trim_end().is_empty() && !line.starts_with('#'))
-        .filter_map(|line| env_variable(line).transpose())
-        .collect()
+    Ok(text::env_file(path, &environment::passed_through)?)
 }
 
 #[cfg(test)]
@@ -185,38 +122,5 @@ mod tests {
         for text in ["0", "-1", "x", "nan", "inf", "1e9"] {
             assert!(cpus(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn durations_in_seconds_or_with_units() {
-        for (text, millis) in
-            [("5", 5000), ("1m30s", 90_000), ("1.5s", 1500), ("2h", 7_200_000), ("200ms", 200)]
-        {
-            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
-        }
-        for text in ["", "0", "-5", "-5s", "5 parsecs", "9999999999999999999", "2y"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn outputs_have_a_name_and_an_absolute_path() {
-        assert_eq!(output("r=/a=b"), Ok(Artifact { name: "r".into(), path: "/a=b".into() }));
-        for text in ["r", "=/a", "r=", "r=a/b", "../r=/a", "a b=/a"] {
-            assert!(output(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn environment_files_are_dockers() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("env");
-        std::fs::write(&path, "\u{feff}# comment\n\nA=1\n  B=\"two\"\nC=x y \nNOT_SET_ANYWHERE_42\n")
-            .unwrap();
-        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        assert_eq!(env_file(&path).unwrap(), [pair("A", "1"), pair("B", "\"two\""), pair("C", "x y ")]);
-        std::fs::write(&path, "A B=1\n").unwrap();
-        assert!(matches!(env_file(&path), Err(Failure::Usage { .. })));
-        assert!(matches!(env_file(&dir.path().join("none")), Err(Failure::File { .. })));
     }
 }

@@ -1,0 +1,314 @@
+//! `microagent.yaml`: a workspace or a run, written down. Read strictly: what is not understood is an error with its
+//! place, never passed over.
+//!
+//! Types, their texts and the schema for editors come from this one place. A file is only read when somebody names it;
+//! its relative paths start at its own directory. What a file says becomes the same options that a program would set
+//! ([`SpecFile::run_options`], [`SpecFile::create_options`]); flags go over them, and that is the caller's business. What
+//! of an existing workspace follows a changed file is [`crate::Engine::apply`]'s.
+//!
+//! Keys are spelled as in the files that people have: `memoryMiB`, `setupFiles`. There are no aliases; who writes
+//! `memory_mib` is told.
+
+mod error;
+mod forms;
+mod hints;
+mod options;
+#[cfg(test)]
+mod reference;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use microagent_image::PullPolicy;
+use microagent_net::{AllowRule, EgressMode, Publish};
+use microagent_store::{Artifact, Attachment, NetworkMode, RestartPolicy, SecretReference, WorkspaceName};
+use serde::Deserialize;
+
+pub use error::SpecError;
+use forms::{Form, Words};
+
+use crate::Profile;
+
+/// Largest file that is read, in bytes; one that a person wrote has a few thousand.
+const FILE_LIMIT: u64 = 1024 * 1024;
+
+/// Most values that aliases may blow a file up to.
+const NODES_MAX: usize = 100_000;
+
+/// Most aliases, and most bytes that one of them may stand for: together they stay below what a run takes anyway.
+const ALIASES_MAX: usize = 256;
+const ANCHORED_MAX: usize = 64 * 1024;
+
+/// Deepest nesting; the keys that there are need five.
+const DEPTH_MAX: usize = 32;
+
+/// What a spec file says. `None` where it says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(test, schemars(title = "microagent.yaml"))]
+pub struct SpecFile {
+    /// Name of the workspace.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub name: Option<WorkspaceName>,
+    /// Image: a registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`.
+    pub image: Option<String>,
+    /// When the registry is asked.
+    #[cfg_attr(test, schemars(with = "Option<reference::Pull>"))]
+    pub pull: Option<PullPolicy>,
+    /// Machine size to start from.
+    #[serde(deserialize_with = "forms::profile")]
+    #[cfg_attr(test, schemars(with = "Option<reference::ProfileName>"))]
+    pub profile: Option<Profile>,
+    /// When `supervise` starts the workspace again. Not for `run`.
+    #[cfg_attr(test, schemars(with = "Option<reference::Restart>"))]
+    pub restart: Option<RestartPolicy>,
+    /// Program in place of the image's Entrypoint, alone or with its first arguments. Only for `run`.
+    #[serde(deserialize_with = "forms::entrypoint")]
+    #[cfg_attr(test, schemars(with = "Option<reference::TextOrWords>"))]
+    pub entrypoint: Option<Vec<String>>,
+    /// Words in place of the image's Cmd. Only for `run`.
+    pub command: Option<Vec<String>>,
+    /// Shell line in place of a command; the guest's `/bin/sh` evaluates it. Only for `run`.
+    pub exec: Option<String>,
+    /// What every start runs: a shell line, or a program and its arguments. Not for `run`.
+    #[serde(deserialize_with = "forms::service")]
+    #[cfg_attr(test, schemars(with = "Option<reference::TextOrWords>"))]
+    pub service: Option<Service>,
+    /// Whether every start runs the image's Entrypoint and Cmd, in place of `service`. Not for `run`.
+    pub image_command: Option<bool>,
+    /// Program of interactive sessions. Not for `run`.
+    pub shell: Option<String>,
+    /// Host name in the guest.
+    pub hostname: Option<String>,
+    /// User, or user and group, in place of the image's.
+    pub user: Option<String>,
+    /// Working directory in place of the image's.
+    pub workdir: Option<String>,
+    /// Shell lines to run before anything else.
+    pub setup: Option<Vec<String>>,
+    /// Scripts of the host to run after `setup`.
+    pub setup_files: Option<Vec<PathBuf>>,
+    /// Variables of the guest.
+    #[serde(deserialize_with = "forms::env")]
+    #[cfg_attr(test, schemars(with = "Option<BTreeMap<String, reference::Scalar>>"))]
+    pub env: Option<BTreeMap<String, String>>,
+    /// Files of NAME=VALUE lines; `env` wins.
+    pub env_files: Option<Vec<PathBuf>>,
+    /// Size of the machine.
+    #[serde(deserialize_with = "forms::or_default")]
+    pub resources: SpecResources,
+    /// How the guest reaches the network, and the network the guest.
+    #[serde(deserialize_with = "forms::or_default")]
+    pub network: SpecNetwork,
+    /// What the guest may reach, on network `user`.
+    #[serde(deserialize_with = "forms::or_default")]
+    pub egress: SpecEgress,
+    /// Disks: each as `-v` has it, or taken apart.
+    #[cfg_attr(test, schemars(with = "Option<Vec<reference::Volume>>"))]
+    pub volumes: Option<Vec<Form<Attachment, SpecVolume>>>,
+    /// ext4 images of the host.
+    pub disks: Option<Vec<SpecFileDisk>>,
+    /// Tar files of the host; each becomes a disk of the workspace's own.
+    pub bundles: Option<Vec<SpecFileDisk>>,
+    /// Where each secret is: `env:VAR`, `file:PATH`, `dotenv:PATH#KEY`, `vault:MOUNT/data/PATH#FIELD` or
+    /// `helper:REFERENCE`.
+    #[serde(deserialize_with = "forms::secrets")]
+    #[cfg_attr(test, schemars(with = "Option<BTreeMap<String, String>>"))]
+    pub secrets: Option<Vec<SecretReference>>,
+    /// Files and directories of the guest that `artifact get` can fetch.
+    #[serde(deserialize_with = "forms::outputs")]
+    #[cfg_attr(test, schemars(with = "Option<Vec<forms::Output>>"))]
+    pub outputs: Option<Vec<Artifact>>,
+    /// Wall clock until the machine is killed: seconds, or with units such as 1m30s. Only for `run`.
+    #[serde(deserialize_with = "forms::timeout")]
+    #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
+    pub timeout: Option<Duration>,
+    /// Whether the workspace stays after the run. Only for `run`.
+    pub keep: Option<bool>,
+    /// The file, for what is said about it later.
+    #[serde(skip)]
+    path: PathBuf,
+}
+
+/// Size of the machine, in place of the profile's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct SpecResources {
+    /// Memory in MiB.
+    #[serde(rename = "memoryMiB")]
+    pub memory_mib: Option<u32>,
+    /// Virtual CPUs.
+    #[serde(rename = "cpuCount")]
+    pub cpu_count: Option<u32>,
+    /// Size of the root disk in MiB; it grows to fit the image.
+    #[serde(rename = "sizeMiB")]
+    pub size_mib: Option<u64>,
+}
+
+/// How the guest reaches the network, and the network the guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, default)]
+pub struct SpecNetwork {
+    /// `user` (outbound NAT) or `isolated` (no network device but loopback).
+    #[cfg_attr(test, schemars(with = "Option<reference::Mode>"))]
+    pub mode: Option<NetworkMode>,
+    /// Ports of the host that lead into the guest: each as `-p` has it, or taken apart.
+    #[cfg_attr(test, schemars(with = "Option<Vec<reference::Forward>>"))]
+    pub forwards: Option<Vec<Form<Publish, SpecForward>>>,
+}
+
+/// A published port.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SpecForward {
+    /// `tcp`, which is the only one.
+    pub protocol: Option<String>,
+    /// The host's IPv4 address that is listened at.
+    pub host: Option<String>,
+    /// The host's port; 0 has one picked at each start.
+    pub host_port: u16,
+    /// The guest's port.
+    pub guest_port: u16,
+}
+
+/// What the guest may reach.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SpecEgress {
+    /// `public`, `allowlist` or `open`.
+    #[cfg_attr(test, schemars(with = "Option<reference::Egress>"))]
+    pub mode: Option<EgressMode>,
+    /// Names (`example.org`, `.example.org`) and networks (`ADDRESS[/BITS][:PORT]`) that are open besides.
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
+    pub allow: Option<Vec<AllowRule>>,
+    /// Connections that may be open at once.
+    pub max_connections: Option<u32>,
+    /// Bytes that one life of the machine may move, both ways together.
+    pub max_bytes: Option<u64>,
+}
+
+/// A disk, taken apart: a named volume, or a file of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SpecVolume {
+    /// A named volume.
+    pub name: Option<String>,
+    /// In place of it: an ext4 image or a tar file of the host.
+    pub path: Option<String>,
+    /// Where the guest finds it.
+    pub mountpoint: String,
+    /// `rw`, or `ro` for what the guest can only read.
+    #[cfg_attr(test, schemars(with = "Option<reference::Access>"))]
+    pub mode: Option<Access>,
+}
+
+/// A file of the host as a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SpecFileDisk {
+    /// The file.
+    pub path: PathBuf,
+    /// Where the guest finds it.
+    pub mountpoint: String,
+    /// `rw`, or `ro` for what the guest can only read.
+    #[cfg_attr(test, schemars(with = "Option<reference::Access>"))]
+    pub mode: Option<Access>,
+}
+
+/// What a guest can do with a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Read and write.
+    Rw,
+    /// Only read.
+    Ro,
+}
+
+/// What every start runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Service {
+    /// A shell line.
+    Shell(String),
+    /// A program and its arguments.
+    Argv(Vec<String>),
+}
+
+impl From<Words> for Service {
+    fn from(words: Words) -> Service {
+        match words {
+            Words::Text(line) => Service::Shell(line),
+            Words::List(words) => Service::Argv(words),
+        }
+    }
+}
+
+impl SpecFile {
+    /// Reads a spec file. An absolute path gives absolute paths.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be read, is larger than 1 MiB, or says anything that is not understood.
+    pub fn read(path: &Path) -> Result<SpecFile, SpecError> {
+        let failed = |source| SpecError::Read { path: path.to_owned(), source };
+        let mut bytes = Vec::new();
+        File::open(path).map_err(failed)?.take(FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > FILE_LIMIT {
+            return Err(SpecError::TooLarge { path: path.to_owned(), limit: FILE_LIMIT });
+        }
+        let text = String::from_utf8(bytes).map_err(|error| SpecError::NotText {
+            path: path.to_owned(),
+            offset: error.utf8_error().valid_up_to(),
+        })?;
+        SpecFile::parse(path, &text)
+    }
+
+    /// Reads the text of a spec file that lies at `path`, which is not looked at.
+    ///
+    /// # Errors
+    /// Fails when it says anything that is not understood.
+    pub fn parse(path: &Path, text: &str) -> Result<SpecFile, SpecError> {
+        let options = serde_saphyr::options! {
+            budget: serde_saphyr::budget! {
+                max_nodes: NODES_MAX,
+                max_events: 4 * NODES_MAX,
+                max_aliases: ALIASES_MAX,
+                max_anchors: ALIASES_MAX,
+                max_recorded_anchor_bytes: ANCHORED_MAX,
+                max_depth: DEPTH_MAX,
+                flow_nesting_limit: DEPTH_MAX,
+                max_documents: 1,
+            },
+            alias_limits: serde_saphyr::alias_limits! {
+                max_total_replayed_events: NODES_MAX,
+            },
+            strict_booleans: true,
+            reject_unsupported_tags: true,
+            with_snippet: false,
+        };
+        let said: Option<SpecFile> = serde_saphyr::from_str_with_options(text, options)
+            .map_err(|error| SpecError::wrong(path, text, &error))?;
+        let mut file = said.unwrap_or_default();
+        path.clone_into(&mut file.path);
+        file.resolve_paths();
+        file.check()?;
+        Ok(file)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests;

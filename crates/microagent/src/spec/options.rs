@@ -1,0 +1,325 @@
+//! From what a spec file says to the options of a run or of a new workspace.
+
+use std::path::{Path, PathBuf};
+
+use microagent_net::{EgressPolicy, Publish};
+use microagent_store::{Attachment, DiskSource, SecretSource, SetupStep};
+
+use super::forms::{Form, Short};
+use super::{Access, Service, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecVolume};
+use crate::text::{self, HostVariable};
+use crate::{CreateOptions, Error, RunCommand, RunOptions, WorkspaceOptions};
+
+/// Images in the local file system are named with one of these before the path.
+const LOCAL_TRANSPORTS: [&str; 3] = ["oci:", "oci-archive:", "docker-archive:"];
+
+impl Short for Publish {
+    const SHAPE: &str = "[HOST:]HOST_PORT:GUEST_PORT";
+
+    fn short(text: &str) -> Result<Publish, String> {
+        text.parse().map_err(|error: microagent_net::PublishError| error.to_string())
+    }
+}
+
+impl Short for Attachment {
+    const SHAPE: &str = "SOURCE:/GUEST/PATH[:ro|rw]";
+
+    fn short(text: &str) -> Result<Attachment, String> {
+        let wrong = || format!("`{text}` is not written {}", Self::SHAPE);
+        let (rest, access) = match text.rsplit_once(':') {
+            Some((rest, "ro")) => (rest, Access::Ro),
+            Some((rest, "rw")) => (rest, Access::Rw),
+            _ => (text, Access::Rw),
+        };
+        let (source, mount_point) = rest.rsplit_once(':').ok_or_else(wrong)?;
+        Ok(Attachment {
+            source: disk_source(source)?,
+            mount_point: mount_point.to_owned(),
+            read_only: access == Access::Ro,
+        })
+    }
+}
+
+/// What a source names: by its look alone, nothing is looked up.
+fn disk_source(text: &str) -> Result<DiskSource, String> {
+    const BUNDLES: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
+    if BUNDLES.iter().any(|end| text.ends_with(end)) {
+        Ok(DiskSource::Bundle(text.into()))
+    } else if text.contains('/') || text.ends_with(".img") || text.ends_with(".ext4") {
+        Ok(DiskSource::Image(text.into()))
+    } else {
+        text.parse()
+            .map(DiskSource::Volume)
+            .map_err(|error: microagent_store::VolumeNameError| error.to_string())
+    }
+}
+
+impl SpecForward {
+    fn publish(&self) -> Result<Publish, String> {
+        if let Some(other) = self.protocol.as_deref().filter(|protocol| *protocol != "tcp") {
+            return Err(format!("protocol `{other}` cannot be published: only TCP ports can"));
+        }
+        let host = self.host.as_deref().map(|host| format!("{host}:")).unwrap_or_default();
+        Publish::short(&format!("{host}{}:{}", self.host_port, self.guest_port))
+    }
+}
+
+impl SpecVolume {
+    fn attachment(&self) -> Result<Attachment, String> {
+        let source = match (&self.name, &self.path) {
+            (Some(name), None) => name
+                .parse()
+                .map(DiskSource::Volume)
+                .map_err(|error: microagent_store::VolumeNameError| error.to_string())?,
+            (None, Some(path)) => match disk_source(path)? {
+                // A path without a slash is one all the same.
+                DiskSource::Volume(name) => DiskSource::Image(name.as_str().into()),
+                source => source,
+            },
+            _ => {
+                let what = format!("the volume at `{}`", self.mountpoint);
+                return Err(format!("{what} has either a `name` or a `path`"));
+            }
+        };
+        Ok(attachment(source, &self.mountpoint, self.mode))
+    }
+}
+
+fn attachment(source: DiskSource, mount_point: &str, mode: Option<Access>) -> Attachment {
+    Attachment { source, mount_point: mount_point.to_owned(), read_only: mode == Some(Access::Ro) }
+}
+
+impl SpecFile {
+    /// What a run is to be.
+    ///
+    /// # Errors
+    /// Fails when no image is named, keys contradict each other, or a file that is named cannot be read.
+    pub fn run_options(&self, host: HostVariable<'_>) -> Result<RunOptions, Error> {
+        let mut options = RunOptions::new(self.named_image()?);
+        options.workspace = self.workspace_options(host)?;
+        options.command = self.run_command();
+        options.keep = self.keep.unwrap_or(false);
+        options.name.clone_from(&self.name);
+        options.timeout = self.timeout;
+        Ok(options)
+    }
+
+    /// What a new workspace is to be.
+    ///
+    /// # Errors
+    /// As [`SpecFile::run_options`], and when it has no name.
+    pub fn create_options(&self, host: HostVariable<'_>) -> Result<CreateOptions, Error> {
+        let Some(name) = &self.name else {
+            return Err(self.meaning("no name is given", "add `name`, or give one to the command").into());
+        };
+        let mut options = CreateOptions::new(name.clone(), self.named_image()?);
+        options.workspace = self.workspace_options(host)?;
+        options.service = match &self.service {
+            _ if self.image_command == Some(true) => Some(RunCommand::Image),
+            Some(Service::Shell(line)) => Some(RunCommand::Shell(line.clone())),
+            Some(Service::Argv(words)) => Some(RunCommand::Entrypoint(words.clone())),
+            None => None,
+        };
+        options.shell.clone_from(&self.shell);
+        options.restart = self.restart.unwrap_or_default();
+        Ok(options)
+    }
+
+    /// Keys that say nothing to a run.
+    pub fn not_for_run(&self) -> Vec<&'static str> {
+        present([
+            ("restart", self.restart.is_some()),
+            ("service", self.service.is_some()),
+            ("imageCommand", self.image_command.is_some()),
+            ("shell", self.shell.is_some()),
+        ])
+    }
+
+    /// Keys that say nothing to a workspace that is kept.
+    pub fn only_for_run(&self) -> Vec<&'static str> {
+        present([
+            ("entrypoint", self.entrypoint.is_some()),
+            ("command", self.command.is_some()),
+            ("exec", self.exec.is_some()),
+            ("timeout", self.timeout.is_some()),
+            ("keep", self.keep.is_some()),
+        ])
+    }
+
+    fn named_image(&self) -> Result<&str, SpecError> {
+        self.image.as_deref().ok_or_else(|| self.meaning("no image is named", "add `image`, or give --image"))
+    }
+
+    fn run_command(&self) -> RunCommand {
+        let words = || self.command.clone().unwrap_or_default();
+        match (&self.exec, &self.entrypoint) {
+            (Some(line), _) => RunCommand::Shell(line.clone()),
+            // An empty program is Docker's way to say that the words alone are the command.
+            (None, Some(program)) => {
+                let program = program.iter().filter(|word| !word.is_empty()).cloned();
+                RunCommand::Entrypoint(program.chain(words()).collect())
+            }
+            (None, None) if words().is_empty() => RunCommand::Image,
+            (None, None) => RunCommand::Argv(words()),
+        }
+    }
+
+    fn workspace_options(&self, host: HostVariable<'_>) -> Result<WorkspaceOptions, Error> {
+        let mut options = WorkspaceOptions::new(self.named_image()?);
+        options.setup = self.setup_steps()?.unwrap_or_default();
+        options.env = self.variables(host)?.unwrap_or_default();
+        options.user.clone_from(&self.user);
+        options.working_dir.clone_from(&self.workdir);
+        options.disks = self.attachments()?.into_iter().flatten().collect();
+        options.publish = self.published()?.unwrap_or_default();
+        self.lay_egress_over(&mut options.egress);
+        options.secrets = self.secrets.clone().unwrap_or_default();
+        options.outputs = self.outputs.clone().unwrap_or_default();
+        options.profile = self.profile.unwrap_or_default();
+        options.memory_mib = self.resources.memory_mib;
+        options.cpu_count = self.resources.cpu_count;
+        options.size_mib = self.resources.size_mib;
+        options.hostname.clone_from(&self.hostname);
+        options.network = self.network.mode.unwrap_or_default();
+        options.pull = self.pull.unwrap_or_default();
+        Ok(options)
+    }
+
+    /// Setup steps, where the file speaks of them.
+    pub(crate) fn setup_steps(&self) -> Result<Option<Vec<SetupStep>>, Error> {
+        if self.setup.is_none() && self.setup_files.is_none() {
+            return Ok(None);
+        }
+        let lines = self.setup.iter().flatten().cloned().map(SetupStep::Shell).map(Ok);
+        let scripts = self.setup_files.iter().flatten().map(|path| text::setup_script(path));
+        lines.chain(scripts).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Variables, where the file speaks of them; later ones win.
+    pub(crate) fn variables(&self, host: HostVariable<'_>) -> Result<Option<Vec<(String, String)>>, Error> {
+        if self.env.is_none() && self.env_files.is_none() {
+            return Ok(None);
+        }
+        let mut variables = Vec::new();
+        for path in self.env_files.iter().flatten() {
+            variables.extend(text::env_file(path, host)?);
+        }
+        variables.extend(self.env.clone().into_iter().flatten());
+        Ok(Some(variables))
+    }
+
+    /// Ports, where the file speaks of them.
+    pub(crate) fn published(&self) -> Result<Option<Vec<Publish>>, SpecError> {
+        let Some(forwards) = &self.network.forwards else { return Ok(None) };
+        let read = |forward: &Form<Publish, SpecForward>| match forward {
+            Form::Short(publish) => Ok(*publish),
+            Form::Long(long) => long.publish().map_err(|why| {
+                self.meaning(
+                    format!("network.forwards: {why}"),
+                    "only TCP ports of IPv4 addresses are published",
+                )
+            }),
+        };
+        forwards.iter().map(read).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Volumes, images and bundles, each where the file speaks of them.
+    pub(crate) fn attachments(&self) -> Result<[Vec<Attachment>; 3], SpecError> {
+        let volume = |volume: &Form<Attachment, SpecVolume>| match volume {
+            Form::Short(attachment) => Ok(attachment.clone()),
+            Form::Long(long) => long.attachment().map_err(|why| {
+                self.meaning(
+                    format!("volumes: {why}"),
+                    "`name` is a volume's, `path` an image's or a tar file's",
+                )
+            }),
+        };
+        let volumes = self.volumes.iter().flatten().map(volume).collect::<Result<_, _>>()?;
+        let files = |disks: &Option<Vec<SpecFileDisk>>, source: fn(PathBuf) -> DiskSource| {
+            let disk =
+                |disk: &SpecFileDisk| attachment(source(disk.path.clone()), &disk.mountpoint, disk.mode);
+            disks.iter().flatten().map(disk).collect()
+        };
+        Ok([volumes, files(&self.disks, DiskSource::Image), files(&self.bundles, DiskSource::Bundle)])
+    }
+
+    /// Changes a policy to what the file says of it.
+    pub(crate) fn lay_egress_over(&self, policy: &mut EgressPolicy) {
+        let egress = &self.egress;
+        policy.mode = egress.mode.unwrap_or(policy.mode);
+        if let Some(allow) = &egress.allow {
+            policy.allow.clone_from(allow);
+        }
+        policy.max_connections = egress.max_connections.unwrap_or(policy.max_connections);
+        policy.max_bytes = egress.max_bytes.unwrap_or(policy.max_bytes);
+    }
+
+    /// Refuses keys that contradict each other.
+    pub(super) fn check(&self) -> Result<(), SpecError> {
+        let refuse = |message: &str, hint| Err(self.meaning(message, hint));
+        if self.exec.is_some() && (self.command.is_some() || self.entrypoint.is_some()) {
+            return refuse(
+                "the command is given twice: `exec` beside `command` or `entrypoint`",
+                "keep one of them",
+            );
+        }
+        if self.service.is_some() && self.image_command == Some(true) {
+            return refuse(
+                "what starts run is given twice: `service` beside `imageCommand`",
+                "keep one of them",
+            );
+        }
+        if self.service == Some(Service::Argv(Vec::new())) || self.entrypoint == Some(Vec::new()) {
+            return refuse("an empty list names no program", "remove it, or name a program");
+        }
+        self.published()?;
+        self.attachments()?;
+        Ok(())
+    }
+
+    /// Has relative paths start at the directory of the file.
+    pub(super) fn resolve_paths(&mut self) {
+        let dir = self.path.parent().unwrap_or(Path::new("")).to_owned();
+        let resolve = |path: &mut PathBuf| *path = dir.join(&path);
+        for path in [&mut self.setup_files, &mut self.env_files].into_iter().flatten().flatten() {
+            resolve(path);
+        }
+        for disk in [&mut self.disks, &mut self.bundles].into_iter().flatten().flatten() {
+            resolve(&mut disk.path);
+        }
+        for volume in self.volumes.iter_mut().flatten() {
+            match volume {
+                Form::Short(Attachment {
+                    source: DiskSource::Image(path) | DiskSource::Bundle(path),
+                    ..
+                }) => {
+                    resolve(path);
+                }
+                Form::Long(SpecVolume { path: Some(path), .. }) => {
+                    *path = dir.join(&path).to_string_lossy().into_owned();
+                }
+                Form::Short(_) | Form::Long(_) => {}
+            }
+        }
+        for secret in self.secrets.iter_mut().flatten() {
+            if let SecretSource::File(path) | SecretSource::Dotenv { path, .. } = &mut secret.source {
+                resolve(path);
+            }
+        }
+        if let Some(image) = &mut self.image {
+            let local = LOCAL_TRANSPORTS.iter().find_map(|name| Some((name, image.strip_prefix(name)?)));
+            if let Some((transport, path)) = local {
+                // The rest may have a tag behind it, which stays there.
+                *image = format!("{transport}{}", dir.join(path).display());
+            }
+        }
+    }
+
+    pub(super) fn meaning(&self, message: impl Into<String>, hint: &str) -> SpecError {
+        SpecError::Meaning { path: self.path.clone(), message: message.into(), hint: hint.to_owned() }
+    }
+}
+
+fn present<const N: usize>(keys: [(&'static str, bool); N]) -> Vec<&'static str> {
+    keys.into_iter().filter_map(|(key, is_present)| is_present.then_some(key)).collect()
+}

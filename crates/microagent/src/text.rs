@@ -1,0 +1,185 @@
+//! How people write things, read once for flags and for spec files: durations, outputs, variables, setup scripts.
+//!
+//! The environment of the host is not looked at: whoever allows `NAME` to mean the host's value hands it in.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use microagent_store::{Artifact, SetupStep};
+
+use crate::Error;
+
+/// Largest environment file that is read.
+const ENV_FILE_LIMIT: u64 = 1024 * 1024;
+
+/// Largest setup script that is read; scripts are text.
+const SCRIPT_LIMIT: u64 = 1024 * 1024;
+
+/// Longest timeout: a year, so that adding it to any clock is safe.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Looks a variable of the host up.
+pub type HostVariable<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Seconds, or with units: `90`, `1m30s`, `2h`, `1.5s`.
+///
+/// # Errors
+/// Says what a duration looks like, or which one is too short or too long.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let duration = match text.parse::<u64>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok()),
+    };
+    match duration {
+        Some(duration) if duration.is_zero() => {
+            Err("no run is that short; leave it out for no limit".to_owned())
+        }
+        Some(duration) if duration <= LONGEST_TIMEOUT => Ok(duration),
+        Some(_) => Err("it is at most a year; leave it out for no limit".to_owned()),
+        None => Err("it is a number of seconds, or with units as in 1m30s".to_owned()),
+    }
+}
+
+/// `name=/guest/path`.
+///
+/// # Errors
+/// Says how it is written.
+pub fn output(text: &str) -> Result<Artifact, String> {
+    let (name, path) = text.split_once('=').ok_or("write it as NAME=/guest/path")?;
+    artifact(name, path)
+}
+
+/// An output of this name at this path of the guest.
+///
+/// # Errors
+/// Says what is wrong with either.
+pub fn artifact(name: &str, path: &str) -> Result<Artifact, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.starts_with(['.', '-']) || !name.chars().all(is_name) {
+        return Err("the name consists of letters, digits, `.`, `_` and `-`".to_owned());
+    }
+    if !path.starts_with('/') || path.contains('\0') {
+        return Err("the path is absolute, in the guest".to_owned());
+    }
+    Ok(Artifact { name: name.to_owned(), path: path.to_owned() })
+}
+
+/// `NAME=VALUE`, or `NAME` for the host's value; a name that the host does not have is left out, as Docker does.
+///
+/// # Errors
+/// Says what is wrong with it, without repeating it.
+pub fn variable(text: &str, host: HostVariable<'_>) -> Result<Option<(String, String)>, &'static str> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, None),
+    };
+    if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c == '\0') {
+        return Err("the name is empty or has spaces");
+    }
+    if let Some(value) = value {
+        return Ok(Some((name.to_owned(), value)));
+    }
+    match host(name).map(OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(value)) => Ok(Some((name.to_owned(), value))),
+        Some(Err(_)) => Err("its value on the host is not UTF-8"),
+    }
+}
+
+/// Docker's file format: a variable per line as in `--env`, `#` starts a comment line, nothing is unquoted.
+///
+/// # Errors
+/// Fails when the file cannot be read, is larger than 1 MiB, or has a line that is no variable.
+pub fn env_file(path: &Path, host: HostVariable<'_>) -> Result<Vec<(String, String)>, Error> {
+    let failed = |source| Error::File { action: "read environment file", path: path.to_owned(), source };
+    let text = String::from_utf8(read(path, ENV_FILE_LIMIT).map_err(failed)?)
+        .map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8")))?;
+    let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim_start).enumerate();
+    let read = |(index, line)| match variable(line, host) {
+        Ok(variable) => variable.map(Ok),
+        Err(why) => Some(Err(Error::Invalid {
+            message: format!("environment file `{}`, line {}: {why}", path.display(), index + 1),
+            hint: Some("write each line as NAME=VALUE or NAME".to_owned()),
+        })),
+    };
+    lines.filter(|(_, line)| !line.trim_end().is_empty() && !line.starts_with('#')).filter_map(read).collect()
+}
+
+/// A script of the host as a setup step.
+///
+/// # Errors
+/// Fails when the file cannot be read or is larger than 1 MiB.
+pub fn setup_script(path: &Path) -> Result<SetupStep, Error> {
+    let failed =
+        |source: io::Error| Error::File { action: "read setup script", path: path.to_owned(), source };
+    let content = read(path, SCRIPT_LIMIT).map_err(failed)?;
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    Ok(SetupStep::Script { name, content })
+}
+
+fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?.take(limit + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 1 MiB"));
+    }
+    Ok(content)
+}
+
+const _: () = assert!(ENV_FILE_LIMIT == 1024 * 1024 && SCRIPT_LIMIT == 1024 * 1024, "the message says so");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_in_seconds_or_with_units() {
+        for (text, millis) in
+            [("5", 5000), ("1m30s", 90_000), ("1.5s", 1500), ("2h", 7_200_000), ("200ms", 200)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "0", "-5", "-5s", "5 parsecs", "9999999999999999999", "2y"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn outputs_have_a_name_and_an_absolute_path() {
+        assert_eq!(output("r=/a=b"), Ok(Artifact { name: "r".into(), path: "/a=b".into() }));
+        for text in ["r", "=/a", "r=", "r=a/b", "../r=/a", "a b=/a"] {
+            assert!(output(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn environment_files_are_dockers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("env");
+        let host = |name: &str| (name == "OF_HOST").then(|| "host".into());
+        std::fs::write(&path, "\u{feff}# comment\n\nA=1\n  B=\"two\"\nC=x y \nOF_HOST\nNOT_SET\n").unwrap();
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let read = env_file(&path, &host).unwrap();
+        assert_eq!(read, [pair("A", "1"), pair("B", "\"two\""), pair("C", "x y "), pair("OF_HOST", "host")]);
+        std::fs::write(&path, "# one\nhunter2 B=1\n").unwrap();
+        let error = env_file(&path, &host).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("line 2") && !message.contains("hunter2"), "{message}");
+        assert!(matches!(env_file(&dir.path().join("none"), &host), Err(Error::File { .. })));
+    }
+
+    #[test]
+    fn files_have_a_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("big");
+        std::fs::write(&path, vec![b'#'; 1024 * 1024 + 1]).unwrap();
+        for error in [setup_script(&path).unwrap_err(), env_file(&path, &|_| None).unwrap_err()] {
+            assert!(matches!(&error, Error::File { source, .. } if source.to_string().contains("1 MiB")));
+        }
+    }
+}
