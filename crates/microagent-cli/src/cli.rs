@@ -9,9 +9,9 @@ use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, events, exec, image,
-    kernel, list, logs, man, perf, profiles, result, run, start, stats, status, supervise, template, version,
-    wait,
+    artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events, exec,
+    image, kernel, list, logs, man, network, perf, profiles, result, run, start, stats, status, supervise,
+    template, version, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -146,9 +146,11 @@ pub(crate) enum Command {
     List(list::ListArgs),
     #[command(visible_alias = "inspect")]
     Status(status::StatusArgs),
+    Network(network::NetworkArgs),
     #[command(visible_alias = "log")]
     Logs(logs::LogsArgs),
     Events(events::EventsArgs),
+    Egress(egress::EgressArgs),
     Stats(stats::StatsArgs),
     Wait(wait::WaitArgs),
     Result(result::ResultArgs),
@@ -354,7 +356,7 @@ fn docker_verb(name: &str) -> Option<(String, &'static str)> {
         }
         "login" | "logout" => "microagent reads the logins of `docker login` and `podman login`",
         "restart" => "microagent halt NAME, then microagent start NAME",
-        "network" | "volume" => "it is not in this version; `microagent --help` shows what is",
+        "volume" => "it is not in this version; `microagent --help` shows what is",
         _ => return None,
     };
     Some((format!("there is no command `{name}`"), hint))

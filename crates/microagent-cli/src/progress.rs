@@ -12,6 +12,7 @@ use microagent::image::{self, ImageEvent};
 use microagent::{Event, Observer};
 
 use crate::cli::ProgressChoice;
+use crate::commands::network;
 use crate::environment;
 use crate::escape;
 use crate::output::Format;
@@ -190,6 +191,10 @@ fn step(state: &mut Current, event: &Event) -> Step {
             Step::Phase(format!("Comparing the disk of {} with its image", escape::one_line(workspace)))
         }
         Event::Command => Step::Phase("Running the command".to_owned()),
+        Event::Published(published) => {
+            let ports: Vec<_> = published.iter().map(|port| network::published(&port.into())).collect();
+            Step::Note(format!("published {}", ports.join(", ")))
+        }
         Event::Notice(text) => Step::Note(text.clone()),
         _ => Step::Nothing,
     }

@@ -6,9 +6,14 @@ use clap::error::Error as ClapError;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use microagent::image::PullPolicy;
 use microagent::text::setup_script;
-use microagent::{Artifact, NetworkMode, PROFILES, Profile, SetupStep, SpecFile, WorkspaceOptions};
+use microagent::{
+    AllowRule, Artifact, EgressMode, EgressPolicy, NetworkMode, PROFILES, Profile, Publish, SetupStep,
+    SpecFile, WorkspaceOptions,
+};
 
-use crate::commands::run::{cpus, env_file, env_variable, memory_mib, refuse_network, refuse_volume};
+use crate::commands::run::{
+    bytes, cpus, env_file, env_variable, memory_mib, refusal, refuse_network, refuse_volume,
+};
 use crate::failure::Failure;
 
 /// What a workspace is made from, but for its image.
@@ -59,8 +64,28 @@ pub(crate) struct WorkspaceArgs {
     size_mib: Option<u64>,
 
     /// Network: user (outbound NAT) or isolated (no network device but loopback) [default: user]
-    #[arg(long, alias = "net", value_name = "MODE", help_heading = "Machine")]
+    #[arg(long, alias = "net", value_name = "MODE", help_heading = "Network")]
     network: Option<String>,
+
+    /// Publish a TCP port of the guest; HOST is 127.0.0.1 unless given, HOST_PORT 0 picks a free one (repeatable)
+    #[arg(short, long, value_name = "[HOST:]HOST_PORT:PORT", help_heading = "Network")]
+    publish: Vec<Publish>,
+
+    /// What the guest may reach: public (not the host and the networks around it), allowlist (only what is allowed), or open [default: public]
+    #[arg(long, value_name = "MODE", help_heading = "Network")]
+    egress: Option<EgressMode>,
+
+    /// Allow what the mode does not: a name, .NAME for all below it too, or ADDRESS[/BITS][:PORT] (repeatable)
+    #[arg(long, value_name = "RULE", help_heading = "Network")]
+    egress_allow: Vec<AllowRule>,
+
+    /// Most connections that are open at once [default: 1024]
+    #[arg(long, value_name = "N", help_heading = "Network")]
+    egress_max_connections: Option<u32>,
+
+    /// Most bytes that one life of the guest moves, both ways together, such as 512m or 50g [default: 50g]
+    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Network")]
+    egress_max_bytes: Option<u64>,
 
     /// Host name in the guest [default: made from the workspace's name]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
@@ -117,6 +142,7 @@ impl WorkspaceArgs {
         if let Some(mode) = &self.network {
             options.network = network_mode(mode)?;
         }
+        self.lay_network_over(options)?;
         distinct(outputs)?;
         options.setup.extend(self.setup.read()?);
         options.env.extend(self.environment()?);
@@ -129,6 +155,36 @@ impl WorkspaceArgs {
         lay_value_over(&mut options.hostname, &self.hostname);
         options.profile = self.profile.unwrap_or(options.profile);
         options.pull = self.pull.map_or(options.pull, PullPolicy::from);
+        Ok(())
+    }
+
+    /// What is said of the network in particular has a meaning only where there is one.
+    fn lay_network_over(&self, options: &mut WorkspaceOptions) -> Result<(), Failure> {
+        let given = [
+            ("--publish (-p)", !self.publish.is_empty()),
+            ("--egress", self.egress.is_some()),
+            ("--egress-allow", !self.egress_allow.is_empty()),
+            ("--egress-max-connections", self.egress_max_connections.is_some()),
+            ("--egress-max-bytes", self.egress_max_bytes.is_some()),
+        ];
+        if options.network == NetworkMode::Isolated
+            && let Some((flag, _)) = given.iter().find(|(_, given)| *given)
+        {
+            return Err(refusal(
+                flag,
+                "with --network isolated the guest has no network",
+                "use --network user, or leave it out",
+            ));
+        }
+        // A port of the guest is published where the flags say, if they do.
+        let is_named = |port| self.publish.iter().any(|flag| flag.guest_port == port);
+        options.publish.retain(|of_file| !is_named(of_file.guest_port));
+        options.publish.extend(&self.publish);
+        let EgressPolicy { mode, allow, max_connections, max_bytes } = &mut options.egress;
+        *mode = self.egress.unwrap_or(*mode);
+        allow.extend(self.egress_allow.iter().cloned());
+        *max_connections = self.egress_max_connections.unwrap_or(*max_connections);
+        *max_bytes = self.egress_max_bytes.unwrap_or(*max_bytes);
         Ok(())
     }
 
@@ -277,6 +333,82 @@ impl FromArgMatches for SetupArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn args(words: &[&str]) -> WorkspaceArgs {
+        let command = WorkspaceArgs::augment_args(Command::new("create").no_binary_name(true));
+        WorkspaceArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap()).unwrap()
+    }
+
+    fn laid(words: &[&str]) -> Result<WorkspaceOptions, Failure> {
+        let mut options = WorkspaceOptions::new("i");
+        args(words).lay_over(&mut options, &[]).map(|()| options)
+    }
+
+    #[test]
+    fn flags_of_the_network_go_over_a_spec_file() {
+        let mut options = WorkspaceOptions::new("i");
+        options.publish = ["8080:80", "2222:22"].map(|text| text.parse().unwrap()).into();
+        options.egress.mode = EgressMode::Open;
+        options.egress.allow = vec!["a.example".parse().unwrap()];
+        let words =
+            ["-p", "0:80", "-p", "0:80", "--egress-allow", "b.example", "--egress-max-connections", "3"];
+        args(&words).lay_over(&mut options, &[]).unwrap();
+        let published: Vec<_> = options.publish.iter().map(ToString::to_string).collect();
+        assert_eq!(published, ["127.0.0.1:2222:22/tcp", "127.0.0.1:0:80/tcp", "127.0.0.1:0:80/tcp"]);
+        let rules: Vec<_> = options.egress.allow.iter().map(ToString::to_string).collect();
+        assert_eq!(rules, ["a.example", "b.example"]);
+        assert_eq!((options.egress.mode, options.egress.max_connections), (EgressMode::Open, 3));
+    }
+
+    #[test]
+    fn flags_of_the_network_become_options() {
+        let words = [
+            "-p",
+            "8080:80",
+            "--publish",
+            "0.0.0.0:0:22/tcp",
+            "--egress",
+            "allowlist",
+            "--egress-allow",
+            ".example.org",
+            "--egress-allow",
+            "192.0.2.0/24:443",
+            "--egress-max-connections",
+            "7",
+            "--egress-max-bytes",
+            "2g",
+        ];
+        let options = laid(&words).unwrap();
+        let published: Vec<_> = options.publish.iter().map(ToString::to_string).collect();
+        assert_eq!(published, ["127.0.0.1:8080:80/tcp", "0.0.0.0:0:22/tcp"]);
+        let EgressPolicy { mode, allow, max_connections, max_bytes } = options.egress;
+        assert_eq!((mode, max_connections, max_bytes), (EgressMode::Allowlist, 7, 2 << 30));
+        let rules: Vec<_> = allow.iter().map(ToString::to_string).collect();
+        assert_eq!(rules, [".example.org", "192.0.2.0/24:443"]);
+        assert_eq!(laid(&[]).unwrap().egress, EgressPolicy::default());
+    }
+
+    #[test]
+    fn an_isolated_guest_has_nothing_to_publish_or_to_allow() {
+        for flag in [
+            "-p=8080:80",
+            "--egress=public",
+            "--egress-allow=a",
+            "--egress-max-connections=1",
+            "--egress-max-bytes=1",
+        ] {
+            let refused = laid(&["--network", "isolated", flag]).unwrap_err();
+            match refused {
+                Failure::Usage { message, hint: Some(hint) } => {
+                    assert!(
+                        message.contains("--network isolated") && hint.contains("--network user"),
+                        "{message}"
+                    );
+                }
+                other => panic!("{flag}: {other:?}"),
+            }
+        }
+    }
 
     #[test]
     fn setup_steps_keep_their_order() {

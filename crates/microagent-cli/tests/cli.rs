@@ -312,15 +312,23 @@ Hint: use --network isolated: no network device but loopback
             "run --net=host alpine",
             str![[r#"
 Error: --network host is not possible here: the guest has its own kernel and cannot share the host's network
-Hint: use --network user: outbound NAT, nothing comes in
+Hint: use --network user: outbound NAT, and the ports that -p publishes
 
 "#]],
         ),
         (
-            "run -p 8080:80 nginx",
+            "run -p 8080:80 --network isolated nginx",
             str![[r#"
-Error: --publish (-p) is not possible here: published ports are not in this version: nothing outside can connect into a microVM
-Hint: let the guest connect out (--network user), or fetch results with --output NAME=/guest/path and --keep
+Error: --publish (-p) is not possible here: with --network isolated the guest has no network
+Hint: use --network user, or leave it out
+
+"#]],
+        ),
+        (
+            "run -P nginx",
+            str![[r#"
+Error: --publish-all (-P) is not possible here: what an image says of its ports publishes nothing
+Hint: name each port: -p HOST_PORT:PORT, where HOST_PORT 0 picks a free one
 
 "#]],
         ),

@@ -20,6 +20,7 @@ mod lane;
 #[doc(hidden)]
 pub mod model;
 mod policy;
+mod probe;
 mod publish;
 mod reply;
 mod resolv_conf;
@@ -42,7 +43,8 @@ pub use policy::{
     AllowRule, AllowRuleError, BYTES_DEFAULT, CONNECTIONS_DEFAULT, EgressMode, EgressModeError, EgressPolicy,
     RULES_MAX,
 };
-pub use publish::{Publish, PublishError};
+pub use probe::{is_probe_answer, probe_frame};
+pub use publish::{Publish, PublishError, published_twice};
 pub use reply::{LENGTH_LEN, Outbox};
 pub use resolv_conf::name_servers;
 
@@ -55,18 +57,16 @@ pub const PREFIX_LEN: u8 = 24;
 /// The guest's default route.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
-/// The name server that the guest sees; passt forwards to the host's.
+/// The name server that the guest sees; the filter asks the host's.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
-/// passt's arguments for a guest without published ports.
+/// passt's arguments for a guest with these published ports, none of which has the host's port 0.
 ///
-/// Queries to [`NAME_SERVER`] go to the first name server of the host's `/etc/resolv.conf`, also when that is a
-/// stub on the host's loopback, since it is passt that asks. `--dns` must stay away: with it, passt (of 2023-03,
-/// Debian 12) does not look at that file, and then forwards nowhere.
+/// Nothing about names: queries to [`NAME_SERVER`] never come as far as passt, the filter answers them.
 ///
 /// # Source
 /// `passt(1)`; `--fd` needs passt of 2022-11-16 or later.
-pub fn passt_args(socket: BorrowedFd<'_>) -> Vec<OsString> {
+pub fn passt_args(socket: BorrowedFd<'_>, published: &[Publish]) -> Vec<OsString> {
     let mut args: Vec<OsString> = vec!["--fd".into(), socket.as_raw_fd().to_string().into()];
     for flag in ["--foreground", "--quiet", "--stderr", "--ipv4-only", "--no-map-gw", "--no-dhcp"] {
         args.push(flag.into());
@@ -75,12 +75,19 @@ pub fn passt_args(socket: BorrowedFd<'_>) -> Vec<OsString> {
         ("--address", GUEST_ADDRESS.to_string()),
         ("--netmask", PREFIX_LEN.to_string()),
         ("--gateway", GATEWAY.to_string()),
-        ("--dns-forward", NAME_SERVER.to_string()),
-        ("--tcp-ports", "none".to_owned()),
+        // Without this, a port that is published would be forwarded for UDP, too.
         ("--udp-ports", "none".to_owned()),
     ] {
         args.push(name.into());
         args.push(value.into());
+    }
+    // One option per port: of several ports in one option passt is content with any.
+    let ports = published
+        .iter()
+        .map(|Publish { host, host_port, guest_port }| format!("{host}/{host_port}:{guest_port}"));
+    for ports in if published.is_empty() { vec!["none".to_owned()] } else { ports.collect() } {
+        args.push("--tcp-ports".into());
+        args.push(ports.into());
     }
     args
 }
@@ -94,8 +101,22 @@ mod tests {
     #[test]
     fn the_host_loopback_is_out_of_reach() {
         let null = std::fs::File::open("/dev/null").unwrap();
-        let args = passt_args(null.as_fd());
+        let args = passt_args(null.as_fd(), &[]);
         assert!(args.iter().any(|arg| arg == "--no-map-gw"));
-        assert!(!args.iter().any(|arg| arg == "--dns"));
+        assert!(!args.iter().any(|arg| arg == "--dns-forward"));
+    }
+
+    #[test]
+    fn each_port_has_an_option_of_its_own() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let ports = |published: &[&str]| {
+            let published: Vec<Publish> = published.iter().map(|text| text.parse().unwrap()).collect();
+            let args = passt_args(null.as_fd(), &published);
+            let words: Vec<_> = args.iter().map(|arg| arg.to_str().unwrap().to_owned()).collect();
+            let value = |pair: &[String]| (pair[0] == "--tcp-ports").then(|| pair[1].clone());
+            words.windows(2).filter_map(value).collect::<Vec<_>>()
+        };
+        assert_eq!(ports(&[]), ["none"]);
+        assert_eq!(ports(&["8080:80", "0.0.0.0:2222:22"]), ["127.0.0.1/8080:80", "0.0.0.0/2222:22"]);
     }
 }

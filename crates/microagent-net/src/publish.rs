@@ -48,6 +48,12 @@ pub enum PublishError {
     },
 }
 
+/// The first port of the host that is published twice. passt knows each port once, whatever the address.
+pub fn published_twice(publish: &[Publish]) -> Option<u16> {
+    let fixed: Vec<u16> = publish.iter().map(|one| one.host_port).filter(|port| *port != 0).collect();
+    fixed.iter().enumerate().find(|(at, port)| fixed[..*at].contains(port)).map(|(_, port)| *port)
+}
+
 impl FromStr for Publish {
     type Err = PublishError;
 
@@ -115,5 +121,15 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Publish>(), Err(error), "{text}");
         }
+    }
+
+    #[test]
+    fn a_port_of_the_host_is_published_once() {
+        let twice = |texts: &[&str]| {
+            let all: Vec<Publish> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            published_twice(&all)
+        };
+        assert_eq!(twice(&["8080:80", "8081:80", "0:80", "0:81"]), None);
+        assert_eq!(twice(&["8080:80", "8081:80", "0.0.0.0:8080:81"]), Some(8080));
     }
 }

@@ -26,8 +26,8 @@ pub use lock::{Lock, LockError};
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
 pub use process::ProcessId;
 pub use record::{
-    Artifact, Failure, FailureKind, Identity, ImageIdentity, LoadError, NetworkMode, RecordedResult,
-    Resources, RestartPolicy, State, WORKSPACE_FORMAT, WorkspaceRecord,
+    Artifact, Failure, FailureKind, Identity, ImageIdentity, Link, LinkState, LoadError, NetworkMode,
+    RecordedResult, Resources, RestartPolicy, State, WORKSPACE_FORMAT, WorkspaceRecord,
 };
 pub use state_dir::{OpenError, StateDir, WorkspaceDir};
 pub use workload::{CommandLine, SetupStep, Workload};

@@ -191,6 +191,36 @@ pub enum FailureKind {
     SupervisorDied,
     /// The service ended with an error, or could not be started.
     Service,
+    /// A port of the host that was to be published cannot be listened at.
+    PortUnavailable,
+}
+
+/// The way from a machine's network device to the host's network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// passt.
+    pub passt: ProcessId,
+    /// The published ports, with the ports of the host that passt listens at.
+    pub published: Vec<Publish>,
+}
+
+/// Whether a live machine's network device leads anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    /// It leads to the host's network.
+    Up,
+    /// passt is gone; nothing comes in or out until the next start.
+    Down,
+}
+
+impl fmt::Display for LinkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            LinkState::Up => "up",
+            LinkState::Down => "down",
+        })
+    }
 }
 
 /// `workspace.json`.
@@ -244,6 +274,9 @@ pub struct WorkspaceRecord {
     pub supervisor: Option<ProcessId>,
     /// The VMM of the current or last life.
     pub vmm: Option<ProcessId>,
+    /// The network of the current or last life; see [`WorkspaceRecord::observed_link`].
+    #[serde(default)]
+    pub link: Option<Link>,
     /// Why the state is `failed`, or what became of a quarantined machine.
     pub failure: Option<Failure>,
     /// Whether somebody asked for the end of the last life. One that ended by itself may be started again.
@@ -353,6 +386,24 @@ impl WorkspaceRecord {
         }
     }
 
+    /// How the network of a live machine is now; `None` for one without network, or that does not live.
+    pub fn observed_link(&self) -> Option<LinkState> {
+        if self.network == NetworkMode::Isolated || !self.observed_state().is_live() {
+            return None;
+        }
+        let is_up = self.link.as_ref().is_some_and(|link| link.passt.is_alive());
+        Some(if is_up { LinkState::Up } else { LinkState::Down })
+    }
+
+    /// The published ports: while the machine lives with the ports of the host that are listened at, else as they were
+    /// asked for.
+    pub fn observed_publish(&self) -> &[Publish] {
+        match &self.link {
+            Some(link) if self.observed_state().is_live() => &link.published,
+            _ => &self.publish,
+        }
+    }
+
     /// Whether a machine of this workspace exists now, in whatever state.
     pub fn has_machine(&self) -> bool {
         match self.observed_state() {
@@ -417,9 +468,35 @@ mod tests {
             backend: None,
             supervisor: None,
             vmm: None,
+            link: None,
             failure: None,
             asked_to_end: false,
         }
+    }
+
+    #[test]
+    fn a_link_is_that_of_live_processes() {
+        let me = ProcessId::current();
+        let publish = |port| Publish { host_port: port, ..("0:80".parse::<Publish>().unwrap()) };
+        let mut record = WorkspaceRecord {
+            supervisor: me.clone(),
+            vmm: me.clone(),
+            publish: vec![publish(0)],
+            ..record()
+        };
+        assert_eq!(record.observed_link(), Some(LinkState::Down));
+        assert_eq!(record.observed_publish(), [publish(0)]);
+        record.link = Some(Link { passt: me.clone().unwrap(), published: vec![publish(8080)] });
+        assert_eq!(record.observed_link(), Some(LinkState::Up));
+        assert_eq!(record.observed_publish(), [publish(8080)]);
+        let gone = ProcessId { start_time: 0, ..me.unwrap() };
+        record.link.as_mut().unwrap().passt = gone;
+        assert_eq!(record.observed_link(), Some(LinkState::Down));
+        record.network = NetworkMode::Isolated;
+        assert_eq!(record.observed_link(), None);
+        record.network = NetworkMode::User;
+        record.supervisor = None;
+        assert_eq!((record.observed_link(), record.observed_publish()), (None, &[publish(0)][..]));
     }
 
     #[test]

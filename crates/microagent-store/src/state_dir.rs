@@ -280,6 +280,11 @@ impl WorkspaceDir {
         self.path.join("vmm.log")
     }
 
+    /// What its network let through and what not, one line per decision, bounded.
+    pub fn egress_log(&self) -> PathBuf {
+        self.path.join("egress.jsonl")
+    }
+
     /// One line per change of state.
     pub fn events(&self) -> PathBuf {
         self.path.join("events.jsonl")

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -46,6 +46,21 @@ impl BoundedLog {
             tail: Vec::new(),
             marks: None,
         })
+    }
+
+    /// Goes on with what is there. A line that was torn ends where it is.
+    pub(crate) fn append_to(path: &Path, limit: u64) -> io::Result<BoundedLog> {
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        let mut len = file.metadata()?.len();
+        if len > 0 {
+            let mut last = [0];
+            file.read_exact_at(&mut last, len - 1)?;
+            if last != *b"\n" {
+                file.write_all(b"\n")?;
+                len += 1;
+            }
+        }
+        Ok(BoundedLog { path: path.to_owned(), file, len, limit, tail: Vec::new(), marks: None })
     }
 
     /// Keeps the times at which it grows.
@@ -210,6 +225,8 @@ fn open(path: &Path) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -249,6 +266,25 @@ mod tests {
         assert!(fs::metadata(times(&path)).unwrap().len() <= (MARK_LIMIT * MARK_LEN) as u64);
         let LogPlace::Newest(place) = place_since(&path, 50_000_000).unwrap() else { panic!("not found") };
         assert!((49_999..50_010).contains(&place), "{place}");
+    }
+
+    #[test]
+    fn goes_on_after_a_torn_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        for lives in 1..=3 {
+            let mut log = BoundedLog::append_to(&path, 24).unwrap();
+            log.append(b"a line\n");
+            log.append(b"torn");
+            drop(log);
+            let text = fs::read_to_string(&path).unwrap();
+            match lives {
+                1 => assert_eq!(text, "a line\ntorn"),
+                2 => assert_eq!(text, "a line\ntorn\na line\ntorn"),
+                _ => assert_eq!((text.as_str(), older(&path).exists()), ("a line\ntorn", true)),
+            }
+        }
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod lifecycle;
 pub mod machine;
 mod output;
 mod overlay;
+mod ports;
 mod spawn;
 pub mod spec;
 pub mod supervisor;
@@ -30,6 +31,7 @@ pub use launch::{Launched, SuperviseError, launch};
 pub use lifecycle::Ask;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay};
+pub use ports::{PortError, choose_ports};
 pub use spec::{
     DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline,
     Work,

@@ -65,6 +65,8 @@ pub enum Event {
     MachineGone(String),
     /// The host's disk is full.
     HostFull(String),
+    /// The network device leads nowhere any more.
+    LinkLost(String),
     /// The run's time is up.
     TimedOut,
     /// The caller asked for the end, or is gone.
@@ -128,6 +130,8 @@ pub enum Effect {
     AskService,
     /// Tell whoever asked that the service did not follow, and publish that it goes on.
     GiveUpAsking,
+    /// Tell that the network is gone; the machine goes on without.
+    NoteLinkLost,
     /// Cut the guest off, stop it for good, and publish that.
     Quarantine,
     /// Nothing, but the client waits for the end that is under way.
@@ -171,6 +175,9 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
         (P::Stopping(_), E::HostFull(message)) => (failed(FailureKind::HostFull, message), Effect::Kill),
         // The command has ended in time; only its flush is under way, and that has a deadline of its own.
         (P::Stopping(outcome), E::TimedOut) => (P::Stopping(outcome), Effect::None),
+        (phase @ (P::Restoring | P::Starting | P::Running | P::Paused | P::Asked), E::LinkLost(_)) => {
+            (phase, Effect::NoteLinkLost)
+        }
         (_, E::Cancelled) => (failed(FailureKind::Cancelled, "cancelled".to_owned()), Effect::Kill),
         (_, E::TimedOut) => (failed(FailureKind::Timeout, "signal: killed".to_owned()), Effect::Kill),
         (_, E::HostFull(message)) => (failed(FailureKind::HostFull, message), Effect::Kill),
@@ -193,6 +200,7 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
             | E::FlushFailed(_)
             | E::GuestFailed(_)
             | E::ChannelBroken(_)
+            | E::LinkLost(_)
             | E::WindowOver,
         ) => (phase, Effect::None),
     }
@@ -301,6 +309,18 @@ mod tests {
                 assert_eq!(failure_kind(&phase), kind);
             }
         }
+    }
+
+    #[test]
+    fn a_machine_goes_on_without_its_network() {
+        let phases: [fn() -> Phase; 5] =
+            [|| Phase::Restoring, || Phase::Starting, || Phase::Running, || Phase::Paused, || Phase::Asked];
+        for phase in phases {
+            let (after, effect) = step(phase(), Event::LinkLost("x".into()), SERVING);
+            assert_eq!((format!("{after:?}"), effect), (format!("{:?}", phase()), Effect::NoteLinkLost));
+        }
+        let (phase, effect) = step(Phase::Stopping(Outcome::Halted), Event::LinkLost("x".into()), SERVING);
+        assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Halted)", Effect::None));
     }
 
     #[test]

@@ -2,10 +2,12 @@
 //! nothing of it (environment, scripts) is ever written to disk.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use microagent_net::{EgressPolicy, Publish};
 use microagent_proto::{Configure, Exec};
 use microagent_store::{Failure, RecordedResult};
 use serde::{Deserialize, Serialize};
@@ -102,6 +104,12 @@ impl MachineSpec {
 pub struct PasstSpec {
     /// passt.
     pub program: PathBuf,
+    /// Ports of the host that lead into the guest.
+    pub publish: Vec<Publish>,
+    /// What the guest may reach.
+    pub egress: EgressPolicy,
+    /// The host's name servers.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 /// What the guest does.
@@ -188,6 +196,8 @@ impl Work {
 pub enum Report {
     /// Something that the user should know and that is not an error.
     Notice(String),
+    /// These ports of the host are listened at, and lead to the guest as soon as something there listens.
+    Published(Vec<Publish>),
     /// The guest answered and is configured.
     Booted,
     /// A setup step begins (number from 0).

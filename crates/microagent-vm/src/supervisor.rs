@@ -8,6 +8,7 @@ mod effects;
 mod ending;
 mod front;
 mod machine;
+mod network;
 mod plan;
 mod worker;
 
@@ -269,6 +270,7 @@ impl Driver {
             record.supervisor = ProcessId::current();
             record.backend = Some(driver.spec.backend.clone());
             record.vmm = None;
+            record.link = None;
             record.failure = None;
             record.asked_to_end = false;
         }
@@ -303,7 +305,7 @@ impl Driver {
         let mut cancelled = pin!(caller_gone(tether));
         let mut plan = Plan::choose(&self.spec, &self.state);
         loop {
-            let mut life = self.start(plan)?;
+            let mut life = self.start(plan).await?;
             let restored = life.template.is_some();
             let lived = self.follow(&mut life, restored, cancelled.as_mut()).await;
             life.worker.abort();
@@ -323,20 +325,26 @@ impl Driver {
     }
 
     /// Starts the machine and the conversation with its guest.
-    fn start(&mut self, plan: Plan) -> Result<Life, Failure> {
+    async fn start(&mut self, plan: Plan) -> Result<Life, Failure> {
         let (events, incoming) = mpsc::channel(QUEUE);
         if let Plan::Warm(template) = &plan {
             template
                 .lay_disk(&self.spec.machine)
                 .map_err(|e| full_or_boot(&e, "the disk of the template"))?;
         }
-        let mut machine = Machine::start(&self.spec, &plan, &self.dir, Rc::clone(&self.console), &events)?;
+        let mut machine =
+            Machine::start(&self.spec, &plan, &self.dir, Rc::clone(&self.console), &events).await?;
         self.start = plan.mode();
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
         if let Some(record) = &mut self.record {
             record.vmm = machine.process_id();
+            record.link = machine.link();
         }
         self.publish(State::Starting).map_err(|e| write_failure(&e))?;
+        let published = machine.link().map(|link| link.published).filter(|published| !published.is_empty());
+        if let Some(published) = published {
+            let _ = self.reports.send(Report::Published(published)).await;
+        }
 
         let (template, freezer) = match plan {
             Plan::Warm(template) => (Some(template), None),
@@ -391,9 +399,10 @@ impl Driver {
         loop {
             let (event, client) = self.next_event(life, &phase, cancelled.as_mut()).await;
             let reason = match &event {
-                Event::GuestFailed(reason) | Event::ChannelBroken(reason) | Event::MachineGone(reason) => {
-                    reason.clone()
-                }
+                Event::GuestFailed(reason)
+                | Event::ChannelBroken(reason)
+                | Event::MachineGone(reason)
+                | Event::LinkLost(reason) => reason.clone(),
                 _ => String::new(),
             };
             let (next, effect) = step(phase, event, nature);
@@ -401,6 +410,9 @@ impl Driver {
             if effect == Effect::StartCold {
                 life.machine.kill().await;
                 return Ok(Lived::NotRestored(reason));
+            }
+            if effect == Effect::NoteLinkLost {
+                self.note_link_lost(&reason).await;
             }
             if let Some(reached) = self.carry_out(effect, life, client).await? {
                 phase = reached;
@@ -423,7 +435,7 @@ impl Driver {
         let event = tokio::select! {
             biased;
             Some(event) = life.incoming.recv() => explain(event, &mut life.machine).await,
-            message = life.machine.gone() => Event::MachineGone(message),
+            loss = life.machine.loss() => explain(loss, &mut life.machine).await,
             () = cancelled, if !self.detached => Event::Cancelled,
             () = wait_until(life.flush_up) => {
                 life.flush_up = None;
@@ -514,13 +526,15 @@ enum Lived {
     NotRestored(String),
 }
 
-/// A broken channel is mostly the first sign of a machine that is gone, which says more.
+/// A broken channel, or a network that ends, is mostly the first sign of a machine that is gone, which says more.
 async fn explain(event: Event, machine: &mut Machine) -> Event {
     match event {
-        Event::ChannelBroken(message) => match timeout(REASON_PATIENCE, machine.gone()).await {
-            Ok(reason) => Event::MachineGone(reason),
-            Err(_) => Event::ChannelBroken(message),
-        },
+        event @ (Event::ChannelBroken(_) | Event::LinkLost(_)) => {
+            match timeout(REASON_PATIENCE, machine.gone()).await {
+                Ok(reason) => Event::MachineGone(reason),
+                Err(_) => event,
+            }
+        }
         event => event,
     }
 }

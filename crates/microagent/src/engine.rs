@@ -25,6 +25,8 @@ pub struct EngineOptions {
     pub qemu: Option<PathBuf>,
     /// passt; looked up in `search_path` when absent.
     pub passt: Option<PathBuf>,
+    /// File that names the host's name servers, as `resolv.conf(5)` says.
+    pub resolv_conf: PathBuf,
     /// Directories where programs are looked for, as in `PATH`.
     pub search_path: String,
     /// Whether machines start from templates and make them; the reason, when they do not.
@@ -46,6 +48,7 @@ impl EngineOptions {
             kernel: None,
             qemu: None,
             passt: None,
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
             search_path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             warm: Ok(()),
             boot_deadline: Duration::from_secs(120),

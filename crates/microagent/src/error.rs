@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use microagent_guest::GuestError;
 use microagent_image::ImageError;
 use microagent_store::{FailureKind, LoadError, LockError, OpenError, State, WorkspaceName, WriteError};
-use microagent_vm::{ControlError, OutputReader, SuperviseError};
+use microagent_vm::{ControlError, OutputReader, PortError, SuperviseError};
 use serde::Serialize;
 
 use crate::lifecycle::QUARANTINE;
@@ -187,6 +187,9 @@ pub enum Error {
     /// The machine could not be started or spoken to.
     #[error(transparent)]
     Supervise(#[from] SuperviseError),
+    /// A port of the host cannot be published; nothing was done.
+    #[error(transparent)]
+    Port(#[from] PortError),
     /// The guest's kernel and agent could not be unpacked.
     #[error(transparent)]
     Guest(#[from] GuestError),
@@ -232,6 +235,8 @@ pub enum ErrorKind {
     Cancelled,
     /// The host is out of disk or memory.
     HostFull,
+    /// A port of the host that is to be published cannot be listened at.
+    PortUnavailable,
     /// The host lacks something or forbids something.
     Host,
     /// A record of ours is damaged.
@@ -268,6 +273,9 @@ impl Error {
             Error::RunFailed { kind: FailureKind::HostFull, .. }
             | Error::StartFailed { kind: FailureKind::HostFull, .. }
             | Error::TemplateFailed { kind: FailureKind::HostFull, .. } => ErrorKind::HostFull,
+            Error::Port(_)
+            | Error::RunFailed { kind: FailureKind::PortUnavailable, .. }
+            | Error::StartFailed { kind: FailureKind::PortUnavailable, .. } => ErrorKind::PortUnavailable,
             Error::RunFailed { kind: FailureKind::Cancelled, .. } => ErrorKind::Cancelled,
             Error::RunFailed { .. } | Error::TemplateFailed { .. } => ErrorKind::RunFailed,
             Error::StartFailed { .. }
@@ -296,6 +304,14 @@ impl Error {
             Error::Supervise(e) => e.hint(),
             Error::Spec(e) => Some(e.hint()),
             Error::Invalid { hint, .. } => hint.clone(),
+            Error::Port(e) => Some(e.hint()),
+            Error::StartFailed { kind: FailureKind::PortUnavailable, .. } => {
+                Some("another program was quicker; free the port and try again".to_owned())
+            }
+            Error::RunFailed { kind: FailureKind::PortUnavailable, workspace, .. } => Some(format!(
+                "another program was quicker; free the port or choose another one, or 0 for any; \
+                 microagent delete {workspace} --yes removes what is left"
+            )),
             Error::State(_) => {
                 Some("choose another directory with --state-dir or MICROAGENT_STATE_DIR".to_owned())
             }

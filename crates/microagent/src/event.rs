@@ -1,6 +1,7 @@
 //! What long work says while it goes on.
 
 use microagent_image::ImageEvent;
+use microagent_net::Publish;
 use serde::Serialize;
 
 /// Something that happened on the way to a result.
@@ -17,6 +18,8 @@ pub enum Event {
         /// `linux-kvm` or `linux-tcg`.
         backend: String,
     },
+    /// These ports of the host are listened at for the guest, with the numbers that were picked.
+    Published(Vec<Publish>),
     /// The guest answered; setup and command come next.
     Booted {
         /// Milliseconds from the start of the supervisor.

@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use microagent_image::{ImageEvent, Progress};
+use microagent_net::Publish;
 use microagent_vm::{Ended, Report, Spec, SuperviseError, Work, launch};
 use tokio_util::sync::CancellationToken;
 
@@ -17,27 +18,35 @@ pub(crate) enum Followed {
     Ended(Box<Ended>),
 }
 
-/// Passes events on, and keeps the notices among them for the report.
+/// Passes events on, and keeps for the report what belongs there.
 pub(crate) struct Noting<'a> {
     observer: &'a dyn Observer,
     notices: Mutex<Vec<String>>,
+    published: Mutex<Vec<Publish>>,
 }
 
 impl<'a> Noting<'a> {
     pub(crate) fn new(observer: &'a dyn Observer) -> Noting<'a> {
-        Noting { observer, notices: Mutex::default() }
+        Noting { observer, notices: Mutex::default(), published: Mutex::default() }
     }
 
-    /// The notices so far.
-    pub(crate) fn into_notices(self) -> Vec<String> {
-        self.notices.into_inner().unwrap_or_else(PoisonError::into_inner)
+    /// The notices, and the ports that were listened at last.
+    pub(crate) fn into_noted(self) -> (Vec<String>, Vec<Publish>) {
+        let published = self.published.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (self.notices.into_inner().unwrap_or_else(PoisonError::into_inner), published)
     }
 }
 
 impl Observer for Noting<'_> {
     fn event(&self, event: Event) {
-        if let Event::Notice(notice) = &event {
-            self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice.clone());
+        match &event {
+            Event::Notice(notice) => {
+                self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice.clone());
+            }
+            Event::Published(published) => {
+                self.published.lock().unwrap_or_else(PoisonError::into_inner).clone_from(published);
+            }
+            _ => {}
         }
         self.observer.event(event);
     }
@@ -67,6 +76,7 @@ impl Engine {
                         .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
                     observer.event(Event::Booted { elapsed_ms });
                 }
+                Ok(Report::Published(published)) => observer.event(Event::Published(published)),
                 Ok(Report::Notice(notice)) => observer.event(Event::Notice(notice)),
                 Ok(Report::Setup(step)) => observer.event(Event::Setup {
                     step: step + 1,

@@ -26,6 +26,7 @@ mod attach;
 mod commit;
 mod copy;
 mod doctor;
+mod egress;
 mod engine;
 mod error;
 mod event;
@@ -34,6 +35,7 @@ mod follow;
 mod lifecycle;
 mod machinery;
 mod making;
+mod network;
 mod observe;
 mod options;
 mod profile;
@@ -54,6 +56,7 @@ pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer};
 pub use exec::{ExecControl, ExecInput, ExecOptions, Execution, OutputSink, Terminal};
 pub use lifecycle::{Created, REASON_LIMIT, Started};
+pub use network::{GuestAddresses, NetworkDetails, PortForward};
 pub use observe::{Inspection, Stats, last_lines};
 pub use options::{CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
 pub use profile::{PROFILES, Profile};
@@ -65,11 +68,14 @@ pub use template::{Template, TemplateShape};
 pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
 
 pub use microagent_image as image;
-pub use microagent_net::{AllowRule, EgressMode, EgressPolicy, Publish};
+pub use microagent_net::{
+    AllowRule, BYTES_DEFAULT, CONNECTIONS_DEFAULT, Decision, EgressMode, EgressPolicy, Protocol, Publish,
+    Reason, Record,
+};
 pub use microagent_store::{
-    Artifact, Attachment, CommandLine, DiskSource, Failure, FailureKind, NameError, NetworkMode, ProcessId,
-    Resources, RestartPolicy, SecretReference, SecretSource, SetupStep, State, StateEvent, VolumeName,
-    WorkspaceName,
+    Artifact, Attachment, CommandLine, DiskSource, Failure, FailureKind, LinkState, NameError, NetworkMode,
+    ProcessId, Resources, RestartPolicy, SecretReference, SecretSource, SetupStep, State, StateEvent,
+    VolumeName, WorkspaceName,
 };
 pub use microagent_vm::{
     OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, supervise,

@@ -11,7 +11,7 @@ use microagent_store::{FailureKind, State, Workload, WorkspaceDir, WorkspaceName
 use microagent_vm::control::{change, change_because};
 use microagent_vm::{
     Answer, Ask, ControlError, DiskStamp, Ended, Outcome, OutputReader, Refusal, SuperviseError, Work,
-    create_overlay,
+    choose_ports, create_overlay,
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -131,6 +131,8 @@ impl Engine {
                 "make one that can: microagent create NAME --image IMAGE, or run --keep",
             ));
         }
+        // Before anything is done; the supervisor looks again.
+        choose_ports(&record.publish)?;
         let dir = self.state().workspace(name);
         let mut workload = Workload::load(&dir).map_err(|e| self.damaged(name, e))?;
         let machinery = self.machinery(record.network)?;
@@ -179,7 +181,7 @@ impl Engine {
             })?
         };
         let work = Work::Prepare { setup: steps(&workload), disk };
-        let spec = self.spec(machinery, &Life::of(record, &dir, &base)?.first(), work)?;
+        let spec = self.spec(machinery, &Life::of(record, &dir, &base)?.first().unpublished(), work)?;
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
         let ended = match self.follow(&spec, observer, cancel).await {
@@ -376,6 +378,7 @@ impl Engine {
             identity: Some(new_identity()?),
             supervisor: None,
             vmm: None,
+            link: None,
             failure: None,
             disposable: false,
             ..record

@@ -1,12 +1,13 @@
 //! From what is to live to what a supervisor must know: programs, guest files, addresses, identity.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use microagent_guest::Guest;
-use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
+use microagent_net::{EgressPolicy, GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, Publish, name_servers};
 use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
-use microagent_store::{Identity, NetworkMode, Resources, WorkspaceDir, WorkspaceRecord};
+use microagent_store::{Identity, NetworkMode, Resources, WorkspaceDir, WorkspaceRecord, read_limited};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::PasstSpec;
 use microagent_vm::{AccelDecision, DiskSpec, KvmFacts, MachineSpec, Spec, SuperviseError, Work, accel};
@@ -14,11 +15,14 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::{Engine, Error};
 
+/// Largest `resolv.conf` that is read.
+const RESOLV_CONF_LIMIT: u64 = 64 * 1024;
+
 /// What machines are started with on this host.
 pub(crate) struct Machinery {
     pub(crate) decision: AccelDecision,
     qemu: PathBuf,
-    passt: Option<PasstSpec>,
+    passt: Option<PathBuf>,
     kernel: PathBuf,
     initramfs: PathBuf,
 }
@@ -37,6 +41,10 @@ pub(crate) struct Life<'a> {
     pub(crate) dir: &'a WorkspaceDir,
     /// Its disk.
     pub(crate) disk: Option<LifeDisk<'a>>,
+    /// Ports of the host that lead into it.
+    pub(crate) publish: &'a [Publish],
+    /// What it may reach.
+    pub(crate) egress: EgressPolicy,
 }
 
 /// The disk of a life.
@@ -65,7 +73,14 @@ impl<'a> Life<'a> {
             resources: record.resources,
             dir,
             disk: Some(LifeDisk { overlay: dir.disk(), base, keep: !record.disposable, fresh: false }),
+            publish: &record.publish,
+            egress: record.egress.clone(),
         })
+    }
+
+    /// A life that nobody connects to.
+    pub(crate) fn unpublished(self) -> Life<'a> {
+        Life { publish: &[], ..self }
     }
 
     /// The first life of the workspace: nothing but its making has touched its disk.
@@ -81,9 +96,7 @@ impl Engine {
         let qemu = self.find_program(options.qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86")?;
         let passt = match network {
             NetworkMode::Isolated => None,
-            NetworkMode::User => {
-                Some(PasstSpec { program: self.find_program(options.passt.as_deref(), "passt", "passt")? })
-            }
+            NetworkMode::User => Some(self.find_program(options.passt.as_deref(), "passt", "passt")?),
         };
         let guest = Guest::embedded();
         let files = match &options.kernel {
@@ -92,6 +105,18 @@ impl Engine {
         }?;
         let decision = accel::decide(options.accel, &KvmFacts::gather());
         Ok(Machinery { decision, qemu, passt, kernel: files.kernel, initramfs: files.initramfs })
+    }
+
+    /// The host's name servers now. A file that is not there names none.
+    fn name_servers(&self) -> Result<Vec<SocketAddr>, Error> {
+        let path = &self.options().resolv_conf;
+        match read_limited(path, RESOLV_CONF_LIMIT) {
+            Ok(bytes) => Ok(name_servers(&String::from_utf8_lossy(&bytes))),
+            Err(error) if error.is_not_found() => Ok(name_servers("")),
+            Err(error) => {
+                Err(Error::File { action: "read", path: path.clone(), source: std::io::Error::other(error) })
+            }
+        }
     }
 
     /// Looks a program up as a shell would.
@@ -145,7 +170,12 @@ impl Engine {
                 extra_disks: Vec::new(),
             },
             passt: match &machinery.passt {
-                Some(passt) => Some(PasstSpec { program: absolute(&passt.program)? }),
+                Some(program) => Some(PasstSpec {
+                    program: absolute(program)?,
+                    publish: life.publish.to_vec(),
+                    egress: life.egress.clone(),
+                    name_servers: self.name_servers()?,
+                }),
                 None => None,
             },
             configure: Configure {

@@ -5,10 +5,11 @@ use std::io;
 
 use jiff::Timestamp;
 use microagent_image::{Image, ImageConfig};
+use microagent_net::{EgressPolicy, RULES_MAX, published_twice};
 use microagent_proto::{Chunk, Command, Exec};
 use microagent_store::{
-    CommandLine, ImageIdentity, Resources, RestartPolicy, SetupStep, State, WORKSPACE_FORMAT, Workload,
-    WorkspaceDir, WorkspaceName, WorkspaceRecord,
+    CommandLine, ImageIdentity, NetworkMode, Resources, RestartPolicy, SetupStep, State, WORKSPACE_FORMAT,
+    Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
 };
 use microagent_vm::{Step, create_overlay};
 
@@ -111,6 +112,7 @@ pub(crate) fn check(options: &WorkspaceOptions) -> Result<(), Error> {
             "write -e NAME=VALUE",
         ));
     }
+    check_network(options)?;
     for (number, output) in options.outputs.iter().enumerate() {
         if !output.path.starts_with('/') {
             let message = format!("the path of output `{}` is not absolute: `{}`", output.name, output.path);
@@ -122,6 +124,40 @@ pub(crate) fn check(options: &WorkspaceOptions) -> Result<(), Error> {
                 "give each output its own name",
             ));
         }
+    }
+    Ok(())
+}
+
+/// Refuses what a machine without network cannot have, and what passt or the filter cannot do.
+fn check_network(options: &WorkspaceOptions) -> Result<(), Error> {
+    if options.network == NetworkMode::Isolated {
+        if let Some(publish) = options.publish.first() {
+            return Err(invalid(
+                format!("port {} cannot be published: the network is isolated", publish.guest_port),
+                "use --network user, or leave --publish out",
+            ));
+        }
+        if options.egress != EgressPolicy::default() {
+            return Err(invalid(
+                "an egress policy has no meaning: the network is isolated",
+                "use --network user, or leave the policy out: nothing can be reached anyway",
+            ));
+        }
+    }
+    if let Some(port) = published_twice(&options.publish) {
+        return Err(invalid(
+            format!("port {port} of the host is published twice"),
+            "a port of the host leads to one port of the guest, on one address; use two ports, or 0.0.0.0 for all addresses",
+        ));
+    }
+    let rules = options.egress.allow.len();
+    if rules > RULES_MAX {
+        let hint = "name networks, or a suffix as `.example.org` for all names below it";
+        return Err(invalid(format!("{rules} egress rules are more than {RULES_MAX}"), hint));
+    }
+    if options.egress.max_connections == 0 {
+        let hint = "give at least 1, or use --network isolated";
+        return Err(invalid("a guest with 0 connections reaches nothing", hint));
     }
     Ok(())
 }
@@ -192,6 +228,7 @@ pub(crate) fn new_record(
         backend: None,
         supervisor: None,
         vmm: None,
+        link: None,
         failure: None,
         asked_to_end: false,
     })
@@ -323,11 +360,22 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_a_hint() {
-        let broken: [fn(&mut WorkspaceOptions); 4] = [
+        let broken: [fn(&mut WorkspaceOptions); 9] = [
             |options| options.memory_mib = Some(1),
             |options| options.cpu_count = Some(0),
             |options| options.env = vec![("A=B".into(), String::new())],
             |options| options.outputs = vec![crate::Artifact { name: "a".into(), path: "relative".into() }],
+            |options| {
+                options.network = NetworkMode::Isolated;
+                options.publish = vec!["8080:80".parse().unwrap()];
+            },
+            |options| {
+                options.network = NetworkMode::Isolated;
+                options.egress.mode = microagent_net::EgressMode::Open;
+            },
+            |options| options.publish = vec!["8080:80".parse().unwrap(), "0.0.0.0:8080:81".parse().unwrap()],
+            |options| options.egress.allow = vec!["example.org".parse().unwrap(); RULES_MAX + 1],
+            |options| options.egress.max_connections = 0,
         ];
         for change in broken {
             let mut options = WorkspaceOptions::new("x");

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -69,17 +70,7 @@ impl Engine {
     /// # Errors
     /// Fails when there is no such workspace or its log cannot be read.
     pub fn logs(&self, name: &WorkspaceName) -> Result<Vec<u8>, Error> {
-        let dir = self.existing(name)?;
-        let newest = dir.console_log();
-        let mut bytes = Vec::new();
-        for path in [older_log(&newest), newest] {
-            match read_from(&path, 0) {
-                Ok(part) => bytes.extend(part),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(Error::File { action: "read", path, source }),
-            }
-        }
-        Ok(bytes)
+        read_whole(&self.existing(name)?.console_log())
     }
 
     /// What [`Engine::logs`] gives, as far as it was printed since a moment, to a second.
@@ -90,7 +81,7 @@ impl Engine {
         let path = self.existing(name)?.console_log();
         let unix_ms = u64::try_from(since.as_millisecond()).unwrap_or(0);
         let failed = |source| Error::File { action: "read", path: path.clone(), source };
-        let read = |path: &std::path::Path, at: u64| match read_from(path, at) {
+        let read = |path: &Path, at: u64| match read_from(path, at) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             read => read,
         };
@@ -129,10 +120,24 @@ impl Engine {
             None => self.logs(name)?,
         };
         sink(tail.map_or(&now[..], |lines| last_lines(&now, lines))).map_err(unwritable)?;
+        self.follow_file(name, &mut log, &path, sink, cancel).await
+    }
+
+    /// Passes on what comes into a file of a workspace until it rests or `cancel` says so.
+    pub(crate) async fn follow_file(
+        &self,
+        name: &WorkspaceName,
+        log: &mut Follower,
+        path: &Path,
+        sink: &mut (dyn FnMut(&[u8]) -> io::Result<()> + Send),
+        cancel: &CancellationToken,
+    ) -> Result<(), Error> {
+        let unreadable = |source| Error::File { action: "read", path: path.to_owned(), source };
+        let unwritable = |source| Error::File { action: "write", path: "standard output".into(), source };
         loop {
             // The state before the log: what comes in between is not missed.
             let rests = self.workspace(name).map_or(true, |details| !details.state.is_live());
-            while let Some(bytes) = log.next(&path).map_err(unreadable)? {
+            while let Some(bytes) = log.next(path).map_err(unreadable)? {
                 sink(&bytes).map_err(unwritable)?;
             }
             if rests {
@@ -212,7 +217,7 @@ impl Engine {
 }
 
 /// The log as it grows. A full one is renamed and begun anew, and so is it by a new start.
-struct Follower {
+pub(crate) struct Follower {
     file: Option<File>,
     inode: u64,
     at: u64,
@@ -220,7 +225,7 @@ struct Follower {
 
 impl Follower {
     /// From the end on.
-    fn open(path: &std::path::Path) -> io::Result<Follower> {
+    pub(crate) fn open(path: &Path) -> io::Result<Follower> {
         let mut follower = Follower { file: None, inode: 0, at: 0 };
         if follower.reopen(path)?
             && let Some(file) = &follower.file
@@ -231,7 +236,7 @@ impl Follower {
     }
 
     /// Opens what has the name now, if that is another file than before.
-    fn reopen(&mut self, path: &std::path::Path) -> io::Result<bool> {
+    fn reopen(&mut self, path: &Path) -> io::Result<bool> {
         match File::open(path) {
             Ok(file) => {
                 let metadata = file.metadata()?;
@@ -251,7 +256,7 @@ impl Follower {
     }
 
     /// The next bytes, if there are any.
-    fn next(&mut self, path: &std::path::Path) -> io::Result<Option<Vec<u8>>> {
+    fn next(&mut self, path: &Path) -> io::Result<Option<Vec<u8>>> {
         loop {
             if let Some(file) = &mut self.file {
                 file.seek(SeekFrom::Start(self.at))?;
@@ -293,8 +298,21 @@ pub fn last_lines(bytes: &[u8], lines: usize) -> &[u8] {
     &bytes[start.unwrap_or(0)..]
 }
 
+/// A bounded log with the file before it; nothing where there is none.
+pub(crate) fn read_whole(log: &Path) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    for path in [older_log(log), log.to_owned()] {
+        match read_from(&path, 0) {
+            Ok(part) => bytes.extend(part),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::File { action: "read", path, source }),
+        }
+    }
+    Ok(bytes)
+}
+
 /// From this place on, but not more than the last [`LOG_LIMIT`] bytes.
-fn read_from(path: &std::path::Path, at: u64) -> io::Result<Vec<u8>> {
+fn read_from(path: &Path, at: u64) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let len = file.metadata()?.len();
     file.seek(SeekFrom::Start(at.max(len.saturating_sub(LOG_LIMIT))))?;

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use microagent_image::{Image, Origin};
+use microagent_net::Publish;
 use microagent_store::{NetworkMode, Resources, State, WorkspaceName};
 use microagent_vm::{OutputReader, StartMode, Timeline};
 
@@ -18,6 +19,8 @@ pub struct RunReport {
     pub resources: Resources,
     /// How the guest reached the network.
     pub network: NetworkMode,
+    /// Ports of the host that led into the guest.
+    pub published: Vec<Publish>,
     /// Host name in the guest.
     pub hostname: String,
     /// Which image ran.

@@ -6,7 +6,7 @@ use microagent_image::{ImageConfig, PullOptions};
 use microagent_store::{
     FailureKind, RecordedResult, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
 };
-use microagent_vm::{Ended, Outcome, OutputReader, Spec, SuperviseError, Work};
+use microagent_vm::{Ended, Outcome, OutputReader, Spec, SuperviseError, Work, choose_ports};
 use tokio_util::sync::CancellationToken;
 
 use crate::follow::{Followed, Forward, Noting};
@@ -34,6 +34,8 @@ impl Engine {
         if options.name.is_some() && self.state().workspace(&name).path().exists() {
             return Err(Error::NameTaken { name });
         }
+        // Before the image is fetched; the supervisor looks again.
+        choose_ports(&options.workspace.publish)?;
         let machinery = self.machinery(options.workspace.network)?;
         let pull = PullOptions { policy: options.workspace.pull, ..PullOptions::default() };
         let mut image =
@@ -67,7 +69,8 @@ impl Engine {
             path: dir.output(),
             source,
         })?;
-        notices.extend(noting.into_notices());
+        let (noted, published) = noting.into_noted();
+        notices.extend(noted);
         let (recorded, ended) = match self.judge(ended, &record, options, backend) {
             Ok(judged) => judged,
             Err(Judged::Setup(failure)) => {
@@ -95,6 +98,7 @@ impl Engine {
             profile: record.profile,
             resources,
             network: options.workspace.network,
+            published,
             hostname: record.hostname,
             image: (&image).into(),
             backend: backend.to_owned(),

@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use microagent_net::EgressPolicy;
 use microagent_store::{FailureKind, NetworkMode, Resources, WorkspaceDir};
 use microagent_vm::template::{self, TemplateInfo};
 use microagent_vm::{Outcome, Report, SuperviseError, Timeline, Work, launch};
@@ -100,7 +101,16 @@ impl Engine {
         let scratch = scratch.map_err(|source| Error::File { action: "create", path: tmp, source })?;
         let dir = WorkspaceDir::at(scratch.path());
         let identity = new_identity()?;
-        let life = Life { name: NAME, hostname: NAME, identity, resources, dir: &dir, disk: None };
+        let life = Life {
+            name: NAME,
+            hostname: NAME,
+            identity,
+            resources,
+            dir: &dir,
+            disk: None,
+            publish: &[],
+            egress: EgressPolicy::default(),
+        };
         let mut spec = self.spec(&machinery, &life, Work::Freeze)?;
         // Asked for by name, whatever the default is.
         spec.warm = Ok(());

@@ -10,7 +10,7 @@ use microagent_store::{
 use serde::Serialize;
 
 use crate::error::with_cause;
-use crate::{Engine, Error};
+use crate::{Engine, Error, PortForward};
 
 /// How long a killed supervisor may take to be gone; it has nothing to flush.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
@@ -28,6 +28,8 @@ pub struct WorkspaceSummary {
     pub profile: Option<String>,
     /// Network mode.
     pub network: Option<microagent_store::NetworkMode>,
+    /// Published ports, as [`crate::NetworkDetails`] has them.
+    pub port_forwards: Vec<PortForward>,
     /// Restart policy.
     pub restart: RestartPolicy,
     /// Whether its machine exists now, in whatever state.
@@ -153,6 +155,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             has_machine: record.has_machine(),
             problem: record.observed_failure().map(|failure| failure.message),
             name,
+            port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
             backend: record.backend,
             profile: Some(record.profile),
             network: Some(record.network),
@@ -167,6 +170,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             backend: None,
             profile: None,
             network: None,
+            port_forwards: Vec::new(),
             restart: RestartPolicy::default(),
             observed_at,
             problem: Some(with_cause(&error)),

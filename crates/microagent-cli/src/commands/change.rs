@@ -2,9 +2,10 @@
 //! state.
 
 use clap::Args;
-use microagent::{Engine, Error, State, WorkspaceDetails, WorkspaceName};
+use microagent::{Engine, Error, PortForward, State, WorkspaceDetails, WorkspaceName};
 use serde::Serialize;
 
+use crate::commands::network;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -143,6 +144,7 @@ pub(crate) struct QuarantineArgs {
 struct Document {
     workspace: WorkspaceName,
     state: State,
+    port_forwards: Vec<PortForward>,
 }
 
 /// Halts.
@@ -192,11 +194,17 @@ fn change(
 
 /// Says in which state a workspace is now.
 pub(crate) fn print(context: &Context, details: WorkspaceDetails) -> Result<(), Failure> {
-    let document = Document { workspace: details.record.name, state: details.state };
+    let port_forwards = details.record.observed_publish().iter().map(PortForward::from).collect();
+    let document = Document { workspace: details.record.name, state: details.state, port_forwards };
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => {
-            print_text(&format!("Workspace: {}\nState: {}\n", document.workspace, document.state))
+            let mut text = format!("Workspace: {}\nState: {}\n", document.workspace, document.state);
+            // The ports of one that rests lead nowhere.
+            for forward in document.port_forwards.iter().filter(|_| document.state.is_live()) {
+                text += &format!("Published: {}\n", network::published(forward));
+            }
+            print_text(&text)
         }
     }
 }

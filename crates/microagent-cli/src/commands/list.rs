@@ -113,6 +113,7 @@ mod tests {
             backend: Some("linux-tcg".into()),
             profile: Some("small".into()),
             network: Some(NetworkMode::User),
+            port_forwards: Vec::new(),
             restart: RestartPolicy::Never,
             has_machine: false,
             observed_at: jiff::Timestamp::UNIX_EPOCH,

@@ -1,7 +1,7 @@
 //! `microagent start`: boots a resting workspace.
 
 use clap::Args;
-use microagent::WorkspaceName;
+use microagent::{Event, Observer, WorkspaceName};
 
 use crate::commands::change;
 use crate::context::Context;
@@ -40,7 +40,13 @@ pub(crate) struct StartArgs {
 pub(crate) fn execute(context: &Context, args: StartArgs) -> Result<(), Failure> {
     let engine = context.engine_for_run(None, args.cold);
     let progress = context.progress(args.quiet);
-    let started = context.block_on(async |token| Ok(engine.start(&args.name, &progress, &token).await));
+    // The ports are in the answer.
+    let observer = |event| {
+        if !matches!(event, Event::Published(_)) {
+            progress.event(event);
+        }
+    };
+    let started = context.block_on(async |token| Ok(engine.start(&args.name, &observer, &token).await));
     progress.end();
     match started? {
         Ok(started) => change::print(context, started.details),

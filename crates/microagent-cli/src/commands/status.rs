@@ -2,10 +2,12 @@
 
 use clap::Args;
 use microagent::{
-    Artifact, Inspection, NetworkMode, Resources, RestartPolicy, State, WorkspaceDetails, WorkspaceName,
+    Artifact, Inspection, LinkState, NetworkMode, PortForward, Resources, RestartPolicy, State,
+    WorkspaceDetails, WorkspaceName,
 };
 use serde::Serialize;
 
+use crate::commands::network;
 use crate::commands::result::ResultDocument;
 use crate::context::Context;
 use crate::escape;
@@ -43,6 +45,8 @@ struct Document {
     profile: String,
     resources: Resources,
     network: NetworkMode,
+    link: Option<LinkState>,
+    port_forwards: Vec<PortForward>,
     hostname: String,
     restart: RestartPolicy,
     has_service: bool,
@@ -75,6 +79,8 @@ pub(crate) fn execute(context: &Context, args: StatusArgs) -> Result<(), Failure
 impl Document {
     fn new(details: WorkspaceDetails, inspection: Inspection) -> Document {
         let WorkspaceDetails { record, state, failure } = details;
+        let link = record.observed_link();
+        let port_forwards = record.observed_publish().iter().map(PortForward::from).collect();
         let has_machine = record.has_machine();
         let pid = |process: Option<microagent::ProcessId>| {
             process.filter(|_| has_machine).map(|process| process.pid)
@@ -93,6 +99,8 @@ impl Document {
             profile: record.profile,
             resources: record.resources,
             network: record.network,
+            link,
+            port_forwards,
             hostname: record.hostname,
             restart: record.restart,
             has_service: inspection.has_service,
@@ -116,10 +124,14 @@ impl Document {
             lines.push(("Exit code", result.exit_code.to_string()));
         }
         let resources = format!("memory={memory_mib}MiB cpus={cpu_count} disk={size_mib}MiB");
+        let mut network = self.network.to_string();
+        if self.link == Some(LinkState::Down) {
+            network += " (down)";
+        }
         lines.extend([
             ("Image", escape::one_line(&self.image.resolved_reference)),
             ("Profile", self.profile.clone()),
-            ("Network", self.network.to_string()),
+            ("Network", network),
             ("Resources", resources),
             ("Hostname", escape::one_line(&self.hostname)),
             ("Restart", self.restart.to_string()),
@@ -128,6 +140,7 @@ impl Document {
             ("Created", self.created_at.clone()),
             ("Changed", self.changed_at.clone()),
         ]);
+        lines.extend(self.port_forwards.iter().map(|forward| ("Published", network::published(forward))));
         if let Some(pid) = self.vmm_pid {
             lines.push(("Process", pid.to_string()));
         }

@@ -47,6 +47,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         backend: None,
         supervisor: None,
         vmm: None,
+        link: None,
         failure: None,
         asked_to_end: false,
     };

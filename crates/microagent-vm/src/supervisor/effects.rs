@@ -21,8 +21,8 @@ impl Driver {
         client: Option<Asked>,
     ) -> Result<Option<Phase>, Failure> {
         match effect {
-            // A cold start is a new life, and the caller's.
-            Effect::None | Effect::StartCold => {}
+            // A cold start is a new life, and the caller's; a loss was told where its reason was known.
+            Effect::None | Effect::StartCold | Effect::NoteLinkLost => {}
             Effect::Publish => {
                 // What serves runs when its service does.
                 if !self.spec.work.is_serving() {
@@ -58,6 +58,15 @@ impl Driver {
             }
         }
         Ok(None)
+    }
+
+    /// Tells whoever looks. The record needs nothing: that the process which it names is gone says it.
+    pub(super) async fn note_link_lost(&mut self, reason: &str) {
+        let message = format!("the network is gone until the next start: {reason}");
+        if self.record.is_some() {
+            self.dir.note_event(self.at, Some(&message));
+        }
+        let _ = self.reports.send(Report::Notice(message)).await;
     }
 
     fn flush(&mut self, life: &mut Life, client: Option<Asked>) {

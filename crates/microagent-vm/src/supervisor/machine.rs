@@ -2,15 +2,14 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
-use microagent_net::passt_args;
 use microagent_qemu::qmp::{Qmp, QmpError};
-use microagent_store::{Failure, FailureKind, ProcessId, WorkspaceDir};
+use microagent_store::{Failure, FailureKind, Link, ProcessId, WorkspaceDir};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
@@ -19,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
+use super::network::Network;
 use super::plan::Plan;
 use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
 use crate::bounded_log::BoundedLog;
@@ -26,7 +26,7 @@ use crate::jail;
 use crate::lifecycle::Event;
 use crate::machine::{NETDEV, Sockets, Start, command_line};
 use crate::spawn::{Program, spawn};
-use crate::spec::{PasstSpec, Spec};
+use crate::spec::Spec;
 
 /// How long QEMU may take to close its disk.
 const QUIT_DEADLINE: Duration = Duration::from_secs(10);
@@ -50,7 +50,7 @@ const FREEZE_BANDWIDTH: u64 = 1 << 40;
 /// The processes of one machine.
 pub(super) struct Machine {
     qemu: Child,
-    passt: Option<Child>,
+    network: Option<Network>,
     control: Option<UnixStream>,
     monitor: Monitor,
     words: Option<JoinHandle<()>>,
@@ -61,7 +61,7 @@ pub(super) struct Machine {
 impl Machine {
     /// Starts passt and QEMU. What they print, and what the monitor reports, goes where it belongs from
     /// here on.
-    pub(super) fn start(
+    pub(super) async fn start(
         spec: &Spec,
         plan: &Plan,
         dir: &WorkspaceDir,
@@ -71,16 +71,21 @@ impl Machine {
         let vmm_log =
             BoundedLog::create(&dir.vmm_log(), VMM_LOG_LIMIT).map_err(|e| full_or_boot(&e, "log"))?;
         let vmm_log = Rc::new(RefCell::new(vmm_log));
-        let (network, mut passt) = match &spec.passt {
-            Some(passt) => {
-                let (qemu_end, child) = start_passt(passt).map_err(|e| start_failure(&passt.program, &e))?;
-                (Some(qemu_end), Some(child))
-            }
-            None => (None, None),
+        let mut network = match (&spec.passt, &spec.configure.network) {
+            (Some(passt), Some(guest)) => Some(Network::start(passt, guest.mac.0).await?),
+            _ => None,
         };
-        let (mut qemu, sockets) =
-            start_qemu(spec, plan, network.as_ref()).map_err(|e| start_failure(&spec.machine.qemu, &e))?;
-        if let Some(stderr) = passt.as_mut().and_then(|passt| passt.stderr.take()) {
+        let cannot_start = |e: io::Error| start_failure(&spec.machine.qemu, &e);
+        let device = match &network {
+            Some(_) => Some(StdUnixStream::pair().map_err(cannot_start)?),
+            None => None,
+        };
+        let theirs = device.as_ref().map(|(_, theirs)| theirs.as_fd());
+        let (mut qemu, sockets) = start_qemu(spec, plan, theirs).map_err(cannot_start)?;
+        if let (Some(network), Some(passt), Some((ours, _))) = (&mut network, &spec.passt, device) {
+            network.filter(passt, ours.into(), dir)?;
+        }
+        if let Some(stderr) = network.as_mut().and_then(Network::take_words) {
             spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log)));
         }
         let words = qemu.stderr.take().map(|stderr| spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log))));
@@ -89,12 +94,34 @@ impl Machine {
         let state = plan.start().state().map(|state| state.as_raw_fd());
         spawn_local(hold_monitor(sockets.monitor, state, events.clone(), wished));
         let monitor = Monitor { wishes };
-        Ok(Machine { qemu, passt, control: Some(sockets.control), monitor, words, console, vmm_log })
+        Ok(Machine { qemu, network, control: Some(sockets.control), monitor, words, console, vmm_log })
     }
 
     /// QEMU's process.
     pub(super) fn process_id(&self) -> Option<ProcessId> {
         ProcessId::of(i32::try_from(self.qemu.id()?).ok()?)
+    }
+
+    /// What its network device leads to, if it has one.
+    pub(super) fn link(&self) -> Option<Link> {
+        self.network.as_ref().and_then(Network::link)
+    }
+
+    /// Waits until it has lost something of itself: QEMU, or, once, its network. Cancel-safe.
+    pub(super) async fn loss(&mut self) -> Event {
+        let network = &mut self.network;
+        let link_lost = async {
+            match network {
+                Some(network) => network.lost().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = self.qemu.wait() => {}
+            reason = link_lost => return Event::LinkLost(reason),
+        }
+        Event::MachineGone(self.gone().await)
     }
 
     /// The control channel, once.
@@ -129,34 +156,29 @@ impl Machine {
         if !asked || timeout(QUIT_DEADLINE, self.qemu.wait()).await.is_err() {
             self.kill().await;
         }
-        self.end_passt().await;
+        self.end_network().await;
     }
 
     /// Kills QEMU and waits until it is gone.
     pub(super) async fn kill(&mut self) {
         let _ = self.qemu.start_kill();
         let _ = timeout(REAP_DEADLINE, self.qemu.wait()).await;
-        self.end_passt().await;
+        self.end_network().await;
     }
 
-    /// Takes the network away for good: passt is killed, so nothing passes whatever QEMU does, and QEMU is told that
-    /// the link is down.
+    /// Takes the network away for good: the filter ends and passt is killed, so nothing passes whatever QEMU does, and QEMU
+    /// is told that the link is down.
     pub(super) async fn sever(&mut self) {
-        let Some(mut passt) = self.passt.take() else { return };
-        let _ = passt.start_kill();
-        let _ = timeout(REAP_DEADLINE, passt.wait()).await;
+        let Some(network) = self.network.take() else { return };
+        network.sever().await;
         let down = vec![("set_link", json!({ "name": NETDEV, "up": false }))];
         // A QEMU that does not take it has nobody at the other end all the same.
         let _ = timeout(LINK_DEADLINE, self.monitor.execute(down)).await;
     }
 
-    /// passt ends when QEMU's socket closes; it is only waited for.
-    async fn end_passt(&mut self) {
-        if let Some(mut passt) = self.passt.take()
-            && timeout(Duration::from_secs(1), passt.wait()).await.is_err()
-        {
-            let _ = passt.start_kill();
-            let _ = timeout(REAP_DEADLINE, passt.wait()).await;
+    async fn end_network(&mut self) {
+        if let Some(network) = self.network.take() {
+            network.end().await;
         }
     }
 
@@ -186,7 +208,7 @@ struct OurEnds {
     control: UnixStream,
 }
 
-fn start_qemu(spec: &Spec, plan: &Plan, network: Option<&OwnedFd>) -> io::Result<(Child, OurEnds)> {
+fn start_qemu(spec: &Spec, plan: &Plan, network: Option<BorrowedFd<'_>>) -> io::Result<(Child, OurEnds)> {
     let (console, qemu_console) = pair()?;
     let (monitor, qemu_monitor) = pair()?;
     let (control, qemu_control) = pair()?;
@@ -194,7 +216,7 @@ fn start_qemu(spec: &Spec, plan: &Plan, network: Option<&OwnedFd>) -> io::Result
         console: qemu_console.as_fd(),
         monitor: qemu_monitor.as_fd(),
         control: qemu_control.as_fd(),
-        network: network.map(AsFd::as_fd),
+        network,
     };
     let mut inherit = vec![sockets.console, sockets.monitor, sockets.control];
     inherit.extend(sockets.network);
@@ -219,22 +241,13 @@ fn start_qemu(spec: &Spec, plan: &Plan, network: Option<&OwnedFd>) -> io::Result
     Ok((child, OurEnds { console, monitor, control }))
 }
 
-/// Starts passt; gives the end of its socket that is QEMU's. passt jails itself.
-fn start_passt(spec: &PasstSpec) -> io::Result<(OwnedFd, Child)> {
-    let (qemu_end, passt_end) = StdUnixStream::pair()?;
-    let args = passt_args(passt_end.as_fd());
-    let child =
-        spawn(Program { path: &spec.program, args: &args, inherit: &[passt_end.as_fd()], jail: None })?;
-    Ok((qemu_end.into(), child))
-}
-
 fn pair() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;
     Ok((UnixStream::from_std(ours)?, theirs.into()))
 }
 
-fn start_failure(program: &std::path::Path, error: &io::Error) -> Failure {
+pub(super) fn start_failure(program: &std::path::Path, error: &io::Error) -> Failure {
     Failure { kind: FailureKind::Boot, message: format!("cannot start `{}`: {error}", program.display()) }
 }
 

@@ -65,11 +65,11 @@ const SIZE: &str = "give the machine its size: --memory, --cpus or --profile";
 const GUEST_SETTING: &str = "this is a setting of the guest's own kernel";
 const ADDRESSING: &str =
     "the network of a microVM is private to it, with a fixed address and the host's name servers";
-const NETWORK_CHOICE: &str = "choose --network user (outbound NAT) or --network isolated (no network device)";
+const NETWORK_CHOICE: &str =
+    "choose --network user (outbound NAT, published ports) or --network isolated (no network device)";
 const HOSTS_FILE: &str = "write it in the guest: --setup 'echo ADDRESS NAME >> /etc/hosts'";
-const PORTS: &str = "published ports are not in this version: nothing outside can connect into a microVM";
-const PORTS_NOW: &str =
-    "let the guest connect out (--network user), or fetch results with --output NAME=/guest/path and --keep";
+const PORTS: &str = "what an image says of its ports publishes nothing";
+const PORTS_NOW: &str = "name each port: -p HOST_PORT:PORT, where HOST_PORT 0 picks a free one";
 const TERMINAL: &str = "run gives the guest neither a terminal nor standard input";
 const TERMINAL_NOW: &str = "leave -i and -t out; for a session make a workspace: microagent create NAME --image IMAGE, \
      microagent start NAME, microagent connect NAME";
@@ -83,7 +83,7 @@ const HEALTH: &str = "a one-shot run ends with its command, so there is nothing 
 const HEALTH_NOW: &str = "leave it out; bound the run with --timeout";
 const KEPT: &str = "make a workspace that is started again: microagent create NAME --image IMAGE --restart always, microagent supervise NAME";
 
-/// Every refused flag. `--network`, `--memory`, `--cpus` and `--volume` have checks of their own.
+/// Every refused flag. `--network`, `--memory`, `--cpus`, `--publish` and `--volume` have checks of their own.
 const FLAGS: &[DockerFlag] = &[
     // Privileges
     switch("privileged", OWN_KERNEL, LEAVE_OUT_ROOT),
@@ -186,7 +186,6 @@ const FLAGS: &[DockerFlag] = &[
     ),
     valued("dns-opt", ADDRESSING, "write it in the guest: --setup 'echo options OPTION >> /etc/resolv.conf'"),
     valued("domainname", "the guest has a host name and no domain", "set the host name: --hostname NAME"),
-    valued("publish", PORTS, PORTS_NOW).short('p'),
     switch("publish-all", PORTS, PORTS_NOW).short('P'),
     valued("expose", PORTS, PORTS_NOW),
     // Life
@@ -327,7 +326,7 @@ impl FromArgMatches for CreateDockerFlags {
 }
 
 /// The one form that all refusals have.
-fn refusal(flag: &str, why: &str, instead: &str) -> Failure {
+pub(crate) fn refusal(flag: &str, why: &str, instead: &str) -> Failure {
     Failure::usage(format!("{flag} is not possible here: {why}"), instead)
 }
 
@@ -411,12 +410,13 @@ pub(crate) fn refuse_network(value: &str) -> Failure {
     let flag = format!("--network {value}");
     let (why, instead) = match value.split(':').next().unwrap_or_default() {
         "none" => ("it is called otherwise", "use --network isolated: no network device but loopback"),
-        "bridge" | "default" | "slirp4netns" | "pasta" | "private" | "nat" => {
-            ("there is no bridge to join", "use --network user: outbound NAT, nothing comes in")
-        }
+        "bridge" | "default" | "slirp4netns" | "pasta" | "private" | "nat" => (
+            "there is no bridge to join",
+            "use --network user: outbound NAT, and the ports that -p publishes",
+        ),
         "host" => (
             "the guest has its own kernel and cannot share the host's network",
-            "use --network user: outbound NAT, nothing comes in",
+            "use --network user: outbound NAT, and the ports that -p publishes",
         ),
         "container" | "ns" => (NAMESPACES, NETWORK_CHOICE),
         _ => ("there is no such mode", NETWORK_CHOICE),

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use microagent::{NetworkMode, OutputReader, OutputStream, Resources, RunReport, StartMode, State};
+use microagent::{
+    NetworkMode, OutputReader, OutputStream, PortForward, Resources, RunReport, StartMode, State,
+};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -30,6 +32,7 @@ pub(super) struct RunDocument {
     final_state: State,
     profile: String,
     network: NetworkMode,
+    port_forwards: Vec<PortForward>,
     hostname: String,
     resources: Resources,
     image: ImageDocument,
@@ -103,6 +106,7 @@ impl RunDocument {
             final_state: report.final_state,
             profile: report.profile,
             network: report.network,
+            port_forwards: report.published.iter().map(PortForward::from).collect(),
             hostname: report.hostname,
             resources: report.resources,
             image: report.image.into(),
@@ -145,6 +149,7 @@ mod tests {
             profile: "small".to_owned(),
             resources: Resources { memory_mib: 512, cpu_count: 2, size_mib: 1024 },
             network: NetworkMode::User,
+            published: Vec::new(),
             hostname: "run-1781167799699801876".to_owned(),
             image: ImageReport {
                 reference: "alpine:3.20".to_owned(),
@@ -205,6 +210,7 @@ Exit code: 0
   "final_state": "stopped",
   "profile": "small",
   "network": "user",
+  "port_forwards": [],
   "hostname": "run-1781167799699801876",
   "resources": {
     "memory_mib": 512,

@@ -11,10 +11,10 @@ use microagent::{Error, OutputReader, OutputStream, RunOptions, RunReport};
 
 pub(crate) use args::RunArgs;
 use args::option_after_image;
-pub(crate) use docker::{CreateDockerFlags, refuse_network, refuse_volume};
+pub(crate) use docker::{CreateDockerFlags, refusal, refuse_network, refuse_volume};
 pub(crate) use document::OutputDocument;
 use document::RunDocument;
-pub(crate) use values::{cpus, env_file, env_variable, memory_mib};
+pub(crate) use values::{bytes, cpus, env_file, env_variable, memory_mib};
 
 use crate::context::Context;
 use crate::failure::Failure;

@@ -36,6 +36,22 @@ pub(crate) fn memory_mib(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Bytes, or with a unit: `1048576`, `512m`, `50g`.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| "it is a number of bytes, or 512m, 50g".to_owned())?;
+    let unit = match lower[digits.len()..].trim_end_matches("ib").trim_end_matches('b') {
+        "" => 1,
+        "k" => 1024,
+        "m" => MIB,
+        "g" => 1024 * MIB,
+        "t" => MIB * MIB,
+        unit => return Err(format!("`{unit}` is no unit; use m or g")),
+    };
+    number.checked_mul(unit).ok_or_else(|| "that is more than can be counted".to_owned())
+}
+
 /// A whole number; `2.0` is one.
 pub(crate) fn cpus(text: &str) -> Result<u32, String> {
     let number: f64 = text.trim().parse().map_err(|_| "it is a whole number".to_owned())?;
@@ -85,6 +101,18 @@ mod tests {
             assert!(memory_mib(text).is_err(), "{text}");
         }
         assert!(memory_mib("536870912").unwrap_err().contains("536870912b"));
+    }
+
+    #[test]
+    fn bytes_alone_or_with_units() {
+        for (text, wanted) in
+            [("1048576", 1 << 20), ("512m", 512 << 20), ("50GiB", 50 << 30), ("2kb", 2048), ("7b", 7)]
+        {
+            assert_eq!(bytes(text), Ok(wanted), "{text}");
+        }
+        for text in ["", "g", "1.5g", "1x", "99999999999t"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
     }
 
     #[test]

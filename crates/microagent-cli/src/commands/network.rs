@@ -1,0 +1,187 @@
+//! `microagent network`: how a workspace is connected.
+
+use clap::Args;
+use microagent::{
+    EgressPolicy, GuestAddresses, LinkState, NetworkDetails, NetworkMode, PortForward, State, WorkspaceName,
+};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+use crate::progress::size;
+
+/// What people who know networks of their own may put before the name.
+const VERBS: [&str; 2] = ["inspect", "status"];
+
+const EXAMPLES: &str = "\
+Examples:
+  Which port did it get?
+    microagent network web
+
+  The same for a script:
+    microagent network web --json | jq '.network.port_forwards[0].host_port'";
+
+/// Show how a workspace is connected
+///
+/// Its mode, its addresses, whether its network works, its published ports with the host's ports that are listened at while it
+/// lives, and what it may reach. Changes nothing. Each workspace has a network of its own, so there is none to make or to
+/// remove.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES, override_usage = "microagent network [OPTIONS] NAME")]
+pub(crate) struct NetworkArgs {
+    /// Workspace
+    #[arg(value_name = "NAME", num_args = 1..=2, required = true)]
+    words: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    workspace: WorkspaceName,
+    state: State,
+    network: NetworkDocument,
+    /// What the guest finds; null without network.
+    runtime: Option<GuestAddresses>,
+}
+
+#[derive(Debug, Serialize)]
+struct NetworkDocument {
+    mode: NetworkMode,
+    link: Option<LinkState>,
+    passt_pid: Option<i32>,
+    port_forwards: Vec<PortForward>,
+    egress: Option<EgressPolicy>,
+}
+
+/// Shows.
+pub(crate) fn execute(context: &Context, args: NetworkArgs) -> Result<(), Failure> {
+    let document = Document::from(context.engine().network(&args.name()?)?);
+    match context.format {
+        Format::Json => print_json(&document),
+        Format::Text => print_text(&document.text()),
+    }
+}
+
+impl NetworkArgs {
+    fn name(&self) -> Result<WorkspaceName, Failure> {
+        let name = match &self.words[..] {
+            [verb, name] if VERBS.contains(&verb.as_str()) => name,
+            [name] => name,
+            words => {
+                let message = format!("`network {}` is not possible here", words.join(" "));
+                let hint = "each workspace has a network of its own: microagent network NAME shows it, \
+                            `create --network MODE` chooses it";
+                return Err(Failure::usage(message, hint));
+            }
+        };
+        name.parse().map_err(|e: microagent::NameError| {
+            Failure::usage(e.to_string(), "`microagent list` shows the names")
+        })
+    }
+}
+
+impl From<NetworkDetails> for Document {
+    fn from(details: NetworkDetails) -> Document {
+        let NetworkDetails { workspace, state, mode, link, port_forwards, egress, addresses, passt_pid } =
+            details;
+        let network = NetworkDocument { mode, link, passt_pid, port_forwards, egress };
+        Document { workspace, state, network, runtime: addresses }
+    }
+}
+
+impl Document {
+    fn text(&self) -> String {
+        let mut lines = vec![
+            ("Workspace", self.workspace.to_string()),
+            ("State", self.state.to_string()),
+            ("Network", self.network.mode.to_string()),
+        ];
+        if let Some(link) = self.network.link {
+            lines.push(("Link", link.to_string()));
+        }
+        if let Some(GuestAddresses { ip, prefix_len, gateway, dns }) = &self.runtime {
+            let dns: Vec<_> = dns.iter().map(ToString::to_string).collect();
+            lines.extend([
+                ("Address", format!("{ip}/{prefix_len}")),
+                ("Gateway", gateway.to_string()),
+                ("DNS", dns.join(", ")),
+            ]);
+        }
+        if let Some(EgressPolicy { mode, allow, max_connections, max_bytes }) = &self.network.egress {
+            lines.push(("Egress", mode.to_string()));
+            lines.extend(allow.iter().map(|rule| ("Allowed", rule.to_string())));
+            lines.push(("Limits", format!("{max_connections} connections, {}", size(*max_bytes))));
+        }
+        lines.extend(self.network.port_forwards.iter().map(|forward| ("Published", published(forward))));
+        lines.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
+    }
+}
+
+/// `127.0.0.1:8080 -> 80/tcp`, as Docker shows it.
+pub(crate) fn published(forward: &PortForward) -> String {
+    let PortForward { protocol, host, host_port, guest_port } = forward;
+    format!("{host}:{host_port} -> {guest_port}/{protocol}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(words: &[&str]) -> Result<WorkspaceName, Failure> {
+        NetworkArgs { words: words.iter().map(|&word| word.to_owned()).collect() }.name()
+    }
+
+    #[test]
+    fn a_verb_may_stand_before_the_name() {
+        for words in [&["web"][..], &["inspect", "web"], &["status", "web"]] {
+            assert_eq!(name(words).unwrap().as_str(), "web");
+        }
+        for words in [&["create", "web"][..], &["rm", "web"], &["-x"]] {
+            assert!(matches!(name(words), Err(Failure::Usage { hint: Some(_), .. })), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_text_has_a_line_for_each_fact() {
+        let forward = PortForward {
+            protocol: "tcp",
+            host: [127, 0, 0, 1].into(),
+            host_port: 8080,
+            guest_port: 80.try_into().unwrap(),
+        };
+        let details = NetworkDetails {
+            workspace: "web".parse().unwrap(),
+            state: State::Running,
+            mode: NetworkMode::User,
+            link: Some(LinkState::Up),
+            port_forwards: vec![forward],
+            egress: Some(EgressPolicy {
+                allow: vec![".example.org".parse().unwrap()],
+                ..EgressPolicy::default()
+            }),
+            addresses: Some(GuestAddresses {
+                ip: [10, 0, 2, 15].into(),
+                prefix_len: 24,
+                gateway: [10, 0, 2, 2].into(),
+                dns: vec![[10, 0, 2, 3].into()],
+            }),
+            passt_pid: Some(7),
+        };
+        let isolated = NetworkDetails {
+            mode: NetworkMode::Isolated,
+            link: None,
+            port_forwards: Vec::new(),
+            egress: None,
+            addresses: None,
+            passt_pid: None,
+            ..details.clone()
+        };
+        assert_eq!(
+            Document::from(details).text(),
+            "Workspace: web\nState: running\nNetwork: user\nLink: up\nAddress: 10.0.2.15/24\nGateway: 10.0.2.2\n\
+             DNS: 10.0.2.3\nEgress: public\nAllowed: .example.org\nLimits: 1024 connections, 50.00 GiB\n\
+             Published: 127.0.0.1:8080 -> 80/tcp\n"
+        );
+        assert_eq!(Document::from(isolated).text(), "Workspace: web\nState: running\nNetwork: isolated\n");
+    }
+}

@@ -1,0 +1,93 @@
+//! How a workspace is connected: its mode, its addresses, its published ports, what it may reach. Reading changes nothing.
+
+use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
+
+use microagent_net::{EgressPolicy, GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, Publish};
+use microagent_store::{LinkState, NetworkMode, State, WorkspaceName};
+use serde::Serialize;
+
+use crate::{Engine, Error};
+
+/// How a workspace is connected.
+#[derive(Debug, Clone)]
+pub struct NetworkDetails {
+    /// The workspace.
+    pub workspace: WorkspaceName,
+    /// State that is true now.
+    pub state: State,
+    /// How its guest reaches the network.
+    pub mode: NetworkMode,
+    /// Whether the network works; `None` for one without, or that does not live.
+    pub link: Option<LinkState>,
+    /// Its published ports. While it lives, the ports of the host are those that are listened at; else 0 stands for one
+    /// that is picked at each start.
+    pub port_forwards: Vec<PortForward>,
+    /// What it may reach; with network `user`.
+    pub egress: Option<EgressPolicy>,
+    /// Its addresses; with network `user`.
+    pub addresses: Option<GuestAddresses>,
+    /// passt, while it serves the workspace.
+    pub passt_pid: Option<i32>,
+}
+
+/// What a guest finds in its network. The same for every guest: each has a network of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GuestAddresses {
+    /// Its own address.
+    pub ip: Ipv4Addr,
+    /// Bits of the network's prefix.
+    pub prefix_len: u8,
+    /// The way out.
+    pub gateway: Ipv4Addr,
+    /// Name servers.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// A published port as documents show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PortForward {
+    /// `tcp`.
+    pub protocol: &'static str,
+    /// The host's address.
+    pub host: Ipv4Addr,
+    /// The host's port.
+    pub host_port: u16,
+    /// The guest's port.
+    pub guest_port: NonZeroU16,
+}
+
+impl From<&Publish> for PortForward {
+    fn from(publish: &Publish) -> PortForward {
+        let Publish { host, host_port, guest_port } = *publish;
+        PortForward { protocol: "tcp", host, host_port, guest_port }
+    }
+}
+
+impl Engine {
+    /// Looks at the network of a workspace.
+    ///
+    /// # Errors
+    /// Fails when there is no such workspace or its record is damaged.
+    pub fn network(&self, name: &WorkspaceName) -> Result<NetworkDetails, Error> {
+        let record = self.observe(name)?;
+        let link = record.observed_link();
+        let passt = record.link.as_ref().filter(|_| link == Some(LinkState::Up));
+        let is_connected = record.network == NetworkMode::User;
+        Ok(NetworkDetails {
+            workspace: record.name.clone(),
+            state: record.observed_state(),
+            mode: record.network,
+            link,
+            port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
+            passt_pid: passt.map(|link| link.passt.pid),
+            egress: is_connected.then(|| record.egress.clone()),
+            addresses: is_connected.then(|| GuestAddresses {
+                ip: GUEST_ADDRESS,
+                prefix_len: PREFIX_LEN,
+                gateway: GATEWAY,
+                dns: vec![NAME_SERVER],
+            }),
+        })
+    }
+}
