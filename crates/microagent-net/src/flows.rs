@@ -22,6 +22,8 @@ const DATAGRAMS: Duration = Duration::from_secs(180);
 /// # Source
 /// RFC 5508, requirement 2.
 const ECHO: Duration = Duration::from_secs(60);
+/// Flows that a table holds at most, whatever the policy says: passt's own table has no more places.
+const FLOWS_MAX: usize = 128 * 1024;
 /// A full table is searched for what has ended at most this often: a flood of new flows must not make each of them dear.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 
@@ -135,7 +137,7 @@ pub(crate) struct Flows {
 
 impl Flows {
     pub(crate) fn new(max: u32) -> Flows {
-        Flows { flows: HashMap::new(), max: max as usize, swept: None }
+        Flows { flows: HashMap::new(), max: FLOWS_MAX.min(max as usize), swept: None }
     }
 
     /// A flow that goes on. One whose time is over stays in its place until the place is needed.

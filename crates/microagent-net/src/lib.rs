@@ -1,9 +1,12 @@
 //! Network `user`: which addresses the guest gets, and how passt is told to serve them.
 //!
-//! passt runs as an ordinary process on one end of a socket pair whose other end is QEMU's network device,
-//! and ends by itself when that socket closes. It turns the guest's connections into ordinary sockets of
-//! the host. The guest cannot reach the host's loopback through it (`--no-map-gw`), and nothing reaches the
-//! guest that was not published. This crate decides; it starts nothing.
+//! passt runs as an ordinary process on one end of a socket pair, and ends by itself when that socket closes. It
+//! turns the guest's connections into ordinary sockets of the host. The guest cannot reach the host's loopback
+//! through it (`--no-map-gw`), and nothing reaches the guest that was not published.
+//!
+//! Between QEMU's network device and passt sits the egress filter ([`start_filter`]), which lets through what an
+//! [`EgressPolicy`] allows. What it decides, [`Engine`] decides, without clock or socket. This crate starts that one
+//! thread and no process, and reads no file.
 
 #![forbid(unsafe_code)]
 

@@ -260,3 +260,56 @@ fn the_filter_ends_with_qemu_and_with_its_handle() {
     assert_eq!(passt.read(&mut [0]).unwrap(), 0);
     assert_eq!(qemu.read(&mut [0]).unwrap(), 0);
 }
+
+/// A real passt behind the filter, ended with the test.
+struct Passt(std::process::Child);
+
+impl Drop for Passt {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_real_passt_takes_what_the_filter_lets_through() {
+    let addresses = crate::host_addresses().unwrap();
+    let Some(host) = addresses.iter().copied().find(|address| !address.is_loopback()) else {
+        eprintln!("skipped: this host has no address but its loopback");
+        return;
+    };
+    let (mut qemu, their_qemu) = UnixStream::pair().unwrap();
+    qemu.set_read_timeout(Some(DEADLINE)).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).unwrap();
+    let passt = std::process::Command::new("passt").args(crate::passt_args(theirs.as_fd())).spawn();
+    drop(theirs);
+    let _passt = match passt {
+        Ok(child) => Passt(child),
+        Err(error) => {
+            eprintln!("skipped: passt cannot be started: {error}");
+            return;
+        }
+    };
+    let listener = TcpListener::bind((host, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let options = FilterOptions {
+        policy: EgressPolicy { allow: vec![format!("{host}:{port}").parse().unwrap()], ..Default::default() },
+        published: Vec::new(),
+        host_addresses: addresses,
+        name_servers: Vec::new(),
+    };
+    let log = Box::new(Lines(Arc::default()));
+    let handle = start_filter(their_qemu.into(), ours.into(), options, log).unwrap();
+    send_frame(&mut qemu, &testing::arp(GATEWAY));
+    let answer = frame_from(&mut qemu);
+    assert_eq!((answer[21], &answer[28..32]), (2, &GATEWAY.octets()[..]));
+    // Refused by the filter, then let through: of the host, only what the rule names.
+    send_frame(&mut qemu, &testing::tcp(host, 40_000, port ^ 1, SYN, b""));
+    assert_eq!(frame_from(&mut qemu)[47], RST | ACK);
+    send_frame(&mut qemu, &testing::tcp(host, 40_001, port, SYN, b""));
+    let answer = frame_from(&mut qemu);
+    assert_eq!((answer[47], &answer[42..46]), (SYN | ACK, &1001_u32.to_be_bytes()[..]));
+    listener.accept().unwrap();
+    handle.stop();
+}
