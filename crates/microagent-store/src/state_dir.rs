@@ -10,9 +10,9 @@
 //! └── tmp/                      half-made things; anything here without a live owner is rubbish
 //! ```
 
-use std::fs::{self, DirBuilder};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,6 +35,9 @@ const SWEPT_PREFIXES: [&str; 3] = [GRAVE_PREFIX, CRADLE_PREFIX, "template-"];
 
 /// How long a command may be at work on such files before another one takes them for abandoned.
 const GRAVE_AGE: Duration = Duration::from_secs(60);
+
+/// Room for a record and an event, with what a file system takes for a file more.
+const RESERVE_BYTES: usize = 64 * 1024;
 
 /// The state directory of one user.
 #[derive(Debug, Clone)]
@@ -283,6 +286,28 @@ impl WorkspaceDir {
     /// What its network let through and what not, one line per decision, bounded.
     pub fn egress_log(&self) -> PathBuf {
         self.path.join("egress.jsonl")
+    }
+
+    /// What the console of a look into the resting workspace printed, bounded.
+    pub fn look_log(&self) -> PathBuf {
+        self.path.join("look.log")
+    }
+
+    /// Takes some room on the disk for a record that must be written when there is none left; best effort. The caller
+    /// holds the workspace's lock.
+    pub fn keep_room(&self) {
+        // Not zeros, which a file system may keep as a hole.
+        let made = OpenOptions::new().write(true).create(true).mode(0o600).open(self.reserve());
+        let _ = made.and_then(|mut file| file.write_all(&[0xff; RESERVE_BYTES]));
+    }
+
+    /// Gives back what [`WorkspaceDir::keep_room`] took; whether there was something to give.
+    pub fn give_room(&self) -> bool {
+        fs::remove_file(self.reserve()).is_ok()
+    }
+
+    fn reserve(&self) -> PathBuf {
+        self.path.join("reserve")
     }
 
     /// One line per change of state.

@@ -237,7 +237,7 @@ impl Driver {
             (Some(WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?), dir.console_log())
         } else {
             // Looking into a disk must not lose what its last run printed.
-            (None, dir.path().join("fetch.log"))
+            (None, dir.look_log())
         };
         if let Some(orphan) = record.as_ref().and_then(|record| record.vmm.as_ref()) {
             end_orphan(orphan).map_err(boot)?;
@@ -275,6 +275,10 @@ impl Driver {
             record.asked_to_end = false;
         }
         driver.publish(State::Starting).map_err(|e| Outcome::Failed(write_failure(&e)))?;
+        // A disposable one has a disk to spare.
+        if driver.record.as_ref().is_some_and(|record| !record.disposable) {
+            driver.dir.keep_room();
+        }
         Ok(driver)
     }
 
@@ -467,7 +471,11 @@ impl Driver {
         let news = news || record.state != state;
         record.state = state;
         record.changed_at = Timestamp::now();
-        record.save(&self.dir)?;
+        record.save(&self.dir).or_else(|error| match self.dir.give_room() {
+            // A guest that has filled the disk must not keep the truth from being written down.
+            true => record.save(&self.dir),
+            false => Err(error),
+        })?;
         if news {
             let failure = record.failure.as_ref().map(|failure| failure.message.as_str());
             self.dir.note_event(state, failure.or(reason));

@@ -357,6 +357,9 @@ impl Error {
                 Some(format!("microagent logs {workspace} may say why; microagent kill {workspace} ends it"))
             }
             Error::Crowded { .. } => Some("try again when one of them has ended".to_owned()),
+            Error::StartFailed { kind: FailureKind::HostFull, .. } => {
+                Some("free some space (microagent image prune), then try again".to_owned())
+            }
             Error::StartFailed { workspace, .. } => {
                 Some(format!("microagent logs {workspace} shows how far it came"))
             }
@@ -380,7 +383,7 @@ pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
 }
 
 /// What the system said, if it said something.
-fn deepest_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+pub(crate) fn deepest_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.filter_map(|cause| cause.downcast_ref()).last()
 }

@@ -47,6 +47,10 @@ impl Driver {
                 matches!(outcome, Outcome::Halted | Outcome::Stopped | Outcome::Quarantined(_));
         }
         let recorded = recorded.and_then(|()| self.publish(state));
+        if recorded.is_ok() && self.record.is_some() {
+            // It is kept for lives, not for rest.
+            self.dir.give_room();
+        }
         match (recorded, outcome) {
             (Ok(()), outcome) => outcome,
             (Err(_), outcome @ Outcome::Failed(_)) => {

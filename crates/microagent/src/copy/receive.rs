@@ -13,6 +13,7 @@ use microagent_tree::Rules;
 use tempfile::TempDir;
 
 use crate::Error;
+use crate::error::deepest_io;
 
 /// The guest's tar stream as a reader. It ends with an empty chunk; one that ends without is torn.
 pub(crate) struct Stream {
@@ -62,8 +63,11 @@ impl Read for Stream {
 pub(crate) fn unpack(stream: impl Read, beside: &Path) -> io::Result<TempDir> {
     let dir = tempfile::Builder::new().prefix(".microagent-").tempdir_in(beside)?;
     let root = File::open(dir.path())?;
-    microagent_tree::unpack(&root.into(), ReadSource::new(stream), Rules::HARMLESS)
-        .map_err(io::Error::other)?;
+    microagent_tree::unpack(&root.into(), ReadSource::new(stream), Rules::HARMLESS).map_err(|error| {
+        // What the system said decides whether it is worth trying again.
+        let kind = deepest_io(&error).map_or(io::ErrorKind::Other, io::Error::kind);
+        io::Error::new(kind, error)
+    })?;
     Ok(dir)
 }
 
