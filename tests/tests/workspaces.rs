@@ -43,6 +43,34 @@ fn a_workspace_lives_from_create_to_delete() {
 }
 
 #[test]
+fn a_start_can_have_another_size_which_is_shown_while_it_lasts() {
+    let home = home();
+    home.create("web", []);
+    let shown = || {
+        let status = home.microagent(["status", "web", "--json"]).success().json();
+        let list = home.microagent(["list", "--json"]).success().json();
+        let of = |field: &str| status["resources"][field].as_u64().unwrap();
+        (list["workspaces"][0]["profile"].as_str().unwrap().to_owned(), of("memory_mib"), of("cpu_count"))
+    };
+    let own = ("small".to_owned(), 512, 2);
+    home.microagent(["start", "web", "--memory", "1"]).run().code(2).says("too little for a guest");
+    home.microagent(["start", "web", "--profile", "tiny", "--memory", "320m"]).success();
+    assert_eq!(shown(), ("tiny".to_owned(), 320, 1));
+    let guest =
+        home.microagent(["exec", "web", "--", "sh", "-c", "nproc; grep MemTotal /proc/meminfo"]).success();
+    let words: Vec<u64> = guest.text().split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert!(words[0] == 1 && (200 * 1024..320 * 1024).contains(&words[1]), "{}", guest.told());
+    home.microagent(["halt", "web"]).success();
+    assert_eq!(shown(), own);
+    // The next start is of the workspace's own size.
+    home.microagent(["start", "web"]).success();
+    assert_eq!(shown(), own);
+    assert_eq!(home.microagent(["exec", "web", "--", "nproc"]).success().text(), "2\n");
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
 fn a_service_runs_from_start_to_end_and_decides_the_state() {
     let home = home();
     let service = "echo serving; while ! test -e /root/end; do sleep 0.1; done; exit $(cat /root/end)";

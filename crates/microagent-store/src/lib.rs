@@ -27,7 +27,7 @@ pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
 pub use process::ProcessId;
 pub use record::{
     Artifact, Failure, FailureKind, Identity, ImageIdentity, Link, LinkState, LoadError, NetworkMode,
-    RecordedResult, Resources, RestartPolicy, State, WORKSPACE_FORMAT, WorkspaceRecord,
+    OneStart, RecordedResult, Resources, RestartPolicy, State, WORKSPACE_FORMAT, WorkspaceRecord,
 };
 pub use state_dir::{OpenError, StateDir, WorkspaceDir};
 pub use workload::{CommandLine, SetupStep, Workload};

@@ -137,6 +137,15 @@ pub struct Resources {
     pub size_mib: u64,
 }
 
+/// Another size than the workspace's own, for one start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OneStart {
+    /// Name of the profile that the sizes started from.
+    pub profile: String,
+    /// Size of the machine; the disk is the workspace's own.
+    pub resources: Resources,
+}
+
 /// Which image a workspace was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageIdentity {
@@ -282,6 +291,9 @@ pub struct WorkspaceRecord {
     /// Whether somebody asked for the end of the last life. One that ended by itself may be started again.
     #[serde(default)]
     pub asked_to_end: bool,
+    /// The size of the current or last life, where it was not the workspace's own.
+    #[serde(default)]
+    pub one_start: Option<OneStart>,
 }
 
 /// `result.json`: how the last workload ended.
@@ -412,6 +424,20 @@ impl WorkspaceRecord {
         }
     }
 
+    /// The profile that is true now: that of the machine, else that of the workspace.
+    pub fn observed_profile(&self) -> &str {
+        self.observed_size().map_or(&self.profile, |size| &size.profile)
+    }
+
+    /// The size that is true now: that of the machine, else that of the workspace.
+    pub fn observed_resources(&self) -> Resources {
+        self.observed_size().map_or(self.resources, |size| size.resources)
+    }
+
+    fn observed_size(&self) -> Option<&OneStart> {
+        self.one_start.as_ref().filter(|_| self.has_machine())
+    }
+
     /// Why the workspace is `failed`, or has lost what it was quarantined with, also when nobody lived to write it down.
     pub fn observed_failure(&self) -> Option<Failure> {
         match self.observed_state() {
@@ -471,6 +497,7 @@ mod tests {
             link: None,
             failure: None,
             asked_to_end: false,
+            one_start: None,
         }
     }
 
@@ -497,6 +524,19 @@ mod tests {
         record.network = NetworkMode::User;
         record.supervisor = None;
         assert_eq!((record.observed_link(), record.observed_publish()), (None, &[publish(0)][..]));
+    }
+
+    #[test]
+    fn another_size_is_true_as_long_as_its_machine_lives() {
+        let resources = Resources { memory_mib: 1024, cpu_count: 1, size_mib: 1024 };
+        let one_start = Some(OneStart { profile: "medium".into(), resources });
+        let mut record = WorkspaceRecord { one_start, ..record() };
+        assert_eq!((record.observed_profile(), record.observed_resources()), ("small", record.resources));
+        record.supervisor = ProcessId::current();
+        record.vmm = ProcessId::current();
+        assert_eq!((record.observed_profile(), record.observed_resources()), ("medium", resources));
+        record.state = State::Halted;
+        assert_eq!((record.observed_profile(), record.observed_resources()), ("small", record.resources));
     }
 
     #[test]

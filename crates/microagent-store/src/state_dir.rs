@@ -297,7 +297,8 @@ impl WorkspaceDir {
     /// holds the workspace's lock.
     pub fn keep_room(&self) {
         // Not zeros, which a file system may keep as a hole.
-        let made = OpenOptions::new().write(true).create(true).mode(0o600).open(self.reserve());
+        let made =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(self.reserve());
         let _ = made.and_then(|mut file| file.write_all(&[0xff; RESERVE_BYTES]));
     }
 

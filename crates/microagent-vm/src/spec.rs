@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use microagent_net::{EgressPolicy, Publish};
 use microagent_proto::{Configure, Exec};
-use microagent_store::{Failure, RecordedResult};
+use microagent_store::{Failure, OneStart, RecordedResult};
 use serde::{Deserialize, Serialize};
 
 /// Largest [`Spec`] in bytes: setup scripts and environment.
@@ -45,6 +45,8 @@ pub struct Spec {
     pub boot_deadline: Duration,
     /// Whether templates are used and made; the reason, when they are not.
     pub warm: Result<(), String>,
+    /// The machine's size for the record, where it is not the workspace's own.
+    pub one_start: Option<OneStart>,
 }
 
 /// The virtual hardware and its files.

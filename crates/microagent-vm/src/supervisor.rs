@@ -273,6 +273,7 @@ impl Driver {
             record.link = None;
             record.failure = None;
             record.asked_to_end = false;
+            record.one_start.clone_from(&driver.spec.one_start);
         }
         driver.publish(State::Starting).map_err(|e| Outcome::Failed(write_failure(&e)))?;
         // A disposable one has a disk to spare.

@@ -55,7 +55,7 @@ pub use engine::{AccelChoice, Engine, EngineOptions};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer};
 pub use exec::{ExecControl, ExecInput, ExecOptions, Execution, OutputSink, Terminal};
-pub use lifecycle::{Created, REASON_LIMIT, Started};
+pub use lifecycle::{Created, REASON_LIMIT, StartOptions, Started};
 pub use network::{GuestAddresses, NetworkDetails, PortForward};
 pub use observe::{Inspection, Stats, last_lines};
 pub use options::{CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
@@ -74,8 +74,8 @@ pub use microagent_net::{
 };
 pub use microagent_store::{
     Artifact, Attachment, CommandLine, DiskSource, Failure, FailureKind, LinkState, NameError, NetworkMode,
-    ProcessId, Resources, RestartPolicy, SecretReference, SecretSource, SetupStep, State, StateEvent,
-    VolumeName, WorkspaceName,
+    OneStart, ProcessId, Resources, RestartPolicy, SecretReference, SecretSource, SetupStep, State,
+    StateEvent, VolumeName, WorkspaceName,
 };
 pub use microagent_vm::{
     OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, supervise,

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_image::PullOptions;
-use microagent_store::{FailureKind, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord};
+use microagent_store::{
+    FailureKind, OneStart, Resources, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
+};
 use microagent_vm::control::{change, change_because};
 use microagent_vm::{
-    Answer, Ask, ControlError, DiskStamp, Ended, Outcome, OutputReader, Refusal, SuperviseError, Work,
+    Answer, Ask, ControlError, DiskStamp, Ended, Outcome, OutputReader, Refusal, Spec, SuperviseError, Work,
     choose_ports, create_overlay,
 };
 use tokio::time::sleep;
@@ -18,10 +20,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::follow::{Followed, Forward};
 use crate::machinery::{Life, Machinery, new_identity};
-use crate::making::{MIB, check, exec, invalid, new_record, new_workload, resolve_command, size, steps};
+use crate::making::{
+    MIB, check, check_size, exec, invalid, new_record, new_workload, resolve_command, size, steps,
+};
 use crate::signal::{SIGTERM, signal_number};
 use crate::workspace::{kill, lock_patiently};
-use crate::{CreateOptions, Engine, Error, Event, ImageReport, Observer, SetupFailure, WorkspaceDetails};
+use crate::{
+    CreateOptions, Engine, Error, Event, ImageReport, Observer, Profile, SetupFailure, WorkspaceDetails,
+};
 
 /// How often a waiting command looks at a workspace again.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
@@ -44,6 +50,32 @@ pub struct Created {
     pub image: ImageReport,
     /// Things the user should know.
     pub notices: Vec<String>,
+}
+
+/// What one start has otherwise than the workspace.
+#[derive(Debug, Clone, Default)]
+pub struct StartOptions {
+    /// Profile to take memory and CPUs from.
+    pub profile: Option<Profile>,
+    /// Guest memory in MiB, in place of the profile's or the workspace's.
+    pub memory_mib: Option<u32>,
+    /// Virtual CPUs, in place of the profile's or the workspace's.
+    pub cpu_count: Option<u32>,
+}
+
+impl StartOptions {
+    /// The size that is asked for, if it is another than the workspace's.
+    fn size(&self, record: &WorkspaceRecord) -> Option<OneStart> {
+        let base = self.profile.map_or(record.resources, |profile| profile.resources);
+        let resources = Resources {
+            memory_mib: self.memory_mib.unwrap_or(base.memory_mib),
+            cpu_count: self.cpu_count.unwrap_or(base.cpu_count),
+            size_mib: record.resources.size_mib,
+        };
+        let profile = self.profile.map_or(record.profile.as_str(), |profile| profile.name);
+        let other = resources != record.resources || profile != record.profile;
+        other.then(|| OneStart { profile: profile.to_owned(), resources })
+    }
 }
 
 /// A workspace that was started.
@@ -117,8 +149,27 @@ impl Engine {
         observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<Started, Error> {
+        self.start_with(name, &StartOptions::default(), observer, cancel).await
+    }
+
+    /// Starts a resting workspace as [`Engine::start`] does, as another machine than it is made for. The next start is
+    /// not affected; setup steps that are still to be done run before it, on the workspace's own machine.
+    ///
+    /// # Errors
+    /// As [`Engine::start`], and when the size is none for a guest.
+    pub async fn start_with(
+        &self,
+        name: &WorkspaceName,
+        options: &StartOptions,
+        observer: &dyn Observer,
+        cancel: &CancellationToken,
+    ) -> Result<Started, Error> {
         self.prepare()?;
         let record = self.observe(name)?;
+        let one_start = options.size(&record);
+        if let Some(size) = &one_start {
+            check_size(size.resources)?;
+        }
         let state = record.observed_state();
         if !state.is_resting() {
             return Err(Error::WrongState { name: name.clone(), state, action: "start it" });
@@ -143,7 +194,9 @@ impl Engine {
         let stop_signal = workload.stop_signal.as_deref().and_then(signal_number).unwrap_or(SIGTERM);
         let work = Work::Serve { service, stop_signal, detached: true };
         let base = self.images().disk_path(&record.image.disk);
-        let spec = self.spec(&machinery, &Life::of(&record, &dir, &base)?, work)?;
+        let resources = one_start.as_ref().map_or(record.resources, |size| size.resources);
+        let life = Life { resources, ..Life::of(&record, &dir, &base)? };
+        let spec = Spec { one_start, ..self.spec(&machinery, &life, work)? };
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
         match self.follow(&spec, observer, cancel).await {
@@ -381,6 +434,7 @@ impl Engine {
             link: None,
             failure: None,
             disposable: false,
+            one_start: None,
             ..record
         };
         self.settle(&copy, Some(&workload), |dir| {

@@ -194,6 +194,7 @@ impl Engine {
             timeout: None,
             boot_deadline: self.options().boot_deadline,
             warm: self.options().warm.clone(),
+            one_start: None,
         })
     }
 }

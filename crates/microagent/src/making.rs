@@ -95,15 +95,7 @@ pub(crate) fn invalid(message: impl Into<String>, hint: &str) -> Error {
 
 /// Refuses what cannot work before anything is done.
 pub(crate) fn check(options: &WorkspaceOptions) -> Result<(), Error> {
-    let resources = requested(options);
-    if resources.memory_mib < MEMORY_MIN_MIB {
-        let message = format!("{} MiB of memory are too little for a guest", resources.memory_mib);
-        return Err(invalid(message, &format!("give at least {MEMORY_MIN_MIB} MiB")));
-    }
-    if resources.cpu_count == 0 || resources.cpu_count > CPU_MAX {
-        let message = format!("a guest cannot have {} CPUs", resources.cpu_count);
-        return Err(invalid(message, &format!("give 1 to {CPU_MAX}")));
-    }
+    check_size(requested(options))?;
     if let Some((name, _)) =
         options.env.iter().find(|(name, _)| name.is_empty() || name.contains(['=', '\0']))
     {
@@ -158,6 +150,19 @@ fn check_network(options: &WorkspaceOptions) -> Result<(), Error> {
     if options.egress.max_connections == 0 {
         let hint = "give at least 1, or use --network isolated";
         return Err(invalid("a guest with 0 connections reaches nothing", hint));
+    }
+    Ok(())
+}
+
+/// Refuses sizes that no guest can have.
+pub(crate) fn check_size(resources: Resources) -> Result<(), Error> {
+    if resources.memory_mib < MEMORY_MIN_MIB {
+        let message = format!("{} MiB of memory are too little for a guest", resources.memory_mib);
+        return Err(invalid(message, &format!("give at least {MEMORY_MIN_MIB} MiB")));
+    }
+    if resources.cpu_count == 0 || resources.cpu_count > CPU_MAX {
+        let message = format!("a guest cannot have {} CPUs", resources.cpu_count);
+        return Err(invalid(message, &format!("give 1 to {CPU_MAX}")));
     }
     Ok(())
 }
@@ -231,6 +236,7 @@ pub(crate) fn new_record(
         link: None,
         failure: None,
         asked_to_end: false,
+        one_start: None,
     })
 }
 

@@ -82,6 +82,7 @@ impl Document {
         let link = record.observed_link();
         let port_forwards = record.observed_publish().iter().map(PortForward::from).collect();
         let has_machine = record.has_machine();
+        let (profile, resources) = (record.observed_profile().to_owned(), record.observed_resources());
         let pid = |process: Option<microagent::ProcessId>| {
             process.filter(|_| has_machine).map(|process| process.pid)
         };
@@ -96,8 +97,8 @@ impl Document {
                 resolved_reference: record.image.resolved_reference,
                 digest: record.image.digest,
             },
-            profile: record.profile,
-            resources: record.resources,
+            profile,
+            resources,
             network: record.network,
             link,
             port_forwards,
