@@ -9,9 +9,9 @@ use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::commands::{
-    artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events, exec,
-    image, kernel, list, logs, man, network, perf, profiles, result, run, start, stats, status, supervise,
-    template, version, wait,
+    apply, artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events,
+    exec, image, kernel, list, logs, man, network, perf, profiles, result, run, start, stats, status,
+    supervise, template, version, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -128,6 +128,7 @@ pub(crate) enum ProgressChoice {
 pub(crate) enum Command {
     Run(Box<run::RunArgs>),
     Create(Box<create::CreateArgs>),
+    Apply(apply::ApplyArgs),
     Start(start::StartArgs),
     Exec(exec::ExecArgs),
     #[command(visible_alias = "attach")]

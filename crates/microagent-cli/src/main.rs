@@ -58,6 +58,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
     match command.expect("a missing command was answered with the help page") {
         Command::Run(args) => return commands::run::execute(context, *args),
         Command::Create(args) => commands::create::execute(context, *args),
+        Command::Apply(args) => commands::apply::execute(context, args),
         Command::Start(args) => commands::start::execute(context, args),
         Command::Exec(args) => return commands::exec::execute(context, args),
         Command::Connect(args) => return commands::connect::execute(context, args),

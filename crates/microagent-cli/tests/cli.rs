@@ -17,6 +17,7 @@ const COMMANDS: &[&str] = &[
     "",
     "run",
     "create",
+    "apply",
     "start",
     "exec",
     "connect",

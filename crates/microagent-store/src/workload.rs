@@ -13,6 +13,9 @@ use crate::atomic::{ReadError, WriteError, read_json, write_json};
 pub struct Workload {
     /// Whole environment of everything that runs, in order; later entries win.
     pub env: Vec<(String, String)>,
+    /// How many of the last ones the user gave; an older release did not say.
+    #[serde(default)]
+    pub given_env: usize,
     /// Working directory; empty means `/`.
     pub working_dir: String,
     /// OCI user; empty means root.
@@ -25,6 +28,10 @@ pub struct Workload {
     pub stop_signal: Option<String>,
     /// Setup steps that have not run yet; the next start begins with them, on a fresh disk.
     pub setup: Vec<SetupStep>,
+    /// What tells the steps that the workspace was made with from others, when they have run, too; an older release did
+    /// not say.
+    #[serde(default)]
+    pub setup_digest: Option<String>,
 }
 
 /// What is run.

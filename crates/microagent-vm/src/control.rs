@@ -8,7 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use microagent_proto::{FrameError, GENERATION, read_message, write_message};
-use microagent_store::{ControlKey, Failure, WorkspaceDir};
+use microagent_store::{Artifact, ControlKey, Failure, RestartPolicy, WorkspaceDir};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -36,13 +36,29 @@ pub(crate) struct Hello {
 }
 
 /// What a client wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Wish {
     /// A stream to the guest's agent.
     Attach,
     /// A change of the machine's state.
     Change(Ask),
+    /// A change of the record that the machine does not notice.
+    Amend(Amendment),
 }
+
+/// What of a workspace's record can change while its machine lives. The supervisor writes the record then, so it is
+/// asked to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amendment {
+    /// When `supervise` starts it again.
+    pub restart: RestartPolicy,
+    /// Declared outputs, of at most [`AMENDMENT_LIMIT`] bytes of names and paths together.
+    pub outputs: Vec<Artifact>,
+}
+
+/// Most bytes of names and paths that an [`Amendment`] has.
+pub const AMENDMENT_LIMIT: usize = 32 * 1024;
+const _: () = assert!(2 * AMENDMENT_LIMIT <= CONTROL_LIMIT);
 
 /// A supervisor's answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -125,6 +141,14 @@ pub async fn change_because(
         Ask::Kill | Ask::Pause | Ask::Resume => ANSWER_DEADLINE,
     };
     Ok(exchange(dir, Wish::Change(ask), reason, deadline).await?.1)
+}
+
+/// Asks for another restart policy and other outputs in the record, and waits until they are written.
+///
+/// # Errors
+/// Fails when nobody listens or no answer comes in time.
+pub async fn amend(dir: &WorkspaceDir, amendment: Amendment) -> Result<Answer, ControlError> {
+    Ok(exchange(dir, Wish::Amend(amendment), None, ANSWER_DEADLINE).await?.1)
 }
 
 async fn exchange(

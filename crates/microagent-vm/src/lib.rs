@@ -26,11 +26,11 @@ pub mod template;
 
 pub use accel::{AccelChoice, AccelDecision, KvmFacts};
 pub use bounded_log::{LogPlace, older as older_log, place_since};
-pub use control::{Answer, ControlError, Refusal};
+pub use control::{AMENDMENT_LIMIT, Amendment, Answer, ControlError, Refusal};
 pub use launch::{Launched, SuperviseError, launch};
 pub use lifecycle::Ask;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
-pub use overlay::{OverlayError, create_overlay};
+pub use overlay::{OverlayError, create_overlay, grow_overlay};
 pub use ports::{PortError, choose_ports};
 pub use spec::{
     DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline,

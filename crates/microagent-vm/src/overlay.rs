@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use imago::FormatCreateBuilder;
 use imago::file::File;
+use imago::format::PreallocateMode;
+use imago::format::drivers::FormatDriverInstance;
 use imago::qcow2::Qcow2;
 
 /// Why an overlay could not be made.
@@ -35,6 +37,23 @@ fn create(path: &Path, base: &Path, size_bytes: u64) -> io::Result<()> {
     Qcow2::<File>::create_builder(file).size(size_bytes).backing(base.to_owned(), "raw".to_owned()).create()
 }
 
+/// Grows an overlay to `size_bytes`; one that has that size or more stays as it is. Its guest must not run. What it
+/// stands on is not looked at.
+///
+/// # Errors
+/// Fails when it cannot be read or written; it has its old size then.
+pub fn grow_overlay(path: &Path, size_bytes: u64) -> Result<(), OverlayError> {
+    grow(path, size_bytes).map_err(|source| OverlayError { path: path.to_owned(), source })
+}
+
+fn grow(path: &Path, size_bytes: u64) -> io::Result<()> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let overlay = Qcow2::<File>::open_image(File::try_from(file)?, true)?;
+    overlay.resize_grow(size_bytes, PreallocateMode::None)?;
+    overlay.flush()?;
+    overlay.sync()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,5 +67,25 @@ mod tests {
         assert!(bytes.starts_with(b"QFI\xfb"));
         assert!(bytes.len() < 1 << 20, "{} bytes", bytes.len());
         assert!(create_overlay(&path, Path::new("/base.ext4"), 64 << 30).is_err());
+    }
+
+    #[test]
+    fn grows_and_never_shrinks() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.qcow2");
+        // The size lies at byte 24 of the header, as the format has it.
+        let size = || {
+            let bytes = std::fs::read(&path).unwrap();
+            u64::from_be_bytes(bytes[24..32].try_into().unwrap())
+        };
+        create_overlay(&path, Path::new("/base.ext4"), 1 << 30).unwrap();
+        for (asked, then) in [(2 << 30, 2 << 30), (2 << 30, 2 << 30), (1 << 30, 2 << 30), (3 << 40, 3 << 40)]
+        {
+            grow_overlay(&path, asked).unwrap();
+            assert_eq!(size(), then, "{asked}");
+        }
+        assert!(grow_overlay(&dir.path().join("none"), 1 << 30).is_err());
+        std::fs::write(&path, b"no qcow2").unwrap();
+        assert!(grow_overlay(&path, 1 << 30).is_err());
     }
 }

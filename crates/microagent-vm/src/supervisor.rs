@@ -41,7 +41,7 @@ use crate::spec::{
 };
 use crate::template::Template;
 use ending::Waiting;
-use front::{Asked, Front};
+use front::{Amending, Asked, Front, Wishes};
 use machine::Machine;
 use plan::Plan;
 use worker::{Freeze, HALT_GRACE, Links, Worker};
@@ -205,7 +205,7 @@ struct Driver {
     timeline: Shared<Timeline>,
     started: Instant,
     /// Where clients come in, and what they wish for.
-    front: Option<(Rc<Front>, mpsc::Receiver<Asked>)>,
+    front: Option<(Rc<Front>, Wishes)>,
     waiting: Waiting,
     /// State as last published.
     at: State,
@@ -260,7 +260,7 @@ impl Driver {
             console: Rc::new(RefCell::new(console)),
             timeline: Rc::default(),
             started,
-            front: front.map(|(front, asked)| (Rc::new(front), asked)),
+            front: front.map(|(front, wishes)| (Rc::new(front), wishes)),
             waiting: Waiting::default(),
             at: State::Starting,
             detached: false,
@@ -295,10 +295,10 @@ impl Driver {
             Outcome::Failed(_) => self.console.borrow().tail(),
             _ => String::new(),
         };
-        if let Some((front, mut asked)) = self.front.take() {
+        if let Some((front, mut wishes)) = self.front.take() {
             self.waiting.unwritten = Some(front.last_answers());
             drop(front);
-            while let Ok(late) = asked.try_recv() {
+            while let Ok(late) = wishes.asked.try_recv() {
                 self.waiting.clients.push(late);
             }
         }
@@ -433,27 +433,36 @@ impl Driver {
         &mut self,
         life: &mut Life,
         phase: &Phase,
-        cancelled: Pin<&mut impl Future<Output = ()>>,
+        mut cancelled: Pin<&mut impl Future<Output = ()>>,
     ) -> (Event, Option<Asked>) {
         let time_up = self.spec.timeout.map(|timeout| tokio::time::Instant::from_std(self.started + timeout));
         let working = !matches!(phase, Phase::Stopping(_));
-        let event = tokio::select! {
-            biased;
-            Some(event) = life.incoming.recv() => explain(event, &mut life.machine).await,
-            loss = life.machine.loss() => explain(loss, &mut life.machine).await,
-            () = cancelled, if !self.detached => Event::Cancelled,
-            () = wait_until(life.flush_up) => {
-                life.flush_up = None;
-                Event::FlushFailed("the guest did not answer in time".to_owned())
-            }
-            () = wait_until(life.window_up) => {
-                life.window_up = None;
-                Event::WindowOver
-            }
-            () = wait_until(time_up.filter(|_| working)) => Event::TimedOut,
-            asked = next_asked(&mut self.front) => return (Event::Asked(asked.ask), Some(asked)),
-        };
-        (event, None)
+        loop {
+            let event = tokio::select! {
+                biased;
+                Some(event) = life.incoming.recv() => explain(event, &mut life.machine).await,
+                loss = life.machine.loss() => explain(loss, &mut life.machine).await,
+                () = cancelled.as_mut(), if !self.detached => Event::Cancelled,
+                () = wait_until(life.flush_up) => {
+                    life.flush_up = None;
+                    Event::FlushFailed("the guest did not answer in time".to_owned())
+                }
+                () = wait_until(life.window_up) => {
+                    life.window_up = None;
+                    Event::WindowOver
+                }
+                () = wait_until(time_up.filter(|_| working)) => Event::TimedOut,
+                wished = next_wish(&mut self.front) => match wished {
+                    Wished::Asked(asked) => return (Event::Asked(asked.ask), Some(asked)),
+                    // Nothing that the machine notices.
+                    Wished::Amending(amending) => {
+                        self.amend(amending);
+                        continue;
+                    }
+                },
+            };
+            return (event, None);
+        }
     }
 
     /// Writes the record, if this life has one.
@@ -503,13 +512,21 @@ fn end_orphan(orphan: &ProcessId) -> Result<(), String> {
 }
 
 /// Waits for a client's wish; for ever where none can come.
-async fn next_asked(front: &mut Option<(Rc<Front>, mpsc::Receiver<Asked>)>) -> Asked {
-    if let Some((_, asked)) = front
-        && let Some(asked) = asked.recv().await
-    {
-        return asked;
+async fn next_wish(front: &mut Option<(Rc<Front>, Wishes)>) -> Wished {
+    let Some((_, wishes)) = front else { return std::future::pending().await };
+    tokio::select! {
+        Some(asked) = wishes.asked.recv() => Wished::Asked(asked),
+        Some(amending) = wishes.amending.recv() => Wished::Amending(amending),
+        else => std::future::pending().await,
     }
-    std::future::pending().await
+}
+
+/// A client's wish.
+enum Wished {
+    /// For another state.
+    Asked(Asked),
+    /// For another record.
+    Amending(Amending),
 }
 
 /// One machine and what is known of it.

@@ -56,6 +56,24 @@ pub enum Error {
         /// What was to be done.
         action: &'static str,
     },
+    /// What is to change does not change while the workspace lives. Nothing has changed.
+    #[error("workspace `{name}` is {state}, and {} only at rest", changes(keys))]
+    NeedsRest {
+        /// The workspace.
+        name: WorkspaceName,
+        /// Its state.
+        state: State,
+        /// The keys of the spec file.
+        keys: Vec<String>,
+    },
+    /// What is to change cannot change. Nothing has changed.
+    #[error("workspace `{name}` cannot become what the file says: {}", differences.join("; "))]
+    Unchangeable {
+        /// The workspace.
+        name: WorkspaceName,
+        /// What differs.
+        differences: Vec<String>,
+    },
     /// The workspace declared no such output.
     #[error("workspace `{workspace}` has no artifact `{artifact}`")]
     NoSuchArtifact {
@@ -264,7 +282,8 @@ impl Error {
             Error::NameTaken { .. } => ErrorKind::AlreadyExists,
             Error::Record(_) => ErrorKind::Damaged,
             Error::Busy { .. } => ErrorKind::Busy,
-            Error::WrongState { .. } => ErrorKind::WrongState,
+            Error::WrongState { .. } | Error::NeedsRest { .. } => ErrorKind::WrongState,
+            Error::Unchangeable { .. } => ErrorKind::Invalid,
             Error::Spec(_) | Error::Invalid { .. } => ErrorKind::Invalid,
             Error::RunFailed { kind: FailureKind::Timeout, .. } => ErrorKind::Timeout,
             Error::Crowded { .. } => ErrorKind::Busy,
@@ -320,6 +339,14 @@ impl Error {
                 Some(format!("choose another --name, or remove it: microagent delete {name} --yes"))
             }
             Error::Record(_) => Some("`microagent delete NAME --yes` removes a damaged workspace".to_owned()),
+            Error::NeedsRest { name, .. } => Some(format!(
+                "microagent halt {name}, then apply the file and start it again; nothing was changed"
+            )),
+            Error::Unchangeable { .. } => Some(
+                "nothing was changed; have the file say what is there, or make another workspace of it: \
+                 microagent create NAME --file SPEC"
+                    .to_owned(),
+            ),
             Error::Busy { .. } => Some("try again when the other command has ended".to_owned()),
             Error::NoSuchArtifact { declared, .. } if declared.is_empty() => {
                 Some("declare artifacts when it is made: --output NAME=/guest/path".to_owned())
@@ -372,6 +399,11 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// `a changes` or `a, b change`.
+fn changes(keys: &[String]) -> String {
+    format!("{} {}", keys.join(", "), if keys.len() == 1 { "changes" } else { "change" })
 }
 
 /// An error and what caused it, in one line.

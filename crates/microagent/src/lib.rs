@@ -21,6 +21,7 @@
 //! looked at ([`EngineOptions`]). Long work reports through an [`Observer`] and stops when its
 //! [`CancellationToken`] says so.
 
+mod apply;
 mod artifact;
 mod attach;
 mod commit;
@@ -48,6 +49,7 @@ mod template;
 pub mod text;
 mod workspace;
 
+pub use apply::{Applied, Change, ChangeKind};
 pub use commit::{CommitOptions, CommitReport};
 pub use copy::{CopySource, CopyTarget};
 pub use doctor::{Check, CheckStatus, DoctorReport, KernelReport};

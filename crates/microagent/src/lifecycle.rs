@@ -487,7 +487,7 @@ impl Engine {
     }
 
     /// What a supervisor said to a change.
-    fn changed(
+    pub(crate) fn changed(
         &self,
         name: &WorkspaceName,
         answer: Result<Answer, ControlError>,

@@ -13,6 +13,7 @@ use microagent_store::{
 };
 use microagent_vm::{Step, create_overlay};
 
+use crate::apply::setup_digest;
 use crate::machinery::new_identity;
 use crate::{Engine, Error, RunCommand, WorkspaceOptions};
 
@@ -193,7 +194,7 @@ pub(crate) fn size(options: &WorkspaceOptions, image: &Image) -> (Resources, Vec
 }
 
 /// The asked size where the image and some headroom fit, else the next whole GiB that they fit in.
-fn fitting_mib(asked_mib: u64, image_bytes: u64) -> u64 {
+pub(crate) fn fitting_mib(asked_mib: u64, image_bytes: u64) -> u64 {
     let needed = image_bytes.div_ceil(MIB) + HEADROOM_MIB;
     if asked_mib >= needed { asked_mib } else { needed.div_ceil(1024) * 1024 }
 }
@@ -265,12 +266,14 @@ pub(crate) fn new_workload(options: &WorkspaceOptions, config: &ImageConfig, hos
     let env = std::iter::once(("HOSTNAME", hostname)).chain(image).chain(user);
     Workload {
         env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        given_env: options.env.len(),
         working_dir: options.working_dir.clone().unwrap_or_else(|| config.working_dir.clone()),
         user: options.user.clone().unwrap_or_else(|| config.user.clone()),
         service: None,
         shell: None,
         stop_signal: config.stop_signal.clone(),
         setup: options.setup.clone(),
+        setup_digest: Some(setup_digest(&options.setup)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One file per command: its arguments, the call into the library, what it prints.
 
+pub(crate) mod apply;
 pub(crate) mod artifact;
 pub(crate) mod change;
 pub(crate) mod clone;

@@ -5,9 +5,9 @@ use serde_json::json;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
-use super::front::Asked;
+use super::front::{Amending, Asked};
 use super::{Driver, FLUSH_DEADLINE, Life, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
-use crate::control::{Answer, Refusal};
+use crate::control::{Amendment, Answer, Refusal};
 use crate::lifecycle::{Effect, Phase, memory_lost};
 use crate::spec::{Outcome, Report, Work};
 
@@ -67,6 +67,25 @@ impl Driver {
             self.dir.note_event(self.at, Some(&message));
         }
         let _ = self.reports.send(Report::Notice(message)).await;
+    }
+
+    /// Writes a record that the machine does not notice. One that cannot be written stays as it was.
+    pub(super) fn amend(&mut self, Amending { amendment, reply }: Amending) {
+        let Some(record) = &mut self.record else { return };
+        let Amendment { restart, outputs } = amendment;
+        let before = Amendment {
+            restart: std::mem::replace(&mut record.restart, restart),
+            outputs: std::mem::replace(&mut record.outputs, outputs),
+        };
+        let answer = match record.save(&self.dir) {
+            Ok(()) => Answer::Done,
+            Err(error) => {
+                (record.restart, record.outputs) = (before.restart, before.outputs);
+                Answer::Failed(write_failure(&error))
+            }
+        };
+        // A client that is gone misses nothing.
+        let _ = reply.send(answer);
     }
 
     fn flush(&mut self, life: &mut Life, client: Option<Asked>) {

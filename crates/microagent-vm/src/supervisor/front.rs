@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use crate::control::{Answer, CONTROL_LIMIT, Hello, Refusal, Wish};
+use crate::control::{Amendment, Answer, CONTROL_LIMIT, Hello, Refusal, Wish};
 use crate::lifecycle::Ask;
 
 /// How long a client may take to say what it wants.
@@ -46,6 +46,18 @@ pub(super) struct Asked {
     /// Why, for the workspace's events.
     pub(super) reason: Option<String>,
     pub(super) reply: oneshot::Sender<Answer>,
+}
+
+/// A client's change of the record, to be answered by the driver.
+pub(super) struct Amending {
+    pub(super) amendment: Amendment,
+    pub(super) reply: oneshot::Sender<Answer>,
+}
+
+/// What clients wish for, as the driver takes it.
+pub(super) struct Wishes {
+    pub(super) asked: mpsc::Receiver<Asked>,
+    pub(super) amending: mpsc::Receiver<Amending>,
 }
 
 /// What clients can have now.
@@ -79,8 +91,8 @@ impl LastAnswers {
 }
 
 impl Front {
-    /// Listens; wishes come out of the receiver.
-    pub(super) fn open(dir: &WorkspaceDir) -> io::Result<(Front, mpsc::Receiver<Asked>)> {
+    /// Listens; wishes come out of the receivers.
+    pub(super) fn open(dir: &WorkspaceDir) -> io::Result<(Front, Wishes)> {
         let mut key = [0; CONTROL_KEY_LEN];
         if getrandom(&mut key, GetRandomFlags::empty())? != key.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -89,19 +101,24 @@ impl Front {
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
         let gate: Shared<Gate> = Rc::new(RefCell::new(Gate::Closed(State::Starting)));
-        let (wishes, wished) = mpsc::channel(super::QUEUE);
+        let (wishes, asked) = mpsc::channel(super::QUEUE);
+        let (amendments, amending) = mpsc::channel(super::QUEUE);
         let answers = Rc::new(Semaphore::new(CLIENT_LIMIT));
         let cut_off = CancellationToken::new();
         let desk = Desk {
             key,
             gate: Rc::clone(&gate),
             wishes,
+            amendments,
             answers: Rc::clone(&answers),
             lent: Rc::default(),
             cut_off: cut_off.clone(),
         };
         let task = spawn_local(accept(listener, desk));
-        Ok((Front { dir: dir.clone(), gate, session: RefCell::default(), cut_off, answers, task }, wished))
+        Ok((
+            Front { dir: dir.clone(), gate, session: RefCell::default(), cut_off, answers, task },
+            Wishes { asked, amending },
+        ))
     }
 
     /// Clients can have streams of this session while the machine runs.
@@ -148,6 +165,7 @@ struct Desk {
     key: ControlKey,
     gate: Shared<Gate>,
     wishes: mpsc::Sender<Asked>,
+    amendments: mpsc::Sender<Amending>,
     /// One permit for each answer that is not written yet.
     answers: Rc<Semaphore>,
     lent: Rc<Cell<usize>>,
@@ -195,6 +213,7 @@ impl Desk {
                         return self.lend(client).await;
                     }
                     Wish::Change(ask) => self.pass_on(ask, hello.reason).await,
+                    Wish::Amend(amendment) => self.amend(amendment).await,
                 }
             }
             Ok(Ok(Some(_)) | Err(_)) => Answer::Refused(Refusal::OtherBuild),
@@ -209,6 +228,16 @@ impl Desk {
         let (reply, answer) = oneshot::channel();
         let refused = Answer::Refused(Refusal::State(State::Stopping));
         if self.wishes.send(Asked { ask, reason, reply }).await.is_err() {
+            return refused;
+        }
+        answer.await.unwrap_or(refused)
+    }
+
+    /// Has the driver write the record. One that is gone has written it for the last time.
+    async fn amend(&self, amendment: Amendment) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let refused = Answer::Refused(Refusal::State(State::Stopping));
+        if self.amendments.send(Amending { amendment, reply }).await.is_err() {
             return refused;
         }
         answer.await.unwrap_or(refused)

@@ -383,7 +383,7 @@ mod tests {
             ("image: i\ncommand: [ls]", &["--exec", "y"], shell("y")),
             ("image: i\ncommand: [ls]", &["id", "-u"], argv(&["id", "-u"])),
             (program, &[], entrypoint(&["ls", "-l"])),
-            (program, &["-a"], entrypoint(&["ls", "-a"])),
+            (program, &["--", "-a"], entrypoint(&["ls", "-a"])),
             (program, &["--entrypoint", "id"], entrypoint(&["id"])),
             (program, &["--entrypoint", "id", "-u"], entrypoint(&["id", "-u"])),
             (program, &["--entrypoint", "", "date"], entrypoint(&["date"])),

@@ -1,0 +1,105 @@
+//! `microagent apply`: an existing workspace follows a changed spec file.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use microagent::{Applied, Change, ChangeKind, WorkspaceName};
+
+use crate::context::Context;
+use crate::environment;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+use crate::workspace_args::{idle_keys, read_spec};
+
+const EXAMPLES: &str = "\
+Examples:
+  See what would change:
+    microagent apply --file microagent.yaml --dry-run
+
+  Change a workspace that runs: its restart policy and its outputs need no halt, all else does:
+    microagent halt web
+    microagent apply web --file microagent.yaml
+    microagent start web";
+
+const LONG_ABOUT: &str = "\
+Changes a workspace to what a spec file says, and shows what that was. What the file does not say stays as it is.
+
+Restart policy and outputs change in any state. At rest, so do service, shell, host name, user, working directory, \
+variables, sizes (a disk only grows), network, published ports, egress, secrets and attached disks. The image, setup that has \
+run and bundles cannot change: then, and when the workspace would have to rest, nothing is changed at all.";
+
+/// Change a workspace to what a spec file says
+#[derive(Debug, Args)]
+#[command(
+    long_about = LONG_ABOUT,
+    after_long_help = EXAMPLES,
+    override_usage = "microagent apply [OPTIONS] [NAME] --file SPEC"
+)]
+pub(crate) struct ApplyArgs {
+    /// Workspace [default: the file's name]
+    #[arg(value_name = "NAME")]
+    name: Option<WorkspaceName>,
+
+    /// Spec file, as `microagent.yaml`
+    #[arg(long, value_name = "SPEC")]
+    file: PathBuf,
+
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Applies.
+pub(crate) fn execute(context: &Context, args: ApplyArgs) -> Result<(), Failure> {
+    let spec = read_spec(&args.file)?;
+    let Some(name) = args.name.or_else(|| spec.name.clone()) else {
+        return Err(Failure::usage(
+            "no workspace was named",
+            "microagent apply NAME --file SPEC, or give the file a `name`",
+        ));
+    };
+    if let Some(note) = idle_keys(&spec.only_for_run(), "apply") {
+        context.progress(args.quiet).note(&note);
+    }
+    let engine = context.engine();
+    let applied = context.block_on(async |_| {
+        Ok(engine.apply(&name, &spec, &environment::passed_through, args.dry_run).await?)
+    })?;
+    match context.format {
+        Format::Json => print_json(&applied),
+        Format::Text => print_text(&text(&applied)),
+    }
+}
+
+fn text(applied: &Applied) -> String {
+    let mut text = format!("Workspace: {}\nState: {}\n", applied.workspace, applied.state);
+    if applied.changes.is_empty() {
+        text.push_str("Nothing to change.\n");
+        return text;
+    }
+    text.push_str(if applied.dry_run { "Would change:\n" } else { "Changed:\n" });
+    for change in &applied.changes {
+        let rest = if change.needs_rest && applied.state.is_live() { " (only at rest)" } else { "" };
+        writeln!(text, "  {}: {}{rest}", change.key, news(change))
+            .expect("writing to a string does not fail");
+    }
+    text
+}
+
+fn news(change: &Change) -> String {
+    let value = |value: &Option<String>, instead: &str| match value {
+        Some(value) => crate::escape::one_line(value),
+        None => instead.to_owned(),
+    };
+    match (change.change, &change.old, &change.new) {
+        (ChangeKind::Added, _, None) => "added".to_owned(),
+        (ChangeKind::Removed, None, _) => "removed".to_owned(),
+        (ChangeKind::Changed, None, None) => "changed".to_owned(),
+        (_, old, new) => format!("{} -> {}", value(old, "none"), value(new, "none")),
+    }
+}

@@ -1,0 +1,222 @@
+//! An existing workspace follows a changed spec file.
+//!
+//! What the file does not say stays as it is. What cannot change is refused, and then nothing is written. Restart
+//! policy and outputs change in any state: where a supervisor lives, it owns the record and writes it. Everything else
+//! changes at rest, under the workspace's lock.
+//!
+//! At rest two files and the disk change, one after the other: disk, workload, record. Each is compared with what the
+//! file says on its own, so a repeated `apply` finishes what a killed one began.
+
+mod plan;
+
+use microagent_image::{Digest, PullOptions, PullPolicy};
+use microagent_store::{
+    CommandLine, SetupStep, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
+};
+use microagent_vm::control::amend;
+use microagent_vm::{Amendment, grow_overlay};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::follow::Forward;
+use crate::making::{MIB, check, fitting_mib, invalid, resolve_command};
+use crate::spec::Service;
+use crate::text::HostVariable;
+use crate::workspace::lock_patiently;
+use crate::{Engine, Error, RunCommand, SpecFile};
+use plan::{Plan, Wanted};
+
+const APPLY: &str = "change it";
+
+/// What `apply` did, or would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Applied {
+    /// The workspace.
+    pub workspace: WorkspaceName,
+    /// Its state.
+    pub state: State,
+    /// What differed, in the order of the file's reference. Empty when the workspace was as the file says.
+    pub changes: Vec<Change>,
+    /// Whether it was only looked at.
+    pub dry_run: bool,
+}
+
+/// Something in which a workspace and its file differed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// The key of the file; a list's entry is named in brackets.
+    pub key: String,
+    /// What happens to it.
+    pub change: ChangeKind,
+    /// What it was, where that is shown: values of variables and setup steps are not.
+    pub old: Option<String>,
+    /// What it is now.
+    pub new: Option<String>,
+    /// Whether it changes only while the workspace rests.
+    pub needs_rest: bool,
+}
+
+/// What happens to a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeKind {
+    /// It was not there.
+    Added,
+    /// It was another.
+    Changed,
+    /// It is gone.
+    Removed,
+}
+
+impl Engine {
+    /// Changes a workspace to what a spec file says. With `dry_run` it is only looked at.
+    ///
+    /// # Errors
+    /// Fails when something differs that cannot change, or cannot change in the workspace's state, or makes no sense.
+    /// Nothing is written then.
+    pub async fn apply(
+        &self,
+        name: &WorkspaceName,
+        spec: &SpecFile,
+        host: HostVariable<'_>,
+        dry_run: bool,
+    ) -> Result<Applied, Error> {
+        let dir = self.existing(name)?;
+        let record = self.observe(name)?;
+        if record.disposable {
+            return Err(invalid(
+                format!(
+                    "workspace `{name}` is what a disposable run left for its logs; it cannot be changed"
+                ),
+                "make one that can: microagent create NAME --file SPEC",
+            ));
+        }
+        let wanted = self.wanted(&record, spec, host).await?;
+        let state = record.observed_state();
+        if state.is_live() {
+            return self.apply_live(&dir, record, &wanted, dry_run).await;
+        }
+        if !state.is_resting() {
+            return Err(Error::WrongState { name: name.clone(), state, action: APPLY });
+        }
+        let _lock = match dry_run {
+            true => None,
+            false => Some(lock_patiently(name, &dir)?),
+        };
+        // It may have been started, and ended, since it was looked at.
+        let record = WorkspaceRecord::load(&dir)?;
+        let state = record.observed_state();
+        if !state.is_resting() {
+            return Err(Error::WrongState { name: name.clone(), state, action: APPLY });
+        }
+        let plan = self.plan(&dir, &record, &wanted)?;
+        if !dry_run {
+            write(&dir, &record, &plan)?;
+        }
+        Ok(Applied { workspace: name.clone(), state, changes: plan.changes, dry_run })
+    }
+
+    async fn apply_live(
+        &self,
+        dir: &WorkspaceDir,
+        record: WorkspaceRecord,
+        wanted: &Wanted<'_>,
+        dry_run: bool,
+    ) -> Result<Applied, Error> {
+        let (name, state) = (record.name.clone(), record.observed_state());
+        let plan = self.plan(dir, &record, wanted)?;
+        if !dry_run {
+            let resting: Vec<String> = plan
+                .changes
+                .iter()
+                .filter(|change| change.needs_rest)
+                .map(|change| change.key.clone())
+                .collect();
+            if !resting.is_empty() {
+                return Err(Error::NeedsRest { name, state, keys: resting });
+            }
+        }
+        if !dry_run && !plan.changes.is_empty() {
+            let amendment = Amendment { restart: plan.record.restart, outputs: plan.record.outputs };
+            self.changed(&name, amend(dir, amendment).await, APPLY)?;
+        }
+        Ok(Applied { workspace: name, state, changes: plan.changes, dry_run })
+    }
+
+    fn plan(&self, dir: &WorkspaceDir, record: &WorkspaceRecord, wanted: &Wanted<'_>) -> Result<Plan, Error> {
+        let workload = Workload::load(dir).map_err(|e| self.damaged(&record.name, e))?;
+        let plan = Plan::of(record, &workload, wanted);
+        if !plan.impossible.is_empty() {
+            return Err(Error::Unchangeable { name: record.name.clone(), differences: plan.impossible });
+        }
+        check(&plan.options())?;
+        Ok(plan)
+    }
+
+    /// What the file says, with all that must be read to know it.
+    async fn wanted<'a>(
+        &self,
+        record: &WorkspaceRecord,
+        spec: &'a SpecFile,
+        host: HostVariable<'_>,
+    ) -> Result<Wanted<'a>, Error> {
+        let service = match &spec.service {
+            _ if spec.image_command == Some(true) => Some(self.command_of_image(record).await?),
+            Some(Service::Shell(line)) => Some(CommandLine::Shell(line.clone())),
+            Some(Service::Argv(words)) => Some(CommandLine::Argv(words.clone())),
+            None => None,
+        };
+        let base = self.images().disk_path(&record.image.disk);
+        let base_bytes = std::fs::metadata(&base).map_or(0, |metadata| metadata.len());
+        let size_mib = spec.resources.size_mib.map(|asked| fitting_mib(asked, base_bytes));
+        Ok(Wanted {
+            spec,
+            setup: spec.setup_steps()?,
+            env: spec.variables(host)?,
+            publish: spec.published()?,
+            disks: spec.attachments()?,
+            service,
+            size_mib,
+        })
+    }
+
+    /// The image's own command, while the cache still knows it.
+    async fn command_of_image(&self, record: &WorkspaceRecord) -> Result<CommandLine, Error> {
+        let pull = PullOptions { policy: PullPolicy::Never, ..PullOptions::default() };
+        let cancel = CancellationToken::new();
+        let forward = Forward(&|_| {});
+        let image = self.images().ensure(&record.image.resolved_reference, &pull, &forward, &cancel).await;
+        match image {
+            Ok(image) if image.digest == record.image.digest => {
+                resolve_command(&RunCommand::Image, &image.config)
+            }
+            _ => Err(invalid(
+                "`imageCommand`: the image that the workspace was made from is not in the cache any more",
+                "write its command as `service`",
+            )),
+        }
+    }
+}
+
+/// Disk, workload, record: see the module.
+fn write(dir: &WorkspaceDir, record: &WorkspaceRecord, plan: &Plan) -> Result<(), Error> {
+    if plan.changes.is_empty() {
+        return Ok(());
+    }
+    if plan.record.resources.size_mib > record.resources.size_mib {
+        grow_overlay(&dir.disk(), plan.record.resources.size_mib * MIB).map_err(|e| Error::File {
+            action: "grow",
+            path: e.path,
+            source: e.source,
+        })?;
+    }
+    plan.workload.save(dir)?;
+    plan.record.save(dir)?;
+    Ok(())
+}
+
+/// What tells one list of setup steps from another.
+pub(crate) fn setup_digest(steps: &[SetupStep]) -> String {
+    let text = serde_json::to_vec(steps).expect("setup steps have a JSON form");
+    Digest::of(&text).as_str().to_owned()
+}

@@ -1,0 +1,382 @@
+//! What differs between a workspace and its file, and what the workspace is afterwards. Decides only; nothing is read
+//! or written but the names of local images, which are compared as paths.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use microagent_image::ImageReference;
+use microagent_net::Publish;
+use microagent_store::{Attachment, CommandLine, DiskSource, SetupStep, Workload, WorkspaceRecord};
+use microagent_vm::AMENDMENT_LIMIT;
+
+use super::{Change, ChangeKind, setup_digest};
+use crate::{Profile, SpecFile, WorkspaceOptions};
+
+/// What a file says, read.
+pub(super) struct Wanted<'a> {
+    pub(super) spec: &'a SpecFile,
+    pub(super) setup: Option<Vec<SetupStep>>,
+    pub(super) env: Option<Vec<(String, String)>>,
+    pub(super) publish: Option<Vec<Publish>>,
+    /// Of `volumes`, `disks` and `bundles`.
+    pub(super) disks: [Vec<Attachment>; 3],
+    pub(super) service: Option<CommandLine>,
+    /// Size of the root disk, with what the image needs.
+    pub(super) size_mib: Option<u64>,
+}
+
+/// A workspace as it is to be, and what that changes.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) record: WorkspaceRecord,
+    pub(super) workload: Workload,
+    pub(super) changes: Vec<Change>,
+    /// What differs and cannot change.
+    pub(super) impossible: Vec<String>,
+}
+
+impl Plan {
+    /// Compares. Every step leaves the record and the workload as the file wants them.
+    pub(super) fn of(record: &WorkspaceRecord, workload: &Workload, wanted: &Wanted<'_>) -> Plan {
+        let mut plan = Plan {
+            record: record.clone(),
+            workload: workload.clone(),
+            changes: Vec::new(),
+            impossible: Vec::new(),
+        };
+        let spec = wanted.spec;
+        plan.image(spec);
+        plan.sizes(spec, wanted.size_mib);
+        plan.value("restart", |plan| &mut plan.record.restart, spec.restart, ToString::to_string, false);
+        plan.value(
+            "service",
+            |plan| &mut plan.workload.service,
+            wanted.service.clone().map(Some),
+            command,
+            true,
+        );
+        let shell = spec.shell.clone().map(Some);
+        plan.value("shell", |plan| &mut plan.workload.shell, shell, or_none, true);
+        plan.hostname(spec);
+        plan.value("user", |plan| &mut plan.workload.user, spec.user.clone(), |user| or_root(user), true);
+        plan.value(
+            "workdir",
+            |plan| &mut plan.workload.working_dir,
+            spec.workdir.clone(),
+            |dir| or_slash(dir),
+            true,
+        );
+        plan.setup(wanted.setup.as_deref());
+        plan.env(wanted.env.as_deref());
+        plan.value(
+            "network.mode",
+            |plan| &mut plan.record.network,
+            spec.network.mode,
+            ToString::to_string,
+            true,
+        );
+        let publish = wanted.publish.clone();
+        plan.value("network.forwards", |plan| &mut plan.record.publish, publish, |all| list(all), true);
+        plan.egress(spec);
+        plan.disks(spec, &wanted.disks);
+        if let Some(secrets) = &spec.secrets {
+            let old = std::mem::replace(&mut plan.record.secrets, secrets.clone());
+            plan.list("secrets", &old, secrets, |s| &s.name, |s| s.source.to_string(), true);
+        }
+        if let Some(outputs) = &spec.outputs {
+            let old = std::mem::replace(&mut plan.record.outputs, outputs.clone());
+            let bytes: usize = outputs.iter().map(|output| output.name.len() + output.path.len()).sum();
+            // More than that does not fit into what a supervisor is told.
+            let needs_rest = bytes > AMENDMENT_LIMIT || outputs.len() > AMENDMENT_LIMIT / 16;
+            plan.list("outputs", &old, outputs, |o| &o.name, |o| o.path.clone(), needs_rest);
+        }
+        plan
+    }
+
+    /// The workspace as options, to be checked as those of a new one are.
+    pub(super) fn options(&self) -> WorkspaceOptions {
+        let (record, workload) = (&self.record, &self.workload);
+        let mut options = WorkspaceOptions::new(&record.image.reference);
+        options.env.clone_from(&workload.env);
+        options.disks.clone_from(&record.disks);
+        options.publish.clone_from(&record.publish);
+        options.egress.clone_from(&record.egress);
+        options.secrets.clone_from(&record.secrets);
+        options.outputs.clone_from(&record.outputs);
+        options.memory_mib = Some(record.resources.memory_mib);
+        options.cpu_count = Some(record.resources.cpu_count);
+        options.size_mib = Some(record.resources.size_mib);
+        options.hostname = Some(record.hostname.clone());
+        options.network = record.network;
+        options
+    }
+
+    /// One value takes the place of another.
+    fn value<T: PartialEq>(
+        &mut self,
+        key: &str,
+        place: impl Fn(&mut Plan) -> &mut T,
+        wanted: Option<T>,
+        show: impl Fn(&T) -> String,
+        needs_rest: bool,
+    ) {
+        let Some(wanted) = wanted.filter(|wanted| *place(self) != *wanted) else { return };
+        let new = show(&wanted);
+        let old = show(&std::mem::replace(place(self), wanted));
+        self.change(key.to_owned(), Some(old), Some(new), needs_rest);
+    }
+
+    /// Entries of a list that have a name.
+    fn list<T: PartialEq>(
+        &mut self,
+        key: &str,
+        old: &[T],
+        new: &[T],
+        name: fn(&T) -> &str,
+        show: fn(&T) -> String,
+        needs_rest: bool,
+    ) {
+        let find = |list: &[T], wanted: &T| list.iter().find(|entry| name(entry) == name(wanted)).map(show);
+        let before = self.changes.len();
+        for entry in old {
+            let (was, is) = (Some(show(entry)), find(new, entry));
+            if was != is {
+                self.change(format!("{key}[{}]", name(entry)), was, is, needs_rest);
+            }
+        }
+        for entry in new.iter().filter(|entry| find(old, entry).is_none()) {
+            self.change(format!("{key}[{}]", name(entry)), None, Some(show(entry)), needs_rest);
+        }
+        if self.changes.len() == before && old != new {
+            let names = |list: &[T]| list.iter().map(name).collect::<Vec<_>>().join(", ");
+            self.change(key.to_owned(), Some(names(old)), Some(names(new)), needs_rest);
+        }
+    }
+
+    fn change(&mut self, key: String, old: Option<String>, new: Option<String>, needs_rest: bool) {
+        let change = match (&old, &new) {
+            (None, _) => ChangeKind::Added,
+            (_, None) => ChangeKind::Removed,
+            _ => ChangeKind::Changed,
+        };
+        self.changes.push(Change { key, change, old, new, needs_rest });
+    }
+
+    fn hidden(&mut self, key: String, change: ChangeKind) {
+        self.changes.push(Change { key, change, old: None, new: None, needs_rest: true });
+    }
+
+    fn image(&mut self, spec: &SpecFile) {
+        let Some(wanted) = &spec.image else { return };
+        if !is_image(&self.record, wanted) {
+            self.impossible
+                .push(format!("its image is `{}`, the file says `{wanted}`", self.record.image.reference));
+        }
+    }
+
+    /// Another profile gives the sizes that the file does not give itself; the same one leaves them.
+    fn sizes(&mut self, spec: &SpecFile, size_mib: Option<u64>) {
+        let other = spec.profile.filter(|profile| profile.name != self.record.profile);
+        let of = |of: fn(&Profile) -> u32| other.as_ref().map(of);
+        let name = other.map(|profile| profile.name.to_owned());
+        self.value("profile", |plan| &mut plan.record.profile, name, Clone::clone, true);
+        let memory = spec.resources.memory_mib.or_else(|| of(|profile| profile.resources.memory_mib));
+        self.value(
+            "resources.memoryMiB",
+            |plan| &mut plan.record.resources.memory_mib,
+            memory,
+            ToString::to_string,
+            true,
+        );
+        let cpus = spec.resources.cpu_count.or_else(|| of(|profile| profile.resources.cpu_count));
+        self.value(
+            "resources.cpuCount",
+            |plan| &mut plan.record.resources.cpu_count,
+            cpus,
+            ToString::to_string,
+            true,
+        );
+        let has = self.record.resources.size_mib;
+        if let Some(asked) = size_mib.filter(|asked| *asked < has) {
+            self.impossible
+                .push(format!("its disk has {has} MiB, the file says {asked}, and a disk only grows"));
+        }
+        let size = size_mib.or(other.map(|profile| profile.resources.size_mib)).filter(|size| *size > has);
+        self.value(
+            "resources.sizeMiB",
+            |plan| &mut plan.record.resources.size_mib,
+            size,
+            ToString::to_string,
+            true,
+        );
+    }
+
+    /// The name is also a variable of the guest, unless image or user set that.
+    fn hostname(&mut self, spec: &SpecFile) {
+        let Some(wanted) = spec.hostname.as_ref().filter(|wanted| **wanted != self.record.hostname) else {
+            return;
+        };
+        let old = std::mem::replace(&mut self.record.hostname, wanted.clone());
+        let own = self.workload.env.iter_mut().find(|(key, value)| key == "HOSTNAME" && *value == old);
+        if let Some((_, value)) = own {
+            value.clone_from(wanted);
+        }
+        self.change("hostname".to_owned(), Some(old), Some(wanted.clone()), true);
+    }
+
+    /// Setup that has run cannot run otherwise; one that failed, or was never tried, can.
+    fn setup(&mut self, wanted: Option<&[SetupStep]>) {
+        let Some(wanted) = wanted else { return };
+        let digest = Some(setup_digest(wanted));
+        if self.workload.setup_digest.is_none() || self.workload.setup_digest == digest {
+            return;
+        }
+        if self.workload.setup.is_empty() {
+            self.impossible.push("its setup has run, and the file says another".to_owned());
+        } else if wanted.is_empty() {
+            self.impossible.push("its setup has been tried, and the file says none".to_owned());
+        } else {
+            self.workload.setup = wanted.to_vec();
+            self.workload.setup_digest = digest;
+            self.hidden("setup".to_owned(), ChangeKind::Changed);
+        }
+    }
+
+    /// The user's variables are behind the image's; those are replaced, by name.
+    fn env(&mut self, wanted: Option<&[(String, String)]>) {
+        let Some(wanted) = wanted else { return };
+        let of_image = self.workload.env.len().saturating_sub(self.workload.given_env);
+        let last = |list: &[(String, String)]| list.iter().cloned().collect::<BTreeMap<_, _>>();
+        let (old, new) = (last(&self.workload.env[of_image..]), last(wanted));
+        if old == new {
+            return;
+        }
+        for (name, value) in &old {
+            match new.get(name) {
+                None => self.hidden(format!("env[{name}]"), ChangeKind::Removed),
+                Some(other) if other != value => self.hidden(format!("env[{name}]"), ChangeKind::Changed),
+                Some(_) => {}
+            }
+        }
+        for name in new.keys().filter(|name| !old.contains_key(*name)) {
+            self.hidden(format!("env[{name}]"), ChangeKind::Added);
+        }
+        self.workload.env.truncate(of_image);
+        self.workload.env.extend_from_slice(wanted);
+        self.workload.given_env = wanted.len();
+    }
+
+    fn egress(&mut self, spec: &SpecFile) {
+        let mut wanted = self.record.egress.clone();
+        spec.lay_egress_over(&mut wanted);
+        self.value(
+            "egress.mode",
+            |plan| &mut plan.record.egress.mode,
+            Some(wanted.mode),
+            ToString::to_string,
+            true,
+        );
+        self.value(
+            "egress.allow",
+            |plan| &mut plan.record.egress.allow,
+            Some(wanted.allow),
+            |all| list(all),
+            true,
+        );
+        let most = Some(wanted.max_connections);
+        self.value(
+            "egress.maxConnections",
+            |plan| &mut plan.record.egress.max_connections,
+            most,
+            ToString::to_string,
+            true,
+        );
+        let most = Some(wanted.max_bytes);
+        self.value(
+            "egress.maxBytes",
+            |plan| &mut plan.record.egress.max_bytes,
+            most,
+            ToString::to_string,
+            true,
+        );
+    }
+
+    /// The disk of a bundle is the workspace's own and has been made; others are only attached.
+    fn disks(&mut self, spec: &SpecFile, wanted: &[Vec<Attachment>; 3]) {
+        if spec.volumes.is_none() && spec.disks.is_none() && spec.bundles.is_none() {
+            return;
+        }
+        let (bundles, others): (Vec<_>, Vec<_>) = wanted.concat().into_iter().partition(is_bundle);
+        let (own_bundles, old): (Vec<_>, Vec<_>) = self.record.disks.iter().cloned().partition(is_bundle);
+        let says_bundles = spec.bundles.is_some() || !bundles.is_empty();
+        if says_bundles && bundles != own_bundles {
+            self.impossible
+                .push("its bundles have been made into disks, and the file says others".to_owned());
+        }
+        if old != others {
+            self.list("volumes", &old, &others, |disk| &disk.mount_point, disk, true);
+            self.record.disks = [others, own_bundles].concat();
+        }
+    }
+}
+
+fn is_bundle(disk: &Attachment) -> bool {
+    matches!(disk.source, DiskSource::Bundle(_))
+}
+
+fn disk(disk: &Attachment) -> String {
+    let source = match &disk.source {
+        DiskSource::Volume(name) => name.to_string(),
+        DiskSource::Image(path) | DiskSource::Bundle(path) => path.display().to_string(),
+    };
+    format!("{source}:{}", if disk.read_only { "ro" } else { "rw" })
+}
+
+fn list(values: &[impl ToString]) -> String {
+    match values {
+        [] => "none".to_owned(),
+        values => values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn or_none(value: &Option<String>) -> String {
+    value.clone().unwrap_or_else(|| "none".to_owned())
+}
+
+fn or_root(user: &str) -> String {
+    if user.is_empty() { "root".to_owned() } else { user.to_owned() }
+}
+
+fn or_slash(dir: &str) -> String {
+    if dir.is_empty() { "/".to_owned() } else { dir.to_owned() }
+}
+
+fn command(command: &Option<CommandLine>) -> String {
+    match command {
+        None => "none".to_owned(),
+        Some(CommandLine::Shell(line)) => line.clone(),
+        Some(CommandLine::Argv(words)) => format!("{words:?}"),
+    }
+}
+
+/// Whether the workspace was made from the image that this text names. A tag that has moved since still names it.
+fn is_image(record: &WorkspaceRecord, text: &str) -> bool {
+    if text == record.image.reference {
+        return true;
+    }
+    let named = |text: &str| text.parse::<ImageReference>().ok();
+    match (named(text), named(&record.image.resolved_reference)) {
+        (Some(ImageReference::Registry(wanted)), Some(ImageReference::Registry(has))) => {
+            wanted.to_string() == has.to_string()
+        }
+        (Some(ImageReference::Local(wanted)), Some(ImageReference::Local(has))) => {
+            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            (wanted.transport, real(&wanted.path)) == (has.transport, real(&has.path))
+                && (wanted.selector.is_none() || wanted.selector == has.selector)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;
