@@ -1,13 +1,13 @@
 //! The arguments that every command has which makes a workspace, for one run or to be kept.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::error::Error as ClapError;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
 use microagent::image::PullPolicy;
 use microagent::text::setup_script;
 use microagent::{
-    AllowRule, Artifact, EgressMode, EgressPolicy, NetworkMode, PROFILES, Profile, Publish, SetupStep,
+    AllowRule, Artifact, EgressMode, EgressPolicy, Error, NetworkMode, PROFILES, Profile, Publish, SetupStep,
     SpecFile, WorkspaceOptions,
 };
 
@@ -124,7 +124,7 @@ impl WorkspaceArgs {
     /// What the spec file says, or nothing where there is none.
     pub(crate) fn spec(&self) -> Result<SpecFile, Failure> {
         match &self.file {
-            Some(path) => read_spec(path),
+            Some(path) => Ok(SpecFile::read(path).map_err(Error::from)?),
             None => Ok(SpecFile::default()),
         }
     }
@@ -198,16 +198,6 @@ impl WorkspaceArgs {
         }
         Ok(variables)
     }
-}
-
-/// Reads a spec file. Its paths are absolute then, whatever directory the supervisor runs in.
-pub(crate) fn read_spec(path: &Path) -> Result<SpecFile, Failure> {
-    let absolute = std::path::absolute(path).map_err(|source| Failure::File {
-        action: "resolve",
-        path: path.to_owned(),
-        source,
-    })?;
-    Ok(SpecFile::read(&absolute).map_err(microagent::Error::from)?)
 }
 
 /// What to say of keys of a spec file that are not for the command that reads it.

@@ -146,6 +146,14 @@ Hint: a similar argument exists: '--keep'
 "#]],
         ),
         (
+            "aply --file x",
+            str![[r#"
+Error: unrecognized subcommand 'aply'
+Hint: a similar subcommand exists: 'apply'
+
+"#]],
+        ),
+        (
             "run",
             str![[r#"
 Error: no image was named
@@ -363,6 +371,76 @@ fn errors_are_one_json_line_where_json_was_asked_for() {
 }
 
 #[test]
+fn spec_files_are_read_strictly() {
+    let home = Home::new();
+    let call = |words: &str, text: &str| {
+        fs::write(home.dir.path().join("spec.yaml"), text).unwrap();
+        home.command().current_dir(home.dir.path()).args(words.split_whitespace()).assert().stdout_eq("")
+    };
+    call("run --file spec.yaml", "image: busybox\nsetup_files:\n  - a.sh\n").code(2).stderr_eq(str![[r#"
+Error: spec.yaml:2:1: key `setup_files` is not known
+  2 | setup_files:
+    | ^
+Hint: did you mean `setupFiles`?
+
+"#]]);
+    call("create --file spec.yaml", "resources:\n  memoryMiB: lots\n").code(2).stderr_eq(str![[r#"
+Error: spec.yaml:2:14: expected a whole number that fits
+  2 |   memoryMiB: lots
+    |              ^
+Hint: write one without quotes and units
+
+"#]]);
+    call("apply --file spec.yaml", "secrets:\n  TOKEN: hunter2\n").code(2).stderr_eq(str![[r#"
+Error: spec.yaml:2:3: secret `TOKEN`: where it is is written SCHEME:REFERENCE
+Hint: write each secret as NAME: SCHEME:REFERENCE, once
+
+"#]]);
+    call("run --file spec.yaml", "exec: a\ncommand: [b]\n").code(2).stderr_eq(str![[r#"
+Error: spec.yaml: the command is given twice: `exec` beside `command` or `entrypoint`
+Hint: keep one of them
+
+"#]]);
+    call("create --file spec.yaml", "image: busybox\n").code(2).stderr_eq(str![[r#"
+Error: spec.yaml: no name is given
+Hint: add `name`, or give one to the command
+
+"#]]);
+    call("create web --file spec.yaml", "").code(2).stderr_eq(str![[r#"
+Error: spec.yaml: no image is named
+Hint: add `image`, or give --image
+
+"#]]);
+    call("apply --file spec.yaml", "image: busybox\n").code(2).stderr_eq(str![[r#"
+Error: no workspace was named
+Hint: microagent apply NAME --file SPEC, or give the file a `name`
+
+"#]]);
+    call("apply --file spec.yaml", "name: web\nkeep: true\n").code(1).stderr_eq(str![[r#"
+Note: `keep` of the spec file says nothing to apply
+Error: no workspace `web`
+Hint: `microagent list` shows the saved workspaces
+
+"#]]);
+    call("run --json --file spec.yaml", "imge: x\n").code(2).stderr_eq(str![[r#"
+{"kind":"invalid","message":"spec.yaml:1:1: key `imge` is not known","hint":"did you mean `image`?","retryable":false}
+
+"#]]);
+    home.command().args(["run", "--file", "missing.yaml"]).assert().code(2).stderr_eq(str![[r#"
+Error: cannot read spec file `missing.yaml`: No such file or directory (os error 2)
+Hint: --file names a spec file; nothing is read without it
+
+"#]]);
+    // A file that lies there is not read unless it is named.
+    fs::write(home.dir.path().join("microagent.yaml"), "nonsense").unwrap();
+    home.command().current_dir(home.dir.path()).arg("run").assert().code(2).stderr_eq(str![[r#"
+Error: no image was named
+Hint: microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`
+
+"#]]);
+}
+
+#[test]
 fn the_environment_is_checked_like_flags() {
     let with = |name: &str, value: &str| Home::new().command().env(name, value).arg("list").assert();
     with("MICROAGENT_OUTPUT", "yaml").code(2).stderr_eq(str![[r#"
@@ -467,7 +545,7 @@ fn completions_name_what_there_is() {
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&format!("completions {shell}")).success().stderr_eq("").get_output().stdout.clone();
         let script = String::from_utf8(script).unwrap();
-        assert!(script.contains("propagate-exit-code"), "{shell}");
+        assert!(script.contains("propagate-exit-code") && script.contains("dry-run"), "{shell}");
         assert!(!script.contains("--privileged"), "{shell}");
     }
     run("completions tcsh").code(2).stdout_eq("");

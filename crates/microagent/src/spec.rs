@@ -254,7 +254,7 @@ impl From<Words> for Service {
 }
 
 impl SpecFile {
-    /// Reads a spec file. An absolute path gives absolute paths.
+    /// Reads a spec file. Its relative paths become absolute ones.
     ///
     /// # Errors
     /// Fails when the file cannot be read, is larger than 1 MiB, or says anything that is not understood.

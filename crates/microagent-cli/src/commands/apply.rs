@@ -4,13 +4,13 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use microagent::{Applied, Change, ChangeKind, WorkspaceName};
+use microagent::{Applied, Change, ChangeKind, Error, SpecFile, WorkspaceName};
 
 use crate::context::Context;
 use crate::environment;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-use crate::workspace_args::{idle_keys, read_spec};
+use crate::workspace_args::idle_keys;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,7 +56,7 @@ pub(crate) struct ApplyArgs {
 
 /// Applies.
 pub(crate) fn execute(context: &Context, args: ApplyArgs) -> Result<(), Failure> {
-    let spec = read_spec(&args.file)?;
+    let spec = SpecFile::read(&args.file).map_err(Error::from)?;
     let Some(name) = args.name.or_else(|| spec.name.clone()) else {
         return Err(Failure::usage(
             "no workspace was named",

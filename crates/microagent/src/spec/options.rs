@@ -279,7 +279,9 @@ impl SpecFile {
 
     /// Has relative paths start at the directory of the file.
     pub(super) fn resolve_paths(&mut self) {
-        let dir = self.path.parent().unwrap_or(Path::new("")).to_owned();
+        // A supervisor works in another directory than its caller.
+        let dir = self.path.parent().unwrap_or(Path::new(""));
+        let dir = std::path::absolute(dir.join(".")).unwrap_or_else(|_| dir.to_owned());
         let resolve = |path: &mut PathBuf| *path = dir.join(&path);
         for path in [&mut self.setup_files, &mut self.env_files].into_iter().flatten().flatten() {
             resolve(path);

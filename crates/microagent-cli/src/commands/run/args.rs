@@ -385,7 +385,7 @@ mod tests {
             (program, &[], entrypoint(&["ls", "-l"])),
             (program, &["--", "-a"], entrypoint(&["ls", "-a"])),
             (program, &["--entrypoint", "id"], entrypoint(&["id"])),
-            (program, &["--entrypoint", "id", "-u"], entrypoint(&["id", "-u"])),
+            (program, &["--entrypoint", "id", "--", "-u"], entrypoint(&["id", "-u"])),
             (program, &["--entrypoint", "", "date"], entrypoint(&["date"])),
             // Without an image in the file the first word names one, as ever.
             ("command: [ls]", &["alpine", "id"], argv(&["id"])),
