@@ -1,0 +1,167 @@
+//! Spec files on real guests: what they say is what the guest finds, flags go over it, and a workspace follows a
+//! changed one.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+
+use microagent_tests::{Finished, Home, User};
+
+fn home() -> Home {
+    Home::new(User::unprivileged())
+}
+
+/// A spec file of busybox without network, in a directory of its own.
+fn write_spec(home: &Home, lines: &str) {
+    let image = home.image("busybox");
+    home.write("specs/microagent.yaml", format!("image: '{image}'\nnetwork: {{mode: isolated}}\n{lines}"));
+}
+
+const SPEC: &str = "specs/microagent.yaml";
+
+#[test]
+fn a_run_is_what_its_file_says_and_flags_go_over_it() {
+    let home = home();
+    home.make_dir("specs");
+    home.write("specs/prepare.sh", "#!/bin/sh\necho script >> /root/made\n");
+    home.write("specs/variables", "FROM_FILE=beside the spec\nGREETING=file\n");
+    write_spec(
+        &home,
+        "
+name: report
+keep: true
+hostname: box
+workdir: /tmp
+resources: {memoryMiB: 200, cpuCount: 1}
+setup: ['echo line > /root/made']
+setupFiles: [prepare.sh]
+env: {GREETING: spec, PORT: 8080}
+envFiles: [variables]
+outputs: [{name: made, path: /root/made}]
+exec: 'pwd; hostname; cat /root/made; echo \"$GREETING $PORT $FROM_FILE\"; nproc'
+timeout: 5m
+service: never
+",
+    );
+    let ran = home.microagent(["run", "--file", SPEC]).success();
+    assert_eq!((ran.summary("Workspace"), ran.summary("Network")), ("report", "isolated"));
+    assert!(ran.summary("Resources").starts_with("memory=200MiB cpus=1 "), "{}", ran.told());
+    let said = "/tmp\nbox\nline\nscript\nspec 8080 beside the spec\n1\n";
+    assert!(ran.text().ends_with(said), "{}", ran.told());
+    ran.says("`service` of the spec file says nothing to run");
+    home.microagent(["artifact", "get", "report", "made", "made"]).success();
+    assert_eq!(fs::read_to_string(home.path().join("made")).unwrap(), "line\nscript\n");
+    home.microagent(["delete", "report", "--yes"]).success();
+
+    let flags =
+        ["run", "--file", SPEC, "--rm", "--name", "other", "-e", "GREETING=flag", "-w", "/", "-m", "256"];
+    let ran = home.microagent(flags).args(["sh", "-c", "pwd; hostname; echo $GREETING $PORT"]).success();
+    assert_eq!(ran.summary("Workspace"), "other");
+    assert!(ran.summary("Resources").starts_with("memory=256MiB cpus=1 "), "{}", ran.told());
+    assert!(ran.text().ends_with("/\nbox\nflag 8080\n"), "{}", ran.told());
+    home.nothing_is_left();
+}
+
+/// The lines of changes that `apply` shows.
+fn changes(applied: &Finished) -> Vec<&str> {
+    applied.text().lines().filter_map(|line| line.strip_prefix("  ")).collect()
+}
+
+#[test]
+fn a_workspace_follows_its_file() {
+    let home = home();
+    home.make_dir("specs");
+    let apply = |lines: &str| {
+        write_spec(&home, lines);
+        home.microagent(["apply", "web", "--file", SPEC])
+    };
+    let exec =
+        |line: &str| home.microagent(["exec", "web", "--", "sh", "-c", line]).success().text().to_owned();
+    let record = || fs::read_to_string(home.workspace("web").join("workspace.json")).unwrap();
+    let workload = || fs::read_to_string(home.workspace("web").join("workload.json")).unwrap();
+
+    write_spec(
+        &home,
+        "name: web\nsetup: [touch /root/made]\nenv: {A: one, B: secret of b}\nrestart: never\n",
+    );
+    // The name of the line goes before that of the file.
+    home.microagent(["create", "--file", SPEC]).success();
+    let same = home.microagent(["apply", "--file", SPEC]).success();
+    assert!(same.text().ends_with("Nothing to change.\n"), "{}", same.told());
+
+    // While it runs: restart policy and outputs, and nothing else.
+    home.microagent(["start", "web"]).success();
+    let live = "restart: on-failure\noutputs: [{name: made, path: /root/made}]\n";
+    let applied = apply(live).success();
+    assert_eq!(changes(&applied), ["restart: never -> on-failure", "outputs[made]: none -> /root/made"]);
+    assert!(apply(live).success().text().ends_with("Nothing to change.\n"));
+    let (before, kept) = (record(), workload());
+    let refused = apply("restart: always\nenv: {A: two}\nuser: nobody\n").run().code(1);
+    refused.says("is running, and user, env[A], env[B] change only at rest").says("microagent halt web");
+    let looked = apply("restart: always\nenv: {A: two}\n").args(["--dry-run"]).success();
+    assert!(looked.text().contains("Would change:\n"), "{}", looked.told());
+    assert!(looked.text().contains("  env[A]: changed (only at rest)\n"), "{}", looked.told());
+    assert_eq!((record(), workload()), (before, kept));
+    // Its supervisor, which owns the record, has taken it over.
+    home.microagent(["halt", "web"]).success();
+    let status = home.microagent(["status", "web", "--json"]).success().json();
+    assert_eq!(status["restart"], "on-failure", "{status}");
+    home.microagent(["artifact", "get", "web", "made", "made"]).success();
+
+    // At rest: all else.
+    let (before, kept) = (record(), workload());
+    let rest = "hostname: box\nworkdir: /tmp\nenv: {A: two, C: three}\nshell: ash\n\
+        resources: {memoryMiB: 200, cpuCount: 1, sizeMiB: 2048}\nservice: 'echo serving; exec sleep 1000'\n";
+    let looked = apply(rest).args(["--dry-run"]).success();
+    assert_eq!((record(), workload()), (before.clone(), kept.clone()));
+    let applied = apply(rest).success();
+    assert_eq!(changes(&applied), changes(&looked));
+    assert_eq!(
+        changes(&applied),
+        [
+            "resources.memoryMiB: 512 -> 200",
+            "resources.cpuCount: 2 -> 1",
+            "resources.sizeMiB: 1024 -> 2048",
+            "service: none -> echo serving; exec sleep 1000",
+            "shell: none -> ash",
+            "hostname: web -> box",
+            "workdir: / -> /tmp",
+            "env[A]: changed",
+            "env[B]: removed",
+            "env[C]: added",
+        ]
+    );
+    assert!(!applied.text().contains("two") && !record().contains("secret of b"));
+    // As if it had been killed between the two files: the second try writes the other.
+    home.write(".microagent/workspaces/web/workspace.json", &before);
+    let again = apply(rest).success();
+    assert_eq!(changes(&again).len(), 4, "{}", again.told());
+    assert!(apply(rest).success().text().ends_with("Nothing to change.\n"));
+
+    home.microagent(["start", "web"]).success();
+    home.log_has("web", "console.log", "serving");
+    assert_eq!(
+        exec("hostname; pwd; echo $A $B $C $HOSTNAME; nproc; ls /root/made"),
+        "box\n/tmp\ntwo three box\n1\n/root/made\n"
+    );
+    let blocks: u64 = exec("df -m / | tail -n 1 | awk '{print $2}'").trim().parse().unwrap();
+    assert!(blocks > 1500, "the disk has {blocks} MiB");
+    home.microagent(["halt", "web"]).success();
+
+    // What cannot change is named, and nothing else changes either.
+    let before = record();
+    let refused = apply("restart: never\nsetup: [other]\nresources: {sizeMiB: 1024}\n").run().code(2);
+    refused.says("its disk has 2048 MiB").says("its setup has run").says("nothing was changed");
+    home.write("specs/other.yaml", "image: alpine:3.20\nrestart: never\n");
+    let refused = home.microagent(["apply", "web", "--file", "specs/other.yaml", "--json"]).run().code(2);
+    refused.says("the file says `alpine:3.20`");
+    apply("network: {mode: user}\n").run().code(2).says("stands twice");
+    apply("resources: {memoryMiB: 1}\n").run().code(2).says("too little");
+    assert_eq!(record(), before);
+    let json = apply("restart: always\n").args(["--json"]).success().json();
+    assert_eq!(json["changes"][0]["key"], "restart");
+    assert_eq!((&json["changes"][0]["new"], &json["dry_run"]), (&"always".into(), &false.into()));
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.microagent(["apply", "web", "--file", SPEC]).run().code(1).says("no workspace `web`");
+    home.nothing_is_left();
+}
