@@ -282,7 +282,7 @@ fn a_real_passt_takes_what_the_filter_lets_through() {
     qemu.set_read_timeout(Some(DEADLINE)).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).unwrap();
-    let passt = std::process::Command::new("passt").args(crate::passt_args(theirs.as_fd())).spawn();
+    let passt = std::process::Command::new("passt").args(crate::passt_args(theirs.as_fd(), &[])).spawn();
     drop(theirs);
     let _passt = match passt {
         Ok(child) => Passt(child),

@@ -37,6 +37,8 @@ fn record() -> WorkspaceRecord {
         vmm: None,
         failure: None,
         asked_to_end: false,
+        link: None,
+        one_start: None,
     }
 }
 
