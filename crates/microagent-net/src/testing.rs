@@ -8,6 +8,7 @@ pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 pub(crate) const PASST_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
 
 /// A public address.
+#[cfg(test)]
 pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// Turns a frame of the guest into one from the other side: addresses and ports change places.
@@ -88,6 +89,7 @@ pub(crate) fn frames(mut stream: &[u8]) -> Vec<Vec<u8>> {
 }
 
 /// The same on a stream.
+#[cfg(test)]
 pub(crate) fn streamed(frame: &[u8]) -> Vec<u8> {
     [&(frame.len() as u32).to_be_bytes()[..], frame].concat()
 }
