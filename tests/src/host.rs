@@ -1,6 +1,7 @@
 //! What this host can do, and how a test says that it needs more.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -8,6 +9,9 @@ use std::time::Duration;
 use rustix::fs::statvfs;
 
 use crate::wait_for;
+
+/// How long the mirror may take to answer.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Says why a test did not run. The caller returns right after.
 #[expect(clippy::print_stderr, reason = "a skipped test says why")]
@@ -60,6 +64,60 @@ pub fn outward_address() -> Option<Ipv4Addr> {
         IpAddr::V4(address) if !address.is_loopback() && !address.is_unspecified() => Some(address),
         _ => None,
     }
+}
+
+/// The package mirror that this host's own apt uses.
+#[derive(Debug)]
+pub struct Mirror {
+    /// Its name.
+    pub name: String,
+    address: Ipv4Addr,
+}
+
+impl Mirror {
+    /// The flags that a guest needs to reach it in the mode `public`: none, unless it stands in a network around this host.
+    pub fn allowed_inside(&self) -> Vec<&str> {
+        // Shared addresses (RFC 6598) are inside, too.
+        let [first, second, ..] = self.address.octets();
+        let is_shared = first == 100 && second & 0xc0 == 64;
+        if self.address.is_private() || is_shared { vec!["--egress-allow", &self.name] } else { Vec::new() }
+    }
+}
+
+/// The package mirror of this host, if it can be reached over plain HTTP. Says so where not.
+pub fn package_mirror() -> Option<Mirror> {
+    let Some(name) = mirror_name() else {
+        skip("this host's own apt names no mirror over http");
+        return None;
+    };
+    let reached = (name.as_str(), 80).to_socket_addrs().ok().and_then(|mut addresses| {
+        addresses.find_map(|address| match address {
+            SocketAddr::V4(v4) if TcpStream::connect_timeout(&address, CONNECT_DEADLINE).is_ok() => {
+                Some(*v4.ip())
+            }
+            _ => None,
+        })
+    });
+    if reached.is_none() {
+        skip(&format!("this host cannot reach {name} itself"));
+    }
+    Some(Mirror { name, address: reached? })
+}
+
+fn mirror_name() -> Option<String> {
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    files.extend(
+        fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten().map(|entry| entry.path()),
+    );
+    // What apt itself reads: other files in that directory are switched off.
+    files.retain(|file| {
+        file.extension().is_some_and(|extension| extension == "list" || extension == "sources")
+    });
+    files.iter().filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| {
+        let line = text.lines().find(|line| !line.starts_with('#') && line.contains("http://"))?;
+        let (_, rest) = line.split_once("http://")?;
+        Some(rest.split(['/', ' ']).next()?.to_owned())
+    })
 }
 
 /// Where a program lies, as a shell would find it.
