@@ -91,14 +91,19 @@ fn bare_machine(bench: &Bench) -> Result<Bare> {
     let initramfs = bare_initramfs(bench)?;
     let from = disk.to_str().context("the work directory is not UTF-8")?;
     let to = kept.to_str().context("the work directory is not UTF-8")?;
-    let words = bare_words(&words, &initramfs, &|word| word.replace(from, to))?;
+    let words = bare_words(&words, &initramfs, BARE_APPEND, &|word| word.replace(from, to))?;
     let bare = Bare { words, _workspace: kept };
     run(&mut bare.command()).context("the bare machine does not boot")?;
     Ok(bare)
 }
 
 /// The same words with nobody at the sockets and another initramfs.
-fn bare_words(words: &[String], initramfs: &Path, disk: &dyn Fn(&str) -> String) -> Result<Vec<String>> {
+pub(crate) fn bare_words(
+    words: &[String],
+    initramfs: &Path,
+    append: &str,
+    disk: &dyn Fn(&str) -> String,
+) -> Result<Vec<String>> {
     let initramfs = initramfs.to_str().context("the work directory is not UTF-8")?;
     let mut bare = Vec::new();
     let mut previous = "";
@@ -110,7 +115,7 @@ fn bare_words(words: &[String], initramfs: &Path, disk: &dyn Fn(&str) -> String)
                 format!("null,{id}")
             }
             "-initrd" => initramfs.to_owned(),
-            "-append" => format!("{word}{BARE_APPEND}"),
+            "-append" => format!("{word}{append}"),
             "-blockdev" => disk(word),
             _ => word.clone(),
         });
@@ -153,7 +158,8 @@ mod tests {
         .map(str::to_owned)
         .to_vec();
         let bare =
-            bare_words(&words, Path::new("/b.cpio"), &|word| word.replace("/w/disk", "/b/disk")).unwrap();
+            bare_words(&words, Path::new("/b.cpio"), BARE_APPEND, &|word| word.replace("/w/disk", "/b/disk"))
+                .unwrap();
         assert_eq!(
             bare,
             [

@@ -30,7 +30,8 @@ const FRAMES: usize = 100_000;
 const BATCH: usize = 32;
 const ROUND_TRIPS: usize = 2000;
 
-struct Silent;
+/// Keeps nothing.
+pub(crate) struct Silent;
 
 impl DecisionLog for Silent {
     fn record(&mut self, _: &Decision) {}

@@ -15,6 +15,7 @@ mod host;
 mod memory;
 mod podman;
 mod program;
+mod published;
 mod sample;
 mod unpack;
 mod warm;
@@ -59,6 +60,8 @@ enum Part {
     Disk,
     /// Frames through the egress filter, against a bare socket pair
     Filter,
+    /// A published port: bytes and connections, against raw QEMU's user network and passt alone
+    Published,
     /// A workspace's changes become an image, against podman
     Commit,
     /// What a running machine costs the host
@@ -101,6 +104,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Filter) {
         filter::measure(&bench, &mut table).context("measuring the egress filter")?;
+    }
+    if wants(Part::Published) {
+        published::measure(&bench, &mut table).context("measuring published ports")?;
     }
     if wants(Part::Commit) {
         commit::measure(&bench, &mut table).context("measuring commits")?;

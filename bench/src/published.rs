@@ -1,0 +1,370 @@
+//! A published port: bytes both ways and new connections, against QEMU's own user network and against passt without our
+//! filter.
+//!
+//! The raw machines are QEMU with the words that microagent starts it with, the same kernel and devices, and an initramfs
+//! that sets up the same address and starts the same servers (busybox's `nc`). All guests run all the time; what is
+//! measured takes turns. One raw machine has our filter, run by this program, before passt: what is between it and the one
+//! without is the filter's alone.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use microagent_net::{
+    EgressPolicy, FilterHandle, FilterOptions, Publish, host_addresses, passt_args, start_filter,
+};
+use microagent_vm::choose_ports;
+use rustix::io::{FdFlags, fcntl_setfd};
+use serde_json::Value;
+
+use crate::Bench;
+use crate::cold::bare_words;
+use crate::filter::Silent;
+use crate::fixture::SMALL;
+use crate::memory::Running;
+use crate::program::run;
+use crate::sample::{Peer, Samples, Table, interleave, time};
+
+const NAME: &str = "bench-published";
+
+/// Bytes of one transfer.
+const BYTES: usize = 32 << 20;
+
+/// Connections, and answers on one connection, of one sample.
+const CONNECTIONS: u32 = 10;
+const ROUND_TRIPS: u32 = 100;
+
+/// Ports in the guest: one takes bytes, one gives [`BYTES`], one gives back what it gets.
+const SINK: usize = 0;
+const SOURCE: usize = 1;
+const ECHO: usize = 2;
+const GUEST_PORTS: [u16; 3] = [9001, 9002, 9003];
+
+/// What listens in a guest, as a shell line; `B` is busybox.
+const SERVERS: &str = "B=/bin/busybox; \
+    $B nc -ll -p 9001 -e $B dd of=/dev/null bs=64k 2>/dev/null & \
+    $B nc -ll -p 9002 -e $B dd if=/dev/zero bs=64k count=512 2>/dev/null & \
+    $B nc -ll -p 9003 -e $B cat & \
+    exec $B sleep 100000";
+const _: () = assert!(BYTES == 512 * (64 << 10));
+
+/// How long a guest may take to answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(120);
+
+const NAMES: [&str; 4] =
+    ["raw QEMU, -netdev user,hostfwd", "raw QEMU, passt", "raw QEMU, our filter, passt", "microagent, -p"];
+const WITHOUT_FILTER: usize = 1;
+
+/// What is done to a port of each guest, and how it is called.
+type Trial = (&'static str, usize, fn(u16) -> Result<Duration>);
+
+const TRIALS: [Trial; 4] = [
+    ("32 MiB into the guest", SINK, send),
+    ("32 MiB out of the guest", SOURCE, receive),
+    ("a connection and its first answer", ECHO, connect),
+    ("an answer on a connection that is open", ECHO, round_trip),
+];
+
+pub(crate) fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
+    bench.import(&bench.small_tar()?, SMALL)?;
+    let machine = RawMachine::read(bench)?;
+    let ours = Workspace::start(bench)?;
+    let guests = [machine.start_slirp()?, machine.start_passt(false)?, machine.start_passt(true)?];
+    let ports: Vec<[u16; 3]> = guests.iter().map(|guest| guest.ports).chain([ours.ports]).collect();
+    for (name, ports) in NAMES.iter().zip(&ports) {
+        await_answer(ports[ECHO]).with_context(|| format!("{name} does not answer"))?;
+    }
+    for (what, port, trial) in TRIALS {
+        let mut peers: Vec<Peer<'_>> = Vec::new();
+        for (name, ports) in NAMES.iter().zip(&ports) {
+            peers.push((name, Box::new(move || trial(ports[port]))));
+        }
+        let samples = interleave(bench.runs, &mut peers)?;
+        table.add_times(what, &NAMES, &samples);
+        let of = |samples: &Samples| samples.median().as_secs_f64();
+        let ratio = |peer: usize| format!("{:.2}", of(&samples[peer]) / of(&samples[WITHOUT_FILTER]));
+        table.add(format!("{what}: our filter's time to that of passt alone"), ratio(2));
+        table.add(format!("{what}: microagent's time to that of passt alone"), ratio(3));
+    }
+    Ok(())
+}
+
+fn send(port: u16) -> Result<Duration> {
+    let mut stream = open(port)?;
+    time(|| {
+        let chunk = [0; 64 << 10];
+        for _ in 0..BYTES / chunk.len() {
+            stream.write_all(&chunk)?;
+        }
+        stream.shutdown(Shutdown::Write)?;
+        // The other end closes when it has everything.
+        ensure!(stream.read(&mut [0])? == 0, "the sink answers");
+        Ok(())
+    })
+}
+
+fn receive(port: u16) -> Result<Duration> {
+    let mut stream = open(port)?;
+    time(|| {
+        let got = io::copy(&mut stream, &mut io::sink())?;
+        ensure!(got == BYTES as u64, "{got} bytes came");
+        Ok(())
+    })
+}
+
+fn connect(port: u16) -> Result<Duration> {
+    let all = time(|| (0..CONNECTIONS).try_for_each(|_| answer(&mut open(port)?)))?;
+    Ok(all / CONNECTIONS)
+}
+
+fn round_trip(port: u16) -> Result<Duration> {
+    let mut stream = open(port)?;
+    answer(&mut stream)?;
+    Ok(time(|| (0..ROUND_TRIPS).try_for_each(|_| answer(&mut stream)))? / ROUND_TRIPS)
+}
+
+fn open(port: u16) -> Result<TcpStream> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
+    Ok(stream)
+}
+
+fn answer(stream: &mut TcpStream) -> Result<()> {
+    stream.write_all(b"x")?;
+    Ok(stream.read_exact(&mut [0])?)
+}
+
+fn await_answer(port: u16) -> Result<()> {
+    let end = Instant::now() + ANSWER_DEADLINE;
+    loop {
+        match open(port).and_then(|mut stream| answer(&mut stream)) {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// What raw machines are started from.
+struct RawMachine<'a> {
+    bench: &'a Bench,
+    words: Vec<String>,
+    disk: PathBuf,
+}
+
+/// A raw machine that runs; killed when dropped.
+struct RawGuest {
+    ports: [u16; 3],
+    processes: Vec<Child>,
+    _filter: Option<FilterHandle>,
+}
+
+impl Drop for RawGuest {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // One that has ended needs no killing.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+impl<'a> RawMachine<'a> {
+    fn read(bench: &'a Bench) -> Result<RawMachine<'a>> {
+        let machine = Running::start(bench, &["--cold"], SMALL)?;
+        let words = machine.qemu_command_line()?;
+        let disk = machine.dir().join("disk.qcow2");
+        let kept = bench.dir.join("published.qcow2");
+        fs::copy(&disk, &kept).context("copying the disk of a machine")?;
+        drop(machine);
+        let from = text(&disk)?;
+        let words =
+            bare_words(&words, &initramfs(bench)?, " rdinit=/init", &|word| word.replace(from, DISK))?;
+        Ok(RawMachine { bench, words, disk: kept })
+    }
+
+    fn start_slirp(&self) -> Result<RawGuest> {
+        let published = free_ports()?;
+        let forwards: String = published
+            .iter()
+            .map(|one| format!(",hostfwd=tcp:127.0.0.1:{}-10.0.2.15:{}", one.host_port, one.guest_port))
+            .collect();
+        let qemu = self.qemu("slirp", &|_| format!("user,id=net0{forwards}"))?;
+        Ok(RawGuest { ports: ports_of(&published), processes: vec![qemu], _filter: None })
+    }
+
+    fn start_passt(&self, is_filtered: bool) -> Result<RawGuest> {
+        let published = free_ports()?;
+        let (ours, theirs): (OwnedFd, OwnedFd) = pair()?;
+        let mut passt = Command::new("passt");
+        passt.args(passt_args(theirs.as_fd(), &published));
+        let passt = spawn(&mut passt, &theirs)?;
+        drop(theirs);
+        let (device, filter) = if is_filtered {
+            let (filtered, device) = pair()?;
+            let options = FilterOptions {
+                policy: EgressPolicy::default(),
+                published: GUEST_PORTS.to_vec(),
+                host_addresses: host_addresses()?,
+                name_servers: Vec::new(),
+            };
+            (device, Some(start_filter(filtered, ours, options, Box::new(Silent))?))
+        } else {
+            (ours, None)
+        };
+        let name = if is_filtered { "filter" } else { "passt" };
+        let netdev = format!("addr.str={}", device.as_raw_fd());
+        let qemu = self.qemu_with(name, &|word| replace_part(word, "addr.str=", &netdev), &device)?;
+        Ok(RawGuest { ports: ports_of(&published), processes: vec![qemu, passt], _filter: filter })
+    }
+
+    fn qemu(&self, name: &str, netdev: &dyn Fn(&str) -> String) -> Result<Child> {
+        let mut command = self.command(name, netdev)?;
+        quiet(&mut command).spawn().context("cannot start QEMU")
+    }
+
+    fn qemu_with(&self, name: &str, netdev: &dyn Fn(&str) -> String, device: &OwnedFd) -> Result<Child> {
+        spawn(&mut self.command(name, netdev)?, device)
+    }
+
+    /// QEMU with a disk of its own and this network.
+    fn command(&self, name: &str, netdev: &dyn Fn(&str) -> String) -> Result<Command> {
+        let disk = self.bench.dir.join(format!("published-{name}.qcow2"));
+        fs::copy(&self.disk, &disk)?;
+        let disk = text(&disk)?;
+        let mut command = Command::new(&self.words[0]);
+        let mut previous = "";
+        for word in &self.words[1..] {
+            command.arg(match previous {
+                "-netdev" => netdev(word),
+                _ => word.replace(DISK, disk),
+            });
+            previous = word;
+        }
+        Ok(command)
+    }
+}
+
+/// Stands in the words of a machine for its disk.
+const DISK: &str = "@DISK@";
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("the work directory is not UTF-8")
+}
+
+/// The word with another value of one of its comma-separated parts.
+fn replace_part(word: &str, prefix: &str, part: &str) -> String {
+    let parts = word.split(',').map(|old| if old.starts_with(prefix) { part } else { old });
+    parts.collect::<Vec<_>>().join(",")
+}
+
+fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    let (one, other) = UnixStream::pair()?;
+    Ok((one.into(), other.into()))
+}
+
+/// Starts a program that inherits this descriptor. Nothing else is started meanwhile.
+fn spawn(command: &mut Command, inherited: &OwnedFd) -> Result<Child> {
+    fcntl_setfd(inherited, FdFlags::empty())?;
+    let child = quiet(command).spawn();
+    fcntl_setfd(inherited, FdFlags::CLOEXEC)?;
+    child.with_context(|| format!("cannot start {command:?}"))
+}
+
+fn quiet(command: &mut Command) -> &mut Command {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())
+}
+
+fn free_ports() -> Result<Vec<Publish>> {
+    let wanted = GUEST_PORTS.map(|port| format!("0:{port}").parse());
+    Ok(choose_ports(&wanted.into_iter().collect::<Result<Vec<_>, _>>()?)?)
+}
+
+fn ports_of(published: &[Publish]) -> [u16; 3] {
+    [SINK, SOURCE, ECHO].map(|at| published[at].host_port)
+}
+
+/// busybox and a first program that sets the network up and starts the servers.
+fn initramfs(bench: &Bench) -> Result<PathBuf> {
+    let dir = bench.dir.join("published");
+    let bin = dir.join("bin");
+    fs::create_dir_all(&bin)?;
+    fs::create_dir_all(dir.join("dev"))?;
+    fs::copy("/bin/busybox", bin.join("busybox")).context("busybox-static is not installed")?;
+    let init = format!(
+        "#!/bin/busybox sh\nB=/bin/busybox\n$B mount -t devtmpfs dev /dev\n$B ip link set lo up\n\
+         $B ip addr add 10.0.2.15/24 dev eth0\n$B ip link set eth0 up\n$B ip route add default via 10.0.2.2\n{SERVERS}\n"
+    );
+    fs::write(dir.join("init"), init)?;
+    let archive = bench.dir.join("published.cpio");
+    let pack = r#"cd "$1" && chmod +x init && printf 'bin\nbin/busybox\ndev\ninit\n' | busybox cpio -o -H newc >"$2""#;
+    run(Command::new("sh").args(["-c", pack, "sh"]).arg(&dir).arg(&archive))?;
+    Ok(archive)
+}
+
+/// A workspace that serves; killed and deleted when dropped.
+struct Workspace<'a> {
+    bench: &'a Bench,
+    ports: [u16; 3],
+}
+
+impl<'a> Workspace<'a> {
+    fn start(bench: &'a Bench) -> Result<Workspace<'a>> {
+        let mut workspace = Workspace { bench, ports: [0; 3] };
+        workspace.delete()?;
+        let mut create = bench.microagent(&bench.state());
+        create.args(["create", NAME, "--image", SMALL, "--service-command", SERVERS]);
+        for port in GUEST_PORTS {
+            create.args(["-p", &format!("0:{port}")]);
+        }
+        run(&mut create)?;
+        let started = run(bench.microagent(&bench.state()).args(["start", NAME, "--json"]))?;
+        let started: Value = serde_json::from_str(&started)?;
+        for (at, port) in workspace.ports.iter_mut().enumerate() {
+            let forward = started["port_forwards"][at]["host_port"].as_u64();
+            *port = forward.and_then(|port| u16::try_from(port).ok()).context("a port was not published")?;
+        }
+        Ok(workspace)
+    }
+
+    fn delete(&self) -> Result<()> {
+        let deleted = self
+            .bench
+            .microagent(&self.bench.state())
+            .args(["delete", NAME, "--force", "--yes"])
+            .stdin(Stdio::null())
+            .output()?;
+        if !deleted.status.success() {
+            bail!("{NAME} cannot be deleted: {}", String::from_utf8_lossy(&deleted.stderr));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Workspace<'_> {
+    fn drop(&mut self) {
+        // What cannot be ended here shows in the next round's `list`.
+        let _ = self.delete();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_part_of_a_word_is_replaced() {
+        let word = "stream,id=net0,server=off,addr.type=fd,addr.str=7";
+        assert_eq!(
+            replace_part(word, "addr.str=", "addr.str=12"),
+            "stream,id=net0,server=off,addr.type=fd,addr.str=12"
+        );
+    }
+}
