@@ -187,6 +187,7 @@ pub(super) fn option_after_image(options: &RunOptions) -> Option<&str> {
 mod tests {
     use clap::{Command, FromArgMatches};
     use microagent::NetworkMode;
+    use microagent::WorkspaceOptions;
     use microagent::image::PullPolicy;
 
     use super::*;
@@ -366,6 +367,35 @@ mod tests {
         assert_eq!(outputs, [("a", "/file"), ("b", "/flag"), ("c", "/flag")]);
         let labels: Vec<_> = workspace.setup.iter().map(microagent::SetupStep::label).collect();
         assert_eq!(labels, ["first", "second"]);
+    }
+
+    #[test]
+    fn ports_and_egress_of_flags_go_over_those_of_the_file() {
+        let file = "{image: i, network: {forwards: ['8080:80', '2222:22']}, \
+            egress: {mode: allowlist, allow: [a.example], maxConnections: 5, maxBytes: 6}}";
+        let shown = |words: &[&str]| {
+            let WorkspaceOptions { publish, egress, .. } = merged(file, words).workspace;
+            let publish: Vec<_> = publish.iter().map(ToString::to_string).collect();
+            let allow: Vec<_> = egress.allow.iter().map(ToString::to_string).collect();
+            let numbers = (egress.max_connections, egress.max_bytes);
+            (publish.join(" "), egress.mode.to_string(), allow.join(" "), numbers)
+        };
+        let owned = |ports: &str, mode: &str, allow: &str, numbers| {
+            (ports.to_owned(), mode.to_owned(), allow.to_owned(), numbers)
+        };
+        let of_file = "127.0.0.1:8080:80/tcp 127.0.0.1:2222:22/tcp";
+        assert_eq!(shown(&[]), owned(of_file, "allowlist", "a.example", (5, 6)));
+        let flags = ["-p", "9090:80", "-p", "1:1", "--egress", "open", "--egress-allow", "b.example"];
+        let numbers = ["--egress-max-connections", "7", "--egress-max-bytes", "8b"];
+        assert_eq!(
+            shown(&[&flags[..], &numbers].concat()),
+            owned(
+                "127.0.0.1:2222:22/tcp 127.0.0.1:9090:80/tcp 127.0.0.1:1:1/tcp",
+                "open",
+                "a.example b.example",
+                (7, 8)
+            )
+        );
     }
 
     #[test]

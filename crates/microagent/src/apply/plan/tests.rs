@@ -1,25 +1,26 @@
 use std::path::Path;
 
-use jiff::Timestamp;
-use microagent_store::{ImageIdentity, NetworkMode, Resources, RestartPolicy, State, WORKSPACE_FORMAT};
+use microagent_store::WORKSPACE_FORMAT;
+use serde_json::json;
 
 use super::*;
 use crate::making::fitting_mib;
 use crate::spec::Service;
 
 fn record() -> WorkspaceRecord {
-    WorkspaceRecord {
-        format: WORKSPACE_FORMAT,
-        name: "web".parse().unwrap(),
-        state: State::Stopped,
-        created_at: Timestamp::UNIX_EPOCH,
-        changed_at: Timestamp::UNIX_EPOCH,
-        image: ImageIdentity {
-            reference: "busybox".into(),
-            resolved_reference: "docker.io/library/busybox:latest".into(),
-            digest: "sha256:0".into(),
-            disk: "sha256:1".into(),
+    serde_json::from_value(json!({
+        "format": WORKSPACE_FORMAT,
+        "name": "web",
+        "state": "stopped",
+        "created_at": "2026-01-01T00:00:00Z",
+        "changed_at": "2026-01-01T00:00:00Z",
+        "image": {
+            "reference": "busybox",
+            "resolved_reference": "docker.io/library/busybox:latest",
+            "digest": "sha256:0",
+            "disk": "sha256:1",
         },
+<<<<<<< HEAD
         profile: "small".into(),
         resources: Resources { memory_mib: 512, cpu_count: 2, size_mib: 1024 },
         network: NetworkMode::User,
@@ -40,6 +41,18 @@ fn record() -> WorkspaceRecord {
         link: None,
         one_start: None,
     }
+=======
+        "profile": "small",
+        "resources": { "memory_mib": 512, "cpu_count": 2, "size_mib": 1024 },
+        "network": "user",
+        "hostname": "web",
+        "disks": [bundle("/specs/in.tar", "/in"), volume("data", "/data")],
+        "secrets": ["OLD=env:OLD"],
+        "outputs": [{ "name": "a", "path": "/a" }],
+        "disposable": false,
+    }))
+    .unwrap()
+>>>>>>> ccedf0b (run: ports and egress of flags over those of a file, tested)
 }
 
 fn bundle(path: &str, mount_point: &str) -> Attachment {
