@@ -2,8 +2,8 @@
 //! ask for it, the clock before anything is written.
 //!
 //! On the image's disk it writes `/etc/hostname`, `/etc/hosts`, `/etc/resolv.conf` and
-//! `/etc/machine-id`, each only if it differs, and the directories `/proc`, `/sys`, `/dev` and `/etc` if
-//! they are missing.
+//! `/etc/machine-id`, each only if it differs, and the directories `/proc`, `/sys`, `/dev`, `/etc` and those that
+//! disks are mounted on if they are missing.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -17,6 +17,7 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::console;
 use crate::disk;
+use crate::mounts;
 use crate::net;
 use crate::sys;
 
@@ -76,12 +77,14 @@ pub(crate) fn configure(
     };
     network.map_err(|e| fail(GuestErrorKind::Network, &e))?;
     disk.map_err(|e| fail(GuestErrorKind::Disk, &e))?;
+    let (mounts, mounts_us) = timed(|| mounts::mount_all(&wanted.mounts));
+    mounts.map_err(|e| fail(GuestErrorKind::Mount, &e))?;
     write_names(&Names {
         hostname: &wanted.hostname,
         machine_id: &wanted.machine_id,
         network: wanted.network.as_ref(),
     });
-    let timings = Timings { boot_us, disk_us, network_us, total_us: elapsed_us(start) };
+    let timings = Timings { boot_us, disk_us: disk_us + mounts_us, network_us, total_us: elapsed_us(start) };
     Ok(Configured { timings })
 }
 

@@ -22,7 +22,7 @@ const NEW_ROOT: &str = "/newroot";
 /// No kernel thread that fills the grown disk's inode tables with zeros (which a disk of which only the
 /// changes are kept would have to keep), and none that reads all block bitmaps after each mount. For the
 /// same reason reading a file does not write its access time.
-const MOUNT_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps";
+pub(crate) const MOUNT_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps";
 
 /// The target that is looked at before the host has said which one it is.
 pub(crate) const EARLY_TARGET: u8 = 0;
@@ -74,7 +74,7 @@ pub(crate) enum DiskError {
     NotExt4 { path: PathBuf },
     #[error("cannot mount {} as the root", path.display())]
     Mount { path: PathBuf, source: io::Error },
-    #[error("cannot grow the root file system from {from} to {to} blocks")]
+    #[error("cannot grow the file system from {from} to {to} blocks")]
     Grow { from: u64, to: u64, source: io::Error },
     #[error("cannot prepare {path} in the root file system")]
     Prepare { path: &'static str, source: io::Error },
@@ -87,7 +87,7 @@ pub(crate) fn mount_root(root: &Root) -> Result<(), DiskError> {
     let disk = find(root.scsi_target)?;
     mount(&disk.path, NEW_ROOT, "ext4", MountFlags::NOATIME, MOUNT_OPTIONS)
         .map_err(|e| DiskError::Mount { path: disk.path.clone(), source: e.into() })?;
-    if root.grow { grow(&disk) } else { Ok(()) }
+    if root.grow { grow(&disk, Path::new(NEW_ROOT)) } else { Ok(()) }
 }
 
 /// Moves the kernel file systems under the mounted root, and it to `/`.
@@ -158,7 +158,7 @@ pub(crate) fn device_path(target: u8) -> Result<PathBuf, DiskError> {
 }
 
 /// The block device of a SCSI target, opened.
-fn find(target: u8) -> Result<Disk, DiskError> {
+pub(crate) fn find(target: u8) -> Result<Disk, DiskError> {
     let controller = first_name(Path::new(HOSTS)).map_err(DiskError::NoController)?;
     let number = controller.trim_start_matches("host");
     let device = PathBuf::from(format!("{DISKS}/{number}:0:{target}:0/device"));
@@ -188,9 +188,9 @@ fn find(target: u8) -> Result<Disk, DiskError> {
 
 /// A disk that can be used.
 #[derive(Debug)]
-struct Disk {
+pub(crate) struct Disk {
     name: String,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     file: File,
     /// Length in bytes.
     len: u64,
@@ -224,26 +224,34 @@ fn first_name(dir: &Path) -> io::Result<String> {
 }
 
 /// Grows the mounted file system to the size of its disk. Nothing happens when it has that size.
-fn grow(disk: &Disk) -> Result<(), DiskError> {
-    let mut superblock = [0; SUPERBLOCK_LEN];
-    disk.file
-        .read_exact_at(&mut superblock, SUPERBLOCK_OFFSET)
-        .map_err(|source| DiskError::Read { path: disk.path.clone(), source })?;
-    let size =
-        FileSystemSize::parse(&superblock).ok_or_else(|| DiskError::NotExt4 { path: disk.path.clone() })?;
+pub(crate) fn grow(disk: &Disk, mounted_at: &Path) -> Result<(), DiskError> {
+    let size = file_system(disk)?;
     let wanted = disk.len / size.block_len;
     if wanted <= size.blocks {
         return Ok(());
     }
     let failed = |source| DiskError::Grow { from: size.blocks, to: wanted, source };
-    let mounted = openat(CWD, NEW_ROOT, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    let mounted = openat(CWD, mounted_at, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| failed(e.into()))?;
     sys::ext4_resize(rustix::fd::AsFd::as_fd(&mounted), wanted).map_err(failed)
 }
 
+/// What the superblock says of the file system's size: also that there is a superblock.
+pub(crate) fn file_system(disk: &Disk) -> Result<FileSystemSize, DiskError> {
+    let mut superblock = [0; SUPERBLOCK_LEN];
+    match disk.file.read_exact_at(&mut superblock, SUPERBLOCK_OFFSET) {
+        // A disk that ends before it has none.
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            return Err(DiskError::Read { path: disk.path.clone(), source: error });
+        }
+        _ => {}
+    }
+    FileSystemSize::parse(&superblock).ok_or_else(|| DiskError::NotExt4 { path: disk.path.clone() })
+}
+
 /// Size of an ext4 file system.
 #[derive(Debug, PartialEq, Eq)]
-struct FileSystemSize {
+pub(crate) struct FileSystemSize {
     blocks: u64,
     block_len: u64,
 }

@@ -26,6 +26,7 @@ mod diff;
 mod disk;
 mod exec;
 mod inspect;
+mod mounts;
 mod net;
 mod pack;
 mod port;

@@ -1,6 +1,6 @@
 //! The end of the guest's work: processes, then mounts, then a disk with nothing left to write.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -28,20 +28,34 @@ const _: () = assert!(GRACE.as_millis() + KILL_DEADLINE.as_millis() <= SHUT_DOWN
 /// How often everything that is mounted is tried again: each round frees what the one before was holding.
 const UNMOUNT_ROUNDS: usize = 4;
 
-/// Ends all processes and leaves the root's file system complete on its disk.
+/// Ends all processes and leaves every file system complete on its disk.
 pub(crate) async fn shut_down(reaper: &Reaper, wanted: &ShutDown) -> Result<(), GuestError> {
     end_services(reaper, wanted).await;
     end_processes(reaper).await;
     end_swap();
-    unmount_all();
+    let left = unmount_all();
     rustix::fs::sync();
-    match mount_remount("/", MountFlags::RDONLY, c"") {
+    // The innermost first, and the root last.
+    let left = left.iter().rev().map(CString::as_c_str).filter(|point| is_on_a_disk(point));
+    left.chain([c"/"]).try_for_each(complete)
+}
+
+/// Leaves a mounted file system complete on its disk.
+fn complete(point: &CStr) -> Result<(), GuestError> {
+    let attempt = |what| format!("cannot {what} the file system of `{}`", point.to_string_lossy());
+    match mount_remount(point, MountFlags::RDONLY, c"") {
         Ok(()) => Ok(()),
         // Something in the kernel still holds a file open for writing. Frozen, the file system is as
         // complete on disk as an unmounted one.
-        Err(Errno::BUSY) => freeze_root().map_err(|e| disk_error("cannot flush the root file system", &e)),
-        Err(e) => Err(disk_error("cannot make the root file system read-only", &e.into())),
+        Err(Errno::BUSY) => freeze(point).map_err(|e| disk_error(&attempt("flush"), &e)),
+        Err(e) => Err(disk_error(&attempt("make read-only"), &e.into())),
     }
+}
+
+/// Whether a file system could lack something on a disk. What the workload has mounted otherwise is its own affair.
+fn is_on_a_disk(point: &CStr) -> bool {
+    const EXT4_SUPER_MAGIC: i64 = 0xEF53;
+    rustix::fs::statfs(point).is_ok_and(|found| i64::from(found.f_type) == EXT4_SUPER_MAGIC)
 }
 
 fn disk_error(attempt: &str, error: &io::Error) -> GuestError {
@@ -82,22 +96,24 @@ fn end_swap() {
     }
 }
 
-/// Unmounts what the workload mounted, innermost first.
-fn unmount_all() {
+/// Unmounts disks and what the workload mounted, innermost first; gives those that something still holds.
+fn unmount_all() -> Vec<CString> {
+    let mut left = Vec::new();
     for _ in 0..UNMOUNT_ROUNDS {
         let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
         let points = workload_mounts(&mounts);
-        let mut done = 0;
-        for point in points.iter().rev() {
-            done += usize::from(unmount(point.as_c_str(), UnmountFlags::NOFOLLOW).is_ok());
-        }
-        if done == points.len() || done == 0 {
-            return;
+        let found = points.len();
+        let held = |point: &CString| unmount(point.as_c_str(), UnmountFlags::NOFOLLOW).is_err();
+        left = points.into_iter().rev().filter(held).collect();
+        left.reverse();
+        if left.is_empty() || left.len() == found {
+            break;
         }
     }
+    left
 }
 
-/// Mount points of the workload's own, in the order of mounting. The kernel's stay: they hold nothing.
+/// Mount points of disks and of the workload's own, in the order of mounting. The kernel's stay: they hold nothing.
 fn workload_mounts(mountinfo: &[u8]) -> Vec<CString> {
     const OURS: [&[u8]; 3] = [b"/proc", b"/sys", b"/dev"];
     mountinfo
@@ -132,8 +148,8 @@ fn unescape(text: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn freeze_root() -> io::Result<()> {
-    let root = openat(CWD, "/", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+fn freeze(point: &CStr) -> io::Result<()> {
+    let root = openat(CWD, point, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     sys::freeze(root.as_fd())
 }
 

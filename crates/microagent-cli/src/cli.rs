@@ -11,7 +11,7 @@ use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events,
     exec, image, kernel, list, logs, man, network, perf, profiles, result, run, start, stats, status,
-    supervise, template, version, wait,
+    supervise, template, version, volume, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -161,6 +161,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "rm")]
     Delete(delete::DeleteArgs),
     Image(image::ImageArgs),
+    Volume(volume::VolumeArgs),
     /// `docker images`, for muscle memory.
     #[command(hide = true)]
     Images(image::ListArgs),
@@ -219,6 +220,7 @@ fn request(cli: Cli) -> Request {
     let group: &[&str] = match &cli.command {
         None => &[],
         Some(Command::Image(group)) if group.command.is_none() => &["image"],
+        Some(Command::Volume(group)) if group.command.is_none() => &["volume"],
         Some(Command::Kernel(group)) if group.command.is_none() => &["kernel"],
         Some(Command::Template(group)) if group.command.is_none() => &["template"],
         Some(Command::Perf(group)) if group.command.is_none() => &["perf"],
@@ -357,7 +359,6 @@ fn docker_verb(name: &str) -> Option<(String, &'static str)> {
         }
         "login" | "logout" => "microagent reads the logins of `docker login` and `podman login`",
         "restart" => "microagent halt NAME, then microagent start NAME",
-        "volume" => "it is not in this version; `microagent --help` shows what is",
         _ => return None,
     };
     Some((format!("there is no command `{name}`"), hint))

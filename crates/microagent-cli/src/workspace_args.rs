@@ -7,12 +7,12 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum}
 use microagent::image::PullPolicy;
 use microagent::text::setup_script;
 use microagent::{
-    AllowRule, Artifact, EgressMode, EgressPolicy, Error, NetworkMode, PROFILES, Profile, Publish, SetupStep,
-    SpecFile, WorkspaceOptions,
+    AllowRule, Artifact, Attachment, AttachmentForm, EgressMode, EgressPolicy, Error, NetworkMode, PROFILES,
+    Profile, Publish, SetupStep, SpecFile, WorkspaceOptions,
 };
 
 use crate::commands::run::{
-    bytes, cpus, env_file, env_variable, memory_mib, refusal, refuse_network, refuse_volume,
+    bytes, cpus, env_file, env_variable, memory_mib, refusal, refuse_attachment, refuse_network,
 };
 use crate::failure::Failure;
 
@@ -91,9 +91,17 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     hostname: Option<String>,
 
-    /// Refused with its reason, which depends on the value.
-    #[arg(short, long, hide = true, allow_hyphen_values = true)]
+    /// Attach a named volume, a tar file or an ext4 image, at a path of the guest (repeatable)
+    #[arg(short, long, value_name = "SRC:DST[:ro|rw]", allow_hyphen_values = true, help_heading = "Disks")]
     volume: Vec<String>,
+
+    /// Attach an ext4 image, whatever it is called (repeatable)
+    #[arg(long, value_name = "FILE:DST[:ro|rw]", help_heading = "Disks")]
+    disk: Vec<String>,
+
+    /// Make a disk of a tar file, whatever it is called, and attach that (repeatable)
+    #[arg(long, value_name = "FILE:DST[:ro|rw]", help_heading = "Disks")]
+    bundle: Vec<String>,
 }
 
 /// `--pull`.
@@ -136,9 +144,11 @@ impl WorkspaceArgs {
         options: &mut WorkspaceOptions,
         outputs: &[Artifact],
     ) -> Result<(), Failure> {
-        if let Some(volume) = self.volume.first() {
-            return Err(refuse_volume(volume));
-        }
+        let disks = self.disks()?;
+        let is_covered =
+            |of_file: &Attachment| disks.iter().any(|flag| flag.mount_point == of_file.mount_point);
+        options.disks.retain(|of_file| !is_covered(of_file));
+        options.disks.extend(disks);
         if let Some(mode) = &self.network {
             options.network = network_mode(mode)?;
         }
@@ -186,6 +196,24 @@ impl WorkspaceArgs {
         *max_connections = self.egress_max_connections.unwrap_or(*max_connections);
         *max_bytes = self.egress_max_bytes.unwrap_or(*max_bytes);
         Ok(())
+    }
+
+    fn disks(&self) -> Result<Vec<Attachment>, Failure> {
+        use AttachmentForm::{Bundle, Disk, Volume};
+        let mut disks = Vec::new();
+        let flags =
+            [("volume", Volume, &self.volume), ("disk", Disk, &self.disk), ("bundle", Bundle, &self.bundle)];
+        for (flag, form, values) in flags {
+            for value in values {
+                let here = std::env::current_dir().map_err(|source| Failure::File {
+                    action: "find",
+                    path: ".".into(),
+                    source,
+                })?;
+                disks.push(form.parse(value, &here).map_err(|e| refuse_attachment(flag, value, &e))?);
+            }
+        }
+        Ok(disks)
     }
 
     fn environment(&self) -> Result<Vec<(String, String)>, Failure> {

@@ -38,6 +38,9 @@ pub struct Options {
     pub journal_blocks: u32,
     /// Blocks that must be free at least.
     pub free_blocks: u64,
+    /// Blocks of the whole file system; as few as the rest asks for when absent. A last group that would be too
+    /// small for its own tables is left out.
+    pub blocks: Option<u64>,
     /// Inodes per block group at least, rounded up to 16. A grown file system keeps the count of each group.
     pub inodes_per_group: u32,
 }
@@ -45,7 +48,7 @@ pub struct Options {
 impl Options {
     /// Defaults: a journal of 16 MiB, 8 MiB free, one inode per 16 KiB (as mke2fs).
     pub fn new(uuid: [u8; 16], epoch: u32) -> Options {
-        Options { uuid, epoch, journal_blocks: 4096, free_blocks: 2048, inodes_per_group: 8192 }
+        Options { uuid, epoch, journal_blocks: 4096, free_blocks: 2048, blocks: None, inodes_per_group: 8192 }
     }
 }
 

@@ -117,7 +117,7 @@ impl Layout {
     }
 
     fn write_superblocks(&self, descriptors: &[u8], write: Sink<'_>) -> Result<(), Error> {
-        let used_blocks = self.bitmap.used();
+        let used_blocks = self.bitmap.used() - u64::from(self.geometry.missing);
         let counts = Counts {
             free_blocks: self.geometry.blocks() - used_blocks,
             used_blocks,

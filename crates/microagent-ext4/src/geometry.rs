@@ -19,6 +19,9 @@ const MAX_GROUPS: u32 = u32::MAX / BLOCKS_PER_GROUP;
 /// bitmaps, table and superblock copy of each group on both sides.
 const INTERRUPTIONS_PER_GROUP: u64 = 8;
 
+/// Blocks for content that make a last group worth having, as for mke2fs.
+const LAST_GROUP_FREE: u64 = 50;
+
 /// What a tree needs, before anything has an address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Demand {
@@ -30,27 +33,35 @@ pub(crate) struct Demand {
     pub(crate) inodes_per_group: u32,
 }
 
-/// The block groups of an image; all are whole.
+impl Demand {
+    /// Inodes of each group, if there are so many groups; `None` when a group cannot have as many.
+    fn inodes_in_each_of(&self, groups: u32) -> Option<u32> {
+        let wanted = u64::from(self.inodes) + FREE_INODES;
+        let per_group = wanted
+            .div_ceil(u64::from(groups))
+            .max(u64::from(self.inodes_per_group))
+            .next_multiple_of(u64::from(INODES_PER_BLOCK));
+        let fits = per_group <= MAX_INODES_PER_GROUP && per_group * u64::from(groups) <= u64::from(u32::MAX);
+        fits.then_some(per_group as u32)
+    }
+}
+
+/// The block groups of an image; all are whole, but perhaps the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
     pub(crate) groups: u32,
     pub(crate) inodes_per_group: u32,
+    /// Blocks that the last group lacks.
+    pub(crate) missing: u32,
 }
 
 impl Geometry {
     /// The smallest geometry that holds `demand`.
     pub(crate) fn fit(demand: Demand) -> Result<Geometry, Error> {
-        let wanted_inodes = u64::from(demand.inodes) + FREE_INODES;
         let first = (demand.blocks / u64::from(BLOCKS_PER_GROUP)).max(1);
         for groups in u32::try_from(first).map_err(|_| Error::TooLarge)?..=MAX_GROUPS {
-            let per_group = wanted_inodes
-                .div_ceil(u64::from(groups))
-                .max(u64::from(demand.inodes_per_group))
-                .next_multiple_of(u64::from(INODES_PER_BLOCK));
-            if per_group > MAX_INODES_PER_GROUP || per_group * u64::from(groups) > u64::from(u32::MAX) {
-                continue;
-            }
-            let geometry = Geometry { groups, inodes_per_group: per_group as u32 };
+            let Some(inodes_per_group) = demand.inodes_in_each_of(groups) else { continue };
+            let geometry = Geometry { groups, inodes_per_group, missing: 0 };
             let spare = INTERRUPTIONS_PER_GROUP * u64::from(groups);
             if geometry.fixed_blocks() + spare + demand.blocks <= geometry.blocks() {
                 return Ok(geometry);
@@ -59,8 +70,33 @@ impl Geometry {
         Err(Error::TooLarge)
     }
 
+    /// The geometry of exactly `blocks`, but for a last group that cannot hold its own tables.
+    pub(crate) fn exact(blocks: u64, demand: Demand) -> Result<Geometry, Error> {
+        let groups = u32::try_from(blocks.div_ceil(u64::from(BLOCKS_PER_GROUP)))
+            .ok()
+            .filter(|groups| (1..=MAX_GROUPS).contains(groups))
+            .ok_or(Error::TooLarge)?;
+        let inodes_per_group = demand.inodes_in_each_of(groups).ok_or(Error::TooLarge)?;
+        let whole = u64::from(groups) * u64::from(BLOCKS_PER_GROUP);
+        let mut geometry = Geometry { groups, inodes_per_group, missing: (whole - blocks) as u32 };
+        let own = 1 + geometry.descriptor_blocks() + 2 + geometry.table_blocks() + LAST_GROUP_FREE;
+        if groups > 1 && u64::from(BLOCKS_PER_GROUP - geometry.missing) < own {
+            geometry = Geometry { groups: groups - 1, missing: 0, ..geometry };
+        }
+        let spare = INTERRUPTIONS_PER_GROUP * u64::from(geometry.groups);
+        if geometry.fixed_blocks() + spare + demand.blocks > geometry.blocks() {
+            return Err(Error::TooLarge);
+        }
+        Ok(geometry)
+    }
+
     /// Total blocks.
     pub(crate) fn blocks(&self) -> u64 {
+        self.whole_blocks() - u64::from(self.missing)
+    }
+
+    /// Blocks that there would be if the last group were whole: as many as bitmaps have bits for.
+    pub(crate) fn whole_blocks(&self) -> u64 {
         u64::from(self.groups) * u64::from(BLOCKS_PER_GROUP)
     }
 
@@ -111,7 +147,7 @@ mod tests {
 
     #[test]
     fn small_trees_take_one_group() {
-        assert_eq!(fit(5000, 400), Geometry { groups: 1, inodes_per_group: 8192 });
+        assert_eq!(fit(5000, 400), Geometry { groups: 1, inodes_per_group: 8192, missing: 0 });
         assert_eq!(fit(32_000, 400).groups, 1);
         assert_eq!(fit(32_500, 400).groups, 2);
     }
@@ -127,11 +163,26 @@ mod tests {
 
     #[test]
     fn superblock_copies_follow_sparse_super() {
-        let g = Geometry { groups: 512, inodes_per_group: 8192 };
+        let g = Geometry { groups: 512, inodes_per_group: 8192, missing: 0 };
         assert_eq!(
             g.superblock_groups().collect::<Vec<_>>(),
             [0, 1, 3, 5, 7, 9, 25, 27, 49, 81, 125, 243, 343]
         );
+    }
+
+    #[test]
+    fn an_exact_size_may_end_within_a_group() {
+        let exact =
+            |blocks| Geometry::exact(blocks, Demand { blocks: 1100, inodes: 1, inodes_per_group: 8192 });
+        assert_eq!(exact(4096).unwrap().blocks(), 4096);
+        assert_eq!(exact(262_144).unwrap(), Geometry { groups: 8, inodes_per_group: 8192, missing: 0 });
+        let g = exact(3 * 32_768 + 5000).unwrap();
+        assert_eq!((g.groups, g.blocks()), (4, 3 * 32_768 + 5000));
+        // Too little for the tables of a group.
+        assert_eq!(exact(3 * 32_768 + 256).unwrap().blocks(), 3 * 32_768);
+        assert!(matches!(exact(1024), Err(Error::TooLarge)));
+        assert!(matches!(exact(0), Err(Error::TooLarge)));
+        assert!(matches!(exact(1 << 32), Err(Error::TooLarge)));
     }
 
     #[test]

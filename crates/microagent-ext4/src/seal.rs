@@ -51,7 +51,8 @@ pub(crate) struct PlacedAttributes {
 }
 
 impl Layout {
-    /// Length of the image in bytes: whole block groups of 128 MiB, most of it never written.
+    /// Length of the image in bytes: whole block groups of 128 MiB unless [`Options::blocks`](crate::Options::blocks)
+    /// says otherwise, most of it never written.
     #[allow(clippy::len_without_is_empty, reason = "an image is never empty")]
     pub fn len(&self) -> u64 {
         self.geometry.blocks() * BLOCK
@@ -91,13 +92,19 @@ pub(crate) fn seal(builder: Builder) -> Result<Layout, Error> {
     let plans = builder.xattr_plans()?;
     let content = content(&builder, &hash_seed)?;
     let attribute_blocks = plans.values().filter(|plan| plan.needs_block()).count() as u64;
-    let geometry = Geometry::fit(Demand {
+    let demand = Demand {
         blocks: content.blocks + attribute_blocks + u64::from(options.journal_blocks) + options.free_blocks,
         inodes: builder::ino(builder.nodes.len() as u32 - 1),
         inodes_per_group: options.inodes_per_group,
-    })?;
+    };
+    let geometry = match options.blocks {
+        Some(blocks) => Geometry::exact(blocks, demand)?,
+        None => Geometry::fit(demand)?,
+    };
 
-    let mut bitmap = Bitmap::new(geometry.blocks());
+    let mut bitmap = Bitmap::new(geometry.whole_blocks());
+    // What lies behind the end can never be had.
+    bitmap.mark(Run { start: geometry.blocks(), length: u64::from(geometry.missing) });
     let tables = place_fixed(&geometry, &mut bitmap).ok_or(Error::TooLarge)?;
     let journal = bitmap.take_contiguous(0, u64::from(options.journal_blocks)).ok_or(Error::TooLarge)?;
     let mut layout = Layout {

@@ -237,6 +237,27 @@ fn many_inodes_and_groups() {
 }
 
 #[test]
+fn an_exact_size_is_kept_whatever_it_is() {
+    for (mib, journal_blocks) in
+        [(16, 1024), (64, 1024), (100, 1024), (129, 1024), (1024, 4096), (2100, 8192)]
+    {
+        let blocks = mib * 256;
+        let options =
+            Options { blocks: Some(blocks), journal_blocks, free_blocks: 0, ..Options::new(UUID, EPOCH) };
+        let layout = Builder::new(options).seal().unwrap();
+        let lost = blocks * 4096 - layout.len();
+        assert!(lost < 3 << 20, "{mib} MiB: {lost} bytes are lost");
+        let image = Image::write(&layout, &[]);
+        image.assert_clean();
+        if let Some(listed) = image.debugfs("ls -p /") {
+            assert_eq!(String::from_utf8_lossy(&listed).lines().filter(|line| line.contains("/")).count(), 2);
+        }
+    }
+    let tiny = Options { blocks: Some(256), ..Options::new(UUID, EPOCH) };
+    assert!(matches!(Builder::new(tiny).seal(), Err(Error::TooLarge)));
+}
+
+#[test]
 fn a_chain_of_directories_does_not_recurse() {
     let mut b = builder();
     let mut dir = ROOT;

@@ -31,9 +31,14 @@ pub(crate) fn unsupported(start: &[u8]) -> Option<&'static str> {
 
 /// The compression of a file.
 pub(crate) fn of_file(path: &Path) -> io::Result<Compression> {
+    Ok(Compression::sniff(&start_of(path)?))
+}
+
+/// The bytes of a file that tell its compression.
+pub(crate) fn start_of(path: &Path) -> io::Result<Vec<u8>> {
     let mut start = Vec::new();
     File::open(path)?.take(MAGIC_LEN).read_to_end(&mut start)?;
-    Ok(Compression::sniff(&start))
+    Ok(start)
 }
 
 /// The media type of a layer with that compression.

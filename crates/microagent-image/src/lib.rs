@@ -15,6 +15,7 @@
 //! moment: nothing gets its final name before it is whole, and locks end with their holders.
 
 mod archive;
+pub mod bundle;
 mod cache;
 mod commit;
 mod compression;

@@ -26,7 +26,7 @@ pub use message::{
     GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MacAddress, Mount, Network,
     OUTPUT_CHUNK_LIMIT, Pack, PackEvent, PathInfo, PathKind, REPLY_LIMIT, REQUEST_LIMIT, Request, Root,
     SECRETS_LIMIT, SHUT_DOWN_REST, STDIN_WINDOW, Secret, SecretValue, SetClock, ShutDown, StartError,
-    StartErrorKind, Stat, Terminal, Timings, Unpack, UnpackInput, Unpacked,
+    StartErrorKind, Stat, Terminal, Timings, UNUSED_SINCE, Unpack, UnpackInput, Unpacked,
 };
 pub use preamble::{PREAMBLE_LEN, Preamble, PreambleKind, PreambleScanner, answer, greet};
 pub use session::{

@@ -99,13 +99,18 @@ pub struct Configure {
 pub struct Mount {
     /// SCSI target of the disk (channel 0, logical unit 0).
     pub scsi_target: u8,
-    /// Absolute path in the guest; made if it is missing.
+    /// Absolute path in the guest; made if it is missing. An unused volume takes over owner and mode of what it covers
+    /// ([`UNUSED_SINCE`]).
     pub path: Chunk,
     /// Whether it is mounted for reading only, as the disk is then.
     pub read_only: bool,
     /// Whether the file system is grown to the size of the disk.
     pub grow: bool,
 }
+
+/// The times of the root directory of a volume that nobody has used: seconds since 1970, and nanoseconds. Whatever is
+/// done to it, if only a change of its owner, gives it others.
+pub const UNUSED_SINCE: (i64, u32) = (1_704_067_200, 600_613_000);
 
 /// A file in `/run/secrets`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -453,6 +458,8 @@ pub enum GuestErrorKind {
     Invalid,
     /// The disk could not be found, mounted, grown or flushed.
     Disk,
+    /// The same of a disk beside the root disk: the machine is well, its user's disk is not.
+    Mount,
     /// The network could not be set up.
     Network,
     /// The request does not fit the state (second `Configure`, `Exec` before it, …).

@@ -16,6 +16,7 @@ mod name;
 mod process;
 mod record;
 mod state_dir;
+mod volume;
 mod workload;
 
 pub use atomic::{ReadError, WriteError, fsync_dir, read_json, read_limited, write_atomic, write_json};
@@ -29,5 +30,8 @@ pub use record::{
     Artifact, Failure, FailureKind, Identity, ImageIdentity, Link, LinkState, LoadError, NetworkMode,
     OneStart, RecordedResult, Resources, RestartPolicy, State, WORKSPACE_FORMAT, WorkspaceRecord,
 };
-pub use state_dir::{OpenError, StateDir, WorkspaceDir};
+pub use state_dir::{OpenError, Scratch, StateDir, WorkspaceDir};
+pub use volume::{
+    HeldVolume, HoldError, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeLoadError, VolumeRecord,
+};
 pub use workload::{CommandLine, SetupStep, Workload};

@@ -186,6 +186,8 @@ pub enum FailureKind {
     Boot,
     /// `--timeout` ran out.
     Timeout,
+    /// A disk beside the root disk cannot be used.
+    Disk,
     /// The guest or its VMM went away in the middle.
     GuestDied,
     /// The guest broke the protocol.

@@ -4,6 +4,7 @@
 //! ~/.microagent/                0700, files 0600
 //! ├── format                    layout version of the directory
 //! ├── workspaces/NAME/          workspace.json workload.json lock disk.qcow2 console.log …
+//! ├── volumes/NAME/             volume.json disk.ext4 lock holder.json
 //! ├── images/                   index of references, blobs by digest, base disks by digest
 //! ├── guest/SUM/                the kernel and initramfs that this build carries, unpacked once
 //! ├── templates/                frozen guests (warm start)
@@ -14,6 +15,7 @@ use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -30,8 +32,11 @@ const GRAVE_PREFIX: &str = "deleted-";
 /// How a workspace on its way in is called in `tmp/`.
 const CRADLE_PREFIX: &str = "created-";
 
-/// What lies in `tmp/` only for moments: workspaces and templates on their way out and in.
-const SWEPT_PREFIXES: [&str; 3] = [GRAVE_PREFIX, CRADLE_PREFIX, "template-"];
+/// How a directory of [`StateDir::scratch`] is called in `tmp/`.
+const SCRATCH_PREFIX: &str = "scratch-";
+
+/// What lies in `tmp/` only for moments: workspaces, volumes and templates on their way out and in.
+const SWEPT_PREFIXES: [&str; 4] = [GRAVE_PREFIX, CRADLE_PREFIX, SCRATCH_PREFIX, "template-"];
 
 /// How long a command may be at work on such files before another one takes them for abandoned.
 const GRAVE_AGE: Duration = Duration::from_secs(60);
@@ -84,10 +89,10 @@ impl StateDir {
     /// Fails when the directory cannot be made, is not writable, or was written by a newer release.
     pub fn prepare(&self) -> Result<(), OpenError> {
         let create = |source| OpenError::Create { path: self.root.clone(), source };
-        for dir in
-            [self.root.clone(), self.workspaces(), self.images(), self.guest(), self.templates(), self.tmp()]
-        {
-            create_private_dir(&dir).map_err(create)?;
+        let parts =
+            [self.workspaces(), self.volumes(), self.images(), self.guest(), self.templates(), self.tmp()];
+        for dir in std::iter::once(&self.root).chain(&parts) {
+            create_private_dir(dir).map_err(create)?;
         }
         self.sweep();
         let format = self.root.join("format");
@@ -116,8 +121,7 @@ impl StateDir {
                 .and_then(|at| at.elapsed().ok());
             if swept && age.is_some_and(|age| age > GRAVE_AGE) {
                 // A large disk takes its time on its way in; whoever makes it holds its lock.
-                let dir = WorkspaceDir::at(entry.path());
-                if !matches!(dir.lock(), Err(LockError::Held { .. })) {
+                if !matches!(lock_in(&entry.path()), Err(LockError::Held { .. })) {
                     let _ = fs::remove_dir_all(entry.path());
                 }
             }
@@ -132,6 +136,11 @@ impl StateDir {
     /// One directory per workspace.
     pub fn workspaces(&self) -> PathBuf {
         self.root.join("workspaces")
+    }
+
+    /// One directory per volume.
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
     }
 
     /// Image index, blobs and base disks.
@@ -170,26 +179,55 @@ impl StateDir {
         name: &WorkspaceName,
         fill: impl FnOnce(&WorkspaceDir) -> Result<(), E>,
     ) -> Result<WorkspaceDir, E> {
-        let private = fs::Permissions::from_mode(0o700);
-        let cradle =
-            tempfile::Builder::new().prefix(CRADLE_PREFIX).permissions(private).tempdir_in(self.tmp())?;
-        let making = WorkspaceDir::at(cradle.path());
-        // Held until it has its name, so that nobody takes it for abandoned; nobody else knows it yet.
-        let _lock = making.lock().map_err(|error| match error {
-            LockError::Open { source, .. } => source,
-            held @ LockError::Held { .. } => io::Error::other(held),
-        })?;
-        fill(&making)?;
-        fsync_dir(cradle.path())?;
         let dir = self.workspace(name);
-        fs::rename(cradle.path(), dir.path()).map_err(|error| match error.kind() {
+        self.bring_in(dir.path(), |making| fill(&WorkspaceDir::at(making)))?;
+        Ok(dir)
+    }
+
+    /// Fills a directory aside, with its lock held so that nobody takes it for abandoned, and gives it its place in
+    /// one step.
+    pub(crate) fn bring_in<E: From<io::Error>>(
+        &self,
+        place: &Path,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Scratch { dir: cradle, _lock } = self.locked_tempdir(CRADLE_PREFIX)?;
+        fill(cradle.path())?;
+        fsync_dir(cradle.path())?;
+        fs::rename(cradle.path(), place).map_err(|error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty => io::ErrorKind::AlreadyExists.into(),
             _ => error,
         })?;
         // It has another name now, under which nothing of it is to be removed.
         let _ = cradle.keep();
-        fsync_dir(&self.workspaces())?;
-        Ok(dir)
+        fsync_dir(place.parent().unwrap_or(Path::new(".")))?;
+        Ok(())
+    }
+
+    /// A directory for what is half-made, on the file system of everything else. Dropped, it is gone.
+    ///
+    /// # Errors
+    /// Fails when it cannot be made.
+    pub fn scratch(&self) -> io::Result<Scratch> {
+        self.locked_tempdir(SCRATCH_PREFIX)
+    }
+
+    fn locked_tempdir(&self, prefix: &str) -> io::Result<Scratch> {
+        let private = fs::Permissions::from_mode(0o700);
+        let dir = tempfile::Builder::new().prefix(prefix).permissions(private).tempdir_in(self.tmp())?;
+        // Nobody else knows it yet.
+        let lock = lock_in(dir.path()).map_err(|error| match error {
+            LockError::Open { source, .. } => source,
+            held @ LockError::Held { .. } => io::Error::other(held),
+        })?;
+        Ok(Scratch { dir, _lock: lock })
+    }
+
+    /// Removes a directory of ours: first the name, in one step, then the files. The caller holds its lock.
+    pub(crate) fn take_out(&self, place: &Path) -> io::Result<()> {
+        let grave = tempfile::Builder::new().prefix(GRAVE_PREFIX).tempdir_in(self.tmp())?.keep();
+        fs::rename(place, &grave)?;
+        fs::remove_dir_all(&grave)
     }
 
     /// Names of all directories that could be workspaces, sorted. A missing state directory has none.
@@ -197,20 +235,44 @@ impl StateDir {
     /// # Errors
     /// Fails when the directory exists and cannot be read.
     pub fn workspace_names(&self) -> io::Result<Vec<WorkspaceName>> {
-        let entries = match fs::read_dir(self.workspaces()) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(e),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            if let Some(name) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
-                names.push(name);
-            }
-        }
-        names.sort();
-        Ok(names)
+        names_in(&self.workspaces())
     }
+}
+
+/// A directory for what is half-made, locked so that nobody takes it for abandoned.
+#[derive(Debug)]
+pub struct Scratch {
+    dir: tempfile::TempDir,
+    _lock: Lock,
+}
+
+impl Scratch {
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// What in a directory could be a name of this kind, sorted; nothing when there is no directory.
+pub(crate) fn names_in<T: FromStr + Ord>(dir: &Path) -> io::Result<Vec<T>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        if let Some(name) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The lock of a directory that has one.
+pub(crate) fn lock_in(dir: &Path) -> Result<Lock, LockError> {
+    Lock::try_exclusive(&dir.join("lock"))
 }
 
 /// The directory of one workspace.
@@ -235,7 +297,7 @@ impl WorkspaceDir {
     /// # Errors
     /// Fails when another process holds it, or the workspace does not exist.
     pub fn lock(&self) -> Result<Lock, LockError> {
-        Lock::try_exclusive(&self.path.join("lock"))
+        lock_in(&self.path)
     }
 
     /// `workspace.json`: what the workspace is and what state it is in.
@@ -256,6 +318,11 @@ impl WorkspaceDir {
     /// The root disk: a qcow2 overlay on the image's base disk.
     pub fn disk(&self) -> PathBuf {
         self.path.join("disk.qcow2")
+    }
+
+    /// The disk that was made of the bundle at this place among the workspace's disks.
+    pub fn bundle(&self, place: usize) -> PathBuf {
+        self.path.join(format!("bundle-{place}.ext4"))
     }
 
     /// What the guest's console and the workload printed, bounded.
@@ -324,9 +391,7 @@ impl WorkspaceDir {
     /// # Errors
     /// Fails when the directory cannot be renamed or its files cannot be removed.
     pub fn remove(&self, state: &StateDir) -> io::Result<()> {
-        let grave = tempfile::Builder::new().prefix(GRAVE_PREFIX).tempdir_in(state.tmp())?.keep();
-        fs::rename(&self.path, &grave)?;
-        fs::remove_dir_all(&grave)
+        state.take_out(&self.path)
     }
 }
 

@@ -33,7 +33,7 @@ pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay, grow_overlay};
 pub use ports::{PortError, choose_ports};
 pub use spec::{
-    DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, Report, Spec, StartMode, Step, Timeline,
-    Work,
+    Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, Report, Spec, StartMode, Step,
+    Timeline, Work,
 };
 pub use supervisor::{SUPERVISE_ARGUMENT, supervise};

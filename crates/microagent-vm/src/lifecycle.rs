@@ -61,6 +61,8 @@ pub enum Event {
     GuestFailed(String),
     /// The channel to the guest broke, and nobody knows why.
     ChannelBroken(String),
+    /// The guest is well and cannot use one of its disks beside the root disk.
+    DiskUnfit(String),
     /// QEMU ended by itself.
     MachineGone(String),
     /// The host's disk is full.
@@ -156,6 +158,10 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
         (P::Restoring, E::GuestFailed(_) | E::ChannelBroken(_) | E::MachineGone(_)) => {
             (P::Starting, Effect::StartCold)
         }
+        // No template is to blame, and another boot would not help.
+        (P::Restoring | P::Starting, E::DiskUnfit(message)) => {
+            (failed(FailureKind::Disk, message), Effect::Kill)
+        }
         (P::Running, E::Serving) => (P::Running, Effect::PublishServing),
         (P::Restoring | P::Starting, E::AgentReady) => (P::Running, Effect::Publish),
         // It ended in the moment in which the guest was made to stand still.
@@ -201,6 +207,7 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
             | E::GuestFailed(_)
             | E::ChannelBroken(_)
             | E::LinkLost(_)
+            | E::DiskUnfit(_)
             | E::WindowOver,
         ) => (phase, Effect::None),
     }

@@ -252,7 +252,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::spec::{DiskSpec, ExtraDisk};
+    use crate::spec::{Claim, DiskSpec, ExtraDisk};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -332,7 +332,7 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         let fd = null.as_fd();
         let sockets = Sockets { console: fd, monitor: fd, control: fd, network: None };
-        let disk = |path: &str, read_only| ExtraDisk { path: path.into(), read_only };
+        let disk = |path: &str, read_only| ExtraDisk { path: path.into(), read_only, claim: Claim::None };
         let spec =
             MachineSpec { extra_disks: vec![disk("/i/other", true), disk("/v/data", false)], ..spec() };
         let words = |start| {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use microagent_net::{EgressPolicy, Publish};
 use microagent_proto::{Configure, Exec};
-use microagent_store::{Failure, OneStart, RecordedResult};
+use microagent_store::{Failure, OneStart, RecordedResult, VolumeName};
 use serde::{Deserialize, Serialize};
 
 /// Largest [`Spec`] in bytes: setup scripts and environment.
@@ -78,6 +78,19 @@ pub struct ExtraDisk {
     pub path: PathBuf,
     /// Whether the guest can only read it. QEMU opens it so, and may not open it otherwise.
     pub read_only: bool,
+    /// How it is kept from being used by two machines at once.
+    pub claim: Claim,
+}
+
+/// How a disk is kept from being used by two machines at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Claim {
+    /// Not at all: it never changes, or the workspace's own lock covers it.
+    None,
+    /// By the lock of the volume whose disk it is.
+    Volume(VolumeName),
+    /// By a lock on the file itself, shared by those that only read. It must be a regular file, and no link.
+    File,
 }
 
 /// A root disk.
@@ -95,9 +108,10 @@ pub struct DiskSpec {
 }
 
 impl MachineSpec {
-    /// Whether the machine has a disk that outlives it.
+    /// Whether the machine has a disk that outlives it, and that its guest can write to.
     pub fn keeps_disk(&self) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.keep)
+            || self.extra_disks.iter().any(|disk| !disk.read_only)
     }
 }
 
@@ -254,6 +268,13 @@ pub enum Outcome {
     Frozen,
     /// Another process has the workspace; nothing was done.
     Busy,
+    /// Another machine has one of its disks; nothing was done.
+    DiskBusy {
+        /// The disk: `volume `NAME`` or its path.
+        disk: String,
+        /// The workspace that has it, if that is known.
+        holder: Option<String>,
+    },
     /// The machine failed.
     Failed(Failure),
 }

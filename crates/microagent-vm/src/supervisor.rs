@@ -4,6 +4,7 @@
 //! the guest), readers of console and error output, the monitor's watch, the tether's watch, the front (takes
 //! clients in). The record is written by the driver alone.
 
+mod claims;
 mod effects;
 mod ending;
 mod front;
@@ -40,6 +41,7 @@ use crate::spec::{
     DiskStamp, Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work,
 };
 use crate::template::Template;
+use claims::Claims;
 use ending::Waiting;
 use front::{Amending, Asked, Front, Wishes};
 use machine::Machine;
@@ -211,6 +213,8 @@ struct Driver {
     at: State,
     /// Whether the machine's life no longer depends on its caller's.
     detached: bool,
+    /// Its disks beside the root disk.
+    claims: Claims,
     _lock: Lock,
 }
 
@@ -233,6 +237,8 @@ impl Driver {
             // Another command was quicker, and what it has made of the disk is not to be touched.
             return Err(Outcome::Busy);
         }
+        let state = StateDir::at(&spec.state_dir);
+        let claims = Claims::take(&spec, &state)?;
         let (record, console) = if spec.work.is_recorded() {
             (Some(WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?), dir.console_log())
         } else {
@@ -251,7 +257,7 @@ impl Driver {
             false => None,
         };
         let mut driver = Driver {
-            state: StateDir::at(&spec.state_dir),
+            state,
             spec,
             dir,
             record,
@@ -264,6 +270,7 @@ impl Driver {
             waiting: Waiting::default(),
             at: State::Starting,
             detached: false,
+            claims,
             _lock: lock,
         };
         if let Some(record) = &mut driver.record {
@@ -341,6 +348,7 @@ impl Driver {
             Machine::start(&self.spec, &plan, &self.dir, Rc::clone(&self.console), &events).await?;
         self.start = plan.mode();
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
+        self.claims.note(machine.process_id())?;
         if let Some(record) = &mut self.record {
             record.vmm = machine.process_id();
             record.link = machine.link();

@@ -63,7 +63,8 @@ impl Engine {
         };
         let dest = destination(dest, &output.path)?;
         let (chunks, received) = sync_channel(QUEUE);
-        let limit = record.resources.size_mib.saturating_mul(1024 * 1024).saturating_mul(STREAM_SLACK);
+        let bytes = self.disk_bytes(record.resources.size_mib, &record.disks, &self.existing(name)?);
+        let limit = bytes.saturating_mul(STREAM_SLACK);
         let writer = {
             let dest = dest.clone();
             tokio::task::spawn_blocking(move || unpack_item(Stream::new(received).up_to(limit), &dest))

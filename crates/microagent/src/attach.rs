@@ -37,6 +37,14 @@ pub(crate) const REPLY_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a look into a resting workspace may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
+/// Which disks a resting workspace is looked into with, beside its root disk.
+enum Beside {
+    /// Those that it has when it runs, so that a path means the same.
+    ItsOwn,
+    /// None of its own, and these, unmounted.
+    Only(Vec<ExtraDisk>),
+}
+
 /// A guest that can be asked for something.
 pub(crate) struct Guest {
     name: WorkspaceName,
@@ -66,14 +74,14 @@ impl Engine {
         let look = match state {
             State::Running | State::Starting => None,
             state if state.is_resting() => {
-                Some(self.look(&record, &dir, Vec::new(), observer, cancel).await?)
+                Some(self.look(&record, &dir, Beside::ItsOwn, observer, cancel).await?)
             }
             state => return Err(Error::WrongState { name: name.clone(), state, action: "reach its files" }),
         };
         Ok(Guest { name: name.clone(), dir, look })
     }
 
-    /// The guest of a resting workspace, booted for this with further disks and ended by [`Guest::leave`].
+    /// The guest of a resting workspace, booted for this with these disks in place of its own, and ended by [`Guest::leave`].
     pub(crate) async fn resting_guest(
         &self,
         name: &WorkspaceName,
@@ -88,7 +96,7 @@ impl Engine {
             return Err(Error::WrongState { name: name.clone(), state, action });
         }
         let dir = self.existing(name)?;
-        let look = Some(self.look(&record, &dir, extra_disks, observer, cancel).await?);
+        let look = Some(self.look(&record, &dir, Beside::Only(extra_disks), observer, cancel).await?);
         Ok(Guest { name: name.clone(), dir, look })
     }
 
@@ -106,7 +114,7 @@ impl Engine {
         &self,
         record: &WorkspaceRecord,
         dir: &WorkspaceDir,
-        extra_disks: Vec<ExtraDisk>,
+        beside: Beside,
         observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<Launched, Error> {
@@ -114,10 +122,17 @@ impl Engine {
         let name = &record.name;
         let machinery = self.machinery(NetworkMode::Isolated)?;
         let base = self.images().disk_path(&record.image.disk);
-        let kept = WorkspaceRecord { disposable: false, ..record.clone() };
+        let disks = match &beside {
+            Beside::ItsOwn => record.disks.clone(),
+            Beside::Only(_) => Vec::new(),
+        };
+        let kept = WorkspaceRecord { disposable: false, disks, ..record.clone() };
         let work = Work::Serve { service: None, stop_signal: SIGTERM, detached: false };
         let spec = self.spec(&machinery, &Life::of(&kept, dir, &base)?, work)?;
-        let machine = MachineSpec { extra_disks, ..spec.machine };
+        let machine = match beside {
+            Beside::ItsOwn => spec.machine,
+            Beside::Only(extra_disks) => MachineSpec { extra_disks, ..spec.machine },
+        };
         let spec = Spec { timeout: Some(LOOK_TIMEOUT), machine, ..spec };
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
@@ -143,6 +158,7 @@ impl Engine {
         Err(match ended {
             Ok(ended) => match ended.outcome {
                 Outcome::Busy => Error::Busy { name: name.clone(), source: None },
+                Outcome::DiskBusy { disk, holder } => Error::DiskBusy { disk, holder },
                 Outcome::Failed(failure) if failure.kind == Kind::Cancelled => Error::Cancelled,
                 Outcome::Failed(failure) => failed(failure.kind, failure.message),
                 _ => failed(Kind::Protocol, "its supervisor did other work than asked".to_owned()),

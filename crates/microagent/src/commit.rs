@@ -11,8 +11,8 @@ use std::time::Duration;
 use microagent_image::{Committed, ConfigChanges, NetworkOptions, Pushed};
 use microagent_proto::{Diff, Request};
 use microagent_store::WorkspaceName;
-use microagent_vm::ExtraDisk;
 use microagent_vm::machine::{EXTRA_SCSI_TARGET, ROOT_SCSI_TARGET};
+use microagent_vm::{Claim, ExtraDisk};
 use serde::Serialize;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -82,7 +82,8 @@ impl Engine {
         let images = self.images();
         let progress = Forward(observer);
         let commit = images.begin_commit(&record.image.digest, reference, &progress, cancel).await?;
-        let base = ExtraDisk { path: images.disk_path(&record.image.disk), read_only: true };
+        let base =
+            ExtraDisk { path: images.disk_path(&record.image.disk), read_only: true, claim: Claim::None };
         let guest = self.resting_guest(name, vec![base], ACTION, observer, cancel).await?;
         observer.event(Event::Comparing { workspace: name.to_string() });
 

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::attach::Guest;
-use crate::making::{MIB, invalid};
+use crate::making::invalid;
 use crate::{Engine, Error, Observer};
 use place::{Kind, Misfit, Place, base, place};
 pub(crate) use receive::{Stream, unpack};
@@ -31,7 +31,7 @@ pub(crate) use receive::{Stream, unpack};
 /// Pieces that wait between guest and host.
 const QUEUE: usize = 4;
 
-/// What a tar stream may have beyond the disk's size: headers, and files with holes that it fills.
+/// What a tar stream may have beyond the size of the disks: headers, and files with holes that it fills.
 const STREAM_SLACK: u64 = 2;
 
 /// How long a guest may take from one piece of a tar stream to the next: it may look at many names in between.
@@ -129,8 +129,9 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<(), Error> {
         let guest_path = &absolute(guest_path);
-        let size_mib = self.load(name)?.resources.size_mib;
-        let limit = size_mib.saturating_mul(MIB).saturating_mul(STREAM_SLACK);
+        let record = self.load(name)?;
+        let bytes = self.disk_bytes(record.resources.size_mib, &record.disks, &self.existing(name)?);
+        let limit = bytes.saturating_mul(STREAM_SLACK);
         let guest = self.guest(name, observer, cancel).await?;
         let copied = self.take(&guest, guest_path, target, follow, limit, cancel).await;
         let left = guest.leave().await;

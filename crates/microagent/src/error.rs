@@ -5,7 +5,11 @@ use std::path::PathBuf;
 
 use microagent_guest::GuestError;
 use microagent_image::ImageError;
-use microagent_store::{FailureKind, LoadError, LockError, OpenError, State, WorkspaceName, WriteError};
+use microagent_image::bundle::BundleError;
+use microagent_store::{
+    FailureKind, LoadError, LockError, OpenError, State, VolumeLoadError, VolumeName, WorkspaceName,
+    WriteError,
+};
 use microagent_vm::{ControlError, OutputReader, PortError, SuperviseError};
 use serde::Serialize;
 
@@ -74,6 +78,40 @@ pub enum Error {
         /// What differs.
         differences: Vec<String>,
     },
+    /// No volume of this name.
+    #[error("no volume `{name}`")]
+    NoSuchVolume {
+        /// The name asked for.
+        name: VolumeName,
+    },
+    /// The volume's name is taken.
+    #[error("volume `{name}` exists already")]
+    VolumeExists {
+        /// The name asked for.
+        name: VolumeName,
+    },
+    /// The volume's record is unreadable.
+    #[error(transparent)]
+    VolumeRecord(#[from] VolumeLoadError),
+    /// Another machine or command has a disk.
+    #[error("{disk} is in use{}", by(holder.as_deref()))]
+    DiskBusy {
+        /// The disk.
+        disk: String,
+        /// The workspace that has it, if that is known.
+        holder: Option<String>,
+    },
+    /// Resting workspaces name the volume.
+    #[error("volume `{name}` belongs to {}", listed(workspaces))]
+    VolumeNamed {
+        /// The volume.
+        name: VolumeName,
+        /// The workspaces.
+        workspaces: Vec<WorkspaceName>,
+    },
+    /// No disk could be made of a bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
     /// The workspace declared no such output.
     #[error("workspace `{workspace}` has no artifact `{artifact}`")]
     NoSuchArtifact {
@@ -243,6 +281,8 @@ pub enum ErrorKind {
     WrongState,
     /// The image could not be had.
     Image,
+    /// A disk or bundle cannot be used.
+    Disk,
     /// The machine failed.
     RunFailed,
     /// `--timeout` ran out.
@@ -280,8 +320,16 @@ impl Error {
             | Error::NoSuchArtifact { .. }
             | Error::ArtifactUnreadable { .. } => ErrorKind::NotFound,
             Error::NameTaken { .. } => ErrorKind::AlreadyExists,
-            Error::Record(_) => ErrorKind::Damaged,
-            Error::Busy { .. } => ErrorKind::Busy,
+            Error::Record(_) | Error::VolumeRecord(_) => ErrorKind::Damaged,
+            Error::NoSuchVolume { .. } => ErrorKind::NotFound,
+            Error::VolumeExists { .. } => ErrorKind::AlreadyExists,
+            Error::VolumeNamed { .. } => ErrorKind::WrongState,
+            Error::Bundle(BundleError::Cancelled) => ErrorKind::Cancelled,
+            Error::Bundle(e) if e.is_disk_full() => ErrorKind::HostFull,
+            Error::Bundle(_)
+            | Error::RunFailed { kind: FailureKind::Disk, .. }
+            | Error::StartFailed { kind: FailureKind::Disk, .. } => ErrorKind::Disk,
+            Error::Busy { .. } | Error::DiskBusy { .. } => ErrorKind::Busy,
             Error::WrongState { .. } | Error::NeedsRest { .. } => ErrorKind::WrongState,
             Error::Unchangeable { .. } => ErrorKind::Invalid,
             Error::Spec(_) | Error::Invalid { .. } => ErrorKind::Invalid,
@@ -335,6 +383,35 @@ impl Error {
                 Some("choose another directory with --state-dir or MICROAGENT_STATE_DIR".to_owned())
             }
             Error::NoSuchWorkspace { .. } => Some("`microagent list` shows the saved workspaces".to_owned()),
+            Error::NoSuchVolume { name } => {
+                Some(format!("`microagent volume list` shows those that exist; make it: microagent volume create {name}"))
+            }
+            Error::VolumeExists { name } => {
+                Some(format!("use it, or remove it with everything on it: microagent volume delete {name}"))
+            }
+            Error::VolumeRecord(_) => {
+                Some("its disk, disk.ext4 beside the record, is not touched; `microagent volume delete NAME` removes both".to_owned())
+            }
+            Error::DiskBusy { holder: Some(holder), .. } => {
+                Some(format!("one machine has it at a time; end that one first: microagent halt {holder}"))
+            }
+            Error::DiskBusy { holder: None, .. } => Some("try again when nobody uses it".to_owned()),
+            Error::VolumeNamed { workspaces, .. } => {
+                let names: Vec<_> = workspaces.iter().map(WorkspaceName::as_str).collect();
+                Some(format!(
+                    "delete them first: microagent delete {}; or add --force, after which they do not start",
+                    names.join(" ")
+                ))
+            }
+            Error::Bundle(BundleError::Damaged { .. } | BundleError::Compression { .. }) => {
+                Some("pack it anew: tar -C DIR -cf files.tar . (or .tar.gz, .tar.zst)".to_owned())
+            }
+            Error::RunFailed { kind: FailureKind::Disk, .. }
+            | Error::StartFailed { kind: FailureKind::Disk, .. } => Some(
+                "one that was not unmounted cleanly is right after one start without :ro; a damaged one can be repaired: \
+                 e2fsck -f on its file, which for a volume `microagent volume status NAME` shows"
+                    .to_owned(),
+            ),
             Error::NameTaken { name } => {
                 Some(format!("choose another --name, or remove it: microagent delete {name} --yes"))
             }
@@ -404,6 +481,22 @@ impl Error {
 /// `a changes` or `a, b change`.
 fn changes(keys: &[String]) -> String {
     format!("{} {}", keys.join(", "), if keys.len() == 1 { "changes" } else { "change" })
+}
+
+impl Error {
+    /// A volume that is not there is not damaged.
+    pub(crate) fn from_volume(name: &VolumeName, error: VolumeLoadError) -> Error {
+        if error.is_not_found() { Error::NoSuchVolume { name: name.clone() } } else { error.into() }
+    }
+}
+
+fn by(holder: Option<&str>) -> String {
+    holder.map(|holder| format!(" by workspace `{holder}`")).unwrap_or_default()
+}
+
+fn listed(workspaces: &[WorkspaceName]) -> String {
+    let names: Vec<_> = workspaces.iter().map(|name| format!("`{name}`")).collect();
+    format!("workspace{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", "))
 }
 
 /// An error and what caused it, in one line.

@@ -24,8 +24,10 @@
 mod apply;
 mod artifact;
 mod attach;
+mod attachment;
 mod commit;
 mod copy;
+mod disks;
 mod doctor;
 mod egress;
 mod engine;
@@ -47,9 +49,11 @@ pub mod spec;
 mod supervise;
 mod template;
 pub mod text;
+mod volume;
 mod workspace;
 
 pub use apply::{Applied, Change, ChangeKind};
+pub use attachment::{AttachmentError, AttachmentForm};
 pub use commit::{CommitOptions, CommitReport};
 pub use copy::{CopySource, CopyTarget};
 pub use doctor::{Check, CheckStatus, DoctorReport, KernelReport};
@@ -67,6 +71,7 @@ pub use signal::signal_number;
 pub use spec::{SpecError, SpecFile};
 pub use supervise::SuperviseOptions;
 pub use template::{Template, TemplateShape};
+pub use volume::{VOLUME_SIZE_MIB, Volume, VolumeDeleteMode, VolumeDeletion};
 pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
 
 pub use microagent_image as image;
@@ -77,7 +82,7 @@ pub use microagent_net::{
 pub use microagent_store::{
     Artifact, Attachment, CommandLine, DiskSource, Failure, FailureKind, LinkState, NameError, NetworkMode,
     OneStart, ProcessId, Resources, RestartPolicy, SecretReference, SecretSource, SetupStep, State,
-    StateEvent, VolumeName, WorkspaceName,
+    StateEvent, VolumeName, VolumeNameError, WorkspaceName,
 };
 pub use microagent_vm::{
     OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, supervise,

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use microagent_image::PullOptions;
 use microagent_store::{
-    FailureKind, OneStart, Resources, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
+    DiskSource, FailureKind, OneStart, Resources, State, Workload, WorkspaceDir, WorkspaceName,
+    WorkspaceRecord,
 };
 use microagent_vm::control::{change, change_because};
 use microagent_vm::{
@@ -18,6 +19,7 @@ use microagent_vm::{
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::disks::copy_disk;
 use crate::follow::{Followed, Forward};
 use crate::machinery::{Life, Machinery, new_identity};
 use crate::making::{
@@ -107,6 +109,7 @@ impl Engine {
         if self.state().workspace(name).path().exists() {
             return Err(Error::NameTaken { name: name.clone() });
         }
+        let disks = self.check_disks(&options.workspace.disks, !options.workspace.setup.is_empty())?;
         // What is missing is better said now than at the first start.
         let machinery = self.machinery(options.workspace.network)?;
         let pull = PullOptions { policy: options.workspace.pull, ..PullOptions::default() };
@@ -116,15 +119,17 @@ impl Engine {
             Some(command) => Some(resolve_command(command, &image.config)?),
             None => None,
         };
-        let (resources, notices) = size(&options.workspace, &image);
+        let (resources, mut notices) = size(&options.workspace, &image);
         for notice in &notices {
             observer.event(Event::Notice(notice.clone()));
         }
-        let record = new_record(&options.workspace, name, &image, resources)?;
+        let record = new_record(&options.workspace, name, &image, resources, &disks)?;
         let record = WorkspaceRecord { restart: options.restart, ..record };
         let workload = new_workload(&options.workspace, &image.config, &record.hostname);
         let workload = Workload { service, shell: options.shell.clone(), ..workload };
-        let dir = self.settle_in(&record, &image, Some(&workload))?;
+        let bundles = self.make_bundles(&disks, cancel).await?;
+        notices.extend(self.make_missing_volumes(&disks, observer)?);
+        let dir = self.settle_in(&record, &image, Some(&workload), bundles)?;
         // The record names the disk from here on, which keeps it from being pruned.
         image.release();
         if !workload.setup.is_empty()
@@ -441,7 +446,18 @@ impl Engine {
             let failed = |source| Error::File { action: "copy", path: from.disk(), source };
             // Shares the blocks where the file system can.
             std::fs::copy(from.disk(), dir.disk()).map_err(failed)?;
-            std::fs::File::open(dir.disk()).and_then(|file| file.sync_all()).map_err(failed)
+            std::fs::File::open(dir.disk()).and_then(|file| file.sync_all()).map_err(failed)?;
+            for (place, disk) in copy.disks.iter().enumerate() {
+                if let DiskSource::Bundle(_) = disk.source {
+                    let (from, to) = (from.bundle(place), dir.bundle(place));
+                    copy_disk(&from, &to).map_err(|source| Error::File {
+                        action: "copy",
+                        path: from,
+                        source,
+                    })?;
+                }
+            }
+            Ok(())
         })?;
         self.workspace(name)
     }
@@ -573,6 +589,7 @@ fn start_error(workspace: &WorkspaceName, backend: String, ended: Ended) -> Erro
     };
     match ended.outcome {
         Outcome::Busy => Error::Busy { name: workspace.clone(), source: None },
+        Outcome::DiskBusy { disk, holder } => Error::DiskBusy { disk, holder },
         Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => Error::Cancelled,
         Outcome::Failed(failure) => {
             let tail = Some(ended.console_tail).filter(|tail| !tail.is_empty());

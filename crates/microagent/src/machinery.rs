@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use microagent_guest::Guest;
 use microagent_net::{EgressPolicy, GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, Publish, name_servers};
 use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
-use microagent_store::{Identity, NetworkMode, Resources, WorkspaceDir, WorkspaceRecord, read_limited};
+use microagent_store::{
+    Attachment, Identity, NetworkMode, Resources, WorkspaceDir, WorkspaceRecord, read_limited,
+};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::PasstSpec;
 use microagent_vm::{AccelDecision, DiskSpec, KvmFacts, MachineSpec, Spec, SuperviseError, Work, accel};
@@ -45,6 +47,8 @@ pub(crate) struct Life<'a> {
     pub(crate) publish: &'a [Publish],
     /// What it may reach.
     pub(crate) egress: EgressPolicy,
+    /// What it has beside that.
+    pub(crate) disks: &'a [Attachment],
 }
 
 /// The disk of a life.
@@ -75,6 +79,7 @@ impl<'a> Life<'a> {
             disk: Some(LifeDisk { overlay: dir.disk(), base, keep: !record.disposable, fresh: false }),
             publish: &record.publish,
             egress: record.egress.clone(),
+            disks: &record.disks,
         })
     }
 
@@ -153,6 +158,7 @@ impl Engine {
             }),
             None => None,
         };
+        let disks = self.disks(life.disks, life.dir)?;
         Ok(Spec {
             generation: GENERATION,
             state_dir: absolute(self.state().root())?,
@@ -167,7 +173,7 @@ impl Engine {
                 memory_mib: life.resources.memory_mib,
                 cpu_count: life.resources.cpu_count,
                 disk,
-                extra_disks: Vec::new(),
+                extra_disks: disks.extra,
             },
             passt: match &machinery.passt {
                 Some(program) => Some(PasstSpec {
@@ -186,7 +192,7 @@ impl Engine {
                 hostname: life.hostname.to_owned(),
                 network,
                 root: Root { scsi_target: ROOT_SCSI_TARGET, grow: true },
-                mounts: Vec::new(),
+                mounts: disks.mounts,
                 secrets: Vec::new(),
                 secrets_owner: String::new(),
             },
@@ -210,7 +216,7 @@ pub(crate) fn new_identity() -> Result<Identity, Error> {
     })
 }
 
-fn random<const N: usize>() -> Result<[u8; N], Error> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
     let mut bytes = [0; N];
     match getrandom(&mut bytes, GetRandomFlags::empty()) {
         Ok(filled) if filled == N => Ok(bytes),
@@ -223,6 +229,6 @@ fn random<const N: usize>() -> Result<[u8; N], Error> {
 }
 
 /// The supervisor leaves the caller's working directory, and a record must not depend on it.
-fn absolute(path: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Error> {
     std::path::absolute(path).map_err(|source| Error::File { action: "find", path: path.to_owned(), source })
 }

@@ -8,12 +8,13 @@ use microagent_image::{Image, ImageConfig};
 use microagent_net::{EgressPolicy, RULES_MAX, published_twice};
 use microagent_proto::{Chunk, Command, Exec};
 use microagent_store::{
-    CommandLine, ImageIdentity, NetworkMode, Resources, RestartPolicy, SetupStep, State, WORKSPACE_FORMAT,
-    Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
+    Attachment, CommandLine, ImageIdentity, NetworkMode, Resources, RestartPolicy, SetupStep, State,
+    WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
 };
 use microagent_vm::{Step, create_overlay};
 
 use crate::apply::setup_digest;
+use crate::disks::Bundles;
 use crate::machinery::new_identity;
 use crate::{Engine, Error, RunCommand, WorkspaceOptions};
 
@@ -36,8 +37,10 @@ impl Engine {
         record: &WorkspaceRecord,
         image: &Image,
         workload: Option<&Workload>,
+        bundles: Bundles,
     ) -> Result<WorkspaceDir, Error> {
         self.settle(record, workload, |dir| {
+            bundles.settle(dir)?;
             create_overlay(&dir.disk(), &image.disk, record.resources.size_mib * MIB)
                 .map_err(|e| Error::File { action: "create", path: e.path, source: e.source })
         })
@@ -199,12 +202,13 @@ pub(crate) fn fitting_mib(asked_mib: u64, image_bytes: u64) -> u64 {
     if asked_mib >= needed { asked_mib } else { needed.div_ceil(1024) * 1024 }
 }
 
-/// The record of a workspace that is being made.
+/// The record of a workspace that is being made, with its disks as they were checked.
 pub(crate) fn new_record(
     options: &WorkspaceOptions,
     name: &WorkspaceName,
     image: &Image,
     resources: Resources,
+    disks: &[Attachment],
 ) -> Result<WorkspaceRecord, Error> {
     let now = Timestamp::now();
     Ok(WorkspaceRecord {
@@ -225,7 +229,7 @@ pub(crate) fn new_record(
         hostname: options.hostname.clone().unwrap_or_else(|| name.to_hostname()),
         identity: Some(new_identity()?),
         restart: RestartPolicy::default(),
-        disks: options.disks.clone(),
+        disks: disks.to_vec(),
         publish: options.publish.clone(),
         egress: options.egress.clone(),
         secrets: options.secrets.clone(),

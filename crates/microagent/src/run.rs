@@ -36,6 +36,7 @@ impl Engine {
         }
         // Before the image is fetched; the supervisor looks again.
         choose_ports(&options.workspace.publish)?;
+        let disks = self.check_disks(&options.workspace.disks, true)?;
         let machinery = self.machinery(options.workspace.network)?;
         let pull = PullOptions { policy: options.workspace.pull, ..PullOptions::default() };
         let mut image =
@@ -46,11 +47,13 @@ impl Engine {
         for notice in &notices {
             observer.event(Event::Notice(notice.clone()));
         }
-        let record = new_record(&options.workspace, &name, &image, resources)?;
+        let record = new_record(&options.workspace, &name, &image, resources, &disks)?;
         let record = WorkspaceRecord { disposable: !options.keep, ..record };
         let workload = new_workload(&options.workspace, &image.config, &record.hostname);
         let kept = options.keep.then(|| kept_workload(options, &image.config, &record.hostname));
-        let dir = self.settle_in(&record, &image, kept.as_ref())?;
+        let bundles = self.make_bundles(&disks, cancel).await?;
+        notices.extend(self.make_missing_volumes(&disks, observer)?);
+        let dir = self.settle_in(&record, &image, kept.as_ref(), bundles)?;
         // The record names the disk from here on, which keeps it from being pruned.
         image.release();
         let work = Work::Run { setup: steps(&workload), command: exec(&workload, &command) };
@@ -77,7 +80,7 @@ impl Engine {
                 return Err(Error::SetupFailed { workspace: name, failure, output: Box::new(output) });
             }
             Err(Judged::Error(error)) => {
-                if record.disposable && matches!(error, Error::Cancelled) {
+                if record.disposable && matches!(error, Error::Cancelled | Error::DiskBusy { .. }) {
                     self.remove(&name, &dir)?;
                 }
                 return Err(error);
@@ -159,6 +162,9 @@ impl Engine {
                 Err(failed(failure.kind, failure.message.clone(), tail))
             }
             Outcome::Busy => Err(Judged::Error(Error::Busy { name: record.name.clone(), source: None })),
+            Outcome::DiskBusy { disk, holder } => {
+                Err(Judged::Error(Error::DiskBusy { disk: disk.clone(), holder: holder.clone() }))
+            }
             Outcome::Prepared
             | Outcome::Halted
             | Outcome::Stopped

@@ -110,6 +110,7 @@ impl Engine {
             disk: None,
             publish: &[],
             egress: EgressPolicy::default(),
+            disks: &[],
         };
         let mut spec = self.spec(&machinery, &life, Work::Freeze)?;
         // Asked for by name, whatever the default is.

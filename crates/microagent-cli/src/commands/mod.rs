@@ -30,4 +30,5 @@ pub(crate) mod status;
 pub(crate) mod supervise;
 pub(crate) mod template;
 pub(crate) mod version;
+pub(crate) mod volume;
 pub(crate) mod wait;

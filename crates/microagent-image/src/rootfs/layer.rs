@@ -130,10 +130,11 @@ pub(super) fn read<S: Source<Error = RootfsError>>(
 ) -> Result<(Vec<Entry>, Spool, S), RootfsError> {
     let mut archive = Reader::new(source, shared.limits.max_path_bytes);
     let mut spool = SpoolWriter::create(scratch)?;
+    let max_bytes = shared.limits.max_unpacked_bytes;
     let mut entries = Vec::new();
     while let Some(member) = archive.next_member().map_err(in_layer(layer))? {
         shared.count_entry(layer, memory(&member))?;
-        entries.push(entry(member, |extent| store(&mut archive, &mut spool, extent, layer))?);
+        entries.push(entry(member, |extent| store(&mut archive, &mut spool, extent, layer, max_bytes))?);
     }
     let source = archive.finish()?;
     Ok((entries, spool.finish()?, source))
@@ -170,8 +171,15 @@ fn store<S: Source<Error = RootfsError>>(
     spool: &mut SpoolWriter,
     extent: Extent,
     layer: usize,
+    max_bytes: u64,
 ) -> Result<Content, RootfsError> {
     let Extent { size, parts } = extent;
+    let stored = parts.as_ref().map_or(size, |parts| parts.iter().map(|(_, length)| length).sum());
+    // What it says of itself is enough to refuse it, before anything is read and stored.
+    if stored > max_bytes {
+        let limit = format!("it unpacks to more than {max_bytes} bytes");
+        return Err(RootfsError::Limit { layer, limit });
+    }
     if size > microagent_ext4::MAX_FILE_SIZE {
         return Err(RootfsError::Limit { layer, limit: format!("a file of {size} bytes") });
     }

@@ -25,6 +25,8 @@ const MAX_SYMLINKS: usize = 40;
 /// Names looked up or hidden for one tree; a large image takes some millions. Bounds the time that
 /// made-up paths, symlinks and whiteouts can cost.
 const MAX_STEPS: u64 = 1 << 26;
+/// Directories within each other: more than a path of Linux's longest can name.
+const MAX_DEPTH: usize = 2048;
 const WHITEOUT: &[u8] = b".wh.";
 /// Marks of AUFS, which mean nothing outside it, but for the opaque mark.
 const WHITEOUT_META: &[u8] = b".wh..wh.";
@@ -247,6 +249,9 @@ impl Tree {
         let mut symlinks = 0;
         while let Some(name) = pending.pop() {
             self.step(1)?;
+            if trail.len() > MAX_DEPTH {
+                return Err(Refuse("it lies deeper than any path can say"));
+            }
             if &name[..] == b".." {
                 trail.truncate((trail.len() - 1).max(1));
                 continue;

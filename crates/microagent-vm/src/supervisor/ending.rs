@@ -99,6 +99,7 @@ fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<Failure>) {
         | Outcome::Stopped
         | Outcome::ServiceEnded(_)
         | Outcome::Frozen
-        | Outcome::Busy => (State::Stopped, None),
+        | Outcome::Busy
+        | Outcome::DiskBusy { .. } => (State::Stopped, None),
     }
 }

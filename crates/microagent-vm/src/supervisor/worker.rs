@@ -12,9 +12,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use microagent_proto::{
-    Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FrameError, GuestError, INPUT_LIMIT,
-    MessageReader, PreambleKind, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionError, SessionHandle, SetClock,
-    ShutDown, StartErrorKind, Stream, greet, host_session, read_message, write_message,
+    Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FrameError, GuestError, GuestErrorKind,
+    INPUT_LIMIT, MessageReader, PreambleKind, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionError,
+    SessionHandle, SetClock, ShutDown, StartErrorKind, Stream, greet, host_session, read_message,
+    write_message,
 };
 use microagent_store::{RecordedResult, StateDir, WorkspaceDir, write_json};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -64,6 +65,8 @@ enum Trouble {
     Guest(String),
     /// The channel broke: the guest's doing, or the end of its machine.
     Channel(String),
+    /// A disk of the user's.
+    Disk(String),
     /// The host cannot store what the guest printed.
     Host(String),
 }
@@ -89,6 +92,7 @@ impl From<Trouble> for Event {
         match trouble {
             Trouble::Guest(message) => Event::GuestFailed(message),
             Trouble::Channel(message) => Event::ChannelBroken(message),
+            Trouble::Disk(message) => Event::DiskUnfit(message),
             Trouble::Host(message) => Event::HostFull(message),
         }
     }
@@ -246,8 +250,10 @@ impl Worker {
             timeout(CONFIGURE_DEADLINE, reply(&mut stream))
                 .await
                 .map_err(|_| Trouble::Guest("the guest did not set up its disk in time".to_owned()))??;
-        let configured =
-            answer.map_err(|e| Trouble::Guest(format!("the guest could not be set up: {}", e.message)))?;
+        let configured = answer.map_err(|error| match error.kind {
+            GuestErrorKind::Mount => Trouble::Disk(error.message),
+            _ => Trouble::Guest(format!("the guest could not be set up: {}", error.message)),
+        })?;
 
         let mut timeline = self.links.timeline.borrow_mut();
         timeline.configured_us = elapsed_us(self.links.started);
@@ -425,9 +431,12 @@ async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Send
     };
     let event = match flushed.await {
         Ok(()) => Event::Flushed,
-        Err(Trouble::Guest(message) | Trouble::Channel(message) | Trouble::Host(message)) => {
-            Event::FlushFailed(message)
-        }
+        Err(
+            Trouble::Guest(message)
+            | Trouble::Channel(message)
+            | Trouble::Disk(message)
+            | Trouble::Host(message),
+        ) => Event::FlushFailed(message),
     };
     let _ = events.send(event).await;
 }

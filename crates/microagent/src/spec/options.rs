@@ -7,6 +7,7 @@ use microagent_store::{Attachment, DiskSource, SecretSource, SetupStep};
 
 use super::forms::{Form, Short};
 use super::{Access, Service, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecVolume};
+use crate::attachment::{AttachmentForm, is_bundle};
 use crate::text::{self, HostVariable};
 use crate::{CreateOptions, Error, RunCommand, RunOptions, WorkspaceOptions};
 
@@ -25,32 +26,11 @@ impl Short for Attachment {
     const SHAPE: &str = "SOURCE:/GUEST/PATH[:ro|rw]";
 
     fn short(text: &str) -> Result<Attachment, String> {
-        let wrong = || format!("`{text}` is not written {}", Self::SHAPE);
-        let (rest, access) = match text.rsplit_once(':') {
-            Some((rest, "ro")) => (rest, Access::Ro),
-            Some((rest, "rw")) => (rest, Access::Rw),
-            _ => (text, Access::Rw),
-        };
-        let (source, mount_point) = rest.rsplit_once(':').ok_or_else(wrong)?;
-        Ok(Attachment {
-            source: disk_source(source)?,
-            mount_point: mount_point.to_owned(),
-            read_only: access == Access::Ro,
+        // Paths are resolved later, when it is known where the file lies.
+        AttachmentForm::Volume.parse(text, Path::new("")).map_err(|error| {
+            let hint = error.hint();
+            format!("`{text}`: {error}; it is written {}: {hint}", Self::SHAPE)
         })
-    }
-}
-
-/// What a source names: by its look alone, nothing is looked up.
-fn disk_source(text: &str) -> Result<DiskSource, String> {
-    const BUNDLES: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
-    if BUNDLES.iter().any(|end| text.ends_with(end)) {
-        Ok(DiskSource::Bundle(text.into()))
-    } else if text.contains('/') || text.ends_with(".img") || text.ends_with(".ext4") {
-        Ok(DiskSource::Image(text.into()))
-    } else {
-        text.parse()
-            .map(DiskSource::Volume)
-            .map_err(|error: microagent_store::VolumeNameError| error.to_string())
     }
 }
 
@@ -71,11 +51,8 @@ impl SpecVolume {
                 .parse()
                 .map(DiskSource::Volume)
                 .map_err(|error: microagent_store::VolumeNameError| error.to_string())?,
-            (None, Some(path)) => match disk_source(path)? {
-                // A path without a slash is one all the same.
-                DiskSource::Volume(name) => DiskSource::Image(name.as_str().into()),
-                source => source,
-            },
+            (None, Some(path)) if is_bundle(path) => DiskSource::Bundle(path.into()),
+            (None, Some(path)) => DiskSource::Image(path.into()),
             _ => {
                 let what = format!("the volume at `{}`", self.mountpoint);
                 return Err(format!("{what} has either a `name` or a `path`"));

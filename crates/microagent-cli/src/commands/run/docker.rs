@@ -5,6 +5,7 @@
 
 use clap::error::Error as ClapError;
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+use microagent::AttachmentError;
 
 use crate::failure::Failure;
 
@@ -74,8 +75,8 @@ const TERMINAL: &str = "run gives the guest neither a terminal nor standard inpu
 const TERMINAL_NOW: &str = "leave -i and -t out; for a session make a workspace: microagent create NAME --image IMAGE, \
      microagent start NAME, microagent connect NAME";
 const FOREGROUND: &str = "run stays in the foreground until the command ends";
-const NO_MOUNTS: &str = "nothing of the host is mounted into a microVM, and volumes are not in this version";
-const FILES: &str = "put files into the image when it is built, fetch them in a --setup step, or copy them into a workspace: microagent cp; get them out with microagent cp, or --output NAME=/guest/path and --keep";
+const NO_MOUNTS: &str = "nothing of the host is mounted into a microVM";
+const ATTACH: &str = "attach a named volume, a tar file or an ext4 image: -v NAME:/guest/path[:ro]";
 const LOGS: &str =
     "output is printed when the run ends, and the console log of a kept run is read with `microagent logs`";
 const NO_LABELS: &str = "workspaces carry a name and no labels";
@@ -137,9 +138,9 @@ const FLAGS: &[DockerFlag] = &[
     valued("ulimit", GUEST_SETTING, "set it in the command: --exec 'ulimit -n 65536; exec PROGRAM'"),
     valued("sysctl", GUEST_SETTING, "set it in a --setup step: --setup 'sysctl -w KEY=VALUE'"),
     // Files
-    valued("mount", NO_MOUNTS, FILES),
-    valued("volumes-from", NO_MOUNTS, FILES),
-    valued("volume-driver", NO_MOUNTS, FILES),
+    valued("mount", NO_MOUNTS, ATTACH),
+    valued("volumes-from", "a volume has one user at a time", ATTACH),
+    valued("volume-driver", "volumes are ext4 disks on this host", LEAVE_OUT),
     valued(
         "tmpfs",
         "mounts are made by the guest itself",
@@ -386,23 +387,9 @@ impl DockerFlag {
     }
 }
 
-/// Refuses `-v`: which reason depends on what is asked for.
-pub(crate) fn refuse_volume(value: &str) -> Failure {
-    let source = value.split(':').next().unwrap_or_default();
-    let is_file =
-        [".tar", ".tar.gz", ".tgz", ".tar.zst", ".ext4", ".img"].iter().any(|end| source.ends_with(end));
-    let is_path = source.starts_with(['/', '.', '~']) || source.contains('/');
-    let flag = format!("--volume {value}");
-    if is_path && !is_file {
-        return refusal(
-            &flag,
-            "a directory of the host is never shared with a guest, which sees block devices only",
-            "put the files into the image when it is built, fetch them in a --setup step, or copy them into a workspace: \
-             microagent cp; get results out with microagent cp, or --output NAME=/guest/path and --keep",
-        );
-    }
-    let what = if is_file { "bundles and disk images are" } else { "named volumes are" };
-    refusal(&flag, &format!("{what} not in this version"), FILES)
+/// Says why something cannot be attached.
+pub(crate) fn refuse_attachment(flag: &str, value: &str, error: &AttachmentError) -> Failure {
+    refusal(&format!("--{flag} {value}"), &error.to_string(), error.hint())
 }
 
 /// Refuses what Docker's `--network` takes beyond our two modes.
@@ -469,18 +456,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn volumes_are_told_apart() {
-        let says = |value: &str, text: &str| match refuse_volume(value) {
-            Failure::Usage { message, .. } => assert!(message.contains(text), "{message}"),
-            other => panic!("{other:?}"),
-        };
-        for directory in ["/srv:/data", "./src:/src:ro", "~/x:/x", "a/b:/c", "."] {
-            says(directory, "a directory of the host is never shared");
-        }
-        says("data:/work", "named volumes are not in this version");
-        says("./in.tar.gz:/in:ro", "bundles and disk images are not in this version");
     }
 }

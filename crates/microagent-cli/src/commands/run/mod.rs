@@ -11,7 +11,7 @@ use microagent::{Error, OutputReader, OutputStream, RunOptions, RunReport};
 
 pub(crate) use args::RunArgs;
 use args::option_after_image;
-pub(crate) use docker::{CreateDockerFlags, refusal, refuse_network, refuse_volume};
+pub(crate) use docker::{CreateDockerFlags, refusal, refuse_attachment, refuse_network};
 pub(crate) use document::OutputDocument;
 use document::RunDocument;
 pub(crate) use values::{bytes, cpus, env_file, env_variable, memory_mib};

@@ -20,28 +20,6 @@ fn record() -> WorkspaceRecord {
             "digest": "sha256:0",
             "disk": "sha256:1",
         },
-<<<<<<< HEAD
-        profile: "small".into(),
-        resources: Resources { memory_mib: 512, cpu_count: 2, size_mib: 1024 },
-        network: NetworkMode::User,
-        hostname: "web".into(),
-        identity: None,
-        restart: RestartPolicy::default(),
-        disks: vec![bundle("/specs/in.tar", "/in"), volume("data", "/data")],
-        publish: Vec::new(),
-        egress: crate::EgressPolicy::default(),
-        secrets: vec!["OLD=env:OLD".parse().unwrap()],
-        outputs: vec![crate::Artifact { name: "a".into(), path: "/a".into() }],
-        disposable: false,
-        backend: None,
-        supervisor: None,
-        vmm: None,
-        failure: None,
-        asked_to_end: false,
-        link: None,
-        one_start: None,
-    }
-=======
         "profile": "small",
         "resources": { "memory_mib": 512, "cpu_count": 2, "size_mib": 1024 },
         "network": "user",
@@ -52,7 +30,6 @@ fn record() -> WorkspaceRecord {
         "disposable": false,
     }))
     .unwrap()
->>>>>>> ccedf0b (run: ports and egress of flags over those of a file, tested)
 }
 
 fn bundle(path: &str, mount_point: &str) -> Attachment {

@@ -1,0 +1,341 @@
+//! `microagent volume`: disks that belong to no workspace.
+
+use clap::{Args, Subcommand};
+use microagent::{
+    Error, VOLUME_SIZE_MIB, Volume, VolumeDeleteMode, VolumeDeletion, VolumeName, WorkspaceName,
+};
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::escape::one_line;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text};
+use crate::progress::size;
+use crate::prompt::confirm;
+use crate::table::table;
+
+const EXAMPLES: &str = "\
+Examples:
+  Data that outlives its workspace:
+    microagent volume create data --size-mib 4096
+    microagent run -v data:/work --image debian:12 --exec 'date >> /work/log'
+    microagent run -v data:/work --image debian:12 --exec 'cat /work/log'
+
+  What there is, and who has it:
+    microagent volume list";
+
+const CREATE_EXAMPLES: &str = "\
+Examples:
+  The usual size:
+    microagent volume create data
+
+  Larger; the host's disk fills only as the guest writes:
+    microagent volume create archive --size-mib 65536";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  What there is:
+    microagent volume list
+
+  Those that no machine has now:
+    microagent volume list --json | jq -r '.volumes[] | select(.attached_to == null).name'";
+
+const STATUS_EXAMPLES: &str = "\
+Examples:
+  How large is it, and who has it?
+    microagent volume status data
+
+  Its disk on the host:
+    microagent volume status data --json | jq -r .path";
+
+const RESIZE_EXAMPLES: &str = "\
+Examples:
+  More room for the database:
+    microagent halt db
+    microagent volume resize data --size-mib 8192
+    microagent start db";
+
+const DELETE_EXAMPLES: &str = "\
+Examples:
+  One that nothing uses:
+    microagent volume delete data
+
+  Several, whoever has them:
+    microagent volume delete --force data scratch";
+
+/// Make, look at, grow and delete volumes
+///
+/// A volume is an ext4 disk with a name. It is attached with `-v NAME:/guest/path` (on `run` and `create`), has one user
+/// at a time, and stays when the workspace goes. Its root is empty, without `lost+found`, and on first use takes
+/// over owner and mode of the directory of the image that it covers.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
+pub(crate) struct VolumeArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<VolumeCommand>,
+}
+
+/// What is done with volumes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeCommand {
+    Create(CreateArgs),
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    #[command(visible_alias = "inspect")]
+    Status(StatusArgs),
+    Resize(ResizeArgs),
+    #[command(visible_alias = "rm")]
+    Delete(DeleteArgs),
+}
+
+/// Make an empty volume
+#[derive(Debug, Args)]
+#[command(after_long_help = CREATE_EXAMPLES)]
+pub(crate) struct CreateArgs {
+    /// Name: lower-case letters, digits and `-`
+    name: VolumeName,
+
+    /// Size in MiB
+    #[arg(long, value_name = "MIB", default_value_t = VOLUME_SIZE_MIB)]
+    size_mib: u64,
+}
+
+/// List the volumes
+///
+/// ATTACHED names the workspace whose machine has the volume now.
+#[derive(Debug, Args)]
+#[command(after_long_help = LIST_EXAMPLES)]
+pub(crate) struct ListArgs {}
+
+/// Show one volume
+#[derive(Debug, Args)]
+#[command(after_long_help = STATUS_EXAMPLES)]
+pub(crate) struct StatusArgs {
+    /// Volume
+    name: VolumeName,
+}
+
+/// Make a volume larger
+///
+/// The volume must not be attached. The guest's kernel grows the file system when it is next attached for writing. A
+/// volume cannot shrink.
+#[derive(Debug, Args)]
+#[command(after_long_help = RESIZE_EXAMPLES)]
+pub(crate) struct ResizeArgs {
+    /// Volume
+    name: VolumeName,
+
+    /// New size in MiB
+    #[arg(long, value_name = "MIB")]
+    size_mib: u64,
+}
+
+/// Delete volumes and everything on them
+///
+/// On a terminal it asks first. A volume that a machine has, or that a resting workspace would attach, is not deleted.
+/// --force deletes it all the same: a workspace that has it is killed first, without flushing anything, and those that
+/// name it do not start any more until a volume of that name exists.
+#[derive(Debug, Args)]
+#[command(after_long_help = DELETE_EXAMPLES)]
+pub(crate) struct DeleteArgs {
+    /// Volumes
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<VolumeName>,
+
+    /// Do not ask, and do not complain about those that do not exist
+    #[arg(short, long)]
+    yes: bool,
+
+    /// The same, and kill the workspace that has it
+    #[arg(short, long)]
+    force: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct ListDocument {
+    volumes: Vec<Volume>,
+}
+
+#[derive(Debug, Serialize)]
+struct DeleteDocument {
+    volumes: Vec<Deleted>,
+}
+
+#[derive(Debug, Serialize)]
+struct Deleted {
+    name: VolumeName,
+    #[serde(flatten)]
+    deletion: VolumeDeletion,
+}
+
+/// Does what the subcommand says.
+pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure> {
+    match args.command {
+        Some(VolumeCommand::Create(args)) => create(context, &args),
+        Some(VolumeCommand::List(ListArgs {})) => list(context),
+        Some(VolumeCommand::Status(args)) => show(context, &context.engine().volume(&args.name)?),
+        Some(VolumeCommand::Resize(args)) => {
+            show(context, &context.engine().resize_volume(&args.name, args.size_mib)?)
+        }
+        Some(VolumeCommand::Delete(args)) => delete(context, args),
+        None => unreachable!("a group without a subcommand was answered with its help page"),
+    }
+}
+
+fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
+    let volume = context.engine().create_volume(&args.name, args.size_mib)?;
+    match context.format {
+        Format::Json => print_json(&volume),
+        Format::Text => print_text(&format!("Created volume \"{}\" ({} MiB)\n", args.name, args.size_mib)),
+    }
+}
+
+fn list(context: &Context) -> Result<(), Failure> {
+    let volumes = context.engine().volumes()?;
+    match context.format {
+        Format::Json => print_json(&ListDocument { volumes }),
+        Format::Text => print_text(&listing(&volumes)),
+    }
+}
+
+fn show(context: &Context, volume: &Volume) -> Result<(), Failure> {
+    match context.format {
+        Format::Json => print_json(volume),
+        Format::Text => print_text(&text(volume)),
+    }
+}
+
+/// Deletes all that can be deleted; the first failure is reported after that.
+fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
+    let engine = context.engine();
+    let mode = if args.force { VolumeDeleteMode::Force } else { VolumeDeleteMode::Unused };
+    if !args.yes && !args.force {
+        for name in &args.names {
+            engine.volume(name)?;
+        }
+        // Without a terminal there is nobody to ask; scripts name what they mean.
+        if confirm(&question(&args.names)) == Some(false) {
+            return print_text("Nothing was deleted.\n");
+        }
+    }
+    let (mut volumes, mut failures) = (Vec::new(), Vec::new());
+    context.block_on(async |token| {
+        for name in args.names {
+            let deleted = tokio::select! {
+                deleted = engine.delete_volume(&name, mode) => deleted,
+                () = token.cancelled() => return Err(Error::Cancelled.into()),
+            };
+            match deleted {
+                Ok(deletion) => volumes.push(Deleted { name, deletion }),
+                Err(error) => failures.push(error),
+            }
+        }
+        Ok(())
+    })?;
+    match context.format {
+        Format::Json => print_json(&DeleteDocument { volumes })?,
+        Format::Text => print_text(&volumes.iter().map(line).collect::<String>())?,
+    }
+    failures.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn question(names: &[VolumeName]) -> String {
+    let names: Vec<_> = names.iter().map(VolumeName::as_str).collect();
+    format!("Delete {} and everything on {}?", names.join(", "), if names.len() == 1 { "it" } else { "them" })
+}
+
+fn line(deleted: &Deleted) -> String {
+    let Deleted { name, deletion: VolumeDeletion { deleted, killed, missed_by } } = deleted;
+    if !deleted {
+        return format!("Nothing to delete: {name}\n");
+    }
+    let mut text = match killed {
+        Some(workspace) => format!("Killed {workspace} and deleted volume \"{name}\"\n"),
+        None => format!("Deleted volume \"{name}\"\n"),
+    };
+    if !missed_by.is_empty() {
+        let names: Vec<_> = missed_by.iter().map(WorkspaceName::as_str).collect();
+        text += &format!("Cannot start without it: {}\n", names.join(", "));
+    }
+    text
+}
+
+fn listing(volumes: &[Volume]) -> String {
+    if volumes.is_empty() {
+        return "No volumes.\n".to_owned();
+    }
+    let row = |volume: &Volume| {
+        let size_mib = match &volume.problem {
+            Some(_) => "damaged".to_owned(),
+            None => volume.size_mib.map(|mib| mib.to_string()).unwrap_or_default(),
+        };
+        [volume.name.to_string(), size_mib, volume.attached_to.clone().unwrap_or_default()]
+    };
+    let rows: Vec<_> = volumes.iter().map(row).collect();
+    table([("NAME", 20), ("SIZE-MIB", 8), ("ATTACHED", 0)], &rows)
+}
+
+fn text(volume: &Volume) -> String {
+    let known = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    let mut text = format!("Name: {}\n", volume.name);
+    if let Some(problem) = &volume.problem {
+        text += &format!("Problem: {}\n", one_line(problem));
+    }
+    text + &format!(
+        "Size: {}\nCreated: {}\nAttached: {}\nPath: {}\nOn the host: {}\n",
+        known(volume.size_mib.map(|mib| format!("{mib} MiB"))),
+        known(volume.created_at.map(|at| at.to_string())),
+        one_line(&known(volume.attached_to.clone())),
+        one_line(&volume.path.display().to_string()),
+        size(volume.bytes),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(name: &str, attached_to: Option<&str>) -> Volume {
+        Volume {
+            name: name.parse().unwrap(),
+            size_mib: Some(512),
+            created_at: Some(jiff::Timestamp::UNIX_EPOCH),
+            attached_to: attached_to.map(str::to_owned),
+            bytes: 1 << 20,
+            path: "/state/volumes/data/disk.ext4".into(),
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn the_listing_says_who_has_it() {
+        let damaged = Volume { problem: Some("torn".into()), size_mib: None, ..volume("old", None) };
+        assert_eq!(
+            listing(&[volume("cache", None), volume("data", Some("db")), damaged]),
+            "NAME                 SIZE-MIB ATTACHED\ncache                512      -\n\
+             data                 512      db\nold                  damaged  -\n"
+        );
+        assert_eq!(listing(&[]), "No volumes.\n");
+        assert_eq!(
+            text(&volume("data", None)),
+            "Name: data\nSize: 512 MiB\nCreated: 1970-01-01T00:00:00Z\nAttached: -\n\
+             Path: /state/volumes/data/disk.ext4\nOn the host: 1.00 MiB\n"
+        );
+    }
+
+    #[test]
+    fn deleting_says_what_else_it_did() {
+        let deleted = |deletion| line(&Deleted { name: "data".parse().unwrap(), deletion });
+        let nothing = VolumeDeletion { deleted: false, killed: None, missed_by: Vec::new() };
+        assert_eq!(deleted(nothing.clone()), "Nothing to delete: data\n");
+        let plain = VolumeDeletion { deleted: true, ..nothing };
+        assert_eq!(deleted(plain.clone()), "Deleted volume \"data\"\n");
+        let web: WorkspaceName = "web".parse().unwrap();
+        assert_eq!(
+            deleted(VolumeDeletion { killed: Some(web.clone()), missed_by: vec![web], ..plain }),
+            "Killed web and deleted volume \"data\"\nCannot start without it: web\n"
+        );
+        let names = ["a", "b"].map(|name| name.parse().unwrap());
+        assert_eq!(question(&names), "Delete a, b and everything on them?");
+    }
+}

@@ -1,0 +1,126 @@
+//! A tar file of a user's as an ext4 disk: what a workspace's bundle is.
+//!
+//! It is read by the rules of an image's one layer ([`crate::rootfs`]): nothing is unpacked onto the host's file system,
+//! no name leads out of the disk's root, and what it may cost is bounded. The tar is as hostile as any layer.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::compression;
+use crate::rootfs::{self, Damage, DiskStats, LayerFile, Limits, RootfsError};
+
+/// What a bundle may cost at most.
+pub const BUNDLE_LIMITS: Limits = Limits {
+    max_unpacked_bytes: 32 << 30,
+    max_entries: 1_000_000,
+    max_path_bytes: 4096,
+    max_metadata_bytes: 256 << 20,
+};
+
+/// Why a tar file could not become a disk.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BundleError {
+    /// It cannot be read.
+    #[error("cannot read bundle `{}`", path.display())]
+    Read {
+        /// The tar file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is compressed in a way that is not taken.
+    #[error("bundle `{}`: {reason}", path.display())]
+    Compression {
+        /// The tar file.
+        path: PathBuf,
+        /// Which.
+        reason: &'static str,
+    },
+    /// It is no tar file, or a broken one.
+    #[error("bundle `{}` is damaged, or no tar file", path.display())]
+    Damaged {
+        /// The tar file.
+        path: PathBuf,
+        /// What is broken.
+        source: Damage,
+    },
+    /// An entry names a path outside the bundle's root.
+    #[error("bundle `{}` tries to reach outside its root with `{name}`", path.display())]
+    Escape {
+        /// The tar file.
+        path: PathBuf,
+        /// The name, escaped.
+        name: String,
+    },
+    /// It exceeds a limit.
+    #[error("bundle `{}` exceeds a limit: {limit}", path.display())]
+    Limit {
+        /// The tar file.
+        path: PathBuf,
+        /// The limit, in words.
+        limit: String,
+    },
+    /// This machine failed, or the content does not fit a disk.
+    #[error("cannot make a disk of bundle `{}`", path.display())]
+    Disk {
+        /// The tar file.
+        path: PathBuf,
+        /// Why.
+        source: RootfsError,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl BundleError {
+    fn new(path: &Path, error: RootfsError) -> BundleError {
+        let path = path.to_owned();
+        match error {
+            RootfsError::Damaged { source, .. } => BundleError::Damaged { path, source },
+            RootfsError::Escape { name, .. } => BundleError::Escape { path, name },
+            RootfsError::Limit { limit, .. } => BundleError::Limit { path, limit },
+            RootfsError::Cancelled => BundleError::Cancelled,
+            source @ (RootfsError::Unfit { .. } | RootfsError::Host { .. }) => {
+                BundleError::Disk { path, source }
+            }
+        }
+    }
+
+    /// Whether the host's disk is full, so that freeing space helps.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, BundleError::Disk { source, .. } if source.is_disk_full())
+    }
+}
+
+/// Makes the disk of a bundle in the new file `out`, as [`rootfs::build`] does. Blocks.
+///
+/// # Errors
+/// See [`BundleError`]. Neither `out` nor anything in `scratch` is left then.
+pub fn build(
+    tar: &Path,
+    out: &Path,
+    scratch: &Path,
+    limits: &Limits,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<DiskStats, BundleError> {
+    let read = |source| BundleError::Read { path: tar.to_owned(), source };
+    if !tar.metadata().map_err(read)?.is_file() {
+        return Err(read(io::Error::other("it is no regular file")));
+    }
+    let start = compression::start_of(tar).map_err(read)?;
+    if let Some(reason) = compression::unsupported(&start) {
+        return Err(BundleError::Compression { path: tar.to_owned(), reason });
+    }
+    let layer =
+        LayerFile { path: tar.to_owned(), compression: rootfs::Compression::sniff(&start), diff_id: None };
+    let built = rootfs::build(&[layer], out, scratch, limits, &|_| {}, cancelled).and_then(|stats| {
+        let flushed = File::open(out).and_then(|file| file.sync_all());
+        flushed
+            .map(|()| stats)
+            .map_err(|source| RootfsError::Host { doing: format!("store `{}`", out.display()), source })
+    });
+    built.map_err(|error| BundleError::new(tar, error))
+}

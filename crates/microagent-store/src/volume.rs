@@ -1,0 +1,333 @@
+//! Volumes: disks that belong to no workspace, each used by one machine at a time.
+//!
+//! A volume is a directory with a record, a disk and a lock. The supervisor that attaches it holds the lock for its
+//! life, and writes down who it is: whoever is refused can say who has it. A holder that dies holds nothing any
+//! more; its note is then only good for finding the QEMU that may outlive it for a moment.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::state_dir::names_in;
+use crate::{Lock, LockError, ProcessId, ReadError, StateDir, VolumeName, WriteError, read_json, write_json};
+
+/// Newest format of a volume's record that this build reads and the one that it writes.
+pub const VOLUME_FORMAT: u32 = 1;
+
+/// How long a holder that is just ending may take to let go.
+const HOLD_PATIENCE: Duration = Duration::from_millis(500);
+
+/// `volume.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Format of this record.
+    pub format: u32,
+    /// The volume's name, also the name of its directory.
+    pub name: VolumeName,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Size of its disk in MiB. Its file system is grown to it when it is next attached for writing.
+    pub size_mib: u64,
+}
+
+/// `holder.json`: who has a volume, or had it last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeHolder {
+    /// The workspace whose machine it is attached to.
+    pub workspace: String,
+    /// The supervisor of that machine, which has the lock.
+    pub supervisor: Option<ProcessId>,
+    /// The machine's QEMU, once it is started.
+    pub vmm: Option<ProcessId>,
+}
+
+/// Why the record of a volume could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VolumeLoadError {
+    /// The record is missing, unreadable or damaged.
+    #[error("cannot load volume `{name}`")]
+    Read {
+        /// The volume.
+        name: String,
+        /// What is wrong with the file.
+        source: ReadError,
+    },
+    /// Written by a newer release; refusing beats guessing.
+    #[error("record `{}` has format {found}, this build reads up to {VOLUME_FORMAT}", path.display())]
+    TooNew {
+        /// The record.
+        path: PathBuf,
+        /// The format found there.
+        found: u32,
+    },
+}
+
+/// Why a volume could not be taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HoldError {
+    /// Somebody has it.
+    #[error("volume `{name}` is in use{}", by(holder.as_deref()))]
+    Held {
+        /// The volume.
+        name: String,
+        /// The workspace that it is attached to; a command that only changes the volume does not say who it is.
+        holder: Option<String>,
+    },
+    /// Its lock cannot be used: most likely there is no such volume.
+    #[error("cannot take volume `{name}`")]
+    Lock {
+        /// The volume.
+        name: String,
+        /// What is wrong with the lock.
+        source: LockError,
+    },
+}
+
+fn by(holder: Option<&str>) -> String {
+    holder.map(|holder| format!(" by workspace `{holder}`")).unwrap_or_default()
+}
+
+/// The directory of one volume.
+#[derive(Debug, Clone)]
+pub struct VolumeDir {
+    path: PathBuf,
+}
+
+/// A volume that this process has. Dropping it (or dying) lets it go.
+#[derive(Debug)]
+pub struct HeldVolume {
+    dir: VolumeDir,
+    noted: bool,
+    _lock: Lock,
+}
+
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+impl StateDir {
+    /// The directory of one volume, existing or not.
+    pub fn volume(&self, name: &VolumeName) -> VolumeDir {
+        VolumeDir { path: self.volumes().join(name) }
+    }
+
+    /// Makes a volume: its directory is filled aside and then takes its name in one step.
+    ///
+    /// # Errors
+    /// Fails with `AlreadyExists` when the name is taken, as the directory cannot be made, or as `fill` does.
+    /// Nothing is left then.
+    pub fn create_volume<E: From<io::Error>>(
+        &self,
+        name: &VolumeName,
+        fill: impl FnOnce(&VolumeDir) -> Result<(), E>,
+    ) -> Result<VolumeDir, E> {
+        let dir = self.volume(name);
+        self.bring_in(dir.path(), |making| fill(&VolumeDir { path: making.to_owned() }))?;
+        Ok(dir)
+    }
+
+    /// Names of all directories that could be volumes, sorted.
+    ///
+    /// # Errors
+    /// Fails when there are volumes and their directory cannot be read.
+    pub fn volume_names(&self) -> io::Result<Vec<VolumeName>> {
+        names_in(&self.volumes())
+    }
+}
+
+impl VolumeDir {
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `volume.json`: what the volume is.
+    pub fn record(&self) -> PathBuf {
+        self.path.join("volume.json")
+    }
+
+    /// The disk: a raw image, sparse.
+    pub fn disk(&self) -> PathBuf {
+        self.path.join("disk.ext4")
+    }
+
+    fn note(&self) -> PathBuf {
+        self.path.join("holder.json")
+    }
+
+    fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Who has it now, as far as a machine has it. Changes nothing.
+    pub fn holder(&self) -> Option<VolumeHolder> {
+        let alive = |holder: &VolumeHolder| holder.supervisor.as_ref().is_some_and(ProcessId::is_alive);
+        self.last_holder().filter(alive)
+    }
+
+    fn last_holder(&self) -> Option<VolumeHolder> {
+        read_json(&self.note()).ok()
+    }
+
+    /// Takes the volume, for a machine or to change it.
+    ///
+    /// # Errors
+    /// Fails when somebody has it or it does not exist.
+    pub fn hold(&self) -> Result<HeldVolume, HoldError> {
+        let name = self.name();
+        match Lock::exclusive(&self.path.join("lock"), HOLD_PATIENCE) {
+            Ok(lock) => Ok(HeldVolume { dir: self.clone(), noted: false, _lock: lock }),
+            Err(LockError::Held { .. }) => {
+                Err(HoldError::Held { name, holder: self.holder().map(|holder| holder.workspace) })
+            }
+            Err(source) => Err(HoldError::Lock { name, source }),
+        }
+    }
+}
+
+impl HeldVolume {
+    /// Who had it last and died without letting it go. Its supervisor is gone; its QEMU may not be yet.
+    pub fn dead_holder(&self) -> Option<VolumeHolder> {
+        self.dir.last_holder()
+    }
+
+    /// Writes down who has it.
+    ///
+    /// # Errors
+    /// Fails when the note cannot be replaced.
+    pub fn note(&mut self, holder: &VolumeHolder) -> Result<(), WriteError> {
+        self.noted = true;
+        write_json(&self.dir.note(), holder)
+    }
+
+    /// Removes the volume and everything on it.
+    ///
+    /// # Errors
+    /// Fails when its directory cannot be renamed or its files cannot be removed.
+    pub fn remove(self, state: &StateDir) -> io::Result<()> {
+        state.take_out(&self.dir.path)
+    }
+}
+
+impl Drop for HeldVolume {
+    fn drop(&mut self) {
+        if self.noted {
+            // One that stays names a process that is about to be gone, which comes to the same.
+            let _ = fs::remove_file(self.dir.note());
+        }
+    }
+}
+
+impl VolumeRecord {
+    /// Loads the record of a volume.
+    ///
+    /// # Errors
+    /// Fails when there is none, it is damaged, or a newer release wrote it.
+    pub fn load(dir: &VolumeDir) -> Result<VolumeRecord, VolumeLoadError> {
+        let path = dir.record();
+        let read = |source| VolumeLoadError::Read { name: dir.name(), source };
+        let FormatOnly { format: found } = read_json(&path).map_err(read)?;
+        if found > VOLUME_FORMAT {
+            return Err(VolumeLoadError::TooNew { path, found });
+        }
+        read_json(&path).map_err(read)
+    }
+
+    /// Writes the record, atomically. The caller holds the volume, or is making it.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be replaced; the old record is then still there.
+    pub fn save(&self, dir: &VolumeDir) -> Result<(), WriteError> {
+        write_json(&dir.record(), self)
+    }
+}
+
+impl VolumeLoadError {
+    /// Whether there simply is no such volume.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, VolumeLoadError::Read { source, .. } if source.is_not_found())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> (tempfile::TempDir, StateDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path());
+        state.prepare().unwrap();
+        (dir, state)
+    }
+
+    fn made(state: &StateDir) -> VolumeDir {
+        let name: VolumeName = "data".parse().unwrap();
+        let record = VolumeRecord {
+            format: VOLUME_FORMAT,
+            name: name.clone(),
+            created_at: Timestamp::UNIX_EPOCH,
+            size_mib: 64,
+        };
+        state.create_volume(&name, |dir| record.save(dir).map_err(io::Error::other)).unwrap()
+    }
+
+    fn me() -> VolumeHolder {
+        VolumeHolder { workspace: "web".into(), supervisor: ProcessId::current(), vmm: None }
+    }
+
+    #[test]
+    fn a_name_is_taken_once_and_a_removed_volume_leaves_nothing() {
+        let (_dir, state) = state();
+        let volume = made(&state);
+        let again = state.create_volume(&"data".parse().unwrap(), |_| Ok::<_, io::Error>(()));
+        assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(state.volume_names().unwrap(), ["data".parse().unwrap()]);
+        assert_eq!(VolumeRecord::load(&volume).unwrap().size_mib, 64);
+        volume.hold().unwrap().remove(&state).unwrap();
+        assert!(state.volume_names().unwrap().is_empty());
+        assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);
+        assert!(VolumeRecord::load(&volume).unwrap_err().is_not_found());
+        assert!(matches!(volume.hold(), Err(HoldError::Lock { .. })));
+    }
+
+    #[test]
+    fn a_holder_is_named_while_it_lives() {
+        let (_dir, state) = state();
+        let volume = made(&state);
+        let mut held = volume.hold().unwrap();
+        assert!(matches!(volume.hold(), Err(HoldError::Held { holder: None, .. })));
+        held.note(&me()).unwrap();
+        assert_eq!(volume.holder(), Some(me()));
+        let refused = volume.hold().unwrap_err().to_string();
+        assert_eq!(refused, "volume `data` is in use by workspace `web`");
+        drop(held);
+        assert_eq!(volume.holder(), None);
+        assert_eq!(volume.hold().unwrap().dead_holder(), None);
+    }
+
+    #[test]
+    fn a_dead_holder_holds_nothing_and_is_remembered() {
+        let (_dir, state) = state();
+        let volume = made(&state);
+        let gone = ProcessId { boot_id: "earlier".into(), ..ProcessId::current().unwrap() };
+        let dead = VolumeHolder { supervisor: Some(gone), ..me() };
+        write_json(&volume.note(), &dead).unwrap();
+        assert_eq!(volume.holder(), None);
+        assert_eq!(volume.hold().unwrap().dead_holder(), Some(dead));
+    }
+
+    #[test]
+    fn a_newer_record_is_refused() {
+        let (_dir, state) = state();
+        let volume = made(&state);
+        fs::write(volume.record(), br#"{"format": 2}"#).unwrap();
+        assert!(matches!(VolumeRecord::load(&volume), Err(VolumeLoadError::TooNew { found: 2, .. })));
+    }
+}

@@ -1,0 +1,118 @@
+//! The disks beside the root disk, kept from other machines for as long as this supervisor lives.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use microagent_store::{Failure, FailureKind, HeldVolume, HoldError, ProcessId, StateDir, VolumeHolder};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+
+use super::{end_orphan, write_failure};
+use crate::spec::{Claim, ExtraDisk, Outcome, Spec};
+
+/// What is held. Dropping it (or dying) lets it go.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    volumes: Vec<HeldVolume>,
+    files: Vec<std::fs::File>,
+    workspace: String,
+}
+
+impl Claims {
+    /// Takes all disks of the machine, or none.
+    pub(super) fn take(spec: &Spec, state: &StateDir) -> Result<Claims, Outcome> {
+        let mut claims = Claims { workspace: spec.name.clone(), ..Claims::default() };
+        for disk in &spec.machine.extra_disks {
+            match &disk.claim {
+                Claim::None => {}
+                Claim::Volume(name) => claims.volumes.push(hold(state, name)?),
+                Claim::File => claims.files.push(lock(disk)?),
+            }
+        }
+        claims.note(None).map_err(Outcome::Failed)?;
+        Ok(claims)
+    }
+
+    /// Writes down for whom the volumes are held: QEMU may outlive this process for a moment.
+    pub(super) fn note(&mut self, vmm: Option<ProcessId>) -> Result<(), Failure> {
+        let holder =
+            VolumeHolder { workspace: self.workspace.clone(), supervisor: ProcessId::current(), vmm };
+        self.volumes.iter_mut().try_for_each(|volume| volume.note(&holder).map_err(|e| write_failure(&e)))
+    }
+}
+
+fn failed(message: String) -> Outcome {
+    Outcome::Failed(Failure { kind: FailureKind::Disk, message })
+}
+
+fn hold(state: &StateDir, name: &microagent_store::VolumeName) -> Result<HeldVolume, Outcome> {
+    let held = state.volume(name).hold().map_err(|error| match error {
+        HoldError::Held { holder, .. } => Outcome::DiskBusy { disk: format!("volume `{name}`"), holder },
+        error => failed(error.to_string()),
+    })?;
+    if let Some(orphan) = held.dead_holder().and_then(|holder| holder.vmm) {
+        end_orphan(&orphan).map_err(failed)?;
+    }
+    Ok(held)
+}
+
+/// A lock on the image itself. What opens is what was named, whatever has become of that name meanwhile.
+fn lock(disk: &ExtraDisk) -> Result<std::fs::File, Outcome> {
+    let shown = disk.path.display();
+    let file =
+        open_regular(&disk.path).map_err(|e| failed(format!("the disk `{shown}` cannot be used: {e}")))?;
+    let operation = match disk.read_only {
+        true => FlockOperation::NonBlockingLockShared,
+        false => FlockOperation::NonBlockingLockExclusive,
+    };
+    match flock(&file, operation) {
+        Ok(()) => Ok(file),
+        Err(Errno::WOULDBLOCK) => Err(Outcome::DiskBusy { disk: format!("disk `{shown}`"), holder: None }),
+        Err(errno) => Err(failed(format!("the disk `{shown}` cannot be locked: {errno}"))),
+    }
+}
+
+fn open_regular(path: &Path) -> io::Result<std::fs::File> {
+    // A pipe or a device must not make us wait.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(path: &Path, read_only: bool) -> ExtraDisk {
+        ExtraDisk { path: path.to_owned(), read_only, claim: Claim::File }
+    }
+
+    #[test]
+    fn a_file_has_one_writer_or_many_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.ext4");
+        std::fs::write(&path, "x").unwrap();
+        let readers = [lock(&disk(&path, true)).unwrap(), lock(&disk(&path, true)).unwrap()];
+        assert!(matches!(lock(&disk(&path, false)), Err(Outcome::DiskBusy { holder: None, .. })));
+        drop(readers);
+        let _writer = lock(&disk(&path, false)).unwrap();
+        assert!(matches!(lock(&disk(&path, true)), Err(Outcome::DiskBusy { .. })));
+    }
+
+    #[test]
+    fn only_regular_files_are_disks() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("target");
+        std::fs::write(&target, "x").unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .unwrap();
+        for path in [link.as_path(), &fifo, dir.path(), Path::new("/dev/null"), &dir.path().join("none")] {
+            assert!(matches!(lock(&disk(path, false)), Err(Outcome::Failed(_))), "{}", path.display());
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The disks of a workspace beside its root disk: looked at before anything is made, made where they are bundles, and
+//! handed to its machine.
+//!
+//! The host looks at names, kinds and sizes. What is on a disk only ever concerns the guest that mounts it.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use microagent_image::bundle::{self, BUNDLE_LIMITS};
+use microagent_proto::Mount;
+use microagent_store::{Attachment, DiskSource, Scratch, VolumeName, VolumeRecord, WorkspaceDir};
+use microagent_vm::machine::EXTRA_SCSI_TARGET;
+use microagent_vm::{Claim, ExtraDisk};
+use rustix::fs::OFlags;
+use tokio_util::sync::CancellationToken;
+
+use crate::attachment::described;
+use crate::machinery::absolute;
+use crate::making::{MIB, fitting_mib, invalid};
+use crate::volume::VOLUME_SIZE_MIB;
+use crate::{Engine, Error, Event, Observer};
+
+/// Size of a bundle's disk that can be written to, in MiB, where its content leaves room on it.
+const BUNDLE_SIZE_MIB: u64 = 1024;
+
+/// The disks of one machine beside the root disk.
+#[derive(Debug, Default)]
+pub(crate) struct Disks {
+    pub(crate) extra: Vec<ExtraDisk>,
+    pub(crate) mounts: Vec<Mount>,
+}
+
+/// Disks that were made of bundles, on their way into their workspace.
+pub(crate) struct Bundles {
+    /// With their places among the workspace's disks.
+    made: Vec<(usize, PathBuf)>,
+    _scratch: Option<Scratch>,
+}
+
+impl Engine {
+    /// Looks whether everything is there that is to be attached, and free if it is needed `now`: what is missing is
+    /// better said before an image is fetched. Gives the disks as they are recorded.
+    pub(crate) fn check_disks(&self, disks: &[Attachment], now: bool) -> Result<Vec<Attachment>, Error> {
+        let disks = arrange(disks)?;
+        let real = |disk: &Attachment| {
+            let source = match &disk.source {
+                DiskSource::Volume(name) => {
+                    self.check_volume(name, disk.read_only, now)?;
+                    disk.source.clone()
+                }
+                DiskSource::Image(path) => DiskSource::Image(self.check_image(path, disk.read_only)?),
+                DiskSource::Bundle(path) => DiskSource::Bundle(check_bundle(path)?),
+            };
+            Ok(Attachment { source, ..disk.clone() })
+        };
+        let disks: Vec<Attachment> = disks.iter().map(real).collect::<Result<_, Error>>()?;
+        // Links on the way may lead two of them to one file.
+        arrange(&disks)
+    }
+
+    /// One that does not exist yet is made later, unless there is nothing that it could be read for.
+    fn check_volume(&self, name: &VolumeName, read_only: bool, now: bool) -> Result<(), Error> {
+        let dir = self.state().volume(name);
+        if let Err(error) = VolumeRecord::load(&dir)
+            && (read_only || !error.is_not_found())
+        {
+            return Err(Error::from_volume(name, error));
+        }
+        match dir.holder().filter(|_| now) {
+            Some(holder) => Err(Error::DiskBusy {
+                disk: described(&DiskSource::Volume(name.clone())),
+                holder: Some(holder.workspace),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the path without links.
+    fn check_image(&self, path: &Path, read_only: bool) -> Result<PathBuf, Error> {
+        let failed = |source| Error::File { action: "use the disk", path: path.to_owned(), source };
+        let real = path.canonicalize().map_err(failed)?;
+        let found = fs::metadata(&real).map_err(failed)?;
+        if found.is_dir() {
+            return Err(not_a_directory(path));
+        }
+        if !found.is_file() || found.len() == 0 {
+            let message = format!("`{}` is no disk image: it is no regular file, or empty", path.display());
+            return Err(invalid(message, "make one: truncate -s 1G data.ext4 && mkfs.ext4 data.ext4"));
+        }
+        let ours = self.state().root().canonicalize().is_ok_and(|state| real.starts_with(state));
+        if ours {
+            let message = format!("`{}` belongs to microagent's own state", path.display());
+            return Err(invalid(message, "attach a volume by its name: -v NAME:/guest/path"));
+        }
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        File::options()
+            .read(true)
+            .write(!read_only)
+            .custom_flags(flags.bits() as i32)
+            .open(&real)
+            .map_err(failed)?;
+        Ok(real)
+    }
+
+    /// Makes volumes that are named and do not exist, as Docker does.
+    pub(crate) fn make_missing_volumes(
+        &self,
+        disks: &[Attachment],
+        observer: &dyn Observer,
+    ) -> Result<Vec<String>, Error> {
+        let mut notices = Vec::new();
+        for disk in disks {
+            let DiskSource::Volume(name) = &disk.source else { continue };
+            if disk.read_only || self.state().volume(name).path().exists() {
+                continue;
+            }
+            match self.create_volume(name, VOLUME_SIZE_MIB) {
+                // Another command has just made it.
+                Err(Error::VolumeExists { .. }) => {}
+                made => {
+                    made?;
+                    let notice =
+                        format!("volume `{name}` did not exist and was created ({VOLUME_SIZE_MIB} MiB)");
+                    observer.event(Event::Notice(notice.clone()));
+                    notices.push(notice);
+                }
+            }
+        }
+        Ok(notices)
+    }
+
+    /// Makes the disks of bundles, aside.
+    pub(crate) async fn make_bundles(
+        &self,
+        disks: &[Attachment],
+        cancel: &CancellationToken,
+    ) -> Result<Bundles, Error> {
+        let wanted: Vec<(usize, PathBuf, bool)> = disks
+            .iter()
+            .enumerate()
+            .filter_map(|(place, disk)| match &disk.source {
+                DiskSource::Bundle(path) => Some((place, path.clone(), disk.read_only)),
+                _ => None,
+            })
+            .collect();
+        if wanted.is_empty() {
+            return Ok(Bundles { made: Vec::new(), _scratch: None });
+        }
+        let tmp = || self.state().tmp();
+        let failed = |source| Error::File { action: "create a directory in", path: tmp(), source };
+        let scratch = self.state().scratch().map_err(failed)?;
+        let cancel = cancel.clone();
+        let making = tokio::task::spawn_blocking(move || {
+            let make = |(place, tar, read_only): (usize, PathBuf, bool)| {
+                let out = scratch.path().join(format!("{place}.ext4"));
+                make_bundle(&tar, &out, scratch.path(), read_only, &cancel).map(|()| (place, out))
+            };
+            let made = wanted.into_iter().map(make).collect::<Result<_, Error>>()?;
+            Ok(Bundles { made, _scratch: Some(scratch) })
+        });
+        making.await.map_err(|e| failed(io::Error::other(e)))?
+    }
+
+    /// What the machine of a workspace is given: all of its disks, in the order in which they are mounted.
+    pub(crate) fn disks(&self, disks: &[Attachment], dir: &WorkspaceDir) -> Result<Disks, Error> {
+        let mut all = Disks::default();
+        for (place, (target, disk)) in (EXTRA_SCSI_TARGET..=u8::MAX).zip(disks).enumerate() {
+            let read_only = disk.read_only;
+            let (path, claim, grow) = match &disk.source {
+                DiskSource::Volume(name) => {
+                    let volume = self.state().volume(name);
+                    VolumeRecord::load(&volume).map_err(|e| Error::from_volume(name, e))?;
+                    (volume.disk(), Claim::Volume(name.clone()), !read_only)
+                }
+                DiskSource::Image(path) => (self.check_image(path, read_only)?, Claim::File, false),
+                DiskSource::Bundle(_) => (dir.bundle(place), Claim::None, !read_only),
+            };
+            let path = absolute(&path)?;
+            // QEMU would say it less well.
+            fs::metadata(&path).map_err(|source| Error::File {
+                action: "use the disk",
+                path: path.clone(),
+                source,
+            })?;
+            all.extra.push(ExtraDisk { path, read_only, claim });
+            let path = disk.mount_point.as_bytes().to_vec().into();
+            all.mounts.push(Mount { scsi_target: target, path, read_only, grow });
+        }
+        Ok(all)
+    }
+
+    /// Bytes that the disks of a workspace hold together at most, its root disk included.
+    pub(crate) fn disk_bytes(&self, size_mib: u64, disks: &[Attachment], dir: &WorkspaceDir) -> u64 {
+        let len = |(place, disk): (usize, &Attachment)| {
+            let path = match &disk.source {
+                DiskSource::Volume(name) => self.state().volume(name).disk(),
+                DiskSource::Image(path) => path.clone(),
+                DiskSource::Bundle(_) => dir.bundle(place),
+            };
+            // One that is missing is missed when the machine is started.
+            fs::metadata(path).map_or(0, |found| found.len())
+        };
+        disks.iter().enumerate().map(len).fold(size_mib.saturating_mul(MIB), u64::saturating_add)
+    }
+}
+
+impl Bundles {
+    /// Moves the disks to where they belong.
+    pub(crate) fn settle(self, dir: &WorkspaceDir) -> Result<(), Error> {
+        for (place, made) in &self.made {
+            let to = dir.bundle(*place);
+            fs::rename(made, &to).map_err(|source| Error::File { action: "create", path: to, source })?;
+        }
+        Ok(())
+    }
+}
+
+fn arrange(disks: &[Attachment]) -> Result<Vec<Attachment>, Error> {
+    crate::attachment::arrange(disks).map_err(|error| invalid(error.to_string(), error.hint()))
+}
+
+fn not_a_directory(path: &Path) -> Error {
+    let error = crate::AttachmentError::HostDirectory;
+    invalid(format!("`{}`: {error}", path.display()), error.hint())
+}
+
+fn check_bundle(path: &Path) -> Result<PathBuf, Error> {
+    let failed = |source| Error::File { action: "read bundle", path: path.to_owned(), source };
+    let real = path.canonicalize().map_err(failed)?;
+    let found = fs::metadata(&real).map_err(failed)?;
+    if found.is_dir() {
+        return Err(not_a_directory(path));
+    }
+    if !found.is_file() {
+        return Err(failed(io::Error::other("it is no regular file")));
+    }
+    File::open(&real).map_err(failed)?;
+    Ok(real)
+}
+
+fn make_bundle(
+    tar: &Path,
+    out: &Path,
+    scratch: &Path,
+    read_only: bool,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    let built = bundle::build(tar, out, scratch, &BUNDLE_LIMITS, &|| cancel.is_cancelled())?;
+    if read_only {
+        return Ok(());
+    }
+    let size = fitting_mib(BUNDLE_SIZE_MIB, built.content_bytes) * MIB;
+    let grown = File::options().write(true).open(out).and_then(|file| {
+        file.set_len(size.max(built.disk_bytes))?;
+        file.sync_all()
+    });
+    grown.map_err(|source| Error::File { action: "write", path: out.to_owned(), source })
+}
+
+/// Copies a disk and leaves its holes out; shares its blocks where the file system can.
+pub(crate) fn copy_disk(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
+    use rustix::io::Errno;
+    let source = File::open(from)?;
+    let target = File::options().write(true).create_new(true).mode(0o600).open(to)?;
+    if ioctl_ficlone(&target, &source).is_err() {
+        let len = source.metadata()?.len();
+        target.set_len(len)?;
+        let mut at = 0;
+        loop {
+            let start = match seek(&source, SeekFrom::Data(at)) {
+                Err(Errno::NXIO) => break,
+                start => start?,
+            };
+            let end = seek(&source, SeekFrom::Hole(start))?;
+            copy_range(&source, &target, start, end - start)?;
+            at = end;
+        }
+    }
+    target.sync_all()
+}
+
+fn copy_range(source: &File, target: &File, start: u64, len: u64) -> io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    let (mut source, mut target) = (source, target);
+    source.seek(SeekFrom::Start(start))?;
+    target.seek(SeekFrom::Start(start))?;
+    let copied = io::copy(&mut source.take(len), &mut target)?;
+    if copied == len { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    #[test]
+    fn a_copied_disk_has_the_same_bytes_and_keeps_its_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        let file = File::create(&from).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(&[7; 8192], 1 << 20).unwrap();
+        file.write_all_at(b"end", (64 << 20) - 3).unwrap();
+        copy_disk(&from, &to).unwrap();
+        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
+        assert!(copy_disk(&from, &to).is_err(), "nothing is written over");
+    }
+}

@@ -1,0 +1,393 @@
+//! Named volumes: made, looked at, grown, deleted. What attaches them is [`crate::disks`].
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use microagent_ext4::{BLOCK_SIZE, Builder, Meta, Options, ROOT};
+use microagent_proto::UNUSED_SINCE;
+use microagent_store::{
+    DiskSource, HeldVolume, HoldError, State, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeName,
+    VolumeRecord, WorkspaceName, WorkspaceRecord,
+};
+use serde::Serialize;
+
+use crate::error::with_cause;
+use crate::machinery::random;
+use crate::making::{MIB, invalid};
+use crate::{Engine, Error};
+
+/// Size of a volume unless another is asked for, in MiB.
+pub const VOLUME_SIZE_MIB: u64 = 1024;
+
+/// Sizes that a volume can have, in MiB: from what a file system takes for itself, to what ext4 counts in blocks of
+/// 4 KiB, halved.
+const SIZE_RANGE_MIB: std::ops::RangeInclusive<u64> = 16..=8 * 1024 * 1024;
+
+/// Largest file system that is written whole, in MiB; the guest's kernel grows it to the rest. Each GiB has 64 KiB of
+/// tables of its own.
+const WRITTEN_MAX_MIB: u64 = 64 * 1024;
+
+const BLOCKS_PER_MIB: u64 = MIB / BLOCK_SIZE as u64;
+
+/// Length of the journal in blocks, which cannot be changed later: a 64th of the volume.
+const JOURNAL_SHARE: u64 = 64;
+const JOURNAL_MIN: u64 = 1024;
+const JOURNAL_MAX: u64 = 32_768;
+
+/// A volume.
+#[derive(Debug, Clone, Serialize)]
+pub struct Volume {
+    /// Name.
+    pub name: VolumeName,
+    /// Size in MiB; of one whose record is damaged nothing is known.
+    pub size_mib: Option<u64>,
+    /// When it was made.
+    pub created_at: Option<Timestamp>,
+    /// The workspace that it is attached to now.
+    pub attached_to: Option<String>,
+    /// Bytes that it takes on the host.
+    pub bytes: u64,
+    /// Its disk.
+    pub path: PathBuf,
+    /// What is wrong with its record.
+    pub problem: Option<String>,
+}
+
+/// How far deleting a volume goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeDeleteMode {
+    /// Only one that no workspace has or names.
+    Unused,
+    /// Kills the workspace that has it first, and takes it from those that name it: they do not start any more.
+    Force,
+}
+
+/// What deleting a volume did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VolumeDeletion {
+    /// Whether there was something to delete.
+    pub deleted: bool,
+    /// The workspace that was killed for it.
+    pub killed: Option<WorkspaceName>,
+    /// Workspaces that name it and cannot be started without it.
+    pub missed_by: Vec<WorkspaceName>,
+}
+
+impl Engine {
+    /// Makes a volume: an empty ext4 file system without `lost+found`, sparse, of this size.
+    ///
+    /// # Errors
+    /// Fails when the name is taken, the size is none that a volume can have, or the disk cannot be written. Nothing
+    /// is left then.
+    pub fn create_volume(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
+        check_size(size_mib)?;
+        self.prepare()?;
+        let record = VolumeRecord {
+            format: VOLUME_FORMAT,
+            name: name.clone(),
+            created_at: Timestamp::now(),
+            size_mib,
+        };
+        let uuid = random_uuid()?;
+        let made = self.state().create_volume(name, |dir| {
+            write_disk(dir, size_mib, uuid)?;
+            record.save(dir).map_err(io::Error::other)
+        });
+        made.map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => Error::VolumeExists { name: name.clone() },
+            _ => Error::File {
+                action: "create volume",
+                path: self.state().volume(name).path().to_owned(),
+                source,
+            },
+        })?;
+        self.volume(name)
+    }
+
+    /// All volumes by name. Changes nothing; one with a damaged record is in the list, too.
+    ///
+    /// # Errors
+    /// Fails when there are volumes and their directory cannot be read.
+    pub fn volumes(&self) -> Result<Vec<Volume>, Error> {
+        let names = self.state().volume_names().map_err(|source| Error::File {
+            action: "read",
+            path: self.state().volumes(),
+            source,
+        })?;
+        Ok(names.iter().filter_map(|name| self.observe_volume(name)).collect())
+    }
+
+    /// Looks at one volume. Changes nothing.
+    ///
+    /// # Errors
+    /// Fails when there is none.
+    pub fn volume(&self, name: &VolumeName) -> Result<Volume, Error> {
+        self.observe_volume(name).ok_or_else(|| Error::NoSuchVolume { name: name.clone() })
+    }
+
+    fn observe_volume(&self, name: &VolumeName) -> Option<Volume> {
+        let dir = self.state().volume(name);
+        let (record, problem) = match VolumeRecord::load(&dir) {
+            Ok(record) => (Some(record), None),
+            Err(_) if !dir.path().is_dir() => return None,
+            Err(error) => (None, Some(with_cause(&error))),
+        };
+        Some(Volume {
+            name: name.clone(),
+            size_mib: record.as_ref().map(|record| record.size_mib),
+            created_at: record.as_ref().map(|record| record.created_at),
+            attached_to: dir.holder().map(|holder| holder.workspace),
+            bytes: dir.disk().metadata().map_or(0, |found| found.blocks() * 512),
+            path: dir.disk(),
+            problem,
+        })
+    }
+
+    /// Makes a volume larger. Its file system follows when it is next attached for writing.
+    ///
+    /// # Errors
+    /// Fails when there is none, it is in use, or the size is smaller than it is or none that a volume can have.
+    pub fn resize_volume(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
+        let dir = self.existing_volume(name)?;
+        let _held = hold(name, &dir)?;
+        let record = VolumeRecord::load(&dir).map_err(|e| Error::from_volume(name, e))?;
+        if size_mib < record.size_mib {
+            return Err(invalid(
+                format!("volume `{name}` has {} MiB, and a volume cannot shrink", record.size_mib),
+                "make a smaller one and copy the files: attach both to one workspace and use cp -a there",
+            ));
+        }
+        check_size(size_mib)?;
+        let grown = File::options().write(true).open(dir.disk()).and_then(|file| {
+            // A resize that was killed half-way may have left it longer.
+            file.set_len((size_mib * MIB).max(file.metadata()?.len()))?;
+            file.sync_all()
+        });
+        grown.map_err(|source| Error::File { action: "grow", path: dir.disk(), source })?;
+        VolumeRecord { size_mib, ..record }.save(&dir)?;
+        self.volume(name)
+    }
+
+    /// Removes a volume with everything on it. One that is not there is not an error.
+    ///
+    /// # Errors
+    /// Fails when a workspace has it or names it and `mode` is [`VolumeDeleteMode::Unused`], when who has it cannot be
+    /// ended, or its files cannot be removed.
+    pub async fn delete_volume(
+        &self,
+        name: &VolumeName,
+        mode: VolumeDeleteMode,
+    ) -> Result<VolumeDeletion, Error> {
+        let Ok(dir) = self.existing_volume(name) else {
+            return Ok(VolumeDeletion { deleted: false, killed: None, missed_by: Vec::new() });
+        };
+        let killed = match dir.holder() {
+            Some(holder) if mode == VolumeDeleteMode::Force => Some(self.end_holder(&holder).await?),
+            _ => None,
+        };
+        let held = hold(name, &dir)?;
+        let named_by = self.named_by(name)?;
+        if mode == VolumeDeleteMode::Unused && !named_by.is_empty() {
+            return Err(Error::VolumeNamed { name: name.clone(), workspaces: named_by });
+        }
+        held.remove(self.state()).map_err(|source| Error::File {
+            action: "remove",
+            path: dir.path().to_owned(),
+            source,
+        })?;
+        Ok(VolumeDeletion { deleted: true, killed, missed_by: named_by })
+    }
+
+    /// Kills the workspace that has a volume. A run's is gone afterwards, or in state `failed`.
+    async fn end_holder(&self, holder: &VolumeHolder) -> Result<WorkspaceName, Error> {
+        let workspace: WorkspaceName = holder
+            .workspace
+            .parse()
+            .map_err(|e: crate::NameError| invalid(e.to_string(), "end the command that has the volume"))?;
+        match self.kill(&workspace).await {
+            // A run that goes away removes its workspace.
+            Ok(_) | Err(Error::NoSuchWorkspace { .. }) => Ok(workspace),
+            Err(Error::Record(error)) if error.is_not_found() => Ok(workspace),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Workspaces whose starts attach it.
+    fn named_by(&self, name: &VolumeName) -> Result<Vec<WorkspaceName>, Error> {
+        let state = self.state();
+        let names = state.workspace_names().map_err(|source| Error::File {
+            action: "read",
+            path: state.workspaces(),
+            source,
+        })?;
+        let names_it = |workspace: &WorkspaceName| {
+            // One with a damaged record cannot be started anyway, and a disposable run's is only a log.
+            WorkspaceRecord::observe(&state.workspace(workspace)).is_ok_and(|record| {
+                let names = record.disks.iter().any(|disk| disk.source == DiskSource::Volume(name.clone()));
+                names
+                    && !(record.disposable
+                        && matches!(record.observed_state(), State::Failed | State::Stopped))
+            })
+        };
+        Ok(names.into_iter().filter(names_it).collect())
+    }
+
+    fn existing_volume(&self, name: &VolumeName) -> Result<VolumeDir, Error> {
+        let dir = self.state().volume(name);
+        if dir.path().is_dir() { Ok(dir) } else { Err(Error::NoSuchVolume { name: name.clone() }) }
+    }
+}
+
+fn hold(name: &VolumeName, dir: &VolumeDir) -> Result<HeldVolume, Error> {
+    dir.hold().map_err(|error| match error {
+        HoldError::Held { holder, .. } => Error::DiskBusy { disk: format!("volume `{name}`"), holder },
+        HoldError::Lock { source: microagent_store::LockError::Open { path, source }, .. } => {
+            Error::File { action: "lock", path, source }
+        }
+        error => Error::DiskBusy { disk: error.to_string(), holder: None },
+    })
+}
+
+fn check_size(size_mib: u64) -> Result<(), Error> {
+    if SIZE_RANGE_MIB.contains(&size_mib) {
+        return Ok(());
+    }
+    let (least, most) = (SIZE_RANGE_MIB.start(), SIZE_RANGE_MIB.end());
+    Err(invalid(
+        format!("a volume cannot have {size_mib} MiB"),
+        &format!("give --size-mib {least} to {most}; the space is taken only as it is written to"),
+    ))
+}
+
+/// A random UUID (version 4).
+fn random_uuid() -> Result<[u8; 16], Error> {
+    let mut uuid = random::<16>()?;
+    uuid[6] = (uuid[6] & 0x0F) | 0x40;
+    uuid[8] = (uuid[8] & 0x3F) | 0x80;
+    Ok(uuid)
+}
+
+/// What the file system is made with.
+fn options(size_mib: u64, uuid: [u8; 16]) -> Options {
+    let blocks = size_mib.min(WRITTEN_MAX_MIB) * BLOCKS_PER_MIB;
+    let journal = (size_mib * BLOCKS_PER_MIB / JOURNAL_SHARE).clamp(JOURNAL_MIN, JOURNAL_MAX);
+    // It must not be in the future, or e2fsck complains.
+    let epoch = u32::try_from(UNUSED_SINCE.0).expect("a moment of this century");
+    Options {
+        blocks: Some(blocks),
+        free_blocks: 0,
+        journal_blocks: u32::try_from(journal).expect("the largest journal fits"),
+        ..Options::new(uuid, epoch)
+    }
+}
+
+fn write_disk(dir: &VolumeDir, size_mib: u64, uuid: [u8; 16]) -> io::Result<()> {
+    let failed = |error| match error {
+        microagent_ext4::Error::Write(error) => error,
+        other => io::Error::other(other),
+    };
+    let mut builder = Builder::new(options(size_mib, uuid));
+    let root = Meta { mode: 0o755, uid: 0, gid: 0, mtime: UNUSED_SINCE };
+    builder.set_meta(ROOT, root).map_err(failed)?;
+    let layout = builder.seal().map_err(failed)?;
+    let file = File::options().write(true).create_new(true).mode(0o600).open(dir.disk())?;
+    file.set_len(size_mib * MIB)?;
+    layout.write_metadata(&mut |offset, bytes| file.write_all_at(bytes, offset)).map_err(failed)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EngineOptions;
+
+    fn engine() -> (tempfile::TempDir, Engine) {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::new(EngineOptions::new(dir.path().join("state"), "/bin/false"));
+        (dir, engine)
+    }
+
+    fn name(text: &str) -> VolumeName {
+        text.parse().unwrap()
+    }
+
+    fn e2fsck(volume: &Volume) {
+        let program =
+            ["/usr/sbin/e2fsck", "/sbin/e2fsck"].into_iter().find(|path| std::path::Path::new(path).exists());
+        let program = program.expect("e2fsprogs is installed");
+        let checked = std::process::Command::new(program).arg("-fn").arg(&volume.path).output().unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    }
+
+    #[test]
+    fn a_volume_of_any_size_is_sparse_and_clean() {
+        let (_dir, engine) = engine();
+        for size_mib in [16, 17, 64, 129, 1000, 1024, 5000, 64 * 1024, 100 * 1024] {
+            let volume = engine.create_volume(&name("data"), size_mib).unwrap();
+            assert_eq!(volume.path.metadata().unwrap().len(), size_mib * MIB);
+            assert!(volume.bytes < 8 * MIB, "{size_mib} MiB take {} bytes", volume.bytes);
+            e2fsck(&volume);
+            std::fs::remove_dir_all(volume.path.parent().unwrap()).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_volume_lives_from_create_to_delete() {
+        let (_dir, engine) = engine();
+        assert!(engine.volumes().unwrap().is_empty());
+        let data = name("data");
+        assert!(matches!(engine.volume(&data), Err(Error::NoSuchVolume { .. })));
+        let made = engine.create_volume(&data, 64).unwrap();
+        assert_eq!((made.size_mib, made.attached_to, made.problem), (Some(64), None, None));
+        assert!(matches!(engine.create_volume(&data, 64), Err(Error::VolumeExists { .. })));
+        engine.create_volume(&name("another"), 64).unwrap();
+        let names: Vec<_> = engine.volumes().unwrap().into_iter().map(|volume| volume.name).collect();
+        assert_eq!(names, [name("another"), data.clone()]);
+
+        assert_eq!(engine.resize_volume(&data, 256).unwrap().size_mib, Some(256));
+        assert_eq!(made.path.metadata().unwrap().len(), 256 * MIB);
+        let refused = engine.resize_volume(&data, 255).unwrap_err();
+        assert!(refused.to_string().contains("cannot shrink"), "{refused}");
+        assert!(engine.resize_volume(&name("none"), 256).is_err());
+
+        let held = engine.state().volume(&data).hold().unwrap();
+        for refused in [
+            engine.resize_volume(&data, 300).unwrap_err(),
+            engine.delete_volume(&data, VolumeDeleteMode::Unused).await.unwrap_err(),
+        ] {
+            assert!(refused.is_retryable(), "{refused}");
+        }
+        drop(held);
+        assert!(engine.delete_volume(&data, VolumeDeleteMode::Unused).await.unwrap().deleted);
+        assert!(!engine.delete_volume(&data, VolumeDeleteMode::Unused).await.unwrap().deleted);
+    }
+
+    #[test]
+    fn every_volume_has_an_identity_of_its_own_and_sizes_have_bounds() {
+        let (_dir, engine) = engine();
+        let uuid = |volume: &Volume| {
+            let mut uuid = [0; 16];
+            File::open(&volume.path).unwrap().read_exact_at(&mut uuid, 1024 + 0x68).unwrap();
+            uuid
+        };
+        let [a, b] = ["a", "b"].map(|text| engine.create_volume(&name(text), 16).unwrap());
+        assert_ne!(uuid(&a), uuid(&b));
+        for size_mib in [0, 15, 8 * 1024 * 1024 + 1, u64::MAX] {
+            let refused = engine.create_volume(&name("c"), size_mib).unwrap_err();
+            assert!(refused.hint().is_some());
+        }
+    }
+
+    #[test]
+    fn a_damaged_record_is_a_row_and_not_an_error() {
+        let (_dir, engine) = engine();
+        engine.create_volume(&name("data"), 16).unwrap();
+        std::fs::write(engine.state().volume(&name("data")).record(), "{").unwrap();
+        let volumes = engine.volumes().unwrap();
+        assert!(volumes[0].problem.as_ref().is_some_and(|problem| problem.contains("damaged")));
+        assert_eq!(volumes[0].size_mib, None);
+    }
+}
