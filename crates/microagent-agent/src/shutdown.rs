@@ -55,7 +55,7 @@ fn complete(point: &CStr) -> Result<(), GuestError> {
 /// Whether a file system could lack something on a disk. What the workload has mounted otherwise is its own affair.
 fn is_on_a_disk(point: &CStr) -> bool {
     const EXT4_SUPER_MAGIC: i64 = 0xEF53;
-    rustix::fs::statfs(point).is_ok_and(|found| i64::from(found.f_type) == EXT4_SUPER_MAGIC)
+    rustix::fs::statfs(point).is_ok_and(|found| found.f_type == EXT4_SUPER_MAGIC)
 }
 
 fn disk_error(attempt: &str, error: &io::Error) -> GuestError {

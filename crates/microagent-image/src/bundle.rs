@@ -1,7 +1,8 @@
 //! A tar file of a user's as an ext4 disk: what a workspace's bundle is.
 //!
-//! It is read by the rules of an image's one layer ([`crate::rootfs`]): nothing is unpacked onto the host's file system,
-//! no name leads out of the disk's root, and what it may cost is bounded. The tar is as hostile as any layer.
+//! It is read by the rules of an image's layers ([`crate::rootfs`]), but for whiteouts, which mean nothing in it: nothing
+//! is unpacked onto the host's file system, no name leads out of the disk's root, and what it may cost is bounded. The
+//! tar is as hostile as any layer.
 
 use std::fs::File;
 use std::io;
@@ -114,9 +115,9 @@ pub fn build(
     if let Some(reason) = compression::unsupported(&start) {
         return Err(BundleError::Compression { path: tar.to_owned(), reason });
     }
-    let layer =
+    let archive =
         LayerFile { path: tar.to_owned(), compression: rootfs::Compression::sniff(&start), diff_id: None };
-    let built = rootfs::build(&[layer], out, scratch, limits, &|_| {}, cancelled).and_then(|stats| {
+    let built = rootfs::build_plain(archive, out, scratch, limits, cancelled).and_then(|stats| {
         let flushed = File::open(out).and_then(|file| file.sync_all());
         flushed
             .map(|()| stats)

@@ -116,8 +116,29 @@ pub fn build(
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<DiskStats, RootfsError> {
     let shared = Shared::new(limits, progress, cancelled);
-    let unpacked = unpack_all(layers, scratch, &shared)?;
-    let mut tree = Tree::new();
+    build_in(Tree::new(), layers, out, scratch, &shared)
+}
+
+/// Builds the disk of one archive that is no layer, in the same way; nothing in it is a whiteout.
+pub(crate) fn build_plain(
+    archive: LayerFile,
+    out: &Path,
+    scratch: &Path,
+    limits: &Limits,
+    cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<DiskStats, RootfsError> {
+    let shared = Shared::new(limits, &|_| {}, cancelled);
+    build_in(Tree::without_whiteouts(), &[archive], out, scratch, &shared)
+}
+
+fn build_in(
+    mut tree: Tree,
+    layers: &[LayerFile],
+    out: &Path,
+    scratch: &Path,
+    shared: &Shared<'_>,
+) -> Result<DiskStats, RootfsError> {
+    let unpacked = unpack_all(layers, scratch, shared)?;
     let (mut digests, mut spools) = (Vec::new(), Vec::new());
     for (index, Unpacked { entries, spool, digest }) in unpacked.into_iter().enumerate() {
         for (count, entry) in entries.into_iter().enumerate() {
@@ -129,7 +150,7 @@ pub fn build(
         digests.push(digest);
         spools.push(spool);
     }
-    disk::write(&tree, &digests, &spools, out, &shared)
+    disk::write(&tree, &digests, &spools, out, shared)
 }
 
 /// Reads a layer as [`build`] does, alone and without keeping anything of it, and gives the bytes of its files.

@@ -7,6 +7,8 @@
 
 #[path = "base_disk/archive.rs"]
 mod archive;
+#[path = "base_disk/bundles.rs"]
+mod bundles;
 #[path = "base_disk/compare.rs"]
 mod compare;
 #[path = "base_disk/faults.rs"]

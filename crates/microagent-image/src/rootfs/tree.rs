@@ -65,6 +65,8 @@ pub(super) struct Name {
 pub(super) struct Tree {
     nodes: Vec<Node>,
     steps: u64,
+    /// Whether names that begin with `.wh.` hide something, as they do in a layer.
+    whiteouts: bool,
 }
 
 /// Why an entry cannot be merged.
@@ -82,7 +84,12 @@ const TOO_MANY: Refusal = Refuse("more entries than can be counted");
 
 impl Tree {
     pub(super) fn new() -> Tree {
-        Tree { nodes: vec![implied_directory(0)], steps: 0 }
+        Tree { nodes: vec![implied_directory(0)], steps: 0, whiteouts: true }
+    }
+
+    /// One in which every name is only a name.
+    pub(super) fn without_whiteouts() -> Tree {
+        Tree { whiteouts: false, ..Tree::new() }
     }
 
     /// Merges the next entry of `layer`.
@@ -116,7 +123,7 @@ impl Tree {
             self.redeclare(ROOT, layer, entry.meta, entry.attributes);
             return Ok(());
         };
-        if name.starts_with(WHITEOUT) || path[0].starts_with(WHITEOUT_META) {
+        if self.whiteouts && (name.starts_with(WHITEOUT) || path[0].starts_with(WHITEOUT_META)) {
             return self.white_out(layer, parents, name);
         }
         if path.iter().any(|part| part.len() > NAME_MAX) {
