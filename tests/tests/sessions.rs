@@ -123,6 +123,16 @@ fn more_commands_than_there_is_room_for_are_told_to_try_again() {
     end(&home);
 }
 
+/// Waits for a foreground job.
+#[track_caller]
+fn sleeps(home: &Home, seconds: &str) {
+    let line = format!("ps | grep '[s]leep {seconds}' | grep -vc 'sh -c'");
+    wait_for("the foreground job", Duration::from_secs(30), || {
+        let seen = home.microagent(["exec", "web", "--", "sh", "-c", &line]).run().text().to_owned();
+        if seen == "1\n" { Ok(()) } else { Err(seen) }
+    });
+}
+
 #[test]
 fn a_session_has_a_terminal_with_our_size_and_leaves_the_machine_running() {
     let home = running([]);
@@ -141,11 +151,7 @@ fn a_session_has_a_terminal_with_our_size_and_leaves_the_machine_running() {
     pty.shows("40 120");
     // Job control: Ctrl-C ends the foreground job and not the shell.
     pty.types("sleep 4711\r");
-    wait_for("the foreground job", Duration::from_secs(30), || {
-        let words = ["exec", "web", "--", "sh", "-c", "ps | grep -c '[s]leep 4711'"];
-        let seen = home.microagent(words).run().text().to_owned();
-        if seen == "1\n" { Ok(()) } else { Err(seen) }
-    });
+    sleeps(&home, "4711");
     pty.types("\u{3}");
     pty.types("echo still $((6 * 7)) here\r");
     pty.shows("still 42 here");
@@ -165,5 +171,46 @@ fn a_session_has_a_terminal_with_our_size_and_leaves_the_machine_running() {
     pty.shows("=typed=");
     assert_eq!(pty.finish(), 0);
     home.microagent(["exec", "-t", "web", "--", "true"]).run().code(2).says("leave -t out");
+    end(&home);
+}
+
+#[test]
+fn the_console_takes_keys_from_one_session_and_is_logged_all_the_same() {
+    let home = running([]);
+    // What reads the keys is the guest's business: here a shell at the serial port.
+    let shell = "exec sh -i < /dev/ttyS0 > /dev/ttyS0 2>&1";
+    home.microagent(["exec", "web", "--", "setsid", "sh", "-c", shell]).success();
+    home.log_has("web", "console.log", "#");
+
+    let mut pty = Pty::start(&home, &["connect", "web", "--console"], (24, 80));
+    pty.shows("Ctrl-] leaves the console");
+    pty.types("echo typed $((6 * 7)) at $(tty)\r");
+    pty.shows("typed 42 at /dev/ttyS0");
+    // Ctrl-C is the guest's, and there is one session at a time.
+    pty.types("sleep 4712\r");
+    sleeps(&home, "4712");
+    pty.types("\u{3}");
+    pty.types("echo still $((40 + 2)) here\r");
+    pty.shows("still 42 here");
+    let mut other = Pty::start(&home, &["connect", "web", "--console"], (24, 80));
+    other.shows("another session has the console");
+    assert_eq!(other.finish(), 75);
+    pty.types("\u{1d}");
+    pty.shows("left");
+    assert_eq!(pty.finish(), 0);
+    let logs = home.microagent(["logs", "web"]).success();
+    assert!(logs.text().contains("typed 42 at /dev/ttyS0"), "{}", logs.told());
+
+    // The next one finds it free, and ends with the machine; without a terminal it shows only.
+    let mut pty = Pty::start(&home, &["connect", "web", "--console"], (24, 80));
+    pty.shows("still 42 here");
+    pty.types("echo again $((20 + 1))\r");
+    pty.shows("again 21");
+    let shown = home.microagent(["connect", "web", "--console"]).start();
+    home.microagent(["halt", "web"]).success();
+    pty.shows("its machine has ended");
+    assert_eq!(pty.finish(), 0);
+    assert!(shown.finish().code(0).text().contains("again 21"));
+    home.microagent(["connect", "web", "--console"]).success();
     end(&home);
 }

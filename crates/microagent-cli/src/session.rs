@@ -91,6 +91,31 @@ impl Session {
     }
 }
 
+/// A session at the serial console, until the machine ends (then it gives `false`) or the key is pressed.
+pub(crate) fn at_console(
+    context: &Context,
+    engine: &Engine,
+    name: &WorkspaceName,
+    key: u8,
+) -> Result<bool, Failure> {
+    let detached = CancellationToken::new();
+    let mut show = |bytes: &[u8]| pass_on(OutputStream::Stdout, bytes);
+    let ran = context.block_on(async |token| {
+        let keys = read_in_background(Stdin::Ours, Some((key, detached.clone())))?;
+        let raw = Raw::enter_for_console()?;
+        let ran = tokio::select! {
+            ran = engine.console(name, keys, &mut show, &token) => ran.map(|()| false),
+            () = detached.cancelled() => Ok(true),
+        };
+        drop(raw);
+        Ok(ran)
+    })?;
+    match ran {
+        Err(Error::File { source, .. }) => Err(source.into()),
+        ran => Ok(ran? || detached.is_cancelled()),
+    }
+}
+
 /// Each stream to its own, as it comes.
 pub(crate) fn pass_on(stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
     match stream {

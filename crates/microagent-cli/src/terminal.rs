@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use microagent::Terminal;
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::environment;
 use crate::failure::Failure;
@@ -35,10 +35,20 @@ pub(crate) struct Raw {
 impl Raw {
     /// Enters raw mode: every key goes to the guest, which echoes and interprets it.
     pub(crate) fn enter() -> io::Result<Raw> {
+        Raw::enter_with(OutputModes::empty())
+    }
+
+    /// The same for a console, whose lines end as they are written: some with a carriage return, some without.
+    pub(crate) fn enter_for_console() -> io::Result<Raw> {
+        Raw::enter_with(OutputModes::OPOST | OutputModes::ONLCR)
+    }
+
+    fn enter_with(output: OutputModes) -> io::Result<Raw> {
         let stdin = io::stdin();
         let before = tcgetattr(stdin.as_fd())?;
         let mut raw = before.clone();
         raw.make_raw();
+        raw.output_modes |= output;
         tcsetattr(stdin.as_fd(), OptionalActions::Drain, &raw)?;
         Ok(Raw { before })
     }

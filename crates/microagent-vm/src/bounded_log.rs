@@ -10,8 +10,13 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::sync::mpsc;
+
 /// Bytes kept in memory for messages about a failure.
 const TAIL_LIMIT: usize = 16 * 1024;
+
+/// Pieces that wait for who watches; each has what was appended at once, at most 64 KiB.
+const WATCH_QUEUE: usize = 16;
 
 /// Least time between two marks in milliseconds.
 const MARK_INTERVAL_MS: u64 = 1000;
@@ -32,6 +37,8 @@ pub(crate) struct BoundedLog {
     limit: u64,
     tail: Vec<u8>,
     marks: Option<Marks>,
+    /// Who sees what comes as it comes.
+    watcher: Option<mpsc::Sender<Vec<u8>>>,
 }
 
 impl BoundedLog {
@@ -45,6 +52,7 @@ impl BoundedLog {
             limit,
             tail: Vec::new(),
             marks: None,
+            watcher: None,
         })
     }
 
@@ -71,8 +79,20 @@ impl BoundedLog {
         Ok(self)
     }
 
+    /// What comes from now on, for one at a time. Who does not keep up misses what comes meanwhile; the log has it.
+    pub(crate) fn watch(&mut self) -> mpsc::Receiver<Vec<u8>> {
+        let (sender, receiver) = mpsc::channel(WATCH_QUEUE);
+        self.watcher = Some(sender);
+        receiver
+    }
+
     /// Appends. A log that cannot be written does not stop what is logged; the tail is kept all the same.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
+        if let Some(watcher) = &self.watcher
+            && let Err(mpsc::error::TrySendError::Closed(_)) = watcher.try_send(bytes.to_vec())
+        {
+            self.watcher = None;
+        }
         self.tail.extend_from_slice(bytes);
         if self.tail.len() > 2 * TAIL_LIMIT {
             self.tail.drain(..self.tail.len() - TAIL_LIMIT);

@@ -44,6 +44,8 @@ pub(crate) enum Wish {
     Change(Ask),
     /// A change of the record that the machine does not notice.
     Amend(Amendment),
+    /// The serial console.
+    Console,
 }
 
 /// What of a workspace's record can change while its machine lives. The supervisor writes the record then, so it is
@@ -80,6 +82,8 @@ pub enum Refusal {
     State(microagent_store::State),
     /// As many streams as possible are in use.
     Crowded,
+    /// Another client has the console.
+    ConsoleTaken,
     /// The client is of another build.
     OtherBuild,
 }
@@ -110,7 +114,19 @@ pub enum ControlError {
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
 pub async fn attach(dir: &WorkspaceDir) -> Result<Result<UnixStream, Refusal>, ControlError> {
-    let (stream, answer) = exchange(dir, Wish::Attach, None, ANSWER_DEADLINE).await?;
+    stream(dir, Wish::Attach).await
+}
+
+/// Opens the serial console: what is written to it is typed, what is read from it is shown, from now on.
+///
+/// # Errors
+/// As [`attach`].
+pub async fn console(dir: &WorkspaceDir) -> Result<Result<UnixStream, Refusal>, ControlError> {
+    stream(dir, Wish::Console).await
+}
+
+async fn stream(dir: &WorkspaceDir, wish: Wish) -> Result<Result<UnixStream, Refusal>, ControlError> {
+    let (stream, answer) = exchange(dir, wish, None, ANSWER_DEADLINE).await?;
     match answer {
         Answer::Attached => Ok(Ok(stream)),
         Answer::Refused(refusal) => Ok(Err(refusal)),

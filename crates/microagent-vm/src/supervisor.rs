@@ -5,6 +5,7 @@
 //! clients in). The record is written by the driver alone.
 
 mod claims;
+mod console;
 mod effects;
 mod ending;
 mod front;
@@ -42,6 +43,7 @@ use crate::spec::{
 };
 use crate::template::Template;
 use claims::Claims;
+use console::Console;
 use ending::Waiting;
 use front::{Amending, Asked, Front, Wishes};
 use machine::Machine;
@@ -384,6 +386,9 @@ impl Driver {
             add_disks,
             state: self.state.clone(),
         });
+        if let Some((front, _)) = &self.front {
+            front.show(Console::new(machine.take_keys(), Rc::clone(&self.console)));
+        }
         let links = Links {
             console: Rc::clone(&self.console),
             timeline: Rc::clone(&self.timeline),

@@ -201,6 +201,12 @@ pub enum Error {
         /// The workspace.
         workspace: WorkspaceName,
     },
+    /// Another session has the serial console.
+    #[error("another session has the console of workspace `{workspace}`")]
+    ConsoleTaken {
+        /// The workspace.
+        workspace: WorkspaceName,
+    },
     /// The conversation with the guest broke off.
     #[error("the guest of workspace `{workspace}` went away in the middle: {message}")]
     GuestGone {
@@ -334,7 +340,7 @@ impl Error {
             Error::Unchangeable { .. } => ErrorKind::Invalid,
             Error::Spec(_) | Error::Invalid { .. } => ErrorKind::Invalid,
             Error::RunFailed { kind: FailureKind::Timeout, .. } => ErrorKind::Timeout,
-            Error::Crowded { .. } => ErrorKind::Busy,
+            Error::Crowded { .. } | Error::ConsoleTaken { .. } => ErrorKind::Busy,
             Error::OtherBuild { .. } => ErrorKind::WrongState,
             Error::GuestRefused { not_found: true, .. } => ErrorKind::NotFound,
             Error::RunFailed { kind: FailureKind::HostFull, .. }
@@ -461,6 +467,9 @@ impl Error {
                 Some(format!("microagent logs {workspace} may say why; microagent kill {workspace} ends it"))
             }
             Error::Crowded { .. } => Some("try again when one of them has ended".to_owned()),
+            Error::ConsoleTaken { workspace } => {
+                Some(format!("microagent logs -f {workspace} shows it all the same"))
+            }
             Error::StartFailed { kind: FailureKind::HostFull, .. } => {
                 Some("free some space (microagent image prune), then try again".to_owned())
             }

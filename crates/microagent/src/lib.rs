@@ -26,6 +26,7 @@ mod artifact;
 mod attach;
 mod attachment;
 mod commit;
+mod console;
 mod copy;
 mod disks;
 mod doctor;

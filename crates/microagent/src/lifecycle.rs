@@ -552,6 +552,7 @@ pub(crate) fn refused(name: &WorkspaceName, refusal: Refusal, action: &'static s
     match refusal {
         Refusal::State(state) => Error::WrongState { name: name.clone(), state, action },
         Refusal::Crowded => Error::Crowded { workspace: name.clone() },
+        Refusal::ConsoleTaken => Error::ConsoleTaken { workspace: name.clone() },
         Refusal::OtherBuild => Error::OtherBuild { workspace: name.clone() },
     }
 }

@@ -1,7 +1,9 @@
 //! `microagent connect`: an interactive session in a running workspace.
 
+use std::io::Write;
+
 use clap::Args;
-use microagent::{CommandLine, ExecOptions, WorkspaceName};
+use microagent::{CommandLine, ExecOptions, WorkspaceName, last_lines};
 
 use crate::commands::logs;
 use crate::context::Context;
@@ -24,6 +26,10 @@ Examples:
   As another user, with another shell:
     microagent connect web --user nobody --shell /bin/ash
 
+  The serial console, with a shell of the guest at it:
+    microagent exec web -- setsid sh -c 'exec sh -i < /dev/ttyS0 > /dev/ttyS0 2>&1'
+    microagent connect web --console
+
   One line for that shell, from a script:
     microagent connect web --send 'cd /srv && ls'";
 
@@ -42,7 +48,8 @@ pub(crate) struct ConnectArgs {
     #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
     send: Option<String>,
 
-    /// Show the serial console as it comes, in place of a shell; it takes no input, and Ctrl-C leaves it
+    /// Sit at the serial console, in place of a shell: what the log shows as it comes, and keys for what reads them in
+    /// the guest. Ctrl-] leaves it. Without a terminal it only shows
     #[arg(long, conflicts_with_all = ["send", "user", "shell"])]
     console: bool,
 
@@ -64,7 +71,7 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
         ));
     }
     if args.console {
-        return logs::show_console(context, &args.name).map(|()| 0);
+        return console(context, &args.name).map(|()| 0);
     }
     let engine = context.engine();
     let shell = match args.shell {
@@ -101,6 +108,25 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
             Ok(u8::try_from(execution.exit_code).unwrap_or(1))
         }
     }
+}
+
+/// The console: with keys where there is a terminal to type them on.
+fn console(context: &Context, name: &WorkspaceName) -> Result<(), Failure> {
+    if terminal::ours().is_err() {
+        return logs::show_console(context, name);
+    }
+    let engine = context.engine();
+    let progress = context.progress(false);
+    progress.note(
+        "Ctrl-] leaves the console; a program in the guest must read /dev/ttyS0 for keys to do something",
+    );
+    let mut out = std::io::stdout().lock();
+    out.write_all(last_lines(&engine.logs(name)?, logs::CONSOLE_LINES))?;
+    out.flush()?;
+    drop(out);
+    let left = session::at_console(context, &engine, name, DETACH_KEY)?;
+    progress.note(if left { "left" } else { "its machine has ended" });
+    Ok(())
 }
 
 /// A named shell is run as it is; otherwise the guest's own `sh` looks for a better one.

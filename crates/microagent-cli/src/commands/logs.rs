@@ -13,7 +13,7 @@ use crate::output::{Format, finish, json_bytes, print_json, stdout};
 use microagent::text::duration;
 
 /// Lines of the past that `connect --console` begins with.
-const CONSOLE_LINES: usize = 20;
+pub(crate) const CONSOLE_LINES: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,5 +1,5 @@
 //! The supervisor's socket: takes clients in, passes their wishes to the driver, and lends them streams of the
-//! guest's agent.
+//! guest's agent and, to one at a time, the console.
 //!
 //! Clients are processes of the same user that know the workspace's key. They are not trusted to be quick or to
 //! be well: each has a deadline for its wish, they are bounded in number, and one that does not read only holds up
@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::console::Console;
 use crate::control::{Amendment, Answer, CONTROL_LIMIT, Hello, Refusal, Wish};
 use crate::lifecycle::Ask;
 
@@ -74,6 +75,7 @@ pub(super) struct Front {
     gate: Shared<Gate>,
     session: RefCell<Option<SessionHandle>>,
     cut_off: CancellationToken,
+    console: Shared<Option<Console>>,
     answers: Rc<Semaphore>,
     task: JoinHandle<()>,
 }
@@ -113,17 +115,23 @@ impl Front {
             answers: Rc::clone(&answers),
             lent: Rc::default(),
             cut_off: cut_off.clone(),
+            console: Rc::default(),
         };
+        let console = Rc::clone(&desk.console);
         let task = spawn_local(accept(listener, desk));
-        Ok((
-            Front { dir: dir.clone(), gate, session: RefCell::default(), cut_off, answers, task },
-            Wishes { asked, amending },
-        ))
+        let front =
+            Front { dir: dir.clone(), gate, session: RefCell::default(), cut_off, console, answers, task };
+        Ok((front, Wishes { asked, amending }))
     }
 
     /// Clients can have streams of this session while the machine runs.
     pub(super) fn lend_from(&self, session: SessionHandle) {
         *self.session.borrow_mut() = Some(session);
+    }
+
+    /// Clients can have this console from now on.
+    pub(super) fn show(&self, console: Console) {
+        *self.console.borrow_mut() = Some(console);
     }
 
     /// Ends all streams that are lent, and lends no more: for good.
@@ -171,6 +179,7 @@ struct Desk {
     lent: Rc<Cell<usize>>,
     /// When all that is lent ends at once.
     cut_off: CancellationToken,
+    console: Shared<Option<Console>>,
 }
 
 async fn accept(listener: UnixListener, desk: Desk) {
@@ -211,6 +220,10 @@ impl Desk {
                     Wish::Attach => {
                         drop(unanswered);
                         return self.lend(client).await;
+                    }
+                    Wish::Console => {
+                        drop(unanswered);
+                        return self.show_console(client).await;
                     }
                     Wish::Change(ask) => self.pass_on(ask, hello.reason).await,
                     Wish::Amend(amendment) => self.amend(amendment).await,
@@ -264,6 +277,30 @@ impl Desk {
             // Whoever broke it off knows why; the other side sees the end of its stream.
             tokio::select! {
                 _ = copied => {}
+                () = self.cut_off.cancelled() => {}
+            }
+        }
+    }
+}
+
+impl Desk {
+    /// Makes the connection a session at the console, until the client has enough of it.
+    async fn show_console(&self, mut client: UnixStream) {
+        let console = match (&*self.console.borrow(), &*self.gate.borrow()) {
+            (None, Gate::Closed(state)) | (_, Gate::Closed(state @ State::Quarantined)) => {
+                Err(Refusal::State(*state))
+            }
+            (None, Gate::Open(_)) => Err(Refusal::State(State::Starting)),
+            (Some(console), _) => Ok(console.clone()),
+        };
+        let session = console.and_then(|console| console.open().ok_or(Refusal::ConsoleTaken));
+        let answer = if let Err(refusal) = &session { Answer::Refused(*refusal) } else { Answer::Attached };
+        if write_message(&mut client, &answer, CONTROL_LIMIT).await.is_err() {
+            return;
+        }
+        if let Ok(session) = session {
+            tokio::select! {
+                () = session.hold(client) => {}
                 () = self.cut_off.cancelled() => {}
             }
         }

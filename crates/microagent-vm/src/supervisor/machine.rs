@@ -13,6 +13,7 @@ use microagent_store::{Failure, FailureKind, Link, ProcessId, WorkspaceDir};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
@@ -52,6 +53,7 @@ pub(super) struct Machine {
     qemu: Child,
     network: Option<Network>,
     control: Option<UnixStream>,
+    keys: Option<OwnedWriteHalf>,
     monitor: Monitor,
     words: Option<JoinHandle<()>>,
     console: Shared<BoundedLog>,
@@ -89,12 +91,14 @@ impl Machine {
             spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log)));
         }
         let words = qemu.stderr.take().map(|stderr| spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log))));
-        spawn_local(copy_to_log(sockets.console, Rc::clone(&console)));
+        let (shown, keys) = sockets.console.into_split();
+        spawn_local(copy_to_log(shown, Rc::clone(&console)));
         let (wishes, wished) = mpsc::channel(1);
         let state = plan.start().state().map(|state| state.as_raw_fd());
         spawn_local(hold_monitor(sockets.monitor, state, events.clone(), wished));
         let monitor = Monitor { wishes };
-        Ok(Machine { qemu, network, control: Some(sockets.control), monitor, words, console, vmm_log })
+        let (control, keys) = (Some(sockets.control), Some(keys));
+        Ok(Machine { qemu, network, control, keys, monitor, words, console, vmm_log })
     }
 
     /// QEMU's process.
@@ -127,6 +131,11 @@ impl Machine {
     /// The control channel, once.
     pub(super) fn take_control(&mut self) -> UnixStream {
         self.control.take().expect("the control channel is taken once, by the worker")
+    }
+
+    /// Where the serial console is typed at, once.
+    pub(super) fn take_keys(&mut self) -> OwnedWriteHalf {
+        self.keys.take().expect("the console is taken once, by the front")
     }
 
     /// The monitor, for freezing.
