@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use microagent_tests::pty::Pty;
-use microagent_tests::{Home, User};
+use microagent_tests::{Home, User, host};
 
 fn home() -> Home {
     Home::new(User::unprivileged())
@@ -253,4 +253,24 @@ fn a_state_directory_of_any_length_can_be_listened_in() {
     call(&["halt", "web"]);
     call(&["delete", "web", "--yes"]);
     home.processes_end();
+}
+
+#[test]
+fn the_unit_of_a_supervised_workspace_is_one_that_systemd_takes() {
+    if !host::has_program("systemd-analyze") {
+        return host::skip("systemd-analyze is not installed");
+    }
+    let home = home();
+    home.create("web", ["--restart", "on-failure"]);
+    // Nobody answers for this user's systemd, which is said with what to type.
+    let installed = home.microagent(["supervise", "web", "--install"]).success();
+    let installed = installed.says("systemctl --user daemon-reload");
+    let unit = installed.summary("Installed").to_owned();
+    let verify = home.other("systemd-analyze").env("XDG_RUNTIME_DIR", home.make_dir("run"));
+    let verified = verify.args(["verify", "--user", "--man=no", &unit]).success();
+    assert!(!verified.stderr.contains("microagent-supervise-web"), "{}", verified.told());
+    assert_eq!(home.microagent(["supervise", "web", "--uninstall"]).success().summary("Removed"), unit);
+    assert!(!std::path::Path::new(&unit).exists());
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
 }

@@ -158,6 +158,8 @@ fn unit_text(program: &Path, state_dir: &Path, name: &WorkspaceName) -> String {
          ExecStart={program} --state-dir {state_dir} supervise {name}\n\
          Restart=on-failure\n\
          RestartSec=5\n\
+         # Its policy says when a workspace that failed is started again; this is for a starter that was killed.\n\
+         RestartPreventExitStatus=1\n\
          # The machine outlives its starter, and is halted by it.\n\
          KillMode=process\n\
          TimeoutStopSec=90\n\
