@@ -256,10 +256,13 @@ impl SpecFile {
 
     /// Has relative paths start at the directory of the file.
     pub(super) fn resolve_paths(&mut self) {
-        // A supervisor works in another directory than its caller.
-        let dir = self.path.parent().unwrap_or(Path::new(""));
-        let dir = std::path::absolute(dir.join(".")).unwrap_or_else(|_| dir.to_owned());
-        let resolve = |path: &mut PathBuf| *path = dir.join(&path);
+        let dir = self.path.parent().unwrap_or(Path::new("")).to_owned();
+        // Absolute, because a supervisor works in another directory; in the form in which records have paths.
+        let resolved = |path: &Path| {
+            let path = dir.join(path);
+            std::path::absolute(&path).unwrap_or(path)
+        };
+        let resolve = |path: &mut PathBuf| *path = resolved(path);
         for path in [&mut self.setup_files, &mut self.env_files].into_iter().flatten().flatten() {
             resolve(path);
         }
@@ -275,7 +278,7 @@ impl SpecFile {
                     resolve(path);
                 }
                 Form::Long(SpecVolume { path: Some(path), .. }) => {
-                    *path = dir.join(&path).to_string_lossy().into_owned();
+                    *path = resolved(Path::new(path)).to_string_lossy().into_owned();
                 }
                 Form::Short(_) | Form::Long(_) => {}
             }
@@ -289,7 +292,7 @@ impl SpecFile {
             let local = LOCAL_TRANSPORTS.iter().find_map(|name| Some((name, image.strip_prefix(name)?)));
             if let Some((transport, path)) = local {
                 // The rest may have a tag behind it, which stays there.
-                *image = format!("{transport}{}", dir.join(path).display());
+                *image = format!("{transport}{}", resolved(Path::new(path)).display());
             }
         }
     }

@@ -49,7 +49,7 @@ egress: {mode: allowlist, allow: [example.org, 10.0.0.0/8], maxConnections: 7, m
 volumes: ['data:/data:ro', './in.tar:/in', {name: more, mountpoint: /more}, {path: sub/x.img, mountpoint: /x, mode: ro}]
 disks: [{path: disk.ext4, mountpoint: /disk}]
 bundles: [{path: /abs/src.tgz, mountpoint: /src, mode: ro}]
-secrets: {TOKEN: 'env:GITHUB', KEY: 'file:secret.txt', DB: 'dotenv:.env#DB'}
+secrets: {TOKEN: 'env:GITHUB', KEY: 'file:./secret.txt', DB: 'dotenv:.env#DB'}
 outputs: [{name: report, path: /srv/report}]
 ";
     std::fs::write(&path, text).unwrap();
@@ -85,7 +85,7 @@ outputs: [{name: report, path: /srv/report}]
         disks,
         [
             (DiskSource::Volume("data".parse().unwrap()), "/data", true),
-            (DiskSource::Bundle(of_dir("./in.tar")), "/in", false),
+            (DiskSource::Bundle(of_dir("in.tar")), "/in", false),
             (DiskSource::Volume("more".parse().unwrap()), "/more", false),
             (DiskSource::Image(of_dir("sub/x.img")), "/x", true),
             (DiskSource::Image(of_dir("disk.ext4")), "/disk", false),
