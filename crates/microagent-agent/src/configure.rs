@@ -3,7 +3,7 @@
 //!
 //! On the image's disk it writes `/etc/hostname`, `/etc/hosts`, `/etc/resolv.conf` and
 //! `/etc/machine-id`, each only if it differs, and the directories `/proc`, `/sys`, `/dev`, `/etc` and those that
-//! disks are mounted on if they are missing.
+//! disks are mounted on if they are missing; where there are secrets, `/run` and `/run/secrets`, too.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -19,6 +19,7 @@ use crate::console;
 use crate::disk;
 use crate::mounts;
 use crate::net;
+use crate::secrets;
 use crate::sys;
 
 /// Longest host name that the kernel takes, in bytes.
@@ -84,6 +85,8 @@ pub(crate) fn configure(
         machine_id: &wanted.machine_id,
         network: wanted.network.as_ref(),
     });
+    // Last, so that nothing is mounted over them.
+    secrets::deliver(&wanted.secrets, &wanted.secrets_owner).map_err(|e| fail(GuestErrorKind::Other, &e))?;
     let timings = Timings { boot_us, disk_us: disk_us + mounts_us, network_us, total_us: elapsed_us(start) };
     Ok(Configured { timings })
 }

@@ -48,7 +48,7 @@ const LEFT_OUT_DIRECTORIES: [&[u8]; 4] = [b"dev", b"lost+found", b"proc", b"sys"
 const LEFT_OUT_FILES: [&[u8]; 4] = [b"etc/hostname", b"etc/hosts", b"etc/machine-id", b"etc/resolv.conf"];
 
 /// Directories whose times say nothing: the agent makes things in them.
-const OURS: [&[u8]; 2] = [b"", b"etc"];
+const OURS: [&[u8]; 4] = [b"", b"etc", b"run", b"run/secrets"];
 
 /// Why there is no layer.
 #[derive(Debug, thiserror::Error)]

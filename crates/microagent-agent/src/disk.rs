@@ -123,7 +123,7 @@ pub(crate) fn read_ahead() {
 
 /// Makes sure that a path is a directory: images without it get it, and a link in its place would lead
 /// out of the new root.
-fn real_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn real_directory(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => Ok(()),
         Ok(_) => fs::remove_file(path).and_then(|()| fs::create_dir(path)),

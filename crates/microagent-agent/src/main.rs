@@ -32,6 +32,7 @@ mod pack;
 mod port;
 mod program;
 mod reaper;
+mod secrets;
 mod session;
 mod shutdown;
 mod spawn;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use microagent_proto::{
     Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, PackEvent, REPLY_LIMIT,
     REQUEST_LIMIT, Request, ShutDown, StartError, StartErrorKind, Stream, Unpacked, guest_session,
-    read_message, write_message,
+    read_secret_message, write_message,
 };
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
@@ -108,7 +108,7 @@ struct Guest {
 
 impl Guest {
     async fn serve(self: Arc<Self>, mut stream: Stream) {
-        let request = match read_message(&mut stream, REQUEST_LIMIT).await {
+        let request = match read_secret_message(&mut stream, REQUEST_LIMIT).await {
             Ok(Some(request)) => request,
             Ok(None) => return,
             Err(error) => return console::say_error("a request could not be read", &error),

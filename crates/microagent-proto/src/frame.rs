@@ -2,9 +2,11 @@
 
 use std::io;
 
+use postcard::ser_flavors::Size;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use zeroize::Zeroizing;
 
 /// Why a message could not be exchanged. The stream is of no further use.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +120,51 @@ where
     stream.flush().await.map_err(FrameError::Transport)
 }
 
+/// Reads one message that holds secrets, as [`read_message`] does; the bytes that it came in are overwritten.
+///
+/// # Errors
+/// As [`read_message`].
+pub async fn read_secret_message<T, R>(stream: &mut R, limit: usize) -> Result<Option<T>, FrameError>
+where
+    T: DeserializeOwned,
+    R: AsyncRead + Unpin,
+{
+    let mut prefix = [0; 4];
+    let begun = stream.read(&mut prefix).await.map_err(FrameError::Transport)?;
+    if begun == 0 {
+        return Ok(None);
+    }
+    stream.read_exact(&mut prefix[begun..]).await.map_err(FrameError::Transport)?;
+    let len = u32::from_le_bytes(prefix) as usize;
+    if len > limit {
+        return Err(FrameError::TooLong { len, limit });
+    }
+    let mut body = Zeroizing::new(vec![0; len]);
+    stream.read_exact(&mut body).await.map_err(FrameError::Transport)?;
+    postcard::from_bytes(&body).map(Some).map_err(FrameError::Decode)
+}
+
+/// Writes one message that holds secrets, as [`write_message`] does; the bytes that it went in are overwritten.
+///
+/// # Errors
+/// As [`write_message`].
+pub async fn write_secret_message<T, W>(stream: &mut W, message: &T, limit: usize) -> Result<(), FrameError>
+where
+    T: Serialize,
+    W: AsyncWrite + Unpin,
+{
+    // Measured first: a buffer that grows leaves copies of what was in it behind.
+    let len = postcard::serialize_with_flavor(message, Size::default()).map_err(FrameError::Encode)?;
+    let Some(prefix) = u32::try_from(len).ok().filter(|_| len <= limit) else {
+        return Err(FrameError::TooLong { len, limit });
+    };
+    let mut bytes = Zeroizing::new(vec![0; 4 + len]);
+    bytes[..4].copy_from_slice(&prefix.to_le_bytes());
+    postcard::to_slice(message, &mut bytes[4..]).map_err(FrameError::Encode)?;
+    stream.write_all(&bytes).await.map_err(FrameError::Transport)?;
+    stream.flush().await.map_err(FrameError::Transport)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -154,6 +201,30 @@ mod tests {
         let got = runtime().block_on(write_message(&mut sent, &message, REPLY_LIMIT));
         assert!(matches!(got, Err(FrameError::TooLong { .. })));
         assert!(sent.is_empty());
+    }
+
+    #[test]
+    fn secret_messages_are_the_same_on_the_wire_and_have_the_same_bounds() {
+        let message = ExecInput::Stdin(vec![7; 300].into());
+        runtime().block_on(async {
+            let (mut plain, mut secret) = (Vec::new(), Vec::new());
+            write_message(&mut plain, &message, INPUT_LIMIT).await.unwrap();
+            write_secret_message(&mut secret, &message, INPUT_LIMIT).await.unwrap();
+            assert_eq!(plain, secret);
+            let back = read_secret_message(&mut &secret[..], INPUT_LIMIT).await.unwrap();
+            assert_eq!(back, Some(message.clone()));
+            let none = read_secret_message::<ExecInput, _>(&mut &[][..], INPUT_LIMIT).await.unwrap();
+            assert_eq!(none, None);
+            for limit in [0, secret.len() - 5] {
+                let read = read_secret_message::<ExecInput, _>(&mut &secret[..], limit).await;
+                assert!(matches!(read, Err(FrameError::TooLong { .. })), "{read:?}");
+                let mut sent = Vec::new();
+                let wrote = write_secret_message(&mut sent, &message, limit).await;
+                assert!(matches!(wrote, Err(FrameError::TooLong { .. })) && sent.is_empty(), "{wrote:?}");
+            }
+            let torn = read_secret_message::<ExecInput, _>(&mut &secret[..9], INPUT_LIMIT).await;
+            assert!(matches!(torn, Err(FrameError::Transport(_))), "{torn:?}");
+        });
     }
 
     #[test]

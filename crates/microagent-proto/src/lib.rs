@@ -20,13 +20,16 @@ mod message;
 mod preamble;
 mod session;
 
-pub use frame::{FrameError, MessageReader, read_message, write_message};
+pub use frame::{
+    FrameError, MessageReader, read_message, read_secret_message, write_message, write_secret_message,
+};
 pub use message::{
     Chunk, Command, Configure, Configured, Diff, Entropy, Exec, ExecEvent, ExecInput, Exit, FsUsage,
     GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MacAddress, Mount, Network,
     OUTPUT_CHUNK_LIMIT, Pack, PackEvent, PathInfo, PathKind, REPLY_LIMIT, REQUEST_LIMIT, Request, Root,
-    SECRETS_LIMIT, SHUT_DOWN_REST, STDIN_WINDOW, Secret, SecretValue, SetClock, ShutDown, StartError,
-    StartErrorKind, Stat, Terminal, Timings, UNUSED_SINCE, Unpack, UnpackInput, Unpacked,
+    SECRET_LIMIT, SECRETS_LIMIT, SECRETS_MAX, SHUT_DOWN_REST, STDIN_WINDOW, Secret, SecretValue, SetClock,
+    ShutDown, StartError, StartErrorKind, Stat, Terminal, Timings, UNUSED_SINCE, Unpack, UnpackInput,
+    Unpacked,
 };
 pub use preamble::{PREAMBLE_LEN, Preamble, PreambleKind, PreambleScanner, answer, greet};
 pub use session::{

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 use crate::session::STREAM_WINDOW;
 
@@ -121,9 +122,15 @@ pub struct Secret {
     pub value: SecretValue,
 }
 
-/// Content that no message, log or panic shows.
+/// Content that no log or panic shows, and that is overwritten in memory when it is dropped.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretValue(#[serde(with = "serde_bytes")] pub Vec<u8>);
+
+impl Drop for SecretValue {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
 
 impl std::fmt::Debug for SecretValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -133,7 +140,16 @@ impl std::fmt::Debug for SecretValue {
 
 /// Most bytes that the secrets of one guest have together. They travel in one message.
 pub const SECRETS_LIMIT: usize = 512 * 1024;
-const _: () = assert!(2 * SECRETS_LIMIT <= REQUEST_LIMIT);
+
+/// Most bytes of one secret.
+pub const SECRET_LIMIT: usize = 64 * 1024;
+
+/// Most secrets of one guest.
+pub const SECRETS_MAX: usize = 256;
+
+// With their names, of 128 bytes at most, they leave half of the message to the rest of it.
+const _: () = assert!(2 * SECRETS_LIMIT <= REQUEST_LIMIT && SECRETS_MAX * 256 <= REQUEST_LIMIT / 4);
+const _: () = assert!(SECRET_LIMIT <= SECRETS_LIMIT);
 
 /// Seed for the guest's random pool.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -104,9 +104,9 @@ impl Microvm {
     fn value(&self) -> String {
         // No ACPI: the guest kernel knows none, and it costs boot time. The PIT stays, because without ACPI the TSC
         // is calibrated against it. The RTC stays,
-        // because a guest's first clock comes from it.
+        // because a guest's first clock comes from it. A core dump of QEMU is not to have the guest's memory in it.
         let accel = self.accel.as_str();
-        let mut value = format!("microvm,accel={accel},acpi=off,rtc=on,isa-serial=on");
+        let mut value = format!("microvm,accel={accel},acpi=off,rtc=on,isa-serial=on,dump-guest-core=off");
         if let Some(id) = &self.memory_backend {
             value.push_str(",memory-backend=");
             value.push_str(id);

@@ -2,7 +2,8 @@
 //! lie in the record; no content of either is ever in it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::io;
+use std::path::{PathBuf, absolute};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -77,7 +78,7 @@ pub enum SecretReferenceError {
     /// It has no `=`, or no scheme behind it. The text is not repeated: somebody may have typed a value.
     #[error("a secret is written NAME=SCHEME:REFERENCE")]
     Shape,
-    /// The name is none.
+    /// The name is none. Only said where the rest is a reference, so that it is not a part of a value.
     #[error(
         "`{name}` is no name of a secret: letters, digits and `_`, no digit first, at most {SECRET_NAME_MAX}"
     )]
@@ -85,14 +86,9 @@ pub enum SecretReferenceError {
         /// The name.
         name: String,
     },
-    /// The scheme is not known.
-    #[error("secret `{name}`: no scheme is called `{scheme}`; there are env, file, dotenv, vault and helper")]
-    Scheme {
-        /// The secret's name.
-        name: String,
-        /// The scheme.
-        scheme: String,
-    },
+    /// The scheme is not known. It is not repeated either: values have colons, too.
+    #[error("a secret is written NAME=SCHEME:REFERENCE, and SCHEME is env, file, dotenv, vault or helper")]
+    Scheme,
     /// What stands behind the scheme is not what the scheme takes.
     #[error("secret `{name}`: {scheme} takes {scheme}:{wanted}")]
     Reference {
@@ -137,9 +133,6 @@ impl FromStr for SecretReference {
         let (name, source) = text.split_once('=').ok_or(SecretReferenceError::Shape)?;
         let (scheme, reference) = source.split_once(':').ok_or(SecretReferenceError::Shape)?;
         let name = name.to_owned();
-        if !is_variable_name(&name) {
-            return Err(SecretReferenceError::Name { name });
-        }
         let wrong = |scheme, wanted| SecretReferenceError::Reference { name: name.clone(), scheme, wanted };
         let whole = |scheme, wanted| {
             if reference.is_empty() { Err(wrong(scheme, wanted)) } else { Ok(reference.to_owned()) }
@@ -161,9 +154,42 @@ impl FromStr for SecretReference {
                 SecretSource::Vault { path, field }
             }
             "helper" => SecretSource::Helper(whole("helper", "REFERENCE")?),
-            _ => return Err(SecretReferenceError::Scheme { scheme: scheme.to_owned(), name }),
+            _ => return Err(SecretReferenceError::Scheme),
         };
-        Ok(SecretReference { name, source })
+        SecretReference::new(name, source)
+    }
+}
+
+impl SecretReference {
+    /// A secret of this name from there.
+    ///
+    /// # Errors
+    /// Fails when the name is not one.
+    pub fn new(
+        name: impl Into<String>,
+        source: SecretSource,
+    ) -> Result<SecretReference, SecretReferenceError> {
+        let name = name.into();
+        if is_variable_name(&name) {
+            Ok(SecretReference { name, source })
+        } else {
+            Err(SecretReferenceError::Name { name })
+        }
+    }
+
+    /// The same with a path that does not depend on the directory in which it is looked at.
+    ///
+    /// # Errors
+    /// Fails when there is no current directory.
+    pub fn absolute(&self) -> io::Result<SecretReference> {
+        let source = match &self.source {
+            SecretSource::File(path) => SecretSource::File(absolute(path)?),
+            SecretSource::Dotenv { path, key } => {
+                SecretSource::Dotenv { path: absolute(path)?, key: key.clone() }
+            }
+            other => other.clone(),
+        };
+        Ok(SecretReference { name: self.name.clone(), source })
     }
 }
 
@@ -226,6 +252,23 @@ mod tests {
             let error = text.parse::<SecretReference>().unwrap_err();
             assert!(matches!(error, SecretReferenceError::Reference { .. }), "{text}");
         }
-        assert!(matches!("A=http:x".parse::<SecretReference>(), Err(SecretReferenceError::Scheme { .. })));
+        for text in ["A=http:x", "A=hunter:2", "hunter=2:hunter"] {
+            let error = text.parse::<SecretReference>().unwrap_err();
+            assert_eq!(error, SecretReferenceError::Scheme);
+            assert!(!error.to_string().contains("hunter"), "{error}");
+        }
+    }
+
+    #[test]
+    fn relative_paths_become_absolute_and_nothing_else_changes() {
+        let here = std::env::current_dir().unwrap();
+        for (text, path) in [("A=file:x/y", "x/y"), ("A=dotenv:.env#K", ".env")] {
+            let stored = text.parse::<SecretReference>().unwrap().absolute().unwrap();
+            assert!(stored.to_string().contains(here.join(path).to_str().unwrap()), "{stored}");
+        }
+        for text in ["A=env:x", "A=file:/x", "A=vault:x/data/y#z", "A=helper:./x"] {
+            let reference: SecretReference = text.parse().unwrap();
+            assert_eq!(reference.absolute().unwrap(), reference);
+        }
     }
 }

@@ -68,7 +68,15 @@ impl BoundedLog {
                 len += 1;
             }
         }
-        Ok(BoundedLog { path: path.to_owned(), file, len, limit, tail: Vec::new(), marks: None })
+        Ok(BoundedLog {
+            path: path.to_owned(),
+            file,
+            len,
+            limit,
+            tail: Vec::new(),
+            marks: None,
+            watcher: None,
+        })
     }
 
     /// Keeps the times at which it grows.

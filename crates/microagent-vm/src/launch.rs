@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
-use microagent_proto::{FrameError, read_message, write_message};
+use microagent_proto::{FrameError, read_message, write_secret_message};
 use microagent_store::WorkspaceDir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -102,7 +102,7 @@ pub async fn launch(program: &Path, spec: &Spec) -> Result<Launched, SuperviseEr
         .spawn()
         .map_err(start)?;
     let (reports, mut tether) = UnixStream::from_std(ours).map_err(start)?.into_split();
-    write_message(&mut tether, spec, SPEC_LIMIT).await.map_err(SuperviseError::Instruct)?;
+    write_secret_message(&mut tether, spec, SPEC_LIMIT).await.map_err(SuperviseError::Instruct)?;
     Ok(Launched { child, reports, tether, cancelled: false, log })
 }
 

@@ -12,6 +12,7 @@
 pub mod accel;
 mod bounded_log;
 pub mod control;
+mod core_dump;
 mod jail;
 pub mod launch;
 pub mod lifecycle;
@@ -27,6 +28,7 @@ pub mod template;
 pub use accel::{AccelChoice, AccelDecision, KvmFacts};
 pub use bounded_log::{LogPlace, older as older_log, place_since};
 pub use control::{AMENDMENT_LIMIT, Amendment, Answer, ControlError, Refusal};
+pub use core_dump::never_dump_core;
 pub use launch::{Launched, SuperviseError, launch};
 pub use lifecycle::Ask;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};

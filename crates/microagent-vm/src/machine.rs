@@ -167,6 +167,7 @@ fn add_memory(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> O
         "size": u64::from(spec.memory_mib) * 1024 * 1024,
         "mem-path": format!("/proc/self/fd/{}", memory.as_raw_fd()),
         "share": share,
+        "dump": false,
     }));
     Some("mem".to_owned())
 }

@@ -23,7 +23,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use microagent_proto::{GENERATION, SHUT_DOWN_REST, read_message, write_message};
+use microagent_proto::{GENERATION, SHUT_DOWN_REST, read_secret_message, write_message};
 use microagent_store::{
     Failure, FailureKind, Lock, LockError, ProcessId, State, StateDir, WorkspaceDir, WorkspaceRecord,
     WriteError,
@@ -36,6 +36,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{sleep_until, timeout};
 
 use crate::bounded_log::BoundedLog;
+use crate::core_dump::never_dump_core;
 use crate::lifecycle::{Effect, Event, Nature, Phase, step};
 use crate::machine::{add_extra_disks, insert_disk};
 use crate::spec::{
@@ -109,6 +110,8 @@ type Shared<T> = Rc<RefCell<T>>;
 /// Runs this process as a supervisor: standard input is the socket to the caller. Gives the exit code,
 /// which only a log reader sees.
 pub fn supervise() -> i32 {
+    // Before anything of the caller's is in memory. QEMU and passt inherit the limit.
+    never_dump_core();
     // A session of its own: Ctrl-C at the caller's terminal is the caller's to handle.
     let _ = rustix::process::setsid();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -125,7 +128,7 @@ async fn run() -> io::Result<()> {
     let started = Instant::now();
     let tether = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let (mut reader, writer) = tether_stream(tether)?.into_split();
-    let spec: Option<Spec> = timeout(SPEC_DEADLINE, read_message(&mut reader, SPEC_LIMIT))
+    let spec: Option<Spec> = timeout(SPEC_DEADLINE, read_secret_message(&mut reader, SPEC_LIMIT))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
         .map_err(io::Error::other)?;
@@ -416,6 +419,10 @@ impl Driver {
         let mut phase = if restored { Phase::Restoring } else { Phase::Starting };
         loop {
             let (event, client) = self.next_event(life, &phase, cancelled.as_mut()).await;
+            if matches!(event, Event::AgentReady) {
+                // They are in the guest: no further machine of this life will need them.
+                self.spec.configure.secrets.clear();
+            }
             let reason = match &event {
                 Event::GuestFailed(reason)
                 | Event::ChannelBroken(reason)

@@ -15,7 +15,7 @@ use microagent_proto::{
     Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FrameError, GuestError, GuestErrorKind,
     INPUT_LIMIT, MessageReader, PreambleKind, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionError,
     SessionHandle, SetClock, ShutDown, StartErrorKind, Stream, greet, host_session, read_message,
-    write_message,
+    write_message, write_secret_message,
 };
 use microagent_store::{RecordedResult, StateDir, WorkspaceDir, write_json};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -245,7 +245,11 @@ impl Worker {
         fill_random(&mut entropy)?;
         self.configure.entropy = Entropy(entropy);
         self.configure.clock_unix_ns = unix_ns();
-        let mut stream = ask(&session, &Request::Configure(self.configure.clone())).await?;
+        let request = Request::Configure(self.configure.clone());
+        self.configure.secrets.clear();
+        let mut stream = session.open().await?;
+        write_secret_message(&mut stream, &request, REQUEST_LIMIT).await?;
+        drop(request);
         let answer: Result<Configured, GuestError> =
             timeout(CONFIGURE_DEADLINE, reply(&mut stream))
                 .await
