@@ -52,7 +52,7 @@ pub use environment::Environment;
 pub use error::ImageError;
 pub use import::ImportSource;
 pub use manifest::{ManifestError, Platform, PlatformError};
-pub use network::NetworkOptions;
+pub use network::{NetworkOptions, client as http_client};
 pub use progress::{ImageEvent, NoProgress, Progress};
 pub use push::Pushed;
 pub use reference::{ImageReference, LocalReference, ReferenceError, RegistryReference, Transport};

@@ -58,8 +58,12 @@ impl Default for NetworkOptions {
     }
 }
 
-/// Makes the HTTP client for a registry. To loopback no proxy is used, whatever is set.
-pub(crate) fn client(
+/// Makes the HTTP client for a registry, or for another server that is reached like one. To loopback no proxy is used,
+/// whatever is set.
+///
+/// # Errors
+/// Fails when a proxy's address is none, or a file of certificates has none.
+pub fn client(
     environment: &Environment,
     options: &NetworkOptions,
     loopback: bool,

@@ -7,7 +7,7 @@ use microagent_image::{Environment, ImageStore};
 use microagent_store::StateDir;
 pub use microagent_vm::AccelChoice;
 
-use crate::Error;
+use crate::{Error, SecretEnvironment};
 
 /// Where an [`Engine`] keeps its state and what it starts machines with.
 #[derive(Debug, Clone)]
@@ -36,6 +36,8 @@ pub struct EngineOptions {
     pub boot_deadline: Duration,
     /// What the image store may know of the user's environment (login files, proxies).
     pub environment: Environment,
+    /// What values of secrets are looked up with.
+    pub secrets: SecretEnvironment,
 }
 
 impl EngineOptions {
@@ -53,6 +55,7 @@ impl EngineOptions {
             warm: Ok(()),
             boot_deadline: Duration::from_secs(120),
             environment: Environment::default(),
+            secrets: SecretEnvironment::default(),
         }
     }
 }

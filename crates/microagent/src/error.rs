@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::lifecycle::QUARANTINE;
 use crate::workspace::DELETE;
-use crate::{SetupFailure, SpecError};
+use crate::{SecretError, SecretFault, SetupFailure, SpecError};
 
 /// Why an operation failed. `Display` is one line without its cause; causes are in `source()`.
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +142,17 @@ pub enum Error {
         message: String,
         /// What to do.
         hint: Option<String>,
+    },
+    /// A secret has no value. Nothing was booted.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// A file of secrets could not be read.
+    #[error("cannot take secrets from `{}`", path.display())]
+    SecretFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: SecretFault,
     },
     /// The machine failed before its work was done. The record stays, in state `failed`.
     #[error("run workspace \"{workspace}\" failed (backend={backend}): {message}")]
@@ -289,6 +300,8 @@ pub enum ErrorKind {
     Image,
     /// A disk or bundle cannot be used.
     Disk,
+    /// The value of a secret could not be had.
+    Secret,
     /// The machine failed.
     RunFailed,
     /// `--timeout` ran out.
@@ -339,6 +352,7 @@ impl Error {
             Error::WrongState { .. } | Error::NeedsRest { .. } => ErrorKind::WrongState,
             Error::Unchangeable { .. } => ErrorKind::Invalid,
             Error::Spec(_) | Error::Invalid { .. } => ErrorKind::Invalid,
+            Error::Secret(_) | Error::SecretFile { .. } => ErrorKind::Secret,
             Error::RunFailed { kind: FailureKind::Timeout, .. } => ErrorKind::Timeout,
             Error::Crowded { .. } | Error::ConsoleTaken { .. } => ErrorKind::Busy,
             Error::OtherBuild { .. } => ErrorKind::WrongState,
@@ -376,6 +390,8 @@ impl Error {
             Error::Image(e) => e.hint(),
             Error::Supervise(e) => e.hint(),
             Error::Spec(e) => Some(e.hint()),
+            Error::Secret(e) => Some(e.hint()),
+            Error::SecretFile { source, .. } => source.hint(),
             Error::Invalid { hint, .. } => hint.clone(),
             Error::Port(e) => Some(e.hint()),
             Error::StartFailed { kind: FailureKind::PortUnavailable, .. } => {

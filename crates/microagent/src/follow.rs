@@ -56,18 +56,20 @@ impl Engine {
     /// Starts the supervisor and passes on what it reports until the machine is gone, or on its own.
     pub(crate) async fn follow(
         &self,
-        spec: &Spec,
+        mut spec: Spec,
         observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<Followed, SuperviseError> {
         let begun = SystemTime::now();
+        let mut launched = launch(&self.options().supervisor, &spec).await?;
+        // They are the supervisor's now.
+        spec.configure.secrets.clear();
         let labels: Vec<&str> = match &spec.work {
             Work::Run { setup, .. } | Work::Prepare { setup, .. } => {
                 setup.iter().map(|step| step.label.as_str()).collect()
             }
             Work::Serve { .. } | Work::Freeze => Vec::new(),
         };
-        let mut launched = launch(&self.options().supervisor, spec).await?;
         let followed = loop {
             match launched.next(cancel).await {
                 Ok(Report::Booted) => {

@@ -45,6 +45,7 @@ mod options;
 mod profile;
 mod report;
 mod run;
+mod secret;
 mod signal;
 pub mod spec;
 mod supervise;
@@ -68,6 +69,7 @@ pub use observe::{Inspection, Stats, last_lines};
 pub use options::{CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
 pub use profile::{PROFILES, Profile};
 pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
+pub use secret::{Lookup, SecretCheck, SecretEnvironment, SecretError, SecretFault, secrets_of_env_file};
 pub use signal::signal_number;
 pub use spec::{SpecError, SpecFile};
 pub use supervise::SuperviseOptions;
@@ -82,10 +84,11 @@ pub use microagent_net::{
 };
 pub use microagent_store::{
     Artifact, Attachment, CommandLine, DiskSource, Failure, FailureKind, LinkState, NameError, NetworkMode,
-    OneStart, ProcessId, Resources, RestartPolicy, SecretReference, SecretSource, SetupStep, State,
-    StateEvent, VolumeName, VolumeNameError, WorkspaceName,
+    OneStart, ProcessId, Resources, RestartPolicy, SecretReference, SecretReferenceError, SecretSource,
+    SetupStep, State, StateEvent, VolumeName, VolumeNameError, WorkspaceName,
 };
 pub use microagent_vm::{
-    OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, supervise,
+    OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, never_dump_core,
+    supervise,
 };
 pub use tokio_util::sync::CancellationToken;

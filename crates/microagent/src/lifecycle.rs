@@ -25,6 +25,7 @@ use crate::machinery::{Life, Machinery, new_identity};
 use crate::making::{
     MIB, check, check_size, exec, invalid, new_record, new_workload, resolve_command, size, steps,
 };
+use crate::secret::Resolved;
 use crate::signal::{SIGTERM, signal_number};
 use crate::workspace::{kill, lock_patiently};
 use crate::{
@@ -112,6 +113,11 @@ impl Engine {
         let disks = self.check_disks(&options.workspace.disks, !options.workspace.setup.is_empty())?;
         // What is missing is better said now than at the first start.
         let machinery = self.machinery(options.workspace.network)?;
+        // Only setup runs now; every start looks them up anew.
+        let secrets = match options.workspace.setup.is_empty() {
+            true => Resolved::default(),
+            false => self.resolve_secrets(&options.workspace.secrets, cancel).await?,
+        };
         let pull = PullOptions { policy: options.workspace.pull, ..PullOptions::default() };
         let mut image =
             self.images().ensure(&options.workspace.image, &pull, &Forward(observer), cancel).await?;
@@ -133,7 +139,7 @@ impl Engine {
         // The record names the disk from here on, which keeps it from being pruned.
         image.release();
         if !workload.setup.is_empty()
-            && let Err(error) = self.set_up(&machinery, &record, workload, observer, cancel).await
+            && let Err(error) = self.set_up(&machinery, &record, workload, secrets, observer, cancel).await
         {
             if matches!(error, Error::Cancelled) {
                 self.remove(name, &dir)?;
@@ -192,8 +198,10 @@ impl Engine {
         let dir = self.state().workspace(name);
         let mut workload = Workload::load(&dir).map_err(|e| self.damaged(name, e))?;
         let machinery = self.machinery(record.network)?;
+        let secrets = self.resolve_secrets(&record.secrets, cancel).await?;
         if !workload.setup.is_empty() {
-            workload = self.set_up(&machinery, &record, workload, observer, cancel).await?;
+            let secrets = secrets.clone();
+            workload = self.set_up(&machinery, &record, workload, secrets, observer, cancel).await?;
         }
         let service = workload.service.as_ref().map(|service| exec(&workload, service));
         let stop_signal = workload.stop_signal.as_deref().and_then(signal_number).unwrap_or(SIGTERM);
@@ -202,9 +210,10 @@ impl Engine {
         let resources = one_start.as_ref().map_or(record.resources, |size| size.resources);
         let life = Life { resources, ..Life::of(&record, &dir, &base)? };
         let spec = Spec { one_start, ..self.spec(&machinery, &life, work)? };
+        let spec = secrets.deliver(spec, &workload.user);
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
-        match self.follow(&spec, observer, cancel).await {
+        match self.follow(spec, observer, cancel).await {
             Ok(Followed::Serving) => Ok(Started { details: self.workspace(name)?, backend }),
             Ok(Followed::Ended(ended)) => Err(start_error(name, backend, *ended)),
             Err(SuperviseError::Vanished { .. }) => Err(vanished(name, backend)),
@@ -218,6 +227,7 @@ impl Engine {
         machinery: &Machinery,
         record: &WorkspaceRecord,
         workload: Workload,
+        secrets: Resolved,
         observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<Workload, Error> {
@@ -240,9 +250,10 @@ impl Engine {
         };
         let work = Work::Prepare { setup: steps(&workload), disk };
         let spec = self.spec(machinery, &Life::of(record, &dir, &base)?.first().unpublished(), work)?;
+        let spec = secrets.deliver(spec, &workload.user);
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
-        let ended = match self.follow(&spec, observer, cancel).await {
+        let ended = match self.follow(spec, observer, cancel).await {
             Ok(Followed::Ended(ended)) => *ended,
             Ok(Followed::Serving) | Err(SuperviseError::Vanished { .. }) => {
                 return Err(vanished(name, backend));

@@ -16,6 +16,7 @@ use microagent_vm::{Step, create_overlay};
 use crate::apply::setup_digest;
 use crate::disks::Bundles;
 use crate::machinery::new_identity;
+use crate::secret::{check_references, stored};
 use crate::{Engine, Error, RunCommand, WorkspaceOptions};
 
 /// Free space that an image's disk has beyond its content, in MiB.
@@ -109,6 +110,7 @@ pub(crate) fn check(options: &WorkspaceOptions) -> Result<(), Error> {
         ));
     }
     check_network(options)?;
+    check_references(&options.secrets)?;
     for (number, output) in options.outputs.iter().enumerate() {
         if !output.path.starts_with('/') {
             let message = format!("the path of output `{}` is not absolute: `{}`", output.name, output.path);
@@ -232,7 +234,7 @@ pub(crate) fn new_record(
         disks: disks.to_vec(),
         publish: options.publish.clone(),
         egress: options.egress.clone(),
-        secrets: options.secrets.clone(),
+        secrets: options.secrets.iter().map(stored).collect::<Result<_, _>>()?,
         outputs: options.outputs.clone(),
         disposable: false,
         backend: None,

@@ -38,6 +38,8 @@ impl Engine {
         choose_ports(&options.workspace.publish)?;
         let disks = self.check_disks(&options.workspace.disks, true)?;
         let machinery = self.machinery(options.workspace.network)?;
+        // What is missing is better said before an image is fetched.
+        let secrets = self.resolve_secrets(&options.workspace.secrets, cancel).await?;
         let pull = PullOptions { policy: options.workspace.pull, ..PullOptions::default() };
         let mut image =
             self.images().ensure(&options.workspace.image, &pull, &Forward(observer), cancel).await?;
@@ -58,12 +60,12 @@ impl Engine {
         image.release();
         let work = Work::Run { setup: steps(&workload), command: exec(&workload, &command) };
         let spec = self.spec(&machinery, &Life::of(&record, &dir, &image.disk)?.first(), work)?;
-        let spec = Spec { timeout: options.timeout, ..spec };
+        let spec = secrets.deliver(Spec { timeout: options.timeout, ..spec }, &workload.user);
 
         let backend = machinery.decision.backend();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.to_owned() });
         let noting = Noting::new(observer);
-        let ended = self.follow(&spec, &noting, cancel).await.and_then(|followed| match followed {
+        let ended = self.follow(spec, &noting, cancel).await.and_then(|followed| match followed {
             Followed::Ended(ended) => Ok(*ended),
             Followed::Serving => Err(SuperviseError::Vanished { log: dir.supervisor_log() }),
         });
