@@ -10,7 +10,7 @@ use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand
 
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events,
-    exec, image, kernel, list, logs, man, network, perf, profiles, result, run, start, stats, status,
+    exec, image, kernel, list, logs, man, network, perf, profiles, result, run, secret, start, stats, status,
     supervise, template, version, volume, wait,
 };
 use crate::environment;
@@ -160,6 +160,7 @@ pub(crate) enum Command {
     Commit(commit::CommitArgs),
     #[command(visible_alias = "rm")]
     Delete(delete::DeleteArgs),
+    Secret(secret::SecretArgs),
     Image(image::ImageArgs),
     Volume(volume::VolumeArgs),
     /// `docker images`, for muscle memory.
@@ -173,6 +174,20 @@ pub(crate) enum Command {
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
     Version(version::VersionArgs),
+}
+
+impl Command {
+    /// Whether values of secrets may pass through this process.
+    pub(crate) fn may_hold_secrets(&self) -> bool {
+        matches!(
+            self,
+            Command::Run(_)
+                | Command::Create(_)
+                | Command::Start(_)
+                | Command::Supervise(_)
+                | Command::Secret(_)
+        )
+    }
 }
 
 /// What the command line asks for.
@@ -223,6 +238,7 @@ fn request(cli: Cli) -> Request {
         Some(Command::Volume(group)) if group.command.is_none() => &["volume"],
         Some(Command::Kernel(group)) if group.command.is_none() => &["kernel"],
         Some(Command::Template(group)) if group.command.is_none() => &["template"],
+        Some(Command::Secret(group)) if group.command.is_none() => &["secret"],
         Some(Command::Perf(group)) if group.command.is_none() => &["perf"],
         Some(Command::Artifact(group)) if group.command.is_none() && group.name.is_none() => &["artifact"],
         Some(_) => return Request::Command(Box::new(cli)),

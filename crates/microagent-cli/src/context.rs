@@ -48,6 +48,7 @@ impl Context {
         }
         options.warm = environment::warm()?;
         options.environment = environment::for_images();
+        options.secrets = environment::for_secrets();
         Ok(Context { format, options, progress: global.progress })
     }
 

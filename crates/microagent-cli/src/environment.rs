@@ -5,8 +5,10 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use microagent::SecretEnvironment;
 use microagent::image::Environment;
 
 use crate::failure::Failure;
@@ -25,6 +27,12 @@ pub(crate) const OUTPUT: &str = "MICROAGENT_OUTPUT";
 pub(crate) const PROGRESS: &str = "MICROAGENT_PROGRESS";
 /// Longest that anybody may want to wait for a guest: a day.
 const LONGEST_BOOT_SECONDS: u64 = 24 * 3600;
+/// Program behind `helper:` secrets.
+const SECRET_HELPER: &str = "MICROAGENT_SECRET_HELPER";
+const VAULT_ADDR: &str = "VAULT_ADDR";
+const VAULT_TOKEN: &str = "VAULT_TOKEN";
+const VAULT_NAMESPACE: &str = "VAULT_NAMESPACE";
+const VAULT_CACERT: &str = "VAULT_CACERT";
 const HOME: &str = "HOME";
 const PATH: &str = "PATH";
 const TERM: &str = "TERM";
@@ -54,6 +62,14 @@ pub(crate) const VARIABLES: &[Variable] = &[
     ),
     variable(OUTPUT, "Output format: `text` (default) or `json`, as `--json`."),
     variable(PROGRESS, "Progress, as `--progress`: `auto`, `plain` or `off`."),
+    variable(
+        SECRET_HELPER,
+        "Program that secrets with `helper:REFERENCE` are asked of: a path, or a name in `PATH`.",
+    ),
+    variable(VAULT_ADDR, "URL of Vault or OpenBao, for secrets with `vault:`."),
+    variable(VAULT_TOKEN, "Token for it."),
+    variable(VAULT_NAMESPACE, "Namespace in it."),
+    variable(VAULT_CACERT, "Certificates to trust for it, in place of the system's."),
     variable(
         "NO_COLOR",
         "Any value turns colours off, as `--no-color`. `CLICOLOR`, `CLICOLOR_FORCE` and `TERM` count too.",
@@ -88,6 +104,19 @@ fn is_declared(name: &str) -> bool {
 /// What the image store may know of proxies, certificates and logins.
 pub(crate) fn for_images() -> Environment {
     Environment::from_lookup(value)
+}
+
+/// What values of secrets may be looked up with. The variables of `env:` are the user's own, as with `--env NAME`.
+pub(crate) fn for_secrets() -> SecretEnvironment {
+    let text = |name| value(name).and_then(|value| value.into_string().ok());
+    SecretEnvironment {
+        variables: Arc::new(passed_through),
+        vault_address: text(VAULT_ADDR),
+        vault_token: text(VAULT_TOKEN).map(Into::into),
+        vault_namespace: text(VAULT_NAMESPACE),
+        vault_ca_cert: value(VAULT_CACERT).map(PathBuf::from),
+        helper: value(SECRET_HELPER).map(PathBuf::from),
+    }
 }
 
 /// `MICROAGENT_OUTPUT`.

@@ -15,6 +15,7 @@ mod progress;
 mod prompt;
 #[cfg(test)]
 mod reference;
+mod secret_args;
 mod session;
 mod signals;
 mod table;
@@ -55,7 +56,11 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> {
-    match command.expect("a missing command was answered with the help page") {
+    let command = command.expect("a missing command was answered with the help page");
+    if command.may_hold_secrets() {
+        microagent::never_dump_core();
+    }
+    match command {
         Command::Run(args) => return commands::run::execute(context, *args),
         Command::Create(args) => commands::create::execute(context, *args),
         Command::Apply(args) => commands::apply::execute(context, args),
@@ -84,6 +89,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Commit(args) => commands::commit::execute(context, args),
         Command::Artifact(args) => commands::artifact::execute(context, args),
         Command::Delete(args) => commands::delete::execute(context, args),
+        Command::Secret(args) => return commands::secret::execute(context, args),
         Command::Image(args) => commands::image::execute(context, args),
         Command::Images(args) => commands::image::execute_list(context, args),
         Command::Doctor(args) => return commands::doctor::execute(context, args),

@@ -15,6 +15,7 @@ use crate::commands::run::{
     bytes, cpus, env_file, env_variable, memory_mib, refusal, refuse_attachment, refuse_network,
 };
 use crate::failure::Failure;
+use crate::secret_args::SecretArgs;
 
 /// What a workspace is made from, but for its image.
 #[derive(Debug, Args)]
@@ -33,6 +34,9 @@ pub(crate) struct WorkspaceArgs {
     /// Read variables from a file of NAME=VALUE lines; --env wins (repeatable)
     #[arg(long, value_name = "FILE", help_heading = "What to run")]
     env_file: Vec<PathBuf>,
+
+    #[command(flatten)]
+    secrets: SecretArgs,
 
     /// User, or user and group, in place of the image's
     #[arg(short, long, value_name = "USER[:GROUP]", help_heading = "What to run")]
@@ -157,6 +161,7 @@ impl WorkspaceArgs {
         options.setup.extend(self.setup.read()?);
         options.env.extend(self.environment()?);
         lay_list_over(&mut options.outputs, outputs, |output| &output.name);
+        lay_list_over(&mut options.secrets, &self.secrets.references()?, |secret| &secret.name);
         lay_value_over(&mut options.user, &self.user);
         lay_value_over(&mut options.working_dir, &self.workdir);
         lay_value_over(&mut options.memory_mib, &self.memory);

@@ -41,6 +41,8 @@ const COMMANDS: &[&str] = &[
     "artifact",
     "artifact get",
     "delete",
+    "secret",
+    "secret check",
     "image",
     "image list",
     "image pull",
@@ -111,7 +113,7 @@ fn help_pages() {
 
 #[test]
 fn groups_and_the_bare_command_explain_themselves() {
-    for words in ["", "image", "kernel", "artifact", "template", "perf"] {
+    for words in ["", "secret", "image", "kernel", "artifact", "template", "perf"] {
         let help = run(&format!("{words} --help")).success().get_output().stdout.clone();
         run(words).success().stderr_eq("").stdout_eq(String::from_utf8(help).unwrap());
     }

@@ -24,6 +24,7 @@ pub(crate) mod perf;
 pub(crate) mod profiles;
 pub(crate) mod result;
 pub(crate) mod run;
+pub(crate) mod secret;
 pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod status;

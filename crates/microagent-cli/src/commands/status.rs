@@ -2,8 +2,8 @@
 
 use clap::Args;
 use microagent::{
-    Artifact, Inspection, LinkState, NetworkMode, PortForward, Resources, RestartPolicy, State,
-    WorkspaceDetails, WorkspaceName,
+    Artifact, Inspection, LinkState, NetworkMode, PortForward, Resources, RestartPolicy, SecretReference,
+    State, WorkspaceDetails, WorkspaceName,
 };
 use serde::Serialize;
 
@@ -56,7 +56,16 @@ struct Document {
     vmm_pid: Option<i32>,
     disk_bytes: u64,
     outputs: Vec<Artifact>,
+    secrets: Vec<SecretDocument>,
     result: Option<ResultDocument>,
+}
+
+/// A secret's name and where its value is.
+#[derive(Debug, Serialize)]
+struct SecretDocument {
+    name: String,
+    source: &'static str,
+    reference: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,6 +82,16 @@ pub(crate) fn execute(context: &Context, args: StatusArgs) -> Result<(), Failure
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => print_text(&document.text()),
+    }
+}
+
+impl From<SecretReference> for SecretDocument {
+    fn from(secret: SecretReference) -> SecretDocument {
+        SecretDocument {
+            source: secret.source.scheme(),
+            reference: secret.source.to_string(),
+            name: secret.name,
+        }
     }
 }
 
@@ -111,6 +130,7 @@ impl Document {
             vmm_pid: pid(record.vmm),
             disk_bytes: inspection.disk_bytes,
             outputs: record.outputs,
+            secrets: record.secrets.into_iter().map(SecretDocument::from).collect(),
             result: inspection.result.map(ResultDocument::from),
         }
     }
@@ -142,6 +162,10 @@ impl Document {
             ("Changed", self.changed_at.clone()),
         ]);
         lines.extend(self.port_forwards.iter().map(|forward| ("Published", network::published(forward))));
+        for secret in &self.secrets {
+            let text = format!("{} from {}", secret.name, secret.reference);
+            lines.push(("Secret", escape::one_line(&text)));
+        }
         if let Some(pid) = self.vmm_pid {
             lines.push(("Process", pid.to_string()));
         }

@@ -152,11 +152,6 @@ const FLAGS: &[DockerFlag] = &[
         LEAVE_OUT,
     ),
     valued(
-        "secret",
-        "secrets are not in this version",
-        "what goes into --env can be read by everything in the guest; if that is enough: --env NAME passes the host's value",
-    ),
-    valued(
         "cidfile",
         "the workspace's name is known beforehand",
         "choose it: --name NAME; or read `workspace` from --json",

@@ -1,0 +1,113 @@
+//! `microagent secret`: whether the values of secrets can be had.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use microagent::SecretCheck;
+use serde::Serialize;
+
+use crate::context::Context;
+use crate::escape;
+use crate::failure::{Failure, chain};
+use crate::output::{Format, print_json, print_text};
+use crate::secret_args;
+
+const EXAMPLES: &str = "\
+Examples:
+  Would a start with these find them?
+    microagent secret check TOKEN=env:GITHUB_TOKEN DB=vault:secret/data/app/db#password
+
+  All variables of a file:
+    microagent secret check --secrets-env-file .env";
+
+const CHECK_ABOUT: &str = "\
+Looks for the value of each secret as a start would, and prints a line for each: its name, whether there is a value, \
+where it comes from, how long it is. Never a value. Exits with 1 if one cannot be had.";
+
+/// Try secrets out before they are used
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct SecretArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<SecretCommand>,
+}
+
+/// What to do with secrets.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretCommand {
+    Check(CheckArgs),
+}
+
+/// Look whether secrets have values
+#[derive(Debug, Args)]
+#[command(long_about = CHECK_ABOUT, after_long_help = EXAMPLES)]
+pub(crate) struct CheckArgs {
+    /// Secrets as with `run --secret`: a name, and where the value is
+    // Not parsed by clap, which would repeat what it does not understand.
+    #[arg(value_name = "NAME=SCHEME:REF", required_unless_present = "secrets_env_file")]
+    secrets: Vec<String>,
+
+    /// Check every variable of a file of NAME=VALUE lines; what is named wins (repeatable)
+    #[arg(long, value_name = "FILE")]
+    secrets_env_file: Vec<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    name: String,
+    ok: bool,
+    source: &'static str,
+    bytes: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Checks; gives the exit code.
+pub(crate) fn execute(context: &Context, args: SecretArgs) -> Result<u8, Failure> {
+    let SecretCommand::Check(args) =
+        args.command.expect("a group without a command was answered with its help");
+    let named =
+        args.secrets.iter().map(|text| secret_args::reference(text)).collect::<Result<Vec<_>, _>>()?;
+    let references = secret_args::all_of(named, &args.secrets_env_file)?;
+    let engine = context.engine();
+    let checks = context.block_on(async |token| Ok(engine.check_secrets(&references, &token).await?))?;
+    let documents: Vec<Document> = checks.iter().map(Document::new).collect();
+    match context.format {
+        Format::Json => print_json(&documents)?,
+        Format::Text => print_text(&documents.iter().map(Document::text).collect::<String>())?,
+    }
+    Ok(u8::from(documents.iter().any(|document| !document.ok)))
+}
+
+impl Document {
+    fn new(check: &SecretCheck) -> Document {
+        let ok = check.outcome.is_ok();
+        Document {
+            name: check.reference.name.clone(),
+            ok,
+            source: check.reference.source.scheme(),
+            bytes: check.outcome.as_ref().ok().copied(),
+            warning: check.warning().filter(|_| ok),
+            error: check.outcome.as_ref().err().map(|error| chain(&error.fault)),
+        }
+    }
+
+    fn text(&self) -> String {
+        let word = if self.ok { "ok" } else { "failed" };
+        let mut line = format!("{}\t{word}\tsource={}", self.name, self.source);
+        // Writing to a text does not fail.
+        if let Some(bytes) = self.bytes {
+            let _ = write!(line, "\tbytes={bytes}");
+        }
+        if let Some(warning) = self.warning {
+            let _ = write!(line, "\twarning: {warning}");
+        }
+        if let Some(error) = &self.error {
+            let _ = write!(line, "\terror: {}", escape::one_line(error));
+        }
+        line + "\n"
+    }
+}
