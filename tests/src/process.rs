@@ -95,7 +95,7 @@ pub fn all() -> Vec<Process> {
     pids.filter_map(Process::read).collect()
 }
 
-/// All processes that belong to `dir`, their children included, but not this one.
+/// All processes that belong to `dir`, their children and supervisors included, but not this one.
 pub fn of_dir(dir: &Path) -> Vec<Process> {
     let me = i32::try_from(std::process::id()).expect("process ids are positive");
     let all = all();
@@ -103,11 +103,16 @@ pub fn of_dir(dir: &Path) -> Vec<Process> {
         all.iter().filter(|process| process.pid != me && process.uses(dir)).cloned().collect();
     loop {
         let is_found = |pid: i32| found.iter().any(|process| process.pid == pid);
-        let child = all
-            .iter()
-            .find(|process| is_found(process.parent) && !is_found(process.pid) && process.pid != me);
-        match child {
-            Some(child) => found.push(child.clone()),
+        // A supervisor shows its open files to root alone; its machine names the directory.
+        let has_found_child = |process: &Process| {
+            process.is_supervisor() && found.iter().any(|child| child.parent == process.pid)
+        };
+        let relative = all.iter().find(|process| {
+            let related = is_found(process.parent) || has_found_child(process);
+            related && !is_found(process.pid) && process.pid != me
+        });
+        match relative {
+            Some(relative) => found.push(relative.clone()),
             None => return found,
         }
     }

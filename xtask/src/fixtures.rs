@@ -1,12 +1,13 @@
 //! `cargo xtask fixtures`: the images that tests and benchmarks run, made from Debian's packages.
 //!
 //! Everything lies in `target/fixtures`: `NAME/` is an OCI layout with the tag `latest`, `NAME.oci.tar` the
-//! same as an archive. A stamp per image says what it was made by, so a second call does nothing; one call
+//! same as an archive; `openbao/` has a server that speaks as Vault does. A stamp per image says what it was made by, so a second call does nothing; one call
 //! at a time works, the others wait. An image appears complete or not at all.
 
 mod caps;
 mod layers;
 mod layout;
+mod openbao;
 mod tar;
 
 use std::fs::{self, File};
@@ -25,8 +26,13 @@ pub(crate) const EPOCH: i64 = 1_700_000_000;
 /// Debian release of all images.
 const SUITE: &str = "bookworm";
 /// Programs needed, and the Debian package of each.
-const TOOLS: [(&str, &str); 4] =
-    [("mmdebstrap", "mmdebstrap"), ("skopeo", "skopeo"), ("busybox", "busybox-static"), ("tar", "tar")];
+const TOOLS: [(&str, &str); 5] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("skopeo", "skopeo"),
+    ("busybox", "busybox-static"),
+    ("tar", "tar"),
+    ("pip3", "python3-pip"),
+];
 /// Servers that people run, for tests of volumes and of the network.
 const SERVICE_PACKAGES: &str = "nginx-light,postgresql";
 /// Real programs of about 1 GB, in two layers, for the benchmark.
@@ -45,17 +51,23 @@ pub(crate) struct Fixtures {
 struct Recipe {
     name: &'static str,
     version: u32,
+    /// A file of it that is there when it is.
+    proof: &'static str,
     make: fn(&Workshop<'_>) -> Result<()>,
 }
 
-const RECIPES: [Recipe; 5] = [
-    Recipe { name: "busybox", version: 1, make: busybox },
-    Recipe { name: "debian", version: 1, make: debian },
-    Recipe { name: "layers", version: 1, make: layers::make },
-    Recipe { name: "caps", version: 1, make: caps::make },
-    Recipe { name: "services", version: 1, make: services },
+/// What every OCI layout has.
+const INDEX: &str = "index.json";
+
+const RECIPES: [Recipe; 6] = [
+    Recipe { name: "busybox", version: 1, proof: INDEX, make: busybox },
+    Recipe { name: "debian", version: 1, proof: INDEX, make: debian },
+    Recipe { name: "layers", version: 1, proof: INDEX, make: layers::make },
+    Recipe { name: "caps", version: 1, proof: INDEX, make: caps::make },
+    Recipe { name: "services", version: 1, proof: INDEX, make: services },
+    Recipe { name: "openbao", version: 1, proof: openbao::PROGRAM, make: openbao::fetch },
 ];
-const BENCH_RECIPES: [Recipe; 1] = [Recipe { name: "big", version: 1, make: big }];
+const BENCH_RECIPES: [Recipe; 1] = [Recipe { name: "big", version: 1, proof: INDEX, make: big }];
 
 /// Where a recipe works: it leaves what it makes in `out`, and may use what others have left in `done`.
 pub(crate) struct Workshop<'a> {
@@ -93,7 +105,7 @@ impl Recipe {
 
     fn is_done(&self, fixtures: &Path) -> bool {
         fs::read_to_string(self.stamp(fixtures)).is_ok_and(|stamp| stamp == self.version.to_string())
-            && fixtures.join(self.name).join("index.json").exists()
+            && fixtures.join(self.name).join(self.proof).exists()
     }
 
     fn run(&self, fixtures: &Path) -> Result<()> {
@@ -124,6 +136,13 @@ impl Workshop<'_> {
     /// A layout of this name, empty.
     pub(crate) fn layout(&self, name: &str) -> Result<ImageLayout> {
         ImageLayout::create(&self.out.join(name))
+    }
+
+    /// A directory of this name, empty.
+    pub(crate) fn make_directory(&self, name: &str) -> Result<PathBuf> {
+        let path = self.out.join(name);
+        fs::create_dir(&path)?;
+        Ok(path)
     }
 
     /// A file or directory of another fixture, made before.
