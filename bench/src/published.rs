@@ -300,7 +300,9 @@ fn initramfs(bench: &Bench) -> Result<PathBuf> {
     fs::copy("/bin/busybox", bin.join("busybox")).context("busybox-static is not installed")?;
     let init = format!(
         "#!/bin/busybox sh\nB=/bin/busybox\n$B mount -t devtmpfs dev /dev\n$B ip link set lo up\n\
-         $B ip addr add 10.0.2.15/24 dev eth0\n$B ip link set eth0 up\n$B ip route add default via 10.0.2.2\n{SERVERS}\n"
+         $B ip addr add 10.0.2.15/24 dev eth0\n$B ip link set eth0 up\n$B ip route add default via 10.0.2.2\n\
+         # passt knows where to send only when it has heard from the guest.\n\
+         $B ping -c 1 10.0.2.2 >/dev/null 2>&1 &\n{SERVERS}\n"
     );
     fs::write(dir.join("init"), init)?;
     let archive = bench.dir.join("published.cpio");

@@ -47,6 +47,15 @@ fn fetch(host: Ipv4Addr, port: u16, wanted: &str) {
     });
 }
 
+/// What a server says to a client that says nothing.
+fn greeting(port: u16) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(READ_DEADLINE))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn is_refused(host: Ipv4Addr, port: u16) -> bool {
     TcpStream::connect((host, port)).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
 }
@@ -129,8 +138,11 @@ fn a_taken_port_is_said_before_anything_is_done() {
     assert_eq!((&refused["kind"], &refused["retryable"]), (&"port_unavailable".into(), &false.into()));
     assert_eq!(home.workspaces(), [] as [&str; 0]);
 
+    // A server that speaks first.
+    let serve = ["--service-command", "exec nc -ll -p 80 -e echo 220 ready"];
     for name in ["one", "two"] {
-        home.microagent(["create", name, "--image", &home.image("busybox"), "-p", &publish]).success();
+        let create = ["create", name, "--image", &home.image("busybox"), "-p", &publish];
+        home.microagent(create).args(serve).success();
     }
     home.microagent(["start", "one"]).run().code(1).says(&told);
     assert_eq!(home.state_of("one"), "prepared");
@@ -140,6 +152,10 @@ fn a_taken_port_is_said_before_anything_is_done() {
     assert_eq!(home.state_of("two"), "prepared");
     home.microagent(["halt", "one"]).success();
     assert_eq!(published(&home.microagent(["start", "two"]).success()), [port]);
+    wait_for("the server's greeting", ANSWER_DEADLINE, || match greeting(port) {
+        Ok(text) if text == "220 ready\n" => Ok(()),
+        seen => Err(seen),
+    });
     for name in ["one", "two"] {
         home.microagent(["delete", name, "--force", "--yes"]).success();
     }

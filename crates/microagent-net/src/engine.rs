@@ -265,8 +265,14 @@ impl Engine {
         if let Some(flow) = self.flows.get(&key, now) {
             let repeats = segment.opens() && flow.stage == Stage::Opening && flow.begun_by == Side::Guest;
             if !begins || repeats {
+                let is_answer = segment.answers() && flow.begun_by == Side::Passt;
                 if !flow.follow(Side::Guest, segment, now) {
                     self.flows.end(&key);
+                }
+                if is_answer {
+                    // passt of 2023-03 (Debian 12) acknowledges only when the client has sent something: a server that
+                    // speaks first would wait for ever. A second acknowledgement does no harm.
+                    self.outbox.acknowledge(self.link(far), segment);
                 }
                 return Verdict::Forward;
             }

@@ -114,6 +114,11 @@ impl Segment {
         self.flags & (flags::SYN | flags::ACK | flags::RST | flags::FIN) == flags::SYN
     }
 
+    /// The answer to the first segment of a connection.
+    pub(crate) fn answers(&self) -> bool {
+        self.flags & (flags::SYN | flags::ACK | flags::RST | flags::FIN) == flags::SYN | flags::ACK
+    }
+
     /// What the segment takes of the sequence space: its data, and one for each SYN and FIN.
     pub(crate) fn sequence_len(&self) -> u32 {
         u32::from(self.data_len) + u32::from(self.has(flags::SYN)) + u32::from(self.has(flags::FIN))

@@ -10,6 +10,10 @@ use crate::frame::{
     PROTOCOL_UDP, Segment, TCP_LEN, UDP_LEN, flags,
 };
 
+/// Window that an acknowledgement of ours offers: 16 KiB with the scale that passt asks for (8), as much as a guest sends at
+/// first in any case. passt's own next segment says what is true.
+const FIRST_WINDOW: u16 = 64;
+
 /// Bytes of the length before each frame on a stream.
 pub const LENGTH_LEN: usize = 4;
 
@@ -74,16 +78,31 @@ impl Outbox {
             false => (0, segment.sequence.wrapping_add(segment.sequence_len()), flags::RST | flags::ACK),
         };
         let ports = (segment.destination, segment.source);
-        self.segment(link, ports, sequence, acknowledged, set);
+        self.segment(link, ports, sequence, acknowledged, set, 0);
+    }
+
+    /// Acknowledges the guest's answer to a connection that was opened to it.
+    pub(crate) fn acknowledge(&mut self, link: Link, segment: &Segment) {
+        let acknowledged = segment.sequence.wrapping_add(segment.sequence_len());
+        let ports = (segment.destination, segment.source);
+        self.segment(link, ports, segment.acknowledged, acknowledged, flags::ACK, FIRST_WINDOW);
     }
 
     /// Ends a connection of which the guest acknowledged all before `acknowledged` so far. Where more is
     /// on its way, the guest asks back (RFC 5961 3.2), and that gets a reset that fits.
     pub(crate) fn abort(&mut self, link: Link, far_port: u16, guest_port: u16, acknowledged: u32) {
-        self.segment(link, (far_port, guest_port), acknowledged, 0, flags::RST);
+        self.segment(link, (far_port, guest_port), acknowledged, 0, flags::RST, 0);
     }
 
-    fn segment(&mut self, link: Link, ports: (u16, u16), sequence: u32, acknowledged: u32, set: u8) {
+    fn segment(
+        &mut self,
+        link: Link,
+        ports: (u16, u16),
+        sequence: u32,
+        acknowledged: u32,
+        set: u8,
+        window: u16,
+    ) {
         let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + TCP_LEN) else { return };
         let tcp = write_ip(frame, link, PROTOCOL_TCP);
         tcp[0..2].copy_from_slice(&ports.0.to_be_bytes());
@@ -92,6 +111,7 @@ impl Outbox {
         tcp[8..12].copy_from_slice(&acknowledged.to_be_bytes());
         tcp[12] = (TCP_LEN as u8 / 4) << 4;
         tcp[13] = set;
+        tcp[14..16].copy_from_slice(&window.to_be_bytes());
         let sum = transport_checksum(tcp, link, PROTOCOL_TCP);
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
     }

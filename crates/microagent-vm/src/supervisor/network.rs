@@ -196,7 +196,8 @@ impl DecisionLog for EgressLog {
 }
 
 /// Asks passt for its address and waits for the answer; gives the socket back, with nothing half-read in it. What comes
-/// from outside before is dropped, as if the guest had not heard it.
+/// from outside before is dropped, as if the guest had not heard it. From the question passt also learns the guest's
+/// hardware address, without which it could not reach a guest that has sent nothing yet.
 async fn probe(passt_end: OwnedFd, mac: [u8; 6]) -> io::Result<OwnedFd> {
     let stream = StdUnixStream::from(passt_end);
     stream.set_nonblocking(true)?;
