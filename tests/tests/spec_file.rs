@@ -165,3 +165,67 @@ fn a_workspace_follows_its_file() {
     home.microagent(["apply", "web", "--file", SPEC]).run().code(1).says("no workspace `web`");
     home.nothing_is_left();
 }
+
+#[test]
+fn disks_of_a_file_are_attached_and_exchanged() {
+    let home = home();
+    home.make_dir("specs");
+    home.make_dir("specs/tree");
+    home.write("specs/tree/hello", "from the bundle\n");
+    let tar = ["-cf", "specs/tree.tar", "-C", "specs/tree", "."];
+    home.other("tar").args(tar).success();
+    let apply = |lines: &str| {
+        write_spec(&home, lines);
+        home.microagent(["apply", "web", "--file", SPEC])
+    };
+    let exec =
+        |line: &str| home.microagent(["exec", "web", "--", "sh", "-c", line]).success().text().to_owned();
+    let bundle = "bundles: [{path: tree.tar, mountpoint: /src, mode: ro}]\n";
+
+    // The volume stands before the bundle, so that what goes away is not the last.
+    write_spec(&home, &format!("name: web\nvolumes: ['first:/data']\n{bundle}"));
+    home.microagent(["create", "--file", SPEC])
+        .success()
+        .says("volume `first` did not exist and was created");
+    assert!(
+        apply(&format!("volumes: ['first:/data']\n{bundle}")).success().text().contains("Nothing to change.")
+    );
+    home.microagent(["start", "web"]).success();
+    assert_eq!(
+        exec("cat /src/hello; echo kept > /data/file; mount | grep -c ' on /src .*ro'"),
+        "from the bundle\n1\n"
+    );
+    apply("volumes: []\n").run().code(1).says("volumes[/data] changes only at rest");
+    home.microagent(["halt", "web"]).success();
+
+    // Its disk has been made: the tar file may go.
+    fs::remove_file(home.path().join("specs/tree.tar")).unwrap();
+    let applied = apply("volumes: [{name: second, mountpoint: /other}, 'first:/data:ro']\n").success();
+    assert_eq!(
+        changes(&applied),
+        ["volumes[/data]: first:rw -> first:ro", "volumes[/other]: none -> second:rw"]
+    );
+    applied.says("volume `second` did not exist and was created");
+    home.microagent(["start", "web"]).success();
+    assert_eq!(
+        exec("cat /src/hello /data/file; touch /other/x; touch /data/x 2>/dev/null || echo read only"),
+        "from the bundle\nkept\nread only\n"
+    );
+    home.microagent(["halt", "web"]).success();
+    let applied = apply("volumes: []\n").success();
+    assert_eq!(changes(&applied), ["volumes[/other]: second:rw -> none", "volumes[/data]: first:ro -> none"]);
+    home.microagent(["start", "web"]).success();
+    assert_eq!(exec("cat /src/hello; ls -A /data"), "from the bundle\n");
+    home.microagent(["halt", "web"]).success();
+
+    let before = fs::read_to_string(home.workspace("web").join("workspace.json")).unwrap();
+    apply("bundles: []\nrestart: always\n").run().code(2).says("its bundles have been made into disks");
+    apply("volumes: ['first:/src']\n").run().code(2).says("mounted on twice");
+    apply("disks: [{path: none.img, mountpoint: /x}]\n").run().code(1).says("none.img");
+    assert_eq!(fs::read_to_string(home.workspace("web").join("workspace.json")).unwrap(), before);
+    home.microagent(["delete", "web", "--yes"]).success();
+    for volume in ["first", "second"] {
+        home.microagent(["volume", "delete", volume]).success();
+    }
+    home.nothing_is_left();
+}

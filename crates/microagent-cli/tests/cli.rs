@@ -299,7 +299,7 @@ Hint: leave it out: inside the microVM root can do everything already
             "run -v /srv:/data alpine ls",
             str![[r#"
 Error: --volume /srv:/data is not possible here: a directory of the host is never shared with a guest, which sees block devices only
-Hint: put the files into the image when it is built, fetch them in a --setup step, or copy them into a workspace: microagent cp; get results out with microagent cp, or --output NAME=/guest/path and --keep
+Hint: pack it, `tar -C DIR -cf dir.tar .`, and attach that: -v dir.tar:/guest/path; or copy it into a workspace: microagent cp; for files without a known ending there are --disk and --bundle
 
 "#]],
         ),

@@ -320,9 +320,10 @@ impl WorkspaceDir {
         self.path.join("disk.qcow2")
     }
 
-    /// The disk that was made of the bundle at this place among the workspace's disks.
-    pub fn bundle(&self, place: usize) -> PathBuf {
-        self.path.join(format!("bundle-{place}.ext4"))
+    /// The disk that was made of the workspace's bundle of this number: counted among its bundles, so that other disks
+    /// come and go without it.
+    pub fn bundle(&self, number: usize) -> PathBuf {
+        self.path.join(format!("bundle-{number}.ext4"))
     }
 
     /// What the guest's console and the workload printed, bounded.

@@ -11,20 +11,22 @@ mod plan;
 
 use microagent_image::{Digest, PullOptions, PullPolicy};
 use microagent_store::{
-    CommandLine, SetupStep, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
+    Attachment, CommandLine, DiskSource, SetupStep, State, Workload, WorkspaceDir, WorkspaceName,
+    WorkspaceRecord,
 };
 use microagent_vm::control::amend;
 use microagent_vm::{Amendment, grow_overlay};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::disks::arrange;
 use crate::follow::Forward;
 use crate::making::{MIB, check, fitting_mib, invalid, resolve_command};
 use crate::spec::Service;
 use crate::text::HostVariable;
 use crate::workspace::lock_patiently;
 use crate::{Engine, Error, RunCommand, SpecFile};
-use plan::{Plan, Wanted};
+use plan::{Plan, Wanted, is_bundle};
 
 const APPLY: &str = "change it";
 
@@ -39,6 +41,8 @@ pub struct Applied {
     pub changes: Vec<Change>,
     /// Whether it was only looked at.
     pub dry_run: bool,
+    /// Things the user should know.
+    pub notices: Vec<String>,
 }
 
 /// Something in which a workspace and its file differed.
@@ -110,10 +114,12 @@ impl Engine {
             return Err(Error::WrongState { name: name.clone(), state, action: APPLY });
         }
         let plan = self.plan(&dir, &record, &wanted)?;
+        let mut notices = Vec::new();
         if !dry_run {
+            notices = self.make_missing_volumes(&plan.record.disks, &|_| {})?;
             write(&dir, &record, &plan)?;
         }
-        Ok(Applied { workspace: name.clone(), state, changes: plan.changes, dry_run })
+        Ok(Applied { workspace: name.clone(), state, changes: plan.changes, dry_run, notices })
     }
 
     async fn apply_live(
@@ -140,14 +146,20 @@ impl Engine {
             let amendment = Amendment { restart: plan.record.restart, outputs: plan.record.outputs };
             self.changed(&name, amend(dir, amendment).await, APPLY)?;
         }
-        Ok(Applied { workspace: name, state, changes: plan.changes, dry_run })
+        Ok(Applied { workspace: name, state, changes: plan.changes, dry_run, notices: Vec::new() })
     }
 
     fn plan(&self, dir: &WorkspaceDir, record: &WorkspaceRecord, wanted: &Wanted<'_>) -> Result<Plan, Error> {
         let workload = Workload::load(dir).map_err(|e| self.damaged(&record.name, e))?;
-        let plan = Plan::of(record, &workload, wanted);
+        let mut plan = Plan::of(record, &workload, wanted);
         if !plan.impossible.is_empty() {
             return Err(Error::Unchangeable { name: record.name.clone(), differences: plan.impossible });
+        }
+        if plan.record.disks != record.disks {
+            // A bundle's tar file may be gone: its disk has been made.
+            let others: Vec<_> = plan.record.disks.iter().filter(|disk| !is_bundle(disk)).cloned().collect();
+            self.check_disks(&others, false)?;
+            plan.record.disks = arrange(&plan.record.disks)?;
         }
         check(&plan.options())?;
         Ok(plan)
@@ -174,7 +186,7 @@ impl Engine {
             setup: spec.setup_steps()?,
             env: spec.variables(host)?,
             publish: spec.published()?,
-            disks: spec.attachments()?,
+            disks: arrange(&spec.attachments()?.concat())?.into_iter().map(as_recorded).collect(),
             service,
             size_mib,
         })
@@ -196,6 +208,16 @@ impl Engine {
             )),
         }
     }
+}
+
+/// With its path as a record has it, where there is something at the path.
+fn as_recorded(mut disk: Attachment) -> Attachment {
+    if let DiskSource::Image(path) | DiskSource::Bundle(path) = &mut disk.source
+        && let Ok(real) = path.canonicalize()
+    {
+        *path = real;
+    }
+    disk
 }
 
 /// Disk, workload, record: see the module.

@@ -34,7 +34,7 @@ pub(crate) struct Disks {
 
 /// Disks that were made of bundles, on their way into their workspace.
 pub(crate) struct Bundles {
-    /// With their places among the workspace's disks.
+    /// With their numbers among the workspace's bundles.
     made: Vec<(usize, PathBuf)>,
     _scratch: Option<Scratch>,
 }
@@ -139,11 +139,12 @@ impl Engine {
     ) -> Result<Bundles, Error> {
         let wanted: Vec<(usize, PathBuf, bool)> = disks
             .iter()
-            .enumerate()
-            .filter_map(|(place, disk)| match &disk.source {
-                DiskSource::Bundle(path) => Some((place, path.clone(), disk.read_only)),
+            .filter_map(|disk| match &disk.source {
+                DiskSource::Bundle(path) => Some((path.clone(), disk.read_only)),
                 _ => None,
             })
+            .enumerate()
+            .map(|(number, (path, read_only))| (number, path, read_only))
             .collect();
         if wanted.is_empty() {
             return Ok(Bundles { made: Vec::new(), _scratch: None });
@@ -153,9 +154,9 @@ impl Engine {
         let scratch = self.state().scratch().map_err(failed)?;
         let cancel = cancel.clone();
         let making = tokio::task::spawn_blocking(move || {
-            let make = |(place, tar, read_only): (usize, PathBuf, bool)| {
-                let out = scratch.path().join(format!("{place}.ext4"));
-                make_bundle(&tar, &out, scratch.path(), read_only, &cancel).map(|()| (place, out))
+            let make = |(number, tar, read_only): (usize, PathBuf, bool)| {
+                let out = scratch.path().join(format!("{number}.ext4"));
+                make_bundle(&tar, &out, scratch.path(), read_only, &cancel).map(|()| (number, out))
             };
             let made = wanted.into_iter().map(make).collect::<Result<_, Error>>()?;
             Ok(Bundles { made, _scratch: Some(scratch) })
@@ -166,7 +167,7 @@ impl Engine {
     /// What the machine of a workspace is given: all of its disks, in the order in which they are mounted.
     pub(crate) fn disks(&self, disks: &[Attachment], dir: &WorkspaceDir) -> Result<Disks, Error> {
         let mut all = Disks::default();
-        for (place, (target, disk)) in (EXTRA_SCSI_TARGET..=u8::MAX).zip(disks).enumerate() {
+        for ((target, disk), bundle) in (EXTRA_SCSI_TARGET..=u8::MAX).zip(disks).zip(bundle_numbers(disks)) {
             let read_only = disk.read_only;
             let (path, claim, grow) = match &disk.source {
                 DiskSource::Volume(name) => {
@@ -175,7 +176,7 @@ impl Engine {
                     (volume.disk(), Claim::Volume(name.clone()), !read_only)
                 }
                 DiskSource::Image(path) => (self.check_image(path, read_only)?, Claim::File, false),
-                DiskSource::Bundle(_) => (dir.bundle(place), Claim::None, !read_only),
+                DiskSource::Bundle(_) => (dir.bundle(bundle), Claim::None, !read_only),
             };
             let path = absolute(&path)?;
             // QEMU would say it less well.
@@ -193,31 +194,44 @@ impl Engine {
 
     /// Bytes that the disks of a workspace hold together at most, its root disk included.
     pub(crate) fn disk_bytes(&self, size_mib: u64, disks: &[Attachment], dir: &WorkspaceDir) -> u64 {
-        let len = |(place, disk): (usize, &Attachment)| {
+        let len = |(disk, bundle): (&Attachment, usize)| {
             let path = match &disk.source {
                 DiskSource::Volume(name) => self.state().volume(name).disk(),
                 DiskSource::Image(path) => path.clone(),
-                DiskSource::Bundle(_) => dir.bundle(place),
+                DiskSource::Bundle(_) => dir.bundle(bundle),
             };
             // One that is missing is missed when the machine is started.
             fs::metadata(path).map_or(0, |found| found.len())
         };
-        disks.iter().enumerate().map(len).fold(size_mib.saturating_mul(MIB), u64::saturating_add)
+        disks
+            .iter()
+            .zip(bundle_numbers(disks))
+            .map(len)
+            .fold(size_mib.saturating_mul(MIB), u64::saturating_add)
     }
 }
 
 impl Bundles {
     /// Moves the disks to where they belong.
     pub(crate) fn settle(self, dir: &WorkspaceDir) -> Result<(), Error> {
-        for (place, made) in &self.made {
-            let to = dir.bundle(*place);
+        for (number, made) in &self.made {
+            let to = dir.bundle(*number);
             fs::rename(made, &to).map_err(|source| Error::File { action: "create", path: to, source })?;
         }
         Ok(())
     }
 }
 
-fn arrange(disks: &[Attachment]) -> Result<Vec<Attachment>, Error> {
+/// For each disk how many bundles stand before it: the number of a bundle.
+fn bundle_numbers(disks: &[Attachment]) -> impl Iterator<Item = usize> {
+    disks.iter().scan(0, |bundles, disk| {
+        let before = *bundles;
+        *bundles += usize::from(matches!(disk.source, DiskSource::Bundle(_)));
+        Some(before)
+    })
+}
+
+pub(crate) fn arrange(disks: &[Attachment]) -> Result<Vec<Attachment>, Error> {
     crate::attachment::arrange(disks).map_err(|error| invalid(error.to_string(), error.hint()))
 }
 

@@ -458,15 +458,10 @@ impl Engine {
             // Shares the blocks where the file system can.
             std::fs::copy(from.disk(), dir.disk()).map_err(failed)?;
             std::fs::File::open(dir.disk()).and_then(|file| file.sync_all()).map_err(failed)?;
-            for (place, disk) in copy.disks.iter().enumerate() {
-                if let DiskSource::Bundle(_) = disk.source {
-                    let (from, to) = (from.bundle(place), dir.bundle(place));
-                    copy_disk(&from, &to).map_err(|source| Error::File {
-                        action: "copy",
-                        path: from,
-                        source,
-                    })?;
-                }
+            let bundles = copy.disks.iter().filter(|disk| matches!(disk.source, DiskSource::Bundle(_)));
+            for number in 0..bundles.count() {
+                let (from, to) = (from.bundle(number), dir.bundle(number));
+                copy_disk(&from, &to).map_err(|source| Error::File { action: "copy", path: from, source })?;
             }
             Ok(())
         })?;

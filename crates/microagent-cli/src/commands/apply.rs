@@ -70,6 +70,9 @@ pub(crate) fn execute(context: &Context, args: ApplyArgs) -> Result<(), Failure>
     let applied = context.block_on(async |_| {
         Ok(engine.apply(&name, &spec, &environment::passed_through, args.dry_run).await?)
     })?;
+    for notice in &applied.notices {
+        context.progress(args.quiet).note(notice);
+    }
     match context.format {
         Format::Json => print_json(&applied),
         Format::Text => print_text(&text(&applied)),

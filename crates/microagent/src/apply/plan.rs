@@ -18,8 +18,8 @@ pub(super) struct Wanted<'a> {
     pub(super) setup: Option<Vec<SetupStep>>,
     pub(super) env: Option<Vec<(String, String)>>,
     pub(super) publish: Option<Vec<Publish>>,
-    /// Of `volumes`, `disks` and `bundles`.
-    pub(super) disks: [Vec<Attachment>; 3],
+    /// Of `volumes`, `disks` and `bundles`, in the order in which they are mounted.
+    pub(super) disks: Vec<Attachment>,
     pub(super) service: Option<CommandLine>,
     /// Size of the root disk, with what the image needs.
     pub(super) size_mib: Option<u64>,
@@ -302,11 +302,11 @@ impl Plan {
     }
 
     /// The disk of a bundle is the workspace's own and has been made; others are only attached.
-    fn disks(&mut self, spec: &SpecFile, wanted: &[Vec<Attachment>; 3]) {
+    fn disks(&mut self, spec: &SpecFile, wanted: &[Attachment]) {
         if spec.volumes.is_none() && spec.disks.is_none() && spec.bundles.is_none() {
             return;
         }
-        let (bundles, others): (Vec<_>, Vec<_>) = wanted.concat().into_iter().partition(is_bundle);
+        let (bundles, others): (Vec<_>, Vec<_>) = wanted.iter().cloned().partition(is_bundle);
         let (own_bundles, old): (Vec<_>, Vec<_>) = self.record.disks.iter().cloned().partition(is_bundle);
         let says_bundles = spec.bundles.is_some() || !bundles.is_empty();
         if says_bundles && bundles != own_bundles {
@@ -315,12 +315,13 @@ impl Plan {
         }
         if old != others {
             self.list("volumes", &old, &others, |disk| &disk.mount_point, disk, true);
+            // The order of bundles among themselves stays; it names their disks.
             self.record.disks = [others, own_bundles].concat();
         }
     }
 }
 
-fn is_bundle(disk: &Attachment) -> bool {
+pub(super) fn is_bundle(disk: &Attachment) -> bool {
     matches!(disk.source, DiskSource::Bundle(_))
 }
 

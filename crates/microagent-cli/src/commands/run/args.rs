@@ -187,8 +187,8 @@ pub(super) fn option_after_image(options: &RunOptions) -> Option<&str> {
 mod tests {
     use clap::{Command, FromArgMatches};
     use microagent::NetworkMode;
-    use microagent::WorkspaceOptions;
     use microagent::image::PullPolicy;
+    use microagent::{Attachment, WorkspaceOptions};
 
     use super::*;
 
@@ -396,6 +396,25 @@ mod tests {
                 (7, 8)
             )
         );
+    }
+
+    #[test]
+    fn a_flag_mounts_in_place_of_the_file() {
+        let file = "{image: i, volumes: ['a:/a', 'b:/b:ro'], disks: [{path: x.img, mountpoint: /x}]}";
+        let words = ["-v", "c:/b", "--disk", "/y:/x:ro", "--bundle", "/z.tar:/z"];
+        let mounted = |words: &[&str]| {
+            let disks = merged(file, words).workspace.disks;
+            let one =
+                |disk: &Attachment| format!("{} {:?} {}", disk.mount_point, disk.source, disk.read_only);
+            disks.iter().map(one).collect::<Vec<_>>()
+        };
+        let volume = |name: &str| format!("Volume(VolumeName(\"{name}\"))");
+        let a = format!("/a {} false", volume("a"));
+        let b = format!("/b {} true", volume("b"));
+        assert_eq!(mounted(&[]), [a.clone(), b, "/x Image(\"/specs/x.img\") false".to_owned()]);
+        let c = format!("/b {} false", volume("c"));
+        let rest = ["/x Image(\"/y\") true".to_owned(), "/z Bundle(\"/z.tar\") false".to_owned()];
+        assert_eq!(mounted(&words), [vec![a, c], rest.to_vec()].concat());
     }
 
     #[test]

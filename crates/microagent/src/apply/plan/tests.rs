@@ -57,7 +57,7 @@ fn plan_of(record: &WorkspaceRecord, workload: &Workload, text: &str) -> Plan {
         setup: spec.setup_steps().unwrap(),
         env: spec.variables(&|_| None).unwrap(),
         publish: spec.published().unwrap(),
-        disks: spec.attachments().unwrap(),
+        disks: spec.attachments().unwrap().concat(),
         service: spec.service.as_ref().map(|service| match service {
             Service::Shell(line) => CommandLine::Shell(line.clone()),
             Service::Argv(words) => CommandLine::Argv(words.clone()),
