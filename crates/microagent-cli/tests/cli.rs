@@ -53,6 +53,12 @@ const COMMANDS: &[&str] = &[
     "profiles",
     "kernel",
     "kernel verify",
+    "volume",
+    "volume create",
+    "volume list",
+    "volume status",
+    "volume resize",
+    "volume delete",
     "template",
     "template list",
     "template build",
@@ -113,7 +119,7 @@ fn help_pages() {
 
 #[test]
 fn groups_and_the_bare_command_explain_themselves() {
-    for words in ["", "secret", "image", "kernel", "artifact", "template", "perf"] {
+    for words in ["", "secret", "image", "volume", "kernel", "artifact", "template", "perf"] {
         let help = run(&format!("{words} --help")).success().get_output().stdout.clone();
         run(words).success().stderr_eq("").stdout_eq(String::from_utf8(help).unwrap());
     }
@@ -477,6 +483,7 @@ fn reading_an_empty_state_says_so_and_makes_nothing() {
     home.run("image list").success().stdout_eq("No images.\n").stderr_eq("");
     home.run("images").success().stdout_eq("No images.\n").stderr_eq("");
     home.run("template list").success().stdout_eq("No templates.\n").stderr_eq("");
+    home.run("volume list").success().stdout_eq("No volumes.\n").stderr_eq("");
     home.run("template prune --all").success().stdout_eq("Nothing to remove.\n").stderr_eq("");
     home.run("delete nothing --yes").success().stdout_eq("Nothing to delete: nothing\n").stderr_eq("");
     assert!(home.is_empty());

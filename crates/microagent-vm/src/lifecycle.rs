@@ -347,6 +347,11 @@ mod tests {
             assert_eq!(effect, Effect::StartCold);
             assert!(matches!(phase, Phase::Starting));
         }
+        let disk = || Event::DiskUnfit("x".into());
+        for phase in [Phase::Restoring, Phase::Starting] {
+            let (phase, effect) = step(phase, disk(), KEPT);
+            assert_eq!((failure_kind(&phase), effect), (FailureKind::Disk, Effect::Kill));
+        }
         for event in [Event::TimedOut, Event::Cancelled, Event::HostFull("x".into())] {
             let (phase, effect) = step(Phase::Restoring, event, SCRATCH);
             assert_eq!(effect, Effect::Kill);

@@ -53,7 +53,11 @@ Examples:
   More room for the database:
     microagent halt db
     microagent volume resize data --size-mib 8192
-    microagent start db";
+    microagent start db
+
+  Twice as large as it is:
+    microagent volume resize data \\
+      --size-mib $(microagent volume status data --json | jq '.size_mib * 2')";
 
 const DELETE_EXAMPLES: &str = "\
 Examples:
