@@ -1,4 +1,4 @@
-//! The page for those who come from Docker, row by row, as far as it is about workspaces.
+//! The page for those who come from Docker, row by row.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -60,6 +60,23 @@ fn the_page_for_those_who_come_from_docker_can_be_followed() {
     home.microagent(["delete", "web"]).run().code(2).says("--force");
     home.microagent(["delete", "--force", "web"]).success();
     home.nothing_is_left();
+    // docker volume create/ls/inspect/rm, and -v data:/work
+    let created = home.microagent(["volume", "create", "data", "--size-mib", "64"]).success();
+    assert_eq!(created.text(), "Created volume \"data\" (64 MiB)\n");
+    let run = ["run", "--network", "isolated", "-v", "data:/work", &image];
+    home.call().args(run).args(["sh", "-c", "echo kept > /work/file"]).success();
+    assert_eq!(home.call().args(run).args(["cat", "/work/file"]).success().guest_output(), "kept\n");
+    assert!(home.microagent(["volume", "list"]).success().text().lines().any(|row| row.starts_with("data ")));
+    assert!(home.microagent(["volume", "status", "data"]).success().text().contains("Attached: -\n"));
+    home.microagent(["volume", "delete", "data", "--yes"]).success();
+    // docker network inspect web, and -p
+    let make = ["create", "web", "--image", &image, "-p", "0:80"];
+    home.call().args(make).success();
+    let network = home.microagent(["network", "web"]).success();
+    for part in ["Network: user", "Published: 127.0.0.1:0 -> 80/tcp"] {
+        assert!(network.text().contains(part), "{}", network.told());
+    }
+    home.microagent(["delete", "web", "--yes"]).success();
     // What does not map is refused with the way that works.
     home.microagent(["create", "x", "--image", &image, "--privileged"]).run().code(2).says("--privileged");
     home.microagent(["create", "x", "--image", &image, "-v", "/a:/b"]).run().code(2).says("microagent cp");
