@@ -24,6 +24,7 @@ fn a_run_is_what_its_file_says_and_flags_go_over_it() {
     let home = home();
     home.make_dir("specs");
     home.write("specs/prepare.sh", "#!/bin/sh\necho script >> /root/made\n");
+    home.write("specs/token", "of the host");
     home.write("specs/variables", "FROM_FILE=beside the spec\nGREETING=file\n");
     write_spec(
         &home,
@@ -37,8 +38,9 @@ setup: ['echo line > /root/made']
 setupFiles: [prepare.sh]
 env: {GREETING: spec, PORT: 8080}
 envFiles: [variables]
+secrets: {TOKEN: 'file:token'}
 outputs: [{name: made, path: /root/made}]
-exec: 'pwd; hostname; cat /root/made; echo \"$GREETING $PORT $FROM_FILE\"; nproc'
+exec: 'pwd; hostname; cat /root/made /run/secrets/TOKEN; echo; echo \"$GREETING $PORT $FROM_FILE\"; nproc'
 timeout: 5m
 service: never
 ",
@@ -46,7 +48,7 @@ service: never
     let ran = home.microagent(["run", "--file", SPEC]).success();
     assert_eq!((ran.summary("Workspace"), ran.summary("Network")), ("report", "isolated"));
     assert!(ran.summary("Resources").starts_with("memory=200MiB cpus=1 "), "{}", ran.told());
-    let said = "/tmp\nbox\nline\nscript\nspec 8080 beside the spec\n1\n";
+    let said = "/tmp\nbox\nline\nscript\nof the host\nspec 8080 beside the spec\n1\n";
     assert!(ran.text().ends_with(said), "{}", ran.told());
     ran.says("`service` of the spec file says nothing to run");
     home.microagent(["artifact", "get", "report", "made", "made"]).success();

@@ -400,7 +400,7 @@ Hint: write one without quotes and units
 
 "#]]);
     call("apply --file spec.yaml", "secrets:\n  TOKEN: hunter2\n").code(2).stderr_eq(str![[r#"
-Error: spec.yaml:2:3: secret `TOKEN`: where it is is written SCHEME:REFERENCE
+Error: spec.yaml:2:3: secret `TOKEN`: where it is is written SCHEME:REFERENCE, and SCHEME is env, file, dotenv, vault or helper
 Hint: write each secret as NAME: SCHEME:REFERENCE, once
 
 "#]]);

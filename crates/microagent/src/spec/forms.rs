@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use microagent_store::{Artifact, SecretReference};
+use microagent_store::{Artifact, SecretReference, SecretReferenceError};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -144,12 +144,13 @@ pub(super) fn secrets<'de, D: Deserializer<'de>>(
         return Ok(None);
     };
     let read = |(name, source): (String, String)| {
-        format!("{name}={source}").parse().map_err(|error: microagent_store::SecretReferenceError| {
-            // The shape is that of the flag, of which the file has the two halves.
+        format!("{name}={source}").parse().map_err(|error| {
+            // Those speak of the flag, of which the file has the two halves.
             D::Error::custom(match error {
-                microagent_store::SecretReferenceError::Shape => {
-                    format!("secret `{name}`: where it is is written SCHEME:REFERENCE")
-                }
+                SecretReferenceError::Shape | SecretReferenceError::Scheme => format!(
+                    "secret `{name}`: where it is is written SCHEME:REFERENCE, and SCHEME is env, file, dotenv, vault or \
+                     helper"
+                ),
                 error => error.to_string(),
             })
         })

@@ -264,6 +264,7 @@ fn nothing_of_a_private_block_is_repeated() {
     for text in [
         "secrets:\n  TOKEN: hunter2",
         "secrets: {TOKEN: hunter2}",
+        "secrets: {TOKEN: 'hunter2:3'}",
         "secrets: hunter2",
         "secrets: [TOKEN=hunter2]",
         "secrets:\n  TOKEN: 'hunter2:x'\n  TOKEN: hunter2",

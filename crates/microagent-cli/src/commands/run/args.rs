@@ -399,6 +399,14 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_of_a_flag_takes_the_place_of_the_files() {
+        let file = "{image: i, secrets: {A: 'env:A', B: 'file:b'}}";
+        let workspace = merged(file, &["--secret", "B=env:B", "--secret", "C=helper:c"]).workspace;
+        let secrets: Vec<_> = workspace.secrets.iter().map(ToString::to_string).collect();
+        assert_eq!(secrets, ["A=env:A", "B=env:B", "C=helper:c"]);
+    }
+
+    #[test]
     fn a_flag_mounts_in_place_of_the_file() {
         let file = "{image: i, volumes: ['a:/a', 'b:/b:ro'], disks: [{path: x.img, mountpoint: /x}]}";
         let words = ["-v", "c:/b", "--disk", "/y:/x:ro", "--bundle", "/z.tar:/z"];
