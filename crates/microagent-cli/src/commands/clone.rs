@@ -1,7 +1,7 @@
 //! `microagent clone`: a copy of a resting workspace.
 
 use clap::Args;
-use microagent::WorkspaceName;
+use microagent::{Attachment, DiskSource, WorkspaceName};
 
 use crate::commands::change;
 use crate::context::Context;
@@ -20,7 +20,8 @@ Examples:
 /// Copy a resting workspace
 ///
 /// The copy has the same image, settings and disk under another name, and an identity of its own. It costs as much as
-/// the source has changed of its image.
+/// the source has changed of its image. Bundles are copied, too; named volumes and disk images are not: the copy attaches
+/// the same ones, and one machine has them at a time.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct CloneArgs {
@@ -33,5 +34,23 @@ pub(crate) struct CloneArgs {
 
 /// Clones.
 pub(crate) fn execute(context: &Context, args: CloneArgs) -> Result<(), Failure> {
-    change::print(context, context.engine().clone_workspace(&args.source, &args.target)?)
+    let copy = context.engine().clone_workspace(&args.source, &args.target)?;
+    let shared: Vec<_> = copy.record.disks.iter().filter_map(shared).collect();
+    if !shared.is_empty() {
+        let disks = shared.join(", ");
+        context.progress(false).note(&format!(
+            "{} attaches the same {disks} as {}; one of them can have it at a time",
+            args.target, args.source
+        ));
+    }
+    change::print(context, copy)
+}
+
+/// What a disk is called that the copy does not have for itself.
+fn shared(disk: &Attachment) -> Option<String> {
+    match &disk.source {
+        DiskSource::Volume(name) => Some(format!("volume {name}")),
+        DiskSource::Image(path) if !disk.read_only => Some(path.display().to_string()),
+        DiskSource::Image(_) | DiskSource::Bundle(_) => None,
+    }
 }

@@ -2,8 +2,8 @@
 
 use clap::Args;
 use microagent::{
-    Artifact, Inspection, LinkState, NetworkMode, PortForward, Resources, RestartPolicy, SecretReference,
-    State, WorkspaceDetails, WorkspaceName,
+    Artifact, Attachment, DiskSource, Inspection, LinkState, NetworkMode, PortForward, Resources,
+    RestartPolicy, SecretReference, State, WorkspaceDetails, WorkspaceName,
 };
 use serde::Serialize;
 
@@ -55,6 +55,7 @@ struct Document {
     supervisor_pid: Option<i32>,
     vmm_pid: Option<i32>,
     disk_bytes: u64,
+    disks: Vec<Attachment>,
     outputs: Vec<Artifact>,
     secrets: Vec<SecretDocument>,
     result: Option<ResultDocument>,
@@ -129,6 +130,7 @@ impl Document {
             supervisor_pid: pid(record.supervisor),
             vmm_pid: pid(record.vmm),
             disk_bytes: inspection.disk_bytes,
+            disks: record.disks,
             outputs: record.outputs,
             secrets: record.secrets.into_iter().map(SecretDocument::from).collect(),
             result: inspection.result.map(ResultDocument::from),
@@ -161,6 +163,7 @@ impl Document {
             ("Created", self.created_at.clone()),
             ("Changed", self.changed_at.clone()),
         ]);
+        lines.extend(self.disks.iter().map(|disk| ("Mounted", escape::one_line(&mounted(disk)))));
         lines.extend(self.port_forwards.iter().map(|forward| ("Published", network::published(forward))));
         for secret in &self.secrets {
             let text = format!("{} from {}", secret.name, secret.reference);
@@ -171,4 +174,15 @@ impl Document {
         }
         lines.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
     }
+}
+
+/// A disk beside the root disk, and where it is.
+fn mounted(disk: &Attachment) -> String {
+    let source = match &disk.source {
+        DiskSource::Volume(name) => format!("volume {name}"),
+        DiskSource::Image(path) => path.display().to_string(),
+        DiskSource::Bundle(path) => format!("bundle {}", path.display()),
+    };
+    let how = if disk.read_only { ", read-only" } else { "" };
+    format!("{} ({source}{how})", disk.mount_point)
 }
