@@ -6,6 +6,7 @@
 //! # Source
 //! Linux `Documentation/userspace-api/landlock.rst`.
 
+use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use landlock::{
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
 
-use crate::spec::MachineSpec;
+use crate::spec::{Claim, MachineSpec};
 
 /// Newest rules that we ask for; an older kernel enforces those that it has.
 const NEWEST: ABI = ABI::V6;
@@ -35,13 +36,15 @@ const SYSTEM_READ: [&str; 9] = [
 /// Devices that QEMU opens.
 const DEVICES: [&str; 4] = ["/dev/null", "/dev/urandom", "/dev/random", "/dev/kvm"];
 
-/// Rules for one machine; `memory` is the file of its template, if it goes on from one.
+/// Rules for one machine; `memory` is the file of its template, if it goes on from one, and `files` are images of the user's
+/// as they were opened and looked at: should another file have such a name by now, QEMU may not open it.
 ///
 /// # Errors
 /// Fails when the kernel knows Landlock and refuses these rules.
 pub(crate) fn rules(
     machine: &MachineSpec,
     memory: Option<BorrowedFd<'_>>,
+    files: &[File],
 ) -> Result<RulesetCreated, RulesetError> {
     let read = AccessFs::from_read(NEWEST);
     let mut ruleset = Ruleset::default()
@@ -65,9 +68,16 @@ pub(crate) fn rules(
     if let Some(disk) = &machine.disk {
         ruleset = allow(ruleset, &disk.overlay, writable)?;
     }
+    let mut files = files.iter();
     for disk in &machine.extra_disks {
         let access = if disk.read_only { AccessFs::ReadFile.into() } else { writable };
-        ruleset = allow(ruleset, &disk.path, access)?;
+        ruleset = match disk.claim {
+            Claim::File => match files.next() {
+                Some(file) => ruleset.add_rule(PathBeneath::new(file, access))?,
+                None => ruleset,
+            },
+            Claim::None | Claim::Volume(_) => allow(ruleset, &disk.path, access)?,
+        };
     }
     match memory {
         // QEMU opens its memory anew through this descriptor, and always for writing.

@@ -349,8 +349,15 @@ impl Driver {
                 .lay_disk(&self.spec.machine)
                 .map_err(|e| full_or_boot(&e, "the disk of the template"))?;
         }
-        let mut machine =
-            Machine::start(&self.spec, &plan, &self.dir, Rc::clone(&self.console), &events).await?;
+        let mut machine = Machine::start(
+            &self.spec,
+            &plan,
+            self.claims.files(),
+            &self.dir,
+            Rc::clone(&self.console),
+            &events,
+        )
+        .await?;
         self.start = plan.mode();
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
         self.claims.note(machine.process_id())?;

@@ -1,6 +1,6 @@
 //! The disks beside the root disk, kept from other machines for as long as this supervisor lives.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -16,7 +16,8 @@ use crate::spec::{Claim, ExtraDisk, Outcome, Spec};
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     volumes: Vec<HeldVolume>,
-    files: Vec<std::fs::File>,
+    /// In the order of the machine's disks.
+    files: Vec<File>,
     workspace: String,
 }
 
@@ -33,6 +34,11 @@ impl Claims {
         }
         claims.note(None).map_err(Outcome::Failed)?;
         Ok(claims)
+    }
+
+    /// The images that are no volumes, as they were opened.
+    pub(super) fn files(&self) -> &[File] {
+        &self.files
     }
 
     /// Writes down for whom the volumes are held: QEMU may outlive this process for a moment.
@@ -59,7 +65,7 @@ fn hold(state: &StateDir, name: &microagent_store::VolumeName) -> Result<HeldVol
 }
 
 /// A lock on the image itself. What opens is what was named, whatever has become of that name meanwhile.
-fn lock(disk: &ExtraDisk) -> Result<std::fs::File, Outcome> {
+fn lock(disk: &ExtraDisk) -> Result<File, Outcome> {
     let shown = disk.path.display();
     let file =
         open_regular(&disk.path).map_err(|e| failed(format!("the disk `{shown}` cannot be used: {e}")))?;
@@ -74,7 +80,7 @@ fn lock(disk: &ExtraDisk) -> Result<std::fs::File, Outcome> {
     }
 }
 
-fn open_regular(path: &Path) -> io::Result<std::fs::File> {
+fn open_regular(path: &Path) -> io::Result<File> {
     // A pipe or a device must not make us wait.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;

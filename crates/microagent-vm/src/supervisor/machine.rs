@@ -1,6 +1,7 @@
 //! QEMU and passt as running processes, and the freezing of one.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -66,6 +67,7 @@ impl Machine {
     pub(super) async fn start(
         spec: &Spec,
         plan: &Plan,
+        files: &[File],
         dir: &WorkspaceDir,
         console: Shared<BoundedLog>,
         events: &mpsc::Sender<Event>,
@@ -83,7 +85,7 @@ impl Machine {
             None => None,
         };
         let theirs = device.as_ref().map(|(_, theirs)| theirs.as_fd());
-        let (mut qemu, sockets) = start_qemu(spec, plan, theirs).map_err(cannot_start)?;
+        let (mut qemu, sockets) = start_qemu(spec, plan, theirs, files).map_err(cannot_start)?;
         if let (Some(network), Some(passt), Some((ours, _))) = (&mut network, &spec.passt, device) {
             network.filter(passt, ours.into(), dir)?;
         }
@@ -217,7 +219,12 @@ struct OurEnds {
     control: UnixStream,
 }
 
-fn start_qemu(spec: &Spec, plan: &Plan, network: Option<BorrowedFd<'_>>) -> io::Result<(Child, OurEnds)> {
+fn start_qemu(
+    spec: &Spec,
+    plan: &Plan,
+    network: Option<BorrowedFd<'_>>,
+    files: &[File],
+) -> io::Result<(Child, OurEnds)> {
     let (console, qemu_console) = pair()?;
     let (monitor, qemu_monitor) = pair()?;
     let (control, qemu_control) = pair()?;
@@ -232,15 +239,15 @@ fn start_qemu(spec: &Spec, plan: &Plan, network: Option<BorrowedFd<'_>>) -> io::
     let start = plan.start();
     inherit.extend(start.state());
     let jail = match start {
-        Start::Boot => jail::rules(&spec.machine, None),
+        Start::Boot => jail::rules(&spec.machine, None, files),
         // Memory that is no file of the file system needs no rule.
         Start::BootToFreeze { memory } | Start::RestoreToFreeze { memory, .. } => {
             inherit.push(memory);
-            jail::rules(&spec.machine, None)
+            jail::rules(&spec.machine, None, files)
         }
         Start::Restore { memory, .. } => {
             inherit.push(memory);
-            jail::rules(&spec.machine, Some(memory))
+            jail::rules(&spec.machine, Some(memory), files)
         }
     }
     .map_err(io::Error::other)?;
