@@ -17,6 +17,7 @@ mod podman;
 mod program;
 mod published;
 mod sample;
+mod storage;
 mod unpack;
 mod warm;
 mod workspaces;
@@ -58,6 +59,8 @@ enum Part {
     Unpack,
     /// A workspace's disk, from a small and a large image
     Disk,
+    /// Reading and writing on root disk and volume, against raw QEMU with a raw file
+    Storage,
     /// Frames through the egress filter, against a bare socket pair
     Filter,
     /// A published port: bytes and connections, against raw QEMU's user network and passt alone
@@ -101,6 +104,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Disk) {
         disk::measure(&bench, &mut table).context("measuring disks")?;
+    }
+    if wants(Part::Storage) {
+        storage::measure(&bench, &mut table).context("measuring storage")?;
     }
     if wants(Part::Filter) {
         filter::measure(&bench, &mut table).context("measuring the egress filter")?;
