@@ -133,6 +133,10 @@ fn one_machine_has_it_at_a_time() {
     home.create("other", ["-v", "data:/work"]);
     home.microagent(["start", "web"]).success();
     home.microagent(["exec", "web", "--", "sh", "-c", "echo kept > /work/kept; sync /work/kept"]).success();
+    let status = home.microagent(["status", "web"]).success();
+    assert_eq!(status.summary("Mounted"), "/work (volume data)");
+    home.microagent(["clone", "other", "third"]).success().says("attaches the same volume data as other");
+    home.microagent(["delete", "third", "--yes"]).success();
     let by_web = |refused: Finished| {
         refused.code(TRY_AGAIN).says("volume `data` is in use by workspace `web`").says("microagent halt web")
     };
