@@ -25,6 +25,7 @@ mod apply;
 mod artifact;
 mod attach;
 mod attachment;
+mod clone;
 mod commit;
 mod console;
 mod copy;

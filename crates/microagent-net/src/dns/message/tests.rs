@@ -1,0 +1,229 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::testing::{dns_answer, dns_query};
+
+fn query(name: &str, kind: u16) -> Query {
+    Query::read(&dns_query(9, name, kind, None)).unwrap()
+}
+
+fn addresses(answer: &Answer) -> Vec<Ipv4Addr> {
+    answer.records.iter().filter_map(Record::address).collect()
+}
+
+/// An answer with raw records behind the question.
+fn raw_answer(query: &Query, records: &[(&[u8], u16, u32, &[u8])]) -> Vec<u8> {
+    let mut message = query.id.to_be_bytes().to_vec();
+    message.extend([0x81, 0x80, 0, 1, 0, records.len() as u8, 0, 0, 0, 0]);
+    query.question.write(&mut message);
+    for (owner, kind, ttl, data) in records {
+        message.extend(*owner);
+        message.extend(kind.to_be_bytes());
+        message.extend([0, 1]);
+        message.extend(ttl.to_be_bytes());
+        message.extend((data.len() as u16).to_be_bytes());
+        message.extend(*data);
+    }
+    message
+}
+
+/// A jump to the question's name.
+const ASKED: &[u8] = &[0xc0, 0x0c];
+
+#[test]
+fn names_are_text_that_cannot_be_misread() {
+    let plain = query("WWW.Example.org", kind::A).question.name;
+    assert_eq!(plain.as_host().as_deref(), Some("www.example.org"));
+    for (wire, text) in [
+        (&b"\x10evil.example.org\x00"[..], "evil\\046example\\046org"),
+        (b"\x05evil.\x07example\x03org\x00", "evil\\046.example.org"),
+        (b"\x03a\nb\x00", "a\\010b"),
+        (b"\x00", "."),
+    ] {
+        let message = [&[0; HEADER_LEN], wire].concat();
+        let (name, behind) = Name::read(&message, HEADER_LEN).unwrap();
+        assert_eq!(behind, message.len());
+        assert_eq!(name.to_string(), text);
+        assert_eq!(name.as_host(), None, "no rule may cover it");
+    }
+}
+
+#[test]
+fn names_that_go_in_circles_or_on_for_ever_are_not_read() {
+    for bytes in [
+        &[0xc0, 0x00][..],
+        &[1, b'a', 0xc0, 0x00, 0xc0, 0x02],
+        &[0xc0, 0x02, 0xc0, 0x00],
+        &[1, b'a'],
+        &[64, 0],
+        &[0x80, 0],
+        &[5, b'a', 0],
+        &[0xc0],
+    ] {
+        for at in 0..bytes.len() {
+            let read = Name::read(bytes, at).map(|(name, _)| name.0.len());
+            assert!(read.is_none_or(|len| len <= 4), "{bytes:?} at {at}");
+        }
+    }
+    let mut long = [63, 0].repeat(300);
+    long.iter_mut().skip(1).step_by(2).for_each(|byte| *byte = 63);
+    assert!(Name::read(&long, 0).is_none());
+}
+
+#[test]
+fn what_is_no_plain_query_is_refused_or_ignored() {
+    let good = dns_query(9, "a.example", kind::A, Some(1232));
+    assert!(Query::read(&good).is_ok());
+    let with = |at: usize, byte: u8| {
+        let mut message = good.clone();
+        message[at] = byte;
+        Query::read(&message).unwrap_err()
+    };
+    assert_eq!(with(2, 0x80), NoQuery::Nothing);
+    assert_eq!(Query::read(&good[..11]), Err(NoQuery::Nothing));
+    let refused = |code| NoQuery::Answer { id: 9, code };
+    assert_eq!(with(2, 0x28), refused(Code::NotImplemented));
+    for at in [5, 7, 9] {
+        assert_eq!(with(at, 2), refused(Code::FormatError));
+    }
+    assert_eq!(with(11, 2), refused(Code::FormatError));
+    assert_eq!(with(12, 0xc0), refused(Code::FormatError));
+    for kind in [0, kind::OPT, 251, 252, 255] {
+        let read = Query::read(&dns_query(9, "a.example", kind, None));
+        assert_eq!(read, Err(refused(Code::NotImplemented)), "{kind}");
+    }
+}
+
+#[test]
+fn only_the_answer_to_the_question_counts() {
+    let query = query("a.example", kind::A);
+    let read = |message: &[u8]| Answer::read(message, 9, &query.question);
+    let good = dns_answer(9, "A.EXAMPLE", &[[192, 0, 2, 1]], 60);
+    assert_eq!(addresses(&read(&good).unwrap()), [Ipv4Addr::new(192, 0, 2, 1)]);
+    assert_eq!(read(&dns_answer(8, "a.example", &[], 60)), Err(NoAnswer::Stray));
+    assert_eq!(read(&dns_answer(9, "b.example", &[], 60)), Err(NoAnswer::Stray));
+    assert_eq!(read(&dns_query(9, "a.example", kind::A, None)), Err(NoAnswer::Stray));
+    let mut cut = good.clone();
+    cut[2] |= 2;
+    assert_eq!(read(&cut), Err(NoAnswer::Truncated));
+    assert_eq!(read(&good[..good.len() - 1]), Err(NoAnswer::Broken));
+}
+
+#[test]
+fn aliases_lead_to_addresses_and_nothing_else_does() {
+    let query = query("a.example", kind::A);
+    let other: &[u8] = b"\x01b\x07example\x00";
+    let third: &[u8] = b"\x01c\x07example\x00";
+    let message = raw_answer(
+        &query,
+        &[
+            // In a wrong order, as some servers have it.
+            (other, kind::A, 30, &[192, 0, 2, 2]),
+            (ASKED, kind::CNAME, 60, other),
+            // Not of the chain: would open an address that the name does not lead to.
+            (third, kind::A, 30, &[192, 0, 2, 3]),
+            (ASKED, kind::A, 30, &[192, 0, 2, 4]),
+            (other, kind::AAAA, 30, &[0; 16]),
+        ],
+    );
+    let answer = Answer::read(&message, 9, &query.question).unwrap();
+    assert_eq!(addresses(&answer), [Ipv4Addr::new(192, 0, 2, 2)]);
+    assert_eq!(answer.records.len(), 2);
+    // What is written for the guest is read alike.
+    let written = query.answer(&answer, false);
+    assert_eq!(Answer::read(&written, 9, &query.question), Ok(answer));
+}
+
+#[test]
+fn aliases_in_a_circle_end() {
+    let query = query("a.example", kind::A);
+    let message = raw_answer(
+        &query,
+        &[(ASKED, kind::CNAME, 1, ASKED), (ASKED, kind::CNAME, 1, ASKED), (ASKED, kind::A, 1, &[1, 2, 3, 4])],
+    );
+    let answer = Answer::read(&message, 9, &query.question).unwrap();
+    assert_eq!(answer.records.len(), 3);
+}
+
+#[test]
+fn names_in_records_are_written_out() {
+    let query = query("a.example", kind::MX);
+    let message =
+        raw_answer(&query, &[(ASKED, kind::MX, 5, &[0, 10, 4, b'm', b'a', b'i', b'l', 0xc0, 0x0e])]);
+    let answer = Answer::read(&message, 9, &query.question).unwrap();
+    assert_eq!(answer.records[0].data, b"\x00\x0a\x04mail\x07example\x00");
+    let query = super::tests::query("a.example", kind::SOA);
+    let mut soa = b"\xc0\x0c\x05admin\xc0\x0c".to_vec();
+    soa.extend([7; 20]);
+    let message = raw_answer(&query, &[(ASKED, kind::SOA, 5, &soa)]);
+    let answer = Answer::read(&message, 9, &query.question).unwrap();
+    assert_eq!(answer.records[0].data.len(), 11 + 17 + 20);
+    // Data that goes on behind its names is of no known shape.
+    soa.push(1);
+    let message = raw_answer(&query, &[(ASKED, kind::SOA, 5, &soa)]);
+    assert_eq!(Answer::read(&message, 9, &query.question), Err(NoAnswer::Broken));
+}
+
+#[test]
+fn a_ttl_is_cut_to_what_we_promise() {
+    let query = query("a.example", kind::A);
+    for (ttl, given) in [(0, 0), (60, 60), (86_400, TTL_MAX_SECS), (u32::MAX, 0)] {
+        let message = raw_answer(&query, &[(ASKED, kind::A, ttl, &[1, 2, 3, 4])]);
+        assert_eq!(Answer::read(&message, 9, &query.question).unwrap().records[0].ttl_secs, given);
+    }
+}
+
+#[test]
+fn an_answer_fits_what_the_guest_takes() {
+    let many: Vec<[u8; 4]> = (0..200).map(|n| [192, 0, 2, n]).collect();
+    for edns in [None, Some(0), Some(512), Some(4096)] {
+        let query = Query::read(&dns_query(9, "a.example", kind::A, edns)).unwrap();
+        let all = Answer::read(&dns_answer(9, "a.example", &many, 60), 9, &query.question).unwrap();
+        let message = query.answer(&all, false);
+        assert!(message.len() <= query.limit());
+        assert_eq!(message[2] & 2, 0, "addresses are left out silently");
+        let read = Answer::read(&message, 9, &query.question).unwrap();
+        assert!(read.records.len() > 10);
+    }
+    let query = query("a.example", 16);
+    let long = vec![200_u8; 600];
+    let message = raw_answer(&query, &[(ASKED, 16, 60, &long)]);
+    let answer = Answer::read(&message, 9, &query.question).unwrap();
+    assert_eq!(Answer::read(&query.answer(&answer, false), 9, &query.question), Err(NoAnswer::Truncated));
+}
+
+#[test]
+fn who_asks_with_edns_is_told_why() {
+    let asking = |edns| Query::read(&dns_query(9, "a.example", kind::A, edns)).unwrap();
+    let plain = asking(None).empty_answer(Code::NoSuchName, true);
+    assert_eq!((plain[3] & 0x0f, plain[11]), (3, 0));
+    let told = asking(Some(1232)).empty_answer(Code::NoSuchName, true);
+    assert_eq!(told[11], 1);
+    assert!(told.ends_with(&[0, 6, 0, 15, 0, 2, 0, 15]));
+}
+
+proptest! {
+    #[test]
+    fn any_message_is_read_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = Query::read(&bytes);
+        let _ = Answer::read(&bytes, 0, &query("a.example", kind::A).question);
+    }
+
+    #[test]
+    fn a_changed_answer_is_read_or_not(changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..8)) {
+        for kind in [kind::A, kind::SOA, kind::MX, kind::SRV] {
+            let query = query("a.example", kind);
+            let mut message = raw_answer(&query, &[
+                (ASKED, kind::CNAME, 60, b"\x01b\xc0\x0e"),
+                (b"\x01b\xc0\x0e", kind, 60, b"\x00\x0a\x04mail\xc0\x0e"),
+            ]);
+            for (at, byte) in &changes {
+                let at = at % message.len();
+                message[at] = *byte;
+            }
+            if let Ok(answer) = Answer::read(&message, 9, &query.question) {
+                prop_assert!(query.answer(&answer, false).len() <= query.limit());
+            }
+        }
+    }
+}
