@@ -79,6 +79,15 @@ impl Home {
         self.microagent(create).args(options).success()
     }
 
+    /// Runs a shell line in a disposable, isolated guest from busybox; the line must succeed.
+    #[track_caller]
+    pub fn sh(&self, options: &[&str], line: &str) -> Finished {
+        let run = self.microagent(["run", "--network", "isolated"]).args(options);
+        let run = run.args(["--exec", line, &self.image("busybox")]).success();
+        assert_eq!(run.summary("Exit code"), "0", "{}", run.told());
+        run
+    }
+
     /// Begins a call of another program, in the same environment and as the same user.
     pub fn other(&self, program: &str) -> Invocation<'_> {
         Invocation::new(self, self.command(Path::new(program)))

@@ -13,6 +13,8 @@ pub struct Process {
     pub pid: i32,
     /// Its parent's.
     pub parent: i32,
+    /// Id of its session, which is that of the process that started it unless it made one of its own.
+    pub session: i32,
     /// Start time in clock ticks since boot: with the id, the identity of a process.
     pub start_time: u64,
     /// Words of its command line.
@@ -25,12 +27,13 @@ impl Process {
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;
-        let start_time = fields.nth(17)?.parse().ok()?;
+        let session = fields.nth(1)?.parse().ok()?;
+        let start_time = fields.nth(15)?.parse().ok()?;
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let words = cmdline.split(|byte| *byte == 0).filter(|word| !word.is_empty());
         let words = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
         // A zombie holds nothing but its number.
-        (state != "Z").then_some(Process { pid, parent, start_time, words })
+        (state != "Z").then_some(Process { pid, parent, session, start_time, words })
     }
 
     /// Whether this very process still runs.
@@ -118,8 +121,8 @@ pub fn of_dir(dir: &Path) -> Vec<Process> {
     }
 }
 
-/// Network helpers without a supervisor, started since `start_time`. They name no directory, so these are
-/// looked for in the whole system.
+/// Network helpers that have outlived their supervisor, started since `start_time`. They name no directory, so these are
+/// looked for in the whole system. Whoever else has started one is still its parent, of the same session.
 pub fn orphaned_passt(start_time: u64) -> Vec<Process> {
     let all = all();
     let is_ours = |process: &&Process| {
@@ -127,9 +130,10 @@ pub fn orphaned_passt(start_time: u64) -> Vec<Process> {
             && process.start_time >= start_time
             && process.words.iter().any(|word| word == "--no-map-gw")
     };
-    let supervised =
-        |process: &&Process| all.iter().any(|parent| parent.pid == process.parent && parent.is_supervisor());
-    all.iter().filter(is_ours).filter(|process| !supervised(process)).cloned().collect()
+    let is_kept = |process: &&Process| {
+        all.iter().any(|parent| parent.pid == process.parent && parent.session == process.session)
+    };
+    all.iter().filter(is_ours).filter(|process| !is_kept(process)).cloned().collect()
 }
 
 /// When this test process started.

@@ -61,14 +61,6 @@ fn image(home: &Home, name: &str) -> PathBuf {
 }
 
 #[track_caller]
-fn sh(home: &Home, options: &[&str], line: &str) -> Finished {
-    let run = home.microagent(["run", "--network", "isolated"]).args(options);
-    let run = run.args(["--exec", line, &home.image("busybox")]).success();
-    assert_eq!(run.summary("Exit code"), "0", "{}", run.told());
-    run
-}
-
-#[track_caller]
 fn refused(home: &Home, options: &[&str]) -> Finished {
     home.microagent(["run", "--network", "isolated"]).args(options).arg(home.image("busybox")).failure()
 }
@@ -93,7 +85,7 @@ fn a_tar_file_becomes_a_disk_of_the_workspace() {
     ];
     let line = "cat /a/dir/file /b/dir/file /c/dir/file /d/dir/file; stat -c '%u:%g %a' /a/dir/file; \
                 ! touch /b/new; ! touch /d/new; ls -A /a; dd if=/dev/zero of=/a/room bs=1M count=300";
-    let run = sh(&home, &three, line);
+    let run = home.sh(&three, line);
     assert_eq!(run.guest_output(), "content\ncontent\ncontent\ncontent\n1000:1000 640\ndir\n");
     home.nothing_is_left();
 
@@ -129,8 +121,7 @@ fn an_image_file_is_attached_as_it_is() {
     let home = home();
     let path = image(&home, "data.ext4");
     image(&home, "raw");
-    let run = sh(
-        &home,
+    let run = home.sh(
         &["-v", "data.ext4:/x", "--disk", "n=./raw:/y:ro"],
         "cat /x/file /y/file; ! touch /y/new; echo new > /x/new",
     );
@@ -147,7 +138,7 @@ fn an_image_file_is_attached_as_it_is() {
     assert_eq!(home.state_of("reader"), "prepared");
     home.microagent(["halt", "web"]).success();
     home.microagent(["start", "reader"]).success();
-    let run = sh(&home, &["-v", "data.ext4:/x:ro"], "cat /x/new");
+    let run = home.sh(&["-v", "data.ext4:/x:ro"], "cat /x/new");
     assert_eq!(run.guest_output(), "new\n");
     home.microagent(["start", "web"]).run().code(TRY_AGAIN).says("is in use");
     home.microagent(["halt", "reader"]).success();
@@ -189,7 +180,7 @@ fn what_is_no_disk_is_refused_before_anything_is_made() {
         assert!(home.workspaces().is_empty(), "{}", run.told());
     }
     // The base disk of an image is not for everybody to write on.
-    sh(&home, &[], "true");
+    home.sh(&[], "true");
     let disks = fs::read_dir(home.state().join("images/disks")).unwrap().flatten().map(|entry| entry.path());
     let base = disks.into_iter().find(|path| path.extension().is_some_and(|end| end == "ext4")).unwrap();
     let attached = format!("{}:/x", base.display());
@@ -220,7 +211,7 @@ fn bomb(home: &Home, name: &str, says: u64, zeros_mib: usize) -> PathBuf {
 #[test]
 fn a_tar_file_that_means_harm_is_refused_and_leaves_nothing() {
     let home = home();
-    sh(&home, &[], "true");
+    home.sh(&[], "true");
     let climbing = tar(&[("ok", "x"), ("a/../../evil", "x")]);
     let good = tar(&[("file", "x")]);
     home.write("climbing.tar", &climbing);
@@ -253,11 +244,8 @@ fn a_tar_file_that_means_harm_is_refused_and_leaves_nothing() {
     link.set_size(0);
     builder.append_link(&mut link, "out", "/etc/passwd").unwrap();
     home.write("odd.tar", builder.into_inner().unwrap());
-    let run = sh(
-        &home,
-        &["-v", "odd.tar:/in"],
-        "cat /in/absolute /in/.wh.file; readlink /in/out; head -c 4 /in/out",
-    );
+    let run =
+        home.sh(&["-v", "odd.tar:/in"], "cat /in/absolute /in/.wh.file; readlink /in/out; head -c 4 /in/out");
     assert_eq!(run.guest_output(), "inside\nkept\n/etc/passwd\nroot");
     home.nothing_is_left();
 }

@@ -23,15 +23,6 @@ fn disk_of(home: &Home, volume: &str) -> PathBuf {
     home.state().join("volumes").join(volume).join("disk.ext4")
 }
 
-/// Runs a shell line in a disposable guest, whose command must succeed.
-#[track_caller]
-fn sh(home: &Home, options: &[&str], line: &str) -> Finished {
-    let run = home.microagent(["run", "--network", "isolated"]).args(options);
-    let run = run.args(["--exec", line, &home.image("busybox")]).success();
-    assert_eq!(run.summary("Exit code"), "0", "{}", run.told());
-    run
-}
-
 #[track_caller]
 fn attached(home: &Home, volume: &str) -> serde_json::Value {
     home.microagent(["volume", "status", volume, "--json"]).success().json()["attached_to"].clone()
@@ -47,15 +38,12 @@ fn a_volume_outlives_its_workspaces() {
 
     // Empty for its user, who is the owner of what it covers.
     let line = "ls -A /home/app && stat -c '%u:%g %a' /home/app && echo first > /home/app/file";
-    let run = sh(&home, &["-v", "data:/home/app", "-u", "app"], line);
+    let run = home.sh(&["-v", "data:/home/app", "-u", "app"], line);
     assert_eq!(run.guest_output(), "1000:1000 755\n");
     // Nothing was asked to flush it but the end of the run.
     host::e2fsck(&disk_of(&home, "data"));
-    let run = sh(
-        &home,
-        &["--cold", "-v", "data:/srv/deep/down"],
-        "cat /srv/deep/down/file; stat -c %u /srv/deep/down",
-    );
+    let run = home
+        .sh(&["--cold", "-v", "data:/srv/deep/down"], "cat /srv/deep/down/file; stat -c %u /srv/deep/down");
     assert_eq!(run.guest_output(), "first\n1000\n");
 
     // A kept workspace, warm and cold; the volume is not in the way of anything that rests.
@@ -73,7 +61,7 @@ fn a_volume_outlives_its_workspaces() {
     home.microagent(["cp", "web:/work/file", "file"]).success();
     assert_eq!(fs::read_to_string(home.path().join("file")).unwrap(), "first\nsecond\nthird\n");
 
-    let run = sh(&home, &["-v", "data:/x"], "cat /x/file");
+    let run = home.sh(&["-v", "data:/x"], "cat /x/file");
     assert_eq!(run.guest_output(), "first\nsecond\nthird\n");
     home.microagent(["delete", "web", "--yes"]).success();
     let list = home.microagent(["volume", "list"]).success();
@@ -87,7 +75,7 @@ fn a_volume_outlives_its_workspaces() {
 #[test]
 fn read_only_is_held_by_the_host() {
     let home = home();
-    let made = sh(&home, &["-v", "data:/work"], "echo kept > /work/file");
+    let made = home.sh(&["-v", "data:/work"], "echo kept > /work/file");
     assert!(
         made.stderr.contains("volume `data` did not exist and was created (1024 MiB)"),
         "{}",
@@ -99,9 +87,7 @@ fn read_only_is_held_by_the_host() {
     let line = "cat /work/file; ! touch /work/new; ! mount -o remount,rw /work; \
                 device=$(grep ' /work ' /proc/mounts | cut -d' ' -f1); blockdev --setrw $device; \
                 ! dd if=/dev/zero of=$device bs=4096 count=16 conv=fsync || echo written";
-    for run in
-        [sh(&home, &["-v", "data:/work:ro"], line), sh(&home, &["--cold", "-v", "data:/work:ro"], line)]
-    {
+    for run in [home.sh(&["-v", "data:/work:ro"], line), home.sh(&["--cold", "-v", "data:/work:ro"], line)] {
         assert_eq!(run.guest_output(), "kept\n", "{}", run.told());
     }
     assert_eq!(written(&home), before);
@@ -119,8 +105,8 @@ fn read_only_is_held_by_the_host() {
     for failed in home.workspaces().into_iter().filter(|name| name != "web") {
         home.microagent(["delete", &failed, "--yes"]).success();
     }
-    assert_eq!(sh(&home, &["-v", "data:/x"], "cat /x/more").guest_output(), "more\n");
-    assert_eq!(sh(&home, &["-v", "data:/x:ro"], "cat /x/more").guest_output(), "more\n");
+    assert_eq!(home.sh(&["-v", "data:/x"], "cat /x/more").guest_output(), "more\n");
+    assert_eq!(home.sh(&["-v", "data:/x:ro"], "cat /x/more").guest_output(), "more\n");
     home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();
 }
@@ -229,7 +215,7 @@ fn a_volume_grows_with_what_is_on_it_and_a_full_one_is_the_guests_affair() {
     home.microagent(["volume", "create", "data", "--size-mib", "32"]).success();
     let fill = "echo kept > /work/kept; sync; dd if=/dev/zero of=/work/big bs=1M count=100; \
                 sync; test -s /work/big; rm /work/big; cat /work/kept";
-    let run = sh(&home, &["-v", "data:/work"], fill);
+    let run = home.sh(&["-v", "data:/work"], fill);
     assert!(run.stderr.contains("No space left on device"), "{}", run.told());
     assert!(run.guest_output().ends_with("kept\n"), "{}", run.told());
 
@@ -239,8 +225,7 @@ fn a_volume_grows_with_what_is_on_it_and_a_full_one_is_the_guests_affair() {
     for (size_mib, least_mib) in [("200", 180), ("20480", 20_000)] {
         let resized = home.microagent(["volume", "resize", "data", "--size-mib", size_mib]).success();
         assert_eq!(resized.summary("Size"), format!("{size_mib} MiB"));
-        let run =
-            sh(&home, &["-v", "data:/work"], "cat /work/kept; df -m /work | awk 'NR == 2 { print $2 }'");
+        let run = home.sh(&["-v", "data:/work"], "cat /work/kept; df -m /work | awk 'NR == 2 { print $2 }'");
         let (kept, mib) = run.guest_output().trim_end().split_once('\n').unwrap();
         assert_eq!(kept, "kept");
         assert!(mib.parse::<u64>().unwrap() > least_mib, "{mib} of {size_mib}");
@@ -248,7 +233,7 @@ fn a_volume_grows_with_what_is_on_it_and_a_full_one_is_the_guests_affair() {
     }
     // Made as large as that it costs nothing.
     home.microagent(["volume", "create", "large", "--size-mib", "65536"]).success();
-    sh(&home, &["-v", "large:/work"], "echo x > /work/x");
+    home.sh(&["-v", "large:/work"], "echo x > /work/x");
     let large = home.microagent(["volume", "status", "large", "--json"]).success().json();
     assert!(large["bytes"].as_u64().unwrap() < 64 << 20, "{large}");
     home.nothing_is_left();
