@@ -2,7 +2,7 @@
 //! filter.
 //!
 //! The raw machines are QEMU with the words that microagent starts it with, the same kernel and devices, and an initramfs
-//! that sets up the same address and starts the same servers (busybox's `nc`). All guests run all the time; what is
+//! that sets up the same address and window and starts the same servers (busybox's `nc`). All guests run all the time; what is
 //! measured takes turns. One raw machine has our filter, run by this program, before passt: what is between it and the one
 //! without is the filter's alone.
 
@@ -299,16 +299,19 @@ fn initramfs(bench: &Bench) -> Result<PathBuf> {
     let bin = dir.join("bin");
     fs::create_dir_all(&bin)?;
     fs::create_dir_all(dir.join("dev"))?;
+    fs::create_dir_all(dir.join("proc"))?;
     fs::copy("/bin/busybox", bin.join("busybox")).context("busybox-static is not installed")?;
     let init = format!(
-        "#!/bin/busybox sh\nB=/bin/busybox\n$B mount -t devtmpfs dev /dev\n$B ip link set lo up\n\
+        "#!/bin/busybox sh\nB=/bin/busybox\n$B mount -t devtmpfs dev /dev\n$B mount -t proc proc /proc\n\
+         # As in our guests; with the kernel's own, passt is several times as slow.\n\
+         echo 4096 131072 262144 > /proc/sys/net/ipv4/tcp_rmem\n$B ip link set lo up\n\
          $B ip addr add 10.0.2.15/24 dev eth0\n$B ip link set eth0 up\n$B ip route add default via 10.0.2.2\n\
          # passt knows where to send only when it has heard from the guest.\n\
          $B ping -c 1 10.0.2.2 >/dev/null 2>&1 &\n{SERVERS}\n"
     );
     fs::write(dir.join("init"), init)?;
     let archive = bench.dir.join("published.cpio");
-    let pack = r#"cd "$1" && chmod +x init && printf 'bin\nbin/busybox\ndev\ninit\n' | busybox cpio -o -H newc >"$2""#;
+    let pack = r#"cd "$1" && chmod +x init && printf 'bin\nbin/busybox\ndev\nproc\ninit\n' | busybox cpio -o -H newc >"$2""#;
     run(Command::new("sh").args(["-c", pack, "sh"]).arg(&dir).arg(&archive))?;
     Ok(archive)
 }
