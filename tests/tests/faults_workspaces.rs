@@ -142,11 +142,15 @@ fn a_command_that_is_killed_while_it_ends_or_copies_leaves_a_workspace_that_work
         works_and_has_its_file(&home, "web");
         home.microagent(["halt", "web"]).success();
     }
-    // A look into the resting disk ends with its caller.
-    for (what, point) in POINTS {
+    // A look into the resting disk ends with its caller, and a copy with whatever it needs.
+    for ((what, point), kill_caller) in POINTS.into_iter().flat_map(|point| [(point, true), (point, false)]) {
         let copying = home.microagent(["cp", "web:/root/kept", "copy"]).start();
-        find(&home, what, point);
-        copying.signal(Signal::KILL);
+        let process = find(&home, what, point);
+        if kill_caller {
+            copying.signal(Signal::KILL);
+        } else {
+            process.signal(Signal::KILL);
+        }
         drop(copying.finish());
         home.processes_end();
         assert_eq!(home.state_of("web"), "halted");
@@ -156,6 +160,111 @@ fn a_command_that_is_killed_while_it_ends_or_copies_leaves_a_workspace_that_work
     }
     home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();
+}
+
+#[test]
+fn an_exec_whose_processes_are_killed_ends_and_the_workspace_is_what_it_says() {
+    let home = home();
+    home.create("web", ["--setup", "echo kept > /root/kept"]);
+    for target in [None, Some(POINTS[0]), Some(POINTS[1])] {
+        home.microagent(["start", "web"]).success();
+        let line = "echo $$ > /root/pid && sync && exec sleep 100000";
+        let running = home.microagent(["exec", "web", "--", "sh", "-c", line]).start();
+        wait_for("the command in the guest", Duration::from_secs(60), || {
+            let look = home.microagent(["exec", "web", "--", "cat", "/root/pid"]).run();
+            if look.text().is_empty() { Err(look.stderr) } else { Ok(()) }
+        });
+        match target {
+            // What it ran in the guest ends with it; the workspace goes on.
+            None => {
+                running.signal(Signal::KILL);
+                drop(running.finish());
+                let gone = "! kill -0 $(cat /root/pid) 2>/dev/null";
+                wait_for("the end of it in the guest", Duration::from_secs(60), || {
+                    let look = home.microagent(["exec", "web", "--", "sh", "-c", gone]).run();
+                    if look.status.success() { Ok(()) } else { Err(look.stderr) }
+                });
+                assert_eq!(home.state_of("web"), "running");
+            }
+            Some((what, target)) => {
+                find(&home, what, target).signal(Signal::KILL);
+                running.finish().failure();
+                home.processes_end();
+                assert_eq!(home.state_of("web"), "failed", "{what}");
+            }
+        }
+        works_and_has_its_file(&home, "web");
+        home.microagent(["exec", "web", "--", "rm", "/root/pid"]).success();
+        home.microagent(["halt", "web"]).success();
+    }
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_halt_whose_machine_or_supervisor_is_killed_fails_and_loses_nothing_flushed() {
+    let home = home();
+    let service = "trap 'echo asked; sleep 5; exit 0' TERM; echo serving; while :; do sleep 1; done";
+    home.create("web", ["--setup", "echo kept > /root/kept", "--service-command", service]);
+    for (what, target) in POINTS {
+        home.microagent(["start", "web"]).success();
+        home.log_has("web", "console.log", "serving");
+        let halting = home.microagent(["halt", "web"]).start();
+        home.log_has("web", "console.log", "asked");
+        find(&home, what, target).signal(Signal::KILL);
+        halting.finish().failure();
+        home.processes_end();
+        assert_eq!(home.state_of("web"), "failed", "{what}");
+        works_and_has_its_file(&home, "web");
+        home.microagent(["kill", "web"]).success();
+        home.processes_end();
+    }
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_making_or_a_delete_that_is_killed_leaves_all_of_the_workspace_or_nothing() {
+    let home = home();
+    let image = home.image("busybox");
+    let create = ["create", "web", "--network", "isolated", "--image", &image];
+    // The image is here by then, so that the making itself is what is killed.
+    home.microagent(create).success();
+    home.microagent(["delete", "web", "--yes"]).success();
+    let tmp = home.state().join("tmp");
+    let half_made = || fs::read_dir(&tmp).unwrap().next().is_some();
+    let whole = || !home.workspaces().is_empty();
+    let points: [(&str, &dyn Fn() -> bool); 3] =
+        [("nothing yet", &|| true), ("half-made", &|| half_made() || whole()), ("whole", &whole)];
+    for (what, point) in points {
+        let creating = home.microagent(create).start();
+        wait_for(what, Duration::from_secs(60), || if point() { Ok(()) } else { Err(()) });
+        creating.signal(Signal::KILL);
+        drop(creating.finish());
+        if home.workspaces().is_empty() {
+            home.microagent(create).success();
+        }
+        assert_eq!(home.state_of("web"), "prepared", "{what}");
+        home.microagent(["start", "web"]).success();
+        // Now the delete: at once, when the machine is gone, and when the name is.
+        let gone: &dyn Fn() -> bool = match what {
+            "nothing yet" => &|| true,
+            "half-made" => &|| !home.processes().iter().any(Process::is_qemu),
+            _ => &|| home.workspaces().is_empty(),
+        };
+        let deleting = home.microagent(["delete", "web", "--force"]).start();
+        wait_for(
+            "the point of the delete",
+            Duration::from_secs(60),
+            || if gone() { Ok(()) } else { Err(()) },
+        );
+        deleting.signal(Signal::KILL);
+        drop(deleting.finish());
+        home.microagent(["delete", "web", "--force", "--yes"]).success();
+        home.processes_end();
+        assert!(home.workspaces().is_empty(), "{what}");
+    }
+    assert_eq!(home.microagent(["list"]).success().text(), "No workspaces.\n");
 }
 
 #[test]
