@@ -149,10 +149,12 @@ fn initramfs(bench: &Bench) -> Result<PathBuf> {
     fs::copy("/bin/busybox", dir.join("bin/busybox")).context("busybox-static is not installed")?;
     fs::write(dir.join("script.pl"), SCRIPT)?;
     let options = "noatime,noinit_itable,no_prefetch_block_bitmaps";
+    // The disk's name comes before the disk: it is there when it can be read.
     let init = format!(
         "#!/bin/busybox sh\nB=/bin/busybox\n$B mount -t devtmpfs dev /dev\n$B mount -t proc proc /proc\n\
          $B mount -t sysfs sys /sys\necho '0 0 0' >/sys/class/scsi_host/host0/scan\n\
-         until $B test -b /dev/sda; do $B usleep 1000; done\n$B mount -t ext4 -o {options} /dev/sda /disk\n\
+         until $B head -c 1 /dev/sda >/dev/null 2>&1; do $B usleep 1000; done\n\
+         $B mount -t ext4 -o {options} /dev/sda /disk\n\
          $B cp /script.pl /disk/script.pl\n$B mount --bind /proc /disk/proc\n$B mount --bind /dev /disk/dev\n\
          for round in warm counts; do $B chroot /disk /usr/bin/perl /script.pl {ON_ROOT}; done >/dev/ttyS0 2>&1\n\
          $B umount /disk/proc /disk/dev /disk\n$B reboot -f\n"
