@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use microagent_net::{
     EgressPolicy, FilterHandle, FilterOptions, Publish, host_addresses, passt_args, start_filter,
 };
@@ -342,16 +342,8 @@ impl<'a> Workspace<'a> {
     }
 
     fn delete(&self) -> Result<()> {
-        let deleted = self
-            .bench
-            .microagent(&self.bench.state())
-            .args(["delete", NAME, "--force", "--yes"])
-            .stdin(Stdio::null())
-            .output()?;
-        if !deleted.status.success() {
-            bail!("{NAME} cannot be deleted: {}", String::from_utf8_lossy(&deleted.stderr));
-        }
-        Ok(())
+        let state = self.bench.state();
+        run(self.bench.microagent(&state).args(["delete", NAME, "--force", "--yes"])).map(drop)
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::Bench;
@@ -192,9 +192,7 @@ impl<'a> Workspace<'a> {
     fn delete(&self) -> Result<()> {
         let state = self.bench.state();
         for words in [&["delete", NAME, "--force", "--yes"][..], &["volume", "delete", VOLUME, "--force"]] {
-            let deleted = self.bench.microagent(&state).args(words).output()?;
-            let said = String::from_utf8_lossy(&deleted.stderr).into_owned();
-            ensure!(deleted.status.success(), "{words:?}: {said}");
+            run(self.bench.microagent(&state).args(words))?;
         }
         Ok(())
     }
