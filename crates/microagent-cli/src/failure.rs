@@ -69,6 +69,11 @@ impl Failure {
         Failure::Usage { message: message.into(), hint: Some(hint.into()) }
     }
 
+    /// `--follow` with `--json`, which no command has.
+    pub(crate) fn followed_as_json() -> Failure {
+        Failure::usage("what is followed has no one JSON document", "leave --follow or --json out")
+    }
+
     /// What the process exits with.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {

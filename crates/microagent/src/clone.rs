@@ -60,13 +60,10 @@ impl Engine {
             ..record
         };
         self.settle(&copy, Some(&workload), |dir| {
-            let failed = |source| Error::File { action: "copy", path: from.disk(), source };
-            // Shares the blocks where the file system can.
-            std::fs::copy(from.disk(), dir.disk()).map_err(failed)?;
-            std::fs::File::open(dir.disk()).and_then(|file| file.sync_all()).map_err(failed)?;
             let bundles = copy.disks.iter().filter(|disk| matches!(disk.source, DiskSource::Bundle(_)));
-            for number in 0..bundles.count() {
-                let (from, to) = (from.bundle(number), dir.bundle(number));
+            let numbers = 0..bundles.count();
+            let disks = numbers.map(|number| (from.bundle(number), dir.bundle(number)));
+            for (from, to) in std::iter::once((from.disk(), dir.disk())).chain(disks) {
                 copy_disk(&from, &to).map_err(|source| Error::File { action: "copy", path: from, source })?;
             }
             Ok(())

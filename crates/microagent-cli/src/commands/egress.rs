@@ -48,10 +48,7 @@ struct Document {
 pub(crate) fn execute(context: &Context, args: EgressArgs) -> Result<(), Failure> {
     let engine = context.engine();
     match (context.format, args.follow) {
-        (Format::Json, true) => {
-            let hint = "leave --follow or --json out";
-            Err(Failure::usage("what is followed has no one JSON document", hint))
-        }
+        (Format::Json, true) => Err(Failure::followed_as_json()),
         (Format::Json, false) => {
             let egress = engine.egress(&args.name)?;
             print_json(&Document { workspace: args.name, egress })

@@ -50,8 +50,7 @@ pub(crate) fn execute(context: &Context, args: EventsArgs) -> Result<(), Failure
     let events = engine.events(&args.name)?;
     if context.format == Format::Json {
         if args.follow {
-            let hint = "leave --follow or --json out";
-            return Err(Failure::usage("what is followed has no one JSON document", hint));
+            return Err(Failure::followed_as_json());
         }
         return print_json(&Document { workspace: args.name, events });
     }

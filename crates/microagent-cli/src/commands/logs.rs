@@ -102,10 +102,7 @@ pub(crate) fn show_console(context: &Context, name: &WorkspaceName) -> Result<()
 
 fn follow(context: &Context, args: &LogsArgs) -> Result<(), Failure> {
     if context.format == Format::Json {
-        return Err(Failure::usage(
-            "what is followed has no one JSON document",
-            "leave --follow or --json out",
-        ));
+        return Err(Failure::followed_as_json());
     }
     let engine = context.engine();
     let mut sink = |bytes: &[u8]| {

@@ -36,8 +36,7 @@ pub(crate) struct StatsArgs {
 /// Shows.
 pub(crate) fn execute(context: &Context, args: StatsArgs) -> Result<(), Failure> {
     if args.follow && context.format == Format::Json {
-        let hint = "leave --follow or --json out";
-        return Err(Failure::usage("what is followed has no one JSON document", hint));
+        return Err(Failure::followed_as_json());
     }
     let engine = context.engine();
     context.block_on(async |token| {
