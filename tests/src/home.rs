@@ -232,7 +232,7 @@ impl Home {
     pub fn logs(&self) -> String {
         let mut text = String::new();
         for workspace in self.workspaces() {
-            for log in ["workspace.json", "console.log", "look.log", "vmm.log", "supervisor.log"] {
+            for log in ["workspace.json", "console.log", "offline.log", "vmm.log", "supervisor.log"] {
                 let Ok(bytes) = fs::read(self.workspace(&workspace).join(log)) else { continue };
                 let _ = writeln!(text, "--- {workspace}/{log}\n{}", tail(&String::from_utf8_lossy(&bytes)));
             }

@@ -356,9 +356,9 @@ impl WorkspaceDir {
         self.path.join("egress.jsonl")
     }
 
-    /// What the console of a look into the resting workspace printed, bounded.
-    pub fn look_log(&self) -> PathBuf {
-        self.path.join("look.log")
+    /// What the console of an offline boot printed, bounded.
+    pub fn offline_log(&self) -> PathBuf {
+        self.path.join("offline.log")
     }
 
     /// Takes some room on the disk for a record that must be written when there is none left; best effort. The caller

@@ -1,6 +1,6 @@
-//! How clients speak to a supervisor that serves: one connection per wish.
+//! How clients speak to a supervisor that serves: one connection per request.
 //!
-//! A client says [`Hello`] with its wish and gets one [`Answer`]. After [`Answer::Attached`] the connection is a
+//! A client says [`Hello`] with its request and gets one [`Answer`]. After [`Answer::Attached`] the connection is a
 //! stream of the guest's agent: the supervisor only copies bytes, and what the guest sends is decoded (and
 //! distrusted) by the client. Everything has a limit and, on the client's side, a deadline.
 
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::lifecycle::Ask;
+use crate::lifecycle::ChangeRequest;
 use crate::supervisor::{END_DEADLINE, QUARANTINE_DEADLINE};
 
 /// Largest message of either side, in bytes.
@@ -30,18 +30,18 @@ pub(crate) struct Hello {
     /// The key that lies beside the socket.
     pub(crate) key: ControlKey,
     /// What it wants.
-    pub(crate) wish: Wish,
+    pub(crate) request: ControlRequest,
     /// Why it wants that, for the workspace's events.
     pub(crate) reason: Option<String>,
 }
 
 /// What a client wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Wish {
+pub(crate) enum ControlRequest {
     /// A stream to the guest's agent.
     Attach,
     /// A change of the machine's state.
-    Change(Ask),
+    Change(ChangeRequest),
     /// A change of the record that the machine does not notice.
     Amend(Amendment),
     /// The serial console.
@@ -114,7 +114,7 @@ pub enum ControlError {
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
 pub async fn attach(dir: &WorkspaceDir) -> Result<Result<UnixStream, Refusal>, ControlError> {
-    stream(dir, Wish::Attach).await
+    stream(dir, ControlRequest::Attach).await
 }
 
 /// Opens the serial console: what is written to it is typed, what is read from it is shown, from now on.
@@ -122,11 +122,14 @@ pub async fn attach(dir: &WorkspaceDir) -> Result<Result<UnixStream, Refusal>, C
 /// # Errors
 /// As [`attach`].
 pub async fn console(dir: &WorkspaceDir) -> Result<Result<UnixStream, Refusal>, ControlError> {
-    stream(dir, Wish::Console).await
+    stream(dir, ControlRequest::Console).await
 }
 
-async fn stream(dir: &WorkspaceDir, wish: Wish) -> Result<Result<UnixStream, Refusal>, ControlError> {
-    let (stream, answer) = exchange(dir, wish, None, ANSWER_DEADLINE).await?;
+async fn stream(
+    dir: &WorkspaceDir,
+    request: ControlRequest,
+) -> Result<Result<UnixStream, Refusal>, ControlError> {
+    let (stream, answer) = exchange(dir, request, None, ANSWER_DEADLINE).await?;
     match answer {
         Answer::Attached => Ok(Ok(stream)),
         Answer::Refused(refusal) => Ok(Err(refusal)),
@@ -138,8 +141,8 @@ async fn stream(dir: &WorkspaceDir, wish: Wish) -> Result<Result<UnixStream, Ref
 ///
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
-pub async fn change(dir: &WorkspaceDir, ask: Ask) -> Result<Answer, ControlError> {
-    change_because(dir, ask, None).await
+pub async fn change(dir: &WorkspaceDir, request: ChangeRequest) -> Result<Answer, ControlError> {
+    change_because(dir, request, None).await
 }
 
 /// As [`change`], with a reason for the workspace's events.
@@ -148,15 +151,15 @@ pub async fn change(dir: &WorkspaceDir, ask: Ask) -> Result<Answer, ControlError
 /// As [`change`].
 pub async fn change_because(
     dir: &WorkspaceDir,
-    ask: Ask,
+    request: ChangeRequest,
     reason: Option<String>,
 ) -> Result<Answer, ControlError> {
-    let deadline = match ask {
-        Ask::Halt | Ask::Stop => END_DEADLINE,
-        Ask::Quarantine => QUARANTINE_DEADLINE,
-        Ask::Kill | Ask::Pause | Ask::Resume => ANSWER_DEADLINE,
+    let deadline = match request {
+        ChangeRequest::Halt | ChangeRequest::Stop => END_DEADLINE,
+        ChangeRequest::Quarantine => QUARANTINE_DEADLINE,
+        ChangeRequest::Kill | ChangeRequest::Pause | ChangeRequest::Resume => ANSWER_DEADLINE,
     };
-    Ok(exchange(dir, Wish::Change(ask), reason, deadline).await?.1)
+    Ok(exchange(dir, ControlRequest::Change(request), reason, deadline).await?.1)
 }
 
 /// Asks for another restart policy and other outputs in the record, and waits until they are written.
@@ -164,19 +167,19 @@ pub async fn change_because(
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
 pub async fn amend(dir: &WorkspaceDir, amendment: Amendment) -> Result<Answer, ControlError> {
-    Ok(exchange(dir, Wish::Amend(amendment), None, ANSWER_DEADLINE).await?.1)
+    Ok(exchange(dir, ControlRequest::Amend(amendment), None, ANSWER_DEADLINE).await?.1)
 }
 
 async fn exchange(
     dir: &WorkspaceDir,
-    wish: Wish,
+    request: ControlRequest,
     reason: Option<String>,
     deadline: Duration,
 ) -> Result<(UnixStream, Answer), ControlError> {
     let (stream, key) = dir.connect().map_err(ControlError::Connect)?;
     stream.set_nonblocking(true).map_err(ControlError::Connect)?;
     let mut stream = UnixStream::from_std(stream).map_err(ControlError::Connect)?;
-    let hello = Hello { generation: GENERATION, key, wish, reason };
+    let hello = Hello { generation: GENERATION, key, request, reason };
     let talk = async {
         write_message(&mut stream, &hello, CONTROL_LIMIT).await?;
         read_message(&mut stream, CONTROL_LIMIT).await

@@ -19,7 +19,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::spec::{REPORT_LIMIT, Report, SPEC_LIMIT, Spec};
+use crate::spec::{REPORT_LIMIT, Report, SPEC_LIMIT, SupervisorSpec};
 use crate::supervisor::SUPERVISE_ARGUMENT;
 
 /// How long a supervisor that has said its last word may take to be gone.
@@ -86,7 +86,7 @@ pub struct Launched {
 ///
 /// # Errors
 /// Fails when the program cannot be started or does not take the spec.
-pub async fn launch(program: &Path, spec: &Spec) -> Result<Launched, SuperviseError> {
+pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, SuperviseError> {
     let start = |source| SuperviseError::Start { program: program.to_owned(), source };
     let log = WorkspaceDir::at(&spec.dir).supervisor_log();
     let (ours, theirs) = StdUnixStream::pair().map_err(start)?;

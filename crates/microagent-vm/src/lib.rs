@@ -30,12 +30,12 @@ pub use bounded_log::{LogPlace, older as older_log, place_since};
 pub use control::{AMENDMENT_LIMIT, Amendment, Answer, ControlError, Refusal};
 pub use core_dump::never_dump_core;
 pub use launch::{Launched, SuperviseError, launch};
-pub use lifecycle::Ask;
+pub use lifecycle::ChangeRequest;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay, grow_overlay};
 pub use ports::{PortError, choose_ports};
 pub use spec::{
-    Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, Report, Spec, StartMode, Step,
-    Timeline, Work,
+    Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, Report, StartMode, Step,
+    SupervisorSpec, Timeline, Work,
 };
 pub use supervisor::{SUPERVISE_ARGUMENT, supervise};

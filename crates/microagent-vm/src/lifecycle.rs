@@ -3,7 +3,7 @@
 //! ```text
 //!                          Pause         Stop (with a service)
 //!                   Paused ◀─────▶ Running ◀──────▶ Asked
-//!                     │    Resume    ▲ │   WindowOver  │
+//!                     │    Resume    ▲ │   ServiceStopTimedOut  │
 //!                     │ Halt         │ │               │ WorkDone, Halt
 //!            AgentReady              │ │ WorkDone(keep), Halt, Stop              Flushed / deadline
 //! Starting ──────────┼───────────────┘ └───────────────┴─────────▶ Stopping ───────────────┐
@@ -35,7 +35,7 @@ pub enum Phase {
     /// The guest stands still, its memory kept.
     Paused,
     /// The service was asked to end and has not yet.
-    Asked,
+    StoppingService,
     /// The work is done; the guest flushes its disk.
     Stopping(Outcome),
     /// Cut off, its processors stopped for good; memory and disk are kept to be examined.
@@ -73,15 +73,15 @@ pub enum Event {
     TimedOut,
     /// The caller asked for the end, or is gone.
     Cancelled,
-    /// A client asks for something.
-    Asked(Ask),
+    /// A client requests a change.
+    ChangeRequested(ChangeRequest),
     /// The service had its time to follow a request, and did not.
-    WindowOver,
+    ServiceStopTimedOut,
 }
 
 /// What a machine is, once for its whole life.
 #[derive(Debug, Clone, Copy)]
-pub struct Nature {
+pub struct MachineTraits {
     /// Its disk outlives it.
     pub keep: bool,
     /// It has a service, which can be asked to end.
@@ -90,7 +90,7 @@ pub struct Nature {
 
 /// What a client of the supervisor can ask of a machine that serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ask {
+pub enum ChangeRequest {
     /// A clean shutdown, to be started again. What does not follow is ended.
     Halt,
     /// A clean shutdown, which its service may not follow.
@@ -114,7 +114,7 @@ pub enum Effect {
     Publish,
     /// The same for a machine that serves from here on.
     PublishServing,
-    /// Ask the guest to flush its disk.
+    /// ChangeRequest the guest to flush its disk.
     Flush,
     /// End QEMU in good order, so that its disk is closed.
     Quit,
@@ -128,10 +128,10 @@ pub enum Effect {
     Resume,
     /// Have the guest go on, and ask it to flush its disk.
     ResumeToFlush,
-    /// Ask the service to end, and publish that.
-    AskService,
+    /// ChangeRequest the service to end, and publish that.
+    SignalService,
     /// Tell whoever asked that the service did not follow, and publish that it goes on.
-    GiveUpAsking,
+    KeepServiceRunning,
     /// Tell that the network is gone; the machine goes on without.
     NoteLinkLost,
     /// Cut the guest off, stop it for good, and publish that.
@@ -143,18 +143,18 @@ pub enum Effect {
 }
 
 /// Advances the life by one event.
-pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
+pub fn step(phase: Phase, event: Event, traits: MachineTraits) -> (Phase, Effect) {
     use Event as E;
     use Phase as P;
     match (phase, event) {
         (P::Ended(outcome), _) => (P::Ended(outcome), Effect::None), // absorbing
-        (phase, E::Asked(ask)) => asked(phase, ask, nature),
+        (phase, E::ChangeRequested(request)) => requested(phase, request, traits),
         (P::Quarantined, E::MachineGone(message)) => {
             (P::Ended(Outcome::Quarantined(memory_lost(message))), Effect::Kill)
         }
         (P::Quarantined, _) => (P::Quarantined, Effect::None),
-        (P::Asked, E::WindowOver) => (P::Running, Effect::GiveUpAsking),
-        (P::Asked, E::WorkDone(_)) => (P::Stopping(Outcome::Stopped), Effect::Flush),
+        (P::StoppingService, E::ServiceStopTimedOut) => (P::Running, Effect::KeepServiceRunning),
+        (P::StoppingService, E::WorkDone(_)) => (P::Stopping(Outcome::Stopped), Effect::Flush),
         (P::Restoring, E::GuestFailed(_) | E::ChannelBroken(_) | E::MachineGone(_)) => {
             (P::Starting, Effect::StartCold)
         }
@@ -166,7 +166,7 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
         (P::Restoring | P::Starting, E::AgentReady) => (P::Running, Effect::Publish),
         // It ended in the moment in which the guest was made to stand still.
         (P::Paused, E::WorkDone(outcome)) => (P::Stopping(outcome), Effect::ResumeToFlush),
-        (P::Starting | P::Running, E::WorkDone(outcome)) if nature.keep => {
+        (P::Starting | P::Running, E::WorkDone(outcome)) if traits.keep => {
             (P::Stopping(outcome), Effect::Flush)
         }
         (P::Starting | P::Running, E::WorkDone(outcome)) => (P::Ended(outcome), Effect::Kill),
@@ -181,19 +181,21 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
         (P::Stopping(_), E::HostFull(message)) => (failed(FailureKind::HostFull, message), Effect::Kill),
         // The command has ended in time; only its flush is under way, and that has a deadline of its own.
         (P::Stopping(outcome), E::TimedOut) => (P::Stopping(outcome), Effect::None),
-        (phase @ (P::Restoring | P::Starting | P::Running | P::Paused | P::Asked), E::LinkLost(_)) => {
-            (phase, Effect::NoteLinkLost)
-        }
+        (
+            phase @ (P::Restoring | P::Starting | P::Running | P::Paused | P::StoppingService),
+            E::LinkLost(_),
+        ) => (phase, Effect::NoteLinkLost),
         (_, E::Cancelled) => (failed(FailureKind::Cancelled, "cancelled".to_owned()), Effect::Kill),
         (_, E::TimedOut) => (failed(FailureKind::Timeout, "signal: killed".to_owned()), Effect::Kill),
         (_, E::HostFull(message)) => (failed(FailureKind::HostFull, message), Effect::Kill),
         (P::Starting, E::GuestFailed(message) | E::ChannelBroken(message) | E::MachineGone(message)) => {
             (failed(FailureKind::Boot, message), Effect::Kill)
         }
-        (P::Running | P::Paused | P::Asked, E::GuestFailed(message) | E::ChannelBroken(message)) => {
-            (failed(FailureKind::Protocol, message), Effect::Kill)
-        }
-        (P::Running | P::Paused | P::Asked, E::MachineGone(message)) => {
+        (
+            P::Running | P::Paused | P::StoppingService,
+            E::GuestFailed(message) | E::ChannelBroken(message),
+        ) => (failed(FailureKind::Protocol, message), Effect::Kill),
+        (P::Running | P::Paused | P::StoppingService, E::MachineGone(message)) => {
             (failed(FailureKind::GuestDied, message), Effect::Kill)
         }
         // The worker reports these only in the phase that they belong to; late ones change nothing.
@@ -208,35 +210,45 @@ pub fn step(phase: Phase, event: Event, nature: Nature) -> (Phase, Effect) {
             | E::ChannelBroken(_)
             | E::LinkLost(_)
             | E::DiskUnfit(_)
-            | E::WindowOver,
+            | E::ServiceStopTimedOut,
         ) => (phase, Effect::None),
     }
 }
 
 /// What a client asks for, answered by where the machine is.
-fn asked(phase: Phase, ask: Ask, nature: Nature) -> (Phase, Effect) {
+fn requested(phase: Phase, request: ChangeRequest, traits: MachineTraits) -> (Phase, Effect) {
     use Phase as P;
-    let outcome = if ask == Ask::Halt { Outcome::Halted } else { Outcome::Stopped };
-    match (phase, ask) {
-        (_, Ask::Kill) => (P::Ended(outcome), Effect::Kill),
+    let outcome = if request == ChangeRequest::Halt { Outcome::Halted } else { Outcome::Stopped };
+    match (phase, request) {
+        (_, ChangeRequest::Kill) => (P::Ended(outcome), Effect::Kill),
         // It is not asked to flush: not one more instruction of it runs. QEMU closes the disk as it is.
-        (P::Quarantined, Ask::Halt | Ask::Stop) => (P::Ended(Outcome::Stopped), Effect::Quit),
-        (P::Running | P::Asked | P::Paused | P::Stopping(_), Ask::Quarantine) => {
+        (P::Quarantined, ChangeRequest::Halt | ChangeRequest::Stop) => {
+            (P::Ended(Outcome::Stopped), Effect::Quit)
+        }
+        (P::Running | P::StoppingService | P::Paused | P::Stopping(_), ChangeRequest::Quarantine) => {
             (P::Quarantined, Effect::Quarantine)
         }
-        (P::Stopping(under_way), Ask::Halt | Ask::Stop) => (P::Stopping(under_way), Effect::AwaitEnd),
-        (P::Running | P::Asked, Ask::Stop) if nature.service => (P::Asked, Effect::AskService),
+        (P::Stopping(under_way), ChangeRequest::Halt | ChangeRequest::Stop) => {
+            (P::Stopping(under_way), Effect::AwaitEnd)
+        }
+        (P::Running | P::StoppingService, ChangeRequest::Stop) if traits.service => {
+            (P::StoppingService, Effect::SignalService)
+        }
         // Whether its service follows shows only while it can.
-        (P::Paused, Ask::Stop) if nature.service => (P::Paused, Effect::Refuse),
-        (P::Running | P::Asked, Ask::Halt | Ask::Stop) if nature.keep => {
+        (P::Paused, ChangeRequest::Stop) if traits.service => (P::Paused, Effect::Refuse),
+        (P::Running | P::StoppingService, ChangeRequest::Halt | ChangeRequest::Stop) if traits.keep => {
             (P::Stopping(outcome), Effect::Flush)
         }
-        (P::Running | P::Asked | P::Paused, Ask::Halt | Ask::Stop) if !nature.keep => {
+        (P::Running | P::StoppingService | P::Paused, ChangeRequest::Halt | ChangeRequest::Stop)
+            if !traits.keep =>
+        {
             (P::Ended(outcome), Effect::Kill)
         }
-        (P::Paused, Ask::Halt | Ask::Stop) => (P::Stopping(outcome), Effect::ResumeToFlush),
-        (P::Running, Ask::Pause) => (P::Paused, Effect::Pause),
-        (P::Paused, Ask::Resume) => (P::Running, Effect::Resume),
+        (P::Paused, ChangeRequest::Halt | ChangeRequest::Stop) => {
+            (P::Stopping(outcome), Effect::ResumeToFlush)
+        }
+        (P::Running, ChangeRequest::Pause) => (P::Paused, Effect::Pause),
+        (P::Paused, ChangeRequest::Resume) => (P::Running, Effect::Resume),
         (phase, _) => (phase, Effect::Refuse),
     }
 }
@@ -254,9 +266,9 @@ fn failed(kind: FailureKind, message: String) -> Phase {
 mod tests {
     use super::*;
 
-    const KEPT: Nature = Nature { keep: true, service: false };
-    const SCRATCH: Nature = Nature { keep: false, service: false };
-    const SERVING: Nature = Nature { keep: true, service: true };
+    const KEPT: MachineTraits = MachineTraits { keep: true, service: false };
+    const SCRATCH: MachineTraits = MachineTraits { keep: false, service: false };
+    const SERVING: MachineTraits = MachineTraits { keep: true, service: true };
 
     fn outcome(phase: &Phase) -> &Outcome {
         match phase {
@@ -320,8 +332,13 @@ mod tests {
 
     #[test]
     fn a_machine_goes_on_without_its_network() {
-        let phases: [fn() -> Phase; 5] =
-            [|| Phase::Restoring, || Phase::Starting, || Phase::Running, || Phase::Paused, || Phase::Asked];
+        let phases: [fn() -> Phase; 5] = [
+            || Phase::Restoring,
+            || Phase::Starting,
+            || Phase::Running,
+            || Phase::Paused,
+            || Phase::StoppingService,
+        ];
         for phase in phases {
             let (after, effect) = step(phase(), Event::LinkLost("x".into()), SERVING);
             assert_eq!((format!("{after:?}"), effect), (format!("{:?}", phase()), Effect::NoteLinkLost));
@@ -360,9 +377,9 @@ mod tests {
     }
 
     #[test]
-    fn every_wish_is_answered_by_where_the_machine_is() {
-        use Ask::{Halt, Kill, Pause, Resume, Stop};
-        type Case = (fn() -> Phase, Ask, &'static str, Effect);
+    fn every_request_is_answered_by_where_the_machine_is() {
+        use ChangeRequest::{Halt, Kill, Pause, Resume, Stop};
+        type Case = (fn() -> Phase, ChangeRequest, &'static str, Effect);
         let cases: [Case; 17] = [
             (|| Phase::Starting, Halt, "Starting", Effect::Refuse),
             (|| Phase::Restoring, Stop, "Restoring", Effect::Refuse),
@@ -383,29 +400,36 @@ mod tests {
             (|| Phase::Ended(Outcome::Halted), Kill, "Ended(Halted)", Effect::None),
         ];
         for (phase, ask, next, effect) in cases {
-            let (phase, got) = step(phase(), Event::Asked(ask), KEPT);
+            let (phase, got) = step(phase(), Event::ChangeRequested(ask), KEPT);
             assert_eq!((format!("{phase:?}").as_str(), got), (next, effect), "{ask:?}");
         }
     }
 
     #[test]
     fn a_quarantined_machine_only_ends() {
-        let phases: [fn() -> Phase; 4] =
-            [|| Phase::Running, || Phase::Asked, || Phase::Paused, || Phase::Stopping(Outcome::Halted)];
+        let phases: [fn() -> Phase; 4] = [
+            || Phase::Running,
+            || Phase::StoppingService,
+            || Phase::Paused,
+            || Phase::Stopping(Outcome::Halted),
+        ];
         for phase in phases {
-            let (phase, effect) = step(phase(), Event::Asked(Ask::Quarantine), SERVING);
+            let (phase, effect) = step(phase(), Event::ChangeRequested(ChangeRequest::Quarantine), SERVING);
             assert_eq!((format!("{phase:?}").as_str(), effect), ("Quarantined", Effect::Quarantine));
         }
         for phase in [Phase::Starting, Phase::Restoring, Phase::Quarantined] {
-            assert_eq!(step(phase, Event::Asked(Ask::Quarantine), KEPT).1, Effect::Refuse);
+            assert_eq!(
+                step(phase, Event::ChangeRequested(ChangeRequest::Quarantine), KEPT).1,
+                Effect::Refuse
+            );
         }
         type Case = (fn() -> Event, &'static str, Effect);
         let cases: [Case; 14] = [
-            (|| Event::Asked(Ask::Halt), "Ended(Stopped)", Effect::Quit),
-            (|| Event::Asked(Ask::Stop), "Ended(Stopped)", Effect::Quit),
-            (|| Event::Asked(Ask::Kill), "Ended(Stopped)", Effect::Kill),
-            (|| Event::Asked(Ask::Pause), "Quarantined", Effect::Refuse),
-            (|| Event::Asked(Ask::Resume), "Quarantined", Effect::Refuse),
+            (|| Event::ChangeRequested(ChangeRequest::Halt), "Ended(Stopped)", Effect::Quit),
+            (|| Event::ChangeRequested(ChangeRequest::Stop), "Ended(Stopped)", Effect::Quit),
+            (|| Event::ChangeRequested(ChangeRequest::Kill), "Ended(Stopped)", Effect::Kill),
+            (|| Event::ChangeRequested(ChangeRequest::Pause), "Quarantined", Effect::Refuse),
+            (|| Event::ChangeRequested(ChangeRequest::Resume), "Quarantined", Effect::Refuse),
             (|| Event::Serving, "Quarantined", Effect::None),
             (|| Event::WorkDone(Outcome::Prepared), "Quarantined", Effect::None),
             (|| Event::Flushed, "Quarantined", Effect::None),
@@ -413,12 +437,12 @@ mod tests {
             (|| Event::GuestFailed("x".into()), "Quarantined", Effect::None),
             (|| Event::ChannelBroken("x".into()), "Quarantined", Effect::None),
             (|| Event::HostFull("x".into()), "Quarantined", Effect::None),
-            (|| Event::WindowOver, "Quarantined", Effect::None),
+            (|| Event::ServiceStopTimedOut, "Quarantined", Effect::None),
             (|| Event::Cancelled, "Quarantined", Effect::None),
         ];
         for (event, next, effect) in cases {
-            for nature in [KEPT, SERVING] {
-                let (phase, got) = step(Phase::Quarantined, event(), nature);
+            for traits in [KEPT, SERVING] {
+                let (phase, got) = step(Phase::Quarantined, event(), traits);
                 assert_eq!((format!("{phase:?}").as_str(), got), (next, effect), "{:?}", event());
             }
         }
@@ -433,30 +457,30 @@ mod tests {
     #[test]
     fn a_service_that_is_asked_to_end_may_follow_or_not() {
         let asked = || {
-            let (phase, effect) = step(Phase::Running, Event::Asked(Ask::Stop), SERVING);
-            assert!(matches!(phase, Phase::Asked));
-            assert_eq!(effect, Effect::AskService);
+            let (phase, effect) = step(Phase::Running, Event::ChangeRequested(ChangeRequest::Stop), SERVING);
+            assert!(matches!(phase, Phase::StoppingService));
+            assert_eq!(effect, Effect::SignalService);
             phase
         };
         let (phase, effect) = step(asked(), Event::WorkDone(Outcome::Prepared), SERVING);
         assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Stopped)", Effect::Flush));
-        let (phase, effect) = step(asked(), Event::WindowOver, SERVING);
-        assert_eq!((format!("{phase:?}").as_str(), effect), ("Running", Effect::GiveUpAsking));
-        let (phase, effect) = step(asked(), Event::Asked(Ask::Halt), SERVING);
+        let (phase, effect) = step(asked(), Event::ServiceStopTimedOut, SERVING);
+        assert_eq!((format!("{phase:?}").as_str(), effect), ("Running", Effect::KeepServiceRunning));
+        let (phase, effect) = step(asked(), Event::ChangeRequested(ChangeRequest::Halt), SERVING);
         assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Halted)", Effect::Flush));
         let (phase, effect) = step(asked(), Event::MachineGone("x".into()), SERVING);
         assert_eq!((failure_kind(&phase), effect), (FailureKind::GuestDied, Effect::Kill));
-        let (_, effect) = step(Phase::Paused, Event::Asked(Ask::Stop), SERVING);
+        let (_, effect) = step(Phase::Paused, Event::ChangeRequested(ChangeRequest::Stop), SERVING);
         assert_eq!(effect, Effect::Refuse);
         // The window of an earlier request that was followed by another end.
-        let (phase, effect) = step(Phase::Stopping(Outcome::Halted), Event::WindowOver, SERVING);
+        let (phase, effect) = step(Phase::Stopping(Outcome::Halted), Event::ServiceStopTimedOut, SERVING);
         assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Halted)", Effect::None));
     }
 
     #[test]
     fn a_disk_that_is_not_kept_is_not_flushed() {
-        for ask in [Ask::Halt, Ask::Stop] {
-            let (phase, effect) = step(Phase::Running, Event::Asked(ask), SCRATCH);
+        for ask in [ChangeRequest::Halt, ChangeRequest::Stop] {
+            let (phase, effect) = step(Phase::Running, Event::ChangeRequested(ask), SCRATCH);
             assert!(matches!(phase, Phase::Ended(_)));
             assert_eq!(effect, Effect::Kill);
         }

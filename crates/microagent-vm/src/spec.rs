@@ -12,7 +12,7 @@ use microagent_proto::{Configure, Exec};
 use microagent_store::{Failure, OneStart, RecordedResult, VolumeName};
 use serde::{Deserialize, Serialize};
 
-/// Largest [`Spec`] in bytes: setup scripts and environment.
+/// Largest [`SupervisorSpec`] in bytes: setup scripts and environment.
 pub(crate) const SPEC_LIMIT: usize = 16 * 1024 * 1024;
 
 /// Largest [`Report`] in bytes.
@@ -20,7 +20,7 @@ pub(crate) const REPORT_LIMIT: usize = 128 * 1024;
 
 /// Everything a supervisor needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Spec {
+pub struct SupervisorSpec {
     /// [`microagent_proto::GENERATION`] of the caller: a supervisor of another build refuses.
     pub generation: u16,
     /// State directory.

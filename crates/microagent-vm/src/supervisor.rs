@@ -1,16 +1,16 @@
 //! The supervisor's process: the one driver of [`crate::lifecycle`].
 //!
 //! One thread, one task that owns the state (`Driver`), helpers that feed it events: the worker (speaks to
-//! the guest), readers of console and error output, the monitor's watch, the tether's watch, the front (takes
+//! the guest), readers of console and error output, the monitor's watch, the tether's watch, the control server (takes
 //! clients in). The record is written by the driver alone.
 
 mod claims;
 mod console;
+mod control_server;
 mod effects;
-mod ending;
-mod front;
 mod machine;
 mod network;
+mod outcome;
 mod plan;
 mod worker;
 
@@ -37,19 +37,19 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::bounded_log::BoundedLog;
 use crate::core_dump::never_dump_core;
-use crate::lifecycle::{Effect, Event, Nature, Phase, step};
+use crate::lifecycle::{Effect, Event, MachineTraits, Phase, step};
 use crate::machine::{add_extra_disks, insert_disk};
 use crate::spec::{
-    DiskStamp, Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, Spec, StartMode, Timeline, Work,
+    DiskStamp, Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, StartMode, SupervisorSpec, Timeline, Work,
 };
 use crate::template::Template;
 use claims::Claims;
 use console::Console;
-use ending::Waiting;
-use front::{Amending, Asked, Front, Wishes};
+use control_server::{ClientRequests, ControlServer, PendingAmendment, PendingChange};
 use machine::Machine;
+use outcome::EndWaiters;
 use plan::Plan;
-use worker::{Freeze, HALT_GRACE, Links, Worker};
+use worker::{Freeze, HALT_GRACE, Worker, WorkerContext};
 
 /// First argument of a process that is to be a supervisor.
 pub const SUPERVISE_ARGUMENT: &str = "__supervise";
@@ -128,7 +128,7 @@ async fn run() -> io::Result<()> {
     let started = Instant::now();
     let tether = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let (mut reader, writer) = tether_stream(tether)?.into_split();
-    let spec: Option<Spec> = timeout(SPEC_DEADLINE, read_secret_message(&mut reader, SPEC_LIMIT))
+    let spec: Option<SupervisorSpec> = timeout(SPEC_DEADLINE, read_secret_message(&mut reader, SPEC_LIMIT))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
         .map_err(io::Error::other)?;
@@ -145,9 +145,9 @@ async fn run() -> io::Result<()> {
     let disposable = match Driver::take(spec, dir.clone(), reports.clone(), started) {
         Ok(driver) => {
             let disposable = driver.record.as_ref().is_some_and(|record| record.disposable);
-            let (ended, waiting) = driver.drive(reader).await;
+            let (ended, end_waiters) = driver.drive(reader).await;
             // The workspace is free: whoever hears of the end may start it again.
-            waiting.answer(&ended.outcome).await;
+            end_waiters.answer(&ended.outcome).await;
             let _ = reports.send(Report::Ended(Box::new(ended))).await;
             disposable
         }
@@ -201,7 +201,7 @@ fn never_started(outcome: Outcome) -> Ended {
 
 /// Owns the life of one machine.
 struct Driver {
-    spec: Spec,
+    spec: SupervisorSpec,
     state: StateDir,
     dir: WorkspaceDir,
     /// Looking into a resting workspace and freezing leave no trace in a record.
@@ -211,9 +211,9 @@ struct Driver {
     console: Shared<BoundedLog>,
     timeline: Shared<Timeline>,
     started: Instant,
-    /// Where clients come in, and what they wish for.
-    front: Option<(Rc<Front>, Wishes)>,
-    waiting: Waiting,
+    /// Where clients come in, and what they request.
+    control: Option<(Rc<ControlServer>, ClientRequests)>,
+    end_waiters: EndWaiters,
     /// State as last published.
     at: State,
     /// Whether the machine's life no longer depends on its caller's.
@@ -226,7 +226,7 @@ struct Driver {
 impl Driver {
     /// Makes the workspace this supervisor's: lock, logs, record, socket.
     fn take(
-        spec: Spec,
+        spec: SupervisorSpec,
         dir: WorkspaceDir,
         reports: mpsc::Sender<Report>,
         started: Instant,
@@ -248,7 +248,7 @@ impl Driver {
             (Some(WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?), dir.console_log())
         } else {
             // Looking into a disk must not lose what its last run printed.
-            (None, dir.look_log())
+            (None, dir.offline_log())
         };
         if let Some(orphan) = record.as_ref().and_then(|record| record.vmm.as_ref()) {
             end_orphan(orphan).map_err(boot)?;
@@ -257,8 +257,8 @@ impl Driver {
         let console = BoundedLog::create(&console, CONSOLE_LIMIT)
             .and_then(|log| if record.is_some() { log.with_times() } else { Ok(log) })
             .map_err(|e| host(&e, "console log"))?;
-        let front = match spec.work.is_serving() {
-            true => Some(Front::open(&dir).map_err(|e| host(&e, "socket for commands"))?),
+        let control = match spec.work.is_serving() {
+            true => Some(ControlServer::open(&dir).map_err(|e| host(&e, "socket for commands"))?),
             false => None,
         };
         let mut driver = Driver {
@@ -271,8 +271,8 @@ impl Driver {
             console: Rc::new(RefCell::new(console)),
             timeline: Rc::default(),
             started,
-            front: front.map(|(front, wishes)| (Rc::new(front), wishes)),
-            waiting: Waiting::default(),
+            control: control.map(|(control, requests)| (Rc::new(control), requests)),
+            end_waiters: EndWaiters::default(),
             at: State::Starting,
             detached: false,
             claims,
@@ -296,43 +296,43 @@ impl Driver {
     }
 
     /// From the spawn to the end of everything. The workspace is free afterwards.
-    async fn drive(mut self, tether: OwnedReadHalf) -> (Ended, Waiting) {
+    async fn drive(mut self, tether: OwnedReadHalf) -> (Ended, EndWaiters) {
         let outcome = match self.live(tether).await {
             Ok(outcome) => outcome,
             Err(failure) => Outcome::Failed(failure),
         };
         self.timeline.borrow_mut().gone_us = self.elapsed_us();
-        let outcome = self.settle(outcome);
+        let outcome = self.record_outcome(outcome);
         let console_tail = match &outcome {
             Outcome::Failed(_) => self.console.borrow().tail(),
             _ => String::new(),
         };
-        if let Some((front, mut wishes)) = self.front.take() {
-            self.waiting.unwritten = Some(front.last_answers());
-            drop(front);
-            while let Ok(late) = wishes.asked.try_recv() {
-                self.waiting.clients.push(late);
+        if let Some((control, mut requests)) = self.control.take() {
+            self.end_waiters.unwritten = Some(control.last_answers());
+            drop(control);
+            while let Ok(late) = requests.changes.try_recv() {
+                self.end_waiters.clients.push(late);
             }
         }
         let ended = Ended { outcome, start: self.start, timeline: *self.timeline.borrow(), console_tail };
-        (ended, self.waiting)
+        (ended, self.end_waiters)
     }
 
     async fn live(&mut self, tether: OwnedReadHalf) -> Result<Outcome, Failure> {
         let mut cancelled = pin!(caller_gone(tether));
         let mut plan = Plan::choose(&self.spec, &self.state);
         loop {
-            let mut life = self.start(plan).await?;
-            let restored = life.template.is_some();
-            let lived = self.follow(&mut life, restored, cancelled.as_mut()).await;
-            life.worker.abort();
-            match lived? {
-                Lived::Ended(outcome) => return Ok(outcome),
-                Lived::NotRestored(reason) => {
+            let mut running = self.start(plan).await?;
+            let restored = running.template.is_some();
+            let outcome = self.follow(&mut running, restored, cancelled.as_mut()).await;
+            running.worker.abort();
+            match outcome? {
+                LifeOutcome::Ended(outcome) => return Ok(outcome),
+                LifeOutcome::NotRestored(reason) => {
                     let notice =
                         format!("the template did not come back to life, so the machine boots: {reason}");
                     let _ = self.reports.send(Report::Notice(notice)).await;
-                    if let Some(template) = life.template {
+                    if let Some(template) = running.template {
                         template.discard(&self.state);
                     }
                     plan = Plan::Cold(format!("the template did not come back to life: {reason}"));
@@ -342,7 +342,7 @@ impl Driver {
     }
 
     /// Starts the machine and the conversation with its guest.
-    async fn start(&mut self, plan: Plan) -> Result<Life, Failure> {
+    async fn start(&mut self, plan: Plan) -> Result<RunningMachine, Failure> {
         let (events, incoming) = mpsc::channel(QUEUE);
         if let Plan::Warm(template) = &plan {
             template
@@ -396,36 +396,46 @@ impl Driver {
             add_disks,
             state: self.state.clone(),
         });
-        if let Some((front, _)) = &self.front {
-            front.show(Console::new(machine.take_keys(), Rc::clone(&self.console)));
+        if let Some((control, _)) = &self.control {
+            control.show(Console::new(machine.take_keys(), Rc::clone(&self.console)));
         }
-        let links = Links {
+        let context = WorkerContext {
             console: Rc::clone(&self.console),
             timeline: Rc::clone(&self.timeline),
             reports: self.reports.clone(),
             started: self.started,
-            front: self.front.as_ref().map(|(front, _)| Rc::clone(front)),
+            control: self.control.as_ref().map(|(control, _)| Rc::clone(control)),
         };
-        let worker = Worker::new(&self.spec, &self.dir, answer_deadline, freeze, links)
+        let worker = Worker::new(&self.spec, &self.dir, answer_deadline, freeze, context)
             .map_err(|e| full_or_boot(&e, "output"))?;
-        let (flush, flush_asked) = oneshot::channel();
+        let (flush, flush_requested) = oneshot::channel();
         let (signals, signalled) = mpsc::channel(QUEUE);
-        let worker = spawn_local(worker.run(machine.take_control(), events, flush_asked, signalled));
+        let worker = spawn_local(worker.run(machine.take_control(), events, flush_requested, signalled));
         let flush = Some(flush);
-        Ok(Life { machine, worker, incoming, flush, flush_up: None, signals, window_up: None, template })
+        Ok(RunningMachine {
+            machine,
+            worker,
+            incoming,
+            flush,
+            flush_deadline: None,
+            signals,
+            service_deadline: None,
+            template,
+        })
     }
 
     /// Takes events one by one until the end.
     async fn follow(
         &mut self,
-        life: &mut Life,
+        running: &mut RunningMachine,
         restored: bool,
         mut cancelled: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Lived, Failure> {
-        let nature = Nature { keep: self.spec.machine.keeps_disk(), service: self.spec.work.has_service() };
+    ) -> Result<LifeOutcome, Failure> {
+        let traits =
+            MachineTraits { keep: self.spec.machine.keeps_disk(), service: self.spec.work.has_service() };
         let mut phase = if restored { Phase::Restoring } else { Phase::Starting };
         loop {
-            let (event, client) = self.next_event(life, &phase, cancelled.as_mut()).await;
+            let (event, client) = self.next_event(running, &phase, cancelled.as_mut()).await;
             if matches!(event, Event::AgentReady) {
                 // They are in the guest: no further machine of this life will need them.
                 self.spec.configure.secrets.clear();
@@ -437,53 +447,53 @@ impl Driver {
                 | Event::LinkLost(reason) => reason.clone(),
                 _ => String::new(),
             };
-            let (next, effect) = step(phase, event, nature);
+            let (next, effect) = step(phase, event, traits);
             phase = next;
             if effect == Effect::StartCold {
-                life.machine.kill().await;
-                return Ok(Lived::NotRestored(reason));
+                running.machine.kill().await;
+                return Ok(LifeOutcome::NotRestored(reason));
             }
             if effect == Effect::NoteLinkLost {
                 self.note_link_lost(&reason).await;
             }
-            if let Some(reached) = self.carry_out(effect, life, client).await? {
+            if let Some(reached) = self.carry_out(effect, running, client).await? {
                 phase = reached;
             }
             if let Phase::Ended(outcome) = phase {
-                return Ok(Lived::Ended(outcome));
+                return Ok(LifeOutcome::Ended(outcome));
             }
         }
     }
 
-    /// Waits for what happens next; with it comes the client that wished for it, if one did.
+    /// Waits for what happens next; with it comes the client that requested it, if one did.
     async fn next_event(
         &mut self,
-        life: &mut Life,
+        running: &mut RunningMachine,
         phase: &Phase,
         mut cancelled: Pin<&mut impl Future<Output = ()>>,
-    ) -> (Event, Option<Asked>) {
+    ) -> (Event, Option<PendingChange>) {
         let time_up = self.spec.timeout.map(|timeout| tokio::time::Instant::from_std(self.started + timeout));
         let working = !matches!(phase, Phase::Stopping(_));
         loop {
             let event = tokio::select! {
                 biased;
-                Some(event) = life.incoming.recv() => explain(event, &mut life.machine).await,
-                loss = life.machine.loss() => explain(loss, &mut life.machine).await,
+                Some(event) = running.incoming.recv() => explain(event, &mut running.machine).await,
+                loss = running.machine.loss() => explain(loss, &mut running.machine).await,
                 () = cancelled.as_mut(), if !self.detached => Event::Cancelled,
-                () = wait_until(life.flush_up) => {
-                    life.flush_up = None;
+                () = wait_until(running.flush_deadline) => {
+                    running.flush_deadline = None;
                     Event::FlushFailed("the guest did not answer in time".to_owned())
                 }
-                () = wait_until(life.window_up) => {
-                    life.window_up = None;
-                    Event::WindowOver
+                () = wait_until(running.service_deadline) => {
+                    running.service_deadline = None;
+                    Event::ServiceStopTimedOut
                 }
                 () = wait_until(time_up.filter(|_| working)) => Event::TimedOut,
-                wished = next_wish(&mut self.front) => match wished {
-                    Wished::Asked(asked) => return (Event::Asked(asked.ask), Some(asked)),
+                request = next_client_request(&mut self.control) => match request {
+                    ClientRequest::Change(change) => return (Event::ChangeRequested(change.request), Some(change)),
                     // Nothing that the machine notices.
-                    Wished::Amending(amending) => {
-                        self.amend(amending);
+                    ClientRequest::Amend(amendment) => {
+                        self.amend(amendment);
                         continue;
                     }
                 },
@@ -501,8 +511,8 @@ impl Driver {
     fn publish_because(&mut self, state: State, reason: Option<&str>) -> Result<(), WriteError> {
         let news = self.at != state;
         self.at = state;
-        if let Some((front, _)) = &self.front {
-            front.follow(state);
+        if let Some((control, _)) = &self.control {
+            control.follow(state);
         }
         let Some(record) = &mut self.record else { return Ok(()) };
         let news = news || record.state != state;
@@ -538,41 +548,41 @@ fn end_orphan(orphan: &ProcessId) -> Result<(), String> {
     Ok(())
 }
 
-/// Waits for a client's wish; for ever where none can come.
-async fn next_wish(front: &mut Option<(Rc<Front>, Wishes)>) -> Wished {
-    let Some((_, wishes)) = front else { return std::future::pending().await };
+/// Waits for the next request of a client; for ever without a control socket.
+async fn next_client_request(control: &mut Option<(Rc<ControlServer>, ClientRequests)>) -> ClientRequest {
+    let Some((_, requests)) = control else { return std::future::pending().await };
     tokio::select! {
-        Some(asked) = wishes.asked.recv() => Wished::Asked(asked),
-        Some(amending) = wishes.amending.recv() => Wished::Amending(amending),
+        Some(change) = requests.changes.recv() => ClientRequest::Change(change),
+        Some(amendment) = requests.amendments.recv() => ClientRequest::Amend(amendment),
         else => std::future::pending().await,
     }
 }
 
-/// A client's wish.
-enum Wished {
-    /// For another state.
-    Asked(Asked),
-    /// For another record.
-    Amending(Amending),
+/// A request of a client.
+enum ClientRequest {
+    /// A change of the state of the machine.
+    Change(PendingChange),
+    /// A change of the record.
+    Amend(PendingAmendment),
 }
 
 /// One machine and what is known of it.
-struct Life {
+struct RunningMachine {
     machine: Machine,
     worker: JoinHandle<()>,
     incoming: mpsc::Receiver<Event>,
     flush: Option<oneshot::Sender<()>>,
     /// When the flush that was asked for must be done.
-    flush_up: Option<tokio::time::Instant>,
+    flush_deadline: Option<tokio::time::Instant>,
     /// For the service.
     signals: mpsc::Sender<u8>,
     /// When the service that was asked to end must have ended.
-    window_up: Option<tokio::time::Instant>,
+    service_deadline: Option<tokio::time::Instant>,
     template: Option<Template>,
 }
 
 /// What came of a machine.
-enum Lived {
+enum LifeOutcome {
     /// Its life is over.
     Ended(Outcome),
     /// It did not come back from its template; why.
@@ -599,7 +609,7 @@ async fn wait_until(moment: Option<tokio::time::Instant>) {
     }
 }
 
-/// The caller says nothing after the spec: whatever comes is the wish to end, or the caller's end.
+/// The caller says nothing after the spec: whatever it sends, and its end, ends the machine.
 async fn caller_gone(mut tether: OwnedReadHalf) {
     let _ = tether.read_u8().await;
 }

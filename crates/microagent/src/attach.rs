@@ -10,8 +10,8 @@ use microagent_proto::{REPLY_LIMIT, REQUEST_LIMIT, Request, read_message, write_
 use microagent_store::{NetworkMode, State, WorkspaceDir, WorkspaceName, WorkspaceRecord};
 use microagent_vm::control::{attach, change};
 use microagent_vm::{
-    Answer, Ask, ExtraDisk, Launched, MachineSpec, Outcome, Refusal, Report, Spec, SuperviseError, Work,
-    launch,
+    Answer, ChangeRequest, ExtraDisk, Launched, MachineSpec, Outcome, Refusal, Report, SuperviseError,
+    SupervisorSpec, Work, launch,
 };
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -133,7 +133,7 @@ impl Engine {
             Beside::ItsOwn => spec.machine,
             Beside::Only(extra_disks) => MachineSpec { extra_disks, ..spec.machine },
         };
-        let spec = Spec { timeout: Some(LOOK_TIMEOUT), machine, ..spec };
+        let spec = SupervisorSpec { timeout: Some(LOOK_TIMEOUT), machine, ..spec };
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
         let failed = |kind, message| Error::StartFailed {
@@ -211,7 +211,7 @@ impl Guest {
         let Some(launched) = self.look else { return Ok(()) };
         let failed =
             |message| Error::ChangeFailed { workspace: self.name.clone(), action: "flush its disk", message };
-        let answer = change(&self.dir, Ask::Halt).await;
+        let answer = change(&self.dir, ChangeRequest::Halt).await;
         launched.join().await;
         match answer {
             Ok(Answer::Done) => Ok(()),

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use microagent_image::{ImageEvent, Progress};
 use microagent_net::Publish;
-use microagent_vm::{Ended, Report, Spec, SuperviseError, Work, launch};
+use microagent_vm::{Ended, Report, SuperviseError, SupervisorSpec, Work, launch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Engine, Event, Observer};
@@ -56,7 +56,7 @@ impl Engine {
     /// Starts the supervisor and passes on what it reports until the machine is gone, or on its own.
     pub(crate) async fn follow(
         &self,
-        mut spec: Spec,
+        mut spec: SupervisorSpec,
         observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<Followed, SuperviseError> {

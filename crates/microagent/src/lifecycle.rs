@@ -12,8 +12,8 @@ use microagent_store::{
 };
 use microagent_vm::control::{change, change_because};
 use microagent_vm::{
-    Answer, Ask, ControlError, DiskStamp, Ended, Outcome, OutputReader, Refusal, Spec, SuperviseError, Work,
-    choose_ports, create_overlay,
+    Answer, ChangeRequest, ControlError, DiskStamp, Ended, Outcome, OutputReader, Refusal, SuperviseError,
+    SupervisorSpec, Work, choose_ports, create_overlay,
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -207,7 +207,7 @@ impl Engine {
         let base = self.images().disk_path(&record.image.disk);
         let resources = one_start.as_ref().map_or(record.resources, |size| size.resources);
         let life = Life { resources, ..Life::of(&record, &dir, &base)? };
-        let spec = Spec { one_start, ..self.spec(&machinery, &life, work)? };
+        let spec = SupervisorSpec { one_start, ..self.spec(&machinery, &life, work)? };
         let spec = secrets.deliver(spec, &workload.user);
         let backend = machinery.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
@@ -286,7 +286,7 @@ impl Engine {
     /// # Errors
     /// Fails when it cannot be reached, is starting, or does not shut down cleanly; then it is in state `failed`.
     pub async fn halt(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
-        self.end(name, Ask::Halt, "halt it").await
+        self.end(name, ChangeRequest::Halt, "halt it").await
     }
 
     /// Asks a running workspace to shut down. One that rests already stays as it is.
@@ -294,7 +294,7 @@ impl Engine {
     /// # Errors
     /// As [`Engine::halt`].
     pub async fn stop(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
-        self.end(name, Ask::Stop, "stop it").await
+        self.end(name, ChangeRequest::Stop, "stop it").await
     }
 
     /// Ends a workspace's machine now, whatever state it or its supervisor is in. One that rests already stays as
@@ -311,7 +311,7 @@ impl Engine {
             return self.workspace(name);
         }
         if record.has_machine()
-            && let Ok(Answer::Done) = change(&dir, Ask::Kill).await
+            && let Ok(Answer::Done) = change(&dir, ChangeRequest::Kill).await
         {
             return self.settled(name).await;
         }
@@ -338,7 +338,7 @@ impl Engine {
     /// # Errors
     /// Fails when it is not running or QEMU does not do it.
     pub async fn pause(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
-        self.change(name, Ask::Pause, "pause it").await?;
+        self.change(name, ChangeRequest::Pause, "pause it").await?;
         self.workspace(name)
     }
 
@@ -347,7 +347,7 @@ impl Engine {
     /// # Errors
     /// Fails when it is not paused or QEMU does not do it.
     pub async fn resume(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
-        self.change(name, Ask::Resume, "resume it").await?;
+        self.change(name, ChangeRequest::Resume, "resume it").await?;
         self.workspace(name)
     }
 
@@ -377,7 +377,7 @@ impl Engine {
             if !state.is_live() {
                 return Err(Error::WrongState { name: name.clone(), state, action: QUARANTINE });
             }
-            let answer = change_because(&dir, Ask::Quarantine, reason.map(str::to_owned)).await;
+            let answer = change_because(&dir, ChangeRequest::Quarantine, reason.map(str::to_owned)).await;
             self.changed(name, answer, QUARANTINE)?;
         }
         self.workspace(name)
@@ -407,7 +407,7 @@ impl Engine {
     async fn end(
         &self,
         name: &WorkspaceName,
-        ask: Ask,
+        ask: ChangeRequest,
         action: &'static str,
     ) -> Result<WorkspaceDetails, Error> {
         let record = self.observe(name)?;
@@ -434,7 +434,12 @@ impl Engine {
         }
     }
 
-    async fn change(&self, name: &WorkspaceName, ask: Ask, action: &'static str) -> Result<(), Error> {
+    async fn change(
+        &self,
+        name: &WorkspaceName,
+        ask: ChangeRequest,
+        action: &'static str,
+    ) -> Result<(), Error> {
         let dir = self.existing(name)?;
         let record = self.observe(name)?;
         if !record.has_machine() {

@@ -12,7 +12,9 @@ use microagent_store::{
 };
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::PasstSpec;
-use microagent_vm::{AccelDecision, DiskSpec, KvmFacts, MachineSpec, Spec, SuperviseError, Work, accel};
+use microagent_vm::{
+    AccelDecision, DiskSpec, KvmFacts, MachineSpec, SuperviseError, SupervisorSpec, Work, accel,
+};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::{Engine, Error};
@@ -141,7 +143,12 @@ impl Engine {
     }
 
     /// Everything that a supervisor must know. Without a time limit on the work.
-    pub(crate) fn spec(&self, machinery: &Machinery, life: &Life<'_>, work: Work) -> Result<Spec, Error> {
+    pub(crate) fn spec(
+        &self,
+        machinery: &Machinery,
+        life: &Life<'_>,
+        work: Work,
+    ) -> Result<SupervisorSpec, Error> {
         let network = machinery.passt.is_some().then(|| Network {
             mac: MacAddress(life.identity.mac),
             address: GUEST_ADDRESS,
@@ -159,7 +166,7 @@ impl Engine {
             None => None,
         };
         let disks = self.disks(life.disks, life.dir)?;
-        Ok(Spec {
+        Ok(SupervisorSpec {
             generation: GENERATION,
             state_dir: absolute(self.state().root())?,
             dir: absolute(life.dir.path())?,

@@ -6,7 +6,7 @@ use microagent_image::{ImageConfig, PullOptions};
 use microagent_store::{
     FailureKind, RecordedResult, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
 };
-use microagent_vm::{Ended, Outcome, OutputReader, Spec, SuperviseError, Work, choose_ports};
+use microagent_vm::{Ended, Outcome, OutputReader, SuperviseError, SupervisorSpec, Work, choose_ports};
 use tokio_util::sync::CancellationToken;
 
 use crate::follow::{Followed, Forward, Noting};
@@ -60,7 +60,7 @@ impl Engine {
         image.release();
         let work = Work::Run { setup: steps(&workload), command: exec(&workload, &command) };
         let spec = self.spec(&machinery, &Life::of(&record, &dir, &image.disk)?.first(), work)?;
-        let spec = secrets.deliver(Spec { timeout: options.timeout, ..spec }, &workload.user);
+        let spec = secrets.deliver(SupervisorSpec { timeout: options.timeout, ..spec }, &workload.user);
 
         let backend = machinery.decision.backend();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.to_owned() });

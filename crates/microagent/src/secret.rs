@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use microagent_proto::{SECRET_LIMIT, SECRETS_LIMIT, SECRETS_MAX, Secret, SecretValue};
 use microagent_store::{SecretReference, SecretSource};
-use microagent_vm::Spec;
+use microagent_vm::SupervisorSpec;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -141,7 +141,7 @@ pub(crate) struct Resolved(Vec<Secret>);
 
 impl Resolved {
     /// Has a machine deliver them to this user of its image.
-    pub(crate) fn deliver(self, mut spec: Spec, owner: &str) -> Spec {
+    pub(crate) fn deliver(self, mut spec: SupervisorSpec, owner: &str) -> SupervisorSpec {
         spec.configure.secrets = self.0;
         owner.clone_into(&mut spec.configure.secrets_owner);
         spec

@@ -10,7 +10,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
 use super::{end_orphan, write_failure};
-use crate::spec::{Claim, ExtraDisk, Outcome, Spec};
+use crate::spec::{Claim, ExtraDisk, Outcome, SupervisorSpec};
 
 /// What is held. Dropping it (or dying) lets it go.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ pub(super) struct Claims {
 
 impl Claims {
     /// Takes all disks of the machine, or none.
-    pub(super) fn take(spec: &Spec, state: &StateDir) -> Result<Claims, Outcome> {
+    pub(super) fn take(spec: &SupervisorSpec, state: &StateDir) -> Result<Claims, Outcome> {
         let mut claims = Claims { workspace: spec.name.clone(), ..Claims::default() };
         for disk in &spec.machine.extra_disks {
             match &disk.claim {

@@ -5,20 +5,20 @@ use serde_json::json;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
-use super::front::{Amending, Asked};
-use super::{Driver, FLUSH_DEADLINE, Life, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
+use super::control_server::{PendingAmendment, PendingChange};
+use super::{Driver, FLUSH_DEADLINE, PAUSE_DEADLINE, RunningMachine, STOP_WINDOW, worker, write_failure};
 use crate::control::{Amendment, Answer, Refusal};
 use crate::lifecycle::{Effect, Phase, memory_lost};
 use crate::spec::{Outcome, Report, Work};
 
 impl Driver {
-    /// Carries an effect out, and answers the client that wished for it, now or at the end. Gives the phase that was
+    /// Carries an effect out, and answers the client that requested it, now or at the end. Gives the phase that was
     /// reached where that depends on QEMU.
     pub(super) async fn carry_out(
         &mut self,
         effect: Effect,
-        life: &mut Life,
-        client: Option<Asked>,
+        running: &mut RunningMachine,
+        client: Option<PendingChange>,
     ) -> Result<Option<Phase>, Failure> {
         match effect {
             // A cold start is a new life, and the caller's; a loss was told where its reason was known.
@@ -35,26 +35,26 @@ impl Driver {
                 self.detached = matches!(self.spec.work, Work::Serve { detached: true, .. });
                 let _ = self.reports.send(Report::Serving).await;
             }
-            Effect::Flush => self.flush(life, client),
+            Effect::Flush => self.flush(running, client),
             Effect::ResumeToFlush => {
                 // One that does not go on does not flush, which is then said.
-                let _ = self.freeze_or_thaw(life, "cont").await;
-                self.flush(life, client);
+                let _ = self.set_paused(running, "cont").await;
+                self.flush(running, client);
             }
-            Effect::AskService => self.ask_service(life, client),
-            Effect::GiveUpAsking => self.give_up_asking(),
-            Effect::Pause => return Ok(Some(self.change(life, client, State::Paused).await)),
-            Effect::Resume => return Ok(Some(self.change(life, client, State::Running).await)),
-            Effect::AwaitEnd => self.waiting.clients.extend(client),
+            Effect::SignalService => self.signal_service(running, client),
+            Effect::KeepServiceRunning => self.keep_service_running(),
+            Effect::Pause => return Ok(Some(self.change(running, client, State::Paused).await)),
+            Effect::Resume => return Ok(Some(self.change(running, client, State::Running).await)),
+            Effect::AwaitEnd => self.end_waiters.clients.extend(client),
             Effect::Refuse => answer(client, Answer::Refused(Refusal::State(self.at))),
-            Effect::Quarantine => return Ok(Some(self.quarantine(life, client).await)),
+            Effect::Quarantine => return Ok(Some(self.quarantine(running, client).await)),
             Effect::Quit => {
-                self.waiting.clients.extend(client);
-                life.machine.quit().await;
+                self.end_waiters.clients.extend(client);
+                running.machine.quit().await;
             }
             Effect::Kill => {
-                self.waiting.clients.extend(client);
-                life.machine.kill().await;
+                self.end_waiters.clients.extend(client);
+                running.machine.kill().await;
             }
         }
         Ok(None)
@@ -70,7 +70,7 @@ impl Driver {
     }
 
     /// Writes a record that the machine does not notice. One that cannot be written stays as it was.
-    pub(super) fn amend(&mut self, Amending { amendment, reply }: Amending) {
+    pub(super) fn amend(&mut self, PendingAmendment { amendment, reply }: PendingAmendment) {
         let Some(record) = &mut self.record else { return };
         let Amendment { restart, outputs } = amendment;
         let before = Amendment {
@@ -88,30 +88,30 @@ impl Driver {
         let _ = reply.send(answer);
     }
 
-    fn flush(&mut self, life: &mut Life, client: Option<Asked>) {
-        self.waiting.clients.extend(client);
+    fn flush(&mut self, running: &mut RunningMachine, client: Option<PendingChange>) {
+        self.end_waiters.clients.extend(client);
         // A host whose disk is full must not keep the guest from flushing what it has; the record that counts is the
         // last one.
         let _ = self.publish(State::Stopping);
-        life.flush_up = Some(Instant::now() + FLUSH_DEADLINE);
+        running.flush_deadline = Some(Instant::now() + FLUSH_DEADLINE);
         // The worker may have died of the guest's doing; the deadline speaks then.
-        let _ = life.flush.take().map(|flush| flush.send(()));
+        let _ = running.flush.take().map(|flush| flush.send(()));
     }
 
-    fn ask_service(&mut self, life: &mut Life, client: Option<Asked>) {
-        self.waiting.clients.extend(client);
+    fn signal_service(&mut self, running: &mut RunningMachine, client: Option<PendingChange>) {
+        self.end_waiters.clients.extend(client);
         let _ = self.publish(State::Stopping);
-        life.window_up = Some(Instant::now() + STOP_WINDOW);
+        running.service_deadline = Some(Instant::now() + STOP_WINDOW);
         if let Work::Serve { stop_signal, .. } = self.spec.work {
             // One that does not take signals any more does not end either, which is then said.
-            let _ = life.signals.try_send(stop_signal);
+            let _ = running.signals.try_send(stop_signal);
         }
     }
 
-    fn give_up_asking(&mut self) {
+    fn keep_service_running(&mut self) {
         let _ = self.publish(State::Running);
         let message = format!("its service did not end within {} s", STOP_WINDOW.as_secs());
-        for client in self.waiting.clients.drain(..) {
+        for client in self.end_waiters.clients.drain(..) {
             let failure = Failure { kind: FailureKind::Service, message: message.clone() };
             answer(Some(client), Answer::Failed(failure));
         }
@@ -120,32 +120,32 @@ impl Driver {
     /// Cuts the guest off from clients and network and stops it for good. The record comes first: whatever dies in the
     /// middle takes the machine with it, and a workspace that is quarantined is started by nobody. A QEMU that does
     /// not stop its guest is killed, because containing comes before keeping.
-    async fn quarantine(&mut self, life: &mut Life, client: Option<Asked>) -> Phase {
+    async fn quarantine(&mut self, running: &mut RunningMachine, client: Option<PendingChange>) -> Phase {
         if !self.detached {
             // Its caller waits for a service that is not up yet, or only looks into a disk.
             answer(client, Answer::Refused(Refusal::State(self.at)));
             return Phase::Running;
         }
-        if let Some((front, _)) = &self.front {
-            front.cut_off();
+        if let Some((control, _)) = &self.control {
+            control.cut_off();
         }
-        life.flush_up = None;
-        life.window_up = None;
+        running.flush_deadline = None;
+        running.service_deadline = None;
         if let Some(record) = &mut self.record {
             record.asked_to_end = true;
         }
         let reason = client.as_ref().and_then(|client| client.reason.clone());
         let written = self.publish_because(State::Quarantined, reason.as_deref());
         let failure = |kind, message| Failure { kind, message };
-        for client in self.waiting.clients.drain(..) {
+        for client in self.end_waiters.clients.drain(..) {
             let message = "it was quarantined meanwhile".to_owned();
             answer(Some(client), Answer::Failed(failure(FailureKind::Cancelled, message)));
         }
-        life.machine.sever().await;
-        let stopped = self.freeze_or_thaw(life, "stop").await;
+        running.machine.sever().await;
+        let stopped = self.set_paused(running, "stop").await;
         if let Err(message) = stopped {
-            self.waiting.clients.extend(client);
-            life.machine.kill().await;
+            self.end_waiters.clients.extend(client);
+            running.machine.kill().await;
             return Phase::Ended(Outcome::Quarantined(memory_lost(format!("{message}, so it was killed"))));
         }
         answer(
@@ -163,17 +163,17 @@ impl Driver {
 
     /// Has the guest stand still or go on, publishes that, and tells the client. When QEMU does not do it,
     /// everything stays as it was.
-    async fn change(&mut self, life: &Life, client: Option<Asked>, to: State) -> Phase {
+    async fn change(&mut self, running: &RunningMachine, client: Option<PendingChange>, to: State) -> Phase {
         let command = if to == State::Paused { "stop" } else { "cont" };
-        let done = self.freeze_or_thaw(life, command).await;
+        let done = self.set_paused(running, command).await;
         if done.is_err() && to == State::Paused {
             // A QEMU that was only late carries it out later; it must not end up paused unseen.
-            let monitor = life.machine.monitor();
+            let monitor = running.machine.monitor();
             spawn_local(async move { monitor.go_on().await });
         }
         if done.is_ok()
             && to == State::Running
-            && let Some(session) = self.front.as_ref().and_then(|(front, _)| front.session())
+            && let Some(session) = self.control.as_ref().and_then(|(control, _)| control.session())
         {
             worker::correct_clock(&session).await;
         }
@@ -192,8 +192,8 @@ impl Driver {
         if reached == State::Paused { Phase::Paused } else { Phase::Running }
     }
 
-    async fn freeze_or_thaw(&self, life: &Life, command: &'static str) -> Result<(), String> {
-        let monitor = life.machine.monitor();
+    async fn set_paused(&self, running: &RunningMachine, command: &'static str) -> Result<(), String> {
+        let monitor = running.machine.monitor();
         match timeout(PAUSE_DEADLINE, monitor.execute(vec![(command, json!({}))])).await {
             Ok(done) => done.map_err(|e| e.to_string()),
             Err(_) => Err(format!("QEMU did not answer within {} s", PAUSE_DEADLINE.as_secs())),
@@ -202,8 +202,8 @@ impl Driver {
 }
 
 /// A client that is gone misses nothing.
-fn answer(client: Option<Asked>, answer: Answer) {
-    if let Some(Asked { reply, .. }) = client {
+fn answer(client: Option<PendingChange>, answer: Answer) {
+    if let Some(PendingChange { reply, .. }) = client {
         let _ = reply.send(answer);
     }
 }

@@ -28,7 +28,7 @@ use crate::jail;
 use crate::lifecycle::Event;
 use crate::machine::{NETDEV, Sockets, Start, command_line};
 use crate::spawn::{Program, spawn};
-use crate::spec::Spec;
+use crate::spec::SupervisorSpec;
 
 /// How long QEMU may take to close its disk.
 const QUIT_DEADLINE: Duration = Duration::from_secs(10);
@@ -65,7 +65,7 @@ impl Machine {
     /// Starts passt and QEMU. What they print, and what the monitor reports, goes where it belongs from
     /// here on.
     pub(super) async fn start(
-        spec: &Spec,
+        spec: &SupervisorSpec,
         plan: &Plan,
         files: &[File],
         dir: &WorkspaceDir,
@@ -95,10 +95,10 @@ impl Machine {
         let words = qemu.stderr.take().map(|stderr| spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log))));
         let (shown, keys) = sockets.console.into_split();
         spawn_local(copy_to_log(shown, Rc::clone(&console)));
-        let (wishes, wished) = mpsc::channel(1);
+        let (commands, commanded) = mpsc::channel(1);
         let state = plan.start().state().map(|state| state.as_raw_fd());
-        spawn_local(hold_monitor(sockets.monitor, state, events.clone(), wished));
-        let monitor = Monitor { wishes };
+        spawn_local(hold_monitor(sockets.monitor, state, events.clone(), commanded));
+        let monitor = Monitor { commands };
         let (control, keys) = (Some(sockets.control), Some(keys));
         Ok(Machine { qemu, network, control, keys, monitor, words, console, vmm_log })
     }
@@ -137,7 +137,7 @@ impl Machine {
 
     /// Where the serial console is typed at, once.
     pub(super) fn take_keys(&mut self) -> OwnedWriteHalf {
-        self.keys.take().expect("the console is taken once, by the front")
+        self.keys.take().expect("the console is taken once, by the control server")
     }
 
     /// The monitor, for freezing.
@@ -163,7 +163,7 @@ impl Machine {
     /// Ends QEMU in good order: its disk image is closed. Kills it when it takes too long.
     pub(super) async fn quit(&mut self) {
         // A monitor that is gone already means that QEMU is, too.
-        let asked = self.monitor.wishes.try_send(Wish::Quit).is_ok();
+        let asked = self.monitor.commands.try_send(MonitorCommand::Quit).is_ok();
         if !asked || timeout(QUIT_DEADLINE, self.qemu.wait()).await.is_err() {
             self.kill().await;
         }
@@ -220,7 +220,7 @@ struct OurEnds {
 }
 
 fn start_qemu(
-    spec: &Spec,
+    spec: &SupervisorSpec,
     plan: &Plan,
     network: Option<BorrowedFd<'_>>,
     files: &[File],
@@ -274,8 +274,8 @@ async fn copy_to_log(mut from: impl AsyncRead + Unpin, log: Shared<BoundedLog>) 
     }
 }
 
-/// A wish to the one task that holds the monitor.
-enum Wish {
+/// A command to the one task that holds the monitor.
+enum MonitorCommand {
     /// End QEMU in good order.
     Quit,
     /// Stop the guest and write the state of its devices to the file.
@@ -289,7 +289,7 @@ enum Wish {
 /// Freezes the guest of one machine.
 #[derive(Clone)]
 pub(super) struct Monitor {
-    wishes: mpsc::Sender<Wish>,
+    commands: mpsc::Sender<MonitorCommand>,
 }
 
 impl Monitor {
@@ -297,32 +297,32 @@ impl Monitor {
     /// whether that worked or not.
     pub(super) async fn freeze(&self, state: OwnedFd) -> Result<(), QmpError> {
         let (reply, answer) = oneshot::channel();
-        self.wishes.send(Wish::Freeze(state, reply)).await.map_err(|_| QmpError::Closed)?;
+        self.commands.send(MonitorCommand::Freeze(state, reply)).await.map_err(|_| QmpError::Closed)?;
         answer.await.map_err(|_| QmpError::Closed)?
     }
 
     /// Carries out commands, one after the other, up to the first that is refused.
     pub(super) async fn execute(&self, commands: Vec<(&'static str, Value)>) -> Result<(), QmpError> {
         let (reply, answer) = oneshot::channel();
-        self.wishes.send(Wish::Execute(commands, reply)).await.map_err(|_| QmpError::Closed)?;
+        self.commands.send(MonitorCommand::Execute(commands, reply)).await.map_err(|_| QmpError::Closed)?;
         answer.await.map_err(|_| QmpError::Closed)?
     }
 
     /// Lets the guest go on.
     pub(super) async fn go_on(&self) -> Result<(), QmpError> {
         let (reply, answer) = oneshot::channel();
-        self.wishes.send(Wish::Continue(reply)).await.map_err(|_| QmpError::Closed)?;
+        self.commands.send(MonitorCommand::Continue(reply)).await.map_err(|_| QmpError::Closed)?;
         answer.await.map_err(|_| QmpError::Closed)?
     }
 }
 
-/// Holds the monitor: has the guest go on from a frozen state, if there is one, carries out wishes, and
+/// Holds the monitor: has the guest go on from a frozen state, if there is one, carries out commands, and
 /// watches for the one event that the guest cannot tell of itself, a full disk of the host.
 async fn hold_monitor(
     monitor: UnixStream,
     state: Option<RawFd>,
     events: mpsc::Sender<Event>,
-    mut wishes: mpsc::Receiver<Wish>,
+    mut commands: mpsc::Receiver<MonitorCommand>,
 ) {
     let Ok(mut qmp) = Qmp::negotiate(monitor).await else { return };
     if let Some(state) = state
@@ -332,15 +332,15 @@ async fn hold_monitor(
     }
     loop {
         tokio::select! {
-            wish = wishes.recv() => match wish {
-                Some(Wish::Quit) => {
+            command = commands.recv() => match command {
+                Some(MonitorCommand::Quit) => {
                     let _ = qmp.execute("quit", json!({})).await;
                     return;
                 }
-                // Whoever wished may have given up meanwhile.
-                Some(Wish::Freeze(state, reply)) => drop(reply.send(freeze(&mut qmp, state).await)),
-                Some(Wish::Execute(commands, reply)) => drop(reply.send(execute(&mut qmp, commands).await)),
-                Some(Wish::Continue(reply)) => drop(reply.send(qmp.execute("cont", json!({})).await.map(drop))),
+                // Whoever commanded may have given up meanwhile.
+                Some(MonitorCommand::Freeze(state, reply)) => drop(reply.send(freeze(&mut qmp, state).await)),
+                Some(MonitorCommand::Execute(commands, reply)) => drop(reply.send(execute(&mut qmp, commands).await)),
+                Some(MonitorCommand::Continue(reply)) => drop(reply.send(qmp.execute("cont", json!({})).await.map(drop))),
                 None => return,
             },
             event = qmp.next_event() => match event {

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use microagent_store::StateDir;
 
 use crate::machine::Start;
-use crate::spec::{Spec, StartMode, Work};
+use crate::spec::{StartMode, SupervisorSpec, Work};
 use crate::template::{Freezer, Shape, Template, Unavailable};
 
 /// The way that was chosen, with what it needs.
@@ -22,7 +22,7 @@ pub(super) enum Plan {
 
 impl Plan {
     /// Chooses: a template if there is a good one, else a cold boot that makes one.
-    pub(super) fn choose(spec: &Spec, state: &StateDir) -> Plan {
+    pub(super) fn choose(spec: &SupervisorSpec, state: &StateDir) -> Plan {
         if let Err(reason) = &spec.warm {
             return Plan::Cold(reason.clone());
         }

@@ -26,13 +26,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::front::Front;
+use super::control_server::ControlServer;
 use super::machine::Monitor;
 use super::{Shared, elapsed_us};
 use crate::bounded_log::BoundedLog;
 use crate::lifecycle::Event;
 use crate::output::{OutputStream, OutputWriter};
-use crate::spec::{MachineSpec, Outcome, Report, Spec, Step, Timeline, Work};
+use crate::spec::{MachineSpec, Outcome, Report, Step, SupervisorSpec, Timeline, Work};
 use crate::template::Freezer;
 
 /// How long the guest may take to find, mount and grow its disk and to set up its network.
@@ -121,12 +121,12 @@ pub(super) struct Worker {
     output: OutputWriter,
     /// Where it is written down how a service ended.
     result: PathBuf,
-    links: Links,
+    context: WorkerContext,
 }
 
 /// Where a conversation leaves its traces.
 #[derive(Clone)]
-pub(super) struct Links {
+pub(super) struct WorkerContext {
     /// What the workload prints is in the console log, too.
     pub(super) console: Shared<BoundedLog>,
     /// When what was reached.
@@ -136,17 +136,17 @@ pub(super) struct Links {
     /// Start of the supervisor.
     pub(super) started: Instant,
     /// Where clients come in, if any can.
-    pub(super) front: Option<Rc<Front>>,
+    pub(super) control: Option<Rc<ControlServer>>,
 }
 
 impl Worker {
     /// Prepares the conversation; opens the file for the workload's output.
     pub(super) fn new(
-        spec: &Spec,
+        spec: &SupervisorSpec,
         dir: &WorkspaceDir,
         answer_deadline: Duration,
         freeze: Option<Freeze>,
-        links: Links,
+        context: WorkerContext,
     ) -> io::Result<Worker> {
         let output = match spec.work {
             Work::Run { .. } | Work::Prepare { .. } => dir.output(),
@@ -159,7 +159,7 @@ impl Worker {
             freeze,
             output: OutputWriter::create(&output)?,
             result: dir.result(),
-            links,
+            context,
         })
     }
 
@@ -179,7 +179,7 @@ impl Worker {
         mut self,
         mut control: UnixStream,
         events: mpsc::Sender<Event>,
-        flush_asked: oneshot::Receiver<()>,
+        flush_requested: oneshot::Receiver<()>,
         signals: mpsc::Receiver<u8>,
     ) {
         let shut_down = self.shut_down();
@@ -196,7 +196,7 @@ impl Worker {
                 // It costs the next run its warm start and this one nothing.
                 Ok(Err(reason)) => {
                     let _ = self
-                        .links
+                        .context
                         .reports
                         .send(Report::Notice(format!("no template was made: {reason}")))
                         .await;
@@ -209,7 +209,7 @@ impl Worker {
             Err(trouble) => return drop(events.send(trouble.into()).await),
         };
         let _ = events.send(Event::AgentReady).await;
-        let mut flush_asked = pin!(flush_asked);
+        let mut flush_requested = pin!(flush_requested);
         {
             let mut work = pin!(self.work(&session, &events, signals));
             let asked = tokio::select! {
@@ -217,7 +217,7 @@ impl Worker {
                     let _ = events.send(done.map_or_else(Event::from, Event::WorkDone)).await;
                     None
                 }
-                asked = &mut flush_asked => Some(asked.is_ok()),
+                asked = &mut flush_requested => Some(asked.is_ok()),
             };
             if let Some(asked) = asked {
                 // What the service says while it is being ended belongs into its log, too.
@@ -229,7 +229,7 @@ impl Worker {
                 };
             }
         }
-        if flush_asked.await.is_ok() {
+        if flush_requested.await.is_ok() {
             flush(&session, shut_down, &events).await;
         }
     }
@@ -237,7 +237,7 @@ impl Worker {
     /// Greets the guest and makes it this workspace's.
     async fn open(&mut self, mut control: UnixStream) -> Result<SessionHandle, Trouble> {
         self.greet(&mut control, PreambleKind::Session, self.answer_deadline).await?;
-        self.links.timeline.borrow_mut().ready_us = elapsed_us(self.links.started);
+        self.context.timeline.borrow_mut().ready_us = elapsed_us(self.context.started);
         let (session, driver) = host_session(control);
         spawn_local(driver);
 
@@ -259,8 +259,8 @@ impl Worker {
             _ => Trouble::Guest(format!("the guest could not be set up: {}", error.message)),
         })?;
 
-        let mut timeline = self.links.timeline.borrow_mut();
-        timeline.configured_us = elapsed_us(self.links.started);
+        let mut timeline = self.context.timeline.borrow_mut();
+        timeline.configured_us = elapsed_us(self.context.started);
         timeline.guest_boot_us = configured.timings.boot_us;
         timeline.guest_disk_us = configured.timings.disk_us;
         timeline.guest_network_us = configured.timings.network_us;
@@ -296,7 +296,7 @@ impl Worker {
     async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
         let Freeze { freezer, monitor, machine, add_disks, state } = freeze;
         self.greet(control, PreambleKind::Ping, self.answer_deadline).await?;
-        self.links.timeline.borrow_mut().ready_us = elapsed_us(self.links.started);
+        self.context.timeline.borrow_mut().ready_us = elapsed_us(self.context.started);
         if freezer.wants_mount() {
             self.greet(control, PreambleKind::Mount, CONFIGURE_DEADLINE).await?;
         }
@@ -310,7 +310,7 @@ impl Worker {
             .go_on()
             .await
             .map_err(|e| Trouble::Guest(format!("the guest did not go on after a freeze: {e}")))?;
-        self.links.timeline.borrow_mut().freeze_us = elapsed_us(stopped);
+        self.context.timeline.borrow_mut().freeze_us = elapsed_us(stopped);
         Ok(frozen.and_then(|()| freezer.publish(&state).map_err(|e| e.to_string())))
     }
 
@@ -325,18 +325,18 @@ impl Worker {
                 if let Some(failed) = self.set_up(session, setup).await? {
                     return Ok(failed);
                 }
-                let _ = self.links.reports.send(Report::Command).await;
-                self.links.timeline.borrow_mut().command_us = elapsed_us(self.links.started);
+                let _ = self.context.reports.send(Report::Command).await;
+                self.context.timeline.borrow_mut().command_us = elapsed_us(self.context.started);
                 let result = self.exec(session, command, None).await?;
-                self.links.timeline.borrow_mut().exited_us = elapsed_us(self.links.started);
+                self.context.timeline.borrow_mut().exited_us = elapsed_us(self.context.started);
                 Ok(Outcome::Completed(result))
             }
             Work::Prepare { setup, .. } => {
                 Ok(self.set_up(session, setup).await?.unwrap_or(Outcome::Prepared))
             }
             Work::Serve { service, .. } => {
-                if let Some(front) = &self.links.front {
-                    front.lend_from(session.clone());
+                if let Some(server) = &self.context.control {
+                    server.lend_from(session.clone());
                 }
                 let Some(service) = service else {
                     let _ = events.send(Event::Serving).await;
@@ -359,7 +359,7 @@ impl Worker {
         setup: Vec<Step>,
     ) -> Result<Option<Outcome>, Trouble> {
         for (number, step) in setup.into_iter().enumerate() {
-            let _ = self.links.reports.send(Report::Setup(number)).await;
+            let _ = self.context.reports.send(Report::Setup(number)).await;
             let result = self.exec(session, step.exec, None).await?;
             if result.exit_code != 0 {
                 let RecordedResult { exit_code, start_error, .. } = result;
@@ -419,7 +419,7 @@ impl Worker {
     }
 
     fn record(&mut self, stream: OutputStream, bytes: &[u8]) -> Result<(), Trouble> {
-        self.links.console.borrow_mut().append(bytes);
+        self.context.console.borrow_mut().append(bytes);
         self.output
             .append(stream, bytes)
             .map_err(|e| Trouble::Host(format!("what the command printed cannot be stored: {e}")))

@@ -2,26 +2,28 @@
 
 use microagent_store::{Failure, FailureKind, State, write_json};
 
-use super::front::{Asked, LastAnswers};
+use super::control_server::{LastAnswers, PendingChange};
 use super::{Driver, write_failure};
 use crate::control::Answer;
-use crate::lifecycle::Ask;
+use crate::lifecycle::ChangeRequest;
 use crate::spec::{Outcome, Work};
 
 /// Clients that wait for the machine's end.
 #[derive(Default)]
-pub(super) struct Waiting {
-    pub(super) clients: Vec<Asked>,
+pub(super) struct EndWaiters {
+    pub(super) clients: Vec<PendingChange>,
     pub(super) unwritten: Option<LastAnswers>,
 }
 
-impl Waiting {
+impl EndWaiters {
     /// Tells them how it ended. The socket is closed and the workspace free.
     pub(super) async fn answer(self, outcome: &Outcome) {
-        for Asked { ask, reply, .. } in self.clients {
+        for PendingChange { request, reply, .. } in self.clients {
             // A client that is gone misses nothing.
             let _ = reply.send(match outcome {
-                Outcome::Failed(failure) | Outcome::Quarantined(failure) if ask != Ask::Kill => {
+                Outcome::Failed(failure) | Outcome::Quarantined(failure)
+                    if request != ChangeRequest::Kill =>
+                {
                     Answer::Failed(failure.clone())
                 }
                 _ => Answer::Done,
@@ -35,7 +37,7 @@ impl Waiting {
 
 impl Driver {
     /// Writes down how it ended.
-    pub(super) fn settle(&mut self, outcome: Outcome) -> Outcome {
+    pub(super) fn record_outcome(&mut self, outcome: Outcome) -> Outcome {
         let (state, failure) = end_state(&self.spec.work, &outcome);
         let recorded = match &outcome {
             Outcome::Completed(result) => write_json(&self.dir.result(), result),

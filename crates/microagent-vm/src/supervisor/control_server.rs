@@ -1,8 +1,8 @@
-//! The supervisor's socket: takes clients in, passes their wishes to the driver, and lends them streams of the
+//! The supervisor's socket: takes clients in, passes their requests to the driver, and lends them streams of the
 //! guest's agent and, to one at a time, the console.
 //!
 //! Clients are processes of the same user that know the workspace's key. They are not trusted to be quick or to
-//! be well: each has a deadline for its wish, they are bounded in number, and one that does not read only holds up
+//! be well: each has a deadline for its request, they are bounded in number, and one that does not read only holds up
 //! its own stream.
 
 use std::cell::{Cell, RefCell};
@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::console::Console;
-use crate::control::{Amendment, Answer, CONTROL_LIMIT, Hello, Refusal, Wish};
-use crate::lifecycle::Ask;
+use crate::control::{Amendment, Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal};
+use crate::lifecycle::ChangeRequest;
 
 /// How long a client may take to say what it wants.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -36,33 +36,33 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 const CLIENT_LIMIT: usize = 128;
 
 /// Most streams that are lent at a time. The rest is the supervisor's own: service and shutdown.
-const LENT_LIMIT: usize = SESSION_STREAM_LIMIT - 8;
+const LENT_STREAM_LIMIT: usize = SESSION_STREAM_LIMIT - 8;
 
 /// Bytes that are copied at once, in each direction of a stream.
 const COPY_BYTES: usize = 64 * 1024;
 
-/// A wish of a client, to be answered by the driver.
-pub(super) struct Asked {
-    pub(super) ask: Ask,
+/// A requested change of the state, which the driver answers.
+pub(super) struct PendingChange {
+    pub(super) request: ChangeRequest,
     /// Why, for the workspace's events.
     pub(super) reason: Option<String>,
     pub(super) reply: oneshot::Sender<Answer>,
 }
 
-/// A client's change of the record, to be answered by the driver.
-pub(super) struct Amending {
+/// A requested change of the record, which the driver answers.
+pub(super) struct PendingAmendment {
     pub(super) amendment: Amendment,
     pub(super) reply: oneshot::Sender<Answer>,
 }
 
-/// What clients wish for, as the driver takes it.
-pub(super) struct Wishes {
-    pub(super) asked: mpsc::Receiver<Asked>,
-    pub(super) amending: mpsc::Receiver<Amending>,
+/// Requests of clients, as the driver receives them.
+pub(super) struct ClientRequests {
+    pub(super) changes: mpsc::Receiver<PendingChange>,
+    pub(super) amendments: mpsc::Receiver<PendingAmendment>,
 }
 
 /// What clients can have now.
-enum Gate {
+enum StreamAccess {
     /// The guest does not listen; why.
     Closed(State),
     /// Streams of this session.
@@ -70,9 +70,9 @@ enum Gate {
 }
 
 /// The listening socket. Dropped, it is gone; streams that were lent end with the machine.
-pub(super) struct Front {
+pub(super) struct ControlServer {
     dir: WorkspaceDir,
-    gate: Shared<Gate>,
+    access: Shared<StreamAccess>,
     session: RefCell<Option<SessionHandle>>,
     cut_off: CancellationToken,
     console: Shared<Option<Console>>,
@@ -92,9 +92,9 @@ impl LastAnswers {
     }
 }
 
-impl Front {
-    /// Listens; wishes come out of the receivers.
-    pub(super) fn open(dir: &WorkspaceDir) -> io::Result<(Front, Wishes)> {
+impl ControlServer {
+    /// Listens; requests come out of the receivers.
+    pub(super) fn open(dir: &WorkspaceDir) -> io::Result<(ControlServer, ClientRequests)> {
         let mut key = [0; CONTROL_KEY_LEN];
         if getrandom(&mut key, GetRandomFlags::empty())? != key.len() {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -102,26 +102,33 @@ impl Front {
         let listener = dir.listen(&key)?;
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
-        let gate: Shared<Gate> = Rc::new(RefCell::new(Gate::Closed(State::Starting)));
-        let (wishes, asked) = mpsc::channel(super::QUEUE);
-        let (amendments, amending) = mpsc::channel(super::QUEUE);
+        let access: Shared<StreamAccess> = Rc::new(RefCell::new(StreamAccess::Closed(State::Starting)));
+        let (changes, pending_changes) = mpsc::channel(super::QUEUE);
+        let (amendments, pending_amendments) = mpsc::channel(super::QUEUE);
         let answers = Rc::new(Semaphore::new(CLIENT_LIMIT));
         let cut_off = CancellationToken::new();
-        let desk = Desk {
+        let connection = ControlConnection {
             key,
-            gate: Rc::clone(&gate),
-            wishes,
+            access: Rc::clone(&access),
+            changes,
             amendments,
             answers: Rc::clone(&answers),
             lent: Rc::default(),
             cut_off: cut_off.clone(),
             console: Rc::default(),
         };
-        let console = Rc::clone(&desk.console);
-        let task = spawn_local(accept(listener, desk));
-        let front =
-            Front { dir: dir.clone(), gate, session: RefCell::default(), cut_off, console, answers, task };
-        Ok((front, Wishes { asked, amending }))
+        let console = Rc::clone(&connection.console);
+        let task = spawn_local(accept(listener, connection));
+        let control = ControlServer {
+            dir: dir.clone(),
+            access,
+            session: RefCell::default(),
+            cut_off,
+            console,
+            answers,
+            task,
+        };
+        Ok((control, ClientRequests { changes: pending_changes, amendments: pending_amendments }))
     }
 
     /// Clients can have streams of this session while the machine runs.
@@ -148,9 +155,9 @@ impl Front {
 
     /// The machine is in another state, and so is what clients can have.
     pub(super) fn follow(&self, state: State) {
-        *self.gate.borrow_mut() = match (state, &*self.session.borrow()) {
-            (State::Running, Some(session)) => Gate::Open(session.clone()),
-            (state, _) => Gate::Closed(state),
+        *self.access.borrow_mut() = match (state, &*self.session.borrow()) {
+            (State::Running, Some(session)) => StreamAccess::Open(session.clone()),
+            (state, _) => StreamAccess::Closed(state),
         };
     }
 
@@ -160,20 +167,20 @@ impl Front {
     }
 }
 
-impl Drop for Front {
+impl Drop for ControlServer {
     fn drop(&mut self) {
         self.dir.stop_listening();
         self.task.abort();
     }
 }
 
-/// What every client's conversation needs.
+/// One client of the control socket.
 #[derive(Clone)]
-struct Desk {
+struct ControlConnection {
     key: ControlKey,
-    gate: Shared<Gate>,
-    wishes: mpsc::Sender<Asked>,
-    amendments: mpsc::Sender<Amending>,
+    access: Shared<StreamAccess>,
+    changes: mpsc::Sender<PendingChange>,
+    amendments: mpsc::Sender<PendingAmendment>,
     /// One permit for each answer that is not written yet.
     answers: Rc<Semaphore>,
     lent: Rc<Cell<usize>>,
@@ -182,16 +189,16 @@ struct Desk {
     console: Shared<Option<Console>>,
 }
 
-async fn accept(listener: UnixListener, desk: Desk) {
+async fn accept(listener: UnixListener, connection: ControlConnection) {
     let room = Rc::new(Semaphore::new(CLIENT_LIMIT));
     loop {
         let permit = Rc::clone(&room);
         let Ok(()) = permit.acquire().await.map(tokio::sync::SemaphorePermit::forget) else { return };
         match listener.accept().await {
             Ok((client, _)) => {
-                let (desk, room) = (desk.clone(), Rc::clone(&room));
+                let (connection, room) = (connection.clone(), Rc::clone(&room));
                 spawn_local(async move {
-                    desk.talk(client).await;
+                    connection.serve(client).await;
                     room.add_permits(1);
                 });
             }
@@ -204,8 +211,8 @@ async fn accept(listener: UnixListener, desk: Desk) {
     }
 }
 
-impl Desk {
-    async fn talk(&self, mut client: UnixStream) {
+impl ControlConnection {
+    async fn serve(&self, mut client: UnixStream) {
         if !client.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw()) {
             return;
         }
@@ -216,17 +223,17 @@ impl Desk {
                 if hello.key != self.key {
                     return;
                 }
-                match hello.wish {
-                    Wish::Attach => {
+                match hello.request {
+                    ControlRequest::Attach => {
                         drop(unanswered);
                         return self.lend(client).await;
                     }
-                    Wish::Console => {
+                    ControlRequest::Console => {
                         drop(unanswered);
                         return self.show_console(client).await;
                     }
-                    Wish::Change(ask) => self.pass_on(ask, hello.reason).await,
-                    Wish::Amend(amendment) => self.amend(amendment).await,
+                    ControlRequest::Change(request) => self.change(request, hello.reason).await,
+                    ControlRequest::Amend(amendment) => self.amend(amendment).await,
                 }
             }
             Ok(Ok(Some(_)) | Err(_)) => Answer::Refused(Refusal::OtherBuild),
@@ -237,10 +244,10 @@ impl Desk {
     }
 
     /// Has the driver answer. One that is gone has ended the machine.
-    async fn pass_on(&self, ask: Ask, reason: Option<String>) -> Answer {
+    async fn change(&self, request: ChangeRequest, reason: Option<String>) -> Answer {
         let (reply, answer) = oneshot::channel();
         let refused = Answer::Refused(Refusal::State(State::Stopping));
-        if self.wishes.send(Asked { ask, reason, reply }).await.is_err() {
+        if self.changes.send(PendingChange { request, reason, reply }).await.is_err() {
             return refused;
         }
         answer.await.unwrap_or(refused)
@@ -250,7 +257,7 @@ impl Desk {
     async fn amend(&self, amendment: Amendment) -> Answer {
         let (reply, answer) = oneshot::channel();
         let refused = Answer::Refused(Refusal::State(State::Stopping));
-        if self.amendments.send(Amending { amendment, reply }).await.is_err() {
+        if self.amendments.send(PendingAmendment { amendment, reply }).await.is_err() {
             return refused;
         }
         answer.await.unwrap_or(refused)
@@ -258,12 +265,12 @@ impl Desk {
 
     /// Makes the connection a stream of the agent, until either side has enough of it.
     async fn lend(&self, mut client: UnixStream) {
-        let session = match &*self.gate.borrow() {
-            Gate::Closed(state) => Err(Refusal::State(*state)),
-            Gate::Open(_) if self.lent.get() >= LENT_LIMIT => Err(Refusal::Crowded),
-            Gate::Open(session) => Ok(session.clone()),
+        let session = match &*self.access.borrow() {
+            StreamAccess::Closed(state) => Err(Refusal::State(*state)),
+            StreamAccess::Open(_) if self.lent.get() >= LENT_STREAM_LIMIT => Err(Refusal::Crowded),
+            StreamAccess::Open(session) => Ok(session.clone()),
         };
-        let _lent = Lent::count(&self.lent);
+        let _lent = LentStream::count(&self.lent);
         let opened = match session {
             Ok(session) => session.open().await.map_err(|_| Refusal::State(State::Stopping)),
             Err(refusal) => Err(refusal),
@@ -283,14 +290,14 @@ impl Desk {
     }
 }
 
-impl Desk {
+impl ControlConnection {
     /// Makes the connection a session at the console, until the client has enough of it.
     async fn show_console(&self, mut client: UnixStream) {
-        let console = match (&*self.console.borrow(), &*self.gate.borrow()) {
-            (None, Gate::Closed(state)) | (_, Gate::Closed(state @ State::Quarantined)) => {
+        let console = match (&*self.console.borrow(), &*self.access.borrow()) {
+            (None, StreamAccess::Closed(state)) | (_, StreamAccess::Closed(state @ State::Quarantined)) => {
                 Err(Refusal::State(*state))
             }
-            (None, Gate::Open(_)) => Err(Refusal::State(State::Starting)),
+            (None, StreamAccess::Open(_)) => Err(Refusal::State(State::Starting)),
             (Some(console), _) => Ok(console.clone()),
         };
         let session = console.and_then(|console| console.open().ok_or(Refusal::ConsoleTaken));
@@ -308,16 +315,16 @@ impl Desk {
 }
 
 /// One stream that is lent, as long as it is.
-struct Lent(Rc<Cell<usize>>);
+struct LentStream(Rc<Cell<usize>>);
 
-impl Lent {
-    fn count(lent: &Rc<Cell<usize>>) -> Lent {
+impl LentStream {
+    fn count(lent: &Rc<Cell<usize>>) -> LentStream {
         lent.set(lent.get() + 1);
-        Lent(Rc::clone(lent))
+        LentStream(Rc::clone(lent))
     }
 }
 
-impl Drop for Lent {
+impl Drop for LentStream {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
     }
