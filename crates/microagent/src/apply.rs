@@ -20,9 +20,9 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::disks::arrange;
-use crate::follow::Forward;
-use crate::making::{MIB, check, fitting_mib, invalid, resolve_command};
+use crate::provision::{MIB, check_options, fitting_mib, invalid, resolve_command};
 use crate::spec::Service;
+use crate::supervisor_events::Forward;
 use crate::text::HostVariable;
 use crate::workspace::lock_patiently;
 use crate::{Engine, Error, RunCommand, SpecFile};
@@ -161,7 +161,7 @@ impl Engine {
             self.check_disks(&others, false)?;
             plan.record.disks = arrange(&plan.record.disks)?;
         }
-        check(&plan.options())?;
+        check_options(&plan.options())?;
         Ok(plan)
     }
 

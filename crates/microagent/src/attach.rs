@@ -20,8 +20,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::with_cause;
 use crate::lifecycle::refused;
-use crate::machinery::Life;
 use crate::signal::SIGTERM;
+use crate::supervisor_spec::MachineRequest;
 use crate::{Engine, Error, Event, Observer};
 
 /// How long a workspace that is just being started is waited for.
@@ -35,10 +35,10 @@ const START_INTERVAL: Duration = Duration::from_millis(50);
 pub(crate) const REPLY_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long a look into a resting workspace may take.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(60 * 60);
+const OFFLINE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// Which disks a resting workspace is looked into with, beside its root disk.
-enum Beside {
+enum OfflineDisks {
     /// Those that it has when it runs, so that a path means the same.
     ItsOwn,
     /// None of its own, and these, unmounted.
@@ -46,7 +46,7 @@ enum Beside {
 }
 
 /// A guest that can be asked for something.
-pub(crate) struct Guest {
+pub(crate) struct GuestConnection {
     name: WorkspaceName,
     dir: WorkspaceDir,
     /// The supervisor that was started only to look into a resting workspace.
@@ -54,34 +54,34 @@ pub(crate) struct Guest {
 }
 
 /// A conversation with the agent.
-pub(crate) struct Talk {
+pub(crate) struct AgentStream {
     pub(crate) name: WorkspaceName,
     pub(crate) stream: UnixStream,
 }
 
 impl Engine {
     /// The guest of a workspace: the running one, or, where it rests, one that is booted for this and ended by
-    /// [`Guest::leave`].
+    /// [`GuestConnection::leave`].
     pub(crate) async fn guest(
         &self,
         name: &WorkspaceName,
         observer: &dyn Observer,
         cancel: &CancellationToken,
-    ) -> Result<Guest, Error> {
+    ) -> Result<GuestConnection, Error> {
         let record = self.observe(name)?;
         let dir = self.existing(name)?;
         let state = record.observed_state();
         let look = match state {
             State::Running | State::Starting => None,
             state if state.is_resting() => {
-                Some(self.look(&record, &dir, Beside::ItsOwn, observer, cancel).await?)
+                Some(self.boot_offline(&record, &dir, OfflineDisks::ItsOwn, observer, cancel).await?)
             }
             state => return Err(Error::WrongState { name: name.clone(), state, action: "reach its files" }),
         };
-        Ok(Guest { name: name.clone(), dir, look })
+        Ok(GuestConnection { name: name.clone(), dir, look })
     }
 
-    /// The guest of a resting workspace, booted for this with these disks in place of its own, and ended by [`Guest::leave`].
+    /// The guest of a resting workspace, booted for this with these disks in place of its own, and ended by [`GuestConnection::leave`].
     pub(crate) async fn resting_guest(
         &self,
         name: &WorkspaceName,
@@ -89,52 +89,57 @@ impl Engine {
         action: &'static str,
         observer: &dyn Observer,
         cancel: &CancellationToken,
-    ) -> Result<Guest, Error> {
+    ) -> Result<GuestConnection, Error> {
         let record = self.observe(name)?;
         let state = record.observed_state();
         if !state.is_resting() {
             return Err(Error::WrongState { name: name.clone(), state, action });
         }
         let dir = self.existing(name)?;
-        let look = Some(self.look(&record, &dir, Beside::Only(extra_disks), observer, cancel).await?);
-        Ok(Guest { name: name.clone(), dir, look })
+        let look =
+            Some(self.boot_offline(&record, &dir, OfflineDisks::Only(extra_disks), observer, cancel).await?);
+        Ok(GuestConnection { name: name.clone(), dir, look })
     }
 
     /// The guest of a running workspace.
-    pub(crate) fn running_guest(&self, name: &WorkspaceName, action: &'static str) -> Result<Guest, Error> {
+    pub(crate) fn running_guest(
+        &self,
+        name: &WorkspaceName,
+        action: &'static str,
+    ) -> Result<GuestConnection, Error> {
         let state = self.observe(name)?.observed_state();
         if !matches!(state, State::Running | State::Starting) {
             return Err(Error::WrongState { name: name.clone(), state, action });
         }
-        Ok(Guest { name: name.clone(), dir: self.existing(name)?, look: None })
+        Ok(GuestConnection { name: name.clone(), dir: self.existing(name)?, look: None })
     }
 
     /// Boots the disk of a resting workspace without network and workload.
-    async fn look(
+    async fn boot_offline(
         &self,
         record: &WorkspaceRecord,
         dir: &WorkspaceDir,
-        beside: Beside,
+        beside: OfflineDisks,
         observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<Launched, Error> {
         self.prepare()?;
         let name = &record.name;
-        let machinery = self.machinery(NetworkMode::Isolated)?;
+        let programs = self.host_programs(NetworkMode::Isolated)?;
         let base = self.images().disk_path(&record.image.disk);
         let disks = match &beside {
-            Beside::ItsOwn => record.disks.clone(),
-            Beside::Only(_) => Vec::new(),
+            OfflineDisks::ItsOwn => record.disks.clone(),
+            OfflineDisks::Only(_) => Vec::new(),
         };
         let kept = WorkspaceRecord { disposable: false, disks, ..record.clone() };
         let work = Work::Serve { service: None, stop_signal: SIGTERM, detached: false };
-        let spec = self.spec(&machinery, &Life::of(&kept, dir, &base)?, work)?;
+        let spec = self.spec(&programs, &MachineRequest::of(&kept, dir, &base)?, work)?;
         let machine = match beside {
-            Beside::ItsOwn => spec.machine,
-            Beside::Only(extra_disks) => MachineSpec { extra_disks, ..spec.machine },
+            OfflineDisks::ItsOwn => spec.machine,
+            OfflineDisks::Only(extra_disks) => MachineSpec { extra_disks, ..spec.machine },
         };
-        let spec = SupervisorSpec { timeout: Some(LOOK_TIMEOUT), machine, ..spec };
-        let backend = machinery.decision.backend().to_owned();
+        let spec = SupervisorSpec { timeout: Some(OFFLINE_TIMEOUT), machine, ..spec };
+        let backend = programs.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
         let failed = |kind, message| Error::StartFailed {
             workspace: name.clone(),
@@ -171,7 +176,7 @@ impl Engine {
     }
 
     /// Opens a stream to a guest and asks for something on it.
-    pub(crate) async fn ask(&self, guest: &Guest, request: &Request) -> Result<Talk, Error> {
+    pub(crate) async fn ask(&self, guest: &GuestConnection, request: &Request) -> Result<AgentStream, Error> {
         let end = Instant::now() + START_PATIENCE;
         let stream = loop {
             match attach(&guest.dir).await {
@@ -183,7 +188,7 @@ impl Engine {
                 Err(source) => return Err(self.unreachable(&guest.name, "reach its guest", source)),
             }
         };
-        let mut talk = Talk { name: guest.name.clone(), stream };
+        let mut talk = AgentStream { name: guest.name.clone(), stream };
         // A guest that does not read holds up what is longer than the buffers on the way.
         match timeout(REPLY_PATIENCE, write_message(&mut talk.stream, request, REQUEST_LIMIT)).await {
             Ok(written) => written.map_err(|e| talk.broken(&e))?,
@@ -195,7 +200,7 @@ impl Engine {
     }
 }
 
-impl Guest {
+impl GuestConnection {
     /// Whose guest it is.
     pub(crate) fn name(&self) -> &WorkspaceName {
         &self.name
@@ -222,7 +227,7 @@ impl Guest {
     }
 }
 
-impl Talk {
+impl AgentStream {
     /// Reads one answer; an end in its place is an error, and so is a long silence.
     pub(crate) async fn reply<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
         let Ok(reply) = timeout(REPLY_PATIENCE, read_message(&mut self.stream, REPLY_LIMIT)).await else {

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use microagent_store::{DiskSource, State, Workload, WorkspaceName, WorkspaceRecord};
 
 use crate::disks::copy_disk;
-use crate::machinery::new_identity;
+use crate::supervisor_spec::new_identity;
 use crate::workspace::lock_patiently;
 use crate::{Engine, Error, WorkspaceDetails};
 
@@ -59,7 +59,7 @@ impl Engine {
             one_start: None,
             ..record
         };
-        self.settle(&copy, Some(&workload), |dir| {
+        self.create_dir_with(&copy, Some(&workload), |dir| {
             let bundles = copy.disks.iter().filter(|disk| matches!(disk.source, DiskSource::Bundle(_)));
             let numbers = 0..bundles.count();
             let disks = numbers.map(|number| (from.bundle(number), dir.bundle(number)));

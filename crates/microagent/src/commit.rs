@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::copy::Stream;
-use crate::follow::Forward;
+use crate::supervisor_events::Forward;
 use crate::{Engine, Error, Event, Observer};
 
 /// How long the comparison of two disks may take; it ends sooner when nothing differs.

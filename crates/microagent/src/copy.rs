@@ -22,8 +22,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::attach::Guest;
-use crate::making::invalid;
+use crate::attach::GuestConnection;
+use crate::provision::invalid;
 use crate::{Engine, Error, Observer};
 use place::{Kind, Misfit, Place, base, place};
 pub(crate) use receive::{Stream, unpack};
@@ -81,7 +81,7 @@ impl Engine {
 
     async fn send(
         &self,
-        guest: &Guest,
+        guest: &GuestConnection,
         source: CopySource,
         host: Option<Kind>,
         guest_path: &str,
@@ -140,7 +140,7 @@ impl Engine {
 
     async fn take(
         &self,
-        guest: &Guest,
+        guest: &GuestConnection,
         guest_path: &str,
         target: CopyTarget,
         follow: bool,
@@ -179,7 +179,7 @@ impl Engine {
     /// Has the guest pack a path, and passes the stream on.
     pub(crate) async fn pack(
         &self,
-        guest: &Guest,
+        guest: &GuestConnection,
         path: &str,
         follow: bool,
         chunks: SyncSender<Vec<u8>>,
@@ -192,7 +192,7 @@ impl Engine {
     /// Asks the guest for a tar stream and passes it on. Dropped chunks end it.
     pub(crate) async fn tar_stream(
         &self,
-        guest: &Guest,
+        guest: &GuestConnection,
         request: &Request,
         chunks: SyncSender<Vec<u8>>,
         cancel: &CancellationToken,
@@ -222,7 +222,12 @@ impl Engine {
     }
 
     /// What stands at a path of the guest, if anything does.
-    async fn look_at(&self, guest: &Guest, path: &str, follow: bool) -> Result<Option<PathInfo>, Error> {
+    async fn look_at(
+        &self,
+        guest: &GuestConnection,
+        path: &str,
+        follow: bool,
+    ) -> Result<Option<PathInfo>, Error> {
         let request = Request::Stat(Stat { path: path.as_bytes().to_vec().into(), follow });
         let answer: Result<PathInfo, GuestError> = self.ask(guest, &request).await?.reply().await?;
         match answer {
@@ -253,7 +258,7 @@ impl Misfit {
     }
 }
 
-fn refused(guest: &Guest, error: GuestError) -> Error {
+fn refused(guest: &GuestConnection, error: GuestError) -> Error {
     Error::GuestRefused {
         workspace: guest.name().clone(),
         not_found: error.kind == GuestErrorKind::NotFound,

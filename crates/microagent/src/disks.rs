@@ -17,8 +17,8 @@ use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
 use crate::attachment::described;
-use crate::machinery::absolute;
-use crate::making::{MIB, fitting_mib, invalid};
+use crate::provision::{MIB, fitting_mib, invalid};
+use crate::supervisor_spec::absolute;
 use crate::volume::VOLUME_SIZE_MIB;
 use crate::{Engine, Error, Event, Observer};
 
@@ -213,7 +213,7 @@ impl Engine {
 
 impl Bundles {
     /// Moves the disks to where they belong.
-    pub(crate) fn settle(self, dir: &WorkspaceDir) -> Result<(), Error> {
+    pub(crate) fn move_into(self, dir: &WorkspaceDir) -> Result<(), Error> {
         for (number, made) in &self.made {
             let to = dir.bundle(*number);
             fs::rename(made, &to).map_err(|source| Error::File { action: "create", path: to, source })?;

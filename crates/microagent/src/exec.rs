@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::with_cause;
-use crate::making;
+use crate::provision;
 use crate::{Engine, Error};
 
 /// Exit code of a command that ran out of time, as `timeout` has it.
@@ -159,7 +159,7 @@ impl Engine {
                 cols: terminal.cols,
                 term: terminal.term.clone(),
             }),
-            ..making::exec(&workload, &options.command)
+            ..provision::exec_request(&workload, &options.command)
         };
         let started_at = Timestamp::now();
         let talk = self.ask(&guest, &Request::Exec(exec)).await?;

@@ -18,13 +18,14 @@ use microagent_vm::{
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::follow::{Followed, Forward};
-use crate::machinery::{Life, Machinery};
-use crate::making::{
-    MIB, check, check_size, exec, invalid, new_record, new_workload, resolve_command, size, steps,
+use crate::provision::{
+    MIB, check_options, check_size, exec_request, invalid, new_record, new_workload, resolve_command,
+    resolve_resources, setup_steps,
 };
 use crate::secret::Resolved;
 use crate::signal::{SIGTERM, signal_number};
+use crate::supervisor_events::{Forward, SupervisorProgress};
+use crate::supervisor_spec::{HostPrograms, MachineRequest};
 use crate::workspace::{kill, lock_patiently};
 use crate::{
     CreateOptions, Engine, Error, Event, ImageReport, Observer, Profile, SetupFailure, WorkspaceDetails,
@@ -40,7 +41,7 @@ pub const REASON_LIMIT: usize = 1000;
 pub(crate) const QUARANTINE: &str = "quarantine it";
 
 /// How long a machine that has just ended may take to be seen as ended.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
+const REST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A workspace that was made.
 #[derive(Debug)]
@@ -102,7 +103,7 @@ impl Engine {
         observer: &dyn Observer,
         cancel: &CancellationToken,
     ) -> Result<Created, Error> {
-        check(&options.workspace)?;
+        check_options(&options.workspace)?;
         self.prepare()?;
         let name = &options.name;
         if self.state().workspace(name).path().exists() {
@@ -110,7 +111,7 @@ impl Engine {
         }
         let disks = self.check_disks(&options.workspace.disks, !options.workspace.setup.is_empty())?;
         // What is missing is better said now than at the first start.
-        let machinery = self.machinery(options.workspace.network)?;
+        let programs = self.host_programs(options.workspace.network)?;
         // Only setup runs now; every start looks them up anew.
         let secrets = match options.workspace.setup.is_empty() {
             true => Resolved::default(),
@@ -123,7 +124,7 @@ impl Engine {
             Some(command) => Some(resolve_command(command, &image.config)?),
             None => None,
         };
-        let (resources, mut notices) = size(&options.workspace, &image);
+        let (resources, mut notices) = resolve_resources(&options.workspace, &image);
         for notice in &notices {
             observer.event(Event::Notice(notice.clone()));
         }
@@ -133,11 +134,11 @@ impl Engine {
         let workload = Workload { service, shell: options.shell.clone(), ..workload };
         let bundles = self.make_bundles(&disks, cancel).await?;
         notices.extend(self.make_missing_volumes(&disks, observer)?);
-        let dir = self.settle_in(&record, &image, Some(&workload), bundles)?;
+        let dir = self.create_from_image(&record, &image, Some(&workload), bundles)?;
         // The record names the disk from here on, which keeps it from being pruned.
         image.release();
         if !workload.setup.is_empty()
-            && let Err(error) = self.set_up(&machinery, &record, workload, secrets, observer, cancel).await
+            && let Err(error) = self.set_up(&programs, &record, workload, secrets, observer, cancel).await
         {
             if matches!(error, Error::Cancelled) {
                 self.remove(name, &dir)?;
@@ -195,25 +196,25 @@ impl Engine {
         choose_ports(&record.publish)?;
         let dir = self.state().workspace(name);
         let mut workload = Workload::load(&dir).map_err(|e| self.damaged(name, e))?;
-        let machinery = self.machinery(record.network)?;
+        let programs = self.host_programs(record.network)?;
         let secrets = self.resolve_secrets(&record.secrets, cancel).await?;
         if !workload.setup.is_empty() {
             let secrets = secrets.clone();
-            workload = self.set_up(&machinery, &record, workload, secrets, observer, cancel).await?;
+            workload = self.set_up(&programs, &record, workload, secrets, observer, cancel).await?;
         }
-        let service = workload.service.as_ref().map(|service| exec(&workload, service));
+        let service = workload.service.as_ref().map(|service| exec_request(&workload, service));
         let stop_signal = workload.stop_signal.as_deref().and_then(signal_number).unwrap_or(SIGTERM);
         let work = Work::Serve { service, stop_signal, detached: true };
         let base = self.images().disk_path(&record.image.disk);
         let resources = one_start.as_ref().map_or(record.resources, |size| size.resources);
-        let life = Life { resources, ..Life::of(&record, &dir, &base)? };
-        let spec = SupervisorSpec { one_start, ..self.spec(&machinery, &life, work)? };
+        let request = MachineRequest { resources, ..MachineRequest::of(&record, &dir, &base)? };
+        let spec = SupervisorSpec { one_start, ..self.spec(&programs, &request, work)? };
         let spec = secrets.deliver(spec, &workload.user);
-        let backend = machinery.decision.backend().to_owned();
+        let backend = programs.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
         match self.follow(spec, observer, cancel).await {
-            Ok(Followed::Serving) => Ok(Started { details: self.workspace(name)?, backend }),
-            Ok(Followed::Ended(ended)) => Err(start_error(name, backend, *ended)),
+            Ok(SupervisorProgress::Serving) => Ok(Started { details: self.workspace(name)?, backend }),
+            Ok(SupervisorProgress::Ended(ended)) => Err(start_error(name, backend, *ended)),
             Err(SuperviseError::Vanished { .. }) => Err(vanished(name, backend)),
             Err(error) => Err(error.into()),
         }
@@ -222,7 +223,7 @@ impl Engine {
     /// Runs the setup steps on a fresh disk, and notes that they need not run again.
     async fn set_up(
         &self,
-        machinery: &Machinery,
+        programs: &HostPrograms,
         record: &WorkspaceRecord,
         workload: Workload,
         secrets: Resolved,
@@ -246,14 +247,15 @@ impl Engine {
                 source,
             })?
         };
-        let work = Work::Prepare { setup: steps(&workload), disk };
-        let spec = self.spec(machinery, &Life::of(record, &dir, &base)?.first().unpublished(), work)?;
+        let work = Work::Prepare { setup: setup_steps(&workload), disk };
+        let spec =
+            self.spec(programs, &MachineRequest::of(record, &dir, &base)?.first().unpublished(), work)?;
         let spec = secrets.deliver(spec, &workload.user);
-        let backend = machinery.decision.backend().to_owned();
+        let backend = programs.decision.backend().to_owned();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.clone() });
         let ended = match self.follow(spec, observer, cancel).await {
-            Ok(Followed::Ended(ended)) => *ended,
-            Ok(Followed::Serving) | Err(SuperviseError::Vanished { .. }) => {
+            Ok(SupervisorProgress::Ended(ended)) => *ended,
+            Ok(SupervisorProgress::Serving) | Err(SuperviseError::Vanished { .. }) => {
                 return Err(vanished(name, backend));
             }
             Err(error) => return Err(error.into()),
@@ -313,7 +315,7 @@ impl Engine {
         if record.has_machine()
             && let Ok(Answer::Done) = change(&dir, ChangeRequest::Kill).await
         {
-            return self.settled(name).await;
+            return self.wait_until_resting(name).await;
         }
         kill(&record);
         let _lock = lock_patiently(name, &dir)?;
@@ -419,12 +421,12 @@ impl Engine {
             return self.kill(name).await;
         }
         self.change(name, ask, action).await?;
-        self.settled(name).await
+        self.wait_until_resting(name).await
     }
 
     /// A machine that has ended is seen as such at once, but for the moment in which its supervisor dies.
-    async fn settled(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
-        let end = Instant::now() + SETTLE_PATIENCE;
+    async fn wait_until_resting(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
+        let end = Instant::now() + REST_PATIENCE;
         loop {
             let details = self.workspace(name)?;
             if !details.state.is_live() || Instant::now() >= end {

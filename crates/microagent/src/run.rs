@@ -9,9 +9,12 @@ use microagent_store::{
 use microagent_vm::{Ended, Outcome, OutputReader, SuperviseError, SupervisorSpec, Work, choose_ports};
 use tokio_util::sync::CancellationToken;
 
-use crate::follow::{Followed, Forward, Noting};
-use crate::machinery::Life;
-use crate::making::{check, exec, invalid, new_record, new_workload, resolve_command, size, steps};
+use crate::provision::{
+    check_options, exec_request, invalid, new_record, new_workload, resolve_command, resolve_resources,
+    setup_steps,
+};
+use crate::supervisor_events::{Forward, NoticeCollector, SupervisorProgress};
+use crate::supervisor_spec::MachineRequest;
 use crate::workspace::lock_error;
 use crate::{Engine, Error, Event, Observer, RunOptions, RunReport, SetupFailure, WorkspaceOptions};
 
@@ -37,7 +40,7 @@ impl Engine {
         // Before the image is fetched; the supervisor looks again.
         choose_ports(&options.workspace.publish)?;
         let disks = self.check_disks(&options.workspace.disks, true)?;
-        let machinery = self.machinery(options.workspace.network)?;
+        let programs = self.host_programs(options.workspace.network)?;
         // What is missing is better said before an image is fetched.
         let secrets = self.resolve_secrets(&options.workspace.secrets, cancel).await?;
         let pull = PullOptions { policy: options.workspace.pull, ..PullOptions::default() };
@@ -45,7 +48,7 @@ impl Engine {
             self.images().ensure(&options.workspace.image, &pull, &Forward(observer), cancel).await?;
         let command = resolve_command(&options.command, &image.config)?;
 
-        let (resources, mut notices) = size(&options.workspace, &image);
+        let (resources, mut notices) = resolve_resources(&options.workspace, &image);
         for notice in &notices {
             observer.event(Event::Notice(notice.clone()));
         }
@@ -55,19 +58,19 @@ impl Engine {
         let kept = options.keep.then(|| kept_workload(options, &image.config, &record.hostname));
         let bundles = self.make_bundles(&disks, cancel).await?;
         notices.extend(self.make_missing_volumes(&disks, observer)?);
-        let dir = self.settle_in(&record, &image, kept.as_ref(), bundles)?;
+        let dir = self.create_from_image(&record, &image, kept.as_ref(), bundles)?;
         // The record names the disk from here on, which keeps it from being pruned.
         image.release();
-        let work = Work::Run { setup: steps(&workload), command: exec(&workload, &command) };
-        let spec = self.spec(&machinery, &Life::of(&record, &dir, &image.disk)?.first(), work)?;
+        let work = Work::Run { setup: setup_steps(&workload), command: exec_request(&workload, &command) };
+        let spec = self.spec(&programs, &MachineRequest::of(&record, &dir, &image.disk)?.first(), work)?;
         let spec = secrets.deliver(SupervisorSpec { timeout: options.timeout, ..spec }, &workload.user);
 
-        let backend = machinery.decision.backend();
+        let backend = programs.decision.backend();
         observer.event(Event::Booting { workspace: name.to_string(), backend: backend.to_owned() });
-        let noting = Noting::new(observer);
+        let noting = NoticeCollector::new(observer);
         let ended = self.follow(spec, &noting, cancel).await.and_then(|followed| match followed {
-            Followed::Ended(ended) => Ok(*ended),
-            Followed::Serving => Err(SuperviseError::Vanished { log: dir.supervisor_log() }),
+            SupervisorProgress::Ended(ended) => Ok(*ended),
+            SupervisorProgress::Serving => Err(SuperviseError::Vanished { log: dir.supervisor_log() }),
         });
         let output = OutputReader::open(&dir.output()).map_err(|source| Error::File {
             action: "read",
@@ -198,7 +201,7 @@ enum Judged {
 
 /// Refuses what cannot work before anything is done.
 fn check_run(options: &RunOptions) -> Result<(), Error> {
-    check(&options.workspace)?;
+    check_options(&options.workspace)?;
     if options.timeout == Some(Duration::ZERO) {
         let hint = "give at least 1, or leave --timeout out";
         return Err(invalid("a timeout of 0 seconds leaves no time to run", hint));

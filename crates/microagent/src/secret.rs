@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 pub use self::error::{SecretError, SecretFault};
-use crate::making::invalid;
+use crate::provision::invalid;
 use crate::{Engine, Error};
 
 /// Gives the value of an environment variable.

@@ -8,7 +8,7 @@ use microagent_vm::template::{self, TemplateInfo};
 use microagent_vm::{Outcome, Report, SuperviseError, Timeline, Work, launch};
 use tokio_util::sync::CancellationToken;
 
-use crate::machinery::{Life, new_identity};
+use crate::supervisor_spec::{MachineRequest, new_identity};
 use crate::{Engine, Error};
 
 /// How the supervisor of a freeze is called in lists of processes.
@@ -95,13 +95,13 @@ impl Engine {
         cancel: &CancellationToken,
     ) -> Result<Timeline, Error> {
         self.prepare()?;
-        let machinery = self.machinery(network)?;
+        let programs = self.host_programs(network)?;
         let tmp = self.state().tmp();
         let scratch = tempfile::Builder::new().prefix("template-").tempdir_in(&tmp);
         let scratch = scratch.map_err(|source| Error::File { action: "create", path: tmp, source })?;
         let dir = WorkspaceDir::at(scratch.path());
         let identity = new_identity()?;
-        let life = Life {
+        let request = MachineRequest {
             name: NAME,
             hostname: NAME,
             identity,
@@ -112,7 +112,7 @@ impl Engine {
             egress: EgressPolicy::default(),
             disks: &[],
         };
-        let mut spec = self.spec(&machinery, &life, Work::Freeze)?;
+        let mut spec = self.spec(&programs, &request, Work::Freeze)?;
         // Asked for by name, whatever the default is.
         spec.warm = Ok(());
         let failed = |kind, message| Error::TemplateFailed { kind, message };

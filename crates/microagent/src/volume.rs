@@ -15,8 +15,8 @@ use microagent_store::{
 use serde::Serialize;
 
 use crate::error::with_cause;
-use crate::machinery::random;
-use crate::making::{MIB, invalid};
+use crate::provision::{MIB, invalid};
+use crate::supervisor_spec::random;
 use crate::{Engine, Error};
 
 /// Size of a volume unless another is asked for, in MiB.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{SILENCE, chunked};
 use crate::Error;
-use crate::attach::Talk;
+use crate::attach::AgentStream;
 
 // A piece is one message.
 const _: () = assert!(PIECE_LIMIT <= INPUT_CHUNK_LIMIT);
@@ -36,12 +36,12 @@ pub(super) fn pass_on(stream: impl Read, chunks: mpsc::Sender<Vec<u8>>) -> Resul
 
 /// Feeds a guest that unpacks, and waits for its answer, which may come before the end: it does not want more then.
 pub(super) async fn feed(
-    talk: Talk,
+    talk: AgentStream,
     mut chunked: mpsc::Receiver<Vec<u8>>,
     packing: JoinHandle<Result<(), Error>>,
     cancel: &CancellationToken,
 ) -> Result<Result<Unpacked, GuestError>, Error> {
-    let Talk { name, stream } = talk;
+    let AgentStream { name, stream } = talk;
     let gone = |message: String| Error::GuestGone { workspace: name.clone(), message };
     let silent = |what: &str| gone(format!("it {what} for {} s", SILENCE.as_secs()));
     let broken = |e: FrameError| gone(crate::error::with_cause(&e));
@@ -123,7 +123,7 @@ mod tests {
             Ok(())
         });
         let cancel = CancellationToken::new();
-        let feeding = feed(Talk { name, stream }, chunked, packing, &cancel);
+        let feeding = feed(AgentStream { name, stream }, chunked, packing, &cancel);
         let (answer, ()) = tokio::join!(feeding, guest(theirs));
         answer.map(|answer| answer.is_ok())
     }

@@ -4,7 +4,7 @@ use microagent_store::WORKSPACE_FORMAT;
 use serde_json::json;
 
 use super::*;
-use crate::making::fitting_mib;
+use crate::provision::fitting_mib;
 use crate::spec::Service;
 
 fn record() -> WorkspaceRecord {

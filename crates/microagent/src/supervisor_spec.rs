@@ -1,4 +1,4 @@
-//! From what is to live to what a supervisor must know: programs, guest files, addresses, identity.
+//! Builds the spec of a supervisor: programs, guest files, addresses, identity.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,8 +22,8 @@ use crate::{Engine, Error};
 /// Largest `resolv.conf` that is read.
 const RESOLV_CONF_LIMIT: u64 = 64 * 1024;
 
-/// What machines are started with on this host.
-pub(crate) struct Machinery {
+/// The host's programs and files that every machine is started with.
+pub(crate) struct HostPrograms {
     pub(crate) decision: AccelDecision,
     qemu: PathBuf,
     passt: Option<PathBuf>,
@@ -31,30 +31,30 @@ pub(crate) struct Machinery {
     initramfs: PathBuf,
 }
 
-/// What is to live.
-pub(crate) struct Life<'a> {
+/// A machine to be started.
+pub(crate) struct MachineRequest<'a> {
     /// How its supervisor is called in lists of processes.
     pub(crate) name: &'a str,
     /// Host name in the guest.
     pub(crate) hostname: &'a str,
-    /// What it is known by in its network and to its programs.
+    /// Machine ID and MAC address.
     pub(crate) identity: Identity,
     /// Size of the machine.
     pub(crate) resources: Resources,
     /// Where its logs go.
     pub(crate) dir: &'a WorkspaceDir,
     /// Its disk.
-    pub(crate) disk: Option<LifeDisk<'a>>,
+    pub(crate) disk: Option<RootDisk<'a>>,
     /// Ports of the host that lead into it.
     pub(crate) publish: &'a [Publish],
-    /// What it may reach.
+    /// Its egress policy.
     pub(crate) egress: EgressPolicy,
-    /// What it has beside that.
+    /// Its disks beside the root disk.
     pub(crate) disks: &'a [Attachment],
 }
 
-/// The disk of a life.
-pub(crate) struct LifeDisk<'a> {
+/// The root disk of a machine.
+pub(crate) struct RootDisk<'a> {
     /// The overlay.
     pub(crate) overlay: PathBuf,
     /// The base disk under it.
@@ -65,40 +65,40 @@ pub(crate) struct LifeDisk<'a> {
     pub(crate) fresh: bool,
 }
 
-impl<'a> Life<'a> {
-    /// A life of the workspace, whose disk was used before.
+impl<'a> MachineRequest<'a> {
+    /// A machine of the workspace, whose disk was used before.
     pub(crate) fn of(
         record: &'a WorkspaceRecord,
         dir: &'a WorkspaceDir,
         base: &'a Path,
-    ) -> Result<Life<'a>, Error> {
-        Ok(Life {
+    ) -> Result<MachineRequest<'a>, Error> {
+        Ok(MachineRequest {
             name: record.name.as_str(),
             hostname: &record.hostname,
             identity: record.identity.clone().map_or_else(new_identity, Ok)?,
             resources: record.resources,
             dir,
-            disk: Some(LifeDisk { overlay: dir.disk(), base, keep: !record.disposable, fresh: false }),
+            disk: Some(RootDisk { overlay: dir.disk(), base, keep: !record.disposable, fresh: false }),
             publish: &record.publish,
             egress: record.egress.clone(),
             disks: &record.disks,
         })
     }
 
-    /// A life that nobody connects to.
-    pub(crate) fn unpublished(self) -> Life<'a> {
-        Life { publish: &[], ..self }
+    /// The same machine without published ports.
+    pub(crate) fn unpublished(self) -> MachineRequest<'a> {
+        MachineRequest { publish: &[], ..self }
     }
 
-    /// The first life of the workspace: nothing but its making has touched its disk.
-    pub(crate) fn first(self) -> Life<'a> {
-        Life { disk: self.disk.map(|disk| LifeDisk { fresh: true, ..disk }), ..self }
+    /// The workspace's first machine: no guest has used its disk yet.
+    pub(crate) fn first(self) -> MachineRequest<'a> {
+        MachineRequest { disk: self.disk.map(|disk| RootDisk { fresh: true, ..disk }), ..self }
     }
 }
 
 impl Engine {
     /// Finds programs and files of a machine.
-    pub(crate) fn machinery(&self, network: NetworkMode) -> Result<Machinery, Error> {
+    pub(crate) fn host_programs(&self, network: NetworkMode) -> Result<HostPrograms, Error> {
         let options = self.options();
         let qemu = self.find_program(options.qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86")?;
         let passt = match network {
@@ -111,7 +111,7 @@ impl Engine {
             Some(kernel) => guest.unpack_with_kernel(self.state(), kernel),
         }?;
         let decision = accel::decide(options.accel, &KvmFacts::gather());
-        Ok(Machinery { decision, qemu, passt, kernel: files.kernel, initramfs: files.initramfs })
+        Ok(HostPrograms { decision, qemu, passt, kernel: files.kernel, initramfs: files.initramfs })
     }
 
     /// The host's name servers now. A file that is not there names none.
@@ -145,18 +145,18 @@ impl Engine {
     /// Everything that a supervisor must know. Without a time limit on the work.
     pub(crate) fn spec(
         &self,
-        machinery: &Machinery,
-        life: &Life<'_>,
+        programs: &HostPrograms,
+        request: &MachineRequest<'_>,
         work: Work,
     ) -> Result<SupervisorSpec, Error> {
-        let network = machinery.passt.is_some().then(|| Network {
-            mac: MacAddress(life.identity.mac),
+        let network = programs.passt.is_some().then(|| Network {
+            mac: MacAddress(request.identity.mac),
             address: GUEST_ADDRESS,
             prefix_len: PREFIX_LEN,
             gateway: GATEWAY,
             dns: vec![NAME_SERVER.into()],
         });
-        let disk = match &life.disk {
+        let disk = match &request.disk {
             Some(disk) => Some(DiskSpec {
                 overlay: absolute(&disk.overlay)?,
                 base: absolute(disk.base)?,
@@ -165,28 +165,28 @@ impl Engine {
             }),
             None => None,
         };
-        let disks = self.disks(life.disks, life.dir)?;
+        let disks = self.disks(request.disks, request.dir)?;
         Ok(SupervisorSpec {
             generation: GENERATION,
             state_dir: absolute(self.state().root())?,
-            dir: absolute(life.dir.path())?,
-            name: life.name.to_owned(),
-            backend: machinery.decision.backend().to_owned(),
+            dir: absolute(request.dir.path())?,
+            name: request.name.to_owned(),
+            backend: programs.decision.backend().to_owned(),
             machine: MachineSpec {
-                qemu: absolute(&machinery.qemu)?,
-                kvm: machinery.decision.backend() == "linux-kvm",
-                kernel: absolute(&machinery.kernel)?,
-                initramfs: absolute(&machinery.initramfs)?,
-                memory_mib: life.resources.memory_mib,
-                cpu_count: life.resources.cpu_count,
+                qemu: absolute(&programs.qemu)?,
+                kvm: programs.decision.backend() == "linux-kvm",
+                kernel: absolute(&programs.kernel)?,
+                initramfs: absolute(&programs.initramfs)?,
+                memory_mib: request.resources.memory_mib,
+                cpu_count: request.resources.cpu_count,
                 disk,
                 extra_disks: disks.extra,
             },
-            passt: match &machinery.passt {
+            passt: match &programs.passt {
                 Some(program) => Some(PasstSpec {
                     program: absolute(program)?,
-                    publish: life.publish.to_vec(),
-                    egress: life.egress.clone(),
+                    publish: request.publish.to_vec(),
+                    egress: request.egress.clone(),
                     name_servers: self.name_servers()?,
                 }),
                 None => None,
@@ -195,8 +195,8 @@ impl Engine {
                 // The supervisor fills both in at the last moment.
                 clock_unix_ns: 0,
                 entropy: Entropy([0; 32]),
-                machine_id: life.identity.machine_id.clone(),
-                hostname: life.hostname.to_owned(),
+                machine_id: request.identity.machine_id.clone(),
+                hostname: request.hostname.to_owned(),
                 network,
                 root: Root { scsi_target: ROOT_SCSI_TARGET, grow: true },
                 mounts: disks.mounts,

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{Engine, Event, Observer};
 
 /// How far a supervisor was followed.
-pub(crate) enum Followed {
+pub(crate) enum SupervisorProgress {
     /// It serves, and needs its caller no more.
     Serving,
     /// Its machine is gone.
@@ -19,15 +19,15 @@ pub(crate) enum Followed {
 }
 
 /// Passes events on, and keeps for the report what belongs there.
-pub(crate) struct Noting<'a> {
+pub(crate) struct NoticeCollector<'a> {
     observer: &'a dyn Observer,
     notices: Mutex<Vec<String>>,
     published: Mutex<Vec<Publish>>,
 }
 
-impl<'a> Noting<'a> {
-    pub(crate) fn new(observer: &'a dyn Observer) -> Noting<'a> {
-        Noting { observer, notices: Mutex::default(), published: Mutex::default() }
+impl<'a> NoticeCollector<'a> {
+    pub(crate) fn new(observer: &'a dyn Observer) -> NoticeCollector<'a> {
+        NoticeCollector { observer, notices: Mutex::default(), published: Mutex::default() }
     }
 
     /// The notices, and the ports that were listened at last.
@@ -37,7 +37,7 @@ impl<'a> Noting<'a> {
     }
 }
 
-impl Observer for Noting<'_> {
+impl Observer for NoticeCollector<'_> {
     fn event(&self, event: Event) {
         match &event {
             Event::Notice(notice) => {
@@ -59,7 +59,7 @@ impl Engine {
         mut spec: SupervisorSpec,
         observer: &dyn Observer,
         cancel: &CancellationToken,
-    ) -> Result<Followed, SuperviseError> {
+    ) -> Result<SupervisorProgress, SuperviseError> {
         let begun = SystemTime::now();
         let mut launched = launch(&self.options().supervisor, &spec).await?;
         // They are the supervisor's now.
@@ -86,8 +86,8 @@ impl Engine {
                     label: labels.get(step).copied().unwrap_or_default().to_owned(),
                 }),
                 Ok(Report::Command) => observer.event(Event::Command),
-                Ok(Report::Serving) => return Ok(Followed::Serving),
-                Ok(Report::Ended(ended)) => break Ok(Followed::Ended(ended)),
+                Ok(Report::Serving) => return Ok(SupervisorProgress::Serving),
+                Ok(Report::Ended(ended)) => break Ok(SupervisorProgress::Ended(ended)),
                 Err(error) => break Err(error),
             }
         };

@@ -15,8 +15,8 @@ use microagent_vm::{Step, create_overlay};
 
 use crate::apply::setup_digest;
 use crate::disks::Bundles;
-use crate::machinery::new_identity;
 use crate::secret::{check_references, stored};
+use crate::supervisor_spec::new_identity;
 use crate::{Engine, Error, RunCommand, WorkspaceOptions};
 
 /// Free space that an image's disk has beyond its content, in MiB.
@@ -33,28 +33,28 @@ pub(crate) const MIB: u64 = 1024 * 1024;
 impl Engine {
     /// Makes the workspace's directory: record, disk and, for one that will start again, its workload. Leaves
     /// nothing when it fails.
-    pub(crate) fn settle_in(
+    pub(crate) fn create_from_image(
         &self,
         record: &WorkspaceRecord,
         image: &Image,
         workload: Option<&Workload>,
         bundles: Bundles,
     ) -> Result<WorkspaceDir, Error> {
-        self.settle(record, workload, |dir| {
-            bundles.settle(dir)?;
+        self.create_dir_with(record, workload, |dir| {
+            bundles.move_into(dir)?;
             create_overlay(&dir.disk(), &image.disk, record.resources.size_mib * MIB)
                 .map_err(|e| Error::File { action: "create", path: e.path, source: e.source })
         })
     }
 
     /// The same with a disk of the caller's making.
-    pub(crate) fn settle(
+    pub(crate) fn create_dir_with(
         &self,
         record: &WorkspaceRecord,
         workload: Option<&Workload>,
         make_disk: impl FnOnce(&WorkspaceDir) -> Result<(), Error>,
     ) -> Result<WorkspaceDir, Error> {
-        let settled = self.state().create_workspace(&record.name, |dir| {
+        let created = self.state().create_workspace(&record.name, |dir| {
             make_disk(dir)?;
             if let Some(workload) = workload {
                 workload.save(dir).map_err(Error::from)?;
@@ -63,34 +63,34 @@ impl Engine {
             dir.note_event(record.state, None);
             Ok(())
         });
-        settled.map_err(|error| match error {
-            NotSettled::Name(source) if source.kind() == io::ErrorKind::AlreadyExists => {
+        created.map_err(|error| match error {
+            NotCreated::Name(source) if source.kind() == io::ErrorKind::AlreadyExists => {
                 Error::NameTaken { name: record.name.clone() }
             }
-            NotSettled::Name(source) => {
+            NotCreated::Name(source) => {
                 let path = self.state().workspace(&record.name).path().to_owned();
                 Error::File { action: "create", path, source }
             }
-            NotSettled::Filling(error) => error,
+            NotCreated::Filling(error) => error,
         })
     }
 }
 
 /// Why a workspace's directory could not be made.
-enum NotSettled {
+enum NotCreated {
     Name(io::Error),
     Filling(Error),
 }
 
-impl From<io::Error> for NotSettled {
-    fn from(error: io::Error) -> NotSettled {
-        NotSettled::Name(error)
+impl From<io::Error> for NotCreated {
+    fn from(error: io::Error) -> NotCreated {
+        NotCreated::Name(error)
     }
 }
 
-impl From<Error> for NotSettled {
-    fn from(error: Error) -> NotSettled {
-        NotSettled::Filling(error)
+impl From<Error> for NotCreated {
+    fn from(error: Error) -> NotCreated {
+        NotCreated::Filling(error)
     }
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn invalid(message: impl Into<String>, hint: &str) -> Error {
 }
 
 /// Refuses what cannot work before anything is done.
-pub(crate) fn check(options: &WorkspaceOptions) -> Result<(), Error> {
+pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), Error> {
     check_size(requested(options))?;
     if let Some((name, _)) =
         options.env.iter().find(|(name, _)| name.is_empty() || name.contains(['=', '\0']))
@@ -183,7 +183,7 @@ fn requested(options: &WorkspaceOptions) -> Resources {
 }
 
 /// The size that is used: a disk too small for its image grows, and a notice says so.
-pub(crate) fn size(options: &WorkspaceOptions, image: &Image) -> (Resources, Vec<String>) {
+pub(crate) fn resolve_resources(options: &WorkspaceOptions, image: &Image) -> (Resources, Vec<String>) {
     let mut resources = requested(options);
     let size_mib = fitting_mib(resources.size_mib, image.content_bytes.max(image.disk_bytes));
     let mut notices = Vec::new();
@@ -284,7 +284,7 @@ pub(crate) fn new_workload(options: &WorkspaceOptions, config: &ImageConfig, hos
 }
 
 /// A command as the guest's agent takes it.
-pub(crate) fn exec(workload: &Workload, command: &CommandLine) -> Exec {
+pub(crate) fn exec_request(workload: &Workload, command: &CommandLine) -> Exec {
     let command = match command {
         CommandLine::Argv(words) => Command::Argv(words.iter().map(|word| chunk(word)).collect()),
         CommandLine::Shell(line) => Command::Shell(chunk(line)),
@@ -293,7 +293,7 @@ pub(crate) fn exec(workload: &Workload, command: &CommandLine) -> Exec {
 }
 
 /// Setup steps as the guest's agent takes them.
-pub(crate) fn steps(workload: &Workload) -> Vec<Step> {
+pub(crate) fn setup_steps(workload: &Workload) -> Vec<Step> {
     let step = |step: &SetupStep| Step {
         label: step.label(),
         exec: exec_of(
@@ -395,8 +395,8 @@ mod tests {
         for change in broken {
             let mut options = WorkspaceOptions::new("x");
             change(&mut options);
-            assert!(check(&options).unwrap_err().hint().is_some());
+            assert!(check_options(&options).unwrap_err().hint().is_some());
         }
-        assert!(check(&WorkspaceOptions::new("x")).is_ok());
+        assert!(check_options(&WorkspaceOptions::new("x")).is_ok());
     }
 }
