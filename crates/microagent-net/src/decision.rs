@@ -1,18 +1,4 @@
-//! What the filter decided, for the log: one [`Decision`] per connection and per name.
-//!
-//! # Shape
-//! As JSON, a decision is one object; fields without a value are left out.
-//!
-//! | Field | What |
-//! |---|---|
-//! | `at` | when, RFC 3339 in UTC |
-//! | `record` | `connection` (of the guest), `published` (to the guest), `name` (a lookup), `network` (the network ended), `suppressed` |
-//! | `protocol` | `tcp`, `udp` or `icmp`; `dns` with `name` |
-//! | `name` | the name that was asked for; with connections, the one that led to the address |
-//! | `address`, `port` | the far end; no port with ICMP |
-//! | `allowed` | whether it goes through |
-//! | `reason` | why; see [`Reason`] |
-//! | `count` | with `suppressed`, how many decisions were left out |
+//! The journal of the filter: which decisions are written down, and the bound on their number.
 //!
 //! The guest decides how often there is something to decide, so the number of lines is bounded: a refusal is not
 //! repeated within half a minute, there are at most [`BURST`] lines at once and [`PER_SECOND`] in a second for longer,
@@ -21,11 +7,10 @@
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hash};
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use microagent_model::egress::{Decision, Reason, Subject};
 
 /// Lines that may come at once.
 pub const BURST: u32 = 1000;
@@ -37,98 +22,6 @@ const SAME: Duration = Duration::from_secs(30);
 const REMEMBERED_MAX: usize = 1024;
 /// Time between two lines about what was left out.
 const SUPPRESSED_EVERY: Duration = Duration::from_secs(1);
-
-/// One decision of the filter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Decision {
-    /// When.
-    pub at: Timestamp,
-    /// About what.
-    pub record: Record,
-    /// How the guest speaks.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protocol: Option<Protocol>,
-    /// The name, as far as one is known; lower case, anything unusual in it as `\DDD`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// The far end.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<Ipv4Addr>,
-    /// The far end's port; with [`Record::Published`], the guest's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-    /// Whether it goes through.
-    pub allowed: bool,
-    /// Why.
-    pub reason: Reason,
-    /// With [`Record::Suppressed`], how many decisions were left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub count: Option<u64>,
-}
-
-/// What a decision is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Record {
-    /// A connection of the guest, or a flow of datagrams.
-    Connection,
-    /// A connection to a published port.
-    Published,
-    /// A lookup.
-    Name,
-    /// The network as a whole.
-    Network,
-    /// Decisions that were left out.
-    Suppressed,
-}
-
-/// How the guest speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Protocol {
-    /// A connection.
-    Tcp,
-    /// Datagrams.
-    Udp,
-    /// An echo.
-    Icmp,
-    /// A lookup.
-    Dns,
-}
-
-/// Why a decision is as it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// Allowed: the mode lets it through.
-    Mode,
-    /// Allowed: a rule names the address, or the name that was asked for.
-    Rule,
-    /// Allowed: a name that a rule covers led to the address.
-    Name,
-    /// Allowed: the port is published.
-    Published,
-    /// Refused: loopback, link-local, metadata, multicast or reserved; no rule opens it. Or a name that leads nowhere else.
-    Forbidden,
-    /// Refused: the guest's own network has nobody else.
-    OwnNetwork,
-    /// Refused: the host's surroundings, and no rule names it.
-    Inside,
-    /// Refused: the mode lets nothing through that no rule names.
-    NotListed,
-    /// Refused: too many connections are open.
-    Connections,
-    /// Refused: too many bytes were moved. From here on all is.
-    Bytes,
-    /// Refused: passt is gone.
-    Down,
-    /// Refused: a query of a sort that is not served.
-    Unserved,
-    /// Not refused, but no name server of the host answered.
-    NoAnswer,
-    /// There were too many decisions to record.
-    TooMany,
-}
 
 /// Receives decisions, on the filter's thread.
 pub trait DecisionLog {
@@ -202,7 +95,7 @@ impl Journal {
         self.suppressed_said = Some(now);
         self.waiting.push(Decision {
             at,
-            record: Record::Suppressed,
+            record: Subject::Suppressed,
             protocol: None,
             name: None,
             address: None,
@@ -248,12 +141,16 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use microagent_model::egress::Protocol;
+
     use super::*;
 
     fn decision() -> Decision {
         Decision {
             at: Timestamp::UNIX_EPOCH,
-            record: Record::Connection,
+            record: Subject::Connection,
             protocol: Some(Protocol::Tcp),
             name: Some("example.org".to_owned()),
             address: Some(Ipv4Addr::new(192, 0, 2, 1)),
@@ -262,16 +159,6 @@ mod tests {
             reason: Reason::Name,
             count: None,
         }
-    }
-
-    #[test]
-    fn a_decision_is_one_flat_object() {
-        let text = serde_json::to_string(&decision()).unwrap();
-        assert_eq!(
-            text,
-            r#"{"at":"1970-01-01T00:00:00Z","record":"connection","protocol":"tcp","name":"example.org","address":"192.0.2.1","port":443,"allowed":true,"reason":"name"}"#
-        );
-        assert_eq!(serde_json::from_str::<Decision>(&text).unwrap(), decision());
     }
 
     #[test]

@@ -23,14 +23,17 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::address::{Scope, contains};
-use crate::decision::{Decision, Journal, Protocol, Reason, Record};
+use crate::decision::Journal;
 use crate::dns::message::{self, Code, NoQuery, Query, kind};
 use crate::dns::names::Names;
 use crate::dns::resolver::{Asker, Errand, Resolved, Resolver, Ticket};
 use crate::flows::{Flows, Key, Kind, Side, Stage};
 use crate::frame::{self, Arp, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
 use crate::reply::{Link, Outbox, Unreachable};
-use crate::{EgressMode, EgressPolicy, GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
+use crate::{
+    Decision, EgressMode, EgressPolicy, GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, Protocol, Reason,
+    Record,
+};
 
 /// Hardware address of gateway and name server where passt does not say one.
 const OUR_MAC: Mac = [0x52, 0x55, 10, 0, 2, 2];

@@ -22,9 +22,7 @@ mod lane;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod model;
-mod policy;
 mod probe;
-mod publish;
 mod reply;
 mod resolv_conf;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -36,18 +34,18 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 pub use address::Scope;
-pub use decision::{BURST, Decision, DecisionLog, PER_SECOND, Protocol, Reason, Record};
+pub use decision::{BURST, DecisionLog, PER_SECOND};
 pub use dns::resolver::{Carrier, Errand, Ticket};
 pub use engine::{Engine, FilterOptions, Now, Verdict};
 pub use filter::{FilterHandle, start_filter};
 pub use frame::MAX_FRAME_LEN;
 pub use host::host_addresses;
-pub use policy::{
-    AllowRule, AllowRuleError, BYTES_DEFAULT, CONNECTIONS_DEFAULT, EgressMode, EgressModeError, EgressPolicy,
-    RULES_MAX,
+pub use microagent_model::egress::{
+    AllowRule, AllowRuleError, BYTES_DEFAULT, CONNECTIONS_DEFAULT, Decision, EgressMode, EgressModeError,
+    EgressPolicy, Protocol, RULES_MAX, Reason, Subject as Record,
 };
+pub use microagent_model::{Publish, PublishError, published_twice};
 pub use probe::{is_probe_answer, probe_frame};
-pub use publish::{Publish, PublishError, published_twice};
 pub use reply::{LENGTH_LEN, Outbox};
 pub use resolv_conf::name_servers;
 

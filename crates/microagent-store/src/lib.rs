@@ -8,30 +8,29 @@
 //! It never starts processes and never repairs anything while reading.
 
 mod atomic;
-mod attachment;
 mod control;
 mod events;
 mod lock;
-mod name;
 mod process;
 mod record;
 mod state_dir;
 mod volume;
 mod workload;
 
+pub use microagent_model::{
+    Artifact, Attachment, CommandLine, DiskSource, FailureKind, ImageIdentity, LinkState, NameError,
+    NetworkMode, Resources, RestartPolicy, SecretReference, SecretReferenceError, SecretSource, SetupStep,
+    State, VolumeName, VolumeNameError, WorkspaceFailure as Failure, WorkspaceName,
+};
+
 pub use atomic::{ReadError, WriteError, fsync_dir, read_json, read_limited, write_atomic, write_json};
-pub use attachment::{Attachment, DiskSource, SecretReference, SecretReferenceError, SecretSource};
 pub use control::{CONTROL_KEY_LEN, ControlKey};
 pub use events::StateEvent;
 pub use lock::{Lock, LockError};
-pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
 pub use process::ProcessId;
-pub use record::{
-    Artifact, Failure, FailureKind, Identity, ImageIdentity, Link, LinkState, LoadError, NetworkMode,
-    OneStart, RecordedResult, Resources, RestartPolicy, State, WORKSPACE_FORMAT, WorkspaceRecord,
-};
+pub use record::{Identity, Link, LoadError, OneStart, RecordedResult, WORKSPACE_FORMAT, WorkspaceRecord};
 pub use state_dir::{OpenError, Scratch, StateDir, WorkspaceDir};
 pub use volume::{
     HeldVolume, HoldError, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeLoadError, VolumeRecord,
 };
-pub use workload::{CommandLine, SetupStep, Workload};
+pub use workload::Workload;

@@ -4,118 +4,23 @@
 //! `running` while its supervisor is gone is reported as `failed` ([`WorkspaceRecord::observed_state`])
 //! and left as it is.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use microagent_net::{EgressPolicy, Publish};
+use microagent_model::{
+    Artifact, Attachment, EgressPolicy, FailureKind, ImageIdentity, LinkState, NetworkMode, Publish,
+    Resources, RestartPolicy, SecretReference, State, WorkspaceFailure, WorkspaceName,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{ReadError, WriteError, read_json, write_json};
-use crate::{Attachment, ProcessId, SecretReference, WorkspaceDir, WorkspaceName};
+use crate::{ProcessId, WorkspaceDir};
 
 /// Format of the records that this build writes.
 ///
 /// 1: one-shot runs only. 2: identity and restart policy. 3: attached disks, published ports, egress policy, secrets. What an
 /// older record lacks it is read without.
 pub const WORKSPACE_FORMAT: u32 = 3;
-
-/// What a workspace is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum State {
-    /// Disk and record exist; never started.
-    Prepared,
-    /// A supervisor is bringing the machine up.
-    Starting,
-    /// The guest's agent has answered.
-    Running,
-    /// Frozen, memory kept.
-    Paused,
-    /// On its way down.
-    Stopping,
-    /// Parked by a clean shutdown.
-    Halted,
-    /// Ended.
-    Stopped,
-    /// Ended in a way that nobody asked for.
-    Failed,
-    /// Cut off and stopped for good, its disk and, while its processes live, its memory kept to be examined. Only
-    /// somebody's word ends this, not the end of a process.
-    Quarantined,
-}
-
-impl State {
-    /// Whether a supervisor must be alive for this state to be true.
-    pub fn is_live(self) -> bool {
-        matches!(self, State::Starting | State::Running | State::Paused | State::Stopping)
-    }
-
-    /// Whether `start` and offline access to the disk are possible.
-    pub fn is_resting(self) -> bool {
-        matches!(self, State::Prepared | State::Halted | State::Stopped | State::Failed)
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            State::Prepared => "prepared",
-            State::Starting => "starting",
-            State::Running => "running",
-            State::Paused => "paused",
-            State::Stopping => "stopping",
-            State::Halted => "halted",
-            State::Stopped => "stopped",
-            State::Failed => "failed",
-            State::Quarantined => "quarantined",
-        })
-    }
-}
-
-/// How the guest reaches the network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NetworkMode {
-    /// Outbound NAT through passt; the host's loopback is out of reach.
-    #[default]
-    User,
-    /// No network device at all.
-    Isolated,
-}
-
-impl fmt::Display for NetworkMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            NetworkMode::User => "user",
-            NetworkMode::Isolated => "isolated",
-        })
-    }
-}
-
-/// When `supervise` starts a workspace again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RestartPolicy {
-    /// Never.
-    #[default]
-    Never,
-    /// After it failed.
-    OnFailure,
-    /// Whenever it ended without being asked to.
-    Always,
-}
-
-impl fmt::Display for RestartPolicy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            RestartPolicy::Never => "never",
-            RestartPolicy::OnFailure => "on-failure",
-            RestartPolicy::Always => "always",
-        })
-    }
-}
 
 /// What makes a machine the same one at every start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,17 +29,6 @@ pub struct Identity {
     pub machine_id: String,
     /// Hardware address of its network device.
     pub mac: [u8; 6],
-}
-
-/// Size of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resources {
-    /// Guest memory in MiB.
-    pub memory_mib: u32,
-    /// Virtual CPUs.
-    pub cpu_count: u32,
-    /// Size of the root disk in MiB.
-    pub size_mib: u64,
 }
 
 /// Another size than the workspace's own, for one start.
@@ -146,66 +40,6 @@ pub struct OneStart {
     pub resources: Resources,
 }
 
-/// Which image a workspace was made from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageIdentity {
-    /// The reference as the user gave it.
-    pub reference: String,
-    /// The full reference that it stood for.
-    pub resolved_reference: String,
-    /// Digest of the platform's manifest.
-    pub digest: String,
-    /// Digest that names the base disk under the workspace's overlay.
-    pub disk: String,
-}
-
-/// A guest path that `artifact` can fetch.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Artifact {
-    /// Name that the user gave it.
-    pub name: String,
-    /// Absolute path in the guest.
-    pub path: String,
-}
-
-/// Why a workspace is in state `failed`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// What kind of thing went wrong.
-    pub kind: FailureKind,
-    /// One line for a person.
-    pub message: String,
-}
-
-/// What kind of thing went wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum FailureKind {
-    /// The machine could not be brought up.
-    Boot,
-    /// `--timeout` ran out.
-    Timeout,
-    /// A disk beside the root disk cannot be used.
-    Disk,
-    /// The guest or its VMM went away in the middle.
-    GuestDied,
-    /// The guest broke the protocol.
-    Protocol,
-    /// A setup step failed.
-    Setup,
-    /// The host ran out of something (disk, memory).
-    HostFull,
-    /// Ended on request.
-    Cancelled,
-    /// The supervisor itself went away.
-    SupervisorDied,
-    /// The service ended with an error, or could not be started.
-    Service,
-    /// A port of the host that was to be published cannot be listened at.
-    PortUnavailable,
-}
-
 /// The way from a machine's network device to the host's network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
@@ -213,25 +47,6 @@ pub struct Link {
     pub passt: ProcessId,
     /// The published ports, with the ports of the host that passt listens at.
     pub published: Vec<Publish>,
-}
-
-/// Whether a live machine's network device leads anywhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LinkState {
-    /// It leads to the host's network.
-    Up,
-    /// passt is gone; nothing comes in or out until the next start.
-    Down,
-}
-
-impl fmt::Display for LinkState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            LinkState::Up => "up",
-            LinkState::Down => "down",
-        })
-    }
 }
 
 /// `workspace.json`.
@@ -289,7 +104,7 @@ pub struct WorkspaceRecord {
     #[serde(default)]
     pub link: Option<Link>,
     /// Why the state is `failed`, or what became of a quarantined machine.
-    pub failure: Option<Failure>,
+    pub failure: Option<WorkspaceFailure>,
     /// Whether somebody asked for the end of the last life. One that ended by itself may be started again.
     #[serde(default)]
     pub asked_to_end: bool,
@@ -441,17 +256,17 @@ impl WorkspaceRecord {
     }
 
     /// Why the workspace is `failed`, or has lost what it was quarantined with, also when nobody lived to write it down.
-    pub fn observed_failure(&self) -> Option<Failure> {
+    pub fn observed_failure(&self) -> Option<WorkspaceFailure> {
         match self.observed_state() {
             State::Failed if self.state != State::Failed => {
                 let rebooted = self.supervisor.as_ref().is_some_and(|process| !process.is_of_this_boot());
                 let message = if rebooted { "the host was restarted" } else { "its supervisor was killed" };
-                Some(Failure { kind: FailureKind::SupervisorDied, message: message.to_owned() })
+                Some(WorkspaceFailure { kind: FailureKind::SupervisorDied, message: message.to_owned() })
             }
             State::Quarantined if self.failure.is_none() && !self.has_machine() => {
                 let message =
                     "its memory is lost: its supervisor was killed, or the host restarted".to_owned();
-                Some(Failure { kind: FailureKind::SupervisorDied, message })
+                Some(WorkspaceFailure { kind: FailureKind::SupervisorDied, message })
             }
             State::Failed | State::Quarantined => self.failure.clone(),
             _ => None,

@@ -3,6 +3,7 @@
 //! It holds what the user gave with `--env` and `--setup`, so it is as private as the disk (mode 0600) and
 //! never printed. A disposable run has none.
 
+use microagent_model::{CommandLine, SetupStep};
 use serde::{Deserialize, Serialize};
 
 use crate::WorkspaceDir;
@@ -32,41 +33,6 @@ pub struct Workload {
     /// not say.
     #[serde(default)]
     pub setup_digest: Option<String>,
-}
-
-/// What is run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CommandLine {
-    /// A program and its arguments.
-    Argv(Vec<String>),
-    /// A line for `/bin/sh -c`.
-    Shell(String),
-}
-
-/// One step before anything else.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SetupStep {
-    /// A shell command line, evaluated by the guest's `/bin/sh`.
-    Shell(String),
-    /// A script, run by its `#!` line or by `/bin/sh`.
-    Script {
-        /// How messages call it: the host's file name.
-        name: String,
-        /// Its text.
-        content: Vec<u8>,
-    },
-}
-
-impl SetupStep {
-    /// How messages call the step.
-    pub fn label(&self) -> String {
-        match self {
-            SetupStep::Shell(line) => line.clone(),
-            SetupStep::Script { name, .. } => name.clone(),
-        }
-    }
 }
 
 impl Workload {

@@ -115,7 +115,11 @@ pub fn secrets_of_env_file(path: &Path) -> Result<Vec<SecretReference>, Error> {
 
 /// A reference as a record has it.
 pub(crate) fn stored(reference: &SecretReference) -> Result<SecretReference, Error> {
-    reference.absolute().map_err(|source| Error::File { action: "find", path: ".".into(), source })
+    reference.with_path(|path| std::path::absolute(path)).map_err(|source| Error::File {
+        action: "find",
+        path: ".".into(),
+        source,
+    })
 }
 
 /// Refuses what cannot be delivered, whatever the values are.

@@ -1,37 +1,10 @@
-//! What a workspace has beside its root disk: further disks, and references to secrets. Names and places only, as they
-//! lie in the record; no content of either is ever in it.
+//! References to secrets: a name and a place, never a value.
 
 use std::fmt;
-use std::io;
-use std::path::{PathBuf, absolute};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-
-use crate::VolumeName;
-
-/// A disk that the guest finds mounted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attachment {
-    /// What is attached.
-    pub source: DiskSource,
-    /// Absolute path in the guest.
-    pub mount_point: String,
-    /// Whether the guest can only read it. QEMU holds to that, whatever the guest does.
-    pub read_only: bool,
-}
-
-/// Where an attached disk comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DiskSource {
-    /// A named volume.
-    Volume(VolumeName),
-    /// An ext4 image of the user's: an absolute path.
-    Image(PathBuf),
-    /// A tar file of the user's: an absolute path. The disk that is made of it belongs to the workspace.
-    Bundle(PathBuf),
-}
 
 /// A secret: its name in the guest, and where its value is found at each start. As text `NAME=SCHEME:REFERENCE`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,15 +150,18 @@ impl SecretReference {
         }
     }
 
-    /// The same with a path that does not depend on the directory in which it is looked at.
+    /// The same with another path, where it has one: what `change` makes of it.
     ///
     /// # Errors
-    /// Fails when there is no current directory.
-    pub fn absolute(&self) -> io::Result<SecretReference> {
+    /// Fails as `change` does.
+    pub fn with_path<E>(
+        &self,
+        change: impl FnOnce(&Path) -> Result<PathBuf, E>,
+    ) -> Result<SecretReference, E> {
         let source = match &self.source {
-            SecretSource::File(path) => SecretSource::File(absolute(path)?),
+            SecretSource::File(path) => SecretSource::File(change(path)?),
             SecretSource::Dotenv { path, key } => {
-                SecretSource::Dotenv { path: absolute(path)?, key: key.clone() }
+                SecretSource::Dotenv { path: change(path)?, key: key.clone() }
             }
             other => other.clone(),
         };
@@ -260,15 +236,20 @@ mod tests {
     }
 
     #[test]
-    fn relative_paths_become_absolute_and_nothing_else_changes() {
-        let here = std::env::current_dir().unwrap();
-        for (text, path) in [("A=file:x/y", "x/y"), ("A=dotenv:.env#K", ".env")] {
-            let stored = text.parse::<SecretReference>().unwrap().absolute().unwrap();
-            assert!(stored.to_string().contains(here.join(path).to_str().unwrap()), "{stored}");
-        }
-        for text in ["A=env:x", "A=file:/x", "A=vault:x/data/y#z", "A=helper:./x"] {
+    fn only_paths_of_this_host_are_changed() {
+        let below = |path: &Path| Ok::<_, ()>(Path::new("/home/me").join(path));
+        for (text, changed) in [
+            ("A=file:x/y", "A=file:/home/me/x/y"),
+            ("A=dotenv:.env#K", "A=dotenv:/home/me/.env#K"),
+            ("A=env:x", "A=env:x"),
+            ("A=file:/x", "A=file:/x"),
+            ("A=vault:x/data/y#z", "A=vault:x/data/y#z"),
+            ("A=helper:./x", "A=helper:./x"),
+        ] {
             let reference: SecretReference = text.parse().unwrap();
-            assert_eq!(reference.absolute().unwrap(), reference);
+            assert_eq!(reference.with_path(below).unwrap().to_string(), changed);
         }
+        let failing = "A=file:x".parse::<SecretReference>().unwrap().with_path(|_| Err("gone"));
+        assert_eq!(failing, Err("gone"));
     }
 }

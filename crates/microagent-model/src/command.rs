@@ -1,0 +1,47 @@
+//! What runs in a guest: commands, setup steps, and the files that they leave.
+
+use serde::{Deserialize, Serialize};
+
+/// What is run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandLine {
+    /// A program and its arguments.
+    Argv(Vec<String>),
+    /// A line for `/bin/sh -c`.
+    Shell(String),
+}
+
+/// One step before anything else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SetupStep {
+    /// A shell command line, evaluated by the guest's `/bin/sh`.
+    Shell(String),
+    /// A script, run by its `#!` line or by `/bin/sh`.
+    Script {
+        /// How messages call it: the host's file name.
+        name: String,
+        /// Its text.
+        content: Vec<u8>,
+    },
+}
+
+impl SetupStep {
+    /// How messages call the step.
+    pub fn label(&self) -> String {
+        match self {
+            SetupStep::Shell(line) => line.clone(),
+            SetupStep::Script { name, .. } => name.clone(),
+        }
+    }
+}
+
+/// A guest path that `artifact` can fetch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// Name that the user gave it.
+    pub name: String,
+    /// Absolute path in the guest.
+    pub path: String,
+}

@@ -1,0 +1,10 @@
+//! Egress: what a guest may reach, and what was decided about one flow or name.
+
+mod decision;
+mod policy;
+
+pub use decision::{Decision, Protocol, Reason, Subject};
+pub use policy::{
+    AllowRule, AllowRuleError, BYTES_DEFAULT, CONNECTIONS_DEFAULT, EgressMode, EgressModeError, EgressPolicy,
+    RULES_MAX,
+};

@@ -1,0 +1,26 @@
+//! The data that all parts share: names, states, sizes, network and egress policy, disks, references to secrets,
+//! commands.
+//!
+//! Text and JSON to values and back, and questions that a value alone answers. This crate does no I/O and reads no
+//! clock (`clippy.toml` of this crate refuses both); everything else may depend on it, and it depends on no other
+//! crate of microagent.
+
+#![forbid(unsafe_code)]
+
+mod attachment;
+mod command;
+pub mod egress;
+mod machine;
+mod name;
+mod publish;
+mod secret;
+mod state;
+
+pub use attachment::{Attachment, DiskSource};
+pub use command::{Artifact, CommandLine, SetupStep};
+pub use egress::{AllowRule, AllowRuleError, EgressMode, EgressModeError, EgressPolicy};
+pub use machine::{ImageIdentity, LinkState, NetworkMode, Resources, RestartPolicy};
+pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
+pub use publish::{Publish, PublishError, published_twice};
+pub use secret::{SecretReference, SecretReferenceError, SecretSource};
+pub use state::{FailureKind, State, WorkspaceFailure};

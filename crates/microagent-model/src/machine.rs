@@ -1,0 +1,91 @@
+//! What a machine is made of and how it behaves: size, network, restart policy, image.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Size of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub cpu_count: u32,
+    /// Size of the root disk in MiB.
+    pub size_mib: u64,
+}
+
+/// How the guest reaches the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// Outbound NAT through passt; the host's loopback is out of reach.
+    #[default]
+    User,
+    /// No network device at all.
+    Isolated,
+}
+
+impl fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            NetworkMode::User => "user",
+            NetworkMode::Isolated => "isolated",
+        })
+    }
+}
+
+/// Whether a live machine's network device leads anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    /// It leads to the host's network.
+    Up,
+    /// passt is gone; nothing comes in or out until the next start.
+    Down,
+}
+
+impl fmt::Display for LinkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            LinkState::Up => "up",
+            LinkState::Down => "down",
+        })
+    }
+}
+
+/// When `supervise` starts a workspace again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Never.
+    #[default]
+    Never,
+    /// After it failed.
+    OnFailure,
+    /// Whenever it ended without being asked to.
+    Always,
+}
+
+impl fmt::Display for RestartPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            RestartPolicy::Never => "never",
+            RestartPolicy::OnFailure => "on-failure",
+            RestartPolicy::Always => "always",
+        })
+    }
+}
+
+/// Which image a workspace was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageIdentity {
+    /// The reference as the user gave it.
+    pub reference: String,
+    /// The full reference that it stood for.
+    pub resolved_reference: String,
+    /// Digest of the platform's manifest.
+    pub digest: String,
+    /// Digest that names the base disk under the workspace's overlay.
+    pub disk: String,
+}
