@@ -24,6 +24,8 @@ pub struct RegistryOptions {
     pub login: Option<(String, String)>,
     /// Serve HTTPS, with a certificate of a throw-away CA.
     pub tls: bool,
+    /// Serve clients only that show a certificate of that CA; needs `tls`.
+    pub client_certificates: bool,
 }
 
 /// A running registry.
@@ -84,6 +86,11 @@ impl Registry {
         self.dir.path().join("ca.crt")
     }
 
+    /// The server's certificate and its key, which do for a client as well.
+    pub fn certificate(&self) -> (PathBuf, PathBuf) {
+        (self.dir.path().join("server.crt"), self.dir.path().join("server.key"))
+    }
+
     /// The registry's log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
@@ -106,6 +113,14 @@ impl Registry {
         ]);
         if let Some((user, password)) = &self.options.login {
             skopeo.args(["--dest-creds", &format!("{user}:{password}")]);
+        }
+        if self.options.client_certificates {
+            let dir = self.dir.path().join("shown");
+            fs::create_dir_all(&dir)?;
+            let (certificate, key) = self.certificate();
+            fs::copy(certificate, dir.join("client.cert"))?;
+            fs::copy(key, dir.join("client.key"))?;
+            skopeo.arg("--dest-cert-dir").arg(dir);
         }
         run(skopeo.arg(source).arg(format!("docker://{}/{name}", self.address)))
     }
@@ -161,6 +176,9 @@ fn configuration(dir: &Path, options: &RegistryOptions) -> Result<serde_json::Va
         make_certificates(dir)?;
         config["http"]["tls"] =
             serde_json::json!({"certificate": dir.join("server.crt"), "key": dir.join("server.key")});
+    }
+    if options.client_certificates {
+        config["http"]["tls"]["clientcas"] = serde_json::json!([dir.join("ca.crt")]);
     }
     Ok(config)
 }

@@ -116,7 +116,8 @@ fn an_unknown_image_is_said_so() {
 fn a_login_is_read_where_docker_left_it() {
     let home = home();
     let login = ("somebody".to_owned(), "secret word".to_owned());
-    let registry = Registry::start_with(RegistryOptions { login: Some(login), tls: false }).unwrap();
+    let registry =
+        Registry::start_with(RegistryOptions { login: Some(login), ..RegistryOptions::default() }).unwrap();
     push(&registry, "busybox", "private:1");
     let image = format!("{}/private:1", registry.address());
     let run = home.microagent(["image", "pull", &image]).failure();

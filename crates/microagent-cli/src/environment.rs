@@ -85,6 +85,10 @@ pub(crate) const VARIABLES: &[Variable] = &[
         "Where podman's login files are looked for, and units of systemd are put.",
     ),
     variable("HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY", "Proxies for registries; lower case works too."),
+    variable(
+        "MICROAGENT_INSECURE_REGISTRIES",
+        "Registries (`HOST` or `HOST:PORT`, separated by commas) that may be reached over plain HTTP, logins included.",
+    ),
     variable("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities in place of the system's."),
 ];
 

@@ -250,7 +250,10 @@ fn image_step(state: &mut Current, event: &ImageEvent) -> Step {
         ImageEvent::Waiting { what } => {
             Step::Phase(format!("Waiting for another command: {}", escape::one_line(what)))
         }
-        ImageEvent::Retrying { what, attempt } => Step::Note(format!("{what}; attempt {attempt}")),
+        ImageEvent::Retrying { what, attempt, pause_ms } if *pause_ms >= 1000 => {
+            Step::Note(format!("{what}; attempt {attempt} in {} s", pause_ms.div_ceil(1000)))
+        }
+        ImageEvent::Retrying { what, attempt, .. } => Step::Note(format!("{what}; attempt {attempt}")),
         _ => Step::Nothing,
     }
 }

@@ -7,6 +7,15 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::reference::host_of;
+
+/// Registries that may be reached over plain HTTP, separated by commas.
+const INSECURE_REGISTRIES: &str = "MICROAGENT_INSECURE_REGISTRIES";
+/// Where podman and rootless Docker keep certificates of registries, under the user's configuration.
+const OWN_CERTIFICATES: [&str; 2] = ["containers/certs.d", "docker/certs.d"];
+/// Where the system keeps them.
+const SYSTEM_CERTIFICATES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
+
 /// Where to look for credentials, certificates and proxies.
 ///
 /// `Default` is empty: no credentials, no proxy, the system's certificates.
@@ -26,6 +35,12 @@ pub struct Environment {
     pub ssl_cert_file: Option<PathBuf>,
     /// `SSL_CERT_DIR`: the same as a directory.
     pub ssl_cert_dir: Option<PathBuf>,
+    /// Directories of certificates per registry (`HOST[:PORT]/*.crt`, `*.cert` with `*.key`), as podman and Docker
+    /// have them; the first that knows a registry counts.
+    pub registry_certificate_dirs: Vec<PathBuf>,
+    /// `MICROAGENT_INSECURE_REGISTRIES`: registries (`HOST` or `HOST:PORT`) that may be reached over plain HTTP,
+    /// logins included, when they do not answer in HTTPS.
+    pub insecure_registries: Vec<String>,
     /// `HTTP_PROXY` or `http_proxy`.
     pub http_proxy: Option<String>,
     /// `HTTPS_PROXY` or `https_proxy`.
@@ -47,15 +62,19 @@ impl fmt::Debug for Environment {
             .field("path", &self.path)
             .field("ssl_cert_file", &self.ssl_cert_file)
             .field("ssl_cert_dir", &self.ssl_cert_dir)
+            .field("registry_certificate_dirs", &self.registry_certificate_dirs)
+            .field("insecure_registries", &self.insecure_registries)
             .field("no_proxy", &self.no_proxy)
             .finish_non_exhaustive()
     }
 }
 
 impl Environment {
-    /// What the environment variables of this process say.
-    pub fn from_env() -> Environment {
-        Self::from_lookup(|name| std::env::var_os(name))
+    /// Whether a registry (`HOST[:PORT]`) may be reached over plain HTTP. A name without a port stands for all
+    /// ports of its host.
+    pub(crate) fn is_insecure(&self, registry: &str) -> bool {
+        let mut named = self.insecure_registries.iter();
+        named.any(|name| name == registry || (name == host_of(name) && name == host_of(registry)))
     }
 
     /// What a lookup of environment variables says; empty values count as unset.
@@ -69,10 +88,18 @@ impl Environment {
         };
         let home = path("HOME");
         let in_home = |name: &str| home.as_ref().map(|home| home.join(name));
+        let config_home = path("XDG_CONFIG_HOME").or_else(|| in_home(".config"));
+        let own = config_home.iter().flat_map(|dir| OWN_CERTIFICATES.map(|name| dir.join(name)));
+        let registry_certificate_dirs = own.chain(SYSTEM_CERTIFICATES.map(PathBuf::from)).collect();
+        let list = |name: &str| value(name).and_then(|value| value.into_string().ok()).unwrap_or_default();
+        let insecure_registries = list(INSECURE_REGISTRIES);
+        let insecure_registries = insecure_registries.split([',', ' ']).filter(|name| !name.is_empty());
         Environment {
             registry_auth_file: path("REGISTRY_AUTH_FILE"),
             runtime_dir: path("XDG_RUNTIME_DIR"),
-            config_home: path("XDG_CONFIG_HOME").or_else(|| in_home(".config")),
+            config_home,
+            registry_certificate_dirs,
+            insecure_registries: insecure_registries.map(str::to_owned).collect(),
             docker_config: path("DOCKER_CONFIG").or_else(|| in_home(".docker")),
             path: value("PATH"),
             ssl_cert_file: path("SSL_CERT_FILE"),
@@ -104,6 +131,26 @@ mod tests {
         assert_eq!(environment.docker_config.as_deref(), Some("/d".as_ref()));
         assert_eq!(environment.config_home.as_deref(), Some("/home/a/.config".as_ref()));
         assert_eq!(from(&[]).docker_config, None);
+    }
+
+    #[test]
+    fn a_registry_is_insecure_by_its_name_only() {
+        let environment =
+            from(&[("MICROAGENT_INSECURE_REGISTRIES", "lan.example:5000, 192.0.2.7,[2001:db8::1]:80")]);
+        for (registry, insecure) in [
+            ("lan.example:5000", true),
+            ("lan.example:5001", false),
+            ("lan.example", false),
+            ("192.0.2.7", true),
+            ("192.0.2.7:5000", true),
+            ("192.0.2.70:5000", false),
+            ("[2001:db8::1]:80", true),
+            ("[2001:db8::1]", false),
+            ("docker.io", false),
+        ] {
+            assert_eq!(environment.is_insecure(registry), insecure, "{registry}");
+        }
+        assert!(!from(&[]).is_insecure("docker.io"));
     }
 
     #[test]

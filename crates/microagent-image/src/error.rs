@@ -6,6 +6,7 @@
 use std::error::Error as StdError;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use microagent_store::{LoadError, LockError, OpenError, ReadError, WriteError};
 
@@ -124,6 +125,28 @@ pub enum ImageError {
         /// What the network said.
         source: reqwest::Error,
     },
+    /// The name of the registry cannot be looked up, because there is no network or no name server.
+    #[error("cannot look up registry `{registry}`")]
+    Offline {
+        /// The registry.
+        registry: String,
+        /// What the network said.
+        source: reqwest::Error,
+    },
+    /// The registry speaks plain HTTP, which only loopback and named registries may.
+    #[error("registry `{registry}` answers in plain HTTP, not in HTTPS")]
+    PlainHttp {
+        /// The registry.
+        registry: String,
+    },
+    /// A host that the registry redirects to wants a login, which is for the registry only.
+    #[error("registry `{registry}` redirects to `{host}`, which asks for a login")]
+    LoginElsewhere {
+        /// The registry.
+        registry: String,
+        /// The host that it redirects to.
+        host: String,
+    },
     /// No answer: name, route, connection, TLS or time.
     #[error("cannot reach registry `{registry}`")]
     Unreachable {
@@ -143,6 +166,8 @@ pub enum ImageError {
         status: u16,
         /// What the registry said, made printable.
         detail: String,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
     },
     /// The connection was closed before all that was announced had come.
     #[error("registry `{registry}` closed the connection early")]
@@ -341,7 +366,8 @@ impl ImageError {
                 certificate_problem(source).is_none() && !source.is_redirect()
             }
             ImageError::Response { status, .. } => *status == 429 || *status >= 500,
-            ImageError::ClosedEarly { .. }
+            ImageError::Offline { .. }
+            | ImageError::ClosedEarly { .. }
             | ImageError::Interrupted { .. }
             | ImageError::Busy { .. }
             | ImageError::DiskFull { .. } => true,
@@ -358,6 +384,16 @@ impl ImageError {
             ImageError::UnknownRegistry { .. } => {
                 "check the spelling of the registry's name; behind a proxy, HTTPS_PROXY has to name it"
             }
+            ImageError::Offline { .. } => {
+                "there seems to be no network: check the connection and /etc/resolv.conf; images that are in the \
+                 cache run without it"
+            }
+            ImageError::PlainHttp { registry } => {
+                return Some(format!(
+                    "if the network to it can be trusted, allow it: MICROAGENT_INSECURE_REGISTRIES={registry}"
+                ));
+            }
+            ImageError::LoginElsewhere { .. } => "logins are sent to the registry only; tell who runs it",
             ImageError::Unreachable { source, .. } => unreachable_hint(source),
             ImageError::TargetName { .. } => "choose a name such as `myroot:latest`",
             ImageError::MissingBlob { .. } => "bring the image in again: microagent image pull REF",
@@ -407,6 +443,14 @@ impl ImageError {
             _ => return None,
         };
         Some(hint.to_owned())
+    }
+
+    /// How long the registry asks to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            ImageError::Response { retry_after, .. } => *retry_after,
+            _ => None,
+        }
     }
 
     /// The registry at the other end failed in a way that may pass within seconds.
@@ -471,10 +515,23 @@ pub(crate) fn chain<'a>(
     std::iter::successors(Some(error), |&error| error.source())
 }
 
-/// The TLS failure that no retry mends, if that is what it was.
+/// The certificate that no retry mends, if that is what it was.
 pub(crate) fn certificate_problem<'a>(
     error: &'a (dyn StdError + 'static),
 ) -> Option<&'a rustls::CertificateError> {
+    match tls_problem(error) {
+        Some(rustls::Error::InvalidCertificate(problem)) => Some(problem),
+        _ => None,
+    }
+}
+
+/// Whether TLS was answered with something else: nearly always HTTP.
+pub(crate) fn speaks_plain_http(error: &(dyn StdError + 'static)) -> bool {
+    matches!(tls_problem(error), Some(rustls::Error::InvalidMessage(_)))
+}
+
+/// What TLS found wrong, if it was TLS that failed.
+fn tls_problem<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     // An `io::Error` hides what it wraps from `source()`, and rustls' error comes wrapped in two of them.
     let deeper = |&error: &&'a (dyn StdError + 'static)| -> Option<&'a (dyn StdError + 'static)> {
         match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
@@ -482,10 +539,7 @@ pub(crate) fn certificate_problem<'a>(
             None => error.source(),
         }
     };
-    std::iter::successors(Some(error), deeper).find_map(|error| match error.downcast_ref() {
-        Some(rustls::Error::InvalidCertificate(problem)) => Some(problem),
-        _ => None,
-    })
+    std::iter::successors(Some(error), deeper).find_map(|error| error.downcast_ref())
 }
 
 /// Whether the name of a host was looked up, and there is none of that name. The system's resolver tells its

@@ -30,7 +30,7 @@ const REPORT_BYTES: u64 = 256 * 1024;
 
 /// Where blobs come from.
 pub(crate) enum Source<'a> {
-    Registry(Registry<'a>),
+    Registry(Box<Registry<'a>>),
     Local(Arc<LocalImage>),
     /// Everything is in the cache already.
     Cache,
@@ -76,9 +76,16 @@ impl<'a> Attempts<'a> {
         if first_contact || !error.is_transient() || self.failures >= self.network.attempts {
             return Err(error);
         }
+        let Some(pause) = self.network.pause_asked(self.failures, error.retry_after()) else {
+            return Err(error);
+        };
         tracing::debug!(what, failures = self.failures, %error, "trying again");
-        self.progress.event(ImageEvent::Retrying { what: what.to_owned(), attempt: self.failures + 1 });
-        let pause = tokio::time::sleep(self.network.pause(self.failures));
+        self.progress.event(ImageEvent::Retrying {
+            what: what.to_owned(),
+            attempt: self.failures + 1,
+            pause_ms: u64::try_from(pause.as_millis()).unwrap_or(u64::MAX),
+        });
+        let pause = tokio::time::sleep(pause);
         self.cancel.run_until_cancelled(pause).await.ok_or(ImageError::Cancelled)
     }
 }

@@ -106,7 +106,7 @@ impl ImageStore {
         let place = parse(place)?;
         let source = match &place {
             ImageReference::Registry(parsed) => {
-                Source::Registry(self.connect(request, parsed, Access::Pull).await?)
+                Source::Registry(Box::new(self.connect(request, parsed, Access::Pull).await?))
             }
             ImageReference::Local(parsed) => {
                 let (parsed, wanted) = (parsed.clone(), request.options.platform.clone());

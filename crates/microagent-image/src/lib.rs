@@ -10,8 +10,8 @@
 //! another, and what `commit` and `push` build on. [`ImageStore::prune`] removes what no record and no
 //! workspace needs; layers go with their image.
 //!
-//! This crate never looks at environment variables, except in [`Environment::from_env`]; never prints; never
-//! runs anything but credential helpers; and never needs a privilege. Any process may be killed at any
+//! This crate never looks at environment variables, never prints, never runs anything but credential helpers, and
+//! never needs a privilege. Any process may be killed at any
 //! moment: nothing gets its final name before it is whole, and locks end with their holders.
 
 mod archive;

@@ -1,5 +1,6 @@
 //! How registries are reached: certificates, proxies, timeouts. Builds HTTP clients and sends nothing.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,11 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::environment::Environment;
 use crate::error::ImageError;
+use crate::reference::RegistryReference;
+
+use self::host_certificates::HostCertificates;
+
+mod host_certificates;
 
 /// Where distributions keep the system's trusted certificates, in one file.
 const SYSTEM_CERTIFICATES: [&str; 5] = [
@@ -37,15 +43,29 @@ pub struct NetworkOptions {
 }
 
 impl NetworkOptions {
-    /// Longest pause between attempts, also when the registry asks for more.
+    /// Longest pause between attempts that the registry does not ask for.
     pub const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+    /// Longest pause that a registry can ask for with `Retry-After`. One that asks for more is not asked again.
+    pub const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60);
 
     /// The pause after the given number of failures.
     pub(crate) fn pause(&self, failures: u32) -> Duration {
         let doubled = self.first_pause.saturating_mul(1 << failures.saturating_sub(1).min(16));
         doubled.min(Self::LONGEST_PAUSE)
     }
+
+    /// The pause after the given number of failures when the registry asked for one; `None` when it asked for
+    /// more than anybody waits for.
+    pub(crate) fn pause_asked(&self, failures: u32, asked: Option<Duration>) -> Option<Duration> {
+        let asked = asked.unwrap_or_default();
+        (asked <= Self::LONGEST_RETRY_AFTER).then(|| asked.max(self.pause(failures)))
+    }
 }
+
+const _: () = assert!(
+    NetworkOptions::LONGEST_PAUSE.as_secs() <= NetworkOptions::LONGEST_RETRY_AFTER.as_secs(),
+    "a registry can ask for at least the pause that is made anyway"
+);
 
 impl Default for NetworkOptions {
     fn default() -> NetworkOptions {
@@ -68,8 +88,44 @@ pub fn client(
     options: &NetworkOptions,
     loopback: bool,
 ) -> Result<reqwest::Client, ImageError> {
+    build(environment, options, loopback, tls(environment, &HostCertificates::default())?, follow)
+}
+
+/// The two clients of one registry.
+pub(crate) struct RegistryClients {
+    /// For the registry: follows redirects to storage on other hosts.
+    pub(crate) content: reqwest::Client,
+    /// For its token server, which is sent logins in the address and the body: follows no redirect to another
+    /// origin.
+    pub(crate) login: reqwest::Client,
+}
+
+/// Makes the HTTP clients for a registry, with the certificates that are kept for its host.
+///
+/// # Errors
+/// As [`client`], and when a file in the host's directory of certificates cannot be used.
+pub(crate) fn registry_clients(
+    environment: &Environment,
+    options: &NetworkOptions,
+    registry: &RegistryReference,
+) -> Result<RegistryClients, ImageError> {
+    let tls = tls(environment, &HostCertificates::find(environment, &registry.registry)?)?;
+    let loopback = registry.is_loopback();
+    Ok(RegistryClients {
+        content: build(environment, options, loopback, tls.clone(), follow)?,
+        login: build(environment, options, loopback, tls, follow_within_origin)?,
+    })
+}
+
+fn build(
+    environment: &Environment,
+    options: &NetworkOptions,
+    loopback: bool,
+    tls: ClientConfig,
+    follow: fn(redirect::Attempt<'_>) -> redirect::Action,
+) -> Result<reqwest::Client, ImageError> {
     let mut builder = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls(environment)?)
+        .tls_backend_preconfigured(tls)
         .user_agent(concat!("microagent/", env!("CARGO_PKG_VERSION")))
         .http1_only()
         .no_proxy()
@@ -94,6 +150,44 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
         return attempt.error("too many redirects");
     }
     attempt.follow()
+}
+
+/// Follows redirects that stay with the host that was asked.
+fn follow_within_origin(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let origin = attempt.previous().first().map(Url::origin);
+    if origin.is_some_and(|origin| origin != attempt.url().origin()) {
+        return attempt.error("redirected to another host, which gets no login");
+    }
+    follow(attempt)
+}
+
+/// Whether this machine has a way to anywhere. What cannot be read counts as one: the question is asked to explain
+/// a failure, and should not invent a reason.
+pub(crate) fn has_default_route() -> bool {
+    let tables = ["/proc/net/route", "/proc/net/ipv6_route"].map(fs::read_to_string);
+    match &tables {
+        [Ok(v4), v6] => routes_anywhere(v4, v6.as_deref().unwrap_or_default()),
+        [Err(_), _] => true,
+    }
+}
+
+/// Looks for a default route in the kernel's two tables.
+///
+/// # Source
+/// `net/ipv4/fib_trie.c` (`fib_route_seq_show`) and `net/ipv6/route.c` (`rt6_info_route`) of Linux.
+fn routes_anywhere(v4: &str, v6: &str) -> bool {
+    let mut v4 = v4.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut v6 = v6.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // Interface, destination, gateway, flags, …, mask at 7.
+    let default_v4 =
+        |fields: Vec<&str>| fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000");
+    // Destination, its prefix length, …, interface at 9: the kernel keeps a refusing default on `lo`.
+    let default_v6 = |fields: Vec<&str>| {
+        fields.first().is_some_and(|destination| destination.bytes().all(|digit| digit == b'0'))
+            && fields.get(1) == Some(&"00")
+            && fields.get(9).is_some_and(|interface| *interface != "lo")
+    };
+    v4.any(default_v4) || v6.any(default_v6)
 }
 
 fn proxies(environment: &Environment) -> Result<Vec<Proxy>, ImageError> {
@@ -131,13 +225,17 @@ fn without_login(url: &str) -> String {
     }
 }
 
-fn tls(environment: &Environment) -> Result<ClientConfig, ImageError> {
+fn tls(environment: &Environment, host: &HostCertificates) -> Result<ClientConfig, ImageError> {
+    let mut roots = roots(environment)?;
+    roots.add_parsable_certificates(host.authorities.iter().cloned());
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("ring serves the default protocol versions")
-        .with_root_certificates(roots(environment)?)
-        .with_no_client_auth();
-    Ok(config)
+        .with_root_certificates(roots);
+    let Some(own) = &host.own else { return Ok(config.with_no_client_auth()) };
+    config
+        .with_client_auth_cert(own.chain.clone(), own.key.clone_key())
+        .map_err(|source| ImageError::Certificates { path: own.path.clone(), source: source.into() })
 }
 
 /// The trusted certificates. With none at all every HTTPS registry fails by its certificate, which is the
@@ -171,6 +269,41 @@ mod tests {
         assert_eq!(options.pause(1), Duration::from_millis(250));
         assert_eq!(options.pause(3), Duration::from_millis(1000));
         assert_eq!(options.pause(u32::MAX), NetworkOptions::LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn a_registry_can_ask_for_a_longer_pause_and_not_for_any() {
+        let options = NetworkOptions::default();
+        let seconds = Duration::from_secs;
+        for (failures, asked, pause) in [
+            (1, None, Some(Duration::from_millis(250))),
+            (1, Some(seconds(0)), Some(Duration::from_millis(250))),
+            (1, Some(seconds(2)), Some(seconds(2))),
+            (9, Some(seconds(2)), Some(NetworkOptions::LONGEST_PAUSE)),
+            (1, Some(seconds(60)), Some(seconds(60))),
+            (1, Some(seconds(61)), None),
+        ] {
+            assert_eq!(options.pause_asked(failures, asked), pause, "{failures} {asked:?}");
+        }
+    }
+
+    #[test]
+    fn a_default_route_is_seen_in_either_table() {
+        let head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n";
+        let own = "eth0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n";
+        let default = "eth0\t00000000\t010011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
+        let zeros = "0".repeat(32);
+        let v6 = |interface: &str| {
+            format!("{zeros} 00 {zeros} 00 {zeros} ffffffff 00000001 00000000 00200200 {interface}\n")
+        };
+        for (v4, v6, anywhere) in [
+            (String::new(), String::new(), false),
+            (format!("{head}{own}"), v6("lo"), false),
+            (format!("{head}{own}{default}"), String::new(), true),
+            (head.to_owned(), v6("eth0"), true),
+        ] {
+            assert_eq!(routes_anywhere(&v4, &v6), anywhere, "{v4} {v6}");
+        }
     }
 
     #[test]

@@ -97,8 +97,10 @@ pub enum ImageEvent {
     Retrying {
         /// What failed, for a person.
         what: String,
-        /// Which attempt begins now, from 2 on.
+        /// Which attempt comes next, from 2 on.
         attempt: u32,
+        /// Milliseconds until then.
+        pause_ms: u64,
     },
 }
 

@@ -4,18 +4,22 @@
 //! token answers and error texts as well as blobs. Nothing is verified here; whoever asks for content
 //! compares size and digest. Nothing is retried here either, except once after a login.
 //!
-//! HTTPS everywhere; plain HTTP only to loopback, when HTTPS does not answer there.
+//! HTTPS everywhere; plain HTTP only to loopback and to registries that the caller names for it, when HTTPS does
+//! not answer there. A login goes to the registry's own origin and to the token server that it names, and to no
+//! host that either of them redirects to.
 //!
 //! # Source
 //! OCI distribution specification 1.1; Docker token authentication specification.
 
 mod challenge;
+mod retry_after;
 mod upload;
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use reqwest::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -26,10 +30,10 @@ pub(crate) use self::upload::Arrival;
 use crate::credentials::{self, Credentials};
 use crate::digest::Digest;
 use crate::environment::Environment;
-use crate::error::{ImageError, certificate_problem, is_unknown_host};
+use crate::error::{ImageError, certificate_problem, is_unknown_host, speaks_plain_http};
 use crate::manifest::{ACCEPTED, MANIFEST_LIMIT, printable};
-use crate::network::{self, NetworkOptions};
-use crate::reference::{DEFAULT_REGISTRY, RegistryReference};
+use crate::network::{self, NetworkOptions, RegistryClients};
+use crate::reference::{DEFAULT_REGISTRY, RegistryReference, host_of, is_loopback};
 
 /// Where `docker.io` really is.
 const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
@@ -58,7 +62,7 @@ pub(crate) struct Registry<'a> {
     access: Access,
     environment: &'a Environment,
     base: Url,
-    http: Client,
+    http: RegistryClients,
     login: Mutex<Option<Login>>,
 }
 
@@ -117,14 +121,13 @@ impl<'a> Registry<'a> {
         options: &NetworkOptions,
         access: Access,
     ) -> Result<Registry<'a>, ImageError> {
-        let loopback = reference.is_loopback();
         // The client's timeout runs while a request is being sent, however much of it moves.
         let read_timeout = match access {
             Access::Pull => options.read_timeout,
             Access::Push => PUSH_READ_TIMEOUT,
         };
-        let http =
-            network::client(environment, &NetworkOptions { read_timeout, ..options.clone() }, loopback)?;
+        let options = NetworkOptions { read_timeout, ..options.clone() };
+        let http = network::registry_clients(environment, &options, reference)?;
         let host = match reference.registry.as_str() {
             DEFAULT_REGISTRY => DOCKER_HUB_HOST,
             other => other,
@@ -133,7 +136,8 @@ impl<'a> Registry<'a> {
             Url::parse(&format!("{scheme}://{host}/v2/")).expect("a checked registry host makes a URL")
         };
         let mut base = at("https");
-        if loopback && let Err(error) = http.get(base.clone()).send().await {
+        let may_be_plain = reference.is_loopback() || environment.is_insecure(&reference.registry);
+        if may_be_plain && let Err(error) = http.content.get(base.clone()).send().await {
             if certificate_problem(&error).is_some() {
                 return Err(unreachable(&reference.registry, error));
             }
@@ -153,6 +157,10 @@ impl<'a> Registry<'a> {
         let url = self.url(&format!("manifests/{selector}"));
         let fetch = async {
             let response = self.send(|http| http.get(url.clone()).header(ACCEPT, ACCEPTED)).await?;
+            if response.status() == StatusCode::NOT_FOUND {
+                let (reference, detail) = (self.reference.to_string(), self.error_detail(response).await);
+                return Err(ImageError::UnknownImage { reference, detail });
+            }
             let response = self.expect(response, &[StatusCode::OK], &what()).await?;
             let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
             // Parameters such as a character set say nothing here.
@@ -202,6 +210,7 @@ impl<'a> Registry<'a> {
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
+        self.check_origin(&response)?;
         let challenges: Vec<Challenge> = response
             .headers()
             .get_all(WWW_AUTHENTICATE)
@@ -220,6 +229,7 @@ impl<'a> Registry<'a> {
         drop(login);
         let response = self.try_send(&request, fresh.as_ref()).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
+            self.check_origin(&response)?;
             let detail = self.error_detail(response).await;
             let authenticated = fresh.is_some_and(|login| login.authenticated);
             tracing::debug!(%registry, authenticated, "refused after login");
@@ -228,12 +238,21 @@ impl<'a> Registry<'a> {
         Ok(response)
     }
 
+    /// Refuses to log in at a host that the registry redirected to: a login is for the registry.
+    fn check_origin(&self, response: &Response) -> Result<(), ImageError> {
+        if response.url().origin() == self.base.origin() {
+            return Ok(());
+        }
+        let host = printable(response.url().host_str().unwrap_or_default());
+        Err(ImageError::LoginElsewhere { registry: self.reference.registry.clone(), host })
+    }
+
     async fn try_send(
         &self,
         request: &impl Fn(&Client) -> RequestBuilder,
         login: Option<&Login>,
     ) -> Result<Response, ImageError> {
-        let mut request = request(&self.http);
+        let mut request = request(&self.http.content);
         if let Some(login) = login {
             request = request.header(AUTHORIZATION, login.header.clone());
         }
@@ -263,8 +282,22 @@ impl<'a> Registry<'a> {
         Ok(Login { header, authenticated })
     }
 
-    /// Asks the token server that the challenge names. Credentials go there over HTTPS, or over plain HTTP
-    /// when the registry itself is on loopback without TLS.
+    /// Whether logins may go to a token server. Over plain HTTP only from a registry that is reached that way
+    /// itself: from loopback to loopback, or to a host that is named as insecure.
+    fn may_log_in_at(&self, realm: &Url) -> bool {
+        let host = realm.host_str().unwrap_or_default();
+        let authority = realm.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        let from_loopback = self.reference.is_loopback();
+        match realm.scheme() {
+            "https" => true,
+            "http" if self.base.scheme() == "http" => {
+                from_loopback && is_loopback(host_of(&authority)) || self.environment.is_insecure(&authority)
+            }
+            _ => false,
+        }
+    }
+
+    /// Asks the token server that the challenge names.
     async fn token(
         &self,
         challenge: &Challenge,
@@ -276,9 +309,10 @@ impl<'a> Registry<'a> {
         };
         let realm = challenge.parameter("realm").and_then(|realm| Url::parse(realm).ok());
         let mut realm = realm.ok_or_else(|| protocol("its login challenge names no token server"))?;
-        if realm.scheme() != "https" && !(realm.scheme() == "http" && self.base.scheme() == "http") {
+        if !self.may_log_in_at(&realm) {
             return Err(protocol("its token server is not reached over https"));
         }
+        let http = &self.http.login;
         let repository = &self.reference.repository;
         let scope = match (self.access, challenge.parameter("scope")) {
             (Access::Pull, Some(scope)) => scope.to_owned(),
@@ -297,16 +331,16 @@ impl<'a> Registry<'a> {
                     ("client_id", "microagent"),
                 ]);
                 let form = form_encoded(&fields);
-                self.http.post(realm).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form)
+                http.post(realm).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form)
             }
             Some(Credentials::Basic { username, password }) => {
                 fields.push(("account", username));
                 realm.query_pairs_mut().extend_pairs(&fields);
-                self.http.get(realm).basic_auth(username, Some(password))
+                http.get(realm).basic_auth(username, Some(password))
             }
             Some(Credentials::RegistryToken(_)) | None => {
                 realm.query_pairs_mut().extend_pairs(&fields);
-                self.http.get(realm)
+                http.get(realm)
             }
         };
         let what = || "a login token".to_owned();
@@ -335,17 +369,18 @@ impl<'a> Registry<'a> {
             return Ok(response);
         }
         let authenticated = self.login.lock().await.as_ref().is_some_and(|login| login.authenticated);
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let retry_after = retry_after.and_then(|value| retry_after::parse(value, Timestamp::now()));
         let detail = self.error_detail(response).await;
-        let reference = self.reference.to_string();
         Err(match status {
-            StatusCode::NOT_FOUND if self.access == Access::Pull => {
-                ImageError::UnknownImage { reference, detail }
-            }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => self.denied(detail, authenticated),
-            _ => {
-                let registry = self.reference.registry.clone();
-                ImageError::Response { registry, what: what.to_owned(), status: status.as_u16(), detail }
-            }
+            _ => ImageError::Response {
+                registry: self.reference.registry.clone(),
+                what: what.to_owned(),
+                status: status.as_u16(),
+                detail,
+                retry_after,
+            },
         })
     }
 
@@ -407,10 +442,17 @@ impl<'a> Registry<'a> {
 
 fn unreachable(registry: &str, source: reqwest::Error) -> ImageError {
     let (registry, source) = (registry.to_owned(), source.without_url());
-    if is_unknown_host(&source) {
-        return ImageError::UnknownRegistry { registry, source };
+    if speaks_plain_http(&source) {
+        return ImageError::PlainHttp { registry };
     }
-    ImageError::Unreachable { registry, source }
+    if !is_unknown_host(&source) {
+        return ImageError::Unreachable { registry, source };
+    }
+    // Nobody misspells the default registry: without it there is no network, or none with name servers.
+    if registry == DEFAULT_REGISTRY || !network::has_default_route() {
+        return ImageError::Offline { registry, source };
+    }
+    ImageError::UnknownRegistry { registry, source }
 }
 
 fn bearer(token: &str) -> Option<HeaderValue> {

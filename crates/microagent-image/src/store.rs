@@ -255,7 +255,7 @@ impl ImageStore {
         self.cache.prepare()?;
         let lease = self.cache.join(&request.waiting()).await?;
         progress.event(ImageEvent::Resolving { reference: resolved.clone() });
-        let source = Source::Registry(self.connect(request, parsed, Access::Pull).await?);
+        let source = Source::Registry(Box::new(self.connect(request, parsed, Access::Pull).await?));
         let start = Start::Selector(parsed.selector(), parsed.digest.as_ref());
         let fetcher = self.fetcher(request);
         let resolution = resolve(&fetcher, &source, start, &options.platform, &resolved).await?;

@@ -7,6 +7,7 @@ mod archives;
 mod cache;
 mod commit;
 mod faults;
+mod logins;
 mod outgoing;
 mod registry;
 mod support;

@@ -243,7 +243,8 @@ async fn a_push_sends_what_is_missing_and_skopeo_reads_it() {
 #[tokio::test]
 async fn a_push_logs_in_and_trusts_as_a_pull_does() {
     let login = Some(("somebody".to_owned(), "secret".to_owned()));
-    let registry = Registry::start_with(RegistryOptions { login, tls: true }).unwrap();
+    let registry =
+        Registry::start_with(RegistryOptions { login, tls: true, ..RegistryOptions::default() }).unwrap();
     let name = format!("{}/private:1", registry.address());
     let dir = tempfile::tempdir().unwrap();
     let environment = |password: &str| {

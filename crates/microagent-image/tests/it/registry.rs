@@ -181,7 +181,7 @@ const PASSWORD: &str = "pass:word";
 
 fn closed_registry() -> Registry {
     let login = Some((USER.to_owned(), PASSWORD.to_owned()));
-    Registry::start_with(RegistryOptions { login, tls: false }).unwrap()
+    Registry::start_with(RegistryOptions { login, ..RegistryOptions::default() }).unwrap()
 }
 
 fn login_file(registry: &Registry, password: &str) -> String {
@@ -271,7 +271,7 @@ async fn logs_in_with_a_helper_program() {
 
 #[tokio::test]
 async fn trusts_a_private_ca_only_when_told() {
-    let registry = Registry::start_with(RegistryOptions { tls: true, login: None }).unwrap();
+    let registry = Registry::start_with(RegistryOptions { tls: true, ..RegistryOptions::default() }).unwrap();
     let (path_reference, _) = publish(&registry, &Home::new(), "tls");
     let trusted = Environment { ssl_cert_file: Some(registry.ca_file()), ..Environment::default() };
     for host in ["127.0.0.1", "localhost"] {

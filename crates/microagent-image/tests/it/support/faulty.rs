@@ -60,6 +60,8 @@ pub(crate) enum Act {
     Status(u16, String),
     /// 200 with a body of JSON.
     Json(String),
+    /// 429 with a `Retry-After`.
+    Later(&'static str),
     /// 307 to another place.
     Redirect(String),
     /// 401 with a challenge.
@@ -176,13 +178,14 @@ impl Shared {
     fn answer(&self, stream: &TcpStream) -> io::Result<()> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        // What is no HTTP (a client that tries TLS first) ends here.
-        let Some(request) = self.read(stream)? else { return Ok(()) };
+        // As servers do that are spoken to in TLS.
+        let Some(request) = self.read(stream)? else { return respond(stream, 400, "text/plain", &[], b"") };
         let act = (self.decide)(&request);
         let found = self.content.get(&request.path);
         match act {
             Act::Status(status, body) => respond(stream, status, "application/json", &[], body.as_bytes()),
             Act::Json(body) => respond(stream, 200, "application/json", &[], body.as_bytes()),
+            Act::Later(when) => respond(stream, 429, "text/plain", &[format!("Retry-After: {when}")], b""),
             Act::Redirect(to) => respond(stream, 307, "text/plain", &[format!("Location: {to}")], b""),
             Act::Challenge(challenge) => {
                 respond(stream, 401, "text/plain", &[format!("WWW-Authenticate: {challenge}")], b"")
