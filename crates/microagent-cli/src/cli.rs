@@ -3,11 +3,11 @@
 //! Parsing decides nothing about workspaces; each command's own file turns its arguments into a call.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use clap::error::ErrorKind as ClapErrorKind;
-use clap::{Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::args::global::GlobalArgs;
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events,
     exec, image, kernel, list, logs, man, network, perf, profiles, result, run, secret, start, stats, status,
@@ -52,75 +52,6 @@ pub(crate) struct Cli {
     pub(crate) global: GlobalArgs,
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
-}
-
-/// Options that every command takes, before or after its name.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Global options")]
-pub(crate) struct GlobalArgs {
-    /// Directory of workspaces, images and caches [default: ~/.microagent]
-    #[arg(long, global = true, value_name = "DIR", env = environment::STATE_DIR, hide_env_values = true)]
-    pub(crate) state_dir: Option<PathBuf>,
-
-    /// What executes guest code: auto (hardware where it is real), kvm, or tcg (software emulation)
-    #[arg(
-        long,
-        global = true,
-        value_name = "WHICH",
-        env = environment::ACCEL,
-        hide_env_values = true,
-        default_value = "auto",
-        ignore_case = true,
-        hide_possible_values = true
-    )]
-    pub(crate) accel: Accel,
-
-    /// Print one JSON document instead of text, errors included
-    #[arg(long, global = true)]
-    pub(crate) json: bool,
-
-    /// How to show long work on standard error: auto (bars on a terminal), plain (lines), or off
-    #[arg(
-        long,
-        global = true,
-        value_name = "HOW",
-        env = environment::PROGRESS,
-        hide_env_values = true,
-        default_value = "auto",
-        ignore_case = true,
-        hide_possible_values = true
-    )]
-    pub(crate) progress: ProgressChoice,
-
-    /// Print without colours
-    #[arg(long, global = true)]
-    pub(crate) no_color: bool,
-
-    /// Print this page
-    #[arg(short, long, global = true, action = clap::ArgAction::Help)]
-    help: Option<bool>,
-}
-
-/// `--accel`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Accel {
-    /// Hardware virtualisation where it is real, else emulation
-    Auto,
-    /// Hardware virtualisation only
-    Kvm,
-    /// Software emulation only
-    Tcg,
-}
-
-/// `--progress`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ProgressChoice {
-    /// Bars on a terminal, plain lines elsewhere
-    Auto,
-    /// Plain lines
-    Plain,
-    /// Nothing
-    Off,
 }
 
 /// All commands, in the order of the help page.
@@ -287,7 +218,11 @@ fn help_of(path: &[&str]) -> String {
 }
 
 /// The command line without what is only recognised to be refused: for completions and manuals.
-pub(crate) fn without_hidden(command: clap::Command) -> clap::Command {
+pub(crate) fn shown_command() -> clap::Command {
+    without_hidden(Cli::command())
+}
+
+fn without_hidden(command: clap::Command) -> clap::Command {
     let mut shown = clap::Command::new(command.get_name().to_owned())
         .disable_help_flag(true)
         .disable_help_subcommand(true)
@@ -383,6 +318,7 @@ fn docker_verb(name: &str) -> Option<(String, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::global::Accel;
 
     fn parse_words(words: &str) -> (Result<Request, Failure>, Format) {
         let args: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 
 use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions};
 
-use crate::cli::{Accel, GlobalArgs, ProgressChoice};
-use crate::environment;
+use crate::args::global::{Accel, GlobalArgs, ProgressChoice};
 use crate::failure::Failure;
 use crate::output::Format;
 use crate::progress::Progress;
-use crate::signals;
+use crate::{environment, signals};
 
 /// Name of the state directory in the home directory.
 const DEFAULT_STATE_DIR: &str = ".microagent";

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 
 use microagent::{Error, ErrorKind};
 use owo_colors::OwoColorize;
-use serde::Serialize;
 
-use crate::commands::run::OutputDocument;
-use crate::escape;
+use crate::documents::error::ErrorDocument;
+use crate::documents::output::OutputDocument;
 use crate::output::Format;
+use crate::{escape, hints};
 
 /// Exit code of a command that failed.
 const EXIT_FAILED: u8 = 1;
@@ -131,7 +131,7 @@ impl Failure {
         writeln!(out)
     }
 
-    fn document(&self) -> Document<'_> {
+    fn document(&self) -> ErrorDocument<'_> {
         let kind = match self {
             Failure::Engine(e) | Failure::WithOutput { error: e, .. } => e.kind(),
             Failure::Usage { .. } => ErrorKind::Invalid,
@@ -142,7 +142,7 @@ impl Failure {
             _ => None,
         };
         let retryable = self.exit_code() == EXIT_RETRY;
-        Document { kind, message: self.message(), hint: self.hint(), retryable, output }
+        ErrorDocument { kind, message: self.message(), hint: self.hint(), retryable, output }
     }
 
     fn message(&self) -> String {
@@ -159,22 +159,10 @@ impl Failure {
     fn hint(&self) -> Option<String> {
         match self {
             Failure::Usage { hint, .. } | Failure::Other { hint, .. } => hint.clone(),
-            Failure::Engine(e) | Failure::WithOutput { error: e, .. } => e.hint(),
+            Failure::Engine(e) | Failure::WithOutput { error: e, .. } => hints::of(e),
             Failure::File { .. } | Failure::ClosedOutput => None,
         }
     }
-}
-
-/// What a program reads on standard error.
-#[derive(Debug, Serialize)]
-struct Document<'a> {
-    kind: ErrorKind,
-    message: String,
-    hint: Option<String>,
-    retryable: bool,
-    /// Only where something had been printed, as by the steps of a failed setup.
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    output: Option<&'a OutputDocument>,
 }
 
 /// The error and its causes, joined by `: `.

@@ -3,25 +3,27 @@
 //! A thin shell over the library of the same name: it reads the environment and the terminal, which the
 //! library never does, and decides nothing that a program could not decide through the library.
 
+mod args;
 mod cli;
 mod commands;
+mod console_log;
 mod context;
+mod documents;
 mod environment;
 mod escape;
 mod failure;
-mod machine_args;
+mod hints;
 mod output;
 mod progress;
 mod prompt;
 #[cfg(test)]
 mod reference;
-mod secret_args;
+mod run_output;
 mod session;
 mod signals;
+mod state_output;
 mod table;
 mod terminal;
-mod workspace_args;
-
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -98,8 +100,8 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Volume(args) => commands::volume::execute(context, args),
         Command::Template(args) => commands::template::execute(context, args),
         Command::Perf(args) => return commands::perf::execute(context, args),
-        Command::Completions(args) => commands::completions::execute(context, args),
-        Command::Man(args) => commands::man::execute(context, args),
+        Command::Completions(args) => commands::completions::execute(context, args, cli::shown_command()),
+        Command::Man(args) => commands::man::execute(context, args, cli::shown_command()),
         Command::Version(args) => commands::version::execute(context, args),
     }
     .map(|()| 0)

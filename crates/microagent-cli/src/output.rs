@@ -2,10 +2,7 @@
 
 use std::io::{self, BufWriter, StdoutLock, Write};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use microagent::ImageReport;
-use microagent::image::Origin;
+use microagent::PortForward;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -44,38 +41,13 @@ pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
     finish(out)
 }
 
-/// Bytes in JSON: as they are when they are UTF-8, else in base64, and which of the two.
-pub(crate) fn json_bytes(bytes: Vec<u8>) -> (String, &'static str) {
-    match String::from_utf8(bytes) {
-        Ok(text) => (text, "utf-8"),
-        Err(e) => (STANDARD.encode(e.as_bytes()), "base64"),
-    }
+/// `127.0.0.1:8080 -> 80/tcp`, as Docker shows it.
+pub(crate) fn published(forward: &PortForward) -> String {
+    let PortForward { protocol, host, host_port, guest_port } = forward;
+    format!("{host}:{host_port} -> {guest_port}/{protocol}")
 }
 
-/// The image of what was run or made, in JSON.
-#[derive(Debug, Serialize)]
-pub(crate) struct ImageDocument {
-    reference: String,
-    resolved_reference: String,
-    digest: String,
-    origin: Origin,
-}
-
-impl From<ImageReport> for ImageDocument {
-    fn from(image: ImageReport) -> ImageDocument {
-        let ImageReport { reference, resolved_reference, digest, origin } = image;
-        ImageDocument { reference, resolved_reference, digest, origin }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_survive_json() {
-        assert_eq!(json_bytes(b"gr\xc3\xbcn\n".to_vec()), ("grün\n".to_owned(), "utf-8"));
-        assert_eq!(json_bytes(vec![0xff, 0x00]), ("/wA=".to_owned(), "base64"));
-        assert_eq!(json_bytes(Vec::new()), (String::new(), "utf-8"));
-    }
+/// Bytes for people.
+pub(crate) fn size(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
 }

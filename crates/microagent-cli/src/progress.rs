@@ -11,11 +11,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use microagent::image::{self, ImageEvent};
 use microagent::{Event, Observer};
 
-use crate::cli::ProgressChoice;
-use crate::commands::network;
-use crate::environment;
-use crate::escape;
-use crate::output::Format;
+use crate::args::global::ProgressChoice;
+use crate::output::{Format, published, size};
+use crate::{environment, escape};
 
 /// How often a moving bar is redrawn.
 const TICK: Duration = Duration::from_millis(100);
@@ -191,8 +189,8 @@ fn step(state: &mut Current, event: &Event) -> Step {
             Step::Phase(format!("Comparing the disk of {} with its image", escape::one_line(workspace)))
         }
         Event::Command => Step::Phase("Running the command".to_owned()),
-        Event::Published(published) => {
-            let ports: Vec<_> = published.iter().map(|port| network::published(&port.into())).collect();
+        Event::Published(ports) => {
+            let ports: Vec<_> = ports.iter().map(|port| published(&port.into())).collect();
             Step::Note(format!("published {}", ports.join(", ")))
         }
         Event::Notice(text) => Step::Note(text.clone()),
@@ -280,11 +278,6 @@ fn short(label: &str) -> String {
         Some((end, _)) => format!("{}...", &line[..end]),
         None => line,
     }
-}
-
-/// Bytes for people.
-pub(crate) fn size(bytes: u64) -> String {
-    indicatif::BinaryBytes(bytes).to_string()
 }
 
 #[cfg(test)]

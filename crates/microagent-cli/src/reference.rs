@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, Command, CommandFactory};
 use snapbox::{Assert, Data};
 
-use crate::cli::{Cli, without_hidden};
+use crate::cli::{Cli, shown_command};
 use crate::environment::VARIABLES;
 
 const NOTICE: &str = "<!-- Made from the command's own definitions. Change those, then run\n     \
@@ -171,5 +171,5 @@ fn every_command_teaches_by_two_to_four_examples() {
             check(sub);
         }
     }
-    check(&without_hidden(Cli::command()));
+    check(&shown_command());
 }

@@ -4,9 +4,8 @@
 //! background job. Only long work listens; short commands keep the system's default and simply die, having nothing to undo.
 
 use std::future::poll_fn;
-use std::io;
 use std::task::Poll;
-use std::thread;
+use std::{io, thread};
 
 use microagent::CancellationToken;
 use tokio::signal::unix::{Signal, SignalKind, signal};

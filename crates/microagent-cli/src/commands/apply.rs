@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use clap::Args;
 use microagent::{Applied, Change, ChangeKind, Error, SpecFile, WorkspaceName};
 
+use crate::args::workspace::idle_keys;
 use crate::context::Context;
 use crate::environment;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-use crate::workspace_args::idle_keys;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use microagent::{Artifact, WorkspaceName};
-use serde::Serialize;
 
 use crate::context::Context;
+use crate::documents::artifact::{ArtifactGetDocument, ArtifactListDocument, Artifacts};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::table::table;
@@ -68,26 +68,6 @@ pub(crate) struct GetArgs {
     quiet: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct ListDocument {
-    workspace: WorkspaceName,
-    artifacts: Artifacts,
-}
-
-/// Files that went in, files that come out.
-#[derive(Debug, Serialize)]
-struct Artifacts {
-    ingress: [Artifact; 0],
-    egress: Vec<Artifact>,
-}
-
-#[derive(Debug, Serialize)]
-struct GetDocument {
-    workspace: WorkspaceName,
-    artifact: String,
-    path: PathBuf,
-}
-
 /// Lists or fetches.
 pub(crate) fn execute(context: &Context, args: ArtifactArgs) -> Result<(), Failure> {
     match (args.command, args.name) {
@@ -100,9 +80,10 @@ pub(crate) fn execute(context: &Context, args: ArtifactArgs) -> Result<(), Failu
 fn list(context: &Context, workspace: WorkspaceName) -> Result<(), Failure> {
     let artifacts = context.engine().artifacts(&workspace)?;
     match context.format {
-        Format::Json => {
-            print_json(&ListDocument { workspace, artifacts: Artifacts { ingress: [], egress: artifacts } })
-        }
+        Format::Json => print_json(&ArtifactListDocument {
+            workspace,
+            artifacts: Artifacts { ingress: [], egress: artifacts },
+        }),
         Format::Text => print_text(&listing(artifacts)),
     }
 }
@@ -122,7 +103,7 @@ fn get(context: &Context, args: GetArgs) -> Result<(), Failure> {
         Ok(engine.artifact_get(&args.name, &args.artifact, &args.dest, &progress, &token).await?)
     });
     progress.end();
-    let document = GetDocument { workspace: args.name, artifact: args.artifact, path: path? };
+    let document = ArtifactGetDocument { workspace: args.name, artifact: args.artifact, path: path? };
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => {

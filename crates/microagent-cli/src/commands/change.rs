@@ -2,13 +2,11 @@
 //! state.
 
 use clap::Args;
-use microagent::{Engine, Error, PortForward, State, WorkspaceDetails, WorkspaceName};
-use serde::Serialize;
+use microagent::{Engine, Error, WorkspaceDetails, WorkspaceName};
 
-use crate::commands::network;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text};
+use crate::state_output;
 
 const HALT_EXAMPLES: &str = "\
 Examples:
@@ -140,13 +138,6 @@ pub(crate) struct QuarantineArgs {
     yes: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspace: WorkspaceName,
-    state: State,
-    port_forwards: Vec<PortForward>,
-}
-
 /// Halts.
 pub(crate) fn halt(context: &Context, args: HaltArgs) -> Result<(), Failure> {
     change(context, async |engine| engine.halt(&args.name).await)
@@ -189,22 +180,5 @@ fn change(
             () = token.cancelled() => Err(Error::Cancelled.into()),
         }
     })?;
-    print(context, details)
-}
-
-/// Says in which state a workspace is now.
-pub(crate) fn print(context: &Context, details: WorkspaceDetails) -> Result<(), Failure> {
-    let port_forwards = details.record.observed_publish().iter().map(PortForward::from).collect();
-    let document = Document { workspace: details.record.name, state: details.state, port_forwards };
-    match context.format {
-        Format::Json => print_json(&document),
-        Format::Text => {
-            let mut text = format!("Workspace: {}\nState: {}\n", document.workspace, document.state);
-            // The ports of one that rests lead nowhere.
-            for forward in document.port_forwards.iter().filter(|_| document.state.is_live()) {
-                text += &format!("Published: {}\n", network::published(forward));
-            }
-            print_text(&text)
-        }
-    }
+    state_output::print(context, details)
 }

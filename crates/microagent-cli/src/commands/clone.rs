@@ -3,9 +3,9 @@
 use clap::Args;
 use microagent::{Attachment, DiskSource, WorkspaceName};
 
-use crate::commands::change;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::state_output;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,7 +43,7 @@ pub(crate) fn execute(context: &Context, args: CloneArgs) -> Result<(), Failure>
             args.target, args.source
         ));
     }
-    change::print(context, copy)
+    state_output::print(context, copy)
 }
 
 /// What a disk is called that the copy does not have for itself.

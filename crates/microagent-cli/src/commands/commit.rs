@@ -3,12 +3,11 @@
 use clap::Args;
 use microagent::{CommitOptions, CommitReport, WorkspaceName};
 
-use super::image::change::{self, Change};
+use crate::args::image_change::{self, Change};
 use crate::context::Context;
 use crate::escape::one_line;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text};
-use crate::progress::size;
+use crate::output::{Format, print_json, print_text, size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -41,7 +40,7 @@ pub(crate) struct CommitArgs {
 
     /// How to run it, as a line of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or
     /// WORKDIR (repeatable)
-    #[arg(short, long, value_name = "LINE", value_parser = change::parse)]
+    #[arg(short, long, value_name = "LINE", value_parser = image_change::parse)]
     change: Vec<Change>,
 
     /// Why, for the image's history
@@ -66,7 +65,7 @@ pub(crate) fn execute(context: &Context, args: CommitArgs) -> Result<(), Failure
     let engine = context.engine();
     let progress = context.progress(args.quiet);
     let options = CommitOptions {
-        changes: change::combine(args.change),
+        changes: image_change::combine(args.change),
         message: args.message,
         author: args.author,
         push: args.push,

@@ -1,11 +1,10 @@
 //! `microagent completions`: what a shell needs to complete our command line.
 
-use clap::{Args, CommandFactory, ValueEnum};
+use clap::{Args, Command, ValueEnum};
 use clap_complete::Shell;
-use serde::Serialize;
 
-use crate::cli::{Cli, without_hidden};
 use crate::context::Context;
+use crate::documents::completions::CompletionsDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 
@@ -36,40 +35,35 @@ enum KnownShell {
     Fish,
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    shell: String,
-    script: String,
-}
-
-/// Prints the script.
-pub(crate) fn execute(context: &Context, args: CompletionsArgs) -> Result<(), Failure> {
+/// Prints the script for a command line, of which nothing is hidden.
+pub(crate) fn execute(context: &Context, args: CompletionsArgs, root: Command) -> Result<(), Failure> {
     let shell = match args.shell {
         KnownShell::Bash => Shell::Bash,
         KnownShell::Zsh => Shell::Zsh,
         KnownShell::Fish => Shell::Fish,
     };
-    let script = script(shell);
+    let script = script(shell, root);
     match context.format {
-        Format::Json => print_json(&Document { shell: shell.to_string(), script }),
+        Format::Json => print_json(&CompletionsDocument { shell: shell.to_string(), script }),
         Format::Text => print_text(&script),
     }
 }
 
-fn script(shell: Shell) -> String {
+fn script(shell: Shell, mut root: Command) -> String {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut without_hidden(Cli::command()), "microagent", &mut script);
+    clap_complete::generate(shell, &mut root, "microagent", &mut script);
     String::from_utf8(script).expect("our command line is described in UTF-8")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::shown_command;
 
     #[test]
     fn scripts_offer_what_is_there_and_nothing_that_is_refused() {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-            let script = script(shell);
+            let script = script(shell, shown_command());
             for known in ["artifact", "propagate-exit-code", "state-dir"] {
                 assert!(script.contains(known), "{shell}: {known}");
             }

@@ -5,12 +5,11 @@ use std::io::Write;
 use clap::Args;
 use microagent::{CommandLine, ExecOptions, WorkspaceName, last_lines};
 
-use crate::commands::logs;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::Format;
 use crate::session::{self, Ended, Session, Stdin};
-use crate::terminal;
+use crate::{console_log, terminal};
 
 /// Ctrl-], as telnet has it.
 const DETACH_KEY: u8 = 0x1d;
@@ -113,7 +112,7 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
 /// The console: with keys where there is a terminal to type them on.
 fn console(context: &Context, name: &WorkspaceName) -> Result<(), Failure> {
     if terminal::ours().is_err() {
-        return logs::show_console(context, name);
+        return console_log::show_console(context, name);
     }
     let engine = context.engine();
     let progress = context.progress(false);
@@ -121,7 +120,7 @@ fn console(context: &Context, name: &WorkspaceName) -> Result<(), Failure> {
         "Ctrl-] leaves the console; a program in the guest must read /dev/ttyS0 for keys to do something",
     );
     let mut out = std::io::stdout().lock();
-    out.write_all(last_lines(&engine.logs(name)?, logs::CONSOLE_LINES))?;
+    out.write_all(last_lines(&engine.logs(name)?, console_log::CONSOLE_LINES))?;
     out.flush()?;
     drop(out);
     let left = session::at_console(context, &engine, name, DETACH_KEY)?;

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use microagent::{CopySource, CopyTarget, WorkspaceName};
-use serde::Serialize;
 
 use crate::context::Context;
+use crate::documents::cp::CopyDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json};
 
@@ -57,13 +57,6 @@ pub(crate) struct CpArgs {
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct Document {
-    workspace: WorkspaceName,
-    source: String,
-    target: String,
 }
 
 /// One end of a copy.
@@ -117,7 +110,9 @@ pub(crate) fn execute(context: &Context, args: CpArgs) -> Result<(), Failure> {
         copied => copied?,
     }
     match context.format {
-        Format::Json => print_json(&Document { workspace: name, source: args.source, target: args.target }),
+        Format::Json => {
+            print_json(&CopyDocument { workspace: name, source: args.source, target: args.target })
+        }
         Format::Text => Ok(()),
     }
 }

@@ -3,17 +3,15 @@
 use clap::{Args, ValueEnum};
 use microagent::spec::Service;
 use microagent::text::output;
-use microagent::{
-    Artifact, CreateOptions, Created, NetworkMode, Resources, RestartPolicy, SpecFile, State, WorkspaceName,
-};
-use serde::Serialize;
+use microagent::{Artifact, CreateOptions, Resources, RestartPolicy, SpecFile, WorkspaceName};
 
-use crate::commands::run::{self, CreateDockerFlags};
+use crate::args::docker::CreateDockerFlags;
+use crate::args::workspace::{WorkspaceArgs, idle_keys};
 use crate::context::Context;
-use crate::environment;
+use crate::documents::create::CreateDocument;
 use crate::failure::Failure;
-use crate::output::{Format, ImageDocument, print_json, print_text};
-use crate::workspace_args::{WorkspaceArgs, idle_keys};
+use crate::output::{Format, print_json, print_text};
+use crate::{environment, run_output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -110,19 +108,6 @@ impl From<Restart> for RestartPolicy {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspace: WorkspaceName,
-    state: State,
-    profile: String,
-    network: NetworkMode,
-    hostname: String,
-    resources: Resources,
-    restart: RestartPolicy,
-    image: ImageDocument,
-    notices: Vec<String>,
-}
-
 /// Creates.
 pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure> {
     let spec = args.workspace.spec()?;
@@ -137,9 +122,9 @@ pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure
     progress.end();
     let created = match created {
         Ok(created) => created,
-        Err(error) => return Err(run::failed(context, error)?),
+        Err(error) => return Err(run_output::failed(context, error)?),
     };
-    let document = Document::new(created);
+    let document = CreateDocument::new(created);
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => print_text(&document.text()),
@@ -165,22 +150,7 @@ impl CreateArgs {
     }
 }
 
-impl Document {
-    fn new(created: Created) -> Document {
-        let record = created.details.record;
-        Document {
-            workspace: record.name,
-            state: created.details.state,
-            profile: record.profile,
-            network: record.network,
-            hostname: record.hostname,
-            resources: record.resources,
-            restart: record.restart,
-            image: created.image.into(),
-            notices: created.notices,
-        }
-    }
-
+impl CreateDocument {
     fn text(&self) -> String {
         let Resources { memory_mib, cpu_count, size_mib } = self.resources;
         format!(

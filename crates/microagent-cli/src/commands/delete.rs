@@ -2,9 +2,9 @@
 
 use clap::Args;
 use microagent::{DeleteMode, Engine, Error, State, WorkspaceName};
-use serde::Serialize;
 
 use crate::context::Context;
+use crate::documents::delete::{DeleteDocument, DeletedWorkspace};
 use crate::failure::{Failure, chain};
 use crate::output::{Format, print_json, print_text};
 use crate::prompt::confirm;
@@ -42,19 +42,6 @@ pub(crate) struct DeleteArgs {
     force: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspaces: Vec<Deleted>,
-}
-
-#[derive(Debug, Serialize)]
-struct Deleted {
-    workspace: WorkspaceName,
-    deleted: bool,
-    stopped: bool,
-    killed: bool,
-}
-
 /// Deletes all that can be deleted; the first failure is reported after that.
 pub(crate) fn execute(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
     let engine = context.engine();
@@ -71,7 +58,7 @@ pub(crate) fn execute(context: &Context, args: DeleteArgs) -> Result<(), Failure
                 () = token.cancelled() => return Err(Error::Cancelled.into()),
             };
             match deleted {
-                Ok(deletion) => done.push(Deleted {
+                Ok(deletion) => done.push(DeletedWorkspace {
                     workspace: name,
                     deleted: deletion.deleted,
                     stopped: deletion.ended && mode == DeleteMode::Stop,
@@ -83,7 +70,7 @@ pub(crate) fn execute(context: &Context, args: DeleteArgs) -> Result<(), Failure
         Ok(())
     })?;
     match context.format {
-        Format::Json => print_json(&Document { workspaces: done })?,
+        Format::Json => print_json(&DeleteDocument { workspaces: done })?,
         Format::Text => print_text(&done.iter().map(line).collect::<String>())?,
     }
     let more = failures.len().saturating_sub(1);
@@ -143,12 +130,12 @@ fn join(names: &[WorkspaceName]) -> String {
     names.iter().map(WorkspaceName::as_str).collect::<Vec<_>>().join(", ")
 }
 
-fn line(deleted: &Deleted) -> String {
+fn line(deleted: &DeletedWorkspace) -> String {
     match deleted {
-        Deleted { workspace, deleted: false, .. } => format!("Nothing to delete: {workspace}\n"),
-        Deleted { workspace, stopped: true, .. } => format!("Stopped and deleted: {workspace}\n"),
-        Deleted { workspace, killed: true, .. } => format!("Killed and deleted: {workspace}\n"),
-        Deleted { workspace, .. } => format!("Deleted: {workspace}\n"),
+        DeletedWorkspace { workspace, deleted: false, .. } => format!("Nothing to delete: {workspace}\n"),
+        DeletedWorkspace { workspace, stopped: true, .. } => format!("Stopped and deleted: {workspace}\n"),
+        DeletedWorkspace { workspace, killed: true, .. } => format!("Killed and deleted: {workspace}\n"),
+        DeletedWorkspace { workspace, .. } => format!("Deleted: {workspace}\n"),
     }
 }
 

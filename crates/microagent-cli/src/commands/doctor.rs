@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use clap::Args;
-use microagent::{Check, CheckStatus, DoctorReport};
-use serde::Serialize;
+use microagent::{CheckStatus, DoctorReport};
 
 use crate::context::Context;
+use crate::documents::doctor::DoctorDocument;
 use crate::environment;
 use crate::escape::one_line;
 use crate::failure::Failure;
@@ -34,14 +34,6 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct DoctorArgs {}
 
-#[derive(Debug, Serialize)]
-struct Document {
-    ok: bool,
-    verdict: &'static str,
-    backend: String,
-    checks: Vec<Check>,
-}
-
 /// Checks and prints.
 pub(crate) fn execute(context: &Context, _args: DoctorArgs) -> Result<u8, Failure> {
     let report = context.engine().doctor();
@@ -49,7 +41,7 @@ pub(crate) fn execute(context: &Context, _args: DoctorArgs) -> Result<u8, Failur
     match context.format {
         Format::Json => {
             let verdict = verdict(&report);
-            print_json(&Document { ok, verdict, backend: report.backend, checks: report.checks })?;
+            print_json(&DoctorDocument { ok, verdict, backend: report.backend, checks: report.checks })?;
         }
         Format::Text => print_text(&text(&report, environment::speaks_utf8()))?,
     }
@@ -99,6 +91,8 @@ fn text(report: &DoctorReport, utf8: bool) -> String {
 
 #[cfg(test)]
 mod tests {
+    use microagent::Check;
+
     use super::*;
 
     fn report(second: CheckStatus) -> DoctorReport {

@@ -7,6 +7,7 @@ use microagent::{Decision, Error, Reason, Record, WorkspaceName};
 use serde::Serialize;
 
 use crate::context::Context;
+use crate::documents::egress::EgressDocument;
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -38,12 +39,6 @@ pub(crate) struct EgressArgs {
     follow: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspace: WorkspaceName,
-    egress: Vec<Decision>,
-}
-
 /// Prints the decisions.
 pub(crate) fn execute(context: &Context, args: EgressArgs) -> Result<(), Failure> {
     let engine = context.engine();
@@ -51,7 +46,7 @@ pub(crate) fn execute(context: &Context, args: EgressArgs) -> Result<(), Failure
         (Format::Json, true) => Err(Failure::followed_as_json()),
         (Format::Json, false) => {
             let egress = engine.egress(&args.name)?;
-            print_json(&Document { workspace: args.name, egress })
+            print_json(&EgressDocument { workspace: args.name, egress })
         }
         (Format::Text, false) => print_text(&engine.egress(&args.name)?.iter().map(line).collect::<String>()),
         (Format::Text, true) => {

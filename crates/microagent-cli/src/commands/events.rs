@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 use microagent::{Error, StateEvent, WorkspaceName};
-use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::context::Context;
+use crate::documents::events::EventsDocument;
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -38,12 +38,6 @@ pub(crate) struct EventsArgs {
     follow: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspace: WorkspaceName,
-    events: Vec<StateEvent>,
-}
-
 /// Prints the events.
 pub(crate) fn execute(context: &Context, args: EventsArgs) -> Result<(), Failure> {
     let engine = context.engine();
@@ -52,7 +46,7 @@ pub(crate) fn execute(context: &Context, args: EventsArgs) -> Result<(), Failure
         if args.follow {
             return Err(Failure::followed_as_json());
         }
-        return print_json(&Document { workspace: args.name, events });
+        return print_json(&EventsDocument { workspace: args.name, events });
     }
     print_text(&events.iter().map(line).collect::<String>())?;
     if !args.follow {

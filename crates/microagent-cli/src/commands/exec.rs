@@ -8,12 +8,13 @@ use std::time::Duration;
 use clap::Args;
 use microagent::text::duration;
 use microagent::{ExecOptions, Execution, OutputStream, WorkspaceName};
-use serde::Serialize;
 
-use crate::commands::run::{env_file, env_variable};
+use crate::args::values::{env_file, env_variable};
 use crate::context::Context;
+use crate::documents::exec::ExecDocument;
+use crate::documents::output::json_bytes;
 use crate::failure::Failure;
-use crate::output::{Format, json_bytes, print_json};
+use crate::output::{Format, print_json};
 use crate::session::{self, Ended, Session, Stdin};
 use crate::terminal;
 
@@ -92,22 +93,6 @@ pub(crate) struct ExecArgs {
     stdin: Option<PathBuf>,
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspace: WorkspaceName,
-    status: &'static str,
-    exit_code: i32,
-    signal: Option<i32>,
-    start_error: Option<String>,
-    started_at: String,
-    exited_at: String,
-    stdout: String,
-    stdout_encoding: &'static str,
-    stderr: String,
-    stderr_encoding: &'static str,
-    dropped_bytes: u64,
-}
-
 /// What is kept for the document.
 #[derive(Debug, Default)]
 struct Captured {
@@ -135,7 +120,7 @@ pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> 
     };
     let code = u8::try_from(execution.exit_code).unwrap_or(1);
     match context.format {
-        Format::Json => print_json(&Document::new(args.name, execution, captured))?,
+        Format::Json => print_json(&ExecDocument::new(args.name, execution, captured))?,
         Format::Text => {
             let progress = context.progress(true);
             if let Some(error) = &execution.start_error {
@@ -193,8 +178,8 @@ impl Captured {
     }
 }
 
-impl Document {
-    fn new(workspace: WorkspaceName, execution: Execution, captured: Captured) -> Document {
+impl ExecDocument {
+    fn new(workspace: WorkspaceName, execution: Execution, captured: Captured) -> ExecDocument {
         let status = match &execution {
             Execution { timed_out: true, .. } => "timed_out",
             Execution { start_error: Some(_), .. } => "not_started",
@@ -203,7 +188,7 @@ impl Document {
         };
         let (stdout, stdout_encoding) = json_bytes(captured.stdout);
         let (stderr, stderr_encoding) = json_bytes(captured.stderr);
-        Document {
+        ExecDocument {
             workspace,
             status,
             exit_code: execution.exit_code,

@@ -1,12 +1,10 @@
 //! `microagent kernel`: the guest kernel.
 
-use std::path::Path;
-
 use clap::{Args, Subcommand};
 use microagent::KernelReport;
-use serde::Serialize;
 
 use crate::context::Context;
+use crate::documents::kernel::KernelDocument;
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -46,15 +44,6 @@ pub(crate) enum KernelCommand {
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct VerifyArgs {}
 
-#[derive(Debug, Serialize)]
-struct Document<'a> {
-    ok: bool,
-    version: &'a str,
-    sha256: &'a str,
-    path: &'a Path,
-    problem: Option<&'a str>,
-}
-
 /// Verifies and prints.
 pub(crate) fn execute(context: &Context, args: KernelArgs) -> Result<u8, Failure> {
     let Some(KernelCommand::Verify(VerifyArgs {})) = args.command else {
@@ -62,7 +51,7 @@ pub(crate) fn execute(context: &Context, args: KernelArgs) -> Result<u8, Failure
     };
     let KernelReport { version, sha256, path, ok, problem } = context.engine().verify_kernel()?;
     match context.format {
-        Format::Json => print_json(&Document {
+        Format::Json => print_json(&KernelDocument {
             ok,
             version: &version,
             sha256: &sha256,

@@ -2,9 +2,9 @@
 
 use clap::Args;
 use microagent::WorkspaceSummary;
-use serde::Serialize;
 
 use crate::context::Context;
+use crate::documents::list::WorkspaceListDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::progress::Progress;
@@ -46,11 +46,6 @@ pub(crate) struct PsArgs {
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct ListArgs {}
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspaces: Vec<WorkspaceSummary>,
-}
-
 /// Lists those that live.
 pub(crate) fn execute_ps(context: &Context, args: PsArgs) -> Result<(), Failure> {
     let mut workspaces = context.engine().list()?;
@@ -65,7 +60,7 @@ pub(crate) fn execute(context: &Context, _args: ListArgs) -> Result<(), Failure>
 
 fn print(context: &Context, workspaces: Vec<WorkspaceSummary>) -> Result<(), Failure> {
     match context.format {
-        Format::Json => print_json(&Document { workspaces }),
+        Format::Json => print_json(&WorkspaceListDocument { workspaces }),
         Format::Text => {
             let progress: Progress = context.progress(true);
             for workspace in workspaces.iter().filter(|workspace| workspace.state.is_none()) {

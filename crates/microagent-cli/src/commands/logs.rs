@@ -1,19 +1,18 @@
 //! `microagent logs`: what the guest's console showed.
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use clap::Args;
 use jiff::Timestamp;
-use microagent::{Error, WorkspaceName, last_lines};
-use serde::Serialize;
-
-use crate::context::Context;
-use crate::failure::Failure;
-use crate::output::{Format, finish, json_bytes, print_json, stdout};
 use microagent::text::duration;
+use microagent::{WorkspaceName, last_lines};
 
-/// Lines of the past that `connect --console` begins with.
-pub(crate) const CONSOLE_LINES: usize = 20;
+use crate::console_log;
+use crate::context::Context;
+use crate::documents::logs::LogsDocument;
+use crate::documents::output::json_bytes;
+use crate::failure::Failure;
+use crate::output::{Format, finish, print_json, stdout};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,17 +58,10 @@ fn moment(text: &str) -> Result<Timestamp, String> {
     Ok(Timestamp::now() - ago)
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspace: WorkspaceName,
-    logs: String,
-    logs_encoding: &'static str,
-}
-
 /// Prints the log.
 pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> {
     if args.follow {
-        return follow(context, &args);
+        return console_log::follow(context, &args.name, args.since, args.tail);
     }
     let engine = context.engine();
     let mut bytes = match args.since {
@@ -82,7 +74,7 @@ pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
     match context.format {
         Format::Json => {
             let (logs, logs_encoding) = json_bytes(bytes);
-            print_json(&Document { workspace: args.name, logs, logs_encoding })
+            print_json(&LogsDocument { workspace: args.name, logs, logs_encoding })
         }
         Format::Text => {
             if bytes.is_empty() && args.since.is_none() {
@@ -92,30 +84,6 @@ pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
             out.write_all(&bytes)?;
             finish(out)
         }
-    }
-}
-
-/// The last lines of the console and what comes, for `connect --console`.
-pub(crate) fn show_console(context: &Context, name: &WorkspaceName) -> Result<(), Failure> {
-    follow(context, &LogsArgs { name: name.clone(), follow: true, tail: Some(CONSOLE_LINES), since: None })
-}
-
-fn follow(context: &Context, args: &LogsArgs) -> Result<(), Failure> {
-    if context.format == Format::Json {
-        return Err(Failure::followed_as_json());
-    }
-    let engine = context.engine();
-    let mut sink = |bytes: &[u8]| {
-        let mut out = io::stdout().lock();
-        out.write_all(bytes)?;
-        out.flush()
-    };
-    let followed = context.block_on(async |token| {
-        Ok(engine.follow_logs(&args.name, args.since, args.tail, &mut sink, &token).await)
-    })?;
-    match followed {
-        Err(Error::File { source, action: "write", .. }) => Err(source.into()),
-        followed => Ok(followed?),
     }
 }
 

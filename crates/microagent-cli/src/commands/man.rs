@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Command, CommandFactory};
-use serde::Serialize;
+use clap::{Args, Command};
 
-use crate::cli::{Cli, without_hidden};
 use crate::context::Context;
+use crate::documents::man::{ManPageDocument, ManPagesDocument};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 
@@ -31,20 +30,9 @@ pub(crate) struct ManArgs {
     dir: Option<PathBuf>,
 }
 
-#[derive(Debug, Serialize)]
-struct PageDocument {
-    name: String,
-    page: String,
-}
-
-#[derive(Debug, Serialize)]
-struct WrittenDocument {
-    written: Vec<PathBuf>,
-}
-
-/// Prints or writes.
-pub(crate) fn execute(context: &Context, args: ManArgs) -> Result<(), Failure> {
-    let pages = pages();
+/// Prints or writes the pages of a command line, of which nothing is hidden.
+pub(crate) fn execute(context: &Context, args: ManArgs, root: Command) -> Result<(), Failure> {
+    let pages = pages(root);
     let Some(dir) = args.dir else {
         let name = std::iter::once("microagent".to_owned()).chain(args.command).collect::<Vec<_>>().join("-");
         let page = pages.into_iter().find(|page| page.name == name).ok_or_else(|| {
@@ -57,16 +45,16 @@ pub(crate) fn execute(context: &Context, args: ManArgs) -> Result<(), Failure> {
     };
     let written = write_all(&dir, &pages)?;
     match context.format {
-        Format::Json => print_json(&WrittenDocument { written }),
+        Format::Json => print_json(&ManPagesDocument { written }),
         Format::Text => print_text(&format!("{} pages written to {}\n", written.len(), dir.display())),
     }
 }
 
-fn write_all(dir: &Path, pages: &[PageDocument]) -> Result<Vec<PathBuf>, Failure> {
+fn write_all(dir: &Path, pages: &[ManPageDocument]) -> Result<Vec<PathBuf>, Failure> {
     let failed = |path: &Path, source| Failure::File { action: "write", path: path.to_owned(), source };
     std::fs::create_dir_all(dir).map_err(|e| failed(dir, e))?;
     let mut written = Vec::new();
-    for PageDocument { name, page } in pages {
+    for ManPageDocument { name, page } in pages {
         let path = dir.join(format!("{name}.1"));
         std::fs::write(&path, page).map_err(|e| failed(&path, e))?;
         written.push(path);
@@ -74,8 +62,7 @@ fn write_all(dir: &Path, pages: &[PageDocument]) -> Result<Vec<PathBuf>, Failure
     Ok(written)
 }
 
-fn pages() -> Vec<PageDocument> {
-    let mut root = without_hidden(Cli::command());
+fn pages(mut root: Command) -> Vec<ManPageDocument> {
     root.build();
     let mut pages = Vec::new();
     collect(&root, &mut pages);
@@ -83,9 +70,9 @@ fn pages() -> Vec<PageDocument> {
 }
 
 /// The page of a command, then those of its subcommands.
-fn collect(command: &Command, pages: &mut Vec<PageDocument>) {
+fn collect(command: &Command, pages: &mut Vec<ManPageDocument>) {
     let name = command.get_display_name().unwrap_or_else(|| command.get_name()).to_owned();
-    pages.push(PageDocument { name, page: page(command) });
+    pages.push(ManPageDocument { name, page: page(command) });
     for subcommand in command.get_subcommands().filter(|command| command.get_name() != "help") {
         collect(subcommand, pages);
     }
@@ -107,10 +94,11 @@ fn page(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::shown_command;
 
     #[test]
     fn every_command_has_a_page() {
-        let names: Vec<String> = pages().into_iter().map(|page| page.name).collect();
+        let names: Vec<String> = pages(shown_command()).into_iter().map(|page| page.name).collect();
         for name in ["microagent", "microagent-run", "microagent-artifact-get", "microagent-image-pull"] {
             assert!(names.iter().any(|known| known == name), "{name} of {names:?}");
         }
@@ -119,7 +107,7 @@ mod tests {
 
     #[test]
     fn examples_keep_their_lines() {
-        for page in pages() {
+        for page in pages(shown_command()) {
             assert!(page.page.contains("\n.SH EXAMPLES\n.nf\n  "), "{}", page.page);
             assert!(page.page.contains("\n.fi\n"), "{}", page.page);
             assert!(!page.page.contains("EXTRA"), "{}", page.page);
@@ -128,6 +116,6 @@ mod tests {
 
     #[test]
     fn pages_show_no_refused_flag() {
-        assert!(pages().iter().all(|page| !page.page.contains("privileged")));
+        assert!(pages(shown_command()).iter().all(|page| !page.page.contains("privileged")));
     }
 }

@@ -1,15 +1,12 @@
 //! `microagent network`: how a workspace is connected.
 
 use clap::Args;
-use microagent::{
-    EgressPolicy, GuestAddresses, LinkState, NetworkDetails, NetworkMode, PortForward, State, WorkspaceName,
-};
-use serde::Serialize;
+use microagent::{EgressPolicy, GuestAddresses, WorkspaceName};
 
 use crate::context::Context;
+use crate::documents::network::NetworkDocument;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text};
-use crate::progress::size;
+use crate::output::{Format, print_json, print_text, published, size};
 
 /// What people who know networks of their own may put before the name.
 const VERBS: [&str; 2] = ["inspect", "status"];
@@ -35,27 +32,9 @@ pub(crate) struct NetworkArgs {
     words: Vec<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspace: WorkspaceName,
-    state: State,
-    network: NetworkDocument,
-    /// What the guest finds; null without network.
-    runtime: Option<GuestAddresses>,
-}
-
-#[derive(Debug, Serialize)]
-struct NetworkDocument {
-    mode: NetworkMode,
-    link: Option<LinkState>,
-    passt_pid: Option<i32>,
-    port_forwards: Vec<PortForward>,
-    egress: Option<EgressPolicy>,
-}
-
 /// Shows.
 pub(crate) fn execute(context: &Context, args: NetworkArgs) -> Result<(), Failure> {
-    let document = Document::from(context.engine().network(&args.name()?)?);
+    let document = NetworkDocument::from(context.engine().network(&args.name()?)?);
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => print_text(&document.text()),
@@ -80,16 +59,7 @@ impl NetworkArgs {
     }
 }
 
-impl From<NetworkDetails> for Document {
-    fn from(details: NetworkDetails) -> Document {
-        let NetworkDetails { workspace, state, mode, link, port_forwards, egress, addresses, passt_pid } =
-            details;
-        let network = NetworkDocument { mode, link, passt_pid, port_forwards, egress };
-        Document { workspace, state, network, runtime: addresses }
-    }
-}
-
-impl Document {
+impl NetworkDocument {
     fn text(&self) -> String {
         let mut lines = vec![
             ("Workspace", self.workspace.to_string()),
@@ -117,14 +87,10 @@ impl Document {
     }
 }
 
-/// `127.0.0.1:8080 -> 80/tcp`, as Docker shows it.
-pub(crate) fn published(forward: &PortForward) -> String {
-    let PortForward { protocol, host, host_port, guest_port } = forward;
-    format!("{host}:{host_port} -> {guest_port}/{protocol}")
-}
-
 #[cfg(test)]
 mod tests {
+    use microagent::{LinkState, NetworkDetails, NetworkMode, PortForward, State};
+
     use super::*;
 
     fn name(words: &[&str]) -> Result<WorkspaceName, Failure> {
@@ -177,11 +143,14 @@ mod tests {
             ..details.clone()
         };
         assert_eq!(
-            Document::from(details).text(),
+            NetworkDocument::from(details).text(),
             "Workspace: web\nState: running\nNetwork: user\nLink: up\nAddress: 10.0.2.15/24\nGateway: 10.0.2.2\n\
              DNS: 10.0.2.3\nEgress: public\nAllowed: .example.org\nLimits: 1024 connections, 50.00 GiB\n\
              Published: 127.0.0.1:8080 -> 80/tcp\n"
         );
-        assert_eq!(Document::from(isolated).text(), "Workspace: web\nState: running\nNetwork: isolated\n");
+        assert_eq!(
+            NetworkDocument::from(isolated).text(),
+            "Workspace: web\nState: running\nNetwork: isolated\n"
+        );
     }
 }

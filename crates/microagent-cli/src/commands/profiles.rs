@@ -2,9 +2,9 @@
 
 use clap::Args;
 use microagent::{PROFILES, Profile};
-use serde::Serialize;
 
 use crate::context::Context;
+use crate::documents::profiles::ProfilesDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::table::table;
@@ -22,16 +22,12 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct ProfilesArgs {}
 
-#[derive(Debug, Serialize)]
-struct Document {
-    profiles: [Profile; PROFILES.len()],
-    default: &'static str,
-}
-
 /// Lists.
 pub(crate) fn execute(context: &Context, _args: ProfilesArgs) -> Result<(), Failure> {
     match context.format {
-        Format::Json => print_json(&Document { profiles: PROFILES, default: Profile::default().name }),
+        Format::Json => {
+            print_json(&ProfilesDocument { profiles: PROFILES, default: Profile::default().name })
+        }
         Format::Text => print_text(&listing()),
     }
 }

@@ -1,10 +1,10 @@
 //! `microagent result`: how the last command or service of a workspace ended.
 
 use clap::Args;
-use microagent::{RunResult, WorkspaceName};
-use serde::Serialize;
+use microagent::WorkspaceName;
 
 use crate::context::Context;
+use crate::documents::result::{LastResultDocument, ResultDocument};
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -28,34 +28,6 @@ pub(crate) struct ResultArgs {
     name: WorkspaceName,
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspace: WorkspaceName,
-    result: ResultDocument,
-}
-
-/// How something ended.
-#[derive(Debug, Serialize)]
-pub(crate) struct ResultDocument {
-    started_at: String,
-    exited_at: String,
-    pub(crate) exit_code: i32,
-    signal: Option<i32>,
-    start_error: Option<String>,
-}
-
-impl From<RunResult> for ResultDocument {
-    fn from(result: RunResult) -> ResultDocument {
-        ResultDocument {
-            started_at: result.started_at.to_string(),
-            exited_at: result.exited_at.to_string(),
-            exit_code: result.exit_code,
-            signal: result.signal,
-            start_error: result.start_error,
-        }
-    }
-}
-
 /// Shows.
 pub(crate) fn execute(context: &Context, args: ResultArgs) -> Result<(), Failure> {
     let Some(result) = context.engine().result(&args.name)? else {
@@ -66,7 +38,7 @@ pub(crate) fn execute(context: &Context, args: ResultArgs) -> Result<(), Failure
     };
     let result = ResultDocument::from(result);
     match context.format {
-        Format::Json => print_json(&Document { workspace: args.name, result }),
+        Format::Json => print_json(&LastResultDocument { workspace: args.name, result }),
         Format::Text => print_text(&format!(
             "Workspace: {}\nExit code: {}\nStarted: {}\nExited: {}\n{}",
             args.name,

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use microagent::SecretCheck;
-use serde::Serialize;
 
+use crate::args::secret;
 use crate::context::Context;
+use crate::documents::secret::SecretCheckDocument;
 use crate::escape;
 use crate::failure::{Failure, chain};
 use crate::output::{Format, print_json, print_text};
-use crate::secret_args;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -53,39 +53,26 @@ pub(crate) struct CheckArgs {
     secrets_env_file: Vec<PathBuf>,
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    name: String,
-    ok: bool,
-    source: &'static str,
-    bytes: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warning: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-}
-
 /// Checks; gives the exit code.
 pub(crate) fn execute(context: &Context, args: SecretArgs) -> Result<u8, Failure> {
     let SecretCommand::Check(args) =
         args.command.expect("a group without a command was answered with its help");
-    let named =
-        args.secrets.iter().map(|text| secret_args::reference(text)).collect::<Result<Vec<_>, _>>()?;
-    let references = secret_args::all_of(named, &args.secrets_env_file)?;
+    let named = args.secrets.iter().map(|text| secret::reference(text)).collect::<Result<Vec<_>, _>>()?;
+    let references = secret::all_of(named, &args.secrets_env_file)?;
     let engine = context.engine();
     let checks = context.block_on(async |token| Ok(engine.check_secrets(&references, &token).await?))?;
-    let documents: Vec<Document> = checks.iter().map(Document::new).collect();
+    let documents: Vec<SecretCheckDocument> = checks.iter().map(SecretCheckDocument::new).collect();
     match context.format {
         Format::Json => print_json(&documents)?,
-        Format::Text => print_text(&documents.iter().map(Document::text).collect::<String>())?,
+        Format::Text => print_text(&documents.iter().map(SecretCheckDocument::text).collect::<String>())?,
     }
     Ok(u8::from(documents.iter().any(|document| !document.ok)))
 }
 
-impl Document {
-    fn new(check: &SecretCheck) -> Document {
+impl SecretCheckDocument {
+    fn new(check: &SecretCheck) -> SecretCheckDocument {
         let ok = check.outcome.is_ok();
-        Document {
+        SecretCheckDocument {
             name: check.reference.name.clone(),
             ok,
             source: check.reference.source.scheme(),

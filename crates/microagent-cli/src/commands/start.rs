@@ -3,11 +3,11 @@
 use clap::Args;
 use microagent::{Event, Observer, Profile, StartOptions, WorkspaceName};
 
-use crate::commands::change;
-use crate::commands::run::{cpus, memory_mib};
+use crate::args::values::{cpus, memory_mib};
+use crate::args::workspace::profile;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::workspace_args::profile;
+use crate::{run_output, state_output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -69,7 +69,7 @@ pub(crate) fn execute(context: &Context, args: StartArgs) -> Result<(), Failure>
         context.block_on(async |token| Ok(engine.start_with(&args.name, &options, &observer, &token).await));
     progress.end();
     match started? {
-        Ok(started) => change::print(context, started.details),
-        Err(error) => Err(crate::commands::run::failed(context, error)?),
+        Ok(started) => state_output::print(context, started.details),
+        Err(error) => Err(run_output::failed(context, error)?),
     }
 }

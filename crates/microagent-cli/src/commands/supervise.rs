@@ -1,20 +1,19 @@
 //! `microagent supervise`: keeps a workspace running, here or as a service of the user's systemd.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use std::{fs, io};
 
 use clap::Args;
+use microagent::text::duration;
 use microagent::{State, SuperviseOptions, WorkspaceName};
 
-use crate::commands::change;
 use crate::context::Context;
-use crate::environment;
+use crate::documents::supervise::UnitDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-use microagent::text::duration;
+use crate::{environment, state_output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,13 +58,6 @@ pub(crate) struct SuperviseArgs {
     uninstall: bool,
 }
 
-#[derive(Debug, serde::Serialize)]
-struct UnitDocument {
-    workspace: WorkspaceName,
-    unit: PathBuf,
-    installed: bool,
-}
-
 /// Supervises; gives the exit code.
 pub(crate) fn execute(context: &Context, args: SuperviseArgs) -> Result<u8, Failure> {
     if args.install || args.uninstall {
@@ -79,7 +71,7 @@ pub(crate) fn execute(context: &Context, args: SuperviseArgs) -> Result<u8, Fail
     progress.end();
     let details = details?;
     let failed = details.state == State::Failed;
-    change::print(context, details)?;
+    state_output::print(context, details)?;
     Ok(u8::from(failed))
 }
 

@@ -1,19 +1,18 @@
 //! `microagent template`: the frozen guests that machines start from.
 
-use std::time::SystemTime;
-
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use microagent::{NetworkMode, Template, Timeline};
-use serde::Serialize;
+use microagent::{Template, Timeline};
 
+use crate::args::machine::MachineArgs;
 use crate::context::Context;
+use crate::documents::template::{
+    TemplateBuildDocument, TemplateDocument, TemplateListDocument, TemplatePruneDocument,
+};
 use crate::escape::one_line;
 use crate::failure::Failure;
-use crate::machine_args::MachineArgs;
-use crate::output::{Format, print_json, print_text};
-use crate::progress::size;
+use crate::output::{Format, print_json, print_text, size};
 use crate::table::table;
 
 /// Digits of a key that a table shows; enough to tell a handful apart.
@@ -107,58 +106,6 @@ pub(crate) struct PruneArgs {
     all: bool,
 }
 
-/// One template.
-#[derive(Debug, Serialize)]
-struct TemplateDocument {
-    key: String,
-    memory_mib: Option<u32>,
-    cpu_count: Option<u32>,
-    network: Option<NetworkMode>,
-    backend: Option<&'static str>,
-    /// Base disk that it has mounted.
-    disk: Option<String>,
-    bytes: u64,
-    created_at: Option<Timestamp>,
-    used_at: Option<Timestamp>,
-    stale: bool,
-}
-
-impl From<Template> for TemplateDocument {
-    fn from(template: Template) -> TemplateDocument {
-        let Template { key, shape, disk, created_at, used_at, bytes, stale } = template;
-        TemplateDocument {
-            key,
-            memory_mib: shape.map(|shape| shape.memory_mib),
-            cpu_count: shape.map(|shape| shape.cpu_count),
-            network: shape.map(|shape| shape.network),
-            backend: shape.map(|shape| if shape.kvm { "linux-kvm" } else { "linux-tcg" }),
-            disk,
-            bytes,
-            created_at,
-            used_at: Some(used_at).filter(|used| *used != SystemTime::UNIX_EPOCH).and_then(timestamp),
-            stale,
-        }
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct ListDocument {
-    templates: Vec<TemplateDocument>,
-}
-
-#[derive(Debug, Serialize)]
-struct BuildDocument {
-    template: Option<TemplateDocument>,
-    /// Microseconds from the start of the supervisor, as in `run`.
-    timeline: Timeline,
-}
-
-#[derive(Debug, Serialize)]
-struct PruneDocument {
-    removed: Vec<TemplateDocument>,
-    bytes: u64,
-}
-
 /// Does what the subcommand says.
 pub(crate) fn execute(context: &Context, args: TemplateArgs) -> Result<(), Failure> {
     match args.command {
@@ -172,7 +119,7 @@ pub(crate) fn execute(context: &Context, args: TemplateArgs) -> Result<(), Failu
 fn list(context: &Context) -> Result<(), Failure> {
     let templates = documents(context.engine().templates()?);
     match context.format {
-        Format::Json => print_json(&ListDocument { templates }),
+        Format::Json => print_json(&TemplateListDocument { templates }),
         Format::Text => print_text(&listing(&templates)),
     }
 }
@@ -193,7 +140,7 @@ fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
     let template = engine.templates()?.into_iter().filter(is_it).max_by_key(|template| template.created_at);
     let template = template.map(TemplateDocument::from);
     match context.format {
-        Format::Json => print_json(&BuildDocument { template, timeline }),
+        Format::Json => print_json(&TemplateBuildDocument { template, timeline }),
         Format::Text => print_text(&built(template.as_ref(), &timeline)),
     }
 }
@@ -202,7 +149,7 @@ fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
     let removed = documents(context.engine().template_prune(args.all)?);
     let bytes = removed.iter().map(|template| template.bytes).sum();
     match context.format {
-        Format::Json => print_json(&PruneDocument { removed, bytes }),
+        Format::Json => print_json(&TemplatePruneDocument { removed, bytes }),
         Format::Text => print_text(&match removed.len() {
             0 => "Nothing to remove.\n".to_owned(),
             1 => format!("Removed 1 template, {}.\n", size(bytes)),
@@ -268,17 +215,15 @@ fn built(template: Option<&TemplateDocument>, timeline: &Timeline) -> String {
     )
 }
 
-fn timestamp(time: SystemTime) -> Option<Timestamp> {
-    Timestamp::try_from(time).ok()
-}
-
 fn seconds(time: Timestamp) -> String {
     time.to_zoned(TimeZone::UTC).strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 #[cfg(test)]
 mod tests {
+    use microagent::NetworkMode;
     use microagent::TemplateShape;
+    use std::time::SystemTime;
 
     use super::*;
 

@@ -4,13 +4,12 @@ use clap::{Args, Subcommand};
 use microagent::{
     Error, VOLUME_SIZE_MIB, Volume, VolumeDeleteMode, VolumeDeletion, VolumeName, WorkspaceName,
 };
-use serde::Serialize;
 
 use crate::context::Context;
+use crate::documents::volume::{DeletedVolume, VolumeDeleteDocument, VolumeListDocument};
 use crate::escape::one_line;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text};
-use crate::progress::size;
+use crate::output::{Format, print_json, print_text, size};
 use crate::prompt::confirm;
 use crate::table::table;
 
@@ -155,23 +154,6 @@ pub(crate) struct DeleteArgs {
     force: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct ListDocument {
-    volumes: Vec<Volume>,
-}
-
-#[derive(Debug, Serialize)]
-struct DeleteDocument {
-    volumes: Vec<Deleted>,
-}
-
-#[derive(Debug, Serialize)]
-struct Deleted {
-    name: VolumeName,
-    #[serde(flatten)]
-    deletion: VolumeDeletion,
-}
-
 /// Does what the subcommand says.
 pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure> {
     match args.command {
@@ -197,7 +179,7 @@ fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
 fn list(context: &Context) -> Result<(), Failure> {
     let volumes = context.engine().volumes()?;
     match context.format {
-        Format::Json => print_json(&ListDocument { volumes }),
+        Format::Json => print_json(&VolumeListDocument { volumes }),
         Format::Text => print_text(&listing(&volumes)),
     }
 }
@@ -230,14 +212,14 @@ fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
                 () = token.cancelled() => return Err(Error::Cancelled.into()),
             };
             match deleted {
-                Ok(deletion) => volumes.push(Deleted { name, deletion }),
+                Ok(deletion) => volumes.push(DeletedVolume { name, deletion }),
                 Err(error) => failures.push(error),
             }
         }
         Ok(())
     })?;
     match context.format {
-        Format::Json => print_json(&DeleteDocument { volumes })?,
+        Format::Json => print_json(&VolumeDeleteDocument { volumes })?,
         Format::Text => print_text(&volumes.iter().map(line).collect::<String>())?,
     }
     failures.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
@@ -248,8 +230,8 @@ fn question(names: &[VolumeName]) -> String {
     format!("Delete {} and everything on {}?", names.join(", "), if names.len() == 1 { "it" } else { "them" })
 }
 
-fn line(deleted: &Deleted) -> String {
-    let Deleted { name, deletion: VolumeDeletion { deleted, killed, missed_by } } = deleted;
+fn line(deleted: &DeletedVolume) -> String {
+    let DeletedVolume { name, deletion: VolumeDeletion { deleted, killed, missed_by } } = deleted;
     if !deleted {
         return format!("Nothing to delete: {name}\n");
     }
@@ -329,7 +311,7 @@ mod tests {
 
     #[test]
     fn deleting_says_what_else_it_did() {
-        let deleted = |deletion| line(&Deleted { name: "data".parse().unwrap(), deletion });
+        let deleted = |deletion| line(&DeletedVolume { name: "data".parse().unwrap(), deletion });
         let nothing = VolumeDeletion { deleted: false, killed: None, missed_by: Vec::new() };
         assert_eq!(deleted(nothing.clone()), "Nothing to delete: data\n");
         let plain = VolumeDeletion { deleted: true, ..nothing };

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use clap::Args;
+use microagent::text::duration;
 use microagent::{State, WorkspaceName};
-use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::context::Context;
+use crate::documents::wait::WaitDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-use microagent::text::duration;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,13 +34,6 @@ pub(crate) struct WaitArgs {
     timeout: Option<Duration>,
 }
 
-#[derive(Debug, Serialize)]
-struct Document {
-    workspace: WorkspaceName,
-    state: State,
-    ok: bool,
-}
-
 /// Waits; gives the exit code.
 pub(crate) fn execute(context: &Context, args: WaitArgs) -> Result<u8, Failure> {
     let engine = context.engine();
@@ -60,7 +53,7 @@ pub(crate) fn execute(context: &Context, args: WaitArgs) -> Result<u8, Failure> 
     let state = details.state;
     let ok = !matches!(state, State::Failed | State::Quarantined);
     match context.format {
-        Format::Json => print_json(&Document { workspace: args.name, state, ok })?,
+        Format::Json => print_json(&WaitDocument { workspace: args.name, state, ok })?,
         Format::Text => print_text(&format!("Workspace: {}\nState: {state}\n", args.name))?,
     }
     Ok(u8::from(!ok))

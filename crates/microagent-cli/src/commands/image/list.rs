@@ -7,8 +7,7 @@ use microagent::image::{ImageList, ImageSummary};
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text};
-use crate::progress::size;
+use crate::output::{Format, print_json, print_text, size};
 use crate::table::table;
 
 /// Hex digits of a digest that are shown, as Docker does.

@@ -1,20 +1,19 @@
 //! `microagent image`: the images in the cache.
 
-pub(super) mod change;
 mod list;
 mod push;
 mod remove;
 mod save;
 mod tag;
-
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use microagent::Error;
 use microagent::image::{Image, ImportSource, PullOptions, PullPolicy};
-use serde::Serialize;
 
+use crate::args::image_change;
 use crate::context::Context;
+use crate::documents::image::PulledImageDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 
@@ -110,25 +109,12 @@ pub(crate) struct ImportArgs {
 
     /// How to run it, as a line of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or
     /// WORKDIR (repeatable)
-    #[arg(short, long, value_name = "LINE", value_parser = change::parse)]
-    change: Vec<change::Change>,
+    #[arg(short, long, value_name = "LINE", value_parser = image_change::parse)]
+    change: Vec<image_change::Change>,
 
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
-}
-
-/// What came in.
-#[derive(Debug, Serialize)]
-struct Document {
-    reference: String,
-    resolved_reference: String,
-    digest: String,
-    origin: microagent::image::Origin,
-    content_bytes: u64,
-    disk: PathBuf,
-    disk_id: String,
-    disk_bytes: u64,
 }
 
 /// Does what the subcommand says.
@@ -162,7 +148,7 @@ fn import(context: &Context, args: ImportArgs) -> Result<(), Failure> {
     let engine = context.engine();
     engine.prepare()?;
     let progress = context.progress(args.quiet);
-    let changes = change::combine(args.change);
+    let changes = image_change::combine(args.change);
     let source = if args.source.as_os_str() == "-" {
         ImportSource::Reader(Box::new(std::io::stdin()))
     } else {
@@ -179,7 +165,7 @@ fn import(context: &Context, args: ImportArgs) -> Result<(), Failure> {
 /// Says what is here now.
 fn print(context: &Context, image: Image) -> Result<(), Failure> {
     match context.format {
-        Format::Json => print_json(&Document {
+        Format::Json => print_json(&PulledImageDocument {
             reference: image.reference.clone(),
             resolved_reference: image.resolved_reference.clone(),
             digest: image.digest.clone(),
@@ -193,7 +179,7 @@ fn print(context: &Context, image: Image) -> Result<(), Failure> {
             "Image: {}\nDigest: {}\nSize: {}\n",
             crate::escape::one_line(&image.resolved_reference),
             image.digest,
-            crate::progress::size(image.content_bytes),
+            crate::output::size(image.content_bytes),
         )),
     }
 }

@@ -3,13 +3,12 @@
 use clap::Args;
 use microagent::Error;
 use microagent::image::{Deletion, Pruned};
-use serde::Serialize;
 
 use crate::context::Context;
+use crate::documents::image::ImageDeleteDocument;
 use crate::escape::one_line;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text};
-use crate::progress::size;
+use crate::output::{Format, print_json, print_text, size};
 use crate::prompt::confirm;
 
 const DELETE_EXAMPLES: &str = "\
@@ -56,11 +55,6 @@ pub(crate) struct PruneArgs {
     yes: bool,
 }
 
-#[derive(Debug, Serialize)]
-struct DeleteDocument {
-    deleted: Vec<Deletion>,
-}
-
 /// Deletes each; stops at the first that cannot be deleted.
 pub(super) fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
     let images = context.engine().images();
@@ -76,7 +70,7 @@ pub(super) fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure>
         }
     }
     match context.format {
-        Format::Json => print_json(&DeleteDocument { deleted })?,
+        Format::Json => print_json(&ImageDeleteDocument { deleted })?,
         Format::Text => print_text(&deleted.iter().map(deletion_lines).collect::<String>())?,
     }
     failure.map_or(Ok(()), |error| Err(error.into()))

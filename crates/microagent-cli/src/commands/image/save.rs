@@ -10,8 +10,7 @@ use microagent::image::{NetworkOptions, SaveTarget, Saved};
 use crate::context::Context;
 use crate::escape::one_line;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text};
-use crate::progress::size;
+use crate::output::{Format, print_json, print_text, size};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -3,25 +3,23 @@
 mod measure;
 mod phases;
 mod summary;
-
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use measure::{Iteration, Question, Start, measure};
 use microagent::image::PullOptions;
+use microagent::text::duration;
 use microagent::{CancellationToken, Engine, Error, NetworkMode, RunOptions};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
-
-use measure::{Iteration, Question, Start, measure};
 use summary::Summary;
 
+use crate::args::machine::MachineArgs;
 use crate::context::Context;
 use crate::escape::one_line;
 use crate::failure::Failure;
-use crate::machine_args::MachineArgs;
 use crate::output::{Format, print_json, print_text};
 use crate::progress::Progress;
-use microagent::text::duration;
 
 /// Exit code when a run failed.
 const EXIT_FAILED: u8 = 1;

@@ -7,10 +7,10 @@ use clap::Args;
 use microagent::text::{duration, output};
 use microagent::{Artifact, RunCommand, RunOptions, SpecFile, WorkspaceName};
 
-use super::docker::DockerFlags;
+use crate::args::docker::DockerFlags;
+use crate::args::workspace::WorkspaceArgs;
 use crate::environment;
 use crate::failure::Failure;
-use crate::workspace_args::WorkspaceArgs;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -1,26 +1,20 @@
 //! `microagent run`: one command in a fresh microVM.
 
 mod args;
-mod docker;
-mod document;
-mod values;
-
 use std::io::{self, Write};
 
-use microagent::{Error, OutputReader, OutputStream, RunOptions, RunReport};
+use microagent::{RunOptions, RunReport};
+
+use crate::args::workspace::idle_keys;
+use crate::context::Context;
+use crate::documents::run::RunDocument;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, stdout};
+use crate::progress::Progress;
+use crate::run_output;
+use args::option_after_image;
 
 pub(crate) use args::RunArgs;
-use args::option_after_image;
-pub(crate) use docker::{CreateDockerFlags, refusal, refuse_attachment, refuse_network};
-pub(crate) use document::OutputDocument;
-use document::RunDocument;
-pub(crate) use values::{bytes, cpus, env_file, env_variable, memory_mib};
-
-use crate::context::Context;
-use crate::failure::Failure;
-use crate::output::{Format, finish, print_json, stdout};
-use crate::progress::Progress;
-use crate::workspace_args::idle_keys;
 
 /// Exit codes that shells use for a command that could not be started.
 const START_FAILURES: [i32; 2] = [126, 127];
@@ -43,7 +37,7 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     progress.end();
     let report = match ran {
         Ok(report) => report,
-        Err(error) => return Err(failed(context, error)?),
+        Err(error) => return Err(run_output::failed(context, error)?),
     };
     let code = report.result.exit_code;
     let printed = match context.format {
@@ -60,31 +54,6 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     }
 }
 
-/// What the steps of a failed setup printed belongs to the answer.
-pub(crate) fn failed(context: &Context, error: Error) -> Result<Failure, Failure> {
-    match (error, context.format) {
-        (Error::SetupFailed { workspace, failure, mut output }, format) => {
-            let mut captured = None;
-            match format {
-                Format::Json => captured = Some(OutputDocument::read(&mut output).map_err(unreadable)?),
-                Format::Text => {
-                    // Nobody reads the output any more, but the error is still to be told.
-                    match write_output(&mut output, stdout(), io::stderr()) {
-                        Ok(()) | Err(Failure::ClosedOutput) => {}
-                        Err(failure) => return Err(failure),
-                    }
-                }
-            }
-            let error = Error::SetupFailed { workspace, failure, output };
-            Ok(match captured {
-                Some(output) => Failure::WithOutput { error, output: Box::new(output) },
-                None => Failure::Engine(error),
-            })
-        }
-        (error, _) => Ok(Failure::Engine(error)),
-    }
-}
-
 fn print_report(report: RunReport, options: &RunOptions, progress: &Progress) -> Result<(), Failure> {
     for notice in &report.notices {
         progress.note(notice);
@@ -98,26 +67,6 @@ fn print_report(report: RunReport, options: &RunOptions, progress: &Progress) ->
         }
     }
     let mut out = stdout();
-    out.write_all(document::summary(&report).as_bytes())?;
-    write_output(&mut { report.output }, out, io::stderr())
-}
-
-/// Passes output on, each stream to its own, in the order of arrival.
-fn write_output(output: &mut OutputReader, mut out: impl Write, mut err: impl Write) -> Result<(), Failure> {
-    for frame in output {
-        let frame = frame.map_err(unreadable)?;
-        match frame.stream {
-            OutputStream::Stdout => out.write_all(&frame.bytes)?,
-            OutputStream::Stderr => {
-                // What came before on the other stream is seen before.
-                out.flush()?;
-                err.write_all(&frame.bytes)?;
-            }
-        }
-    }
-    finish(out)
-}
-
-fn unreadable(source: io::Error) -> Failure {
-    Failure::Other { message: format!("cannot read the run's output back: {source}"), hint: None }
+    out.write_all(run_output::summary(&report).as_bytes())?;
+    run_output::write_output(&mut { report.output }, out, io::stderr())
 }

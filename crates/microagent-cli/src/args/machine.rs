@@ -4,8 +4,8 @@
 use clap::Args;
 use microagent::{NetworkMode, Profile, Resources};
 
-use crate::commands::run::{cpus, memory_mib};
-use crate::workspace_args::profile;
+use crate::args::values::{cpus, memory_mib};
+use crate::args::workspace::profile;
 
 /// Size and network of a machine.
 #[derive(Debug, Args)]

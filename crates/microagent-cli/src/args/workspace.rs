@@ -11,11 +11,10 @@ use microagent::{
     Profile, Publish, SetupStep, SpecFile, WorkspaceOptions,
 };
 
-use crate::commands::run::{
-    bytes, cpus, env_file, env_variable, memory_mib, refusal, refuse_attachment, refuse_network,
-};
+use crate::args::docker::{refusal, refuse_attachment, refuse_network};
+use crate::args::secret::SecretArgs;
+use crate::args::values::{bytes, cpus, env_file, env_variable, memory_mib};
 use crate::failure::Failure;
-use crate::secret_args::SecretArgs;
 
 /// What a workspace is made from, but for its image.
 #[derive(Debug, Args)]

@@ -1,17 +1,16 @@
-//! What `run` answers: the summary for people, the document for programs.
+//! What a run or a setup printed, passed on or put into a document, and the summary of a run.
 
-use std::io;
+use std::io::{self, Write};
 
-use microagent::{
-    NetworkMode, OutputReader, OutputStream, PortForward, Resources, RunReport, StartMode, State,
-};
-use serde::Serialize;
+use microagent::{Error, OutputReader, OutputStream, Resources, RunReport};
 
+use crate::context::Context;
+use crate::documents::output::OutputDocument;
 use crate::failure::Failure;
-use crate::output::{ImageDocument, json_bytes};
+use crate::output::{Format, finish, stdout};
 
 /// The summary block, with the blank line after it.
-pub(super) fn summary(report: &RunReport) -> String {
+pub(crate) fn summary(report: &RunReport) -> String {
     let Resources { memory_mib, cpu_count, size_mib } = report.resources;
     format!(
         "Workspace: {}\n\
@@ -25,107 +24,53 @@ pub(super) fn summary(report: &RunReport) -> String {
     )
 }
 
-/// The document. Field names are stable; fields are only added.
-#[derive(Debug, Serialize)]
-pub(super) struct RunDocument {
-    workspace: String,
-    final_state: State,
-    profile: String,
-    network: NetworkMode,
-    port_forwards: Vec<PortForward>,
-    hostname: String,
-    resources: Resources,
-    image: ImageDocument,
-    backend: String,
-    kept: bool,
-    start: StartDocument,
-    result: ResultDocument,
-    /// Microseconds from the start of the supervisor.
-    timeline: microagent::Timeline,
-    notices: Vec<String>,
+/// What the steps of a failed setup printed belongs to the answer.
+pub(crate) fn failed(context: &Context, error: Error) -> Result<Failure, Failure> {
+    match (error, context.format) {
+        (Error::SetupFailed { workspace, failure, mut output }, format) => {
+            let mut captured = None;
+            match format {
+                Format::Json => captured = Some(OutputDocument::read(&mut output).map_err(unreadable)?),
+                Format::Text => {
+                    // Nobody reads the output any more, but the error is still to be told.
+                    match write_output(&mut output, stdout(), io::stderr()) {
+                        Ok(()) | Err(Failure::ClosedOutput) => {}
+                        Err(failure) => return Err(failure),
+                    }
+                }
+            }
+            let error = Error::SetupFailed { workspace, failure, output };
+            Ok(match captured {
+                Some(output) => Failure::WithOutput { error, output: Box::new(output) },
+                None => Failure::Engine(error),
+            })
+        }
+        (error, _) => Ok(Failure::Engine(error)),
+    }
 }
 
-/// How the machine came up.
-#[derive(Debug, Serialize)]
-struct StartDocument {
-    mode: &'static str,
-    reason: String,
-}
-
-#[derive(Debug, Serialize)]
-struct ResultDocument {
-    started_at: String,
-    exited_at: String,
-    exit_code: i32,
-    signal: Option<i32>,
-    start_error: Option<String>,
-    #[serde(flatten)]
-    output: OutputDocument,
-    dropped_bytes: u64,
-}
-
-/// Both streams: as text when they are UTF-8, else in base64, which `*_encoding` says.
-#[derive(Debug, Serialize)]
-pub(crate) struct OutputDocument {
-    stdout: String,
-    stdout_encoding: &'static str,
-    stderr: String,
-    stderr_encoding: &'static str,
-}
-
-impl OutputDocument {
-    /// Reads all that is left; the run bounded it.
-    pub(super) fn read(output: &mut OutputReader) -> io::Result<OutputDocument> {
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        for frame in output {
-            let frame = frame?;
-            match frame.stream {
-                OutputStream::Stdout => out.extend(frame.bytes),
-                OutputStream::Stderr => err.extend(frame.bytes),
+/// Passes output on, each stream to its own, in the order of arrival.
+pub(crate) fn write_output(
+    output: &mut OutputReader,
+    mut out: impl Write,
+    mut err: impl Write,
+) -> Result<(), Failure> {
+    for frame in output {
+        let frame = frame.map_err(unreadable)?;
+        match frame.stream {
+            OutputStream::Stdout => out.write_all(&frame.bytes)?,
+            OutputStream::Stderr => {
+                // What came before on the other stream is seen before.
+                out.flush()?;
+                err.write_all(&frame.bytes)?;
             }
         }
-        let (stdout, stdout_encoding) = json_bytes(out);
-        let (stderr, stderr_encoding) = json_bytes(err);
-        Ok(OutputDocument { stdout, stdout_encoding, stderr, stderr_encoding })
     }
+    finish(out)
 }
 
-impl RunDocument {
-    /// Takes a report apart, output included.
-    pub(super) fn new(mut report: RunReport) -> Result<RunDocument, Failure> {
-        let output = OutputDocument::read(&mut report.output).map_err(super::unreadable)?;
-        let start = match report.start {
-            StartMode::Warm { mounted } => {
-                let what = if mounted { "template of this image" } else { "template of this machine" };
-                StartDocument { mode: "warm", reason: format!("restored from a {what}") }
-            }
-            StartMode::Cold { reason } => StartDocument { mode: "cold", reason },
-        };
-        Ok(RunDocument {
-            workspace: report.workspace.to_string(),
-            final_state: report.final_state,
-            profile: report.profile,
-            network: report.network,
-            port_forwards: report.published.iter().map(PortForward::from).collect(),
-            hostname: report.hostname,
-            resources: report.resources,
-            image: report.image.into(),
-            backend: report.backend,
-            kept: report.kept,
-            start,
-            result: ResultDocument {
-                started_at: report.result.started_at.to_string(),
-                exited_at: report.result.exited_at.to_string(),
-                exit_code: report.result.exit_code,
-                signal: report.result.signal,
-                start_error: report.result.start_error,
-                output,
-                dropped_bytes: report.result.dropped_bytes,
-            },
-            timeline: report.timeline,
-            notices: report.notices,
-        })
-    }
+pub(crate) fn unreadable(source: io::Error) -> Failure {
+    Failure::Other { message: format!("cannot read the run's output back: {source}"), hint: None }
 }
 
 #[cfg(test)]
@@ -133,10 +78,11 @@ mod tests {
     use std::path::Path;
 
     use microagent::image::Origin;
-    use microagent::{ImageReport, RunResult, Timeline};
+    use microagent::{ImageReport, NetworkMode, RunResult, StartMode, State, Timeline};
     use snapbox::{Assert, str};
 
     use super::*;
+    use crate::documents::run::RunDocument;
 
     /// A report with the output that is recorded in a file: stream (1 or 2), length, bytes, and so on.
     fn report(recorded: &[u8]) -> RunReport {
@@ -195,7 +141,7 @@ Exit code: 0
     #[test]
     fn streams_go_apart_in_the_order_of_arrival() {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        super::super::write_output(&mut report(RECORDED).output, &mut out, &mut err).unwrap();
+        write_output(&mut report(RECORDED).output, &mut out, &mut err).unwrap();
         assert_eq!((out.as_slice(), err.as_slice()), (&b"a\nb\n"[..], &b"\xffe"[..]));
     }
 

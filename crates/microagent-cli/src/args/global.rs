@@ -1,0 +1,76 @@
+//! The options that every command takes.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::environment;
+
+/// Options that every command takes, before or after its name.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct GlobalArgs {
+    /// Directory of workspaces, images and caches [default: ~/.microagent]
+    #[arg(long, global = true, value_name = "DIR", env = environment::STATE_DIR, hide_env_values = true)]
+    pub(crate) state_dir: Option<PathBuf>,
+
+    /// What executes guest code: auto (hardware where it is real), kvm, or tcg (software emulation)
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHICH",
+        env = environment::ACCEL,
+        hide_env_values = true,
+        default_value = "auto",
+        ignore_case = true,
+        hide_possible_values = true
+    )]
+    pub(crate) accel: Accel,
+
+    /// Print one JSON document instead of text, errors included
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// How to show long work on standard error: auto (bars on a terminal), plain (lines), or off
+    #[arg(
+        long,
+        global = true,
+        value_name = "HOW",
+        env = environment::PROGRESS,
+        hide_env_values = true,
+        default_value = "auto",
+        ignore_case = true,
+        hide_possible_values = true
+    )]
+    pub(crate) progress: ProgressChoice,
+
+    /// Print without colours
+    #[arg(long, global = true)]
+    pub(crate) no_color: bool,
+
+    /// Print this page
+    #[arg(short, long, global = true, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+}
+
+/// `--accel`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accel {
+    /// Hardware virtualisation where it is real, else emulation
+    Auto,
+    /// Hardware virtualisation only
+    Kvm,
+    /// Software emulation only
+    Tcg,
+}
+
+/// `--progress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressChoice {
+    /// Bars on a terminal, plain lines elsewhere
+    Auto,
+    /// Plain lines
+    Plain,
+    /// Nothing
+    Off,
+}

@@ -1,0 +1,11 @@
+//! Arguments that several commands share: how they are spelled, read and refused.
+//!
+//! Nothing here runs a command; commands import from here and never from each other.
+
+pub(crate) mod docker;
+pub(crate) mod global;
+pub(crate) mod image_change;
+pub(crate) mod machine;
+pub(crate) mod secret;
+pub(crate) mod values;
+pub(crate) mod workspace;

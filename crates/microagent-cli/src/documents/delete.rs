@@ -1,0 +1,19 @@
+//! `microagent delete`, in JSON.
+
+use microagent::WorkspaceName;
+use serde::Serialize;
+
+/// `microagent delete`.
+#[derive(Debug, Serialize)]
+pub(crate) struct DeleteDocument {
+    pub(crate) workspaces: Vec<DeletedWorkspace>,
+}
+
+/// A workspace that was named for deletion.
+#[derive(Debug, Serialize)]
+pub(crate) struct DeletedWorkspace {
+    pub(crate) workspace: WorkspaceName,
+    pub(crate) deleted: bool,
+    pub(crate) stopped: bool,
+    pub(crate) killed: bool,
+}

@@ -1,0 +1,11 @@
+//! `microagent egress`, in JSON.
+
+use microagent::{Decision, WorkspaceName};
+use serde::Serialize;
+
+/// `microagent egress`.
+#[derive(Debug, Serialize)]
+pub(crate) struct EgressDocument {
+    pub(crate) workspace: WorkspaceName,
+    pub(crate) egress: Vec<Decision>,
+}

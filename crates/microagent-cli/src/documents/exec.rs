@@ -1,0 +1,21 @@
+//! `microagent exec`, in JSON.
+
+use microagent::WorkspaceName;
+use serde::Serialize;
+
+/// `microagent exec`.
+#[derive(Debug, Serialize)]
+pub(crate) struct ExecDocument {
+    pub(crate) workspace: WorkspaceName,
+    pub(crate) status: &'static str,
+    pub(crate) exit_code: i32,
+    pub(crate) signal: Option<i32>,
+    pub(crate) start_error: Option<String>,
+    pub(crate) started_at: String,
+    pub(crate) exited_at: String,
+    pub(crate) stdout: String,
+    pub(crate) stdout_encoding: &'static str,
+    pub(crate) stderr: String,
+    pub(crate) stderr_encoding: &'static str,
+    pub(crate) dropped_bytes: u64,
+}

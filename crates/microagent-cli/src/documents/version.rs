@@ -1,0 +1,11 @@
+//! `microagent version`, in JSON.
+
+use serde::Serialize;
+
+/// `microagent version`.
+#[derive(Debug, Serialize)]
+pub(crate) struct VersionDocument {
+    pub(crate) name: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) architecture: &'static str,
+}

@@ -1,0 +1,24 @@
+//! `microagent volume`, in JSON.
+
+use microagent::{Volume, VolumeDeletion, VolumeName};
+use serde::Serialize;
+
+/// `microagent volume list`.
+#[derive(Debug, Serialize)]
+pub(crate) struct VolumeListDocument {
+    pub(crate) volumes: Vec<Volume>,
+}
+
+/// `microagent volume delete`.
+#[derive(Debug, Serialize)]
+pub(crate) struct VolumeDeleteDocument {
+    pub(crate) volumes: Vec<DeletedVolume>,
+}
+
+/// A volume that was named for deletion.
+#[derive(Debug, Serialize)]
+pub(crate) struct DeletedVolume {
+    pub(crate) name: VolumeName,
+    #[serde(flatten)]
+    pub(crate) deletion: VolumeDeletion,
+}

@@ -1,0 +1,24 @@
+//! The answer of every command that brings a workspace into a state: its name, the state, its published ports.
+
+use microagent::WorkspaceDetails;
+
+use crate::context::Context;
+use crate::documents::state::StateDocument;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text, published};
+
+/// Says in which state a workspace is now.
+pub(crate) fn print(context: &Context, details: WorkspaceDetails) -> Result<(), Failure> {
+    let document = StateDocument::from(details);
+    match context.format {
+        Format::Json => print_json(&document),
+        Format::Text => {
+            let mut text = format!("Workspace: {}\nState: {}\n", document.workspace, document.state);
+            // The ports of one that rests lead nowhere.
+            for forward in document.port_forwards.iter().filter(|_| document.state.is_live()) {
+                text += &format!("Published: {}\n", published(forward));
+            }
+            print_text(&text)
+        }
+    }
+}
