@@ -166,7 +166,7 @@ impl Workshop<'_> {
 }
 
 /// Cargo's target directory.
-fn target_directory() -> PathBuf {
+pub(crate) fn target_directory() -> PathBuf {
     let workspace =
         Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("this package lies in the workspace");
     workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))

@@ -7,6 +7,8 @@ mod demo;
 mod deps;
 mod docs;
 mod fixtures;
+mod hosts;
+mod kvm_trial;
 mod process;
 mod test;
 
@@ -33,6 +35,10 @@ enum Verb {
     Deps,
     /// Check that links in documents lead somewhere
     Docs,
+    /// Run end-to-end tests on other Debian releases, each with its own QEMU
+    Hosts(hosts::Hosts),
+    /// Run end-to-end tests under KVM in an outer machine with emulated virtualisation
+    KvmTrial(kvm_trial::KvmTrial),
     /// Measure against raw QEMU, umoci and podman; prints one table
     Bench(bench::BenchArguments),
 }
@@ -44,6 +50,8 @@ fn main() -> Result<()> {
         Verb::Test => test::test(),
         Verb::Deps => deps::check(),
         Verb::Docs => docs::check(),
+        Verb::Hosts(arguments) => arguments.run(),
+        Verb::KvmTrial(arguments) => arguments.run(),
         Verb::Bench(arguments) => bench::bench(&arguments),
     }
 }

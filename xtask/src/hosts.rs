@@ -1,0 +1,183 @@
+//! `cargo xtask hosts`: end-to-end tests on other Debian releases, each with its own QEMU.
+//!
+//! A release is a root file system in `target/hosts/SUITE`, made once by `mmdebstrap`. Nothing is built in it: the
+//! test programs and the command of this build run there, in namespaces of their own, through `pivot_root`, because
+//! a process under `chroot` cannot make user namespaces. Each test is a process of its own with a deadline.
+
+mod root;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::fixtures::{Fixtures, target_directory};
+use crate::process::{capture, cargo, run};
+pub(crate) use root::packages as test_packages;
+use root::{Outcome, Root};
+
+/// How long one test may take; the same as in `.config/nextest.toml`.
+const TEST_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Tests of the short part: one for each way of starting, and one for each thing that depends on QEMU or the host.
+const SHORT: [&str; 11] = [
+    "run json_has_the_whole_story_and_keeps_the_streams_apart",
+    "warm starts::the_second_run_of_a_shape_is_warm_and_says_so",
+    "warm starts::every_image_has_a_template_of_its_own",
+    "warm starts::cold_and_off_use_none_and_make_none",
+    "run a_guest_on_network_user_reaches_other_hosts",
+    "sessions exec_keeps_the_streams_apart_and_passes_the_exit_code_on",
+    "workspaces a_workspace_lives_from_create_to_delete",
+    "workspaces halt_honours_the_stop_signal_of_the_image",
+    "workspaces a_paused_guest_stands_still_and_goes_on",
+    "commit an_unchanged_workspace_is_an_empty_layer_and_shares_the_disk",
+    "volumes a_volume_outlives_its_workspaces",
+];
+
+/// Which releases, users and tests.
+#[derive(Debug, Args)]
+pub(crate) struct Hosts {
+    /// Debian releases; all when none is named
+    suites: Vec<Suite>,
+    /// Run only the short part: each way of starting, network, exec, halt, pause, commit, volume
+    #[arg(long)]
+    short: bool,
+    /// Run only tests whose name contains TEXT; repeatable
+    #[arg(long = "test", value_name = "TEXT")]
+    tests: Vec<String>,
+    /// Run as this user only
+    #[arg(long = "as", value_name = "USER")]
+    user: Option<Who>,
+}
+
+/// A Debian release, and the QEMU that it brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Suite {
+    /// Debian 12, QEMU 7.2
+    Bookworm,
+    /// Debian 13, QEMU 10.0
+    Trixie,
+    /// Debian's testing, the newest QEMU
+    Testing,
+}
+
+impl Suite {
+    const ALL: [Suite; 3] = [Suite::Bookworm, Suite::Trixie, Suite::Testing];
+
+    /// Debian's name of it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Suite::Bookworm => "bookworm",
+            Suite::Trixie => "trixie",
+            Suite::Testing => "testing",
+        }
+    }
+}
+
+/// Who runs the tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Who {
+    /// The superuser
+    Root,
+    /// A user without any privilege
+    User,
+}
+
+impl Hosts {
+    pub(crate) fn run(&self) -> Result<()> {
+        ensure!(rustix::process::geteuid().is_root(), "only root can make and enter other roots");
+        Fixtures::default().run()?;
+        run(cargo().args(["build", "--locked", "--quiet", "--package", "microagent-cli"]))?;
+        let programs = test_programs()?;
+        let suites = if self.suites.is_empty() { Suite::ALL.to_vec() } else { self.suites.clone() };
+        let users = self.user.map_or_else(|| vec![Who::Root, Who::User], |user| vec![user]);
+        let mut failed = Vec::new();
+        for suite in suites {
+            let root = Root::prepare(suite)?;
+            eprintln!("==> {}: {}", suite.name(), root.qemu_version()?);
+            for &user in &users {
+                failed.extend(self.run_in(&root, suite, user, &programs)?);
+            }
+        }
+        if !failed.is_empty() {
+            bail!("{} tests failed:\n  {}", failed.len(), failed.join("\n  "));
+        }
+        Ok(())
+    }
+
+    /// Runs the chosen tests in one root as one user; gives the names of those that failed.
+    fn run_in(
+        &self,
+        root: &Root,
+        suite: Suite,
+        user: Who,
+        programs: &BTreeMap<String, PathBuf>,
+    ) -> Result<Vec<String>> {
+        let label = format!("{}, {}", suite.name(), if user == Who::Root { "root" } else { "ordinary user" });
+        let (mut passed, mut skipped, mut failed) = (0, 0, Vec::new());
+        for (program, path) in programs {
+            for test in tests_of(path)? {
+                let name = format!("{program} {test}");
+                if !self.wants(&name) {
+                    continue;
+                }
+                let begun = Instant::now();
+                let (outcome, output) = root.test(path, &test, user, TEST_DEADLINE)?;
+                let seconds = begun.elapsed().as_secs_f64();
+                match outcome {
+                    Outcome::Passed => passed += 1,
+                    Outcome::Skipped => skipped += 1,
+                    Outcome::Failed => failed.push(format!("{label}: {name}")),
+                }
+                eprintln!("{outcome:?} {seconds:6.1} s  {name}");
+                if outcome != Outcome::Passed {
+                    eprintln!("{}", output.trim_end());
+                }
+            }
+        }
+        eprintln!("    {label}: {passed} passed, {} failed, {skipped} skipped", failed.len());
+        ensure!(passed + failed.len() + skipped > 0, "no test has such a name");
+        Ok(failed)
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        let short = !self.short || SHORT.contains(&name);
+        short && (self.tests.is_empty() || self.tests.iter().any(|text| name.contains(text)))
+    }
+}
+
+/// The end-to-end test programs of this build, by name.
+pub(crate) fn test_programs() -> Result<BTreeMap<String, PathBuf>> {
+    let build = ["test", "--locked", "--quiet", "--package", "microagent-tests", "--tests", "--no-run"];
+    let messages = capture(cargo().args(build).arg("--message-format=json"))?;
+    let mut programs = BTreeMap::new();
+    for line in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(line).context("cargo printed no JSON")?;
+        let is_test = message["target"]["kind"][0] == "test";
+        if let (true, Some(path), Some(name)) =
+            (is_test, message["executable"].as_str(), message["target"]["name"].as_str())
+        {
+            programs.insert(name.to_owned(), PathBuf::from(path));
+        }
+    }
+    ensure!(!programs.is_empty(), "cargo built no end-to-end test");
+    if let Some(missing) = SHORT
+        .iter()
+        .find(|test| test.split_once(' ').is_none_or(|(program, _)| !programs.contains_key(program)))
+    {
+        bail!("the short part names a test that does not exist: {missing}");
+    }
+    Ok(programs)
+}
+
+fn tests_of(program: &Path) -> Result<Vec<String>> {
+    let list = capture(std::process::Command::new(program).args(["--list", "--format", "terse"]))?;
+    Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+}
+
+/// The directory of one release.
+fn directory(suite: Suite) -> PathBuf {
+    target_directory().join("hosts").join(suite.name())
+}
