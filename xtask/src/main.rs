@@ -11,6 +11,7 @@ mod hosts;
 mod kvm_trial;
 mod process;
 mod test;
+mod tidy;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -39,6 +40,8 @@ enum Verb {
     Hosts(hosts::Hosts),
     /// Run end-to-end tests under KVM in an outer machine with emulated virtualisation
     KvmTrial(kvm_trial::KvmTrial),
+    /// Check the rules about the whole repository: layers, sizes, Markdown, words
+    Tidy(tidy::TidyArguments),
     /// Measure against raw QEMU, umoci and podman; prints one table
     Bench(bench::BenchArguments),
 }
@@ -52,6 +55,7 @@ fn main() -> Result<()> {
         Verb::Docs => docs::check(),
         Verb::Hosts(arguments) => arguments.run(),
         Verb::KvmTrial(arguments) => arguments.run(),
+        Verb::Tidy(arguments) => tidy::check(&arguments),
         Verb::Bench(arguments) => bench::bench(&arguments),
     }
 }

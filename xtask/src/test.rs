@@ -8,7 +8,8 @@ use anyhow::{Context, Result};
 
 use crate::fixtures::Fixtures;
 use crate::process::{cargo, has_cargo_command, program, run};
-use crate::{deps, docs};
+use crate::tidy::TidyArguments;
+use crate::{deps, docs, tidy};
 
 /// Runs everything; stops at the first step that fails.
 pub(crate) fn test() -> Result<()> {
@@ -16,9 +17,14 @@ pub(crate) fn test() -> Result<()> {
     step("kernel", || run(&mut program("kernel/check.sh")))?;
     step("dependencies", deps::check)?;
     step("documents", docs::check)?;
+    step("tidy", || tidy::check(&TidyArguments::default()))?;
     step("lints", || {
         let what = ["--workspace", "--all-targets", "--locked", "--quiet"];
         run(cargo().arg("clippy").args(what).args(["--", "-D", "warnings"]))
+    })?;
+    // Checked, not linked: fuzzers need another compiler, their code does not.
+    step("fuzz targets", || {
+        run(cargo().args(["check", "--locked", "--quiet", "--manifest-path", "fuzz/Cargo.toml"]))
     })?;
     step("fixtures", || Fixtures::default().run())?;
     // End-to-end tests run the command that lies beside them.
