@@ -108,6 +108,18 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Whether the command looks into the state directory, and cannot say more of it than that it is refused.
+    pub(crate) fn uses_state(&self) -> bool {
+        !matches!(
+            self,
+            Command::Doctor(_)
+                | Command::Profiles(_)
+                | Command::Completions(_)
+                | Command::Man(_)
+                | Command::Version(_)
+        )
+    }
+
     /// Whether values of secrets may pass through this process.
     pub(crate) fn may_hold_secrets(&self) -> bool {
         matches!(
@@ -148,7 +160,7 @@ pub(crate) fn parse(args: &[OsString]) -> (Result<Request, Failure>, Format) {
     if let Some(error) = environment_error {
         return (Err(error), guess);
     }
-    let mut command = Cli::command().color(colour);
+    let mut command = Cli::command().color(colour).mut_args(environment::without_empty_variable);
     let parsed = command.try_get_matches_from_mut(args).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(cli) => {

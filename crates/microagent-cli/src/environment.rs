@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Arg;
+use clap::builder::Resettable;
 use microagent::SecretEnvironment;
 use microagent::image::Environment;
 
@@ -91,6 +93,12 @@ pub(crate) const VARIABLES: &[Variable] = &[
     ),
     variable("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities in place of the system's."),
 ];
+
+/// The option without its variable where that is empty, which counts as unset.
+pub(crate) fn without_empty_variable(option: Arg) -> Arg {
+    let is_empty = option.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    if is_empty { option.env(Resettable::Reset) } else { option }
+}
 
 /// One variable's value; empty counts as unset.
 fn value(name: &str) -> Option<OsString> {

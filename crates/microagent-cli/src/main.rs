@@ -62,6 +62,9 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
     if command.may_hold_secrets() {
         microagent::never_dump_core();
     }
+    if command.uses_state() {
+        context.engine().check_access()?;
+    }
     match command {
         Command::Run(args) => return commands::run::execute(context, *args),
         Command::Create(args) => commands::create::execute(context, *args),

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use snapbox::cmd::{Command, OutputAssert};
@@ -487,6 +488,68 @@ fn reading_an_empty_state_says_so_and_makes_nothing() {
     home.run("template prune --all").success().stdout_eq("Nothing to remove.\n").stderr_eq("");
     home.run("delete nothing --yes").success().stdout_eq("Nothing to delete: nothing\n").stderr_eq("");
     assert!(home.is_empty());
+}
+
+#[test]
+fn a_state_directory_that_others_can_change_is_refused() {
+    let home = Home::new();
+    let state = home.dir.path().join(".microagent");
+    // What a command that trusts it would sweep away.
+    let precious = state.join("tmp/deleted-precious");
+    fs::create_dir_all(&precious).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
+    for words in
+        ["list", "delete web --yes", "image list", "volume create data", "logs web", "apply --file x"]
+    {
+        home.run(words).failure().stdout_eq("").stderr_eq(str![[r#"
+Error: other users can write to state directory `[HOME]/.microagent` (mode 777)
+Hint: choose another directory with --state-dir or MICROAGENT_STATE_DIR
+
+"#]]);
+    }
+    let doctor = home.run("doctor").get_output().stdout.clone();
+    assert!(String::from_utf8(doctor).unwrap().contains("other users can write to state directory"));
+    home.run("version").success();
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 1);
+    assert!(precious.exists());
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
+    home.run("list").success();
+}
+
+#[test]
+fn an_empty_variable_counts_as_unset() {
+    let home = Home::new();
+    for name in ["MICROAGENT_STATE_DIR", "MICROAGENT_ACCEL", "MICROAGENT_PROGRESS", "MICROAGENT_OUTPUT"] {
+        home.command()
+            .env(name, "")
+            .arg("list")
+            .assert()
+            .success()
+            .stdout_eq("No workspaces.\n")
+            .stderr_eq("");
+    }
+    home.run("list --state-dir=").code(2);
+}
+
+#[test]
+fn sizes_have_an_upper_bound_wherever_they_are_given() {
+    let home = Home::new();
+    let spec = home.dir.path().join("microagent.yaml");
+    let too_large = |size: u64| {
+        format!("Error: a disk of {size} MiB is too large\nHint: give at most 8388608 MiB (8 TiB)\n")
+    };
+    // 2^44 MiB are 2^64 bytes, which wraps around to an empty disk.
+    for size in [8_388_609, 20_000_000, 17_592_186_044_416, 17_592_186_044_417] {
+        fs::write(&spec, format!("image: x\nresources:\n  sizeMiB: {size}\n")).unwrap();
+        for words in
+            ["run --size-mib SIZE x", "create web --image x --size-mib SIZE", "run --file microagent.yaml"]
+        {
+            let words = words.replace("SIZE", &size.to_string());
+            home.run(&words).code(2).stdout_eq("").stderr_eq(too_large(size));
+        }
+        home.run(&format!("volume create data --size-mib {size}")).code(2);
+    }
+    home.run("list").success().stdout_eq("No workspaces.\n");
 }
 
 #[test]

@@ -19,7 +19,7 @@ mod state;
 pub use attachment::{Attachment, DiskSource};
 pub use command::{Artifact, CommandLine, SetupStep};
 pub use egress::{AllowRule, AllowRuleError, EgressMode, EgressModeError, EgressPolicy};
-pub use machine::{ImageIdentity, LinkState, NetworkMode, Resources, RestartPolicy};
+pub use machine::{DISK_MIB_MAX, ImageIdentity, LinkState, NetworkMode, Resources, RestartPolicy};
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
 pub use publish::{Publish, PublishError, published_twice};
 pub use secret::{SecretReference, SecretReferenceError, SecretSource};

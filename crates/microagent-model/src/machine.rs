@@ -4,6 +4,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Largest disk in MiB, root disk or volume: half of what ext4 counts in blocks of 4 KiB.
+pub const DISK_MIB_MAX: u64 = 8 * 1024 * 1024;
+
+/// Bytes of a MiB.
+const MIB: u64 = 1024 * 1024;
+
+const _: () = assert!(DISK_MIB_MAX <= u64::MAX / MIB);
+
 /// Size of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
@@ -13,6 +21,14 @@ pub struct Resources {
     pub cpu_count: u32,
     /// Size of the root disk in MiB.
     pub size_mib: u64,
+}
+
+impl Resources {
+    /// Size of the root disk in bytes. One that is larger than [`DISK_MIB_MAX`] does not wrap around; who makes a disk
+    /// refuses it before.
+    pub fn disk_bytes(&self) -> u64 {
+        self.size_mib.saturating_mul(MIB)
+    }
 }
 
 /// How the guest reaches the network.
@@ -88,4 +104,17 @@ pub struct ImageIdentity {
     pub digest: String,
     /// Digest that names the base disk under the workspace's overlay.
     pub disk: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_in_bytes_does_not_wrap_around() {
+        let bytes = |size_mib| Resources { memory_mib: 64, cpu_count: 1, size_mib }.disk_bytes();
+        assert_eq!(bytes(1024), 1 << 30);
+        assert_eq!(bytes(DISK_MIB_MAX), 8 << 40);
+        assert_eq!(bytes((1 << 44) + 1), u64::MAX);
+    }
 }

@@ -11,8 +11,9 @@ use crate::session::STREAM_WINDOW;
 /// Bytes, encoded as such (and not element by element).
 pub type Chunk = serde_bytes::ByteBuf;
 
-/// Longest message of the host, in bytes: a command line with its environment.
-pub const REQUEST_LIMIT: usize = 1024 * 1024;
+/// Longest message of the host, in bytes: a command line with its environment, of which a kernel takes up to 2 MiB
+/// with the guest's limits, and 6 MiB with any.
+pub const REQUEST_LIMIT: usize = 8 * 1024 * 1024;
 
 /// Longest message of the guest, in bytes.
 pub const REPLY_LIMIT: usize = 72 * 1024;

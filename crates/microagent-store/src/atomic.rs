@@ -2,14 +2,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Largest JSON record that is read back; ours are a few kilobytes.
-const RECORD_LIMIT: u64 = 4 * 1024 * 1024;
+use crate::open::{Access, open_file};
+
+/// Largest JSON record that is written and read back, in bytes; ours are a few kilobytes.
+pub const RECORD_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// Why a file could not be replaced. The old content, if any, is still there.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +25,14 @@ pub enum WriteError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The value is larger than what is read back from there.
+    #[error("`{}` would be larger than {limit} bytes", path.display())]
+    TooLarge {
+        /// The file that was to be replaced.
+        path: PathBuf,
+        /// The bound, in bytes.
+        limit: u64,
     },
     /// The value has no JSON form.
     #[error("cannot encode `{}`", path.display())]
@@ -38,7 +49,7 @@ impl WriteError {
     pub fn io(&self) -> Option<&io::Error> {
         match self {
             WriteError::Write { source, .. } => Some(source),
-            WriteError::Encode { .. } => None,
+            WriteError::TooLarge { .. } | WriteError::Encode { .. } => None,
         }
     }
 }
@@ -105,17 +116,30 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// Fails when the directory cannot be opened or flushed.
 pub fn fsync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    // Of a type that opens without waiting.
+    let flags = (OFlags::DIRECTORY | OFlags::NONBLOCK).bits() as i32;
+    File::options().read(true).custom_flags(flags).open(dir)?.sync_all()
 }
 
 /// Replaces `path` with the JSON of `value`, as [`write_atomic`] does.
 ///
 /// # Errors
-/// As [`write_atomic`], and when the value has no JSON form.
+/// As [`write_atomic`], and when the value has no JSON form or one that [`read_json`] would refuse.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), WriteError> {
+    write_json_limited(path, value, RECORD_LIMIT)
+}
+
+/// Replaces `path` with the JSON of `value`, of at most `limit` bytes.
+///
+/// # Errors
+/// As [`write_json`].
+pub(crate) fn write_json_limited<T: Serialize>(path: &Path, value: &T, limit: u64) -> Result<(), WriteError> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|source| WriteError::Encode { path: path.to_owned(), source })?;
     bytes.push(b'\n');
+    if bytes.len() as u64 > limit {
+        return Err(WriteError::TooLarge { path: path.to_owned(), limit });
+    }
     write_atomic(path, &bytes)
 }
 
@@ -124,18 +148,26 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), WriteError
 /// # Errors
 /// Fails when the file is missing, larger than that, or not the JSON of a `T`.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ReadError> {
-    let bytes = read_limited(path, RECORD_LIMIT)?;
+    read_json_limited(path, RECORD_LIMIT)
+}
+
+/// Reads a JSON record of at most `limit` bytes.
+///
+/// # Errors
+/// As [`read_json`].
+pub(crate) fn read_json_limited<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T, ReadError> {
+    let bytes = read_limited(path, limit)?;
     serde_json::from_slice(&bytes).map_err(|source| ReadError::Decode { path: path.to_owned(), source })
 }
 
-/// Reads a file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// Fails when the file is missing, unreadable or larger.
+/// Fails when the file is missing, unreadable, larger, or of another type.
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     let read = |source| ReadError::Read { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    File::open(path).map_err(read)?.take(limit + 1).read_to_end(&mut bytes).map_err(read)?;
+    open_file(path, Access::Read).map_err(read)?.take(limit + 1).read_to_end(&mut bytes).map_err(read)?;
     if bytes.len() as u64 > limit {
         return Err(ReadError::TooLarge { path: path.to_owned(), limit });
     }
@@ -164,6 +196,19 @@ mod tests {
         fs::create_dir(&path).unwrap();
         assert!(write_atomic(&path, b"x").is_err());
         assert!(path.is_dir());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_written_that_would_not_be_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        // Quotes and a line feed come on top.
+        let largest = "x".repeat(RECORD_LIMIT as usize - 3);
+        write_json(&path, &largest).unwrap();
+        let refused = write_json(&path, &format!("{largest}x")).unwrap_err();
+        assert!(matches!(refused, WriteError::TooLarge { limit: RECORD_LIMIT, .. }));
+        assert_eq!(read_json::<String>(&path).unwrap(), largest);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

@@ -38,7 +38,7 @@ impl WorkspaceDir {
         let written = write_atomic(&self.control_key(), key);
         written.map_err(|error| match error {
             WriteError::Write { source, .. } => source,
-            encode @ WriteError::Encode { .. } => io::Error::other(encode),
+            other => io::Error::other(other),
         })?;
         self.stop_listening();
         let (_dir, path) = self.short_socket_path()?;

@@ -4,15 +4,15 @@
 //! For people and programs to look at, never to decide by: the record is what counts, so a line that could not be
 //! written stops nothing, and a torn one is passed over.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::read_limited;
+use crate::open::{Access, open_file};
 use crate::{State, WorkspaceDir};
 
 /// Largest file in bytes: about a thousand lines.
@@ -42,10 +42,10 @@ impl WorkspaceDir {
 
     fn append_event(&self, event: &StateEvent) -> io::Result<()> {
         let path = self.events();
-        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        let mut file = open_file(&path, Access::Append)?;
         if file.metadata()?.len() >= FILE_LIMIT {
             fs::rename(&path, self.older_events())?;
-            file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            file = open_file(&path, Access::Append)?;
         }
         let mut line = serde_json::to_vec(event)?;
         line.push(b'\n');
@@ -88,7 +88,7 @@ mod tests {
         assert_eq!(workspace.read_events().unwrap(), []);
         workspace.note_event(State::Prepared, None);
         workspace.note_event(State::Failed, Some(&"x".repeat(5000)));
-        let mut file = OpenOptions::new().append(true).open(workspace.events()).unwrap();
+        let mut file = open_file(&workspace.events(), Access::Append).unwrap();
         file.write_all(b"{\"at\": \"20").unwrap();
         let events = workspace.read_events().unwrap();
         assert_eq!(

@@ -11,6 +11,7 @@ mod atomic;
 mod control;
 mod events;
 mod lock;
+mod open;
 mod process;
 mod record;
 mod state_dir;
@@ -23,14 +24,17 @@ pub use microagent_model::{
     State, VolumeName, VolumeNameError, WorkspaceFailure as Failure, WorkspaceName,
 };
 
-pub use atomic::{ReadError, WriteError, fsync_dir, read_json, read_limited, write_atomic, write_json};
+pub use atomic::{
+    RECORD_LIMIT, ReadError, WriteError, fsync_dir, read_json, read_limited, write_atomic, write_json,
+};
 pub use control::{CONTROL_KEY_LEN, ControlKey};
 pub use events::StateEvent;
 pub use lock::{Lock, LockError};
+pub use open::{Access, open_file};
 pub use process::ProcessId;
 pub use record::{Identity, Link, LoadError, OneStart, RecordedResult, WORKSPACE_FORMAT, WorkspaceRecord};
 pub use state_dir::{OpenError, Scratch, StateDir, WorkspaceDir};
 pub use volume::{
     HeldVolume, HoldError, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeLoadError, VolumeRecord,
 };
-pub use workload::Workload;
+pub use workload::{WORKLOAD_LIMIT, Workload};

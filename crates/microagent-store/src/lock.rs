@@ -5,15 +5,17 @@
 //! removes: whoever gets a lock makes sure that the file still has that name, so two holders never lock
 //! two files of one name.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+
+use crate::open::{Access, open_file};
 
 /// How often a waiting lock looks again: short against any wait a person notices.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
@@ -95,13 +97,13 @@ impl Lock {
     }
 
     fn open(path: &Path) -> io::Result<File> {
-        OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(path)
+        open_file(path, Access::ModifyOrCreate)
     }
 }
 
 fn still_named(file: &File, path: &Path) -> io::Result<bool> {
     let held = file.metadata()?;
-    match path.metadata() {
+    match path.symlink_metadata() {
         Ok(named) => Ok((held.dev(), held.ino()) == (named.dev(), named.ino())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(e),

@@ -18,9 +18,9 @@ use crate::{ProcessId, WorkspaceDir};
 
 /// Format of the records that this build writes.
 ///
-/// 1: one-shot runs only. 2: identity and restart policy. 3: attached disks, published ports, egress policy, secrets. What an
-/// older record lacks it is read without.
-pub const WORKSPACE_FORMAT: u32 = 3;
+/// 1: one-shot runs only. 2: identity and restart policy. 3: attached disks, published ports, egress policy, secrets.
+/// 4: `workload.json` has scripts as text. What an older record lacks it is read without.
+pub const WORKSPACE_FORMAT: u32 = 4;
 
 /// What makes a machine the same one at every start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -402,8 +402,8 @@ mod tests {
         write_json(&workspace.record(), &older).unwrap();
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().restart, RestartPolicy::Never);
 
-        std::fs::write(workspace.record(), br#"{"format": 4}"#).unwrap();
-        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 4, .. })));
+        std::fs::write(workspace.record(), br#"{"format": 5}"#).unwrap();
+        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 5, .. })));
 
         std::fs::write(workspace.record(), br#"{"format": 1, "na"#).unwrap();
         assert!(matches!(

@@ -11,17 +11,19 @@
 //! └── tmp/                      half-made things; anything here without a live owner is rubbish
 //! ```
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use microagent_model::WorkspaceName;
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{fsync_dir, read_json, write_json};
-use crate::{Lock, LockError, WorkspaceName};
+use crate::open::{Access, open_file};
+use crate::{Lock, LockError};
 
 /// Version of the directory layout that this build writes.
 const LAYOUT_FORMAT: u32 = 1;
@@ -62,6 +64,22 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// It belongs to somebody else, who could exchange everything in it.
+    #[error("state directory `{}` belongs to another user (uid {owner})", path.display())]
+    Foreign {
+        /// The state directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// Other users can write to it, and so exchange everything in it.
+    #[error("other users can write to state directory `{}` (mode {mode:03o})", path.display())]
+    Writable {
+        /// The state directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// Written by a newer release; refusing beats guessing.
     #[error("state directory `{}` has format {found}, this build knows up to {LAYOUT_FORMAT}", path.display())]
     TooNew {
@@ -83,15 +101,39 @@ impl StateDir {
         StateDir { root: root.into() }
     }
 
+    /// Refuses a directory that another user can change. Changes nothing; one that does not exist passes.
+    ///
+    /// # Errors
+    /// Fails when the directory belongs to another user or is writable by others, or cannot be looked at.
+    pub fn check_access(&self) -> Result<(), OpenError> {
+        let path = || self.root.clone();
+        let found = match fs::metadata(&self.root) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(OpenError::Create { path: path(), source }),
+        };
+        let mode = found.mode() & 0o777;
+        if found.uid() != rustix::process::geteuid().as_raw() {
+            return Err(OpenError::Foreign { path: path(), owner: found.uid() });
+        }
+        if mode & 0o022 != 0 {
+            return Err(OpenError::Writable { path: path(), mode });
+        }
+        Ok(())
+    }
+
     /// Makes the directory ready for writing: creates what is missing, refuses a newer layout.
     ///
     /// # Errors
-    /// Fails when the directory cannot be made, is not writable, or was written by a newer release.
+    /// Fails when the directory cannot be made, is not writable, can be changed by other users, or was written by a
+    /// newer release.
     pub fn prepare(&self) -> Result<(), OpenError> {
         let create = |source| OpenError::Create { path: self.root.clone(), source };
+        create_private_dir(&self.root).map_err(create)?;
+        self.check_access()?;
         let parts =
             [self.workspaces(), self.volumes(), self.images(), self.guest(), self.templates(), self.tmp()];
-        for dir in std::iter::once(&self.root).chain(&parts) {
+        for dir in &parts {
             create_private_dir(dir).map_err(create)?;
         }
         self.sweep();
@@ -365,8 +407,7 @@ impl WorkspaceDir {
     /// holds the workspace's lock.
     pub fn keep_room(&self) {
         // Not zeros, which a file system may keep as a hole.
-        let made =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(self.reserve());
+        let made = open_file(&self.reserve(), Access::Replace);
         let _ = made.and_then(|mut file| file.write_all(&[0xff; RESERVE_BYTES]));
     }
 
@@ -414,6 +455,30 @@ mod tests {
         assert_eq!(fs::metadata(state.workspaces()).unwrap().permissions().mode() & 0o777, 0o700);
         write_json(&state.root().join("format"), &Layout { format: 99 }).unwrap();
         assert!(matches!(state.prepare(), Err(OpenError::TooNew { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_directory_that_others_can_change_is_refused_before_anything_is_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path().join("state"));
+        state.check_access().unwrap();
+        fs::create_dir(state.root()).unwrap();
+        for mode in [0o770, 0o702, 0o777] {
+            fs::set_permissions(state.root(), fs::Permissions::from_mode(mode)).unwrap();
+            assert!(matches!(state.prepare(), Err(OpenError::Writable { mode: found, .. }) if found == mode));
+            assert_eq!(fs::read_dir(state.root()).unwrap().count(), 0);
+        }
+        fs::set_permissions(state.root(), fs::Permissions::from_mode(0o755)).unwrap();
+        state.prepare().unwrap();
+        // Whoever runs the tests: one of these is somebody else's.
+        let foreign = match rustix::process::geteuid().is_root() {
+            true => {
+                std::os::unix::fs::chown(state.root(), Some(4001), None).unwrap();
+                state.root()
+            }
+            false => Path::new("/"),
+        };
+        assert!(matches!(StateDir::at(foreign).prepare(), Err(OpenError::Foreign { .. })));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use microagent_store::{Failure, OneStart, RecordedResult, VolumeName};
 use serde::{Deserialize, Serialize};
 
 /// Largest [`SupervisorSpec`] in bytes: setup scripts and environment.
-pub(crate) const SPEC_LIMIT: usize = 16 * 1024 * 1024;
+pub const SPEC_LIMIT: usize = 16 * 1024 * 1024;
 
 /// Largest [`Report`] in bytes.
 pub(crate) const REPORT_LIMIT: usize = 128 * 1024;

@@ -20,7 +20,8 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::disks::arrange;
-use crate::provision::{MIB, check_options, fitting_mib, invalid, resolve_command};
+use crate::limits::check_work;
+use crate::provision::{check_options, fitting_mib, invalid, resolve_command};
 use crate::spec::Service;
 use crate::supervisor_events::Forward;
 use crate::text::HostVariable;
@@ -225,8 +226,9 @@ fn write(dir: &WorkspaceDir, record: &WorkspaceRecord, plan: &Plan) -> Result<()
     if plan.changes.is_empty() {
         return Ok(());
     }
+    check_work(&plan.workload, plan.workload.service.as_ref())?;
     if plan.record.resources.size_mib > record.resources.size_mib {
-        grow_overlay(&dir.disk(), plan.record.resources.size_mib * MIB).map_err(|e| Error::File {
+        grow_overlay(&dir.disk(), plan.record.resources.disk_bytes()).map_err(|e| Error::File {
             action: "grow",
             path: e.path,
             source: e.source,

@@ -208,6 +208,9 @@ impl Engine {
         let root = self.state().root();
         let existing = nearest_existing(root);
         let detail = format!("`{}`", root.display());
+        if let Err(error) = self.check_access() {
+            return missing(name, &error);
+        }
         match access(&existing, Access::WRITE_OK | Access::EXEC_OK) {
             Ok(()) if existing == root => ok(name, format!("{detail} is writable")),
             Ok(()) => ok(name, format!("{detail} will be made by the first run")),

@@ -79,6 +79,16 @@ impl Engine {
         ImageStore::new(self.state.clone()).with_environment(self.options.environment.clone())
     }
 
+    /// Refuses a state directory that another user can change. Changes nothing; one that does not exist passes.
+    ///
+    /// [`Engine::prepare`] and what writes does this by itself; a program that only reads calls it once.
+    ///
+    /// # Errors
+    /// Fails when the directory belongs to another user or is writable by others.
+    pub fn check_access(&self) -> Result<(), Error> {
+        Ok(self.state.check_access()?)
+    }
+
     /// Makes the state directory ready for writing.
     ///
     /// # Errors

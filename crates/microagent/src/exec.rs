@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::with_cause;
+use crate::limits::check_command;
 use crate::provision;
 use crate::{Engine, Error};
 
@@ -152,6 +153,7 @@ impl Engine {
         if let Some(user) = &options.user {
             workload.user.clone_from(user);
         }
+        check_command(&workload, &options.command)?;
         let exec = Exec {
             stdin: input.stdin.is_some(),
             terminal: options.terminal.as_ref().map(|terminal| microagent_proto::Terminal {

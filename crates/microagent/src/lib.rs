@@ -37,6 +37,7 @@ mod error;
 mod event;
 mod exec;
 mod lifecycle;
+mod limits;
 mod network;
 mod observe;
 mod options;

@@ -18,8 +18,9 @@ use microagent_vm::{
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::limits::check_work;
 use crate::provision::{
-    MIB, check_options, check_size, exec_request, invalid, new_record, new_workload, resolve_command,
+    check_options, check_size, exec_request, invalid, new_record, new_workload, resolve_command,
     resolve_resources, setup_steps,
 };
 use crate::secret::Resolved;
@@ -132,6 +133,7 @@ impl Engine {
         let record = WorkspaceRecord { restart: options.restart, ..record };
         let workload = new_workload(&options.workspace, &image.config, &record.hostname);
         let workload = Workload { service, shell: options.shell.clone(), ..workload };
+        check_work(&workload, workload.service.as_ref())?;
         let bundles = self.make_bundles(&disks, cancel).await?;
         notices.extend(self.make_missing_volumes(&disks, observer)?);
         let dir = self.create_from_image(&record, &image, Some(&workload), bundles)?;
@@ -240,7 +242,7 @@ impl Engine {
                 // Another command has done it meanwhile, and the disk is in use.
                 return Ok(now);
             }
-            renew_disk(&dir, &base, record.resources.size_mib * MIB)?;
+            renew_disk(&dir, &base, record.resources.disk_bytes())?;
             DiskStamp::of(&dir.disk()).map_err(|source| Error::File {
                 action: "read",
                 path: dir.disk(),

@@ -5,6 +5,7 @@ use std::io;
 
 use jiff::Timestamp;
 use microagent_image::{Image, ImageConfig};
+use microagent_model::DISK_MIB_MAX;
 use microagent_net::{EgressPolicy, RULES_MAX, published_twice};
 use microagent_proto::{Chunk, Command, Exec};
 use microagent_store::{
@@ -42,8 +43,11 @@ impl Engine {
     ) -> Result<WorkspaceDir, Error> {
         self.create_dir_with(record, workload, |dir| {
             bundles.move_into(dir)?;
-            create_overlay(&dir.disk(), &image.disk, record.resources.size_mib * MIB)
-                .map_err(|e| Error::File { action: "create", path: e.path, source: e.source })
+            create_overlay(&dir.disk(), &image.disk, record.resources.disk_bytes()).map_err(|e| Error::File {
+                action: "create",
+                path: e.path,
+                source: e.source,
+            })
         })
     }
 
@@ -169,6 +173,10 @@ pub(crate) fn check_size(resources: Resources) -> Result<(), Error> {
     if resources.cpu_count == 0 || resources.cpu_count > CPU_MAX {
         let message = format!("a guest cannot have {} CPUs", resources.cpu_count);
         return Err(invalid(message, &format!("give 1 to {CPU_MAX}")));
+    }
+    if resources.size_mib > DISK_MIB_MAX {
+        let message = format!("a disk of {} MiB is too large", resources.size_mib);
+        return Err(invalid(message, &format!("give at most {DISK_MIB_MAX} MiB (8 TiB)")));
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use microagent_store::{
 use microagent_vm::{Ended, Outcome, OutputReader, SuperviseError, SupervisorSpec, Work, choose_ports};
 use tokio_util::sync::CancellationToken;
 
+use crate::limits::check_work;
 use crate::provision::{
     check_options, exec_request, invalid, new_record, new_workload, resolve_command, resolve_resources,
     setup_steps,
@@ -55,6 +56,7 @@ impl Engine {
         let record = new_record(&options.workspace, &name, &image, resources, &disks)?;
         let record = WorkspaceRecord { disposable: !options.keep, ..record };
         let workload = new_workload(&options.workspace, &image.config, &record.hostname);
+        check_work(&workload, Some(&command))?;
         let kept = options.keep.then(|| kept_workload(options, &image.config, &record.hostname));
         let bundles = self.make_bundles(&disks, cancel).await?;
         notices.extend(self.make_missing_volumes(&disks, observer)?);

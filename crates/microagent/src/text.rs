@@ -12,12 +12,10 @@ use jiff::SignedDuration;
 use microagent_store::{Artifact, SetupStep};
 
 use crate::Error;
+use crate::limits::SCRIPT_LIMIT;
 
 /// Largest environment file that is read.
 const ENV_FILE_LIMIT: u64 = 1024 * 1024;
-
-/// Largest setup script that is read; scripts are text.
-const SCRIPT_LIMIT: u64 = 1024 * 1024;
 
 /// Longest timeout: a year, so that adding it to any clock is safe.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -117,7 +115,7 @@ pub fn env_file(path: &Path, host: HostVariable<'_>) -> Result<Vec<(String, Stri
 pub fn setup_script(path: &Path) -> Result<SetupStep, Error> {
     let failed =
         |source: io::Error| Error::File { action: "read setup script", path: path.to_owned(), source };
-    let content = read(path, SCRIPT_LIMIT).map_err(failed)?;
+    let content = read(path, SCRIPT_LIMIT as u64).map_err(failed)?;
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     Ok(SetupStep::Script { name, content })
 }

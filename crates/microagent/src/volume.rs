@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use microagent_ext4::{BLOCK_SIZE, Builder, Meta, Options, ROOT};
+use microagent_model::DISK_MIB_MAX;
 use microagent_proto::UNUSED_SINCE;
 use microagent_store::{
     DiskSource, HeldVolume, HoldError, State, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeName,
@@ -22,9 +23,8 @@ use crate::{Engine, Error};
 /// Size of a volume unless another is asked for, in MiB.
 pub const VOLUME_SIZE_MIB: u64 = 1024;
 
-/// Sizes that a volume can have, in MiB: from what a file system takes for itself, to what ext4 counts in blocks of
-/// 4 KiB, halved.
-const SIZE_RANGE_MIB: std::ops::RangeInclusive<u64> = 16..=8 * 1024 * 1024;
+/// Sizes that a volume can have, in MiB, from what a file system takes for itself.
+const SIZE_RANGE_MIB: std::ops::RangeInclusive<u64> = 16..=DISK_MIB_MAX;
 
 /// Largest file system that is written whole, in MiB; the guest's kernel grows it to the rest. Each GiB has 64 KiB of
 /// tables of its own.
