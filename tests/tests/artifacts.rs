@@ -24,11 +24,13 @@ fn files_directories_and_links_come_back_as_they_are() {
     home.microagent(["artifact", "get", "maker", "file", "results"]).success();
     assert!(fs::read_to_string(results.join("big")).unwrap() == numbers);
 
-    home.microagent(["artifact", "get", "maker", "dir", "tree"]).success();
+    let got = home.microagent(["artifact", "get", "maker", "dir", "tree"]).success();
+    got.says("1 symbolic link was left out");
     let tree = home.path().join("tree");
     assert!(fs::read_to_string(tree.join("big")).unwrap() == numbers);
     assert_eq!(fs::read_to_string(tree.join("deep er/x/file")).unwrap(), "inner\n");
     assert_eq!(fs::read_link(tree.join("link")).unwrap().to_str(), Some("big"));
+    assert!(!tree.join("outward").is_symlink(), "a link to a file of the host is not made");
     let mode = fs::metadata(tree.join("empty")).unwrap().permissions().mode();
     assert_eq!(mode & 0o7000, 0, "no set-id bit of a guest comes to the host");
 

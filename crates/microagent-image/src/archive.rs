@@ -8,11 +8,11 @@
 //! OCI image specification 1.1, `image-layout.md`; Docker image specification 1.2 for `manifest.json`.
 
 mod docker;
+mod layout;
 mod tar_index;
 mod unpacked;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +24,7 @@ use crate::manifest::{
 use crate::reference::{LocalReference, Transport};
 use crate::work::Meter;
 
+use self::layout::Layout;
 use self::tar_index::TarIndex;
 
 /// Most names that an error lists.
@@ -154,7 +155,7 @@ pub(crate) struct LocalImage {
 
 /// Files by name.
 enum Store {
-    Directory(PathBuf),
+    Directory(Layout),
     Tar(TarIndex),
 }
 
@@ -176,7 +177,7 @@ impl LocalImage {
             .map_err(|source| ArchiveError::Open { source })
             .map_err(at(&reference.path))?;
         let store = match reference.transport {
-            Transport::Oci => Store::Directory(path.clone()),
+            Transport::Oci => Store::Directory(Layout::open(&path).map_err(at(&path))?),
             Transport::OciArchive | Transport::DockerArchive => {
                 let file = TarIndex::open_file(&path).map_err(at(&path))?;
                 let plain = unpacked::plain(file, &path, scratch, meter)?;
@@ -281,23 +282,15 @@ fn choose(index: Index, selector: Option<&str>, wanted: &Platform) -> Result<Des
 impl Store {
     fn has(&self, name: &str) -> bool {
         match self {
-            Store::Directory(dir) => dir.join(name).is_file(),
+            Store::Directory(layout) => layout.file(name).is_ok(),
             Store::Tar(index) => index.has(name),
         }
     }
 
     fn open(&self, name: &str) -> Result<(Box<dyn Read + Send>, u64), ArchiveError> {
         match self {
-            Store::Directory(dir) => {
-                let opened = File::open(dir.join(name)).and_then(|file| {
-                    let metadata = file.metadata()?;
-                    if metadata.is_file() {
-                        Ok((file, metadata.len()))
-                    } else {
-                        Err(io::ErrorKind::InvalidInput.into())
-                    }
-                });
-                let (file, size) = opened.map_err(|source| read_error(name, source))?;
+            Store::Directory(layout) => {
+                let (file, size) = layout.file(name).map_err(|source| read_error(name, source))?;
                 Ok((Box::new(file), size))
             }
             Store::Tar(index) => index.open_entry(name),

@@ -10,9 +10,11 @@ mod entry;
 mod header;
 mod pax;
 pub mod read;
+mod shown;
 pub mod write;
 
 pub use entry::{Attribute, Entry, Kind, Meta};
+pub use shown::shown;
 
 /// Bytes of a header, and of the units that everything is padded to.
 pub const BLOCK: usize = 512;

@@ -6,7 +6,7 @@ use std::io;
 
 use crate::header::{self, GnuSparse, Header, Parsed, Unit};
 use crate::pax::{self, Overrides};
-use crate::{BLOCK as UNIT, Entry, Kind, Meta};
+use crate::{BLOCK as UNIT, Entry, Kind, Meta, shown};
 
 /// Bytes that are read at once.
 const READ_LEN: usize = 64 * 1024;
@@ -82,7 +82,7 @@ pub enum ReadError<E: std::error::Error + 'static> {
     #[error(transparent)]
     Source(#[from] E),
     /// The stream breaks its own rules.
-    #[error("{what} in or after `{}`", after.escape_ascii())]
+    #[error("{what} in or after `{}`", shown(after))]
     Malformed {
         /// Which rule.
         what: &'static str,
@@ -90,7 +90,7 @@ pub enum ReadError<E: std::error::Error + 'static> {
         after: Vec<u8>,
     },
     /// The stream ends early.
-    #[error("the archive ends in `{}` or the entry after it", after.escape_ascii())]
+    #[error("the archive ends in `{}` or the entry after it", shown(after))]
     Truncated {
         /// Where.
         after: Vec<u8>,

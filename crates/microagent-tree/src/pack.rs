@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use microagent_tar::write::{header, padding};
-use microagent_tar::{Attribute, BLOCK, Entry, Kind, Meta};
+use microagent_tar::{Attribute, BLOCK, Entry, Kind, Meta, shown};
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, fstatfs, getxattr, lgetxattr, listxattr,
     llistxattr, major, minor, openat, readlinkat, statat,
@@ -305,8 +305,7 @@ impl Walker {
                 Ok(count) => count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(source) => {
-                    let path = String::from_utf8_lossy(&path).into_owned();
-                    return Err(PackError::Read { path, source });
+                    return Err(PackError::Read { path: shown(&path), source });
                 }
             };
             self.pieces.write(&self.buffer[..count])?;
@@ -317,7 +316,7 @@ impl Walker {
 
 /// An error about a path.
 pub fn read_error(path: &[u8], errno: Errno) -> PackError {
-    PackError::Read { path: String::from_utf8_lossy(path).into_owned(), source: errno.into() }
+    PackError::Read { path: shown(path), source: errno.into() }
 }
 
 fn entry(name: Vec<u8>, kind: Kind<u64>, stat: &Stat, attributes: Vec<Attribute>) -> Entry<u64> {

@@ -18,11 +18,11 @@ use microagent_tar::{Attribute, Kind, Meta};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
     XattrFlags, chmod, chownat, fstat, ftruncate, linkat, makedev, mkdirat, mknodat, openat, openat2,
-    renameat, setxattr, stat, symlinkat, unlinkat, utimensat,
+    renameat, setxattr, stat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, pwrite, retry_on_intr};
 
-use crate::unpack::{Feed, FeedError, Rules, Unpacked};
+use crate::unpack::{Feed, FeedError, Links, Rules, Unpacked};
 
 /// How often a name is resolved anew when the tree changes under it.
 const RESOLVE_TRIES: usize = 100;
@@ -163,20 +163,28 @@ impl<'a> Placer<'a> {
             self.done.special_skipped += 1;
             return Ok(());
         }
-        let parent = self.parent(parent)?;
+        let parent_path = parent;
+        let parent = self.parent(parent_path)?;
         let name = c_string(name);
+        if let Kind::Symlink(target) = &member.kind
+            && self.rules.links == Links::Inside
+            && !self.stays_inside(parent_path, target)
+        {
+            self.done.links_skipped += 1;
+            return Ok(());
+        }
         match &member.kind {
             Kind::Directory => Ok(self.directory(path, &parent, &name, member)?),
             Kind::HardLink(target) => self.hard_link(&parent, &name, target),
             Kind::File(extent) => self.replace(&parent, &name, |placer, temporary| {
                 let made = file(&parent, temporary, extent, reader)?;
-                Ok(placer.settle(made.as_fd(), member)?)
+                Ok(placer.set_metadata(made.as_fd(), member)?)
             }),
             Kind::Symlink(_) | Kind::CharacterDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => self
                 .replace(&parent, &name, |placer, temporary| {
                     make_special(&parent, temporary, &member.kind)?;
                     let made = reopen(&parent, temporary, &member.kind)?;
-                    Ok(placer.settle(made.as_fd(), member)?)
+                    Ok(placer.set_metadata(made.as_fd(), member)?)
                 }),
         }
     }
@@ -305,10 +313,39 @@ impl<'a> Placer<'a> {
         let (target_parent, target_name) = split(&target).ok_or(PlaceError::Destination)?;
         let target_parent = self.resolve(target_parent).map_err(on_the_way)?;
         let target_name = c_string(target_name);
+        let is_missing =
+            || matches!(statat(&target_parent, &target_name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
+        if self.done.links_skipped > 0 && is_missing() {
+            // A further name of a link that was left out.
+            self.done.links_skipped += 1;
+            return Ok(());
+        }
         self.replace(parent, name, |_, temporary| {
             linkat(&target_parent, &target_name, parent, temporary, AtFlags::empty())
                 .map_err(|errno| system("link it to the file that it names")(errno).into())
         })
+    }
+
+    /// Whether a link in a directory leads to something below the first directory on the way to it. Names that follow
+    /// can be links themselves, to which the same applies; `..` goes up from a directory that stays what it is,
+    /// because no link replaces a directory. So the answer does not change with what comes later.
+    fn stays_inside(&self, directory: &[u8], target: &[u8]) -> bool {
+        let mut parts = target.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+        let up = parts.by_ref().take_while(|part| *part == b"..").count();
+        if target.first() == Some(&b'/') || parts.any(|part| part == b"..") {
+            return false;
+        }
+        let end = directory.iter().position(|byte| *byte == b'/').unwrap_or(directory.len());
+        let (first, below) = directory.split_at(end);
+        if first.is_empty() {
+            return false;
+        }
+        let path = [b".", below, "/..".repeat(up).as_bytes()].concat();
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let bound = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        self.resolve(first)
+            .and_then(|first| openat2(&first, c_string(&path), flags, Mode::empty(), bound))
+            .is_ok()
     }
 
     /// Has something made under a temporary name and gives it its own. What fails leaves nothing.
@@ -337,7 +374,7 @@ impl<'a> Placer<'a> {
     }
 
     /// Gives something that was just made its owner, attributes, mode and time.
-    fn settle(&mut self, made: BorrowedFd<'_>, member: &Member) -> Result<(), PlaceError> {
+    fn set_metadata(&mut self, made: BorrowedFd<'_>, member: &Member) -> Result<(), PlaceError> {
         let has_mode = !matches!(member.kind, Kind::Symlink(_));
         self.set(made, &member.meta, &member.attributes, has_mode)
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use microagent_tar::read::{ReadError, Reader, Source};
+use microagent_tar::shown;
 
 use crate::place::{Failure, PlaceError, Placer};
 
@@ -20,14 +21,28 @@ pub struct Rules {
     pub special: bool,
     /// All extended attributes are set, not only those named `user.*`.
     pub all_attributes: bool,
+    /// Which symbolic links are made.
+    pub links: Links,
+}
+
+/// Which symbolic links are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// All of them; where they lead is the reader's business.
+    All,
+    /// Those that lead to something below the stream's first directory, wherever that directory is moved, and that
+    /// no later entry can lead elsewhere. `..` behind a name is not among them, because the name may be a link.
+    Inside,
 }
 
 impl Rules {
     /// Everything as the stream says: for whom it comes from a trusted side, and who is root.
-    pub const EVERYTHING: Rules = Rules { owners: true, special: true, all_attributes: true };
+    pub const EVERYTHING: Rules =
+        Rules { owners: true, special: true, all_attributes: true, links: Links::All };
 
     /// Only what cannot harm: files, directories and links, the caller's own.
-    pub const HARMLESS: Rules = Rules { owners: false, special: false, all_attributes: false };
+    pub const HARMLESS: Rules =
+        Rules { owners: false, special: false, all_attributes: false, links: Links::All };
 }
 
 /// What came of a stream.
@@ -37,6 +52,8 @@ pub struct Unpacked {
     pub entries: u64,
     /// Devices and FIFOs that the rules left out.
     pub special_skipped: u64,
+    /// Symbolic links that the rules left out, and further names of them.
+    pub links_skipped: u64,
     /// Extended attributes that the rules left out or the file system does not take.
     pub attributes_dropped: u64,
 }
@@ -102,7 +119,7 @@ pub fn unpack<S: Source>(root: &OwnedFd, source: S, rules: Rules) -> Result<Unpa
 
 /// Says where it failed.
 fn at<E: Error + 'static>(name: &[u8], failure: Failure<E>) -> UnpackError<E> {
-    let entry = |source| UnpackError::Entry { name: name.escape_ascii().to_string(), source };
+    let entry = |source| UnpackError::Entry { name: shown(name), source };
     UnpackError::Stream(match failure {
         Failure::Place(error) => return entry(error),
         Failure::Stream(ReadError::Source(FeedError::Write(error))) => {
@@ -444,7 +461,54 @@ mod tests {
         (paths(), kind)
     }
 
+    /// Every symbolic link below a directory.
+    fn links(dir: &Path) -> Vec<std::path::PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_symlink() {
+                found.push(path);
+            } else if path.is_dir() {
+                found.extend(links(&path));
+            }
+        }
+        found
+    }
+
     proptest! {
+        #[test]
+        fn links_stay_inside_when_they_are_to(shapes in proptest::collection::vec(shapes(), 1..20)) {
+            let outer = tempfile::tempdir().unwrap();
+            let dest = outer.path().join("dest");
+            fs::create_dir(&dest).unwrap();
+            let rules = Rules { links: Links::Inside, ..Rules::HARMLESS };
+            for (name, kind) in &shapes {
+                // Below one item, which may then be moved anywhere.
+                let name = format!("item/{name}");
+                let kind = match kind {
+                    Kind::HardLink(target) => Kind::HardLink([&b"item/"[..], target].concat()),
+                    kind => kind.clone(),
+                };
+                let stream = stream_of(&[(name.as_str(), kind)]);
+                let _ = unpack_by(rules, &dest, Bytes(&stream, false));
+            }
+            let item = dest.join("item");
+            let all = if item.is_dir() { links(&item) } else { Vec::new() };
+            for link in all {
+                // A whole path, without what may be missing at its end.
+                let mut leads_to = link.parent().unwrap().canonicalize().unwrap();
+                let target = fs::read_link(&link).unwrap();
+                for part in &target {
+                    leads_to = leads_to.join(part);
+                    match leads_to.canonicalize() {
+                        Ok(path) => leads_to = path,
+                        Err(_) => break,
+                    }
+                    prop_assert!(leads_to.starts_with(item.canonicalize().unwrap()), "{link:?} {target:?}");
+                }
+            }
+        }
+
         #[test]
         fn no_names_and_links_lead_out(shapes in proptest::collection::vec(shapes(), 1..12)) {
             let outer = tempfile::tempdir().unwrap();

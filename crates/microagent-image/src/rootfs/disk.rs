@@ -6,10 +6,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use microagent_ext4::{Builder, Inode, Layout, Options};
+use microagent_tar::shown;
 use sha2::{Digest, Sha256};
 
 use super::DiskStats;
-use super::error::{RootfsError, printable};
+use super::error::RootfsError;
 use super::layer::Content;
 use super::spool::{BLOCK, Blocks, Spool};
 use super::stream::Shared;
@@ -283,7 +284,7 @@ impl<'t> Declared<'t> {
         }
         names.push(b"");
         names.reverse();
-        printable(&names.join(&b'/'))
+        shown(&names.join(&b'/'))
     }
 }
 

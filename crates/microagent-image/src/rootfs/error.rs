@@ -110,18 +110,3 @@ fn within(name: &str) -> String {
 fn after(name: &str) -> String {
     if name.is_empty() { "in its first entry".into() } else { format!("in or after `{name}`") }
 }
-
-/// A name as an error says it.
-pub(super) fn printable(name: &[u8]) -> String {
-    const MOST: usize = 300;
-    let mut text = match std::str::from_utf8(name) {
-        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
-        _ => name.escape_ascii().to_string(),
-    };
-    if text.len() > MOST {
-        let cut = (0..=MOST).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
-        text.truncate(cut);
-        text.push('…');
-    }
-    text
-}

@@ -5,10 +5,10 @@ use std::thread::Scope;
 
 use microagent_ext4::{Meta, Special};
 use microagent_tar::read::{Extent, Member, ReadError, Reader, Source};
-use microagent_tar::{Attribute, Kind};
+use microagent_tar::{Attribute, Kind, shown};
 
 use super::LayerFile;
-use super::error::{Damage, RootfsError, printable};
+use super::error::{Damage, RootfsError};
 use super::spool::{BLOCK, Spool, SpoolWriter};
 use super::stream::{Shared, Stream};
 use super::tree::Tree;
@@ -145,10 +145,10 @@ fn in_layer(layer: usize) -> impl Fn(ReadError<RootfsError>) -> RootfsError {
     move |error| match error {
         ReadError::Source(error) => error,
         ReadError::Malformed { what, after } => {
-            RootfsError::Damaged { layer, source: Damage::Tar { what, name: printable(&after) } }
+            RootfsError::Damaged { layer, source: Damage::Tar { what, name: shown(&after) } }
         }
         ReadError::Truncated { after } => {
-            RootfsError::Damaged { layer, source: Damage::Truncated { name: printable(&after) } }
+            RootfsError::Damaged { layer, source: Damage::Truncated { name: shown(&after) } }
         }
         ReadError::Limit { limit } => RootfsError::Limit { layer, limit },
     }

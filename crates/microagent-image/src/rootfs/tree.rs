@@ -15,9 +15,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use microagent_ext4::{Meta, NAME_MAX, Special};
-use microagent_tar::Attribute;
+use microagent_tar::{Attribute, shown};
 
-use super::error::{Damage, RootfsError, printable};
+use super::error::{Damage, RootfsError};
 use super::layer::{Content, Entry, EntryKind};
 
 /// Symlinks followed for one path, as in the kernel.
@@ -96,12 +96,12 @@ impl Tree {
     pub(super) fn apply(&mut self, layer: usize, entry: Entry) -> Result<(), RootfsError> {
         let name = entry.name.clone();
         self.merge(layer, entry).map_err(|refusal| match refusal {
-            Escape => RootfsError::Escape { layer, name: printable(&name) },
+            Escape => RootfsError::Escape { layer, name: shown(&name) },
             Refusal::TooManySteps => {
                 RootfsError::Limit { layer, limit: "its paths are too long-winded to be followed".into() }
             }
             Refuse(what) => {
-                RootfsError::Damaged { layer, source: Damage::Entry { name: printable(&name), what } }
+                RootfsError::Damaged { layer, source: Damage::Entry { name: shown(&name), what } }
             }
         })
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 
 use microagent_tar::read::ReadSource;
-use microagent_tree::Rules;
+use microagent_tree::{Links, Rules, Unpacked};
 use tempfile::TempDir;
 
 use crate::Error;
@@ -59,23 +59,25 @@ impl Read for Stream {
 }
 
 /// Unpacks a stream into a fresh directory in `beside`. Only files, directories and links come out: nothing that is
-/// special on the host, no foreign owner, no set-id bit; nothing lands outside.
-pub(crate) fn unpack(stream: impl Read, beside: &Path) -> io::Result<TempDir> {
+/// special on the host, no foreign owner, no set-id bit; nothing lands outside. `links` says which links are made.
+pub(crate) fn unpack(stream: impl Read, beside: &Path, links: Links) -> io::Result<(TempDir, Unpacked)> {
     let dir = tempfile::Builder::new().prefix(".microagent-").tempdir_in(beside)?;
     let root = File::open(dir.path())?;
-    microagent_tree::unpack(&root.into(), ReadSource::new(stream), Rules::HARMLESS).map_err(|error| {
-        // What the system said decides whether it is worth trying again.
-        let kind = deepest_io(&error).map_or(io::ErrorKind::Other, io::Error::kind);
-        io::Error::new(kind, error)
-    })?;
-    Ok(dir)
+    let rules = Rules { links, ..Rules::HARMLESS };
+    let unpacked =
+        microagent_tree::unpack(&root.into(), ReadSource::new(stream), rules).map_err(|error| {
+            // What the system said decides whether it is worth trying again.
+            let kind = deepest_io(&error).map_or(io::ErrorKind::Other, io::Error::kind);
+            io::Error::new(kind, error)
+        })?;
+    Ok((dir, unpacked))
 }
 
 /// Receives a stream into the directory `dir`: its one item under `name`, or, where the stream is the `content` of a
 /// directory, all of them in a directory of that name or, without one, in `dir`.
 pub(super) fn receive(stream: impl Read, dir: &Path, name: Option<&str>, content: bool) -> Result<(), Error> {
     let failed = |path: &Path, source| Error::File { action: "write", path: path.to_owned(), source };
-    let unpacked = unpack(stream, dir).map_err(|e| failed(dir, e))?;
+    let (unpacked, _) = unpack(stream, dir, Links::All).map_err(|e| failed(dir, e))?;
     let mut items = Vec::new();
     for item in fs::read_dir(unpacked.path()).map_err(|e| failed(dir, e))? {
         items.push(item.map_err(|e| failed(dir, e))?.path());
