@@ -184,7 +184,7 @@ fn a_halt_ends_the_machine_however_the_agent_lies() {
 #[test]
 fn silence_is_given_up_everywhere() {
     let cases: [(&str, &[&str], &[&str], &str); 4] = [
-        ("configure-mute", &[], &["start", "web"], "the guest did not set up its disk in time"),
+        ("configure-mute", &[], &["start", "web"], "the guest did not set up its disk within 60 s"),
         (
             "exec-mute",
             &["--service-command", "serve"],

@@ -37,7 +37,7 @@ pub(crate) struct Mounted {
 /// Mounts the disk of an image that no guest has used yet, and lays out what [`configure`] then only has to
 /// write over. Nothing of a workspace is known here.
 pub(crate) fn mount_fresh_root() -> Result<Mounted, GuestError> {
-    let disk = |e: disk::DiskError| fail(GuestErrorKind::Disk, &e);
+    let disk = |e: disk::DiskError| fail(e.kind(), &e);
     disk::mount_root(&Root { scsi_target: disk::EARLY_TARGET, grow: true }).map_err(disk)?;
     disk::switch_root().map_err(disk)?;
     write_names(&Names {
@@ -77,7 +77,7 @@ pub(crate) fn configure(
         })
     };
     network.map_err(|e| fail(GuestErrorKind::Network, &e))?;
-    disk.map_err(|e| fail(GuestErrorKind::Disk, &e))?;
+    disk.map_err(|e| fail(e.kind(), &e))?;
     let (mounts, mounts_us) = timed(|| mounts::mount_all(&wanted.mounts));
     mounts.map_err(|e| fail(GuestErrorKind::Mount, &e))?;
     write_names(&Names {

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use microagent_proto::Root;
+use microagent_proto::{GuestErrorKind, Root};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, mount, mount_move};
 
@@ -80,6 +80,23 @@ pub(crate) enum DiskError {
     Prepare { path: &'static str, source: io::Error },
     #[error("cannot switch to the root file system")]
     Switch(#[source] io::Error),
+}
+
+impl DiskError {
+    /// Whether the device is to blame or what is on it.
+    pub(crate) fn kind(&self) -> GuestErrorKind {
+        match self {
+            DiskError::NoController(_) | DiskError::Scan { .. } | DiskError::NoDisk { .. } => {
+                GuestErrorKind::Disk
+            }
+            DiskError::Read { .. }
+            | DiskError::NotExt4 { .. }
+            | DiskError::Mount { .. }
+            | DiskError::Grow { .. }
+            | DiskError::Prepare { .. }
+            | DiskError::Switch(_) => GuestErrorKind::Mount,
+        }
+    }
 }
 
 /// Finds, mounts and grows the root disk.

@@ -473,9 +473,9 @@ pub enum GuestErrorKind {
     Mismatch,
     /// What the host sent is not what it should be (a damaged tar stream, a name that leads out, …).
     Invalid,
-    /// The disk could not be found, mounted, grown or flushed.
+    /// A disk could not be found or flushed: the machine is to blame.
     Disk,
-    /// The same of a disk beside the root disk: the machine is well, its user's disk is not.
+    /// A disk could not be mounted or grown: what is on it is to blame. The machine works.
     Mount,
     /// The network could not be set up.
     Network,

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::spec::{REPORT_LIMIT, Report, SPEC_LIMIT, SupervisorSpec};
@@ -78,7 +78,9 @@ pub struct Launched {
     child: Child,
     reports: OwnedReadHalf,
     tether: OwnedWriteHalf,
-    cancelled: bool,
+    /// When a supervisor that was told to end its machine must have said so.
+    end_deadline: Option<Instant>,
+    cancel_patience: Duration,
     log: PathBuf,
 }
 
@@ -103,7 +105,7 @@ pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, S
         .map_err(start)?;
     let (reports, mut tether) = UnixStream::from_std(ours).map_err(start)?.into_split();
     write_secret_message(&mut tether, spec, SPEC_LIMIT).await.map_err(SuperviseError::Instruct)?;
-    Ok(Launched { child, reports, tether, cancelled: false, log })
+    Ok(Launched { child, reports, tether, end_deadline: None, cancel_patience: CANCEL_PATIENCE, log })
 }
 
 impl Launched {
@@ -114,13 +116,20 @@ impl Launched {
     /// Fails when the supervisor is gone without `Ended`, or does not end when asked.
     pub async fn next(&mut self, cancel: &CancellationToken) -> Result<Report, SuperviseError> {
         let mut read = pin!(read_message(&mut self.reports, REPORT_LIMIT));
-        let report = tokio::select! {
-            report = &mut read => report,
-            () = cancel.cancelled(), if !self.cancelled => {
-                self.cancelled = true;
-                // A supervisor that is gone already needs no asking.
-                let _ = self.tether.shutdown().await;
-                timeout(CANCEL_PATIENCE, read).await.unwrap_or(Ok(None))
+        let report = loop {
+            let end_deadline = self.end_deadline;
+            tokio::select! {
+                biased;
+                () = sleep_until(end_deadline.unwrap_or_else(Instant::now)), if end_deadline.is_some() => {
+                    break Ok(None);
+                }
+                report = &mut read => break report,
+                () = cancel.cancelled(), if end_deadline.is_none() => {
+                    // For all reports from here on, however many come before the last one.
+                    self.end_deadline = Some(Instant::now() + self.cancel_patience);
+                    // A supervisor that is gone already needs no telling.
+                    let _ = self.tether.shutdown().await;
+                }
             }
         };
         match report {
@@ -135,5 +144,46 @@ impl Launched {
             // It is ours to reap; that it cannot be killed is not to be expected and not to be helped.
             let _ = self.child.kill().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use microagent_proto::write_message;
+
+    use super::*;
+
+    /// A supervisor that reports notices, and nothing else, for ever.
+    #[tokio::test]
+    async fn the_wait_for_the_end_is_bounded_as_a_whole() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let talker = tokio::spawn(async move {
+            let mut theirs = theirs;
+            let notice = Report::Notice("x".to_owned());
+            while write_message(&mut theirs, &notice, REPORT_LIMIT).await.is_ok() {}
+        });
+        let child = Command::new("/bin/sleep").arg("600").kill_on_drop(true).spawn().unwrap();
+        let (reports, tether) = ours.into_split();
+        let cancel_patience = Duration::from_millis(20);
+        let mut launched = Launched {
+            child,
+            reports,
+            tether,
+            end_deadline: None,
+            cancel_patience,
+            log: "supervisor.log".into(),
+        };
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let vanished = async {
+            loop {
+                if let Err(error) = launched.next(&cancel).await {
+                    break error;
+                }
+            }
+        };
+        let error = timeout(Duration::from_secs(60), vanished).await.expect("the wait is bounded");
+        assert!(matches!(error, SuperviseError::Vanished { .. }), "{error}");
+        talker.abort();
     }
 }

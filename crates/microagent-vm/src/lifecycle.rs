@@ -1,57 +1,71 @@
-//! The life of one machine, as states and events. Pure: no clock, no I/O, no tasks.
+//! The lifecycle of one machine, as states and events. Pure: no clock, no I/O, no tasks.
 //!
 //! ```text
-//!                          Pause         Stop (with a service)
-//!                   Paused ◀─────▶ Running ◀──────▶ Asked
-//!                     │    Resume    ▲ │   ServiceStopTimedOut  │
-//!                     │ Halt         │ │               │ WorkDone, Halt
-//!            AgentReady              │ │ WorkDone(keep), Halt, Stop              Flushed / deadline
-//! Starting ──────────┼───────────────┘ └───────────────┴─────────▶ Stopping ───────────────┐
-//!    ▲ │             ▼                   WorkDone(scratch)            │                     ▼
-//!    │ └──────────────────────────────────────────────────────────────┴─ Kill, any end ▶ Ended
-//! Restoring (AgentReady ▶ Running; the guest's or QEMU's failure ▶ Starting, once, cold)
+//! Starting ──────── AgentReady ──────────▶ Running ◀── Paused events ──▶ Pausing, Paused, Resuming
+//!    ▲                    ▲                 │  ▲ │
+//!    │ the guest's or     │            Stop │  │ │ WorkDone(keep), Halt, Stop
+//!    │ QEMU's failure,    │  (service)      ▼  │ │
+//!    │ once, cold         │     StoppingService │
+//! Restoring ──────────────┘                 │   ▼    Flushed, deadline
+//!                                           └▶ Stopping ─────────────▶ Ended
 //!
-//! Running, Paused, Asked, Stopping ── Quarantine ▶ Quarantined ── Halt, Stop, Kill, QEMU's end ▶ Ended
+//! Running, Pausing, Paused, Resuming, StoppingService, Stopping ── Quarantine ▶ Containing ── Contained ▶ Quarantined
+//! every state ── Kill, failures, QEMU's exit ▶ Ended
 //! ```
 //!
-//! The first end wins, with one exception: once the work is done its outcome stands, whatever happens to
-//! the machine afterwards, unless the disk that was to be kept could not be flushed. A quarantined machine has no
-//! work any more: nothing but its end is expected of it, and whatever its guest still seems to say is not heard.
+//! [`Lifecycle::step`] is the only place that decides. What the driver does about an [`Effect`] comes back as another
+//! [`Event`]; a client that requested something is known here by its [`ClientId`] until it has its [`Answer`].
+//!
+//! The first end counts, with one exception: once the work is done its outcome stands, whatever happens to the machine
+//! afterwards, unless the disk that must be kept could not be flushed. In a quarantined machine nothing runs; only its
+//! end is an event there, and whatever its guest still seems to say is ignored.
 
-use microagent_store::{Failure, FailureKind};
+mod answers;
+#[cfg(test)]
+mod tests;
+
+use microagent_store::{Failure, FailureKind, State};
 use serde::{Deserialize, Serialize};
 
+use crate::control::{Answer, Refusal};
 use crate::spec::Outcome;
+use answers::Waiter;
 
-/// Where the machine is in its life.
+/// Where the machine is in its lifecycle.
 #[derive(Debug, Clone)]
 pub enum Phase {
-    /// From the spawn of a machine that goes on from a template to the agent's answer.
+    /// From the start of a machine that restores a template to the agent's answer.
     Restoring,
-    /// From the spawn of a machine that boots to the agent's answer.
+    /// From the start of a machine that boots to the agent's answer.
     Starting,
     /// The guest works.
     Running,
-    /// The guest stands still, its memory kept.
+    /// QEMU was told to pause the guest.
+    Pausing,
+    /// The processors of the guest are stopped; its memory is kept.
     Paused,
-    /// The service was asked to end and has not yet.
+    /// QEMU was told to resume the guest.
+    Resuming,
+    /// The service was sent its stop signal and has not ended yet.
     StoppingService,
     /// The work is done; the guest flushes its disk.
     Stopping(Outcome),
+    /// Network and clients are being cut off, and the processors stopped.
+    Containing,
     /// Cut off, its processors stopped for good; memory and disk are kept to be examined.
     Quarantined,
-    /// Nothing more happens.
+    /// The machine has ended; nothing more happens.
     Ended(Outcome),
 }
 
 /// Something that happened to the machine.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Event {
     /// The guest is configured.
     AgentReady,
     /// The service runs; clients can come.
     Serving,
-    /// The work came to an end.
+    /// The work ended.
     WorkDone(Outcome),
     /// The disk is flushed.
     Flushed,
@@ -59,440 +73,435 @@ pub enum Event {
     FlushFailed(String),
     /// The guest did not answer in time, or broke the protocol, or could not be configured.
     GuestFailed(String),
+    /// The guest had too little of the host's processors to answer.
+    HostTooSlow(String),
     /// The channel to the guest broke, and nobody knows why.
     ChannelBroken(String),
-    /// The guest is well and cannot use one of its disks beside the root disk.
+    /// The guest works and cannot use one of its disks: the disk is to blame, not the machine.
     DiskUnfit(String),
-    /// QEMU ended by itself.
-    MachineGone(String),
+    /// QEMU ended or the guest ended its machine.
+    MachineGone(MachineExit),
     /// The host's disk is full.
     HostFull(String),
     /// The network device leads nowhere any more.
     LinkLost(String),
-    /// The run's time is up.
+    /// The time of the run is over.
     TimedOut,
-    /// The caller asked for the end, or is gone.
+    /// The caller requests the end, or is gone.
     Cancelled,
     /// A client requests a change.
-    ChangeRequested(ChangeRequest),
-    /// The service had its time to follow a request, and did not.
+    ChangeRequested(ClientId, ChangeRequest),
+    /// The service had its time to end, and did not.
     ServiceStopTimedOut,
+    /// QEMU has paused the guest.
+    Paused,
+    /// QEMU did not pause the guest.
+    PauseFailed(String),
+    /// QEMU has resumed the guest.
+    Resumed,
+    /// QEMU did not resume the guest.
+    ResumeFailed(String),
+    /// The machine is cut off and its processors are stopped. The text says why that could not be recorded, if so.
+    Contained(Option<String>),
+    /// The machine is cut off, but QEMU did not stop its processors.
+    ContainFailed(String),
+    /// It could not be recorded that the machine runs.
+    StartNotRecorded(Failure),
 }
 
-/// What a machine is, once for its whole life.
+/// How a machine ended that nobody on the host ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineExit {
+    /// The guest turned itself off.
+    PoweredOff,
+    /// The guest's kernel panicked; its line.
+    Panicked(String),
+    /// QEMU failed or was killed; how.
+    Died(String),
+}
+
+impl std::fmt::Display for MachineExit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            MachineExit::PoweredOff => f.write_str("the guest turned itself off"),
+            MachineExit::Panicked(line) => write!(f, "the guest kernel panicked: {line}"),
+            MachineExit::Died(how) => f.write_str(how),
+        }
+    }
+}
+
+/// What is true of a machine from its start to its end.
 #[derive(Debug, Clone, Copy)]
 pub struct MachineTraits {
-    /// Its disk outlives it.
+    /// A disk that the guest writes to outlives the machine.
     pub keep: bool,
-    /// It has a service, which can be asked to end.
+    /// The machine is there for clients, and runs once its service does. The machine of a run runs with its agent.
+    pub serves: bool,
+    /// It has a service, which can be sent a stop signal.
     pub service: bool,
+    /// It does not end with its caller once it serves.
+    pub detached: bool,
 }
 
-/// What a client of the supervisor can ask of a machine that serves.
+/// Stands for a client that waits for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(pub u64);
+
+/// A change of the machine's state that a client can request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChangeRequest {
-    /// A clean shutdown, to be started again. What does not follow is ended.
+    /// A clean shutdown, to be started again. What does not end in time is killed.
     Halt,
-    /// A clean shutdown, which its service may not follow.
+    /// A clean shutdown, which the service may refuse by not ending.
     Stop,
     /// The end, now.
     Kill,
-    /// That the guest stands still.
+    /// Stops the processors of the guest.
     Pause,
-    /// That it goes on.
+    /// Lets the processors of the guest continue.
     Resume,
-    /// That it is cut off and never goes on, with its memory kept.
+    /// Cuts the machine off and stops its processors for good; its memory is kept.
     Quarantine,
 }
 
-/// What to do about it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the driver does about an event.
+#[derive(Debug, Clone)]
 pub enum Effect {
-    /// Nothing.
-    None,
-    /// Write the new state down and tell the caller.
+    /// Records the state ([`Lifecycle::state`]).
     Publish,
-    /// The same for a machine that serves from here on.
-    PublishServing,
-    /// ChangeRequest the guest to flush its disk.
+    /// Records that the machine runs. A failure is [`Event::StartNotRecorded`].
+    PublishStart,
+    /// Tells the caller that the guest is configured.
+    ReportBooted,
+    /// Tells the caller that the service runs.
+    ReportServing,
+    /// Tells that the network is gone; the machine continues without it.
+    NoteLinkLost(String),
+    /// Has the guest flush its disk: [`Event::Flushed`] or [`Event::FlushFailed`].
     Flush,
-    /// End QEMU in good order, so that its disk is closed.
-    Quit,
-    /// Kill QEMU.
-    Kill,
-    /// Throw the template away and start once more, cold.
-    StartCold,
-    /// Have the guest stand still, and publish that.
-    Pause,
-    /// Have the guest go on, and publish that.
-    Resume,
-    /// Have the guest go on, and ask it to flush its disk.
-    ResumeToFlush,
-    /// ChangeRequest the service to end, and publish that.
+    /// Sends the service its stop signal; if the work is not done in time, [`Event::ServiceStopTimedOut`].
     SignalService,
-    /// Tell whoever asked that the service did not follow, and publish that it goes on.
-    KeepServiceRunning,
-    /// Tell that the network is gone; the machine goes on without.
-    NoteLinkLost,
-    /// Cut the guest off, stop it for good, and publish that.
-    Quarantine,
-    /// Nothing, but the client waits for the end that is under way.
-    AwaitEnd,
-    /// Tell the client that this is not possible now.
-    Refuse,
+    /// Stops the processors: [`Event::Paused`] or [`Event::PauseFailed`].
+    Pause,
+    /// Lets the processors continue: [`Event::Resumed`] or [`Event::ResumeFailed`].
+    Resume,
+    /// Records the quarantine with the client's reason, cuts the machine off, stops its processors:
+    /// [`Event::Contained`] or [`Event::ContainFailed`].
+    Contain(ClientId),
+    /// Discards the template, for this reason, and boots another machine.
+    StartCold(String),
+    /// Ends QEMU in good order, so that its disk is closed.
+    Quit,
+    /// Kills QEMU.
+    Kill,
+    /// Answers a client.
+    Answer(ClientId, Answer),
 }
 
-/// Advances the life by one event.
-pub fn step(phase: Phase, event: Event, traits: MachineTraits) -> (Phase, Effect) {
+/// The state of one machine, and who waits for a change of it.
+#[derive(Debug)]
+pub struct Lifecycle {
+    phase: Phase,
+    /// Whether clients could use it before.
+    served: bool,
+    waiters: Vec<Waiter>,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Lifecycle {
+        Lifecycle { phase: Phase::Starting, served: false, waiters: Vec::new() }
+    }
+}
+
+/// The next phase and what to do.
+type Next = (Phase, Vec<Effect>);
+
+impl Lifecycle {
+    /// Something else than an event has led to this phase: another machine was started, or none could be.
+    pub fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+    }
+
+    /// Where it is.
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// The state as it is recorded, while there is a machine.
+    pub fn state(&self, traits: MachineTraits) -> State {
+        match self.phase {
+            Phase::Restoring | Phase::Starting => State::Starting,
+            Phase::Running if traits.serves && !self.served => State::Starting,
+            Phase::Running | Phase::Pausing => State::Running,
+            Phase::Paused | Phase::Resuming => State::Paused,
+            Phase::StoppingService | Phase::Stopping(_) | Phase::Ended(_) => State::Stopping,
+            Phase::Containing | Phase::Quarantined => State::Quarantined,
+        }
+    }
+
+    /// Advances by one event.
+    pub fn step(&mut self, event: Event, traits: MachineTraits) -> Vec<Effect> {
+        let phase = std::mem::replace(&mut self.phase, Phase::Quarantined);
+        let (next, effects) = match event {
+            Event::ChangeRequested(client, request) => self.requested(phase, client, request, traits),
+            event => self.happened(phase, event, traits),
+        };
+        self.phase = next;
+        effects
+    }
+
+    fn happened(&mut self, phase: Phase, event: Event, traits: MachineTraits) -> Next {
+        use Event as E;
+        use Phase as P;
+        match (phase, event) {
+            (P::Ended(outcome), _) => (P::Ended(outcome), Vec::new()), // absorbing
+            (phase @ (P::Containing | P::Quarantined), event) => self.in_quarantine(phase, event),
+            (phase @ (P::Restoring | P::Starting), event) => self.while_starting(phase, event, traits),
+            (P::Stopping(outcome), event) => while_stopping(outcome, event, traits),
+            (phase, event @ (E::Paused | E::PauseFailed(_) | E::Resumed | E::ResumeFailed(_))) => {
+                self.paused_or_resumed(phase, event)
+            }
+            (P::Running, E::Serving) => {
+                self.served = true;
+                (P::Running, vec![Effect::PublishStart, Effect::ReportServing])
+            }
+            (P::StoppingService, E::ServiceStopTimedOut) => {
+                let answers = self.service_continues();
+                (P::Running, [vec![Effect::Publish], answers].concat())
+            }
+            (P::StoppingService, E::WorkDone(_)) => {
+                self.finish(&P::StoppingService, Outcome::Stopped, traits)
+            }
+            (phase, E::WorkDone(outcome)) => self.finish(&phase, outcome, traits),
+            (P::StoppingService, E::MachineGone(MachineExit::PoweredOff)) => end(Outcome::Stopped),
+            (_, E::MachineGone(MachineExit::PoweredOff)) => end(Outcome::PoweredOff),
+            (_, E::MachineGone(exit)) => fail(FailureKind::GuestDied, exit.to_string()),
+            (_, E::GuestFailed(message) | E::ChannelBroken(message)) => fail(FailureKind::Protocol, message),
+            (phase, E::LinkLost(reason)) => (phase, vec![Effect::NoteLinkLost(reason)]),
+            // Its caller is not needed once it serves, and only waits for it before.
+            (phase, E::Cancelled) if traits.detached && self.served => (phase, Vec::new()),
+            (phase, event) => ended_by_host(phase, event),
+        }
+    }
+
+    fn while_starting(&mut self, phase: Phase, event: Event, traits: MachineTraits) -> Next {
+        use Event as E;
+        match (phase, event) {
+            (_, E::AgentReady) if traits.serves => (Phase::Running, vec![Effect::ReportBooted]),
+            (_, E::AgentReady) => {
+                self.served = true;
+                (Phase::Running, vec![Effect::PublishStart, Effect::ReportBooted])
+            }
+            // A guest that was to be frozen, and is not configured for that.
+            (Phase::Starting, E::WorkDone(outcome)) => self.finish(&Phase::Starting, outcome, traits),
+            (Phase::Restoring, E::GuestFailed(reason) | E::ChannelBroken(reason)) => {
+                (Phase::Starting, vec![Effect::StartCold(reason)])
+            }
+            (Phase::Restoring, E::MachineGone(exit)) => {
+                (Phase::Starting, vec![Effect::StartCold(exit.to_string())])
+            }
+            // No template is to blame, and another boot would not help.
+            (_, E::DiskUnfit(message)) => fail(FailureKind::Disk, message),
+            (_, E::GuestFailed(message) | E::ChannelBroken(message) | E::HostTooSlow(message)) => {
+                fail(FailureKind::Boot, message)
+            }
+            (_, E::MachineGone(exit)) => fail(FailureKind::Boot, exit.to_string()),
+            (phase, E::LinkLost(reason)) => (phase, vec![Effect::NoteLinkLost(reason)]),
+            (phase, event) => ended_by_host(phase, event),
+        }
+    }
+
+    fn paused_or_resumed(&mut self, phase: Phase, event: Event) -> Next {
+        use Event as E;
+        match (phase, event) {
+            (Phase::Pausing, E::Paused) => (
+                Phase::Paused,
+                [vec![Effect::Publish], self.answer_all(ChangeRequest::Pause, &Answer::Done)].concat(),
+            ),
+            // A QEMU that was only late pauses later; the guest must not end up paused while it counts as running.
+            (Phase::Pausing, E::PauseFailed(message)) => (
+                Phase::Running,
+                [vec![Effect::Resume], self.answer_all(ChangeRequest::Pause, &guest_died(message))].concat(),
+            ),
+            (Phase::Resuming, E::Resumed) => (
+                Phase::Running,
+                [vec![Effect::Publish], self.answer_all(ChangeRequest::Resume, &Answer::Done)].concat(),
+            ),
+            (Phase::Resuming, E::ResumeFailed(message)) => {
+                (Phase::Paused, self.answer_all(ChangeRequest::Resume, &guest_died(message)))
+            }
+            // Of a request that another one has overtaken.
+            (phase, _) => (phase, Vec::new()),
+        }
+    }
+
+    fn in_quarantine(&mut self, phase: Phase, event: Event) -> Next {
+        match (phase, event) {
+            (Phase::Containing, Event::Contained(None)) => {
+                (Phase::Quarantined, self.answer_all(ChangeRequest::Quarantine, &Answer::Done))
+            }
+            (Phase::Containing, Event::Contained(Some(reason))) => {
+                let message = format!("it is cut off and paused, but that could not be recorded: {reason}");
+                let answer = Answer::Failed(Failure { kind: FailureKind::HostFull, message });
+                (Phase::Quarantined, self.answer_all(ChangeRequest::Quarantine, &answer))
+            }
+            // Containing it comes before keeping its memory.
+            (Phase::Containing, Event::ContainFailed(message)) => {
+                end(Outcome::Quarantined(memory_lost(&format!("{message}, so it was killed"))))
+            }
+            (_, Event::MachineGone(exit)) => end(Outcome::Quarantined(memory_lost(&exit.to_string()))),
+            (phase, _) => (phase, Vec::new()),
+        }
+    }
+
+    /// The work is done: what must be kept is flushed first.
+    fn finish(&mut self, phase: &Phase, outcome: Outcome, traits: MachineTraits) -> Next {
+        if !traits.keep {
+            return end(outcome);
+        }
+        let mut effects = self.interrupt("it is being shut down");
+        effects.push(Effect::Publish);
+        // Of work that ended in the moment of the pause, or of a machine that is shut down while it is paused. One that
+        // does not resume does not flush, and the deadline of the flush says so.
+        if matches!(phase, Phase::Pausing | Phase::Paused | Phase::Resuming) {
+            effects.push(Effect::Resume);
+        }
+        effects.push(Effect::Flush);
+        (Phase::Stopping(outcome), effects)
+    }
+
+    fn requested(
+        &mut self,
+        phase: Phase,
+        client: ClientId,
+        request: ChangeRequest,
+        traits: MachineTraits,
+    ) -> Next {
+        use ChangeRequest as R;
+        use Phase as P;
+        let outcome = if request == R::Halt { Outcome::Halted } else { Outcome::Stopped };
+        // A machine that has not served yet is either being started, which its caller waits for, or an offline boot.
+        let may_be_quarantined = traits.detached && self.served;
+        match (phase, request) {
+            (P::Ended(outcome), _) => self.await_change(P::Ended(outcome), client, request, Vec::new()),
+            (_, R::Kill) => self.await_change(P::Ended(outcome), client, request, vec![Effect::Kill]),
+            // It is not told to flush: not one more instruction of it runs. QEMU closes the disk as it is.
+            (P::Containing | P::Quarantined, R::Halt | R::Stop) => {
+                self.await_change(P::Ended(Outcome::Stopped), client, request, vec![Effect::Quit])
+            }
+            (P::Containing, R::Quarantine) => self.await_change(P::Containing, client, request, Vec::new()),
+            (
+                P::Running | P::Pausing | P::Paused | P::Resuming | P::StoppingService | P::Stopping(_),
+                R::Quarantine,
+            ) if may_be_quarantined => {
+                let mut effects = self.interrupt_all("it was quarantined meanwhile");
+                effects.push(Effect::Contain(client));
+                self.await_change(P::Containing, client, request, effects)
+            }
+            (P::Stopping(under_way), R::Halt | R::Stop) => {
+                self.await_change(P::Stopping(under_way), client, request, Vec::new())
+            }
+            (P::Running | P::StoppingService, R::Stop) if traits.service => {
+                let effects = vec![Effect::SignalService];
+                let (phase, effects) = self.await_change(P::StoppingService, client, request, effects);
+                (phase, [vec![Effect::Publish], effects].concat())
+            }
+            // Whether its service ends shows only while it runs.
+            (phase @ (P::Pausing | P::Paused | P::Resuming), R::Stop) if traits.service => {
+                self.refuse(phase, client, traits)
+            }
+            (
+                phase @ (P::Running | P::Pausing | P::Paused | P::Resuming | P::StoppingService),
+                R::Halt | R::Stop,
+            ) => {
+                let (next, effects) = self.finish(&phase, outcome, traits);
+                self.await_change(next, client, request, effects)
+            }
+            // Before it serves its caller waits for that, and a paused guest does not get there.
+            (P::Running, R::Pause) if self.served => {
+                self.await_change(P::Pausing, client, request, vec![Effect::Pause])
+            }
+            (P::Pausing, R::Pause) => self.await_change(P::Pausing, client, request, Vec::new()),
+            (P::Paused, R::Resume) => self.await_change(P::Resuming, client, request, vec![Effect::Resume]),
+            (P::Resuming, R::Resume) => self.await_change(P::Resuming, client, request, Vec::new()),
+            (phase, R::Halt | R::Stop | R::Pause | R::Resume | R::Quarantine) => {
+                self.refuse(phase, client, traits)
+            }
+        }
+    }
+
+    fn refuse(&mut self, phase: Phase, client: ClientId, traits: MachineTraits) -> Next {
+        self.phase = phase.clone();
+        let refusal = Answer::Refused(Refusal::State(self.state(traits)));
+        (phase, vec![Effect::Answer(client, refusal)])
+    }
+}
+
+/// The disk is being flushed; the outcome of the work is known.
+fn while_stopping(outcome: Outcome, event: Event, traits: MachineTraits) -> Next {
     use Event as E;
-    use Phase as P;
-    match (phase, event) {
-        (P::Ended(outcome), _) => (P::Ended(outcome), Effect::None), // absorbing
-        (phase, E::ChangeRequested(request)) => requested(phase, request, traits),
-        (P::Quarantined, E::MachineGone(message)) => {
-            (P::Ended(Outcome::Quarantined(memory_lost(message))), Effect::Kill)
-        }
-        (P::Quarantined, _) => (P::Quarantined, Effect::None),
-        (P::StoppingService, E::ServiceStopTimedOut) => (P::Running, Effect::KeepServiceRunning),
-        (P::StoppingService, E::WorkDone(_)) => (P::Stopping(Outcome::Stopped), Effect::Flush),
-        (P::Restoring, E::GuestFailed(_) | E::ChannelBroken(_) | E::MachineGone(_)) => {
-            (P::Starting, Effect::StartCold)
-        }
-        // No template is to blame, and another boot would not help.
-        (P::Restoring | P::Starting, E::DiskUnfit(message)) => {
-            (failed(FailureKind::Disk, message), Effect::Kill)
-        }
-        (P::Running, E::Serving) => (P::Running, Effect::PublishServing),
-        (P::Restoring | P::Starting, E::AgentReady) => (P::Running, Effect::Publish),
-        // It ended in the moment in which the guest was made to stand still.
-        (P::Paused, E::WorkDone(outcome)) => (P::Stopping(outcome), Effect::ResumeToFlush),
-        (P::Starting | P::Running, E::WorkDone(outcome)) if traits.keep => {
-            (P::Stopping(outcome), Effect::Flush)
-        }
-        (P::Starting | P::Running, E::WorkDone(outcome)) => (P::Ended(outcome), Effect::Kill),
-        (P::Stopping(outcome), E::Flushed) => (P::Ended(outcome), Effect::Quit),
-        (P::Stopping(outcome), E::FlushFailed(message) | E::MachineGone(message)) => {
-            let message = match outcome {
-                Outcome::Halted | Outcome::Stopped => format!("it did not shut down cleanly: {message}"),
-                _ => format!("the command ended, but its disk was not flushed: {message}"),
-            };
-            (failed(FailureKind::GuestDied, message), Effect::Kill)
-        }
-        (P::Stopping(_), E::HostFull(message)) => (failed(FailureKind::HostFull, message), Effect::Kill),
-        // The command has ended in time; only its flush is under way, and that has a deadline of its own.
-        (P::Stopping(outcome), E::TimedOut) => (P::Stopping(outcome), Effect::None),
-        (
-            phase @ (P::Restoring | P::Starting | P::Running | P::Paused | P::StoppingService),
-            E::LinkLost(_),
-        ) => (phase, Effect::NoteLinkLost),
-        (_, E::Cancelled) => (failed(FailureKind::Cancelled, "cancelled".to_owned()), Effect::Kill),
-        (_, E::TimedOut) => (failed(FailureKind::Timeout, "signal: killed".to_owned()), Effect::Kill),
-        (_, E::HostFull(message)) => (failed(FailureKind::HostFull, message), Effect::Kill),
-        (P::Starting, E::GuestFailed(message) | E::ChannelBroken(message) | E::MachineGone(message)) => {
-            (failed(FailureKind::Boot, message), Effect::Kill)
-        }
-        (
-            P::Running | P::Paused | P::StoppingService,
-            E::GuestFailed(message) | E::ChannelBroken(message),
-        ) => (failed(FailureKind::Protocol, message), Effect::Kill),
-        (P::Running | P::Paused | P::StoppingService, E::MachineGone(message)) => {
-            (failed(FailureKind::GuestDied, message), Effect::Kill)
-        }
-        // The worker reports these only in the phase that they belong to; late ones change nothing.
-        (
-            phase,
-            E::AgentReady
-            | E::Serving
-            | E::WorkDone(_)
-            | E::Flushed
-            | E::FlushFailed(_)
-            | E::GuestFailed(_)
-            | E::ChannelBroken(_)
-            | E::LinkLost(_)
-            | E::DiskUnfit(_)
-            | E::ServiceStopTimedOut,
-        ) => (phase, Effect::None),
+    let not_flushed = |message: String| {
+        let message = match outcome {
+            Outcome::Halted | Outcome::Stopped => format!("it did not shut down cleanly: {message}"),
+            _ => format!("the command ended, but its disk was not flushed: {message}"),
+        };
+        fail(FailureKind::GuestDied, message)
+    };
+    match event {
+        E::Flushed => (Phase::Ended(outcome), vec![Effect::Quit]),
+        E::FlushFailed(message) => not_flushed(message),
+        E::MachineGone(exit) => not_flushed(exit.to_string()),
+        E::HostFull(message) => fail(FailureKind::HostFull, message),
+        // A caller that does not wait for an end that a client requested; the flush has a deadline of its own.
+        E::Cancelled if !traits.detached => fail(FailureKind::Cancelled, "cancelled".to_owned()),
+        // The command has ended in time; only its flush is under way. What else is late changes nothing.
+        _ => (Phase::Stopping(outcome), Vec::new()),
     }
 }
 
-/// What a client asks for, answered by where the machine is.
-fn requested(phase: Phase, request: ChangeRequest, traits: MachineTraits) -> (Phase, Effect) {
-    use Phase as P;
-    let outcome = if request == ChangeRequest::Halt { Outcome::Halted } else { Outcome::Stopped };
-    match (phase, request) {
-        (_, ChangeRequest::Kill) => (P::Ended(outcome), Effect::Kill),
-        // It is not asked to flush: not one more instruction of it runs. QEMU closes the disk as it is.
-        (P::Quarantined, ChangeRequest::Halt | ChangeRequest::Stop) => {
-            (P::Ended(Outcome::Stopped), Effect::Quit)
-        }
-        (P::Running | P::StoppingService | P::Paused | P::Stopping(_), ChangeRequest::Quarantine) => {
-            (P::Quarantined, Effect::Quarantine)
-        }
-        (P::Stopping(under_way), ChangeRequest::Halt | ChangeRequest::Stop) => {
-            (P::Stopping(under_way), Effect::AwaitEnd)
-        }
-        (P::Running | P::StoppingService, ChangeRequest::Stop) if traits.service => {
-            (P::StoppingService, Effect::SignalService)
-        }
-        // Whether its service follows shows only while it can.
-        (P::Paused, ChangeRequest::Stop) if traits.service => (P::Paused, Effect::Refuse),
-        (P::Running | P::StoppingService, ChangeRequest::Halt | ChangeRequest::Stop) if traits.keep => {
-            (P::Stopping(outcome), Effect::Flush)
-        }
-        (P::Running | P::StoppingService | P::Paused, ChangeRequest::Halt | ChangeRequest::Stop)
-            if !traits.keep =>
-        {
-            (P::Ended(outcome), Effect::Kill)
-        }
-        (P::Paused, ChangeRequest::Halt | ChangeRequest::Stop) => {
-            (P::Stopping(outcome), Effect::ResumeToFlush)
-        }
-        (P::Running, ChangeRequest::Pause) => (P::Paused, Effect::Pause),
-        (P::Paused, ChangeRequest::Resume) => (P::Running, Effect::Resume),
-        (phase, _) => (phase, Effect::Refuse),
+/// What ends a machine whatever it does, and events that come too late for their phase.
+fn ended_by_host(phase: Phase, event: Event) -> Next {
+    use Event as E;
+    match event {
+        E::Cancelled => fail(FailureKind::Cancelled, "cancelled".to_owned()),
+        E::TimedOut => fail(FailureKind::Timeout, "signal: killed".to_owned()),
+        E::HostFull(message) => fail(FailureKind::HostFull, message),
+        E::StartNotRecorded(failure) => end(Outcome::Failed(failure)),
+        E::MachineGone(_)
+        | E::GuestFailed(_)
+        | E::ChannelBroken(_)
+        | E::LinkLost(_)
+        | E::ChangeRequested(..)
+        | E::AgentReady
+        | E::Serving
+        | E::WorkDone(_)
+        | E::Flushed
+        | E::FlushFailed(_)
+        | E::HostTooSlow(_)
+        | E::DiskUnfit(_)
+        | E::ServiceStopTimedOut
+        | E::Paused
+        | E::PauseFailed(_)
+        | E::Resumed
+        | E::ResumeFailed(_)
+        | E::Contained(_)
+        | E::ContainFailed(_) => (phase, Vec::new()),
     }
+}
+
+fn end(outcome: Outcome) -> Next {
+    (Phase::Ended(outcome), vec![Effect::Kill])
+}
+
+fn fail(kind: FailureKind, message: String) -> Next {
+    end(Outcome::Failed(Failure { kind, message }))
+}
+
+fn guest_died(message: String) -> Answer {
+    Answer::Failed(Failure { kind: FailureKind::GuestDied, message })
 }
 
 /// A quarantined machine is gone before anybody released it.
-pub(crate) fn memory_lost(message: String) -> Failure {
+fn memory_lost(message: &str) -> Failure {
     Failure { kind: FailureKind::GuestDied, message: format!("its memory is lost: {message}") }
-}
-
-fn failed(kind: FailureKind, message: String) -> Phase {
-    Phase::Ended(Outcome::Failed(Failure { kind, message }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const KEPT: MachineTraits = MachineTraits { keep: true, service: false };
-    const SCRATCH: MachineTraits = MachineTraits { keep: false, service: false };
-    const SERVING: MachineTraits = MachineTraits { keep: true, service: true };
-
-    fn outcome(phase: &Phase) -> &Outcome {
-        match phase {
-            Phase::Ended(outcome) => outcome,
-            other => panic!("not ended: {other:?}"),
-        }
-    }
-
-    fn failure_kind(phase: &Phase) -> FailureKind {
-        match outcome(phase) {
-            Outcome::Failed(failure) => failure.kind,
-            other => panic!("not failed: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_scratch_run_ends_with_its_command_and_a_kept_one_flushes_first() {
-        let (phase, effect) = step(Phase::Starting, Event::AgentReady, SCRATCH);
-        assert_eq!(effect, Effect::Publish);
-        let (phase, effect) = step(phase, Event::WorkDone(Outcome::Prepared), SCRATCH);
-        assert_eq!(effect, Effect::Kill);
-        assert!(matches!(outcome(&phase), Outcome::Prepared));
-
-        let (phase, effect) = step(Phase::Running, Event::WorkDone(Outcome::Prepared), KEPT);
-        assert_eq!(effect, Effect::Flush);
-        let (phase, effect) = step(phase, Event::TimedOut, KEPT);
-        assert_eq!(effect, Effect::None);
-        let (phase, effect) = step(phase, Event::Flushed, KEPT);
-        assert_eq!(effect, Effect::Quit);
-        assert!(matches!(outcome(&phase), Outcome::Prepared));
-    }
-
-    #[test]
-    fn a_machine_serves_only_while_it_runs() {
-        let (phase, effect) = step(Phase::Running, Event::Serving, SERVING);
-        assert!(matches!(phase, Phase::Running));
-        assert_eq!(effect, Effect::PublishServing);
-        let (phase, effect) = step(Phase::Stopping(Outcome::Halted), Event::Serving, SERVING);
-        assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Halted)", Effect::None));
-    }
-
-    #[test]
-    fn every_bad_end_kills_the_machine_and_is_named() {
-        type Case = (fn() -> Event, FailureKind, FailureKind);
-        let cases: [Case; 6] = [
-            (|| Event::GuestFailed("x".into()), FailureKind::Boot, FailureKind::Protocol),
-            (|| Event::ChannelBroken("x".into()), FailureKind::Boot, FailureKind::Protocol),
-            (|| Event::MachineGone("x".into()), FailureKind::Boot, FailureKind::GuestDied),
-            (|| Event::HostFull("x".into()), FailureKind::HostFull, FailureKind::HostFull),
-            (|| Event::TimedOut, FailureKind::Timeout, FailureKind::Timeout),
-            (|| Event::Cancelled, FailureKind::Cancelled, FailureKind::Cancelled),
-        ];
-        for (event, while_starting, while_running) in cases {
-            for (phase, kind) in [(Phase::Starting, while_starting), (Phase::Running, while_running)] {
-                let (phase, effect) = step(phase, event(), KEPT);
-                assert_eq!(effect, Effect::Kill);
-                assert_eq!(failure_kind(&phase), kind);
-            }
-        }
-    }
-
-    #[test]
-    fn a_machine_goes_on_without_its_network() {
-        let phases: [fn() -> Phase; 5] = [
-            || Phase::Restoring,
-            || Phase::Starting,
-            || Phase::Running,
-            || Phase::Paused,
-            || Phase::StoppingService,
-        ];
-        for phase in phases {
-            let (after, effect) = step(phase(), Event::LinkLost("x".into()), SERVING);
-            assert_eq!((format!("{after:?}"), effect), (format!("{:?}", phase()), Effect::NoteLinkLost));
-        }
-        let (phase, effect) = step(Phase::Stopping(Outcome::Halted), Event::LinkLost("x".into()), SERVING);
-        assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Halted)", Effect::None));
-    }
-
-    #[test]
-    fn a_kept_disk_that_was_not_flushed_is_a_failure() {
-        for event in [Event::FlushFailed("x".into()), Event::MachineGone("x".into())] {
-            let (phase, effect) = step(Phase::Stopping(Outcome::Prepared), event, KEPT);
-            assert_eq!((failure_kind(&phase), effect), (FailureKind::GuestDied, Effect::Kill));
-        }
-    }
-
-    #[test]
-    fn a_failed_restore_is_tried_once_more_cold() {
-        for event in
-            [Event::GuestFailed, Event::ChannelBroken, Event::MachineGone].map(|event| event("x".into()))
-        {
-            let (phase, effect) = step(Phase::Restoring, event, SCRATCH);
-            assert_eq!(effect, Effect::StartCold);
-            assert!(matches!(phase, Phase::Starting));
-        }
-        let disk = || Event::DiskUnfit("x".into());
-        for phase in [Phase::Restoring, Phase::Starting] {
-            let (phase, effect) = step(phase, disk(), KEPT);
-            assert_eq!((failure_kind(&phase), effect), (FailureKind::Disk, Effect::Kill));
-        }
-        for event in [Event::TimedOut, Event::Cancelled, Event::HostFull("x".into())] {
-            let (phase, effect) = step(Phase::Restoring, event, SCRATCH);
-            assert_eq!(effect, Effect::Kill);
-            assert!(matches!(phase, Phase::Ended(_)));
-        }
-    }
-
-    #[test]
-    fn every_request_is_answered_by_where_the_machine_is() {
-        use ChangeRequest::{Halt, Kill, Pause, Resume, Stop};
-        type Case = (fn() -> Phase, ChangeRequest, &'static str, Effect);
-        let cases: [Case; 17] = [
-            (|| Phase::Starting, Halt, "Starting", Effect::Refuse),
-            (|| Phase::Restoring, Stop, "Restoring", Effect::Refuse),
-            (|| Phase::Starting, Pause, "Starting", Effect::Refuse),
-            (|| Phase::Starting, Kill, "Ended(Stopped)", Effect::Kill),
-            (|| Phase::Running, Halt, "Stopping(Halted)", Effect::Flush),
-            (|| Phase::Running, Stop, "Stopping(Stopped)", Effect::Flush),
-            (|| Phase::Running, Kill, "Ended(Stopped)", Effect::Kill),
-            (|| Phase::Running, Pause, "Paused", Effect::Pause),
-            (|| Phase::Running, Resume, "Running", Effect::Refuse),
-            (|| Phase::Paused, Halt, "Stopping(Halted)", Effect::ResumeToFlush),
-            (|| Phase::Paused, Pause, "Paused", Effect::Refuse),
-            (|| Phase::Paused, Resume, "Running", Effect::Resume),
-            (|| Phase::Paused, Kill, "Ended(Stopped)", Effect::Kill),
-            (|| Phase::Stopping(Outcome::Stopped), Halt, "Stopping(Stopped)", Effect::AwaitEnd),
-            (|| Phase::Stopping(Outcome::Halted), Kill, "Ended(Stopped)", Effect::Kill),
-            (|| Phase::Stopping(Outcome::Halted), Pause, "Stopping(Halted)", Effect::Refuse),
-            (|| Phase::Ended(Outcome::Halted), Kill, "Ended(Halted)", Effect::None),
-        ];
-        for (phase, ask, next, effect) in cases {
-            let (phase, got) = step(phase(), Event::ChangeRequested(ask), KEPT);
-            assert_eq!((format!("{phase:?}").as_str(), got), (next, effect), "{ask:?}");
-        }
-    }
-
-    #[test]
-    fn a_quarantined_machine_only_ends() {
-        let phases: [fn() -> Phase; 4] = [
-            || Phase::Running,
-            || Phase::StoppingService,
-            || Phase::Paused,
-            || Phase::Stopping(Outcome::Halted),
-        ];
-        for phase in phases {
-            let (phase, effect) = step(phase(), Event::ChangeRequested(ChangeRequest::Quarantine), SERVING);
-            assert_eq!((format!("{phase:?}").as_str(), effect), ("Quarantined", Effect::Quarantine));
-        }
-        for phase in [Phase::Starting, Phase::Restoring, Phase::Quarantined] {
-            assert_eq!(
-                step(phase, Event::ChangeRequested(ChangeRequest::Quarantine), KEPT).1,
-                Effect::Refuse
-            );
-        }
-        type Case = (fn() -> Event, &'static str, Effect);
-        let cases: [Case; 14] = [
-            (|| Event::ChangeRequested(ChangeRequest::Halt), "Ended(Stopped)", Effect::Quit),
-            (|| Event::ChangeRequested(ChangeRequest::Stop), "Ended(Stopped)", Effect::Quit),
-            (|| Event::ChangeRequested(ChangeRequest::Kill), "Ended(Stopped)", Effect::Kill),
-            (|| Event::ChangeRequested(ChangeRequest::Pause), "Quarantined", Effect::Refuse),
-            (|| Event::ChangeRequested(ChangeRequest::Resume), "Quarantined", Effect::Refuse),
-            (|| Event::Serving, "Quarantined", Effect::None),
-            (|| Event::WorkDone(Outcome::Prepared), "Quarantined", Effect::None),
-            (|| Event::Flushed, "Quarantined", Effect::None),
-            (|| Event::FlushFailed("x".into()), "Quarantined", Effect::None),
-            (|| Event::GuestFailed("x".into()), "Quarantined", Effect::None),
-            (|| Event::ChannelBroken("x".into()), "Quarantined", Effect::None),
-            (|| Event::HostFull("x".into()), "Quarantined", Effect::None),
-            (|| Event::ServiceStopTimedOut, "Quarantined", Effect::None),
-            (|| Event::Cancelled, "Quarantined", Effect::None),
-        ];
-        for (event, next, effect) in cases {
-            for traits in [KEPT, SERVING] {
-                let (phase, got) = step(Phase::Quarantined, event(), traits);
-                assert_eq!((format!("{phase:?}").as_str(), got), (next, effect), "{:?}", event());
-            }
-        }
-        let (phase, effect) = step(Phase::Quarantined, Event::MachineGone("x".into()), KEPT);
-        assert_eq!(effect, Effect::Kill);
-        match outcome(&phase) {
-            Outcome::Quarantined(failure) => assert_eq!(failure.message, "its memory is lost: x"),
-            other => panic!("released: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_service_that_is_asked_to_end_may_follow_or_not() {
-        let asked = || {
-            let (phase, effect) = step(Phase::Running, Event::ChangeRequested(ChangeRequest::Stop), SERVING);
-            assert!(matches!(phase, Phase::StoppingService));
-            assert_eq!(effect, Effect::SignalService);
-            phase
-        };
-        let (phase, effect) = step(asked(), Event::WorkDone(Outcome::Prepared), SERVING);
-        assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Stopped)", Effect::Flush));
-        let (phase, effect) = step(asked(), Event::ServiceStopTimedOut, SERVING);
-        assert_eq!((format!("{phase:?}").as_str(), effect), ("Running", Effect::KeepServiceRunning));
-        let (phase, effect) = step(asked(), Event::ChangeRequested(ChangeRequest::Halt), SERVING);
-        assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Halted)", Effect::Flush));
-        let (phase, effect) = step(asked(), Event::MachineGone("x".into()), SERVING);
-        assert_eq!((failure_kind(&phase), effect), (FailureKind::GuestDied, Effect::Kill));
-        let (_, effect) = step(Phase::Paused, Event::ChangeRequested(ChangeRequest::Stop), SERVING);
-        assert_eq!(effect, Effect::Refuse);
-        // The window of an earlier request that was followed by another end.
-        let (phase, effect) = step(Phase::Stopping(Outcome::Halted), Event::ServiceStopTimedOut, SERVING);
-        assert_eq!((format!("{phase:?}").as_str(), effect), ("Stopping(Halted)", Effect::None));
-    }
-
-    #[test]
-    fn a_disk_that_is_not_kept_is_not_flushed() {
-        for ask in [ChangeRequest::Halt, ChangeRequest::Stop] {
-            let (phase, effect) = step(Phase::Running, Event::ChangeRequested(ask), SCRATCH);
-            assert!(matches!(phase, Phase::Ended(_)));
-            assert_eq!(effect, Effect::Kill);
-        }
-    }
-
-    #[test]
-    fn an_end_is_final() {
-        let ended = Phase::Ended(Outcome::Prepared);
-        for event in [Event::MachineGone("x".into()), Event::TimedOut, Event::Cancelled, Event::AgentReady] {
-            let (phase, effect) = step(ended.clone(), event, KEPT);
-            assert!(matches!(outcome(&phase), Outcome::Prepared));
-            assert_eq!(effect, Effect::None);
-        }
-    }
 }

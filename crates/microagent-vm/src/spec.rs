@@ -201,6 +201,11 @@ impl Work {
         matches!(self, Work::Serve { service: Some(_), .. })
     }
 
+    /// Whether the machine outlives its caller once it serves.
+    pub(crate) fn is_detached(&self) -> bool {
+        matches!(self, Work::Serve { detached: true, .. })
+    }
+
     /// Whether clients are listened to.
     pub(crate) fn is_serving(&self) -> bool {
         matches!(self, Work::Serve { .. })
@@ -262,6 +267,8 @@ pub enum Outcome {
     Stopped,
     /// Its service ended, whatever it returned.
     ServiceEnded(RecordedResult),
+    /// The guest turned itself off.
+    PoweredOff,
     /// It was quarantined, and its machine is gone although nobody released it.
     Quarantined(Failure),
     /// The template is there.

@@ -4,9 +4,12 @@
 //! the guest), readers of console and error output, the monitor's watch, the tether's watch, the control server (takes
 //! clients in). The record is written by the driver alone.
 
+mod boot_budget;
 mod claims;
+mod clients;
 mod console;
 mod control_server;
+mod drive;
 mod effects;
 mod machine;
 mod network;
@@ -15,10 +18,10 @@ mod plan;
 mod worker;
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
-use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -28,28 +31,23 @@ use microagent_store::{
     Failure, FailureKind, Lock, LockError, ProcessId, State, StateDir, WorkspaceDir, WorkspaceRecord,
     WriteError,
 };
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::timeout;
 
 use crate::bounded_log::BoundedLog;
 use crate::core_dump::never_dump_core;
-use crate::lifecycle::{Effect, Event, MachineTraits, Phase, step};
-use crate::machine::{add_extra_disks, insert_disk};
+use crate::lifecycle::{Event, Lifecycle, MachineTraits};
 use crate::spec::{
     DiskStamp, Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, StartMode, SupervisorSpec, Timeline, Work,
 };
-use crate::template::Template;
 use claims::Claims;
-use console::Console;
-use control_server::{ClientRequests, ControlServer, PendingAmendment, PendingChange};
-use machine::Machine;
-use outcome::EndWaiters;
-use plan::Plan;
-use worker::{Freeze, HALT_GRACE, Worker, WorkerContext};
+use clients::Clients;
+use control_server::ControlServer;
+use outcome::LastAnswers;
+use worker::HALT_GRACE;
 
 /// First argument of a process that is to be a supervisor.
 pub const SUPERVISE_ARGUMENT: &str = "__supervise";
@@ -63,16 +61,21 @@ const LAST_WORD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the guest may take to end its processes and flush its disk.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long a client waits for a clean shutdown: the flush, QEMU's end, and some time to tell.
-pub(crate) const END_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a client waits for a clean shutdown: at worst the flush takes its time, QEMU does not quit and is killed, and
+/// so is what serves its network.
+pub(crate) const END_DEADLINE: Duration = Duration::from_secs(90);
 const _: () = {
-    let rest = FLUSH_DEADLINE.as_secs() + 2 * 10;
-    assert!(rest + STOP_WINDOW.as_secs() <= END_DEADLINE.as_secs());
+    let flushed = STOP_WINDOW.as_secs() + FLUSH_DEADLINE.as_secs();
+    let ended = machine::QUIT_DEADLINE.as_secs() + 2 * machine::REAP_DEADLINE.as_secs();
+    assert!(flushed + ended + TELL_MARGIN.as_secs() <= END_DEADLINE.as_secs());
     assert!(HALT_GRACE.as_secs() + SHUT_DOWN_REST.as_secs() < FLUSH_DEADLINE.as_secs());
 };
 
-/// How long a service that was asked to end may take to do so before that is called a refusal.
-const STOP_WINDOW: Duration = Duration::from_secs(10);
+/// What is left of a client's wait to write the record and the answer on a busy host.
+const TELL_MARGIN: Duration = Duration::from_secs(10);
+
+/// How long a service that was sent its stop signal may take to end before the request counts as refused.
+pub(crate) const STOP_WINDOW: Duration = Duration::from_secs(10);
 
 /// How long QEMU may take to have the guest stand still or go on.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -82,18 +85,11 @@ pub(crate) const QUARANTINE_DEADLINE: Duration = Duration::from_secs(40);
 const _: () = {
     let killed = 2 * machine::REAP_DEADLINE.as_secs();
     let asked = machine::LINK_DEADLINE.as_secs() + PAUSE_DEADLINE.as_secs();
-    assert!(killed + asked < QUARANTINE_DEADLINE.as_secs());
+    assert!(killed + asked + TELL_MARGIN.as_secs() <= QUARANTINE_DEADLINE.as_secs());
 };
 
 /// How long a machine may take to be gone whose supervisor was killed.
 const ORPHAN_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How long a restored guest may take to answer. Alone it takes milliseconds; under load it waits for a
-/// processor like everybody else, and a cold start would only make that worse.
-const RESTORE_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How long a broken control channel waits for the reason: the death of QEMU explains it best.
-const REASON_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Bound of the console log in bytes (twice that on disk).
 const CONSOLE_LIMIT: u64 = 8 * 1024 * 1024;
@@ -140,14 +136,13 @@ async fn run() -> io::Result<()> {
 
     let state = StateDir::at(&spec.state_dir);
     let dir = WorkspaceDir::at(&spec.dir);
-    let detached = matches!(spec.work, Work::Serve { detached: true, .. });
-    let (reports, reporter) = report_to(writer, detached);
+    let (reports, reporter) = report_to(writer, spec.work.is_detached());
     let disposable = match Driver::take(spec, dir.clone(), reports.clone(), started) {
         Ok(driver) => {
             let disposable = driver.record.as_ref().is_some_and(|record| record.disposable);
-            let (ended, end_waiters) = driver.drive(reader).await;
+            let (ended, answers) = driver.drive(reader).await;
             // The workspace is free: whoever hears of the end may start it again.
-            end_waiters.answer(&ended.outcome).await;
+            answers.give().await;
             let _ = reports.send(Report::Ended(Box::new(ended))).await;
             disposable
         }
@@ -199,7 +194,7 @@ fn never_started(outcome: Outcome) -> Ended {
     }
 }
 
-/// Owns the life of one machine.
+/// Owns one machine from its start to its end.
 struct Driver {
     spec: SupervisorSpec,
     state: StateDir,
@@ -211,13 +206,17 @@ struct Driver {
     console: Shared<BoundedLog>,
     timeline: Shared<Timeline>,
     started: Instant,
-    /// Where clients come in, and what they request.
-    control: Option<(Rc<ControlServer>, ClientRequests)>,
-    end_waiters: EndWaiters,
+    clients: Clients,
+    lifecycle: Lifecycle,
+    traits: MachineTraits,
+    /// Events of effects that were carried out at once.
+    carried_out: VecDeque<Event>,
     /// State as last published.
-    at: State,
-    /// Whether the machine's life no longer depends on its caller's.
-    detached: bool,
+    published: State,
+    /// Whether the time limit of the work was reported.
+    timed_out: bool,
+    /// Whether the caller's end was reported.
+    caller_gone: bool,
     /// Its disks beside the root disk.
     claims: Claims,
     _lock: Lock,
@@ -261,6 +260,12 @@ impl Driver {
             true => Some(ControlServer::open(&dir).map_err(|e| host(&e, "socket for commands"))?),
             false => None,
         };
+        let traits = MachineTraits {
+            keep: spec.machine.keeps_disk(),
+            serves: spec.work.is_serving(),
+            service: spec.work.has_service(),
+            detached: spec.work.is_detached(),
+        };
         let mut driver = Driver {
             state,
             spec,
@@ -271,10 +276,13 @@ impl Driver {
             console: Rc::new(RefCell::new(console)),
             timeline: Rc::default(),
             started,
-            control: control.map(|(control, requests)| (Rc::new(control), requests)),
-            end_waiters: EndWaiters::default(),
-            at: State::Starting,
-            detached: false,
+            clients: Clients::of(control),
+            lifecycle: Lifecycle::default(),
+            traits,
+            carried_out: VecDeque::new(),
+            published: State::Starting,
+            timed_out: false,
+            caller_gone: false,
             claims,
             _lock: lock,
         };
@@ -295,9 +303,9 @@ impl Driver {
         Ok(driver)
     }
 
-    /// From the spawn to the end of everything. The workspace is free afterwards.
-    async fn drive(mut self, tether: OwnedReadHalf) -> (Ended, EndWaiters) {
-        let outcome = match self.live(tether).await {
+    /// From the start of a machine to the end of everything. The workspace is free afterwards.
+    async fn drive(mut self, tether: OwnedReadHalf) -> (Ended, LastAnswers) {
+        let outcome = match self.run_machines(tether).await {
             Ok(outcome) => outcome,
             Err(failure) => Outcome::Failed(failure),
         };
@@ -307,213 +315,21 @@ impl Driver {
             Outcome::Failed(_) => self.console.borrow().tail(),
             _ => String::new(),
         };
-        if let Some((control, mut requests)) = self.control.take() {
-            self.end_waiters.unwritten = Some(control.last_answers());
-            drop(control);
-            while let Ok(late) = requests.changes.try_recv() {
-                self.end_waiters.clients.push(late);
-            }
-        }
+        let answers = LastAnswers::of(&mut self, &outcome);
         let ended = Ended { outcome, start: self.start, timeline: *self.timeline.borrow(), console_tail };
-        (ended, self.end_waiters)
+        (ended, answers)
     }
 
-    async fn live(&mut self, tether: OwnedReadHalf) -> Result<Outcome, Failure> {
-        let mut cancelled = pin!(caller_gone(tether));
-        let mut plan = Plan::choose(&self.spec, &self.state);
-        loop {
-            let mut running = self.start(plan).await?;
-            let restored = running.template.is_some();
-            let outcome = self.follow(&mut running, restored, cancelled.as_mut()).await;
-            running.worker.abort();
-            match outcome? {
-                LifeOutcome::Ended(outcome) => return Ok(outcome),
-                LifeOutcome::NotRestored(reason) => {
-                    let notice =
-                        format!("the template did not come back to life, so the machine boots: {reason}");
-                    let _ = self.reports.send(Report::Notice(notice)).await;
-                    if let Some(template) = running.template {
-                        template.discard(&self.state);
-                    }
-                    plan = Plan::Cold(format!("the template did not come back to life: {reason}"));
-                }
-            }
-        }
-    }
-
-    /// Starts the machine and the conversation with its guest.
-    async fn start(&mut self, plan: Plan) -> Result<RunningMachine, Failure> {
-        let (events, incoming) = mpsc::channel(QUEUE);
-        if let Plan::Warm(template) = &plan {
-            template
-                .lay_disk(&self.spec.machine)
-                .map_err(|e| full_or_boot(&e, "the disk of the template"))?;
-        }
-        let mut machine = Machine::start(
-            &self.spec,
-            &plan,
-            self.claims.files(),
-            &self.dir,
-            Rc::clone(&self.console),
-            &events,
-        )
-        .await?;
-        self.start = plan.mode();
-        self.timeline.borrow_mut().spawned_us = self.elapsed_us();
-        self.claims.note(machine.process_id())?;
-        if let Some(record) = &mut self.record {
-            record.vmm = machine.process_id();
-            record.link = machine.link();
-        }
-        self.publish(State::Starting).map_err(|e| write_failure(&e))?;
-        let published = machine.link().map(|link| link.published).filter(|published| !published.is_empty());
-        if let Some(published) = published {
-            let _ = self.reports.send(Report::Published(published)).await;
-        }
-
-        let (template, freezer) = match plan {
-            Plan::Warm(template) => (Some(template), None),
-            Plan::WarmToFreeze(template, freezer) => (Some(template), Some(freezer)),
-            Plan::Freeze(freezer, _) => (None, Some(freezer)),
-            Plan::Cold(_) => (None, None),
-        };
-        let answer_deadline = match template {
-            Some(_) => RESTORE_DEADLINE.min(self.spec.boot_deadline),
-            None => self.spec.boot_deadline,
-        };
-        let add_disks = match &template {
-            // It has its root disk already.
-            Some(_) => Ok(Vec::new()),
-            None => insert_disk(&self.spec.machine),
-        };
-        let add_disks = add_disks
-            .and_then(|root| Ok([root, add_extra_disks(&self.spec.machine)?].concat()))
-            .map_err(|e| Failure { kind: FailureKind::Boot, message: e.to_string() })?;
-        let freeze = freezer.map(|freezer| Freeze {
-            freezer,
-            monitor: machine.monitor(),
-            machine: self.spec.machine.clone(),
-            add_disks,
-            state: self.state.clone(),
-        });
-        if let Some((control, _)) = &self.control {
-            control.show(Console::new(machine.take_keys(), Rc::clone(&self.console)));
-        }
-        let context = WorkerContext {
-            console: Rc::clone(&self.console),
-            timeline: Rc::clone(&self.timeline),
-            reports: self.reports.clone(),
-            started: self.started,
-            control: self.control.as_ref().map(|(control, _)| Rc::clone(control)),
-        };
-        let worker = Worker::new(&self.spec, &self.dir, answer_deadline, freeze, context)
-            .map_err(|e| full_or_boot(&e, "output"))?;
-        let (flush, flush_requested) = oneshot::channel();
-        let (signals, signalled) = mpsc::channel(QUEUE);
-        let worker = spawn_local(worker.run(machine.take_control(), events, flush_requested, signalled));
-        let flush = Some(flush);
-        Ok(RunningMachine {
-            machine,
-            worker,
-            incoming,
-            flush,
-            flush_deadline: None,
-            signals,
-            service_deadline: None,
-            template,
-        })
-    }
-
-    /// Takes events one by one until the end.
-    async fn follow(
-        &mut self,
-        running: &mut RunningMachine,
-        restored: bool,
-        mut cancelled: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<LifeOutcome, Failure> {
-        let traits =
-            MachineTraits { keep: self.spec.machine.keeps_disk(), service: self.spec.work.has_service() };
-        let mut phase = if restored { Phase::Restoring } else { Phase::Starting };
-        loop {
-            let (event, client) = self.next_event(running, &phase, cancelled.as_mut()).await;
-            if matches!(event, Event::AgentReady) {
-                // They are in the guest: no further machine of this life will need them.
-                self.spec.configure.secrets.clear();
-            }
-            let reason = match &event {
-                Event::GuestFailed(reason)
-                | Event::ChannelBroken(reason)
-                | Event::MachineGone(reason)
-                | Event::LinkLost(reason) => reason.clone(),
-                _ => String::new(),
-            };
-            let (next, effect) = step(phase, event, traits);
-            phase = next;
-            if effect == Effect::StartCold {
-                running.machine.kill().await;
-                return Ok(LifeOutcome::NotRestored(reason));
-            }
-            if effect == Effect::NoteLinkLost {
-                self.note_link_lost(&reason).await;
-            }
-            if let Some(reached) = self.carry_out(effect, running, client).await? {
-                phase = reached;
-            }
-            if let Phase::Ended(outcome) = phase {
-                return Ok(LifeOutcome::Ended(outcome));
-            }
-        }
-    }
-
-    /// Waits for what happens next; with it comes the client that requested it, if one did.
-    async fn next_event(
-        &mut self,
-        running: &mut RunningMachine,
-        phase: &Phase,
-        mut cancelled: Pin<&mut impl Future<Output = ()>>,
-    ) -> (Event, Option<PendingChange>) {
-        let time_up = self.spec.timeout.map(|timeout| tokio::time::Instant::from_std(self.started + timeout));
-        let working = !matches!(phase, Phase::Stopping(_));
-        loop {
-            let event = tokio::select! {
-                biased;
-                Some(event) = running.incoming.recv() => explain(event, &mut running.machine).await,
-                loss = running.machine.loss() => explain(loss, &mut running.machine).await,
-                () = cancelled.as_mut(), if !self.detached => Event::Cancelled,
-                () = wait_until(running.flush_deadline) => {
-                    running.flush_deadline = None;
-                    Event::FlushFailed("the guest did not answer in time".to_owned())
-                }
-                () = wait_until(running.service_deadline) => {
-                    running.service_deadline = None;
-                    Event::ServiceStopTimedOut
-                }
-                () = wait_until(time_up.filter(|_| working)) => Event::TimedOut,
-                request = next_client_request(&mut self.control) => match request {
-                    ClientRequest::Change(change) => return (Event::ChangeRequested(change.request), Some(change)),
-                    // Nothing that the machine notices.
-                    ClientRequest::Amend(amendment) => {
-                        self.amend(amendment);
-                        continue;
-                    }
-                },
-            };
-            return (event, None);
-        }
-    }
-
-    /// Writes the record, if this life has one.
+    /// Writes the record, if there is one.
     fn publish(&mut self, state: State) -> Result<(), WriteError> {
         self.publish_because(state, None)
     }
 
     /// The same, with a reason for the events where the record has none.
     fn publish_because(&mut self, state: State, reason: Option<&str>) -> Result<(), WriteError> {
-        let news = self.at != state;
-        self.at = state;
-        if let Some((control, _)) = &self.control {
-            control.follow(state);
-        }
+        let news = self.published != state;
+        self.published = state;
+        self.clients.show_state(state);
         let Some(record) = &mut self.record else { return Ok(()) };
         let news = news || record.state != state;
         record.state = state;
@@ -546,72 +362,6 @@ fn end_orphan(orphan: &ProcessId) -> Result<(), String> {
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
-}
-
-/// Waits for the next request of a client; for ever without a control socket.
-async fn next_client_request(control: &mut Option<(Rc<ControlServer>, ClientRequests)>) -> ClientRequest {
-    let Some((_, requests)) = control else { return std::future::pending().await };
-    tokio::select! {
-        Some(change) = requests.changes.recv() => ClientRequest::Change(change),
-        Some(amendment) = requests.amendments.recv() => ClientRequest::Amend(amendment),
-        else => std::future::pending().await,
-    }
-}
-
-/// A request of a client.
-enum ClientRequest {
-    /// A change of the state of the machine.
-    Change(PendingChange),
-    /// A change of the record.
-    Amend(PendingAmendment),
-}
-
-/// One machine and what is known of it.
-struct RunningMachine {
-    machine: Machine,
-    worker: JoinHandle<()>,
-    incoming: mpsc::Receiver<Event>,
-    flush: Option<oneshot::Sender<()>>,
-    /// When the flush that was asked for must be done.
-    flush_deadline: Option<tokio::time::Instant>,
-    /// For the service.
-    signals: mpsc::Sender<u8>,
-    /// When the service that was asked to end must have ended.
-    service_deadline: Option<tokio::time::Instant>,
-    template: Option<Template>,
-}
-
-/// What came of a machine.
-enum LifeOutcome {
-    /// Its life is over.
-    Ended(Outcome),
-    /// It did not come back from its template; why.
-    NotRestored(String),
-}
-
-/// A broken channel, or a network that ends, is mostly the first sign of a machine that is gone, which says more.
-async fn explain(event: Event, machine: &mut Machine) -> Event {
-    match event {
-        event @ (Event::ChannelBroken(_) | Event::LinkLost(_)) => {
-            match timeout(REASON_PATIENCE, machine.gone()).await {
-                Ok(reason) => Event::MachineGone(reason),
-                Err(_) => event,
-            }
-        }
-        event => event,
-    }
-}
-
-async fn wait_until(moment: Option<tokio::time::Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The caller says nothing after the spec: whatever it sends, and its end, ends the machine.
-async fn caller_gone(mut tether: OwnedReadHalf) {
-    let _ = tether.read_u8().await;
 }
 
 fn elapsed_us(started: Instant) -> u64 {

@@ -551,6 +551,7 @@ fn start_error(workspace: &WorkspaceName, backend: String, ended: Ended) -> Erro
             let why = result.start_error.unwrap_or_else(|| format!("exit code {}", result.exit_code));
             failed(FailureKind::Service, format!("its service could not be started: {why}"), None)
         }
+        Outcome::PoweredOff => failed(FailureKind::GuestDied, "the guest turned itself off".to_owned(), None),
         Outcome::Stopped | Outcome::Halted => {
             failed(FailureKind::Cancelled, "another command ended it".to_owned(), None)
         }

@@ -172,6 +172,11 @@ impl Engine {
             Outcome::DiskBusy { disk, holder } => {
                 Err(Judged::Error(Error::DiskBusy { disk: disk.clone(), holder: holder.clone() }))
             }
+            Outcome::PoweredOff => Err(failed(
+                FailureKind::GuestDied,
+                "the guest turned itself off before its work was done".to_owned(),
+                None,
+            )),
             Outcome::Prepared
             | Outcome::Halted
             | Outcome::Stopped

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,8 +18,8 @@ use super::support::{
 /// What is told when the files are not those that were frozen.
 const DAMAGED: &str = "the template was damaged and is made anew";
 
-/// What is told when they are, and yet nothing comes to life.
-const LIFELESS: &str = "the template did not come back to life";
+/// What is told when they are, and yet the machine cannot be restored.
+const NOT_RESTORED: &str = "the template could not be restored";
 
 fn truncate(path: &Path) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
@@ -110,7 +110,7 @@ fn an_image_template_that_does_not_come_to_life_falls_back_to_a_boot() {
         file.set_len(file.metadata().unwrap().len() / 2).unwrap();
     });
     // It boots with the disk that the template has left it.
-    let run = is_cold(quick(&home, &["sh", "-c", "echo alive > /file; cat /file"]), LIFELESS);
+    let run = is_cold(quick(&home, &["sh", "-c", "echo alive > /file; cat /file"]), NOT_RESTORED);
     assert_eq!(super::support::printed(&run), "alive\n");
     only_template(&home);
     is_warm(quick(&home, &["true"]));
@@ -147,9 +147,9 @@ fn falls_back(name: &str, write: fn(&mut File)) {
     let home = home();
     is_cold(quick(&home, &["true"]), MISSING);
     forge(&only_template(&home), name, write);
-    let run = is_cold(quick(&home, &["true"]), LIFELESS);
+    let run = is_cold(quick(&home, &["true"]), NOT_RESTORED);
     let notices = run.json()["notices"].to_string();
-    assert!(notices.contains("the template did not come back to life, so the machine boots"), "{notices}");
+    assert!(notices.contains(NOT_RESTORED) && notices.contains("the machine boots instead"), "{notices}");
     let stderr = &run.stderr;
     assert!(stderr.is_empty(), "JSON output has its notices in the document: {stderr}");
     assert_eq!(templates_in(&home.state()).len(), 0, "it is thrown away");
@@ -159,7 +159,7 @@ fn falls_back(name: &str, write: fn(&mut File)) {
     let run =
         home.run("busybox", ["--profile", "tiny", "--network", "isolated"], &["echo", "alive"]).success();
     assert_eq!(run.guest_output(), "alive\n");
-    run.says("Note: the template did not come back to life, so the machine boots");
+    run.says("Note: the template could not be restored").says("the machine boots instead");
     is_cold(quick(&home, &["true"]), MISSING);
     is_warm(quick(&home, &["true"]));
     home.nothing_is_left();
@@ -280,5 +280,43 @@ fn of_two_first_runs_at_once_one_makes_the_template() {
     assert_eq!(reasons, [MISSING.to_owned(), format!("{MISSING}; another run is making it")]);
     only_template(&home);
     is_warm(quick(&home, &["true"]));
+    home.nothing_is_left();
+}
+
+/// Where the overlay has what the guest wrote to the first bytes of its disk.
+fn first_data_cluster(overlay: &File) -> u64 {
+    let number = |offset: u64| {
+        let mut bytes = [0; 8];
+        overlay.read_exact_at(&mut bytes, offset).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    let pointer = |entry: u64| entry & 0x00ff_ffff_ffff_fe00;
+    let l1_table = number(40);
+    let cluster = pointer(number(pointer(number(l1_table))));
+    assert_ne!(cluster, 0, "the guest has written its superblock");
+    cluster
+}
+
+#[test]
+fn a_root_disk_that_cannot_be_mounted_is_to_blame_and_not_the_template() {
+    let home = home();
+    is_cold(quick(&home, &["true"]), MISSING);
+    let template = only_template(&home);
+    let image = home.image("busybox");
+    home.microagent(["create", "web", "--image", &image, "--profile", "tiny", "--network", "isolated"])
+        .success();
+    home.microagent(["start", "web"]).success();
+    home.microagent(["halt", "web"]).success();
+    let overlay = home.state().join("workspaces/web/disk.qcow2");
+    let overlay = OpenOptions::new().read(true).write(true).open(overlay).unwrap();
+    overlay.write_all_at(&[0; 65536], first_data_cluster(&overlay)).unwrap();
+
+    let start = home.microagent(["start", "web"]).run().code(1);
+    assert!(!start.stderr.contains(NOT_RESTORED), "{}", start.told());
+    start.says("cannot mount");
+    home.processes_end();
+    assert!(template.exists(), "the template is good");
+    is_warm(quick(&home, &["true"]));
+    home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();
 }

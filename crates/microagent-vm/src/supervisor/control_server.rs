@@ -81,9 +81,9 @@ pub(super) struct ControlServer {
 }
 
 /// Answers that are still to be written after the socket is gone.
-pub(super) struct LastAnswers(Rc<Semaphore>);
+pub(super) struct UnwrittenAnswers(Rc<Semaphore>);
 
-impl LastAnswers {
+impl UnwrittenAnswers {
     /// Waits until every client has its answer, for a moment.
     pub(super) async fn written(self) {
         let all = u32::try_from(CLIENT_LIMIT).expect("the limit is small");
@@ -137,14 +137,14 @@ impl ControlServer {
     }
 
     /// Clients can have this console from now on.
-    pub(super) fn show(&self, console: Console) {
+    pub(super) fn show_console(&self, console: Console) {
         *self.console.borrow_mut() = Some(console);
     }
 
     /// Ends all streams that are lent, and lends no more: for good.
     pub(super) fn cut_off(&self) {
         self.session.borrow_mut().take();
-        self.follow(State::Quarantined);
+        self.show_state(State::Quarantined);
         self.cut_off.cancel();
     }
 
@@ -154,7 +154,7 @@ impl ControlServer {
     }
 
     /// The machine is in another state, and so is what clients can have.
-    pub(super) fn follow(&self, state: State) {
+    pub(super) fn show_state(&self, state: State) {
         *self.access.borrow_mut() = match (state, &*self.session.borrow()) {
             (State::Running, Some(session)) => StreamAccess::Open(session.clone()),
             (state, _) => StreamAccess::Closed(state),
@@ -162,8 +162,8 @@ impl ControlServer {
     }
 
     /// What is left when it is closed.
-    pub(super) fn last_answers(&self) -> LastAnswers {
-        LastAnswers(Rc::clone(&self.answers))
+    pub(super) fn last_answers(&self) -> UnwrittenAnswers {
+        UnwrittenAnswers(Rc::clone(&self.answers))
     }
 }
 
@@ -230,7 +230,7 @@ impl ControlConnection {
                     }
                     ControlRequest::Console => {
                         drop(unanswered);
-                        return self.show_console(client).await;
+                        return self.lend_console(client).await;
                     }
                     ControlRequest::Change(request) => self.change(request, hello.reason).await,
                     ControlRequest::Amend(amendment) => self.amend(amendment).await,
@@ -292,7 +292,7 @@ impl ControlConnection {
 
 impl ControlConnection {
     /// Makes the connection a session at the console, until the client has enough of it.
-    async fn show_console(&self, mut client: UnixStream) {
+    async fn lend_console(&self, mut client: UnixStream) {
         let console = match (&*self.console.borrow(), &*self.access.borrow()) {
             (None, StreamAccess::Closed(state)) | (_, StreamAccess::Closed(state @ State::Quarantined)) => {
                 Err(Refusal::State(*state))

@@ -25,13 +25,13 @@ use super::plan::Plan;
 use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
 use crate::bounded_log::BoundedLog;
 use crate::jail;
-use crate::lifecycle::Event;
+use crate::lifecycle::{Event, MachineExit};
 use crate::machine::{NETDEV, Sockets, Start, command_line};
 use crate::spawn::{Program, spawn};
 use crate::spec::SupervisorSpec;
 
 /// How long QEMU may take to close its disk.
-const QUIT_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the last words of an ended process may take.
 const WORDS_PATIENCE: Duration = Duration::from_millis(200);
@@ -146,7 +146,7 @@ impl Machine {
     }
 
     /// Waits for QEMU's end and says how it came about. Cancel-safe.
-    pub(super) async fn gone(&mut self) -> String {
+    pub(super) async fn gone(&mut self) -> MachineExit {
         match self.qemu.wait().await {
             Ok(status) => {
                 // Its last words may still be in the pipe.
@@ -156,7 +156,7 @@ impl Machine {
                 }
                 self.describe(status)
             }
-            Err(error) => format!("QEMU cannot be waited for: {error}"),
+            Err(error) => MachineExit::Died(format!("QEMU cannot be waited for: {error}")),
         }
     }
 
@@ -179,12 +179,15 @@ impl Machine {
 
     /// Takes the network away for good: the filter ends and passt is killed, so nothing passes whatever QEMU does, and QEMU
     /// is told that the link is down.
-    pub(super) async fn sever(&mut self) {
-        let Some(network) = self.network.take() else { return };
-        network.sever().await;
-        let down = vec![("set_link", json!({ "name": NETDEV, "up": false }))];
-        // A QEMU that does not take it has nobody at the other end all the same.
-        let _ = timeout(LINK_DEADLINE, self.monitor.execute(down)).await;
+    pub(super) fn sever(&mut self) -> impl Future<Output = ()> + 'static {
+        let (network, monitor) = (self.network.take(), self.monitor());
+        async move {
+            let Some(network) = network else { return };
+            network.sever().await;
+            let down = vec![("set_link", json!({ "name": NETDEV, "up": false }))];
+            // A QEMU that does not take it has nobody at the other end all the same.
+            let _ = timeout(LINK_DEADLINE, monitor.execute(down)).await;
+        }
     }
 
     async fn end_network(&mut self) {
@@ -193,21 +196,21 @@ impl Machine {
         }
     }
 
-    fn describe(&self, status: ExitStatus) -> String {
+    fn describe(&self, status: ExitStatus) -> MachineExit {
         use std::os::unix::process::ExitStatusExt;
         if let Some(signal) = status.signal() {
-            return format!("QEMU was killed by signal {signal}");
+            return MachineExit::Died(format!("QEMU was killed by signal {signal}"));
         }
         if !status.success() {
             let log = self.vmm_log.borrow().tail();
             let words =
                 log.lines().rfind(|line| line.contains("qemu")).unwrap_or("it gave no reason").to_owned();
-            return format!("QEMU failed: {words}");
+            return MachineExit::Died(format!("QEMU failed: {words}"));
         }
         let console = self.console.borrow().tail();
         match console.lines().rfind(|line| line.contains("Kernel panic")) {
-            Some(line) => format!("the guest kernel panicked: {}", line.trim()),
-            None => "the guest turned itself off before its work was done".to_owned(),
+            Some(line) => MachineExit::Panicked(line.trim().to_owned()),
+            None => MachineExit::PoweredOff,
         }
     }
 }

@@ -2,32 +2,37 @@
 
 use microagent_store::{Failure, FailureKind, State, write_json};
 
-use super::control_server::{LastAnswers, PendingChange};
+use super::clients::Clients;
+use super::control_server::UnwrittenAnswers;
 use super::{Driver, write_failure};
 use crate::control::Answer;
-use crate::lifecycle::ChangeRequest;
+use crate::lifecycle::{ClientId, Phase};
 use crate::spec::{Outcome, Work};
 
-/// Clients that wait for the machine's end.
-#[derive(Default)]
-pub(super) struct EndWaiters {
-    pub(super) clients: Vec<PendingChange>,
-    pub(super) unwritten: Option<LastAnswers>,
+/// What clients are told that waited for the machine's end. The socket is closed.
+pub(super) struct LastAnswers {
+    clients: Clients,
+    answers: Vec<(ClientId, Answer)>,
+    unwritten: Option<UnwrittenAnswers>,
 }
 
-impl EndWaiters {
-    /// Tells them how it ended. The socket is closed and the workspace free.
-    pub(super) async fn answer(self, outcome: &Outcome) {
-        for PendingChange { request, reply, .. } in self.clients {
-            // A client that is gone misses nothing.
-            let _ = reply.send(match outcome {
-                Outcome::Failed(failure) | Outcome::Quarantined(failure)
-                    if request != ChangeRequest::Kill =>
-                {
-                    Answer::Failed(failure.clone())
-                }
-                _ => Answer::Done,
-            });
+impl LastAnswers {
+    /// Closes the control socket of a driver whose machine has ended.
+    pub(super) fn of(driver: &mut Driver, outcome: &Outcome) -> LastAnswers {
+        let mut clients = std::mem::take(&mut driver.clients);
+        let (late, unwritten) = clients.close();
+        driver.lifecycle.enter(Phase::Ended(outcome.clone()));
+        for event in late {
+            // Nothing is done about them any more: they are answered with all others.
+            let _ = driver.lifecycle.step(event, driver.traits);
+        }
+        LastAnswers { clients, answers: driver.lifecycle.last_answers(outcome), unwritten }
+    }
+
+    /// Answers. The workspace is free.
+    pub(super) async fn give(mut self) {
+        for (client, answer) in self.answers {
+            self.clients.answer(client, answer);
         }
         if let Some(unwritten) = self.unwritten {
             unwritten.written().await;
@@ -95,10 +100,14 @@ fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<Failure>) {
             };
             failed(FailureKind::Service, message)
         }
+        Outcome::PoweredOff if !work.is_serving() => {
+            failed(FailureKind::GuestDied, "the guest turned itself off before its work was done".to_owned())
+        }
         Outcome::Prepared => (State::Prepared, None),
         Outcome::Halted => (State::Halted, None),
         Outcome::Completed(_)
         | Outcome::Stopped
+        | Outcome::PoweredOff
         | Outcome::ServiceEnded(_)
         | Outcome::Frozen
         | Outcome::Busy

@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
+use super::boot_budget::{BootBudget, Exhausted};
 use super::control_server::ControlServer;
 use super::machine::Monitor;
 use super::{Shared, elapsed_us};
@@ -35,8 +36,8 @@ use crate::output::{OutputStream, OutputWriter};
 use crate::spec::{MachineSpec, Outcome, Report, Step, SupervisorSpec, Timeline, Work};
 use crate::template::Freezer;
 
-/// How long the guest may take to find, mount and grow its disk and to set up its network.
-const CONFIGURE_DEADLINE: Duration = Duration::from_secs(60);
+/// Own time of the guest ([`BootBudget`]) to find, mount and grow its disk and to set up its network.
+const CONFIGURE_TIME: Duration = Duration::from_secs(60);
 
 /// A run has no service, so there is nothing to ask before everything else is.
 const FLUSH: ShutDown = ShutDown { signal: SIGTERM, grace_ms: 0 };
@@ -69,6 +70,8 @@ enum Trouble {
     Disk(String),
     /// The host cannot store what the guest printed.
     Host(String),
+    /// The host has too much to do to let the guest answer.
+    HostTooSlow(String),
 }
 
 impl From<FrameError> for Trouble {
@@ -94,6 +97,7 @@ impl From<Trouble> for Event {
             Trouble::Channel(message) => Event::ChannelBroken(message),
             Trouble::Disk(message) => Event::DiskUnfit(message),
             Trouble::Host(message) => Event::HostFull(message),
+            Trouble::HostTooSlow(message) => Event::HostTooSlow(message),
         }
     }
 }
@@ -116,7 +120,6 @@ pub(super) struct Freeze {
 pub(super) struct Worker {
     work: Work,
     configure: Configure,
-    answer_deadline: Duration,
     freeze: Option<Freeze>,
     output: OutputWriter,
     /// Where it is written down how a service ended.
@@ -135,8 +138,10 @@ pub(super) struct WorkerContext {
     pub(super) reports: mpsc::Sender<Report>,
     /// Start of the supervisor.
     pub(super) started: Instant,
-    /// Where clients come in, if any can.
+    /// The control socket, if there is one.
     pub(super) control: Option<Rc<ControlServer>>,
+    /// How long the guest may take to answer for the first time.
+    pub(super) budget: BootBudget,
 }
 
 impl Worker {
@@ -144,7 +149,6 @@ impl Worker {
     pub(super) fn new(
         spec: &SupervisorSpec,
         dir: &WorkspaceDir,
-        answer_deadline: Duration,
         freeze: Option<Freeze>,
         context: WorkerContext,
     ) -> io::Result<Worker> {
@@ -155,7 +159,6 @@ impl Worker {
         Ok(Worker {
             work: spec.work.clone(),
             configure: spec.configure.clone(),
-            answer_deadline,
             freeze,
             output: OutputWriter::create(&output)?,
             result: dir.result(),
@@ -236,7 +239,7 @@ impl Worker {
 
     /// Greets the guest and makes it this workspace's.
     async fn open(&mut self, mut control: UnixStream) -> Result<SessionHandle, Trouble> {
-        self.greet(&mut control, PreambleKind::Session, self.answer_deadline).await?;
+        self.greet(&mut control, PreambleKind::Session, &self.context.budget).await?;
         self.context.timeline.borrow_mut().ready_us = elapsed_us(self.context.started);
         let (session, driver) = host_session(control);
         spawn_local(driver);
@@ -250,10 +253,9 @@ impl Worker {
         let mut stream = session.open().await?;
         write_secret_message(&mut stream, &request, REQUEST_LIMIT).await?;
         drop(request);
+        let budget = self.context.budget.with_own_time(CONFIGURE_TIME);
         let answer: Result<Configured, GuestError> =
-            timeout(CONFIGURE_DEADLINE, reply(&mut stream))
-                .await
-                .map_err(|_| Trouble::Guest("the guest did not set up its disk in time".to_owned()))??;
+            within(&budget, reply(&mut stream), "the guest did not set up its disk").await??;
         let configured = answer.map_err(|error| match error.kind {
             GuestErrorKind::Mount => Trouble::Disk(error.message),
             _ => Trouble::Guest(format!("the guest could not be set up: {}", error.message)),
@@ -272,33 +274,28 @@ impl Worker {
         &self,
         control: &mut UnixStream,
         kind: PreambleKind,
-        deadline: Duration,
+        budget: &BootBudget,
     ) -> Result<(), Trouble> {
         let mut nonce = [0; 16];
         fill_random(&mut nonce)?;
-        match timeout(deadline, greet(control, kind, nonce)).await {
-            Ok(greeted) => greeted.map_err(|e| {
-                let message = format!("the guest did not answer: {e}");
-                match e.kind() {
-                    io::ErrorKind::InvalidData | io::ErrorKind::Other => Trouble::Guest(message),
-                    _ => Trouble::Channel(message),
-                }
-            }),
-            Err(_) => {
-                let seconds = deadline.as_secs();
-                Err(Trouble::Guest(format!("the guest did not answer within {seconds} s")))
+        within(budget, greet(control, kind, nonce), "the guest did not answer").await?.map_err(|e| {
+            let message = format!("the guest did not answer: {e}");
+            match e.kind() {
+                io::ErrorKind::InvalidData | io::ErrorKind::Other => Trouble::Guest(message),
+                _ => Trouble::Channel(message),
             }
-        }
+        })
     }
 
     /// Freezes the guest into a template as soon as it answers, and lets it go on. The inner result says
     /// whether there is a template now.
     async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
         let Freeze { freezer, monitor, machine, add_disks, state } = freeze;
-        self.greet(control, PreambleKind::Ping, self.answer_deadline).await?;
+        self.greet(control, PreambleKind::Ping, &self.context.budget).await?;
         self.context.timeline.borrow_mut().ready_us = elapsed_us(self.context.started);
         if freezer.wants_mount() {
-            self.greet(control, PreambleKind::Mount, CONFIGURE_DEADLINE).await?;
+            self.greet(control, PreambleKind::Mount, &self.context.budget.with_own_time(CONFIGURE_TIME))
+                .await?;
         }
         let stopped = Instant::now();
         let frozen = freeze_into(&freezer, &monitor, &machine).await;
@@ -426,6 +423,21 @@ impl Worker {
     }
 }
 
+/// Waits for an answer of a guest that is being started.
+async fn within<T>(budget: &BootBudget, answer: impl Future<Output = T>, what: &str) -> Result<T, Trouble> {
+    tokio::select! {
+        biased;
+        answer = answer => Ok(answer),
+        exhausted = budget.exhausted() => {
+            let message = format!("{what} {}", budget.describe(&exhausted));
+            Err(match exhausted {
+                Exhausted::Guest => Trouble::Guest(message),
+                Exhausted::Host => Trouble::HostTooSlow(message),
+            })
+        }
+    }
+}
+
 /// Has the guest end everything and flush its disk.
 async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Sender<Event>) {
     let flushed = async {
@@ -439,7 +451,8 @@ async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Send
             Trouble::Guest(message)
             | Trouble::Channel(message)
             | Trouble::Disk(message)
-            | Trouble::Host(message),
+            | Trouble::Host(message)
+            | Trouble::HostTooSlow(message),
         ) => Event::FlushFailed(message),
     };
     let _ = events.send(event).await;

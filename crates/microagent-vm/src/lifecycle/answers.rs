@@ -1,0 +1,83 @@
+//! Who waits for a change of a machine's state, and what they are told.
+
+use microagent_store::{Failure, FailureKind};
+
+use super::{ChangeRequest, ClientId, Effect, Lifecycle, Next, Phase};
+use crate::control::Answer;
+use crate::spec::Outcome;
+
+/// A client whose request is under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waiter {
+    client: ClientId,
+    request: ChangeRequest,
+}
+
+impl Lifecycle {
+    /// The client has its answer when the change has come about, or the machine has ended.
+    pub(super) fn await_change(
+        &mut self,
+        next: Phase,
+        client: ClientId,
+        request: ChangeRequest,
+        effects: Vec<Effect>,
+    ) -> Next {
+        self.waiters.push(Waiter { client, request });
+        (next, effects)
+    }
+
+    /// Answers all that wait for this.
+    pub(super) fn answer_all(&mut self, request: ChangeRequest, answer: &Answer) -> Vec<Effect> {
+        self.answer_where(|waiter| waiter.request == request, answer)
+    }
+
+    /// The service did not end: whoever stopped it is told.
+    pub(super) fn service_continues(&mut self) -> Vec<Effect> {
+        let seconds = crate::supervisor::STOP_WINDOW.as_secs();
+        let message = format!("its service did not end within {seconds} s");
+        self.answer_all(ChangeRequest::Stop, &Answer::Failed(Failure { kind: FailureKind::Service, message }))
+    }
+
+    /// Answers all whose change will not come about, because the machine is being shut down.
+    pub(super) fn interrupt(&mut self, reason: &str) -> Vec<Effect> {
+        let overtaken =
+            |waiter: &Waiter| matches!(waiter.request, ChangeRequest::Pause | ChangeRequest::Resume);
+        self.answer_where(overtaken, &cancelled(reason))
+    }
+
+    /// Answers all.
+    pub(super) fn interrupt_all(&mut self, reason: &str) -> Vec<Effect> {
+        self.answer_where(|_| true, &cancelled(reason))
+    }
+
+    /// What is left to say once the machine is gone and the workspace free.
+    pub fn last_answers(&mut self, outcome: &Outcome) -> Vec<(ClientId, Answer)> {
+        std::mem::take(&mut self.waiters)
+            .into_iter()
+            .map(|waiter| (waiter.client, last_answer(waiter.request, outcome)))
+            .collect()
+    }
+
+    fn answer_where(&mut self, who: impl Fn(&Waiter) -> bool, answer: &Answer) -> Vec<Effect> {
+        let (answered, waiting) = self.waiters.iter().partition::<Vec<Waiter>, _>(|waiter| who(waiter));
+        self.waiters = waiting;
+        answered.into_iter().map(|waiter| Effect::Answer(waiter.client, answer.clone())).collect()
+    }
+}
+
+fn last_answer(request: ChangeRequest, outcome: &Outcome) -> Answer {
+    use ChangeRequest as R;
+    match (request, outcome) {
+        // However it ended, it has.
+        (R::Kill, _) => Answer::Done,
+        (R::Halt | R::Stop | R::Quarantine, Outcome::Failed(failure) | Outcome::Quarantined(failure)) => {
+            Answer::Failed(failure.clone())
+        }
+        (R::Halt | R::Stop, _) => Answer::Done,
+        (R::Pause | R::Resume | R::Quarantine, _) => cancelled("its machine ended meanwhile"),
+    }
+}
+
+fn cancelled(reason: &str) -> Answer {
+    Answer::Failed(Failure { kind: FailureKind::Cancelled, message: reason.to_owned() })
+}

@@ -1,0 +1,94 @@
+//! The clients of a supervisor as its driver sees them: their requests, and who still waits for an answer.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use microagent_store::State;
+
+use super::control_server::{
+    ClientRequests, ControlServer, PendingAmendment, PendingChange, UnwrittenAnswers,
+};
+use crate::control::Answer;
+use crate::lifecycle::{ClientId, Event};
+
+/// Clients that requested a change, and the control socket, if there is one.
+#[derive(Default)]
+pub(super) struct Clients {
+    control: Option<(Rc<ControlServer>, ClientRequests)>,
+    pending: BTreeMap<ClientId, PendingChange>,
+    next_id: u64,
+}
+
+/// A request of a client.
+pub(super) enum ClientRequest {
+    /// A change of the state of the machine.
+    Change(PendingChange),
+    /// A change of the record.
+    Amend(PendingAmendment),
+}
+
+impl Clients {
+    /// Clients of this control socket.
+    pub(super) fn of(control: Option<(ControlServer, ClientRequests)>) -> Clients {
+        Clients {
+            control: control.map(|(server, requests)| (Rc::new(server), requests)),
+            ..Clients::default()
+        }
+    }
+
+    /// The control socket, if there is one.
+    pub(super) fn server(&self) -> Option<&Rc<ControlServer>> {
+        self.control.as_ref().map(|(server, _)| server)
+    }
+
+    /// The machine is in another state, and so is what clients can have.
+    pub(super) fn show_state(&self, state: State) {
+        if let Some(server) = self.server() {
+            server.show_state(state);
+        }
+    }
+
+    /// Waits for the next request; for ever without a control socket. Cancel-safe.
+    pub(super) async fn next(&mut self) -> ClientRequest {
+        let Some((_, requests)) = &mut self.control else { return std::future::pending().await };
+        tokio::select! {
+            Some(change) = requests.changes.recv() => ClientRequest::Change(change),
+            Some(amendment) = requests.amendments.recv() => ClientRequest::Amend(amendment),
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Notes that the client waits for an answer.
+    pub(super) fn enter(&mut self, change: PendingChange) -> Event {
+        self.next_id += 1;
+        let id = ClientId(self.next_id);
+        let request = change.request;
+        self.pending.insert(id, change);
+        Event::ChangeRequested(id, request)
+    }
+
+    /// Why the client requests it, in its words.
+    pub(super) fn reason(&self, client: ClientId) -> Option<String> {
+        self.pending.get(&client).and_then(|change| change.reason.clone())
+    }
+
+    /// Answers a client.
+    pub(super) fn answer(&mut self, client: ClientId, answer: Answer) {
+        if let Some(change) = self.pending.remove(&client) {
+            // A client that is gone misses nothing.
+            let _ = change.reply.send(answer);
+        }
+    }
+
+    /// Closes the socket. Gives what was requested in the last moment, and what waits until answers are written.
+    pub(super) fn close(&mut self) -> (Vec<Event>, Option<UnwrittenAnswers>) {
+        let Some((server, mut requests)) = self.control.take() else { return (Vec::new(), None) };
+        let unwritten = server.last_answers();
+        drop(server);
+        let mut late = Vec::new();
+        while let Ok(change) = requests.changes.try_recv() {
+            late.push(self.enter(change));
+        }
+        (late, Some(unwritten))
+    }
+}

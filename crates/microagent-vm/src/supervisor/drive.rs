@@ -1,0 +1,261 @@
+//! Drives one machine through its lifecycle: starts it, waits for events, has [`Lifecycle::step`] decide, and carries
+//! out what was decided until the machine has ended.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::time::Duration;
+
+use microagent_store::{Failure, FailureKind, State};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::OwnedReadHalf;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::{sleep_until, timeout};
+
+use super::boot_budget::BootBudget;
+use super::clients::ClientRequest;
+use super::console::Console;
+use super::machine::Machine;
+use super::plan::Plan;
+use super::worker::{Freeze, Worker, WorkerContext};
+use super::{Driver, QUEUE, full_or_boot, write_failure};
+use crate::lifecycle::{Effect, Event, Phase};
+use crate::machine::{add_extra_disks, insert_disk};
+use crate::spec::{Outcome, Report};
+use crate::template::Template;
+
+/// How long a broken control channel waits for the reason: the death of QEMU explains it best.
+const REASON_PATIENCE: Duration = Duration::from_millis(500);
+
+/// One machine with the tasks that serve it.
+pub(super) struct RunningMachine {
+    pub(super) machine: Machine,
+    worker: JoinHandle<()>,
+    incoming: mpsc::Receiver<Event>,
+    /// For tasks that carry an effect out.
+    pub(super) events: mpsc::Sender<Event>,
+    /// Has the guest flush its disk.
+    pub(super) flush: Option<oneshot::Sender<()>>,
+    /// When the flush must be done.
+    pub(super) flush_deadline: Option<tokio::time::Instant>,
+    /// Signals for the service.
+    pub(super) signals: mpsc::Sender<u8>,
+    /// When the service that was sent its stop signal must have ended.
+    pub(super) service_deadline: Option<tokio::time::Instant>,
+    template: Option<Template>,
+}
+
+/// How the events of one machine ended.
+enum MachineOutcome {
+    /// It has ended.
+    Ended(Outcome),
+    /// It was not restored from its template; why.
+    NotRestored(String),
+}
+
+impl Driver {
+    /// Runs machines until one has ended for good: the first may fail to be restored from a template.
+    pub(super) async fn run_machines(&mut self, tether: OwnedReadHalf) -> Result<Outcome, Failure> {
+        let mut cancelled = pin!(caller_gone(tether));
+        let mut plan = Plan::choose(&self.spec, &self.state);
+        loop {
+            let mut running = self.start(plan).await?;
+            let outcome = self.follow_events(&mut running, cancelled.as_mut()).await;
+            running.worker.abort();
+            match outcome {
+                MachineOutcome::Ended(outcome) => return Ok(outcome),
+                MachineOutcome::NotRestored(reason) => {
+                    let why = format!("the template could not be restored: {reason}");
+                    let _ =
+                        self.reports.send(Report::Notice(format!("{why}; the machine boots instead"))).await;
+                    if let Some(template) = running.template {
+                        template.discard(&self.state);
+                    }
+                    plan = Plan::Cold(why);
+                }
+            }
+        }
+    }
+
+    /// Starts a machine and the conversation with its guest.
+    async fn start(&mut self, plan: Plan) -> Result<RunningMachine, Failure> {
+        let (events, incoming) = mpsc::channel(QUEUE);
+        if let Plan::Warm(template) = &plan {
+            template
+                .lay_disk(&self.spec.machine)
+                .map_err(|e| full_or_boot(&e, "the disk of the template"))?;
+        }
+        let console = Rc::clone(&self.console);
+        let mut machine =
+            Machine::start(&self.spec, &plan, self.claims.files(), &self.dir, console, &events).await?;
+        self.start = plan.mode();
+        self.timeline.borrow_mut().spawned_us = self.elapsed_us();
+        self.record_machine(&machine).await?;
+
+        let add_disks = self.disks_to_add(&plan)?;
+        let (template, freezer) = match plan {
+            Plan::Warm(template) => (Some(template), None),
+            Plan::WarmToFreeze(template, freezer) => (Some(template), Some(freezer)),
+            Plan::Freeze(freezer, _) => (None, Some(freezer)),
+            Plan::Cold(_) => (None, None),
+        };
+        self.lifecycle.enter(if template.is_some() { Phase::Restoring } else { Phase::Starting });
+        let freeze = freezer.map(|freezer| Freeze {
+            freezer,
+            monitor: machine.monitor(),
+            machine: self.spec.machine.clone(),
+            add_disks,
+            state: self.state.clone(),
+        });
+        if let Some(server) = self.clients.server() {
+            server.show_console(Console::new(machine.take_keys(), Rc::clone(&self.console)));
+        }
+        let context = WorkerContext {
+            console: Rc::clone(&self.console),
+            timeline: Rc::clone(&self.timeline),
+            reports: self.reports.clone(),
+            started: self.started,
+            control: self.clients.server().map(Rc::clone),
+            budget: BootBudget::of(template.is_some(), self.spec.boot_deadline, machine.process_id()),
+        };
+        let worker =
+            Worker::new(&self.spec, &self.dir, freeze, context).map_err(|e| full_or_boot(&e, "output"))?;
+        let (flush, flush_requested) = oneshot::channel();
+        let (signals, signalled) = mpsc::channel(QUEUE);
+        let control_channel = machine.take_control();
+        let worker = spawn_local(worker.run(control_channel, events.clone(), flush_requested, signalled));
+        Ok(RunningMachine {
+            machine,
+            worker,
+            incoming,
+            events,
+            flush: Some(flush),
+            flush_deadline: None,
+            signals,
+            service_deadline: None,
+            template,
+        })
+    }
+
+    /// Records the processes of a machine, and tells the caller which ports it publishes.
+    async fn record_machine(&mut self, machine: &Machine) -> Result<(), Failure> {
+        self.claims.note(machine.process_id())?;
+        if let Some(record) = &mut self.record {
+            record.vmm = machine.process_id();
+            record.link = machine.link();
+        }
+        self.publish(State::Starting).map_err(|e| write_failure(&e))?;
+        let published = machine.link().map(|link| link.published).filter(|published| !published.is_empty());
+        if let Some(published) = published {
+            let _ = self.reports.send(Report::Published(published)).await;
+        }
+        Ok(())
+    }
+
+    /// What the monitor is told to give a machine that was frozen on the way its disks.
+    fn disks_to_add(&self, plan: &Plan) -> Result<Vec<(&'static str, serde_json::Value)>, Failure> {
+        let root = match plan {
+            // It has its root disk already.
+            Plan::Warm(_) | Plan::WarmToFreeze(..) => Ok(Vec::new()),
+            Plan::Freeze(..) | Plan::Cold(_) => insert_disk(&self.spec.machine),
+        };
+        root.and_then(|root| Ok([root, add_extra_disks(&self.spec.machine)?].concat()))
+            .map_err(|e| Failure { kind: FailureKind::Boot, message: e.to_string() })
+    }
+
+    /// Takes events one by one until the machine has ended or must be replaced.
+    async fn follow_events(
+        &mut self,
+        running: &mut RunningMachine,
+        mut cancelled: Pin<&mut impl Future<Output = ()>>,
+    ) -> MachineOutcome {
+        loop {
+            let event = self.next_event(running, cancelled.as_mut()).await;
+            if matches!(event, Event::AgentReady) {
+                // They are in the guest: no further machine of this supervisor will need them.
+                self.spec.configure.secrets.clear();
+            }
+            for effect in self.lifecycle.step(event, self.traits) {
+                match effect {
+                    Effect::StartCold(reason) => {
+                        running.machine.kill().await;
+                        return MachineOutcome::NotRestored(reason);
+                    }
+                    effect => self.carry_out(effect, running).await,
+                }
+            }
+            if let Phase::Ended(outcome) = self.lifecycle.phase() {
+                return MachineOutcome::Ended(outcome.clone());
+            }
+        }
+    }
+
+    /// Waits for what happens next. Effects that were carried out come first.
+    async fn next_event(
+        &mut self,
+        running: &mut RunningMachine,
+        mut cancelled: Pin<&mut impl Future<Output = ()>>,
+    ) -> Event {
+        if let Some(event) = self.carried_out.pop_front() {
+            return event;
+        }
+        let time_up = self.spec.timeout.map(|timeout| tokio::time::Instant::from_std(self.started + timeout));
+        loop {
+            return tokio::select! {
+                biased;
+                Some(event) = running.incoming.recv() => explain(event, &mut running.machine).await,
+                loss = running.machine.loss() => explain(loss, &mut running.machine).await,
+                () = cancelled.as_mut(), if !self.caller_gone => {
+                    self.caller_gone = true;
+                    Event::Cancelled
+                }
+                () = wait_until(running.flush_deadline) => {
+                    running.flush_deadline = None;
+                    Event::FlushFailed("the guest did not answer in time".to_owned())
+                }
+                () = wait_until(running.service_deadline) => {
+                    running.service_deadline = None;
+                    Event::ServiceStopTimedOut
+                }
+                () = wait_until(time_up.filter(|_| !self.timed_out)) => {
+                    self.timed_out = true;
+                    Event::TimedOut
+                }
+                request = self.clients.next() => match request {
+                    ClientRequest::Change(change) => self.clients.enter(change),
+                    // Nothing that the machine notices.
+                    ClientRequest::Amend(amendment) => {
+                        self.amend(amendment);
+                        continue;
+                    }
+                },
+            };
+        }
+    }
+}
+
+/// A broken channel, or a network that ends, is mostly the first sign of a machine that is gone, which says more.
+async fn explain(event: Event, machine: &mut Machine) -> Event {
+    match event {
+        event @ (Event::ChannelBroken(_) | Event::LinkLost(_)) => {
+            match timeout(REASON_PATIENCE, machine.gone()).await {
+                Ok(exit) => Event::MachineGone(exit),
+                Err(_) => event,
+            }
+        }
+        event => event,
+    }
+}
+
+async fn wait_until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The caller sends nothing after the spec: whatever it sends, and its end, ends the machine.
+async fn caller_gone(mut tether: OwnedReadHalf) {
+    let _ = tether.read_u8().await;
+}
