@@ -43,13 +43,7 @@ fn disposable(user: User) {
     assert_eq!(call().arg("list").success().text(), "No workspaces.\n");
 
     for (path, line) in listing::listing(&state) {
-        assert!(
-            line.starts_with("mode 40700 ")
-                || line.starts_with("mode 100600 ")
-                || line.starts_with("mode 100400 "),
-            "{} is open to others: {line}",
-            path.display()
-        );
+        assert!(user::is_closed_to_others(&path), "{} is open to others: {line}", path.display());
     }
 }
 

@@ -6,9 +6,19 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::Path;
 
 use serde_json::{Value, json};
+
+/// A set of one descriptor, by which QEMU opens a file that was opened for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FdSet(pub u32);
+
+impl FdSet {
+    /// The name that QEMU takes in place of a path.
+    pub fn filename(self) -> String {
+        format!("/dev/fdset/{}", self.0)
+    }
+}
 
 /// A growing QEMU command line.
 #[derive(Debug, Default, Clone)]
@@ -66,6 +76,11 @@ impl CommandLine {
         self.switch("-netdev", format!("stream,id={id},server=off,addr.type=fd,addr.str={fd}"))
     }
 
+    /// Adds `-add-fd` for a descriptor that QEMU inherits.
+    pub fn add_fd(&mut self, set: FdSet, fd: BorrowedFd<'_>) -> &mut Self {
+        self.switch("-add-fd", format!("fd={},set={}", fd.as_raw_fd(), set.0))
+    }
+
     /// The arguments after the program's name.
     pub fn args(&self) -> &[OsString] {
         &self.args
@@ -116,43 +131,40 @@ impl Microvm {
 }
 
 /// A raw file as a block node, opened read-only.
-pub fn raw_file_read_only(path: &Path) -> Option<Value> {
-    let filename = path.to_str()?;
-    Some(json!({
+pub fn raw_file_read_only(file: FdSet) -> Value {
+    json!({
         "driver": "raw",
         "read-only": true,
-        "file": { "driver": "file", "filename": filename, "read-only": true },
-    }))
+        "file": { "driver": "file", "filename": file.filename(), "read-only": true },
+    })
 }
 
 /// A raw disk image that the guest may write to, as a block node.
-pub fn raw_file_writable(path: &Path) -> Option<Value> {
-    let filename = path.to_str()?;
-    Some(json!({
+pub fn raw_file_writable(file: FdSet) -> Value {
+    json!({
         "driver": "raw",
         "discard": "unmap",
-        "file": { "driver": "file", "filename": filename, "discard": "unmap" },
-    }))
+        "file": { "driver": "file", "filename": file.filename(), "discard": "unmap" },
+    })
 }
 
 /// A qcow2 overlay as a block node. `backing` is given here and not taken from the file's header, which
 /// whoever broke out into an earlier QEMU could have rewritten.
-pub fn qcow2_overlay(node_name: &str, path: &Path, backing: Value, durability: Durability) -> Option<Value> {
-    let filename = path.to_str()?;
+pub fn qcow2_overlay(node_name: &str, file: FdSet, backing: Value, durability: Durability) -> Value {
     let no_flush = durability == Durability::Scratch;
-    Some(json!({
+    json!({
         "driver": "qcow2",
         "node-name": node_name,
         "discard": "unmap",
         "cache": { "direct": false, "no-flush": no_flush },
         "file": {
             "driver": "file",
-            "filename": filename,
+            "filename": file.filename(),
             "discard": "unmap",
             "cache": { "direct": false, "no-flush": no_flush },
         },
         "backing": backing,
-    }))
+    })
 }
 
 /// What a flush of the guest is worth.
@@ -169,23 +181,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_cannot_become_an_option() {
-        let backing = raw_file_read_only(Path::new("/tmp/a,read-only=off/base")).unwrap();
-        let node = qcow2_overlay("root", Path::new("/tmp/x,y\"z"), backing, Durability::Kept).unwrap();
+    fn block_nodes_name_descriptor_sets_and_a_backing_file_is_read_only() {
+        let node = qcow2_overlay("root", FdSet(0), raw_file_read_only(FdSet(1)), Durability::Kept);
         let mut line = CommandLine::new();
         line.blockdev(&node);
         let back: Value = serde_json::from_str(line.args()[1].to_str().unwrap()).unwrap();
-        assert_eq!(back["file"]["filename"], "/tmp/x,y\"z");
-        assert_eq!(back["backing"]["file"]["filename"], "/tmp/a,read-only=off/base");
+        assert_eq!(back["file"]["filename"], "/dev/fdset/0");
+        assert_eq!(back["backing"]["file"]["filename"], "/dev/fdset/1");
         assert_eq!(back["backing"]["read-only"], true);
+        assert_eq!(back["backing"]["file"]["read-only"], true);
     }
 
     #[test]
     fn a_scratch_disk_ignores_flushes_and_a_kept_one_does_not() {
-        let overlay = |durability| {
-            let backing = raw_file_read_only(Path::new("/base")).unwrap();
-            qcow2_overlay("root", Path::new("/disk"), backing, durability).unwrap()
-        };
+        let overlay = |durability| qcow2_overlay("root", FdSet(0), raw_file_read_only(FdSet(1)), durability);
         assert_eq!(overlay(Durability::Scratch)["cache"]["no-flush"], true);
         assert_eq!(overlay(Durability::Kept)["file"]["cache"]["no-flush"], false);
     }

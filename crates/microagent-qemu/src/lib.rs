@@ -4,4 +4,5 @@
 //! a machine has and what to do about an event is the business of `microagent-vm`. It starts no process.
 
 pub mod argv;
+pub mod features;
 pub mod qmp;

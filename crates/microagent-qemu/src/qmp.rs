@@ -17,6 +17,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interes
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
+use crate::argv::FdSet;
+
 /// Longest line in bytes; ordinary ones have a few hundred.
 const LINE_LIMIT: u64 = 1024 * 1024;
 
@@ -104,14 +106,39 @@ impl Qmp {
     /// # Errors
     /// As [`Qmp::execute`].
     pub async fn getfd(&mut self, name: &str, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
-        let (id, line) = self.line("getfd", &json!({ "fdname": name }));
+        self.send_fd("getfd", &json!({ "fdname": name }), fd).await
+    }
+
+    /// Hands QEMU a descriptor for a set, by whose name later commands open it.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn add_fd(&mut self, set: FdSet, fd: BorrowedFd<'_>) -> Result<(), QmpError> {
+        self.send_fd("add-fd", &json!({ "fdset-id": set.0 }), fd).await
+    }
+
+    /// Removes a set; what was opened from it stays open.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn remove_fd(&mut self, set: FdSet) -> Result<(), QmpError> {
+        self.execute("remove-fd", json!({ "fdset-id": set.0 })).await.map(drop)
+    }
+
+    async fn send_fd(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), QmpError> {
+        let (id, line) = self.line(command, arguments);
         let socket: &UnixStream = self.commands.as_ref();
         let sent = socket.async_io(Interest::WRITABLE, || send_with_fd(socket, line.as_bytes(), fd)).await;
         if sent.map_err(QmpError::Transport)? != line.len() {
             // A monitor that is not read from does not take even this short line.
             return Err(QmpError::Transport(io::ErrorKind::WriteZero.into()));
         }
-        self.answer("getfd", id).await.map(drop)
+        self.answer(command, id).await.map(drop)
     }
 
     fn line(&mut self, command: &str, arguments: &Value) -> (u64, String) {

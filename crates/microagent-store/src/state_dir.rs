@@ -200,6 +200,11 @@ impl StateDir {
         self.root.join("templates")
     }
 
+    /// What the installed QEMU was found to be able to do.
+    pub fn qemu_features(&self) -> PathBuf {
+        self.root.join("qemu.json")
+    }
+
     /// Half-made things.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")

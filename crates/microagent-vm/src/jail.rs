@@ -1,108 +1,123 @@
-//! What QEMU may touch, should a guest break out into it: the files of its own machine and nothing else.
+//! What QEMU may do, should a guest take it over: use the files of its own machine, and nothing else.
 //!
-//! Landlock rules, as many as the running kernel knows: below the rules there is still QEMU's own seccomp
-//! filter (`-sandbox`). The guest's disk, kernel and initramfs are opened under these rules.
-//!
-//! # Source
-//! Linux `Documentation/userspace-api/landlock.rst`.
+//! The walls are independent of each other. QEMU gets its files as descriptors. It has no capabilities, and a user of
+//! its own where root starts it ([`privileges`]). A seccomp filter allows the system calls that QEMU needs
+//! ([`syscalls`]). Landlock rules allow no path but QEMU's program, libraries and firmware ([`paths`]). QEMU's own
+//! filter (`-sandbox`) comes on top. The process enters them between fork and exec, and executes one program
+//! ([`program`]).
 
-use std::fs::File;
+mod paths;
+mod privileges;
+mod program;
+mod syscalls;
+
+use std::ffi::OsString;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
-};
+use landlock::RulesetError;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
-use crate::spec::{Claim, MachineSpec};
+pub(crate) use privileges::Account;
+pub(crate) use program::ProgramError;
 
-/// Newest rules that we ask for; an older kernel enforces those that it has.
-const NEWEST: ABI = ABI::V6;
+use paths::Rules;
+use program::Executable;
+use syscalls::Backend;
 
-/// Where QEMU's own files lie: program, libraries, firmware, and what the C library reads at start.
-const SYSTEM_READ: [&str; 9] = [
-    "/usr",
-    "/lib",
-    "/lib64",
-    "/bin",
-    "/etc/ld.so.cache",
-    "/etc/ld.so.preload",
-    "/proc",
-    "/sys/devices/system",
-    "/sys/kernel/mm",
-];
-
-/// Devices that QEMU opens.
-const DEVICES: [&str; 4] = ["/dev/null", "/dev/urandom", "/dev/random", "/dev/kvm"];
-
-/// Rules for one machine; `memory` is the file of its template, if it goes on from one, and `files` are images of the user's
-/// as they were opened and looked at: should another file have such a name by now, QEMU may not open it.
-///
-/// # Errors
-/// Fails when the kernel knows Landlock and refuses these rules.
-pub(crate) fn rules(
-    machine: &MachineSpec,
-    memory: Option<BorrowedFd<'_>>,
-    files: &[File],
-) -> Result<RulesetCreated, RulesetError> {
-    let read = AccessFs::from_read(NEWEST);
-    let mut ruleset = Ruleset::default()
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(NEWEST))?
-        .handle_access(AccessNet::from_all(NEWEST))?
-        .scope(Scope::from_all(NEWEST))?
-        .create()?;
-    for path in SYSTEM_READ.iter().map(PathBuf::from).chain(program_dirs(&machine.qemu)) {
-        ruleset = allow(ruleset, &path, read)?;
-    }
-    let base = machine.disk.as_ref().map(|disk| &disk.base);
-    for path in [&machine.kernel, &machine.initramfs].into_iter().chain(base) {
-        ruleset = allow(ruleset, path, AccessFs::ReadFile.into())?;
-    }
-    let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
-    for path in DEVICES {
-        ruleset = allow(ruleset, Path::new(path), device)?;
-    }
-    let writable = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate;
-    if let Some(disk) = &machine.disk {
-        ruleset = allow(ruleset, &disk.overlay, writable)?;
-    }
-    let mut files = files.iter();
-    for disk in &machine.extra_disks {
-        let access = if disk.read_only { AccessFs::ReadFile.into() } else { writable };
-        ruleset = match disk.claim {
-            Claim::File => match files.next() {
-                Some(file) => ruleset.add_rule(PathBeneath::new(file, access))?,
-                None => ruleset,
-            },
-            Claim::None | Claim::Volume(_) => allow(ruleset, &disk.path, access)?,
-        };
-    }
-    match memory {
-        // QEMU opens its memory anew through this descriptor, and always for writing.
-        Some(memory) => ruleset.add_rule(PathBeneath::new(memory, AccessFs::ReadFile | AccessFs::WriteFile)),
-        None => Ok(ruleset),
-    }
+/// A file that QEMU opens again through a descriptor that it inherits (`/proc/self/fd`).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reopened<'a> {
+    pub(crate) file: BorrowedFd<'a>,
+    pub(crate) access: FileAccess,
 }
 
-/// A QEMU of one's own brings its firmware and libraries beside it (`PREFIX/bin/qemu`, `PREFIX/share`).
-fn program_dirs(qemu: &Path) -> Option<PathBuf> {
-    let prefix = qemu.parent()?.parent()?;
-    (prefix != Path::new("/") && prefix.parent().is_some()).then(|| prefix.to_owned())
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileAccess {
+    /// For reading.
+    Read,
+    /// For reading and writing.
+    ReadWrite,
 }
 
-/// A path that is not there needs no rule.
-fn allow(
-    ruleset: RulesetCreated,
-    path: &Path,
-    access: BitFlags<AccessFs>,
-) -> Result<RulesetCreated, RulesetError> {
-    match PathFd::new(path) {
-        Ok(fd) => {
-            let access = if path.is_dir() { access } else { access & AccessFs::from_file(NEWEST) };
-            ruleset.add_rule(PathBeneath::new(fd, access))
+/// Why the jail could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JailError {
+    /// QEMU is not a program that the jail can execute.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// The kernel knows Landlock and refused the rules.
+    #[error("cannot make the Landlock rules")]
+    Rules(#[from] RulesetError),
+}
+
+/// What QEMU is, for its jail.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Jailed<'a> {
+    /// The program.
+    pub(crate) qemu: &'a Path,
+    /// Whether it uses `/dev/kvm`.
+    pub(crate) kvm: bool,
+    /// The user it becomes, if it becomes another one.
+    pub(crate) account: Option<&'a Account>,
+    /// The state directory: none of the rules may contain it.
+    pub(crate) state_dir: &'a Path,
+    /// Files that it opens again.
+    pub(crate) reopened: &'a [Reopened<'a>],
+}
+
+/// A prepared jail: made by the supervisor, entered by the forked process.
+#[derive(Debug)]
+pub(crate) struct Jail {
+    executable: Executable,
+    rules: Rules,
+    account: Option<Account>,
+    backend: Backend,
+}
+
+impl Jail {
+    /// Prepares the jail.
+    ///
+    /// # Errors
+    /// Fails when QEMU is not an ELF program, or the kernel knows Landlock and refuses the rules.
+    pub(crate) fn prepare(jailed: Jailed<'_>, args: &[OsString]) -> Result<Jail, JailError> {
+        let executable = Executable::open(jailed.qemu, args)?;
+        let rules = Rules::new(&executable, jailed)?;
+        let backend = if jailed.kvm { Backend::Kvm } else { Backend::Tcg };
+        Ok(Jail { executable, rules, account: jailed.account.cloned(), backend })
+    }
+
+    /// The program with links resolved.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.executable.path().to_owned()
+    }
+
+    /// Enters the jail and executes the program. The calling process was forked from `parent` and has one thread.
+    ///
+    /// # Errors
+    /// Returns only when a wall could not be raised or the program not be executed; the process must exit then.
+    pub(crate) fn enter_and_execute(self, parent: Pid) -> io::Error {
+        match self.enter(parent) {
+            Ok(executable) => executable.execute(),
+            Err(error) => error,
         }
-        Err(_) => Ok(ruleset),
     }
+
+    fn enter(self, parent: Pid) -> io::Result<Executable> {
+        privileges::drop_all(self.account.as_ref())?;
+        // A change of user resets it.
+        die_with(parent)?;
+        self.rules.enforce().map_err(io::Error::other)?;
+        let executable = self.executable.arm()?;
+        syscalls::enforce(self.backend, executable.slot())?;
+        Ok(executable)
+    }
+}
+
+/// Asks the kernel to kill this process when its parent dies; the parent may have died before.
+pub(crate) fn die_with(parent: Pid) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }
 }

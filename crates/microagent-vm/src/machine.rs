@@ -3,32 +3,51 @@
 //! The machine is QEMU's `microvm`: no PCI, no ACPI, eight virtio-mmio slots. It has a serial console, one
 //! virtio-serial port (the control channel), a random number device, one SCSI controller for all disks
 //! and, with network `user`, one network device. Every channel is a socket that QEMU inherits: there is no
-//! path to it and nobody else can connect.
+//! path to it and nobody else can connect. Every file is a descriptor that QEMU inherits: it opens none by name.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::PathBuf;
 
 use microagent_proto::PORT_NAME;
 use microagent_qemu::argv::{
-    Accel, CommandLine, Durability, Microvm, qcow2_overlay, raw_file_read_only, raw_file_writable,
+    Accel, CommandLine, Durability, FdSet, Microvm, qcow2_overlay, raw_file_read_only, raw_file_writable,
 };
+use microagent_qemu::features::Features;
 use serde_json::{Value, json};
 
 use crate::spec::MachineSpec;
 
 /// Version of the set of devices below, and of the processor; a template is good only for the layout that it was
 /// frozen with.
-pub const DEVICE_LAYOUT: u32 = 3;
+pub const DEVICE_LAYOUT: u32 = 4;
 
 /// The processor that QEMU emulates: all that it can, but for `rep movsb` and `rep stosb` being fast (ERMS). They are
 /// not: emulated, they go byte by byte, and kernel and C library would copy and clear everything with them.
 const EMULATED_CPU: &str = "max,erms=off";
+
+/// The host's processor without what a guest has no use for and an attacker has: virtualisation in the guest, which the
+/// host's kernel would emulate, and counters of the host's processor, which tell of other guests.
+const HARDWARE_CPU: &str = "host,svm=off,vmx=off,pmu=off";
 
 /// Size of a disk that is none. The agent takes everything below 1 MiB for a placeholder, and looks again.
 const PLACEHOLDER_BYTES: u64 = 512 * 1024;
 
 /// QEMU's name for the host's end of the network.
 pub(crate) const NETDEV: &str = "net0";
+
+/// Descriptor set of the overlay of the root disk.
+const OVERLAY_SET: FdSet = FdSet(0);
+
+/// Descriptor set of the base disk.
+const BASE_SET: FdSet = FdSet(1);
+
+/// Descriptor set of the frozen state that the machine goes on from.
+pub(crate) const STATE_SET: FdSet = FdSet(2);
+
+/// Descriptor set of the state that a freeze writes.
+pub(crate) const FREEZE_SET: FdSet = FdSet(3);
+
+/// Descriptor set of the first disk beside the root disk; the others follow.
+const EXTRA_SETS: u32 = 16;
 
 /// SCSI target of the root disk.
 pub const ROOT_SCSI_TARGET: u8 = 0;
@@ -55,6 +74,27 @@ pub struct Sockets<'a> {
     pub control: BorrowedFd<'a>,
     /// passt, with network `user`.
     pub network: Option<BorrowedFd<'a>>,
+}
+
+/// The machine's files as they were opened, from the side that QEMU inherits.
+#[derive(Debug, Clone, Copy)]
+pub struct Files<'a> {
+    /// Guest kernel, which QEMU opens again.
+    pub kernel: BorrowedFd<'a>,
+    /// Initramfs, which QEMU opens again.
+    pub initramfs: BorrowedFd<'a>,
+    /// Overlay and base disk of the root disk, if there is one.
+    pub root: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
+    /// The disks beside the root disk, in their order.
+    pub extra: &'a [BorrowedFd<'a>],
+}
+
+impl<'a> Files<'a> {
+    /// All of them.
+    pub(crate) fn all(&self) -> impl Iterator<Item = BorrowedFd<'a>> {
+        let root = self.root.into_iter().flat_map(|(overlay, base)| [overlay, base]);
+        [self.kernel, self.initramfs].into_iter().chain(root).chain(self.extra.iter().copied())
+    }
 }
 
 /// How the machine comes to life.
@@ -84,6 +124,16 @@ pub enum Start<'a> {
 }
 
 impl<'a> Start<'a> {
+    /// The memory that QEMU opens.
+    pub(crate) fn memory(&self) -> Option<BorrowedFd<'a>> {
+        match self {
+            Start::Boot => None,
+            Start::BootToFreeze { memory }
+            | Start::Restore { memory, .. }
+            | Start::RestoreToFreeze { memory, .. } => Some(*memory),
+        }
+    }
+
     /// The state that the machine goes on from.
     pub(crate) fn state(&self) -> Option<BorrowedFd<'a>> {
         match self {
@@ -93,29 +143,20 @@ impl<'a> Start<'a> {
     }
 }
 
-/// A path that cannot be handed to QEMU.
-#[derive(Debug, thiserror::Error)]
-#[error("`{}` is not UTF-8; QEMU takes no other paths", path.display())]
-pub struct PathError {
-    /// The path.
-    pub path: PathBuf,
-}
-
 /// QEMU's command line. All starts of one shape have the same devices in the same order, because a frozen
 /// state fits no others.
-///
-/// # Errors
-/// Fails when a path is not UTF-8.
 pub fn command_line(
     spec: &MachineSpec,
     start: Start<'_>,
     sockets: Sockets<'_>,
-) -> Result<CommandLine, PathError> {
+    files: Files<'_>,
+    features: Features,
+) -> CommandLine {
     let mut line = CommandLine::new();
     let accel = if spec.kvm { Accel::Kvm } else { Accel::Tcg };
-    let memory_backend = add_memory(&mut line, spec, start);
+    let memory_backend = add_memory(&mut line, spec, start, features);
     line.machine(&Microvm { accel, memory_backend })
-        .switch("-cpu", if spec.kvm { "host" } else { EMULATED_CPU })
+        .switch("-cpu", if spec.kvm { HARDWARE_CPU } else { EMULATED_CPU })
         .switch("-m", spec.memory_mib.to_string())
         .switch("-smp", spec.cpu_count.to_string())
         .flag("-nodefaults")
@@ -123,8 +164,8 @@ pub fn command_line(
         .flag("-nographic")
         .flag("-no-reboot")
         .switch("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-        .switch("-kernel", &spec.kernel)
-        .switch("-initrd", &spec.initramfs)
+        .switch("-kernel", own_descriptor(files.kernel))
+        .switch("-initrd", own_descriptor(files.initramfs))
         .switch("-append", KERNEL_COMMAND_LINE)
         .chardev_fd("console", sockets.console)
         .switch("-serial", "chardev:console")
@@ -135,56 +176,85 @@ pub fn command_line(
         .device(&json!({ "driver": "virtserialport", "bus": "serial0.0", "chardev": "control", "name": PORT_NAME }))
         .device(&json!({ "driver": "virtio-rng-device" }))
         .device(&json!({ "driver": "virtio-scsi-device", "id": "scsi0" }));
-    add_disk(&mut line, spec, start)?;
+    add_files(&mut line, files);
+    add_disk(&mut line, spec, start);
     if let Some(network) = sockets.network {
         line.netdev_stream_fd(NETDEV, network)
             .device(&json!({ "driver": "virtio-net-device", "netdev": NETDEV }));
     }
     // A frozen state has every device that was there: these come afterwards, and at each start anew.
     if matches!(start, Start::Boot | Start::Restore { .. }) {
-        for (node, device) in extra_disks(spec)? {
+        for (node, device) in extra_disks(spec) {
             line.blockdev(&node).device(&device);
         }
     }
-    Ok(line)
+    line
+}
+
+/// Hands over what block nodes are opened from, now or later through the monitor.
+fn add_files(line: &mut CommandLine, files: Files<'_>) {
+    if let Some((overlay, base)) = files.root {
+        line.add_fd(OVERLAY_SET, overlay).add_fd(BASE_SET, base);
+    }
+    for (set, file) in (EXTRA_SETS..).map(FdSet).zip(files.extra) {
+        line.add_fd(set, *file);
+    }
+}
+
+/// Name of a descriptor for a process that has it.
+fn own_descriptor(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
 /// Memory in a file for a guest that is or will be frozen; gives the backend's id.
-fn add_memory(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> Option<String> {
+fn add_memory(
+    line: &mut CommandLine,
+    spec: &MachineSpec,
+    start: Start<'_>,
+    features: Features,
+) -> Option<String> {
     let (memory, share) = match start {
         Start::Boot => return None,
         Start::BootToFreeze { memory } => (memory, true),
         Start::Restore { memory, .. } => (memory, false),
         Start::RestoreToFreeze { memory, .. } => (memory, true),
     };
-    if start.state().is_some() {
+    if let Some(state) = start.state() {
         // The monitor says first that memory is not part of the state, then where the state is.
         line.switch("-incoming", "defer");
+        if features.file_migration {
+            line.add_fd(STATE_SET, state);
+        }
     }
-    line.object(&json!({
+    let mut backend = json!({
         "qom-type": "memory-backend-file",
         "id": "mem",
         "size": u64::from(spec.memory_mib) * 1024 * 1024,
-        "mem-path": format!("/proc/self/fd/{}", memory.as_raw_fd()),
+        "mem-path": own_descriptor(memory),
         "share": share,
         "dump": false,
-    }));
+    });
+    if features.read_only_memory && !share {
+        // The guest writes to its memory all the same: `rom` is about that, `readonly` about the file.
+        backend["readonly"] = json!(true);
+        backend["rom"] = json!("off");
+    }
+    line.object(&backend);
     Some("mem".to_owned())
 }
 
 /// A machine that is to be frozen has a placeholder where its disk will be: the kernel looks at a disk while it
 /// boots, and what it has seen is in the template.
-fn add_disk(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> Result<(), PathError> {
+fn add_disk(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) {
     let node = match start {
         Start::BootToFreeze { .. } => {
             let nothing = json!({ "driver": "null-co", "size": PLACEHOLDER_BYTES, "read-zeroes": true });
             root_node(&nothing)
         }
-        Start::Boot | Start::Restore { .. } | Start::RestoreToFreeze { .. } => match disk_node(spec, "root")?
-        {
-            Some(node) => node,
-            None => json!({ "driver": "null-co", "node-name": "root", "size": PLACEHOLDER_BYTES }),
-        },
+        Start::Boot | Start::Restore { .. } | Start::RestoreToFreeze { .. } => disk_node(spec, "root")
+            .unwrap_or_else(
+                || json!({ "driver": "null-co", "node-name": "root", "size": PLACEHOLDER_BYTES }),
+            ),
     };
     line.blockdev(&node);
     // A full host disk stops the machine (and the supervisor hears of it), any other error is the guest's.
@@ -192,7 +262,6 @@ fn add_disk(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) -> Res
         "driver": "scsi-hd", "drive": "root", "bus": "scsi0.0",
         "scsi-id": ROOT_SCSI_TARGET, "lun": 0, "werror": "enospc", "rerror": "report",
     }));
-    Ok(())
 }
 
 /// The block node that the guest's disk is while it is a placeholder: it passes everything on to what is under it,
@@ -202,50 +271,37 @@ fn root_node(under: &Value) -> Value {
 }
 
 /// What the monitor is told to put the machine's disk in the place of the placeholder; nothing if it has none.
-///
-/// # Errors
-/// Fails when a path is not UTF-8.
-pub(crate) fn insert_disk(spec: &MachineSpec) -> Result<Vec<(&'static str, Value)>, PathError> {
-    let Some(disk) = disk_node(spec, "disk")? else { return Ok(Vec::new()) };
+pub(crate) fn insert_disk(spec: &MachineSpec) -> Vec<(&'static str, Value)> {
+    let Some(disk) = disk_node(spec, "disk") else { return Vec::new() };
     let reopened = json!({ "options": [root_node(&json!("disk"))] });
-    Ok(vec![("blockdev-add", disk), ("blockdev-reopen", reopened)])
+    vec![("blockdev-add", disk), ("blockdev-reopen", reopened)]
 }
 
 /// What the monitor is told to add the disks beside the root disk to a machine that was frozen without them.
-///
-/// # Errors
-/// Fails when a path is not UTF-8.
-pub(crate) fn add_extra_disks(spec: &MachineSpec) -> Result<Vec<(&'static str, Value)>, PathError> {
-    let disks = extra_disks(spec)?.into_iter();
-    Ok(disks.flat_map(|(node, device)| [("blockdev-add", node), ("device_add", device)]).collect())
+pub(crate) fn add_extra_disks(spec: &MachineSpec) -> Vec<(&'static str, Value)> {
+    extra_disks(spec).flat_map(|(node, device)| [("blockdev-add", node), ("device_add", device)]).collect()
 }
 
 /// The disks beside the root disk: block node and device of each.
-fn extra_disks(spec: &MachineSpec) -> Result<Vec<(Value, Value)>, PathError> {
-    let targets = EXTRA_SCSI_TARGET..=u8::MAX;
-    let disks = targets.zip(&spec.extra_disks).map(|(target, disk)| {
-        let node =
-            if disk.read_only { raw_file_read_only(&disk.path) } else { raw_file_writable(&disk.path) };
-        let mut node = node.ok_or_else(|| PathError { path: disk.path.clone() })?;
+fn extra_disks(spec: &MachineSpec) -> impl Iterator<Item = (Value, Value)> {
+    let targets = (EXTRA_SETS..).map(FdSet).zip(EXTRA_SCSI_TARGET..=u8::MAX);
+    targets.zip(&spec.extra_disks).map(|((set, target), disk)| {
+        let mut node = if disk.read_only { raw_file_read_only(set) } else { raw_file_writable(set) };
         let name = format!("extra{target}");
         node["node-name"] = json!(name);
         let device = json!({
             "driver": "scsi-hd", "drive": name, "id": format!("disk{target}"), "bus": "scsi0.0",
             "scsi-id": target, "lun": 0, "werror": "enospc", "rerror": "report",
         });
-        Ok((node, device))
-    });
-    disks.collect()
+        (node, device)
+    })
 }
 
 /// The machine's disk as a block node, if it has one.
-fn disk_node(spec: &MachineSpec, node_name: &str) -> Result<Option<Value>, PathError> {
-    let Some(disk) = &spec.disk else { return Ok(None) };
+fn disk_node(spec: &MachineSpec, node_name: &str) -> Option<Value> {
+    let disk = spec.disk.as_ref()?;
     let durability = if disk.keep { Durability::Kept } else { Durability::Scratch };
-    let not_utf8 = |path: &PathBuf| PathError { path: path.clone() };
-    let base = raw_file_read_only(&disk.base).ok_or_else(|| not_utf8(&disk.base))?;
-    let node = qcow2_overlay(node_name, &disk.overlay, base, durability);
-    Ok(Some(node.ok_or_else(|| not_utf8(&disk.overlay))?))
+    Some(qcow2_overlay(node_name, OVERLAY_SET, raw_file_read_only(BASE_SET), durability))
 }
 
 #[cfg(test)]
@@ -273,12 +329,42 @@ mod tests {
         }
     }
 
+    /// The command line of a machine whose sockets and files are all one descriptor.
+    fn words_of(spec: &MachineSpec, start: Start<'_>, fd: BorrowedFd<'_>, with_network: bool) -> Vec<String> {
+        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: with_network.then_some(fd) };
+        let extra = vec![fd; spec.extra_disks.len()];
+        let root = spec.disk.as_ref().map(|_| (fd, fd));
+        let files = Files { kernel: fd, initramfs: fd, root, extra: &extra };
+        let line = command_line(spec, start, sockets, files, Features::default());
+        line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect()
+    }
+
     fn words(spec: &MachineSpec, with_network: bool) -> Vec<String> {
         let null = std::fs::File::open("/dev/null").unwrap();
-        let fd = null.as_fd();
-        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: with_network.then_some(fd) };
-        let line = command_line(spec, Start::Boot, sockets).unwrap();
-        line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect()
+        words_of(spec, Start::Boot, null.as_fd(), with_network)
+    }
+
+    /// The JSON argument that contains this text.
+    fn json_of(words: &[String], text: &str) -> Value {
+        let word = words.iter().find(|word| word.contains(text)).unwrap();
+        serde_json::from_str(word).unwrap()
+    }
+
+    #[test]
+    fn no_file_has_a_path() {
+        for network in [false, true] {
+            let words = words(&spec(), network);
+            let is_path = |word: &&String| ["/w/", "/i/", "/g/"].iter().any(|dir| word.contains(dir));
+            assert_eq!(words.iter().find(is_path), None, "{words:?}");
+            assert_eq!(words.iter().filter(|word| *word == "-add-fd").count(), 2);
+        }
+    }
+
+    #[test]
+    fn a_guest_sees_no_virtualisation_and_no_counters_of_the_host() {
+        let words = words(&MachineSpec { kvm: true, ..spec() }, false);
+        let cpu = words.iter().position(|word| word == "-cpu").unwrap();
+        assert_eq!(words[cpu + 1], "host,svm=off,vmx=off,pmu=off");
     }
 
     #[test]
@@ -298,10 +384,8 @@ mod tests {
     fn every_start_has_the_same_devices_in_the_same_order() {
         let null = std::fs::File::open("/dev/null").unwrap();
         let fd = null.as_fd();
-        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: Some(fd) };
         let devices = |spec: &MachineSpec, start| {
-            let line = command_line(spec, start, sockets).unwrap();
-            let words: Vec<_> = line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect();
+            let words = words_of(spec, start, fd, true);
             let device = |pair: &[String]| (pair[0] == "-device").then(|| pair[1].clone());
             words.windows(2).filter_map(device).collect::<Vec<_>>()
         };
@@ -316,48 +400,38 @@ mod tests {
     #[test]
     fn a_machine_that_is_to_be_frozen_sees_its_disk_only_afterwards() {
         let null = std::fs::File::open("/dev/null").unwrap();
-        let fd = null.as_fd();
-        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: None };
-        let line = command_line(&spec(), Start::BootToFreeze { memory: fd }, sockets).unwrap();
-        let words: Vec<_> = line.args().iter().map(|arg| arg.to_str().unwrap()).collect();
-        assert!(!words.iter().any(|word| word.contains("/w/") || word.contains("/i/")), "{words:?}");
-        let inserted = insert_disk(&spec()).unwrap();
-        assert_eq!(inserted[0].1["file"]["filename"], "/w/disk.qcow2");
-        assert_eq!(inserted[0].1["backing"]["file"]["filename"], "/i/base.ext4");
+        let words = words_of(&spec(), Start::BootToFreeze { memory: null.as_fd() }, null.as_fd(), false);
+        let opened = |word: &&String| word.contains("\"/dev/fdset/");
+        assert_eq!(words.iter().find(opened), None, "{words:?}");
+        let inserted = insert_disk(&spec());
+        assert_eq!(inserted[0].1["file"]["filename"], "/dev/fdset/0");
+        assert_eq!(inserted[0].1["backing"]["file"]["filename"], "/dev/fdset/1");
         assert_eq!(inserted[1].1["options"][0]["file"], inserted[0].1["node-name"]);
-        assert!(insert_disk(&MachineSpec { disk: None, ..spec() }).unwrap().is_empty());
+        assert!(insert_disk(&MachineSpec { disk: None, ..spec() }).is_empty());
     }
 
     #[test]
     fn further_disks_come_last_and_never_into_a_template() {
         let null = std::fs::File::open("/dev/null").unwrap();
         let fd = null.as_fd();
-        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: None };
         let disk = |path: &str, read_only| ExtraDisk { path: path.into(), read_only, claim: Claim::None };
         let spec =
             MachineSpec { extra_disks: vec![disk("/i/other", true), disk("/v/data", false)], ..spec() };
-        let words = |start| {
-            let line = command_line(&spec, start, sockets).unwrap();
-            line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect::<Vec<_>>()
-        };
+        let words = |start| words_of(&spec, start, fd, false);
         for start in [Start::Boot, Start::Restore { memory: fd, state: fd }] {
             let words = words(start);
-            let of = |text: &str| {
-                let word = words.iter().find(|word| word.contains(text)).unwrap();
-                serde_json::from_str::<Value>(word).unwrap()
-            };
-            let base = of("/i/other");
+            let (base, data) = (json_of(&words, "/dev/fdset/16"), json_of(&words, "/dev/fdset/17"));
             assert_eq!((&base["read-only"], &base["file"]["read-only"]), (&json!(true), &json!(true)));
-            assert_eq!(of("/v/data")["read-only"], Value::Null);
-            assert_eq!(of("\"disk2\"")["scsi-id"], 2);
+            assert_eq!(data["read-only"], Value::Null);
+            assert_eq!(json_of(&words, "\"disk2\"")["scsi-id"], 2);
             assert!(words.last().unwrap().contains("disk2"), "{words:?}");
         }
         for start in [Start::BootToFreeze { memory: fd }, Start::RestoreToFreeze { memory: fd, state: fd }] {
             let frozen = words(start);
             let has = |text: &str| frozen.iter().any(|word| word.contains(text));
-            assert!(!has("/i/other") && !has("disk1"), "{frozen:?}");
+            assert!(!has("/dev/fdset/16") && !has("disk1"), "{frozen:?}");
         }
-        let added = add_extra_disks(&spec).unwrap();
+        let added = add_extra_disks(&spec);
         let names: Vec<_> = added.iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["blockdev-add", "device_add", "blockdev-add", "device_add"]);
         assert_eq!(added[1].1["drive"], added[0].1["node-name"]);
@@ -367,22 +441,36 @@ mod tests {
     fn a_restored_machine_maps_its_memory_privately() {
         let null = std::fs::File::open("/dev/null").unwrap();
         let fd = null.as_fd();
-        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: None };
-        let line = command_line(&spec(), Start::Restore { memory: fd, state: fd }, sockets).unwrap();
-        let object =
-            line.args().iter().find_map(|arg| arg.to_str().filter(|arg| arg.contains("memory-backend-file")));
-        let object: serde_json::Value = serde_json::from_str(object.unwrap()).unwrap();
+        let words = words_of(&spec(), Start::Restore { memory: fd, state: fd }, fd, false);
+        let object = json_of(&words, "memory-backend-file");
         assert_eq!(object["share"], false);
+    }
+
+    #[test]
+    fn the_memory_of_a_template_is_opened_for_reading_where_qemu_can() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let fd = null.as_fd();
+        let sockets = Sockets { console: fd, monitor: fd, control: fd, network: None };
+        let files = Files { kernel: fd, initramfs: fd, root: Some((fd, fd)), extra: &[] };
+        let features = Features { read_only_memory: true, file_migration: true };
+        let words = |start| {
+            let line = command_line(&spec(), start, sockets, files, features);
+            line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let restored = words(Start::Restore { memory: fd, state: fd });
+        let memory = json_of(&restored, "memory-backend-file");
+        assert_eq!((&memory["readonly"], &memory["rom"]), (&json!(true), &json!("off")));
+        assert!(restored.iter().any(|word| word.ends_with(",set=2")), "{restored:?}");
+        // What is to be frozen again is written to.
+        for start in [Start::BootToFreeze { memory: fd }, Start::RestoreToFreeze { memory: fd, state: fd }] {
+            assert_eq!(json_of(&words(start), "memory-backend-file")["readonly"], Value::Null);
+        }
     }
 
     #[test]
     fn the_base_disk_is_never_writable() {
         let words = words(&spec(), false);
-        let blockdev: serde_json::Value = words
-            .iter()
-            .find(|word| word.contains("qcow2"))
-            .map(|word| serde_json::from_str(word).unwrap())
-            .unwrap();
+        let blockdev = json_of(&words, "qcow2");
         assert_eq!(blockdev["backing"]["file"]["read-only"], true);
     }
 }

@@ -1,7 +1,7 @@
 //! A workspace's disk: an empty qcow2 overlay on the image's base disk.
 
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use imago::FormatCreateBuilder;
@@ -9,6 +9,9 @@ use imago::file::File;
 use imago::format::PreallocateMode;
 use imago::format::drivers::FormatDriverInstance;
 use imago::qcow2::Qcow2;
+
+/// Features that say how the last use ended: dirty (bit 0) and corrupt (bit 1).
+const TOLERATED_FEATURES: u64 = 0b11;
 
 /// Why an overlay could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +57,27 @@ fn grow(path: &Path, size_bytes: u64) -> io::Result<()> {
     overlay.sync()
 }
 
+/// Checks that an overlay's header asks QEMU for nothing that [`create_overlay`] does not write. A QEMU that was taken over
+/// could have written into it that the data is in another file, which the next QEMU would then open.
+///
+/// # Errors
+/// Fails when it cannot be read, is not a qcow2 file of version 3, or has other features.
+///
+/// # Source
+/// QEMU's `docs/interop/qcow2.txt`: version at byte 4, incompatible features at bytes 72 to 79.
+pub(crate) fn check_features(overlay: &std::fs::File) -> io::Result<()> {
+    let mut header = [0; 80];
+    overlay.read_exact_at(&mut header, 0)?;
+    if !header.starts_with(b"QFI\xfb\0\0\0\x03") {
+        return Err(io::Error::other("it is not a qcow2 file of version 3"));
+    }
+    let features = header[72..].iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
+    match features & !TOLERATED_FEATURES {
+        0 => Ok(()),
+        found => Err(io::Error::other(format!("its header has features that are never written: {found:#x}"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +111,21 @@ mod tests {
         assert!(grow_overlay(&dir.path().join("none"), 1 << 30).is_err());
         std::fs::write(&path, b"no qcow2").unwrap();
         assert!(grow_overlay(&path, 1 << 30).is_err());
+    }
+
+    #[test]
+    fn an_overlay_that_names_another_file_for_its_data_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.qcow2");
+        create_overlay(&path, Path::new("/base.ext4"), 1 << 30).unwrap();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        check_features(&file).unwrap();
+        // Byte 79 has bits 0 to 7.
+        for (bits, is_fine) in [(0b001, true), (0b010, true), (0b100, false), (0b1_0000, false)] {
+            file.write_at(&[bits], 79).unwrap();
+            assert_eq!(check_features(&file).is_ok(), is_fine, "{bits:#b}");
+        }
+        std::fs::write(&path, b"QFI\xfb\0\0\0\x02").unwrap();
+        assert!(check_features(&file).is_err());
     }
 }

@@ -8,19 +8,22 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::Path;
 use std::process::Stdio;
 
-use landlock::RulesetCreated;
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::getpid;
 use tokio::process::{Child, Command};
+
+use crate::descriptors::close_on_exec;
+use crate::jail::{Jail, die_with};
 
 /// A program to start.
 pub(crate) struct Program<'a> {
     pub(crate) path: &'a Path,
+    /// Its arguments; a jail has them already.
     pub(crate) args: &'a [OsString],
-    /// Descriptors that it inherits under the same numbers; all others are closed by `O_CLOEXEC`.
+    /// Descriptors that it inherits under the same numbers; all others are closed.
     pub(crate) inherit: &'a [BorrowedFd<'a>],
-    /// Restrictions that it enters before its first instruction.
-    pub(crate) jail: Option<RulesetCreated>,
+    /// What it enters before its first instruction.
+    pub(crate) jail: Option<Jail>,
 }
 
 /// Starts the program with an empty environment, no standard input, and stdout and stderr into one pipe.
@@ -42,21 +45,15 @@ pub(crate) fn spawn(program: Program<'_>) -> io::Result<Child> {
     // until `spawn` returns.
     unsafe {
         command.pre_exec(move || {
-            die_with(parent)?;
+            close_on_exec()?;
             for fd in &inherit {
                 fcntl_setfd(BorrowedFd::borrow_raw(*fd), FdFlags::empty())?;
             }
             match jail.take() {
-                Some(jail) => jail.restrict_self().map(drop).map_err(io::Error::other),
-                None => Ok(()),
+                Some(jail) => Err(jail.enter_and_execute(parent)),
+                None => die_with(parent),
             }
         });
     }
     command.spawn()
-}
-
-/// Asks the kernel to kill us when the parent dies; it may have died before we asked.
-fn die_with(parent: Pid) -> io::Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL))?;
-    if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }
 }

@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_proto::{GENERATION, SHUT_DOWN_REST, read_secret_message, write_message};
+use microagent_qemu::features::Features;
 use microagent_store::{
     Failure, FailureKind, Lock, LockError, ProcessId, State, StateDir, WorkspaceDir, WorkspaceRecord,
     WriteError,
@@ -39,6 +40,7 @@ use tokio::time::timeout;
 
 use crate::bounded_log::BoundedLog;
 use crate::core_dump::never_dump_core;
+use crate::descriptors::close_inherited;
 use crate::lifecycle::{Event, Lifecycle, MachineTraits};
 use crate::spec::{
     DiskStamp, Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, StartMode, SupervisorSpec, Timeline, Work,
@@ -106,6 +108,8 @@ type Shared<T> = Rc<RefCell<T>>;
 /// Runs this process as a supervisor: standard input is the socket to the caller. Gives the exit code,
 /// which only a log reader sees.
 pub fn supervise() -> i32 {
+    // A lock or pipe that the caller's caller left open is not for this process and what it starts.
+    close_inherited();
     // Before anything of the caller's is in memory. QEMU and passt inherit the limit.
     never_dump_core();
     // A session of its own: Ctrl-C at the caller's terminal is the caller's to handle.
@@ -219,6 +223,8 @@ struct Driver {
     caller_gone: bool,
     /// Its disks beside the root disk.
     claims: Claims,
+    /// What QEMU can do.
+    features: Features,
     _lock: Lock,
 }
 
@@ -284,6 +290,7 @@ impl Driver {
             timed_out: false,
             caller_gone: false,
             claims,
+            features: Features::default(),
             _lock: lock,
         };
         if let Some(record) = &mut driver.record {

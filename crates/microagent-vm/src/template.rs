@@ -37,10 +37,11 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use crate::jail::{Account, FileAccess};
 use crate::spec::MachineSpec;
-use copy::copy_file;
-use shape::FileIdentity;
 
+pub(crate) use copy::copy_file;
+pub(crate) use shape::FileIdentity;
 pub use shape::{MountedImage, Shape};
 
 /// Most templates that are kept: a shape or an image in a shape, and people use few at a time.
@@ -212,14 +213,19 @@ impl Freezer {
         self.shape.image.is_some()
     }
 
-    /// Where the device state goes.
+    /// Where the device state goes; only for writing, as QEMU opens it.
     pub(crate) fn state_file(&self) -> io::Result<OwnedFd> {
-        Ok(self.create("state")?.into())
+        let path = self.dir.path().join("state");
+        Ok(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.into())
     }
 
     /// Copies the memory of the stopped guest, and what it has written to the overlay if it is of a mounted image.
     pub(crate) fn copy(&self, machine: &MachineSpec) -> io::Result<()> {
-        copy_file(&self.memory, &self.create("ram")?)?;
+        let ram = self.create("ram")?;
+        if let Ok(account) = Account::choose(&machine.qemu, machine.kvm) {
+            account.admit(&ram, FileAccess::ReadWrite)?;
+        }
+        copy_file(&self.memory, &ram)?;
         match &machine.disk {
             Some(disk) if self.wants_mount() => {
                 let overlay = File::open(&disk.overlay)?;

@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use std::fs;
 
-use microagent_tests::{Home, User, listing};
+use microagent_tests::{Home, User, listing, user};
 
 use super::support::{
     MISSING, QUICK, home, is_cold, is_mounted, is_warm, listed, only_image_template, only_template, printed,
@@ -72,7 +72,7 @@ fn a_template_belongs_to_its_user_alone() {
     for (template, files) in [(only_template(&home), 3), (only_image_template(&home), 4)] {
         assert_eq!(mode(&template), 0o700);
         for name in ["ram", "state", "manifest.json", "disk.qcow2"].iter().take(files) {
-            assert_eq!(mode(&template.join(name)), 0o600, "{name}");
+            assert!(user::is_closed_to_others(&template.join(name)), "{name}");
         }
         let found = fs::read_dir(&template).unwrap().map(|entry| entry.unwrap().file_name());
         assert_eq!(found.filter(|name| name != "disk.qcow2").count(), 3);

@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use microagent_store::{Failure, FailureKind, State};
+use microagent_store::{Failure, State};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
@@ -20,6 +20,8 @@ use super::machine::Machine;
 use super::plan::Plan;
 use super::worker::{Freeze, Worker, WorkerContext};
 use super::{Driver, QUEUE, full_or_boot, write_failure};
+use crate::features::features_of;
+use crate::handed::admit_guest_files;
 use crate::lifecycle::{Effect, Event, Phase};
 use crate::machine::{add_extra_disks, insert_disk};
 use crate::spec::{Outcome, Report};
@@ -58,6 +60,8 @@ impl Driver {
     /// Runs machines until one has ended for good: the first may fail to be restored from a template.
     pub(super) async fn run_machines(&mut self, tether: OwnedReadHalf) -> Result<Outcome, Failure> {
         let mut cancelled = pin!(caller_gone(tether));
+        admit_guest_files(&self.spec.machine, &self.state);
+        self.features = features_of(&self.spec.machine.qemu, &self.state).await;
         let mut plan = Plan::choose(&self.spec, &self.state);
         loop {
             let mut running = self.start(plan).await?;
@@ -87,13 +91,14 @@ impl Driver {
                 .map_err(|e| full_or_boot(&e, "the disk of the template"))?;
         }
         let console = Rc::clone(&self.console);
+        let (claimed, features) = (self.claims.files(), self.features);
         let mut machine =
-            Machine::start(&self.spec, &plan, self.claims.files(), &self.dir, console, &events).await?;
+            Machine::start(&self.spec, &plan, claimed, features, &self.dir, console, &events).await?;
         self.start = plan.mode();
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
         self.record_machine(&machine).await?;
 
-        let add_disks = self.disks_to_add(&plan)?;
+        let add_disks = self.disks_to_add(&plan);
         let (template, freezer) = match plan {
             Plan::Warm(template) => (Some(template), None),
             Plan::WarmToFreeze(template, freezer) => (Some(template), Some(freezer)),
@@ -154,14 +159,13 @@ impl Driver {
     }
 
     /// What the monitor is told to give a machine that was frozen on the way its disks.
-    fn disks_to_add(&self, plan: &Plan) -> Result<Vec<(&'static str, serde_json::Value)>, Failure> {
+    fn disks_to_add(&self, plan: &Plan) -> Vec<(&'static str, serde_json::Value)> {
         let root = match plan {
             // It has its root disk already.
-            Plan::Warm(_) | Plan::WarmToFreeze(..) => Ok(Vec::new()),
+            Plan::Warm(_) | Plan::WarmToFreeze(..) => Vec::new(),
             Plan::Freeze(..) | Plan::Cold(_) => insert_disk(&self.spec.machine),
         };
-        root.and_then(|root| Ok([root, add_extra_disks(&self.spec.machine)?].concat()))
-            .map_err(|e| Failure { kind: FailureKind::Boot, message: e.to_string() })
+        [root, add_extra_disks(&self.spec.machine)].concat()
     }
 
     /// Takes events one by one until the machine has ended or must be replaced.

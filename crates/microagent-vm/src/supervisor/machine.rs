@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
+use microagent_qemu::features::Features;
 use microagent_qemu::qmp::{Qmp, QmpError};
 use microagent_store::{Failure, FailureKind, Link, ProcessId, WorkspaceDir};
 use serde_json::{Value, json};
@@ -24,9 +25,10 @@ use super::network::Network;
 use super::plan::Plan;
 use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
 use crate::bounded_log::BoundedLog;
-use crate::jail;
+use crate::handed::{Handed, MachineFiles, open_again};
+use crate::jail::{Account, FileAccess, Jail, Jailed};
 use crate::lifecycle::{Event, MachineExit};
-use crate::machine::{NETDEV, Sockets, Start, command_line};
+use crate::machine::{FREEZE_SET, NETDEV, STATE_SET, Sockets, command_line};
 use crate::spawn::{Program, spawn};
 use crate::spec::SupervisorSpec;
 
@@ -68,6 +70,7 @@ impl Machine {
         spec: &SupervisorSpec,
         plan: &Plan,
         files: &[File],
+        features: Features,
         dir: &WorkspaceDir,
         console: Shared<BoundedLog>,
         events: &mpsc::Sender<Event>,
@@ -85,7 +88,7 @@ impl Machine {
             None => None,
         };
         let theirs = device.as_ref().map(|(_, theirs)| theirs.as_fd());
-        let (mut qemu, sockets) = start_qemu(spec, plan, theirs, files).map_err(cannot_start)?;
+        let (mut qemu, sockets) = start_qemu(spec, plan, theirs, files, features).map_err(cannot_start)?;
         if let (Some(network), Some(passt), Some((ours, _))) = (&mut network, &spec.passt, device) {
             network.filter(passt, ours.into(), dir)?;
         }
@@ -96,8 +99,8 @@ impl Machine {
         let (shown, keys) = sockets.console.into_split();
         spawn_local(copy_to_log(shown, Rc::clone(&console)));
         let (commands, commanded) = mpsc::channel(1);
-        let state = plan.start().state().map(|state| state.as_raw_fd());
-        spawn_local(hold_monitor(sockets.monitor, state, events.clone(), commanded));
+        let qemu_words = (sockets.state, features);
+        spawn_local(hold_monitor(sockets.monitor, qemu_words, events.clone(), commanded));
         let monitor = Monitor { commands };
         let (control, keys) = (Some(sockets.control), Some(keys));
         Ok(Machine { qemu, network, control, keys, monitor, words, console, vmm_log })
@@ -220,13 +223,16 @@ struct OurEnds {
     console: UnixStream,
     monitor: UnixStream,
     control: UnixStream,
+    /// Where the state is that it goes on from, in QEMU's words.
+    state: Option<String>,
 }
 
 fn start_qemu(
     spec: &SupervisorSpec,
     plan: &Plan,
     network: Option<BorrowedFd<'_>>,
-    files: &[File],
+    claimed: &[File],
+    features: Features,
 ) -> io::Result<(Child, OurEnds)> {
     let (console, qemu_console) = pair()?;
     let (monitor, qemu_monitor) = pair()?;
@@ -239,25 +245,36 @@ fn start_qemu(
     };
     let mut inherit = vec![sockets.console, sockets.monitor, sockets.control];
     inherit.extend(sockets.network);
-    let start = plan.start();
+    let account = Account::choose(&spec.machine.qemu, spec.machine.kvm).ok();
+    let files = MachineFiles::open(&spec.machine, claimed, account.as_ref())?;
+    let access = if features.read_only_memory { FileAccess::Read } else { FileAccess::ReadWrite };
+    let memory = plan.template().map(|ram| Handed::memory(ram, access, account.as_ref())).transpose()?;
+    // Sets are searched for a descriptor with the access that is asked for.
+    let state = plan.state().map(|state| open_again(state, FileAccess::Read)).transpose()?;
+    let start = plan.start(memory.as_ref().map(Handed::fd), state.as_ref().map(AsFd::as_fd));
+    let extra = files.extra();
+    let names = files.names(&extra);
+    inherit.extend(names.all());
     inherit.extend(start.state());
-    let jail = match start {
-        Start::Boot => jail::rules(&spec.machine, None, files),
-        // Memory that is no file of the file system needs no rule.
-        Start::BootToFreeze { memory } | Start::RestoreToFreeze { memory, .. } => {
-            inherit.push(memory);
-            jail::rules(&spec.machine, None, files)
-        }
-        Start::Restore { memory, .. } => {
-            inherit.push(memory);
-            jail::rules(&spec.machine, Some(memory), files)
-        }
-    }
-    .map_err(io::Error::other)?;
-    let line = command_line(&spec.machine, start, sockets).map_err(io::Error::other)?;
-    let child =
-        spawn(Program { path: &spec.machine.qemu, args: line.args(), inherit: &inherit, jail: Some(jail) })?;
-    Ok((child, OurEnds { console, monitor, control }))
+    inherit.extend(start.memory());
+    let line = command_line(&spec.machine, start, sockets, names, features);
+    let mut reopened = files.reopened();
+    reopened.extend(memory.as_ref().and_then(Handed::reopened));
+    let jailed = Jailed {
+        qemu: &spec.machine.qemu,
+        kvm: spec.machine.kvm,
+        account: account.as_ref(),
+        state_dir: &spec.state_dir,
+        reopened: &reopened,
+    };
+    let jail = Jail::prepare(jailed, line.args()).map_err(io::Error::other)?;
+    let program = jail.program();
+    let child = spawn(Program { path: &program, args: line.args(), inherit: &inherit, jail: Some(jail) })?;
+    let state = start.state().map(|state| match features.file_migration {
+        true => format!("file:{}", STATE_SET.filename()),
+        false => format!("fd:{}", state.as_raw_fd()),
+    });
+    Ok((child, OurEnds { console, monitor, control, state }))
 }
 
 fn pair() -> io::Result<(UnixStream, OwnedFd)> {
@@ -323,13 +340,13 @@ impl Monitor {
 /// watches for the one event that the guest cannot tell of itself, a full disk of the host.
 async fn hold_monitor(
     monitor: UnixStream,
-    state: Option<RawFd>,
+    (state, features): (Option<String>, Features),
     events: mpsc::Sender<Event>,
     mut commands: mpsc::Receiver<MonitorCommand>,
 ) {
     let Ok(mut qmp) = Qmp::negotiate(monitor).await else { return };
     if let Some(state) = state
-        && let Err(error) = restore(&mut qmp, state).await
+        && let Err(error) = restore(&mut qmp, &state).await
     {
         let _ = events.send(Event::GuestFailed(error.to_string())).await;
     }
@@ -341,7 +358,7 @@ async fn hold_monitor(
                     return;
                 }
                 // Whoever commanded may have given up meanwhile.
-                Some(MonitorCommand::Freeze(state, reply)) => drop(reply.send(freeze(&mut qmp, state).await)),
+                Some(MonitorCommand::Freeze(state, reply)) => drop(reply.send(freeze(&mut qmp, state, features).await)),
                 Some(MonitorCommand::Execute(commands, reply)) => drop(reply.send(execute(&mut qmp, commands).await)),
                 Some(MonitorCommand::Continue(reply)) => drop(reply.send(qmp.execute("cont", json!({})).await.map(drop))),
                 None => return,
@@ -359,9 +376,9 @@ async fn hold_monitor(
 }
 
 /// Loads the state from a descriptor that QEMU inherited; the guest runs when it is loaded.
-async fn restore(qmp: &mut Qmp, state: RawFd) -> Result<(), QmpError> {
+async fn restore(qmp: &mut Qmp, state: &str) -> Result<(), QmpError> {
     leave_memory_out(qmp).await?;
-    qmp.execute("migrate-incoming", json!({ "uri": format!("fd:{state}") })).await.map(drop)
+    qmp.execute("migrate-incoming", json!({ "uri": state })).await.map(drop)
 }
 
 async fn execute(qmp: &mut Qmp, commands: Vec<(&'static str, Value)>) -> Result<(), QmpError> {
@@ -379,11 +396,20 @@ async fn leave_memory_out(qmp: &mut Qmp) -> Result<(), QmpError> {
 
 /// Writes everything but its shared memory. QEMU stops the guest for the end of it; a guest that was
 /// stopped before would come back stopped.
-async fn freeze(qmp: &mut Qmp, state: OwnedFd) -> Result<(), QmpError> {
+async fn freeze(qmp: &mut Qmp, state: OwnedFd, features: Features) -> Result<(), QmpError> {
     leave_memory_out(qmp).await?;
-    qmp.getfd("state", state.as_fd()).await?;
+    let uri = match features.file_migration {
+        true => {
+            qmp.add_fd(FREEZE_SET, state.as_fd()).await?;
+            format!("file:{}", FREEZE_SET.filename())
+        }
+        false => {
+            qmp.getfd("state", state.as_fd()).await?;
+            "fd:state".to_owned()
+        }
+    };
     qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": FREEZE_BANDWIDTH })).await?;
-    qmp.execute("migrate", json!({ "uri": "fd:state" })).await?;
+    qmp.execute("migrate", json!({ "uri": uri })).await?;
     for _ in 0..FREEZE_POLLS {
         let status = qmp.execute("query-migrate", json!({})).await?;
         match status["status"].as_str() {

@@ -1,6 +1,7 @@
 //! How a machine is to be started: from a template, towards one, or plainly cold.
 
-use std::os::fd::AsFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use microagent_store::StateDir;
 
@@ -57,17 +58,35 @@ impl Plan {
         }
     }
 
-    /// As QEMU is told.
-    pub(super) fn start(&self) -> Start<'_> {
+    /// The memory that the machine maps privately.
+    pub(super) fn template(&self) -> Option<&File> {
         match self {
-            Plan::Warm(template) => {
-                Start::Restore { memory: template.ram.as_fd(), state: template.state.as_fd() }
+            Plan::Warm(template) => Some(&template.ram),
+            Plan::WarmToFreeze(..) | Plan::Freeze(..) | Plan::Cold(_) => None,
+        }
+    }
+
+    /// The state that the machine goes on from.
+    pub(super) fn state(&self) -> Option<&File> {
+        match self {
+            Plan::Warm(template) | Plan::WarmToFreeze(template, _) => Some(&template.state),
+            Plan::Freeze(..) | Plan::Cold(_) => None,
+        }
+    }
+
+    /// As QEMU is told; `memory` and `state` are what it gets of [`Plan::template`] and [`Plan::state`].
+    pub(super) fn start<'a>(
+        &'a self,
+        memory: Option<BorrowedFd<'a>>,
+        state: Option<BorrowedFd<'a>>,
+    ) -> Start<'a> {
+        match (self, memory, state) {
+            (Plan::Warm(_), Some(memory), Some(state)) => Start::Restore { memory, state },
+            (Plan::WarmToFreeze(_, freezer), _, Some(state)) => {
+                Start::RestoreToFreeze { memory: freezer.memory().as_fd(), state }
             }
-            Plan::WarmToFreeze(template, freezer) => {
-                Start::RestoreToFreeze { memory: freezer.memory().as_fd(), state: template.state.as_fd() }
-            }
-            Plan::Freeze(freezer, _) => Start::BootToFreeze { memory: freezer.memory().as_fd() },
-            Plan::Cold(_) => Start::Boot,
+            (Plan::Freeze(freezer, _), ..) => Start::BootToFreeze { memory: freezer.memory().as_fd() },
+            _ => Start::Boot,
         }
     }
 

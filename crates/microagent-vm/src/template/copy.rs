@@ -7,7 +7,7 @@ use rustix::fs::{SeekFrom, seek, sendfile};
 use rustix::io::Errno;
 
 /// Copies a file into an empty one. Holes stay holes; what the file system can share is shared.
-pub(super) fn copy_file(from: &File, to: &File) -> io::Result<()> {
+pub(crate) fn copy_file(from: &File, to: &File) -> io::Result<()> {
     let size = from.metadata()?.len();
     to.set_len(size)?;
     let mut offset = 0;

@@ -110,7 +110,7 @@ impl Shape {
 
 /// A file that is still the same and unchanged. The change time is the kernel's: no program can set it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct FileIdentity {
+pub(crate) struct FileIdentity {
     device: u64,
     inode: u64,
     pub(super) size: u64,
@@ -119,7 +119,7 @@ pub(super) struct FileIdentity {
 }
 
 impl FileIdentity {
-    pub(super) fn of(metadata: &fs::Metadata) -> FileIdentity {
+    pub(crate) fn of(metadata: &fs::Metadata) -> FileIdentity {
         FileIdentity {
             device: metadata.dev(),
             inode: metadata.ino(),

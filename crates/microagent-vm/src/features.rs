@@ -1,0 +1,82 @@
+//! What the installed QEMU can do, asked once and remembered for as long as the program is the same file.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use microagent_qemu::argv::CommandLine;
+use microagent_qemu::features::Features;
+use microagent_qemu::qmp::Qmp;
+use microagent_store::{StateDir, read_json, write_json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::jail::{Account, Jail, Jailed};
+use crate::spawn::{Program, spawn};
+use crate::template::FileIdentity;
+
+/// How long QEMU may take to answer; alone it takes 100 ms.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Version of what is asked; an answer to other questions is asked for again.
+const QUESTIONS: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    questions: u32,
+    qemu: FileIdentity,
+    features: Features,
+}
+
+/// What this QEMU can do. One that does not answer is taken for the oldest that is supported.
+pub(crate) async fn features_of(qemu: &Path, state: &StateDir) -> Features {
+    let Ok(identity) = fs::metadata(qemu).map(|found| FileIdentity::of(&found)) else {
+        return Features::default();
+    };
+    let path = state.qemu_features();
+    if let Ok(answer) = read_json::<Answer>(&path)
+        && (answer.questions, &answer.qemu) == (QUESTIONS, &identity)
+    {
+        return answer.features;
+    }
+    match timeout(ANSWER_DEADLINE, ask(qemu, state)).await {
+        Ok(Ok(features)) => {
+            // Not remembered, it is asked again.
+            let _ = write_json(&path, &Answer { questions: QUESTIONS, qemu: identity, features });
+            features
+        }
+        _ => Features::default(),
+    }
+}
+
+/// Starts QEMU without a machine, in its jail, and asks it.
+async fn ask(qemu: &Path, state: &StateDir) -> io::Result<Features> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let mut line = CommandLine::new();
+    line.switch("-machine", "none")
+        .flag("-nodefaults")
+        .flag("-no-user-config")
+        .switch("-display", "none")
+        .chardev_fd("monitor", theirs.as_fd())
+        .switch("-mon", "chardev=monitor,mode=control");
+    let account = Account::choose(qemu, false).ok();
+    let jailed =
+        Jailed { qemu, kvm: false, account: account.as_ref(), state_dir: state.root(), reopened: &[] };
+    let jail = Jail::prepare(jailed, line.args()).map_err(io::Error::other)?;
+    let program = jail.program();
+    let mut child =
+        spawn(Program { path: &program, args: line.args(), inherit: &[theirs.as_fd()], jail: Some(jail) })?;
+    drop(theirs);
+    let mut qmp = Qmp::negotiate(UnixStream::from_std(ours)?).await.map_err(io::Error::other)?;
+    let features = Features::ask(&mut qmp).await.map_err(io::Error::other)?;
+    // It is killed if it does not go by itself.
+    let _ = qmp.execute("quit", json!({})).await;
+    let _ = child.kill().await;
+    Ok(features)
+}

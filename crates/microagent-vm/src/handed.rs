@@ -1,0 +1,227 @@
+//! The files of a machine as QEMU gets them: opened by the supervisor and inherited.
+//!
+//! Disks are used through the descriptor that was opened here. Kernel, initramfs and the memory of a template are opened
+//! again by QEMU, through that descriptor, with QEMU's own rights: where its user may not open them, it gets a copy.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use microagent_store::StateDir;
+use rustix::fs::{MemfdFlags, OFlags, fstatfs, memfd_create};
+
+use crate::jail::{Account, FileAccess, Reopened};
+use crate::machine::Files;
+use crate::overlay::check_features;
+use crate::spec::{Claim, MachineSpec};
+use crate::template::copy_file;
+
+/// File systems in memory do not note when a shared mapping of a file was written to.
+///
+/// # Source
+/// `statfs(2)`: `TMPFS_MAGIC`.
+const TMPFS: u64 = 0x0102_1994;
+
+/// A file that QEMU opens again.
+#[derive(Debug)]
+pub(crate) enum Handed {
+    /// The file itself.
+    File(File, FileAccess),
+    /// A copy in memory, which goes with the machine.
+    Copy(File),
+}
+
+impl Handed {
+    /// A file that QEMU opens for reading, as this user if it has one of its own.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be looked at or copied.
+    fn for_reading(file: File, account: Option<&Account>) -> io::Result<Handed> {
+        let found = file.metadata()?;
+        match account {
+            Some(account) if !account.can_open(&found, FileAccess::Read) => copy(&file).map(Handed::Copy),
+            _ => Ok(Handed::File(file, FileAccess::Read)),
+        }
+    }
+
+    /// The memory of a template. Where QEMU opens it for writing, which it does not need to, it must be on a file system
+    /// that notes changes: later machines would not notice that the template was tampered with.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be looked at or copied.
+    pub(crate) fn memory(file: &File, access: FileAccess, account: Option<&Account>) -> io::Result<Handed> {
+        let found = file.metadata()?;
+        let closed = account.is_some_and(|account| !account.can_open(&found, access));
+        let unnoticed = access == FileAccess::ReadWrite && is_in_memory(file)?;
+        if closed || unnoticed {
+            return copy(file).map(Handed::Copy);
+        }
+        Ok(Handed::File(open_again(file, access)?, access))
+    }
+
+    /// What QEMU inherits.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Handed::File(file, _) | Handed::Copy(file) => file.as_fd(),
+        }
+    }
+
+    /// What it must be allowed to open; memory that is no file of the file system needs no permission.
+    pub(crate) fn reopened(&self) -> Option<Reopened<'_>> {
+        match self {
+            Handed::File(file, access) => Some(Reopened { file: file.as_fd(), access: *access }),
+            Handed::Copy(_) => None,
+        }
+    }
+}
+
+fn is_in_memory(file: &File) -> io::Result<bool> {
+    Ok(u64::try_from(fstatfs(file)?.f_type).is_ok_and(|found| found == TMPFS))
+}
+
+fn copy(file: &File) -> io::Result<File> {
+    let copy = File::from(memfd_create("copy", MemfdFlags::CLOEXEC)?);
+    copy_file(file, &copy)?;
+    Ok(copy)
+}
+
+/// The same file with a descriptor of its own.
+pub(crate) fn open_again(file: &File, access: FileAccess) -> io::Result<File> {
+    let write = access == FileAccess::ReadWrite;
+    OpenOptions::new().read(true).write(write).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// All files of a machine but the memory of a template.
+#[derive(Debug)]
+pub(crate) struct MachineFiles {
+    kernel: Handed,
+    initramfs: Handed,
+    root: Option<(File, File)>,
+    extra: Vec<File>,
+}
+
+/// Lets a machine's own user open kernel and initramfs, if they are in the state directory. Others get copies. It is done
+/// before anything is derived from when the files were last changed.
+pub(crate) fn admit_guest_files(machine: &MachineSpec, state: &StateDir) {
+    let Ok(account) = Account::choose(&machine.qemu, machine.kvm) else { return };
+    for path in [&machine.kernel, &machine.initramfs] {
+        let Ok(file) = File::open(path) else { continue };
+        let is_closed = file.metadata().is_ok_and(|found| !account.can_open(&found, FileAccess::Read));
+        if is_closed && path.starts_with(state.guest()) {
+            // Where it cannot be done, there will be a copy.
+            let _ = account.admit(&file, FileAccess::Read);
+        }
+    }
+}
+
+impl MachineFiles {
+    /// Opens them. `claimed` are the image files of the user as they were opened and locked, in their order.
+    ///
+    /// # Errors
+    /// Fails when one cannot be opened, is not a regular file, or the overlay has features that are never written.
+    pub(crate) fn open(
+        machine: &MachineSpec,
+        claimed: &[File],
+        account: Option<&Account>,
+    ) -> io::Result<MachineFiles> {
+        let kernel = Handed::for_reading(File::open(&machine.kernel)?, account)?;
+        let initramfs = Handed::for_reading(File::open(&machine.initramfs)?, account)?;
+        let root = machine.disk.as_ref().map(|disk| {
+            let overlay = open_disk(&disk.overlay, FileAccess::ReadWrite)?;
+            check_features(&overlay)
+                .map_err(|e| io::Error::other(format!("`{}`: {e}", disk.overlay.display())))?;
+            Ok::<_, io::Error>((overlay, open_disk(&disk.base, FileAccess::Read)?))
+        });
+        let mut claimed = claimed.iter();
+        let extra = machine.extra_disks.iter().map(|disk| {
+            let access = if disk.read_only { FileAccess::Read } else { FileAccess::ReadWrite };
+            match (&disk.claim, claimed.as_slice()) {
+                // Whatever has become of its name, the file that was looked at is used.
+                (Claim::File, [_, ..]) => open_again(claimed.next().expect("there is one"), access),
+                _ => open_disk(&disk.path, access),
+            }
+        });
+        let extra = extra.collect::<io::Result<_>>()?;
+        Ok(MachineFiles { kernel, initramfs, root: root.transpose()?, extra })
+    }
+
+    /// The disks beside the root disk.
+    pub(crate) fn extra(&self) -> Vec<BorrowedFd<'_>> {
+        self.extra.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// All of them, for the command line. `extra` is what [`MachineFiles::extra`] gave.
+    pub(crate) fn names<'a>(&'a self, extra: &'a [BorrowedFd<'a>]) -> Files<'a> {
+        let root = self.root.as_ref().map(|(overlay, base)| (overlay.as_fd(), base.as_fd()));
+        Files { kernel: self.kernel.fd(), initramfs: self.initramfs.fd(), root, extra }
+    }
+
+    /// Those that QEMU opens again.
+    pub(crate) fn reopened(&self) -> Vec<Reopened<'_>> {
+        [&self.kernel, &self.initramfs].into_iter().filter_map(Handed::reopened).collect()
+    }
+}
+
+/// Opens an image, whatever lies under its name: no link is followed, and a pipe does not make this process wait.
+fn open_disk(path: &Path, access: FileAccess) -> io::Result<File> {
+    let failed = |e: io::Error| io::Error::new(e.kind(), format!("the disk `{}`: {e}", path.display()));
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let write = access == FileAccess::ReadWrite;
+    let file = OpenOptions::new().read(true).write(write).custom_flags(flags.bits().cast_signed()).open(path);
+    let file = file.map_err(failed)?;
+    if file.metadata().map_err(failed)?.is_file() {
+        Ok(file)
+    } else {
+        Err(failed(io::Error::other("it is not a regular file")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn memory_that_can_be_changed_unseen_is_copied() {
+        let Ok(dir) = tempfile::tempdir_in("/dev/shm") else {
+            return eprintln!("SKIPPED: there is no /dev/shm");
+        };
+        let path = dir.path().join("ram");
+        std::fs::write(&path, "guest").unwrap();
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+
+        let written = Handed::memory(&file, FileAccess::ReadWrite, None).unwrap();
+        assert!(written.reopened().is_none());
+        let Handed::Copy(copy) = written else { panic!("not copied") };
+        copy.write_at(b"other", 0).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"guest");
+
+        let read = Handed::memory(&file, FileAccess::Read, None).unwrap();
+        let Handed::File(mut again, FileAccess::Read) = read else { panic!("copied") };
+        let mut text = String::new();
+        again.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "guest");
+        assert!(again.write_all(b"x").is_err(), "the descriptor itself is only for reading");
+    }
+
+    #[test]
+    fn a_disk_is_a_regular_file_under_its_own_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        std::fs::write(&disk, "x").unwrap();
+        assert!(open_disk(&disk, FileAccess::ReadWrite).is_ok());
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&disk, &link).unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .unwrap();
+        for path in [link.as_path(), &fifo, dir.path(), &dir.path().join("none")] {
+            let error = open_disk(path, FileAccess::Read).unwrap_err();
+            assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        }
+    }
+}
