@@ -16,6 +16,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::console;
 use crate::disk;
+use crate::init::{Init, InitError};
 
 /// How long the control port may take to appear; it comes within milliseconds of the drivers' start.
 pub(crate) const PORT_DEADLINE: Duration = Duration::from_secs(20);
@@ -41,6 +42,8 @@ const OPEN_FILES: Rlimit = Rlimit { current: Some(65_536), maximum: Some(1_048_5
 pub(crate) struct Booted {
     /// Parent of the commands' control groups; held open, so that a guest that unmounts it changes nothing.
     pub(crate) exec_cgroups: OwnedFd,
+    /// Process 1 of the guest.
+    pub(crate) init: Init,
 }
 
 /// Why the machine could not be prepared.
@@ -52,6 +55,8 @@ pub(crate) enum BootError {
     Make { path: &'static str, source: io::Error },
     #[error("cannot open {path}")]
     Open { path: &'static str, source: io::Error },
+    #[error("the guest has no process 1")]
+    Init(#[from] InitError),
 }
 
 /// A kernel file system: kind, place, flags, options.
@@ -77,7 +82,7 @@ fn mounts() -> [MountOf; 7] {
 pub(crate) fn prepare() -> Result<Booted, BootError> {
     let [first, rest @ ..] = mounts();
     mount_one(first)?;
-    std::thread::scope(|scope| {
+    let exec_cgroups = std::thread::scope(|scope| {
         // The disk's driver and all the rest do not wait for each other.
         scope.spawn(disk::scan_early);
         for one in rest {
@@ -91,8 +96,9 @@ pub(crate) fn prepare() -> Result<Booted, BootError> {
         if let Err(error) = crate::net::loopback_up() {
             console::say_error("cannot start the loopback interface", &error);
         }
-        Ok(Booted { exec_cgroups })
-    })
+        Ok::<_, BootError>(exec_cgroups)
+    })?;
+    Ok(Booted { exec_cgroups, init: Init::start()? })
 }
 
 fn mount_one((kind, target, flags, options): MountOf) -> Result<(), BootError> {

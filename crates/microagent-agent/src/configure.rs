@@ -7,7 +7,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Instant;
@@ -150,7 +149,7 @@ fn write_names(names: &Names<'_>) {
     let files = [
         ("/etc/hostname", format!("{}\n", names.hostname)),
         ("/etc/hosts", hosts(names.hostname, names.network)),
-        ("/etc/resolv.conf", resolv_conf(names.network.map_or(&[], |network| &network.dns))),
+        ("/etc/resolv.conf", names.network.map_or_else(String::new, resolv_conf)),
         ("/etc/machine-id", format!("{}\n", names.machine_id)),
     ];
     if let Err(error) = fs::create_dir("/etc").or_else(exists_already) {
@@ -194,12 +193,22 @@ fn hosts(hostname: &str, network: Option<&Network>) -> String {
     )
 }
 
-fn resolv_conf(servers: &[IpAddr]) -> String {
-    servers.iter().map(|server| format!("nameserver {server}\n")).collect()
+fn resolv_conf(network: &Network) -> String {
+    let mut text: String = network.dns.iter().map(|server| format!("nameserver {server}\n")).collect();
+    for (keyword, words) in [("search", &network.search), ("options", &network.options)] {
+        if !words.is_empty() {
+            text += &format!("{keyword} {}\n", words.join(" "));
+        }
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
+    use microagent_proto::MacAddress;
+
     use super::*;
 
     #[test]
@@ -230,6 +239,21 @@ mod tests {
     #[test]
     fn own_name_resolves_with_and_without_network() {
         assert!(hosts("web", None).ends_with("127.0.1.1\tweb\n"));
-        assert_eq!(resolv_conf(&["10.0.2.3".parse().unwrap()]), "nameserver 10.0.2.3\n");
+        let mut network = Network {
+            mac: MacAddress([2, 0, 0, 0, 0, 1]),
+            address: Ipv4Addr::new(10, 0, 2, 15),
+            prefix_len: 24,
+            gateway: Ipv4Addr::new(10, 0, 2, 2),
+            dns: vec!["10.0.2.3".parse().unwrap()],
+            search: Vec::new(),
+            options: Vec::new(),
+        };
+        assert_eq!(resolv_conf(&network), "nameserver 10.0.2.3\n");
+        network.search = vec!["corp.example".to_owned(), "example".to_owned()];
+        network.options = vec!["ndots:5".to_owned()];
+        assert_eq!(
+            resolv_conf(&network),
+            "nameserver 10.0.2.3\nsearch corp.example example\noptions ndots:5\n"
+        );
     }
 }

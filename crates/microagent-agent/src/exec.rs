@@ -9,12 +9,12 @@ mod streams;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use microagent_proto::{
-    Chunk, Command, Exec, ExecEvent, Exit, FrameError, OUTPUT_CHUNK_LIMIT, REPLY_LIMIT, StartError, Stream,
-    write_message,
+    Chunk, Command, Exec, ExecEvent, ExecRole, Exit, FrameError, OUTPUT_CHUNK_LIMIT, REPLY_LIMIT, StartError,
+    Stream, write_message,
 };
 use rustix::process::Pid;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -23,13 +23,18 @@ use tokio::sync::oneshot;
 
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::console;
+use crate::events::{Events, Watcher};
+use crate::init::Init;
 use crate::reaper::{Reaper, Role};
-use crate::spawn::{self, NOTE_LEN, Plan, Spawned};
+use crate::spawn::{self, ChildStreams, NOTE_LEN, Plan, Spawned};
 use crate::user;
 
 use command::{Script, other};
 use input::{Input, Target};
 use streams::{End, Output, Source, Streams, read_some};
+
+/// `SIGKILL`, as every Linux numbers it.
+const SIGKILL: u8 = 9;
 
 /// How long what was killed may take to be gone; only what hangs in the kernel takes any time.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
@@ -38,51 +43,33 @@ const KILL_DEADLINE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Executor {
     cgroups: Cgroups,
+    pub(crate) init: Arc<Init>,
     pub(crate) reaper: Reaper,
-    /// A process that waits to become the first command.
-    standby: Mutex<Option<Standby>>,
+    pub(crate) events: Events,
 }
 
 impl Executor {
-    pub(crate) fn new(cgroups: Cgroups, reaper: Reaper) -> Executor {
-        Executor { cgroups, reaper, standby: Mutex::new(None) }
-    }
-
-    /// Makes the process of the first command before the command is known, if it is a plain one. Made before a
-    /// freeze, it spares every restored machine a good part of a start. There must be one thread.
-    pub(crate) fn stand_by(&self) -> io::Result<()> {
-        let (streams, child_streams) = streams::pipes(false)?;
-        let cgroup = self.cgroups.create()?;
-        match spawn::stand_by(child_streams, cgroup.as_fd()) {
-            Ok(waiting) => {
-                let exited = self.reaper.watch(waiting.pid(), Role::Command);
-                *self.standby() = Some(Standby { waiting, streams, cgroup, exited });
-                Ok(())
-            }
-            Err(error) => {
-                self.cgroups.retire(cgroup);
-                Err(error)
-            }
-        }
+    pub(crate) fn new(cgroups: Cgroups, init: Arc<Init>, reaper: Reaper, events: Events) -> Executor {
+        Executor { cgroups, init, reaper, events }
     }
 
     /// Runs a command, speaking to the host on this stream.
     pub(crate) async fn serve(&self, stream: Stream, exec: &Exec) {
         let (from_host, mut to_host) = tokio::io::split(stream);
-        let Started { mut running, cgroup, input, sink } = match self.start(exec) {
+        let Started { mut running, group, input, sink } = match self.start(exec) {
             Ok(started) => started,
             Err(error) => return finish(&mut to_host, ExecEvent::NotStarted(error)).await,
         };
-        let target = Target { pid: running.pid, reaper: &self.reaper, cgroup: &cgroup };
+        let target = Target { pid: running.pid, reaper: &self.reaper, group: &group };
         tokio::select! {
             // A broken stream ends the conversation as its end does.
-            _ = running.converse(exec, &input, &cgroup, &mut to_host) => {}
+            _ = running.converse(exec, &input, &group, &mut to_host) => {}
             () = input.listen(from_host, target) => {}
             () = input.pump(sink) => {}
         }
         // The last event goes out before the cleaning up.
         tokio::task::yield_now().await;
-        self.end(running, cgroup);
+        self.end(running, group);
     }
 
     fn start(&self, exec: &Exec) -> Result<Started, StartError> {
@@ -94,75 +81,102 @@ impl Executor {
             Command::Argv(_) | Command::Shell(_) => None,
         };
         let plan = command::plan(exec, identity, script.as_ref())?;
-        let Process { spawned, streams, cgroup, exited } = match self.stood_by(exec, &plan) {
-            Some(process) => process,
-            None => self.make_process(exec, &plan)?,
-        };
+        let Process { spawned, streams, group, exited } = self.make_process(exec, &plan)?;
         let note = match pipe::Receiver::from_owned_fd(spawned.note) {
             Ok(note) => note,
             Err(error) => {
-                kill(&cgroup);
-                self.cgroups.retire(cgroup);
+                group.kill(&self.reaper);
+                self.retire(group);
                 return Err(other("cannot watch the process's start", &error));
             }
         };
         let input = Input::new(streams.terminal, streams.input.is_some());
-        let running =
-            Running { pid: spawned.pid, output: streams.output, note, exited, plan, script, over: false };
-        Ok(Started { running, cgroup, input, sink: streams.input })
-    }
-
-    /// The process that waits becomes this command, if it can. Only the first command finds one, whatever it is.
-    fn stood_by(&self, exec: &Exec, plan: &Plan) -> Option<Process> {
-        let Standby { waiting, streams, cgroup, exited } = self.standby().take()?;
-        if exec.terminal.is_none()
-            && !exec.stdin
-            && !exec.service
-            && let Ok(spawned) = waiting.go(plan)
-        {
-            return Some(Process { spawned, streams, cgroup, exited });
-        }
-        self.cgroups.retire(cgroup);
-        None
+        let watcher = self.events.watch();
+        let running = Running {
+            pid: spawned.pid,
+            output: streams.output,
+            note,
+            exited,
+            plan,
+            script,
+            events: self.events.clone(),
+            watcher,
+            over: false,
+        };
+        Ok(Started { running, group, input, sink: streams.input })
     }
 
     fn make_process(&self, exec: &Exec, plan: &Plan) -> Result<Process, StartError> {
         let (streams, child_streams) =
             streams::make(exec).map_err(|e| other("cannot make the standard streams", &e))?;
-        let cgroup = self.cgroups.create().map_err(|e| other("cannot make a control group", &e))?;
-        match spawn::spawn(plan, child_streams, cgroup.as_fd()) {
-            Ok(spawned) => {
-                let role = if exec.service { Role::Service } else { Role::Command };
-                let exited = self.reaper.watch(spawned.pid, role);
-                Ok(Process { spawned, streams, cgroup, exited })
-            }
+        let made = if exec.role == ExecRole::Main {
+            self.init.become_main(plan, child_streams).map(|spawned| (spawned, Group::Guest(self.init.pid())))
+        } else {
+            self.spawn(plan, child_streams)
+        };
+        let (spawned, group) = made.map_err(|e| other("cannot make a process", &e))?;
+        let role = if exec.role.is_main() { Role::Main } else { Role::Command };
+        let exited = self.reaper.watch(spawned.pid, role);
+        Ok(Process { spawned, streams, group, exited })
+    }
+
+    fn spawn(&self, plan: &Plan, streams: ChildStreams) -> io::Result<(Spawned, Group)> {
+        let cgroup = self.cgroups.create()?;
+        match spawn::spawn(plan, streams, cgroup.as_fd(), self.init.namespace()) {
+            Ok(spawned) => Ok((spawned, Group::Cgroup(cgroup))),
             Err(error) => {
                 self.cgroups.retire(cgroup);
-                Err(other("cannot make a process", &error))
+                Err(error)
             }
         }
     }
 
-    fn standby(&self) -> MutexGuard<'_, Option<Standby>> {
-        self.standby.lock().expect("no holder of the lock panics")
-    }
-
     /// Leaves background processes of a finished command alone, and kills an unfinished one.
-    fn end(&self, running: Running, cgroup: Cgroup) {
+    fn end(&self, running: Running, group: Group) {
         if running.over {
             if running.output.has_open_pipe() {
                 tokio::spawn(running.output.discard());
             }
         } else {
-            kill(&cgroup);
+            group.kill(&self.reaper);
         }
-        self.cgroups.retire(cgroup);
+        self.retire(group);
+    }
+
+    fn retire(&self, group: Group) {
+        if let Group::Cgroup(cgroup) = group {
+            self.cgroups.retire(cgroup);
+        }
     }
 }
 
-fn kill(cgroup: &Cgroup) {
-    if let Err(error) = cgroup.kill() {
-        console::say_error("cannot kill a command", &error);
+/// Everything that a command has started.
+#[derive(Debug)]
+enum Group {
+    Cgroup(Cgroup),
+    /// All processes of the guest: they end with their process 1.
+    Guest(Pid),
+}
+
+impl Group {
+    fn kill(&self, reaper: &Reaper) {
+        match self {
+            Group::Cgroup(cgroup) => {
+                if let Err(error) = cgroup.kill() {
+                    console::say_error("cannot kill a command", &error);
+                }
+            }
+            Group::Guest(init) => reaper.signal(*init, SIGKILL),
+        }
+    }
+
+    /// Waits until all of it is gone, for a while; `false` if something still is there.
+    async fn emptied(&self) -> bool {
+        match self {
+            Group::Cgroup(cgroup) => cgroup.emptied(KILL_DEADLINE).await.unwrap_or(true),
+            // The kernel tells the end of a process 1 when all others are gone.
+            Group::Guest(_) => true,
+        }
     }
 }
 
@@ -177,27 +191,18 @@ async fn finish(to_host: &mut (impl AsyncWrite + Unpin), event: ExecEvent) {
     }
 }
 
-/// A process that has everything but its command.
-#[derive(Debug)]
-struct Standby {
-    waiting: spawn::Waiting,
-    streams: Streams,
-    cgroup: Cgroup,
-    exited: oneshot::Receiver<Exit>,
-}
-
 /// A process that is on its way to becoming its command.
 struct Process {
     spawned: Spawned,
     streams: Streams,
-    cgroup: Cgroup,
+    group: Group,
     exited: oneshot::Receiver<Exit>,
 }
 
 /// A command that was just started.
 struct Started {
     running: Running,
-    cgroup: Cgroup,
+    group: Group,
     input: Input,
     /// Where input goes.
     sink: Option<End>,
@@ -213,6 +218,8 @@ struct Running {
     plan: Plan,
     /// Removes the script's file when the command is over.
     script: Option<Script>,
+    events: Events,
+    watcher: Watcher,
     /// Whether the main process has ended.
     over: bool,
 }
@@ -223,7 +230,7 @@ impl Running {
         &mut self,
         exec: &Exec,
         input: &Input,
-        cgroup: &Cgroup,
+        group: &Group,
         to_host: &mut (impl AsyncWrite + Unpin),
     ) -> Result<(), FrameError> {
         if let Some(error) = self.start_error(exec).await {
@@ -231,8 +238,7 @@ impl Running {
             finish(to_host, ExecEvent::NotStarted(error)).await;
             return Ok(());
         }
-        let pid = self.pid.as_raw_nonzero().get().unsigned_abs();
-        send(to_host, &ExecEvent::Started { pid }).await?;
+        send(to_host, &ExecEvent::Started).await?;
         let mut buffers = [vec![0; OUTPUT_CHUNK_LIMIT], vec![0; OUTPUT_CHUNK_LIMIT]];
         let [out, err] = &mut buffers;
         let exit = loop {
@@ -254,8 +260,12 @@ impl Running {
         // them now.
         drain(self.output.stdout.as_ref(), out, stdout_event, to_host).await?;
         drain(self.output.stderr.as_ref(), err, stderr_event, to_host).await?;
-        if input.was_killed() && !cgroup.emptied(KILL_DEADLINE).await.unwrap_or(true) {
+        if input.was_killed() && !group.emptied().await {
             console::say("some processes of a command cannot be killed");
+        }
+        self.events.catch_up();
+        if let Some(program) = self.watcher.killed_for_memory() {
+            send(to_host, &ExecEvent::OutOfMemory { program }).await?;
         }
         finish(to_host, ExecEvent::Exited(exit)).await;
         Ok(())

@@ -2,7 +2,8 @@
 //!
 //! Life of it:
 //!
-//! 1. [`boot`]: everything that is the same for every guest (kernel file systems, device nodes, limits).
+//! 1. [`boot`]: everything that is the same for every guest (kernel file systems, device nodes, limits, and the
+//!    namespace of the image's programs with its process 1, [`init`]).
 //! 2. [`port`]: waits for the host, answers pings, mounts an image's fresh disk if asked to. At this point
 //!    the machine may be frozen and restored any number of times, so up to here nothing of a workspace is
 //!    known, no program of the image has run, and nobody but the agent has asked for a random number.
@@ -24,7 +25,9 @@ mod configure;
 mod console;
 mod diff;
 mod disk;
+mod events;
 mod exec;
+mod init;
 mod inspect;
 mod mounts;
 mod net;

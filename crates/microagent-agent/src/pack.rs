@@ -10,6 +10,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use crate::console;
+use crate::init;
 use crate::inspect::{absolute, kind_of};
 
 /// Pieces between the walker and the host.
@@ -39,6 +40,7 @@ pub(crate) async fn send<E: Into<GuestError> + Send + 'static>(
     let (pieces, mut taken) = mpsc::channel(PIECES_IN_FLIGHT);
     // Disks block, so this has a thread of its own, which ends when nobody takes its pieces.
     let walker = tokio::task::spawn_blocking(move || {
+        init::make_descriptors_reachable();
         walk(Pieces::new(move |piece| pieces.blocking_send(piece).is_ok()))
     });
     while let Some(piece) = taken.recv().await {

@@ -60,6 +60,12 @@ pub(crate) fn candidates(program: &[u8], environment: &[CString]) -> Result<Vec<
         .collect()
 }
 
+/// The working directory as an absolute path; a relative one starts at `/`.
+pub(crate) fn working_dir(path: &[u8]) -> Result<CString, ProgramError> {
+    let absolute = if path.starts_with(b"/") { path.to_vec() } else { [b"/", path].concat() };
+    c_string(absolute, "working directory")
+}
+
 /// Every directory on the way to `path` and itself, shortest first; a relative path starts at `/`.
 pub(crate) fn ancestors(path: &[u8]) -> Result<Vec<CString>, ProgramError> {
     let mut all = Vec::new();

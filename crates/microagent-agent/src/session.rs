@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use microagent_proto::{
-    Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, PackEvent, REPLY_LIMIT,
-    REQUEST_LIMIT, Request, ShutDown, StartError, StartErrorKind, Stream, Unpacked, guest_session,
-    read_secret_message, write_message,
+    Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, GuestEvent, PackEvent,
+    REPLY_LIMIT, REQUEST_LIMIT, Request, ShutDown, StartError, StartErrorKind, Stream, Unpacked,
+    guest_session, read_secret_message, write_message,
 };
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
@@ -19,6 +19,7 @@ use crate::cgroup::Cgroups;
 use crate::configure::{self, Mounted};
 use crate::console;
 use crate::diff;
+use crate::events::Events;
 use crate::exec::Executor;
 use crate::inspect;
 use crate::pack;
@@ -42,11 +43,13 @@ impl Session {
     /// Makes the event loop and what runs commands.
     pub(crate) fn prepare(booted: Booted, boot_us: u64) -> io::Result<Session> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let reaper = {
+        let init = Arc::new(booted.init);
+        let (reaper, events) = {
             let _inside = runtime.enter();
-            Reaper::start()?
+            let events = Events::start();
+            (Reaper::start(Arc::clone(&init), events.clone())?, events)
         };
-        let executor = Executor::new(Cgroups::new(booted.exec_cgroups)?, reaper);
+        let executor = Executor::new(Cgroups::new(booted.exec_cgroups)?, init, reaper, events);
         Ok(Session { runtime, executor, boot_us, mounted: None })
     }
 
@@ -56,11 +59,6 @@ impl Session {
             return Err(out_of_order("the disk has been mounted already"));
         }
         self.mounted = Some(configure::mount_fresh_root()?);
-        let _inside = self.runtime.enter();
-        if let Err(error) = self.executor.stand_by() {
-            // The first command is then made as all others are.
-            console::say_error("cannot make a process ahead of its command", &error);
-        }
         Ok(())
     }
 
@@ -69,6 +67,7 @@ impl Session {
         let Session { runtime, executor, boot_us, mounted } = self;
         runtime.block_on(async {
             let guest = Arc::new(Guest { executor, boot_us, mounted, phase: Mutex::new(Phase::Fresh) });
+            let ending = tokio::spawn(Arc::clone(&guest).end_with_its_programs());
             let (mut incoming, driver) = guest_session(Channel::new(port)?);
             let driver = tokio::spawn(driver);
             while let Some(stream) = incoming.recv().await {
@@ -77,6 +76,10 @@ impl Session {
             if let Ok(Err(error)) = driver.await {
                 console::say_error("the session ended", &error);
             }
+            if guest.executor.events.has_ended() {
+                // A machine that its programs have ended leaves its disk complete, with a host or without.
+                let _ = ending.await;
+            }
             Ok(())
         })
     }
@@ -84,6 +87,12 @@ impl Session {
 
 /// How long the host may take to turn the machine off after its work has ended.
 const HOST_GRACE: Duration = Duration::from_secs(5);
+
+/// How long messages may take to reach the host before its machine ends by itself.
+const LAST_MESSAGES: Duration = Duration::from_millis(50);
+
+/// `SIGTERM`, as every Linux numbers it.
+const SIGTERM: u8 = 15;
 
 /// How far the machine has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +146,7 @@ impl Guest {
                 None => unpack::serve(stream, wanted).await,
                 Some(message) => reply(&mut stream, &Err::<Unpacked, _>(out_of_order(message))).await,
             },
+            Request::Watch => self.report_events(&mut stream).await,
             Request::Stat(asked) => {
                 reply(&mut stream, &self.if_configured().and_then(|()| inspect::stat(&asked))).await
             }
@@ -177,6 +187,39 @@ impl Guest {
         Ok(configured)
     }
 
+    /// Everything that happens to the machine, up to its end or the host's.
+    async fn report_events(&self, stream: &mut Stream) -> Result<(), FrameError> {
+        let mut watcher = self.executor.events.watch();
+        while let Some(event) = watcher.next().await {
+            write_message(stream, &event, REPLY_LIMIT).await?;
+            if matches!(event, GuestEvent::PoweredOff | GuestEvent::Restarted) {
+                break;
+            }
+        }
+        stream.shutdown().await.map_err(FrameError::Transport)
+    }
+
+    /// Ends the machine when its own programs have asked for that. What a shutdown of the host's began goes on as that.
+    async fn end_with_its_programs(self: Arc<Self>) {
+        let mut watcher = self.executor.events.watch();
+        loop {
+            match watcher.next().await {
+                Some(GuestEvent::PoweredOff | GuestEvent::Restarted) => break,
+                Some(GuestEvent::OutOfMemory { .. }) => {}
+                None => return,
+            }
+        }
+        // Whoever runs or watches something gets its last message.
+        tokio::time::sleep(LAST_MESSAGES).await;
+        if let Err(error) = self.shut_down(&ShutDown { signal: SIGTERM, grace_ms: 0 }).await {
+            if error.kind == GuestErrorKind::OutOfOrder {
+                return;
+            }
+            console::say(&format!("the disk is not complete: {}", error.message));
+        }
+        crate::power_off();
+    }
+
     /// Once. Commands that still run are ended with everything else.
     async fn shut_down(&self, wanted: &ShutDown) -> Result<(), GuestError> {
         let before = {
@@ -184,7 +227,9 @@ impl Guest {
             std::mem::replace(&mut *phase, Phase::ShuttingDown)
         };
         match before {
-            Phase::Configured => shutdown::shut_down(&self.executor.reaper, wanted).await,
+            Phase::Configured => {
+                shutdown::shut_down(&self.executor.reaper, &self.executor.init, wanted).await
+            }
             // No disk was ever mounted, or it was and is of no use.
             Phase::Fresh | Phase::Failed => Ok(()),
             Phase::ShuttingDown => Err(out_of_order("the guest is shutting down already")),

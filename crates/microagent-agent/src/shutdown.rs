@@ -1,7 +1,6 @@
 //! The end of the guest's work: processes, then mounts, then a disk with nothing left to write.
 
 use std::ffi::{CStr, CString};
-use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -10,14 +9,21 @@ use microagent_proto::{GuestError, GuestErrorKind, SHUT_DOWN_REST, ShutDown};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::console;
+use crate::init::{self, Disposition, Init, agent_proc};
 use crate::reaper::Reaper;
 use crate::sys;
 
-/// How long all that is no service may take to end after it was asked to.
+/// How long a process may take to end after it was asked to, when the grace of the shutdown is over.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Pause between two looks whether processes have ended.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+
+/// How long a main program that is alone by now may take to end by itself.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long killed processes may take to be gone; only one that hangs in the kernel takes any time.
 const KILL_DEADLINE: Duration = Duration::from_secs(1);
@@ -29,9 +35,10 @@ const _: () = assert!(GRACE.as_millis() + KILL_DEADLINE.as_millis() <= SHUT_DOWN
 const UNMOUNT_ROUNDS: usize = 4;
 
 /// Ends all processes and leaves every file system complete on its disk.
-pub(crate) async fn shut_down(reaper: &Reaper, wanted: &ShutDown) -> Result<(), GuestError> {
-    end_services(reaper, wanted).await;
-    end_processes(reaper).await;
+pub(crate) async fn shut_down(reaper: &Reaper, init: &Init, wanted: &ShutDown) -> Result<(), GuestError> {
+    let deadline = Instant::now() + Duration::from_millis(wanted.grace_ms.into());
+    end_main(reaper, init, wanted, deadline).await;
+    end_processes(reaper, init, deadline).await;
     end_swap();
     let left = unmount_all();
     rustix::fs::sync();
@@ -62,32 +69,57 @@ fn disk_error(attempt: &str, error: &io::Error) -> GuestError {
     GuestError { kind: GuestErrorKind::Disk, message: format!("{attempt}: {error}") }
 }
 
-/// Asks the service in its own way, and lets it end in peace before anything that it uses goes.
-async fn end_services(reaper: &Reaper, wanted: &ShutDown) {
-    reaper.signal_services(wanted.signal);
-    let grace = Duration::from_millis(wanted.grace_ms.into());
-    if timeout(grace, reaper.services_ended()).await.is_err() {
-        console::say("the service did not end in time");
+/// Asks the main program in its own way, and lets it end in peace before anything that it uses goes.
+async fn end_main(reaper: &Reaper, init: &Init, wanted: &ShutDown, deadline: Instant) {
+    let Some(main) = reaper.main() else { return };
+    if main == init.pid() && init.disposition(wanted.signal) != Disposition::Takes {
+        // The kernel spares a process 1 that has not said what to do about the signal. Those that it started are asked, and
+        // it may end when they have; alone, it has nothing to end in peace.
+        if !init.is_alone() {
+            ask_everybody();
+            let followed = async {
+                tokio::select! { () = alone(init) => {} () = reaper.main_ended() => {} }
+                // A script has something to do after what it waited for.
+                let _ = timeout(LAST_WORDS, reaper.main_ended()).await;
+            };
+            let _ = timeout_at(deadline, followed).await;
+        }
+        reaper.kill_main_as_if_by(wanted.signal);
+    } else {
+        reaper.signal_main(wanted.signal);
+        if timeout_at(deadline, reaper.main_ended()).await.is_err() {
+            console::say("the service did not end in time");
+        }
     }
 }
 
-async fn end_processes(reaper: &Reaper) {
-    for (signal, deadline) in [(libc::SIGTERM, GRACE), (libc::SIGKILL, KILL_DEADLINE)] {
-        if !sys::kill_all(signal) {
-            return;
-        }
-        // A stopped process takes no signal before it goes on.
-        sys::kill_all(libc::SIGCONT);
-        if timeout(deadline, reaper.alone()).await.is_ok() {
-            return;
-        }
+/// Waits until process 1 is the only one of the guest.
+async fn alone(init: &Init) {
+    while !init.is_alone() {
+        sleep(LOOK_PAUSE).await;
     }
-    console::say("some processes cannot be killed");
+}
+
+/// A signal that asks every process to end. A stopped one takes no signal before it goes on.
+fn ask_everybody() {
+    sys::kill_all(libc::SIGTERM);
+    sys::kill_all(libc::SIGCONT);
+}
+
+/// Asks everything that still runs to end, then kills it.
+async fn end_processes(reaper: &Reaper, init: &Init, deadline: Instant) {
+    if !init.is_alone() {
+        ask_everybody();
+        let _ = timeout_at(deadline.max(Instant::now() + GRACE), alone(init)).await;
+    }
+    if sys::kill_all(libc::SIGKILL) && timeout(KILL_DEADLINE, reaper.alone()).await.is_err() {
+        console::say("some processes cannot be killed");
+    }
 }
 
 /// A swap file keeps its file system from becoming read-only.
 fn end_swap() {
-    for line in fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1) {
+    for line in init::read(agent_proc(), "swaps").unwrap_or_default().lines().skip(1) {
         let Some(path) = line.split_whitespace().next() else { continue };
         let Ok(path) = CString::new(unescape(path.as_bytes())) else { continue };
         if let Err(error) = sys::swap_off(&path) {
@@ -100,7 +132,7 @@ fn end_swap() {
 fn unmount_all() -> Vec<CString> {
     let mut left = Vec::new();
     for _ in 0..UNMOUNT_ROUNDS {
-        let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = init::read_bytes(agent_proc(), "self/mountinfo").unwrap_or_default();
         let points = workload_mounts(&mounts);
         let found = points.len();
         let held = |point: &CString| unmount(point.as_c_str(), UnmountFlags::NOFOLLOW).is_err();

@@ -3,13 +3,12 @@
 //!
 //! The child is a copy of a process that may have had other threads, so it allocates nothing and takes no
 //! lock: everything that it needs lies in a [`Plan`], made before, and only system calls follow. The exception is
-//! the child that is made before its plan is known ([`stand_by`]): it is made while there is one thread.
+//! process 1 of the guest ([`crate::init`]), which is made before its plan is known, while there is one thread.
 
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char};
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, fchown, mkdirat, openat};
@@ -19,14 +18,13 @@ use rustix::process::{Gid, Pid, Uid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use serde::{Deserialize, Serialize};
 
+use crate::init::{Namespace, agent_proc};
+
 /// `CLONE_INTO_CGROUP`, linux/sched.h.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Length of the note by which a child tells why it could not become the program.
 pub(crate) const NOTE_LEN: usize = 8;
-
-/// Longest plan in bytes that a waiting child is given: it fits the pipe, so that writing it never waits.
-const ORDERS_LIMIT: usize = 60 * 1024;
 
 /// Everything that a child needs.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,7 +33,9 @@ pub(crate) struct Plan {
     pub(crate) candidates: Vec<CString>,
     pub(crate) arguments: Vec<CString>,
     pub(crate) environment: Vec<CString>,
-    /// The working directory, last, and the directories on the way to it; missing ones are made.
+    /// The working directory.
+    pub(crate) working_dir: CString,
+    /// Directories that are made if they are missing: those on the way to the working directory, and itself.
     pub(crate) directories: Vec<CString>,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
@@ -98,74 +98,53 @@ struct CloneArguments {
     cgroup: u64,
 }
 
-/// Starts a process by this plan, with these streams, in this control group.
-pub(crate) fn spawn(plan: &Plan, streams: ChildStreams, cgroup: BorrowedFd<'_>) -> io::Result<Spawned> {
+/// Starts a process by this plan, with these streams, in this control group and this PID namespace.
+pub(crate) fn spawn(
+    plan: &Plan,
+    streams: ChildStreams,
+    cgroup: BorrowedFd<'_>,
+    namespace: &Namespace,
+) -> io::Result<Spawned> {
     let (note, child_note) = pipe_with(PipeFlags::CLOEXEC)?;
     let child = Child::new(plan, &streams, &child_note);
-    match clone_into(cgroup)? {
-        Some(pid) => Ok(Spawned { pid, note }),
-        None => match prepare(&streams) {
-            Ok(()) => child.become_program(),
-            Err(errno) => fail(&child_note, Stage::Prepare, errno),
-        },
-    }
-}
-
-/// A child that waits for its plan.
-#[derive(Debug)]
-pub(crate) struct Waiting {
-    spawned: Spawned,
-    orders: OwnedFd,
-}
-
-/// Starts a process that has everything but its plan. The calling process must have one thread.
-pub(crate) fn stand_by(streams: ChildStreams, cgroup: BorrowedFd<'_>) -> io::Result<Waiting> {
-    let (note, child_note) = pipe_with(PipeFlags::CLOEXEC)?;
-    let (child_orders, orders) = pipe_with(PipeFlags::CLOEXEC)?;
-    if let Some(pid) = clone_into(cgroup)? {
-        return Ok(Waiting { spawned: Spawned { pid, note }, orders });
-    }
-    // Our copy would keep the pipe open for ever.
-    drop(orders);
-    let prepared = prepare(&streams);
-    let mut bytes = Vec::with_capacity(ORDERS_LIMIT);
-    let read = File::from(child_orders).take(ORDERS_LIMIT as u64).read_to_end(&mut bytes);
-    if read.is_err() || bytes.is_empty() {
-        // Nobody needs us.
-        exit(0);
-    }
-    match (prepared, postcard::from_bytes::<Plan>(&bytes)) {
-        (Ok(()), Ok(plan)) => Child::new(&plan, &streams, &child_note).become_program(),
-        (Err(errno), _) => fail(&child_note, Stage::Prepare, errno),
-        (Ok(()), Err(_)) => fail(&child_note, Stage::Prepare, Errno::BADMSG),
-    }
-}
-
-impl Waiting {
-    /// Its process id.
-    pub(crate) fn pid(&self) -> Pid {
-        self.spawned.pid
-    }
-
-    /// Has it become the program of this plan. After an error it ends by itself.
-    pub(crate) fn go(self, plan: &Plan) -> io::Result<Spawned> {
-        let orders = postcard::to_stdvec(plan).map_err(io::Error::other)?;
-        if orders.len() > ORDERS_LIMIT {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        File::from(self.orders).write_all(&orders)?;
-        Ok(self.spawned)
-    }
-}
-
-/// Makes a copy of this process in a control group; gives the child's id, and in the child nothing.
-fn clone_into(cgroup: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
-    let mut arguments = CloneArguments {
+    let arguments = CloneArguments {
         flags: CLONE_INTO_CGROUP,
-        exit_signal: libc::SIGCHLD as u64,
         cgroup: u64::try_from(cgroup.as_raw_fd()).expect("an open descriptor is not negative"),
         ..CloneArguments::default()
     };
+    namespace.enter()?;
+    let made = clone(arguments);
+    if !matches!(made, Ok(None)) {
+        namespace.leave();
+    }
+    match made? {
+        Some(pid) => Ok(Spawned { pid, note }),
+        None => become_program(&child, &streams, &child_note),
+    }
+}
+
+/// The rest of a child's life, from its plan on.
+pub(crate) fn follow(plan: &Plan, streams: &ChildStreams, note: &OwnedFd) -> ! {
+    become_program(&Child::new(plan, streams, note), streams, note)
+}
+
+fn become_program(child: &Child<'_>, streams: &ChildStreams, note: &OwnedFd) -> ! {
+    match prepare(streams) {
+        Ok(()) => child.become_program(),
+        Err(errno) => fail(note, Stage::Prepare, errno),
+    }
+}
+
+/// Makes a copy of this process that is process 1 of a new PID namespace. Working directory, root and file mode mask
+/// are one thing for both, until the copy has its own. The calling process must have one thread.
+pub(crate) fn clone_init() -> io::Result<Option<Pid>> {
+    let flags = u64::try_from(libc::CLONE_NEWPID | libc::CLONE_FS).expect("two positive flags");
+    clone(CloneArguments { flags, ..CloneArguments::default() })
+}
+
+/// Makes a copy of this process; gives the child's id, and in the child nothing.
+fn clone(arguments: CloneArguments) -> io::Result<Option<Pid>> {
+    let mut arguments = CloneArguments { exit_signal: libc::SIGCHLD as u64, ..arguments };
     // SAFETY: the structure is the kernel's, its pointers are null, and no memory is shared with the child,
     // so for the parent this is a plain system call.
     let made = unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<CloneArguments>()) };
@@ -188,7 +167,7 @@ fn fail(note: &OwnedFd, stage: Stage, errno: Errno) -> ! {
     exit(127)
 }
 
-fn exit(code: i32) -> ! {
+pub(crate) fn exit(code: i32) -> ! {
     // SAFETY: _exit ends the process without running anything of the parent's copy.
     unsafe { libc::_exit(code) }
 }
@@ -206,7 +185,7 @@ fn prepare(streams: &ChildStreams) -> Result<(), Errno> {
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let score = openat(CWD, c"/proc/self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let score = openat(agent_proc(), c"self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(score.as_fd(), b"0")?;
     Ok(())
 }
@@ -274,9 +253,7 @@ impl<'a> Child<'a> {
         if let Err(errno) = self.take_identity() {
             return (Stage::User, errno);
         }
-        if let Some(dir) = self.plan.directories.last()
-            && let Err(errno) = rustix::process::chdir(dir.as_c_str())
-        {
+        if let Err(errno) = rustix::process::chdir(self.plan.working_dir.as_c_str()) {
             return (Stage::WorkingDir, errno);
         }
         (Stage::Execute, self.execute())

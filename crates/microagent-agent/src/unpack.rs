@@ -16,6 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use crate::console;
+use crate::init;
 use crate::inspect::{absolute, kind_of};
 
 /// Pieces between the host and the writer.
@@ -65,7 +66,10 @@ pub(crate) async fn serve(stream: Stream, wanted: Unpack) -> Result<(), FrameErr
     let mut messages = MessageReader::new(from_host, INPUT_LIMIT);
     let (pieces, feed) = mpsc::channel(PIECES_IN_FLIGHT);
     // Disks block, so this has a thread of its own, which ends when its pieces do.
-    let mut writer = tokio::task::spawn_blocking(move || unpack(&wanted, Feed::new(feed)));
+    let mut writer = tokio::task::spawn_blocking(move || {
+        init::make_descriptors_reachable();
+        unpack(&wanted, Feed::new(feed))
+    });
     let written = tokio::select! {
         written = &mut writer => written,
         fed = feed_all(&mut messages, pieces) => {

@@ -217,6 +217,8 @@ async fn the_machine_is_this_workspaces() {
         prefix_len: 24,
         gateway: "10.0.2.2".parse().unwrap(),
         dns: vec!["10.0.2.3".parse().unwrap()],
+        search: Vec::new(),
+        options: Vec::new(),
     });
     let timings =
         session.configure(wanted).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console())).timings;
@@ -310,10 +312,7 @@ async fn files_are_packed_and_the_disk_is_left_clean() {
     }
     // Nobody turns it off, so it does so itself.
     vm.wait().await;
-    let check = std::process::Command::new("e2fsck").arg("-fn").arg(vm.disk()).output().unwrap();
-    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
-    let report = String::from_utf8(check.stdout).unwrap();
-    assert!(!report.contains("recover"), "the journal had to be replayed: {report}");
+    harness::check_disk(&vm.disk());
 }
 
 #[tokio::test]
@@ -422,6 +421,8 @@ async fn a_missing_disk_and_a_missing_network_are_told() {
         prefix_len: 24,
         gateway: "10.0.2.2".parse().unwrap(),
         dns: Vec::new(),
+        search: Vec::new(),
+        options: Vec::new(),
     });
     let error = session.configure(wanted).await.unwrap_err();
     assert_eq!(

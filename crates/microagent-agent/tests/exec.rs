@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use harness::{Machine, Output, Session, Vm, argv, settings, shell};
 use microagent_proto::{
-    Exec, ExecInput, Exit, GuestErrorKind, INPUT_CHUNK_LIMIT, PathKind, STDIN_WINDOW, Terminal,
+    Exec, ExecInput, ExecRole, Exit, GuestErrorKind, INPUT_CHUNK_LIMIT, PathKind, STDIN_WINDOW, Terminal,
 };
 use tokio::time::sleep;
 
@@ -254,15 +254,12 @@ async fn a_service_is_asked_first_and_in_its_own_way() {
     {
         let session = configured(&vm).await;
         let helper = session
-            .talk(shell("trap 'echo helper asked; exit 0' TERM; echo ready; while :; do sleep 0.1; done"));
+            .talk(shell("trap 'echo helper asked; exit 0' TERM; echo $$ >/helper; echo ready; while :; do sleep 0.1; done"));
         let mut helper = helper.await;
         helper.expect("ready\n").await;
-        let line = format!(
-            "trap 'sleep 1; kill -0 {} && echo helper lives; exit 5' USR1; trap 'echo wrong' TERM; echo ready; \
-             while :; do sleep 0.1; done",
-            helper.output.pid
-        );
-        let mut service = session.talk(Exec { service: true, ..shell(&line) }).await;
+        let line = "trap 'sleep 1; kill -0 $(cat /helper) && echo helper lives; exit 5' USR1; trap 'echo wrong' TERM; \
+                    echo ready; while :; do sleep 0.1; done";
+        let mut service = session.talk(Exec { role: ExecRole::MainUnderInit, ..shell(line) }).await;
         service.expect("ready\n").await;
 
         assert_eq!(session.shut_down(0, 10).await.unwrap_err().kind, GuestErrorKind::Invalid);
@@ -281,7 +278,7 @@ async fn a_service_that_does_not_end_is_killed_after_its_grace() {
     {
         let session = configured(&vm).await;
         let line = "trap 'echo asked' USR1; trap '' TERM; echo ready; while :; do sleep 0.1; done";
-        let mut service = session.talk(Exec { service: true, ..shell(line) }).await;
+        let mut service = session.talk(Exec { role: ExecRole::Main, ..shell(line) }).await;
         service.expect("ready\n").await;
         session.shut_down(SIGUSR1, 500).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
         let service = service.finish().await;

@@ -61,6 +61,9 @@ pub enum Request {
     Unpack(Unpack),
     /// Asks what stands at a path. Answer: `Result<PathInfo, GuestError>`, `NotFound` when nothing does.
     Stat(Stat),
+    /// Asks for what happens to the machine as a whole. Answer: [`GuestEvent`]s until the host closes the stream, up
+    /// to and including `PoweredOff` or `Restarted`.
+    Watch,
     /// Asks how full the root file system is. Answer: `Result<FsUsage, GuestError>`.
     FsUsage,
     /// Ends all processes, flushes the disk and makes it read-only. Answer: `Result<(), GuestError>`,
@@ -179,6 +182,10 @@ pub struct Network {
     pub gateway: Ipv4Addr,
     /// Name servers for `/etc/resolv.conf`.
     pub dns: Vec<IpAddr>,
+    /// Search domains for `/etc/resolv.conf`, in their order.
+    pub search: Vec<String>,
+    /// Options for `/etc/resolv.conf`, such as `ndots:5`.
+    pub options: Vec<String>,
 }
 
 /// The root disk on the SCSI controller.
@@ -217,16 +224,37 @@ pub struct Exec {
     pub command: Command,
     /// Whole environment, in order; later entries win. `HOME` is added from the user's entry when absent.
     pub env: Vec<(Chunk, Chunk)>,
-    /// Working directory, created if missing; empty means `/`.
+    /// Working directory; empty means `/`.
     pub working_dir: Chunk,
+    /// Whether a missing working directory is made, as the one that an image names is.
+    pub make_working_dir: bool,
     /// OCI user: `USER`, `UID`, `USER:GROUP`, …; empty means root.
     pub user: String,
     /// Whether the host sends standard input; without it (and without a terminal) that is empty.
     pub stdin: bool,
     /// A terminal as standard input, output and error; what is written to it all comes as `Stdout`.
     pub terminal: Option<Terminal>,
-    /// Whether this is the machine's service, which [`ShutDown`] asks to end before everything else.
-    pub service: bool,
+    /// What the command is to the machine.
+    pub role: ExecRole,
+}
+
+/// What a command is to the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecRole {
+    /// One command among others.
+    Command,
+    /// The program that the machine runs for: process 1 of the guest. When it ends, the kernel ends every other process.
+    /// [`ShutDown`] asks it to end before everything else. At most one in the life of a machine.
+    Main,
+    /// The same as the child of a process 1 that forwards nothing and reaps orphans (Docker's `--init`).
+    MainUnderInit,
+}
+
+impl ExecRole {
+    /// Whether the machine runs for this command.
+    pub fn is_main(self) -> bool {
+        self != ExecRole::Command
+    }
 }
 
 /// A terminal as it is at the start.
@@ -275,10 +303,7 @@ pub enum Command {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecEvent {
     /// The process exists.
-    Started {
-        /// Process id in the guest.
-        pid: u32,
-    },
+    Started,
     /// Bytes from its standard output, at most [`OUTPUT_CHUNK_LIMIT`].
     Stdout(Chunk),
     /// Bytes from its standard error, at most [`OUTPUT_CHUNK_LIMIT`].
@@ -286,6 +311,11 @@ pub enum ExecEvent {
     /// So many more bytes of [`ExecInput::Stdin`] have been passed on: the host may send as many again. A
     /// command that has closed its standard input takes no more.
     StdinTaken(u32),
+    /// The kernel killed a process of the guest while the command ran, because memory ran out.
+    OutOfMemory {
+        /// Name of the killed program, as the kernel cuts it: at most 15 bytes.
+        program: String,
+    },
     /// It ended; nothing follows.
     Exited(Exit),
     /// It never started; nothing follows.
@@ -299,6 +329,11 @@ pub enum Exit {
     Code(u8),
     /// By this signal.
     Signal(u8),
+    /// With the machine, which a program turned off or halted ([`GuestEvent::PoweredOff`]). Only of a main program that is
+    /// process 1.
+    PoweredOff,
+    /// With the machine, for which a program asked to be restarted. Only of a main program that is process 1.
+    Restarted,
 }
 
 /// Why a command was not started.
@@ -323,6 +358,21 @@ pub enum StartErrorKind {
     WorkingDir,
     /// Anything else (out of memory, out of processes, …).
     Other,
+}
+
+/// Something that happened to the machine as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum GuestEvent {
+    /// The kernel killed a process, because memory ran out.
+    OutOfMemory {
+        /// Name of its program, as the kernel cuts it: at most 15 bytes.
+        program: String,
+    },
+    /// A program turned the machine off or halted it: every process is gone, and [`ShutDown`] flushes the disk.
+    /// Nothing follows.
+    PoweredOff,
+    /// A program asked for a restart; otherwise as `PoweredOff`.
+    Restarted,
 }
 
 /// Asks for a tar stream of one path.

@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use microagent_tar::write::{header, padding};
 use microagent_tar::{Attribute, BLOCK, Entry, Kind, Meta, shown};
@@ -334,7 +335,17 @@ fn is_kernel_file_system(dir: &OwnedFd) -> bool {
 
 /// A path to what an open descriptor stands for, to be followed.
 pub fn by_number(fd: BorrowedFd<'_>) -> CString {
-    CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("a number has no NUL")
+    let prefix = DESCRIPTORS.get().copied().unwrap_or("/proc/self/fd");
+    CString::new(format!("{prefix}/{}", fd.as_raw_fd())).expect("a number has no NUL")
+}
+
+/// Where the calling process finds its open descriptors; `/proc/self/fd` until somebody knows better.
+static DESCRIPTORS: OnceLock<&str> = OnceLock::new();
+
+/// Says where the calling process finds its open descriptors, for one that is in no `/proc` that a path leads to: a path
+/// that begins at the working directory of the thread that packs or unpacks. Once, before the first of them.
+pub fn descriptors_are_in(path: &'static str) {
+    DESCRIPTORS.get_or_init(|| path);
 }
 
 /// A path to a name in an open directory.

@@ -9,7 +9,7 @@
 use std::error::Error;
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,6 +22,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pwrite, retry_on_intr};
 
+use crate::pack::by_number;
 use crate::unpack::{Feed, FeedError, Links, Rules, Unpacked};
 
 /// How often a name is resolved anew when the tree changes under it.
@@ -393,7 +394,7 @@ impl<'a> Placer<'a> {
             chownat(fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH).map_err(system("set its owner"))?;
         }
         // Through this path the calls reach what is open, whatever its name stands for by now.
-        let path = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("a number has no NUL");
+        let path = by_number(fd);
         for (name, value) in attributes {
             if !self.rules.all_attributes && !name.starts_with(b"user.") {
                 self.done.attributes_dropped += 1;

@@ -155,6 +155,8 @@ impl Engine {
         }
         check_command(&workload, &options.command)?;
         let exec = Exec {
+            // The image names its own directory, and a user may mistype one.
+            make_working_dir: options.working_dir.is_none(),
             stdin: input.stdin.is_some(),
             terminal: options.terminal.as_ref().map(|terminal| microagent_proto::Terminal {
                 rows: terminal.rows,
@@ -302,7 +304,7 @@ impl Conversation<'_> {
         };
         match event {
             None => Err(self.gone("its machine has ended".to_owned())),
-            Some(ExecEvent::Started { .. }) => Ok(None),
+            Some(ExecEvent::Started | ExecEvent::OutOfMemory { .. }) => Ok(None),
             Some(ExecEvent::StdinTaken(count)) => {
                 let taken = usize::try_from(count).unwrap_or(STDIN_WINDOW);
                 self.window = (self.window + taken).min(STDIN_WINDOW);
@@ -318,6 +320,8 @@ impl Conversation<'_> {
             Some(ExecEvent::Exited(Exit::Signal(signal))) => {
                 ended(128 + i32::from(signal), Some(i32::from(signal)), None)
             }
+            // Only a main program ends so, and that is none of a client's.
+            Some(ExecEvent::Exited(Exit::PoweredOff | Exit::Restarted)) => ended(0, None, None),
             Some(ExecEvent::NotStarted(error)) => {
                 let code = if error.kind == StartErrorKind::NotFound { 127 } else { 126 };
                 ended(code, None, Some(error.message))

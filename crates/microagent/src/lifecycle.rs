@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::check_work;
 use crate::provision::{
-    check_options, check_size, exec_request, invalid, new_record, new_workload, resolve_command,
+    check_options, check_size, invalid, main_request, new_record, new_workload, resolve_command,
     resolve_resources, setup_steps,
 };
 use crate::secret::Resolved;
@@ -204,7 +204,7 @@ impl Engine {
             let secrets = secrets.clone();
             workload = self.set_up(&programs, &record, workload, secrets, observer, cancel).await?;
         }
-        let service = workload.service.as_ref().map(|service| exec_request(&workload, service));
+        let service = workload.service.as_ref().map(|service| main_request(&workload, service));
         let stop_signal = workload.stop_signal.as_deref().and_then(signal_number).unwrap_or(SIGTERM);
         let work = Work::Serve { service, stop_signal, detached: true };
         let base = self.images().disk_path(&record.image.disk);

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use microagent_image::{Image, ImageConfig};
 use microagent_model::DISK_MIB_MAX;
 use microagent_net::{EgressPolicy, RULES_MAX, published_twice};
-use microagent_proto::{Chunk, Command, Exec};
+use microagent_proto::{Chunk, Command, Exec, ExecRole};
 use microagent_store::{
     Attachment, CommandLine, ImageIdentity, NetworkMode, Resources, RestartPolicy, SetupStep, State,
     WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
@@ -291,6 +291,11 @@ pub(crate) fn new_workload(options: &WorkspaceOptions, config: &ImageConfig, hos
     }
 }
 
+/// The program that a machine runs for, a service or the command of a run, as the guest's agent takes it.
+pub(crate) fn main_request(workload: &Workload, command: &CommandLine) -> Exec {
+    Exec { role: ExecRole::Main, ..exec_request(workload, command) }
+}
+
 /// A command as the guest's agent takes it.
 pub(crate) fn exec_request(workload: &Workload, command: &CommandLine) -> Exec {
     let command = match command {
@@ -323,7 +328,8 @@ fn exec_of(workload: &Workload, command: Command) -> Exec {
         user: workload.user.clone(),
         stdin: false,
         terminal: None,
-        service: false,
+        make_working_dir: true,
+        role: ExecRole::Command,
     }
 }
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::limits::check_work;
 use crate::provision::{
-    check_options, exec_request, invalid, new_record, new_workload, resolve_command, resolve_resources,
+    check_options, invalid, main_request, new_record, new_workload, resolve_command, resolve_resources,
     setup_steps,
 };
 use crate::supervisor_events::{Forward, NoticeCollector, SupervisorProgress};
@@ -63,7 +63,7 @@ impl Engine {
         let dir = self.create_from_image(&record, &image, kept.as_ref(), bundles)?;
         // The record names the disk from here on, which keeps it from being pruned.
         image.release();
-        let work = Work::Run { setup: setup_steps(&workload), command: exec_request(&workload, &command) };
+        let work = Work::Run { setup: setup_steps(&workload), command: main_request(&workload, &command) };
         let spec = self.spec(&programs, &MachineRequest::of(&record, &dir, &image.disk)?.first(), work)?;
         let spec = secrets.deliver(SupervisorSpec { timeout: options.timeout, ..spec }, &workload.user);
 

@@ -155,6 +155,8 @@ impl Engine {
             prefix_len: PREFIX_LEN,
             gateway: GATEWAY,
             dns: vec![NAME_SERVER.into()],
+            search: Vec::new(),
+            options: Vec::new(),
         });
         let disk = match &request.disk {
             Some(disk) => Some(DiskSpec {

@@ -144,7 +144,7 @@ async fn serve(mut stream: Stream, lie: String) {
             tell(&mut stream, &Ok::<_, GuestError>(Configured { timings })).await;
         }
         Request::Exec(_) => {
-            tell(&mut stream, &ExecEvent::Started { pid: 2 }).await;
+            tell(&mut stream, &ExecEvent::Started).await;
             tell(&mut stream, &ExecEvent::Stdout(Chunk::from(b"honest\n".to_vec()))).await;
             tell(&mut stream, &ExecEvent::Exited(Exit::Code(0))).await;
         }
@@ -160,6 +160,8 @@ async fn serve(mut stream: Stream, lie: String) {
             while let Ok(Some(UnpackInput::Data(_))) = read_message(&mut stream, REQUEST_LIMIT).await {}
             tell(&mut stream, &Ok::<_, GuestError>(Unpacked { entries: 1, attributes_dropped: 0 })).await;
         }
+        // Nothing ever happens.
+        Request::Watch => std::future::pending().await,
         Request::FsUsage => {
             tell(&mut stream, &Ok::<_, GuestError>(FsUsage { total: 1, used: 1, available: 1 })).await;
         }
@@ -176,6 +178,7 @@ fn kind(request: &Request) -> &'static str {
         Request::Pack(_) => "pack",
         Request::Unpack(_) => "unpack",
         Request::Stat(_) => "stat",
+        Request::Watch => "watch",
         Request::FsUsage => "usage",
         Request::ShutDown(_) => "shutdown",
         Request::Diff(_) => "diff",
@@ -194,11 +197,11 @@ async fn tell_a_lie(mut stream: Stream, kind: &str, way: &str) {
         // The first process of a guest ends only once.
         "dead" => std::process::exit(1),
         "started-dead" => {
-            tell(&mut stream, &ExecEvent::Started { pid: 2 }).await;
+            tell(&mut stream, &ExecEvent::Started).await;
             std::process::exit(1);
         }
         "endless" if kind == "exec" => {
-            tell(&mut stream, &ExecEvent::Started { pid: 2 }).await;
+            tell(&mut stream, &ExecEvent::Started).await;
             loop {
                 let bytes = Chunk::from(vec![b'x'; OUTPUT_CHUNK_LIMIT]);
                 tell(&mut stream, &ExecEvent::Stdout(bytes)).await;

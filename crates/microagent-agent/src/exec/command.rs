@@ -19,7 +19,7 @@ const SHELL: &str = "/bin/sh";
 
 /// Says what a child's note means.
 pub(super) fn start_error(exec: &Exec, plan: &Plan, stage: Stage, error: &io::Error) -> StartError {
-    let working_dir = plan.directories.last().map_or("/".into(), |dir| dir.to_string_lossy());
+    let working_dir = plan.working_dir.to_string_lossy();
     match stage {
         Stage::Prepare => other("cannot prepare the process", error),
         Stage::User => other("cannot become the user", error),
@@ -57,6 +57,12 @@ fn execute_error(exec: &Exec, candidates: &[CString], error: &io::Error) -> Star
         Some(libc::ENOEXEC) => (
             StartErrorKind::NotExecutable,
             format!("`{program}` is not a program: no `#!` line and no format that the machine knows"),
+        ),
+        Some(libc::E2BIG) => (
+            StartErrorKind::NotExecutable,
+            format!(
+                "cannot run `{program}`: its arguments and environment are larger than the guest's kernel takes (128 KiB each, 2 MiB together)"
+            ),
         ),
         Some(libc::EACCES | libc::EISDIR | libc::EPERM) => {
             (StartErrorKind::NotExecutable, format!("`{program}` is not executable: {error}"))
@@ -99,7 +105,8 @@ pub(super) fn plan(exec: &Exec, identity: Identity, script: Option<&Script>) -> 
     Ok(Plan {
         candidates: program::candidates(program, &environment)?,
         arguments: program::arguments(&arguments)?,
-        directories: program::ancestors(&exec.working_dir)?,
+        working_dir: program::working_dir(&exec.working_dir)?,
+        directories: if exec.make_working_dir { program::ancestors(&exec.working_dir)? } else { Vec::new() },
         environment,
         uid: identity.uid,
         gid: identity.gid,

@@ -14,9 +14,8 @@ use rustix::termios::{SpecialCodeIndex, tcgetattr, tcgetpgrp};
 use tokio::io::AsyncRead;
 use tokio::sync::Notify;
 
-use super::kill;
+use super::Group;
 use super::streams::{End, Terminal};
-use crate::cgroup::Cgroup;
 use crate::console;
 use crate::reaper::Reaper;
 use crate::sys;
@@ -60,7 +59,7 @@ impl Queue {
 pub(super) struct Target<'a> {
     pub(super) pid: Pid,
     pub(super) reaper: &'a Reaper,
-    pub(super) cgroup: &'a Cgroup,
+    pub(super) group: &'a Group,
 }
 
 impl Input {
@@ -94,7 +93,7 @@ impl Input {
                 Ok(Some(ExecInput::Signal(signal))) => self.signal(signal, &target),
                 Ok(Some(ExecInput::Kill)) => {
                     self.killed.store(true, Ordering::Relaxed);
-                    kill(target.cgroup);
+                    target.group.kill(target.reaper);
                 }
                 Ok(None) => return,
                 Err(error) => return console::say_error("a command's input could not be read", &error),
@@ -199,8 +198,9 @@ impl Input {
             return;
         }
         let foreground = self.terminal.as_ref().and_then(|terminal| tcgetpgrp(terminal.master.fd()).ok());
-        let reached =
-            foreground.is_some_and(|group| sys::kill_group(group.as_raw_nonzero().get(), signal.into()));
+        let reached = foreground.is_some_and(|group| {
+            group != target.pid && sys::kill_group(group.as_raw_nonzero().get(), signal.into())
+        });
         if !reached {
             target.reaper.signal(target.pid, signal);
         }

@@ -14,10 +14,10 @@ use std::time::{Duration, SystemTime};
 
 use microagent_guest::Guest;
 use microagent_proto::{
-    Chunk, Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FsUsage, GuestError,
-    INPUT_CHUNK_LIMIT, INPUT_LIMIT, MessageReader, Pack, PackEvent, PathInfo, PreambleKind, REPLY_LIMIT,
-    REQUEST_LIMIT, Request, Root, STDIN_WINDOW, SessionHandle, ShutDown, StartError, Stat, Stream, Unpack,
-    UnpackInput, Unpacked, greet, host_session, read_message, write_message,
+    Chunk, Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, ExecRole, Exit, FsUsage, GuestError,
+    GuestEvent, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MessageReader, Pack, PackEvent, PathInfo, PreambleKind,
+    REPLY_LIMIT, REQUEST_LIMIT, Request, Root, STDIN_WINDOW, SessionHandle, ShutDown, StartError, Stat,
+    Stream, Unpack, UnpackInput, Unpacked, greet, host_session, read_message, write_message,
 };
 use microagent_qemu::qmp::Qmp;
 use microagent_store::StateDir;
@@ -345,7 +345,7 @@ pub struct Session<'a> {
 pub struct Output {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
-    pub pid: u32,
+    pub out_of_memory: Option<String>,
     pub exit: Option<Exit>,
     pub not_started: Option<StartError>,
 }
@@ -355,6 +355,14 @@ impl Output {
     pub fn text(&self) -> &str {
         std::str::from_utf8(&self.stdout).unwrap()
     }
+}
+
+/// A disk that was left complete.
+pub fn check_disk(disk: &Path) {
+    let check = Command::new("e2fsck").arg("-fn").arg(disk).output().expect("e2fsck is installed");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+    let report = String::from_utf8(check.stdout).unwrap();
+    assert!(!report.contains("recover"), "the journal had to be replayed: {report}");
 }
 
 /// Settings that all tests share.
@@ -382,7 +390,8 @@ pub fn exec(command: microagent_proto::Command) -> Exec {
         user: String::new(),
         stdin: false,
         terminal: None,
-        service: false,
+        make_working_dir: true,
+        role: ExecRole::Command,
     }
 }
 
@@ -427,13 +436,24 @@ impl Session<'_> {
         self.next(stream).await
     }
 
+    /// Asks for what happens to the machine.
+    pub async fn watch(&self) -> Stream {
+        self.open(&Request::Watch).await
+    }
+
+    /// The next thing that happens to the machine.
+    pub async fn guest_event(&self, watch: &mut Stream) -> GuestEvent {
+        self.next(watch).await
+    }
+
     /// Runs a command to its end.
     pub async fn run(&self, exec: Exec) -> Output {
         let mut stream = self.open(&Request::Exec(exec)).await;
         let mut output = Output::default();
         loop {
             match self.event(&mut stream).await {
-                ExecEvent::Started { pid } => assert!(pid > 1),
+                ExecEvent::Started => {}
+                ExecEvent::OutOfMemory { program } => output.out_of_memory = Some(program),
                 ExecEvent::StdinTaken(_) => panic!("nothing was sent"),
                 ExecEvent::Stdout(bytes) => output.stdout.extend_from_slice(&bytes),
                 ExecEvent::Stderr(bytes) => output.stderr.extend_from_slice(&bytes),
@@ -567,7 +587,8 @@ impl Talk<'_> {
         let what = format!("an event after {:?}", String::from_utf8_lossy(seen));
         let event = self.vm.within(&what, self.events.next()).await;
         match event {
-            Ok(Some(ExecEvent::Started { pid })) => self.output.pid = pid,
+            Ok(Some(ExecEvent::Started)) => {}
+            Ok(Some(ExecEvent::OutOfMemory { program })) => self.output.out_of_memory = Some(program),
             Ok(Some(ExecEvent::Stdout(bytes))) => self.output.stdout.extend_from_slice(&bytes),
             Ok(Some(ExecEvent::Stderr(bytes))) => self.output.stderr.extend_from_slice(&bytes),
             Ok(Some(ExecEvent::StdinTaken(count))) => self.room += count as usize,

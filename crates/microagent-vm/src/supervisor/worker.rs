@@ -339,7 +339,6 @@ impl Worker {
                     let _ = events.send(Event::Serving).await;
                     return std::future::pending().await;
                 };
-                let service = Exec { service: true, ..service };
                 let result = self.exec(session, service, Some((events, signals))).await?;
                 write_json(&self.result, &result).map_err(|e| Trouble::Host(with_cause(&e)))?;
                 Ok(Outcome::ServiceEnded(result))
@@ -392,7 +391,7 @@ impl Worker {
             };
             heard = true;
             match reply.ok_or_else(closed)? {
-                ExecEvent::Started { .. } => {
+                ExecEvent::Started => {
                     if let Some((events, _)) = &service {
                         let _ = events.send(Event::Serving).await;
                     }
@@ -404,6 +403,9 @@ impl Worker {
                 ExecEvent::Exited(Exit::Signal(signal)) => {
                     break (128 + i32::from(signal), Some(i32::from(signal)), None);
                 }
+                // The machine ends with its process 1; the driver sees that.
+                ExecEvent::Exited(Exit::PoweredOff | Exit::Restarted) => return std::future::pending().await,
+                ExecEvent::OutOfMemory { program } => self.note_out_of_memory(&program).await,
                 ExecEvent::NotStarted(error) => {
                     let code = if error.kind == StartErrorKind::NotFound { 127 } else { 126 };
                     break (code, None, Some(error.message));
@@ -413,6 +415,12 @@ impl Worker {
         let exited_at = Timestamp::now();
         let dropped_bytes = self.output.dropped();
         Ok(RecordedResult { started_at, exited_at, exit_code, signal, start_error, dropped_bytes })
+    }
+
+    /// Tells the user why a program was killed.
+    async fn note_out_of_memory(&self, program: &str) {
+        let notice = format!("the guest ran out of memory: the kernel killed `{}`", program.escape_debug());
+        let _ = self.context.reports.send(Report::Notice(notice)).await;
     }
 
     fn record(&mut self, stream: OutputStream, bytes: &[u8]) -> Result<(), Trouble> {
