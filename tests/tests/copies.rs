@@ -93,7 +93,10 @@ fn a_tar_stream_goes_in_and_comes_out_as_it_is() {
     let header = entry.header();
     assert_eq!((header.uid().unwrap(), header.gid().unwrap()), (1234, 5678));
     assert_eq!((header.mode().unwrap() & 0o7777, header.mtime().unwrap()), (0o4711, 1_500_000_000));
-    home.microagent(["cp", "app.py", "other.py"]).run().code(2).says("neither end is in a workspace");
+    home.microagent(["cp", "app.py", "other.py"])
+        .run()
+        .code(2)
+        .says("neither source nor target is in a workspace");
     home.microagent(["cp", "web:/a", "web:/b"]).run().code(2).says("both ends");
     // What is no tar is refused by the guest, and the workspace is none the worse for it.
     home.microagent(["cp", "-", "web:/root"]).stdin("this is not a tar stream".repeat(100)).run().code(1);

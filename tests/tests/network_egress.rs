@@ -123,11 +123,11 @@ fn the_mode_says_whether_the_host_can_be_reached_and_none_opens_what_is_never_op
             assert_refused(&home, name, forbidden, inner_port);
         }
         let line = logged(&home, name, &format!("{METADATA}:{inner_port}"));
-        assert!(line.contains("  refused  ") && line.ends_with("never reachable"), "{line}");
+        assert!(line.contains("  refused  ") && line.ends_with("this address is never reachable"), "{line}");
     }
     assert_refused(&home, "public", &host_address, port);
     let line = logged(&home, "public", &format!("{host_address}:{port}"));
-    assert!(line.contains("  refused  ") && line.ends_with("the host or a network around it"), "{line}");
+    assert!(line.contains("  refused  ") && line.ends_with("the host or one of its networks"), "{line}");
     assert_nobody_came(&outward);
     outward.set_nonblocking(false).unwrap();
     std::thread::spawn(move || outward.accept());

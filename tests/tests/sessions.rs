@@ -208,7 +208,7 @@ fn the_console_takes_keys_from_one_session_and_is_logged_all_the_same() {
     pty.shows("again 21");
     let shown = home.microagent(["connect", "web", "--console"]).start();
     home.microagent(["halt", "web"]).success();
-    pty.shows("its machine has ended");
+    pty.shows("the machine has ended");
     assert_eq!(pty.finish(), 0);
     assert!(shown.finish().code(0).text().contains("again 21"));
     home.microagent(["connect", "web", "--console"]).success();

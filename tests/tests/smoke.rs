@@ -85,7 +85,7 @@ fn help_is_help_and_nonsense_is_refused_with_a_hint() {
     assert!(help.text().contains("Examples:"), "{}", help.told());
     home.microagent(["run", "--nonsense"]).run().code(2).says("--nonsense").says("Hint:");
     home.microagent(["frobnicate"]).run().code(2).says("frobnicate").says("Hint:");
-    home.microagent(["run"]).run().code(2).says("no image was named");
+    home.microagent(["run"]).run().code(2).says("no image was given");
     let json = home.microagent(["run", "--json", "--profile", "huge", "busybox"]).run().code(2);
     assert_eq!(json.json_error()["kind"], "invalid", "{}", json.told());
 }

@@ -50,7 +50,7 @@ service: never
     assert!(ran.summary("Resources").starts_with("memory=200MiB cpus=1 "), "{}", ran.told());
     let said = "/tmp\nbox\nline\nscript\nof the host\nspec 8080 beside the spec\n1\n";
     assert!(ran.text().ends_with(said), "{}", ran.told());
-    ran.says("`service` of the spec file says nothing to run");
+    ran.says("`service` of the spec file has no effect on run");
     home.microagent(["artifact", "get", "report", "made", "made"]).success();
     assert_eq!(fs::read_to_string(home.path().join("made")).unwrap(), "line\nscript\n");
     home.microagent(["delete", "report", "--yes"]).success();

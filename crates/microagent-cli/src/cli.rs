@@ -1,4 +1,4 @@
-//! The command line: global options, the list of commands, and how clap's complaints become ours.
+//! The command line: global options, the list of commands, and how clap's errors are turned into this command's.
 //!
 //! Parsing decides nothing about workspaces; each command's own file turns its arguments into a call.
 
@@ -27,14 +27,14 @@ Examples:
   Run one command in a fresh microVM; nothing is left behind:
     microagent run docker.io/library/alpine:3.20 cat /etc/alpine-release
 
-  The same with a shell line and steps before it:
+  Run a shell line, with setup steps before it:
     microagent run --image debian:12 --setup 'apt-get update' --exec 'echo ready'
 
-  See whether this machine can do it:
+  Check whether this machine can run microVMs:
     microagent doctor
 
-Exit codes: 0 done, 1 failed, 2 asked wrongly, 75 try again later, 130 interrupted.
-Standard output is data; progress, notes and errors go to standard error.";
+Exit codes: 0 success, 1 failure, 2 usage error, 75 try again later, 130 interrupted.
+Results go to standard output; progress, notes and errors go to standard error.";
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -265,12 +265,12 @@ fn asks_for_help(kind: ClapErrorKind) -> bool {
 
 fn bad_output_variable(value: &str) -> Failure {
     Failure::usage(
-        format!("{} is `{value}`; it can be `text` or `json`", environment::OUTPUT),
-        format!("unset {} or set it to one of them", environment::OUTPUT),
+        format!("{} is `{value}`, expected `text` or `json`", environment::OUTPUT),
+        "set it to one of them, or unset it",
     )
 }
 
-/// Turns clap's complaint into one line and a hint, so that every error of ours looks alike.
+/// Turns an error of clap into one line and a hint, so that all errors look alike.
 fn usage_failure(error: &clap::Error, path: &[&str]) -> Failure {
     if let Some(name) = unknown_command(error)
         && let Some((message, hint)) = docker_verb(name)
@@ -295,7 +295,7 @@ fn usage_failure(error: &clap::Error, path: &[&str]) -> Failure {
     let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
     if tips.is_empty() {
         let words: Vec<&str> = std::iter::once("microagent").chain(path.iter().copied()).collect();
-        tips.push(format!("`{} --help` shows how it is called", words.join(" ")));
+        tips.push(format!("see `{} --help`", words.join(" ")));
     }
     Failure::usage(message, tips.join("; "))
 }

@@ -31,7 +31,7 @@ impl Context {
         };
         let supervisor = std::env::current_exe().map_err(|e| Failure::Other {
             message: format!("cannot find the path of this program: {e}"),
-            hint: Some("is /proc mounted?".to_owned()),
+            hint: Some("check that /proc is mounted".to_owned()),
         })?;
         let mut options = EngineOptions::new(state_dir, supervisor);
         options.accel = match global.accel {
@@ -58,7 +58,7 @@ impl Context {
 
     /// The engine with another guest kernel, or one that uses no templates.
     pub(crate) fn engine_for_run(&self, kernel: Option<PathBuf>, cold: bool) -> Engine {
-        let warm = if cold { Err("asked for with --cold".to_owned()) } else { self.options.warm.clone() };
+        let warm = if cold { Err("requested with --cold".to_owned()) } else { self.options.warm.clone() };
         Engine::new(EngineOptions { kernel, warm, ..self.options.clone() })
     }
 
@@ -113,8 +113,8 @@ fn default_state_dir() -> Result<PathBuf, Failure> {
     match etcetera::home_dir() {
         Ok(home) if home.is_absolute() => Ok(home.join(DEFAULT_STATE_DIR)),
         _ => Err(Failure::usage(
-            "there is no home directory to keep state in",
-            "choose a directory with --state-dir or MICROAGENT_STATE_DIR",
+            "no home directory for the state directory",
+            "set --state-dir or MICROAGENT_STATE_DIR",
         )),
     }
 }

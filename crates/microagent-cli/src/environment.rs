@@ -57,41 +57,41 @@ const fn variable(name: &'static str, help: &'static str) -> Variable {
 pub(crate) const VARIABLES: &[Variable] = &[
     variable(STATE_DIR, "State directory, as `--state-dir`."),
     variable(ACCEL, "Accelerator, as `--accel`: `auto`, `kvm` or `tcg`."),
-    variable(BOOT_TIMEOUT, "Seconds that a guest may take to answer for the first time; 120 unless set."),
+    variable(BOOT_TIMEOUT, "Seconds that a guest may take to boot; default 120."),
     variable(
         WARM,
-        "`off`: boot each machine instead of starting it from a template, and make none; `on` (default) otherwise.",
+        "`off`: boot each machine instead of restoring a template, and build none; `on` is the default.",
     ),
     variable(OUTPUT, "Output format: `text` (default) or `json`, as `--json`."),
     variable(PROGRESS, "Progress, as `--progress`: `auto`, `plain` or `off`."),
     variable(
         SECRET_HELPER,
-        "Program that secrets with `helper:REFERENCE` are asked of: a path, or a name in `PATH`.",
+        "Program that looks up secrets with `helper:REFERENCE`: a path, or a name in `PATH`.",
     ),
     variable(VAULT_ADDR, "URL of Vault or OpenBao, for secrets with `vault:`."),
-    variable(VAULT_TOKEN, "Token for it."),
-    variable(VAULT_NAMESPACE, "Namespace in it."),
-    variable(VAULT_CACERT, "Certificates to trust for it, in place of the system's."),
+    variable(VAULT_TOKEN, "Token for Vault or OpenBao."),
+    variable(VAULT_NAMESPACE, "Namespace in Vault or OpenBao."),
+    variable(VAULT_CACERT, "Certificates to trust for Vault or OpenBao, instead of the system's."),
     variable(
         "NO_COLOR",
-        "Any value turns colours off, as `--no-color`. `CLICOLOR`, `CLICOLOR_FORCE` and `TERM` count too.",
+        "Any value turns colours off, as `--no-color`. `CLICOLOR`, `CLICOLOR_FORCE` and `TERM` are also respected.",
     ),
-    variable(HOME, "Where the default state directory and the login files lie."),
-    variable(PATH, "Where QEMU, passt and credential helpers are looked for."),
-    variable(TERM, "Kind of the terminal; a session in a guest is told the same."),
-    variable("LC_ALL, LC_CTYPE, LANG", "Whether the terminal shows UTF-8; marks are ASCII otherwise."),
+    variable(HOME, "Directory of the default state directory and of login files."),
+    variable(PATH, "Directories in which QEMU, passt and credential helpers are searched."),
+    variable(TERM, "Type of the terminal; passed to sessions in a guest."),
+    variable("LC_ALL, LC_CTYPE, LANG", "Whether the terminal shows UTF-8; otherwise marks are ASCII."),
     variable("DOCKER_CONFIG", "Directory of Docker's `config.json` with registry logins."),
     variable("REGISTRY_AUTH_FILE", "Login file of podman and skopeo."),
     variable(
         "XDG_RUNTIME_DIR, XDG_CONFIG_HOME",
-        "Where podman's login files are looked for, and units of systemd are put.",
+        "Directories of podman's login files and of systemd's user units.",
     ),
-    variable("HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY", "Proxies for registries; lower case works too."),
+    variable("HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY", "Proxies for registries; also in lower case."),
     variable(
         "MICROAGENT_INSECURE_REGISTRIES",
         "Registries (`HOST` or `HOST:PORT`, separated by commas) that may be reached over plain HTTP, logins included.",
     ),
-    variable("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities in place of the system's."),
+    variable("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities instead of the system's."),
 ];
 
 /// The option without its variable where that is empty, which counts as unset.
@@ -142,7 +142,7 @@ pub(crate) fn boot_timeout() -> Result<Option<Duration>, Failure> {
     match text.to_str().and_then(|text| text.parse().ok()) {
         Some(seconds @ 1..=LONGEST_BOOT_SECONDS) => Ok(Some(Duration::from_secs(seconds))),
         _ => Err(Failure::usage(
-            format!("{BOOT_TIMEOUT} is `{}`, which is no number of seconds", text.to_string_lossy()),
+            format!("{BOOT_TIMEOUT} is `{}`, expected a number of seconds", text.to_string_lossy()),
             format!("set it to 1 to {LONGEST_BOOT_SECONDS}, or unset it"),
         )),
     }
@@ -155,8 +155,8 @@ pub(crate) fn warm() -> Result<Result<(), String>, Failure> {
         Some("on" | "1" | "true" | "yes") => Ok(Ok(())),
         Some("off" | "0" | "false" | "no") => Ok(Err(format!("turned off by {WARM}"))),
         _ => Err(Failure::usage(
-            format!("{WARM} is `{}`; it can be `on` or `off`", text.to_string_lossy()),
-            format!("unset {WARM} or set it to one of them"),
+            format!("{WARM} is `{}`, expected `on` or `off`", text.to_string_lossy()),
+            "set it to one of them, or unset it",
         )),
     }
 }

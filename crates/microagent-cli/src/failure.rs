@@ -71,7 +71,7 @@ impl Failure {
 
     /// `--follow` with `--json`, which no command has.
     pub(crate) fn followed_as_json() -> Failure {
-        Failure::usage("what is followed has no one JSON document", "leave --follow or --json out")
+        Failure::usage("--follow and --json cannot be combined", "omit one of them")
     }
 
     /// What the process exits with.

@@ -119,7 +119,7 @@ impl Progress {
             if let Some(old) = state.bar.take() {
                 old.finish_and_clear();
             }
-            let mut style = ProgressStyle::with_template(style).expect("a template of ours");
+            let mut style = ProgressStyle::with_template(style).expect("the template is well-formed");
             if !environment::speaks_utf8() {
                 style = style.tick_chars("|/-\\ ").progress_chars("=> ");
             }

@@ -70,7 +70,7 @@ pub(crate) fn write_output(
 }
 
 pub(crate) fn unreadable(source: io::Error) -> Failure {
-    Failure::Other { message: format!("cannot read the run's output back: {source}"), hint: None }
+    Failure::Other { message: format!("cannot read the output of the run: {source}"), hint: None }
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use crate::failure::Failure;
 pub(crate) fn ours() -> Result<Terminal, Failure> {
     if !isatty(io::stdin()) || !isatty(io::stdout()) {
         return Err(Failure::usage(
-            "a terminal was asked for, and standard input or output is none",
-            "leave -t out: -i alone passes standard input on",
+            "--tty needs a terminal, but standard input or output is not a terminal",
+            "omit -t; -i alone passes standard input",
         ));
     }
     let (rows, cols) = size().unwrap_or((24, 80));

@@ -165,7 +165,7 @@ Hint: a similar subcommand exists: 'apply'
         (
             "run",
             str![[r#"
-Error: no image was named
+Error: no image was given
 Hint: microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`
 
 "#]],
@@ -174,7 +174,7 @@ Hint: microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`
             "delete --yes",
             str![[r#"
 Error: the following required arguments were not provided: <NAME>...
-Hint: `microagent delete --help` shows how it is called
+Hint: see `microagent delete --help`
 
 "#]],
         ),
@@ -182,7 +182,7 @@ Hint: `microagent delete --help` shows how it is called
             "logs ../x",
             str![[r#"
 Error: invalid value '../x' for '<NAME>': `../x` is not a workspace name: it starts with a letter or digit, goes on with letters, digits, `.`, `_` or `-`, and has at most 63 characters
-Hint: `microagent logs --help` shows how it is called
+Hint: see `microagent logs --help`
 
 "#]],
         ),
@@ -190,23 +190,23 @@ Hint: `microagent logs --help` shows how it is called
             "run --timeout soon alpine",
             str![[r#"
 Error: invalid value 'soon' for '--timeout <SECONDS>': it is a number of seconds, or with units as in 1m30s
-Hint: `microagent run --help` shows how it is called
+Hint: see `microagent run --help`
 
 "#]],
         ),
         (
             "run --cpus 1.5 alpine",
             str![[r#"
-Error: invalid value '1.5' for '--cpus <N>': a machine has whole CPUs; use --cpus 2
-Hint: `microagent run --help` shows how it is called
+Error: invalid value '1.5' for '--cpus <N>': fractions of a CPU are not supported; use --cpus 2
+Hint: see `microagent run --help`
 
 "#]],
         ),
         (
             "run --exec x alpine ls",
             str![[r#"
-Error: the command is given twice: with --exec and as words after the image
-Hint: use one of them; all words after IMAGE belong to the guest
+Error: the command is given twice: with --exec and after the image
+Hint: use one of them; all words after IMAGE belong to the command
 
 "#]],
         ),
@@ -214,7 +214,7 @@ Hint: use one of them; all words after IMAGE belong to the guest
             "run --keep --rm alpine",
             str![[r#"
 Error: the argument '--keep' cannot be used with '--rm'
-Hint: `microagent run --help` shows how it is called
+Hint: see `microagent run --help`
 
 "#]],
         ),
@@ -222,14 +222,14 @@ Hint: `microagent run --help` shows how it is called
             "list --accel xen",
             str![[r#"
 Error: invalid value 'xen' for '--accel <WHICH>' [possible values: auto, kvm, tcg]
-Hint: `microagent list --help` shows how it is called
+Hint: see `microagent list --help`
 
 "#]],
         ),
         (
             "perf boot",
             str![[r#"
-Error: no image was named
+Error: no image was given
 Hint: name one with --image; `microagent image list` shows those that are here
 
 "#]],
@@ -237,8 +237,8 @@ Hint: name one with --image; `microagent image list` shows those that are here
         (
             "perf ready --image alpine --network host",
             str![[r#"
-Error: invalid value 'host' for '--network <MODE>': there are: user, isolated
-Hint: `microagent perf ready --help` shows how it is called
+Error: invalid value 'host' for '--network <MODE>': expected one of: user, isolated
+Hint: see `microagent perf ready --help`
 
 "#]],
         ),
@@ -298,7 +298,7 @@ fn dockers_flags_are_refused_with_the_way_that_works() {
             "run --privileged alpine id",
             str![[r#"
 Error: --privileged is not possible here: the guest has its own kernel and is root on it; there are no host privileges to grant or drop
-Hint: leave it out: inside the microVM root can do everything already
+Hint: omit it: inside the microVM root can do everything already
 
 "#]],
         ),
@@ -314,15 +314,15 @@ Hint: pack it, `tar -C DIR -cf dir.tar .`, and attach that: -v dir.tar:/guest/pa
             "run -it alpine sh",
             str![[r#"
 Error: --interactive (-i) is not possible here: run gives the guest neither a terminal nor standard input
-Hint: leave -i and -t out; for a session make a workspace: microagent create NAME --image IMAGE, microagent start NAME, microagent connect NAME
+Hint: omit -i and -t; for a session make a workspace: microagent create NAME --image IMAGE, microagent start NAME, microagent connect NAME
 
 "#]],
         ),
         (
             "run --network none alpine",
             str![[r#"
-Error: --network none is not possible here: it is called otherwise
-Hint: use --network isolated: no network device but loopback
+Error: --network none is not possible here: the mode has another name here
+Hint: use --network isolated (no network device)
 
 "#]],
         ),
@@ -337,16 +337,16 @@ Hint: use --network user: outbound NAT, and the ports that -p publishes
         (
             "run -p 8080:80 --network isolated nginx",
             str![[r#"
-Error: --publish (-p) is not possible here: with --network isolated the guest has no network
-Hint: use --network user, or leave it out
+Error: --publish (-p) is not possible here: with --network isolated the guest has no network device
+Hint: use --network user, or omit the option
 
 "#]],
         ),
         (
             "run -P nginx",
             str![[r#"
-Error: --publish-all (-P) is not possible here: what an image says of its ports publishes nothing
-Hint: name each port: -p HOST_PORT:PORT, where HOST_PORT 0 picks a free one
+Error: --publish-all (-P) is not possible here: ports that an image exposes are not published automatically
+Hint: publish each port: -p HOST_PORT:PORT; HOST_PORT 0 picks a free port
 
 "#]],
         ),
@@ -361,7 +361,7 @@ Hint: name each port: -p HOST_PORT:PORT, where HOST_PORT 0 picks a free one
 #[test]
 fn errors_are_one_json_line_where_json_was_asked_for() {
     let usage = str![[r#"
-{"kind":"invalid","message":"unexpected argument '--nonsense' found","hint":"`microagent list --help` shows how it is called","retryable":false}
+{"kind":"invalid","message":"unexpected argument '--nonsense' found","hint":"see `microagent list --help`","retryable":false}
 
 "#]];
     run("list --json --nonsense").code(2).stdout_eq("").stderr_eq(usage);
@@ -426,7 +426,7 @@ Hint: microagent apply NAME --file SPEC, or give the file a `name`
 
 "#]]);
     call("apply --file spec.yaml", "name: web\nkeep: true\n").code(1).stderr_eq(str![[r#"
-Note: `keep` of the spec file says nothing to apply
+Note: `keep` of the spec file has no effect on apply
 Error: no workspace `web`
 Hint: `microagent list` shows the saved workspaces
 
@@ -443,7 +443,7 @@ Hint: --file names a spec file; nothing is read without it
     // A file that lies there is not read unless it is named.
     fs::write(home.dir.path().join("microagent.yaml"), "nonsense").unwrap();
     home.command().current_dir(home.dir.path()).arg("run").assert().code(2).stderr_eq(str![[r#"
-Error: no image was named
+Error: no image was given
 Hint: microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`
 
 "#]]);
@@ -453,15 +453,15 @@ Hint: microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`
 fn the_environment_is_checked_like_flags() {
     let with = |name: &str, value: &str| Home::new().command().env(name, value).arg("list").assert();
     with("MICROAGENT_OUTPUT", "yaml").code(2).stderr_eq(str![[r#"
-Error: MICROAGENT_OUTPUT is `yaml`; it can be `text` or `json`
-Hint: unset MICROAGENT_OUTPUT or set it to one of them
+Error: MICROAGENT_OUTPUT is `yaml`, expected `text` or `json`
+Hint: set it to one of them, or unset it
 
 "#]]);
     with("MICROAGENT_ACCEL", "xen").code(2).stdout_eq("");
     with("MICROAGENT_PROGRESS", "loud").code(2).stdout_eq("");
     with("MICROAGENT_WARM", "sometimes").code(2).stderr_eq(str![[r#"
-Error: MICROAGENT_WARM is `sometimes`; it can be `on` or `off`
-Hint: unset MICROAGENT_WARM or set it to one of them
+Error: MICROAGENT_WARM is `sometimes`, expected `on` or `off`
+Hint: set it to one of them, or unset it
 
 "#]]);
     for value in ["on", "off", "OFF", "0", ""] {
@@ -571,8 +571,8 @@ Note: web: cannot load workspace `web`: `[HOME]/.microagent/workspaces/web/works
 
 "#]]);
     home.run("delete web").code(2).stdout_eq("").stderr_eq(str![[r#"
-Error: deleting needs a confirmation, and there is no terminal to ask on
-Hint: add --yes, or --force to kill what is running
+Error: deleting needs a confirmation, but standard input is not a terminal
+Hint: add --yes, or --force to kill running workspaces
 
 "#]]);
     home.run("delete web --yes").success().stdout_eq("Deleted: web\n");

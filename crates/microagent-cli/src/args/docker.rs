@@ -56,32 +56,32 @@ impl DockerFlag {
 
 const OWN_KERNEL: &str =
     "the guest has its own kernel and is root on it; there are no host privileges to grant or drop";
-const LEAVE_OUT: &str = "leave it out";
-const LEAVE_OUT_ROOT: &str = "leave it out: inside the microVM root can do everything already";
+const LEAVE_OUT: &str = "omit it";
+const LEAVE_OUT_ROOT: &str = "omit it: inside the microVM root can do everything already";
 const NAMESPACES: &str = "a microVM shares no namespace with the host or with another microVM";
-const ISOLATED: &str = "leave it out: the microVM is isolated from the host by its own kernel";
+const ISOLATED: &str = "omit it: the microVM is isolated from the host by its own kernel";
 const DEVICES: &str = "no device of the host is visible in a microVM";
-const CGROUP: &str = "there is no cgroup to tune; a microVM has a fixed size";
-const SIZE: &str = "give the machine its size: --memory, --cpus or --profile";
+const CGROUP: &str = "a microVM has a fixed size instead of cgroup limits";
+const SIZE: &str = "set the size of the machine: --memory, --cpus or --profile";
 const GUEST_SETTING: &str = "this is a setting of the guest's own kernel";
 const ADDRESSING: &str =
-    "the network of a microVM is private to it, with a fixed address and the host's name servers";
+    "each microVM has a private network with fixed addresses; it uses the host's name servers";
 const NETWORK_CHOICE: &str =
     "choose --network user (outbound NAT, published ports) or --network isolated (no network device)";
 const HOSTS_FILE: &str = "write it in the guest: --setup 'echo ADDRESS NAME >> /etc/hosts'";
-const PORTS: &str = "what an image says of its ports publishes nothing";
-const PORTS_NOW: &str = "name each port: -p HOST_PORT:PORT, where HOST_PORT 0 picks a free one";
+const PORTS: &str = "ports that an image exposes are not published automatically";
+const PORTS_NOW: &str = "publish each port: -p HOST_PORT:PORT; HOST_PORT 0 picks a free port";
 const TERMINAL: &str = "run gives the guest neither a terminal nor standard input";
-const TERMINAL_NOW: &str = "leave -i and -t out; for a session make a workspace: microagent create NAME --image IMAGE, \
+const TERMINAL_NOW: &str = "omit -i and -t; for a session make a workspace: microagent create NAME --image IMAGE, \
      microagent start NAME, microagent connect NAME";
 const FOREGROUND: &str = "run stays in the foreground until the command ends";
 const NO_MOUNTS: &str = "nothing of the host is mounted into a microVM";
-const ATTACH: &str = "attach a named volume, a tar file or an ext4 image: -v NAME:/guest/path[:ro]";
+const ATTACH: &str = "attach a named volume, a tar file or an ext4 image: -v SOURCE:/guest/path[:ro]";
 const LOGS: &str =
     "output is printed when the run ends, and the console log of a kept run is read with `microagent logs`";
-const NO_LABELS: &str = "workspaces carry a name and no labels";
-const HEALTH: &str = "a one-shot run ends with its command, so there is nothing to watch";
-const HEALTH_NOW: &str = "leave it out; bound the run with --timeout";
+const NO_LABELS: &str = "workspaces have a name and no labels";
+const HEALTH: &str = "a run ends with its command and has no health check";
+const HEALTH_NOW: &str = "omit it; limit the time of the run with --timeout";
 const KEPT: &str = "make a workspace that is started again: microagent create NAME --image IMAGE --restart always, microagent supervise NAME";
 
 /// Every refused flag. `--network`, `--memory`, `--cpus`, `--publish` and `--volume` have checks of their own.
@@ -89,7 +89,7 @@ const FLAGS: &[DockerFlag] = &[
     // Privileges
     switch("privileged", OWN_KERNEL, LEAVE_OUT_ROOT),
     valued("cap-add", OWN_KERNEL, LEAVE_OUT_ROOT),
-    valued("cap-drop", OWN_KERNEL, "leave it out, or run the command as another user with --user"),
+    valued("cap-drop", OWN_KERNEL, "omit it, or run the command as another user with --user"),
     valued("security-opt", OWN_KERNEL, ISOLATED),
     valued(
         "group-add",
@@ -99,19 +99,19 @@ const FLAGS: &[DockerFlag] = &[
     // Namespaces
     valued("pid", NAMESPACES, ISOLATED),
     valued("ipc", NAMESPACES, ISOLATED),
-    valued("uts", NAMESPACES, "leave it out; --hostname sets the guest's host name"),
+    valued("uts", NAMESPACES, "omit it; --hostname sets the guest's host name"),
     valued("userns", NAMESPACES, ISOLATED),
     valued("cgroupns", NAMESPACES, ISOLATED),
     valued("cgroup-parent", NAMESPACES, ISOLATED),
     valued("pod", NAMESPACES, "there are no pods: run each image in its own microVM"),
     // Devices
-    valued("device", DEVICES, "leave it out; the guest has its own disk, network and random number device"),
+    valued("device", DEVICES, "omit it; the guest has its own disk, network and random number device"),
     valued("device-cgroup-rule", DEVICES, LEAVE_OUT),
     valued("device-read-bps", CGROUP, LEAVE_OUT),
     valued("device-write-bps", CGROUP, LEAVE_OUT),
     valued("device-read-iops", CGROUP, LEAVE_OUT),
     valued("device-write-iops", CGROUP, LEAVE_OUT),
-    valued("gpus", DEVICES, "leave it out; GPUs cannot be passed to a microVM here"),
+    valued("gpus", DEVICES, "omit it; GPUs cannot be passed to a microVM here"),
     // Resources
     valued("memory-swap", CGROUP, SIZE),
     valued("memory-swappiness", CGROUP, SIZE),
@@ -129,7 +129,7 @@ const FLAGS: &[DockerFlag] = &[
     valued("pids-limit", CGROUP, LEAVE_OUT),
     switch("oom-kill-disable", CGROUP, SIZE),
     valued("oom-score-adj", CGROUP, SIZE),
-    valued("storage-opt", "a microVM has a disk of its own", "set its size: --size-mib"),
+    valued("storage-opt", "a microVM has its own disk", "set its size: --size-mib"),
     valued(
         "shm-size",
         "/dev/shm takes up to half of the guest's memory",
@@ -140,26 +140,26 @@ const FLAGS: &[DockerFlag] = &[
     // Files
     valued("mount", NO_MOUNTS, ATTACH),
     valued("volumes-from", "a volume has one user at a time", ATTACH),
-    valued("volume-driver", "volumes are ext4 disks on this host", LEAVE_OUT),
+    valued("volume-driver", "volumes are always ext4 disks on this host", LEAVE_OUT),
     valued(
         "tmpfs",
-        "mounts are made by the guest itself",
-        "make it in a --setup step: --setup 'mount -t tmpfs tmpfs /PATH'",
+        "the guest mounts its file systems itself",
+        "mount it in a --setup step: --setup 'mount -t tmpfs tmpfs /PATH'",
     ),
     switch(
         "read-only",
-        "every run writes to a disk of its own, which goes away with it; the image never changes",
+        "every run writes to its own disk, which is removed at its end; the image does not change",
         LEAVE_OUT,
     ),
     valued(
         "cidfile",
-        "the workspace's name is known beforehand",
-        "choose it: --name NAME; or read `workspace` from --json",
+        "a workspace is identified by its name",
+        "choose the name with --name NAME, or read `workspace` from the JSON document (--json)",
     ),
     valued(
         "rootfs",
-        "run takes images",
-        "make one of the tree: `tar -C DIR -c . | microagent image import - REF`",
+        "run starts images only",
+        "import the directory as an image: `tar -C DIR -c . | microagent image import - REF`",
     ),
     // Network
     valued("link", NAMESPACES, NETWORK_CHOICE),
@@ -181,7 +181,7 @@ const FLAGS: &[DockerFlag] = &[
         "write it in the guest: --setup 'echo options OPTION >> /etc/resolv.conf'",
     ),
     valued("dns-opt", ADDRESSING, "write it in the guest: --setup 'echo options OPTION >> /etc/resolv.conf'"),
-    valued("domainname", "the guest has a host name and no domain", "set the host name: --hostname NAME"),
+    valued("domainname", "guests have a host name and no domain name", "set the host name: --hostname NAME"),
     switch("publish-all", PORTS, PORTS_NOW).short('P'),
     valued("expose", PORTS, PORTS_NOW),
     // Life
@@ -195,14 +195,18 @@ const FLAGS: &[DockerFlag] = &[
     switch("interactive", TERMINAL, TERMINAL_NOW).short('i'),
     switch("tty", TERMINAL, TERMINAL_NOW).short('t'),
     valued("attach", TERMINAL, TERMINAL_NOW).short('a'),
-    switch("sig-proxy", "signals end the run and clean up", LEAVE_OUT),
-    switch("init", "the guest's first process reaps children already", LEAVE_OUT),
+    switch("sig-proxy", "signals always end the run and clean up", LEAVE_OUT),
+    switch(
+        "init",
+        "the first process of a guest is microagent's agent, which reaps child processes",
+        LEAVE_OUT,
+    ),
     except("restart", "no", FOREGROUND, KEPT),
     valued("stop-signal", "a one-shot run ends with its command or is killed at --timeout", LEAVE_OUT),
     valued(
         "stop-timeout",
         "a one-shot run ends with its command or is killed",
-        "bound the run: --timeout SECONDS",
+        "limit the time of the run: --timeout SECONDS",
     ),
     valued("health-cmd", HEALTH, HEALTH_NOW),
     valued("health-interval", HEALTH, HEALTH_NOW),
@@ -214,25 +218,25 @@ const FLAGS: &[DockerFlag] = &[
     // Records
     valued("log-driver", LOGS, LEAVE_OUT),
     valued("log-opt", LOGS, LEAVE_OUT),
-    valued("label", NO_LABELS, "choose a telling --name").short('l'),
-    valued("label-file", NO_LABELS, "choose a telling --name"),
-    valued("annotation", NO_LABELS, "choose a telling --name"),
+    valued("label", NO_LABELS, "use a descriptive --name").short('l'),
+    valued("label-file", NO_LABELS, "use a descriptive --name"),
+    valued("annotation", NO_LABELS, "use a descriptive --name"),
     // Choice of runtime and platform
-    valued("runtime", "there is one runtime, the microVM", "leave it out; --accel chooses how it executes"),
-    valued("isolation", "there is one isolation, the microVM", LEAVE_OUT),
+    valued("runtime", "microVMs are the only runtime", "omit it; --accel chooses KVM or emulation"),
+    valued("isolation", "microVMs are the only isolation", LEAVE_OUT),
     except(
         "platform",
         HOST_PLATFORM,
-        "a guest has the architecture of its host",
-        "use an image for it, or run microagent on a machine of that architecture",
+        "guests have the architecture of the host",
+        "use an image for this architecture, or run microagent on a machine of that architecture",
     ),
     switch("disable-content-trust", "images are verified by their digests", LEAVE_OUT),
-    switch("use-api-socket", "there is no daemon and no socket to hand in", LEAVE_OUT),
-    valued("systemd", "the guest's first process is microagent's agent", "leave it out"),
+    switch("use-api-socket", "microagent has no daemon and no socket", LEAVE_OUT),
+    valued("systemd", "the guest's first process is microagent's agent", "omit it"),
     switch(
         "replace",
-        "a name that is taken is never taken over silently",
-        "remove the old workspace first: microagent delete NAME --yes",
+        "an existing workspace is never replaced",
+        "delete the existing workspace first: microagent delete NAME --yes",
     ),
 ];
 
@@ -391,9 +395,9 @@ pub(crate) fn refuse_attachment(flag: &str, value: &str, error: &AttachmentError
 pub(crate) fn refuse_network(value: &str) -> Failure {
     let flag = format!("--network {value}");
     let (why, instead) = match value.split(':').next().unwrap_or_default() {
-        "none" => ("it is called otherwise", "use --network isolated: no network device but loopback"),
+        "none" => ("the mode has another name here", "use --network isolated (no network device)"),
         "bridge" | "default" | "slirp4netns" | "pasta" | "private" | "nat" => (
-            "there is no bridge to join",
+            "there is no bridge network",
             "use --network user: outbound NAT, and the ports that -p publishes",
         ),
         "host" => (
@@ -401,7 +405,7 @@ pub(crate) fn refuse_network(value: &str) -> Failure {
             "use --network user: outbound NAT, and the ports that -p publishes",
         ),
         "container" | "ns" => (NAMESPACES, NETWORK_CHOICE),
-        _ => ("there is no such mode", NETWORK_CHOICE),
+        _ => ("unknown mode", NETWORK_CHOICE),
     };
     refusal(&flag, why, instead)
 }

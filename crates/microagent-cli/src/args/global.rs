@@ -14,7 +14,7 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true, value_name = "DIR", env = environment::STATE_DIR, hide_env_values = true)]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// What executes guest code: auto (hardware where it is real), kvm, or tcg (software emulation)
+    /// How to run guest code: auto (KVM if backed by hardware, else TCG), kvm, or tcg (software emulation)
     #[arg(
         long,
         global = true,
@@ -31,7 +31,7 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
-    /// How to show long work on standard error: auto (bars on a terminal), plain (lines), or off
+    /// How to report progress on standard error: auto (bars on a terminal), plain (lines), or off
     #[arg(
         long,
         global = true,
@@ -48,7 +48,7 @@ pub(crate) struct GlobalArgs {
     #[arg(long, global = true)]
     pub(crate) no_color: bool,
 
-    /// Print this page
+    /// Print help
     #[arg(short, long, global = true, action = clap::ArgAction::Help)]
     help: Option<bool>,
 }
@@ -56,7 +56,7 @@ pub(crate) struct GlobalArgs {
 /// `--accel`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Accel {
-    /// Hardware virtualisation where it is real, else emulation
+    /// Hardware virtualisation if available, else emulation
     Auto,
     /// Hardware virtualisation only
     Kvm,

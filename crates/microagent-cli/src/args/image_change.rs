@@ -26,13 +26,13 @@ pub(crate) fn parse(line: &str) -> Result<Change, String> {
     let keyword = keyword.to_ascii_uppercase();
     match keyword.as_str() {
         "ONBUILD" => {
-            return Err("ONBUILD means something to builders only, and nothing is built here".to_owned());
+            return Err("ONBUILD has a meaning for image builders only".to_owned());
         }
         "HEALTHCHECK" => {
-            return Err("health checks are not run; one that the image has is carried on".to_owned());
+            return Err("HEALTHCHECK cannot be changed; the image's own is kept".to_owned());
         }
         _ if rest.is_empty() => {
-            return Err("it is a keyword and a value, such as CMD [\"/bin/sh\"]".to_owned());
+            return Err("expected a keyword and a value, such as CMD [\"/bin/sh\"]".to_owned());
         }
         _ => {}
     }
@@ -53,8 +53,8 @@ pub(crate) fn parse(line: &str) -> Result<Change, String> {
         "VOLUME" if rest.starts_with('[') => list(rest).map(Change::Volume),
         "VOLUME" => words(rest).map(Change::Volume),
         "WORKDIR" if rest.starts_with('/') => Ok(Change::WorkingDir(rest.to_owned())),
-        "WORKDIR" => Err("the directory is absolute".to_owned()),
-        _ => Err("the keyword is CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR"
+        "WORKDIR" => Err("the directory must be an absolute path".to_owned()),
+        _ => Err("expected one of CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or WORKDIR"
             .to_owned()),
     }
 }
@@ -68,7 +68,7 @@ fn command(text: &str) -> Result<Vec<String>, String> {
 }
 
 fn list(text: &str) -> Result<Vec<String>, String> {
-    serde_json::from_str(text).map_err(|e| format!("the list of words is no JSON: {e}"))
+    serde_json::from_str(text).map_err(|e| format!("the list is not valid JSON: {e}"))
 }
 
 /// `NAME=value` words, or Dockerfile's older `NAME value` with the rest of the line as its value.
@@ -80,7 +80,7 @@ fn pairs(text: &str, form: &str) -> Result<Vec<(String, String)>, String> {
     }
     let pair = |word: String| match word.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err(format!("{form}; `{word}` is none, so a value with blanks stands in quotes")),
+        _ => Err(format!("{form}; `{word}` is not; put a value with blanks in quotes")),
     };
     words(text)?.into_iter().map(pair).collect()
 }
@@ -211,7 +211,7 @@ mod tests {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(parse("ONBUILD RUN x").unwrap_err().contains("ONBUILD"));
-        assert!(parse("HEALTHCHECK NONE").unwrap_err().contains("health"));
+        assert!(parse("HEALTHCHECK NONE").unwrap_err().contains("HEALTHCHECK"));
     }
 
     #[test]

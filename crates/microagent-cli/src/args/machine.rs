@@ -23,7 +23,7 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "N", value_parser = cpus)]
     pub(crate) cpus: Option<u32>,
 
-    /// Network: user (outbound NAT) or isolated (no network device but loopback)
+    /// Network: user (outbound NAT) or isolated (no network device)
     #[arg(long, alias = "net", value_name = "MODE", default_value = "user", value_parser = network)]
     pub(crate) network: NetworkMode,
 }
@@ -45,7 +45,7 @@ fn network(text: &str) -> Result<NetworkMode, String> {
     modes
         .into_iter()
         .find(|mode| mode.to_string() == text)
-        .ok_or_else(|| format!("there are: {}", modes.map(|mode| mode.to_string()).join(", ")))
+        .ok_or_else(|| format!("expected one of: {}", modes.map(|mode| mode.to_string()).join(", ")))
 }
 
 #[cfg(test)]
@@ -66,6 +66,8 @@ mod tests {
         assert_eq!((memory_mib, cpu_count, tiny.network), (256, 2, NetworkMode::Isolated));
         assert_eq!(args(&["-m", "1g"]).unwrap().resources().memory_mib, 1024);
         assert_eq!(args(&[]).unwrap().network, NetworkMode::User);
-        assert!(args(&["--network", "host"]).unwrap_err().to_string().contains("there are: user, isolated"));
+        assert!(
+            args(&["--network", "host"]).unwrap_err().to_string().contains("expected one of: user, isolated")
+        );
     }
 }

@@ -10,18 +10,18 @@ use crate::failure::Failure;
 
 /// What to write instead.
 const HINT: &str = "write --secret NAME=env:VARIABLE, file:PATH, dotenv:PATH#KEY, vault:MOUNT/data/PATH#FIELD or helper:REF; \
-                    the value itself never stands on the command line";
+                    never the value itself";
 
 /// The secrets of a workspace.
 #[derive(Debug, Args)]
 pub(crate) struct SecretArgs {
-    /// Secret for /run/secrets/NAME, and where its value is: env:VAR, file:PATH, dotenv:PATH#KEY,
+    /// Secret for /run/secrets/NAME with its reference: env:VAR, file:PATH, dotenv:PATH#KEY,
     /// vault:MOUNT/data/PATH#FIELD or helper:REF (repeatable)
     // Not parsed by clap, which would repeat what it does not understand.
     #[arg(long, value_name = "NAME=SCHEME:REF", help_heading = "What to run")]
     secret: Vec<String>,
 
-    /// Make every variable of a file of NAME=VALUE lines a secret of its name; --secret wins (repeatable)
+    /// Make every variable of a file of NAME=VALUE lines a secret; --secret overrides it (repeatable)
     #[arg(long, value_name = "FILE", help_heading = "What to run")]
     secrets_env_file: Vec<PathBuf>,
 }
@@ -47,7 +47,7 @@ pub(crate) fn all_of(
     for (number, reference) in named.iter().enumerate() {
         if named[..number].iter().any(|earlier| earlier.name == reference.name) {
             let message = format!("secret `{}` is given twice", reference.name);
-            return Err(Failure::usage(message, "give each secret a name of its own"));
+            return Err(Failure::usage(message, "give each secret a different name"));
         }
     }
     let mut references: Vec<SecretReference> = Vec::new();

@@ -16,23 +16,24 @@ const MOST_MIB: u64 = 16 * MIB;
 pub(crate) fn memory_mib(text: &str) -> Result<u32, String> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| "it is a number of MiB, or 512m, 2g".to_owned())?;
+    let number: u64 =
+        digits.parse().map_err(|_| "expected a number of MiB, or a size such as 512m or 2g".to_owned())?;
     let unit = match lower[digits.len()..].trim_end_matches("ib").trim_end_matches('b') {
         "" if lower.ends_with('b') => 1,
         "" | "m" => MIB,
         "k" => 1024,
         "g" => 1024 * MIB,
         "t" => MIB * MIB,
-        unit => return Err(format!("`{unit}` is no unit; use m or g")),
+        unit => return Err(format!("unknown unit `{unit}`; use m or g")),
     };
     let mib = number.checked_mul(unit).map(|bytes| bytes.div_ceil(MIB)).filter(|mib| *mib <= MOST_MIB);
     match mib.and_then(|mib| u32::try_from(mib).ok()) {
-        Some(0) => Err("a machine needs memory".to_owned()),
+        Some(0) => Err("a machine needs at least 1 MiB of memory".to_owned()),
         Some(mib) => Ok(mib),
         None if digits.len() == lower.len() => {
-            Err(format!("a plain number is MiB; for bytes write {number}b"))
+            Err(format!("a number without unit means MiB; for bytes write {number}b"))
         }
-        None => Err("that is more memory than any machine has".to_owned()),
+        None => Err("memory is limited to 16 TiB".to_owned()),
     }
 }
 
@@ -40,26 +41,27 @@ pub(crate) fn memory_mib(text: &str) -> Result<u32, String> {
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| "it is a number of bytes, or 512m, 50g".to_owned())?;
+    let number: u64 =
+        digits.parse().map_err(|_| "expected a number of bytes, or a size such as 512m or 50g".to_owned())?;
     let unit = match lower[digits.len()..].trim_end_matches("ib").trim_end_matches('b') {
         "" => 1,
         "k" => 1024,
         "m" => MIB,
         "g" => 1024 * MIB,
         "t" => MIB * MIB,
-        unit => return Err(format!("`{unit}` is no unit; use m or g")),
+        unit => return Err(format!("unknown unit `{unit}`; use m or g")),
     };
-    number.checked_mul(unit).ok_or_else(|| "that is more than can be counted".to_owned())
+    number.checked_mul(unit).ok_or_else(|| "the number is too large".to_owned())
 }
 
 /// A whole number; `2.0` is one.
 pub(crate) fn cpus(text: &str) -> Result<u32, String> {
-    let number: f64 = text.trim().parse().map_err(|_| "it is a whole number".to_owned())?;
+    let number: f64 = text.trim().parse().map_err(|_| "expected a whole number".to_owned())?;
     if !(0.0..=f64::from(u16::MAX)).contains(&number) || number == 0.0 {
-        return Err("it is a whole number of at least 1".to_owned());
+        return Err("expected a whole number of at least 1".to_owned());
     }
     if number.fract() != 0.0 {
-        return Err(format!("a machine has whole CPUs; use --cpus {}", number.ceil()));
+        return Err(format!("fractions of a CPU are not supported; use --cpus {}", number.ceil()));
     }
     #[expect(
         clippy::cast_possible_truncation,

@@ -19,33 +19,33 @@ use crate::failure::Failure;
 /// What a workspace is made from, but for its image.
 #[derive(Debug, Args)]
 pub(crate) struct WorkspaceArgs {
-    /// Start from a spec file, as `microagent.yaml`; flags go over it, and nothing is read without this
+    /// Read settings from a spec file such as `microagent.yaml`; options override it. No file is read without this
     #[arg(long, value_name = "SPEC", help_heading = "What to run")]
     file: Option<PathBuf>,
 
     #[command(flatten)]
     setup: SetupArgs,
 
-    /// Set a variable in the guest; without a value, pass the host's (repeatable)
+    /// Set an environment variable; without a value, pass the host's (repeatable)
     #[arg(short, long, value_name = "NAME[=VALUE]", help_heading = "What to run")]
     env: Vec<String>,
 
-    /// Read variables from a file of NAME=VALUE lines; --env wins (repeatable)
+    /// Read variables from a file of NAME=VALUE lines; --env overrides it (repeatable)
     #[arg(long, value_name = "FILE", help_heading = "What to run")]
     env_file: Vec<PathBuf>,
 
     #[command(flatten)]
     secrets: SecretArgs,
 
-    /// User, or user and group, in place of the image's
+    /// User, or user and group, instead of the image's
     #[arg(short, long, value_name = "USER[:GROUP]", help_heading = "What to run")]
     user: Option<String>,
 
-    /// Working directory in place of the image's
+    /// Working directory instead of the image's
     #[arg(short, long, value_name = "DIR", help_heading = "What to run")]
     workdir: Option<String>,
 
-    /// When to ask the registry: missing (only for what is not here), always, or never [default: missing]
+    /// When to pull: missing (if the image is not in the cache), always, or never [default: missing]
     #[arg(long, value_name = "WHEN", hide_possible_values = true, help_heading = "What to run")]
     pull: Option<Pull>,
 
@@ -62,35 +62,35 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "N", value_parser = cpus, help_heading = "Machine")]
     cpus: Option<u32>,
 
-    /// Size of the disk in MiB; it grows to fit the image
+    /// Size of the disk in MiB; raised if the image needs more
     #[arg(long, value_name = "MIB", help_heading = "Machine")]
     size_mib: Option<u64>,
 
-    /// Network: user (outbound NAT) or isolated (no network device but loopback) [default: user]
+    /// Network: user (outbound NAT) or isolated (no network device) [default: user]
     #[arg(long, alias = "net", value_name = "MODE", help_heading = "Network")]
     network: Option<String>,
 
-    /// Publish a TCP port of the guest; HOST is 127.0.0.1 unless given, HOST_PORT 0 picks a free one (repeatable)
+    /// Publish a TCP port of the guest; HOST defaults to 127.0.0.1, HOST_PORT 0 picks a free port (repeatable)
     #[arg(short, long, value_name = "[HOST:]HOST_PORT:PORT", help_heading = "Network")]
     publish: Vec<Publish>,
 
-    /// What the guest may reach: public (not the host and the networks around it), allowlist (only what is allowed), or open [default: public]
+    /// What the guest may reach: public (not the host and its networks), allowlist (only --egress-allow), or open [default: public]
     #[arg(long, value_name = "MODE", help_heading = "Network")]
     egress: Option<EgressMode>,
 
-    /// Allow what the mode does not: a name, .NAME for all below it too, or ADDRESS[/BITS][:PORT] (repeatable)
+    /// Allow a name, .NAME (with all names below it), or ADDRESS[/BITS][:PORT] in addition to the mode (repeatable)
     #[arg(long, value_name = "RULE", help_heading = "Network")]
     egress_allow: Vec<AllowRule>,
 
-    /// Most connections that are open at once [default: 1024]
+    /// Maximum number of open connections [default: 1024]
     #[arg(long, value_name = "N", help_heading = "Network")]
     egress_max_connections: Option<u32>,
 
-    /// Most bytes that one life of the guest moves, both ways together, such as 512m or 50g [default: 50g]
+    /// Maximum number of bytes from start to end of the machine, both directions together, such as 512m or 50g [default: 50g]
     #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Network")]
     egress_max_bytes: Option<u64>,
 
-    /// Host name in the guest [default: made from the workspace's name]
+    /// Host name of the guest [default: derived from the workspace's name]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     hostname: Option<String>,
 
@@ -98,11 +98,11 @@ pub(crate) struct WorkspaceArgs {
     #[arg(short, long, value_name = "SRC:DST[:ro|rw]", allow_hyphen_values = true, help_heading = "Disks")]
     volume: Vec<String>,
 
-    /// Attach an ext4 image, whatever it is called (repeatable)
+    /// Attach an ext4 image file, whatever its name (repeatable)
     #[arg(long, value_name = "FILE:DST[:ro|rw]", help_heading = "Disks")]
     disk: Vec<String>,
 
-    /// Make a disk of a tar file, whatever it is called, and attach that (repeatable)
+    /// Make a disk from a tar file, whatever its name, and attach it (repeatable)
     #[arg(long, value_name = "FILE:DST[:ro|rw]", help_heading = "Disks")]
     bundle: Vec<String>,
 }
@@ -128,7 +128,7 @@ impl From<Pull> for PullPolicy {
 /// The profile of this name.
 pub(crate) fn profile(name: &str) -> Result<Profile, String> {
     Profile::named(name)
-        .ok_or_else(|| format!("there are: {}", PROFILES.map(|profile| profile.name).join(", ")))
+        .ok_or_else(|| format!("expected one of: {}", PROFILES.map(|profile| profile.name).join(", ")))
 }
 
 impl WorkspaceArgs {
@@ -186,8 +186,8 @@ impl WorkspaceArgs {
         {
             return Err(refusal(
                 flag,
-                "with --network isolated the guest has no network",
-                "use --network user, or leave it out",
+                "with --network isolated the guest has no network device",
+                "use --network user, or omit the option",
             ));
         }
         // A port of the guest is published where the flags say, if they do.
@@ -234,9 +234,9 @@ impl WorkspaceArgs {
 
 /// What to say of keys of a spec file that are not for the command that reads it.
 pub(crate) fn idle_keys(keys: &[&str], command: &str) -> Option<String> {
-    let says = if keys.len() == 1 { "says" } else { "say" };
+    let have = if keys.len() == 1 { "has" } else { "have" };
     (!keys.is_empty())
-        .then(|| format!("`{}` of the spec file {says} nothing to {command}", keys.join("`, `")))
+        .then(|| format!("`{}` of the spec file {have} no effect on {command}", keys.join("`, `")))
 }
 
 fn lay_value_over<T: Clone>(of_file: &mut Option<T>, flag: &Option<T>) {
@@ -268,7 +268,7 @@ fn distinct(outputs: &[Artifact]) -> Result<(), Failure> {
         if outputs[..index].iter().any(|earlier| earlier.name == output.name) {
             return Err(Failure::usage(
                 format!("--output declares `{}` twice", output.name),
-                "give each output a name of its own",
+                "give each output a different name",
             ));
         }
     }
@@ -312,7 +312,7 @@ impl Args for SetupArgs {
                     .allow_hyphen_values(true)
                     .action(ArgAction::Append)
                     .help_heading("What to run")
-                    .help("Shell line to run before anything else (repeatable)"),
+                    .help("Setup step: a shell line to run before the command (repeatable)"),
             )
             .arg(
                 Arg::new("setup_file")
@@ -321,7 +321,7 @@ impl Args for SetupArgs {
                     .value_parser(clap::value_parser!(PathBuf))
                     .action(ArgAction::Append)
                     .help_heading("What to run")
-                    .help("Script of the host to run in its place among --setup (repeatable)"),
+                    .help("Setup step: a script of the host, in order with --setup (repeatable)"),
             )
     }
 

@@ -14,22 +14,23 @@ use crate::output::{Format, print_json, print_text};
 
 const EXAMPLES: &str = "\
 Examples:
-  See what would change:
+  Show what would change:
     microagent apply --file microagent.yaml --dry-run
 
-  Change a workspace that runs: its restart policy and its outputs need no halt, all else does:
+  Change a running workspace; only restart policy and outputs change without a halt:
     microagent halt web
     microagent apply web --file microagent.yaml
     microagent start web";
 
 const LONG_ABOUT: &str = "\
-Changes a workspace to what a spec file says, and shows what that was. What the file does not say stays as it is.
+Updates a workspace to match a spec file and lists what changed. Settings that the file does not contain are not changed.
 
-Restart policy and outputs change in any state. At rest, so do service, shell, host name, user, working directory, \
-variables, sizes (a disk only grows), network, published ports, egress, secrets and attached disks. The image, setup that has \
-run and bundles cannot change: then, and when the workspace would have to rest, nothing is changed at all.";
+Restart policy and outputs can change in any state. Service, shell, host name, user, working directory, variables, sizes \
+(a disk can only grow), network, published ports, egress policy, secrets and attached disks can change while the \
+workspace has no machine. The image, bundles, and setup steps that have run cannot change. If one change is not \
+possible, nothing is changed.";
 
-/// Change a workspace to what a spec file says
+/// Update a workspace to match a spec file
 #[derive(Debug, Args)]
 #[command(
     long_about = LONG_ABOUT,
@@ -49,7 +50,7 @@ pub(crate) struct ApplyArgs {
     #[arg(long)]
     dry_run: bool,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 }

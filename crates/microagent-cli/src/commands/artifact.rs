@@ -13,7 +13,7 @@ use crate::table::table;
 
 const EXAMPLES: &str = "\
 Examples:
-  What can be fetched from the workspace `report-run`:
+  List the artifacts of the workspace `report-run`:
     microagent artifact report-run
 
   Fetch the artifact `report` to a file:
@@ -21,15 +21,15 @@ Examples:
 
 const GET_EXAMPLES: &str = "\
 Examples:
-  A file, under a name of your choice:
+  Fetch a file under another name:
     microagent artifact get report-run report ./report.txt
 
-  Into an existing directory, under its own name:
+  Fetch into an existing directory:
     microagent artifact get report-run report ./results/";
 
 /// List and fetch declared outputs of a kept workspace
 ///
-/// Outputs are declared when a workspace is made (`run --keep --output NAME=/guest/path`).
+/// `run --keep --output NAME=/guest/path` and `create --output` declare an artifact.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -52,8 +52,8 @@ pub(crate) enum ArtifactCommand {
 
 /// Fetch an artifact from a stopped workspace
 ///
-/// The workspace's own kernel reads its disk: the guest starts without its workload and sends the file or
-/// directory. Nothing is written when that fails.
+/// The workspace is booted without its service, and its guest sends the file or directory. Nothing is written if that
+/// fails.
 #[derive(Debug, Args)]
 #[command(after_long_help = GET_EXAMPLES)]
 pub(crate) struct GetArgs {
@@ -63,7 +63,7 @@ pub(crate) struct GetArgs {
     artifact: String,
     /// File or directory of the host to write
     dest: PathBuf,
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 }

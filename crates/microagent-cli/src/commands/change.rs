@@ -10,65 +10,65 @@ use crate::state_output;
 
 const HALT_EXAMPLES: &str = "\
 Examples:
-  Park it, and go on later with the same disk:
+  Halt a workspace and start it again later with the same disk:
     microagent halt web
     microagent start web
 
-  Everything that runs:
+  Halt all running workspaces:
     microagent ps --json | jq -r '.workspaces[].name' | xargs -r -n 1 microagent halt";
 
 const STOP_EXAMPLES: &str = "\
 Examples:
-  Ask it to end:
+  Ask a workspace to shut down:
     microagent stop web
 
-  End it in any case:
+  Force it if it does not shut down in time:
     microagent stop web || microagent kill web";
 
 const KILL_EXAMPLES: &str = "\
 Examples:
-  End it now:
+  End a machine at once:
     microagent kill web
 
-  See what it said before:
+  See what it printed before:
     microagent logs web";
 
 const PAUSE_EXAMPLES: &str = "\
 Examples:
-  Have it stand still for a while:
+  Pause a workspace for a while:
     microagent pause web
     microagent resume web
 
-  What is paused:
+  List the paused workspaces:
     microagent ps --json | jq -r '.workspaces[] | select(.state == \"paused\").name'";
 
 const RESUME_EXAMPLES: &str = "\
 Examples:
-  Have it go on:
+  Resume a workspace:
     microagent resume web
 
-  Everything that is paused:
+  Resume all paused workspaces:
     microagent ps --json | jq -r '.workspaces[] | select(.state == \"paused\").name' |
       xargs -r -n 1 microagent resume";
 
 const QUARANTINE_EXAMPLES: &str = "\
 Examples:
-  Something in it does what it should not:
+  Isolate a workspace that misbehaves:
     microagent quarantine web --reason 'scans its network'
 
-  What is known, and which process holds its memory:
+  See what was recorded, and which process holds its memory:
     microagent events web
     microagent status web
 
-  Release it, and go on with its disk:
+  Release it and start it again with its disk:
     microagent halt web
     microagent start web";
 
-/// Shut a workspace down cleanly, to be started again
+/// Shut a workspace down cleanly and keep its disk
 ///
 /// Ends its processes with the image's stop signal, then flushes its disk and turns the machine off. The disk stays;
-/// `microagent start` boots it again. A workspace that rests already stays as it is. One that is quarantined ends without
-/// going on, as by `microagent kill`.
+/// `microagent start` boots it again. Does nothing if the workspace has no machine. A quarantined machine is not resumed: it
+/// ends as by `microagent kill`.
 #[derive(Debug, Args)]
 #[command(after_long_help = HALT_EXAMPLES)]
 pub(crate) struct HaltArgs {
@@ -78,8 +78,8 @@ pub(crate) struct HaltArgs {
 
 /// Ask a workspace to shut down
 ///
-/// A graceful request: its processes are asked to end, the disk is flushed, the machine turned off. When it does not
-/// follow, that is said, and `microagent kill` ends it. The disk stays.
+/// Sends the stop signal to its processes, then flushes the disk and ends the machine. If it does not shut down in time,
+/// this command fails; use `microagent kill`. The disk stays.
 #[derive(Debug, Args)]
 #[command(after_long_help = STOP_EXAMPLES)]
 pub(crate) struct StopArgs {
@@ -89,8 +89,8 @@ pub(crate) struct StopArgs {
 
 /// End a workspace's machine now
 ///
-/// Nothing is asked and nothing flushed, as if its power were cut. The disk stays; what the guest had not written yet
-/// is lost. Works in any state, also when the workspace does not answer.
+/// The guest gets no signal and flushes nothing, as after a power cut. The disk stays; data that the guest had not yet
+/// written to it is lost. Works in any state, even if the workspace does not answer.
 #[derive(Debug, Args)]
 #[command(after_long_help = KILL_EXAMPLES)]
 pub(crate) struct KillArgs {
@@ -98,9 +98,9 @@ pub(crate) struct KillArgs {
     name: WorkspaceName,
 }
 
-/// Have a running workspace stand still
+/// Pause a running workspace
 ///
-/// Its processors stop and its memory stays, until `microagent resume`.
+/// Its CPUs stop; its memory is kept. `microagent resume` resumes it.
 #[derive(Debug, Args)]
 #[command(after_long_help = PAUSE_EXAMPLES)]
 pub(crate) struct PauseArgs {
@@ -108,7 +108,7 @@ pub(crate) struct PauseArgs {
     name: WorkspaceName,
 }
 
-/// Have a paused workspace go on
+/// Resume a paused workspace
 #[derive(Debug, Args)]
 #[command(after_long_help = RESUME_EXAMPLES)]
 pub(crate) struct ResumeArgs {
@@ -116,24 +116,24 @@ pub(crate) struct ResumeArgs {
     name: WorkspaceName,
 }
 
-/// Cut a workspace off and stop it for good
+/// Isolate a workspace and stop its CPUs for good
 ///
-/// Its network is taken away, its commands and sessions end, its processors stop: nothing of it acts any more. Memory and
-/// disk stay as they are, to be examined, until `microagent halt`, `stop` or `kill` releases it, each without letting the
-/// guest go on: what it had not written yet is then lost, as after a power cut. `microagent start` boots its disk again
-/// after that. Nothing starts, reads, copies or deletes it before; only `delete --force` does. A machine that cannot be
-/// stopped is killed; the workspace is quarantined all the same, without its memory.
+/// Disconnects its network, ends its commands and sessions and stops its CPUs. Memory and disk are kept for examination
+/// until `microagent halt`, `stop` or `kill` releases the workspace. Each of these ends the machine without resuming the
+/// guest, so data that it had not yet written is lost, as after a power cut; `microagent start` then boots its disk again.
+/// Until then the workspace cannot be started, read, copied or deleted, except with `delete --force`. If the CPUs cannot
+/// be stopped, the machine is killed; the workspace is still quarantined, without its memory.
 #[derive(Debug, Args)]
 #[command(after_long_help = QUARANTINE_EXAMPLES)]
 pub(crate) struct QuarantineArgs {
     /// Workspace
     name: WorkspaceName,
 
-    /// Why, for its events
+    /// Reason to record in the workspace's events
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
-    /// Accepted for those who are used to it: nothing is asked
+    /// Accepted and ignored: this command never asks
     #[arg(short, long, hide = true)]
     yes: bool,
 }
@@ -176,7 +176,7 @@ fn change(
     let details = context.block_on(async |token| {
         tokio::select! {
             changed = change(engine) => Ok(changed?),
-            // What was asked for goes on; only nobody waits for it any more.
+            // The change continues; only this command stops waiting for it.
             () = token.cancelled() => Err(Error::Cancelled.into()),
         }
     })?;

@@ -9,19 +9,19 @@ use crate::state_output;
 
 const EXAMPLES: &str = "\
 Examples:
-  Try something on a copy:
+  Try something on a copy of a workspace:
     microagent halt web
     microagent clone web trial
     microagent start trial
 
-  Throw the copy away:
+  Delete the copy:
     microagent delete trial --yes";
 
 /// Copy a resting workspace
 ///
-/// The copy has the same image, settings and disk under another name, and an identity of its own. It costs as much as
-/// the source has changed of its image. Bundles are copied, too; named volumes and disk images are not: the copy attaches
-/// the same ones, and one machine has them at a time.
+/// The copy has the same image, settings and disk contents under another name, and its own identity. It takes as much disk
+/// space as the source's overlay. Bundles are copied. Named volumes and disk images are not: the copy attaches the same
+/// ones, and one machine can use them at a time.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct CloneArgs {
@@ -39,7 +39,7 @@ pub(crate) fn execute(context: &Context, args: CloneArgs) -> Result<(), Failure>
     if !shared.is_empty() {
         let disks = shared.join(", ");
         context.progress(false).note(&format!(
-            "{} attaches the same {disks} as {}; one of them can have it at a time",
+            "{} attaches the same {disks} as {}; only one of them can run at a time",
             args.target, args.source
         ));
     }

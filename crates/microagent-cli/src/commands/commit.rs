@@ -11,23 +11,22 @@ use crate::output::{Format, print_json, print_text, size};
 
 const EXAMPLES: &str = "\
 Examples:
-  What was installed in the workspace `web`, as an image:
+  Make an image of what was installed in the workspace `web`:
     microagent halt web
     microagent commit web team/web:2
     microagent run team/web:2
 
-  With another command and a word about it:
+  Set the image's command and a message:
     microagent commit -m 'nginx set up' --change 'CMD [\"nginx-debug\"]' web team/web:2
 
-  Straight to a registry:
+  Push the image as well:
     microagent commit --push web registry.example.com/team/web:2";
 
-/// Make an image of a stopped workspace
+/// Make an image from a stopped workspace
 ///
-/// What the workspace has changed, added and removed on its disk becomes one layer on top of its image's layers; the
-/// rest of the image is carried on. The workspace's own kernel reads its disk, and the workspace stays as it is.
-/// Not part of the image: what names the machine (/etc/hostname, /etc/hosts, /etc/resolv.conf, /etc/machine-id),
-/// and /proc, /sys and /dev.
+/// The files that the workspace changed, added and removed on its disk become one layer on top of its image's layers. The
+/// workspace itself does not change; its own kernel reads the disk. Excluded are the files that name the machine
+/// (/etc/hostname, /etc/hosts, /etc/resolv.conf, /etc/machine-id), and /proc, /sys and /dev.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct CommitArgs {
@@ -38,24 +37,24 @@ pub(crate) struct CommitArgs {
     #[arg(value_name = "REF")]
     reference: String,
 
-    /// How to run it, as a line of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or
+    /// Change the image's configuration, as a line of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or
     /// WORKDIR (repeatable)
     #[arg(short, long, value_name = "LINE", value_parser = image_change::parse)]
     change: Vec<Change>,
 
-    /// Why, for the image's history
+    /// Message for the image's history
     #[arg(short, long, value_name = "TEXT")]
     message: Option<String>,
 
-    /// By whom, for the image's history
+    /// Author for the image's history
     #[arg(short, long, value_name = "TEXT")]
     author: Option<String>,
 
-    /// Send it to its registry as well
+    /// Push the image to its registry as well
     #[arg(long)]
     push: bool,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 }

@@ -19,44 +19,44 @@ const DETACHED: u8 = 0;
 
 const EXAMPLES: &str = "\
 Examples:
-  A shell in the workspace; `exit` or Ctrl-] leave it, the machine goes on:
+  Open a shell; leave it with `exit` or Ctrl-]; the machine keeps running:
     microagent connect web
 
-  As another user, with another shell:
+  Open another shell as another user:
     microagent connect web --user nobody --shell /bin/ash
 
-  The serial console, with a shell of the guest at it:
+  Start a shell on the serial console, then attach to the console:
     microagent exec web -- setsid sh -c 'exec sh -i < /dev/ttyS0 > /dev/ttyS0 2>&1'
     microagent connect web --console
 
-  One line for that shell, from a script:
+  Run one shell line, for a script:
     microagent connect web --send 'cd /srv && ls'";
 
 /// Open an interactive session in a running workspace
 ///
-/// Starts a shell on a terminal of the guest that has our terminal's size and keys: job control, colours and editors
-/// work. The shell is the workspace's (`create --shell`), else bash where the image has it, else sh. Ctrl-] ends the
-/// session with what runs in it; the machine goes on in any case. Exits with the shell's exit code.
+/// Starts a shell on a terminal in the guest, connected to this terminal: job control, colours and editors work. The shell
+/// is the workspace's (`create --shell`), else bash if the image has it, else sh. Ctrl-] ends the session and its
+/// processes; the machine keeps running. Exits with the shell's exit code.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct ConnectArgs {
     /// Workspace
     name: WorkspaceName,
 
-    /// Have the shell run this line and end, without a terminal
+    /// Run this line in the shell, without a terminal, and exit
     #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
     send: Option<String>,
 
-    /// Sit at the serial console, in place of a shell: what the log shows as it comes, and keys for what reads them in
-    /// the guest. Ctrl-] leaves it. Without a terminal it only shows
+    /// Attach to the serial console instead of starting a shell: show its output as it comes, and send keys to what reads
+    /// them in the guest. Ctrl-] detaches. Without a terminal, only show the output
     #[arg(long, conflicts_with_all = ["send", "user", "shell"])]
     console: bool,
 
-    /// User, or user and group, in place of the workspace's
+    /// User, or user and group, instead of the workspace's
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
 
-    /// Shell in place of the workspace's
+    /// Shell to use instead of the workspace's
     #[arg(long, value_name = "PROGRAM")]
     shell: Option<String>,
 }
@@ -65,7 +65,7 @@ pub(crate) struct ConnectArgs {
 pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failure> {
     if context.format == Format::Json {
         return Err(Failure::usage(
-            "a session has no JSON form",
+            "an interactive session cannot print JSON",
             "use microagent exec NAME --json -- COMMAND",
         ));
     }
@@ -85,11 +85,11 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
         None => {
             options.terminal = Some(terminal::ours().map_err(|_| {
                 Failure::usage(
-                    "a session needs a terminal as standard input and output",
-                    "--send LINE runs one line, microagent exec NAME -- COMMAND one command",
+                    "an interactive session needs a terminal as standard input and output",
+                    "run one line with --send LINE, or one command with microagent exec NAME -- COMMAND",
                 )
             })?);
-            context.progress(false).note("Ctrl-] ends the session; the machine goes on");
+            context.progress(false).note("Ctrl-] ends the session; the machine keeps running");
             Session { stdin: Some(Stdin::Ours), raw: true, detach: Some(DETACH_KEY) }
         }
     };
@@ -97,7 +97,7 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
     let progress = context.progress(true);
     match ended {
         Ended::Detached => {
-            progress.note("left");
+            progress.note("detached");
             Ok(DETACHED)
         }
         Ended::Command(execution) => {
@@ -116,15 +116,14 @@ fn console(context: &Context, name: &WorkspaceName) -> Result<(), Failure> {
     }
     let engine = context.engine();
     let progress = context.progress(false);
-    progress.note(
-        "Ctrl-] leaves the console; a program in the guest must read /dev/ttyS0 for keys to do something",
-    );
+    progress
+        .note("Ctrl-] detaches from the console; keys reach a program in the guest that reads /dev/ttyS0");
     let mut out = std::io::stdout().lock();
     out.write_all(last_lines(&engine.logs(name)?, console_log::CONSOLE_LINES))?;
     out.flush()?;
     drop(out);
     let left = session::at_console(context, &engine, name, DETACH_KEY)?;
-    progress.note(if left { "left" } else { "its machine has ended" });
+    progress.note(if left { "detached" } else { "the machine has ended" });
     Ok(())
 }
 

@@ -13,24 +13,24 @@ use crate::output::{Format, print_json};
 
 const EXAMPLES: &str = "\
 Examples:
-  A file into a directory of the workspace, and one out of it:
+  Copy a file into a workspace, and one out of it:
     microagent cp app.py web:/srv/
     microagent cp web:/var/log/app.log ./app.log
 
-  What is in a directory, and not the directory itself:
+  Copy the contents of a directory, without the directory itself:
     microagent cp ./site/. web:/var/www/html
 
-  A tar stream, with owners and everything else as it is:
+  Copy as a tar stream, with owners and all attributes:
     microagent cp web:/srv - | tar -tv
     tar -c src | microagent cp - web:/root";
 
 const LONG_ABOUT: &str = "\
-Copies files and directories between the host and a workspace, which may run or rest; a resting one is booted without \
-its workload for that. One of the two ends is NAME:PATH, the other a path of the host or - for a tar stream.
+Copies files and directories between the host and a workspace. A workspace without a machine is booted for the copy, \
+without its service. Of SOURCE and TARGET, one is NAME:PATH, the other a path of the host or - for a tar stream.
 
-The rules are docker's: into an existing directory under the own name, else to the path itself; DIR/. is what is in a \
-directory. Owners, modes, times, links and attributes are kept in the workspace and in tar streams; onto the host come \
-files, directories and links with modes and times, owned by whoever copies. A failed copy out leaves nothing.";
+Paths work as in `docker cp`: a copy into an existing directory keeps its name, otherwise TARGET is the new name; DIR/. \
+is the contents of a directory. A copy into a workspace keeps owners (as numbers), modes, times, links and attributes. A \
+copy to the host keeps modes, times and links; its owner is the user who copies. A failed copy to the host leaves nothing.";
 
 /// Copy files between the host and a workspace
 #[derive(Debug, Args)]
@@ -40,13 +40,13 @@ files, directories and links with modes and times, owned by whoever copies. A fa
     override_usage = "microagent cp [OPTIONS] SOURCE NAME:PATH\n       microagent cp [OPTIONS] NAME:PATH TARGET"
 )]
 pub(crate) struct CpArgs {
-    /// What is copied: a path of the host, NAME:PATH, or - for a tar stream on standard input
+    /// Source: a path of the host, NAME:PATH, or - for a tar stream on standard input
     source: String,
 
-    /// Where to: NAME:PATH, a path of the host, or - for a tar stream on standard output
+    /// Target: NAME:PATH, a path of the host, or - for a tar stream on standard output
     target: String,
 
-    /// Copy what a link leads to, when the source is a link
+    /// If the source is a symbolic link, copy its target
     #[arg(short = 'L', long)]
     follow_link: bool,
 
@@ -54,7 +54,7 @@ pub(crate) struct CpArgs {
     #[arg(short, long, hide = true)]
     archive: bool,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 }
@@ -74,15 +74,17 @@ pub(crate) fn execute(context: &Context, args: CpArgs) -> Result<(), Failure> {
     let progress = context.progress(args.quiet);
     let follow = args.follow_link;
     let name = match &ends {
-        (End::Guest(..), End::Guest(..)) => return Err(one_guest("both ends are in workspaces")),
+        (End::Guest(..), End::Guest(..)) => {
+            return Err(one_guest("source and target are both in workspaces"));
+        }
         (End::Guest(name, _), _) | (_, End::Guest(name, _)) => name.clone(),
-        _ => return Err(one_guest("neither end is in a workspace")),
+        _ => return Err(one_guest("neither source nor target is in a workspace")),
     };
     let to_stdout = matches!(ends.1, End::Stream);
     if to_stdout && context.format == Format::Json {
         return Err(Failure::usage(
-            "a tar stream on standard output leaves no room for JSON",
-            "leave --json out",
+            "a tar stream and a JSON document cannot both go to standard output",
+            "omit --json",
         ));
     }
     let copied = context.block_on(async |token| {
@@ -120,7 +122,7 @@ pub(crate) fn execute(context: &Context, args: CpArgs) -> Result<(), Failure> {
 fn one_guest(what: &str) -> Failure {
     Failure::usage(
         what.to_owned(),
-        "write one end as NAME:PATH; go from workspace to workspace through a pipe: -",
+        "write one of them as NAME:PATH; copy between workspaces through a pipe: microagent cp A:PATH - | microagent cp - B:PATH",
     )
 }
 

@@ -15,25 +15,25 @@ use crate::{environment, run_output};
 
 const EXAMPLES: &str = "\
 Examples:
-  A machine to work in, set up once:
+  Create a machine to work in, set up once:
     microagent create web --image debian:12 --setup 'apt-get update && apt-get install -y python3'
     microagent start web
     microagent exec web -- python3 --version
 
-  A service, which every start runs:
+  Create a workspace with a service:
     microagent create api --image python:3.12 --service-command 'python3 -m http.server 8000'
 
-  What the image itself runs:
+  Run the image's own command as the service:
     microagent create db --image postgres:16 --image-command -e POSTGRES_PASSWORD=secret";
 
 const LONG_ABOUT: &str = "\
-Makes a workspace: a disk from an image, a size, settings. It is in state `prepared` until `microagent start` boots it, \
-and its disk stays through halt, stop and kill until `microagent delete`.
+Creates a workspace: a disk made from an image, a size, and settings. Its state is `prepared` until `microagent start` \
+starts it. Its disk is kept across halt, stop and kill until `microagent delete`.
 
-Setup steps run once, now, in a boot of their own. When one fails the workspace stays in state `failed` for its \
-logs; its next start tries the setup again, on a fresh disk.";
+Setup steps run once, during this command, in a machine of their own. If one fails, the workspace stays in state \
+`failed`, so that its logs can be read; its next start runs the setup again, on a fresh disk.";
 
-/// Create a workspace that is kept between its starts
+/// Create a workspace
 #[derive(Debug, Args)]
 #[command(
     long_about = LONG_ABOUT,
@@ -46,7 +46,7 @@ pub(crate) struct CreateArgs {
     #[arg(value_name = "NAME", required_unless_present_any = ["name_option", "file"])]
     name: Option<WorkspaceName>,
 
-    /// Name of the workspace, as docker has it
+    /// Name of the workspace, as in Docker
     #[arg(long = "name", id = "name_option", value_name = "NAME", conflicts_with = "name")]
     name_option: Option<WorkspaceName>,
 
@@ -54,11 +54,11 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "IMAGE", required_unless_present = "file", help_heading = "What to run")]
     image: Option<String>,
 
-    /// Shell line that every start runs; the machine ends with it
+    /// Service: a shell line that every start runs; the machine ends when it ends
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "What to run")]
     service_command: Option<String>,
 
-    /// Have every start run the image's Entrypoint and Cmd
+    /// Use the image's Entrypoint and Cmd as the service
     #[arg(long, conflicts_with = "service_command", help_heading = "What to run")]
     image_command: bool,
 
@@ -73,11 +73,11 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "NAME=/GUEST/PATH", value_parser = output, help_heading = "What to run")]
     output: Vec<Artifact>,
 
-    /// When `microagent supervise` starts it again: never, on-failure or always [default: never]
+    /// When `microagent supervise` restarts it: never, on-failure or always [default: never]
     #[arg(long, value_name = "WHEN", hide_possible_values = true, help_heading = "Machine")]
     restart: Option<Restart>,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 
@@ -93,7 +93,7 @@ enum Restart {
     Never,
     /// After a failure
     OnFailure,
-    /// Whenever it ended unasked
+    /// Whenever it ends by itself
     #[value(alias = "unless-stopped")]
     Always,
 }

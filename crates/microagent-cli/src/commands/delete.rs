@@ -11,21 +11,21 @@ use crate::prompt::confirm;
 
 const EXAMPLES: &str = "\
 Examples:
-  One, without being asked:
+  Delete one without confirmation:
     microagent delete report-run --yes
 
-  Several, killing those that run:
+  Delete several; kill those that run:
     microagent delete --force web worker
 
-  Everything that failed:
+  Delete all failed workspaces:
     microagent list --json | jq -r '.workspaces[] | select(.state == \"failed\").name' |
       xargs -r microagent delete --yes";
 
 /// Delete workspaces: record, disk and logs
 ///
-/// Asks first, unless --yes or --force is given; without a terminal one of them must be. A workspace that is running
-/// is shut down first; --force kills it instead. One that is quarantined goes only with --force. A name that does not
-/// exist is not an error with either, so that deleting twice is safe.
+/// Asks for confirmation unless --yes or --force is given; without a terminal one of them is required. A running workspace
+/// is shut down first; --force kills it instead. A quarantined workspace is deleted only with --force. With either option
+/// a name that does not exist is not an error.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct DeleteArgs {
@@ -33,11 +33,11 @@ pub(crate) struct DeleteArgs {
     #[arg(required = true, value_name = "NAME")]
     names: Vec<WorkspaceName>,
 
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
 
-    /// Do not ask, and kill what is running instead of shutting it down
+    /// Do not ask, and kill running workspaces instead of shutting them down
     #[arg(short, long)]
     force: bool,
 }
@@ -98,8 +98,8 @@ fn mode(engine: &Engine, args: &DeleteArgs) -> Result<Option<DeleteMode>, Failur
         Some(true) => Ok(Some(DeleteMode::Stop)),
         Some(false) => Ok(None),
         None => Err(Failure::usage(
-            "deleting needs a confirmation, and there is no terminal to ask on",
-            "add --yes, or --force to kill what is running",
+            "deleting needs a confirmation, but standard input is not a terminal",
+            "add --yes, or --force to kill running workspaces",
         )),
     }
 }

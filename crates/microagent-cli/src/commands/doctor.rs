@@ -20,7 +20,7 @@ Examples:
   Check this machine:
     microagent doctor
 
-  Check whether hardware virtualisation would work:
+  Check whether hardware virtualisation works:
     microagent --accel kvm doctor
 
   In a script:
@@ -28,7 +28,7 @@ Examples:
 
 /// Check whether this machine can run microVMs
 ///
-/// One line per check, each problem with its remedy. Exits with 0 when runs can work, 1 when they cannot.
+/// Prints one line per check, and for each problem what to do. Exits with 0 if microVMs can run, with 1 if they cannot.
 /// Changes nothing.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -81,8 +81,8 @@ fn text(report: &DoctorReport, utf8: bool) -> String {
     let (failed, warnings) = (count(report, CheckStatus::Failed), count(report, CheckStatus::Warning));
     text.push_str(&match (failed, warnings) {
         (0, 0) => "MicroVMs can run here.\n".to_owned(),
-        (0, 1) => "MicroVMs can run here; 1 thing is worth knowing.\n".to_owned(),
-        (0, many) => format!("MicroVMs can run here; {many} things are worth knowing.\n"),
+        (0, 1) => "MicroVMs can run here (1 warning).\n".to_owned(),
+        (0, many) => format!("MicroVMs can run here ({many} warnings).\n"),
         (1, _) => "MicroVMs cannot run here: 1 check failed.\n".to_owned(),
         (many, _) => format!("MicroVMs cannot run here: {many} checks failed.\n"),
     });

@@ -14,27 +14,27 @@ use crate::output::{Format, print_json, print_text};
 
 const EXAMPLES: &str = "\
 Examples:
-  What was refused?
+  Show what was refused:
     microagent egress web | grep ' refused '
 
-  Which names did it reach, for a list of what to allow?
+  List the names that it reached, to write egress rules:
     microagent egress web --json | jq -r '.egress[] | select(.allowed) | .name // empty' | sort -u
 
-  Every decision as it comes, until it rests:
+  Follow decisions until the machine ends:
     microagent egress web -f";
 
-/// Show what a workspace's network let through, and what not
+/// Show the network connections that a workspace was allowed and refused
 ///
-/// One line per decision about a name, a connection or a connection to a published port: time, `allowed` or `refused`, the
-/// host, and why. Decisions of earlier starts are there, too; the log is bounded, its oldest part goes first. A workspace
-/// without network has none.
+/// One line per decision of the egress policy about a name, a connection or a connection to a published port: time,
+/// `allowed` or `refused`, the host, and the reason. Includes earlier starts; the log is bounded, its oldest part is
+/// removed first. A workspace without network has no decisions.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct EgressArgs {
     /// Workspace
     name: WorkspaceName,
 
-    /// Go on with what comes, until the workspace rests
+    /// Follow: print new lines until the machine ends
     #[arg(short, long)]
     follow: bool,
 }
@@ -107,20 +107,20 @@ fn word(value: &impl Serialize) -> String {
 
 fn reason(reason: Reason) -> &'static str {
     match reason {
-        Reason::Mode => "the mode lets it through",
+        Reason::Mode => "the egress mode allows it",
         Reason::Rule => "a rule allows it",
-        Reason::Name => "an allowed name led there",
+        Reason::Name => "a name that resolved to it is allowed",
         Reason::Published => "the port is published",
-        Reason::Forbidden => "never reachable",
-        Reason::OwnNetwork => "nobody else is in its network",
-        Reason::Inside => "the host or a network around it",
+        Reason::Forbidden => "this address is never reachable",
+        Reason::OwnNetwork => "no other host is in the guest's network",
+        Reason::Inside => "the host or one of its networks",
         Reason::NotListed => "no rule allows it",
         Reason::Connections => "too many connections are open",
-        Reason::Bytes => "as many bytes were moved as may be",
+        Reason::Bytes => "the byte limit is reached",
         Reason::Down => "the network is down",
-        Reason::Unserved => "a kind of query that is not answered",
+        Reason::Unserved => "this type of query is not answered",
         Reason::NoAnswer => "no name server of the host answered",
-        Reason::TooMany => "not written down",
+        Reason::TooMany => "not recorded",
     }
 }
 
@@ -134,14 +134,14 @@ mod tests {
         assert_eq!(
             of(r#"{"at":"2026-11-22T10:00:00Z","record":"connection","protocol":"tcp","name":"example.org",
                 "address":"192.0.2.1","port":443,"allowed":true,"reason":"name"}"#),
-            "2026-11-22T10:00:00Z  allowed  example.org (192.0.2.1:443)  tcp: an allowed name led there\n"
+            "2026-11-22T10:00:00Z  allowed  example.org (192.0.2.1:443)  tcp: a name that resolved to it is allowed\n"
         );
         assert_eq!(
             of(
                 r#"{"at":"2026-11-22T10:00:01Z","record":"connection","protocol":"icmp","address":"192.0.2.1",
                 "allowed":false,"reason":"inside"}"#
             ),
-            "2026-11-22T10:00:01Z  refused  192.0.2.1  icmp: the host or a network around it\n"
+            "2026-11-22T10:00:01Z  refused  192.0.2.1  icmp: the host or one of its networks\n"
         );
         assert_eq!(
             of(r#"{"at":"2026-11-22T10:00:02Z","record":"name","protocol":"dns","name":"x\u001b.example",
@@ -152,7 +152,7 @@ mod tests {
             of(
                 r#"{"at":"2026-11-22T10:00:03Z","record":"suppressed","allowed":false,"reason":"too_many","count":7}"#
             ),
-            "2026-11-22T10:00:03Z  refused  -  7 more: not written down\n"
+            "2026-11-22T10:00:03Z  refused  -  7 more: not recorded\n"
         );
     }
 }

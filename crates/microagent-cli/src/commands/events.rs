@@ -17,23 +17,22 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
-  When did it start, and why did it fail?
+  Show when it started and why it failed:
     microagent events web
 
-  Every change of state as it comes, until it rests:
+  Follow changes of state until the machine ends:
     microagent events web -f";
 
 /// Show what happened to a workspace
 ///
-/// One line per change of state: time, state and, where there is more to say, why. About the last two thousand are
-/// kept.
+/// One line per change of state: time, state, and a reason where there is one. About the last 2000 events are kept.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct EventsArgs {
     /// Workspace
     name: WorkspaceName,
 
-    /// Go on with what comes, until the workspace rests
+    /// Follow: print new lines until the machine ends
     #[arg(short, long)]
     follow: bool,
 }

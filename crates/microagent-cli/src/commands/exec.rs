@@ -23,27 +23,27 @@ const DOCUMENT_LIMIT: usize = 64 * 1024 * 1024;
 
 const EXAMPLES: &str = "\
 Examples:
-  One command; its exit code is ours:
+  Run one command and exit with its exit code:
     microagent exec web -- ls -la /srv
 
-  As another user, in another directory, with a variable, for at most a minute:
+  Set user, directory, a variable and a time limit:
     microagent exec web -u nobody --cwd /tmp -e LEVEL=3 --timeout 60 -- sh -c 'id; echo $LEVEL'
 
-  An editor, on our terminal; a file as standard input:
+  Run an editor on this terminal; read standard input from a file:
     microagent exec -it web -- vi /etc/motd
     microagent exec --stdin dump.sql db -- psql -U postgres
 
-  A program's view: one JSON document:
+  Print one JSON document, for programs:
     microagent exec web --json -- uname -r";
 
 const LONG_ABOUT: &str = "\
-Runs a command in a running workspace and passes what it prints on as it comes, standard output and standard error \
-apart. Exits with the command's exit code.
+Runs a command in a running workspace and prints its output as it comes, standard output and standard error separately. \
+Exits with the command's exit code.
 
 Ctrl-C and other signals go to the command; the third Ctrl-C kills it.
 
-Codes that the command could not choose itself: 124 its time was up, 126 it could not be executed, 127 it was not \
-found, 128 + N signal N ended it. When it is killed, so is everything that it started.";
+Exit codes that microagent sets: 124 the time limit was reached, 126 the command could not be executed, 127 it was not \
+found, 128 + N signal N ended it. Killing the command also kills its child processes.";
 
 /// Run a command in a running workspace
 #[derive(Debug, Args)]
@@ -60,35 +60,35 @@ pub(crate) struct ExecArgs {
     #[arg(value_name = "COMMAND", trailing_var_arg = true, required = true)]
     words: Vec<String>,
 
-    /// Set a variable; without a value, pass the host's (repeatable)
+    /// Set an environment variable; without a value, pass the host's (repeatable)
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
 
-    /// Read variables from a file of NAME=VALUE lines; --env wins (repeatable)
+    /// Read variables from a file of NAME=VALUE lines; --env overrides it (repeatable)
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
 
-    /// Working directory in place of the workspace's
+    /// Working directory instead of the workspace's
     #[arg(short = 'w', long, visible_alias = "workdir", value_name = "DIR")]
     cwd: Option<String>,
 
-    /// User, or user and group, in place of the workspace's
+    /// User, or user and group, instead of the workspace's
     #[arg(short, long, value_name = "USER[:GROUP]")]
     user: Option<String>,
 
-    /// Kill it after this time: seconds, or with units such as 1m30s
+    /// Kill the command after this time: seconds, or with units such as 1m30s
     #[arg(long, value_name = "SECONDS", value_parser = duration)]
     timeout: Option<Duration>,
 
-    /// Pass standard input on, as --stdin - does
+    /// Pass standard input to the command, as --stdin - does
     #[arg(short, long)]
     interactive: bool,
 
-    /// Give it a terminal, which is ours
+    /// Allocate a terminal connected to this one
     #[arg(short, long)]
     tty: bool,
 
-    /// File to be its standard input; - is ours
+    /// Read standard input from FILE (- for this process's)
     #[arg(long, value_name = "FILE", conflicts_with = "interactive")]
     stdin: Option<PathBuf>,
 }
@@ -127,7 +127,9 @@ pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> 
                 progress.note(&format!("the command could not be started: {error}"));
             }
             if execution.timed_out {
-                progress.note("its time was up, so it was killed with everything that it started");
+                progress.note(
+                    "the time limit (--timeout) was reached; the command and its child processes were killed",
+                );
             }
         }
     }

@@ -14,7 +14,7 @@ const EXIT_DAMAGED: u8 = 1;
 
 const EXAMPLES: &str = "\
 Examples:
-  Check the kernel that guests boot:
+  Verify the guest kernel:
     microagent kernel verify
 
   In a script:
@@ -22,7 +22,7 @@ Examples:
 
 /// Inspect the guest kernel
 ///
-/// microagent carries its guest kernel; nothing is downloaded. `run --kernel FILE` boots another one.
+/// The guest kernel is part of the microagent binary; nothing is downloaded. `run --kernel FILE` boots another one.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct KernelArgs {
@@ -36,9 +36,9 @@ pub(crate) enum KernelCommand {
     Verify(VerifyArgs),
 }
 
-/// Check that the guest kernel is the one that this build was made with
+/// Verify the guest kernel against the checksum of this build
 ///
-/// Compares SHA-256 of the file that guests boot with the sum recorded at build time. Exits with 1 when they
+/// Compares the SHA-256 sum of the file that guests boot with the sum recorded at build time. Exits with 1 if they
 /// differ.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]

@@ -12,36 +12,36 @@ use crate::table::table;
 
 const EXAMPLES: &str = "\
 Examples:
-  What was kept, or failed and left its logs:
+  List all workspaces:
     microagent list
 
-  Names of all failed workspaces:
+  Print the names of all failed workspaces:
     microagent list --json | jq -r '.workspaces[] | select(.state == \"failed\").name'";
 
 const PS_EXAMPLES: &str = "\
 Examples:
-  What runs now:
+  List running workspaces:
     microagent ps
 
-  Shut all of it down, to be started again:
+  Halt all running workspaces:
     microagent ps --json | jq -r '.workspaces[].name' | xargs -r -n 1 microagent halt";
 
 /// List running workspaces
 ///
-/// Shows every workspace whose machine lives now (starting, running, paused, stopping or quarantined), checked against
-/// its processes. `microagent list` shows the others, too. Changes nothing.
+/// Shows every workspace that has a machine now (starting, running, paused, stopping or quarantined), checked against its
+/// processes. `microagent list` also shows the others. Changes nothing.
 #[derive(Debug, Args)]
 #[command(after_long_help = PS_EXAMPLES)]
 pub(crate) struct PsArgs {
-    /// Show resting workspaces, too, as `microagent list` does
+    /// Show all workspaces, as `microagent list` does
     #[arg(short, long)]
     all: bool,
 }
 
 /// List saved workspaces
 ///
-/// Shows every workspace that has a record: created ones, runs with --keep, and runs that failed. The state is the one that
-/// is true now. A record that cannot be read shows as `damaged`. Changes nothing.
+/// Shows every workspace that has a record: created workspaces, runs with --keep, and failed runs, each with its current
+/// state. A record that cannot be read is shown as `damaged`. Changes nothing.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct ListArgs {}

@@ -16,34 +16,34 @@ use crate::output::{Format, finish, print_json, stdout};
 
 const EXAMPLES: &str = "\
 Examples:
-  Why did it fail?
+  Show why a run failed:
     microagent logs run-1781167843059951259
 
-  The last lines, and what comes:
+  Show the last lines and follow:
     microagent logs web --tail 20 -f
 
-  What came in the last ten minutes:
+  Show the last ten minutes:
     microagent logs web --since 10m";
 
 /// Show the console log of a workspace
 ///
-/// Prints what the guest's console showed during the workspace's last life, oldest first: kernel messages, and
-/// what setup and command printed. The bytes are the guest's own. The log is bounded; its oldest part goes first.
+/// Prints the guest's console since the last start, oldest first: kernel messages, and the output of setup and command,
+/// byte for byte. The log is bounded; its oldest part is removed first.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct LogsArgs {
     /// Workspace
     name: WorkspaceName,
 
-    /// Go on with what comes, until the workspace rests
+    /// Follow: print new lines until the machine ends
     #[arg(short, long)]
     follow: bool,
 
-    /// Only the last lines
+    /// Show only the last N lines
     #[arg(short = 'n', long, value_name = "N")]
     tail: Option<usize>,
 
-    /// Only what was printed since then: a time (2026-11-22T10:00:00Z), or so long ago (10m, 1h30m, or seconds)
+    /// Show only what was printed since a time (2026-11-22T10:00:00Z) or a duration before now (10m, 1h30m, or seconds)
     #[arg(long, value_name = "WHEN", value_parser = moment)]
     since: Option<Timestamp>,
 }
@@ -54,7 +54,7 @@ fn moment(text: &str) -> Result<Timestamp, String> {
         return Ok(moment);
     }
     let ago = duration(text)
-        .map_err(|_| "it is a time as 2026-11-22T10:00:00Z, or how long ago as 10m".to_owned())?;
+        .map_err(|_| "expected a time such as 2026-11-22T10:00:00Z or a duration such as 10m".to_owned())?;
     Ok(Timestamp::now() - ago)
 }
 
@@ -78,7 +78,7 @@ pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
         }
         Format::Text => {
             if bytes.is_empty() && args.since.is_none() {
-                context.progress(true).note("the guest printed nothing");
+                context.progress(true).note("the guest has printed nothing");
             }
             let mut out = stdout();
             out.write_all(&bytes)?;

@@ -13,17 +13,16 @@ const VERBS: [&str; 2] = ["inspect", "status"];
 
 const EXAMPLES: &str = "\
 Examples:
-  Which port did it get?
+  Show which host ports are published:
     microagent network web
 
-  The same for a script:
+  Print one host port, for a script:
     microagent network web --json | jq '.network.port_forwards[0].host_port'";
 
-/// Show how a workspace is connected
+/// Show the network of a workspace
 ///
-/// Its mode, its addresses, whether its network works, its published ports with the host's ports that are listened at while it
-/// lives, and what it may reach. Changes nothing. Each workspace has a network of its own, so there is none to make or to
-/// remove.
+/// Shows mode, addresses, link state, published ports with their host ports, and the egress policy. Changes nothing. Each
+/// workspace has its own network; there are no networks to create or remove.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, override_usage = "microagent network [OPTIONS] NAME")]
 pub(crate) struct NetworkArgs {

@@ -11,13 +11,13 @@ use crate::table::table;
 
 const EXAMPLES: &str = "\
 Examples:
-  The sizes that there are:
+  List the profiles:
     microagent profiles
 
-  Use one, with more memory than it has:
+  Use a profile with more memory:
     microagent run --profile medium --memory 3g IMAGE COMMAND";
 
-/// List the machine sizes that --profile takes
+/// List the machine sizes for --profile
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct ProfilesArgs {}

@@ -11,16 +11,16 @@ use crate::output::{Format, print_json, print_text};
 
 const EXAMPLES: &str = "\
 Examples:
-  How did the kept run end?
+  Show how a kept run ended:
     microagent result report-run
 
-  Its exit code for a script:
+  Print its exit code, for a script:
     microagent result report-run --json | jq .result.exit_code";
 
 /// Show how the last command or service of a workspace ended
 ///
-/// The command of a kept run, or the service of a workspace that was made with one. What it printed is in
-/// `microagent logs`. Fails when nothing has ended yet.
+/// For a kept run this is its command, for a workspace with a service its service. `microagent logs` shows what it
+/// printed. Fails if nothing has ended yet.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct ResultArgs {
@@ -33,7 +33,7 @@ pub(crate) fn execute(context: &Context, args: ResultArgs) -> Result<(), Failure
     let Some(result) = context.engine().result(&args.name)? else {
         return Err(Failure::Other {
             message: format!("nothing has ended in workspace `{}` yet", args.name),
-            hint: Some(format!("microagent wait {} waits for it", args.name)),
+            hint: Some(format!("wait for it: microagent wait {}", args.name)),
         });
     };
     let result = ResultDocument::from(result);

@@ -15,17 +15,17 @@ use crate::output::{Format, print_json, print_text};
 
 const EXAMPLES: &str = "\
 Examples:
-  Would a start with these find them?
+  Check whether a start could read these secrets:
     microagent secret check TOKEN=env:GITHUB_TOKEN DB=vault:secret/data/app/db#password
 
-  All variables of a file:
+  Check all variables of a file:
     microagent secret check --secrets-env-file .env";
 
 const CHECK_ABOUT: &str = "\
-Looks for the value of each secret as a start would, and prints a line for each: its name, whether there is a value, \
-where it comes from, how long it is. Never a value. Exits with 1 if one cannot be had.";
+Looks up the value of each secret as a start would, and prints a line for each: its name, whether the value was found, \
+the kind of its source, and its length. Never prints a value. Exits with 1 if a value cannot be read.";
 
-/// Try secrets out before they are used
+/// Check secret references
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct SecretArgs {
@@ -39,16 +39,16 @@ pub(crate) enum SecretCommand {
     Check(CheckArgs),
 }
 
-/// Look whether secrets have values
+/// Check whether the values of secrets can be read
 #[derive(Debug, Args)]
 #[command(long_about = CHECK_ABOUT, after_long_help = EXAMPLES)]
 pub(crate) struct CheckArgs {
-    /// Secrets as with `run --secret`: a name, and where the value is
+    /// Secrets as with `run --secret`: a name and a reference
     // Not parsed by clap, which would repeat what it does not understand.
     #[arg(value_name = "NAME=SCHEME:REF", required_unless_present = "secrets_env_file")]
     secrets: Vec<String>,
 
-    /// Check every variable of a file of NAME=VALUE lines; what is named wins (repeatable)
+    /// Check every variable of a file of NAME=VALUE lines (repeatable)
     #[arg(long, value_name = "FILE")]
     secrets_env_file: Vec<PathBuf>,
 }

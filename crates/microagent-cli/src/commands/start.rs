@@ -11,29 +11,29 @@ use crate::{run_output, state_output};
 
 const EXAMPLES: &str = "\
 Examples:
-  Start, use, park:
+  Start a workspace, use it, halt it:
     microagent start web
     microagent exec web -- uname -r
     microagent halt web
 
-  With more memory, this time:
+  Start with more memory, this time only:
     microagent start web --memory 2g
 
-  Without a template, for instance to see the kernel's messages in the log:
+  Boot instead of restoring a template, for example to see kernel messages in the log:
     microagent start web --cold && microagent logs web";
 
 /// Start a workspace
 ///
-/// Boots its disk and returns when the guest answers and its service, if it has one, runs. The machine then goes on
-/// by itself. A workspace that is prepared, halted, stopped or failed can be started. A size given here holds until the
-/// machine ends; `microagent status` and `ps` show it meanwhile.
+/// Starts the machine and returns when the guest answers and the service, if there is one, runs. The machine then runs in
+/// the background. A workspace that is prepared, halted, stopped or failed can be started. A size given here applies until
+/// the machine ends; `microagent status` shows it.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct StartArgs {
     /// Workspace
     name: WorkspaceName,
 
-    /// Take memory and CPUs of this profile, for this start only
+    /// Use memory and CPUs of this profile, for this start only
     #[arg(long, value_name = "NAME", value_parser = profile)]
     profile: Option<Profile>,
 
@@ -45,11 +45,11 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "N", value_parser = cpus)]
     cpus: Option<u32>,
 
-    /// Boot the kernel instead of starting from a template, and make none
+    /// Boot instead of restoring a template, and do not build one
     #[arg(long)]
     cold: bool,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 }

@@ -12,23 +12,23 @@ const MIB: u64 = 1024 * 1024;
 
 const EXAMPLES: &str = "\
 Examples:
-  What does it use now?
+  Show what it uses now:
     microagent stats web
 
-  Again and again:
+  Repeat until the machine ends:
     microagent stats web -f";
 
-/// Show what a running workspace uses of its host
+/// Show the CPU time, memory and I/O of a running workspace
 ///
-/// Processor time over a quarter of a second, resident memory, and bytes read and written since its start. Machines that
-/// start from one template share part of their memory.
+/// CPU time over a quarter of a second, resident memory, and bytes read and written since the start. Machines that were
+/// restored from one template share part of their memory.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct StatsArgs {
     /// Workspace
     name: WorkspaceName,
 
-    /// A line again and again, until the workspace rests
+    /// Repeat until the machine ends
     #[arg(short, long)]
     follow: bool,
 }

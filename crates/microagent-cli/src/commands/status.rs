@@ -11,15 +11,15 @@ use crate::output::{Format, print_json, print_text, published, size};
 
 const EXAMPLES: &str = "\
 Examples:
-  How is it?
+  Show everything:
     microagent status web
 
-  One value for a script:
+  Print one value, for a script:
     microagent status web --json | jq -r .state";
 
 /// Show everything about a workspace
 ///
-/// Its state as it is now, checked against its processes, what it was made from, its size, and how its last command or
+/// Shows its current state, checked against its processes, its image, size and settings, and how its last command or
 /// service ended. Changes nothing.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]

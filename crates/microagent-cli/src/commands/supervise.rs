@@ -17,22 +17,23 @@ use crate::{environment, state_output};
 
 const EXAMPLES: &str = "\
 Examples:
-  Keep it running as long as this command does; Ctrl-C halts it:
+  Keep a workspace running while this command runs; Ctrl-C halts it:
     microagent create api --image api:1 --image-command --restart always
     microagent supervise api
 
-  From every login on, and after a reboot where lingering is on:
+  Start it at every login, or at boot if lingering is enabled:
     microagent supervise api --install
 
-  No longer:
+  Remove it from systemd:
     microagent supervise api --uninstall";
 
 const LONG_ABOUT: &str = "\
-Starts a workspace and starts it again when it ends by itself, as `create --restart` says: on-failure after a failure, \
-always in any case, never not at all. What is halted, stopped or killed by somebody stays so. The pause before a start \
-doubles up to a minute while the workspace does not last. Ctrl-C and SIGTERM halt the workspace.
+Starts a workspace and restarts it when it ends by itself, according to its restart policy (`create --restart`): \
+`on-failure` after a failure, `always` whenever it ends by itself, `never` not at all. A workspace that a user halts, \
+stops or kills is not restarted. The delay before a restart doubles, up to a minute, while runs are short. Ctrl-C and \
+SIGTERM halt the workspace.
 
-There is no daemon: without this command nothing is started again.";
+There is no daemon: without this command nothing is restarted.";
 
 /// Keep a workspace running
 #[derive(Debug, Args)]
@@ -41,19 +42,19 @@ pub(crate) struct SuperviseArgs {
     /// Workspace
     name: WorkspaceName,
 
-    /// Start it again at most so often [default: no limit]
+    /// Restart at most N times [default: no limit]
     #[arg(long, value_name = "N")]
     max_restarts: Option<u32>,
 
-    /// First pause before it is started again: seconds, or with units
+    /// First delay before a restart: seconds, or with units
     #[arg(long, value_name = "SECONDS", value_parser = duration, default_value = "1")]
     interval: Duration,
 
-    /// Have the user's systemd do it, from now on
+    /// Install and start a unit of the user's systemd that supervises the workspace
     #[arg(long, conflicts_with_all = ["uninstall", "max_restarts"])]
     install: bool,
 
-    /// Have the user's systemd no longer do it
+    /// Stop and remove the unit of the user's systemd
     #[arg(long)]
     uninstall: bool,
 }
@@ -93,12 +94,16 @@ fn change_unit(context: &Context, args: &SuperviseArgs) -> Result<(), Failure> {
         fs::write(&path, text).map_err(failed("write"))?;
         let commands = [&["daemon-reload"][..], &["enable", "--now", &unit]];
         if let Some(command) = commands.iter().find(|words| !systemctl(words)) {
-            progress.note(&format!("systemd did not take it; run: systemctl --user {}", command.join(" ")));
+            progress.note(&format!(
+                "systemd did not accept the unit; run: systemctl --user {}",
+                command.join(" ")
+            ));
         }
-        progress.note("to have it started without a login: loginctl enable-linger");
+        progress.note("to start it without a login, run: loginctl enable-linger");
     } else {
         if !systemctl(&["disable", "--now", &unit]) {
-            progress.note(&format!("systemd did not end it; run: systemctl --user disable --now {unit}"));
+            progress
+                .note(&format!("systemd did not stop the unit; run: systemctl --user disable --now {unit}"));
         }
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove")(error)),
@@ -133,10 +138,7 @@ fn unit_name(name: &WorkspaceName) -> String {
 fn unit_dir() -> Result<PathBuf, Failure> {
     match environment::config_home().or_else(|| Some(etcetera::home_dir().ok()?.join(".config"))) {
         Some(dir) if dir.is_absolute() => Ok(dir.join("systemd/user")),
-        _ => Err(Failure::usage(
-            "there is no home directory to put a unit into",
-            "set HOME or XDG_CONFIG_HOME",
-        )),
+        _ => Err(Failure::usage("no home directory to write the unit to", "set HOME or XDG_CONFIG_HOME")),
     }
 }
 

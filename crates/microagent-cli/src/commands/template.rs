@@ -20,46 +20,47 @@ const KEY_DIGITS: usize = 12;
 
 const EXAMPLES: &str = "\
 Examples:
-  What is frozen, and what it takes:
+  List templates and their sizes:
     microagent template list
 
-  Freeze one before it is needed, so that the first run is quick, too:
+  Build a template in advance, so that the first run starts warm:
     microagent template build --profile medium
 
-  Remove those that are of no use any more, or all:
+  Remove unusable templates, or all:
     microagent template prune
     microagent template prune --all";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
-  What is frozen, most recently used first:
+  List templates, most recently used first:
     microagent template list
 
-  Bytes that they take together:
+  Sum up their sizes in bytes:
     microagent template list --json | jq '[.templates[].bytes] | add'";
 
 const BUILD_EXAMPLES: &str = "\
 Examples:
-  For runs with the default size and network:
+  For the default size and network:
     microagent template build
 
-  For larger ones without network:
+  For a large machine without network:
     microagent template build --profile large --network isolated";
 
 const PRUNE_EXAMPLES: &str = "\
 Examples:
-  Those of an earlier boot of this machine or of an image that is gone, and damaged ones:
+  Remove templates that are damaged, of an earlier boot of this host, or of a removed image:
     microagent template prune
 
-  All; the next run of each shape boots and freezes anew:
+  Remove all; the next run of each machine size boots and builds a new one:
     microagent template prune --all";
 
-/// List, make and remove the frozen guests that runs start from
+/// List, build and remove templates
 ///
-/// The first run of a shape (kernel, QEMU, accelerator, memory, CPUs, network) boots its guest and freezes it on the
-/// way, before it has seen anything of the workspace; later runs of that shape go on from there. The first of them with
-/// an image is frozen once more, with the image's fresh disk mounted and none of its programs run. This happens
-/// by itself: nothing here has to be called. `run --cold` does without.
+/// A template is the frozen memory of a booted guest; a start that restores one does not boot (warm start). Templates are
+/// built automatically. The first run with a combination of kernel, QEMU, accelerator, memory, CPUs and network boots its
+/// guest and freezes it before the guest has seen anything of the workspace; later runs with that combination restore it.
+/// The first of these with an image is frozen again with the image's disk mounted and none of its programs started.
+/// `run --cold` neither uses nor builds templates.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct TemplateArgs {
@@ -81,27 +82,27 @@ pub(crate) enum TemplateCommand {
 #[command(after_long_help = LIST_EXAMPLES)]
 pub(crate) struct ListArgs {}
 
-/// Freeze a guest of this shape, in place of the one that there is
+/// Build a template for this machine size, replacing any existing one
 ///
-/// Prints where the time went. The global option --accel is part of the shape.
+/// Prints how long each step took. The template is for the accelerator that --accel chooses.
 #[derive(Debug, Args)]
 #[command(after_long_help = BUILD_EXAMPLES)]
 pub(crate) struct BuildArgs {
     #[command(flatten)]
     machine: MachineArgs,
 
-    /// Guest kernel in place of the built-in one: an uncompressed vmlinux
+    /// Guest kernel instead of the built-in one: an uncompressed vmlinux
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     kernel: Option<std::path::PathBuf>,
 }
 
-/// Remove templates that are of no use: damaged, of an earlier boot, or of an image that is gone
+/// Remove templates that cannot be used: damaged, of an earlier boot, or of a removed image
 ///
-/// Guests that run from one keep running. What is removed is made again when it is needed.
+/// Running machines are not affected. A removed template is built again when it is needed.
 #[derive(Debug, Args)]
 #[command(after_long_help = PRUNE_EXAMPLES)]
 pub(crate) struct PruneArgs {
-    /// Remove all
+    /// Remove all templates
     #[arg(short, long)]
     all: bool,
 }

@@ -9,10 +9,10 @@ use crate::output::{Format, print_json, print_text};
 
 const EXAMPLES: &str = "\
 Examples:
-  For people:
+  Print as text:
     microagent version
 
-  For scripts:
+  Print one value, for a script:
     microagent version --json | jq -r .version";
 
 /// Print the version

@@ -15,62 +15,62 @@ use crate::table::table;
 
 const EXAMPLES: &str = "\
 Examples:
-  Data that outlives its workspace:
+  Keep data after its workspace is deleted:
     microagent volume create data --size-mib 4096
     microagent run -v data:/work --image debian:12 --exec 'date >> /work/log'
     microagent run -v data:/work --image debian:12 --exec 'cat /work/log'
 
-  What there is, and who has it:
+  List volumes and the workspaces that use them:
     microagent volume list";
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
-  The usual size:
+  Create a volume of the default size:
     microagent volume create data
 
-  Larger; the host's disk fills only as the guest writes:
+  Create a larger volume; it takes space on the host only as the guest writes:
     microagent volume create archive --size-mib 65536";
 
 const LIST_EXAMPLES: &str = "\
 Examples:
-  What there is:
+  List volumes:
     microagent volume list
 
-  Those that no machine has now:
+  List the volumes that no machine uses:
     microagent volume list --json | jq -r '.volumes[] | select(.attached_to == null).name'";
 
 const STATUS_EXAMPLES: &str = "\
 Examples:
-  How large is it, and who has it?
+  Show its size and the workspace that uses it:
     microagent volume status data
 
-  Its disk on the host:
+  Print the path of its disk on the host:
     microagent volume status data --json | jq -r .path";
 
 const RESIZE_EXAMPLES: &str = "\
 Examples:
-  More room for the database:
+  Enlarge the disk of a database:
     microagent halt db
     microagent volume resize data --size-mib 8192
     microagent start db
 
-  Twice as large as it is:
+  Double the size:
     microagent volume resize data \\
       --size-mib $(microagent volume status data --json | jq '.size_mib * 2')";
 
 const DELETE_EXAMPLES: &str = "\
 Examples:
-  One that nothing uses:
+  Delete a volume that nothing uses:
     microagent volume delete data
 
-  Several, whoever has them:
+  Delete several volumes, even if they are in use:
     microagent volume delete --force data scratch";
 
-/// Make, look at, grow and delete volumes
+/// Create, show, enlarge and delete volumes
 ///
-/// A volume is an ext4 disk with a name. It is attached with `-v NAME:/guest/path` (on `run` and `create`), has one user
-/// at a time, and stays when the workspace goes. Its root is empty, without `lost+found`, and on first use takes
-/// over owner and mode of the directory of the image that it covers.
+/// A volume is an ext4 disk with a name. `run` and `create` attach it with `-v NAME:/guest/path`. One machine can use it at
+/// a time. It is kept when the workspace is deleted. It starts empty, without `lost+found`; its root takes owner and mode
+/// of the image's directory at the path where it is first mounted.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct VolumeArgs {
@@ -91,7 +91,7 @@ pub(crate) enum VolumeCommand {
     Delete(DeleteArgs),
 }
 
-/// Make an empty volume
+/// Create an empty volume
 #[derive(Debug, Args)]
 #[command(after_long_help = CREATE_EXAMPLES)]
 pub(crate) struct CreateArgs {
@@ -105,7 +105,7 @@ pub(crate) struct CreateArgs {
 
 /// List the volumes
 ///
-/// ATTACHED names the workspace whose machine has the volume now.
+/// ATTACHED is the workspace whose machine uses the volume now.
 #[derive(Debug, Args)]
 #[command(after_long_help = LIST_EXAMPLES)]
 pub(crate) struct ListArgs {}
@@ -118,7 +118,7 @@ pub(crate) struct StatusArgs {
     name: VolumeName,
 }
 
-/// Make a volume larger
+/// Enlarge a volume
 ///
 /// The volume must not be attached. The guest's kernel grows the file system when it is next attached for writing. A
 /// volume cannot shrink.
@@ -135,9 +135,9 @@ pub(crate) struct ResizeArgs {
 
 /// Delete volumes and everything on them
 ///
-/// On a terminal it asks first. A volume that a machine has, or that a resting workspace would attach, is not deleted.
-/// --force deletes it all the same: a workspace that has it is killed first, without flushing anything, and those that
-/// name it do not start any more until a volume of that name exists.
+/// Asks for confirmation on a terminal. Refuses a volume that a machine uses or that a resting workspace attaches. --force
+/// deletes it anyway: a workspace that uses it is killed first, without a flush, and workspaces that attach it cannot
+/// start until a volume of that name exists again.
 #[derive(Debug, Args)]
 #[command(after_long_help = DELETE_EXAMPLES)]
 pub(crate) struct DeleteArgs {
@@ -145,11 +145,11 @@ pub(crate) struct DeleteArgs {
     #[arg(required = true, value_name = "NAME")]
     names: Vec<VolumeName>,
 
-    /// Do not ask, and do not complain about those that do not exist
+    /// Do not ask, and ignore names that do not exist
     #[arg(short, long)]
     yes: bool,
 
-    /// The same, and kill the workspace that has it
+    /// As --yes, and kill the workspace that uses the volume
     #[arg(short, long)]
     force: bool,
 }

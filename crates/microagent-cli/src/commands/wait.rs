@@ -14,15 +14,15 @@ use crate::output::{Format, print_json, print_text};
 
 const EXAMPLES: &str = "\
 Examples:
-  Until its service has ended, for at most an hour:
+  Wait until its service has ended, at most an hour:
     microagent wait job --timeout 1h && microagent result job
 
-  In the background:
+  Wait in the background:
     microagent wait job > job.state &";
 
-/// Wait until a workspace rests
+/// Wait until the machine of a workspace ends
 ///
-/// Exits with 0 when it is prepared, halted or stopped, and with 1 when it failed or the time is up.
+/// Exits with 0 if the workspace is then prepared, halted or stopped, with 1 if it failed or the time limit is reached.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct WaitArgs {
@@ -44,8 +44,11 @@ pub(crate) fn execute(context: &Context, args: WaitArgs) -> Result<u8, Failure> 
             Some(limit) => match timeout(limit, rests).await {
                 Ok(details) => Ok(details?),
                 Err(_) => Err(Failure::Other {
-                    message: format!("workspace `{}` does not rest yet", args.name),
-                    hint: Some(format!("microagent status {} shows what it does", args.name)),
+                    message: format!(
+                        "the time limit was reached; workspace `{}` still has a machine",
+                        args.name
+                    ),
+                    hint: Some(format!("show its state: microagent status {}", args.name)),
                 }),
             },
         }

@@ -15,10 +15,10 @@ const DIGEST_DIGITS: usize = 12;
 
 const EXAMPLES: &str = "\
 Examples:
-  What is here, with sizes:
+  List images with their sizes:
     microagent image list
 
-  Full digests, for pinning:
+  Print full digests:
     microagent image list --json | jq -r '.images[] | \"\\(.resolved_reference) \\(.digest)\"'";
 
 /// List the images in the cache

@@ -21,18 +21,18 @@ pub(crate) use list::{ListArgs, execute as execute_list};
 
 const EXAMPLES: &str = "\
 Examples:
-  What is here:
+  List the images in the cache:
     microagent image list
 
-  Bring one in before it is needed:
+  Pull an image before it is needed:
     microagent image pull docker.io/library/debian:12
 
-  Make room:
+  Free disk space:
     microagent image prune";
 
 const PULL_EXAMPLES: &str = "\
 Examples:
-  From a registry; short names are Docker's:
+  From a registry; short names work as in Docker:
     microagent image pull alpine:3.20
 
   From files that other tools made:
@@ -44,17 +44,17 @@ Examples:
 
 const IMPORT_EXAMPLES: &str = "\
 Examples:
-  A root file system from a file, plain or compressed with gzip or zstd:
+  Import a root file system from a tar file, plain or compressed with gzip or zstd:
     microagent image import rootfs.tar.gz myroot:1
 
-  From standard input, with the command that it runs by itself:
+  Import from standard input and set the image's command:
     tar -C rootfs -c . | microagent image import --change 'CMD [\"/bin/sh\"]' - myroot:1
     microagent run myroot:1";
 
-/// List, bring in, name, send on and remove images
+/// List, pull, import, tag, push, save and remove images
 ///
 /// Images are cached by digest: their blobs, and one read-only base disk that all workspaces of an image share.
-/// microagent builds no images; it runs what Docker, Buildah and others build.
+/// microagent does not build images; it runs images that Docker, Buildah and other tools build.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct ImageArgs {
@@ -77,10 +77,10 @@ pub(crate) enum ImageCommand {
     Prune(remove::PruneArgs),
 }
 
-/// Bring an image in and make its base disk
+/// Pull an image and make its base disk
 ///
-/// Asks the source each time; what has not changed is not fetched again. An interrupted pull goes on where it
-/// broke off. Logins are those of Docker and podman.
+/// Always asks the source; layers that are in the cache are not fetched again. An interrupted pull resumes where it
+/// stopped. Uses the logins of Docker and podman.
 #[derive(Debug, Args)]
 #[command(after_long_help = PULL_EXAMPLES)]
 pub(crate) struct PullArgs {
@@ -88,14 +88,14 @@ pub(crate) struct PullArgs {
     #[arg(value_name = "REF")]
     reference: String,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 }
 
-/// Make an image of a root file system tar
+/// Make an image from a root file system tar
 ///
-/// The tar becomes the one layer of an image of that name, as `docker import` does it.
+/// The tar becomes the only layer of the new image, as with `docker import`.
 #[derive(Debug, Args)]
 #[command(after_long_help = IMPORT_EXAMPLES)]
 pub(crate) struct ImportArgs {
@@ -107,12 +107,12 @@ pub(crate) struct ImportArgs {
     #[arg(value_name = "REF")]
     reference: String,
 
-    /// How to run it, as a line of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or
+    /// Change the image's configuration, as a line of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME or
     /// WORKDIR (repeatable)
     #[arg(short, long, value_name = "LINE", value_parser = image_change::parse)]
     change: Vec<image_change::Change>,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 }

@@ -11,17 +11,17 @@ use crate::output::{Format, print_json, print_text, size};
 
 const EXAMPLES: &str = "\
 Examples:
-  To the registry that the name says, after `docker login` or `podman login`:
+  Push to the registry in the name, after `docker login` or `podman login`:
     microagent image push registry.example.com/team/app:2
 
-  Under another name than it has here:
+  Push under another name:
     microagent image tag app:2 registry.example.com/team/app:2
     microagent image push registry.example.com/team/app:2";
 
-/// Send an image to a registry
+/// Push an image to a registry
 ///
-/// Sends what the registry lacks, the manifest last. Logins are those of Docker and podman; plain HTTP is spoken
-/// to this machine only.
+/// Uploads the blobs that the registry does not have, then the manifest. Uses the logins of Docker and podman. Plain HTTP
+/// is used for this machine only.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct PushArgs {
@@ -29,7 +29,7 @@ pub(crate) struct PushArgs {
     #[arg(value_name = "REF")]
     reference: String,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 }

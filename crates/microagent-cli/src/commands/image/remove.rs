@@ -16,15 +16,15 @@ Examples:
   By name:
     microagent image delete alpine:3.20
 
-  By digest, shortened as `image list` shows it; all names of the image go:
+  By digest, as `image list` shows it; removes all names of the image:
     microagent image delete 0a4eaa0eecf5";
 
 const PRUNE_EXAMPLES: &str = "\
 Examples:
-  What nothing refers to any more: broken downloads, orphaned blobs and disks:
+  Remove incomplete downloads and unreferenced blobs and disks:
     microagent image prune
 
-  All images that no workspace uses:
+  Remove all images that no workspace uses:
     microagent image prune --all --yes";
 
 /// Remove images from the cache
@@ -37,20 +37,20 @@ pub(crate) struct DeleteArgs {
     #[arg(required = true, value_name = "REF")]
     references: Vec<String>,
 
-    /// For scripts that always say it; nothing is asked here
+    /// Accepted and ignored: this command never asks
     #[arg(short, long)]
     yes: bool,
 }
 
-/// Remove what is not needed from the image cache
+/// Remove unused data from the image cache
 #[derive(Debug, Args)]
 #[command(after_long_help = PRUNE_EXAMPLES)]
 pub(crate) struct PruneArgs {
-    /// Remove all images that no workspace uses, not only what no image needs
+    /// Also remove all images that no workspace uses
     #[arg(short, long)]
     all: bool,
 
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     yes: bool,
 }
@@ -89,7 +89,7 @@ pub(super) fn prune(context: &Context, args: PruneArgs) -> Result<(), Failure> {
             Some(false) => return print_text("Nothing was removed.\n"),
             None => {
                 return Err(Failure::usage(
-                    "removing all images needs a confirmation, and there is no terminal to ask on",
+                    "removing all images needs a confirmation, but standard input is not a terminal",
                     "add --yes",
                 ));
             }

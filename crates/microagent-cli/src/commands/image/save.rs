@@ -14,20 +14,20 @@ use crate::output::{Format, print_json, print_text, size};
 
 const EXAMPLES: &str = "\
 Examples:
-  One image, for another machine:
+  Save one image for another machine:
     microagent image save app:2 -o app.tar
     microagent run oci-archive:app.tar
 
-  To podman on this one:
+  Copy an image to podman:
     microagent image save app:2 -o - | podman load
 
-  Several in one archive:
+  Save several images in one archive:
     microagent image save app:1 app:2 -o both.tar";
 
 /// Write images into an OCI archive
 ///
-/// The archive is what `skopeo`, `podman load`, `docker load` (since Docker 25) and `oci-archive:` read. The same
-/// images give the same bytes.
+/// `skopeo`, `podman load`, `docker load` (since Docker 25) and `oci-archive:` can read the archive. The same images
+/// always give the same bytes.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct SaveArgs {
@@ -35,11 +35,11 @@ pub(crate) struct SaveArgs {
     #[arg(required = true, value_name = "REF")]
     references: Vec<String>,
 
-    /// Where to write it; `-` is standard output
+    /// File to write; `-` for standard output
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 }
@@ -49,8 +49,8 @@ pub(super) fn execute(context: &Context, args: SaveArgs) -> Result<(), Failure> 
     let to_stdout = args.output.as_os_str() == "-";
     if to_stdout && io::stdout().is_terminal() {
         return Err(Failure::usage(
-            "an archive makes no sense on a terminal",
-            "give a file with -o FILE, or send it on: … -o - | podman load",
+            "an archive cannot be written to a terminal",
+            "name a file with -o FILE, or pipe it: … -o - | podman load",
         ));
     }
     let target = match to_stdout {

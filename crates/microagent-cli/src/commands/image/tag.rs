@@ -10,16 +10,16 @@ use crate::output::{Format, print_json, print_text};
 
 const EXAMPLES: &str = "\
 Examples:
-  A name at a registry, to push it there:
+  Add a name with a registry, then push it:
     microagent image tag myroot:1 registry.example.com/team/myroot:1
     microagent image push registry.example.com/team/myroot:1
 
-  A name that stays when `latest` moves on:
+  Keep a name for the current `latest`:
     microagent image tag debian:latest debian:known-good";
 
-/// Give an image a further name
+/// Add a name to an image
 ///
-/// A name that another image has moves to this one.
+/// If another image has the name, the name moves to this image.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct TagArgs {

@@ -26,34 +26,34 @@ const EXIT_FAILED: u8 = 1;
 
 const EXAMPLES: &str = "\
 Examples:
-  Where the time of a run goes, booted and from a template:
+  Measure the phases of a run, cold and warm:
     microagent perf boot --image alpine:3.20
 
-  How long until a guest can work:
+  Measure the time until a guest can run a command:
     microagent perf ready --image alpine:3.20 --start warm --iterations 20";
 
 const BOOT_EXAMPLES: &str = "\
 Examples:
-  Both kinds of start, in turn:
+  Cold and warm starts in turn:
     microagent perf boot --image alpine:3.20 --iterations 20
 
-  One kind, on the smallest machine, without network:
+  Warm starts only, on the smallest machine, without network:
     microagent perf boot --image alpine:3.20 --start warm --profile tiny --network isolated
 
-  The medians, in a script:
+  Print the medians, for a script:
     microagent perf boot --image alpine:3.20 --json | jq '.summary | map_values(.p50_ms)'";
 
 const READY_EXAMPLES: &str = "\
 Examples:
-  From the call to a guest that can work:
+  From the call to a guest that can run a command:
     microagent perf ready --image alpine:3.20
 
-  With a probe of your own:
+  With your own probe command:
     microagent perf ready --image python:3.13-slim --exec 'python3 -c 1'";
 
 /// Measure how long runs take on this machine
 ///
-/// Each measurement is a whole run in a microVM of its own. Figures of a busy machine mean little.
+/// Each measurement is a complete run in a microVM of its own. Measure on an idle machine.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct PerfArgs {
@@ -68,12 +68,12 @@ pub(crate) enum PerfCommand {
     Ready(ReadyArgs),
 }
 
-/// Measure whole runs, phase by phase
+/// Measure complete runs, phase by phase
 ///
-/// From the call to the result, with everything removed again: the image's lookup and the workspace (cli), the
-/// supervisor's start, QEMU's (spawn), the restore or the boot, clock, disk and network (configure; disk and
-/// network at the same time), the command (exec) and the end (teardown). Bringing the image in is not measured.
-/// Exits with 1 when a run failed, or started cold where warm was asked for.
+/// Measures from the call to the result, including removal: image lookup and workspace (cli), start of the supervisor,
+/// start of QEMU (spawn), restore or boot, clock, disk and network (configure; disk and network at the same time), the
+/// command (exec) and the end (teardown). The pull of the image is not measured. Exits with 1 if a run failed, or started
+/// cold although warm was requested.
 #[derive(Debug, Args)]
 #[command(after_long_help = BOOT_EXAMPLES)]
 pub(crate) struct BootArgs {
@@ -84,7 +84,7 @@ pub(crate) struct BootArgs {
 /// Measure how long it takes until a guest can run a command
 ///
 /// `full_ready` is the time from the call until the guest can run a command; the probe is a command that it then runs.
-/// Exits with 1 when a run failed, or started cold where warm was asked for.
+/// Exits with 1 if a run failed, or started cold although warm was requested.
 #[derive(Debug, Args)]
 #[command(after_long_help = READY_EXAMPLES)]
 pub(crate) struct ReadyArgs {
@@ -99,27 +99,27 @@ struct SeriesArgs {
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
 
-    /// Shell line that each run executes; it has to exit with 0
+    /// Shell line that each run executes; it must exit with 0
     #[arg(long, value_name = "STRING", default_value = "true", allow_hyphen_values = true)]
     exec: String,
 
-    /// How the machines come up: cold (the kernel boots), warm (from a template), or both in turn
+    /// How the machines start: cold (boot), warm (from a template), or both in turn
     #[arg(long, value_name = "HOW", default_value = "both", hide_possible_values = true)]
     start: StartChoice,
 
-    /// Runs of each kind that are measured
+    /// Measured runs of each kind
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     iterations: u32,
 
-    /// Runs of each kind before those; the first makes the template
+    /// Unmeasured runs of each kind before them; the first builds the template
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(0..=1000))]
     warmups: u32,
 
-    /// Kill a machine after this time: seconds, or with units such as 1m30s
+    /// Kill the machine after this time: seconds, or with units such as 1m30s
     #[arg(long, value_name = "SECONDS", value_parser = duration)]
     timeout: Option<Duration>,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
 
@@ -195,7 +195,7 @@ impl SeriesArgs {
     fn measure(self, context: &Context, question: Question) -> Result<Document, Failure> {
         let Some(image) = self.image.clone() else {
             return Err(Failure::usage(
-                "no image was named",
+                "no image was given",
                 "name one with --image; `microagent image list` shows those that are here",
             ));
         };

@@ -14,26 +14,26 @@ use crate::failure::Failure;
 
 const EXAMPLES: &str = "\
 Examples:
-  One command; the microVM and its disk are gone afterwards:
+  Run one command; the microVM and its disk are removed afterwards:
     microagent run docker.io/library/alpine:3.20 cat /etc/alpine-release
 
-  Steps before it, in the same boot, and a shell line instead of words:
+  Run setup steps first, in the same boot, and a shell line as the command:
     microagent run --image debian:12 --setup 'apt-get update' \\
       --setup 'apt-get install -y jq' --exec 'jq --version'
 
-  Get a file out of it:
+  Get a file out of a run:
     microagent run --keep --name report --image alpine:3.20 \\
       --output report=/srv/report.txt --exec 'date > /srv/report.txt'
     microagent artifact get report report ./report.txt
     microagent delete report --yes
 
-  A program's view: one JSON document, the command's exit code passed through, at most a minute:
+  For programs: one JSON document, the command's exit code, at most a minute:
     microagent run --json --propagate-exit-code --timeout 60 alpine:3.20 sh -c 'exit 7'";
 
 const LONG_ABOUT: &str = "\
-Runs one command in a fresh microVM, prints how it ended and what it printed, and removes everything.
+Runs one command in a fresh microVM, prints how it ended and its output, and removes everything.
 
-Options stand before IMAGE: all words after it belong to the guest. Without COMMAND the image's own \
+Options go before IMAGE: all words after it belong to the command. Without COMMAND the image's \
 Entrypoint and Cmd run. Exits with 0 when the run completed, whatever the command returned (see `Exit code:` \
 or `result.exit_code`), unless --propagate-exit-code is given.";
 
@@ -47,7 +47,7 @@ or `result.exit_code`), unless --propagate-exit-code is given.";
         microagent run [OPTIONS] --file SPEC [--exec STRING | COMMAND [ARG]...]"
 )]
 pub(crate) struct RunArgs {
-    /// Image (unless --image or --file names it), then the command and its arguments, all verbatim
+    /// Image (unless --image or --file gives it), then the command and its arguments, all verbatim
     #[arg(value_name = "IMAGE COMMAND", trailing_var_arg = true)]
     words: Vec<String>,
 
@@ -55,22 +55,22 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "IMAGE", help_heading = "What to run")]
     image: Option<String>,
 
-    /// Shell line to run instead of words; the guest's /bin/sh evaluates it
+    /// Shell line to run instead of COMMAND; the guest's /bin/sh evaluates it
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "What to run")]
     exec: Option<String>,
 
-    /// Program in place of the image's Entrypoint; COMMAND becomes its arguments
+    /// Program instead of the image's Entrypoint; COMMAND becomes its arguments
     #[arg(long, value_name = "PROGRAM", conflicts_with = "exec", help_heading = "What to run")]
     entrypoint: Option<String>,
 
     #[command(flatten)]
     workspace: WorkspaceArgs,
 
-    /// Guest kernel in place of the built-in one: an uncompressed vmlinux
+    /// Guest kernel instead of the built-in one: an uncompressed vmlinux
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub(super) kernel: Option<PathBuf>,
 
-    /// Boot the kernel instead of starting from a template, and make none
+    /// Boot instead of restoring a template, and do not build one
     #[arg(long, help_heading = "Machine")]
     pub(super) cold: bool,
 
@@ -86,7 +86,7 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "The run")]
     keep: bool,
 
-    /// Remove everything after the run; this is the default
+    /// Remove everything after the run (the default)
     #[arg(long, visible_alias = "delete", conflicts_with = "keep", help_heading = "The run")]
     rm: bool,
 
@@ -98,7 +98,7 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "The run")]
     pub(super) propagate_exit_code: bool,
 
-    /// Show no progress
+    /// Do not report progress
     #[arg(short, long, help_heading = "The run")]
     pub(super) quiet: bool,
 
@@ -134,7 +134,7 @@ impl RunArgs {
             }
             (None, None) => {
                 return Err(Failure::usage(
-                    "no image was named",
+                    "no image was given",
                     "microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`",
                 ));
             }
@@ -152,13 +152,16 @@ impl RunArgs {
         match (&self.exec, &self.entrypoint) {
             (Some(_), _) if !words.is_empty() => {
                 return Err(Failure::usage(
-                    "the command is given twice: with --exec and as words after the image",
-                    "use one of them; all words after IMAGE belong to the guest",
+                    "the command is given twice: with --exec and after the image",
+                    "use one of them; all words after IMAGE belong to the command",
                 ));
             }
             // Docker's way to say "no entrypoint": the words alone are the command.
             (None, Some(program)) if program.is_empty() && words.is_empty() => {
-                return Err(Failure::usage("an empty --entrypoint needs a command", "name one after IMAGE"));
+                return Err(Failure::usage(
+                    "an empty --entrypoint needs a command",
+                    "give a command after IMAGE",
+                ));
             }
             _ => {}
         }
@@ -175,7 +178,7 @@ impl RunArgs {
     }
 }
 
-/// What to look at when the command could not be started: a word that looks like an option of ours.
+/// What to look at when the command could not be started: a word that looks like an option of `run`.
 pub(super) fn option_after_image(options: &RunOptions) -> Option<&str> {
     match &options.command {
         RunCommand::Argv(words) => words.first().map(String::as_str).filter(|word| word.starts_with("--")),
@@ -448,7 +451,7 @@ mod tests {
             ("command: [ls]", &["alpine", "id"], argv(&["id"])),
             ("command: [ls]", &["alpine"], argv(&["ls"])),
         ] {
-            // Options of ours end where the words begin.
+            // Options of `run` end where the words begin.
             assert_eq!(merged(file, words).command, command, "{file} {words:?}");
         }
     }

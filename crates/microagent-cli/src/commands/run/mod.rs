@@ -31,7 +31,7 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     }
     // Declared outputs of a run that is not kept can never be fetched.
     if !options.keep && !options.workspace.outputs.is_empty() {
-        progress.note("--output without --keep: nothing can be fetched after the run");
+        progress.note("--output has no effect without --keep: the run's files are removed at its end");
     }
     let ran = context.block_on(async |token| Ok(engine.run(&options, &progress, &token).await))?;
     progress.end();
@@ -45,7 +45,7 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
         Format::Text => print_report(report, &options, &progress),
     };
     match printed {
-        // Whoever read the output has seen enough; the run itself is complete.
+        // The reader of the output has ended; the run itself is complete.
         Ok(()) | Err(Failure::ClosedOutput) if args.propagate_exit_code => {
             Ok(u8::try_from(code).unwrap_or(1))
         }
@@ -63,7 +63,7 @@ fn print_report(report: RunReport, options: &RunOptions, progress: &Progress) ->
     {
         progress.note(&format!("the command could not be started: {error}"));
         if let Some(word) = option_after_image(options) {
-            progress.note(&format!("`{word}` stands after the image, so it was taken as the command"));
+            progress.note(&format!("`{word}` comes after the image name, so it was taken as the command"));
         }
     }
     let mut out = stdout();
