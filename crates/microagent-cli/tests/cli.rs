@@ -8,6 +8,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use snapbox::cmd::{Command, OutputAssert};
 use snapbox::{Assert, Data, Redactions, assert_data_eq, cmd, str};
@@ -514,6 +515,49 @@ Hint: choose another directory with --state-dir or MICROAGENT_STATE_DIR
     assert!(precious.exists());
     fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).unwrap();
     home.run("list").success();
+}
+
+#[test]
+fn no_command_waits_for_a_fifo_in_the_state_directory() {
+    let home = Home::new();
+    let state = home.dir.path().join(".microagent");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    for name in [
+        "workspaces/web/workspace.json",
+        "volumes/data/volume.json",
+        "images/refs/one.json",
+        "templates/key/manifest.json",
+    ] {
+        let path = state.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    }
+    fs::create_dir_all(state.join("tmp")).unwrap();
+    for words in [
+        "list",
+        "ps",
+        "status web",
+        "logs web",
+        "kill web",
+        "image list",
+        "image prune",
+        "volume list",
+        "volume status data",
+        "template list",
+        "doctor",
+        "volume delete data",
+        "delete web --yes",
+    ] {
+        let command = home.command().args(words.split_whitespace()).timeout(Duration::from_secs(60));
+        let output = command.output().unwrap();
+        assert!(output.status.code().is_some(), "{words}: {output:?}");
+    }
+    home.run("status web").failure().stderr_eq(str![[r#"
+Error: no workspace `web`
+Hint: `microagent list` shows the saved workspaces
+
+"#]]);
 }
 
 #[test]

@@ -1,12 +1,11 @@
 //! From the binary to files, once, atomically, by any number of processes at a time.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use microagent_store::{StateDir, fsync_dir};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use microagent_store::{Access, StateDir, fsync_dir, open_file};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -102,8 +101,7 @@ fn is_whole(files: &GuestFiles) -> bool {
 fn make(state: &StateDir, place: &Path, files: &GuestFiles) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(state.guest())?;
     DirBuilder::new().recursive(true).mode(0o700).create(state.tmp())?;
-    let private = Permissions::from_mode(0o700);
-    let draft = tempfile::Builder::new().prefix("guest-").permissions(private).tempdir_in(state.tmp())?;
+    let draft = state.scratch()?;
     let kernel = create(&draft.path().join("vmlinux"))?;
     zstd::stream::copy_decode(KERNEL_PACKED, &kernel)?;
     kernel.sync_all()?;
@@ -112,13 +110,14 @@ fn make(state: &StateDir, place: &Path, files: &GuestFiles) -> io::Result<()> {
     initramfs.sync_all()?;
     fsync_dir(draft.path())?;
 
-    match fs::rename(draft.path(), place) {
-        // The draft has become the place; there is nothing left to clean.
-        Ok(()) => drop(draft.keep()),
+    match fs::symlink_metadata(place) {
         // Made by somebody else in the meantime. The draft goes.
-        Err(_) if is_whole(files) => return Ok(()),
-        // A damaged one stands there: changed for the whole one in one step, then removed with the draft.
-        Err(_) => renameat_with(CWD, draft.path(), CWD, place, RenameFlags::EXCHANGE)?,
+        Ok(_) if is_whole(files) => return Ok(()),
+        Ok(_) => draft.exchange(place)?,
+        Err(_) => match draft.publish(place) {
+            Err(_) if is_whole(files) => return Ok(()),
+            published => published?,
+        },
     }
     fsync_dir(&state.guest())
 }
@@ -131,9 +130,12 @@ fn create(path: &Path) -> io::Result<File> {
 fn kernel_sum(path: &Path) -> Result<String, GuestError> {
     let read = |source| GuestError::Read { path: path.to_owned(), source };
     let not_a_kernel = || GuestError::NotAKernel { path: path.to_owned() };
-    let mut file = File::open(path).map_err(read)?;
-    let found = file.metadata().map_err(read)?;
-    if !found.is_file() || found.len() > KERNEL_LIMIT {
+    // The user's, so links lead to it as usual.
+    let mut file = open_file(path, Access::ReadFollowing).map_err(|source| match source.kind() {
+        io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => not_a_kernel(),
+        _ => read(source),
+    })?;
+    if file.metadata().map_err(read)?.len() > KERNEL_LIMIT {
         return Err(not_a_kernel());
     }
     let mut head = Vec::new();

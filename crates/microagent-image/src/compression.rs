@@ -1,8 +1,9 @@
 //! How a layer is compressed, told from its first bytes. Media types lie now and then; the bytes do not.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+
+use microagent_store::{Access, open_file};
 
 use crate::manifest::{LAYER_GZIP, LAYER_TAR, LAYER_ZSTD};
 use crate::rootfs::Compression;
@@ -37,7 +38,7 @@ pub(crate) fn of_file(path: &Path) -> io::Result<Compression> {
 /// The bytes of a file that tell its compression.
 pub(crate) fn start_of(path: &Path) -> io::Result<Vec<u8>> {
     let mut start = Vec::new();
-    File::open(path)?.take(MAGIC_LEN).read_to_end(&mut start)?;
+    open_file(path, Access::ReadFollowing)?.take(MAGIC_LEN).read_to_end(&mut start)?;
     Ok(start)
 }
 

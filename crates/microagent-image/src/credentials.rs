@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use microagent_store::{ReadError, read_json};
+use microagent_store::{ReadError, read_json_following};
 use serde::Deserialize;
 
 use crate::environment::Environment;
@@ -154,7 +154,7 @@ pub(crate) async fn find(
 ) -> Result<Option<Credentials>, CredentialError> {
     for path in login_files(environment) {
         let explicit = environment.registry_auth_file.as_ref() == Some(&path);
-        let file: LoginFile = match read_json(&path) {
+        let file: LoginFile = match read_json_following(&path) {
             Ok(file) => file,
             Err(error) if error.is_not_found() && !explicit => continue,
             Err(source) => return Err(CredentialError::File { path, source }),

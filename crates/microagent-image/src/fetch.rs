@@ -3,12 +3,12 @@
 //! A blob arrives in `partial/` and gets its name only when size and digest are right. What has arrived
 //! stays there when a pull ends early, whatever ended it, and the next pull goes on from its last byte.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use microagent_store::{Access, open_file};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::LocalImage;
@@ -162,14 +162,7 @@ impl<'a> Fetcher<'a> {
             |_| {},
             move |meter| {
                 let failed = |source| ImageError::file("open", &path, source);
-                let mut file = OpenOptions::new()
-                    .read(true)
-                    .write(true)
-                    .create(true)
-                    .truncate(false)
-                    .mode(0o600)
-                    .open(&path)
-                    .map_err(failed)?;
+                let mut file = open_file(&path, Access::ModifyOrCreate).map_err(failed)?;
                 if file.metadata().map_err(failed)?.len() > size {
                     file.set_len(0).map_err(failed)?;
                 }
@@ -298,8 +291,7 @@ fn copy_verified(
     let what = || format!("blob {} in `{}`", blob.digest, image.path().display());
     let failed = |source| ImageError::file("write", from, source);
     let mut reader = image.open_blob(&blob.digest)?;
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(from).map_err(failed)?;
+    let mut file = open_file(from, Access::Replace).map_err(failed)?;
     let (mut hasher, mut copied, mut buffer) = (Hasher::new(), 0, vec![0; STEP]);
     loop {
         meter.check()?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use microagent_store::{ReadError, read_json, write_atomic};
+use microagent_store::{ReadError, read_json, write_json};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_OMIT};
 use serde::{Deserialize, Serialize};
 
@@ -150,8 +150,7 @@ impl ImageRecord {
     /// Writes the record, atomically.
     pub(crate) fn save(&self, cache: &Cache) -> Result<PathBuf, ImageError> {
         let path = Self::path(cache, &self.resolved_reference, &self.platform);
-        let bytes = serde_json::to_vec(self).expect("a record of strings and numbers has a JSON form");
-        write_atomic(&path, &bytes).map_err(|source| ImageError::write(source, &cache.refs()))?;
+        write_json(&path, self).map_err(|source| ImageError::write(source, &cache.refs()))?;
         Ok(path)
     }
 

@@ -14,6 +14,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
+use microagent_store::{Access, open_file};
 use serde::Serialize;
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
@@ -211,7 +212,7 @@ fn append_blob<W: Write>(
     meter: &Meter,
 ) -> Result<(), ImageError> {
     let from = cache.blob(&blob.digest);
-    let file = File::open(&from).map_err(|source| ImageError::file("open", &from, source))?;
+    let file = open_file(&from, Access::Read).map_err(|source| ImageError::file("open", &from, source))?;
     let done = archive.get_ref().written;
     let mut reader = Verified { file, hasher: Hasher::new(), meter, done, left: blob.size, failure: None };
     let mut header = header(EntryType::Regular, blob.size);

@@ -160,14 +160,27 @@ pub(crate) fn read_json_limited<T: DeserializeOwned>(path: &Path, limit: u64) ->
     serde_json::from_slice(&bytes).map_err(|source| ReadError::Decode { path: path.to_owned(), source })
 }
 
+/// Reads a JSON file that the user named, of at most 4 MiB; symbolic links lead to it as usual.
+///
+/// # Errors
+/// As [`read_json`].
+pub fn read_json_following<T: DeserializeOwned>(path: &Path) -> Result<T, ReadError> {
+    let bytes = read_opened(path, Access::ReadFollowing, RECORD_LIMIT)?;
+    serde_json::from_slice(&bytes).map_err(|source| ReadError::Decode { path: path.to_owned(), source })
+}
+
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
 /// Fails when the file is missing, unreadable, larger, or of another type.
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
+    read_opened(path, Access::Read, limit)
+}
+
+fn read_opened(path: &Path, access: Access, limit: u64) -> Result<Vec<u8>, ReadError> {
     let read = |source| ReadError::Read { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    open_file(path, Access::Read).map_err(read)?.take(limit + 1).read_to_end(&mut bytes).map_err(read)?;
+    open_file(path, access).map_err(read)?.take(limit + 1).read_to_end(&mut bytes).map_err(read)?;
     if bytes.len() as u64 > limit {
         return Err(ReadError::TooLarge { path: path.to_owned(), limit });
     }

@@ -19,6 +19,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use microagent_model::WorkspaceName;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{fsync_dir, read_json, write_json};
@@ -38,7 +39,8 @@ const CRADLE_PREFIX: &str = "created-";
 const SCRATCH_PREFIX: &str = "scratch-";
 
 /// What lies in `tmp/` only for moments: workspaces, volumes and templates on their way out and in.
-const SWEPT_PREFIXES: [&str; 4] = [GRAVE_PREFIX, CRADLE_PREFIX, SCRATCH_PREFIX, "template-"];
+/// Earlier releases froze templates and unpacked guest files under names of their own, and locked neither.
+const SWEPT_PREFIXES: [&str; 5] = [GRAVE_PREFIX, CRADLE_PREFIX, SCRATCH_PREFIX, "template-", "guest-"];
 
 /// How long a command may be at work on such files before another one takes them for abandoned.
 const GRAVE_AGE: Duration = Duration::from_secs(60);
@@ -271,10 +273,13 @@ impl StateDir {
     }
 
     /// Removes a directory of ours: first the name, in one step, then the files. The caller holds its lock.
-    pub(crate) fn take_out(&self, place: &Path) -> io::Result<()> {
-        let grave = tempfile::Builder::new().prefix(GRAVE_PREFIX).tempdir_in(self.tmp())?.keep();
-        fs::rename(place, &grave)?;
-        fs::remove_dir_all(&grave)
+    ///
+    /// # Errors
+    /// Fails when it cannot be renamed, which leaves it as it is, or its files cannot be removed.
+    pub fn take_out(&self, place: &Path) -> io::Result<()> {
+        let grave = tempfile::Builder::new().prefix(GRAVE_PREFIX).tempdir_in(self.tmp())?;
+        fs::rename(place, grave.path())?;
+        grave.close()
     }
 
     /// Names of all directories that could be workspaces, sorted. A missing state directory has none.
@@ -297,6 +302,33 @@ impl Scratch {
     /// The directory itself.
     pub fn path(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Gives the directory its place, in one step.
+    ///
+    /// # Errors
+    /// Fails when it cannot be renamed; it is removed then.
+    pub fn publish(self, place: &Path) -> io::Result<()> {
+        self.remove_lock_file()?;
+        fs::rename(self.dir.path(), place)?;
+        // It has another name now, under which nothing of it is to be removed.
+        let _ = self.dir.keep();
+        Ok(())
+    }
+
+    /// Changes places with a directory that is there, in one step; that one is removed then.
+    ///
+    /// # Errors
+    /// Fails when they cannot be exchanged; this one is removed then.
+    pub fn exchange(self, place: &Path) -> io::Result<()> {
+        self.remove_lock_file()?;
+        Ok(renameat_with(CWD, self.dir.path(), CWD, place, RenameFlags::EXCHANGE)?)
+    }
+
+    /// It is not part of what is published. Removing it makes the directory young again, so nobody takes it for
+    /// abandoned before it has its place.
+    fn remove_lock_file(&self) -> io::Result<()> {
+        fs::remove_file(self.dir.path().join("lock"))
     }
 }
 

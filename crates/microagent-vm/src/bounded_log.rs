@@ -4,12 +4,13 @@
 //! The times are marks beside the log (`NAME.times`), one per second at most: when, in which file (counted from 0 since
 //! the log was begun), and at which place in it.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use microagent_store::{Access, open_file};
 use tokio::sync::mpsc;
 
 /// Bytes kept in memory for messages about a failure.
@@ -58,7 +59,7 @@ impl BoundedLog {
 
     /// Goes on with what is there. A line that was torn ends where it is.
     pub(crate) fn append_to(path: &Path, limit: u64) -> io::Result<BoundedLog> {
-        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        let mut file = open_file(path, Access::Append)?;
         let mut len = file.metadata()?.len();
         if len > 0 {
             let mut last = [0];
@@ -159,7 +160,7 @@ impl Marks {
 
     /// Drops every second mark: long lives are told less exactly.
     fn thin_out(&mut self) -> io::Result<()> {
-        let bytes = fs::read(&self.path)?;
+        let bytes = read_times(&self.path)?;
         let kept: Vec<u8> = bytes.chunks_exact(MARK_LEN).step_by(2).flatten().copied().collect();
         let fresh = self.path.with_extension("times.new");
         let mut file = open(&fresh)?;
@@ -212,7 +213,7 @@ pub enum LogPlace {
 /// # Errors
 /// Fails when the times are there and cannot be read.
 pub fn place_since(path: &Path, unix_ms: u64) -> io::Result<LogPlace> {
-    let bytes = match fs::read(times(path)) {
+    let bytes = match read_times(&times(path)) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(LogPlace::Start),
         Err(error) => return Err(error),
@@ -227,6 +228,14 @@ pub fn place_since(path: &Path, unix_ms: u64) -> io::Result<LogPlace> {
         Some(mark) if mark.generation + 1 == newest => LogPlace::Older(mark.offset),
         Some(_) => LogPlace::Start,
     })
+}
+
+/// All marks that a file can have.
+fn read_times(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let limit = (MARK_LIMIT * MARK_LEN) as u64;
+    open_file(path, Access::Read)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn times(path: &Path) -> PathBuf {
@@ -248,7 +257,7 @@ pub fn older(path: &Path) -> PathBuf {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    open_file(path, Access::Replace)
 }
 
 #[cfg(test)]

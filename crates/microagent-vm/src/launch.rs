@@ -1,9 +1,7 @@
 //! The caller's side: starts a supervisor and listens to it.
 
-use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -11,7 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use microagent_proto::{FrameError, read_message, write_secret_message};
-use microagent_store::WorkspaceDir;
+use microagent_store::{Access, WorkspaceDir, open_file};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -37,6 +35,14 @@ pub enum SuperviseError {
     Start {
         /// The program.
         program: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file for what it may have to say could not be opened.
+    #[error("cannot open `{}`", log.display())]
+    Log {
+        /// Its log.
+        log: PathBuf,
         /// What the system said.
         source: io::Error,
     },
@@ -93,7 +99,8 @@ pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, S
     let log = WorkspaceDir::at(&spec.dir).supervisor_log();
     let (ours, theirs) = StdUnixStream::pair().map_err(start)?;
     ours.set_nonblocking(true).map_err(start)?;
-    let stderr = OpenOptions::new().append(true).create(true).mode(0o600).open(&log).map_err(start)?;
+    let stderr =
+        open_file(&log, Access::Append).map_err(|source| SuperviseError::Log { log: log.clone(), source })?;
     let child = Command::new(program)
         .arg(SUPERVISE_ARGUMENT)
         .arg(&spec.name)

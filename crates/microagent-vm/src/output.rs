@@ -4,10 +4,11 @@
 //! bytes. The supervisor appends, the caller reads after the end; a torn last frame (the host's disk
 //! filled, the supervisor was killed) ends the reading.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use microagent_store::{Access, open_file};
 
 /// Most bytes that are kept of one run. The rest is counted and dropped: a guest must not fill the host's
 /// disk.
@@ -39,19 +40,25 @@ pub struct OutputFrame {
 /// Appends frames to a new file.
 #[derive(Debug)]
 pub(crate) struct OutputWriter {
-    file: File,
+    file: Option<File>,
     room: u64,
     dropped: u64,
 }
 
 impl OutputWriter {
     pub(crate) fn create(path: &Path) -> io::Result<OutputWriter> {
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        Ok(OutputWriter { file, room: OUTPUT_LIMIT, dropped: 0 })
+        let file = open_file(path, Access::Replace)?;
+        Ok(OutputWriter { file: Some(file), room: OUTPUT_LIMIT, dropped: 0 })
+    }
+
+    /// One that keeps nothing.
+    pub(crate) fn none() -> OutputWriter {
+        OutputWriter { file: None, room: 0, dropped: 0 }
     }
 
     /// Appends what still fits and counts what does not.
     pub(crate) fn append(&mut self, stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
         let fits = usize::try_from(self.room).map_or(bytes.len(), |room| room.min(bytes.len()));
         let (kept, dropped) = bytes.split_at(fits);
         self.room -= kept.len() as u64;
@@ -68,7 +75,7 @@ impl OutputWriter {
         frame.push(tag);
         frame.extend(len.to_le_bytes());
         frame.extend(kept);
-        self.file.write_all(&frame)
+        file.write_all(&frame)
     }
 
     /// Bytes that were not kept.
@@ -89,7 +96,7 @@ impl OutputReader {
     /// # Errors
     /// Fails when the file is there and cannot be opened.
     pub fn open(path: &Path) -> io::Result<OutputReader> {
-        match File::open(path) {
+        match open_file(path, Access::Read) {
             Ok(file) => Ok(OutputReader { file: Some(BufReader::new(file)) }),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(OutputReader { file: None }),
             Err(e) => Err(e),

@@ -9,6 +9,7 @@ use imago::file::File;
 use imago::format::PreallocateMode;
 use imago::format::drivers::FormatDriverInstance;
 use imago::qcow2::Qcow2;
+use microagent_store::{Access, open_file};
 
 /// Features that say how the last use ended: dirty (bit 0) and corrupt (bit 1).
 const TOLERATED_FEATURES: u64 = 0b11;
@@ -50,7 +51,7 @@ pub fn grow_overlay(path: &Path, size_bytes: u64) -> Result<(), OverlayError> {
 }
 
 fn grow(path: &Path, size_bytes: u64) -> io::Result<()> {
-    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let file = open_file(path, Access::Modify)?;
     let overlay = Qcow2::<File>::open_image(File::try_from(file)?, true)?;
     overlay.resize_grow(size_bytes, PreallocateMode::None)?;
     overlay.flush()?;

@@ -27,15 +27,16 @@ mod shape;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use microagent_store::{Lock, LockError, StateDir, read_json, read_limited, write_json};
+use microagent_store::{
+    Access, Lock, LockError, Scratch, StateDir, open_file, read_json, read_limited, write_json,
+};
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
-use tempfile::TempDir;
 
 use crate::jail::{Account, FileAccess};
 use crate::spec::MachineSpec;
@@ -109,11 +110,7 @@ impl Template {
         }
         let open = |name: &str, expected: &FileIdentity| {
             // QEMU opens the memory for writing, though it maps it privately.
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(dir.join(name))
-                .map_err(|e| format!("{name}: {e}"))?;
+            let file = open_file(&dir.join(name), Access::Modify).map_err(|e| format!("{name}: {e}"))?;
             let found = FileIdentity::of(&file.metadata().map_err(|e| format!("{name}: {e}"))?);
             if found == *expected { Ok(file) } else { Err(format!("`{name}` was changed since the freeze")) }
         };
@@ -145,7 +142,7 @@ impl Template {
 
     /// For the order in which templates are given up.
     fn mark_used(&self) {
-        if let Ok(manifest) = File::open(self.dir.join("manifest.json")) {
+        if let Ok(manifest) = open_file(&self.dir.join("manifest.json"), Access::Read) {
             let _ = manifest.set_modified(SystemTime::now());
         }
     }
@@ -158,10 +155,8 @@ impl Template {
 
 /// Takes the name away in one step; machines that run from the files keep them.
 fn discard(state: &StateDir, dir: &Path) {
-    if let Ok(grave) = tempfile::Builder::new().prefix("template-").tempdir_in(state.tmp()) {
-        // Somebody else may have been faster; then there is nothing left to do.
-        let _ = fs::rename(dir, grave.path());
-    }
+    // Somebody else may have been faster; then there is nothing left to do.
+    let _ = state.take_out(dir);
 }
 
 /// Memory and state of a guest that is about to be frozen.
@@ -169,7 +164,7 @@ fn discard(state: &StateDir, dir: &Path) {
 pub(crate) struct Freezer {
     memory: File,
     shape: Shape,
-    dir: TempDir,
+    dir: Scratch,
     home: PathBuf,
     _lock: Lock,
 }
@@ -197,10 +192,7 @@ impl Freezer {
             Some(from) => copy_file(from, &memory)?,
             None => memory.set_len(u64::from(shape.memory_mib) * MIB)?,
         }
-        let private = fs::Permissions::from_mode(0o700);
-        let dir =
-            tempfile::Builder::new().prefix("template-").permissions(private).tempdir_in(state.tmp())?;
-        Ok(Some(Freezer { memory, shape, dir, home, _lock: lock }))
+        Ok(Some(Freezer { memory, shape, dir: state.scratch()?, home, _lock: lock }))
     }
 
     /// The guest's memory.
@@ -228,7 +220,7 @@ impl Freezer {
         copy_file(&self.memory, &ram)?;
         match &machine.disk {
             Some(disk) if self.wants_mount() => {
-                let overlay = File::open(&disk.overlay)?;
+                let overlay = open_file(&disk.overlay, Access::Read)?;
                 if overlay.metadata()?.len() > OVERLAY_BYTES_MAX {
                     return Err(io::Error::other("the image's disk was written to more than expected"));
                 }
@@ -252,9 +244,7 @@ impl Freezer {
         // Whoever holds the lock is the only one who gives this name. What had it before was asked to be
         // made anew.
         discard(state, &self.home);
-        fs::rename(self.dir.path(), &self.home)?;
-        // The directory has moved; there is nothing left to remove under its old name.
-        drop(self.dir.keep());
+        self.dir.publish(&self.home)?;
         let all = list(state)?;
         for old in surplus(&all) {
             discard(state, &old.dir);
@@ -337,7 +327,11 @@ pub fn prune(state: &StateDir, all: bool) -> io::Result<Vec<TemplateInfo>> {
     let gone: Vec<_> = list(state)?.into_iter().filter(|template| all || template.stale).collect();
     for template in &gone {
         discard(state, &template.dir);
-        let _ = fs::remove_file(template.dir.with_extension("lock"));
+        let path = template.dir.with_extension("lock");
+        // Whoever freezes this shape holds it, and a second one must not get another of the same name.
+        if let Ok(_lock) = Lock::try_exclusive(&path) {
+            let _ = fs::remove_file(&path);
+        }
     }
     Ok(gone)
 }
@@ -538,6 +532,24 @@ mod tests {
         assert!(Freezer::prepare(&state, shape, None).unwrap().is_none());
         drop(first);
         assert_eq!(fs::read_dir(state.tmp()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_freeze_that_takes_long_is_not_swept_and_keeps_its_lock() {
+        let (_dir, state, shape) = fixture();
+        frozen(&state, &shape);
+        let freezer = Freezer::prepare(&state, shape.clone(), None).unwrap().unwrap();
+        let hours = SystemTime::now() - std::time::Duration::from_secs(7200);
+        File::open(freezer.dir.path()).unwrap().set_modified(hours).unwrap();
+        state.prepare().unwrap();
+        assert!(freezer.dir.path().exists());
+        assert_eq!(prune(&state, true).unwrap().len(), 1);
+        assert!(Freezer::prepare(&state, shape.clone(), None).unwrap().is_none());
+        freezer.memory().set_len(MIB).unwrap();
+        File::from(freezer.state_file().unwrap()).write_all(b"devices").unwrap();
+        freezer.copy(&machine(state.root())).unwrap();
+        freezer.publish(&state).unwrap();
+        Template::open(&state, &shape).unwrap();
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_store::{
-    ProcessId, RecordedResult, State, StateEvent, Workload, WorkspaceDir, WorkspaceName, read_json,
+    Access, ProcessId, RecordedResult, State, StateEvent, Workload, WorkspaceDir, WorkspaceName, open_file,
+    read_json,
 };
 use microagent_vm::{LogPlace, older_log, place_since};
 use serde::Serialize;
@@ -237,7 +238,7 @@ impl Follower {
 
     /// Opens what has the name now, if that is another file than before.
     fn reopen(&mut self, path: &Path) -> io::Result<bool> {
-        match File::open(path) {
+        match open_file(path, Access::Read) {
             Ok(file) => {
                 let metadata = file.metadata()?;
                 let another = self.file.is_none() || self.inode != metadata.ino();
@@ -313,7 +314,7 @@ pub(crate) fn read_whole(log: &Path) -> Result<Vec<u8>, Error> {
 
 /// From this place on, but not more than the last [`LOG_LIMIT`] bytes.
 fn read_from(path: &Path, at: u64) -> io::Result<Vec<u8>> {
-    let mut file = File::open(path)?;
+    let mut file = open_file(path, Access::Read)?;
     let len = file.metadata()?.len();
     file.seek(SeekFrom::Start(at.max(len.saturating_sub(LOG_LIMIT))))?;
     let mut bytes = Vec::new();

@@ -50,9 +50,7 @@ impl Engine {
         let command = resolve_command(&options.command, &image.config)?;
 
         let (resources, mut notices) = resolve_resources(&options.workspace, &image);
-        for notice in &notices {
-            observer.event(Event::Notice(notice.clone()));
-        }
+        notices.iter().for_each(|notice| observer.event(Event::Notice(notice.clone())));
         let record = new_record(&options.workspace, &name, &image, resources, &disks)?;
         let record = WorkspaceRecord { disposable: !options.keep, ..record };
         let workload = new_workload(&options.workspace, &image.config, &record.hostname);

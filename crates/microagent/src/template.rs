@@ -1,5 +1,7 @@
 //! Templates by hand: make one before it is needed, look at them, remove them.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::time::SystemTime;
 
 use microagent_net::EgressPolicy;
@@ -97,9 +99,13 @@ impl Engine {
         self.prepare()?;
         let programs = self.host_programs(network)?;
         let tmp = self.state().tmp();
-        let scratch = tempfile::Builder::new().prefix("template-").tempdir_in(&tmp);
-        let scratch = scratch.map_err(|source| Error::File { action: "create", path: tmp, source })?;
-        let dir = WorkspaceDir::at(scratch.path());
+        let failed = |source| Error::File { action: "create a directory in", path: tmp, source };
+        // The supervisor locks its directory, and the scratch directory is locked already.
+        let made = self.state().scratch().and_then(|scratch| {
+            let dir = WorkspaceDir::at(scratch.path().join("machine"));
+            DirBuilder::new().mode(0o700).create(dir.path()).map(|()| (scratch, dir))
+        });
+        let (_scratch, dir) = made.map_err(failed)?;
         let identity = new_identity()?;
         let request = MachineRequest {
             name: NAME,

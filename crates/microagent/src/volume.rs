@@ -10,8 +10,8 @@ use microagent_ext4::{BLOCK_SIZE, Builder, Meta, Options, ROOT};
 use microagent_model::DISK_MIB_MAX;
 use microagent_proto::UNUSED_SINCE;
 use microagent_store::{
-    DiskSource, HeldVolume, HoldError, State, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeName,
-    VolumeRecord, WorkspaceName, WorkspaceRecord,
+    Access, DiskSource, HeldVolume, HoldError, State, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeName,
+    VolumeRecord, WorkspaceName, WorkspaceRecord, open_file,
 };
 use serde::Serialize;
 
@@ -161,7 +161,7 @@ impl Engine {
             ));
         }
         check_size(size_mib)?;
-        let grown = File::options().write(true).open(dir.disk()).and_then(|file| {
+        let grown = open_file(&dir.disk(), Access::Modify).and_then(|file| {
             // A resize that was killed half-way may have left it longer.
             file.set_len((size_mib * MIB).max(file.metadata()?.len()))?;
             file.sync_all()

@@ -216,7 +216,7 @@ fn a_template_may_go_while_a_guest_runs_from_it() {
 /// Whether somebody is writing a template at this moment: its state file is there, its name is not.
 fn is_freezing(home: &Home) -> bool {
     let entries = fs::read_dir(home.state().join("tmp")).into_iter().flatten().flatten();
-    let mut halves = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("template-"));
+    let mut halves = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("scratch-"));
     halves.any(|entry| entry.path().join("state").exists())
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use microagent_store::{Access, open_file};
 use tar::{Archive, EntryType};
 
 use super::{ArchiveError, read_error};
@@ -47,12 +48,12 @@ impl Read for EntryReader {
 impl TarIndex {
     /// Opens a file that may be a tar.
     pub(super) fn open_file(path: &Path) -> Result<File, ArchiveError> {
-        let file = File::open(path).map_err(|source| ArchiveError::Open { source })?;
-        if !file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-            let missing = "a tar file".to_owned();
-            return Err(ArchiveError::WrongKind { kind: "archive", missing });
-        }
-        Ok(file)
+        open_file(path, Access::ReadFollowing).map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => {
+                ArchiveError::WrongKind { kind: "archive", missing: "a tar file".to_owned() }
+            }
+            _ => ArchiveError::Open { source },
+        })
     }
 
     /// Walks the headers of a tar.

@@ -7,7 +7,6 @@
 //! # Source
 //! OCI distribution specification 1.1, "Pushing blobs", "Mounting a blob from another repository".
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::pin::Pin;
@@ -18,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use microagent_store::{Access, open_file};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use reqwest::{Response, StatusCode, Url};
 use tokio::sync::mpsc;
@@ -195,7 +195,7 @@ impl Sent {
         let path = path.to_owned();
         spawn_blocking(move || {
             let read = || -> io::Result<()> {
-                let mut file = File::open(&path)?.take(size);
+                let mut file = open_file(&path, Access::Read)?.take(size);
                 loop {
                     let mut piece = Vec::with_capacity(PIECE);
                     (&mut file).take(PIECE as u64).read_to_end(&mut piece)?;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::Scope;
 
+use microagent_store::{Access, open_file};
 use microagent_tar::read::Source;
 use sha2::{Digest, Sha256};
 
@@ -119,8 +120,8 @@ impl<'a> Stream<'a> {
     where
         'a: 'scope,
     {
-        let blob =
-            File::open(&file.path).map_err(RootfsError::host(format!("open `{}`", file.path.display())))?;
+        let blob = open_file(&file.path, Access::ReadFollowing)
+            .map_err(RootfsError::host(format!("open `{}`", file.path.display())))?;
         let (sender, pieces) = sync_channel(QUEUE);
         let (used, reuse) = sync_channel(QUEUE + 2);
         std::thread::Builder::new()

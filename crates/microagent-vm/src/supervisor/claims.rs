@@ -1,12 +1,11 @@
 //! The disks beside the root disk, kept from other machines for as long as this supervisor lives.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::fs::File;
 
-use microagent_store::{Failure, FailureKind, HeldVolume, HoldError, ProcessId, StateDir, VolumeHolder};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use microagent_store::{
+    Access, Failure, FailureKind, HeldVolume, HoldError, ProcessId, StateDir, VolumeHolder, open_file,
+};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::{end_orphan, write_failure};
@@ -67,8 +66,8 @@ fn hold(state: &StateDir, name: &microagent_store::VolumeName) -> Result<HeldVol
 /// A lock on the image itself. What opens is what was named, whatever has become of that name meanwhile.
 fn lock(disk: &ExtraDisk) -> Result<File, Outcome> {
     let shown = disk.path.display();
-    let file =
-        open_regular(&disk.path).map_err(|e| failed(format!("the disk `{shown}` cannot be used: {e}")))?;
+    let file = open_file(&disk.path, Access::Read)
+        .map_err(|e| failed(format!("the disk `{shown}` cannot be used: {e}")))?;
     let operation = match disk.read_only {
         true => FlockOperation::NonBlockingLockShared,
         false => FlockOperation::NonBlockingLockExclusive,
@@ -80,15 +79,10 @@ fn lock(disk: &ExtraDisk) -> Result<File, Outcome> {
     }
 }
 
-fn open_regular(path: &Path) -> io::Result<File> {
-    // A pipe or a device must not make us wait.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn disk(path: &Path, read_only: bool) -> ExtraDisk {

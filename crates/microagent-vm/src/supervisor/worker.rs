@@ -153,14 +153,14 @@ impl Worker {
         context: WorkerContext,
     ) -> io::Result<Worker> {
         let output = match spec.work {
-            Work::Run { .. } | Work::Prepare { .. } => dir.output(),
-            Work::Serve { .. } | Work::Freeze => "/dev/null".into(),
+            Work::Run { .. } | Work::Prepare { .. } => OutputWriter::create(&dir.output())?,
+            Work::Serve { .. } | Work::Freeze => OutputWriter::none(),
         };
         Ok(Worker {
             work: spec.work.clone(),
             configure: spec.configure.clone(),
             freeze,
-            output: OutputWriter::create(&output)?,
+            output,
             result: dir.result(),
             context,
         })

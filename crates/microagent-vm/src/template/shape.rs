@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use microagent_proto::GENERATION;
+use microagent_store::{Access, open_file};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -148,7 +149,7 @@ fn stable_lines(cpuinfo: &str) -> String {
 fn overlay_size(path: &Path) -> io::Result<u64> {
     // docs/interop/qcow2.txt of QEMU: bytes 24 to 31, big endian.
     let mut size = [0; 8];
-    File::open(path)?.read_exact_at(&mut size, 24)?;
+    open_file(path, Access::Read)?.read_exact_at(&mut size, 24)?;
     Ok(u64::from_be_bytes(size))
 }
 
