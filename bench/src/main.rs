@@ -9,7 +9,6 @@
 mod cold;
 mod commit;
 mod disk;
-mod filter;
 mod fixture;
 mod host;
 mod memory;
@@ -61,8 +60,6 @@ enum Part {
     Disk,
     /// Reading and writing on root disk and volume, against raw QEMU with a raw file
     Storage,
-    /// Frames through the egress filter, against a bare socket pair
-    Filter,
     /// A published port: bytes and connections, against raw QEMU's user network and passt alone
     Published,
     /// A workspace's changes become an image, against podman
@@ -107,9 +104,6 @@ fn main() -> Result<()> {
     }
     if wants(Part::Storage) {
         storage::measure(&bench, &mut table).context("measuring storage")?;
-    }
-    if wants(Part::Filter) {
-        filter::measure(&bench, &mut table).context("measuring the egress filter")?;
     }
     if wants(Part::Published) {
         published::measure(&bench, &mut table).context("measuring published ports")?;

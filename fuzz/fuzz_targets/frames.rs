@@ -1,5 +1,5 @@
-//! Whatever a guest, passt and name servers send to the egress filter: no panic, and nothing passes that the policy
-//! does not allow. What may pass is said by a model that reads every frame for itself.
+//! Whatever a guest, far ends, clients and name servers send to the network stack: no panic, and the host is asked for nothing that
+//! the policy does not allow. What it may be asked for is said by a model of its own.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -186,7 +186,7 @@ impl Home {
     pub fn processes_end(&self) {
         let since = process::own_start_time();
         wait_for("all processes to end", GONE_DEADLINE, || {
-            let left = [self.processes(), process::orphaned_passt(since)].concat();
+            let left = [self.processes(), process::orphaned_network_stacks(since)].concat();
             if left.is_empty() { Ok(()) } else { Err(left) }
         });
     }

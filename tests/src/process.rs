@@ -51,14 +51,14 @@ impl Process {
         self.program().starts_with("qemu-system")
     }
 
-    /// Whether it is passt.
-    pub fn is_passt(&self) -> bool {
-        self.program().starts_with("passt")
+    /// Whether it is a network stack.
+    pub fn is_network_stack(&self) -> bool {
+        self.words.get(1..) == Some(&["__supervise".to_owned(), "__net".to_owned()])
     }
 
     /// Whether it is one of our supervisors.
     pub fn is_supervisor(&self) -> bool {
-        self.words.get(1).is_some_and(|word| word == "__supervise")
+        self.words.get(1).is_some_and(|word| word == "__supervise") && !self.is_network_stack()
     }
 
     /// Sends a signal; a process that is gone does not mind.
@@ -121,15 +121,11 @@ pub fn of_dir(dir: &Path) -> Vec<Process> {
     }
 }
 
-/// Network helpers that have outlived their supervisor, started since `start_time`. They name no directory, so these are
+/// Network stacks that have outlived their supervisor, started since `start_time`. They name no directory, so these are
 /// looked for in the whole system. Whoever else has started one is still its parent, of the same session.
-pub fn orphaned_passt(start_time: u64) -> Vec<Process> {
+pub fn orphaned_network_stacks(start_time: u64) -> Vec<Process> {
     let all = all();
-    let is_ours = |process: &&Process| {
-        process.is_passt()
-            && process.start_time >= start_time
-            && process.words.iter().any(|word| word == "--no-map-gw")
-    };
+    let is_ours = |process: &&Process| process.is_network_stack() && process.start_time >= start_time;
     let is_kept = |process: &&Process| {
         all.iter().any(|parent| parent.pid == process.parent && parent.session == process.session)
     };

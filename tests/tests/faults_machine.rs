@@ -36,9 +36,8 @@ fn a_missing_program_is_named_with_its_package() {
     home.nothing_is_left();
 
     symlink(host::find_program("qemu-system-x86_64"), bin.join("qemu-system-x86_64")).unwrap();
-    let run = home.run("busybox", [], &["true"]).env("PATH", &bin).run().code(1);
-    run.says("`passt` is not installed").says("apt-get install passt");
-    home.run("busybox", ["--network", "isolated"], &["true"]).env("PATH", &bin).success();
+    // Nothing but QEMU is needed, with a network as well.
+    home.run("busybox", ["--network", "user"], &["true"]).env("PATH", &bin).success();
     home.nothing_is_left();
 }
 

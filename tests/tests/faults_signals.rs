@@ -24,9 +24,9 @@ fn working<'a>(home: &'a Home, name: &str, invocation: Invocation<'a>) -> Runnin
     running
 }
 
-/// passt of a running machine; it names no directory, so it is found through its parent.
-fn passt(home: &Home) -> process::Process {
-    home.processes().into_iter().find(process::Process::is_passt).expect("network user has passt")
+/// The network stack of a running machine; it names no directory, so it is found through its parent.
+fn network_stack(home: &Home) -> process::Process {
+    home.processes().into_iter().find(process::Process::is_network_stack).expect("network user has a stack")
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn a_killed_command_takes_its_machine_along_during_boot() {
 fn a_killed_command_takes_its_machine_along_while_the_guest_works() {
     let home = home();
     let running = working(&home, "victim", endless(&home, ["--name", "victim"]));
-    passt(&home);
+    network_stack(&home);
     running.kill();
     home.nothing_is_left();
 }
@@ -101,12 +101,12 @@ fn a_killed_command_takes_its_machine_along_while_the_guest_works() {
 fn a_killed_supervisor_takes_its_machine_along() {
     let home = home();
     let running = working(&home, "victim", endless(&home, ["--name", "victim"]));
-    let (qemu, passt) = (running.qemu(), passt(&home));
+    let (qemu, stack) = (running.qemu(), network_stack(&home));
     assert_eq!(home.state_of("victim"), "running");
     running.supervisor().signal(Signal::KILL);
     let run = running.finish().code(1).says("its supervisor was killed");
-    wait_for("QEMU and passt to end", Duration::from_secs(10), || {
-        if qemu.is_alive() || passt.is_alive() { Err((qemu.is_alive(), passt.is_alive())) } else { Ok(()) }
+    wait_for("QEMU and the network stack to end", Duration::from_secs(10), || {
+        if qemu.is_alive() || stack.is_alive() { Err((qemu.is_alive(), stack.is_alive())) } else { Ok(()) }
     });
     assert_eq!(run.failed_workspace(), "victim");
     assert_eq!(home.state_of("victim"), "failed");
@@ -117,11 +117,11 @@ fn a_killed_supervisor_takes_its_machine_along() {
 }
 
 #[test]
-fn a_killed_network_helper_costs_the_network_and_not_the_run() {
+fn a_killed_network_stack_costs_the_network_and_not_the_run() {
     let home = home();
     let work = "echo working; sleep 3; nc -w 1 10.0.2.3 53 < /dev/null || echo cut off";
     let running = working(&home, "victim", home.run("busybox", ["--name", "victim"], &["sh", "-c", work]));
-    passt(&home).signal(Signal::KILL);
+    network_stack(&home).signal(Signal::KILL);
     assert_eq!(running.finish().code(0).guest_output(), "working\ncut off\n");
     home.nothing_is_left();
 }

@@ -37,7 +37,7 @@ const RESTING: [&str; 4] = ["prepared", "halted", "stopped", "failed"];
 #[test]
 fn whichever_process_is_killed_the_workspace_starts_again_with_what_was_flushed() {
     let home = home();
-    // With a network, so that there is a passt to kill.
+    // With a network, so that there is a network stack to kill.
     home.microagent(["create", "web", "--image", &home.image("busybox")]).success();
     home.microagent(["start", "web"]).success();
     home.microagent(["exec", "web", "--", "sh", "-c", "echo kept > /root/kept; sync"]).success();
@@ -53,8 +53,8 @@ fn whichever_process_is_killed_the_workspace_starts_again_with_what_was_flushed(
         home.microagent(["exec", "web", "--", "true"]).run().code(1).says("microagent start web");
         works_and_has_its_file(&home, "web");
     }
-    // Without its network helper the machine goes on.
-    find(&home, "passt", Process::is_passt).signal(Signal::KILL);
+    // Without its network stack the machine continues.
+    find(&home, "the network stack", Process::is_network_stack).signal(Signal::KILL);
     works_and_has_its_file(&home, "web");
     home.microagent(["halt", "web"]).success();
     works_and_has_its_file(&home, "web");

@@ -5,10 +5,9 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use microagent_tests::process::Process;
 use microagent_tests::{Finished, Home, User, host, wait_for};
 use rustix::process::Signal;
 
@@ -60,13 +59,8 @@ fn is_refused(host: Ipv4Addr, port: u16) -> bool {
     TcpStream::connect((host, port)).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
 }
 
-/// A port that nobody has, for the moment.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
-fn nginx_is_reached_through_its_ports_until_passt_is_killed_and_again_after_a_start() {
+fn nginx_is_reached_through_its_ports_until_the_stack_is_killed_and_again_after_a_start() {
     let home = home();
     let image = home.image("services");
     let web = ["create", "web", "--image", &image, "-p", "0:80", "--publish", "0.0.0.0:0:80/tcp"];
@@ -100,9 +94,9 @@ fn nginx_is_reached_through_its_ports_until_passt_is_killed_and_again_after_a_st
     let log = home.microagent(["egress", "web"]).success();
     assert!(log.text().contains("published: the port is published"), "{}", log.told());
 
-    let passt = home.processes().into_iter().find(microagent_tests::process::Process::is_passt).unwrap();
-    assert_eq!(network["network"]["passt_pid"], passt.pid);
-    passt.signal(Signal::KILL);
+    let stack = home.processes().into_iter().find(Process::is_network_stack).unwrap();
+    assert_eq!(network["network"]["stack_pid"], stack.pid);
+    stack.signal(Signal::KILL);
     wait_for("the loss of the network", Duration::from_secs(20), || {
         let events = home.microagent(["events", "web"]).success();
         if events.text().contains("the network is gone") { Ok(()) } else { Err(events.told()) }
@@ -174,80 +168,5 @@ fn a_port_that_cannot_be_had_is_refused_with_the_reason() {
     } else {
         host::skip("every port is everybody's on this host");
     }
-    home.nothing_is_left();
-}
-
-/// A program in the place of passt that waits until it may go on to be passt.
-struct SlowPasst {
-    dir: PathBuf,
-    search_path: String,
-}
-
-impl SlowPasst {
-    fn new(home: &Home) -> SlowPasst {
-        let dir = home.make_dir("slow");
-        let script = format!(
-            "#!/bin/sh\nnumber=0\nwhile [ -e {dir}/call-$number ]; do number=$((number + 1)); done\n\
-             echo \"$@\" > {dir}/new; mv {dir}/new {dir}/call-$number\n\
-             while [ ! -e {dir}/go-$number ]; do sleep 0.02; done\nexec {passt} \"$@\"\n",
-            dir = dir.display(),
-            passt = host::find_program("passt").display(),
-        );
-        let program = home.write("slow/passt", script);
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let path = std::env::var("PATH").unwrap();
-        SlowPasst { search_path: format!("{}:{path}", dir.display()), dir }
-    }
-
-    /// The port of this call, counted from 0, once it is made.
-    fn port_of(&self, call: usize) -> u16 {
-        let path = self.dir.join(format!("call-{call}"));
-        let words = wait_for("passt's call", Duration::from_secs(60), || fs::read_to_string(&path));
-        let (_, rest) = words.split_once("127.0.0.1/").unwrap();
-        rest.split(':').next().unwrap().parse().unwrap()
-    }
-
-    fn let_go(&self, call: usize) {
-        fs::write(self.dir.join(format!("go-{call}")), "").unwrap();
-    }
-}
-
-#[test]
-fn a_port_that_is_taken_between_check_and_start_is_said() {
-    let home = home();
-    let slow = SlowPasst::new(&home);
-    let port = free_port();
-    home.microagent(["create", "web", "--image", &home.image("busybox"), "-p", &format!("{port}:80")])
-        .success();
-    let start = home.microagent(["start", "web"]).env("PATH", &slow.search_path).start();
-    assert_eq!(slow.port_of(0), port);
-    let thief = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    slow.let_go(0);
-    let told = format!("cannot publish 127.0.0.1:{port}: Address already in use");
-    start.finish().code(1).says(&told).says("Hint: another program was quicker");
-    assert_eq!(home.state_of("web"), "failed");
-    drop(thief);
-    assert_eq!(published(&home.microagent(["start", "web"]).success()), [port]);
-    home.microagent(["delete", "web", "--force", "--yes"]).success();
-    home.nothing_is_left();
-}
-
-#[test]
-fn a_picked_port_that_is_lost_is_picked_anew() {
-    let home = home();
-    let slow = SlowPasst::new(&home);
-    let serve = "mkdir /www; echo here > /www/index.html; httpd -f -h /www";
-    let run = home.run("busybox", ["--name", "picked", "-p", "0:80"], &["sh", "-c", serve]);
-    let run = run.env("PATH", &slow.search_path).start();
-    let lost = slow.port_of(0);
-    let thief = TcpListener::bind(("127.0.0.1", lost)).unwrap();
-    slow.let_go(0);
-    let picked = slow.port_of(1);
-    assert_ne!(picked, lost);
-    slow.let_go(1);
-    fetch(Ipv4Addr::LOCALHOST, picked, "here");
-    drop(thief);
-    run.signal(Signal::INT);
-    run.finish().code(130).says(&format!("Note: published 127.0.0.1:{picked} -> 80/tcp"));
     home.nothing_is_left();
 }

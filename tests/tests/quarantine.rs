@@ -46,7 +46,7 @@ fn a_quarantined_guest_does_nothing_more_and_starts_again_with_its_disk_once_it_
     // What was at work in it has ended, and the way to the network with it.
     command.finish().code(1).says("workspace `web` went away");
     assert_eq!(waiting.finish().code(1).summary("State"), "quarantined");
-    assert_eq!(process(&home, Process::is_passt), None);
+    assert_eq!(process(&home, Process::is_network_stack), None);
     assert!(process(&home, Process::is_qemu).is_some(), "its memory is kept");
     // Again is no error.
     home.microagent(["quarantine", "web"]).success();

@@ -145,9 +145,6 @@ fn set_limits() {
         // Ordinary users may ping and listen on low ports.
         ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
         ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
-        // passt sends as much as the guest's window takes, and when its socket takes less it sends the rest again and again.
-        // The way to the host is short: a window that fits the socket loses nothing. Connections get several times as fast.
-        ("/proc/sys/net/ipv4/tcp_rmem", "4096 131072 262144"),
     ] {
         if let Err(error) = fs::write(path, value) {
             console::say_error(path, &error);

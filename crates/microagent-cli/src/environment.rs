@@ -77,7 +77,7 @@ pub(crate) const VARIABLES: &[Variable] = &[
         "Any value turns colours off, as `--no-color`. `CLICOLOR`, `CLICOLOR_FORCE` and `TERM` are also respected.",
     ),
     variable(HOME, "Directory of the default state directory and of login files."),
-    variable(PATH, "Directories in which QEMU, passt and credential helpers are searched."),
+    variable(PATH, "Directories in which QEMU and credential helpers are searched."),
     variable(TERM, "Type of the terminal; passed to sessions in a guest."),
     variable("LC_ALL, LC_CTYPE, LANG", "Whether the terminal shows UTF-8; otherwise marks are ASCII."),
     variable("DOCKER_CONFIG", "Directory of Docker's `config.json` with registry logins."),

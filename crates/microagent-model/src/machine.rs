@@ -35,7 +35,7 @@ impl Resources {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
-    /// Outbound NAT through passt; the host's loopback is out of reach.
+    /// Connections through the network stack; the host's loopback is out of reach.
     #[default]
     User,
     /// No network device at all.
@@ -57,7 +57,7 @@ impl fmt::Display for NetworkMode {
 pub enum LinkState {
     /// It leads to the host's network.
     Up,
-    /// passt is gone; nothing comes in or out until the next start.
+    /// The network stack is gone; nothing comes in or out until the next start.
     Down,
 }
 

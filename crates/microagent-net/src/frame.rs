@@ -1,7 +1,7 @@
-//! Ethernet frames, read in place: what the filter understands of one, and nothing it does not.
+//! Ethernet frames, read in place: what the stack understands of one, and nothing it does not.
 //!
 //! [`read`] takes bytes apart without copying. It is strict where leniency would let two readers (this one
-//! and passt) see two things in the same bytes: no IP options, no fragments, no VLAN tags, lengths that
+//! and smoltcp) see two things in the same bytes: no IP options, no fragments, no VLAN tags, lengths that
 //! agree. What it does not understand is an [`Unreadable`] and goes nowhere.
 //!
 //! # Source
@@ -20,7 +20,7 @@ pub(crate) const UDP_LEN: usize = 8;
 /// Bytes of an ARP packet for IPv4 on Ethernet.
 pub(crate) const ARP_LEN: usize = 28;
 
-/// Longest frame that passes: the longest IPv4 packet with an Ethernet header. passt's MTU is below that.
+/// Longest frame: the longest IPv4 packet with an Ethernet header.
 pub const MAX_FRAME_LEN: usize = ETHERNET_LEN + u16::MAX as usize;
 
 pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -89,7 +89,7 @@ pub(crate) struct Packet<'a> {
 pub(crate) enum Transport<'a> {
     Tcp(Segment),
     Udp { source: u16, destination: u16, payload: &'a [u8] },
-    Echo { request: bool, id: u16 },
+    Echo { request: bool, id: u16, sequence: u16, payload: &'a [u8] },
 }
 
 /// The parts of a TCP header that matter here.
@@ -100,6 +100,8 @@ pub(crate) struct Segment {
     pub(crate) sequence: u32,
     pub(crate) acknowledged: u32,
     pub(crate) flags: u8,
+    /// As the header has it, not scaled.
+    pub(crate) window: u16,
     /// Bytes after the header.
     pub(crate) data_len: u16,
 }
@@ -114,20 +116,10 @@ impl Segment {
         self.flags & (flags::SYN | flags::ACK | flags::RST | flags::FIN) == flags::SYN
     }
 
-    /// The answer to the first segment of a connection.
-    pub(crate) fn answers(&self) -> bool {
-        self.flags & (flags::SYN | flags::ACK | flags::RST | flags::FIN) == flags::SYN | flags::ACK
-    }
-
     /// What the segment takes of the sequence space: its data, and one for each SYN and FIN.
     pub(crate) fn sequence_len(&self) -> u32 {
         u32::from(self.data_len) + u32::from(self.has(flags::SYN)) + u32::from(self.has(flags::FIN))
     }
-}
-
-/// The hardware address that a frame came from. `frame` must have an Ethernet header.
-pub(crate) fn source_mac(frame: &[u8]) -> Option<Mac> {
-    frame.get(6..12)?.try_into().ok()
 }
 
 /// Takes a frame apart.
@@ -181,6 +173,14 @@ fn read_ipv4(bytes: &[u8]) -> Result<Packet<'_>, Unreadable> {
     Ok(Packet { source: address_at(header, 12), destination: address_at(header, 16), len, transport })
 }
 
+/// The segment in an IP packet, if there is one.
+pub(crate) fn read_segment(packet: &[u8]) -> Option<Segment> {
+    match read_ipv4(packet).ok()?.transport {
+        Transport::Tcp(segment) => Some(segment),
+        Transport::Udp { .. } | Transport::Echo { .. } => None,
+    }
+}
+
 fn read_tcp(bytes: &[u8]) -> Result<Segment, Unreadable> {
     let header = bytes.get(..TCP_LEN).ok_or(Unreadable::Length)?;
     let header_len = usize::from(header[12] >> 4) * 4;
@@ -193,6 +193,7 @@ fn read_tcp(bytes: &[u8]) -> Result<Segment, Unreadable> {
         sequence: u32_at(header, 4),
         acknowledged: u32_at(header, 8),
         flags: header[13],
+        window: u16_at(header, 14),
         // A packet has at most 65535 bytes, so the difference fits.
         data_len: (bytes.len() - header_len) as u16,
     })
@@ -207,13 +208,13 @@ fn read_udp(bytes: &[u8]) -> Result<Transport<'_>, Unreadable> {
 }
 
 fn read_icmp(bytes: &[u8]) -> Result<Transport<'_>, Unreadable> {
-    let header = bytes.get(..UDP_LEN).ok_or(Unreadable::Length)?;
+    let (header, payload) = bytes.split_at_checked(UDP_LEN).ok_or(Unreadable::Length)?;
     let request = match header[..2] {
         [8, 0] => true,
         [0, 0] => false,
         _ => return Err(Unreadable::Protocol),
     };
-    Ok(Transport::Echo { request, id: u16_at(header, 4) })
+    Ok(Transport::Echo { request, id: u16_at(header, 4), sequence: u16_at(header, 6), payload })
 }
 
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {

@@ -1,16 +1,26 @@
-//! A second opinion on the engine: a simple model that reads every frame that was let through for itself and says whether
-//! it may have been. Any bytes drive it, so that property tests and the fuzzer share it.
+//! A second opinion on the stack: a simple model that looks at every socket that the host is asked for and every frame that
+//! the guest gets, and says whether it may have been. Any bytes drive it, so that property tests and the fuzzer share it.
 
-use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::rc::Rc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use microagent_model::egress::{EgressMode, EgressPolicy};
+use rustix::io::Errno;
 
 use crate::dns::names::ADDRESSES_MAX;
 use crate::dns::resolver::{Carrier, Errand, IN_FLIGHT_MAX};
-use crate::engine::{Engine, FilterOptions, Now, Verdict};
-use crate::{EgressMode, EgressPolicy, GUEST_ADDRESS, NAME_SERVER, testing};
+use crate::egress::Now;
+use crate::fake::{FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
+use crate::sockets::Token;
+use crate::stack::{Stack, StackOptions};
+use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, testing};
+
+/// Flows that the policy allows at once.
+const CONNECTIONS: usize = 6;
 
 const PUBLISHED: [u16; 2] = [80, 8080];
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
@@ -45,62 +55,23 @@ enum Class {
     Never,
 }
 
-/// A frame as the model reads it.
-#[derive(Debug, Clone, Copy)]
-struct Facts {
-    protocol: u8,
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
-    source_port: u16,
-    destination_port: u16,
-    flags: u8,
-}
-
-impl Facts {
-    /// Reads a frame that was let through: it must be as plain as this.
-    fn read(frame: &[u8]) -> Option<Facts> {
-        if frame[12..14] == [8, 6] {
-            return None;
-        }
-        assert_eq!(frame[12..15], [8, 0, 0x45], "neither ARP nor plain IPv4");
-        assert_eq!([frame[20] & 0x3f, frame[21]], [0, 0], "a fragment");
-        let address = |at: usize| Ipv4Addr::new(frame[at], frame[at + 1], frame[at + 2], frame[at + 3]);
-        let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
-        let protocol = frame[23];
-        let (source_port, destination_port) = match protocol {
-            1 => (port(38), port(38)),
-            6 | 17 => (port(34), port(36)),
-            other => panic!("protocol {other}"),
-        };
-        let flags = if protocol == 6 { frame[47] } else { 0 };
-        let (source, destination) = (address(26), address(30));
-        Some(Facts { protocol, source, destination, source_port, destination_port, flags })
-    }
-
-    fn begins(&self) -> bool {
-        self.flags & 0x12 == 0x02
-    }
-
-    fn resets(&self) -> bool {
-        self.flags & 0x04 != 0
-    }
-}
-
-/// Protocol, far address, far port, guest's port. An echo has its id as both ports.
-type Key = (u8, Ipv4Addr, u16, u16);
-
 struct Model {
-    engine: Engine,
+    stack: Stack<FakeSockets>,
+    host: Rc<RefCell<FakeHost>>,
     policy: EgressPolicy,
     now: Duration,
     /// Addresses that the guest was told for names that a rule covers.
     open: HashMap<Ipv4Addr, Duration>,
-    /// Flows that were let through, since when, or when the guest used them last; and whether it began them.
-    begun: HashMap<Key, (Duration, bool)>,
+    /// Sockets that were looked at when they were new.
+    seen: HashSet<Token>,
+    /// Addresses that packets to the guest may come from: those that it wrote to, and clients.
+    sources: HashSet<Ipv4Addr>,
+    /// When the guest last used the datagrams of a socket, and how many had been sent then.
+    used: HashMap<Token, (Duration, usize)>,
     /// Tickets, with what was asked.
     asked: HashMap<u64, (u16, String)>,
-    moved: u64,
-    down: bool,
+    /// Data segments for the guest, to be acknowledged.
+    last: Option<Vec<u8>>,
 }
 
 /// Where bytes become choices. What is missing is zero.
@@ -122,39 +93,44 @@ impl Choices<'_> {
     }
 }
 
-/// Drives an engine by any bytes and checks all that comes out of it.
+/// Drives a stack by any bytes and checks all that comes out of it.
 ///
 /// # Panics
 ///
-/// When something was let through, or grew, that must not.
+/// When something was done, or grew, that must not.
 pub fn drive(bytes: &[u8]) {
     let mut choices = Choices(bytes);
     let policy = EgressPolicy {
         mode: choices.of(&[EgressMode::Public, EgressMode::Allowlist, EgressMode::Open]),
         allow: RULES.iter().map(|rule| rule.parse().expect("a rule")).collect(),
-        max_connections: 6,
+        max_connections: CONNECTIONS as u32,
         max_bytes: choices.of(&[1 << 40, 1 << 40, 500]),
     };
-    let options = FilterOptions {
+    let options = StackOptions {
         policy: policy.clone(),
-        published: PUBLISHED.to_vec(),
+        guest_mac: testing::GUEST_MAC,
+        mtu: choices.of(&[1500, 576, 65_520]),
         host_addresses: vec![HOST],
         name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53)), SocketAddr::from(([192, 0, 2, 54], 53))],
     };
     let now = Now { running: Duration::ZERO, day: Timestamp::UNIX_EPOCH };
+    let sockets = FakeSockets::default();
+    let host = Rc::clone(&sockets.0);
     let mut model = Model {
-        engine: Engine::new(options, now),
+        stack: Stack::new(options, sockets, now),
+        host,
         policy,
         now: Duration::ZERO,
         open: HashMap::new(),
-        begun: HashMap::new(),
+        seen: HashSet::new(),
+        sources: HashSet::from([GATEWAY, NAME_SERVER]),
+        used: HashMap::new(),
         asked: HashMap::new(),
-        moved: 0,
-        down: false,
+        last: None,
     };
     while !choices.0.is_empty() {
         model.step(&mut choices);
-        model.look();
+        model.check();
     }
 }
 
@@ -164,47 +140,97 @@ impl Model {
             0 => {
                 let count = usize::from(choices.byte()) % 80;
                 let bytes = choices.bytes(count);
-                let from_guest = choices.byte().is_multiple_of(2);
-                self.frame(from_guest, &bytes);
+                self.frame(&bytes);
             }
-            1..=7 => {
-                let (from_guest, mut frame) = made(choices);
+            1..=5 => {
+                let mut frame = made(choices);
                 if choices.byte().is_multiple_of(8) {
                     // Mostly where the headers are.
                     let at = choices.of(&[12, 13, 14, 17, 20, 21, 23, 26, 30, 33, 36, 47, choices.0.len()]);
                     let at = at % frame.len();
                     frame[at] = choices.byte();
                 }
-                self.frame(from_guest, &frame);
+                self.frame(&frame);
             }
-            8..=10 => {
+            6 | 7 => self.follow_up(choices),
+            8 | 9 => {
                 let name = choices.of(&NAMES);
                 let kind = choices.of(&[1, 1, 1, 28, 65, 16, 255]);
                 let edns = choices.of(&[None, Some(1232), Some(100)]);
                 let query = testing::dns_query(choices.byte().into(), name, kind, edns);
-                self.frame(true, &testing::udp(NAME_SERVER, choices.of(&PORTS), 53, &query));
+                self.frame(&testing::udp(NAME_SERVER, choices.of(&PORTS), 53, &query));
             }
-            11..=13 => self.answer(choices),
+            10 | 11 => self.answer(choices),
+            12 => self.remote(choices),
+            13 => {
+                let stream = Rc::new(RefCell::new(FakeStream {
+                    room: choices.byte().into(),
+                    ..FakeStream::default()
+                }));
+                let client = SocketAddrV4::new(choices.of(&ADDRESSES).0, choices.of(&PORTS));
+                if client.ip().is_unspecified() || client.ip().is_multicast() {
+                    return;
+                }
+                self.sources.insert(*client.ip());
+                self.stack.accept(FakeStreamSocket(stream), client, choices.of(&PUBLISHED));
+            }
             14 => {
-                let millis = choices.of(&[1, 100, 1500, 61_000, 200_000, 4_000_000]);
+                let millis = choices.of(&[1, 100, 400, 1500, 61_000, 200_000, 4_000_000]);
                 self.now += Duration::from_millis(millis);
-                self.set_time();
-                self.engine.tick();
+                self.stack.set_time(Now { running: self.now, day: Timestamp::UNIX_EPOCH + self.now });
             }
             _ => {
                 if choices.byte() == 7 {
-                    self.down = true;
-                    self.engine.network_down();
+                    self.host.borrow_mut().exhausted = choices.of(&[None, Some(Errno::MFILE)]);
                 } else if let Some(ticket) = self.asked.keys().min().copied() {
-                    self.engine.fail_answer(ticket);
+                    self.stack.resolved(ticket, None);
                 }
             }
         }
     }
 
-    fn set_time(&mut self) {
-        let day = Timestamp::UNIX_EPOCH + self.now;
-        self.engine.set_time(Now { running: self.now, day });
+    /// A segment that continues the connection of the last one that the guest got.
+    fn follow_up(&mut self, choices: &mut Choices<'_>) {
+        let Some(last) = &self.last else { return };
+        let number = |at: usize| u32::from_be_bytes(last[at..at + 4].try_into().expect("four bytes"));
+        let port = |at: usize| u16::from_be_bytes([last[at], last[at + 1]]);
+        let remote = Ipv4Addr::new(last[26], last[27], last[28], last[29]);
+        let flags = choices.of(&[0x10, 0x10, 0x12, 0x18, 0x11, 0x14]);
+        let skip = choices.of(&[0, 1, 1, 2, 100, u32::MAX]);
+        let (sequence, acknowledged) = (number(42), number(38).wrapping_add(skip));
+        let data = vec![choices.byte(); choices.of(&[0, 0, 5, 300, 1400])];
+        let mut frame = testing::tcp_at(remote, port(36), port(34), flags, sequence, acknowledged, &data);
+        let window = choices.of(&[0xffff_u16, 0xffff, 0, 1, 100]);
+        frame[48..50].copy_from_slice(&window.to_be_bytes());
+        self.frame(&frame);
+    }
+
+    /// Something happens at a socket of the host.
+    fn remote(&mut self, choices: &mut Choices<'_>) {
+        let host = self.host.borrow();
+        let tokens: Vec<Token> = host.streams.keys().chain(host.datagrams.keys()).copied().collect();
+        if tokens.is_empty() {
+            return;
+        }
+        let token = choices.of(&tokens);
+        if let Some((_, stream)) = host.streams.get(&token) {
+            let mut stream = stream.borrow_mut();
+            match choices.byte() % 6 {
+                0 => stream.refused = choices.of(&[None, Some(Errno::CONNREFUSED), Some(Errno::HOSTUNREACH)]),
+                1 | 2 => stream.incoming.extend(vec![7; choices.of(&[1, 100, 1400, 70_000])]),
+                3 => stream.has_ended = true,
+                4 => stream.error = Some(Errno::CONNRESET),
+                _ => stream.room = choices.of(&[0, 1, 100, usize::MAX]),
+            }
+        } else if let Some((_, datagrams)) = host.datagrams.get(&token) {
+            let datagram = match choices.byte() % 4 {
+                0 => Err(choices.of(&[Errno::CONNREFUSED, Errno::HOSTUNREACH, Errno::NOTCONN])),
+                _ => Ok(vec![0; choices.of(&[0, 8, 100, 3000, 65_507])]),
+            };
+            datagrams.borrow_mut().incoming.push_back(datagram);
+        }
+        drop(host);
+        self.stack.ready(token, choices.byte().is_multiple_of(2), choices.byte().is_multiple_of(2));
     }
 
     fn answer(&mut self, choices: &mut Choices<'_>) {
@@ -215,82 +241,36 @@ impl Model {
         }
         let ticket = choices.of(&tickets);
         let (id, name) = self.asked[&ticket].clone();
-        let addresses: Vec<[u8; 4]> =
-            (0..choices.byte() % 4).map(|_| choices.of(&ADDRESSES).0.octets()).collect();
-        let mut message = testing::dns_answer(id, &name, &addresses, choices.of(&[0, 60, 600, u32::MAX]));
+        let count = usize::from(choices.byte()) % 4;
+        let addresses: Vec<[u8; 4]> = (0..count).map(|_| choices.of(&ADDRESSES).0.octets()).collect();
+        let mut message =
+            testing::dns_answer(id, &name, &addresses, choices.of(&[0, 60, 600, 100_000, u32::MAX]));
         if choices.byte().is_multiple_of(4) {
             let at = usize::from(choices.byte()) % message.len();
             message[at] = choices.byte();
         }
-        self.engine.receive_answer(ticket, &message);
+        self.stack.resolved(ticket, Some(&message));
     }
 
-    fn frame(&mut self, from_guest: bool, frame: &[u8]) {
-        let verdict = match from_guest {
-            true => self.engine.from_guest(frame),
-            false => self.engine.from_passt(frame),
-        };
-        if verdict == Verdict::Forward {
-            let Some(facts) = Facts::read(frame) else { return };
-            self.moved += u64::from(u16::from_be_bytes([frame[16], frame[17]]));
-            assert!(self.moved <= self.policy.max_bytes, "more bytes than may be");
-            assert!(!self.down, "passt is gone");
-            match from_guest {
-                true => self.went_out(&facts),
-                false => self.came_in(&facts),
-            }
+    fn frame(&mut self, frame: &[u8]) {
+        if let Some(destination) = frame.get(30..34).filter(|_| frame[12..14] == [8, 0]) {
+            self.sources.insert(Ipv4Addr::new(
+                destination[0],
+                destination[1],
+                destination[2],
+                destination[3],
+            ));
         }
+        let from_guest = frame.get(26..30) == Some(&GUEST_ADDRESS.octets());
+        let before = self.asked_for();
+        self.stack.receive(frame);
+        assert!(from_guest || self.asked_for() == before, "a forged source began something");
     }
 
-    fn went_out(&mut self, facts: &Facts) {
-        assert_eq!(facts.source, GUEST_ADDRESS, "a forged source");
-        let key = (facts.protocol, facts.destination, facts.destination_port, facts.source_port);
-        let port = (facts.protocol != 1).then_some(facts.destination_port);
-        let now = self.now;
-        let since = self.begun.get(&key).copied();
-        if facts.protocol == 6 && !facts.begins() {
-            assert!(since.is_some(), "from the middle of nothing: {facts:?}");
-            if facts.resets() {
-                self.begun.remove(&key);
-            }
-            return;
-        }
-        assert!(!facts.resets() && facts.flags & 0x01 == 0, "an odd beginning: {facts:?}");
-        let time = match facts.protocol {
-            1 => Duration::from_secs(60),
-            6 => Duration::from_secs(130),
-            _ => Duration::from_secs(180),
-        };
-        let goes_on = since.is_some_and(|(since, by_guest)| by_guest && now < since + time);
-        let allowed = self.allows(facts.destination, port);
-        assert!(allowed || goes_on, "{facts:?} under {:?}", self.policy);
-        if facts.protocol != 6 || !goes_on || allowed && since.is_none() {
-            self.begun.insert(key, (now, true));
-        }
-    }
-
-    fn came_in(&mut self, facts: &Facts) {
-        assert_eq!(facts.destination, GUEST_ADDRESS, "not for the guest");
-        let key = (facts.protocol, facts.source, facts.source_port, facts.destination_port);
-        let known = self.begun.get(&key).copied();
-        match facts.protocol {
-            6 if facts.begins() => {
-                assert!(PUBLISHED.contains(&facts.destination_port), "not published: {facts:?}");
-                assert!(known.is_none_or(|(_, by_guest)| !by_guest) || self.now > Duration::from_secs(60));
-                self.begun.insert(key, (self.now, false));
-            }
-            6 => {
-                assert!(known.is_some(), "belongs to nothing: {facts:?}");
-                if facts.resets() {
-                    self.begun.remove(&key);
-                }
-            }
-            protocol => {
-                let time = Duration::from_secs(if protocol == 1 { 60 } else { 180 });
-                let goes_on = known.is_some_and(|(used, _)| self.now < used + time);
-                assert!(goes_on, "nobody asked: {facts:?}");
-            }
-        }
+    /// How much the host was asked for.
+    fn asked_for(&self) -> usize {
+        let host = self.host.borrow();
+        host.streams.len() + host.datagrams.len() + host.errands.len()
     }
 
     fn allows(&self, address: Ipv4Addr, port: Option<u16>) -> bool {
@@ -306,23 +286,56 @@ impl Model {
         }
     }
 
-    /// Reads what the engine says to the guest, and holds all that it keeps against its bounds.
-    fn look(&mut self) {
-        let stream = self.engine.outbox().pending().to_vec();
-        assert!(stream.len() <= 256 * 1024);
-        self.engine.outbox().advance(stream.len());
-        for frame in testing::frames(&stream) {
-            if frame[12..14] == [8, 6] {
-                continue;
-            }
-            assert!(testing::checksums_hold(&frame));
-            assert_eq!(frame[30..34], GUEST_ADDRESS.octets());
-            if frame[23] == 17 {
-                self.told(&frame[42..]);
+    /// Checks what the host was asked for, what the guest gets, and all that is kept against its bounds.
+    fn check(&mut self) {
+        // What the frames of this step began is judged by what the guest was told before.
+        self.check_sockets();
+        for _ in 0..1000 {
+            let more = self.stack.advance();
+            self.read();
+            if !more {
+                break;
             }
         }
-        let errands = self.engine.take_errands();
-        for errand in errands {
+        self.check_sockets();
+        self.check_errands();
+        assert!(self.stack.take_decisions().len() <= 1001);
+        let [flows, timers, names, refusals] = self.stack.sizes();
+        assert!(flows <= CONNECTIONS && timers <= 2 * CONNECTIONS + 1024 && names <= ADDRESSES_MAX);
+        assert!(refusals <= 1024);
+    }
+
+    fn check_sockets(&mut self) {
+        let host = self.host.borrow();
+        let (mut moved, mut open) = (0, 0);
+        for (token, (remote, stream)) in &host.streams {
+            let stream = stream.borrow();
+            let is_clients = remote.ip().is_unspecified();
+            if self.seen.insert(*token) && !is_clients {
+                assert!(self.allows(*remote.ip(), Some(remote.port())), "{remote} under {:?}", self.policy);
+            }
+            moved += stream.outgoing.len();
+            open += usize::from(!stream.is_closed);
+        }
+        for (token, (remote, datagrams)) in &host.datagrams {
+            let datagrams = datagrams.borrow();
+            if self.seen.insert(*token) {
+                let port = (remote.port() != 0).then_some(remote.port());
+                assert!(self.allows(*remote.ip(), port), "{remote} under {:?}", self.policy);
+            }
+            let used = self.used.entry(*token).or_insert((self.now, 0));
+            if datagrams.outgoing.len() > used.1 {
+                *used = (self.now, datagrams.outgoing.len());
+            }
+            moved += datagrams.outgoing.iter().map(Vec::len).sum::<usize>();
+            open += usize::from(!datagrams.is_closed);
+        }
+        assert!(moved as u64 <= self.policy.max_bytes, "more bytes than may be");
+        assert!(open <= CONNECTIONS, "more sockets than may be");
+    }
+
+    fn check_errands(&mut self) {
+        for errand in std::mem::take(&mut self.host.borrow_mut().errands) {
             match errand {
                 Errand::Ask { ticket, message, carrier: Carrier::Udp | Carrier::Tcp, .. } => {
                     let id = u16::from_be_bytes([message[0], message[1]]);
@@ -336,11 +349,31 @@ impl Model {
             }
         }
         assert!(self.asked.len() <= IN_FLIGHT_MAX);
-        assert!(self.engine.take_decisions().len() <= 1001);
-        let [flows, names, remembered] = self.engine.sizes();
-        assert!(
-            flows <= self.policy.max_connections as usize && names <= ADDRESSES_MAX && remembered <= 1024
-        );
+    }
+
+    /// Reads what the guest gets.
+    fn read(&mut self) {
+        let stream = self.stack.outbox().pending().to_vec();
+        assert!(stream.len() <= 512 * 1024);
+        self.stack.outbox().advance(stream.len());
+        for frame in testing::frames(&stream) {
+            if frame[12..14] == [8, 6] {
+                continue;
+            }
+            assert_eq!(frame[12..15], [8, 0, 0x45], "neither ARP nor plain IPv4");
+            assert_eq!(frame[30..34], GUEST_ADDRESS.octets());
+            let source = Ipv4Addr::new(frame[26], frame[27], frame[28], frame[29]);
+            assert!(self.sources.contains(&source), "from {source}, of whom nobody knows");
+            if u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0 {
+                continue;
+            }
+            assert!(testing::checksums_hold(&frame));
+            match frame[23] {
+                17 if source == NAME_SERVER => self.told(&frame[42..]),
+                6 => self.last = Some(frame),
+                _ => {}
+            }
+        }
     }
 
     /// Notes what the guest was told of a name.
@@ -358,23 +391,18 @@ impl Model {
     }
 }
 
-/// A frame that is well made, and whether the guest sends it.
-fn made(choices: &mut Choices<'_>) -> (bool, Vec<u8>) {
+/// A frame that is well made.
+fn made(choices: &mut Choices<'_>) -> Vec<u8> {
     let far = choices.of(&ADDRESSES).0;
     let (guest_port, far_port) = (choices.of(&PORTS), choices.of(&PORTS));
-    let from_guest = !choices.byte().is_multiple_of(3);
-    let frame = match choices.byte() % 8 {
+    match choices.byte() % 8 {
         0..=3 => {
             let flags = choices.of(&[0x02, 0x02, 0x12, 0x10, 0x11, 0x04, 0x14, 0x03, 0x06]);
             testing::tcp(far, guest_port, far_port, flags, b"data")
         }
         4 | 5 => testing::udp(far, guest_port, far_port, b"data"),
-        6 => testing::echo(far, from_guest, guest_port),
+        6 => testing::echo(far, choices.byte().is_multiple_of(2), guest_port),
         _ => testing::arp(far),
-    };
-    match from_guest || frame[12..14] == [8, 6] {
-        true => (from_guest, frame),
-        false => (false, testing::reversed(frame)),
     }
 }
 

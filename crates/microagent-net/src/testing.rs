@@ -5,32 +5,30 @@ use std::net::Ipv4Addr;
 use crate::GUEST_ADDRESS;
 
 pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
-pub(crate) const PASST_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
+pub(crate) const GATEWAY_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
 
 /// A public address.
 #[cfg(test)]
 pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
-/// Turns a frame of the guest into one from the other side: addresses and ports change places.
-pub(crate) fn reversed(mut frame: Vec<u8>) -> Vec<u8> {
-    for at in 0..6 {
-        frame.swap(at, 6 + at);
-    }
-    for at in 26..30 {
-        frame.swap(at, at + 4);
-    }
-    if frame[23] != 1 {
-        frame.swap(34, 36);
-        frame.swap(35, 37);
-    }
-    frame
-}
-
 /// A segment of the guest: sequence 1000, acknowledging 2000.
 pub(crate) fn tcp(far: Ipv4Addr, guest_port: u16, far_port: u16, flags: u8, data: &[u8]) -> Vec<u8> {
+    tcp_at(far, guest_port, far_port, flags, 1000, 2000, data)
+}
+
+/// A segment of the guest with these numbers.
+pub(crate) fn tcp_at(
+    far: Ipv4Addr,
+    guest_port: u16,
+    far_port: u16,
+    flags: u8,
+    sequence: u32,
+    acknowledged: u32,
+    data: &[u8],
+) -> Vec<u8> {
     let mut body = [&guest_port.to_be_bytes()[..], &far_port.to_be_bytes()].concat();
-    body.extend(1000_u32.to_be_bytes());
-    body.extend(2000_u32.to_be_bytes());
+    body.extend(sequence.to_be_bytes());
+    body.extend(acknowledged.to_be_bytes());
     body.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
     body.extend(data);
     ip(far, 6, &body)
@@ -65,8 +63,14 @@ pub(crate) fn arp(target: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
+/// A frame of the guest with this packet.
+#[cfg(test)]
+pub(crate) fn framed(packet: &[u8]) -> Vec<u8> {
+    [&GATEWAY_MAC[..], &GUEST_MAC, &[8, 0], packet].concat()
+}
+
 fn ip(far: Ipv4Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
-    let mut frame = [PASST_MAC, GUEST_MAC].concat();
+    let mut frame = [GATEWAY_MAC, GUEST_MAC].concat();
     frame.extend([8, 0, 0x45, 0]);
     frame.extend((20 + body.len() as u16).to_be_bytes());
     frame.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);

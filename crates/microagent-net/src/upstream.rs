@@ -4,7 +4,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with,
@@ -21,9 +20,9 @@ const DATAGRAMS_MAX: usize = 8;
 /// What came of a socket.
 pub(crate) enum Arrival<'a> {
     /// A message.
-    Message(Ticket, &'a [u8]),
+    Message(&'a [u8]),
     /// Nothing will come.
-    Failure(Ticket),
+    Failure,
 }
 
 struct Conversation {
@@ -49,43 +48,34 @@ impl Default for Upstream {
 }
 
 impl Upstream {
-    /// Carries out an errand.
+    /// Carries out an errand; a new socket is handed to `watch`, with its ticket.
     ///
     /// # Errors
     ///
     /// The ticket whose socket cannot be had or whose server is out of reach.
-    pub(crate) fn carry_out(&mut self, errand: Errand) -> Result<(), Ticket> {
+    pub(crate) fn carry_out(
+        &mut self,
+        errand: Errand,
+        watch: impl Fn(BorrowedFd<'_>, Ticket) -> Result<(), Errno>,
+    ) -> Result<(), Ticket> {
         match errand {
             Errand::Forget(ticket) => self.forget(ticket),
             Errand::Ask { ticket, server, carrier, message } => {
                 self.forget(ticket);
                 let conversation =
                     Conversation::begin(ticket, server, carrier, &message).map_err(|_| ticket)?;
+                watch(conversation.socket.as_fd(), ticket).map_err(|_| ticket)?;
                 self.conversations.push(conversation);
             }
         }
         Ok(())
     }
 
-    /// Closes all sockets.
-    pub(crate) fn clear(&mut self) {
-        self.conversations.clear();
-    }
-
-    /// What to wait for: sockets in the order in which [`Upstream::attend`] counts them.
-    pub(crate) fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        self.conversations.iter().map(|conversation| {
-            let flags = if conversation.unsent.is_empty() { PollFlags::IN } else { PollFlags::OUT };
-            (conversation.socket.as_fd(), flags)
-        })
-    }
-
-    /// Attends to the sockets for which something happened.
-    pub(crate) fn attend(&mut self, happened: impl Fn(usize) -> bool, mut arrive: impl FnMut(Arrival<'_>)) {
-        for (number, conversation) in self.conversations.iter_mut().enumerate() {
-            if happened(number) {
-                conversation.attend(&mut self.scratch, &mut arrive);
-            }
+    /// Attends to the socket of a ticket, for which something happened.
+    pub(crate) fn attend(&mut self, ticket: Ticket, mut arrive: impl FnMut(Arrival<'_>)) {
+        let conversation = self.conversations.iter_mut().find(|conversation| conversation.ticket == ticket);
+        if let Some(conversation) = conversation {
+            conversation.attend(&mut self.scratch, &mut arrive);
         }
     }
 
@@ -126,20 +116,24 @@ impl Conversation {
     fn attend(&mut self, scratch: &mut [u8], arrive: &mut impl FnMut(Arrival<'_>)) {
         match self.carrier {
             Carrier::Udp => self.take_datagrams(scratch, arrive),
-            Carrier::Tcp => match self.converse(scratch) {
-                Ok(true) => arrive(Arrival::Message(self.ticket, &self.came[LENGTH_LEN..])),
-                Ok(false) | Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(_) => arrive(Arrival::Failure(self.ticket)),
+            Carrier::Tcp => loop {
+                match self.converse(scratch) {
+                    Ok(true) => return arrive(Arrival::Message(&self.came[LENGTH_LEN..])),
+                    Ok(false) | Err(Errno::INTR) => {}
+                    Err(Errno::AGAIN) => return,
+                    Err(_) => return arrive(Arrival::Failure),
+                }
             },
         }
     }
 
     fn take_datagrams(&mut self, scratch: &mut [u8], arrive: &mut impl FnMut(Arrival<'_>)) {
+        // A server that sends more is not the one that was asked.
         for _ in 0..DATAGRAMS_MAX {
             match recv(&self.socket, &mut *scratch, RecvFlags::empty()) {
-                Ok((count, _)) => arrive(Arrival::Message(self.ticket, &scratch[..count])),
+                Ok((count, _)) => arrive(Arrival::Message(&scratch[..count])),
                 Err(Errno::AGAIN | Errno::INTR) => return,
-                Err(_) => return arrive(Arrival::Failure(self.ticket)),
+                Err(_) => return arrive(Arrival::Failure),
             }
         }
     }

@@ -43,9 +43,9 @@ pub struct OneStart {
 /// The way from a machine's network device to the host's network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Link {
-    /// passt.
-    pub passt: ProcessId,
-    /// The published ports, with the ports of the host that passt listens at.
+    /// The process of the network stack.
+    pub stack: ProcessId,
+    /// The published ports, with the ports of the host that are listened at.
     pub published: Vec<Publish>,
 }
 
@@ -220,7 +220,7 @@ impl WorkspaceRecord {
         if self.network == NetworkMode::Isolated || !self.observed_state().is_live() {
             return None;
         }
-        let is_up = self.link.as_ref().is_some_and(|link| link.passt.is_alive());
+        let is_up = self.link.as_ref().is_some_and(|link| link.stack.is_alive());
         Some(if is_up { LinkState::Up } else { LinkState::Down })
     }
 
@@ -330,11 +330,11 @@ mod tests {
         };
         assert_eq!(record.observed_link(), Some(LinkState::Down));
         assert_eq!(record.observed_publish(), [publish(0)]);
-        record.link = Some(Link { passt: me.clone().unwrap(), published: vec![publish(8080)] });
+        record.link = Some(Link { stack: me.clone().unwrap(), published: vec![publish(8080)] });
         assert_eq!(record.observed_link(), Some(LinkState::Up));
         assert_eq!(record.observed_publish(), [publish(8080)]);
         let gone = ProcessId { start_time: 0, ..me.unwrap() };
-        record.link.as_mut().unwrap().passt = gone;
+        record.link.as_mut().unwrap().stack = gone;
         assert_eq!(record.observed_link(), Some(LinkState::Down));
         record.network = NetworkMode::Isolated;
         assert_eq!(record.observed_link(), None);

@@ -425,7 +425,7 @@ impl WorkspaceDir {
         self.path.join("supervisor.log")
     }
 
-    /// What QEMU and passt said, bounded.
+    /// What QEMU and the network stack said, bounded.
     pub fn vmm_log(&self) -> PathBuf {
         self.path.join("vmm.log")
     }

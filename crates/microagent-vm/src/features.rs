@@ -70,8 +70,13 @@ async fn ask(qemu: &Path, state: &StateDir) -> io::Result<Features> {
         Jailed { qemu, kvm: false, account: account.as_ref(), state_dir: state.root(), reopened: &[] };
     let jail = Jail::prepare(jailed, line.args()).map_err(io::Error::other)?;
     let program = jail.program();
-    let mut child =
-        spawn(Program { path: &program, args: line.args(), inherit: &[theirs.as_fd()], jail: Some(jail) })?;
+    let mut child = spawn(Program {
+        path: &program,
+        args: line.args(),
+        inherit: &[theirs.as_fd()],
+        stdin: None,
+        jail: Some(jail),
+    })?;
     drop(theirs);
     let mut qmp = Qmp::negotiate(UnixStream::from_std(ours)?).await.map_err(io::Error::other)?;
     let features = Features::ask(&mut qmp).await.map_err(io::Error::other)?;

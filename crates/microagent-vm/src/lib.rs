@@ -1,10 +1,10 @@
 //! One virtual machine and the process that looks after it.
 //!
-//! For each running workspace there is one supervisor: a process of its own that starts QEMU (and passt),
+//! For each running workspace there is one supervisor: a process of its own that starts QEMU (and the network stack),
 //! speaks to the guest's agent, keeps the logs, writes the record and ends the machine. [`launch`] starts
 //! it from the caller's process; [`supervise`] is its `main`. The two are tied by a socket: when the caller
 //! goes away, the supervisor ends the machine; when the supervisor goes away, the kernel ends QEMU
-//! (`PR_SET_PDEATHSIG`) and passt follows, because its socket closes. A machine that serves outlives its caller;
+//! (`PR_SET_PDEATHSIG`) and the network stack. A machine that serves outlives its caller;
 //! clients find its supervisor through a socket in the workspace's directory ([`control`]).
 //!
 //! Decisions are pure ([`accel`], [`machine`], [`lifecycle`]); one driver ([`supervisor`]) carries them out.
@@ -20,6 +20,7 @@ mod jail;
 pub mod launch;
 pub mod lifecycle;
 pub mod machine;
+mod network_stack;
 mod output;
 mod overlay;
 mod ports;

@@ -72,7 +72,7 @@ pub struct Sockets<'a> {
     pub monitor: BorrowedFd<'a>,
     /// Control channel.
     pub control: BorrowedFd<'a>,
-    /// passt, with network `user`.
+    /// The network stack, with network `user`.
     pub network: Option<BorrowedFd<'a>>,
 }
 

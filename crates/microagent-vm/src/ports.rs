@@ -1,17 +1,17 @@
-//! Which ports of the host are free to be published.
+//! The ports of the host that are published.
 //!
-//! A port is tried by binding it, as passt will, and let go at once: passt takes no sockets that others have bound.
-//! Somebody else may take it in between, so whoever starts passt looks whether it got its ports, and chooses anew.
+//! The command tries them before anything is made ([`choose_ports`]); the supervisor listens at them before QEMU is started
+//! ([`listen_at`]), and hands the listening sockets to the network stack.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 
-use microagent_net::Publish;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt};
+use microagent_model::Publish;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt};
 
-/// How often a port is picked that another published one has already, on another address.
-const PICKS: usize = 16;
+/// Connections that wait to be accepted at one port.
+const BACKLOG: i32 = 1024;
 
 /// A port that cannot be listened at.
 #[derive(Debug, thiserror::Error)]
@@ -53,33 +53,38 @@ impl PortError {
 /// Fails with the first that cannot be listened at.
 pub fn choose_ports(publish: &[Publish]) -> Result<Vec<Publish>, PortError> {
     // All are held until all are chosen, so that none is picked twice.
-    let mut held: Vec<OwnedFd> = Vec::new();
-    let mut chosen: Vec<Publish> = publish.to_vec();
-    for at in 0..chosen.len() {
-        let Publish { host, host_port, .. } = publish[at];
-        for _ in 0..PICKS {
-            let failed = |source: io::Error| PortError { host, port: host_port, source };
-            let (socket, port) = try_port(host, host_port).map_err(failed)?;
-            held.push(socket);
-            chosen[at].host_port = port;
-            // passt knows each port once, whatever the address.
-            let taken = chosen.iter().enumerate().any(|(other, one)| other != at && one.host_port == port);
-            if host_port != 0 || !taken {
-                break;
-            }
-        }
-    }
-    Ok(chosen)
+    let held: Vec<(OwnedFd, Publish)> = publish.iter().map(bind_port).collect::<Result<_, _>>()?;
+    Ok(held.into_iter().map(|(_, publish)| publish).collect())
 }
 
-/// Binds a socket that does not listen; gives the port that it has.
-fn try_port(host: Ipv4Addr, port: u16) -> io::Result<(OwnedFd, u16)> {
-    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // As passt does: what only lingers of an earlier life is not in the way.
-    sockopt::set_socket_reuseaddr(&socket, true)?;
-    bind(&socket, &SocketAddrV4::new(host, port))?;
-    let bound = SocketAddrV4::try_from(getsockname(&socket)?)?;
-    Ok((socket, bound.port()))
+/// Listens at the ports; gives each socket with its port, which is a free one in the place of 0.
+///
+/// # Errors
+/// Fails with the first that cannot be listened at.
+pub(crate) fn listen_at(publish: &[Publish]) -> Result<Vec<(OwnedFd, Publish)>, PortError> {
+    let sockets: Vec<(OwnedFd, Publish)> = publish.iter().map(bind_port).collect::<Result<_, _>>()?;
+    for (socket, publish) in &sockets {
+        listen(socket, BACKLOG).map_err(|source| port_error(publish, source.into()))?;
+    }
+    Ok(sockets)
+}
+
+/// Binds a socket that does not listen yet; gives it with the port that it has.
+fn bind_port(publish: &Publish) -> Result<(OwnedFd, Publish), PortError> {
+    let bound = || {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+        // What only lingers of an earlier machine is not in the way.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &SocketAddrV4::new(publish.host, publish.host_port))?;
+        let host_port = SocketAddrV4::try_from(getsockname(&socket)?)?.port();
+        Ok((socket, Publish { host_port, ..*publish }))
+    };
+    bound().map_err(|source| port_error(publish, source))
+}
+
+fn port_error(publish: &Publish, source: io::Error) -> PortError {
+    PortError { host: publish.host, port: publish.host_port, source }
 }
 
 #[cfg(test)]
@@ -111,6 +116,17 @@ mod tests {
         }
         drop(holder);
         assert_eq!(choose_ports(&[publish(&format!("{port}:80"))]).unwrap()[0].host_port, port);
+    }
+
+    #[test]
+    fn a_port_that_is_listened_at_is_taken_for_everybody_else() {
+        let held = listen_at(&[publish("0:80"), publish("0:81")]).unwrap();
+        for (_, one) in &held {
+            let address = SocketAddrV4::new(one.host, one.host_port);
+            std::net::TcpStream::connect(address).unwrap();
+            let error = listen_at(&[*one]).unwrap_err();
+            assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
+        }
     }
 
     #[test]

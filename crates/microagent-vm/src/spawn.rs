@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -22,11 +22,13 @@ pub(crate) struct Program<'a> {
     pub(crate) args: &'a [OsString],
     /// Descriptors that it inherits under the same numbers; all others are closed.
     pub(crate) inherit: &'a [BorrowedFd<'a>],
+    /// Its standard input; nothing without one.
+    pub(crate) stdin: Option<OwnedFd>,
     /// What it enters before its first instruction.
     pub(crate) jail: Option<Jail>,
 }
 
-/// Starts the program with an empty environment, no standard input, and stdout and stderr into one pipe.
+/// Starts the program with an empty environment, and stdout and stderr into one pipe.
 /// It is killed when the calling thread ends, so that thread must be the supervisor's main one.
 pub(crate) fn spawn(program: Program<'_>) -> io::Result<Child> {
     let parent = getpid();
@@ -36,7 +38,7 @@ pub(crate) fn spawn(program: Program<'_>) -> io::Result<Child> {
     command
         .args(program.args)
         .env_clear()
-        .stdin(Stdio::null())
+        .stdin(program.stdin.map_or_else(Stdio::null, Stdio::from))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true);

@@ -33,8 +33,8 @@ pub struct SupervisorSpec {
     pub backend: String,
     /// The machine.
     pub machine: MachineSpec,
-    /// Whether the machine has a network device, and passt behind it.
-    pub passt: Option<PasstSpec>,
+    /// How the machine is connected, if it has a network device.
+    pub network: Option<NetworkSpec>,
     /// What makes the guest this workspace's; clock and entropy are filled in by the supervisor.
     pub configure: Configure,
     /// What it does then.
@@ -115,11 +115,9 @@ impl MachineSpec {
     }
 }
 
-/// How passt is started.
+/// What a network stack serves.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct PasstSpec {
-    /// passt.
-    pub program: PathBuf,
+pub struct NetworkSpec {
     /// Ports of the host that lead into the guest.
     pub publish: Vec<Publish>,
     /// What the guest may reach.
@@ -306,7 +304,7 @@ pub enum StartMode {
 /// not reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
-    /// QEMU and passt are started.
+    /// QEMU and the network stack are started.
     pub spawned_us: u64,
     /// The agent answered.
     pub ready_us: u64,

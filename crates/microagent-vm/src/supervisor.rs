@@ -42,6 +42,7 @@ use crate::bounded_log::BoundedLog;
 use crate::core_dump::never_dump_core;
 use crate::descriptors::close_inherited;
 use crate::lifecycle::{Event, Lifecycle, MachineTraits};
+use crate::network_stack::{NETWORK_STACK_ARGUMENT, network_stack};
 use crate::spec::{
     DiskStamp, Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, StartMode, SupervisorSpec, Timeline, Work,
 };
@@ -82,7 +83,7 @@ pub(crate) const STOP_WINDOW: Duration = Duration::from_secs(10);
 /// How long QEMU may take to have the guest stand still or go on.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a client waits for a quarantine: at worst passt and QEMU have to be killed.
+/// How long a client waits for a quarantine: at worst the network stack and QEMU have to be killed.
 pub(crate) const QUARANTINE_DEADLINE: Duration = Duration::from_secs(40);
 const _: () = {
     let killed = 2 * machine::REAP_DEADLINE.as_secs();
@@ -96,7 +97,7 @@ const ORPHAN_DEADLINE: Duration = Duration::from_secs(10);
 /// Bound of the console log in bytes (twice that on disk).
 const CONSOLE_LIMIT: u64 = 8 * 1024 * 1024;
 
-/// Bound of the log of QEMU's and passt's own words in bytes (twice that on disk).
+/// Bound of the log of QEMU's and the network stack's own words in bytes (twice that on disk).
 const VMM_LOG_LIMIT: u64 = 256 * 1024;
 
 /// Events and reports that may wait; senders wait when it is full.
@@ -105,12 +106,15 @@ const QUEUE: usize = 16;
 /// What the tasks of a supervisor share; one thread, so no locks.
 type Shared<T> = Rc<RefCell<T>>;
 
-/// Runs this process as a supervisor: standard input is the socket to the caller. Gives the exit code,
-/// which only a log reader sees.
+/// Runs this process as a supervisor: standard input is the socket to the caller; or as the network stack that a
+/// supervisor started. Gives the exit code, which only a log reader sees.
 pub fn supervise() -> i32 {
     // A lock or pipe that the caller's caller left open is not for this process and what it starts.
     close_inherited();
-    // Before anything of the caller's is in memory. QEMU and passt inherit the limit.
+    if std::env::args_os().nth(2).is_some_and(|argument| argument == NETWORK_STACK_ARGUMENT) {
+        return network_stack();
+    }
+    // Before anything of the caller's is in memory. QEMU and the network stack inherit the limit.
     never_dump_core();
     // A session of its own: Ctrl-C at the caller's terminal is the caller's to handle.
     let _ = rustix::process::setsid();

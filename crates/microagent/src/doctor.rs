@@ -5,7 +5,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use microagent_guest::Guest;
-use microagent_store::NetworkMode;
 use microagent_vm::{AccelDecision, KvmFacts, accel};
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
@@ -43,7 +42,7 @@ pub enum CheckStatus {
 /// One check.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
-    /// Stable short name: `qemu`, `accelerator`, `kernel`, `passt`, `disk_space`, `state_dir`, `limits`,
+    /// Stable short name: `qemu`, `accelerator`, `kernel`, `disk_space`, `state_dir`, `limits`,
     /// `warm_start`.
     pub name: &'static str,
     /// How it went.
@@ -95,7 +94,6 @@ impl Engine {
                 self.check_qemu(),
                 check_accelerator(&decision),
                 check_kernel(),
-                self.check_passt(),
                 self.check_disk_space(),
                 self.check_state_dir(),
                 check_limits(),
@@ -129,24 +127,6 @@ impl Engine {
             Err(error) => missing(name, &error),
             Ok(path) => match first_line(&path) {
                 Some(version) => ok(name, format!("{version} ({})", path.display())),
-                None => {
-                    failed(name, format!("`{}` does not tell its version", path.display()), "install it anew")
-                }
-            },
-        }
-    }
-
-    fn check_passt(&self) -> Check {
-        let name = "passt";
-        match self.find_program(self.options().passt.as_deref(), "passt", "passt") {
-            // Runs with `--network isolated` work without it.
-            Err(error) => Check { status: CheckStatus::Warning, ..missing(name, &error) },
-            Ok(path) => match first_line(&path) {
-                Some(version) => {
-                    // Debian builds it without its version; the path is the better answer then.
-                    let version = version.replace("passt unknown version", "version not told by its build");
-                    ok(name, format!("{version} ({}), for network {}", path.display(), NetworkMode::User))
-                }
                 None => {
                     failed(name, format!("`{}` does not tell its version", path.display()), "install it anew")
                 }

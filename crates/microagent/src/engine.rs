@@ -23,8 +23,6 @@ pub struct EngineOptions {
     pub kernel: Option<PathBuf>,
     /// QEMU; looked up in `search_path` when absent.
     pub qemu: Option<PathBuf>,
-    /// passt; looked up in `search_path` when absent.
-    pub passt: Option<PathBuf>,
     /// File that names the host's name servers, as `resolv.conf(5)` says.
     pub resolv_conf: PathBuf,
     /// Directories where programs are looked for, as in `PATH`.
@@ -41,7 +39,7 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// Everything automatic: accelerator by the host, QEMU and passt from the usual places.
+    /// Everything automatic: accelerator by the host, QEMU from the usual places.
     pub fn new(state_dir: impl Into<PathBuf>, supervisor: impl Into<PathBuf>) -> EngineOptions {
         EngineOptions {
             state_dir: state_dir.into(),
@@ -49,7 +47,6 @@ impl EngineOptions {
             accel: AccelChoice::Auto,
             kernel: None,
             qemu: None,
-            passt: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             search_path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             warm: Ok(()),

@@ -27,8 +27,8 @@ pub struct NetworkDetails {
     pub egress: Option<EgressPolicy>,
     /// Its addresses; with network `user`.
     pub addresses: Option<GuestAddresses>,
-    /// passt, while it serves the workspace.
-    pub passt_pid: Option<i32>,
+    /// The process of the network stack, while it serves the workspace.
+    pub stack_pid: Option<i32>,
 }
 
 /// What a guest finds in its network. The same for every guest: each has a network of its own.
@@ -72,7 +72,7 @@ impl Engine {
     pub fn network(&self, name: &WorkspaceName) -> Result<NetworkDetails, Error> {
         let record = self.observe(name)?;
         let link = record.observed_link();
-        let passt = record.link.as_ref().filter(|_| link == Some(LinkState::Up));
+        let stack = record.link.as_ref().filter(|_| link == Some(LinkState::Up));
         let is_connected = record.network == NetworkMode::User;
         Ok(NetworkDetails {
             workspace: record.name.clone(),
@@ -80,7 +80,7 @@ impl Engine {
             mode: record.network,
             link,
             port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
-            passt_pid: passt.map(|link| link.passt.pid),
+            stack_pid: stack.map(|link| link.stack.pid),
             egress: is_connected.then(|| record.egress.clone()),
             addresses: is_connected.then(|| GuestAddresses {
                 ip: GUEST_ADDRESS,

@@ -130,7 +130,7 @@ pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses what a machine without network cannot have, and what passt or the filter cannot do.
+/// Refuses what a machine without network cannot have, and what the network stack cannot do.
 fn check_network(options: &WorkspaceOptions) -> Result<(), Error> {
     if options.network == NetworkMode::Isolated {
         if let Some(publish) = options.publish.first() {

@@ -11,7 +11,7 @@ use microagent_store::{
     Attachment, Identity, NetworkMode, Resources, WorkspaceDir, WorkspaceRecord, read_limited,
 };
 use microagent_vm::machine::ROOT_SCSI_TARGET;
-use microagent_vm::spec::PasstSpec;
+use microagent_vm::spec::NetworkSpec;
 use microagent_vm::{
     AccelDecision, DiskSpec, KvmFacts, MachineSpec, SuperviseError, SupervisorSpec, Work, accel,
 };
@@ -26,7 +26,7 @@ const RESOLV_CONF_LIMIT: u64 = 64 * 1024;
 pub(crate) struct HostPrograms {
     pub(crate) decision: AccelDecision,
     qemu: PathBuf,
-    passt: Option<PathBuf>,
+    network: NetworkMode,
     kernel: PathBuf,
     initramfs: PathBuf,
 }
@@ -101,17 +101,13 @@ impl Engine {
     pub(crate) fn host_programs(&self, network: NetworkMode) -> Result<HostPrograms, Error> {
         let options = self.options();
         let qemu = self.find_program(options.qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86")?;
-        let passt = match network {
-            NetworkMode::Isolated => None,
-            NetworkMode::User => Some(self.find_program(options.passt.as_deref(), "passt", "passt")?),
-        };
         let guest = Guest::embedded();
         let files = match &options.kernel {
             None => guest.unpack(self.state()),
             Some(kernel) => guest.unpack_with_kernel(self.state(), kernel),
         }?;
         let decision = accel::decide(options.accel, &KvmFacts::gather());
-        Ok(HostPrograms { decision, qemu, passt, kernel: files.kernel, initramfs: files.initramfs })
+        Ok(HostPrograms { decision, qemu, network, kernel: files.kernel, initramfs: files.initramfs })
     }
 
     /// The host's name servers now. A file that is not there names none.
@@ -149,7 +145,8 @@ impl Engine {
         request: &MachineRequest<'_>,
         work: Work,
     ) -> Result<SupervisorSpec, Error> {
-        let network = programs.passt.is_some().then(|| Network {
+        let is_connected = programs.network == NetworkMode::User;
+        let network = is_connected.then(|| Network {
             mac: MacAddress(request.identity.mac),
             address: GUEST_ADDRESS,
             prefix_len: PREFIX_LEN,
@@ -184,14 +181,13 @@ impl Engine {
                 disk,
                 extra_disks: disks.extra,
             },
-            passt: match &programs.passt {
-                Some(program) => Some(PasstSpec {
-                    program: absolute(program)?,
+            network: match is_connected {
+                true => Some(NetworkSpec {
                     publish: request.publish.to_vec(),
                     egress: request.egress.clone(),
                     name_servers: self.name_servers()?,
                 }),
-                None => None,
+                false => None,
             },
             configure: Configure {
                 // The supervisor fills both in at the last moment.

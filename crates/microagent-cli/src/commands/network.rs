@@ -130,7 +130,7 @@ mod tests {
                 gateway: [10, 0, 2, 2].into(),
                 dns: vec![[10, 0, 2, 3].into()],
             }),
-            passt_pid: Some(7),
+            stack_pid: Some(7),
         };
         let isolated = NetworkDetails {
             mode: NetworkMode::Isolated,
@@ -138,7 +138,7 @@ mod tests {
             port_forwards: Vec::new(),
             egress: None,
             addresses: None,
-            passt_pid: None,
+            stack_pid: None,
             ..details.clone()
         };
         assert_eq!(

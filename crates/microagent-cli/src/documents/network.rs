@@ -20,16 +20,16 @@ pub(crate) struct NetworkDocument {
 pub(crate) struct ConnectionDocument {
     pub(crate) mode: NetworkMode,
     pub(crate) link: Option<LinkState>,
-    pub(crate) passt_pid: Option<i32>,
+    pub(crate) stack_pid: Option<i32>,
     pub(crate) port_forwards: Vec<PortForward>,
     pub(crate) egress: Option<EgressPolicy>,
 }
 
 impl From<NetworkDetails> for NetworkDocument {
     fn from(details: NetworkDetails) -> NetworkDocument {
-        let NetworkDetails { workspace, state, mode, link, port_forwards, egress, addresses, passt_pid } =
+        let NetworkDetails { workspace, state, mode, link, port_forwards, egress, addresses, stack_pid } =
             details;
-        let network = ConnectionDocument { mode, link, passt_pid, port_forwards, egress };
+        let network = ConnectionDocument { mode, link, stack_pid, port_forwards, egress };
         NetworkDocument { workspace, state, network, runtime: addresses }
     }
 }

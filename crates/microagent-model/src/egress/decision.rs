@@ -101,7 +101,7 @@ pub enum Reason {
     Connections,
     /// Refused: too many bytes were moved. From here on all is.
     Bytes,
-    /// Refused: passt is gone.
+    /// Refused: the network stack is gone.
     Down,
     /// Refused: a query of a sort that is not served.
     Unserved,

@@ -12,7 +12,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::message::{Answer, Code, NoAnswer, Query, write_query};
-use crate::frame::Mac;
 
 /// Queries that are on their way at once. Each holds a socket.
 pub(crate) const IN_FLIGHT_MAX: usize = 128;
@@ -59,8 +58,7 @@ pub enum Errand {
 /// Who in the guest waits for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Asker {
-    pub(crate) guest_mac: Mac,
-    pub(crate) our_mac: Mac,
+    /// Its UDP port.
     pub(crate) port: u16,
 }
 
@@ -231,7 +229,7 @@ mod tests {
     use crate::dns::message::kind;
     use crate::testing::{dns_answer, dns_query};
 
-    const ASKER: Asker = Asker { guest_mac: [2; 6], our_mac: [4; 6], port: 40_000 };
+    const ASKER: Asker = Asker { port: 40_000 };
 
     fn server(last: u8) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, last], 53))

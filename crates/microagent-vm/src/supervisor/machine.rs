@@ -1,4 +1,4 @@
-//! QEMU and passt as running processes, and the freezing of one.
+//! QEMU and the network stack as running processes, and the freezing of one.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -64,7 +64,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// Starts passt and QEMU. What they print, and what the monitor reports, goes where it belongs from
+    /// Starts the network stack and QEMU. What they print, and what the monitor reports, goes where it belongs from
     /// here on.
     pub(super) async fn start(
         spec: &SupervisorSpec,
@@ -78,21 +78,17 @@ impl Machine {
         let vmm_log =
             BoundedLog::create(&dir.vmm_log(), VMM_LOG_LIMIT).map_err(|e| full_or_boot(&e, "log"))?;
         let vmm_log = Rc::new(RefCell::new(vmm_log));
-        let mut network = match (&spec.passt, &spec.configure.network) {
-            (Some(passt), Some(guest)) => Some(Network::start(passt, guest.mac.0).await?),
-            _ => None,
-        };
         let cannot_start = |e: io::Error| start_failure(&spec.machine.qemu, &e);
-        let device = match &network {
-            Some(_) => Some(StdUnixStream::pair().map_err(cannot_start)?),
-            None => None,
+        let (mut network, device) = match (&spec.network, &spec.configure.network) {
+            (Some(network), Some(guest)) => {
+                let (ours, theirs) = StdUnixStream::pair().map_err(cannot_start)?;
+                (Some(Network::start(network, guest.mac.0, ours.into(), dir)?), Some(theirs))
+            }
+            _ => (None, None),
         };
-        let theirs = device.as_ref().map(|(_, theirs)| theirs.as_fd());
+        let theirs = device.as_ref().map(AsFd::as_fd);
         let (mut qemu, sockets) = start_qemu(spec, plan, theirs, files, features).map_err(cannot_start)?;
-        if let (Some(network), Some(passt), Some((ours, _))) = (&mut network, &spec.passt, device) {
-            network.filter(passt, ours.into(), dir)?;
-        }
-        if let Some(stderr) = network.as_mut().and_then(Network::take_words) {
+        if let Some(stderr) = network.as_mut().and_then(Network::take_stderr) {
             spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log)));
         }
         let words = qemu.stderr.take().map(|stderr| spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log))));
@@ -180,8 +176,8 @@ impl Machine {
         self.end_network().await;
     }
 
-    /// Takes the network away for good: the filter ends and passt is killed, so nothing passes whatever QEMU does, and QEMU
-    /// is told that the link is down.
+    /// Takes the network away for good: its stack is killed, so nothing passes whatever QEMU does, and QEMU is told that the
+    /// link is down.
     pub(super) fn sever(&mut self) -> impl Future<Output = ()> + 'static {
         let (network, monitor) = (self.network.take(), self.monitor());
         async move {
@@ -269,7 +265,13 @@ fn start_qemu(
     };
     let jail = Jail::prepare(jailed, line.args()).map_err(io::Error::other)?;
     let program = jail.program();
-    let child = spawn(Program { path: &program, args: line.args(), inherit: &inherit, jail: Some(jail) })?;
+    let child = spawn(Program {
+        path: &program,
+        args: line.args(),
+        inherit: &inherit,
+        stdin: None,
+        jail: Some(jail),
+    })?;
     let state = start.state().map(|state| match features.file_migration {
         true => format!("file:{}", STATE_SET.filename()),
         false => format!("fd:{}", state.as_raw_fd()),

@@ -27,7 +27,7 @@ impl Plan {
         if let Err(reason) = &spec.warm {
             return Plan::Cold(reason.clone());
         }
-        let shape = match Shape::of(&spec.machine, spec.passt.is_some()) {
+        let shape = match Shape::of(&spec.machine, spec.network.is_some()) {
             Ok(shape) => shape,
             Err(error) => return Plan::Cold(format!("the shape of the machine is unknown: {error}")),
         };

@@ -1,24 +1,28 @@
-//! Frames of the filter's own: what a guest gets in place of an answer that was refused, and answers to its
-//! queries. All go to the guest; towards passt the filter says nothing of its own.
+//! Frames for the guest: what the stack sends, and how it is written.
 //!
-//! Frames are appended to a [`Outbox`], which is bounded: what does not fit is dropped, as a full link does.
+//! Frames are appended to an [`Outbox`], which is bounded. TCP is asked for more only while there is room; anything
+//! else that does not fit is dropped, as a full link does.
 
 use std::net::Ipv4Addr;
 
 use crate::frame::{
-    ARP_LEN, ETHERNET_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, Mac, PROTOCOL_ICMP, PROTOCOL_TCP,
-    PROTOCOL_UDP, Segment, TCP_LEN, UDP_LEN, flags,
+    ARP_LEN, ETHERNET_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, MAX_FRAME_LEN, Mac, PROTOCOL_ICMP,
+    PROTOCOL_TCP, PROTOCOL_UDP, Segment, TCP_LEN, UDP_LEN, flags,
 };
-
-/// Window that an acknowledgement of ours offers: 16 KiB with the scale that passt asks for (8), as much as a guest sends at
-/// first in any case. passt's own next segment says what is true.
-const FIRST_WINDOW: u16 = 64;
 
 /// Bytes of the length before each frame on a stream.
 pub const LENGTH_LEN: usize = 4;
 
-/// Bound of the frames of our own that wait for the guest. A reset takes 58 bytes: this holds four thousand.
-const OUTBOX_BOUND: usize = 256 * 1024;
+/// Bytes that wait for the guest at most.
+const OUTBOX_BOUND: usize = 512 * 1024;
+
+/// Bytes up to which flows add to what waits. The rest is for answers that cannot wait.
+const FLOWS_BOUND: usize = 256 * 1024;
+
+const _: () = assert!(FLOWS_BOUND + 2 * (LENGTH_LEN + MAX_FRAME_LEN) <= OUTBOX_BOUND);
+
+/// Bytes that were taken and are kept in front of those that wait; then these are moved to the front.
+const TAKEN_MAX: usize = 128 * 1024;
 
 /// Code of ICMP's "destination unreachable".
 ///
@@ -26,8 +30,12 @@ const OUTBOX_BOUND: usize = 256 * 1024;
 /// RFC 792, RFC 1812 5.2.7.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreachable {
-    /// There is no network any more.
+    /// The host has no route.
     Net = 0,
+    /// Nobody answers at the address.
+    Host = 1,
+    /// Nobody receives at the port.
+    Port = 3,
     /// Refused by policy. Linux reports it to the program at once.
     Prohibited = 13,
 }
@@ -37,6 +45,7 @@ pub(crate) enum Unreachable {
 pub struct Outbox {
     bytes: Vec<u8>,
     sent: usize,
+    fragment_id: u16,
 }
 
 impl Outbox {
@@ -51,12 +60,20 @@ impl Outbox {
         if self.sent == self.bytes.len() {
             self.bytes.clear();
             self.sent = 0;
+        } else if self.sent > TAKEN_MAX {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
         }
     }
 
+    /// Whether flows may add more.
+    pub(crate) fn has_room(&self) -> bool {
+        self.bytes.len() - self.sent < FLOWS_BOUND
+    }
+
     /// Appends a frame of `len` bytes that are zero, for the caller to fill.
-    fn frame(&mut self, len: usize) -> Option<&mut [u8]> {
-        if self.bytes.len() + LENGTH_LEN + len > OUTBOX_BOUND {
+    pub(crate) fn frame(&mut self, len: usize) -> Option<&mut [u8]> {
+        if self.bytes.len() - self.sent + LENGTH_LEN + len > OUTBOX_BOUND {
             return None;
         }
         self.bytes.extend_from_slice(&(len as u32).to_be_bytes());
@@ -78,31 +95,10 @@ impl Outbox {
             false => (0, segment.sequence.wrapping_add(segment.sequence_len()), flags::RST | flags::ACK),
         };
         let ports = (segment.destination, segment.source);
-        self.segment(link, ports, sequence, acknowledged, set, 0);
+        self.segment(link, ports, sequence, acknowledged, set);
     }
 
-    /// Acknowledges the guest's answer to a connection that was opened to it.
-    pub(crate) fn acknowledge(&mut self, link: Link, segment: &Segment) {
-        let acknowledged = segment.sequence.wrapping_add(segment.sequence_len());
-        let ports = (segment.destination, segment.source);
-        self.segment(link, ports, segment.acknowledged, acknowledged, flags::ACK, FIRST_WINDOW);
-    }
-
-    /// Ends a connection of which the guest acknowledged all before `acknowledged` so far. Where more is
-    /// on its way, the guest asks back (RFC 5961 3.2), and that gets a reset that fits.
-    pub(crate) fn abort(&mut self, link: Link, far_port: u16, guest_port: u16, acknowledged: u32) {
-        self.segment(link, (far_port, guest_port), acknowledged, 0, flags::RST, 0);
-    }
-
-    fn segment(
-        &mut self,
-        link: Link,
-        ports: (u16, u16),
-        sequence: u32,
-        acknowledged: u32,
-        set: u8,
-        window: u16,
-    ) {
+    fn segment(&mut self, link: Link, ports: (u16, u16), sequence: u32, acknowledged: u32, set: u8) {
         let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + TCP_LEN) else { return };
         let tcp = write_ip(frame, link, PROTOCOL_TCP);
         tcp[0..2].copy_from_slice(&ports.0.to_be_bytes());
@@ -111,7 +107,6 @@ impl Outbox {
         tcp[8..12].copy_from_slice(&acknowledged.to_be_bytes());
         tcp[12] = (TCP_LEN as u8 / 4) << 4;
         tcp[13] = set;
-        tcp[14..16].copy_from_slice(&window.to_be_bytes());
         let sum = transport_checksum(tcp, link, PROTOCOL_TCP);
         tcp[16..18].copy_from_slice(&sum.to_be_bytes());
     }
@@ -129,21 +124,65 @@ impl Outbox {
         icmp[2..4].copy_from_slice(&sum.to_be_bytes());
     }
 
-    /// Sends a datagram to the guest.
-    pub(crate) fn datagram(&mut self, link: Link, source: u16, destination: u16, payload: &[u8]) {
-        let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + UDP_LEN + payload.len()) else { return };
-        let udp = write_ip(frame, link, PROTOCOL_UDP);
-        udp[0..2].copy_from_slice(&source.to_be_bytes());
-        udp[2..4].copy_from_slice(&destination.to_be_bytes());
+    /// Sends a datagram to the guest, in pieces where it is longer than the link's packets.
+    pub(crate) fn datagram(&mut self, link: Link, ports: (u16, u16), payload: &[u8], mtu: usize) {
+        let mut udp = vec![0; UDP_LEN + payload.len()];
+        udp[0..2].copy_from_slice(&ports.0.to_be_bytes());
+        udp[2..4].copy_from_slice(&ports.1.to_be_bytes());
         let len = udp.len() as u16;
         udp[4..6].copy_from_slice(&len.to_be_bytes());
         udp[8..].copy_from_slice(payload);
         // Zero would mean "no checksum".
-        let sum = match transport_checksum(udp, link, PROTOCOL_UDP) {
+        let sum = match transport_checksum(&udp, link, PROTOCOL_UDP) {
             0 => u16::MAX,
             sum => sum,
         };
         udp[6..8].copy_from_slice(&sum.to_be_bytes());
+        self.packet(link, PROTOCOL_UDP, &udp, mtu);
+    }
+
+    /// Sends the answer to an echo request of the guest.
+    pub(crate) fn echo_reply(&mut self, link: Link, id: u16, sequence: u16, payload: &[u8], mtu: usize) {
+        let mut icmp = vec![0; UDP_LEN];
+        icmp[4..6].copy_from_slice(&id.to_be_bytes());
+        icmp[6..8].copy_from_slice(&sequence.to_be_bytes());
+        icmp.extend_from_slice(payload);
+        let sum = !fold(sum_of(&icmp));
+        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+        self.packet(link, PROTOCOL_ICMP, &icmp, mtu);
+    }
+
+    /// Sends a packet, as one frame or as fragments. All of it fits or none is sent.
+    fn packet(&mut self, link: Link, protocol: u8, body: &[u8], mtu: usize) {
+        // Offsets of fragments count units of eight bytes.
+        let piece = (mtu - IPV4_LEN) / 8 * 8;
+        let whole = body.len() + (body.len() / piece + 1) * (LENGTH_LEN + ETHERNET_LEN + IPV4_LEN);
+        if IPV4_LEN + body.len() > usize::from(u16::MAX)
+            || self.bytes.len() - self.sent + whole > OUTBOX_BOUND
+        {
+            return;
+        }
+        if IPV4_LEN + body.len() <= mtu {
+            let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + body.len()) else { return };
+            write_ip(frame, link, protocol).copy_from_slice(body);
+            return;
+        }
+        self.fragment_id = self.fragment_id.wrapping_add(1);
+        let id = self.fragment_id;
+        for (number, part) in body.chunks(piece).enumerate() {
+            let is_last = (number + 1) * piece >= body.len();
+            let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + part.len()) else { return };
+            write_ip(frame, link, protocol).copy_from_slice(part);
+            let ip = &mut frame[ETHERNET_LEN..][..IPV4_LEN];
+            ip[4..6].copy_from_slice(&id.to_be_bytes());
+            // A body has at most 64 KiB, so its units fit 13 bits.
+            let offset = (number * piece / 8) as u16;
+            let more = if is_last { 0 } else { 0x2000 };
+            ip[6..8].copy_from_slice(&(offset | more).to_be_bytes());
+            ip[10..12].fill(0);
+            let sum = !fold(sum_of(ip));
+            ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        }
     }
 
     /// Answers the guest's question who has `address`: the one who answers for everybody.
@@ -175,7 +214,17 @@ fn write_ip(frame: &mut [u8], link: Link, protocol: u8) -> &mut [u8] {
     frame[0..6].copy_from_slice(&link.destination_mac);
     frame[6..12].copy_from_slice(&link.source_mac);
     frame[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
-    let (ip, rest) = frame[ETHERNET_LEN..].split_at_mut(IPV4_LEN);
+    write_packet(&mut frame[ETHERNET_LEN..], link.source, link.destination, protocol)
+}
+
+/// Writes IP's header; gives the rest of the packet.
+pub(crate) fn write_packet(
+    packet: &mut [u8],
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    protocol: u8,
+) -> &mut [u8] {
+    let (ip, rest) = packet.split_at_mut(IPV4_LEN);
     ip[0] = 0x45;
     let len = (IPV4_LEN + rest.len()) as u16;
     ip[2..4].copy_from_slice(&len.to_be_bytes());
@@ -183,8 +232,8 @@ fn write_ip(frame: &mut [u8], link: Link, protocol: u8) -> &mut [u8] {
     ip[6] = 0x40;
     ip[8] = 64;
     ip[9] = protocol;
-    ip[12..16].copy_from_slice(&link.source.octets());
-    ip[16..20].copy_from_slice(&link.destination.octets());
+    ip[12..16].copy_from_slice(&source.octets());
+    ip[16..20].copy_from_slice(&destination.octets());
     let sum = !fold(sum_of(ip));
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
     rest
@@ -218,11 +267,11 @@ pub(crate) fn fold(mut sum: u32) -> u16 {
 mod tests {
     use super::*;
     use crate::frame::{Frame, Packet, Transport, read};
-    use crate::testing::{self, FAR, GUEST_MAC, PASST_MAC};
+    use crate::testing::{self, FAR, GATEWAY_MAC, GUEST_MAC};
     use crate::{GUEST_ADDRESS, NAME_SERVER};
 
     fn link(source: Ipv4Addr) -> Link {
-        Link { source_mac: PASST_MAC, destination_mac: GUEST_MAC, source, destination: GUEST_ADDRESS }
+        Link { source_mac: GATEWAY_MAC, destination_mac: GUEST_MAC, source, destination: GUEST_ADDRESS }
     }
 
     fn segment_of(frame: &[u8]) -> Segment {
@@ -273,25 +322,56 @@ mod tests {
     fn datagrams_have_checksums_whatever_their_length() {
         for len in 0..40 {
             let mut outbox = Outbox::default();
-            outbox.datagram(link(NAME_SERVER), 53, 40_000, &vec![0xa5; len]);
+            outbox.datagram(link(NAME_SERVER), (53, 40_000), &vec![0xa5; len], 1500);
             let frame = testing::frames(outbox.pending()).remove(0);
             assert!(testing::checksums_hold(&frame), "{len}");
         }
     }
 
     #[test]
-    fn a_full_outbox_takes_no_more_and_recovers() {
+    fn a_long_datagram_comes_in_fragments_that_make_it_up() {
+        let payload: Vec<u8> = (0..5000_u32).map(|n| n as u8).collect();
         let mut outbox = Outbox::default();
-        for _ in 0..10_000 {
-            outbox.abort(link(FAR), 1, 2, 3);
+        outbox.datagram(link(FAR), (53, 40_000), &payload, 1500);
+        let frames = testing::frames(outbox.pending());
+        assert_eq!(frames.len(), 4);
+        let mut body = Vec::new();
+        for (number, frame) in frames.iter().enumerate() {
+            assert!(frame.len() <= ETHERNET_LEN + 1500);
+            assert_eq!(fold(sum_of(&frame[ETHERNET_LEN..][..IPV4_LEN])), 0xffff);
+            let field = u16::from_be_bytes([frame[20], frame[21]]);
+            assert_eq!(usize::from(field & 0x1fff) * 8, body.len());
+            assert_eq!(field & 0x2000 != 0, number + 1 < frames.len());
+            assert_eq!(frame[18..20], frames[0][18..20]);
+            body.extend_from_slice(&frame[ETHERNET_LEN + IPV4_LEN..]);
         }
-        assert!(outbox.pending().len() <= OUTBOX_BOUND);
+        assert_eq!(body[8..], payload);
+        outbox.advance(usize::MAX / 2);
+        outbox.datagram(link(FAR), (53, 40_000), &vec![1; 65_507], 1500);
+        assert_eq!(testing::frames(outbox.pending()).len(), 45);
+        outbox.advance(usize::MAX / 2);
+        outbox.datagram(link(FAR), (53, 40_000), &vec![1; 65_508], 1500);
+        assert!(outbox.pending().is_empty(), "longer than a packet can be");
+    }
+
+    #[test]
+    fn a_full_outbox_takes_no_more_and_recovers() {
+        let segment = segment_of(&testing::tcp(FAR, 1, 2, flags::ACK, b""));
+        let mut outbox = Outbox::default();
+        for _ in 0..20_000 {
+            outbox.reset(link(FAR), &segment);
+        }
+        assert!(outbox.pending().len() <= OUTBOX_BOUND && !outbox.has_room());
         let frames = testing::frames(outbox.pending());
         assert!(frames.iter().all(|frame| read(frame).is_ok()));
         outbox.advance(10);
         assert_eq!(outbox.pending().len() % 58, 48);
+        outbox.advance(TAKEN_MAX);
+        let before = outbox.pending().len();
+        outbox.reset(link(FAR), &segment);
+        assert_eq!(outbox.pending().len(), before + 58, "what was taken makes room");
         outbox.advance(usize::MAX / 2);
-        outbox.abort(link(FAR), 1, 2, 3);
+        outbox.reset(link(FAR), &segment);
         assert_eq!(outbox.pending().len(), 58);
     }
 }

@@ -1,0 +1,366 @@
+//! The egress filter: which flows of the guest may begin, and what it is told of names.
+//!
+//! Pure: no clock, no socket, no thread. [`EgressFilter::set_time`] sets the time; what is to be done comes out as requests
+//! to name servers ([`EgressFilter::take_errands`]), answers to the guest ([`EgressFilter::take_answers`]) and decisions
+//! ([`EgressFilter::take_decisions`]), each bounded.
+//!
+//! # What is judged
+//! The first packet of a flow, by its address, and each name that is looked up. What a guest sends in a flow is never
+//! read: a Host header or a TLS server name that names an allowed host opens nothing. On the other hand, an address that
+//! many sites share (a content delivery network) is open for all of them as soon as it is open for one.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use microagent_model::egress::{Decision, EgressMode, EgressPolicy, Protocol, Reason, Subject};
+
+use crate::address::Scope;
+use crate::decision::Journal;
+use crate::dns::message::{self, Code, NoQuery, Query, kind};
+use crate::dns::names::Names;
+use crate::dns::resolver::{Asker, Errand, Resolved, Resolver, Ticket};
+use crate::flows::{FLOWS_MAX, Key, Kind};
+
+/// What the filter must know.
+#[derive(Debug, Clone)]
+pub(crate) struct FilterOptions {
+    /// What the guest may reach.
+    pub(crate) policy: EgressPolicy,
+    /// The host's own addresses: they are inside, like the networks around it.
+    pub(crate) host_addresses: Vec<Ipv4Addr>,
+    /// The host's name servers, in their order.
+    pub(crate) name_servers: Vec<SocketAddr>,
+}
+
+/// The time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Since a fixed moment; never goes back.
+    pub running: Duration,
+    /// The time of day, for the log.
+    pub day: Timestamp,
+}
+
+/// An answer to a query of the guest.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct DnsAnswer {
+    pub(crate) asker: Asker,
+    pub(crate) message: Vec<u8>,
+}
+
+/// Answers that wait at most: more are dropped, as a full link does, and the guest asks again.
+const ANSWERS_MAX: usize = 1024;
+
+/// All that the filter decides from.
+#[derive(Debug)]
+pub(crate) struct EgressFilter {
+    policy: EgressPolicy,
+    host_addresses: Vec<Ipv4Addr>,
+    now: Now,
+    names: Names,
+    resolver: Resolver,
+    journal: Journal,
+    answers: Vec<DnsAnswer>,
+    moved_bytes: u64,
+    /// Whether as many bytes were moved as may be.
+    is_spent: bool,
+}
+
+impl EgressFilter {
+    pub(crate) fn new(mut options: FilterOptions, now: Now) -> EgressFilter {
+        options.host_addresses.sort_unstable();
+        EgressFilter {
+            policy: options.policy,
+            host_addresses: options.host_addresses,
+            now,
+            names: Names::default(),
+            resolver: Resolver::new(options.name_servers),
+            journal: Journal::default(),
+            answers: Vec::new(),
+            moved_bytes: 0,
+            is_spent: false,
+        }
+    }
+
+    /// Says what time it is, before frames and answers of that time.
+    pub(crate) fn set_time(&mut self, now: Now) {
+        self.now = now;
+    }
+
+    /// Does what the time asks for. To be called when [`Engine::deadline`] has come, and now and then.
+    pub(crate) fn tick(&mut self) {
+        while let Some(resolved) = self.resolver.expire(self.now.running) {
+            self.finish(resolved);
+        }
+        self.journal.tick(self.now.running, self.now.day);
+    }
+
+    /// When [`Engine::tick`] is to be called at the latest.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        let soon = self.journal.has_suppressed().then(|| self.now.running + Duration::from_secs(1));
+        [self.resolver.deadline(), soon].into_iter().flatten().min()
+    }
+
+    /// Whether as many bytes were moved as may be: nothing passes any more.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.is_spent
+    }
+
+    /// Answers for the guest.
+    pub(crate) fn take_answers(&mut self) -> Vec<DnsAnswer> {
+        std::mem::take(&mut self.answers)
+    }
+
+    /// What is to be asked of name servers, in order.
+    pub(crate) fn take_errands(&mut self) -> Vec<Errand> {
+        match self.resolver.has_errands() {
+            true => self.resolver.take_errands(),
+            false => Vec::new(),
+        }
+    }
+
+    /// What is to be logged.
+    pub(crate) fn take_decisions(&mut self) -> Vec<Decision> {
+        match self.journal.is_empty() {
+            true => Vec::new(),
+            false => self.journal.take(),
+        }
+    }
+
+    /// Takes what came on the socket of a ticket.
+    pub(crate) fn receive_answer(&mut self, ticket: Ticket, message: &[u8]) {
+        if let Some(resolved) = self.resolver.receive(ticket, message, self.now.running) {
+            self.finish(resolved);
+        }
+    }
+
+    /// Takes note that nothing will come on the socket of a ticket.
+    pub(crate) fn fail_answer(&mut self, ticket: Ticket) {
+        if let Some(resolved) = self.resolver.fail(ticket, self.now.running) {
+            self.finish(resolved);
+        }
+    }
+
+    /// Decides on a new flow of the guest, and records the decision. `open` is how many flows there are.
+    pub(crate) fn admit(&mut self, key: Key, open: usize) -> Result<(), Reason> {
+        let port = (key.kind != Kind::Echo).then_some(key.remote_port);
+        let judged = self.judge(key.remote, port).and_then(|reason| self.place(open).map(|()| reason));
+        let reason = judged.unwrap_or_else(|reason| reason);
+        self.record_flow(key, judged.is_ok(), reason);
+        judged.map(drop)
+    }
+
+    /// Records that a flow was allowed and the host has no socket for it.
+    pub(crate) fn note_exhausted(&mut self, key: Key) {
+        self.record_flow(key, false, Reason::Connections);
+    }
+
+    fn record_flow(&mut self, key: Key, allowed: bool, reason: Reason) {
+        let (kind, remote) = (key.kind, key.remote);
+        let port = (kind != Kind::Echo).then_some(key.remote_port);
+        if allowed || self.journal.is_new((kind, remote, port, reason), self.now.running) {
+            let name = self.names.name_of(remote, self.now.running);
+            self.record(Decision {
+                protocol: Some(protocol(kind)),
+                name: name.map(|name| name.to_string()),
+                address: Some(remote),
+                port,
+                ..self.decision(Subject::Connection, allowed, reason)
+            });
+        }
+    }
+
+    /// Whether there is a place for one more flow.
+    fn place(&self, open: usize) -> Result<(), Reason> {
+        let max = usize::try_from(self.policy.max_connections).unwrap_or(usize::MAX);
+        if open < max.min(FLOWS_MAX) { Ok(()) } else { Err(Reason::Connections) }
+    }
+
+    /// Whether the guest may reach an address, and why.
+    fn judge(&self, remote: Ipv4Addr, port: Option<u16>) -> Result<Reason, Reason> {
+        if self.is_spent {
+            return Err(Reason::Bytes);
+        }
+        let scope = Scope::of(remote, &self.host_addresses);
+        match scope {
+            Scope::Never => return Err(Reason::Forbidden),
+            Scope::Own => return Err(Reason::OwnNetwork),
+            Scope::Inside | Scope::Public => {}
+        }
+        if self.policy.allow.iter().any(|rule| rule.covers_address(remote, port)) {
+            return Ok(Reason::Rule);
+        }
+        if self.names.is_open(remote, self.now.running) {
+            return Ok(Reason::Name);
+        }
+        match (self.policy.mode, scope) {
+            (EgressMode::Open, _) | (EgressMode::Public, Scope::Public) => Ok(Reason::Mode),
+            (EgressMode::Allowlist, Scope::Public) => Err(Reason::NotListed),
+            (EgressMode::Public | EgressMode::Allowlist, _) => Err(Reason::Inside),
+        }
+    }
+
+    /// Decides on a connection to a published port. `open` is how many flows there are.
+    pub(crate) fn admit_published(&mut self, key: Key, open: usize) -> Result<(), Reason> {
+        let judged = match self.is_spent {
+            true => Err(Reason::Bytes),
+            false => self.place(open),
+        };
+        let reason = judged.err().unwrap_or(Reason::Published);
+        if judged.is_ok()
+            || self.journal.is_new((Subject::Published, key.guest_port, reason), self.now.running)
+        {
+            self.record(Decision {
+                protocol: Some(protocol(key.kind)),
+                address: Some(key.remote),
+                port: Some(key.guest_port),
+                ..self.decision(Subject::Published, judged.is_ok(), reason)
+            });
+        }
+        judged
+    }
+
+    /// Takes a query of the guest.
+    pub(crate) fn query(&mut self, asker: Asker, payload: &[u8]) {
+        self.spend(payload.len());
+        let query = match Query::read(payload) {
+            Ok(query) => query,
+            Err(NoQuery::Nothing) => return,
+            Err(NoQuery::Answer { id, code }) => {
+                if self.journal.is_new((Subject::Name, code as u8), self.now.running) {
+                    self.record(self.name_decision(None, false, Reason::Unserved));
+                }
+                return self.answer(asker, message::refusal(id, code));
+            }
+        };
+        let name = &query.question.name;
+        let refused = match (self.is_spent, self.covers(&query), self.policy.mode) {
+            (true, _, _) => Some(Reason::Bytes),
+            (false, false, EgressMode::Allowlist) => Some(Reason::NotListed),
+            (false, _, _) => None,
+        };
+        if let Some(reason) = refused {
+            if self.journal.is_new((Subject::Name, name.to_string(), reason), self.now.running) {
+                self.record(self.name_decision(Some(name.to_string()), false, reason));
+            }
+            return self.answer(asker, query.empty_answer(Code::NoSuchName, true));
+        }
+        if matches!(query.question.kind, kind::AAAA | kind::HTTPS | kind::SVCB) {
+            return self.answer(asker, query.empty_answer(Code::NoError, false));
+        }
+        if let Some(resolved) = self.resolver.ask(asker, query, self.now.running) {
+            self.finish(resolved);
+        }
+    }
+
+    /// Whether a rule covers the name that is asked for.
+    fn covers(&self, query: &Query) -> bool {
+        let covers = |name: String| self.policy.allow.iter().any(|rule| rule.covers_name(&name));
+        query.question.name.as_host().is_some_and(covers)
+    }
+
+    /// Gives the guest what came of its query; from here on the addresses belong to the name.
+    fn finish(&mut self, resolved: Resolved) {
+        let Resolved { asker, query, answer } = resolved;
+        let text = query.question.name.to_string();
+        let Some(mut answer) = answer else {
+            if self.journal.is_new((Subject::Name, &text, Reason::NoAnswer), self.now.running) {
+                self.record(self.name_decision(Some(text), false, Reason::NoAnswer));
+            }
+            return self.answer(asker, query.empty_answer(Code::ServerFailure, false));
+        };
+        let covered = self.covers(&query);
+        let name: Arc<str> = text.as_str().into();
+        let mut first = None;
+        let before = answer.records.len();
+        answer.records.retain(|record| {
+            let Some(address) = record.address() else { return true };
+            if matches!(Scope::of(address, &[]), Scope::Never | Scope::Own) {
+                return false;
+            }
+            self.names.learn(address, &name, record.ttl_secs, covered, self.now.running);
+            first.get_or_insert(address);
+            true
+        });
+        let nowhere = answer.records.len() < before && first.is_none();
+        let reason = match (nowhere, covered) {
+            (true, _) => Reason::Forbidden,
+            (false, true) => Reason::Rule,
+            (false, false) => Reason::Mode,
+        };
+        if self.journal.is_new((Subject::Name, &text, reason), self.now.running) {
+            let decision = self.name_decision(Some(text), !nowhere, reason);
+            self.record(Decision { address: first, ..decision });
+        }
+        let message = match query.answer(&answer, nowhere) {
+            message if self.spend(message.len()) => message,
+            _ => query.empty_answer(Code::NoSuchName, true),
+        };
+        self.answer(asker, message);
+    }
+
+    fn answer(&mut self, asker: Asker, message: Vec<u8>) {
+        if self.answers.len() < ANSWERS_MAX {
+            self.answers.push(DnsAnswer { asker, message });
+        }
+    }
+
+    /// Counts bytes that pass. False: there are none left for them, and nothing passes any more.
+    pub(crate) fn spend(&mut self, len: usize) -> bool {
+        if self.is_spent {
+            return false;
+        }
+        let moved_bytes = self.moved_bytes + len as u64;
+        if moved_bytes > self.policy.max_bytes {
+            self.is_spent = true;
+            self.record(self.decision(Subject::Network, false, Reason::Bytes));
+            return false;
+        }
+        self.moved_bytes = moved_bytes;
+        true
+    }
+
+    /// How many of `wanted` bytes may still pass.
+    pub(crate) fn allowance(&self, wanted: usize) -> usize {
+        let left = if self.is_spent { 0 } else { self.policy.max_bytes - self.moved_bytes };
+        wanted.min(usize::try_from(left).unwrap_or(usize::MAX))
+    }
+
+    fn decision(&self, record: Subject, allowed: bool, reason: Reason) -> Decision {
+        Decision {
+            at: self.now.day,
+            record,
+            protocol: None,
+            name: None,
+            address: None,
+            port: None,
+            allowed,
+            reason,
+            count: None,
+        }
+    }
+
+    fn name_decision(&self, name: Option<String>, allowed: bool, reason: Reason) -> Decision {
+        Decision { protocol: Some(Protocol::Dns), name, ..self.decision(Subject::Name, allowed, reason) }
+    }
+
+    fn record(&mut self, decision: Decision) {
+        self.journal.record(decision, self.now.running);
+    }
+
+    /// Sizes of what grows: addresses with names, refusals that are remembered.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn sizes(&self) -> [usize; 2] {
+        [self.names.len(), self.journal.remembered()]
+    }
+}
+
+fn protocol(kind: Kind) -> Protocol {
+    match kind {
+        Kind::Tcp => Protocol::Tcp,
+        Kind::Udp => Protocol::Udp,
+        Kind::Echo => Protocol::Icmp,
+    }
+}

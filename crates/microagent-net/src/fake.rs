@@ -1,0 +1,170 @@
+//! Sockets that are none, for tests: they remember what was sent and give what a test puts in.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::rc::Rc;
+
+use rustix::io::Errno;
+
+use crate::dns::resolver::{Errand, Ticket};
+use crate::sockets::{DatagramSocket, Sockets, StreamSocket, Token};
+
+/// One connection of the host.
+#[derive(Debug, Default)]
+pub(crate) struct FakeStream {
+    /// What the remote end sends.
+    pub(crate) incoming: VecDeque<u8>,
+    pub(crate) has_ended: bool,
+    /// What ends the connection when `incoming` is empty.
+    pub(crate) error: Option<Errno>,
+    /// What the remote end got.
+    pub(crate) outgoing: Vec<u8>,
+    /// How much more it takes.
+    pub(crate) room: usize,
+    pub(crate) refused: Option<Errno>,
+    pub(crate) is_shut_down: bool,
+    pub(crate) is_reset: bool,
+    pub(crate) is_closed: bool,
+}
+
+/// One socket for datagrams.
+#[derive(Debug, Default)]
+pub(crate) struct FakeDatagrams {
+    pub(crate) incoming: VecDeque<Result<Vec<u8>, Errno>>,
+    pub(crate) outgoing: Vec<Vec<u8>>,
+    pub(crate) is_closed: bool,
+}
+
+/// What was asked of the host.
+#[derive(Debug, Default)]
+pub(crate) struct FakeHost {
+    pub(crate) streams: BTreeMap<Token, (SocketAddrV4, Rc<RefCell<FakeStream>>)>,
+    pub(crate) datagrams: BTreeMap<Token, (SocketAddrV4, Rc<RefCell<FakeDatagrams>>)>,
+    pub(crate) errands: Vec<Errand>,
+    /// What the host says when it is asked for a socket.
+    pub(crate) exhausted: Option<Errno>,
+}
+
+/// The sockets of a [`FakeHost`].
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FakeSockets(pub(crate) Rc<RefCell<FakeHost>>);
+
+pub(crate) struct FakeStreamSocket(pub(crate) Rc<RefCell<FakeStream>>);
+
+pub(crate) struct FakeDatagramSocket(Rc<RefCell<FakeDatagrams>>);
+
+impl Drop for FakeStreamSocket {
+    fn drop(&mut self) {
+        self.0.borrow_mut().is_closed = true;
+    }
+}
+
+impl Drop for FakeDatagramSocket {
+    fn drop(&mut self) {
+        self.0.borrow_mut().is_closed = true;
+    }
+}
+
+impl FakeSockets {
+    fn datagrams(&mut self, token: Token, remote: SocketAddrV4) -> Result<FakeDatagramSocket, Errno> {
+        let mut host = self.0.borrow_mut();
+        if let Some(error) = host.exhausted {
+            return Err(error);
+        }
+        let datagrams = Rc::default();
+        host.datagrams.insert(token, (remote, Rc::clone(&datagrams)));
+        Ok(FakeDatagramSocket(datagrams))
+    }
+}
+
+impl Sockets for FakeSockets {
+    type Stream = FakeStreamSocket;
+    type Datagram = FakeDatagramSocket;
+
+    fn connect(&mut self, token: Token, remote: SocketAddrV4) -> Result<FakeStreamSocket, Errno> {
+        let mut host = self.0.borrow_mut();
+        if let Some(error) = host.exhausted {
+            return Err(error);
+        }
+        let stream = Rc::new(RefCell::new(FakeStream { room: usize::MAX, ..FakeStream::default() }));
+        host.streams.insert(token, (remote, Rc::clone(&stream)));
+        Ok(FakeStreamSocket(stream))
+    }
+
+    fn adopt(&mut self, token: Token, stream: FakeStreamSocket) -> Result<FakeStreamSocket, Errno> {
+        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        self.0.borrow_mut().streams.insert(token, (nowhere, Rc::clone(&stream.0)));
+        Ok(stream)
+    }
+
+    fn datagram(&mut self, token: Token, remote: SocketAddrV4) -> Result<FakeDatagramSocket, Errno> {
+        self.datagrams(token, remote)
+    }
+
+    fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<FakeDatagramSocket, Errno> {
+        self.datagrams(token, SocketAddrV4::new(remote, 0))
+    }
+
+    fn resolve(&mut self, errand: Errand) -> Result<(), Ticket> {
+        self.0.borrow_mut().errands.push(errand);
+        Ok(())
+    }
+}
+
+impl StreamSocket for FakeStreamSocket {
+    fn connected(&self) -> Result<(), Errno> {
+        self.0.borrow().refused.map_or(Ok(()), Err)
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        let mut stream = self.0.borrow_mut();
+        assert!(!stream.is_shut_down && !stream.is_reset, "sent after the end");
+        if let Some(error) = stream.error {
+            return Err(error);
+        }
+        let count = bytes.len().min(stream.room);
+        if count == 0 {
+            return Err(Errno::AGAIN);
+        }
+        stream.room -= count;
+        stream.outgoing.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        let mut stream = self.0.borrow_mut();
+        let count = bytes.len().min(stream.incoming.len());
+        if count > 0 {
+            let taken: Vec<u8> = stream.incoming.drain(..count).collect();
+            bytes[..count].copy_from_slice(&taken);
+            return Ok(count);
+        }
+        match (stream.error, stream.has_ended) {
+            (Some(error), _) => Err(error),
+            (None, true) => Ok(0),
+            (None, false) => Err(Errno::AGAIN),
+        }
+    }
+
+    fn shut_down(&self) {
+        self.0.borrow_mut().is_shut_down = true;
+    }
+
+    fn reset(&self) {
+        self.0.borrow_mut().is_reset = true;
+    }
+}
+
+impl DatagramSocket for FakeDatagramSocket {
+    fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
+        self.0.borrow_mut().outgoing.push(bytes.to_vec());
+        Ok(())
+    }
+
+    fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        let datagram = self.0.borrow_mut().incoming.pop_front().unwrap_or(Err(Errno::AGAIN))?;
+        bytes[..datagram.len()].copy_from_slice(&datagram);
+        Ok(datagram.len())
+    }
+}

@@ -1,0 +1,249 @@
+//! The stack as it runs: one thread that waits for QEMU's socket, listeners, sockets of flows and name servers at once.
+//!
+//! It reads the clock once per turn. It ends when QEMU's socket or the control socket closes.
+
+mod frames;
+mod host;
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, acceptfrom_with, recv, send};
+
+use crate::decision::DecisionLog;
+use crate::egress::Now;
+use crate::stack::{Stack, StackOptions};
+use frames::FrameReader;
+use host::{HostSockets, HostStream};
+
+/// Tokens of what is no flow; those count from 1. Each kind has a bit.
+const QEMU: u64 = 1 << 63;
+const CONTROL: u64 = 1 << 62;
+const LISTENER: u64 = 1 << 61;
+const RESOLVER: u64 = 1 << 60;
+
+/// Events that are taken at once.
+const EVENTS: usize = 256;
+
+/// Connections that are accepted at one listener before others have their turn.
+const ACCEPTS: usize = 64;
+
+/// Time after which a listener is tried again that could not accept: the host has no descriptors.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+
+/// Times that QEMU's socket is read in a turn.
+const READS: usize = 4;
+
+/// What the stack is connected to.
+#[derive(Debug)]
+pub struct Channels {
+    /// The link: a stream of frames, each with four bytes of length before it, big-endian.
+    pub qemu: OwnedFd,
+    /// Closes when the stack is to end.
+    pub control: OwnedFd,
+    /// Listening sockets, each with the guest's port that it leads to.
+    pub listeners: Vec<(OwnedFd, u16)>,
+}
+
+/// Runs a stack until its link or its control socket closes.
+///
+/// # Errors
+/// When the host cannot wait for sockets.
+pub fn run_stack(options: StackOptions, channels: Channels, log: &mut dyn DecisionLog) -> io::Result<()> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let edge = epoll::EventFlags::ET;
+    let both = epoll::EventFlags::IN | epoll::EventFlags::OUT | edge;
+    epoll::add(&epoll, &channels.qemu, epoll::EventData::new_u64(QEMU), both)?;
+    epoll::add(&epoll, &channels.control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
+    let mut listeners = Vec::new();
+    for (number, (socket, guest_port)) in channels.listeners.into_iter().enumerate() {
+        let token = epoll::EventData::new_u64(LISTENER | number as u64);
+        epoll::add(&epoll, &socket, token, epoll::EventFlags::IN | edge)?;
+        listeners.push(Listener { socket, guest_port, is_ready: true, again: None });
+    }
+    let begun = Instant::now();
+    let sockets = HostSockets::new(epoll.try_clone()?);
+    let mut runner = Runner {
+        epoll,
+        qemu: channels.qemu,
+        listeners,
+        stack: Stack::new(options, sockets, now(begun)),
+        begun,
+        reader: FrameReader::default(),
+        is_readable: true,
+        is_writable: true,
+        log,
+    };
+    while let Turn::Next = runner.turn()? {}
+    Ok(())
+}
+
+/// Whether there is another turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Next,
+    Last,
+}
+
+struct Listener {
+    socket: OwnedFd,
+    guest_port: u16,
+    is_ready: bool,
+    /// When it is tried again.
+    again: Option<Duration>,
+}
+
+struct Runner<'a> {
+    epoll: OwnedFd,
+    qemu: OwnedFd,
+    listeners: Vec<Listener>,
+    stack: Stack<HostSockets>,
+    begun: Instant,
+    reader: FrameReader,
+    /// Whether QEMU's socket may have something, and may take something.
+    is_readable: bool,
+    is_writable: bool,
+    log: &'a mut dyn DecisionLog,
+}
+
+impl Runner<'_> {
+    /// Waits for something to happen and does what can be done.
+    fn turn(&mut self) -> io::Result<Turn> {
+        if let Turn::Last = self.wait()? {
+            return Ok(Turn::Last);
+        }
+        // While the guest does not take what waits for it, it is not heard.
+        for _ in 0..READS {
+            if !self.is_readable || !self.stack.outbox().has_room() {
+                break;
+            }
+            if let Turn::Last = self.read_qemu() {
+                return Ok(Turn::Last);
+            }
+        }
+        self.accept();
+        while self.stack.advance() && self.stack.outbox().has_room() {}
+        let turn = self.write_qemu();
+        for decision in self.stack.take_decisions() {
+            self.log.record(&decision);
+        }
+        self.log.flush();
+        Ok(turn)
+    }
+
+    fn wait(&mut self) -> io::Result<Turn> {
+        let mut events = [MaybeUninit::uninit(); EVENTS];
+        let timeout = self.timeout();
+        let (events, _) = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
+            Ok(events) => events,
+            Err(Errno::INTR) => (&mut [][..], &mut [][..]),
+            Err(error) => return Err(error.into()),
+        };
+        self.stack.set_time(now(self.begun));
+        let is_over =
+            |flags: epoll::EventFlags| flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+        for event in events.iter() {
+            let (token, flags) = (event.data.u64(), event.flags);
+            let readable =
+                flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP) || is_over(flags);
+            let writable = flags.contains(epoll::EventFlags::OUT) || is_over(flags);
+            match token {
+                QEMU => {
+                    self.is_readable |= readable;
+                    self.is_writable |= writable;
+                }
+                // Nothing is said there but that it is over.
+                CONTROL => return Ok(Turn::Last),
+                _ if token & LISTENER != 0 => {
+                    if let Some(listener) = self.listeners.get_mut((token & !LISTENER) as usize) {
+                        listener.is_ready = true;
+                    }
+                }
+                _ if token & RESOLVER != 0 => HostSockets::attend(&mut self.stack, token & !RESOLVER),
+                _ => self.stack.ready(token, readable, writable),
+            }
+        }
+        Ok(Turn::Next)
+    }
+
+    /// How long nothing is to be done, if nothing happens.
+    fn timeout(&mut self) -> Option<Timespec> {
+        let has_room = self.stack.outbox().has_room();
+        let busy = has_room && (self.is_readable || self.stack.is_busy());
+        let again = self.listeners.iter().filter_map(|listener| listener.again).min();
+        let at = match busy {
+            true => Some(Duration::ZERO),
+            false => [self.stack.deadline(), again].into_iter().flatten().min(),
+        };
+        let left = at?.saturating_sub(self.begun.elapsed());
+        // Rounded up to a microsecond, so that the time has come when it returns.
+        let left = if left.is_zero() { left } else { left + Duration::from_micros(1) };
+        Some(Timespec { tv_sec: left.as_secs().min(3600) as i64, tv_nsec: left.subsec_nanos().into() })
+    }
+
+    fn read_qemu(&mut self) -> Turn {
+        match recv(&self.qemu, self.reader.spare(), RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return Turn::Last,
+            Ok((count, _)) => {
+                let stack = &mut self.stack;
+                self.reader.take(count, |frame| stack.receive(frame));
+            }
+            Err(Errno::AGAIN) => self.is_readable = false,
+            Err(Errno::INTR) => {}
+            Err(_) => return Turn::Last,
+        }
+        Turn::Next
+    }
+
+    fn write_qemu(&mut self) -> Turn {
+        let outbox = self.stack.outbox();
+        while self.is_writable && !outbox.pending().is_empty() {
+            match send(&self.qemu, outbox.pending(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => outbox.advance(count),
+                Err(Errno::AGAIN) => self.is_writable = false,
+                Err(Errno::INTR) => {}
+                Err(_) => return Turn::Last,
+            }
+        }
+        Turn::Next
+    }
+
+    fn accept(&mut self) {
+        let elapsed = self.begun.elapsed();
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        for listener in &mut self.listeners {
+            if listener.again.is_some_and(|again| again <= elapsed) {
+                (listener.again, listener.is_ready) = (None, true);
+            }
+            for _ in 0..ACCEPTS {
+                if !listener.is_ready {
+                    break;
+                }
+                match acceptfrom_with(&listener.socket, flags) {
+                    Ok((socket, client)) => {
+                        let client = client.and_then(|client| SocketAddrV4::try_from(client).ok());
+                        if let Some(client) = client {
+                            self.stack.accept(HostStream::new(socket), client, listener.guest_port);
+                        }
+                    }
+                    Err(Errno::INTR | Errno::CONNABORTED) => {}
+                    Err(Errno::AGAIN) => listener.is_ready = false,
+                    Err(_) => {
+                        listener.is_ready = false;
+                        listener.again = Some(elapsed + ACCEPT_AGAIN);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn now(begun: Instant) -> Now {
+    Now { running: begun.elapsed(), day: Timestamp::now() }
+}

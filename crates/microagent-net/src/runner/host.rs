@@ -1,0 +1,145 @@
+//! Sockets of the host: none of them blocks, and all are waited for by one epoll.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::event::epoll;
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_socket_keepalive, set_socket_linger, set_tcp_nodelay, socket_error};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, ipproto, recv, send,
+    shutdown, socket_with,
+};
+
+use super::RESOLVER;
+use crate::dns::resolver::{Errand, Ticket};
+use crate::sockets::{DatagramSocket, Sockets, StreamSocket, Token};
+use crate::stack::Stack;
+use crate::upstream::{Arrival, Upstream};
+
+const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
+
+/// The host's sockets.
+pub(super) struct HostSockets {
+    epoll: OwnedFd,
+    upstream: Upstream,
+}
+
+impl HostSockets {
+    pub(super) fn new(epoll: OwnedFd) -> HostSockets {
+        HostSockets { epoll, upstream: Upstream::default() }
+    }
+
+    /// Attends to the socket of a question to a name server.
+    pub(super) fn attend(stack: &mut Stack<HostSockets>, ticket: Ticket) {
+        let mut arrived = Vec::new();
+        stack.sockets().upstream.attend(ticket, |arrival| {
+            arrived.push(match arrival {
+                Arrival::Message(message) => Some(message.to_vec()),
+                Arrival::Failure => None,
+            });
+        });
+        for message in arrived {
+            stack.resolved(ticket, message.as_deref());
+        }
+    }
+
+    fn watch(&self, socket: &OwnedFd, token: Token) -> Result<(), Errno> {
+        let flags =
+            epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        epoll::add(&self.epoll, socket, epoll::EventData::new_u64(token), flags)
+    }
+
+    fn begin(&self, token: Token, socket: OwnedFd, remote: SocketAddrV4) -> Result<OwnedFd, Errno> {
+        match connect(&socket, &remote) {
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(error) => return Err(error),
+        }
+        self.watch(&socket, token)?;
+        Ok(socket)
+    }
+}
+
+impl Sockets for HostSockets {
+    type Stream = HostStream;
+    type Datagram = HostDatagram;
+
+    fn connect(&mut self, token: Token, remote: SocketAddrV4) -> Result<HostStream, Errno> {
+        let stream = HostStream::new(socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, None)?);
+        self.begin(token, stream.0, remote).map(HostStream)
+    }
+
+    fn adopt(&mut self, token: Token, stream: HostStream) -> Result<HostStream, Errno> {
+        self.watch(&stream.0, token)?;
+        Ok(stream)
+    }
+
+    fn datagram(&mut self, token: Token, remote: SocketAddrV4) -> Result<HostDatagram, Errno> {
+        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, None)?;
+        self.begin(token, socket, remote).map(HostDatagram)
+    }
+
+    fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<HostDatagram, Errno> {
+        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, Some(ipproto::ICMP))?;
+        self.begin(token, socket, SocketAddrV4::new(remote, 0)).map(HostDatagram)
+    }
+
+    fn resolve(&mut self, errand: Errand) -> Result<(), Ticket> {
+        let epoll = &self.epoll;
+        self.upstream.carry_out(errand, |socket, ticket| {
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+            epoll::add(epoll, socket, epoll::EventData::new_u64(RESOLVER | ticket), flags)
+        })
+    }
+}
+
+/// A connection.
+pub(super) struct HostStream(OwnedFd);
+
+impl HostStream {
+    /// A socket that sends at once, and notices in two hours when nobody is there any more.
+    pub(super) fn new(socket: OwnedFd) -> HostStream {
+        // Refused only for what is no TCP socket.
+        let _ = set_tcp_nodelay(&socket, true);
+        let _ = set_socket_keepalive(&socket, true);
+        HostStream(socket)
+    }
+}
+
+impl StreamSocket for HostStream {
+    fn connected(&self) -> Result<(), Errno> {
+        socket_error(&self.0)?
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        send(&self.0, bytes, SendFlags::NOSIGNAL)
+    }
+
+    fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        recv(&self.0, bytes, RecvFlags::empty()).map(|(count, _)| count)
+    }
+
+    fn shut_down(&self) {
+        // Fails when the connection is gone, which shows when it is read.
+        let _ = shutdown(&self.0, Shutdown::Write);
+    }
+
+    fn reset(&self) {
+        // Closing it then is a reset.
+        let _ = set_socket_linger(&self.0, Some(Duration::ZERO));
+    }
+}
+
+/// A socket for datagrams or echoes.
+pub(super) struct HostDatagram(OwnedFd);
+
+impl DatagramSocket for HostDatagram {
+    fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
+        send(&self.0, bytes, SendFlags::NOSIGNAL).map(drop)
+    }
+
+    fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        recv(&self.0, bytes, RecvFlags::empty()).map(|(count, _)| count)
+    }
+}

@@ -1,0 +1,90 @@
+//! Sockets of the host, as the stack uses them. A trait, so that the stack runs without any.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use rustix::io::Errno;
+
+use crate::dns::resolver::{Errand, Ticket};
+
+/// Names one socket of a flow for as long as the stack lives.
+pub type Token = u64;
+
+/// What sockets of the host are asked for. None of them blocks; each tells of readiness under its token, once per change.
+pub trait Sockets {
+    /// A connection.
+    type Stream: StreamSocket;
+    /// A socket for datagrams or echoes of one remote address.
+    type Datagram: DatagramSocket;
+
+    /// Begins to connect. The socket is writable when that has come to an end.
+    ///
+    /// # Errors
+    /// Why it cannot be tried.
+    fn connect(&mut self, token: Token, remote: SocketAddrV4) -> Result<Self::Stream, Errno>;
+
+    /// Takes a connection that a listener accepted under a token.
+    ///
+    /// # Errors
+    /// When it cannot be watched.
+    fn adopt(&mut self, token: Token, stream: Self::Stream) -> Result<Self::Stream, Errno>;
+
+    /// A socket that exchanges UDP datagrams with one remote port.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn datagram(&mut self, token: Token, remote: SocketAddrV4) -> Result<Self::Datagram, Errno>;
+
+    /// A socket that sends echo requests to one address. Messages begin with the ICMP header.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<Self::Datagram, Errno>;
+
+    /// Asks a name server, or forgets a question.
+    ///
+    /// # Errors
+    /// The ticket whose server cannot be asked.
+    fn resolve(&mut self, errand: Errand) -> Result<(), Ticket>;
+}
+
+/// A connection of the host.
+pub trait StreamSocket {
+    /// What came of connecting.
+    ///
+    /// # Errors
+    /// Why there is no connection.
+    fn connected(&self) -> Result<(), Errno>;
+
+    /// Sends; gives how much was taken.
+    ///
+    /// # Errors
+    /// `AGAIN` when nothing is taken now; anything else ends the connection.
+    fn send(&self, bytes: &[u8]) -> Result<usize, Errno>;
+
+    /// Receives; 0 when the remote end sends no more.
+    ///
+    /// # Errors
+    /// `AGAIN` when nothing is there now; anything else ends the connection.
+    fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno>;
+
+    /// Tells the remote end that nothing more will be sent.
+    fn shut_down(&self);
+
+    /// Closes so that the remote end sees a reset.
+    fn reset(&self);
+}
+
+/// A socket for datagrams or echoes.
+pub trait DatagramSocket {
+    /// Sends one.
+    ///
+    /// # Errors
+    /// What is wrong, with this one or an earlier one.
+    fn send(&self, bytes: &[u8]) -> Result<(), Errno>;
+
+    /// Receives one.
+    ///
+    /// # Errors
+    /// `AGAIN` when nothing is there; else what became of one that was sent.
+    fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno>;
+}

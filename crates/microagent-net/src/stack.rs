@@ -1,0 +1,568 @@
+//! The network stack: every connection of a guest ends here, and goes on as a socket of the host.
+//!
+//! Without clock and without sockets of its own: [`Stack::set_time`] sets the time, [`Sockets`] gives the sockets, frames
+//! come in by [`Stack::receive`] and go out by [`Stack::outbox`]. Everything is bounded: flows, what waits for the guest,
+//! what waits for the log.
+//!
+//! # What is understood
+//! From the guest: ARP in its own network, and TCP, UDP and ICMP echo from its own address, in packets that are whole and
+//! plain ([`frame`]). A flow begins with a packet that the [`EgressFilter`] allows; what belongs to no flow is
+//! refused. Only what a packet carries goes on: no header of the guest reaches the host.
+
+mod datagrams;
+mod tcp;
+mod wire;
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use microagent_model::egress::{Decision, EgressPolicy};
+use rustix::io::Errno;
+use smoltcp::iface::{Config, Interface};
+use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, IpCidr};
+
+use crate::address::{Scope, contains};
+use crate::dns::resolver::{Asker, Ticket};
+use crate::egress::{DnsAnswer, EgressFilter, FilterOptions, Now};
+use crate::flows::{Key, Kind};
+use crate::frame::{self, Arp, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
+use crate::outbox::{Link, Outbox, Unreachable};
+use crate::sockets::{Sockets, StreamSocket, Token};
+use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
+use datagrams::DatagramFlow;
+use tcp::{Progress, Surroundings, TcpFlow};
+use wire::Wire;
+
+/// Hardware address of everybody but the guest.
+const OUR_MAC: Mac = [0x52, 0x55, 10, 0, 2, 2];
+
+/// Port of name servers.
+const DNS_PORT: u16 = 53;
+
+/// Buffer of a TCP flow in each direction in bytes; memory is used as far as data fills it.
+const BUFFER: usize = 128 * 1024;
+
+/// Buffer of a TCP flow while the others have [`BUFFERS_MAX`] together.
+const SMALL_BUFFER: usize = 32 * 1024;
+
+/// Bytes of buffers after which new flows get small ones.
+const BUFFERS_MAX: usize = 64 * 1024 * 1024;
+
+/// Flows that are advanced before frames and sockets are looked at again.
+const TURN: usize = 256;
+
+/// Timers beyond those of flows that are kept before the stale ones are thrown away.
+const STALE_MAX: usize = 1024;
+
+/// What a flow works with, apart from the table of flows.
+macro_rules! surroundings {
+    ($stack:expr) => {
+        Surroundings {
+            interface: &mut $stack.interface,
+            outbox: &mut $stack.outbox,
+            egress: &mut $stack.egress,
+            guest_mac: $stack.guest_mac,
+            our_mac: OUR_MAC,
+            mtu: $stack.mtu,
+            now: $stack.now.running,
+        }
+    };
+}
+
+/// What the stack must know.
+#[derive(Debug, Clone)]
+pub struct StackOptions {
+    /// What the guest may reach.
+    pub policy: EgressPolicy,
+    /// The guest's hardware address.
+    pub guest_mac: [u8; 6],
+    /// Largest packet of the link in bytes.
+    pub mtu: u16,
+    /// The host's own addresses.
+    pub host_addresses: Vec<Ipv4Addr>,
+    /// The host's name servers, in their order.
+    pub name_servers: Vec<SocketAddr>,
+}
+
+/// A flow of any kind.
+enum Flow<S: Sockets> {
+    /// A connection of the guest that the host's socket has not answered; the packet that began it.
+    Opening {
+        stream: S::Stream,
+        syn: Box<[u8]>,
+    },
+    Tcp(Box<TcpFlow<S::Stream>>),
+    Datagrams(DatagramFlow<S::Datagram>),
+}
+
+struct Entry<S: Sockets> {
+    flow: Flow<S>,
+    token: Token,
+    /// Whether it waits for its turn.
+    is_queued: bool,
+    /// The timer that counts for it.
+    deadline: Option<Duration>,
+    /// Bytes of its buffers.
+    buffers: usize,
+}
+
+/// The stack of one guest.
+pub struct Stack<S: Sockets> {
+    sockets: S,
+    interface: Interface,
+    egress: EgressFilter,
+    outbox: Outbox,
+    host_addresses: Vec<Ipv4Addr>,
+    guest_mac: Mac,
+    mtu: usize,
+    now: Now,
+    flows: HashMap<Key, Entry<S>>,
+    keys: HashMap<Token, Key>,
+    last_token: Token,
+    queue: VecDeque<Key>,
+    timers: BinaryHeap<Reverse<(Duration, Token)>>,
+    buffers: usize,
+    is_spent: bool,
+    scratch: Box<[u8]>,
+}
+
+impl<S: Sockets> Stack<S> {
+    /// A stack without flows.
+    pub fn new(options: StackOptions, sockets: S, now: Now) -> Stack<S> {
+        let mut outbox = Outbox::default();
+        let mtu = usize::from(options.mtu);
+        let mut config = Config::new(HardwareAddress::Ip);
+        // A keyed hash: sequence numbers that nobody outside can foretell.
+        config.random_seed = RandomState::new().hash_one(options.guest_mac);
+        let mut wire =
+            Wire { packet: None, outbox: &mut outbox, guest_mac: [0; 6], our_mac: OUR_MAC, mtu, sent: None };
+        let mut interface = Interface::new(config, &mut wire, Instant::ZERO);
+        // It answers for every address that a flow has.
+        interface.set_any_ip(true);
+        interface.update_ip_addrs(|addresses| {
+            let _ = addresses.push(IpCidr::new(GATEWAY.into(), PREFIX_LEN));
+        });
+        let mut host_addresses = options.host_addresses.clone();
+        host_addresses.sort_unstable();
+        let filter = FilterOptions {
+            policy: options.policy,
+            host_addresses: options.host_addresses,
+            name_servers: options.name_servers,
+        };
+        Stack {
+            sockets,
+            interface,
+            egress: EgressFilter::new(filter, now),
+            outbox,
+            host_addresses,
+            guest_mac: options.guest_mac,
+            mtu,
+            now,
+            flows: HashMap::new(),
+            keys: HashMap::new(),
+            last_token: 0,
+            queue: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            buffers: 0,
+            is_spent: false,
+            scratch: vec![0; usize::from(u16::MAX)].into_boxed_slice(),
+        }
+    }
+
+    /// Sets the time, before frames and readiness of that time.
+    pub fn set_time(&mut self, now: Now) {
+        self.now = now;
+        self.egress.set_time(now);
+    }
+
+    /// Frames for the guest.
+    pub fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+
+    /// The sockets that it works with.
+    pub fn sockets(&mut self) -> &mut S {
+        &mut self.sockets
+    }
+
+    /// What is to be logged.
+    pub fn take_decisions(&mut self) -> Vec<Decision> {
+        self.egress.take_decisions()
+    }
+
+    /// Takes what came of a question to a name server: a message, or nothing when there will be none.
+    pub fn resolved(&mut self, ticket: Ticket, message: Option<&[u8]>) {
+        match message {
+            Some(message) => self.egress.receive_answer(ticket, message),
+            None => self.egress.fail_answer(ticket),
+        }
+    }
+
+    /// Takes a frame of the guest.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        match frame::read(bytes) {
+            Ok(Frame::Arp(arp)) => self.arp(&arp),
+            Ok(Frame::Ip(packet)) if packet.source == GUEST_ADDRESS => {
+                let ip = &bytes[ETHERNET_LEN..][..packet.len.into()];
+                self.packet(ip, &packet);
+            }
+            // What is not understood, or not from the guest's address, goes nowhere.
+            Ok(Frame::Ip(_)) | Err(_) => {}
+        }
+    }
+
+    /// Answers for all addresses of the guest's network but its own.
+    fn arp(&mut self, arp: &Arp) {
+        let is_guests = arp.sender == GUEST_ADDRESS || arp.sender.is_unspecified();
+        let is_ours = contains(GATEWAY, PREFIX_LEN, arp.target) && arp.target != GUEST_ADDRESS;
+        if arp.request && is_guests && is_ours && arp.sender_mac == self.guest_mac {
+            self.outbox.arp(arp.target, OUR_MAC, self.guest_mac, arp.sender);
+        }
+    }
+
+    fn packet(&mut self, ip: &[u8], packet: &Packet<'_>) {
+        let remote = packet.destination;
+        match packet.transport {
+            Transport::Udp { source, destination: DNS_PORT, payload } if remote == NAME_SERVER => {
+                self.egress.query(Asker { port: source }, payload);
+            }
+            Transport::Tcp(segment) => self.segment(ip, remote, &segment),
+            Transport::Udp { source, destination, payload } => {
+                let key = Key { kind: Kind::Udp, remote, remote_port: destination, guest_port: source };
+                self.datagram(key, ip, payload);
+            }
+            Transport::Echo { request: true, id, .. } => {
+                let key = Key { kind: Kind::Echo, remote, remote_port: 0, guest_port: id };
+                self.datagram(key, ip, &ip[frame::IPV4_LEN..]);
+            }
+            // Nobody asks the guest.
+            Transport::Echo { request: false, .. } => {}
+        }
+    }
+
+    fn segment(&mut self, ip: &[u8], remote: Ipv4Addr, segment: &Segment) {
+        let key =
+            Key { kind: Kind::Tcp, remote, remote_port: segment.destination, guest_port: segment.source };
+        match self.flows.get_mut(&key).map(|entry| &mut entry.flow) {
+            // The guest repeats its first segment, begins anew, or gives up.
+            Some(Flow::Opening { syn, .. }) => {
+                if segment.has(flags::RST) {
+                    self.end(&key);
+                } else if segment.opens() {
+                    *syn = ip.into();
+                }
+            }
+            Some(Flow::Tcp(flow)) => {
+                let mut around = surroundings!(self);
+                flow.take(ip, segment, &mut around);
+                self.enqueue(key);
+            }
+            _ if segment.opens() => self.open(key, ip, segment),
+            _ => self.outbox.reset(link(self.guest_mac, remote), segment),
+        }
+    }
+
+    /// Begins a connection of the guest, if it may be.
+    fn open(&mut self, key: Key, syn: &[u8], segment: &Segment) {
+        let back = link(self.guest_mac, key.remote);
+        if key.remote_port == 0 || key.guest_port == 0 {
+            return self.outbox.reset(back, segment);
+        }
+        if self.egress.admit(key, self.flows.len()).is_err() {
+            return self.outbox.reset(back, segment);
+        }
+        let token = self.token();
+        match self.sockets.connect(token, SocketAddrV4::new(key.remote, key.remote_port)) {
+            Ok(stream) => self.insert(key, token, Flow::Opening { stream, syn: syn.into() }, 0),
+            Err(error) => self.refuse(key, syn, error),
+        }
+    }
+
+    /// Tells the guest why its connection or datagram went nowhere, as the host was told.
+    fn refuse(&mut self, key: Key, ip: &[u8], error: Errno) {
+        let gateway = link(self.guest_mac, GATEWAY);
+        let code = match error {
+            Errno::NETUNREACH | Errno::NETDOWN => Unreachable::Net,
+            Errno::HOSTUNREACH | Errno::HOSTDOWN | Errno::TIMEDOUT => Unreachable::Host,
+            Errno::ACCESS | Errno::PERM => Unreachable::Prohibited,
+            Errno::CONNREFUSED if key.kind != Kind::Tcp => {
+                return self.outbox.unreachable(link(self.guest_mac, key.remote), Unreachable::Port, ip);
+            }
+            Errno::CONNREFUSED | Errno::CONNRESET => return self.reset(key, ip),
+            // The host has no descriptor, no port or no memory for it.
+            _ => {
+                self.egress.note_exhausted(key);
+                return match key.kind {
+                    Kind::Tcp => self.reset(key, ip),
+                    Kind::Udp | Kind::Echo => self.outbox.unreachable(gateway, Unreachable::Host, ip),
+                };
+            }
+        };
+        self.outbox.unreachable(gateway, code, ip);
+    }
+
+    /// Resets the connection that a packet of the guest would begin.
+    fn reset(&mut self, key: Key, ip: &[u8]) {
+        if let Some(segment) = frame::read_segment(ip) {
+            self.outbox.reset(link(self.guest_mac, key.remote), &segment);
+        }
+    }
+
+    fn datagram(&mut self, key: Key, ip: &[u8], payload: &[u8]) {
+        if !self.flows.contains_key(&key) {
+            if self.egress.admit(key, self.flows.len()).is_err() {
+                let gateway = link(self.guest_mac, GATEWAY);
+                return self.outbox.unreachable(gateway, Unreachable::Prohibited, ip);
+            }
+            let token = self.token();
+            let socket = match key.kind {
+                Kind::Echo => self.sockets.echo(token, key.remote),
+                _ => self.sockets.datagram(token, SocketAddrV4::new(key.remote, key.remote_port)),
+            };
+            match socket {
+                Ok(socket) => {
+                    let flow = Flow::Datagrams(DatagramFlow::new(key, socket, ip, self.now.running));
+                    self.insert(key, token, flow, 0);
+                }
+                Err(error) => return self.refuse(key, ip, error),
+            }
+        }
+        if !self.egress.spend(ip.len()) {
+            let gateway = link(self.guest_mac, GATEWAY);
+            return self.outbox.unreachable(gateway, Unreachable::Prohibited, ip);
+        }
+        let Some(Entry { flow: Flow::Datagrams(flow), .. }) = self.flows.get_mut(&key) else { return };
+        if let Err(error) = flow.send(payload, self.now.running) {
+            self.refuse(key, ip, error);
+        }
+        self.enqueue(key);
+    }
+
+    /// Takes a connection that a client opened to a published port of the guest.
+    pub fn accept(&mut self, stream: S::Stream, client: SocketAddrV4, guest_port: u16) {
+        let Some(key) = self.published_key(client, guest_port) else { return stream.reset() };
+        if self.egress.admit_published(key, self.flows.len()).is_err() {
+            return stream.reset();
+        }
+        let token = self.token();
+        let Ok(stream) = self.sockets.adopt(token, stream) else { return };
+        let buffer = self.buffer();
+        let mut around = surroundings!(self);
+        let flow = TcpFlow::connecting(key, stream, buffer, &mut around);
+        self.insert(key, token, Flow::Tcp(Box::new(flow)), 2 * buffer);
+    }
+
+    /// Under which address and port the guest sees a client: this host as the gateway, others as they are.
+    fn published_key(&self, client: SocketAddrV4, guest_port: u16) -> Option<Key> {
+        let address = *client.ip();
+        let is_host = matches!(Scope::of(address, &[]), Scope::Never | Scope::Own)
+            || self.host_addresses.binary_search(&address).is_ok();
+        let remote = if is_host { GATEWAY } else { address };
+        let key = |remote_port| Key { kind: Kind::Tcp, remote, remote_port, guest_port };
+        // Clients at several addresses of this host may have one port.
+        let ports = std::iter::successors(Some(client.port()), |port| Some(port.wrapping_add(1).max(1024)));
+        ports.take(1 << 16).map(key).find(|key| !self.flows.contains_key(key))
+    }
+
+    /// Takes note of what a socket is ready for.
+    pub fn ready(&mut self, token: Token, readable: bool, writable: bool) {
+        let Some(&key) = self.keys.get(&token) else { return };
+        let Some(entry) = self.flows.get_mut(&key) else { return };
+        match &mut entry.flow {
+            Flow::Opening { .. } if writable => self.answer(key),
+            Flow::Opening { .. } => {}
+            Flow::Tcp(flow) => flow.ready(readable, writable),
+            Flow::Datagrams(flow) => flow.ready(readable),
+        }
+        self.enqueue(key);
+    }
+
+    /// Answers the guest what came of its connection.
+    fn answer(&mut self, key: Key) {
+        let Some(entry) = self.take(&key) else { return };
+        let Flow::Opening { stream, syn } = entry.flow else { return };
+        match stream.connected() {
+            Ok(()) => {
+                let buffer = self.buffer();
+                let mut around = surroundings!(self);
+                let flow = TcpFlow::answering(key, stream, &syn, buffer, &mut around);
+                self.insert(key, entry.token, Flow::Tcp(Box::new(flow)), 2 * buffer);
+            }
+            Err(error) => self.refuse(key, &syn, error),
+        }
+    }
+
+    /// Does what can be done now. True: there is more, when frames and sockets were looked at.
+    pub fn advance(&mut self) -> bool {
+        self.wake();
+        for _ in 0..TURN {
+            if !self.outbox.has_room() {
+                break;
+            }
+            let Some(key) = self.queue.pop_front() else { break };
+            self.advance_flow(key);
+        }
+        self.egress.tick();
+        self.resolve();
+        for DnsAnswer { asker, message } in self.egress.take_answers() {
+            self.outbox.datagram(
+                link(self.guest_mac, NAME_SERVER),
+                (DNS_PORT, asker.port),
+                &message,
+                self.mtu,
+            );
+        }
+        if self.egress.is_spent() && !self.is_spent {
+            self.is_spent = true;
+            self.end_all();
+        }
+        !self.queue.is_empty() && self.outbox.has_room()
+    }
+
+    fn advance_flow(&mut self, key: Key) {
+        let Some(entry) = self.flows.get_mut(&key) else { return };
+        entry.is_queued = false;
+        let mut around = surroundings!(self);
+        let (progress, deadline) = match &mut entry.flow {
+            Flow::Opening { .. } => return,
+            Flow::Tcp(flow) => (flow.advance(&mut around), flow.deadline(&mut around)),
+            Flow::Datagrams(flow) => flow.advance(&mut around, &mut self.scratch),
+        };
+        match progress {
+            Progress::Ended => self.end(&key),
+            Progress::More => self.enqueue(key),
+            Progress::Waiting => {}
+        }
+        self.set_timer(&key, deadline);
+    }
+
+    /// Asks name servers. A failure may have the next one asked at once; attempts are counted, so this ends.
+    fn resolve(&mut self) {
+        loop {
+            let errands = self.egress.take_errands();
+            if errands.is_empty() {
+                return;
+            }
+            for errand in errands {
+                if let Err(ticket) = self.sockets.resolve(errand) {
+                    self.egress.fail_answer(ticket);
+                }
+            }
+        }
+    }
+
+    /// When [`Stack::advance`] is to be called at the latest.
+    pub fn deadline(&self) -> Option<Duration> {
+        let timer = self.timers.peek().map(|Reverse((at, _))| *at);
+        [timer, self.egress.deadline()].into_iter().flatten().min()
+    }
+
+    /// Whether flows wait for their turn.
+    pub fn is_busy(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Queues the flows whose time has come.
+    fn wake(&mut self) {
+        while let Some(Reverse((at, token))) = self.timers.peek().copied() {
+            if at > self.now.running {
+                return;
+            }
+            self.timers.pop();
+            let Some(&key) = self.keys.get(&token) else { continue };
+            let Some(entry) = self.flows.get_mut(&key) else { continue };
+            if entry.deadline == Some(at) {
+                entry.deadline = None;
+                self.enqueue(key);
+            }
+        }
+    }
+
+    fn set_timer(&mut self, key: &Key, deadline: Option<Duration>) {
+        let Some(entry) = self.flows.get_mut(key) else { return };
+        if entry.deadline == deadline {
+            return;
+        }
+        entry.deadline = deadline;
+        if let Some(at) = deadline {
+            self.timers.push(Reverse((at, entry.token)));
+        }
+        if self.timers.len() > 2 * self.flows.len() + STALE_MAX {
+            let entries = self.flows.values();
+            self.timers = entries.filter_map(|entry| Some(Reverse((entry.deadline?, entry.token)))).collect();
+        }
+    }
+
+    fn enqueue(&mut self, key: Key) {
+        if let Some(entry) = self.flows.get_mut(&key)
+            && !entry.is_queued
+        {
+            entry.is_queued = true;
+            self.queue.push_back(key);
+        }
+    }
+
+    fn token(&mut self) -> Token {
+        self.last_token += 1;
+        self.last_token
+    }
+
+    /// The size of a new flow's buffers.
+    fn buffer(&self) -> usize {
+        if self.buffers < BUFFERS_MAX { BUFFER } else { SMALL_BUFFER }
+    }
+
+    fn insert(&mut self, key: Key, token: Token, flow: Flow<S>, buffers: usize) {
+        self.buffers += buffers;
+        self.keys.insert(token, key);
+        self.flows.insert(key, Entry { flow, token, is_queued: false, deadline: None, buffers });
+        self.enqueue(key);
+    }
+
+    fn take(&mut self, key: &Key) -> Option<Entry<S>> {
+        let entry = self.flows.remove(key)?;
+        self.keys.remove(&entry.token);
+        self.buffers -= entry.buffers;
+        Some(entry)
+    }
+
+    fn end(&mut self, key: &Key) {
+        drop(self.take(key));
+    }
+
+    /// Ends every flow. A guest that only waits for data would not notice otherwise, so its connections are reset.
+    fn end_all(&mut self) {
+        let keys: Vec<Key> = self.flows.keys().copied().collect();
+        for key in keys {
+            let Some(mut entry) = self.take(&key) else { continue };
+            match &mut entry.flow {
+                Flow::Opening { syn, .. } => {
+                    let syn = std::mem::take(syn);
+                    self.reset(key, &syn);
+                }
+                Flow::Tcp(flow) => flow.abort(&mut surroundings!(self)),
+                Flow::Datagrams(_) => {}
+            }
+        }
+        self.queue.clear();
+    }
+
+    /// Sizes of what grows: flows, timers, addresses with names, refusals that are remembered.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn sizes(&self) -> [usize; 4] {
+        let [names, refusals] = self.egress.sizes();
+        [self.flows.len(), self.timers.len(), names, refusals]
+    }
+}
+
+/// The way of a packet to the guest that comes from `source`.
+fn link(guest_mac: Mac, source: Ipv4Addr) -> Link {
+    Link { source_mac: OUR_MAC, destination_mac: guest_mac, source, destination: GUEST_ADDRESS }
+}
+
+#[cfg(test)]
+mod tests;

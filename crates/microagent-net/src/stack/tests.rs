@@ -1,0 +1,166 @@
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use jiff::Timestamp;
+use microagent_model::egress::{EgressMode, Reason, Subject};
+
+use super::*;
+use crate::fake::{FakeDatagrams, FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
+use crate::testing::{self, FAR, dns_answer, dns_query, read_dns};
+use crate::{Carrier, Errand, MAX_FRAME_LEN};
+use flags::{ACK, FIN, RST, SYN};
+
+mod policy;
+mod soak;
+mod tcp;
+
+const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 7);
+const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
+const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+fn policy(mode: EgressMode, rules: &[&str]) -> EgressPolicy {
+    let allow = rules.iter().map(|rule| rule.parse().unwrap()).collect();
+    EgressPolicy { mode, allow, ..EgressPolicy::default() }
+}
+
+fn at(secs: u64) -> Now {
+    let running = Duration::from_secs(secs);
+    Now { running, day: Timestamp::UNIX_EPOCH + running }
+}
+
+/// A stack between a guest that is frames and a host that is none.
+struct Bench {
+    stack: Stack<FakeSockets>,
+    host: Rc<RefCell<FakeHost>>,
+}
+
+impl Bench {
+    fn new(policy: EgressPolicy) -> Bench {
+        Bench::with_mtu(policy, 1500)
+    }
+
+    fn with_mtu(policy: EgressPolicy, mtu: u16) -> Bench {
+        let sockets = FakeSockets::default();
+        let host = Rc::clone(&sockets.0);
+        let options = StackOptions {
+            policy,
+            guest_mac: testing::GUEST_MAC,
+            mtu,
+            host_addresses: vec![HOST],
+            name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53))],
+        };
+        Bench { stack: Stack::new(options, sockets, at(0)), host }
+    }
+
+    /// Sends a frame of the guest, and lets the stack do all that follows; gives what the guest gets.
+    fn send(&mut self, frame: &[u8]) -> Vec<Vec<u8>> {
+        self.stack.receive(frame);
+        self.settle()
+    }
+
+    fn settle(&mut self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        loop {
+            let more = self.stack.advance();
+            let stream = self.stack.outbox().pending().to_vec();
+            self.stack.outbox().advance(stream.len());
+            frames.extend(testing::frames(&stream));
+            if !more {
+                return frames;
+            }
+        }
+    }
+
+    /// The connections that the host was asked for.
+    fn connections(&self) -> Vec<SocketAddrV4> {
+        self.host.borrow().streams.values().map(|(remote, _)| *remote).collect()
+    }
+
+    fn datagram_flows(&self) -> usize {
+        self.host.borrow().datagrams.len()
+    }
+
+    /// The token of the newest connection, if there is one.
+    fn newest(&self) -> Option<(Token, SocketAddrV4)> {
+        let host = self.host.borrow();
+        host.streams.last_key_value().map(|(token, (remote, _))| (*token, *remote))
+    }
+
+    /// The newest connection.
+    fn stream(&self) -> (Token, Rc<RefCell<FakeStream>>) {
+        let host = self.host.borrow();
+        let (token, (_, stream)) = host.streams.last_key_value().unwrap();
+        (*token, Rc::clone(stream))
+    }
+
+    fn datagrams(&self) -> (Token, Rc<RefCell<FakeDatagrams>>) {
+        let host = self.host.borrow();
+        let (token, (_, datagrams)) = host.datagrams.last_key_value().unwrap();
+        (*token, Rc::clone(datagrams))
+    }
+
+    /// Whether a connection of the guest is begun; one that is not is reset, and no socket was asked for.
+    fn connects(&mut self, remote: Ipv4Addr, port: u16) -> bool {
+        let before = self.connections().len();
+        let answers = self.send(&testing::tcp(remote, 40_000, port, SYN, b""));
+        let begun = self.connections().len() > before;
+        if begun {
+            assert_eq!(self.connections().last(), Some(&SocketAddrV4::new(remote, port)));
+            assert!(answers.is_empty(), "nothing is answered before the host is");
+        } else {
+            let [reset] = &answers[..] else { panic!("{answers:?}") };
+            let segment = segment_of(reset);
+            assert_eq!((segment.flags, segment.acknowledged), (RST | ACK, 1001));
+            assert_eq!((segment.source, segment.destination), (port, 40_000));
+            assert_eq!(reset[26..30], remote.octets());
+        }
+        begun
+    }
+
+    /// A query for an address, answered in the name server's place; gives what the guest is told.
+    fn resolve(&mut self, name: &str, addresses: &[Ipv4Addr], ttl: u32) -> (u8, Vec<Ipv4Addr>) {
+        let mut answers = self.send(&testing::udp(NAME_SERVER, 5000, 53, &dns_query(7, name, 1, None)));
+        for errand in std::mem::take(&mut self.host.borrow_mut().errands) {
+            if let Errand::Ask { ticket, message, .. } = errand {
+                let id = u16::from_be_bytes([message[0], message[1]]);
+                let octets: Vec<[u8; 4]> = addresses.iter().map(|address| address.octets()).collect();
+                self.stack.resolved(ticket, Some(&dns_answer(id, name, &octets, ttl)));
+            }
+        }
+        answers.extend(self.settle());
+        let [answer] = &answers[..] else { panic!("{answers:?}") };
+        assert!(testing::checksums_hold(answer));
+        let Transport::Udp { source: 53, destination: 5000, payload } = transport(answer) else { panic!() };
+        assert_eq!(payload[..2], [0, 7]);
+        let (code, _, addresses) = read_dns(payload);
+        (code, addresses.into_iter().map(|(address, _)| address).collect())
+    }
+
+    fn reasons(&mut self) -> Vec<(Subject, bool, Reason)> {
+        let decisions = self.stack.take_decisions();
+        decisions.iter().map(|decision| (decision.record, decision.allowed, decision.reason)).collect()
+    }
+
+    /// A client connects to a published port.
+    fn accept(&mut self, client: &str, guest_port: u16) -> Rc<RefCell<FakeStream>> {
+        let stream = Rc::new(RefCell::new(FakeStream { room: usize::MAX, ..FakeStream::default() }));
+        let client = client.parse().unwrap();
+        self.stack.accept(FakeStreamSocket(Rc::clone(&stream)), client, guest_port);
+        stream
+    }
+}
+
+fn transport(frame: &[u8]) -> Transport<'_> {
+    match frame::read(frame) {
+        Ok(Frame::Ip(packet)) => packet.transport,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn segment_of(frame: &[u8]) -> Segment {
+    match transport(frame) {
+        Transport::Tcp(segment) => segment,
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,215 @@
+//! Connections, segment by segment.
+
+use super::*;
+
+/// A connection of the guest that is open on both sides.
+fn open(bench: &mut Bench) -> (Token, Rc<RefCell<FakeStream>>, u32) {
+    assert!(bench.connects(FAR, 443));
+    let (token, stream) = bench.stream();
+    bench.stack.ready(token, true, true);
+    let answer = segment_of(&bench.settle().remove(0));
+    assert_eq!(answer.flags, SYN | ACK);
+    bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, answer.sequence + 1, b""));
+    (token, stream, answer.sequence + 1)
+}
+
+#[test]
+fn a_connection_is_answered_as_the_far_end_answered() {
+    for (error, expected) in [
+        (None, None),
+        (Some(Errno::CONNREFUSED), None),
+        (Some(Errno::NETUNREACH), Some(0)),
+        (Some(Errno::HOSTUNREACH), Some(1)),
+        (Some(Errno::TIMEDOUT), Some(1)),
+        (Some(Errno::PERM), Some(13)),
+    ] {
+        let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+        assert!(bench.connects(FAR, 443));
+        // A first segment that is repeated opens nothing more.
+        assert!(bench.send(&testing::tcp(FAR, 40_000, 443, SYN, b"")).is_empty());
+        let (token, stream) = bench.stream();
+        stream.borrow_mut().refused = error;
+        bench.stack.ready(token, false, true);
+        let frames = bench.settle();
+        let [frame] = &frames[..] else { panic!("{error:?}: {frames:?}") };
+        assert!(testing::checksums_hold(frame));
+        match (error, expected) {
+            (_, Some(code)) => assert_eq!(frame[34..36], [3, code], "{error:?}"),
+            (None, None) => assert_eq!(segment_of(frame).flags, SYN | ACK),
+            (Some(_), None) => {
+                let reset = segment_of(frame);
+                assert_eq!((reset.flags, reset.acknowledged), (RST | ACK, 1001));
+            }
+        }
+        assert_eq!(stream.borrow().is_closed, error.is_some());
+    }
+}
+
+#[test]
+fn a_guest_that_gives_up_closes_the_hosts_socket() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    assert!(bench.connects(FAR, 443));
+    let (token, stream) = bench.stream();
+    assert!(bench.send(&testing::tcp(FAR, 40_000, 443, RST, b"")).is_empty());
+    assert!(stream.borrow().is_closed);
+    bench.stack.ready(token, true, true);
+    assert!(bench.settle().is_empty(), "what comes too late is nobody's");
+}
+
+#[test]
+fn a_half_that_is_closed_leaves_the_other_open() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    let (token, stream, number) = open(&mut bench);
+    bench.send(&testing::tcp_at(FAR, 40_000, 443, FIN | ACK, 1001, number, b"question"));
+    assert_eq!(stream.borrow().outgoing, b"question");
+    assert!(stream.borrow().is_shut_down && !stream.borrow().is_closed);
+    stream.borrow_mut().incoming.extend(b"answer");
+    stream.borrow_mut().has_ended = true;
+    bench.stack.ready(token, true, false);
+    let frames = bench.settle();
+    let data = frames.iter().map(|frame| segment_of(frame)).find(|segment| segment.data_len > 0).unwrap();
+    assert_eq!((data.sequence, data.data_len), (number, 6));
+    assert!(!frames.iter().any(|frame| segment_of(frame).has(FIN)), "its end comes when the data has come");
+    let frames = bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1010, number + 6, b""));
+    assert!(segment_of(&frames[0]).has(FIN));
+    assert!(!stream.borrow().is_closed);
+    bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1010, number + 7, b""));
+    assert!(stream.borrow().is_closed && !stream.borrow().is_reset);
+    assert_eq!(bench.stack.sizes()[0], 0);
+}
+
+#[test]
+fn the_end_of_the_far_end_leaves_the_guest_sending() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    let (token, stream, number) = open(&mut bench);
+    stream.borrow_mut().has_ended = true;
+    bench.stack.ready(token, true, false);
+    assert!(segment_of(&bench.settle()[0]).has(FIN));
+    bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, number + 1, b"more"));
+    assert_eq!(stream.borrow().outgoing, b"more");
+    let frames = bench.send(&testing::tcp_at(FAR, 40_000, 443, FIN | ACK, 1005, number + 1, b""));
+    assert_eq!(segment_of(&frames[0]).acknowledged, 1006, "the guest's end is acknowledged");
+    assert!(stream.borrow().is_shut_down && stream.borrow().is_closed && !stream.borrow().is_reset);
+    assert_eq!(bench.stack.sizes()[0], 0, "nothing waits for stragglers");
+}
+
+#[test]
+fn a_slow_far_end_gets_everything_after_the_guest_has_closed() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    let (token, stream, number) = open(&mut bench);
+    stream.borrow_mut().room = 3;
+    stream.borrow_mut().has_ended = true;
+    bench.stack.ready(token, true, false);
+    bench.settle();
+    bench.send(&testing::tcp_at(FAR, 40_000, 443, FIN | ACK, 1001, number + 1, b"all of this"));
+    for minutes in 0..60 {
+        bench.stack.set_time(at(minutes * 60));
+        bench.settle();
+        assert_eq!((stream.borrow().outgoing.len(), stream.borrow().is_closed), (3, false));
+    }
+    stream.borrow_mut().room = usize::MAX;
+    bench.stack.ready(token, false, true);
+    bench.settle();
+    assert_eq!(stream.borrow().outgoing, b"all of this");
+    assert!(stream.borrow().is_shut_down && stream.borrow().is_closed);
+}
+
+#[test]
+fn a_reset_is_passed_on_as_a_reset() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    let (_, stream, _) = open(&mut bench);
+    bench.send(&testing::tcp_at(FAR, 40_000, 443, RST, 1001, 0, b""));
+    assert!(stream.borrow().is_reset && stream.borrow().is_closed);
+
+    let (token, stream, number) = open(&mut bench);
+    stream.borrow_mut().incoming.extend(b"last words");
+    stream.borrow_mut().error = Some(Errno::CONNRESET);
+    bench.stack.ready(token, true, true);
+    let frames = bench.settle();
+    assert_eq!(segment_of(&frames[0]).data_len, 10, "what came before it is not lost");
+    assert!(!frames.iter().any(|frame| segment_of(frame).has(RST)));
+    let frames = bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, number + 10, b""));
+    assert!(segment_of(&frames[0]).has(RST));
+    assert!(stream.borrow().is_closed);
+    assert_eq!(bench.stack.sizes()[0], 0);
+}
+
+#[test]
+fn a_guest_that_does_not_take_its_last_data_is_reset_all_the_same() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    let (token, stream, _) = open(&mut bench);
+    stream.borrow_mut().incoming.extend(b"last words");
+    stream.borrow_mut().error = Some(Errno::CONNRESET);
+    bench.stack.ready(token, true, true);
+    bench.settle();
+    let mut frames = Vec::new();
+    while let Some(deadline) = bench.stack.deadline() {
+        assert!(deadline < Duration::from_secs(60));
+        bench.stack.set_time(Now { running: deadline, ..at(0) });
+        frames = bench.settle();
+    }
+    assert!(segment_of(frames.last().unwrap()).has(RST));
+    assert!(stream.borrow().is_closed);
+}
+
+#[test]
+fn an_idle_connection_lives_for_days() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    let (_, stream, number) = open(&mut bench);
+    for hour in 1..72 {
+        bench.stack.set_time(at(hour * 3600));
+        assert!(bench.settle().is_empty(), "an idle connection costs nothing");
+        assert_eq!(bench.stack.deadline(), None);
+    }
+    // The guest asks whether anybody is there, as programs have it do.
+    let frames = bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1000, number, b""));
+    assert_eq!(segment_of(&frames[0]).acknowledged, 1001);
+    bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, number, b"still here"));
+    assert_eq!(stream.borrow().outgoing, b"still here");
+}
+
+#[test]
+fn a_client_reaches_a_published_port() {
+    let mut bench = Bench::new(policy(EgressMode::Allowlist, &[]));
+    for (client, seen) in [
+        ("127.0.0.1:50000", GATEWAY),
+        ("198.51.100.9:50000", GATEWAY),
+        ("10.0.2.99:50000", GATEWAY),
+        ("203.0.113.5:50000", Ipv4Addr::new(203, 0, 113, 5)),
+        ("10.9.8.7:50000", INSIDE),
+    ] {
+        let stream = bench.accept(client, 80);
+        let syn = bench.settle().remove(0);
+        assert_eq!(syn[26..30], seen.octets(), "{client}");
+        let segment = segment_of(&syn);
+        assert_eq!((segment.flags, segment.destination), (SYN, 80));
+        let client_port = segment.source;
+        // A server that speaks first is heard.
+        let acknowledged = segment.sequence.wrapping_add(1);
+        let answer = testing::tcp_at(seen, 80, client_port, SYN | ACK, 1000, acknowledged, b"");
+        assert_eq!(segment_of(&bench.send(&answer)[0]).flags, ACK);
+        bench.send(&testing::tcp_at(seen, 80, client_port, ACK, 1001, acknowledged, b"220"));
+        assert_eq!(stream.borrow().outgoing, b"220");
+    }
+    assert!(bench.reasons().iter().all(|said| *said == (Subject::Published, true, Reason::Published)));
+    assert!(bench.connections().len() == 5, "five clients, though three have one address and port");
+    // The ports of a client begin nothing of the guest's.
+    assert!(!bench.connects(GATEWAY, 40_001));
+}
+
+#[test]
+fn a_client_whose_port_nobody_has_is_reset() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    let stream = bench.accept("127.0.0.1:50000", 80);
+    let syn = segment_of(&bench.settle().remove(0));
+    let acknowledged = syn.sequence.wrapping_add(1);
+    bench.send(&testing::tcp_at(GATEWAY, 80, syn.source, RST | ACK, 0, acknowledged, b""));
+    assert!(stream.borrow().is_reset && stream.borrow().is_closed);
+    // And one whose guest does not answer at all.
+    let stream = bench.accept("127.0.0.1:50000", 80);
+    bench.settle();
+    bench.stack.set_time(at(131));
+    bench.settle();
+    assert!(stream.borrow().is_reset && stream.borrow().is_closed);
+    assert_eq!(bench.stack.sizes()[0], 0);
+}
