@@ -307,7 +307,7 @@ impl EgressFilter {
         }
     }
 
-    /// Counts bytes that pass. False: there are none left for them, and nothing passes any more.
+    /// Counts bytes that pass. False: no more may pass.
     pub(crate) fn spend(&mut self, len: usize) -> bool {
         if self.is_spent {
             return false;

@@ -1,4 +1,4 @@
-//! Sockets that are none, for tests: they remember what was sent and give what a test puts in.
+//! Sockets without a kernel, for tests: they remember what was sent and give what a test puts in.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};

@@ -1,6 +1,6 @@
 //! Network `user`: the network stack in which the connections of a guest end, and what the guest may reach.
 //!
-//! [`run_stack`] runs a stack on QEMU's socket: TCP, UDP and ICMP echo of the guest end in it and go on as ordinary
+//! [`run_stack`] runs a stack on QEMU's socket: TCP, UDP and ICMP echo of the guest end in it and continue as ordinary
 //! sockets of the host's user; connections to published ports come the other way. [`Stack`] is the same without clock
 //! and sockets. What an [`EgressPolicy`] does not allow is refused.
 //!

@@ -200,7 +200,7 @@ impl Outbox {
     }
 }
 
-/// Between whom a frame of ours goes.
+/// Between whom a frame of the stack goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) source_mac: Mac,

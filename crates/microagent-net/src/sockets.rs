@@ -31,13 +31,13 @@ pub trait Sockets {
     /// A socket that exchanges UDP datagrams with one remote port.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why there is no socket.
     fn datagram(&mut self, token: Token, remote: SocketAddrV4) -> Result<Self::Datagram, Errno>;
 
     /// A socket that sends echo requests to one address. Messages begin with the ICMP header.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why there is no socket.
     fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<Self::Datagram, Errno>;
 
     /// Asks a name server, or forgets a question.

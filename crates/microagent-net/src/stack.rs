@@ -1,4 +1,4 @@
-//! The network stack: every connection of a guest ends here, and goes on as a socket of the host.
+//! The network stack: every connection of a guest ends here, and continues as a socket of the host.
 //!
 //! Without clock and without sockets of its own: [`Stack::set_time`] sets the time, [`Sockets`] gives the sockets, frames
 //! come in by [`Stack::receive`] and go out by [`Stack::outbox`]. Everything is bounded: flows, what waits for the guest,
@@ -7,7 +7,7 @@
 //! # What is understood
 //! From the guest: ARP in its own network, and TCP, UDP and ICMP echo from its own address, in packets that are whole and
 //! plain ([`frame`]). A flow begins with a packet that the [`EgressFilter`] allows; what belongs to no flow is
-//! refused. Only what a packet carries goes on: no header of the guest reaches the host.
+//! refused. Only what a packet carries is passed on: no header of the guest reaches the host.
 
 mod datagrams;
 mod tcp;

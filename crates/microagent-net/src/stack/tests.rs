@@ -29,7 +29,7 @@ fn at(secs: u64) -> Now {
     Now { running, day: Timestamp::UNIX_EPOCH + running }
 }
 
-/// A stack between a guest that is frames and a host that is none.
+/// A stack between a guest that is frames and a host that is a table.
 struct Bench {
     stack: Stack<FakeSockets>,
     host: Rc<RefCell<FakeHost>>,
@@ -56,10 +56,10 @@ impl Bench {
     /// Sends a frame of the guest, and lets the stack do all that follows; gives what the guest gets.
     fn send(&mut self, frame: &[u8]) -> Vec<Vec<u8>> {
         self.stack.receive(frame);
-        self.settle()
+        self.run()
     }
 
-    fn settle(&mut self) -> Vec<Vec<u8>> {
+    fn run(&mut self) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         loop {
             let more = self.stack.advance();
@@ -128,7 +128,7 @@ impl Bench {
                 self.stack.resolved(ticket, Some(&dns_answer(id, name, &octets, ttl)));
             }
         }
-        answers.extend(self.settle());
+        answers.extend(self.run());
         let [answer] = &answers[..] else { panic!("{answers:?}") };
         assert!(testing::checksums_hold(answer));
         let Transport::Udp { source: 53, destination: 5000, payload } = transport(answer) else { panic!() };

@@ -67,7 +67,7 @@ fn an_allowed_name_opens_its_addresses_while_the_ttl_lasts() {
         // What is open stays so; what is new does not begin.
         let (token, stream) = bench.stream();
         bench.stack.ready(token, true, true);
-        let answer = bench.settle().remove(0);
+        let answer = bench.run().remove(0);
         let data = testing::tcp_at(remote, 40_000, 443, ACK, 1001, segment_of(&answer).sequence + 1, b"data");
         bench.send(&data);
         assert_eq!(stream.borrow().outgoing, b"data");
@@ -125,7 +125,7 @@ fn a_query_without_an_answer_fails_before_the_guest_gives_up() {
     while let Some(deadline) = bench.stack.deadline() {
         assert!(deadline < Duration::from_secs(5));
         bench.stack.set_time(Now { running: deadline, ..at(0) });
-        frames.extend(bench.settle());
+        frames.extend(bench.run());
     }
     let host = bench.host.borrow();
     let asked =
@@ -192,12 +192,12 @@ fn answers_come_only_to_what_was_asked() {
     assert_eq!(datagrams.borrow().outgoing, [b"data"]);
     datagrams.borrow_mut().incoming.push_back(Ok(b"answer".to_vec()));
     bench.stack.ready(token, true, false);
-    let frame = bench.settle().remove(0);
+    let frame = bench.run().remove(0);
     assert!(testing::checksums_hold(&frame));
     assert_eq!(frame[26..30], FAR.octets());
     assert_eq!(transport(&frame), Transport::Udp { source: 99, destination: 5000, payload: b"answer" });
     bench.stack.set_time(at(181));
-    bench.settle();
+    bench.run();
     assert!(datagrams.borrow().is_closed, "nobody outside keeps a flow");
 }
 
@@ -213,7 +213,7 @@ fn an_echo_comes_back_under_the_guests_id() {
     reply[4..6].copy_from_slice(&[0x77, 0x77]);
     datagrams.borrow_mut().incoming.extend([Ok(vec![8; 20]), Ok(reply)]);
     bench.stack.ready(token, true, false);
-    let frames = bench.settle();
+    let frames = bench.run();
     let [frame] = &frames[..] else { panic!("{frames:?}") };
     assert!(testing::checksums_hold(frame));
     let Transport::Echo { request: false, id: 9, sequence: 1, payload: b"" } = transport(frame) else {
@@ -230,7 +230,7 @@ fn what_became_of_a_datagram_is_told() {
         let (token, datagrams) = bench.datagrams();
         datagrams.borrow_mut().incoming.push_back(Err(error));
         bench.stack.ready(token, true, false);
-        let frame = bench.settle().remove(0);
+        let frame = bench.run().remove(0);
         assert_eq!(frame[34..36], [3, code]);
         assert_eq!(frame[42..], sent[14..42], "the guest knows its datagram again");
     }
@@ -287,12 +287,12 @@ fn after_the_last_byte_all_is_reset_and_refused() {
     assert!(bench.connects(FAR, 443));
     let (token, stream) = bench.stream();
     bench.stack.ready(token, true, true);
-    let answer = segment_of(&bench.settle().remove(0));
+    let answer = segment_of(&bench.run().remove(0));
     bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, answer.sequence + 1, b""));
     bench.stack.take_decisions();
     stream.borrow_mut().incoming.extend(vec![7; 151]);
     bench.stack.ready(token, true, false);
-    let frames = bench.settle();
+    let frames = bench.run();
     // The guest waits for data: it gets what may pass, and is told without asking.
     let last = segment_of(frames.last().unwrap());
     assert!(last.has(RST) && last.destination == 40_000, "{last:?}");

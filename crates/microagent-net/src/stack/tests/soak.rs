@@ -141,7 +141,7 @@ fn transfer(seed: u64, lost_per_thousand: u64) -> Duration {
             bench.stack.ready(token, true, true);
             is_connected = true;
         }
-        for frame in bench.settle() {
+        for frame in bench.run() {
             moved = true;
             if numbers.below(1000) >= lost_per_thousand {
                 guest.device.arrived.push_back(frame[ETHERNET_LEN..].to_vec());
@@ -171,7 +171,7 @@ fn transfer(seed: u64, lost_per_thousand: u64) -> Duration {
     time
 }
 
-/// Most transfers are undisturbed; one that hangs would go on for ever.
+/// Most transfers are undisturbed; one that hangs would never end.
 #[test]
 fn two_thousand_transfers_over_a_link_that_loses_frames_come_to_an_end() {
     let transfers: u64 = std::env::var("MICROAGENT_SOAK").map_or(2_000, |text| text.parse().unwrap());

@@ -7,7 +7,7 @@ fn open(bench: &mut Bench) -> (Token, Rc<RefCell<FakeStream>>, u32) {
     assert!(bench.connects(FAR, 443));
     let (token, stream) = bench.stream();
     bench.stack.ready(token, true, true);
-    let answer = segment_of(&bench.settle().remove(0));
+    let answer = segment_of(&bench.run().remove(0));
     assert_eq!(answer.flags, SYN | ACK);
     bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, answer.sequence + 1, b""));
     (token, stream, answer.sequence + 1)
@@ -30,7 +30,7 @@ fn a_connection_is_answered_as_the_far_end_answered() {
         let (token, stream) = bench.stream();
         stream.borrow_mut().refused = error;
         bench.stack.ready(token, false, true);
-        let frames = bench.settle();
+        let frames = bench.run();
         let [frame] = &frames[..] else { panic!("{error:?}: {frames:?}") };
         assert!(testing::checksums_hold(frame));
         match (error, expected) {
@@ -53,7 +53,7 @@ fn a_guest_that_gives_up_closes_the_hosts_socket() {
     assert!(bench.send(&testing::tcp(FAR, 40_000, 443, RST, b"")).is_empty());
     assert!(stream.borrow().is_closed);
     bench.stack.ready(token, true, true);
-    assert!(bench.settle().is_empty(), "what comes too late is nobody's");
+    assert!(bench.run().is_empty(), "what comes too late is nobody's");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_half_that_is_closed_leaves_the_other_open() {
     stream.borrow_mut().incoming.extend(b"answer");
     stream.borrow_mut().has_ended = true;
     bench.stack.ready(token, true, false);
-    let frames = bench.settle();
+    let frames = bench.run();
     let data = frames.iter().map(|frame| segment_of(frame)).find(|segment| segment.data_len > 0).unwrap();
     assert_eq!((data.sequence, data.data_len), (number, 6));
     assert!(!frames.iter().any(|frame| segment_of(frame).has(FIN)), "its end comes when the data has come");
@@ -84,7 +84,7 @@ fn the_end_of_the_far_end_leaves_the_guest_sending() {
     let (token, stream, number) = open(&mut bench);
     stream.borrow_mut().has_ended = true;
     bench.stack.ready(token, true, false);
-    assert!(segment_of(&bench.settle()[0]).has(FIN));
+    assert!(segment_of(&bench.run()[0]).has(FIN));
     bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, number + 1, b"more"));
     assert_eq!(stream.borrow().outgoing, b"more");
     let frames = bench.send(&testing::tcp_at(FAR, 40_000, 443, FIN | ACK, 1005, number + 1, b""));
@@ -100,16 +100,16 @@ fn a_slow_far_end_gets_everything_after_the_guest_has_closed() {
     stream.borrow_mut().room = 3;
     stream.borrow_mut().has_ended = true;
     bench.stack.ready(token, true, false);
-    bench.settle();
+    bench.run();
     bench.send(&testing::tcp_at(FAR, 40_000, 443, FIN | ACK, 1001, number + 1, b"all of this"));
     for minutes in 0..60 {
         bench.stack.set_time(at(minutes * 60));
-        bench.settle();
+        bench.run();
         assert_eq!((stream.borrow().outgoing.len(), stream.borrow().is_closed), (3, false));
     }
     stream.borrow_mut().room = usize::MAX;
     bench.stack.ready(token, false, true);
-    bench.settle();
+    bench.run();
     assert_eq!(stream.borrow().outgoing, b"all of this");
     assert!(stream.borrow().is_shut_down && stream.borrow().is_closed);
 }
@@ -125,7 +125,7 @@ fn a_reset_is_passed_on_as_a_reset() {
     stream.borrow_mut().incoming.extend(b"last words");
     stream.borrow_mut().error = Some(Errno::CONNRESET);
     bench.stack.ready(token, true, true);
-    let frames = bench.settle();
+    let frames = bench.run();
     assert_eq!(segment_of(&frames[0]).data_len, 10, "what came before it is not lost");
     assert!(!frames.iter().any(|frame| segment_of(frame).has(RST)));
     let frames = bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, number + 10, b""));
@@ -141,12 +141,12 @@ fn a_guest_that_does_not_take_its_last_data_is_reset_all_the_same() {
     stream.borrow_mut().incoming.extend(b"last words");
     stream.borrow_mut().error = Some(Errno::CONNRESET);
     bench.stack.ready(token, true, true);
-    bench.settle();
+    bench.run();
     let mut frames = Vec::new();
     while let Some(deadline) = bench.stack.deadline() {
         assert!(deadline < Duration::from_secs(60));
         bench.stack.set_time(Now { running: deadline, ..at(0) });
-        frames = bench.settle();
+        frames = bench.run();
     }
     assert!(segment_of(frames.last().unwrap()).has(RST));
     assert!(stream.borrow().is_closed);
@@ -158,7 +158,7 @@ fn an_idle_connection_lives_for_days() {
     let (_, stream, number) = open(&mut bench);
     for hour in 1..72 {
         bench.stack.set_time(at(hour * 3600));
-        assert!(bench.settle().is_empty(), "an idle connection costs nothing");
+        assert!(bench.run().is_empty(), "an idle connection costs nothing");
         assert_eq!(bench.stack.deadline(), None);
     }
     // The guest asks whether anybody is there, as programs have it do.
@@ -179,7 +179,7 @@ fn a_client_reaches_a_published_port() {
         ("10.9.8.7:50000", INSIDE),
     ] {
         let stream = bench.accept(client, 80);
-        let syn = bench.settle().remove(0);
+        let syn = bench.run().remove(0);
         assert_eq!(syn[26..30], seen.octets(), "{client}");
         let segment = segment_of(&syn);
         assert_eq!((segment.flags, segment.destination), (SYN, 80));
@@ -201,15 +201,15 @@ fn a_client_reaches_a_published_port() {
 fn a_client_whose_port_nobody_has_is_reset() {
     let mut bench = Bench::new(policy(EgressMode::Public, &[]));
     let stream = bench.accept("127.0.0.1:50000", 80);
-    let syn = segment_of(&bench.settle().remove(0));
+    let syn = segment_of(&bench.run().remove(0));
     let acknowledged = syn.sequence.wrapping_add(1);
     bench.send(&testing::tcp_at(GATEWAY, 80, syn.source, RST | ACK, 0, acknowledged, b""));
     assert!(stream.borrow().is_reset && stream.borrow().is_closed);
     // And one whose guest does not answer at all.
     let stream = bench.accept("127.0.0.1:50000", 80);
-    bench.settle();
+    bench.run();
     bench.stack.set_time(at(131));
-    bench.settle();
+    bench.run();
     assert!(stream.borrow().is_reset && stream.borrow().is_closed);
     assert_eq!(bench.stack.sizes()[0], 0);
 }
