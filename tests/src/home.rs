@@ -208,6 +208,13 @@ impl Home {
         assert_eq!(self.microagent(["list"]).success().text(), "No workspaces.\n");
     }
 
+    /// Fails the test unless all processes are gone, and all workspaces but these.
+    #[track_caller]
+    pub fn nothing_but(&self, workspaces: &[&str]) {
+        self.processes_end();
+        assert_eq!(self.workspaces(), workspaces);
+    }
+
     /// The state that `list` shows for a workspace.
     #[track_caller]
     pub fn state_of(&self, name: &str) -> String {

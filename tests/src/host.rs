@@ -169,3 +169,9 @@ impl Drop for SmallDisk {
         let _ = Command::new("umount").arg("--lazy").arg(&self.path).status();
     }
 }
+
+/// Whether the kernel enforces Landlock rules.
+pub fn has_landlock() -> bool {
+    let modules = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    modules.split(',').any(|module| module.trim() == "landlock")
+}

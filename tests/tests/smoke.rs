@@ -9,7 +9,7 @@ fn doctor_says_whether_runs_can_work() {
     for user in [User::Caller, User::unprivileged()] {
         let home = Home::new(user);
         let doctor = home.microagent(["doctor"]).success();
-        for check in ["qemu", "accelerator", "kernel", "disk space", "state dir", "limits"] {
+        for check in ["qemu", "accelerator", "kernel", "jail", "disk space", "state dir", "limits"] {
             assert!(
                 doctor.text().contains(&format!("{check}: ")),
                 "no line about {check}\n{}",

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 
-use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions};
+use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions, WeakJail};
 
 use crate::args::global::{Accel, GlobalArgs, ProgressChoice};
 use crate::failure::Failure;
@@ -39,6 +39,9 @@ impl Context {
             Accel::Kvm => AccelChoice::Kvm,
             Accel::Tcg => AccelChoice::Tcg,
         };
+        if global.allow_weak_jail {
+            options.weak_jail = WeakJail::Allow;
+        }
         if let Some(path) = environment::search_path() {
             options.search_path = path;
         }

@@ -19,6 +19,8 @@ use crate::failure::Failure;
 pub(crate) const STATE_DIR: &str = "MICROAGENT_STATE_DIR";
 /// Accelerator, as `--accel`.
 pub(crate) const ACCEL: &str = "MICROAGENT_ACCEL";
+/// Whether machines start where walls of the jail are missing, as `--allow-weak-jail`.
+pub(crate) const ALLOW_WEAK_JAIL: &str = "MICROAGENT_ALLOW_WEAK_JAIL";
 /// Seconds that a guest may take to answer for the first time.
 const BOOT_TIMEOUT: &str = "MICROAGENT_BOOT_TIMEOUT";
 /// Whether machines start from templates: `on` or `off`.
@@ -57,6 +59,7 @@ const fn variable(name: &'static str, help: &'static str) -> Variable {
 pub(crate) const VARIABLES: &[Variable] = &[
     variable(STATE_DIR, "State directory, as `--state-dir`."),
     variable(ACCEL, "Accelerator, as `--accel`: `auto`, `kvm` or `tcg`."),
+    variable(ALLOW_WEAK_JAIL, "Any value but `0`, `false`, `no` and `off`: as `--allow-weak-jail`."),
     variable(BOOT_TIMEOUT, "Seconds that a guest may take to boot; default 120."),
     variable(
         WARM,

@@ -50,6 +50,14 @@ impl CommandLine {
         self.switch("-machine", machine.value())
     }
 
+    /// Adds `-accel`, with the size of the translation buffer where there is one.
+    pub fn accel(&mut self, accel: Accel, translation_buffer_mib: u32) -> &mut Self {
+        match accel {
+            Accel::Kvm => self.switch("-accel", "kvm"),
+            Accel::Tcg => self.switch("-accel", format!("tcg,tb-size={translation_buffer_mib}")),
+        }
+    }
+
     /// Adds `-object` in JSON form.
     pub fn object(&mut self, object: &Value) -> &mut Self {
         self.switch("-object", object.to_string())
@@ -90,13 +98,11 @@ impl CommandLine {
 /// `-machine microvm`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Microvm {
-    /// `kvm` or `tcg`.
-    pub accel: Accel,
     /// Id of the memory backend object, if there is one.
     pub memory_backend: Option<String>,
 }
 
-/// `accel=`.
+/// `-accel`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Accel {
     /// Hardware virtualisation.
@@ -120,8 +126,7 @@ impl Microvm {
         // No ACPI: the guest kernel knows none, and it costs boot time. The PIT stays, because without ACPI the TSC
         // is calibrated against it. The RTC stays,
         // because a guest's first clock comes from it. A core dump of QEMU is not to have the guest's memory in it.
-        let accel = self.accel.as_str();
-        let mut value = format!("microvm,accel={accel},acpi=off,rtc=on,isa-serial=on,dump-guest-core=off");
+        let mut value = "microvm,acpi=off,rtc=on,isa-serial=on,dump-guest-core=off".to_owned();
         if let Some(id) = &self.memory_backend {
             value.push_str(",memory-backend=");
             value.push_str(id);
@@ -201,8 +206,8 @@ mod tests {
 
     #[test]
     fn machine_names_its_memory_backend() {
-        let machine = Microvm { accel: Accel::Tcg, memory_backend: Some("mem".into()) };
-        assert!(machine.value().starts_with("microvm,accel=tcg,"));
+        let machine = Microvm { memory_backend: Some("mem".into()) };
+        assert!(machine.value().starts_with("microvm,acpi=off,"));
         assert!(machine.value().ends_with(",memory-backend=mem"));
     }
 }

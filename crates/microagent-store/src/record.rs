@@ -108,6 +108,9 @@ pub struct WorkspaceRecord {
     /// Whether somebody asked for the end of the last life. One that ended by itself may be started again.
     #[serde(default)]
     pub asked_to_end: bool,
+    /// Walls of the jail that the host lacked in the current or last life.
+    #[serde(default)]
+    pub weak_jail: Vec<String>,
     /// The size of the current or last life, where it was not the workspace's own.
     #[serde(default)]
     pub one_start: Option<OneStart>,
@@ -314,6 +317,7 @@ mod tests {
             link: None,
             failure: None,
             asked_to_end: false,
+            weak_jail: Vec::new(),
             one_start: None,
         }
     }

@@ -10,6 +10,7 @@ mod paths;
 mod privileges;
 mod program;
 mod syscalls;
+mod walls;
 
 use std::ffi::OsString;
 use std::io;
@@ -21,6 +22,7 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 pub(crate) use privileges::Account;
 pub(crate) use program::ProgramError;
+pub use walls::Walls;
 
 use paths::Rules;
 use program::Executable;

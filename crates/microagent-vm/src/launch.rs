@@ -55,6 +55,12 @@ pub enum SuperviseError {
         /// Its log.
         log: PathBuf,
     },
+    /// The host lacks walls of the jail without which machines are started only if that is asked for.
+    #[error("QEMU's jail would be too weak on this host: {}", missing.join("; "))]
+    WeakJail {
+        /// What is missing.
+        missing: Vec<String>,
+    },
     /// A program that is needed is not installed.
     #[error("`{program}` is not installed")]
     MissingProgram {
@@ -69,6 +75,11 @@ impl SuperviseError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            SuperviseError::WeakJail { .. } => Some(
+                "use a kernel with Landlock (`lsm=landlock,...` on its command line), or accept the risk with \
+                 --allow-weak-jail; `microagent doctor` shows what there is"
+                    .to_owned(),
+            ),
             SuperviseError::MissingProgram { package, .. } => Some(format!(
                 "install it (Debian: apt-get install {package}), then check with `microagent doctor`"
             )),

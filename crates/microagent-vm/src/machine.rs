@@ -28,6 +28,20 @@ const EMULATED_CPU: &str = "max,erms=off";
 /// host's kernel would emulate, and counters of the host's processor, which tell of other guests.
 const HARDWARE_CPU: &str = "host,svm=off,vmx=off,pmu=off";
 
+/// Size of the buffer for translated code, in MiB. QEMU's own choice is up to 1 GiB beside the guest's memory, and a guest
+/// that makes new code all the time fills it.
+pub const TRANSLATION_BUFFER_MIB: u32 = 128;
+
+/// Most memory that QEMU takes on the host beside the guest's memory and the translation buffer, in MiB: its program and
+/// libraries, stacks, queues and caches of disks.
+pub const VMM_OVERHEAD_MIB: u32 = 128;
+
+/// Most memory that a machine takes on the host, in MiB.
+pub fn host_memory_limit_mib(memory_mib: u32, accel: Accel) -> u32 {
+    let translated = if accel == Accel::Tcg { TRANSLATION_BUFFER_MIB } else { 0 };
+    memory_mib.saturating_add(translated).saturating_add(VMM_OVERHEAD_MIB)
+}
+
 /// Size of a disk that is none. The agent takes everything below 1 MiB for a placeholder, and looks again.
 const PLACEHOLDER_BYTES: u64 = 512 * 1024;
 
@@ -155,7 +169,8 @@ pub fn command_line(
     let mut line = CommandLine::new();
     let accel = if spec.kvm { Accel::Kvm } else { Accel::Tcg };
     let memory_backend = add_memory(&mut line, spec, start, features);
-    line.machine(&Microvm { accel, memory_backend })
+    line.machine(&Microvm { memory_backend })
+        .accel(accel, TRANSLATION_BUFFER_MIB)
         .switch("-cpu", if spec.kvm { HARDWARE_CPU } else { EMULATED_CPU })
         .switch("-m", spec.memory_mib.to_string())
         .switch("-smp", spec.cpu_count.to_string())

@@ -45,6 +45,8 @@ pub struct SupervisorSpec {
     pub boot_deadline: Duration,
     /// Whether templates are used and made; the reason, when they are not.
     pub warm: Result<(), String>,
+    /// Walls of the jail that this host lacks, where machines are started all the same.
+    pub weak_jail: Vec<String>,
     /// The machine's size for the record, where it is not the workspace's own.
     pub one_start: Option<OneStart>,
 }

@@ -305,8 +305,13 @@ impl Driver {
             record.failure = None;
             record.asked_to_end = false;
             record.one_start.clone_from(&driver.spec.one_start);
+            record.weak_jail.clone_from(&driver.spec.weak_jail);
         }
-        driver.publish(State::Starting).map_err(|e| Outcome::Failed(write_failure(&e)))?;
+        let weak = &driver.spec.weak_jail;
+        let weak = (!weak.is_empty()).then(|| format!("weak jail: {}", weak.join("; ")));
+        driver
+            .publish_because(State::Starting, weak.as_deref())
+            .map_err(|e| Outcome::Failed(write_failure(&e)))?;
         // A disposable one has a disk to spare.
         if driver.record.as_ref().is_some_and(|record| !record.disposable) {
             driver.dir.keep_room();

@@ -56,6 +56,7 @@ impl Engine {
             link: None,
             failure: None,
             disposable: false,
+            weak_jail: Vec::new(),
             one_start: None,
             ..record
         };

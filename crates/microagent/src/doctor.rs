@@ -5,12 +5,12 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use microagent_guest::Guest;
-use microagent_vm::{AccelDecision, KvmFacts, accel};
+use microagent_vm::{Accel, AccelDecision, KvmFacts, Walls, accel};
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
-use crate::{Engine, Error};
+use crate::{Engine, Error, WeakJail};
 
 /// How long a program may take to tell its version.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
@@ -42,7 +42,7 @@ pub enum CheckStatus {
 /// One check.
 #[derive(Debug, Clone, Serialize)]
 pub struct Check {
-    /// Stable short name: `qemu`, `accelerator`, `kernel`, `disk_space`, `state_dir`, `limits`,
+    /// Stable short name: `qemu`, `accelerator`, `kernel`, `jail`, `disk_space`, `state_dir`, `limits`,
     /// `warm_start`.
     pub name: &'static str,
     /// How it went.
@@ -94,6 +94,7 @@ impl Engine {
                 self.check_qemu(),
                 check_accelerator(&decision),
                 check_kernel(),
+                self.check_jail(decision.accel),
                 self.check_disk_space(),
                 self.check_state_dir(),
                 check_limits(),
@@ -131,6 +132,36 @@ impl Engine {
                     failed(name, format!("`{}` does not tell its version", path.display()), "install it anew")
                 }
             },
+        }
+    }
+
+    fn check_jail(&self, accel: Accel) -> Check {
+        let name = "jail";
+        let qemu = self.find_program(self.options().qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86");
+        let Ok(qemu) = qemu else {
+            return Check {
+                status: CheckStatus::Warning,
+                ..failed(name, "not known without QEMU".to_owned(), "install QEMU")
+            };
+        };
+        let walls = Walls::survey(&qemu, accel);
+        let mut detail = walls.standing().join(", ");
+        for remark in walls.missing().iter().chain(&walls.remarks()) {
+            detail.push_str("; ");
+            detail.push_str(remark);
+        }
+        match (walls.missing().is_empty(), self.options().weak_jail) {
+            (true, _) => ok(name, detail),
+            (false, WeakJail::Allow) => Check {
+                status: CheckStatus::Warning,
+                ..failed(name, detail, "use a kernel with what is missing")
+            },
+            (false, WeakJail::Refuse) => failed(
+                name,
+                detail,
+                "use a kernel with Landlock (`lsm=landlock,...` on its command line), or accept the risk with \
+                 --allow-weak-jail",
+            ),
         }
     }
 

@@ -29,6 +29,8 @@ pub struct EngineOptions {
     pub search_path: String,
     /// Whether machines start from templates and make them; the reason, when they do not.
     pub warm: Result<(), String>,
+    /// What to do on a host that lacks walls of QEMU's jail.
+    pub weak_jail: WeakJail,
     /// How long a guest may take to answer for the first time. Generous: many guests may start at once on
     /// few cores without hardware virtualisation.
     pub boot_deadline: Duration,
@@ -50,11 +52,22 @@ impl EngineOptions {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             search_path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             warm: Ok(()),
+            weak_jail: WeakJail::Refuse,
             boot_deadline: Duration::from_secs(120),
             environment: Environment::default(),
             secrets: SecretEnvironment::default(),
         }
     }
+}
+
+/// What to do on a host whose kernel lacks seccomp filters or Landlock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WeakJail {
+    /// Starts no machine.
+    #[default]
+    Refuse,
+    /// Starts machines; what is missing is in the record and the events.
+    Allow,
 }
 
 /// Runs and keeps workspaces. Cheap to make; holds no lock and no process.

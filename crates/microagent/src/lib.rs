@@ -61,7 +61,7 @@ pub use attachment::{AttachmentError, AttachmentForm};
 pub use commit::{CommitOptions, CommitReport};
 pub use copy::{CopySource, CopyTarget};
 pub use doctor::{Check, CheckStatus, DoctorReport, KernelReport};
-pub use engine::{AccelChoice, Engine, EngineOptions};
+pub use engine::{AccelChoice, Engine, EngineOptions, WeakJail};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer};
 pub use exec::{ExecControl, ExecInput, ExecOptions, Execution, OutputSink, Terminal};

@@ -251,6 +251,7 @@ pub(crate) fn new_record(
         link: None,
         failure: None,
         asked_to_end: false,
+        weak_jail: Vec::new(),
         one_start: None,
     })
 }

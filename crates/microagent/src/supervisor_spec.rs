@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use microagent_guest::Guest;
+use microagent_guest::{Guest, GuestFiles};
 use microagent_net::{EgressPolicy, GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, Publish, name_servers};
 use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
 use microagent_store::{
@@ -13,11 +13,11 @@ use microagent_store::{
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::NetworkSpec;
 use microagent_vm::{
-    AccelDecision, DiskSpec, KvmFacts, MachineSpec, SuperviseError, SupervisorSpec, Work, accel,
+    AccelDecision, DiskSpec, KvmFacts, MachineSpec, SuperviseError, SupervisorSpec, Walls, Work, accel,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::{Engine, Error};
+use crate::{Engine, Error, WeakJail};
 
 /// Largest `resolv.conf` that is read.
 const RESOLV_CONF_LIMIT: u64 = 64 * 1024;
@@ -27,6 +27,7 @@ pub(crate) struct HostPrograms {
     pub(crate) decision: AccelDecision,
     qemu: PathBuf,
     network: NetworkMode,
+    weak_jail: Vec<String>,
     kernel: PathBuf,
     initramfs: PathBuf,
 }
@@ -101,13 +102,18 @@ impl Engine {
     pub(crate) fn host_programs(&self, network: NetworkMode) -> Result<HostPrograms, Error> {
         let options = self.options();
         let qemu = self.find_program(options.qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86")?;
+        let decision = accel::decide(options.accel, &KvmFacts::gather());
+        let weak_jail = Walls::survey(&qemu, decision.accel).missing();
+        if !weak_jail.is_empty() && options.weak_jail == WeakJail::Refuse {
+            return Err(Error::Supervise(SuperviseError::WeakJail { missing: weak_jail }));
+        }
         let guest = Guest::embedded();
         let files = match &options.kernel {
             None => guest.unpack(self.state()),
             Some(kernel) => guest.unpack_with_kernel(self.state(), kernel),
         }?;
-        let decision = accel::decide(options.accel, &KvmFacts::gather());
-        Ok(HostPrograms { decision, qemu, network, kernel: files.kernel, initramfs: files.initramfs })
+        let GuestFiles { kernel, initramfs, .. } = files;
+        Ok(HostPrograms { decision, qemu, network, weak_jail, kernel, initramfs })
     }
 
     /// The host's name servers now. A file that is not there names none.
@@ -205,6 +211,7 @@ impl Engine {
             timeout: None,
             boot_deadline: self.options().boot_deadline,
             warm: self.options().warm.clone(),
+            weak_jail: programs.weak_jail.clone(),
             one_start: None,
         })
     }

@@ -27,6 +27,16 @@ pub(crate) struct GlobalArgs {
     )]
     pub(crate) accel: Accel,
 
+    /// Start machines even where the kernel lacks seccomp filters or Landlock
+    #[arg(
+        long,
+        global = true,
+        env = environment::ALLOW_WEAK_JAIL,
+        hide_env_values = true,
+        value_parser = clap::builder::FalseyValueParser::new()
+    )]
+    pub(crate) allow_weak_jail: bool,
+
     /// Print one JSON document instead of text, errors included
     #[arg(long, global = true)]
     pub(crate) json: bool,

@@ -45,6 +45,9 @@ impl StatusDocument {
         if let Some(problem) = &self.problem {
             lines.push(("Problem", escape::one_line(problem)));
         }
+        if !self.weak_jail.is_empty() {
+            lines.push(("Weak jail", self.weak_jail.join("; ")));
+        }
         if let Some(result) = &self.result {
             lines.push(("Exit code", result.exit_code.to_string()));
         }

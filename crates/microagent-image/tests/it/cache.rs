@@ -50,6 +50,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         link: None,
         failure: None,
         asked_to_end: false,
+        weak_jail: Vec::new(),
         one_start: None,
     };
     record.save(&dir).unwrap();
