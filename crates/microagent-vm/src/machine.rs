@@ -18,7 +18,7 @@ use crate::spec::MachineSpec;
 
 /// Version of the set of devices below, and of the processor; a template is good only for the layout that it was
 /// frozen with.
-pub const DEVICE_LAYOUT: u32 = 4;
+pub const DEVICE_LAYOUT: u32 = 5;
 
 /// The processor that QEMU emulates: all that it can, but for `rep movsb` and `rep stosb` being fast (ERMS). They are
 /// not: emulated, they go byte by byte, and kernel and C library would copy and clear everything with them.
@@ -44,6 +44,10 @@ pub fn host_memory_limit_mib(memory_mib: u32, accel: Accel) -> u32 {
 
 /// Size of a disk that is none. The agent takes everything below 1 MiB for a placeholder, and looks again.
 const PLACEHOLDER_BYTES: u64 = 512 * 1024;
+
+/// Largest packet of the network device in bytes. A guest behind a stream has no segmentation offload; with large packets the
+/// cost is per byte all the same. What is sent to the Internet is cut by the host's kernel, which sends it anew.
+pub(crate) const LINK_MTU: u16 = 65_520;
 
 /// QEMU's name for the host's end of the network.
 pub(crate) const NETDEV: &str = "net0";
@@ -195,7 +199,7 @@ pub fn command_line(
     add_disk(&mut line, spec, start);
     if let Some(network) = sockets.network {
         line.netdev_stream_fd(NETDEV, network)
-            .device(&json!({ "driver": "virtio-net-device", "netdev": NETDEV }));
+            .device(&json!({ "driver": "virtio-net-device", "netdev": NETDEV, "host_mtu": LINK_MTU }));
     }
     // A frozen state has every device that was there: these come afterwards, and at each start anew.
     if matches!(start, Start::Boot | Start::Restore { .. }) {

@@ -27,6 +27,7 @@ use tokio::time::{sleep, timeout};
 use super::machine::{REAP_DEADLINE, start_failure};
 use super::{Shared, full_or_boot};
 use crate::bounded_log::BoundedLog;
+use crate::machine::LINK_MTU;
 use crate::network_stack::{Instructions, NETWORK_STACK_ARGUMENT, instruct};
 use crate::ports::{PortError, listen_at};
 use crate::spawn::{Program, spawn};
@@ -47,9 +48,6 @@ const EGRESS_LOG_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// Longest decision in bytes as a line: a name of 253 characters, each of which may be written as four.
 const LINE_LIMIT: u64 = 4096;
-
-/// Largest packet of the link in bytes, as QEMU's device has it.
-const MTU: u16 = 1500;
 
 /// A network stack that runs.
 pub(super) struct Network {
@@ -79,7 +77,7 @@ impl Network {
         let instructions = Instructions {
             egress: spec.egress.clone(),
             guest_mac: mac,
-            mtu: MTU,
+            mtu: LINK_MTU,
             host_addresses: host_addresses().map_err(|e| full_or_boot(&e, "the host's addresses"))?,
             name_servers: spec.name_servers.clone(),
             published: listeners.iter().map(|(_, publish)| publish.guest_port.get()).collect(),
