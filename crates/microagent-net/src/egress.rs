@@ -173,6 +173,10 @@ impl EgressFilter {
     }
 
     /// Whether there is a place for one more flow.
+    pub(crate) fn has_place(&self, open: usize) -> bool {
+        self.place(open).is_ok()
+    }
+
     fn place(&self, open: usize) -> Result<(), Reason> {
         let max = usize::try_from(self.policy.max_connections).unwrap_or(usize::MAX);
         if open < max.min(FLOWS_MAX) { Ok(()) } else { Err(Reason::Connections) }
@@ -294,7 +298,7 @@ impl EgressFilter {
             let decision = self.name_decision(Some(text), !nowhere, reason);
             self.record(Decision { address: first, ..decision });
         }
-        let message = match query.answer(&answer, nowhere) {
+        let message = match query.answer(&answer, nowhere, asker.carrier()) {
             message if self.spend(message.len()) => message,
             _ => query.empty_answer(Code::NoSuchName, true),
         };

@@ -10,6 +10,7 @@
 //! refused. Only what a packet carries is passed on: no header of the guest reaches the host.
 
 mod datagrams;
+mod name_service;
 mod tcp;
 mod wire;
 
@@ -34,6 +35,7 @@ use crate::outbox::{Link, Outbox, Unreachable};
 use crate::sockets::{Sockets, StreamSocket, Token};
 use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 use datagrams::DatagramFlow;
+use name_service::{NameService, Peer};
 use tcp::{Progress, Surroundings, TcpFlow};
 use wire::Wire;
 
@@ -95,7 +97,7 @@ enum Flow<S: Sockets> {
         stream: S::Stream,
         syn: Box<[u8]>,
     },
-    Tcp(Box<TcpFlow<S::Stream>>),
+    Tcp(Box<TcpFlow<Peer<S::Stream>>>),
     Datagrams(DatagramFlow<S::Datagram>),
 }
 
@@ -228,7 +230,7 @@ impl<S: Sockets> Stack<S> {
         let remote = packet.destination;
         match packet.transport {
             Transport::Udp { source, destination: DNS_PORT, payload } if remote == NAME_SERVER => {
-                self.egress.query(Asker { port: source }, payload);
+                self.egress.query(Asker::Udp(source), payload);
             }
             Transport::Tcp(segment) => self.segment(ip, remote, &segment),
             Transport::Udp { source, destination, payload } => {
@@ -261,6 +263,9 @@ impl<S: Sockets> Stack<S> {
                 flow.take(ip, segment, &mut around);
                 self.enqueue(key);
             }
+            _ if segment.opens() && remote == NAME_SERVER && key.remote_port == DNS_PORT => {
+                self.serve_names(key, ip, segment);
+            }
             _ if segment.opens() => self.open(key, ip, segment),
             _ => self.outbox.reset(link(self.guest_mac, remote), segment),
         }
@@ -279,6 +284,51 @@ impl<S: Sockets> Stack<S> {
         match self.sockets.connect(token, SocketAddrV4::new(key.remote, key.remote_port)) {
             Ok(stream) => self.insert(key, token, Flow::Opening { stream, syn: syn.into() }, 0),
             Err(error) => self.refuse(key, syn, error),
+        }
+    }
+
+    /// Answers a connection to the name server.
+    fn serve_names(&mut self, key: Key, syn: &[u8], segment: &Segment) {
+        if key.guest_port == 0 || !self.egress.has_place(self.flows.len()) {
+            return self.outbox.reset(link(self.guest_mac, key.remote), segment);
+        }
+        let token = self.token();
+        let peer = Peer::Names(NameService::default());
+        let mut around = surroundings!(self);
+        let flow = TcpFlow::answering(key, peer, syn, SMALL_BUFFER, &mut around);
+        self.insert(key, token, Flow::Tcp(Box::new(flow)), 2 * SMALL_BUFFER);
+    }
+
+    /// Asks what came by a connection to the name server.
+    fn ask(&mut self, key: &Key) {
+        while let Some(Entry { flow: Flow::Tcp(flow), token, .. }) = self.flows.get_mut(key)
+            && let Peer::Names(service) = flow.peer()
+            && let Some(question) = service.next_question()
+        {
+            let asker = Asker::Tcp(key.guest_port, *token);
+            flow.ready(true, true);
+            self.egress.query(asker, &question);
+            self.enqueue(*key);
+        }
+    }
+
+    /// Gives the guest an answer of the name server.
+    fn give_answer(&mut self, DnsAnswer { asker, message }: DnsAnswer) {
+        let (port, token) = match asker {
+            Asker::Udp(port) => {
+                let back = link(self.guest_mac, NAME_SERVER);
+                return self.outbox.datagram(back, (DNS_PORT, port), &message, self.mtu);
+            }
+            Asker::Tcp(port, token) => (port, token),
+        };
+        let key = Key { kind: Kind::Tcp, remote: NAME_SERVER, remote_port: DNS_PORT, guest_port: port };
+        if let Some(Entry { flow: Flow::Tcp(flow), token: current, .. }) = self.flows.get_mut(&key)
+            && *current == token
+            && let Peer::Names(service) = flow.peer()
+        {
+            service.answer(&message);
+            flow.ready(true, true);
+            self.enqueue(key);
         }
     }
 
@@ -352,7 +402,7 @@ impl<S: Sockets> Stack<S> {
         let Ok(stream) = self.sockets.adopt(token, stream) else { return };
         let buffer = self.buffer();
         let mut around = surroundings!(self);
-        let flow = TcpFlow::connecting(key, stream, buffer, &mut around);
+        let flow = TcpFlow::connecting(key, Peer::Host(stream), buffer, &mut around);
         self.insert(key, token, Flow::Tcp(Box::new(flow)), 2 * buffer);
     }
 
@@ -389,7 +439,7 @@ impl<S: Sockets> Stack<S> {
             Ok(()) => {
                 let buffer = self.buffer();
                 let mut around = surroundings!(self);
-                let flow = TcpFlow::answering(key, stream, &syn, buffer, &mut around);
+                let flow = TcpFlow::answering(key, Peer::Host(stream), &syn, buffer, &mut around);
                 self.insert(key, entry.token, Flow::Tcp(Box::new(flow)), 2 * buffer);
             }
             Err(error) => self.refuse(key, &syn, error),
@@ -408,13 +458,8 @@ impl<S: Sockets> Stack<S> {
         }
         self.egress.tick();
         self.resolve();
-        for DnsAnswer { asker, message } in self.egress.take_answers() {
-            self.outbox.datagram(
-                link(self.guest_mac, NAME_SERVER),
-                (DNS_PORT, asker.port),
-                &message,
-                self.mtu,
-            );
+        for answer in self.egress.take_answers() {
+            self.give_answer(answer);
         }
         if self.egress.is_spent() && !self.is_spent {
             self.is_spent = true;
@@ -438,6 +483,9 @@ impl<S: Sockets> Stack<S> {
             Progress::Waiting => {}
         }
         self.set_timer(&key, deadline);
+        if key.remote == NAME_SERVER {
+            self.ask(&key);
+        }
     }
 
     /// Asks name servers. A failure may have the next one asked at once; attempts are counted, so this ends.

@@ -63,6 +63,12 @@ pub(crate) fn arp(target: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
+/// What a segment carries.
+#[cfg(test)]
+pub(crate) fn tcp_data(frame: &[u8]) -> Vec<u8> {
+    frame[34 + usize::from(frame[46] >> 4) * 4..].to_vec()
+}
+
 /// A frame of the guest with this packet.
 #[cfg(test)]
 pub(crate) fn framed(packet: &[u8]) -> Vec<u8> {
@@ -158,8 +164,7 @@ fn dns_name(message: &mut Vec<u8>, name: &str) {
     message.push(0);
 }
 
-/// What a message answers to a question for addresses: its code, name and addresses with their TTLs. Reads only what
-/// the filter writes: names without jumps.
+/// What a message answers to a question for addresses: its code, name and addresses with their TTLs.
 pub(crate) fn read_dns(message: &[u8]) -> (u8, String, Vec<(Ipv4Addr, u32)>) {
     let code = message[3] & 15;
     if message[5] == 0 {
@@ -185,12 +190,20 @@ pub(crate) fn read_dns(message: &[u8]) -> (u8, String, Vec<(Ipv4Addr, u32)>) {
 
 fn skip_name(message: &[u8], at: &mut usize) -> String {
     let mut labels = Vec::new();
-    while message[*at] != 0 {
-        let len = usize::from(message[*at]);
-        assert!(len < 64, "a jump");
-        labels.push(String::from_utf8_lossy(&message[*at + 1..*at + 1 + len]).to_ascii_lowercase());
-        *at += 1 + len;
+    let mut here = *at;
+    let mut behind = None;
+    while message[here] != 0 {
+        let len = usize::from(message[here]);
+        if len >= 0xc0 {
+            let target = (len & 0x3f) << 8 | usize::from(message[here + 1]);
+            assert!(target < here, "a jump that leads nowhere");
+            behind.get_or_insert(here + 2);
+            here = target;
+            continue;
+        }
+        labels.push(String::from_utf8_lossy(&message[here + 1..here + 1 + len]).to_ascii_lowercase());
+        here += 1 + len;
     }
-    *at += 1;
+    *at = behind.unwrap_or(here + 1);
     labels.join(".")
 }

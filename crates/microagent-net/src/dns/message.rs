@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use super::resolver::Carrier;
 use crate::frame::{u16_at, u32_at};
 
 /// Bytes of a header.
@@ -159,6 +160,48 @@ impl fmt::Display for Name {
     }
 }
 
+/// Highest place in a message that a pointer can name.
+const POINTER_MAX: usize = 0x3fff;
+
+/// Names and ends of names that are kept to be pointed at: more than any answer needs that is not made to be slow.
+const KNOWN_MAX: usize = 256;
+
+/// Writes names, and points back to those that stand in the message already.
+///
+/// # Source
+/// RFC 1035 4.1.4.
+#[derive(Debug, Default)]
+struct NameWriter {
+    /// Names and ends of names, in lower case as they travel, with their places.
+    known: Vec<(Vec<u8>, u16)>,
+}
+
+impl NameWriter {
+    fn write(&mut self, message: &mut Vec<u8>, name: &[u8]) {
+        let mut at = 0;
+        while name[at] != 0 {
+            let rest = name[at..].to_ascii_lowercase();
+            if let Some((_, place)) = self.known.iter().find(|(known, _)| *known == rest) {
+                message.extend_from_slice(&(0xc000 | place).to_be_bytes());
+                return;
+            }
+            if message.len() <= POINTER_MAX && self.known.len() < KNOWN_MAX {
+                // Below 2^14.
+                self.known.push((rest, message.len() as u16));
+            }
+            let end = at + 1 + usize::from(name[at]);
+            message.extend_from_slice(&name[at..end]);
+            at = end;
+        }
+        message.push(0);
+    }
+
+    /// Forgets what stands behind a place: it was taken back.
+    fn forget(&mut self, end: usize) {
+        self.known.retain(|(_, place)| usize::from(*place) < end);
+    }
+}
+
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Question {
@@ -233,33 +276,40 @@ impl Query {
 
     /// An answer without records. `blocked` says why, to whom asks with EDNS.
     pub(crate) fn empty_answer(&self, code: Code, blocked: bool) -> Vec<u8> {
-        self.answer(&Answer { code, records: Vec::new() }, blocked)
+        self.answer(&Answer { code, records: Vec::new(), authority: Vec::new() }, blocked, Carrier::Udp)
     }
 
-    /// An answer, as long as the guest takes it.
-    pub(crate) fn answer(&self, answer: &Answer, blocked: bool) -> Vec<u8> {
+    /// An answer, as long as the guest takes it: by UDP what it says, by TCP as long as a message can be.
+    pub(crate) fn answer(&self, answer: &Answer, blocked: bool, by: Carrier) -> Vec<u8> {
+        let limit = if by == Carrier::Tcp { MESSAGE_MAX } else { self.limit() };
         let mut message = Vec::with_capacity(UDP_SIZE.into());
         message.extend_from_slice(&self.id.to_be_bytes());
         // A response; recursion was asked for and is there.
         message.extend_from_slice(&[0x81, 0x80 | answer.code as u8]);
         message.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, u8::from(self.edns.is_some())]);
-        self.question.write(&mut message);
+        let mut names = NameWriter::default();
+        names.write(&mut message, &self.question.name.0);
+        message.extend_from_slice(&self.question.kind.to_be_bytes());
+        message.extend_from_slice(&self.question.class.to_be_bytes());
         // EDNS takes 11 bytes, its one option 6.
-        let limit = self.limit() - if self.edns.is_some() { 17 } else { 0 };
-        let mut count = 0_u16;
-        for record in &answer.records {
-            let begin = message.len();
-            record.write(&mut message);
-            if message.len() > limit {
-                message.truncate(begin);
-                if self.question.kind != kind::A || count == 0 {
+        let limit = limit - if self.edns.is_some() { 17 } else { 0 };
+        let sections = [(6, &answer.records), (8, &answer.authority)];
+        for (place, records) in sections {
+            let mut count = 0_u16;
+            for record in records {
+                let begin = message.len();
+                record.write(&mut message, &mut names);
+                if message.len() > limit {
+                    message.truncate(begin);
+                    names.forget(begin);
+                    // Whoever wants the rest asks by TCP; any of a set of addresses will do for the others.
                     message[2] |= 0x02;
+                    break;
                 }
-                break;
+                count += 1;
             }
-            count += 1;
+            message[place..place + 2].copy_from_slice(&count.to_be_bytes());
         }
-        message[6..8].copy_from_slice(&count.to_be_bytes());
         if self.edns.is_some() {
             message.extend_from_slice(&[0, 0, kind::OPT as u8]);
             message.extend_from_slice(&UDP_SIZE.to_be_bytes());
@@ -304,6 +354,8 @@ pub(crate) struct Answer {
     pub(crate) code: Code,
     /// The aliases in their order, then the records of the type that was asked for.
     pub(crate) records: Vec<Record>,
+    /// Where there are no records of the type, what says how long that is so.
+    pub(crate) authority: Vec<Record>,
 }
 
 /// A record of an answer.
@@ -322,14 +374,25 @@ impl Record {
         (self.kind == kind::A).then(|| octets.into())
     }
 
-    fn write(&self, message: &mut Vec<u8>) {
-        message.extend_from_slice(&self.owner.0);
+    fn write(&self, message: &mut Vec<u8>, names: &mut NameWriter) {
+        names.write(message, &self.owner.0);
         message.extend_from_slice(&self.kind.to_be_bytes());
         message.extend_from_slice(&CLASS_IN.to_be_bytes());
         message.extend_from_slice(&self.ttl_secs.to_be_bytes());
+        let begin = message.len();
+        message.extend_from_slice(&[0, 0]);
+        // Only these may point back (RFC 3597 4); their names were written out when they were read.
+        match self.kind {
+            kind::NS | kind::CNAME | kind::PTR => names.write(message, &self.data),
+            kind::MX => {
+                message.extend_from_slice(&self.data[..2]);
+                names.write(message, &self.data[2..]);
+            }
+            _ => message.extend_from_slice(&self.data),
+        }
         // Data of a record that was read has at most that many bytes.
-        message.extend_from_slice(&(self.data.len() as u16).to_be_bytes());
-        message.extend_from_slice(&self.data);
+        let len = (message.len() - begin - 2) as u16;
+        message[begin..begin + 2].copy_from_slice(&len.to_be_bytes());
     }
 }
 
@@ -368,15 +431,26 @@ impl Answer {
             return Err(NoAnswer::Truncated);
         }
         if !matches!(code, Code::NoError | Code::NoSuchName) {
-            return Ok(Answer { code, records: Vec::new() });
+            return Ok(Answer { code, records: Vec::new(), authority: Vec::new() });
         }
-        let count = usize::from(u16_at(header, 6)).min(RECORDS_MAX);
-        let records = read_records(message, begin, count).ok_or(NoAnswer::Broken)?;
-        Ok(Answer { code, records: chain(question, records) })
+        let answers = usize::from(u16_at(header, 6));
+        let (records, behind) =
+            read_records(message, begin, answers.min(RECORDS_MAX)).ok_or(NoAnswer::Broken)?;
+        let records = chain(question, records);
+        let is_negative = !records.iter().any(|record| record.kind == question.kind);
+        let mut authority = Vec::new();
+        if is_negative && answers <= RECORDS_MAX {
+            let count = usize::from(u16_at(header, 8)).min(RECORDS_MAX);
+            // A section that cannot be read says nothing; the answer stands without it.
+            let (all, _) = read_records(message, behind, count).unwrap_or_default();
+            authority.extend(all.into_iter().find(|record| record.kind == kind::SOA));
+        }
+        Ok(Answer { code, records, authority })
     }
 }
 
-fn read_records(message: &[u8], mut at: usize, count: usize) -> Option<Vec<Record>> {
+/// Reads records; gives the place behind them.
+fn read_records(message: &[u8], mut at: usize, count: usize) -> Option<(Vec<Record>, usize)> {
     let mut records = Vec::new();
     for _ in 0..count {
         let (owner, behind) = Name::read(message, at)?;
@@ -397,7 +471,7 @@ fn read_records(message: &[u8], mut at: usize, count: usize) -> Option<Vec<Recor
             records.push(Record { owner, kind, ttl_secs, data });
         }
     }
-    Some(records)
+    Some((records, at))
 }
 
 /// The data of a record, with the names in it written out. The outer none: broken; the inner: of no use.
@@ -431,7 +505,7 @@ fn chain(question: &Question, mut records: Vec<Record>) -> Vec<Record> {
     let mut name = question.name.clone();
     while question.kind != kind::CNAME && chosen.len() < ALIASES_MAX {
         let Some(at) = records.iter().position(|r| r.kind == kind::CNAME && r.owner == name) else { break };
-        let alias = records.swap_remove(at);
+        let alias = records.remove(at);
         name = Name(alias.data.clone());
         chosen.push(alias);
     }

@@ -57,9 +57,21 @@ pub enum Errand {
 
 /// Who in the guest waits for the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Asker {
-    /// Its UDP port.
-    pub(crate) port: u16,
+pub(crate) enum Asker {
+    /// The program at this UDP port.
+    Udp(u16),
+    /// The program at this port of a connection, whose questions are numbered.
+    Tcp(u16, u64),
+}
+
+impl Asker {
+    /// How it is answered.
+    pub(crate) fn carrier(self) -> Carrier {
+        match self {
+            Asker::Udp(_) => Carrier::Udp,
+            Asker::Tcp(..) => Carrier::Tcp,
+        }
+    }
 }
 
 /// A query that came to its end.
@@ -229,7 +241,7 @@ mod tests {
     use crate::dns::message::kind;
     use crate::testing::{dns_answer, dns_query};
 
-    const ASKER: Asker = Asker { port: 40_000 };
+    const ASKER: Asker = Asker::Udp(40_000);
 
     fn server(last: u8) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, last], 53))

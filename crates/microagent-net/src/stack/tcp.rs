@@ -188,6 +188,11 @@ impl<S: StreamSocket> TcpFlow<S> {
         }
     }
 
+    /// Where the connection leads.
+    pub(super) fn peer(&self) -> &S {
+        &self.stream
+    }
+
     fn socket(&mut self) -> &mut Socket<'static> {
         self.sockets.get_mut(self.handle)
     }
@@ -333,6 +338,8 @@ impl<S: StreamSocket> TcpFlow<S> {
         if has_ended && self.outbound == Half::Open && !self.guest_reset {
             stream.shut_down();
             self.outbound = Half::Closed;
+            // The name service has its last word then.
+            self.is_readable = true;
         }
     }
 

@@ -130,7 +130,7 @@ fn aliases_lead_to_addresses_and_nothing_else_does() {
     assert_eq!(addresses(&answer), [Ipv4Addr::new(192, 0, 2, 2)]);
     assert_eq!(answer.records.len(), 2);
     // What is written for the guest is read alike.
-    let written = query.answer(&answer, false);
+    let written = query.answer(&answer, false, Carrier::Udp);
     assert_eq!(Answer::read(&written, 9, &query.question), Ok(answer));
 }
 
@@ -179,17 +179,57 @@ fn an_answer_fits_what_the_guest_takes() {
     for edns in [None, Some(0), Some(512), Some(4096)] {
         let query = Query::read(&dns_query(9, "a.example", kind::A, edns)).unwrap();
         let all = Answer::read(&dns_answer(9, "a.example", &many, 60), 9, &query.question).unwrap();
-        let message = query.answer(&all, false);
+        let message = query.answer(&all, false, Carrier::Udp);
         assert!(message.len() <= query.limit());
-        assert_eq!(message[2] & 2, 0, "addresses are left out silently");
-        let read = Answer::read(&message, 9, &query.question).unwrap();
-        assert!(read.records.len() > 10);
+        assert_eq!(message[2] & 2, 2, "who wants all of them can ask by TCP");
+        let mut read = message.clone();
+        read[2] ^= 2;
+        assert!(Answer::read(&read, 9, &query.question).unwrap().records.len() >= 29);
+        let message = query.answer(&all, false, Carrier::Tcp);
+        assert_eq!(Answer::read(&message, 9, &query.question), Ok(all));
     }
     let query = query("a.example", 16);
     let long = vec![200_u8; 600];
     let message = raw_answer(&query, &[(ASKED, 16, 60, &long)]);
     let answer = Answer::read(&message, 9, &query.question).unwrap();
-    assert_eq!(Answer::read(&query.answer(&answer, false), 9, &query.question), Err(NoAnswer::Truncated));
+    assert_eq!(
+        Answer::read(&query.answer(&answer, false, Carrier::Udp), 9, &query.question),
+        Err(NoAnswer::Truncated)
+    );
+}
+
+#[test]
+fn sixteen_aliases_and_their_addresses_fit_a_client_without_edns() {
+    let query = query("pkg.test.example", kind::A);
+    let name = |n: usize| format!("\x08alias-{n:02}\x04test\x07example\0").into_bytes();
+    let owner = |n: usize| if n == 0 { ASKED.to_vec() } else { name(n) };
+    let owners: Vec<Vec<u8>> = (0..=16).map(owner).collect();
+    let names: Vec<Vec<u8>> = (0..=16).map(name).collect();
+    let mut records: Vec<(&[u8], u16, u32, &[u8])> =
+        (0..16).map(|n| (&owners[n][..], kind::CNAME, 60, &names[n + 1][..])).collect();
+    records.extend([
+        (&owners[16][..], kind::A, 60, &[192, 0, 2, 1][..]),
+        (&owners[16], kind::A, 60, &[192, 0, 2, 2]),
+    ]);
+    let answer = Answer::read(&raw_answer(&query, &records), 9, &query.question).unwrap();
+    assert_eq!(addresses(&answer).len(), 2);
+    let message = query.answer(&answer, false, Carrier::Udp);
+    assert!(message.len() <= 512, "{}", message.len());
+    assert_eq!(Answer::read(&message, 9, &query.question), Ok(answer));
+}
+
+#[test]
+fn an_answer_without_records_says_how_long_that_is_so() {
+    let query = query("nobody.example", kind::A);
+    let mut soa = b"\xc0\x13\x05admin\xc0\x13".to_vec();
+    soa.extend([7; 20]);
+    let mut message = raw_answer(&query, &[(b"\xc0\x13", kind::SOA, 300, &soa)]);
+    // The record stands in the second section, and there is no such name.
+    (message[3], message[7], message[9]) = (0x83, 0, 1);
+    let answer = Answer::read(&message, 9, &query.question).unwrap();
+    assert_eq!((answer.code, answer.authority.len()), (Code::NoSuchName, 1));
+    let written = query.answer(&answer, false, Carrier::Udp);
+    assert_eq!(Answer::read(&written, 9, &query.question), Ok(answer));
 }
 
 #[test]
@@ -222,7 +262,7 @@ proptest! {
                 message[at] = *byte;
             }
             if let Ok(answer) = Answer::read(&message, 9, &query.question) {
-                prop_assert!(query.answer(&answer, false).len() <= query.limit());
+                prop_assert!(query.answer(&answer, false, Carrier::Udp).len() <= query.limit());
             }
         }
     }

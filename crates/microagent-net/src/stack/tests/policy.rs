@@ -307,3 +307,43 @@ fn after_the_last_byte_all_is_reset_and_refused() {
     // The gateway can still be found, so that refusals arrive.
     assert_eq!(bench.send(&testing::arp(GATEWAY)).len(), 1);
 }
+
+#[test]
+fn a_question_by_tcp_is_answered_like_one_by_udp() {
+    let mut bench = Bench::new(policy(EgressMode::Allowlist, &["example.org"]));
+    let answer = bench.send(&testing::tcp(NAME_SERVER, 40_000, 53, SYN, b"")).remove(0);
+    assert_eq!(segment_of(&answer).flags, SYN | ACK);
+    let number = segment_of(&answer).sequence + 1;
+    let mut bytes = Vec::new();
+    for name in ["example.org", "example.com"] {
+        let question = dns_query(7, name, 1, None);
+        bytes.extend((question.len() as u16).to_be_bytes());
+        bytes.extend(question);
+    }
+    // In two pieces, the second with the end of what is asked.
+    bench.send(&testing::tcp_at(NAME_SERVER, 40_000, 53, ACK, 1001, number, &bytes[..10]));
+    let end = 1011;
+    let frames = bench.send(&testing::tcp_at(NAME_SERVER, 40_000, 53, FIN | ACK, end, number, &bytes[10..]));
+    let mut got: Vec<u8> = frames.iter().flat_map(|frame| testing::tcp_data(frame)).collect();
+    let errands = std::mem::take(&mut bench.host.borrow_mut().errands);
+    let [Errand::Ask { ticket, message, .. }] = &errands[..] else { panic!("{errands:?}") };
+    let many: Vec<[u8; 4]> = (0..80).map(|n| [192, 0, 2, n]).collect();
+    let id = u16::from_be_bytes([message[0], message[1]]);
+    bench.stack.resolved(*ticket, Some(&dns_answer(id, "example.org", &many, 60)));
+    got.extend(bench.run().iter().flat_map(|frame| testing::tcp_data(frame)));
+    let mut codes = Vec::new();
+    let mut rest = &got[..];
+    while let Some((length, behind)) = rest.split_first_chunk::<2>() {
+        let (message, behind) = behind.split_at(u16::from_be_bytes(*length).into());
+        let (code, name, addresses) = read_dns(message);
+        codes.push((code, name, addresses.len()));
+        rest = behind;
+    }
+    assert_eq!(codes, [(3, "example.com".to_owned(), 0), (0, "example.org".to_owned(), 80)]);
+    assert!(bench.connections().is_empty(), "the host is asked for nothing but the name");
+    // A question that is longer than any ends the connection.
+    let answer = bench.send(&testing::tcp(NAME_SERVER, 40_001, 53, SYN, b"")).remove(0);
+    let number = segment_of(&answer).sequence + 1;
+    let frames = bench.send(&testing::tcp_at(NAME_SERVER, 40_001, 53, ACK, 1001, number, &[0xff; 100]));
+    assert!(segment_of(frames.last().unwrap()).has(RST));
+}

@@ -1,0 +1,147 @@
+//! Questions by TCP: a connection that ends in the stack itself, at the name server's address.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+use rustix::io::Errno;
+
+use crate::sockets::StreamSocket;
+
+/// Bytes of the length before each message.
+const LENGTH_LEN: usize = 2;
+
+/// Longest question in bytes.
+const QUESTION_MAX: usize = 4096;
+
+/// Questions of one connection that wait for their answers at once.
+const WAITING_MAX: usize = 16;
+
+/// Bytes of answers that wait for the guest; while there are more, nothing is asked.
+const ANSWERS_MAX: usize = 128 * 1024;
+
+/// Where a connection of the guest leads.
+pub(super) enum Peer<S> {
+    /// To a socket of the host.
+    Host(S),
+    /// To the stack's name service.
+    Names(NameService),
+}
+
+/// One connection to the name service.
+#[derive(Default)]
+pub(super) struct NameService(RefCell<Exchange>);
+
+#[derive(Default)]
+struct Exchange {
+    /// What came of questions that were not asked yet.
+    incoming: Vec<u8>,
+    outgoing: VecDeque<u8>,
+    waiting: usize,
+    has_ended: bool,
+}
+
+impl Exchange {
+    /// The first question, if it is whole.
+    fn question(&self) -> Option<&[u8]> {
+        let length = usize::from(u16::from_be_bytes(*self.incoming.first_chunk::<LENGTH_LEN>()?));
+        self.incoming.get(LENGTH_LEN..LENGTH_LEN + length)
+    }
+}
+
+impl NameService {
+    /// The next question that can be asked.
+    pub(super) fn next_question(&self) -> Option<Vec<u8>> {
+        let mut exchange = self.0.borrow_mut();
+        if exchange.waiting >= WAITING_MAX || exchange.outgoing.len() > ANSWERS_MAX {
+            return None;
+        }
+        let question = exchange.question()?.to_vec();
+        exchange.incoming.drain(..LENGTH_LEN + question.len());
+        exchange.waiting += 1;
+        Some(question)
+    }
+
+    /// Gives the guest an answer.
+    pub(super) fn answer(&self, message: &[u8]) {
+        let mut exchange = self.0.borrow_mut();
+        exchange.waiting = exchange.waiting.saturating_sub(1);
+        // Answers are bounded far below.
+        let Ok(length) = u16::try_from(message.len()) else { return };
+        exchange.outgoing.extend(length.to_be_bytes());
+        exchange.outgoing.extend(message);
+    }
+}
+
+impl StreamSocket for NameService {
+    fn connected(&self) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        let mut exchange = self.0.borrow_mut();
+        let room = (LENGTH_LEN + QUESTION_MAX).saturating_sub(exchange.incoming.len());
+        let count = room.min(bytes.len());
+        exchange.incoming.extend_from_slice(&bytes[..count]);
+        match exchange.incoming.first_chunk::<LENGTH_LEN>() {
+            Some(length) if usize::from(u16::from_be_bytes(*length)) > QUESTION_MAX => Err(Errno::CONNRESET),
+            _ if count == 0 => Err(Errno::AGAIN),
+            _ => Ok(count),
+        }
+    }
+
+    fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        let mut exchange = self.0.borrow_mut();
+        if exchange.outgoing.is_empty() {
+            let is_done = exchange.has_ended && exchange.waiting == 0 && exchange.question().is_none();
+            return if is_done { Ok(0) } else { Err(Errno::AGAIN) };
+        }
+        let count = bytes.len().min(exchange.outgoing.len());
+        for (place, byte) in bytes.iter_mut().zip(exchange.outgoing.drain(..count)) {
+            *place = byte;
+        }
+        Ok(count)
+    }
+
+    fn shut_down(&self) {
+        self.0.borrow_mut().has_ended = true;
+    }
+
+    fn reset(&self) {}
+}
+
+impl<S: StreamSocket> StreamSocket for Peer<S> {
+    fn connected(&self) -> Result<(), Errno> {
+        match self {
+            Peer::Host(socket) => socket.connected(),
+            Peer::Names(service) => service.connected(),
+        }
+    }
+
+    fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        match self {
+            Peer::Host(socket) => socket.send(bytes),
+            Peer::Names(service) => service.send(bytes),
+        }
+    }
+
+    fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
+        match self {
+            Peer::Host(socket) => socket.receive(bytes),
+            Peer::Names(service) => service.receive(bytes),
+        }
+    }
+
+    fn shut_down(&self) {
+        match self {
+            Peer::Host(socket) => socket.shut_down(),
+            Peer::Names(service) => service.shut_down(),
+        }
+    }
+
+    fn reset(&self) {
+        match self {
+            Peer::Host(socket) => socket.reset(),
+            Peer::Names(service) => service.reset(),
+        }
+    }
+}
