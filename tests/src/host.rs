@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -135,10 +136,11 @@ pub struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts one on a directory. Only root can.
+    /// Mounts one on a directory, whose owner it belongs to. Only root can.
     #[track_caller]
     pub fn mount(path: &Path, size_mib: u32) -> SmallDisk {
-        let options = format!("size={size_mib}m,mode=0777");
+        let owner = fs::metadata(path).unwrap_or_else(|e| panic!("cannot look at `{}`: {e}", path.display()));
+        let options = format!("size={size_mib}m,mode=0700,uid={},gid={}", owner.uid(), owner.gid());
         must(
             "mount",
             &["-t", "tmpfs", "-o", &options, "tmpfs", path.to_str().expect("test paths are UTF-8")],

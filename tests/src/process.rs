@@ -46,9 +46,9 @@ impl Process {
         self.words.first().map_or("", |word| word.rsplit('/').next().unwrap_or(word))
     }
 
-    /// Whether it is QEMU.
+    /// Whether it is a machine. The supervisor also starts QEMU without one, to ask what it can do.
     pub fn is_qemu(&self) -> bool {
-        self.program().starts_with("qemu-system")
+        self.program().starts_with("qemu-system") && self.words.iter().any(|word| word.starts_with("microvm"))
     }
 
     /// Whether it is a network stack.

@@ -185,7 +185,7 @@ fn commits_build_on_commits_and_changes_say_how_they_run() {
     );
 
     let bad = home.microagent(["commit", "--change", "HEALTHCHECK NONE", "two", "x:1"]).run().code(2);
-    bad.says("health");
+    bad.says("HEALTHCHECK");
     for name in ["one", "two"] {
         home.microagent(["delete", name, "--yes"]).success();
     }

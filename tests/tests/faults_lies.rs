@@ -108,7 +108,7 @@ fn commands_end_clearly_however_the_agent_lies() {
     start_lying(&home, "exec-endless");
     let microagent = home.program().to_str().unwrap();
     let line = format!("{microagent} exec --timeout 1 web -- true > /dev/null");
-    home.other("sh").args(["-c", &line]).run().code(124).says("its time was up");
+    home.other("sh").args(["-c", &line]).run().code(124).says("the time limit");
     let line = format!("{microagent} exec web -- true | head -c 10");
     assert_eq!(home.other("sh").args(["-c", &line]).run().text(), "xxxxxxxxxx");
     let supervisor = home.processes().into_iter().find(Process::is_supervisor).unwrap();

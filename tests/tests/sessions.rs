@@ -44,7 +44,7 @@ fn exec_keeps_the_streams_apart_and_passes_the_exit_code_on() {
     assert_eq!(nobody.text(), "1000\n");
     let late =
         home.microagent(["exec", "--timeout", "1", "web", "--", "sh", "-c", "sleep 4321 & sleep 4321"]);
-    late.run().code(124).says("its time was up");
+    late.run().code(124).says("the time limit");
     let left = home.microagent(["exec", "web", "--", "sh", "-c", "ps | grep -c '[s]leep 4321'"]).run();
     assert_eq!(left.text(), "0\n");
     end(&home);
