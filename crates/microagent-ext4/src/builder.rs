@@ -277,6 +277,15 @@ impl Builder {
         Ok(())
     }
 
+    /// Checks that the attributes that an inode has so far fit together.
+    ///
+    /// # Errors
+    ///
+    /// When they need more than the inode's tail and one block.
+    pub fn check_xattrs(&self, inode: Inode) -> Result<(), Error> {
+        self.attributes.get(&inode.0).map_or(Ok(()), |list| xattr::plan(list).map(drop))
+    }
+
     /// Freezes the tree: every block address is decided here.
     ///
     /// # Errors

@@ -119,7 +119,7 @@ impl ImageStore {
             .map_err(|source| ImageError::Read { source })?;
         let parsed = config::decode(&base_config)
             .map_err(|source| ImageError::Config { reference: base_name, source })?;
-        let base_disk = disk::ready(&self.cache, &disk::id(&parsed.diff_ids));
+        let base_disk = disk::ready(&self.cache, &disk::id(&parsed.diff_ids, &parsed.config.volumes));
         Ok(Commit {
             store: self.clone(),
             reference: reference.to_owned(),
@@ -197,7 +197,7 @@ impl Commit {
         let manifest_digest = Digest::of(&bytes);
         cache.put_blob(&manifest.config.digest, &configuration)?;
         cache.put_blob(&manifest_digest, &bytes)?;
-        let disk_id = disk::id(&parsed.diff_ids);
+        let disk_id = disk::id(&parsed.diff_ids, &parsed.config.volumes);
         // An image without changes has the disk of the one below.
         let disk = disk::ready(cache, &disk_id);
         let content_bytes = self.base_content_bytes.saturating_add(layer_content);

@@ -8,11 +8,12 @@
 
 use std::collections::BTreeMap;
 
+use microagent_model::signal_number;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::digest::{Digest, DigestError};
-use crate::manifest::Platform;
+use crate::manifest::{Platform, printable};
 
 /// Largest configuration that is read; real ones have a few kilobytes.
 pub(crate) const CONFIG_LIMIT: u64 = 2 * 1024 * 1024;
@@ -44,9 +45,35 @@ pub struct ImageConfig {
     /// Ports that the image says it listens on, such as `80/tcp`.
     #[serde(default)]
     pub exposed_ports: Vec<String>,
-    /// Paths that the image wants on volumes.
+    /// Paths that the image wants on volumes. They are directories of the base disk.
     #[serde(default)]
     pub volumes: Vec<String>,
+    /// How to find out whether the workload is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+}
+
+/// `HEALTHCHECK` of a Dockerfile. Times are in nanoseconds; 0 and `None` stand for Docker's defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// The command with its first word as the image has it: `CMD` before arguments, `CMD-SHELL` before a line for the
+    /// image's shell, `NONE` where an image takes back what the one below it had. Never empty.
+    pub test: Vec<String>,
+    /// From one check to the next.
+    #[serde(default)]
+    pub interval_ns: u64,
+    /// Longest that one check may take.
+    #[serde(default)]
+    pub timeout_ns: u64,
+    /// How long after the start a failed check does not count.
+    #[serde(default)]
+    pub start_period_ns: u64,
+    /// From one check to the next in that time.
+    #[serde(default)]
+    pub start_interval_ns: u64,
+    /// Failed checks in a row that mean that the workload is not well.
+    #[serde(default)]
+    pub retries: Option<u32>,
 }
 
 /// Changes to how an image runs, as the lines of a Dockerfile make them.
@@ -106,6 +133,12 @@ pub enum ConfigError {
         /// The field.
         field: &'static str,
     },
+    /// A stop signal that Linux does not have.
+    #[error("the image's stop signal `{signal}` is not a signal")]
+    StopSignal {
+        /// What it says, made printable.
+        signal: String,
+    },
     /// A layer digest that is none.
     #[error("the image configuration lists a layer that is not named by a digest")]
     DiffId {
@@ -138,10 +171,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Parsed, ConfigError> {
         env: words(run, "Env")?,
         user: text(run, "User")?.unwrap_or_default(),
         working_dir: text(run, "WorkingDir")?.unwrap_or_default(),
-        stop_signal: text(run, "StopSignal")?.filter(|signal| !signal.is_empty()),
+        stop_signal: stop_signal(run)?,
         labels: labels(run),
         exposed_ports: keys(run, "ExposedPorts"),
         volumes: keys(run, "Volumes"),
+        health_check: health_check(run)?,
     };
     Ok(Parsed { config, platform: platform(&document)?, diff_ids: diff_ids(&document)? })
 }
@@ -277,6 +311,42 @@ fn text(document: &Map<String, Value>, field: &'static str) -> Result<Option<Str
     }
 }
 
+fn stop_signal(run: &Map<String, Value>) -> Result<Option<String>, ConfigError> {
+    match text(run, "StopSignal")?.filter(|signal| !signal.is_empty()) {
+        Some(signal) if signal_number(&signal).is_none() => {
+            Err(ConfigError::StopSignal { signal: printable(&signal) })
+        }
+        signal => Ok(signal),
+    }
+}
+
+/// A check without a command inherits everything, which an image below has done already.
+fn health_check(run: &Map<String, Value>) -> Result<Option<HealthCheck>, ConfigError> {
+    const FIELD: ConfigError = ConfigError::Field { field: "Healthcheck" };
+    let check = match run.get("Healthcheck") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Object(check)) => check,
+        Some(_) => return Err(FIELD),
+    };
+    let number = |field: &str| match check.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => value.as_u64().map(Some).ok_or(FIELD),
+    };
+    let time = |field: &str| Ok(number(field)?.unwrap_or_default());
+    let test = words(check, "Test")?;
+    if test.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(HealthCheck {
+        test,
+        interval_ns: time("Interval")?,
+        timeout_ns: time("Timeout")?,
+        start_period_ns: time("StartPeriod")?,
+        start_interval_ns: time("StartInterval")?,
+        retries: number("Retries")?.map(u32::try_from).transpose().map_err(|_| FIELD)?.filter(|n| *n > 0),
+    }))
+}
+
 /// Labels inform and decide nothing: what is no text is left out.
 fn labels(run: &Map<String, Value>) -> BTreeMap<String, String> {
     let labels = run.get("Labels").and_then(Value::as_object);
@@ -318,7 +388,8 @@ mod tests {
             "config": {
                 "Entrypoint": "/entry", "Cmd": ["a", "b"], "Env": ["PATH=/bin"], "User": "1:2",
                 "WorkingDir": "/w", "StopSignal": "SIGINT", "Labels": {"a": "b", "n": 1},
-                "ExposedPorts": {"80/tcp": {}}, "Volumes": {"/data": {}}, "Healthcheck": {"Test": []},
+                "ExposedPorts": {"80/tcp": {}}, "Volumes": {"/data": {}},
+                "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": 5_000_000_000u64, "Retries": 3},
             },
             "rootfs": {"type": "layers", "diff_ids": [Digest::of(b"x")]},
         });
@@ -328,6 +399,13 @@ mod tests {
         assert_eq!(parsed.config.labels.len(), 1);
         assert_eq!(parsed.config.exposed_ports, ["80/tcp"]);
         assert_eq!(parsed.config.volumes, ["/data"]);
+        let check = HealthCheck {
+            test: vec!["CMD-SHELL".into(), "true".into()],
+            interval_ns: 5_000_000_000,
+            retries: Some(3),
+            ..HealthCheck::default()
+        };
+        assert_eq!(parsed.config.health_check, Some(check));
         assert_eq!(parsed.platform, Some(Platform::default()));
         assert_eq!(parsed.diff_ids, [Digest::of(b"x")]);
 

@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, Waiting, remove_file};
 use crate::compression;
+use crate::config::Parsed;
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::manifest::Descriptor;
 use crate::progress::ImageEvent;
-use crate::rootfs::{self, LayerFile, Limits, RootfsError};
+use crate::rootfs::{self, LayerFile, Limits, Rootfs, RootfsError};
 use crate::work;
 
 /// Part of each disk's name, so that a builder which writes other bytes makes disks of its own.
@@ -38,12 +39,17 @@ struct Built {
 /// The digest of a tar without entries: two units of zeros. What a workspace without changes is committed as.
 const EMPTY_LAYER: &str = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
 
-/// The name of the disk that a chain of uncompressed layers makes. Layers without entries make no other disk.
-pub(crate) fn id(diff_ids: &[Digest]) -> Digest {
+/// The name of the disk that a chain of uncompressed layers makes, with the directories for volumes. Layers without
+/// entries make no other disk.
+pub(crate) fn id(diff_ids: &[Digest], volumes: &[String]) -> Digest {
     let mut chain = format!("microagent base disk {DISK_FORMAT}\n");
     for diff_id in diff_ids.iter().filter(|diff_id| diff_id.as_str() != EMPTY_LAYER) {
         chain.push_str(diff_id.as_str());
         chain.push('\n');
+    }
+    for volume in volumes {
+        // As JSON text, which holds no line feed.
+        chain.push_str(&format!("volume {}\n", serde_json::json!(volume)));
     }
     Digest::of(chain.as_bytes())
 }
@@ -65,12 +71,13 @@ pub(crate) fn notes(cache: &Cache, id: &Digest) -> PathBuf {
 pub(crate) async fn make(
     cache: &Cache,
     layers: &[Descriptor],
-    diff_ids: &[Digest],
+    parsed: &Parsed,
     limits: &Limits,
     reference: &str,
     waiting: &Waiting<'_>,
 ) -> Result<Disk, ImageError> {
-    let id = id(diff_ids);
+    let (diff_ids, volumes) = (&parsed.diff_ids, &parsed.config.volumes);
+    let id = id(diff_ids, volumes);
     let _making = cache.make("disk", &id, waiting).await?;
     if let Some(disk) = ready(cache, &id) {
         return Ok(disk);
@@ -87,6 +94,7 @@ pub(crate) async fn make(
         cache: cache.clone(),
         id: id.clone(),
         layers: files,
+        volumes: volumes.clone(),
         limits: *limits,
         reference: reference.to_owned(),
     };
@@ -103,6 +111,7 @@ struct Build {
     cache: Cache,
     id: Digest,
     layers: Vec<LayerFile>,
+    volumes: Vec<String>,
     limits: Limits,
     reference: String,
 }
@@ -124,7 +133,8 @@ impl Build {
         let out = scratch.join("disk.ext4");
         let progress = |done| meter.set(done);
         let cancelled = || meter.is_cancelled();
-        let stats = rootfs::build(&self.layers, &out, scratch, &self.limits, &progress, &cancelled)
+        let content = Rootfs { layers: &self.layers, volumes: &self.volumes };
+        let stats = rootfs::build(&content, &out, scratch, &self.limits, &progress, &cancelled)
             .map_err(|error| self.failed(error))?;
         let failed = |source| ImageError::file("store", &out, source);
         let file = File::open(&out).map_err(failed)?;
@@ -165,11 +175,16 @@ mod tests {
     #[test]
     fn the_name_follows_the_chain() {
         let [a, b] = [Digest::of(b"a"), Digest::of(b"b")];
-        assert_eq!(id(&[a.clone(), b.clone()]), id(&[a.clone(), b.clone()]));
-        assert_ne!(id(&[a.clone(), b.clone()]), id(&[b, a.clone()]));
-        assert_ne!(id(&[]), Digest::of(b""));
+        assert_eq!(id(&[a.clone(), b.clone()], &[]), id(&[a.clone(), b.clone()], &[]));
+        assert_ne!(id(&[a.clone(), b.clone()], &[]), id(&[b, a.clone()], &[]));
+        assert_ne!(id(&[], &[]), Digest::of(b""));
         let empty = Digest::of(&[0; 1024]);
         assert_eq!(empty.as_str(), EMPTY_LAYER);
-        assert_eq!(id(&[a.clone(), empty]), id(&[a]));
+        assert_eq!(id(&[a.clone(), empty], &[]), id(&[a.clone()], &[]));
+        let with =
+            |volumes: &[&str]| id(&[a.clone()], &volumes.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
+        assert_eq!(with(&[]), id(&[a.clone()], &[]));
+        assert_ne!(with(&["/data"]), with(&[]));
+        assert_ne!(with(&["/a\nvolume \"/b\""]), with(&["/a", "/b"]));
     }
 }

@@ -45,7 +45,7 @@ mod work;
 
 pub use archive::ArchiveError;
 pub use commit::{Commit, CommitOptions, Committed, Layer};
-pub use config::{ConfigChanges, ConfigError, ImageConfig};
+pub use config::{ConfigChanges, ConfigError, HealthCheck, ImageConfig};
 pub use credentials::CredentialError;
 pub use digest::{Digest, DigestError};
 pub use environment::Environment;

@@ -61,6 +61,15 @@ pub struct LayerFile {
     pub diff_id: Option<String>,
 }
 
+/// What a base disk is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Rootfs<'a> {
+    /// The layers, lowest first.
+    pub layers: &'a [LayerFile],
+    /// Paths that are made directories (0755, of root) where no layer has anything, as Docker makes those of `VOLUME`.
+    pub volumes: &'a [String],
+}
+
 /// What an image may cost at most; all its layers count together. The defaults hold the largest images
 /// in use several times over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +106,7 @@ pub struct DiskStats {
     pub inodes: u64,
 }
 
-/// Builds the base disk of `layers`, lowest first, in the new file `out` (0600, sparse, not synced: that
+/// Builds the base disk of `rootfs` in the new file `out` (0600, sparse, not synced: that
 /// is for the caller to do before it renames the file to its lasting name).
 ///
 /// Blocks; needs room for the uncompressed layers in `scratch`, in temporary files without names.
@@ -108,7 +117,7 @@ pub struct DiskStats {
 ///
 /// See [`RootfsError`]. Neither `out` nor anything in `scratch` is left then.
 pub fn build(
-    layers: &[LayerFile],
+    rootfs: &Rootfs<'_>,
     out: &Path,
     scratch: &Path,
     limits: &Limits,
@@ -116,7 +125,7 @@ pub fn build(
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<DiskStats, RootfsError> {
     let shared = Shared::new(limits, progress, cancelled);
-    build_in(Tree::new(), layers, out, scratch, &shared)
+    build_in(Tree::new(), rootfs, out, scratch, &shared)
 }
 
 /// Builds the disk of one archive that is no layer, in the same way; nothing in it is a whiteout.
@@ -128,17 +137,18 @@ pub(crate) fn build_plain(
     cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<DiskStats, RootfsError> {
     let shared = Shared::new(limits, &|_| {}, cancelled);
-    build_in(Tree::without_whiteouts(), &[archive], out, scratch, &shared)
+    let rootfs = Rootfs { layers: &[archive], volumes: &[] };
+    build_in(Tree::without_whiteouts(), &rootfs, out, scratch, &shared)
 }
 
 fn build_in(
     mut tree: Tree,
-    layers: &[LayerFile],
+    rootfs: &Rootfs<'_>,
     out: &Path,
     scratch: &Path,
     shared: &Shared<'_>,
 ) -> Result<DiskStats, RootfsError> {
-    let unpacked = unpack_all(layers, scratch, shared)?;
+    let unpacked = unpack_all(rootfs.layers, scratch, shared)?;
     let (mut digests, mut spools) = (Vec::new(), Vec::new());
     for (index, Unpacked { entries, spool, digest }) in unpacked.into_iter().enumerate() {
         for (count, entry) in entries.into_iter().enumerate() {
@@ -149,6 +159,9 @@ fn build_in(
         }
         digests.push(digest);
         spools.push(spool);
+    }
+    for volume in rootfs.volumes {
+        tree.add_volume(rootfs.layers.len(), volume.as_bytes());
     }
     disk::write(&tree, &digests, &spools, out, shared)
 }

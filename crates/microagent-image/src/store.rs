@@ -353,16 +353,16 @@ impl ImageStore {
         let configuration = read_limited(&self.cache.blob(&manifest.config.digest), CONFIG_LIMIT)
             .map_err(|source| ImageError::Read { source })?;
         let unusable = |source| ImageError::Config { reference: resolved.to_owned(), source };
-        let diff_ids = config::decode(&configuration).map_err(unusable)?.diff_ids;
-        let (expected, found) = (manifest.layers.len(), diff_ids.len());
+        let parsed = config::decode(&configuration).map_err(unusable)?;
+        let (expected, found) = (manifest.layers.len(), parsed.diff_ids.len());
         if expected != found {
             return Err(unusable(ConfigError::LayerCount { expected, found }));
         }
-        let disk = match disk::ready(&self.cache, &disk::id(&diff_ids)) {
+        let disk = match disk::ready(&self.cache, &disk::id(&parsed.diff_ids, &parsed.config.volumes)) {
             Some(disk) => disk,
             None => {
                 let limits = &request.options.limits;
-                disk::make(&self.cache, &manifest.layers, &diff_ids, limits, resolved, &request.waiting())
+                disk::make(&self.cache, &manifest.layers, &parsed, limits, resolved, &request.waiting())
                     .await?
             }
         };
@@ -418,15 +418,14 @@ impl ImageStore {
         }
         let fetcher = self.fetcher(request);
         let parsed = self.configuration(&fetcher, source, &resolution, platform, &resolved).await?;
-        let disk = match disk::ready(&self.cache, &disk::id(&parsed.diff_ids)) {
+        let disk = match disk::ready(&self.cache, &disk::id(&parsed.diff_ids, &parsed.config.volumes)) {
             // Another image with the same layers has brought the disk.
             Some(disk) => disk,
             None => {
                 self.layers(&fetcher, source, &resolution, &resolved).await?;
                 let layers = &resolution.manifest.layers;
                 let limits = &request.options.limits;
-                disk::make(&self.cache, layers, &parsed.diff_ids, limits, &resolved, &request.waiting())
-                    .await?
+                disk::make(&self.cache, layers, &parsed, limits, &resolved, &request.waiting()).await?
             }
         };
         self.cache.put_blob(&resolution.digest, &resolution.bytes)?;
@@ -449,14 +448,14 @@ impl ImageStore {
     ) -> Result<config::Parsed, ImageError> {
         let blob = &resolution.manifest.config;
         if blob.size > CONFIG_LIMIT {
-            let what = "the image configuration".to_owned();
+            let what = format!("the configuration of image `{resolved}`");
             return Err(ImageError::TooLarge { what, limit: CONFIG_LIMIT });
         }
         let bytes = match source {
             Source::Local(image) if !self.cache.has_blob(&blob.digest, blob.size) => {
                 let bytes = image.read_blob(&blob.digest, CONFIG_LIMIT)?;
                 crate::fetch::verify(Digest::of(&bytes), &blob.digest, || {
-                    "the image configuration".to_owned()
+                    format!("the configuration of image `{resolved}`")
                 })?;
                 self.cache.put_blob(&blob.digest, &bytes)?;
                 bytes

@@ -23,7 +23,7 @@ mod oracle;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use microagent_image::rootfs::{self, Compression, DiskStats, LayerFile, Limits, RootfsError};
+use microagent_image::rootfs::{self, Compression, DiskStats, LayerFile, Limits, Rootfs, RootfsError};
 
 /// A program that may lie where only root looks.
 fn tool(name: &str) -> PathBuf {
@@ -87,7 +87,14 @@ impl Place {
         cancelled: &(dyn Fn() -> bool + Sync),
     ) -> Result<DiskStats, RootfsError> {
         let scratch = self.path("scratch");
-        let result = rootfs::build(layers, &self.path("disk"), &scratch, limits, &|_| {}, cancelled);
+        let result = rootfs::build(
+            &Rootfs { layers, volumes: &[] },
+            &self.path("disk"),
+            &scratch,
+            limits,
+            &|_| {},
+            cancelled,
+        );
         assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "temporary files stay");
         assert_eq!(self.path("disk").exists(), result.is_ok(), "a failed build leaves no disk");
         result

@@ -14,6 +14,7 @@ mod machine;
 mod name;
 mod publish;
 mod secret;
+mod signal;
 mod state;
 
 pub use attachment::{Attachment, DiskSource};
@@ -23,4 +24,5 @@ pub use machine::{DISK_MIB_MAX, ImageIdentity, LinkState, NetworkMode, Resources
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
 pub use publish::{Publish, PublishError, published_twice};
 pub use secret::{SecretReference, SecretReferenceError, SecretSource};
+pub use signal::{SIGTERM, signal_number};
 pub use state::{FailureKind, State, WorkspaceFailure};

@@ -12,4 +12,4 @@ pub mod unpack;
 
 pub use pack::{PackError, Pieces, Walker, pack};
 pub use place::PlaceError;
-pub use unpack::{Links, Rules, UnpackError, Unpacked, unpack};
+pub use unpack::{Rules, SymlinkRule, UnpackError, Unpacked, unpack};

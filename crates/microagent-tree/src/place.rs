@@ -23,7 +23,7 @@ use rustix::fs::{
 use rustix::io::{Errno, pwrite, retry_on_intr};
 
 use crate::pack::by_number;
-use crate::unpack::{Feed, FeedError, Links, Rules, Unpacked};
+use crate::unpack::{Feed, FeedError, Rules, SymlinkRule, Unpacked};
 
 /// How often a name is resolved anew when the tree changes under it.
 const RESOLVE_TRIES: usize = 100;
@@ -168,7 +168,7 @@ impl<'a> Placer<'a> {
         let parent = self.parent(parent_path)?;
         let name = c_string(name);
         if let Kind::Symlink(target) = &member.kind
-            && self.rules.links == Links::Inside
+            && self.rules.links == SymlinkRule::Inside
             && !self.stays_inside(parent_path, target)
         {
             self.done.links_skipped += 1;

@@ -22,12 +22,12 @@ pub struct Rules {
     /// All extended attributes are set, not only those named `user.*`.
     pub all_attributes: bool,
     /// Which symbolic links are made.
-    pub links: Links,
+    pub links: SymlinkRule,
 }
 
 /// Which symbolic links are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Links {
+pub enum SymlinkRule {
     /// All of them; where they lead is the reader's business.
     All,
     /// Those that lead to something below the stream's first directory, wherever that directory is moved, and that
@@ -38,11 +38,11 @@ pub enum Links {
 impl Rules {
     /// Everything as the stream says: for whom it comes from a trusted side, and who is root.
     pub const EVERYTHING: Rules =
-        Rules { owners: true, special: true, all_attributes: true, links: Links::All };
+        Rules { owners: true, special: true, all_attributes: true, links: SymlinkRule::All };
 
     /// Only what cannot harm: files, directories and links, the caller's own.
     pub const HARMLESS: Rules =
-        Rules { owners: false, special: false, all_attributes: false, links: Links::All };
+        Rules { owners: false, special: false, all_attributes: false, links: SymlinkRule::All };
 }
 
 /// What came of a stream.
@@ -481,7 +481,7 @@ mod tests {
             let outer = tempfile::tempdir().unwrap();
             let dest = outer.path().join("dest");
             fs::create_dir(&dest).unwrap();
-            let rules = Rules { links: Links::Inside, ..Rules::HARMLESS };
+            let rules = Rules { links: SymlinkRule::Inside, ..Rules::HARMLESS };
             for (name, kind) in &shapes {
                 // Below one item, which may then be moved anywhere.
                 let name = format!("item/{name}");

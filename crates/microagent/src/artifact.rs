@@ -11,7 +11,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use microagent_store::{Artifact, WorkspaceName};
-use microagent_tree::Links;
+use microagent_tree::SymlinkRule;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -137,7 +137,7 @@ impl Unpacked {
 /// Unpacks into a fresh directory beside `dest`.
 fn unpack_item(stream: impl Read, dest: &Path) -> io::Result<Unpacked> {
     let parent = dest.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (dir, unpacked) = unpack(stream, parent, Links::Inside)?;
+    let (dir, unpacked) = unpack(stream, parent, SymlinkRule::Inside)?;
     let mut items = fs::read_dir(dir.path())?;
     match (items.next().transpose()?, items.next()) {
         // A link in place of the item would have whoever reads the artifact read a file of the host.

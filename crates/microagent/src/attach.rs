@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use microagent_model::SIGTERM;
 use microagent_proto::{REPLY_LIMIT, REQUEST_LIMIT, Request, read_message, write_message};
 use microagent_store::{NetworkMode, State, WorkspaceDir, WorkspaceName, WorkspaceRecord};
 use microagent_vm::control::{attach, change};
@@ -20,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::with_cause;
 use crate::lifecycle::refused;
-use crate::signal::SIGTERM;
 use crate::supervisor_spec::MachineRequest;
 use crate::{Engine, Error, Event, Observer};
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_image::PullOptions;
+use microagent_model::{SIGTERM, signal_number};
 use microagent_store::{
     FailureKind, OneStart, Resources, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
 };
@@ -24,7 +25,6 @@ use crate::provision::{
     resolve_resources, setup_steps,
 };
 use crate::secret::Resolved;
-use crate::signal::{SIGTERM, signal_number};
 use crate::supervisor_events::{Forward, SupervisorProgress};
 use crate::supervisor_spec::{HostPrograms, MachineRequest};
 use crate::workspace::{kill, lock_patiently};

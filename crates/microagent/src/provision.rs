@@ -193,13 +193,15 @@ fn requested(options: &WorkspaceOptions) -> Resources {
 /// The size that is used: a disk too small for its image grows, and a notice says so.
 pub(crate) fn resolve_resources(options: &WorkspaceOptions, image: &Image) -> (Resources, Vec<String>) {
     let mut resources = requested(options);
-    let size_mib = fitting_mib(resources.size_mib, image.content_bytes.max(image.disk_bytes));
+    // Many small files take more of the disk than they have bytes.
+    let image_bytes = image.content_bytes.max(image.disk_bytes);
+    let size_mib = fitting_mib(resources.size_mib, image_bytes);
     let mut notices = Vec::new();
     if size_mib != resources.size_mib {
-        let content_mib = image.content_bytes.div_ceil(MIB);
         notices.push(format!(
-            "disk grown from {} MiB to {size_mib} MiB: the image has {content_mib} MiB, and {HEADROOM_MIB} MiB stay free",
+            "disk size raised from {} to {size_mib} MiB, so that {HEADROOM_MIB} MiB stay free beside the image's {} MiB",
             resources.size_mib,
+            image_bytes.div_ceil(MIB),
         ));
         resources.size_mib = size_mib;
     }

@@ -265,7 +265,7 @@ impl<'t> Declared<'t> {
         for (name, value) in node.attributes.iter().filter(|(name, _)| is_kept(name, &node.kind)) {
             self.fits(place, |b| b.set_xattr(inode, name, value))?;
         }
-        Ok(())
+        self.fits(place, |b| b.check_xattrs(inode))
     }
 
     fn fits<T>(

@@ -106,6 +106,14 @@ impl Tree {
         })
     }
 
+    /// Makes a directory where there is nothing. What cannot be one (its path leads out, or through a file) is left
+    /// out, because an image is no worse for it.
+    pub(super) fn add_volume(&mut self, layer: usize, path: &[u8]) {
+        if let Ok(path) = components(path) {
+            let _ = self.walk(&path, Some(layer));
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
     }

@@ -249,6 +249,7 @@ async fn an_imported_tar_is_an_ordinary_image() {
         env: vec!["A=b".into()],
         user: Some("5".into()),
         working_dir: Some("/etc".into()),
+        volumes: vec!["/var/lib/data".into()],
         ..ConfigChanges::default()
     };
     let image = import(&home, reader(&tar(files)), &changes).await.unwrap();
@@ -258,6 +259,10 @@ async fn an_imported_tar_is_an_ordinary_image() {
     assert_eq!((image.config.user.as_str(), image.config.working_dir.as_str()), ("5", "/etc"));
     assert_clean_disk(&image.disk);
     assert_eq!(read_from_disk(&image.disk, "/etc/content"), "imported");
+    let listing =
+        Command::new("debugfs").args(["-R", "stat /var/lib/data"]).arg(&image.disk).output().unwrap();
+    let listing = String::from_utf8(listing.stdout).unwrap();
+    assert!(listing.contains("Type: directory") && listing.contains("Mode:  0755"), "{listing}");
     assert_eq!(home.pull("my/root:v1").await.unwrap().digest, image.digest);
 
     // The same input gives the same digest, in another store and from a file.
@@ -283,6 +288,23 @@ impl Read for Failing {
         self.0 = self.0.checked_sub(1).ok_or_else(|| std::io::Error::other("the pipe broke"))?;
         buffer.fill(0);
         Ok(buffer.len())
+    }
+}
+
+#[tokio::test]
+async fn a_stop_signal_that_is_none_is_refused() {
+    for (signal, good) in
+        [("SIGINT", true), ("SIGRTMIN+3", true), ("9", true), ("BOGUS", false), ("99", false)]
+    {
+        let changes = ConfigChanges { stop_signal: Some(signal.into()), ..ConfigChanges::default() };
+        match import(&Home::new(), reader(&tar(&[("a", b"")])), &changes).await {
+            Ok(_) => assert!(good, "{signal}"),
+            Err(error) => {
+                assert!(!good, "{}", text(&error));
+                let expected = format!("the image's stop signal `{signal}` is not a signal");
+                assert!(text(&error).contains(&expected), "{}", text(&error));
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 
 use microagent_tar::read::ReadSource;
-use microagent_tree::{Links, Rules, Unpacked};
+use microagent_tree::{Rules, SymlinkRule, Unpacked};
 use tempfile::TempDir;
 
 use crate::Error;
@@ -60,7 +60,11 @@ impl Read for Stream {
 
 /// Unpacks a stream into a fresh directory in `beside`. Only files, directories and links come out: nothing that is
 /// special on the host, no foreign owner, no set-id bit; nothing lands outside. `links` says which links are made.
-pub(crate) fn unpack(stream: impl Read, beside: &Path, links: Links) -> io::Result<(TempDir, Unpacked)> {
+pub(crate) fn unpack(
+    stream: impl Read,
+    beside: &Path,
+    links: SymlinkRule,
+) -> io::Result<(TempDir, Unpacked)> {
     let dir = tempfile::Builder::new().prefix(".microagent-").tempdir_in(beside)?;
     let root = File::open(dir.path())?;
     let rules = Rules { links, ..Rules::HARMLESS };
@@ -77,7 +81,7 @@ pub(crate) fn unpack(stream: impl Read, beside: &Path, links: Links) -> io::Resu
 /// directory, all of them in a directory of that name or, without one, in `dir`.
 pub(super) fn receive(stream: impl Read, dir: &Path, name: Option<&str>, content: bool) -> Result<(), Error> {
     let failed = |path: &Path, source| Error::File { action: "write", path: path.to_owned(), source };
-    let (unpacked, _) = unpack(stream, dir, Links::All).map_err(|e| failed(dir, e))?;
+    let (unpacked, _) = unpack(stream, dir, SymlinkRule::All).map_err(|e| failed(dir, e))?;
     let mut items = Vec::new();
     for item in fs::read_dir(unpacked.path()).map_err(|e| failed(dir, e))? {
         items.push(item.map_err(|e| failed(dir, e))?.path());

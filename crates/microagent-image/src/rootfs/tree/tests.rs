@@ -53,6 +53,17 @@ fn check(layers: &[&[&str]], expected: &[&str]) {
 }
 
 #[test]
+fn volumes_become_directories_where_nothing_is() {
+    let mut tree = merged(&[&["file", "there/", "var>srv"]]).unwrap();
+    for volume in ["/data/deep", "there", "file", "file/below", "var/lib", "../out", "/", "", "a/../b/"] {
+        tree.add_volume(1, volume.as_bytes());
+    }
+    let expected =
+        ["b/ 755", "data/ 755", "data/deep/ 755", "file 0.0", "srv/ 755", "srv/lib/ 755", "there/ 700"];
+    assert_eq!(listing(&tree), [&expected[..], &["var>srv"]].concat());
+}
+
+#[test]
 fn upper_layers_win() {
     check(&[&["a", "b"], &["b", "c"]], &["a 0.0", "b 1.0", "c 1.1"]);
     check(&[&["a", "a"]], &["a 0.1"]);

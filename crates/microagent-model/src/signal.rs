@@ -11,7 +11,7 @@ const NAMES: [&str; 31] = [
 ];
 
 /// `SIGTERM`, which everything is asked with that says nothing else.
-pub(crate) const SIGTERM: u8 = 15;
+pub const SIGTERM: u8 = 15;
 
 /// The number of a signal: `SIGTERM`, `term`, `15`, `SIGRTMIN+3`, `RTMAX-1`.
 pub fn signal_number(text: &str) -> Option<u8> {
