@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use microagent_image::rootfs::{Compression, LayerFile, Limits, build};
+use microagent_image::rootfs::{Compression, LayerFile, Limits, Rootfs, build};
 
 fuzz_target!(|bytes: &[u8]| {
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -10,5 +10,7 @@ fuzz_target!(|bytes: &[u8]| {
     std::fs::write(&path, bytes).expect("a small file");
     let layer = LayerFile { path, compression: Compression::sniff(bytes), diff_id: None };
     let limits = Limits { max_unpacked_bytes: 1 << 20, max_entries: 1000, ..Limits::default() };
-    let _ = build(&[layer], &dir.path().join("disk"), dir.path(), &limits, &|_| {}, &|| false);
+    let volumes = ["/data/of/it".to_owned(), "../out".to_owned()];
+    let rootfs = Rootfs { layers: &[layer], volumes: &volumes };
+    let _ = build(&rootfs, &dir.path().join("disk"), dir.path(), &limits, &|_| {}, &|| false);
 });

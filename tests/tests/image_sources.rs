@@ -48,6 +48,29 @@ fn local_archives_and_layouts_run() {
 }
 
 #[test]
+fn archives_come_in_through_pipes() {
+    let home = home();
+    let archive = std::fs::read(fixtures::path("busybox.docker.tar")).unwrap();
+    let loaded = home.microagent(["image", "load", "--name", "piped:1"]).stdin(archive.clone()).success();
+    assert!(loaded.text().contains("Image: "), "{}", loaded.told());
+    let list = home.microagent(["image", "list", "--json"]).success().json();
+    let name = list["images"][0]["resolved_reference"].as_str().unwrap().to_owned();
+    let run = home.microagent(["run", "--pull", "never", "--network", "isolated", &name, "echo", "loaded"]);
+    assert_eq!(run.success().guest_output(), "loaded\n");
+    let run = home.microagent(["run", "--network", "isolated", "docker-archive:-", "echo", "piped"]);
+    assert_eq!(run.stdin(archive.clone()).success().guest_output(), "piped\n");
+
+    let imported = home.microagent(["image", "import", "-", "wrong:1"]).stdin(archive).run().code(1);
+    imported.says("image load");
+    home.microagent(["run", "containers-storage:app", "true"]).run().code(2).says("podman save");
+    home.microagent(["run", "docker-daemon:app", "true"])
+        .env("DOCKER_HOST", "unix:///nonexistent/docker.sock")
+        .run()
+        .says("neither Docker nor podman answers");
+    home.nothing_is_left();
+}
+
+#[test]
 fn a_root_file_system_is_imported_from_a_file_and_from_standard_input() {
     let home = home();
     let tar = fixtures::rootfs_tar(&[("srv/marker", "imported\n")]);

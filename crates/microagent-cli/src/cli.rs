@@ -311,7 +311,8 @@ fn unknown_command(error: &clap::Error) -> Option<&str> {
 fn docker_verb(name: &str) -> Option<(String, &'static str)> {
     let hint = match name {
         "pull" => "microagent image pull REF",
-        "import" | "load" => "microagent image import FILE REF",
+        "import" => "microagent image import FILE REF",
+        "load" => "microagent image load",
         "rmi" => "microagent image delete REF",
         "info" => "microagent doctor",
         "build" | "buildx" => {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Arg;
 use clap::builder::Resettable;
 use microagent::SecretEnvironment;
-use microagent::image::Environment;
+use microagent::image::{Environment, StandardInput};
 
 use crate::failure::Failure;
 
@@ -94,6 +94,10 @@ pub(crate) const VARIABLES: &[Variable] = &[
         "MICROAGENT_INSECURE_REGISTRIES",
         "Registries (`HOST` or `HOST:PORT`, separated by commas) that may be reached over plain HTTP, logins included.",
     ),
+    variable(
+        "DOCKER_HOST",
+        "Socket of Docker or podman, as `unix://PATH`, for `docker-daemon:` and `--pull local`.",
+    ),
     variable("SSL_CERT_FILE, SSL_CERT_DIR", "Certificate authorities instead of the system's."),
 ];
 
@@ -118,7 +122,10 @@ fn is_declared(name: &str) -> bool {
 
 /// What the image store may know of proxies, certificates and logins.
 pub(crate) fn for_images() -> Environment {
-    Environment::from_lookup(value)
+    Environment {
+        standard_input: Some(StandardInput::new(|| Box::new(std::io::stdin()))),
+        ..Environment::from_lookup(value)
+    }
 }
 
 /// What values of secrets may be looked up with. The variables of `env:` are the user's own, as with `--env NAME`.

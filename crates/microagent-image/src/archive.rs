@@ -13,16 +13,18 @@ mod tar_index;
 mod unpacked;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use crate::blocking::Meter;
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::manifest::{
-    self, Descriptor, Document, Index, MANIFEST_LIMIT, ManifestError, Platform, printable,
+    self, Descriptor, Document, IMAGE_NAME, Index, MANIFEST_LIMIT, ManifestError, Platform, printable,
 };
-use crate::reference::{LocalReference, Transport};
-use crate::work::Meter;
+use crate::reference::{ImageReference, LocalReference, Transport};
 
 use self::layout::Layout;
 use self::tar_index::TarIndex;
@@ -140,6 +142,7 @@ impl ArchiveError {
 }
 
 /// A local image, found but not yet read.
+#[derive(Clone)]
 pub(crate) struct LocalImage {
     /// The full reference, with the true path.
     pub(crate) resolved: String,
@@ -154,9 +157,76 @@ pub(crate) struct LocalImage {
 }
 
 /// Files by name.
+#[derive(Clone)]
 enum Store {
-    Directory(Layout),
-    Tar(TarIndex),
+    Directory(Arc<Layout>),
+    Tar(Arc<TarIndex>),
+}
+
+/// A tar with images.
+pub(crate) struct Archive {
+    path: PathBuf,
+    tar: Arc<TarIndex>,
+}
+
+/// An image of an archive, with the names that it has there.
+pub(crate) struct FoundImage {
+    pub(crate) image: LocalImage,
+    pub(crate) names: Vec<String>,
+}
+
+impl Archive {
+    /// Opens a file. Blocks.
+    pub(crate) fn open(path: &Path, scratch: &Path, meter: &Meter) -> Result<Archive, ImageError> {
+        let open = || {
+            let path = path.canonicalize().map_err(|source| ArchiveError::Open { source })?;
+            Ok((TarIndex::open_file(&path)?, path))
+        };
+        let (file, path) = open().map_err(|source| ImageError::archive(path, source))?;
+        Archive::of(file, path, scratch, meter)
+    }
+
+    /// Reads the index of an open file. Blocks.
+    pub(crate) fn of(
+        file: File,
+        path: PathBuf,
+        scratch: &Path,
+        meter: &Meter,
+    ) -> Result<Archive, ImageError> {
+        let plain = unpacked::plain(file, &path, scratch, meter)?;
+        let tar = TarIndex::of(plain).map_err(|source| ImageError::archive(&path, source))?;
+        Ok(Archive { path, tar: Arc::new(tar) })
+    }
+
+    /// All of its images. What Docker writes holds both forms; its own says the names as people know them.
+    pub(crate) fn images(&self, wanted: &Platform, meter: &Meter) -> Result<Vec<FoundImage>, ImageError> {
+        let mut image =
+            LocalImage::new(self.path.display().to_string(), &self.path, Store::Tar(Arc::clone(&self.tar)));
+        if image.store.has(docker::MANIFEST) {
+            return docker::all(&image, meter);
+        }
+        let failed = |source| ImageError::archive(&self.path, source);
+        let index = image.layout_index().map_err(failed)?;
+        let mut names: Vec<Option<String>> = index.manifests.iter().map(full_name).collect();
+        names.sort();
+        names.dedup();
+        let mut found = Vec::new();
+        for name in names {
+            let manifests =
+                index.manifests.iter().filter(|entry| full_name(entry) == name).cloned().collect();
+            image.root = choose(Index { manifests }, None, wanted).map_err(failed)?;
+            found.push(FoundImage { image: image.clone(), names: name.into_iter().collect() });
+        }
+        if found.is_empty() { Err(failed(ArchiveError::Empty)) } else { Ok(found) }
+    }
+}
+
+/// The name of an entry that says registry or repository too; a tag alone names nothing outside its archive.
+fn full_name(entry: &Descriptor) -> Option<String> {
+    let known = entry.annotations.get(IMAGE_NAME).map(String::as_str);
+    let name = known.or(entry.ref_name())?;
+    let is_name = name.contains([':', '/']) && name.parse::<ImageReference>().is_ok();
+    is_name.then(|| name.to_owned())
 }
 
 impl LocalImage {
@@ -177,29 +247,51 @@ impl LocalImage {
             .map_err(|source| ArchiveError::Open { source })
             .map_err(at(&reference.path))?;
         let store = match reference.transport {
-            Transport::Oci => Store::Directory(Layout::open(&path).map_err(at(&path))?),
+            Transport::Oci => Store::Directory(Arc::new(Layout::open(&path).map_err(at(&path))?)),
             Transport::OciArchive | Transport::DockerArchive => {
-                let file = TarIndex::open_file(&path).map_err(at(&path))?;
-                let plain = unpacked::plain(file, &path, scratch, meter)?;
-                Store::Tar(TarIndex::of(plain).map_err(at(&path))?)
+                Store::Tar(Archive::open(&path, scratch, meter)?.tar)
             }
         };
-        let mut image = LocalImage {
-            resolved: reference.resolved(&path),
+        LocalImage::new(reference.resolved(&path), &path, store).chosen(reference, wanted, meter)
+    }
+
+    /// Finds the image that a reference names in an archive that came in a stream. Blocks.
+    pub(crate) fn read(
+        reference: &LocalReference,
+        archive: Archive,
+        wanted: &Platform,
+        meter: &Meter,
+    ) -> Result<LocalImage, ImageError> {
+        let resolved = reference.resolved(&reference.path);
+        LocalImage::new(resolved, &archive.path, Store::Tar(archive.tar)).chosen(reference, wanted, meter)
+    }
+
+    fn new(resolved: String, path: &Path, store: Store) -> LocalImage {
+        LocalImage {
+            resolved,
             root: Descriptor::of("", b""),
-            path: path.clone(),
+            path: path.to_owned(),
             store,
             made: HashMap::new(),
             filed: HashMap::new(),
-        };
+        }
+    }
+
+    fn chosen(
+        mut self,
+        reference: &LocalReference,
+        wanted: &Platform,
+        meter: &Meter,
+    ) -> Result<LocalImage, ImageError> {
         let selector = reference.selector.as_deref();
         match reference.transport {
             Transport::Oci | Transport::OciArchive => {
-                image.root = image.find_in_layout(selector, wanted).map_err(at(&path))?;
+                let found = self.layout_index().and_then(|index| choose(index, selector, wanted));
+                self.root = found.map_err(|source| self.error(source))?;
             }
-            Transport::DockerArchive => docker::find(&mut image, selector, meter)?,
+            Transport::DockerArchive => docker::find(&mut self, selector, meter)?,
         }
-        Ok(image)
+        Ok(self)
     }
 
     /// The true path of the file or directory.
@@ -231,21 +323,20 @@ impl LocalImage {
         ImageError::archive(&self.path, source)
     }
 
-    fn find_in_layout(&self, selector: Option<&str>, wanted: &Platform) -> Result<Descriptor, ArchiveError> {
+    fn layout_index(&self) -> Result<Index, ArchiveError> {
         for needed in ["oci-layout", "index.json"] {
             if !self.store.has(needed) {
                 return Err(ArchiveError::WrongKind { kind: "OCI layout", missing: needed.to_owned() });
             }
         }
         let bytes = self.store.read("index.json", MANIFEST_LIMIT)?;
-        let index = match manifest::decode(&bytes, None).map_err(|source| ArchiveError::Index { source })? {
-            Document::Index(index) => index,
+        match manifest::decode(&bytes, None).map_err(|source| ArchiveError::Index { source })? {
+            Document::Index(index) => Ok(index),
             Document::Image(_) => {
                 let media_type = "an image manifest in place of an index".to_owned();
-                return Err(ArchiveError::Index { source: ManifestError::NotAnImage { media_type } });
+                Err(ArchiveError::Index { source: ManifestError::NotAnImage { media_type } })
             }
-        };
-        choose(index, selector, wanted)
+        }
     }
 }
 

@@ -109,7 +109,9 @@ impl Cache {
 
     /// Whether a blob is here; its content was verified before it got its name.
     pub(crate) fn has_blob(&self, digest: &Digest, size: u64) -> bool {
-        self.blob(digest).metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+        self.blob(digest)
+            .symlink_metadata()
+            .is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
     }
 
     /// Puts a small blob in place.
@@ -122,13 +124,13 @@ impl Cache {
     }
 
     /// Gives a finished file its final name: flushes it, renames it, flushes the directory. Blocks.
-    pub(crate) fn settle(file: &File, from: &Path, to: &Path) -> Result<(), ImageError> {
-        let settled = (|| {
+    pub(crate) fn publish(file: &File, from: &Path, to: &Path) -> Result<(), ImageError> {
+        let published = (|| {
             file.sync_all()?;
             fs::rename(from, to)?;
             fsync_dir(to.parent().unwrap_or(Path::new(".")))
         })();
-        settled.map_err(|source| ImageError::file("store", to, source))
+        published.map_err(|source| ImageError::file("store", to, source))
     }
 
     /// Joins the users of the cache, at once or not at all; `None` while somebody removes things.

@@ -206,6 +206,7 @@ impl Commit {
             reference: self.reference.clone(),
             resolved_reference: self.resolved.clone(),
             source: self.place,
+            source_id: None,
             platform: self.platform,
             layers: manifest.layers.iter().map(LayerRecord::of).collect(),
             manifest_digest: manifest_digest.clone(),
@@ -237,7 +238,7 @@ fn keep(cache: &Cache, file: &File, path: TempPath, blob: &Descriptor) -> Result
         return Ok(());
     }
     let to = cache.blob(&blob.digest);
-    Cache::settle(file, &path, &to)?;
+    Cache::publish(file, &path, &to)?;
     // Renamed: there is nothing left to remove under the old name.
     path.keep().map(drop).map_err(|error| ImageError::file("store", &to, error.error))
 }

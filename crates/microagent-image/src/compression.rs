@@ -38,7 +38,7 @@ pub(crate) fn of_file(path: &Path) -> io::Result<Compression> {
 /// The bytes of a file that tell its compression.
 pub(crate) fn start_of(path: &Path) -> io::Result<Vec<u8>> {
     let mut start = Vec::new();
-    open_file(path, Access::ReadFollowing)?.take(MAGIC_LEN).read_to_end(&mut start)?;
+    open_file(path, Access::Read)?.take(MAGIC_LEN).read_to_end(&mut start)?;
     Ok(start)
 }
 

@@ -291,7 +291,7 @@ mod tests {
     fn reference(text: &str) -> RegistryReference {
         match text.parse().unwrap() {
             ImageReference::Registry(reference) => reference,
-            ImageReference::Local(local) => panic!("{local:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use microagent_store::{read_json, write_json};
 use serde::{Deserialize, Serialize};
 
+use crate::blocking;
 use crate::cache::{Cache, Waiting, remove_file};
 use crate::compression;
 use crate::config::Parsed;
@@ -15,7 +16,6 @@ use crate::error::ImageError;
 use crate::manifest::Descriptor;
 use crate::progress::ImageEvent;
 use crate::rootfs::{self, LayerFile, Limits, Rootfs, RootfsError};
-use crate::work;
 
 /// Part of each disk's name, so that a builder which writes other bytes makes disks of its own.
 const DISK_FORMAT: u32 = 1;
@@ -57,7 +57,7 @@ pub(crate) fn id(diff_ids: &[Digest], volumes: &[String]) -> Digest {
 /// The disk if it is there and whole.
 pub(crate) fn ready(cache: &Cache, id: &Digest) -> Option<Disk> {
     let built: Built = read_json(&notes(cache, id)).ok()?;
-    let metadata = cache.disk(id).metadata().ok()?;
+    let metadata = cache.disk(id).symlink_metadata().ok()?;
     let whole = built.format == DISK_FORMAT && metadata.is_file() && metadata.len() == built.disk_bytes;
     whole.then(|| Disk { id: id.clone(), bytes: built.disk_bytes, content_bytes: built.content_bytes })
 }
@@ -100,7 +100,7 @@ pub(crate) async fn make(
     };
     let report = |done| waiting.progress.event(ImageEvent::Unpacking { done, total });
     report(0);
-    let disk = work::run(waiting.cancel, report, move |meter| build.run(meter)).await?;
+    let disk = blocking::run(waiting.cancel, report, move |meter| build.run(meter)).await?;
     let (disk_id, disk_bytes) = (id.to_string(), disk.bytes);
     waiting.progress.event(ImageEvent::DiskReady { disk_id, disk_bytes });
     Ok(disk)
@@ -117,7 +117,7 @@ struct Build {
 }
 
 impl Build {
-    fn run(&self, meter: &work::Meter) -> Result<Disk, ImageError> {
+    fn run(&self, meter: &blocking::Meter) -> Result<Disk, ImageError> {
         let scratch = self.cache.scratch().join(self.id.hex());
         // Left by a build that was killed: only the holder of this disk's lock comes here.
         remove_scratch(&scratch)?;
@@ -129,7 +129,7 @@ impl Build {
         Ok(disk)
     }
 
-    fn build(&self, scratch: &Path, meter: &work::Meter) -> Result<Disk, ImageError> {
+    fn build(&self, scratch: &Path, meter: &blocking::Meter) -> Result<Disk, ImageError> {
         let out = scratch.join("disk.ext4");
         let progress = |done| meter.set(done);
         let cancelled = || meter.is_cancelled();
@@ -143,7 +143,7 @@ impl Build {
         let built = Built { format: DISK_FORMAT, disk_bytes: bytes, content_bytes: stats.content_bytes };
         write_json(&notes(&self.cache, &self.id), &built)
             .map_err(|source| ImageError::write(source, &self.cache.disks()))?;
-        Cache::settle(&file, &out, &self.cache.disk(&self.id))?;
+        Cache::publish(&file, &out, &self.cache.disk(&self.id))?;
         Ok(Disk { id: self.id.clone(), bytes, content_bytes: stats.content_bytes })
     }
 
@@ -178,12 +178,12 @@ mod tests {
         assert_eq!(id(&[a.clone(), b.clone()], &[]), id(&[a.clone(), b.clone()], &[]));
         assert_ne!(id(&[a.clone(), b.clone()], &[]), id(&[b, a.clone()], &[]));
         assert_ne!(id(&[], &[]), Digest::of(b""));
+        let one = [a.clone()];
         let empty = Digest::of(&[0; 1024]);
         assert_eq!(empty.as_str(), EMPTY_LAYER);
-        assert_eq!(id(&[a.clone(), empty], &[]), id(&[a.clone()], &[]));
-        let with =
-            |volumes: &[&str]| id(&[a.clone()], &volumes.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
-        assert_eq!(with(&[]), id(&[a.clone()], &[]));
+        assert_eq!(id(&[a.clone(), empty], &[]), id(&one, &[]));
+        let with = |volumes: &[&str]| id(&one, &volumes.iter().map(|v| (*v).to_owned()).collect::<Vec<_>>());
+        assert_eq!(with(&[]), id(&one, &[]));
         assert_ne!(with(&["/data"]), with(&[]));
         assert_ne!(with(&["/a\nvolume \"/b\""]), with(&["/a", "/b"]));
     }

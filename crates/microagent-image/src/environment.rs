@@ -5,7 +5,9 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io::Read;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::reference::host_of;
 
@@ -41,6 +43,10 @@ pub struct Environment {
     /// `MICROAGENT_INSECURE_REGISTRIES`: registries (`HOST` or `HOST:PORT`) that may be reached over plain HTTP,
     /// logins included, when they do not answer in HTTPS.
     pub insecure_registries: Vec<String>,
+    /// `DOCKER_HOST`: the one daemon to ask for images, as `unix://SOCKET`.
+    pub docker_host: Option<String>,
+    /// What `-` in place of an archive's file reads.
+    pub standard_input: Option<StandardInput>,
     /// `HTTP_PROXY` or `http_proxy`.
     pub http_proxy: Option<String>,
     /// `HTTPS_PROXY` or `https_proxy`.
@@ -49,6 +55,21 @@ pub struct Environment {
     pub all_proxy: Option<String>,
     /// `NO_PROXY` or `no_proxy`: hosts to reach directly. Loopback always is.
     pub no_proxy: Option<String>,
+}
+
+/// A stream that an archive is read from; whoever runs the process knows which one.
+#[derive(Clone)]
+pub struct StandardInput(Arc<dyn Fn() -> Box<dyn Read + Send> + Send + Sync>);
+
+impl StandardInput {
+    /// Opens the stream with `open` when an archive is read from it.
+    pub fn new(open: impl Fn() -> Box<dyn Read + Send> + Send + Sync + 'static) -> StandardInput {
+        StandardInput(Arc::new(open))
+    }
+
+    pub(crate) fn open(&self) -> Box<dyn Read + Send> {
+        (self.0)()
+    }
 }
 
 /// Without proxies, whose URLs may hold passwords.
@@ -64,6 +85,7 @@ impl fmt::Debug for Environment {
             .field("ssl_cert_dir", &self.ssl_cert_dir)
             .field("registry_certificate_dirs", &self.registry_certificate_dirs)
             .field("insecure_registries", &self.insecure_registries)
+            .field("docker_host", &self.docker_host)
             .field("no_proxy", &self.no_proxy)
             .finish_non_exhaustive()
     }
@@ -99,6 +121,8 @@ impl Environment {
             runtime_dir: path("XDG_RUNTIME_DIR"),
             config_home,
             registry_certificate_dirs,
+            docker_host: value("DOCKER_HOST").and_then(|value| value.into_string().ok()),
+            standard_input: None,
             insecure_registries: insecure_registries.map(str::to_owned).collect(),
             docker_config: path("DOCKER_CONFIG").or_else(|| in_home(".docker")),
             path: value("PATH"),

@@ -247,6 +247,55 @@ pub enum ImageError {
         /// Why.
         source: Box<ArchiveError>,
     },
+    /// An image of an archive has no name there.
+    #[error("the image in `{}` has no name", path.display())]
+    Unnamed {
+        /// The archive.
+        path: PathBuf,
+    },
+    /// A path where a reference is wanted.
+    #[error("`{}` is a file or directory, and was given in place of an image's name", path.display())]
+    IsAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// `-` in place of an archive's file, and there is no stream to read.
+    #[error("there is no standard input to read an archive from")]
+    NoStandardInput,
+    /// What was given as a root file system is an archive of images.
+    #[error("`{}` is an archive of images, not a root file system", path.display())]
+    IsAnArchive {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No daemon listens on this machine.
+    #[error("neither Docker nor podman answers on this machine: no socket at {}", paths(tried))]
+    NoDaemon {
+        /// The sockets that were looked for.
+        tried: Vec<PathBuf>,
+    },
+    /// The address of the daemon is not that of a socket on this machine.
+    #[error("`{address}` is not the address of a socket on this machine")]
+    DaemonAddress {
+        /// The address, made printable.
+        address: String,
+    },
+    /// The daemon cannot be talked to.
+    #[error("cannot talk to the daemon at `{}`", socket.display())]
+    Daemon {
+        /// Its socket.
+        socket: PathBuf,
+        /// What the network said.
+        source: reqwest::Error,
+    },
+    /// No daemon has the image.
+    #[error("no image `{reference}` at {}", paths(sockets))]
+    NotInDaemon {
+        /// The name as it was asked for.
+        reference: String,
+        /// The sockets of the daemons that were asked.
+        sockets: Vec<PathBuf>,
+    },
     /// What is to be imported is no tar.
     #[error("cannot import the root file system: {reason}")]
     NotATar {
@@ -354,6 +403,11 @@ fn colon(detail: &str) -> String {
     if detail.is_empty() { String::new() } else { format!(": {detail}") }
 }
 
+fn paths(paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| format!("`{}`", path.display())).collect();
+    paths.join(", ")
+}
+
 fn needed_text(needed: Option<u64>) -> String {
     needed.map_or_else(String::new, |needed| format!(", {} MiB needed", needed.div_ceil(MIB)))
 }
@@ -367,6 +421,8 @@ impl ImageError {
             }
             ImageError::Response { status, .. } => *status == 429 || *status >= 500,
             ImageError::Offline { .. }
+            | ImageError::NoDaemon { .. }
+            | ImageError::Daemon { .. }
             | ImageError::ClosedEarly { .. }
             | ImageError::Interrupted { .. }
             | ImageError::Busy { .. }
@@ -384,6 +440,21 @@ impl ImageError {
             ImageError::UnknownRegistry { .. } => {
                 "check the spelling of the registry's name; behind a proxy, HTTPS_PROXY has to name it"
             }
+            ImageError::Unnamed { .. } => "give it one with --name",
+            ImageError::IsAFile { path } => {
+                let path = path.display();
+                return Some(format!(
+                    "write docker-archive:{path} for what `docker save` or `podman save` wrote, oci-archive:{path} for \
+                     an OCI archive, oci:{path} for a layout directory"
+                ));
+            }
+            ImageError::IsAnArchive { .. } => "bring its images in with `microagent image load`",
+            ImageError::NoDaemon { .. } => {
+                "start Docker, or podman with `systemctl --user start podman.socket`, or set DOCKER_HOST"
+            }
+            ImageError::DaemonAddress { .. } => "DOCKER_HOST has to look like unix:///run/docker.sock",
+            ImageError::Daemon { .. } => "check that it runs and that you may use its socket",
+            ImageError::NotInDaemon { .. } => "`docker images` or `podman images` shows what is there",
             ImageError::Offline { .. } => {
                 "there seems to be no network: check the connection and /etc/resolv.conf; images that are in the \
                  cache run without it"

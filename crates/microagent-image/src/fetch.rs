@@ -12,6 +12,7 @@ use microagent_store::{Access, open_file};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::LocalImage;
+use crate::blocking;
 use crate::cache::{Cache, Waiting};
 use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, free_bytes};
@@ -19,7 +20,6 @@ use crate::manifest::Descriptor;
 use crate::network::NetworkOptions;
 use crate::progress::{ImageEvent, Progress};
 use crate::registry::Registry;
-use crate::work;
 
 /// Bytes that are read from a file between two looks at whether to go on.
 const STEP: usize = 256 * 1024;
@@ -141,7 +141,7 @@ impl<'a> Fetcher<'a> {
             self.receive(registry, blob, &mut arriving).await?;
             let (actual, path) = (arriving.hasher.clone().finish(), arriving.path.clone());
             if actual == blob.digest {
-                return self.settle(arriving, blob).await;
+                return self.publish(arriving, blob).await;
             }
             if !resumed {
                 crate::cache::remove_file(&path)?;
@@ -157,7 +157,7 @@ impl<'a> Fetcher<'a> {
     /// Opens what has arrived of a blob before, and counts it into its digest.
     async fn open_partial(&self, blob: &Descriptor) -> Result<Arriving, ImageError> {
         let (path, size) = (self.cache.partial(&blob.digest), blob.size);
-        work::run(
+        blocking::run(
             self.waiting.cancel,
             |_| {},
             move |meter| {
@@ -255,10 +255,14 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Gives a verified blob its name. Flushing it may take long, so not on this thread.
-    async fn settle(&self, arriving: Arriving, blob: &Descriptor) -> Result<(), ImageError> {
+    async fn publish(&self, arriving: Arriving, blob: &Descriptor) -> Result<(), ImageError> {
         let to = self.cache.blob(&blob.digest);
-        work::run(self.waiting.cancel, |_| {}, move |_| Cache::settle(&arriving.file, &arriving.path, &to))
-            .await
+        blocking::run(
+            self.waiting.cancel,
+            |_| {},
+            move |_| Cache::publish(&arriving.file, &arriving.path, &to),
+        )
+        .await
     }
 
     /// Copies a blob from a local image. The caller holds the lock on making it.
@@ -269,7 +273,7 @@ impl<'a> Fetcher<'a> {
             let digest = blob.digest.to_string();
             self.waiting.progress.event(ImageEvent::LayerProgress { digest, done, total: blob.size });
         };
-        work::run(self.waiting.cancel, report, move |meter| {
+        blocking::run(self.waiting.cancel, report, move |meter| {
             let copied = copy_verified(&image, &wanted, &from, &to, meter);
             if copied.is_err() {
                 // A copy is quick to make again, so nothing of it is kept.
@@ -286,7 +290,7 @@ fn copy_verified(
     blob: &Descriptor,
     from: &std::path::Path,
     to: &std::path::Path,
-    meter: &work::Meter,
+    meter: &blocking::Meter,
 ) -> Result<(), ImageError> {
     let what = || format!("blob {} in `{}`", blob.digest, image.path().display());
     let failed = |source| ImageError::file("write", from, source);
@@ -315,7 +319,7 @@ fn copy_verified(
         return Err(ImageError::WrongSize { what: what(), expected: blob.size, longer: false });
     }
     verify(hasher.finish(), &blob.digest, what)?;
-    Cache::settle(&file, from, to)
+    Cache::publish(&file, from, to)
 }
 
 impl Arriving {

@@ -10,10 +10,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use flate2::write::MultiGzDecoder;
-use microagent_store::Lock;
+use microagent_store::{Access, Lock, open_file};
+use microagent_tar::read::{ReadSource, Reader};
 use tokio_util::sync::CancellationToken;
 use zstd::stream::write::Decoder as ZstdDecoder;
 
+use crate::blocking::{self, Meter};
 use crate::cache::Cache;
 use crate::compression::{self, MAGIC_LEN};
 use crate::config::{self, ConfigChanges};
@@ -26,8 +28,9 @@ use crate::resolve::Resolution;
 use crate::rootfs::Compression;
 use crate::store::{Image, ImageStore, Origin, PullOptions, PullPolicy, Request};
 use crate::tag::target;
-use crate::work::{self, Meter};
 
+/// Longest name of a first entry that is looked at.
+const NAME_MAX: usize = 4096;
 /// Bytes that are read between two looks at whether to go on.
 const STEP: usize = 256 * 1024;
 
@@ -74,7 +77,7 @@ impl ImageStore {
         let lease: Lock = self.cache.join(&request.waiting()).await?;
         let (cache, limit) = (self.cache.clone(), options.limits.max_unpacked_bytes);
         let report = |done| progress.event(ImageEvent::Unpacking { done, total: 0 });
-        let layer = work::run(cancel, report, move |meter| take_in(source, &cache, limit, meter)).await?;
+        let layer = blocking::run(cancel, report, move |meter| take_in(source, &cache, limit, meter)).await?;
 
         let configuration = config::encode_import(&options.platform, changes, &layer.diff_id);
         let manifest = Manifest::new(&configuration, vec![layer.blob]);
@@ -90,7 +93,8 @@ fn take_in(source: ImportSource, cache: &Cache, limit: u64, meter: &Meter) -> Re
     let (name, reader): (PathBuf, Box<dyn Read + Send>) = match source {
         ImportSource::Reader(reader) => (PathBuf::from("standard input"), reader),
         ImportSource::Path(path) => {
-            let file = File::open(&path).map_err(|source| ImageError::file("open", &path, source))?;
+            let file = open_file(&path, Access::ReadFollowing)
+                .map_err(|source| ImageError::file("open", &path, source))?;
             (path, Box::new(file))
         }
     };
@@ -100,13 +104,44 @@ fn take_in(source: ImportSource, cache: &Cache, limit: u64, meter: &Meter) -> Re
     let (mut file, path) =
         temporary.map_err(|source| ImageError::file("create", &cache.partials(), source))?.into_parts();
     let layer = copy(reader, &name, &mut file, &path, limit, meter)?;
+    if is_archive_of_images(&path) {
+        return Err(ImageError::IsAnArchive { path: name });
+    }
     if cache.has_blob(&layer.blob.digest, layer.blob.size) {
         return Ok(layer);
     }
     let to = cache.blob(&layer.blob.digest);
-    Cache::settle(&file, &path, &to)?;
+    Cache::publish(&file, &path, &to)?;
     // Renamed: there is nothing left to remove under the old name.
     path.keep().map_err(|error| ImageError::file("store", &to, error.error)).map(|_| layer)
+}
+
+/// Whether the tar's first entry is one that archives of images begin with, and root file systems do not.
+fn is_archive_of_images(path: &Path) -> bool {
+    let (Ok(file), Ok(compression)) = (open_file(path, Access::Read), compression::of_file(path)) else {
+        return false;
+    };
+    let reader: Box<dyn Read> = match compression {
+        Compression::None => Box::new(file),
+        Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(file)),
+        Compression::Zstd => match zstd::stream::read::Decoder::new(file) {
+            Ok(decoder) => Box::new(decoder),
+            Err(_) => return false,
+        },
+    };
+    let first = Reader::new(ReadSource::new(reader), NAME_MAX).next_member();
+    matches!(first, Ok(Some(member)) if begins_archive(&member.name))
+}
+
+/// Docker and podman begin with a blob or layer under its digest, or with one of the files that describe images.
+fn begins_archive(name: &[u8]) -> bool {
+    let name = name.strip_prefix(b"./").unwrap_or(name);
+    let first = name.split(|byte| *byte == b'/').next().unwrap_or_default();
+    let stem = first.strip_suffix(b".tar").or(first.strip_suffix(b".json")).unwrap_or(first);
+    let is_digest = stem.len() == 64 && stem.iter().all(u8::is_ascii_hexdigit);
+    is_digest
+        || matches!(name, b"oci-layout" | b"index.json" | b"manifest.json" | b"blobs/" | b"blobs")
+        || name.starts_with(b"blobs/sha256")
 }
 
 fn copy(

@@ -15,19 +15,22 @@
 //! moment: nothing gets its final name before it is whole, and locks end with their holders.
 
 mod archive;
+mod blocking;
 pub mod bundle;
 mod cache;
 mod commit;
 mod compression;
 mod config;
 mod credentials;
+mod daemon;
 mod digest;
 mod disk;
 mod environment;
 mod error;
 mod fetch;
-mod held;
 mod import;
+mod in_use;
+mod load;
 mod manifest;
 mod network;
 mod progress;
@@ -41,21 +44,23 @@ pub mod rootfs;
 mod save;
 mod store;
 mod tag;
-mod work;
 
 pub use archive::ArchiveError;
 pub use commit::{Commit, CommitOptions, Committed, Layer};
 pub use config::{ConfigChanges, ConfigError, HealthCheck, ImageConfig};
 pub use credentials::CredentialError;
 pub use digest::{Digest, DigestError};
-pub use environment::Environment;
+pub use environment::{Environment, StandardInput};
 pub use error::ImageError;
 pub use import::ImportSource;
+pub use load::LoadOptions;
 pub use manifest::{ManifestError, Platform, PlatformError};
 pub use network::{NetworkOptions, client as http_client};
 pub use progress::{ImageEvent, NoProgress, Progress};
 pub use push::Pushed;
-pub use reference::{ImageReference, LocalReference, ReferenceError, RegistryReference, Transport};
+pub use reference::{
+    DaemonReference, ImageReference, LocalReference, ReferenceError, RegistryReference, Transport,
+};
 pub use removal::{DamagedImage, Deletion, ImageList, ImageSummary, Pruned};
 pub use save::{SaveTarget, Saved, SavedImage};
 pub use store::{Image, ImageStore, Origin, PullOptions, PullPolicy};

@@ -37,6 +37,8 @@ pub(crate) const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, \
 
 /// Annotation under which a layout's index names its images.
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The annotation that Docker, podman and containerd keep an image's full name in.
+pub(crate) const IMAGE_NAME: &str = "io.containerd.image.name";
 
 const LAYER_TYPES: [&str; 6] = [
     "application/vnd.oci.image.layer.v1.tar",

@@ -91,6 +91,30 @@ pub fn client(
     build(environment, options, loopback, tls(environment, &HostCertificates::default())?, follow)
 }
 
+/// Makes the HTTP client for a server that listens on a socket of this machine. It follows no redirect.
+pub(crate) fn socket_client(
+    socket: &Path,
+    options: &NetworkOptions,
+    read_timeout: Duration,
+) -> reqwest::Client {
+    let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring serves the default protocol versions")
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .unix_socket(socket)
+        .user_agent(concat!("microagent/", env!("CARGO_PKG_VERSION")))
+        .http1_only()
+        .no_proxy()
+        .redirect(redirect::Policy::none())
+        .connect_timeout(options.connect_timeout)
+        .read_timeout(read_timeout)
+        .build()
+        .expect("a client of checked parts can be built")
+}
+
 /// The two clients of one registry.
 pub(crate) struct RegistryClients {
     /// For the registry: follows redirects to storage on other hosts.

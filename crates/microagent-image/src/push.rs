@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::ImageError;
 use crate::fetch::Attempts;
-use crate::held::Held;
+use crate::in_use::HeldImage;
 use crate::manifest::Descriptor;
 use crate::network::NetworkOptions;
 use crate::progress::{ImageEvent, Progress};
@@ -136,7 +136,7 @@ impl Push<'_> {
     }
 
     /// Sends the manifest as it is, so that it keeps its digest.
-    async fn manifest(&self, held: &Held, tag: &str) -> Result<(), ImageError> {
+    async fn manifest(&self, held: &HeldImage, tag: &str) -> Result<(), ImageError> {
         let mut attempts = Attempts::new(&self.store.fetcher(self.request), true);
         loop {
             let put = self.registry.put_manifest(tag, &held.manifest.media_type, &held.bytes);

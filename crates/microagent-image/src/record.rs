@@ -34,6 +34,9 @@ pub(crate) struct ImageRecord {
     /// The full reference of the place that it was fetched from; it keeps that when it is tagged.
     #[serde(default)]
     pub(crate) source: Option<String>,
+    /// What the daemon that it came from calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) source_id: Option<String>,
     pub(crate) platform: Platform,
     pub(crate) manifest_digest: Digest,
     /// Digest of the index that led to the manifest.
@@ -162,7 +165,7 @@ impl ImageRecord {
 
     /// Whether the base disk is there and whole.
     pub(crate) fn has_disk(&self, cache: &Cache) -> bool {
-        cache.disk(&self.disk_id).metadata().is_ok_and(|m| m.is_file() && m.len() == self.disk_bytes)
+        cache.disk(&self.disk_id).symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == self.disk_bytes)
     }
 
     /// Whether its disk can be made of what is here.
@@ -183,26 +186,15 @@ impl ImageRecord {
 }
 
 impl Records {
-    /// An image that a digest names and whose disk can be made of what is here.
-    pub(crate) fn makeable(
-        &self,
-        cache: &Cache,
-        digest: &Digest,
-        platform: &Platform,
-    ) -> Option<&ImageRecord> {
-        let mut records = self.good.iter().map(|(_, record)| record);
-        records.find(|r| r.is_named_by(digest) && r.platform == *platform && r.has_layers(cache))
-    }
-
-    /// An image that a digest names and whose disk is there.
+    /// An image that a digest names, for a platform, and that `is_usable` for what the caller wants.
     pub(crate) fn by_digest(
         &self,
-        cache: &Cache,
         digest: &Digest,
         platform: &Platform,
+        is_usable: impl Fn(&ImageRecord) -> bool,
     ) -> Option<&ImageRecord> {
         let mut records = self.good.iter().map(|(_, record)| record);
-        records.find(|r| r.is_named_by(digest) && r.platform == *platform && r.has_disk(cache))
+        records.find(|r| r.is_named_by(digest) && r.platform == *platform && is_usable(r))
     }
 }
 

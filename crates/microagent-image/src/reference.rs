@@ -23,8 +23,10 @@ const TAG_MAX: usize = 128;
 const TEXT_MAX: usize = 4096 + 512;
 
 /// Transports that other tools know; named here so that the refusal can say so.
-const FOREIGN_TRANSPORTS: [&str; 9] =
-    ["atomic", "containers-storage", "dir", "docker-daemon", "ostree", "sif", "tarball", "http", "https"];
+const FOREIGN_TRANSPORTS: [&str; 7] = ["atomic", "dir", "ostree", "sif", "tarball", "http", "https"];
+
+/// The transport of images that Docker or podman has.
+const DAEMON: &str = "docker-daemon";
 
 /// Where an image comes from and which one it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub enum ImageReference {
     Registry(RegistryReference),
     /// An image in the local file system.
     Local(LocalReference),
+    /// An image of Docker or podman on this machine.
+    Daemon(DaemonReference),
 }
 
 /// A complete registry reference.
@@ -60,6 +64,22 @@ pub struct LocalReference {
     pub path: PathBuf,
     /// Which of its images: a tag, or for `docker-archive` a name.
     pub selector: Option<String>,
+}
+
+/// An image of Docker or podman on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DaemonReference {
+    /// The name as it was typed, which is how the daemon is asked: it completes names in its own way.
+    pub name: String,
+    /// The same, completed.
+    pub full: RegistryReference,
+}
+
+/// The full reference.
+impl fmt::Display for DaemonReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{DAEMON}:{}", self.full)
+    }
 }
 
 /// Formats of local images.
@@ -153,6 +173,11 @@ impl ReferenceError {
             ReferenceError::UnknownTransport { transport } if transport.starts_with("http") => {
                 "write the image without a scheme, for example `registry.example.org/team/image:tag`".to_owned()
             }
+            ReferenceError::UnknownTransport { transport } if transport == "containers-storage" => {
+                "podman hands its images over with `docker-daemon:NAME` while its socket is there, or in a pipe: \
+                 podman save NAME | microagent image load"
+                    .to_owned()
+            }
             ReferenceError::UnknownTransport { .. } => {
                 "use a registry name, `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]` or `docker-archive:FILE[:REF]`; \
                  `skopeo copy` converts between them"
@@ -207,6 +232,11 @@ impl Transport {
 }
 
 impl LocalReference {
+    /// Whether it is the archive on standard input.
+    pub(crate) fn is_standard_input(&self) -> bool {
+        self.path == Path::new("-") && self.transport != Transport::Oci
+    }
+
     /// The full reference, given what the path really is.
     pub(crate) fn resolved(&self, absolute: &Path) -> String {
         let mut text = format!("{}:{}", self.transport.as_str(), absolute.display());
@@ -228,6 +258,10 @@ impl FromStr for ImageReference {
         if text.len() > TEXT_MAX {
             return Err(ReferenceError::TooLong { limit: TEXT_MAX });
         }
+        if let Some(name) = text.strip_prefix(DAEMON).and_then(|rest| rest.strip_prefix(':')) {
+            let full = parse_registry(name)?;
+            return Ok(ImageReference::Daemon(DaemonReference { name: name.to_owned(), full }));
+        }
         if let Some(local) = parse_local(text)? {
             return Ok(ImageReference::Local(local));
         }
@@ -246,6 +280,10 @@ fn parse_local(text: &str) -> Result<Option<LocalReference>, ReferenceError> {
         "oci-archive" => Transport::OciArchive,
         "docker-archive" => Transport::DockerArchive,
         "docker" if rest.starts_with("//") => return Ok(None),
+        // No repository has such a name, whatever follows.
+        "containers-storage" => {
+            return Err(ReferenceError::UnknownTransport { transport: prefix.to_owned() });
+        }
         _ if FOREIGN_TRANSPORTS.contains(&prefix) && (rest.contains('/') || rest.starts_with('.')) => {
             return Err(ReferenceError::UnknownTransport { transport: prefix.to_owned() });
         }

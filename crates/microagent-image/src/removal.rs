@@ -197,6 +197,7 @@ impl ImageStore {
         let resolved = match parse(wanted) {
             Ok(ImageReference::Registry(name)) => Some(name.to_string()),
             Ok(ImageReference::Local(local)) => Some(resolved_local(&local)),
+            Ok(ImageReference::Daemon(daemon)) => Some(daemon.to_string()),
             Err(_) => None,
         };
         let is_resolved = |record: &ImageRecord| resolved.as_ref() == Some(&record.resolved_reference);
@@ -308,6 +309,9 @@ fn is_unread(error: &microagent_store::ReadError) -> bool {
 
 /// The path of a local image may be gone; then it is taken as it stands.
 fn resolved_local(local: &LocalReference) -> String {
+    if local.is_standard_input() {
+        return local.resolved(&local.path);
+    }
     let absolute = local.path.canonicalize().or_else(|_| std::path::absolute(&local.path));
     local.resolved(absolute.as_deref().unwrap_or(&local.path))
 }

@@ -10,32 +10,31 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use microagent_store::{Access, open_file};
+use microagent_tar::write::{header, padding};
+use microagent_tar::{BLOCK, Entry, Kind, Meta};
 use serde::Serialize;
 use serde_json::json;
-use tar::{Builder, EntryType, Header};
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking::{self, Meter};
 use crate::cache::Cache;
 use crate::digest::{Digest, Hasher};
 use crate::error::ImageError;
 use crate::fetch::verify;
-use crate::held::Held;
-use crate::manifest::{Descriptor, OCI_INDEX, REF_NAME};
+use crate::in_use::HeldImage;
+use crate::manifest::{Descriptor, IMAGE_NAME, OCI_INDEX, REF_NAME};
 use crate::network::NetworkOptions;
 use crate::progress::{ImageEvent, Progress};
 use crate::reference::ImageReference;
 use crate::store::{ImageStore, PullOptions, Request, parse};
-use crate::work::{self, Meter};
 
 /// Bytes that are copied between two looks at whether to go on.
 const STEP: usize = 256 * 1024;
-/// What podman and containerd name an image by when they load it.
-const IMAGE_NAME: &str = "io.containerd.image.name";
 
 /// Where an archive goes.
 pub enum SaveTarget {
@@ -104,7 +103,7 @@ impl ImageStore {
         let cache = self.cache.clone();
         let images = plan.images.clone();
         let write = move |meter: &Meter| plan.write_to(target, &cache, meter);
-        let bytes = work::run(cancel, report, write).await?;
+        let bytes = blocking::run(cancel, report, write).await?;
         Ok(Saved { images, bytes })
     }
 }
@@ -116,7 +115,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn of(held: &[Held]) -> Plan {
+    fn of(held: &[HeldImage]) -> Plan {
         let mut plan = Plan { files: BTreeMap::new(), images: Vec::new() };
         let mut entries = Vec::new();
         for image in held {
@@ -180,118 +179,93 @@ impl Plan {
     }
 
     fn write(self, out: impl Write, path: &Path, cache: &Cache, meter: &Meter) -> Result<u64, ImageError> {
-        let failed = |source| ImageError::file("write", path, source);
-        let mut archive = Builder::new(Counter { out: BufWriter::with_capacity(STEP, out), written: 0 });
+        let mut archive =
+            Archive { out: BufWriter::with_capacity(STEP, out), path: path.to_owned(), written: 0 };
         for dir in ["blobs/", "blobs/sha256/"] {
-            let mut header = header(EntryType::Directory, 0);
-            archive.append_data(&mut header, dir, io::empty()).map_err(failed)?;
+            archive.put(&entry(dir, Kind::Directory))?;
         }
         for (name, content) in &self.files {
             match content {
-                Content::Bytes(bytes) => {
-                    let mut header = header(EntryType::Regular, bytes.len() as u64);
-                    archive.append_data(&mut header, name, bytes.as_slice()).map_err(failed)?;
-                }
-                Content::Blob(blob) => append_blob(&mut archive, name, blob, path, cache, meter)?,
+                Content::Bytes(bytes) => archive.file(name, bytes)?,
+                Content::Blob(blob) => archive.blob(name, blob, cache, meter)?,
             }
-            meter.set(archive.get_ref().written);
+            meter.set(archive.written);
         }
-        let mut counter = archive.into_inner().map_err(failed)?;
-        counter.flush().map_err(failed)?;
-        Ok(counter.written)
+        archive.finish()
     }
 }
 
-/// Copies a blob into the archive; what is damaged on disk must not go on its way under its old name.
-fn append_blob<W: Write>(
-    archive: &mut Builder<Counter<W>>,
-    name: &str,
-    blob: &Descriptor,
-    path: &Path,
-    cache: &Cache,
-    meter: &Meter,
-) -> Result<(), ImageError> {
-    let from = cache.blob(&blob.digest);
-    let file = open_file(&from, Access::Read).map_err(|source| ImageError::file("open", &from, source))?;
-    let done = archive.get_ref().written;
-    let mut reader = Verified { file, hasher: Hasher::new(), meter, done, left: blob.size, failure: None };
-    let mut header = header(EntryType::Regular, blob.size);
-    let appended = archive.append_data(&mut header, name, &mut reader);
-    meter.check()?;
-    if let Some(source) = reader.failure.take() {
-        return Err(ImageError::file("read", &from, source));
-    }
-    appended.map_err(|source| ImageError::file("write", path, source))?;
-    verify(reader.hasher.finish(), &blob.digest, || format!("blob {} of the cache", blob.digest))
-}
-
-/// Reads a blob, hashes it on the way, and keeps its own failures apart from the archive's.
-struct Verified<'a> {
-    file: File,
-    hasher: Hasher,
-    meter: &'a Meter,
-    /// Bytes of the archive before this blob.
-    done: u64,
-    left: u64,
-    failure: Option<io::Error>,
-}
-
-impl Read for Verified<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.meter.is_cancelled() {
-            return Err(io::Error::other("cancelled"));
-        }
-        match self.file.read(buffer) {
-            Ok(0) if self.left > 0 && !buffer.is_empty() => {
-                let cut = io::ErrorKind::UnexpectedEof;
-                self.failure = Some(cut.into());
-                Err(io::Error::other("the blob is cut off"))
-            }
-            Ok(read) => {
-                self.hasher.update(&buffer[..read]);
-                self.left = self.left.saturating_sub(read as u64);
-                self.done += read as u64;
-                self.meter.set(self.done);
-                Ok(read)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
-            Err(error) => {
-                let kind = error.kind();
-                self.failure = Some(error);
-                Err(kind.into())
-            }
-        }
-    }
-}
-
-/// Counts what is written.
-struct Counter<W> {
-    out: W,
+/// An archive that is being written.
+struct Archive<W: Write> {
+    out: BufWriter<W>,
+    path: PathBuf,
     written: u64,
 }
 
-impl<W: Write> Write for Counter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.written += written as u64;
-        Ok(written)
+impl<W: Write> Archive<W> {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), ImageError> {
+        self.out.write_all(bytes).map_err(|source| self.failed(source))?;
+        self.written += bytes.len() as u64;
+        Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+    /// A stream has no directory whose free space would say more.
+    fn failed(&self, source: io::Error) -> ImageError {
+        match self.path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => ImageError::file("write", &self.path, source),
+            _ => ImageError::File { action: "write", path: self.path.clone(), source },
+        }
+    }
+
+    fn file(&mut self, name: &str, bytes: &[u8]) -> Result<(), ImageError> {
+        self.put(&entry(name, Kind::File(bytes.len() as u64)))?;
+        self.put(bytes)?;
+        self.put(&vec![0; padding(bytes.len() as u64)])
+    }
+
+    /// Copies a blob into the archive; what is damaged on disk must not go on its way under its old name.
+    fn blob(
+        &mut self,
+        name: &str,
+        blob: &Descriptor,
+        cache: &Cache,
+        meter: &Meter,
+    ) -> Result<(), ImageError> {
+        let from = cache.blob(&blob.digest);
+        let unreadable = |source| ImageError::file("read", &from, source);
+        let mut file = open_file(&from, Access::Read).map_err(unreadable)?;
+        self.put(&entry(name, Kind::File(blob.size)))?;
+        let (mut hasher, mut left, mut buffer) = (Hasher::new(), blob.size, vec![0; STEP]);
+        while left > 0 {
+            meter.check()?;
+            let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let read = match file.read(&mut buffer[..most]) {
+                Ok(0) => return Err(unreadable(io::ErrorKind::UnexpectedEof.into())),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(source) => return Err(unreadable(source)),
+            };
+            hasher.update(&buffer[..read]);
+            self.put(&buffer[..read])?;
+            left -= read as u64;
+            meter.set(self.written);
+        }
+        verify(hasher.finish(), &blob.digest, || format!("blob {} of the cache", blob.digest))?;
+        self.put(&vec![0; padding(blob.size)])
+    }
+
+    fn finish(mut self) -> Result<u64, ImageError> {
+        self.put(&[0; 2 * BLOCK])?;
+        self.out.flush().map_err(|source| self.failed(source))?;
+        Ok(self.written)
     }
 }
 
-/// A header without anything that depends on when or by whom it is written.
-fn header(kind: EntryType, size: u64) -> Header {
-    let mut header = Header::new_ustar();
-    header.set_entry_type(kind);
-    header.set_mode(if kind == EntryType::Directory { 0o755 } else { 0o644 });
-    header.set_size(size);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_mtime(0);
-    header
+/// The header of an entry without anything that depends on when or by whom it is written.
+fn entry(name: &str, kind: Kind<u64>) -> Vec<u8> {
+    let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
+    let meta = Meta { mode, uid: 0, gid: 0, mtime: (0, 0) };
+    header(&Entry { name: name.as_bytes().to_vec(), kind, meta, attributes: Vec::new() })
 }
 
 fn blob_name(digest: &Digest) -> String {

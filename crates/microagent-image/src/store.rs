@@ -1,7 +1,7 @@
 //! The image store: what the rest of the program calls.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::LocalImage;
+use crate::blocking;
 use crate::cache::{Cache, Waiting};
 use crate::config::{self, CONFIG_LIMIT, ConfigError, ImageConfig};
 use crate::digest::Digest;
@@ -19,15 +20,16 @@ use crate::disk::{self, Disk};
 use crate::environment::Environment;
 use crate::error::ImageError;
 use crate::fetch::{Fetcher, Source};
+use crate::import::ImportSource;
+use crate::load;
 use crate::manifest::{self, ManifestError, Platform, printable};
 use crate::network::NetworkOptions;
 use crate::progress::{ImageEvent, Progress};
 use crate::record::{self, ImageRecord, LayerRecord, RECORD_FORMAT, Records};
-use crate::reference::{ImageReference, LocalReference, RegistryReference, Transport};
+use crate::reference::{DaemonReference, ImageReference, LocalReference, RegistryReference, Transport};
 use crate::registry::{Access, Registry};
 use crate::resolve::{Resolution, Start, resolve};
 use crate::rootfs::Limits;
-use crate::work;
 
 /// How many blobs are fetched at once; Docker and containerd take three.
 pub(crate) const PARALLEL_BLOBS: usize = 3;
@@ -36,7 +38,7 @@ pub(crate) const PARALLEL_BLOBS: usize = 3;
 #[derive(Debug, Clone)]
 pub struct ImageStore {
     pub(crate) cache: Cache,
-    environment: Environment,
+    pub(crate) environment: Environment,
 }
 
 /// When to ask the source of an image.
@@ -50,6 +52,8 @@ pub enum PullPolicy {
     Missing,
     /// Not at all.
     Never,
+    /// When the image is not in the cache, Docker or podman on this machine; never a registry.
+    Local,
 }
 
 /// How to bring an image in.
@@ -99,6 +103,10 @@ pub enum Origin {
     Import,
     /// The changes of a workspace.
     Commit,
+    /// An archive that was loaded, or read from standard input.
+    Load,
+    /// Docker or podman on this machine.
+    Daemon,
 }
 
 impl Origin {
@@ -106,7 +114,7 @@ impl Origin {
     pub(crate) fn is_elsewhere(self) -> bool {
         match self {
             Origin::Registry | Origin::OciLayout | Origin::OciArchive | Origin::DockerArchive => true,
-            Origin::Cache | Origin::Import | Origin::Commit => false,
+            Origin::Cache | Origin::Import | Origin::Commit | Origin::Load | Origin::Daemon => false,
         }
     }
 }
@@ -121,6 +129,8 @@ impl fmt::Display for Origin {
             Origin::DockerArchive => "docker-archive",
             Origin::Import => "import",
             Origin::Commit => "commit",
+            Origin::Load => "load",
+            Origin::Daemon => "daemon",
         })
     }
 }
@@ -158,7 +168,13 @@ impl Image {
         self.lease = None;
     }
 
-    fn new(reference: &str, cache: &Cache, record: ImageRecord, origin: Origin, lease: Lock) -> Image {
+    pub(crate) fn new(
+        reference: &str,
+        cache: &Cache,
+        record: ImageRecord,
+        origin: Origin,
+        lease: Lock,
+    ) -> Image {
         Image {
             reference: reference.to_owned(),
             resolved_reference: record.resolved_reference,
@@ -226,6 +242,10 @@ impl ImageStore {
         match parse(reference)? {
             ImageReference::Registry(parsed) => self.ensure_registry(&request, &parsed).await,
             ImageReference::Local(parsed) => self.ensure_local(&request, &parsed).await,
+            ImageReference::Daemon(parsed) => {
+                let resolved = parsed.to_string();
+                self.ensure_daemon(&request, &parsed, resolved).await
+            }
         }
     }
 
@@ -252,6 +272,14 @@ impl ImageStore {
         if options.policy == PullPolicy::Never {
             return Err(ImageError::NotCached { reference: resolved });
         }
+        if options.policy == PullPolicy::Local {
+            let name = request.reference.strip_prefix("docker://").unwrap_or(request.reference).to_owned();
+            let wanted = DaemonReference { name, full: parsed.clone() };
+            return self.ensure_daemon(request, &wanted, resolved).await;
+        }
+        if let Some(path) = archive_beside(request.reference) {
+            return Err(ImageError::IsAFile { path });
+        }
         self.cache.prepare()?;
         let lease = self.cache.join(&request.waiting()).await?;
         progress.event(ImageEvent::Resolving { reference: resolved.clone() });
@@ -272,8 +300,11 @@ impl ImageStore {
         let lease = self.cache.join(&request.waiting()).await?;
         let (reference, wanted) = (parsed.clone(), options.platform.clone());
         let scratch = self.cache.scratch();
-        let open = move |meter: &work::Meter| LocalImage::open(&reference, &wanted, &scratch, meter);
-        let image = work::run(cancel, |_| {}, open).await?;
+        if parsed.is_standard_input() {
+            return self.ensure_standard_input(request, parsed, lease).await;
+        }
+        let open = move |meter: &blocking::Meter| LocalImage::open(&reference, &wanted, &scratch, meter);
+        let image = blocking::run(cancel, |_| {}, open).await?;
         let resolved = image.resolved.clone();
         let start = Start::Descriptor(image.root.clone());
         let source = Source::Local(Arc::new(image));
@@ -285,6 +316,31 @@ impl ImageStore {
             Transport::DockerArchive => Origin::DockerArchive,
         };
         self.finish(request, resolved, origin, &source, resolution, lease).await
+    }
+
+    /// Takes an archive from standard input. It cannot be read again, so its layers stay here.
+    async fn ensure_standard_input(
+        &self,
+        request: &Request<'_>,
+        parsed: &LocalReference,
+        lease: Lock,
+    ) -> Result<Image, ImageError> {
+        let resolved = parsed.resolved(&parsed.path);
+        if request.options.policy == PullPolicy::Never {
+            let record = self.recorded(&resolved, &request.options.platform)?;
+            return Ok(Image::new(request.reference, &self.cache, record, Origin::Cache, lease));
+        }
+        drop(lease);
+        let input = self.environment.standard_input.clone().ok_or(ImageError::NoStandardInput)?;
+        let (reference, wanted) = (parsed.clone(), request.options.platform.clone());
+        let scratch = self.cache.scratch();
+        let read = move |meter: &blocking::Meter| {
+            let archive = load::open(ImportSource::Reader(input.open()), &scratch, meter)?;
+            LocalImage::read(&reference, archive, &wanted, meter)
+        };
+        let report = |done| request.progress.event(ImageEvent::Unpacking { done, total: 0 });
+        let image = Arc::new(blocking::run(request.cancel, report, read).await?);
+        self.take_as(request, &image, Origin::Load, resolved).await
     }
 
     /// Finds out how to talk to a registry.
@@ -319,7 +375,7 @@ impl ImageStore {
         }
         let Some(digest) = digest else { return Ok(None) };
         let records = ImageRecord::load_all(&self.cache)?;
-        match records.by_digest(&self.cache, digest, platform) {
+        match records.by_digest(digest, platform, |record| record.has_disk(&self.cache)) {
             Some(found) => self.name(request.reference, resolved, found.clone()).map(Some),
             None => Ok(None),
         }
@@ -339,7 +395,7 @@ impl ImageStore {
         }
         let Some(digest) = digest else { return Ok(None) };
         let records = ImageRecord::load_all(&self.cache)?;
-        Ok(records.makeable(&self.cache, digest, platform).cloned())
+        Ok(records.by_digest(digest, platform, |record| record.has_layers(&self.cache)).cloned())
     }
 
     /// Makes the disk of an image whose layers are all here, and says so in its record.
@@ -406,7 +462,9 @@ impl ImageStore {
             return Ok(Image::new(request.reference, &self.cache, record, Origin::Cache, lease));
         }
         let records: Records = ImageRecord::load_all(&self.cache)?;
-        if let Some(found) = records.by_digest(&self.cache, &resolution.digest, platform) {
+        if let Some(found) =
+            records.by_digest(&resolution.digest, platform, |record| record.has_disk(&self.cache))
+        {
             let index_digest = resolution.index.as_ref().map(|(digest, _)| digest.clone());
             let record =
                 ImageRecord { index_digest: index_digest.or(found.index_digest.clone()), ..found.clone() };
@@ -419,8 +477,13 @@ impl ImageStore {
         let fetcher = self.fetcher(request);
         let parsed = self.configuration(&fetcher, source, &resolution, platform, &resolved).await?;
         let disk = match disk::ready(&self.cache, &disk::id(&parsed.diff_ids, &parsed.config.volumes)) {
-            // Another image with the same layers has brought the disk.
-            Some(disk) => disk,
+            // Another image with the same layers has brought the disk. What cannot be fetched again is kept anyway.
+            Some(disk) => {
+                if !origin.is_elsewhere() {
+                    self.layers(&fetcher, source, &resolution, &resolved).await?;
+                }
+                disk
+            }
             None => {
                 self.layers(&fetcher, source, &resolution, &resolved).await?;
                 let layers = &resolution.manifest.layers;
@@ -517,6 +580,14 @@ impl ImageStore {
     }
 }
 
+/// The archive or layout that a person who typed a path in place of a reference means.
+fn archive_beside(reference: &str) -> Option<PathBuf> {
+    const ENDINGS: [&str; 6] = [".tar", ".tar.gz", ".tgz", ".tar.zst", ".oci", ".tzst"];
+    let path = Path::new(reference);
+    let is_archive = ENDINGS.iter().any(|ending| reference.ends_with(ending)) && path.is_file();
+    (is_archive || path.join("oci-layout").is_file()).then(|| path.to_owned())
+}
+
 /// Parses a reference as the user gave it.
 pub(crate) fn parse(reference: &str) -> Result<ImageReference, ImageError> {
     reference.parse().map_err(|source| ImageError::Reference { reference: printable(reference), source })
@@ -534,6 +605,7 @@ fn new_record(
         format: RECORD_FORMAT,
         reference: request.reference.to_owned(),
         source: origin.is_elsewhere().then(|| resolved_reference.clone()),
+        source_id: None,
         resolved_reference,
         platform: request.options.platform.clone(),
         layers: resolution.manifest.layers.iter().map(LayerRecord::of).collect(),

@@ -48,6 +48,6 @@ pub(crate) fn target(reference: &str) -> Result<RegistryReference, ImageError> {
     match parse(reference)? {
         ImageReference::Registry(name) if name.digest.is_none() => Ok(name),
         ImageReference::Registry(_) => refuse("the digest is decided by the content"),
-        ImageReference::Local(_) => refuse("it names a place, not an image"),
+        ImageReference::Local(_) | ImageReference::Daemon(_) => refuse("it names a place, not an image"),
     }
 }

@@ -25,6 +25,13 @@ pub trait Source {
     fn fill(&mut self) -> Result<&[u8], Self::Error>;
     /// Drops the first `count` of them.
     fn consume(&mut self, count: usize);
+    /// Drops up to `count` bytes that nobody wants to see, and says how many; a source that cannot jump drops none.
+    ///
+    /// # Errors
+    /// Fails when there is no such place.
+    fn skip(&mut self, _count: u64) -> Result<u64, Self::Error> {
+        Ok(0)
+    }
 }
 
 /// A source that reads from a reader.
@@ -193,7 +200,13 @@ impl<S: Source> Reader<S> {
         Ok(())
     }
 
+    /// What it reads from. Behind [`Reader::next_member`] that is the first byte of a file's data.
+    pub fn source(&self) -> &S {
+        &self.source
+    }
+
     fn skip(&mut self) -> Result<(), ReadError<S::Error>> {
+        self.remaining -= self.source.skip(self.remaining)?.min(self.remaining);
         self.data(self.remaining, |_| Ok(()))?;
         // Behind the last member all padding may be missing: `umoci insert` leaves it out, and Go's reader,
         // which every container engine reads layers with, does not mind.

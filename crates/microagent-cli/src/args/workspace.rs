@@ -113,6 +113,7 @@ enum Pull {
     Missing,
     Always,
     Never,
+    Local,
 }
 
 impl From<Pull> for PullPolicy {
@@ -121,6 +122,7 @@ impl From<Pull> for PullPolicy {
             Pull::Missing => PullPolicy::Missing,
             Pull::Always => PullPolicy::Always,
             Pull::Never => PullPolicy::Never,
+            Pull::Local => PullPolicy::Local,
         }
     }
 }

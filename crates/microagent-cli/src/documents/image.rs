@@ -35,6 +35,12 @@ pub(crate) struct PulledImageDocument {
     pub(crate) disk_bytes: u64,
 }
 
+/// `microagent image load`.
+#[derive(Debug, Serialize)]
+pub(crate) struct LoadedImagesDocument {
+    pub(crate) loaded: Vec<PulledImageDocument>,
+}
+
 /// `microagent image delete`.
 #[derive(Debug, Serialize)]
 pub(crate) struct ImageDeleteDocument {

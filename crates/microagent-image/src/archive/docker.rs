@@ -7,7 +7,8 @@ use std::io::Read;
 
 use serde::Deserialize;
 
-use super::{ArchiveError, LocalImage, NAMES_SHOWN, read_error};
+use super::{ArchiveError, FoundImage, LocalImage, NAMES_SHOWN, read_error};
+use crate::blocking::Meter;
 use crate::compression::{self, MAGIC_LEN};
 use crate::config::{self, CONFIG_LIMIT};
 use crate::digest::{Digest, Hasher};
@@ -15,7 +16,6 @@ use crate::error::ImageError;
 use crate::manifest::{Descriptor, MANIFEST_LIMIT, Manifest, printable};
 use crate::reference::ImageReference;
 use crate::rootfs::Compression;
-use crate::work::Meter;
 
 /// Bytes that are hashed between two looks at whether to go on.
 const STEP: usize = 256 * 1024;
@@ -28,17 +28,37 @@ struct Entry {
     layers: Vec<String>,
 }
 
+/// The file that lists the images.
+pub(super) const MANIFEST: &str = "manifest.json";
+
 /// Finds an image in the archive and makes its manifest.
 pub(super) fn find(image: &mut LocalImage, selector: Option<&str>, meter: &Meter) -> Result<(), ImageError> {
-    const NAME: &str = "manifest.json";
-    if !image.store.has(NAME) {
-        let missing = NAME.to_owned();
+    let entry = choose(entries(image)?, selector).map_err(|source| image.error(source))?;
+    make_manifest(image, &entry, meter)
+}
+
+/// All images of an archive with their names; `archive` stands for none of them.
+pub(super) fn all(archive: &LocalImage, meter: &Meter) -> Result<Vec<FoundImage>, ImageError> {
+    let mut found = Vec::new();
+    for entry in entries(archive)? {
+        let mut image = archive.clone();
+        make_manifest(&mut image, &entry, meter)?;
+        found.push(FoundImage { image, names: entry.repo_tags.unwrap_or_default() });
+    }
+    if found.is_empty() { Err(archive.error(ArchiveError::Empty)) } else { Ok(found) }
+}
+
+fn entries(image: &LocalImage) -> Result<Vec<Entry>, ImageError> {
+    if !image.store.has(MANIFEST) {
+        let missing = MANIFEST.to_owned();
         return Err(image.error(ArchiveError::WrongKind { kind: "`docker save` archive", missing }));
     }
-    let bytes = image.store.read(NAME, MANIFEST_LIMIT).map_err(|source| image.error(source))?;
-    let entries: Vec<Entry> = serde_json::from_slice(&bytes)
-        .map_err(|source| image.error(ArchiveError::Decode { name: NAME.to_owned(), source }))?;
-    let entry = choose(entries, selector).map_err(|source| image.error(source))?;
+    let bytes = image.store.read(MANIFEST, MANIFEST_LIMIT).map_err(|source| image.error(source))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|source| image.error(ArchiveError::Decode { name: MANIFEST.to_owned(), source }))
+}
+
+fn make_manifest(image: &mut LocalImage, entry: &Entry, meter: &Meter) -> Result<(), ImageError> {
     let configuration =
         image.store.read(&entry.config, CONFIG_LIMIT).map_err(|source| image.error(source))?;
     let diff_ids = match config::decode(&configuration) {

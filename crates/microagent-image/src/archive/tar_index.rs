@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use microagent_store::{Access, open_file};
-use tar::{Archive, EntryType};
+use microagent_tar::Kind;
+use microagent_tar::read::{ReadError, Reader, Source};
 
 use super::{ArchiveError, read_error};
 
@@ -16,6 +17,10 @@ use super::{ArchiveError, read_error};
 const ENTRIES_MAX: usize = 100_000;
 /// Most links from one name to the next.
 const LINKS_MAX: usize = 8;
+/// Longest name in an archive of images.
+const PATH_MAX: usize = 4096;
+/// Bytes that are read at once: a few headers. Contents are jumped over.
+const READ_LEN: usize = 4096;
 
 /// The entries of a tar by name, `./` and `/` in front left out.
 pub(super) struct TarIndex {
@@ -26,6 +31,40 @@ pub(super) struct TarIndex {
 enum Node {
     File { offset: u64, size: u64 },
     Link { target: String },
+}
+
+/// A file that is read by headers.
+struct Headers<'a> {
+    file: &'a File,
+    /// Of the first byte in the buffer that was not consumed.
+    position: u64,
+    buffer: [u8; READ_LEN],
+    waiting: std::ops::Range<usize>,
+}
+
+impl Source for Headers<'_> {
+    type Error = io::Error;
+
+    fn fill(&mut self) -> io::Result<&[u8]> {
+        if self.waiting.is_empty() {
+            let count = self.file.read_at(&mut self.buffer, self.position)?;
+            self.waiting = 0..count;
+        }
+        Ok(&self.buffer[self.waiting.clone()])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.waiting.start += count;
+        self.position += count as u64;
+    }
+
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        let held = self.waiting.len().min(usize::try_from(count).unwrap_or(usize::MAX));
+        self.consume(held);
+        let beyond = count - held as u64;
+        self.position = self.position.checked_add(beyond).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(count)
+    }
 }
 
 /// Reads one entry; several may be read at once.
@@ -48,39 +87,45 @@ impl Read for EntryReader {
 impl TarIndex {
     /// Opens a file that may be a tar.
     pub(super) fn open_file(path: &Path) -> Result<File, ArchiveError> {
-        open_file(path, Access::ReadFollowing).map_err(|source| match source.kind() {
-            io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => {
-                ArchiveError::WrongKind { kind: "archive", missing: "a tar file".to_owned() }
+        match open_file(path, Access::ReadFollowing) {
+            Ok(file) => Ok(file),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) =>
+            {
+                Err(ArchiveError::WrongKind { kind: "archive", missing: "a tar file".to_owned() })
             }
-            _ => ArchiveError::Open { source },
-        })
+            Err(source) => Err(ArchiveError::Open { source }),
+        }
     }
 
     /// Walks the headers of a tar.
-    pub(super) fn of(mut file: File) -> Result<TarIndex, ArchiveError> {
-        file.rewind().map_err(|source| ArchiveError::Tar { source })?;
-        let mut entries = HashMap::new();
+    pub(super) fn of(file: File) -> Result<TarIndex, ArchiveError> {
         let tar = |source| ArchiveError::Tar { source };
-        let mut archive = Archive::new(&file);
-        for entry in archive.entries_with_seek().map_err(tar)? {
-            let entry = entry.map_err(tar)?;
+        let len = file.metadata().map_err(tar)?.len();
+        let headers = Headers { file: &file, position: 0, buffer: [0; READ_LEN], waiting: 0..0 };
+        let mut reader = Reader::new(headers, PATH_MAX);
+        let mut entries = HashMap::new();
+        while let Some(member) = reader.next_member().map_err(|error| tar(in_words(error)))? {
             if entries.len() == ENTRIES_MAX {
                 return Err(ArchiveError::TooManyEntries { limit: ENTRIES_MAX });
             }
-            let name = plain(&entry.path_bytes());
-            let target =
-                || entry.link_name_bytes().map(|target| String::from_utf8_lossy(&target).into_owned());
-            let node = match entry.header().entry_type() {
-                EntryType::Regular | EntryType::Continuous => {
-                    Some(Node::File { offset: entry.raw_file_position(), size: entry.size() })
+            let name = plain(&member.name);
+            let node = match member.kind {
+                // A sparse file has no place where it can be read at once; images have none.
+                Kind::File(extent) if extent.parts.is_none() => {
+                    let (offset, size) = (reader.source().position, extent.size);
+                    if offset.checked_add(size).is_none_or(|end| end > len) {
+                        return Err(tar(io::ErrorKind::UnexpectedEof.into()));
+                    }
+                    Node::File { offset, size }
                 }
-                EntryType::Symlink => target().map(|target| Node::Link { target: beside(&name, &target) }),
-                EntryType::Link => target().map(|target| Node::Link { target: plain(target.as_bytes()) }),
-                _ => None,
+                Kind::Symlink(target) => {
+                    Node::Link { target: beside(&name, &String::from_utf8_lossy(&target)) }
+                }
+                Kind::HardLink(target) => Node::Link { target: plain(&target) },
+                _ => continue,
             };
-            if let Some(node) = node {
-                entries.insert(name, node);
-            }
+            entries.insert(name, node);
         }
         Ok(TarIndex { file: Arc::new(file), entries })
     }
@@ -105,6 +150,14 @@ impl TarIndex {
             }
         }
         None
+    }
+}
+
+/// What the reader says, as an error of the file.
+fn in_words(error: ReadError<io::Error>) -> io::Error {
+    match error {
+        ReadError::Source(error) => error,
+        error => io::Error::new(io::ErrorKind::InvalidData, error),
     }
 }
 
@@ -136,6 +189,10 @@ fn beside(name: &str, target: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use microagent_tar::write::{header, padding};
+    use microagent_tar::{Entry, Meta};
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
 
     fn open(path: &Path) -> Result<TarIndex, ArchiveError> {
@@ -159,23 +216,24 @@ mod tests {
     fn reads_entries_and_survives_a_link_that_points_to_itself() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.tar");
-        let mut builder = tar::Builder::new(File::create(&path).unwrap());
-        let mut add = |name: &str, kind: EntryType, link: Option<&str>, data: &[u8]| {
-            let mut header = tar::Header::new_gnu();
-            header.set_entry_type(kind);
-            header.set_size(data.len() as u64);
-            header.set_mode(0o644);
-            if let Some(link) = link {
-                header.set_link_name(link).unwrap();
-            }
-            header.set_cksum();
-            builder.append_data(&mut header, name, data).unwrap();
+        let mut stream = Vec::new();
+        let mut add = |name: &str, kind: Kind<u64>, data: &[u8]| {
+            let meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0) };
+            let entry = Entry { name: name.as_bytes().to_vec(), kind, meta, attributes: Vec::new() };
+            stream.extend(header(&entry));
+            stream.extend_from_slice(data);
+            stream.resize(stream.len() + padding(data.len() as u64), 0);
         };
-        add("./a/file", EntryType::Regular, None, b"hello");
-        add("a/link", EntryType::Symlink, Some("file"), b"");
-        add("hard", EntryType::Link, Some("a/file"), b"");
-        add("loop", EntryType::Symlink, Some("loop"), b"");
-        builder.into_inner().unwrap();
+        let large = vec![7; 3 * READ_LEN];
+        add("large", Kind::File(large.len() as u64), &large);
+        add("./a/file", Kind::File(5), b"hello");
+        add("a/link", Kind::Symlink(b"file".to_vec()), b"");
+        add("hard", Kind::HardLink(b"a/file".to_vec()), b"");
+        add("loop", Kind::Symlink(b"loop".to_vec()), b"");
+        add("last", Kind::File(large.len() as u64), &large);
+        let cut = stream.len() - 1;
+        stream.resize(stream.len() + 1024, 0);
+        std::fs::write(&path, &stream).unwrap();
 
         let index = open(&path).unwrap();
         for name in ["a/file", "a/link", "hard"] {
@@ -184,8 +242,15 @@ mod tests {
             reader.read_to_string(&mut text).unwrap();
             assert_eq!((text.as_str(), size), ("hello", 5), "{name}");
         }
+        for name in ["large", "last"] {
+            let mut content = Vec::new();
+            index.open_entry(name).unwrap().0.read_to_end(&mut content).unwrap();
+            assert!(content == large, "{name}");
+        }
         assert!(!index.has("loop"));
         assert!(index.open_entry("missing").is_err());
+        std::fs::write(&path, &stream[..cut]).unwrap();
+        assert!(matches!(open(&path), Err(ArchiveError::Tar { .. })), "its last entry is cut off");
     }
 
     #[test]
@@ -194,6 +259,9 @@ mod tests {
         let path = dir.path().join("x");
         std::fs::write(&path, [b'x'; 1024]).unwrap();
         assert!(matches!(open(&path), Err(ArchiveError::Tar { .. })));
+        let fifo = dir.path().join("fifo");
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        assert!(matches!(open(&fifo), Err(ArchiveError::WrongKind { .. })), "and nothing waits");
         assert!(matches!(open(dir.path()), Err(ArchiveError::WrongKind { .. })));
         assert!(matches!(open(&dir.path().join("none")), Err(ArchiveError::Open { .. })));
     }

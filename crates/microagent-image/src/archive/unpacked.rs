@@ -11,10 +11,10 @@ use std::path::Path;
 use flate2::bufread::MultiGzDecoder;
 
 use super::ArchiveError;
+use crate::blocking::Meter;
 use crate::compression::{self, MAGIC_LEN};
 use crate::error::ImageError;
 use crate::rootfs::{Compression, Limits};
-use crate::work::Meter;
 
 /// Bytes that are unpacked between two looks at whether to go on.
 const STEP: usize = 256 * 1024;

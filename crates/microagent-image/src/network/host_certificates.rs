@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use microagent_store::read_limited;
+use microagent_store::{Access, open_file};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -85,7 +85,13 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ImageError>
 }
 
 fn contents(path: &Path) -> Result<Vec<u8>, ImageError> {
-    read_limited(path, FILE_LIMIT).map_err(|source| unusable(path, source.into()))
+    // Links are followed: systems keep one file under several names.
+    let read = open_file(path, Access::ReadFollowing).and_then(|file| {
+        let mut bytes = Vec::new();
+        file.take(FILE_LIMIT + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > FILE_LIMIT { Err(io::Error::other("it is too large")) } else { Ok(bytes) }
+    });
+    read.map_err(|source| unusable(path, source.into()))
 }
 
 fn unusable(path: &Path, source: Box<dyn std::error::Error + Send + Sync>) -> ImageError {

@@ -7,6 +7,7 @@ mod archives;
 mod cache;
 mod commit;
 mod faults;
+mod local;
 mod logins;
 mod outgoing;
 mod registry;

@@ -375,6 +375,7 @@ fn is_image(record: &WorkspaceRecord, text: &str) -> bool {
             (wanted.transport, real(&wanted.path)) == (has.transport, real(&has.path))
                 && (wanted.selector.is_none() || wanted.selector == has.selector)
         }
+        (Some(ImageReference::Daemon(wanted)), Some(ImageReference::Daemon(has))) => wanted.full == has.full,
         _ => false,
     }
 }

@@ -23,6 +23,7 @@ pub(super) enum Pull {
     Always,
     Missing,
     Never,
+    Local,
 }
 
 /// A profile, as `microagent profiles` lists them.

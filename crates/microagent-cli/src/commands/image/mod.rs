@@ -1,6 +1,7 @@
 //! `microagent image`: the images in the cache.
 
 mod list;
+mod load;
 mod push;
 mod remove;
 mod save;
@@ -39,6 +40,9 @@ Examples:
     microagent image pull oci:./layout:latest
     microagent image pull docker-archive:./saved.tar
 
+  From Docker or podman on this machine:
+    microagent image pull docker-daemon:app:2
+
   From a private registry, after `docker login` or `podman login`:
     microagent image pull registry.example.com/team/app@sha256:…";
 
@@ -68,6 +72,7 @@ pub(crate) enum ImageCommand {
     #[command(visible_alias = "ls")]
     List(ListArgs),
     Pull(PullArgs),
+    Load(load::LoadArgs),
     Import(ImportArgs),
     Tag(tag::TagArgs),
     Save(save::SaveArgs),
@@ -84,7 +89,8 @@ pub(crate) enum ImageCommand {
 #[derive(Debug, Args)]
 #[command(after_long_help = PULL_EXAMPLES)]
 pub(crate) struct PullArgs {
-    /// Registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`
+    /// Registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE`, `docker-archive:FILE` (`-` is standard input) or
+    /// `docker-daemon:NAME`
     #[arg(value_name = "REF")]
     reference: String,
 
@@ -122,6 +128,7 @@ pub(crate) fn execute(context: &Context, args: ImageArgs) -> Result<(), Failure>
     match args.command {
         Some(ImageCommand::List(args)) => list::execute(context, args),
         Some(ImageCommand::Pull(args)) => pull(context, args),
+        Some(ImageCommand::Load(args)) => load::execute(context, args),
         Some(ImageCommand::Import(args)) => import(context, args),
         Some(ImageCommand::Tag(args)) => tag::execute(context, args),
         Some(ImageCommand::Save(args)) => save::execute(context, args),
@@ -165,21 +172,29 @@ fn import(context: &Context, args: ImportArgs) -> Result<(), Failure> {
 /// Says what is here now.
 fn print(context: &Context, image: Image) -> Result<(), Failure> {
     match context.format {
-        Format::Json => print_json(&PulledImageDocument {
-            reference: image.reference.clone(),
-            resolved_reference: image.resolved_reference.clone(),
-            digest: image.digest.clone(),
-            origin: image.origin,
-            content_bytes: image.content_bytes,
-            disk: image.disk.clone(),
-            disk_id: image.disk_id.clone(),
-            disk_bytes: image.disk_bytes,
-        }),
-        Format::Text => print_text(&format!(
-            "Image: {}\nDigest: {}\nSize: {}\n",
-            crate::escape::one_line(&image.resolved_reference),
-            image.digest,
-            crate::output::size(image.content_bytes),
-        )),
+        Format::Json => print_json(&document(&image)),
+        Format::Text => print_text(&lines(&image)),
     }
+}
+
+fn document(image: &Image) -> PulledImageDocument {
+    PulledImageDocument {
+        reference: image.reference.clone(),
+        resolved_reference: image.resolved_reference.clone(),
+        digest: image.digest.clone(),
+        origin: image.origin,
+        content_bytes: image.content_bytes,
+        disk: image.disk.clone(),
+        disk_id: image.disk_id.clone(),
+        disk_bytes: image.disk_bytes,
+    }
+}
+
+fn lines(image: &Image) -> String {
+    format!(
+        "Image: {}\nDigest: {}\nSize: {}\n",
+        crate::escape::one_line(&image.resolved_reference),
+        image.digest,
+        crate::output::size(image.content_bytes),
+    )
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use microagent_store::{Lock, read_limited};
 
 use crate::archive::LocalImage;
+use crate::blocking;
 use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::fetch::Source;
@@ -17,10 +18,9 @@ use crate::record::ImageRecord;
 use crate::reference::ImageReference;
 use crate::registry::Access;
 use crate::store::{ImageStore, Request, parse};
-use crate::work;
 
 /// An image, and the lock that keeps its blobs where they are.
-pub(crate) struct Held {
+pub(crate) struct HeldImage {
     pub(crate) record: ImageRecord,
     pub(crate) manifest: Manifest,
     /// The manifest as it came.
@@ -41,7 +41,7 @@ impl ImageStore {
     }
 
     /// Holds an image of the cache, with every blob of it here.
-    pub(crate) async fn hold(&self, request: &Request<'_>) -> Result<Held, ImageError> {
+    pub(crate) async fn hold(&self, request: &Request<'_>) -> Result<HeldImage, ImageError> {
         if !self.cache.refs().is_dir() {
             return Err(ImageError::NoSuchImage { reference: request.reference.to_owned() });
         }
@@ -49,7 +49,7 @@ impl ImageStore {
         let record = self.named(request.reference)?;
         let (manifest, bytes) = self.manifest(&record.manifest_digest, &record.resolved_reference)?;
         self.complete(request, &manifest, &record.resolved_reference, record.place()).await?;
-        Ok(Held { record, manifest, bytes, _lease: lease })
+        Ok(HeldImage { record, manifest, bytes, _lease: lease })
     }
 
     /// A manifest of the cache, and its bytes.
@@ -108,11 +108,18 @@ impl ImageStore {
             ImageReference::Registry(parsed) => {
                 Source::Registry(Box::new(self.connect(request, parsed, Access::Pull).await?))
             }
+            // Its layers are kept when it comes in, because the daemon may not have it any more.
+            ImageReference::Daemon(_) => {
+                return Err(ImageError::MissingBlob {
+                    reference: reference.to_owned(),
+                    digest: absent[0].digest.clone(),
+                });
+            }
             ImageReference::Local(parsed) => {
                 let (parsed, wanted) = (parsed.clone(), request.options.platform.clone());
                 let scratch = self.cache.scratch();
-                let open = move |meter: &work::Meter| LocalImage::open(&parsed, &wanted, &scratch, meter);
-                Source::Local(Arc::new(work::run(request.cancel, |_| {}, open).await?))
+                let open = move |meter: &blocking::Meter| LocalImage::open(&parsed, &wanted, &scratch, meter);
+                Source::Local(Arc::new(blocking::run(request.cancel, |_| {}, open).await?))
             }
         };
         self.fetch(&self.fetcher(request), &source, absent, reference).await
