@@ -88,8 +88,8 @@ fn commands_end_clearly_however_the_agent_lies() {
     for (lie, message) in [
         ("exec-huge", "a message of 4294967295 bytes was announced"),
         ("exec-wrong", "a message could not be decoded"),
-        ("exec-closed", "went away in the middle"),
-        ("exec-started-dead", "went away in the middle"),
+        ("exec-closed", "lost the connection to the guest"),
+        ("exec-started-dead", "lost the connection to the guest"),
     ] {
         start_lying(&home, lie);
         says(home.microagent(exec).run().code(1), message, lie);
@@ -133,12 +133,12 @@ fn copies_and_commits_leave_nothing_however_the_agent_lies() {
         ("stat-huge", &into, "a message of 4294967295 bytes was announced"),
         ("pack-wrong", &out, "a message could not be decoded"),
         ("pack-huge", &stream, "a message of 4294967295 bytes was announced"),
-        ("pack-dead", &out, "went away in the middle"),
+        ("pack-dead", &out, "lost the connection to the guest"),
         ("pack-climbing", &out, "climbed"),
         ("pack-endless", &out, too_much),
         ("unpack-wrong", &into, "a message could not be decoded"),
-        ("unpack-closed", &into, "went away in the middle"),
-        ("unpack-dead", &into, "went away in the middle"),
+        ("unpack-closed", &into, "lost the connection to the guest"),
+        ("unpack-dead", &into, "lost the connection to the guest"),
         ("diff-wrong", &commit, "a message could not be decoded"),
         ("diff-climbing", &commit, "climbed"),
         ("diff-endless", &commit, ""),
@@ -191,7 +191,7 @@ fn silence_is_given_up_everywhere() {
             &["start", "web"],
             "the guest started nothing for 60 s",
         ),
-        ("exec-mute", &[], &["exec", "web", "--", "true"], "it said nothing for 60 s"),
+        ("exec-mute", &[], &["exec", "web", "--", "true"], "it sent nothing for 60 s"),
         ("shutdown-mute", &[], &["stop", "web"], "the guest did not answer in time"),
     ];
     thread::scope(|scope| {

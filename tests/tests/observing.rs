@@ -138,7 +138,7 @@ fn a_workspace_is_kept_running_as_its_policy_says() {
         "echo life >> /root/lives; echo lives $(wc -l < /root/lives); test $(wc -l < /root/lives) -ge 3";
     home.create("job", ["--restart", "on-failure", "--service-command", service]);
     let words = ["supervise", "job", "--interval", "200ms"];
-    let supervised = home.microagent(words).success().says("start 1 again");
+    let supervised = home.microagent(words).success().says("restart 1 in 0.2 s");
     assert_eq!(supervised.summary("State"), "stopped");
     assert!(home.microagent(["logs", "job"]).success().text().contains("lives 3"));
     home.microagent(["delete", "job", "--yes"]).success();

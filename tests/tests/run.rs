@@ -142,7 +142,7 @@ fn a_disk_too_small_for_its_image_grows_and_says_so() {
     let run =
         home.run("debian", ["--profile", "tiny", "--network", "isolated"], &["df", "-m", "/"]).success();
     assert_eq!(run.summary("Resources"), "memory=256MiB cpus=1 disk=1024MiB");
-    let run = run.says("grown from 512 MiB to 1024 MiB");
+    let run = run.says("raised from 512 to 1024 MiB");
     let row = run.guest_output().lines().last().unwrap_or_default();
     let available: u64 = row.split_whitespace().nth(3).unwrap().parse().unwrap();
     assert!(available >= 400, "{available} MiB are left\n{}", run.told());

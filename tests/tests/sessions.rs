@@ -170,7 +170,7 @@ fn a_session_has_a_terminal_with_our_size_and_leaves_the_machine_running() {
     pty.types("typed\r");
     pty.shows("=typed=");
     assert_eq!(pty.finish(), 0);
-    home.microagent(["exec", "-t", "web", "--", "true"]).run().code(2).says("leave -t out");
+    home.microagent(["exec", "-t", "web", "--", "true"]).run().code(2).says("omit -t");
     end(&home);
 }
 

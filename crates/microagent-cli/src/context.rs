@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions, WeakJail};
 
@@ -61,8 +62,9 @@ impl Context {
 
     /// The engine with another guest kernel, or one that uses no templates.
     pub(crate) fn engine_for_run(&self, kernel: Option<PathBuf>, cold: bool) -> Engine {
-        let warm = if cold { Err("requested with --cold".to_owned()) } else { self.options.warm.clone() };
-        Engine::new(EngineOptions { kernel, warm, ..self.options.clone() })
+        let mut options = self.options.clone();
+        options.kernel = kernel;
+        Engine::new(if cold { options.cold("requested with --cold") } else { options })
     }
 
     /// The state directory.
@@ -71,9 +73,9 @@ impl Context {
     }
 
     /// How to show long work; `quiet` leaves only notes.
-    pub(crate) fn progress(&self, quiet: bool) -> Progress {
+    pub(crate) fn progress(&self, quiet: bool) -> Arc<Progress> {
         let choice = if quiet { ProgressChoice::Off } else { self.progress };
-        Progress::new(choice, self.format)
+        Arc::new(Progress::new(choice, self.format))
     }
 
     /// Runs long work on this thread until it ends; signals cancel the token that it is given.
@@ -82,8 +84,11 @@ impl Context {
         F: Future<Output = Result<T, Failure>>,
     {
         let token = CancellationToken::new();
-        signals::listen(token.clone()).map_err(cannot_start)?;
-        self.block_on_unlistening(work(token))
+        let listening = signals::listen(token.clone()).map_err(cannot_start)?;
+        let done = self.block_on_unlistening(work(token));
+        // Only the answer is left to be printed, which nothing but its reader holds up.
+        listening.exit_at_next();
+        done
     }
 
     /// Runs long work that has its own way with signals.

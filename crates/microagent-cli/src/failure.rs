@@ -3,11 +3,10 @@
 //! Everything ends here once, in `main`: `Error: <what: why>`, then `Hint: <what to do>`; with JSON output one
 //! line `{kind, message, hint, retryable}`. Texts from outside are escaped here and nowhere else.
 
-use std::error::Error as StdError;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use microagent::{Error, ErrorKind};
+use microagent::{Error, ErrorKind, chain};
 use owo_colors::OwoColorize;
 
 use crate::documents::error::ErrorDocument;
@@ -163,18 +162,6 @@ impl Failure {
             Failure::File { .. } | Failure::ClosedOutput => None,
         }
     }
-}
-
-/// The error and its causes, joined by `: `.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 impl From<Error> for Failure {

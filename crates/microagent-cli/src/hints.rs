@@ -1,8 +1,258 @@
 //! What to do about an error, in words of the command.
 
-use microagent::Error;
+use microagent::image::ImageHint;
+use microagent::{Error, Hint, OptionHint, WorkspaceName};
 
 /// One line that says what to do, where something can be done.
 pub(crate) fn of(error: &Error) -> Option<String> {
-    error.hint()
+    error.hint().as_ref().map(text)
+}
+
+/// A hint of the library in words of the command.
+pub(crate) fn text(hint: &Hint) -> String {
+    match hint {
+        Hint::Advice(text) => text.clone(),
+        Hint::Image(hint) => of_image(hint),
+        Hint::Option(hint) => of_option(*hint),
+        Hint::InstallPackage { package } => {
+            format!("install it (Debian: apt-get install {package}), then check with `microagent doctor`")
+        }
+        Hint::FreeSpace { leftover: None } => FREE_SPACE.to_owned(),
+        Hint::FreeSpace { leftover: Some(name) } => format!(
+            "free some space: microagent delete {name} --yes, microagent image prune; microagent logs {name} shows how \
+             far the boot got"
+        ),
+        Hint::AllowWeakJail => "use a kernel with Landlock (`lsm=landlock,...` on its command line), or accept the risk \
+                                with --allow-weak-jail; `microagent doctor` shows what there is"
+            .to_owned(),
+        Hint::ChooseStateDir => CHOOSE_STATE_DIR.to_owned(),
+        Hint::FreePort { leftover: None } => {
+            "another program took the port first; free it and try again".to_owned()
+        }
+        Hint::FreePort { leftover: Some(name) } => format!(
+            "another program took the port first; free it or choose another one, or 0 for any; \
+             microagent delete {name} --yes removes what is left"
+        ),
+        Hint::RepairDisk => "one that was not unmounted cleanly is right after one start without :ro; a damaged one can \
+                             be repaired: e2fsck -f on its file, which for a volume `microagent volume status NAME` shows"
+            .to_owned(),
+        Hint::PackDirectory => "pack it, `tar -C DIR -cf dir.tar .`, and attach that: -v dir.tar:/guest/path; or copy it \
+                                into a workspace: microagent cp; for files without a known ending there are --disk and \
+                                --bundle"
+            .to_owned(),
+        Hint::CheckSecret { name, source } => {
+            format!("microagent secret check {name}={source} tries it again")
+        }
+        Hint::ChooseSpecFile => "--file names a spec file; nothing is read without it".to_owned(),
+        Hint::NameImage => "add `image`, or give --image".to_owned(),
+        other => of_workspace(other).or_else(|| of_volume(other)).unwrap_or_default(),
+    }
+}
+
+const FREE_SPACE: &str = "free some space (`microagent image prune`) or use another --state-dir";
+const CHOOSE_STATE_DIR: &str = "choose another directory with --state-dir or MICROAGENT_STATE_DIR";
+
+/// Hints about workspaces.
+fn of_workspace(hint: &Hint) -> Option<String> {
+    Some(match hint {
+        Hint::ListWorkspaces => "`microagent list` shows the saved workspaces".to_owned(),
+        Hint::ChooseNameOrDelete { name } => {
+            format!("choose another --name, or remove it: microagent delete {name} --yes")
+        }
+        Hint::ChooseName => "set the host's clock, or give --name".to_owned(),
+        Hint::DeleteDamagedWorkspace => {
+            "`microagent delete NAME --yes` removes a damaged workspace".to_owned()
+        }
+        Hint::DeleteQuarantined { name } => {
+            format!("with everything that is kept of it: microagent delete --force {name}")
+        }
+        Hint::CreateWorkspace => {
+            "make one that can: microagent create NAME --image IMAGE, or run --keep".to_owned()
+        }
+        Hint::CreateFromSpec => {
+            "nothing was changed; have the file say what is there, or make another workspace of it: \
+                                 microagent create NAME --file SPEC"
+                .to_owned()
+        }
+        Hint::StartFirst { name } => format!("start it first: microagent start {name}"),
+        Hint::HaltFirst { name } => format!("end it first: microagent halt {name}"),
+        Hint::HaltAndApply { name } => {
+            format!("microagent halt {name}, then apply the file and start it again; nothing was changed")
+        }
+        Hint::ResumeFirst { name } => format!("resume it first: microagent resume {name}"),
+        Hint::ReleaseFirst { name } => {
+            format!("release it first, without its memory: microagent halt {name}")
+        }
+        Hint::Exec { name } => format!("use it: microagent exec {name} -- COMMAND"),
+        Hint::KillRun { name } => format!(
+            "it belongs to a `microagent run` and cannot be quarantined; stop it with: microagent kill {name}"
+        ),
+        Hint::StatusOrKill { name } => {
+            format!("microagent status {name} shows its state; microagent kill {name} ends it")
+        }
+        Hint::LogsOrKill { name } => {
+            format!("microagent logs {name} may say why; microagent kill {name} ends it")
+        }
+        Hint::ShowLogs { name } => format!("microagent logs {name} shows how far the boot got"),
+        Hint::FollowLogs { name } => format!("microagent logs -f {name} shows it all the same"),
+        Hint::LogsOrDelete { name } => {
+            format!("microagent logs {name} shows why; microagent delete {name} --yes removes it")
+        }
+        Hint::DeclareArtifact => "declare artifacts when it is made: --output NAME=/guest/path".to_owned(),
+        _ => return None,
+    })
+}
+
+/// Hints about volumes.
+fn of_volume(hint: &Hint) -> Option<String> {
+    Some(match hint {
+        Hint::CreateVolume { name } => format!(
+            "`microagent volume list` shows those that exist; make it: microagent volume create {name}"
+        ),
+        Hint::DeleteVolume { name } => {
+            format!("use it, or remove it with everything on it: microagent volume delete {name}")
+        }
+        Hint::DeleteDamagedVolume => "its disk, disk.ext4 beside the record, is not touched; \
+                                      `microagent volume delete NAME` removes both"
+            .to_owned(),
+        Hint::HaltHolder { name } => {
+            format!("one machine has it at a time; end that one first: microagent halt {name}")
+        }
+        Hint::DeleteUsers { names } => {
+            let names: Vec<_> = names.iter().map(WorkspaceName::as_str).collect();
+            format!(
+                "delete them first: microagent delete {}; or add --force, after which they do not start",
+                names.join(" ")
+            )
+        }
+        Hint::AttachVolume => "attach a volume by its name: -v NAME:/guest/path".to_owned(),
+        _ => return None,
+    })
+}
+
+fn of_image(hint: &ImageHint) -> String {
+    match hint {
+        ImageHint::Advice(text) => text.clone(),
+        ImageHint::AllowPlainHttp { registry } => format!(
+            "if the network to it can be trusted, allow it: MICROAGENT_INSECURE_REGISTRIES={registry}"
+        ),
+        ImageHint::PullAgain => "bring the image in again: microagent image pull REF".to_owned(),
+        ImageHint::PullFirst => "pull it first: microagent image pull REF, or use --pull missing".to_owned(),
+        ImageHint::ListImages => "`microagent image list` shows what is here".to_owned(),
+        ImageHint::LogInOrTag => "log in first, with docker login or podman login; for another place: microagent image \
+                                  tag REF NAME"
+            .to_owned(),
+        ImageHint::FreeSpace => "free some space: microagent image prune, or use another --state-dir".to_owned(),
+        ImageHint::ChooseStateDir => CHOOSE_STATE_DIR.to_owned(),
+        ImageHint::PruneDamaged => "microagent image prune removes damaged records".to_owned(),
+        ImageHint::DeleteWorkspaces => "delete these workspaces first: microagent delete NAME --yes".to_owned(),
+        ImageHint::DeleteWorkspace => "delete it first: microagent delete NAME --yes".to_owned(),
+        ImageHint::ChooseTransport => "`oci:` takes a layout directory, `oci-archive:` a tar of one, `docker-archive:` a \
+                                       `docker save` tar; a root file system tar goes through microagent image import"
+            .to_owned(),
+        _ => String::new(),
+    }
+}
+
+fn of_option(hint: OptionHint) -> String {
+    match hint {
+        OptionHint::Environment => "write -e NAME=VALUE".to_owned(),
+        OptionHint::ArtifactPath => "write --output NAME=/path/in/the/guest".to_owned(),
+        OptionHint::Publish => "use --network user, or leave --publish out".to_owned(),
+        OptionHint::Egress => {
+            "use --network user, or leave the policy out: nothing can be reached anyway".to_owned()
+        }
+        OptionHint::Connections => "give at least 1, or use --network isolated".to_owned(),
+        OptionHint::VolumeSize { least, most } => {
+            format!("give --size-mib {least} to {most}; the space is taken only as it is written to")
+        }
+        OptionHint::Timeout => "give at least 1, or leave --timeout out".to_owned(),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hint_of_a_name_says_what_to_type() {
+        let name: WorkspaceName = "web".parse().unwrap();
+        let named = [
+            Hint::ChooseNameOrDelete { name: name.clone() },
+            Hint::DeleteQuarantined { name: name.clone() },
+            Hint::StartFirst { name: name.clone() },
+            Hint::HaltFirst { name: name.clone() },
+            Hint::HaltAndApply { name: name.clone() },
+            Hint::ResumeFirst { name: name.clone() },
+            Hint::ReleaseFirst { name: name.clone() },
+            Hint::Exec { name: name.clone() },
+            Hint::KillRun { name: name.clone() },
+            Hint::StatusOrKill { name: name.clone() },
+            Hint::LogsOrKill { name: name.clone() },
+            Hint::ShowLogs { name: name.clone() },
+            Hint::FollowLogs { name: name.clone() },
+            Hint::LogsOrDelete { name: name.clone() },
+            Hint::FreePort { leftover: Some(name.clone()) },
+            Hint::FreeSpace { leftover: Some(name.clone()) },
+            Hint::HaltHolder { name: "web".into() },
+            Hint::DeleteUsers { names: vec![name] },
+        ];
+        for hint in named {
+            let text = text(&hint);
+            assert!(text.contains("microagent ") && text.contains("web"), "{hint:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn every_other_hint_has_words() {
+        let option = [
+            OptionHint::Environment,
+            OptionHint::ArtifactPath,
+            OptionHint::Publish,
+            OptionHint::Egress,
+            OptionHint::Connections,
+            OptionHint::VolumeSize { least: 1, most: 2 },
+            OptionHint::Timeout,
+        ];
+        let image = [
+            ImageHint::AllowPlainHttp { registry: "r".into() },
+            ImageHint::PullAgain,
+            ImageHint::PullFirst,
+            ImageHint::ListImages,
+            ImageHint::LogInOrTag,
+            ImageHint::FreeSpace,
+            ImageHint::ChooseStateDir,
+            ImageHint::PruneDamaged,
+            ImageHint::DeleteWorkspaces,
+            ImageHint::DeleteWorkspace,
+            ImageHint::ChooseTransport,
+        ];
+        let other = [
+            Hint::InstallPackage { package: "passt" },
+            Hint::FreeSpace { leftover: None },
+            Hint::AllowWeakJail,
+            Hint::ChooseStateDir,
+            Hint::ListWorkspaces,
+            Hint::ChooseName,
+            Hint::DeleteDamagedWorkspace,
+            Hint::CreateWorkspace,
+            Hint::CreateFromSpec,
+            Hint::FreePort { leftover: None },
+            Hint::CreateVolume { name: "data".parse().unwrap() },
+            Hint::DeleteVolume { name: "data".parse().unwrap() },
+            Hint::DeleteDamagedVolume,
+            Hint::RepairDisk,
+            Hint::PackDirectory,
+            Hint::AttachVolume,
+            Hint::DeclareArtifact,
+            Hint::CheckSecret { name: "TOKEN".into(), source: "env:T".into() },
+            Hint::ChooseSpecFile,
+            Hint::NameImage,
+        ];
+        let all = option.map(Hint::Option).into_iter().chain(image.map(Hint::Image)).chain(other);
+        for hint in all {
+            assert!(!text(&hint).is_empty(), "{hint:?}");
+        }
+    }
 }

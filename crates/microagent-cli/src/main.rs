@@ -24,6 +24,7 @@ mod signals;
 mod state_output;
 mod table;
 mod terminal;
+mod writer;
 use std::ffi::OsString;
 use std::process::ExitCode;
 

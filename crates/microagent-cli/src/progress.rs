@@ -4,12 +4,12 @@
 //! should see in any case, are shown even when progress is off, and each only once.
 
 use std::io::{self, IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use microagent::image::{self, ImageEvent};
-use microagent::{Event, Observer};
+use microagent::image::ImageEvent;
+use microagent::{CancellationToken, Event, Observer};
 
 use crate::args::global::ProgressChoice;
 use crate::output::{Format, published, size};
@@ -77,6 +77,11 @@ impl Progress {
             (ProgressChoice::Auto | ProgressChoice::Plain, Format::Text) => Show::Lines,
         };
         Progress { show, state: Mutex::default(), notes: format == Format::Text }
+    }
+
+    /// What is handed to long work: it reports here, and ends when the token is cancelled.
+    pub(crate) fn of_work(self: &Arc<Progress>, token: &CancellationToken) -> microagent::Progress {
+        microagent::Progress::new().observer(Arc::clone(self)).cancel(token.clone())
     }
 
     /// Shows something that the user should know; not again what was shown before.
@@ -163,12 +168,6 @@ impl Observer for Progress {
             (Show::Lines, Step::Bytes { text, total }) => print_line(&format!("{text} ({})", size(total))),
             (Show::Lines, Step::Advance { .. } | Step::Nothing) | (Show::Nothing, _) => {}
         }
-    }
-}
-
-impl image::Progress for Progress {
-    fn event(&self, event: ImageEvent) {
-        Observer::event(self, Event::Image(event));
     }
 }
 

@@ -1,25 +1,28 @@
 //! A command in a guest with our standard input, terminal and signals: `exec` and `connect`.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::thread;
+use std::time::Duration;
 
 use microagent::{
-    CancellationToken, Engine, Error, ExecControl, ExecInput, ExecOptions, Execution, OutputSink,
-    OutputStream, WorkspaceName,
+    CancellationToken, Error, Exec, ExecControl, ExecOptions, ExecOutput, ExecStdin, Execution, OutputStream,
+    StdinMode, Workspace,
 };
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::signals::Signals;
 use crate::terminal::{self, Raw};
+use crate::writer::{STALL, WriteMeter, Writer};
 
 /// Bytes of input that are read at once.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Pieces of input, signals and sizes that may wait.
+/// Pieces of keys that may wait.
 const QUEUE: usize = 4;
 
 /// How many Ctrl-C end a command that does not follow them.
@@ -52,88 +55,148 @@ pub(crate) enum Ended {
 }
 
 impl Session {
-    /// Runs the command to its end.
+    /// Runs the command to its end and passes what it prints on as it comes.
     pub(crate) fn run(
         self,
         context: &Context,
-        engine: &Engine,
-        name: &WorkspaceName,
+        workspace: &Workspace,
         options: ExecOptions,
-        sink: &mut OutputSink<'_>,
     ) -> Result<Ended, Failure> {
-        let token = CancellationToken::new();
-        let detached = CancellationToken::new();
-        let detach = self.detach.map(|key| (key, detached.clone()));
-        let raw = self.raw;
-        let ran = context.block_on_unlistening(async {
-            let (control, controls) = mpsc::channel(QUEUE);
-            let mut input = ExecInput::default().control(controls);
-            if let Some(stdin) = self.stdin {
-                input = input.stdin(read_in_background(stdin, detach)?);
-            }
-            let forwarding = tokio::spawn(forward(signals(raw)?, control, raw, token.clone()));
-            let raw = if raw { Some(Raw::enter()?) } else { None };
-            let ran = tokio::select! {
-                ran = engine.exec(name, &options, input, sink, &token) => Some(ran),
-                () = detached.cancelled() => None,
-            };
-            drop(raw);
-            forwarding.abort();
-            Ok(ran)
+        let limit = options.timeout;
+        self.hold(context, workspace, options, async |exec, writer| pass_on(exec, writer, limit).await)
+    }
+
+    /// Runs the command to its end and collects what it prints.
+    pub(crate) fn collect(
+        self,
+        context: &Context,
+        workspace: &Workspace,
+        options: ExecOptions,
+        limit: usize,
+    ) -> Result<ExecOutput, Failure> {
+        let mut collected = None;
+        self.hold(context, workspace, options, async |exec, _writer| {
+            let output = exec.collect_output(limit).await?;
+            let execution = output.execution.clone();
+            collected = Some(output);
+            Ok(execution)
         })?;
-        match ran {
-            None => Ok(Ended::Detached),
-            Some(Ok(execution)) => Ok(Ended::Command(execution)),
-            // Whoever reads our output has had enough.
-            Some(Err(Error::File { source, .. })) => Err(source.into()),
-            Some(Err(error)) => Err(error.into()),
+        collected.ok_or_else(|| Error::Cancelled.into())
+    }
+
+    async fn hold_async(
+        self,
+        workspace: &Workspace,
+        options: ExecOptions,
+        serve: impl AsyncFnOnce(Exec, Writer) -> Result<Execution, Failure>,
+    ) -> Result<Ended, Failure> {
+        let (token, detached) = (CancellationToken::new(), CancellationToken::new());
+        let detach = self.detach.map(|key| (key, detached.clone()));
+        let mode = if self.stdin.is_some() { StdinMode::Piped } else { StdinMode::Empty };
+        let signals = signals(self.raw)?;
+        let mut exec = workspace.exec(options.stdin(mode)).await?;
+        if let (Some(from), Some(to)) = (self.stdin, exec.take_stdin()) {
+            feed_in_background(from, to, detach)?;
         }
+        let writer = Writer::start()?;
+        let forwarding =
+            tokio::spawn(forward(signals, exec.control(), self.raw, writer.meter(), token.clone()));
+        let raw = if self.raw { Some(Raw::enter()?) } else { None };
+        let ended = tokio::select! {
+            ended = serve(exec, writer) => ended.map(Ended::Command),
+            () = token.cancelled() => Err(Error::Cancelled.into()),
+            () = detached.cancelled() => Ok(Ended::Detached),
+        };
+        drop(raw);
+        forwarding.abort();
+        ended
+    }
+
+    fn hold(
+        self,
+        context: &Context,
+        workspace: &Workspace,
+        options: ExecOptions,
+        serve: impl AsyncFnOnce(Exec, Writer) -> Result<Execution, Failure>,
+    ) -> Result<Ended, Failure> {
+        context.block_on_unlistening(self.hold_async(workspace, options, serve))
+    }
+}
+
+/// Writes what the command prints. Once its time limit was reached, a reader that takes nothing is not waited for.
+async fn pass_on(mut exec: Exec, mut writer: Writer, limit: Option<Duration>) -> Result<Execution, Failure> {
+    let control = exec.control();
+    let meter = writer.meter();
+    let time_up = limit.map(|limit| Instant::now() + limit);
+    let writing = async {
+        while let Some(frame) = exec.next().await {
+            writer.write(frame.stream, frame.bytes).await?;
+        }
+        writer.finish().await
+    };
+    let written = tokio::select! {
+        written = writing => Some(written),
+        () = stalled_after(time_up, &control, &meter) => None,
+    };
+    if let Some(Err(failure)) = written {
+        // Whoever reads our output has had enough.
+        return Err(failure);
+    }
+    Ok(exec.wait().await?)
+}
+
+/// Waits until the command has been ended by its time limit and nobody takes what it printed; for ever where it ends
+/// otherwise.
+async fn stalled_after(time_up: Option<Instant>, control: &ExecControl, meter: &WriteMeter) {
+    let Some(time_up) = time_up else { return std::future::pending().await };
+    sleep_until(time_up).await;
+    if control.has_ended() {
+        return std::future::pending().await;
+    }
+    control.ended().await;
+    while !meter.is_stalled().await {
+        sleep(STALL).await;
     }
 }
 
 /// A session at the serial console, until the machine ends (then it gives `false`) or the key is pressed.
-pub(crate) fn at_console(
-    context: &Context,
-    engine: &Engine,
-    name: &WorkspaceName,
-    key: u8,
-) -> Result<bool, Failure> {
-    let detached = CancellationToken::new();
-    let mut show = |bytes: &[u8]| pass_on(OutputStream::Stdout, bytes);
-    let ran = context.block_on(async |token| {
-        let keys = read_in_background(Stdin::Ours, Some((key, detached.clone())))?;
+pub(crate) fn at_console(context: &Context, workspace: &Workspace, key: u8) -> Result<bool, Failure> {
+    context.block_on(async |token| {
+        let detached = CancellationToken::new();
+        let mut console = workspace.console().await?;
+        let mut writer = Writer::start()?;
+        let mut keys = keys_in_background((key, detached.clone()))?;
         let raw = Raw::enter_for_console()?;
-        let ran = tokio::select! {
-            ran = engine.console(name, keys, &mut show, &token) => ran.map(|()| false),
+        let showing = async {
+            loop {
+                tokio::select! {
+                    shown = console.next() => match shown {
+                        Some(bytes) => writer.write(OutputStream::Stdout, bytes).await?,
+                        None => return writer.finish().await.map(|()| false),
+                    },
+                    typed = keys.recv() => match typed {
+                        Some(bytes) if console.write(&bytes).await => {}
+                        _ => return Ok(detached.is_cancelled()),
+                    },
+                }
+            }
+        };
+        let left = tokio::select! {
+            left = showing => left,
+            () = token.cancelled() => Err(Error::Cancelled.into()),
             () = detached.cancelled() => Ok(true),
         };
         drop(raw);
-        Ok(ran)
-    })?;
-    match ran {
-        Err(Error::File { source, .. }) => Err(source.into()),
-        ran => Ok(ran? || detached.is_cancelled()),
-    }
-}
-
-/// Each stream to its own, as it comes.
-pub(crate) fn pass_on(stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
-    match stream {
-        OutputStream::Stdout => {
-            let mut out = io::stdout().lock();
-            out.write_all(bytes)?;
-            out.flush()
-        }
-        OutputStream::Stderr => io::stderr().lock().write_all(bytes),
-    }
+        left
+    })
 }
 
 /// Reads on a thread of its own: a terminal can only be read by waiting for it. The thread ends with this process.
 fn read_in_background(
     stdin: Stdin,
     detach: Option<(u8, CancellationToken)>,
-) -> io::Result<mpsc::Receiver<Vec<u8>>> {
-    let (sender, receiver) = mpsc::channel(QUEUE);
+    mut take: impl FnMut(Vec<u8>) -> bool + Send + 'static,
+) -> io::Result<()> {
     thread::Builder::new().name("stdin".to_owned()).spawn(move || {
         let mut from: Box<dyn Read> = match stdin {
             Stdin::Ours => Box::new(io::stdin()),
@@ -147,12 +210,22 @@ fn read_in_background(
             {
                 return token.cancel();
             }
-            if sender.blocking_send(bytes.to_vec()).is_err() {
+            if !take(bytes.to_vec()) {
                 return;
             }
         }
     })?;
-    Ok(receiver)
+    Ok(())
+}
+
+fn feed_in_background(from: Stdin, to: ExecStdin, detach: Option<(u8, CancellationToken)>) -> io::Result<()> {
+    read_in_background(from, detach, move |bytes| to.blocking_write(bytes).is_ok())
+}
+
+fn keys_in_background(detach: (u8, CancellationToken)) -> io::Result<mpsc::Receiver<Vec<u8>>> {
+    let (sender, keys) = mpsc::channel(QUEUE);
+    read_in_background(Stdin::Ours, Some(detach), move |bytes| sender.blocking_send(bytes).is_ok())?;
+    Ok(keys)
 }
 
 /// The signals that go to the command. On a terminal in raw mode Ctrl-C is a key like any other.
@@ -172,11 +245,13 @@ fn signals(raw: bool) -> io::Result<Signals> {
     Signals::of(&kinds)
 }
 
-/// Passes signals and sizes on. A hangup means that nobody is left: it ends the command, as many interrupts do.
+/// Passes signals and sizes on. A hangup means that nobody is left: it ends the command, as many interrupts do, and as
+/// one does where nobody takes the output any more.
 async fn forward(
     mut signals: Signals,
-    control: mpsc::Sender<ExecControl>,
+    control: ExecControl,
     raw: bool,
+    meter: WriteMeter,
     token: CancellationToken,
 ) {
     let mut interrupts = 0;
@@ -184,7 +259,8 @@ async fn forward(
         let kind = signals.next().await;
         if raw && kind == SignalKind::window_change() {
             if let Some((rows, cols)) = terminal::size() {
-                let _ = control.send(ExecControl::Resize { rows, cols }).await;
+                // A command that has ended needs no size.
+                let _ = control.resize(rows, cols).await;
             }
             continue;
         }
@@ -193,9 +269,21 @@ async fn forward(
         if interrupts >= PATIENCE || kind == SignalKind::hangup() {
             return token.cancel();
         }
-        if let Ok(signal) = u8::try_from(kind.as_raw_value()) {
-            // A conversation that is over needs no signals.
-            let _ = control.send(ExecControl::Signal(signal)).await;
+        let sent = match u8::try_from(kind.as_raw_value()) {
+            Ok(signal) => control.signal(signal).await,
+            Err(_) => Ok(()),
+        };
+        if ends && sent.is_err() {
+            // The command has ended; only its output is still being written.
+            return token.cancel();
+        }
+        if ends {
+            let (meter, token) = (meter.clone(), token.clone());
+            tokio::spawn(async move {
+                if meter.is_stalled().await {
+                    token.cancel();
+                }
+            });
         }
     }
 }

@@ -4,6 +4,8 @@
 //! background job. Only long work listens; short commands keep the system's default and simply die, having nothing to undo.
 
 use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::{io, thread};
 
@@ -12,24 +14,38 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::failure::EXIT_CANCELLED;
 
-/// Cancels `token` at the first signal and exits with 130 at the second.
+/// Listening to signals on behalf of long work.
+pub(crate) struct Listening(Arc<AtomicBool>);
+
+impl Listening {
+    /// The work has ended: the next signal ends this process.
+    pub(crate) fn exit_at_next(self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Cancels `token` at the first signal and exits with 130 at the second, or at the first after the work has ended.
 ///
 /// Listens on a thread of its own, so that a signal counts even while the work keeps its own thread busy.
-pub(crate) fn listen(token: CancellationToken) -> io::Result<()> {
+pub(crate) fn listen(token: CancellationToken) -> io::Result<Listening> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let mut signals = {
         let _inside = runtime.enter();
         Signals::of(&[SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()])?
     };
+    let exits = Arc::new(AtomicBool::new(false));
+    let listening = Listening(Arc::clone(&exits));
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
             signals.next().await;
-            token.cancel();
-            signals.next().await;
+            if !exits.load(Ordering::SeqCst) {
+                token.cancel();
+                signals.next().await;
+            }
         });
         std::process::exit(EXIT_CANCELLED.into());
     })?;
-    Ok(())
+    Ok(listening)
 }
 
 /// Signals of this process, but for those that our parent had us ignore.

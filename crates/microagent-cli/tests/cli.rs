@@ -611,7 +611,7 @@ web                      damaged      -            -            -          -
 
 "#]])
         .stderr_eq(str![[r#"
-Note: web: cannot load workspace `web`: `[HOME]/.microagent/workspaces/web/workspace.json` is damaged
+Note: web: cannot load workspace `web`: `[HOME]/.microagent/workspaces/web/workspace.json` is damaged: EOF while parsing an object at line 1 column 1
 
 "#]]);
     home.run("delete web").code(2).stdout_eq("").stderr_eq(str![[r#"

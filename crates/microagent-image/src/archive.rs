@@ -124,17 +124,20 @@ pub enum ArchiveError {
 }
 
 impl ArchiveError {
+    /// Whether the file or directory is not of the kind that its transport takes.
+    pub(crate) fn is_of_another_kind(&self) -> bool {
+        matches!(self, ArchiveError::WrongKind { .. })
+    }
+
     /// What a person can do about it.
     pub(crate) fn hint(&self) -> Option<String> {
         Some(match self {
             ArchiveError::Compressed { format } => format!("unpack it first with {format} -d"),
             ArchiveError::NeedsSelector { found } => {
-                format!("add the name, for example `oci:PATH:{}`", found.first().map_or("NAME", String::as_str))
-            }
-            ArchiveError::WrongKind { .. } => {
-                "`oci:` takes a layout directory, `oci-archive:` a tar of one, `docker-archive:` a `docker save` \
-                 tar; a root file system tar goes through microagent image import"
-                    .to_owned()
+                format!(
+                    "add the name, for example `oci:PATH:{}`",
+                    found.first().map_or("NAME", String::as_str)
+                )
             }
             _ => return None,
         })

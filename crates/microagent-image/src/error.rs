@@ -412,6 +412,39 @@ fn needed_text(needed: Option<u64>) -> String {
     needed.map_or_else(String::new, |needed| format!(", {} MiB needed", needed.div_ceil(MIB)))
 }
 
+/// What can be done about an [`ImageError`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ImageHint {
+    /// A sentence: lower case, no full stop.
+    Advice(String),
+    /// Allow plain HTTP to this registry, if the network can be trusted.
+    AllowPlainHttp {
+        /// The registry.
+        registry: String,
+    },
+    /// Pull the image again.
+    PullAgain,
+    /// Pull the image first, or let it be pulled when it is missing.
+    PullFirst,
+    /// See which images are in the cache.
+    ListImages,
+    /// Log in, or give the image a name of another registry.
+    LogInOrTag,
+    /// Remove images, or use another state directory.
+    FreeSpace,
+    /// Use another state directory.
+    ChooseStateDir,
+    /// Remove damaged records.
+    PruneDamaged,
+    /// Delete the workspaces that use the image.
+    DeleteWorkspaces,
+    /// Delete the workspace whose record is damaged.
+    DeleteWorkspace,
+    /// Name the archive with the transport of its kind, or import a root file system.
+    ChooseTransport,
+}
+
 impl ImageError {
     /// Whether the same call can go well later without anybody changing anything.
     pub fn is_retryable(&self) -> bool {
@@ -431,8 +464,26 @@ impl ImageError {
         }
     }
 
-    /// What a person can do about it.
-    pub fn hint(&self) -> Option<String> {
+    /// What can be done about it.
+    pub fn hint(&self) -> Option<ImageHint> {
+        Some(match self {
+            ImageError::PlainHttp { registry } => ImageHint::AllowPlainHttp { registry: registry.clone() },
+            ImageError::MissingBlob { .. } => ImageHint::PullAgain,
+            ImageError::NotCached { .. } => ImageHint::PullFirst,
+            ImageError::NoSuchImage { .. } => ImageHint::ListImages,
+            ImageError::PushDenied { authenticated: false, .. } => ImageHint::LogInOrTag,
+            ImageError::DiskFull { .. } => ImageHint::FreeSpace,
+            ImageError::State { .. } => ImageHint::ChooseStateDir,
+            ImageError::Read { .. } => ImageHint::PruneDamaged,
+            ImageError::InUse { .. } => ImageHint::DeleteWorkspaces,
+            ImageError::UnreadableWorkspace { .. } => ImageHint::DeleteWorkspace,
+            ImageError::Archive { source, .. } if source.is_of_another_kind() => ImageHint::ChooseTransport,
+            _ => return self.advice().map(ImageHint::Advice),
+        })
+    }
+
+    /// What can be done where that is the same in any program.
+    fn advice(&self) -> Option<String> {
         let hint = match self {
             ImageError::Reference { source, .. } => return Some(source.hint()),
             ImageError::Credentials { source, .. } => return Some(source.hint()),
@@ -459,17 +510,9 @@ impl ImageError {
                 "there seems to be no network: check the connection and /etc/resolv.conf; images that are in the \
                  cache run without it"
             }
-            ImageError::PlainHttp { registry } => {
-                return Some(format!(
-                    "if the network to it can be trusted, allow it: MICROAGENT_INSECURE_REGISTRIES={registry}"
-                ));
-            }
             ImageError::LoginElsewhere { .. } => "logins are sent to the registry only; tell who runs it",
             ImageError::Unreachable { source, .. } => unreachable_hint(source),
             ImageError::TargetName { .. } => "choose a name such as `myroot:latest`",
-            ImageError::MissingBlob { .. } => "bring the image in again: microagent image pull REF",
-            ImageError::NotCached { .. } => "pull it first: microagent image pull REF, or use --pull missing",
-            ImageError::NoSuchImage { .. } => "`microagent image list` shows what is here",
             ImageError::Ambiguous { .. } => "give more digits of the digest",
             ImageError::UnknownImage { .. } => "check the spelling of name and tag",
             ImageError::Denied { authenticated: true, .. } => {
@@ -480,9 +523,6 @@ impl ImageError {
             }
             ImageError::PushDenied { authenticated: true, .. } => {
                 "check the spelling, and that the account you are logged in with may write to it"
-            }
-            ImageError::PushDenied { authenticated: false, .. } => {
-                "log in first, with docker login or podman login; for another place: microagent image tag REF NAME"
             }
             ImageError::Certificates { .. } => {
                 "install ca-certificates, or point SSL_CERT_FILE at a file of trusted certificates"
@@ -502,14 +542,7 @@ impl ImageError {
                 "push the image again with a current tool"
             }
             ImageError::NotATar { .. } => "give a tar, plain or compressed with gzip or zstd",
-            ImageError::DiskFull { .. } => {
-                "free some space: microagent image prune, or use another --state-dir"
-            }
-            ImageError::State { .. } => "choose another directory with --state-dir or MICROAGENT_STATE_DIR",
             ImageError::TooNew { .. } => "use the newer release, or remove the image with it",
-            ImageError::Read { .. } => "microagent image prune removes damaged records",
-            ImageError::InUse { .. } => "delete these workspaces first: microagent delete NAME --yes",
-            ImageError::UnreadableWorkspace { .. } => "delete it first: microagent delete NAME --yes",
             ImageError::Busy { .. } => "try again when it has ended",
             _ => return None,
         };

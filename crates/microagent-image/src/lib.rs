@@ -51,7 +51,7 @@ pub use config::{ConfigChanges, ConfigError, HealthCheck, ImageConfig};
 pub use credentials::CredentialError;
 pub use digest::{Digest, DigestError};
 pub use environment::{Environment, StandardInput};
-pub use error::ImageError;
+pub use error::{ImageError, ImageHint};
 pub use import::ImportSource;
 pub use load::LoadOptions;
 pub use manifest::{ManifestError, Platform, PlatformError};

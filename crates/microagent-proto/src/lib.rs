@@ -15,11 +15,13 @@
 //! [`GENERATION`] changes with every change of a message; host and agent are built together, so a
 //! difference means a stale template or a foreign initramfs, and the session is refused.
 
+mod chain;
 mod frame;
 mod message;
 mod preamble;
 mod session;
 
+pub use chain::chain;
 pub use frame::{
     FrameError, MessageReader, read_message, read_secret_message, write_message, write_secret_message,
 };

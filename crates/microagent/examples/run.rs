@@ -1,4 +1,4 @@
-//! Runs one command in a microVM and prints what came of it, without the `microagent` command.
+//! Runs one command in a microVM and prints its output and result, without the `microagent` command.
 //!
 //! ```text
 //! cargo run -p microagent --example run -- STATE_DIR IMAGE COMMAND [ARGUMENT…]
@@ -13,7 +13,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use microagent::{CancellationToken, Engine, EngineOptions, OutputStream, RunOptions, SUPERVISE_ARGUMENT};
+use microagent::{Engine, EngineOptions, OutputStream, Progress, RunOptions, SUPERVISE_ARGUMENT};
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -27,15 +27,16 @@ fn main() -> ExitCode {
         Err(error) => return failed(&error),
     };
     let options = RunOptions::new(image).argv(words);
-    match runtime.block_on(run(&state_dir, &options)) {
+    match runtime.block_on(run(&state_dir, options)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => failed(error.as_ref()),
     }
 }
 
-async fn run(state_dir: &str, options: &RunOptions) -> Result<u8, Box<dyn std::error::Error>> {
+async fn run(state_dir: &str, options: RunOptions) -> Result<u8, Box<dyn std::error::Error>> {
     let engine = Engine::new(EngineOptions::new(state_dir, std::env::current_exe()?));
-    let report = engine.run(options, &|event| eprintln!("{event:?}"), &CancellationToken::new()).await?;
+    let progress = Progress::new().observer(|event| eprintln!("{event:?}"));
+    let report = engine.run(options, &progress).await?;
     eprintln!("{:?} {:?}", report.start, report.timeline);
     for frame in report.output {
         let frame = frame?;
@@ -53,11 +54,6 @@ fn usage() -> ExitCode {
 }
 
 fn failed(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("Error: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        eprintln!("  because {error}");
-        cause = error.source();
-    }
+    eprintln!("Error: {}", microagent::chain(error));
     ExitCode::FAILURE
 }

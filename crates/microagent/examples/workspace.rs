@@ -1,11 +1,11 @@
-//! Makes a workspace, runs commands in it, copies a file out, and deletes it.
+//! Creates a workspace, runs commands in it, copies files in and out, commits it as an image, and deletes it.
 //!
 //! ```text
 //! cargo run -p microagent --example workspace -- STATE_DIR IMAGE
 //! ```
 //!
 //! A program that embeds the library is its own supervisor: it hands over to [`microagent::supervise`] when
-//! its first argument says so, before it does anything else. A started workspace goes on without the program
+//! its first argument says so, before it does anything else. A started workspace keeps running without the program
 //! that started it; this one deletes its own at the end.
 
 // An example talks to its user.
@@ -13,10 +13,11 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use microagent::{
-    CancellationToken, CopyTarget, CreateOptions, DeleteMode, Engine, EngineOptions, Error, ExecInput,
-    ExecOptions, OutputStream, SUPERVISE_ARGUMENT, SetupStep, WorkspaceName,
+    CommitOptions, CopySource, CopyTarget, CreateOptions, DeleteMode, Engine, EngineOptions, Error,
+    ExecOptions, OutputStream, Progress, SUPERVISE_ARGUMENT, StartOptions, StdinMode, Workspace,
 };
 
 fn main() -> ExitCode {
@@ -29,61 +30,70 @@ fn main() -> ExitCode {
         eprintln!("usage: workspace STATE_DIR IMAGE");
         return ExitCode::from(2);
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    match runtime.block_on(live(&state_dir, &image)) {
+    match runtime.block_on(create_and_use(&state_dir, &image)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(error.as_ref()),
     }
 }
 
-async fn live(state_dir: &str, image: &str) -> Result<(), Box<dyn std::error::Error>> {
+async fn create_and_use(state_dir: &str, image: &str) -> Result<(), Box<dyn std::error::Error>> {
     let engine = Engine::new(EngineOptions::new(state_dir, std::env::current_exe()?));
-    let name: WorkspaceName = "example".parse()?;
-    let used = use_workspace(&engine, &name, image).await;
+    let progress = Progress::new().observer(|event| eprintln!("{event:?}"));
+    let options = CreateOptions::new("example".parse()?, image).setup("echo 'made once' > /root/made");
+    let workspace = engine.create(options, &progress).await?;
+    let used = use_workspace(&workspace, &progress).await;
     // Whatever became of it, nothing is left.
-    let deleted = engine.delete(&name, DeleteMode::Kill).await?;
+    let deleted = workspace.delete(DeleteMode::Kill).await?;
     println!("deleted: {}", deleted.deleted);
     Ok(used?)
 }
 
-async fn use_workspace(engine: &Engine, name: &WorkspaceName, image: &str) -> Result<(), Error> {
-    let observer = |event| eprintln!("{event:?}");
-    let cancel = CancellationToken::new();
-    let mut options = CreateOptions::new(name.clone(), image);
-    options.workspace.setup = vec![SetupStep::Shell("echo 'made once' > /root/made".to_owned())];
-    let created = engine.create(&options, &observer, &cancel).await?;
-    println!("{name} is {}", created.details.state);
+async fn use_workspace(workspace: &Workspace, progress: &Progress) -> Result<(), Error> {
+    let name = workspace.name();
+    println!("{name} is {}", workspace.state()?);
+    let started = workspace.start(StartOptions::new(), progress).await?;
+    println!("{name} is {} ({})", started.state, started.backend.as_deref().unwrap_or("unknown"));
 
-    let started = engine.start(name, &observer, &cancel).await?;
-    println!("{name} is {} ({})", started.details.state, started.backend);
+    // What a command prints, as it comes.
     for words in [["cat", "/root/made"], ["uname", "-r"]] {
-        let mut sink = |stream, bytes: &[u8]| match stream {
-            OutputStream::Stdout => std::io::stdout().write_all(bytes),
-            OutputStream::Stderr => std::io::stderr().write_all(bytes),
-        };
-        let command = ExecOptions::new(words);
-        let execution = engine.exec(name, &command, ExecInput::default(), &mut sink, &cancel).await?;
-        println!("{words:?} ended with {}", execution.exit_code);
+        let mut exec = workspace.exec(ExecOptions::new(words).timeout(Duration::from_secs(60))).await?;
+        while let Some(frame) = exec.next().await {
+            match frame.stream {
+                OutputStream::Stdout => std::io::stdout().write_all(&frame.bytes),
+                OutputStream::Stderr => std::io::stderr().write_all(&frame.bytes),
+            }
+            .map_err(Error::Sink)?;
+        }
+        println!("{words:?} exited with {}", exec.wait().await?.exit_code);
     }
 
-    let halted = engine.halt(name).await?;
-    println!("{name} is {}", halted.state);
-    // A resting workspace is booted without its workload for this.
-    let target = CopyTarget::Path("made".into());
-    engine.copy_out(name, "/root/made", target, false, &observer, &cancel).await?;
+    // A command that reads its standard input, and all that it prints at once.
+    let mut exec = workspace.exec(ExecOptions::new(["wc", "-c"]).stdin(StdinMode::Piped)).await?;
+    if let Some(stdin) = exec.take_stdin() {
+        // A command that has ended reads nothing; how it ended is told below.
+        let _ = stdin.write("five\n").await;
+    }
+    let output = exec.collect_output(64 * 1024).await?;
+    println!("counted: {}", String::from_utf8_lossy(&output.stdout).trim());
+
+    workspace.copy_in(CopySource::tar(&EMPTY_TAR[..]), "/root", progress).await?;
+    println!("{name} is {}", workspace.halt().await?.state);
+    // A resting workspace is booted offline for both.
+    workspace.copy_out("/root/made", CopyTarget::path("made"), progress).await?;
     println!("copied out: ./made");
+    let committed = workspace.commit(CommitOptions::new("example-image:latest"), progress).await?;
+    println!("committed: {}", committed.image.reference);
     Ok(())
 }
 
+/// A tar stream without members.
+static EMPTY_TAR: [u8; 1024] = [0; 1024];
+
 fn failed(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("Error: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        eprintln!("  because {error}");
-        cause = error.source();
-    }
+    eprintln!("Error: {}", microagent::chain(error));
     ExitCode::FAILURE
 }

@@ -1,9 +1,11 @@
-//! What `-v`, `--disk` and `--bundle` say, and which disks a workspace can have. Pure: looks at no file.
+//! How people write attachments, and which disks a workspace can have. Pure: reads no file.
 
 use std::path::Path;
 
-use microagent_store::{Attachment, DiskSource, VolumeNameError};
+use microagent_model::{Attachment, DiskSource, VolumeNameError};
 use microagent_vm::machine::EXTRA_DISKS_MAX;
+
+use crate::Hint;
 
 /// Endings of a tar file that becomes a disk.
 const BUNDLE_ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
@@ -20,14 +22,14 @@ const MOUNT_POINT_MAX: usize = 4095;
 /// Longest part of one.
 const NAME_MAX: usize = 255;
 
-/// How an attachment is spelled: which flag it stands behind.
+/// What an attachment may be, which decides how its text is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachmentForm {
-    /// `-v SRC:DST[:ro|rw]`: a named volume, or a file that its ending says the kind of.
+    /// `SRC:DST[:ro|rw]`: a named volume, or a file that its ending says the kind of.
     Volume,
-    /// `--disk SRC:DST[:ro|rw]`: an ext4 image.
+    /// `[NAME=]SRC:DST[:ro|rw]`: an ext4 image.
     Disk,
-    /// `--bundle SRC:DST[:ro|rw]`: a tar file.
+    /// `[NAME=]SRC:DST[:ro|rw]`: a tar file.
     Bundle,
 }
 
@@ -79,8 +81,16 @@ pub enum AttachmentError {
 }
 
 impl AttachmentError {
-    /// What to do about it.
-    pub fn hint(&self) -> &'static str {
+    /// What can be done about it.
+    pub fn hint(&self) -> Hint {
+        match self {
+            AttachmentError::HostDirectory => Hint::PackDirectory,
+            other => Hint::advice(other.advice()),
+        }
+    }
+
+    /// What can be done, in words that hold in any program.
+    pub(crate) fn advice(&self) -> &'static str {
         match self {
             AttachmentError::NoTarget => {
                 "write it as NAME:/guest/path: a volume, a tar file or an ext4 image, and where it goes"
@@ -88,8 +98,7 @@ impl AttachmentError {
             AttachmentError::NoSource => "write it as NAME:/guest/path",
             AttachmentError::Mode { .. } => "write :ro or :rw at the end, or nothing for :rw",
             AttachmentError::HostDirectory => {
-                "pack it, `tar -C DIR -cf dir.tar .`, and attach that: -v dir.tar:/guest/path; or copy it into a \
-                 workspace: microagent cp; for files without a known ending there are --disk and --bundle"
+                "pack it, `tar -C DIR -cf dir.tar .`, and attach the tar file; or copy it into a workspace"
             }
             AttachmentError::Name(_) => "choose such a name; a file is written with its path, as ./data.ext4",
             AttachmentError::Target { .. } => "give an absolute path of its own, as /work",
@@ -103,10 +112,10 @@ impl AttachmentError {
 }
 
 impl AttachmentForm {
-    /// Reads what stands behind the flag. Relative paths of the host begin at `base`.
+    /// Reads an attachment. Relative paths of the host begin at `base`.
     ///
     /// # Errors
-    /// Fails when it is not written as the flag takes it, with what to write instead.
+    /// Says what is wrong with it.
     pub fn parse(self, text: &str, base: &Path) -> Result<Attachment, AttachmentError> {
         let text = if self == AttachmentForm::Volume { text } else { without_label(text) };
         let (source, target, mode) = split(text)?;
@@ -308,7 +317,7 @@ mod tests {
         for (text, wanted) in cases {
             let error = parse(AttachmentForm::Volume, text).unwrap_err();
             assert!(wanted(&error), "{text}: {error:?}");
-            assert!(!error.hint().is_empty());
+            assert!(!error.advice().is_empty());
         }
         assert!(parse(AttachmentForm::Volume, "data:/processes").is_ok());
     }

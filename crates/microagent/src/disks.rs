@@ -9,18 +9,20 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use microagent_image::bundle::{self, BUNDLE_LIMITS};
+use microagent_model::{Attachment, DiskSource, VolumeName};
 use microagent_proto::Mount;
-use microagent_store::{Attachment, DiskSource, Scratch, VolumeName, VolumeRecord, WorkspaceDir};
+use microagent_store::{Scratch, VolumeRecord, WorkspaceDir};
 use microagent_vm::machine::EXTRA_SCSI_TARGET;
 use microagent_vm::{Claim, ExtraDisk};
 use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
 use crate::attachment::described;
-use crate::provision::{MIB, fitting_mib, invalid};
+use crate::error::InvalidRequest;
+use crate::provision::{FirstStart, MIB, fitting_mib};
 use crate::supervisor_spec::absolute;
-use crate::volume::VOLUME_SIZE_MIB;
-use crate::{Engine, Error, Event, Observer};
+use crate::volume::SIZE_MIB;
+use crate::{Engine, Error, Event, Progress};
 
 /// Size of a bundle's disk that can be written to, in MiB, where its content leaves room on it.
 const BUNDLE_SIZE_MIB: u64 = 1024;
@@ -40,14 +42,18 @@ pub(crate) struct Bundles {
 }
 
 impl Engine {
-    /// Looks whether everything is there that is to be attached, and free if it is needed `now`: what is missing is
-    /// better said before an image is fetched. Gives the disks as they are recorded.
-    pub(crate) fn check_disks(&self, disks: &[Attachment], now: bool) -> Result<Vec<Attachment>, Error> {
+    /// Checks that every disk that is to be attached exists, and is free where the first start is now: what is missing
+    /// is reported before an image is fetched. Gives the disks as they are recorded.
+    pub(crate) fn check_disks(
+        &self,
+        disks: &[Attachment],
+        first_start: FirstStart,
+    ) -> Result<Vec<Attachment>, Error> {
         let disks = arrange(disks)?;
         let real = |disk: &Attachment| {
             let source = match &disk.source {
                 DiskSource::Volume(name) => {
-                    self.check_volume(name, disk.read_only, now)?;
+                    self.check_volume(name, disk, first_start)?;
                     disk.source.clone()
                 }
                 DiskSource::Image(path) => DiskSource::Image(self.check_image(path, disk.read_only)?),
@@ -61,14 +67,19 @@ impl Engine {
     }
 
     /// One that does not exist yet is made later, unless there is nothing that it could be read for.
-    fn check_volume(&self, name: &VolumeName, read_only: bool, now: bool) -> Result<(), Error> {
+    fn check_volume(
+        &self,
+        name: &VolumeName,
+        disk: &Attachment,
+        first_start: FirstStart,
+    ) -> Result<(), Error> {
         let dir = self.state().volume(name);
         if let Err(error) = VolumeRecord::load(&dir)
-            && (read_only || !error.is_not_found())
+            && (disk.read_only || !error.is_not_found())
         {
             return Err(Error::from_volume(name, error));
         }
-        match dir.holder().filter(|_| now) {
+        match dir.holder().filter(|_| first_start == FirstStart::Now) {
             Some(holder) => Err(Error::DiskBusy {
                 disk: described(&DiskSource::Volume(name.clone())),
                 holder: Some(holder.workspace),
@@ -83,16 +94,14 @@ impl Engine {
         let real = path.canonicalize().map_err(failed)?;
         let found = fs::metadata(&real).map_err(failed)?;
         if found.is_dir() {
-            return Err(not_a_directory(path));
+            return Err(host_directory(path));
         }
         if !found.is_file() || found.len() == 0 {
-            let message = format!("`{}` is no disk image: it is no regular file, or empty", path.display());
-            return Err(invalid(message, "make one: truncate -s 1G data.ext4 && mkfs.ext4 data.ext4"));
+            return Err(InvalidRequest::NotADiskImage { path: path.to_owned() }.into());
         }
         let ours = self.state().root().canonicalize().is_ok_and(|state| real.starts_with(state));
         if ours {
-            let message = format!("`{}` belongs to microagent's own state", path.display());
-            return Err(invalid(message, "attach a volume by its name: -v NAME:/guest/path"));
+            return Err(InvalidRequest::OwnState { path: path.to_owned() }.into());
         }
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         File::options()
@@ -108,7 +117,7 @@ impl Engine {
     pub(crate) fn make_missing_volumes(
         &self,
         disks: &[Attachment],
-        observer: &dyn Observer,
+        progress: &Progress,
     ) -> Result<Vec<String>, Error> {
         let mut notices = Vec::new();
         for disk in disks {
@@ -116,14 +125,13 @@ impl Engine {
             if disk.read_only || self.state().volume(name).path().exists() {
                 continue;
             }
-            match self.create_volume(name, VOLUME_SIZE_MIB) {
+            match self.volumes().create(name, SIZE_MIB) {
                 // Another command has just made it.
                 Err(Error::VolumeExists { .. }) => {}
                 made => {
                     made?;
-                    let notice =
-                        format!("volume `{name}` did not exist and was created ({VOLUME_SIZE_MIB} MiB)");
-                    observer.event(Event::Notice(notice.clone()));
+                    let notice = format!("volume `{name}` did not exist and was created ({SIZE_MIB} MiB)");
+                    progress.event(Event::Notice(notice.clone()));
                     notices.push(notice);
                 }
             }
@@ -232,12 +240,11 @@ fn bundle_numbers(disks: &[Attachment]) -> impl Iterator<Item = usize> {
 }
 
 pub(crate) fn arrange(disks: &[Attachment]) -> Result<Vec<Attachment>, Error> {
-    crate::attachment::arrange(disks).map_err(|error| invalid(error.to_string(), error.hint()))
+    crate::attachment::arrange(disks).map_err(|error| InvalidRequest::from(error).into())
 }
 
-fn not_a_directory(path: &Path) -> Error {
-    let error = crate::AttachmentError::HostDirectory;
-    invalid(format!("`{}`: {error}", path.display()), error.hint())
+fn host_directory(path: &Path) -> Error {
+    InvalidRequest::HostDirectory { path: path.to_owned() }.into()
 }
 
 fn check_bundle(path: &Path) -> Result<PathBuf, Error> {
@@ -245,7 +252,7 @@ fn check_bundle(path: &Path) -> Result<PathBuf, Error> {
     let real = path.canonicalize().map_err(failed)?;
     let found = fs::metadata(&real).map_err(failed)?;
     if found.is_dir() {
-        return Err(not_a_directory(path));
+        return Err(host_directory(path));
     }
     if !found.is_file() {
         return Err(failed(io::Error::other("it is no regular file")));

@@ -5,12 +5,13 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use microagent_guest::Guest;
+use microagent_proto::chain;
 use microagent_vm::{Accel, AccelDecision, KvmFacts, Walls, accel};
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
-use crate::{Engine, Error, WeakJail};
+use crate::{Engine, Error, Hint, WeakJail};
 
 /// How long a program may take to tell its version.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
@@ -30,7 +31,7 @@ const ADDRESS_SPACE_MIN: u64 = 4 << 30;
 /// Outcome of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum CheckStatus {
+pub enum Status {
     /// As it should be.
     Ok,
     /// Runs work, but something is worth knowing.
@@ -40,32 +41,32 @@ pub enum CheckStatus {
 }
 
 /// One check.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Check {
     /// Stable short name: `qemu`, `accelerator`, `kernel`, `jail`, `disk_space`, `state_dir`, `limits`,
     /// `warm_start`.
     pub name: &'static str,
     /// How it went.
-    pub status: CheckStatus,
+    pub status: Status,
     /// What was found, in one line.
     pub detail: String,
-    /// What to do, when there is something to do.
-    pub remedy: Option<String>,
+    /// What can be done, when there is something to do.
+    pub remedy: Option<Hint>,
 }
 
 /// All checks.
-#[derive(Debug, Clone, Serialize)]
-pub struct DoctorReport {
+#[derive(Debug, Clone)]
+pub struct Report {
     /// `linux-kvm` or `linux-tcg`.
     pub backend: String,
     /// In a fixed order.
     pub checks: Vec<Check>,
 }
 
-impl DoctorReport {
+impl Report {
     /// Whether runs can work.
     pub fn ok(&self) -> bool {
-        self.checks.iter().all(|check| check.status != CheckStatus::Failed)
+        self.checks.iter().all(|check| check.status != Status::Failed)
     }
 }
 
@@ -86,9 +87,9 @@ pub struct KernelReport {
 
 impl Engine {
     /// Looks at the host. Changes nothing.
-    pub fn doctor(&self) -> DoctorReport {
+    pub fn doctor(&self) -> Report {
         let decision = accel::decide(self.options().accel, &KvmFacts::gather());
-        DoctorReport {
+        Report {
             backend: decision.backend().to_owned(),
             checks: vec![
                 self.check_qemu(),
@@ -128,9 +129,7 @@ impl Engine {
             Err(error) => missing(name, &error),
             Ok(path) => match first_line(&path) {
                 Some(version) => ok(name, format!("{version} ({})", path.display())),
-                None => {
-                    failed(name, format!("`{}` does not tell its version", path.display()), "install it anew")
-                }
+                None => failed(name, format!("`{}` does not tell its version", path.display()), reinstall()),
             },
         }
     }
@@ -140,8 +139,12 @@ impl Engine {
         let qemu = self.find_program(self.options().qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86");
         let Ok(qemu) = qemu else {
             return Check {
-                status: CheckStatus::Warning,
-                ..failed(name, "not known without QEMU".to_owned(), "install QEMU")
+                status: Status::Warning,
+                ..failed(
+                    name,
+                    "not known without QEMU".to_owned(),
+                    Hint::InstallPackage { package: "qemu-system-x86" },
+                )
             };
         };
         let walls = Walls::survey(&qemu, accel);
@@ -153,15 +156,10 @@ impl Engine {
         match (walls.missing().is_empty(), self.options().weak_jail) {
             (true, _) => ok(name, detail),
             (false, WeakJail::Allow) => Check {
-                status: CheckStatus::Warning,
-                ..failed(name, detail, "use a kernel with what is missing")
+                status: Status::Warning,
+                ..failed(name, detail, Hint::advice("use a kernel with what is missing"))
             },
-            (false, WeakJail::Refuse) => failed(
-                name,
-                detail,
-                "use a kernel with Landlock (`lsm=landlock,...` on its command line), or accept the risk with \
-                 --allow-weak-jail",
-            ),
+            (false, WeakJail::Refuse) => failed(name, detail, Hint::AllowWeakJail),
         }
     }
 
@@ -172,29 +170,27 @@ impl Engine {
             Ok(stat) => {
                 let free = stat.f_bavail.saturating_mul(stat.f_frsize);
                 let detail = format!("{} MiB free at `{}`", free >> 20, path.display());
-                let remedy = "free some space (`microagent image prune`) or choose another --state-dir";
+                let remedy = Hint::FreeSpace { leftover: None };
                 match free {
                     ..DISK_MIN => failed(name, detail, remedy),
-                    DISK_MIN..DISK_LOW => {
-                        Check { status: CheckStatus::Warning, ..failed(name, detail, remedy) }
-                    }
+                    DISK_MIN..DISK_LOW => Check { status: Status::Warning, ..failed(name, detail, remedy) },
                     _ => ok(name, detail),
                 }
             }
-            Err(errno) => {
-                failed(name, format!("`{}`: {errno}", path.display()), "choose another --state-dir")
-            }
+            Err(errno) => failed(name, format!("`{}`: {errno}", path.display()), Hint::ChooseStateDir),
         }
     }
 
     /// Whether machines start from templates, and how many there are.
     fn check_warm_start(&self) -> Check {
         let name = "warm_start";
-        let templates = match self.templates() {
+        let templates = match self.templates().list() {
             Ok(templates) => templates,
             Err(error) => {
-                let remedy = "make it readable, or remove it: templates are made again when they are needed";
-                return Check { status: CheckStatus::Warning, ..failed(name, chain(&error), remedy) };
+                let remedy = Hint::advice(
+                    "make it readable, or remove it: templates are made again when they are needed",
+                );
+                return Check { status: Status::Warning, ..failed(name, chain(&error), remedy) };
             }
         };
         let useful: Vec<_> = templates.iter().filter(|template| !template.stale).collect();
@@ -228,29 +224,35 @@ impl Engine {
             Err(errno) => failed(
                 name,
                 format!("{detail} cannot be written: `{}`: {errno}", existing.display()),
-                "choose another directory with --state-dir or MICROAGENT_STATE_DIR",
+                Hint::ChooseStateDir,
             ),
         }
     }
 }
 
-fn ok(name: &'static str, detail: String) -> Check {
-    Check { name, status: CheckStatus::Ok, detail, remedy: None }
+fn reinstall() -> Hint {
+    Hint::advice("install it anew")
 }
 
-fn failed(name: &'static str, detail: String, remedy: &str) -> Check {
-    Check { name, status: CheckStatus::Failed, detail, remedy: Some(remedy.to_owned()) }
+fn ok(name: &'static str, detail: String) -> Check {
+    Check { name, status: Status::Ok, detail, remedy: None }
+}
+
+fn failed(name: &'static str, detail: String, remedy: Hint) -> Check {
+    Check { name, status: Status::Failed, detail, remedy: Some(remedy) }
 }
 
 fn missing(name: &'static str, error: &Error) -> Check {
-    Check { name, status: CheckStatus::Failed, detail: error.to_string(), remedy: error.hint() }
+    Check { name, status: Status::Failed, detail: error.to_string(), remedy: error.hint() }
 }
 
 fn check_accelerator(decision: &AccelDecision) -> Check {
     let detail = format!("{}: {}", decision.accel.as_str(), decision.reason);
     match &decision.remedy {
         None => ok("accelerator", detail),
-        Some(remedy) => Check { status: CheckStatus::Warning, ..failed("accelerator", detail, remedy) },
+        Some(remedy) => {
+            Check { status: Status::Warning, ..failed("accelerator", detail, Hint::advice(remedy)) }
+        }
     }
 }
 
@@ -281,7 +283,7 @@ fn check_limits() -> Check {
     failed(
         "limits",
         low.join("; "),
-        "raise them where this process is started (ulimit, systemd LimitNOFILE=, …)",
+        Hint::advice("raise them where this process is started (ulimit, systemd LimitNOFILE=, …)"),
     )
 }
 
@@ -313,15 +315,4 @@ fn first_line(program: &Path) -> Option<String> {
     let output = child.wait_with_output().ok()?;
     let line = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_owned();
     (!line.is_empty()).then_some(line)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

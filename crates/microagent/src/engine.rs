@@ -1,6 +1,7 @@
 //! The entry point: one state directory, one way to start supervisors.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use microagent_image::{Environment, ImageStore};
@@ -9,13 +10,15 @@ pub use microagent_vm::AccelChoice;
 
 use crate::{Error, SecretEnvironment};
 
-/// Where an [`Engine`] keeps its state and what it starts machines with.
+/// Where an [`Engine`] keeps its state and what it starts machines with. Start from [`EngineOptions::new`] and set what
+/// differs.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct EngineOptions {
     /// State directory; made on the first write.
     pub state_dir: PathBuf,
-    /// Program that calls [`crate::supervise`] when its first argument is `__supervise`: the `microagent`
-    /// command, or the embedding program itself.
+    /// Program that calls [`crate::supervise`] when its first argument is [`crate::SUPERVISE_ARGUMENT`]: the
+    /// `microagent` command, or the embedding program itself (not a test harness; see [the crate](crate)).
     pub supervisor: PathBuf,
     /// Accelerator.
     pub accel: AccelChoice,
@@ -58,6 +61,60 @@ impl EngineOptions {
             secrets: SecretEnvironment::default(),
         }
     }
+
+    /// Sets the accelerator.
+    #[must_use]
+    pub fn accel(self, accel: AccelChoice) -> EngineOptions {
+        EngineOptions { accel, ..self }
+    }
+
+    /// Boots this kernel in place of the one carried inside.
+    #[must_use]
+    pub fn kernel(self, kernel: impl Into<PathBuf>) -> EngineOptions {
+        EngineOptions { kernel: Some(kernel.into()), ..self }
+    }
+
+    /// Starts this QEMU.
+    #[must_use]
+    pub fn qemu(self, qemu: impl Into<PathBuf>) -> EngineOptions {
+        EngineOptions { qemu: Some(qemu.into()), ..self }
+    }
+
+    /// Says what to do on a host that lacks walls of QEMU's jail.
+    #[must_use]
+    pub fn weak_jail(self, weak_jail: WeakJail) -> EngineOptions {
+        EngineOptions { weak_jail, ..self }
+    }
+
+    /// Looks for programs in these directories, written as `PATH` is.
+    #[must_use]
+    pub fn search_path(self, search_path: impl Into<String>) -> EngineOptions {
+        EngineOptions { search_path: search_path.into(), ..self }
+    }
+
+    /// Starts no machine from a template, for this reason.
+    #[must_use]
+    pub fn cold(self, reason: impl Into<String>) -> EngineOptions {
+        EngineOptions { warm: Err(reason.into()), ..self }
+    }
+
+    /// Sets how long a guest may take to answer for the first time.
+    #[must_use]
+    pub fn boot_deadline(self, boot_deadline: Duration) -> EngineOptions {
+        EngineOptions { boot_deadline, ..self }
+    }
+
+    /// Sets what the image store may know of the user's environment.
+    #[must_use]
+    pub fn environment(self, environment: Environment) -> EngineOptions {
+        EngineOptions { environment, ..self }
+    }
+
+    /// Sets what values of secrets are looked up with.
+    #[must_use]
+    pub fn secrets(self, secrets: SecretEnvironment) -> EngineOptions {
+        EngineOptions { secrets, ..self }
+    }
 }
 
 /// What to do on a host whose kernel lacks seccomp filters or Landlock.
@@ -70,9 +127,14 @@ pub enum WeakJail {
     Allow,
 }
 
-/// Runs and keeps workspaces. Cheap to make; holds no lock and no process.
+/// Runs and keeps workspaces. Cheap to make and to clone; holds no lock and no process.
 #[derive(Debug, Clone)]
 pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     options: EngineOptions,
     state: StateDir,
 }
@@ -81,12 +143,12 @@ impl Engine {
     /// Names the parts; touches nothing yet.
     pub fn new(options: EngineOptions) -> Engine {
         let state = StateDir::at(&options.state_dir);
-        Engine { options, state }
+        Engine { shared: Arc::new(Shared { options, state }) }
     }
 
-    /// The images of this state directory.
-    pub fn images(&self) -> ImageStore {
-        ImageStore::new(self.state.clone()).with_environment(self.options.environment.clone())
+    /// The state directory.
+    pub fn state_dir(&self) -> &Path {
+        &self.options().state_dir
     }
 
     /// Refuses a state directory that another user can change. Changes nothing; one that does not exist passes.
@@ -96,7 +158,7 @@ impl Engine {
     /// # Errors
     /// Fails when the directory belongs to another user or is writable by others.
     pub fn check_access(&self) -> Result<(), Error> {
-        Ok(self.state.check_access()?)
+        Ok(self.state().check_access()?)
     }
 
     /// Makes the state directory ready for writing.
@@ -104,14 +166,18 @@ impl Engine {
     /// # Errors
     /// Fails when it cannot be made, is not writable, or was written by a newer release.
     pub fn prepare(&self) -> Result<(), Error> {
-        Ok(self.state.prepare()?)
+        Ok(self.state().prepare()?)
+    }
+
+    pub(crate) fn image_store(&self) -> ImageStore {
+        ImageStore::new(self.state().clone()).with_environment(self.options().environment.clone())
     }
 
     pub(crate) fn options(&self) -> &EngineOptions {
-        &self.options
+        &self.shared.options
     }
 
     pub(crate) fn state(&self) -> &StateDir {
-        &self.state
+        &self.shared.state
     }
 }

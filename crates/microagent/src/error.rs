@@ -1,21 +1,29 @@
 //! Why something could not be done: a kind for programs, a line and a hint for people.
+//!
+//! The types that are fields of [`Error`] are re-exported here.
+
+mod action;
+mod connection;
 
 use std::io;
 use std::path::PathBuf;
 
-use microagent_guest::GuestError;
-use microagent_image::ImageError;
-use microagent_image::bundle::BundleError;
-use microagent_store::{
-    FailureKind, LoadError, LockError, OpenError, State, VolumeLoadError, VolumeName, WorkspaceName,
-    WriteError,
+pub use microagent_guest::GuestError as GuestFilesError;
+pub use microagent_image::ImageError;
+pub use microagent_image::bundle::BundleError;
+use microagent_model::{FailureKind, State, VolumeName, WorkspaceName};
+pub use microagent_proto::FrameError;
+pub use microagent_store::{
+    HoldError, LoadError, LockError, OpenError, ReadError, VolumeLoadError, WriteError,
 };
-use microagent_vm::{ControlError, OutputReader, PortError, SuperviseError};
+use microagent_vm::OutputReader;
+pub use microagent_vm::{ControlError, PortError, SuperviseError};
 use serde::Serialize;
 
-use crate::lifecycle::QUARANTINE;
-use crate::workspace::DELETE;
-use crate::{SecretError, SecretFault, SetupFailure, SpecError};
+pub use self::action::Action;
+pub use self::connection::ConnectionFault;
+pub use crate::invalid::InvalidRequest;
+use crate::{Hint, SecretError, SecretFault, SetupFailure, SpecError};
 
 /// Why an operation failed. `Display` is one line without its cause; causes are in `source()`.
 #[derive(Debug, thiserror::Error)]
@@ -24,19 +32,19 @@ pub enum Error {
     /// The state directory cannot be used.
     #[error(transparent)]
     State(#[from] OpenError),
-    /// The image could not be had.
+    /// The image cannot be used.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// No workspace of this name.
     #[error("no workspace `{name}`")]
     NoSuchWorkspace {
-        /// The name asked for.
+        /// The requested name.
         name: WorkspaceName,
     },
     /// The name is taken.
     #[error("workspace `{name}` exists already")]
     NameTaken {
-        /// The name asked for.
+        /// The requested name.
         name: WorkspaceName,
     },
     /// The workspace's record is unreadable.
@@ -47,7 +55,7 @@ pub enum Error {
     Busy {
         /// The workspace.
         name: WorkspaceName,
-        /// The lock that was not had.
+        /// The lock that another process holds.
         source: Option<LockError>,
     },
     /// The workspace's state does not allow the operation.
@@ -57,10 +65,10 @@ pub enum Error {
         name: WorkspaceName,
         /// Its state.
         state: State,
-        /// What was to be done.
-        action: &'static str,
+        /// The refused operation.
+        action: Action,
     },
-    /// What is to change does not change while the workspace lives. Nothing has changed.
+    /// The requested changes need a resting workspace. Nothing has changed.
     #[error("workspace `{name}` is {state}, and {} only at rest", changes(keys))]
     NeedsRest {
         /// The workspace.
@@ -70,7 +78,7 @@ pub enum Error {
         /// The keys of the spec file.
         keys: Vec<String>,
     },
-    /// What is to change cannot change. Nothing has changed.
+    /// The requested changes are impossible. Nothing has changed.
     #[error("workspace `{name}` cannot become what the file says: {}", differences.join("; "))]
     Unchangeable {
         /// The workspace.
@@ -81,13 +89,13 @@ pub enum Error {
     /// No volume of this name.
     #[error("no volume `{name}`")]
     NoSuchVolume {
-        /// The name asked for.
+        /// The requested name.
         name: VolumeName,
     },
     /// The volume's name is taken.
     #[error("volume `{name}` exists already")]
     VolumeExists {
-        /// The name asked for.
+        /// The requested name.
         name: VolumeName,
     },
     /// The volume's record is unreadable.
@@ -109,15 +117,21 @@ pub enum Error {
         /// The workspaces.
         workspaces: Vec<WorkspaceName>,
     },
+    /// No template of this key.
+    #[error("no template `{key}`")]
+    NoSuchTemplate {
+        /// The requested key.
+        key: String,
+    },
     /// No disk could be made of a bundle.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// The workspace declared no such output.
+    /// The workspace declared no such artifact.
     #[error("workspace `{workspace}` has no artifact `{artifact}`")]
     NoSuchArtifact {
         /// The workspace.
         workspace: WorkspaceName,
-        /// The artifact asked for.
+        /// The requested artifact.
         artifact: String,
         /// The ones that it has.
         declared: Vec<String>,
@@ -135,14 +149,9 @@ pub enum Error {
     /// A spec file is not understood.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// The request makes no sense.
-    #[error("{message}")]
-    Invalid {
-        /// What is wrong.
-        message: String,
-        /// What to do.
-        hint: Option<String>,
-    },
+    /// The request cannot be right.
+    #[error(transparent)]
+    Invalid(#[from] InvalidRequest),
     /// A secret has no value. Nothing was booted.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -182,22 +191,22 @@ pub enum Error {
         /// Last lines of the guest's console, when they tell something.
         console_tail: Option<String>,
     },
-    /// The machine could not be brought to another state as was asked.
+    /// The machine could not be brought to the requested state.
     #[error("workspace `{workspace}`: cannot {action}: {message}")]
     ChangeFailed {
         /// The workspace.
         workspace: WorkspaceName,
-        /// What was to be done.
-        action: &'static str,
+        /// The requested change.
+        action: Action,
         /// One line.
         message: String,
     },
-    /// The supervisor of a running workspace cannot be spoken to.
+    /// The supervisor of a running workspace cannot be reached.
     #[error("workspace `{workspace}` cannot be reached")]
     Unreachable {
         /// The workspace.
         workspace: WorkspaceName,
-        /// What happened to the conversation.
+        /// What happened to the connection.
         source: ControlError,
     },
     /// The running machine was started by another build.
@@ -206,7 +215,7 @@ pub enum Error {
         /// The workspace.
         workspace: WorkspaceName,
     },
-    /// As many commands as possible are at work in the guest.
+    /// The guest runs as many commands as it can.
     #[error("too many commands are at work in workspace `{workspace}`")]
     Crowded {
         /// The workspace.
@@ -218,15 +227,15 @@ pub enum Error {
         /// The workspace.
         workspace: WorkspaceName,
     },
-    /// The conversation with the guest broke off.
-    #[error("the guest of workspace `{workspace}` went away in the middle: {message}")]
+    /// The connection to the guest was lost.
+    #[error("lost the connection to the guest of workspace `{workspace}`")]
     GuestGone {
         /// The workspace.
         workspace: WorkspaceName,
-        /// One line.
-        message: String,
+        /// How it was lost.
+        source: ConnectionFault,
     },
-    /// The guest could not do what was asked.
+    /// The guest refused a request.
     #[error("the guest of workspace `{workspace}` refused: {message}")]
     GuestRefused {
         /// The workspace.
@@ -254,10 +263,10 @@ pub enum Error {
         /// What the steps printed.
         output: Box<OutputReader>,
     },
-    /// The caller's token said stop.
+    /// The caller's token was cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// The machine could not be started or spoken to.
+    /// The machine could not be started, or its supervisor was lost.
     #[error(transparent)]
     Supervise(#[from] SuperviseError),
     /// A port of the host cannot be published; nothing was done.
@@ -265,10 +274,13 @@ pub enum Error {
     Port(#[from] PortError),
     /// The guest's kernel and agent could not be unpacked.
     #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// A file of ours could not be written.
+    Guest(#[from] GuestFilesError),
+    /// A file of the state directory could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// What the caller handed in to be written to failed.
+    #[error("cannot write the output")]
+    Sink(#[source] io::Error),
     /// A file of the user's or of the host could not be used.
     #[error("cannot {action} `{}`", path.display())]
     File {
@@ -296,15 +308,15 @@ pub enum ErrorKind {
     Busy,
     /// The state does not allow it.
     WrongState,
-    /// The image could not be had.
+    /// The image cannot be used.
     Image,
     /// A disk or bundle cannot be used.
     Disk,
-    /// The value of a secret could not be had.
+    /// The value of a secret cannot be looked up.
     Secret,
     /// The machine failed.
     RunFailed,
-    /// `--timeout` ran out.
+    /// The time limit of the run was reached.
     Timeout,
     /// A setup step failed.
     SetupFailed,
@@ -312,11 +324,11 @@ pub enum ErrorKind {
     Cancelled,
     /// The host is out of disk or memory.
     HostFull,
-    /// A port of the host that is to be published cannot be listened at.
+    /// A port of the host cannot be published.
     PortUnavailable,
     /// The host lacks something or forbids something.
     Host,
-    /// A record of ours is damaged.
+    /// A record of the state directory is damaged.
     Damaged,
 }
 
@@ -325,54 +337,43 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::State(_) | Error::Supervise(_) | Error::Guest(_) => io_kind(deepest_io(self)),
-            Error::Image(ImageError::Cancelled) | Error::Cancelled => ErrorKind::Cancelled,
-            Error::Image(ImageError::Reference { .. } | ImageError::TargetName { .. }) => ErrorKind::Invalid,
-            Error::Image(
-                ImageError::NotCached { .. }
-                | ImageError::NoSuchImage { .. }
-                | ImageError::UnknownImage { .. },
-            ) => ErrorKind::NotFound,
-            Error::Image(ImageError::DiskFull { .. }) => ErrorKind::HostFull,
-            Error::Image(ImageError::Busy { .. }) => ErrorKind::Busy,
-            Error::Image(_) => ErrorKind::Image,
+            Error::Image(error) => image_kind(error),
+            Error::Bundle(BundleError::Cancelled) | Error::Cancelled => ErrorKind::Cancelled,
+            Error::Bundle(error) if error.is_disk_full() => ErrorKind::HostFull,
+            Error::Bundle(_) => ErrorKind::Disk,
+            Error::RunFailed { kind, .. } => failure_kind(*kind),
+            Error::StartFailed { kind, .. } | Error::TemplateFailed { kind, .. } => match failure_kind(*kind)
+            {
+                // Another command ended it, or it was too slow: the caller cancelled nothing and set no limit.
+                ErrorKind::Cancelled | ErrorKind::Timeout => ErrorKind::RunFailed,
+                kind => kind,
+            },
             Error::NoSuchWorkspace { .. }
+            | Error::NoSuchVolume { .. }
+            | Error::NoSuchTemplate { .. }
             | Error::NoSuchArtifact { .. }
-            | Error::ArtifactUnreadable { .. } => ErrorKind::NotFound,
-            Error::NameTaken { .. } => ErrorKind::AlreadyExists,
+            | Error::ArtifactUnreadable { .. }
+            | Error::GuestRefused { not_found: true, .. } => ErrorKind::NotFound,
+            Error::NameTaken { .. } | Error::VolumeExists { .. } => ErrorKind::AlreadyExists,
             Error::Record(_) | Error::VolumeRecord(_) => ErrorKind::Damaged,
-            Error::NoSuchVolume { .. } => ErrorKind::NotFound,
-            Error::VolumeExists { .. } => ErrorKind::AlreadyExists,
-            Error::VolumeNamed { .. } => ErrorKind::WrongState,
-            Error::Bundle(BundleError::Cancelled) => ErrorKind::Cancelled,
-            Error::Bundle(e) if e.is_disk_full() => ErrorKind::HostFull,
-            Error::Bundle(_)
-            | Error::RunFailed { kind: FailureKind::Disk, .. }
-            | Error::StartFailed { kind: FailureKind::Disk, .. } => ErrorKind::Disk,
-            Error::Busy { .. } | Error::DiskBusy { .. } => ErrorKind::Busy,
-            Error::WrongState { .. } | Error::NeedsRest { .. } => ErrorKind::WrongState,
-            Error::Unchangeable { .. } => ErrorKind::Invalid,
-            Error::Spec(_) | Error::Invalid { .. } => ErrorKind::Invalid,
+            Error::Busy { .. }
+            | Error::DiskBusy { .. }
+            | Error::Crowded { .. }
+            | Error::ConsoleTaken { .. } => ErrorKind::Busy,
+            Error::WrongState { .. }
+            | Error::NeedsRest { .. }
+            | Error::VolumeNamed { .. }
+            | Error::OtherBuild { .. } => ErrorKind::WrongState,
+            Error::Unchangeable { .. } | Error::Spec(_) | Error::Invalid(_) => ErrorKind::Invalid,
             Error::Secret(_) | Error::SecretFile { .. } => ErrorKind::Secret,
-            Error::RunFailed { kind: FailureKind::Timeout, .. } => ErrorKind::Timeout,
-            Error::Crowded { .. } | Error::ConsoleTaken { .. } => ErrorKind::Busy,
-            Error::OtherBuild { .. } => ErrorKind::WrongState,
-            Error::GuestRefused { not_found: true, .. } => ErrorKind::NotFound,
-            Error::RunFailed { kind: FailureKind::HostFull, .. }
-            | Error::StartFailed { kind: FailureKind::HostFull, .. }
-            | Error::TemplateFailed { kind: FailureKind::HostFull, .. } => ErrorKind::HostFull,
-            Error::Port(_)
-            | Error::RunFailed { kind: FailureKind::PortUnavailable, .. }
-            | Error::StartFailed { kind: FailureKind::PortUnavailable, .. } => ErrorKind::PortUnavailable,
-            Error::RunFailed { kind: FailureKind::Cancelled, .. } => ErrorKind::Cancelled,
-            Error::RunFailed { .. } | Error::TemplateFailed { .. } => ErrorKind::RunFailed,
-            Error::StartFailed { .. }
-            | Error::ChangeFailed { .. }
+            Error::Port(_) => ErrorKind::PortUnavailable,
+            Error::ChangeFailed { .. }
             | Error::Unreachable { .. }
             | Error::GuestGone { .. }
             | Error::GuestRefused { .. } => ErrorKind::RunFailed,
             Error::SetupFailed { .. } => ErrorKind::SetupFailed,
-            Error::Write(e) => io_kind(e.io()),
-            Error::File { source, .. } => io_kind(Some(source)),
+            Error::Write(error) => io_kind(error.io()),
+            Error::File { source, .. } | Error::Sink(source) => io_kind(Some(source)),
         }
     }
 
@@ -384,135 +385,142 @@ impl Error {
         }
     }
 
-    /// What to do about it.
-    pub fn hint(&self) -> Option<String> {
+    /// What can be done about it.
+    pub fn hint(&self) -> Option<Hint> {
         match self {
-            Error::Image(e) => e.hint(),
-            Error::Supervise(e) => e.hint(),
+            Error::Image(e) => e.hint().map(Hint::Image),
+            Error::Supervise(SuperviseError::MissingProgram { package, .. }) => {
+                Some(Hint::InstallPackage { package })
+            }
+            Error::Supervise(SuperviseError::WeakJail { .. }) => Some(Hint::AllowWeakJail),
             Error::Spec(e) => Some(e.hint()),
             Error::Secret(e) => Some(e.hint()),
-            Error::SecretFile { source, .. } => source.hint(),
-            Error::Invalid { hint, .. } => hint.clone(),
-            Error::Port(e) => Some(e.hint()),
-            Error::StartFailed { kind: FailureKind::PortUnavailable, .. } => {
-                Some("another program was quicker; free the port and try again".to_owned())
-            }
-            Error::RunFailed { kind: FailureKind::PortUnavailable, workspace, .. } => Some(format!(
-                "another program was quicker; free the port or choose another one, or 0 for any; \
-                 microagent delete {workspace} --yes removes what is left"
-            )),
-            Error::State(_) => {
-                Some("choose another directory with --state-dir or MICROAGENT_STATE_DIR".to_owned())
-            }
-            Error::NoSuchWorkspace { .. } => Some("`microagent list` shows the saved workspaces".to_owned()),
-            Error::NoSuchVolume { name } => {
-                Some(format!("`microagent volume list` shows those that exist; make it: microagent volume create {name}"))
-            }
-            Error::VolumeExists { name } => {
-                Some(format!("use it, or remove it with everything on it: microagent volume delete {name}"))
-            }
-            Error::VolumeRecord(_) => {
-                Some("its disk, disk.ext4 beside the record, is not touched; `microagent volume delete NAME` removes both".to_owned())
-            }
-            Error::DiskBusy { holder: Some(holder), .. } => {
-                Some(format!("one machine has it at a time; end that one first: microagent halt {holder}"))
-            }
-            Error::DiskBusy { holder: None, .. } => Some("try again when nobody uses it".to_owned()),
-            Error::VolumeNamed { workspaces, .. } => {
-                let names: Vec<_> = workspaces.iter().map(WorkspaceName::as_str).collect();
-                Some(format!(
-                    "delete them first: microagent delete {}; or add --force, after which they do not start",
-                    names.join(" ")
-                ))
-            }
+            Error::SecretFile { source, .. } => source.hint().map(Hint::Advice),
+            Error::Invalid(invalid) => Some(invalid.hint()),
+            Error::Port(e) => Some(Hint::Advice(e.hint())),
+            Error::State(_) => Some(Hint::ChooseStateDir),
             Error::Bundle(BundleError::Damaged { .. } | BundleError::Compression { .. }) => {
-                Some("pack it anew: tar -C DIR -cf files.tar . (or .tar.gz, .tar.zst)".to_owned())
+                Some(Hint::advice("pack it anew: tar -C DIR -cf files.tar . (or .tar.gz, .tar.zst)"))
             }
-            Error::RunFailed { kind: FailureKind::Disk, .. }
-            | Error::StartFailed { kind: FailureKind::Disk, .. } => Some(
-                "one that was not unmounted cleanly is right after one start without :ro; a damaged one can be repaired: \
-                 e2fsck -f on its file, which for a volume `microagent volume status NAME` shows"
-                    .to_owned(),
-            ),
-            Error::NameTaken { name } => {
-                Some(format!("choose another --name, or remove it: microagent delete {name} --yes"))
+            _ => {
+                self.machine_hint().or_else(|| self.workspace_hint()).or_else(|| self.volume_hint()).or_else(
+                    || (self.kind() == ErrorKind::HostFull).then_some(Hint::FreeSpace { leftover: None }),
+                )
             }
-            Error::Record(_) => Some("`microagent delete NAME --yes` removes a damaged workspace".to_owned()),
-            Error::NeedsRest { name, .. } => Some(format!(
-                "microagent halt {name}, then apply the file and start it again; nothing was changed"
-            )),
-            Error::Unchangeable { .. } => Some(
-                "nothing was changed; have the file say what is there, or make another workspace of it: \
-                 microagent create NAME --file SPEC"
-                    .to_owned(),
-            ),
-            Error::Busy { .. } => Some("try again when the other command has ended".to_owned()),
-            Error::NoSuchArtifact { declared, .. } if declared.is_empty() => {
-                Some("declare artifacts when it is made: --output NAME=/guest/path".to_owned())
-            }
-            Error::NoSuchArtifact { declared, .. } => Some(format!("it declares: {}", declared.join(", "))),
-            Error::RunFailed { kind: FailureKind::HostFull, workspace, .. } => Some(format!(
-                "free some space: microagent delete {workspace} --yes, microagent image prune; \
-                 microagent logs {workspace} shows how far it came"
-            )),
-            Error::WrongState { name, state, action } => match state {
-                State::Quarantined if *action == DELETE => {
-                    Some(format!("with all that is kept of it: microagent delete --force {name}"))
-                }
-                State::Quarantined => {
-                    Some(format!("release it first, without its memory: microagent halt {name}"))
-                }
-                state if *action == QUARANTINE && state.is_resting() => {
-                    Some("nothing of it acts while it rests".to_owned())
-                }
-                State::Running if *action == QUARANTINE => {
-                    Some(format!("it is its command's alone; end it: microagent kill {name}"))
-                }
-                State::Paused => Some(format!("let it go on first: microagent resume {name}")),
-                state if state.is_resting() => Some(format!("start it first: microagent start {name}")),
-                State::Running if *action == "start it" => {
-                    Some(format!("use it: microagent exec {name} -- COMMAND"))
-                }
-                State::Starting | State::Stopping => Some("wait a moment and try again".to_owned()),
-                _ => Some(format!("end it first: microagent halt {name}")),
-            },
-            Error::Unreachable { workspace, .. } | Error::OtherBuild { workspace } => Some(format!(
-                "microagent status {workspace} shows what is true; microagent kill {workspace} ends it"
-            )),
-            Error::ChangeFailed { workspace, .. } => {
-                Some(format!("microagent logs {workspace} may say why; microagent kill {workspace} ends it"))
-            }
-            Error::Crowded { .. } => Some("try again when one of them has ended".to_owned()),
-            Error::ConsoleTaken { workspace } => {
-                Some(format!("microagent logs -f {workspace} shows it all the same"))
-            }
-            Error::StartFailed { kind: FailureKind::HostFull, .. } => {
-                Some("free some space (microagent image prune), then try again".to_owned())
-            }
-            Error::StartFailed { workspace, .. } => {
-                Some(format!("microagent logs {workspace} shows how far it came"))
-            }
-            Error::RunFailed { workspace, .. } | Error::SetupFailed { workspace, .. } => Some(format!(
-                "microagent logs {workspace} shows why; microagent delete {workspace} --yes removes it"
-            )),
-            _ if self.kind() == ErrorKind::HostFull => {
-                Some("free some space (`microagent image prune`) or use another --state-dir".to_owned())
-            }
-            _ => None,
         }
+    }
+
+    /// Hints about machines that failed.
+    fn machine_hint(&self) -> Option<Hint> {
+        Some(match self {
+            Error::RunFailed { kind: FailureKind::Disk, .. }
+            | Error::StartFailed { kind: FailureKind::Disk, .. } => Hint::RepairDisk,
+            Error::StartFailed { kind: FailureKind::PortUnavailable, .. } => {
+                Hint::FreePort { leftover: None }
+            }
+            Error::RunFailed { kind: FailureKind::PortUnavailable, workspace, .. } => {
+                Hint::FreePort { leftover: Some(workspace.clone()) }
+            }
+            Error::StartFailed { kind: FailureKind::HostFull, .. } => Hint::FreeSpace { leftover: None },
+            Error::RunFailed { kind: FailureKind::HostFull, workspace, .. } => {
+                Hint::FreeSpace { leftover: Some(workspace.clone()) }
+            }
+            Error::StartFailed { workspace, .. } => Hint::ShowLogs { name: workspace.clone() },
+            Error::RunFailed { workspace, .. } | Error::SetupFailed { workspace, .. } => {
+                Hint::LogsOrDelete { name: workspace.clone() }
+            }
+            Error::ChangeFailed { workspace, .. } => Hint::LogsOrKill { name: workspace.clone() },
+            Error::Unreachable { workspace, .. } | Error::OtherBuild { workspace } => {
+                Hint::StatusOrKill { name: workspace.clone() }
+            }
+            Error::Crowded { .. } => Hint::advice("try again when one of them has ended"),
+            Error::ConsoleTaken { workspace } => Hint::FollowLogs { name: workspace.clone() },
+            _ => return None,
+        })
+    }
+
+    /// Hints about workspaces as they are recorded.
+    fn workspace_hint(&self) -> Option<Hint> {
+        Some(match self {
+            Error::NoSuchWorkspace { .. } => Hint::ListWorkspaces,
+            Error::NameTaken { name } => Hint::ChooseNameOrDelete { name: name.clone() },
+            Error::Record(_) => Hint::DeleteDamagedWorkspace,
+            Error::NeedsRest { name, .. } => Hint::HaltAndApply { name: name.clone() },
+            Error::Unchangeable { .. } => Hint::CreateFromSpec,
+            Error::Busy { .. } => Hint::advice("try again when the other command has ended"),
+            Error::NoSuchArtifact { declared, .. } if declared.is_empty() => Hint::DeclareArtifact,
+            Error::NoSuchArtifact { declared, .. } => {
+                Hint::Advice(format!("it declares: {}", declared.join(", ")))
+            }
+            Error::WrongState { name, state, action } => state_hint(name, *state, *action),
+            _ => return None,
+        })
+    }
+
+    /// Hints about volumes and other disks.
+    fn volume_hint(&self) -> Option<Hint> {
+        Some(match self {
+            Error::NoSuchVolume { name } => Hint::CreateVolume { name: name.clone() },
+            Error::VolumeExists { name } => Hint::DeleteVolume { name: name.clone() },
+            Error::VolumeRecord(_) => Hint::DeleteDamagedVolume,
+            Error::DiskBusy { holder: Some(holder), .. } => Hint::HaltHolder { name: holder.clone() },
+            Error::DiskBusy { holder: None, .. } => Hint::advice("try again when nobody uses it"),
+            Error::VolumeNamed { workspaces, .. } => Hint::DeleteUsers { names: workspaces.clone() },
+            _ => return None,
+        })
+    }
+
+    /// A volume that is not there is not damaged.
+    pub(crate) fn from_volume(name: &VolumeName, error: VolumeLoadError) -> Error {
+        if error.is_not_found() { Error::NoSuchVolume { name: name.clone() } } else { error.into() }
+    }
+}
+
+/// What has to be done before an operation that the state does not allow.
+fn state_hint(name: &WorkspaceName, state: State, action: Action) -> Hint {
+    let name = name.clone();
+    match state {
+        State::Quarantined if action == Action::Delete => Hint::DeleteQuarantined { name },
+        State::Quarantined => Hint::ReleaseFirst { name },
+        state if action == Action::Quarantine && state.is_resting() => {
+            Hint::advice("nothing of it acts while it rests")
+        }
+        State::Running if action == Action::Quarantine => Hint::KillRun { name },
+        State::Paused => Hint::ResumeFirst { name },
+        state if state.is_resting() => Hint::StartFirst { name },
+        State::Running if action == Action::Start => Hint::Exec { name },
+        State::Starting | State::Stopping => Hint::advice("wait a moment and try again"),
+        _ => Hint::HaltFirst { name },
+    }
+}
+
+fn image_kind(error: &ImageError) -> ErrorKind {
+    match error {
+        ImageError::Cancelled => ErrorKind::Cancelled,
+        ImageError::Reference { .. } | ImageError::TargetName { .. } => ErrorKind::Invalid,
+        ImageError::NotCached { .. } | ImageError::NoSuchImage { .. } | ImageError::UnknownImage { .. } => {
+            ErrorKind::NotFound
+        }
+        ImageError::DiskFull { .. } => ErrorKind::HostFull,
+        ImageError::Busy { .. } => ErrorKind::Busy,
+        _ => ErrorKind::Image,
+    }
+}
+
+fn failure_kind(kind: FailureKind) -> ErrorKind {
+    match kind {
+        FailureKind::Disk => ErrorKind::Disk,
+        FailureKind::Timeout => ErrorKind::Timeout,
+        FailureKind::HostFull => ErrorKind::HostFull,
+        FailureKind::PortUnavailable => ErrorKind::PortUnavailable,
+        FailureKind::Cancelled => ErrorKind::Cancelled,
+        _ => ErrorKind::RunFailed,
     }
 }
 
 /// `a changes` or `a, b change`.
 fn changes(keys: &[String]) -> String {
     format!("{} {}", keys.join(", "), if keys.len() == 1 { "changes" } else { "change" })
-}
-
-impl Error {
-    /// A volume that is not there is not damaged.
-    pub(crate) fn from_volume(name: &VolumeName, error: VolumeLoadError) -> Error {
-        if error.is_not_found() { Error::NoSuchVolume { name: name.clone() } } else { error.into() }
-    }
 }
 
 fn by(holder: Option<&str>) -> String {
@@ -522,14 +530,6 @@ fn by(holder: Option<&str>) -> String {
 fn listed(workspaces: &[WorkspaceName]) -> String {
     let names: Vec<_> = workspaces.iter().map(|name| format!("`{name}`")).collect();
     format!("workspace{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", "))
-}
-
-/// An error and what caused it, in one line.
-pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
 }
 
 /// What the system said, if it said something.

@@ -1,8 +1,12 @@
-//! What long work says while it goes on.
+//! What long work reports while it runs.
+
+use std::sync::Arc;
 
 use microagent_image::ImageEvent;
-use microagent_net::Publish;
+use microagent_model::Publish;
 use serde::Serialize;
+
+use crate::ImageReport;
 
 /// Something that happened on the way to a result.
 #[derive(Debug, Clone, Serialize)]
@@ -11,6 +15,8 @@ use serde::Serialize;
 pub enum Event {
     /// Bringing in the image.
     Image(ImageEvent),
+    /// The image and its base disk are in the cache.
+    ImageReady(ImageReport),
     /// The machine is being started.
     Booting {
         /// The workspace.
@@ -46,6 +52,8 @@ pub enum Event {
 }
 
 /// Takes events; called from the task that does the work, so it must not block for long.
+///
+/// Implemented for closures, and for an `Arc` of an observer.
 pub trait Observer: Send + Sync {
     /// Takes one event.
     fn event(&self, event: Event);
@@ -54,5 +62,11 @@ pub trait Observer: Send + Sync {
 impl<F: Fn(Event) + Send + Sync> Observer for F {
     fn event(&self, event: Event) {
         self(event);
+    }
+}
+
+impl<T: Observer + ?Sized> Observer for Arc<T> {
+    fn event(&self, event: Event) {
+        (**self).event(event);
     }
 }

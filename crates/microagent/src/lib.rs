@@ -1,95 +1,125 @@
 //! Runs OCI images as Linux microVMs: the library under the `microagent` command.
 //!
-//! ```no_run
-//! # async fn example() -> Result<(), microagent::Error> {
-//! use microagent::{CancellationToken, Engine, EngineOptions, RunOptions};
+//! Two things are needed before the first machine starts:
 //!
+//! - **A supervisor binary.** Each machine belongs to a process of its own, which outlives the caller. The library
+//!   starts [`EngineOptions::supervisor`] for it with [`SUPERVISE_ARGUMENT`] as the first argument, and that program
+//!   hands over to [`supervise`] before it does anything else. The `microagent` command is such a program, and any
+//!   program that embeds the library can be its own (`std::env::current_exe()`, as in `examples/`). The binary that
+//!   `cargo test` builds is **not** one: its `main` is the harness's. A test names a real program, such as a small
+//!   binary of its own package by `env!("CARGO_BIN_EXE_supervisor")`.
+//! - **A tokio runtime** with I/O, time and process drivers (`enable_all`), of either kind. Nothing here blocks its
+//!   threads; every future is `Send`.
+//!
+//! QEMU has to be installed; [`Engine::doctor`] says what is missing.
+//!
+//! ```no_run
+//! use microagent::{Engine, EngineOptions, Progress, RunOptions};
+//!
+//! # async fn example() -> Result<(), microagent::Error> {
 //! let engine = Engine::new(EngineOptions::new("/home/me/.microagent", "/usr/local/bin/microagent"));
-//! let options = RunOptions::new("busybox").argv(["uname", "-r"]);
-//! let report = engine.run(&options, &|_event| {}, &CancellationToken::new()).await?;
+//! let report = engine.run(RunOptions::new("busybox").argv(["uname", "-r"]), &Progress::new()).await?;
 //! println!("{} exited with {}", report.workspace, report.result.exit_code);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A workspace that is kept between its starts is made with [`Engine::create`], started with [`Engine::start`], used with
-//! [`Engine::exec`], [`Engine::copy_in`] and [`Engine::copy_out`], and ended with [`Engine::halt`] or [`Engine::delete`]; a
-//! started one goes on without the program that started it (`examples/workspace.rs`).
+//! A workspace that is kept between its starts is a handle, [`Workspace`]: [`Engine::create`] makes it,
+//! [`Engine::workspace`] finds it by name. It is started with [`Workspace::start`], used with [`Workspace::exec`],
+//! [`Workspace::copy_in`] and [`Workspace::copy_out`], and ended with [`Workspace::halt`] or [`Workspace::delete`]; a
+//! started one keeps running without the program that started it (`examples/workspace.rs`).
 //!
-//! Everything that the command can do a program can do with typed options and typed results. The library
-//! never touches the terminal, the home directory or the environment: the caller hands in what it wants
-//! looked at ([`EngineOptions`]). Long work reports through an [`Observer`] and stops when its
-//! [`CancellationToken`] says so.
+//! Images, volumes and templates are handles too ([`Engine::images`], [`Engine::volumes`], [`Engine::templates`]), each
+//! with `create`, `list`, `get` and `delete`. Long work takes a [`Progress`]: an observer of its [`Event`]s and a
+//! [`CancellationToken`]. What comes over time is a `Stream`: the output of commands ([`Exec`]), logs, events,
+//! measurements, tar streams ([`Streaming`]).
+//!
+//! The library never touches the terminal, the home directory or the environment: the caller hands in what it wants
+//! read ([`EngineOptions`]). What to do about an [`Error`] is data, [`Hint`]; its words are the caller's.
 
-mod apply;
-mod artifact;
-mod attach;
 mod attachment;
-mod clone;
-mod commit;
-mod console;
-mod copy;
 mod disks;
-mod doctor;
-mod egress;
+pub mod doctor;
 mod engine;
-mod error;
+pub mod error;
 mod event;
-mod exec;
-mod lifecycle;
+mod guest;
+mod hint;
+mod images;
+mod invalid;
 mod limits;
-mod network;
-mod observe;
 mod options;
 mod profile;
+mod progress;
 mod provision;
 mod report;
 mod run;
-mod secret;
+pub mod secret;
 pub mod spec;
-mod supervise;
+mod streaming;
 mod supervisor_events;
 mod supervisor_spec;
-mod template;
-pub mod text;
-mod volume;
+mod tar_stream;
+pub mod template;
+pub mod volume;
 mod workspace;
 
-pub use apply::{Applied, Change, ChangeKind};
 pub use attachment::{AttachmentError, AttachmentForm};
-pub use commit::{CommitOptions, CommitReport};
-pub use copy::{CopySource, CopyTarget};
-pub use doctor::{Check, CheckStatus, DoctorReport, KernelReport};
 pub use engine::{AccelChoice, Engine, EngineOptions, WeakJail};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer};
-pub use exec::{ExecControl, ExecInput, ExecOptions, Execution, OutputSink, Terminal};
-pub use lifecycle::{Created, REASON_LIMIT, StartOptions, Started};
-pub use microagent_model::signal_number;
-pub use network::{GuestAddresses, NetworkDetails, PortForward};
-pub use observe::{Inspection, Stats, last_lines};
+pub use hint::{Hint, OptionHint};
+pub use images::Images;
 pub use options::{CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
 pub use profile::{PROFILES, Profile};
+pub use progress::Progress;
 pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
-pub use secret::{Lookup, SecretCheck, SecretEnvironment, SecretError, SecretFault, secrets_of_env_file};
+pub use secret::{Lookup, SecretCheck, SecretEnvironment, SecretError, SecretFault};
 pub use spec::{SpecError, SpecFile};
-pub use supervise::SuperviseOptions;
-pub use template::{Template, TemplateShape};
-pub use volume::{VOLUME_SIZE_MIB, Volume, VolumeDeleteMode, VolumeDeletion};
-pub use workspace::{DeleteMode, Deletion, WorkspaceDetails, WorkspaceSummary};
+pub use streaming::Streaming;
+pub use template::Templates;
+pub use volume::Volumes;
+pub use workspace::{
+    CommitOptions, CommitReport, Console, CopySource, CopyTarget, DeleteMode, Deletion, Exec, ExecControl,
+    ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, GuestAddresses, Inspection, LogOptions,
+    NetworkDetails, PortForward, REASON_LIMIT, StartOptions, Stats, StdinMode, SuperviseOptions, SymlinkMode,
+    Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
+};
 
-pub use microagent_image as image;
-pub use microagent_net::{
-    AllowRule, BYTES_DEFAULT, CONNECTIONS_DEFAULT, Decision, EgressMode, EgressPolicy, Protocol, Publish,
-    Reason, Record,
+pub use jiff::Timestamp;
+pub use microagent_model::{
+    Artifact, Attachment, CommandLine, DiskSource, FailureKind, ImageIdentity, LinkState, NameError,
+    NetworkMode, Publish, PublishError, Resources, RestartPolicy, SecretReference, SecretReferenceError,
+    SecretSource, SetupStep, State, VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName,
+    signal_number,
 };
-pub use microagent_store::{
-    Artifact, Attachment, CommandLine, DiskSource, Failure, FailureKind, LinkState, NameError, NetworkMode,
-    OneStart, ProcessId, Resources, RestartPolicy, SecretReference, SecretReferenceError, SecretSource,
-    SetupStep, State, StateEvent, VolumeName, VolumeNameError, WorkspaceName,
-};
+pub use microagent_proto::chain;
+pub use microagent_store::StateEvent;
 pub use microagent_vm::{
     OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, never_dump_core,
     supervise,
 };
 pub use tokio_util::sync::CancellationToken;
+pub use zeroize::Zeroizing;
+
+/// What an existing workspace and a changed spec file differ in.
+pub mod apply {
+    pub use crate::workspace::{Applied, ApplyMode, Change, ChangeKind};
+}
+
+/// What a guest may reach, and what the filter decided.
+pub mod egress {
+    pub use microagent_model::egress::*;
+}
+
+/// Images: references, options and results of [`Images`](crate::Images).
+pub mod image {
+    pub use crate::images::Prune;
+    pub use microagent_image::{
+        Commit, CommitOptions, Committed, ConfigChanges, ConfigError, DamagedImage, Deletion, Digest,
+        DigestError, Environment, HealthCheck, Image, ImageConfig, ImageError, ImageEvent, ImageHint,
+        ImageList, ImageReference, ImageSummary, ImportSource, LoadOptions, LocalReference, ManifestError,
+        NetworkOptions, Origin, Platform, PlatformError, Pruned, PullOptions, PullPolicy, Pushed,
+        ReferenceError, RegistryReference, SaveTarget, Saved, SavedImage, StandardInput, Tagged, Transport,
+    };
+}

@@ -1,12 +1,12 @@
 //! Sizes of what a guest is given to run, and how they fit into what carries and stores them. What is too large is
 //! refused before anything is made.
 
+use microagent_model::{CommandLine, SetupStep};
 use microagent_proto::{REQUEST_LIMIT, SECRETS_LIMIT};
-use microagent_store::{CommandLine, SetupStep, WORKLOAD_LIMIT, Workload};
+use microagent_store::{WORKLOAD_LIMIT, Workload};
 use microagent_vm::SPEC_LIMIT;
 
-use crate::Error;
-use crate::provision::invalid;
+use crate::error::InvalidRequest;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -37,12 +37,12 @@ const _: () = assert!(WORK_LIMIT + 2 * SECRETS_LIMIT + REST <= SPEC_LIMIT);
 const _: () = assert!((ESCAPED * (WORK_LIMIT + REST)) as u64 <= WORKLOAD_LIMIT);
 
 /// Refuses a command that is too large for a message.
-pub(crate) fn check_command(workload: &Workload, command: &CommandLine) -> Result<(), Error> {
-    within(environment_len(workload) + command_len(command), COMMAND_LIMIT, "arguments and environment")
+pub(crate) fn check_command(workload: &Workload, command: &CommandLine) -> Result<(), InvalidRequest> {
+    within(environment_len(workload) + command_len(command), COMMAND_LIMIT, "arguments and environment are")
 }
 
 /// Refuses setup steps and a command (or service) that are too large for a message or for the workspace's record.
-pub(crate) fn check_work(workload: &Workload, command: Option<&CommandLine>) -> Result<(), Error> {
+pub(crate) fn check_work(workload: &Workload, command: Option<&CommandLine>) -> Result<(), InvalidRequest> {
     let environment = environment_len(workload);
     let mut all = environment;
     if let Some(command) = command {
@@ -54,20 +54,18 @@ pub(crate) fn check_work(workload: &Workload, command: Option<&CommandLine>) -> 
             SetupStep::Shell(line) => (text_len(line), COMMAND_LIMIT),
             SetupStep::Script { content, .. } => (content.len(), SCRIPT_LIMIT),
         };
-        within(environment.max(len), COMMAND_LIMIT, "arguments and environment")?;
-        within(len, limit, "a setup step")?;
+        within(environment.max(len), COMMAND_LIMIT, "arguments and environment are")?;
+        within(len, limit, "a setup step is")?;
         all += environment + len + text_len(&step.label());
     }
-    within(all, WORK_LIMIT, "setup steps, each with the environment,")
+    within(all, WORK_LIMIT, "setup steps, each with the environment, are")
 }
 
-fn within(len: usize, limit: usize, what: &str) -> Result<(), Error> {
-    if len <= limit {
-        return Ok(());
+fn within(len: usize, limit: usize, what: &'static str) -> Result<(), InvalidRequest> {
+    match len <= limit {
+        true => Ok(()),
+        false => Err(InvalidRequest::TooLarge { what, limit_mib: limit / MIB }),
     }
-    let verb = if what.starts_with("a ") { "is" } else { "are" };
-    let hint = "put large data into a file: add it to the image, or copy it in with `cp`";
-    Err(invalid(format!("{what} {verb} larger than {} MiB", limit / MIB), hint))
 }
 
 fn text_len(text: &str) -> usize {
@@ -136,7 +134,7 @@ mod tests {
         let large = workload(COMMAND_LIMIT, Vec::new());
         assert_eq!(refusal(&large, Some(&line)), "arguments and environment are larger than 6 MiB");
         let words = CommandLine::Argv(vec!["x".repeat(COMMAND_LIMIT)]);
-        assert!(refusal(&workload(0, Vec::new()), Some(&words)).starts_with("arguments and environment"));
+        assert!(refusal(&workload(0, Vec::new()), Some(&words)).starts_with("arguments and environment are"));
         let step = workload(0, vec![script(SCRIPT_LIMIT + 1)]);
         assert_eq!(refusal(&step, None), "a setup step is larger than 1 MiB");
         let many = workload(0, (0..11).map(|_| script(SCRIPT_LIMIT)).collect());

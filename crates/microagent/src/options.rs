@@ -1,17 +1,18 @@
-//! What a run or a new workspace is asked to be.
+//! Options of a run and of a new workspace.
 
 use std::time::Duration;
 
 use microagent_image::PullPolicy;
-use microagent_net::{EgressPolicy, Publish};
-use microagent_store::{
-    Artifact, Attachment, NetworkMode, RestartPolicy, SecretReference, SetupStep, WorkspaceName,
+use microagent_model::{
+    Artifact, Attachment, EgressPolicy, NetworkMode, Publish, RestartPolicy, SecretReference, SetupStep,
+    WorkspaceName,
 };
 
 use crate::Profile;
 
 /// What every workspace is made from. Start from [`WorkspaceOptions::new`] and set what differs.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct WorkspaceOptions {
     /// Image reference, as a user writes it.
     pub image: String,
@@ -49,8 +50,9 @@ pub struct WorkspaceOptions {
     pub pull: PullPolicy,
 }
 
-/// What a one-shot run is asked to do. Start from [`RunOptions::new`] and set what differs.
+/// A one-shot run. Start from [`RunOptions::new`] and set what differs.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RunOptions {
     /// What its workspace is made from. Setup runs in the same boot as the command.
     pub workspace: WorkspaceOptions,
@@ -64,9 +66,9 @@ pub struct RunOptions {
     pub timeout: Option<Duration>,
 }
 
-/// What a workspace that is kept between its starts is to be. Start from [`CreateOptions::new`] and set what
-/// differs.
+/// A workspace that is kept between its starts. Start from [`CreateOptions::new`] and set what differs.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct CreateOptions {
     /// Name.
     pub name: WorkspaceName,
@@ -116,6 +118,108 @@ impl WorkspaceOptions {
             pull: PullPolicy::default(),
         }
     }
+
+    /// Adds a shell line to the setup steps.
+    #[must_use]
+    pub fn setup(mut self, line: impl Into<String>) -> WorkspaceOptions {
+        self.setup.push(SetupStep::Shell(line.into()));
+        self
+    }
+
+    /// Sets a variable.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> WorkspaceOptions {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the user in place of the image's.
+    #[must_use]
+    pub fn user(self, user: impl Into<String>) -> WorkspaceOptions {
+        WorkspaceOptions { user: Some(user.into()), ..self }
+    }
+
+    /// Sets the working directory in place of the image's.
+    #[must_use]
+    pub fn working_dir(self, dir: impl Into<String>) -> WorkspaceOptions {
+        WorkspaceOptions { working_dir: Some(dir.into()), ..self }
+    }
+
+    /// Attaches a disk.
+    #[must_use]
+    pub fn disk(mut self, disk: Attachment) -> WorkspaceOptions {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Publishes a port.
+    #[must_use]
+    pub fn publish(mut self, port: Publish) -> WorkspaceOptions {
+        self.publish.push(port);
+        self
+    }
+
+    /// Sets what the guest may reach.
+    #[must_use]
+    pub fn egress(self, egress: EgressPolicy) -> WorkspaceOptions {
+        WorkspaceOptions { egress, ..self }
+    }
+
+    /// Delivers a secret at each start.
+    #[must_use]
+    pub fn secret(mut self, secret: SecretReference) -> WorkspaceOptions {
+        self.secrets.push(secret);
+        self
+    }
+
+    /// Declares an artifact.
+    #[must_use]
+    pub fn artifact(mut self, name: impl Into<String>, guest_path: impl Into<String>) -> WorkspaceOptions {
+        self.outputs.push(Artifact { name: name.into(), path: guest_path.into() });
+        self
+    }
+
+    /// Sets the machine size to start from.
+    #[must_use]
+    pub fn profile(self, profile: Profile) -> WorkspaceOptions {
+        WorkspaceOptions { profile, ..self }
+    }
+
+    /// Sets guest memory in MiB.
+    #[must_use]
+    pub fn memory_mib(self, memory_mib: u32) -> WorkspaceOptions {
+        WorkspaceOptions { memory_mib: Some(memory_mib), ..self }
+    }
+
+    /// Sets the number of virtual CPUs.
+    #[must_use]
+    pub fn cpu_count(self, cpu_count: u32) -> WorkspaceOptions {
+        WorkspaceOptions { cpu_count: Some(cpu_count), ..self }
+    }
+
+    /// Sets the root disk's size in MiB.
+    #[must_use]
+    pub fn size_mib(self, size_mib: u64) -> WorkspaceOptions {
+        WorkspaceOptions { size_mib: Some(size_mib), ..self }
+    }
+
+    /// Sets the host name.
+    #[must_use]
+    pub fn hostname(self, hostname: impl Into<String>) -> WorkspaceOptions {
+        WorkspaceOptions { hostname: Some(hostname.into()), ..self }
+    }
+
+    /// Sets how the guest reaches the network.
+    #[must_use]
+    pub fn network(self, network: NetworkMode) -> WorkspaceOptions {
+        WorkspaceOptions { network, ..self }
+    }
+
+    /// Sets when the registry is asked.
+    #[must_use]
+    pub fn pull(self, pull: PullPolicy) -> WorkspaceOptions {
+        WorkspaceOptions { pull, ..self }
+    }
 }
 
 impl CreateOptions {
@@ -128,6 +232,36 @@ impl CreateOptions {
             shell: None,
             restart: RestartPolicy::default(),
         }
+    }
+
+    /// Adds a shell line to the setup steps.
+    #[must_use]
+    pub fn setup(self, line: impl Into<String>) -> CreateOptions {
+        self.workspace(|workspace| workspace.setup(line))
+    }
+
+    /// Sets what every start runs.
+    #[must_use]
+    pub fn service(self, command: RunCommand) -> CreateOptions {
+        CreateOptions { service: Some(command), ..self }
+    }
+
+    /// Sets the program of interactive sessions.
+    #[must_use]
+    pub fn shell(self, program: impl Into<String>) -> CreateOptions {
+        CreateOptions { shell: Some(program.into()), ..self }
+    }
+
+    /// Sets when it is restarted.
+    #[must_use]
+    pub fn restart(self, restart: RestartPolicy) -> CreateOptions {
+        CreateOptions { restart, ..self }
+    }
+
+    /// Changes what the workspace is made from.
+    #[must_use]
+    pub fn workspace(self, change: impl FnOnce(WorkspaceOptions) -> WorkspaceOptions) -> CreateOptions {
+        CreateOptions { workspace: change(self.workspace), ..self }
     }
 }
 
@@ -155,5 +289,28 @@ impl RunOptions {
     pub fn shell(mut self, line: impl Into<String>) -> RunOptions {
         self.command = RunCommand::Shell(line.into());
         self
+    }
+    /// Keeps the workspace after the run.
+    #[must_use]
+    pub fn keep(self) -> RunOptions {
+        RunOptions { keep: true, ..self }
+    }
+
+    /// Names the workspace.
+    #[must_use]
+    pub fn name(self, name: WorkspaceName) -> RunOptions {
+        RunOptions { name: Some(name), ..self }
+    }
+
+    /// Kills the machine after this time.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> RunOptions {
+        RunOptions { timeout: Some(timeout), ..self }
+    }
+
+    /// Changes what the workspace is made from.
+    #[must_use]
+    pub fn workspace(self, change: impl FnOnce(WorkspaceOptions) -> WorkspaceOptions) -> RunOptions {
+        RunOptions { workspace: change(self.workspace), ..self }
     }
 }

@@ -1,6 +1,6 @@
 //! Machine sizes by name.
 
-use microagent_store::Resources;
+use microagent_model::Resources;
 use serde::Serialize;
 
 /// A named machine size.

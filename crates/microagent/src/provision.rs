@@ -1,57 +1,114 @@
-//! How a workspace is made, for one run or to be kept: options checked, sizes chosen, record, workload and disk
-//! written. A name belongs to exactly one command, and what is half-made is never seen.
+//! What a run and the creation of a workspace have in common: checks the options, chooses sizes, brings the image in,
+//! and writes record, workload and disk. A name belongs to exactly one command, and an incomplete directory is never
+//! seen under it.
 
 use std::io;
 
 use jiff::Timestamp;
-use microagent_image::{Image, ImageConfig};
-use microagent_model::DISK_MIB_MAX;
-use microagent_net::{EgressPolicy, RULES_MAX, published_twice};
-use microagent_proto::{Chunk, Command, Exec, ExecRole};
-use microagent_store::{
-    Attachment, CommandLine, ImageIdentity, NetworkMode, Resources, RestartPolicy, SetupStep, State,
-    WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
+use microagent_image::{Image, ImageConfig, PullOptions};
+use microagent_model::egress::RULES_MAX;
+use microagent_model::{
+    Attachment, CommandLine, DISK_MIB_MAX, EgressPolicy, ImageIdentity, NetworkMode, Resources,
+    RestartPolicy, SetupStep, State, WorkspaceName, published_twice,
 };
+use microagent_proto::{Chunk, Command, Exec, ExecRole};
+use microagent_store::{WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::{Step, create_overlay};
 
-use crate::apply::setup_digest;
-use crate::disks::Bundles;
-use crate::secret::{check_references, stored};
-use crate::supervisor_spec::new_identity;
-use crate::{Engine, Error, RunCommand, WorkspaceOptions};
+use crate::error::InvalidRequest;
+use crate::secret::{Resolved, check_references, stored};
+use crate::supervisor_spec::{HostPrograms, new_identity};
+use crate::workspace::setup_digest;
+use crate::{Engine, Error, Event, Progress, RunCommand, WorkspaceOptions};
 
 /// Free space that an image's disk has beyond its content, in MiB.
 const HEADROOM_MIB: u64 = 512;
 
 /// Least guest memory in MiB that the kernel and the agent start with.
-const MEMORY_MIN_MIB: u32 = 64;
+pub(crate) const MEMORY_MIN_MIB: u32 = 64;
 
 /// Most virtual CPUs that the guest kernel knows.
-const CPU_MAX: u32 = 64;
+pub(crate) const CPU_MAX: u32 = 64;
 
 pub(crate) const MIB: u64 = 1024 * 1024;
 
+/// A workspace that is about to be created, for one run or to be kept.
+pub(crate) struct Provision {
+    /// Programs and files of the host that its machines need.
+    pub(crate) programs: HostPrograms,
+    /// Values of its secrets; none where no machine is started now.
+    pub(crate) secrets: Resolved,
+    pub(crate) image: Image,
+    pub(crate) record: WorkspaceRecord,
+    /// What runs in it; service and shell are the caller's to add.
+    pub(crate) workload: Workload,
+    pub(crate) notices: Vec<String>,
+}
+
+/// When a workspace's first machine is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FirstStart {
+    /// As a part of its creation.
+    Now,
+    /// By a later command.
+    Later,
+}
+
 impl Engine {
-    /// Makes the workspace's directory: record, disk and, for one that will start again, its workload. Leaves
-    /// nothing when it fails.
-    pub(crate) fn create_from_image(
+    /// Checks the options, looks up what they name, brings the image in, and decides what is recorded. Nothing of the
+    /// workspace is written yet.
+    pub(crate) async fn provision(
         &self,
-        record: &WorkspaceRecord,
-        image: &Image,
-        workload: Option<&Workload>,
-        bundles: Bundles,
-    ) -> Result<WorkspaceDir, Error> {
-        self.create_dir_with(record, workload, |dir| {
-            bundles.move_into(dir)?;
-            create_overlay(&dir.disk(), &image.disk, record.resources.disk_bytes()).map_err(|e| Error::File {
-                action: "create",
-                path: e.path,
-                source: e.source,
-            })
-        })
+        name: &WorkspaceName,
+        options: &WorkspaceOptions,
+        first_start: FirstStart,
+        progress: &Progress,
+    ) -> Result<Provision, Error> {
+        if self.state().workspace(name).path().exists() {
+            return Err(Error::NameTaken { name: name.clone() });
+        }
+        let disks = self.check_disks(&options.disks, first_start)?;
+        // What is missing is reported before an image is fetched.
+        let programs = self.host_programs(options.network)?;
+        let secrets = match first_start {
+            FirstStart::Now => self.resolve_secrets(&options.secrets, progress.token()).await?,
+            FirstStart::Later => Resolved::default(),
+        };
+        let pull = PullOptions { policy: options.pull, ..PullOptions::default() };
+        let image = self.image_store().ensure(&options.image, &pull, progress, progress.token()).await?;
+        progress.event(Event::ImageReady((&image).into()));
+        let (resources, notices) = resolve_resources(options, &image);
+        for notice in &notices {
+            progress.event(Event::Notice(notice.clone()));
+        }
+        let record = new_record(options, name, &image, resources, &disks)?;
+        let workload = new_workload(options, &image.config, &record.hostname);
+        Ok(Provision { programs, secrets, image, record, workload, notices })
     }
 
-    /// The same with a disk of the caller's making.
+    /// Makes the disks and the directory of a provisioned workspace. Leaves nothing when it fails, but volumes that
+    /// did not exist before.
+    pub(crate) async fn create_provisioned(
+        &self,
+        provision: &mut Provision,
+        kept: Option<&Workload>,
+        progress: &Progress,
+    ) -> Result<WorkspaceDir, Error> {
+        let record = &provision.record;
+        let bundles = self.make_bundles(&record.disks, progress.token()).await?;
+        provision.notices.extend(self.make_missing_volumes(&record.disks, progress)?);
+        let dir = self.create_dir_with(record, kept, |dir| {
+            bundles.move_into(dir)?;
+            create_overlay(&dir.disk(), &provision.image.disk, record.resources.disk_bytes())
+                .map_err(|e| Error::File { action: "create", path: e.path, source: e.source })
+        })?;
+        // The record names the base disk from here on, which keeps it from being pruned.
+        provision.image.release();
+        Ok(dir)
+    }
+
+    /// Makes a workspace's directory: disk, record and, for one that will start again, its workload. Leaves nothing
+    /// when it fails.
     pub(crate) fn create_dir_with(
         &self,
         record: &WorkspaceRecord,
@@ -98,85 +155,61 @@ impl From<Error> for NotCreated {
     }
 }
 
-pub(crate) fn invalid(message: impl Into<String>, hint: &str) -> Error {
-    Error::Invalid { message: message.into(), hint: Some(hint.to_owned()) }
-}
-
 /// Refuses what cannot work before anything is done.
-pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), Error> {
+pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
     check_size(requested(options))?;
     if let Some((name, _)) =
         options.env.iter().find(|(name, _)| name.is_empty() || name.contains(['=', '\0']))
     {
-        return Err(invalid(
-            format!("`{name}` is not the name of an environment variable"),
-            "write -e NAME=VALUE",
-        ));
+        return Err(InvalidRequest::EnvironmentName { name: name.clone() });
     }
     check_network(options)?;
     check_references(&options.secrets)?;
     for (number, output) in options.outputs.iter().enumerate() {
+        let name = output.name.clone();
         if !output.path.starts_with('/') {
-            let message = format!("the path of output `{}` is not absolute: `{}`", output.name, output.path);
-            return Err(invalid(message, "write --output NAME=/path/in/the/guest"));
+            return Err(InvalidRequest::ArtifactPath { name, path: output.path.clone() });
         }
         if options.outputs[..number].iter().any(|earlier| earlier.name == output.name) {
-            return Err(invalid(
-                format!("output `{}` is declared twice", output.name),
-                "give each output its own name",
-            ));
+            return Err(InvalidRequest::ArtifactTwice { name });
         }
     }
     Ok(())
 }
 
 /// Refuses what a machine without network cannot have, and what the network stack cannot do.
-fn check_network(options: &WorkspaceOptions) -> Result<(), Error> {
+fn check_network(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
     if options.network == NetworkMode::Isolated {
         if let Some(publish) = options.publish.first() {
-            return Err(invalid(
-                format!("port {} cannot be published: the network is isolated", publish.guest_port),
-                "use --network user, or leave --publish out",
-            ));
+            return Err(InvalidRequest::PublishIsolated { guest_port: publish.guest_port.get() });
         }
         if options.egress != EgressPolicy::default() {
-            return Err(invalid(
-                "an egress policy has no meaning: the network is isolated",
-                "use --network user, or leave the policy out: nothing can be reached anyway",
-            ));
+            return Err(InvalidRequest::EgressIsolated);
         }
     }
     if let Some(port) = published_twice(&options.publish) {
-        return Err(invalid(
-            format!("port {port} of the host is published twice"),
-            "a port of the host leads to one port of the guest, on one address; use two ports, or 0.0.0.0 for all addresses",
-        ));
+        return Err(InvalidRequest::PublishedTwice { port });
     }
-    let rules = options.egress.allow.len();
-    if rules > RULES_MAX {
-        let hint = "name networks, or a suffix as `.example.org` for all names below it";
-        return Err(invalid(format!("{rules} egress rules are more than {RULES_MAX}"), hint));
+    let count = options.egress.allow.len();
+    if count > RULES_MAX {
+        return Err(InvalidRequest::TooManyRules { count });
     }
     if options.egress.max_connections == 0 {
-        let hint = "give at least 1, or use --network isolated";
-        return Err(invalid("a guest with 0 connections reaches nothing", hint));
+        return Err(InvalidRequest::NoConnections);
     }
     Ok(())
 }
 
 /// Refuses sizes that no guest can have.
-pub(crate) fn check_size(resources: Resources) -> Result<(), Error> {
+pub(crate) fn check_size(resources: Resources) -> Result<(), InvalidRequest> {
     if resources.memory_mib < MEMORY_MIN_MIB {
-        let message = format!("{} MiB of memory are too little for a guest", resources.memory_mib);
-        return Err(invalid(message, &format!("give at least {MEMORY_MIN_MIB} MiB")));
+        return Err(InvalidRequest::Memory { memory_mib: resources.memory_mib });
     }
     if resources.cpu_count == 0 || resources.cpu_count > CPU_MAX {
-        let message = format!("a guest cannot have {} CPUs", resources.cpu_count);
-        return Err(invalid(message, &format!("give 1 to {CPU_MAX}")));
+        return Err(InvalidRequest::Cpus { cpu_count: resources.cpu_count });
     }
     if resources.size_mib > DISK_MIB_MAX {
-        let message = format!("a disk of {} MiB is too large", resources.size_mib);
-        return Err(invalid(message, &format!("give at most {DISK_MIB_MAX} MiB (8 TiB)")));
+        return Err(InvalidRequest::DiskSize { size_mib: resources.size_mib });
     }
     Ok(())
 }
@@ -198,10 +231,11 @@ pub(crate) fn resolve_resources(options: &WorkspaceOptions, image: &Image) -> (R
     let size_mib = fitting_mib(resources.size_mib, image_bytes);
     let mut notices = Vec::new();
     if size_mib != resources.size_mib {
+        let content_mib = image_bytes.div_ceil(MIB);
         notices.push(format!(
-            "disk size raised from {} to {size_mib} MiB, so that {HEADROOM_MIB} MiB stay free beside the image's {} MiB",
+            "disk size raised from {} to {size_mib} MiB, so that {HEADROOM_MIB} MiB stay free beside the image's \
+             {content_mib} MiB",
             resources.size_mib,
-            image_bytes.div_ceil(MIB),
         ));
         resources.size_mib = size_mib;
     }
@@ -259,7 +293,10 @@ pub(crate) fn new_record(
 }
 
 /// The words that run, or the shell line.
-pub(crate) fn resolve_command(command: &RunCommand, config: &ImageConfig) -> Result<CommandLine, Error> {
+pub(crate) fn resolve_command(
+    command: &RunCommand,
+    config: &ImageConfig,
+) -> Result<CommandLine, InvalidRequest> {
     let words: Vec<&String> = match command {
         RunCommand::Shell(line) => return Ok(CommandLine::Shell(line.clone())),
         RunCommand::Image => config.entrypoint.iter().chain(&config.cmd).collect(),
@@ -267,10 +304,7 @@ pub(crate) fn resolve_command(command: &RunCommand, config: &ImageConfig) -> Res
         RunCommand::Entrypoint(words) => words.iter().collect(),
     };
     if words.is_empty() {
-        return Err(invalid(
-            "the image has neither Entrypoint nor Cmd, and no command was given",
-            "name one",
-        ));
+        return Err(InvalidRequest::NoCommand);
     }
     Ok(CommandLine::Argv(words.into_iter().cloned().collect()))
 }
@@ -391,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_refused_with_a_hint() {
+    fn nonsense_is_refused() {
         let broken: [fn(&mut WorkspaceOptions); 9] = [
             |options| options.memory_mib = Some(1),
             |options| options.cpu_count = Some(0),
@@ -412,7 +446,7 @@ mod tests {
         for change in broken {
             let mut options = WorkspaceOptions::new("x");
             change(&mut options);
-            assert!(check_options(&options).unwrap_err().hint().is_some());
+            assert!(check_options(&options).is_err());
         }
         assert!(check_options(&WorkspaceOptions::new("x")).is_ok());
     }

@@ -1,10 +1,10 @@
-//! What came of a run.
+//! The result of a run.
 
 use jiff::Timestamp;
 use microagent_image::{Image, Origin};
-use microagent_net::Publish;
-use microagent_store::{NetworkMode, Resources, State, WorkspaceName};
+use microagent_model::{NetworkMode, Publish, Resources, State, WorkspaceName};
 use microagent_vm::{OutputReader, StartMode, Timeline};
+use serde::Serialize;
 
 /// A completed run: the command ended, whatever it returned.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub struct RunReport {
 }
 
 /// Which image ran.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct ImageReport {
     /// As the user gave it.
     pub reference: String,

@@ -1,98 +1,105 @@
-//! One-shot runs: image, machine, work, result, and nothing left.
+//! One-shot runs: image, machine, command, result, and nothing left.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use microagent_image::{ImageConfig, PullOptions};
-use microagent_store::{
-    FailureKind, RecordedResult, State, Workload, WorkspaceDir, WorkspaceName, WorkspaceRecord,
-};
-use microagent_vm::{Ended, Outcome, OutputReader, SuperviseError, SupervisorSpec, Work, choose_ports};
-use tokio_util::sync::CancellationToken;
+use jiff::Timestamp;
+use microagent_image::ImageConfig;
+use microagent_model::{FailureKind, SetupStep, State, WorkspaceFailure, WorkspaceName};
+use microagent_store::{RecordedResult, Workload, WorkspaceDir, WorkspaceRecord};
+use microagent_vm::{Ended, Outcome, SuperviseError, SupervisorSpec, Work, choose_ports};
 
+use crate::error::InvalidRequest;
 use crate::limits::check_work;
 use crate::provision::{
-    check_options, invalid, main_request, new_record, new_workload, resolve_command, resolve_resources,
-    setup_steps,
+    FirstStart, Provision, check_options, main_request, new_workload, resolve_command, setup_steps,
 };
-use crate::supervisor_events::{Forward, NoticeCollector, SupervisorProgress};
+use crate::supervisor_events::{
+    EndTranslator, NoticeCollector, Purpose, SupervisorEvents, SupervisorProgress,
+};
 use crate::supervisor_spec::MachineRequest;
-use crate::workspace::lock_error;
-use crate::{Engine, Error, Event, Observer, RunOptions, RunReport, SetupFailure, WorkspaceOptions};
+use crate::workspace::lock_patiently;
+use crate::{Engine, Error, Event, Progress, RunOptions, RunReport, WorkspaceOptions};
 
 impl Engine {
-    /// Runs one command in a machine of its own and gives what came of it. A disposable run leaves nothing;
-    /// a failed one leaves its record in state `failed`, so that its logs can be read.
+    /// Runs one command in a machine of its own and gives its result. A disposable run leaves nothing; one whose
+    /// machine failed leaves its record in state `failed`, so that its logs can be read.
     ///
     /// # Errors
-    /// Fails when the image cannot be had, the machine cannot be started or fails, a setup step fails, the
-    /// time is up, or `cancel` says so. Not when the command returns something else than 0.
-    pub async fn run(
-        &self,
-        options: &RunOptions,
-        observer: &dyn Observer,
-        cancel: &CancellationToken,
-    ) -> Result<RunReport, Error> {
-        check_run(options)?;
+    /// Fails when the image cannot be used, the machine cannot be started or fails, a setup step fails, the time
+    /// limit is reached, or `progress` is cancelled. Not when the command exits with something else than 0.
+    pub async fn run(&self, options: RunOptions, progress: &Progress) -> Result<RunReport, Error> {
+        check_run(&options)?;
         self.prepare()?;
         let name = options.name.clone().map_or_else(generated_name, Ok)?;
-        if options.name.is_some() && self.state().workspace(&name).path().exists() {
-            return Err(Error::NameTaken { name });
-        }
         // Before the image is fetched; the supervisor looks again.
         choose_ports(&options.workspace.publish)?;
-        let disks = self.check_disks(&options.workspace.disks, true)?;
-        let programs = self.host_programs(options.workspace.network)?;
-        // What is missing is better said before an image is fetched.
-        let secrets = self.resolve_secrets(&options.workspace.secrets, cancel).await?;
-        let pull = PullOptions { policy: options.workspace.pull, ..PullOptions::default() };
-        let mut image =
-            self.images().ensure(&options.workspace.image, &pull, &Forward(observer), cancel).await?;
-        let command = resolve_command(&options.command, &image.config)?;
-
-        let (resources, mut notices) = resolve_resources(&options.workspace, &image);
-        notices.iter().for_each(|notice| observer.event(Event::Notice(notice.clone())));
-        let record = new_record(&options.workspace, &name, &image, resources, &disks)?;
-        let record = WorkspaceRecord { disposable: !options.keep, ..record };
-        let workload = new_workload(&options.workspace, &image.config, &record.hostname);
-        check_work(&workload, Some(&command))?;
-        let kept = options.keep.then(|| kept_workload(options, &image.config, &record.hostname));
-        let bundles = self.make_bundles(&disks, cancel).await?;
-        notices.extend(self.make_missing_volumes(&disks, observer)?);
-        let dir = self.create_from_image(&record, &image, kept.as_ref(), bundles)?;
-        // The record names the disk from here on, which keeps it from being pruned.
-        image.release();
-        let work = Work::Run { setup: setup_steps(&workload), command: main_request(&workload, &command) };
-        let spec = self.spec(&programs, &MachineRequest::of(&record, &dir, &image.disk)?.first(), work)?;
-        let spec = secrets.deliver(SupervisorSpec { timeout: options.timeout, ..spec }, &workload.user);
-
-        let backend = programs.decision.backend();
-        observer.event(Event::Booting { workspace: name.to_string(), backend: backend.to_owned() });
-        let noting = NoticeCollector::new(observer);
-        let ended = self.follow(spec, &noting, cancel).await.and_then(|followed| match followed {
-            SupervisorProgress::Ended(ended) => Ok(*ended),
-            SupervisorProgress::Serving => Err(SuperviseError::Vanished { log: dir.supervisor_log() }),
-        });
-        let output = OutputReader::open(&dir.output()).map_err(|source| Error::File {
-            action: "read",
-            path: dir.output(),
-            source,
-        })?;
-        let (noted, published) = noting.into_noted();
-        notices.extend(noted);
-        let (recorded, ended) = match self.judge(ended, &record, options, backend) {
-            Ok(judged) => judged,
-            Err(Judged::Setup(failure)) => {
-                return Err(Error::SetupFailed { workspace: name, failure, output: Box::new(output) });
-            }
-            Err(Judged::Error(error)) => {
-                if record.disposable && matches!(error, Error::Cancelled | Error::DiskBusy { .. }) {
-                    self.remove(&name, &dir)?;
-                }
+        let mut provision = self.provision(&name, &options.workspace, FirstStart::Now, progress).await?;
+        provision.record.disposable = !options.keep;
+        let config = &provision.image.config;
+        let command = resolve_command(&options.command, config)?;
+        check_work(&provision.workload, Some(&command))?;
+        let work = Work::Run {
+            setup: setup_steps(&provision.workload),
+            command: main_request(&provision.workload, &command),
+        };
+        let kept = options.keep.then(|| kept_workload(&options, config, &provision.record.hostname));
+        let dir = self.create_provisioned(&mut provision, kept.as_ref(), progress).await?;
+        let supervisor = match self.launch_run(&mut provision, &options, &dir, work).await {
+            Ok(supervisor) => supervisor,
+            Err(error) => {
+                // Nothing has run, so there is nothing to be read.
+                self.remove(&name, &dir).await?;
                 return Err(error);
             }
         };
+        let backend = provision.programs.backend().to_owned();
+        progress.event(Event::Booting { workspace: name.to_string(), backend });
+        self.finish_run(provision, &dir, supervisor, progress).await
+    }
+
+    async fn launch_run(
+        &self,
+        provision: &mut Provision,
+        options: &RunOptions,
+        dir: &WorkspaceDir,
+        work: Work,
+    ) -> Result<SupervisorEvents, Error> {
+        let machine = MachineRequest::of(&provision.record, dir, &provision.image.disk)?.first();
+        let spec = self.spec(&provision.programs, &machine, work)?;
+        let spec = SupervisorSpec { timeout: options.timeout, ..spec };
+        let secrets = std::mem::take(&mut provision.secrets);
+        Ok(self.launch(secrets.deliver(spec, &provision.workload.user)).await?)
+    }
+
+    /// Waits for the end of a run, and removes what a disposable one does not leave.
+    async fn finish_run(
+        &self,
+        provision: Provision,
+        dir: &WorkspaceDir,
+        supervisor: SupervisorEvents,
+        progress: &Progress,
+    ) -> Result<RunReport, Error> {
+        let Provision { record, workload, image, mut notices, programs, .. } = provision;
+        let labels: Vec<String> = workload.setup.iter().map(SetupStep::label).collect();
+        let end = EndTranslator {
+            purpose: Purpose::Run,
+            workspace: &record.name,
+            backend: programs.backend(),
+            dir,
+            labels: &labels,
+        };
+        let (collector, progress) = NoticeCollector::before(progress);
+        let ended = supervisor.follow(&progress).await;
+        let output = end.output();
+        let (noted, published) = collector.collected();
+        notices.extend(noted);
+        let (recorded, ended) = match completed(ended, &end) {
+            Ok(completed) => completed,
+            Err(error) => return Err(self.run_failed(&record, dir, error).await),
+        };
+        let output = output?;
         if record.disposable {
-            self.remove(&name, &dir)?;
+            self.remove(&record.name, dir).await?;
         }
         if recorded.dropped_bytes > 0 {
             notices.push(format!(
@@ -101,15 +108,15 @@ impl Engine {
             ));
         }
         Ok(RunReport {
-            workspace: name,
+            workspace: record.name,
             final_state: State::Stopped,
             profile: record.profile,
-            resources,
-            network: options.workspace.network,
+            resources: record.resources,
+            network: record.network,
             published,
             hostname: record.hostname,
             image: (&image).into(),
-            backend: backend.to_owned(),
+            backend: programs.backend().to_owned(),
             kept: !record.disposable,
             start: ended.start,
             result: recorded.into(),
@@ -119,113 +126,86 @@ impl Engine {
         })
     }
 
-    /// Tells a completed run from a failed one.
-    fn judge(
-        &self,
-        ended: Result<Ended, SuperviseError>,
-        record: &WorkspaceRecord,
-        options: &RunOptions,
-        backend: &str,
-    ) -> Result<(RecordedResult, Ended), Judged> {
-        let failed = |kind, message, console_tail| {
-            Judged::Error(Error::RunFailed {
-                workspace: record.name.clone(),
-                backend: backend.to_owned(),
-                kind,
-                message,
-                console_tail,
-            })
+    /// What a run that did not complete leaves.
+    async fn run_failed(&self, record: &WorkspaceRecord, dir: &WorkspaceDir, error: Error) -> Error {
+        let left = match &error {
+            Error::Cancelled | Error::DiskBusy { .. } if record.disposable => {
+                self.remove(&record.name, dir).await
+            }
+            Error::RunFailed { kind: FailureKind::SupervisorDied, message, .. } => {
+                self.record_failure(&record.name, dir, FailureKind::SupervisorDied, message).await
+            }
+            _ => Ok(()),
         };
-        let ended = match ended {
-            Ok(ended) => ended,
-            Err(SuperviseError::Vanished { .. }) => {
-                return Err(failed(
-                    FailureKind::SupervisorDied,
-                    "its supervisor was killed".to_owned(),
-                    None,
-                ));
-            }
-            Err(error) => return Err(Judged::Error(error.into())),
-        };
-        match &ended.outcome {
-            Outcome::Completed(recorded) => Ok((recorded.clone(), ended)),
-            Outcome::SetupFailed { step, exit_code, start_error } => Err(Judged::Setup(SetupFailure {
-                step: step + 1,
-                label: options
-                    .workspace
-                    .setup
-                    .get(*step)
-                    .map_or_else(String::new, microagent_store::SetupStep::label),
-                exit_code: *exit_code,
-                start_error: start_error.clone(),
-            })),
-            Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => {
-                Err(Judged::Error(Error::Cancelled))
-            }
-            Outcome::Failed(failure) => {
-                let tail = Some(ended.console_tail.clone()).filter(|tail| !tail.is_empty());
-                Err(failed(failure.kind, failure.message.clone(), tail))
-            }
-            Outcome::Busy => Err(Judged::Error(Error::Busy { name: record.name.clone(), source: None })),
-            Outcome::DiskBusy { disk, holder } => {
-                Err(Judged::Error(Error::DiskBusy { disk: disk.clone(), holder: holder.clone() }))
-            }
-            Outcome::PoweredOff => Err(failed(
-                FailureKind::GuestDied,
-                "the guest turned itself off before its work was done".to_owned(),
-                None,
-            )),
-            Outcome::Prepared
-            | Outcome::Halted
-            | Outcome::Stopped
-            | Outcome::ServiceEnded(_)
-            | Outcome::Quarantined(_)
-            | Outcome::Frozen => Err(failed(
-                FailureKind::Protocol,
-                "its supervisor did other work than asked".to_owned(),
-                None,
-            )),
-        }
+        left.err().unwrap_or(error)
     }
 
-    pub(crate) fn remove(&self, name: &WorkspaceName, dir: &WorkspaceDir) -> Result<(), Error> {
-        let _lock = dir.lock().map_err(|error| lock_error(name, error))?;
-        dir.remove(self.state()).map_err(|source| Error::File {
-            action: "remove",
-            path: dir.path().to_owned(),
-            source,
-        })
+    /// Writes down that a supervisor died before it wrote anything.
+    pub(crate) async fn record_failure(
+        &self,
+        name: &WorkspaceName,
+        dir: &WorkspaceDir,
+        kind: FailureKind,
+        message: &str,
+    ) -> Result<(), Error> {
+        let _lock = lock_patiently(name, dir).await?;
+        let record = WorkspaceRecord::load(dir)?;
+        if record.state != State::Prepared {
+            return Ok(());
+        }
+        let failure = Some(WorkspaceFailure { kind, message: message.to_owned() });
+        WorkspaceRecord { state: State::Failed, changed_at: Timestamp::now(), failure, ..record }
+            .save(dir)?;
+        dir.note_event(State::Failed, Some(message));
+        Ok(())
+    }
+
+    pub(crate) async fn remove(&self, name: &WorkspaceName, dir: &WorkspaceDir) -> Result<(), Error> {
+        let lock = lock_patiently(name, dir).await?;
+        let (state, path) = (self.state().clone(), dir.path().to_owned());
+        let removing = tokio::task::spawn_blocking(move || {
+            let removed = WorkspaceDir::at(&path).remove(&state);
+            drop(lock);
+            removed
+        });
+        let removed = removing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        removed.map_err(|source| Error::File { action: "remove", path: dir.path().to_owned(), source })
     }
 }
 
-/// What a run that did not complete came to.
-enum Judged {
-    Setup(SetupFailure),
-    Error(Error),
+/// Tells a completed run from a failed one.
+fn completed(
+    ended: Result<SupervisorProgress, SuperviseError>,
+    end: &EndTranslator<'_>,
+) -> Result<(RecordedResult, Box<Ended>), Error> {
+    match ended.map_err(|error| end.lost(error))? {
+        SupervisorProgress::Serving(_) => Err(end.still_serving()),
+        SupervisorProgress::Ended(ended) => match &ended.outcome {
+            Outcome::Completed(recorded) => Ok((recorded.clone(), ended)),
+            _ => Err(end.ended(*ended)),
+        },
+    }
 }
 
 /// Refuses what cannot work before anything is done.
-fn check_run(options: &RunOptions) -> Result<(), Error> {
+fn check_run(options: &RunOptions) -> Result<(), InvalidRequest> {
     check_options(&options.workspace)?;
     if options.timeout == Some(Duration::ZERO) {
-        let hint = "give at least 1, or leave --timeout out";
-        return Err(invalid("a timeout of 0 seconds leaves no time to run", hint));
+        return Err(InvalidRequest::NoTime);
     }
     Ok(())
 }
 
-/// What later starts of a kept run find: the image's own settings. What this one run was given is its own.
+/// What later starts of a kept run find: the image's own settings. Variables and setup steps belong to this run alone.
 fn kept_workload(options: &RunOptions, config: &ImageConfig, hostname: &str) -> Workload {
     let settings = WorkspaceOptions { env: Vec::new(), setup: Vec::new(), ..options.workspace.clone() };
     new_workload(&settings, config, hostname)
 }
 
 /// `run-` and the Unix time in nanoseconds.
-fn generated_name() -> Result<WorkspaceName, Error> {
+fn generated_name() -> Result<WorkspaceName, InvalidRequest> {
     let nanoseconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-    format!("run-{nanoseconds:019}")
-        .parse()
-        .map_err(|e: crate::NameError| invalid(e.to_string(), "set the host's clock, or give --name"))
+    format!("run-{nanoseconds:019}").parse().map_err(InvalidRequest::GeneratedName)
 }
 
 #[cfg(test)]

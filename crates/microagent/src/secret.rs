@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 pub use self::error::{SecretError, SecretFault};
-use crate::provision::invalid;
-use crate::{Engine, Error};
+use crate::error::InvalidRequest;
+use crate::{Engine, Error, Progress};
 
 /// Gives the value of an environment variable.
 pub type Lookup = dyn Fn(&str) -> Option<OsString> + Send + Sync;
@@ -106,8 +106,8 @@ pub fn secrets_of_env_file(path: &Path) -> Result<Vec<SecretReference>, Error> {
         if references.iter().any(|earlier| earlier.name == entry.key) {
             continue;
         }
-        let reference = SecretReference::new(&entry.key, source(&entry.key))
-            .map_err(|e| invalid(e.to_string(), "take the variable out of the file, or rename it"))?;
+        let reference =
+            SecretReference::new(&entry.key, source(&entry.key)).map_err(InvalidRequest::SecretName)?;
         references.push(stored(&reference)?);
     }
     Ok(references)
@@ -123,17 +123,13 @@ pub(crate) fn stored(reference: &SecretReference) -> Result<SecretReference, Err
 }
 
 /// Refuses what cannot be delivered, whatever the values are.
-pub(crate) fn check_references(references: &[SecretReference]) -> Result<(), Error> {
+pub(crate) fn check_references(references: &[SecretReference]) -> Result<(), InvalidRequest> {
     if references.len() > SECRETS_MAX {
-        let message = format!("{} secrets are too many", references.len());
-        return Err(invalid(message, &format!("a workspace has at most {SECRETS_MAX}")));
+        return Err(InvalidRequest::TooManySecrets { count: references.len() });
     }
     for (number, reference) in references.iter().enumerate() {
         if references[..number].iter().any(|earlier| earlier.name == reference.name) {
-            return Err(invalid(
-                format!("secret `{}` is given twice", reference.name),
-                "give each secret its own name",
-            ));
+            return Err(InvalidRequest::SecretTwice { name: reference.name.clone() });
         }
     }
     Ok(())
@@ -153,18 +149,18 @@ impl Resolved {
 }
 
 impl Engine {
-    /// Looks for the value of each secret and says what came of it; the values are forgotten at once.
+    /// Looks up the value of each secret and gives the outcome; the values are forgotten at once.
     ///
     /// # Errors
-    /// Fails when `cancel` says so.
+    /// Fails when `progress` is cancelled.
     pub async fn check_secrets(
         &self,
         references: &[SecretReference],
-        cancel: &CancellationToken,
+        progress: &Progress,
     ) -> Result<Vec<SecretCheck>, Error> {
         let mut checks = Vec::new();
         for reference in references {
-            let outcome = unless_cancelled(self.resolve(reference), cancel).await?;
+            let outcome = unless_cancelled(self.resolve(reference), progress.token()).await?;
             let outcome = outcome.map(|value| value.0.len());
             checks.push(SecretCheck { reference: reference.clone(), outcome });
         }
@@ -285,7 +281,7 @@ mod tests {
             [("ENV", b" with blanks "), ("FILE", b" \xff\x00two\nlines\n"), ("DOTENV", b"quoted value")];
         assert_eq!(values, expected);
         assert!(!format!("{resolved:?}").contains("quoted"));
-        let checks = engine.check_secrets(&wanted, &CancellationToken::new()).await.unwrap();
+        let checks = engine.check_secrets(&wanted, &Progress::new()).await.unwrap();
         let lengths: Vec<usize> = checks.iter().map(|check| *check.outcome.as_ref().unwrap()).collect();
         assert_eq!(lengths, [13, 13, 12]);
         assert!(checks.iter().all(|check| check.warning().is_some()));
@@ -317,7 +313,7 @@ mod tests {
         for (text, wanted) in cases {
             let reference = references(&[&text]);
             let error = engine.resolve_secrets(&reference, &CancellationToken::new()).await.unwrap_err();
-            let message = crate::error::with_cause(&error);
+            let message = microagent_proto::chain(&error);
             assert!(message.contains(wanted) && message.contains("`A`"), "{text}: {message}");
             assert!(message.contains(&reference[0].source.to_string()), "{text}: {message}");
             assert!(error.hint().is_some(), "{text}");
@@ -337,13 +333,13 @@ mod tests {
         let engine = engine(&[]);
         engine.resolve_secrets(&wanted(most), &CancellationToken::new()).await.unwrap();
         let error = engine.resolve_secrets(&wanted(most + 1), &CancellationToken::new()).await.unwrap_err();
-        assert!(crate::error::with_cause(&error).contains("together"), "{error}");
+        assert!(microagent_proto::chain(&error).contains("together"), "{error}");
     }
 
     #[test]
     fn no_name_is_given_twice_and_none_is_one_too_many() {
         assert!(check_references(&references(&["A=env:X", "B=env:X"])).is_ok());
-        assert!(check_references(&references(&["A=env:X", "A=env:Y"])).unwrap_err().hint().is_some());
+        assert!(check_references(&references(&["A=env:X", "A=env:Y"])).is_err());
         let many: Vec<SecretReference> =
             (0..=SECRETS_MAX).map(|number| format!("S{number}=env:X").parse().unwrap()).collect();
         assert!(check_references(&many[1..]).is_ok());

@@ -4,7 +4,7 @@
 //! Types, their texts and the schema for editors come from this one place. A file is only read when somebody names it;
 //! its relative paths start at its own directory. What a file says becomes the same options that a program would set
 //! ([`SpecFile::run_options`], [`SpecFile::create_options`]); flags go over them, and that is the caller's business. What
-//! of an existing workspace follows a changed file is [`crate::Engine::apply`]'s.
+//! of an existing workspace follows a changed file is [`crate::Workspace::apply`]'s.
 //!
 //! Keys are spelled as in the files that people have: `memoryMiB`, `setupFiles`. There are no aliases; who writes
 //! `memory_mib` is told.
@@ -15,6 +15,7 @@ mod hints;
 mod options;
 #[cfg(test)]
 mod reference;
+pub mod value;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,8 +24,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use microagent_image::PullPolicy;
-use microagent_net::{AllowRule, EgressMode, Publish};
-use microagent_store::{Artifact, Attachment, NetworkMode, RestartPolicy, SecretReference, WorkspaceName};
+use microagent_model::{
+    AllowRule, Artifact, Attachment, EgressMode, NetworkMode, Publish, RestartPolicy, SecretReference,
+    WorkspaceName,
+};
 use serde::Deserialize;
 
 pub use error::SpecError;

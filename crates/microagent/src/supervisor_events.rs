@@ -1,43 +1,211 @@
-//! Listening to a supervisor until it serves or its machine is gone.
+//! Listens to a supervisor until it serves or its machine has ended, and says what that end means.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use microagent_image::{ImageEvent, Progress};
-use microagent_net::Publish;
-use microagent_vm::{Ended, Report, SuperviseError, SupervisorSpec, Work, launch};
-use tokio_util::sync::CancellationToken;
+use microagent_model::{FailureKind, Publish, WorkspaceName};
+use microagent_store::WorkspaceDir;
+use microagent_vm::{
+    Ended, Launched, Outcome, OutputReader, Report, SuperviseError, SupervisorSpec, Work, launch,
+};
 
-use crate::{Engine, Event, Observer};
+use crate::{Engine, Error, Event, Observer, Progress, SetupFailure};
 
-/// How far a supervisor was followed.
+/// How far a supervisor came.
 pub(crate) enum SupervisorProgress {
-    /// It serves, and needs its caller no more.
-    Serving,
-    /// Its machine is gone.
+    /// Its machine serves. Where the work is detached it does not need its caller any more.
+    Serving(Box<Launched>),
+    /// Its machine has ended.
     Ended(Box<Ended>),
 }
 
+/// A supervisor that was started, and what its events are translated with.
+pub(crate) struct SupervisorEvents {
+    launched: Launched,
+    /// Labels of the setup steps.
+    labels: Vec<String>,
+    started: SystemTime,
+}
+
+impl Engine {
+    /// Starts a supervisor.
+    pub(crate) async fn launch(&self, mut spec: SupervisorSpec) -> Result<SupervisorEvents, SuperviseError> {
+        let started = SystemTime::now();
+        let launched = launch(&self.options().supervisor, &spec).await?;
+        // They are the supervisor's now.
+        spec.configure.secrets.clear();
+        let labels = match spec.work {
+            Work::Run { setup, .. } | Work::Prepare { setup, .. } => {
+                setup.into_iter().map(|step| step.label).collect()
+            }
+            Work::Serve { .. } | Work::Freeze => Vec::new(),
+        };
+        Ok(SupervisorEvents { launched, labels, started })
+    }
+}
+
+impl SupervisorEvents {
+    /// Passes on what the supervisor reports until its machine serves or has ended.
+    pub(crate) async fn follow(mut self, progress: &Progress) -> Result<SupervisorProgress, SuperviseError> {
+        let ended = loop {
+            match self.launched.next(progress.token()).await {
+                Ok(Report::Serving) => return Ok(SupervisorProgress::Serving(Box::new(self.launched))),
+                Ok(Report::Ended(ended)) => break Ok(SupervisorProgress::Ended(ended)),
+                Ok(report) => self.report(report, progress),
+                Err(error) => break Err(error),
+            }
+        };
+        self.launched.join().await;
+        ended
+    }
+
+    fn report(&self, report: Report, progress: &Progress) {
+        let event = match report {
+            Report::Booted => {
+                let elapsed = self.started.elapsed().unwrap_or_default();
+                Event::Booted { elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX) }
+            }
+            Report::Published(published) => Event::Published(published),
+            Report::Notice(notice) => Event::Notice(notice),
+            Report::Setup(step) => Event::Setup {
+                step: step + 1,
+                total: self.labels.len(),
+                label: self.labels.get(step).cloned().unwrap_or_default(),
+            },
+            Report::Command => Event::Command,
+            Report::Serving | Report::Ended(_) => return,
+        };
+        progress.event(event);
+    }
+}
+
+/// What a supervisor was started for, which decides what its end means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To run one command.
+    Run,
+    /// To bring a workspace up: for its service, its setup steps, or to reach its disk.
+    Start,
+    /// To freeze a template.
+    Template,
+}
+
+/// Translates the end of a supervisor into an error.
+pub(crate) struct EndTranslator<'a> {
+    pub(crate) purpose: Purpose,
+    pub(crate) workspace: &'a WorkspaceName,
+    pub(crate) backend: &'a str,
+    /// Where its output is.
+    pub(crate) dir: &'a WorkspaceDir,
+    /// Labels of its setup steps.
+    pub(crate) labels: &'a [String],
+}
+
+impl EndTranslator<'_> {
+    /// The supervisor could not be started, or was lost.
+    pub(crate) fn lost(&self, error: SuperviseError) -> Error {
+        match error {
+            SuperviseError::Vanished { .. } => {
+                self.failed(FailureKind::SupervisorDied, "its supervisor was killed".to_owned(), None)
+            }
+            error => error.into(),
+        }
+    }
+
+    /// It serves, and should have ended.
+    pub(crate) fn still_serving(&self) -> Error {
+        self.other_work()
+    }
+
+    /// The machine ended before it did what it was started for.
+    pub(crate) fn ended(&self, ended: Ended) -> Error {
+        match ended.outcome {
+            Outcome::Busy => Error::Busy { name: self.workspace.clone(), source: None },
+            Outcome::DiskBusy { disk, holder } => Error::DiskBusy { disk, holder },
+            Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => Error::Cancelled,
+            Outcome::Failed(failure) => {
+                let tail = Some(ended.console_tail).filter(|tail| !tail.is_empty());
+                self.failed(failure.kind, failure.message, tail)
+            }
+            Outcome::SetupFailed { step, exit_code, start_error } => {
+                self.setup_failed(step, exit_code, start_error)
+            }
+            Outcome::ServiceEnded(result) if self.purpose == Purpose::Start => {
+                let why = result.start_error.unwrap_or_else(|| format!("exit code {}", result.exit_code));
+                self.failed(FailureKind::Service, format!("its service could not be started: {why}"), None)
+            }
+            Outcome::PoweredOff => {
+                let message = match self.purpose {
+                    Purpose::Run => "the guest turned itself off before its work was done",
+                    _ => "the guest turned itself off",
+                };
+                self.failed(FailureKind::GuestDied, message.to_owned(), None)
+            }
+            Outcome::Stopped | Outcome::Halted if self.purpose == Purpose::Start => {
+                self.failed(FailureKind::Cancelled, "another command ended it".to_owned(), None)
+            }
+            _ => self.other_work(),
+        }
+    }
+
+    fn other_work(&self) -> Error {
+        self.failed(FailureKind::Protocol, "its supervisor did other work than requested".to_owned(), None)
+    }
+
+    fn setup_failed(&self, step: usize, exit_code: i32, start_error: Option<String>) -> Error {
+        let label = self.labels.get(step).cloned().unwrap_or_default();
+        let failure = SetupFailure { step: step + 1, label, exit_code, start_error };
+        match self.output() {
+            Ok(output) => {
+                Error::SetupFailed { workspace: self.workspace.clone(), failure, output: Box::new(output) }
+            }
+            Err(error) => error,
+        }
+    }
+
+    /// What the workload printed.
+    pub(crate) fn output(&self) -> Result<OutputReader, Error> {
+        let path = self.dir.output();
+        OutputReader::open(&path).map_err(|source| Error::File { action: "read", path, source })
+    }
+
+    fn failed(&self, kind: FailureKind, message: String, console_tail: Option<String>) -> Error {
+        let (workspace, backend) = (self.workspace.clone(), self.backend.to_owned());
+        match self.purpose {
+            Purpose::Run => Error::RunFailed { workspace, backend, kind, message, console_tail },
+            Purpose::Start => Error::StartFailed { workspace, backend, kind, message, console_tail },
+            Purpose::Template => Error::TemplateFailed { kind, message },
+        }
+    }
+}
+
 /// Passes events on, and keeps for the report what belongs there.
-pub(crate) struct NoticeCollector<'a> {
-    observer: &'a dyn Observer,
+pub(crate) struct NoticeCollector {
+    progress: Progress,
     notices: Mutex<Vec<String>>,
     published: Mutex<Vec<Publish>>,
 }
 
-impl<'a> NoticeCollector<'a> {
-    pub(crate) fn new(observer: &'a dyn Observer) -> NoticeCollector<'a> {
-        NoticeCollector { observer, notices: Mutex::default(), published: Mutex::default() }
+impl NoticeCollector {
+    /// A collector before an observer, and the progress that leads to it.
+    pub(crate) fn before(progress: &Progress) -> (Arc<NoticeCollector>, Progress) {
+        let collector = Arc::new(NoticeCollector {
+            progress: progress.clone(),
+            notices: Mutex::default(),
+            published: Mutex::default(),
+        });
+        let before = progress.clone().observer(Arc::clone(&collector));
+        (collector, before)
     }
 
-    /// The notices, and the ports that were listened at last.
-    pub(crate) fn into_noted(self) -> (Vec<String>, Vec<Publish>) {
-        let published = self.published.into_inner().unwrap_or_else(PoisonError::into_inner);
-        (self.notices.into_inner().unwrap_or_else(PoisonError::into_inner), published)
+    /// The notices, and the published ports with the numbers that were picked last.
+    pub(crate) fn collected(&self) -> (Vec<String>, Vec<Publish>) {
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (notices, self.published.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
 
-impl Observer for NoticeCollector<'_> {
+impl Observer for NoticeCollector {
     fn event(&self, event: Event) {
         match &event {
             Event::Notice(notice) => {
@@ -48,59 +216,6 @@ impl Observer for NoticeCollector<'_> {
             }
             _ => {}
         }
-        self.observer.event(event);
-    }
-}
-
-impl Engine {
-    /// Starts the supervisor and passes on what it reports until the machine is gone, or on its own.
-    pub(crate) async fn follow(
-        &self,
-        mut spec: SupervisorSpec,
-        observer: &dyn Observer,
-        cancel: &CancellationToken,
-    ) -> Result<SupervisorProgress, SuperviseError> {
-        let begun = SystemTime::now();
-        let mut launched = launch(&self.options().supervisor, &spec).await?;
-        // They are the supervisor's now.
-        spec.configure.secrets.clear();
-        let labels: Vec<&str> = match &spec.work {
-            Work::Run { setup, .. } | Work::Prepare { setup, .. } => {
-                setup.iter().map(|step| step.label.as_str()).collect()
-            }
-            Work::Serve { .. } | Work::Freeze => Vec::new(),
-        };
-        let followed = loop {
-            match launched.next(cancel).await {
-                Ok(Report::Booted) => {
-                    let elapsed_ms = begun
-                        .elapsed()
-                        .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
-                    observer.event(Event::Booted { elapsed_ms });
-                }
-                Ok(Report::Published(published)) => observer.event(Event::Published(published)),
-                Ok(Report::Notice(notice)) => observer.event(Event::Notice(notice)),
-                Ok(Report::Setup(step)) => observer.event(Event::Setup {
-                    step: step + 1,
-                    total: labels.len(),
-                    label: labels.get(step).copied().unwrap_or_default().to_owned(),
-                }),
-                Ok(Report::Command) => observer.event(Event::Command),
-                Ok(Report::Serving) => return Ok(SupervisorProgress::Serving),
-                Ok(Report::Ended(ended)) => break Ok(SupervisorProgress::Ended(ended)),
-                Err(error) => break Err(error),
-            }
-        };
-        launched.join().await;
-        followed
-    }
-}
-
-/// Passes image events on as events.
-pub(crate) struct Forward<'a>(pub(crate) &'a dyn Observer);
-
-impl Progress for Forward<'_> {
-    fn event(&self, event: ImageEvent) {
-        self.0.event(Event::Image(event));
+        self.progress.event(event);
     }
 }

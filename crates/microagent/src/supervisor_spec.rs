@@ -5,11 +5,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use microagent_guest::{Guest, GuestFiles};
-use microagent_net::{EgressPolicy, GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, Publish, name_servers};
+use microagent_model::{Attachment, EgressPolicy, NetworkMode, Publish, Resources};
+use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, name_servers};
 use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
-use microagent_store::{
-    Attachment, Identity, NetworkMode, Resources, WorkspaceDir, WorkspaceRecord, read_limited,
-};
+use microagent_store::{Identity, WorkspaceDir, WorkspaceRecord, read_limited};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::NetworkSpec;
 use microagent_vm::{
@@ -24,12 +23,19 @@ const RESOLV_CONF_LIMIT: u64 = 64 * 1024;
 
 /// The host's programs and files that every machine is started with.
 pub(crate) struct HostPrograms {
-    pub(crate) decision: AccelDecision,
+    decision: AccelDecision,
     qemu: PathBuf,
     network: NetworkMode,
     weak_jail: Vec<String>,
     kernel: PathBuf,
     initramfs: PathBuf,
+}
+
+impl HostPrograms {
+    /// `linux-kvm` or `linux-tcg`.
+    pub(crate) fn backend(&self) -> &'static str {
+        self.decision.backend()
+    }
 }
 
 /// A machine to be started.
@@ -176,10 +182,10 @@ impl Engine {
             state_dir: absolute(self.state().root())?,
             dir: absolute(request.dir.path())?,
             name: request.name.to_owned(),
-            backend: programs.decision.backend().to_owned(),
+            backend: programs.backend().to_owned(),
             machine: MachineSpec {
                 qemu: absolute(&programs.qemu)?,
-                kvm: programs.decision.backend() == "linux-kvm",
+                kvm: programs.backend() == "linux-kvm",
                 kernel: absolute(&programs.kernel)?,
                 initramfs: absolute(&programs.initramfs)?,
                 memory_mib: request.resources.memory_mib,

@@ -4,14 +4,14 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::time::SystemTime;
 
-use microagent_net::EgressPolicy;
-use microagent_store::{FailureKind, NetworkMode, Resources, WorkspaceDir};
+use microagent_model::{EgressPolicy, NetworkMode, Resources, WorkspaceName};
+use microagent_store::WorkspaceDir;
 use microagent_vm::template::{self, TemplateInfo};
-use microagent_vm::{Outcome, Report, SuperviseError, Timeline, Work, launch};
-use tokio_util::sync::CancellationToken;
+use microagent_vm::{Outcome, Timeline, Work};
 
+use crate::supervisor_events::{EndTranslator, Purpose, SupervisorProgress};
 use crate::supervisor_spec::{MachineRequest, new_identity};
-use crate::{Engine, Error};
+use crate::{Engine, Error, Progress};
 
 /// How the supervisor of a freeze is called in lists of processes.
 const NAME: &str = "template-build";
@@ -22,7 +22,7 @@ pub struct Template {
     /// Its key: a digest of everything that it depends on.
     pub key: String,
     /// What runs it, memory in MiB, CPUs, network; `None` when its manifest is damaged.
-    pub shape: Option<TemplateShape>,
+    pub shape: Option<Shape>,
     /// Name of the base disk that it has mounted; `None` for one that every image of its shape starts from.
     pub disk: Option<String>,
     /// When it was frozen.
@@ -37,7 +37,7 @@ pub struct Template {
 
 /// The part of a shape that a user chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TemplateShape {
+pub struct Shape {
     /// Hardware virtualisation or emulation.
     pub kvm: bool,
     /// Guest memory in MiB.
@@ -54,7 +54,7 @@ impl From<TemplateInfo> for Template {
             let name = shape.image.as_ref()?.base.file_stem()?;
             Some(name.to_string_lossy().into_owned())
         });
-        let shape = info.shape.map(|shape| TemplateShape {
+        let shape = info.shape.map(|shape| Shape {
             kvm: shape.kvm,
             memory_mib: shape.memory_mib,
             cpu_count: shape.cpu_count,
@@ -65,23 +65,54 @@ impl From<TemplateInfo> for Template {
     }
 }
 
+/// Which templates are removed by [`Templates::prune`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prune {
+    /// Those that no start uses any more.
+    Stale,
+    /// All.
+    All,
+}
+
+/// The templates of a state directory. Made by [`Engine::templates`].
+#[derive(Debug, Clone)]
+pub struct Templates {
+    engine: Engine,
+}
+
 impl Engine {
-    /// Looks at all templates, most recently used first. Changes nothing.
+    /// The templates of this state directory.
+    pub fn templates(&self) -> Templates {
+        Templates { engine: self.clone() }
+    }
+}
+
+impl Templates {
+    /// Lists templates, most recently used first. Changes nothing.
     ///
     /// # Errors
     /// Fails when the state directory exists and cannot be read.
-    pub fn templates(&self) -> Result<Vec<Template>, Error> {
-        let found = template::list(self.state()).map_err(|source| self.unreadable(source))?;
+    pub fn list(&self) -> Result<Vec<Template>, Error> {
+        let found = template::list(self.engine.state()).map_err(|source| self.unreadable(source))?;
         Ok(found.into_iter().map(Template::from).collect())
     }
 
-    /// Removes templates that are of no use, or all; gives those that went. Machines that run from one keep
-    /// running.
+    /// The template of this key.
+    ///
+    /// # Errors
+    /// Fails when there is none, or the state directory cannot be read.
+    pub fn get(&self, key: &str) -> Result<Template, Error> {
+        let found = self.list()?.into_iter().find(|template| template.key == key);
+        found.ok_or_else(|| Error::NoSuchTemplate { key: key.to_owned() })
+    }
+
+    /// Removes templates; gives those that were removed. Machines that run from one keep running.
     ///
     /// # Errors
     /// Fails when the state directory exists and cannot be read.
-    pub fn template_prune(&self, all: bool) -> Result<Vec<Template>, Error> {
-        let gone = template::prune(self.state(), all).map_err(|source| self.unreadable(source))?;
+    pub fn prune(&self, which: Prune) -> Result<Vec<Template>, Error> {
+        let gone = template::prune(self.engine.state(), which == Prune::All)
+            .map_err(|source| self.unreadable(source))?;
         Ok(gone.into_iter().map(Template::from).collect())
     }
 
@@ -89,28 +120,28 @@ impl Engine {
     /// the time went.
     ///
     /// # Errors
-    /// Fails when the machine does not come up or cannot be frozen, or `cancel` says so. Nothing is left then.
-    pub async fn template_build(
+    /// Fails when the machine does not come up or cannot be frozen, or `progress` is cancelled. Nothing is left then.
+    pub async fn create(
         &self,
         resources: Resources,
         network: NetworkMode,
-        cancel: &CancellationToken,
+        progress: &Progress,
     ) -> Result<Timeline, Error> {
-        self.prepare()?;
-        let programs = self.host_programs(network)?;
-        let tmp = self.state().tmp();
+        let engine = &self.engine;
+        engine.prepare()?;
+        let programs = engine.host_programs(network)?;
+        let tmp = engine.state().tmp();
         let failed = |source| Error::File { action: "create a directory in", path: tmp, source };
         // The supervisor locks its directory, and the scratch directory is locked already.
-        let made = self.state().scratch().and_then(|scratch| {
+        let made = engine.state().scratch().and_then(|scratch| {
             let dir = WorkspaceDir::at(scratch.path().join("machine"));
             DirBuilder::new().mode(0o700).create(dir.path()).map(|()| (scratch, dir))
         });
         let (_scratch, dir) = made.map_err(failed)?;
-        let identity = new_identity()?;
-        let request = MachineRequest {
+        let machine = MachineRequest {
             name: NAME,
             hostname: NAME,
-            identity,
+            identity: new_identity()?,
             resources,
             dir: &dir,
             disk: None,
@@ -118,36 +149,28 @@ impl Engine {
             egress: EgressPolicy::default(),
             disks: &[],
         };
-        let mut spec = self.spec(&programs, &request, Work::Freeze)?;
-        // Asked for by name, whatever the default is.
+        let mut spec = engine.spec(&programs, &machine, Work::Freeze)?;
+        // Requested by name, whatever the default is.
         spec.warm = Ok(());
-        let failed = |kind, message| Error::TemplateFailed { kind, message };
-        let mut launched = launch(&self.options().supervisor, &spec).await?;
-        let ended = loop {
-            match launched.next(cancel).await {
-                Ok(Report::Ended(ended)) => break Ok(*ended),
-                Ok(_) => {}
-                Err(error) => break Err(error),
-            }
+        let name: WorkspaceName = NAME.parse().expect("the name of the supervisor is a name");
+        let end = EndTranslator {
+            purpose: Purpose::Template,
+            workspace: &name,
+            backend: programs.backend(),
+            dir: &dir,
+            labels: &[],
         };
-        launched.join().await;
-        match ended {
-            Ok(ended) => match ended.outcome {
-                Outcome::Frozen => Ok(ended.timeline),
-                Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => Err(Error::Cancelled),
-                Outcome::Failed(failure) => Err(failed(failure.kind, failure.message)),
-                _ => {
-                    Err(failed(FailureKind::Protocol, "its supervisor did other work than asked".to_owned()))
-                }
-            },
-            Err(SuperviseError::Vanished { .. }) => {
-                Err(failed(FailureKind::SupervisorDied, "its supervisor was killed".to_owned()))
+        let supervisor = engine.launch(spec).await?;
+        match supervisor.follow(progress).await.map_err(|error| end.lost(error))? {
+            SupervisorProgress::Ended(ended) if matches!(ended.outcome, Outcome::Frozen) => {
+                Ok(ended.timeline)
             }
-            Err(error) => Err(error.into()),
+            SupervisorProgress::Ended(ended) => Err(end.ended(*ended)),
+            SupervisorProgress::Serving(_) => Err(end.still_serving()),
         }
     }
 
     fn unreadable(&self, source: std::io::Error) -> Error {
-        Error::File { action: "read", path: self.state().templates(), source }
+        Error::File { action: "read", path: self.engine.state().templates(), source }
     }
 }

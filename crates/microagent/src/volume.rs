@@ -1,4 +1,4 @@
-//! Named volumes: made, looked at, grown, deleted. What attaches them is [`crate::disks`].
+//! Named volumes: create, list, resize, delete. They are attached by [`crate::disks`].
 
 use std::fs::File;
 use std::io;
@@ -7,24 +7,24 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use microagent_ext4::{BLOCK_SIZE, Builder, Meta, Options, ROOT};
-use microagent_model::DISK_MIB_MAX;
-use microagent_proto::UNUSED_SINCE;
+use microagent_model::{DISK_MIB_MAX, DiskSource, State, VolumeName, WorkspaceName};
+use microagent_proto::{UNUSED_SINCE, chain};
 use microagent_store::{
-    Access, DiskSource, HeldVolume, HoldError, State, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeName,
-    VolumeRecord, WorkspaceName, WorkspaceRecord, open_file,
+    Access, HeldVolume, HoldError, LockError, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeRecord,
+    WorkspaceRecord, open_file,
 };
 use serde::Serialize;
 
-use crate::error::with_cause;
-use crate::provision::{MIB, invalid};
+use crate::error::InvalidRequest;
+use crate::provision::MIB;
 use crate::supervisor_spec::random;
 use crate::{Engine, Error};
 
 /// Size of a volume unless another is asked for, in MiB.
-pub const VOLUME_SIZE_MIB: u64 = 1024;
+pub const SIZE_MIB: u64 = 1024;
 
 /// Sizes that a volume can have, in MiB, from what a file system takes for itself.
-const SIZE_RANGE_MIB: std::ops::RangeInclusive<u64> = 16..=DISK_MIB_MAX;
+pub(crate) const SIZE_RANGE_MIB: std::ops::RangeInclusive<u64> = 16..=DISK_MIB_MAX;
 
 /// Largest file system that is written whole, in MiB; the guest's kernel grows it to the rest. Each GiB has 64 KiB of
 /// tables of its own.
@@ -58,7 +58,7 @@ pub struct Volume {
 
 /// How far deleting a volume goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VolumeDeleteMode {
+pub enum DeleteMode {
     /// Only one that no workspace has or names.
     Unused,
     /// Kills the workspace that has it first, and takes it from those that name it: they do not start any more.
@@ -67,7 +67,7 @@ pub enum VolumeDeleteMode {
 
 /// What deleting a volume did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct VolumeDeletion {
+pub struct Deletion {
     /// Whether there was something to delete.
     pub deleted: bool,
     /// The workspace that was killed for it.
@@ -76,15 +76,28 @@ pub struct VolumeDeletion {
     pub missed_by: Vec<WorkspaceName>,
 }
 
+/// The volumes of a state directory. Made by [`Engine::volumes`].
+#[derive(Debug, Clone)]
+pub struct Volumes {
+    engine: Engine,
+}
+
 impl Engine {
+    /// The volumes of this state directory.
+    pub fn volumes(&self) -> Volumes {
+        Volumes { engine: self.clone() }
+    }
+}
+
+impl Volumes {
     /// Makes a volume: an empty ext4 file system without `lost+found`, sparse, of this size.
     ///
     /// # Errors
     /// Fails when the name is taken, the size is none that a volume can have, or the disk cannot be written. Nothing
     /// is left then.
-    pub fn create_volume(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
+    pub fn create(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
         check_size(size_mib)?;
-        self.prepare()?;
+        self.engine.prepare()?;
         let record = VolumeRecord {
             format: VOLUME_FORMAT,
             name: name.clone(),
@@ -92,7 +105,7 @@ impl Engine {
             size_mib,
         };
         let uuid = random_uuid()?;
-        let made = self.state().create_volume(name, |dir| {
+        let made = self.engine.state().create_volume(name, |dir| {
             write_disk(dir, size_mib, uuid)?;
             record.save(dir).map_err(io::Error::other)
         });
@@ -100,40 +113,40 @@ impl Engine {
             io::ErrorKind::AlreadyExists => Error::VolumeExists { name: name.clone() },
             _ => Error::File {
                 action: "create volume",
-                path: self.state().volume(name).path().to_owned(),
+                path: self.engine.state().volume(name).path().to_owned(),
                 source,
             },
         })?;
-        self.volume(name)
+        self.get(name)
     }
 
     /// All volumes by name. Changes nothing; one with a damaged record is in the list, too.
     ///
     /// # Errors
     /// Fails when there are volumes and their directory cannot be read.
-    pub fn volumes(&self) -> Result<Vec<Volume>, Error> {
-        let names = self.state().volume_names().map_err(|source| Error::File {
+    pub fn list(&self) -> Result<Vec<Volume>, Error> {
+        let names = self.engine.state().volume_names().map_err(|source| Error::File {
             action: "read",
-            path: self.state().volumes(),
+            path: self.engine.state().volumes(),
             source,
         })?;
-        Ok(names.iter().filter_map(|name| self.observe_volume(name)).collect())
+        Ok(names.iter().filter_map(|name| self.observe(name)).collect())
     }
 
     /// Looks at one volume. Changes nothing.
     ///
     /// # Errors
     /// Fails when there is none.
-    pub fn volume(&self, name: &VolumeName) -> Result<Volume, Error> {
-        self.observe_volume(name).ok_or_else(|| Error::NoSuchVolume { name: name.clone() })
+    pub fn get(&self, name: &VolumeName) -> Result<Volume, Error> {
+        self.observe(name).ok_or_else(|| Error::NoSuchVolume { name: name.clone() })
     }
 
-    fn observe_volume(&self, name: &VolumeName) -> Option<Volume> {
-        let dir = self.state().volume(name);
+    fn observe(&self, name: &VolumeName) -> Option<Volume> {
+        let dir = self.engine.state().volume(name);
         let (record, problem) = match VolumeRecord::load(&dir) {
             Ok(record) => (Some(record), None),
             Err(_) if !dir.path().is_dir() => return None,
-            Err(error) => (None, Some(with_cause(&error))),
+            Err(error) => (None, Some(chain(&error))),
         };
         Some(Volume {
             name: name.clone(),
@@ -150,15 +163,14 @@ impl Engine {
     ///
     /// # Errors
     /// Fails when there is none, it is in use, or the size is smaller than it is or none that a volume can have.
-    pub fn resize_volume(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
-        let dir = self.existing_volume(name)?;
+    pub fn resize(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
+        let dir = self.existing(name)?;
         let _held = hold(name, &dir)?;
         let record = VolumeRecord::load(&dir).map_err(|e| Error::from_volume(name, e))?;
         if size_mib < record.size_mib {
-            return Err(invalid(
-                format!("volume `{name}` has {} MiB, and a volume cannot shrink", record.size_mib),
-                "make a smaller one and copy the files: attach both to one workspace and use cp -a there",
-            ));
+            return Err(
+                InvalidRequest::VolumeShrinks { name: name.clone(), size_mib: record.size_mib }.into()
+            );
         }
         check_size(size_mib)?;
         let grown = open_file(&dir.disk(), Access::Modify).and_then(|file| {
@@ -168,46 +180,39 @@ impl Engine {
         });
         grown.map_err(|source| Error::File { action: "grow", path: dir.disk(), source })?;
         VolumeRecord { size_mib, ..record }.save(&dir)?;
-        self.volume(name)
+        self.get(name)
     }
 
     /// Removes a volume with everything on it. One that is not there is not an error.
     ///
     /// # Errors
-    /// Fails when a workspace has it or names it and `mode` is [`VolumeDeleteMode::Unused`], when who has it cannot be
+    /// Fails when a workspace has it or names it and `mode` is [`DeleteMode::Unused`], when who has it cannot be
     /// ended, or its files cannot be removed.
-    pub async fn delete_volume(
-        &self,
-        name: &VolumeName,
-        mode: VolumeDeleteMode,
-    ) -> Result<VolumeDeletion, Error> {
-        let Ok(dir) = self.existing_volume(name) else {
-            return Ok(VolumeDeletion { deleted: false, killed: None, missed_by: Vec::new() });
+    pub async fn delete(&self, name: &VolumeName, mode: DeleteMode) -> Result<Deletion, Error> {
+        let Ok(dir) = self.existing(name) else {
+            return Ok(Deletion { deleted: false, killed: None, missed_by: Vec::new() });
         };
         let killed = match dir.holder() {
-            Some(holder) if mode == VolumeDeleteMode::Force => Some(self.end_holder(&holder).await?),
+            Some(holder) if mode == DeleteMode::Force => Some(self.end_holder(&holder).await?),
             _ => None,
         };
         let held = hold(name, &dir)?;
         let named_by = self.named_by(name)?;
-        if mode == VolumeDeleteMode::Unused && !named_by.is_empty() {
+        if mode == DeleteMode::Unused && !named_by.is_empty() {
             return Err(Error::VolumeNamed { name: name.clone(), workspaces: named_by });
         }
-        held.remove(self.state()).map_err(|source| Error::File {
+        held.remove(self.engine.state()).map_err(|source| Error::File {
             action: "remove",
             path: dir.path().to_owned(),
             source,
         })?;
-        Ok(VolumeDeletion { deleted: true, killed, missed_by: named_by })
+        Ok(Deletion { deleted: true, killed, missed_by: named_by })
     }
 
     /// Kills the workspace that has a volume. A run's is gone afterwards, or in state `failed`.
     async fn end_holder(&self, holder: &VolumeHolder) -> Result<WorkspaceName, Error> {
-        let workspace: WorkspaceName = holder
-            .workspace
-            .parse()
-            .map_err(|e: crate::NameError| invalid(e.to_string(), "end the command that has the volume"))?;
-        match self.kill(&workspace).await {
+        let workspace: WorkspaceName = holder.workspace.parse().map_err(InvalidRequest::VolumeHolder)?;
+        match self.engine.workspace(&workspace).kill().await {
             // A run that goes away removes its workspace.
             Ok(_) | Err(Error::NoSuchWorkspace { .. }) => Ok(workspace),
             Err(Error::Record(error)) if error.is_not_found() => Ok(workspace),
@@ -217,7 +222,7 @@ impl Engine {
 
     /// Workspaces whose starts attach it.
     fn named_by(&self, name: &VolumeName) -> Result<Vec<WorkspaceName>, Error> {
-        let state = self.state();
+        let state = self.engine.state();
         let names = state.workspace_names().map_err(|source| Error::File {
             action: "read",
             path: state.workspaces(),
@@ -235,8 +240,8 @@ impl Engine {
         Ok(names.into_iter().filter(names_it).collect())
     }
 
-    fn existing_volume(&self, name: &VolumeName) -> Result<VolumeDir, Error> {
-        let dir = self.state().volume(name);
+    fn existing(&self, name: &VolumeName) -> Result<VolumeDir, Error> {
+        let dir = self.engine.state().volume(name);
         if dir.path().is_dir() { Ok(dir) } else { Err(Error::NoSuchVolume { name: name.clone() }) }
     }
 }
@@ -244,22 +249,18 @@ impl Engine {
 fn hold(name: &VolumeName, dir: &VolumeDir) -> Result<HeldVolume, Error> {
     dir.hold().map_err(|error| match error {
         HoldError::Held { holder, .. } => Error::DiskBusy { disk: format!("volume `{name}`"), holder },
-        HoldError::Lock { source: microagent_store::LockError::Open { path, source }, .. } => {
+        HoldError::Lock { source: LockError::Open { path, source }, .. } => {
             Error::File { action: "lock", path, source }
         }
         error => Error::DiskBusy { disk: error.to_string(), holder: None },
     })
 }
 
-fn check_size(size_mib: u64) -> Result<(), Error> {
-    if SIZE_RANGE_MIB.contains(&size_mib) {
-        return Ok(());
+fn check_size(size_mib: u64) -> Result<(), InvalidRequest> {
+    match SIZE_RANGE_MIB.contains(&size_mib) {
+        true => Ok(()),
+        false => Err(InvalidRequest::VolumeSize { size_mib }),
     }
-    let (least, most) = (SIZE_RANGE_MIB.start(), SIZE_RANGE_MIB.end());
-    Err(invalid(
-        format!("a volume cannot have {size_mib} MiB"),
-        &format!("give --size-mib {least} to {most}; the space is taken only as it is written to"),
-    ))
 }
 
 /// A random UUID (version 4).
@@ -326,7 +327,7 @@ mod tests {
     fn a_volume_of_any_size_is_sparse_and_clean() {
         let (_dir, engine) = engine();
         for size_mib in [16, 17, 64, 129, 1000, 1024, 5000, 64 * 1024] {
-            let volume = engine.create_volume(&name("data"), size_mib).unwrap();
+            let volume = engine.volumes().create(&name("data"), size_mib).unwrap();
             assert_eq!(volume.path.metadata().unwrap().len(), size_mib * MIB);
             assert!(volume.bytes < 5 * MIB, "{size_mib} MiB take {} bytes", volume.bytes);
             e2fsck(&volume);
@@ -337,32 +338,32 @@ mod tests {
     #[tokio::test]
     async fn a_volume_lives_from_create_to_delete() {
         let (_dir, engine) = engine();
-        assert!(engine.volumes().unwrap().is_empty());
+        assert!(engine.volumes().list().unwrap().is_empty());
         let data = name("data");
-        assert!(matches!(engine.volume(&data), Err(Error::NoSuchVolume { .. })));
-        let made = engine.create_volume(&data, 64).unwrap();
+        assert!(matches!(engine.volumes().get(&data), Err(Error::NoSuchVolume { .. })));
+        let made = engine.volumes().create(&data, 64).unwrap();
         assert_eq!((made.size_mib, made.attached_to, made.problem), (Some(64), None, None));
-        assert!(matches!(engine.create_volume(&data, 64), Err(Error::VolumeExists { .. })));
-        engine.create_volume(&name("another"), 64).unwrap();
-        let names: Vec<_> = engine.volumes().unwrap().into_iter().map(|volume| volume.name).collect();
+        assert!(matches!(engine.volumes().create(&data, 64), Err(Error::VolumeExists { .. })));
+        engine.volumes().create(&name("another"), 64).unwrap();
+        let names: Vec<_> = engine.volumes().list().unwrap().into_iter().map(|volume| volume.name).collect();
         assert_eq!(names, [name("another"), data.clone()]);
 
-        assert_eq!(engine.resize_volume(&data, 256).unwrap().size_mib, Some(256));
+        assert_eq!(engine.volumes().resize(&data, 256).unwrap().size_mib, Some(256));
         assert_eq!(made.path.metadata().unwrap().len(), 256 * MIB);
-        let refused = engine.resize_volume(&data, 255).unwrap_err();
+        let refused = engine.volumes().resize(&data, 255).unwrap_err();
         assert!(refused.to_string().contains("cannot shrink"), "{refused}");
-        assert!(engine.resize_volume(&name("none"), 256).is_err());
+        assert!(engine.volumes().resize(&name("none"), 256).is_err());
 
         let held = engine.state().volume(&data).hold().unwrap();
         for refused in [
-            engine.resize_volume(&data, 300).unwrap_err(),
-            engine.delete_volume(&data, VolumeDeleteMode::Unused).await.unwrap_err(),
+            engine.volumes().resize(&data, 300).unwrap_err(),
+            engine.volumes().delete(&data, DeleteMode::Unused).await.unwrap_err(),
         ] {
             assert!(refused.is_retryable(), "{refused}");
         }
         drop(held);
-        assert!(engine.delete_volume(&data, VolumeDeleteMode::Unused).await.unwrap().deleted);
-        assert!(!engine.delete_volume(&data, VolumeDeleteMode::Unused).await.unwrap().deleted);
+        assert!(engine.volumes().delete(&data, DeleteMode::Unused).await.unwrap().deleted);
+        assert!(!engine.volumes().delete(&data, DeleteMode::Unused).await.unwrap().deleted);
     }
 
     #[test]
@@ -373,10 +374,10 @@ mod tests {
             File::open(&volume.path).unwrap().read_exact_at(&mut uuid, 1024 + 0x68).unwrap();
             uuid
         };
-        let [a, b] = ["a", "b"].map(|text| engine.create_volume(&name(text), 16).unwrap());
+        let [a, b] = ["a", "b"].map(|text| engine.volumes().create(&name(text), 16).unwrap());
         assert_ne!(uuid(&a), uuid(&b));
         for size_mib in [0, 15, 8 * 1024 * 1024 + 1, u64::MAX] {
-            let refused = engine.create_volume(&name("c"), size_mib).unwrap_err();
+            let refused = engine.volumes().create(&name("c"), size_mib).unwrap_err();
             assert!(refused.hint().is_some());
         }
     }
@@ -384,9 +385,9 @@ mod tests {
     #[test]
     fn a_damaged_record_is_a_row_and_not_an_error() {
         let (_dir, engine) = engine();
-        engine.create_volume(&name("data"), 16).unwrap();
+        engine.volumes().create(&name("data"), 16).unwrap();
         std::fs::write(engine.state().volume(&name("data")).record(), "{").unwrap();
-        let volumes = engine.volumes().unwrap();
+        let volumes = engine.volumes().list().unwrap();
         assert!(volumes[0].problem.as_ref().is_some_and(|problem| problem.contains("damaged")));
         assert_eq!(volumes[0].size_mib, None);
     }

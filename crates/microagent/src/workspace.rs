@@ -1,82 +1,169 @@
-//! Saved workspaces: list, look at, delete.
+//! A workspace by its name: what can be done with one that is kept between its starts.
 
-use std::time::{Duration, Instant};
+mod apply;
+mod artifact;
+mod clone;
+mod commit;
+mod console;
+mod copy;
+mod egress;
+mod exec;
+mod lifecycle;
+mod logs;
+mod network;
+mod observe;
+mod supervise;
+
+use std::time::Duration;
 
 use jiff::Timestamp;
-use microagent_store::{
-    Failure, LockError, ProcessId, RestartPolicy, State, StateDir, WorkspaceDir, WorkspaceName,
-    WorkspaceRecord,
+use microagent_model::{
+    Artifact, Attachment, ImageIdentity, LinkState, NetworkMode, Resources, RestartPolicy, SecretReference,
+    State, WorkspaceFailure, WorkspaceName,
 };
+use microagent_proto::chain;
+use microagent_store::{LockError, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord};
 use serde::Serialize;
+use tokio::time::{Instant, sleep};
 
-use crate::error::with_cause;
-use crate::{Engine, Error, PortForward};
+use crate::error::Action;
+use crate::{Engine, Error};
+
+pub(crate) use apply::setup_digest;
+pub use apply::{Applied, ApplyMode, Change, ChangeKind};
+pub use commit::{CommitOptions, CommitReport};
+pub use console::Console;
+pub use copy::{CopySource, CopyTarget, SymlinkMode};
+pub use exec::{
+    Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, StdinMode, Terminal,
+};
+pub(crate) use lifecycle::refused;
+pub use lifecycle::{REASON_LIMIT, StartOptions};
+pub use logs::{LogOptions, last_lines};
+pub use network::{GuestAddresses, NetworkDetails, PortForward};
+pub use observe::{Inspection, Stats};
+pub use supervise::SuperviseOptions;
 
 /// How long a killed supervisor may take to be gone; it has nothing to flush.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// One line of `list`.
-#[derive(Debug, Clone, Serialize)]
+/// How long a lock is waited for whose holder was just killed, or is about to end.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A workspace by its name. Cheap: an engine and a name, no lock, no process, and no promise that the workspace exists.
+///
+/// Made by [`Engine::workspace`] and [`Engine::create`].
+#[derive(Debug, Clone)]
+pub struct Workspace {
+    engine: Engine,
+    name: WorkspaceName,
+}
+
+/// One line of [`Engine::list`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct WorkspaceSummary {
     /// Name.
     pub name: WorkspaceName,
-    /// State that is true now; `None` for a damaged record.
+    /// State, checked against its processes; `None` for a damaged record.
     pub state: Option<State>,
-    /// What ran it last.
+    /// Backend of its newest machine.
     pub backend: Option<String>,
     /// Profile.
     pub profile: Option<String>,
     /// Network mode.
-    pub network: Option<microagent_store::NetworkMode>,
-    /// Published ports, as [`crate::NetworkDetails`] has them.
+    pub network: Option<NetworkMode>,
+    /// Published ports, as [`NetworkDetails`] has them.
     pub port_forwards: Vec<PortForward>,
     /// Restart policy.
     pub restart: RestartPolicy,
     /// Whether its machine exists now, in whatever state.
-    #[serde(skip)]
     pub has_machine: bool,
-    /// When this was looked at.
+    /// When this was observed.
     pub observed_at: Timestamp,
     /// Why it failed, or what is wrong with its record.
     pub problem: Option<String>,
 }
 
-/// A workspace as recorded, with what is true now.
+/// A workspace as recorded, with the state that is true now.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct WorkspaceDetails {
-    /// The record.
-    pub record: WorkspaceRecord,
-    /// State that is true now.
+    /// Name.
+    pub name: WorkspaceName,
+    /// State, checked against its processes.
     pub state: State,
     /// Why it failed.
-    pub failure: Option<Failure>,
+    pub failure: Option<WorkspaceFailure>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When its state last changed.
+    pub changed_at: Timestamp,
+    /// Where its disk came from.
+    pub image: ImageIdentity,
+    /// Name of the profile: that of its machine, else that of the next start.
+    pub profile: String,
+    /// Sizes: those of its machine, else those of the next start.
+    pub resources: Resources,
+    /// How its guest reaches the network.
+    pub network: NetworkMode,
+    /// Whether the network works; `None` without network or machine.
+    pub link: Option<LinkState>,
+    /// Its published ports. While it has a machine, with the ports of the host that were picked.
+    pub port_forwards: Vec<PortForward>,
+    /// Host name in the guest.
+    pub hostname: String,
+    /// When `supervise` restarts it.
+    pub restart: RestartPolicy,
+    /// Backend of its newest machine: `linux-kvm` or `linux-tcg`.
+    pub backend: Option<String>,
+    /// Its supervisor, while it has a machine.
+    pub supervisor_pid: Option<i32>,
+    /// QEMU, while it has a machine.
+    pub vmm_pid: Option<i32>,
+    /// Its disks beside the root disk, in the order in which they are mounted.
+    pub disks: Vec<Attachment>,
+    /// Its declared artifacts.
+    pub outputs: Vec<Artifact>,
+    /// Where its secrets come from.
+    pub secrets: Vec<SecretReference>,
+    /// Whether it belongs to a run that leaves nothing, or was left by one that failed.
+    pub disposable: bool,
+    /// Walls of QEMU's jail that its newest machine started without.
+    pub weak_jail: Vec<String>,
+    /// Whether its newest machine ended because a client requested it.
+    pub ended_on_request: bool,
 }
 
-/// What is done to a workspace that goes.
-pub(crate) const DELETE: &str = "delete it";
-
-/// How far `delete` goes.
+/// How far [`Workspace::delete`] goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeleteMode {
     /// Only a resting workspace.
     Resting,
-    /// Shuts a live one down first, unless it is quarantined.
+    /// Shuts a running one down first, unless it is quarantined.
     Stop,
-    /// Kills a live one first, and one that is quarantined.
+    /// Kills a running one first, and one that is quarantined.
     Kill,
 }
 
-/// What `delete` did.
+/// What [`Workspace::delete`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Deletion {
     /// Whether there was something to delete.
     pub deleted: bool,
-    /// Whether a live machine was ended for it.
+    /// Whether a machine was ended for it.
     pub ended: bool,
 }
 
 impl Engine {
-    /// Lists saved workspaces by name. Changes nothing; a damaged record is a row, not an error.
+    /// The workspace of this name, whether it exists or not.
+    pub fn workspace(&self, name: &WorkspaceName) -> Workspace {
+        Workspace { engine: self.clone(), name: name.clone() }
+    }
+
+    /// Lists workspaces by name. Changes nothing; a damaged record is a row, not an error.
     ///
     /// # Errors
     /// Fails when the state directory exists and cannot be read.
@@ -89,24 +176,42 @@ impl Engine {
         })?;
         Ok(names.into_iter().filter_map(|name| summary(state, name)).collect())
     }
+}
 
-    /// Looks at one workspace.
-    ///
-    /// # Errors
-    /// Fails when there is none or its record is damaged.
-    pub fn workspace(&self, name: &WorkspaceName) -> Result<WorkspaceDetails, Error> {
-        let record = self.observe(name)?;
-        Ok(WorkspaceDetails { state: record.observed_state(), failure: record.observed_failure(), record })
+impl Workspace {
+    /// Its name.
+    pub fn name(&self) -> &WorkspaceName {
+        &self.name
     }
 
-    /// Removes a workspace: record, disk, logs. One that is not there is not an error.
+    /// The engine that it belongs to.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// What is recorded of it, and the state that is true now.
     ///
     /// # Errors
-    /// Fails when it is live and `mode` is [`DeleteMode::Resting`], it does not shut down as `mode` says, another
+    /// Fails when it does not exist or its record is damaged.
+    pub fn details(&self) -> Result<WorkspaceDetails, Error> {
+        Ok(self.observe()?.into())
+    }
+
+    /// The state that is true now.
+    ///
+    /// # Errors
+    /// As [`Workspace::details`].
+    pub fn state(&self) -> Result<State, Error> {
+        Ok(self.observe()?.observed_state())
+    }
+
+    /// Removes it: record, disk, logs. One that does not exist is not an error.
+    ///
+    /// # Errors
+    /// Fails when it is running and `mode` is [`DeleteMode::Resting`], it does not shut down as `mode` says, another
     /// command holds it, or its files cannot be removed.
-    pub async fn delete(&self, name: &WorkspaceName, mode: DeleteMode) -> Result<Deletion, Error> {
-        let state = self.state();
-        let dir = state.workspace(name);
+    pub async fn delete(&self, mode: DeleteMode) -> Result<Deletion, Error> {
+        let dir = self.dir();
         if !dir.path().exists() {
             return Ok(Deletion { deleted: false, ended: false });
         }
@@ -115,38 +220,78 @@ impl Engine {
         let live = observed.ok().filter(|state| !state.is_resting());
         match (live, mode) {
             (None, _) => {}
-            (Some(_), DeleteMode::Kill) => drop(self.kill(name).await?),
+            (Some(_), DeleteMode::Kill) => drop(self.kill().await?),
             // What somebody has put aside to be examined does not go with the rest.
             (Some(state), DeleteMode::Resting) | (Some(state @ State::Quarantined), _) => {
-                return Err(Error::WrongState { name: name.clone(), state, action: DELETE });
+                return Err(self.wrong_state(state, Action::Delete));
             }
-            (Some(_), DeleteMode::Stop) => drop(self.stop(name).await?),
+            (Some(_), DeleteMode::Stop) => drop(self.stop().await?),
         }
-        let _lock = lock_patiently(name, &dir)?;
-        dir.remove(state).map_err(|source| Error::File {
-            action: "remove",
-            path: dir.path().to_owned(),
-            source,
-        })?;
+        self.engine.remove(&self.name, &dir).await?;
         Ok(Deletion { deleted: true, ended: live.is_some() })
     }
 
-    pub(crate) fn existing(&self, name: &WorkspaceName) -> Result<WorkspaceDir, Error> {
-        let dir = self.state().workspace(name);
-        if dir.path().is_dir() { Ok(dir) } else { Err(Error::NoSuchWorkspace { name: name.clone() }) }
+    /// Its directory, whether it exists or not.
+    pub(crate) fn dir(&self) -> WorkspaceDir {
+        self.engine.state().workspace(&self.name)
     }
 
-    pub(crate) fn load(&self, name: &WorkspaceName) -> Result<WorkspaceRecord, Error> {
-        Ok(WorkspaceRecord::load(&self.existing(name)?)?)
+    fn existing(&self) -> Result<WorkspaceDir, Error> {
+        let dir = self.dir();
+        if dir.path().is_dir() { Ok(dir) } else { Err(Error::NoSuchWorkspace { name: self.name.clone() }) }
+    }
+
+    fn load(&self) -> Result<WorkspaceRecord, Error> {
+        Ok(WorkspaceRecord::load(&self.existing()?)?)
     }
 
     /// The record with the state that is true now.
-    pub(crate) fn observe(&self, name: &WorkspaceName) -> Result<WorkspaceRecord, Error> {
-        Ok(WorkspaceRecord::observe(&self.existing(name)?)?)
+    pub(crate) fn observe(&self) -> Result<WorkspaceRecord, Error> {
+        Ok(WorkspaceRecord::observe(&self.existing()?)?)
+    }
+
+    pub(crate) fn wrong_state(&self, state: State, action: Action) -> Error {
+        Error::WrongState { name: self.name.clone(), state, action }
+    }
+
+    fn damaged(&self, source: microagent_store::ReadError) -> Error {
+        Error::Record(microagent_store::LoadError::Read { name: self.name.to_string(), source })
     }
 }
 
-/// `None` when the workspace was deleted while we looked.
+impl From<WorkspaceRecord> for WorkspaceDetails {
+    fn from(record: WorkspaceRecord) -> WorkspaceDetails {
+        let has_machine = record.has_machine();
+        let pid =
+            |process: &Option<ProcessId>| process.as_ref().filter(|_| has_machine).map(|process| process.pid);
+        WorkspaceDetails {
+            state: record.observed_state(),
+            failure: record.observed_failure(),
+            created_at: record.created_at,
+            changed_at: record.changed_at,
+            profile: record.observed_profile().to_owned(),
+            resources: record.observed_resources(),
+            network: record.network,
+            link: record.observed_link(),
+            port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
+            restart: record.restart,
+            supervisor_pid: pid(&record.supervisor),
+            vmm_pid: pid(&record.vmm),
+            name: record.name,
+            image: record.image,
+            hostname: record.hostname,
+            backend: record.backend,
+            disks: record.disks,
+            outputs: record.outputs,
+            secrets: record.secrets,
+            disposable: record.disposable,
+            weak_jail: record.weak_jail,
+            ended_on_request: record.asked_to_end,
+        }
+    }
+}
+
+/// `None` when the workspace was deleted meanwhile.
 fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
     let observed_at = Timestamp::now();
     match WorkspaceRecord::observe(&state.workspace(&name)) {
@@ -173,42 +318,40 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             port_forwards: Vec::new(),
             restart: RestartPolicy::default(),
             observed_at,
-            problem: Some(with_cause(&error)),
+            problem: Some(chain(&error)),
         }),
     }
 }
 
 /// Kills supervisor and VMM; the supervisor first, so that it cannot report the VMM's death.
-pub(crate) fn kill(record: &WorkspaceRecord) {
+async fn kill_processes(record: &WorkspaceRecord) {
     let processes = [&record.supervisor, &record.vmm];
     for process in processes.into_iter().flatten() {
         process.kill();
     }
     let deadline = Instant::now() + KILL_PATIENCE;
     while processes.into_iter().flatten().any(ProcessId::is_alive) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(2));
+        sleep(Duration::from_millis(2)).await;
     }
 }
 
 /// A supervisor that was just killed lets go of the lock a moment later.
-pub(crate) fn lock_patiently(
+pub(crate) async fn lock_patiently(
     name: &WorkspaceName,
     dir: &WorkspaceDir,
 ) -> Result<microagent_store::Lock, Error> {
-    let deadline = Instant::now() + Duration::from_millis(500);
+    let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match dir.lock() {
             Ok(lock) => return Ok(lock),
-            Err(LockError::Held { .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            Err(LockError::Held { .. }) if Instant::now() < deadline => sleep(Duration::from_millis(5)).await,
             Err(error) => return Err(lock_error(name, error)),
         }
     }
 }
 
-/// Tells a lock that somebody holds from one that cannot be had at all.
-pub(crate) fn lock_error(name: &WorkspaceName, error: LockError) -> Error {
+/// Tells a lock that another process holds from one that cannot be taken at all.
+fn lock_error(name: &WorkspaceName, error: LockError) -> Error {
     match error {
         LockError::Open { path, source } => Error::File { action: "lock", path, source },
         held => Error::Busy { name: name.clone(), source: Some(held) },

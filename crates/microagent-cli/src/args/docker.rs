@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use microagent::AttachmentError;
 
 use crate::failure::Failure;
+use crate::hints;
 
 /// A flag that is refused.
 pub(crate) struct DockerFlag {
@@ -388,7 +389,7 @@ impl DockerFlag {
 
 /// Says why something cannot be attached.
 pub(crate) fn refuse_attachment(flag: &str, value: &str, error: &AttachmentError) -> Failure {
-    refusal(&format!("--{flag} {value}"), &error.to_string(), error.hint())
+    refusal(&format!("--{flag} {value}"), &error.to_string(), &hints::text(&error.hint()))
 }
 
 /// Refuses what Docker's `--network` takes beyond our two modes.

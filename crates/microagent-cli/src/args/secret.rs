@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use microagent::{SecretReference, secrets_of_env_file};
+use microagent::SecretReference;
+use microagent::secret::secrets_of_env_file;
 
 use crate::failure::Failure;
 

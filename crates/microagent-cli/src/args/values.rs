@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use microagent::text::{self, variable};
+use microagent::spec::value::{env_file as read_env_file, variable};
 
 use crate::environment;
 use crate::failure::Failure;
@@ -74,12 +74,13 @@ pub(crate) fn cpus(text: &str) -> Result<u32, String> {
 /// `NAME=VALUE`, or `NAME` for the host's value; a name that the host does not have is left out, as Docker does.
 pub(crate) fn env_variable(text: &str) -> Result<Option<(String, String)>, Failure> {
     variable(text, &environment::passed_through)
-        .map_err(|why| Failure::usage(format!("--env `{text}`: {why}"), "write it as NAME=VALUE or NAME"))
+        // The text is not repeated: it may hold a secret.
+        .map_err(|why| Failure::usage(format!("--env: {why}"), "write it as NAME=VALUE or NAME"))
 }
 
 /// Docker's file of variables.
 pub(crate) fn env_file(path: &Path) -> Result<Vec<(String, String)>, Failure> {
-    Ok(text::env_file(path, &environment::passed_through)?)
+    Ok(read_env_file(path, &environment::passed_through)?)
 }
 
 #[cfg(test)]

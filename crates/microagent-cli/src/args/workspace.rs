@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::error::Error as ClapError;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, ValueEnum};
+use microagent::egress::{AllowRule, EgressMode, EgressPolicy};
 use microagent::image::PullPolicy;
-use microagent::text::setup_script;
+use microagent::spec::value::setup_script;
 use microagent::{
-    AllowRule, Artifact, Attachment, AttachmentForm, EgressMode, EgressPolicy, Error, NetworkMode, PROFILES,
-    Profile, Publish, SetupStep, SpecFile, WorkspaceOptions,
+    Artifact, Attachment, AttachmentForm, Error, NetworkMode, PROFILES, Profile, Publish, SetupStep,
+    SpecFile, WorkspaceOptions,
 };
 
 use crate::args::docker::{refusal, refuse_attachment, refuse_network};

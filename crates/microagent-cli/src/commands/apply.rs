@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use microagent::{Applied, Change, ChangeKind, Error, SpecFile, WorkspaceName};
+use microagent::apply::{Applied, ApplyMode, Change, ChangeKind};
+use microagent::{Error, SpecFile, WorkspaceName};
 
 use crate::args::workspace::idle_keys;
 use crate::context::Context;
@@ -67,10 +68,10 @@ pub(crate) fn execute(context: &Context, args: ApplyArgs) -> Result<(), Failure>
     if let Some(note) = idle_keys(&spec.only_for_run(), "apply") {
         context.progress(args.quiet).note(&note);
     }
-    let engine = context.engine();
-    let applied = context.block_on(async |_| {
-        Ok(engine.apply(&name, &spec, &environment::passed_through, args.dry_run).await?)
-    })?;
+    let workspace = context.engine().workspace(&name);
+    let mode = if args.dry_run { ApplyMode::DryRun } else { ApplyMode::Write };
+    let applied =
+        context.block_on(async |_| Ok(workspace.apply(&spec, &environment::passed_through, mode).await?))?;
     for notice in &applied.notices {
         context.progress(args.quiet).note(notice);
     }

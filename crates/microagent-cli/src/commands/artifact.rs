@@ -78,7 +78,7 @@ pub(crate) fn execute(context: &Context, args: ArtifactArgs) -> Result<(), Failu
 }
 
 fn list(context: &Context, workspace: WorkspaceName) -> Result<(), Failure> {
-    let artifacts = context.engine().artifacts(&workspace)?;
+    let artifacts = context.engine().workspace(&workspace).artifacts()?;
     match context.format {
         Format::Json => print_json(&ArtifactListDocument {
             workspace,
@@ -97,10 +97,10 @@ fn listing(artifacts: Vec<Artifact>) -> String {
 }
 
 fn get(context: &Context, args: GetArgs) -> Result<(), Failure> {
-    let engine = context.engine();
+    let workspace = context.engine().workspace(&args.name);
     let progress = context.progress(args.quiet);
     let path = context.block_on(async |token| {
-        Ok(engine.artifact_get(&args.name, &args.artifact, &args.dest, &progress, &token).await?)
+        Ok(workspace.fetch_artifact(&args.artifact, &args.dest, &progress.of_work(&token)).await?)
     });
     progress.end();
     let document = ArtifactGetDocument { workspace: args.name, artifact: args.artifact, path: path? };

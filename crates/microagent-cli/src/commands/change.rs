@@ -2,7 +2,7 @@
 //! state.
 
 use clap::Args;
-use microagent::{Engine, Error, WorkspaceDetails, WorkspaceName};
+use microagent::{Error, Workspace, WorkspaceDetails, WorkspaceName};
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -140,42 +140,43 @@ pub(crate) struct QuarantineArgs {
 
 /// Halts.
 pub(crate) fn halt(context: &Context, args: HaltArgs) -> Result<(), Failure> {
-    change(context, async |engine| engine.halt(&args.name).await)
+    change(context, &args.name, async |workspace| workspace.halt().await)
 }
 
 /// Stops.
 pub(crate) fn stop(context: &Context, args: StopArgs) -> Result<(), Failure> {
-    change(context, async |engine| engine.stop(&args.name).await)
+    change(context, &args.name, async |workspace| workspace.stop().await)
 }
 
 /// Kills.
 pub(crate) fn kill(context: &Context, args: KillArgs) -> Result<(), Failure> {
-    change(context, async |engine| engine.kill(&args.name).await)
+    change(context, &args.name, async |workspace| workspace.kill().await)
 }
 
 /// Pauses.
 pub(crate) fn pause(context: &Context, args: PauseArgs) -> Result<(), Failure> {
-    change(context, async |engine| engine.pause(&args.name).await)
+    change(context, &args.name, async |workspace| workspace.pause().await)
 }
 
 /// Resumes.
 pub(crate) fn resume(context: &Context, args: ResumeArgs) -> Result<(), Failure> {
-    change(context, async |engine| engine.resume(&args.name).await)
+    change(context, &args.name, async |workspace| workspace.resume().await)
 }
 
 /// Quarantines.
 pub(crate) fn quarantine(context: &Context, args: QuarantineArgs) -> Result<(), Failure> {
-    change(context, async |engine| engine.quarantine(&args.name, args.reason.as_deref()).await)
+    change(context, &args.name, async |workspace| workspace.quarantine(args.reason.as_deref()).await)
 }
 
 fn change(
     context: &Context,
-    change: impl AsyncFnOnce(Engine) -> Result<WorkspaceDetails, Error>,
+    name: &WorkspaceName,
+    change: impl AsyncFnOnce(Workspace) -> Result<WorkspaceDetails, Error>,
 ) -> Result<(), Failure> {
-    let engine = context.engine();
+    let workspace = context.engine().workspace(name);
     let details = context.block_on(async |token| {
         tokio::select! {
-            changed = change(engine) => Ok(changed?),
+            changed = change(workspace) => Ok(changed?),
             // The change continues; only this command stops waiting for it.
             () = token.cancelled() => Err(Error::Cancelled.into()),
         }

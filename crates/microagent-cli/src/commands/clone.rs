@@ -1,7 +1,7 @@
 //! `microagent clone`: a copy of a resting workspace.
 
 use clap::Args;
-use microagent::{Attachment, DiskSource, WorkspaceName};
+use microagent::{Attachment, DiskSource, Error, WorkspaceName};
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -34,8 +34,16 @@ pub(crate) struct CloneArgs {
 
 /// Clones.
 pub(crate) fn execute(context: &Context, args: CloneArgs) -> Result<(), Failure> {
-    let copy = context.engine().clone_workspace(&args.source, &args.target)?;
-    let shared: Vec<_> = copy.record.disks.iter().filter_map(shared).collect();
+    let source = context.engine().workspace(&args.source);
+    let copied = context.block_on(async |token| {
+        tokio::select! {
+            copied = source.clone_to(&args.target) => Ok(copied?),
+            // A copy that is not complete is never seen.
+            () = token.cancelled() => Err(Error::Cancelled.into()),
+        }
+    })?;
+    let copy = copied.details()?;
+    let shared: Vec<_> = copy.disks.iter().filter_map(shared).collect();
     if !shared.is_empty() {
         let disks = shared.join(", ");
         context.progress(false).note(&format!(

@@ -61,17 +61,13 @@ pub(crate) struct CommitArgs {
 
 /// Commits.
 pub(crate) fn execute(context: &Context, args: CommitArgs) -> Result<(), Failure> {
-    let engine = context.engine();
+    let workspace = context.engine().workspace(&args.name);
     let progress = context.progress(args.quiet);
-    let options = CommitOptions {
-        changes: image_change::combine(args.change),
-        message: args.message,
-        author: args.author,
-        push: args.push,
-    };
-    let committed = context.block_on(async |token| {
-        Ok(engine.commit(&args.name, &args.reference, &options, &progress, &token).await?)
-    });
+    let mut options = CommitOptions::new(args.reference).changes(image_change::combine(args.change));
+    (options.message, options.author, options.push) = (args.message, args.author, args.push);
+    options.created_by = Some(format!("microagent commit {}", args.name));
+    let committed =
+        context.block_on(async |token| Ok(workspace.commit(options, &progress.of_work(&token)).await?));
     progress.end();
     let report = committed?;
     match context.format {

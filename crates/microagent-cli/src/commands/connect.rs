@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
-use microagent::{CommandLine, ExecOptions, WorkspaceName, last_lines};
+use microagent::{CommandLine, ExecOptions, LogOptions, WorkspaceName};
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -72,14 +72,13 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
     if args.console {
         return console(context, &args.name).map(|()| 0);
     }
-    let engine = context.engine();
+    let workspace = context.engine().workspace(&args.name);
     let shell = match args.shell {
         Some(shell) => Some(shell),
-        None => engine.shell(&args.name)?,
+        None => workspace.shell()?,
     };
-    let mut options = ExecOptions::new(Vec::<String>::new());
+    let mut options = ExecOptions::of(command(shell, args.send.as_deref()));
     options.user = args.user;
-    options.command = command(shell, args.send.as_deref());
     let session = match args.send {
         Some(_) => Session { stdin: None, raw: false, detach: None },
         None => {
@@ -93,7 +92,7 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
             Session { stdin: Some(Stdin::Ours), raw: true, detach: Some(DETACH_KEY) }
         }
     };
-    let ended = session.run(context, &engine, &args.name, options, &mut session::pass_on)?;
+    let ended = session.run(context, &workspace, options)?;
     let progress = context.progress(true);
     match ended {
         Ended::Detached => {
@@ -114,15 +113,15 @@ fn console(context: &Context, name: &WorkspaceName) -> Result<(), Failure> {
     if terminal::ours().is_err() {
         return console_log::show_console(context, name);
     }
-    let engine = context.engine();
+    let workspace = context.engine().workspace(name);
     let progress = context.progress(false);
     progress
         .note("Ctrl-] detaches from the console; keys reach a program in the guest that reads /dev/ttyS0");
     let mut out = std::io::stdout().lock();
-    out.write_all(last_lines(&engine.logs(name)?, console_log::CONSOLE_LINES))?;
+    out.write_all(&workspace.logs(LogOptions::new().tail(console_log::CONSOLE_LINES))?)?;
     out.flush()?;
     drop(out);
-    let left = session::at_console(context, &engine, name, DETACH_KEY)?;
+    let left = session::at_console(context, &workspace, DETACH_KEY)?;
     progress.note(if left { "detached" } else { "the machine has ended" });
     Ok(())
 }

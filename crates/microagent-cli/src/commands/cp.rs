@@ -4,12 +4,13 @@ use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
-use microagent::{CopySource, CopyTarget, WorkspaceName};
+use microagent::{CopySource, CopyTarget, SymlinkMode, WorkspaceName};
 
 use crate::context::Context;
 use crate::documents::cp::CopyDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json};
+use crate::writer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -70,9 +71,8 @@ enum End {
 /// Copies.
 pub(crate) fn execute(context: &Context, args: CpArgs) -> Result<(), Failure> {
     let ends = (end(&args.source)?, end(&args.target)?);
-    let engine = context.engine();
     let progress = context.progress(args.quiet);
-    let follow = args.follow_link;
+    let links = if args.follow_link { SymlinkMode::Follow } else { SymlinkMode::Keep };
     let name = match &ends {
         (End::Guest(..), End::Guest(..)) => {
             return Err(one_guest("source and target are both in workspaces"));
@@ -80,37 +80,39 @@ pub(crate) fn execute(context: &Context, args: CpArgs) -> Result<(), Failure> {
         (End::Guest(name, _), _) | (_, End::Guest(name, _)) => name.clone(),
         _ => return Err(one_guest("neither source nor target is in a workspace")),
     };
-    let to_stdout = matches!(ends.1, End::Stream);
-    if to_stdout && context.format == Format::Json {
+    if matches!(ends.1, End::Stream) && context.format == Format::Json {
         return Err(Failure::usage(
             "a tar stream and a JSON document cannot both go to standard output",
             "omit --json",
         ));
     }
+    let workspace = context.engine().workspace(&name);
     let copied = context.block_on(async |token| {
-        Ok(match ends {
-            (End::Guest(name, path), target) => {
-                let target = match target {
-                    End::Host(path) => CopyTarget::Path(path),
-                    _ => CopyTarget::Tar(Box::new(io::stdout())),
-                };
-                engine.copy_out(&name, &path, target, follow, &progress, &token).await
+        let work = progress.of_work(&token);
+        match ends {
+            (End::Guest(_, path), End::Host(to)) => {
+                Ok(workspace.copy_out(&path, CopyTarget::path(to).symlinks(links), &work).await?)
             }
-            (source, End::Guest(name, path)) => {
+            (End::Guest(_, path), _) => {
+                let mut stream = workspace.copy_out_tar(&path, links, &work).await?;
+                let passed = writer::pass_on(&mut stream, |bytes| bytes, &token).await;
+                // A machine that was booted for this shuts down cleanly, whatever became of the reader.
+                token.cancel();
+                while stream.next().await.is_some() {}
+                passed
+            }
+            (source, End::Guest(_, path)) => {
                 let source = match source {
-                    End::Host(path) => CopySource::Path(path),
-                    _ => CopySource::Tar(Box::new(io::stdin())),
+                    End::Host(from) => CopySource::path(from),
+                    _ => CopySource::tar(io::stdin()),
                 };
-                engine.copy_in(&name, source, &path, follow, &progress, &token).await
+                Ok(workspace.copy_in(source.symlinks(links), &path, &work).await?)
             }
             _ => unreachable!("one end is in a workspace"),
-        })
-    })?;
+        }
+    });
     progress.end();
-    match copied {
-        Err(microagent::Error::File { source, .. }) if to_stdout => return Err(source.into()),
-        copied => copied?,
-    }
+    copied?;
     match context.format {
         Format::Json => {
             print_json(&CopyDocument { workspace: name, source: args.source, target: args.target })

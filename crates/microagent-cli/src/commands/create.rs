@@ -1,9 +1,13 @@
 //! `microagent create`: a workspace that is kept between its starts.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use clap::{Args, ValueEnum};
 use microagent::spec::Service;
-use microagent::text::output;
-use microagent::{Artifact, CreateOptions, Resources, RestartPolicy, SpecFile, WorkspaceName};
+use microagent::spec::value::output;
+use microagent::{
+    Artifact, CreateOptions, Event, ImageReport, Observer, Resources, RestartPolicy, SpecFile, WorkspaceName,
+};
 
 use crate::args::docker::CreateDockerFlags;
 use crate::args::workspace::{WorkspaceArgs, idle_keys};
@@ -118,16 +122,48 @@ pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure
     if let Some(note) = idle {
         progress.note(&note);
     }
-    let created = context.block_on(async |token| Ok(engine.create(&options, &progress, &token).await))?;
+    let details = Arc::new(CreationDetails::default());
+    let created = context.block_on(async |token| {
+        let (details, progress) = (Arc::clone(&details), Arc::clone(&progress));
+        let work = microagent::Progress::new().cancel(token).observer(move |event: Event| {
+            details.take(&event);
+            progress.event(event);
+        });
+        Ok(engine.create(options, &work).await)
+    })?;
     progress.end();
-    let created = match created {
-        Ok(created) => created,
+    let workspace = match created {
+        Ok(workspace) => workspace,
         Err(error) => return Err(run_output::failed(context, error)?),
     };
-    let document = CreateDocument::new(created);
+    let (image, notices) = details.taken();
+    let image = image.ok_or_else(|| Failure::Other {
+        message: "the image of the new workspace is not known".to_owned(),
+        hint: None,
+    })?;
+    let document = CreateDocument::new(workspace.details()?, image, notices);
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => print_text(&document.text()),
+    }
+}
+
+/// What is told while a workspace is created, and belongs to the answer.
+#[derive(Default)]
+struct CreationDetails(Mutex<(Option<ImageReport>, Vec<String>)>);
+
+impl CreationDetails {
+    fn take(&self, event: &Event) {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::ImageReady(image) => taken.0 = Some(image.clone()),
+            Event::Notice(notice) => taken.1.push(notice.clone()),
+            _ => {}
+        }
+    }
+
+    fn taken(&self) -> (Option<ImageReport>, Vec<String>) {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -1,11 +1,11 @@
 //! `microagent delete`: removes workspaces.
 
 use clap::Args;
-use microagent::{DeleteMode, Engine, Error, State, WorkspaceName};
+use microagent::{DeleteMode, Engine, Error, State, WorkspaceName, chain};
 
 use crate::context::Context;
 use crate::documents::delete::{DeleteDocument, DeletedWorkspace};
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::prompt::confirm;
 
@@ -52,9 +52,10 @@ pub(crate) fn execute(context: &Context, args: DeleteArgs) -> Result<(), Failure
     let mut failures = Vec::new();
     context.block_on(async |token| {
         for name in args.names {
+            let workspace = engine.workspace(&name);
             // The first signal ends the waiting, not what was asked of a supervisor.
             let deleted = tokio::select! {
-                deleted = engine.delete(&name, mode) => deleted,
+                deleted = workspace.delete(mode) => deleted,
                 () = token.cancelled() => return Err(Error::Cancelled.into()),
             };
             match deleted {
@@ -108,8 +109,8 @@ fn mode(engine: &Engine, args: &DeleteArgs) -> Result<Option<DeleteMode>, Failur
 fn live_ones(engine: &Engine, names: &[WorkspaceName]) -> Result<Vec<WorkspaceName>, Failure> {
     let mut live = Vec::new();
     for name in names {
-        match engine.workspace(name) {
-            Ok(details) if details.state.is_live() => live.push(name.clone()),
+        match engine.workspace(name).state() {
+            Ok(state) if state.is_live() => live.push(name.clone()),
             // A damaged one can be deleted, too.
             Ok(_) | Err(Error::Record(_)) => {}
             Err(error) => return Err(error.into()),

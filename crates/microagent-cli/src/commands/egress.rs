@@ -1,9 +1,8 @@
 //! `microagent egress`: what a workspace's network let through, and what not.
 
-use std::io::{self, Write};
-
 use clap::Args;
-use microagent::{Decision, Error, Reason, Record, WorkspaceName};
+use microagent::WorkspaceName;
+use microagent::egress::{Decision, Reason, Subject};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -11,6 +10,7 @@ use crate::documents::egress::EgressDocument;
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use crate::writer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -41,27 +41,18 @@ pub(crate) struct EgressArgs {
 
 /// Prints the decisions.
 pub(crate) fn execute(context: &Context, args: EgressArgs) -> Result<(), Failure> {
-    let engine = context.engine();
+    let workspace = context.engine().workspace(&args.name);
     match (context.format, args.follow) {
         (Format::Json, true) => Err(Failure::followed_as_json()),
         (Format::Json, false) => {
-            let egress = engine.egress(&args.name)?;
+            let egress = workspace.egress()?;
             print_json(&EgressDocument { workspace: args.name, egress })
         }
-        (Format::Text, false) => print_text(&engine.egress(&args.name)?.iter().map(line).collect::<String>()),
-        (Format::Text, true) => {
-            let mut sink = |decision: Decision| {
-                let mut out = io::stdout().lock();
-                out.write_all(line(&decision).as_bytes())?;
-                out.flush()
-            };
-            let followed = context
-                .block_on(async |token| Ok(engine.follow_egress(&args.name, &mut sink, &token).await))?;
-            match followed {
-                Err(Error::File { source, action: "write", .. }) => Err(source.into()),
-                followed => Ok(followed?),
-            }
-        }
+        (Format::Text, false) => print_text(&workspace.egress()?.iter().map(line).collect::<String>()),
+        (Format::Text, true) => context.block_on(async |token| {
+            let mut decisions = workspace.follow_egress().await?;
+            writer::pass_on(&mut decisions, |decision| line(&decision).into_bytes(), &token).await
+        }),
     }
 }
 
@@ -87,12 +78,12 @@ fn host(decision: &Decision) -> String {
 
 fn detail(decision: &Decision) -> String {
     let what = match (decision.record, decision.protocol) {
-        (Record::Name, _) => "name".to_owned(),
-        (Record::Published, _) => "published".to_owned(),
-        (Record::Network, _) => "network".to_owned(),
-        (Record::Suppressed, _) => format!("{} more", decision.count.unwrap_or(0)),
-        (Record::Connection, Some(protocol)) => word(&protocol),
-        (Record::Connection, None) => "connection".to_owned(),
+        (Subject::Name, _) => "name".to_owned(),
+        (Subject::Published, _) => "published".to_owned(),
+        (Subject::Network, _) => "network".to_owned(),
+        (Subject::Suppressed, _) => format!("{} more", decision.count.unwrap_or(0)),
+        (Subject::Connection, Some(protocol)) => word(&protocol),
+        (Subject::Connection, None) => "connection".to_owned(),
     };
     format!("{what}: {}", reason(decision.reason))
 }

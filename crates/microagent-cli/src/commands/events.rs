@@ -1,19 +1,14 @@
 //! `microagent events`: what happened to a workspace.
 
-use std::time::Duration;
-
 use clap::Args;
-use microagent::{Error, StateEvent, WorkspaceName};
-use tokio::time::sleep;
+use microagent::{StateEvent, WorkspaceName};
 
 use crate::context::Context;
 use crate::documents::events::EventsDocument;
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-
-/// How often events are looked for.
-const INTERVAL: Duration = Duration::from_millis(100);
+use crate::writer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,36 +34,19 @@ pub(crate) struct EventsArgs {
 
 /// Prints the events.
 pub(crate) fn execute(context: &Context, args: EventsArgs) -> Result<(), Failure> {
-    let engine = context.engine();
-    let events = engine.events(&args.name)?;
-    if context.format == Format::Json {
-        if args.follow {
-            return Err(Failure::followed_as_json());
+    let workspace = context.engine().workspace(&args.name);
+    match (context.format, args.follow) {
+        (Format::Json, true) => Err(Failure::followed_as_json()),
+        (Format::Json, false) => {
+            let events = workspace.events()?;
+            print_json(&EventsDocument { workspace: args.name, events })
         }
-        return print_json(&EventsDocument { workspace: args.name, events });
+        (Format::Text, false) => print_text(&workspace.events()?.iter().map(line).collect::<String>()),
+        (Format::Text, true) => context.block_on(async |token| {
+            let mut events = workspace.follow_events().await?;
+            writer::pass_on(&mut events, |event| line(&event).into_bytes(), &token).await
+        }),
     }
-    print_text(&events.iter().map(line).collect::<String>())?;
-    if !args.follow {
-        return Ok(());
-    }
-    context.block_on(async |token| {
-        let mut last = events.last().map(|event| event.at);
-        loop {
-            let rests = engine.workspace(&args.name).map_or(true, |details| !details.state.is_live());
-            let fresh = engine.events(&args.name).unwrap_or_default();
-            for event in fresh.iter().filter(|event| last.is_none_or(|last| event.at > last)) {
-                print_text(&line(event))?;
-            }
-            last = fresh.last().map(|event| event.at).max(last);
-            if rests {
-                return Ok(());
-            }
-            tokio::select! {
-                () = token.cancelled() => return Err(Error::Cancelled.into()),
-                () = sleep(INTERVAL) => {}
-            }
-        }
-    })
 }
 
 fn line(event: &StateEvent) -> String {

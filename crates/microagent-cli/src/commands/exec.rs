@@ -1,13 +1,12 @@
 //! `microagent exec`: a command in a running workspace.
 
 use std::fs::File;
-use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use microagent::text::duration;
-use microagent::{ExecOptions, Execution, OutputStream, WorkspaceName};
+use microagent::spec::value::duration;
+use microagent::{ExecOptions, ExecOutput, Execution, WorkspaceName};
 
 use crate::args::values::{env_file, env_variable};
 use crate::context::Context;
@@ -15,7 +14,7 @@ use crate::documents::exec::ExecDocument;
 use crate::documents::output::json_bytes;
 use crate::failure::Failure;
 use crate::output::{Format, print_json};
-use crate::session::{self, Ended, Session, Stdin};
+use crate::session::{Ended, Session, Stdin};
 use crate::terminal;
 
 /// Most bytes of each stream that a JSON document holds; the rest is counted.
@@ -93,47 +92,30 @@ pub(crate) struct ExecArgs {
     stdin: Option<PathBuf>,
 }
 
-/// What is kept for the document.
-#[derive(Debug, Default)]
-struct Captured {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-    dropped_bytes: u64,
-}
-
 /// Runs the command; gives its exit code.
 pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> {
     let options = args.options()?;
-    let engine = context.engine();
-    let mut captured = Captured::default();
-    let stdin = args.stdin()?;
-    let mut live = session::pass_on;
-    let mut keep = |stream, bytes: &[u8]| captured.take(stream, bytes);
-    let sink: &mut microagent::OutputSink<'_> = match context.format {
-        Format::Text => &mut live,
-        Format::Json => &mut keep,
-    };
-    let session = Session { stdin, raw: args.tty, detach: None };
-    let execution = match session.run(context, &engine, &args.name, options, sink)? {
+    let workspace = context.engine().workspace(&args.name);
+    let session = Session { stdin: args.stdin()?, raw: args.tty, detach: None };
+    if context.format == Format::Json {
+        let output = session.collect(context, &workspace, options, DOCUMENT_LIMIT)?;
+        let code = u8::try_from(output.execution.exit_code).unwrap_or(1);
+        print_json(&ExecDocument::new(args.name, output))?;
+        return Ok(code);
+    }
+    let execution = match session.run(context, &workspace, options)? {
         Ended::Command(execution) => execution,
         Ended::Detached => unreachable!("a command has no key to detach with"),
     };
-    let code = u8::try_from(execution.exit_code).unwrap_or(1);
-    match context.format {
-        Format::Json => print_json(&ExecDocument::new(args.name, execution, captured))?,
-        Format::Text => {
-            let progress = context.progress(true);
-            if let Some(error) = &execution.start_error {
-                progress.note(&format!("the command could not be started: {error}"));
-            }
-            if execution.timed_out {
-                progress.note(
-                    "the time limit (--timeout) was reached; the command and its child processes were killed",
-                );
-            }
-        }
+    let progress = context.progress(true);
+    if let Some(error) = &execution.start_error {
+        progress.note(&format!("the command could not be started: {error}"));
     }
-    Ok(code)
+    if execution.timed_out {
+        progress
+            .note("the time limit (--timeout) was reached; the command and its child processes were killed");
+    }
+    Ok(u8::try_from(execution.exit_code).unwrap_or(1))
 }
 
 impl ExecArgs {
@@ -167,29 +149,17 @@ impl ExecArgs {
     }
 }
 
-impl Captured {
-    fn take(&mut self, stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
-        let kept = match stream {
-            OutputStream::Stdout => &mut self.stdout,
-            OutputStream::Stderr => &mut self.stderr,
-        };
-        let room = bytes.len().min(DOCUMENT_LIMIT - kept.len());
-        kept.extend_from_slice(&bytes[..room]);
-        self.dropped_bytes += (bytes.len() - room) as u64;
-        Ok(())
-    }
-}
-
 impl ExecDocument {
-    fn new(workspace: WorkspaceName, execution: Execution, captured: Captured) -> ExecDocument {
+    fn new(workspace: WorkspaceName, output: ExecOutput) -> ExecDocument {
+        let ExecOutput { stdout, stderr, dropped_bytes, execution, .. } = output;
         let status = match &execution {
             Execution { timed_out: true, .. } => "timed_out",
             Execution { start_error: Some(_), .. } => "not_started",
             Execution { signal: Some(_), .. } => "signaled",
             _ => "exited",
         };
-        let (stdout, stdout_encoding) = json_bytes(captured.stdout);
-        let (stderr, stderr_encoding) = json_bytes(captured.stderr);
+        let (stdout, stdout_encoding) = json_bytes(stdout);
+        let (stderr, stderr_encoding) = json_bytes(stderr);
         ExecDocument {
             workspace,
             status,
@@ -202,7 +172,7 @@ impl ExecDocument {
             stdout_encoding,
             stderr,
             stderr_encoding,
-            dropped_bytes: captured.dropped_bytes,
+            dropped_bytes,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `microagent kernel`: the guest kernel.
 
 use clap::{Args, Subcommand};
-use microagent::KernelReport;
+use microagent::doctor::KernelReport;
 
 use crate::context::Context;
 use crate::documents::kernel::KernelDocument;

@@ -4,10 +4,9 @@ use clap::Args;
 use microagent::WorkspaceSummary;
 
 use crate::context::Context;
-use crate::documents::list::WorkspaceListDocument;
+use crate::documents::list::{WorkspaceDocument, WorkspaceListDocument};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-use crate::progress::Progress;
 use crate::table::table;
 
 const EXAMPLES: &str = "\
@@ -59,10 +58,11 @@ pub(crate) fn execute(context: &Context, _args: ListArgs) -> Result<(), Failure>
 }
 
 fn print(context: &Context, workspaces: Vec<WorkspaceSummary>) -> Result<(), Failure> {
+    let workspaces: Vec<_> = workspaces.into_iter().map(WorkspaceDocument::from).collect();
     match context.format {
         Format::Json => print_json(&WorkspaceListDocument { workspaces }),
         Format::Text => {
-            let progress: Progress = context.progress(true);
+            let progress = context.progress(true);
             for workspace in workspaces.iter().filter(|workspace| workspace.state.is_none()) {
                 let problem = workspace.problem.as_deref().unwrap_or("its record is damaged");
                 progress.note(&format!("{}: {problem}", workspace.name));
@@ -72,7 +72,7 @@ fn print(context: &Context, workspaces: Vec<WorkspaceSummary>) -> Result<(), Fai
     }
 }
 
-fn listing(workspaces: &[WorkspaceSummary]) -> String {
+fn listing(workspaces: &[WorkspaceDocument]) -> String {
     if workspaces.is_empty() {
         return "No workspaces.\n".to_owned();
     }
@@ -82,7 +82,7 @@ fn listing(workspaces: &[WorkspaceSummary]) -> String {
     table(columns, &rows)
 }
 
-fn row(workspace: &WorkspaceSummary) -> [String; 6] {
+fn row(workspace: &WorkspaceDocument) -> [String; 6] {
     let damaged = workspace.state.is_none();
     [
         workspace.name.to_string(),
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_listing_has_the_documented_columns() {
-        let whole = WorkspaceSummary {
+        let whole = WorkspaceDocument {
             name: "report-run".parse().unwrap(),
             state: Some(State::Stopped),
             backend: Some("linux-tcg".into()),
@@ -110,11 +110,10 @@ mod tests {
             network: Some(NetworkMode::User),
             port_forwards: Vec::new(),
             restart: RestartPolicy::Never,
-            has_machine: false,
             observed_at: jiff::Timestamp::UNIX_EPOCH,
             problem: None,
         };
-        let damaged = WorkspaceSummary {
+        let damaged = WorkspaceDocument {
             name: "run-1781167843059951259".parse().unwrap(),
             state: None,
             backend: None,

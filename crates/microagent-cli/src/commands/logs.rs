@@ -4,8 +4,8 @@ use std::io::Write;
 
 use clap::Args;
 use jiff::Timestamp;
-use microagent::text::duration;
-use microagent::{WorkspaceName, last_lines};
+use microagent::spec::value::duration;
+use microagent::{LogOptions, WorkspaceName};
 
 use crate::console_log;
 use crate::context::Context;
@@ -60,17 +60,12 @@ fn moment(text: &str) -> Result<Timestamp, String> {
 
 /// Prints the log.
 pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> {
+    let mut options = LogOptions::new();
+    (options.since, options.tail) = (args.since, args.tail);
     if args.follow {
-        return console_log::follow(context, &args.name, args.since, args.tail);
+        return console_log::follow(context, &args.name, options);
     }
-    let engine = context.engine();
-    let mut bytes = match args.since {
-        Some(since) => engine.logs_since(&args.name, since)?,
-        None => engine.logs(&args.name)?,
-    };
-    if let Some(lines) = args.tail {
-        bytes = last_lines(&bytes, lines).to_vec();
-    }
+    let bytes = context.engine().workspace(&args.name).logs(options)?;
     match context.format {
         Format::Json => {
             let (logs, logs_encoding) = json_bytes(bytes);

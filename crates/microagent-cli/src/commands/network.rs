@@ -1,7 +1,8 @@
 //! `microagent network`: how a workspace is connected.
 
 use clap::Args;
-use microagent::{EgressPolicy, GuestAddresses, WorkspaceName};
+use microagent::egress::EgressPolicy;
+use microagent::{GuestAddresses, WorkspaceName};
 
 use crate::context::Context;
 use crate::documents::network::NetworkDocument;
@@ -33,7 +34,7 @@ pub(crate) struct NetworkArgs {
 
 /// Shows.
 pub(crate) fn execute(context: &Context, args: NetworkArgs) -> Result<(), Failure> {
-    let document = NetworkDocument::from(context.engine().network(&args.name()?)?);
+    let document = NetworkDocument::from(context.engine().workspace(&args.name()?).network()?);
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => print_text(&document.text()),

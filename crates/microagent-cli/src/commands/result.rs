@@ -30,7 +30,7 @@ pub(crate) struct ResultArgs {
 
 /// Shows.
 pub(crate) fn execute(context: &Context, args: ResultArgs) -> Result<(), Failure> {
-    let Some(result) = context.engine().result(&args.name)? else {
+    let Some(result) = context.engine().workspace(&args.name).result()? else {
         return Err(Failure::Other {
             message: format!("nothing has ended in workspace `{}` yet", args.name),
             hint: Some(format!("wait for it: microagent wait {}", args.name)),

@@ -4,13 +4,13 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use microagent::SecretCheck;
+use microagent::{SecretCheck, chain};
 
 use crate::args::secret;
 use crate::context::Context;
 use crate::documents::secret::SecretCheckDocument;
 use crate::escape;
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 
 const EXAMPLES: &str = "\
@@ -60,7 +60,10 @@ pub(crate) fn execute(context: &Context, args: SecretArgs) -> Result<u8, Failure
     let named = args.secrets.iter().map(|text| secret::reference(text)).collect::<Result<Vec<_>, _>>()?;
     let references = secret::all_of(named, &args.secrets_env_file)?;
     let engine = context.engine();
-    let checks = context.block_on(async |token| Ok(engine.check_secrets(&references, &token).await?))?;
+    let checks = context.block_on(async |token| {
+        let work = microagent::Progress::new().cancel(token);
+        Ok(engine.check_secrets(&references, &work).await?)
+    })?;
     let documents: Vec<SecretCheckDocument> = checks.iter().map(SecretCheckDocument::new).collect();
     match context.format {
         Format::Json => print_json(&documents)?,

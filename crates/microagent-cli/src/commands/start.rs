@@ -1,5 +1,7 @@
 //! `microagent start`: boots a resting workspace.
 
+use std::sync::Arc;
+
 use clap::Args;
 use microagent::{Event, Observer, Profile, StartOptions, WorkspaceName};
 
@@ -58,18 +60,22 @@ pub(crate) struct StartArgs {
 pub(crate) fn execute(context: &Context, args: StartArgs) -> Result<(), Failure> {
     let engine = context.engine_for_run(None, args.cold);
     let progress = context.progress(args.quiet);
-    // The ports are in the answer.
-    let observer = |event| {
-        if !matches!(event, Event::Published(_)) {
-            progress.event(event);
-        }
-    };
-    let options = StartOptions { profile: args.profile, memory_mib: args.memory, cpu_count: args.cpus };
-    let started =
-        context.block_on(async |token| Ok(engine.start_with(&args.name, &options, &observer, &token).await));
+    let mut options = StartOptions::new();
+    (options.profile, options.memory_mib, options.cpu_count) = (args.profile, args.memory, args.cpus);
+    let workspace = engine.workspace(&args.name);
+    let started = context.block_on(async |token| {
+        let shown = Arc::clone(&progress);
+        // The ports are in the answer.
+        let work = microagent::Progress::new().cancel(token).observer(move |event: Event| {
+            if !matches!(event, Event::Published(_)) {
+                shown.event(event);
+            }
+        });
+        Ok(workspace.start(options, &work).await)
+    });
     progress.end();
     match started? {
-        Ok(started) => state_output::print(context, started.details),
+        Ok(details) => state_output::print(context, details),
         Err(error) => Err(run_output::failed(context, error)?),
     }
 }

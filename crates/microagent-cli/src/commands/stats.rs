@@ -6,6 +6,7 @@ use microagent::{Error, Stats, WorkspaceName};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use crate::writer;
 
 /// Bytes in a MiB.
 const MIB: u64 = 1024 * 1024;
@@ -38,25 +39,19 @@ pub(crate) fn execute(context: &Context, args: StatsArgs) -> Result<(), Failure>
     if args.follow && context.format == Format::Json {
         return Err(Failure::followed_as_json());
     }
-    let engine = context.engine();
+    let workspace = context.engine().workspace(&args.name);
     context.block_on(async |token| {
-        let mut first = true;
-        loop {
-            let stats = tokio::select! {
-                stats = engine.stats(&args.name) => stats,
-                () = token.cancelled() => return Err(Error::Cancelled.into()),
-            };
-            match stats {
-                // It has ended meanwhile, as was waited for.
-                Err(Error::WrongState { .. }) if !first => return Ok(()),
-                Err(error) => return Err(error.into()),
-                Ok(stats) if context.format == Format::Json => return print_json(&stats),
-                Ok(stats) => print_text(&line(&stats))?,
-            }
-            if !args.follow {
-                return Ok(());
-            }
-            first = false;
+        if args.follow {
+            let mut stats = workspace.follow_stats().await?;
+            return writer::pass_on(&mut stats, |stats| line(&stats).into_bytes(), &token).await;
+        }
+        let stats = tokio::select! {
+            stats = workspace.stats() => stats?,
+            () = token.cancelled() => return Err(Error::Cancelled.into()),
+        };
+        match context.format {
+            Format::Json => print_json(&stats),
+            Format::Text => print_text(&line(&stats)),
         }
     })
 }

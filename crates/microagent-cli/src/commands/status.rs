@@ -30,8 +30,8 @@ pub(crate) struct StatusArgs {
 
 /// Shows.
 pub(crate) fn execute(context: &Context, args: StatusArgs) -> Result<(), Failure> {
-    let engine = context.engine();
-    let document = StatusDocument::new(engine.workspace(&args.name)?, engine.inspect(&args.name)?);
+    let workspace = context.engine().workspace(&args.name);
+    let document = StatusDocument::new(workspace.details()?, workspace.inspect()?);
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => print_text(&document.text()),

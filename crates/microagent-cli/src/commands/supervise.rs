@@ -6,7 +6,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use clap::Args;
-use microagent::text::duration;
+use microagent::spec::value::duration;
 use microagent::{State, SuperviseOptions, WorkspaceName};
 
 use crate::context::Context;
@@ -64,11 +64,12 @@ pub(crate) fn execute(context: &Context, args: SuperviseArgs) -> Result<u8, Fail
     if args.install || args.uninstall {
         return change_unit(context, &args).map(|()| 0);
     }
-    let engine = context.engine();
-    let options = SuperviseOptions { max_restarts: args.max_restarts, pause: args.interval };
+    let workspace = context.engine().workspace(&args.name);
+    let mut options = SuperviseOptions::new().delay(args.interval);
+    options.max_restarts = args.max_restarts;
     let progress = context.progress(false);
     let details =
-        context.block_on(async |token| Ok(engine.supervise(&args.name, &options, &progress, &token).await?));
+        context.block_on(async |token| Ok(workspace.supervise(options, &progress.of_work(&token)).await?));
     progress.end();
     let details = details?;
     let failed = details.state == State::Failed;
@@ -86,7 +87,7 @@ fn change_unit(context: &Context, args: &SuperviseArgs) -> Result<(), Failure> {
     let progress = context.progress(true);
     if args.install {
         // One that is not there cannot be kept running.
-        context.engine().workspace(&args.name)?;
+        context.engine().workspace(&args.name).details()?;
         let program = std::env::current_exe().map_err(failed("find the program for"))?;
         let dir = path.parent().expect("a unit lies in a directory");
         fs::create_dir_all(dir).map_err(failed("write"))?;

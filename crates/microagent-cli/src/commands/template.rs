@@ -3,7 +3,8 @@
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use microagent::{Template, Timeline};
+use microagent::Timeline;
+use microagent::template::{Prune, Template};
 
 use crate::args::machine::MachineArgs;
 use crate::context::Context;
@@ -118,7 +119,7 @@ pub(crate) fn execute(context: &Context, args: TemplateArgs) -> Result<(), Failu
 }
 
 fn list(context: &Context) -> Result<(), Failure> {
-    let templates = documents(context.engine().templates()?);
+    let templates = documents(context.engine().templates().list()?);
     match context.format {
         Format::Json => print_json(&TemplateListDocument { templates }),
         Format::Text => print_text(&listing(&templates)),
@@ -128,8 +129,9 @@ fn list(context: &Context) -> Result<(), Failure> {
 fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
     let engine = context.engine_for_run(args.kernel, false);
     let (resources, network) = (args.machine.resources(), args.machine.network);
-    let timeline =
-        context.block_on(async |token| Ok(engine.template_build(resources, network, &token).await?))?;
+    let timeline = context.block_on(async |token| {
+        Ok(engine.templates().create(resources, network, &microagent::Progress::new().cancel(token)).await?)
+    })?;
     // The one of this size that was made last; somebody else may have removed it meanwhile.
     let is_it = |template: &Template| {
         template.disk.is_none()
@@ -138,7 +140,8 @@ fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
                     == (resources.memory_mib, resources.cpu_count, network)
             })
     };
-    let template = engine.templates()?.into_iter().filter(is_it).max_by_key(|template| template.created_at);
+    let template =
+        engine.templates().list()?.into_iter().filter(is_it).max_by_key(|template| template.created_at);
     let template = template.map(TemplateDocument::from);
     match context.format {
         Format::Json => print_json(&TemplateBuildDocument { template, timeline }),
@@ -147,7 +150,8 @@ fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
 }
 
 fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
-    let removed = documents(context.engine().template_prune(args.all)?);
+    let which = if args.all { Prune::All } else { Prune::Stale };
+    let removed = documents(context.engine().templates().prune(which)?);
     let bytes = removed.iter().map(|template| template.bytes).sum();
     match context.format {
         Format::Json => print_json(&TemplatePruneDocument { removed, bytes }),
@@ -223,12 +227,12 @@ fn seconds(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use microagent::NetworkMode;
-    use microagent::TemplateShape;
+    use microagent::template::Shape;
     use std::time::SystemTime;
 
     use super::*;
 
-    fn template(shape: Option<TemplateShape>) -> TemplateDocument {
+    fn template(shape: Option<Shape>) -> TemplateDocument {
         TemplateDocument::from(Template {
             key: "00112233445566778899aabbccddeeff".into(),
             shape,
@@ -242,7 +246,7 @@ mod tests {
 
     #[test]
     fn the_listing_has_a_row_for_damaged_ones_too() {
-        let shape = TemplateShape { kvm: false, memory_mib: 512, cpu_count: 2, network: NetworkMode::User };
+        let shape = Shape { kvm: false, memory_mib: 512, cpu_count: 2, network: NetworkMode::User };
         assert_eq!(
             listing(&[template(Some(shape)), template(None)]),
             "\

@@ -1,9 +1,8 @@
 //! `microagent volume`: disks that belong to no workspace.
 
 use clap::{Args, Subcommand};
-use microagent::{
-    Error, VOLUME_SIZE_MIB, Volume, VolumeDeleteMode, VolumeDeletion, VolumeName, WorkspaceName,
-};
+use microagent::volume::{DeleteMode, Deletion, SIZE_MIB, Volume};
+use microagent::{Error, VolumeName, WorkspaceName};
 
 use crate::context::Context;
 use crate::documents::volume::{DeletedVolume, VolumeDeleteDocument, VolumeListDocument};
@@ -99,7 +98,7 @@ pub(crate) struct CreateArgs {
     name: VolumeName,
 
     /// Size in MiB
-    #[arg(long, value_name = "MIB", default_value_t = VOLUME_SIZE_MIB)]
+    #[arg(long, value_name = "MIB", default_value_t = SIZE_MIB)]
     size_mib: u64,
 }
 
@@ -159,9 +158,9 @@ pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure
     match args.command {
         Some(VolumeCommand::Create(args)) => create(context, &args),
         Some(VolumeCommand::List(ListArgs {})) => list(context),
-        Some(VolumeCommand::Status(args)) => show(context, &context.engine().volume(&args.name)?),
+        Some(VolumeCommand::Status(args)) => show(context, &context.engine().volumes().get(&args.name)?),
         Some(VolumeCommand::Resize(args)) => {
-            show(context, &context.engine().resize_volume(&args.name, args.size_mib)?)
+            show(context, &context.engine().volumes().resize(&args.name, args.size_mib)?)
         }
         Some(VolumeCommand::Delete(args)) => delete(context, args),
         None => unreachable!("a group without a subcommand was answered with its help page"),
@@ -169,7 +168,7 @@ pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure
 }
 
 fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
-    let volume = context.engine().create_volume(&args.name, args.size_mib)?;
+    let volume = context.engine().volumes().create(&args.name, args.size_mib)?;
     match context.format {
         Format::Json => print_json(&volume),
         Format::Text => print_text(&format!("Created volume \"{}\" ({} MiB)\n", args.name, args.size_mib)),
@@ -177,7 +176,7 @@ fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
 }
 
 fn list(context: &Context) -> Result<(), Failure> {
-    let volumes = context.engine().volumes()?;
+    let volumes = context.engine().volumes().list()?;
     match context.format {
         Format::Json => print_json(&VolumeListDocument { volumes }),
         Format::Text => print_text(&listing(&volumes)),
@@ -193,34 +192,34 @@ fn show(context: &Context, volume: &Volume) -> Result<(), Failure> {
 
 /// Deletes all that can be deleted; the first failure is reported after that.
 fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
-    let engine = context.engine();
-    let mode = if args.force { VolumeDeleteMode::Force } else { VolumeDeleteMode::Unused };
+    let volumes = context.engine().volumes();
+    let mode = if args.force { DeleteMode::Force } else { DeleteMode::Unused };
     if !args.yes && !args.force {
         for name in &args.names {
-            engine.volume(name)?;
+            volumes.get(name)?;
         }
         // Without a terminal there is nobody to ask; scripts name what they mean.
         if confirm(&question(&args.names)) == Some(false) {
             return print_text("Nothing was deleted.\n");
         }
     }
-    let (mut volumes, mut failures) = (Vec::new(), Vec::new());
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
     context.block_on(async |token| {
         for name in args.names {
             let deleted = tokio::select! {
-                deleted = engine.delete_volume(&name, mode) => deleted,
+                deleted = volumes.delete(&name, mode) => deleted,
                 () = token.cancelled() => return Err(Error::Cancelled.into()),
             };
             match deleted {
-                Ok(deletion) => volumes.push(DeletedVolume { name, deletion }),
+                Ok(deletion) => done.push(DeletedVolume { name, deletion }),
                 Err(error) => failures.push(error),
             }
         }
         Ok(())
     })?;
     match context.format {
-        Format::Json => print_json(&VolumeDeleteDocument { volumes })?,
-        Format::Text => print_text(&volumes.iter().map(line).collect::<String>())?,
+        Format::Json => print_json(&VolumeDeleteDocument { volumes: done })?,
+        Format::Text => print_text(&done.iter().map(line).collect::<String>())?,
     }
     failures.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
 }
@@ -231,7 +230,7 @@ fn question(names: &[VolumeName]) -> String {
 }
 
 fn line(deleted: &DeletedVolume) -> String {
-    let DeletedVolume { name, deletion: VolumeDeletion { deleted, killed, missed_by } } = deleted;
+    let DeletedVolume { name, deletion: Deletion { deleted, killed, missed_by } } = deleted;
     if !deleted {
         return format!("Nothing to delete: {name}\n");
     }
@@ -312,13 +311,13 @@ mod tests {
     #[test]
     fn deleting_says_what_else_it_did() {
         let deleted = |deletion| line(&DeletedVolume { name: "data".parse().unwrap(), deletion });
-        let nothing = VolumeDeletion { deleted: false, killed: None, missed_by: Vec::new() };
+        let nothing = Deletion { deleted: false, killed: None, missed_by: Vec::new() };
         assert_eq!(deleted(nothing.clone()), "Nothing to delete: data\n");
-        let plain = VolumeDeletion { deleted: true, ..nothing };
+        let plain = Deletion { deleted: true, ..nothing };
         assert_eq!(deleted(plain.clone()), "Deleted volume \"data\"\n");
         let web: WorkspaceName = "web".parse().unwrap();
         assert_eq!(
-            deleted(VolumeDeletion { killed: Some(web.clone()), missed_by: vec![web], ..plain }),
+            deleted(Deletion { killed: Some(web.clone()), missed_by: vec![web], ..plain }),
             "Killed web and deleted volume \"data\"\nCannot start without it: web\n"
         );
         let names = ["a", "b"].map(|name| name.parse().unwrap());

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use microagent::text::duration;
+use microagent::spec::value::duration;
 use microagent::{State, WorkspaceName};
 use tokio::time::timeout;
 
@@ -36,9 +36,10 @@ pub(crate) struct WaitArgs {
 
 /// Waits; gives the exit code.
 pub(crate) fn execute(context: &Context, args: WaitArgs) -> Result<u8, Failure> {
-    let engine = context.engine();
+    let workspace = context.engine().workspace(&args.name);
     let details = context.block_on(async |token| {
-        let rests = engine.wait(&args.name, &token);
+        let work = microagent::Progress::new().cancel(token);
+        let rests = workspace.wait(&work);
         match args.timeout {
             None => Ok(rests.await?),
             Some(limit) => match timeout(limit, rests).await {

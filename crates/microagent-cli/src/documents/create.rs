@@ -1,6 +1,8 @@
 //! `microagent create`, in JSON.
 
-use microagent::{Created, NetworkMode, Resources, RestartPolicy, State, WorkspaceName};
+use microagent::{
+    ImageReport, NetworkMode, Resources, RestartPolicy, State, WorkspaceDetails, WorkspaceName,
+};
 use serde::Serialize;
 
 use crate::documents::image::ImageDocument;
@@ -20,19 +22,18 @@ pub(crate) struct CreateDocument {
 }
 
 impl CreateDocument {
-    /// Takes the answer apart.
-    pub(crate) fn new(created: Created) -> CreateDocument {
-        let record = created.details.record;
+    /// Puts together what the library tells.
+    pub(crate) fn new(details: WorkspaceDetails, image: ImageReport, notices: Vec<String>) -> CreateDocument {
         CreateDocument {
-            workspace: record.name,
-            state: created.details.state,
-            profile: record.profile,
-            network: record.network,
-            hostname: record.hostname,
-            resources: record.resources,
-            restart: record.restart,
-            image: created.image.into(),
-            notices: created.notices,
+            workspace: details.name,
+            state: details.state,
+            profile: details.profile,
+            network: details.network,
+            hostname: details.hostname,
+            resources: details.resources,
+            restart: details.restart,
+            image: image.into(),
+            notices,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `microagent egress`, in JSON.
 
-use microagent::{Decision, WorkspaceName};
+use microagent::WorkspaceName;
+use microagent::egress::Decision;
 use serde::Serialize;
 
 /// `microagent egress`.

@@ -1,8 +1,7 @@
 //! `microagent network`, in JSON.
 
-use microagent::{
-    EgressPolicy, GuestAddresses, LinkState, NetworkDetails, NetworkMode, PortForward, State, WorkspaceName,
-};
+use microagent::egress::EgressPolicy;
+use microagent::{GuestAddresses, LinkState, NetworkDetails, NetworkMode, PortForward, State, WorkspaceName};
 use serde::Serialize;
 
 /// `microagent network`.

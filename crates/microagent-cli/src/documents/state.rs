@@ -13,7 +13,7 @@ pub(crate) struct StateDocument {
 
 impl From<WorkspaceDetails> for StateDocument {
     fn from(details: WorkspaceDetails) -> StateDocument {
-        let port_forwards = details.record.observed_publish().iter().map(PortForward::from).collect();
-        StateDocument { workspace: details.record.name, state: details.state, port_forwards }
+        let WorkspaceDetails { name, state, port_forwards, .. } = details;
+        StateDocument { workspace: name, state, port_forwards }
     }
 }

@@ -66,42 +66,34 @@ impl From<SecretReference> for SecretDocument {
 impl StatusDocument {
     /// Puts together what the library tells.
     pub(crate) fn new(details: WorkspaceDetails, inspection: Inspection) -> StatusDocument {
-        let WorkspaceDetails { record, state, failure } = details;
-        let link = record.observed_link();
-        let port_forwards = record.observed_publish().iter().map(PortForward::from).collect();
-        let has_machine = record.has_machine();
-        let (profile, resources) = (record.observed_profile().to_owned(), record.observed_resources());
-        let pid = |process: Option<microagent::ProcessId>| {
-            process.filter(|_| has_machine).map(|process| process.pid)
-        };
         StatusDocument {
-            workspace: record.name,
-            state,
-            problem: failure.map(|failure| failure.message),
-            created_at: record.created_at.to_string(),
-            changed_at: record.changed_at.to_string(),
+            workspace: details.name,
+            state: details.state,
+            problem: details.failure.map(|failure| failure.message),
+            created_at: details.created_at.to_string(),
+            changed_at: details.changed_at.to_string(),
             image: StatusImageDocument {
-                reference: record.image.reference,
-                resolved_reference: record.image.resolved_reference,
-                digest: record.image.digest,
+                reference: details.image.reference,
+                resolved_reference: details.image.resolved_reference,
+                digest: details.image.digest,
             },
-            profile,
-            resources,
-            network: record.network,
-            link,
-            port_forwards,
-            hostname: record.hostname,
-            restart: record.restart,
+            profile: details.profile,
+            resources: details.resources,
+            network: details.network,
+            link: details.link,
+            port_forwards: details.port_forwards,
+            hostname: details.hostname,
+            restart: details.restart,
             has_service: inspection.has_service,
             setup_pending: inspection.setup_pending,
-            backend: record.backend,
-            weak_jail: record.weak_jail,
-            supervisor_pid: pid(record.supervisor),
-            vmm_pid: pid(record.vmm),
+            backend: details.backend,
+            weak_jail: details.weak_jail,
+            supervisor_pid: details.supervisor_pid,
+            vmm_pid: details.vmm_pid,
             disk_bytes: inspection.disk_bytes,
-            disks: record.disks,
-            outputs: record.outputs,
-            secrets: record.secrets.into_iter().map(SecretDocument::from).collect(),
+            disks: details.disks,
+            outputs: details.outputs,
+            secrets: details.secrets.into_iter().map(SecretDocument::from).collect(),
             result: inspection.result.map(ResultDocument::from),
         }
     }

@@ -3,7 +3,8 @@
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use microagent::{NetworkMode, Template, Timeline};
+use microagent::template::Template;
+use microagent::{NetworkMode, Timeline};
 use serde::Serialize;
 
 /// One template.

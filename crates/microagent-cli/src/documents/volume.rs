@@ -1,6 +1,7 @@
 //! `microagent volume`, in JSON.
 
-use microagent::{Volume, VolumeDeletion, VolumeName};
+use microagent::VolumeName;
+use microagent::volume::{Deletion, Volume};
 use serde::Serialize;
 
 /// `microagent volume list`.
@@ -20,5 +21,5 @@ pub(crate) struct VolumeDeleteDocument {
 pub(crate) struct DeletedVolume {
     pub(crate) name: VolumeName,
     #[serde(flatten)]
-    pub(crate) deletion: VolumeDeletion,
+    pub(crate) deletion: Deletion,
 }

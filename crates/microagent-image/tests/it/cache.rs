@@ -209,7 +209,7 @@ async fn pull_for_another_process() {
     let (events, cancel) = (crate::support::Events::default(), tokio_util::sync::CancellationToken::new());
     match store.ensure(&reference, &options, &events, &cancel).await {
         Ok(image) => println!("pulled {}", image.digest),
-        Err(error) => println!("failed {} | {}", text(&error), error.hint().unwrap_or_default()),
+        Err(error) => println!("failed {} | {:?}", text(&error), error.hint()),
     }
 }
 

@@ -4,13 +4,13 @@ use std::fs;
 use std::time::Duration;
 
 use microagent_image::{
-    Digest, Environment, ImageError, ImageEvent, NetworkOptions, PullOptions, PullPolicy,
+    Digest, Environment, ImageError, ImageEvent, ImageHint, NetworkOptions, PullOptions, PullPolicy,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::support::faulty::{Act, Faulty, Request};
 use crate::support::layout::{Layer, noise};
-use crate::support::{Events, Home, assert_clean_disk, options, text};
+use crate::support::{Events, Home, advice, assert_clean_disk, options, text};
 
 const MIB: usize = 1 << 20;
 
@@ -69,7 +69,7 @@ async fn gives_up_in_the_end_and_the_next_pull_goes_on() {
     let error = home.pull(&breaking.reference()).await.unwrap_err();
     assert!(matches!(&error, ImageError::Interrupted { received, .. } if *received > 0), "{}", text(&error));
     assert!(error.is_retryable());
-    assert!(error.hint().unwrap().contains("goes on where it broke off"));
+    assert!(advice(&error).contains("goes on where it broke off"));
     home.assert_no_image();
     let kept = fs::metadata(home.state().images().join("partial").join(digest.hex())).unwrap().len();
     assert!(kept > 0 && kept < size);
@@ -261,7 +261,7 @@ async fn what_cannot_fit_is_refused_before_it_is_fetched() {
         "{error:?}"
     );
     assert_eq!(faulty.sent(&layer.digest()), 0);
-    assert!(error.hint().unwrap().contains("prune"));
+    assert_eq!(error.hint(), Some(ImageHint::FreeSpace));
 }
 
 /// A registry with a token server, which gives `good-token` for the right login.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use microagent_image::{Environment, ImageError, ImageEvent};
+use microagent_image::{Environment, ImageError, ImageEvent, ImageHint};
 use microagent_tests::registry::{Registry, RegistryOptions};
 use tokio_util::sync::CancellationToken;
 
@@ -163,7 +163,7 @@ async fn plain_http_needs_loopback_or_a_setting() {
     let error = logged_in(&name, Environment::default()).pull(&reference).await.unwrap_err();
     assert!(matches!(&error, ImageError::PlainHttp { registry } if *registry == name), "{}", text(&error));
     assert!(!error.is_retryable());
-    assert!(error.hint().unwrap().contains(&name));
+    assert_eq!(error.hint(), Some(ImageHint::AllowPlainHttp { registry: name.clone() }));
     assert!(registry.requests().is_empty(), "{:?}", registry.requests());
 
     let insecure =

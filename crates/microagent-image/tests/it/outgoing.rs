@@ -7,8 +7,8 @@ use std::process::Command;
 
 use base64::Engine as _;
 use microagent_image::{
-    ConfigChanges, Digest, Environment, ImageError, ImportSource, NetworkOptions, PullPolicy, Pushed,
-    SaveTarget, Saved,
+    ConfigChanges, Digest, Environment, ImageError, ImageHint, ImportSource, NetworkOptions, PullPolicy,
+    Pushed, SaveTarget, Saved,
 };
 use microagent_tests::registry::{Registry, RegistryOptions};
 use serde_json::Value;
@@ -269,7 +269,12 @@ async fn a_push_logs_in_and_trusts_as_a_pull_does() {
         home.store.tag(&layout.reference("latest"), &name).unwrap();
         match push(&home, &name).await.unwrap_err() {
             error @ ImageError::PushDenied { .. } => {
-                assert!(error.hint().unwrap().contains(if authenticated { "may write" } else { "log in" }));
+                let hint = error.hint().unwrap();
+                let is_right = match hint {
+                    ImageHint::Advice(text) => authenticated && text.contains("may write"),
+                    hint => !authenticated && hint == ImageHint::LogInOrTag,
+                };
+                assert!(is_right, "{error:?}");
             }
             error => panic!("{error:?}"),
         }

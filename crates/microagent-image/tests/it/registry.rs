@@ -11,7 +11,7 @@ use microagent_tests::registry::{Registry, RegistryOptions};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::layout::{Layer, Layout, digest_of, noise};
-use crate::support::{Events, Home, assert_clean_disk, options, read_from_disk, text};
+use crate::support::{Events, Home, advice, assert_clean_disk, options, read_from_disk, text};
 
 /// Makes an image of one file and puts it into the registry as `team/app:v1`.
 fn publish(registry: &Registry, home: &Home, content: &str) -> (String, Layout) {
@@ -171,7 +171,7 @@ async fn unknown_images_are_told_apart_from_errors() {
         let error = home.pull(&format!("{}/{name}", registry.address())).await.unwrap_err();
         assert!(matches!(error, ImageError::UnknownImage { .. }), "{error:?}");
         assert!(!error.is_retryable());
-        assert!(error.hint().unwrap().contains("spelling"));
+        assert!(advice(&error).contains("spelling"));
     }
     home.assert_no_image();
 }
@@ -219,7 +219,7 @@ async fn logs_in_with_the_files_of_docker_and_podman() {
     let home = Home::new();
     let error = home.pull(&reference).await.unwrap_err();
     assert!(matches!(error, ImageError::Denied { authenticated: false, .. }), "{error:?}");
-    assert!(error.hint().unwrap().contains("log in"), "{error:?}");
+    assert!(advice(&error).contains("log in"), "{error:?}");
 
     write(&at("wrong/config.json"), &login_file(&registry, "guess"));
     let home = Home::with_environment(Environment { docker_config: Some(at("wrong")), ..nothing() });
@@ -289,7 +289,7 @@ async fn trusts_a_private_ca_only_when_told() {
     let home = Home::new();
     let error = home.pull(&path_reference).await.unwrap_err();
     assert!(matches!(error, ImageError::Unreachable { .. }) && !error.is_retryable(), "{error:?}");
-    assert!(error.hint().unwrap().contains("SSL_CERT_FILE"), "{error:?}");
+    assert!(advice(&error).contains("SSL_CERT_FILE"), "{error:?}");
     home.assert_no_image();
 }
 

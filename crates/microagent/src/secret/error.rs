@@ -4,11 +4,13 @@ use std::io;
 use std::path::PathBuf;
 
 use microagent_image::ImageError;
-use microagent_store::SecretReference;
+use microagent_model::SecretReference;
+
+use crate::Hint;
 
 /// A secret without a value. Nothing is booted then.
 #[derive(Debug, thiserror::Error)]
-#[error("secret `{name}` cannot be had from {source_text}")]
+#[error("cannot get secret `{name}` from {source_text}")]
 pub struct SecretError {
     /// The secret.
     pub name: String,
@@ -45,8 +47,8 @@ pub enum SecretFault {
         limit: usize,
     },
     /// The file could not be read.
-    #[error("the file cannot be read: {0}")]
-    Read(io::Error),
+    #[error("the file cannot be read")]
+    Read(#[source] io::Error),
     /// It is a directory, a device, a pipe.
     #[error("it is no regular file")]
     NotAFile,
@@ -83,8 +85,8 @@ pub enum SecretFault {
         what: &'static str,
     },
     /// There is no HTTP client for Vault.
-    #[error("Vault cannot be asked: {0}")]
-    VaultClient(Box<ImageError>),
+    #[error("there is no HTTP client for Vault")]
+    VaultClient(#[source] Box<ImageError>),
     /// Vault did not answer.
     #[error("Vault at {host} does not answer: {reason}")]
     VaultSilent {
@@ -126,7 +128,7 @@ pub enum SecretFault {
     #[error("no helper program is set")]
     NoHelper,
     /// The helper could not be run.
-    #[error("the helper `{}` cannot be run: {source}", program.display())]
+    #[error("the helper `{}` cannot be run", program.display())]
     HelperStart {
         /// The program.
         program: PathBuf,
@@ -154,11 +156,12 @@ impl SecretError {
         SecretError { name: reference.name.clone(), source_text: reference.source.to_string(), fault }
     }
 
-    /// What to do about it.
-    pub fn hint(&self) -> String {
-        self.fault.hint().unwrap_or_else(|| {
-            format!("microagent secret check {}={} tries it again", self.name, self.source_text)
-        })
+    /// What can be done about it.
+    pub fn hint(&self) -> Hint {
+        self.fault.hint().map_or_else(
+            || Hint::CheckSecret { name: self.name.clone(), source: self.source_text.clone() },
+            Hint::Advice,
+        )
     }
 }
 
@@ -167,7 +170,7 @@ impl SecretFault {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             SecretFault::Unset { variable } => {
-                return Some(format!("set it where microagent is called: export {variable}"));
+                return Some(format!("set it in the environment of this program: export {variable}"));
             }
             SecretFault::Syntax { .. } => "a line is NAME=VALUE, 'VALUE' or \"VALUE\"; nothing is evaluated",
             SecretFault::VaultUnset { .. } | SecretFault::VaultSetting { .. } => {

@@ -10,6 +10,7 @@ use serde_saphyr::Error as YamlError;
 use serde_saphyr::budget::BudgetBreach;
 
 use super::hints;
+use crate::Hint;
 
 /// Longest part of a line that is shown, in characters.
 const LINE_MAX: usize = 100;
@@ -72,20 +73,21 @@ pub enum SpecError {
         /// What is wrong.
         message: String,
         /// What to do.
-        hint: String,
+        hint: Hint,
     },
 }
 
 impl SpecError {
-    /// What to do about it.
-    pub fn hint(&self) -> String {
+    /// What can be done about it.
+    pub fn hint(&self) -> Hint {
         match self {
-            SpecError::Read { .. } => "--file names a spec file; nothing is read without it".to_owned(),
+            SpecError::Read { .. } => Hint::ChooseSpecFile,
             SpecError::TooLarge { .. } => {
-                "a spec file says what to run; put content into the image, a volume or a bundle".to_owned()
+                Hint::advice("a spec file says what to run; put content into the image, a volume or a bundle")
             }
-            SpecError::NotText { .. } => "save it as UTF-8".to_owned(),
-            SpecError::Wrong { hint, .. } | SpecError::Meaning { hint, .. } => hint.clone(),
+            SpecError::NotText { .. } => Hint::advice("save it as UTF-8"),
+            SpecError::Wrong { hint, .. } => Hint::advice(hint),
+            SpecError::Meaning { hint, .. } => hint.clone(),
         }
     }
 
@@ -102,7 +104,7 @@ impl SpecError {
         let error = error.without_snippet();
         let Some(location) = error.location().filter(|location| location.line() > 0) else {
             let (message, hint) = explain(error, None);
-            return SpecError::Meaning { path: path.to_owned(), message, hint };
+            return SpecError::Meaning { path: path.to_owned(), message, hint: Hint::Advice(hint) };
         };
         let (line, column) = (location.line(), location.column());
         let block = block_at(text, line);

@@ -11,7 +11,8 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::Service;
-use crate::{PROFILES, Profile, text};
+use super::value;
+use crate::{PROFILES, Profile};
 
 /// A value in its short form, a text of one line, or in its long one, a mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,7 +122,7 @@ pub(super) fn profile<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opti
 /// Seconds or a text: both are texts to YAML.
 pub(super) fn timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
-    text::duration(&text).map(Some).map_err(D::Error::custom)
+    value::duration(&text).map(Some).map_err(D::Error::custom)
 }
 
 /// Names are checked here, where their place is known. None is repeated: somebody may have written `NAME=VALUE`.
@@ -172,7 +173,7 @@ pub(super) struct Output {
 pub(super) fn outputs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Artifact>>, D::Error> {
     let Some(outputs) = Option::<Vec<Output>>::deserialize(deserializer)? else { return Ok(None) };
     let read = |output: Output| {
-        text::artifact(&output.name, &output.path)
+        value::artifact(&output.name, &output.path)
             .map_err(|why| D::Error::custom(format!("output `{}`: {why}", output.name)))
     };
     outputs.into_iter().map(read).collect::<Result<_, _>>().map(Some)

@@ -38,7 +38,10 @@ const ELSEWHERE: [(&str, &str); 29] = [
 
 /// Keys that other programs know, in their plain form: what there is in their place.
 const UNSUPPORTED: [(&str, &str); 22] = [
-    ("files", "put files into the image, a bundle (`bundles`) or a volume, or copy them in: microagent cp"),
+    (
+        "files",
+        "put files into the image, a bundle (`bundles`) or a volume, or copy them in when it is running",
+    ),
     (
         "health",
         "nothing looks at a workspace's health; let the service end when it is ill, and set `restart`",
@@ -61,7 +64,7 @@ const UNSUPPORTED: [(&str, &str); 22] = [
     ("ipv6", "guests have no IPv6; leave it out"),
     ("ipv6subnet", "guests have no IPv6; leave it out"),
     ("ipv6gateway", "guests have no IPv6; leave it out"),
-    ("build", "microagent builds no images: build with other tools, then name the result in `image`"),
+    ("build", "no images are built here: build with other tools, then name the result in `image`"),
     ("services", "one file describes one workspace; write one file for each"),
     ("privileged", "leave it out: inside the microVM root can do everything already"),
     ("capadd", "leave it out: inside the microVM root can do everything already"),

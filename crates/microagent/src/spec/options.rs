@@ -2,14 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use microagent_net::{EgressPolicy, Publish};
-use microagent_store::{Attachment, DiskSource, SecretSource, SetupStep};
+use microagent_model::{Attachment, DiskSource, EgressPolicy, Publish, SecretSource, SetupStep};
 
 use super::forms::{Form, Short};
-use super::{Access, Service, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecVolume};
+use super::{Access, Service, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecVolume, value};
 use crate::attachment::{AttachmentForm, is_bundle};
-use crate::text::{self, HostVariable};
-use crate::{CreateOptions, Error, RunCommand, RunOptions, WorkspaceOptions};
+use crate::{CreateOptions, Error, Hint, Lookup, RunCommand, RunOptions, WorkspaceOptions};
 
 /// Images in the local file system are named with one of these before the path.
 const LOCAL_TRANSPORTS: [&str; 3] = ["oci:", "oci-archive:", "docker-archive:"];
@@ -18,7 +16,7 @@ impl Short for Publish {
     const SHAPE: &str = "[HOST:]HOST_PORT:GUEST_PORT";
 
     fn short(text: &str) -> Result<Publish, String> {
-        text.parse().map_err(|error: microagent_net::PublishError| error.to_string())
+        text.parse().map_err(|error: microagent_model::PublishError| error.to_string())
     }
 }
 
@@ -27,10 +25,9 @@ impl Short for Attachment {
 
     fn short(text: &str) -> Result<Attachment, String> {
         // Paths are resolved later, when it is known where the file lies.
-        AttachmentForm::Volume.parse(text, Path::new("")).map_err(|error| {
-            let hint = error.hint();
-            format!("`{text}`: {error}; it is written {}: {hint}", Self::SHAPE)
-        })
+        AttachmentForm::Volume
+            .parse(text, Path::new(""))
+            .map_err(|error| format!("`{text}`: {error}; it is written {}: {}", Self::SHAPE, error.advice()))
     }
 }
 
@@ -50,7 +47,7 @@ impl SpecVolume {
             (Some(name), None) => name
                 .parse()
                 .map(DiskSource::Volume)
-                .map_err(|error: microagent_store::VolumeNameError| error.to_string())?,
+                .map_err(|error: microagent_model::VolumeNameError| error.to_string())?,
             (None, Some(path)) if is_bundle(path) => DiskSource::Bundle(path.into()),
             (None, Some(path)) => DiskSource::Image(path.into()),
             _ => {
@@ -71,7 +68,7 @@ impl SpecFile {
     ///
     /// # Errors
     /// Fails when no image is named, keys contradict each other, or a file that is named cannot be read.
-    pub fn run_options(&self, host: HostVariable<'_>) -> Result<RunOptions, Error> {
+    pub fn run_options(&self, host: &Lookup) -> Result<RunOptions, Error> {
         let mut options = RunOptions::new(self.named_image()?);
         options.workspace = self.workspace_options(host)?;
         options.command = self.run_command();
@@ -85,7 +82,7 @@ impl SpecFile {
     ///
     /// # Errors
     /// As [`SpecFile::run_options`], and when it has no name.
-    pub fn create_options(&self, host: HostVariable<'_>) -> Result<CreateOptions, Error> {
+    pub fn create_options(&self, host: &Lookup) -> Result<CreateOptions, Error> {
         let Some(name) = &self.name else {
             return Err(self.meaning("no name is given", "add `name`, or give one to the command").into());
         };
@@ -124,7 +121,7 @@ impl SpecFile {
     }
 
     fn named_image(&self) -> Result<&str, SpecError> {
-        self.image.as_deref().ok_or_else(|| self.meaning("no image is named", "add `image`, or give --image"))
+        self.image.as_deref().ok_or_else(|| self.meaning_with("no image is named", Hint::NameImage))
     }
 
     fn run_command(&self) -> RunCommand {
@@ -141,7 +138,7 @@ impl SpecFile {
         }
     }
 
-    fn workspace_options(&self, host: HostVariable<'_>) -> Result<WorkspaceOptions, Error> {
+    fn workspace_options(&self, host: &Lookup) -> Result<WorkspaceOptions, Error> {
         let mut options = WorkspaceOptions::new(self.named_image()?);
         options.setup = self.setup_steps()?.unwrap_or_default();
         options.env = self.variables(host)?.unwrap_or_default();
@@ -168,18 +165,18 @@ impl SpecFile {
             return Ok(None);
         }
         let lines = self.setup.iter().flatten().cloned().map(SetupStep::Shell).map(Ok);
-        let scripts = self.setup_files.iter().flatten().map(|path| text::setup_script(path));
+        let scripts = self.setup_files.iter().flatten().map(|path| value::setup_script(path));
         lines.chain(scripts).collect::<Result<_, _>>().map(Some)
     }
 
     /// Variables, where the file speaks of them; later ones win.
-    pub(crate) fn variables(&self, host: HostVariable<'_>) -> Result<Option<Vec<(String, String)>>, Error> {
+    pub(crate) fn variables(&self, host: &Lookup) -> Result<Option<Vec<(String, String)>>, Error> {
         if self.env.is_none() && self.env_files.is_none() {
             return Ok(None);
         }
         let mut variables = Vec::new();
         for path in self.env_files.iter().flatten() {
-            variables.extend(text::env_file(path, host)?);
+            variables.extend(value::env_file(path, host)?);
         }
         variables.extend(self.env.clone().into_iter().flatten());
         Ok(Some(variables))
@@ -298,7 +295,11 @@ impl SpecFile {
     }
 
     pub(super) fn meaning(&self, message: impl Into<String>, hint: &str) -> SpecError {
-        SpecError::Meaning { path: self.path.clone(), message: message.into(), hint: hint.to_owned() }
+        self.meaning_with(message, Hint::advice(hint))
+    }
+
+    fn meaning_with(&self, message: impl Into<String>, hint: Hint) -> SpecError {
+        SpecError::Meaning { path: self.path.clone(), message: message.into(), hint }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use clap::Args;
 use jiff::tz::TimeZone;
-use microagent::Error;
 use microagent::image::{ImageList, ImageSummary};
 
 use crate::context::Context;
@@ -28,7 +27,7 @@ pub(crate) struct ListArgs {}
 
 /// Lists.
 pub(crate) fn execute(context: &Context, _args: ListArgs) -> Result<(), Failure> {
-    let list = context.engine().images().list().map_err(Error::from)?;
+    let list = context.engine().images().list()?;
     match context.format {
         Format::Json => print_json(&list),
         Format::Text => {

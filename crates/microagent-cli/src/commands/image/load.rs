@@ -4,7 +4,6 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
-use microagent::Error;
 use microagent::image::{ImportSource, LoadOptions};
 
 use crate::context::Context;
@@ -63,7 +62,7 @@ pub(super) fn execute(context: &Context, args: LoadArgs) -> Result<(), Failure> 
     let progress = context.progress(args.quiet);
     let options = LoadOptions::default().name(args.name);
     let loaded = context.block_on(async |token| {
-        Ok(engine.images().load(source, &options, &progress, &token).await.map_err(Error::from)?)
+        Ok(engine.images().load(source, &options, &progress.of_work(&token)).await?)
     });
     progress.end();
     let loaded = loaded?;

@@ -9,7 +9,6 @@ mod tag;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use microagent::Error;
 use microagent::image::{Image, ImportSource, PullOptions, PullPolicy};
 
 use crate::args::image_change;
@@ -145,7 +144,7 @@ fn pull(context: &Context, args: PullArgs) -> Result<(), Failure> {
     let progress = context.progress(args.quiet);
     let options = PullOptions { policy: PullPolicy::Always, ..PullOptions::default() };
     let pulled = context.block_on(async |token| {
-        Ok(engine.images().ensure(&args.reference, &options, &progress, &token).await.map_err(Error::from)?)
+        Ok(engine.images().create(&args.reference, &options, &progress.of_work(&token)).await?)
     });
     progress.end();
     print(context, pulled?)
@@ -163,7 +162,7 @@ fn import(context: &Context, args: ImportArgs) -> Result<(), Failure> {
     };
     let imported = context.block_on(async |token| {
         let images = engine.images();
-        Ok(images.import(source, &args.reference, &changes, &progress, &token).await.map_err(Error::from)?)
+        Ok(images.import(source, &args.reference, &changes, &progress.of_work(&token)).await?)
     });
     progress.end();
     print(context, imported?)

@@ -1,7 +1,6 @@
 //! `microagent image push`.
 
 use clap::Args;
-use microagent::Error;
 use microagent::image::{NetworkOptions, Pushed};
 
 use crate::context::Context;
@@ -40,7 +39,7 @@ pub(super) fn execute(context: &Context, args: PushArgs) -> Result<(), Failure> 
     let progress = context.progress(args.quiet);
     let network = NetworkOptions::default();
     let pushed = context.block_on(async |token| {
-        Ok(images.push(&args.reference, &network, &progress, &token).await.map_err(Error::from)?)
+        Ok(images.push(&args.reference, &network, &progress.of_work(&token)).await?)
     });
     progress.end();
     let pushed = pushed?;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use microagent::Error;
-use microagent::image::{Deletion, Pruned};
+use microagent::image::{Deletion, Prune, Pruned};
 
 use crate::context::Context;
 use crate::documents::image::ImageDeleteDocument;
@@ -95,7 +95,8 @@ pub(super) fn prune(context: &Context, args: PruneArgs) -> Result<(), Failure> {
             }
         }
     }
-    let pruned = context.engine().images().prune(args.all).map_err(Error::from)?;
+    let which = if args.all { Prune::All } else { Prune::Unused };
+    let pruned = context.engine().images().prune(which)?;
     match context.format {
         Format::Json => print_json(&pruned),
         Format::Text => print_text(&pruned_lines(&pruned)),

@@ -4,7 +4,6 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
-use microagent::Error;
 use microagent::image::{NetworkOptions, SaveTarget, Saved};
 
 use crate::context::Context;
@@ -61,7 +60,7 @@ pub(super) fn execute(context: &Context, args: SaveArgs) -> Result<(), Failure> 
     let progress = context.progress(args.quiet);
     let network = NetworkOptions::default();
     let saved = context.block_on(async |token| {
-        Ok(images.save(&args.references, target, &network, &progress, &token).await.map_err(Error::from)?)
+        Ok(images.save(&args.references, target, &network, &progress.of_work(&token)).await?)
     });
     progress.end();
     let saved = saved?;

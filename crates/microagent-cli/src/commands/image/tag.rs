@@ -1,7 +1,6 @@
 //! `microagent image tag`.
 
 use clap::Args;
-use microagent::Error;
 
 use crate::context::Context;
 use crate::escape::one_line;
@@ -34,7 +33,7 @@ pub(crate) struct TagArgs {
 
 /// Tags.
 pub(super) fn execute(context: &Context, args: TagArgs) -> Result<(), Failure> {
-    let tagged = context.engine().images().tag(&args.image, &args.name).map_err(Error::from)?;
+    let tagged = context.engine().images().tag(&args.image, &args.name)?;
     match context.format {
         Format::Json => print_json(&tagged),
         Format::Text => print_text(&format!(

@@ -1,13 +1,15 @@
 //! One run after the other, each with its own clock.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use microagent::{CancellationToken, Engine, Error, Event, Observer, RunOptions, RunReport, StartMode};
+use microagent::{
+    CancellationToken, Engine, Error, Event, Observer, Progress, RunOptions, RunReport, StartMode, chain,
+};
 use serde::Serialize;
 
 use super::phases::{Moments, Phases, boot, millis, ready};
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 
 /// Which question is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,8 +96,9 @@ pub(super) async fn measure(
     (number, start): (u32, Start),
     token: &CancellationToken,
 ) -> Result<Iteration, Failure> {
-    let clock = Clock::start();
-    let ran = engine.run(options, &clock, token).await;
+    let clock = Arc::new(Clock::start());
+    let progress = Progress::new().observer(Arc::clone(&clock)).cancel(token.clone());
+    let ran = engine.run(options.clone(), &progress).await;
     let moments = clock.moments();
     let mut iteration = Iteration {
         number,

@@ -3,13 +3,14 @@
 mod measure;
 mod phases;
 mod summary;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use measure::{Iteration, Question, Start, measure};
 use microagent::image::PullOptions;
-use microagent::text::duration;
-use microagent::{CancellationToken, Engine, Error, NetworkMode, RunOptions};
+use microagent::spec::value::duration;
+use microagent::{CancellationToken, Engine, NetworkMode, RunOptions};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use summary::Summary;
@@ -264,12 +265,12 @@ impl SeriesArgs {
 async fn bring_in(
     engine: &Engine,
     image: &str,
-    progress: &Progress,
+    progress: &Arc<Progress>,
     token: &CancellationToken,
 ) -> Result<(), Failure> {
     engine.prepare()?;
     let options = PullOptions::default();
-    engine.images().ensure(image, &options, progress, token).await.map_err(Error::from)?;
+    engine.images().create(image, &options, &progress.of_work(token)).await?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use microagent::text::{duration, output};
+use microagent::spec::value::{duration, output};
 use microagent::{Artifact, RunCommand, RunOptions, SpecFile, WorkspaceName};
 
 use crate::args::docker::DockerFlags;

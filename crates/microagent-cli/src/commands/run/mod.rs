@@ -33,7 +33,8 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     if !options.keep && !options.workspace.outputs.is_empty() {
         progress.note("--output has no effect without --keep: the run's files are removed at its end");
     }
-    let ran = context.block_on(async |token| Ok(engine.run(&options, &progress, &token).await))?;
+    let ran =
+        context.block_on(async |token| Ok(engine.run(options.clone(), &progress.of_work(&token)).await))?;
     progress.end();
     let report = match ran {
         Ok(report) => report,

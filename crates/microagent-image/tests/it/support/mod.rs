@@ -10,7 +10,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use microagent_image::{
-    Environment, Image, ImageError, ImageEvent, ImageStore, NetworkOptions, Progress, PullOptions, PullPolicy,
+    Environment, Image, ImageError, ImageEvent, ImageHint, ImageStore, NetworkOptions, Progress, PullOptions,
+    PullPolicy,
 };
 use microagent_store::StateDir;
 use tempfile::TempDir;
@@ -117,4 +118,12 @@ pub(crate) fn read_from_disk(disk: &Path, path: &str) -> String {
     let request = format!("cat {path}");
     let output = std::process::Command::new("debugfs").arg("-R").arg(request).arg(disk).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// What can be done about an error, where that is the same in any program.
+pub(crate) fn advice(error: &ImageError) -> String {
+    match error.hint() {
+        Some(ImageHint::Advice(text)) => text,
+        other => panic!("{error:?}: {other:?}"),
+    }
 }

@@ -184,6 +184,7 @@ async fn settings_that_cannot_be_used_are_named_and_not_shown() {
     assert!(fault.contains("VAULT_TOKEN is no text") && !fault.contains("lines"), "{fault}");
     let ca = Some("/nonexistent/ca.pem".into());
     let odd = SecretEnvironment { vault_ca_cert: ca, ..settings("https://127.0.0.1:9") };
-    assert!(ask(&odd, "x").await.unwrap_err().to_string().contains("/nonexistent/ca.pem"));
+    let fault = ask(&odd, "x").await.unwrap_err();
+    assert!(microagent_proto::chain(&fault).contains("/nonexistent/ca.pem"), "{fault:?}");
     assert!(!format!("{:?}", settings("http://x")).contains(TOKEN));
 }

@@ -1,6 +1,7 @@
-//! How people write things, read once for flags and for spec files: durations, outputs, variables, setup scripts.
+//! The forms in which people write values, for spec files and for whoever reads the same forms elsewhere: durations,
+//! artifacts, variables, setup scripts.
 //!
-//! The environment of the host is not looked at: whoever allows `NAME` to mean the host's value hands it in.
+//! The environment of the host is not read: whoever allows `NAME` to mean the host's value hands in a [`Lookup`].
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -9,10 +10,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use microagent_store::{Artifact, SetupStep};
+use microagent_model::{Artifact, SetupStep};
 
-use crate::Error;
+use crate::error::InvalidRequest;
 use crate::limits::SCRIPT_LIMIT;
+use crate::{Error, Lookup};
 
 /// Largest environment file that is read.
 const ENV_FILE_LIMIT: u64 = 1024 * 1024;
@@ -20,49 +22,86 @@ const ENV_FILE_LIMIT: u64 = 1024 * 1024;
 /// Longest timeout: a year, so that adding it to any clock is safe.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Looks a variable of the host up.
-pub type HostVariable<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+/// Why a text is not a duration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DurationError {
+    /// It is 0.
+    #[error("the timeout must be greater than 0; omit it for no limit")]
+    Zero,
+    /// It is over a year.
+    #[error("it is at most a year; omit it for no limit")]
+    Long,
+    /// It is something else.
+    #[error("it is a number of seconds, or with units as in 1m30s")]
+    Form,
+}
+
+/// Why a text is not an artifact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArtifactError {
+    /// There is no `=`.
+    #[error("write it as NAME=/guest/path")]
+    Form,
+    /// The name has other characters, or begins with another one.
+    #[error("the name consists of letters, digits, `.`, `_` and `-`")]
+    Name,
+    /// The path is relative.
+    #[error("the path is absolute, in the guest")]
+    Path,
+}
+
+/// Why a text is not a variable. Never repeats it: it may hold a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum VariableError {
+    /// The name is empty or has spaces.
+    #[error("the name is empty or has spaces")]
+    Name,
+    /// The host's value is not UTF-8.
+    #[error("its value on the host is not UTF-8")]
+    Value,
+}
 
 /// Seconds, or with units: `90`, `1m30s`, `2h`, `1.5s`.
 ///
 /// # Errors
-/// Says what a duration looks like, or which one is too short or too long.
-pub fn duration(text: &str) -> Result<Duration, String> {
+/// Says what a duration looks like, or that it is too short or too long.
+pub fn duration(text: &str) -> Result<Duration, DurationError> {
     let text = text.trim();
     let duration = match text.parse::<u64>() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
         Err(_) => text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok()),
     };
     match duration {
-        Some(duration) if duration.is_zero() => {
-            Err("no run is that short; leave it out for no limit".to_owned())
-        }
+        Some(duration) if duration.is_zero() => Err(DurationError::Zero),
         Some(duration) if duration <= LONGEST_TIMEOUT => Ok(duration),
-        Some(_) => Err("it is at most a year; leave it out for no limit".to_owned()),
-        None => Err("it is a number of seconds, or with units as in 1m30s".to_owned()),
+        Some(_) => Err(DurationError::Long),
+        None => Err(DurationError::Form),
     }
 }
 
-/// `name=/guest/path`.
+/// `NAME=/guest/path`.
 ///
 /// # Errors
 /// Says how it is written.
-pub fn output(text: &str) -> Result<Artifact, String> {
-    let (name, path) = text.split_once('=').ok_or("write it as NAME=/guest/path")?;
+pub fn output(text: &str) -> Result<Artifact, ArtifactError> {
+    let (name, path) = text.split_once('=').ok_or(ArtifactError::Form)?;
     artifact(name, path)
 }
 
-/// An output of this name at this path of the guest.
+/// An artifact of this name at this path of the guest.
 ///
 /// # Errors
 /// Says what is wrong with either.
-pub fn artifact(name: &str, path: &str) -> Result<Artifact, String> {
+pub fn artifact(name: &str, path: &str) -> Result<Artifact, ArtifactError> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if name.is_empty() || name.starts_with(['.', '-']) || !name.chars().all(is_name) {
-        return Err("the name consists of letters, digits, `.`, `_` and `-`".to_owned());
+        return Err(ArtifactError::Name);
     }
     if !path.starts_with('/') || path.contains('\0') {
-        return Err("the path is absolute, in the guest".to_owned());
+        return Err(ArtifactError::Path);
     }
     Ok(Artifact { name: name.to_owned(), path: path.to_owned() })
 }
@@ -71,13 +110,13 @@ pub fn artifact(name: &str, path: &str) -> Result<Artifact, String> {
 ///
 /// # Errors
 /// Says what is wrong with it, without repeating it.
-pub fn variable(text: &str, host: HostVariable<'_>) -> Result<Option<(String, String)>, &'static str> {
+pub fn variable(text: &str, host: &Lookup) -> Result<Option<(String, String)>, VariableError> {
     let (name, value) = match text.split_once('=') {
         Some((name, value)) => (name, Some(value.to_owned())),
         None => (text, None),
     };
     if name.is_empty() || name.contains(|c: char| c.is_whitespace() || c == '\0') {
-        return Err("the name is empty or has spaces");
+        return Err(VariableError::Name);
     }
     if let Some(value) = value {
         return Ok(Some((name.to_owned(), value)));
@@ -85,7 +124,7 @@ pub fn variable(text: &str, host: HostVariable<'_>) -> Result<Option<(String, St
     match host(name).map(OsString::into_string) {
         None => Ok(None),
         Some(Ok(value)) => Ok(Some((name.to_owned(), value))),
-        Some(Err(_)) => Err("its value on the host is not UTF-8"),
+        Some(Err(_)) => Err(VariableError::Value),
     }
 }
 
@@ -93,17 +132,17 @@ pub fn variable(text: &str, host: HostVariable<'_>) -> Result<Option<(String, St
 ///
 /// # Errors
 /// Fails when the file cannot be read, is larger than 1 MiB, or has a line that is no variable.
-pub fn env_file(path: &Path, host: HostVariable<'_>) -> Result<Vec<(String, String)>, Error> {
+pub fn env_file(path: &Path, host: &Lookup) -> Result<Vec<(String, String)>, Error> {
     let failed = |source| Error::File { action: "read environment file", path: path.to_owned(), source };
     let text = String::from_utf8(read(path, ENV_FILE_LIMIT).map_err(failed)?)
         .map_err(|_| failed(io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8")))?;
     let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim_start).enumerate();
     let read = |(index, line)| match variable(line, host) {
         Ok(variable) => variable.map(Ok),
-        Err(why) => Some(Err(Error::Invalid {
-            message: format!("environment file `{}`, line {}: {why}", path.display(), index + 1),
-            hint: Some("write each line as NAME=VALUE or NAME".to_owned()),
-        })),
+        Err(source) => {
+            let (path, line) = (path.to_owned(), index + 1);
+            Some(Err(InvalidRequest::EnvironmentLine { path, line, source }.into()))
+        }
     };
     lines.filter(|(_, line)| !line.trim_end().is_empty() && !line.starts_with('#')).filter_map(read).collect()
 }
@@ -129,7 +168,7 @@ fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-const _: () = assert!(ENV_FILE_LIMIT == 1024 * 1024 && SCRIPT_LIMIT == 1024 * 1024, "the message says so");
+const _: () = assert!(ENV_FILE_LIMIT == 1024 * 1024 && SCRIPT_LIMIT == 1024 * 1024, "the message has it");
 
 #[cfg(test)]
 mod tests {

@@ -2,80 +2,15 @@
 //!
 //! The stream is unpacked into a fresh directory beside its destination and moved from there when it is complete.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Receiver;
 
-use microagent_tar::read::ReadSource;
-use microagent_tree::{Rules, SymlinkRule, Unpacked};
-use tempfile::TempDir;
+use microagent_tree::SymlinkRule;
 
 use crate::Error;
-use crate::error::deepest_io;
-
-/// The guest's tar stream as a reader. It ends with an empty chunk; one that ends without is torn.
-pub(crate) struct Stream {
-    chunks: Receiver<Vec<u8>>,
-    current: io::Cursor<Vec<u8>>,
-    ended: bool,
-    /// How much more of it is taken.
-    left: u64,
-}
-
-/// What is said of a guest that sends without an end.
-pub(super) const TOO_MUCH: &str = "the guest sends more than its disk can hold";
-
-impl Stream {
-    /// The chunks in their order.
-    pub(crate) fn new(chunks: Receiver<Vec<u8>>) -> Stream {
-        Stream { chunks, current: io::Cursor::default(), ended: false, left: u64::MAX }
-    }
-
-    /// The same, up to so many bytes; what has more is an error.
-    pub(crate) fn up_to(self, limit: u64) -> Stream {
-        Stream { left: limit, ..self }
-    }
-}
-
-impl Read for Stream {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.current.read(buffer)? {
-                0 if !buffer.is_empty() && !self.ended => match self.chunks.recv() {
-                    Ok(chunk) => {
-                        let left = self.left.checked_sub(chunk.len() as u64);
-                        self.left = left.ok_or_else(|| io::Error::other(TOO_MUCH))?;
-                        self.ended = chunk.is_empty();
-                        self.current = io::Cursor::new(chunk);
-                    }
-                    Err(_) => return Err(io::Error::other("the guest's stream broke off")),
-                },
-                read => return Ok(read),
-            }
-        }
-    }
-}
-
-/// Unpacks a stream into a fresh directory in `beside`. Only files, directories and links come out: nothing that is
-/// special on the host, no foreign owner, no set-id bit; nothing lands outside. `links` says which links are made.
-pub(crate) fn unpack(
-    stream: impl Read,
-    beside: &Path,
-    links: SymlinkRule,
-) -> io::Result<(TempDir, Unpacked)> {
-    let dir = tempfile::Builder::new().prefix(".microagent-").tempdir_in(beside)?;
-    let root = File::open(dir.path())?;
-    let rules = Rules { links, ..Rules::HARMLESS };
-    let unpacked =
-        microagent_tree::unpack(&root.into(), ReadSource::new(stream), rules).map_err(|error| {
-            // What the system said decides whether it is worth trying again.
-            let kind = deepest_io(&error).map_or(io::ErrorKind::Other, io::Error::kind);
-            io::Error::new(kind, error)
-        })?;
-    Ok((dir, unpacked))
-}
+use crate::tar_stream::unpack;
 
 /// Receives a stream into the directory `dir`: its one item under `name`, or, where the stream is the `content` of a
 /// directory, all of them in a directory of that name or, without one, in `dir`.
@@ -148,6 +83,7 @@ mod tests {
     use tar::EntryType;
 
     use super::*;
+    use crate::tar_stream::TarReader;
 
     fn tar_of(entries: &[(&str, EntryType, u32, &str)]) -> Vec<u8> {
         let mut builder = tar::Builder::new(Vec::new());
@@ -220,22 +156,15 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_without_its_end_is_torn() {
-        let (sender, receiver) = std::sync::mpsc::channel();
+    fn a_stream_that_breaks_off_between_two_members_is_torn() {
         let mut tar = tar_of(&[("file", EntryType::Regular, 0o644, "whole")]);
-        // Between two members, where a stream looks as if it had ended.
+        // Here a stream looks as if it had ended.
         tar.truncate(2 * 512);
-        sender.send(tar).unwrap();
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        sender.try_send(tar).unwrap();
         drop(sender);
         let dir = tempfile::tempdir().unwrap();
-        receive(Stream::new(receiver), dir.path(), Some("file"), false).unwrap_err();
-
-        let (sender, receiver) = std::sync::mpsc::sync_channel(4);
-        sender.send(vec![0; 100]).unwrap();
-        sender.send(vec![0; 100]).unwrap();
-        let mut read = Vec::new();
-        let error = Stream::new(receiver).up_to(150).read_to_end(&mut read).unwrap_err();
-        assert_eq!((error.to_string().as_str(), read.len()), (TOO_MUCH, 100));
+        receive(TarReader::new(receiver, u64::MAX), dir.path(), Some("file"), false).unwrap_err();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

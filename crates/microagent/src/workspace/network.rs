@@ -3,11 +3,12 @@
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 
-use microagent_net::{EgressPolicy, GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, Publish};
-use microagent_store::{LinkState, NetworkMode, State, WorkspaceName};
+use microagent_model::{EgressPolicy, LinkState, NetworkMode, Publish, State, WorkspaceName};
+use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 use serde::Serialize;
 
-use crate::{Engine, Error};
+use super::Workspace;
+use crate::Error;
 
 /// How a workspace is connected.
 #[derive(Debug, Clone)]
@@ -64,13 +65,13 @@ impl From<&Publish> for PortForward {
     }
 }
 
-impl Engine {
+impl Workspace {
     /// Looks at the network of a workspace.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its record is damaged.
-    pub fn network(&self, name: &WorkspaceName) -> Result<NetworkDetails, Error> {
-        let record = self.observe(name)?;
+    pub fn network(&self) -> Result<NetworkDetails, Error> {
+        let record = self.observe()?;
         let link = record.observed_link();
         let stack = record.link.as_ref().filter(|_| link == Some(LinkState::Up));
         let is_connected = record.network == NetworkMode::User;

@@ -10,28 +10,32 @@
 mod plan;
 
 use microagent_image::{Digest, PullOptions, PullPolicy};
-use microagent_store::{
-    Attachment, CommandLine, DiskSource, SetupStep, State, Workload, WorkspaceDir, WorkspaceName,
-    WorkspaceRecord,
-};
+use microagent_model::{Attachment, CommandLine, DiskSource, SetupStep, State, WorkspaceName};
+use microagent_store::{Workload, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::control::amend;
 use microagent_vm::{Amendment, grow_overlay};
 use serde::Serialize;
-use tokio_util::sync::CancellationToken;
 
+use super::{Workspace, lock_patiently};
 use crate::disks::arrange;
+use crate::error::{Action, InvalidRequest};
 use crate::limits::check_work;
-use crate::provision::{check_options, fitting_mib, invalid, resolve_command};
+use crate::provision::{FirstStart, check_options, fitting_mib, resolve_command};
 use crate::spec::Service;
-use crate::supervisor_events::Forward;
-use crate::text::HostVariable;
-use crate::workspace::lock_patiently;
-use crate::{Engine, Error, RunCommand, SpecFile};
+use crate::{Error, Lookup, Progress, RunCommand, SpecFile};
 use plan::{Plan, Wanted, is_bundle};
 
-const APPLY: &str = "change it";
+/// Whether [`Workspace::apply`] changes the workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ApplyMode {
+    /// It does.
+    #[default]
+    Write,
+    /// It only says what it would change.
+    DryRun,
+}
 
-/// What `apply` did, or would do.
+/// What [`Workspace::apply`] did, or would do.
 #[derive(Debug, Clone, Serialize)]
 pub struct Applied {
     /// The workspace.
@@ -73,54 +77,44 @@ pub enum ChangeKind {
     Removed,
 }
 
-impl Engine {
-    /// Changes a workspace to what a spec file says. With `dry_run` it is only looked at.
+impl Workspace {
+    /// Changes the workspace to match a spec file. `host` looks up the variables that the file passes through.
     ///
     /// # Errors
     /// Fails when something differs that cannot change, or cannot change in the workspace's state, or makes no sense.
     /// Nothing is written then.
-    pub async fn apply(
-        &self,
-        name: &WorkspaceName,
-        spec: &SpecFile,
-        host: HostVariable<'_>,
-        dry_run: bool,
-    ) -> Result<Applied, Error> {
-        let dir = self.existing(name)?;
-        let record = self.observe(name)?;
+    pub async fn apply(&self, spec: &SpecFile, host: &Lookup, mode: ApplyMode) -> Result<Applied, Error> {
+        let dry_run = mode == ApplyMode::DryRun;
+        let dir = self.existing()?;
+        let record = self.observe()?;
         if record.disposable {
-            return Err(invalid(
-                format!(
-                    "workspace `{name}` is what a disposable run left for its logs; it cannot be changed"
-                ),
-                "make one that can: microagent create NAME --file SPEC",
-            ));
+            return Err(InvalidRequest::Leftover { name: self.name.clone(), verb: "changed" }.into());
         }
         let wanted = self.wanted(&record, spec, host).await?;
         let state = record.observed_state();
         if state.is_live() {
-            return self.apply_live(&dir, record, &wanted, dry_run).await;
+            return self.apply_live(&dir, record, &wanted, mode).await;
         }
         if !state.is_resting() {
-            return Err(Error::WrongState { name: name.clone(), state, action: APPLY });
+            return Err(self.wrong_state(state, Action::Apply));
         }
         let _lock = match dry_run {
             true => None,
-            false => Some(lock_patiently(name, &dir)?),
+            false => Some(lock_patiently(&self.name, &dir).await?),
         };
         // It may have been started, and ended, since it was looked at.
         let record = WorkspaceRecord::load(&dir)?;
         let state = record.observed_state();
         if !state.is_resting() {
-            return Err(Error::WrongState { name: name.clone(), state, action: APPLY });
+            return Err(self.wrong_state(state, Action::Apply));
         }
         let plan = self.plan(&dir, &record, &wanted)?;
         let mut notices = Vec::new();
         if !dry_run {
-            notices = self.make_missing_volumes(&plan.record.disks, &|_| {})?;
+            notices = self.engine.make_missing_volumes(&plan.record.disks, &Progress::new())?;
             write(&dir, &record, &plan)?;
         }
-        Ok(Applied { workspace: name.clone(), state, changes: plan.changes, dry_run, notices })
+        Ok(Applied { workspace: self.name.clone(), state, changes: plan.changes, dry_run, notices })
     }
 
     async fn apply_live(
@@ -128,8 +122,9 @@ impl Engine {
         dir: &WorkspaceDir,
         record: WorkspaceRecord,
         wanted: &Wanted<'_>,
-        dry_run: bool,
+        mode: ApplyMode,
     ) -> Result<Applied, Error> {
+        let dry_run = mode == ApplyMode::DryRun;
         let (name, state) = (record.name.clone(), record.observed_state());
         let plan = self.plan(dir, &record, wanted)?;
         if !dry_run {
@@ -145,13 +140,13 @@ impl Engine {
         }
         if !dry_run && !plan.changes.is_empty() {
             let amendment = Amendment { restart: plan.record.restart, outputs: plan.record.outputs };
-            self.changed(&name, amend(dir, amendment).await, APPLY)?;
+            self.changed(amend(dir, amendment).await, Action::Apply)?;
         }
         Ok(Applied { workspace: name, state, changes: plan.changes, dry_run, notices: Vec::new() })
     }
 
     fn plan(&self, dir: &WorkspaceDir, record: &WorkspaceRecord, wanted: &Wanted<'_>) -> Result<Plan, Error> {
-        let workload = Workload::load(dir).map_err(|e| self.damaged(&record.name, e))?;
+        let workload = Workload::load(dir).map_err(|e| self.damaged(e))?;
         let mut plan = Plan::of(record, &workload, wanted);
         if !plan.impossible.is_empty() {
             return Err(Error::Unchangeable { name: record.name.clone(), differences: plan.impossible });
@@ -159,7 +154,7 @@ impl Engine {
         if plan.record.disks != record.disks {
             // A bundle's tar file may be gone: its disk has been made.
             let others: Vec<_> = plan.record.disks.iter().filter(|disk| !is_bundle(disk)).cloned().collect();
-            self.check_disks(&others, false)?;
+            self.engine.check_disks(&others, FirstStart::Later)?;
             plan.record.disks = arrange(&plan.record.disks)?;
         }
         check_options(&plan.options())?;
@@ -171,7 +166,7 @@ impl Engine {
         &self,
         record: &WorkspaceRecord,
         spec: &'a SpecFile,
-        host: HostVariable<'_>,
+        host: &Lookup,
     ) -> Result<Wanted<'a>, Error> {
         let service = match &spec.service {
             _ if spec.image_command == Some(true) => Some(self.command_of_image(record).await?),
@@ -179,7 +174,7 @@ impl Engine {
             Some(Service::Argv(words)) => Some(CommandLine::Argv(words.clone())),
             None => None,
         };
-        let base = self.images().disk_path(&record.image.disk);
+        let base = self.engine.image_store().disk_path(&record.image.disk);
         let base_bytes = std::fs::metadata(&base).map_or(0, |metadata| metadata.len());
         let size_mib = spec.resources.size_mib.map(|asked| fitting_mib(asked, base_bytes));
         Ok(Wanted {
@@ -196,17 +191,13 @@ impl Engine {
     /// The image's own command, while the cache still knows it.
     async fn command_of_image(&self, record: &WorkspaceRecord) -> Result<CommandLine, Error> {
         let pull = PullOptions { policy: PullPolicy::Never, ..PullOptions::default() };
-        let cancel = CancellationToken::new();
-        let forward = Forward(&|_| {});
-        let image = self.images().ensure(&record.image.resolved_reference, &pull, &forward, &cancel).await;
+        let (images, silent) = (self.engine.image_store(), Progress::new());
+        let image = images.ensure(&record.image.resolved_reference, &pull, &silent, silent.token()).await;
         match image {
             Ok(image) if image.digest == record.image.digest => {
-                resolve_command(&RunCommand::Image, &image.config)
+                Ok(resolve_command(&RunCommand::Image, &image.config)?)
             }
-            _ => Err(invalid(
-                "`imageCommand`: the image that the workspace was made from is not in the cache any more",
-                "write its command as `service`",
-            )),
+            _ => Err(InvalidRequest::ImageCommandGone.into()),
         }
     }
 }

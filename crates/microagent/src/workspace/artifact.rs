@@ -1,4 +1,4 @@
-//! Declared outputs of a resting workspace, fetched through its own guest kernel.
+//! Declared artifacts of a resting workspace, fetched through its own guest kernel.
 //!
 //! The host never parses a file system that a guest has written: the same agent boots with the disk and no
 //! workload and sends a tar stream. That stream is as hostile as the disk: it is bounded by the disk's
@@ -7,81 +7,66 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-use microagent_store::{Artifact, WorkspaceName};
+use microagent_model::{Artifact, WorkspaceName};
+use microagent_proto::{Pack, Request};
 use microagent_tree::SymlinkRule;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
-use crate::copy::{Stream, unpack};
-use crate::{Engine, Error, Event, Observer};
+use super::Workspace;
+use crate::error::Action;
+use crate::tar_stream::unpack;
+use crate::{Error, Event, Progress};
 
 /// How long one artifact may take.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
-/// Chunks that wait between the guest and the writer.
-const QUEUE: usize = 16;
-
-/// What a tar stream may have beyond the disk's size: headers, and files with holes that it fills.
-const STREAM_SLACK: u64 = 2;
-
-impl Engine {
-    /// The outputs that a workspace declared.
+impl Workspace {
+    /// The artifacts that the workspace declared.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its record is damaged.
-    pub fn artifacts(&self, name: &WorkspaceName) -> Result<Vec<Artifact>, Error> {
-        Ok(self.load(name)?.outputs)
+    pub fn artifacts(&self) -> Result<Vec<Artifact>, Error> {
+        Ok(self.load()?.outputs)
     }
 
-    /// Fetches an artifact of a resting workspace to `dest` and gives the path written: a file to the path
+    /// Fetches an artifact of the resting workspace to `dest` and gives the path written: a file to the path
     /// itself (or into it, when it is a directory), a directory to a new directory. Symbolic links that lead out of
     /// that directory are left out, and a notice says how many.
     ///
     /// # Errors
-    /// Fails when the workspace lives or is in use, declares no such artifact, the guest cannot read it, or
+    /// Fails when the workspace is running or in use, declares no such artifact, the guest cannot read it, or
     /// `dest` cannot be written. A failed fetch leaves no half-written destination.
-    pub async fn artifact_get(
+    pub async fn fetch_artifact(
         &self,
-        name: &WorkspaceName,
         artifact: &str,
         dest: &Path,
-        observer: &dyn Observer,
-        cancel: &CancellationToken,
+        progress: &Progress,
     ) -> Result<PathBuf, Error> {
-        let record = self.observe(name)?;
+        let record = self.observe()?;
         let state = record.observed_state();
         if !state.is_resting() {
-            return Err(Error::WrongState { name: name.clone(), state, action: "read its disk" });
+            return Err(self.wrong_state(state, Action::ReadDisk));
         }
         let Some(output) = record.outputs.iter().find(|output| output.name == artifact) else {
             return Err(Error::NoSuchArtifact {
-                workspace: name.clone(),
+                workspace: self.name.clone(),
                 artifact: artifact.to_owned(),
                 declared: record.outputs.iter().map(|output| output.name.clone()).collect(),
             });
         };
         let dest = destination(dest, &output.path)?;
-        let (chunks, received) = sync_channel(QUEUE);
-        let bytes = self.disk_bytes(record.resources.size_mib, &record.disks, &self.existing(name)?);
-        let limit = bytes.saturating_mul(STREAM_SLACK);
-        let writer = {
-            let dest = dest.clone();
-            tokio::task::spawn_blocking(move || unpack_item(Stream::new(received).up_to(limit), &dest))
-        };
-        let guest = self.guest(name, observer, cancel).await?;
-        let fetched = timeout(FETCH_TIMEOUT, self.pack(&guest, &output.path, true, chunks, cancel)).await;
-        let written = writer.await.map_err(|e| file_error("write", &dest, io::Error::other(e)))?;
-        let fetched = fetched.unwrap_or_else(|_| Err(guest.late("it did not send the artifact in time")));
-        let left = guest.leave().await;
-        // The guest's reason comes first: the writer only saw its stream end.
-        fetched.map_err(|error| unreadable_artifact(error, name, &output.path))?;
-        left?;
-        let links_skipped = written.map_err(|source| file_error("write", &dest, source))?.commit(&dest)?;
+        let limits = self.tar_limits(FETCH_TIMEOUT)?;
+        let guest = self.guest(progress).await?;
+        let request = Request::Pack(Pack { path: output.path.as_bytes().to_vec().into(), follow: true });
+        let beside = dest.clone();
+        let consume =
+            move |stream| unpack_item(stream, &beside).map_err(|source| file_error("write", &beside, source));
+        let fetched = guest.fetch_tar(&request, limits, consume, progress.token()).await;
+        let unpacked = fetched.map_err(|error| unreadable_artifact(error, &self.name, &output.path))?;
+        let links_skipped = unpacked.commit(&dest)?;
         if links_skipped > 0 {
-            observer.event(Event::Notice(format!(
+            progress.event(Event::Notice(format!(
                 "{links_skipped} symbolic {} left out of `{}`: where they lead is outside of it",
                 if links_skipped == 1 { "link was" } else { "links were" },
                 dest.display()

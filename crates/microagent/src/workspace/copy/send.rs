@@ -18,9 +18,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{SILENCE, chunked};
+use super::{SymlinkMode, chunked};
 use crate::Error;
-use crate::attach::AgentStream;
+use crate::error::ConnectionFault;
+use crate::guest::{AgentStream, SILENCE};
 
 // A piece is one message.
 const _: () = assert!(PIECE_LIMIT <= INPUT_CHUNK_LIMIT);
@@ -36,21 +37,21 @@ pub(super) fn pass_on(stream: impl Read, chunks: mpsc::Sender<Vec<u8>>) -> Resul
 
 /// Feeds a guest that unpacks, and waits for its answer, which may come before the end: it does not want more then.
 pub(super) async fn feed(
-    talk: AgentStream,
+    stream: AgentStream,
     mut chunked: mpsc::Receiver<Vec<u8>>,
     packing: JoinHandle<Result<(), Error>>,
     cancel: &CancellationToken,
 ) -> Result<Result<Unpacked, GuestError>, Error> {
-    let AgentStream { name, stream } = talk;
-    let gone = |message: String| Error::GuestGone { workspace: name.clone(), message };
-    let silent = |what: &str| gone(format!("it {what} for {} s", SILENCE.as_secs()));
-    let broken = |e: FrameError| gone(crate::error::with_cause(&e));
+    let AgentStream { name, stream } = stream;
+    let gone = |source: ConnectionFault| Error::GuestGone { workspace: name.clone(), source };
+    let broken = |e: FrameError| gone(e.into());
+    let seconds = SILENCE.as_secs();
     let (from, mut to) = stream.into_split();
     let mut replies = MessageReader::new(from, REPLY_LIMIT);
     let feeding = async {
         let tell = async |to: &mut OwnedWriteHalf, input: UnpackInput| {
             let told = timeout(SILENCE, write_message(to, &input, INPUT_LIMIT)).await;
-            told.map_err(|_| silent("took nothing"))?.map_err(broken)
+            told.map_err(|_| gone(ConnectionFault::Stalled { seconds }))?.map_err(broken)
         };
         while let Some(bytes) = chunked.recv().await {
             tell(&mut to, UnpackInput::Data(Chunk::from(bytes))).await?;
@@ -58,7 +59,7 @@ pub(super) async fn feed(
         // What the host could not read is no complete stream, and the guest must not take it for one.
         match packing.await {
             Ok(read) => read?,
-            Err(_) => return Err(gone("reading was interrupted".to_owned())),
+            Err(_) => return Err(gone(ConnectionFault::Interrupted)),
         }
         tell(&mut to, UnpackInput::End).await
     };
@@ -74,22 +75,22 @@ pub(super) async fn feed(
                 done?;
                 fed = true;
             }
-            () = patience => return Err(silent("said nothing")),
+            () = patience => return Err(gone(ConnectionFault::Silent { seconds })),
             () = cancel.cancelled() => return Err(Error::Cancelled),
         }
     };
-    answer.ok_or_else(|| gone("its machine has ended".to_owned()))
+    answer.ok_or_else(|| gone(ConnectionFault::Ended))
 }
 
 /// Packs a file or directory under this name; without one, the content of a directory.
 pub(super) fn pack(
     path: &Path,
-    follow: bool,
+    links: SymlinkMode,
     name: Option<&str>,
     chunks: mpsc::Sender<Vec<u8>>,
 ) -> Result<(), Error> {
     let bytes = path.as_os_str().as_bytes();
-    let follow = follow || bytes.ends_with(b"/") || bytes.ends_with(b"/.");
+    let follow = links == SymlinkMode::Follow || bytes.ends_with(b"/") || bytes.ends_with(b"/.");
     let unreadable = |path: PathBuf, source| Error::File { action: "read", path, source };
     let start = CString::new(bytes).map_err(|e| unreadable(path.to_owned(), e.into()))?;
     let pieces = Pieces::new(move |piece| chunks.blocking_send(piece).is_ok());
@@ -131,7 +132,7 @@ mod tests {
     #[track_caller]
     fn says(answer: Result<bool, Error>, text: &str) {
         match answer {
-            Err(Error::GuestGone { message, .. }) => assert!(message.contains(text), "{message}"),
+            Err(Error::GuestGone { source, .. }) => assert!(source.to_string().contains(text), "{source}"),
             other => panic!("{other:?}"),
         }
     }
@@ -148,7 +149,7 @@ mod tests {
             while let Ok(Some(UnpackInput::Data(_))) = read_message(&mut stream, INPUT_LIMIT).await {}
             sleep(day).await;
         };
-        says(fed(100, mute).await, "it said nothing for 300 s");
+        says(fed(100, mute).await, "it sent nothing for 300 s");
         says(fed(0, async |stream| drop(stream)).await, "");
     }
 

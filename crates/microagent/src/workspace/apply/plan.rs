@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use microagent_image::ImageReference;
-use microagent_net::Publish;
-use microagent_store::{Attachment, CommandLine, DiskSource, SetupStep, Workload, WorkspaceRecord};
+use microagent_model::{Attachment, CommandLine, DiskSource, Publish, SetupStep};
+use microagent_store::{Workload, WorkspaceRecord};
 use microagent_vm::AMENDMENT_LIMIT;
 
 use super::{Change, ChangeKind, setup_digest};

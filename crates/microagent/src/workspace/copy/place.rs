@@ -21,31 +21,12 @@ pub(super) struct Place {
 /// Why a source does not fit its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Misfit {
-    /// A directory cannot replace what is none.
+    /// A directory cannot replace a non-directory.
     NotADirectory,
     /// A directory was named that is not there.
     NoDirectory,
     /// The source has no name of its own.
     Nameless,
-}
-
-impl Misfit {
-    /// What is wrong, and what to do.
-    pub(super) fn text(self, path: &str) -> (String, &'static str) {
-        match self {
-            Misfit::NotADirectory => (
-                format!("a directory cannot be copied to `{path}`, which is no directory"),
-                "name a directory, or a path where nothing is yet",
-            ),
-            Misfit::NoDirectory => {
-                (format!("there is no directory `{path}`"), "make it first, or name the file without a slash")
-            }
-            Misfit::Nameless => (
-                format!("what is copied to `{path}` needs a name"),
-                "write a name at the end of the source, or /. for the content of a directory",
-            ),
-        }
-    }
 }
 
 /// Where a source goes, given what stands at its destination.

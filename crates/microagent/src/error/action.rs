@@ -1,0 +1,52 @@
+//! Operations that a workspace's state may not allow.
+
+use std::fmt;
+
+/// An operation on a workspace that its state may not allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "the names are those of the operations")]
+pub enum Action {
+    Start,
+    Halt,
+    Stop,
+    Pause,
+    Resume,
+    Quarantine,
+    Delete,
+    Clone,
+    Commit,
+    Apply,
+    Exec,
+    Console,
+    ReachGuest,
+    ReachFiles,
+    ReadDisk,
+    FlushDisk,
+    Measure,
+}
+
+impl fmt::Display for Action {
+    /// As it stands behind `cannot`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Action::Start => "start it",
+            Action::Halt => "halt it",
+            Action::Stop => "stop it",
+            Action::Pause => "pause it",
+            Action::Resume => "resume it",
+            Action::Quarantine => "quarantine it",
+            Action::Delete => "delete it",
+            Action::Clone => "clone it",
+            Action::Commit => "commit it",
+            Action::Apply => "change it",
+            Action::Exec => "run a command in it",
+            Action::Console => "use its console",
+            Action::ReachGuest => "reach its guest",
+            Action::ReachFiles => "reach its files",
+            Action::ReadDisk => "read its disk",
+            Action::FlushDisk => "flush its disk",
+            Action::Measure => "measure it",
+        })
+    }
+}

@@ -1,0 +1,39 @@
+//! How connections to guests are lost.
+
+use microagent_proto::FrameError;
+
+/// How the connection to a guest was lost.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionFault {
+    /// The connection was closed.
+    #[error("its machine has ended")]
+    Ended,
+    /// The guest sent something that is not a message.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The guest sent nothing.
+    #[error("it sent nothing for {seconds} s")]
+    Silent {
+        /// For how long.
+        seconds: u64,
+    },
+    /// The guest took nothing.
+    #[error("it took nothing for {seconds} s")]
+    Stalled {
+        /// For how long.
+        seconds: u64,
+    },
+    /// The guest did not finish in time.
+    #[error("it did not finish within {seconds} s")]
+    Late {
+        /// How long it had.
+        seconds: u64,
+    },
+    /// The guest sent more than it can have.
+    #[error("the guest sends more than its disk can hold")]
+    TooMuch,
+    /// The thread of the host that reads or writes files ended early.
+    #[error("the transfer was interrupted on the host")]
+    Interrupted,
+}

@@ -1,0 +1,191 @@
+//! What can be done about an error, as data. The words are those of the program that shows it.
+
+use microagent_image::ImageHint;
+use microagent_model::{VolumeName, WorkspaceName};
+
+/// What can be done about an [`Error`](crate::Error).
+///
+/// A program turns the kinds that it has an operation for into its own words; [`Hint::Advice`] is a sentence that
+/// holds in any program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Hint {
+    /// A sentence: lower case, no full stop.
+    Advice(String),
+    /// About an image.
+    Image(ImageHint),
+    /// A Debian package is missing.
+    InstallPackage {
+        /// The package.
+        package: &'static str,
+    },
+    /// The disk of the state directory is full: remove images or workspaces, or use another directory.
+    FreeSpace {
+        /// A workspace that the failed operation left.
+        leftover: Option<WorkspaceName>,
+    },
+    /// Use a kernel with the missing walls, or accept a weak jail.
+    AllowWeakJail,
+    /// Use another state directory.
+    ChooseStateDir,
+    /// See which workspaces exist.
+    ListWorkspaces,
+    /// Choose another name, or delete the workspace that has it.
+    ChooseNameOrDelete {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Name the workspace, because no name could be generated.
+    ChooseName,
+    /// Delete the damaged workspace.
+    DeleteDamagedWorkspace,
+    /// Delete the workspace with everything that its quarantine keeps.
+    DeleteQuarantined {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Create a workspace that is kept.
+    CreateWorkspace,
+    /// Create another workspace from the same spec file.
+    CreateFromSpec,
+    /// Start the workspace first.
+    StartFirst {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Halt the workspace first.
+    HaltFirst {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Halt the workspace, apply the file, and start it again.
+    HaltAndApply {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Resume the workspace first.
+    ResumeFirst {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Release the workspace from its quarantine first.
+    ReleaseFirst {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Run commands in the workspace, which is running.
+    Exec {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// The workspace belongs to a run in progress: kill it.
+    KillRun {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Look at the state of the workspace, or kill it.
+    StatusOrKill {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Read the log of the workspace, or kill it.
+    LogsOrKill {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Read the log of the workspace, which shows how far the boot got.
+    ShowLogs {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Follow the log of the workspace, which shows the console too.
+    FollowLogs {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Read the log of the failed workspace, then delete it.
+    LogsOrDelete {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Another program listens at the port: free it, or choose another one.
+    FreePort {
+        /// A workspace that the failed operation left.
+        leftover: Option<WorkspaceName>,
+    },
+    /// See which volumes exist, or create this one.
+    CreateVolume {
+        /// The volume.
+        name: VolumeName,
+    },
+    /// Use the volume of this name, or delete it.
+    DeleteVolume {
+        /// The volume.
+        name: VolumeName,
+    },
+    /// Delete the damaged volume; its disk is not touched before.
+    DeleteDamagedVolume,
+    /// Halt the workspace that has the disk.
+    HaltHolder {
+        /// The workspace, as the lock names it.
+        name: String,
+    },
+    /// Delete the workspaces that name the volume first, or force it.
+    DeleteUsers {
+        /// The workspaces.
+        names: Vec<WorkspaceName>,
+    },
+    /// Repair a file system that was damaged.
+    RepairDisk,
+    /// Pack a host directory as a tar file, or copy it into a workspace.
+    PackDirectory,
+    /// Attach a volume by its name.
+    AttachVolume,
+    /// Declare artifacts when the workspace is created.
+    DeclareArtifact,
+    /// Try the secret again on its own.
+    CheckSecret {
+        /// The secret.
+        name: String,
+        /// Its source, as it was written.
+        source: String,
+    },
+    /// Name a spec file that can be read.
+    ChooseSpecFile,
+    /// Name an image.
+    NameImage,
+    /// Set an option of a workspace or run otherwise.
+    Option(OptionHint),
+}
+
+/// Which option of a workspace or run to set otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OptionHint {
+    /// Environment variables have a name without `=`.
+    Environment,
+    /// The path of an artifact is absolute.
+    ArtifactPath,
+    /// Use network `user`, or publish no port.
+    Publish,
+    /// Use network `user`, or set no egress policy.
+    Egress,
+    /// Allow at least one connection, or use network `isolated`.
+    Connections,
+    /// Sizes of a volume in MiB.
+    VolumeSize {
+        /// Smallest one.
+        least: u64,
+        /// Largest one.
+        most: u64,
+    },
+    /// A timeout greater than 0, or none.
+    Timeout,
+}
+
+impl Hint {
+    /// A sentence.
+    pub(crate) fn advice(text: impl Into<String>) -> Hint {
+        Hint::Advice(text.into())
+    }
+}

@@ -1,0 +1,261 @@
+//! Requests that cannot be right, whatever the state of the host is. They are refused before anything is done.
+
+use std::path::PathBuf;
+
+use microagent_model::egress::RULES_MAX;
+use microagent_model::{DISK_MIB_MAX, NameError, SecretReferenceError, VolumeName, WorkspaceName};
+use microagent_proto::SECRETS_MAX;
+
+use crate::hint::OptionHint;
+use crate::provision::{CPU_MAX, MEMORY_MIN_MIB};
+use crate::spec::value::VariableError;
+use crate::volume::SIZE_RANGE_MIB;
+use crate::workspace::REASON_LIMIT;
+use crate::{AttachmentError, Hint};
+
+/// Why a request cannot be right.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidRequest {
+    /// A variable's name is empty, or has `=` or a zero byte in it.
+    #[error("`{name}` is not the name of an environment variable")]
+    EnvironmentName {
+        /// The name.
+        name: String,
+    },
+    /// A line of an environment file is not a variable.
+    #[error("environment file `{}`, line {line}: {source}", path.display())]
+    EnvironmentLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it. Never repeats the line, which may hold a secret.
+        source: VariableError,
+    },
+    /// The path of an artifact is not absolute.
+    #[error("the path of output `{name}` is not absolute: `{path}`")]
+    ArtifactPath {
+        /// The artifact.
+        name: String,
+        /// Its path.
+        path: String,
+    },
+    /// Two artifacts have one name.
+    #[error("output `{name}` is declared twice")]
+    ArtifactTwice {
+        /// The artifact.
+        name: String,
+    },
+    /// A port is published, and there is no network.
+    #[error("port {guest_port} cannot be published: the network is isolated")]
+    PublishIsolated {
+        /// The guest's port.
+        guest_port: u16,
+    },
+    /// There is an egress policy, and no network.
+    #[error("an egress policy has no meaning: the network is isolated")]
+    EgressIsolated,
+    /// A port of the host is to lead to two ports of the guest.
+    #[error("port {port} of the host is published twice")]
+    PublishedTwice {
+        /// The host's port.
+        port: u16,
+    },
+    /// There are too many egress rules.
+    #[error("{count} egress rules are more than {RULES_MAX}")]
+    TooManyRules {
+        /// How many.
+        count: usize,
+    },
+    /// The egress policy allows no connection at all.
+    #[error("a guest with 0 connections reaches nothing")]
+    NoConnections,
+    /// Too little guest memory.
+    #[error("{memory_mib} MiB of memory are too little for a guest")]
+    Memory {
+        /// The memory.
+        memory_mib: u32,
+    },
+    /// A number of CPUs that no guest can have.
+    #[error("a guest cannot have {cpu_count} CPUs")]
+    Cpus {
+        /// The number.
+        cpu_count: u32,
+    },
+    /// A root disk that is too large.
+    #[error("a disk of {size_mib} MiB is too large")]
+    DiskSize {
+        /// The size.
+        size_mib: u64,
+    },
+    /// Setup steps, or a command with its environment, that are too large to be sent or stored.
+    #[error("{what} larger than {limit_mib} MiB")]
+    TooLarge {
+        /// What is too large, with its verb.
+        what: &'static str,
+        /// The bound in MiB.
+        limit_mib: usize,
+    },
+    /// Neither image nor request names a program.
+    #[error("the image has neither Entrypoint nor Cmd, and no command was given")]
+    NoCommand,
+    /// The image that names the program is not in the cache any more.
+    #[error("`imageCommand`: the image that the workspace was made from is not in the cache any more")]
+    ImageCommandGone,
+    /// A run without time.
+    #[error("a timeout of 0 seconds leaves no time to run")]
+    NoTime,
+    /// No name could be generated.
+    #[error(transparent)]
+    GeneratedName(NameError),
+    /// The workspace was left by a disposable run.
+    #[error("workspace `{name}` is what a disposable run left for its logs; it cannot be {verb}")]
+    Leftover {
+        /// The workspace.
+        name: WorkspaceName,
+        /// `started` or `changed`.
+        verb: &'static str,
+    },
+    /// The reason of a quarantine is too long.
+    #[error("a reason has at most {REASON_LIMIT} bytes")]
+    LongReason,
+    /// A variable of a file has a name that no secret can have.
+    #[error(transparent)]
+    SecretName(SecretReferenceError),
+    /// There are too many secrets.
+    #[error("{count} secrets are too many")]
+    TooManySecrets {
+        /// How many.
+        count: usize,
+    },
+    /// Two secrets have one name.
+    #[error("secret `{name}` is given twice")]
+    SecretTwice {
+        /// The secret.
+        name: String,
+    },
+    /// Disks that cannot be attached together, or at all.
+    #[error(transparent)]
+    Attachment(#[from] AttachmentError),
+    /// A directory of the host is to be attached.
+    #[error("`{}`: {}", path.display(), AttachmentError::HostDirectory)]
+    HostDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file that cannot be a disk image.
+    #[error("`{}` is no disk image: it is no regular file, or empty", path.display())]
+    NotADiskImage {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A disk image in the state directory.
+    #[error("`{}` belongs to microagent's own state", path.display())]
+    OwnState {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A size that no volume can have.
+    #[error("a volume cannot have {size_mib} MiB")]
+    VolumeSize {
+        /// The size.
+        size_mib: u64,
+    },
+    /// A volume is to become smaller.
+    #[error("volume `{name}` has {size_mib} MiB, and a volume cannot shrink")]
+    VolumeShrinks {
+        /// The volume.
+        name: VolumeName,
+        /// Its size.
+        size_mib: u64,
+    },
+    /// The lock of a volume names a holder that cannot be a workspace.
+    #[error(transparent)]
+    VolumeHolder(NameError),
+    /// A directory cannot replace something else.
+    #[error("a directory cannot be copied to `{path}`, which is no directory")]
+    CopyOntoFile {
+        /// The destination.
+        path: String,
+    },
+    /// The destination's directory does not exist.
+    #[error("there is no directory `{path}`")]
+    CopyToNowhere {
+        /// The destination.
+        path: String,
+    },
+    /// The source has no name of its own.
+    #[error("what is copied to `{path}` needs a name")]
+    CopyWithoutName {
+        /// The destination.
+        path: String,
+    },
+}
+
+impl InvalidRequest {
+    /// What can be done about it.
+    pub fn hint(&self) -> Hint {
+        match self {
+            InvalidRequest::EnvironmentName { .. } => Hint::Option(OptionHint::Environment),
+            InvalidRequest::ArtifactPath { .. } => Hint::Option(OptionHint::ArtifactPath),
+            InvalidRequest::PublishIsolated { .. } => Hint::Option(OptionHint::Publish),
+            InvalidRequest::EgressIsolated => Hint::Option(OptionHint::Egress),
+            InvalidRequest::NoConnections => Hint::Option(OptionHint::Connections),
+            InvalidRequest::NoTime => Hint::Option(OptionHint::Timeout),
+            InvalidRequest::VolumeSize { .. } => Hint::Option(OptionHint::VolumeSize {
+                least: *SIZE_RANGE_MIB.start(),
+                most: *SIZE_RANGE_MIB.end(),
+            }),
+            InvalidRequest::Leftover { verb: "started", .. } => Hint::CreateWorkspace,
+            InvalidRequest::Leftover { .. } => Hint::CreateFromSpec,
+            InvalidRequest::GeneratedName(_) => Hint::ChooseName,
+            InvalidRequest::Attachment(error) => error.hint(),
+            InvalidRequest::HostDirectory { .. } => AttachmentError::HostDirectory.hint(),
+            InvalidRequest::OwnState { .. } => Hint::AttachVolume,
+            other => Hint::Advice(other.advice()),
+        }
+    }
+
+    /// What can be done where that is the same in any program.
+    fn advice(&self) -> String {
+        let text = match self {
+            InvalidRequest::EnvironmentLine { .. } => "write each line as NAME=VALUE or NAME",
+            InvalidRequest::ArtifactTwice { .. } => "give each output its own name",
+            InvalidRequest::PublishedTwice { .. } => {
+                "a port of the host leads to one port of the guest, on one address; use two ports, or 0.0.0.0 for all \
+                 addresses"
+            }
+            InvalidRequest::TooManyRules { .. } => {
+                "name networks, or a suffix as `.example.org` for all names below it"
+            }
+            InvalidRequest::Memory { .. } => return format!("give at least {MEMORY_MIN_MIB} MiB"),
+            InvalidRequest::Cpus { .. } => return format!("give 1 to {CPU_MAX}"),
+            InvalidRequest::DiskSize { .. } => return format!("give at most {DISK_MIB_MAX} MiB (8 TiB)"),
+            InvalidRequest::TooLarge { .. } => {
+                "put large data into a file: add it to the image, or copy it in when the workspace is running"
+            }
+            InvalidRequest::ImageCommandGone => "write its command as `service`",
+            InvalidRequest::LongReason => "say it in one line; the place for more is a ticket",
+            InvalidRequest::SecretName(_) => "take the variable out of the file, or rename it",
+            InvalidRequest::TooManySecrets { .. } => {
+                return format!("a workspace has at most {SECRETS_MAX}");
+            }
+            InvalidRequest::SecretTwice { .. } => "give each secret its own name",
+            InvalidRequest::NotADiskImage { .. } => {
+                "make one: truncate -s 1G data.ext4 && mkfs.ext4 data.ext4"
+            }
+            InvalidRequest::VolumeShrinks { .. } => {
+                "make a smaller one and copy the files: attach both to one workspace and use cp -a there"
+            }
+            InvalidRequest::VolumeHolder(_) => "end the command that has the volume",
+            InvalidRequest::CopyOntoFile { .. } => "name a directory, or a path where nothing is yet",
+            InvalidRequest::CopyToNowhere { .. } => "make it first, or name the file without a slash",
+            InvalidRequest::CopyWithoutName { .. } => {
+                "write a name at the end of the source, or /. for the content of a directory"
+            }
+            _ => "name one",
+        };
+        text.to_owned()
+    }
+}

@@ -1,0 +1,106 @@
+//! Items that come over time: a task makes them, the caller takes them, and a short queue is between the two.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use crate::Error;
+
+/// Items as they come. A [`Stream`]; [`Streaming::next`] works without a crate of extensions.
+///
+/// The work behind it waits while nobody takes items, and ends when this value is dropped. After an error comes
+/// nothing more.
+#[derive(Debug)]
+#[must_use = "nothing happens unless items are taken"]
+pub struct Streaming<T> {
+    items: mpsc::Receiver<Result<T, Error>>,
+    work: AbortHandle,
+}
+
+impl<T: Send + 'static> Streaming<T> {
+    /// Starts the work. It hands items to the sender, at most `queue` of which wait; its error is the last item.
+    pub(crate) fn start<F>(
+        queue: usize,
+        work: impl FnOnce(mpsc::Sender<Result<T, Error>>) -> F,
+    ) -> Streaming<T>
+    where
+        F: Future<Output = Result<(), Error>> + Send + 'static,
+    {
+        let (sender, items) = mpsc::channel(queue);
+        let work = work(sender.clone());
+        let task = tokio::spawn(async move {
+            if let Err(error) = work.await {
+                // Nobody is left to be told when the receiver is gone.
+                let _ = sender.send(Err(error)).await;
+            }
+        });
+        Streaming { items, work: task.abort_handle() }
+    }
+}
+
+impl<T> Streaming<T> {
+    /// Waits for the next item; `None` after the last one. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<Result<T, Error>> {
+        poll_fn(|context| self.items.poll_recv(context)).await
+    }
+}
+
+impl<T> Stream for Streaming<T> {
+    type Item = Result<T, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.items.poll_recv(context)
+    }
+}
+
+impl<T> Drop for Streaming<T> {
+    fn drop(&mut self) {
+        self.work.abort();
+    }
+}
+
+/// Hands an item over; an error means that nobody takes items any more.
+pub(crate) async fn hand_over<T>(sender: &mpsc::Sender<Result<T, Error>>, item: T) -> Result<(), Error> {
+    sender.send(Ok(item)).await.map_err(|_| Error::Cancelled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_is_the_last_item() {
+        let mut items = Streaming::start(1, |sender| async move {
+            hand_over(&sender, 1).await?;
+            hand_over(&sender, 2).await?;
+            Err(Error::Cancelled)
+        });
+        assert!(matches!(items.next().await, Some(Ok(1))));
+        assert!(matches!(items.next().await, Some(Ok(2))));
+        assert!(matches!(items.next().await, Some(Err(Error::Cancelled))));
+        assert!(items.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_work_waits_for_who_takes_items_and_ends_with_them() {
+        let (counter, mut counted) = mpsc::unbounded_channel();
+        let mut items = Streaming::start(1, |sender| async move {
+            for number in 0.. {
+                hand_over(&sender, number).await?;
+                counter.send(number).ok();
+            }
+            Ok(())
+        });
+        assert!(matches!(items.next().await, Some(Ok(0))));
+        drop(items);
+        let mut made = 0;
+        while counted.recv().await.is_some() {
+            made += 1;
+        }
+        assert!(made < 4, "{made} items were made for one that was taken");
+    }
+}

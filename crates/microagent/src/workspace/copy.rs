@@ -1,0 +1,335 @@
+//! Files into and out of a workspace, running or resting, by the rules of `docker cp`.
+//!
+//! The guest's agent packs and unpacks tar streams; where the workspace rests, its disk is booted offline for that
+//! ([`crate::guest`]). What comes out is hostile: it is unpacked into a fresh directory first and moved to its place
+//! when it is complete, so a failed copy leaves nothing and nothing lands outside the destination.
+
+mod place;
+mod receive;
+mod send;
+
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use microagent_proto::{
+    GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, Pack, PathInfo, PathKind, Request, Stat, Unpack, Unpacked,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Workspace;
+use crate::error::{ConnectionFault, InvalidRequest};
+use crate::guest::{GuestConnection, TarLimits};
+use crate::streaming::{Streaming, hand_over};
+use crate::{Error, Progress};
+use place::{Kind, Misfit, Place, base, place};
+
+/// Pieces of a tar stream that wait between host and guest.
+const QUEUE: usize = 4;
+
+/// How many times the size of its disks a workspace's tar stream may have: headers, and files with holes that it fills.
+pub(super) const STREAM_SLACK: u64 = 2;
+
+/// How long a copy out may take.
+const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a copy makes of a symbolic link that is its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SymlinkMode {
+    /// The link.
+    #[default]
+    Keep,
+    /// What the link leads to.
+    Follow,
+}
+
+/// Where files that go into a workspace come from.
+pub struct CopySource {
+    from: From,
+    links: SymlinkMode,
+}
+
+enum From {
+    Path(PathBuf),
+    Tar(Box<dyn Read + Send>),
+}
+
+impl CopySource {
+    /// A file or directory of the host.
+    pub fn path(path: impl Into<PathBuf>) -> CopySource {
+        CopySource { from: From::Path(path.into()), links: SymlinkMode::Keep }
+    }
+
+    /// A tar stream, unpacked into an existing directory of the guest. It is read on a thread that may block.
+    pub fn tar(stream: impl Read + Send + 'static) -> CopySource {
+        CopySource { from: From::Tar(Box::new(stream)), links: SymlinkMode::Keep }
+    }
+
+    /// Copies what a link leads to, where the source is a link.
+    #[must_use]
+    pub fn symlinks(self, links: SymlinkMode) -> CopySource {
+        CopySource { links, ..self }
+    }
+}
+
+impl fmt::Debug for CopySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.from {
+            From::Path(path) => f.debug_tuple("CopySource::path").field(path).finish(),
+            From::Tar(_) => f.write_str("CopySource::tar"),
+        }
+    }
+}
+
+/// Where files that come out of a workspace go.
+#[derive(Debug, Clone)]
+pub struct CopyTarget {
+    path: PathBuf,
+    links: SymlinkMode,
+}
+
+impl CopyTarget {
+    /// A file or directory of the host.
+    pub fn path(path: impl Into<PathBuf>) -> CopyTarget {
+        CopyTarget { path: path.into(), links: SymlinkMode::Keep }
+    }
+
+    /// Copies what a link leads to, where the source is a link.
+    #[must_use]
+    pub fn symlinks(self, links: SymlinkMode) -> CopyTarget {
+        CopyTarget { links, ..self }
+    }
+}
+
+impl Workspace {
+    /// Copies into the workspace. Owners, modes, times, links and attributes are kept.
+    ///
+    /// # Errors
+    /// Fails when the source cannot be read, the destination does not fit it, the guest cannot write it, or `progress`
+    /// is cancelled. Files that were complete by then stay in the guest.
+    pub async fn copy_in(
+        &self,
+        source: CopySource,
+        guest_path: &str,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let guest_path = &absolute(guest_path);
+        let host = match &source.from {
+            From::Path(path) => Some(host_kind(path, source.links)?),
+            From::Tar(_) => None,
+        };
+        let guest = self.guest(progress).await?;
+        let copied = send(&guest, source, host, guest_path, progress.token()).await;
+        let left = guest.leave().await;
+        copied.and(left)
+    }
+
+    /// Copies out of the workspace. Nothing of the host is overwritten before the copy is complete; onto a host's file
+    /// system come files, directories and links with their modes and times, without owners and set-id bits, and
+    /// nothing else.
+    ///
+    /// # Errors
+    /// Fails when the guest cannot read the path, the destination does not fit it or cannot be written, or `progress`
+    /// is cancelled.
+    pub async fn copy_out(
+        &self,
+        guest_path: &str,
+        target: CopyTarget,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let guest_path = &absolute(guest_path);
+        let limits = self.tar_limits(COPY_TIMEOUT)?;
+        let guest = self.guest(progress).await?;
+        let found = match look_up(&guest, guest_path, target.links).await {
+            Ok((kind, request)) => destination(guest_path, kind, &target.path).map(|place| (place, request)),
+            Err(error) => Err(error),
+        };
+        let (place, request) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                guest.leave().await?;
+                return Err(error);
+            }
+        };
+        let content = guest_path.ends_with("/.") || base(guest_path).is_none();
+        let receive =
+            move |stream| receive::receive(stream, Path::new(&place.dir), place.name.as_deref(), content);
+        guest.fetch_tar(&request, limits, receive, progress.token()).await
+    }
+
+    /// Copies a path out of the workspace as a tar stream with owners, modes, times, links and attributes, as the guest
+    /// sends it.
+    ///
+    /// # Errors
+    /// Fails when the workspace does not exist or its guest cannot be reached. The stream fails when the guest cannot
+    /// read the path, sends more than its disks can hold, or `progress` is cancelled; what came before is not a whole
+    /// tar file.
+    pub async fn copy_out_tar(
+        &self,
+        guest_path: &str,
+        links: SymlinkMode,
+        progress: &Progress,
+    ) -> Result<Streaming<Vec<u8>>, Error> {
+        let guest_path = absolute(guest_path);
+        let limits = self.tar_limits(COPY_TIMEOUT)?;
+        let guest = self.guest(progress).await?;
+        let cancel = progress.token().clone();
+        Ok(Streaming::start(QUEUE, |sender| async move {
+            let sent = send_out(&guest, &guest_path, links, limits.bytes, &sender, &cancel).await;
+            let left = guest.leave().await;
+            sent.and(left)
+        }))
+    }
+
+    /// What a tar stream of the workspace may have: its disks bound its bytes.
+    pub(super) fn tar_limits(&self, time: Duration) -> Result<TarLimits, Error> {
+        let record = self.load()?;
+        let bytes = self.engine.disk_bytes(record.resources.size_mib, &record.disks, &self.existing()?);
+        Ok(TarLimits { bytes: bytes.saturating_mul(STREAM_SLACK), time })
+    }
+}
+
+/// Passes a tar stream of the guest on to the sender.
+async fn send_out(
+    guest: &GuestConnection,
+    guest_path: &str,
+    links: SymlinkMode,
+    limit: u64,
+    sender: &mpsc::Sender<Result<Vec<u8>, Error>>,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    let (_, request) = look_up(guest, guest_path, links).await?;
+    let (pieces, mut received) = mpsc::channel::<Vec<u8>>(QUEUE);
+    let passing = async {
+        let mut left = limit;
+        while let Some(piece) = received.recv().await {
+            left =
+                left.checked_sub(piece.len() as u64).ok_or_else(|| guest.gone(ConnectionFault::TooMuch))?;
+            if !piece.is_empty() {
+                hand_over(sender, piece).await?;
+            }
+        }
+        Ok(())
+    };
+    // The pieces end with their sender, so neither half outlives the other.
+    tokio::try_join!(guest.send_tar(&request, pieces, cancel), passing).map(|((), ())| ())
+}
+
+async fn send(
+    guest: &GuestConnection,
+    source: CopySource,
+    host: Option<Kind>,
+    guest_path: &str,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
+    let there = stat(guest, guest_path, SymlinkMode::Follow).await?.map(|info| Kind::of(&info.kind));
+    let (dir, name) = match (&source.from, host) {
+        (From::Path(path), Some(kind)) => {
+            let shown = path.to_string_lossy();
+            let Place { dir, name } =
+                place(&shown, kind, guest_path, there).map_err(|misfit| misfit.error(guest_path))?;
+            (dir, name)
+        }
+        _ if there == Some(Kind::Directory) => (guest_path.to_owned(), None),
+        _ => return Err(Misfit::NoDirectory.error(guest_path)),
+    };
+    let (pieces, packed) = mpsc::channel(QUEUE);
+    let CopySource { from, links } = source;
+    let packing = tokio::task::spawn_blocking(move || match from {
+        From::Path(path) => send::pack(&path, links, name.as_deref(), pieces),
+        From::Tar(stream) => send::pass_on(stream, pieces),
+    });
+    let request = Request::Unpack(Unpack { dir: dir.into_bytes().into() });
+    let stream = guest.request(&request).await?;
+    match send::feed(stream, packed, packing, cancel).await? {
+        Ok(Unpacked { .. }) => Ok(()),
+        Err(error) => Err(guest.refusal(error)),
+    }
+}
+
+/// What stands at a path of the guest, and the request for it.
+async fn look_up(guest: &GuestConnection, path: &str, links: SymlinkMode) -> Result<(Kind, Request), Error> {
+    let follow = links == SymlinkMode::Follow || path.ends_with('/') || path.ends_with("/.");
+    let links = if follow { SymlinkMode::Follow } else { SymlinkMode::Keep };
+    let Some(info) = stat(guest, path, links).await? else {
+        let message = format!("`{path}` does not exist");
+        return Err(Error::GuestRefused { workspace: guest.name().clone(), not_found: true, message });
+    };
+    let request = Request::Pack(Pack { path: path.as_bytes().to_vec().into(), follow });
+    Ok((Kind::of(&info.kind), request))
+}
+
+/// Where a copy out goes, given what stands at its destination.
+fn destination(guest_path: &str, kind: Kind, path: &Path) -> Result<Place, Error> {
+    let shown = path.to_string_lossy().into_owned();
+    let there = std::fs::metadata(path).ok().map(|found| Kind::of_file(found.file_type()));
+    place(guest_path, kind, &shown, there).map_err(|misfit| misfit.error(&shown))
+}
+
+/// What stands at a path of the guest, if anything does.
+async fn stat(guest: &GuestConnection, path: &str, links: SymlinkMode) -> Result<Option<PathInfo>, Error> {
+    let follow = links == SymlinkMode::Follow;
+    let request = Request::Stat(Stat { path: path.as_bytes().to_vec().into(), follow });
+    let answer: Result<PathInfo, GuestError> = guest.request(&request).await?.reply().await?;
+    match answer {
+        Ok(info) => Ok(Some(info)),
+        Err(error) if error.kind == GuestErrorKind::NotFound => Ok(None),
+        Err(error) => Err(guest.refusal(error)),
+    }
+}
+
+impl Kind {
+    fn of(kind: &PathKind) -> Kind {
+        match kind {
+            PathKind::Directory => Kind::Directory,
+            PathKind::File | PathKind::Symlink { .. } | PathKind::Special => Kind::File,
+        }
+    }
+
+    fn of_file(kind: std::fs::FileType) -> Kind {
+        if kind.is_dir() { Kind::Directory } else { Kind::File }
+    }
+}
+
+impl Misfit {
+    fn error(self, path: &str) -> Error {
+        let path = path.to_owned();
+        Error::Invalid(match self {
+            Misfit::NotADirectory => InvalidRequest::CopyOntoFile { path },
+            Misfit::NoDirectory => InvalidRequest::CopyToNowhere { path },
+            Misfit::Nameless => InvalidRequest::CopyWithoutName { path },
+        })
+    }
+}
+
+/// What stands at a path of the host.
+fn host_kind(path: &Path, links: SymlinkMode) -> Result<Kind, Error> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let found = if links == SymlinkMode::Follow || bytes.ends_with(b"/") || bytes.ends_with(b"/.") {
+        std::fs::metadata(path)
+    } else {
+        std::fs::symlink_metadata(path)
+    };
+    found.map(|found| Kind::of_file(found.file_type())).map_err(|source| Error::File {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Paths in a workspace start at its root, as in docker.
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+/// Cuts a stream into pieces, until nobody takes them any more.
+fn chunked(mut from: impl Read, mut sink: impl FnMut(Vec<u8>) -> bool) -> std::io::Result<()> {
+    loop {
+        let mut bytes = Vec::with_capacity(INPUT_CHUNK_LIMIT);
+        if (&mut from).take(INPUT_CHUNK_LIMIT as u64).read_to_end(&mut bytes)? == 0 || !sink(bytes) {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The decisions of the egress filter about a workspace, as they are recorded in `egress.jsonl`. Reading changes nothing.
+
+use microagent_model::egress::Decision;
+
+use super::Workspace;
+use super::logs::{Follower, read_whole};
+use crate::Error;
+use crate::streaming::{Streaming, hand_over};
+
+/// Longest line that is taken for a decision, in bytes; real ones are far shorter.
+const LINE_LIMIT: usize = 16 * 1024;
+
+/// Decisions that wait to be taken.
+const QUEUE: usize = 64;
+
+impl Workspace {
+    /// The decisions about the workspace's connections and names, oldest first, of all its machines, as far as the
+    /// bounded log has them. A workspace that was never connected has none.
+    ///
+    /// # Errors
+    /// Fails when there is no such workspace or its log cannot be read.
+    pub fn egress(&self) -> Result<Vec<Decision>, Error> {
+        let bytes = read_whole(&self.existing()?.egress_log())?;
+        Ok(bytes.split(|byte| *byte == b'\n').filter_map(decision).collect())
+    }
+
+    /// What [`Workspace::egress`] gives, and then the decisions that come, until the workspace rests.
+    ///
+    /// # Errors
+    /// As [`Workspace::egress`].
+    pub async fn follow_egress(&self) -> Result<Streaming<Decision>, Error> {
+        let log = Follower::open(&self.existing()?.egress_log())?;
+        let past = self.egress()?;
+        let workspace = self.clone();
+        Ok(Streaming::start(QUEUE, |sender| async move {
+            for decision in past {
+                hand_over(&sender, decision).await?;
+            }
+            let mut lines = Lines::default();
+            workspace.follow(log, &sender, |bytes| lines.take(&bytes, decision)).await
+        }))
+    }
+}
+
+/// Ignores a torn line.
+fn decision(line: &[u8]) -> Option<Decision> {
+    serde_json::from_slice(line).ok()
+}
+
+/// Bytes that come in pieces, as lines.
+#[derive(Default)]
+struct Lines {
+    begun: Vec<u8>,
+}
+
+impl Lines {
+    /// What `read` makes of each line that is complete with these bytes.
+    fn take<T>(&mut self, bytes: &[u8], read: impl Fn(&[u8]) -> Option<T>) -> Vec<T> {
+        let mut items = Vec::new();
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.begun.len() + piece.len() <= LINE_LIMIT {
+                self.begun.extend_from_slice(piece);
+            }
+            if piece.ends_with(b"\n") {
+                items.extend(read(&self.begun));
+                self.begun.clear();
+            }
+        }
+        items
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_become_lines_and_are_bounded() {
+        let mut lines = Lines::default();
+        let mut seen = Vec::new();
+        let mut take = |bytes: &[u8]| {
+            seen.extend(lines.take(bytes, |line| Some(String::from_utf8_lossy(line).trim_end().to_owned())));
+        };
+        take(b"one\ntw");
+        take(b"o\n");
+        take(&[b'x'; LINE_LIMIT]);
+        take(b"yyy\nthree\nfo");
+        assert_eq!(seen.len(), 4);
+        assert_eq!((seen[0].as_str(), seen[1].as_str(), seen[3].as_str()), ("one", "two", "three"));
+        assert_eq!(seen[2].len(), LINE_LIMIT);
+    }
+}

@@ -1,0 +1,687 @@
+//! Commands in a running workspace.
+//!
+//! One task speaks with the guest about one command. It keeps the time limit and passes signals on whether or not
+//! anybody takes the command's output: what is printed waits in a short queue, and the command waits when that is full.
+
+mod options;
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_core::Stream;
+use jiff::Timestamp;
+use microagent_model::WorkspaceName;
+use microagent_proto::{
+    Exec as ExecRequest, ExecEvent, ExecInput as GuestInput, Exit, INPUT_CHUNK_LIMIT, INPUT_LIMIT,
+    MessageReader, REPLY_LIMIT, Request, STDIN_WINDOW, StartErrorKind, write_message,
+};
+use microagent_store::Workload;
+use microagent_vm::{OutputFrame, OutputStream};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+
+pub use self::options::{ExecOptions, StdinMode, Terminal};
+use super::Workspace;
+use crate::Error;
+use crate::error::{Action, ConnectionFault};
+use crate::limits::check_command;
+use crate::provision::exec_request;
+
+/// Exit code of a command that reached its time limit, as `timeout(1)` has it.
+const TIMED_OUT: i32 = 124;
+
+/// Exit code of a command that was killed: 128 and `SIGKILL`.
+const KILLED: i32 = 137;
+
+/// How long a command that is killed may take to be gone; only one that hangs in the guest's kernel takes any
+/// time.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the output of a killed command waits for somebody to take it, all in all. The rest is discarded.
+const OUTPUT_GRACE: Duration = Duration::from_millis(500);
+
+/// How long a guest may take to start a command or to say why it cannot.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pieces of output that wait to be taken.
+const OUTPUT_QUEUE: usize = 16;
+
+/// Pieces of input, signals and sizes that wait to be sent.
+const INPUT_QUEUE: usize = 4;
+
+/// A command that runs in a workspace. A [`Stream`] of what it prints, in the order of arrival.
+///
+/// Who takes no output holds the command up, but neither its time limit nor signals. Dropping this value kills the
+/// command with everything that it started.
+#[derive(Debug)]
+#[must_use = "the command is killed when this is dropped"]
+pub struct Exec {
+    started_at: Timestamp,
+    output: mpsc::Receiver<OutputFrame>,
+    stdin: Option<ExecStdin>,
+    control: ExecControl,
+    conversation: ConversationTask,
+}
+
+/// The task that speaks with the guest; it ends with this value.
+#[derive(Debug)]
+struct ConversationTask(JoinHandle<Result<End, Error>>);
+
+/// The standard input of a command, which ends when this is dropped. Pieces may have any length.
+#[derive(Debug)]
+pub struct ExecStdin(mpsc::Sender<Vec<u8>>);
+
+/// What is told to a running command. Cheap to clone; outlives the command without harm.
+#[derive(Debug, Clone)]
+pub struct ExecControl(mpsc::Sender<Control>);
+
+/// The command has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the command has ended")]
+pub struct ExecEnded;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Control {
+    Signal(u8),
+    Resize { rows: u16, cols: u16 },
+    Kill,
+}
+
+/// How a command in a workspace ended.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Execution {
+    /// When it was started (host's clock).
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub exited_at: Timestamp,
+    /// Exit code; 128 + number for a signal, 124 time limit, 127 not found, 126 not executable.
+    pub exit_code: i32,
+    /// The signal that ended it, if one did.
+    pub signal: Option<i32>,
+    /// Why it could not be started, if it could not.
+    pub start_error: Option<String>,
+    /// Whether it reached its time limit.
+    pub timed_out: bool,
+    /// Bytes of output that were discarded, because it was killed while nobody took them.
+    pub discarded_bytes: u64,
+}
+
+/// What a command printed, and how it ended.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ExecOutput {
+    /// Standard output, up to the limit.
+    pub stdout: Vec<u8>,
+    /// Standard error, up to the limit.
+    pub stderr: Vec<u8>,
+    /// Bytes beyond the limit, or that nobody took.
+    pub dropped_bytes: u64,
+    /// How it ended.
+    pub execution: Execution,
+}
+
+impl Workspace {
+    /// Starts a command in the running workspace.
+    ///
+    /// # Errors
+    /// Fails when the workspace is not running or its guest cannot be reached. That the command cannot be started is
+    /// not an error but a part of [`Execution`].
+    pub async fn exec(&self, options: ExecOptions) -> Result<Exec, Error> {
+        let guest = self.running_guest(Action::Exec)?;
+        let mut workload = Workload::load(&self.existing()?).map_err(|e| self.damaged(e))?;
+        let make_working_dir = options.working_dir.is_none();
+        workload.env.extend(options.env);
+        if let Some(dir) = options.working_dir {
+            workload.working_dir = dir;
+        }
+        if let Some(user) = options.user {
+            workload.user = user;
+        }
+        check_command(&workload, &options.command)?;
+        let request = ExecRequest {
+            // The image names its own directory, and a user may mistype one.
+            make_working_dir,
+            stdin: options.stdin == StdinMode::Piped,
+            terminal: options.terminal.map(|terminal| microagent_proto::Terminal {
+                rows: terminal.rows,
+                cols: terminal.cols,
+                term: terminal.term,
+            }),
+            ..exec_request(&workload, &options.command)
+        };
+        let started_at = Timestamp::now();
+        let stream = guest.request(&Request::Exec(request)).await?;
+        let (from, to) = stream.stream.into_split();
+        let (output, frames) = mpsc::channel(OUTPUT_QUEUE);
+        let (control, controls) = mpsc::channel(INPUT_QUEUE);
+        let (stdin, input) = match options.stdin {
+            StdinMode::Empty => (None, None),
+            StdinMode::Piped => {
+                let (sender, receiver) = mpsc::channel(INPUT_QUEUE);
+                (Some(ExecStdin(sender)), Some(receiver))
+            }
+        };
+        let conversation = Conversation {
+            name: self.name.clone(),
+            replies: MessageReader::new(from, REPLY_LIMIT),
+            to,
+            stdin: input,
+            control: Some(controls),
+            output,
+            printed: None,
+            discard_from: None,
+            discarded_bytes: 0,
+            pending: Vec::new(),
+            window: STDIN_WINDOW,
+            heard: false,
+        };
+        let conversation = ConversationTask(tokio::spawn(conversation.run(options.timeout)));
+        Ok(Exec { started_at, output: frames, stdin, control: ExecControl(control), conversation })
+    }
+
+    /// The program of interactive sessions that the workspace was created with, if any.
+    ///
+    /// # Errors
+    /// Fails when there is no such workspace or its files are damaged.
+    pub fn shell(&self) -> Result<Option<String>, Error> {
+        let workload = Workload::load(&self.existing()?).map_err(|e| self.damaged(e))?;
+        Ok(workload.shell)
+    }
+}
+
+impl Exec {
+    /// Waits for the next piece of output; `None` when there is no more, for whatever reason: [`Exec::wait`] has it.
+    /// Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<OutputFrame> {
+        poll_fn(|context| self.output.poll_recv(context)).await
+    }
+
+    /// Takes the standard input, where it is [`StdinMode::Piped`] and was not taken before.
+    pub fn take_stdin(&mut self) -> Option<ExecStdin> {
+        self.stdin.take()
+    }
+
+    /// What signals and sizes are sent with.
+    pub fn control(&self) -> ExecControl {
+        self.control.clone()
+    }
+
+    /// Waits for the end, and discards the output that was not taken.
+    ///
+    /// # Errors
+    /// Fails when the connection to the guest was lost. Not when the command could not be started or exited with
+    /// something else than 0.
+    pub async fn wait(mut self) -> Result<Execution, Error> {
+        // Without a writer the input is at its end.
+        self.stdin = None;
+        let mut untaken = 0;
+        while let Some(frame) = self.next().await {
+            untaken += frame.bytes.len() as u64;
+        }
+        let ended = (&mut self.conversation.0).await;
+        let End { exit_code, signal, start_error, timed_out, discarded_bytes } =
+            ended.map_err(interrupted)??;
+        Ok(Execution {
+            started_at: self.started_at,
+            exited_at: Timestamp::now(),
+            exit_code,
+            signal,
+            start_error,
+            timed_out,
+            discarded_bytes: discarded_bytes + untaken,
+        })
+    }
+
+    /// Waits for the end, and collects at most `limit` bytes of each stream.
+    ///
+    /// # Errors
+    /// As [`Exec::wait`].
+    pub async fn collect_output(mut self, limit: usize) -> Result<ExecOutput, Error> {
+        self.stdin = None;
+        let (mut stdout, mut stderr, mut dropped_bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(OutputFrame { stream, bytes }) = self.next().await {
+            let kept = match stream {
+                OutputStream::Stdout => &mut stdout,
+                OutputStream::Stderr => &mut stderr,
+            };
+            let room = bytes.len().min(limit - kept.len());
+            kept.extend_from_slice(&bytes[..room]);
+            dropped_bytes += (bytes.len() - room) as u64;
+        }
+        let execution = self.wait().await?;
+        dropped_bytes += execution.discarded_bytes;
+        Ok(ExecOutput { stdout, stderr, dropped_bytes, execution })
+    }
+}
+
+impl Stream for Exec {
+    type Item = OutputFrame;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<OutputFrame>> {
+        self.output.poll_recv(context)
+    }
+}
+
+impl Drop for ConversationTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl ExecStdin {
+    /// Writes; waits while the command does not read.
+    ///
+    /// # Errors
+    /// Fails when the command has ended.
+    pub async fn write(&self, bytes: impl Into<Vec<u8>>) -> Result<(), ExecEnded> {
+        self.0.send(bytes.into()).await.map_err(|_| ExecEnded)
+    }
+
+    /// Writes from a thread that may block. Panics on a thread of a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`ExecStdin::write`].
+    pub fn blocking_write(&self, bytes: impl Into<Vec<u8>>) -> Result<(), ExecEnded> {
+        self.0.blocking_send(bytes.into()).map_err(|_| ExecEnded)
+    }
+}
+
+impl ExecControl {
+    /// Sends a signal, 1 to 64, to the command's process group.
+    ///
+    /// # Errors
+    /// Fails when the command has ended.
+    pub async fn signal(&self, signal: u8) -> Result<(), ExecEnded> {
+        self.send(Control::Signal(signal)).await
+    }
+
+    /// Changes the size of its terminal.
+    ///
+    /// # Errors
+    /// Fails when the command has ended.
+    pub async fn resize(&self, rows: u16, cols: u16) -> Result<(), ExecEnded> {
+        self.send(Control::Resize { rows, cols }).await
+    }
+
+    /// Kills it with everything that it started. What nobody takes of its output within half a second is discarded.
+    ///
+    /// # Errors
+    /// Fails when the command has ended.
+    pub async fn kill(&self) -> Result<(), ExecEnded> {
+        self.send(Control::Kill).await
+    }
+
+    /// Whether the command has ended.
+    pub fn has_ended(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    /// Waits until the command has ended.
+    pub async fn ended(&self) {
+        self.0.closed().await;
+    }
+
+    async fn send(&self, control: Control) -> Result<(), ExecEnded> {
+        self.0.send(control).await.map_err(|_| ExecEnded)
+    }
+}
+
+/// The task was aborted with its runtime, or panicked.
+fn interrupted(error: JoinError) -> Error {
+    match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Error::Cancelled,
+    }
+}
+
+#[derive(Debug)]
+struct End {
+    exit_code: i32,
+    signal: Option<i32>,
+    start_error: Option<String>,
+    timed_out: bool,
+    discarded_bytes: u64,
+}
+
+/// How far [`Conversation::hold`] came.
+enum Held {
+    Ended(End),
+    /// The command is to be killed.
+    Kill,
+}
+
+/// The conversation about one command.
+struct Conversation {
+    name: WorkspaceName,
+    replies: MessageReader<OwnedReadHalf>,
+    to: OwnedWriteHalf,
+    stdin: Option<mpsc::Receiver<Vec<u8>>>,
+    control: Option<mpsc::Receiver<Control>>,
+    output: mpsc::Sender<OutputFrame>,
+    /// Output that waits for room in the queue. Nothing more is read from the guest meanwhile.
+    printed: Option<OutputFrame>,
+    /// When output that nobody takes is discarded; never, before the command is killed.
+    discard_from: Option<Instant>,
+    discarded_bytes: u64,
+    /// Input that waits for room in the guest.
+    pending: Vec<u8>,
+    /// How much the guest has room for.
+    window: usize,
+    /// Whether the guest has said anything yet.
+    heard: bool,
+}
+
+impl Conversation {
+    /// Speaks with the guest until the command has ended. Dropped, it has the agent kill the command with everything
+    /// that it started.
+    async fn run(mut self, limit: Option<Duration>) -> Result<End, Error> {
+        let time_up = limit.map(|limit| Instant::now() + limit);
+        let time_up = async {
+            match time_up {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let held = tokio::select! {
+            held = self.hold() => Some(held?),
+            () = time_up => None,
+        };
+        let end = match held {
+            Some(Held::Ended(end)) => end,
+            Some(Held::Kill) => self.kill(KILLED, Some(KILLED - 128)).await?,
+            None => End { timed_out: true, ..self.kill(TIMED_OUT, None).await? },
+        };
+        Ok(End { discarded_bytes: self.discarded_bytes, ..end })
+    }
+
+    /// Passes everything on, both ways, until the command has ended or is to be killed.
+    async fn hold(&mut self) -> Result<Held, Error> {
+        let mut late = pin!(sleep(START_PATIENCE));
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut late, if !self.heard => {
+                    return Err(self.gone(ConnectionFault::Silent { seconds: START_PATIENCE.as_secs() }));
+                }
+                control = receive(&mut self.control) => match control {
+                    Some(Control::Signal(signal)) => self.tell(&GuestInput::Signal(signal)).await?,
+                    Some(Control::Resize { rows, cols }) => self.tell(&GuestInput::Resize { rows, cols }).await?,
+                    Some(Control::Kill) => return Ok(Held::Kill),
+                    // Whoever holds the other end of the output holds one of these, too.
+                    None => self.control = None,
+                },
+                is_taken = has_room(&self.output, self.discard_from), if self.printed.is_some() => {
+                    self.hand_over(is_taken);
+                }
+                event = self.replies.next(), if self.printed.is_none() => {
+                    let event = event.map_err(|e| self.gone(e.into()))?;
+                    self.heard = true;
+                    if let Some(end) = self.take(event)? {
+                        return Ok(Held::Ended(end));
+                    }
+                    self.feed().await?;
+                }
+                bytes = receive(&mut self.stdin), if self.pending.is_empty() => match bytes {
+                    Some(bytes) => {
+                        self.pending = bytes;
+                        self.feed().await?;
+                    }
+                    None => {
+                        self.stdin = None;
+                        self.tell(&GuestInput::End).await?;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Puts the printed piece into the queue, or discards it where nobody takes it.
+    fn hand_over(&mut self, is_taken: bool) {
+        let Some(frame) = self.printed.take() else { return };
+        let bytes = frame.bytes.len() as u64;
+        // There is room: this task alone puts pieces in.
+        if !is_taken || self.output.try_send(frame).is_err() {
+            self.discarded_bytes += bytes;
+        }
+    }
+
+    /// Kills the command, and waits until all of it is gone.
+    async fn kill(&mut self, exit_code: i32, signal: Option<i32>) -> Result<End, Error> {
+        self.stdin = None;
+        // Kept to the end, which is told by its closing.
+        let _control = self.control.take();
+        self.discard_from = Some(Instant::now() + OUTPUT_GRACE);
+        let gone = async {
+            self.tell(&GuestInput::Kill).await?;
+            self.hold().await
+        };
+        // One that does not go goes with its machine.
+        if let Ok(ended) = timeout(KILL_PATIENCE, gone).await {
+            ended?;
+        }
+        Ok(End { exit_code, signal, start_error: None, timed_out: false, discarded_bytes: 0 })
+    }
+
+    /// Sends as much of the pending input as the guest has room for.
+    async fn feed(&mut self) -> Result<(), Error> {
+        while !self.pending.is_empty() && self.window > 0 {
+            let count = self.pending.len().min(self.window).min(INPUT_CHUNK_LIMIT);
+            let rest = self.pending.split_off(count);
+            let chunk = std::mem::replace(&mut self.pending, rest);
+            self.window -= count;
+            self.tell(&GuestInput::Stdin(chunk.into())).await?;
+        }
+        Ok(())
+    }
+
+    async fn tell(&mut self, message: &GuestInput) -> Result<(), Error> {
+        write_message(&mut self.to, message, INPUT_LIMIT).await.map_err(|e| self.gone(e.into()))
+    }
+
+    /// What one event means; the end, if it is the last.
+    fn take(&mut self, event: Option<ExecEvent>) -> Result<Option<End>, Error> {
+        let ended = |(exit_code, signal), start_error| {
+            Ok(Some(End { exit_code, signal, start_error, timed_out: false, discarded_bytes: 0 }))
+        };
+        match event {
+            None => Err(self.gone(ConnectionFault::Ended)),
+            Some(ExecEvent::Started | ExecEvent::OutOfMemory { .. }) => Ok(None),
+            Some(ExecEvent::StdinTaken(count)) => {
+                let taken = usize::try_from(count).unwrap_or(STDIN_WINDOW);
+                self.window = (self.window + taken).min(STDIN_WINDOW);
+                Ok(None)
+            }
+            Some(ExecEvent::Stdout(bytes)) => Ok(self.print(OutputStream::Stdout, bytes.into_vec())),
+            Some(ExecEvent::Stderr(bytes)) => Ok(self.print(OutputStream::Stderr, bytes.into_vec())),
+            Some(ExecEvent::Exited(exit)) => ended(exit_code(&exit), None),
+            Some(ExecEvent::NotStarted(error)) => {
+                let code = if error.kind == StartErrorKind::NotFound { 127 } else { 126 };
+                ended((code, None), Some(error.message))
+            }
+        }
+    }
+
+    fn print(&mut self, stream: OutputStream, bytes: Vec<u8>) -> Option<End> {
+        self.printed = Some(OutputFrame { stream, bytes });
+        None
+    }
+
+    fn gone(&self, source: ConnectionFault) -> Error {
+        Error::GuestGone { workspace: self.name.clone(), source }
+    }
+}
+
+/// Exit code as a shell has it, and the signal.
+fn exit_code(exit: &Exit) -> (i32, Option<i32>) {
+    match exit {
+        Exit::Code(code) => (i32::from(*code), None),
+        Exit::Signal(signal) => (128 + i32::from(*signal), Some(i32::from(*signal))),
+        // Only the main program of a machine ends so, and a client's command is not one.
+        Exit::PoweredOff | Exit::Restarted => (0, None),
+    }
+}
+
+/// Waits for room in the queue; `false` when the queue stays full until `deadline`, or nobody will take anything.
+async fn has_room(output: &mpsc::Sender<OutputFrame>, deadline: Option<Instant>) -> bool {
+    match deadline {
+        None => output.reserve().await.is_ok(),
+        Some(deadline) => timeout_at(deadline, output.reserve()).await.is_ok_and(|room| room.is_ok()),
+    }
+}
+
+/// The next value of a channel; without a channel it never comes.
+async fn receive<T>(channel: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match channel {
+        Some(channel) => channel.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use microagent_proto::{StartError, read_message};
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// A conversation, its output, and the guest's end of it.
+    fn conversation(
+        stdin: Option<mpsc::Receiver<Vec<u8>>>,
+        control: Option<mpsc::Receiver<Control>>,
+    ) -> (Conversation, mpsc::Receiver<OutputFrame>, UnixStream) {
+        let (host, guest) = UnixStream::pair().unwrap();
+        let (from, to) = host.into_split();
+        let (output, frames) = mpsc::channel(OUTPUT_QUEUE);
+        let conversation = Conversation {
+            name: "web".parse().unwrap(),
+            replies: MessageReader::new(from, REPLY_LIMIT),
+            to,
+            stdin,
+            control,
+            output,
+            printed: None,
+            discard_from: None,
+            discarded_bytes: 0,
+            pending: Vec::new(),
+            window: STDIN_WINDOW,
+            heard: false,
+        };
+        (conversation, frames, guest)
+    }
+
+    async fn say(guest: &mut UnixStream, event: ExecEvent) {
+        write_message(guest, &event, REPLY_LIMIT).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_lies_gets_an_error_and_nothing_else() {
+        let huge = u32::MAX.to_le_bytes();
+        let lies: [&[u8]; 4] = [&huge, b"this is not a message at all, not by far", &[1, 0, 0, 0, 99], &[]];
+        for lie in lies {
+            let (conversation, _frames, mut guest) = conversation(None, None);
+            guest.write_all(lie).await.unwrap();
+            drop(guest);
+            let ended = conversation.run(None).await;
+            assert!(matches!(ended, Err(Error::GuestGone { .. })), "{lie:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn input_waits_for_room_and_room_is_never_more_than_there_is() {
+        let (stdin, bytes) = mpsc::channel(1);
+        let (conversation, _frames, mut guest) = conversation(Some(bytes), None);
+        let all = vec![7; 3 * STDIN_WINDOW];
+        stdin.send(all.clone()).await.unwrap();
+        drop(stdin);
+        let guest = async {
+            let (mut taken, mut unreported) = (0, 0);
+            // More room than was ever taken is a lie that must not be believed.
+            say(&mut guest, ExecEvent::StdinTaken(u32::MAX)).await;
+            while let Some(GuestInput::Stdin(bytes)) = read_message(&mut guest, INPUT_LIMIT).await.unwrap() {
+                taken += bytes.len();
+                unreported += bytes.len();
+                assert!(unreported <= STDIN_WINDOW, "{unreported} bytes are on their way");
+                if unreported == STDIN_WINDOW {
+                    say(&mut guest, ExecEvent::StdinTaken(u32::try_from(unreported).unwrap())).await;
+                    unreported = 0;
+                }
+            }
+            say(&mut guest, ExecEvent::Exited(Exit::Code(3))).await;
+            taken
+        };
+        let (ended, taken) = tokio::join!(conversation.run(None), guest);
+        assert_eq!((ended.unwrap().exit_code, taken), (3, all.len()));
+    }
+
+    #[tokio::test]
+    async fn every_end_has_the_code_that_a_shell_gives_it() {
+        let error = |kind| ExecEvent::NotStarted(StartError { kind, message: "why".into() });
+        for (event, code) in [
+            (ExecEvent::Exited(Exit::Code(7)), 7),
+            (ExecEvent::Exited(Exit::Signal(9)), 137),
+            (error(StartErrorKind::NotFound), 127),
+            (error(StartErrorKind::NotExecutable), 126),
+            (error(StartErrorKind::NoSuchUser), 126),
+        ] {
+            let (conversation, _frames, mut guest) = conversation(None, None);
+            say(&mut guest, event).await;
+            assert_eq!(conversation.run(None).await.unwrap().exit_code, code);
+        }
+    }
+
+    /// A guest that prints without end until it is told to kill the command; gives what it was told.
+    async fn flood(guest: UnixStream) -> Vec<GuestInput> {
+        let (from, mut to) = guest.into_split();
+        let killed = CancellationToken::new();
+        let printing = async {
+            while !killed.is_cancelled() {
+                let piece = ExecEvent::Stdout(vec![b'y'; 4096].into());
+                write_message(&mut to, &piece, REPLY_LIMIT).await.unwrap();
+            }
+            write_message(&mut to, &ExecEvent::Exited(Exit::Signal(9)), REPLY_LIMIT).await.unwrap();
+        };
+        let listening = async {
+            let mut told = Vec::new();
+            let mut requests = MessageReader::new(from, INPUT_LIMIT);
+            while !told.contains(&GuestInput::Kill) {
+                told.push(requests.next().await.unwrap().unwrap());
+            }
+            killed.cancel();
+            told
+        };
+        tokio::join!(printing, listening).1
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_limit_is_kept_while_nobody_takes_the_output() {
+        let (conversation, frames, guest) = conversation(None, None);
+        let (ended, told) = tokio::join!(conversation.run(Some(Duration::from_secs(3))), flood(guest));
+        let ended = ended.unwrap();
+        assert!(ended.timed_out && ended.discarded_bytes > 0, "{ended:?}");
+        assert_eq!(told, [GuestInput::Kill]);
+        drop(frames);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn signals_pass_while_nobody_takes_the_output() {
+        let (control, controls) = mpsc::channel(4);
+        let (conversation, frames, guest) = conversation(None, Some(controls));
+        let control = ExecControl(control);
+        let signals = async {
+            sleep(Duration::from_secs(1)).await;
+            control.signal(2).await.unwrap();
+            control.kill().await.unwrap();
+        };
+        let (ended, told, ()) = tokio::join!(conversation.run(None), flood(guest), signals);
+        assert_eq!(ended.unwrap().exit_code, KILLED);
+        assert_eq!(told, [GuestInput::Signal(2), GuestInput::Kill]);
+        drop(frames);
+    }
+}

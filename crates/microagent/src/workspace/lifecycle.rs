@@ -1,0 +1,445 @@
+//! Starting and ending the machine of a workspace, and changing its state.
+//!
+//! A start returns when the machine serves; its supervisor then lives on alone. Every later change is a request to
+//! that supervisor, which answers when the change is complete. What is true is always read from record and processes.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use microagent_model::{Resources, SIGTERM, SetupStep, State, WorkspaceName, signal_number};
+use microagent_store::{OneStart, Workload, WorkspaceDir, WorkspaceRecord};
+use microagent_vm::control::{change, change_because};
+use microagent_vm::{
+    Answer, ChangeRequest, ControlError, DiskStamp, Outcome, Refusal, SupervisorSpec, Work, choose_ports,
+    create_overlay,
+};
+use tokio::time::{Instant, sleep};
+
+use super::{Workspace, WorkspaceDetails, kill_processes, lock_patiently};
+use crate::error::{Action, InvalidRequest};
+use crate::limits::check_work;
+use crate::provision::{
+    FirstStart, Provision, check_options, check_size, main_request, resolve_command, setup_steps,
+};
+use crate::secret::Resolved;
+use crate::supervisor_events::{EndTranslator, Purpose, SupervisorProgress};
+use crate::supervisor_spec::{HostPrograms, MachineRequest};
+use crate::{CreateOptions, Engine, Error, Event, Profile, Progress};
+
+/// How often the state of a workspace is read while it is waited for.
+const WAIT_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Longest reason of a quarantine, in bytes.
+pub const REASON_LIMIT: usize = 1000;
+
+/// How long a machine that has just ended may take to be seen as ended.
+const REST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How one start differs from the workspace's settings. The next start is not affected.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct StartOptions {
+    /// Profile to take memory and CPUs from.
+    pub profile: Option<Profile>,
+    /// Guest memory in MiB, in place of the profile's or the workspace's.
+    pub memory_mib: Option<u32>,
+    /// Virtual CPUs, in place of the profile's or the workspace's.
+    pub cpu_count: Option<u32>,
+}
+
+impl StartOptions {
+    /// As the workspace's settings say.
+    pub fn new() -> StartOptions {
+        StartOptions::default()
+    }
+
+    /// Takes memory and CPUs from this profile.
+    #[must_use]
+    pub fn profile(self, profile: Profile) -> StartOptions {
+        StartOptions { profile: Some(profile), ..self }
+    }
+
+    /// Sets guest memory in MiB.
+    #[must_use]
+    pub fn memory_mib(self, memory_mib: u32) -> StartOptions {
+        StartOptions { memory_mib: Some(memory_mib), ..self }
+    }
+
+    /// Sets the number of virtual CPUs.
+    #[must_use]
+    pub fn cpu_count(self, cpu_count: u32) -> StartOptions {
+        StartOptions { cpu_count: Some(cpu_count), ..self }
+    }
+
+    /// The size of this start, if it differs from the workspace's.
+    fn size(&self, record: &WorkspaceRecord) -> Option<OneStart> {
+        let base = self.profile.map_or(record.resources, |profile| profile.resources);
+        let resources = Resources {
+            memory_mib: self.memory_mib.unwrap_or(base.memory_mib),
+            cpu_count: self.cpu_count.unwrap_or(base.cpu_count),
+            size_mib: record.resources.size_mib,
+        };
+        let profile = self.profile.map_or(record.profile.as_str(), |profile| profile.name);
+        let other = resources != record.resources || profile != record.profile;
+        other.then(|| OneStart { profile: profile.to_owned(), resources })
+    }
+}
+
+impl Engine {
+    /// Creates a workspace: image, disk, record, and its setup steps in a boot of their own. Nothing runs
+    /// afterwards.
+    ///
+    /// # Errors
+    /// Fails when the name is taken, the image cannot be used, or a setup step fails; then the workspace stays, in
+    /// state `failed`, for its logs, and its next start begins with the setup on a fresh disk. Cancelled, or without a
+    /// supervisor, it leaves nothing.
+    pub async fn create(&self, options: CreateOptions, progress: &Progress) -> Result<Workspace, Error> {
+        check_options(&options.workspace)?;
+        self.prepare()?;
+        let workspace = self.workspace(&options.name);
+        let first_start = match options.workspace.setup.is_empty() {
+            true => FirstStart::Later,
+            false => FirstStart::Now,
+        };
+        let mut provision = self.provision(&options.name, &options.workspace, first_start, progress).await?;
+        provision.record.restart = options.restart;
+        if let Some(command) = &options.service {
+            provision.workload.service = Some(resolve_command(command, &provision.image.config)?);
+        }
+        provision.workload.shell = options.shell;
+        let workload = provision.workload.clone();
+        check_work(&workload, workload.service.as_ref())?;
+        let dir = self.create_provisioned(&mut provision, Some(&workload), progress).await?;
+        if first_start == FirstStart::Now {
+            let Provision { programs, record, secrets, .. } = provision;
+            let done = workspace.set_up(&programs, &record, workload, secrets, progress).await;
+            if let Err(error) = done {
+                if matches!(error, Error::Cancelled | Error::Supervise(_)) {
+                    self.remove(&options.name, &dir).await?;
+                }
+                return Err(error);
+            }
+        }
+        Ok(workspace)
+    }
+}
+
+impl Workspace {
+    /// Starts it when it rests; returns when its guest answers and its service, if it has one, runs. Setup steps that
+    /// have not run yet run before, on the machine that its settings describe.
+    ///
+    /// # Errors
+    /// Fails when it is not resting, the size is not valid for a guest, another command has it, or the machine does not
+    /// come up; then it is in state `failed`. Cancelled, it is in state `stopped`.
+    pub async fn start(&self, options: StartOptions, progress: &Progress) -> Result<WorkspaceDetails, Error> {
+        let engine = &self.engine;
+        engine.prepare()?;
+        let record = self.observe()?;
+        let one_start = options.size(&record);
+        if let Some(size) = &one_start {
+            check_size(size.resources)?;
+        }
+        let state = record.observed_state();
+        if !state.is_resting() {
+            return Err(self.wrong_state(state, Action::Start));
+        }
+        if record.disposable {
+            return Err(InvalidRequest::Leftover { name: self.name.clone(), verb: "started" }.into());
+        }
+        // Before anything is done; the supervisor looks again.
+        choose_ports(&record.publish)?;
+        let dir = self.dir();
+        let mut workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
+        let programs = engine.host_programs(record.network)?;
+        let secrets = engine.resolve_secrets(&record.secrets, progress.token()).await?;
+        if !workload.setup.is_empty() {
+            workload = self.set_up(&programs, &record, workload, secrets.clone(), progress).await?;
+        }
+        let service = workload.service.as_ref().map(|service| main_request(&workload, service));
+        let stop_signal = workload.stop_signal.as_deref().and_then(signal_number).unwrap_or(SIGTERM);
+        let work = Work::Serve { service, stop_signal, detached: true };
+        let base = engine.image_store().disk_path(&record.image.disk);
+        let resources = one_start.as_ref().map_or(record.resources, |size| size.resources);
+        let machine = MachineRequest { resources, ..MachineRequest::of(&record, &dir, &base)? };
+        let spec = SupervisorSpec { one_start, ..engine.spec(&programs, &machine, work)? };
+        let spec = secrets.deliver(spec, &workload.user);
+        self.booting(&programs, progress);
+        let end = self.end_of_start(&programs, &dir, &[]);
+        let supervisor = engine.launch(spec).await?;
+        match supervisor.follow(progress).await.map_err(|error| end.lost(error))? {
+            SupervisorProgress::Serving(_) => self.details(),
+            SupervisorProgress::Ended(ended) => Err(end.ended(*ended)),
+        }
+    }
+
+    /// Runs the setup steps on a fresh disk, and records that they need not run again.
+    async fn set_up(
+        &self,
+        programs: &HostPrograms,
+        record: &WorkspaceRecord,
+        workload: Workload,
+        secrets: Resolved,
+        progress: &Progress,
+    ) -> Result<Workload, Error> {
+        let engine = &self.engine;
+        let dir = self.dir();
+        let base = engine.image_store().disk_path(&record.image.disk);
+        let disk = {
+            let _lock = lock_patiently(&self.name, &dir).await?;
+            let now = Workload::load(&dir).map_err(|e| self.damaged(e))?;
+            if now.setup.is_empty() {
+                // Another command has done it meanwhile, and the disk is in use.
+                return Ok(now);
+            }
+            renew_disk(&dir, &base, record.resources.disk_bytes())?;
+            DiskStamp::of(&dir.disk()).map_err(|source| Error::File {
+                action: "read",
+                path: dir.disk(),
+                source,
+            })?
+        };
+        let labels: Vec<String> = workload.setup.iter().map(SetupStep::label).collect();
+        let work = Work::Prepare { setup: setup_steps(&workload), disk };
+        let spec =
+            engine.spec(programs, &MachineRequest::of(record, &dir, &base)?.first().unpublished(), work)?;
+        let spec = secrets.deliver(spec, &workload.user);
+        self.booting(programs, progress);
+        let end = self.end_of_start(programs, &dir, &labels);
+        let supervisor = engine.launch(spec).await?;
+        let ended = match supervisor.follow(progress).await.map_err(|error| end.lost(error)) {
+            Ok(SupervisorProgress::Ended(ended)) => *ended,
+            Ok(SupervisorProgress::Serving(_)) => return Err(end.still_serving()),
+            Err(error) => {
+                if let Error::StartFailed { kind, message, .. } = &error {
+                    engine.record_failure(&self.name, &dir, *kind, message).await?;
+                }
+                return Err(error);
+            }
+        };
+        if !matches!(ended.outcome, Outcome::Prepared) {
+            return Err(end.ended(ended));
+        }
+        let done = Workload { setup: Vec::new(), ..workload };
+        let _lock = lock_patiently(&self.name, &dir).await?;
+        done.save(&dir)?;
+        Ok(done)
+    }
+
+    /// Reports that a machine of it is being started.
+    pub(crate) fn booting(&self, programs: &HostPrograms, progress: &Progress) {
+        let (workspace, backend) = (self.name.to_string(), programs.backend().to_owned());
+        progress.event(Event::Booting { workspace, backend });
+    }
+
+    /// What the end of a supervisor means that was to bring the workspace up.
+    pub(crate) fn end_of_start<'a>(
+        &'a self,
+        programs: &'a HostPrograms,
+        dir: &'a WorkspaceDir,
+        labels: &'a [String],
+    ) -> EndTranslator<'a> {
+        EndTranslator {
+            purpose: Purpose::Start,
+            workspace: &self.name,
+            backend: programs.backend(),
+            dir,
+            labels,
+        }
+    }
+
+    /// Shuts it down cleanly, to be started again. When it rests already, nothing changes.
+    ///
+    /// # Errors
+    /// Fails when it cannot be reached, is starting, or does not shut down cleanly; then it is in state `failed`.
+    pub async fn halt(&self) -> Result<WorkspaceDetails, Error> {
+        self.end(ChangeRequest::Halt, Action::Halt).await
+    }
+
+    /// Asks its programs to end, and shuts it down when they have. When it rests already, nothing changes.
+    ///
+    /// # Errors
+    /// As [`Workspace::halt`].
+    pub async fn stop(&self) -> Result<WorkspaceDetails, Error> {
+        self.end(ChangeRequest::Stop, Action::Stop).await
+    }
+
+    /// Ends its machine at once, whatever state it or its supervisor is in. When it rests already, nothing changes.
+    ///
+    /// # Errors
+    /// Fails when the processes cannot be killed.
+    pub async fn kill(&self) -> Result<WorkspaceDetails, Error> {
+        let dir = self.existing()?;
+        let record = WorkspaceRecord::load(&dir)?;
+        let may_have_one =
+            |record: &WorkspaceRecord| record.state.is_live() || record.state == State::Quarantined;
+        if !may_have_one(&record) {
+            return self.details();
+        }
+        if record.has_machine()
+            && let Ok(Answer::Done) = change(&dir, ChangeRequest::Kill).await
+        {
+            return self.wait_until_resting().await;
+        }
+        kill_processes(&record).await;
+        let _lock = lock_patiently(&self.name, &dir).await?;
+        // The supervisor may have written its end in between.
+        let record = WorkspaceRecord::load(&dir)?;
+        if may_have_one(&record) {
+            let ended = WorkspaceRecord {
+                state: State::Stopped,
+                changed_at: Timestamp::now(),
+                failure: None,
+                asked_to_end: true,
+                ..record
+            };
+            ended.save(&dir)?;
+            dir.note_event(State::Stopped, Some("killed"));
+        }
+        self.details()
+    }
+
+    /// Pauses its guest; the memory is kept.
+    ///
+    /// # Errors
+    /// Fails when it is not running or QEMU does not pause it.
+    pub async fn pause(&self) -> Result<WorkspaceDetails, Error> {
+        self.change(ChangeRequest::Pause, Action::Pause).await?;
+        self.details()
+    }
+
+    /// Resumes its paused guest.
+    ///
+    /// # Errors
+    /// Fails when it is not paused or QEMU does not resume it.
+    pub async fn resume(&self) -> Result<WorkspaceDetails, Error> {
+        self.change(ChangeRequest::Resume, Action::Resume).await?;
+        self.details()
+    }
+
+    /// Cuts its machine off and stops it for good: no network, no commands, not one more instruction of the guest. The
+    /// memory stays as long as the processes do, the disk in any case, to be examined; [`Workspace::halt`],
+    /// [`Workspace::stop`] and [`Workspace::kill`] release it without resuming the guest. The reason, of at most
+    /// [`REASON_LIMIT`] bytes, goes into its events. When it is quarantined already, nothing changes.
+    ///
+    /// # Errors
+    /// Fails when it is not running, cannot be reached, or its memory could not be kept; in the last case it is
+    /// quarantined all the same.
+    pub async fn quarantine(&self, reason: Option<&str>) -> Result<WorkspaceDetails, Error> {
+        if reason.is_some_and(|reason| reason.len() > REASON_LIMIT) {
+            return Err(InvalidRequest::LongReason.into());
+        }
+        let record = self.observe()?;
+        if record.state != State::Quarantined {
+            let dir = self.existing()?;
+            let state = record.observed_state();
+            if !state.is_live() {
+                return Err(self.wrong_state(state, Action::Quarantine));
+            }
+            let answer = change_because(&dir, ChangeRequest::Quarantine, reason.map(str::to_owned)).await;
+            self.changed(answer, Action::Quarantine)?;
+        }
+        self.details()
+    }
+
+    /// Waits until it has no running machine: until it rests or is quarantined.
+    ///
+    /// # Errors
+    /// Fails when it does not exist, is deleted meanwhile, or `progress` is cancelled.
+    pub async fn wait(&self, progress: &Progress) -> Result<WorkspaceDetails, Error> {
+        loop {
+            let details = self.details()?;
+            if !details.state.is_live() {
+                return Ok(details);
+            }
+            tokio::select! {
+                () = progress.token().cancelled() => return Err(Error::Cancelled),
+                () = sleep(WAIT_INTERVAL) => {}
+            }
+        }
+    }
+
+    async fn end(&self, request: ChangeRequest, action: Action) -> Result<WorkspaceDetails, Error> {
+        let record = self.observe()?;
+        if record.observed_state().is_resting() {
+            return self.details();
+        }
+        if record.state == State::Quarantined && !record.has_machine() {
+            // No supervisor is left to take a request; what is released is the disk.
+            return self.kill().await;
+        }
+        self.change(request, action).await?;
+        self.wait_until_resting().await
+    }
+
+    /// A machine that has ended is seen as such at once, but for the moment in which its supervisor exits.
+    async fn wait_until_resting(&self) -> Result<WorkspaceDetails, Error> {
+        let end = Instant::now() + REST_PATIENCE;
+        loop {
+            let details = self.details()?;
+            if !details.state.is_live() || Instant::now() >= end {
+                return Ok(details);
+            }
+            sleep(WAIT_INTERVAL).await;
+        }
+    }
+
+    async fn change(&self, request: ChangeRequest, action: Action) -> Result<(), Error> {
+        let dir = self.existing()?;
+        let record = self.observe()?;
+        if !record.has_machine() {
+            return Err(self.wrong_state(record.observed_state(), action));
+        }
+        let answer = change(&dir, request).await;
+        self.changed(answer, action)
+    }
+
+    /// What a supervisor answered to a request.
+    pub(super) fn changed(&self, answer: Result<Answer, ControlError>, action: Action) -> Result<(), Error> {
+        let workspace = self.name.clone();
+        match answer {
+            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Failed(failure)) => {
+                Err(Error::ChangeFailed { workspace, action, message: failure.message })
+            }
+            Ok(Answer::Refused(refusal)) => Err(refused(&self.name, refusal, action)),
+            Ok(Answer::Attached) => Err(Error::Unreachable { workspace, source: ControlError::Closed }),
+            Err(source) => Err(self.unreachable(action, source)),
+        }
+    }
+
+    /// No supervisor listens: the machine may have ended meanwhile, or belongs to a run.
+    pub(crate) fn unreachable(&self, action: Action, source: ControlError) -> Error {
+        match self.state() {
+            Ok(state) if !state.is_live() || nobody_listens(&source) => self.wrong_state(state, action),
+            _ => Error::Unreachable { workspace: self.name.clone(), source },
+        }
+    }
+}
+
+/// Whether there is no socket: the supervisor of a run has none.
+fn nobody_listens(error: &ControlError) -> bool {
+    matches!(error, ControlError::Connect(source) if source.kind() == std::io::ErrorKind::NotFound)
+}
+
+/// A supervisor's refusal as an error.
+pub(crate) fn refused(name: &WorkspaceName, refusal: Refusal, action: Action) -> Error {
+    match refusal {
+        Refusal::State(state) => Error::WrongState { name: name.clone(), state, action },
+        Refusal::Crowded => Error::Crowded { workspace: name.clone() },
+        Refusal::ConsoleTaken => Error::ConsoleTaken { workspace: name.clone() },
+        Refusal::OtherBuild => Error::OtherBuild { workspace: name.clone() },
+    }
+}
+
+/// An empty overlay in place of the disk.
+fn renew_disk(dir: &WorkspaceDir, base: &Path, size_bytes: u64) -> Result<(), Error> {
+    let fresh = dir.path().join("disk.new");
+    let failed = |source| Error::File { action: "make", path: dir.disk(), source };
+    match std::fs::remove_file(&fresh) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    create_overlay(&fresh, base, size_bytes).map_err(|e| failed(e.source))?;
+    std::fs::rename(&fresh, dir.disk()).map_err(failed)
+}

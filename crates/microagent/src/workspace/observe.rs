@@ -1,0 +1,187 @@
+//! Result, figures and settings of a workspace. Reading changes nothing.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use microagent_model::{State, WorkspaceName};
+use microagent_store::{ProcessId, RecordedResult, Workload, WorkspaceDir, read_json};
+use serde::Serialize;
+use tokio::time::sleep;
+
+use super::Workspace;
+use crate::error::Action;
+use crate::streaming::{Streaming, hand_over};
+use crate::{Error, RunResult};
+
+/// How long a processor's use is measured.
+const SAMPLE: Duration = Duration::from_millis(250);
+
+/// Clock ticks in a second as `/proc` has them: the same on every Linux that we run on (`USER_HZ`).
+const TICKS_PER_SECOND: u64 = 100;
+
+/// What a machine uses on its host.
+#[derive(Debug, Clone, Serialize)]
+pub struct Stats {
+    /// The workspace.
+    pub workspace: WorkspaceName,
+    /// QEMU's process.
+    pub pid: i32,
+    /// Share of one processor in percent; above 100 where it uses several.
+    pub cpu_percent: f64,
+    /// Resident memory of QEMU in bytes; what it shares with other machines of the same template is in it.
+    pub memory_bytes: u64,
+    /// Bytes read from disks since its start.
+    pub io_read_bytes: u64,
+    /// Bytes written to disks since its start.
+    pub io_write_bytes: u64,
+    /// When this was measured.
+    pub sampled_at: Timestamp,
+}
+
+/// More about a workspace than its record.
+#[derive(Debug, Clone)]
+pub struct Inspection {
+    /// Whether every start runs something.
+    pub has_service: bool,
+    /// Whether setup is still to be done.
+    pub setup_pending: bool,
+    /// Bytes that its own disk takes on the host, without the image's.
+    pub disk_bytes: u64,
+    /// How its last command or service ended.
+    pub result: Option<RunResult>,
+}
+
+impl Workspace {
+    /// How the last command or service of a workspace ended, if one did.
+    ///
+    /// # Errors
+    /// Fails when there is no such workspace or its result is damaged.
+    pub fn result(&self) -> Result<Option<RunResult>, Error> {
+        match read_json::<RecordedResult>(&self.existing()?.result()) {
+            Ok(recorded) => Ok(Some(recorded.into())),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(self.damaged(error)),
+        }
+    }
+
+    /// Looks at more of a workspace than its record.
+    ///
+    /// # Errors
+    /// Fails when there is no such workspace or its files are damaged.
+    pub fn inspect(&self) -> Result<Inspection, Error> {
+        let dir = self.existing()?;
+        let workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
+        Ok(Inspection {
+            has_service: workload.service.is_some(),
+            setup_pending: !workload.setup.is_empty(),
+            disk_bytes: disk_bytes(&dir),
+            result: self.result()?,
+        })
+    }
+
+    /// Measures what the machine of the running workspace uses; takes a quarter of a second.
+    ///
+    /// # Errors
+    /// Fails when the workspace is not running.
+    pub async fn stats(&self) -> Result<Stats, Error> {
+        let record = self.observe()?;
+        let state = record.observed_state();
+        let wrong = || self.wrong_state(state, Action::Measure);
+        if !matches!(state, State::Running | State::Stopping | State::Starting) {
+            return Err(wrong());
+        }
+        let vmm = record.vmm.as_ref().ok_or_else(wrong)?;
+        let begun = Instant::now();
+        let before = processor_time(vmm).ok_or_else(wrong)?;
+        sleep(SAMPLE).await;
+        let after = processor_time(vmm).ok_or_else(wrong)?;
+        let used = after.saturating_sub(before).as_secs_f64() / begun.elapsed().as_secs_f64();
+        let field = |file: &str, key: &str| number(&process_file(vmm, file)?, key);
+        Ok(Stats {
+            workspace: self.name.clone(),
+            pid: vmm.pid,
+            cpu_percent: (used * 1000.0).round() / 10.0,
+            memory_bytes: field("status", "VmRSS:").ok_or_else(wrong)? * 1024,
+            io_read_bytes: field("io", "read_bytes:").unwrap_or(0),
+            io_write_bytes: field("io", "write_bytes:").unwrap_or(0),
+            sampled_at: Timestamp::now(),
+        })
+    }
+
+    /// Measures again and again, until the workspace is not running any more.
+    ///
+    /// # Errors
+    /// As [`Workspace::stats`], for the first measurement.
+    pub async fn follow_stats(&self) -> Result<Streaming<Stats>, Error> {
+        let first = self.stats().await?;
+        let workspace = self.clone();
+        Ok(Streaming::start(1, |sender| async move {
+            hand_over(&sender, first).await?;
+            loop {
+                match workspace.stats().await {
+                    Ok(stats) => hand_over(&sender, stats).await?,
+                    // It has ended meanwhile.
+                    Err(Error::WrongState { .. }) => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+        }))
+    }
+}
+
+impl From<RecordedResult> for RunResult {
+    fn from(recorded: RecordedResult) -> RunResult {
+        RunResult {
+            started_at: recorded.started_at,
+            exited_at: recorded.exited_at,
+            exit_code: recorded.exit_code,
+            signal: recorded.signal,
+            start_error: recorded.start_error,
+            dropped_bytes: recorded.dropped_bytes,
+        }
+    }
+}
+
+fn disk_bytes(dir: &WorkspaceDir) -> u64 {
+    fs::metadata(dir.disk()).map_or(0, |found| found.blocks() * 512)
+}
+
+fn process_file(process: &ProcessId, file: &str) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{}/{file}", process.pid)).ok()?;
+    // The number may be another process's by now.
+    process.is_alive().then_some(text)
+}
+
+fn number(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
+}
+
+/// What a process has used of all processors.
+///
+/// # Source
+/// `proc_pid_stat(5)`, fields 14 (`utime`) and 15 (`stime`), in clock ticks.
+fn processor_time(process: &ProcessId) -> Option<Duration> {
+    let stat = process_file(process, "stat")?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut next = || fields.next()?.parse::<u64>().ok();
+    let ticks = next()? + next()?;
+    Some(Duration::from_micros(ticks * 1_000_000 / TICKS_PER_SECOND))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_used_time() {
+        let me = ProcessId::current().unwrap();
+        let before = processor_time(&me).unwrap();
+        let end = before + Duration::from_millis(30);
+        while processor_time(&me).unwrap() < end {
+            std::hint::black_box(0);
+        }
+        assert!(number(&process_file(&me, "status").unwrap(), "VmRSS:").unwrap() > 0);
+    }
+}

@@ -1,0 +1,112 @@
+//! Every future of the library can be moved to another thread, and what a program passes around is `Send` and `Sync`.
+//!
+//! Only compiled: none of the futures is polled.
+#![allow(clippy::expect_used, reason = "a test")]
+
+use std::path::Path;
+
+use microagent::apply::ApplyMode;
+use microagent::image::{ConfigChanges, ImportSource, NetworkOptions, PullOptions, SaveTarget};
+use microagent::{
+    CommitOptions, Console, CopySource, CopyTarget, CreateOptions, DeleteMode, Engine, EngineOptions, Error,
+    Exec, ExecControl, ExecOptions, ExecStdin, LogOptions, Lookup, NetworkMode, PROFILES, Progress,
+    RunOptions, SpecFile, StartOptions, Streaming, SuperviseOptions, SymlinkMode, Workspace, WorkspaceName,
+    volume,
+};
+
+fn assert_send<T: Send>(value: T) {
+    drop(value);
+}
+
+fn assert_send_and_sync<T: Send + Sync>() {}
+
+#[test]
+fn values_pass_between_threads() {
+    assert_send_and_sync::<Engine>();
+    assert_send_and_sync::<Workspace>();
+    assert_send_and_sync::<Progress>();
+    assert_send_and_sync::<Error>();
+    assert_send_and_sync::<RunOptions>();
+    assert_send_and_sync::<ExecControl>();
+    assert_send_and_sync::<ExecStdin>();
+    assert_send_and_sync::<Exec>();
+    assert_send_and_sync::<Console>();
+    assert_send_and_sync::<Streaming<Vec<u8>>>();
+    assert_send_and_sync::<microagent::Images>();
+    assert_send_and_sync::<microagent::Volumes>();
+    assert_send_and_sync::<microagent::Templates>();
+}
+
+#[test]
+fn every_future_of_an_engine_is_send() {
+    let engine = Engine::new(EngineOptions::new("/nonexistent", "/nonexistent"));
+    let progress = Progress::new();
+    let name: WorkspaceName = "web".parse().expect("a name");
+    assert_send(engine.run(RunOptions::new("x"), &progress));
+    assert_send(engine.create(CreateOptions::new(name, "x"), &progress));
+    assert_send(engine.check_secrets(&[], &progress));
+
+    let images = engine.images();
+    let (pull, network, changes) =
+        (PullOptions::default(), NetworkOptions::default(), ConfigChanges::default());
+    assert_send(images.create("x", &pull, &progress));
+    assert_send(images.get("x"));
+    assert_send(images.import(ImportSource::Path("x".into()), "x", &changes, &progress));
+    assert_send(images.push("x", &network, &progress));
+    assert_send(images.save(&[], SaveTarget::Path("x".into()), &network, &progress));
+
+    let volume = "data".parse().expect("a name");
+    assert_send(engine.volumes().delete(&volume, volume::DeleteMode::Unused));
+    let resources = PROFILES[0].resources;
+    assert_send(engine.templates().create(resources, NetworkMode::Isolated, &progress));
+}
+
+#[test]
+fn every_future_of_a_workspace_is_send() {
+    let engine = Engine::new(EngineOptions::new("/nonexistent", "/nonexistent"));
+    let progress = Progress::new();
+    let name: WorkspaceName = "web".parse().expect("a name");
+    let workspace = engine.workspace(&name);
+    assert_send(workspace.start(StartOptions::new(), &progress));
+    assert_send(workspace.halt());
+    assert_send(workspace.stop());
+    assert_send(workspace.kill());
+    assert_send(workspace.pause());
+    assert_send(workspace.resume());
+    assert_send(workspace.quarantine(None));
+    assert_send(workspace.wait(&progress));
+    assert_send(workspace.supervise(SuperviseOptions::new(), &progress));
+    assert_send(workspace.delete(DeleteMode::Kill));
+    assert_send(workspace.clone_to(&name));
+    let nothing: &Lookup = &|_| None;
+    let spec = SpecFile::default();
+    assert_send(workspace.apply(&spec, nothing, ApplyMode::DryRun));
+    assert_send(workspace.exec(ExecOptions::new(["true"])));
+    assert_send(workspace.console());
+    assert_send(workspace.copy_in(CopySource::path("x"), "/x", &progress));
+    assert_send(workspace.copy_out("/x", CopyTarget::path("x"), &progress));
+    assert_send(workspace.copy_out_tar("/x", SymlinkMode::Follow, &progress));
+    assert_send(workspace.fetch_artifact("x", Path::new("x"), &progress));
+    assert_send(workspace.commit(CommitOptions::new("x"), &progress));
+    assert_send(workspace.follow_logs(LogOptions::new()));
+    assert_send(workspace.follow_events());
+    assert_send(workspace.follow_egress());
+    assert_send(workspace.stats());
+    assert_send(workspace.follow_stats());
+}
+
+/// Not called: there is no running workspace.
+#[allow(dead_code, reason = "only compiled")]
+fn every_future_of_a_stream_is_send(mut exec: Exec, mut console: Console, mut items: Streaming<Vec<u8>>) {
+    assert_send(exec.next());
+    assert_send(exec.control().kill());
+    assert_send(exec.control().signal(2));
+    assert_send(exec.control().resize(1, 1));
+    assert_send(console.next());
+    assert_send(console.write(b"x"));
+    assert_send(items.next());
+    if let Some(stdin) = exec.take_stdin() {
+        assert_send(stdin.write("x"));
+    }
+    assert_send(exec.wait());
+}
