@@ -183,7 +183,7 @@ fn the_console_takes_keys_from_one_session_and_is_logged_all_the_same() {
     home.log_has("web", "console.log", "#");
 
     let mut pty = Pty::start(&home, &["connect", "web", "--console"], (24, 80));
-    pty.shows("Ctrl-] leaves the console");
+    pty.shows("Ctrl-] detaches from the console");
     pty.types("echo typed $((6 * 7)) at $(tty)\r");
     pty.shows("typed 42 at /dev/ttyS0");
     // Ctrl-C is the guest's, and there is one session at a time.
@@ -196,7 +196,7 @@ fn the_console_takes_keys_from_one_session_and_is_logged_all_the_same() {
     other.shows("another session has the console");
     assert_eq!(other.finish(), 75);
     pty.types("\u{1d}");
-    pty.shows("left");
+    pty.shows("detached");
     assert_eq!(pty.finish(), 0);
     let logs = home.microagent(["logs", "web"]).success();
     assert!(logs.text().contains("typed 42 at /dev/ttyS0"), "{}", logs.told());

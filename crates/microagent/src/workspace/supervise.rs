@@ -53,7 +53,7 @@ impl SuperviseOptions {
 /// How one turn of [`Workspace::supervise`] ended.
 enum Turn {
     /// Its machine has ended, or could not be brought up.
-    Ended(WorkspaceDetails),
+    Ended(Box<WorkspaceDetails>),
     /// It was not started, for a reason that passes by itself.
     NotNow(Error),
 }
@@ -83,7 +83,7 @@ impl Workspace {
                 Ok(Turn::Ended(details)) => {
                     let over = options.max_restarts.is_some_and(|most| restarts >= most);
                     if over || !is_restarted(details.restart, details.state, details.ended_on_request) {
-                        return Ok(details);
+                        return Ok(*details);
                     }
                     restarts += 1;
                     format!("workspace {} is {}; restart {restarts}", self.name, details.state)
@@ -112,12 +112,12 @@ impl Workspace {
                         return Err(error);
                     }
                     progress.event(Event::Notice(error.to_string()));
-                    return Ok(Turn::Ended(details));
+                    return Ok(Turn::Ended(Box::new(details)));
                 }
                 Err(error) => return Err(error),
             }
         }
-        self.wait(progress).await.map(Turn::Ended)
+        Ok(Turn::Ended(Box::new(self.wait(progress).await?)))
     }
 }
 

@@ -1,7 +1,6 @@
 //! `microagent image delete` and `microagent image prune`.
 
 use clap::Args;
-use microagent::Error;
 use microagent::image::{Deletion, Prune, Pruned};
 
 use crate::context::Context;
@@ -64,7 +63,7 @@ pub(super) fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure>
         match images.delete(reference) {
             Ok(deletion) => deleted.push(deletion),
             Err(error) => {
-                failure = Some(Error::from(error));
+                failure = Some(error);
                 break;
             }
         }
