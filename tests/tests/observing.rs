@@ -28,7 +28,7 @@ fn a_whole_life_can_be_watched() {
     home.microagent(["start", "web"]).success();
     let watching = home.microagent(["events", "web", "-f"]).start();
     let waiting = home.microagent(["wait", "web", "--json"]).start();
-    home.microagent(["wait", "web", "--timeout", "1"]).run().code(1).says("does not rest yet");
+    home.microagent(["wait", "web", "--timeout", "1"]).run().code(1).says("still has a machine");
 
     let status = home.microagent(["status", "web", "--json"]).success().json();
     assert_eq!((&status["state"], &status["restart"]), (&json!("running"), &json!("never")));
