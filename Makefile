@@ -1,15 +1,18 @@
 # Names only; the work is in `cargo xtask` (`cargo xtask --help`). Packages are installed by a script, because nothing
 # can be built before there is a linker.
 
+# Where `make install` puts things; DESTDIR goes before it, for packages.
+PREFIX ?= /usr/local
+
 .PHONY: help demo build test bench install uninstall
 
 help:
-	@echo "make demo    installs what is needed, builds, and runs one command in a microVM"
-	@echo "make build   builds the command: target/release/microagent"
-	@echo "make install     copies program, manual pages and completions to PREFIX (/usr/local)"
-	@echo "make uninstall   removes them again"
-	@echo "make test    installs what is needed, checks everything, runs all tests"
-	@echo "make bench   measures, against raw QEMU, umoci and podman"
+	@echo "make demo       installs what is needed, builds, and runs one command in a microVM"
+	@echo "make build      builds the command: target/release/microagent"
+	@echo "make install    installs command, manual pages and completions (PREFIX=$(PREFIX), DESTDIR)"
+	@echo "make uninstall  removes what make install installed"
+	@echo "make test       installs what is needed, checks everything, runs all tests"
+	@echo "make bench      measures, against raw QEMU, umoci and podman"
 
 demo:
 	@xtask/install-packages demo
@@ -19,6 +22,13 @@ build:
 	@xtask/install-packages build
 	@cargo build --release --locked --package microagent-cli
 
+# Installs what `make build` built, so that root needs no compiler.
+install:
+	@xtask/install install "$(DESTDIR)$(PREFIX)"
+
+uninstall:
+	@xtask/install uninstall "$(DESTDIR)$(PREFIX)"
+
 test:
 	@xtask/install-packages test
 	@cargo xtask test
@@ -26,24 +36,3 @@ test:
 bench:
 	@xtask/install-packages bench
 	@cargo xtask bench
-
-# Copies what `make build` made; builds nothing, so that it can run with sudo. DESTDIR is for packagers.
-PREFIX ?= /usr/local
-PROGRAM ?= target/release/microagent
-SHARE := $(DESTDIR)$(PREFIX)/share
-BASH_COMPLETION := $(SHARE)/bash-completion/completions/microagent
-ZSH_COMPLETION := $(SHARE)/zsh/site-functions/_microagent
-FISH_COMPLETION := $(SHARE)/fish/vendor_completions.d/microagent.fish
-
-install:
-	@test -x $(PROGRAM) || { echo "Error: $(PROGRAM) is missing; run: make build" >&2; exit 1; }
-	install -D -m 755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/microagent
-	install -d $(SHARE)/man/man1 $(dir $(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION))
-	$(PROGRAM) man --dir $(SHARE)/man/man1
-	$(PROGRAM) completions bash > $(BASH_COMPLETION)
-	$(PROGRAM) completions zsh > $(ZSH_COMPLETION)
-	$(PROGRAM) completions fish > $(FISH_COMPLETION)
-
-uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/microagent $(SHARE)/man/man1/microagent.1 $(SHARE)/man/man1/microagent-*.1
-	rm -f $(BASH_COMPLETION) $(ZSH_COMPLETION) $(FISH_COMPLETION)

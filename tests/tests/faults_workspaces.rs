@@ -380,7 +380,7 @@ fn after_a_restart_of_the_host_the_truth_is_told_and_everything_starts() {
     fs::write(&path, record.join("\n")).unwrap();
     let status = home.microagent(["status", "web"]).success();
     assert!(status.text().contains("Problem: the host was restarted"), "{}", status.told());
-    assert_eq!(home.microagent(["ps"]).success().text(), "No workspaces.\n");
+    assert_eq!(home.microagent(["ps"]).success().text(), "No running workspaces.\n");
     works_and_has_its_file(&home, "web");
     home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();

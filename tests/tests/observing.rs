@@ -37,7 +37,6 @@ fn a_whole_life_can_be_watched() {
     let stats = home.microagent(["stats", "web", "--json"]).success().json();
     assert_eq!(stats["pid"], pid);
     assert!(stats["memory_bytes"].as_u64().unwrap() > 10 << 20, "{stats}");
-    assert!(stats["memory_bytes"].as_u64() < stats["memory_limit_bytes"].as_u64(), "{stats}");
 
     home.microagent(["pause", "web"]).success();
     home.microagent(["resume", "web"]).success();
@@ -95,7 +94,7 @@ fn looking_changes_nothing_also_after_a_crash() {
     assert_eq!(home.state_of("web"), "failed");
     let status = home.microagent(["status", "web", "--json"]).success().json();
     assert_eq!((&status["problem"], &status["vmm_pid"]), (&json!("its supervisor was killed"), &Value::Null));
-    assert_eq!(home.microagent(["ps"]).success().text(), "No workspaces.\n");
+    assert_eq!(home.microagent(["ps"]).success().text(), "No running workspaces.\n");
     // And it starts.
     home.microagent(["start", "web"]).success();
     home.microagent(["delete", "web", "--force"]).success();

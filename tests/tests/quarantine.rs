@@ -93,7 +93,7 @@ fn no_death_of_a_process_lifts_a_quarantine() {
     home.processes_end();
     let released = || {
         assert_eq!(home.state_of("web"), "quarantined");
-        assert_eq!(home.microagent(["ps"]).success().text(), "No workspaces.\n");
+        assert_eq!(home.microagent(["ps"]).success().text(), "No running workspaces.\n");
         let status = home.microagent(["status", "web"]).success();
         assert!(status.text().contains("Problem: its memory is lost"), "{}", status.told());
         home.microagent(["start", "web"]).run().code(1).says("is quarantined");

@@ -15,7 +15,7 @@ fn a_workspace_lives_from_create_to_delete() {
     let created = home.create("web", ["--setup", "echo set up > /root/made"]);
     assert_eq!((created.summary("Workspace"), created.summary("State")), ("web", "prepared"));
     assert_eq!(home.state_of("web"), "prepared");
-    assert_eq!(home.microagent(["ps"]).success().text(), "No workspaces.\n");
+    assert_eq!(home.microagent(["ps"]).success().text(), "No running workspaces.\n");
     home.microagent(["exec", "web", "--", "true"]).run().code(1).says("microagent start web");
 
     let started = home.microagent(["start", "web"]).success();

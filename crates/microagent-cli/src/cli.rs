@@ -10,12 +10,13 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::args::global::GlobalArgs;
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events,
-    exec, image, kernel, list, logs, man, network, perf, profiles, result, run, secret, start, stats, status,
-    supervise, template, version, volume, wait,
+    exec, image, kernel, list, logs, man, network, perf, profiles, restart, result, run, secret, start,
+    stats, status, supervise, system, template, version, volume, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
 use crate::output::Format;
+use crate::usage;
 
 /// Widest line of a help page; pages stay the same on every wider terminal.
 pub(crate) const HELP_WIDTH: usize = 100;
@@ -61,6 +62,7 @@ pub(crate) enum Command {
     Create(Box<create::CreateArgs>),
     Apply(apply::ApplyArgs),
     Start(start::StartArgs),
+    Restart(restart::RestartArgs),
     Exec(exec::ExecArgs),
     #[command(visible_alias = "attach")]
     Connect(connect::ConnectArgs),
@@ -94,9 +96,24 @@ pub(crate) enum Command {
     Secret(secret::SecretArgs),
     Image(image::ImageArgs),
     Volume(volume::VolumeArgs),
-    /// `docker images`, for muscle memory.
+    /// `docker images`, and other verbs that Docker has without `image`.
     #[command(hide = true)]
     Images(image::ListArgs),
+    #[command(hide = true)]
+    Pull(image::PullArgs),
+    #[command(hide = true)]
+    Push(image::PushArgs),
+    #[command(hide = true)]
+    Tag(image::TagArgs),
+    #[command(hide = true)]
+    Save(image::SaveArgs),
+    #[command(hide = true)]
+    Import(image::ImportArgs),
+    #[command(hide = true)]
+    Load(image::LoadArgs),
+    #[command(hide = true)]
+    Rmi(image::DeleteArgs),
+    System(system::SystemArgs),
     Doctor(doctor::DoctorArgs),
     Profiles(profiles::ProfilesArgs),
     Kernel(kernel::KernelArgs),
@@ -127,6 +144,7 @@ impl Command {
             Command::Run(_)
                 | Command::Create(_)
                 | Command::Start(_)
+                | Command::Restart(_)
                 | Command::Supervise(_)
                 | Command::Secret(_)
         )
@@ -168,8 +186,17 @@ pub(crate) fn parse(args: &[OsString]) -> (Result<Request, Failure>, Format) {
             (Ok(request(cli)), format)
         }
         Err(e) if e.kind() == ClapErrorKind::DisplayVersion => (Ok(Request::Print(e.to_string())), guess),
-        Err(e) if asks_for_help(e.kind()) => (Ok(Request::Print(help_of(&command_path(args)))), guess),
-        Err(e) => (Err(usage_failure(&e, &command_path(args))), guess),
+        Err(e) if asks_for_help(e.kind()) => (help(args), guess),
+        Err(e) => (Err(usage::failure(&e, &command, &command_path(args))), guess),
+    }
+}
+
+/// The page that was asked for, unless `-h` was meant for something else.
+fn help(args: &[OsString]) -> Result<Request, Failure> {
+    let path = command_path(args);
+    match usage::host_name(args, &path) {
+        Some(failure) => Err(failure),
+        None => Ok(Request::Print(help_of(&path))),
     }
 }
 
@@ -182,6 +209,7 @@ fn request(cli: Cli) -> Request {
         Some(Command::Kernel(group)) if group.command.is_none() => &["kernel"],
         Some(Command::Template(group)) if group.command.is_none() => &["template"],
         Some(Command::Secret(group)) if group.command.is_none() => &["secret"],
+        Some(Command::System(group)) if group.command.is_none() => &["system"],
         Some(Command::Perf(group)) if group.command.is_none() => &["perf"],
         Some(Command::Artifact(group)) if group.command.is_none() && group.name.is_none() => &["artifact"],
         Some(_) => return Request::Command(Box::new(cli)),
@@ -270,64 +298,6 @@ fn bad_output_variable(value: &str) -> Failure {
     )
 }
 
-/// Turns an error of clap into one line and a hint, so that all errors look alike.
-fn usage_failure(error: &clap::Error, path: &[&str]) -> Failure {
-    if let Some(name) = unknown_command(error)
-        && let Some((message, hint)) = docker_verb(name)
-    {
-        return Failure::usage(message, hint);
-    }
-    let text = error.render().to_string();
-    let (mut message, mut tips) = (Vec::new(), Vec::new());
-    for line in text.lines().map(str::trim) {
-        if line.starts_with("Usage: ") || line.starts_with("For more information") {
-            break;
-        }
-        match line.strip_prefix("tip: ") {
-            // Passing an option as a value is hardly ever what was meant.
-            Some(tip) if tip.starts_with("to pass ") => {}
-            Some(tip) => tips.push(tip.to_owned()),
-            None if !line.is_empty() && tips.is_empty() => message.push(line),
-            None => {}
-        }
-    }
-    let message = message.join(" ");
-    let message = message.strip_prefix("error: ").unwrap_or(&message).to_owned();
-    if tips.is_empty() {
-        let words: Vec<&str> = std::iter::once("microagent").chain(path.iter().copied()).collect();
-        tips.push(format!("see `{} --help`", words.join(" ")));
-    }
-    Failure::usage(message, tips.join("; "))
-}
-
-fn unknown_command(error: &clap::Error) -> Option<&str> {
-    match error.get(clap::error::ContextKind::InvalidSubcommand) {
-        Some(clap::error::ContextValue::String(name)) => Some(name),
-        _ => None,
-    }
-}
-
-/// Docker's verbs that are spelled otherwise here, or are not here: what to type.
-fn docker_verb(name: &str) -> Option<(String, &'static str)> {
-    let hint = match name {
-        "pull" => "microagent image pull REF",
-        "import" => "microagent image import FILE REF",
-        "load" => "microagent image load",
-        "rmi" => "microagent image delete REF",
-        "info" => "microagent doctor",
-        "build" | "buildx" => {
-            "microagent builds no images: build with Docker, Buildah or your CI, then run the result"
-        }
-        "compose" | "pod" | "swarm" | "stack" => {
-            "one microVM per workspace: start each with `microagent run`"
-        }
-        "login" | "logout" => "microagent reads the logins of `docker login` and `podman login`",
-        "restart" => "microagent halt NAME, then microagent start NAME",
-        _ => return None,
-    };
-    Some((format!("there is no command `{name}`"), hint))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -364,5 +334,32 @@ mod tests {
         assert!(request.is_err());
         assert_eq!(format, Format::Json);
         assert_eq!(parse_words("microagent --nonsense").1, Format::Text);
+    }
+
+    /// Docker's flags, as its own help lists them: each is taken, or answered with a reason and a way.
+    #[test]
+    fn every_flag_of_docker_is_taken_or_answered() {
+        let mut all = Vec::new();
+        let lines = include_str!("../tests/docker-flags.txt").lines().filter(|line| !line.starts_with('#'));
+        for (verb, flags) in lines.map(|line| line.split_once(": ").unwrap()) {
+            for (names, value) in flags.split(' ').map(|flag| match flag.strip_suffix('=') {
+                Some(names) => (names, " 1"),
+                None => (flag, ""),
+            }) {
+                for name in names.split(',') {
+                    let Err(Failure::Usage { message, hint }) =
+                        parse_words(&format!("microagent {verb} {name}{value}")).0
+                    else {
+                        continue;
+                    };
+                    let guessed = hint.is_some_and(|hint| hint.starts_with("did you mean"));
+                    let unanswered = message.ends_with(&format!("no option {name}")) || guessed;
+                    if unanswered {
+                        all.push(format!("{verb} {name}: {message}"));
+                    }
+                }
+            }
+        }
+        assert!(all.is_empty(), "{all:#?}");
     }
 }

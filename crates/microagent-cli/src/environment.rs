@@ -47,7 +47,6 @@ pub(crate) struct Variable {
     /// Its name, or several that are read alike.
     pub(crate) name: &'static str,
     /// One line for the reference.
-    #[cfg_attr(not(test), expect(dead_code, reason = "read by the reference generator, which is a test"))]
     pub(crate) help: &'static str,
 }
 

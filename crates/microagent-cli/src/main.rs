@@ -24,11 +24,13 @@ mod signals;
 mod state_output;
 mod table;
 mod terminal;
+mod usage;
 mod writer;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use cli::{Command, Request};
+use commands::image::ImageCommand;
 use context::Context;
 use failure::Failure;
 
@@ -71,6 +73,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Create(args) => commands::create::execute(context, *args),
         Command::Apply(args) => commands::apply::execute(context, args),
         Command::Start(args) => commands::start::execute(context, args),
+        Command::Restart(args) => commands::restart::execute(context, args),
         Command::Exec(args) => return commands::exec::execute(context, args),
         Command::Connect(args) => return commands::connect::execute(context, args),
         Command::Cp(args) => commands::cp::execute(context, args),
@@ -85,10 +88,10 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::List(args) => commands::list::execute(context, args),
         Command::Network(args) => commands::network::execute(context, args),
         Command::Status(args) => commands::status::execute(context, args),
-        Command::Logs(args) => commands::logs::execute(context, args),
-        Command::Egress(args) => commands::egress::execute(context, args),
-        Command::Events(args) => commands::events::execute(context, args),
-        Command::Stats(args) => commands::stats::execute(context, args),
+        Command::Logs(args) => ended_by_user(args.follow, commands::logs::execute(context, args)),
+        Command::Egress(args) => ended_by_user(args.follow, commands::egress::execute(context, args)),
+        Command::Events(args) => ended_by_user(args.follow, commands::events::execute(context, args)),
+        Command::Stats(args) => ended_by_user(args.follow, commands::stats::execute(context, args)),
         Command::Wait(args) => return commands::wait::execute(context, args),
         Command::Result(args) => commands::result::execute(context, args),
         Command::Clone(args) => commands::clone::execute(context, args),
@@ -98,6 +101,14 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Secret(args) => return commands::secret::execute(context, args),
         Command::Image(args) => commands::image::execute(context, args),
         Command::Images(args) => commands::image::execute_list(context, args),
+        Command::Pull(args) => commands::image::execute(context, ImageCommand::Pull(args).into()),
+        Command::Push(args) => commands::image::execute(context, ImageCommand::Push(args).into()),
+        Command::Tag(args) => commands::image::execute(context, ImageCommand::Tag(args).into()),
+        Command::Save(args) => commands::image::execute(context, ImageCommand::Save(args).into()),
+        Command::Import(args) => commands::image::execute(context, ImageCommand::Import(args).into()),
+        Command::Load(args) => commands::image::execute(context, ImageCommand::Load(args).into()),
+        Command::Rmi(args) => commands::image::execute(context, ImageCommand::Delete(args).into()),
+        Command::System(args) => commands::system::execute(context, args),
         Command::Doctor(args) => return commands::doctor::execute(context, args),
         Command::Profiles(args) => commands::profiles::execute(context, args),
         Command::Kernel(args) => return commands::kernel::execute(context, args),
@@ -109,6 +120,14 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Version(args) => commands::version::execute(context, args),
     }
     .map(|()| 0)
+}
+
+/// Ctrl-C is how a user ends what is followed, and no failure.
+fn ended_by_user(follow: bool, done: Result<(), Failure>) -> Result<(), Failure> {
+    match done {
+        Err(Failure::Engine(microagent::Error::Cancelled)) if follow => Ok(()),
+        done => done,
+    }
 }
 
 /// Prints help or version with the terminal's colours, or without when there is none.

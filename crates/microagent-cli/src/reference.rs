@@ -17,6 +17,9 @@ const NOTICE: &str = "<!-- Made from the command's own definitions. Change those
                       SNAPSHOTS=overwrite cargo test -p microagent-cli reference -->\n";
 const GLOBAL: &str = "Global options";
 
+/// Widest line of a page.
+const PAGE_WIDTH: usize = 118;
+
 fn pages_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference/cli")
 }
@@ -45,7 +48,9 @@ fn subcommands(command: &Command) -> impl Iterator<Item = &Command> {
 fn page(command: &Command, path: &[&str]) -> String {
     let mut page = format!("{NOTICE}\n# {}\n\n", path.join(" "));
     let about = command.get_long_about().or(command.get_about()).expect("every command says what it does");
-    write!(page, "{about}\n\n```text\n{}\n```\n", usage(command)).unwrap();
+    let about = about.to_string();
+    let about: Vec<String> = about.split('\n').map(|paragraph| wrapped(paragraph, 0)).collect();
+    write!(page, "{}\n\n```text\n{}\n```\n", about.join("\n"), usage(command)).unwrap();
     let aliases: Vec<&str> = command.get_visible_aliases().collect();
     if !aliases.is_empty() {
         write!(page, "\nAlso: `{}`.\n", aliases.join("`, `")).unwrap();
@@ -60,9 +65,10 @@ fn page(command: &Command, path: &[&str]) -> String {
     }
     options(command, path.len() == 1, &mut page);
     if path.len() == 1 {
-        page.push_str("\n## Environment\n\n| Variable | |\n|---|---|\n");
+        page.push_str("\n## Environment\n\n");
         for variable in VARIABLES {
-            writeln!(page, "| `{}` | {} |", variable.name.replace(", ", "`, `"), variable.help).unwrap();
+            let item = format!("- `{}`: {}", variable.name.replace(", ", "`, `"), variable.help);
+            writeln!(page, "{}", wrapped(&item, 2)).unwrap();
         }
     } else {
         page.push_str("\n[Global options](microagent.md#global-options) go before or after the command.\n");
@@ -90,9 +96,10 @@ fn options(command: &Command, with_global: bool, page: &mut String) {
         }
     }
     for wanted in headings {
-        write!(page, "\n## {wanted}\n\n| | |\n|---|---|\n").unwrap();
+        write!(page, "\n## {wanted}\n\n").unwrap();
         for arg in args.iter().filter(|arg| heading(arg) == wanted) {
-            writeln!(page, "| `{}` | {} |", spelling(arg), description(arg)).unwrap();
+            let item = format!("- `{}`: {}", spelling(arg), description(arg));
+            writeln!(page, "{}", wrapped(&item, 2)).unwrap();
         }
     }
 }
@@ -133,7 +140,26 @@ fn description(arg: &Arg) -> String {
     if let Some(variable) = arg.get_env() {
         write!(text, "; from `{}`", variable.to_string_lossy()).unwrap();
     }
-    text.replace('|', "\\|")
+    text
+}
+
+/// A paragraph in lines of the documents' width; lines after the first are indented.
+fn wrapped(paragraph: &str, indent: usize) -> String {
+    let (mut text, mut column) = (String::new(), 0);
+    for word in paragraph.split(' ') {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > PAGE_WIDTH {
+            text.push('\n');
+            text.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if column > 0 {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += length;
+    }
+    text
 }
 
 /// Examples are indented by two for the terminal.

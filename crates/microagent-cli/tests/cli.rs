@@ -121,7 +121,7 @@ fn help_pages() {
 
 #[test]
 fn groups_and_the_bare_command_explain_themselves() {
-    for words in ["", "secret", "image", "volume", "kernel", "artifact", "template", "perf"] {
+    for words in ["", "secret", "image", "volume", "kernel", "artifact", "template", "perf", "system"] {
         let help = run(&format!("{words} --help")).success().get_output().stdout.clone();
         run(words).success().stderr_eq("").stdout_eq(String::from_utf8(help).unwrap());
     }
@@ -142,24 +142,24 @@ fn wrong_command_lines_exit_with_2_and_say_what_to_type() {
         (
             "lsit",
             str![[r#"
-Error: unrecognized subcommand 'lsit'
-Hint: some similar subcommands exist: 'ls', 'list'
+Error: there is no command `lsit`
+Hint: did you mean `list`?
 
 "#]],
         ),
         (
             "run --kep alpine",
             str![[r#"
-Error: unexpected argument '--kep' found
-Hint: a similar argument exists: '--keep'
+Error: `microagent run` has no option --kep
+Hint: did you mean `--keep`?
 
 "#]],
         ),
         (
             "aply --file x",
             str![[r#"
-Error: unrecognized subcommand 'aply'
-Hint: a similar subcommand exists: 'apply'
+Error: there is no command `aply`
+Hint: did you mean `apply`?
 
 "#]],
         ),
@@ -265,23 +265,31 @@ fn dockers_verbs_get_an_answer() {
             "build .",
             str![[r#"
 Error: there is no command `build`
-Hint: microagent builds no images: build with Docker, Buildah or your CI, then run the result
+Hint: microagent does not build images: build with Docker, Buildah or your CI, then run the result
 
 "#]],
         ),
         (
-            "pull alpine",
+            "rename a b",
             str![[r#"
-Error: there is no command `pull`
-Hint: microagent image pull REF
+Error: there is no command `rename`
+Hint: microagent clone OLD NEW, then microagent delete OLD
 
 "#]],
         ),
         (
-            "restart web",
+            "image inspect alpine",
             str![[r#"
-Error: there is no command `restart`
-Hint: microagent halt NAME, then microagent start NAME
+Error: there is no command `image inspect`
+Hint: microagent image list --json | jq '.images[] | select(.resolved_reference | endswith("REF"))'
+
+"#]],
+        ),
+        (
+            "container ls",
+            str![[r#"
+Error: there is no command `container`
+Hint: omit `container`: microagent VERB, such as microagent ps or microagent delete NAME
 
 "#]],
         ),
@@ -362,7 +370,7 @@ Hint: publish each port: -p HOST_PORT:PORT; HOST_PORT 0 picks a free port
 #[test]
 fn errors_are_one_json_line_where_json_was_asked_for() {
     let usage = str![[r#"
-{"kind":"invalid","message":"unexpected argument '--nonsense' found","hint":"see `microagent list --help`","retryable":false}
+{"kind":"invalid","message":"`microagent list` has no option --nonsense","hint":"see `microagent list --help`","retryable":false}
 
 "#]];
     run("list --json --nonsense").code(2).stdout_eq("").stderr_eq(usage);
@@ -683,4 +691,42 @@ fn profiles_for_programs() {
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!(json["default"], "small");
     assert_eq!(json["profiles"][1]["memory_mib"], 512);
+}
+
+/// Asks bash what it would complete a line with.
+#[track_caller]
+fn completed(state: &std::path::Path, line: &str) -> Vec<String> {
+    let script = r#"
+        source <(microagent completions bash)
+        COMP_WORDS=($1 "$2"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        _microagent_names microagent "$2" "${COMP_WORDS[COMP_CWORD-1]}"
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_microagent"));
+    let path = format!("{}:/usr/bin:/bin", program.parent().unwrap().display());
+    let (words, current) = line.rsplit_once(' ').unwrap();
+    let output = std::process::Command::new("bash")
+        .args(["--norc", "-c", script, "bash", words, current])
+        .env("PATH", path)
+        .env("MICROAGENT_STATE_DIR", state)
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_completes_names_and_modes() {
+    let state = tempfile::tempdir().unwrap();
+    for name in ["data", "dump"] {
+        let made = std::process::Command::new(env!("CARGO_BIN_EXE_microagent"))
+            .args(["volume", "create", name])
+            .env("MICROAGENT_STATE_DIR", state.path())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+    assert_eq!(completed(state.path(), "microagent volume delete du"), ["dump"]);
+    assert_eq!(completed(state.path(), "microagent run -v d"), ["data", "dump"]);
+    assert_eq!(completed(state.path(), "microagent run --network "), ["user", "isolated"]);
+    assert_eq!(completed(state.path(), "microagent res"), ["restart", "resume", "result"]);
 }

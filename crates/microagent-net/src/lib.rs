@@ -16,9 +16,6 @@ mod egress;
 mod fake;
 mod flows;
 mod frame;
-#[cfg(feature = "fuzzing")]
-#[doc(hidden)]
-pub mod fuzzing;
 mod host;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

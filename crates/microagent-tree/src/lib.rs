@@ -6,7 +6,6 @@
 
 #![forbid(unsafe_code)]
 
-mod holes;
 pub mod pack;
 mod place;
 pub mod unpack;

@@ -7,7 +7,6 @@
 //!    │ QEMU's failure,    │  (service)      ▼  │ │
 //!    │ once, cold         │     StoppingService │
 //! Restoring ──────────────┘                 │   ▼    Flushed, deadline
-//!         Running ── MachineGone(Rebooted) ▶ Starting
 //!                                           └▶ Stopping ─────────────▶ Ended
 //!
 //! Running, Pausing, Paused, Resuming, StoppingService, Stopping ── Quarantine ▶ Containing ── Contained ▶ Quarantined
@@ -76,10 +75,6 @@ pub enum Event {
     GuestFailed(String),
     /// The guest had too little of the host's processors to answer.
     HostTooSlow(String),
-    /// The agent of a running guest does not answer any more.
-    GuestHung(String),
-    /// The directory of the workspace was removed.
-    DirectoryGone,
     /// The channel to the guest broke, and nobody knows why.
     ChannelBroken(String),
     /// The guest works and cannot use one of its disks: the disk is to blame, not the machine.
@@ -90,8 +85,6 @@ pub enum Event {
     HostFull(String),
     /// The network device leads nowhere any more.
     LinkLost(String),
-    /// The guest's kernel killed this program, because memory ran out.
-    OutOfMemory(String),
     /// The time of the run is over.
     TimedOut,
     /// The caller requests the end, or is gone.
@@ -121,8 +114,6 @@ pub enum Event {
 pub enum MachineExit {
     /// The guest turned itself off.
     PoweredOff,
-    /// The guest restarted itself; its processors are stopped.
-    Rebooted,
     /// The guest's kernel panicked; its line.
     Panicked(String),
     /// QEMU failed or was killed; how.
@@ -133,7 +124,6 @@ impl std::fmt::Display for MachineExit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             MachineExit::PoweredOff => f.write_str("the guest turned itself off"),
-            MachineExit::Rebooted => f.write_str("the guest restarted itself"),
             MachineExit::Panicked(line) => write!(f, "the guest kernel panicked: {line}"),
             MachineExit::Died(how) => f.write_str(how),
         }
@@ -187,8 +177,6 @@ pub enum Effect {
     ReportServing,
     /// Tells that the network is gone; the machine continues without it.
     NoteLinkLost(String),
-    /// Tells that the guest killed this program, because memory ran out.
-    NoteOutOfMemory(String),
     /// Has the guest flush its disk: [`Event::Flushed`] or [`Event::FlushFailed`].
     Flush,
     /// Sends the service its stop signal; if the work is not done in time, [`Event::ServiceStopTimedOut`].
@@ -202,8 +190,6 @@ pub enum Effect {
     Contain(ClientId),
     /// Discards the template, for this reason, and boots another machine.
     StartCold(String),
-    /// Resets the machine, whose processors are stopped, and starts the conversation with its guest anew.
-    Reboot,
     /// Ends QEMU in good order, so that its disk is closed.
     Quit,
     /// Kills QEMU.
@@ -218,14 +204,12 @@ pub struct Lifecycle {
     phase: Phase,
     /// Whether clients could use it before.
     served: bool,
-    /// Whether they can since its guest was last booted.
-    serving: bool,
     waiters: Vec<Waiter>,
 }
 
 impl Default for Lifecycle {
     fn default() -> Lifecycle {
-        Lifecycle { phase: Phase::Starting, served: false, serving: false, waiters: Vec::new() }
+        Lifecycle { phase: Phase::Starting, served: false, waiters: Vec::new() }
     }
 }
 
@@ -247,7 +231,7 @@ impl Lifecycle {
     pub fn state(&self, traits: MachineTraits) -> State {
         match self.phase {
             Phase::Restoring | Phase::Starting => State::Starting,
-            Phase::Running if traits.serves && !self.serving => State::Starting,
+            Phase::Running if traits.serves && !self.served => State::Starting,
             Phase::Running | Phase::Pausing => State::Running,
             Phase::Paused | Phase::Resuming => State::Paused,
             Phase::StoppingService | Phase::Stopping(_) | Phase::Ended(_) => State::Stopping,
@@ -271,11 +255,6 @@ impl Lifecycle {
         use Phase as P;
         match (phase, event) {
             (P::Ended(outcome), _) => (P::Ended(outcome), Vec::new()), // absorbing
-            (phase, E::OutOfMemory(program)) => (phase, vec![Effect::NoteOutOfMemory(program)]),
-            // Nobody can find or use it any more.
-            (_, E::DirectoryGone) => {
-                fail(FailureKind::Disk, "the directory of the workspace was removed".to_owned())
-            }
             (phase @ (P::Containing | P::Quarantined), event) => self.in_quarantine(phase, event),
             (phase @ (P::Restoring | P::Starting), event) => self.while_starting(phase, event, traits),
             (P::Stopping(outcome), event) => while_stopping(outcome, event, traits),
@@ -283,7 +262,7 @@ impl Lifecycle {
                 self.paused_or_resumed(phase, event)
             }
             (P::Running, E::Serving) => {
-                (self.served, self.serving) = (true, true);
+                self.served = true;
                 (P::Running, vec![Effect::PublishStart, Effect::ReportServing])
             }
             (P::StoppingService, E::ServiceStopTimedOut) => {
@@ -294,20 +273,10 @@ impl Lifecycle {
                 self.finish(&P::StoppingService, Outcome::Stopped, traits)
             }
             (phase, E::WorkDone(outcome)) => self.finish(&phase, outcome, traits),
-            (P::StoppingService, E::MachineGone(MachineExit::PoweredOff | MachineExit::Rebooted)) => {
-                end(Outcome::Stopped)
-            }
-            // As every machine does. One that was never of use to anybody is not tried again.
-            (_, E::MachineGone(MachineExit::Rebooted)) if traits.detached && self.served => {
-                self.serving = false;
-                let interrupted = self.interrupt("the guest restarted meanwhile");
-                (P::Starting, [interrupted, vec![Effect::Publish, Effect::Reboot]].concat())
-            }
-            (_, E::MachineGone(MachineExit::Rebooted)) => end(Outcome::Rebooted),
+            (P::StoppingService, E::MachineGone(MachineExit::PoweredOff)) => end(Outcome::Stopped),
             (_, E::MachineGone(MachineExit::PoweredOff)) => end(Outcome::PoweredOff),
             (_, E::MachineGone(exit)) => fail(FailureKind::GuestDied, exit.to_string()),
             (_, E::GuestFailed(message) | E::ChannelBroken(message)) => fail(FailureKind::Protocol, message),
-            (_, E::GuestHung(message)) => fail(FailureKind::GuestDied, message),
             (phase, E::LinkLost(reason)) => (phase, vec![Effect::NoteLinkLost(reason)]),
             // Its caller is not needed once it serves, and only waits for it before.
             (phase, E::Cancelled) if traits.detached && self.served => (phase, Vec::new()),
@@ -320,7 +289,7 @@ impl Lifecycle {
         match (phase, event) {
             (_, E::AgentReady) if traits.serves => (Phase::Running, vec![Effect::ReportBooted]),
             (_, E::AgentReady) => {
-                (self.served, self.serving) = (true, true);
+                self.served = true;
                 (Phase::Running, vec![Effect::PublishStart, Effect::ReportBooted])
             }
             // A guest that was to be frozen, and is not configured for that.
@@ -338,8 +307,6 @@ impl Lifecycle {
             }
             (_, E::MachineGone(exit)) => fail(FailureKind::Boot, exit.to_string()),
             (phase, E::LinkLost(reason)) => (phase, vec![Effect::NoteLinkLost(reason)]),
-            // The guest restarted; the caller of its first start is not needed any more.
-            (phase, E::Cancelled) if traits.detached && self.served => (phase, Vec::new()),
             (phase, event) => ended_by_host(phase, event),
         }
     }
@@ -451,7 +418,7 @@ impl Lifecycle {
                 self.await_change(next, client, request, effects)
             }
             // Before it serves its caller waits for that, and a paused guest does not get there.
-            (P::Running, R::Pause) if self.serving => {
+            (P::Running, R::Pause) if self.served => {
                 self.await_change(P::Pausing, client, request, vec![Effect::Pause])
             }
             (P::Pausing, R::Pause) => self.await_change(P::Pausing, client, request, Vec::new()),
@@ -504,7 +471,6 @@ fn ended_by_host(phase: Phase, event: Event) -> Next {
         | E::GuestFailed(_)
         | E::ChannelBroken(_)
         | E::LinkLost(_)
-        | E::OutOfMemory(_)
         | E::ChangeRequested(..)
         | E::AgentReady
         | E::Serving
@@ -512,8 +478,6 @@ fn ended_by_host(phase: Phase, event: Event) -> Next {
         | E::Flushed
         | E::FlushFailed(_)
         | E::HostTooSlow(_)
-        | E::GuestHung(_)
-        | E::DirectoryGone
         | E::DiskUnfit(_)
         | E::ServiceStopTimedOut
         | E::Paused

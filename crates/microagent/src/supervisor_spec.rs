@@ -12,8 +12,7 @@ use microagent_store::{Identity, WorkspaceDir, WorkspaceRecord, read_limited};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::NetworkSpec;
 use microagent_vm::{
-    AccelDecision, DiskSpec, KvmFacts, MachineSpec, SUPERVISOR_PROTOCOL, SuperviseError, SupervisorSpec,
-    Walls, Work, accel,
+    AccelDecision, DiskSpec, KvmFacts, MachineSpec, SuperviseError, SupervisorSpec, Walls, Work, accel,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -159,7 +158,15 @@ impl Engine {
         work: Work,
     ) -> Result<SupervisorSpec, Error> {
         let is_connected = programs.network == NetworkMode::User;
-        let network = is_connected.then(|| guest_network(request.identity.mac));
+        let network = is_connected.then(|| Network {
+            mac: MacAddress(request.identity.mac),
+            address: GUEST_ADDRESS,
+            prefix_len: PREFIX_LEN,
+            gateway: GATEWAY,
+            dns: vec![NAME_SERVER.into()],
+            search: Vec::new(),
+            options: Vec::new(),
+        });
         let disk = match &request.disk {
             Some(disk) => Some(DiskSpec {
                 overlay: absolute(&disk.overlay)?,
@@ -171,7 +178,6 @@ impl Engine {
         };
         let disks = self.disks(request.disks, request.dir)?;
         Ok(SupervisorSpec {
-            protocol: SUPERVISOR_PROTOCOL,
             generation: GENERATION,
             state_dir: absolute(self.state().root())?,
             dir: absolute(request.dir.path())?,
@@ -214,19 +220,6 @@ impl Engine {
             weak_jail: programs.weak_jail.clone(),
             one_start: None,
         })
-    }
-}
-
-/// The settings of the guest's network device.
-fn guest_network(mac: [u8; 6]) -> Network {
-    Network {
-        mac: MacAddress(mac),
-        address: GUEST_ADDRESS,
-        prefix_len: PREFIX_LEN,
-        gateway: GATEWAY,
-        dns: vec![NAME_SERVER.into()],
-        search: Vec::new(),
-        options: Vec::new(),
     }
 }
 

@@ -3,8 +3,11 @@
 //! Nothing here runs a command; commands import from here and never from each other.
 
 pub(crate) mod docker;
+pub(crate) mod docker_flags;
+pub(crate) mod docker_verbs;
 pub(crate) mod global;
 pub(crate) mod image_change;
+pub(crate) mod listing;
 pub(crate) mod machine;
 pub(crate) mod secret;
 pub(crate) mod values;

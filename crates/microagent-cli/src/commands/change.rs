@@ -72,8 +72,9 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = HALT_EXAMPLES)]
 pub(crate) struct HaltArgs {
-    /// Workspace
-    name: WorkspaceName,
+    /// Workspaces
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<WorkspaceName>,
 }
 
 /// Ask a workspace to shut down
@@ -83,8 +84,9 @@ pub(crate) struct HaltArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = STOP_EXAMPLES)]
 pub(crate) struct StopArgs {
-    /// Workspace
-    name: WorkspaceName,
+    /// Workspaces
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<WorkspaceName>,
 }
 
 /// End a workspace's machine now
@@ -94,8 +96,9 @@ pub(crate) struct StopArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = KILL_EXAMPLES)]
 pub(crate) struct KillArgs {
-    /// Workspace
-    name: WorkspaceName,
+    /// Workspaces
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<WorkspaceName>,
 }
 
 /// Pause a running workspace
@@ -104,16 +107,18 @@ pub(crate) struct KillArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = PAUSE_EXAMPLES)]
 pub(crate) struct PauseArgs {
-    /// Workspace
-    name: WorkspaceName,
+    /// Workspaces
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<WorkspaceName>,
 }
 
 /// Resume a paused workspace
 #[derive(Debug, Args)]
 #[command(after_long_help = RESUME_EXAMPLES)]
 pub(crate) struct ResumeArgs {
-    /// Workspace
-    name: WorkspaceName,
+    /// Workspaces
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<WorkspaceName>,
 }
 
 /// Isolate a workspace and stop its CPUs for good
@@ -126,8 +131,9 @@ pub(crate) struct ResumeArgs {
 #[derive(Debug, Args)]
 #[command(after_long_help = QUARANTINE_EXAMPLES)]
 pub(crate) struct QuarantineArgs {
-    /// Workspace
-    name: WorkspaceName,
+    /// Workspaces
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<WorkspaceName>,
 
     /// Reason to record in the workspace's events
     #[arg(long, value_name = "TEXT")]
@@ -140,46 +146,68 @@ pub(crate) struct QuarantineArgs {
 
 /// Halts.
 pub(crate) fn halt(context: &Context, args: HaltArgs) -> Result<(), Failure> {
-    change(context, &args.name, async |workspace| workspace.halt().await)
+    change(context, &args.names, async |workspace| workspace.halt().await)
 }
 
 /// Stops.
 pub(crate) fn stop(context: &Context, args: StopArgs) -> Result<(), Failure> {
-    change(context, &args.name, async |workspace| workspace.stop().await)
+    change(context, &args.names, async |workspace| workspace.stop().await)
 }
 
 /// Kills.
 pub(crate) fn kill(context: &Context, args: KillArgs) -> Result<(), Failure> {
-    change(context, &args.name, async |workspace| workspace.kill().await)
+    change(context, &args.names, async |workspace| workspace.kill().await)
 }
 
 /// Pauses.
 pub(crate) fn pause(context: &Context, args: PauseArgs) -> Result<(), Failure> {
-    change(context, &args.name, async |workspace| workspace.pause().await)
+    change(context, &args.names, async |workspace| workspace.pause().await)
 }
 
 /// Resumes.
 pub(crate) fn resume(context: &Context, args: ResumeArgs) -> Result<(), Failure> {
-    change(context, &args.name, async |workspace| workspace.resume().await)
+    change(context, &args.names, async |workspace| workspace.resume().await)
 }
 
 /// Quarantines.
 pub(crate) fn quarantine(context: &Context, args: QuarantineArgs) -> Result<(), Failure> {
-    change(context, &args.name, async |workspace| workspace.quarantine(args.reason.as_deref()).await)
+    change(context, &args.names, async |workspace| workspace.quarantine(args.reason.as_deref()).await)
 }
 
+/// Changes one after the other; the first failure is reported after the last.
 fn change(
     context: &Context,
-    name: &WorkspaceName,
-    change: impl AsyncFnOnce(Workspace) -> Result<WorkspaceDetails, Error>,
+    names: &[WorkspaceName],
+    mut change: impl AsyncFnMut(Workspace) -> Result<WorkspaceDetails, Error>,
 ) -> Result<(), Failure> {
-    let workspace = context.engine().workspace(name);
-    let details = context.block_on(async |token| {
-        tokio::select! {
-            changed = change(workspace) => Ok(changed?),
-            // The change continues; only this command stops waiting for it.
-            () = token.cancelled() => Err(Error::Cancelled.into()),
+    let engine = context.engine();
+    let (mut first, mut failed) = (None, 0_usize);
+    for name in names {
+        let changed = context.block_on(async |token| {
+            tokio::select! {
+                changed = change(engine.workspace(name)) => Ok(changed?),
+                // The change continues; only this command stops waiting for it.
+                () = token.cancelled() => Err(Error::Cancelled.into()),
+            }
+        });
+        match changed {
+            Ok(details) => state_output::print(context, details)?,
+            Err(Failure::Engine(Error::Cancelled)) => return Err(Error::Cancelled.into()),
+            Err(failure) => {
+                failed += 1;
+                first = first.or(Some(failure));
+            }
         }
-    })?;
-    state_output::print(context, details)
+    }
+    match first {
+        None => Ok(()),
+        Some(failure) if failed > 1 => {
+            failure.report(context.format);
+            Err(Failure::Other {
+                message: format!("{failed} of {} workspaces failed", names.len()),
+                hint: None,
+            })
+        }
+        Some(failure) => Err(failure),
+    }
 }

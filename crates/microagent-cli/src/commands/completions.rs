@@ -11,6 +11,7 @@ use crate::output::{Format, print_json, print_text};
 const EXAMPLES: &str = "\
 Examples:
   bash, for one user:
+    mkdir -p ~/.local/share/bash-completion/completions
     microagent completions bash > ~/.local/share/bash-completion/completions/microagent
 
   zsh, in a directory of $fpath:
@@ -18,6 +19,26 @@ Examples:
 
   fish:
     microagent completions fish > ~/.config/fish/completions/microagent.fish";
+
+/// Functions that complete names of workspaces, images and volumes.
+const NAMES_BASH: &str = include_str!("completions/names.bash");
+const NAMES_FISH: &str = include_str!("completions/names.fish");
+const NAMES_ZSH: &str = include_str!("completions/names.zsh");
+
+/// Arguments as zsh's script has them, and what completes them.
+const ZSH_ARGUMENTS: &[(&str, &str)] = &[
+    (" -- Workspace:", "_microagent_workspaces"),
+    (" -- Workspaces:", "_microagent_workspaces"),
+    (" -- Workspace ", "_microagent_workspaces"),
+    (" -- Volume:", "_microagent_volumes"),
+    (" -- Volumes:", "_microagent_volumes"),
+    (" -- Reference or digest of an image", "_microagent_images"),
+    (" -- References or digests", "_microagent_images"),
+    (" -- Name of an image in the cache", "_microagent_images"),
+    ("--profile=", "(tiny small medium large)"),
+    ("--network=", "(user isolated)"),
+    ("--egress=", "(public allowlist open)"),
+];
 
 /// Print a completion script for a shell
 #[derive(Debug, Args)]
@@ -52,13 +73,50 @@ pub(crate) fn execute(context: &Context, args: CompletionsArgs, root: Command) -
 fn script(shell: Shell, mut root: Command) -> String {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut root, "microagent", &mut script);
-    String::from_utf8(script).expect("our command line is described in UTF-8")
+    let script = String::from_utf8(script).expect("the command line is described in UTF-8");
+    match shell {
+        // The last function that is named for a command completes it.
+        Shell::Bash => script + NAMES_BASH,
+        Shell::Fish => script + NAMES_FISH,
+        Shell::Zsh => with_names(&script),
+        _ => script,
+    }
+}
+
+/// Puts the functions that complete names in place of the one that completes files.
+fn with_names(script: &str) -> String {
+    let lines = script.lines().map(|line| {
+        let known = ZSH_ARGUMENTS.iter().find(|(argument, _)| line.contains(argument));
+        let mut line = match known {
+            Some((_, completes)) => line.replace(":_default'", &format!(":{completes}'")),
+            None => line.to_owned(),
+        };
+        line.push('\n');
+        line
+    });
+    let script: String = lines.collect();
+    // What comes last calls what is defined before.
+    match script.rsplit_once("if [ \"$funcstack[1]\"") {
+        Some((functions, call)) => {
+            format!("{functions}{}\nif [ \"$funcstack[1]\"{call}", NAMES_ZSH.trim_start())
+        }
+        None => script + NAMES_ZSH,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cli::shown_command;
+
+    #[test]
+    fn zsh_completes_names_in_place_of_files() {
+        let script = script(Shell::Zsh, shown_command());
+        assert!(script.contains("':name -- Workspace:_microagent_workspaces'"));
+        assert!(script.contains("'*::names -- Volumes:_microagent_volumes'"));
+        let (functions, call) = (script.find("_microagent_images() {"), script.find("compdef _microagent"));
+        assert!(functions.unwrap() < call.unwrap());
+    }
 
     #[test]
     fn scripts_offer_what_is_there_and_nothing_that_is_refused() {

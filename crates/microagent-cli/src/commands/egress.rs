@@ -36,7 +36,7 @@ pub(crate) struct EgressArgs {
 
     /// Follow: print new lines until the machine ends
     #[arg(short, long)]
-    follow: bool,
+    pub(crate) follow: bool,
 }
 
 /// Prints the decisions.

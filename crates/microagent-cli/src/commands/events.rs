@@ -29,7 +29,7 @@ pub(crate) struct EventsArgs {
 
     /// Follow: print new lines until the machine ends
     #[arg(short, long)]
-    follow: bool,
+    pub(crate) follow: bool,
 }
 
 /// Prints the events.

@@ -3,11 +3,19 @@
 use clap::Args;
 use microagent::WorkspaceSummary;
 
+use crate::args::listing::{Entries, ListingArgs};
 use crate::context::Context;
 use crate::documents::list::{WorkspaceDocument, WorkspaceListDocument};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::table::table;
+
+/// What is printed when there is nothing to list.
+const NONE_SAVED: &str = "No workspaces.\n";
+const NONE_RUNNING: &str = "No running workspaces.\n";
+
+/// Docker's keys for templates and filters.
+const DOCKER_KEYS: &[(&str, &str)] = &[("names", "name"), ("status", "state"), ("ports", "port_forwards")];
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,7 +23,7 @@ Examples:
     microagent list
 
   Print the names of all failed workspaces:
-    microagent list --json | jq -r '.workspaces[] | select(.state == \"failed\").name'";
+    microagent list -q --filter state=failed";
 
 const PS_EXAMPLES: &str = "\
 Examples:
@@ -23,7 +31,10 @@ Examples:
     microagent ps
 
   Halt all running workspaces:
-    microagent ps --json | jq -r '.workspaces[].name' | xargs -r -n 1 microagent halt";
+    microagent ps -q | xargs -r -n 1 microagent halt
+
+  Print name and state only:
+    microagent ps --format '{{.name}} {{.state}}'";
 
 /// List running workspaces
 ///
@@ -35,6 +46,9 @@ pub(crate) struct PsArgs {
     /// Show all workspaces, as `microagent list` does
     #[arg(short, long)]
     all: bool,
+
+    #[command(flatten)]
+    listing: ListingArgs,
 }
 
 /// List saved workspaces
@@ -43,22 +57,39 @@ pub(crate) struct PsArgs {
 /// state. A record that cannot be read is shown as `damaged`. Changes nothing.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
-pub(crate) struct ListArgs {}
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    listing: ListingArgs,
+}
 
 /// Lists those that live.
 pub(crate) fn execute_ps(context: &Context, args: PsArgs) -> Result<(), Failure> {
     let mut workspaces = context.engine().list()?;
     workspaces.retain(|workspace| args.all || workspace.has_machine);
-    print(context, workspaces)
+    let none = if args.all { NONE_SAVED } else { NONE_RUNNING };
+    print(context, &args.listing, workspaces, none)
 }
 
 /// Lists all.
-pub(crate) fn execute(context: &Context, _args: ListArgs) -> Result<(), Failure> {
-    print(context, context.engine().list()?)
+pub(crate) fn execute(context: &Context, args: ListArgs) -> Result<(), Failure> {
+    print(context, &args.listing, context.engine().list()?, NONE_SAVED)
 }
 
-fn print(context: &Context, workspaces: Vec<WorkspaceSummary>) -> Result<(), Failure> {
-    let workspaces: Vec<_> = workspaces.into_iter().map(WorkspaceDocument::from).collect();
+fn print(
+    context: &Context,
+    listing_args: &ListingArgs,
+    workspaces: Vec<WorkspaceSummary>,
+    none: &str,
+) -> Result<(), Failure> {
+    let mut workspaces: Vec<_> = workspaces.into_iter().map(WorkspaceDocument::from).collect();
+    let values = workspaces.iter().map(|workspace| serde_json::json!(workspace));
+    let entries = Entries::new(values, DOCKER_KEYS, "name");
+    let selected = listing_args.select(&entries)?;
+    if listing_args.is_custom() && context.format == Format::Text {
+        return print_text(&listing_args.lines(&entries, &selected)?);
+    }
+    let mut index = 0..;
+    workspaces.retain(|_| index.next().is_some_and(|index| selected.contains(&index)));
     match context.format {
         Format::Json => print_json(&WorkspaceListDocument { workspaces }),
         Format::Text => {
@@ -67,14 +98,14 @@ fn print(context: &Context, workspaces: Vec<WorkspaceSummary>) -> Result<(), Fai
                 let problem = workspace.problem.as_deref().unwrap_or("its record is damaged");
                 progress.note(&format!("{}: {problem}", workspace.name));
             }
-            print_text(&listing(&workspaces))
+            print_text(&listing(&workspaces, none))
         }
     }
 }
 
-fn listing(workspaces: &[WorkspaceDocument]) -> String {
+fn listing(workspaces: &[WorkspaceDocument], none: &str) -> String {
     if workspaces.is_empty() {
-        return "No workspaces.\n".to_owned();
+        return none.to_owned();
     }
     let rows: Vec<_> = workspaces.iter().map(row).collect();
     let columns =
@@ -123,7 +154,7 @@ mod tests {
             ..whole.clone()
         };
         assert_eq!(
-            listing(&[whole, damaged]),
+            listing(&[whole, damaged], NONE_SAVED),
             "\
 NAME                     STATE        BACKEND      PROFILE      NETWORK    RESTART
 report-run               stopped      linux-tcg    small        user       never
@@ -134,6 +165,6 @@ run-1781167843059951259  damaged      -            -            -          -
 
     #[test]
     fn nothing_is_said_as_documented() {
-        assert_eq!(listing(&[]), "No workspaces.\n");
+        assert_eq!(listing(&[], NONE_SAVED), "No workspaces.\n");
     }
 }

@@ -37,7 +37,7 @@ pub(crate) struct LogsArgs {
 
     /// Follow: print new lines until the machine ends
     #[arg(short, long)]
-    follow: bool,
+    pub(crate) follow: bool,
 
     /// Show only the last N lines
     #[arg(short = 'n', long, value_name = "N")]

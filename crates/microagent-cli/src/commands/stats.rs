@@ -31,7 +31,7 @@ pub(crate) struct StatsArgs {
 
     /// Repeat until the machine ends
     #[arg(short, long)]
-    follow: bool,
+    pub(crate) follow: bool,
 }
 
 /// Shows.

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use microagent::volume::{DeleteMode, Deletion, SIZE_MIB, Volume};
 use microagent::{Error, VolumeName, WorkspaceName};
 
+use crate::args::listing::{Entries, ListingArgs};
 use crate::context::Context;
 use crate::documents::volume::{DeletedVolume, VolumeDeleteDocument, VolumeListDocument};
 use crate::escape::one_line;
@@ -36,7 +37,7 @@ Examples:
     microagent volume list
 
   List the volumes that no machine uses:
-    microagent volume list --json | jq -r '.volumes[] | select(.attached_to == null).name'";
+    microagent volume list -q --filter attached_to=";
 
 const STATUS_EXAMPLES: &str = "\
 Examples:
@@ -107,7 +108,10 @@ pub(crate) struct CreateArgs {
 /// ATTACHED is the workspace whose machine uses the volume now.
 #[derive(Debug, Args)]
 #[command(after_long_help = LIST_EXAMPLES)]
-pub(crate) struct ListArgs {}
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    listing: ListingArgs,
+}
 
 /// Show one volume
 #[derive(Debug, Args)]
@@ -157,7 +161,7 @@ pub(crate) struct DeleteArgs {
 pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure> {
     match args.command {
         Some(VolumeCommand::Create(args)) => create(context, &args),
-        Some(VolumeCommand::List(ListArgs {})) => list(context),
+        Some(VolumeCommand::List(args)) => list(context, &args.listing),
         Some(VolumeCommand::Status(args)) => show(context, &context.engine().volumes().get(&args.name)?),
         Some(VolumeCommand::Resize(args)) => {
             show(context, &context.engine().volumes().resize(&args.name, args.size_mib)?)
@@ -175,8 +179,16 @@ fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
     }
 }
 
-fn list(context: &Context) -> Result<(), Failure> {
-    let volumes = context.engine().volumes().list()?;
+fn list(context: &Context, listing_args: &ListingArgs) -> Result<(), Failure> {
+    let mut volumes = context.engine().volumes().list()?;
+    let values = volumes.iter().map(|volume| serde_json::json!(volume));
+    let entries = Entries::new(values, &[("mountpoint", "path")], "name");
+    let selected = listing_args.select(&entries)?;
+    if listing_args.is_custom() && context.format == Format::Text {
+        return print_text(&listing_args.lines(&entries, &selected)?);
+    }
+    let mut index = 0..;
+    volumes.retain(|_| index.next().is_some_and(|index| selected.contains(&index)));
     match context.format {
         Format::Json => print_json(&VolumeListDocument { volumes }),
         Format::Text => print_text(&listing(&volumes)),

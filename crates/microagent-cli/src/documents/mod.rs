@@ -27,6 +27,7 @@ pub(crate) mod secret;
 pub(crate) mod state;
 pub(crate) mod status;
 pub(crate) mod supervise;
+pub(crate) mod system;
 pub(crate) mod template;
 pub(crate) mod version;
 pub(crate) mod volume;

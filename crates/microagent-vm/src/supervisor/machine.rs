@@ -9,7 +9,6 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
-use microagent_qemu::argv::Accel;
 use microagent_qemu::features::Features;
 use microagent_qemu::qmp::{Qmp, QmpError};
 use microagent_store::{Failure, FailureKind, Link, ProcessId, WorkspaceDir};
@@ -22,18 +21,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use super::guest_end::GuestEnd;
 use super::network::Network;
 use super::plan::Plan;
 use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
 use crate::bounded_log::BoundedLog;
-use crate::cgroup::{Bounds, MachineGroup};
 use crate::handed::{Handed, MachineFiles, open_again};
 use crate::jail::{Account, FileAccess, Jail, Jailed};
 use crate::lifecycle::{Event, MachineExit};
-use crate::machine::{FREEZE_SET, NETDEV, STATE_SET, Sockets, command_line, host_memory_limit_mib};
+use crate::machine::{FREEZE_SET, NETDEV, STATE_SET, Sockets, command_line};
 use crate::spawn::{Program, spawn};
-use crate::spec::{MachineSpec, SupervisorSpec};
+use crate::spec::SupervisorSpec;
 
 /// How long QEMU may take to close its disk.
 pub(super) const QUIT_DEADLINE: Duration = Duration::from_secs(10);
@@ -51,10 +48,6 @@ pub(super) const LINK_DEADLINE: Duration = Duration::from_secs(2);
 const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(1);
 const FREEZE_POLLS: usize = 1000;
 
-/// How often a machine that was reset is told to run, and how many times.
-const RESET_POLL_INTERVAL: Duration = Duration::from_millis(2);
-const RESET_POLLS: usize = 1000;
-
 /// Bytes per second at which a state may be written: no brake at all.
 const FREEZE_BANDWIDTH: u64 = 1 << 40;
 
@@ -62,14 +55,12 @@ const FREEZE_BANDWIDTH: u64 = 1 << 40;
 pub(super) struct Machine {
     qemu: Child,
     network: Option<Network>,
-    control: OwnedFd,
+    control: Option<UnixStream>,
     keys: Option<OwnedWriteHalf>,
     monitor: Monitor,
     words: Option<JoinHandle<()>>,
-    guest_end: GuestEnd,
+    console: Shared<BoundedLog>,
     vmm_log: Shared<BoundedLog>,
-    /// Removed when QEMU is gone.
-    group: MachineGroup,
 }
 
 impl Machine {
@@ -104,23 +95,11 @@ impl Machine {
         let (shown, keys) = sockets.console.into_split();
         spawn_local(copy_to_log(shown, Rc::clone(&console)));
         let (commands, commanded) = mpsc::channel(1);
-        let guest_end = GuestEnd::new(console);
-        let (qemu_words, ends) = ((sockets.state, features), guest_end.clone());
-        spawn_local(hold_monitor(sockets.monitor, qemu_words, events.clone(), commanded, ends));
+        let qemu_words = (sockets.state, features);
+        spawn_local(hold_monitor(sockets.monitor, qemu_words, events.clone(), commanded));
         let monitor = Monitor { commands };
-        let (control, keys) = (sockets.control, Some(keys));
-        let group = sockets.group;
-        Ok(Machine { qemu, network, control, keys, monitor, words, guest_end, vmm_log, group })
-    }
-
-    /// Its control group.
-    pub(super) fn group(&self) -> &MachineGroup {
-        &self.group
-    }
-
-    /// What is known of the end of its guest.
-    pub(super) fn guest_end(&self) -> GuestEnd {
-        self.guest_end.clone()
+        let (control, keys) = (Some(sockets.control), Some(keys));
+        Ok(Machine { qemu, network, control, keys, monitor, words, console, vmm_log })
     }
 
     /// QEMU's process.
@@ -150,31 +129,9 @@ impl Machine {
         Event::MachineGone(self.gone().await)
     }
 
-    /// The control channel, for one conversation at a time: a guest that was booted again is greeted on the same one.
-    pub(super) fn control_channel(&self) -> io::Result<UnixStream> {
-        let channel = StdUnixStream::from(self.control.try_clone()?);
-        channel.set_nonblocking(true)?;
-        UnixStream::from_std(channel)
-    }
-
-    /// Resets the machine, whose processors are stopped, and lets them run.
-    pub(super) fn reset(&self) -> impl Future<Output = Result<(), QmpError>> + 'static {
-        let monitor = self.monitor();
-        async move {
-            // What makes a reset by the guest stop the machine makes ours do so, too.
-            let on_reset = |action: &str| ("set-action", json!({ "reboot": action }));
-            monitor
-                .execute(vec![on_reset("reset"), ("system_reset", json!({})), on_reset("shutdown")])
-                .await?;
-            for _ in 0..RESET_POLLS {
-                // QEMU resets a moment after it has said so, and refuses to run until then.
-                match monitor.execute(vec![("cont", json!({}))]).await {
-                    Err(QmpError::Refused { .. }) => sleep(RESET_POLL_INTERVAL).await,
-                    done => return done,
-                }
-            }
-            monitor.execute(vec![("cont", json!({}))]).await
-        }
+    /// The control channel, once.
+    pub(super) fn take_control(&mut self) -> UnixStream {
+        self.control.take().expect("the control channel is taken once, by the worker")
     }
 
     /// Where the serial console is typed at, once.
@@ -249,7 +206,11 @@ impl Machine {
                 log.lines().rfind(|line| line.contains("qemu")).unwrap_or("it gave no reason").to_owned();
             return MachineExit::Died(format!("QEMU failed: {words}"));
         }
-        MachineExit::Died("QEMU ended without a reason".to_owned())
+        let console = self.console.borrow().tail();
+        match console.lines().rfind(|line| line.contains("Kernel panic")) {
+            Some(line) => MachineExit::Panicked(line.trim().to_owned()),
+            None => MachineExit::PoweredOff,
+        }
     }
 }
 
@@ -257,11 +218,9 @@ impl Machine {
 struct OurEnds {
     console: UnixStream,
     monitor: UnixStream,
-    control: OwnedFd,
+    control: UnixStream,
     /// Where the state is that it goes on from, in QEMU's words.
     state: Option<String>,
-    /// The control group that it is in.
-    group: MachineGroup,
 }
 
 fn start_qemu(
@@ -273,8 +232,7 @@ fn start_qemu(
 ) -> io::Result<(Child, OurEnds)> {
     let (console, qemu_console) = pair()?;
     let (monitor, qemu_monitor) = pair()?;
-    let (control, qemu_control) = StdUnixStream::pair()?;
-    let (control, qemu_control) = (OwnedFd::from(control), OwnedFd::from(qemu_control));
+    let (control, qemu_control) = pair()?;
     let sockets = Sockets {
         console: qemu_console.as_fd(),
         monitor: qemu_monitor.as_fd(),
@@ -305,8 +263,7 @@ fn start_qemu(
         state_dir: &spec.state_dir,
         reopened: &reopened,
     };
-    let group = machine_group(&spec.machine);
-    let jail = Jail::prepare(jailed, line.args(), group.entrances()).map_err(io::Error::other)?;
+    let jail = Jail::prepare(jailed, line.args()).map_err(io::Error::other)?;
     let program = jail.program();
     let child = spawn(Program {
         path: &program,
@@ -319,14 +276,7 @@ fn start_qemu(
         true => format!("file:{}", STATE_SET.filename()),
         false => format!("fd:{}", state.as_raw_fd()),
     });
-    Ok((child, OurEnds { console, monitor, control, state, group }))
-}
-
-fn machine_group(machine: &MachineSpec) -> MachineGroup {
-    let accel = if machine.kvm { Accel::Kvm } else { Accel::Tcg };
-    let bounds =
-        Bounds { memory_mib: host_memory_limit_mib(machine.memory_mib, accel), cpu_count: machine.cpu_count };
-    MachineGroup::make(bounds, std::process::id())
+    Ok((child, OurEnds { console, monitor, control, state }))
 }
 
 fn pair() -> io::Result<(UnixStream, OwnedFd)> {
@@ -395,23 +345,12 @@ async fn hold_monitor(
     (state, features): (Option<String>, Features),
     events: mpsc::Sender<Event>,
     mut commands: mpsc::Receiver<MonitorCommand>,
-    guest_end: GuestEnd,
 ) {
     let Ok(mut qmp) = Qmp::negotiate(monitor).await else { return };
-    match state {
-        Some(state) => {
-            if let Err(error) = restore(&mut qmp, &state).await {
-                let _ = events.send(Event::GuestFailed(error.to_string())).await;
-            }
-        }
-        // A guest that boots may have ended its machine before there was a monitor to say so.
-        None => match qmp.execute("query-status", json!({})).await {
-            Ok(status) if status["status"] == "shutdown" => {
-                let exit = guest_end.exit().await;
-                let _ = events.send(Event::MachineGone(exit)).await;
-            }
-            _ => {}
-        },
+    if let Some(state) = state
+        && let Err(error) = restore(&mut qmp, &state).await
+    {
+        let _ = events.send(Event::GuestFailed(error.to_string())).await;
     }
     loop {
         tokio::select! {
@@ -430,11 +369,6 @@ async fn hold_monitor(
                 Ok(event) if event.name == "BLOCK_IO_ERROR" && event.data["nospace"] == true => {
                     let message = "the host's disk is full; the guest's write could not be stored".to_owned();
                     let _ = events.send(Event::HostFull(message)).await;
-                }
-                // Whatever else ends it, a command of ours or a signal, shows by QEMU's exit.
-                Ok(event) if event.name == "SHUTDOWN" && event.data["guest"] == true => {
-                    let exit = guest_end.exit().await;
-                    let _ = events.send(Event::MachineGone(exit)).await;
                 }
                 Ok(_) => {}
                 Err(_) => return,

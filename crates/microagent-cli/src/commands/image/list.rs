@@ -4,6 +4,7 @@ use clap::Args;
 use jiff::tz::TimeZone;
 use microagent::image::{ImageList, ImageSummary};
 
+use crate::args::listing::{Entries, ListingArgs};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
@@ -23,11 +24,23 @@ Examples:
 /// List the images in the cache
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
-pub(crate) struct ListArgs {}
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    listing: ListingArgs,
+}
 
 /// Lists.
-pub(crate) fn execute(context: &Context, _args: ListArgs) -> Result<(), Failure> {
-    let list = context.engine().images().list()?;
+pub(crate) fn execute(context: &Context, args: ListArgs) -> Result<(), Failure> {
+    let mut list = context.engine().images().list()?;
+    let values = list.images.iter().map(|image| serde_json::json!(image));
+    let keys = &[("reference", "resolved_reference"), ("repository", "resolved_reference"), ("id", "digest")];
+    let entries = Entries::new(values, keys, "resolved_reference");
+    let selected = args.listing.select(&entries)?;
+    if args.listing.is_custom() && context.format == Format::Text {
+        return print_text(&args.listing.lines(&entries, &selected)?);
+    }
+    let mut index = 0..;
+    list.images.retain(|_| index.next().is_some_and(|index| selected.contains(&index)));
     match context.format {
         Format::Json => print_json(&list),
         Format::Text => {

@@ -18,6 +18,11 @@ use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 
 pub(crate) use list::{ListArgs, execute as execute_list};
+pub(crate) use load::LoadArgs;
+pub(crate) use push::PushArgs;
+pub(crate) use remove::DeleteArgs;
+pub(crate) use save::SaveArgs;
+pub(crate) use tag::TagArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,19 +70,25 @@ pub(crate) struct ImageArgs {
     pub(crate) command: Option<ImageCommand>,
 }
 
+impl From<ImageCommand> for ImageArgs {
+    fn from(command: ImageCommand) -> ImageArgs {
+        ImageArgs { command: Some(command) }
+    }
+}
+
 /// What is done with images.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
     #[command(visible_alias = "ls")]
     List(ListArgs),
     Pull(PullArgs),
-    Load(load::LoadArgs),
+    Load(LoadArgs),
     Import(ImportArgs),
-    Tag(tag::TagArgs),
-    Save(save::SaveArgs),
-    Push(push::PushArgs),
+    Tag(TagArgs),
+    Save(SaveArgs),
+    Push(PushArgs),
     #[command(visible_alias = "rm")]
-    Delete(remove::DeleteArgs),
+    Delete(DeleteArgs),
     Prune(remove::PruneArgs),
 }
 

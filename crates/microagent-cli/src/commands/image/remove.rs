@@ -50,7 +50,7 @@ pub(crate) struct PruneArgs {
     all: bool,
 
     /// Do not ask for confirmation
-    #[arg(short, long)]
+    #[arg(short, long, alias = "force", short_alias = 'f')]
     yes: bool,
 }
 

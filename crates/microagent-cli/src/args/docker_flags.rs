@@ -1,0 +1,296 @@
+//! Flags of Docker's other verbs (not `run`) that this command does not have: why, and the way that works here.
+//!
+//! Looked up only after clap has not known a flag, so nothing here hides a flag that exists.
+
+/// Commands, flags, why, what to do instead.
+type Row = (&'static [&'static str], &'static [&'static str], &'static str, &'static str);
+
+const OWN_KERNEL: &str = "the guest has its own kernel, and root in it is not restricted";
+const TEXT: &str = "text output has one form";
+const JQ: &str = "use --json, and pick values with jq: --json | jq …";
+const WHOLE: &str = "nothing is truncated";
+const OMIT: &str = "omit it";
+const PLATFORM: &str = "images and guests have the architecture of the host";
+const DIGESTS: &str = "images are verified by their digests";
+const ONE_TAG: &str = "one reference is handled at a time";
+const NO_LABELS: &str = "workspaces, images and volumes have no labels to filter by";
+const KEYS: &str = "the key that ends a session is Ctrl-]";
+const EXT4: &str = "volumes are ext4 disks on this host";
+
+const ROWS: &[Row] = &[
+    // create: what `run` refuses with words about its one command
+    (
+        &["create"],
+        &["--detach", "-d"],
+        "`create` starts nothing",
+        "create the workspace, then start it: microagent start NAME",
+    ),
+    (
+        &["create"],
+        &["--interactive", "-i", "--tty", "-t", "--attach", "-a"],
+        "a workspace has no terminal of its own",
+        "start it, then open a session: microagent connect NAME, or microagent exec -it NAME -- COMMAND",
+    ),
+    (
+        &["create"],
+        &["--rm"],
+        "a workspace is kept until it is deleted",
+        "for a disposable machine: microagent run; otherwise: microagent delete NAME",
+    ),
+    (&["create", "start", "exec", "connect", "run"], &["--detach-keys"], KEYS, OMIT),
+    (
+        &["create"],
+        &["--entrypoint"],
+        "a service is one shell line",
+        "--service-command 'PROGRAM ARGUMENTS', or --image-command for the image's own",
+    ),
+    (
+        &["create"],
+        &[
+            "--health-cmd",
+            "--health-interval",
+            "--health-retries",
+            "--health-start-interval",
+            "--health-start-period",
+            "--health-timeout",
+            "--no-healthcheck",
+        ],
+        "health checks are not run",
+        "check from outside: microagent exec NAME -- COMMAND",
+    ),
+    (
+        &["create"],
+        &["--read-only"],
+        "the root disk is an overlay that belongs to the workspace",
+        "omit it; the image itself never changes",
+    ),
+    (
+        &["create"],
+        &["--stop-signal"],
+        "the image's stop signal is used",
+        "change it in the image: microagent commit --change 'STOPSIGNAL …' NAME REF",
+    ),
+    (
+        &["create"],
+        &["--stop-timeout"],
+        "`halt` waits 10 seconds, then ends the processes; `stop` does not force them",
+        OMIT,
+    ),
+    (&["create"], &["--sig-proxy"], "a workspace receives no signals of this command", OMIT),
+    (&["create"], &["--timeout"], "a workspace runs until it is halted", "microagent run has --timeout"),
+    (&["create"], &["--keep"], "a workspace is always kept", OMIT),
+    (
+        &["create"],
+        &["--exec"],
+        "`create` runs no command",
+        "--setup LINE runs once, --service-command LINE at every start",
+    ),
+    // exec
+    (&["exec"], &["--privileged"], OWN_KERNEL, "omit it; --user root runs the command as root"),
+    (
+        &["exec"],
+        &["--detach", "-d"],
+        "`exec` waits for its command",
+        "microagent exec NAME -- sh -c 'nohup COMMAND > /tmp/log 2>&1 &'",
+    ),
+    // logs, events
+    (
+        &["logs"],
+        &["--timestamps", "-t"],
+        "the console has no time for each line",
+        "--since selects by time; microagent events NAME has times",
+    ),
+    (&["logs"], &["--until"], "the log is shown up to its end", "--since and --tail select its beginning"),
+    (&["logs"], &["--details"], "there is one log, the guest's console", OMIT),
+    (
+        &["events"],
+        &["--since", "--until", "--filter"],
+        "events are shown from the oldest that is kept",
+        "use --json and jq: --json | jq '.events[] | select(.at > \"2026-01-01\")'",
+    ),
+    // ps, list
+    (
+        &["ps", "list"],
+        &["--last", "-n", "--latest", "-l"],
+        "workspaces are listed by name",
+        "use --json and jq: --json | jq '.workspaces[-1]'",
+    ),
+    (
+        &["ps", "list", "status"],
+        &["--size", "-s"],
+        "sizes are shown one by one",
+        "microagent status NAME shows the disk's size, microagent system df all of them",
+    ),
+    (&["ps", "list", "image list", "images", "stats", "network"], &["--no-trunc"], WHOLE, OMIT),
+    (&["list"], &["--all", "-a"], "`list` already shows all workspaces", OMIT),
+    // image
+    (&["image list", "images"], &["--all", "-a"], "there are no intermediate images", OMIT),
+    (
+        &["image list", "images"],
+        &["--digests"],
+        "the DIGEST column has the first digits",
+        "for whole digests: microagent image list --json | jq -r '.images[].digest'",
+    ),
+    (&["image list", "images"], &["--tree"], "images are listed one per line", OMIT),
+    (&["image pull", "image push", "pull", "push"], &["--all-tags", "-a"], ONE_TAG, "name each tag"),
+    (&["image pull", "image push", "pull", "push"], &["--disable-content-trust"], DIGESTS, OMIT),
+    (
+        &[
+            "image pull",
+            "image push",
+            "image save",
+            "image load",
+            "load",
+            "image import",
+            "image delete",
+            "pull",
+            "push",
+            "save",
+            "import",
+            "rmi",
+        ],
+        &["--platform"],
+        PLATFORM,
+        OMIT,
+    ),
+    (
+        &["image import", "import"],
+        &["--message", "-m"],
+        "an imported image has no history",
+        "microagent commit has --message",
+    ),
+    (
+        &["image delete", "rmi"],
+        &["--force", "-f"],
+        "an image that a workspace uses is not removed",
+        "delete the workspace first: microagent delete NAME",
+    ),
+    (&["image delete", "rmi"], &["--no-prune"], "layers that no image uses are removed", OMIT),
+    (
+        &["image prune", "system prune", "volume prune"],
+        &["--filter"],
+        NO_LABELS,
+        "omit it, or delete by name",
+    ),
+    // volume
+    (
+        &["volume create"],
+        &[
+            "--driver",
+            "-d",
+            "--opt",
+            "-o",
+            "--availability",
+            "--group",
+            "--limit-bytes",
+            "--required-bytes",
+            "--scope",
+            "--secret",
+            "--sharing",
+            "--topology-preferred",
+            "--topology-required",
+            "--type",
+        ],
+        EXT4,
+        "omit it; --size-mib sets the size",
+    ),
+    (&["volume create"], &["--label"], "volumes have no labels", "use a descriptive name"),
+    (&["volume create", "volume resize"], &["--size"], "the size is given in MiB", "--size-mib MIB"),
+    (&["volume list"], &["--cluster"], EXT4, OMIT),
+    // inspect and the like
+    (
+        &["status", "volume status", "network", "stats", "events", "doctor", "version", "system df"],
+        &["--format", "-f"],
+        TEXT,
+        JQ,
+    ),
+    (
+        &["status"],
+        &["--type"],
+        "`status` shows workspaces",
+        "microagent volume status NAME, microagent image list",
+    ),
+    (&["network", "system df"], &["--filter", "--quiet", "-q", "--verbose", "-v"], TEXT, JQ),
+    (&["stats"], &["--all", "-a"], "it shows one workspace", "microagent ps lists the running ones"),
+    (&["stats"], &["--no-stream"], "one reading is the default", "omit it; -f repeats the reading"),
+    // start, stop, kill, delete
+    (
+        &["start"],
+        &["--attach", "-a", "--interactive", "-i"],
+        "`start` returns when the machine runs",
+        "microagent logs -f NAME shows its output, microagent connect NAME opens a session",
+    ),
+    (
+        &["start"],
+        &["--checkpoint", "--checkpoint-dir"],
+        "there are no checkpoints",
+        "microagent pause NAME keeps a machine with its memory",
+    ),
+    (
+        &["stop", "halt", "kill", "restart"],
+        &["--signal", "-s"],
+        "`halt` and `stop` send the image's stop signal; `kill` ends the machine",
+        "for another signal: microagent exec NAME -- kill -SIGNAL PID",
+    ),
+    (
+        &["stop", "halt", "restart"],
+        &["--timeout", "--time", "-t"],
+        "`halt` waits 10 seconds for the stop signal, then ends the processes",
+        "to end it at once: microagent kill NAME",
+    ),
+    (
+        &["delete"],
+        &["--volumes", "-v"],
+        "volumes are kept when a workspace is deleted",
+        "microagent volume delete NAME",
+    ),
+    (&["delete"], &["--link", "-l"], "there are no links between workspaces", OMIT),
+    // commit, attach
+    (&["commit"], &["--pause", "-p"], "a workspace is committed while it has no machine", OMIT),
+    (
+        &["connect"],
+        &["--no-stdin", "--sig-proxy"],
+        "a session has the keys of this terminal",
+        "microagent logs -f NAME only shows the output",
+    ),
+];
+
+/// Why a command does not have a flag, and what to do instead.
+pub(crate) fn answer(path: &[&str], flag: &str) -> Option<(&'static str, &'static str)> {
+    let command = path.join(" ");
+    let row = ROWS
+        .iter()
+        .find(|(commands, flags, ..)| commands.contains(&command.as_str()) && flags.contains(&flag))?;
+    Some((row.2, row.3))
+}
+
+/// What to do about a value that cannot be read.
+pub(crate) fn hint_for_value(path: &[&str], argument: &str) -> Option<&'static str> {
+    match (path, argument) {
+        (["create"], argument) if argument.contains("NAME") => {
+            Some("the name comes first, the image is an option: microagent create NAME --image IMAGE")
+        }
+        (["create"], argument) if argument.contains("--image") => {
+            Some("name the image: microagent create NAME --image IMAGE")
+        }
+        (_, argument) if argument.contains("--size-mib") => Some("a number of MiB, such as --size-mib 4096"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_of_a_command_is_answered_once() {
+        for (index, (commands, flags, why, instead)) in ROWS.iter().enumerate() {
+            assert!(!why.ends_with('.') && !instead.ends_with('.'), "{flags:?}");
+            for (others, other_flags, ..) in &ROWS[index + 1..] {
+                let twice = commands.iter().any(|command| others.contains(command))
+                    && flags.iter().any(|flag| other_flags.contains(flag));
+                assert!(!twice, "{commands:?} {flags:?}");
+            }
+        }
+    }
+}

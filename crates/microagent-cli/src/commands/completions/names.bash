@@ -1,0 +1,59 @@
+
+# Names and values that only the program knows: workspaces, images, volumes, modes.
+_microagent_list() {
+    local shown
+    shown=$("${COMP_WORDS[0]}" "$@" -q 2>/dev/null) && printf '%s\n' "$shown"
+}
+
+_microagent_names() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= sub= word i names=
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        case $word in
+            --state-dir | --accel | --progress) ((i++)) ;;
+            -*) ;;
+            *) if [[ -z $verb ]]; then verb=$word; elif [[ -z $sub ]]; then sub=$word; fi ;;
+        esac
+    done
+    case $prev in
+        --network | --net) names="user isolated" ;;
+        --profile) names="tiny small medium large" ;;
+        --egress) names="public allowlist open" ;;
+        --image) names=$(_microagent_list image list) ;;
+        -v | --volume) names=$(_microagent_list volume list) ;;
+    esac
+    if [[ -n $names ]]; then
+        COMPREPLY=($(compgen -W "$names" -- "$cur"))
+        return 0
+    fi
+    _microagent "$@"
+    if [[ $cur == -* || $prev == --* ]]; then
+        return 0
+    fi
+    case $verb in
+        start | restart | halt | stop | kill | pause | resume | unpause | quarantine | supervise | status | inspect \
+            | network | logs | log | events | egress | stats | wait | result | clone | artifact | commit | delete | rm \
+            | exec | connect | attach)
+            names=$(_microagent_list list) ;;
+        cp) names=$(_microagent_list list) ;;
+        run | rmi | push | tag | save) [[ -n $sub ]] || names=$(_microagent_list image list) ;;
+        image)
+            case $sub in
+                delete | rm | push | tag | save) names=$(_microagent_list image list) ;;
+            esac ;;
+        volume)
+            case $sub in
+                delete | rm | status | inspect | resize) names=$(_microagent_list volume list) ;;
+            esac ;;
+    esac
+    if [[ -n $names ]]; then
+        COMPREPLY=($(compgen -W "$names" -- "$cur"))
+        # A copy's other end is a file; this end goes on with a path.
+        if [[ $verb == cp ]]; then
+            COMPREPLY=("${COMPREPLY[@]/%/:}" $(compgen -f -- "$cur"))
+            compopt -o nospace 2>/dev/null
+        fi
+    fi
+}
+
+complete -F _microagent_names -o bashdefault -o default microagent

@@ -1,0 +1,19 @@
+
+# Names and values that only the program knows: workspaces, images, volumes, modes.
+function __microagent_verb
+    set -l words (commandline -opc)
+    contains -- $words[2] $argv
+end
+function __microagent_group
+    set -l words (commandline -opc)
+    test (count $words) -ge 3; and test $words[2] = $argv[1]; and contains -- $words[3] $argv[2..]
+end
+complete -c microagent -f -n "__microagent_verb start restart halt stop kill pause resume unpause quarantine supervise status inspect network logs log events egress stats wait result clone artifact commit delete rm exec connect attach" -a "(microagent list -q 2>/dev/null)"
+complete -c microagent -n "__microagent_verb cp" -a "(microagent list -q 2>/dev/null | string replace -r '\$' ':')"
+complete -c microagent -f -n "__microagent_verb run rmi push tag save" -a "(microagent image list -q 2>/dev/null)"
+complete -c microagent -f -n "__microagent_group image delete rm push tag save" -a "(microagent image list -q 2>/dev/null)"
+complete -c microagent -f -n "__microagent_group volume delete rm status inspect resize" -a "(microagent volume list -q 2>/dev/null)"
+complete -c microagent -n "__microagent_verb run create" -l network -x -a "user isolated"
+complete -c microagent -n "__microagent_verb run create" -l profile -x -a "tiny small medium large"
+complete -c microagent -n "__microagent_verb run create" -l egress -x -a "public allowlist open"
+complete -c microagent -n "__microagent_verb run create" -s v -l volume -x -a "(microagent volume list -q 2>/dev/null)"

@@ -1,0 +1,17 @@
+
+# Names that only the program knows: workspaces, images, volumes.
+_microagent_workspaces() {
+    local -a names
+    names=(${(f)"$(microagent list -q 2>/dev/null)"})
+    compadd -a names
+}
+_microagent_images() {
+    local -a names
+    names=(${(f)"$(microagent image list -q 2>/dev/null)"})
+    compadd -a names
+}
+_microagent_volumes() {
+    local -a names
+    names=(${(f)"$(microagent volume list -q 2>/dev/null)"})
+    compadd -a names
+}

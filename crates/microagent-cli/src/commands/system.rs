@@ -1,0 +1,186 @@
+//! `microagent system`: what the state directory holds, and removing what nothing needs.
+
+use clap::{Args, Subcommand};
+use microagent::volume::DeleteMode;
+use microagent::{Engine, image, template};
+
+use crate::context::Context;
+use crate::documents::system::{DiskUseDocument, SystemPruneDocument, UseDocument};
+use crate::escape::one_line;
+use crate::failure::Failure;
+use crate::output::{Format, print_json, print_text, size};
+use crate::prompt::confirm;
+use crate::table::table;
+
+const EXAMPLES: &str = "\
+Examples:
+  Show what takes space:
+    microagent system df
+
+  Remove unused data:
+    microagent system prune";
+
+const DF_EXAMPLES: &str = "\
+Examples:
+  Show what takes space:
+    microagent system df
+
+  Print the bytes of all images:
+    microagent system df --json | jq .images.bytes";
+
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  Remove incomplete downloads, unreferenced blobs and unusable templates:
+    microagent system prune --yes
+
+  Also remove images that no workspace uses, all templates, and unused volumes:
+    microagent system prune --all --volumes --yes";
+
+/// Show and free the disk space of microagent
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct SystemArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<SystemCommand>,
+}
+
+/// What is done with the state directory.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SystemCommand {
+    Df(DfArgs),
+    Prune(PruneArgs),
+}
+
+/// Show the disk space of images, workspaces, volumes and templates
+///
+/// Counts the blocks that files take on the host's disk.
+#[derive(Debug, Args)]
+#[command(after_long_help = DF_EXAMPLES)]
+pub(crate) struct DfArgs {}
+
+/// Remove unused data
+///
+/// Removes incomplete downloads, blobs and base disks that no image needs, and templates that cannot be used. Workspaces
+/// are never removed, and volumes only with --volumes.
+#[derive(Debug, Args)]
+#[command(after_long_help = PRUNE_EXAMPLES)]
+pub(crate) struct PruneArgs {
+    /// Also remove images that no workspace uses, and all templates
+    #[arg(short, long)]
+    all: bool,
+
+    /// Also delete volumes that no workspace attaches, with everything on them
+    #[arg(long)]
+    volumes: bool,
+
+    /// Do not ask for confirmation
+    #[arg(short, long, alias = "force", short_alias = 'f')]
+    yes: bool,
+}
+
+/// Does what the subcommand says.
+pub(crate) fn execute(context: &Context, args: SystemArgs) -> Result<(), Failure> {
+    match args.command {
+        Some(SystemCommand::Df(DfArgs {})) => df(context),
+        Some(SystemCommand::Prune(args)) => prune(context, &args),
+        None => unreachable!("a group without a subcommand was answered with its help page"),
+    }
+}
+
+fn df(context: &Context) -> Result<(), Failure> {
+    let document = disk_use(&context.engine())?;
+    match context.format {
+        Format::Json => print_json(&document),
+        Format::Text => print_text(&listing(&document)),
+    }
+}
+
+fn disk_use(engine: &Engine) -> Result<DiskUseDocument, Failure> {
+    let sum = |bytes: Vec<u64>| UseDocument { count: bytes.len(), bytes: bytes.iter().sum() };
+    let images = engine.images().list()?.images;
+    let volumes = engine.volumes().list()?;
+    let mut workspaces = Vec::new();
+    for workspace in engine.list()? {
+        // One that is damaged or was deleted meanwhile has no size to tell.
+        workspaces
+            .push(engine.workspace(&workspace.name).inspect().map_or(0, |inspection| inspection.disk_bytes));
+    }
+    Ok(DiskUseDocument {
+        images: sum(images.iter().map(|image| image.content_bytes).collect()),
+        workspaces: sum(workspaces),
+        volumes: sum(volumes.iter().map(|volume| volume.bytes).collect()),
+        templates: sum(engine.templates().list()?.iter().map(|template| template.bytes).collect()),
+    })
+}
+
+fn listing(document: &DiskUseDocument) -> String {
+    let DiskUseDocument { images, workspaces, volumes, templates } = document;
+    let rows =
+        [("images", images), ("workspaces", workspaces), ("volumes", volumes), ("templates", templates)];
+    let rows = rows.map(|(kind, used)| [kind.to_owned(), used.count.to_string(), size(used.bytes)]);
+    table([("TYPE", 12), ("COUNT", 6), ("SIZE", 0)], &rows)
+}
+
+fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
+    if !args.yes && (args.all || args.volumes) {
+        match confirm(question(args)) {
+            Some(true) => {}
+            Some(false) => return print_text("Nothing was removed.\n"),
+            None => {
+                return Err(Failure::usage(
+                    "removing this needs a confirmation, but standard input is not a terminal",
+                    "add --yes",
+                ));
+            }
+        }
+    }
+    let engine = context.engine();
+    let (templates, images) = match args.all {
+        true => (template::Prune::All, image::Prune::All),
+        false => (template::Prune::Stale, image::Prune::Unused),
+    };
+    let templates = engine.templates().prune(templates)?;
+    let images = engine.images().prune(images)?;
+    let volumes = if args.volumes { prune_volumes(context, &engine)? } else { Vec::new() };
+    let freed_bytes = images.freed_bytes + templates.iter().map(|template| template.bytes).sum::<u64>();
+    let document =
+        SystemPruneDocument { images: images.references, templates: templates.len(), volumes, freed_bytes };
+    match context.format {
+        Format::Json => print_json(&document),
+        Format::Text => print_text(&pruned(&document)),
+    }
+}
+
+fn question(args: &PruneArgs) -> &'static str {
+    match (args.all, args.volumes) {
+        (true, true) => "Remove all unused images and templates, and all unused volumes with their data?",
+        (false, true) => "Remove all unused volumes with their data?",
+        _ => "Remove all unused images and all templates?",
+    }
+}
+
+/// Deletes the volumes that no workspace attaches; gives their names.
+fn prune_volumes(context: &Context, engine: &Engine) -> Result<Vec<String>, Failure> {
+    let mut deleted = Vec::new();
+    context.block_on(async |_token| {
+        for volume in engine.volumes().list()? {
+            // One that a workspace attaches is refused, and stays.
+            if engine.volumes().delete(&volume.name, DeleteMode::Unused).await.is_ok() {
+                deleted.push(volume.name.to_string());
+            }
+        }
+        Ok(())
+    })?;
+    Ok(deleted)
+}
+
+fn pruned(document: &SystemPruneDocument) -> String {
+    let SystemPruneDocument { images, templates, volumes, freed_bytes } = document;
+    let mut text: String =
+        images.iter().map(|image| format!("Deleted image: {}\n", one_line(image))).collect();
+    text.extend(volumes.iter().map(|volume| format!("Deleted volume: {volume}\n")));
+    if *templates > 0 {
+        text += &format!("Removed templates: {templates}\n");
+    }
+    text + &format!("Freed: {}\n", size(*freed_bytes))
+}

@@ -1,0 +1,32 @@
+//! `microagent system`, in JSON.
+
+use serde::Serialize;
+
+/// `microagent system df`.
+#[derive(Debug, Serialize)]
+pub(crate) struct DiskUseDocument {
+    pub(crate) images: UseDocument,
+    pub(crate) workspaces: UseDocument,
+    pub(crate) volumes: UseDocument,
+    pub(crate) templates: UseDocument,
+}
+
+/// How many there are, and what they take together.
+#[derive(Debug, Serialize)]
+pub(crate) struct UseDocument {
+    pub(crate) count: usize,
+    pub(crate) bytes: u64,
+}
+
+/// `microagent system prune`.
+#[derive(Debug, Serialize)]
+pub(crate) struct SystemPruneDocument {
+    /// Names of deleted images.
+    pub(crate) images: Vec<String>,
+    /// Number of removed templates.
+    pub(crate) templates: usize,
+    /// Names of deleted volumes.
+    pub(crate) volumes: Vec<String>,
+    /// Bytes of images and templates that were freed.
+    pub(crate) freed_bytes: u64,
+}
