@@ -9,6 +9,21 @@
 //! plain ([`frame`]). A flow begins with a packet that the [`EgressFilter`] allows; what belongs to no flow is
 //! refused. Only what a packet carries is passed on: no header of the guest reaches the host.
 
+/// What a flow works with, apart from the table of flows.
+macro_rules! surroundings {
+    ($stack:expr) => {
+        Surroundings {
+            interface: &mut $stack.interface,
+            outbox: &mut $stack.outbox,
+            egress: &mut $stack.egress,
+            guest_mac: $stack.guest_mac,
+            our_mac: OUR_MAC,
+            mtu: $stack.mtu,
+            now: $stack.now.running,
+        }
+    };
+}
+
 mod datagrams;
 mod name_service;
 mod tcp;
@@ -28,14 +43,14 @@ use smoltcp::wire::{HardwareAddress, IpCidr};
 
 use crate::address::{Scope, contains};
 use crate::dns::resolver::{Asker, Ticket};
-use crate::egress::{DnsAnswer, EgressFilter, FilterOptions, Now};
+use crate::egress::{EgressFilter, FilterOptions, Now};
 use crate::flows::{Key, Kind};
 use crate::frame::{self, Arp, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
 use crate::outbox::{Link, Outbox, Unreachable};
 use crate::sockets::{Sockets, StreamSocket, Token};
 use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 use datagrams::DatagramFlow;
-use name_service::{NameService, Peer};
+use name_service::Peer;
 use tcp::{Progress, Surroundings, TcpFlow};
 use wire::Wire;
 
@@ -59,21 +74,6 @@ const TURN: usize = 256;
 
 /// Timers beyond those of flows that are kept before the stale ones are thrown away.
 const STALE_MAX: usize = 1024;
-
-/// What a flow works with, apart from the table of flows.
-macro_rules! surroundings {
-    ($stack:expr) => {
-        Surroundings {
-            interface: &mut $stack.interface,
-            outbox: &mut $stack.outbox,
-            egress: &mut $stack.egress,
-            guest_mac: $stack.guest_mac,
-            our_mac: OUR_MAC,
-            mtu: $stack.mtu,
-            now: $stack.now.running,
-        }
-    };
-}
 
 /// What the stack must know.
 #[derive(Debug, Clone)]
@@ -284,51 +284,6 @@ impl<S: Sockets> Stack<S> {
         match self.sockets.connect(token, SocketAddrV4::new(key.remote, key.remote_port)) {
             Ok(stream) => self.insert(key, token, Flow::Opening { stream, syn: syn.into() }, 0),
             Err(error) => self.refuse(key, syn, error),
-        }
-    }
-
-    /// Answers a connection to the name server.
-    fn serve_names(&mut self, key: Key, syn: &[u8], segment: &Segment) {
-        if key.guest_port == 0 || !self.egress.has_place(self.flows.len()) {
-            return self.outbox.reset(link(self.guest_mac, key.remote), segment);
-        }
-        let token = self.token();
-        let peer = Peer::Names(NameService::default());
-        let mut around = surroundings!(self);
-        let flow = TcpFlow::answering(key, peer, syn, SMALL_BUFFER, &mut around);
-        self.insert(key, token, Flow::Tcp(Box::new(flow)), 2 * SMALL_BUFFER);
-    }
-
-    /// Asks what came by a connection to the name server.
-    fn ask(&mut self, key: &Key) {
-        while let Some(Entry { flow: Flow::Tcp(flow), token, .. }) = self.flows.get_mut(key)
-            && let Peer::Names(service) = flow.peer()
-            && let Some(question) = service.next_question()
-        {
-            let asker = Asker::Tcp(key.guest_port, *token);
-            flow.ready(true, true);
-            self.egress.query(asker, &question);
-            self.enqueue(*key);
-        }
-    }
-
-    /// Gives the guest an answer of the name server.
-    fn give_answer(&mut self, DnsAnswer { asker, message }: DnsAnswer) {
-        let (port, token) = match asker {
-            Asker::Udp(port) => {
-                let back = link(self.guest_mac, NAME_SERVER);
-                return self.outbox.datagram(back, (DNS_PORT, port), &message, self.mtu);
-            }
-            Asker::Tcp(port, token) => (port, token),
-        };
-        let key = Key { kind: Kind::Tcp, remote: NAME_SERVER, remote_port: DNS_PORT, guest_port: port };
-        if let Some(Entry { flow: Flow::Tcp(flow), token: current, .. }) = self.flows.get_mut(&key)
-            && *current == token
-            && let Peer::Names(service) = flow.peer()
-        {
-            service.answer(&message);
-            flow.ready(true, true);
-            self.enqueue(key);
         }
     }
 

@@ -5,7 +5,14 @@ use std::collections::VecDeque;
 
 use rustix::io::Errno;
 
-use crate::sockets::StreamSocket;
+use super::tcp::{Surroundings, TcpFlow};
+use super::{DNS_PORT, Entry, Flow, OUR_MAC, SMALL_BUFFER, Stack, link};
+use crate::NAME_SERVER;
+use crate::dns::resolver::Asker;
+use crate::egress::DnsAnswer;
+use crate::flows::{Key, Kind};
+use crate::frame::Segment;
+use crate::sockets::{Sockets, StreamSocket};
 
 /// Bytes of the length before each message.
 const LENGTH_LEN: usize = 2;
@@ -142,6 +149,53 @@ impl<S: StreamSocket> StreamSocket for Peer<S> {
         match self {
             Peer::Host(socket) => socket.reset(),
             Peer::Names(service) => service.reset(),
+        }
+    }
+}
+
+impl<S: Sockets> Stack<S> {
+    /// Answers a connection to the name server.
+    pub(super) fn serve_names(&mut self, key: Key, syn: &[u8], segment: &Segment) {
+        if key.guest_port == 0 || !self.egress.has_place(self.flows.len()) {
+            return self.outbox.reset(link(self.guest_mac, key.remote), segment);
+        }
+        let token = self.token();
+        let peer = Peer::Names(NameService::default());
+        let mut around = surroundings!(self);
+        let flow = TcpFlow::answering(key, peer, syn, SMALL_BUFFER, &mut around);
+        self.insert(key, token, Flow::Tcp(Box::new(flow)), 2 * SMALL_BUFFER);
+    }
+
+    /// Asks what came by a connection to the name server.
+    pub(super) fn ask(&mut self, key: &Key) {
+        while let Some(Entry { flow: Flow::Tcp(flow), token, .. }) = self.flows.get_mut(key)
+            && let Peer::Names(service) = flow.peer()
+            && let Some(question) = service.next_question()
+        {
+            let asker = Asker::Tcp(key.guest_port, *token);
+            flow.ready(true, true);
+            self.egress.query(asker, &question);
+            self.enqueue(*key);
+        }
+    }
+
+    /// Gives the guest an answer of the name server.
+    pub(super) fn give_answer(&mut self, DnsAnswer { asker, message }: DnsAnswer) {
+        let (port, token) = match asker {
+            Asker::Udp(port) => {
+                let back = link(self.guest_mac, NAME_SERVER);
+                return self.outbox.datagram(back, (DNS_PORT, port), &message, self.mtu);
+            }
+            Asker::Tcp(port, token) => (port, token),
+        };
+        let key = Key { kind: Kind::Tcp, remote: NAME_SERVER, remote_port: DNS_PORT, guest_port: port };
+        if let Some(Entry { flow: Flow::Tcp(flow), token: current, .. }) = self.flows.get_mut(&key)
+            && *current == token
+            && let Peer::Names(service) = flow.peer()
+        {
+            service.answer(&message);
+            flow.ready(true, true);
+            self.enqueue(key);
         }
     }
 }
