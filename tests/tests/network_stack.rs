@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use microagent_tests::{Finished, Home, User, host, wait_for};
@@ -148,5 +148,73 @@ fn a_published_server_answers_a_thousand_clients_and_those_that_end_their_side()
     let wrong = (0..SHORT).filter(|_| !knock().is_ok_and(|first| expected.starts_with(&first))).count();
     assert_eq!(wrong, 0, "of {SHORT}");
     home.microagent(["delete", "box", "--force", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+/// Where the name server of a test is. Every host has all of 127.0.0.0/8.
+const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 83, 7, 53);
+
+/// A name as it travels.
+fn wire_name(name: &str) -> Vec<u8> {
+    let labels = name.split('.').flat_map(|label| [&[label.len() as u8][..], label.as_bytes()].concat());
+    labels.chain([0]).collect()
+}
+
+/// The answer to a question: `host.corp.example` has an address, `pkg.test.example` sixteen aliases and an address.
+fn name_server_answer(question: &[u8]) -> Vec<u8> {
+    let end = 12 + question[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
+    let (name, kind) = (&question[12..end - 4], &question[end - 4..end - 2]);
+    let mut records: Vec<(Vec<u8>, u8, Vec<u8>)> = Vec::new();
+    let lower = name.to_ascii_lowercase();
+    if lower == wire_name("host.corp.example") {
+        records.push((name.to_vec(), 1, vec![192, 0, 2, 77]));
+    } else if lower == wire_name("pkg.test.example") {
+        let alias = |n: usize| wire_name(&format!("alias-number-{n}.test.example"));
+        let owner = |n: usize| if n == 0 { name.to_vec() } else { alias(n) };
+        records.extend((0..16).map(|n| (owner(n), 5, alias(n + 1))));
+        records.push((alias(16), 1, vec![192, 0, 2, 78]));
+    }
+    let code = if records.is_empty() { 3 } else { 0 };
+    if kind != [0, 1] {
+        records.clear();
+    }
+    let mut answer =
+        [&question[..2], &[0x81, 0x80 | code, 0, 1, 0, records.len() as u8, 0, 0, 0, 0]].concat();
+    answer.extend(&question[12..end]);
+    for (owner, kind, data) in records {
+        answer.extend(owner);
+        answer.extend([0, kind, 0, 1, 0, 0, 0, 60, 0, data.len() as u8]);
+        answer.extend(data);
+    }
+    answer
+}
+
+#[test]
+fn names_resolve_as_on_the_host() {
+    if !rustix::process::geteuid().is_root() {
+        return host::skip("only root can listen at port 53 and mount a file");
+    }
+    let server = UdpSocket::bind((NAME_SERVER, 53)).unwrap();
+    std::thread::spawn(move || {
+        let mut question = [0; 1500];
+        while let Ok((len, client)) = server.recv_from(&mut question) {
+            server.send_to(&name_server_answer(&question[..len]), client).unwrap();
+        }
+    });
+    let home = Home::new(User::Caller);
+    let text = format!("nameserver {NAME_SERVER}\nsearch corp.example\noptions ndots:2\n");
+    let resolv_conf = home.write("resolv.conf", text);
+    let line = "mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
+    let run = home.other("unshare").args(["--mount", "sh", "-c", line, "sh"]).arg(&resolv_conf);
+    let script = "cat /etc/resolv.conf; for name in host pkg.test.example nobody.example; \
+                  do getent ahostsv4 $name | head -n 1; done";
+    let run = run.arg(home.program()).args(["run", &home.image("debian"), "sh", "-c", script]);
+    let run = run.deadline(Duration::from_secs(200)).success();
+    let said = run.guest_output();
+    assert!(said.contains("search corp.example\noptions ndots:2\n"), "{}", run.told());
+    let addresses: Vec<&str> =
+        said.lines().filter_map(|line| line.strip_suffix("host.corp.example")).collect();
+    assert!(addresses.len() == 1 && addresses[0].starts_with("192.0.2.77"), "{}", run.told());
+    assert!(said.contains("192.0.2.78"), "sixteen aliases are followed: {}", run.told());
     home.nothing_is_left();
 }

@@ -43,7 +43,7 @@ pub use microagent_model::egress::{
 };
 pub use microagent_model::{Publish, PublishError, published_twice};
 pub use outbox::{LENGTH_LEN, Outbox};
-pub use resolv_conf::name_servers;
+pub use resolv_conf::{HostResolver, host_resolver};
 pub use runner::{Channels, run_stack};
 pub use sockets::{DatagramSocket, Sockets, StreamSocket, Token};
 pub use stack::{Stack, StackOptions};

@@ -1,12 +1,11 @@
 //! Builds the spec of a supervisor: programs, guest files, addresses, identity.
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use microagent_guest::{Guest, GuestFiles};
 use microagent_model::{Attachment, EgressPolicy, NetworkMode, Publish, Resources};
-use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN, name_servers};
+use microagent_net::{GATEWAY, GUEST_ADDRESS, HostResolver, NAME_SERVER, PREFIX_LEN, host_resolver};
 use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
 use microagent_store::{Identity, WorkspaceDir, WorkspaceRecord, read_limited};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
@@ -122,12 +121,12 @@ impl Engine {
         Ok(HostPrograms { decision, qemu, network, weak_jail, kernel, initramfs })
     }
 
-    /// The host's name servers now. A file that is not there names none.
-    fn name_servers(&self) -> Result<Vec<SocketAddr>, Error> {
+    /// How the host looks names up now. A file that is not there says nothing.
+    fn host_resolver(&self) -> Result<HostResolver, Error> {
         let path = &self.options().resolv_conf;
         match read_limited(path, RESOLV_CONF_LIMIT) {
-            Ok(bytes) => Ok(name_servers(&String::from_utf8_lossy(&bytes))),
-            Err(error) if error.is_not_found() => Ok(name_servers("")),
+            Ok(bytes) => Ok(host_resolver(&String::from_utf8_lossy(&bytes))),
+            Err(error) if error.is_not_found() => Ok(host_resolver("")),
             Err(error) => {
                 Err(Error::File { action: "read", path: path.clone(), source: std::io::Error::other(error) })
             }
@@ -157,15 +156,18 @@ impl Engine {
         request: &MachineRequest<'_>,
         work: Work,
     ) -> Result<SupervisorSpec, Error> {
-        let is_connected = programs.network == NetworkMode::User;
-        let network = is_connected.then(|| Network {
+        let resolver = match programs.network {
+            NetworkMode::User => Some(self.host_resolver()?),
+            NetworkMode::Isolated => None,
+        };
+        let network = resolver.as_ref().map(|HostResolver { search, options, .. }| Network {
             mac: MacAddress(request.identity.mac),
             address: GUEST_ADDRESS,
             prefix_len: PREFIX_LEN,
             gateway: GATEWAY,
             dns: vec![NAME_SERVER.into()],
-            search: Vec::new(),
-            options: Vec::new(),
+            search: search.clone(),
+            options: options.clone(),
         });
         let disk = match &request.disk {
             Some(disk) => Some(DiskSpec {
@@ -193,14 +195,11 @@ impl Engine {
                 disk,
                 extra_disks: disks.extra,
             },
-            network: match is_connected {
-                true => Some(NetworkSpec {
-                    publish: request.publish.to_vec(),
-                    egress: request.egress.clone(),
-                    name_servers: self.name_servers()?,
-                }),
-                false => None,
-            },
+            network: resolver.map(|HostResolver { name_servers, .. }| NetworkSpec {
+                publish: request.publish.to_vec(),
+                egress: request.egress.clone(),
+                name_servers,
+            }),
             configure: Configure {
                 // The supervisor fills both in at the last moment.
                 clock_unix_ns: 0,
