@@ -1,10 +1,10 @@
 #!/bin/bash
 # Builds the microagent guest kernel from Debian's kernel source, the same bytes every time.
 #
-#   kernel/build.sh [BUILD_DIR]            build; replace config, vmlinux.zst and manifest.toml
+#   kernel/build.sh [BUILD_DIR]            build; replace config, vmlinux.zst, modules/ and manifest.toml
 #   kernel/build.sh --compare [BUILD_DIR]  build in a fresh folder; compare with what is checked in, change nothing
 #
-# Needs: apt-get install linux-source-6.12 gcc make patch flex bison bc libelf-dev libssl-dev zstd xz-utils
+# Needs: apt-get install linux-source-6.12 gcc make patch flex bison bc libelf-dev libssl-dev zstd xz-utils dwarves kmod
 set -euo pipefail
 export LC_ALL=C TZ=UTC
 umask 022
@@ -52,7 +52,7 @@ main() {
 
 need_tools() {
     local tool
-    for tool in gcc make patch flex bison bc zstd xz strip; do
+    for tool in gcc make patch flex bison bc zstd xz strip pahole depmod; do
         command -v "$tool" >/dev/null || die "\`$tool\` is missing; see the package list at the top of this script"
     done
     [ -r "$TARBALL" ] || die "$TARBALL is missing: apt-get install $SOURCE_PACKAGE=$SOURCE_VERSION"
@@ -102,9 +102,28 @@ compile() {
     readelf -n "$out/vmlinux" 2>/dev/null | grep -q Xen || die "the PVH entry note is gone from vmlinux"
     zstd -q -19 --single-thread -f "$out/vmlinux" -o "$out/vmlinux.zst"
     make -s -C "$tree" kernelrelease >"$out/release"
+    list_modules "$tree" "$out"
     gcc --version | head -1 >"$out/compiler"
     ld --version | head -1 >"$out/linker"
 }
+
+# What `modprobe` reads: every module is built in, and it says so.
+list_modules() {
+    local tree=$1 out=$2 release file
+    release=$(cat "$out/release")
+    rm -rf "$out/staging" "$out/modules"
+    mkdir -p "$out/staging/lib/modules/$release" "$out/modules"
+    make -s -C "$tree" modules.builtin modules.builtin.modinfo
+    cp "$tree/modules.builtin" "$tree/modules.builtin.modinfo" "$out/staging/lib/modules/$release"
+    : >"$out/staging/lib/modules/$release/modules.order"
+    depmod -b "$out/staging" "$release"
+    for file in modules.builtin modules.builtin.bin modules.builtin.alias.bin modules.order \
+        modules.dep modules.dep.bin; do
+        install -m 644 "$out/staging/lib/modules/$release/$file" "$out/modules/$file"
+    done
+}
+
+modules_sha() { (cd "$1" && sha256sum -- * | sha256sum | cut -d' ' -f1); }
 
 write_manifest() {
     local out=$1
@@ -125,6 +144,7 @@ patches_sha256 = "$(patches_sha)"
 [build]
 compiler = "$(cat "$out/compiler")"
 linker = "$(cat "$out/linker")"
+pahole = "$(pahole --version)"
 config_sha256 = "$(sha "$out/config")"
 
 # ELF, entered through its PVH note.
@@ -136,11 +156,16 @@ sha256 = "$(sha "$out/vmlinux")"
 [vmlinux_zst]
 size = $(stat -c %s "$out/vmlinux.zst")
 sha256 = "$(sha "$out/vmlinux.zst")"
+
+# Index files of /lib/modules.
+[modules]
+sha256 = "$(modules_sha "$out/modules")"
 TOML
 }
 
 install_results() {
     local file
+    rm -rf "$HERE/modules" && cp -r "$1/modules" "$HERE/modules"
     for file in config vmlinux.zst manifest.toml; do install -m 644 "$1/$file" "$HERE/$file.new" && mv "$HERE/$file.new" "$HERE/$file"; done
     echo "kernel $(cat "$1/release"): vmlinux $(stat -c %s "$1/vmlinux") bytes, compressed $(stat -c %s "$1/vmlinux.zst")"
     echo "uncompressed copy: $1/vmlinux"
@@ -151,6 +176,7 @@ compare_with_checked_in() {
     for file in config vmlinux.zst manifest.toml; do
         if cmp -s "$1/$file" "$HERE/$file"; then echo "same: $file"; else echo "DIFFERENT: $file (new one in $1)"; differ=1; fi
     done
+    if diff -r "$1/modules" "$HERE/modules" >/dev/null; then echo "same: modules"; else echo "DIFFERENT: modules"; differ=1; fi
     zstd -q -d -c "$HERE/vmlinux.zst" | cmp -s - "$1/vmlinux" && echo "same: vmlinux (uncompressed)" || { echo "DIFFERENT: vmlinux (uncompressed)"; differ=1; }
     return $differ
 }

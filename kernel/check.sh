@@ -15,6 +15,7 @@ sum() { sha256sum | cut -d' ' -f1; }
 expect "config sha256" "$(value build config_sha256)" "$(sum <config)"
 expect "vmlinux.zst size" "$(value vmlinux_zst size)" "$(stat -c %s vmlinux.zst)"
 expect "vmlinux.zst sha256" "$(value vmlinux_zst sha256)" "$(sum <vmlinux.zst)"
+expect "modules sha256" "$(value modules sha256)" "$(cd modules && sha256sum -- * | sum)"
 expect "patches sha256" "$(value source patches_sha256)" "$(cat patches/*.patch | sum)"
 if command -v zstd >/dev/null; then
     expect "vmlinux sha256" "$(value vmlinux sha256)" "$(zstd -q -d -c vmlinux.zst | sum)"

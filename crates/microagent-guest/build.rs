@@ -31,13 +31,16 @@ fn main() {
         }
         None => guest_program::build(root, &out, "microagent-agent", &AGENT_PARTS),
     };
-    let initramfs = cpio::initramfs(&read(&agent_path));
-    fs::write(out.join("initramfs.cpio"), &initramfs).expect("OUT_DIR is writable");
-
     let kernel = root.join("kernel");
     let packed = read(&guest_program::watched(kernel.join("vmlinux.zst")));
     let manifest = guest_program::watched(kernel.join("manifest.toml"));
     let manifest = String::from_utf8(read(&manifest)).expect("the kernel's manifest is text");
+    let modules = cpio::Modules {
+        release: value(&manifest, "", "release"),
+        files: modules(&guest_program::watched(kernel.join("modules"))),
+    };
+    let initramfs = cpio::initramfs(&read(&agent_path), &modules);
+    fs::write(out.join("initramfs.cpio"), &initramfs).expect("OUT_DIR is writable");
     let vmlinux = zstd::decode_all(&packed[..]).expect("kernel/vmlinux.zst is a zstd file");
     let sum = hex(&Sha256::digest(&vmlinux));
     let noted = value(&manifest, "vmlinux", "sha256");
@@ -57,6 +60,18 @@ fn main() {
         out.join("initramfs.cpio"),
     );
     fs::write(out.join("carried.rs"), constants).expect("OUT_DIR is writable");
+}
+
+/// The files of a directory, by name.
+fn modules(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries =
+        fs::read_dir(directory).unwrap_or_else(|e| panic!("cannot list {}: {e}", directory.display()));
+    let mut files: Vec<_> = entries
+        .map(|entry| entry.expect("a directory that is open can be read"))
+        .map(|entry| (entry.file_name().into_string().expect("names are plain"), read(&entry.path())))
+        .collect();
+    files.sort();
+    files
 }
 
 fn read(path: &Path) -> Vec<u8> {

@@ -16,7 +16,7 @@ const AGENT: &str = env!("HOSTILE_AGENT");
 pub fn let_the_agent_lie(home: &Home, lie: &str) {
     let mut agent = fs::read(AGENT).expect("the build script has built it");
     agent.extend_from_slice(format!("LIE={lie}").as_bytes());
-    let mut initramfs = cpio::initramfs(&agent);
+    let mut initramfs = cpio::initramfs(&agent, &cpio::Modules::default());
     let guests = fs::read_dir(home.state().join("guest")).expect("a guest was unpacked").flatten();
     let places: Vec<_> = guests.map(|guest| guest.path().join("initramfs.cpio")).collect();
     assert_eq!(places.len(), 1, "{places:?}");

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, mount};
-use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::console;
 use crate::disk;
 use crate::init::{Init, InitError};
+use crate::surroundings;
 
 /// How long the control port may take to appear; it comes within milliseconds of the drivers' start.
 pub(crate) const PORT_DEADLINE: Duration = Duration::from_secs(20);
@@ -32,10 +32,6 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// service manager) enables those that it wants, as it does on every machine. Each one makes every command
 /// dearer.
 const EXEC_CGROUPS: &str = "/sys/fs/cgroup/microagent";
-
-/// Open files: the soft limit keeps programs quick that close every possible descriptor one by one, the
-/// hard one lets those that know what they need raise it.
-const OPEN_FILES: Rlimit = Rlimit { current: Some(65_536), maximum: Some(1_048_576) };
 
 /// What later steps need from the boot.
 #[derive(Debug)]
@@ -92,7 +88,7 @@ pub(crate) fn prepare() -> Result<Booted, BootError> {
         fs::create_dir(EXEC_CGROUPS).map_err(|source| BootError::Make { path: EXEC_CGROUPS, source })?;
         let exec_cgroups = openat(CWD, EXEC_CGROUPS, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| BootError::Open { path: EXEC_CGROUPS, source: e.into() })?;
-        set_limits();
+        surroundings::set_limits();
         if let Err(error) = crate::net::loopback_up() {
             console::say_error("cannot start the loopback interface", &error);
         }
@@ -129,25 +125,4 @@ fn make_devices() -> Result<(), BootError> {
         .mode(0o711)
         .create(SCRATCH)
         .map_err(|source| BootError::Make { path: SCRATCH, source })
-}
-
-/// Limits of the agent, inherited by what it runs, and kernel settings that Docker's users are used to.
-fn set_limits() {
-    let none = Rlimit { current: Some(0), maximum: None };
-    for (resource, limit) in [(Resource::Nofile, OPEN_FILES), (Resource::Core, none)] {
-        if let Err(error) = setrlimit(resource, limit) {
-            console::say_error("cannot set a resource limit", &error);
-        }
-    }
-    for (path, value) in [
-        // When memory runs out, anything goes before the agent.
-        ("/proc/self/oom_score_adj", "-1000"),
-        // Ordinary users may ping and listen on low ports.
-        ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
-        ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
-    ] {
-        if let Err(error) = fs::write(path, value) {
-            console::say_error(path, &error);
-        }
-    }
 }

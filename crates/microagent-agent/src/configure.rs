@@ -2,12 +2,13 @@
 //! ask for it, the clock before anything is written.
 //!
 //! On the image's disk it writes `/etc/hostname`, `/etc/hosts`, `/etc/resolv.conf` and
-//! `/etc/machine-id`, each only if it differs, and the directories `/proc`, `/sys`, `/dev`, `/etc` and those that
+//! `/etc/machine-id`, each only if it differs, `/etc/mtab` if it is missing, and the directories `/proc`, `/sys`, `/dev`, `/etc` and those that
 //! disks are mounted on if they are missing; where there are secrets, `/run` and `/run/secrets`, too.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Instant;
 
@@ -19,6 +20,7 @@ use crate::disk;
 use crate::mounts;
 use crate::net;
 use crate::secrets;
+use crate::surroundings;
 use crate::sys;
 
 /// Longest host name that the kernel takes, in bytes.
@@ -76,6 +78,9 @@ pub(crate) fn configure(
         })
     };
     network.map_err(|e| fail(GuestErrorKind::Network, &e))?;
+    if mounted.is_none() && disk.is_ok() {
+        surroundings::clear_run();
+    }
     disk.map_err(|e| fail(e.kind(), &e))?;
     let (mounts, mounts_us) = timed(|| mounts::mount_all(&wanted.mounts));
     mounts.map_err(|e| fail(GuestErrorKind::Mount, &e))?;
@@ -166,14 +171,21 @@ fn exists_already(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
 }
 
-/// Leaves a file with this content; a link to nowhere (`resolv.conf` of a system with a resolver service)
-/// becomes a file.
+/// Leaves a file with this content that everybody can read. A link (`resolv.conf` of a system with a resolver service)
+/// becomes a file, and so does one of several names of a file: what else they stand for is not ours to write.
 fn replace_if_different(path: &Path, content: &[u8]) -> io::Result<()> {
     let len = content.len() as u64;
-    let old_len = match fs::metadata(path) {
-        Ok(found) if found.len() == len && fs::read(path)? == content => return Ok(()),
-        Ok(found) => found.len(),
-        Err(_) if fs::symlink_metadata(path).is_ok() => fs::remove_file(path).map(|()| 0)?,
+    let old_len = match fs::symlink_metadata(path) {
+        Ok(found) if !found.is_file() || found.nlink() > 1 => fs::remove_file(path).map(|()| 0)?,
+        Ok(found) => {
+            if found.mode() & 0o444 != 0o444 {
+                fs::set_permissions(path, fs::Permissions::from_mode(found.mode() & 0o7777 | 0o444))?;
+            }
+            if found.len() == len && fs::read(path)? == content {
+                return Ok(());
+            }
+            found.len()
+        }
         Err(_) => 0,
     };
     // Written over and then cut, so that a full disk does not leave an empty file.
@@ -212,18 +224,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dangling_link_becomes_a_file_and_a_good_one_is_followed() {
+    fn links_and_further_names_become_files_and_what_they_stand_for_stays() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("resolv.conf");
         std::os::unix::fs::symlink("../run/systemd/resolve/stub-resolv.conf", &path).unwrap();
         replace_if_different(&path, b"nameserver 10.0.2.3\n").unwrap();
         assert!(fs::symlink_metadata(&path).unwrap().is_file());
 
-        let link = dir.path().join("link");
+        let (link, name) = (dir.path().join("link"), dir.path().join("name"));
         std::os::unix::fs::symlink("resolv.conf", &link).unwrap();
-        replace_if_different(&link, b"short\n").unwrap();
-        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!(fs::read(&path).unwrap(), b"short\n");
+        fs::hard_link(&path, &name).unwrap();
+        for other in [&link, &name] {
+            replace_if_different(other, b"short\n").unwrap();
+            assert!(fs::symlink_metadata(other).unwrap().is_file());
+            assert_eq!(fs::read(other).unwrap(), b"short\n");
+        }
+        assert_eq!(fs::read(&path).unwrap(), b"nameserver 10.0.2.3\n");
+
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        replace_if_different(&path, b"nameserver 10.0.2.3\n").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
     }
 
     #[test]

@@ -45,10 +45,16 @@ const WHITEOUT: &[u8] = b".wh.";
 const LEFT_OUT_DIRECTORIES: [&[u8]; 4] = [b"dev", b"lost+found", b"proc", b"sys"];
 
 /// Files that say what machine this is: [`crate::configure`] writes them at each start.
-const LEFT_OUT_FILES: [&[u8]; 4] = [b"etc/hostname", b"etc/hosts", b"etc/machine-id", b"etc/resolv.conf"];
+const LEFT_OUT_FILES: [&[u8]; 5] =
+    [b"etc/hostname", b"etc/hosts", b"etc/machine-id", b"etc/mtab", b"etc/resolv.conf"];
 
 /// Directories whose times say nothing: the agent makes things in them.
-const OURS: [&[u8]; 4] = [b"", b"etc", b"run", b"run/secrets"];
+const OURS: [&[u8]; 8] =
+    [b"", b"etc", b"lib", b"lib/modules", b"run", b"run/secrets", b"usr/lib", b"usr/lib/modules"];
+
+/// Where the index of the guest kernel's modules is mounted, below `lib` or `usr/lib`, and how its name ends.
+const MODULES: &[u8] = b"lib/modules/";
+const KERNEL: &[u8] = b"-microagent";
 
 /// Why there is no layer.
 #[derive(Debug, thiserror::Error)]
@@ -348,7 +354,9 @@ fn directory_differs(path: &[u8], here: (&OwnedFd, &Stat), base: (&OwnedFd, &Sta
 }
 
 fn is_left_out(path: &[u8]) -> bool {
-    LEFT_OUT_DIRECTORIES.contains(&path) || LEFT_OUT_FILES.contains(&path)
+    let below_usr = path.strip_prefix(b"usr/").unwrap_or(path);
+    let is_index = below_usr.strip_prefix(MODULES).is_some_and(|release| release.ends_with(KERNEL));
+    LEFT_OUT_DIRECTORIES.contains(&path) || LEFT_OUT_FILES.contains(&path) || is_index
 }
 
 fn joined(dir: &[u8], name: &[u8]) -> Vec<u8> {

@@ -11,6 +11,7 @@ use microagent_proto::{GuestErrorKind, Root};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, mount, mount_move};
 
+use crate::surroundings;
 use crate::sys;
 
 const HOSTS: &str = "/sys/class/scsi_host";
@@ -21,8 +22,8 @@ const NEW_ROOT: &str = "/newroot";
 
 /// No kernel thread that fills the grown disk's inode tables with zeros (which a disk of which only the
 /// changes are kept would have to keep), and none that reads all block bitmaps after each mount. For the
-/// same reason reading a file does not write its access time.
-pub(crate) const MOUNT_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps";
+/// same reason reading a file does not write its access time. What is deleted is given back to the host.
+pub(crate) const MOUNT_OPTIONS: &CStr = c"noinit_itable,no_prefetch_block_bitmaps,discard";
 
 /// The target that is looked at before the host has said which one it is.
 pub(crate) const EARLY_TARGET: u8 = 0;
@@ -111,6 +112,7 @@ pub(crate) fn mount_root(root: &Root) -> Result<(), DiskError> {
 ///
 /// A real switch and not only a `chroot`, so that `pivot_root` and mount namespaces work for workloads.
 pub(crate) fn switch_root() -> Result<(), DiskError> {
+    let modules = surroundings::kernel_modules();
     for path in ["/proc", "/sys", "/dev"] {
         let target = Path::new(NEW_ROOT).join(&path[1..]);
         real_directory(&target).map_err(|source| DiskError::Prepare { path, source })?;
@@ -122,7 +124,9 @@ pub(crate) fn switch_root() -> Result<(), DiskError> {
         rustix::process::chroot(".")?;
         Ok(rustix::process::chdir("/")?)
     };
-    switch().map_err(DiskError::Switch)
+    switch().map_err(DiskError::Switch)?;
+    surroundings::prepare_root(modules.as_ref());
+    Ok(())
 }
 
 /// Brings what nearly every command needs from the mounted root into memory, so that the machines that are made

@@ -20,6 +20,7 @@ use rustix::process::Pid;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
 
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::console;
@@ -35,6 +36,10 @@ use streams::{End, Output, Source, Streams, read_some};
 
 /// `SIGKILL`, as every Linux numbers it.
 const SIGKILL: u8 = 9;
+
+/// How long a process that outlives its command may be silent before nobody listens any more, and how long it may speak.
+const HELPERS_PAUSE: Duration = Duration::from_millis(250);
+const HELPERS_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long what was killed may take to be gone; only what hangs in the kernel takes any time.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
@@ -257,7 +262,9 @@ impl Running {
         self.over = true;
         self.script = None;
         // Background processes may hold the streams open for ever; what the command itself wrote is in
-        // them now.
+        // them now, and what helpers of it still have to say comes soon.
+        self.hear_helpers(&mut buffers, to_host).await?;
+        let [out, err] = &mut buffers;
         drain(self.output.stdout.as_ref(), out, stdout_event, to_host).await?;
         drain(self.output.stderr.as_ref(), err, stderr_event, to_host).await?;
         if input.was_killed() && !group.emptied().await {
@@ -268,6 +275,32 @@ impl Running {
             send(to_host, &ExecEvent::OutOfMemory { program }).await?;
         }
         finish(to_host, ExecEvent::Exited(exit)).await;
+        Ok(())
+    }
+
+    /// Takes what comes from processes that outlive the command for a moment, such as the other end of `> >(logger)`.
+    async fn hear_helpers(
+        &mut self,
+        buffers: &mut [Vec<u8>; 2],
+        to_host: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), FrameError> {
+        let [out, err] = buffers;
+        let end = Instant::now() + HELPERS_LIMIT;
+        while self.output.has_open_pipe() {
+            let event = tokio::select! {
+                count = read_some(&mut self.output.stdout, out) => stdout_event(&out[..count]),
+                count = read_some(&mut self.output.stderr, err) => stderr_event(&err[..count]),
+                () = sleep_until(end.min(Instant::now() + HELPERS_PAUSE)) => return Ok(()),
+            };
+            let ended =
+                matches!(&event, ExecEvent::Stdout(bytes) | ExecEvent::Stderr(bytes) if bytes.is_empty());
+            if !ended {
+                send(to_host, &event).await?;
+            }
+            if Instant::now() > end {
+                return Ok(());
+            }
+        }
         Ok(())
     }
 

@@ -39,6 +39,7 @@ mod secrets;
 mod session;
 mod shutdown;
 mod spawn;
+mod surroundings;
 mod sys;
 mod unpack;
 mod user;

@@ -66,7 +66,7 @@ impl Session {
     pub(crate) fn serve(self, port: OwnedFd) -> io::Result<()> {
         let Session { runtime, executor, boot_us, mounted } = self;
         runtime.block_on(async {
-            let guest = Arc::new(Guest { executor, boot_us, mounted, phase: Mutex::new(Phase::Fresh) });
+            let guest = Arc::new(GuestState { executor, boot_us, mounted, phase: Mutex::new(Phase::Fresh) });
             let ending = tokio::spawn(Arc::clone(&guest).end_with_its_programs());
             let (mut incoming, driver) = guest_session(Channel::new(port)?);
             let driver = tokio::spawn(driver);
@@ -108,14 +108,14 @@ enum Phase {
 }
 
 #[derive(Debug)]
-struct Guest {
+struct GuestState {
     executor: Executor,
     boot_us: u64,
     mounted: Option<Mounted>,
     phase: Mutex<Phase>,
 }
 
-impl Guest {
+impl GuestState {
     async fn serve(self: Arc<Self>, mut stream: Stream) {
         let request = match read_secret_message(&mut stream, REQUEST_LIMIT).await {
             Ok(Some(request)) => request,

@@ -62,6 +62,33 @@ pub(crate) fn freeze(mount: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { ioctl(mount, FIFREEZE, &mut 0u64) }
 }
 
+/// Lets nobody write through a mount that is not attached yet.
+pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct MountAttr {
+        attr_set: u64,
+        attr_clr: u64,
+        propagation: u64,
+        userns_fd: u64,
+    }
+    /// `MOUNT_ATTR_RDONLY`, `_NOSUID` and `_NODEV`: linux/mount.h.
+    const READ_ONLY: u64 = 0x1 | 0x2 | 0x4;
+    let attributes = MountAttr { attr_set: READ_ONLY, ..MountAttr::default() };
+    // SAFETY: the path is a C string, and the kernel reads a structure of the given size.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<MountAttr>(),
+        )
+    };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Sends a signal to every process but this one; `false` when there is none.
 pub(crate) fn kill_all(signal: libc::c_int) -> bool {
     // SAFETY: kill touches no memory of ours; PID 1 itself is spared by the kernel.

@@ -320,7 +320,7 @@ async fn a_full_disk_after_a_power_cut_is_usable() {
     let mut vm = Vm::start(&Machine::default());
     {
         let session = configured(&vm).await;
-        session.sh("dd if=/dev/zero of=/srv/fill bs=64k 2>/dev/null; dd if=/dev/zero of=/srv/rest bs=1k 2>/dev/null; sync; true").await;
+        session.sh("dd if=/dev/zero of=/srv/fill bs=64k 2>/dev/null; dd if=/dev/zero of=/srv/rest bs=1k 2>/dev/null; sync; dd if=/dev/zero of=/srv/last bs=1k 2>/dev/null; sync; true").await;
         assert_eq!(session.sh("echo x >/srv/more 2>/dev/null || echo full").await, "full");
     }
     vm.kill();

@@ -5,7 +5,7 @@
 mod harness;
 
 use harness::{Machine, Session, Vm, argv, exec, settings, shell};
-use microagent_proto::{Command, Exec, ExecInput, ExecRole, Exit, GuestEvent};
+use microagent_proto::{Command, Exec, ExecInput, ExecRole, Exit, GuestEvent, StartErrorKind};
 
 const SIGUSR1: u8 = 10;
 const SIGTERM: u8 = 15;
@@ -41,7 +41,7 @@ async fn the_main_program_is_process_1_and_others_see_it_so() {
     let second = session.run(main_program(shell("true"))).await;
     assert!(second.not_started.unwrap().message.contains("has had its main program"));
     // What has no handler ends it when the host says so, and nobody else's does.
-    assert_eq!(session.sh("kill -INT 1; kill -KILL 1; ps -o pid | grep -cx ' *1'").await, "1");
+    assert_eq!(session.sh("kill -USR2 1; kill -KILL 1; ps -o pid | grep -cx ' *1'").await, "1");
     main.send(ExecInput::Signal(SIGUSR1)).await;
     assert_eq!(main.finish().await.exit, Some(Exit::Signal(SIGUSR1)));
     // With it everything ends, and the machine takes no more.
@@ -162,4 +162,72 @@ async fn memory_that_runs_out_is_told() {
     assert_eq!(output.exit, Some(Exit::Signal(9)));
     assert_eq!(session.guest_event(&mut watch).await, GuestEvent::OutOfMemory { program: "tail".to_owned() });
     assert_eq!(session.run(shell("true")).await.out_of_memory, None);
+}
+
+#[tokio::test]
+async fn the_surroundings_are_those_of_a_machine() {
+    let vm = Vm::start(&Machine::default());
+    let session = configured(&vm).await;
+    assert_eq!(
+        session.sh("readlink /etc/mtab; cat /etc/mtab | grep -c ' / ext4'").await,
+        "/proc/self/mounts\n1"
+    );
+    session.sh("grep -q '^[0-9]* [0-9]* [0-9:]* / / .* shared:' /proc/self/mountinfo").await;
+    let watches =
+        session.sh("cat /proc/sys/fs/inotify/max_user_watches /proc/sys/vm/max_map_count; grep -c '^Max processes *unlimited' /proc/self/limits").await;
+    assert_eq!(watches, "524288\n1048576\n1");
+    // What is deleted does not stay on the host.
+    session.sh("dd if=/dev/urandom of=/srv/big bs=1M count=8 2>/dev/null; sync").await;
+    let before = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(vm.disk()).unwrap());
+    session.sh("rm /srv/big; sync").await;
+    let given_back =
+        || before - std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(vm.disk()).unwrap());
+    vm.within("giving blocks back", async {
+        while given_back() < (6 << 20) / 512 {
+            session.sh("sync; sleep 0.1").await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn helpers_that_outlive_a_command_are_heard() {
+    let vm = Vm::start(&Machine::default());
+    let session = configured(&vm).await;
+    let line = "mkfifo /srv/p; (while read -r l; do echo \"got $l\"; done </srv/p) & exec >/srv/p; seq 1 50; echo END";
+    let output = session.run(shell(line)).await;
+    assert_eq!((output.text().lines().count(), output.exit), (51, Some(Exit::Code(0))), "{output:?}");
+    // One that stays and says nothing holds nobody up for long.
+    assert_eq!(session.sh("sleep 100000 & echo done").await, "done");
+}
+
+#[tokio::test]
+async fn a_missing_working_directory_is_made_for_an_image_and_refused_otherwise() {
+    let vm = Vm::start(&Machine::default());
+    let session = configured(&vm).await;
+    let at = |make_working_dir| Exec {
+        working_dir: b"/no/such".to_vec().into(),
+        make_working_dir,
+        ..shell("pwd")
+    };
+    let refused = session.run(at(false)).await.not_started.unwrap();
+    assert_eq!(refused.kind, StartErrorKind::WorkingDir);
+    assert_eq!(session.sh("ls -d /no 2>/dev/null || echo missing").await, "missing");
+    assert_eq!(session.run(at(true)).await.text(), "/no/such\n");
+}
+
+#[tokio::test]
+async fn what_is_built_in_is_found_and_reported() {
+    let vm = Vm::start(&Machine::default());
+    let session = configured(&vm).await;
+    let modules = "/lib/modules/$(uname -r)";
+    assert_eq!(session.sh(&format!("grep -c /overlay.ko {modules}/modules.builtin")).await, "1");
+    assert_eq!(
+        session.sh(&format!("echo x 2>/dev/null >{modules}/new || echo read-only")).await,
+        "read-only"
+    );
+    session.sh("test -s /sys/kernel/btf/vmlinux && cat /proc/pressure/memory >/dev/null").await;
+    session.sh("grep -qw btrfs /proc/filesystems && grep -qw nfs4 /proc/filesystems && test -e /proc/self/loginuid").await;
+    let tracing = "mount -t tracefs t /sys/kernel/tracing && echo 'p:probe do_sys_openat2' >/sys/kernel/tracing/kprobe_events";
+    session.sh(tracing).await;
 }

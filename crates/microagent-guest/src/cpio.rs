@@ -1,4 +1,5 @@
-//! The initramfs: a cpio archive in the kernel's "newc" format, with the agent as `/init`.
+//! The initramfs: a cpio archive in the kernel's "newc" format, with the agent as `/init` and the index of the kernel's
+//! modules.
 //!
 //! # Source
 //! `Documentation/driver-api/early-userspace/buffer-format.rst` of the kernel.
@@ -11,8 +12,17 @@ const CHARACTER_DEVICE: u32 = 0o020_000;
 /// Directories that the agent mounts on.
 const DIRECTORIES: [&str; 4] = ["dev", "proc", "sys", "newroot"];
 
-/// Builds the archive around the agent. The same agent gives the same bytes.
-pub(crate) fn initramfs(agent: &[u8]) -> Vec<u8> {
+/// The index of a kernel's modules.
+#[derive(Debug, Default)]
+pub(crate) struct Modules {
+    /// The kernel's release.
+    pub(crate) release: String,
+    /// Files by their names.
+    pub(crate) files: Vec<(String, Vec<u8>)>,
+}
+
+/// Builds the archive around the agent. The same agent and modules give the same bytes.
+pub(crate) fn initramfs(agent: &[u8], modules: &Modules) -> Vec<u8> {
     let mut archive = Vec::with_capacity(agent.len() + 4096);
     for (number, name) in (1..).zip(DIRECTORIES) {
         entry(&mut archive, number, name, DIRECTORY | 0o755, None, &[]);
@@ -20,8 +30,21 @@ pub(crate) fn initramfs(agent: &[u8]) -> Vec<u8> {
     // Opened by the kernel as the standard streams of its first process, before that can mount anything.
     entry(&mut archive, 10, "dev/console", CHARACTER_DEVICE | 0o600, Some((5, 1)), &[]);
     entry(&mut archive, 11, "init", REGULAR | 0o755, None, agent);
+    if !modules.files.is_empty() {
+        add_modules(&mut archive, modules);
+    }
     entry(&mut archive, 0, "TRAILER!!!", 0, None, &[]);
     archive
+}
+
+fn add_modules(archive: &mut Vec<u8>, modules: &Modules) {
+    let directory = format!("lib/modules/{}", modules.release);
+    for (number, name) in (12..).zip(["lib", "lib/modules", &directory]) {
+        entry(archive, number, name, DIRECTORY | 0o755, None, &[]);
+    }
+    for (number, (name, data)) in (15..).zip(&modules.files) {
+        entry(archive, number, &format!("{directory}/{name}"), REGULAR | 0o644, None, data);
+    }
 }
 
 fn entry(archive: &mut Vec<u8>, inode: u32, name: &str, mode: u32, device: Option<(u32, u32)>, data: &[u8]) {
@@ -51,10 +74,15 @@ mod tests {
 
     use super::*;
 
+    fn modules() -> Modules {
+        let files = vec![("modules.builtin".to_owned(), b"kernel/fs/a.ko\n".to_vec())];
+        Modules { release: "1.2".to_owned(), files }
+    }
+
     /// GNU cpio reads what the kernel will read.
     #[test]
     fn another_reader_lists_and_unpacks_it() {
-        let archive = initramfs(b"seventeen bytes..");
+        let archive = initramfs(b"seventeen bytes..", &modules());
         let cpio = |arguments: &[&str]| {
             let mut child = Command::new("cpio")
                 .args(arguments)
@@ -80,6 +108,10 @@ mod tests {
                 ("drwxr-xr-x", "newroot"),
                 ("crw-------", "dev/console"),
                 ("-rwxr-xr-x", "init"),
+                ("drwxr-xr-x", "lib"),
+                ("drwxr-xr-x", "lib/modules"),
+                ("drwxr-xr-x", "lib/modules/1.2"),
+                ("-rw-r--r--", "lib/modules/1.2/modules.builtin"),
             ]
         );
         assert_eq!((columns[4][4], columns[4][5]), ("5,", "1"));
@@ -88,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_same_agent_gives_the_same_bytes() {
-        assert_eq!(initramfs(b"agent"), initramfs(b"agent"));
-        assert_eq!(initramfs(b"agent").len() % 4, 0);
+        assert_eq!(initramfs(b"agent", &modules()), initramfs(b"agent", &modules()));
+        assert_eq!(initramfs(b"agent", &modules()).len() % 4, 0);
     }
 }

@@ -21,7 +21,7 @@ include!(concat!(env!("OUT_DIR"), "/carried.rs"));
 
 /// The guest that this build carries.
 #[derive(Debug, Clone, Copy)]
-pub struct Guest {
+pub struct EmbeddedGuest {
     _carried: (),
 }
 
@@ -87,7 +87,7 @@ pub enum GuestError {
     },
 }
 
-/// What [`Guest::verify`] looked at and found right.
+/// What [`EmbeddedGuest::verify`] looked at and found right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     /// The kernel.
@@ -98,10 +98,10 @@ pub struct Verified {
     pub unpacked: Option<GuestFiles>,
 }
 
-impl Guest {
+impl EmbeddedGuest {
     /// The guest that this build carries.
-    pub fn embedded() -> Guest {
-        Guest { _carried: () }
+    pub fn embedded() -> EmbeddedGuest {
+        EmbeddedGuest { _carried: () }
     }
 
     /// The kernel that this build carries.

@@ -9,8 +9,8 @@ use microagent_store::{Access, StateDir, fsync_dir, open_file};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Guest, GuestError, GuestFiles, INITRAMFS, INITRAMFS_SHA256, KERNEL_LEN, KERNEL_PACKED, KERNEL_SHA256,
-    Verified,
+    EmbeddedGuest, GuestError, GuestFiles, INITRAMFS, INITRAMFS_SHA256, KERNEL_LEN, KERNEL_PACKED,
+    KERNEL_SHA256, Verified,
 };
 
 /// Digits of an identity.
@@ -22,7 +22,7 @@ const KERNEL_LIMIT: u64 = 512 * 1024 * 1024;
 /// Offset and value of the magic number in a bzImage's header (`Documentation/arch/x86/boot.rst`).
 const BZIMAGE_MAGIC: (usize, &[u8]) = (0x202, b"HdrS");
 
-impl Guest {
+impl EmbeddedGuest {
     /// Gives the guest's files, unpacking them if they are not there or not whole.
     ///
     /// # Errors
@@ -37,7 +37,7 @@ impl Guest {
         Ok(files)
     }
 
-    /// As [`Guest::unpack`], with a kernel of the user's in place of the carried one. The kernel is used
+    /// As [`EmbeddedGuest::unpack`], with a kernel of the user's in place of the carried one. The kernel is used
     /// where it lies.
     ///
     /// # Errors
@@ -200,7 +200,7 @@ mod tests {
     fn unpacks_once_and_verifies() {
         let dir = tempfile::tempdir().unwrap();
         let state = state(&dir);
-        let guest = Guest::embedded();
+        let guest = EmbeddedGuest::embedded();
         assert_eq!(guest.verify(&state).unwrap().unpacked, None);
         let files = guest.unpack(&state).unwrap();
         let made = fs::metadata(&files.kernel).unwrap();
@@ -216,14 +216,14 @@ mod tests {
     fn what_is_not_whole_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let state = state(&dir);
-        let files = Guest::embedded().unpack(&state).unwrap();
+        let files = EmbeddedGuest::embedded().unpack(&state).unwrap();
         File::options().write(true).open(&files.kernel).unwrap().set_len(100).unwrap();
-        assert!(matches!(Guest::embedded().verify(&state), Err(GuestError::Damaged { .. })));
-        assert_eq!(Guest::embedded().unpack(&state).unwrap(), files);
+        assert!(matches!(EmbeddedGuest::embedded().verify(&state), Err(GuestError::Damaged { .. })));
+        assert_eq!(EmbeddedGuest::embedded().unpack(&state).unwrap(), files);
         fs::remove_file(&files.initramfs).unwrap();
-        assert!(matches!(Guest::embedded().verify(&state), Err(GuestError::Read { .. })));
-        assert_eq!(Guest::embedded().unpack(&state).unwrap(), files);
-        Guest::embedded().verify(&state).unwrap();
+        assert!(matches!(EmbeddedGuest::embedded().verify(&state), Err(GuestError::Read { .. })));
+        assert_eq!(EmbeddedGuest::embedded().unpack(&state).unwrap(), files);
+        EmbeddedGuest::embedded().verify(&state).unwrap();
         no_rubbish(&state);
     }
 
@@ -233,10 +233,10 @@ mod tests {
         let state = state(&dir);
         std::thread::scope(|scope| {
             for _ in 0..6 {
-                scope.spawn(|| assert!(is_whole(&Guest::embedded().unpack(&state).unwrap())));
+                scope.spawn(|| assert!(is_whole(&EmbeddedGuest::embedded().unpack(&state).unwrap())));
             }
         });
-        Guest::embedded().verify(&state).unwrap();
+        EmbeddedGuest::embedded().verify(&state).unwrap();
         no_rubbish(&state);
     }
 
@@ -245,7 +245,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::at(dir.path().join("state"));
         fs::write(state.root(), b"in the way").unwrap();
-        let error = Guest::embedded().unpack(&state).unwrap_err();
+        let error = EmbeddedGuest::embedded().unpack(&state).unwrap_err();
         assert!(matches!(error, GuestError::Unpack { .. }), "{error}");
     }
 
@@ -253,32 +253,33 @@ mod tests {
     fn a_kernel_of_the_users_is_used_where_it_lies() {
         let dir = tempfile::tempdir().unwrap();
         let state = state(&dir);
-        let own = Guest::embedded().unpack(&state).unwrap();
+        let own = EmbeddedGuest::embedded().unpack(&state).unwrap();
         let copy = dir.path().join("copy");
         fs::copy(&own.kernel, &copy).unwrap();
-        let files = Guest::embedded().unpack_with_kernel(&state, &copy).unwrap();
+        let files = EmbeddedGuest::embedded().unpack_with_kernel(&state, &copy).unwrap();
         assert_eq!((files.kernel.as_path(), &files.identity), (copy.as_path(), &own.identity));
 
         let mut bzimage = vec![0; 4096];
         bzimage[0x202..0x206].copy_from_slice(b"HdrS");
         fs::write(&copy, bzimage).unwrap();
-        let files = Guest::embedded().unpack_with_kernel(&state, &copy).unwrap();
+        let files = EmbeddedGuest::embedded().unpack_with_kernel(&state, &copy).unwrap();
         assert_ne!(files.identity, own.identity);
 
         for content in [&b""[..], b"\x28\xb5\x2f\xfd", &[0; 5000]] {
             fs::write(&copy, content).unwrap();
-            let error = Guest::embedded().unpack_with_kernel(&state, &copy).unwrap_err();
+            let error = EmbeddedGuest::embedded().unpack_with_kernel(&state, &copy).unwrap_err();
             assert!(matches!(error, GuestError::NotAKernel { .. }), "{error}");
         }
-        let missing = Guest::embedded().unpack_with_kernel(&state, &dir.path().join("none")).unwrap_err();
+        let missing =
+            EmbeddedGuest::embedded().unpack_with_kernel(&state, &dir.path().join("none")).unwrap_err();
         assert!(matches!(missing, GuestError::Read { .. }), "{missing}");
-        let directory = Guest::embedded().unpack_with_kernel(&state, dir.path()).unwrap_err();
+        let directory = EmbeddedGuest::embedded().unpack_with_kernel(&state, dir.path()).unwrap_err();
         assert!(matches!(directory, GuestError::NotAKernel { .. }), "{directory}");
     }
 
     #[test]
     fn the_kernel_is_described() {
-        let KernelInfo { release, source, sha256, len } = Guest::embedded().kernel_info();
+        let KernelInfo { release, source, sha256, len } = EmbeddedGuest::embedded().kernel_info();
         assert!(release.ends_with("-microagent") && source.starts_with("linux-"), "{release} {source}");
         assert!(sha256.len() == 64 && len > 1_000_000);
     }

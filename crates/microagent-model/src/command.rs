@@ -12,6 +12,26 @@ pub enum CommandLine {
     Shell(String),
 }
 
+/// Which process of a guest is process 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestInit {
+    /// The program that the machine runs: an init of the image works.
+    #[default]
+    Program,
+    /// An init of the agent that reaps orphans; the program is its child.
+    Agent,
+}
+
+impl std::fmt::Display for GuestInit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            GuestInit::Program => "false",
+            GuestInit::Agent => "true",
+        })
+    }
+}
+
 /// One step before anything else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

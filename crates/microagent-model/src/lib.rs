@@ -18,7 +18,7 @@ mod signal;
 mod state;
 
 pub use attachment::{Attachment, DiskSource};
-pub use command::{Artifact, CommandLine, SetupStep};
+pub use command::{Artifact, CommandLine, GuestInit, SetupStep};
 pub use egress::{AllowRule, AllowRuleError, EgressMode, EgressModeError, EgressPolicy};
 pub use machine::{DISK_MIB_MAX, ImageIdentity, LinkState, NetworkMode, Resources, RestartPolicy};
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};

@@ -3,7 +3,7 @@
 //! It holds what the user gave with `--env` and `--setup`, so it is as private as the disk (mode 0600) and
 //! never printed. A disposable run has none.
 
-use microagent_model::{CommandLine, SetupStep};
+use microagent_model::{CommandLine, GuestInit, SetupStep};
 use serde::{Deserialize, Serialize};
 
 use crate::WorkspaceDir;
@@ -29,6 +29,9 @@ pub struct Workload {
     pub service: Option<CommandLine>,
     /// Program of an interactive session, in place of the guest's shell.
     pub shell: Option<String>,
+    /// Which process of the guest is process 1.
+    #[serde(default)]
+    pub init: GuestInit,
     /// The image's stop signal, by name or number.
     pub stop_signal: Option<String>,
     /// Setup steps that have not run yet; the next start begins with them, on a fresh disk.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use microagent_guest::Guest;
+use microagent_guest::EmbeddedGuest;
 use microagent_proto::chain;
 use microagent_vm::{Accel, AccelDecision, KvmFacts, Walls, accel};
 use rustix::fs::{Access, access, statvfs};
@@ -110,7 +110,7 @@ impl Engine {
     /// Fails when the state directory cannot be used or the files cannot be written or read.
     pub fn verify_kernel(&self) -> Result<KernelReport, Error> {
         self.prepare()?;
-        let guest = Guest::embedded();
+        let guest = EmbeddedGuest::embedded();
         let info = guest.kernel_info();
         let files = guest.unpack(self.state())?;
         let problem = guest.verify(self.state()).err().map(|error| chain(&error));
@@ -258,7 +258,7 @@ fn check_accelerator(decision: &AccelDecision) -> Check {
 
 /// The kernel is carried inside, so its sum is that of our own program; `kernel verify` looks at the files.
 fn check_kernel() -> Check {
-    let guest = Guest::embedded();
+    let guest = EmbeddedGuest::embedded();
     let info = guest.kernel_info();
     ok("kernel", format!("{} carried inside, sha256 {}", info.release, &info.sha256[..12]))
 }

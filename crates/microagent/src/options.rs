@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use microagent_image::PullPolicy;
 use microagent_model::{
-    Artifact, Attachment, EgressPolicy, NetworkMode, Publish, RestartPolicy, SecretReference, SetupStep,
-    WorkspaceName,
+    Artifact, Attachment, EgressPolicy, GuestInit, NetworkMode, Publish, RestartPolicy, SecretReference,
+    SetupStep, WorkspaceName,
 };
 
 use crate::Profile;
@@ -24,6 +24,8 @@ pub struct WorkspaceOptions {
     pub user: Option<String>,
     /// Working directory in place of the image's.
     pub working_dir: Option<String>,
+    /// Which process of the guest is process 1.
+    pub init: GuestInit,
     /// Disks beside the root disk, in the order in which they are mounted.
     pub disks: Vec<Attachment>,
     /// Ports of the host that lead into the guest; with network `user`.
@@ -104,6 +106,7 @@ impl WorkspaceOptions {
             env: Vec::new(),
             user: None,
             working_dir: None,
+            init: GuestInit::default(),
             disks: Vec::new(),
             publish: Vec::new(),
             egress: EgressPolicy::default(),

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use microagent_image::{Image, ImageConfig, PullOptions};
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    Attachment, CommandLine, DISK_MIB_MAX, EgressPolicy, ImageIdentity, NetworkMode, Resources,
+    Attachment, CommandLine, DISK_MIB_MAX, EgressPolicy, GuestInit, ImageIdentity, NetworkMode, Resources,
     RestartPolicy, SetupStep, State, WorkspaceName, published_twice,
 };
 use microagent_proto::{Chunk, Command, Exec, ExecRole};
@@ -322,6 +322,7 @@ pub(crate) fn new_workload(options: &WorkspaceOptions, config: &ImageConfig, hos
         user: options.user.clone().unwrap_or_else(|| config.user.clone()),
         service: None,
         shell: None,
+        init: options.init,
         stop_signal: config.stop_signal.clone(),
         setup: options.setup.clone(),
         setup_digest: Some(setup_digest(&options.setup)),
@@ -330,7 +331,11 @@ pub(crate) fn new_workload(options: &WorkspaceOptions, config: &ImageConfig, hos
 
 /// The program that a machine runs for, a service or the command of a run, as the guest's agent takes it.
 pub(crate) fn main_request(workload: &Workload, command: &CommandLine) -> Exec {
-    Exec { role: ExecRole::Main, ..exec_request(workload, command) }
+    let role = match workload.init {
+        GuestInit::Program => ExecRole::Main,
+        GuestInit::Agent => ExecRole::MainUnderInit,
+    };
+    Exec { role, ..exec_request(workload, command) }
 }
 
 /// A command as the guest's agent takes it.

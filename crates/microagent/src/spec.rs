@@ -110,6 +110,8 @@ pub struct SpecFile {
     /// What the guest may reach, on network `user`.
     #[serde(deserialize_with = "forms::or_default")]
     pub egress: SpecEgress,
+    /// Whether an init that reaps orphans is process 1 of the guest, in place of the program that the machine runs.
+    pub init: Option<bool>,
     /// Disks: each as `-v` has it, or taken apart.
     #[cfg_attr(test, schemars(with = "Option<Vec<reference::Volume>>"))]
     pub volumes: Option<Vec<Form<Attachment, SpecVolume>>>,

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use microagent_guest::{Guest, GuestFiles};
+use microagent_guest::{EmbeddedGuest, GuestFiles};
 use microagent_model::{Attachment, EgressPolicy, NetworkMode, Publish, Resources};
 use microagent_net::{GATEWAY, GUEST_ADDRESS, HostResolver, NAME_SERVER, PREFIX_LEN, host_resolver};
 use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
@@ -112,7 +112,7 @@ impl Engine {
         if !weak_jail.is_empty() && options.weak_jail == WeakJail::Refuse {
             return Err(Error::Supervise(SuperviseError::WeakJail { missing: weak_jail }));
         }
-        let guest = Guest::embedded();
+        let guest = EmbeddedGuest::embedded();
         let files = match &options.kernel {
             None => guest.unpack(self.state()),
             Some(kernel) => guest.unpack_with_kernel(self.state(), kernel),

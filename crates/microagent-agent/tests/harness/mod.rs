@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, SystemTime};
 
-use microagent_guest::Guest;
+use microagent_guest::EmbeddedGuest;
 use microagent_proto::{
     Chunk, Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, ExecRole, Exit, FsUsage, GuestError,
     GuestEvent, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MessageReader, Pack, PackEvent, PathInfo, PreambleKind,
@@ -52,7 +52,7 @@ fn fixtures() -> &'static Fixtures {
 fn make_root_disk(dir: &Path) {
     let root = dir.join("root");
     // `/sys` is left for the agent to make.
-    for path in ["bin", "dev", "etc", "home/user", "proc", "srv", "tmp"] {
+    for path in ["bin", "dev", "etc", "home/user", "lib", "proc", "srv", "tmp"] {
         fs::create_dir_all(root.join(path)).unwrap();
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
@@ -178,7 +178,8 @@ impl Vm {
         let fresh = fixtures().dir.path().join("root.ext4");
         fs::copy(machine.disk.as_ref().unwrap_or(&fresh), &disk).unwrap();
         File::options().write(true).open(&disk).unwrap().set_len(machine.disk_len).unwrap();
-        let files = Guest::embedded().unpack(&StateDir::at(fixtures().dir.path().join("state"))).unwrap();
+        let files =
+            EmbeddedGuest::embedded().unpack(&StateDir::at(fixtures().dir.path().join("state"))).unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
         let mut qemu = Command::new("qemu-system-x86_64");
         let mut board = "microvm,accel=tcg,acpi=off,rtc=on,isa-serial=on".to_owned();

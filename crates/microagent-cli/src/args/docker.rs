@@ -197,11 +197,6 @@ const FLAGS: &[DockerFlag] = &[
     switch("tty", TERMINAL, TERMINAL_NOW).short('t'),
     valued("attach", TERMINAL, TERMINAL_NOW).short('a'),
     switch("sig-proxy", "signals always end the run and clean up", LEAVE_OUT),
-    switch(
-        "init",
-        "the first process of a guest is microagent's agent, which reaps child processes",
-        LEAVE_OUT,
-    ),
     except("restart", "no", FOREGROUND, KEPT),
     valued("stop-signal", "a one-shot run ends with its command or is killed at --timeout", LEAVE_OUT),
     valued(

@@ -8,8 +8,8 @@ use microagent::egress::{AllowRule, EgressMode, EgressPolicy};
 use microagent::image::PullPolicy;
 use microagent::spec::value::setup_script;
 use microagent::{
-    Artifact, Attachment, AttachmentForm, Error, NetworkMode, PROFILES, Profile, Publish, SetupStep,
-    SpecFile, WorkspaceOptions,
+    Artifact, Attachment, AttachmentForm, Error, GuestInit, NetworkMode, PROFILES, Profile, Publish,
+    SetupStep, SpecFile, WorkspaceOptions,
 };
 
 use crate::args::docker::{refusal, refuse_attachment, refuse_network};
@@ -45,6 +45,10 @@ pub(crate) struct WorkspaceArgs {
     /// Working directory instead of the image's
     #[arg(short, long, value_name = "DIR", help_heading = "What to run")]
     workdir: Option<String>,
+
+    /// Run an init that reaps orphans as process 1 of the guest; without this, the program is process 1
+    #[arg(long, help_heading = "What to run")]
+    init: bool,
 
     /// When to pull: missing (if the image is not in the cache), always, or never [default: missing]
     #[arg(long, value_name = "WHEN", hide_possible_values = true, help_heading = "What to run")]
@@ -166,6 +170,9 @@ impl WorkspaceArgs {
         lay_list_over(&mut options.secrets, &self.secrets.references()?, |secret| &secret.name);
         lay_value_over(&mut options.user, &self.user);
         lay_value_over(&mut options.working_dir, &self.workdir);
+        if self.init {
+            options.init = GuestInit::Agent;
+        }
         lay_value_over(&mut options.memory_mib, &self.memory);
         lay_value_over(&mut options.cpu_count, &self.cpus);
         lay_value_over(&mut options.size_mib, &self.size_mib);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use microagent_model::{Attachment, DiskSource, EgressPolicy, Publish, SecretSource, SetupStep};
+use microagent_model::{Attachment, DiskSource, EgressPolicy, GuestInit, Publish, SecretSource, SetupStep};
 
 use super::forms::{Form, Short};
 use super::{Access, Service, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecVolume, value};
@@ -99,6 +99,11 @@ impl SpecFile {
         Ok(options)
     }
 
+    /// Which process is process 1, if the file says so.
+    pub(crate) fn guest_init(&self) -> Option<GuestInit> {
+        self.init.map(|wanted| if wanted { GuestInit::Agent } else { GuestInit::Program })
+    }
+
     /// Keys that say nothing to a run.
     pub fn not_for_run(&self) -> Vec<&'static str> {
         present([
@@ -144,6 +149,7 @@ impl SpecFile {
         options.env = self.variables(host)?.unwrap_or_default();
         options.user.clone_from(&self.user);
         options.working_dir.clone_from(&self.workdir);
+        options.init = self.guest_init().unwrap_or_default();
         options.disks = self.attachments()?.into_iter().flatten().collect();
         options.publish = self.published()?.unwrap_or_default();
         self.lay_egress_over(&mut options.egress);

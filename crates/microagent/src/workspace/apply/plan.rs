@@ -66,6 +66,7 @@ impl Plan {
             |dir| or_slash(dir),
             true,
         );
+        plan.value("init", |plan| &mut plan.workload.init, spec.guest_init(), ToString::to_string, true);
         plan.setup(wanted.setup.as_deref());
         plan.env(wanted.env.as_deref());
         plan.value(

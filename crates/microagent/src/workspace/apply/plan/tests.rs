@@ -99,6 +99,7 @@ fn each_key_changes_what_it_names() {
         ("hostname: box", &["hostname: web -> box"]),
         ("user: nobody", &["user: root -> nobody"]),
         ("workdir: /srv", &["workdir: / -> /srv"]),
+        ("init: true", &["init: false -> true"]),
         ("resources: {memoryMiB: 600}", &["resources.memoryMiB: 512 -> 600"]),
         ("resources: {cpuCount: 1}", &["resources.cpuCount: 2 -> 1"]),
         ("resources: {sizeMiB: 2000}", &["resources.sizeMiB: 1024 -> 2000"]),
