@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
 
 use microagent_tests::{Home, User, host};
 
@@ -84,4 +85,72 @@ fn nothing_but_a_regular_file_is_written_or_waited_for() {
     home.microagent(["kill", "web"]).success();
     home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();
+}
+
+#[test]
+fn a_machine_ends_when_its_directory_is_removed() {
+    let home = home();
+    home.create("web", []);
+    home.microagent(["start", "web"]).success();
+    assert!(!home.processes().is_empty());
+    fs::remove_dir_all(home.workspace("web")).unwrap();
+    home.processes_end();
+    home.nothing_is_left();
+
+    home.create("web", []);
+    home.microagent(["start", "web"]).success();
+    fs::remove_dir_all(home.state()).unwrap();
+    home.processes_end();
+}
+
+#[test]
+fn delete_ends_what_outlived_its_supervisor() {
+    let home = home();
+    home.create("web", []);
+    // Stands for a QEMU that ignores the death of its supervisor.
+    let mut orphan = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+    let stat = fs::read_to_string(format!("/proc/{}/stat", orphan.id())).unwrap();
+    let start_time: u64 =
+        stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap().parse().unwrap();
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let path = home.workspace("web").join("workspace.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    record["state"] = "running".into();
+    record["vmm"] = serde_json::json!({
+        "pid": orphan.id(), "start_time": start_time, "boot_id": boot_id.trim(),
+    });
+    fs::write(&path, record.to_string()).unwrap();
+    assert_eq!(home.state_of("web"), "failed");
+    home.microagent(["delete", "web", "--yes"]).success();
+    let killed = orphan.wait().unwrap();
+    assert!(!killed.success(), "{killed}");
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_damaged_base_disk_or_kernel_is_noticed_before_a_guest_uses_it() {
+    let home = home();
+    home.create("web", []);
+    let base = fs::read_dir(home.state().join("images/disks")).unwrap().flatten().map(|entry| entry.path());
+    let base = base.into_iter().find(|path| path.extension().is_some_and(|end| end == "ext4")).unwrap();
+    let whole = fs::read(&base).unwrap();
+    let mut zeroed = whole.clone();
+    zeroed[1024..2048].fill(0);
+    for damaged in [&whole[..whole.len() / 2], &zeroed] {
+        fs::remove_file(&base).unwrap();
+        fs::write(&base, damaged).unwrap();
+        home.microagent(["start", "web"]).failure().says("the base disk is damaged");
+    }
+    // The next use of the image makes it anew, with the same bytes.
+    home.run("busybox", ["--network", "isolated"], &["true"]).success();
+    assert!(fs::read(&base).unwrap() == whole);
+    for file in ["vmlinux", "initramfs.cpio"] {
+        let guest = fs::read_dir(home.state().join("guest")).unwrap().flatten().next().unwrap().path();
+        let len = fs::metadata(guest.join(file)).unwrap().len();
+        fs::remove_file(guest.join(file)).unwrap();
+        fs::write(guest.join(file), vec![0; usize::try_from(len).unwrap()]).unwrap();
+        home.run("busybox", ["--network", "isolated"], &["true"]).success();
+    }
+    home.microagent(["start", "web"]).success();
+    home.microagent(["kill", "web"]).success();
 }

@@ -48,6 +48,7 @@ mod emit;
 mod error;
 mod extent;
 mod geometry;
+mod header;
 mod inode;
 mod le;
 mod seal;
@@ -57,5 +58,6 @@ mod xattr;
 
 pub use builder::{Builder, Inode, Meta, Options, ROOT, Special, Timestamp};
 pub use error::Error;
+pub use header::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, size_by_superblock};
 pub use seal::Layout;
 pub use spec::{BLOCK_SIZE, LINK_MAX, MAX_FILE_SIZE, NAME_MAX, SYMLINK_MAX};

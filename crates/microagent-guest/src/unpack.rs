@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use microagent_store::{Access, StateDir, fsync_dir, open_file};
@@ -83,6 +83,9 @@ impl EmbeddedGuest {
     }
 }
 
+/// Bytes of the initramfs that are compared before it is used.
+const START_LEN: usize = 64 * 1024;
+
 /// Stands for a kernel together with the carried initramfs.
 fn identity(kernel_sum: &str) -> String {
     let mut sum = hex(&Sha256::digest(format!("{kernel_sum} {INITRAMFS_SHA256}")));
@@ -90,11 +93,18 @@ fn identity(kernel_sum: &str) -> String {
     sum
 }
 
-/// Whether both files have their length. Their content was flushed before they got their names.
+/// Whether both files have their length and their first bytes. Their content was flushed before they got their names.
 fn is_whole(files: &GuestFiles) -> bool {
-    let has_len =
-        |path: &Path, len| fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == len);
-    has_len(&files.kernel, KERNEL_LEN) && has_len(&files.initramfs, INITRAMFS.len() as u64)
+    let starts = |path: &Path, len, start: &[u8]| {
+        let mut found = vec![0; start.len()];
+        open_file(path, Access::Read).is_ok_and(|file| {
+            file.metadata().is_ok_and(|metadata| metadata.len() == len)
+                && file.read_exact_at(&mut found, 0).is_ok()
+                && found == start
+        })
+    };
+    starts(&files.kernel, KERNEL_LEN, b"\x7fELF")
+        && starts(&files.initramfs, INITRAMFS.len() as u64, &INITRAMFS[..START_LEN.min(INITRAMFS.len())])
 }
 
 /// Writes both files beside their place and then renames the directory.

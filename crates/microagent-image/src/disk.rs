@@ -1,10 +1,11 @@
 //! Base disks: one per chain of layers, made once, shared by every image and workspace with those layers.
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use microagent_store::{read_json, write_json};
+use microagent_ext4::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, size_by_superblock};
+use microagent_store::{Access, open_file, read_json, write_json};
 use serde::{Deserialize, Serialize};
 
 use crate::blocking;
@@ -57,9 +58,18 @@ pub(crate) fn id(diff_ids: &[Digest], volumes: &[String]) -> Digest {
 /// The disk if it is there and whole.
 pub(crate) fn ready(cache: &Cache, id: &Digest) -> Option<Disk> {
     let built: Built = read_json(&notes(cache, id)).ok()?;
-    let metadata = cache.disk(id).symlink_metadata().ok()?;
-    let whole = built.format == DISK_FORMAT && metadata.is_file() && metadata.len() == built.disk_bytes;
+    let whole = built.format == DISK_FORMAT && is_whole(cache, id, built.disk_bytes);
     whole.then(|| Disk { id: id.clone(), bytes: built.disk_bytes, content_bytes: built.content_bytes })
+}
+
+/// Whether a disk has the size that its builder gave it, and says so itself.
+pub(crate) fn is_whole(cache: &Cache, id: &Digest, disk_bytes: u64) -> bool {
+    let mut superblock = [0; SUPERBLOCK_LEN];
+    open_file(&cache.disk(id), Access::Read).is_ok_and(|file| {
+        file.metadata().is_ok_and(|found| found.len() == disk_bytes)
+            && file.read_exact_at(&mut superblock, SUPERBLOCK_OFFSET).is_ok()
+            && size_by_superblock(&superblock) == Some(disk_bytes)
+    })
 }
 
 /// Where the builder's word about a disk lies.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::Cache;
 use crate::config::ImageConfig;
 use crate::digest::Digest;
+use crate::disk;
 use crate::error::ImageError;
 use crate::manifest::{Descriptor, Platform};
 use crate::store::Origin;
@@ -165,7 +166,7 @@ impl ImageRecord {
 
     /// Whether the base disk is there and whole.
     pub(crate) fn has_disk(&self, cache: &Cache) -> bool {
-        cache.disk(&self.disk_id).symlink_metadata().is_ok_and(|m| m.is_file() && m.len() == self.disk_bytes)
+        disk::is_whole(cache, &self.disk_id, self.disk_bytes)
     }
 
     /// Whether its disk can be made of what is here.

@@ -14,7 +14,7 @@ use rustix::fs::{MemfdFlags, OFlags, fstatfs, memfd_create};
 
 use crate::jail::{Account, FileAccess, Reopened};
 use crate::machine::Files;
-use crate::overlay::check_features;
+use crate::overlay::{check_base, check_features};
 use crate::spec::{Claim, MachineSpec};
 use crate::template::copy_file;
 
@@ -130,9 +130,11 @@ impl MachineFiles {
         let initramfs = Handed::for_reading(File::open(&machine.initramfs)?, account)?;
         let root = machine.disk.as_ref().map(|disk| {
             let overlay = open_disk(&disk.overlay, FileAccess::ReadWrite)?;
-            check_features(&overlay)
-                .map_err(|e| io::Error::other(format!("`{}`: {e}", disk.overlay.display())))?;
-            Ok::<_, io::Error>((overlay, open_disk(&disk.base, FileAccess::Read)?))
+            let of = |path: &Path, e: io::Error| io::Error::other(format!("`{}`: {e}", path.display()));
+            check_features(&overlay).map_err(|e| of(&disk.overlay, e))?;
+            let base = open_disk(&disk.base, FileAccess::Read)?;
+            check_base(&base).map_err(|e| of(&disk.base, e))?;
+            Ok::<_, io::Error>((overlay, base))
         });
         let mut claimed = claimed.iter();
         let extra = machine.extra_disks.iter().map(|disk| {

@@ -9,6 +9,7 @@ use imago::file::File;
 use imago::format::PreallocateMode;
 use imago::format::drivers::FormatDriverInstance;
 use imago::qcow2::Qcow2;
+use microagent_ext4::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, size_by_superblock};
 use microagent_store::{Access, open_file};
 
 /// Features that say how the last use ended: dirty (bit 0) and corrupt (bit 1).
@@ -76,6 +77,27 @@ pub(crate) fn check_features(overlay: &std::fs::File) -> io::Result<()> {
     match features & !TOLERATED_FEATURES {
         0 => Ok(()),
         found => Err(io::Error::other(format!("its header has features that are never written: {found:#x}"))),
+    }
+}
+
+/// Checks that all of a base disk is there: its file system says how large it is.
+///
+/// # Errors
+/// Fails when it cannot be read, is not a file system that microagent wrote, or has another size.
+pub(crate) fn check_base(base: &std::fs::File) -> io::Result<()> {
+    let damaged = |why: String| io::Error::other(format!("{why}; it is made again when its image is pulled"));
+    let mut superblock = [0; SUPERBLOCK_LEN];
+    match base.read_exact_at(&mut superblock, SUPERBLOCK_OFFSET) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+        read => read?,
+    }
+    let found = base.metadata()?.len();
+    match size_by_superblock(&superblock) {
+        None => Err(damaged("the base disk is damaged".to_owned())),
+        Some(size) if size != found => {
+            Err(damaged(format!("the base disk is damaged: it has {found} bytes of {size}")))
+        }
+        Some(_) => Ok(()),
     }
 }
 

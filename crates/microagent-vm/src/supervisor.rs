@@ -9,6 +9,7 @@ mod claims;
 mod clients;
 mod console;
 mod control_server;
+mod directory_watch;
 mod drive;
 mod effects;
 mod machine;

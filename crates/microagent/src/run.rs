@@ -17,7 +17,7 @@ use crate::supervisor_events::{
     EndTranslator, NoticeCollector, Purpose, SupervisorEvents, SupervisorProgress,
 };
 use crate::supervisor_spec::MachineRequest;
-use crate::workspace::lock_patiently;
+use crate::workspace::{kill_orphan, lock_patiently};
 use crate::{Engine, Error, Event, Progress, RunOptions, RunReport, WorkspaceOptions};
 
 impl Engine {
@@ -162,6 +162,9 @@ impl Engine {
 
     pub(crate) async fn remove(&self, name: &WorkspaceName, dir: &WorkspaceDir) -> Result<(), Error> {
         let lock = lock_patiently(name, dir).await?;
+        if let Ok(record) = WorkspaceRecord::load(dir) {
+            kill_orphan(&record).await;
+        }
         let (state, path) = (self.state().clone(), dir.path().to_owned());
         let removing = tokio::task::spawn_blocking(move || {
             let removed = WorkspaceDir::at(&path).remove(&state);

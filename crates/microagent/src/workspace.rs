@@ -325,7 +325,15 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
 
 /// Kills supervisor and VMM; the supervisor first, so that it cannot report the VMM's death.
 async fn kill_processes(record: &WorkspaceRecord) {
-    let processes = [&record.supervisor, &record.vmm];
+    kill_and_wait([&record.supervisor, &record.vmm]).await;
+}
+
+/// Kills a QEMU that outlived its supervisor, which must be gone. Without the record nobody could find it any more.
+pub(crate) async fn kill_orphan(record: &WorkspaceRecord) {
+    kill_and_wait([&record.vmm]).await;
+}
+
+async fn kill_and_wait<const N: usize>(processes: [&Option<ProcessId>; N]) {
     for process in processes.into_iter().flatten() {
         process.kill();
     }

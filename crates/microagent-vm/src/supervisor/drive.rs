@@ -16,6 +16,7 @@ use tokio::time::{sleep_until, timeout};
 use super::boot_budget::BootBudget;
 use super::clients::ClientRequest;
 use super::console::Console;
+use super::directory_watch::DirectoryWatch;
 use super::machine::Machine;
 use super::plan::Plan;
 use super::worker::{Freeze, Worker, WorkerContext};
@@ -63,9 +64,10 @@ impl Driver {
         admit_guest_files(&self.spec.machine, &self.state);
         self.features = features_of(&self.spec.machine.qemu, &self.state).await;
         let mut plan = Plan::choose(&self.spec, &self.state);
+        let mut directory = DirectoryWatch::of(self.dir.path());
         loop {
             let mut running = self.start(plan).await?;
-            let outcome = self.follow_events(&mut running, cancelled.as_mut()).await;
+            let outcome = self.follow_events(&mut running, cancelled.as_mut(), &mut directory).await;
             running.worker.abort();
             match outcome {
                 MachineOutcome::Ended(outcome) => return Ok(outcome),
@@ -173,9 +175,18 @@ impl Driver {
         &mut self,
         running: &mut RunningMachine,
         mut cancelled: Pin<&mut impl Future<Output = ()>>,
+        directory: &mut DirectoryWatch,
     ) -> MachineOutcome {
         loop {
-            let event = self.next_event(running, cancelled.as_mut()).await;
+            let event = tokio::select! {
+                biased;
+                event = self.next_event(running, cancelled.as_mut()) => event,
+                () = directory.gone() => {
+                    // There is no record that could be written, and nobody who could be told.
+                    running.machine.kill().await;
+                    std::process::exit(1);
+                }
+            };
             if matches!(event, Event::AgentReady) {
                 // They are in the guest: no further machine of this supervisor will need them.
                 self.spec.configure.secrets.clear();
