@@ -13,9 +13,11 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
+use std::time::Duration;
 
-use microagent_tests::{Home, User, host, user};
+use microagent_tests::{Home, User, host, user, wait_for};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::Signal;
 use serde_json::json;
 
 /// What a host lacks.
@@ -289,6 +291,28 @@ fn no_system_call_passes_that_is_not_on_the_list() {
     assert_eq!(unexpected, Vec::<&i64>::new());
     assert!(allowed.len() > 80, "{allowed:?}");
     assert_eq!(probed.after("X32 "), "0", "the x32 convention is another way to the same calls");
+}
+
+#[test]
+fn a_machine_is_in_a_control_group_of_its_own_where_one_can_be_made() {
+    let home = Home::new(User::Caller);
+    let running = home.run("busybox", ["--network", "isolated"], &["sleep", "600"]).start();
+    let qemu = running.qemu().pid;
+    let groups = fs::read_to_string(format!("/proc/{qemu}/cgroup")).unwrap();
+    running.signal(Signal::INT);
+    running.finish();
+    let machine = groups.lines().find(|line| line.contains("/microagent-machine-"));
+    let Some(machine) = machine else {
+        return host::skip("no control group can be made on this host");
+    };
+    let (_, path) = machine.rsplit_once(':').unwrap();
+    let name = path.rsplit('/').next().unwrap();
+    let left = || host::must("find", &["/sys/fs/cgroup", "-name", name]);
+    wait_for("the group to be removed", Duration::from_secs(20), || {
+        let left = left();
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+    home.processes_end();
 }
 
 #[test]

@@ -37,6 +37,7 @@ fn a_whole_life_can_be_watched() {
     let stats = home.microagent(["stats", "web", "--json"]).success().json();
     assert_eq!(stats["pid"], pid);
     assert!(stats["memory_bytes"].as_u64().unwrap() > 10 << 20, "{stats}");
+    assert!(stats["memory_bytes"].as_u64() < stats["memory_limit_bytes"].as_u64(), "{stats}");
 
     home.microagent(["pause", "web"]).success();
     home.microagent(["resume", "web"]).success();

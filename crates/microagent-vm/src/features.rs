@@ -68,7 +68,7 @@ async fn ask(qemu: &Path, state: &StateDir) -> io::Result<Features> {
     let account = Account::choose(qemu, false).ok();
     let jailed =
         Jailed { qemu, kvm: false, account: account.as_ref(), state_dir: state.root(), reopened: &[] };
-    let jail = Jail::prepare(jailed, line.args()).map_err(io::Error::other)?;
+    let jail = Jail::prepare(jailed, line.args(), Vec::new()).map_err(io::Error::other)?;
     let program = jail.program();
     let mut child = spawn(Program {
         path: &program,

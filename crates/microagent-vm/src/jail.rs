@@ -13,7 +13,8 @@ mod syscalls;
 mod walls;
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
@@ -74,21 +75,27 @@ pub(crate) struct Jailed<'a> {
 #[derive(Debug)]
 pub(crate) struct Jail {
     executable: Executable,
+    /// What the process enters its control groups by.
+    entrances: Vec<File>,
     rules: Rules,
     account: Option<Account>,
     backend: Backend,
 }
 
 impl Jail {
-    /// Prepares the jail.
+    /// Prepares the jail. `entrances` are files of control groups that a process enters by writing `0`.
     ///
     /// # Errors
     /// Fails when QEMU is not an ELF program, or the kernel knows Landlock and refuses the rules.
-    pub(crate) fn prepare(jailed: Jailed<'_>, args: &[OsString]) -> Result<Jail, JailError> {
+    pub(crate) fn prepare(
+        jailed: Jailed<'_>,
+        args: &[OsString],
+        entrances: Vec<File>,
+    ) -> Result<Jail, JailError> {
         let executable = Executable::open(jailed.qemu, args)?;
         let rules = Rules::new(&executable, jailed)?;
         let backend = if jailed.kvm { Backend::Kvm } else { Backend::Tcg };
-        Ok(Jail { executable, rules, account: jailed.account.cloned(), backend })
+        Ok(Jail { executable, entrances, rules, account: jailed.account.cloned(), backend })
     }
 
     /// The program with links resolved.
@@ -108,6 +115,10 @@ impl Jail {
     }
 
     fn enter(self, parent: Pid) -> io::Result<Executable> {
+        for mut entrance in self.entrances {
+            // A group is a bound on what it takes, not a wall: one that was removed meanwhile is none.
+            let _ = entrance.write_all(b"0");
+        }
         privileges::drop_all(self.account.as_ref())?;
         // A change of user resets it.
         die_with(parent)?;

@@ -11,6 +11,7 @@
 
 pub mod accel;
 mod bounded_log;
+mod cgroup;
 pub mod control;
 mod core_dump;
 mod descriptors;

@@ -9,6 +9,7 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
+use microagent_qemu::argv::Accel;
 use microagent_qemu::features::Features;
 use microagent_qemu::qmp::{Qmp, QmpError};
 use microagent_store::{Failure, FailureKind, Link, ProcessId, WorkspaceDir};
@@ -25,12 +26,13 @@ use super::network::Network;
 use super::plan::Plan;
 use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
 use crate::bounded_log::BoundedLog;
+use crate::cgroup::{Bounds, MachineGroup};
 use crate::handed::{Handed, MachineFiles, open_again};
 use crate::jail::{Account, FileAccess, Jail, Jailed};
 use crate::lifecycle::{Event, MachineExit};
-use crate::machine::{FREEZE_SET, NETDEV, STATE_SET, Sockets, command_line};
+use crate::machine::{FREEZE_SET, NETDEV, STATE_SET, Sockets, command_line, host_memory_limit_mib};
 use crate::spawn::{Program, spawn};
-use crate::spec::SupervisorSpec;
+use crate::spec::{MachineSpec, SupervisorSpec};
 
 /// How long QEMU may take to close its disk.
 pub(super) const QUIT_DEADLINE: Duration = Duration::from_secs(10);
@@ -61,6 +63,8 @@ pub(super) struct Machine {
     words: Option<JoinHandle<()>>,
     console: Shared<BoundedLog>,
     vmm_log: Shared<BoundedLog>,
+    /// Removed when QEMU is gone.
+    _group: MachineGroup,
 }
 
 impl Machine {
@@ -99,7 +103,8 @@ impl Machine {
         spawn_local(hold_monitor(sockets.monitor, qemu_words, events.clone(), commanded));
         let monitor = Monitor { commands };
         let (control, keys) = (Some(sockets.control), Some(keys));
-        Ok(Machine { qemu, network, control, keys, monitor, words, console, vmm_log })
+        let _group = sockets.group;
+        Ok(Machine { qemu, network, control, keys, monitor, words, console, vmm_log, _group })
     }
 
     /// QEMU's process.
@@ -221,6 +226,8 @@ struct OurEnds {
     control: UnixStream,
     /// Where the state is that it goes on from, in QEMU's words.
     state: Option<String>,
+    /// The control group that it is in.
+    group: MachineGroup,
 }
 
 fn start_qemu(
@@ -263,7 +270,8 @@ fn start_qemu(
         state_dir: &spec.state_dir,
         reopened: &reopened,
     };
-    let jail = Jail::prepare(jailed, line.args()).map_err(io::Error::other)?;
+    let group = machine_group(&spec.machine);
+    let jail = Jail::prepare(jailed, line.args(), group.entrances()).map_err(io::Error::other)?;
     let program = jail.program();
     let child = spawn(Program {
         path: &program,
@@ -276,7 +284,14 @@ fn start_qemu(
         true => format!("file:{}", STATE_SET.filename()),
         false => format!("fd:{}", state.as_raw_fd()),
     });
-    Ok((child, OurEnds { console, monitor, control, state }))
+    Ok((child, OurEnds { console, monitor, control, state, group }))
+}
+
+fn machine_group(machine: &MachineSpec) -> MachineGroup {
+    let accel = if machine.kvm { Accel::Kvm } else { Accel::Tcg };
+    let bounds =
+        Bounds { memory_mib: host_memory_limit_mib(machine.memory_mib, accel), cpu_count: machine.cpu_count };
+    MachineGroup::make(bounds, std::process::id())
 }
 
 fn pair() -> io::Result<(UnixStream, OwnedFd)> {

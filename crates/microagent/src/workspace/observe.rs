@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use microagent_model::{State, WorkspaceName};
 use microagent_store::{ProcessId, RecordedResult, Workload, WorkspaceDir, read_json};
+use microagent_vm::Accel;
+use microagent_vm::machine::host_memory_limit_mib;
 use serde::Serialize;
 use tokio::time::sleep;
 
@@ -32,6 +34,8 @@ pub struct Stats {
     pub cpu_percent: f64,
     /// Resident memory of QEMU in bytes; what it shares with other machines of the same template is in it.
     pub memory_bytes: u64,
+    /// Most memory that QEMU can take in bytes: the guest's, its translation buffer (without KVM), and its own.
+    pub memory_limit_bytes: u64,
     /// Bytes read from disks since its start.
     pub io_read_bytes: u64,
     /// Bytes written to disks since its start.
@@ -93,6 +97,8 @@ impl Workspace {
             return Err(wrong());
         }
         let vmm = record.vmm.as_ref().ok_or_else(wrong)?;
+        let accel = if record.backend.as_deref() == Some("linux-kvm") { Accel::Kvm } else { Accel::Tcg };
+        let limit_mib = host_memory_limit_mib(record.observed_resources().memory_mib, accel);
         let begun = Instant::now();
         let before = processor_time(vmm).ok_or_else(wrong)?;
         sleep(SAMPLE).await;
@@ -104,6 +110,7 @@ impl Workspace {
             pid: vmm.pid,
             cpu_percent: (used * 1000.0).round() / 10.0,
             memory_bytes: field("status", "VmRSS:").ok_or_else(wrong)? * 1024,
+            memory_limit_bytes: u64::from(limit_mib) << 20,
             io_read_bytes: field("io", "read_bytes:").unwrap_or(0),
             io_write_bytes: field("io", "write_bytes:").unwrap_or(0),
             sampled_at: Timestamp::now(),

@@ -1,0 +1,188 @@
+//! A control group for each machine: bounds on QEMU's memory and threads, and a fair share of the processors.
+//!
+//! It needs no set-up: on cgroup v2 it is made where the user may make one (systemd delegates that to users), on v1 where
+//! root may. Where neither is so the machine has none, and its memory is bounded by what QEMU asks for alone. QEMU enters
+//! it before it is executed. The group is removed with the machine; one whose supervisor was killed is empty, and is
+//! removed by the next.
+//!
+//! # Source
+//! Linux `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Where control groups are mounted.
+const MOUNT: &str = "/sys/fs/cgroup";
+
+/// How groups of machines are called, before the process id of the supervisor.
+const PREFIX: &str = "microagent-machine-";
+
+/// Threads of QEMU beside those of the processors: 64 for disks, the rest for its loops.
+const THREADS_BESIDE_CPUS: u32 = 96;
+
+/// Weight of a machine among others, which is that of a process group that has none.
+const V2_WEIGHT: &str = "100";
+const V1_SHARES: &str = "1024";
+
+/// Bounds of one machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Most memory in MiB.
+    pub(crate) memory_mib: u32,
+    /// Its processors.
+    pub(crate) cpu_count: u32,
+}
+
+/// The groups of one machine: one on v2, one for each controller on v1. Dropping it removes them if they are empty.
+#[derive(Debug, Default)]
+pub(crate) struct MachineGroup {
+    dirs: Vec<PathBuf>,
+}
+
+impl MachineGroup {
+    /// Makes the groups that can be made, and removes those of machines that are gone.
+    pub(crate) fn make(bounds: Bounds, supervisor: u32) -> MachineGroup {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        MachineGroup::make_below(Path::new(MOUNT), &own, bounds, supervisor)
+    }
+
+    fn make_below(mount: &Path, own: &str, bounds: Bounds, supervisor: u32) -> MachineGroup {
+        let name = format!("{PREFIX}{supervisor}");
+        let v2 = own.lines().find_map(|line| line.strip_prefix("0::"));
+        let v2_dirs = v2.map(|path| below(mount, path)).into_iter();
+        // A group that has processes has no groups with controllers: the machine's is made beside it.
+        for parent in v2_dirs.flat_map(|dir| [dir.parent().map(Path::to_owned), Some(dir)]).flatten() {
+            if !parent.starts_with(mount) {
+                continue;
+            }
+            sweep(&parent);
+            let dir = parent.join(&name);
+            if make(&dir, &v2_files(bounds)) {
+                return MachineGroup { dirs: vec![dir] };
+            }
+        }
+        let v1 = V1_CONTROLLERS.iter().filter_map(|controller| {
+            let path = own.lines().find_map(|line| v1_path(line, controller))?;
+            let parent = below(&mount.join(controller), path);
+            sweep(&parent);
+            let dir = parent.join(&name);
+            make(&dir, &v1_files(controller, bounds)).then_some(dir)
+        });
+        MachineGroup { dirs: v1.collect() }
+    }
+
+    /// The files that a process enters the groups by: it writes `0` into each.
+    pub(crate) fn entrances(&self) -> Vec<File> {
+        let files = self.dirs.iter().map(|dir| OpenOptions::new().write(true).open(dir.join("cgroup.procs")));
+        files.filter_map(Result::ok).collect()
+    }
+}
+
+impl Drop for MachineGroup {
+    fn drop(&mut self) {
+        for dir in &self.dirs {
+            // One that is not empty yet is removed by a later machine.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+/// Controllers of v1 that bound something.
+const V1_CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
+/// The path of a controller in a line of `/proc/PID/cgroup`: `NUMBER:CONTROLLERS:PATH`.
+fn v1_path<'a>(line: &'a str, controller: &str) -> Option<&'a str> {
+    let mut fields = line.splitn(3, ':');
+    let controllers = fields.nth(1)?;
+    controllers.split(',').any(|name| name == controller).then(|| fields.next()).flatten()
+}
+
+fn below(mount: &Path, path: &str) -> PathBuf {
+    mount.join(path.trim_start_matches('/'))
+}
+
+fn v2_files(bounds: Bounds) -> Vec<(&'static str, String)> {
+    vec![("memory.max", bytes(bounds)), ("pids.max", threads(bounds)), ("cpu.weight", V2_WEIGHT.to_owned())]
+}
+
+fn v1_files(controller: &str, bounds: Bounds) -> Vec<(&'static str, String)> {
+    match controller {
+        "memory" => vec![("memory.limit_in_bytes", bytes(bounds))],
+        "pids" => vec![("pids.max", threads(bounds))],
+        _ => vec![("cpu.shares", V1_SHARES.to_owned())],
+    }
+}
+
+fn bytes(bounds: Bounds) -> String {
+    (u64::from(bounds.memory_mib) << 20).to_string()
+}
+
+fn threads(bounds: Bounds) -> String {
+    bounds.cpu_count.saturating_add(THREADS_BESIDE_CPUS).to_string()
+}
+
+/// Makes one group; it stays only if at least its first bound could be set.
+fn make(dir: &Path, files: &[(&str, String)]) -> bool {
+    if fs::create_dir(dir).is_err() {
+        return false;
+    }
+    let set = |(name, value): &(&str, String)| {
+        let file = OpenOptions::new().write(true).open(dir.join(name));
+        file.and_then(|mut file| file.write_all(value.as_bytes())).is_ok()
+    };
+    let results: Vec<bool> = files.iter().map(set).collect();
+    if results.first() == Some(&true) {
+        return true;
+    }
+    let _ = fs::remove_dir(dir);
+    false
+}
+
+/// Removes groups of machines that have no process any more.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { memory_mib: 512, cpu_count: 2 };
+
+    #[test]
+    fn paths_of_controllers_are_found() {
+        assert_eq!(v1_path("4:cpu,cpuacct:/user/a:b", "cpu"), Some("/user/a:b"));
+        assert_eq!(v1_path("4:cpu,cpuacct:/user", "pids"), None);
+        assert_eq!(v1_path("0::/user.slice", "memory"), None);
+        assert_eq!(below(Path::new("/sys/fs/cgroup"), "/"), Path::new("/sys/fs/cgroup/"));
+    }
+
+    #[test]
+    fn what_cannot_be_bounded_is_not_left_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = "0::/user.slice/session.scope\n3:memory:/user.slice\n";
+        fs::create_dir_all(dir.path().join("user.slice/session.scope")).unwrap();
+        fs::create_dir_all(dir.path().join("memory/user.slice")).unwrap();
+        let group = MachineGroup::make_below(dir.path(), own, BOUNDS, 7);
+        // A directory of an ordinary file system has no file `memory.max`.
+        assert_eq!(group.dirs, Vec::<PathBuf>::new());
+        assert!(group.entrances().is_empty());
+        for parent in ["user.slice", "memory/user.slice"] {
+            let left = fs::read_dir(dir.path().join(parent)).unwrap().flatten();
+            let left: Vec<_> =
+                left.map(|entry| entry.file_name()).filter(|name| name != "session.scope").collect();
+            assert!(left.is_empty(), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_memory_and_threads() {
+        assert_eq!(v2_files(BOUNDS)[0], ("memory.max", "536870912".to_owned()));
+        assert_eq!(v1_files("pids", BOUNDS), [("pids.max", "98".to_owned())]);
+    }
+}
