@@ -213,3 +213,25 @@ fn silence_is_given_up_everywhere() {
         }
     });
 }
+
+/// Whoever waits for a guest that says nothing any more, or nothing that can be understood, is told.
+#[test]
+fn a_guest_that_hangs_or_breaks_its_channel_fails_and_everybody_who_waits_is_told() {
+    for (lie, message) in [
+        ("usage-mute", "the guest hangs: its agent did not answer"),
+        ("channel-rubbish", "the guest broke the control channel"),
+    ] {
+        let home = home();
+        start_lying(&home, lie);
+        let waiting = call(&home, &["wait", "web"]).start();
+        let following = call(&home, &["logs", "-f", "web"]).start();
+        let waited = waiting.finish().code(1);
+        assert_eq!(waited.summary("State"), "failed", "{lie}: {}", waited.told());
+        let status = home.microagent(["status", "web"]).success();
+        assert!(status.text().contains(message), "{lie}: {}", status.told());
+        drop(following.finish());
+        home.processes_end();
+        home.microagent(["delete", "web", "--yes"]).success();
+        home.nothing_is_left();
+    }
+}

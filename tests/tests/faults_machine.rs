@@ -78,10 +78,10 @@ fn a_panic_of_the_guest_kernel_is_reported_as_one() {
 }
 
 #[test]
-fn a_guest_that_turns_itself_off_fails_the_run() {
+fn a_guest_that_restarts_itself_fails_the_run() {
     let home = home();
     let run = home.run("busybox", ["--network", "isolated"], &["reboot", "-f"]).run().code(1);
-    let run = run.says("the guest turned itself off");
+    let run = run.says("the guest restarted itself");
     failed_and_deletable(&home, &run);
 }
 
@@ -111,6 +111,6 @@ fn a_kernel_that_is_none_is_refused_or_fails_the_run() {
 
     let crashing = home.write("crashing", kernel::elf(kernel::CRASHING));
     let run = home.run("busybox", ["--kernel", crashing.to_str().unwrap()], &["true"]).run().code(1);
-    let run = run.says("the guest turned itself off");
+    let run = run.says("the guest restarted itself");
     failed_and_deletable(&home, &run);
 }

@@ -163,14 +163,15 @@ fn both_killed_leave_a_record_that_tells_so() {
 
 /// The name of a run that ended is free at once, also after a bad end.
 #[test]
-fn a_running_workspace_is_not_deleted_without_force() {
+fn a_running_workspace_is_not_deleted_unasked() {
     let home = home();
-    let running = working(&home, "busy", endless(&home, ["--keep", "--name", "busy"]));
-    home.microagent(["delete", "busy", "--yes"]).run().code(1).says("running");
-    home.microagent(["delete", "busy"]).run().code(2).says("--yes");
-    home.microagent(["delete", "busy", "--force"]).success();
-    running.finish().failure();
-    home.nothing_is_left();
+    for how in ["--yes", "--force"] {
+        let running = working(&home, "busy", endless(&home, ["--keep", "--name", "busy"]));
+        home.microagent(["delete", "busy"]).run().code(2).says("--yes");
+        home.microagent(["delete", "busy", how]).success();
+        running.finish().failure();
+        home.nothing_is_left();
+    }
 }
 
 #[test]

@@ -72,6 +72,11 @@ impl MachineGroup {
         MachineGroup { dirs: v1.collect() }
     }
 
+    /// Where the groups are removed from.
+    pub(crate) fn parents(&self) -> impl Iterator<Item = &Path> {
+        self.dirs.iter().filter_map(|dir| dir.parent())
+    }
+
     /// The files that a process enters the groups by: it writes `0` into each.
     pub(crate) fn entrances(&self) -> Vec<File> {
         let files = self.dirs.iter().map(|dir| OpenOptions::new().write(true).open(dir.join("cgroup.procs")));

@@ -11,9 +11,10 @@ use microagent_proto::{FrameError, GENERATION, read_message, write_message};
 use microagent_store::{Artifact, ControlKey, Failure, RestartPolicy, WorkspaceDir};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::lifecycle::ChangeRequest;
+use crate::spec::SUPERVISOR_PROTOCOL;
 use crate::supervisor::{END_DEADLINE, QUARANTINE_DEADLINE};
 
 /// Largest message of either side, in bytes.
@@ -22,10 +23,18 @@ pub(crate) const CONTROL_LIMIT: usize = 64 * 1024;
 /// How long a supervisor may take to answer something that does not end its machine.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How often a request is sent to a supervisor that closes the connection without an answer.
+const ATTEMPTS: usize = 5;
+
+/// Pause before the next attempt.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
 /// A client's first and only message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Hello {
-    /// [`GENERATION`] of the client.
+    /// [`SUPERVISOR_PROTOCOL`] of the client.
+    pub(crate) protocol: u16,
+    /// [`GENERATION`] of the client, which only matters to a stream of the agent.
     pub(crate) generation: u16,
     /// The key that lies beside the socket.
     pub(crate) key: ControlKey,
@@ -33,6 +42,14 @@ pub(crate) struct Hello {
     pub(crate) request: ControlRequest,
     /// Why it wants that, for the workspace's events.
     pub(crate) reason: Option<String>,
+}
+
+impl Hello {
+    /// Whether its client is of a build that can be served.
+    pub(crate) fn is_understood(&self) -> bool {
+        let same_agent = self.generation == GENERATION || self.request != ControlRequest::Attach;
+        self.protocol == SUPERVISOR_PROTOCOL && same_agent
+    }
 }
 
 /// What a client wants.
@@ -176,18 +193,34 @@ async fn exchange(
     reason: Option<String>,
     deadline: Duration,
 ) -> Result<(UnixStream, Answer), ControlError> {
-    let (stream, key) = dir.connect().map_err(ControlError::Connect)?;
-    stream.set_nonblocking(true).map_err(ControlError::Connect)?;
-    let mut stream = UnixStream::from_std(stream).map_err(ControlError::Connect)?;
-    let hello = Hello { generation: GENERATION, key, request, reason };
-    let talk = async {
-        write_message(&mut stream, &hello, CONTROL_LIMIT).await?;
-        read_message(&mut stream, CONTROL_LIMIT).await
-    };
-    match timeout(deadline, talk).await {
-        Ok(Ok(Some(answer))) => Ok((stream, answer)),
-        Ok(Ok(None)) => Err(ControlError::Closed),
-        Ok(Err(error)) => Err(ControlError::Exchange(error)),
-        Err(_) => Err(ControlError::Late { seconds: deadline.as_secs() }),
+    let deadline_at = Instant::now() + deadline;
+    let late = || ControlError::Late { seconds: deadline.as_secs() };
+    for attempt in 1.. {
+        let (stream, key) = dir.connect().map_err(ControlError::Connect)?;
+        stream.set_nonblocking(true).map_err(ControlError::Connect)?;
+        let mut stream = UnixStream::from_std(stream).map_err(ControlError::Connect)?;
+        let hello = Hello {
+            protocol: SUPERVISOR_PROTOCOL,
+            generation: GENERATION,
+            key,
+            request: request.clone(),
+            reason: reason.clone(),
+        };
+        let sent = timeout_at(deadline_at, write_message(&mut stream, &hello, CONTROL_LIMIT)).await;
+        let answer = match sent.map_err(|_| late())? {
+            Ok(()) => {
+                timeout_at(deadline_at, read_message(&mut stream, CONTROL_LIMIT)).await.map_err(|_| late())?
+            }
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(Some(answer)) => return Ok((stream, answer)),
+            // Others that connect without a key may have taken our place before the request was read; it was not carried out
+            // then. The next attempt shows whether the supervisor has ended.
+            Ok(None) | Err(FrameError::Transport(_)) if attempt < ATTEMPTS => sleep(RETRY_INTERVAL).await,
+            Ok(None) => return Err(ControlError::Closed),
+            Err(error) => return Err(ControlError::Exchange(error)),
+        }
     }
+    Err(ControlError::Closed)
 }

@@ -12,6 +12,7 @@
 pub mod accel;
 mod bounded_log;
 mod cgroup;
+mod confinement;
 pub mod control;
 mod core_dump;
 mod descriptors;
@@ -29,6 +30,8 @@ mod spawn;
 pub mod spec;
 pub mod supervisor;
 pub mod template;
+#[cfg(test)]
+mod wire;
 
 pub use accel::{AccelChoice, AccelDecision, KvmFacts};
 pub use bounded_log::{LogPlace, older as older_log, place_since};
@@ -42,7 +45,7 @@ pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay, grow_overlay};
 pub use ports::{PortError, choose_ports};
 pub use spec::{
-    Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, Report, SPEC_LIMIT, StartMode, Step,
-    SupervisorSpec, Timeline, Work,
+    Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, Report, SPEC_LIMIT,
+    SUPERVISOR_PROTOCOL, StartMode, Step, SupervisorSpec, Timeline, Work,
 };
 pub use supervisor::{SUPERVISE_ARGUMENT, supervise};

@@ -7,6 +7,7 @@
 //!    │ QEMU's failure,    │  (service)      ▼  │ │
 //!    │ once, cold         │     StoppingService │
 //! Restoring ──────────────┘                 │   ▼    Flushed, deadline
+//!         Running ── MachineGone(Rebooted) ▶ Starting
 //!                                           └▶ Stopping ─────────────▶ Ended
 //!
 //! Running, Pausing, Paused, Resuming, StoppingService, Stopping ── Quarantine ▶ Containing ── Contained ▶ Quarantined
@@ -75,6 +76,10 @@ pub enum Event {
     GuestFailed(String),
     /// The guest had too little of the host's processors to answer.
     HostTooSlow(String),
+    /// The agent of a running guest does not answer any more.
+    GuestHung(String),
+    /// The directory of the workspace was removed.
+    DirectoryGone,
     /// The channel to the guest broke, and nobody knows why.
     ChannelBroken(String),
     /// The guest works and cannot use one of its disks: the disk is to blame, not the machine.
@@ -85,6 +90,8 @@ pub enum Event {
     HostFull(String),
     /// The network device leads nowhere any more.
     LinkLost(String),
+    /// The guest's kernel killed this program, because memory ran out.
+    OutOfMemory(String),
     /// The time of the run is over.
     TimedOut,
     /// The caller requests the end, or is gone.
@@ -114,6 +121,8 @@ pub enum Event {
 pub enum MachineExit {
     /// The guest turned itself off.
     PoweredOff,
+    /// The guest restarted itself; its processors are stopped.
+    Rebooted,
     /// The guest's kernel panicked; its line.
     Panicked(String),
     /// QEMU failed or was killed; how.
@@ -124,6 +133,7 @@ impl std::fmt::Display for MachineExit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             MachineExit::PoweredOff => f.write_str("the guest turned itself off"),
+            MachineExit::Rebooted => f.write_str("the guest restarted itself"),
             MachineExit::Panicked(line) => write!(f, "the guest kernel panicked: {line}"),
             MachineExit::Died(how) => f.write_str(how),
         }
@@ -177,6 +187,8 @@ pub enum Effect {
     ReportServing,
     /// Tells that the network is gone; the machine continues without it.
     NoteLinkLost(String),
+    /// Tells that the guest killed this program, because memory ran out.
+    NoteOutOfMemory(String),
     /// Has the guest flush its disk: [`Event::Flushed`] or [`Event::FlushFailed`].
     Flush,
     /// Sends the service its stop signal; if the work is not done in time, [`Event::ServiceStopTimedOut`].
@@ -190,6 +202,8 @@ pub enum Effect {
     Contain(ClientId),
     /// Discards the template, for this reason, and boots another machine.
     StartCold(String),
+    /// Resets the machine, whose processors are stopped, and starts the conversation with its guest anew.
+    Reboot,
     /// Ends QEMU in good order, so that its disk is closed.
     Quit,
     /// Kills QEMU.
@@ -204,12 +218,14 @@ pub struct Lifecycle {
     phase: Phase,
     /// Whether clients could use it before.
     served: bool,
+    /// Whether they can since its guest was last booted.
+    serving: bool,
     waiters: Vec<Waiter>,
 }
 
 impl Default for Lifecycle {
     fn default() -> Lifecycle {
-        Lifecycle { phase: Phase::Starting, served: false, waiters: Vec::new() }
+        Lifecycle { phase: Phase::Starting, served: false, serving: false, waiters: Vec::new() }
     }
 }
 
@@ -231,7 +247,7 @@ impl Lifecycle {
     pub fn state(&self, traits: MachineTraits) -> State {
         match self.phase {
             Phase::Restoring | Phase::Starting => State::Starting,
-            Phase::Running if traits.serves && !self.served => State::Starting,
+            Phase::Running if traits.serves && !self.serving => State::Starting,
             Phase::Running | Phase::Pausing => State::Running,
             Phase::Paused | Phase::Resuming => State::Paused,
             Phase::StoppingService | Phase::Stopping(_) | Phase::Ended(_) => State::Stopping,
@@ -255,6 +271,11 @@ impl Lifecycle {
         use Phase as P;
         match (phase, event) {
             (P::Ended(outcome), _) => (P::Ended(outcome), Vec::new()), // absorbing
+            (phase, E::OutOfMemory(program)) => (phase, vec![Effect::NoteOutOfMemory(program)]),
+            // Nobody can find or use it any more.
+            (_, E::DirectoryGone) => {
+                fail(FailureKind::Disk, "the directory of the workspace was removed".to_owned())
+            }
             (phase @ (P::Containing | P::Quarantined), event) => self.in_quarantine(phase, event),
             (phase @ (P::Restoring | P::Starting), event) => self.while_starting(phase, event, traits),
             (P::Stopping(outcome), event) => while_stopping(outcome, event, traits),
@@ -262,7 +283,7 @@ impl Lifecycle {
                 self.paused_or_resumed(phase, event)
             }
             (P::Running, E::Serving) => {
-                self.served = true;
+                (self.served, self.serving) = (true, true);
                 (P::Running, vec![Effect::PublishStart, Effect::ReportServing])
             }
             (P::StoppingService, E::ServiceStopTimedOut) => {
@@ -273,10 +294,20 @@ impl Lifecycle {
                 self.finish(&P::StoppingService, Outcome::Stopped, traits)
             }
             (phase, E::WorkDone(outcome)) => self.finish(&phase, outcome, traits),
-            (P::StoppingService, E::MachineGone(MachineExit::PoweredOff)) => end(Outcome::Stopped),
+            (P::StoppingService, E::MachineGone(MachineExit::PoweredOff | MachineExit::Rebooted)) => {
+                end(Outcome::Stopped)
+            }
+            // As every machine does. One that was never of use to anybody is not tried again.
+            (_, E::MachineGone(MachineExit::Rebooted)) if traits.detached && self.served => {
+                self.serving = false;
+                let interrupted = self.interrupt("the guest restarted meanwhile");
+                (P::Starting, [interrupted, vec![Effect::Publish, Effect::Reboot]].concat())
+            }
+            (_, E::MachineGone(MachineExit::Rebooted)) => end(Outcome::Rebooted),
             (_, E::MachineGone(MachineExit::PoweredOff)) => end(Outcome::PoweredOff),
             (_, E::MachineGone(exit)) => fail(FailureKind::GuestDied, exit.to_string()),
             (_, E::GuestFailed(message) | E::ChannelBroken(message)) => fail(FailureKind::Protocol, message),
+            (_, E::GuestHung(message)) => fail(FailureKind::GuestDied, message),
             (phase, E::LinkLost(reason)) => (phase, vec![Effect::NoteLinkLost(reason)]),
             // Its caller is not needed once it serves, and only waits for it before.
             (phase, E::Cancelled) if traits.detached && self.served => (phase, Vec::new()),
@@ -289,7 +320,7 @@ impl Lifecycle {
         match (phase, event) {
             (_, E::AgentReady) if traits.serves => (Phase::Running, vec![Effect::ReportBooted]),
             (_, E::AgentReady) => {
-                self.served = true;
+                (self.served, self.serving) = (true, true);
                 (Phase::Running, vec![Effect::PublishStart, Effect::ReportBooted])
             }
             // A guest that was to be frozen, and is not configured for that.
@@ -307,6 +338,8 @@ impl Lifecycle {
             }
             (_, E::MachineGone(exit)) => fail(FailureKind::Boot, exit.to_string()),
             (phase, E::LinkLost(reason)) => (phase, vec![Effect::NoteLinkLost(reason)]),
+            // The guest restarted; the caller of its first start is not needed any more.
+            (phase, E::Cancelled) if traits.detached && self.served => (phase, Vec::new()),
             (phase, event) => ended_by_host(phase, event),
         }
     }
@@ -418,7 +451,7 @@ impl Lifecycle {
                 self.await_change(next, client, request, effects)
             }
             // Before it serves its caller waits for that, and a paused guest does not get there.
-            (P::Running, R::Pause) if self.served => {
+            (P::Running, R::Pause) if self.serving => {
                 self.await_change(P::Pausing, client, request, vec![Effect::Pause])
             }
             (P::Pausing, R::Pause) => self.await_change(P::Pausing, client, request, Vec::new()),
@@ -471,6 +504,7 @@ fn ended_by_host(phase: Phase, event: Event) -> Next {
         | E::GuestFailed(_)
         | E::ChannelBroken(_)
         | E::LinkLost(_)
+        | E::OutOfMemory(_)
         | E::ChangeRequested(..)
         | E::AgentReady
         | E::Serving
@@ -478,6 +512,8 @@ fn ended_by_host(phase: Phase, event: Event) -> Next {
         | E::Flushed
         | E::FlushFailed(_)
         | E::HostTooSlow(_)
+        | E::GuestHung(_)
+        | E::DirectoryGone
         | E::DiskUnfit(_)
         | E::ServiceStopTimedOut
         | E::Paused

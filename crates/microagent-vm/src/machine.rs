@@ -181,7 +181,9 @@ pub fn command_line(
         .flag("-nodefaults")
         .flag("-no-user-config")
         .flag("-nographic")
+        // A guest that ends its machine, in whatever way, stops it: the supervisor decides what follows.
         .flag("-no-reboot")
+        .flag("-no-shutdown")
         .switch("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
         .switch("-kernel", own_descriptor(files.kernel))
         .switch("-initrd", own_descriptor(files.initramfs))

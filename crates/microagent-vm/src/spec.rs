@@ -12,8 +12,16 @@ use microagent_proto::{Configure, Exec};
 use microagent_store::{Failure, OneStart, RecordedResult, VolumeName};
 use serde::{Deserialize, Serialize};
 
+use crate::lifecycle::MachineTraits;
+
 /// Largest [`SupervisorSpec`] in bytes: setup scripts and environment.
 pub const SPEC_LIMIT: usize = 16 * 1024 * 1024;
+
+/// Version of what a supervisor, its caller and its clients say to each other: [`SupervisorSpec`], [`Report`] and the
+/// messages of the control socket. It changes with each change of one of these types, which a test holds. What is between
+/// supervisor and agent has a number of its own ([`microagent_proto::GENERATION`]): a client of another generation can still
+/// end a machine, but not speak to its guest.
+pub const SUPERVISOR_PROTOCOL: u16 = 5;
 
 /// Largest [`Report`] in bytes.
 pub(crate) const REPORT_LIMIT: usize = 128 * 1024;
@@ -21,7 +29,9 @@ pub(crate) const REPORT_LIMIT: usize = 128 * 1024;
 /// Everything a supervisor needs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SupervisorSpec {
-    /// [`microagent_proto::GENERATION`] of the caller: a supervisor of another build refuses.
+    /// [`SUPERVISOR_PROTOCOL`] of the caller: a supervisor of another build refuses.
+    pub protocol: u16,
+    /// [`microagent_proto::GENERATION`] of the caller: the spec carries messages for the agent.
     pub generation: u16,
     /// State directory.
     pub state_dir: PathBuf,
@@ -186,6 +196,18 @@ pub struct Step {
     pub exec: Exec,
 }
 
+impl SupervisorSpec {
+    /// What is true of its machine from start to end.
+    pub(crate) fn traits(&self) -> MachineTraits {
+        MachineTraits {
+            keep: self.machine.keeps_disk(),
+            serves: self.work.is_serving(),
+            service: self.work.has_service(),
+            detached: self.work.is_detached(),
+        }
+    }
+}
+
 impl Work {
     /// Whether the workspace's record follows this life.
     pub(crate) fn is_recorded(&self) -> bool {
@@ -206,7 +228,12 @@ impl Work {
         matches!(self, Work::Serve { detached: true, .. })
     }
 
-    /// Whether clients are listened to.
+    /// Whether there is a control socket. A run has one, too, while its command runs.
+    pub(crate) fn has_clients(&self) -> bool {
+        matches!(self, Work::Serve { .. } | Work::Run { .. })
+    }
+
+    /// Whether the machine is there for clients.
     pub(crate) fn is_serving(&self) -> bool {
         matches!(self, Work::Serve { .. })
     }
@@ -269,6 +296,8 @@ pub enum Outcome {
     ServiceEnded(RecordedResult),
     /// The guest turned itself off.
     PoweredOff,
+    /// The guest restarted itself, where nothing boots it again.
+    Rebooted,
     /// It was quarantined, and its machine is gone although nobody released it.
     Quarantined(Failure),
     /// The template is there.

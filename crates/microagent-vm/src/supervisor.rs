@@ -4,14 +4,16 @@
 //! the guest), readers of console and error output, the monitor's watch, the tether's watch, the control server (takes
 //! clients in). The record is written by the driver alone.
 
-mod boot_budget;
+mod answer_budget;
 mod claims;
 mod clients;
 mod console;
 mod control_server;
-mod directory_watch;
+mod dir_watch;
 mod drive;
 mod effects;
+mod guest_end;
+mod liveness;
 mod machine;
 mod network;
 mod outcome;
@@ -45,11 +47,14 @@ use crate::descriptors::close_inherited;
 use crate::lifecycle::{Event, Lifecycle, MachineTraits};
 use crate::network_stack::{NETWORK_STACK_ARGUMENT, network_stack};
 use crate::spec::{
-    DiskStamp, Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, StartMode, SupervisorSpec, Timeline, Work,
+    DiskStamp, Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, SUPERVISOR_PROTOCOL, StartMode,
+    SupervisorSpec, Timeline, Work,
 };
 use claims::Claims;
 use clients::Clients;
 use control_server::ControlServer;
+use dir_watch::DirWatch;
+use liveness::StateWatch;
 use outcome::LastAnswers;
 use worker::HALT_GRACE;
 
@@ -95,6 +100,9 @@ const _: () = {
 /// How long a machine may take to be gone whose supervisor was killed.
 const ORPHAN_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Most processes of one machine whose lack of memory is told.
+const OUT_OF_MEMORY_MAX: usize = 8;
+
 /// Bound of the console log in bytes (twice that on disk).
 const CONSOLE_LIMIT: u64 = 8 * 1024 * 1024;
 
@@ -137,7 +145,9 @@ async fn run() -> io::Result<()> {
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
         .map_err(io::Error::other)?;
-    let Some(spec) = spec.filter(|spec| spec.generation == GENERATION) else {
+    let Some(spec) =
+        spec.filter(|spec| (spec.protocol, spec.generation) == (SUPERVISOR_PROTOCOL, GENERATION))
+    else {
         return Err(io::Error::other("the caller is of another build, or gone"));
     };
     // A machine that outlives its caller must not keep the caller's directory busy.
@@ -221,9 +231,14 @@ struct Driver {
     /// Events of effects that were carried out at once.
     carried_out: VecDeque<Event>,
     /// State as last published.
-    published: State,
+    published: Rc<StateWatch>,
+    dir_watch: DirWatch,
+    /// Whether this process has given up what it does not need any more.
+    confined: bool,
     /// Whether the time limit of the work was reported.
     timed_out: bool,
+    /// Processes that ran out of memory, as far as they were told.
+    out_of_memory: usize,
     /// Whether the caller's end was reported.
     caller_gone: bool,
     /// Its disks beside the root disk.
@@ -267,16 +282,12 @@ impl Driver {
         let console = BoundedLog::create(&console, CONSOLE_LIMIT)
             .and_then(|log| if record.is_some() { log.with_times() } else { Ok(log) })
             .map_err(|e| host(&e, "console log"))?;
-        let control = match spec.work.is_serving() {
+        let control = match spec.work.has_clients() {
             true => Some(ControlServer::open(&dir).map_err(|e| host(&e, "socket for commands"))?),
             false => None,
         };
-        let traits = MachineTraits {
-            keep: spec.machine.keeps_disk(),
-            serves: spec.work.is_serving(),
-            service: spec.work.has_service(),
-            detached: spec.work.is_detached(),
-        };
+        let dir_watch = DirWatch::of(&dir).map_err(|e| host(&e, "directory"))?;
+        let traits = spec.traits();
         let mut driver = Driver {
             state,
             spec,
@@ -291,33 +302,40 @@ impl Driver {
             lifecycle: Lifecycle::default(),
             traits,
             carried_out: VecDeque::new(),
-            published: State::Starting,
+            published: Rc::new(StateWatch::new(State::Starting)),
+            dir_watch,
+            confined: false,
             timed_out: false,
+            out_of_memory: 0,
             caller_gone: false,
             claims,
             features: Features::default(),
             _lock: lock,
         };
-        if let Some(record) = &mut driver.record {
+        driver.record_start().map_err(|e| Outcome::Failed(write_failure(&e)))?;
+        Ok(driver)
+    }
+
+    /// Records that a machine is being started by this process.
+    fn record_start(&mut self) -> Result<(), WriteError> {
+        if let Some(record) = &mut self.record {
             record.supervisor = ProcessId::current();
-            record.backend = Some(driver.spec.backend.clone());
+            record.backend = Some(self.spec.backend.clone());
             record.vmm = None;
             record.link = None;
             record.failure = None;
             record.asked_to_end = false;
-            record.one_start.clone_from(&driver.spec.one_start);
-            record.weak_jail.clone_from(&driver.spec.weak_jail);
+            record.one_start.clone_from(&self.spec.one_start);
+            record.weak_jail.clone_from(&self.spec.weak_jail);
         }
-        let weak = &driver.spec.weak_jail;
+        let weak = &self.spec.weak_jail;
         let weak = (!weak.is_empty()).then(|| format!("weak jail: {}", weak.join("; ")));
-        driver
-            .publish_because(State::Starting, weak.as_deref())
-            .map_err(|e| Outcome::Failed(write_failure(&e)))?;
+        self.publish_because(State::Starting, weak.as_deref())?;
         // A disposable one has a disk to spare.
-        if driver.record.as_ref().is_some_and(|record| !record.disposable) {
-            driver.dir.keep_room();
+        if self.record.as_ref().is_some_and(|record| !record.disposable) {
+            self.dir.keep_room();
         }
-        Ok(driver)
+        Ok(())
     }
 
     /// From the start of a machine to the end of everything. The workspace is free afterwards.
@@ -344,8 +362,7 @@ impl Driver {
 
     /// The same, with a reason for the events where the record has none.
     fn publish_because(&mut self, state: State, reason: Option<&str>) -> Result<(), WriteError> {
-        let news = self.published != state;
-        self.published = state;
+        let news = self.published.set(state) != state;
         self.clients.show_state(state);
         let Some(record) = &mut self.record else { return Ok(()) };
         let news = news || record.state != state;

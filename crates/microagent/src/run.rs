@@ -129,7 +129,12 @@ impl Engine {
     /// What a run that did not complete leaves.
     async fn run_failed(&self, record: &WorkspaceRecord, dir: &WorkspaceDir, error: Error) -> Error {
         let left = match &error {
-            Error::Cancelled | Error::DiskBusy { .. } if record.disposable => {
+            // Somebody requested the end, or nothing has run.
+            Error::Cancelled
+            | Error::RunFailed { kind: FailureKind::Cancelled, .. }
+            | Error::DiskBusy { .. }
+                if record.disposable =>
+            {
                 self.remove(&record.name, dir).await
             }
             Error::RunFailed { kind: FailureKind::SupervisorDied, message, .. } => {

@@ -141,7 +141,14 @@ impl EndTranslator<'_> {
                 };
                 self.failed(FailureKind::GuestDied, message.to_owned(), None)
             }
-            Outcome::Stopped | Outcome::Halted if self.purpose == Purpose::Start => {
+            Outcome::Rebooted => {
+                let message = match self.purpose {
+                    Purpose::Run => "the guest restarted itself before its work was done",
+                    _ => "the guest restarted itself before it was up",
+                };
+                self.failed(FailureKind::GuestDied, message.to_owned(), None)
+            }
+            Outcome::Stopped | Outcome::Halted => {
                 self.failed(FailureKind::Cancelled, "another command ended it".to_owned(), None)
             }
             _ => self.other_work(),

@@ -11,7 +11,8 @@ use microagent_store::{Identity, WorkspaceDir, WorkspaceRecord, read_limited};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::NetworkSpec;
 use microagent_vm::{
-    AccelDecision, DiskSpec, KvmFacts, MachineSpec, SuperviseError, SupervisorSpec, Walls, Work, accel,
+    AccelDecision, DiskSpec, KvmFacts, MachineSpec, SUPERVISOR_PROTOCOL, SuperviseError, SupervisorSpec,
+    Walls, Work, accel,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -160,15 +161,7 @@ impl Engine {
             NetworkMode::User => Some(self.host_resolver()?),
             NetworkMode::Isolated => None,
         };
-        let network = resolver.as_ref().map(|HostResolver { search, options, .. }| Network {
-            mac: MacAddress(request.identity.mac),
-            address: GUEST_ADDRESS,
-            prefix_len: PREFIX_LEN,
-            gateway: GATEWAY,
-            dns: vec![NAME_SERVER.into()],
-            search: search.clone(),
-            options: options.clone(),
-        });
+        let network = resolver.as_ref().map(|resolver| guest_network(request.identity.mac, resolver));
         let disk = match &request.disk {
             Some(disk) => Some(DiskSpec {
                 overlay: absolute(&disk.overlay)?,
@@ -180,6 +173,7 @@ impl Engine {
         };
         let disks = self.disks(request.disks, request.dir)?;
         Ok(SupervisorSpec {
+            protocol: SUPERVISOR_PROTOCOL,
             generation: GENERATION,
             state_dir: absolute(self.state().root())?,
             dir: absolute(request.dir.path())?,
@@ -220,6 +214,20 @@ impl Engine {
             one_start: None,
         })
     }
+}
+
+/// The settings of the guest's network device.
+fn guest_network(mac: [u8; 6], resolver: &HostResolver) -> Network {
+    Network {
+        mac: MacAddress(mac),
+        address: GUEST_ADDRESS,
+        prefix_len: PREFIX_LEN,
+        gateway: GATEWAY,
+        dns: vec![NAME_SERVER.into()],
+        search: resolver.search.clone(),
+        options: resolver.options.clone(),
+    }
+}
 }
 
 /// Makes up what a machine is known by.

@@ -116,6 +116,13 @@ async fn session(port: File, lie: String) {
     ] {
         thread::spawn(move || std::io::copy(&mut from, &mut to));
     }
+    if lie == "channel-rubbish" {
+        let mut port = copy_of(&port);
+        thread::spawn(move || {
+            thread::sleep(Duration::from_secs(2));
+            flood(&mut port)
+        });
+    }
     ours.set_nonblocking(true).expect("a socket");
     let (mut incoming, driver) = guest_session(UnixStream::from_std(ours).expect("a socket"));
     tokio::spawn(driver);

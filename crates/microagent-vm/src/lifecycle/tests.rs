@@ -50,11 +50,15 @@ fn events() -> Vec<Event> {
         Event::HostTooSlow(text()),
         Event::ChannelBroken(text()),
         Event::DiskUnfit(text()),
+        Event::GuestHung(text()),
+        Event::DirectoryGone,
         Event::MachineGone(MachineExit::PoweredOff),
+        Event::MachineGone(MachineExit::Rebooted),
         Event::MachineGone(MachineExit::Panicked(text())),
         Event::MachineGone(MachineExit::Died(text())),
         Event::HostFull(text()),
         Event::LinkLost(text()),
+        Event::OutOfMemory(text()),
         Event::TimedOut,
         Event::Cancelled,
         Event::ServiceStopTimedOut,
@@ -83,7 +87,7 @@ fn all_traits() -> impl Iterator<Item = MachineTraits> {
 }
 
 fn at(phase: Phase, served: bool) -> Lifecycle {
-    Lifecycle { phase, served, waiters: Vec::new() }
+    Lifecycle { phase, served, serving: served, waiters: Vec::new() }
 }
 
 /// One step from a phase in which the machine has served.
@@ -111,6 +115,7 @@ fn name(effect: &Effect) -> String {
         Effect::Answer(_, Answer::Failed(failure)) => format!("Fail({:?})", failure.kind),
         Effect::Answer(_, _) => "Done".to_owned(),
         Effect::NoteLinkLost(_) => "NoteLinkLost".to_owned(),
+        Effect::NoteOutOfMemory(_) => "NoteOutOfMemory".to_owned(),
         Effect::StartCold(_) => "StartCold".to_owned(),
         Effect::Contain(_) => "Contain".to_owned(),
         effect => format!("{effect:?}"),
@@ -384,6 +389,7 @@ fn every_bad_end_kills_the_machine_and_is_named() {
         (died(), K::Boot, K::GuestDied),
         (Event::MachineGone(MachineExit::Panicked("x".into())), K::Boot, K::GuestDied),
         (Event::HostFull("x".into()), K::HostFull, K::HostFull),
+        (Event::DirectoryGone, K::Disk, K::Disk),
         (Event::TimedOut, K::Timeout, K::Timeout),
         (Event::Cancelled, K::Cancelled, K::Cancelled),
     ];
@@ -425,6 +431,47 @@ fn a_guest_that_turns_itself_off_ends_its_machine_well() {
     assert_eq!(step(Phase::Running, off(), WORKSPACE), line("Ended(PoweredOff)", "Kill"));
     assert_eq!(step(Phase::StoppingService, off(), SERVICE), line("Ended(Stopped)", "Kill"));
     assert_eq!(step(Phase::Starting, off(), SERVICE), line("Ended(Boot)", "Kill"));
+}
+
+#[test]
+fn a_guest_that_restarts_is_booted_again_in_a_workspace_that_served() {
+    let rebooted = || Event::MachineGone(MachineExit::Rebooted);
+    assert_eq!(step(Phase::Running, rebooted(), SERVICE), line("Starting", "Publish Reboot"));
+    assert_eq!(step(Phase::StoppingService, rebooted(), SERVICE), line("Ended(Stopped)", "Kill"));
+    for traits in [OFFLINE, KEPT, SCRATCH] {
+        assert_eq!(step(Phase::Running, rebooted(), traits), line("Ended(Rebooted)", "Kill"));
+    }
+    let mut lifecycle = at(Phase::Running, false);
+    lifecycle.step(rebooted(), SERVICE);
+    assert_eq!(
+        short(&lifecycle.phase),
+        "Ended(Rebooted)",
+        "a guest that restarts before it served is given up"
+    );
+
+    let mut lifecycle = at(Phase::Running, true);
+    lifecycle.step(rebooted(), SERVICE);
+    lifecycle.step(Event::Cancelled, SERVICE);
+    lifecycle.step(Event::AgentReady, SERVICE);
+    assert_eq!(lifecycle.state(SERVICE), State::Starting, "its service does not run yet");
+    lifecycle.step(Event::Serving, SERVICE);
+    assert_eq!(lifecycle.state(SERVICE), State::Running);
+    lifecycle.step(rebooted(), SERVICE);
+    lifecycle.step(rebooted(), SERVICE);
+    assert_eq!(short(&lifecycle.phase), "Ended(Boot)", "it restarted before it was up");
+}
+
+#[test]
+fn a_guest_that_hangs_counts_only_while_it_should_answer() {
+    let hung = || Event::GuestHung("x".into());
+    for phase in phases() {
+        let (next, _) = step(phase.clone(), hung(), SERVICE);
+        let ends = matches!(
+            phase,
+            Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming | Phase::StoppingService
+        );
+        assert_eq!(next == "Ended(GuestDied)", ends, "{phase:?}");
+    }
 }
 
 #[test]
@@ -517,6 +564,8 @@ fn a_quarantined_machine_only_ends() {
             Event::ChangeRequested(_, ChangeRequest::Kill) => ("Ended(Stopped)", "Kill"),
             Event::ChangeRequested(..) => ("Quarantined", "Refuse"),
             Event::MachineGone(_) => ("Ended(Quarantined)", "Kill"),
+            Event::DirectoryGone => ("Ended(Disk)", "Kill"),
+            Event::OutOfMemory(_) => ("Quarantined", "NoteOutOfMemory"),
             _ => ("Quarantined", ""),
         };
         assert_eq!((next.as_str(), effects.as_str()), expected, "{event:?}");

@@ -6,11 +6,12 @@
 //! its own stream.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use microagent_proto::{GENERATION, SESSION_STREAM_LIMIT, SessionHandle, read_message, write_message};
+use microagent_proto::{SESSION_STREAM_LIMIT, SessionHandle, read_message, write_message};
 use microagent_store::{CONTROL_KEY_LEN, ControlKey, State, WorkspaceDir};
 use rustix::process::geteuid;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -26,13 +27,16 @@ use super::console::Console;
 use crate::control::{Amendment, Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal};
 use crate::lifecycle::ChangeRequest;
 
-/// How long a client may take to say what it wants.
-const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a client may take to send its request.
+const HELLO_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Most clients at a time that have not sent their request yet.
+const KEYLESS_LIMIT: usize = 32;
 
 /// How long clients may take to read the last answers.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Most clients at a time; further ones wait in the socket's queue.
+/// Most clients at a time that wait for an answer.
 const CLIENT_LIMIT: usize = 128;
 
 /// Most streams that are lent at a time. The rest is the supervisor's own: service and shutdown.
@@ -148,6 +152,11 @@ impl ControlServer {
         self.cut_off.cancel();
     }
 
+    /// Lends no more streams of this session: its guest is gone. Another one may follow.
+    pub(super) fn take_back(&self) {
+        self.session.borrow_mut().take();
+    }
+
     /// The session, once there is one.
     pub(super) fn session(&self) -> Option<SessionHandle> {
         self.session.borrow().clone()
@@ -189,58 +198,68 @@ struct ControlConnection {
     console: Shared<Option<Console>>,
 }
 
+/// Takes clients in, without ever waiting for one. Who has not shown the key yet has a place among [`KEYLESS_LIMIT`] for
+/// [`HELLO_DEADLINE`], and loses it to who comes later: a client that knows the key has written it by the time it is taken
+/// in, so those that only connect push out each other.
 async fn accept(listener: UnixListener, connection: ControlConnection) {
-    let room = Rc::new(Semaphore::new(CLIENT_LIMIT));
+    let mut keyless: VecDeque<AbortOnDrop> = VecDeque::new();
     loop {
-        let permit = Rc::clone(&room);
-        let Ok(()) = permit.acquire().await.map(tokio::sync::SemaphorePermit::forget) else { return };
         match listener.accept().await {
             Ok((client, _)) => {
-                let (connection, room) = (connection.clone(), Rc::clone(&room));
-                spawn_local(async move {
-                    connection.serve(client).await;
-                    room.add_permits(1);
-                });
+                keyless.retain(|entrance| !entrance.0.is_finished());
+                if keyless.len() >= KEYLESS_LIMIT {
+                    keyless.pop_front();
+                }
+                keyless.push_back(AbortOnDrop(spawn_local(connection.clone().admit(client))));
+                // However many come, others have their turn.
+                tokio::task::yield_now().await;
             }
-            Err(_) => {
-                room.add_permits(1);
-                // Out of descriptors, most likely: some come back when clients leave.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            // Out of descriptors, most likely: some come back when clients leave.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
 
+/// A task that ends with its owner.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl ControlConnection {
-    async fn serve(&self, mut client: UnixStream) {
+    /// Reads what a client requests, and serves it in a task of its own if it knows the key.
+    async fn admit(self, mut client: UnixStream) {
         if !client.peer_cred().is_ok_and(|peer| peer.uid() == geteuid().as_raw()) {
             return;
         }
-        let Ok(unanswered) = self.answers.acquire().await else { return };
-        let hello = timeout(HELLO_DEADLINE, read_message::<Hello, _>(&mut client, CONTROL_LIMIT)).await;
-        let answer = match hello {
-            Ok(Ok(Some(hello))) if hello.generation == GENERATION => {
-                if hello.key != self.key {
-                    return;
-                }
-                match hello.request {
-                    ControlRequest::Attach => {
-                        drop(unanswered);
-                        return self.lend(client).await;
-                    }
-                    ControlRequest::Console => {
-                        drop(unanswered);
-                        return self.lend_console(client).await;
-                    }
-                    ControlRequest::Change(request) => self.change(request, hello.reason).await,
-                    ControlRequest::Amend(amendment) => self.amend(amendment).await,
+        match timeout(HELLO_DEADLINE, read_message::<Hello, _>(&mut client, CONTROL_LIMIT)).await {
+            Ok(Ok(Some(hello))) if hello.is_understood() => {
+                if hello.key == self.key {
+                    spawn_local(async move { self.serve(client, hello.request, hello.reason).await });
                 }
             }
-            Ok(Ok(Some(_)) | Err(_)) => Answer::Refused(Refusal::OtherBuild),
-            Ok(Ok(None)) | Err(_) => return,
+            Ok(Ok(Some(_)) | Err(_)) => {
+                let answer = Answer::Refused(Refusal::OtherBuild);
+                let _ = timeout(HELLO_DEADLINE, write_message(&mut client, &answer, CONTROL_LIMIT)).await;
+            }
+            Ok(Ok(None)) | Err(_) => {}
+        }
+    }
+
+    async fn serve(&self, mut client: UnixStream, request: ControlRequest, reason: Option<String>) {
+        // Kept until the answer is written; streams are counted apart.
+        let unanswered = self.answers.acquire();
+        let answer = match request {
+            ControlRequest::Attach => return self.lend(client).await,
+            ControlRequest::Console => return self.lend_console(client).await,
+            ControlRequest::Change(request) => (unanswered.await, self.change(request, reason).await),
+            ControlRequest::Amend(amendment) => (unanswered.await, self.amend(amendment).await),
         };
         // A client that is gone misses nothing.
-        let _ = write_message(&mut client, &answer, CONTROL_LIMIT).await;
+        let _ = write_message(&mut client, &answer.1, CONTROL_LIMIT).await;
     }
 
     /// Has the driver answer. One that is gone has ended the machine.

@@ -2,6 +2,7 @@
 //! out what was decided until the machine has ended.
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,19 +14,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep_until, timeout};
 
-use super::boot_budget::BootBudget;
+use super::answer_budget::AnswerBudget;
 use super::clients::ClientRequest;
 use super::console::Console;
-use super::directory_watch::DirectoryWatch;
 use super::machine::Machine;
 use super::plan::Plan;
 use super::worker::{Freeze, Worker, WorkerContext};
 use super::{Driver, QUEUE, full_or_boot, write_failure};
+use crate::confinement::{Needs, confine};
 use crate::features::features_of;
 use crate::handed::admit_guest_files;
 use crate::lifecycle::{Effect, Event, Phase};
 use crate::machine::{add_extra_disks, insert_disk};
-use crate::spec::{Outcome, Report};
+use crate::spec::{Claim, Outcome, Report};
 use crate::template::Template;
 
 /// How long a broken control channel waits for the reason: the death of QEMU explains it best.
@@ -34,10 +35,16 @@ const REASON_PATIENCE: Duration = Duration::from_millis(500);
 /// One machine with the tasks that serve it.
 pub(super) struct RunningMachine {
     pub(super) machine: Machine,
-    worker: JoinHandle<()>,
+    pub(super) conversation: Conversation,
     incoming: mpsc::Receiver<Event>,
     /// For tasks that carry an effect out.
     pub(super) events: mpsc::Sender<Event>,
+    template: Option<Template>,
+}
+
+/// The conversation with one guest, which ends when this is dropped.
+pub(super) struct Conversation {
+    worker: JoinHandle<()>,
     /// Has the guest flush its disk.
     pub(super) flush: Option<oneshot::Sender<()>>,
     /// When the flush must be done.
@@ -46,7 +53,12 @@ pub(super) struct RunningMachine {
     pub(super) signals: mpsc::Sender<u8>,
     /// When the service that was sent its stop signal must have ended.
     pub(super) service_deadline: Option<tokio::time::Instant>,
-    template: Option<Template>,
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        self.worker.abort();
+    }
 }
 
 /// How the events of one machine ended.
@@ -64,11 +76,9 @@ impl Driver {
         admit_guest_files(&self.spec.machine, &self.state);
         self.features = features_of(&self.spec.machine.qemu, &self.state).await;
         let mut plan = Plan::choose(&self.spec, &self.state);
-        let mut directory = DirectoryWatch::of(self.dir.path());
         loop {
             let mut running = self.start(plan).await?;
-            let outcome = self.follow_events(&mut running, cancelled.as_mut(), &mut directory).await;
-            running.worker.abort();
+            let outcome = self.follow_events(&mut running, cancelled.as_mut()).await;
             match outcome {
                 MachineOutcome::Ended(outcome) => return Ok(outcome),
                 MachineOutcome::NotRestored(reason) => {
@@ -98,6 +108,11 @@ impl Driver {
             Machine::start(&self.spec, &plan, claimed, features, &self.dir, console, &events).await?;
         self.start = plan.mode();
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
+        // Nothing has been heard of the guest yet. A restored one may have to be replaced by one that boots, which needs a
+        // program to be started, until it has answered.
+        if !matches!(plan, Plan::Warm(_) | Plan::WarmToFreeze(..)) {
+            self.confine(&machine, matches!(plan, Plan::Freeze(..)))?;
+        }
         self.record_machine(&machine).await?;
 
         let add_disks = self.disks_to_add(&plan);
@@ -118,31 +133,75 @@ impl Driver {
         if let Some(server) = self.clients.server() {
             server.show_console(Console::new(machine.take_keys(), Rc::clone(&self.console)));
         }
+        let conversation = self.converse(&machine, template.is_some(), freeze, &events)?;
+        Ok(RunningMachine { machine, conversation, incoming, events, template })
+    }
+
+    /// Starts the conversation with the guest of a machine that was started or reset.
+    fn converse(
+        &self,
+        machine: &Machine,
+        restored: bool,
+        freeze: Option<Freeze>,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Conversation, Failure> {
         let context = WorkerContext {
             console: Rc::clone(&self.console),
             timeline: Rc::clone(&self.timeline),
             reports: self.reports.clone(),
             started: self.started,
             control: self.clients.server().map(Rc::clone),
-            budget: BootBudget::of(template.is_some(), self.spec.boot_deadline, machine.process_id()),
+            budget: AnswerBudget::of(restored, self.spec.boot_deadline, machine.process_id()),
+            state: Rc::clone(&self.published),
+            guest_end: machine.guest_end(),
         };
+        let channel = machine.control_channel().map_err(|e| full_or_boot(&e, "control channel"))?;
         let worker =
             Worker::new(&self.spec, &self.dir, freeze, context).map_err(|e| full_or_boot(&e, "output"))?;
         let (flush, flush_requested) = oneshot::channel();
         let (signals, signalled) = mpsc::channel(QUEUE);
-        let control_channel = machine.take_control();
-        let worker = spawn_local(worker.run(control_channel, events.clone(), flush_requested, signalled));
-        Ok(RunningMachine {
-            machine,
-            worker,
-            incoming,
-            events,
-            flush: Some(flush),
-            flush_deadline: None,
-            signals,
-            service_deadline: None,
-            template,
-        })
+        let worker = spawn_local(worker.run(channel, events.clone(), flush_requested, signalled));
+        Ok(Conversation { worker, flush: Some(flush), flush_deadline: None, signals, service_deadline: None })
+    }
+
+    /// Boots the same machine again: its guest has reset it, and QEMU has stopped it.
+    pub(super) fn reboot(&mut self, running: &mut RunningMachine) {
+        // The old conversation ends here, and with it all streams that are lent.
+        if let Some(server) = self.clients.server() {
+            server.take_back();
+        }
+        let (reset, events) = (running.machine.reset(), running.events.clone());
+        spawn_local(async move {
+            if let Err(error) = reset.await {
+                let _ = events.send(Event::GuestFailed(format!("it cannot be restarted: {error}"))).await;
+            }
+        });
+        match self.converse(&running.machine, false, None, &running.events) {
+            Ok(conversation) => running.conversation = conversation,
+            Err(failure) => self.carried_out.push_back(Event::GuestFailed(failure.message)),
+        }
+    }
+
+    /// Takes from this process what it does not need any more, once.
+    fn confine(&mut self, machine: &Machine, freezes: bool) -> Result<(), Failure> {
+        if std::mem::replace(&mut self.confined, true) {
+            return Ok(());
+        }
+        let volumes = self.spec.machine.extra_disks.iter().filter_map(|disk| match &disk.claim {
+            Claim::Volume(name) => Some(self.state.volume(name).path().to_owned()),
+            Claim::None | Claim::File => None,
+        });
+        let network = machine.link().map(|link| link.stack);
+        let needs = Needs {
+            dir: &self.dir,
+            state: &self.state,
+            volumes: volumes.collect(),
+            freezes,
+            removes: self.record.as_ref().is_some_and(|record| record.disposable),
+            groups: machine.group().parents().map(Path::to_owned).collect(),
+            children: machine.process_id().into_iter().chain(network).map(|process| process.pid).collect(),
+        };
+        confine(&needs).map_err(|e| full_or_boot(&e, "the supervisor cannot be confined"))
     }
 
     /// Records the processes of a machine, and tells the caller which ports it publishes.
@@ -175,20 +234,16 @@ impl Driver {
         &mut self,
         running: &mut RunningMachine,
         mut cancelled: Pin<&mut impl Future<Output = ()>>,
-        directory: &mut DirectoryWatch,
     ) -> MachineOutcome {
         loop {
-            let event = tokio::select! {
-                biased;
-                event = self.next_event(running, cancelled.as_mut()) => event,
-                () = directory.gone() => {
-                    // There is no record that could be written, and nobody who could be told.
-                    running.machine.kill().await;
-                    std::process::exit(1);
-                }
-            };
-            if matches!(event, Event::AgentReady) {
-                // They are in the guest: no further machine of this supervisor will need them.
+            let mut event = self.next_event(running, cancelled.as_mut()).await;
+            if matches!(event, Event::AgentReady)
+                && let Err(failure) = self.confine(&running.machine, false)
+            {
+                event = Event::StartNotRecorded(failure);
+            }
+            if matches!(event, Event::AgentReady) && !self.traits.detached {
+                // They are in the guest. A workspace needs them again when its guest restarts.
                 self.spec.configure.secrets.clear();
             }
             for effect in self.lifecycle.step(event, self.traits) {
@@ -225,18 +280,19 @@ impl Driver {
                     self.caller_gone = true;
                     Event::Cancelled
                 }
-                () = wait_until(running.flush_deadline) => {
-                    running.flush_deadline = None;
+                () = wait_until(running.conversation.flush_deadline) => {
+                    running.conversation.flush_deadline = None;
                     Event::FlushFailed("the guest did not answer in time".to_owned())
                 }
-                () = wait_until(running.service_deadline) => {
-                    running.service_deadline = None;
+                () = wait_until(running.conversation.service_deadline) => {
+                    running.conversation.service_deadline = None;
                     Event::ServiceStopTimedOut
                 }
                 () = wait_until(time_up.filter(|_| !self.timed_out)) => {
                     self.timed_out = true;
                     Event::TimedOut
                 }
+                () = self.dir_watch.gone(&self.dir) => Event::DirectoryGone,
                 request = self.clients.next() => match request {
                     ClientRequest::Change(change) => self.clients.enter(change),
                     // Nothing that the machine notices.

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use super::control_server::PendingAmendment;
 use super::drive::RunningMachine;
 use super::machine::Monitor;
-use super::{Driver, FLUSH_DEADLINE, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
+use super::{Driver, FLUSH_DEADLINE, OUT_OF_MEMORY_MAX, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
 use crate::control::{Amendment, Answer};
 use crate::lifecycle::{ClientId, Effect, Event};
 use crate::spec::{Report, Work};
@@ -27,20 +27,22 @@ impl Driver {
             Effect::ReportBooted => drop(self.reports.send(Report::Booted).await),
             Effect::ReportServing => drop(self.reports.send(Report::Serving).await),
             Effect::NoteLinkLost(reason) => self.note_link_lost(&reason).await,
+            Effect::NoteOutOfMemory(program) => self.note_out_of_memory(&program).await,
             Effect::Flush => {
-                running.flush_deadline = Some(Instant::now() + FLUSH_DEADLINE);
+                running.conversation.flush_deadline = Some(Instant::now() + FLUSH_DEADLINE);
                 // The worker may have died of the guest's doing; the deadline speaks then.
-                let _ = running.flush.take().map(|flush| flush.send(()));
+                let _ = running.conversation.flush.take().map(|flush| flush.send(()));
             }
             Effect::SignalService => {
-                running.service_deadline = Some(Instant::now() + STOP_WINDOW);
+                running.conversation.service_deadline = Some(Instant::now() + STOP_WINDOW);
                 if let Work::Serve { stop_signal, .. } = self.spec.work {
                     // One that does not take signals any more does not end either, which is then said.
-                    let _ = running.signals.try_send(stop_signal);
+                    let _ = running.conversation.signals.try_send(stop_signal);
                 }
             }
             Effect::Pause => pause(running),
             Effect::Resume => self.resume(running),
+            Effect::Reboot => self.reboot(running),
             Effect::Contain(client) => self.contain(running, client),
             Effect::Quit => running.machine.quit().await,
             // A cold start is another machine; its driver kills this one.
@@ -53,7 +55,22 @@ impl Driver {
     async fn note_link_lost(&mut self, reason: &str) {
         let message = format!("the network is gone until the next start: {reason}");
         if self.record.is_some() {
-            self.dir.note_event(self.published, Some(&message));
+            self.dir.note_event(self.published.get(), Some(&message));
+        }
+        let _ = self.reports.send(Report::Notice(message)).await;
+    }
+
+    /// Tells whoever looks, as often as a guest may make us.
+    async fn note_out_of_memory(&mut self, program: &str) {
+        self.out_of_memory += 1;
+        if self.out_of_memory > OUT_OF_MEMORY_MAX {
+            return;
+        }
+        let mib = self.spec.machine.memory_mib;
+        let message =
+            format!("the guest ran out of its {mib} MiB of memory and killed `{}`", program.escape_default());
+        if self.record.is_some() {
+            self.dir.note_event(self.published.get(), Some(&message));
         }
         let _ = self.reports.send(Report::Notice(message)).await;
     }
@@ -101,8 +118,8 @@ impl Driver {
         if let Some(server) = self.clients.server() {
             server.cut_off();
         }
-        running.flush_deadline = None;
-        running.service_deadline = None;
+        running.conversation.flush_deadline = None;
+        running.conversation.service_deadline = None;
         if let Some(record) = &mut self.record {
             record.asked_to_end = true;
         }

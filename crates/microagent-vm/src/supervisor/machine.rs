@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
+use super::guest_end::GuestEnd;
 use super::network::Network;
 use super::plan::Plan;
 use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
@@ -50,6 +51,10 @@ pub(super) const LINK_DEADLINE: Duration = Duration::from_secs(2);
 const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(1);
 const FREEZE_POLLS: usize = 1000;
 
+/// How often a machine that was reset is told to run, and how many times.
+const RESET_POLL_INTERVAL: Duration = Duration::from_millis(2);
+const RESET_POLLS: usize = 1000;
+
 /// Bytes per second at which a state may be written: no brake at all.
 const FREEZE_BANDWIDTH: u64 = 1 << 40;
 
@@ -57,14 +62,14 @@ const FREEZE_BANDWIDTH: u64 = 1 << 40;
 pub(super) struct Machine {
     qemu: Child,
     network: Option<Network>,
-    control: Option<UnixStream>,
+    control: OwnedFd,
     keys: Option<OwnedWriteHalf>,
     monitor: Monitor,
     words: Option<JoinHandle<()>>,
-    console: Shared<BoundedLog>,
+    guest_end: GuestEnd,
     vmm_log: Shared<BoundedLog>,
     /// Removed when QEMU is gone.
-    _group: MachineGroup,
+    group: MachineGroup,
 }
 
 impl Machine {
@@ -99,12 +104,23 @@ impl Machine {
         let (shown, keys) = sockets.console.into_split();
         spawn_local(copy_to_log(shown, Rc::clone(&console)));
         let (commands, commanded) = mpsc::channel(1);
-        let qemu_words = (sockets.state, features);
-        spawn_local(hold_monitor(sockets.monitor, qemu_words, events.clone(), commanded));
+        let guest_end = GuestEnd::new(console);
+        let (qemu_words, ends) = ((sockets.state, features), guest_end.clone());
+        spawn_local(hold_monitor(sockets.monitor, qemu_words, events.clone(), commanded, ends));
         let monitor = Monitor { commands };
-        let (control, keys) = (Some(sockets.control), Some(keys));
-        let _group = sockets.group;
-        Ok(Machine { qemu, network, control, keys, monitor, words, console, vmm_log, _group })
+        let (control, keys) = (sockets.control, Some(keys));
+        let group = sockets.group;
+        Ok(Machine { qemu, network, control, keys, monitor, words, guest_end, vmm_log, group })
+    }
+
+    /// Its control group.
+    pub(super) fn group(&self) -> &MachineGroup {
+        &self.group
+    }
+
+    /// What is known of the end of its guest.
+    pub(super) fn guest_end(&self) -> GuestEnd {
+        self.guest_end.clone()
     }
 
     /// QEMU's process.
@@ -134,9 +150,31 @@ impl Machine {
         Event::MachineGone(self.gone().await)
     }
 
-    /// The control channel, once.
-    pub(super) fn take_control(&mut self) -> UnixStream {
-        self.control.take().expect("the control channel is taken once, by the worker")
+    /// The control channel, for one conversation at a time: a guest that was booted again is greeted on the same one.
+    pub(super) fn control_channel(&self) -> io::Result<UnixStream> {
+        let channel = StdUnixStream::from(self.control.try_clone()?);
+        channel.set_nonblocking(true)?;
+        UnixStream::from_std(channel)
+    }
+
+    /// Resets the machine, whose processors are stopped, and lets them run.
+    pub(super) fn reset(&self) -> impl Future<Output = Result<(), QmpError>> + 'static {
+        let monitor = self.monitor();
+        async move {
+            // What makes a reset by the guest stop the machine makes ours do so, too.
+            let on_reset = |action: &str| ("set-action", json!({ "reboot": action }));
+            monitor
+                .execute(vec![on_reset("reset"), ("system_reset", json!({})), on_reset("shutdown")])
+                .await?;
+            for _ in 0..RESET_POLLS {
+                // QEMU resets a moment after it has said so, and refuses to run until then.
+                match monitor.execute(vec![("cont", json!({}))]).await {
+                    Err(QmpError::Refused { .. }) => sleep(RESET_POLL_INTERVAL).await,
+                    done => return done,
+                }
+            }
+            monitor.execute(vec![("cont", json!({}))]).await
+        }
     }
 
     /// Where the serial console is typed at, once.
@@ -211,11 +249,7 @@ impl Machine {
                 log.lines().rfind(|line| line.contains("qemu")).unwrap_or("it gave no reason").to_owned();
             return MachineExit::Died(format!("QEMU failed: {words}"));
         }
-        let console = self.console.borrow().tail();
-        match console.lines().rfind(|line| line.contains("Kernel panic")) {
-            Some(line) => MachineExit::Panicked(line.trim().to_owned()),
-            None => MachineExit::PoweredOff,
-        }
+        MachineExit::Died("QEMU ended without a reason".to_owned())
     }
 }
 
@@ -223,7 +257,7 @@ impl Machine {
 struct OurEnds {
     console: UnixStream,
     monitor: UnixStream,
-    control: UnixStream,
+    control: OwnedFd,
     /// Where the state is that it goes on from, in QEMU's words.
     state: Option<String>,
     /// The control group that it is in.
@@ -239,7 +273,8 @@ fn start_qemu(
 ) -> io::Result<(Child, OurEnds)> {
     let (console, qemu_console) = pair()?;
     let (monitor, qemu_monitor) = pair()?;
-    let (control, qemu_control) = pair()?;
+    let (control, qemu_control) = StdUnixStream::pair()?;
+    let (control, qemu_control) = (OwnedFd::from(control), OwnedFd::from(qemu_control));
     let sockets = Sockets {
         console: qemu_console.as_fd(),
         monitor: qemu_monitor.as_fd(),
@@ -360,12 +395,23 @@ async fn hold_monitor(
     (state, features): (Option<String>, Features),
     events: mpsc::Sender<Event>,
     mut commands: mpsc::Receiver<MonitorCommand>,
+    guest_end: GuestEnd,
 ) {
     let Ok(mut qmp) = Qmp::negotiate(monitor).await else { return };
-    if let Some(state) = state
-        && let Err(error) = restore(&mut qmp, &state).await
-    {
-        let _ = events.send(Event::GuestFailed(error.to_string())).await;
+    match state {
+        Some(state) => {
+            if let Err(error) = restore(&mut qmp, &state).await {
+                let _ = events.send(Event::GuestFailed(error.to_string())).await;
+            }
+        }
+        // A guest that boots may have ended its machine before there was a monitor to say so.
+        None => match qmp.execute("query-status", json!({})).await {
+            Ok(status) if status["status"] == "shutdown" => {
+                let exit = guest_end.exit().await;
+                let _ = events.send(Event::MachineGone(exit)).await;
+            }
+            _ => {}
+        },
     }
     loop {
         tokio::select! {
@@ -384,6 +430,11 @@ async fn hold_monitor(
                 Ok(event) if event.name == "BLOCK_IO_ERROR" && event.data["nospace"] == true => {
                     let message = "the host's disk is full; the guest's write could not be stored".to_owned();
                     let _ = events.send(Event::HostFull(message)).await;
+                }
+                // Whatever else ends it, a command of ours or a signal, shows by QEMU's exit.
+                Ok(event) if event.name == "SHUTDOWN" && event.data["guest"] == true => {
+                    let exit = guest_end.exit().await;
+                    let _ = events.send(Event::MachineGone(exit)).await;
                 }
                 Ok(_) => {}
                 Err(_) => return,

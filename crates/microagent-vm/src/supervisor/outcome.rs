@@ -103,6 +103,9 @@ fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<Failure>) {
         Outcome::PoweredOff if !work.is_serving() => {
             failed(FailureKind::GuestDied, "the guest turned itself off before its work was done".to_owned())
         }
+        Outcome::Rebooted => {
+            failed(FailureKind::GuestDied, "the guest restarted itself before its work was done".to_owned())
+        }
         Outcome::Prepared => (State::Prepared, None),
         Outcome::Halted => (State::Halted, None),
         Outcome::Completed(_)

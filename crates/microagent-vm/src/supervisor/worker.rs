@@ -23,11 +23,13 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_local;
+use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use super::boot_budget::{BootBudget, Exhausted};
+use super::answer_budget::{AnswerBudget, Exhausted};
 use super::control_server::ControlServer;
+use super::guest_end::GuestEnd;
+use super::liveness::{StateWatch, unresponsive};
 use super::machine::Monitor;
 use super::{Shared, elapsed_us};
 use crate::bounded_log::BoundedLog;
@@ -36,7 +38,7 @@ use crate::output::{OutputStream, OutputWriter};
 use crate::spec::{MachineSpec, Outcome, Report, Step, SupervisorSpec, Timeline, Work};
 use crate::template::Freezer;
 
-/// Own time of the guest ([`BootBudget`]) to find, mount and grow its disk and to set up its network.
+/// Own time of the guest ([`AnswerBudget`]) to find, mount and grow its disk and to set up its network.
 const CONFIGURE_TIME: Duration = Duration::from_secs(60);
 
 /// A run has no service, so there is nothing to ask before everything else is.
@@ -141,7 +143,33 @@ pub(super) struct WorkerContext {
     /// The control socket, if there is one.
     pub(super) control: Option<Rc<ControlServer>>,
     /// How long the guest may take to answer for the first time.
-    pub(super) budget: BootBudget,
+    pub(super) budget: AnswerBudget,
+    /// The machine's state.
+    pub(super) state: Rc<StateWatch>,
+    /// What is known of the guest's end.
+    pub(super) guest_end: GuestEnd,
+}
+
+/// A session with a guest, which ends when this is dropped.
+struct Session {
+    handle: SessionHandle,
+    driver: JoinHandle<Result<(), SessionError>>,
+}
+
+impl Session {
+    /// Waits for its end, and says how it came about.
+    async fn ended(&mut self) -> String {
+        match (&mut self.driver).await {
+            Ok(Err(error)) => format!("the guest broke the control channel: {}", with_cause(&error)),
+            Ok(Ok(())) | Err(_) => "the guest closed the control channel".to_owned(),
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
 }
 
 impl Worker {
@@ -185,7 +213,6 @@ impl Worker {
         flush_requested: oneshot::Receiver<()>,
         signals: mpsc::Receiver<u8>,
     ) {
-        let shut_down = self.shut_down();
         // The driver outlives this task, so a failed send means that it is ending already.
         if let Some(freeze) = self.freeze.take() {
             match self.freeze(&mut control, freeze).await {
@@ -207,42 +234,60 @@ impl Worker {
                 Ok(Ok(())) => {}
             }
         }
-        let session = match self.open(control).await {
+        let mut session = match self.open(control).await {
             Ok(session) => session,
             Err(trouble) => return drop(events.send(trouble.into()).await),
         };
         let _ = events.send(Event::AgentReady).await;
-        let mut flush_requested = pin!(flush_requested);
-        {
-            let mut work = pin!(self.work(&session, &events, signals));
-            let asked = tokio::select! {
-                done = &mut work => {
-                    let _ = events.send(done.map_or_else(Event::from, Event::WorkDone)).await;
-                    None
-                }
-                asked = &mut flush_requested => Some(asked.is_ok()),
-            };
-            if let Some(asked) = asked {
-                // What the service says while it is being ended belongs into its log, too.
-                return if asked {
-                    tokio::select! {
-                        () = flush(&session, shut_down.clone(), &events) => {}
-                        () = async { drop(work.await); std::future::pending().await } => {}
-                    }
-                };
-            }
+        let (budget, watch) = (self.context.budget.clone(), Rc::clone(&self.context.state));
+        let (handle, guest_end) = (session.handle.clone(), self.context.guest_end.clone());
+        // What the conversation itself runs into is more precise than what its channel's end or a silence say.
+        tokio::select! {
+            biased;
+            () = self.converse(&handle, &events, flush_requested, signals) => {}
+            reason = session.ended() => drop(events.send(Event::ChannelBroken(reason)).await),
+            () = guest_end.watch(&handle, &events) => {}
+            message = unresponsive(&handle, &budget, &watch) => drop(events.send(Event::GuestHung(message)).await),
         }
-        if flush_requested.await.is_ok() {
-            flush(&session, shut_down, &events).await;
+    }
+
+    /// Does the work, and flushes when that is requested: while the work runs, or after it.
+    async fn converse(
+        &mut self,
+        session: &SessionHandle,
+        events: &mpsc::Sender<Event>,
+        mut flush_requested: oneshot::Receiver<()>,
+        signals: mpsc::Receiver<u8>,
+    ) {
+        let shut_down = self.shut_down();
+        let mut work = pin!(self.work(session, events, signals));
+        // The request wins over the work only when the work is not done. A driver that drops the sender is ending, and
+        // kills the machine: there is nothing left to say then.
+        let requested = tokio::select! {
+            biased;
+            done = &mut work => {
+                let _ = events.send(done.map_or_else(Event::from, Event::WorkDone)).await;
+                return if flush_requested.await.is_ok() { flush(session, shut_down, events).await };
+            }
+            requested = &mut flush_requested => requested.is_ok(),
+        };
+        if !requested {
+            return;
+        }
+        // The work is polled on: what the service says while it is being ended belongs into its log. That it ends is no
+        // event any more, and must not end the flush, so its branch never completes.
+        tokio::select! {
+            () = flush(session, shut_down, events) => {}
+            () = async { drop(work.await); std::future::pending().await } => {}
         }
     }
 
     /// Greets the guest and makes it this workspace's.
-    async fn open(&mut self, mut control: UnixStream) -> Result<SessionHandle, Trouble> {
+    async fn open(&mut self, mut control: UnixStream) -> Result<Session, Trouble> {
         self.greet(&mut control, PreambleKind::Session, &self.context.budget).await?;
         self.context.timeline.borrow_mut().ready_us = elapsed_us(self.context.started);
-        let (session, driver) = host_session(control);
-        spawn_local(driver);
+        let (handle, driver) = host_session(control);
+        let session = Session { handle, driver: spawn_local(driver) };
 
         let mut entropy = [0; 32];
         fill_random(&mut entropy)?;
@@ -250,7 +295,7 @@ impl Worker {
         self.configure.clock_unix_ns = unix_ns();
         let request = Request::Configure(self.configure.clone());
         self.configure.secrets.clear();
-        let mut stream = session.open().await?;
+        let mut stream = session.handle.open().await?;
         write_secret_message(&mut stream, &request, REQUEST_LIMIT).await?;
         drop(request);
         let budget = self.context.budget.with_own_time(CONFIGURE_TIME);
@@ -274,7 +319,7 @@ impl Worker {
         &self,
         control: &mut UnixStream,
         kind: PreambleKind,
-        budget: &BootBudget,
+        budget: &AnswerBudget,
     ) -> Result<(), Trouble> {
         let mut nonce = [0; 16];
         fill_random(&mut nonce)?;
@@ -319,6 +364,7 @@ impl Worker {
     ) -> Result<Outcome, Trouble> {
         match self.work.clone() {
             Work::Run { setup, command } => {
+                self.lend(session);
                 if let Some(failed) = self.set_up(session, setup).await? {
                     return Ok(failed);
                 }
@@ -332,9 +378,7 @@ impl Worker {
                 Ok(self.set_up(session, setup).await?.unwrap_or(Outcome::Prepared))
             }
             Work::Serve { service, .. } => {
-                if let Some(server) = &self.context.control {
-                    server.lend_from(session.clone());
-                }
+                self.lend(session);
                 let Some(service) = service else {
                     let _ = events.send(Event::Serving).await;
                     return std::future::pending().await;
@@ -345,6 +389,14 @@ impl Worker {
             }
             // Its conversation ends with the freeze; that it comes this far means that there was none.
             Work::Freeze => Err(Trouble::Guest("there was nothing to freeze the guest into".to_owned())),
+        }
+    }
+
+    /// Clients can have streams from now on, while the machine runs.
+    fn lend(&self, session: &SessionHandle) {
+        if let Some(server) = &self.context.control {
+            server.lend_from(session.clone());
+            server.show_state(self.context.state.get());
         }
     }
 
@@ -432,7 +484,7 @@ impl Worker {
 }
 
 /// Waits for an answer of a guest that is being started.
-async fn within<T>(budget: &BootBudget, answer: impl Future<Output = T>, what: &str) -> Result<T, Trouble> {
+async fn within<T>(budget: &AnswerBudget, answer: impl Future<Output = T>, what: &str) -> Result<T, Trouble> {
     tokio::select! {
         biased;
         answer = answer => Ok(answer),

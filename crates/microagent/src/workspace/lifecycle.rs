@@ -279,7 +279,7 @@ impl Workspace {
         if record.has_machine()
             && let Ok(Answer::Done) = change(&dir, ChangeRequest::Kill).await
         {
-            return self.wait_until_resting().await;
+            return self.wait_until_resting(record).await;
         }
         kill_processes(&record).await;
         let _lock = lock_patiently(&self.name, &dir).await?;
@@ -369,16 +369,24 @@ impl Workspace {
             return self.kill().await;
         }
         self.change(request, action).await?;
-        self.wait_until_resting().await
+        self.wait_until_resting(record).await
     }
 
-    /// A machine that has ended is seen as such at once, but for the moment in which its supervisor exits.
-    async fn wait_until_resting(&self) -> Result<WorkspaceDetails, Error> {
+    /// A machine that has ended is seen as such at once, but for the moment in which its supervisor exits. A disposable run
+    /// goes with its machine.
+    async fn wait_until_resting(&self, before: WorkspaceRecord) -> Result<WorkspaceDetails, Error> {
         let end = Instant::now() + REST_PATIENCE;
         loop {
-            let details = self.details()?;
-            if !details.state.is_live() || Instant::now() >= end {
-                return Ok(details);
+            match self.details() {
+                Ok(details) if !details.state.is_live() || Instant::now() >= end => return Ok(details),
+                Err(Error::NoSuchWorkspace { .. }) if before.disposable => {
+                    let record = WorkspaceRecord { state: State::Stopped, failure: None, ..before };
+                    return Ok(record.into());
+                }
+                // It is being removed at this moment.
+                Err(_) if before.disposable && Instant::now() < end => {}
+                Err(error) => return Err(error),
+                Ok(_) => {}
             }
             sleep(WAIT_INTERVAL).await;
         }

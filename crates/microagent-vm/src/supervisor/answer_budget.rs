@@ -34,7 +34,7 @@ const THREADS_MAX: usize = 1024;
 
 /// The time that a guest has for an answer.
 #[derive(Debug, Clone)]
-pub(super) struct BootBudget {
+pub(super) struct AnswerBudget {
     own: Duration,
     wall: Duration,
     machine: Option<ProcessId>,
@@ -49,19 +49,19 @@ pub(super) enum Exhausted {
     Host,
 }
 
-impl BootBudget {
+impl AnswerBudget {
     /// For the first answer of a machine; `boot_time` is what one that boots may take.
-    pub(super) fn of(restored: bool, boot_time: Duration, machine: Option<ProcessId>) -> BootBudget {
+    pub(super) fn of(restored: bool, boot_time: Duration, machine: Option<ProcessId>) -> AnswerBudget {
         let own = match restored {
             true => RESTORE_TIME.max(boot_time / RESTORE_SHARE).min(boot_time),
             false => boot_time,
         };
-        BootBudget { own, wall: boot_time * STARVED_FACTOR, machine }
+        AnswerBudget { own, wall: boot_time * STARVED_FACTOR, machine }
     }
 
     /// For another answer of the same machine.
-    pub(super) fn with_own_time(&self, own: Duration) -> BootBudget {
-        BootBudget { own, wall: self.wall.max(own * STARVED_FACTOR), machine: self.machine.clone() }
+    pub(super) fn with_own_time(&self, own: Duration) -> AnswerBudget {
+        AnswerBudget { own, wall: self.wall.max(own * STARVED_FACTOR), machine: self.machine.clone() }
     }
 
     /// Waits until it is used up.
@@ -193,12 +193,12 @@ mod tests {
 
     #[test]
     fn a_longer_boot_lengthens_a_restore_and_a_short_one_bounds_it() {
-        let own = |restored, seconds: u32| BootBudget::of(restored, seconds * SECOND, None).own;
+        let own = |restored, seconds: u32| AnswerBudget::of(restored, seconds * SECOND, None).own;
         assert_eq!(own(true, 120), 10 * SECOND);
         assert_eq!(own(true, 600), 50 * SECOND);
         assert_eq!(own(true, 3), 3 * SECOND);
         assert_eq!(own(false, 3), 3 * SECOND);
-        let budget = BootBudget::of(true, 120 * SECOND, None);
+        let budget = AnswerBudget::of(true, 120 * SECOND, None);
         assert!(budget.wall >= STARVED_FACTOR * budget.own);
         assert_eq!(budget.with_own_time(300 * SECOND).wall, 1200 * SECOND);
     }
@@ -215,7 +215,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_guest_that_has_nothing_to_do_and_says_nothing_is_given_up() {
-        let budget = BootBudget::of(false, Duration::from_millis(1), None);
+        let budget = AnswerBudget::of(false, Duration::from_millis(1), None);
         assert_eq!(budget.exhausted().await, Exhausted::Guest);
     }
 }

@@ -1,0 +1,347 @@
+//! What the supervisor itself may do once a guest speaks to it: look after the machine that it has started, and nothing
+//! else. It starts no program any more, opens no socket, and opens files of its workspace only.
+//!
+//! The walls hold for the thread that speaks to the guest, from the call of [`confine`] on and for good: a seccomp filter that
+//! lists what is allowed, and Landlock rules. What it has opened before, sockets and disks, it keeps. A machine that
+//! restarts needs no new program: QEMU resets it. A restored machine that has to be replaced by one that boots does need
+//! one, so the walls stand from the moment on in which that cannot happen any more.
+//!
+//! # Source
+//! Linux `Documentation/userspace-api/seccomp_filter.rst` and `landlock.rst`. The calls are those that `strace` shows of cold and
+//! warm starts, freezes, every request of a client, rotated logs, full disks and every end.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
+};
+use libc::c_long;
+use microagent_store::{StateDir, WorkspaceDir};
+use rustix::process::getpid;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+/// Newest rules that we ask for; an older kernel enforces those that it has.
+const NEWEST: ABI = ABI::V10;
+
+/// What is read of the system.
+const SYSTEM_READ: [&str; 2] = ["/proc/sys/kernel/random/boot_id", "/proc/self"];
+
+/// Devices that are opened.
+const DEVICES: [&str; 2] = ["/dev/null", "/dev/urandom"];
+
+/// Calls that are allowed whatever their arguments are.
+const ALLOWED: &[c_long] = &[
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    // Files, below Landlock's rules.
+    libc::SYS_close,
+    libc::SYS_copy_file_range,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fadvise64,
+    libc::SYS_fallocate,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fcntl,
+    libc::SYS_fdatasync,
+    libc::SYS_flock,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_fsync,
+    libc::SYS_ftruncate,
+    libc::SYS_getcwd,
+    libc::SYS_getdents64,
+    libc::SYS_ioctl,
+    libc::SYS_linkat,
+    libc::SYS_lseek,
+    libc::SYS_mkdirat,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_openat2,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_read,
+    libc::SYS_readlinkat,
+    libc::SYS_readv,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+    libc::SYS_sendfile,
+    libc::SYS_statfs,
+    libc::SYS_statx,
+    libc::SYS_umask,
+    libc::SYS_unlinkat,
+    libc::SYS_utimensat,
+    libc::SYS_write,
+    libc::SYS_writev,
+    // Events, time, randomness.
+    libc::SYS_clock_getres,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_eventfd2,
+    libc::SYS_getrandom,
+    libc::SYS_gettimeofday,
+    libc::SYS_nanosleep,
+    libc::SYS_pipe2,
+    libc::SYS_ppoll,
+    libc::SYS_restart_syscall,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    // Sockets that there are, and clients of the control socket. No new ones.
+    libc::SYS_accept4,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    // Signals as they are taken, and the end of what was started.
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sigaltstack,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    // What a process may know of itself, and how it ends.
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getegid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_rseq,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+];
+
+/// Older calls that x86-64 still has.
+#[cfg(target_arch = "x86_64")]
+const ALLOWED_HERE: &[c_long] = &[
+    libc::SYS_access,
+    libc::SYS_epoll_wait,
+    libc::SYS_lstat,
+    libc::SYS_mkdir,
+    libc::SYS_open,
+    libc::SYS_poll,
+    libc::SYS_readlink,
+    libc::SYS_rename,
+    libc::SYS_rmdir,
+    libc::SYS_stat,
+    libc::SYS_unlink,
+];
+
+/// Other architectures have none of them.
+#[cfg(not(target_arch = "x86_64"))]
+const ALLOWED_HERE: &[c_long] = &[];
+
+#[cfg(target_arch = "x86_64")]
+const ARCHITECTURE: TargetArch = TargetArch::x86_64;
+#[cfg(target_arch = "aarch64")]
+const ARCHITECTURE: TargetArch = TargetArch::aarch64;
+
+/// What a supervisor still needs.
+#[derive(Debug)]
+pub(crate) struct Needs<'a> {
+    /// Its workspace.
+    pub(crate) dir: &'a WorkspaceDir,
+    /// Where templates are.
+    pub(crate) state: &'a StateDir,
+    /// Volumes that it holds, whose records it writes.
+    pub(crate) volumes: Vec<PathBuf>,
+    /// Whether it will freeze its guest into a template.
+    pub(crate) freezes: bool,
+    /// Whether it removes its workspace when nobody else is left to.
+    pub(crate) removes: bool,
+    /// Directories of control groups, which it removes groups from.
+    pub(crate) groups: Vec<PathBuf>,
+    /// The processes that it has started, which it may kill and look at.
+    pub(crate) children: Vec<i32>,
+}
+
+/// Raises the walls around the calling thread.
+///
+/// # Errors
+/// Fails when the kernel knows Landlock and refuses the rules, or refuses the filter.
+pub(crate) fn confine(needs: &Needs<'_>) -> io::Result<()> {
+    rules(needs).and_then(|rules| rules.restrict_self().map(drop)).map_err(io::Error::other)?;
+    let filter = filter(&needs.children).map_err(io::Error::other)?;
+    seccompiler::apply_filter(&filter).map_err(io::Error::other)
+}
+
+fn rules(needs: &Needs<'_>) -> Result<RulesetCreated, RulesetError> {
+    let all = AccessFs::from_all(NEWEST) & !AccessFs::Execute;
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessNet::from_all(NEWEST))?
+        // Signals to QEMU go out of the domain: it was started before.
+        .scope(Scope::AbstractUnixSocket)?
+        .create()?;
+    ruleset = allow(ruleset, needs.dir.path(), all)?;
+    for volume in &needs.volumes {
+        ruleset = allow(ruleset, volume, all)?;
+    }
+    if needs.freezes {
+        for path in [needs.state.templates(), needs.state.tmp()] {
+            ruleset = allow(ruleset, &path, all)?;
+        }
+    }
+    if needs.removes {
+        // A workspace is removed by moving it. A rule of its own follows it; what is in others stays closed.
+        let moved = AccessFs::ReadDir | AccessFs::MakeDir | AccessFs::RemoveDir | AccessFs::Refer;
+        for path in [needs.state.workspaces(), needs.state.tmp()] {
+            ruleset = allow(ruleset, &path, moved)?;
+        }
+    }
+    for parent in &needs.groups {
+        ruleset = allow(ruleset, parent, AccessFs::RemoveDir.into())?;
+    }
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let children = needs.children.iter().map(|pid| PathBuf::from(format!("/proc/{pid}")));
+    for path in SYSTEM_READ.iter().map(PathBuf::from).chain(children) {
+        ruleset = allow(ruleset, &path, read)?;
+    }
+    for path in DEVICES {
+        ruleset = allow(ruleset, Path::new(path), AccessFs::ReadFile | AccessFs::WriteFile)?;
+    }
+    Ok(ruleset)
+}
+
+/// A path that is not there needs no rule.
+fn allow(
+    ruleset: RulesetCreated,
+    path: &Path,
+    access: BitFlags<AccessFs>,
+) -> Result<RulesetCreated, RulesetError> {
+    match PathFd::new(path) {
+        Ok(fd) if path.is_dir() => ruleset.add_rule(PathBeneath::new(fd, access)),
+        Ok(fd) => ruleset.add_rule(PathBeneath::new(fd, access & AccessFs::from_file(NEWEST))),
+        Err(_) => Ok(ruleset),
+    }
+}
+
+fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, Vec::new())).collect();
+    // Memory that is written is not executed: a call for both is not listed.
+    let not_executable = SeccompCondition::new(
+        2,
+        SeccompCmpArgLen::Dword,
+        SeccompCmpOp::MaskedEq(u64::from(libc::PROT_EXEC.unsigned_abs())),
+        0,
+    )?;
+    rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![not_executable.clone()])?]);
+    rules.insert(libc::SYS_mprotect, vec![SeccompRule::new(vec![not_executable])?]);
+    let own = getpid().as_raw_nonzero().get();
+    rules.insert(libc::SYS_tgkill, vec![about(own)?]);
+    let killed = children.iter().map(|pid| about(*pid)).collect::<Result<Vec<_>, _>>()?;
+    if !killed.is_empty() {
+        rules.insert(libc::SYS_kill, killed);
+    }
+    let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+    SeccompFilter::new(rules, denied, SeccompAction::Allow, ARCHITECTURE)?.try_into()
+}
+
+/// A call whose first argument is this process.
+fn about(pid: i32) -> Result<SeccompRule, BackendError> {
+    let pid = u64::from(pid.cast_unsigned());
+    SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, pid)?])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::ErrorKind;
+    use std::net::TcpStream;
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Everything that must work and everything that must not, in a thread of its own.
+    #[test]
+    fn a_confined_thread_reaches_its_workspace_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path().join("state"));
+        state.prepare().unwrap();
+        let own = WorkspaceDir::at(state.workspaces().join("own"));
+        let other = state.workspaces().join("other");
+        for made in [own.path(), &other] {
+            fs::create_dir_all(made).unwrap();
+        }
+        fs::write(other.join("control.key"), "secret").unwrap();
+        let outside = dir.path().join("outside");
+        fs::write(&outside, "x").unwrap();
+        let listener = UnixListener::bind(dir.path().join("bus")).unwrap();
+
+        let (place, own_dir) = (dir.path().to_owned(), own.path().to_owned());
+        let results = std::thread::spawn(move || {
+            let needs = Needs {
+                dir: &own,
+                state: &state,
+                volumes: Vec::new(),
+                freezes: false,
+                removes: true,
+                groups: Vec::new(),
+                children: vec![1],
+            };
+            confine(&needs).unwrap();
+            let file = own_dir.join("file");
+            fs::write(&file, "x").unwrap();
+            fs::rename(&file, own_dir.join("renamed")).unwrap();
+            fs::read("/proc/self/stat").unwrap();
+            let refused = [
+                ("program", Command::new("/bin/true").status().map(drop)),
+                ("TCP", TcpStream::connect("127.0.0.1:9").map(drop)),
+                ("UNIX socket", std::os::unix::net::UnixStream::connect(place.join("bus")).map(drop)),
+                ("thread", std::thread::Builder::new().spawn(|| ()).map(drop)),
+                ("file", fs::read(place.join("outside")).map(drop)),
+                ("key", fs::read(other.join("control.key")).map(drop)),
+                ("other workspace", fs::rename(&other, own_dir.join("other"))),
+                ("new file", fs::write(place.join("new"), "x")),
+                (
+                    "signal",
+                    rustix::process::test_kill_process(rustix::process::Pid::from_raw(2).unwrap())
+                        .map_err(Into::into),
+                ),
+            ];
+            refused.map(|(what, result)| (what, result.map_err(|error| error.kind())))
+        })
+        .join()
+        .unwrap();
+        drop(listener);
+        for (what, result) in results {
+            let kind = result.expect_err(what);
+            assert!(
+                matches!(kind, ErrorKind::PermissionDenied | ErrorKind::CrossesDevices),
+                "{what}: {kind:?}"
+            );
+        }
+    }
+}
