@@ -17,12 +17,15 @@ const LINK_LEN: usize = 100;
 /// The blocks before the content of a file of so many bytes, or of anything else. The names of directories
 /// end in a slash.
 pub fn header(entry: &Entry<u64>) -> Vec<u8> {
-    let records = records(entry);
+    with_records(entry, &records(entry))
+}
+
+fn with_records(entry: &Entry<u64>, records: &[u8]) -> Vec<u8> {
     let mut blocks = Vec::with_capacity(BLOCK);
     if !records.is_empty() {
         let len = records.len() as u64;
         blocks.extend_from_slice(&block(b"PaxHeaders/entry", b'x', len, 0o644, (0, 0), 0, &[], (0, 0)));
-        blocks.extend_from_slice(&records);
+        blocks.extend_from_slice(records);
         blocks.resize(blocks.len() + padding(len), 0);
     }
     let (type_flag, len, target, device): (u8, u64, &[u8], (u32, u32)) = match &entry.kind {
@@ -46,6 +49,33 @@ pub fn header(entry: &Entry<u64>) -> Vec<u8> {
         target,
         device,
     ));
+    blocks
+}
+
+/// The blocks before the stored parts of a file with holes, each an offset and a length, in order and within the
+/// entry's size. The parts follow one behind the other, and [`padding`] for their sum. What is no file has no parts.
+///
+/// # Source
+/// GNU tar manual, "Storing Sparse Files", PAX format version 1.0.
+pub fn sparse_header(entry: &Entry<u64>, parts: &[(u64, u64)]) -> Vec<u8> {
+    let Kind::File(size) = entry.kind else { return header(entry) };
+    // The last pair says where the file ends, for readers that take no other word for it.
+    let pairs = parts.iter().copied().chain([(size, 0)]);
+    let mut map = format!("{}\n", parts.len() + 1);
+    map.extend(pairs.map(|(offset, length)| format!("{offset}\n{length}\n")));
+    let mut map = map.into_bytes();
+    map.resize(map.len() + padding(map.len() as u64), 0);
+    let stored = map.len() as u64 + parts.iter().map(|part| part.1).sum::<u64>();
+
+    let mut records = records(&Entry { kind: Kind::File(stored), name: Vec::new(), ..entry.clone() });
+    record(&mut records, b"GNU.sparse.major", b"1");
+    record(&mut records, b"GNU.sparse.minor", b"0");
+    record(&mut records, b"GNU.sparse.name", &entry.name);
+    record(&mut records, b"GNU.sparse.realsize", size.to_string().as_bytes());
+    // The name for readers that know nothing of holes, and would take the map for content.
+    let plain = Entry { kind: Kind::File(stored), name: b"GNUSparseFile.0/file".to_vec(), ..entry.clone() };
+    let mut blocks = with_records(&plain, &records);
+    blocks.extend(map);
     blocks
 }
 
@@ -183,6 +213,31 @@ mod tests {
         assert_eq!(decimal_time(-2, 250_000_000), "-1.750000000");
         assert_eq!(decimal_time(-1, 999_999_999), "-0.000000001");
         assert_eq!(decimal_time(-3, 0), "-3");
+    }
+
+    #[test]
+    fn a_file_with_holes_comes_back_through_our_reader() {
+        use crate::read::{Extent, Reader};
+        let entry = Entry {
+            name: b"n/".repeat(80),
+            kind: Kind::File(10 << 30),
+            meta: Meta { mode: 0o640, uid: 3_000_000_000, gid: 7, mtime: (5, 6) },
+            attributes: vec![(b"user.a".to_vec(), b"b".to_vec())],
+        };
+        for parts in [vec![], vec![(0, 5)], vec![(4096, 700), (9 << 30, 3)]] {
+            let mut stream = sparse_header(&entry, &parts);
+            let stored: u64 = parts.iter().map(|part| part.1).sum();
+            stream.extend(vec![b'x'; stored as usize + padding(stored)]);
+            stream.resize(stream.len() + 2 * BLOCK, 0);
+            let mut reader = Reader::new(&stream[..], 4096);
+            let member = reader.next_member().unwrap().unwrap();
+            assert_eq!(
+                (&member.name, member.meta, &member.attributes),
+                (&entry.name, entry.meta, &entry.attributes)
+            );
+            assert_eq!(member.kind, Kind::File(Extent { size: 10 << 30, parts: Some(parts) }));
+            assert_eq!(reader.next_member().unwrap(), None);
+        }
     }
 
     #[test]

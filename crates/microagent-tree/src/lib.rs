@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod holes;
 pub mod pack;
 mod place;
 pub mod unpack;

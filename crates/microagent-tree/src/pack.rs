@@ -7,17 +7,20 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
-use microagent_tar::write::{header, padding};
+use microagent_tar::write::{header, padding, sparse_header};
 use microagent_tar::{Attribute, BLOCK, Entry, Kind, Meta, shown};
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, fstatfs, getxattr, lgetxattr, listxattr,
     llistxattr, major, minor, openat, readlinkat, statat,
 };
 use rustix::io::Errno;
+
+use crate::holes;
 
 /// Longest piece of a stream, in bytes.
 pub const PIECE_LIMIT: usize = 64 * 1024;
@@ -298,20 +301,40 @@ impl Walker {
         }
         let len = u64::try_from(stat.st_size).unwrap_or(0);
         let attributes = attributes(&by_number(file.as_fd()), AtFlags::empty());
-        self.pieces.write(&header(&entry(path.clone(), Kind::File(len), &stat, attributes)))?;
-        let mut file = File::from(file).take(len);
-        loop {
-            let count = match file.read(&mut self.buffer) {
+        let entry = entry(path.clone(), Kind::File(len), &stat, attributes);
+        let file = File::from(file);
+        match holes::stored_parts(&file, &stat) {
+            None => {
+                self.pieces.write(&header(&entry))?;
+                self.content(&file, &path, 0, len)?;
+                self.pieces.zeros(padding(len) as u64)
+            }
+            Some(parts) => {
+                self.pieces.write(&sparse_header(&entry, &parts))?;
+                for (offset, len) in &parts {
+                    self.content(&file, &path, *offset, *len)?;
+                }
+                self.pieces.zeros(padding(parts.iter().map(|part| part.1).sum()) as u64)
+            }
+        }
+    }
+
+    /// Writes a part of a file; zeros for what has gone meanwhile.
+    fn content(&mut self, file: &File, path: &[u8], mut offset: u64, len: u64) -> Result<(), PackError> {
+        let mut left = len;
+        while left > 0 {
+            let most = self.buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            let count = match file.read_at(&mut self.buffer[..most], offset) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(source) => {
-                    return Err(PackError::Read { path: shown(&path), source });
-                }
+                Err(source) => return Err(PackError::Read { path: shown(path), source }),
             };
             self.pieces.write(&self.buffer[..count])?;
+            offset += count as u64;
+            left -= count as u64;
         }
-        self.pieces.zeros(file.limit() + padding(len) as u64)
+        self.pieces.zeros(left)
     }
 }
 
@@ -390,6 +413,7 @@ pub fn attributes(path: &CStr, follow: AtFlags) -> Vec<Attribute> {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::fs;
+    use std::io::Read;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::path::Path;
     use std::process::Command;

@@ -252,6 +252,36 @@ mod tests {
     }
 
     #[test]
+    fn holes_stay_holes_for_us_and_for_gnu_tar() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("tree");
+        fs::create_dir(&root).unwrap();
+        for (name, at, len) in [("middle", 5 << 20, 9 << 20), ("end", 0, 4 << 20), ("nothing", 0, 3 << 20)] {
+            let file = fs::File::create(root.join(name)).unwrap();
+            if name != "nothing" {
+                std::os::unix::fs::FileExt::write_all_at(&file, b"some data", at).unwrap();
+            }
+            file.set_len(len).unwrap();
+        }
+        let stream = pack_all(&root);
+        assert!(stream.len() < 100_000, "{}", stream.len());
+        let (ours, gnu) = (dir.path().join("ours"), dir.path().join("gnu"));
+        fs::create_dir(&ours).unwrap();
+        fs::create_dir(&gnu).unwrap();
+        unpack_into(&ours, &stream).unwrap();
+        let archive = dir.path().join("tree.tar");
+        fs::write(&archive, &stream).unwrap();
+        run("tar", &["-xf".as_ref(), archive.as_os_str(), "-C".as_ref(), gnu.as_os_str()]);
+        for to in [&ours, &gnu] {
+            pretty_assert(&describe(&root), &describe(&to.join("tree")));
+            for name in ["middle", "end", "nothing"] {
+                assert_eq!(fs::read(to.join("tree").join(name)).unwrap(), fs::read(root.join(name)).unwrap());
+                assert!(fs::metadata(to.join("tree").join(name)).unwrap().blocks() < 1000, "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn what_gnu_tar_packed_is_unpacked_the_same() {
         for format in ["gnu", "pax", "ustar", "v7"] {
             let dir = tempfile::tempdir().unwrap();
