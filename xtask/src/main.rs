@@ -7,6 +7,7 @@ mod demo;
 mod deps;
 mod docs;
 mod fixtures;
+mod fuzz;
 mod hosts;
 mod kvm_trial;
 mod process;
@@ -42,6 +43,8 @@ enum Verb {
     KvmTrial(kvm_trial::KvmTrial),
     /// Check the rules about the whole repository: layers, sizes, Markdown, words
     Tidy(tidy::TidyArguments),
+    /// Fuzz each decoder of hostile bytes; needs a nightly compiler and cargo-fuzz
+    Fuzz(fuzz::FuzzArguments),
     /// Measure against raw QEMU, umoci and podman; prints one table
     Bench(bench::BenchArguments),
 }
@@ -56,6 +59,7 @@ fn main() -> Result<()> {
         Verb::Hosts(arguments) => arguments.run(),
         Verb::KvmTrial(arguments) => arguments.run(),
         Verb::Tidy(arguments) => tidy::check(&arguments),
+        Verb::Fuzz(arguments) => arguments.run(),
         Verb::Bench(arguments) => bench::bench(&arguments),
     }
 }

@@ -7,9 +7,9 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::fixtures::Fixtures;
-use crate::process::{cargo, has_cargo_command, program, run};
+use crate::process::{cargo, has_cargo_command, program, root, run};
 use crate::tidy::TidyArguments;
-use crate::{deps, docs, tidy};
+use crate::{deps, docs, fuzz, tidy};
 
 /// Runs everything; stops at the first step that fails.
 pub(crate) fn test() -> Result<()> {
@@ -24,7 +24,8 @@ pub(crate) fn test() -> Result<()> {
     })?;
     // Checked, not linked: fuzzers need another compiler, their code does not.
     step("fuzz targets", || {
-        run(cargo().args(["check", "--locked", "--quiet", "--manifest-path", "fuzz/Cargo.toml"]))
+        let check = ["check", "--locked", "--quiet", "--manifest-path", fuzz::MANIFEST];
+        run(cargo().args(check).env("MICROAGENT_AGENT", root().join(fuzz::MANIFEST)))
     })?;
     step("fixtures", || Fixtures::default().run())?;
     // End-to-end tests run the command that lies beside them.

@@ -28,6 +28,9 @@ mod disk;
 mod environment;
 mod error;
 mod fetch;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod import;
 mod in_use;
 mod load;

@@ -11,8 +11,8 @@
 //! # Source
 //! OCI distribution specification 1.1; Docker token authentication specification.
 
-mod challenge;
-mod retry_after;
+pub(crate) mod challenge;
+pub(crate) mod retry_after;
 mod upload;
 
 use std::time::Duration;

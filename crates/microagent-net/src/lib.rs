@@ -16,6 +16,9 @@ mod egress;
 mod fake;
 mod flows;
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod host;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -5,7 +5,7 @@
 
 /// How a registry wants to be convinced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scheme {
+pub(crate) enum Scheme {
     Basic,
     Bearer,
     Other,
@@ -13,20 +13,20 @@ pub(super) enum Scheme {
 
 /// One challenge with its parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Challenge {
-    pub(super) scheme: Scheme,
+pub(crate) struct Challenge {
+    pub(crate) scheme: Scheme,
     parameters: Vec<(String, String)>,
 }
 
 impl Challenge {
     /// A parameter's value.
-    pub(super) fn parameter(&self, name: &str) -> Option<&str> {
+    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
 /// Takes one header line apart; it may hold several challenges. What makes no sense is left out.
-pub(super) fn parse(line: &str) -> Vec<Challenge> {
+pub(crate) fn parse(line: &str) -> Vec<Challenge> {
     let mut challenges: Vec<Challenge> = Vec::new();
     for item in split_items(line) {
         let (first, rest) =

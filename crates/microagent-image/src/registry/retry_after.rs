@@ -10,7 +10,7 @@ use jiff::fmt::rfc2822::DateTimeParser;
 
 /// The pause that a header asks for, in either of its forms; a date that is past asks for none. `None` for what
 /// is neither.
-pub(super) fn parse(value: &str, now: Timestamp) -> Option<Duration> {
+pub(crate) fn parse(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than fit are a very long time.
