@@ -21,11 +21,11 @@ fn holes_stay_holes_in_copies_and_commits() {
     // The disk is far smaller than what the file says that it has.
     home.create("sparse", ["--size-mib", "1024"]);
     home.microagent(["start", "sparse"]).success();
-    home.call().arg("cp").arg(&file).arg("sparse:/srv/holes").success();
-    let used = home.microagent(["exec", "sparse", "--", "du", "-k", "/srv/holes"]).success();
+    home.call().arg("cp").arg(&file).arg("sparse:/holes").success();
+    let used = home.microagent(["exec", "sparse", "--", "du", "-k", "/holes"]).success();
     let used: u64 = used.text().split_whitespace().next().unwrap().parse().unwrap();
     assert!(used < 1024, "{used} KiB");
-    home.microagent(["cp", "sparse:/srv/holes", "back"]).success();
+    home.microagent(["cp", "sparse:/holes", "back"]).success();
     let back = fs::File::open(home.path().join("back")).unwrap();
     let mut data = [0; 4];
     back.read_exact_at(&mut data, 2 * GIB).unwrap();
@@ -36,7 +36,7 @@ fn holes_stay_holes_in_copies_and_commits() {
     let committed = home.microagent(["commit", "--json", "sparse", "sparse:1"]).success().json();
     assert!(committed["layer_bytes"].as_u64().unwrap() < 1 << 20, "{committed}");
     let run = home.microagent(["run", "--pull", "never", "--network", "isolated", "sparse:1"]);
-    let run = run.args(["stat", "-c", "%s %b", "/srv/holes"]).success();
+    let run = run.args(["stat", "-c", "%s %b", "/holes"]).success();
     let (size, blocks) = run.guest_output().trim().split_once(' ').unwrap();
     assert_eq!(size.parse::<u64>().unwrap(), 4 * GIB);
     assert!(blocks.parse::<u64>().unwrap() < 4096, "{blocks} blocks");
