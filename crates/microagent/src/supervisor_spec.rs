@@ -228,7 +228,6 @@ fn guest_network(mac: [u8; 6], resolver: &HostResolver) -> Network {
         options: resolver.options.clone(),
     }
 }
-}
 
 /// Makes up what a machine is known by.
 pub(crate) fn new_identity() -> Result<Identity, Error> {
