@@ -48,7 +48,7 @@ pub enum PublishError {
     },
 }
 
-/// The first port of the host that is published twice. passt knows each port once, whatever the address.
+/// The first port of the host that is published twice, at whatever addresses.
 pub fn published_twice(publish: &[Publish]) -> Option<u16> {
     let fixed: Vec<u16> = publish.iter().map(|one| one.host_port).filter(|port| *port != 0).collect();
     fixed.iter().enumerate().find(|(at, port)| fixed[..*at].contains(port)).map(|(_, port)| *port)

@@ -213,3 +213,64 @@ fn a_client_whose_port_nobody_has_is_reset() {
     assert!(stream.borrow().is_reset && stream.borrow().is_closed);
     assert_eq!(bench.stack.sizes()[0], 0);
 }
+
+/// A segment of the guest that only acknowledges, with this window.
+fn acknowledging(number: u32, window: u16) -> Vec<u8> {
+    let mut frame = testing::tcp_at(FAR, 40_000, 443, ACK, 1001, number, b"");
+    frame[48..50].copy_from_slice(&window.to_be_bytes());
+    frame
+}
+
+/// What smoltcp 0.14 forgets: data is on its way when the guest closes its window, and the window that it opens then is
+/// just as large as that data. Without an option in its first segment, a guest takes 536 bytes at once.
+#[test]
+fn data_that_a_guest_threw_away_with_its_window_closed_is_sent_again() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    let (token, stream, number) = open(&mut bench);
+    stream.borrow_mut().incoming.extend(vec![7; 5000]);
+    bench.stack.ready(token, true, false);
+    let sent: usize = bench.run().iter().map(|frame| usize::from(segment_of(frame).data_len)).sum();
+    assert_eq!(sent, 5000);
+    assert!(bench.send(&acknowledging(number + 536, 0)).is_empty());
+    assert!(bench.send(&acknowledging(number + 536, 4464)).is_empty());
+    let mut time = Duration::ZERO;
+    let mut wait = |bench: &mut Bench| {
+        let deadline = bench.stack.deadline().expect("it is not forgotten");
+        time = deadline;
+        assert!(time < Duration::from_secs(1), "it is sent again soon");
+        bench.stack.set_time(Now { running: deadline, ..at(0) });
+        bench.run()
+    };
+    let mut frames = Vec::new();
+    while frames.is_empty() {
+        frames = wait(&mut bench);
+    }
+    let again = segment_of(&frames[0]);
+    assert_eq!((again.sequence, again.data_len), (number + 536, 536));
+    // Piece by piece as the guest takes it, without waiting.
+    for piece in [1072, 1608] {
+        let frames = bench.send(&acknowledging(number + piece, 4464));
+        let again = segment_of(&frames[0]);
+        assert_eq!((again.sequence, frames.len()), (number + piece, 1));
+    }
+    assert!(bench.send(&acknowledging(number + 5000, 4464)).is_empty());
+    stream.borrow_mut().incoming.extend(b"more");
+    bench.stack.ready(token, true, false);
+    assert_eq!(segment_of(&bench.run()[0]).sequence, number + 5000);
+}
+
+#[test]
+fn a_guest_that_is_paused_costs_less_and_less() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    let (token, stream, _) = open(&mut bench);
+    stream.borrow_mut().incoming.extend(vec![7; 5000]);
+    bench.stack.ready(token, true, false);
+    bench.run();
+    let mut sent = 0;
+    while let Some(deadline) = bench.stack.deadline().filter(|at| *at < Duration::from_secs(3600)) {
+        bench.stack.set_time(Now { running: deadline, ..at(0) });
+        sent += bench.run().len();
+    }
+    assert!(sent < 600, "{sent} frames in an hour");
+    assert!(!stream.borrow().is_closed, "and it is still there");
+}
