@@ -40,11 +40,6 @@ pub use dns::resolver::{Carrier, Errand, Ticket};
 pub use egress::Now;
 pub use frame::MAX_FRAME_LEN;
 pub use host::host_addresses;
-pub use microagent_model::egress::{
-    AllowRule, AllowRuleError, BYTES_DEFAULT, CONNECTIONS_DEFAULT, Decision, EgressMode, EgressModeError,
-    EgressPolicy, Protocol, RULES_MAX, Reason, Subject as Record,
-};
-pub use microagent_model::{Publish, PublishError, published_twice};
 pub use outbox::{LENGTH_LEN, Outbox};
 pub use resolv_conf::{HostResolver, host_resolver};
 pub use runner::{Channels, run_stack};

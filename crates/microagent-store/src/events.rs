@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::WorkspaceDir;
 use crate::atomic::read_limited;
 use crate::open::{Access, open_file};
-use crate::{State, WorkspaceDir};
+use microagent_model::State;
 
 /// Largest file in bytes: about a thousand lines.
 const FILE_LIMIT: u64 = 128 * 1024;

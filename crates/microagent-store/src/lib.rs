@@ -18,12 +18,6 @@ mod state_dir;
 mod volume;
 mod workload;
 
-pub use microagent_model::{
-    Artifact, Attachment, CommandLine, DiskSource, FailureKind, ImageIdentity, LinkState, NameError,
-    NetworkMode, Resources, RestartPolicy, SecretReference, SecretReferenceError, SecretSource, SetupStep,
-    State, VolumeName, VolumeNameError, WorkspaceFailure as Failure, WorkspaceName,
-};
-
 pub use atomic::{
     RECORD_LIMIT, ReadError, WriteError, fsync_dir, read_json, read_json_following, read_limited,
     write_atomic, write_json,

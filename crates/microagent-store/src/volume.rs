@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::state_dir::names_in;
-use crate::{Lock, LockError, ProcessId, ReadError, StateDir, VolumeName, WriteError, read_json, write_json};
+use crate::{Lock, LockError, ProcessId, ReadError, StateDir, WriteError, read_json, write_json};
+use microagent_model::VolumeName;
 
 /// Newest format of a volume's record that this build reads and the one that it writes.
 pub const VOLUME_FORMAT: u32 = 1;

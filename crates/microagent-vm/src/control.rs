@@ -7,8 +7,9 @@
 use std::io;
 use std::time::Duration;
 
+use microagent_model::{Artifact, RestartPolicy, WorkspaceFailure};
 use microagent_proto::{FrameError, GENERATION, read_message, write_message};
-use microagent_store::{Artifact, ControlKey, Failure, RestartPolicy, WorkspaceDir};
+use microagent_store::{ControlKey, WorkspaceDir};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -87,7 +88,7 @@ pub enum Answer {
     /// What was asked for is the case now.
     Done,
     /// The machine has ended, but not as was asked.
-    Failed(Failure),
+    Failed(WorkspaceFailure),
     /// Not now, or not at all; nothing was done.
     Refused(Refusal),
 }
@@ -96,7 +97,7 @@ pub enum Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     /// The state does not allow it.
-    State(microagent_store::State),
+    State(microagent_model::State),
     /// As many streams as possible are in use.
     Crowded,
     /// Another client has the console.

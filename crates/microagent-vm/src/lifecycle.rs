@@ -25,7 +25,7 @@ mod answers;
 #[cfg(test)]
 mod tests;
 
-use microagent_store::{Failure, FailureKind, State};
+use microagent_model::{FailureKind, State, WorkspaceFailure};
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Answer, Refusal};
@@ -113,7 +113,7 @@ pub enum Event {
     /// The machine is cut off, but QEMU did not stop its processors.
     ContainFailed(String),
     /// It could not be recorded that the machine runs.
-    StartNotRecorded(Failure),
+    StartNotRecorded(WorkspaceFailure),
 }
 
 /// How a machine ended that nobody on the host ended.
@@ -375,7 +375,7 @@ impl Lifecycle {
             }
             (Phase::Containing, Event::Contained(Some(reason))) => {
                 let message = format!("it is cut off and paused, but that could not be recorded: {reason}");
-                let answer = Answer::Failed(Failure { kind: FailureKind::HostFull, message });
+                let answer = Answer::Failed(WorkspaceFailure { kind: FailureKind::HostFull, message });
                 (Phase::Quarantined, self.answer_all(ChangeRequest::Quarantine, &answer))
             }
             // Containing it comes before keeping its memory.
@@ -530,14 +530,14 @@ fn end(outcome: Outcome) -> Next {
 }
 
 fn fail(kind: FailureKind, message: String) -> Next {
-    end(Outcome::Failed(Failure { kind, message }))
+    end(Outcome::Failed(WorkspaceFailure { kind, message }))
 }
 
 fn guest_died(message: String) -> Answer {
-    Answer::Failed(Failure { kind: FailureKind::GuestDied, message })
+    Answer::Failed(WorkspaceFailure { kind: FailureKind::GuestDied, message })
 }
 
 /// A quarantined machine is gone before anybody released it.
-fn memory_lost(message: &str) -> Failure {
-    Failure { kind: FailureKind::GuestDied, message: format!("its memory is lost: {message}") }
+fn memory_lost(message: &str) -> WorkspaceFailure {
+    WorkspaceFailure { kind: FailureKind::GuestDied, message: format!("its memory is lost: {message}") }
 }

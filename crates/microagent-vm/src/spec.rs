@@ -7,9 +7,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use microagent_net::{EgressPolicy, Publish};
+use microagent_model::{EgressPolicy, Publish};
+use microagent_model::{VolumeName, WorkspaceFailure};
 use microagent_proto::{Configure, Exec};
-use microagent_store::{Failure, OneStart, RecordedResult, VolumeName};
+use microagent_store::{OneStart, RecordedResult};
 use serde::{Deserialize, Serialize};
 
 use crate::lifecycle::MachineTraits;
@@ -299,7 +300,7 @@ pub enum Outcome {
     /// The guest restarted itself, where nothing boots it again.
     Rebooted,
     /// It was quarantined, and its machine is gone although nobody released it.
-    Quarantined(Failure),
+    Quarantined(WorkspaceFailure),
     /// The template is there.
     Frozen,
     /// Another process has the workspace; nothing was done.
@@ -312,7 +313,7 @@ pub enum Outcome {
         holder: Option<String>,
     },
     /// The machine failed.
-    Failed(Failure),
+    Failed(WorkspaceFailure),
 }
 
 /// How a machine was started.

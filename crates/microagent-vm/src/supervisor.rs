@@ -29,12 +29,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use microagent_model::{FailureKind, State, WorkspaceFailure};
 use microagent_proto::{GENERATION, SHUT_DOWN_REST, read_secret_message, write_message};
 use microagent_qemu::features::Features;
-use microagent_store::{
-    Failure, FailureKind, Lock, LockError, ProcessId, State, StateDir, WorkspaceDir, WorkspaceRecord,
-    WriteError,
-};
+use microagent_store::{Lock, LockError, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord, WriteError};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -256,7 +254,7 @@ impl Driver {
         reports: mpsc::Sender<Report>,
         started: Instant,
     ) -> Result<Driver, Outcome> {
-        let boot = |message: String| Outcome::Failed(Failure { kind: FailureKind::Boot, message });
+        let boot = |message: String| Outcome::Failed(WorkspaceFailure { kind: FailureKind::Boot, message });
         let lock = dir.lock().map_err(|error| match error {
             LockError::Held { .. } => Outcome::Busy,
             error => boot(error.to_string()),
@@ -402,18 +400,18 @@ fn elapsed_us(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-fn write_failure(error: &WriteError) -> Failure {
+fn write_failure(error: &WriteError) -> WorkspaceFailure {
     match error.io() {
         Some(io) => full_or_boot(io, &error.to_string()),
-        None => Failure { kind: FailureKind::Boot, message: error.to_string() },
+        None => WorkspaceFailure { kind: FailureKind::Boot, message: error.to_string() },
     }
 }
 
 /// A failure of ours on the host: full, or something else.
-fn full_or_boot(error: &io::Error, what: &str) -> Failure {
+fn full_or_boot(error: &io::Error, what: &str) -> WorkspaceFailure {
     let kind = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureKind::HostFull,
         _ => FailureKind::Boot,
     };
-    Failure { kind, message: format!("{what}: {error}") }
+    WorkspaceFailure { kind, message: format!("{what}: {error}") }
 }

@@ -4,9 +4,10 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use microagent_net::EgressMode;
+use microagent_model::EgressMode;
+use microagent_model::{FailureKind, RestartPolicy, State};
 use microagent_proto::{Command, ExecRole, GENERATION};
-use microagent_store::{FailureKind, RecordedResult, RestartPolicy, State};
+use microagent_store::RecordedResult;
 use serde_reflection::{Samples, Tracer, TracerConfig};
 
 use crate::control::{Answer, ControlRequest, Hello, Refusal};

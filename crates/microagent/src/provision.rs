@@ -442,7 +442,7 @@ mod tests {
             },
             |options| {
                 options.network = NetworkMode::Isolated;
-                options.egress.mode = microagent_net::EgressMode::Open;
+                options.egress.mode = microagent_model::EgressMode::Open;
             },
             |options| options.publish = vec!["8080:80".parse().unwrap(), "0.0.0.0:8080:81".parse().unwrap()],
             |options| options.egress.allow = vec!["example.org".parse().unwrap(); RULES_MAX + 1],

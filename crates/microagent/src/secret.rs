@@ -17,8 +17,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 
+use microagent_model::{SecretReference, SecretSource};
 use microagent_proto::{SECRET_LIMIT, SECRETS_LIMIT, SECRETS_MAX, Secret, SecretValue};
-use microagent_store::{SecretReference, SecretSource};
 use microagent_vm::SupervisorSpec;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;

@@ -7,10 +7,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_image::{ImageError, Origin, PullPolicy};
-use microagent_store::{
-    ImageIdentity, NetworkMode, Resources, RestartPolicy, State, WORKSPACE_FORMAT, WorkspaceDir,
-    WorkspaceRecord,
-};
+use microagent_model::{ImageIdentity, NetworkMode, Resources, RestartPolicy, State};
+use microagent_store::{WORKSPACE_FORMAT, WorkspaceDir, WorkspaceRecord};
 
 use crate::support::faulty::{Act, Faulty, Request};
 use crate::support::layout::{Layer, Layout, noise};

@@ -1,6 +1,6 @@
 //! Who waits for a change of a machine's state, and what they are told.
 
-use microagent_store::{Failure, FailureKind};
+use microagent_model::{FailureKind, WorkspaceFailure};
 
 use super::{ChangeRequest, ClientId, Effect, Lifecycle, Next, Phase};
 use crate::control::Answer;
@@ -35,7 +35,10 @@ impl Lifecycle {
     pub(super) fn service_continues(&mut self) -> Vec<Effect> {
         let seconds = crate::supervisor::STOP_WINDOW.as_secs();
         let message = format!("its service did not end within {seconds} s");
-        self.answer_all(ChangeRequest::Stop, &Answer::Failed(Failure { kind: FailureKind::Service, message }))
+        self.answer_all(
+            ChangeRequest::Stop,
+            &Answer::Failed(WorkspaceFailure { kind: FailureKind::Service, message }),
+        )
     }
 
     /// Answers all whose change will not come about, because the machine is being shut down.
@@ -79,5 +82,5 @@ fn last_answer(request: ChangeRequest, outcome: &Outcome) -> Answer {
 }
 
 fn cancelled(reason: &str) -> Answer {
-    Answer::Failed(Failure { kind: FailureKind::Cancelled, message: reason.to_owned() })
+    Answer::Failed(WorkspaceFailure { kind: FailureKind::Cancelled, message: reason.to_owned() })
 }

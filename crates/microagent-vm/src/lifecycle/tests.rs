@@ -38,7 +38,7 @@ fn phases() -> Vec<Phase> {
 }
 
 fn events() -> Vec<Event> {
-    let failure = || Failure { kind: FailureKind::HostFull, message: "x".to_owned() };
+    let failure = || WorkspaceFailure { kind: FailureKind::HostFull, message: "x".to_owned() };
     let text = || "x".to_owned();
     let mut events = vec![
         Event::AgentReady,

@@ -2,9 +2,8 @@
 
 use std::fs::File;
 
-use microagent_store::{
-    Access, Failure, FailureKind, HeldVolume, HoldError, ProcessId, StateDir, VolumeHolder, open_file,
-};
+use microagent_model::{FailureKind, WorkspaceFailure};
+use microagent_store::{Access, HeldVolume, HoldError, ProcessId, StateDir, VolumeHolder, open_file};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
@@ -41,7 +40,7 @@ impl Claims {
     }
 
     /// Writes down for whom the volumes are held: QEMU may outlive this process for a moment.
-    pub(super) fn note(&mut self, vmm: Option<ProcessId>) -> Result<(), Failure> {
+    pub(super) fn note(&mut self, vmm: Option<ProcessId>) -> Result<(), WorkspaceFailure> {
         let holder =
             VolumeHolder { workspace: self.workspace.clone(), supervisor: ProcessId::current(), vmm };
         self.volumes.iter_mut().try_for_each(|volume| volume.note(&holder).map_err(|e| write_failure(&e)))
@@ -49,10 +48,10 @@ impl Claims {
 }
 
 fn failed(message: String) -> Outcome {
-    Outcome::Failed(Failure { kind: FailureKind::Disk, message })
+    Outcome::Failed(WorkspaceFailure { kind: FailureKind::Disk, message })
 }
 
-fn hold(state: &StateDir, name: &microagent_store::VolumeName) -> Result<HeldVolume, Outcome> {
+fn hold(state: &StateDir, name: &microagent_model::VolumeName) -> Result<HeldVolume, Outcome> {
     let held = state.volume(name).hold().map_err(|error| match error {
         HoldError::Held { holder, .. } => Outcome::DiskBusy { disk: format!("volume `{name}`"), holder },
         error => failed(error.to_string()),

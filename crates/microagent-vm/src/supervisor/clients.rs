@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use microagent_store::State;
+use microagent_model::State;
 
 use super::control_server::{
     ClientRequests, ControlServer, PendingAmendment, PendingChange, UnwrittenAnswers,

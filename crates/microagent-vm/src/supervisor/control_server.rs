@@ -11,8 +11,9 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use microagent_model::State;
 use microagent_proto::{SESSION_STREAM_LIMIT, SessionHandle, read_message, write_message};
-use microagent_store::{CONTROL_KEY_LEN, ControlKey, State, WorkspaceDir};
+use microagent_store::{CONTROL_KEY_LEN, ControlKey, WorkspaceDir};
 use rustix::process::geteuid;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::io::copy_bidirectional_with_sizes;

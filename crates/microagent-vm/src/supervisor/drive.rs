@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use microagent_store::{Failure, State};
+use microagent_model::{State, WorkspaceFailure};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
@@ -71,7 +71,7 @@ enum MachineOutcome {
 
 impl Driver {
     /// Runs machines until one has ended for good: the first may fail to be restored from a template.
-    pub(super) async fn run_machines(&mut self, tether: OwnedReadHalf) -> Result<Outcome, Failure> {
+    pub(super) async fn run_machines(&mut self, tether: OwnedReadHalf) -> Result<Outcome, WorkspaceFailure> {
         let mut cancelled = pin!(caller_gone(tether));
         admit_guest_files(&self.spec.machine, &self.state);
         self.features = features_of(&self.spec.machine.qemu, &self.state).await;
@@ -95,7 +95,7 @@ impl Driver {
     }
 
     /// Starts a machine and the conversation with its guest.
-    async fn start(&mut self, plan: Plan) -> Result<RunningMachine, Failure> {
+    async fn start(&mut self, plan: Plan) -> Result<RunningMachine, WorkspaceFailure> {
         let (events, incoming) = mpsc::channel(QUEUE);
         if let Plan::Warm(template) = &plan {
             template
@@ -144,7 +144,7 @@ impl Driver {
         restored: bool,
         freeze: Option<Freeze>,
         events: &mpsc::Sender<Event>,
-    ) -> Result<Conversation, Failure> {
+    ) -> Result<Conversation, WorkspaceFailure> {
         let context = WorkerContext {
             console: Rc::clone(&self.console),
             timeline: Rc::clone(&self.timeline),
@@ -183,7 +183,7 @@ impl Driver {
     }
 
     /// Takes from this process what it does not need any more, once.
-    fn confine(&mut self, machine: &Machine, freezes: bool) -> Result<(), Failure> {
+    fn confine(&mut self, machine: &Machine, freezes: bool) -> Result<(), WorkspaceFailure> {
         if std::mem::replace(&mut self.confined, true) {
             return Ok(());
         }
@@ -205,7 +205,7 @@ impl Driver {
     }
 
     /// Records the processes of a machine, and tells the caller which ports it publishes.
-    async fn record_machine(&mut self, machine: &Machine) -> Result<(), Failure> {
+    async fn record_machine(&mut self, machine: &Machine) -> Result<(), WorkspaceFailure> {
         self.claims.note(machine.process_id())?;
         if let Some(record) = &mut self.record {
             record.vmm = machine.process_id();

@@ -1,6 +1,6 @@
 //! Carries out what [`crate::lifecycle::Lifecycle::step`] has decided. What comes of it is an event.
 
-use microagent_store::State;
+use microagent_model::State;
 use serde_json::json;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};

@@ -4,9 +4,9 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use microagent_model::State;
 use microagent_proto::{FsUsage, GuestError, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionHandle};
 use microagent_proto::{read_message, write_message};
-use microagent_store::State;
 use tokio::time::sleep;
 
 use super::answer_budget::{AnswerBudget, Exhausted};

@@ -9,10 +9,11 @@ use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
+use microagent_model::{FailureKind, WorkspaceFailure};
 use microagent_qemu::argv::Accel;
 use microagent_qemu::features::Features;
 use microagent_qemu::qmp::{Qmp, QmpError};
-use microagent_store::{Failure, FailureKind, Link, ProcessId, WorkspaceDir};
+use microagent_store::{Link, ProcessId, WorkspaceDir};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
@@ -83,7 +84,7 @@ impl Machine {
         dir: &WorkspaceDir,
         console: Shared<BoundedLog>,
         events: &mpsc::Sender<Event>,
-    ) -> Result<Machine, Failure> {
+    ) -> Result<Machine, WorkspaceFailure> {
         let vmm_log =
             BoundedLog::create(&dir.vmm_log(), VMM_LOG_LIMIT).map_err(|e| full_or_boot(&e, "log"))?;
         let vmm_log = Rc::new(RefCell::new(vmm_log));
@@ -335,8 +336,11 @@ fn pair() -> io::Result<(UnixStream, OwnedFd)> {
     Ok((UnixStream::from_std(ours)?, theirs.into()))
 }
 
-pub(super) fn start_failure(program: &std::path::Path, error: &io::Error) -> Failure {
-    Failure { kind: FailureKind::Boot, message: format!("cannot start `{}`: {error}", program.display()) }
+pub(super) fn start_failure(program: &std::path::Path, error: &io::Error) -> WorkspaceFailure {
+    WorkspaceFailure {
+        kind: FailureKind::Boot,
+        message: format!("cannot start `{}`: {error}", program.display()),
+    }
 }
 
 async fn copy_to_log(mut from: impl AsyncRead + Unpin, log: Shared<BoundedLog>) {

@@ -16,8 +16,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use microagent_model::Publish;
 use microagent_model::egress::{Decision, Reason, Subject};
+use microagent_model::{FailureKind, WorkspaceFailure};
 use microagent_net::host_addresses;
-use microagent_store::{Failure, FailureKind, Link, ProcessId, WorkspaceDir};
+use microagent_store::{Link, ProcessId, WorkspaceDir};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr};
@@ -70,7 +71,7 @@ impl Network {
         mac: [u8; 6],
         device: OwnedFd,
         dir: &WorkspaceDir,
-    ) -> Result<Network, Failure> {
+    ) -> Result<Network, WorkspaceFailure> {
         let listeners = listen_at(&spec.publish).map_err(|e| port_failure(&e))?;
         let log = BoundedLog::append_to(&dir.egress_log(), EGRESS_LOG_LIMIT)
             .map_err(|e| full_or_boot(&e, "log of the network"))?;
@@ -191,6 +192,6 @@ fn record(log: &RefCell<BoundedLog>, decision: &Decision) {
     log.borrow_mut().append(&line);
 }
 
-fn port_failure(error: &PortError) -> Failure {
-    Failure { kind: FailureKind::PortUnavailable, message: format!("{error}: {}", error.source) }
+fn port_failure(error: &PortError) -> WorkspaceFailure {
+    WorkspaceFailure { kind: FailureKind::PortUnavailable, message: format!("{error}: {}", error.source) }
 }

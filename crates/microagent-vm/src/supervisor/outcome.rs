@@ -1,6 +1,7 @@
 //! The end of a machine: what it is written down as, and who is told.
 
-use microagent_store::{Failure, FailureKind, State, write_json};
+use microagent_model::{FailureKind, State, WorkspaceFailure};
+use microagent_store::write_json;
 
 use super::clients::Clients;
 use super::control_server::UnwrittenAnswers;
@@ -80,8 +81,8 @@ impl Driver {
 }
 
 /// In which state a workspace is after this, and why it failed.
-fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<Failure>) {
-    let failed = |kind, message| (State::Failed, Some(Failure { kind, message }));
+fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<WorkspaceFailure>) {
+    let failed = |kind, message| (State::Failed, Some(WorkspaceFailure { kind, message }));
     match outcome {
         // A start that nobody waited for.
         Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled && work.is_serving() => {

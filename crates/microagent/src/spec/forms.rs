@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use microagent_store::{Artifact, SecretReference, SecretReferenceError};
+use microagent_model::{Artifact, SecretReference, SecretReferenceError};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};

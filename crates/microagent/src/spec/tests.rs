@@ -1,4 +1,4 @@
-use microagent_store::{DiskSource, SetupStep};
+use microagent_model::{DiskSource, SetupStep};
 
 use super::*;
 use crate::{Hint, RunCommand};

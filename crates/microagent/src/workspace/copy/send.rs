@@ -104,8 +104,8 @@ pub(super) fn pack(
 
 #[cfg(test)]
 mod tests {
+    use microagent_model::WorkspaceName;
     use microagent_proto::read_message;
-    use microagent_store::WorkspaceName;
     use tokio::net::UnixStream;
 
     use super::*;
