@@ -68,7 +68,7 @@ impl<'a> Running<'a> {
         pss_kib(pid)
     }
 
-    /// The directory of a process of ours in `/proc`; `who` is its key in the record.
+    /// The directory of a microagent process in `/proc`; `who` is its key in the record.
     fn proc(&self, who: &str) -> Result<PathBuf> {
         let pid =
             self.record[who]["pid"].as_u64().with_context(|| format!("the record has no pid of {who}"))?;

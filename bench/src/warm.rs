@@ -57,7 +57,7 @@ fn one_after_the_other(bench: &Bench, podman: Option<&Podman>, table: &mut Table
     Ok(())
 }
 
-/// What making the template costs the run that makes it: the time for which its guest stands still.
+/// What making the template costs the run that makes it: the time for which its guest is paused.
 fn freezing(bench: &Bench, table: &mut Table) -> Result<()> {
     let mut stood_still = Samples::default();
     for _ in 0..bench.runs {
@@ -66,7 +66,7 @@ fn freezing(bench: &Bench, table: &mut Table) -> Result<()> {
         let freeze_us = document["timeline"]["freeze_us"].as_u64().context("no timeline.freeze_us")?;
         stood_still.push(Duration::from_micros(freeze_us));
     }
-    table.add_times("the run that makes a template", &["its guest stands still"], &[stood_still]);
+    table.add_times("the run that makes a template", &["its guest is paused"], &[stood_still]);
     Ok(())
 }
 

@@ -100,7 +100,7 @@ fn no_death_of_a_process_lifts_a_quarantine() {
     };
     released();
     assert_eq!(home.microagent(["stop", "web"]).success().summary("State"), "stopped");
-    home.microagent(["quarantine", "web"]).run().code(1).says("nothing of it acts while it rests");
+    home.microagent(["quarantine", "web"]).run().code(1).says("it has no machine");
 
     home.microagent(["start", "web"]).success();
     home.microagent(["pause", "web"]).success();

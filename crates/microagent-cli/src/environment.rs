@@ -157,7 +157,7 @@ pub(crate) fn boot_timeout() -> Result<Option<Duration>, Failure> {
     }
 }
 
-/// `MICROAGENT_WARM`: why machines do not start from templates, if it says so.
+/// `MICROAGENT_WARM`: why machines do not start from templates, if it is off.
 pub(crate) fn warm() -> Result<Result<(), String>, Failure> {
     let Some(text) = value(WARM) else { return Ok(Ok(())) };
     match text.to_str().map(str::to_ascii_lowercase).as_deref() {

@@ -16,7 +16,7 @@ use crate::{escape, hints};
 
 /// Exit code of a command that failed.
 const EXIT_FAILED: u8 = 1;
-/// Exit code of a command that was asked wrongly.
+/// Exit code of a usage error.
 pub(crate) const EXIT_USAGE: u8 = 2;
 /// Exit code when trying again later can help (`EX_TEMPFAIL` of sysexits.h).
 const EXIT_RETRY: u8 = 75;

@@ -23,28 +23,28 @@ pub(crate) fn text(hint: &Hint) -> String {
              far the boot got"
         ),
         Hint::AllowWeakJail => "use a kernel with Landlock (`lsm=landlock,...` on its command line), or accept the risk \
-                                with --allow-weak-jail; `microagent doctor` shows what there is"
+                                with --allow-weak-jail; `microagent doctor` shows what is missing"
             .to_owned(),
         Hint::ChooseStateDir => CHOOSE_STATE_DIR.to_owned(),
         Hint::FreePort { leftover: None } => {
-            "another program took the port first; free it and try again".to_owned()
+            "another program uses the port; free it and try again".to_owned()
         }
         Hint::FreePort { leftover: Some(name) } => format!(
-            "another program took the port first; free it or choose another one, or 0 for any; \
-             microagent delete {name} --yes removes what is left"
+            "another program uses the port; free it or choose another one, or 0 for any; delete what is left: \
+             microagent delete {name} --yes"
         ),
-        Hint::RepairDisk => "one that was not unmounted cleanly is right after one start without :ro; a damaged one can \
-                             be repaired: e2fsck -f on its file, which for a volume `microagent volume status NAME` shows"
+        Hint::RepairDisk => "if it was not unmounted cleanly, start once without :ro; if it is damaged, repair its file with \
+                             e2fsck -f (`microagent volume status NAME` shows the file of a volume)"
             .to_owned(),
         Hint::PackDirectory => "pack it, `tar -C DIR -cf dir.tar .`, and attach that: -v dir.tar:/guest/path; or copy it \
                                 into a workspace: microagent cp; for files without a known ending there are --disk and \
                                 --bundle"
             .to_owned(),
         Hint::CheckSecret { name, source } => {
-            format!("microagent secret check {name}={source} tries it again")
+            format!("check it with: microagent secret check {name}={source}")
         }
-        Hint::ChooseSpecFile => "--file names a spec file; nothing is read without it".to_owned(),
-        Hint::NameImage => "add `image`, or give --image".to_owned(),
+        Hint::ChooseSpecFile => "give the file with --file; no file is read without it".to_owned(),
+        Hint::NameImage => "add the key `image`, or use --image".to_owned(),
         other => of_workspace(other).or_else(|| of_volume(other)).unwrap_or_default(),
     }
 }
@@ -57,33 +57,31 @@ fn of_workspace(hint: &Hint) -> Option<String> {
     Some(match hint {
         Hint::ListWorkspaces => "`microagent list` shows the saved workspaces".to_owned(),
         Hint::ChooseNameOrDelete { name } => {
-            format!("choose another --name, or remove it: microagent delete {name} --yes")
+            format!("choose another --name, or delete it: microagent delete {name} --yes")
         }
         Hint::ChooseName => "set the host's clock, or give --name".to_owned(),
         Hint::DeleteDamagedWorkspace => {
-            "`microagent delete NAME --yes` removes a damaged workspace".to_owned()
+            "delete a damaged workspace with: microagent delete NAME --yes".to_owned()
         }
         Hint::DeleteQuarantined { name } => {
-            format!("with everything that is kept of it: microagent delete --force {name}")
+            format!("delete it with its memory and disk: microagent delete --force {name}")
         }
         Hint::CreateWorkspace => {
-            "make one that can: microagent create NAME --image IMAGE, or run --keep".to_owned()
+            "create a workspace: microagent create NAME --image IMAGE, or use run --keep".to_owned()
         }
-        Hint::CreateFromSpec => {
-            "nothing was changed; have the file say what is there, or make another workspace of it: \
+        Hint::CreateFromSpec => "nothing was changed; change the file, or create another workspace from it: \
                                  microagent create NAME --file SPEC"
-                .to_owned()
-        }
+            .to_owned(),
         Hint::StartFirst { name } => format!("start it first: microagent start {name}"),
-        Hint::HaltFirst { name } => format!("end it first: microagent halt {name}"),
+        Hint::HaltFirst { name } => format!("halt it first: microagent halt {name}"),
         Hint::HaltAndApply { name } => {
             format!("microagent halt {name}, then apply the file and start it again; nothing was changed")
         }
         Hint::ResumeFirst { name } => format!("resume it first: microagent resume {name}"),
         Hint::ReleaseFirst { name } => {
-            format!("release it first, without its memory: microagent halt {name}")
+            format!("release it first (its memory is lost): microagent halt {name}")
         }
-        Hint::Exec { name } => format!("use it: microagent exec {name} -- COMMAND"),
+        Hint::Exec { name } => format!("run a command in it: microagent exec {name} -- COMMAND"),
         Hint::KillRun { name } => format!(
             "it belongs to a `microagent run` and cannot be quarantined; stop it with: microagent kill {name}"
         ),
@@ -91,14 +89,14 @@ fn of_workspace(hint: &Hint) -> Option<String> {
             format!("microagent status {name} shows its state; microagent kill {name} ends it")
         }
         Hint::LogsOrKill { name } => {
-            format!("microagent logs {name} may say why; microagent kill {name} ends it")
+            format!("microagent logs {name} may show the reason; microagent kill {name} ends it")
         }
         Hint::ShowLogs { name } => format!("microagent logs {name} shows how far the boot got"),
-        Hint::FollowLogs { name } => format!("microagent logs -f {name} shows it all the same"),
+        Hint::FollowLogs { name } => format!("microagent logs -f {name} shows the console without keys"),
         Hint::LogsOrDelete { name } => {
-            format!("microagent logs {name} shows why; microagent delete {name} --yes removes it")
+            format!("see microagent logs {name}; to delete it: microagent delete {name} --yes")
         }
-        Hint::DeclareArtifact => "declare artifacts when it is made: --output NAME=/guest/path".to_owned(),
+        Hint::DeclareArtifact => "declare artifacts when you create it: --output NAME=/guest/path".to_owned(),
         _ => return None,
     })
 }
@@ -107,21 +105,21 @@ fn of_workspace(hint: &Hint) -> Option<String> {
 fn of_volume(hint: &Hint) -> Option<String> {
     Some(match hint {
         Hint::CreateVolume { name } => format!(
-            "`microagent volume list` shows those that exist; make it: microagent volume create {name}"
+            "create it: microagent volume create {name}; `microagent volume list` shows the existing ones"
         ),
         Hint::DeleteVolume { name } => {
-            format!("use it, or remove it with everything on it: microagent volume delete {name}")
+            format!("use it, or delete it with its data: microagent volume delete {name}")
         }
-        Hint::DeleteDamagedVolume => "its disk, disk.ext4 beside the record, is not touched; \
+        Hint::DeleteDamagedVolume => "its disk (disk.ext4 next to the record) was not changed; \
                                       `microagent volume delete NAME` removes both"
             .to_owned(),
         Hint::HaltHolder { name } => {
-            format!("one machine has it at a time; end that one first: microagent halt {name}")
+            format!("one machine can use it at a time; halt the other first: microagent halt {name}")
         }
         Hint::DeleteUsers { names } => {
             let names: Vec<_> = names.iter().map(WorkspaceName::as_str).collect();
             format!(
-                "delete them first: microagent delete {}; or add --force, after which they do not start",
+                "delete them first: microagent delete {}; or add --force; they cannot start afterwards",
                 names.join(" ")
             )
         }
@@ -134,12 +132,12 @@ fn of_image(hint: &ImageHint) -> String {
     match hint {
         ImageHint::Advice(text) => text.clone(),
         ImageHint::AllowPlainHttp { registry } => format!(
-            "if the network to it can be trusted, allow it: MICROAGENT_INSECURE_REGISTRIES={registry}"
+            "if you trust the network to it, allow it: MICROAGENT_INSECURE_REGISTRIES={registry}"
         ),
-        ImageHint::PullAgain => "bring the image in again: microagent image pull REF".to_owned(),
+        ImageHint::PullAgain => "pull the image again: microagent image pull REF".to_owned(),
         ImageHint::PullFirst => "pull it first: microagent image pull REF, or use --pull missing".to_owned(),
-        ImageHint::ListImages => "`microagent image list` shows what is here".to_owned(),
-        ImageHint::LogInOrTag => "log in first, with docker login or podman login; for another place: microagent image \
+        ImageHint::ListImages => "`microagent image list` shows the images in the cache".to_owned(),
+        ImageHint::LogInOrTag => "log in with docker login or podman login; to push to another registry: microagent image \
                                   tag REF NAME"
             .to_owned(),
         ImageHint::FreeSpace => "free some space: microagent image prune, or use another --state-dir".to_owned(),
@@ -148,7 +146,7 @@ fn of_image(hint: &ImageHint) -> String {
         ImageHint::DeleteWorkspaces => "delete these workspaces first: microagent delete NAME --yes".to_owned(),
         ImageHint::DeleteWorkspace => "delete it first: microagent delete NAME --yes".to_owned(),
         ImageHint::ChooseTransport => "`oci:` takes a layout directory, `oci-archive:` a tar of one, `docker-archive:` a \
-                                       `docker save` tar; a root file system tar goes through microagent image import"
+                                       `docker save` tar; import a root file system tar with microagent image import"
             .to_owned(),
         _ => String::new(),
     }
@@ -158,15 +156,15 @@ fn of_option(hint: OptionHint) -> String {
     match hint {
         OptionHint::Environment => "write -e NAME=VALUE".to_owned(),
         OptionHint::ArtifactPath => "write --output NAME=/path/in/the/guest".to_owned(),
-        OptionHint::Publish => "use --network user, or leave --publish out".to_owned(),
+        OptionHint::Publish => "use --network user, or omit --publish".to_owned(),
         OptionHint::Egress => {
-            "use --network user, or leave the policy out: nothing can be reached anyway".to_owned()
+            "use --network user, or omit the policy: nothing can be reached without network".to_owned()
         }
         OptionHint::Connections => "give at least 1, or use --network isolated".to_owned(),
         OptionHint::VolumeSize { least, most } => {
-            format!("give --size-mib {least} to {most}; the space is taken only as it is written to")
+            format!("give --size-mib {least} to {most}; space on the host is used only as data is written")
         }
-        OptionHint::Timeout => "give at least 1, or leave --timeout out".to_owned(),
+        OptionHint::Timeout => "give at least 1, or omit --timeout".to_owned(),
         _ => String::new(),
     }
 }

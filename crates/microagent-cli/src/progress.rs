@@ -34,7 +34,7 @@ enum Show {
     Nothing,
 }
 
-/// What is going on now.
+/// What is in progress.
 #[derive(Default)]
 struct Current {
     bar: Option<ProgressBar>,
@@ -98,7 +98,7 @@ impl Progress {
         }
     }
 
-    /// Shows that something of unknown length goes on.
+    /// Shows a phase of unknown length.
     pub(crate) fn phase(&self, text: &str) {
         match self.show {
             Show::Bars => Self::draw(&mut self.state(), Step::Phase(text.to_owned())),

@@ -75,7 +75,7 @@ fn page(command: &Command, path: &[&str]) -> String {
     }
     let examples = command.get_after_long_help().or(command.get_after_help());
     let examples = examples.unwrap_or_else(|| panic!("{path:?} has no examples")).to_string();
-    let examples = examples.strip_prefix("Examples:\n").expect("the help goes on with examples");
+    let examples = examples.strip_prefix("Examples:\n").expect("examples come last in the help");
     write!(page, "\n## Examples\n\n```text\n{}\n```\n", dedent(examples)).unwrap();
     page
 }

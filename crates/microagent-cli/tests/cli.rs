@@ -182,7 +182,7 @@ Hint: see `microagent delete --help`
         (
             "logs ../x",
             str![[r#"
-Error: invalid value '../x' for '<NAME>': `../x` is not a workspace name: it starts with a letter or digit, goes on with letters, digits, `.`, `_` or `-`, and has at most 63 characters
+Error: invalid value '../x' for '<NAME>': `../x` is not a workspace name: it must start with a letter or digit, continue with letters, digits, `.`, `_` or `-`, and have at most 63 characters
 Hint: see `microagent logs --help`
 
 "#]],
@@ -426,7 +426,7 @@ Hint: add `name`, or give one to the command
 "#]]);
     call("create web --file spec.yaml", "").code(2).stderr_eq(str![[r#"
 Error: spec.yaml: no image is named
-Hint: add `image`, or give --image
+Hint: add the key `image`, or use --image
 
 "#]]);
     call("apply --file spec.yaml", "image: busybox\n").code(2).stderr_eq(str![[r#"
@@ -446,7 +446,7 @@ Hint: `microagent list` shows the saved workspaces
 "#]]);
     home.command().args(["run", "--file", "missing.yaml"]).assert().code(2).stderr_eq(str![[r#"
 Error: cannot read spec file `missing.yaml`: No such file or directory (os error 2)
-Hint: --file names a spec file; nothing is read without it
+Hint: give the file with --file; no file is read without it
 
 "#]]);
     // A file that lies there is not read unless it is named.

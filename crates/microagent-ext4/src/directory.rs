@@ -2,7 +2,7 @@
 //! otherwise.
 //!
 //! Logical blocks of an indexed directory: 0 is the root, then the leaves, then index nodes if there are
-//! any. Entries are sorted by hash; a leaf that goes on with the hash the one before ended with has its
+//! any. Entries are sorted by hash; a leaf that starts with the hash the one before ended with has its
 //! collision bit set.
 
 use crate::Error;

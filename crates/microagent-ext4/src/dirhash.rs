@@ -1,6 +1,6 @@
 //! ext4's directory name hash (htree, `dir_index`): `half_md4` over signed characters.
 //!
-//! The superblock says so (`s_def_hash_version` 1, `s_flags` bit 0), whatever the machine's own `char`
+//! The superblock records this (`s_def_hash_version` 1, `s_flags` bit 0), whatever the machine's own `char`
 //! is. Checked against `debugfs dx_hash`.
 
 /// The 4-word hash seed (`s_hash_seed`), stored little-endian in the

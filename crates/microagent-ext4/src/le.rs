@@ -1,7 +1,7 @@
 //! Little-endian field access over byte slices.
 //!
 //! Every on-disk structure is written through these, so that field offsets stay explicit and can be
-//! searched for. They panic out of bounds: that is a fault of ours, never of some input.
+//! searched for. They panic out of bounds: that is a fault of this crate, never of its input.
 
 pub(crate) fn u32(b: &[u8], off: usize) -> u32 {
     u32::from_le_bytes(b[off..off + 4].try_into().expect("the slice has four bytes"))

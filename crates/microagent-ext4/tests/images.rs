@@ -1,5 +1,5 @@
 //! Every image passes `e2fsck -fn`, and `debugfs` finds in it what was declared. Needs e2fsprogs, and
-//! says so and passes where they are missing.
+//! prints this and passes where they are missing.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests are tests")]
 

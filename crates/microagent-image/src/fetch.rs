@@ -79,7 +79,6 @@ impl<'a> Attempts<'a> {
         let Some(pause) = self.network.pause_asked(self.failures, error.retry_after()) else {
             return Err(error);
         };
-        tracing::debug!(what, failures = self.failures, %error, "trying again");
         self.progress.event(ImageEvent::Retrying {
             what: what.to_owned(),
             attempt: self.failures + 1,

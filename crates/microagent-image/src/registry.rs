@@ -204,7 +204,6 @@ impl<'a> Registry<'a> {
 
     /// Sends a request, logging in when the registry asks for it.
     async fn send(&self, request: impl Fn(&Client) -> RequestBuilder) -> Result<Response, ImageError> {
-        let registry = &self.reference.registry;
         let known = self.login.lock().await.clone();
         let response = self.try_send(&request, known.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
@@ -232,7 +231,6 @@ impl<'a> Registry<'a> {
             self.check_origin(&response)?;
             let detail = self.error_detail(response).await;
             let authenticated = fresh.is_some_and(|login| login.authenticated);
-            tracing::debug!(%registry, authenticated, "refused after login");
             return Err(self.denied(detail, authenticated));
         }
         Ok(response)

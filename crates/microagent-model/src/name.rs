@@ -17,8 +17,8 @@ pub struct VolumeName(String);
 /// Why a name is not a volume name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{name}` is not a volume name: it starts with a lower-case letter or digit, goes on with those or `-`, \
-     and has at most {NAME_MAX} characters"
+    "`{name}` is not a volume name: it must start with a lower-case letter or digit, continue with those or `-`, \
+     and have at most {NAME_MAX} characters"
 )]
 pub struct VolumeNameError {
     name: String,
@@ -33,8 +33,8 @@ pub struct WorkspaceName(String);
 /// Why a name is not a workspace name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{name}` is not a workspace name: it starts with a letter or digit, goes on with letters, digits, `.`, `_` or `-`, \
-     and has at most {NAME_MAX} characters"
+    "`{name}` is not a workspace name: it must start with a letter or digit, continue with letters, digits, `.`, `_` or `-`, \
+     and have at most {NAME_MAX} characters"
 )]
 pub struct NameError {
     name: String,

@@ -272,7 +272,7 @@ impl StateDir {
         Ok(Scratch { dir, _lock: lock })
     }
 
-    /// Removes a directory of ours: first the name, in one step, then the files. The caller holds its lock.
+    /// Removes a directory of the state directory: first the name, in one step, then the files. The caller holds its lock.
     ///
     /// # Errors
     /// Fails when it cannot be renamed, which leaves it as it is, or its files cannot be removed.

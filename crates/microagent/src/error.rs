@@ -483,12 +483,15 @@ fn state_hint(name: &WorkspaceName, state: State, action: Action) -> Hint {
         State::Quarantined if action == Action::Delete => Hint::DeleteQuarantined { name },
         State::Quarantined => Hint::ReleaseFirst { name },
         state if action == Action::Quarantine && state.is_resting() => {
-            Hint::advice("nothing of it acts while it rests")
+            Hint::advice("it has no machine, so nothing in it is running")
         }
         State::Running if action == Action::Quarantine => Hint::KillRun { name },
         State::Paused => Hint::ResumeFirst { name },
         state if state.is_resting() => Hint::StartFirst { name },
         State::Running if action == Action::Start => Hint::Exec { name },
+        State::Running if action == Action::Resume => {
+            Hint::advice("it is running already; nothing has to be done")
+        }
         State::Starting | State::Stopping => Hint::advice("wait a moment and try again"),
         _ => Hint::HaltFirst { name },
     }

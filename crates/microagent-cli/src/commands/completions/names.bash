@@ -48,7 +48,7 @@ _microagent_names() {
     esac
     if [[ -n $names ]]; then
         COMPREPLY=($(compgen -W "$names" -- "$cur"))
-        # A copy's other end is a file; this end goes on with a path.
+        # A copy's other end is a file; this end continues with a path.
         if [[ $verb == cp ]]; then
             COMPREPLY=("${COMPREPLY[@]/%/:}" $(compgen -f -- "$cur"))
             compopt -o nospace 2>/dev/null
