@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ pub struct Invocation<'a> {
     words: Vec<OsString>,
     stdin: Vec<u8>,
     stdin_stays: bool,
+    stdout_is_read: bool,
     deadline: Duration,
 }
 
@@ -43,6 +44,7 @@ impl<'a> Invocation<'a> {
             words: Vec::new(),
             stdin: Vec::new(),
             stdin_stays: false,
+            stdout_is_read: true,
             deadline: DEADLINE,
         }
     }
@@ -89,6 +91,13 @@ impl<'a> Invocation<'a> {
         self.stdin(bytes)
     }
 
+    /// Has nobody read its standard output, a pipe, until it has ended.
+    #[must_use]
+    pub fn stdout_unread(mut self) -> Self {
+        self.stdout_is_read = false;
+        self
+    }
+
     /// Gives it more or less time than usual.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
@@ -113,10 +122,14 @@ impl<'a> Invocation<'a> {
                 std::mem::forget(stdin);
             }
         });
-        let stdout = collect(child.stdout.take().expect("standard output is a pipe"));
+        let out = child.stdout.take().expect("standard output is a pipe");
+        let (stdout, unread) = match self.stdout_is_read {
+            true => (collect(out), None),
+            false => (collect(std::io::empty()), Some(out)),
+        };
         let stderr = collect(child.stderr.take().expect("standard error is a pipe"));
         let end = Instant::now() + self.deadline;
-        Running { home: self.home, words: self.words, child, stdout, stderr, end, done: false }
+        Running { home: self.home, words: self.words, child, stdout, unread, stderr, end, done: false }
     }
 
     /// Runs it to its end.
@@ -155,6 +168,8 @@ pub struct Running<'a> {
     words: Vec<OsString>,
     child: Child,
     stdout: Receiver<Vec<u8>>,
+    /// The pipe that nobody reads.
+    unread: Option<ChildStdout>,
     stderr: Receiver<Vec<u8>>,
     end: Instant,
     done: bool,
@@ -178,6 +193,21 @@ impl Running<'_> {
             finished.told()
         );
         finished
+    }
+
+    /// Waits until nothing more goes into the pipe that nobody reads.
+    #[track_caller]
+    pub fn stalls(&self) {
+        let pipe = self.unread.as_ref().expect("nobody reads its output");
+        let room = rustix::pipe::fcntl_getpipe_size(pipe).expect("it is a pipe") as u64;
+        let mut before = 0;
+        crate::wait_for("a full pipe", Duration::from_secs(60), || {
+            let waiting = rustix::io::ioctl_fionread(pipe).expect("it is a pipe");
+            // Its pages need not be full.
+            let is_full = waiting > room / 2 && waiting == before;
+            before = waiting;
+            if is_full { Ok(()) } else { Err(waiting) }
+        });
     }
 
     /// Whether it has ended.

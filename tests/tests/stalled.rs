@@ -1,0 +1,90 @@
+//! Readers of our output that stop reading: time limits and signals are obeyed all the same.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::time::Duration;
+
+use microagent_tests::{Home, User, wait_for};
+use rustix::process::Signal;
+
+#[track_caller]
+fn running() -> Home {
+    let home = Home::new(User::unprivileged());
+    home.create("web", []);
+    home.microagent(["start", "web"]).success();
+    home
+}
+
+/// Waits until no `yes` runs in the guest.
+#[track_caller]
+fn yes_is_gone(home: &Home) {
+    wait_for("the end of the command", Duration::from_secs(60), || {
+        let found = home.microagent(["exec", "web", "--", "pidof", "yes"]).run();
+        if found.text().trim().is_empty() { Ok(()) } else { Err(found.text().to_owned()) }
+    });
+}
+
+#[test]
+fn exec_keeps_its_time_limit_while_nobody_reads() {
+    let home = running();
+    let late = home.microagent(["exec", "--timeout", "2", "web", "--", "yes"]).stdout_unread().run();
+    late.code(124).says("the time limit");
+    yes_is_gone(&home);
+    // A command that ignores signals is killed as well.
+    let deaf = ["sh", "-c", "trap '' TERM INT; yes"];
+    let late = home.microagent(["exec", "--timeout", "2", "web", "--"]).args(deaf).stdout_unread().run();
+    late.code(124).says("the time limit");
+    yes_is_gone(&home);
+    home.microagent(["delete", "web", "--force"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn signals_end_what_nobody_reads() {
+    let home = running();
+    for signal in [Signal::TERM, Signal::INT] {
+        for words in [&["yes"][..], &["sh", "-c", "trap '' TERM INT; yes"]] {
+            let exec = home.microagent(["exec", "web", "--"]).args(words).stdout_unread().start();
+            exec.stalls();
+            exec.signal(signal);
+            exec.finish().code(130);
+            yes_is_gone(&home);
+        }
+        let copy = home.microagent(["cp", "web:/", "-"]).stdout_unread().start();
+        copy.stalls();
+        copy.signal(signal);
+        copy.finish().code(130);
+    }
+    let flood = "yes stalled | head -c 300000 > /dev/console";
+    home.microagent(["exec", "web", "--", "sh", "-c", flood]).success();
+    let logs = home.microagent(["logs", "web", "-f"]).stdout_unread().start();
+    logs.stalls();
+    logs.signal(Signal::TERM);
+    logs.finish().code(130);
+    home.microagent(["delete", "web", "--force"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn supervise_waits_for_a_copy_that_has_the_workspace() {
+    let home = Home::new(User::unprivileged());
+    home.create("web", ["--service-command", "echo up; sleep 9999", "--restart", "always"]);
+    // A resting workspace is booted offline for the copy, and locked as long as it lasts.
+    let copy = home.microagent(["cp", "web:/", "-"]).stdout_unread().start();
+    copy.stalls();
+    let program = home.program().to_str().unwrap();
+    let line = format!("exec {program} supervise web --interval 200ms 2> told");
+    let supervise = home.other("sh").args(["-c", &line]).start();
+    wait_for("the first try", Duration::from_secs(60), || {
+        let told = std::fs::read_to_string(home.path().join("told")).unwrap_or_default();
+        if told.contains("in use by another command; next try") { Ok(()) } else { Err(told) }
+    });
+    copy.signal(Signal::TERM);
+    copy.finish().code(130);
+    home.log_has("web", "console.log", "up");
+    supervise.signal(Signal::INT);
+    supervise.finish().code(0);
+    assert_eq!(home.state_of("web"), "halted");
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
