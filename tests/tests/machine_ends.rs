@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{fs, thread};
 
+use microagent_tests::process::Process;
 use microagent_tests::{Finished, Home, Running, User, wait_for};
+use rustix::process::Signal;
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -77,6 +79,48 @@ fn a_workspace_that_turns_itself_off_is_stopped() {
     home.processes_end();
     home.microagent(["start", "web"]).success();
     assert_eq!(in_guest(&home, "cat /root/file").text(), "kept\n");
+    home.microagent(["kill", "web"]).success();
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+/// A command in a guest that cannot deliver a signal ends by the first one all the same; any other decides for itself.
+#[test]
+fn one_signal_ends_a_command_whose_guest_does_not_answer() {
+    let home = Home::new(User::Caller);
+    home.create("web", []);
+    home.microagent(["start", "web"]).success();
+    let exec = |line: &str| home.microagent(["exec", "web", "--", "sh", "-c", line]).start();
+    let is_there = |file: &str| {
+        wait_for(file, PATIENCE, || {
+            let seen = in_guest(&home, &format!("test -e /tmp/{file}"));
+            if seen.status.success() { Ok(()) } else { Err(seen.told()) }
+        });
+    };
+    let traps = exec(
+        "trap 'touch /tmp/trapped' TERM; touch /tmp/waits; while test ! -e /tmp/over; do sleep 0.1; done",
+    );
+    is_there("waits");
+    traps.signal(Signal::TERM);
+    is_there("trapped");
+    in_guest(&home, "touch /tmp/over");
+    traps.finish().code(0);
+
+    let qemu = home.processes().into_iter().find(Process::is_qemu).unwrap();
+    for signal in [Signal::TERM, Signal::INT] {
+        let silent = exec("touch /tmp/silent; sleep 100000");
+        is_there("silent");
+        in_guest(&home, "rm /tmp/silent");
+        qemu.signal(Signal::STOP);
+        silent.signal(signal);
+        silent.finish().failure();
+        qemu.signal(Signal::CONT);
+    }
+    let paused = exec("touch /tmp/paused; sleep 100000");
+    is_there("paused");
+    home.microagent(["pause", "web"]).success();
+    paused.signal(Signal::TERM);
+    paused.finish().failure();
     home.microagent(["kill", "web"]).success();
     home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ const QUEUE: usize = 4;
 
 /// How many Ctrl-C end a command that does not follow them.
 const PATIENCE: usize = 3;
+
+/// How long the guest may take to show that it can deliver a signal.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(700);
 
 /// Where a command's standard input comes from.
 pub(crate) enum Stdin {
@@ -93,14 +97,18 @@ impl Session {
         let (token, detached) = (CancellationToken::new(), CancellationToken::new());
         let detach = self.detach.map(|key| (key, detached.clone()));
         let mode = if self.stdin.is_some() { StdinMode::Piped } else { StdinMode::Empty };
-        let signals = signals(self.raw)?;
-        let mut exec = workspace.exec(options.stdin(mode)).await?;
+        let mut signals = signals(self.raw)?;
+        let mut exec = tokio::select! {
+            exec = workspace.exec(options.stdin(mode)) => exec?,
+            () = interrupted(&mut signals) => return Err(Error::Cancelled.into()),
+        };
         if let (Some(from), Some(to)) = (self.stdin, exec.take_stdin()) {
             feed_in_background(from, to, detach)?;
         }
         let writer = Writer::start()?;
-        let forwarding =
-            tokio::spawn(forward(signals, exec.control(), self.raw, writer.meter(), token.clone()));
+        let receiver =
+            Receiver { workspace: workspace.clone(), control: exec.control(), meter: writer.meter() };
+        let forwarding = tokio::spawn(forward(signals, receiver, self.raw, token.clone()));
         let raw = if self.raw { Some(Raw::enter()?) } else { None };
         let ended = tokio::select! {
             ended = serve(exec, writer) => ended.map(Ended::Command),
@@ -245,15 +253,42 @@ fn signals(raw: bool) -> io::Result<Signals> {
     Signals::of(&kinds)
 }
 
-/// Passes signals and sizes on. A hangup means that nobody is left: it ends the command, as many interrupts do, and as
-/// one does where nobody takes the output any more.
-async fn forward(
-    mut signals: Signals,
+/// Waits for a signal that ends us while there is no command yet.
+async fn interrupted(signals: &mut Signals) {
+    let ending = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    while !ending.contains(&signals.next().await) {}
+}
+
+/// Where signals go, and who may not take them.
+struct Receiver {
+    workspace: Workspace,
     control: ExecControl,
-    raw: bool,
     meter: WriteMeter,
-    token: CancellationToken,
-) {
+}
+
+impl Receiver {
+    /// Waits until it shows that the command cannot follow a signal that ends it, or nobody would hear of it: its guest
+    /// does not answer, or what it prints is not taken. Otherwise it decides for itself, and this never returns.
+    async fn cannot_end(&self) {
+        let silent = async {
+            if self.workspace.is_responsive(SIGN_OF_LIFE).await {
+                std::future::pending::<()>().await;
+            }
+        };
+        let stalled = async {
+            if !self.meter.is_stalled().await {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! { () = silent => {} () = stalled => {} }
+    }
+}
+
+/// Passes signals and sizes on. A hangup means that nobody is left: it ends the command, as many interrupts do, and as
+/// one does that the command cannot follow.
+async fn forward(mut signals: Signals, receiver: Receiver, raw: bool, token: CancellationToken) {
+    let receiver = Arc::new(receiver);
+    let control = receiver.control.clone();
     let mut interrupts = 0;
     loop {
         let kind = signals.next().await;
@@ -278,11 +313,10 @@ async fn forward(
             return token.cancel();
         }
         if ends {
-            let (meter, token) = (meter.clone(), token.clone());
+            let (receiver, token) = (Arc::clone(&receiver), token.clone());
             tokio::spawn(async move {
-                if meter.is_stalled().await {
-                    token.cancel();
-                }
+                receiver.cannot_end().await;
+                token.cancel();
             });
         }
     }

@@ -7,7 +7,9 @@
 use std::time::Duration;
 
 use microagent_model::{NetworkMode, SIGTERM, State, WorkspaceName};
-use microagent_proto::{PackEvent, REPLY_LIMIT, REQUEST_LIMIT, Request, read_message, write_message};
+use microagent_proto::{
+    FsUsage, GuestError, PackEvent, REPLY_LIMIT, REQUEST_LIMIT, Request, read_message, write_message,
+};
 use microagent_store::{WorkspaceDir, WorkspaceRecord};
 use microagent_vm::control::{attach, change};
 use microagent_vm::{Answer, ChangeRequest, ExtraDisk, Launched, MachineSpec, Refusal, SupervisorSpec, Work};
@@ -103,6 +105,16 @@ impl Workspace {
         }
         let offline = self.boot_offline(&record, OfflineDisks::Only(extra_disks), progress).await?;
         Ok(self.connection(Some(offline)))
+    }
+
+    /// Whether the agent of its running guest answers within this time. That of a guest that is paused or hangs does not.
+    pub async fn is_responsive(&self, within: Duration) -> bool {
+        let answer = async {
+            let guest = self.running_guest(Action::ReachGuest)?;
+            guest.request(&Request::FsUsage).await?.reply::<Result<FsUsage, GuestError>>().await
+        };
+        // One that has too many streams to take another one is not silent.
+        matches!(timeout(within, answer).await, Ok(Ok(_) | Err(Error::Crowded { .. })))
     }
 
     /// The guest of the running workspace.
