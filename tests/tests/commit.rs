@@ -22,8 +22,9 @@ const EMPTY_LAYER: &str = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755
 /// Everything that a file system keeps of its files, one line each. Times of the directories that the agent
 /// makes things in, and what names the machine, are left out.
 const DESCRIBE: &str = r#"cd /; { find . -xdev \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./lost+found \
-    -o -path ./etc/hostname -o -path ./etc/hosts -o -path ./etc/machine-id -o -path ./etc/resolv.conf \) -prune -o \
-    \( -path . -o -path ./etc \) -printf '%p %y %m %U %G\n' \
+    -o -path ./etc/hostname -o -path ./etc/hosts -o -path ./etc/machine-id -o -path ./etc/mtab \
+    -o -path ./etc/resolv.conf -o -path ./usr/lib/modules \) -prune -o \
+    \( -path . -o -path ./etc -o -path ./usr/lib \) -printf '%p %y %m %U %G\n' \
     -o -type d -printf '%p %y %m %U %G %T@\n' -o -printf '%p %y %m %U %G %T@ %s %n %l\n' | LC_ALL=C sort;
     find . -xdev -type f ! -path './etc/host*' ! -path './etc/machine-id' ! -path './etc/resolv.conf' \
     -newermt 2024-01-01 -exec sha256sum {} + | LC_ALL=C sort;

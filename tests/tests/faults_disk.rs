@@ -90,7 +90,7 @@ fn a_disk_that_is_too_small_is_said_so_at_every_stage() {
     }
     let home = Home::new(User::Caller);
     let state = home.make_dir("state");
-    for (size_mib, fits) in [(1, false), (10, false), (22, false), (26, true), (50, true)] {
+    for (size_mib, fits) in [(1, false), (20, false), (40, false), (46, true), (70, true)] {
         let _disk = SmallDisk::mount(&state, size_mib);
         let call = || home.call().env("MICROAGENT_STATE_DIR", &state);
         let run = call().args(["run", "--network", "isolated", &home.image("busybox"), "echo", "fits"]).run();

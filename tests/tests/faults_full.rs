@@ -71,7 +71,8 @@ fn a_full_disk_of_the_host_keeps_nothing_half_made_and_loses_nothing_flushed() {
     let write = |line: &str| call(&["exec", "web", "--", "sh", "-c", line]);
     write("echo kept > /root/kept; head -c 4000000 /dev/urandom > /root/big; sync").success();
     let full = Filler::leaving(&state, 2048);
-    write("head -c 20000000 /dev/urandom > /root/more; sync; echo never").run().code(1).says("went away");
+    let lost = write("head -c 20000000 /dev/urandom > /root/more; sync; echo never").run().code(1);
+    lost.says("lost the connection to the guest");
     home.processes_end();
     let status = call(&["status", "web"]).success();
     assert!(status.text().contains("Problem: the host's disk is full"), "{}", status.told());

@@ -44,7 +44,7 @@ fn a_quarantined_guest_does_nothing_more_and_starts_again_with_its_disk_once_it_
     let quarantined = home.microagent(["quarantine", "web", "--reason", "it counts too much"]).success();
     assert_eq!(quarantined.summary("State"), "quarantined");
     // What was at work in it has ended, and the way to the network with it.
-    command.finish().code(1).says("workspace `web` went away");
+    command.finish().code(1).says("lost the connection to the guest of workspace `web`");
     assert_eq!(waiting.finish().code(1).summary("State"), "quarantined");
     assert_eq!(process(&home, Process::is_network_stack), None);
     assert!(process(&home, Process::is_qemu).is_some(), "its memory is kept");
