@@ -348,6 +348,47 @@ fn a_host_without_a_wall_is_told_of_and_starts_nothing_unless_asked_to() {
     home.nothing_is_left();
 }
 
+#[test]
+fn a_network_stack_has_no_capabilities() {
+    let home = Home::new(User::Caller);
+    let running = home.run("busybox", [], &["sleep", "600"]).start();
+    let stack = running.descendant("a network stack", |process| process.is_network_stack());
+    let status = || fs::read_to_string(format!("/proc/{}/status", stack.pid)).unwrap_or_default();
+    // It enters its jail when it was told what to do.
+    wait_for("the stack to be in its jail", Duration::from_secs(20), || {
+        let status = status();
+        if status.contains("Seccomp:\t2") { Ok(()) } else { Err(status) }
+    });
+    let status = status();
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert!(status.contains(&format!("{set}:\t0000000000000000")), "{set}\n{status}");
+    }
+    running.signal(Signal::INT);
+    running.finish();
+    home.processes_end();
+}
+
+#[test]
+fn every_test_that_security_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let page = fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let sources = host::must(
+        "grep",
+        &["-rhoE", "--include=*.rs", "fn [a-z0-9_]+", root.to_str().unwrap(), "--exclude-dir=target"],
+    );
+    let functions: std::collections::BTreeSet<_> =
+        sources.lines().filter_map(|line| line.strip_prefix("fn ")).collect();
+    // A name of a test is a sentence: three words at least.
+    let is_test = |word: &&str| {
+        word.matches('_').count() >= 3
+            && word.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+    };
+    let named: Vec<_> = page.split('`').skip(1).step_by(2).filter(is_test).collect();
+    assert!(named.len() > 20, "{named:?}");
+    let missing: Vec<_> = named.iter().filter(|name| !functions.contains(*name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
 /// Numbers of the calls that a jailed QEMU may make, on x86-64: a second writing of the list.
 #[rustfmt::skip]
 const EXPECTED: &[i64] = &[

@@ -129,6 +129,14 @@ impl Jail {
     }
 }
 
+/// Gives up all capabilities of this process for good; what it needs them for it has done.
+///
+/// # Errors
+/// Fails when the kernel refuses.
+pub(crate) fn give_up_capabilities() -> io::Result<()> {
+    privileges::drop_all(None)
+}
+
 /// Asks the kernel to kill this process when its parent dies; the parent may have died before.
 pub(crate) fn die_with(parent: Pid) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;

@@ -77,7 +77,7 @@ impl SuperviseError {
         match self {
             SuperviseError::WeakJail { .. } => Some(
                 "use a kernel with Landlock (`lsm=landlock,...` on its command line), or accept the risk with \
-                 --allow-weak-jail; `microagent doctor` shows what there is"
+                 --allow-weak-jail"
                     .to_owned(),
             ),
             SuperviseError::MissingProgram { package, .. } => Some(format!(

@@ -58,7 +58,7 @@ const OVERLAY_SET: FdSet = FdSet(0);
 /// Descriptor set of the base disk.
 const BASE_SET: FdSet = FdSet(1);
 
-/// Descriptor set of the frozen state that the machine goes on from.
+/// Descriptor set of the frozen state that is restored.
 pub(crate) const STATE_SET: FdSet = FdSet(2);
 
 /// Descriptor set of the state that a freeze writes.

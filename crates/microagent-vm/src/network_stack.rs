@@ -24,6 +24,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::core_dump::never_dump_core;
+use crate::jail::give_up_capabilities;
 
 /// Second argument of the process, after [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT). No workspace has such a name.
 pub(crate) const NETWORK_STACK_ARGUMENT: &str = "__net";
@@ -124,6 +125,8 @@ fn run() -> io::Result<()> {
     let (instructions, descriptors) = take_instructions(&control)?;
     use_descriptors();
     give_memory_back();
+    // Where root starts it, its sockets could be raw ones otherwise.
+    give_up_capabilities()?;
     jail::enter()?;
     let mut descriptors = descriptors.into_iter();
     let qemu = descriptors.next().ok_or(io::ErrorKind::InvalidData)?;

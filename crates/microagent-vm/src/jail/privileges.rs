@@ -138,7 +138,7 @@ fn kvm_group() -> Result<Option<u32>, NoAccount> {
 /// Becomes the user, if one is given, and gives up every capability for good, in this process and in what it executes.
 ///
 /// # Errors
-/// Fails when the kernel refuses; the process must not go on then.
+/// Fails when the kernel refuses; the process must exit then.
 pub(super) fn drop_all(account: Option<&Account>) -> io::Result<()> {
     let held = capabilities(None)?.effective;
     if held.contains(CapabilitySet::SETPCAP) {

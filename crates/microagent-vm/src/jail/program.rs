@@ -140,7 +140,7 @@ struct Interpreter {
     path: Option<PathBuf>,
 }
 
-/// Reads what a 64-bit little-endian ELF file names as its interpreter; `None` if the file is none of that.
+/// Reads what a 64-bit little-endian ELF file names as its interpreter; `None` for another file.
 ///
 /// # Source
 /// `elf(5)`.
