@@ -78,7 +78,7 @@ fn read(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()))
 }
 
-/// One string of the kernel's manifest, which is a flat file written by a script of ours.
+/// One string of the kernel's manifest, which is a flat file written by `kernel/build.sh`.
 fn value(manifest: &str, section: &str, key: &str) -> String {
     let mut current = "";
     for line in manifest.lines() {

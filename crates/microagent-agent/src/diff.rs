@@ -258,7 +258,7 @@ impl Walk {
                 let differs = directory_differs(&path, (&here, &stat), (&base, &base_stat));
                 (Some(base), differs)
             }
-            // One of ours that the image lacks is told of only with something in it.
+            // One that microagent adds and the image lacks is reported only if it has contents.
             _ => (None, !OURS.contains(&path.as_slice())),
         };
         self.enter(here, base, path)?;

@@ -154,7 +154,7 @@ pub(crate) fn real_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Has the kernel find the disk that the machine was started with, if any, while there is still other work:
-/// probing it is a large part of what a configuration takes. In a machine that is to be frozen, this is a
+/// probing it is a large part of what a configuration takes. In a machine that will be frozen, this is a
 /// placeholder for the disks of the machines that are made from it.
 pub(crate) fn scan_early() {
     // Without a controller or a disk there is nothing to do now, and an error to tell later.

@@ -71,7 +71,7 @@ pub(crate) fn make_descriptors_reachable() {
     // SAFETY: the call changes only what this thread shares with others.
     let unshared = unsafe { libc::unshare(libc::CLONE_FS) };
     if unshared < 0 || rustix::process::fchdir(agent_proc()).is_err() {
-        // Nothing can be packed then, and each try says so.
+        // Nothing can be packed then, and each try reports that.
         console::say("files cannot be reached through /proc");
     }
 }
@@ -364,7 +364,7 @@ fn handle_power_signals() {
     }
 }
 
-/// Ends the namespace, if a process of it says so: the agent's signals come from number 0 and mean something else.
+/// Ends the namespace, if a process of it requests that: the agent's signals come from number 0 and mean something else.
 extern "C" fn on_power_signal(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel gives a handler with SA_SIGINFO a valid structure.
     if unsafe { (*info).si_pid() } == 0 {

@@ -97,7 +97,7 @@ impl Reaper {
     pub(crate) fn signal_main(&self, signal: u8) {
         if let Some(main) = self.main() {
             sys::kill_process(main.as_raw_nonzero().get(), signal.into());
-            // A stopped process takes no signal before it goes on.
+            // A stopped process takes no signal before it continues.
             sys::kill_process(main.as_raw_nonzero().get(), libc::SIGCONT);
         }
     }

@@ -199,7 +199,7 @@ impl GuestState {
         stream.shutdown().await.map_err(FrameError::Transport)
     }
 
-    /// Ends the machine when its own programs have asked for that. What a shutdown of the host's began goes on as that.
+    /// Ends the machine when its own programs have asked for that. A shutdown that the host began continues.
     async fn end_with_its_programs(self: Arc<Self>) {
         let mut watcher = self.executor.events.watch();
         loop {

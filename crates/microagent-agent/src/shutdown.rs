@@ -100,7 +100,7 @@ async fn alone(init: &Init) {
     }
 }
 
-/// A signal that asks every process to end. A stopped one takes no signal before it goes on.
+/// A signal that asks every process to end. A stopped one takes no signal before it continues.
 fn ask_everybody() {
     sys::kill_all(libc::SIGTERM);
     sys::kill_all(libc::SIGCONT);

@@ -298,7 +298,7 @@ impl<'a> Child<'a> {
         set_thread_uid(Uid::from_raw(self.plan.uid))
     }
 
-    /// Tries all candidates, as `execvp` does: goes on where nothing is, remembers where something was
+    /// Tries all candidates, as `execvp` does: continues where nothing is, remembers where something was
     /// that may not be executed.
     fn execute(&self) -> Errno {
         let mut result = Errno::NOENT;

@@ -91,7 +91,7 @@ pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Sends a signal to every process but this one; `false` when there is none.
 pub(crate) fn kill_all(signal: libc::c_int) -> bool {
-    // SAFETY: kill touches no memory of ours; PID 1 itself is spared by the kernel.
+    // SAFETY: kill touches no memory of this process; PID 1 itself is spared by the kernel.
     unsafe { libc::kill(-1, signal) == 0 }
 }
 
@@ -103,14 +103,14 @@ pub(crate) fn is_signal(number: u8) -> bool {
 /// Sends a signal to a process group; `false` when it has no process.
 pub(crate) fn kill_group(group: i32, signal: libc::c_int) -> bool {
     // A group of 1 would mean every process, one of 0 the agent's own.
-    // SAFETY: kill touches no memory of ours.
+    // SAFETY: kill touches no memory of this process.
     group > 1 && unsafe { libc::kill(-group, signal) == 0 }
 }
 
 /// Sends a signal to one process; `false` when there is none.
 pub(crate) fn kill_process(pid: i32, signal: libc::c_int) -> bool {
     // Only positive numbers name one process.
-    // SAFETY: kill touches no memory of ours.
+    // SAFETY: kill touches no memory of this process.
     pid > 0 && unsafe { libc::kill(pid, signal) == 0 }
 }
 

@@ -198,7 +198,7 @@ async fn a_shell_on_a_terminal_is_one_as_everywhere() {
     talk.send(ExecInput::Signal(SIGINT)).await;
     talk.stdin(b"echo code $?\r").await;
     talk.expect("\ncode 130\r\n").await;
-    // ^Z stops it, the shell goes on, and so does the command in its time.
+    // ^Z stops it, the shell continues, and so does the command in its time.
     talk.stdin(b"sleep 3000\r").await;
     eventually(&session, "ps -o args | grep -q '^sleep [3]000'").await;
     talk.stdin(b"\x1a").await;

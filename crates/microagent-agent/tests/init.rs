@@ -40,7 +40,7 @@ async fn the_main_program_is_process_1_and_others_see_it_so() {
     // There is one.
     let second = session.run(main_program(shell("true"))).await;
     assert!(second.not_started.unwrap().message.contains("has had its main program"));
-    // What has no handler ends it when the host says so, and nobody else's does.
+    // What has no handler ends it when the host sends it, and not when others do.
     assert_eq!(session.sh("kill -USR2 1; kill -KILL 1; ps -o pid | grep -cx ' *1'").await, "1");
     main.send(ExecInput::Signal(SIGUSR1)).await;
     assert_eq!(main.finish().await.exit, Some(Exit::Signal(SIGUSR1)));

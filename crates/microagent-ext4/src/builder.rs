@@ -154,7 +154,7 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// As every declaring call: a bad name, or a parent that is no directory. Nothing is declared then.
+    /// As every declaring call: a bad name, or a parent that is not a directory. Nothing is declared then.
     /// That a name occurs twice is only found by [`seal`](Self::seal).
     pub fn directory(&mut self, parent: Inode, name: &[u8], meta: Meta) -> Result<Inode, Error> {
         let inode = self.declare(parent, name, meta, Kind::Directory(Vec::new()), 2)?;
@@ -233,7 +233,7 @@ impl Builder {
         self.declare(parent, name, meta, Kind::Special(special), 1)
     }
 
-    /// Gives an inode that is no directory one more name.
+    /// Gives an inode that is not a directory one more name.
     ///
     /// # Errors
     ///

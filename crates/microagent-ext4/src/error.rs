@@ -17,7 +17,7 @@ pub enum Error {
         /// The name.
         name: Vec<u8>,
     },
-    /// A parent that is no directory, a hard link to a directory, or a handle of another builder.
+    /// A parent that is not a directory, a hard link to a directory, or a handle of another builder.
     Handle,
     /// More than [`LINK_MAX`](crate::LINK_MAX) names for one file.
     TooManyLinks,

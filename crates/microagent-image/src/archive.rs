@@ -50,7 +50,7 @@ pub enum ArchiveError {
         /// What the system said.
         source: io::Error,
     },
-    /// It is none of the kind.
+    /// It is neither.
     #[error("it is no {kind}: `{missing}` is missing")]
     WrongKind {
         /// What it should have been.

@@ -109,7 +109,7 @@ pub fn build(
 ) -> Result<DiskStats, BundleError> {
     let read = |source| BundleError::Read { path: tar.to_owned(), source };
     if !tar.metadata().map_err(read)?.is_file() {
-        return Err(read(io::Error::other("it is no regular file")));
+        return Err(read(io::Error::other("it is not a regular file")));
     }
     let start = compression::start_of(tar).map_err(read)?;
     if let Some(reason) = compression::unsupported(&start) {

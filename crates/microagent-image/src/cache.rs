@@ -5,7 +5,7 @@
 //! ├── lock               shared by whoever uses the cache, exclusive for delete and prune
 //! ├── refs/KEY.json      one record per full reference and platform; written last
 //! ├── blobs/sha256/HEX   manifests, configurations, layers as they came; complete and verified
-//! ├── partial/HEX        downloads that broke off or are going on
+//! ├── partial/HEX        downloads that were interrupted or are in progress
 //! ├── disks/HEX.ext4     base disks, read-only, named by the chain of their layers
 //! ├── disks/HEX.json     what the builder says about the disk
 //! ├── scratch/           work files of disks being built

@@ -30,7 +30,7 @@ use crate::rootfs::{self, Compression, LayerFile, Limits};
 use crate::store::{ImageStore, Origin, PullOptions, Request};
 use crate::tag::target;
 
-/// Bytes that are read between two looks at whether to go on.
+/// Bytes that are read between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 
 /// What a commit says beside its layer.

@@ -139,7 +139,7 @@ pub enum ConfigError {
         /// What it says, made printable.
         signal: String,
     },
-    /// A layer digest that is none.
+    /// A layer digest that is not valid.
     #[error("the image configuration lists a layer that is not named by a digest")]
     DiffId {
         /// What is wrong with it.
@@ -347,7 +347,7 @@ fn health_check(run: &Map<String, Value>) -> Result<Option<HealthCheck>, ConfigE
     }))
 }
 
-/// Labels inform and decide nothing: what is no text is left out.
+/// Labels inform and decide nothing: what is not text is left out.
 fn labels(run: &Map<String, Value>) -> BTreeMap<String, String> {
     let labels = run.get("Labels").and_then(Value::as_object);
     let pairs = labels.into_iter().flatten();

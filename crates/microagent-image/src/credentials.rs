@@ -2,7 +2,7 @@
 //!
 //! The files are looked at in podman's order and the first with an answer wins. A file or entry that is
 //! not there means anonymous; one that is there and broken, or a helper that fails, is an error: a pull
-//! that quietly goes on without the login it was given fails later with a reason that misleads.
+//! that quietly continues without the login it was given fails later with a reason that misleads.
 //!
 //! # Source
 //! `containers-auth.json(5)`, Docker's `config.json` and its credential helper protocol.

@@ -62,7 +62,7 @@ pub(crate) fn ready(cache: &Cache, id: &Digest) -> Option<Disk> {
     whole.then(|| Disk { id: id.clone(), bytes: built.disk_bytes, content_bytes: built.content_bytes })
 }
 
-/// Whether a disk has the size that its builder gave it, and says so itself.
+/// Whether a disk has the size that its builder gave it, and records that itself.
 pub(crate) fn is_whole(cache: &Cache, id: &Digest, disk_bytes: u64) -> bool {
     let mut superblock = [0; SUPERBLOCK_LEN];
     open_file(&cache.disk(id), Access::Read).is_ok_and(|file| {

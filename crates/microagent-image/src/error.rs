@@ -155,7 +155,7 @@ pub enum ImageError {
         /// What the network said.
         source: reqwest::Error,
     },
-    /// An answer that is none of the expected ones.
+    /// An unexpected answer.
     #[error("registry `{registry}` answered {status} for {what}{}", colon(detail))]
     Response {
         /// The registry.
@@ -380,7 +380,7 @@ pub enum ImageError {
         /// What the system said.
         source: io::Error,
     },
-    /// Another command is at it, and went on longer than we waited.
+    /// Another command is at it, and took longer than the wait.
     #[error("another command is {what}")]
     Busy {
         /// What it is doing.

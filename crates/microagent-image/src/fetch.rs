@@ -1,7 +1,7 @@
 //! Brings blobs into the cache: verified, resumed where they broke off, each once however many ask.
 //!
 //! A blob arrives in `partial/` and gets its name only when size and digest are right. What has arrived
-//! stays there when a pull ends early, whatever ended it, and the next pull goes on from its last byte.
+//! stays there when a pull ends early, whatever ended it, and the next pull continues after its last byte.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -21,7 +21,7 @@ use crate::network::NetworkOptions;
 use crate::progress::{ImageEvent, Progress};
 use crate::registry::Registry;
 
-/// Bytes that are read from a file between two looks at whether to go on.
+/// Bytes that are read from a file between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 /// So much arriving between two failures counts as progress: the count of attempts starts again.
 const PROGRESS_BYTES: u64 = 1024 * 1024;

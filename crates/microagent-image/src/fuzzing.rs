@@ -19,7 +19,7 @@ pub fn documents(bytes: &[u8]) {
         match manifest::decode(bytes, media_type) {
             Ok(Document::Image(image)) => {
                 let again = manifest::decode(&image.encode(), None);
-                assert!(matches!(again, Ok(Document::Image(_))), "a manifest of ours is not one");
+                assert!(matches!(again, Ok(Document::Image(_))), "a manifest that was written is not read");
                 let _ = (image.to_oci(), image.distinct_layers().len());
             }
             Ok(Document::Index(index)) => drop(manifest::select(&index, &Platform::default()).cloned()),

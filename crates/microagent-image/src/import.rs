@@ -31,7 +31,7 @@ use crate::tag::target;
 
 /// Longest name of a first entry that is looked at.
 const NAME_MAX: usize = 4096;
-/// Bytes that are read between two looks at whether to go on.
+/// Bytes that are read between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 
 /// Where a root file system tar comes from. Plain, gzip and zstd are told apart by content.

@@ -23,7 +23,7 @@ use crate::rootfs::Limits;
 use crate::store::{Image, ImageStore, Origin, PullOptions, Request};
 use crate::tag::target;
 
-/// Bytes that are copied between two looks at whether to go on.
+/// Bytes that are copied between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 
 /// How to load an archive.

@@ -82,7 +82,7 @@ impl Default for NetworkOptions {
 /// whatever is set.
 ///
 /// # Errors
-/// Fails when a proxy's address is none, or a file of certificates has none.
+/// Fails when a proxy's address is not valid, or a file of certificates has none.
 pub fn client(
     environment: &Environment,
     options: &NetworkOptions,

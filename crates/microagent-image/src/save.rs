@@ -33,7 +33,7 @@ use crate::progress::{ImageEvent, Progress};
 use crate::reference::ImageReference;
 use crate::store::{ImageStore, PullOptions, Request, parse};
 
-/// Bytes that are copied between two looks at whether to go on.
+/// Bytes that are copied between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 
 /// Where an archive goes.
@@ -223,7 +223,7 @@ impl<W: Write> Archive<W> {
         self.put(&vec![0; padding(bytes.len() as u64)])
     }
 
-    /// Copies a blob into the archive; what is damaged on disk must not go on its way under its old name.
+    /// Copies a blob into the archive; what is damaged on disk must not be passed on under its old name.
     fn blob(
         &mut self,
         name: &str,

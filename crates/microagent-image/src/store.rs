@@ -227,7 +227,7 @@ impl ImageStore {
     ///
     /// A cached registry reference costs a few small file reads. Anything else needs a tokio runtime with
     /// time and I/O. Dropped or cancelled, what has arrived stays in the cache's `partial` directory, and the
-    /// next call goes on from there.
+    /// next call continues from there.
     ///
     /// # Errors
     /// See [`ImageError`]. No record is written unless everything under it is complete.
@@ -398,7 +398,7 @@ impl ImageStore {
         Ok(records.by_digest(digest, platform, |record| record.has_layers(&self.cache)).cloned())
     }
 
-    /// Makes the disk of an image whose layers are all here, and says so in its record.
+    /// Makes the disk of an image whose layers are all here, and records that.
     async fn make_disk(
         &self,
         request: &Request<'_>,

@@ -1,7 +1,7 @@
 //! Base disks held against `umoci unpack`, and against layers that are broken or hostile.
 //!
 //! The comparison needs root (to unpack owners and devices, and to mount) and the fixtures
-//! (`cargo xtask fixtures`); without root it says so. The rest runs for anyone.
+//! (`cargo xtask fixtures`); without root it prints that. The rest runs for anyone.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests are tests")]
 

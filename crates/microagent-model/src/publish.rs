@@ -28,14 +28,14 @@ pub enum PublishError {
         /// The text.
         text: String,
     },
-    /// The address is none, or a name, or of IPv6.
-    #[error("`{text}` is no IPv4 address of the host")]
+    /// The address is not valid, or a name, or of IPv6.
+    #[error("`{text}` is not an IPv4 address of the host")]
     Host {
         /// That part of the text.
         text: String,
     },
-    /// A port is none.
-    #[error("`{text}` is no port")]
+    /// A port is not valid.
+    #[error("`{text}` is not a valid port")]
     Port {
         /// That part of the text.
         text: String,

@@ -51,9 +51,9 @@ pub enum SecretReferenceError {
     /// It has no `=`, or no scheme behind it. The text is not repeated: somebody may have typed a value.
     #[error("a secret is written NAME=SCHEME:REFERENCE")]
     Shape,
-    /// The name is none. Only said where the rest is a reference, so that it is not a part of a value.
+    /// The name is not valid. Only said where the rest is a reference, so that it is not a part of a value.
     #[error(
-        "`{name}` is no name of a secret: letters, digits and `_`, no digit first, at most {SECRET_NAME_MAX}"
+        "`{name}` is not a secret name: letters, digits and `_`, no digit first, at most {SECRET_NAME_MAX}"
     )]
     Name {
         /// The name.

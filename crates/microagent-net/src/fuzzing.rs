@@ -9,7 +9,7 @@ pub fn dns(bytes: &[u8]) {
     for query in [question, bytes].into_iter().filter_map(|message| Query::read(message).ok()) {
         for edns in [false, true] {
             let sent = write_query(query.id, &query.question, edns);
-            let again = Query::read(&sent).expect("a query of ours is one");
+            let again = Query::read(&sent).expect("a query that was written can be read");
             assert_eq!((again.id, &again.question), (query.id, &query.question));
         }
         if let Ok(answer) = Answer::read(answer, query.id, &query.question) {

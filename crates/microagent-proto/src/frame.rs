@@ -65,7 +65,7 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
     }
 
     /// The next message; `None` when the stream ended before its first byte. Dropped before its end, it
-    /// goes on where it was at the next call.
+    /// continues where it was at the next call.
     ///
     /// # Errors
     /// As [`read_message`].

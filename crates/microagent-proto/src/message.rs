@@ -72,7 +72,7 @@ pub enum Request {
     /// Packs what the root disk has that its image's base disk has not, as an OCI layer. Answer:
     /// [`PackEvent`]s up to and including `End` or `Failed`. Nothing should run meanwhile.
     Diff(Diff),
-    /// Sets the wall clock, which stands still while the machine does. Answer: `Result<(), GuestError>`.
+    /// Sets the wall clock, which stops while the machine is paused. Answer: `Result<(), GuestError>`.
     SetClock(SetClock),
 }
 

@@ -332,7 +332,7 @@ impl Scratch {
     }
 }
 
-/// What in a directory could be a name of this kind, sorted; nothing when there is no directory.
+/// What in a directory could be a name of this kind, sorted; nothing when there is not a directory.
 pub(crate) fn names_in<T: FromStr + Ord>(dir: &Path) -> io::Result<Vec<T>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,

@@ -57,7 +57,7 @@ impl BoundedLog {
         })
     }
 
-    /// Goes on with what is there. A line that was torn ends where it is.
+    /// Continues an existing log. A line that was torn ends where it is.
     pub(crate) fn append_to(path: &Path, limit: u64) -> io::Result<BoundedLog> {
         let mut file = open_file(path, Access::Append)?;
         let mut len = file.metadata()?.len();

@@ -119,7 +119,7 @@ pub enum ControlError {
     /// It went away without an answer.
     #[error("its supervisor went away")]
     Closed,
-    /// It did not answer in time: it stands still, or its host is overloaded.
+    /// It did not answer in time: it is paused, or its host is overloaded.
     #[error("its supervisor did not answer within {seconds} s")]
     Late {
         /// How long was waited.

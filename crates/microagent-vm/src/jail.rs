@@ -116,7 +116,7 @@ impl Jail {
 
     fn enter(self, parent: Pid) -> io::Result<Executable> {
         for mut entrance in self.entrances {
-            // A group is a bound on what it takes, not a wall: one that was removed meanwhile is none.
+            // A group is a bound on what it takes, not a wall: one that was removed meanwhile does not bind.
             let _ = entrance.write_all(b"0");
         }
         privileges::drop_all(self.account.as_ref())?;

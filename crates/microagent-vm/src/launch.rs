@@ -50,7 +50,7 @@ pub enum SuperviseError {
     #[error("cannot hand the supervisor its work")]
     Instruct(#[source] FrameError),
     /// It went away without a last word: it was killed, or it is another program.
-    #[error("the supervisor ended without a word; its log is `{}`", log.display())]
+    #[error("the supervisor ended without reporting a result; its log is `{}`", log.display())]
     Vanished {
         /// Its log.
         log: PathBuf,
@@ -127,7 +127,7 @@ pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, S
 }
 
 impl Launched {
-    /// Waits for the next report. When `cancel` says so, the supervisor is asked to end its machine; its
+    /// Waits for the next report. When `cancel` is triggered, the supervisor is asked to end its machine; its
     /// last report is `Ended` all the same. After `Ended` comes nothing.
     ///
     /// # Errors
@@ -159,7 +159,7 @@ impl Launched {
     /// Waits until the supervisor's process is gone; kills it if it lingers.
     pub async fn join(mut self) {
         if timeout(EXIT_PATIENCE, self.child.wait()).await.is_err() {
-            // It is ours to reap; that it cannot be killed is not to be expected and not to be helped.
+            // It is a child of this process; a failure to kill it is neither expected nor mended here.
             let _ = self.child.kill().await;
         }
     }

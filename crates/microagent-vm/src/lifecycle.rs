@@ -395,7 +395,7 @@ impl Lifecycle {
         let mut effects = self.interrupt("it is being shut down");
         effects.push(Effect::Publish);
         // Of work that ended in the moment of the pause, or of a machine that is shut down while it is paused. One that
-        // does not resume does not flush, and the deadline of the flush says so.
+        // does not resume does not flush, and the deadline of the flush ends it.
         if matches!(phase, Phase::Pausing | Phase::Paused | Phase::Resuming) {
             effects.push(Effect::Resume);
         }

@@ -115,7 +115,7 @@ pub struct DiskSpec {
     pub base: PathBuf,
     /// Whether the disk outlives the machine.
     pub keep: bool,
-    /// Whether no guest has used the overlay yet. Its content is the image's then, and a machine may go on
+    /// Whether no guest has used the overlay yet. Its content is the image's then, and a machine may be restored
     /// from a template that has the image mounted.
     pub fresh: bool,
 }
@@ -162,7 +162,7 @@ pub enum Work {
         service: Option<Exec>,
         /// The signal, 1 to 64, that asks it to end.
         stop_signal: u8,
-        /// Whether it goes on without its caller and is the workspace's life. Otherwise it is only a look into
+        /// Whether it continues without its caller and is the workspace's life. Otherwise it is only a look into
         /// a resting workspace, leaves no trace in the record, and ends with its caller.
         detached: bool,
     },
@@ -325,7 +325,7 @@ pub enum StartMode {
         /// Why not from a template.
         reason: String,
     },
-    /// A frozen guest went on.
+    /// A frozen guest was restored.
     Warm {
         /// Whether it had the image mounted already.
         mounted: bool,

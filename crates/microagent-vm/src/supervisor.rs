@@ -56,7 +56,7 @@ use liveness::StateWatch;
 use outcome::LastAnswers;
 use worker::HALT_GRACE;
 
-/// First argument of a process that is to be a supervisor.
+/// First argument of a supervisor process.
 pub const SUPERVISE_ARGUMENT: &str = "__supervise";
 
 /// How long the caller may take to say what is to be done.
@@ -84,7 +84,7 @@ const TELL_MARGIN: Duration = Duration::from_secs(10);
 /// How long a service that was sent its stop signal may take to end before the request counts as refused.
 pub(crate) const STOP_WINDOW: Duration = Duration::from_secs(10);
 
-/// How long QEMU may take to have the guest stand still or go on.
+/// How long QEMU may take to pause or resume the guest.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a client waits for a quarantine: at worst the network stack and QEMU have to be killed.
@@ -407,7 +407,7 @@ fn write_failure(error: &WriteError) -> WorkspaceFailure {
     }
 }
 
-/// A failure of ours on the host: full, or something else.
+/// A failure of the host: full, or something else.
 fn full_or_boot(error: &io::Error, what: &str) -> WorkspaceFailure {
     let kind = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FailureKind::HostFull,

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A program that embeds the library is its own supervisor: it hands over to [`microagent::supervise`] when
-//! its first argument says so, before it does anything else.
+//! its first argument requests it, before it does anything else.
 
 // An example talks to its user.
 #![allow(clippy::print_stdout, clippy::print_stderr)]

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A program that embeds the library is its own supervisor: it hands over to [`microagent::supervise`] when
-//! its first argument says so, before it does anything else. A started workspace keeps running without the program
+//! its first argument requests it, before it does anything else. A started workspace keeps running without the program
 //! that started it; this one deletes its own at the end.
 
 // An example talks to its user.

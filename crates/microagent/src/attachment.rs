@@ -44,7 +44,7 @@ pub enum AttachmentError {
     #[error("it names nothing to attach")]
     NoSource,
     /// Something else than `ro` or `rw` at the end.
-    #[error("`{mode}` is no way to mount it")]
+    #[error("`{mode}` is not a way to mount it")]
     Mode {
         /// What stands there.
         mode: String,
@@ -192,7 +192,7 @@ fn mount_point(path: &str) -> Result<String, AttachmentError> {
         return Err(relative(path));
     }
     if path.contains('\0') || path.len() > MOUNT_POINT_MAX {
-        return Err(refused("it is no path"));
+        return Err(refused("it is not a path"));
     }
     let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     if parts.contains(&"..") {

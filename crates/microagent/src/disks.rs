@@ -42,7 +42,7 @@ pub(crate) struct Bundles {
 }
 
 impl Engine {
-    /// Checks that every disk that is to be attached exists, and is free where the first start is now: what is missing
+    /// Checks that every disk to attach exists, and is free where the first start is now: what is missing
     /// is reported before an image is fetched. Gives the disks as they are recorded.
     pub(crate) fn check_disks(
         &self,
@@ -255,7 +255,7 @@ fn check_bundle(path: &Path) -> Result<PathBuf, Error> {
         return Err(host_directory(path));
     }
     if !found.is_file() {
-        return Err(failed(io::Error::other("it is no regular file")));
+        return Err(failed(io::Error::other("it is not a regular file")));
     }
     File::open(&real).map_err(failed)?;
     Ok(real)

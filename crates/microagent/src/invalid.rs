@@ -145,7 +145,7 @@ pub enum InvalidRequest {
         path: PathBuf,
     },
     /// A file that cannot be a disk image.
-    #[error("`{}` is no disk image: it is no regular file, or empty", path.display())]
+    #[error("`{}` is not a disk image: not a regular file, or empty", path.display())]
     NotADiskImage {
         /// The file.
         path: PathBuf,
@@ -174,13 +174,13 @@ pub enum InvalidRequest {
     #[error(transparent)]
     VolumeHolder(NameError),
     /// A directory cannot replace something else.
-    #[error("a directory cannot be copied to `{path}`, which is no directory")]
+    #[error("a directory cannot be copied to `{path}`, which is not a directory")]
     CopyOntoFile {
         /// The destination.
         path: String,
     },
     /// The destination's directory does not exist.
-    #[error("there is no directory `{path}`")]
+    #[error("there is not a directory `{path}`")]
     CopyToNowhere {
         /// The destination.
         path: String,

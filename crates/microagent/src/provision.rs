@@ -223,7 +223,7 @@ fn requested(options: &WorkspaceOptions) -> Resources {
     }
 }
 
-/// The size that is used: a disk too small for its image grows, and a notice says so.
+/// The size that is used: a disk too small for its image grows, and a notice reports it.
 pub(crate) fn resolve_resources(options: &WorkspaceOptions, image: &Image) -> (Resources, Vec<String>) {
     let mut resources = requested(options);
     // Many small files take more of the disk than they have bytes.

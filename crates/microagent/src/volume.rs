@@ -93,7 +93,7 @@ impl Volumes {
     /// Makes a volume: an empty ext4 file system without `lost+found`, sparse, of this size.
     ///
     /// # Errors
-    /// Fails when the name is taken, the size is none that a volume can have, or the disk cannot be written. Nothing
+    /// Fails when the name is taken, the size is not possible for a volume, or the disk cannot be written. Nothing
     /// is left then.
     pub fn create(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
         check_size(size_mib)?;

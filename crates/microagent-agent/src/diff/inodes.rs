@@ -96,7 +96,7 @@ impl ChangedInodes {
         }
     }
 
-    /// Whether an inode differs, or is none of the original's.
+    /// Whether an inode differs, or is not in the original.
     pub(super) fn contains(&self, inode: u64) -> bool {
         let Some(index) = inode.checked_sub(1) else { return true };
         let word = usize::try_from(index / 64).ok().and_then(|word| self.bits.get(word));

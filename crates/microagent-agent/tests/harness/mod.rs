@@ -265,7 +265,7 @@ impl Vm {
         self.kill();
     }
 
-    /// Lets a guest started as [`Template::Restore`] go on.
+    /// Resumes a guest started as [`Template::Restore`].
     pub async fn restore(&self, template: &Path) {
         let mut monitor = self.monitor().await;
         let from = format!("exec:cat {}", template.join("state").display());

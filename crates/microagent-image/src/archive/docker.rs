@@ -17,7 +17,7 @@ use crate::manifest::{Descriptor, MANIFEST_LIMIT, Manifest, printable};
 use crate::reference::ImageReference;
 use crate::rootfs::Compression;
 
-/// Bytes that are hashed between two looks at whether to go on.
+/// Bytes that are hashed between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 
 #[derive(Debug, Clone, Deserialize)]

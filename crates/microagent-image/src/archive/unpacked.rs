@@ -16,7 +16,7 @@ use crate::compression::{self, MAGIC_LEN};
 use crate::error::ImageError;
 use crate::rootfs::{Compression, Limits};
 
-/// Bytes that are unpacked between two looks at whether to go on.
+/// Bytes that are unpacked between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 
 /// The archive as a plain tar: the file itself, or what it unpacks to.

@@ -31,7 +31,7 @@ pub(crate) fn parse(line: &str) -> Vec<Challenge> {
     for item in split_items(line) {
         let (first, rest) =
             item.split_once([' ', '\t']).map_or((item, ""), |(first, rest)| (first, rest.trim()));
-        // `scheme name=value` opens a challenge, `name=value` goes on with it.
+        // `scheme name=value` opens a challenge, `name=value` continues it.
         let parameter = if first.contains('=') {
             item
         } else {

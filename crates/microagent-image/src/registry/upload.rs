@@ -2,7 +2,7 @@
 //!
 //! A blob goes in one piece (`POST`, then `PUT` with the whole content), the way that every registry takes; it
 //! is read from disk as the network takes it. What the client's read timeout is for answers, [`Sent`] is for
-//! sending: an upload that stands still is given up.
+//! sending: an upload that makes no progress is given up.
 //!
 //! # Source
 //! OCI distribution specification 1.1, "Pushing blobs", "Mounting a blob from another repository".

@@ -236,7 +236,7 @@ impl<'t> Declared<'t> {
         Ok(others)
     }
 
-    /// Declares something that is no directory; returns its inode unless it is a further name of one.
+    /// Declares something that is not a directory; returns its inode unless it is a further name of one.
     fn declare(&mut self, place: Place<'t>) -> Result<Option<Inode>, RootfsError> {
         let parent = self.inodes[place.parent];
         let name = place.name;

@@ -190,7 +190,7 @@ fn store<S: Source<Error = RootfsError>>(
         return Ok(Content { size, block, segments: None });
     };
     let mut segments: Vec<(u32, u32)> = Vec::new();
-    // Where in the file the spool's end is, as long as the current segment goes on.
+    // Where in the file the spool's end is, as long as the current segment continues.
     let mut at = 0;
     for (offset, length) in parts {
         let (first, end) = (offset / BLOCK, (offset + length).div_ceil(BLOCK));

@@ -21,7 +21,7 @@ const PIECE: usize = 256 << 10;
 /// Pieces that wait at most.
 const QUEUE: usize = 8;
 
-/// What all layers of one build share: its limits, how much of them is used, and whether to go on.
+/// What all layers of one build share: its limits, how much of them is used, and whether it was cancelled.
 pub(super) struct Shared<'a> {
     pub(super) limits: &'a Limits,
     progress: &'a (dyn Fn(u64) + Sync),

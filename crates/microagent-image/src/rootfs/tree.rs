@@ -248,7 +248,7 @@ impl Tree {
 
     /// The directory at a path, whose missing parts are made (0755, root, time 0).
     fn open(&mut self, path: &[&[u8]], layer: usize) -> Result<u32, Refusal> {
-        let trail = self.walk(path, Some(layer))?.ok_or(Refuse("its parent is no directory"))?;
+        let trail = self.walk(path, Some(layer))?.ok_or(Refuse("its parent is not a directory"))?;
         // What is on the way belongs to this layer too, and is not hidden by a whiteout of this layer.
         for &directory in &trail {
             self.nodes[directory as usize].layer = layer;

@@ -259,7 +259,7 @@ async fn a_killed_pull_leaves_no_entry_and_no_lock() {
     let image = home.pull(&faulty.reference()).await.unwrap();
     assert_clean_disk(&image.disk);
     let resumed = faulty.requests().iter().filter(|r| r.is_blob(&digest)).map(Request::range_start).max();
-    assert_eq!(resumed, Some(1 << 20), "the next pull goes on from the last byte");
+    assert_eq!(resumed, Some(1 << 20), "the next pull continues after the last byte");
     assert_eq!(home.files("partial"), [""; 0]);
 }
 

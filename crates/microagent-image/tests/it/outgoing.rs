@@ -197,7 +197,7 @@ async fn layers_that_another_image_had_made_needless_are_fetched_for_a_save() {
     save(&home, &["packed:1"], &home.path("packed.tar")).await.unwrap();
     assert!(blobs.join(packed.digest().hex()).exists());
 
-    // Without its source, an image that lacks a layer says so.
+    // Without its source, an image that lacks a layer is an error.
     fs::remove_file(blobs.join(packed.digest().hex())).unwrap();
     fs::remove_dir_all(home.path("packed")).unwrap();
     assert!(save(&home, &["packed:1"], &home.path("x.tar")).await.is_err());

@@ -78,14 +78,14 @@ pub enum AllowRuleError {
         /// The text.
         text: String,
     },
-    /// It begins like an address and is none.
-    #[error("`{text}` is no IPv4 address or network")]
+    /// It begins like an address and is not one.
+    #[error("`{text}` is not an IPv4 address or network")]
     Net {
         /// The text.
         text: String,
     },
     /// It is neither an address nor a name.
-    #[error("`{text}` is no name of a host")]
+    #[error("`{text}` is not a host name")]
     Name {
         /// The text.
         text: String,
@@ -106,7 +106,7 @@ pub enum AllowRuleError {
 
 /// A text that names no mode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is no egress mode; there are public, allowlist and open")]
+#[error("unknown egress mode `{text}` (expected public, allowlist or open)")]
 pub struct EgressModeError {
     text: String,
 }

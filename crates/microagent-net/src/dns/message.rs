@@ -229,7 +229,7 @@ impl Question {
 pub(crate) struct Query {
     pub(crate) id: u16,
     pub(crate) question: Question,
-    /// What the guest takes by UDP, if it says so; it then gets EDNS back.
+    /// What the guest takes by UDP, if it gives a size; it then gets EDNS back.
     edns: Option<u16>,
 }
 

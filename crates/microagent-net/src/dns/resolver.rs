@@ -157,7 +157,7 @@ impl Resolver {
                 self.send(at, now);
                 None
             }
-            // A server that does not know EDNS says so.
+            // A server that does not know EDNS answers that.
             Ok(Answer { code: Code::FormatError | Code::NotImplemented, .. }) if pending.edns => {
                 pending.edns = false;
                 self.send(at, now);

@@ -259,7 +259,7 @@ struct OurEnds {
     console: UnixStream,
     monitor: UnixStream,
     control: OwnedFd,
-    /// Where the state is that it goes on from, in QEMU's words.
+    /// Where the state that it restores is, in QEMU's words.
     state: Option<String>,
     /// The control group that it is in.
     group: MachineGroup,
@@ -358,7 +358,7 @@ enum MonitorCommand {
     Freeze(OwnedFd, oneshot::Sender<Result<(), QmpError>>),
     /// Carry out commands, one after the other, each with its arguments.
     Execute(Vec<(&'static str, Value)>, oneshot::Sender<Result<(), QmpError>>),
-    /// Let the guest go on.
+    /// Resume the guest.
     Continue(oneshot::Sender<Result<(), QmpError>>),
 }
 
@@ -369,7 +369,7 @@ pub(super) struct Monitor {
 }
 
 impl Monitor {
-    /// Stops the guest and writes the state of its devices to the file; the guest stands still afterwards,
+    /// Stops the guest and writes the state of its devices to the file; the guest is paused afterwards,
     /// whether that worked or not.
     pub(super) async fn freeze(&self, state: OwnedFd) -> Result<(), QmpError> {
         let (reply, answer) = oneshot::channel();
@@ -384,7 +384,7 @@ impl Monitor {
         answer.await.map_err(|_| QmpError::Closed)?
     }
 
-    /// Lets the guest go on.
+    /// Resumes the guest.
     pub(super) async fn go_on(&self) -> Result<(), QmpError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(MonitorCommand::Continue(reply)).await.map_err(|_| QmpError::Closed)?;
@@ -392,7 +392,7 @@ impl Monitor {
     }
 }
 
-/// Holds the monitor: has the guest go on from a frozen state, if there is one, carries out commands, and
+/// Holds the monitor: restores the guest from a frozen state, if there is one, carries out commands, and
 /// watches for the one event that the guest cannot tell of itself, a full disk of the host.
 async fn hold_monitor(
     monitor: UnixStream,
@@ -435,7 +435,7 @@ async fn hold_monitor(
                     let message = "the host's disk is full; the guest's write could not be stored".to_owned();
                     let _ = events.send(Event::HostFull(message)).await;
                 }
-                // Whatever else ends it, a command of ours or a signal, shows by QEMU's exit.
+                // Whatever else ends it, a command of the supervisor or a signal, shows by QEMU's exit.
                 Ok(event) if event.name == "SHUTDOWN" && event.data["guest"] == true => {
                     let exit = guest_end.exit().await;
                     let _ = events.send(Event::MachineGone(exit)).await;
@@ -493,7 +493,7 @@ async fn freeze(qmp: &mut Qmp, state: OwnedFd, features: Features) -> Result<(),
             Some(_) => sleep(FREEZE_POLL_INTERVAL).await,
         }
     }
-    // Best effort: the guest is let go on whatever became of the state.
+    // Best effort: the guest is resumed whatever became of the state.
     let _ = qmp.execute("migrate_cancel", json!({})).await;
     Err(QmpError::Refused { command: "migrate".to_owned(), description: "it took too long".to_owned() })
 }

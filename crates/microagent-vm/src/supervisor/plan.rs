@@ -11,9 +11,9 @@ use crate::template::{Freezer, Shape, Template, Unavailable};
 
 /// The way that was chosen, with what it needs.
 pub(super) enum Plan {
-    /// A frozen guest goes on.
+    /// A frozen guest is restored.
     Warm(Template),
-    /// A frozen guest goes on, and is frozen anew once it has mounted its image.
+    /// A frozen guest is restored, and frozen again once it has mounted its image.
     WarmToFreeze(Template, Box<Freezer>),
     /// The kernel is booted, and the guest frozen on the way.
     Freeze(Box<Freezer>, String),
@@ -66,7 +66,7 @@ impl Plan {
         }
     }
 
-    /// The state that the machine goes on from.
+    /// The state that the machine restores.
     pub(super) fn state(&self) -> Option<&File> {
         match self {
             Plan::Warm(template) | Plan::WarmToFreeze(template, _) => Some(&template.state),

@@ -332,7 +332,7 @@ impl Worker {
         })
     }
 
-    /// Freezes the guest into a template as soon as it answers, and lets it go on. The inner result says
+    /// Freezes the guest into a template as soon as it answers, and resumes it. The inner result says
     /// whether there is a template now.
     async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
         let Freeze { freezer, monitor, machine, add_disks, state } = freeze;
@@ -351,7 +351,7 @@ impl Worker {
         monitor
             .go_on()
             .await
-            .map_err(|e| Trouble::Guest(format!("the guest did not go on after a freeze: {e}")))?;
+            .map_err(|e| Trouble::Guest(format!("the guest did not resume after a freeze: {e}")))?;
         self.context.timeline.borrow_mut().freeze_us = elapsed_us(stopped);
         Ok(frozen.and_then(|()| freezer.publish(&state).map_err(|e| e.to_string())))
     }
@@ -518,7 +518,7 @@ async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Send
     let _ = events.send(event).await;
 }
 
-/// Writes state, memory and disk of a guest, which stands still afterwards.
+/// Writes state, memory and disk of a guest, which is paused afterwards.
 async fn freeze_into(freezer: &Freezer, monitor: &Monitor, machine: &MachineSpec) -> Result<(), String> {
     let state = freezer.state_file().map_err(|e| format!("the state cannot be stored: {e}"))?;
     match timeout(FREEZE_DEADLINE, monitor.freeze(state)).await {
@@ -528,7 +528,7 @@ async fn freeze_into(freezer: &Freezer, monitor: &Monitor, machine: &MachineSpec
     freezer.copy(machine).map_err(|e| format!("the memory cannot be stored: {e}"))
 }
 
-/// Sets the clock of a guest that stood still. One that does not do it goes on with a wrong one.
+/// Sets the clock of a guest that was paused. If it fails, the guest continues with a wrong one.
 pub(super) async fn correct_clock(session: &SessionHandle) {
     let request = Request::SetClock(SetClock { unix_ns: unix_ns() });
     let _ = timeout(CLOCK_DEADLINE, async {

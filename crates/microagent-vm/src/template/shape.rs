@@ -145,7 +145,7 @@ fn stable_lines(cpuinfo: &str) -> String {
     let lines = first.lines().filter(|line| kept.iter().any(|name| line.starts_with(name)));
     lines.collect::<Vec<_>>().join("\n")
 }
-/// Size in bytes that a qcow2 file shows to a guest. The file is ours: no guest has used it.
+/// Size in bytes that a qcow2 file shows to a guest. No guest has used the file.
 fn overlay_size(path: &Path) -> io::Result<u64> {
     // docs/interop/qcow2.txt of QEMU: bytes 24 to 31, big endian.
     let mut size = [0; 8];

@@ -50,7 +50,7 @@ pub enum SecretFault {
     #[error("the file cannot be read")]
     Read(#[source] io::Error),
     /// It is a directory, a device, a pipe.
-    #[error("it is no regular file")]
+    #[error("it is not a regular file")]
     NotAFile,
     /// The file is no file of `NAME=VALUE` lines.
     #[error("line {line} of `{}`: {what}", path.display())]

@@ -98,7 +98,7 @@ async fn run(program: &Path, argument: &str) -> io::Result<Answer> {
         }
     };
     if status.is_some() {
-        // It has been reaped, so its number may be somebody else's soon; what it left running may go on.
+        // It has been reaped, so its number may be somebody else's soon; what it left running may continue.
         group.let_go();
     }
     Ok(Answer { value, stderr: said, status })

@@ -41,7 +41,7 @@ pub enum SpecError {
         /// The bound.
         limit: u64,
     },
-    /// It is no text.
+    /// It is not text.
     #[error("spec file `{}` is not UTF-8 from byte {offset} on", path.display())]
     NotText {
         /// The file.

@@ -99,7 +99,7 @@ pub(super) fn is_unsupported(key: &str, expected: &[&str]) -> bool {
         && !expected.iter().any(|known| plain(known) == wanted)
 }
 
-/// What to do about a value that is none of the possible ones.
+/// What to do about a value that is not one of the possible ones.
 pub(super) fn unknown_value(value: &str, expected: &[&str]) -> String {
     nearest(value, expected)
 }

@@ -99,7 +99,7 @@ impl SpecFile {
         Ok(options)
     }
 
-    /// Which process is process 1, if the file says so.
+    /// Which process is process 1, if the file sets it.
     pub(crate) fn guest_init(&self) -> Option<GuestInit> {
         self.init.map(|wanted| if wanted { GuestInit::Agent } else { GuestInit::Program })
     }

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::layout::Layer;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-/// Longest that a connection may stand still; a test that needs longer hangs.
+/// Longest that a connection may make no progress; a test that needs longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A request as it came.
@@ -145,7 +145,7 @@ impl Faulty {
             for stream in listener.incoming().flatten() {
                 let shared = accepting.clone();
                 thread::spawn(move || {
-                    // A client that goes away is none of our business.
+                    // A client that goes away does not matter.
                     let _ = shared.answer(&stream);
                     let _ = stream.shutdown(Shutdown::Both);
                 });
@@ -167,7 +167,7 @@ impl Faulty {
         self.shared.sent.lock().unwrap().get(&format!("/v2/x/blobs/{digest}")).copied().unwrap_or(0)
     }
 
-    /// Lets stalled connections go on.
+    /// Resumes stalled connections.
     pub(crate) fn release(&self) {
         *self.shared.released.lock().unwrap() = true;
         self.shared.release.notify_all();

@@ -158,7 +158,7 @@ fn names_in_records_are_written_out() {
     let message = raw_answer(&query, &[(ASKED, kind::SOA, 5, &soa)]);
     let answer = Answer::read(&message, 9, &query.question).unwrap();
     assert_eq!(answer.records[0].data.len(), 11 + 17 + 20);
-    // Data that goes on behind its names is of no known shape.
+    // Data that continues after its names is of no known shape.
     soa.push(1);
     let message = raw_answer(&query, &[(ASKED, kind::SOA, 5, &soa)]);
     assert_eq!(Answer::read(&message, 9, &query.question), Err(NoAnswer::Broken));

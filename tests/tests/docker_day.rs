@@ -1,0 +1,42 @@
+//! What people from Docker type beside the documented pages: several names, lists for scripts, restarts, disk space.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use microagent_tests::{Home, User};
+
+#[test]
+fn several_workspaces_are_listed_filtered_and_changed_at_once() {
+    let home = Home::new(User::unprivileged());
+    home.create("web", []);
+    home.create("api", []);
+    home.microagent(["start", "web"]).success();
+    assert_eq!(home.microagent(["ps", "-q"]).success().text(), "web\n");
+    assert_eq!(home.microagent(["list", "-q", "--filter", "status=prepared"]).success().text(), "api\n");
+    let format = home.microagent(["ps", "--format", "{{.Names}}\\t{{.State}}"]).success();
+    assert_eq!(format.text(), "web\trunning\n");
+
+    let restarted = home.microagent(["restart", "web", "api"]).success();
+    let running = restarted.text().lines().filter(|line| *line == "State: running").count();
+    assert_eq!(running, 2, "{}", restarted.told());
+    let paused = home.microagent(["pause", "web", "api", "--json"]).success();
+    assert_eq!(paused.text().matches("\"paused\"").count(), 2, "{}", paused.told());
+
+    // One that does not exist keeps nothing from the others.
+    home.microagent(["kill", "web", "gone", "api"]).run().code(1).says("gone");
+    for name in ["web", "api"] {
+        assert_eq!(home.state_of(name), "stopped");
+    }
+    assert_eq!(home.microagent(["ps"]).success().text(), "No running workspaces.\n");
+    let used = home.microagent(["system", "df", "--json"]).success().json();
+    assert_eq!(used["workspaces"]["count"], 2);
+    assert!(used["workspaces"]["bytes"].as_u64().unwrap() > 0, "{used}");
+
+    home.microagent(["delete", "web", "api", "--yes"]).success();
+    let pruned = home.microagent(["system", "prune", "--all", "--volumes", "--yes"]).success();
+    assert!(pruned.text().contains("Freed: "), "{}", pruned.told());
+    let left = home.microagent(["system", "df", "--json"]).success().json();
+    for kind in ["workspaces", "images", "volumes", "templates"] {
+        assert_eq!(left[kind]["count"], 0, "{kind}: {left}");
+    }
+    home.nothing_is_left();
+}
