@@ -42,7 +42,7 @@ pub fn host_memory_limit_mib(memory_mib: u32, accel: Accel) -> u32 {
     memory_mib.saturating_add(translated).saturating_add(VMM_OVERHEAD_MIB)
 }
 
-/// Size of a disk that is none. The agent takes everything below 1 MiB for a placeholder, and looks again.
+/// Size of a placeholder for a disk. The agent takes everything below 1 MiB for one, and looks again.
 const PLACEHOLDER_BYTES: u64 = 512 * 1024;
 
 /// Largest packet of the network device in bytes. A guest behind a stream has no segmentation offload; with large packets the
@@ -115,7 +115,7 @@ impl<'a> Files<'a> {
     }
 }
 
-/// How the machine comes to life.
+/// How the machine starts.
 #[derive(Debug, Clone, Copy)]
 pub enum Start<'a> {
     /// The kernel is booted.
@@ -125,14 +125,14 @@ pub enum Start<'a> {
         /// The memory, shared with whoever copies it.
         memory: BorrowedFd<'a>,
     },
-    /// A frozen guest goes on.
+    /// A frozen guest is restored.
     Restore {
         /// Its memory, mapped privately.
         memory: BorrowedFd<'a>,
         /// The state of its devices.
         state: BorrowedFd<'a>,
     },
-    /// A frozen guest goes on, to be frozen again.
+    /// A frozen guest is restored, to be frozen again.
     RestoreToFreeze {
         /// A copy of its memory, shared with whoever copies it next.
         memory: BorrowedFd<'a>,
@@ -152,7 +152,7 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// The state that the machine goes on from.
+    /// The state that the machine is restored from.
     pub(crate) fn state(&self) -> Option<BorrowedFd<'a>> {
         match self {
             Start::Boot | Start::BootToFreeze { .. } => None,
@@ -264,7 +264,7 @@ fn add_memory(
     Some("mem".to_owned())
 }
 
-/// A machine that is to be frozen has a placeholder where its disk will be: the kernel looks at a disk while it
+/// A machine that will be frozen has a placeholder where its disk will be: the kernel looks at a disk while it
 /// boots, and what it has seen is in the template.
 fn add_disk(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) {
     let node = match start {
