@@ -102,7 +102,7 @@ fn request(
 ) -> Result<RequestBuilder, SecretFault> {
     let header = |variable, text: &str| {
         let value = HeaderValue::from_str(text.trim());
-        value.map_err(|_| SecretFault::VaultSetting { variable, what: "no text that Vault can have made" })
+        value.map_err(|_| SecretFault::VaultSetting { variable, what: "not a text that Vault can have made" })
     };
     let variable = "VAULT_TOKEN";
     let token = secrets.vault_token.as_ref().ok_or(SecretFault::VaultUnset { variable })?;

@@ -238,7 +238,7 @@ fn keys_that_contradict_each_other_are_refused() {
         ("service: []", "no program"),
         ("volumes: [{name: a, path: b, mountpoint: /x}]", "either a `name` or a `path`"),
         ("volumes: [{mountpoint: /x}]", "either a `name` or a `path`"),
-        ("network: {forwards: [{hostPort: 1, guestPort: 0}]}", "no port"),
+        ("network: {forwards: [{hostPort: 1, guestPort: 0}]}", "not a valid port"),
         ("network: {forwards: [{hostPort: 1, guestPort: 1, protocol: udp}]}", "only TCP"),
     ] {
         match parse(text) {

@@ -181,7 +181,7 @@ async fn settings_that_cannot_be_used_are_named_and_not_shown() {
     let token = Some(Zeroizing::new("two\nlines".to_owned()));
     let odd = SecretEnvironment { vault_token: token, ..settings("http://127.0.0.1:9") };
     let fault = ask(&odd, "x").await.unwrap_err().to_string();
-    assert!(fault.contains("VAULT_TOKEN is not text") && !fault.contains("lines"), "{fault}");
+    assert!(fault.contains("VAULT_TOKEN is not a text") && !fault.contains("lines"), "{fault}");
     let ca = Some("/nonexistent/ca.pem".into());
     let odd = SecretEnvironment { vault_ca_cert: ca, ..settings("https://127.0.0.1:9") };
     let fault = ask(&odd, "x").await.unwrap_err();
