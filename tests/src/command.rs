@@ -359,6 +359,7 @@ impl Finished {
     pub fn failed_workspace(&self) -> &str {
         let name =
             self.stderr.split_once("microagent logs ").and_then(|(_, rest)| rest.split_whitespace().next());
+        let name = name.map(|name| name.trim_end_matches(';'));
         name.unwrap_or_else(|| panic!("no hint names a workspace\n{}", self.told()))
     }
 

@@ -169,10 +169,10 @@ fn what_is_no_disk_is_refused_before_anything_is_made() {
         (["--disk", "src:/src"], ["is never shared", "microagent cp"]),
         (["-v", "none.tar:/src"], ["none.tar", "No such file"]),
         (["-v", "none.ext4:/src"], ["none.ext4", "No such file"]),
-        (["-v", "empty.img:/src"], ["no disk image", "mkfs.ext4"]),
-        (["--disk", "/dev/null:/src"], ["no disk image", "mkfs.ext4"]),
+        (["-v", "empty.img:/src"], ["is not a disk image", "mkfs.ext4"]),
+        (["--disk", "/dev/null:/src"], ["is not a disk image", "mkfs.ext4"]),
         (["-v", "data:work"], ["is not absolute", "as /work"]),
-        (["-v", "data:/work:z"], ["`z` is no way", ":ro"]),
+        (["-v", "data:/work:z"], ["`z` is not a way", ":ro"]),
         (["-v", "data:/"], ["cannot be mounted on", "as /work"]),
     ] {
         let run = refused(&home, &options);
