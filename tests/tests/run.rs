@@ -156,11 +156,11 @@ fn an_isolated_guest_has_loopback_only() {
     let run = home.run(
         "busybox",
         ["--network", "isolated"],
-        &["sh", "-c", "ls /sys/class/net; cat /proc/net/route | wc -l"],
+        &["sh", "-c", "ls -d /sys/class/net/*/; cat /proc/net/route | wc -l"],
     );
     let run = run.success();
     assert_eq!(run.summary("Network"), "isolated");
-    assert_eq!(run.guest_output(), "lo\n1\n");
+    assert_eq!(run.guest_output(), "/sys/class/net/lo/\n1\n");
 }
 
 /// A server on the host's loopback that answers nobody it should not answer.

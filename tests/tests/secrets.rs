@@ -57,7 +57,7 @@ fn a_workspace_has_its_secrets_anew_at_each_start() {
     // From another directory; and without the variable of the other one, nothing is booted.
     let elsewhere = home.make_dir("elsewhere");
     let start = || home.microagent(["start", "web"]).dir(&elsewhere);
-    let failed = start().run().code(1).says("secret `OTHER` cannot be had from env:ANSWER").says("Hint: ");
+    let failed = start().run().code(1).says("cannot get secret `OTHER` from env:ANSWER").says("Hint: ");
     assert!(!failed.stderr.contains("Booting"), "{}", failed.told());
     assert_eq!((home.state_of("web").as_str(), home.processes().len()), ("prepared", 0));
     start().env("ANSWER", "42").success();

@@ -18,7 +18,7 @@ use microagent_tar::{Attribute, Kind, Meta};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, Uid,
     XattrFlags, chmod, chownat, fstat, ftruncate, linkat, makedev, mkdirat, mknodat, openat, openat2,
-    renameat, setxattr, stat, statat, symlinkat, unlinkat, utimensat,
+    readlinkat, renameat, setxattr, stat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, pwrite, retry_on_intr};
 
@@ -176,7 +176,7 @@ impl<'a> Placer<'a> {
         }
         match &member.kind {
             Kind::Directory => Ok(self.directory(path, &parent, &name, member)?),
-            Kind::HardLink(target) => self.hard_link(&parent, &name, target),
+            Kind::HardLink(target) => self.hard_link(parent_path, &parent, &name, target),
             Kind::File(extent) => self.replace(&parent, &name, |placer, temporary| {
                 let made = file(&parent, temporary, extent, reader)?;
                 Ok(placer.set_metadata(made.as_fd(), member)?)
@@ -306,6 +306,7 @@ impl<'a> Placer<'a> {
 
     fn hard_link<E: Error + 'static>(
         &mut self,
+        parent_path: &[u8],
         parent: &OwnedFd,
         name: &CStr,
         target: &[u8],
@@ -318,6 +319,14 @@ impl<'a> Placer<'a> {
             || matches!(statat(&target_parent, &target_name, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
         if self.done.links_skipped > 0 && is_missing() {
             // A further name of a link that was left out.
+            self.done.links_skipped += 1;
+            return Ok(());
+        }
+        // A further name of a symbolic link may stand in another directory, from where the link leads elsewhere.
+        if self.rules.links == SymlinkRule::Inside
+            && let Ok(text) = readlinkat(&target_parent, &target_name, Vec::new())
+            && !self.stays_inside(parent_path, text.as_bytes())
+        {
             self.done.links_skipped += 1;
             return Ok(());
         }
