@@ -18,7 +18,7 @@ const EMPTY_LAYER: &str = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755
 
 /// Says of the secrets' directory and of one secret who may do what, and what file system that is.
 const DESCRIBE: &str = "stat -c '%a %u:%g %F' /run/secrets /run/secrets/TOKEN; stat -f -c %T /run/secrets; \
-    grep -o ' /run/secrets .* - tmpfs' /proc/self/mountinfo; cat /run/secrets/TOKEN";
+    grep -o ' /run/secrets .* - tmpfs' /proc/self/mountinfo | sed 's/ shared:[0-9]*//'; cat /run/secrets/TOKEN";
 
 /// A text that is nowhere else.
 fn unique(what: &str) -> String {
