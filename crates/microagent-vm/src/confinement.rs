@@ -15,19 +15,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
+    Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreated, RulesetError,
+    Scope,
 };
 use libc::c_long;
 use microagent_store::{StateDir, WorkspaceDir};
 use rustix::process::getpid;
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    SeccompRule,
 };
 
-/// Newest rules that we ask for; an older kernel enforces those that it has.
-const NEWEST: ABI = ABI::V10;
+use crate::jail::{ARCHITECTURE, NEWEST, allow};
 
 /// What is read of the system.
 const SYSTEM_READ: [&str; 2] = ["/proc/sys/kernel/random/boot_id", "/proc/self"];
@@ -160,11 +159,6 @@ const ALLOWED_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[c_long] = &[];
 
-#[cfg(target_arch = "x86_64")]
-const ARCHITECTURE: TargetArch = TargetArch::x86_64;
-#[cfg(target_arch = "aarch64")]
-const ARCHITECTURE: TargetArch = TargetArch::aarch64;
-
 /// What a supervisor still needs.
 #[derive(Debug)]
 pub(crate) struct Needs<'a> {
@@ -231,19 +225,6 @@ fn rules(needs: &Needs<'_>) -> Result<RulesetCreated, RulesetError> {
         ruleset = allow(ruleset, Path::new(path), AccessFs::ReadFile | AccessFs::WriteFile)?;
     }
     Ok(ruleset)
-}
-
-/// A path that is not there needs no rule.
-fn allow(
-    ruleset: RulesetCreated,
-    path: &Path,
-    access: BitFlags<AccessFs>,
-) -> Result<RulesetCreated, RulesetError> {
-    match PathFd::new(path) {
-        Ok(fd) if path.is_dir() => ruleset.add_rule(PathBeneath::new(fd, access)),
-        Ok(fd) => ruleset.add_rule(PathBeneath::new(fd, access & AccessFs::from_file(NEWEST))),
-        Err(_) => Ok(ruleset),
-    }
 }
 
 fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {

@@ -21,8 +21,10 @@ use std::path::{Path, PathBuf};
 use landlock::RulesetError;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
+pub(crate) use paths::{NEWEST, allow};
 pub(crate) use privileges::Account;
 pub(crate) use program::ProgramError;
+pub(crate) use syscalls::ARCHITECTURE;
 pub use walls::Walls;
 
 use paths::Rules;

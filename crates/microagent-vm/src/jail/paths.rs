@@ -19,7 +19,7 @@ use super::program::Executable;
 use super::{FileAccess, Jailed};
 
 /// Newest rules that we ask for; an older kernel enforces those that it has.
-const NEWEST: ABI = ABI::V10;
+pub(crate) const NEWEST: ABI = ABI::V10;
 
 /// Libraries and what the dynamic linker and the C library read.
 const SYSTEM_READ: [&str; 9] = [
@@ -125,8 +125,8 @@ fn is_allowed(dir: &Path, state_dir: &Path) -> bool {
     !contains(state_dir) && !dir.starts_with(state_dir) && !NEVER.iter().any(|kept| contains(Path::new(kept)))
 }
 
-/// A path that is not there needs no rule.
-fn allow(
+/// Adds a rule for a path. A path that is not there needs none.
+pub(crate) fn allow(
     ruleset: RulesetCreated,
     path: &Path,
     access: BitFlags<AccessFs>,

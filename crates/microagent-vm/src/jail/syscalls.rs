@@ -168,9 +168,9 @@ const ALLOWED_HERE: &[c_long] = &[
 const ALLOWED_HERE: &[c_long] = &[];
 
 #[cfg(target_arch = "x86_64")]
-const ARCHITECTURE: TargetArch = TargetArch::x86_64;
+pub(crate) const ARCHITECTURE: TargetArch = TargetArch::x86_64;
 #[cfg(target_arch = "aarch64")]
-const ARCHITECTURE: TargetArch = TargetArch::aarch64;
+pub(crate) const ARCHITECTURE: TargetArch = TargetArch::aarch64;
 
 /// Commands of `fcntl`: copies of descriptors, flags and locks; no signals to others, no leases, no seals.
 const FCNTL_COMMANDS: &[i32] = &[
