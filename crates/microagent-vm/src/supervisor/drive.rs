@@ -61,6 +61,15 @@ impl Drop for Conversation {
     }
 }
 
+impl Conversation {
+    /// Ends the conversation and waits until its task has dropped what it holds. A half-made template is among
+    /// that, and this process may not remove its files any more once it is confined.
+    async fn end(mut self) {
+        self.worker.abort();
+        let _ = (&mut self.worker).await;
+    }
+}
+
 /// How the events of one machine ended.
 enum MachineOutcome {
     /// It has ended.
@@ -85,6 +94,7 @@ impl Driver {
                     let why = format!("the template could not be restored: {reason}");
                     let _ =
                         self.reports.send(Report::Notice(format!("{why}; the machine boots instead"))).await;
+                    running.conversation.end().await;
                     if let Some(template) = running.template {
                         template.discard(&self.state);
                     }
