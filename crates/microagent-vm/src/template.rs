@@ -205,6 +205,22 @@ impl Freezer {
         self.shape.image.is_some()
     }
 
+    /// Lets machines with a user of their own open the template's memory. A confined supervisor could not do it any more.
+    ///
+    /// # Errors
+    /// Fails when the file cannot be made or given to them.
+    pub(crate) fn admit(&self, machine: &MachineSpec) -> io::Result<()> {
+        match Account::choose(&machine.qemu, machine.kvm) {
+            Ok(account) => account.admit(&self.open_ram()?, FileAccess::ReadWrite),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn open_ram(&self) -> io::Result<File> {
+        let path = self.dir.path().join("ram");
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    }
+
     /// Where the device state goes; only for writing, as QEMU opens it.
     pub(crate) fn state_file(&self) -> io::Result<OwnedFd> {
         let path = self.dir.path().join("state");
@@ -213,11 +229,7 @@ impl Freezer {
 
     /// Copies the memory of the stopped guest, and what it has written to the overlay if it is of a mounted image.
     pub(crate) fn copy(&self, machine: &MachineSpec) -> io::Result<()> {
-        let ram = self.create("ram")?;
-        if let Ok(account) = Account::choose(&machine.qemu, machine.kvm) {
-            account.admit(&ram, FileAccess::ReadWrite)?;
-        }
-        copy_file(&self.memory, &ram)?;
+        copy_file(&self.memory, &self.open_ram()?)?;
         match &machine.disk {
             Some(disk) if self.wants_mount() => {
                 let overlay = open_file(&disk.overlay, Access::Read)?;

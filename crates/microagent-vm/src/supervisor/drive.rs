@@ -107,6 +107,10 @@ impl Driver {
     /// Starts a machine and the conversation with its guest.
     async fn start(&mut self, plan: Plan) -> Result<RunningMachine, WorkspaceFailure> {
         let (events, incoming) = mpsc::channel(QUEUE);
+        if let Some(freezer) = plan.freezer() {
+            // Without it, machines get copies of the memory.
+            let _ = freezer.admit(&self.spec.machine);
+        }
         if let Plan::Warm(template) = &plan {
             template
                 .lay_disk(&self.spec.machine)

@@ -58,6 +58,14 @@ impl Plan {
         }
     }
 
+    /// What freezes its guest, if it is frozen.
+    pub(super) fn freezer(&self) -> Option<&Freezer> {
+        match self {
+            Plan::WarmToFreeze(_, freezer) | Plan::Freeze(freezer, _) => Some(freezer),
+            Plan::Warm(_) | Plan::Cold(_) => None,
+        }
+    }
+
     /// The memory that the machine maps privately.
     pub(super) fn template(&self) -> Option<&File> {
         match self {
