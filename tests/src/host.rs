@@ -77,11 +77,14 @@ pub struct Mirror {
 
 impl Mirror {
     /// The flags that a guest needs to reach it in the mode `public`: none, unless it stands in a network around this host.
-    pub fn allowed_inside(&self) -> Vec<&str> {
+    pub fn allowed_inside(&self) -> Vec<String> {
         // Shared addresses (RFC 6598) are inside, too.
         let [first, second, ..] = self.address.octets();
         let is_shared = first == 100 && second & 0xc0 == 64;
-        if self.address.is_private() || is_shared { vec!["--egress-allow", &self.name] } else { Vec::new() }
+        match self.address.is_private() || is_shared {
+            true => vec!["--egress-allow".to_owned(), self.address.to_string()],
+            false => Vec::new(),
+        }
     }
 }
 

@@ -57,7 +57,7 @@ fn a_workspace_reaches_its_package_mirror_and_nothing_else() {
     let home = home();
     let rules = ["--egress", "allowlist", "--egress-allow", &mirror.name];
     let create = home.microagent(["create", "box", "--image", &home.image("debian")]).args(rules);
-    create.deadline(Duration::from_secs(280)).success();
+    create.args(mirror.allowed_inside()).deadline(Duration::from_secs(280)).success();
     home.microagent(["start", "box"]).success();
     let install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends jq && jq --version";
     let installed = home.microagent(["exec", "box", "--", "sh", "-c", install]);

@@ -1,10 +1,10 @@
 //! What an IPv4 address is to a guest: out of bounds, part of its own little network, inside, or public.
 //!
-//! Pure tables. Which of the classes may be reached is decided elsewhere ([`crate::engine`]).
+//! Pure tables. Which of the classes may be reached is decided elsewhere ([`crate::egress`]).
 
 use std::net::Ipv4Addr;
 
-use crate::{GATEWAY, PREFIX_LEN};
+use crate::{GATEWAY, HostAddresses, PREFIX_LEN};
 
 /// What an address is to a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,13 +49,13 @@ const INSIDE: [(Ipv4Addr, u8); 4] = [
 ];
 
 impl Scope {
-    /// The class of an address on a host that has `host_addresses`, which are to be sorted.
-    pub fn of(address: Ipv4Addr, host_addresses: &[Ipv4Addr]) -> Scope {
-        if any_contains(&NEVER, address) {
+    /// The class of an address on a host that has these addresses.
+    pub fn of(address: Ipv4Addr, host: &HostAddresses) -> Scope {
+        if any_contains(&NEVER, address) || host.loopback.contains(&address) {
             Scope::Never
         } else if contains(GATEWAY, PREFIX_LEN, address) {
             Scope::Own
-        } else if any_contains(&INSIDE, address) || host_addresses.binary_search(&address).is_ok() {
+        } else if any_contains(&INSIDE, address) || host.own.contains(&address) {
             Scope::Inside
         } else {
             Scope::Public
@@ -79,7 +79,10 @@ mod tests {
 
     #[test]
     fn classes_end_where_they_should() {
-        let host = [Ipv4Addr::new(8, 8, 4, 4)];
+        let host = HostAddresses {
+            own: [Ipv4Addr::new(8, 8, 4, 4)].into(),
+            loopback: [Ipv4Addr::new(198, 18, 7, 7), Ipv4Addr::new(10, 7, 7, 7)].into(),
+        };
         for (address, scope) in [
             ("0.0.0.0", Scope::Never),
             ("0.255.255.255", Scope::Never),
@@ -130,6 +133,8 @@ mod tests {
             ("255.255.255.255", Scope::Never),
             ("8.8.8.8", Scope::Public),
             ("8.8.4.4", Scope::Inside),
+            ("198.18.7.7", Scope::Never),
+            ("10.7.7.7", Scope::Never),
         ] {
             assert_eq!(Scope::of(address.parse().unwrap(), &host), scope, "{address}");
         }

@@ -1,6 +1,6 @@
 //! Names for the guest: its queries, decided and asked on the host's side.
 //!
-//! A guest's query never leaves as it came. The filter reads it ([`message`]), decides by its name, and asks the
+//! A guest's query never leaves as it came. The stack reads it ([`message`]), decides by its name, and asks the
 //! host's name servers with a message of its own ([`resolver`]); the answer is taken apart and put together
 //! anew, so that the guest gets nothing that was not understood. Only then is it known which address belongs
 //! to which name ([`names`]), and for how long.
@@ -12,9 +12,9 @@
 //! asks with EDNS is told the true reason (RFC 8914, "blocked").
 //!
 //! # Truncation
-//! The host's servers are asked with EDNS and, where they truncate, again by TCP. The guest is served by UDP
-//! alone. Addresses that do not fit its buffer are left out from the end: glibc, musl and busybox take any
-//! of a set, and older musl can do nothing else. Other records that do not fit are marked truncated.
+//! The host's servers are asked with EDNS and, where they truncate, again by TCP. The guest is served by both. Records that
+//! do not fit its buffer are left out from the end, and the answer is marked: older musl cannot ask by TCP, and takes
+//! any of a set of addresses.
 
 pub(crate) mod message;
 pub(crate) mod names;

@@ -13,15 +13,18 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain::base::Rtype;
+use domain::base::iana::Rcode;
 use jiff::Timestamp;
 use microagent_model::egress::{Decision, EgressMode, EgressPolicy, Protocol, Reason, Subject};
 
 use crate::address::Scope;
 use crate::decision::Journal;
-use crate::dns::message::{self, Code, NoQuery, Query, kind};
+use crate::dns::message::{self, NoQuery, Query, as_host, as_text};
 use crate::dns::names::Names;
 use crate::dns::resolver::{Asker, Errand, Resolved, Resolver, Ticket};
 use crate::flows::{FLOWS_MAX, Key, Kind};
+use crate::host::HostAddresses;
 
 /// What the filter must know.
 #[derive(Debug, Clone)]
@@ -29,7 +32,7 @@ pub(crate) struct FilterOptions {
     /// What the guest may reach.
     pub(crate) policy: EgressPolicy,
     /// The host's own addresses: they are inside, like the networks around it.
-    pub(crate) host_addresses: Vec<Ipv4Addr>,
+    pub(crate) host_addresses: HostAddresses,
     /// The host's name servers, in their order.
     pub(crate) name_servers: Vec<SocketAddr>,
 }
@@ -57,7 +60,7 @@ const ANSWERS_MAX: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct EgressFilter {
     policy: EgressPolicy,
-    host_addresses: Vec<Ipv4Addr>,
+    host_addresses: HostAddresses,
     now: Now,
     names: Names,
     resolver: Resolver,
@@ -69,8 +72,7 @@ pub(crate) struct EgressFilter {
 }
 
 impl EgressFilter {
-    pub(crate) fn new(mut options: FilterOptions, now: Now) -> EgressFilter {
-        options.host_addresses.sort_unstable();
+    pub(crate) fn new(options: FilterOptions, now: Now) -> EgressFilter {
         EgressFilter {
             policy: options.policy,
             host_addresses: options.host_addresses,
@@ -172,6 +174,11 @@ impl EgressFilter {
         }
     }
 
+    /// The host's own addresses.
+    pub(crate) fn host_addresses(&self) -> &HostAddresses {
+        &self.host_addresses
+    }
+
     /// Whether there is a place for one more flow.
     pub(crate) fn has_place(&self, open: usize) -> bool {
         self.place(open).is_ok()
@@ -196,7 +203,8 @@ impl EgressFilter {
         if self.policy.allow.iter().any(|rule| rule.covers_address(remote, port)) {
             return Ok(Reason::Rule);
         }
-        if self.names.is_open(remote, self.now.running) {
+        // Whoever controls a name controls where it leads: inside, a name alone opens nothing.
+        if scope == Scope::Public && self.names.is_open(remote, self.now.running) {
             return Ok(Reason::Name);
         }
         match (self.policy.mode, scope) {
@@ -233,26 +241,26 @@ impl EgressFilter {
             Ok(query) => query,
             Err(NoQuery::Nothing) => return,
             Err(NoQuery::Answer { id, code }) => {
-                if self.journal.is_new((Subject::Name, code as u8), self.now.running) {
+                if self.journal.is_new((Subject::Name, code.to_int()), self.now.running) {
                     self.record(self.name_decision(None, false, Reason::Unserved));
                 }
                 return self.answer(asker, message::refusal(id, code));
             }
         };
-        let name = &query.question.name;
+        let name = as_text(query.name());
         let refused = match (self.is_spent, self.covers(&query), self.policy.mode) {
             (true, _, _) => Some(Reason::Bytes),
             (false, false, EgressMode::Allowlist) => Some(Reason::NotListed),
             (false, _, _) => None,
         };
         if let Some(reason) = refused {
-            if self.journal.is_new((Subject::Name, name.to_string(), reason), self.now.running) {
-                self.record(self.name_decision(Some(name.to_string()), false, reason));
+            if self.journal.is_new((Subject::Name, name.as_str(), reason), self.now.running) {
+                self.record(self.name_decision(Some(name), false, reason));
             }
-            return self.answer(asker, query.empty_answer(Code::NoSuchName, true));
+            return self.answer(asker, query.empty_answer(Rcode::NXDOMAIN, true));
         }
-        if matches!(query.question.kind, kind::AAAA | kind::HTTPS | kind::SVCB) {
-            return self.answer(asker, query.empty_answer(Code::NoError, false));
+        if matches!(query.question.qtype(), Rtype::AAAA | Rtype::HTTPS | Rtype::SVCB) {
+            return self.answer(asker, query.empty_answer(Rcode::NOERROR, false));
         }
         if let Some(resolved) = self.resolver.ask(asker, query, self.now.running) {
             self.finish(resolved);
@@ -262,29 +270,29 @@ impl EgressFilter {
     /// Whether a rule covers the name that is asked for.
     fn covers(&self, query: &Query) -> bool {
         let covers = |name: String| self.policy.allow.iter().any(|rule| rule.covers_name(&name));
-        query.question.name.as_host().is_some_and(covers)
+        as_host(query.name()).is_some_and(covers)
     }
 
     /// Gives the guest what came of its query; from here on the addresses belong to the name.
     fn finish(&mut self, resolved: Resolved) {
         let Resolved { asker, query, answer } = resolved;
-        let text = query.question.name.to_string();
+        let text = as_text(query.name());
         let Some(mut answer) = answer else {
             if self.journal.is_new((Subject::Name, &text, Reason::NoAnswer), self.now.running) {
                 self.record(self.name_decision(Some(text), false, Reason::NoAnswer));
             }
-            return self.answer(asker, query.empty_answer(Code::ServerFailure, false));
+            return self.answer(asker, query.empty_answer(Rcode::SERVFAIL, false));
         };
         let covered = self.covers(&query);
         let name: Arc<str> = text.as_str().into();
         let mut first = None;
         let before = answer.records.len();
         answer.records.retain(|record| {
-            let Some(address) = record.address() else { return true };
-            if matches!(Scope::of(address, &[]), Scope::Never | Scope::Own) {
+            let Some(address) = message::address(record) else { return true };
+            if matches!(Scope::of(address, &self.host_addresses), Scope::Never | Scope::Own) {
                 return false;
             }
-            self.names.learn(address, &name, record.ttl_secs, covered, self.now.running);
+            self.names.learn(address, &name, record.ttl().as_secs(), covered, self.now.running);
             first.get_or_insert(address);
             true
         });
@@ -300,7 +308,7 @@ impl EgressFilter {
         }
         let message = match query.answer(&answer, nowhere, asker.carrier()) {
             message if self.spend(message.len()) => message,
-            _ => query.empty_answer(Code::NoSuchName, true),
+            _ => query.empty_answer(Rcode::NXDOMAIN, true),
         };
         self.answer(asker, message);
     }

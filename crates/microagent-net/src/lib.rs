@@ -39,7 +39,7 @@ pub use decision::{BURST, DecisionLog, PER_SECOND};
 pub use dns::resolver::{Carrier, Errand, Ticket};
 pub use egress::Now;
 pub use frame::MAX_FRAME_LEN;
-pub use host::host_addresses;
+pub use host::HostAddresses;
 pub use outbox::{LENGTH_LEN, Outbox};
 pub use resolv_conf::{HostResolver, host_resolver};
 pub use runner::{Channels, run_stack};

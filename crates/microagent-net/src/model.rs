@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use microagent_model::egress::{EgressMode, EgressPolicy};
 use rustix::io::Errno;
 
+use crate::HostAddresses;
 use crate::dns::names::ADDRESSES_MAX;
 use crate::dns::resolver::{Carrier, Errand, IN_FLIGHT_MAX};
 use crate::egress::Now;
@@ -24,15 +25,18 @@ const CONNECTIONS: usize = 6;
 
 const PUBLISHED: [u16; 2] = [80, 8080];
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
+/// An address on the host's loopback interface.
+const LO: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 7);
 const PORTS: [u16; 6] = [80, 443, 53, 8080, 40_000, 40_001];
 const RULES: [&str; 3] = [".example.org", "exact.test", "172.20.0.0/16:443"];
 
 /// Addresses, with what a person would say of them.
-const ADDRESSES: [(Ipv4Addr, Class); 14] = [
+const ADDRESSES: [(Ipv4Addr, Class); 15] = [
     (Ipv4Addr::new(192, 0, 2, 1), Class::Public),
     (Ipv4Addr::new(203, 0, 113, 5), Class::Public),
     (Ipv4Addr::new(8, 8, 8, 8), Class::Public),
     (HOST, Class::Inside),
+    (LO, Class::Never),
     (Ipv4Addr::new(10, 1, 2, 3), Class::Inside),
     (Ipv4Addr::new(192, 168, 7, 7), Class::Inside),
     (Ipv4Addr::new(100, 64, 0, 1), Class::Inside),
@@ -110,7 +114,7 @@ pub fn drive(bytes: &[u8]) {
         policy: policy.clone(),
         guest_mac: testing::GUEST_MAC,
         mtu: choices.of(&[1500, 576, 65_520]),
-        host_addresses: vec![HOST],
+        host_addresses: HostAddresses { own: [HOST].into(), loopback: [LO].into() },
         name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53)), SocketAddr::from(([192, 0, 2, 54], 53))],
     };
     let now = Now { running: Duration::ZERO, day: Timestamp::UNIX_EPOCH };
@@ -281,7 +285,7 @@ impl Model {
         let named = self.open.get(&address).is_some_and(|until| self.now < *until);
         match class {
             Class::Never | Class::Own => false,
-            Class::Inside => self.policy.mode == EgressMode::Open || ruled || named,
+            Class::Inside => self.policy.mode == EgressMode::Open || ruled,
             Class::Public => self.policy.mode != EgressMode::Allowlist || ruled || named,
         }
     }
@@ -420,6 +424,7 @@ fn rough_class(address: Ipv4Addr) -> Class {
         | [168, 63, 129, 16] => Class::Never,
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] => Class::Inside,
         _ if address == HOST => Class::Inside,
+        _ if address == LO => Class::Never,
         _ => Class::Public,
     }
 }

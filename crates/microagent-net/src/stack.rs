@@ -46,6 +46,7 @@ use crate::dns::resolver::{Asker, Ticket};
 use crate::egress::{EgressFilter, FilterOptions, Now};
 use crate::flows::{Key, Kind};
 use crate::frame::{self, Arp, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
+use crate::host::HostAddresses;
 use crate::outbox::{Link, Outbox, Unreachable};
 use crate::sockets::{Sockets, StreamSocket, Token};
 use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
@@ -85,7 +86,7 @@ pub struct StackOptions {
     /// Largest packet of the link in bytes.
     pub mtu: u16,
     /// The host's own addresses.
-    pub host_addresses: Vec<Ipv4Addr>,
+    pub host_addresses: HostAddresses,
     /// The host's name servers, in their order.
     pub name_servers: Vec<SocketAddr>,
 }
@@ -118,7 +119,6 @@ pub struct Stack<S: Sockets> {
     interface: Interface,
     egress: EgressFilter,
     outbox: Outbox,
-    host_addresses: Vec<Ipv4Addr>,
     guest_mac: Mac,
     mtu: usize,
     now: Now,
@@ -148,8 +148,6 @@ impl<S: Sockets> Stack<S> {
         interface.update_ip_addrs(|addresses| {
             let _ = addresses.push(IpCidr::new(GATEWAY.into(), PREFIX_LEN));
         });
-        let mut host_addresses = options.host_addresses.clone();
-        host_addresses.sort_unstable();
         let filter = FilterOptions {
             policy: options.policy,
             host_addresses: options.host_addresses,
@@ -160,7 +158,6 @@ impl<S: Sockets> Stack<S> {
             interface,
             egress: EgressFilter::new(filter, now),
             outbox,
-            host_addresses,
             guest_mac: options.guest_mac,
             mtu,
             now,
@@ -364,8 +361,9 @@ impl<S: Sockets> Stack<S> {
     /// Under which address and port the guest sees a client: this host as the gateway, others as they are.
     fn published_key(&self, client: SocketAddrV4, guest_port: u16) -> Option<Key> {
         let address = *client.ip();
-        let is_host = matches!(Scope::of(address, &[]), Scope::Never | Scope::Own)
-            || self.host_addresses.binary_search(&address).is_ok();
+        let host = self.egress.host_addresses();
+        let is_host =
+            matches!(Scope::of(address, host), Scope::Never | Scope::Own) || host.own.contains(&address);
         let remote = if is_host { GATEWAY } else { address };
         let key = |remote_port| Key { kind: Kind::Tcp, remote, remote_port, guest_port };
         // Clients at several addresses of this host may have one port.

@@ -8,13 +8,13 @@ mod jail;
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use microagent_model::egress::{Decision, EgressPolicy};
-use microagent_net::{Channels, DecisionLog, StackOptions, run_stack};
+use microagent_net::{Channels, DecisionLog, HostAddresses, StackOptions, run_stack};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -51,7 +51,7 @@ pub(crate) struct Instructions {
     pub(crate) egress: EgressPolicy,
     pub(crate) guest_mac: [u8; 6],
     pub(crate) mtu: u16,
-    pub(crate) host_addresses: Vec<Ipv4Addr>,
+    pub(crate) host_addresses: HostAddresses,
     pub(crate) name_servers: Vec<SocketAddr>,
     /// Ports of the guest, one for each listening socket.
     pub(crate) published: Vec<u16>,

@@ -1,227 +1,82 @@
-//! Messages of DNS, read defensively and written anew.
+//! Messages of DNS: what a guest may ask, what of an answer counts, and what the guest is told. The crate `domain` reads and
+//! writes them.
 //!
 //! # Source
-//! RFC 1035 (messages), RFC 6891 (EDNS), RFC 3597 (records of unknown types), RFC 8914 (extended errors).
+//! RFC 1035 (messages), RFC 2308 (negative answers), RFC 6891 (EDNS), RFC 8914 (extended errors).
 
-use std::fmt;
 use std::net::Ipv4Addr;
 
+use domain::base::iana::{Class, ExtendedErrorCode, Opcode, Rcode};
+use domain::base::message_builder::PushError;
+use domain::base::name::FlattenInto as _;
+use domain::base::opt::exterr::ExtendedError;
+use domain::base::{
+    HashCompressor, Message, MessageBuilder, ParsedName, ParsedRecord, RecordSection, Rtype, Ttl,
+};
+use domain::rdata::AllRecordData;
+
 use super::resolver::Carrier;
-use crate::frame::{u16_at, u32_at};
 
 /// Bytes of a header.
 const HEADER_LEN: usize = 12;
-/// Longest name as it travels, with all its lengths and the zero at its end.
-const NAME_MAX: usize = 255;
-/// Longest label.
-const LABEL_MAX: u8 = 63;
-/// Jumps that are followed within one name. Each must lead backwards as well, so there are no loops anyway.
-const JUMPS_MAX: usize = 32;
-/// Records that are looked at in one answer.
+/// Records that are looked at in one section.
 const RECORDS_MAX: usize = 256;
 /// Links of a chain of aliases that are followed.
 const ALIASES_MAX: usize = 16;
 
 /// Longest answer that is taken from a name server; by TCP it could be four times that.
 pub(crate) const MESSAGE_MAX: usize = 16 * 1024;
-/// What we say that we take by UDP: fits every path's packets.
+/// What the stack says that it takes by UDP: fits every path's packets.
 ///
 /// # Source
 /// RFC 9715.
 pub(crate) const UDP_SIZE: u16 = 1232;
-/// What a client takes by UDP that says nothing.
+/// What a client takes by UDP that gives no size.
 const UDP_SIZE_DEFAULT: u16 = 512;
 
-/// Longest time that an address is given out for, in seconds. Names move to other owners' addresses.
+/// Bytes of an EDNS record with the one option that the stack sets.
+const EDNS_LEN: usize = 17;
+
+/// Longest time that a record is given out for, in seconds. Names move to other owners' addresses.
 pub(crate) const TTL_MAX_SECS: u32 = 3600;
 
-const CLASS_IN: u16 = 1;
-
-/// Types of records that matter here.
-pub(crate) mod kind {
-    pub(crate) const A: u16 = 1;
-    pub(crate) const NS: u16 = 2;
-    pub(crate) const CNAME: u16 = 5;
-    pub(crate) const SOA: u16 = 6;
-    pub(crate) const PTR: u16 = 12;
-    pub(crate) const MX: u16 = 15;
-    pub(crate) const AAAA: u16 = 28;
-    pub(crate) const SRV: u16 = 33;
-    pub(crate) const OPT: u16 = 41;
-    pub(crate) const SVCB: u16 = 64;
-    pub(crate) const HTTPS: u16 = 65;
-}
-
-/// What an answer says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Code {
-    NoError = 0,
-    FormatError = 1,
-    ServerFailure = 2,
-    NoSuchName = 3,
-    NotImplemented = 4,
-}
-
-impl Code {
-    fn read(code: u8) -> Code {
-        match code {
-            0 => Code::NoError,
-            1 => Code::FormatError,
-            3 => Code::NoSuchName,
-            4 => Code::NotImplemented,
-            _ => Code::ServerFailure,
-        }
-    }
-}
-
-/// A name as it travels: labels with their lengths, a zero at the end, without jumps.
-#[derive(Debug, Clone, Eq)]
-pub(crate) struct Name(Vec<u8>);
-
-impl PartialEq for Name {
-    fn eq(&self, other: &Name) -> bool {
-        // Lengths are below 64 and so no letters.
-        self.0.eq_ignore_ascii_case(&other.0)
-    }
-}
-
-impl Name {
-    /// Reads the name at `at`; gives the place behind it.
-    fn read(message: &[u8], at: usize) -> Option<(Name, usize)> {
-        let mut wire = Vec::with_capacity(32);
-        let (mut here, mut behind, mut jumps) = (at, None, 0);
-        loop {
-            match *message.get(here)? {
-                0 => {
-                    wire.push(0);
-                    return Some((Name(wire), behind.unwrap_or(here + 1)));
-                }
-                len @ 1..=LABEL_MAX => {
-                    let label = message.get(here..here + 1 + usize::from(len))?;
-                    if wire.len() + label.len() >= NAME_MAX {
-                        return None;
-                    }
-                    wire.extend_from_slice(label);
-                    here += label.len();
-                }
-                high @ 0xc0..=0xff => {
-                    let target = usize::from(high & 0x3f) << 8 | usize::from(*message.get(here + 1)?);
-                    jumps += 1;
-                    if target >= here || jumps > JUMPS_MAX {
-                        return None;
-                    }
-                    behind.get_or_insert(here + 2);
-                    here = target;
-                }
-                _ => return None,
-            }
-        }
-    }
-
-    fn labels(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest = &self.0[..];
-        std::iter::from_fn(move || {
-            let (len, behind) = rest.split_first().filter(|(len, _)| **len > 0)?;
-            let (label, behind) = behind.split_at(usize::from(*len));
-            rest = behind;
-            Some(label)
-        })
-    }
-
-    /// The name as rules have it: lower case, no dot at its end. None if it is not one that a rule could mean:
-    /// a label with a dot in it would look like two.
-    pub(crate) fn as_host(&self) -> Option<String> {
-        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-        let is_host = self.labels().all(|label| label.iter().all(plain)) && self.0.len() > 1;
-        is_host.then(|| self.to_string())
-    }
-}
-
-/// Lower case, dots between labels, anything unusual as `\DDD`: safe for any log.
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use fmt::Write as _;
-        if self.0.len() == 1 {
-            return f.write_char('.');
-        }
-        for (number, label) in self.labels().enumerate() {
-            if number > 0 {
-                f.write_char('.')?;
-            }
-            for byte in label {
-                match byte {
-                    b'.' | b'\\' | b'"' => write!(f, "\\{byte:03}")?,
-                    0x21..=0x7e => f.write_char(char::from(byte.to_ascii_lowercase()))?,
-                    _ => write!(f, "\\{byte:03}")?,
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Highest place in a message that a pointer can name.
-const POINTER_MAX: usize = 0x3fff;
-
-/// Names and ends of names that are kept to be pointed at: more than any answer needs that is not made to be slow.
-const KNOWN_MAX: usize = 256;
-
-/// Writes names, and points back to those that stand in the message already.
-///
-/// # Source
-/// RFC 1035 4.1.4.
-#[derive(Debug, Default)]
-struct NameWriter {
-    /// Names and ends of names, in lower case as they travel, with their places.
-    known: Vec<(Vec<u8>, u16)>,
-}
-
-impl NameWriter {
-    fn write(&mut self, message: &mut Vec<u8>, name: &[u8]) {
-        let mut at = 0;
-        while name[at] != 0 {
-            let rest = name[at..].to_ascii_lowercase();
-            if let Some((_, place)) = self.known.iter().find(|(known, _)| *known == rest) {
-                message.extend_from_slice(&(0xc000 | place).to_be_bytes());
-                return;
-            }
-            if message.len() <= POINTER_MAX && self.known.len() < KNOWN_MAX {
-                // Below 2^14.
-                self.known.push((rest, message.len() as u16));
-            }
-            let end = at + 1 + usize::from(name[at]);
-            message.extend_from_slice(&name[at..end]);
-            at = end;
-        }
-        message.push(0);
-    }
-
-    /// Forgets what stands behind a place: it was taken back.
-    fn forget(&mut self, end: usize) {
-        self.known.retain(|(_, place)| usize::from(*place) < end);
-    }
-}
+/// A name.
+pub(crate) type Name = domain::base::Name<Vec<u8>>;
 
 /// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Question {
-    pub(crate) name: Name,
-    pub(crate) kind: u16,
-    class: u16,
+pub(crate) type Question = domain::base::Question<Name>;
+
+/// A record of an answer.
+pub(crate) type Record = domain::base::Record<Name, AllRecordData<Vec<u8>, Name>>;
+
+/// A name as rules have it: lower case, no dot at its end. None if it is not one that a rule could mean: a label with a dot
+/// in it would look like two.
+pub(crate) fn as_host(name: &Name) -> Option<String> {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_host = name.iter().all(|label| label.as_slice().iter().all(plain)) && !name.is_root();
+    is_host.then(|| as_text(name))
 }
 
-impl Question {
-    fn read(message: &[u8]) -> Option<(Question, usize)> {
-        let (name, behind) = Name::read(message, HEADER_LEN)?;
-        let fixed = message.get(behind..behind + 4)?;
-        Some((Question { name, kind: u16_at(fixed, 0), class: u16_at(fixed, 2) }, behind + 4))
+/// A name in lower case, dots between labels, anything unusual as `\DDD`: safe for any log.
+pub(crate) fn as_text(name: &Name) -> String {
+    use std::fmt::Write as _;
+    if name.is_root() {
+        return ".".to_owned();
     }
-
-    fn write(&self, message: &mut Vec<u8>) {
-        message.extend_from_slice(&self.name.0);
-        message.extend_from_slice(&self.kind.to_be_bytes());
-        message.extend_from_slice(&self.class.to_be_bytes());
+    let mut text = String::with_capacity(name.len());
+    for label in name.iter().filter(|label| !label.is_root()) {
+        if !text.is_empty() {
+            text.push('.');
+        }
+        for byte in label.as_slice() {
+            match byte {
+                b'.' | b'\\' | b'"' => write!(text, "\\{byte:03}").expect("a string takes everything"),
+                0x21..=0x7e => text.push(char::from(byte.to_ascii_lowercase())),
+                _ => write!(text, "\\{byte:03}").expect("a string takes everything"),
+            }
+        }
     }
+    text
 }
 
 /// A guest's query.
@@ -239,34 +94,42 @@ pub(crate) enum NoQuery {
     /// Not a query at all; it gets no answer.
     Nothing,
     /// A query that cannot be read, or is of a sort that is not served.
-    Answer { id: u16, code: Code },
+    Answer { id: u16, code: Rcode },
 }
 
 impl Query {
-    pub(crate) fn read(message: &[u8]) -> Result<Query, NoQuery> {
-        let header = message.get(..HEADER_LEN).ok_or(NoQuery::Nothing)?;
-        let id = u16_at(header, 0);
-        if header[2] & 0x80 != 0 {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Query, NoQuery> {
+        let message = Message::from_slice(bytes).map_err(|_| NoQuery::Nothing)?;
+        let (header, counts) = (message.header(), message.header_counts());
+        if header.qr() {
             return Err(NoQuery::Nothing);
         }
+        let id = header.id();
         let refuse = |code| NoQuery::Answer { id, code };
-        if header[2] & 0x78 != 0 {
-            return Err(refuse(Code::NotImplemented));
+        if header.opcode() != Opcode::QUERY {
+            return Err(refuse(Rcode::NOTIMP));
         }
         // One question, no records but one of EDNS.
-        if header[4..10] != [0, 1, 0, 0, 0, 0] || header[10] != 0 || header[11] > 1 {
-            return Err(refuse(Code::FormatError));
+        if (counts.ancount(), counts.nscount()) != (0, 0) || counts.arcount() > 1 {
+            return Err(refuse(Rcode::FORMERR));
         }
-        let (question, behind) = Question::read(message).ok_or(refuse(Code::FormatError))?;
-        let edns = match header[11] {
+        let asked = message.sole_question().map_err(|_| refuse(Rcode::FORMERR))?;
+        let question = Question::new(asked.qname().flatten_into(), asked.qtype(), asked.qclass());
+        let edns = match counts.arcount() {
             0 => None,
-            _ => Some(read_edns(message, behind).ok_or(refuse(Code::FormatError))?),
+            _ => Some(message.opt().ok_or(refuse(Rcode::FORMERR))?.udp_payload_size()),
         };
         // Types from 128 on, and EDNS, stand for no records: whole zones, any type, signatures of messages.
-        if question.class != CLASS_IN || matches!(question.kind, 0 | kind::OPT | 128..=255) {
-            return Err(refuse(Code::NotImplemented));
+        let kind = question.qtype();
+        if question.qclass() != Class::IN || kind == Rtype::OPT || matches!(kind.to_int(), 0 | 128..=255) {
+            return Err(refuse(Rcode::NOTIMP));
         }
         Ok(Query { id, question, edns })
+    }
+
+    /// The name that is asked for.
+    pub(crate) fn name(&self) -> &Name {
+        self.question.qname()
     }
 
     /// What the guest takes, in bytes.
@@ -275,124 +138,93 @@ impl Query {
     }
 
     /// An answer without records. `blocked` says why, to whom asks with EDNS.
-    pub(crate) fn empty_answer(&self, code: Code, blocked: bool) -> Vec<u8> {
-        self.answer(&Answer { code, records: Vec::new(), authority: Vec::new() }, blocked, Carrier::Udp)
+    pub(crate) fn empty_answer(&self, code: Rcode, blocked: bool) -> Vec<u8> {
+        self.answer(&Answer::empty(code), blocked, Carrier::Udp)
     }
 
-    /// An answer, as long as the guest takes it: by UDP what it says, by TCP as long as a message can be.
+    /// An answer, as long as the guest takes it: by UDP what it says, by TCP as long as a message can be. What does not fit
+    /// is left out and the answer marked: a client asks again by TCP, or uses what it has of a set of addresses.
     pub(crate) fn answer(&self, answer: &Answer, blocked: bool, by: Carrier) -> Vec<u8> {
         let limit = if by == Carrier::Tcp { MESSAGE_MAX } else { self.limit() };
-        let mut message = Vec::with_capacity(UDP_SIZE.into());
-        message.extend_from_slice(&self.id.to_be_bytes());
-        // A response; recursion was asked for and is there.
-        message.extend_from_slice(&[0x81, 0x80 | answer.code as u8]);
-        message.extend_from_slice(&[0, 1, 0, 0, 0, 0, 0, u8::from(self.edns.is_some())]);
-        let mut names = NameWriter::default();
-        names.write(&mut message, &self.question.name.0);
-        message.extend_from_slice(&self.question.kind.to_be_bytes());
-        message.extend_from_slice(&self.question.class.to_be_bytes());
-        // EDNS takes 11 bytes, its one option 6.
-        let limit = limit - if self.edns.is_some() { 17 } else { 0 };
-        let sections = [(6, &answer.records), (8, &answer.authority)];
-        for (place, records) in sections {
-            let mut count = 0_u16;
-            for record in records {
-                let begin = message.len();
-                record.write(&mut message, &mut names);
-                if message.len() > limit {
-                    message.truncate(begin);
-                    names.forget(begin);
-                    // Whoever wants the rest asks by TCP; any of a set of addresses will do for the others.
-                    message[2] |= 0x02;
-                    break;
-                }
-                count += 1;
-            }
-            message[place..place + 2].copy_from_slice(&count.to_be_bytes());
-        }
-        if self.edns.is_some() {
-            message.extend_from_slice(&[0, 0, kind::OPT as u8]);
-            message.extend_from_slice(&UDP_SIZE.to_be_bytes());
-            message.extend_from_slice(&[0; 4]);
-            // Option 15, of two bytes: 15, "blocked".
-            let option: &[u8] = if blocked { &[0, 6, 0, 15, 0, 2, 0, 15] } else { &[0, 0] };
-            message.extend_from_slice(option);
-        }
-        message
+        self.write(answer, blocked, limit).expect("a question and an EDNS record fit the shortest message")
     }
+
+    fn write(&self, answer: &Answer, blocked: bool, limit: usize) -> Result<Vec<u8>, PushError> {
+        let mut builder = response(self.id, answer.code).question();
+        builder.push(&self.question)?;
+        builder.set_push_limit(limit - if self.edns.is_some() { EDNS_LEN } else { 0 });
+        let mut answers = builder.answer();
+        let mut fits = answer.records.iter().all(|record| answers.push(record).is_ok());
+        let mut authority = answers.authority();
+        fits = fits && answer.authority.iter().all(|record| authority.push(record).is_ok());
+        let mut additional = authority.additional();
+        additional.clear_push_limit();
+        additional.header_mut().set_tc(!fits);
+        if self.edns.is_some() {
+            additional.opt(|edns| {
+                edns.set_udp_payload_size(UDP_SIZE);
+                match blocked {
+                    true => edns.push(&ExtendedError::<Vec<u8>>::from(ExtendedErrorCode::BLOCKED)),
+                    false => Ok(()),
+                }
+            })?;
+        }
+        Ok(additional.finish().into_target())
+    }
+}
+
+/// The beginning of an answer: recursion was asked for and is there.
+fn response(id: u16, code: Rcode) -> MessageBuilder<HashCompressor<Vec<u8>>> {
+    let target = HashCompressor::new(Vec::with_capacity(UDP_SIZE.into()));
+    let mut builder = MessageBuilder::from_target(target).expect("a vector takes everything");
+    let header = builder.header_mut();
+    header.set_id(id);
+    header.set_qr(true);
+    header.set_rd(true);
+    header.set_ra(true);
+    header.set_rcode(code);
+    builder
 }
 
 /// A header that refuses what could not be read.
-pub(crate) fn refusal(id: u16, code: Code) -> Vec<u8> {
-    let mut message = id.to_be_bytes().to_vec();
-    message.extend_from_slice(&[0x81, 0x80 | code as u8, 0, 0, 0, 0, 0, 0, 0, 0]);
-    message
+pub(crate) fn refusal(id: u16, code: Rcode) -> Vec<u8> {
+    response(id, code).finish().into_target()
 }
 
-/// The size that an EDNS record offers.
-fn read_edns(message: &[u8], at: usize) -> Option<u16> {
-    let record = message.get(at..at + 11)?;
-    (record[0] == 0 && u16_at(record, 1) == kind::OPT).then(|| u16_at(record, 3))
-}
-
-/// Our own query to a name server.
+/// A query of the stack to a name server.
 pub(crate) fn write_query(id: u16, question: &Question, edns: bool) -> Vec<u8> {
-    let mut message = id.to_be_bytes().to_vec();
-    message.extend_from_slice(&[0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, u8::from(edns)]);
-    question.write(&mut message);
-    if edns {
-        message.extend_from_slice(&[0, 0, kind::OPT as u8]);
-        message.extend_from_slice(&UDP_SIZE.to_be_bytes());
-        message.extend_from_slice(&[0; 6]);
-    }
-    message
+    let written = || -> Result<Vec<u8>, PushError> {
+        let mut builder = MessageBuilder::new_vec().question();
+        builder.header_mut().set_id(id);
+        builder.header_mut().set_rd(true);
+        builder.push(question)?;
+        let mut builder = builder.additional();
+        if edns {
+            builder.opt(|edns| {
+                edns.set_udp_payload_size(UDP_SIZE);
+                Ok(())
+            })?;
+        }
+        Ok(builder.finish())
+    };
+    written().expect("a vector takes everything")
 }
 
 /// What a name server said, reduced to what was asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Answer {
-    pub(crate) code: Code,
+    pub(crate) code: Rcode,
     /// The aliases in their order, then the records of the type that was asked for.
     pub(crate) records: Vec<Record>,
     /// Where there are no records of the type, what says how long that is so.
     pub(crate) authority: Vec<Record>,
 }
 
-/// A record of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Record {
-    owner: Name,
-    kind: u16,
-    pub(crate) ttl_secs: u32,
-    data: Vec<u8>,
-}
-
-impl Record {
-    /// The address, if that is what the record is.
-    pub(crate) fn address(&self) -> Option<Ipv4Addr> {
-        let octets: [u8; 4] = self.data.as_slice().try_into().ok()?;
-        (self.kind == kind::A).then(|| octets.into())
-    }
-
-    fn write(&self, message: &mut Vec<u8>, names: &mut NameWriter) {
-        names.write(message, &self.owner.0);
-        message.extend_from_slice(&self.kind.to_be_bytes());
-        message.extend_from_slice(&CLASS_IN.to_be_bytes());
-        message.extend_from_slice(&self.ttl_secs.to_be_bytes());
-        let begin = message.len();
-        message.extend_from_slice(&[0, 0]);
-        // Only these may point back (RFC 3597 4); their names were written out when they were read.
-        match self.kind {
-            kind::NS | kind::CNAME | kind::PTR => names.write(message, &self.data),
-            kind::MX => {
-                message.extend_from_slice(&self.data[..2]);
-                names.write(message, &self.data[2..]);
-            }
-            _ => message.extend_from_slice(&self.data),
-        }
-        // Data of a record that was read has at most that many bytes.
-        let len = (message.len() - begin - 2) as u16;
-        message[begin..begin + 2].copy_from_slice(&len.to_be_bytes());
+/// The address of a record, if it is one of an address.
+pub(crate) fn address(record: &Record) -> Option<Ipv4Addr> {
+    match record.data() {
+        AllRecordData::A(data) => Some(data.addr()),
+        _ => None,
     }
 }
 
@@ -408,108 +240,88 @@ pub(crate) enum NoAnswer {
 }
 
 impl Answer {
+    /// An answer without records.
+    pub(crate) fn empty(code: Rcode) -> Answer {
+        Answer { code, records: Vec::new(), authority: Vec::new() }
+    }
+
     /// Reads the answer to `question` that was asked with `id`.
-    pub(crate) fn read(message: &[u8], id: u16, question: &Question) -> Result<Answer, NoAnswer> {
-        let header = message.get(..HEADER_LEN).ok_or(NoAnswer::Stray)?;
-        if u16_at(header, 0) != id || header[2] & 0xf8 != 0x80 {
+    pub(crate) fn read(bytes: &[u8], id: u16, question: &Question) -> Result<Answer, NoAnswer> {
+        let message = Message::from_octets(bytes).map_err(|_| NoAnswer::Stray)?;
+        let (header, counts) = (message.header(), message.header_counts());
+        if header.id() != id || !header.qr() || header.opcode() != Opcode::QUERY {
             return Err(NoAnswer::Stray);
         }
-        let code = Code::read(header[3] & 0x0f);
-        let begin = match u16_at(header, 4) {
+        let code = header.rcode();
+        match counts.qdcount() {
             1 => {
-                let (echoed, behind) = Question::read(message).ok_or(NoAnswer::Stray)?;
+                let echoed = message.sole_question().map_err(|_| NoAnswer::Stray)?;
                 if echoed != *question {
                     return Err(NoAnswer::Stray);
                 }
-                behind
             }
             // Some servers answer what they do not understand with a header alone.
-            0 if matches!(code, Code::FormatError | Code::NotImplemented) => HEADER_LEN,
+            0 if matches!(code, Rcode::FORMERR | Rcode::NOTIMP) && bytes.len() >= HEADER_LEN => {}
             _ => return Err(NoAnswer::Stray),
-        };
-        if header[2] & 0x02 != 0 {
+        }
+        if header.tc() {
             return Err(NoAnswer::Truncated);
         }
-        if !matches!(code, Code::NoError | Code::NoSuchName) {
-            return Ok(Answer { code, records: Vec::new(), authority: Vec::new() });
+        if !matches!(code, Rcode::NOERROR | Rcode::NXDOMAIN) {
+            return Ok(Answer::empty(code));
         }
-        let answers = usize::from(u16_at(header, 6));
-        let (records, behind) =
-            read_records(message, begin, answers.min(RECORDS_MAX)).ok_or(NoAnswer::Broken)?;
-        let records = chain(question, records);
-        let is_negative = !records.iter().any(|record| record.kind == question.kind);
+        let section = message.answer().map_err(|_| NoAnswer::Broken)?;
+        let records = chain(question, read_records(section).ok_or(NoAnswer::Broken)?);
         let mut authority = Vec::new();
-        if is_negative && answers <= RECORDS_MAX {
-            let count = usize::from(u16_at(header, 8)).min(RECORDS_MAX);
+        if !records.iter().any(|record| record.rtype() == question.qtype()) {
             // A section that cannot be read says nothing; the answer stands without it.
-            let (all, _) = read_records(message, behind, count).unwrap_or_default();
-            authority.extend(all.into_iter().find(|record| record.kind == kind::SOA));
+            let all = message.authority().ok().and_then(read_records).unwrap_or_default();
+            authority.extend(all.into_iter().find(|record| record.rtype() == Rtype::SOA));
         }
         Ok(Answer { code, records, authority })
     }
 }
 
-/// Reads records; gives the place behind them.
-fn read_records(message: &[u8], mut at: usize, count: usize) -> Option<(Vec<Record>, usize)> {
+/// Reads the first records of a section, with the names in them written out.
+fn read_records(section: RecordSection<'_, &[u8]>) -> Option<Vec<Record>> {
     let mut records = Vec::new();
-    for _ in 0..count {
-        let (owner, behind) = Name::read(message, at)?;
-        let fixed = message.get(behind..behind + 10)?;
-        let (kind, class) = (u16_at(fixed, 0), u16_at(fixed, 2));
-        let begin = behind + 10;
-        at = begin + usize::from(u16_at(fixed, 8));
-        let data = message.get(begin..at)?;
-        if class != CLASS_IN {
-            continue;
-        }
-        // A TTL with the highest bit set counts as none (RFC 2181 8).
-        let ttl_secs = match u32_at(fixed, 4) {
-            ttl if ttl > i32::MAX as u32 => 0,
-            ttl => ttl.min(TTL_MAX_SECS),
-        };
-        if let Some(data) = unpacked(message, kind, begin, data)? {
-            records.push(Record { owner, kind, ttl_secs, data });
+    for record in section.take(RECORDS_MAX) {
+        let record = record.ok()?;
+        if record.class() == Class::IN {
+            records.push(read_record(&record)?);
         }
     }
-    Some((records, at))
+    Some(records)
 }
 
-/// The data of a record, with the names in it written out. The outer none: broken; the inner: of no use.
-#[allow(clippy::option_option, reason = "two ways to have nothing, used in one place")]
-fn unpacked(message: &[u8], of: u16, begin: usize, data: &[u8]) -> Option<Option<Vec<u8>>> {
-    let end = begin + data.len();
-    let (names, fixed_before, fixed_behind) = match of {
-        kind::A => return (data.len() == 4).then(|| Some(data.to_vec())),
-        kind::NS | kind::CNAME | kind::PTR => (1, 0, 0),
-        kind::MX => (1, 2, 0),
-        kind::SRV => (1, 6, 0),
-        kind::SOA => (2, 0, 20),
-        // Older types could hold jumps, and nobody asks for them.
-        0..16 => return Some(None),
-        _ => return Some(Some(data.to_vec())),
+fn read_record(record: &ParsedRecord<'_, &[u8]>) -> Option<Record> {
+    let parsed = record.to_any_record::<AllRecordData<&[u8], ParsedName<&[u8]>>>().ok()?;
+    let mut record: Record = parsed.flatten_into();
+    // A TTL with the highest bit set counts as none (RFC 2181 8).
+    let ttl_secs = match record.ttl().as_secs() {
+        ttl if ttl > i32::MAX as u32 => 0,
+        ttl => ttl.min(TTL_MAX_SECS),
     };
-    let mut unpacked = data.get(..fixed_before)?.to_vec();
-    let mut at = begin + fixed_before;
-    for _ in 0..names {
-        let (name, behind) = Name::read(message, at)?;
-        unpacked.extend_from_slice(&name.0);
-        at = behind;
-    }
-    unpacked.extend_from_slice(message.get(at..at + fixed_behind)?);
-    (at + fixed_behind == end).then_some(Some(unpacked))
+    record.set_ttl(Ttl::from_secs(ttl_secs));
+    Some(record)
 }
 
 /// What of the records answers the question: the aliases from its name on, and what they lead to.
 fn chain(question: &Question, mut records: Vec<Record>) -> Vec<Record> {
     let mut chosen = Vec::new();
-    let mut name = question.name.clone();
-    while question.kind != kind::CNAME && chosen.len() < ALIASES_MAX {
-        let Some(at) = records.iter().position(|r| r.kind == kind::CNAME && r.owner == name) else { break };
-        let alias = records.remove(at);
-        name = Name(alias.data.clone());
-        chosen.push(alias);
+    let mut name = question.qname().clone();
+    while question.qtype() != Rtype::CNAME && chosen.len() < ALIASES_MAX {
+        let alias = records.iter().enumerate().find_map(|(at, record)| match record.data() {
+            AllRecordData::Cname(alias) if *record.owner() == name => Some((at, alias.cname().clone())),
+            _ => None,
+        });
+        let Some((at, target)) = alias else { break };
+        name = target;
+        chosen.push(records.remove(at));
     }
-    chosen.extend(records.into_iter().filter(|r| r.kind == question.kind && r.owner == name));
+    chosen.extend(
+        records.into_iter().filter(|record| record.rtype() == question.qtype() && *record.owner() == name),
+    );
     chosen
 }
 

@@ -1,31 +1,39 @@
-//! Queries on their way: which guest's query waits for which name server. Pure: sockets are the caller's, who
+//! Queries on their way: which guest's query waits for which name servers. Pure: sockets are the caller's, who
 //! carries out [`Errand`]s and hands back what came.
+//!
+//! A server that does not answer is not given up: after a while the next one is asked as well, and whichever answers first
+//! counts, as long as a C library waits (5 s in glibc and musl). A server that answers with a failure is passed over at
+//! once.
 //!
 //! Every attempt has a message id of its own and, since the caller gives it a socket of its own, a port of its own.
 //! An answer counts if it came from the server that was asked (the socket is connected), with that id, to that
-//! question. All attempts together end before a C library's own patience does (5 s in glibc and musl), so
-//! that the guest gets an answer in any case.
+//! question.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::message::{Answer, Code, NoAnswer, Query, write_query};
+use domain::base::iana::Rcode;
 
-/// Queries that are on their way at once. Each holds a socket.
+use super::message::{Answer, NoAnswer, Query, write_query};
+
+/// Queries that are on their way at once. Each holds a socket per attempt.
 pub(crate) const IN_FLIGHT_MAX: usize = 128;
 /// Times that a server is asked, over all servers.
-const ATTEMPTS: u8 = 3;
-/// Time for one attempt.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const ATTEMPTS: usize = 3;
+/// Time after which the next server is asked as well.
+const NEXT_AFTER: Duration = Duration::from_millis(1500);
+/// Time for all attempts together.
+const PATIENCE: Duration = Duration::from_millis(4800);
 /// What a C library waits for us.
 const GUEST_PATIENCE: Duration = Duration::from_secs(5);
-const _: () = assert!(ATTEMPTS as u128 * PATIENCE.as_millis() < GUEST_PATIENCE.as_millis());
-/// Messages that are no answer, after which a server is given up.
+const _: () = assert!(PATIENCE.as_millis() < GUEST_PATIENCE.as_millis());
+const _: () = assert!((ATTEMPTS as u128 - 1) * NEXT_AFTER.as_millis() < PATIENCE.as_millis());
+/// Messages that are no answer, after which an attempt is given up.
 const STRAYS_MAX: u8 = 32;
 
-/// Names one query on its way.
+/// Names one attempt.
 pub type Ticket = u64;
 
 /// How a name server is asked.
@@ -37,14 +45,14 @@ pub enum Carrier {
     Tcp,
 }
 
-/// What the caller is to do for a query. There is at most one socket per ticket.
+/// What the caller is to do for an attempt. There is at most one socket per ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Errand {
     /// Send the message from a fresh socket, in place of what the ticket had before.
     Ask {
-        /// The query.
+        /// The attempt.
         ticket: Ticket,
-        /// The host's name server.
+        /// The name server.
         server: SocketAddr,
         /// How to ask.
         carrier: Carrier,
@@ -75,7 +83,7 @@ impl Asker {
 }
 
 /// A query that came to its end.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Resolved {
     pub(crate) asker: Asker,
     pub(crate) query: Query,
@@ -83,18 +91,65 @@ pub(crate) struct Resolved {
     pub(crate) answer: Option<Answer>,
 }
 
+/// One server that was asked and may still answer.
 #[derive(Debug)]
-struct Pending {
+struct Attempt {
     ticket: Ticket,
-    asker: Asker,
-    query: Query,
-    /// How often a server was asked; the number of the server goes round with it.
-    attempts: u8,
+    server: SocketAddr,
     carrier: Carrier,
     edns: bool,
     id: u16,
-    deadline: Duration,
     strays: u8,
+}
+
+#[derive(Debug)]
+struct Pending {
+    asker: Asker,
+    query: Query,
+    /// How often a server was asked; the number of the server goes round with it.
+    asked: usize,
+    open: Vec<Attempt>,
+    /// When the next server is asked as well, if there is another attempt.
+    next_at: Duration,
+    /// When it ends without an answer.
+    ends_at: Duration,
+}
+
+impl Pending {
+    fn deadline(&self) -> Duration {
+        if self.asked < ATTEMPTS { self.next_at.min(self.ends_at) } else { self.ends_at }
+    }
+}
+
+/// What a message means for the attempt whose socket it came on.
+enum Verdict {
+    Wait,
+    /// The same server is asked again.
+    Again(Carrier, bool),
+    Answered(Answer),
+    Failed,
+}
+
+impl Attempt {
+    fn judge(&mut self, message: &[u8], query: &Query) -> Verdict {
+        match Answer::read(message, self.id, &query.question) {
+            Err(NoAnswer::Stray) if self.strays < STRAYS_MAX => {
+                self.strays += 1;
+                Verdict::Wait
+            }
+            Err(NoAnswer::Truncated) if self.carrier == Carrier::Udp => {
+                Verdict::Again(Carrier::Tcp, self.edns)
+            }
+            // A server that does not know EDNS answers that.
+            Ok(Answer { code: Rcode::FORMERR | Rcode::NOTIMP, .. }) if self.edns => {
+                Verdict::Again(self.carrier, false)
+            }
+            Ok(answer) if matches!(answer.code, Rcode::NOERROR | Rcode::NXDOMAIN) => {
+                Verdict::Answered(answer)
+            }
+            Ok(_) | Err(_) => Verdict::Failed,
+        }
+    }
 }
 
 /// All queries on their way.
@@ -123,64 +178,50 @@ impl Resolver {
 
     /// Takes a guest's query. What is on its way already, or comes when too much is, is dropped: the guest asks again.
     pub(crate) fn ask(&mut self, asker: Asker, query: Query, now: Duration) -> Option<Resolved> {
-        let known = |p: &Pending| p.asker == asker && p.query.id == query.id && p.query == query;
+        let known = |p: &Pending| p.asker == asker && p.query == query;
         if self.pending.len() >= IN_FLIGHT_MAX || self.pending.iter().any(known) {
             return None;
         }
-        self.last_ticket += 1;
-        let pending = Pending {
-            ticket: self.last_ticket,
-            asker,
-            query,
-            attempts: 0,
-            carrier: Carrier::Udp,
-            edns: true,
-            id: 0,
-            deadline: now,
-            strays: 0,
-        };
+        let pending =
+            Pending { asker, query, asked: 0, open: Vec::new(), next_at: now, ends_at: now + PATIENCE };
         self.pending.push(pending);
-        self.attempt(self.pending.len() - 1, now)
+        self.ask_next(self.pending.len() - 1, now)
     }
 
     /// Takes what came on a ticket's socket.
     pub(crate) fn receive(&mut self, ticket: Ticket, message: &[u8], now: Duration) -> Option<Resolved> {
-        let at = self.pending.iter().position(|p| p.ticket == ticket)?;
-        let pending = &mut self.pending[at];
-        match Answer::read(message, pending.id, &pending.query.question) {
-            Err(NoAnswer::Stray) if pending.strays < STRAYS_MAX => {
-                pending.strays += 1;
+        let (at, number) = self.find(ticket)?;
+        let Pending { open, query, .. } = &mut self.pending[at];
+        match open[number].judge(message, query) {
+            Verdict::Wait => None,
+            Verdict::Again(carrier, edns) => {
+                let attempt = &mut open[number];
+                (attempt.carrier, attempt.edns) = (carrier, edns);
+                self.send(at, number);
                 None
             }
-            Err(NoAnswer::Truncated) if pending.carrier == Carrier::Udp => {
-                pending.carrier = Carrier::Tcp;
-                self.send(at, now);
-                None
-            }
-            // A server that does not know EDNS answers that.
-            Ok(Answer { code: Code::FormatError | Code::NotImplemented, .. }) if pending.edns => {
-                pending.edns = false;
-                self.send(at, now);
-                None
-            }
-            Ok(answer) if matches!(answer.code, Code::NoError | Code::NoSuchName) => {
-                Some(self.end(at, Some(answer)))
-            }
-            Ok(_) | Err(_) => self.attempt(at, now),
+            Verdict::Answered(answer) => Some(self.end(at, Some(answer))),
+            Verdict::Failed => self.fail(ticket, now),
         }
     }
 
-    /// Takes note that a ticket's socket is of no use: nobody listens, or it cannot be had.
+    /// Takes note that an attempt is of no use: nobody listens, or there is no socket. The next server is asked at once.
     pub(crate) fn fail(&mut self, ticket: Ticket, now: Duration) -> Option<Resolved> {
-        let at = self.pending.iter().position(|p| p.ticket == ticket)?;
-        self.attempt(at, now)
+        let (at, number) = self.find(ticket)?;
+        self.pending[at].open.swap_remove(number);
+        self.errands.push(Errand::Forget(ticket));
+        self.ask_next(at, now)
     }
 
-    /// Ends one attempt whose time is over. To be called until it gives nothing and no deadline has passed.
+    /// Does what is due with one query. To be called until it gives nothing.
     pub(crate) fn expire(&mut self, now: Duration) -> Option<Resolved> {
-        while let Some(at) = self.pending.iter().position(|p| p.deadline <= now) {
-            if let Some(resolved) = self.attempt(at, now) {
-                return Some(resolved);
+        while let Some(at) = self.pending.iter().position(|pending| pending.deadline() <= now) {
+            let resolved = match self.pending[at].ends_at <= now {
+                true => Some(self.end(at, None)),
+                false => self.ask_next(at, now),
+            };
+            if resolved.is_some() {
+                return resolved;
             }
         }
         None
@@ -188,7 +229,7 @@ impl Resolver {
 
     /// When [`Resolver::expire`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        self.pending.iter().map(|p| p.deadline).min()
+        self.pending.iter().map(Pending::deadline).min()
     }
 
     /// What the caller is to do.
@@ -200,37 +241,52 @@ impl Resolver {
         !self.errands.is_empty()
     }
 
-    /// Asks the next server, or gives up.
-    fn attempt(&mut self, at: usize, now: Duration) -> Option<Resolved> {
+    fn find(&self, ticket: Ticket) -> Option<(usize, usize)> {
+        self.pending.iter().enumerate().find_map(|(at, pending)| {
+            let number = pending.open.iter().position(|attempt| attempt.ticket == ticket)?;
+            Some((at, number))
+        })
+    }
+
+    /// Asks the next server; gives up when there is none and no answer can come any more.
+    fn ask_next(&mut self, at: usize, now: Duration) -> Option<Resolved> {
         let pending = &mut self.pending[at];
-        if pending.attempts >= ATTEMPTS || self.servers.is_empty() {
-            return Some(self.end(at, None));
+        if pending.asked >= ATTEMPTS || self.servers.is_empty() {
+            return pending.open.is_empty().then(|| self.end(at, None));
         }
-        pending.attempts += 1;
-        pending.carrier = Carrier::Udp;
-        pending.edns = true;
-        self.send(at, now);
+        self.last_ticket += 1;
+        pending.open.push(Attempt {
+            ticket: self.last_ticket,
+            server: self.servers[pending.asked % self.servers.len()],
+            carrier: Carrier::Udp,
+            edns: true,
+            id: 0,
+            strays: 0,
+        });
+        pending.asked += 1;
+        pending.next_at = now + NEXT_AFTER;
+        let number = pending.open.len() - 1;
+        self.send(at, number);
         None
     }
 
-    fn send(&mut self, at: usize, now: Duration) {
+    fn send(&mut self, at: usize, number: usize) {
         self.counter += 1;
-        let pending = &mut self.pending[at];
-        pending.id = self.numbers.hash_one(self.counter) as u16;
-        pending.deadline = now + PATIENCE;
-        pending.strays = 0;
-        let errand = Errand::Ask {
-            ticket: pending.ticket,
-            server: self.servers[usize::from(pending.attempts - 1) % self.servers.len()],
-            carrier: pending.carrier,
-            message: write_query(pending.id, &pending.query.question, pending.edns),
-        };
-        self.errands.push(errand);
+        let Pending { open, query, .. } = &mut self.pending[at];
+        let attempt = &mut open[number];
+        attempt.id = self.numbers.hash_one(self.counter) as u16;
+        attempt.strays = 0;
+        self.errands.push(Errand::Ask {
+            ticket: attempt.ticket,
+            server: attempt.server,
+            carrier: attempt.carrier,
+            message: write_query(attempt.id, &query.question, attempt.edns),
+        });
     }
 
     fn end(&mut self, at: usize, answer: Option<Answer>) -> Resolved {
-        let Pending { ticket, asker, query, .. } = self.pending.swap_remove(at);
-        self.errands.push(Errand::Forget(ticket));
+        let Pending { asker, query, open, .. } = self.pending.swap_remove(at);
+        self.errands.extend(open.into_iter().map(|attempt| Errand::Forget(attempt.ticket)));
         Resolved { asker, query, answer }
     }
 }
@@ -238,8 +294,8 @@ impl Resolver {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dns::message::kind;
     use crate::testing::{dns_answer, dns_query};
+    use domain::base::Rtype;
 
     const ASKER: Asker = Asker::Udp(40_000);
 
@@ -248,7 +304,7 @@ mod tests {
     }
 
     fn query(id: u16) -> Query {
-        Query::read(&dns_query(id, "a.example", kind::A, None)).unwrap()
+        Query::read(&dns_query(id, "a.example", Rtype::A.to_int(), None)).unwrap()
     }
 
     fn ms(ms: u64) -> Duration {
@@ -258,7 +314,8 @@ mod tests {
     /// The one thing to be sent: ticket, server, carrier, id.
     fn asked(resolver: &mut Resolver) -> (Ticket, SocketAddr, Carrier, u16) {
         let errands = resolver.take_errands();
-        let [Errand::Ask { ticket, server, carrier, message }] = &errands[..] else { panic!("{errands:?}") };
+        let asks: Vec<_> = errands.iter().filter(|errand| matches!(errand, Errand::Ask { .. })).collect();
+        let [Errand::Ask { ticket, server, carrier, message }] = &asks[..] else { panic!("{errands:?}") };
         (*ticket, *server, *carrier, u16::from_be_bytes([message[0], message[1]]))
     }
 
@@ -282,17 +339,51 @@ mod tests {
     fn silent_servers_are_asked_in_turn_and_given_up_before_the_guest_gives_up() {
         let mut resolver = Resolver::new(vec![server(1), server(2)]);
         resolver.ask(ASKER, query(9), ms(0));
-        let mut now = ms(0);
+        let mut tickets = Vec::new();
         for number in [1, 2, 1] {
-            assert_eq!(asked(&mut resolver).1, server(number));
-            now = resolver.deadline().unwrap();
-            if let Some(resolved) = resolver.expire(now) {
-                assert_eq!(resolved.answer, None);
-                break;
-            }
+            let (ticket, at, _, _) = asked(&mut resolver);
+            assert_eq!(at, server(number));
+            tickets.push(ticket);
+            let now = resolver.deadline().unwrap();
+            assert!(now < GUEST_PATIENCE);
+            let resolved = resolver.expire(now);
+            assert_eq!(resolved.is_some(), tickets.len() == ATTEMPTS);
+            assert!(resolved.is_none_or(|resolved| resolved.answer.is_none()));
         }
-        assert!(now < GUEST_PATIENCE);
+        assert_eq!(resolver.take_errands(), tickets.into_iter().map(Errand::Forget).collect::<Vec<_>>());
         assert_eq!(resolver.deadline(), None);
+    }
+
+    #[test]
+    fn a_slow_server_is_waited_for_while_others_are_asked() {
+        for servers in [vec![server(1)], vec![server(1), server(2)]] {
+            let mut resolver = Resolver::new(servers);
+            resolver.ask(ASKER, query(9), ms(0));
+            let (first, _, _, id) = asked(&mut resolver);
+            for at in [1500, 3000] {
+                assert_eq!(resolver.expire(ms(at)), None);
+                asked(&mut resolver);
+            }
+            assert_eq!(resolver.expire(ms(4000)), None);
+            let answer = dns_answer(id, "a.example", &[[1, 2, 3, 4]], 60);
+            let resolved = resolver.receive(first, &answer, ms(4000)).unwrap();
+            assert_eq!(resolved.answer.unwrap().records.len(), 1);
+            assert_eq!(resolver.take_errands().len(), 3, "all sockets are closed");
+        }
+    }
+
+    #[test]
+    fn a_failure_does_not_end_what_another_server_may_answer() {
+        let mut resolver = Resolver::new(vec![server(1), server(2)]);
+        resolver.ask(ASKER, query(9), ms(0));
+        let (slow, _, _, id) = asked(&mut resolver);
+        resolver.expire(ms(1500));
+        for _ in 0..2 {
+            let (ticket, _, _, _) = asked(&mut resolver);
+            assert_eq!(resolver.fail(ticket, ms(1600)), None);
+        }
+        let answer = dns_answer(id, "a.example", &[[1, 2, 3, 4]], 60);
+        assert!(resolver.receive(slow, &answer, ms(1700)).unwrap().answer.is_some());
     }
 
     #[test]

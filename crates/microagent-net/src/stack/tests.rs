@@ -16,6 +16,8 @@ mod tcp;
 
 const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 7);
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
+/// An address on the host's loopback interface.
+const LO: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 7);
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -47,7 +49,7 @@ impl Bench {
             policy,
             guest_mac: testing::GUEST_MAC,
             mtu,
-            host_addresses: vec![HOST],
+            host_addresses: HostAddresses { own: [HOST].into(), loopback: [LO].into() },
             name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53))],
         };
         Bench { stack: Stack::new(options, sockets, at(0)), host }

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use microagent_model::Publish;
 use microagent_model::egress::{Decision, Reason, Subject};
 use microagent_model::{FailureKind, WorkspaceFailure};
-use microagent_net::host_addresses;
+use microagent_net::HostAddresses;
 use microagent_store::{Link, ProcessId, WorkspaceDir};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::UnixStream;
@@ -79,7 +79,7 @@ impl Network {
             egress: spec.egress.clone(),
             guest_mac: mac,
             mtu: LINK_MTU,
-            host_addresses: host_addresses().map_err(|e| full_or_boot(&e, "the host's addresses"))?,
+            host_addresses: HostAddresses::now().map_err(|e| full_or_boot(&e, "the host's addresses"))?,
             name_servers: spec.name_servers.clone(),
             published: listeners.iter().map(|(_, publish)| publish.guest_port.get()).collect(),
         };

@@ -1,24 +1,32 @@
+use domain::base::rdata::ComposeRecordData as _;
 use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{dns_answer, dns_query};
 
-fn query(name: &str, kind: u16) -> Query {
-    Query::read(&dns_query(9, name, kind, None)).unwrap()
+fn query(name: &str, kind: Rtype) -> Query {
+    Query::read(&dns_query(9, name, kind.to_int(), None)).unwrap()
 }
 
 fn addresses(answer: &Answer) -> Vec<Ipv4Addr> {
-    answer.records.iter().filter_map(Record::address).collect()
+    answer.records.iter().filter_map(address).collect()
+}
+
+/// A record's data as it travels.
+fn data(record: &Record) -> Vec<u8> {
+    let mut data = Vec::new();
+    record.data().compose_rdata(&mut data).unwrap();
+    data
 }
 
 /// An answer with raw records behind the question.
-fn raw_answer(query: &Query, records: &[(&[u8], u16, u32, &[u8])]) -> Vec<u8> {
+fn raw_answer(query: &Query, records: &[(&[u8], Rtype, u32, &[u8])]) -> Vec<u8> {
     let mut message = query.id.to_be_bytes().to_vec();
     message.extend([0x81, 0x80, 0, 1, 0, records.len() as u8, 0, 0, 0, 0]);
-    query.question.write(&mut message);
+    query.question.compose(&mut message).unwrap();
     for (owner, kind, ttl, data) in records {
         message.extend(*owner);
-        message.extend(kind.to_be_bytes());
+        message.extend(kind.to_int().to_be_bytes());
         message.extend([0, 1]);
         message.extend(ttl.to_be_bytes());
         message.extend((data.len() as u16).to_be_bytes());
@@ -32,47 +40,45 @@ const ASKED: &[u8] = &[0xc0, 0x0c];
 
 #[test]
 fn names_are_text_that_cannot_be_misread() {
-    let plain = query("WWW.Example.org", kind::A).question.name;
-    assert_eq!(plain.as_host().as_deref(), Some("www.example.org"));
+    let plain = query("WWW.Example.org", Rtype::A);
+    assert_eq!(as_host(plain.name()).as_deref(), Some("www.example.org"));
     for (wire, text) in [
         (&b"\x10evil.example.org\x00"[..], "evil\\046example\\046org"),
         (b"\x05evil.\x07example\x03org\x00", "evil\\046.example.org"),
         (b"\x03a\nb\x00", "a\\010b"),
         (b"\x00", "."),
     ] {
-        let message = [&[0; HEADER_LEN], wire].concat();
-        let (name, behind) = Name::read(&message, HEADER_LEN).unwrap();
-        assert_eq!(behind, message.len());
-        assert_eq!(name.to_string(), text);
-        assert_eq!(name.as_host(), None, "no rule may cover it");
+        let name = Name::from_octets(wire.to_vec()).unwrap();
+        assert_eq!(as_text(&name), text);
+        assert_eq!(as_host(&name), None, "no rule may cover it");
     }
 }
 
 #[test]
 fn names_that_go_in_circles_or_on_for_ever_are_not_read() {
-    for bytes in [
-        &[0xc0, 0x00][..],
-        &[1, b'a', 0xc0, 0x00, 0xc0, 0x02],
-        &[0xc0, 0x02, 0xc0, 0x00],
+    let header = [0, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for name in [
+        &[0xc0, 0x0c][..],
+        &[1, b'a', 0xc0, 0x0c],
+        &[1, b'a', 0xc0, 0x0e, 0xc0, 0x0c],
+        &[0xc0, 0x0e, 0xc0, 0x0c],
+        &[0xc0, 0x20, 0],
         &[1, b'a'],
         &[64, 0],
         &[0x80, 0],
         &[5, b'a', 0],
         &[0xc0],
+        &[&[63][..], &[b'a'; 63]].concat().repeat(4),
     ] {
-        for at in 0..bytes.len() {
-            let read = Name::read(bytes, at).map(|(name, _)| name.0.len());
-            assert!(read.is_none_or(|len| len <= 4), "{bytes:?} at {at}");
-        }
+        let message = [&header, name, &[0, 1, 0, 1]].concat();
+        let refused = NoQuery::Answer { id: 9, code: Rcode::FORMERR };
+        assert_eq!(Query::read(&message), Err(refused), "{name:?}");
     }
-    let mut long = [63, 0].repeat(300);
-    long.iter_mut().skip(1).step_by(2).for_each(|byte| *byte = 63);
-    assert!(Name::read(&long, 0).is_none());
 }
 
 #[test]
 fn what_is_no_plain_query_is_refused_or_ignored() {
-    let good = dns_query(9, "a.example", kind::A, Some(1232));
+    let good = dns_query(9, "a.example", Rtype::A.to_int(), Some(1232));
     assert!(Query::read(&good).is_ok());
     let with = |at: usize, byte: u8| {
         let mut message = good.clone();
@@ -82,27 +88,27 @@ fn what_is_no_plain_query_is_refused_or_ignored() {
     assert_eq!(with(2, 0x80), NoQuery::Nothing);
     assert_eq!(Query::read(&good[..11]), Err(NoQuery::Nothing));
     let refused = |code| NoQuery::Answer { id: 9, code };
-    assert_eq!(with(2, 0x28), refused(Code::NotImplemented));
+    assert_eq!(with(2, 0x28), refused(Rcode::NOTIMP));
     for at in [5, 7, 9] {
-        assert_eq!(with(at, 2), refused(Code::FormatError));
+        assert_eq!(with(at, 2), refused(Rcode::FORMERR));
     }
-    assert_eq!(with(11, 2), refused(Code::FormatError));
-    assert_eq!(with(12, 0xc0), refused(Code::FormatError));
-    for kind in [0, kind::OPT, 251, 252, 255] {
+    assert_eq!(with(11, 2), refused(Rcode::FORMERR));
+    assert_eq!(with(12, 0xc0), refused(Rcode::FORMERR));
+    for kind in [0, 41, 251, 252, 255] {
         let read = Query::read(&dns_query(9, "a.example", kind, None));
-        assert_eq!(read, Err(refused(Code::NotImplemented)), "{kind}");
+        assert_eq!(read, Err(refused(Rcode::NOTIMP)), "{kind}");
     }
 }
 
 #[test]
 fn only_the_answer_to_the_question_counts() {
-    let query = query("a.example", kind::A);
+    let query = query("a.example", Rtype::A);
     let read = |message: &[u8]| Answer::read(message, 9, &query.question);
     let good = dns_answer(9, "A.EXAMPLE", &[[192, 0, 2, 1]], 60);
     assert_eq!(addresses(&read(&good).unwrap()), [Ipv4Addr::new(192, 0, 2, 1)]);
     assert_eq!(read(&dns_answer(8, "a.example", &[], 60)), Err(NoAnswer::Stray));
     assert_eq!(read(&dns_answer(9, "b.example", &[], 60)), Err(NoAnswer::Stray));
-    assert_eq!(read(&dns_query(9, "a.example", kind::A, None)), Err(NoAnswer::Stray));
+    assert_eq!(read(&dns_query(9, "a.example", Rtype::A.to_int(), None)), Err(NoAnswer::Stray));
     let mut cut = good.clone();
     cut[2] |= 2;
     assert_eq!(read(&cut), Err(NoAnswer::Truncated));
@@ -111,19 +117,19 @@ fn only_the_answer_to_the_question_counts() {
 
 #[test]
 fn aliases_lead_to_addresses_and_nothing_else_does() {
-    let query = query("a.example", kind::A);
+    let query = query("a.example", Rtype::A);
     let other: &[u8] = b"\x01b\x07example\x00";
     let third: &[u8] = b"\x01c\x07example\x00";
     let message = raw_answer(
         &query,
         &[
             // In a wrong order, as some servers have it.
-            (other, kind::A, 30, &[192, 0, 2, 2]),
-            (ASKED, kind::CNAME, 60, other),
+            (other, Rtype::A, 30, &[192, 0, 2, 2]),
+            (ASKED, Rtype::CNAME, 60, other),
             // Not of the chain: would open an address that the name does not lead to.
-            (third, kind::A, 30, &[192, 0, 2, 3]),
-            (ASKED, kind::A, 30, &[192, 0, 2, 4]),
-            (other, kind::AAAA, 30, &[0; 16]),
+            (third, Rtype::A, 30, &[192, 0, 2, 3]),
+            (ASKED, Rtype::A, 30, &[192, 0, 2, 4]),
+            (other, Rtype::AAAA, 30, &[0; 16]),
         ],
     );
     let answer = Answer::read(&message, 9, &query.question).unwrap();
@@ -136,10 +142,14 @@ fn aliases_lead_to_addresses_and_nothing_else_does() {
 
 #[test]
 fn aliases_in_a_circle_end() {
-    let query = query("a.example", kind::A);
+    let query = query("a.example", Rtype::A);
     let message = raw_answer(
         &query,
-        &[(ASKED, kind::CNAME, 1, ASKED), (ASKED, kind::CNAME, 1, ASKED), (ASKED, kind::A, 1, &[1, 2, 3, 4])],
+        &[
+            (ASKED, Rtype::CNAME, 1, ASKED),
+            (ASKED, Rtype::CNAME, 1, ASKED),
+            (ASKED, Rtype::A, 1, &[1, 2, 3, 4]),
+        ],
     );
     let answer = Answer::read(&message, 9, &query.question).unwrap();
     assert_eq!(answer.records.len(), 3);
@@ -147,29 +157,29 @@ fn aliases_in_a_circle_end() {
 
 #[test]
 fn names_in_records_are_written_out() {
-    let query = query("a.example", kind::MX);
+    let query = query("a.example", Rtype::MX);
     let message =
-        raw_answer(&query, &[(ASKED, kind::MX, 5, &[0, 10, 4, b'm', b'a', b'i', b'l', 0xc0, 0x0e])]);
+        raw_answer(&query, &[(ASKED, Rtype::MX, 5, &[0, 10, 4, b'm', b'a', b'i', b'l', 0xc0, 0x0e])]);
     let answer = Answer::read(&message, 9, &query.question).unwrap();
-    assert_eq!(answer.records[0].data, b"\x00\x0a\x04mail\x07example\x00");
-    let query = super::tests::query("a.example", kind::SOA);
+    assert_eq!(data(&answer.records[0]), b"\x00\x0a\x04mail\x07example\x00");
+    let query = super::tests::query("a.example", Rtype::SOA);
     let mut soa = b"\xc0\x0c\x05admin\xc0\x0c".to_vec();
     soa.extend([7; 20]);
-    let message = raw_answer(&query, &[(ASKED, kind::SOA, 5, &soa)]);
+    let message = raw_answer(&query, &[(ASKED, Rtype::SOA, 5, &soa)]);
     let answer = Answer::read(&message, 9, &query.question).unwrap();
-    assert_eq!(answer.records[0].data.len(), 11 + 17 + 20);
+    assert_eq!(data(&answer.records[0]).len(), 11 + 17 + 20);
     // Data that continues after its names is of no known shape.
     soa.push(1);
-    let message = raw_answer(&query, &[(ASKED, kind::SOA, 5, &soa)]);
+    let message = raw_answer(&query, &[(ASKED, Rtype::SOA, 5, &soa)]);
     assert_eq!(Answer::read(&message, 9, &query.question), Err(NoAnswer::Broken));
 }
 
 #[test]
 fn a_ttl_is_cut_to_what_we_promise() {
-    let query = query("a.example", kind::A);
+    let query = query("a.example", Rtype::A);
     for (ttl, given) in [(0, 0), (60, 60), (86_400, TTL_MAX_SECS), (u32::MAX, 0)] {
-        let message = raw_answer(&query, &[(ASKED, kind::A, ttl, &[1, 2, 3, 4])]);
-        assert_eq!(Answer::read(&message, 9, &query.question).unwrap().records[0].ttl_secs, given);
+        let message = raw_answer(&query, &[(ASKED, Rtype::A, ttl, &[1, 2, 3, 4])]);
+        assert_eq!(Answer::read(&message, 9, &query.question).unwrap().records[0].ttl().as_secs(), given);
     }
 }
 
@@ -177,7 +187,7 @@ fn a_ttl_is_cut_to_what_we_promise() {
 fn an_answer_fits_what_the_guest_takes() {
     let many: Vec<[u8; 4]> = (0..200).map(|n| [192, 0, 2, n]).collect();
     for edns in [None, Some(0), Some(512), Some(4096)] {
-        let query = Query::read(&dns_query(9, "a.example", kind::A, edns)).unwrap();
+        let query = Query::read(&dns_query(9, "a.example", Rtype::A.to_int(), edns)).unwrap();
         let all = Answer::read(&dns_answer(9, "a.example", &many, 60), 9, &query.question).unwrap();
         let message = query.answer(&all, false, Carrier::Udp);
         assert!(message.len() <= query.limit());
@@ -188,9 +198,10 @@ fn an_answer_fits_what_the_guest_takes() {
         let message = query.answer(&all, false, Carrier::Tcp);
         assert_eq!(Answer::read(&message, 9, &query.question), Ok(all));
     }
-    let query = query("a.example", 16);
-    let long = vec![200_u8; 600];
-    let message = raw_answer(&query, &[(ASKED, 16, 60, &long)]);
+    let query = query("a.example", Rtype::TXT);
+    // Three strings.
+    let long: Vec<u8> = (0..600).map(|at| if at % 200 == 0 { 199 } else { b'x' }).collect();
+    let message = raw_answer(&query, &[(ASKED, Rtype::TXT, 60, &long)]);
     let answer = Answer::read(&message, 9, &query.question).unwrap();
     assert_eq!(
         Answer::read(&query.answer(&answer, false, Carrier::Udp), 9, &query.question),
@@ -200,16 +211,16 @@ fn an_answer_fits_what_the_guest_takes() {
 
 #[test]
 fn sixteen_aliases_and_their_addresses_fit_a_client_without_edns() {
-    let query = query("pkg.test.example", kind::A);
+    let query = query("pkg.test.example", Rtype::A);
     let name = |n: usize| format!("\x08alias-{n:02}\x04test\x07example\0").into_bytes();
     let owner = |n: usize| if n == 0 { ASKED.to_vec() } else { name(n) };
     let owners: Vec<Vec<u8>> = (0..=16).map(owner).collect();
     let names: Vec<Vec<u8>> = (0..=16).map(name).collect();
-    let mut records: Vec<(&[u8], u16, u32, &[u8])> =
-        (0..16).map(|n| (&owners[n][..], kind::CNAME, 60, &names[n + 1][..])).collect();
+    let mut records: Vec<(&[u8], Rtype, u32, &[u8])> =
+        (0..16).map(|n| (&owners[n][..], Rtype::CNAME, 60, &names[n + 1][..])).collect();
     records.extend([
-        (&owners[16][..], kind::A, 60, &[192, 0, 2, 1][..]),
-        (&owners[16], kind::A, 60, &[192, 0, 2, 2]),
+        (&owners[16][..], Rtype::A, 60, &[192, 0, 2, 1][..]),
+        (&owners[16], Rtype::A, 60, &[192, 0, 2, 2]),
     ]);
     let answer = Answer::read(&raw_answer(&query, &records), 9, &query.question).unwrap();
     assert_eq!(addresses(&answer).len(), 2);
@@ -220,24 +231,24 @@ fn sixteen_aliases_and_their_addresses_fit_a_client_without_edns() {
 
 #[test]
 fn an_answer_without_records_says_how_long_that_is_so() {
-    let query = query("nobody.example", kind::A);
+    let query = query("nobody.example", Rtype::A);
     let mut soa = b"\xc0\x13\x05admin\xc0\x13".to_vec();
     soa.extend([7; 20]);
-    let mut message = raw_answer(&query, &[(b"\xc0\x13", kind::SOA, 300, &soa)]);
+    let mut message = raw_answer(&query, &[(b"\xc0\x13", Rtype::SOA, 300, &soa)]);
     // The record stands in the second section, and there is no such name.
     (message[3], message[7], message[9]) = (0x83, 0, 1);
     let answer = Answer::read(&message, 9, &query.question).unwrap();
-    assert_eq!((answer.code, answer.authority.len()), (Code::NoSuchName, 1));
+    assert_eq!((answer.code, answer.authority.len()), (Rcode::NXDOMAIN, 1));
     let written = query.answer(&answer, false, Carrier::Udp);
     assert_eq!(Answer::read(&written, 9, &query.question), Ok(answer));
 }
 
 #[test]
 fn who_asks_with_edns_is_told_why() {
-    let asking = |edns| Query::read(&dns_query(9, "a.example", kind::A, edns)).unwrap();
-    let plain = asking(None).empty_answer(Code::NoSuchName, true);
+    let asking = |edns| Query::read(&dns_query(9, "a.example", Rtype::A.to_int(), edns)).unwrap();
+    let plain = asking(None).empty_answer(Rcode::NXDOMAIN, true);
     assert_eq!((plain[3] & 0x0f, plain[11]), (3, 0));
-    let told = asking(Some(1232)).empty_answer(Code::NoSuchName, true);
+    let told = asking(Some(1232)).empty_answer(Rcode::NXDOMAIN, true);
     assert_eq!(told[11], 1);
     assert!(told.ends_with(&[0, 6, 0, 15, 0, 2, 0, 15]));
 }
@@ -246,15 +257,15 @@ proptest! {
     #[test]
     fn any_message_is_read_or_not(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = Query::read(&bytes);
-        let _ = Answer::read(&bytes, 0, &query("a.example", kind::A).question);
+        let _ = Answer::read(&bytes, 0, &query("a.example", Rtype::A).question);
     }
 
     #[test]
     fn a_changed_answer_is_read_or_not(changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 0..8)) {
-        for kind in [kind::A, kind::SOA, kind::MX, kind::SRV] {
+        for kind in [Rtype::A, Rtype::SOA, Rtype::MX, Rtype::SRV] {
             let query = query("a.example", kind);
             let mut message = raw_answer(&query, &[
-                (ASKED, kind::CNAME, 60, b"\x01b\xc0\x0e"),
+                (ASKED, Rtype::CNAME, 60, b"\x01b\xc0\x0e"),
                 (b"\x01b\xc0\x0e", kind, 60, b"\x00\x0a\x04mail\xc0\x0e"),
             ]);
             for (at, byte) in &changes {

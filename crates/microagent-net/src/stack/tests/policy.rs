@@ -23,6 +23,7 @@ fn each_mode_lets_its_addresses_through() {
         (Open, &[], INSIDE, 443, Ok(Reason::Mode)),
         (Open, &[], HOST, 443, Ok(Reason::Mode)),
         (Open, &["0.0.0.0/0"], LOOPBACK, 443, Err(Reason::Forbidden)),
+        (Open, &["198.18.7.7"], LO, 443, Err(Reason::Forbidden)),
         (Open, &["0.0.0.0/0"], METADATA, 80, Err(Reason::Forbidden)),
         (Open, &["169.254.0.0/16"], METADATA, 80, Err(Reason::Forbidden)),
         (Open, &["0.0.0.0/0"], Ipv4Addr::new(168, 63, 129, 16), 80, Err(Reason::Forbidden)),
@@ -54,27 +55,57 @@ fn a_refused_datagram_or_echo_is_answered_by_the_gateway() {
 
 #[test]
 fn an_allowed_name_opens_its_addresses_while_the_ttl_lasts() {
-    for mode in [EgressMode::Allowlist, EgressMode::Public] {
-        let mut bench = Bench::new(policy(mode, &[".example.org"]));
-        let remote = if mode == EgressMode::Public { INSIDE } else { FAR };
-        assert!(!bench.connects(remote, 443));
-        assert_eq!(bench.resolve("WWW.example.org", &[remote], 300), (0, vec![remote]));
-        assert!(bench.connects(remote, 443));
-        let decisions = bench.stack.take_decisions();
-        let last = decisions.last().unwrap();
-        assert_eq!((last.reason, last.name.as_deref()), (Reason::Name, Some("www.example.org")));
-        bench.stack.set_time(at(301));
-        // What is open stays so; what is new does not begin.
-        let (token, stream) = bench.stream();
-        bench.stack.ready(token, true, true);
-        let answer = bench.run().remove(0);
-        let data = testing::tcp_at(remote, 40_000, 443, ACK, 1001, segment_of(&answer).sequence + 1, b"data");
-        bench.send(&data);
-        assert_eq!(stream.borrow().outgoing, b"data");
-        assert!(!bench.connects(remote, 444));
-        // The ports of a connection do not begin another one.
-        bench.send(&testing::tcp(remote, 40_000, 443, SYN, b""));
-        assert_eq!(bench.connections().len(), 1);
+    let (mut bench, remote) = (Bench::new(policy(EgressMode::Allowlist, &[".example.org"])), FAR);
+    assert!(!bench.connects(remote, 443));
+    assert_eq!(bench.resolve("WWW.example.org", &[remote], 300), (0, vec![remote]));
+    assert!(bench.connects(remote, 443));
+    let decisions = bench.stack.take_decisions();
+    let last = decisions.last().unwrap();
+    assert_eq!((last.reason, last.name.as_deref()), (Reason::Name, Some("www.example.org")));
+    bench.stack.set_time(at(301));
+    // What is open stays so; what is new does not begin.
+    let (token, stream) = bench.stream();
+    bench.stack.ready(token, true, true);
+    let answer = bench.run().remove(0);
+    let data = testing::tcp_at(remote, 40_000, 443, ACK, 1001, segment_of(&answer).sequence + 1, b"data");
+    bench.send(&data);
+    assert_eq!(stream.borrow().outgoing, b"data");
+    assert!(!bench.connects(remote, 444));
+    // The ports of a connection do not begin another one.
+    bench.send(&testing::tcp(remote, 40_000, 443, SYN, b""));
+    assert_eq!(bench.connections().len(), 1);
+}
+
+#[test]
+fn a_name_alone_opens_nothing_inside() {
+    use EgressMode::{Allowlist, Open, Public};
+    let named = ".example.org";
+    for (mode, rules, remote, told, reason) in [
+        (Public, &[named][..], INSIDE, true, Err(Reason::Inside)),
+        (Public, &[named], HOST, true, Err(Reason::Inside)),
+        (Public, &[named, "10.9.0.0/16"], INSIDE, true, Ok(Reason::Rule)),
+        (Public, &[named, "198.51.100.9:443"], HOST, true, Ok(Reason::Rule)),
+        (Public, &[named], FAR, true, Ok(Reason::Name)),
+        (Allowlist, &[named], INSIDE, true, Err(Reason::Inside)),
+        (Allowlist, &[named], HOST, true, Err(Reason::Inside)),
+        (Allowlist, &[named, "10.9.8.7:443"], INSIDE, true, Ok(Reason::Rule)),
+        (Allowlist, &[named, "10.9.8.7:80"], INSIDE, true, Err(Reason::Inside)),
+        (Allowlist, &[named], FAR, true, Ok(Reason::Name)),
+        (Open, &[named], INSIDE, true, Ok(Reason::Mode)),
+        // The guest does not even get these.
+        (Open, &[named, "0.0.0.0/0"], LOOPBACK, false, Err(Reason::Forbidden)),
+        (Open, &[named, "0.0.0.0/0"], LO, false, Err(Reason::Forbidden)),
+        (Open, &[named, "0.0.0.0/0"], METADATA, false, Err(Reason::Forbidden)),
+        (Open, &[named, "0.0.0.0/0"], GATEWAY, false, Err(Reason::OwnNetwork)),
+    ] {
+        let what = format!("{mode} {rules:?} {remote}");
+        let mut bench = Bench::new(policy(mode, rules));
+        let addresses = if told { vec![remote] } else { Vec::new() };
+        assert_eq!(bench.resolve("rebind.example.org", &[remote], 300), (0, addresses), "{what}");
+        bench.stack.take_decisions();
+        assert_eq!(bench.connects(remote, 443), reason.is_ok(), "{what}");
+        let expected = (Subject::Connection, reason.is_ok(), reason.unwrap_or_else(|reason| reason));
+        assert_eq!(bench.reasons(), [expected], "{what}");
     }
 }
 
