@@ -251,7 +251,7 @@ fn passt_args(socket: &OwnedFd, published: &[Publish]) -> Vec<OsString> {
     ] {
         args.extend([name.to_owned(), value]);
     }
-    for Publish { host, host_port, guest_port } in published {
+    for Publish { host, host_port, guest_port, .. } in published {
         args.extend(["--tcp-ports".to_owned(), format!("{host}/{host_port}:{guest_port}")]);
     }
     args.into_iter().map(OsString::from).collect()

@@ -1,6 +1,7 @@
 //! Standard output: data only, text or one JSON document.
 
 use std::io::{self, BufWriter, StdoutLock, Write};
+use std::net::SocketAddr;
 
 use microagent::PortForward;
 use serde::Serialize;
@@ -44,7 +45,7 @@ pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
 /// `127.0.0.1:8080 -> 80/tcp`, as Docker shows it.
 pub(crate) fn published(forward: &PortForward) -> String {
     let PortForward { protocol, host, host_port, guest_port } = forward;
-    format!("{host}:{host_port} -> {guest_port}/{protocol}")
+    format!("{} -> {guest_port}/{protocol}", SocketAddr::new(*host, *host_port))
 }
 
 /// Bytes for people.

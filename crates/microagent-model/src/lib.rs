@@ -22,7 +22,7 @@ pub use command::{Artifact, CommandLine, GuestInit, SetupStep};
 pub use egress::{AllowRule, AllowRuleError, EgressMode, EgressModeError, EgressPolicy};
 pub use machine::{DISK_MIB_MAX, ImageIdentity, LinkState, NetworkMode, Resources, RestartPolicy};
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
-pub use publish::{Publish, PublishError, published_twice};
+pub use publish::{PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange, published_twice};
 pub use secret::{SecretReference, SecretReferenceError, SecretSource};
 pub use signal::{SIGTERM, signal_number};
 pub use state::{FailureKind, State, WorkspaceFailure};

@@ -2,13 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
 
 use rustix::io::Errno;
 
 use crate::dns::resolver::{Errand, Ticket};
-use crate::sockets::{DatagramSocket, Sockets, StreamSocket, Token};
+use crate::sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
 
 /// One connection of the host.
 #[derive(Debug, Default)]
@@ -44,6 +44,8 @@ pub(crate) struct FakeHost {
     pub(crate) errands: Vec<Errand>,
     /// What the host says when it is asked for a socket.
     pub(crate) exhausted: Option<Errno>,
+    /// Datagrams to clients of published ports.
+    pub(crate) answers: Vec<(PortNumber, SocketAddr, Vec<u8>)>,
 }
 
 /// The sockets of a [`FakeHost`].
@@ -104,6 +106,11 @@ impl Sockets for FakeSockets {
 
     fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<FakeDatagramSocket, Errno> {
         self.datagrams(token, SocketAddrV4::new(remote, 0))
+    }
+
+    fn answer(&mut self, port: PortNumber, client: SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
+        self.0.borrow_mut().answers.push((port, client, bytes.to_vec()));
+        Ok(())
     }
 
     fn resolve(&mut self, errand: Errand) -> Result<(), Ticket> {

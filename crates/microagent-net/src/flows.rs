@@ -15,6 +15,9 @@ pub(crate) const OPENING: Duration = Duration::from_secs(130);
 /// RFC 4787, requirement 5: not less than two minutes.
 pub(crate) const DATAGRAMS: Duration = Duration::from_secs(180);
 
+/// Time in which the guest must answer a client of a published UDP port. Linux's connection tracking has the same.
+pub(crate) const UNANSWERED: Duration = Duration::from_secs(30);
+
 /// Time after the guest's last echo request in which answers reach it.
 ///
 /// # Source

@@ -42,8 +42,8 @@ pub use frame::MAX_FRAME_LEN;
 pub use host::HostAddresses;
 pub use outbox::{LENGTH_LEN, Outbox};
 pub use resolv_conf::{HostResolver, host_resolver};
-pub use runner::{Channels, run_stack};
-pub use sockets::{DatagramSocket, Sockets, StreamSocket, Token};
+pub use runner::{Channels, Listener, run_stack};
+pub use sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
 pub use stack::{Stack, StackOptions};
 
 /// The guest's address. Every guest has the same: each has a stack of its own.

@@ -176,7 +176,12 @@ impl Model {
                     return;
                 }
                 self.sources.insert(*client.ip());
-                self.stack.accept(FakeStreamSocket(stream), client, choices.of(&PUBLISHED));
+                let guest_port = choices.of(&PUBLISHED);
+                if choices.byte().is_multiple_of(2) {
+                    self.stack.accept(FakeStreamSocket(stream), client.into(), guest_port);
+                } else {
+                    self.stack.receive_published(0, client.into(), guest_port, b"datagram");
+                }
             }
             14 => {
                 let millis = choices.of(&[1, 100, 400, 1500, 61_000, 200_000, 4_000_000]);

@@ -7,17 +7,19 @@ mod host;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use microagent_model::PortProtocol;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, SocketFlags, acceptfrom_with, recv, send};
+use rustix::net::{RecvFlags, SendFlags, SocketFlags, acceptfrom_with, recv, recvfrom, send};
 
 use crate::decision::DecisionLog;
 use crate::egress::Now;
+use crate::sockets::PortNumber;
 use crate::stack::{Stack, StackOptions};
 use frames::FrameReader;
 use host::{HostSockets, HostStream};
@@ -31,7 +33,7 @@ const RESOLVER: u64 = 1 << 60;
 /// Events that are taken at once.
 const EVENTS: usize = 256;
 
-/// Connections that are accepted at one listener before others have their turn.
+/// Connections or datagrams that are taken at one listener before others have their turn.
 const ACCEPTS: usize = 64;
 
 /// Time after which a listener is tried again that could not accept: the host has no descriptors.
@@ -47,8 +49,19 @@ pub struct Channels {
     pub qemu: OwnedFd,
     /// Closes when the stack is to end.
     pub control: OwnedFd,
-    /// Listening sockets, each with the guest's port that it leads to.
-    pub listeners: Vec<(OwnedFd, u16)>,
+    /// Sockets of published ports.
+    pub listeners: Vec<Listener>,
+}
+
+/// A socket of the host at which clients of a published port come in: of TCP a listening one, of UDP a bound one.
+#[derive(Debug)]
+pub struct Listener {
+    /// The socket; it does not block.
+    pub socket: OwnedFd,
+    /// Its protocol.
+    pub protocol: PortProtocol,
+    /// The guest's port.
+    pub guest_port: u16,
 }
 
 /// Runs a stack until its link or its control socket closes.
@@ -61,14 +74,21 @@ pub fn run_stack(options: StackOptions, channels: Channels, log: &mut dyn Decisi
     let both = epoll::EventFlags::IN | epoll::EventFlags::OUT | edge;
     epoll::add(&epoll, &channels.qemu, epoll::EventData::new_u64(QEMU), both)?;
     epoll::add(&epoll, &channels.control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
-    let mut listeners = Vec::new();
-    for (number, (socket, guest_port)) in channels.listeners.into_iter().enumerate() {
-        let token = epoll::EventData::new_u64(LISTENER | number as u64);
-        epoll::add(&epoll, &socket, token, epoll::EventFlags::IN | edge)?;
-        listeners.push(Listener { socket, guest_port, is_ready: true, again: None });
-    }
     let begun = Instant::now();
-    let sockets = HostSockets::new(epoll.try_clone()?);
+    let mut sockets = HostSockets::new(epoll.try_clone()?);
+    let mut listeners = Vec::new();
+    for (number, Listener { socket, protocol, guest_port }) in (0..).zip(channels.listeners) {
+        epoll::add(
+            &epoll,
+            &socket,
+            epoll::EventData::new_u64(LISTENER | number),
+            epoll::EventFlags::IN | edge,
+        )?;
+        if protocol == PortProtocol::Udp {
+            sockets.add_port(number, socket.try_clone()?);
+        }
+        listeners.push(Entrance { number, socket, protocol, guest_port, is_ready: true, again: None });
+    }
     let mut runner = Runner {
         epoll,
         qemu: channels.qemu,
@@ -76,6 +96,7 @@ pub fn run_stack(options: StackOptions, channels: Channels, log: &mut dyn Decisi
         stack: Stack::new(options, sockets, now(begun)),
         begun,
         reader: FrameReader::default(),
+        datagram: vec![0; usize::from(u16::MAX)].into_boxed_slice(),
         is_readable: true,
         is_writable: true,
         log,
@@ -91,8 +112,11 @@ enum Turn {
     Last,
 }
 
-struct Listener {
+/// A published port, as the runner watches it.
+struct Entrance {
+    number: PortNumber,
     socket: OwnedFd,
+    protocol: PortProtocol,
     guest_port: u16,
     is_ready: bool,
     /// When it is tried again.
@@ -102,10 +126,12 @@ struct Listener {
 struct Runner<'a> {
     epoll: OwnedFd,
     qemu: OwnedFd,
-    listeners: Vec<Listener>,
+    listeners: Vec<Entrance>,
     stack: Stack<HostSockets>,
     begun: Instant,
     reader: FrameReader,
+    /// Room for a datagram of a client.
+    datagram: Box<[u8]>,
     /// Whether QEMU's socket may have something, and may take something.
     is_readable: bool,
     is_writable: bool,
@@ -225,13 +251,30 @@ impl Runner<'_> {
                 if !listener.is_ready {
                     break;
                 }
-                match acceptfrom_with(&listener.socket, flags) {
-                    Ok((socket, client)) => {
-                        let client = client.and_then(|client| SocketAddrV4::try_from(client).ok());
-                        if let Some(client) = client {
+                let taken = match listener.protocol {
+                    PortProtocol::Tcp => acceptfrom_with(&listener.socket, flags).map(|(socket, client)| {
+                        if let Some(client) = client.and_then(|client| SocketAddr::try_from(client).ok()) {
                             self.stack.accept(HostStream::new(socket), client, listener.guest_port);
                         }
-                    }
+                    }),
+                    // While the guest does not take what waits for it, the host's kernel keeps what comes, or drops it.
+                    PortProtocol::Udp if !self.stack.outbox().has_room() => break,
+                    PortProtocol::Udp => recvfrom(&listener.socket, &mut *self.datagram, RecvFlags::empty())
+                        .map(|(len, _, client)| {
+                            if let Some(client) = client.and_then(|client| SocketAddr::try_from(client).ok())
+                            {
+                                let payload = &self.datagram[..len.min(self.datagram.len())];
+                                self.stack.receive_published(
+                                    listener.number,
+                                    client,
+                                    listener.guest_port,
+                                    payload,
+                                );
+                            }
+                        }),
+                };
+                match taken {
+                    Ok(()) => {}
                     Err(Errno::INTR | Errno::CONNABORTED) => {}
                     Err(Errno::AGAIN) => listener.is_ready = false,
                     Err(_) => {

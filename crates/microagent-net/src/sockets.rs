@@ -1,6 +1,6 @@
 //! Sockets of the host, as the stack uses them. A trait, so that the stack runs without any.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use rustix::io::Errno;
 
@@ -8,6 +8,9 @@ use crate::dns::resolver::{Errand, Ticket};
 
 /// Names one socket of a flow for as long as the stack lives.
 pub type Token = u64;
+
+/// Names one published port for as long as the stack lives.
+pub type PortNumber = u64;
 
 /// What sockets of the host are asked for. None of them blocks; each tells of readiness under its token, once per change.
 pub trait Sockets {
@@ -39,6 +42,12 @@ pub trait Sockets {
     /// # Errors
     /// Why there is no socket.
     fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<Self::Datagram, Errno>;
+
+    /// Sends a datagram to a client of a published port, from that port.
+    ///
+    /// # Errors
+    /// What is wrong, with this one or an earlier one.
+    fn answer(&mut self, port: PortNumber, client: SocketAddr, bytes: &[u8]) -> Result<(), Errno>;
 
     /// Asks a name server, or forgets a question.
     ///

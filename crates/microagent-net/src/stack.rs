@@ -26,6 +26,7 @@ macro_rules! surroundings {
 
 mod datagrams;
 mod name_service;
+mod published;
 mod tcp;
 mod wire;
 
@@ -41,16 +42,16 @@ use smoltcp::iface::{Config, Interface};
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpCidr};
 
-use crate::address::{Scope, contains};
+use crate::address::contains;
 use crate::dns::resolver::{Asker, Ticket};
 use crate::egress::{EgressFilter, FilterOptions, Now};
 use crate::flows::{Key, Kind};
 use crate::frame::{self, Arp, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
 use crate::host::HostAddresses;
 use crate::outbox::{Link, Outbox, Unreachable};
-use crate::sockets::{Sockets, StreamSocket, Token};
+use crate::sockets::{PortNumber, Sockets, StreamSocket, Token};
 use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
-use datagrams::DatagramFlow;
+use datagrams::{ClientFlow, DatagramFlow};
 use name_service::Peer;
 use tcp::{Progress, Surroundings, TcpFlow};
 use wire::Wire;
@@ -100,6 +101,7 @@ enum Flow<S: Sockets> {
     },
     Tcp(Box<TcpFlow<Peer<S::Stream>>>),
     Datagrams(DatagramFlow<S::Datagram>),
+    Client(ClientFlow),
 }
 
 struct Entry<S: Sockets> {
@@ -124,6 +126,8 @@ pub struct Stack<S: Sockets> {
     now: Now,
     flows: HashMap<Key, Entry<S>>,
     keys: HashMap<Token, Key>,
+    /// Flows of clients of published UDP ports.
+    clients: HashMap<(PortNumber, SocketAddr), Key>,
     last_token: Token,
     queue: VecDeque<Key>,
     timers: BinaryHeap<Reverse<(Duration, Token)>>,
@@ -163,6 +167,7 @@ impl<S: Sockets> Stack<S> {
             now,
             flows: HashMap::new(),
             keys: HashMap::new(),
+            clients: HashMap::new(),
             last_token: 0,
             queue: VecDeque::new(),
             timers: BinaryHeap::new(),
@@ -337,38 +342,15 @@ impl<S: Sockets> Stack<S> {
             let gateway = link(self.guest_mac, GATEWAY);
             return self.outbox.unreachable(gateway, Unreachable::Prohibited, ip);
         }
-        let Some(Entry { flow: Flow::Datagrams(flow), .. }) = self.flows.get_mut(&key) else { return };
-        if let Err(error) = flow.send(payload, self.now.running) {
+        let sent = match self.flows.get_mut(&key).map(|entry| &mut entry.flow) {
+            Some(Flow::Datagrams(flow)) => flow.send(payload, self.now.running),
+            Some(Flow::Client(flow)) => flow.answer(&mut self.sockets, payload, self.now.running),
+            _ => return,
+        };
+        if let Err(error) = sent {
             self.refuse(key, ip, error);
         }
         self.enqueue(key);
-    }
-
-    /// Takes a connection that a client opened to a published port of the guest.
-    pub fn accept(&mut self, stream: S::Stream, client: SocketAddrV4, guest_port: u16) {
-        let Some(key) = self.published_key(client, guest_port) else { return stream.reset() };
-        if self.egress.admit_published(key, self.flows.len()).is_err() {
-            return stream.reset();
-        }
-        let token = self.token();
-        let Ok(stream) = self.sockets.adopt(token, stream) else { return };
-        let buffer = self.buffer();
-        let mut around = surroundings!(self);
-        let flow = TcpFlow::connecting(key, Peer::Host(stream), buffer, &mut around);
-        self.insert(key, token, Flow::Tcp(Box::new(flow)), 2 * buffer);
-    }
-
-    /// Under which address and port the guest sees a client: this host as the gateway, others as they are.
-    fn published_key(&self, client: SocketAddrV4, guest_port: u16) -> Option<Key> {
-        let address = *client.ip();
-        let host = self.egress.host_addresses();
-        let is_host =
-            matches!(Scope::of(address, host), Scope::Never | Scope::Own) || host.own.contains(&address);
-        let remote = if is_host { GATEWAY } else { address };
-        let key = |remote_port| Key { kind: Kind::Tcp, remote, remote_port, guest_port };
-        // Clients at several addresses of this host may have one port.
-        let ports = std::iter::successors(Some(client.port()), |port| Some(port.wrapping_add(1).max(1024)));
-        ports.take(1 << 16).map(key).find(|key| !self.flows.contains_key(key))
     }
 
     /// Takes note of what a socket is ready for.
@@ -380,6 +362,7 @@ impl<S: Sockets> Stack<S> {
             Flow::Opening { .. } => {}
             Flow::Tcp(flow) => flow.ready(readable, writable),
             Flow::Datagrams(flow) => flow.ready(readable),
+            Flow::Client(_) => {}
         }
         self.enqueue(key);
     }
@@ -429,6 +412,7 @@ impl<S: Sockets> Stack<S> {
             Flow::Opening { .. } => return,
             Flow::Tcp(flow) => (flow.advance(&mut around), flow.deadline(&mut around)),
             Flow::Datagrams(flow) => flow.advance(&mut around, &mut self.scratch),
+            Flow::Client(flow) => flow.advance(around.now),
         };
         match progress {
             Progress::Ended => self.end(&key),
@@ -527,6 +511,9 @@ impl<S: Sockets> Stack<S> {
     fn take(&mut self, key: &Key) -> Option<Entry<S>> {
         let entry = self.flows.remove(key)?;
         self.keys.remove(&entry.token);
+        if let Flow::Client(flow) = &entry.flow {
+            self.clients.remove(&flow.client());
+        }
         self.buffers -= entry.buffers;
         Some(entry)
     }
@@ -546,7 +533,7 @@ impl<S: Sockets> Stack<S> {
                     self.reset(key, &syn);
                 }
                 Flow::Tcp(flow) => flow.abort(&mut surroundings!(self)),
-                Flow::Datagrams(_) => {}
+                Flow::Datagrams(_) | Flow::Client(_) => {}
             }
         }
         self.queue.clear();

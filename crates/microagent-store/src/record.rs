@@ -19,8 +19,8 @@ use crate::{ProcessId, WorkspaceDir};
 /// Format of the records that this build writes.
 ///
 /// 1: one-shot runs only. 2: identity and restart policy. 3: attached disks, published ports, egress policy, secrets.
-/// 4: `workload.json` has scripts as text. What an older record lacks it is read without.
-pub const WORKSPACE_FORMAT: u32 = 4;
+/// 4: `workload.json` has scripts as text. 5: published ports of UDP and of IPv6 addresses. What an older record lacks it is read without.
+pub const WORKSPACE_FORMAT: u32 = 5;
 
 /// What makes a machine the same one at every start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -406,8 +406,8 @@ mod tests {
         write_json(&workspace.record(), &older).unwrap();
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().restart, RestartPolicy::Never);
 
-        std::fs::write(workspace.record(), br#"{"format": 5}"#).unwrap();
-        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 5, .. })));
+        std::fs::write(workspace.record(), br#"{"format": 6}"#).unwrap();
+        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 6, .. })));
 
         std::fs::write(workspace.record(), br#"{"format": 1, "na"#).unwrap();
         assert!(matches!(

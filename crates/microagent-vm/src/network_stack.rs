@@ -14,7 +14,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use microagent_model::egress::{Decision, EgressPolicy};
-use microagent_net::{Channels, DecisionLog, HostAddresses, StackOptions, run_stack};
+use microagent_model::{PORTS_MAX, PortProtocol};
+use microagent_net::{Channels, DecisionLog, HostAddresses, Listener, StackOptions, run_stack};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -38,6 +39,9 @@ const INSTRUCT_DEADLINE: Duration = Duration::from_secs(10);
 /// Descriptors that come with one message; the kernel takes no more.
 const DESCRIPTORS_MAX: usize = 253;
 
+// The link, and a socket for each published port.
+const _: () = assert!(PORTS_MAX < DESCRIPTORS_MAX);
+
 /// Bytes of decisions that wait for the supervisor. What comes when they are full is not recorded.
 const DECISIONS_MAX: usize = 256 * 1024;
 
@@ -53,8 +57,8 @@ pub(crate) struct Instructions {
     pub(crate) mtu: u16,
     pub(crate) host_addresses: HostAddresses,
     pub(crate) name_servers: Vec<SocketAddr>,
-    /// Ports of the guest, one for each listening socket.
-    pub(crate) published: Vec<u16>,
+    /// Ports of the guest, one for each socket of a published port.
+    pub(crate) published: Vec<(PortProtocol, u16)>,
 }
 
 /// Tells a stack what it is to do. `descriptors` are the link, then the listening sockets.
@@ -130,7 +134,9 @@ fn run() -> io::Result<()> {
     jail::enter()?;
     let mut descriptors = descriptors.into_iter();
     let qemu = descriptors.next().ok_or(io::ErrorKind::InvalidData)?;
-    let listeners: Vec<(OwnedFd, u16)> = descriptors.zip(instructions.published).collect();
+    let published = descriptors.zip(instructions.published);
+    let listeners =
+        published.map(|(socket, (protocol, guest_port))| Listener { socket, protocol, guest_port }).collect();
     let options = StackOptions {
         policy: instructions.egress,
         guest_mac: instructions.guest_mac,

@@ -4,10 +4,11 @@
 //! ([`listen_at`]), and hands the listening sockets to the network stack.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use microagent_model::Publish;
+use microagent_model::{PortProtocol, Publish};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt};
 
 /// Connections that wait to be accepted at one port.
@@ -15,12 +16,10 @@ const BACKLOG: i32 = 1024;
 
 /// A port that cannot be listened at.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot publish {host}:{port}")]
+#[error("cannot publish {}{}", SocketAddr::new(publish.host, publish.host_port), suffix(*publish))]
 pub struct PortError {
-    /// The address of the host.
-    pub host: Ipv4Addr,
-    /// Its port; 0 for any.
-    pub port: u16,
+    /// The port; 0 stands for any port of the host.
+    pub publish: Publish,
     /// What the system said.
     pub source: io::Error,
 }
@@ -28,22 +27,39 @@ pub struct PortError {
 impl PortError {
     /// What to do about it.
     pub fn hint(&self) -> String {
-        let PortError { host, port, source } = self;
+        let PortError { publish: Publish { host, host_port: port, protocol, .. }, source } = self;
         match source.kind() {
-            io::ErrorKind::AddrInUse => format!(
-                "another program has it (`ss -ltnp 'sport = :{port}'` shows which); choose another port of the host, or 0 \
-                 for any free one"
-            ),
+            io::ErrorKind::AddrInUse => {
+                let kind = if *protocol == PortProtocol::Udp { 'u' } else { 't' };
+                format!(
+                    "another program has it (`ss -l{kind}np 'sport = :{port}'` shows which); choose another port of the \
+                     host, or 0 for any free one"
+                )
+            }
             io::ErrorKind::PermissionDenied => {
-                "ports below 1024 are root's (sysctl net.ipv4.ip_unprivileged_port_start); \
-                                                choose one from 1024 on, or 0 for any free one"
+                "ports below 1024 are root's (sysctl net.ipv4.ip_unprivileged_port_start); choose one from 1024 on, or 0 \
+                 for any free one"
                     .to_owned()
+            }
+            io::ErrorKind::AddrNotAvailable if host.is_ipv6() => {
+                format!("this host has no address {host}; [::1] is its own, [::] are all that it has")
             }
             io::ErrorKind::AddrNotAvailable => {
                 format!("this host has no address {host}; 127.0.0.1 is its own, 0.0.0.0 are all that it has")
             }
+            _ if host.is_ipv6() && source.raw_os_error() == Some(Errno::AFNOSUPPORT.raw_os_error()) => {
+                "this host has no IPv6; choose an IPv4 address".to_owned()
+            }
             _ => "choose another port of the host, or 0 for any free one".to_owned(),
         }
+    }
+}
+
+/// What tells a port of UDP from one of TCP.
+fn suffix(publish: Publish) -> &'static str {
+    match publish.protocol {
+        PortProtocol::Tcp => "",
+        PortProtocol::Udp => "/udp",
     }
 }
 
@@ -63,7 +79,7 @@ pub fn choose_ports(publish: &[Publish]) -> Result<Vec<Publish>, PortError> {
 /// Fails with the first that cannot be listened at.
 pub(crate) fn listen_at(publish: &[Publish]) -> Result<Vec<(OwnedFd, Publish)>, PortError> {
     let sockets: Vec<(OwnedFd, Publish)> = publish.iter().map(bind_port).collect::<Result<_, _>>()?;
-    for (socket, publish) in &sockets {
+    for (socket, publish) in sockets.iter().filter(|(_, publish)| publish.protocol == PortProtocol::Tcp) {
         listen(socket, BACKLOG).map_err(|source| port_error(publish, source.into()))?;
     }
     Ok(sockets)
@@ -73,18 +89,30 @@ pub(crate) fn listen_at(publish: &[Publish]) -> Result<Vec<(OwnedFd, Publish)>, 
 fn bind_port(publish: &Publish) -> Result<(OwnedFd, Publish), PortError> {
     let bound = || {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
-        // What only lingers of an earlier machine is not in the way.
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-        bind(&socket, &SocketAddrV4::new(publish.host, publish.host_port))?;
-        let host_port = SocketAddrV4::try_from(getsockname(&socket)?)?.port();
+        let (family, kind) = match (publish.host, publish.protocol) {
+            (IpAddr::V4(_), PortProtocol::Tcp) => (AddressFamily::INET, SocketType::STREAM),
+            (IpAddr::V4(_), PortProtocol::Udp) => (AddressFamily::INET, SocketType::DGRAM),
+            (IpAddr::V6(_), PortProtocol::Tcp) => (AddressFamily::INET6, SocketType::STREAM),
+            (IpAddr::V6(_), PortProtocol::Udp) => (AddressFamily::INET6, SocketType::DGRAM),
+        };
+        let socket = socket_with(family, kind, flags, None)?;
+        if publish.protocol == PortProtocol::Tcp {
+            // What only lingers of an earlier machine is not in the way. With UDP it would let two have one port.
+            sockopt::set_socket_reuseaddr(&socket, true)?;
+        }
+        if publish.host.is_ipv6() {
+            // `[::]` are the addresses of IPv6; those of IPv4 are published by themselves.
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
+        bind(&socket, &SocketAddr::new(publish.host, publish.host_port))?;
+        let host_port = SocketAddr::try_from(getsockname(&socket)?)?.port();
         Ok((socket, Publish { host_port, ..*publish }))
     };
     bound().map_err(|source| port_error(publish, source))
 }
 
 fn port_error(publish: &Publish, source: io::Error) -> PortError {
-    PortError { host: publish.host, port: publish.host_port, source }
+    PortError { publish: *publish, source }
 }
 
 #[cfg(test)]
@@ -122,11 +150,33 @@ mod tests {
     fn a_port_that_is_listened_at_is_taken_for_everybody_else() {
         let held = listen_at(&[publish("0:80"), publish("0:81")]).unwrap();
         for (_, one) in &held {
-            let address = SocketAddrV4::new(one.host, one.host_port);
+            let address = SocketAddr::new(one.host, one.host_port);
             std::net::TcpStream::connect(address).unwrap();
             let error = listen_at(&[*one]).unwrap_err();
             assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
         }
+    }
+
+    #[test]
+    fn a_port_is_had_once_for_each_protocol_and_family() {
+        let held = listen_at(&[publish("0:80")]).unwrap();
+        let port = held[0].1.host_port;
+        let others = [format!("{port}:80/udp"), format!("127.0.0.2:{port}:80")];
+        let others: Vec<Publish> = others.iter().map(|text| publish(text)).collect();
+        let others = listen_at(&others).unwrap();
+        let error = listen_at(&[others[0].1]).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot publish 127.0.0.1:{port}/udp"));
+        assert!(error.hint().contains("ss -lunp"), "{}", error.hint());
+    }
+
+    #[test]
+    fn ports_of_ipv6_are_no_ports_of_ipv4() {
+        let Ok(held) = listen_at(&[publish("[::]:0:80")]) else { return };
+        let port = held[0].1.host_port;
+        let other = listen_at(&[publish(&format!("0.0.0.0:{port}:80"))]).unwrap();
+        drop(other);
+        let error = listen_at(&[publish(&format!("[::1]:{port}:80"))]).unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot publish [::1]:{port}"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ fn schema() -> String {
             $(tracer.trace_type::<$message>(&samples).expect(stringify!($message));)*
         };
     }
-    trace!(FailureKind, State, RestartPolicy, EgressMode, Result<(), String>, Command, ExecRole, std::net::IpAddr, std::net::SocketAddr);
+    trace!(FailureKind, State, RestartPolicy, EgressMode, Result<(), String>, Command, ExecRole, std::net::IpAddr, std::net::SocketAddr, microagent_model::PortProtocol);
     trace!(Claim, Outcome, StartMode, Work, SupervisorSpec, Report);
     trace!(ChangeRequest, ControlRequest, Refusal, Hello, Answer);
     let registry = tracer.registry().expect("every type was traced");

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use microagent_model::egress::RULES_MAX;
-use microagent_model::{DISK_MIB_MAX, NameError, SecretReferenceError, VolumeName, WorkspaceName};
+use microagent_model::{
+    DISK_MIB_MAX, NameError, PORTS_MAX, Publish, SecretReferenceError, VolumeName, WorkspaceName,
+};
 use microagent_proto::SECRETS_MAX;
 
 use crate::hint::OptionHint;
@@ -57,10 +59,16 @@ pub enum InvalidRequest {
     #[error("an egress policy has no meaning: the network is isolated")]
     EgressIsolated,
     /// A port of the host is to lead to two ports of the guest.
-    #[error("port {port} of the host is published twice")]
+    #[error("port {} of the host is published twice", publish.host_port)]
     PublishedTwice {
-        /// The host's port.
-        port: u16,
+        /// The port that an earlier one excludes.
+        publish: Publish,
+    },
+    /// There are too many published ports.
+    #[error("{count} published ports are more than {PORTS_MAX}")]
+    TooManyPorts {
+        /// How many.
+        count: usize,
     },
     /// There are too many egress rules.
     #[error("{count} egress rules are more than {RULES_MAX}")]
@@ -223,9 +231,9 @@ impl InvalidRequest {
             InvalidRequest::EnvironmentLine { .. } => "write each line as NAME=VALUE or NAME",
             InvalidRequest::ArtifactTwice { .. } => "give each output its own name",
             InvalidRequest::PublishedTwice { .. } => {
-                "a port of the host leads to one port of the guest, on one address; use two ports, or 0.0.0.0 for all \
-                 addresses"
+                "at one address, a port of the host leads to one port of the guest; 0.0.0.0 and [::] are all addresses"
             }
+            InvalidRequest::TooManyPorts { .. } => "publish only those that clients of the host use",
             InvalidRequest::TooManyRules { .. } => {
                 "name networks, or a suffix as `.example.org` for all names below it"
             }

@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use microagent_image::{Image, ImageConfig, PullOptions};
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    Attachment, CommandLine, DISK_MIB_MAX, EgressPolicy, GuestInit, ImageIdentity, NetworkMode, Resources,
-    RestartPolicy, SetupStep, State, WorkspaceName, published_twice,
+    Attachment, CommandLine, DISK_MIB_MAX, EgressPolicy, GuestInit, ImageIdentity, NetworkMode, PORTS_MAX,
+    Resources, RestartPolicy, SetupStep, State, WorkspaceName, published_twice,
 };
 use microagent_proto::{Chunk, Command, Exec, ExecRole};
 use microagent_store::{WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
@@ -187,8 +187,11 @@ fn check_network(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
             return Err(InvalidRequest::EgressIsolated);
         }
     }
-    if let Some(port) = published_twice(&options.publish) {
-        return Err(InvalidRequest::PublishedTwice { port });
+    if options.publish.len() > PORTS_MAX {
+        return Err(InvalidRequest::TooManyPorts { count: options.publish.len() });
+    }
+    if let Some(publish) = published_twice(&options.publish) {
+        return Err(InvalidRequest::PublishedTwice { publish });
     }
     let count = options.egress.allow.len();
     if count > RULES_MAX {

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use microagent_image::PullPolicy;
 use microagent_model::{
-    AllowRule, Artifact, Attachment, EgressMode, NetworkMode, Publish, RestartPolicy, SecretReference,
+    AllowRule, Artifact, Attachment, EgressMode, NetworkMode, PublishRange, RestartPolicy, SecretReference,
     WorkspaceName,
 };
 use serde::Deserialize;
@@ -165,7 +165,7 @@ pub struct SpecNetwork {
     pub mode: Option<NetworkMode>,
     /// Ports of the host that lead into the guest: each as `-p` has it, or taken apart.
     #[cfg_attr(test, schemars(with = "Option<Vec<reference::Forward>>"))]
-    pub forwards: Option<Vec<Form<Publish, SpecForward>>>,
+    pub forwards: Option<Vec<Form<PublishRange, SpecForward>>>,
 }
 
 /// A published port.
@@ -173,9 +173,9 @@ pub struct SpecNetwork {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SpecForward {
-    /// `tcp`, which is the only one.
+    /// `tcp` (the default) or `udp`.
     pub protocol: Option<String>,
-    /// The host's IPv4 address that is listened at.
+    /// The host's address that is listened at, IPv4 or IPv6; `127.0.0.1` without one.
     pub host: Option<String>,
     /// The host's port; 0 has one picked at each start.
     pub host_port: u16,

@@ -9,7 +9,7 @@ use microagent::image::PullPolicy;
 use microagent::spec::value::setup_script;
 use microagent::{
     Artifact, Attachment, AttachmentForm, Error, GuestInit, NetworkMode, PROFILES, Profile, Publish,
-    SetupStep, SpecFile, WorkspaceOptions,
+    PublishRange, SetupStep, SpecFile, WorkspaceOptions,
 };
 
 use crate::args::docker::{refusal, refuse_attachment, refuse_network};
@@ -75,9 +75,9 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, alias = "net", value_name = "MODE", help_heading = "Network")]
     network: Option<String>,
 
-    /// Publish a TCP port of the guest; HOST defaults to 127.0.0.1, HOST_PORT 0 picks a free port (repeatable)
-    #[arg(short, long, value_name = "[HOST:]HOST_PORT:PORT", help_heading = "Network")]
-    publish: Vec<Publish>,
+    /// Publish a port of the guest, or a range; HOST defaults to 127.0.0.1, without HOST_PORT a free one is picked (repeatable)
+    #[arg(short, long, value_name = "[[HOST:]HOST_PORT:]PORT[/udp]", help_heading = "Network")]
+    publish: Vec<PublishRange>,
 
     /// What the guest may reach: public (not the host and its networks), allowlist (only --egress-allow), or open [default: public]
     #[arg(long, value_name = "MODE", help_heading = "Network")]
@@ -201,9 +201,13 @@ impl WorkspaceArgs {
             ));
         }
         // A port of the guest is published where the flags say, if they do.
-        let is_named = |port| self.publish.iter().any(|flag| flag.guest_port == port);
-        options.publish.retain(|of_file| !is_named(of_file.guest_port));
-        options.publish.extend(&self.publish);
+        let flags: Vec<Publish> = self.publish.iter().flat_map(PublishRange::ports).copied().collect();
+        let is_named = |of_file: &Publish| {
+            let port = (of_file.guest_port, of_file.protocol);
+            flags.iter().any(|flag| (flag.guest_port, flag.protocol) == port)
+        };
+        options.publish.retain(|of_file| !is_named(of_file));
+        options.publish.extend(flags);
         let EgressPolicy { mode, allow, max_connections, max_bytes } = &mut options.egress;
         *mode = self.egress.unwrap_or(*mode);
         allow.extend(self.egress_allow.iter().cloned());

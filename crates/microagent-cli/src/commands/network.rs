@@ -89,7 +89,7 @@ impl NetworkDocument {
 
 #[cfg(test)]
 mod tests {
-    use microagent::{LinkState, NetworkDetails, NetworkMode, PortForward, State};
+    use microagent::{LinkState, NetworkDetails, NetworkMode, PortForward, PortProtocol, State};
 
     use super::*;
 
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn the_text_has_a_line_for_each_fact() {
         let forward = PortForward {
-            protocol: "tcp",
+            protocol: PortProtocol::Tcp,
             host: [127, 0, 0, 1].into(),
             host_port: 8080,
             guest_port: 80.try_into().unwrap(),

@@ -1,6 +1,7 @@
 //! Sockets of the host: none of them blocks, and all are waited for by one epoll.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -9,12 +10,12 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_keepalive, set_socket_linger, set_tcp_nodelay, socket_error};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, ipproto, recv, send,
-    shutdown, socket_with,
+    sendto, shutdown, socket_with,
 };
 
 use super::RESOLVER;
 use crate::dns::resolver::{Errand, Ticket};
-use crate::sockets::{DatagramSocket, Sockets, StreamSocket, Token};
+use crate::sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
 use crate::stack::Stack;
 use crate::upstream::{Arrival, Upstream};
 
@@ -24,11 +25,18 @@ const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 pub(super) struct HostSockets {
     epoll: OwnedFd,
     upstream: Upstream,
+    /// Sockets of published UDP ports.
+    ports: HashMap<PortNumber, OwnedFd>,
 }
 
 impl HostSockets {
     pub(super) fn new(epoll: OwnedFd) -> HostSockets {
-        HostSockets { epoll, upstream: Upstream::default() }
+        HostSockets { epoll, upstream: Upstream::default(), ports: HashMap::new() }
+    }
+
+    /// Takes the socket of a published UDP port, for answers.
+    pub(super) fn add_port(&mut self, port: PortNumber, socket: OwnedFd) {
+        self.ports.insert(port, socket);
     }
 
     /// Attends to the socket of a question to a name server.
@@ -83,6 +91,11 @@ impl Sockets for HostSockets {
     fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<HostDatagram, Errno> {
         let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, Some(ipproto::ICMP))?;
         self.begin(token, socket, SocketAddrV4::new(remote, 0)).map(HostDatagram)
+    }
+
+    fn answer(&mut self, port: PortNumber, client: SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
+        let socket = self.ports.get(&port).ok_or(Errno::CONNREFUSED)?;
+        sendto(socket, bytes, SendFlags::NOSIGNAL, &client).map(drop)
     }
 
     fn resolve(&mut self, errand: Errand) -> Result<(), Ticket> {

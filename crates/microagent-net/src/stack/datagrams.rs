@@ -1,15 +1,16 @@
 //! Flows of datagrams and echoes: a socket of the host that is connected to one remote address.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::link;
 use super::tcp::{Progress, Surroundings};
-use crate::flows::{DATAGRAMS, ECHO, Key, Kind};
+use crate::flows::{DATAGRAMS, ECHO, Key, Kind, UNANSWERED};
 use crate::frame::{IPV4_LEN, UDP_LEN, u16_at};
 use crate::outbox::Unreachable;
-use crate::sockets::DatagramSocket;
+use crate::sockets::{DatagramSocket, PortNumber, Sockets};
 
 /// Datagrams that are taken before others have their turn.
 const BURST: usize = 64;
@@ -26,6 +27,54 @@ pub(super) struct DatagramFlow<D> {
     is_readable: bool,
     /// The beginning of a packet of the guest.
     quoted: [u8; QUOTED],
+}
+
+/// Datagrams between a client of a published port and the guest. The socket is the port's.
+pub(super) struct ClientFlow {
+    port: PortNumber,
+    client: SocketAddr,
+    /// When it ends, if the guest sends nothing: nobody outside can keep a flow.
+    until: Duration,
+}
+
+impl ClientFlow {
+    pub(super) fn new(port: PortNumber, client: SocketAddr, now: Duration) -> ClientFlow {
+        ClientFlow { port, client, until: now + UNANSWERED }
+    }
+
+    /// What names it.
+    pub(super) fn client(&self) -> (PortNumber, SocketAddr) {
+        (self.port, self.client)
+    }
+
+    /// Sends what the guest sent.
+    ///
+    /// # Errors
+    /// What the guest is to be told.
+    pub(super) fn answer<S: Sockets>(
+        &mut self,
+        sockets: &mut S,
+        payload: &[u8],
+        now: Duration,
+    ) -> Result<(), Errno> {
+        self.until = now + DATAGRAMS;
+        harmless(sockets.answer(self.port, self.client, payload))
+    }
+
+    pub(super) fn advance(&self, now: Duration) -> (Progress, Option<Duration>) {
+        match now < self.until {
+            true => (Progress::Waiting, Some(self.until)),
+            false => (Progress::Ended, None),
+        }
+    }
+}
+
+/// A socket that takes no more loses what comes, as any network does; too long is the guest's own fault.
+fn harmless(sent: Result<(), Errno>) -> Result<(), Errno> {
+    match sent {
+        Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::MSGSIZE | Errno::INVAL) => Ok(()),
+        sent => sent,
+    }
 }
 
 impl<D: DatagramSocket> DatagramFlow<D> {
@@ -51,13 +100,7 @@ impl<D: DatagramSocket> DatagramFlow<D> {
             Err(Errno::CONNREFUSED) => self.socket.send(payload),
             sent => sent,
         };
-        match sent {
-            // A socket that takes no more loses what comes, as any network does; too long is the guest's own fault.
-            Ok(()) | Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::MSGSIZE | Errno::INVAL) => {
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
+        harmless(sent)
     }
 
     /// Gives the guest what came.

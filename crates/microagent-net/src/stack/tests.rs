@@ -11,6 +11,7 @@ use crate::{Carrier, Errand, MAX_FRAME_LEN};
 use flags::{ACK, FIN, RST, SYN};
 
 mod policy;
+mod published;
 mod soak;
 mod tcp;
 

@@ -81,7 +81,10 @@ impl Network {
             mtu: LINK_MTU,
             host_addresses: HostAddresses::now().map_err(|e| full_or_boot(&e, "the host's addresses"))?,
             name_servers: spec.name_servers.clone(),
-            published: listeners.iter().map(|(_, publish)| publish.guest_port.get()).collect(),
+            published: listeners
+                .iter()
+                .map(|(_, publish)| (publish.protocol, publish.guest_port.get()))
+                .collect(),
         };
         let cannot_start = |error: &io::Error| start_failure(Path::new("microagent"), error);
         let (stack, control) = spawn_stack().map_err(|e| cannot_start(&e))?;

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use microagent_model::{Attachment, DiskSource, EgressPolicy, GuestInit, Publish, SecretSource, SetupStep};
+use microagent_model::{
+    Attachment, DiskSource, EgressPolicy, GuestInit, Publish, PublishRange, SecretSource, SetupStep,
+};
 
 use super::forms::{Form, Short};
 use super::{Access, Service, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecVolume, value};
@@ -12,10 +14,10 @@ use crate::{CreateOptions, Error, Hint, Lookup, RunCommand, RunOptions, Workspac
 /// Images in the local file system are named with one of these before the path.
 const LOCAL_TRANSPORTS: [&str; 3] = ["oci:", "oci-archive:", "docker-archive:"];
 
-impl Short for Publish {
-    const SHAPE: &str = "[HOST:]HOST_PORT:GUEST_PORT";
+impl Short for PublishRange {
+    const SHAPE: &str = "[[HOST:]HOST_PORT:]GUEST_PORT[/tcp|/udp]";
 
-    fn short(text: &str) -> Result<Publish, String> {
+    fn short(text: &str) -> Result<PublishRange, String> {
         text.parse().map_err(|error: microagent_model::PublishError| error.to_string())
     }
 }
@@ -32,12 +34,14 @@ impl Short for Attachment {
 }
 
 impl SpecForward {
-    fn publish(&self) -> Result<Publish, String> {
-        if let Some(other) = self.protocol.as_deref().filter(|protocol| *protocol != "tcp") {
-            return Err(format!("protocol `{other}` cannot be published: only TCP ports can"));
-        }
-        let host = self.host.as_deref().map(|host| format!("{host}:")).unwrap_or_default();
-        Publish::short(&format!("{host}{}:{}", self.host_port, self.guest_port))
+    fn publish(&self) -> Result<PublishRange, String> {
+        let host = match self.host.as_deref() {
+            Some(host) if host.contains(':') => format!("[{host}]:"),
+            Some(host) => format!("{host}:"),
+            None => String::new(),
+        };
+        let protocol = self.protocol.as_deref().unwrap_or("tcp");
+        PublishRange::short(&format!("{host}{}:{}/{protocol}", self.host_port, self.guest_port))
     }
 }
 
@@ -191,16 +195,23 @@ impl SpecFile {
     /// Ports, where the file speaks of them.
     pub(crate) fn published(&self) -> Result<Option<Vec<Publish>>, SpecError> {
         let Some(forwards) = &self.network.forwards else { return Ok(None) };
-        let read = |forward: &Form<Publish, SpecForward>| match forward {
-            Form::Short(publish) => Ok(*publish),
-            Form::Long(long) => long.publish().map_err(|why| {
-                self.meaning(
-                    format!("network.forwards: {why}"),
-                    "only TCP ports of IPv4 addresses are published",
-                )
-            }),
-        };
-        forwards.iter().map(read).collect::<Result<_, _>>().map(Some)
+        let mut all = Vec::new();
+        for forward in forwards {
+            match forward {
+                Form::Short(publish) => all.extend(publish.ports()),
+                Form::Long(long) => all.extend(
+                    long.publish()
+                        .map_err(|why| {
+                            self.meaning(
+                                format!("network.forwards: {why}"),
+                                "`host` is an address of this host, `protocol` is tcp or udp, ports are 1 to 65535",
+                            )
+                        })?
+                        .ports(),
+                ),
+            }
+        }
+        Ok(Some(all))
     }
 
     /// Volumes, images and bundles, each where the file speaks of them.

@@ -95,7 +95,7 @@ pub(super) enum Seconds {
     Text(String),
 }
 
-/// `[HOST:]HOST_PORT:GUEST_PORT`, or taken apart.
+/// `[[HOST:]HOST_PORT:]GUEST_PORT[/tcp|/udp]`, or taken apart.
 #[derive(JsonSchema)]
 #[serde(untagged)]
 pub(super) enum Forward {

@@ -49,7 +49,8 @@ envFiles: [vars]
 resources: {memoryMiB: 700, cpuCount: 3, sizeMiB: 4096}
 network:
   mode: user
-  forwards: ['8080:80', {hostPort: 0, guestPort: 22, host: 0.0.0.0, protocol: tcp}]
+  forwards: ['8080:80', {hostPort: 0, guestPort: 22, host: 0.0.0.0, protocol: tcp}, '53-54:53-54/udp',
+    {hostPort: 443, guestPort: 443, host: '::1'}]
 egress: {mode: allowlist, allow: [example.org, 10.0.0.0/8], maxConnections: 7, maxBytes: 1000}
 volumes: ['data:/data:ro', './in.tar:/in', {name: more, mountpoint: /more}, {path: sub/x.img, mountpoint: /x, mode: ro}]
 disks: [{path: disk.ext4, mountpoint: /disk}]
@@ -77,7 +78,16 @@ outputs: [{name: report, path: /srv/report}]
         (Some(700), Some(3), Some(4096))
     );
     let publish: Vec<_> = workspace.publish.iter().map(ToString::to_string).collect();
-    assert_eq!(publish, ["127.0.0.1:8080:80/tcp", "0.0.0.0:0:22/tcp"]);
+    assert_eq!(
+        publish,
+        [
+            "127.0.0.1:8080:80/tcp",
+            "0.0.0.0:0:22/tcp",
+            "127.0.0.1:53:53/udp",
+            "127.0.0.1:54:54/udp",
+            "[::1]:443:443/tcp"
+        ]
+    );
     let egress = &workspace.egress;
     assert_eq!((egress.mode, egress.allow.len()), (EgressMode::Allowlist, 2));
     assert_eq!((egress.max_connections, egress.max_bytes), (7, 1000));
@@ -208,8 +218,8 @@ fn wrong_values_are_shown_where_they_stand() {
         ("profile: hug", 1, 10, "tiny, small, medium, large"),
         ("restart: sometimes", 1, 10, "not possible"),
         ("network: {mode: bridge}", 1, 17, "not possible"),
-        ("network: {forwards: ['53:53/udp']}", 1, 22, "only TCP"),
-        ("network: {forwards: [8080]}", 1, 22, "HOST_PORT:GUEST_PORT"),
+        ("network: {forwards: ['53:53/sctp']}", 1, 22, "only `tcp` and `udp`"),
+        ("network: {forwards: [8080]}", 1, 22, "HOST_PORT:]GUEST_PORT"),
         ("network: {forwards: [{hostPort: 1}]}", 1, 23, "`guestPort` is missing"),
         ("egress: {allow: ['*.example.org']}", 1, 18, "pattern"),
         ("volumes: [data]", 1, 11, "SOURCE:/GUEST/PATH"),
@@ -239,7 +249,7 @@ fn keys_that_contradict_each_other_are_refused() {
         ("volumes: [{name: a, path: b, mountpoint: /x}]", "either a `name` or a `path`"),
         ("volumes: [{mountpoint: /x}]", "either a `name` or a `path`"),
         ("network: {forwards: [{hostPort: 1, guestPort: 0}]}", "not a valid port"),
-        ("network: {forwards: [{hostPort: 1, guestPort: 1, protocol: udp}]}", "only TCP"),
+        ("network: {forwards: [{hostPort: 1, guestPort: 1, protocol: sctp}]}", "only `tcp` and `udp`"),
     ] {
         match parse(text) {
             Err(error @ SpecError::Meaning { .. }) => assert!(error.to_string().contains(says), "{error}"),

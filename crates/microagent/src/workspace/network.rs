@@ -1,9 +1,9 @@
 //! How a workspace is connected: its mode, its addresses, its published ports, what it may reach. Reading changes nothing.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 
-use microagent_model::{EgressPolicy, LinkState, NetworkMode, Publish, State, WorkspaceName};
+use microagent_model::{EgressPolicy, LinkState, NetworkMode, PortProtocol, Publish, State, WorkspaceName};
 use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 use serde::Serialize;
 
@@ -48,10 +48,10 @@ pub struct GuestAddresses {
 /// A published port as documents show it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PortForward {
-    /// `tcp`.
-    pub protocol: &'static str,
+    /// `tcp` or `udp`.
+    pub protocol: PortProtocol,
     /// The host's address.
-    pub host: Ipv4Addr,
+    pub host: IpAddr,
     /// The host's port.
     pub host_port: u16,
     /// The guest's port.
@@ -60,8 +60,8 @@ pub struct PortForward {
 
 impl From<&Publish> for PortForward {
     fn from(publish: &Publish) -> PortForward {
-        let Publish { host, host_port, guest_port } = *publish;
-        PortForward { protocol: "tcp", host, host_port, guest_port }
+        let Publish { host, host_port, guest_port, protocol } = *publish;
+        PortForward { protocol, host, host_port, guest_port }
     }
 }
 

@@ -1,0 +1,157 @@
+//! Ports of UDP and of IPv6, ranges, and ports that are picked: as Docker's `-p` has them.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use microagent_tests::{Home, User, host, wait_for};
+
+/// How long a service in a guest may take to answer: it is emulated, and others work.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+
+const READ_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Says at each TCP port from 8000 to 8002 which it is; sends datagrams to port 53 back, after their source's address.
+const SERVICE: &str = r#"exec perl -e 'use Socket;
+for $p (8000..8002) { next if fork; socket(S, PF_INET, SOCK_STREAM, 0); bind(S, sockaddr_in($p, INADDR_ANY)) or die;
+  listen(S, 9); while (accept(C, S)) { syswrite C, "port $p"; close C } }
+socket(U, PF_INET, SOCK_DGRAM, 0); bind(U, sockaddr_in(53, INADDR_ANY)) or die;
+while ($c = recv(U, $m, 65535, 0)) { ($p, $a) = sockaddr_in($c); send(U, inet_ntoa($a) . " $m", 0, $c) }'"#;
+
+fn home() -> Home {
+    Home::new(User::unprivileged())
+}
+
+fn greeting(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(READ_DEADLINE))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[track_caller]
+fn says(address: SocketAddr, wanted: &str) {
+    wait_for(&format!("`{wanted}` from {address}"), ANSWER_DEADLINE, || match greeting(address) {
+        Ok(text) if text == wanted => Ok(()),
+        seen => Err(seen),
+    });
+}
+
+/// Sends a datagram until it comes back.
+#[track_caller]
+fn sends_back(address: SocketAddr, payload: &str) {
+    let any = if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" };
+    let socket = UdpSocket::bind(any).unwrap();
+    socket.connect(address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let wanted = format!("10.0.2.2 {payload}");
+    wait_for(&format!("an answer from {address}"), ANSWER_DEADLINE, || {
+        let mut answer = vec![0; 65535];
+        let received = socket.send(payload.as_bytes()).and_then(|_| socket.recv(&mut answer));
+        match received {
+            Ok(len) if answer[..len] == *wanted.as_bytes() => Ok(()),
+            seen => Err(seen),
+        }
+    });
+}
+
+/// The first of two ports in a row that are free at two addresses.
+fn two_free_ports() -> u16 {
+    let free = |port: u16| ["127.0.0.1", "127.0.0.2"].iter().all(|at| TcpListener::bind((*at, port)).is_ok());
+    let mut ports = (20_000 + std::process::id() as u16 % 8000..30_000).step_by(2);
+    ports.find(|port| free(*port) && free(port + 1)).unwrap()
+}
+
+#[test]
+fn ports_are_published_as_docker_publishes_them() {
+    let home = home();
+    let first = two_free_ports();
+    let second = first + 1;
+    let has_ipv6 = UdpSocket::bind("[::1]:0").is_ok();
+    let range = format!("{first}-{second}:8000-8001");
+    let other_address = format!("127.0.0.2:{first}:8002");
+    let image = home.image("debian");
+    let create = [
+        "create",
+        "box",
+        "--image",
+        &image,
+        "-p",
+        &range,
+        "-p",
+        &other_address,
+        "-p",
+        "53/udp",
+        "-p",
+        "8000",
+    ];
+    let mut create = home.microagent(create).args(["--service-command", SERVICE]);
+    if has_ipv6 {
+        create = create.args(["-p", "[::1]::8001", "-p", "[::1]::53/udp"]);
+    }
+    create.success();
+    let resting = home.microagent(["network", "box", "--json"]).success().json();
+    assert_eq!(resting["network"]["port_forwards"][3]["protocol"], "udp");
+    assert_eq!(resting["network"]["port_forwards"][3]["host_port"], 0);
+
+    let started = home.microagent(["start", "box"]).success();
+    let lines: Vec<_> = started.text().lines().filter_map(|line| line.strip_prefix("Published: ")).collect();
+    let ports: Vec<(SocketAddr, &str)> = lines
+        .iter()
+        .map(|line| line.split_once(" -> ").unwrap())
+        .map(|(host, guest)| (host.parse().unwrap(), guest))
+        .collect();
+    assert_eq!(ports[0], (format!("127.0.0.1:{first}").parse().unwrap(), "8000/tcp"));
+    assert_eq!(ports[1], (format!("127.0.0.1:{second}").parse().unwrap(), "8001/tcp"));
+    assert_eq!(ports[2], (format!("127.0.0.2:{first}").parse().unwrap(), "8002/tcp"));
+    for (address, guest) in &ports {
+        assert_ne!(address.port(), 0, "{lines:?}");
+        match guest.split_once('/').unwrap() {
+            (port, "tcp") => says(*address, &format!("port {port}")),
+            _ => {
+                sends_back(*address, "question");
+                sends_back(*address, &"long".repeat(10_000));
+            }
+        }
+    }
+    assert_eq!(ports.len(), if has_ipv6 { 7 } else { 5 }, "{lines:?}");
+    let log = home.microagent(["egress", "box", "--json"]).success().json();
+    let lines = log["egress"].as_array().unwrap();
+    assert!(lines.iter().any(|line| line["record"] == "published" && line["protocol"] == "udp"), "{log}");
+
+    // A port that another workspace has, of the same protocol.
+    let taken = ports.iter().find(|(_, guest)| *guest == "53/udp").unwrap().0;
+    let told = format!("cannot publish {taken}/udp: Address already in use");
+    home.run("busybox", ["-p", &format!("{}:53/udp", taken.port())], &["true"])
+        .run()
+        .code(1)
+        .says(&told)
+        .says("ss -lunp");
+    home.microagent(["delete", "box", "--force", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_port_that_cannot_be_meant_is_refused_before_anything_is_done() {
+    let home = home();
+    for (port, told) in [
+        ("8000-8010:80", "11 ports of the host and 1 of the guest"),
+        ("80:80/sctp", "only `tcp` and `udp` can"),
+        ("localhost:80:80", "is not an address of the host"),
+        ("1-65535", "is not a range of 1 to 250 ports"),
+    ] {
+        home.run("busybox", ["-p", port], &["true"]).run().code(2).says(told);
+    }
+    let many = ["-p", "1000-1249", "-p", "2000"];
+    home.run("busybox", many, &["true"]).run().code(2).says("251 published ports are more than 250");
+    if UdpSocket::bind("[::1]:0").is_err() {
+        host::skip("this host has no IPv6");
+    } else {
+        let refused = home.run("busybox", ["-p", "[2001:db8::1]:0:80"], &["true"]).run().code(1);
+        refused.says("cannot publish [2001:db8::1]:0").says("this host has no address 2001:db8::1");
+    }
+    home.nothing_is_left();
+}
