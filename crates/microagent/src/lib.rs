@@ -43,6 +43,9 @@ pub mod doctor;
 mod engine;
 pub mod error;
 mod event;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod guest;
 mod hint;
 mod images;

@@ -113,6 +113,13 @@ pub fn secrets_of_env_file(path: &Path) -> Result<Vec<SecretReference>, Error> {
     Ok(references)
 }
 
+/// The variables of a file of `NAME=VALUE` lines, none if it is no such file, with the lengths of their values.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn lengths_of_variables(content: &SecretValue, path: &Path) -> Vec<(String, usize)> {
+    let entries = dotenv::parse(content, path).unwrap_or_default();
+    entries.into_iter().map(|entry| (entry.key, entry.value.0.len())).collect()
+}
+
 /// A reference as a record has it.
 pub(crate) fn stored(reference: &SecretReference) -> Result<SecretReference, Error> {
     reference.with_path(|path| std::path::absolute(path)).map_err(|source| Error::File {

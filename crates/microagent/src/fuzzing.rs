@@ -1,0 +1,14 @@
+//! What fuzzers reach of the decoders that are nobody else's business. Built with the feature `fuzzing` only.
+
+use std::path::Path;
+
+use microagent_proto::SecretValue;
+
+use crate::secret;
+
+/// Reads bytes as a file of `NAME=VALUE` lines. No value is longer than what it is written as.
+pub fn dotenv(bytes: &[u8]) {
+    for (key, length) in secret::lengths_of_variables(&SecretValue(bytes.to_vec()), Path::new(".env")) {
+        assert!(!key.is_empty() && key.len() + length < bytes.len());
+    }
+}
