@@ -117,6 +117,9 @@ const LOST: &[(Host, &[&str])] = &[
     (Host::WithoutUser, &[]),
 ];
 
+/// No capability, in a process's status.
+const NONE: &str = "0000000000000000";
+
 /// Results of attempts by their names, and what else the probe printed.
 struct Probed {
     results: BTreeMap<String, String>,
@@ -366,6 +369,34 @@ fn a_network_stack_has_no_capabilities() {
     running.signal(Signal::INT);
     running.finish();
     home.processes_end();
+}
+
+/// Each way to start a machine; the supervisor of each ends QEMU, though that is of another user where root starts it.
+#[test]
+fn a_supervisor_keeps_no_capability_but_that_to_end_qemu() {
+    for user in users() {
+        let home = Home::new(user);
+        for warm in ["off", "on", "on"] {
+            let options = ["--profile", "tiny", "--network", "isolated"];
+            let running =
+                home.run("busybox", options, &["sleep", "600"]).env("MICROAGENT_WARM", warm).start();
+            let qemu = running.qemu();
+            let status = wait_for("the walls of the supervisor", Duration::from_secs(20), || {
+                let status = fs::read_to_string(format!("/proc/{}/status", qemu.parent)).unwrap_or_default();
+                if status.contains("Seccomp:\t2") { Ok(status) } else { Err(status) }
+            });
+            let is_root = user::is_root() && user == User::Caller;
+            let kill = if is_root { "0000000000000020" } else { "0000000000000000" };
+            for (set, held) in [("CapPrm", kill), ("CapEff", kill), ("CapInh", NONE), ("CapAmb", NONE)] {
+                assert!(status.contains(&format!("{set}:\t{held}")), "{set} as {user:?}\n{status}");
+            }
+            assert!(!is_root || status.contains(&format!("CapBnd:\t{NONE}")), "{status}");
+            assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+            running.signal(Signal::INT);
+            running.finish();
+            home.processes_end();
+        }
+    }
 }
 
 #[test]

@@ -2,9 +2,9 @@
 //! else. It starts no program any more, opens no socket, and opens files of its workspace only.
 //!
 //! The walls hold for the thread that speaks to the guest, from the call of [`confine`] on and for good: a seccomp filter that
-//! lists what is allowed, and Landlock rules. What it has opened before, sockets and disks, it keeps. A machine that
-//! restarts needs no new program: QEMU resets it. A restored machine that has to be replaced by one that boots does need
-//! one, so the walls stand from the moment on in which that cannot happen any more.
+//! lists what is allowed, and Landlock rules. Where root runs it, it has no capability but the one that ends a QEMU of
+//! another user. What it has opened before, sockets and disks, it keeps. It needs no new program: a machine that restarts
+//! is reset by QEMU, and the QEMU that boots in place of one that cannot be restored was forked before and waits.
 //!
 //! # Source
 //! Linux `Documentation/userspace-api/seccomp_filter.rst` and `landlock.rst`. The calls are those that `strace` shows of cold and
@@ -26,7 +26,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-use crate::jail::{ARCHITECTURE, NEWEST, allow};
+use crate::jail::{ARCHITECTURE, NEWEST, allow, give_up_capabilities, give_up_capabilities_but_kill};
 
 /// What is read of the system.
 const SYSTEM_READ: [&str; 2] = ["/proc/sys/kernel/random/boot_id", "/proc/self"];
@@ -168,14 +168,27 @@ pub(crate) struct Needs<'a> {
     pub(crate) state: &'a StateDir,
     /// Volumes that it holds, whose records it writes.
     pub(crate) volumes: Vec<PathBuf>,
-    /// Whether it will freeze its guest into a template.
-    pub(crate) freezes: bool,
+    /// What it does with templates.
+    pub(crate) templates: Templates<'a>,
     /// Whether it removes its workspace when nobody else is left to.
     pub(crate) removes: bool,
     /// Directories of control groups, which it removes groups from.
     pub(crate) groups: Vec<PathBuf>,
     /// The processes that it has started, which it may kill and look at.
     pub(crate) children: Vec<i32>,
+    /// Whether one of them is of another user.
+    pub(crate) other_user: bool,
+}
+
+/// What a supervisor does with templates.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Templates<'a> {
+    /// Nothing.
+    None,
+    /// It removes the one that its guest cannot be restored from.
+    Discards,
+    /// It makes one in this directory, gives it its name, and removes surplus ones.
+    Makes(&'a Path),
 }
 
 /// Raises the walls around the calling thread.
@@ -183,6 +196,10 @@ pub(crate) struct Needs<'a> {
 /// # Errors
 /// Fails when the kernel knows Landlock and refuses the rules, or refuses the filter.
 pub(crate) fn confine(needs: &Needs<'_>) -> io::Result<()> {
+    match needs.other_user {
+        true => give_up_capabilities_but_kill()?,
+        false => give_up_capabilities()?,
+    }
     rules(needs).and_then(|rules| rules.restrict_self().map(drop)).map_err(io::Error::other)?;
     let filter = filter(&needs.children).map_err(io::Error::other)?;
     seccompiler::apply_filter(&filter).map_err(io::Error::other)
@@ -201,9 +218,16 @@ fn rules(needs: &Needs<'_>) -> Result<RulesetCreated, RulesetError> {
     for volume in &needs.volumes {
         ruleset = allow(ruleset, volume, all)?;
     }
-    if needs.freezes {
-        for path in [needs.state.templates(), needs.state.tmp()] {
-            ruleset = allow(ruleset, &path, all)?;
+    let removed = AccessFs::ReadDir | AccessFs::RemoveDir | AccessFs::RemoveFile;
+    match needs.templates {
+        Templates::None => {}
+        Templates::Discards => ruleset = allow(ruleset, &needs.state.templates(), removed)?,
+        Templates::Makes(scratch) => {
+            // Those that are there are read and moved away, and not written to.
+            let kept = removed | AccessFs::MakeDir | AccessFs::Refer;
+            ruleset = allow(ruleset, &needs.state.templates(), kept | AccessFs::ReadFile)?;
+            ruleset = allow(ruleset, &needs.state.tmp(), kept)?;
+            ruleset = allow(ruleset, scratch, all)?;
         }
     }
     if needs.removes {
@@ -287,10 +311,11 @@ mod tests {
                 dir: &own,
                 state: &state,
                 volumes: Vec::new(),
-                freezes: false,
+                templates: Templates::Discards,
                 removes: true,
                 groups: Vec::new(),
                 children: vec![1],
+                other_user: true,
             };
             confine(&needs).unwrap();
             let file = own_dir.join("file");

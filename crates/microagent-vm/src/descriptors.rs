@@ -35,10 +35,53 @@ pub(crate) fn close_inherited() {
     }
 }
 
-fn one_by_one() -> io::Result<()> {
+/// Closes all descriptors but the standard streams and these. For a forked process, whose parent has them too.
+///
+/// # Errors
+/// Fails when neither `close_range` (Linux 5.9) nor `/proc/self/fd` can be used.
+pub(crate) fn close_all_but(mut kept: Vec<RawFd>) -> io::Result<()> {
+    kept.sort_unstable();
+    let mut first = FIRST;
+    for fd in kept.into_iter().map(RawFd::cast_unsigned).filter(|fd| *fd >= FIRST) {
+        // Two of them may be the same.
+        if fd > first {
+            close_range(first, fd - 1)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, libc::c_uint::MAX)
+}
+
+fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
+    // SAFETY: the call takes three numbers. Whoever owns these descriptors in this process does not use them any more: it only
+    // waits and executes a program.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => numbers()?
+            .into_iter()
+            .filter(|fd| (first..=last).contains(&fd.cast_unsigned()))
+            .try_for_each(close),
+    }
+}
+
+fn close(fd: RawFd) -> io::Result<()> {
+    // SAFETY: as in `close_range`.
+    match unsafe { libc::close(fd) } {
+        0 => Ok(()),
+        // That of the listing.
+        _ if io::Error::last_os_error().raw_os_error() == Some(libc::EBADF) => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Numbers of all open descriptors, and one that was open for the listing.
+fn numbers() -> io::Result<Vec<RawFd>> {
     let names: Vec<_> = fs::read_dir("/proc/self/fd")?.collect::<Result<_, _>>()?;
-    let numbers = names.iter().filter_map(|name| name.file_name().to_str()?.parse::<RawFd>().ok());
-    for number in numbers.filter(|number| number.cast_unsigned() >= FIRST) {
+    Ok(names.iter().filter_map(|name| name.file_name().to_str()?.parse().ok()).collect())
+}
+
+fn one_by_one() -> io::Result<()> {
+    for number in numbers()?.into_iter().filter(|number| number.cast_unsigned() >= FIRST) {
         // SAFETY: the descriptor is borrowed for one call; one that was closed meanwhile (that of the listing) gives EBADF.
         match fcntl_setfd(unsafe { BorrowedFd::borrow_raw(number) }, FdFlags::CLOEXEC) {
             Ok(()) | Err(Errno::BADF) => {}

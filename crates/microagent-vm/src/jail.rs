@@ -10,6 +10,7 @@ mod paths;
 mod privileges;
 mod program;
 mod syscalls;
+mod wait;
 mod walls;
 
 use std::ffi::OsString;
@@ -20,11 +21,13 @@ use std::path::{Path, PathBuf};
 
 use landlock::RulesetError;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use rustix::thread::CapabilitySet;
 
 pub(crate) use paths::{NEWEST, allow};
 pub(crate) use privileges::Account;
 pub(crate) use program::ProgramError;
 pub(crate) use syscalls::ARCHITECTURE;
+pub(crate) use wait::Wait;
 pub use walls::Walls;
 
 use paths::Rules;
@@ -105,18 +108,20 @@ impl Jail {
         self.executable.path().to_owned()
     }
 
-    /// Enters the jail and executes the program. The calling process was forked from `parent` and has one thread.
+    /// Enters the jail and executes the program, in between waits if it is to wait. The calling process was forked from
+    /// `parent` and has one thread.
     ///
     /// # Errors
     /// Returns only when a wall could not be raised or the program not be executed; the process must exit then.
-    pub(crate) fn enter_and_execute(self, parent: Pid) -> io::Error {
-        match self.enter(parent) {
-            Ok(executable) => executable.execute(),
-            Err(error) => error,
+    pub(crate) fn enter_and_execute(self, parent: Pid, wait: Option<Wait>) -> io::Error {
+        match (self.enter(parent, wait.as_ref()), wait) {
+            (Ok(executable), None) => executable.execute(),
+            (Ok(executable), Some(wait)) => wait.then_execute(executable),
+            (Err(error), _) => error,
         }
     }
 
-    fn enter(self, parent: Pid) -> io::Result<Executable> {
+    fn enter(self, parent: Pid, wait: Option<&Wait>) -> io::Result<Executable> {
         for mut entrance in self.entrances {
             // A group is a bound on what it takes, not a wall: one that was removed meanwhile does not bind.
             let _ = entrance.write_all(b"0");
@@ -126,6 +131,9 @@ impl Jail {
         die_with(parent)?;
         self.rules.enforce().map_err(io::Error::other)?;
         let executable = self.executable.arm()?;
+        if let Some(wait) = wait {
+            wait.close_others(executable.slot())?;
+        }
         syscalls::enforce(self.backend, executable.slot())?;
         Ok(executable)
     }
@@ -137,6 +145,14 @@ impl Jail {
 /// Fails when the kernel refuses.
 pub(crate) fn give_up_capabilities() -> io::Result<()> {
     privileges::drop_all(None)
+}
+
+/// Gives up all capabilities of this process for good but the one that ends processes of an account.
+///
+/// # Errors
+/// Fails when the kernel refuses.
+pub(crate) fn give_up_capabilities_but_kill() -> io::Result<()> {
+    privileges::drop_but(CapabilitySet::KILL)
 }
 
 /// Asks the kernel to kill this process when its parent dies; the parent may have died before.

@@ -3,17 +3,19 @@
 #![allow(unsafe_code)]
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Stdio;
 
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::getpid;
 use tokio::process::{Child, Command};
 
 use crate::descriptors::close_on_exec;
-use crate::jail::{Jail, die_with};
+use crate::jail::{Jail, Wait, die_with};
 
 /// A program to start.
 pub(crate) struct Program<'a> {
@@ -28,12 +30,39 @@ pub(crate) struct Program<'a> {
     pub(crate) jail: Option<Jail>,
 }
 
+/// What a process waits for that was started by [`spawn_waiting`].
+#[derive(Debug)]
+pub(crate) struct Gate(File);
+
+impl Gate {
+    /// Has the process execute its program.
+    ///
+    /// # Errors
+    /// Fails when the process is gone.
+    pub(crate) fn open(mut self) -> io::Result<()> {
+        self.0.write_all(b"1")
+    }
+}
+
 /// Starts the program with an empty environment, and stdout and stderr into one pipe.
 /// It is killed when the calling thread ends, so that thread must be the supervisor's main one.
 pub(crate) fn spawn(program: Program<'_>) -> io::Result<Child> {
+    start(program, None)
+}
+
+/// Forks a process that enters the program's jail, closes all that the program does not inherit, and waits. It executes the
+/// program when the gate is opened, and ends when the gate is dropped.
+pub(crate) fn spawn_waiting(program: Program<'_>) -> io::Result<(Child, Gate)> {
+    let (told, teller) = pipe_with(PipeFlags::CLOEXEC)?;
+    let keeps = program.inherit.iter().map(AsRawFd::as_raw_fd).collect();
+    let child = start(program, Some(Wait { until: File::from(told), keeps }))?;
+    Ok((child, Gate(File::from(teller))))
+}
+
+fn start(program: Program<'_>, wait: Option<Wait>) -> io::Result<Child> {
     let parent = getpid();
     let inherit: Vec<RawFd> = program.inherit.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut jail = program.jail;
+    let (mut jail, mut wait) = (program.jail, wait);
     let mut command = Command::new(program.path);
     command
         .args(program.args)
@@ -52,7 +81,7 @@ pub(crate) fn spawn(program: Program<'_>) -> io::Result<Child> {
                 fcntl_setfd(BorrowedFd::borrow_raw(*fd), FdFlags::empty())?;
             }
             match jail.take() {
-                Some(jail) => Err(jail.enter_and_execute(parent)),
+                Some(jail) => Err(jail.enter_and_execute(parent, wait.take())),
                 None => die_with(parent),
             }
         });

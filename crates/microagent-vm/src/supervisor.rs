@@ -18,6 +18,7 @@ mod machine;
 mod network;
 mod outcome;
 mod plan;
+mod qemu;
 mod worker;
 
 use std::cell::RefCell;
@@ -231,8 +232,6 @@ struct Driver {
     /// State as last published.
     published: Rc<StateWatch>,
     dir_watch: DirWatch,
-    /// Whether this process has given up what it does not need any more.
-    confined: bool,
     /// Whether the time limit of the work was reported.
     timed_out: bool,
     /// Processes that ran out of memory, as far as they were told.
@@ -302,7 +301,6 @@ impl Driver {
             carried_out: VecDeque::new(),
             published: Rc::new(StateWatch::new(State::Starting)),
             dir_watch,
-            confined: false,
             timed_out: false,
             out_of_memory: 0,
             caller_gone: false,
@@ -338,7 +336,7 @@ impl Driver {
 
     /// From the start of a machine to the end of everything. The workspace is free afterwards.
     async fn drive(mut self, tether: OwnedReadHalf) -> (Ended, LastAnswers) {
-        let outcome = match self.run_machines(tether).await {
+        let outcome = match self.run_machine(tether).await {
             Ok(outcome) => outcome,
             Err(failure) => Outcome::Failed(failure),
         };

@@ -155,8 +155,13 @@ impl Template {
 
 /// Takes the name away in one step; machines that run from the files keep them.
 fn discard(state: &StateDir, dir: &Path) {
-    // Somebody else may have been faster; then there is nothing left to do.
-    let _ = state.take_out(dir);
+    if state.take_out(dir).is_ok() {
+        return;
+    }
+    // A supervisor whose guest was restored may remove templates and move none. Without its manifest it is damaged for
+    // whoever finds it half removed. Somebody else may have been faster; then there is nothing left to do.
+    let _ = fs::remove_file(dir.join("manifest.json"));
+    let _ = fs::remove_dir_all(dir);
 }
 
 /// Memory and state of a guest that is about to be frozen.
@@ -193,6 +198,11 @@ impl Freezer {
             None => memory.set_len(u64::from(shape.memory_mib) * MIB)?,
         }
         Ok(Some(Freezer { memory, shape, dir: state.scratch()?, home, _lock: lock }))
+    }
+
+    /// Where the template is made.
+    pub(crate) fn scratch(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The guest's memory.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
+use microagent_tests::process::Process;
 use microagent_tests::{Home, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -185,6 +186,35 @@ fn memory_that_is_empty_falls_back_to_a_boot() {
         file.set_len(0).unwrap();
         file.set_len(len).unwrap();
     });
+}
+
+/// The supervisor of a guest that never answers is in its walls while QEMU still restores that guest, and boots another
+/// one from there, on the same network.
+#[test]
+fn a_supervisor_is_confined_while_its_guest_is_restored() {
+    let home = home();
+    let options = ["--profile", "tiny", "--name", "replaced"];
+    home.run("busybox", options, &["true"]).success();
+    forge(&only_template(&home), "ram", |file| {
+        let len = file.metadata().unwrap().len();
+        file.set_len(0).unwrap();
+        file.set_len(len).unwrap();
+    });
+    // The name server of every guest.
+    let line = "nc 10.0.2.3 53 < /dev/null && echo connected";
+    let running = home.run("busybox", options, &["sh", "-c", line]).start();
+    let restores =
+        |process: &Process| process.is_qemu() && process.words.iter().any(|word| word == "-incoming");
+    let first = running.descendant("a QEMU that restores", restores);
+    let status = wait_for("the walls of the supervisor", Duration::from_secs(20), || {
+        let status = fs::read_to_string(format!("/proc/{}/status", first.parent)).unwrap_or_default();
+        if status.contains("Seccomp:\t2") { Ok(status) } else { Err(status) }
+    });
+    assert!(first.is_alive(), "it was confined only when the first QEMU was gone");
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+    let run = running.finish().code(0).says("the machine boots instead");
+    assert_eq!(run.guest_output(), "connected\n");
+    home.nothing_is_left();
 }
 
 #[test]

@@ -140,6 +140,25 @@ fn kvm_group() -> Result<Option<u32>, NoAccount> {
 /// # Errors
 /// Fails when the kernel refuses; the process must exit then.
 pub(super) fn drop_all(account: Option<&Account>) -> io::Result<()> {
+    lock_privileges()?;
+    if let Some(account) = account {
+        become_user(account)?;
+    }
+    keep(CapabilitySet::empty())
+}
+
+/// Gives up every capability for good but these, as far as this process has them; what it executes gets none.
+///
+/// # Errors
+/// Fails when the kernel refuses; the process must exit then.
+pub(super) fn drop_but(kept: CapabilitySet) -> io::Result<()> {
+    lock_privileges()?;
+    let held = capabilities(None)?.permitted;
+    keep(held & kept)
+}
+
+/// Closes the ways to new capabilities.
+fn lock_privileges() -> io::Result<()> {
     let held = capabilities(None)?.effective;
     if held.contains(CapabilitySet::SETPCAP) {
         drop_bounding_set()?;
@@ -151,12 +170,13 @@ pub(super) fn drop_all(account: Option<&Account>) -> io::Result<()> {
             | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED;
         set_capabilities_secure_bits(bits)?;
     }
-    if let Some(account) = account {
-        become_user(account)?;
-    }
     clear_ambient_capability_set()?;
-    let none = CapabilitySet::empty();
-    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
+    Ok(())
+}
+
+fn keep(kept: CapabilitySet) -> io::Result<()> {
+    let inheritable = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })?;
     set_no_new_privs(true)?;
     Ok(())
 }

@@ -21,7 +21,7 @@ use super::machine::Machine;
 use super::plan::Plan;
 use super::worker::{Freeze, Worker, WorkerContext};
 use super::{Driver, QUEUE, full_or_boot, write_failure};
-use crate::confinement::{Needs, confine};
+use crate::confinement::{Needs, Templates, confine};
 use crate::features::features_of;
 use crate::handed::admit_guest_files;
 use crate::lifecycle::{Effect, Event, Phase};
@@ -62,8 +62,7 @@ impl Drop for Conversation {
 }
 
 impl Conversation {
-    /// Ends the conversation and waits until its task has dropped what it holds. A half-made template is among
-    /// that, and this process may not remove its files any more once it is confined.
+    /// Ends the conversation and waits until its task has dropped what it holds: a half-made template is among that.
     async fn end(mut self) {
         self.worker.abort();
         let _ = (&mut self.worker).await;
@@ -79,29 +78,41 @@ enum MachineOutcome {
 }
 
 impl Driver {
-    /// Runs machines until one has ended for good: the first may fail to be restored from a template.
-    pub(super) async fn run_machines(&mut self, tether: OwnedReadHalf) -> Result<Outcome, WorkspaceFailure> {
+    /// Runs a machine until it has ended for good: its first guest may fail to be restored from a template.
+    pub(super) async fn run_machine(&mut self, tether: OwnedReadHalf) -> Result<Outcome, WorkspaceFailure> {
         let mut cancelled = pin!(caller_gone(tether));
         admit_guest_files(&self.spec.machine, &self.state);
         self.features = features_of(&self.spec.machine.qemu, &self.state).await;
-        let mut plan = Plan::choose(&self.spec, &self.state);
+        let plan = Plan::choose(&self.spec, &self.state);
+        let mut running = self.start(plan).await?;
         loop {
-            let mut running = self.start(plan).await?;
-            let outcome = self.follow_events(&mut running, cancelled.as_mut()).await;
-            match outcome {
+            match self.follow_events(&mut running, cancelled.as_mut()).await {
                 MachineOutcome::Ended(outcome) => return Ok(outcome),
                 MachineOutcome::NotRestored(reason) => {
-                    let why = format!("the template could not be restored: {reason}");
-                    let _ =
-                        self.reports.send(Report::Notice(format!("{why}; the machine boots instead"))).await;
-                    running.conversation.end().await;
-                    if let Some(template) = running.template {
-                        template.discard(&self.state);
-                    }
-                    plan = Plan::Cold(why);
+                    running = self.boot_instead(running, &reason).await?;
                 }
             }
         }
+    }
+
+    /// Boots a guest in the place of one that was not restored.
+    async fn boot_instead(
+        &mut self,
+        running: RunningMachine,
+        reason: &str,
+    ) -> Result<RunningMachine, WorkspaceFailure> {
+        let why = format!("the template could not be restored: {reason}");
+        let _ = self.reports.send(Report::Notice(format!("{why}; the machine boots instead"))).await;
+        let RunningMachine { mut machine, conversation, template, .. } = running;
+        conversation.end().await;
+        // What the first guest's tasks may still say is not heard.
+        let (events, incoming) = mpsc::channel(QUEUE);
+        machine.boot_instead(&events).await.map_err(|e| full_or_boot(&e, "it cannot be booted instead"))?;
+        if let Some(template) = template {
+            template.discard(&self.state);
+        }
+        self.timeline.borrow_mut().spawned_us = self.elapsed_us();
+        self.begin(machine, Plan::Cold(why), (events, incoming)).await
     }
 
     /// Starts a machine and the conversation with its guest.
@@ -118,17 +129,23 @@ impl Driver {
         }
         let console = Rc::clone(&self.console);
         let (claimed, features) = (self.claims.files(), self.features);
-        let mut machine =
+        let machine =
             Machine::start(&self.spec, &plan, claimed, features, &self.dir, console, &events).await?;
-        self.start = plan.mode();
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
-        // Nothing has been heard of the guest yet. A restored one may have to be replaced by one that boots, which needs a
-        // program to be started, until it has answered.
-        if !matches!(plan, Plan::Warm(_) | Plan::WarmToFreeze(..)) {
-            self.confine(&machine, matches!(plan, Plan::Freeze(..)))?;
-        }
-        self.record_machine(&machine).await?;
+        // Nothing has been read of the guest yet: no task that reads has run.
+        self.confine(&machine, &plan)?;
+        self.begin(machine, plan, (events, incoming)).await
+    }
 
+    /// Records a machine that was started and begins the conversation with its guest.
+    async fn begin(
+        &mut self,
+        mut machine: Machine,
+        plan: Plan,
+        (events, incoming): (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    ) -> Result<RunningMachine, WorkspaceFailure> {
+        self.start = plan.mode();
+        self.record_machine(&machine).await?;
         let add_disks = self.disks_to_add(&plan);
         let (template, freezer) = match plan {
             Plan::Warm(template) => (Some(template), None),
@@ -196,24 +213,26 @@ impl Driver {
         }
     }
 
-    /// Takes from this process what it does not need any more, once.
-    fn confine(&mut self, machine: &Machine, freezes: bool) -> Result<(), WorkspaceFailure> {
-        if std::mem::replace(&mut self.confined, true) {
-            return Ok(());
-        }
+    /// Takes from this process what it does not need any more.
+    fn confine(&self, machine: &Machine, plan: &Plan) -> Result<(), WorkspaceFailure> {
         let volumes = self.spec.machine.extra_disks.iter().filter_map(|disk| match &disk.claim {
             Claim::Volume(name) => Some(self.state.volume(name).path().to_owned()),
             Claim::None | Claim::File => None,
         });
-        let network = machine.link().map(|link| link.stack);
+        let templates = match plan.freezer() {
+            Some(freezer) => Templates::Makes(freezer.scratch()),
+            None if plan.is_restored() => Templates::Discards,
+            None => Templates::None,
+        };
         let needs = Needs {
             dir: &self.dir,
             state: &self.state,
             volumes: volumes.collect(),
-            freezes,
+            templates,
             removes: self.record.as_ref().is_some_and(|record| record.disposable),
             groups: machine.group().parents().map(Path::to_owned).collect(),
-            children: machine.process_id().into_iter().chain(network).map(|process| process.pid).collect(),
+            children: machine.children(),
+            other_user: machine.has_account(),
         };
         confine(&needs).map_err(|e| full_or_boot(&e, "the supervisor cannot be confined"))
     }
@@ -250,22 +269,17 @@ impl Driver {
         mut cancelled: Pin<&mut impl Future<Output = ()>>,
     ) -> MachineOutcome {
         loop {
-            let mut event = self.next_event(running, cancelled.as_mut()).await;
-            if matches!(event, Event::AgentReady)
-                && let Err(failure) = self.confine(&running.machine, false)
-            {
-                event = Event::StartNotRecorded(failure);
-            }
-            if matches!(event, Event::AgentReady) && !self.traits.detached {
-                // They are in the guest. A workspace needs them again when its guest restarts.
-                self.spec.configure.secrets.clear();
+            let event = self.next_event(running, cancelled.as_mut()).await;
+            if matches!(event, Event::AgentReady) {
+                running.machine.dismiss_stand_by();
+                if !self.traits.detached {
+                    // They are in the guest. A workspace needs them again when its guest restarts.
+                    self.spec.configure.secrets.clear();
+                }
             }
             for effect in self.lifecycle.step(event, self.traits) {
                 match effect {
-                    Effect::StartCold(reason) => {
-                        running.machine.kill().await;
-                        return MachineOutcome::NotRestored(reason);
-                    }
+                    Effect::StartCold(reason) => return MachineOutcome::NotRestored(reason),
                     effect => self.carry_out(effect, running).await,
                 }
             }

@@ -45,7 +45,7 @@ impl Driver {
             Effect::Reboot => self.reboot(running),
             Effect::Contain(client) => self.contain(running, client),
             Effect::Quit => running.machine.quit().await,
-            // A cold start is another machine; its driver kills this one.
+            // The driver boots another guest itself, and never hands this on.
             Effect::Kill | Effect::StartCold(_) => running.machine.kill().await,
             Effect::Answer(client, answer) => self.clients.answer(client, answer),
         }

@@ -3,14 +3,13 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::Duration;
 
 use microagent_model::{FailureKind, WorkspaceFailure};
-use microagent_qemu::argv::Accel;
 use microagent_qemu::features::Features;
 use microagent_qemu::qmp::{Qmp, QmpError};
 use microagent_store::{Link, ProcessId, WorkspaceDir};
@@ -26,15 +25,14 @@ use tokio::time::{sleep, timeout};
 use super::guest_end::GuestEnd;
 use super::network::Network;
 use super::plan::Plan;
+use super::qemu::{self, Processes, Qemu, StandBy};
 use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
 use crate::bounded_log::BoundedLog;
-use crate::cgroup::{Bounds, MachineGroup};
-use crate::handed::{Handed, MachineFiles, open_again};
-use crate::jail::{Account, FileAccess, Jail, Jailed};
+use crate::cgroup::MachineGroup;
+use crate::jail::Account;
 use crate::lifecycle::{Event, MachineExit};
-use crate::machine::{FREEZE_SET, NETDEV, STATE_SET, Sockets, command_line, host_memory_limit_mib};
-use crate::spawn::{Program, spawn};
-use crate::spec::{MachineSpec, SupervisorSpec};
+use crate::machine::{FREEZE_SET, NETDEV};
+use crate::spec::SupervisorSpec;
 
 /// How long QEMU may take to close its disk.
 pub(super) const QUIT_DEADLINE: Duration = Duration::from_secs(10);
@@ -59,16 +57,32 @@ const RESET_POLLS: usize = 1000;
 /// Bytes per second at which a state may be written: no brake at all.
 const FREEZE_BANDWIDTH: u64 = 1 << 40;
 
-/// The processes of one machine.
-pub(super) struct Machine {
-    qemu: Child,
-    network: Option<Network>,
+/// QEMU with the tasks that read from it.
+struct Attached {
+    child: Child,
     control: OwnedFd,
     keys: Option<OwnedWriteHalf>,
     monitor: Monitor,
     words: Option<JoinHandle<()>>,
     guest_end: GuestEnd,
-    vmm_log: Shared<BoundedLog>,
+}
+
+/// Where a machine's words go.
+struct Logs {
+    console: Shared<BoundedLog>,
+    vmm: Shared<BoundedLog>,
+}
+
+/// The processes of one machine.
+pub(super) struct Machine {
+    qemu: Attached,
+    /// Takes QEMU's place if the guest cannot be restored.
+    stand_by: Option<StandBy>,
+    network: Option<Network>,
+    features: Features,
+    logs: Logs,
+    /// The user that QEMU is, if it is not ours.
+    account: Option<Account>,
     /// Removed when QEMU is gone.
     group: MachineGroup,
 }
@@ -97,21 +111,32 @@ impl Machine {
             _ => (None, None),
         };
         let theirs = device.as_ref().map(AsFd::as_fd);
-        let (mut qemu, sockets) = start_qemu(spec, plan, theirs, files, features).map_err(cannot_start)?;
+        let processes = qemu::start(spec, plan, theirs, files, features).map_err(cannot_start)?;
         if let Some(stderr) = network.as_mut().and_then(Network::take_stderr) {
             spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log)));
         }
-        let words = qemu.stderr.take().map(|stderr| spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log))));
-        let (shown, keys) = sockets.console.into_split();
-        spawn_local(copy_to_log(shown, Rc::clone(&console)));
-        let (commands, commanded) = mpsc::channel(1);
-        let guest_end = GuestEnd::new(console);
-        let (qemu_words, ends) = ((sockets.state, features), guest_end.clone());
-        spawn_local(hold_monitor(sockets.monitor, qemu_words, events.clone(), commanded, ends));
-        let monitor = Monitor { commands };
-        let (control, keys) = (sockets.control, Some(keys));
-        let group = sockets.group;
-        Ok(Machine { qemu, network, control, keys, monitor, words, guest_end, vmm_log, group })
+        let logs = Logs { console, vmm: vmm_log };
+        let Processes { qemu, stand_by, account, group } = processes;
+        let qemu = attach(qemu, &logs, features, events);
+        Ok(Machine { qemu, stand_by, network, features, logs, account, group })
+    }
+
+    /// Kills QEMU, which has not restored its guest, and boots one in its place. The network stays.
+    ///
+    /// # Errors
+    /// Fails when nothing waits for that any more.
+    pub(super) async fn boot_instead(&mut self, events: &mpsc::Sender<Event>) -> io::Result<()> {
+        self.kill_qemu().await;
+        let stand_by = self.stand_by.take().ok_or_else(|| io::Error::other("no process waits to boot it"))?;
+        self.qemu = attach(stand_by.execute()?, &self.logs, self.features, events);
+        Ok(())
+    }
+
+    /// Its guest has answered: nothing has to take its place.
+    pub(super) fn dismiss_stand_by(&mut self) {
+        if let Some(stand_by) = self.stand_by.take() {
+            spawn_local(stand_by.end());
+        }
     }
 
     /// Its control group.
@@ -119,14 +144,26 @@ impl Machine {
         &self.group
     }
 
+    /// Whether its processes are of a user that is not ours.
+    pub(super) fn has_account(&self) -> bool {
+        self.account.is_some()
+    }
+
+    /// Everything that was started for it.
+    pub(super) fn children(&self) -> Vec<i32> {
+        let qemu = self.process_id().map(|process| process.pid);
+        let network = self.link().map(|link| link.stack.pid);
+        qemu.into_iter().chain(network).chain(self.stand_by.as_ref().and_then(StandBy::pid)).collect()
+    }
+
     /// What is known of the end of its guest.
     pub(super) fn guest_end(&self) -> GuestEnd {
-        self.guest_end.clone()
+        self.qemu.guest_end.clone()
     }
 
     /// QEMU's process.
     pub(super) fn process_id(&self) -> Option<ProcessId> {
-        ProcessId::of(i32::try_from(self.qemu.id()?).ok()?)
+        ProcessId::of(i32::try_from(self.qemu.child.id()?).ok()?)
     }
 
     /// What its network device leads to, if it has one.
@@ -145,7 +182,7 @@ impl Machine {
         };
         tokio::select! {
             biased;
-            _ = self.qemu.wait() => {}
+            _ = self.qemu.child.wait() => {}
             reason = link_lost => return Event::LinkLost(reason),
         }
         Event::MachineGone(self.gone().await)
@@ -153,7 +190,7 @@ impl Machine {
 
     /// The control channel, for one conversation at a time: a guest that was booted again is greeted on the same one.
     pub(super) fn control_channel(&self) -> io::Result<UnixStream> {
-        let channel = StdUnixStream::from(self.control.try_clone()?);
+        let channel = StdUnixStream::from(self.qemu.control.try_clone()?);
         channel.set_nonblocking(true)?;
         UnixStream::from_std(channel)
     }
@@ -180,22 +217,22 @@ impl Machine {
 
     /// Where the serial console is typed at, once.
     pub(super) fn take_keys(&mut self) -> OwnedWriteHalf {
-        self.keys.take().expect("the console is taken once, by the control server")
+        self.qemu.keys.take().expect("the console is taken once, by the control server")
     }
 
     /// The monitor, for freezing.
     pub(super) fn monitor(&self) -> Monitor {
-        self.monitor.clone()
+        self.qemu.monitor.clone()
     }
 
     /// Waits for QEMU's end and says how it came about. Cancel-safe.
     pub(super) async fn gone(&mut self) -> MachineExit {
-        match self.qemu.wait().await {
+        match self.qemu.child.wait().await {
             Ok(status) => {
                 // Its last words may still be in the pipe.
-                if let Some(words) = self.words.as_mut() {
+                if let Some(words) = self.qemu.words.as_mut() {
                     let _ = timeout(WORDS_PATIENCE, words).await;
-                    self.words = None;
+                    self.qemu.words = None;
                 }
                 self.describe(status)
             }
@@ -206,18 +243,22 @@ impl Machine {
     /// Ends QEMU in good order: its disk image is closed. Kills it when it takes too long.
     pub(super) async fn quit(&mut self) {
         // A monitor that is gone already means that QEMU is, too.
-        let asked = self.monitor.commands.try_send(MonitorCommand::Quit).is_ok();
-        if !asked || timeout(QUIT_DEADLINE, self.qemu.wait()).await.is_err() {
-            self.kill().await;
+        let asked = self.qemu.monitor.commands.try_send(MonitorCommand::Quit).is_ok();
+        if !asked || timeout(QUIT_DEADLINE, self.qemu.child.wait()).await.is_err() {
+            self.kill_qemu().await;
         }
         self.end_network().await;
     }
 
-    /// Kills QEMU and waits until it is gone.
+    /// Kills QEMU, waits until it is gone, and ends the network.
     pub(super) async fn kill(&mut self) {
-        let _ = self.qemu.start_kill();
-        let _ = timeout(REAP_DEADLINE, self.qemu.wait()).await;
+        self.kill_qemu().await;
         self.end_network().await;
+    }
+
+    async fn kill_qemu(&mut self) {
+        let _ = self.qemu.child.start_kill();
+        let _ = timeout(REAP_DEADLINE, self.qemu.child.wait()).await;
     }
 
     /// Takes the network away for good: its stack is killed, so nothing passes whatever QEMU does, and QEMU is told that the
@@ -234,6 +275,10 @@ impl Machine {
     }
 
     async fn end_network(&mut self) {
+        // It holds the link open.
+        if let Some(stand_by) = self.stand_by.take() {
+            stand_by.end().await;
+        }
         if let Some(network) = self.network.take() {
             network.end().await;
         }
@@ -245,7 +290,7 @@ impl Machine {
             return MachineExit::Died(format!("QEMU was killed by signal {signal}"));
         }
         if !status.success() {
-            let log = self.vmm_log.borrow().tail();
+            let log = self.logs.vmm.borrow().tail();
             let words =
                 log.lines().rfind(|line| line.contains("qemu")).unwrap_or("it gave no reason").to_owned();
             return MachineExit::Died(format!("QEMU failed: {words}"));
@@ -254,86 +299,18 @@ impl Machine {
     }
 }
 
-/// Our ends of QEMU's sockets.
-struct OurEnds {
-    console: UnixStream,
-    monitor: UnixStream,
-    control: OwnedFd,
-    /// Where the state that it restores is, in QEMU's words.
-    state: Option<String>,
-    /// The control group that it is in.
-    group: MachineGroup,
-}
-
-fn start_qemu(
-    spec: &SupervisorSpec,
-    plan: &Plan,
-    network: Option<BorrowedFd<'_>>,
-    claimed: &[File],
-    features: Features,
-) -> io::Result<(Child, OurEnds)> {
-    let (console, qemu_console) = pair()?;
-    let (monitor, qemu_monitor) = pair()?;
-    let (control, qemu_control) = StdUnixStream::pair()?;
-    let (control, qemu_control) = (OwnedFd::from(control), OwnedFd::from(qemu_control));
-    let sockets = Sockets {
-        console: qemu_console.as_fd(),
-        monitor: qemu_monitor.as_fd(),
-        control: qemu_control.as_fd(),
-        network,
-    };
-    let mut inherit = vec![sockets.console, sockets.monitor, sockets.control];
-    inherit.extend(sockets.network);
-    let account = Account::choose(&spec.machine.qemu, spec.machine.kvm).ok();
-    let files = MachineFiles::open(&spec.machine, claimed, account.as_ref())?;
-    let access = if features.read_only_memory { FileAccess::Read } else { FileAccess::ReadWrite };
-    let memory = plan.template().map(|ram| Handed::memory(ram, access, account.as_ref())).transpose()?;
-    // Sets are searched for a descriptor with the access that is asked for.
-    let state = plan.state().map(|state| open_again(state, FileAccess::Read)).transpose()?;
-    let start = plan.start(memory.as_ref().map(Handed::fd), state.as_ref().map(AsFd::as_fd));
-    let extra = files.extra();
-    let names = files.names(&extra);
-    inherit.extend(names.all());
-    inherit.extend(start.state());
-    inherit.extend(start.memory());
-    let line = command_line(&spec.machine, start, sockets, names, features);
-    let mut reopened = files.reopened();
-    reopened.extend(memory.as_ref().and_then(Handed::reopened));
-    let jailed = Jailed {
-        qemu: &spec.machine.qemu,
-        kvm: spec.machine.kvm,
-        account: account.as_ref(),
-        state_dir: &spec.state_dir,
-        reopened: &reopened,
-    };
-    let group = machine_group(&spec.machine);
-    let jail = Jail::prepare(jailed, line.args(), group.entrances()).map_err(io::Error::other)?;
-    let program = jail.program();
-    let child = spawn(Program {
-        path: &program,
-        args: line.args(),
-        inherit: &inherit,
-        stdin: None,
-        jail: Some(jail),
-    })?;
-    let state = start.state().map(|state| match features.file_migration {
-        true => format!("file:{}", STATE_SET.filename()),
-        false => format!("fd:{}", state.as_raw_fd()),
-    });
-    Ok((child, OurEnds { console, monitor, control, state, group }))
-}
-
-fn machine_group(machine: &MachineSpec) -> MachineGroup {
-    let accel = if machine.kvm { Accel::Kvm } else { Accel::Tcg };
-    let bounds =
-        Bounds { memory_mib: host_memory_limit_mib(machine.memory_mib, accel), cpu_count: machine.cpu_count };
-    MachineGroup::make(bounds, std::process::id())
-}
-
-fn pair() -> io::Result<(UnixStream, OwnedFd)> {
-    let (ours, theirs) = StdUnixStream::pair()?;
-    ours.set_nonblocking(true)?;
-    Ok((UnixStream::from_std(ours)?, theirs.into()))
+/// Starts what reads from QEMU.
+fn attach(mut qemu: Qemu, logs: &Logs, features: Features, events: &mpsc::Sender<Event>) -> Attached {
+    let stderr = qemu.child.stderr.take();
+    let words = stderr.map(|stderr| spawn_local(copy_to_log(stderr, Rc::clone(&logs.vmm))));
+    let (shown, keys) = qemu.console.into_split();
+    spawn_local(copy_to_log(shown, Rc::clone(&logs.console)));
+    let (commands, commanded) = mpsc::channel(1);
+    let guest_end = GuestEnd::new(Rc::clone(&logs.console));
+    let (qemu_words, ends) = ((qemu.state, features), guest_end.clone());
+    spawn_local(hold_monitor(qemu.monitor, qemu_words, events.clone(), commanded, ends));
+    let monitor = Monitor { commands };
+    Attached { child: qemu.child, control: qemu.control, keys: Some(keys), monitor, words, guest_end }
 }
 
 pub(super) fn start_failure(program: &std::path::Path, error: &io::Error) -> WorkspaceFailure {

@@ -82,6 +82,11 @@ impl Plan {
         }
     }
 
+    /// Whether a frozen guest is restored, which may fail.
+    pub(super) fn is_restored(&self) -> bool {
+        matches!(self, Plan::Warm(_) | Plan::WarmToFreeze(..))
+    }
+
     /// As QEMU is told; `memory` and `state` are what it gets of [`Plan::template`] and [`Plan::state`].
     pub(super) fn start<'a>(
         &'a self,

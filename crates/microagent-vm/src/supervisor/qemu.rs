@@ -1,0 +1,173 @@
+//! QEMU's process: how it is started, in its jail, with its files and sockets, and the one that waits in case that a machine
+//! cannot be restored.
+//!
+//! A restored machine that does not come to life is replaced by one that boots. By then its supervisor is confined and
+//! starts no program. So the process of the second one is forked before: it enters its jail, waits, and executes QEMU
+//! when it is told to. The byte that tells it is all that it reads.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use microagent_qemu::argv::Accel;
+use microagent_qemu::features::Features;
+use tokio::net::UnixStream;
+use tokio::process::Child;
+use tokio::time::timeout;
+
+use super::machine::REAP_DEADLINE;
+use super::plan::Plan;
+use crate::cgroup::{Bounds, MachineGroup};
+use crate::handed::{Handed, MachineFiles, open_again};
+use crate::jail::{Account, FileAccess, Jail, Jailed};
+use crate::machine::{STATE_SET, Sockets, Start, command_line, host_memory_limit_mib};
+use crate::spawn::{Gate, Program, spawn, spawn_waiting};
+use crate::spec::{MachineSpec, SupervisorSpec};
+
+/// QEMU, or what will be QEMU, with our ends of its sockets.
+pub(super) struct Qemu {
+    pub(super) child: Child,
+    pub(super) console: UnixStream,
+    pub(super) monitor: UnixStream,
+    pub(super) control: OwnedFd,
+    /// Where the state that it restores is, in QEMU's words.
+    pub(super) state: Option<String>,
+}
+
+/// A process that waits to be QEMU.
+pub(super) struct StandBy {
+    qemu: Qemu,
+    gate: Gate,
+}
+
+impl StandBy {
+    /// Its process id.
+    pub(super) fn pid(&self) -> Option<i32> {
+        i32::try_from(self.qemu.child.id()?).ok()
+    }
+
+    /// Has it execute QEMU.
+    ///
+    /// # Errors
+    /// Fails when the process is gone.
+    pub(super) fn execute(self) -> io::Result<Qemu> {
+        self.gate.open()?;
+        Ok(self.qemu)
+    }
+
+    /// Ends it: it is not needed.
+    pub(super) async fn end(mut self) {
+        let _ = self.qemu.child.start_kill();
+        let _ = timeout(REAP_DEADLINE, self.qemu.child.wait()).await;
+    }
+}
+
+/// All processes of one machine that are, or can become, QEMU.
+pub(super) struct Processes {
+    pub(super) qemu: Qemu,
+    /// For a machine that is restored.
+    pub(super) stand_by: Option<StandBy>,
+    /// The user that they are, if they are not ours.
+    pub(super) account: Option<Account>,
+    /// The control group that they are in.
+    pub(super) group: MachineGroup,
+}
+
+/// Starts QEMU, and beside a machine that is restored the process that can take its place.
+pub(super) fn start(
+    spec: &SupervisorSpec,
+    plan: &Plan,
+    network: Option<BorrowedFd<'_>>,
+    claimed: &[File],
+    features: Features,
+) -> io::Result<Processes> {
+    let account = Account::choose(&spec.machine.qemu, spec.machine.kvm).ok();
+    let files = MachineFiles::open(&spec.machine, claimed, account.as_ref())?;
+    let group = machine_group(&spec.machine);
+    let access = if features.read_only_memory { FileAccess::Read } else { FileAccess::ReadWrite };
+    let memory = plan.template().map(|ram| Handed::memory(ram, access, account.as_ref())).transpose()?;
+    // Sets are searched for a descriptor with the access that is asked for.
+    let state = plan.state().map(|state| open_again(state, FileAccess::Read)).transpose()?;
+    let start = plan.start(memory.as_ref().map(Handed::fd), state.as_ref().map(AsFd::as_fd));
+    let maker = Maker { spec, network, files: &files, account: account.as_ref(), group: &group, features };
+    let qemu = maker.start(start, memory.as_ref(), |program| Ok((spawn(program)?, ())))?.0;
+    let stand_by = match plan.is_restored() {
+        true => Some(maker.start(Start::Boot, None, spawn_waiting)?),
+        false => None,
+    };
+    let stand_by = stand_by.map(|(qemu, gate)| StandBy { qemu, gate });
+    Ok(Processes { qemu, stand_by, account, group })
+}
+
+/// What all processes of one machine get.
+struct Maker<'a> {
+    spec: &'a SupervisorSpec,
+    network: Option<BorrowedFd<'a>>,
+    files: &'a MachineFiles,
+    account: Option<&'a Account>,
+    group: &'a MachineGroup,
+    features: Features,
+}
+
+impl Maker<'_> {
+    /// Starts one in its jail; `memory` is the template's, opened for QEMU.
+    fn start<T>(
+        &self,
+        start: Start<'_>,
+        memory: Option<&Handed>,
+        spawn: impl FnOnce(Program<'_>) -> io::Result<(Child, T)>,
+    ) -> io::Result<(Qemu, T)> {
+        let (console, qemu_console) = pair()?;
+        let (monitor, qemu_monitor) = pair()?;
+        let (control, qemu_control) = StdUnixStream::pair()?;
+        let (control, qemu_control) = (OwnedFd::from(control), OwnedFd::from(qemu_control));
+        let sockets = Sockets {
+            console: qemu_console.as_fd(),
+            monitor: qemu_monitor.as_fd(),
+            control: qemu_control.as_fd(),
+            network: self.network,
+        };
+        let mut inherit = vec![sockets.console, sockets.monitor, sockets.control];
+        inherit.extend(sockets.network);
+        let extra = self.files.extra();
+        let names = self.files.names(&extra);
+        inherit.extend(names.all());
+        inherit.extend(start.state());
+        inherit.extend(start.memory());
+        let machine = &self.spec.machine;
+        let line = command_line(machine, start, sockets, names, self.features);
+        let mut reopened = self.files.reopened();
+        reopened.extend(memory.and_then(Handed::reopened));
+        let jailed = Jailed {
+            qemu: &machine.qemu,
+            kvm: machine.kvm,
+            account: self.account,
+            state_dir: &self.spec.state_dir,
+            reopened: &reopened,
+        };
+        let jail = Jail::prepare(jailed, line.args(), self.group.entrances()).map_err(io::Error::other)?;
+        let path = jail.program();
+        let program =
+            Program { path: &path, args: line.args(), inherit: &inherit, stdin: None, jail: Some(jail) };
+        let (child, more) = spawn(program)?;
+        let state = start.state().map(|state| match self.features.file_migration {
+            true => format!("file:{}", STATE_SET.filename()),
+            false => format!("fd:{}", state.as_raw_fd()),
+        });
+        Ok((Qemu { child, console, monitor, control, state }, more))
+    }
+}
+
+fn machine_group(machine: &MachineSpec) -> MachineGroup {
+    let accel = if machine.kvm { Accel::Kvm } else { Accel::Tcg };
+    let bounds =
+        Bounds { memory_mib: host_memory_limit_mib(machine.memory_mib, accel), cpu_count: machine.cpu_count };
+    MachineGroup::make(bounds, std::process::id())
+}
+
+fn pair() -> io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, theirs.into()))
+}
