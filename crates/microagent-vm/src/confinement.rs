@@ -61,7 +61,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_ftruncate,
     libc::SYS_getcwd,
     libc::SYS_getdents64,
-    libc::SYS_ioctl,
     libc::SYS_linkat,
     libc::SYS_lseek,
     libc::SYS_mkdirat,
@@ -110,7 +109,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
-    libc::SYS_setsockopt,
     libc::SYS_shutdown,
     // Signals as they are taken, and the end of what was started.
     libc::SYS_rt_sigaction,
@@ -158,6 +156,10 @@ const ALLOWED_HERE: &[c_long] = &[
 /// Other architectures have none of them.
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[c_long] = &[];
+
+/// Requests of `ioctl`: a descriptor that does not block, how much can be read, and whether it is a terminal. None types at
+/// one.
+const IOCTL_REQUESTS: [u64; 3] = [libc::FIONBIO, libc::FIONREAD, libc::TCGETS];
 
 /// What a supervisor still needs.
 #[derive(Debug)]
@@ -263,6 +265,10 @@ fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
     )?;
     rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![not_executable.clone()])?]);
     rules.insert(libc::SYS_mprotect, vec![SeccompRule::new(vec![not_executable])?]);
+    let requests = IOCTL_REQUESTS.map(|request| {
+        SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?])
+    });
+    rules.insert(libc::SYS_ioctl, requests.into_iter().collect::<Result<_, _>>()?);
     let own = getpid().as_raw_nonzero().get();
     rules.insert(libc::SYS_tgkill, vec![about(own)?]);
     let killed = children.iter().map(|pid| about(*pid)).collect::<Result<Vec<_>, _>>()?;

@@ -21,7 +21,7 @@ use seccompiler::{
 const NEWEST: ABI = ABI::V6;
 
 /// Calls of the loop, of the allocator, and of a process that ends, whatever their arguments.
-const CALLS: [libc::c_long; 34] = [
+const CALLS: [libc::c_long; 32] = [
     libc::SYS_accept4,
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -37,7 +37,6 @@ const CALLS: [libc::c_long; 34] = [
     libc::SYS_futex,
     libc::SYS_getpid,
     libc::SYS_getrandom,
-    libc::SYS_getsockopt,
     libc::SYS_gettid,
     libc::SYS_madvise,
     libc::SYS_mremap,
@@ -51,11 +50,17 @@ const CALLS: [libc::c_long; 34] = [
     libc::SYS_rt_sigreturn,
     libc::SYS_sendmsg,
     libc::SYS_sendto,
-    libc::SYS_setsockopt,
     libc::SYS_shutdown,
     libc::SYS_sigaltstack,
     libc::SYS_tgkill,
     libc::SYS_write,
+];
+
+/// Options that the loop sets on connections, each with its level. None attaches a program or binds to a device.
+const SOCKET_OPTIONS: [(libc::c_int, libc::c_int); 3] = [
+    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    (libc::SOL_SOCKET, libc::SO_LINGER),
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
 ];
 
 /// Why there is no jail.
@@ -106,14 +111,24 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let duplicate = [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL];
     let duplicate: Result<_, _> = duplicate.into_iter().map(|command| is_argument(1, command)).collect();
     rules.insert(libc::SYS_fcntl, duplicate?);
+    let options = SOCKET_OPTIONS.map(|(level, option)| is_option(level, option));
+    rules.insert(libc::SYS_setsockopt, options.into_iter().collect::<Result<_, _>>()?);
+    rules.insert(libc::SYS_getsockopt, vec![is_option(libc::SOL_SOCKET, libc::SO_ERROR)?]);
     let target = TargetArch::try_from(std::env::consts::ARCH)?;
     SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, target)?.try_into()
 }
 
+/// A rule for a call about an option of a socket.
+fn is_option(level: libc::c_int, option: libc::c_int) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![equals(1, level)?, equals(2, option)?])
+}
+
 /// A rule that is met when an argument, counted from 0, has this value.
 fn is_argument(number: u8, value: libc::c_int) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![equals(number, value)?])
+}
+
+fn equals(number: u8, value: libc::c_int) -> Result<SeccompCondition, seccompiler::BackendError> {
     // None of the values is negative.
-    let value = value as u64;
-    let condition = SeccompCondition::new(number, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
-    SeccompRule::new(vec![condition])
+    SeccompCondition::new(number, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64)
 }
