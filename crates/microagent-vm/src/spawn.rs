@@ -32,14 +32,14 @@ pub(crate) struct Program<'a> {
 
 /// What a process waits for that was started by [`spawn_waiting`].
 #[derive(Debug)]
-pub(crate) struct Gate(File);
+pub(crate) struct Trigger(File);
 
-impl Gate {
+impl Trigger {
     /// Has the process execute its program.
     ///
     /// # Errors
     /// Fails when the process is gone.
-    pub(crate) fn open(mut self) -> io::Result<()> {
+    pub(crate) fn fire(mut self) -> io::Result<()> {
         self.0.write_all(b"1")
     }
 }
@@ -51,12 +51,12 @@ pub(crate) fn spawn(program: Program<'_>) -> io::Result<Child> {
 }
 
 /// Forks a process that enters the program's jail, closes all that the program does not inherit, and waits. It executes the
-/// program when the gate is opened, and ends when the gate is dropped.
-pub(crate) fn spawn_waiting(program: Program<'_>) -> io::Result<(Child, Gate)> {
+/// program when the trigger fires, and ends when the trigger is dropped.
+pub(crate) fn spawn_waiting(program: Program<'_>) -> io::Result<(Child, Trigger)> {
     let (told, teller) = pipe_with(PipeFlags::CLOEXEC)?;
     let keeps = program.inherit.iter().map(AsRawFd::as_raw_fd).collect();
     let child = start(program, Some(Wait { until: File::from(told), keeps }))?;
-    Ok((child, Gate(File::from(teller))))
+    Ok((child, Trigger(File::from(teller))))
 }
 
 fn start(program: Program<'_>, wait: Option<Wait>) -> io::Result<Child> {

@@ -1,7 +1,7 @@
 //! QEMU's process: how it is started, in its jail, with its files and sockets, and the one that waits in case that a machine
 //! cannot be restored.
 //!
-//! A restored machine that does not come to life is replaced by one that boots. By then its supervisor is confined and
+//! A machine that cannot be restored is replaced by one that boots. By then its supervisor is confined and
 //! starts no program. So the process of the second one is forked before: it enters its jail, waits, and executes QEMU
 //! when it is told to. The byte that tells it is all that it reads.
 
@@ -22,7 +22,7 @@ use crate::cgroup::{Bounds, MachineGroup};
 use crate::handed::{Handed, MachineFiles, open_again};
 use crate::jail::{Account, FileAccess, Jail, Jailed};
 use crate::machine::{STATE_SET, Sockets, Start, command_line, host_memory_limit_mib};
-use crate::spawn::{Gate, Program, spawn, spawn_waiting};
+use crate::spawn::{Program, Trigger, spawn, spawn_waiting};
 use crate::spec::{MachineSpec, SupervisorSpec};
 
 /// QEMU, or what will be QEMU, with our ends of its sockets.
@@ -38,7 +38,7 @@ pub(super) struct Qemu {
 /// A process that waits to be QEMU.
 pub(super) struct StandBy {
     qemu: Qemu,
-    gate: Gate,
+    trigger: Trigger,
 }
 
 impl StandBy {
@@ -52,7 +52,7 @@ impl StandBy {
     /// # Errors
     /// Fails when the process is gone.
     pub(super) fn execute(self) -> io::Result<Qemu> {
-        self.gate.open()?;
+        self.trigger.fire()?;
         Ok(self.qemu)
     }
 
@@ -96,7 +96,7 @@ pub(super) fn start(
         true => Some(maker.start(Start::Boot, None, spawn_waiting)?),
         false => None,
     };
-    let stand_by = stand_by.map(|(qemu, gate)| StandBy { qemu, gate });
+    let stand_by = stand_by.map(|(qemu, trigger)| StandBy { qemu, trigger });
     Ok(Processes { qemu, stand_by, account, group })
 }
 
