@@ -40,3 +40,35 @@ fn several_workspaces_are_listed_filtered_and_changed_at_once() {
     }
     home.nothing_is_left();
 }
+
+#[test]
+fn create_takes_image_and_command_as_docker_does() {
+    let home = Home::new(User::unprivileged());
+    let image = home.image("busybox");
+    let network = ["--network", "isolated"];
+    home.microagent(["create", "--name", "c1", "--label", "team=web", "-l", "ci"])
+        .args(network)
+        .args([&image, "sleep", "1000"])
+        .success();
+    home.microagent(["start", "c1"]).success();
+    let shown = home.microagent(["exec", "c1", "--", "cat", "/proc/1/cmdline"]).success();
+    assert_eq!(shown.text(), "sleep\u{0}1000\u{0}");
+    let status = home.microagent(["status", "c1"]).success();
+    assert!(status.text().contains("Label: ci=\nLabel: team=web\n"), "{}", status.told());
+
+    let made_up = home.microagent(["create", "--json"]).args(network).args([&image]).success().json();
+    let name = made_up["workspace"].as_str().unwrap().to_owned();
+    assert!(name.starts_with("busybox-") || name.starts_with("oci-"), "{name}");
+    let entry = ["create", "c2", "--image", &image, "--entrypoint", "/bin/echo", "--label", "team=db"];
+    home.microagent(entry).args(network).args(["hello"]).success();
+    home.microagent(["start", "c2"]).success();
+    home.microagent(["wait", "c2"]).success();
+    assert!(home.microagent(["logs", "c2"]).success().text().contains("hello"));
+
+    let listed =
+        |filter: &str| home.microagent(["list", "-q", "--filter", filter]).success().text().to_owned();
+    assert_eq!((listed("label=team"), listed("label=team=web")), ("c1\nc2\n".into(), "c1\n".into()));
+    assert_eq!((listed("label=ci=x"), listed("label=ci")), (String::new(), "c1\n".into()));
+    home.microagent(["delete", "--force", "c1", "c2", &name]).success();
+    home.nothing_is_left();
+}

@@ -102,6 +102,7 @@ mod tests {
                 resolved_reference: "docker.io/library/alpine:3.20".to_owned(),
                 digest: "sha256:0a".to_owned(),
                 origin: Origin::Cache,
+                command: Vec::new(),
             },
             backend: "linux-tcg".to_owned(),
             kept: false,

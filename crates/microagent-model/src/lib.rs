@@ -10,6 +10,7 @@
 mod attachment;
 mod command;
 pub mod egress;
+mod label;
 mod machine;
 mod name;
 mod publish;
@@ -20,6 +21,7 @@ mod state;
 pub use attachment::{Attachment, DiskSource};
 pub use command::{Artifact, CommandLine, GuestInit, SetupStep};
 pub use egress::{AllowRule, AllowRuleError, EgressMode, EgressModeError, EgressPolicy};
+pub use label::{LABEL_NAME_MAX, LABEL_VALUE_MAX, LABELS_MAX, LabelError, Labels, check_label, parse_label};
 pub use machine::{DISK_MIB_MAX, ImageIdentity, LinkState, NetworkMode, Resources, RestartPolicy};
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
 pub use publish::{PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange, published_twice};

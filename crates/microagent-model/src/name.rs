@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 /// Longest name, in bytes: the longest host name label.
 const NAME_MAX: usize = 63;
 
+/// Longest beginning of a made-up name.
+const MADE_UP_BASE: usize = 40;
+
+// A hyphen and the digits of a `u32` follow.
+const _: () = assert!(MADE_UP_BASE + 1 + 10 <= NAME_MAX);
+
 /// A checked volume name: starts with a lower-case letter or digit, then those and `-`, at most 63 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -64,6 +70,22 @@ impl FromStr for WorkspaceName {
         } else {
             Err(NameError { name: name.chars().take(80).collect() })
         }
+    }
+}
+
+impl WorkspaceName {
+    /// A name for a workspace that is made from this image and was given none: the image's own name and a number.
+    pub fn made_up(image: &str, number: u32) -> WorkspaceName {
+        let last = image.rsplit('/').next().unwrap_or_default();
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+        let base: String = last
+            .trim_start_matches(['_', '-'])
+            .chars()
+            .take_while(|c| is_plain(*c))
+            .take(MADE_UP_BASE)
+            .collect();
+        let base = if base.is_empty() { "workspace" } else { &base };
+        WorkspaceName(format!("{base}-{number:06}"))
     }
 }
 
@@ -151,6 +173,21 @@ mod tests {
         }
         for bad in ["", ".", "..", "-a", "_a", "a/b", "a b", "a*", "é", "a\0", &"x".repeat(64)] {
             assert!(bad.parse::<WorkspaceName>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_made_up_from_the_image() {
+        for (image, name) in [
+            ("alpine:3.20", "alpine-000007"),
+            ("docker.io/library/debian@sha256:00", "debian-000007"),
+            ("oci-archive:/tmp/my_app.tar", "my_app-000007"),
+            ("/", "workspace-000007"),
+            (&"x".repeat(90), &format!("{}-000007", "x".repeat(MADE_UP_BASE))),
+        ] {
+            let made_up = WorkspaceName::made_up(image, 7);
+            assert_eq!(made_up.as_str(), name);
+            assert_eq!(made_up.as_str().parse(), Ok(made_up.clone()));
         }
     }
 

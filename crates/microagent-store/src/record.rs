@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use microagent_model::{
-    Artifact, Attachment, EgressPolicy, FailureKind, ImageIdentity, LinkState, NetworkMode, Publish,
+    Artifact, Attachment, EgressPolicy, FailureKind, ImageIdentity, Labels, LinkState, NetworkMode, Publish,
     Resources, RestartPolicy, SecretReference, State, WorkspaceFailure, WorkspaceName,
 };
 use serde::{Deserialize, Serialize};
@@ -90,6 +90,9 @@ pub struct WorkspaceRecord {
     /// Secrets that each start delivers; where they are, never what they are.
     #[serde(default)]
     pub secrets: Vec<SecretReference>,
+    /// Names and values that the user gave it.
+    #[serde(default)]
+    pub labels: Labels,
     /// Declared outputs.
     pub outputs: Vec<Artifact>,
     /// Whether the workspace goes away when its run ends well.
@@ -309,6 +312,7 @@ mod tests {
             publish: Vec::new(),
             egress: EgressPolicy::default(),
             secrets: Vec::new(),
+            labels: Labels::new(),
             outputs: Vec::new(),
             disposable: false,
             backend: None,

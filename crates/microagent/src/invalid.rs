@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    DISK_MIB_MAX, NameError, PORTS_MAX, Publish, SecretReferenceError, VolumeName, WorkspaceName,
+    DISK_MIB_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX, Publish, SecretReferenceError, VolumeName,
+    WorkspaceName,
 };
 use microagent_proto::SECRETS_MAX;
 
@@ -48,6 +49,20 @@ pub enum InvalidRequest {
     ArtifactTwice {
         /// The artifact.
         name: String,
+    },
+    /// A label that cannot be one.
+    #[error("label `{}`: {source}", name.escape_debug())]
+    Label {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        source: LabelError,
+    },
+    /// There are too many labels.
+    #[error("{count} labels are more than {LABELS_MAX}")]
+    TooManyLabels {
+        /// How many.
+        count: usize,
     },
     /// A port is published, and there is no network.
     #[error("port {guest_port} cannot be published: the network is isolated")]
@@ -229,6 +244,8 @@ impl InvalidRequest {
     fn advice(&self) -> String {
         let text = match self {
             InvalidRequest::EnvironmentLine { .. } => "write each line as NAME=VALUE or NAME",
+            InvalidRequest::Label { .. } => "write it as NAME=VALUE",
+            InvalidRequest::TooManyLabels { .. } => "keep data in files; labels are for finding workspaces",
             InvalidRequest::ArtifactTwice { .. } => "give each output its own name",
             InvalidRequest::PublishedTwice { .. } => {
                 "at one address, a port of the host leads to one port of the guest; 0.0.0.0 and [::] are all addresses"

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use microagent_image::PullPolicy;
 use microagent_model::{
-    Artifact, Attachment, EgressPolicy, GuestInit, NetworkMode, Publish, RestartPolicy, SecretReference,
-    SetupStep, WorkspaceName,
+    Artifact, Attachment, EgressPolicy, GuestInit, Labels, NetworkMode, Publish, RestartPolicy,
+    SecretReference, SetupStep, WorkspaceName,
 };
 
 use crate::Profile;
@@ -34,6 +34,8 @@ pub struct WorkspaceOptions {
     pub egress: EgressPolicy,
     /// Secrets that each start delivers.
     pub secrets: Vec<SecretReference>,
+    /// Names and values by which the workspace can be found.
+    pub labels: Labels,
     /// Paths that `artifact` can fetch.
     pub outputs: Vec<Artifact>,
     /// Machine size to start from.
@@ -111,6 +113,7 @@ impl WorkspaceOptions {
             publish: Vec::new(),
             egress: EgressPolicy::default(),
             secrets: Vec::new(),
+            labels: Labels::new(),
             outputs: Vec::new(),
             profile: Profile::default(),
             memory_mib: None,
@@ -172,6 +175,13 @@ impl WorkspaceOptions {
     #[must_use]
     pub fn secret(mut self, secret: SecretReference) -> WorkspaceOptions {
         self.secrets.push(secret);
+        self
+    }
+
+    /// Gives it a label.
+    #[must_use]
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> WorkspaceOptions {
+        self.labels.insert(name.into(), value.into());
         self
     }
 

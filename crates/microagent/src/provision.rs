@@ -8,8 +8,9 @@ use jiff::Timestamp;
 use microagent_image::{Image, ImageConfig, PullOptions};
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    Attachment, CommandLine, DISK_MIB_MAX, EgressPolicy, GuestInit, ImageIdentity, NetworkMode, PORTS_MAX,
-    Resources, RestartPolicy, SetupStep, State, WorkspaceName, published_twice,
+    Attachment, CommandLine, DISK_MIB_MAX, EgressPolicy, GuestInit, ImageIdentity, LABELS_MAX, Labels,
+    NetworkMode, PORTS_MAX, Resources, RestartPolicy, SetupStep, State, WorkspaceName, check_label,
+    published_twice,
 };
 use microagent_proto::{Chunk, Command, Exec, ExecRole};
 use microagent_store::{WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
@@ -164,6 +165,7 @@ pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), InvalidReq
         return Err(InvalidRequest::EnvironmentName { name: name.clone() });
     }
     check_network(options)?;
+    check_labels(&options.labels)?;
     check_references(&options.secrets)?;
     for (number, output) in options.outputs.iter().enumerate() {
         let name = output.name.clone();
@@ -173,6 +175,17 @@ pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), InvalidReq
         if options.outputs[..number].iter().any(|earlier| earlier.name == output.name) {
             return Err(InvalidRequest::ArtifactTwice { name });
         }
+    }
+    Ok(())
+}
+
+/// Refuses labels that cannot be shown or found, and too many.
+fn check_labels(labels: &Labels) -> Result<(), InvalidRequest> {
+    if labels.len() > LABELS_MAX {
+        return Err(InvalidRequest::TooManyLabels { count: labels.len() });
+    }
+    for (name, value) in labels {
+        check_label(name, value).map_err(|source| InvalidRequest::Label { name: name.clone(), source })?;
     }
     Ok(())
 }
@@ -282,6 +295,7 @@ pub(crate) fn new_record(
         publish: options.publish.clone(),
         egress: options.egress.clone(),
         secrets: options.secrets.iter().map(stored).collect::<Result<_, _>>()?,
+        labels: options.labels.clone(),
         outputs: options.outputs.clone(),
         disposable: false,
         backend: None,

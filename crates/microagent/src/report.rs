@@ -52,6 +52,8 @@ pub struct ImageReport {
     pub digest: String,
     /// Where it came from this time.
     pub origin: Origin,
+    /// Its Entrypoint and Cmd.
+    pub command: Vec<String>,
 }
 
 impl From<&Image> for ImageReport {
@@ -61,6 +63,7 @@ impl From<&Image> for ImageReport {
             resolved_reference: image.resolved_reference.clone(),
             digest: image.digest.clone(),
             origin: image.origin,
+            command: image.config.entrypoint.iter().chain(&image.config.cmd).cloned().collect(),
         }
     }
 }

@@ -25,8 +25,8 @@ use std::time::Duration;
 
 use microagent_image::PullPolicy;
 use microagent_model::{
-    AllowRule, Artifact, Attachment, EgressMode, NetworkMode, PublishRange, RestartPolicy, SecretReference,
-    WorkspaceName,
+    AllowRule, Artifact, Attachment, EgressMode, Labels, NetworkMode, PublishRange, RestartPolicy,
+    SecretReference, WorkspaceName,
 };
 use serde::Deserialize;
 
@@ -101,6 +101,10 @@ pub struct SpecFile {
     pub env: Option<BTreeMap<String, String>>,
     /// Files of NAME=VALUE lines; `env` wins.
     pub env_files: Option<Vec<PathBuf>>,
+    /// Labels: names and values by which the workspace can be found.
+    #[serde(deserialize_with = "forms::labels")]
+    #[cfg_attr(test, schemars(with = "Option<BTreeMap<String, String>>"))]
+    pub labels: Option<Labels>,
     /// Size of the machine.
     #[serde(deserialize_with = "forms::or_default")]
     pub resources: SpecResources,

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_model::{
-    Artifact, Attachment, ImageIdentity, LinkState, NetworkMode, Resources, RestartPolicy, SecretReference,
-    State, WorkspaceFailure, WorkspaceName,
+    Artifact, Attachment, ImageIdentity, Labels, LinkState, NetworkMode, Resources, RestartPolicy,
+    SecretReference, State, WorkspaceFailure, WorkspaceName,
 };
 use microagent_proto::chain;
 use microagent_store::{LockError, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord};
@@ -77,6 +77,8 @@ pub struct WorkspaceSummary {
     pub port_forwards: Vec<PortForward>,
     /// Restart policy.
     pub restart: RestartPolicy,
+    /// Labels.
+    pub labels: Labels,
     /// Whether its machine exists now, in whatever state.
     pub has_machine: bool,
     /// When this was observed.
@@ -123,6 +125,8 @@ pub struct WorkspaceDetails {
     pub vmm_pid: Option<i32>,
     /// Its disks beside the root disk, in the order in which they are mounted.
     pub disks: Vec<Attachment>,
+    /// Its labels.
+    pub labels: Labels,
     /// Its declared artifacts.
     pub outputs: Vec<Artifact>,
     /// Where its secrets come from.
@@ -282,6 +286,7 @@ impl From<WorkspaceRecord> for WorkspaceDetails {
             hostname: record.hostname,
             backend: record.backend,
             disks: record.disks,
+            labels: record.labels,
             outputs: record.outputs,
             secrets: record.secrets,
             disposable: record.disposable,
@@ -305,6 +310,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             backend: record.backend,
             network: Some(record.network),
             restart: record.restart,
+            labels: record.labels,
             observed_at,
         }),
         Err(_) if !state.workspace(&name).path().is_dir() => None,
@@ -317,6 +323,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             network: None,
             port_forwards: Vec::new(),
             restart: RestartPolicy::default(),
+            labels: Labels::new(),
             observed_at,
             problem: Some(chain(&error)),
         }),

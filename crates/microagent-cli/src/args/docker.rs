@@ -80,7 +80,7 @@ const NO_MOUNTS: &str = "nothing of the host is mounted into a microVM";
 const ATTACH: &str = "attach a named volume, a tar file or an ext4 image: -v SOURCE:/guest/path[:ro]";
 const LOGS: &str =
     "output is printed when the run ends, and the console log of a kept run is read with `microagent logs`";
-const NO_LABELS: &str = "workspaces have a name and no labels";
+const NO_LABELS: &str = "labels are given one by one";
 const HEALTH: &str = "a run ends with its command and has no health check";
 const HEALTH_NOW: &str = "omit it; limit the time of the run with --timeout";
 const KEPT: &str = "make a workspace that is started again: microagent create NAME --image IMAGE --restart always, microagent supervise NAME";
@@ -214,9 +214,8 @@ const FLAGS: &[DockerFlag] = &[
     // Records
     valued("log-driver", LOGS, LEAVE_OUT),
     valued("log-opt", LOGS, LEAVE_OUT),
-    valued("label", NO_LABELS, "use a descriptive --name").short('l'),
-    valued("label-file", NO_LABELS, "use a descriptive --name"),
-    valued("annotation", NO_LABELS, "use a descriptive --name"),
+    valued("label-file", NO_LABELS, "--label NAME=VALUE, repeated"),
+    valued("annotation", "a workspace has labels only", "--label NAME=VALUE"),
     // Choice of runtime and platform
     valued("runtime", "microVMs are the only runtime", "omit it; --accel chooses KVM or emulation"),
     valued("isolation", "microVMs are the only isolation", LEAVE_OUT),

@@ -13,7 +13,7 @@ const OMIT: &str = "omit it";
 const PLATFORM: &str = "images and guests have the architecture of the host";
 const DIGESTS: &str = "images are verified by their digests";
 const ONE_TAG: &str = "one reference is handled at a time";
-const NO_LABELS: &str = "workspaces, images and volumes have no labels to filter by";
+const NO_LABELS: &str = "images and volumes have no labels to filter by";
 const KEYS: &str = "the key that ends a session is Ctrl-]";
 const EXT4: &str = "volumes are ext4 disks on this host";
 
@@ -38,12 +38,6 @@ const ROWS: &[Row] = &[
         "for a disposable machine: microagent run; otherwise: microagent delete NAME",
     ),
     (&["create", "start", "exec", "connect", "run"], &["--detach-keys"], KEYS, OMIT),
-    (
-        &["create"],
-        &["--entrypoint"],
-        "a service is one shell line",
-        "--service-command 'PROGRAM ARGUMENTS', or --image-command for the image's own",
-    ),
     (
         &["create"],
         &[

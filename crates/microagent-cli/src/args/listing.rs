@@ -110,7 +110,7 @@ impl ListingArgs {
         let matches = |entry: &Map<String, Value>| {
             self.filter
                 .iter()
-                .all(|filter| entries.value(entry, &filter.key).is_some_and(|value| filter.matches(&value)))
+                .all(|filter| entries.raw(entry, &filter.key).is_some_and(|value| filter.matches(value)))
         };
         Ok((0..entries.entries.len()).filter(|index| matches(&entries.entries[*index])).collect())
     }
@@ -130,8 +130,17 @@ impl ListingArgs {
 }
 
 impl Filter {
-    /// A name matches by any part of it, as in Docker; everything else as a whole.
-    fn matches(&self, value: &str) -> bool {
+    /// A name matches by any part of it and a label by its name or as NAME=VALUE, as in Docker; everything else as a
+    /// whole.
+    fn matches(&self, value: &Value) -> bool {
+        if let Value::Object(labels) = value {
+            let (name, wanted) = match self.value.split_once('=') {
+                Some((name, wanted)) => (name, Some(wanted)),
+                None => (self.value.as_str(), None),
+            };
+            return labels.get(name).is_some_and(|has| wanted.is_none_or(|wanted| has == wanted));
+        }
+        let value = text(value);
         match self.key.as_str() {
             "name" | "reference" => value.contains(&self.value),
             _ => value == self.value,
@@ -175,14 +184,13 @@ impl Entries {
         self.aliases.iter().find(|(docker, _)| *docker == typed).map_or(typed, |(_, ours)| ours)
     }
 
-    fn value(&self, entry: &Map<String, Value>, typed: &str) -> Option<String> {
+    fn raw<'a>(&self, entry: &'a Map<String, Value>, typed: &str) -> Option<&'a Value> {
         let wanted = self.key(typed).replace('_', "");
-        let (_, value) = entry.iter().find(|(key, _)| key.replace('_', "") == wanted)?;
-        Some(match value {
-            Value::String(text) => text.clone(),
-            Value::Null => String::new(),
-            other => other.to_string(),
-        })
+        entry.iter().find(|(key, _)| key.replace('_', "") == wanted).map(|(_, value)| value)
+    }
+
+    fn value(&self, entry: &Map<String, Value>, typed: &str) -> Option<String> {
+        self.raw(entry, typed).map(text)
     }
 
     fn check(&self, typed: &str) -> Result<(), Failure> {
@@ -199,6 +207,20 @@ impl Entries {
     }
 }
 
+/// A value in a line: labels as Docker has them, `NAME=VALUE,NAME=VALUE`.
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => String::new(),
+        Value::Object(labels) => {
+            let pairs: Vec<_> =
+                labels.iter().map(|(name, value)| format!("{name}={}", text(value))).collect();
+            pairs.join(",")
+        }
+        other => other.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -206,11 +228,13 @@ mod tests {
     use super::*;
 
     fn entries() -> Entries {
-        let entry =
-            |name: &str, state: &str| json!({"name": name, "state": state, "disk_bytes": 7, "problem": null});
+        let entry = |name: &str, state: &str| {
+            json!({"name": name, "state": state, "disk_bytes": 7, "problem": null,
+                "labels": {"of": name, "ci": ""}})
+        };
         Entries::new(
             [entry("web", "running"), entry("db\u{1b}", "halted")],
-            &[("names", "name"), ("status", "state")],
+            &[("names", "name"), ("status", "state"), ("label", "labels")],
             "name",
         )
     }
@@ -234,7 +258,17 @@ mod tests {
         let format = Some("{{.Names}}\\t{{ .DiskBytes }}");
         assert_eq!(lines(&args(false, &["name=web"], format)).unwrap(), "web\t7\n");
         let json = lines(&args(false, &["name=web"], Some("json"))).unwrap();
-        assert_eq!(json, "{\"disk_bytes\":7,\"name\":\"web\",\"problem\":null,\"state\":\"running\"}\n");
+        assert_eq!(
+            json,
+            "{\"disk_bytes\":7,\"labels\":{\"ci\":\"\",\"of\":\"web\"},\"name\":\"web\",\"problem\":null,\"state\":\"running\"}\n"
+        );
+        for (filter, names) in
+            [("label=of=web", "web\n"), ("label=ci", "web\ndb\\u{1b}\n"), ("label=ci=x", ""), ("label=x", "")]
+        {
+            assert_eq!(lines(&args(true, &[filter], None)).unwrap(), names, "{filter}");
+        }
+        let labels = lines(&args(false, &["name=web"], Some("{{.Labels}}"))).unwrap();
+        assert_eq!(labels, "ci=,of=web\n");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use microagent::image::PullPolicy;
 use microagent::spec::value::setup_script;
 use microagent::{
     Artifact, Attachment, AttachmentForm, Error, GuestInit, NetworkMode, PROFILES, Profile, Publish,
-    PublishRange, SetupStep, SpecFile, WorkspaceOptions,
+    PublishRange, SetupStep, SpecFile, WorkspaceOptions, parse_label,
 };
 
 use crate::args::docker::{refusal, refuse_attachment, refuse_network};
@@ -99,6 +99,10 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
     hostname: Option<String>,
 
+    /// Label by which the workspace can be found: `ps --filter label=NAME=VALUE` (repeatable)
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = parse_label, help_heading = "What to run")]
+    label: Vec<(String, String)>,
+
     /// Attach a named volume, a tar file or an ext4 image, at a path of the guest (repeatable)
     #[arg(short, long, value_name = "SRC:DST[:ro|rw]", allow_hyphen_values = true, help_heading = "Disks")]
     volume: Vec<String>,
@@ -147,6 +151,11 @@ impl WorkspaceArgs {
         }
     }
 
+    /// Whether a spec file is named.
+    pub(crate) fn has_spec(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Lays the flags over what a spec file says. A value takes the place of the file's; of a list, an entry takes the
     /// place of the file's with the same name, and others are added behind the file's.
     pub(crate) fn lay_over(
@@ -166,6 +175,7 @@ impl WorkspaceArgs {
         distinct(outputs)?;
         options.setup.extend(self.setup.read()?);
         options.env.extend(self.environment()?);
+        options.labels.extend(self.label.iter().cloned());
         lay_list_over(&mut options.outputs, outputs, |output| &output.name);
         lay_list_over(&mut options.secrets, &self.secrets.references()?, |secret| &secret.name);
         lay_value_over(&mut options.user, &self.user);

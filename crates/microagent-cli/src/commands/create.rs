@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 use microagent::spec::Service;
 use microagent::spec::value::output;
 use microagent::{
-    Artifact, CreateOptions, Event, ImageReport, Observer, Resources, RestartPolicy, SpecFile, WorkspaceName,
+    Artifact, CreateOptions, Event, ImageReport, NameError, Observer, Resources, RestartPolicy, RunCommand,
+    SpecFile, WorkspaceName,
 };
 
 use crate::args::docker::CreateDockerFlags;
@@ -15,7 +16,7 @@ use crate::context::Context;
 use crate::documents::create::CreateDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-use crate::{environment, run_output};
+use crate::{environment, escape, run_output};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,11 +29,18 @@ Examples:
     microagent create api --image python:3.12 --service-command 'python3 -m http.server 8000'
 
   Run the image's own command as the service:
-    microagent create db --image postgres:16 --image-command -e POSTGRES_PASSWORD=secret";
+    microagent create db --image postgres:16 --image-command -e POSTGRES_PASSWORD=secret
+
+  As in Docker: the image, then the service's arguments:
+    microagent create --name job debian:12 sleep 100";
 
 const LONG_ABOUT: &str = "\
 Creates a workspace: a disk made from an image, a size, and settings. Its state is `prepared` until `microagent start` \
 starts it. Its disk is kept across halt, stop and kill until `microagent delete`.
+
+With --image or --file the first word is the name, else it is the image. Words after it are the service: arguments of the \
+image's Entrypoint, or a program and its arguments where the image has none. Without a service, the machine runs nothing \
+by itself; an image's own command needs --image-command.
 
 Setup steps run once, during this command, in a machine of their own. If one fails, the workspace stays in state \
 `failed`, so that its logs can be read; its next start runs the setup again, on a fresh disk.";
@@ -42,20 +50,25 @@ Setup steps run once, during this command, in a machine of their own. If one fai
 #[command(
     long_about = LONG_ABOUT,
     after_long_help = EXAMPLES,
-    override_usage = "microagent create [OPTIONS] NAME --image IMAGE\n       \
-        microagent create [OPTIONS] [NAME] --file SPEC"
+    override_usage = "microagent create [OPTIONS] NAME --image IMAGE [COMMAND [ARG]...]\n       \
+        microagent create [OPTIONS] [--name NAME] IMAGE [COMMAND [ARG]...]\n       \
+        microagent create [OPTIONS] [NAME] --file SPEC [COMMAND [ARG]...]"
 )]
 pub(crate) struct CreateArgs {
-    /// Name of the workspace
-    #[arg(value_name = "NAME", required_unless_present_any = ["name_option", "file"])]
+    /// Name of the workspace where --image or --file gives the image, else the image
+    #[arg(value_name = "NAME|IMAGE")]
+    first: Option<String>,
+
+    /// Service: a program and its arguments, all verbatim; the machine ends when it ends
+    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
+    words: Vec<String>,
+
+    /// Name of the workspace, as in Docker [default: the image's name and a number]
+    #[arg(long, value_name = "NAME")]
     name: Option<WorkspaceName>,
 
-    /// Name of the workspace, as in Docker
-    #[arg(long = "name", id = "name_option", value_name = "NAME", conflicts_with = "name")]
-    name_option: Option<WorkspaceName>,
-
     /// Image: a registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`
-    #[arg(long, value_name = "IMAGE", required_unless_present = "file", help_heading = "What to run")]
+    #[arg(long, value_name = "IMAGE", help_heading = "What to run")]
     image: Option<String>,
 
     /// Service: a shell line that every start runs; the machine ends when it ends
@@ -63,8 +76,12 @@ pub(crate) struct CreateArgs {
     service_command: Option<String>,
 
     /// Use the image's Entrypoint and Cmd as the service
-    #[arg(long, conflicts_with = "service_command", help_heading = "What to run")]
+    #[arg(long, conflicts_with_all = ["service_command", "entrypoint"], help_heading = "What to run")]
     image_command: bool,
+
+    /// Program of the service instead of the image's Entrypoint; COMMAND becomes its arguments
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "service_command", help_heading = "What to run")]
+    entrypoint: Option<String>,
 
     /// Program of interactive sessions [default: bash where the image has it, else sh]
     #[arg(long, value_name = "PROGRAM", help_heading = "What to run")]
@@ -88,6 +105,9 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     docker: CreateDockerFlags,
 }
+
+/// Makes up the name of a workspace from its image.
+type MadeUpName<'a> = dyn Fn(&str) -> Result<WorkspaceName, Failure> + 'a;
 
 /// `--restart`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,8 +136,9 @@ impl From<Restart> for RestartPolicy {
 pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure> {
     let spec = args.workspace.spec()?;
     let idle = idle_keys(&spec.only_for_run(), "create");
-    let options = args.options(spec)?;
     let engine = context.engine();
+    let options = args.options(spec, &|image| Ok(engine.made_up_name(image)?))?;
+    let has_service = options.service.is_some();
     let progress = context.progress(args.quiet);
     if let Some(note) = idle {
         progress.note(&note);
@@ -136,11 +157,15 @@ pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure
         Ok(workspace) => workspace,
         Err(error) => return Err(run_output::failed(context, error)?),
     };
-    let (image, notices) = details.taken();
+    let (image, mut notices) = details.taken();
     let image = image.ok_or_else(|| Failure::Other {
         message: "the image of the new workspace is not known".to_owned(),
         hint: None,
     })?;
+    if !has_service && let Some(note) = idle_command(&image.command) {
+        progress.note(&note);
+        notices.push(note);
+    }
     let document = CreateDocument::new(workspace.details()?, image, notices);
     match context.format {
         Format::Json => print_json(&document),
@@ -167,11 +192,33 @@ impl CreationDetails {
     }
 }
 
+/// What to say of an image's command that nothing starts. A bare shell would end at once, and is not missed.
+fn idle_command(command: &[String]) -> Option<String> {
+    const SHELLS: [&str; 5] = ["sh", "bash", "ash", "dash", "zsh"];
+    let is_shell = |word: &String| SHELLS.contains(&word.rsplit('/').next().unwrap_or_default());
+    let nothing_to_say = match command {
+        [] => true,
+        [only] => is_shell(only),
+        _ => false,
+    };
+    let words = escape::one_line(&command.join(" "));
+    (!nothing_to_say).then(|| {
+        format!("start will not run the image's own command ({words}); --image-command makes it the service")
+    })
+}
+
 impl CreateArgs {
-    fn options(&self, mut spec: SpecFile) -> Result<CreateOptions, Failure> {
+    fn options(&self, mut spec: SpecFile, made_up: &MadeUpName<'_>) -> Result<CreateOptions, Failure> {
         self.docker.refuse()?;
-        spec.name = self.name.as_ref().or(self.name_option.as_ref()).cloned().or(spec.name);
         spec.image = self.image.clone().or(spec.image);
+        let command = self.name_and_image(&mut spec)?;
+        // What a file describes is found by its name again.
+        if spec.name.is_none()
+            && !self.workspace.has_spec()
+            && let Some(image) = &spec.image
+        {
+            spec.name = Some(made_up(image)?);
+        }
         if let Some(line) = &self.service_command {
             (spec.service, spec.image_command) = (Some(Service::Shell(line.clone())), None);
         }
@@ -181,8 +228,56 @@ impl CreateArgs {
         spec.shell = self.shell.clone().or(spec.shell);
         spec.restart = self.restart.map(RestartPolicy::from).or(spec.restart);
         let mut options = spec.create_options(&environment::passed_through)?;
+        options.service = self.service(command)?.or(options.service);
         self.workspace.lay_over(&mut options.workspace, &self.output)?;
         Ok(options)
+    }
+
+    /// Takes name or image from the first word, and gives the words of the service.
+    fn name_and_image(&self, spec: &mut SpecFile) -> Result<Vec<String>, Failure> {
+        let first = match (&self.first, &spec.image) {
+            (Some(first), None) if !self.workspace.has_spec() => {
+                spec.image = Some(first.clone());
+                None
+            }
+            (Some(first), _) if self.name.is_none() => {
+                let name = first.parse().map_err(|error: NameError| {
+                    Failure::usage(
+                        error.to_string(),
+                        "microagent create [--name NAME] IMAGE [COMMAND [ARG]...]",
+                    )
+                })?;
+                spec.name = Some(name);
+                None
+            }
+            // Name and image are options, so all words are the service.
+            (first, _) => first.clone(),
+        };
+        spec.name = self.name.clone().or(spec.name.take());
+        Ok(first.into_iter().chain(self.words.iter().cloned()).collect())
+    }
+
+    /// The service that words and `--entrypoint` make.
+    fn service(&self, words: Vec<String>) -> Result<Option<RunCommand>, Failure> {
+        if !words.is_empty() && (self.image_command || self.service_command.is_some()) {
+            return Err(Failure::usage(
+                "the service is given twice: as words and with an option",
+                "keep the words, --service-command or --image-command",
+            ));
+        }
+        Ok(match &self.entrypoint {
+            Some(program) if program.is_empty() && words.is_empty() => {
+                return Err(Failure::usage(
+                    "an empty --entrypoint needs a command",
+                    "give a command after the image or the name",
+                ));
+            }
+            // Docker's way to say "no entrypoint": the words alone are the command.
+            Some(program) if program.is_empty() => Some(RunCommand::Entrypoint(words)),
+            Some(program) => Some(RunCommand::Entrypoint([vec![program.clone()], words].concat())),
+            None if words.is_empty() => None,
+            None => Some(RunCommand::Argv(words)),
+        })
     }
 }
 
@@ -200,15 +295,18 @@ impl CreateDocument {
 #[cfg(test)]
 mod tests {
     use clap::{Command, FromArgMatches};
-    use microagent::RunCommand;
 
     use super::*;
+
+    fn made_up(image: &str) -> Result<WorkspaceName, Failure> {
+        Ok(WorkspaceName::made_up(image, 1))
+    }
 
     fn options(words: &[&str]) -> Result<CreateOptions, Failure> {
         let command = CreateArgs::augment_args(Command::new("create").no_binary_name(true));
         CreateArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap())
             .unwrap()
-            .options(SpecFile::default())
+            .options(SpecFile::default(), &made_up)
     }
 
     #[test]
@@ -226,6 +324,39 @@ mod tests {
     }
 
     #[test]
+    fn words_are_name_or_image_and_then_the_service() {
+        let argv =
+            |words: &[&str]| Some(RunCommand::Argv(words.iter().map(|&word| word.to_owned()).collect()));
+        for (words, name, service) in [
+            (&["--name", "c1", "i", "sleep", "100"][..], "c1", argv(&["sleep", "100"])),
+            (&["c1", "--image", "i", "sh", "-c", "x"], "c1", argv(&["sh", "-c", "x"])),
+            (&["--name", "c1", "--image", "i", "sleep"], "c1", argv(&["sleep"])),
+            (&["i"], "i-000001", None),
+            (&["i", "sleep", "--name", "x"], "i-000001", argv(&["sleep", "--name", "x"])),
+        ] {
+            let made = options(words).unwrap();
+            assert_eq!((made.name.as_str(), made.workspace.image.as_str()), (name, "i"), "{words:?}");
+            assert_eq!(made.service, service, "{words:?}");
+        }
+        let entry = options(&["--entrypoint", "/x", "i", "--", "-y"]).unwrap().service;
+        assert_eq!(entry, Some(RunCommand::Entrypoint(vec!["/x".into(), "-y".into()])));
+        for twice in [&["--image-command", "i", "ls"][..], &["--service-command", "x", "i", "ls"]] {
+            assert!(matches!(options(twice), Err(Failure::Usage { .. })), "{twice:?}");
+        }
+        assert!(options(&[]).is_err() && options(&["a/b", "--image", "i"]).is_err());
+        assert!(options(&["--entrypoint", "", "i"]).is_err());
+    }
+
+    #[test]
+    fn an_image_command_that_nothing_starts_is_named() {
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        assert!(
+            idle_command(&words(&["nginx", "-g", "daemon off;"])).unwrap().contains("(nginx -g daemon off;)")
+        );
+        assert_eq!((idle_command(&[]), idle_command(&words(&["/bin/sh"]))), (None, None));
+    }
+
+    #[test]
     fn dockers_flags_are_refused_with_their_reason() {
         for flag in ["--privileged", "--pid=host", "-v=/a:/b", "--device=x"] {
             let refused = options(&["web", "--image", "i", flag]).unwrap_err();
@@ -240,7 +371,7 @@ mod tests {
             let command = CreateArgs::augment_args(Command::new("create").no_binary_name(true));
             let words = [&["--file", "/specs/microagent.yaml"], words].concat();
             let matches = command.try_get_matches_from(words).unwrap();
-            CreateArgs::from_arg_matches(&matches).unwrap().options(spec)
+            CreateArgs::from_arg_matches(&matches).unwrap().options(spec, &made_up)
         };
         const FILE: &str = "{name: web, image: i, restart: always, service: x, shell: ash}";
         let file = merged(FILE, &[]).unwrap();

@@ -15,7 +15,8 @@ const NONE_SAVED: &str = "No workspaces.\n";
 const NONE_RUNNING: &str = "No running workspaces.\n";
 
 /// Docker's keys for templates and filters.
-const DOCKER_KEYS: &[(&str, &str)] = &[("names", "name"), ("status", "state"), ("ports", "port_forwards")];
+const DOCKER_KEYS: &[(&str, &str)] =
+    &[("names", "name"), ("status", "state"), ("ports", "port_forwards"), ("label", "labels")];
 
 const EXAMPLES: &str = "\
 Examples:
@@ -141,6 +142,7 @@ mod tests {
             network: Some(NetworkMode::User),
             port_forwards: Vec::new(),
             restart: RestartPolicy::Never,
+            labels: microagent::Labels::new(),
             observed_at: jiff::Timestamp::UNIX_EPOCH,
             problem: None,
         };

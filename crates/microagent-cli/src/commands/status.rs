@@ -70,6 +70,9 @@ impl StatusDocument {
         ]);
         lines.extend(self.disks.iter().map(|disk| ("Mounted", escape::one_line(&mounted(disk)))));
         lines.extend(self.port_forwards.iter().map(|forward| ("Published", published(forward))));
+        for (name, value) in &self.labels {
+            lines.push(("Label", escape::one_line(&format!("{name}={value}"))));
+        }
         for secret in &self.secrets {
             let text = format!("{} from {}", secret.name, secret.reference);
             lines.push(("Secret", escape::one_line(&text)));

@@ -17,7 +17,7 @@ pub(crate) struct ImageDocument {
 
 impl From<ImageReport> for ImageDocument {
     fn from(image: ImageReport) -> ImageDocument {
-        let ImageReport { reference, resolved_reference, digest, origin } = image;
+        let ImageReport { reference, resolved_reference, digest, origin, .. } = image;
         ImageDocument { reference, resolved_reference, digest, origin }
     }
 }

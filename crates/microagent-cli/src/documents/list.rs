@@ -1,7 +1,7 @@
 //! `microagent list` and `ps`, in JSON.
 
 use jiff::Timestamp;
-use microagent::{NetworkMode, PortForward, RestartPolicy, State, WorkspaceName, WorkspaceSummary};
+use microagent::{Labels, NetworkMode, PortForward, RestartPolicy, State, WorkspaceName, WorkspaceSummary};
 use serde::Serialize;
 
 /// `microagent list` and `ps`.
@@ -21,6 +21,7 @@ pub(crate) struct WorkspaceDocument {
     pub(crate) network: Option<NetworkMode>,
     pub(crate) port_forwards: Vec<PortForward>,
     pub(crate) restart: RestartPolicy,
+    pub(crate) labels: Labels,
     pub(crate) observed_at: Timestamp,
     pub(crate) problem: Option<String>,
 }
@@ -35,6 +36,7 @@ impl From<WorkspaceSummary> for WorkspaceDocument {
             network: summary.network,
             port_forwards: summary.port_forwards,
             restart: summary.restart,
+            labels: summary.labels,
             observed_at: summary.observed_at,
             problem: summary.problem,
         }

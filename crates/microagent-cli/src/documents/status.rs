@@ -1,7 +1,7 @@
 //! `microagent status`, in JSON.
 
 use microagent::{
-    Artifact, Attachment, Inspection, LinkState, NetworkMode, PortForward, Resources, RestartPolicy,
+    Artifact, Attachment, Inspection, Labels, LinkState, NetworkMode, PortForward, Resources, RestartPolicy,
     SecretReference, State, WorkspaceDetails, WorkspaceName,
 };
 use serde::Serialize;
@@ -32,6 +32,7 @@ pub(crate) struct StatusDocument {
     pub(crate) vmm_pid: Option<i32>,
     pub(crate) disk_bytes: u64,
     pub(crate) disks: Vec<Attachment>,
+    pub(crate) labels: Labels,
     pub(crate) outputs: Vec<Artifact>,
     pub(crate) secrets: Vec<SecretDocument>,
     pub(crate) result: Option<ResultDocument>,
@@ -92,6 +93,7 @@ impl StatusDocument {
             vmm_pid: details.vmm_pid,
             disk_bytes: inspection.disk_bytes,
             disks: details.disks,
+            labels: details.labels,
             outputs: details.outputs,
             secrets: details.secrets.into_iter().map(SecretDocument::from).collect(),
             result: inspection.result.map(ResultDocument::from),

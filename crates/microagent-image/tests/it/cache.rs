@@ -40,6 +40,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         publish: Vec::new(),
         egress: Default::default(),
         secrets: Vec::new(),
+        labels: Default::default(),
         outputs: Vec::new(),
         disposable: false,
         backend: None,

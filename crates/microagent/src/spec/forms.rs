@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use microagent_model::{Artifact, SecretReference, SecretReferenceError};
+use microagent_model::{Artifact, Labels, SecretReference, SecretReferenceError, check_label};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -136,6 +136,14 @@ pub(super) fn env<'de, D: Deserializer<'de>>(
         return Err(D::Error::custom("a name in `env` is empty, or has a blank or `=` in it"));
     }
     Ok(Some(env))
+}
+
+pub(super) fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Labels>, D::Error> {
+    let Some(labels) = Option::<Labels>::deserialize(deserializer)? else { return Ok(None) };
+    for (name, value) in &labels {
+        check_label(name, value).map_err(|error| D::Error::custom(format!("label `{name}`: {error}")))?;
+    }
+    Ok(Some(labels))
 }
 
 pub(super) fn secrets<'de, D: Deserializer<'de>>(

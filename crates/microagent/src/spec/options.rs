@@ -158,6 +158,7 @@ impl SpecFile {
         options.publish = self.published()?.unwrap_or_default();
         self.lay_egress_over(&mut options.egress);
         options.secrets = self.secrets.clone().unwrap_or_default();
+        options.labels = self.labels.clone().unwrap_or_default();
         options.outputs = self.outputs.clone().unwrap_or_default();
         options.profile = self.profile.unwrap_or_default();
         options.memory_mib = self.resources.memory_mib;

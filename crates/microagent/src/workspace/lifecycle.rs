@@ -24,7 +24,7 @@ use crate::provision::{
 };
 use crate::secret::Resolved;
 use crate::supervisor_events::{EndTranslator, Purpose, SupervisorProgress};
-use crate::supervisor_spec::{HostPrograms, MachineRequest};
+use crate::supervisor_spec::{HostPrograms, MachineRequest, random};
 use crate::{CreateOptions, Engine, Error, Event, Profile, Progress};
 
 /// How often the state of a workspace is read while it is waited for.
@@ -35,6 +35,9 @@ pub const REASON_LIMIT: usize = 1000;
 
 /// How long a machine that has just ended may take to be seen as ended.
 const REST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Numbers in made-up names: six digits, far more than workspaces of one host.
+const MADE_UP_NUMBERS: u32 = 1_000_000;
 
 /// How one start differs from the workspace's settings. The next start is not affected.
 #[derive(Debug, Clone, Default)]
@@ -87,6 +90,20 @@ impl StartOptions {
 }
 
 impl Engine {
+    /// A name for a new workspace of this image that no workspace has.
+    ///
+    /// # Errors
+    /// Fails when the host has no random numbers.
+    pub fn made_up_name(&self, image: &str) -> Result<WorkspaceName, Error> {
+        loop {
+            let number = u32::from_le_bytes(random::<4>()?) % MADE_UP_NUMBERS;
+            let name = WorkspaceName::made_up(image, number);
+            if !self.state().workspace(&name).path().exists() {
+                return Ok(name);
+            }
+        }
+    }
+
     /// Creates a workspace: image, disk, record, and its setup steps in a boot of their own. Nothing runs
     /// afterwards.
     ///

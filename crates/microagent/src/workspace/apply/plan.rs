@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use microagent_image::ImageReference;
-use microagent_model::{Attachment, CommandLine, DiskSource, Publish, SetupStep};
+use microagent_model::{Attachment, CommandLine, DiskSource, Labels, Publish, SetupStep};
 use microagent_store::{Workload, WorkspaceRecord};
 use microagent_vm::AMENDMENT_LIMIT;
 
@@ -84,6 +84,11 @@ impl Plan {
             let old = std::mem::replace(&mut plan.record.secrets, secrets.clone());
             plan.list("secrets", &old, secrets, |s| &s.name, |s| s.source.to_string(), true);
         }
+        if let Some(labels) = &spec.labels {
+            let pairs = |labels: &Labels| labels.clone().into_iter().collect::<Vec<_>>();
+            let old = std::mem::replace(&mut plan.record.labels, labels.clone());
+            plan.list("labels", &pairs(&old), &pairs(labels), |l| &l.0, |l| l.1.clone(), true);
+        }
         if let Some(outputs) = &spec.outputs {
             let old = std::mem::replace(&mut plan.record.outputs, outputs.clone());
             let bytes: usize = outputs.iter().map(|output| output.name.len() + output.path.len()).sum();
@@ -103,6 +108,7 @@ impl Plan {
         options.publish.clone_from(&record.publish);
         options.egress.clone_from(&record.egress);
         options.secrets.clone_from(&record.secrets);
+        options.labels.clone_from(&record.labels);
         options.outputs.clone_from(&record.outputs);
         options.memory_mib = Some(record.resources.memory_mib);
         options.cpu_count = Some(record.resources.cpu_count);
