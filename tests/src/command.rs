@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::Home;
 use crate::process::Process;
+use crate::schema;
 
 /// How long a call may take unless the test says otherwise: emulated guests on busy cores are slow.
 const DEADLINE: Duration = Duration::from_secs(150);
@@ -319,18 +320,27 @@ impl Finished {
             .unwrap_or_else(|_| panic!("standard output is not text\n{}", self.told()))
     }
 
-    /// The one JSON document on standard output.
+    /// The one JSON document on standard output, which must be as the schema of its command says.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.stdout)
-            .unwrap_or_else(|e| panic!("no JSON document: {e}\n{}", self.told()))
+        let document = serde_json::from_slice(&self.stdout)
+            .unwrap_or_else(|e| panic!("no JSON document: {e}\n{}", self.told()));
+        if let Some(faults) = schema::faults_of_call(&self.words, &document) {
+            panic!("the document is not as its schema says:\n{faults}\n{}", self.told());
+        }
+        document
     }
 
     /// The JSON document on standard error that an error is with `--json`: its last line.
     #[track_caller]
     pub fn json_error(&self) -> Value {
         let line = self.stderr.lines().last().unwrap_or_default();
-        serde_json::from_str(line).unwrap_or_else(|e| panic!("no JSON error: {e}\n{}", self.told()))
+        let document =
+            serde_json::from_str(line).unwrap_or_else(|e| panic!("no JSON error: {e}\n{}", self.told()));
+        if let Some(faults) = schema::faults("error", &document) {
+            panic!("the error is not as its schema says:\n{faults}\n{}", self.told());
+        }
+        document
     }
 
     /// What the guest printed: all after the blank line that ends the summary.

@@ -19,6 +19,7 @@ pub mod openbao;
 pub mod process;
 pub mod pty;
 pub mod registry;
+pub mod schema;
 pub mod user;
 pub mod wait;
 

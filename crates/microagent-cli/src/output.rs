@@ -3,9 +3,9 @@
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::net::SocketAddr;
 
-use microagent::PortForward;
 use serde::Serialize;
 
+use crate::documents::shared::PortForwardDocument;
 use crate::failure::Failure;
 
 /// How a command answers.
@@ -43,8 +43,8 @@ pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
 }
 
 /// `127.0.0.1:8080 -> 80/tcp`, as Docker shows it.
-pub(crate) fn published(forward: &PortForward) -> String {
-    let PortForward { protocol, host, host_port, guest_port } = forward;
+pub(crate) fn published(forward: &PortForwardDocument) -> String {
+    let PortForwardDocument { protocol, host, host_port, guest_port } = forward;
     format!("{} -> {guest_port}/{protocol}", SocketAddr::new(*host, *host_port))
 }
 

@@ -14,7 +14,6 @@ use std::path::Path;
 use flate2::write::GzEncoder;
 use jiff::Timestamp;
 use microagent_store::{Lock, read_limited};
-use serde::Serialize;
 use tempfile::TempPath;
 use tokio_util::sync::CancellationToken;
 
@@ -71,7 +70,7 @@ pub struct Layer {
 }
 
 /// An image that was made.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Committed {
     /// As the caller gave it.
     pub reference: String,

@@ -6,7 +6,6 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use futures::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ImageError;
@@ -22,7 +21,7 @@ use crate::store::{ImageStore, PARALLEL_BLOBS, PullOptions, Request, parse};
 use crate::tag::target;
 
 /// What a push did.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Pushed {
     /// The full reference.
     pub resolved_reference: String,

@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use microagent_store::{WorkspaceRecord, read_limited};
-use serde::Serialize;
 
 use crate::cache::{Cache, remove_file};
 use crate::digest::Digest;
@@ -27,7 +26,7 @@ use crate::store::{ImageStore, Origin, parse};
 const PREFIX_MIN: usize = 6;
 
 /// All images in the cache.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct ImageList {
     /// In the order of their references.
     pub images: Vec<ImageSummary>,
@@ -36,7 +35,7 @@ pub struct ImageList {
 }
 
 /// One image in the cache.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct ImageSummary {
     /// As the user gave it.
     pub reference: String,
@@ -67,7 +66,7 @@ pub struct ImageSummary {
 }
 
 /// A record that cannot be used.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct DamagedImage {
     /// The record.
     pub path: PathBuf,
@@ -76,7 +75,7 @@ pub struct DamagedImage {
 }
 
 /// What a delete did.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Deletion {
     /// Full references that are gone.
     pub references: Vec<String>,
@@ -85,7 +84,7 @@ pub struct Deletion {
 }
 
 /// What a prune did.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default)]
 pub struct Pruned {
     /// Full references that are gone.
     pub references: Vec<String>,

@@ -17,7 +17,6 @@ use std::path::{Path, PathBuf};
 use microagent_store::{Access, open_file};
 use microagent_tar::write::{header, padding};
 use microagent_tar::{BLOCK, Entry, Kind, Meta};
-use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -54,7 +53,7 @@ impl fmt::Debug for SaveTarget {
 }
 
 /// What was saved.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Saved {
     /// One per reference, in their order.
     pub images: Vec<SavedImage>,
@@ -63,7 +62,7 @@ pub struct Saved {
 }
 
 /// One image of an archive.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct SavedImage {
     /// The name that it has in the archive; an image that came out of a file has none.
     pub name: Option<String>,

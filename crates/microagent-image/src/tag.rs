@@ -1,7 +1,6 @@
 //! Gives images further names. Names of our own giving are tags, never digests or places.
 
 use microagent_store::Lock;
-use serde::Serialize;
 
 use crate::error::ImageError;
 use crate::record::ImageRecord;
@@ -9,7 +8,7 @@ use crate::reference::{ImageReference, RegistryReference};
 use crate::store::{ImageStore, parse};
 
 /// What a name stands for now.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Tagged {
     /// The new name, as the caller gave it.
     pub reference: String,

@@ -9,7 +9,7 @@ use microagent_proto::chain;
 use microagent_vm::{Accel, AccelDecision, KvmFacts, Walls, accel};
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Engine, Error, Hint, WeakJail};
 
@@ -29,7 +29,7 @@ const NOFILE_MIN: u64 = 256;
 const ADDRESS_SPACE_MIN: u64 = 4 << 30;
 
 /// Outcome of one check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// As it should be.
@@ -71,7 +71,7 @@ impl Report {
 }
 
 /// What `kernel verify` found.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct KernelReport {
     /// Version of the guest kernel.
     pub version: String,

@@ -18,7 +18,7 @@ pub use microagent_store::{
 };
 use microagent_vm::OutputReader;
 pub use microagent_vm::{ControlError, PortError, SuperviseError};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::action::Action;
 pub use self::connection::ConnectionFault;
@@ -294,7 +294,7 @@ pub enum Error {
 }
 
 /// Class of an [`Error`], stable for programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ErrorKind {

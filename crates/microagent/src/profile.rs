@@ -1,15 +1,13 @@
 //! Machine sizes by name.
 
 use microagent_model::Resources;
-use serde::Serialize;
 
 /// A named machine size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Profile {
     /// The name.
     pub name: &'static str,
     /// The sizes.
-    #[serde(flatten)]
     pub resources: Resources,
 }
 

@@ -13,7 +13,6 @@ use microagent_store::{
     Access, HeldVolume, HoldError, LockError, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeRecord,
     WorkspaceRecord, open_file,
 };
-use serde::Serialize;
 
 use crate::error::InvalidRequest;
 use crate::provision::MIB;
@@ -38,7 +37,7 @@ const JOURNAL_MIN: u64 = 1024;
 const JOURNAL_MAX: u64 = 32_768;
 
 /// A volume.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Volume {
     /// Name.
     pub name: VolumeName,
@@ -66,7 +65,7 @@ pub enum DeleteMode {
 }
 
 /// What deleting a volume did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deletion {
     /// Whether there was something to delete.
     pub deleted: bool,

@@ -23,7 +23,6 @@ use microagent_model::{
 };
 use microagent_proto::chain;
 use microagent_store::{LockError, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord};
-use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use crate::error::Action;
@@ -152,7 +151,7 @@ pub enum DeleteMode {
 }
 
 /// What [`Workspace::delete`] did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Deletion {
     /// Whether there was something to delete.

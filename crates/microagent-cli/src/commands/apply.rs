@@ -9,6 +9,7 @@ use microagent::{Error, SpecFile, WorkspaceName};
 
 use crate::args::workspace::idle_keys;
 use crate::context::Context;
+use crate::documents::apply::ApplyDocument;
 use crate::environment;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -76,7 +77,7 @@ pub(crate) fn execute(context: &Context, args: ApplyArgs) -> Result<(), Failure>
         context.progress(args.quiet).note(notice);
     }
     match context.format {
-        Format::Json => print_json(&applied),
+        Format::Json => print_json(&ApplyDocument::from(applied)),
         Format::Text => print_text(&text(&applied)),
     }
 }

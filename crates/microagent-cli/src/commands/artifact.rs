@@ -7,6 +7,7 @@ use microagent::{Artifact, WorkspaceName};
 
 use crate::context::Context;
 use crate::documents::artifact::{ArtifactGetDocument, ArtifactListDocument, Artifacts};
+use crate::documents::shared::ArtifactDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::table::table;
@@ -80,10 +81,10 @@ pub(crate) fn execute(context: &Context, args: ArtifactArgs) -> Result<(), Failu
 fn list(context: &Context, workspace: WorkspaceName) -> Result<(), Failure> {
     let artifacts = context.engine().workspace(&workspace).artifacts()?;
     match context.format {
-        Format::Json => print_json(&ArtifactListDocument {
-            workspace,
-            artifacts: Artifacts { ingress: [], egress: artifacts },
-        }),
+        Format::Json => {
+            let egress = artifacts.into_iter().map(ArtifactDocument::from).collect();
+            print_json(&ArtifactListDocument { workspace, artifacts: Artifacts { ingress: [], egress } })
+        }
         Format::Text => print_text(&listing(artifacts)),
     }
 }

@@ -5,6 +5,7 @@ use microagent::{CommitOptions, CommitReport, WorkspaceName};
 
 use crate::args::image_change::{self, Change};
 use crate::context::Context;
+use crate::documents::commit::CommitDocument;
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
@@ -71,7 +72,7 @@ pub(crate) fn execute(context: &Context, args: CommitArgs) -> Result<(), Failure
     progress.end();
     let report = committed?;
     match context.format {
-        Format::Json => print_json(&report),
+        Format::Json => print_json(&CommitDocument::from(report)),
         Format::Text => print_text(&lines(&report)),
     }
 }

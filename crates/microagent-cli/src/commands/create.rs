@@ -6,14 +6,15 @@ use clap::{Args, ValueEnum};
 use microagent::spec::Service;
 use microagent::spec::value::output;
 use microagent::{
-    Artifact, CreateOptions, Event, ImageReport, NameError, Observer, Resources, RestartPolicy, RunCommand,
-    SpecFile, WorkspaceName,
+    Artifact, CreateOptions, Event, ImageReport, NameError, Observer, RestartPolicy, RunCommand, SpecFile,
+    WorkspaceName,
 };
 
 use crate::args::docker::CreateDockerFlags;
 use crate::args::workspace::{WorkspaceArgs, idle_keys};
 use crate::context::Context;
 use crate::documents::create::CreateDocument;
+use crate::documents::shared::ResourcesDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::{environment, escape, run_output};
@@ -283,7 +284,7 @@ impl CreateArgs {
 
 impl CreateDocument {
     fn text(&self) -> String {
-        let Resources { memory_mib, cpu_count, size_mib } = self.resources;
+        let ResourcesDocument { memory_mib, cpu_count, size_mib } = self.resources;
         format!(
             "Workspace: {}\nState: {}\nProfile: {}\nNetwork: {}\n\
              Resources: memory={memory_mib}MiB cpus={cpu_count} disk={size_mib}MiB\n",

@@ -6,7 +6,7 @@ use microagent::egress::{Decision, Reason, Subject};
 use serde::Serialize;
 
 use crate::context::Context;
-use crate::documents::egress::EgressDocument;
+use crate::documents::egress::{DecisionDocument, EgressDocument};
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -45,7 +45,7 @@ pub(crate) fn execute(context: &Context, args: EgressArgs) -> Result<(), Failure
     match (context.format, args.follow) {
         (Format::Json, true) => Err(Failure::followed_as_json()),
         (Format::Json, false) => {
-            let egress = workspace.egress()?;
+            let egress = workspace.egress()?.into_iter().map(DecisionDocument::from).collect();
             print_json(&EgressDocument { workspace: args.name, egress })
         }
         (Format::Text, false) => print_text(&workspace.egress()?.iter().map(line).collect::<String>()),

@@ -4,7 +4,7 @@ use clap::Args;
 use microagent::{StateEvent, WorkspaceName};
 
 use crate::context::Context;
-use crate::documents::events::EventsDocument;
+use crate::documents::events::{EventsDocument, StateEventDocument};
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -38,7 +38,7 @@ pub(crate) fn execute(context: &Context, args: EventsArgs) -> Result<(), Failure
     match (context.format, args.follow) {
         (Format::Json, true) => Err(Failure::followed_as_json()),
         (Format::Json, false) => {
-            let events = workspace.events()?;
+            let events = workspace.events()?.into_iter().map(StateEventDocument::from).collect();
             print_json(&EventsDocument { workspace: args.name, events })
         }
         (Format::Text, false) => print_text(&workspace.events()?.iter().map(line).collect::<String>()),

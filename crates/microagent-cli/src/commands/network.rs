@@ -1,11 +1,10 @@
 //! `microagent network`: how a workspace is connected.
 
 use clap::Args;
-use microagent::egress::EgressPolicy;
-use microagent::{GuestAddresses, WorkspaceName};
+use microagent::WorkspaceName;
 
 use crate::context::Context;
-use crate::documents::network::NetworkDocument;
+use crate::documents::network::{EgressPolicyDocument, GuestAddressesDocument, NetworkDocument};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, published, size};
 
@@ -69,7 +68,7 @@ impl NetworkDocument {
         if let Some(link) = self.network.link {
             lines.push(("Link", link.to_string()));
         }
-        if let Some(GuestAddresses { ip, prefix_len, gateway, dns }) = &self.runtime {
+        if let Some(GuestAddressesDocument { ip, prefix_len, gateway, dns }) = &self.runtime {
             let dns: Vec<_> = dns.iter().map(ToString::to_string).collect();
             lines.extend([
                 ("Address", format!("{ip}/{prefix_len}")),
@@ -77,7 +76,7 @@ impl NetworkDocument {
                 ("DNS", dns.join(", ")),
             ]);
         }
-        if let Some(EgressPolicy { mode, allow, max_connections, max_bytes }) = &self.network.egress {
+        if let Some(EgressPolicyDocument { mode, allow, max_connections, max_bytes }) = &self.network.egress {
             lines.push(("Egress", mode.to_string()));
             lines.extend(allow.iter().map(|rule| ("Allowed", rule.to_string())));
             lines.push(("Limits", format!("{max_connections} connections, {}", size(*max_bytes))));
@@ -89,7 +88,10 @@ impl NetworkDocument {
 
 #[cfg(test)]
 mod tests {
-    use microagent::{LinkState, NetworkDetails, NetworkMode, PortForward, PortProtocol, State};
+    use microagent::egress::EgressPolicy;
+    use microagent::{
+        GuestAddresses, LinkState, NetworkDetails, NetworkMode, PortForward, PortProtocol, State,
+    };
 
     use super::*;
 

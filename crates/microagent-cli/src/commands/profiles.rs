@@ -4,7 +4,7 @@ use clap::Args;
 use microagent::{PROFILES, Profile};
 
 use crate::context::Context;
-use crate::documents::profiles::ProfilesDocument;
+use crate::documents::profiles::{ProfileDocument, ProfilesDocument};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::table::table;
@@ -25,9 +25,10 @@ pub(crate) struct ProfilesArgs {}
 /// Lists.
 pub(crate) fn execute(context: &Context, _args: ProfilesArgs) -> Result<(), Failure> {
     match context.format {
-        Format::Json => {
-            print_json(&ProfilesDocument { profiles: PROFILES, default: Profile::default().name })
-        }
+        Format::Json => print_json(&ProfilesDocument {
+            profiles: PROFILES.map(ProfileDocument::from),
+            default: Profile::default().name,
+        }),
         Format::Text => print_text(&listing()),
     }
 }

@@ -4,6 +4,7 @@ use clap::Args;
 use microagent::{Error, Stats, WorkspaceName};
 
 use crate::context::Context;
+use crate::documents::stats::StatsDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::writer;
@@ -50,7 +51,7 @@ pub(crate) fn execute(context: &Context, args: StatsArgs) -> Result<(), Failure>
             () = token.cancelled() => return Err(Error::Cancelled.into()),
         };
         match context.format {
-            Format::Json => print_json(&stats),
+            Format::Json => print_json(&StatsDocument::from(stats)),
             Format::Text => print_text(&line(&stats)),
         }
     })

@@ -1,10 +1,11 @@
 //! `microagent status`: everything about one workspace.
 
 use clap::Args;
-use microagent::{Attachment, DiskSource, LinkState, Resources, WorkspaceName};
+use microagent::{LinkState, WorkspaceName};
 
 use crate::context::Context;
-use crate::documents::status::StatusDocument;
+use crate::documents::shared::ResourcesDocument;
+use crate::documents::status::{AttachmentDocument, DiskSourceDocument, StatusDocument};
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, published, size};
@@ -40,7 +41,7 @@ pub(crate) fn execute(context: &Context, args: StatusArgs) -> Result<(), Failure
 
 impl StatusDocument {
     fn text(&self) -> String {
-        let Resources { memory_mib, cpu_count, size_mib } = self.resources;
+        let ResourcesDocument { memory_mib, cpu_count, size_mib } = self.resources;
         let mut lines = vec![("Workspace", self.workspace.to_string()), ("State", self.state.to_string())];
         if let Some(problem) = &self.problem {
             lines.push(("Problem", escape::one_line(problem)));
@@ -85,11 +86,11 @@ impl StatusDocument {
 }
 
 /// A disk beside the root disk, and where it is.
-fn mounted(disk: &Attachment) -> String {
+fn mounted(disk: &AttachmentDocument) -> String {
     let source = match &disk.source {
-        DiskSource::Volume(name) => format!("volume {name}"),
-        DiskSource::Image(path) => path.display().to_string(),
-        DiskSource::Bundle(path) => format!("bundle {}", path.display()),
+        DiskSourceDocument::Volume(name) => format!("volume {name}"),
+        DiskSourceDocument::Image(path) => path.display().to_string(),
+        DiskSourceDocument::Bundle(path) => format!("bundle {}", path.display()),
     };
     let how = if disk.read_only { ", read-only" } else { "" };
     format!("{} ({source}{how})", disk.mount_point)

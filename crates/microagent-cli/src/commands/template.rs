@@ -144,7 +144,7 @@ fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
         engine.templates().list()?.into_iter().filter(is_it).max_by_key(|template| template.created_at);
     let template = template.map(TemplateDocument::from);
     match context.format {
-        Format::Json => print_json(&TemplateBuildDocument { template, timeline }),
+        Format::Json => print_json(&TemplateBuildDocument { template, timeline: timeline.into() }),
         Format::Text => print_text(&built(template.as_ref(), &timeline)),
     }
 }

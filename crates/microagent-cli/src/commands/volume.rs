@@ -1,12 +1,12 @@
 //! `microagent volume`: disks that belong to no workspace.
 
 use clap::{Args, Subcommand};
-use microagent::volume::{DeleteMode, Deletion, SIZE_MIB, Volume};
+use microagent::volume::{DeleteMode, SIZE_MIB, Volume};
 use microagent::{Error, VolumeName, WorkspaceName};
 
 use crate::args::listing::{Entries, ListingArgs};
 use crate::context::Context;
-use crate::documents::volume::{DeletedVolume, VolumeDeleteDocument, VolumeListDocument};
+use crate::documents::volume::{DeletedVolume, VolumeDeleteDocument, VolumeDocument, VolumeListDocument};
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
@@ -174,14 +174,14 @@ pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure
 fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
     let volume = context.engine().volumes().create(&args.name, args.size_mib)?;
     match context.format {
-        Format::Json => print_json(&volume),
+        Format::Json => print_json(&VolumeDocument::from(volume)),
         Format::Text => print_text(&format!("Created volume \"{}\" ({} MiB)\n", args.name, args.size_mib)),
     }
 }
 
 fn list(context: &Context, listing_args: &ListingArgs) -> Result<(), Failure> {
     let mut volumes = context.engine().volumes().list()?;
-    let values = volumes.iter().map(|volume| serde_json::json!(volume));
+    let values = volumes.iter().map(|volume| serde_json::json!(VolumeDocument::from(volume.clone())));
     let entries = Entries::new(values, &[("mountpoint", "path")], "name");
     let selected = listing_args.select(&entries)?;
     if listing_args.is_custom() && context.format == Format::Text {
@@ -190,14 +190,16 @@ fn list(context: &Context, listing_args: &ListingArgs) -> Result<(), Failure> {
     let mut index = 0..;
     volumes.retain(|_| index.next().is_some_and(|index| selected.contains(&index)));
     match context.format {
-        Format::Json => print_json(&VolumeListDocument { volumes }),
+        Format::Json => print_json(&VolumeListDocument {
+            volumes: volumes.into_iter().map(VolumeDocument::from).collect(),
+        }),
         Format::Text => print_text(&listing(&volumes)),
     }
 }
 
 fn show(context: &Context, volume: &Volume) -> Result<(), Failure> {
     match context.format {
-        Format::Json => print_json(volume),
+        Format::Json => print_json(&VolumeDocument::from(volume.clone())),
         Format::Text => print_text(&text(volume)),
     }
 }
@@ -223,7 +225,7 @@ fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
                 () = token.cancelled() => return Err(Error::Cancelled.into()),
             };
             match deleted {
-                Ok(deletion) => done.push(DeletedVolume { name, deletion }),
+                Ok(deletion) => done.push(DeletedVolume::new(name, deletion)),
                 Err(error) => failures.push(error),
             }
         }
@@ -242,7 +244,7 @@ fn question(names: &[VolumeName]) -> String {
 }
 
 fn line(deleted: &DeletedVolume) -> String {
-    let DeletedVolume { name, deletion: Deletion { deleted, killed, missed_by } } = deleted;
+    let DeletedVolume { name, deleted, killed, missed_by } = deleted;
     if !deleted {
         return format!("Nothing to delete: {name}\n");
     }
@@ -322,14 +324,14 @@ mod tests {
 
     #[test]
     fn deleting_says_what_else_it_did() {
-        let deleted = |deletion| line(&DeletedVolume { name: "data".parse().unwrap(), deletion });
-        let nothing = Deletion { deleted: false, killed: None, missed_by: Vec::new() };
-        assert_eq!(deleted(nothing.clone()), "Nothing to delete: data\n");
-        let plain = Deletion { deleted: true, ..nothing };
-        assert_eq!(deleted(plain.clone()), "Deleted volume \"data\"\n");
+        let name: VolumeName = "data".parse().unwrap();
+        let nothing = DeletedVolume { name, deleted: false, killed: None, missed_by: Vec::new() };
+        assert_eq!(line(&nothing), "Nothing to delete: data\n");
+        let plain = DeletedVolume { deleted: true, ..nothing };
+        assert_eq!(line(&plain), "Deleted volume \"data\"\n");
         let web: WorkspaceName = "web".parse().unwrap();
         assert_eq!(
-            deleted(Deletion { killed: Some(web.clone()), missed_by: vec![web], ..plain }),
+            line(&DeletedVolume { killed: Some(web.clone()), missed_by: vec![web], ..plain }),
             "Killed web and deleted volume \"data\"\nCannot start without it: web\n"
         );
         let names = ["a", "b"].map(|name| name.parse().unwrap());

@@ -1,21 +1,27 @@
 //! `microagent create`, in JSON.
 
-use microagent::{
-    ImageReport, NetworkMode, Resources, RestartPolicy, State, WorkspaceDetails, WorkspaceName,
-};
+use microagent::{ImageReport, NetworkMode, RestartPolicy, State, WorkspaceDetails, WorkspaceName};
 use serde::Serialize;
 
 use crate::documents::image::ImageDocument;
+#[cfg(test)]
+use crate::documents::schema::Words;
+use crate::documents::shared::ResourcesDocument;
 
 /// `microagent create`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct CreateDocument {
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) workspace: WorkspaceName,
+    #[cfg_attr(test, schemars(with = "Words<microagent::State>"))]
     pub(crate) state: State,
     pub(crate) profile: String,
+    #[cfg_attr(test, schemars(with = "Words<microagent::NetworkMode>"))]
     pub(crate) network: NetworkMode,
     pub(crate) hostname: String,
-    pub(crate) resources: Resources,
+    pub(crate) resources: ResourcesDocument,
+    #[cfg_attr(test, schemars(with = "Words<microagent::RestartPolicy>"))]
     pub(crate) restart: RestartPolicy,
     pub(crate) image: ImageDocument,
     pub(crate) notices: Vec<String>,
@@ -30,7 +36,7 @@ impl CreateDocument {
             profile: details.profile,
             network: details.network,
             hostname: details.hostname,
-            resources: details.resources,
+            resources: details.resources.into(),
             restart: details.restart,
             image: image.into(),
             notices,

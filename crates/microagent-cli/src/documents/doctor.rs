@@ -3,10 +3,13 @@
 use microagent::doctor::{Check, Status};
 use serde::Serialize;
 
+#[cfg(test)]
+use crate::documents::schema::Words;
 use crate::hints;
 
 /// `microagent doctor`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct DoctorDocument {
     pub(crate) ok: bool,
     pub(crate) verdict: &'static str,
@@ -16,8 +19,10 @@ pub(crate) struct DoctorDocument {
 
 /// One check.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct CheckDocument {
     pub(crate) name: &'static str,
+    #[cfg_attr(test, schemars(with = "Words<microagent::doctor::Status>"))]
     pub(crate) status: Status,
     pub(crate) detail: String,
     pub(crate) remedy: Option<String>,

@@ -5,7 +5,9 @@ use serde::Serialize;
 
 /// `microagent exec`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ExecDocument {
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) workspace: WorkspaceName,
     pub(crate) status: &'static str,
     pub(crate) exit_code: i32,

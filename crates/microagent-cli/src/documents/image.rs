@@ -2,16 +2,25 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use microagent::ImageReport;
-use microagent::image::{Deletion, Origin};
+use microagent::image::{
+    DamagedImage, Deletion, Image, ImageList, ImageSummary, Origin, Platform, Pruned, Pushed, Saved,
+    SavedImage, Tagged,
+};
 use serde::Serialize;
+
+#[cfg(test)]
+use crate::documents::schema::Words;
 
 /// The image of what was run or made, in JSON.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ImageDocument {
     reference: String,
     resolved_reference: String,
     digest: String,
+    #[cfg_attr(test, schemars(with = "Words<microagent::image::Origin>"))]
     origin: Origin,
 }
 
@@ -22,27 +31,164 @@ impl From<ImageReport> for ImageDocument {
     }
 }
 
-/// What came in.
-#[derive(Debug, Serialize)]
-pub(crate) struct PulledImageDocument {
-    pub(crate) reference: String,
-    pub(crate) resolved_reference: String,
-    pub(crate) digest: String,
-    pub(crate) origin: microagent::image::Origin,
-    pub(crate) content_bytes: u64,
-    pub(crate) disk: PathBuf,
-    pub(crate) disk_id: String,
-    pub(crate) disk_bytes: u64,
+document! {
+    /// `microagent image pull` and `image import`.
+    PulledImageDocument of Image {
+        reference: String,
+        resolved_reference: String,
+        digest: String,
+        #[cfg_attr(test, schemars(with = "Words<microagent::image::Origin>"))]
+        origin: Origin,
+        content_bytes: u64,
+        disk: PathBuf,
+        disk_id: String,
+        disk_bytes: u64,
+    }
 }
 
 /// `microagent image load`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct LoadedImagesDocument {
     pub(crate) loaded: Vec<PulledImageDocument>,
 }
 
+/// `microagent image list`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ImageListDocument {
+    images: Vec<ImageSummaryDocument>,
+    damaged: Vec<DamagedImageDocument>,
+}
+
+document! {
+    /// One image in the cache.
+    ImageSummaryDocument of ImageSummary {
+        reference: String,
+        resolved_reference: String,
+        digest: String,
+        platform: PlatformDocument,
+        #[cfg_attr(test, schemars(with = "Words<microagent::image::Origin>"))]
+        origin: Origin,
+        content_bytes: u64,
+        download_bytes: u64,
+        disk_bytes: u64,
+        disk: PathBuf,
+        disk_id: String,
+        disk_present: bool,
+        created_at: Timestamp,
+        last_used_at: Timestamp,
+    }
+}
+
+/// What an image runs on, in the words of OCI.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct PlatformDocument {
+    os: String,
+    architecture: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    variant: Option<String>,
+}
+
+impl From<Platform> for PlatformDocument {
+    fn from(platform: Platform) -> PlatformDocument {
+        let Platform { os, architecture, variant } = platform;
+        PlatformDocument { os, architecture, variant }
+    }
+}
+
+document! {
+    /// A record that cannot be used.
+    DamagedImageDocument of DamagedImage {
+        path: PathBuf,
+        reason: String,
+    }
+}
+
+document! {
+    /// `microagent image tag`.
+    TagDocument of Tagged {
+        reference: String,
+        resolved_reference: String,
+        digest: String,
+    }
+}
+
+/// `microagent image save`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct SaveDocument {
+    images: Vec<SavedImageDocument>,
+    bytes: u64,
+}
+
+document! {
+    /// One image of an archive.
+    SavedImageDocument of SavedImage {
+        name: Option<String>,
+        digest: String,
+    }
+}
+
+document! {
+    /// `microagent image push`.
+    PushDocument of Pushed {
+        resolved_reference: String,
+        digest: String,
+        blobs_sent: usize,
+        blobs_present: usize,
+        bytes_sent: u64,
+    }
+}
+
 /// `microagent image delete`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ImageDeleteDocument {
-    pub(crate) deleted: Vec<Deletion>,
+    deleted: Vec<DeletedImageDocument>,
+}
+
+document! {
+    /// An image that was deleted.
+    DeletedImageDocument of Deletion {
+        references: Vec<String>,
+        freed_bytes: u64,
+    }
+}
+
+document! {
+    /// `microagent image prune`.
+    ImagePruneDocument of Pruned {
+        references: Vec<String>,
+        damaged_records: usize,
+        blobs: usize,
+        disks: usize,
+        partial_files: usize,
+        freed_bytes: u64,
+    }
+}
+
+impl From<ImageList> for ImageListDocument {
+    fn from(list: ImageList) -> ImageListDocument {
+        ImageListDocument {
+            images: list.images.into_iter().map(ImageSummaryDocument::from).collect(),
+            damaged: list.damaged.into_iter().map(DamagedImageDocument::from).collect(),
+        }
+    }
+}
+
+impl From<Saved> for SaveDocument {
+    fn from(saved: Saved) -> SaveDocument {
+        SaveDocument {
+            images: saved.images.into_iter().map(SavedImageDocument::from).collect(),
+            bytes: saved.bytes,
+        }
+    }
+}
+
+impl From<Vec<Deletion>> for ImageDeleteDocument {
+    fn from(deleted: Vec<Deletion>) -> ImageDeleteDocument {
+        ImageDeleteDocument { deleted: deleted.into_iter().map(DeletedImageDocument::from).collect() }
+    }
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 /// `microagent kernel verify`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct KernelDocument<'a> {
     pub(crate) ok: bool,
     pub(crate) version: &'a str,

@@ -1,26 +1,37 @@
 //! `microagent list` and `ps`, in JSON.
 
 use jiff::Timestamp;
-use microagent::{Labels, NetworkMode, PortForward, RestartPolicy, State, WorkspaceName, WorkspaceSummary};
+use microagent::{Labels, NetworkMode, RestartPolicy, State, WorkspaceName, WorkspaceSummary};
 use serde::Serialize;
+
+#[cfg(test)]
+use crate::documents::schema::Words;
+use crate::documents::shared::PortForwardDocument;
 
 /// `microagent list` and `ps`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct WorkspaceListDocument {
     pub(crate) workspaces: Vec<WorkspaceDocument>,
 }
 
 /// One workspace.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct WorkspaceDocument {
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) name: WorkspaceName,
     /// `null` for a damaged record.
+    #[cfg_attr(test, schemars(with = "Option<Words<microagent::State>>"))]
     pub(crate) state: Option<State>,
     pub(crate) backend: Option<String>,
     pub(crate) profile: Option<String>,
+    #[cfg_attr(test, schemars(with = "Option<Words<microagent::NetworkMode>>"))]
     pub(crate) network: Option<NetworkMode>,
-    pub(crate) port_forwards: Vec<PortForward>,
+    pub(crate) port_forwards: Vec<PortForwardDocument>,
+    #[cfg_attr(test, schemars(with = "Words<microagent::RestartPolicy>"))]
     pub(crate) restart: RestartPolicy,
+    #[cfg_attr(test, schemars(with = "std::collections::BTreeMap<String, String>"))]
     pub(crate) labels: Labels,
     pub(crate) observed_at: Timestamp,
     pub(crate) problem: Option<String>,
@@ -34,7 +45,7 @@ impl From<WorkspaceSummary> for WorkspaceDocument {
             backend: summary.backend,
             profile: summary.profile,
             network: summary.network,
-            port_forwards: summary.port_forwards,
+            port_forwards: summary.port_forwards.into_iter().map(PortForwardDocument::from).collect(),
             restart: summary.restart,
             labels: summary.labels,
             observed_at: summary.observed_at,

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 /// `microagent man`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ManPageDocument {
     pub(crate) name: String,
     pub(crate) page: String,
@@ -13,6 +14,7 @@ pub(crate) struct ManPageDocument {
 
 /// `microagent man --dir`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ManPagesDocument {
     pub(crate) written: Vec<PathBuf>,
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 /// Both streams: as text when they are UTF-8, else in base64, which `*_encoding` says.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct OutputDocument {
     stdout: String,
     stdout_encoding: &'static str,

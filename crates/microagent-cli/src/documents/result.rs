@@ -5,13 +5,16 @@ use serde::Serialize;
 
 /// `microagent result`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct LastResultDocument {
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) workspace: WorkspaceName,
     pub(crate) result: ResultDocument,
 }
 
 /// How something ended.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ResultDocument {
     pub(crate) started_at: String,
     pub(crate) exited_at: String,

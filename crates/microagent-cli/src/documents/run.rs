@@ -1,41 +1,49 @@
 //! `microagent run`, in JSON.
 
-use microagent::{NetworkMode, PortForward, Resources, RunReport, StartMode, State};
+use microagent::{NetworkMode, RunReport, StartMode, State};
 use serde::Serialize;
 
 use crate::documents::image::ImageDocument;
 use crate::documents::output::OutputDocument;
+#[cfg(test)]
+use crate::documents::schema::Words;
+use crate::documents::shared::{PortForwardDocument, ResourcesDocument, TimelineDocument};
 use crate::failure::Failure;
 use crate::run_output::unreadable;
 
 /// The document. Field names are stable; fields are only added.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct RunDocument {
     workspace: String,
+    #[cfg_attr(test, schemars(with = "Words<microagent::State>"))]
     final_state: State,
     profile: String,
+    #[cfg_attr(test, schemars(with = "Words<microagent::NetworkMode>"))]
     network: NetworkMode,
-    port_forwards: Vec<PortForward>,
+    port_forwards: Vec<PortForwardDocument>,
     hostname: String,
-    resources: Resources,
+    resources: ResourcesDocument,
     image: ImageDocument,
     backend: String,
     kept: bool,
     start: StartDocument,
     result: ResultDocument,
     /// Microseconds from the start of the supervisor.
-    timeline: microagent::Timeline,
+    timeline: TimelineDocument,
     notices: Vec<String>,
 }
 
 /// How the machine came up.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct StartDocument {
     mode: &'static str,
     reason: String,
 }
 
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct ResultDocument {
     started_at: String,
     exited_at: String,
@@ -63,9 +71,9 @@ impl RunDocument {
             final_state: report.final_state,
             profile: report.profile,
             network: report.network,
-            port_forwards: report.published.iter().map(PortForward::from).collect(),
+            port_forwards: report.published.iter().map(PortForwardDocument::from).collect(),
             hostname: report.hostname,
-            resources: report.resources,
+            resources: report.resources.into(),
             image: report.image.into(),
             backend: report.backend,
             kept: report.kept,
@@ -79,7 +87,7 @@ impl RunDocument {
                 output,
                 dropped_bytes: report.result.dropped_bytes,
             },
-            timeline: report.timeline,
+            timeline: report.timeline.into(),
             notices: report.notices,
         })
     }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 /// A secret of `microagent secret check`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct SecretCheckDocument {
     pub(crate) name: String,
     pub(crate) ok: bool,

@@ -1,19 +1,27 @@
 //! What changes the state of a workspace, in JSON.
 
-use microagent::{PortForward, State, WorkspaceDetails, WorkspaceName};
+use microagent::{State, WorkspaceDetails, WorkspaceName};
 use serde::Serialize;
+
+#[cfg(test)]
+use crate::documents::schema::Words;
+use crate::documents::shared::PortForwardDocument;
 
 /// `microagent start`, `halt`, `stop`, `kill`, `pause`, `resume`, `quarantine`, `clone` and `supervise`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct StateDocument {
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) workspace: WorkspaceName,
+    #[cfg_attr(test, schemars(with = "Words<microagent::State>"))]
     pub(crate) state: State,
-    pub(crate) port_forwards: Vec<PortForward>,
+    pub(crate) port_forwards: Vec<PortForwardDocument>,
 }
 
 impl From<WorkspaceDetails> for StateDocument {
     fn from(details: WorkspaceDetails) -> StateDocument {
         let WorkspaceDetails { name, state, port_forwards, .. } = details;
+        let port_forwards = port_forwards.into_iter().map(PortForwardDocument::from).collect();
         StateDocument { workspace: name, state, port_forwards }
     }
 }

@@ -1,28 +1,39 @@
 //! `microagent status`, in JSON.
 
+use std::path::PathBuf;
+
 use microagent::{
-    Artifact, Attachment, Inspection, Labels, LinkState, NetworkMode, PortForward, Resources, RestartPolicy,
-    SecretReference, State, WorkspaceDetails, WorkspaceName,
+    Attachment, DiskSource, Inspection, Labels, LinkState, NetworkMode, RestartPolicy, SecretReference,
+    State, WorkspaceDetails, WorkspaceName,
 };
 use serde::Serialize;
 
 use crate::documents::result::ResultDocument;
+#[cfg(test)]
+use crate::documents::schema::Words;
+use crate::documents::shared::{ArtifactDocument, PortForwardDocument, ResourcesDocument};
 
 /// `microagent status`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct StatusDocument {
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) workspace: WorkspaceName,
+    #[cfg_attr(test, schemars(with = "Words<microagent::State>"))]
     pub(crate) state: State,
     pub(crate) problem: Option<String>,
     pub(crate) created_at: String,
     pub(crate) changed_at: String,
     pub(crate) image: StatusImageDocument,
     pub(crate) profile: String,
-    pub(crate) resources: Resources,
+    pub(crate) resources: ResourcesDocument,
+    #[cfg_attr(test, schemars(with = "Words<microagent::NetworkMode>"))]
     pub(crate) network: NetworkMode,
+    #[cfg_attr(test, schemars(with = "Option<Words<microagent::LinkState>>"))]
     pub(crate) link: Option<LinkState>,
-    pub(crate) port_forwards: Vec<PortForward>,
+    pub(crate) port_forwards: Vec<PortForwardDocument>,
     pub(crate) hostname: String,
+    #[cfg_attr(test, schemars(with = "Words<microagent::RestartPolicy>"))]
     pub(crate) restart: RestartPolicy,
     pub(crate) has_service: bool,
     pub(crate) setup_pending: bool,
@@ -31,15 +42,46 @@ pub(crate) struct StatusDocument {
     pub(crate) supervisor_pid: Option<i32>,
     pub(crate) vmm_pid: Option<i32>,
     pub(crate) disk_bytes: u64,
-    pub(crate) disks: Vec<Attachment>,
+    pub(crate) disks: Vec<AttachmentDocument>,
+    #[cfg_attr(test, schemars(with = "std::collections::BTreeMap<String, String>"))]
     pub(crate) labels: Labels,
-    pub(crate) outputs: Vec<Artifact>,
+    pub(crate) outputs: Vec<ArtifactDocument>,
     pub(crate) secrets: Vec<SecretDocument>,
     pub(crate) result: Option<ResultDocument>,
 }
 
+document! {
+    /// A disk that the guest finds mounted.
+    AttachmentDocument of Attachment {
+        source: DiskSourceDocument,
+        mount_point: String,
+        read_only: bool,
+    }
+}
+
+/// Where an attached disk comes from: the name of a volume, or a path of the host.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DiskSourceDocument {
+    Volume(String),
+    Image(PathBuf),
+    Bundle(PathBuf),
+}
+
+impl From<DiskSource> for DiskSourceDocument {
+    fn from(source: DiskSource) -> DiskSourceDocument {
+        match source {
+            DiskSource::Volume(name) => DiskSourceDocument::Volume(name.to_string()),
+            DiskSource::Image(path) => DiskSourceDocument::Image(path),
+            DiskSource::Bundle(path) => DiskSourceDocument::Bundle(path),
+        }
+    }
+}
+
 /// A secret's name and where its value is.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct SecretDocument {
     pub(crate) name: String,
     pub(crate) source: &'static str,
@@ -48,6 +90,7 @@ pub(crate) struct SecretDocument {
 
 /// The image that a workspace was made from.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct StatusImageDocument {
     pub(crate) reference: String,
     pub(crate) resolved_reference: String,
@@ -79,10 +122,10 @@ impl StatusDocument {
                 digest: details.image.digest,
             },
             profile: details.profile,
-            resources: details.resources,
+            resources: details.resources.into(),
             network: details.network,
             link: details.link,
-            port_forwards: details.port_forwards,
+            port_forwards: details.port_forwards.into_iter().map(PortForwardDocument::from).collect(),
             hostname: details.hostname,
             restart: details.restart,
             has_service: inspection.has_service,
@@ -92,9 +135,9 @@ impl StatusDocument {
             supervisor_pid: details.supervisor_pid,
             vmm_pid: details.vmm_pid,
             disk_bytes: inspection.disk_bytes,
-            disks: details.disks,
+            disks: details.disks.into_iter().map(AttachmentDocument::from).collect(),
             labels: details.labels,
-            outputs: details.outputs,
+            outputs: details.outputs.into_iter().map(ArtifactDocument::from).collect(),
             secrets: details.secrets.into_iter().map(SecretDocument::from).collect(),
             result: inspection.result.map(ResultDocument::from),
         }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 /// `microagent system df`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct DiskUseDocument {
     pub(crate) images: UseDocument,
     pub(crate) workspaces: UseDocument,
@@ -13,6 +14,7 @@ pub(crate) struct DiskUseDocument {
 
 /// How many there are, and what they take together.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct UseDocument {
     pub(crate) count: usize,
     pub(crate) bytes: u64,
@@ -20,6 +22,7 @@ pub(crate) struct UseDocument {
 
 /// `microagent system prune`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct SystemPruneDocument {
     /// Names of deleted images.
     pub(crate) images: Vec<String>,

@@ -3,16 +3,22 @@
 use std::time::SystemTime;
 
 use jiff::Timestamp;
+use microagent::NetworkMode;
 use microagent::template::Template;
-use microagent::{NetworkMode, Timeline};
 use serde::Serialize;
+
+#[cfg(test)]
+use crate::documents::schema::Words;
+use crate::documents::shared::TimelineDocument;
 
 /// One template.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct TemplateDocument {
     pub(crate) key: String,
     pub(crate) memory_mib: Option<u32>,
     pub(crate) cpu_count: Option<u32>,
+    #[cfg_attr(test, schemars(with = "Option<Words<microagent::NetworkMode>>"))]
     pub(crate) network: Option<NetworkMode>,
     pub(crate) backend: Option<&'static str>,
     /// Base disk that it has mounted.
@@ -25,20 +31,23 @@ pub(crate) struct TemplateDocument {
 
 /// `microagent template list`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct TemplateListDocument {
     pub(crate) templates: Vec<TemplateDocument>,
 }
 
 /// `microagent template build`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct TemplateBuildDocument {
     pub(crate) template: Option<TemplateDocument>,
     /// Microseconds from the start of the supervisor, as in `run`.
-    pub(crate) timeline: Timeline,
+    pub(crate) timeline: TimelineDocument,
 }
 
 /// `microagent template prune`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct TemplatePruneDocument {
     pub(crate) removed: Vec<TemplateDocument>,
     pub(crate) bytes: u64,

@@ -1,25 +1,61 @@
 //! `microagent volume`, in JSON.
 
-use microagent::VolumeName;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
 use microagent::volume::{Deletion, Volume};
+use microagent::{VolumeName, WorkspaceName};
 use serde::Serialize;
 
 /// `microagent volume list`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct VolumeListDocument {
-    pub(crate) volumes: Vec<Volume>,
+    pub(crate) volumes: Vec<VolumeDocument>,
 }
 
 /// `microagent volume delete`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct VolumeDeleteDocument {
     pub(crate) volumes: Vec<DeletedVolume>,
 }
 
+document! {
+    /// A volume: `microagent volume create`, `status` and `resize`.
+    VolumeDocument of Volume {
+        #[cfg_attr(test, schemars(with = "String"))]
+        name: VolumeName,
+        /// `null` for a damaged record, as `created_at`.
+        size_mib: Option<u64>,
+        created_at: Option<Timestamp>,
+        /// The workspace whose machine has it.
+        attached_to: Option<String>,
+        bytes: u64,
+        path: PathBuf,
+        problem: Option<String>,
+    }
+}
+
 /// A volume that was named for deletion.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct DeletedVolume {
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) name: VolumeName,
-    #[serde(flatten)]
-    pub(crate) deletion: Deletion,
+    pub(crate) deleted: bool,
+    /// The workspace that was killed for it.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub(crate) killed: Option<WorkspaceName>,
+    /// Workspaces that name it and cannot be started without it.
+    #[cfg_attr(test, schemars(with = "Vec<String>"))]
+    pub(crate) missed_by: Vec<WorkspaceName>,
+}
+
+impl DeletedVolume {
+    /// What the library did to this volume.
+    pub(crate) fn new(name: VolumeName, deletion: Deletion) -> DeletedVolume {
+        let Deletion { deleted, killed, missed_by, .. } = deletion;
+        DeletedVolume { name, deleted, killed, missed_by }
+    }
 }

@@ -3,10 +3,16 @@
 use microagent::{State, WorkspaceName};
 use serde::Serialize;
 
+#[cfg(test)]
+use crate::documents::schema::Words;
+
 /// `microagent wait`.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct WaitDocument {
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) workspace: WorkspaceName,
+    #[cfg_attr(test, schemars(with = "Words<microagent::State>"))]
     pub(crate) state: State,
     pub(crate) ok: bool,
 }

@@ -14,7 +14,7 @@ use microagent_model::{Attachment, CommandLine, DiskSource, SetupStep, State, Wo
 use microagent_store::{Workload, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::control::amend;
 use microagent_vm::{Amendment, grow_overlay};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{Workspace, lock_patiently};
 use crate::disks::arrange;
@@ -36,7 +36,7 @@ pub enum ApplyMode {
 }
 
 /// What [`Workspace::apply`] did, or would do.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Applied {
     /// The workspace.
     pub workspace: WorkspaceName,
@@ -51,7 +51,7 @@ pub struct Applied {
 }
 
 /// Something in which a workspace and its file differed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The key of the file; a list's entry is named in brackets.
     pub key: String,
@@ -66,7 +66,7 @@ pub struct Change {
 }
 
 /// What happens to a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
     /// It was not there.

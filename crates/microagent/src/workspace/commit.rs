@@ -11,7 +11,6 @@ use microagent_model::WorkspaceName;
 use microagent_proto::{Diff, Request};
 use microagent_vm::machine::{EXTRA_SCSI_TARGET, ROOT_SCSI_TARGET};
 use microagent_vm::{Claim, ExtraDisk};
-use serde::Serialize;
 
 use super::Workspace;
 use super::copy::STREAM_SLACK;
@@ -80,13 +79,12 @@ impl CommitOptions {
 }
 
 /// What a commit made.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CommitReport {
     /// The workspace.
     pub workspace: WorkspaceName,
     /// The new image.
-    #[serde(flatten)]
     pub image: Committed,
     /// What the push did, if there was one.
     pub pushed: Option<Pushed>,

@@ -5,7 +5,6 @@ use std::num::NonZeroU16;
 
 use microagent_model::{EgressPolicy, LinkState, NetworkMode, PortProtocol, Publish, State, WorkspaceName};
 use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
-use serde::Serialize;
 
 use super::Workspace;
 use crate::Error;
@@ -33,7 +32,7 @@ pub struct NetworkDetails {
 }
 
 /// What a guest finds in its network. The same for every guest: each has a network of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestAddresses {
     /// Its own address.
     pub ip: Ipv4Addr,
@@ -46,7 +45,7 @@ pub struct GuestAddresses {
 }
 
 /// A published port as documents show it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortForward {
     /// `tcp` or `udp`.
     pub protocol: PortProtocol,

@@ -9,7 +9,6 @@ use microagent_model::{State, WorkspaceName};
 use microagent_store::{ProcessId, RecordedResult, Workload, WorkspaceDir, read_json};
 use microagent_vm::Accel;
 use microagent_vm::machine::host_memory_limit_mib;
-use serde::Serialize;
 use tokio::time::sleep;
 
 use super::Workspace;
@@ -24,7 +23,7 @@ const SAMPLE: Duration = Duration::from_millis(250);
 const TICKS_PER_SECOND: u64 = 100;
 
 /// What a machine uses on its host.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Stats {
     /// The workspace.
     pub workspace: WorkspaceName,

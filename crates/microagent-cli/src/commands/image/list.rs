@@ -6,6 +6,7 @@ use microagent::image::{ImageList, ImageSummary};
 
 use crate::args::listing::{Entries, ListingArgs};
 use crate::context::Context;
+use crate::documents::image::{ImageListDocument, ImageSummaryDocument};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
 use crate::table::table;
@@ -32,7 +33,7 @@ pub(crate) struct ListArgs {
 /// Lists.
 pub(crate) fn execute(context: &Context, args: ListArgs) -> Result<(), Failure> {
     let mut list = context.engine().images().list()?;
-    let values = list.images.iter().map(|image| serde_json::json!(image));
+    let values = list.images.iter().map(|image| serde_json::json!(ImageSummaryDocument::from(image.clone())));
     let keys = &[("reference", "resolved_reference"), ("repository", "resolved_reference"), ("id", "digest")];
     let entries = Entries::new(values, keys, "resolved_reference");
     let selected = args.listing.select(&entries)?;
@@ -42,7 +43,7 @@ pub(crate) fn execute(context: &Context, args: ListArgs) -> Result<(), Failure> 
     let mut index = 0..;
     list.images.retain(|_| index.next().is_some_and(|index| selected.contains(&index)));
     match context.format {
-        Format::Json => print_json(&list),
+        Format::Json => print_json(&ImageListDocument::from(list)),
         Format::Text => {
             let progress = context.progress(true);
             for damaged in &list.damaged {

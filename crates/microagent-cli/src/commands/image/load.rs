@@ -7,11 +7,11 @@ use clap::Args;
 use microagent::image::{ImportSource, LoadOptions};
 
 use crate::context::Context;
-use crate::documents::image::LoadedImagesDocument;
+use crate::documents::image::{LoadedImagesDocument, PulledImageDocument};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 
-use super::{document, lines};
+use super::lines;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,7 +67,10 @@ pub(super) fn execute(context: &Context, args: LoadArgs) -> Result<(), Failure> 
     progress.end();
     let loaded = loaded?;
     match context.format {
-        Format::Json => print_json(&LoadedImagesDocument { loaded: loaded.iter().map(document).collect() }),
+        Format::Json => {
+            let loaded = loaded.into_iter().map(PulledImageDocument::from).collect();
+            print_json(&LoadedImagesDocument { loaded })
+        }
         Format::Text => print_text(&loaded.iter().map(lines).collect::<Vec<_>>().join("\n")),
     }
 }

@@ -182,21 +182,8 @@ fn import(context: &Context, args: ImportArgs) -> Result<(), Failure> {
 /// Says what is here now.
 fn print(context: &Context, image: Image) -> Result<(), Failure> {
     match context.format {
-        Format::Json => print_json(&document(&image)),
+        Format::Json => print_json(&PulledImageDocument::from(image)),
         Format::Text => print_text(&lines(&image)),
-    }
-}
-
-fn document(image: &Image) -> PulledImageDocument {
-    PulledImageDocument {
-        reference: image.reference.clone(),
-        resolved_reference: image.resolved_reference.clone(),
-        digest: image.digest.clone(),
-        origin: image.origin,
-        content_bytes: image.content_bytes,
-        disk: image.disk.clone(),
-        disk_id: image.disk_id.clone(),
-        disk_bytes: image.disk_bytes,
     }
 }
 

@@ -4,6 +4,7 @@ use clap::Args;
 use microagent::image::{NetworkOptions, Pushed};
 
 use crate::context::Context;
+use crate::documents::image::PushDocument;
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
@@ -44,7 +45,7 @@ pub(super) fn execute(context: &Context, args: PushArgs) -> Result<(), Failure> 
     progress.end();
     let pushed = pushed?;
     match context.format {
-        Format::Json => print_json(&pushed),
+        Format::Json => print_json(&PushDocument::from(pushed)),
         Format::Text => print_text(&lines(&pushed)),
     }
 }

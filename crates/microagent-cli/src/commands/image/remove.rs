@@ -4,7 +4,7 @@ use clap::Args;
 use microagent::image::{Deletion, Prune, Pruned};
 
 use crate::context::Context;
-use crate::documents::image::ImageDeleteDocument;
+use crate::documents::image::{ImageDeleteDocument, ImagePruneDocument};
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
@@ -69,7 +69,7 @@ pub(super) fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure>
         }
     }
     match context.format {
-        Format::Json => print_json(&ImageDeleteDocument { deleted })?,
+        Format::Json => print_json(&ImageDeleteDocument::from(deleted))?,
         Format::Text => print_text(&deleted.iter().map(deletion_lines).collect::<String>())?,
     }
     failure.map_or(Ok(()), |error| Err(error.into()))
@@ -97,7 +97,7 @@ pub(super) fn prune(context: &Context, args: PruneArgs) -> Result<(), Failure> {
     let which = if args.all { Prune::All } else { Prune::Unused };
     let pruned = context.engine().images().prune(which)?;
     match context.format {
-        Format::Json => print_json(&pruned),
+        Format::Json => print_json(&ImagePruneDocument::from(pruned)),
         Format::Text => print_text(&pruned_lines(&pruned)),
     }
 }

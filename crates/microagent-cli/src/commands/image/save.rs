@@ -7,6 +7,7 @@ use clap::Args;
 use microagent::image::{NetworkOptions, SaveTarget, Saved};
 
 use crate::context::Context;
+use crate::documents::image::SaveDocument;
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
@@ -66,7 +67,7 @@ pub(super) fn execute(context: &Context, args: SaveArgs) -> Result<(), Failure> 
     let saved = saved?;
     match context.format {
         _ if to_stdout => Ok(()),
-        Format::Json => print_json(&saved),
+        Format::Json => print_json(&SaveDocument::from(saved)),
         Format::Text => print_text(&lines(&saved)),
     }
 }

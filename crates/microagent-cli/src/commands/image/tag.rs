@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::context::Context;
+use crate::documents::image::TagDocument;
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -35,7 +36,7 @@ pub(crate) struct TagArgs {
 pub(super) fn execute(context: &Context, args: TagArgs) -> Result<(), Failure> {
     let tagged = context.engine().images().tag(&args.image, &args.name)?;
     match context.format {
-        Format::Json => print_json(&tagged),
+        Format::Json => print_json(&TagDocument::from(tagged)),
         Format::Text => print_text(&format!(
             "Image: {}\nDigest: {}\n",
             one_line(&tagged.resolved_reference),

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use microagent::{
     CancellationToken, Engine, Error, Event, Observer, Progress, RunOptions, RunReport, StartMode, chain,
 };
-use serde::Serialize;
 
-use super::phases::{Moments, Phases, boot, millis, ready};
+use super::phases::{Moments, boot, millis, ready};
+use crate::documents::perf::Iteration;
 use crate::failure::Failure;
 
 /// Which question is asked.
@@ -34,28 +34,6 @@ impl Start {
             Start::Warm => "warm",
         }
     }
-}
-
-/// What came of one measured run.
-#[derive(Debug, Serialize)]
-pub(super) struct Iteration {
-    /// From 1, over all starts.
-    pub(super) number: u32,
-    /// As it was asked for.
-    pub(super) start: &'static str,
-    /// Why it started cold, if it did.
-    pub(super) start_reason: Option<String>,
-    /// What ran it; the same for all.
-    #[serde(skip)]
-    pub(super) backend: Option<String>,
-    pub(super) ok: bool,
-    pub(super) error: Option<String>,
-    /// From the call to the result.
-    pub(super) duration_ms: Option<f64>,
-    /// From the call to the command.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) full_ready_ms: Option<f64>,
-    pub(super) phases: Option<Phases>,
 }
 
 /// The clock of one run: the library tells when what begins.

@@ -3,20 +3,20 @@
 mod measure;
 mod phases;
 mod summary;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use measure::{Iteration, Question, Start, measure};
+use measure::{Question, Start, measure};
 use microagent::image::PullOptions;
 use microagent::spec::value::duration;
-use microagent::{CancellationToken, Engine, NetworkMode, RunOptions};
-use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
-use summary::Summary;
+use microagent::{CancellationToken, Engine, RunOptions};
 
 use crate::args::machine::MachineArgs;
 use crate::context::Context;
+use crate::documents::perf::{Iteration, PerfDocument, Summary};
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
@@ -146,36 +146,6 @@ impl StartChoice {
     }
 }
 
-/// The answer for programs.
-#[derive(Debug, Serialize)]
-struct Document {
-    image: String,
-    exec: String,
-    profile: &'static str,
-    memory_mib: u32,
-    cpu_count: u32,
-    network: NetworkMode,
-    /// Unknown when no run completed.
-    backend: Option<String>,
-    warmups: u32,
-    iterations: Vec<Iteration>,
-    /// By kind of start.
-    summary: Summaries,
-}
-
-#[derive(Debug)]
-struct Summaries(Vec<(Start, Summary)>);
-
-impl Serialize for Summaries {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for (start, summary) in &self.0 {
-            map.serialize_entry(start.name(), summary)?;
-        }
-        map.end()
-    }
-}
-
 /// Measures and prints.
 pub(crate) fn execute(context: &Context, args: PerfArgs) -> Result<u8, Failure> {
     let (question, series) = match args.command {
@@ -193,7 +163,7 @@ pub(crate) fn execute(context: &Context, args: PerfArgs) -> Result<u8, Failure> 
 }
 
 impl SeriesArgs {
-    fn measure(self, context: &Context, question: Question) -> Result<Document, Failure> {
+    fn measure(self, context: &Context, question: Question) -> Result<PerfDocument, Failure> {
         let Some(image) = self.image.clone() else {
             return Err(Failure::usage(
                 "no image was given",
@@ -211,7 +181,7 @@ impl SeriesArgs {
         progress.end();
         let iterations = measured?;
         let resources = self.machine.resources();
-        Ok(Document {
+        Ok(PerfDocument {
             image,
             profile: self.machine.profile.name,
             memory_mib: resources.memory_mib,
@@ -274,19 +244,23 @@ async fn bring_in(
     Ok(())
 }
 
-fn summaries(iterations: &[Iteration], choice: StartChoice, question: Question) -> Summaries {
+fn summaries(
+    iterations: &[Iteration],
+    choice: StartChoice,
+    question: Question,
+) -> BTreeMap<&'static str, Summary> {
     let measured = match question {
         Question::Boot => |iteration: &Iteration| iteration.duration_ms,
         Question::Ready => |iteration: &Iteration| iteration.full_ready_ms,
     };
     let summary = |start: Start| {
         let mine: Vec<_> = iterations.iter().filter(|iteration| iteration.start == start.name()).collect();
-        (start, Summary::of(&mine, measured))
+        (start.name(), Summary::of(&mine, measured))
     };
-    Summaries(choice.starts().iter().map(|start| summary(*start)).collect())
+    choice.starts().iter().map(|start| summary(*start)).collect()
 }
 
-impl Document {
+impl PerfDocument {
     fn text(&self, question: Question) -> String {
         let (command, measured) = match question {
             Question::Boot => ("boot", "total"),
@@ -301,12 +275,11 @@ impl Document {
             self.network,
             self.backend.as_deref().unwrap_or("no backend"),
         );
-        for (start, summary) in &self.summary.0 {
-            text += &summary.text(start.name(), measured);
+        for (start, summary) in &self.summary {
+            text += &summary.text(start, measured);
         }
-        if let [(_, cold), (_, warm)] = &self.summary.0[..]
-            && let (Some(cold), Some(warm)) = (cold.median(), warm.median())
-        {
+        let median = |start: Start| self.summary.get(start.name()).and_then(Summary::median);
+        if let (Some(cold), Some(warm)) = (median(Start::Cold), median(Start::Warm)) {
             text += &format!("warm / cold: {:.2}\n", warm / cold);
         }
         for iteration in &self.iterations {

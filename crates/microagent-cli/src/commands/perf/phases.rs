@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use microagent::{StartMode, Timeline};
-use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
+
+use crate::documents::perf::{Phase, Phases};
 
 /// Moments of one run on the caller's clock, from the call to the result.
 #[derive(Debug, Clone, Copy)]
@@ -15,30 +15,6 @@ pub(super) struct Moments {
     pub(super) command: Duration,
     /// The result is there, and nothing else is left.
     pub(super) end: Duration,
-}
-
-/// Named durations in milliseconds, in the order in which they happened.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Phases(pub(super) Vec<Phase>);
-
-/// One of them.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Phase {
-    /// Its key in JSON, without the unit.
-    pub(super) name: &'static str,
-    pub(super) millis: f64,
-    /// Whether it is a part of the phase before it; those run beside each other.
-    pub(super) part: bool,
-}
-
-impl Serialize for Phases {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.0.len()))?;
-        for phase in &self.0 {
-            map.serialize_entry(&format!("{}_ms", phase.name), &phase.millis)?;
-        }
-        map.end()
-    }
 }
 
 impl Phases {

@@ -1,24 +1,10 @@
 //! What many measurements come to: medians and ranges. Pure.
 
-use serde::Serialize;
-
-use super::measure::Iteration;
-use super::phases::Phases;
+use crate::documents::perf::{Iteration, PhaseSummary, Phases, Spread, Summary};
 use crate::table::table;
 
 /// Fewest samples that a 95th percentile is told of.
 const P95_SAMPLES: usize = 20;
-
-/// How one quantity was spread, in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Spread {
-    min_ms: f64,
-    avg_ms: f64,
-    p50_ms: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    p95_ms: Option<f64>,
-    max_ms: f64,
-}
 
 impl Spread {
     fn of(mut samples: Vec<f64>) -> Option<Spread> {
@@ -34,27 +20,6 @@ impl Spread {
             max_ms,
         })
     }
-}
-
-/// All iterations of one kind of start.
-#[derive(Debug, Serialize)]
-pub(super) struct Summary {
-    /// Iterations, failed ones included.
-    pub(super) count: usize,
-    /// Those that failed; they are in none of the figures.
-    pub(super) failures: usize,
-    #[serde(flatten)]
-    measured: Option<Spread>,
-    phases: Vec<PhaseSummary>,
-}
-
-#[derive(Debug, Serialize)]
-struct PhaseSummary {
-    name: &'static str,
-    #[serde(skip)]
-    part: bool,
-    #[serde(flatten)]
-    spread: Spread,
 }
 
 impl Summary {
@@ -118,8 +83,8 @@ fn number(millis: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::phases::Phase;
     use super::*;
+    use crate::documents::perf::Phase;
 
     fn iteration(millis: Option<f64>) -> Iteration {
         let phase = |name, millis, part| Phase { name, millis, part };
