@@ -26,6 +26,7 @@ use crate::cgroup::{Cgroup, Cgroups};
 use crate::console;
 use crate::events::{Events, Watcher};
 use crate::init::Init;
+use crate::inspect;
 use crate::reaper::{Reaper, Role};
 use crate::spawn::{self, ChildStreams, NOTE_LEN, Plan, Spawned};
 use crate::user;
@@ -273,6 +274,11 @@ impl Running {
         self.events.catch_up();
         if let Some(program) = self.watcher.killed_for_memory() {
             send(to_host, &ExecEvent::OutOfMemory { program }).await?;
+        }
+        if exit != Exit::Code(0)
+            && let Some(mount) = inspect::full_disk()
+        {
+            send(to_host, &ExecEvent::DiskFull { mount }).await?;
         }
         finish(to_host, ExecEvent::Exited(exit)).await;
         Ok(())

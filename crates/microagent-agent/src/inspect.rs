@@ -1,13 +1,21 @@
 //! Answers small questions about the root file system: what stands at a path, how full it is.
 
 use std::ffi::CString;
-use std::io;
+use std::fs;
+use std::io::{self, Read};
 
 use microagent_proto::{Chunk, FsUsage, GuestError, GuestErrorKind, PathInfo, PathKind, Stat};
-use rustix::fs::{AtFlags, CWD, FileType, readlinkat, statat, statvfs};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfs, openat, readlinkat, statat, statvfs};
 use rustix::io::Errno;
 
 use crate::console;
+use crate::init::agent_proc;
+
+/// A disk with less room than this, in bytes, is full: what did not fit may have been larger than a block.
+const FULL_BELOW: u64 = 64 * 1024;
+
+/// Most bytes of the mount table that are read.
+const MOUNTS_LIMIT: u64 = 256 * 1024;
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +49,27 @@ pub(crate) fn kind_of(error: &io::Error) -> GuestErrorKind {
 /// An absolute path of the host's as the kernel takes it; `None` when it is not one.
 pub(crate) fn absolute(path: &[u8]) -> Option<CString> {
     CString::new(path).ok().filter(|path| path.as_bytes().first() == Some(&b'/'))
+}
+
+/// A disk that has no room left, by its mount point. Nothing but ext4 is looked at: its answer waits for nobody.
+pub(crate) fn full_disk() -> Option<String> {
+    let mounts =
+        openat(agent_proc(), c"self/mounts", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut table = String::new();
+    fs::File::from(mounts).take(MOUNTS_LIMIT).read_to_string(&mut table).ok()?;
+    let mut mounts = table.lines().filter_map(ext4_mount).map(str::to_owned);
+    mounts.find(|mount| statvfs(mount.as_str()).is_ok_and(|usage| is_full(&usage)))
+}
+
+/// The mount point of a line of the kernel's mount table, if it is a writable ext4.
+fn ext4_mount(line: &str) -> Option<&str> {
+    let mut fields = line.split(' ').skip(1);
+    let (mount, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
+    (kind == "ext4" && options.split(',').any(|option| option == "rw")).then_some(mount)
+}
+
+fn is_full(usage: &StatVfs) -> bool {
+    usage.f_bavail.saturating_mul(usage.f_frsize) < FULL_BELOW || (usage.f_files > 0 && usage.f_favail == 0)
 }
 
 /// Says what stands at a path.

@@ -9,6 +9,7 @@ mod commands;
 mod console_log;
 mod context;
 mod documents;
+mod ending;
 mod environment;
 mod escape;
 mod failure;

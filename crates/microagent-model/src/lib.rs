@@ -26,5 +26,5 @@ pub use machine::{DISK_MIB_MAX, ImageIdentity, LinkState, NetworkMode, Resources
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
 pub use publish::{PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange, published_twice};
 pub use secret::{SecretReference, SecretReferenceError, SecretSource};
-pub use signal::{SIGTERM, signal_number};
+pub use signal::{SIGTERM, signal_name, signal_number};
 pub use state::{FailureKind, State, WorkspaceFailure};

@@ -35,9 +35,31 @@ pub fn signal_number(text: &str) -> Option<u8> {
     u8::try_from(index + 1).ok()
 }
 
+/// The name of a signal, 1 to 64: `SIGTERM`, `SIGRTMIN+3`; nothing for a number without one.
+pub fn signal_name(number: u8) -> Option<String> {
+    let (lowest, highest) = REAL_TIME;
+    match number.checked_sub(lowest) {
+        Some(0) => return Some("SIGRTMIN".to_owned()),
+        Some(offset) if number <= highest => return Some(format!("SIGRTMIN+{offset}")),
+        _ => {}
+    }
+    let index = usize::from(number).checked_sub(1)?;
+    NAMES.get(index).map(|name| format!("SIG{name}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_that_of_its_number() {
+        for number in 0..=255 {
+            match signal_name(number) {
+                Some(name) => assert_eq!(signal_number(&name), Some(number), "{name}"),
+                None => assert!(!(1..=31).contains(&number) && !(34..=64).contains(&number), "{number}"),
+            }
+        }
+    }
 
     #[test]
     fn signals_are_known_by_name_and_number() {

@@ -39,7 +39,7 @@ pub use session::{
 };
 
 /// Version of everything in this crate.
-pub const GENERATION: u16 = 5;
+pub const GENERATION: u16 = 6;
 
 /// Name of the virtio-serial port, found in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "microagent.control";

@@ -316,6 +316,11 @@ pub enum ExecEvent {
         /// Name of the killed program, as the kernel cuts it: at most 15 bytes.
         program: String,
     },
+    /// The command failed, and a disk is full.
+    DiskFull {
+        /// Where it is mounted.
+        mount: String,
+    },
     /// It ended; nothing follows.
     Exited(Exit),
     /// It never started; nothing follows.

@@ -134,6 +134,10 @@ pub struct RecordedResult {
     pub start_error: Option<String>,
     /// Bytes of output that were dropped because the bound was reached.
     pub dropped_bytes: u64,
+    /// The program that the kernel killed while the command ran, because memory ran out.
+    pub out_of_memory: Option<String>,
+    /// Mount point of a disk that was full when the command failed.
+    pub disk_full: Option<String>,
 }
 
 /// Why a workspace record could not be loaded.

@@ -341,6 +341,7 @@ impl Driver {
             Err(failure) => Outcome::Failed(failure),
         };
         self.timeline.borrow_mut().gone_us = self.elapsed_us();
+        self.note_shortage(&outcome).await;
         let outcome = self.record_outcome(outcome);
         let console_tail = match &outcome {
             Outcome::Failed(_) => self.console.borrow().tail(),

@@ -29,6 +29,8 @@ fn schema() -> String {
         signal: Some(9),
         start_error: Some("a".to_owned()),
         dropped_bytes: 0,
+        out_of_memory: Some("a".to_owned()),
+        disk_full: Some("a".to_owned()),
     };
     tracer.trace_value(&mut samples, &result).expect("a result is plain data");
     macro_rules! trace {

@@ -94,7 +94,7 @@ pub use microagent_model::{
     Artifact, Attachment, CommandLine, DiskSource, FailureKind, GuestInit, ImageIdentity, LabelError, Labels,
     LinkState, NameError, NetworkMode, PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange,
     Resources, RestartPolicy, SecretReference, SecretReferenceError, SecretSource, SetupStep, State,
-    VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, signal_number,
+    VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, signal_name, signal_number,
 };
 pub use microagent_proto::chain;
 pub use microagent_store::StateEvent;

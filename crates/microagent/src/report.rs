@@ -83,6 +83,10 @@ pub struct RunResult {
     pub start_error: Option<String>,
     /// Bytes of output that were dropped because the bound was reached.
     pub dropped_bytes: u64,
+    /// The program that the guest's kernel killed meanwhile, because memory ran out.
+    pub out_of_memory: Option<String>,
+    /// Mount point of a disk of the guest that was full when the command failed.
+    pub disk_full: Option<String>,
 }
 
 /// Which setup step failed a run.

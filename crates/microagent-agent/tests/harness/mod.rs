@@ -455,6 +455,7 @@ impl Session<'_> {
             match self.event(&mut stream).await {
                 ExecEvent::Started => {}
                 ExecEvent::OutOfMemory { program } => output.out_of_memory = Some(program),
+                ExecEvent::DiskFull { .. } => {}
                 ExecEvent::StdinTaken(_) => panic!("nothing was sent"),
                 ExecEvent::Stdout(bytes) => output.stdout.extend_from_slice(&bytes),
                 ExecEvent::Stderr(bytes) => output.stderr.extend_from_slice(&bytes),
@@ -590,6 +591,7 @@ impl Talk<'_> {
         match event {
             Ok(Some(ExecEvent::Started)) => {}
             Ok(Some(ExecEvent::OutOfMemory { program })) => self.output.out_of_memory = Some(program),
+            Ok(Some(ExecEvent::DiskFull { .. })) => {}
             Ok(Some(ExecEvent::Stdout(bytes))) => self.output.stdout.extend_from_slice(&bytes),
             Ok(Some(ExecEvent::Stderr(bytes))) => self.output.stderr.extend_from_slice(&bytes),
             Ok(Some(ExecEvent::StdinTaken(count))) => self.room += count as usize,

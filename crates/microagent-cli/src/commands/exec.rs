@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use clap::Args;
 use microagent::spec::value::duration;
-use microagent::{ExecOptions, ExecOutput, Execution, WorkspaceName};
+use microagent::{ExecOptions, ExecOutput, Execution, Workspace, WorkspaceName};
 
 use crate::args::values::{env_file, env_variable};
 use crate::context::Context;
 use crate::documents::exec::ExecDocument;
 use crate::documents::output::json_bytes;
+use crate::ending::{Ending, Place};
 use crate::failure::Failure;
 use crate::output::{Format, print_json};
+use crate::progress::Progress;
 use crate::session::{Ended, Session, Stdin};
 use crate::terminal;
 
@@ -115,7 +117,32 @@ pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> 
         progress
             .note("the time limit (--timeout) was reached; the command and its child processes were killed");
     }
+    note_ending(&progress, &workspace, &execution)?;
     Ok(u8::try_from(execution.exit_code).unwrap_or(1))
+}
+
+/// Says what the guest had too little of, and which signal ended the command.
+pub(crate) fn note_ending(
+    progress: &Progress,
+    workspace: &Workspace,
+    execution: &Execution,
+) -> Result<(), Failure> {
+    let Execution { signal, out_of_memory, disk_full, timed_out, .. } = execution;
+    let signal = if *timed_out { None } else { *signal };
+    if signal.is_none() && out_of_memory.is_none() && disk_full.is_none() {
+        return Ok(());
+    }
+    let ending = Ending {
+        place: Place::Workspace(workspace.name()),
+        memory_mib: workspace.details()?.resources.memory_mib,
+        signal,
+        out_of_memory: out_of_memory.as_deref(),
+        disk_full: disk_full.as_deref(),
+    };
+    for note in ending.notes() {
+        progress.note(&note);
+    }
+    Ok(())
 }
 
 impl ExecArgs {
@@ -166,6 +193,8 @@ impl ExecDocument {
             exit_code: execution.exit_code,
             signal: execution.signal,
             start_error: execution.start_error,
+            out_of_memory: execution.out_of_memory,
+            disk_full: execution.disk_full,
             started_at: execution.started_at.to_string(),
             exited_at: execution.exited_at.to_string(),
             stdout,

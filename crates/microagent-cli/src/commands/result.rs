@@ -5,9 +5,9 @@ use microagent::WorkspaceName;
 
 use crate::context::Context;
 use crate::documents::result::{LastResultDocument, ResultDocument};
-use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use crate::{ending, escape};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,14 +40,28 @@ pub(crate) fn execute(context: &Context, args: ResultArgs) -> Result<(), Failure
     match context.format {
         Format::Json => print_json(&LastResultDocument { workspace: args.name, result }),
         Format::Text => print_text(&format!(
-            "Workspace: {}\nExit code: {}\nStarted: {}\nExited: {}\n{}",
+            "Workspace: {}\nExit code: {}\nStarted: {}\nExited: {}\n{}{}",
             args.name,
             result.exit_code,
             result.started_at,
             result.exited_at,
-            result
-                .start_error
+            result.signal.map_or_else(String::new, |signal| match ending::name(signal) {
+                Some(name) => format!("Signal: {signal} ({name})\n"),
+                None => format!("Signal: {signal}\n"),
+            }),
+            problem(&result)
                 .map_or_else(String::new, |error| format!("Problem: {}\n", escape::one_line(&error))),
         )),
     }
+}
+
+/// What kept it from its work, if that is known.
+fn problem(result: &ResultDocument) -> Option<String> {
+    let ResultDocument { start_error, out_of_memory, disk_full, .. } = result;
+    start_error
+        .clone()
+        .or_else(|| {
+            out_of_memory.as_ref().map(|program| format!("memory ran out: the guest killed `{program}`"))
+        })
+        .or_else(|| disk_full.as_ref().map(|mount| format!("the disk at `{mount}` was full")))
 }

@@ -13,6 +13,8 @@ pub(crate) struct ExecDocument {
     pub(crate) exit_code: i32,
     pub(crate) signal: Option<i32>,
     pub(crate) start_error: Option<String>,
+    pub(crate) out_of_memory: Option<String>,
+    pub(crate) disk_full: Option<String>,
     pub(crate) started_at: String,
     pub(crate) exited_at: String,
     pub(crate) stdout: String,

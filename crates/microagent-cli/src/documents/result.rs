@@ -21,6 +21,8 @@ pub(crate) struct ResultDocument {
     pub(crate) exit_code: i32,
     pub(crate) signal: Option<i32>,
     pub(crate) start_error: Option<String>,
+    pub(crate) out_of_memory: Option<String>,
+    pub(crate) disk_full: Option<String>,
 }
 
 impl From<RunResult> for ResultDocument {
@@ -31,6 +33,8 @@ impl From<RunResult> for ResultDocument {
             exit_code: result.exit_code,
             signal: result.signal,
             start_error: result.start_error,
+            out_of_memory: result.out_of_memory,
+            disk_full: result.disk_full,
         }
     }
 }

@@ -50,6 +50,8 @@ struct ResultDocument {
     exit_code: i32,
     signal: Option<i32>,
     start_error: Option<String>,
+    out_of_memory: Option<String>,
+    disk_full: Option<String>,
     #[serde(flatten)]
     output: OutputDocument,
     dropped_bytes: u64,
@@ -84,6 +86,8 @@ impl RunDocument {
                 exit_code: report.result.exit_code,
                 signal: report.result.signal,
                 start_error: report.result.start_error,
+                out_of_memory: report.result.out_of_memory,
+                disk_full: report.result.disk_full,
                 output,
                 dropped_bytes: report.result.dropped_bytes,
             },

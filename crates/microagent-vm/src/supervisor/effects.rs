@@ -11,7 +11,7 @@ use super::machine::Monitor;
 use super::{Driver, FLUSH_DEADLINE, OUT_OF_MEMORY_MAX, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
 use crate::control::{Amendment, Answer};
 use crate::lifecycle::{ClientId, Effect, Event};
-use crate::spec::{Report, Work};
+use crate::spec::{Outcome, Report, Work};
 
 impl Driver {
     /// Carries one effect out, or starts what reports an event when it is done.
@@ -67,8 +67,24 @@ impl Driver {
             return;
         }
         let mib = self.spec.machine.memory_mib;
-        let message =
-            format!("the guest ran out of its {mib} MiB of memory and killed `{}`", program.escape_default());
+        let program = program.escape_default();
+        self.tell(format!("the guest ran out of its {mib} MiB of memory and killed `{program}`")).await;
+    }
+
+    /// Tells of what a command lacked that is over; not again what the guest has told while it ran.
+    pub(super) async fn note_shortage(&mut self, outcome: &Outcome) {
+        let (Outcome::Completed(result) | Outcome::ServiceEnded(result)) = outcome else { return };
+        if let Some(program) = &result.out_of_memory
+            && self.out_of_memory == 0
+        {
+            self.note_out_of_memory(program).await;
+        }
+        if let Some(mount) = &result.disk_full {
+            self.tell(format!("the disk of the guest at `{}` is full", mount.escape_default())).await;
+        }
+    }
+
+    async fn tell(&mut self, message: String) {
         if self.record.is_some() {
             self.dir.note_event(self.published.get(), Some(&message));
         }

@@ -34,6 +34,9 @@ use crate::lifecycle::{Event, MachineExit};
 use crate::machine::{FREEZE_SET, NETDEV};
 use crate::spec::SupervisorSpec;
 
+/// What a process gets whose memory is a file that its file system has no room for.
+const SIGBUS: i32 = 7;
+
 /// How long QEMU may take to close its disk.
 pub(super) const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -286,6 +289,12 @@ impl Machine {
 
     fn describe(&self, status: ExitStatus) -> MachineExit {
         use std::os::unix::process::ExitStatusExt;
+        if status.signal() == Some(SIGBUS) {
+            return MachineExit::Died(
+                "QEMU was killed by signal 7: the file system that holds the guest's memory is full"
+                    .to_owned(),
+            );
+        }
         if let Some(signal) = status.signal() {
             return MachineExit::Died(format!("QEMU was killed by signal {signal}"));
         }

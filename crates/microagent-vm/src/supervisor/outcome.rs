@@ -1,6 +1,6 @@
 //! The end of a machine: what it is written down as, and who is told.
 
-use microagent_model::{FailureKind, State, WorkspaceFailure};
+use microagent_model::{FailureKind, State, WorkspaceFailure, signal_name};
 use microagent_store::write_json;
 
 use super::clients::Clients;
@@ -80,6 +80,11 @@ impl Driver {
     }
 }
 
+fn name(signal: i32) -> String {
+    let name = u8::try_from(signal).ok().and_then(signal_name);
+    name.map_or_else(|| format!("signal {signal}"), |name| format!("signal {signal} ({name})"))
+}
+
 /// In which state a workspace is after this, and why it failed.
 fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<WorkspaceFailure>) {
     let failed = |kind, message| (State::Failed, Some(WorkspaceFailure { kind, message }));
@@ -96,7 +101,7 @@ fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<WorkspaceFailure>
         Outcome::ServiceEnded(result) if result.exit_code != 0 => {
             let message = match (&result.start_error, result.signal) {
                 (Some(error), _) => format!("its service could not be started: {error}"),
-                (None, Some(signal)) => format!("its service was ended by signal {signal}"),
+                (None, Some(signal)) => format!("its service was ended by {}", name(signal)),
                 (None, None) => format!("its service ended with exit code {}", result.exit_code),
             };
             failed(FailureKind::Service, message)

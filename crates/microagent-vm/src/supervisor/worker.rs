@@ -429,6 +429,7 @@ impl Worker {
         let mut replies = MessageReader::new(from, REPLY_LIMIT);
         let mut late = pin!(sleep(START_DEADLINE));
         let mut heard = false;
+        let (mut out_of_memory, mut disk_full) = (None, None);
         let (exit_code, signal, start_error) = loop {
             let reply = tokio::select! {
                 reply = replies.next() => reply?,
@@ -457,7 +458,8 @@ impl Worker {
                 }
                 // The machine ends with its process 1; the driver sees that.
                 ExecEvent::Exited(Exit::PoweredOff | Exit::Restarted) => return std::future::pending().await,
-                ExecEvent::OutOfMemory { program } => self.note_out_of_memory(&program).await,
+                ExecEvent::OutOfMemory { program } => out_of_memory = Some(program),
+                ExecEvent::DiskFull { mount } => disk_full = Some(mount),
                 ExecEvent::NotStarted(error) => {
                     let code = if error.kind == StartErrorKind::NotFound { 127 } else { 126 };
                     break (code, None, Some(error.message));
@@ -466,13 +468,16 @@ impl Worker {
         };
         let exited_at = Timestamp::now();
         let dropped_bytes = self.output.dropped();
-        Ok(RecordedResult { started_at, exited_at, exit_code, signal, start_error, dropped_bytes })
-    }
-
-    /// Tells the user why a program was killed.
-    async fn note_out_of_memory(&self, program: &str) {
-        let notice = format!("the guest ran out of memory: the kernel killed `{}`", program.escape_debug());
-        let _ = self.context.reports.send(Report::Notice(notice)).await;
+        Ok(RecordedResult {
+            started_at,
+            exited_at,
+            exit_code,
+            signal,
+            start_error,
+            dropped_bytes,
+            out_of_memory,
+            disk_full,
+        })
     }
 
     fn record(&mut self, stream: OutputStream, bytes: &[u8]) -> Result<(), Trouble> {

@@ -71,7 +71,7 @@ pub struct Exec {
 
 /// The task that speaks with the guest; it ends with this value.
 #[derive(Debug)]
-struct ConversationTask(JoinHandle<Result<End, Error>>);
+struct ConversationTask(JoinHandle<Result<(End, Shortage), Error>>);
 
 /// The standard input of a command, which ends when this is dropped. Pieces may have any length.
 #[derive(Debug)]
@@ -111,6 +111,10 @@ pub struct Execution {
     pub timed_out: bool,
     /// Bytes of output that were discarded, because it was killed while nobody took them.
     pub discarded_bytes: u64,
+    /// The program that the guest's kernel killed meanwhile, because memory ran out.
+    pub out_of_memory: Option<String>,
+    /// Mount point of a disk of the guest that was full when the command failed.
+    pub disk_full: Option<String>,
 }
 
 /// What a command printed, and how it ended.
@@ -180,6 +184,7 @@ impl Workspace {
             discarded_bytes: 0,
             pending: Vec::new(),
             window: STDIN_WINDOW,
+            shortage: Shortage::default(),
             heard: false,
         };
         let conversation = ConversationTask(tokio::spawn(conversation.run(options.timeout)));
@@ -226,7 +231,7 @@ impl Exec {
             untaken += frame.bytes.len() as u64;
         }
         let ended = (&mut self.conversation.0).await;
-        let End { exit_code, signal, start_error, timed_out, discarded_bytes } =
+        let (End { exit_code, signal, start_error, timed_out, discarded_bytes }, shortage) =
             ended.map_err(interrupted)??;
         Ok(Execution {
             started_at: self.started_at,
@@ -236,6 +241,8 @@ impl Exec {
             start_error,
             timed_out,
             discarded_bytes: discarded_bytes + untaken,
+            out_of_memory: shortage.out_of_memory,
+            disk_full: shortage.disk_full,
         })
     }
 
@@ -350,6 +357,13 @@ struct End {
     discarded_bytes: u64,
 }
 
+/// What the guest had too little of.
+#[derive(Debug, Default)]
+struct Shortage {
+    out_of_memory: Option<String>,
+    disk_full: Option<String>,
+}
+
 /// How far [`Conversation::hold`] came.
 enum Held {
     Ended(End),
@@ -374,6 +388,7 @@ struct Conversation {
     pending: Vec<u8>,
     /// How much the guest has room for.
     window: usize,
+    shortage: Shortage,
     /// Whether the guest has said anything yet.
     heard: bool,
 }
@@ -381,7 +396,7 @@ struct Conversation {
 impl Conversation {
     /// Speaks with the guest until the command has ended. Dropped, it has the agent kill the command with everything
     /// that it started.
-    async fn run(mut self, limit: Option<Duration>) -> Result<End, Error> {
+    async fn run(mut self, limit: Option<Duration>) -> Result<(End, Shortage), Error> {
         let time_up = limit.map(|limit| Instant::now() + limit);
         let time_up = async {
             match time_up {
@@ -398,7 +413,7 @@ impl Conversation {
             Some(Held::Kill) => self.kill(KILLED, Some(KILLED - 128)).await?,
             None => End { timed_out: true, ..self.kill(TIMED_OUT, None).await? },
         };
-        Ok(End { discarded_bytes: self.discarded_bytes, ..end })
+        Ok((End { discarded_bytes: self.discarded_bytes, ..end }, self.shortage))
     }
 
     /// Passes everything on, both ways, until the command has ended or is to be killed.
@@ -492,7 +507,15 @@ impl Conversation {
         };
         match event {
             None => Err(self.gone(ConnectionFault::Ended)),
-            Some(ExecEvent::Started | ExecEvent::OutOfMemory { .. }) => Ok(None),
+            Some(ExecEvent::Started) => Ok(None),
+            Some(ExecEvent::OutOfMemory { program }) => {
+                self.shortage.out_of_memory = Some(program);
+                Ok(None)
+            }
+            Some(ExecEvent::DiskFull { mount }) => {
+                self.shortage.disk_full = Some(mount);
+                Ok(None)
+            }
             Some(ExecEvent::StdinTaken(count)) => {
                 let taken = usize::try_from(count).unwrap_or(STDIN_WINDOW);
                 self.window = (self.window + taken).min(STDIN_WINDOW);

@@ -146,6 +146,8 @@ impl From<RecordedResult> for RunResult {
             signal: recorded.signal,
             start_error: recorded.start_error,
             dropped_bytes: recorded.dropped_bytes,
+            out_of_memory: recorded.out_of_memory,
+            disk_full: recorded.disk_full,
         }
     }
 }

@@ -8,6 +8,7 @@ use microagent::{RunOptions, RunReport};
 use crate::args::workspace::idle_keys;
 use crate::context::Context;
 use crate::documents::run::RunDocument;
+use crate::ending::{Ending, Place};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, stdout};
 use crate::progress::Progress;
@@ -66,6 +67,16 @@ fn print_report(report: RunReport, options: &RunOptions, progress: &Progress) ->
         if let Some(word) = option_after_image(options) {
             progress.note(&format!("`{word}` comes after the image name, so it was taken as the command"));
         }
+    }
+    let ending = Ending {
+        place: Place::Run,
+        memory_mib: report.resources.memory_mib,
+        signal: report.result.signal,
+        out_of_memory: report.result.out_of_memory.as_deref(),
+        disk_full: report.result.disk_full.as_deref(),
+    };
+    for note in ending.notes() {
+        progress.note(&note);
     }
     let mut out = stdout();
     out.write_all(run_output::summary(&report).as_bytes())?;

@@ -27,6 +27,7 @@ fn conversation(
         discarded_bytes: 0,
         pending: Vec::new(),
         window: STDIN_WINDOW,
+        shortage: Shortage::default(),
         heard: false,
     };
     (conversation, frames, guest)
@@ -73,7 +74,7 @@ async fn input_waits_for_room_and_room_is_never_more_than_there_is() {
         taken
     };
     let (ended, taken) = tokio::join!(conversation.run(None), guest);
-    assert_eq!((ended.unwrap().exit_code, taken), (3, all.len()));
+    assert_eq!((ended.unwrap().0.exit_code, taken), (3, all.len()));
 }
 
 #[tokio::test]
@@ -88,7 +89,7 @@ async fn every_end_has_the_code_that_a_shell_gives_it() {
     ] {
         let (conversation, _frames, mut guest) = conversation(None, None);
         say(&mut guest, event).await;
-        assert_eq!(conversation.run(None).await.unwrap().exit_code, code);
+        assert_eq!(conversation.run(None).await.unwrap().0.exit_code, code);
     }
 }
 
@@ -120,7 +121,7 @@ async fn a_time_limit_is_kept_while_nobody_takes_the_output() {
     let (conversation, frames, guest) = conversation(None, None);
     let (ended, told) = tokio::join!(conversation.run(Some(Duration::from_secs(3))), flood(guest));
     let ended = ended.unwrap();
-    assert!(ended.timed_out && ended.discarded_bytes > 0, "{ended:?}");
+    assert!(ended.0.timed_out && ended.0.discarded_bytes > 0, "{ended:?}");
     assert_eq!(told, [GuestInput::Kill]);
     drop(frames);
 }
@@ -136,7 +137,7 @@ async fn signals_pass_while_nobody_takes_the_output() {
         control.kill().await.unwrap();
     };
     let (ended, told, ()) = tokio::join!(conversation.run(None), flood(guest), signals);
-    assert_eq!(ended.unwrap().exit_code, KILLED);
+    assert_eq!(ended.unwrap().0.exit_code, KILLED);
     assert_eq!(told, [GuestInput::Signal(2), GuestInput::Kill]);
     drop(frames);
 }
