@@ -156,6 +156,9 @@ fn of_option(hint: OptionHint) -> String {
     match hint {
         OptionHint::Environment => "write -e NAME=VALUE".to_owned(),
         OptionHint::ArtifactPath => "write --output NAME=/path/in/the/guest".to_owned(),
+        OptionHint::Dns => {
+            "use --network user, or omit --dns, --dns-search, --dns-host and --add-host".to_owned()
+        }
         OptionHint::Publish => "use --network user, or omit --publish".to_owned(),
         OptionHint::Egress => {
             "use --network user, or omit the policy: nothing can be reached without network".to_owned()

@@ -3,9 +3,10 @@
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::net::SocketAddr;
 
+use microagent::HOST_NAME;
 use serde::Serialize;
 
-use crate::documents::shared::PortForwardDocument;
+use crate::documents::shared::{DnsSettingsDocument, HostForwardDocument, PortForwardDocument};
 use crate::failure::Failure;
 
 /// How a command answers.
@@ -40,6 +41,20 @@ pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
     let mut out = stdout();
     out.write_all(text.as_bytes())?;
     finish(out)
+}
+
+/// A forwarded port, as lines show it.
+pub(crate) fn forwarded(forward: &HostForwardDocument) -> String {
+    format!("{HOST_NAME}:{}/tcp -> {}:{}", forward.guest_port, forward.host, forward.host_port)
+}
+
+/// How names are looked up, where that is not as on the host.
+pub(crate) fn name_lines(settings: &DnsSettingsDocument) -> Vec<(&'static str, String)> {
+    let servers = settings.servers.iter().map(|server| ("Name server", server.to_string()));
+    let domains = settings.search.iter().map(|domain| ("Search domain", domain.to_string()));
+    let hosts = settings.hosts.iter().map(|host| ("Added host", host.to_string()));
+    let file = settings.host_file.then(|| ("Host names", "those of the host's /etc/hosts".to_owned()));
+    servers.chain(domains).chain(hosts).chain(file).collect()
 }
 
 /// `127.0.0.1:8080 -> 80/tcp`, as Docker shows it.

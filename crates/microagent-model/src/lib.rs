@@ -9,7 +9,9 @@
 
 mod attachment;
 mod command;
+mod dns;
 pub mod egress;
+mod forward;
 mod label;
 mod machine;
 mod name;
@@ -20,7 +22,12 @@ mod state;
 
 pub use attachment::{Attachment, DiskSource};
 pub use command::{Artifact, CommandLine, GuestInit, SetupStep};
+pub use dns::{
+    ADDED_HOSTS_MAX, AddedAddress, AddedHost, DnsError, DnsSettings, NAME_SERVERS_MAX, NameServer,
+    SEARCH_MAX, SearchDomain,
+};
 pub use egress::{AllowRule, AllowRuleError, EgressMode, EgressModeError, EgressPolicy};
+pub use forward::{FORWARDS_MAX, Forward, ForwardError, forwarded_twice};
 pub use label::{LABEL_NAME_MAX, LABEL_VALUE_MAX, LABELS_MAX, LabelError, Labels, check_label, parse_label};
 pub use machine::{DISK_MIB_MAX, ImageIdentity, LinkState, NetworkMode, Resources, RestartPolicy};
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};

@@ -5,7 +5,7 @@
 //! anew, so that the guest gets nothing that was not understood. Only then is it known which address belongs
 //! to which name ([`names`]), and for how long.
 //!
-//! What is answered without asking: IPv6 addresses and service bindings (HTTPS, SVCB) with "nothing there",
+//! What is answered without asking: names that the stack knows itself ([`local`]); IPv6 addresses and service bindings (HTTPS, SVCB) with "nothing there",
 //! since guests have no IPv6 and a binding would only name addresses past the rules; names that no rule covers
 //! with "no such name". That is not "refused", because musl, and all that does as it does, ignores a
 //! refusal and waits for its timeout, whereas "no such name" ends a lookup at once in every C library. Who
@@ -16,6 +16,7 @@
 //! do not fit its buffer are left out from the end, and the answer is marked: older musl cannot ask by TCP, and takes
 //! any of a set of addresses.
 
+pub(crate) mod local;
 pub(crate) mod message;
 pub(crate) mod names;
 pub(crate) mod resolver;

@@ -9,17 +9,21 @@
 //! read: a Host header or a TLS server name that names an allowed host opens nothing. On the other hand, an address that
 //! many sites share (a content delivery network) is open for all of them as soon as it is open for one.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
 use domain::base::Rtype;
 use domain::base::iana::Rcode;
 use jiff::Timestamp;
+use microagent_model::Forward;
 use microagent_model::egress::{Decision, EgressMode, EgressPolicy, Protocol, Reason, Subject};
 
+use crate::GATEWAY;
 use crate::address::Scope;
 use crate::decision::Journal;
+use crate::dns::local::{HostEntry, LocalAnswer, LocalNames};
 use crate::dns::message::{self, NoQuery, Query, as_host, as_text};
 use crate::dns::names::Names;
 use crate::dns::resolver::{Asker, Errand, Resolved, Resolver, Ticket};
@@ -27,14 +31,18 @@ use crate::flows::{FLOWS_MAX, Key, Kind};
 use crate::host::HostAddresses;
 
 /// What the filter must know.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct FilterOptions {
     /// What the guest may reach.
     pub(crate) policy: EgressPolicy,
     /// The host's own addresses: they are inside, like the networks around it.
     pub(crate) host_addresses: HostAddresses,
-    /// The host's name servers, in their order.
+    /// Name servers, in their order.
     pub(crate) name_servers: Vec<SocketAddr>,
+    /// Names that the stack answers itself.
+    pub(crate) local: LocalNames,
+    /// Servers of the host that ports of the gateway lead to.
+    pub(crate) forwards: Vec<Forward>,
 }
 
 /// The time.
@@ -63,6 +71,8 @@ pub(crate) struct EgressFilter {
     host_addresses: HostAddresses,
     now: Now,
     names: Names,
+    local: LocalNames,
+    forwards: HashMap<u16, SocketAddrV4>,
     resolver: Resolver,
     journal: Journal,
     answers: Vec<DnsAnswer>,
@@ -78,6 +88,8 @@ impl EgressFilter {
             host_addresses: options.host_addresses,
             now,
             names: Names::default(),
+            local: options.local,
+            forwards: options.forwards.iter().map(|one| (one.guest_port.get(), one.target)).collect(),
             resolver: Resolver::new(options.name_servers),
             journal: Journal::default(),
             answers: Vec::new(),
@@ -148,10 +160,35 @@ impl EgressFilter {
     /// Decides on a new flow of the guest, and records the decision. `open` is how many flows there are.
     pub(crate) fn admit(&mut self, key: Key, open: usize) -> Result<(), Reason> {
         let port = (key.kind != Kind::Echo).then_some(key.remote_port);
-        let judged = self.judge(key.remote, port).and_then(|reason| self.place(open).map(|()| reason));
+        let judged = match self.forwarded(key) {
+            Some(_) if !self.is_spent => Ok(Reason::Forwarded),
+            _ => self.judge(key.remote, port),
+        };
+        let judged = judged.and_then(|reason| self.place(open).map(|()| reason));
         let reason = judged.unwrap_or_else(|reason| reason);
         self.record_flow(key, judged.is_ok(), reason);
         judged.map(drop)
+    }
+
+    /// The server that a connection of the guest leads to if its port is forwarded.
+    pub(crate) fn forwarded(&self, key: Key) -> Option<SocketAddrV4> {
+        let is_forwarded = key.kind == Kind::Tcp && key.remote == GATEWAY;
+        is_forwarded.then(|| self.forwards.get(&key.remote_port).copied()).flatten()
+    }
+
+    /// Takes the host's addresses, in place of those before. What is open stays open.
+    pub(crate) fn use_host_addresses(&mut self, addresses: HostAddresses) {
+        self.host_addresses = addresses;
+    }
+
+    /// Takes the name servers, in place of those before.
+    pub(crate) fn use_name_servers(&mut self, servers: Vec<SocketAddr>) {
+        self.resolver.use_servers(servers);
+    }
+
+    /// Takes the entries of the host's `/etc/hosts`, in place of those before.
+    pub(crate) fn use_host_file(&mut self, entries: Vec<HostEntry>) {
+        self.local.use_host_file(entries, &self.policy.allow);
     }
 
     /// Records that a flow was allowed and the host has no socket for it.
@@ -169,6 +206,7 @@ impl EgressFilter {
                 name: name.map(|name| name.to_string()),
                 address: Some(remote),
                 port,
+                target: self.forwarded(key),
                 ..self.decision(Subject::Connection, allowed, reason)
             });
         }
@@ -204,7 +242,9 @@ impl EgressFilter {
             return Ok(Reason::Rule);
         }
         // Whoever controls a name controls where it leads: inside, a name alone opens nothing.
-        if scope == Scope::Public && self.names.is_open(remote, self.now.running) {
+        let is_named = scope == Scope::Public && self.names.is_open(remote, self.now.running);
+        // An entry is the user's word for both, name and address.
+        if is_named || self.local.opens(remote) {
             return Ok(Reason::Name);
         }
         match (self.policy.mode, scope) {
@@ -247,6 +287,11 @@ impl EgressFilter {
                 return self.answer(asker, message::refusal(id, code));
             }
         };
+        if !self.is_spent
+            && let Some(local) = self.local.answer(&query)
+        {
+            return self.answer_locally(asker, &query, &local);
+        }
         let name = as_text(query.name());
         let refused = match (self.is_spent, self.covers(&query), self.policy.mode) {
             (true, _, _) => Some(Reason::Bytes),
@@ -264,6 +309,24 @@ impl EgressFilter {
         }
         if let Some(resolved) = self.resolver.ask(asker, query, self.now.running) {
             self.finish(resolved);
+        }
+    }
+
+    /// Gives the guest an answer of the stack's own.
+    fn answer_locally(&mut self, asker: Asker, query: &Query, local: &LocalAnswer) {
+        let name = as_text(query.name());
+        let addresses: Vec<Ipv4Addr> = local.answer.records.iter().filter_map(message::address).collect();
+        for address in &addresses {
+            let ttl_secs = local.answer.records.first().map_or(0, |record| record.ttl().as_secs());
+            self.names.learn(*address, &name.as_str().into(), ttl_secs, false, self.now.running);
+        }
+        if local.is_added && self.journal.is_new((Subject::Name, &name, Reason::Local), self.now.running) {
+            let decision = self.name_decision(Some(name), true, Reason::Local);
+            self.record(Decision { address: addresses.first().copied(), ..decision });
+        }
+        let message = query.answer(&local.answer, false, asker.carrier());
+        if self.spend(message.len()) {
+            self.answer(asker, message);
         }
     }
 
@@ -348,6 +411,7 @@ impl EgressFilter {
             name: None,
             address: None,
             port: None,
+            target: None,
             allowed,
             reason,
             count: None,

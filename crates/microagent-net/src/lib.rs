@@ -20,6 +20,7 @@ mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
 mod host;
+mod hosts_file;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod model;
@@ -36,15 +37,17 @@ use std::net::Ipv4Addr;
 
 pub use address::Scope;
 pub use decision::{BURST, DecisionLog, PER_SECOND};
+pub use dns::local::HostEntry;
 pub use dns::resolver::{Carrier, Errand, Ticket};
 pub use egress::Now;
 pub use frame::MAX_FRAME_LEN;
 pub use host::HostAddresses;
+pub use hosts_file::host_entries;
 pub use outbox::{LENGTH_LEN, Outbox};
 pub use resolv_conf::{HostResolver, host_resolver};
 pub use runner::{Channels, Listener, run_stack};
 pub use sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
-pub use stack::{Stack, StackOptions};
+pub use stack::{HostChange, NameOptions, Stack, StackOptions};
 
 /// The guest's address. Every guest has the same: each has a stack of its own.
 pub const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -57,3 +60,6 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
 /// The name server that the guest sees; the stack asks the host's.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+
+/// The name of the host in its guests; it leads to [`GATEWAY`], where forwarded ports are.
+pub const HOST_NAME: &str = "host.microagent.internal";

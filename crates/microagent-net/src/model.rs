@@ -17,7 +17,7 @@ use crate::dns::resolver::{Carrier, Errand, IN_FLIGHT_MAX};
 use crate::egress::Now;
 use crate::fake::{FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
 use crate::sockets::Token;
-use crate::stack::{Stack, StackOptions};
+use crate::stack::{NameOptions, Stack, StackOptions};
 use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, testing};
 
 /// Flows that the policy allows at once.
@@ -28,6 +28,9 @@ const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
 /// An address on the host's loopback interface.
 const LO: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 7);
 const PORTS: [u16; 6] = [80, 443, 53, 8080, 40_000, 40_001];
+/// A port of the gateway that leads to a server of the host, and that server.
+const FORWARD: &str = "8080=127.0.0.1:9999";
+const FORWARDED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9999);
 const RULES: [&str; 3] = [".example.org", "exact.test", "172.20.0.0/16:443"];
 
 /// Addresses, with what a person would say of them.
@@ -116,6 +119,8 @@ pub fn drive(bytes: &[u8]) {
         mtu: choices.of(&[1500, 576, 65_520]),
         host_addresses: HostAddresses { own: [HOST].into(), loopback: [LO].into() },
         name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53)), SocketAddr::from(([192, 0, 2, 54], 53))],
+        names: NameOptions::default(),
+        forwards: vec![FORWARD.parse().expect("a forwarded port")],
     };
     let now = Now { running: Duration::ZERO, day: Timestamp::UNIX_EPOCH };
     let sockets = FakeSockets::default();
@@ -321,7 +326,8 @@ impl Model {
             let stream = stream.borrow();
             let is_clients = remote.ip().is_unspecified();
             if self.seen.insert(*token) && !is_clients {
-                assert!(self.allows(*remote.ip(), Some(remote.port())), "{remote} under {:?}", self.policy);
+                let allowed = *remote == FORWARDED || self.allows(*remote.ip(), Some(remote.port()));
+                assert!(allowed, "{remote} under {:?}", self.policy);
             }
             moved += stream.outgoing.len();
             open += usize::from(!stream.is_closed);

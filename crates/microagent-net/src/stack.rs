@@ -26,6 +26,7 @@ macro_rules! surroundings {
 
 mod datagrams;
 mod name_service;
+mod options;
 mod published;
 mod tcp;
 mod wire;
@@ -36,21 +37,23 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-use microagent_model::egress::{Decision, EgressPolicy};
+use microagent_model::egress::Decision;
 use rustix::io::Errno;
 use smoltcp::iface::{Config, Interface};
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpCidr};
 
 use crate::address::contains;
+use crate::dns::local::LocalNames;
 use crate::dns::resolver::{Asker, Ticket};
 use crate::egress::{EgressFilter, FilterOptions, Now};
 use crate::flows::{Key, Kind};
 use crate::frame::{self, Arp, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
-use crate::host::HostAddresses;
 use crate::outbox::{Link, Outbox, Unreachable};
 use crate::sockets::{PortNumber, Sockets, StreamSocket, Token};
 use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
+pub use options::{HostChange, NameOptions, StackOptions};
+
 use datagrams::{ClientFlow, DatagramFlow};
 use name_service::Peer;
 use tcp::{Progress, Surroundings, TcpFlow};
@@ -76,21 +79,6 @@ const TURN: usize = 256;
 
 /// Timers beyond those of flows that are kept before the stale ones are thrown away.
 const STALE_MAX: usize = 1024;
-
-/// What the stack must know.
-#[derive(Debug, Clone)]
-pub struct StackOptions {
-    /// What the guest may reach.
-    pub policy: EgressPolicy,
-    /// The guest's hardware address.
-    pub guest_mac: [u8; 6],
-    /// Largest packet of the link in bytes.
-    pub mtu: u16,
-    /// The host's own addresses.
-    pub host_addresses: HostAddresses,
-    /// The host's name servers, in their order.
-    pub name_servers: Vec<SocketAddr>,
-}
 
 /// A flow of any kind.
 enum Flow<S: Sockets> {
@@ -152,7 +140,13 @@ impl<S: Sockets> Stack<S> {
         interface.update_ip_addrs(|addresses| {
             let _ = addresses.push(IpCidr::new(GATEWAY.into(), PREFIX_LEN));
         });
+        let NameOptions { hostname, added, of_host } = options.names;
+        let rules = &options.policy.allow;
+        let mut local = LocalNames::new(hostname, added, rules);
+        local.use_host_file(of_host, rules);
         let filter = FilterOptions {
+            local,
+            forwards: options.forwards,
             policy: options.policy,
             host_addresses: options.host_addresses,
             name_servers: options.name_servers,
@@ -196,6 +190,19 @@ impl<S: Sockets> Stack<S> {
     /// What is to be logged.
     pub fn take_decisions(&mut self) -> Vec<Decision> {
         self.egress.take_decisions()
+    }
+
+    /// Takes what has changed on the host. What is open stays open.
+    pub fn follow(&mut self, change: HostChange) {
+        if let Some(addresses) = change.addresses {
+            self.egress.use_host_addresses(addresses);
+        }
+        if let Some(servers) = change.name_servers {
+            self.egress.use_name_servers(servers);
+        }
+        if let Some(entries) = change.hosts {
+            self.egress.use_host_file(entries);
+        }
     }
 
     /// Takes what came of a question to a name server: a message, or nothing when there will be none.
@@ -283,7 +290,9 @@ impl<S: Sockets> Stack<S> {
             return self.outbox.reset(back, segment);
         }
         let token = self.token();
-        match self.sockets.connect(token, SocketAddrV4::new(key.remote, key.remote_port)) {
+        let remote =
+            self.egress.forwarded(key).unwrap_or_else(|| SocketAddrV4::new(key.remote, key.remote_port));
+        match self.sockets.connect(token, remote) {
             Ok(stream) => self.insert(key, token, Flow::Opening { stream, syn: syn.into() }, 0),
             Err(error) => self.refuse(key, syn, error),
         }

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use microagent_model::{
-    Artifact, Attachment, EgressPolicy, FailureKind, ImageIdentity, Labels, LinkState, NetworkMode, Publish,
-    Resources, RestartPolicy, SecretReference, State, WorkspaceFailure, WorkspaceName,
+    Artifact, Attachment, DnsSettings, EgressPolicy, FailureKind, Forward, ImageIdentity, Labels, LinkState,
+    NetworkMode, Publish, Resources, RestartPolicy, SecretReference, State, WorkspaceFailure, WorkspaceName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +87,12 @@ pub struct WorkspaceRecord {
     /// What the guest may reach, on network `user`.
     #[serde(default)]
     pub egress: EgressPolicy,
+    /// How it looks names up.
+    #[serde(default)]
+    pub dns: DnsSettings,
+    /// Servers of the host that it reaches by ports of `host.microagent.internal`.
+    #[serde(default)]
+    pub forwards: Vec<Forward>,
     /// Secrets that each start delivers; where they are, never what they are.
     #[serde(default)]
     pub secrets: Vec<SecretReference>,
@@ -225,9 +231,14 @@ impl WorkspaceRecord {
         }
     }
 
+    /// Whether its machines have a network device: an isolated one has it only for its forwarded ports.
+    pub fn has_network_device(&self) -> bool {
+        self.network == NetworkMode::User || !self.forwards.is_empty()
+    }
+
     /// How the network of a live machine is now; `None` for one without network, or that does not live.
     pub fn observed_link(&self) -> Option<LinkState> {
-        if self.network == NetworkMode::Isolated || !self.observed_state().is_live() {
+        if !self.has_network_device() || !self.observed_state().is_live() {
             return None;
         }
         let is_up = self.link.as_ref().is_some_and(|link| link.stack.is_alive());
@@ -314,6 +325,8 @@ mod tests {
             restart: RestartPolicy::default(),
             disks: Vec::new(),
             publish: Vec::new(),
+            dns: DnsSettings::default(),
+            forwards: Vec::new(),
             egress: EgressPolicy::default(),
             secrets: Vec::new(),
             labels: Labels::new(),
@@ -407,7 +420,7 @@ mod tests {
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().hostname, "web");
 
         let mut older: serde_json::Value = crate::read_json(&workspace.record()).unwrap();
-        for field in ["identity", "restart", "disks", "publish", "egress", "secrets"] {
+        for field in ["identity", "restart", "disks", "publish", "egress", "dns", "forwards", "secrets"] {
             older.as_object_mut().unwrap().remove(field);
         }
         older["format"] = 1.into();

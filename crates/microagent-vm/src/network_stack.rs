@@ -13,9 +13,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use microagent_model::Forward;
 use microagent_model::egress::{Decision, EgressPolicy};
 use microagent_model::{PORTS_MAX, PortProtocol};
-use microagent_net::{Channels, DecisionLog, HostAddresses, Listener, StackOptions, run_stack};
+use microagent_net::{Channels, DecisionLog, HostAddresses, Listener, NameOptions, StackOptions, run_stack};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -57,6 +58,8 @@ pub(crate) struct Instructions {
     pub(crate) mtu: u16,
     pub(crate) host_addresses: HostAddresses,
     pub(crate) name_servers: Vec<SocketAddr>,
+    pub(crate) names: NameOptions,
+    pub(crate) forwards: Vec<Forward>,
     /// Ports of the guest, one for each socket of a published port.
     pub(crate) published: Vec<(PortProtocol, u16)>,
 }
@@ -143,6 +146,8 @@ fn run() -> io::Result<()> {
         mtu: instructions.mtu,
         host_addresses: instructions.host_addresses,
         name_servers: instructions.name_servers,
+        names: instructions.names,
+        forwards: instructions.forwards,
     };
     let mut log = ControlLog { control: control.try_clone()?, waiting: Vec::new() };
     run_stack(options, Channels { qemu, control: control.into(), listeners }, &mut log)

@@ -7,8 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use microagent_model::{EgressPolicy, Publish};
+use microagent_model::{EgressPolicy, Forward, Publish};
 use microagent_model::{VolumeName, WorkspaceFailure};
+use microagent_net::NameOptions;
 use microagent_proto::{Configure, Exec};
 use microagent_store::{OneStart, RecordedResult};
 use serde::{Deserialize, Serialize};
@@ -135,8 +136,12 @@ pub struct NetworkSpec {
     pub publish: Vec<Publish>,
     /// What the guest may reach.
     pub egress: EgressPolicy,
-    /// The host's name servers.
+    /// The name servers that are asked.
     pub name_servers: Vec<SocketAddr>,
+    /// Names that the stack answers itself.
+    pub names: NameOptions,
+    /// Servers of the host that the guest reaches by ports of its gateway.
+    pub forwards: Vec<Forward>,
 }
 
 /// What the guest does.

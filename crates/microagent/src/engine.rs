@@ -28,6 +28,8 @@ pub struct EngineOptions {
     pub qemu: Option<PathBuf>,
     /// File that names the host's name servers, as `resolv.conf(5)` says.
     pub resolv_conf: PathBuf,
+    /// File with the host's own names, as `hosts(5)` says; read when a guest is to have them.
+    pub hosts_file: PathBuf,
     /// Directories where programs are looked for, as in `PATH`.
     pub search_path: String,
     /// Whether machines start from templates and make them; the reason, when they do not.
@@ -53,6 +55,7 @@ impl EngineOptions {
             kernel: None,
             qemu: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            hosts_file: PathBuf::from("/etc/hosts"),
             search_path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             warm: Ok(()),
             weak_jail: WeakJail::Refuse,

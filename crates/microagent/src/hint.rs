@@ -170,6 +170,8 @@ pub enum OptionHint {
     Publish,
     /// Use network `user`, or set no egress policy.
     Egress,
+    /// Use network `user`, or set nothing of DNS.
+    Dns,
     /// Allow at least one connection, or use network `isolated`.
     Connections,
     /// Sizes of a volume in MiB.

@@ -73,6 +73,25 @@ pub enum InvalidRequest {
     /// There is an egress policy, and no network.
     #[error("an egress policy has no meaning: the network is isolated")]
     EgressIsolated,
+    /// There are settings of names, and no network.
+    #[error("settings of DNS have no meaning: the network is isolated")]
+    DnsIsolated,
+    /// There are too many settings of one kind.
+    #[error("{count} {what} are more than {most}")]
+    TooManyNetworkSettings {
+        /// What there is too much of.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// How many there can be.
+        most: usize,
+    },
+    /// A port of the guest is to lead to two servers.
+    #[error("port {port} of host.microagent.internal is forwarded twice")]
+    ForwardedTwice {
+        /// The guest's port.
+        port: u16,
+    },
     /// A port of the host is to lead to two ports of the guest.
     #[error("port {} of the host is published twice", publish.host_port)]
     PublishedTwice {
@@ -224,6 +243,7 @@ impl InvalidRequest {
             InvalidRequest::ArtifactPath { .. } => Hint::Option(OptionHint::ArtifactPath),
             InvalidRequest::PublishIsolated { .. } => Hint::Option(OptionHint::Publish),
             InvalidRequest::EgressIsolated => Hint::Option(OptionHint::Egress),
+            InvalidRequest::DnsIsolated => Hint::Option(OptionHint::Dns),
             InvalidRequest::NoConnections => Hint::Option(OptionHint::Connections),
             InvalidRequest::NoTime => Hint::Option(OptionHint::Timeout),
             InvalidRequest::VolumeSize { .. } => Hint::Option(OptionHint::VolumeSize {
@@ -251,6 +271,8 @@ impl InvalidRequest {
                 "at one address, a port of the host leads to one port of the guest; 0.0.0.0 and [::] are all addresses"
             }
             InvalidRequest::TooManyPorts { .. } => "publish only those that clients of the host use",
+            InvalidRequest::TooManyNetworkSettings { .. } => "leave some out",
+            InvalidRequest::ForwardedTwice { .. } => "give each server a port of its own",
             InvalidRequest::TooManyRules { .. } => {
                 "name networks, or a suffix as `.example.org` for all names below it"
             }

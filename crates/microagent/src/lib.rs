@@ -84,18 +84,20 @@ pub use template::Templates;
 pub use volume::Volumes;
 pub use workspace::{
     CommitOptions, CommitReport, Console, CopySource, CopyTarget, DeleteMode, Deletion, Exec, ExecControl,
-    ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, GuestAddresses, Inspection, LogOptions,
-    NetworkDetails, PortForward, REASON_LIMIT, StartOptions, Stats, StdinMode, SuperviseOptions, SymlinkMode,
-    Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
+    ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, GuestAddresses, HostForward, Inspection,
+    LogOptions, NetworkDetails, PortForward, REASON_LIMIT, StartOptions, Stats, StdinMode, SuperviseOptions,
+    SymlinkMode, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
 };
 
 pub use jiff::Timestamp;
 pub use microagent_model::{
-    Artifact, Attachment, CommandLine, DiskSource, FailureKind, GuestInit, ImageIdentity, LabelError, Labels,
-    LinkState, NameError, NetworkMode, PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange,
-    Resources, RestartPolicy, SecretReference, SecretReferenceError, SecretSource, SetupStep, State,
+    AddedAddress, AddedHost, Artifact, Attachment, CommandLine, DiskSource, DnsError, DnsSettings,
+    FailureKind, Forward, ForwardError, GuestInit, ImageIdentity, LabelError, Labels, LinkState, NameError,
+    NameServer, NetworkMode, PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange, Resources,
+    RestartPolicy, SearchDomain, SecretReference, SecretReferenceError, SecretSource, SetupStep, State,
     VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, signal_name, signal_number,
 };
+pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;
 pub use microagent_store::StateEvent;
 pub use microagent_vm::{

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use microagent_image::PullPolicy;
 use microagent_model::{
-    Artifact, Attachment, EgressPolicy, GuestInit, Labels, NetworkMode, Publish, RestartPolicy,
-    SecretReference, SetupStep, WorkspaceName,
+    Artifact, Attachment, DnsSettings, EgressPolicy, Forward, GuestInit, Labels, NetworkMode, Publish,
+    RestartPolicy, SecretReference, SetupStep, WorkspaceName,
 };
 
 use crate::Profile;
@@ -32,6 +32,10 @@ pub struct WorkspaceOptions {
     pub publish: Vec<Publish>,
     /// What the guest may reach; with network `user`.
     pub egress: EgressPolicy,
+    /// How the guest looks names up; with network `user`.
+    pub dns: DnsSettings,
+    /// Servers that the guest reaches by ports of `host.microagent.internal`. With network `isolated` it reaches nothing else.
+    pub forwards: Vec<Forward>,
     /// Secrets that each start delivers.
     pub secrets: Vec<SecretReference>,
     /// Names and values by which the workspace can be found.
@@ -112,6 +116,8 @@ impl WorkspaceOptions {
             disks: Vec::new(),
             publish: Vec::new(),
             egress: EgressPolicy::default(),
+            dns: DnsSettings::default(),
+            forwards: Vec::new(),
             secrets: Vec::new(),
             labels: Labels::new(),
             outputs: Vec::new(),
@@ -169,6 +175,19 @@ impl WorkspaceOptions {
     #[must_use]
     pub fn egress(self, egress: EgressPolicy) -> WorkspaceOptions {
         WorkspaceOptions { egress, ..self }
+    }
+
+    /// Sets how the guest looks names up.
+    #[must_use]
+    pub fn dns(self, dns: DnsSettings) -> WorkspaceOptions {
+        WorkspaceOptions { dns, ..self }
+    }
+
+    /// Lets the guest reach a server by a port of `host.microagent.internal`.
+    #[must_use]
+    pub fn forward(mut self, forward: Forward) -> WorkspaceOptions {
+        self.forwards.push(forward);
+        self
     }
 
     /// Delivers a secret at each start.

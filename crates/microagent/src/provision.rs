@@ -8,8 +8,9 @@ use jiff::Timestamp;
 use microagent_image::{Image, ImageConfig, PullOptions};
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    Attachment, CommandLine, DISK_MIB_MAX, EgressPolicy, GuestInit, ImageIdentity, LABELS_MAX, Labels,
-    NetworkMode, PORTS_MAX, Resources, RestartPolicy, SetupStep, State, WorkspaceName, check_label,
+    ADDED_HOSTS_MAX, Attachment, CommandLine, DISK_MIB_MAX, DnsSettings, EgressPolicy, FORWARDS_MAX,
+    GuestInit, ImageIdentity, LABELS_MAX, Labels, NAME_SERVERS_MAX, NetworkMode, PORTS_MAX, Resources,
+    RestartPolicy, SEARCH_MAX, SetupStep, State, WorkspaceName, check_label, forwarded_twice,
     published_twice,
 };
 use microagent_proto::{Chunk, Command, Exec, ExecRole};
@@ -199,7 +200,11 @@ fn check_network(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
         if options.egress != EgressPolicy::default() {
             return Err(InvalidRequest::EgressIsolated);
         }
+        if options.dns != DnsSettings::default() {
+            return Err(InvalidRequest::DnsIsolated);
+        }
     }
+    check_names(options)?;
     if options.publish.len() > PORTS_MAX {
         return Err(InvalidRequest::TooManyPorts { count: options.publish.len() });
     }
@@ -214,6 +219,24 @@ fn check_network(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
         return Err(InvalidRequest::NoConnections);
     }
     Ok(())
+}
+
+/// Refuses more names and forwarded ports than a network stack serves.
+fn check_names(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
+    let DnsSettings { servers, search, hosts, .. } = &options.dns;
+    let limits = [
+        ("name servers", servers.len(), NAME_SERVERS_MAX),
+        ("search domains", search.len(), SEARCH_MAX),
+        ("added hosts", hosts.len(), ADDED_HOSTS_MAX),
+        ("forwarded ports", options.forwards.len(), FORWARDS_MAX),
+    ];
+    if let Some((what, count, most)) = limits.into_iter().find(|(_, count, most)| count > most) {
+        return Err(InvalidRequest::TooManyNetworkSettings { what, count, most });
+    }
+    match forwarded_twice(&options.forwards) {
+        Some(port) => Err(InvalidRequest::ForwardedTwice { port: port.get() }),
+        None => Ok(()),
+    }
 }
 
 /// Refuses sizes that no guest can have.
@@ -294,6 +317,8 @@ pub(crate) fn new_record(
         disks: disks.to_vec(),
         publish: options.publish.clone(),
         egress: options.egress.clone(),
+        dns: options.dns.clone(),
+        forwards: options.forwards.clone(),
         secrets: options.secrets.iter().map(stored).collect::<Result<_, _>>()?,
         labels: options.labels.clone(),
         outputs: options.outputs.clone(),

@@ -25,8 +25,8 @@ use std::time::Duration;
 
 use microagent_image::PullPolicy;
 use microagent_model::{
-    AllowRule, Artifact, Attachment, EgressMode, Labels, NetworkMode, PublishRange, RestartPolicy,
-    SecretReference, WorkspaceName,
+    AddedHost, AllowRule, Artifact, Attachment, EgressMode, Forward, Labels, NameServer, NetworkMode,
+    PublishRange, RestartPolicy, SearchDomain, SecretReference, WorkspaceName,
 };
 use serde::Deserialize;
 
@@ -162,7 +162,7 @@ pub struct SpecResources {
 /// How the guest reaches the network, and the network the guest.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, default)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SpecNetwork {
     /// `user` (outbound NAT) or `isolated` (no network device but loopback).
     #[cfg_attr(test, schemars(with = "Option<reference::Mode>"))]
@@ -170,6 +170,20 @@ pub struct SpecNetwork {
     /// Ports of the host that lead into the guest: each as `-p` has it, or taken apart.
     #[cfg_attr(test, schemars(with = "Option<Vec<reference::Forward>>"))]
     pub forwards: Option<Vec<Form<PublishRange, SpecForward>>>,
+    /// Up to three name servers in place of the host's: `ADDRESS[:PORT]`.
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
+    pub dns: Option<Vec<NameServer>>,
+    /// Search domains in place of the host's; `.` alone for none.
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
+    pub dns_search: Option<Vec<SearchDomain>>,
+    /// Whether the names of the host's `/etc/hosts` are answered as well.
+    pub dns_host: Option<bool>,
+    /// Names with addresses: `NAME:ADDRESS` or `NAME:host-gateway`.
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
+    pub add_hosts: Option<Vec<AddedHost>>,
+    /// Servers at ports of `host.microagent.internal`.
+    #[cfg_attr(test, schemars(with = "Option<Vec<reference::HostForward>>"))]
+    pub host_forwards: Option<Vec<Form<Forward, SpecHostForward>>>,
 }
 
 /// A published port.
@@ -185,6 +199,19 @@ pub struct SpecForward {
     pub host_port: u16,
     /// The guest's port.
     pub guest_port: u16,
+}
+
+/// A forwarded port.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SpecHostForward {
+    /// The port that the guest connects to.
+    pub guest_port: u16,
+    /// The server's IPv4 address, as the host sees it, or `localhost`.
+    pub host: String,
+    /// The server's port.
+    pub host_port: u16,
 }
 
 /// What the guest may reach.

@@ -1,11 +1,18 @@
 //! Builds the spec of a supervisor: programs, guest files, addresses, identity.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use microagent_guest::{EmbeddedGuest, GuestFiles};
-use microagent_model::{Attachment, EgressPolicy, NetworkMode, Publish, Resources};
-use microagent_net::{GATEWAY, GUEST_ADDRESS, HostResolver, NAME_SERVER, PREFIX_LEN, host_resolver};
+use microagent_model::{
+    AddedAddress, AddedHost, Attachment, DnsSettings, EgressMode, EgressPolicy, Forward, NetworkMode,
+    Publish, Resources, SearchDomain,
+};
+use microagent_net::{
+    GATEWAY, GUEST_ADDRESS, HostEntry, HostResolver, NAME_SERVER, NameOptions, PREFIX_LEN, host_entries,
+    host_resolver,
+};
 use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
 use microagent_store::{Identity, WorkspaceDir, WorkspaceRecord, read_limited};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
@@ -20,6 +27,9 @@ use crate::{Engine, Error, WeakJail};
 
 /// Largest `resolv.conf` that is read.
 const RESOLV_CONF_LIMIT: u64 = 64 * 1024;
+
+/// Largest `hosts` file that is read.
+const HOSTS_FILE_LIMIT: u64 = 1024 * 1024;
 
 /// The host's programs and files that every machine is started with.
 pub(crate) struct HostPrograms {
@@ -56,6 +66,10 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) publish: &'a [Publish],
     /// Its egress policy.
     pub(crate) egress: EgressPolicy,
+    /// How it looks names up.
+    pub(crate) dns: DnsSettings,
+    /// Servers that it reaches by ports of its gateway.
+    pub(crate) forwards: &'a [Forward],
     /// Its disks beside the root disk.
     pub(crate) disks: &'a [Attachment],
 }
@@ -88,6 +102,8 @@ impl<'a> MachineRequest<'a> {
             disk: Some(RootDisk { overlay: dir.disk(), base, keep: !record.disposable, fresh: false }),
             publish: &record.publish,
             egress: record.egress.clone(),
+            dns: record.dns.clone(),
+            forwards: &record.forwards,
             disks: &record.disks,
         })
     }
@@ -134,6 +150,61 @@ impl Engine {
         }
     }
 
+    /// The names of the host's hosts file.
+    fn host_entries(&self) -> Result<Vec<HostEntry>, Error> {
+        let path = &self.options().hosts_file;
+        match read_limited(path, HOSTS_FILE_LIMIT) {
+            Ok(bytes) => Ok(host_entries(&String::from_utf8_lossy(&bytes))),
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            Err(error) => {
+                Err(Error::File { action: "read", path: path.clone(), source: io::Error::other(error) })
+            }
+        }
+    }
+
+    /// What the machine's network stack serves, and how its guest looks names up; none without a network device. An isolated
+    /// machine has one only for its forwarded ports, and reaches nothing else by it.
+    fn network_spec(
+        &self,
+        mode: NetworkMode,
+        request: &MachineRequest<'_>,
+    ) -> Result<Option<(NetworkSpec, HostResolver)>, Error> {
+        let forwards = request.forwards.to_vec();
+        let hostname = request.hostname.to_owned();
+        if mode == NetworkMode::Isolated {
+            if forwards.is_empty() {
+                return Ok(None);
+            }
+            let egress = EgressPolicy { mode: EgressMode::Allowlist, ..EgressPolicy::default() };
+            let names = NameOptions { hostname, ..NameOptions::default() };
+            let resolver = HostResolver { name_servers: Vec::new(), search: Vec::new(), options: Vec::new() };
+            let spec = NetworkSpec { publish: Vec::new(), egress, name_servers: Vec::new(), names, forwards };
+            return Ok(Some((spec, resolver)));
+        }
+        let mut resolver = self.host_resolver()?;
+        let DnsSettings { servers, search, hosts, host_file } = &request.dns;
+        if !servers.is_empty() {
+            resolver.name_servers = servers.iter().map(|server| server.0).collect();
+        }
+        if !search.is_empty() {
+            let domains = search.iter().filter_map(SearchDomain::domain);
+            resolver.search = domains.map(str::to_owned).collect();
+        }
+        let names = NameOptions {
+            hostname,
+            added: hosts.iter().map(|host| (host.name.clone(), address_of(host))).collect(),
+            of_host: if *host_file { self.host_entries()? } else { Vec::new() },
+        };
+        let spec = NetworkSpec {
+            publish: request.publish.to_vec(),
+            egress: request.egress.clone(),
+            name_servers: resolver.name_servers.clone(),
+            names,
+            forwards,
+        };
+        Ok(Some((spec, resolver)))
+    }
+
     /// Looks a program up as a shell would.
     pub(crate) fn find_program(
         &self,
@@ -157,11 +228,8 @@ impl Engine {
         request: &MachineRequest<'_>,
         work: Work,
     ) -> Result<SupervisorSpec, Error> {
-        let resolver = match programs.network {
-            NetworkMode::User => Some(self.host_resolver()?),
-            NetworkMode::Isolated => None,
-        };
-        let network = resolver.as_ref().map(|resolver| guest_network(request.identity.mac, resolver));
+        let stack = self.network_spec(programs.network, request)?;
+        let network = stack.as_ref().map(|(_, resolver)| guest_network(request.identity.mac, resolver));
         let disk = match &request.disk {
             Some(disk) => Some(DiskSpec {
                 overlay: absolute(&disk.overlay)?,
@@ -189,11 +257,7 @@ impl Engine {
                 disk,
                 extra_disks: disks.extra,
             },
-            network: resolver.map(|HostResolver { name_servers, .. }| NetworkSpec {
-                publish: request.publish.to_vec(),
-                egress: request.egress.clone(),
-                name_servers,
-            }),
+            network: stack.map(|(spec, _)| spec),
             configure: Configure {
                 // The supervisor fills both in at the last moment.
                 clock_unix_ns: 0,
@@ -213,6 +277,14 @@ impl Engine {
             weak_jail: programs.weak_jail.clone(),
             one_start: None,
         })
+    }
+}
+
+/// Where an added name leads.
+fn address_of(host: &AddedHost) -> Ipv4Addr {
+    match host.address {
+        AddedAddress::Address(address) => address,
+        AddedAddress::HostGateway => GATEWAY,
     }
 }
 

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_model::{
-    Artifact, Attachment, ImageIdentity, Labels, LinkState, NetworkMode, Resources, RestartPolicy,
-    SecretReference, State, WorkspaceFailure, WorkspaceName,
+    Artifact, Attachment, DnsSettings, ImageIdentity, Labels, LinkState, NetworkMode, Resources,
+    RestartPolicy, SecretReference, State, WorkspaceFailure, WorkspaceName,
 };
 use microagent_proto::chain;
 use microagent_store::{LockError, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord};
@@ -39,7 +39,7 @@ pub use exec::{
 pub(crate) use lifecycle::refused;
 pub use lifecycle::{REASON_LIMIT, StartOptions};
 pub use logs::{LogOptions, last_lines};
-pub use network::{GuestAddresses, NetworkDetails, PortForward};
+pub use network::{GuestAddresses, HostForward, NetworkDetails, PortForward};
 pub use observe::{Inspection, Stats};
 pub use supervise::SuperviseOptions;
 
@@ -112,6 +112,10 @@ pub struct WorkspaceDetails {
     pub link: Option<LinkState>,
     /// Its published ports. While it has a machine, with the ports of the host that were picked.
     pub port_forwards: Vec<PortForward>,
+    /// Servers that it reaches by ports of `host.microagent.internal`.
+    pub host_forwards: Vec<HostForward>,
+    /// How it looks names up; with network `user`.
+    pub dns: DnsSettings,
     /// Host name in the guest.
     pub hostname: String,
     /// When `supervise` restarts it.
@@ -277,6 +281,8 @@ impl From<WorkspaceRecord> for WorkspaceDetails {
             network: record.network,
             link: record.observed_link(),
             port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
+            host_forwards: record.forwards.iter().map(HostForward::from).collect(),
+            dns: record.dns.clone(),
             restart: record.restart,
             supervisor_pid: pid(&record.supervisor),
             vmm_pid: pid(&record.vmm),

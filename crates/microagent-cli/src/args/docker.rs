@@ -69,7 +69,6 @@ const ADDRESSING: &str =
     "each microVM has a private network with fixed addresses; it uses the host's name servers";
 const NETWORK_CHOICE: &str =
     "choose --network user (outbound NAT, published ports) or --network isolated (no network device)";
-const HOSTS_FILE: &str = "write it in the guest: --setup 'echo ADDRESS NAME >> /etc/hosts'";
 const PORTS: &str = "ports that an image exposes are not published automatically";
 const PORTS_NOW: &str = "publish each port: -p HOST_PORT:PORT; HOST_PORT 0 picks a free port";
 const TERMINAL: &str = "run gives the guest neither a terminal nor standard input";
@@ -169,13 +168,6 @@ const FLAGS: &[DockerFlag] = &[
     valued("ip6", ADDRESSING, NETWORK_CHOICE),
     valued("link-local-ip", ADDRESSING, NETWORK_CHOICE),
     valued("mac-address", ADDRESSING, NETWORK_CHOICE),
-    valued("add-host", ADDRESSING, HOSTS_FILE),
-    valued("dns", ADDRESSING, "write it in the guest: --setup 'echo nameserver ADDRESS > /etc/resolv.conf'"),
-    valued(
-        "dns-search",
-        ADDRESSING,
-        "write it in the guest: --setup 'echo search DOMAIN >> /etc/resolv.conf'",
-    ),
     valued(
         "dns-option",
         ADDRESSING,

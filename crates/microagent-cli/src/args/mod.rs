@@ -9,6 +9,7 @@ pub(crate) mod global;
 pub(crate) mod image_change;
 pub(crate) mod listing;
 pub(crate) mod machine;
+pub(crate) mod names;
 pub(crate) mod secret;
 pub(crate) mod values;
 pub(crate) mod workspace;

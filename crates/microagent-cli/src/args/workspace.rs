@@ -13,6 +13,7 @@ use microagent::{
 };
 
 use crate::args::docker::{refusal, refuse_attachment, refuse_network};
+use crate::args::names::NameArgs;
 use crate::args::secret::SecretArgs;
 use crate::args::values::{bytes, cpus, env_file, env_variable, memory_mib};
 use crate::failure::Failure;
@@ -71,7 +72,7 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "MIB", help_heading = "Machine")]
     size_mib: Option<u64>,
 
-    /// Network: user (outbound NAT) or isolated (no network device) [default: user]
+    /// Network: user (outbound NAT) or isolated (no network device, or --forward alone) [default: user]
     #[arg(long, alias = "net", value_name = "MODE", help_heading = "Network")]
     network: Option<String>,
 
@@ -94,6 +95,9 @@ pub(crate) struct WorkspaceArgs {
     /// Maximum number of bytes from start to end of the machine, both directions together, such as 512m or 50g [default: 50g]
     #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Network")]
     egress_max_bytes: Option<u64>,
+
+    #[command(flatten)]
+    names: NameArgs,
 
     /// Host name of the guest [default: derived from the workspace's name]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
@@ -201,8 +205,9 @@ impl WorkspaceArgs {
             ("--egress-max-connections", self.egress_max_connections.is_some()),
             ("--egress-max-bytes", self.egress_max_bytes.is_some()),
         ];
+        let given = given.into_iter().chain(self.names.given());
         if options.network == NetworkMode::Isolated
-            && let Some((flag, _)) = given.iter().find(|(_, given)| *given)
+            && let Some((flag, _)) = given.into_iter().find(|(_, given)| *given)
         {
             return Err(refusal(
                 flag,
@@ -218,6 +223,7 @@ impl WorkspaceArgs {
         };
         options.publish.retain(|of_file| !is_named(of_file));
         options.publish.extend(flags);
+        self.names.lay_over(options);
         let EgressPolicy { mode, allow, max_connections, max_bytes } = &mut options.egress;
         *mode = self.egress.unwrap_or(*mode);
         allow.extend(self.egress_allow.iter().cloned());
@@ -269,7 +275,11 @@ fn lay_value_over<T: Clone>(of_file: &mut Option<T>, flag: &Option<T>) {
     }
 }
 
-fn lay_list_over<T: Clone, K: PartialEq + ?Sized>(of_file: &mut Vec<T>, flags: &[T], key: fn(&T) -> &K) {
+pub(super) fn lay_list_over<T: Clone, K: PartialEq + ?Sized>(
+    of_file: &mut Vec<T>,
+    flags: &[T],
+    key: fn(&T) -> &K,
+) {
     for flag in flags {
         match of_file.iter_mut().find(|entry| key(entry) == key(flag)) {
             Some(entry) => entry.clone_from(flag),
@@ -435,6 +445,27 @@ mod tests {
     }
 
     #[test]
+    fn names_and_forwarded_ports_go_over_a_spec_file() {
+        let mut options = WorkspaceOptions::new("i");
+        options.dns.servers = vec!["192.0.2.1".parse().unwrap()];
+        options.dns.hosts =
+            ["db:10.0.0.1", "db:10.0.0.2", "web:10.0.0.3"].map(|text| text.parse().unwrap()).into();
+        options.forwards = ["80=127.0.0.1:1", "81=127.0.0.1:2"].map(|text| text.parse().unwrap()).into();
+        let words = ["--add-host", "DB:10.0.0.9", "--forward", "80=localhost:9", "--dns-search", "."];
+        args(&words).lay_over(&mut options, &[]).unwrap();
+        let hosts: Vec<_> = options.dns.hosts.iter().map(ToString::to_string).collect();
+        assert_eq!(hosts, ["web:10.0.0.3", "db:10.0.0.9"]);
+        let forwards: Vec<_> = options.forwards.iter().map(ToString::to_string).collect();
+        assert_eq!(forwards, ["80=127.0.0.1:9", "81=127.0.0.1:2"]);
+        assert_eq!((options.dns.servers.len(), options.dns.search.len()), (1, 1));
+        args(&["--dns", "192.0.2.2:5353"]).lay_over(&mut options, &[]).unwrap();
+        assert_eq!(options.dns.servers, ["192.0.2.2:5353".parse().unwrap()]);
+        // A forwarded port is all that an isolated guest can have of a network.
+        let isolated = laid(&["--network", "isolated", "--forward", "80=127.0.0.1:1"]).unwrap();
+        assert_eq!(isolated.forwards.len(), 1);
+    }
+
+    #[test]
     fn an_isolated_guest_has_nothing_to_publish_or_to_allow() {
         for flag in [
             "-p=8080:80",
@@ -442,6 +473,10 @@ mod tests {
             "--egress-allow=a",
             "--egress-max-connections=1",
             "--egress-max-bytes=1",
+            "--dns=192.0.2.1",
+            "--dns-search=a",
+            "--dns-host",
+            "--add-host=a:192.0.2.1",
         ] {
             let refused = laid(&["--network", "isolated", flag]).unwrap_err();
             match refused {

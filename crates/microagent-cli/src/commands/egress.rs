@@ -82,7 +82,10 @@ fn detail(decision: &Decision) -> String {
         (Subject::Published, _) => "published".to_owned(),
         (Subject::Network, _) => "network".to_owned(),
         (Subject::Suppressed, _) => format!("{} more", decision.count.unwrap_or(0)),
-        (Subject::Connection, Some(protocol)) => word(&protocol),
+        (Subject::Connection, Some(protocol)) => match decision.target {
+            Some(target) => format!("{} to {target}", word(&protocol)),
+            None => word(&protocol),
+        },
         (Subject::Connection, None) => "connection".to_owned(),
     };
     format!("{what}: {}", reason(decision.reason))
@@ -101,6 +104,8 @@ fn reason(reason: Reason) -> &'static str {
         Reason::Mode => "the egress mode allows it",
         Reason::Rule => "a rule allows it",
         Reason::Name => "a name that resolved to it is allowed",
+        Reason::Local => "a name of the host or one that was added",
+        Reason::Forwarded => "the port is forwarded",
         Reason::Published => "the port is published",
         Reason::Forbidden => "this address is never reachable",
         Reason::OwnNetwork => "no other host is in the guest's network",

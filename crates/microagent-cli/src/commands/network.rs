@@ -6,7 +6,7 @@ use microagent::WorkspaceName;
 use crate::context::Context;
 use crate::documents::network::{EgressPolicyDocument, GuestAddressesDocument, NetworkDocument};
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text, published, size};
+use crate::output::{Format, forwarded, name_lines, print_json, print_text, published, size};
 
 /// What people who know networks of their own may put before the name.
 const VERBS: [&str; 2] = ["inspect", "status"];
@@ -81,6 +81,10 @@ impl NetworkDocument {
             lines.extend(allow.iter().map(|rule| ("Allowed", rule.to_string())));
             lines.push(("Limits", format!("{max_connections} connections, {}", size(*max_bytes))));
         }
+        if let Some(settings) = &self.network.dns {
+            lines.extend(name_lines(settings));
+        }
+        lines.extend(self.network.host_forwards.iter().map(|forward| ("Forwarded", forwarded(forward))));
         lines.extend(self.network.port_forwards.iter().map(|forward| ("Published", published(forward))));
         lines.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
     }
@@ -90,7 +94,8 @@ impl NetworkDocument {
 mod tests {
     use microagent::egress::EgressPolicy;
     use microagent::{
-        GuestAddresses, LinkState, NetworkDetails, NetworkMode, PortForward, PortProtocol, State,
+        DnsSettings, GuestAddresses, HostForward, LinkState, NetworkDetails, NetworkMode, PortForward,
+        PortProtocol, State,
     };
 
     use super::*;
@@ -123,6 +128,18 @@ mod tests {
             mode: NetworkMode::User,
             link: Some(LinkState::Up),
             port_forwards: vec![forward],
+            host_forwards: vec![HostForward {
+                protocol: "tcp",
+                guest_port: 11_434.try_into().unwrap(),
+                host: [127, 0, 0, 1].into(),
+                host_port: 8000,
+            }],
+            dns: Some(DnsSettings {
+                servers: vec!["192.0.2.53".parse().unwrap()],
+                search: vec!["corp.example".parse().unwrap()],
+                hosts: vec!["db:10.1.2.3".parse().unwrap()],
+                host_file: true,
+            }),
             egress: Some(EgressPolicy {
                 allow: vec![".example.org".parse().unwrap()],
                 ..EgressPolicy::default()
@@ -139,6 +156,8 @@ mod tests {
             mode: NetworkMode::Isolated,
             link: None,
             port_forwards: Vec::new(),
+            host_forwards: Vec::new(),
+            dns: None,
             egress: None,
             addresses: None,
             stack_pid: None,
@@ -148,6 +167,9 @@ mod tests {
             NetworkDocument::from(details).text(),
             "Workspace: web\nState: running\nNetwork: user\nLink: up\nAddress: 10.0.2.15/24\nGateway: 10.0.2.2\n\
              DNS: 10.0.2.3\nEgress: public\nAllowed: .example.org\nLimits: 1024 connections, 50.00 GiB\n\
+             Name server: 192.0.2.53\nSearch domain: corp.example\nAdded host: db:10.1.2.3\n\
+             Host names: those of the host's /etc/hosts\n\
+             Forwarded: host.microagent.internal:11434/tcp -> 127.0.0.1:8000\n\
              Published: 127.0.0.1:8080 -> 80/tcp\n"
         );
         assert_eq!(

@@ -8,7 +8,7 @@ use crate::documents::shared::ResourcesDocument;
 use crate::documents::status::{AttachmentDocument, DiskSourceDocument, StatusDocument};
 use crate::escape;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text, published, size};
+use crate::output::{Format, forwarded, name_lines, print_json, print_text, published, size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -74,6 +74,8 @@ impl StatusDocument {
         for (name, value) in &self.labels {
             lines.push(("Label", escape::one_line(&format!("{name}={value}"))));
         }
+        lines.extend(self.host_forwards.iter().map(|forward| ("Forwarded", forwarded(forward))));
+        lines.extend(name_lines(&self.dns));
         for secret in &self.secrets {
             let text = format!("{} from {}", secret.name, secret.reference);
             lines.push(("Secret", escape::one_line(&text)));

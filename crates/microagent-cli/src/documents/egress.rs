@@ -1,6 +1,6 @@
 //! `microagent egress`, in JSON.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use jiff::Timestamp;
 use microagent::WorkspaceName;
@@ -35,6 +35,9 @@ document! {
         address: Option<Ipv4Addr>,
         #[serde(skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
+        /// With a forwarded port, the server that it leads to.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        target: Option<SocketAddrV4>,
         allowed: bool,
         #[cfg_attr(test, schemars(with = "Words<microagent::egress::Reason>"))]
         reason: Reason,

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 #[cfg(test)]
 use crate::documents::schema::Words;
-use crate::documents::shared::PortForwardDocument;
+use crate::documents::shared::{DnsSettingsDocument, HostForwardDocument, PortForwardDocument};
 
 /// `microagent network`.
 #[derive(Debug, Serialize)]
@@ -33,17 +33,31 @@ pub(crate) struct ConnectionDocument {
     pub(crate) link: Option<LinkState>,
     pub(crate) stack_pid: Option<i32>,
     pub(crate) port_forwards: Vec<PortForwardDocument>,
+    pub(crate) host_forwards: Vec<HostForwardDocument>,
     pub(crate) egress: Option<EgressPolicyDocument>,
+    pub(crate) dns: Option<DnsSettingsDocument>,
 }
 
 impl From<NetworkDetails> for NetworkDocument {
     fn from(details: NetworkDetails) -> NetworkDocument {
         let NetworkDetails {
-            workspace, state, mode, link, port_forwards, egress, addresses, stack_pid, ..
+            workspace,
+            state,
+            mode,
+            link,
+            port_forwards,
+            host_forwards,
+            egress,
+            dns,
+            addresses,
+            stack_pid,
+            ..
         } = details;
         let port_forwards = port_forwards.into_iter().map(PortForwardDocument::from).collect();
+        let host_forwards = host_forwards.into_iter().map(HostForwardDocument::from).collect();
+        let dns = dns.map(DnsSettingsDocument::from);
         let egress = egress.map(EgressPolicyDocument::from);
-        let network = ConnectionDocument { mode, link, stack_pid, port_forwards, egress };
+        let network = ConnectionDocument { mode, link, stack_pid, port_forwards, host_forwards, egress, dns };
         NetworkDocument { workspace, state, network, runtime: addresses.map(GuestAddressesDocument::from) }
     }
 }

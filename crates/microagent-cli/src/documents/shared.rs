@@ -1,10 +1,12 @@
 //! What several documents contain.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
-use microagent::{Artifact, PortForward, PortProtocol, Publish, Resources, Timeline};
+use microagent::{
+    Artifact, DnsSettings, HostForward, PortForward, PortProtocol, Publish, Resources, Timeline,
+};
 
 #[cfg(test)]
 use crate::documents::schema::Words;
@@ -27,6 +29,45 @@ document! {
         /// 0 for one that is picked at the next start.
         host_port: u16,
         guest_port: NonZeroU16,
+    }
+}
+
+document! {
+    /// A server that a guest reaches by a port of `host.microagent.internal`.
+    HostForwardDocument of HostForward {
+        /// `tcp`.
+        protocol: String,
+        /// The port that the guest connects to.
+        guest_port: NonZeroU16,
+        /// The server's address, as the host sees it.
+        host: Ipv4Addr,
+        host_port: u16,
+    }
+}
+
+/// How a guest looks names up, where that is not as on the host.
+#[derive(Debug, Clone, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct DnsSettingsDocument {
+    /// Name servers, as `--dns` takes them.
+    pub(crate) servers: Vec<String>,
+    /// Search domains, as `--dns-search` takes them.
+    pub(crate) search: Vec<String>,
+    /// Names with addresses, as `--add-host` takes them.
+    pub(crate) hosts: Vec<String>,
+    /// Whether the names of the host's `/etc/hosts` are answered as well.
+    pub(crate) host_file: bool,
+}
+
+impl From<DnsSettings> for DnsSettingsDocument {
+    fn from(settings: DnsSettings) -> DnsSettingsDocument {
+        let DnsSettings { servers, search, hosts, host_file } = settings;
+        DnsSettingsDocument {
+            servers: servers.iter().map(ToString::to_string).collect(),
+            search: search.iter().map(ToString::to_string).collect(),
+            hosts: hosts.iter().map(ToString::to_string).collect(),
+            host_file,
+        }
     }
 }
 

@@ -11,7 +11,9 @@ use serde::Serialize;
 use crate::documents::result::ResultDocument;
 #[cfg(test)]
 use crate::documents::schema::Words;
-use crate::documents::shared::{ArtifactDocument, PortForwardDocument, ResourcesDocument};
+use crate::documents::shared::{
+    ArtifactDocument, DnsSettingsDocument, HostForwardDocument, PortForwardDocument, ResourcesDocument,
+};
 
 /// `microagent status`.
 #[derive(Debug, Serialize)]
@@ -32,6 +34,8 @@ pub(crate) struct StatusDocument {
     #[cfg_attr(test, schemars(with = "Option<Words<microagent::LinkState>>"))]
     pub(crate) link: Option<LinkState>,
     pub(crate) port_forwards: Vec<PortForwardDocument>,
+    pub(crate) host_forwards: Vec<HostForwardDocument>,
+    pub(crate) dns: DnsSettingsDocument,
     pub(crate) hostname: String,
     #[cfg_attr(test, schemars(with = "Words<microagent::RestartPolicy>"))]
     pub(crate) restart: RestartPolicy,
@@ -126,6 +130,8 @@ impl StatusDocument {
             network: details.network,
             link: details.link,
             port_forwards: details.port_forwards.into_iter().map(PortForwardDocument::from).collect(),
+            host_forwards: details.host_forwards.into_iter().map(HostForwardDocument::from).collect(),
+            dns: details.dns.into(),
             hostname: details.hostname,
             restart: details.restart,
             has_service: inspection.has_service,

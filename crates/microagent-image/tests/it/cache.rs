@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_image::{ImageError, Origin, PullPolicy};
-use microagent_model::{ImageIdentity, NetworkMode, Resources, RestartPolicy, State};
+use microagent_model::{DnsSettings, ImageIdentity, NetworkMode, Resources, RestartPolicy, State};
 use microagent_store::{WORKSPACE_FORMAT, WorkspaceDir, WorkspaceRecord};
 
 use crate::support::faulty::{Act, Faulty, Request};
@@ -33,6 +33,8 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         profile: "small".into(),
         resources: Resources { memory_mib: 512, cpu_count: 2, size_mib: 1024 },
         network: NetworkMode::User,
+        dns: DnsSettings::default(),
+        forwards: Vec::new(),
         hostname: name.into(),
         identity: None,
         restart: RestartPolicy::Never,

@@ -10,11 +10,12 @@
 //! | `protocol` | `tcp`, `udp` or `icmp`; `dns` with `name` |
 //! | `name` | the name that was asked for; with connections, the one that led to the address |
 //! | `address`, `port` | the far end; no port with ICMP |
+//! | `target` | with a forwarded port, the server that it leads to |
 //! | `allowed` | whether it goes through |
 //! | `reason` | why; see [`Reason`] |
 //! | `count` | with `suppressed`, how many decisions were left out |
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,9 @@ pub struct Decision {
     /// The far end's port; with [`Subject::Published`], the guest's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// With a forwarded port, the server that it leads to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<SocketAddrV4>,
     /// Whether it goes through.
     pub allowed: bool,
     /// Why.
@@ -87,6 +91,10 @@ pub enum Reason {
     Rule,
     /// Allowed: a name that a rule covers led to the address.
     Name,
+    /// Allowed: the name is one that the stack answers itself: `host.microagent.internal`, or one that was added.
+    Local,
+    /// Allowed: the port is forwarded.
+    Forwarded,
     /// Allowed: the port is published.
     Published,
     /// Refused: loopback, link-local, metadata, multicast or reserved; no rule opens it. Or a name that leads nowhere else.
@@ -123,6 +131,7 @@ mod tests {
             name: Some("example.org".to_owned()),
             address: Some(Ipv4Addr::new(192, 0, 2, 1)),
             port: Some(443),
+            target: None,
             allowed: true,
             reason: Reason::Name,
             count: None,

@@ -207,7 +207,8 @@ impl FromStr for AllowRule {
     }
 }
 
-fn is_host_name(name: &str) -> bool {
+/// Whether a text is a host name, of at most 253 characters.
+pub(crate) fn is_host_name(name: &str) -> bool {
     let is_label = |label: &str| {
         !label.is_empty()
             && label.len() <= LABEL_MAX

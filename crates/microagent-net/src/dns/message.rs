@@ -13,7 +13,7 @@ use domain::base::opt::exterr::ExtendedError;
 use domain::base::{
     HashCompressor, Message, MessageBuilder, ParsedName, ParsedRecord, RecordSection, Rtype, Ttl,
 };
-use domain::rdata::AllRecordData;
+use domain::rdata::{A, AllRecordData, Ptr};
 
 use super::resolver::Carrier;
 
@@ -243,6 +243,23 @@ impl Answer {
     /// An answer without records.
     pub(crate) fn empty(code: Rcode) -> Answer {
         Answer { code, records: Vec::new(), authority: Vec::new() }
+    }
+
+    /// An answer with addresses.
+    pub(crate) fn addresses(name: &Name, addresses: &[Ipv4Addr], ttl_secs: u32) -> Answer {
+        let data = addresses.iter().map(|address| AllRecordData::A(A::new(*address)));
+        Answer::of(name, data, ttl_secs)
+    }
+
+    /// An answer with the name of an address.
+    pub(crate) fn pointer(name: &Name, target: Name, ttl_secs: u32) -> Answer {
+        Answer::of(name, std::iter::once(AllRecordData::Ptr(Ptr::new(target))), ttl_secs)
+    }
+
+    fn of(name: &Name, data: impl Iterator<Item = AllRecordData<Vec<u8>, Name>>, ttl_secs: u32) -> Answer {
+        let ttl = Ttl::from_secs(ttl_secs);
+        let records = data.map(|data| Record::new(name.clone(), Class::IN, ttl, data)).collect();
+        Answer { records, ..Answer::empty(Rcode::NOERROR) }
     }
 
     /// Reads the answer to `question` that was asked with `id`.

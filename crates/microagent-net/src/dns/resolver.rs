@@ -176,6 +176,11 @@ impl Resolver {
         }
     }
 
+    /// Asks these servers from now on.
+    pub(crate) fn use_servers(&mut self, servers: Vec<SocketAddr>) {
+        self.servers = servers;
+    }
+
     /// Takes a guest's query. What is on its way already, or comes when too much is, is dropped: the guest asks again.
     pub(crate) fn ask(&mut self, asker: Asker, query: Query, now: Duration) -> Option<Resolved> {
         let known = |p: &Pending| p.asker == asker && p.query == query;
@@ -384,6 +389,16 @@ mod tests {
         }
         let answer = dns_answer(id, "a.example", &[[1, 2, 3, 4]], 60);
         assert!(resolver.receive(slow, &answer, ms(1700)).unwrap().answer.is_some());
+    }
+
+    #[test]
+    fn servers_that_change_are_asked_from_then_on() {
+        let mut resolver = Resolver::new(vec![server(1)]);
+        resolver.ask(ASKER, query(9), ms(0));
+        assert_eq!(asked(&mut resolver).1, server(1));
+        resolver.use_servers(vec![server(7)]);
+        resolver.expire(ms(1500));
+        assert_eq!(asked(&mut resolver).1, server(7));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use jiff::Timestamp;
-use microagent_model::egress::{EgressMode, Reason, Subject};
+use microagent_model::egress::{EgressMode, EgressPolicy, Reason, Subject};
 
 use super::*;
+use crate::HostAddresses;
 use crate::fake::{FakeDatagrams, FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
 use crate::testing::{self, FAR, dns_answer, dns_query, read_dns};
 use crate::{Carrier, Errand, MAX_FRAME_LEN};
@@ -44,15 +46,23 @@ impl Bench {
     }
 
     fn with_mtu(policy: EgressPolicy, mtu: u16) -> Bench {
+        Bench::with(mtu, policy, |_| {})
+    }
+
+    /// A stack whose options are changed.
+    fn with(mtu: u16, policy: EgressPolicy, change: impl FnOnce(&mut StackOptions)) -> Bench {
         let sockets = FakeSockets::default();
         let host = Rc::clone(&sockets.0);
-        let options = StackOptions {
+        let mut options = StackOptions {
             policy,
             guest_mac: testing::GUEST_MAC,
             mtu,
             host_addresses: HostAddresses { own: [HOST].into(), loopback: [LO].into() },
             name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53))],
+            names: NameOptions::default(),
+            forwards: Vec::new(),
         };
+        change(&mut options);
         Bench { stack: Stack::new(options, sockets, at(0)), host }
     }
 
@@ -103,13 +113,19 @@ impl Bench {
         (*token, Rc::clone(datagrams))
     }
 
-    /// Whether a connection of the guest is begun; one that is not is reset, and no socket was asked for.
+    /// Whether a connection of the guest is begun, to where it asks for; one that is not is reset, and no socket was asked for.
     fn connects(&mut self, remote: Ipv4Addr, port: u16) -> bool {
+        let begun = self.begins(remote, port);
+        assert!(!begun || self.connections().last() == Some(&SocketAddrV4::new(remote, port)));
+        begun
+    }
+
+    /// The same, to wherever it leads.
+    fn begins(&mut self, remote: Ipv4Addr, port: u16) -> bool {
         let before = self.connections().len();
         let answers = self.send(&testing::tcp(remote, 40_000, port, SYN, b""));
         let begun = self.connections().len() > before;
         if begun {
-            assert_eq!(self.connections().last(), Some(&SocketAddrV4::new(remote, port)));
             assert!(answers.is_empty(), "nothing is answered before the host is");
         } else {
             let [reset] = &answers[..] else { panic!("{answers:?}") };

@@ -81,6 +81,8 @@ impl Network {
             mtu: LINK_MTU,
             host_addresses: HostAddresses::now().map_err(|e| full_or_boot(&e, "the host's addresses"))?,
             name_servers: spec.name_servers.clone(),
+            names: spec.names.clone(),
+            forwards: spec.forwards.clone(),
             published: listeners
                 .iter()
                 .map(|(_, publish)| (publish.protocol, publish.guest_port.get()))
@@ -183,6 +185,7 @@ fn network_down() -> Decision {
         name: None,
         address: None,
         port: None,
+        target: None,
         allowed: false,
         reason: Reason::Down,
         count: None,

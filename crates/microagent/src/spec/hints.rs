@@ -4,7 +4,7 @@
 use strsim::damerau_levenshtein;
 
 /// Keys that people write in the wrong block, or know from elsewhere, in their plain form, and where they belong.
-const ELSEWHERE: [(&str, &str); 29] = [
+const ELSEWHERE: [(&str, &str); 32] = [
     ("memory", "resources.memoryMiB"),
     ("memorymib", "resources.memoryMiB"),
     ("memlimit", "resources.memoryMiB"),
@@ -16,6 +16,9 @@ const ELSEWHERE: [(&str, &str); 29] = [
     ("ports", "network.forwards"),
     ("publish", "network.forwards"),
     ("forwards", "network.forwards"),
+    ("dns", "network.dns"),
+    ("dnssearch", "network.dnsSearch"),
+    ("extrahosts", "network.addHosts"),
     ("networkmode", "network.mode"),
     ("netmode", "network.mode"),
     ("allow", "egress.allow"),
@@ -37,7 +40,7 @@ const ELSEWHERE: [(&str, &str); 29] = [
 ];
 
 /// Keys that other programs know, in their plain form: what there is in their place.
-const UNSUPPORTED: [(&str, &str); 22] = [
+const UNSUPPORTED: [(&str, &str); 21] = [
     (
         "files",
         "put files into the image, a bundle (`bundles`) or a volume, or copy them in when it is running",
@@ -56,7 +59,6 @@ const UNSUPPORTED: [(&str, &str); 22] = [
     ),
     ("acknowledgecapabilityrisk", "nothing asks for it here; leave it out"),
     ("headroommib", "512 MiB stay free beyond the image's content; give the whole size in `sizeMiB`"),
-    ("dns", "the host's name servers are used; leave it out"),
     ("routes", "a guest has one route, to the outside; leave it out"),
     ("ip", "each guest's network is private to it, with a fixed address; leave it out"),
     ("subnet", "each guest's network is private to it, with a fixed address; leave it out"),

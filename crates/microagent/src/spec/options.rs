@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use microagent_model::{
-    Attachment, DiskSource, EgressPolicy, GuestInit, Publish, PublishRange, SecretSource, SetupStep,
+    Attachment, DiskSource, DnsSettings, EgressPolicy, Forward, GuestInit, Publish, PublishRange,
+    SecretSource, SetupStep,
 };
 
 use super::forms::{Form, Short};
-use super::{Access, Service, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecVolume, value};
+use super::{
+    Access, Service, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecHostForward, SpecVolume, value,
+};
 use crate::attachment::{AttachmentForm, is_bundle};
 use crate::{CreateOptions, Error, Hint, Lookup, RunCommand, RunOptions, WorkspaceOptions};
 
@@ -19,6 +22,14 @@ impl Short for PublishRange {
 
     fn short(text: &str) -> Result<PublishRange, String> {
         text.parse().map_err(|error: microagent_model::PublishError| error.to_string())
+    }
+}
+
+impl Short for Forward {
+    const SHAPE: &str = "GUEST_PORT=HOST:PORT";
+
+    fn short(text: &str) -> Result<Forward, String> {
+        text.parse().map_err(|error: microagent_model::ForwardError| error.to_string())
     }
 }
 
@@ -42,6 +53,12 @@ impl SpecForward {
         };
         let protocol = self.protocol.as_deref().unwrap_or("tcp");
         PublishRange::short(&format!("{host}{}:{}/{protocol}", self.host_port, self.guest_port))
+    }
+}
+
+impl SpecHostForward {
+    fn forward(&self) -> Result<Forward, String> {
+        Forward::short(&format!("{}={}:{}", self.guest_port, self.host, self.host_port))
     }
 }
 
@@ -157,6 +174,8 @@ impl SpecFile {
         options.disks = self.attachments()?.into_iter().flatten().collect();
         options.publish = self.published()?.unwrap_or_default();
         self.lay_egress_over(&mut options.egress);
+        options.dns = self.dns_settings();
+        options.forwards = self.forwarded()?.unwrap_or_default();
         options.secrets = self.secrets.clone().unwrap_or_default();
         options.labels = self.labels.clone().unwrap_or_default();
         options.outputs = self.outputs.clone().unwrap_or_default();
@@ -235,6 +254,31 @@ impl SpecFile {
         Ok([volumes, files(&self.disks, DiskSource::Image), files(&self.bundles, DiskSource::Bundle)])
     }
 
+    /// Forwarded ports, where the file speaks of them.
+    pub(crate) fn forwarded(&self) -> Result<Option<Vec<Forward>>, SpecError> {
+        let Some(forwards) = &self.network.host_forwards else { return Ok(None) };
+        let read = |forward: &Form<Forward, SpecHostForward>| match forward {
+            Form::Short(forward) => Ok(*forward),
+            Form::Long(long) => long.forward().map_err(|why| {
+                self.meaning(
+                    format!("network.hostForwards: {why}"),
+                    "`host` is an IPv4 address or `localhost`; ports are from 1 to 65535",
+                )
+            }),
+        };
+        forwards.iter().map(read).collect::<Result<_, _>>().map(Some)
+    }
+
+    fn dns_settings(&self) -> DnsSettings {
+        let network = &self.network;
+        DnsSettings {
+            servers: network.dns.clone().unwrap_or_default(),
+            search: network.dns_search.clone().unwrap_or_default(),
+            hosts: network.add_hosts.clone().unwrap_or_default(),
+            host_file: network.dns_host.unwrap_or_default(),
+        }
+    }
+
     /// Changes a policy to what the file says of it.
     pub(crate) fn lay_egress_over(&self, policy: &mut EgressPolicy) {
         let egress = &self.egress;
@@ -265,6 +309,7 @@ impl SpecFile {
             return refuse("an empty list names no program", "remove it, or name a program");
         }
         self.published()?;
+        self.forwarded()?;
         self.attachments()?;
         Ok(())
     }

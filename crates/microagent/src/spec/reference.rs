@@ -11,7 +11,7 @@ use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::Value;
 use snapbox::{Assert, Data};
 
-use super::{SpecFile, SpecForward, SpecVolume};
+use super::{SpecFile, SpecForward, SpecHostForward, SpecVolume};
 
 const NOTICE: &str = "<!-- Made from the types in crates/microagent/src/spec.rs. Change those, then run\n     \
                       SNAPSHOTS=overwrite cargo test -p microagent spec -->\n";
@@ -101,6 +101,14 @@ pub(super) enum Seconds {
 pub(super) enum Forward {
     Text(String),
     Parts(SpecForward),
+}
+
+/// `GUEST_PORT=HOST:PORT`, or taken apart.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+pub(super) enum HostForward {
+    Text(String),
+    Parts(SpecHostForward),
 }
 
 /// `SOURCE:/GUEST/PATH[:ro|rw]`, or taken apart.

@@ -51,6 +51,11 @@ network:
   mode: user
   forwards: ['8080:80', {hostPort: 0, guestPort: 22, host: 0.0.0.0, protocol: tcp}, '53-54:53-54/udp',
     {hostPort: 443, guestPort: 443, host: '::1'}]
+  dns: [192.0.2.53, '[2001:db8::53]:5353']
+  dnsSearch: [corp.example]
+  dnsHost: true
+  addHosts: ['DB:10.1.2.3', 'proxy:host-gateway']
+  hostForwards: ['11434=localhost:11434', {guestPort: 5432, host: 10.1.2.3, hostPort: 15432}]
 egress: {mode: allowlist, allow: [example.org, 10.0.0.0/8], maxConnections: 7, maxBytes: 1000}
 volumes: ['data:/data:ro', './in.tar:/in', {name: more, mountpoint: /more}, {path: sub/x.img, mountpoint: /x, mode: ro}]
 disks: [{path: disk.ext4, mountpoint: /disk}]
@@ -88,6 +93,12 @@ outputs: [{name: report, path: /srv/report}]
             "[::1]:443:443/tcp"
         ]
     );
+    let forwards: Vec<_> = workspace.forwards.iter().map(ToString::to_string).collect();
+    assert_eq!(forwards, ["11434=127.0.0.1:11434", "5432=10.1.2.3:15432"]);
+    let hosts: Vec<_> = workspace.dns.hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["db:10.1.2.3", "proxy:host-gateway"]);
+    let dns = &workspace.dns;
+    assert_eq!((dns.servers.len(), dns.search.len(), dns.host_file), (2, 1, true));
     let egress = &workspace.egress;
     assert_eq!((egress.mode, egress.allow.len()), (EgressMode::Allowlist, 2));
     assert_eq!((egress.max_connections, egress.max_bytes), (7, 1000));
@@ -196,7 +207,6 @@ fn what_other_programs_have_is_said_not_to_be_here() {
         ("modelRunner: {}", "no models"),
         ("agent: {}", "secrets"),
         ("network: {ipv6Gateway: x}", "no IPv6"),
-        ("network: {dns: []}", "name servers"),
         ("resources: {headroomMiB: 1}", "sizeMiB"),
     ] {
         let (_, _, message, hint) = wrong(text);

@@ -182,6 +182,7 @@ impl Workspace {
             setup: spec.setup_steps()?,
             env: spec.variables(host)?,
             publish: spec.published()?,
+            forwards: spec.forwarded()?,
             disks: arrange(&spec.attachments()?.concat())?.into_iter().map(as_recorded).collect(),
             service,
             size_mib,

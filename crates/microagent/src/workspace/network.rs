@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
 
-use microagent_model::{EgressPolicy, LinkState, NetworkMode, PortProtocol, Publish, State, WorkspaceName};
+use microagent_model::{
+    DnsSettings, EgressPolicy, Forward, LinkState, NetworkMode, PortProtocol, Publish, State, WorkspaceName,
+};
 use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 
 use super::Workspace;
@@ -23,9 +25,13 @@ pub struct NetworkDetails {
     /// Its published ports. While it lives, the ports of the host are those that are listened at; else 0 stands for one
     /// that is picked at each start.
     pub port_forwards: Vec<PortForward>,
+    /// Servers that it reaches by ports of `host.microagent.internal`.
+    pub host_forwards: Vec<HostForward>,
     /// What it may reach; with network `user`.
     pub egress: Option<EgressPolicy>,
-    /// Its addresses; with network `user`.
+    /// How it looks names up; with network `user`.
+    pub dns: Option<DnsSettings>,
+    /// Its addresses, if it has a network device.
     pub addresses: Option<GuestAddresses>,
     /// The process of the network stack, while it serves the workspace.
     pub stack_pid: Option<i32>,
@@ -57,6 +63,26 @@ pub struct PortForward {
     pub guest_port: NonZeroU16,
 }
 
+/// A forwarded port as documents show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostForward {
+    /// `tcp`.
+    pub protocol: &'static str,
+    /// The port at `host.microagent.internal` that the guest connects to.
+    pub guest_port: NonZeroU16,
+    /// The server's address, as the host sees it.
+    pub host: Ipv4Addr,
+    /// The server's port.
+    pub host_port: u16,
+}
+
+impl From<&Forward> for HostForward {
+    fn from(forward: &Forward) -> HostForward {
+        let Forward { guest_port, target } = *forward;
+        HostForward { protocol: "tcp", guest_port, host: *target.ip(), host_port: target.port() }
+    }
+}
+
 impl From<&Publish> for PortForward {
     fn from(publish: &Publish) -> PortForward {
         let Publish { host, host_port, guest_port, protocol } = *publish;
@@ -74,6 +100,7 @@ impl Workspace {
         let link = record.observed_link();
         let stack = record.link.as_ref().filter(|_| link == Some(LinkState::Up));
         let is_connected = record.network == NetworkMode::User;
+        let has_device = record.has_network_device();
         Ok(NetworkDetails {
             workspace: record.name.clone(),
             state: record.observed_state(),
@@ -82,7 +109,9 @@ impl Workspace {
             port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
             stack_pid: stack.map(|link| link.stack.pid),
             egress: is_connected.then(|| record.egress.clone()),
-            addresses: is_connected.then(|| GuestAddresses {
+            dns: is_connected.then(|| record.dns.clone()),
+            host_forwards: record.forwards.iter().map(HostForward::from).collect(),
+            addresses: has_device.then(|| GuestAddresses {
                 ip: GUEST_ADDRESS,
                 prefix_len: PREFIX_LEN,
                 gateway: GATEWAY,

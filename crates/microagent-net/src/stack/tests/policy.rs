@@ -110,6 +110,96 @@ fn a_name_alone_opens_nothing_inside() {
 }
 
 #[test]
+fn an_added_name_is_judged_by_its_address_or_its_own_rule() {
+    use EgressMode::{Allowlist, Open, Public};
+    for (mode, rules, remote, reason) in [
+        (Public, &[][..], INSIDE, Err(Reason::Inside)),
+        (Public, &["db.corp"], INSIDE, Ok(Reason::Name)),
+        (Public, &["10.9.0.0/16:443"], INSIDE, Ok(Reason::Rule)),
+        (Public, &[], FAR, Ok(Reason::Mode)),
+        (Allowlist, &[], FAR, Err(Reason::NotListed)),
+        (Allowlist, &[".corp"], FAR, Ok(Reason::Name)),
+        (Allowlist, &[".corp"], INSIDE, Ok(Reason::Name)),
+        (Allowlist, &["db.corp"], HOST, Ok(Reason::Name)),
+        (Allowlist, &["other.corp"], INSIDE, Err(Reason::Inside)),
+        (Open, &["db.corp"], LOOPBACK, Err(Reason::Forbidden)),
+        (Open, &["db.corp"], LO, Err(Reason::Forbidden)),
+        (Open, &["db.corp"], METADATA, Err(Reason::Forbidden)),
+        (Open, &["db.corp"], GATEWAY, Err(Reason::OwnNetwork)),
+    ] {
+        let what = format!("{mode} {rules:?} {remote}");
+        let mut bench = Bench::with(1500, policy(mode, rules), |options| {
+            options.names.added = vec![("db.corp".to_owned(), remote)];
+        });
+        let query = dns_query(7, "DB.corp", 1, None);
+        let frame = bench.send(&testing::udp(NAME_SERVER, 5000, 53, &query)).remove(0);
+        assert!(bench.host.borrow().errands.is_empty(), "{what}: a name server was asked");
+        let Transport::Udp { payload, .. } = transport(&frame) else { panic!() };
+        assert_eq!(read_dns(payload).2, [(remote, 10)], "{what}");
+        assert_eq!(bench.reasons(), [(Subject::Name, true, Reason::Local)], "{what}");
+        assert_eq!(bench.connects(remote, 443), reason.is_ok(), "{what}");
+        let decision = bench.stack.take_decisions().remove(0);
+        assert_eq!(
+            (decision.reason, decision.allowed),
+            (reason.unwrap_or_else(|r| r), reason.is_ok()),
+            "{what}"
+        );
+        assert_eq!(decision.name.as_deref(), Some("db.corp"), "{what}");
+    }
+}
+
+#[test]
+fn a_forwarded_port_leads_to_its_server_and_no_other_does() {
+    let target = SocketAddrV4::new(LOOPBACK, 11_434);
+    let forward = |options: &mut StackOptions| {
+        options.forwards = vec!["8080=127.0.0.1:11434".parse().unwrap()];
+    };
+    for mode in [EgressMode::Public, EgressMode::Allowlist, EgressMode::Open] {
+        let mut bench = Bench::with(1500, policy(mode, &[]), forward);
+        assert!(bench.begins(GATEWAY, 8080), "{mode}");
+        assert_eq!(bench.host.borrow().streams.values().next().unwrap().0, target);
+        let decision = bench.stack.take_decisions().remove(0);
+        assert_eq!((decision.reason, decision.target), (Reason::Forwarded, Some(target)));
+        assert_eq!((decision.address, decision.port), (Some(GATEWAY), Some(8080)));
+        // Not by another port, another address, or datagrams.
+        for (remote, port) in [(GATEWAY, 11_434), (NAME_SERVER, 8080), (LOOPBACK, 11_434)] {
+            assert!(!bench.connects(remote, port), "{mode} {remote}:{port}");
+        }
+        bench.send(&testing::udp(GATEWAY, 5000, 8080, b"data"));
+        assert_eq!(bench.datagram_flows(), 0, "{mode}");
+    }
+    // Limits hold for it as well.
+    let few = EgressPolicy { max_connections: 0, ..policy(EgressMode::Public, &[]) };
+    assert!(!Bench::with(1500, few, forward).connects(GATEWAY, 8080));
+}
+
+#[test]
+fn what_changes_on_the_host_counts_from_then_on() {
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    assert!(bench.connects(FAR, 443));
+    let addresses = HostAddresses { own: [FAR].into(), loopback: [HOST].into() };
+    let servers = vec![SocketAddr::from(([192, 0, 2, 99], 53))];
+    let hosts = Some(vec![("printer".to_owned(), FAR)]);
+    bench.stack.follow(HostChange { addresses: Some(addresses), name_servers: Some(servers.clone()), hosts });
+    bench.stack.take_decisions();
+    assert!(!bench.connects(FAR, 444));
+    assert!(!bench.connects(HOST, 444));
+    let reasons: Vec<_> = bench.reasons().into_iter().map(|(_, _, reason)| reason).collect();
+    assert_eq!(reasons, [Reason::Inside, Reason::Forbidden]);
+    bench.send(&testing::udp(NAME_SERVER, 5000, 53, &dns_query(7, "example.org", 1, None)));
+    let host = bench.host.borrow();
+    let asked = host.errands.iter().find_map(|errand| match errand {
+        Errand::Ask { server, .. } => Some(*server),
+        Errand::Forget(_) => None,
+    });
+    assert_eq!(asked, Some(servers[0]));
+    drop(host);
+    let frame = bench.send(&testing::udp(NAME_SERVER, 5001, 53, &dns_query(8, "printer", 1, None))).remove(0);
+    let Transport::Udp { payload, .. } = transport(&frame) else { panic!() };
+    assert_eq!(read_dns(payload).2, [(FAR, 10)]);
+}
+
+#[test]
 fn a_name_that_no_rule_covers_is_not_even_asked_for() {
     let mut bench = Bench::new(policy(EgressMode::Allowlist, &["example.org"]));
     assert_eq!(bench.resolve("www.example.org", &[FAR], 300), (3, vec![]));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use microagent_image::ImageReference;
-use microagent_model::{Attachment, CommandLine, DiskSource, Labels, Publish, SetupStep};
+use microagent_model::{Attachment, CommandLine, DiskSource, Forward, Labels, Publish, SetupStep};
 use microagent_store::{Workload, WorkspaceRecord};
 use microagent_vm::AMENDMENT_LIMIT;
 
@@ -18,6 +18,7 @@ pub(super) struct Wanted<'a> {
     pub(super) setup: Option<Vec<SetupStep>>,
     pub(super) env: Option<Vec<(String, String)>>,
     pub(super) publish: Option<Vec<Publish>>,
+    pub(super) forwards: Option<Vec<Forward>>,
     /// Of `volumes`, `disks` and `bundles`, in the order in which they are mounted.
     pub(super) disks: Vec<Attachment>,
     pub(super) service: Option<CommandLine>,
@@ -78,6 +79,7 @@ impl Plan {
         );
         let publish = wanted.publish.clone();
         plan.value("network.forwards", |plan| &mut plan.record.publish, publish, |all| list(all), true);
+        plan.names(spec, wanted.forwards.clone());
         plan.egress(spec);
         plan.disks(spec, &wanted.disks);
         if let Some(secrets) = &spec.secrets {
@@ -107,6 +109,8 @@ impl Plan {
         options.disks.clone_from(&record.disks);
         options.publish.clone_from(&record.publish);
         options.egress.clone_from(&record.egress);
+        options.dns.clone_from(&record.dns);
+        options.forwards.clone_from(&record.forwards);
         options.secrets.clone_from(&record.secrets);
         options.labels.clone_from(&record.labels);
         options.outputs.clone_from(&record.outputs);
@@ -116,6 +120,20 @@ impl Plan {
         options.hostname = Some(record.hostname.clone());
         options.network = record.network;
         options
+    }
+
+    /// How names are looked up, and what is forwarded.
+    fn names(&mut self, spec: &SpecFile, forwards: Option<Vec<Forward>>) {
+        let network = &spec.network;
+        let servers = network.dns.clone();
+        self.value("network.dns", |plan| &mut plan.record.dns.servers, servers, |all| list(all), true);
+        let search = network.dns_search.clone();
+        self.value("network.dnsSearch", |plan| &mut plan.record.dns.search, search, |all| list(all), true);
+        let hosts = network.add_hosts.clone();
+        self.value("network.addHosts", |plan| &mut plan.record.dns.hosts, hosts, |all| list(all), true);
+        let host_file = network.dns_host;
+        self.value("network.dnsHost", |plan| &mut plan.record.dns.host_file, host_file, yes_no, true);
+        self.value("network.hostForwards", |plan| &mut plan.record.forwards, forwards, |all| list(all), true);
     }
 
     /// One value takes the place of another.
@@ -338,6 +356,10 @@ fn disk(disk: &Attachment) -> String {
         DiskSource::Image(path) | DiskSource::Bundle(path) => path.display().to_string(),
     };
     format!("{source}:{}", if disk.read_only { "ro" } else { "rw" })
+}
+
+fn yes_no(value: &bool) -> String {
+    if *value { "yes" } else { "no" }.to_owned()
 }
 
 fn list(values: &[impl ToString]) -> String {

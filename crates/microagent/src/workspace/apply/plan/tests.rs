@@ -57,6 +57,7 @@ fn plan_of(record: &WorkspaceRecord, workload: &Workload, text: &str) -> Plan {
         setup: spec.setup_steps().unwrap(),
         env: spec.variables(&|_| None).unwrap(),
         publish: spec.published().unwrap(),
+        forwards: spec.forwarded().unwrap(),
         disks: spec.attachments().unwrap().concat(),
         service: spec.service.as_ref().map(|service| match service {
             Service::Shell(line) => CommandLine::Shell(line.clone()),
@@ -117,6 +118,13 @@ fn each_key_changes_what_it_names() {
             &["profile: small -> tiny", "resources.cpuCount: 2 -> 1"],
         ),
         ("network: {mode: isolated}", &["network.mode: user -> isolated"]),
+        (
+            "network: {dns: [192.0.2.53], dnsHost: true}",
+            &["network.dns: none -> 192.0.2.53", "network.dnsHost: no -> yes"],
+        ),
+        ("network: {dnsSearch: [a.example, b]}", &["network.dnsSearch: none -> a.example, b"]),
+        ("network: {addHosts: ['db:10.1.2.3']}", &["network.addHosts: none -> db:10.1.2.3"]),
+        ("network: {hostForwards: ['80=localhost:81']}", &["network.hostForwards: none -> 80=127.0.0.1:81"]),
         ("network: {forwards: ['80:80']}", &["network.forwards: none -> 127.0.0.1:80:80/tcp"]),
         (
             "egress: {mode: open, allow: [example.org], maxBytes: 1}",
