@@ -32,8 +32,8 @@ const NAMES: [&str; 3] =
 /// What the script does, in the order in which it says its times.
 const TRIALS: [&str; 4] = [
     "64 MiB written, in pieces of 1 MiB, and flushed",
-    "64 MiB read, nothing cached in the guest",
-    "500 random reads of 4 KiB, nothing cached in the guest",
+    "64 MiB read, nothing cached",
+    "500 random reads of 4 KiB, nothing cached",
     "100 random writes of 4 KiB, each flushed",
 ];
 

@@ -213,7 +213,7 @@ impl Running<'_> {
 
     /// Whether it has ended.
     pub fn is_over(&mut self) -> bool {
-        self.child.try_wait().expect("the child is ours").is_some()
+        self.child.try_wait().expect("the child is of this process").is_some()
     }
 
     /// The supervisor of its machine, once there is one.
@@ -241,7 +241,7 @@ impl Running<'_> {
     #[track_caller]
     pub fn finish(mut self) -> Finished {
         let status = loop {
-            match self.child.try_wait().expect("the child is ours") {
+            match self.child.try_wait().expect("the child is of this process") {
                 Some(status) => break status,
                 None if Instant::now() >= self.end => self.expire(),
                 None => thread::sleep(Duration::from_millis(5)),

@@ -169,7 +169,7 @@ impl Home {
         let copy = self.path().join(".fixtures").join(path.file_name().expect("a fixture has a name"));
         if !copy.exists() {
             fs::create_dir_all(copy.parent().expect("the copy lies in the home"))
-                .expect("the home is ours to write");
+                .expect("the home is writable");
             host::must("cp", &["-a", "--no-preserve=ownership", "--", &text(path), &text(&copy)]);
             host::must("chmod", &["-R", "a+rX", &text(copy.parent().expect("the copy lies in the home"))]);
         }

@@ -88,7 +88,7 @@ impl Mirror {
     }
 }
 
-/// The package mirror of this host, if it can be reached over plain HTTP. Says so where not.
+/// The package mirror of this host, if it can be reached over plain HTTP. Prints why if not.
 pub fn package_mirror() -> Option<Mirror> {
     let Some(name) = mirror_name() else {
         skip("this host's own apt names no mirror over http");

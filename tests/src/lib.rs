@@ -3,7 +3,7 @@
 //!
 //! The tests run the `microagent` binary that lies beside them in the target directory and the images that
 //! `cargo xtask fixtures` made, on real guests. Nothing here replaces a part of the product. A test that
-//! cannot run on this host says so and why ([`host::skip`]); nothing is skipped silently.
+//! cannot run on this host prints why ([`host::skip`]); nothing is skipped silently.
 //!
 //! Waits are conditions with a deadline ([`wait::wait_for`]), and a failure carries the logs of all
 //! workspaces of its home.

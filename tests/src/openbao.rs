@@ -33,8 +33,8 @@ impl OpenBao {
     pub fn start() -> OpenBao {
         let dir = tempfile::Builder::new().prefix("openbao-").tempdir().expect("a directory can be made");
         let certificates = dir.path().join("certificates");
-        fs::create_dir(&certificates).expect("the directory is ours");
-        let log = fs::File::create(dir.path().join("log")).expect("the directory is ours");
+        fs::create_dir(&certificates).expect("the directory is writable");
+        let log = fs::File::create(dir.path().join("log")).expect("the directory is writable");
         // Free now; nobody else on this host takes ports at that rate.
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
         let address = listener.local_addr().expect("it is bound").to_string();

@@ -33,7 +33,7 @@ impl Pty {
     #[track_caller]
     pub fn start(home: &Home, words: &[&str], (rows, cols): (u16, u16)) -> Pty {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are terminals");
-        grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("the terminal is ours");
+        grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("the terminal was just opened");
         let name = ptsname(&terminal, Vec::new()).expect("it has a name");
         let name = name.into_string().expect("names of terminals are ASCII");
         let end = || -> OwnedFd {
@@ -97,7 +97,7 @@ impl Pty {
     pub fn finish(mut self) -> i32 {
         let end = Instant::now() + DEADLINE;
         loop {
-            if let Some(status) = self.child.try_wait().expect("the child is ours") {
+            if let Some(status) = self.child.try_wait().expect("the child is of this process") {
                 return status.code().unwrap_or(-1);
             }
             assert!(Instant::now() < end, "it did not end; the terminal shows {:?}", self.seen);

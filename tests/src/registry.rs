@@ -53,7 +53,7 @@ impl Registry {
     pub fn start_with(options: RegistryOptions) -> Result<Registry> {
         let dir = tempfile::Builder::new().prefix("registry-").tempdir()?;
         let config = dir.path().join("config.json");
-        // YAML takes JSON, which needs no quoting of ours.
+        // YAML takes JSON, which needs no quoting here.
         fs::write(&config, serde_json::to_vec(&configuration(dir.path(), &options)?)?)?;
         let log = dir.path().join("log");
         // `setpriv` makes the kernel end the registry when a test is killed and drops nothing.

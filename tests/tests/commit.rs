@@ -288,7 +288,7 @@ fn killed_at_any_stage_there_is_no_image_and_the_next_commit_works() {
             }
             let ended: Finished = match target {
                 "command" => running.kill(),
-                // A template that does not come to life costs a boot, not the commit.
+                // A template that cannot be restored costs a boot, not the commit.
                 "qemu" if stage == "start" => {
                     qemu.signal(Signal::KILL);
                     let ended = running.finish();

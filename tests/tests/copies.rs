@@ -98,7 +98,7 @@ fn a_tar_stream_goes_in_and_comes_out_as_it_is() {
         .code(2)
         .says("neither source nor target is in a workspace");
     home.microagent(["cp", "web:/a", "web:/b"]).run().code(2).says("both in workspaces");
-    // What is no tar is refused by the guest, and the workspace is none the worse for it.
+    // The guest refuses what is no tar, and the workspace is unharmed.
     home.microagent(["cp", "-", "web:/root"]).stdin("this is not a tar stream".repeat(100)).run().code(1);
     home.microagent(["cp", "app.py", "web:/root/"]).success();
     end(&home);

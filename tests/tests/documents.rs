@@ -82,7 +82,12 @@ fn every_document_is_as_its_schema_says() {
     let series = ["--image", &image, "--network", "isolated", "--profile", "tiny", "--iterations", "1"];
     documents.call(&[&["perf", "boot"][..], &series].concat());
     documents.call(&[&["perf", "ready", "--start", "warm"][..], &series].concat());
-    documents.call_all(&["template build --network isolated", "template list", "template prune --all"]);
+    documents.call_all(&["template build --network isolated", "template list"]);
+    let templates = home.microagent(["template", "list", "--json"]).success().json();
+    let key = templates["templates"][0]["key"].as_str().expect("a template").to_owned();
+    documents.call(&["template", "delete", &key[..12]]);
+    home.microagent(["template", "delete", &key]).run().code(1).says("no template");
+    documents.call(&["template", "prune", "--all"]);
     documents.call_all(&[
         "delete web copy -f",
         "volume delete data --yes",

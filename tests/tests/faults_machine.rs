@@ -1,4 +1,4 @@
-//! The machine goes wrong: its programs are missing or killed, its kernel panics, is none, or never answers.
+//! The machine goes wrong: its programs are missing or killed, its kernel panics, is not a kernel, or never answers.
 //!
 //! Each time: one clear error, a true record, readable logs, a workspace that can be deleted, and nothing left.
 

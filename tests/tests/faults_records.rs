@@ -1,4 +1,4 @@
-//! Damaged, newer and contested records, and names that are none.
+//! Damaged, newer and contested records, and invalid names.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 

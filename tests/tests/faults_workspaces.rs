@@ -1,4 +1,4 @@
-//! Kept workspaces whose processes are killed, stand still or race: afterwards the state is a true one, the next
+//! Kept workspaces whose processes are killed, freeze or race: afterwards the state is a true one, the next
 //! command works, and what the guest had flushed is there.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
@@ -175,7 +175,7 @@ fn an_exec_whose_processes_are_killed_ends_and_the_workspace_is_what_it_says() {
             if look.text().is_empty() { Err(look.stderr) } else { Ok(()) }
         });
         match target {
-            // What it ran in the guest ends with it; the workspace goes on.
+            // What it ran in the guest ends with it; the workspace keeps running.
             None => {
                 running.signal(Signal::KILL);
                 drop(running.finish());
@@ -300,7 +300,7 @@ fn race(home: &Home, calls: &[&[&str]]) -> Vec<Finished> {
     running.into_iter().map(microagent_tests::Running::finish).collect()
 }
 
-/// A loser of a race says so, and says what to do or to try again.
+/// The loser of a race reports an error that says what to do, or to try again.
 #[track_caller]
 fn lost_clearly(loser: &Finished) {
     let code = loser.status.code();

@@ -1,7 +1,7 @@
 //! Code that has escaped into QEMU's process, on hosts with all walls of the jail and on hosts that lack one each.
 //!
-//! A program of ours stands in QEMU's place (`src/bin/jail-probe.rs`), behind the jail that the product makes, and
-//! tries everything that is to be denied. Where a wall is missing the others must hold, but for what
+//! A test program takes QEMU's place (`src/bin/jail-probe.rs`), behind the jail that the product makes, and
+//! tries everything that must be denied. Where a wall is missing the others must hold, but for what
 //! [`LOST`] names. QEMU's own filter is not there in any of these runs.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]

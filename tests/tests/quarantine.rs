@@ -72,14 +72,14 @@ fn a_quarantined_guest_does_nothing_more_and_starts_again_with_its_disk_once_it_
     assert!(status.text().contains("Process: "), "{}", status.told());
     let events = home.microagent(["events", "web"]).success();
     assert!(events.text().contains("quarantined  it counts too much"), "{}", events.told());
-    assert_eq!(count(&home), counted, "it goes on counting");
+    assert_eq!(count(&home), counted, "it continued counting");
 
     assert_eq!(home.microagent(["halt", "web"]).success().summary("State"), "stopped");
     home.processes_end();
-    assert_eq!(count(&home), counted, "it went on to be halted");
+    assert_eq!(count(&home), counted, "it continued while it was halted");
     home.microagent(["start", "web"]).success();
     home.log_has("web", "console.log", "count ");
-    // It goes on from what it had flushed: at most the last round is missing.
+    // It continues from what it had flushed: at most the last round is missing.
     assert!(count(&home) >= counted, "{} after {counted}", count(&home));
     home.microagent(["delete", "web", "--force"]).success();
     home.nothing_is_left();

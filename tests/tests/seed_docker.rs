@@ -48,7 +48,7 @@ fn the_page_for_those_who_come_from_docker_can_be_followed() {
     let run =
         home.microagent(["run", "--network", "isolated", "web:changed", "cat", "/srv/app.py"]).success();
     assert_eq!(run.guest_output(), "print('from the host')\n");
-    // halt is not stop is not kill: all three leave the disk, and start goes on with it.
+    // halt is not stop is not kill: all three leave the disk, and start uses it again.
     for (verb, state) in [("halt", "halted"), ("stop", "stopped"), ("kill", "stopped")] {
         home.microagent(["start", "web"]).success();
         let file = home.microagent(["exec", "web", "--", "cat", "/srv/app.py"]).success();

@@ -287,7 +287,7 @@ fn debian_tar(workshop: &Workshop<'_>, packages: &str) -> Result<PathBuf> {
     if !packages.is_empty() {
         command.arg(format!("--include={packages}"));
     }
-    // Anyone may make it where user namespaces are allowed; mmdebstrap says so where they are not.
+    // Anyone may make it where user namespaces are allowed; mmdebstrap fails where they are not.
     run(command.arg(SUITE).arg(&tar)).context("mmdebstrap needs root, or user namespaces for everyone")?;
     Ok(tar)
 }

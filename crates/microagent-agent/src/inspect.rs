@@ -74,10 +74,10 @@ fn is_full(usage: &StatVfs) -> bool {
 
 /// Says what stands at a path.
 pub(crate) fn stat(asked: &Stat) -> Result<PathInfo, GuestError> {
-    Ok(look(&asked.path, asked.follow)?)
+    Ok(inspect_path(&asked.path, asked.follow)?)
 }
 
-fn look(path: &[u8], follow: bool) -> Result<PathInfo, InspectError> {
+fn inspect_path(path: &[u8], follow: bool) -> Result<PathInfo, InspectError> {
     let shown = || String::from_utf8_lossy(path).into_owned();
     let failed = |errno: Errno| InspectError::Look { path: shown(), source: errno.into() };
     let path = absolute(path).ok_or_else(|| InspectError::NotAbsolute { path: shown() })?;
@@ -121,14 +121,14 @@ mod tests {
         std::fs::write(dir.path().join("file"), b"12345").unwrap();
         symlink("file", dir.path().join("link")).unwrap();
         symlink("nowhere", dir.path().join("dangling")).unwrap();
-        let file = look(&at("file"), false).unwrap();
+        let file = inspect_path(&at("file"), false).unwrap();
         assert_eq!((&file.kind, file.len), (&PathKind::File, 5));
-        assert_eq!(look(&at("link"), true).unwrap(), file);
-        let link = look(&at("link"), false).unwrap();
+        assert_eq!(inspect_path(&at("link"), true).unwrap(), file);
+        let link = inspect_path(&at("link"), false).unwrap();
         assert_eq!(link.kind, PathKind::Symlink { target: b"file".to_vec().into() });
-        assert_eq!(look(&at(""), false).unwrap().kind, PathKind::Directory);
-        assert_eq!(look(b"/dev/null", false).unwrap().kind, PathKind::Special);
-        let kind = |path: &[u8]| GuestError::from(look(path, true).unwrap_err()).kind;
+        assert_eq!(inspect_path(&at(""), false).unwrap().kind, PathKind::Directory);
+        assert_eq!(inspect_path(b"/dev/null", false).unwrap().kind, PathKind::Special);
+        let kind = |path: &[u8]| GuestError::from(inspect_path(path, true).unwrap_err()).kind;
         assert_eq!(kind(&at("dangling")), GuestErrorKind::NotFound);
         assert_eq!(kind(&at("file/below")), GuestErrorKind::Mismatch);
         assert_eq!(kind(b"file"), GuestErrorKind::Invalid);

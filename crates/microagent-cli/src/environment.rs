@@ -130,14 +130,14 @@ pub(crate) fn for_images() -> Environment {
 /// What values of secrets may be looked up with. The variables of `env:` are the user's own, as with `--env NAME`.
 pub(crate) fn for_secrets() -> SecretEnvironment {
     let text = |name| value(name).and_then(|value| value.into_string().ok());
-    SecretEnvironment {
-        variables: Arc::new(passed_through),
-        vault_address: text(VAULT_ADDR),
-        vault_token: text(VAULT_TOKEN).map(Into::into),
-        vault_namespace: text(VAULT_NAMESPACE),
-        vault_ca_cert: value(VAULT_CACERT).map(PathBuf::from),
-        helper: value(SECRET_HELPER).map(PathBuf::from),
-    }
+    let mut secrets = SecretEnvironment::default();
+    secrets.variables = Arc::new(passed_through);
+    secrets.vault_address = text(VAULT_ADDR);
+    secrets.vault_token = text(VAULT_TOKEN).map(Into::into);
+    secrets.vault_namespace = text(VAULT_NAMESPACE);
+    secrets.vault_ca_cert = value(VAULT_CACERT).map(PathBuf::from);
+    secrets.helper = value(SECRET_HELPER).map(PathBuf::from);
+    secrets
 }
 
 /// `MICROAGENT_OUTPUT`.

@@ -22,6 +22,7 @@ pub(crate) fn text(hint: &Hint) -> String {
             "free some space: microagent delete {name} --yes, microagent image prune; microagent logs {name} shows how \
              far the boot got"
         ),
+        Hint::ListTemplates => "`microagent template list` shows the templates".to_owned(),
         Hint::AllowWeakJail => "use a kernel with Landlock (`lsm=landlock,...` on its command line), or accept the risk \
                                 with --allow-weak-jail; `microagent doctor` shows what is missing"
             .to_owned(),
@@ -142,6 +143,8 @@ fn of_image(hint: &ImageHint) -> String {
             .to_owned(),
         ImageHint::FreeSpace => "free some space: microagent image prune, or use another --state-dir".to_owned(),
         ImageHint::ChooseStateDir => CHOOSE_STATE_DIR.to_owned(),
+        ImageHint::NameImage => "give it one with --name".to_owned(),
+        ImageHint::LoadArchive => "bring its images in: microagent image load".to_owned(),
         ImageHint::PruneDamaged => "microagent image prune removes damaged records".to_owned(),
         ImageHint::DeleteWorkspaces => "delete these workspaces first: microagent delete NAME --yes".to_owned(),
         ImageHint::DeleteWorkspace => "delete it first: microagent delete NAME --yes".to_owned(),
@@ -224,6 +227,8 @@ mod tests {
             ImageHint::LogInOrTag,
             ImageHint::FreeSpace,
             ImageHint::ChooseStateDir,
+            ImageHint::NameImage,
+            ImageHint::LoadArchive,
             ImageHint::PruneDamaged,
             ImageHint::DeleteWorkspaces,
             ImageHint::DeleteWorkspace,
@@ -233,6 +238,7 @@ mod tests {
             Hint::InstallPackage { package: "passt" },
             Hint::FreeSpace { leftover: None },
             Hint::AllowWeakJail,
+            Hint::ListTemplates,
             Hint::ChooseStateDir,
             Hint::ListWorkspaces,
             Hint::ChooseName,

@@ -18,7 +18,7 @@ pub(crate) fn ours() -> Result<Terminal, Failure> {
         ));
     }
     let (rows, cols) = size().unwrap_or((24, 80));
-    Ok(Terminal { rows, cols, term: environment::terminal_kind() })
+    Ok(Terminal::new(rows, cols, environment::terminal_kind()))
 }
 
 /// Lines and columns of our terminal.

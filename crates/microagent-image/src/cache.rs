@@ -152,9 +152,9 @@ impl Cache {
     }
 
     /// Joins the users of the cache, waiting for delete and prune.
-    pub(crate) async fn join(&self, waiting: &Waiting<'_>) -> Result<Lock, ImageError> {
+    pub(crate) async fn join(&self, waiting: &LockWait<'_>) -> Result<Lock, ImageError> {
         let path = self.root.join("lock");
-        let waiting = Waiting { patience: waiting.patience.min(SHARED_PATIENCE), ..*waiting };
+        let waiting = LockWait { patience: waiting.patience.min(SHARED_PATIENCE), ..*waiting };
         waiting.until("removing images", || Lock::try_shared(&path)).await
     }
 
@@ -163,7 +163,7 @@ impl Cache {
         &self,
         what: &str,
         digest: &Digest,
-        waiting: &Waiting<'_>,
+        waiting: &LockWait<'_>,
     ) -> Result<Lock, ImageError> {
         let path = self.locks().join(format!("{what}-{}", digest.hex()));
         let text = match what {
@@ -195,13 +195,13 @@ pub(crate) fn remove_file(path: &Path) -> Result<u64, ImageError> {
 
 /// How a command waits for another one.
 #[derive(Clone, Copy)]
-pub(crate) struct Waiting<'a> {
+pub(crate) struct LockWait<'a> {
     pub(crate) patience: Duration,
     pub(crate) progress: &'a dyn Progress,
     pub(crate) cancel: &'a CancellationToken,
 }
 
-impl Waiting<'_> {
+impl LockWait<'_> {
     async fn until(
         &self,
         what: &str,

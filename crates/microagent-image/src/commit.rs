@@ -23,10 +23,11 @@ use crate::digest::{Digest, DigestError, Hasher};
 use crate::disk;
 use crate::error::ImageError;
 use crate::manifest::{Descriptor, LAYER_GZIP, Manifest, Platform};
+use crate::options::{Origin, PullOptions};
 use crate::progress::Progress;
 use crate::record::{ImageRecord, LayerRecord, RECORD_FORMAT};
 use crate::rootfs::{self, Compression, LayerFile, Limits};
-use crate::store::{ImageStore, Origin, PullOptions, Request};
+use crate::store::{ImageStore, Request};
 use crate::tag::target;
 
 /// Bytes that are read between two checks for cancellation.
@@ -71,6 +72,7 @@ pub struct Layer {
 
 /// An image that was made.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Committed {
     /// As the caller gave it.
     pub reference: String,

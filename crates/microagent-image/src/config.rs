@@ -189,7 +189,7 @@ pub(crate) fn encode_import(platform: &Platform, changes: &ConfigChanges, diff_i
         "os": platform.os,
         "config": run,
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
-        "history": [{"created_by": "microagent image import"}],
+        "history": [{"created_by": "microagent: a root file system tar"}],
     });
     if let Some(variant) = &platform.variant {
         document["variant"] = json!(variant);

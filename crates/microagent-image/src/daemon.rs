@@ -21,10 +21,11 @@ use crate::environment::Environment;
 use crate::error::ImageError;
 use crate::manifest::printable;
 use crate::network::{self, NetworkOptions};
+use crate::options::{Origin, PullPolicy};
 use crate::progress::ImageEvent;
 use crate::record::{self, ImageRecord};
 use crate::reference::DaemonReference;
-use crate::store::{Image, ImageStore, Origin, PullPolicy, Request};
+use crate::store::{Image, ImageStore, Request};
 
 /// Largest answer about an image.
 const ANSWER_LIMIT: usize = 4 * 1024 * 1024;

@@ -9,7 +9,7 @@ use microagent_store::{Access, open_file, read_json, write_json};
 use serde::{Deserialize, Serialize};
 
 use crate::blocking;
-use crate::cache::{Cache, Waiting, remove_file};
+use crate::cache::{Cache, LockWait, remove_file};
 use crate::compression;
 use crate::config::Parsed;
 use crate::digest::Digest;
@@ -84,7 +84,7 @@ pub(crate) async fn make(
     parsed: &Parsed,
     limits: &Limits,
     reference: &str,
-    waiting: &Waiting<'_>,
+    waiting: &LockWait<'_>,
 ) -> Result<Disk, ImageError> {
     let (diff_ids, volumes) = (&parsed.diff_ids, &parsed.config.volumes);
     let id = id(diff_ids, volumes);

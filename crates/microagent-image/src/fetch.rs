@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::archive::LocalImage;
 use crate::blocking;
-use crate::cache::{Cache, Waiting};
+use crate::cache::{Cache, LockWait};
 use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, free_bytes};
 use crate::manifest::Descriptor;
@@ -41,7 +41,7 @@ pub(crate) enum Source<'a> {
 pub(crate) struct Fetcher<'a> {
     pub(crate) cache: &'a Cache,
     pub(crate) network: &'a NetworkOptions,
-    pub(crate) waiting: Waiting<'a>,
+    pub(crate) waiting: LockWait<'a>,
 }
 
 /// Counts failures that may pass, and pauses between them.
@@ -57,7 +57,7 @@ pub(crate) struct Attempts<'a> {
 
 impl<'a> Attempts<'a> {
     pub(crate) fn new(fetcher: &Fetcher<'a>, contacted: bool) -> Attempts<'a> {
-        let Waiting { progress, cancel, .. } = fetcher.waiting;
+        let LockWait { progress, cancel, .. } = fetcher.waiting;
         Attempts { network: fetcher.network, progress, cancel, failures: 0, contacted }
     }
 

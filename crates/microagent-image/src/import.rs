@@ -23,10 +23,11 @@ use crate::digest::{Digest, Hasher};
 use crate::error::ImageError;
 use crate::fetch::Source;
 use crate::manifest::{Descriptor, Manifest};
+use crate::options::{Origin, PullOptions, PullPolicy};
 use crate::progress::{ImageEvent, Progress};
 use crate::resolve::Resolution;
 use crate::rootfs::Compression;
-use crate::store::{Image, ImageStore, Origin, PullOptions, PullPolicy, Request};
+use crate::store::{Image, ImageStore, Request};
 use crate::tag::target;
 
 /// Longest name of a first entry that is looked at.

@@ -36,6 +36,7 @@ mod in_use;
 mod load;
 mod manifest;
 mod network;
+mod options;
 mod progress;
 mod push;
 mod record;
@@ -59,6 +60,7 @@ pub use import::ImportSource;
 pub use load::LoadOptions;
 pub use manifest::{ManifestError, Platform, PlatformError};
 pub use network::{NetworkOptions, client as http_client};
+pub use options::{Origin, PullOptions, PullPolicy};
 pub use progress::{ImageEvent, NoProgress, Progress};
 pub use push::Pushed;
 pub use reference::{
@@ -66,5 +68,5 @@ pub use reference::{
 };
 pub use removal::{DamagedImage, Deletion, ImageList, ImageSummary, Pruned};
 pub use save::{SaveTarget, Saved, SavedImage};
-pub use store::{Image, ImageStore, Origin, PullOptions, PullPolicy};
+pub use store::{Image, ImageStore};
 pub use tag::Tagged;

@@ -16,11 +16,12 @@ use crate::error::ImageError;
 use crate::fetch::Source;
 use crate::import::ImportSource;
 use crate::manifest::Platform;
+use crate::options::{Origin, PullOptions};
 use crate::progress::{ImageEvent, Progress};
 use crate::record::ImageRecord;
 use crate::resolve::{Start, resolve};
 use crate::rootfs::Limits;
-use crate::store::{Image, ImageStore, Origin, PullOptions, Request};
+use crate::store::{Image, ImageStore, Request};
 use crate::tag::target;
 
 /// Bytes that are copied between two checks for cancellation.

@@ -31,6 +31,7 @@ const REDIRECTS_MAX: usize = 5;
 
 /// Patience with the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NetworkOptions {
     /// For name lookup, connection and TLS together.
     pub connect_timeout: Duration,

@@ -13,15 +13,17 @@ use crate::fetch::Attempts;
 use crate::in_use::HeldImage;
 use crate::manifest::Descriptor;
 use crate::network::NetworkOptions;
+use crate::options::PullOptions;
 use crate::progress::{ImageEvent, Progress};
 use crate::record::ImageRecord;
 use crate::reference::{ImageReference, RegistryReference};
 use crate::registry::{Access, Arrival, Registry};
-use crate::store::{ImageStore, PARALLEL_BLOBS, PullOptions, Request, parse};
+use crate::store::{ImageStore, PARALLEL_BLOBS, Request, parse};
 use crate::tag::target;
 
 /// What a push did.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Pushed {
     /// The full reference.
     pub resolved_reference: String,

@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::disk;
 use crate::error::ImageError;
 use crate::manifest::{Descriptor, Platform};
-use crate::store::Origin;
+use crate::options::Origin;
 
 /// Format of the records that this build writes.
 pub(crate) const RECORD_FORMAT: u32 = 1;

@@ -174,8 +174,8 @@ impl ReferenceError {
                 "write the image without a scheme, for example `registry.example.org/team/image:tag`".to_owned()
             }
             ReferenceError::UnknownTransport { transport } if transport == "containers-storage" => {
-                "podman hands its images over with `docker-daemon:NAME` while its socket is there, or in a pipe: \
-                 podman save NAME | microagent image load"
+                "podman hands its images over with `docker-daemon:NAME` while its socket is there, or as a file: \
+                 podman save -o FILE NAME, then `docker-archive:FILE`"
                     .to_owned()
             }
             ReferenceError::UnknownTransport { .. } => {

@@ -18,15 +18,17 @@ use crate::digest::Digest;
 use crate::disk;
 use crate::error::{ImageError, chain};
 use crate::manifest::{self, Document, MANIFEST_LIMIT, Platform};
+use crate::options::Origin;
 use crate::record::{self, ImageRecord, Records};
 use crate::reference::{ImageReference, LocalReference};
-use crate::store::{ImageStore, Origin, parse};
+use crate::store::{ImageStore, parse};
 
 /// Fewest hex digits that are taken as a shortened digest.
 const PREFIX_MIN: usize = 6;
 
 /// All images in the cache.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ImageList {
     /// In the order of their references.
     pub images: Vec<ImageSummary>,
@@ -36,6 +38,7 @@ pub struct ImageList {
 
 /// One image in the cache.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ImageSummary {
     /// As the user gave it.
     pub reference: String,
@@ -67,6 +70,7 @@ pub struct ImageSummary {
 
 /// A record that cannot be used.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct DamagedImage {
     /// The record.
     pub path: PathBuf,
@@ -76,6 +80,7 @@ pub struct DamagedImage {
 
 /// What a delete did.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Deletion {
     /// Full references that are gone.
     pub references: Vec<String>,
@@ -85,6 +90,7 @@ pub struct Deletion {
 
 /// What a prune did.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Pruned {
     /// Full references that are gone.
     pub references: Vec<String>,

@@ -28,9 +28,10 @@ use crate::fetch::verify;
 use crate::in_use::HeldImage;
 use crate::manifest::{Descriptor, IMAGE_NAME, OCI_INDEX, REF_NAME};
 use crate::network::NetworkOptions;
+use crate::options::PullOptions;
 use crate::progress::{ImageEvent, Progress};
 use crate::reference::ImageReference;
-use crate::store::{ImageStore, PullOptions, Request, parse};
+use crate::store::{ImageStore, Request, parse};
 
 /// Bytes that are copied between two checks for cancellation.
 const STEP: usize = 256 * 1024;
@@ -54,6 +55,7 @@ impl fmt::Debug for SaveTarget {
 
 /// What was saved.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Saved {
     /// One per reference, in their order.
     pub images: Vec<SavedImage>,
@@ -63,6 +65,7 @@ pub struct Saved {
 
 /// One image of an archive.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SavedImage {
     /// The name that it has in the archive; an image that came out of a file has none.
     pub name: Option<String>,

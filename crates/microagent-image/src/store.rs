@@ -1,19 +1,16 @@
 //! The image store: what the rest of the program calls.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use jiff::Timestamp;
 use microagent_store::{Lock, StateDir, read_limited};
-use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::archive::LocalImage;
 use crate::blocking;
-use crate::cache::{Cache, Waiting};
+use crate::cache::{Cache, LockWait};
 use crate::config::{self, CONFIG_LIMIT, ConfigError, ImageConfig};
 use crate::digest::Digest;
 use crate::disk::{self, Disk};
@@ -23,13 +20,12 @@ use crate::fetch::{Fetcher, Source};
 use crate::import::ImportSource;
 use crate::load;
 use crate::manifest::{self, ManifestError, Platform, printable};
-use crate::network::NetworkOptions;
+use crate::options::{Origin, PullOptions, PullPolicy};
 use crate::progress::{ImageEvent, Progress};
 use crate::record::{self, ImageRecord, LayerRecord, RECORD_FORMAT, Records};
 use crate::reference::{DaemonReference, ImageReference, LocalReference, RegistryReference, Transport};
 use crate::registry::{Access, Registry};
 use crate::resolve::{Resolution, Start, resolve};
-use crate::rootfs::Limits;
 
 /// How many blobs are fetched at once; Docker and containerd take three.
 pub(crate) const PARALLEL_BLOBS: usize = 3;
@@ -39,100 +35,6 @@ pub(crate) const PARALLEL_BLOBS: usize = 3;
 pub struct ImageStore {
     pub(crate) cache: Cache,
     pub(crate) environment: Environment,
-}
-
-/// When to ask the source of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PullPolicy {
-    /// Each time; what has not changed is still not fetched again.
-    Always,
-    /// When the image is not in the cache.
-    #[default]
-    Missing,
-    /// Not at all.
-    Never,
-    /// When the image is not in the cache, Docker or podman on this machine; never a registry.
-    Local,
-}
-
-/// How to bring an image in.
-#[derive(Debug, Clone)]
-pub struct PullOptions {
-    /// When to ask the source.
-    pub policy: PullPolicy,
-    /// Which image of a multi-platform one.
-    pub platform: Platform,
-    /// Bounds on what layers may unpack to.
-    pub limits: Limits,
-    /// Patience with the network.
-    pub network: NetworkOptions,
-    /// How long to wait for another command that does the same work.
-    pub lock_patience: Duration,
-}
-
-impl Default for PullOptions {
-    fn default() -> PullOptions {
-        PullOptions {
-            policy: PullPolicy::default(),
-            platform: Platform::default(),
-            limits: Limits::default(),
-            network: NetworkOptions::default(),
-            // As long as a large layer over a slow line may take.
-            lock_patience: Duration::from_secs(30 * 60),
-        }
-    }
-}
-
-/// Where an image came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Origin {
-    /// It was here already.
-    Cache,
-    /// A registry.
-    Registry,
-    /// An OCI layout directory.
-    OciLayout,
-    /// A tar of an OCI layout.
-    OciArchive,
-    /// A `docker save` tar.
-    DockerArchive,
-    /// A root file system tar.
-    Import,
-    /// The changes of a workspace.
-    Commit,
-    /// An archive that was loaded, or read from standard input.
-    Load,
-    /// Docker or podman on this machine.
-    Daemon,
-}
-
-impl Origin {
-    /// Whether it can be asked again.
-    pub(crate) fn is_elsewhere(self) -> bool {
-        match self {
-            Origin::Registry | Origin::OciLayout | Origin::OciArchive | Origin::DockerArchive => true,
-            Origin::Cache | Origin::Import | Origin::Commit | Origin::Load | Origin::Daemon => false,
-        }
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Origin::Cache => "cache",
-            Origin::Registry => "registry",
-            Origin::OciLayout => "oci-layout",
-            Origin::OciArchive => "oci-archive",
-            Origin::DockerArchive => "docker-archive",
-            Origin::Import => "import",
-            Origin::Commit => "commit",
-            Origin::Load => "load",
-            Origin::Daemon => "daemon",
-        })
-    }
 }
 
 /// An image whose base disk is ready.
@@ -200,8 +102,8 @@ pub(crate) struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    pub(crate) fn waiting(&self) -> Waiting<'a> {
-        Waiting { patience: self.options.lock_patience, progress: self.progress, cancel: self.cancel }
+    pub(crate) fn waiting(&self) -> LockWait<'a> {
+        LockWait { patience: self.options.lock_patience, progress: self.progress, cancel: self.cancel }
     }
 }
 

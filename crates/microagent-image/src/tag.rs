@@ -9,6 +9,7 @@ use crate::store::{ImageStore, parse};
 
 /// What a name stands for now.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Tagged {
     /// The new name, as the caller gave it.
     pub reference: String,

@@ -71,23 +71,6 @@ pub enum SuperviseError {
     },
 }
 
-impl SuperviseError {
-    /// What to do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            SuperviseError::WeakJail { .. } => Some(
-                "use a kernel with Landlock (`lsm=landlock,...` on its command line), or accept the risk with \
-                 --allow-weak-jail"
-                    .to_owned(),
-            ),
-            SuperviseError::MissingProgram { package, .. } => Some(format!(
-                "install it (Debian: apt-get install {package}), then check with `microagent doctor`"
-            )),
-            _ => None,
-        }
-    }
-}
-
 /// A running supervisor. Dropping it (or dying) ends its machine, unless it has said that it is detached
 /// ([`Report::Serving`]).
 #[derive(Debug)]

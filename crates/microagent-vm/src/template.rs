@@ -341,20 +341,23 @@ fn info(dir: &Path, boot_id: &str) -> Option<TemplateInfo> {
     })
 }
 
+/// Removes one template.
+pub fn remove(state: &StateDir, template: &TemplateInfo) {
+    discard(state, &template.dir);
+    let path = template.dir.with_extension("lock");
+    // Whoever freezes this shape holds it, and a second one must not get another of the same name.
+    if let Ok(_lock) = Lock::try_exclusive(&path) {
+        let _ = fs::remove_file(&path);
+    }
+}
+
 /// Removes templates: the stale ones, or all. Gives those that went.
 ///
 /// # Errors
 /// Fails when the directory exists and cannot be read.
 pub fn prune(state: &StateDir, all: bool) -> io::Result<Vec<TemplateInfo>> {
     let gone: Vec<_> = list(state)?.into_iter().filter(|template| all || template.stale).collect();
-    for template in &gone {
-        discard(state, &template.dir);
-        let path = template.dir.with_extension("lock");
-        // Whoever freezes this shape holds it, and a second one must not get another of the same name.
-        if let Ok(_lock) = Lock::try_exclusive(&path) {
-            let _ = fs::remove_file(&path);
-        }
-    }
+    gone.iter().for_each(|template| remove(state, template));
     Ok(gone)
 }
 

@@ -42,6 +42,7 @@ pub enum Status {
 
 /// One check.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Check {
     /// Stable short name: `qemu`, `accelerator`, `kernel`, `jail`, `disk_space`, `state_dir`, `limits`,
     /// `warm_start`.
@@ -56,6 +57,7 @@ pub struct Check {
 
 /// All checks.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Report {
     /// `linux-kvm` or `linux-tcg`.
     pub backend: String,
@@ -72,6 +74,7 @@ impl Report {
 
 /// What `kernel verify` found.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct KernelReport {
     /// Version of the guest kernel.
     pub version: String,

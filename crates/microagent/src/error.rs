@@ -460,6 +460,7 @@ impl Error {
     /// Hints about volumes and other disks.
     fn volume_hint(&self) -> Option<Hint> {
         Some(match self {
+            Error::NoSuchTemplate { .. } => Hint::ListTemplates,
             Error::NoSuchVolume { name } => Hint::CreateVolume { name: name.clone() },
             Error::VolumeExists { name } => Hint::DeleteVolume { name: name.clone() },
             Error::VolumeRecord(_) => Hint::DeleteDamagedVolume,

@@ -44,6 +44,8 @@ pub enum Hint {
         /// The workspace.
         name: WorkspaceName,
     },
+    /// See which templates exist.
+    ListTemplates,
     /// Create a workspace that is kept.
     CreateWorkspace,
     /// Create another workspace from the same spec file.

@@ -57,7 +57,7 @@ impl Images {
     /// # Errors
     /// Fails when it is not in the cache.
     pub async fn get(&self, reference: &str) -> Result<Image, Error> {
-        let options = PullOptions { policy: PullPolicy::Never, ..PullOptions::default() };
+        let options = PullOptions::default().policy(PullPolicy::Never);
         self.create(reference, &options, &Progress::new()).await
     }
 

@@ -36,6 +36,12 @@ pub enum InvalidRequest {
         /// What is wrong with it. Never repeats the line, which may hold a secret.
         source: VariableError,
     },
+    /// A shortened key of a template that more than one begins with.
+    #[error("several templates have keys that begin with `{key}`")]
+    AmbiguousTemplate {
+        /// The shortened key.
+        key: String,
+    },
     /// The path of an artifact is not absolute.
     #[error("the path of output `{name}` is not absolute: `{path}`")]
     ArtifactPath {
@@ -266,6 +272,7 @@ impl InvalidRequest {
             InvalidRequest::EnvironmentLine { .. } => "write each line as NAME=VALUE or NAME",
             InvalidRequest::Label { .. } => "write it as NAME=VALUE",
             InvalidRequest::TooManyLabels { .. } => "keep data in files; labels are for finding workspaces",
+            InvalidRequest::AmbiguousTemplate { .. } => "give more digits of the key",
             InvalidRequest::ArtifactTwice { .. } => "give each output its own name",
             InvalidRequest::PublishedTwice { .. } => {
                 "at one address, a port of the host leads to one port of the guest; 0.0.0.0 and [::] are all addresses"

@@ -4,6 +4,7 @@ use microagent_model::Resources;
 
 /// A named machine size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Profile {
     /// The name.
     pub name: &'static str,

@@ -76,7 +76,7 @@ impl Engine {
             FirstStart::Now => self.resolve_secrets(&options.secrets, progress.token()).await?,
             FirstStart::Later => Resolved::default(),
         };
-        let pull = PullOptions { policy: options.pull, ..PullOptions::default() };
+        let pull = PullOptions::default().policy(options.pull);
         let image = self.image_store().ensure(&options.image, &pull, progress, progress.token()).await?;
         progress.event(Event::ImageReady((&image).into()));
         let (resources, notices) = resolve_resources(options, &image);

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 /// A completed run: the command ended, whatever it returned.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct RunReport {
     /// The workspace; gone already when the run was disposable.
     pub workspace: WorkspaceName,
@@ -43,6 +44,7 @@ pub struct RunReport {
 
 /// Which image ran.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct ImageReport {
     /// As the user gave it.
     pub reference: String,
@@ -70,6 +72,7 @@ impl From<&Image> for ImageReport {
 
 /// How the command ended.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RunResult {
     /// When the command was started (host's clock).
     pub started_at: Timestamp,
@@ -91,6 +94,7 @@ pub struct RunResult {
 
 /// Which setup step failed a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SetupFailure {
     /// Its number, from 1.
     pub step: usize,

@@ -32,6 +32,7 @@ pub type Lookup = dyn Fn(&str) -> Option<OsString> + Send + Sync;
 
 /// What values of secrets are looked up with. `Default` knows no variable, no Vault and no helper.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct SecretEnvironment {
     /// Where `env:VAR` looks.
     pub variables: Arc<Lookup>,
@@ -74,6 +75,7 @@ impl fmt::Debug for SecretEnvironment {
 
 /// What came of looking for one secret's value.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct SecretCheck {
     /// The secret.
     pub reference: SecretReference,

@@ -53,6 +53,7 @@ const DEPTH_MAX: usize = 32;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[cfg_attr(test, schemars(title = "microagent.yaml"))]
+#[non_exhaustive]
 pub struct SpecFile {
     /// Name of the workspace.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
@@ -147,6 +148,7 @@ pub struct SpecFile {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct SpecResources {
     /// Memory in MiB.
     #[serde(rename = "memoryMiB")]
@@ -163,6 +165,7 @@ pub struct SpecResources {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct SpecNetwork {
     /// `user` (outbound NAT) or `isolated` (no network device but loopback).
     #[cfg_attr(test, schemars(with = "Option<reference::Mode>"))]
@@ -190,6 +193,7 @@ pub struct SpecNetwork {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SpecForward {
     /// `tcp` (the default) or `udp`.
     pub protocol: Option<String>,
@@ -218,6 +222,7 @@ pub struct SpecHostForward {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct SpecEgress {
     /// `public`, `allowlist` or `open`.
     #[cfg_attr(test, schemars(with = "Option<reference::Egress>"))]
@@ -235,6 +240,7 @@ pub struct SpecEgress {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SpecVolume {
     /// A named volume.
     pub name: Option<String>,
@@ -251,6 +257,7 @@ pub struct SpecVolume {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SpecFileDisk {
     /// The file.
     pub path: PathBuf,

@@ -9,15 +9,20 @@ use microagent_store::WorkspaceDir;
 use microagent_vm::template::{self, TemplateInfo};
 use microagent_vm::{Outcome, Timeline, Work};
 
+use crate::error::InvalidRequest;
 use crate::supervisor_events::{EndTranslator, Purpose, SupervisorProgress};
 use crate::supervisor_spec::{MachineRequest, new_identity};
 use crate::{Engine, Error, Progress};
+
+/// Fewest digits of a shortened key.
+const KEY_DIGITS_MIN: usize = 6;
 
 /// How the supervisor of a freeze is called in lists of processes.
 const NAME: &str = "template-build";
 
 /// What a template was made for.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Template {
     /// Its key: a digest of everything that it depends on.
     pub key: String,
@@ -37,6 +42,7 @@ pub struct Template {
 
 /// The part of a shape that a user chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Shape {
     /// Hardware virtualisation or emulation.
     pub kvm: bool,
@@ -97,13 +103,24 @@ impl Templates {
         Ok(found.into_iter().map(Template::from).collect())
     }
 
-    /// The template of this key.
+    /// Gets the template with this key. A key may be shortened to its first digits, at least 6, if no other template's
+    /// begins with them.
     ///
     /// # Errors
-    /// Fails when there is none, or the state directory cannot be read.
+    /// Fails when there is none or more than one, or the state directory cannot be read.
     pub fn get(&self, key: &str) -> Result<Template, Error> {
-        let found = self.list()?.into_iter().find(|template| template.key == key);
-        found.ok_or_else(|| Error::NoSuchTemplate { key: key.to_owned() })
+        self.find(key).map(Template::from)
+    }
+
+    /// Deletes the template with this key, which may be shortened as for [`Templates::get`]. Machines that run from it
+    /// keep running; a start that needs it builds it again.
+    ///
+    /// # Errors
+    /// Fails when there is none or more than one, or the state directory cannot be read.
+    pub fn delete(&self, key: &str) -> Result<Template, Error> {
+        let found = self.find(key)?;
+        template::remove(self.engine.state(), &found);
+        Ok(found.into())
     }
 
     /// Removes templates; gives those that were removed. Machines that run from one keep running.
@@ -172,7 +189,56 @@ impl Templates {
         }
     }
 
+    fn find(&self, key: &str) -> Result<TemplateInfo, Error> {
+        let mut found = template::list(self.engine.state()).map_err(|source| self.unreadable(source))?;
+        match matching(key, found.iter().map(|template| template.key.as_str())) {
+            Matching::One(index) => Ok(found.swap_remove(index)),
+            Matching::None => Err(Error::NoSuchTemplate { key: key.to_owned() }),
+            Matching::Several => Err(InvalidRequest::AmbiguousTemplate { key: key.to_owned() }.into()),
+        }
+    }
+
     fn unreadable(&self, source: std::io::Error) -> Error {
         Error::File { action: "read", path: self.engine.state().templates(), source }
+    }
+}
+
+/// Which of many keys a text stands for.
+#[derive(Debug, PartialEq, Eq)]
+enum Matching {
+    /// This one, by its place.
+    One(usize),
+    None,
+    Several,
+}
+
+fn matching<'a>(text: &str, keys: impl Iterator<Item = &'a str> + Clone) -> Matching {
+    if let Some(index) = keys.clone().position(|key| key == text) {
+        return Matching::One(index);
+    }
+    let mut begins =
+        keys.enumerate().filter(|(_, key)| text.len() >= KEY_DIGITS_MIN && key.starts_with(text));
+    match (begins.next(), begins.next()) {
+        (Some((index, _)), None) => Matching::One(index),
+        (None, _) => Matching::None,
+        (Some(_), Some(_)) => Matching::Several,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_found_whole_or_by_their_first_digits() {
+        let keys = ["abcdef0", "abcdef01", "bbcdef0"];
+        let of = |text| matching(text, keys.into_iter());
+        assert_eq!(of("abcdef0"), Matching::One(0), "a whole key is not another's beginning");
+        assert_eq!(of("abcdef01"), Matching::One(1));
+        assert_eq!(of("bbcdef"), Matching::One(2));
+        assert_eq!(of("abcdef"), Matching::Several);
+        for text in ["bbcde", "", "cbcdef0", "bbcdef00"] {
+            assert_eq!(of(text), Matching::None, "{text}");
+        }
     }
 }

@@ -38,6 +38,7 @@ const JOURNAL_MAX: u64 = 32_768;
 
 /// A volume.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Volume {
     /// Name.
     pub name: VolumeName,
@@ -66,6 +67,7 @@ pub enum DeleteMode {
 
 /// What deleting a volume did.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Deletion {
     /// Whether there was something to delete.
     pub deleted: bool,

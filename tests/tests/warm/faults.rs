@@ -51,7 +51,7 @@ fn delete(path: &Path) {
     fs::remove_file(path).unwrap();
 }
 
-/// Damages a file in each way; each time the next run notices, says so, completes, and makes a new template.
+/// Damages a file in each way; each time the next run notices, prints a notice, completes, and makes a new template.
 fn is_noticed(name: &str, damages: &[fn(&Path)]) {
     let home = home();
     is_cold(quick(&home, &["true"]), MISSING);
@@ -126,7 +126,7 @@ fn edit_manifest(path: &Path, edit: impl FnOnce(&mut Value)) {
 }
 
 /// Writes into a file of a template and makes its manifest say that this is how it was frozen: what somebody
-/// could do who is this user, and what a template is worth that passes every check and is none.
+/// could do who is this user, and what a template is worth that passes every check and is not a template.
 fn forge(template: &Path, name: &str, write: impl FnOnce(&mut File)) {
     let path = template.join(name);
     let mut file = OpenOptions::new().write(true).open(&path).unwrap();
@@ -143,7 +143,7 @@ fn forge(template: &Path, name: &str, write: impl FnOnce(&mut File)) {
     });
 }
 
-/// The run completes all the same: it boots, once, says so, and the template is gone.
+/// The run completes all the same: it boots, once, prints a notice, and the template is gone.
 fn falls_back(name: &str, write: fn(&mut File)) {
     let home = home();
     is_cold(quick(&home, &["true"]), MISSING);

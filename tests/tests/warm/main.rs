@@ -1,4 +1,4 @@
-//! Warm starts: machines that go on from a frozen guest instead of booting.
+//! Warm starts: machines that continue from a frozen guest instead of booting.
 //!
 //! That they happen and say so, that a restored machine is a new one, that a template holds nothing of anybody,
 //! and that whatever becomes of a template's files, a run never fails for it.

@@ -85,7 +85,7 @@ fn fifty_machines_from_one_template_have_nothing_in_common() {
     let options = ["--json", "--profile", "tiny", "--network", "user"];
     let probe = probe();
     let call = || home.run("busybox", options, &["sh", "-c", &probe]);
-    // The machine that was frozen and went on is none of those that are restored, and differs like any other.
+    // The machine that was frozen and continued is not one of those that are restored, and differs like any other.
     let mut machines = vec![traits(&is_cold(call(), MISSING))];
     for _ in 0..MACHINES / AT_A_TIME {
         let before = unix_time();
@@ -170,7 +170,7 @@ fn a_template_holds_nothing_of_a_workspace() {
         format!("echo {marker}; echo {marker} > /file; cat /file > /dev/shm/copy; cat /etc/machine-id");
     let templates = home.state().join("templates");
     let mut ids = Vec::new();
-    // The first is frozen as it boots, the second once its image is mounted, the third goes on from there.
+    // The first is frozen as it boots, the second once its image is mounted, the third is restored.
     for (number, run) in ["first", "second", "third"].into_iter().enumerate() {
         let (name, env) = (format!("{run}-{marker}"), format!("SECRET={marker}"));
         let options = ["--profile", "tiny", "--json", "--name", &name, "--hostname", &marker, "--env", &env];

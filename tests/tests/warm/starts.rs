@@ -47,7 +47,7 @@ fn another_size_or_network_is_another_shape() {
     assert_eq!(templates_in(&home.state()).len(), 3);
     is_warm(home.run("busybox", ["--json", "--memory", "200", "--cpus", "2"], &["true"]));
     is_warm(home.run("busybox", ["--json", "--profile", "tiny"], &["true"]));
-    // The disk's size is none of that template's business: it sees the disk only afterwards. That of an image has
+    // The disk's size does not matter to that template: it sees the disk only afterwards. That of an image has
     // the disk at its size.
     for mib in [2000, 1000, 3000, 2000] {
         let size = mib.to_string();

@@ -3,14 +3,13 @@
 use std::fmt::Write;
 
 use clap::Args;
-use microagent::doctor::{Report, Status};
+use microagent::doctor::Status;
 
 use crate::context::Context;
 use crate::documents::doctor::DoctorDocument;
 use crate::environment;
 use crate::escape::one_line;
 use crate::failure::Failure;
-use crate::hints;
 use crate::output::{Format, print_json, print_text};
 
 /// Exit code when runs cannot work.
@@ -37,32 +36,19 @@ pub(crate) struct DoctorArgs {}
 
 /// Checks and prints.
 pub(crate) fn execute(context: &Context, _args: DoctorArgs) -> Result<u8, Failure> {
-    let report = context.engine().doctor();
-    let ok = report.ok();
+    let document = DoctorDocument::from(context.engine().doctor());
     match context.format {
-        Format::Json => {
-            let verdict = verdict(&report);
-            let checks = report.checks.into_iter().map(Into::into).collect();
-            print_json(&DoctorDocument { ok, verdict, backend: report.backend, checks })?;
-        }
-        Format::Text => print_text(&text(&report, environment::speaks_utf8()))?,
+        Format::Json => print_json(&document)?,
+        Format::Text => print_text(&text(&document, environment::speaks_utf8()))?,
     }
-    Ok(if ok { 0 } else { EXIT_UNFIT })
+    Ok(if document.ok { 0 } else { EXIT_UNFIT })
 }
 
-fn count(report: &Report, status: Status) -> usize {
-    report.checks.iter().filter(|check| check.status == status).count()
+fn count(document: &DoctorDocument, status: Status) -> usize {
+    document.checks.iter().filter(|check| check.status == status).count()
 }
 
-fn verdict(report: &Report) -> &'static str {
-    match (report.ok(), count(report, Status::Warning)) {
-        (false, _) => "failed",
-        (true, 0) => "ok",
-        (true, _) => "degraded",
-    }
-}
-
-fn text(report: &Report, utf8: bool) -> String {
+fn text(report: &DoctorDocument, utf8: bool) -> String {
     let mut text = format!("Backend: {}\n", one_line(&report.backend));
     for check in &report.checks {
         let mark = match (check.status, utf8) {
@@ -76,7 +62,7 @@ fn text(report: &Report, utf8: bool) -> String {
         let name = check.name.replace('_', " ");
         writeln!(text, "{mark} {name}: {}", one_line(&check.detail))
             .expect("writing to a string does not fail");
-        for line in check.remedy.as_ref().map(hints::text).iter().flat_map(|remedy| remedy.lines()) {
+        for line in check.remedy.iter().flat_map(|remedy| remedy.lines()) {
             writeln!(text, "    {}", one_line(line)).expect("writing to a string does not fail");
         }
     }
@@ -93,25 +79,21 @@ fn text(report: &Report, utf8: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use microagent::Hint;
-    use microagent::doctor::Check;
-
     use super::*;
+    use crate::documents::doctor::CheckDocument;
 
-    fn report(second: Status) -> Report {
-        let check = |name, status, detail: &str, remedy: Option<&str>| Check {
+    fn report(second: Status) -> DoctorDocument {
+        let check = |name, status, detail: &str, remedy: Option<&str>| CheckDocument {
             name,
             status,
             detail: detail.to_owned(),
-            remedy: remedy.map(|text| Hint::Advice(text.to_owned())),
+            remedy: remedy.map(str::to_owned),
         };
-        Report {
-            backend: "linux-tcg".to_owned(),
-            checks: vec![
-                check("qemu", Status::Ok, "QEMU 7.2.0", None),
-                check("disk_space", second, "10 MiB free", Some("free some space\nor choose another disk")),
-            ],
-        }
+        let checks = vec![
+            check("qemu", Status::Ok, "QEMU 7.2.0", None),
+            check("disk_space", second, "10 MiB free", Some("free some space\nor choose another disk")),
+        ];
+        DoctorDocument { ok: second != Status::Failed, verdict: "", backend: "linux-tcg".to_owned(), checks }
     }
 
     #[test]
@@ -128,12 +110,5 @@ MicroVMs cannot run here: 1 check failed.
 "
         );
         assert!(text(&report(Status::Warning), false).contains("\n[warn] disk space: 10 MiB free\n"));
-    }
-
-    #[test]
-    fn verdicts() {
-        assert_eq!(verdict(&report(Status::Ok)), "ok");
-        assert_eq!(verdict(&report(Status::Warning)), "degraded");
-        assert_eq!(verdict(&report(Status::Failed)), "failed");
     }
 }

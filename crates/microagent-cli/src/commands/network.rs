@@ -93,12 +93,11 @@ impl NetworkDocument {
 #[cfg(test)]
 mod tests {
     use microagent::egress::EgressPolicy;
-    use microagent::{
-        DnsSettings, GuestAddresses, HostForward, LinkState, NetworkDetails, NetworkMode, PortForward,
-        PortProtocol, State,
-    };
+    use microagent::{LinkState, NetworkMode, PortProtocol, State};
 
     use super::*;
+    use crate::documents::network::ConnectionDocument;
+    use crate::documents::shared::{DnsSettingsDocument, HostForwardDocument, PortForwardDocument};
 
     fn name(words: &[&str]) -> Result<WorkspaceName, Failure> {
         NetworkArgs { words: words.iter().map(|&word| word.to_owned()).collect() }.name()
@@ -116,55 +115,60 @@ mod tests {
 
     #[test]
     fn the_text_has_a_line_for_each_fact() {
-        let forward = PortForward {
+        let forward = PortForwardDocument {
             protocol: PortProtocol::Tcp,
             host: [127, 0, 0, 1].into(),
             host_port: 8080,
             guest_port: 80.try_into().unwrap(),
         };
-        let details = NetworkDetails {
+        let connected = NetworkDocument {
             workspace: "web".parse().unwrap(),
             state: State::Running,
-            mode: NetworkMode::User,
-            link: Some(LinkState::Up),
-            port_forwards: vec![forward],
-            host_forwards: vec![HostForward {
-                protocol: "tcp",
-                guest_port: 11_434.try_into().unwrap(),
-                host: [127, 0, 0, 1].into(),
-                host_port: 8000,
-            }],
-            dns: Some(DnsSettings {
-                servers: vec!["192.0.2.53".parse().unwrap()],
-                search: vec!["corp.example".parse().unwrap()],
-                hosts: vec!["db:10.1.2.3".parse().unwrap()],
-                host_file: true,
-            }),
-            egress: Some(EgressPolicy {
-                allow: vec![".example.org".parse().unwrap()],
-                ..EgressPolicy::default()
-            }),
-            addresses: Some(GuestAddresses {
+            network: ConnectionDocument {
+                mode: NetworkMode::User,
+                link: Some(LinkState::Up),
+                stack_pid: Some(7),
+                port_forwards: vec![forward],
+                host_forwards: vec![HostForwardDocument {
+                    protocol: "tcp".to_owned(),
+                    guest_port: 11_434.try_into().unwrap(),
+                    host: [127, 0, 0, 1].into(),
+                    host_port: 8000,
+                }],
+                dns: Some(DnsSettingsDocument {
+                    servers: vec!["192.0.2.53".to_owned()],
+                    search: vec!["corp.example".to_owned()],
+                    hosts: vec!["db:10.1.2.3".to_owned()],
+                    host_file: true,
+                }),
+                egress: Some(EgressPolicyDocument {
+                    allow: vec![".example.org".to_owned()],
+                    ..EgressPolicy::default().into()
+                }),
+            },
+            runtime: Some(GuestAddressesDocument {
                 ip: [10, 0, 2, 15].into(),
                 prefix_len: 24,
                 gateway: [10, 0, 2, 2].into(),
                 dns: vec![[10, 0, 2, 3].into()],
             }),
-            stack_pid: Some(7),
         };
-        let isolated = NetworkDetails {
-            mode: NetworkMode::Isolated,
-            link: None,
-            port_forwards: Vec::new(),
-            host_forwards: Vec::new(),
-            dns: None,
-            egress: None,
-            addresses: None,
-            stack_pid: None,
-            ..details.clone()
+        let isolated = NetworkDocument {
+            workspace: "web".parse().unwrap(),
+            state: State::Running,
+            network: ConnectionDocument {
+                mode: NetworkMode::Isolated,
+                link: None,
+                stack_pid: None,
+                port_forwards: Vec::new(),
+                host_forwards: Vec::new(),
+                dns: None,
+                egress: None,
+            },
+            runtime: None,
         };
         assert_eq!(
-            NetworkDocument::from(details).text(),
+            connected.text(),
             "Workspace: web\nState: running\nNetwork: user\nLink: up\nAddress: 10.0.2.15/24\nGateway: 10.0.2.2\n\
              DNS: 10.0.2.3\nEgress: public\nAllowed: .example.org\nLimits: 1024 connections, 50.00 GiB\n\
              Name server: 192.0.2.53\nSearch domain: corp.example\nAdded host: db:10.1.2.3\n\
@@ -172,9 +176,6 @@ mod tests {
              Forwarded: host.microagent.internal:11434/tcp -> 127.0.0.1:8000\n\
              Published: 127.0.0.1:8080 -> 80/tcp\n"
         );
-        assert_eq!(
-            NetworkDocument::from(isolated).text(),
-            "Workspace: web\nState: running\nNetwork: isolated\n"
-        );
+        assert_eq!(isolated.text(), "Workspace: web\nState: running\nNetwork: isolated\n");
     }
 }

@@ -47,6 +47,15 @@ Examples:
   For a large machine without network:
     microagent template build --profile large --network isolated";
 
+const DELETE_EXAMPLES: &str = "\
+Examples:
+  Delete a template by the key that the list shows:
+    microagent template delete 001122334455
+
+  Delete the templates of large machines:
+    microagent template list --json | jq -r '.templates[] | select(.memory_mib > 2048) | .key' |
+      xargs -r microagent template delete";
+
 const PRUNE_EXAMPLES: &str = "\
 Examples:
   Remove templates that are damaged, of an earlier boot of this host, or of a removed image:
@@ -75,6 +84,8 @@ pub(crate) enum TemplateCommand {
     #[command(visible_alias = "ls")]
     List(ListArgs),
     Build(BuildArgs),
+    #[command(visible_alias = "rm")]
+    Delete(DeleteArgs),
     Prune(PruneArgs),
 }
 
@@ -97,7 +108,19 @@ pub(crate) struct BuildArgs {
     kernel: Option<std::path::PathBuf>,
 }
 
-/// Remove templates that cannot be used: damaged, of an earlier boot, or of a removed image
+/// Delete templates
+///
+/// Running machines are not affected. A deleted template is built again when it is needed. If one cannot be deleted, the
+/// others are, and the exit code is 1.
+#[derive(Debug, Args)]
+#[command(after_long_help = DELETE_EXAMPLES)]
+pub(crate) struct DeleteArgs {
+    /// Keys, as `template list` shows them; the first 6 digits or more of one are enough
+    #[arg(value_name = "KEY", required = true)]
+    keys: Vec<String>,
+}
+
+/// Remove templates that cannot be used: damaged, outdated, or of a removed image
 ///
 /// Running machines are not affected. A removed template is built again when it is needed.
 #[derive(Debug, Args)]
@@ -113,6 +136,7 @@ pub(crate) fn execute(context: &Context, args: TemplateArgs) -> Result<(), Failu
     match args.command {
         Some(TemplateCommand::List(ListArgs {})) => list(context),
         Some(TemplateCommand::Build(args)) => build(context, args),
+        Some(TemplateCommand::Delete(args)) => delete(context, &args),
         Some(TemplateCommand::Prune(args)) => prune(context, &args),
         None => unreachable!("a group without a subcommand was answered with its help page"),
     }
@@ -151,7 +175,26 @@ fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
 
 fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
     let which = if args.all { Prune::All } else { Prune::Stale };
-    let removed = documents(context.engine().templates().prune(which)?);
+    removed(context, context.engine().templates().prune(which)?)
+}
+
+/// Deletes all that can be deleted; the first failure is reported after that.
+fn delete(context: &Context, args: &DeleteArgs) -> Result<(), Failure> {
+    let templates = context.engine().templates();
+    let (mut gone, mut failures) = (Vec::new(), Vec::new());
+    for key in &args.keys {
+        match templates.delete(key) {
+            Ok(template) => gone.push(template),
+            Err(error) => failures.push(error),
+        }
+    }
+    removed(context, gone)?;
+    failures.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// Says which templates are gone.
+fn removed(context: &Context, gone: Vec<Template>) -> Result<(), Failure> {
+    let removed = documents(gone);
     let bytes = removed.iter().map(|template| template.bytes).sum();
     match context.format {
         Format::Json => print_json(&TemplatePruneDocument { removed, bytes }),
@@ -227,28 +270,29 @@ fn seconds(time: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use microagent::NetworkMode;
-    use microagent::template::Shape;
-    use std::time::SystemTime;
 
     use super::*;
 
-    fn template(shape: Option<Shape>) -> TemplateDocument {
-        TemplateDocument::from(Template {
+    fn template(is_damaged: bool) -> TemplateDocument {
+        let known = !is_damaged;
+        TemplateDocument {
             key: "00112233445566778899aabbccddeeff".into(),
-            shape,
-            disk: shape.map(|_| "ffeeddccbbaa99887766554433221100".into()),
-            created_at: shape.map(|_| Timestamp::UNIX_EPOCH),
-            used_at: SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(60),
+            memory_mib: known.then_some(512),
+            cpu_count: known.then_some(2),
+            network: known.then_some(NetworkMode::User),
+            backend: known.then_some("linux-tcg"),
+            disk: known.then(|| "ffeeddccbbaa99887766554433221100".into()),
             bytes: 52 << 20,
-            stale: shape.is_none(),
-        })
+            created_at: known.then_some(Timestamp::UNIX_EPOCH),
+            used_at: Some(Timestamp::from_second(60).unwrap()),
+            stale: is_damaged,
+        }
     }
 
     #[test]
     fn the_listing_has_a_row_for_damaged_ones_too() {
-        let shape = Shape { kvm: false, memory_mib: 512, cpu_count: 2, network: NetworkMode::User };
         assert_eq!(
-            listing(&[template(Some(shape)), template(None)]),
+            listing(&[template(false), template(true)]),
             "\
 KEY          MEMORY    CPUS NETWORK  BACKEND   DISK         SIZE        CREATED              LAST USED            STALE
 001122334455 512 MiB   2    user     linux-tcg ffeeddccbbaa 52.00 MiB   1970-01-01T00:00:00Z 1970-01-01T00:01:00Z no

@@ -162,9 +162,9 @@ pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure
     match args.command {
         Some(VolumeCommand::Create(args)) => create(context, &args),
         Some(VolumeCommand::List(args)) => list(context, &args.listing),
-        Some(VolumeCommand::Status(args)) => show(context, &context.engine().volumes().get(&args.name)?),
+        Some(VolumeCommand::Status(args)) => show(context, context.engine().volumes().get(&args.name)?),
         Some(VolumeCommand::Resize(args)) => {
-            show(context, &context.engine().volumes().resize(&args.name, args.size_mib)?)
+            show(context, context.engine().volumes().resize(&args.name, args.size_mib)?)
         }
         Some(VolumeCommand::Delete(args)) => delete(context, args),
         None => unreachable!("a group without a subcommand was answered with its help page"),
@@ -180,8 +180,9 @@ fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
 }
 
 fn list(context: &Context, listing_args: &ListingArgs) -> Result<(), Failure> {
-    let mut volumes = context.engine().volumes().list()?;
-    let values = volumes.iter().map(|volume| serde_json::json!(VolumeDocument::from(volume.clone())));
+    let volumes = context.engine().volumes().list()?;
+    let mut volumes: Vec<_> = volumes.into_iter().map(VolumeDocument::from).collect();
+    let values = volumes.iter().map(|volume| serde_json::json!(volume));
     let entries = Entries::new(values, &[("mountpoint", "path")], "name");
     let selected = listing_args.select(&entries)?;
     if listing_args.is_custom() && context.format == Format::Text {
@@ -190,17 +191,16 @@ fn list(context: &Context, listing_args: &ListingArgs) -> Result<(), Failure> {
     let mut index = 0..;
     volumes.retain(|_| index.next().is_some_and(|index| selected.contains(&index)));
     match context.format {
-        Format::Json => print_json(&VolumeListDocument {
-            volumes: volumes.into_iter().map(VolumeDocument::from).collect(),
-        }),
+        Format::Json => print_json(&VolumeListDocument { volumes }),
         Format::Text => print_text(&listing(&volumes)),
     }
 }
 
-fn show(context: &Context, volume: &Volume) -> Result<(), Failure> {
+fn show(context: &Context, volume: Volume) -> Result<(), Failure> {
+    let volume = VolumeDocument::from(volume);
     match context.format {
-        Format::Json => print_json(&VolumeDocument::from(volume.clone())),
-        Format::Text => print_text(&text(volume)),
+        Format::Json => print_json(&volume),
+        Format::Text => print_text(&text(&volume)),
     }
 }
 
@@ -259,11 +259,11 @@ fn line(deleted: &DeletedVolume) -> String {
     text
 }
 
-fn listing(volumes: &[Volume]) -> String {
+fn listing(volumes: &[VolumeDocument]) -> String {
     if volumes.is_empty() {
         return "No volumes.\n".to_owned();
     }
-    let row = |volume: &Volume| {
+    let row = |volume: &VolumeDocument| {
         let size_mib = match &volume.problem {
             Some(_) => "damaged".to_owned(),
             None => volume.size_mib.map(|mib| mib.to_string()).unwrap_or_default(),
@@ -274,7 +274,7 @@ fn listing(volumes: &[Volume]) -> String {
     table([("NAME", 20), ("SIZE-MIB", 8), ("ATTACHED", 0)], &rows)
 }
 
-fn text(volume: &Volume) -> String {
+fn text(volume: &VolumeDocument) -> String {
     let known = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let mut text = format!("Name: {}\n", volume.name);
     if let Some(problem) = &volume.problem {
@@ -294,8 +294,8 @@ fn text(volume: &Volume) -> String {
 mod tests {
     use super::*;
 
-    fn volume(name: &str, attached_to: Option<&str>) -> Volume {
-        Volume {
+    fn volume(name: &str, attached_to: Option<&str>) -> VolumeDocument {
+        VolumeDocument {
             name: name.parse().unwrap(),
             size_mib: Some(512),
             created_at: Some(jiff::Timestamp::UNIX_EPOCH),
@@ -308,7 +308,7 @@ mod tests {
 
     #[test]
     fn the_listing_says_who_has_it() {
-        let damaged = Volume { problem: Some("torn".into()), size_mib: None, ..volume("old", None) };
+        let damaged = VolumeDocument { problem: Some("torn".into()), size_mib: None, ..volume("old", None) };
         assert_eq!(
             listing(&[volume("cache", None), volume("data", Some("db")), damaged]),
             "NAME                 SIZE-MIB ATTACHED\ncache                512      -\n\

@@ -1,6 +1,6 @@
 //! `microagent doctor`, in JSON.
 
-use microagent::doctor::{Check, Status};
+use microagent::doctor::{Check, Report, Status};
 use serde::Serialize;
 
 #[cfg(test)]
@@ -32,5 +32,37 @@ impl From<Check> for CheckDocument {
     fn from(check: Check) -> CheckDocument {
         let remedy = check.remedy.as_ref().map(hints::text);
         CheckDocument { name: check.name, status: check.status, detail: check.detail, remedy }
+    }
+}
+
+impl From<Report> for DoctorDocument {
+    fn from(report: Report) -> DoctorDocument {
+        DoctorDocument {
+            ok: report.ok(),
+            verdict: verdict(report.checks.iter().map(|check| check.status)),
+            backend: report.backend,
+            checks: report.checks.into_iter().map(CheckDocument::from).collect(),
+        }
+    }
+}
+
+/// `degraded` is for a host on which runs work and something is worth knowing.
+fn verdict(statuses: impl Iterator<Item = Status>) -> &'static str {
+    statuses.fold("ok", |verdict, status| match (verdict, status) {
+        ("failed", _) | (_, Status::Failed) => "failed",
+        ("degraded", _) | (_, Status::Warning) => "degraded",
+        (_, Status::Ok) => "ok",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_check_gives_the_verdict() {
+        assert_eq!(verdict([].into_iter()), "ok");
+        assert_eq!(verdict([Status::Ok, Status::Warning, Status::Ok].into_iter()), "degraded");
+        assert_eq!(verdict([Status::Ok, Status::Failed, Status::Warning].into_iter()), "failed");
     }
 }

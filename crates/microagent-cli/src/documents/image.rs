@@ -17,11 +17,11 @@ use crate::documents::schema::Words;
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ImageDocument {
-    reference: String,
-    resolved_reference: String,
-    digest: String,
+    pub(crate) reference: String,
+    pub(crate) resolved_reference: String,
+    pub(crate) digest: String,
     #[cfg_attr(test, schemars(with = "Words<microagent::image::Origin>"))]
-    origin: Origin,
+    pub(crate) origin: Origin,
 }
 
 impl From<ImageReport> for ImageDocument {

@@ -180,6 +180,7 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("system-df", schema_of::<DiskUseDocument>()),
         ("system-prune", schema_of::<SystemPruneDocument>()),
         ("template-build", schema_of::<TemplateBuildDocument>()),
+        ("template-delete", schema_of::<TemplatePruneDocument>()),
         ("template-list", schema_of::<TemplateListDocument>()),
         ("template-prune", schema_of::<TemplatePruneDocument>()),
         ("version", schema_of::<VersionDocument>()),

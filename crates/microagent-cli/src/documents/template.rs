@@ -45,7 +45,7 @@ pub(crate) struct TemplateBuildDocument {
     pub(crate) timeline: TimelineDocument,
 }
 
-/// `microagent template prune`.
+/// `microagent template delete` and `template prune`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct TemplatePruneDocument {
@@ -55,7 +55,7 @@ pub(crate) struct TemplatePruneDocument {
 
 impl From<Template> for TemplateDocument {
     fn from(template: Template) -> TemplateDocument {
-        let Template { key, shape, disk, created_at, used_at, bytes, stale } = template;
+        let Template { key, shape, disk, created_at, used_at, bytes, stale, .. } = template;
         TemplateDocument {
             key,
             memory_mib: shape.map(|shape| shape.memory_mib),

@@ -3,9 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use microagent_image::{
-    Digest, Environment, ImageError, ImageEvent, ImageHint, NetworkOptions, PullOptions, PullPolicy,
-};
+use microagent_image::{Digest, Environment, ImageError, ImageEvent, ImageHint, NetworkOptions, PullPolicy};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::faulty::{Act, Faulty, Request};
@@ -69,7 +67,7 @@ async fn gives_up_in_the_end_and_the_next_pull_goes_on() {
     let error = home.pull(&breaking.reference()).await.unwrap_err();
     assert!(matches!(&error, ImageError::Interrupted { received, .. } if *received > 0), "{}", text(&error));
     assert!(error.is_retryable());
-    assert!(advice(&error).contains("goes on where it broke off"));
+    assert!(advice(&error).contains("continues where it broke off"));
     home.assert_no_image();
     let kept = fs::metadata(home.state().images().join("partial").join(digest.hex())).unwrap().len();
     assert!(kept > 0 && kept < size);
@@ -204,9 +202,8 @@ async fn a_registry_that_falls_silent_is_given_up() {
     let faulty =
         Faulty::start(std::slice::from_ref(&layer), about(layer.digest(), |_| Act::StallAfter(1000)));
     let home = Home::new();
-    let network =
-        NetworkOptions { read_timeout: Duration::from_millis(200), attempts: 2, ..options().network };
-    let options = PullOptions { network, ..options() };
+    let mut options = options();
+    (options.network.read_timeout, options.network.attempts) = (Duration::from_millis(200), 2);
     let events = Events::default();
     let error = home
         .store

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use base64::Engine as _;
-use microagent_image::{Environment, ImageError, Origin, Platform, PullOptions, PullPolicy};
+use microagent_image::{Environment, ImageError, Origin, Platform, PullPolicy};
 use microagent_tests::registry::{Registry, RegistryOptions};
 use tokio_util::sync::CancellationToken;
 
@@ -157,7 +157,7 @@ async fn an_index_gives_the_image_for_the_platform() {
         "{}",
         text(&error)
     );
-    let options = PullOptions { platform: "linux/arm64".parse::<Platform>().unwrap(), ..options() };
+    let options = options().platform("linux/arm64".parse::<Platform>().unwrap());
     let other =
         home.store.ensure(&named(":both"), &options, &Events::default(), &CancellationToken::new()).await;
     assert_eq!(other.unwrap().digest, digest_of(&arm).to_string());

@@ -11,6 +11,7 @@ use crate::Hint;
 /// A secret without a value. Nothing is booted then.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot get secret `{name}` from {source_text}")]
+#[non_exhaustive]
 pub struct SecretError {
     /// The secret.
     pub name: String,

@@ -113,11 +113,8 @@ fn request(
     if let Some(ca) = &secrets.vault_ca_cert {
         (network.ssl_cert_file, network.ssl_cert_dir) = (Some(ca.clone()), None);
     }
-    let options = NetworkOptions {
-        connect_timeout: CONNECT_TIMEOUT,
-        read_timeout: CONNECT_TIMEOUT,
-        ..NetworkOptions::default()
-    };
+    let mut options = NetworkOptions::default();
+    (options.connect_timeout, options.read_timeout) = (CONNECT_TIMEOUT, CONNECT_TIMEOUT);
     let client =
         http_client(&network, &options, is_loopback).map_err(|e| SecretFault::VaultClient(Box::new(e)))?;
     let mut request = client.get(url).header("X-Vault-Request", "true").header("X-Vault-Token", token);

@@ -37,6 +37,7 @@ pub enum ApplyMode {
 
 /// What [`Workspace::apply`] did, or would do.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Applied {
     /// The workspace.
     pub workspace: WorkspaceName,
@@ -52,6 +53,7 @@ pub struct Applied {
 
 /// Something in which a workspace and its file differed.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Change {
     /// The key of the file; a list's entry is named in brackets.
     pub key: String,
@@ -191,7 +193,7 @@ impl Workspace {
 
     /// The image's own command, while the cache still knows it.
     async fn command_of_image(&self, record: &WorkspaceRecord) -> Result<CommandLine, Error> {
-        let pull = PullOptions { policy: PullPolicy::Never, ..PullOptions::default() };
+        let pull = PullOptions::default().policy(PullPolicy::Never);
         let (images, silent) = (self.engine.image_store(), Progress::new());
         let image = images.ensure(&record.image.resolved_reference, &pull, &silent, silent.token()).await;
         match image {

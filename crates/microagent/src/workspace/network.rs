@@ -13,6 +13,7 @@ use crate::Error;
 
 /// How a workspace is connected.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct NetworkDetails {
     /// The workspace.
     pub workspace: WorkspaceName,
@@ -39,6 +40,7 @@ pub struct NetworkDetails {
 
 /// What a guest finds in its network. The same for every guest: each has a network of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GuestAddresses {
     /// Its own address.
     pub ip: Ipv4Addr,
@@ -52,6 +54,7 @@ pub struct GuestAddresses {
 
 /// A published port as documents show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PortForward {
     /// `tcp` or `udp`.
     pub protocol: PortProtocol,

@@ -24,6 +24,7 @@ const TICKS_PER_SECOND: u64 = 100;
 
 /// What a machine uses on its host.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Stats {
     /// The workspace.
     pub workspace: WorkspaceName,
@@ -45,6 +46,7 @@ pub struct Stats {
 
 /// More about a workspace than its record.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Inspection {
     /// Whether every start runs something.
     pub has_service: bool,

@@ -153,7 +153,7 @@ fn pull(context: &Context, args: PullArgs) -> Result<(), Failure> {
     let engine = context.engine();
     engine.prepare()?;
     let progress = context.progress(args.quiet);
-    let options = PullOptions { policy: PullPolicy::Always, ..PullOptions::default() };
+    let options = PullOptions::default().policy(PullPolicy::Always);
     let pulled = context.block_on(async |token| {
         Ok(engine.images().create(&args.reference, &options, &progress.of_work(&token)).await?)
     });

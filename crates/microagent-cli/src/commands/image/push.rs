@@ -51,7 +51,7 @@ pub(super) fn execute(context: &Context, args: PushArgs) -> Result<(), Failure> 
 }
 
 fn lines(pushed: &Pushed) -> String {
-    let Pushed { resolved_reference, digest, blobs_sent, blobs_present, bytes_sent } = pushed;
+    let Pushed { resolved_reference, digest, blobs_sent, blobs_present, bytes_sent, .. } = pushed;
     format!(
         "Image: {}\nDigest: {digest}\nSent: {} in {blobs_sent} blobs, {blobs_present} were there\n",
         one_line(resolved_reference),

@@ -125,12 +125,9 @@ mod tests {
 
     #[test]
     fn what_was_removed_is_counted() {
-        let pruned = Pruned {
-            references: vec!["docker.io/library/a\x1b:1".into()],
-            blobs: 2,
-            freed_bytes: 3 * 1024 * 1024,
-            ..Pruned::default()
-        };
+        let mut pruned = Pruned::default();
+        pruned.references = vec!["docker.io/library/a\x1b:1".into()];
+        (pruned.blobs, pruned.freed_bytes) = (2, 3 * 1024 * 1024);
         assert_eq!(
             pruned_lines(&pruned),
             "Deleted: docker.io/library/a\\u{1b}:1\nRemoved: 2 blobs\nFreed: 3.00 MiB\n"

@@ -79,6 +79,6 @@ fn print_report(report: RunReport, options: &RunOptions, progress: &Progress) ->
         progress.note(&note);
     }
     let mut out = stdout();
-    out.write_all(run_output::summary(&report).as_bytes())?;
+    out.write_all(run_output::Summary::from(&report).to_string().as_bytes())?;
     run_output::write_output(&mut { report.output }, out, io::stderr())
 }

@@ -10,8 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use microagent_image::{
-    Environment, Image, ImageError, ImageEvent, ImageHint, ImageStore, NetworkOptions, Progress, PullOptions,
-    PullPolicy,
+    Environment, Image, ImageError, ImageEvent, ImageHint, ImageStore, Progress, PullOptions, PullPolicy,
 };
 use microagent_store::StateDir;
 use tempfile::TempDir;
@@ -47,7 +46,7 @@ impl Home {
     }
 
     pub(crate) async fn ensure(&self, reference: &str, policy: PullPolicy) -> Result<Image, ImageError> {
-        let options = PullOptions { policy, ..options() };
+        let options = options().policy(policy);
         self.store.ensure(reference, &options, &Events::default(), &CancellationToken::new()).await
     }
 
@@ -72,12 +71,10 @@ impl Home {
 
 /// Options that do not try a test's patience.
 pub(crate) fn options() -> PullOptions {
-    let network = NetworkOptions {
-        read_timeout: Duration::from_secs(10),
-        first_pause: Duration::from_millis(5),
-        ..NetworkOptions::default()
-    };
-    PullOptions { network, ..PullOptions::default() }
+    let mut options = PullOptions::default();
+    options.network.read_timeout = Duration::from_secs(10);
+    options.network.first_pause = Duration::from_millis(5);
+    options
 }
 
 /// Keeps every event.

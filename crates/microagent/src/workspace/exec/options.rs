@@ -36,6 +36,7 @@ pub enum StdinMode {
 
 /// A terminal as it is at the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Terminal {
     /// Lines.
     pub rows: u16,
@@ -43,6 +44,13 @@ pub struct Terminal {
     pub cols: u16,
     /// Value of `TERM`, unless the environment has one.
     pub term: String,
+}
+
+impl Terminal {
+    /// A terminal with so many lines and characters on a line; `term` is the value of `TERM`.
+    pub fn new(rows: u16, cols: u16, term: impl Into<String>) -> Terminal {
+        Terminal { rows, cols, term: term.into() }
+    }
 }
 
 impl ExecOptions {
