@@ -67,6 +67,19 @@ fn signals_end_what_nobody_reads() {
 }
 
 #[test]
+fn a_run_that_nobody_reads_ends_on_the_first_signal() {
+    let home = Home::new(User::unprivileged());
+    for signal in [Signal::TERM, Signal::INT] {
+        let words = ["sh", "-c", "yes stalled | head -c 300000"];
+        let run = home.run("busybox", ["--network", "isolated"], &words).stdout_unread().start();
+        run.stalls();
+        run.signal(signal);
+        run.finish().code(130);
+        home.nothing_is_left();
+    }
+}
+
+#[test]
 fn supervise_waits_for_a_copy_that_has_the_workspace() {
     let home = Home::new(User::unprivileged());
     home.create("web", ["--service-command", "echo up; sleep 9999", "--restart", "always"]);

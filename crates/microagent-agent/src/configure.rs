@@ -104,7 +104,7 @@ struct StepError {
 }
 
 fn fail(kind: GuestErrorKind, error: &dyn std::error::Error) -> GuestError {
-    GuestError { kind, message: console::chain(error) }
+    GuestError { kind, message: microagent_proto::chain(error) }
 }
 
 /// Does a step, and says how many microseconds it took.

@@ -1,7 +1,8 @@
 //! The agent's own words, for the serial console. Few: each byte is slow under emulation.
 
 use std::error::Error;
-use std::fmt::Write as _;
+
+use microagent_proto::chain;
 
 /// Longest line; what is longer is cut.
 const LINE_LIMIT: usize = 500;
@@ -21,16 +22,4 @@ pub(crate) fn say(text: &str) {
 /// Prints what was attempted, and the error with all its causes.
 pub(crate) fn say_error(attempt: &str, error: &dyn Error) {
     say(&format!("{attempt}: {}", chain(error)));
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        // Writing to a string cannot fail.
-        let _ = write!(text, ": {cause}");
-        next = cause.source();
-    }
-    text
 }

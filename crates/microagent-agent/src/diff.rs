@@ -34,7 +34,6 @@ use rustix::mount::{
 };
 
 use self::inodes::ChangedInodes;
-use crate::console;
 use crate::disk::{self, DiskError};
 use crate::pack;
 
@@ -84,7 +83,7 @@ impl From<DiffError> for GuestError {
             }
             DiffError::Whiteout { .. } => GuestErrorKind::Invalid,
         };
-        GuestError { kind, message: console::chain(&error) }
+        GuestError { kind, message: microagent_proto::chain(&error) }
     }
 }
 

@@ -8,7 +8,6 @@ use microagent_proto::{Chunk, FsUsage, GuestError, GuestErrorKind, PathInfo, Pat
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatVfs, openat, readlinkat, statat, statvfs};
 use rustix::io::Errno;
 
-use crate::console;
 use crate::init::agent_proc;
 
 /// A disk with less room than this, in bytes, is full: what did not fit may have been larger than a block.
@@ -32,7 +31,7 @@ impl From<InspectError> for GuestError {
             InspectError::NotAbsolute { .. } => GuestErrorKind::Invalid,
             InspectError::Look { source, .. } => kind_of(source),
         };
-        GuestError { kind, message: console::chain(&error) }
+        GuestError { kind, message: microagent_proto::chain(&error) }
     }
 }
 

@@ -9,7 +9,6 @@ use microagent_tree::{PackError, Pieces};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
-use crate::console;
 use crate::init;
 use crate::inspect::{absolute, kind_of};
 
@@ -64,7 +63,7 @@ pub(crate) fn guest_error(error: PackError) -> GuestError {
         PackError::Read { source, .. } => kind_of(source),
         PackError::Unwanted => GuestErrorKind::Other,
     };
-    GuestError { kind, message: console::chain(&error) }
+    GuestError { kind, message: microagent_proto::chain(&error) }
 }
 
 /// What a walker writes, in one piece.

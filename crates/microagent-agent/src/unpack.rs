@@ -15,7 +15,6 @@ use rustix::fs::{CWD, Mode, OFlags, openat, syncfs};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
-use crate::console;
 use crate::init;
 use crate::inspect::{absolute, kind_of};
 
@@ -44,7 +43,7 @@ impl From<UnpackError> for GuestError {
             UnpackError::Unpack(Entry { source, .. }) => kind_of_place(source),
             UnpackError::Flush(_) => GuestErrorKind::Disk,
         };
-        GuestError { kind, message: console::chain(&error) }
+        GuestError { kind, message: microagent_proto::chain(&error) }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::decision::Journal;
 use crate::dns::local::{HostEntry, LocalAnswer, LocalNames};
 use crate::dns::message::{self, NoQuery, Query, as_host, as_text};
 use crate::dns::names::Names;
-use crate::dns::resolver::{Asker, Errand, Resolved, Resolver, Ticket};
+use crate::dns::resolver::{Asker, DnsRequestId, Errand, Resolved, Resolver};
 use crate::flows::{FLOWS_MAX, Key, Kind};
 use crate::host::HostAddresses;
 
@@ -144,14 +144,14 @@ impl EgressFilter {
     }
 
     /// Takes what came on the socket of a ticket.
-    pub(crate) fn receive_answer(&mut self, ticket: Ticket, message: &[u8]) {
+    pub(crate) fn receive_answer(&mut self, ticket: DnsRequestId, message: &[u8]) {
         if let Some(resolved) = self.resolver.receive(ticket, message, self.now.running) {
             self.finish(resolved);
         }
     }
 
     /// Takes note that nothing will come on the socket of a ticket.
-    pub(crate) fn fail_answer(&mut self, ticket: Ticket) {
+    pub(crate) fn fail_answer(&mut self, ticket: DnsRequestId) {
         if let Some(resolved) = self.resolver.fail(ticket, self.now.running) {
             self.finish(resolved);
         }

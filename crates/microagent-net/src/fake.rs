@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
-use crate::dns::resolver::{Errand, Ticket};
+use crate::dns::resolver::{DnsRequestId, Errand};
 use crate::sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
 
 /// One connection of the host.
@@ -113,7 +113,7 @@ impl Sockets for FakeSockets {
         Ok(())
     }
 
-    fn resolve(&mut self, errand: Errand) -> Result<(), Ticket> {
+    fn resolve(&mut self, errand: Errand) -> Result<(), DnsRequestId> {
         self.0.borrow_mut().errands.push(errand);
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What fuzzers reach of the decoders that are nobody else's business. Built with the feature `fuzzing` only.
 
 use crate::dns::message::{Answer, Query, write_query};
-use crate::dns::resolver::Carrier;
+use crate::dns::resolver::DnsTransport;
 
 /// Reads bytes as a guest's query, and as a name server's answer to the question that it asks.
 pub fn dns(bytes: &[u8]) {
@@ -13,7 +13,7 @@ pub fn dns(bytes: &[u8]) {
             assert_eq!((again.id, &again.question), (query.id, &query.question));
         }
         if let Ok(answer) = Answer::read(answer, query.id, &query.question) {
-            for carrier in [Carrier::Udp, Carrier::Tcp] {
+            for carrier in [DnsTransport::Udp, DnsTransport::Tcp] {
                 let _ = query.answer(&answer, false, carrier);
             }
         }

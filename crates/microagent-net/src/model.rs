@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::HostAddresses;
 use crate::dns::names::ADDRESSES_MAX;
-use crate::dns::resolver::{Carrier, Errand, IN_FLIGHT_MAX};
+use crate::dns::resolver::{DnsTransport, Errand, IN_FLIGHT_MAX};
 use crate::egress::Now;
 use crate::fake::{FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
 use crate::sockets::Token;
@@ -352,7 +352,7 @@ impl Model {
     fn check_errands(&mut self) {
         for errand in std::mem::take(&mut self.host.borrow_mut().errands) {
             match errand {
-                Errand::Ask { ticket, message, carrier: Carrier::Udp | Carrier::Tcp, .. } => {
+                Errand::Ask { ticket, message, carrier: DnsTransport::Udp | DnsTransport::Tcp, .. } => {
                     let id = u16::from_be_bytes([message[0], message[1]]);
                     let (_, name, _) = testing::read_dns(&message);
                     assert!(self.policy.mode != EgressMode::Allowlist || covered(&name), "asked for {name}");

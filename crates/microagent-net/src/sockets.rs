@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use rustix::io::Errno;
 
-use crate::dns::resolver::{Errand, Ticket};
+use crate::dns::resolver::{DnsRequestId, Errand};
 
 /// Names one socket of a flow for as long as the stack lives.
 pub type Token = u64;
@@ -53,7 +53,7 @@ pub trait Sockets {
     ///
     /// # Errors
     /// The ticket whose server cannot be asked.
-    fn resolve(&mut self, errand: Errand) -> Result<(), Ticket>;
+    fn resolve(&mut self, errand: Errand) -> Result<(), DnsRequestId>;
 }
 
 /// A connection of the host.

@@ -45,7 +45,7 @@ use smoltcp::wire::{HardwareAddress, IpCidr};
 
 use crate::address::contains;
 use crate::dns::local::LocalNames;
-use crate::dns::resolver::{Asker, Ticket};
+use crate::dns::resolver::{Asker, DnsRequestId};
 use crate::egress::{EgressFilter, FilterOptions, Now};
 use crate::flows::{Key, Kind};
 use crate::frame::{self, Arp, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
@@ -206,7 +206,7 @@ impl<S: Sockets> Stack<S> {
     }
 
     /// Takes what came of a question to a name server: a message, or nothing when there will be none.
-    pub fn resolved(&mut self, ticket: Ticket, message: Option<&[u8]>) {
+    pub fn resolved(&mut self, ticket: DnsRequestId, message: Option<&[u8]>) {
         match message {
             Some(message) => self.egress.receive_answer(ticket, message),
             None => self.egress.fail_answer(ticket),

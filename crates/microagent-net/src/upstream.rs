@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 use crate::dns::message::MESSAGE_MAX;
-use crate::dns::resolver::{Carrier, Errand, Ticket};
+use crate::dns::resolver::{DnsRequestId, DnsTransport, Errand};
 
 /// Bytes of the length before a message on a connection.
 const LENGTH_LEN: usize = 2;
@@ -26,9 +26,9 @@ pub(crate) enum Arrival<'a> {
 }
 
 struct Conversation {
-    ticket: Ticket,
+    ticket: DnsRequestId,
     socket: OwnedFd,
-    carrier: Carrier,
+    carrier: DnsTransport,
     /// What is still to be sent.
     unsent: Vec<u8>,
     /// What came so far, on a connection.
@@ -56,8 +56,8 @@ impl Upstream {
     pub(crate) fn carry_out(
         &mut self,
         errand: Errand,
-        watch: impl Fn(BorrowedFd<'_>, Ticket) -> Result<(), Errno>,
-    ) -> Result<(), Ticket> {
+        watch: impl Fn(BorrowedFd<'_>, DnsRequestId) -> Result<(), Errno>,
+    ) -> Result<(), DnsRequestId> {
         match errand {
             Errand::Forget(ticket) => self.forget(ticket),
             Errand::Ask { ticket, server, carrier, message } => {
@@ -72,27 +72,27 @@ impl Upstream {
     }
 
     /// Attends to the socket of a ticket, for which something happened.
-    pub(crate) fn attend(&mut self, ticket: Ticket, mut arrive: impl FnMut(Arrival<'_>)) {
+    pub(crate) fn attend(&mut self, ticket: DnsRequestId, mut arrive: impl FnMut(Arrival<'_>)) {
         let conversation = self.conversations.iter_mut().find(|conversation| conversation.ticket == ticket);
         if let Some(conversation) = conversation {
             conversation.attend(&mut self.scratch, &mut arrive);
         }
     }
 
-    fn forget(&mut self, ticket: Ticket) {
+    fn forget(&mut self, ticket: DnsRequestId) {
         self.conversations.retain(|conversation| conversation.ticket != ticket);
     }
 }
 
 impl Conversation {
     fn begin(
-        ticket: Ticket,
+        ticket: DnsRequestId,
         server: SocketAddr,
-        carrier: Carrier,
+        carrier: DnsTransport,
         message: &[u8],
     ) -> io::Result<Conversation> {
         let family = if server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let kind = if carrier == Carrier::Udp { SocketType::DGRAM } else { SocketType::STREAM };
+        let kind = if carrier == DnsTransport::Udp { SocketType::DGRAM } else { SocketType::STREAM };
         let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
         // Connected, so that datagrams of others do not arrive, and without a port of our choice.
         match connect(&socket, &server) {
@@ -101,10 +101,10 @@ impl Conversation {
         }
         let mut unsent = Vec::new();
         match carrier {
-            Carrier::Udp => {
+            DnsTransport::Udp => {
                 send(&socket, message, SendFlags::NOSIGNAL)?;
             }
-            Carrier::Tcp => {
+            DnsTransport::Tcp => {
                 // Our own queries have some hundred bytes.
                 unsent.extend_from_slice(&(message.len() as u16).to_be_bytes());
                 unsent.extend_from_slice(message);
@@ -115,8 +115,8 @@ impl Conversation {
 
     fn attend(&mut self, scratch: &mut [u8], arrive: &mut impl FnMut(Arrival<'_>)) {
         match self.carrier {
-            Carrier::Udp => self.take_datagrams(scratch, arrive),
-            Carrier::Tcp => loop {
+            DnsTransport::Udp => self.take_datagrams(scratch, arrive),
+            DnsTransport::Tcp => loop {
                 match self.converse(scratch) {
                     Ok(true) => return arrive(Arrival::Message(&self.came[LENGTH_LEN..])),
                     Ok(false) | Err(Errno::INTR) => {}

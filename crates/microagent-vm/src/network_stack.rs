@@ -115,16 +115,10 @@ pub(crate) fn network_stack() -> i32 {
         Ok(()) => 0,
         Err(error) => {
             // The supervisor keeps what is said here.
-            let _ = writeln!(io::stderr(), "microagent: network stack: {}", with_causes(&error));
+            let _ = writeln!(io::stderr(), "microagent: network stack: {}", microagent_proto::chain(&error));
             1
         }
     }
-}
-
-/// An error with what caused it, in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn run() -> io::Result<()> {

@@ -64,6 +64,8 @@ mod supervisor_events;
 mod supervisor_spec;
 mod tar_stream;
 pub mod template;
+#[cfg(test)]
+mod test_tar;
 pub mod volume;
 mod workspace;
 

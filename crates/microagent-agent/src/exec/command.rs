@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use microagent_proto::{Command, Exec, StartError, StartErrorKind};
 
 use crate::boot::SCRATCH;
-use crate::console;
 use crate::program::{self, ProgramError};
 use crate::spawn::{Plan, Stage};
 use crate::user::{Identity, UserError};
@@ -82,7 +81,7 @@ impl From<UserError> for StartError {
             UserError::NoUser(_) | UserError::NoGroup(_) => StartErrorKind::NoSuchUser,
             UserError::Read { .. } => StartErrorKind::Other,
         };
-        StartError { kind, message: console::chain(&error) }
+        StartError { kind, message: microagent_proto::chain(&error) }
     }
 }
 

@@ -88,6 +88,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_wrong_variable_is_not_repeated() {
+        for text in ["MY KEY=s3cret", "=s3cret", "MY\0KEY=s3cret"] {
+            let failure = env_variable(text).unwrap_err();
+            let Failure::Usage { message, hint } = &failure else { panic!("{failure:?}") };
+            assert!(message.starts_with("--env: ") && !message.contains("s3cret"), "{text:?}: {message}");
+            assert!(!hint.as_deref().unwrap_or_default().contains("s3cret"), "{text:?}: {hint:?}");
+        }
+    }
+
+    #[test]
     fn memory_in_mib_or_with_dockers_units() {
         for (text, mib) in [
             ("512", 512),

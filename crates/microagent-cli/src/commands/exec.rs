@@ -12,7 +12,7 @@ use crate::args::values::{env_file, env_variable};
 use crate::context::Context;
 use crate::documents::exec::ExecDocument;
 use crate::documents::output::json_bytes;
-use crate::ending::{Ending, Place};
+use crate::exit_reason::{Ending, Place};
 use crate::failure::Failure;
 use crate::output::{Format, print_json};
 use crate::progress::Progress;

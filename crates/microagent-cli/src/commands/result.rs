@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::documents::result::{LastResultDocument, ResultDocument};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-use crate::{ending, escape};
+use crate::{escape, exit_reason};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,7 +45,7 @@ pub(crate) fn execute(context: &Context, args: ResultArgs) -> Result<(), Failure
             result.exit_code,
             result.started_at,
             result.exited_at,
-            result.signal.map_or_else(String::new, |signal| match ending::name(signal) {
+            result.signal.map_or_else(String::new, |signal| match exit_reason::name(signal) {
                 Some(name) => format!("Signal: {signal} ({name})\n"),
                 None => format!("Signal: {signal}\n"),
             }),

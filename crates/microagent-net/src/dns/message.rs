@@ -15,7 +15,7 @@ use domain::base::{
 };
 use domain::rdata::{A, AllRecordData, Ptr};
 
-use super::resolver::Carrier;
+use super::resolver::DnsTransport;
 
 /// Bytes of a header.
 const HEADER_LEN: usize = 12;
@@ -139,13 +139,13 @@ impl Query {
 
     /// An answer without records. `blocked` says why, to whom asks with EDNS.
     pub(crate) fn empty_answer(&self, code: Rcode, blocked: bool) -> Vec<u8> {
-        self.answer(&Answer::empty(code), blocked, Carrier::Udp)
+        self.answer(&Answer::empty(code), blocked, DnsTransport::Udp)
     }
 
     /// An answer, as long as the guest takes it: by UDP what it says, by TCP as long as a message can be. What does not fit
     /// is left out and the answer marked: a client asks again by TCP, or uses what it has of a set of addresses.
-    pub(crate) fn answer(&self, answer: &Answer, blocked: bool, by: Carrier) -> Vec<u8> {
-        let limit = if by == Carrier::Tcp { MESSAGE_MAX } else { self.limit() };
+    pub(crate) fn answer(&self, answer: &Answer, blocked: bool, by: DnsTransport) -> Vec<u8> {
+        let limit = if by == DnsTransport::Tcp { MESSAGE_MAX } else { self.limit() };
         self.write(answer, blocked, limit).expect("a question and an EDNS record fit the shortest message")
     }
 

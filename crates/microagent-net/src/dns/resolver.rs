@@ -34,11 +34,11 @@ const _: () = assert!((ATTEMPTS as u128 - 1) * NEXT_AFTER.as_millis() < PATIENCE
 const STRAYS_MAX: u8 = 32;
 
 /// Names one attempt.
-pub type Ticket = u64;
+pub type DnsRequestId = u64;
 
 /// How a name server is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Carrier {
+pub enum DnsTransport {
     /// A datagram.
     Udp,
     /// A connection, with two bytes of length before each message.
@@ -51,16 +51,16 @@ pub enum Errand {
     /// Send the message from a fresh socket, in place of what the ticket had before.
     Ask {
         /// The attempt.
-        ticket: Ticket,
+        ticket: DnsRequestId,
         /// The name server.
         server: SocketAddr,
         /// How to ask.
-        carrier: Carrier,
+        carrier: DnsTransport,
         /// What to send, without a length before it.
         message: Vec<u8>,
     },
     /// Close the ticket's socket.
-    Forget(Ticket),
+    Forget(DnsRequestId),
 }
 
 /// Who in the guest waits for the answer.
@@ -74,10 +74,10 @@ pub(crate) enum Asker {
 
 impl Asker {
     /// How it is answered.
-    pub(crate) fn carrier(self) -> Carrier {
+    pub(crate) fn carrier(self) -> DnsTransport {
         match self {
-            Asker::Udp(_) => Carrier::Udp,
-            Asker::Tcp(..) => Carrier::Tcp,
+            Asker::Udp(_) => DnsTransport::Udp,
+            Asker::Tcp(..) => DnsTransport::Tcp,
         }
     }
 }
@@ -94,9 +94,9 @@ pub(crate) struct Resolved {
 /// One server that was asked and may still answer.
 #[derive(Debug)]
 struct Attempt {
-    ticket: Ticket,
+    ticket: DnsRequestId,
     server: SocketAddr,
-    carrier: Carrier,
+    carrier: DnsTransport,
     edns: bool,
     id: u16,
     strays: u8,
@@ -125,7 +125,7 @@ impl Pending {
 enum Verdict {
     Wait,
     /// The same server is asked again.
-    Again(Carrier, bool),
+    Again(DnsTransport, bool),
     Answered(Answer),
     Failed,
 }
@@ -137,8 +137,8 @@ impl Attempt {
                 self.strays += 1;
                 Verdict::Wait
             }
-            Err(NoAnswer::Truncated) if self.carrier == Carrier::Udp => {
-                Verdict::Again(Carrier::Tcp, self.edns)
+            Err(NoAnswer::Truncated) if self.carrier == DnsTransport::Udp => {
+                Verdict::Again(DnsTransport::Tcp, self.edns)
             }
             // A server that does not know EDNS answers that.
             Ok(Answer { code: Rcode::FORMERR | Rcode::NOTIMP, .. }) if self.edns => {
@@ -158,7 +158,7 @@ pub(crate) struct Resolver {
     servers: Vec<SocketAddr>,
     pending: Vec<Pending>,
     errands: Vec<Errand>,
-    last_ticket: Ticket,
+    last_ticket: DnsRequestId,
     /// A keyed hash of a counter: numbers that nobody outside can foretell.
     numbers: RandomState,
     counter: u64,
@@ -194,7 +194,12 @@ impl Resolver {
     }
 
     /// Takes what came on a ticket's socket.
-    pub(crate) fn receive(&mut self, ticket: Ticket, message: &[u8], now: Duration) -> Option<Resolved> {
+    pub(crate) fn receive(
+        &mut self,
+        ticket: DnsRequestId,
+        message: &[u8],
+        now: Duration,
+    ) -> Option<Resolved> {
         let (at, number) = self.find(ticket)?;
         let Pending { open, query, .. } = &mut self.pending[at];
         match open[number].judge(message, query) {
@@ -211,7 +216,7 @@ impl Resolver {
     }
 
     /// Takes note that an attempt is of no use: nobody listens, or there is no socket. The next server is asked at once.
-    pub(crate) fn fail(&mut self, ticket: Ticket, now: Duration) -> Option<Resolved> {
+    pub(crate) fn fail(&mut self, ticket: DnsRequestId, now: Duration) -> Option<Resolved> {
         let (at, number) = self.find(ticket)?;
         self.pending[at].open.swap_remove(number);
         self.errands.push(Errand::Forget(ticket));
@@ -246,7 +251,7 @@ impl Resolver {
         !self.errands.is_empty()
     }
 
-    fn find(&self, ticket: Ticket) -> Option<(usize, usize)> {
+    fn find(&self, ticket: DnsRequestId) -> Option<(usize, usize)> {
         self.pending.iter().enumerate().find_map(|(at, pending)| {
             let number = pending.open.iter().position(|attempt| attempt.ticket == ticket)?;
             Some((at, number))
@@ -263,7 +268,7 @@ impl Resolver {
         pending.open.push(Attempt {
             ticket: self.last_ticket,
             server: self.servers[pending.asked % self.servers.len()],
-            carrier: Carrier::Udp,
+            carrier: DnsTransport::Udp,
             edns: true,
             id: 0,
             strays: 0,
@@ -317,7 +322,7 @@ mod tests {
     }
 
     /// The one thing to be sent: ticket, server, carrier, id.
-    fn asked(resolver: &mut Resolver) -> (Ticket, SocketAddr, Carrier, u16) {
+    fn asked(resolver: &mut Resolver) -> (DnsRequestId, SocketAddr, DnsTransport, u16) {
         let errands = resolver.take_errands();
         let asks: Vec<_> = errands.iter().filter(|errand| matches!(errand, Errand::Ask { .. })).collect();
         let [Errand::Ask { ticket, server, carrier, message }] = &asks[..] else { panic!("{errands:?}") };
@@ -422,7 +427,7 @@ mod tests {
         let mut resolver = Resolver::new(vec![server(1)]);
         resolver.ask(ASKER, query(9), ms(0));
         let (ticket, _, carrier, id) = asked(&mut resolver);
-        assert_eq!(carrier, Carrier::Udp);
+        assert_eq!(carrier, DnsTransport::Udp);
         let header = [(id >> 8) as u8, id as u8, 0x81, 0x81, 0, 0, 0, 0, 0, 0, 0, 0];
         assert_eq!(resolver.receive(ticket, &header, ms(0)), None);
         let errands = resolver.take_errands();
@@ -431,7 +436,7 @@ mod tests {
         let mut cut = dns_answer(u16::from_be_bytes([message[0], message[1]]), "a.example", &[], 60);
         cut[2] |= 2;
         assert_eq!(resolver.receive(ticket, &cut, ms(0)), None);
-        assert_eq!(asked(&mut resolver).2, Carrier::Tcp);
+        assert_eq!(asked(&mut resolver).2, DnsTransport::Tcp);
     }
 
     #[test]

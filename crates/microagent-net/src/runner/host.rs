@@ -14,7 +14,7 @@ use rustix::net::{
 };
 
 use super::RESOLVER;
-use crate::dns::resolver::{Errand, Ticket};
+use crate::dns::resolver::{DnsRequestId, Errand};
 use crate::sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
 use crate::stack::Stack;
 use crate::upstream::{Arrival, Upstream};
@@ -40,7 +40,7 @@ impl HostSockets {
     }
 
     /// Attends to the socket of a question to a name server.
-    pub(super) fn attend(stack: &mut Stack<HostSockets>, ticket: Ticket) {
+    pub(super) fn attend(stack: &mut Stack<HostSockets>, ticket: DnsRequestId) {
         let mut arrived = Vec::new();
         stack.sockets().upstream.attend(ticket, |arrival| {
             arrived.push(match arrival {
@@ -98,7 +98,7 @@ impl Sockets for HostSockets {
         sendto(socket, bytes, SendFlags::NOSIGNAL, &client).map(drop)
     }
 
-    fn resolve(&mut self, errand: Errand) -> Result<(), Ticket> {
+    fn resolve(&mut self, errand: Errand) -> Result<(), DnsRequestId> {
         let epoll = &self.epoll;
         self.upstream.carry_out(errand, |socket, ticket| {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;

@@ -9,7 +9,7 @@ use super::*;
 use crate::HostAddresses;
 use crate::fake::{FakeDatagrams, FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
 use crate::testing::{self, FAR, dns_answer, dns_query, read_dns};
-use crate::{Carrier, Errand, MAX_FRAME_LEN};
+use crate::{DnsTransport, Errand, MAX_FRAME_LEN};
 use flags::{ACK, FIN, RST, SYN};
 
 mod policy;

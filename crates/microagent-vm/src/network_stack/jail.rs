@@ -11,14 +11,13 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
+use landlock::{Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, apply_filter,
 };
 
-/// Newest rules that we ask for; an older kernel enforces those that it has.
-const NEWEST: ABI = ABI::V6;
+use crate::jail::NEWEST;
 
 /// Calls of the loop, of the allocator, and of a process that ends, whatever their arguments.
 const CALLS: [libc::c_long; 32] = [

@@ -78,7 +78,7 @@ enum Trouble {
 
 impl From<FrameError> for Trouble {
     fn from(error: FrameError) -> Trouble {
-        let message = with_cause(&error);
+        let message = microagent_proto::chain(&error);
         match error {
             FrameError::Transport(_) => Trouble::Channel(message),
             _ => Trouble::Guest(message),
@@ -88,7 +88,7 @@ impl From<FrameError> for Trouble {
 
 impl From<SessionError> for Trouble {
     fn from(error: SessionError) -> Trouble {
-        Trouble::Channel(with_cause(&error))
+        Trouble::Channel(microagent_proto::chain(&error))
     }
 }
 
@@ -160,7 +160,9 @@ impl Session {
     /// Waits for its end, and says how it came about.
     async fn ended(&mut self) -> String {
         match (&mut self.driver).await {
-            Ok(Err(error)) => format!("the guest broke the control channel: {}", with_cause(&error)),
+            Ok(Err(error)) => {
+                format!("the guest broke the control channel: {}", microagent_proto::chain(&error))
+            }
             Ok(Ok(())) | Err(_) => "the guest closed the control channel".to_owned(),
         }
     }
@@ -344,10 +346,9 @@ impl Worker {
         }
         let stopped = Instant::now();
         let frozen = freeze_into(&freezer, &monitor, &machine).await;
-        monitor
-            .execute(add_disks)
-            .await
-            .map_err(|e| Trouble::Guest(format!("the guest was not given its disks: {}", with_cause(&e))))?;
+        monitor.execute(add_disks).await.map_err(|e| {
+            Trouble::Guest(format!("the guest was not given its disks: {}", microagent_proto::chain(&e)))
+        })?;
         monitor
             .go_on()
             .await
@@ -384,7 +385,7 @@ impl Worker {
                     return std::future::pending().await;
                 };
                 let result = self.exec(session, service, Some((events, signals))).await?;
-                write_json(&self.result, &result).map_err(|e| Trouble::Host(with_cause(&e)))?;
+                write_json(&self.result, &result).map_err(|e| Trouble::Host(microagent_proto::chain(&e)))?;
                 Ok(Outcome::ServiceEnded(result))
             }
             // Its conversation ends with the freeze; that it comes this far means that there was none.
@@ -586,12 +587,5 @@ fn fill_random(buffer: &mut [u8]) -> Result<(), Trouble> {
         Ok(filled) if filled == buffer.len() => Ok(()),
         Ok(_) => Err(Trouble::Host("the host's random number source gave too little".to_owned())),
         Err(errno) => Err(Trouble::Host(format!("the host has no random numbers: {errno}"))),
-    }
-}
-
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }

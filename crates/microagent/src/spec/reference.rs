@@ -168,7 +168,7 @@ fn plain(value: &mut Value) {
 
 fn page(schema: &Value) -> String {
     let mut page = format!(
-        "{NOTICE}\n# Spec files\n\nWhat the option `--file` of `run`, `create` and `apply` reads. [How to use \
+        "{NOTICE}\n# Spec files\n\nWhat `run`, `create` and `apply` read as a spec file. [How to use \
          them](../how-to/spec-file.md); [the schema for editors](microagent.schema.json).\n\nYAML 1.2, and so JSON, of at \
          most 1 MiB. Every key can be left out; a key that is not in this table, a key that stands twice and a value of \
          another type are errors. Relative paths start at the directory of the file.\n\n| Key | Value | |\n|---|---|---|\n"

@@ -138,26 +138,13 @@ mod tests {
     use tar::EntryType;
 
     use super::*;
+    use crate::test_tar;
 
+    /// Entries with a set-user-ID bit.
     fn tar_of(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
-        let mut builder = tar::Builder::new(Vec::new());
-        for (name, kind, content) in entries {
-            let mut header = tar::Header::new_gnu();
-            let bytes = header.as_old_mut();
-            bytes.name[..name.len()].copy_from_slice(name.as_bytes());
-            header.set_entry_type(*kind);
-            header.set_mode(0o4755);
-            header.set_uid(1234);
-            let is_link = matches!(kind, EntryType::Symlink | EntryType::Link);
-            header.set_size(if is_link { 0 } else { content.len() as u64 });
-            if is_link {
-                header.set_link_name_literal(content).unwrap();
-            }
-            header.set_cksum();
-            let body = if is_link { &[][..] } else { content.as_bytes() };
-            builder.append(&header, body).unwrap();
-        }
-        builder.into_inner().unwrap()
+        let entries: Vec<_> =
+            entries.iter().map(|&(name, kind, content)| (name, kind, 0o4755, content)).collect();
+        test_tar::tar_of(&entries)
     }
 
     #[test]

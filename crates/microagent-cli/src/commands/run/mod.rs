@@ -8,7 +8,7 @@ use microagent::{RunOptions, RunReport};
 use crate::args::workspace::idle_keys;
 use crate::context::Context;
 use crate::documents::run::RunDocument;
-use crate::ending::{Ending, Place};
+use crate::exit_reason::{Ending, Place};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, stdout};
 use crate::progress::Progress;

@@ -136,7 +136,7 @@ fn aliases_lead_to_addresses_and_nothing_else_does() {
     assert_eq!(addresses(&answer), [Ipv4Addr::new(192, 0, 2, 2)]);
     assert_eq!(answer.records.len(), 2);
     // What is written for the guest is read alike.
-    let written = query.answer(&answer, false, Carrier::Udp);
+    let written = query.answer(&answer, false, DnsTransport::Udp);
     assert_eq!(Answer::read(&written, 9, &query.question), Ok(answer));
 }
 
@@ -189,13 +189,13 @@ fn an_answer_fits_what_the_guest_takes() {
     for edns in [None, Some(0), Some(512), Some(4096)] {
         let query = Query::read(&dns_query(9, "a.example", Rtype::A.to_int(), edns)).unwrap();
         let all = Answer::read(&dns_answer(9, "a.example", &many, 60), 9, &query.question).unwrap();
-        let message = query.answer(&all, false, Carrier::Udp);
+        let message = query.answer(&all, false, DnsTransport::Udp);
         assert!(message.len() <= query.limit());
         assert_eq!(message[2] & 2, 2, "who wants all of them can ask by TCP");
         let mut read = message.clone();
         read[2] ^= 2;
         assert!(Answer::read(&read, 9, &query.question).unwrap().records.len() >= 29);
-        let message = query.answer(&all, false, Carrier::Tcp);
+        let message = query.answer(&all, false, DnsTransport::Tcp);
         assert_eq!(Answer::read(&message, 9, &query.question), Ok(all));
     }
     let query = query("a.example", Rtype::TXT);
@@ -204,7 +204,7 @@ fn an_answer_fits_what_the_guest_takes() {
     let message = raw_answer(&query, &[(ASKED, Rtype::TXT, 60, &long)]);
     let answer = Answer::read(&message, 9, &query.question).unwrap();
     assert_eq!(
-        Answer::read(&query.answer(&answer, false, Carrier::Udp), 9, &query.question),
+        Answer::read(&query.answer(&answer, false, DnsTransport::Udp), 9, &query.question),
         Err(NoAnswer::Truncated)
     );
 }
@@ -224,7 +224,7 @@ fn sixteen_aliases_and_their_addresses_fit_a_client_without_edns() {
     ]);
     let answer = Answer::read(&raw_answer(&query, &records), 9, &query.question).unwrap();
     assert_eq!(addresses(&answer).len(), 2);
-    let message = query.answer(&answer, false, Carrier::Udp);
+    let message = query.answer(&answer, false, DnsTransport::Udp);
     assert!(message.len() <= 512, "{}", message.len());
     assert_eq!(Answer::read(&message, 9, &query.question), Ok(answer));
 }
@@ -239,7 +239,7 @@ fn an_answer_without_records_says_how_long_that_is_so() {
     (message[3], message[7], message[9]) = (0x83, 0, 1);
     let answer = Answer::read(&message, 9, &query.question).unwrap();
     assert_eq!((answer.code, answer.authority.len()), (Rcode::NXDOMAIN, 1));
-    let written = query.answer(&answer, false, Carrier::Udp);
+    let written = query.answer(&answer, false, DnsTransport::Udp);
     assert_eq!(Answer::read(&written, 9, &query.question), Ok(answer));
 }
 
@@ -273,7 +273,7 @@ proptest! {
                 message[at] = *byte;
             }
             if let Ok(answer) = Answer::read(&message, 9, &query.question) {
-                prop_assert!(query.answer(&answer, false, Carrier::Udp).len() <= query.limit());
+                prop_assert!(query.answer(&answer, false, DnsTransport::Udp).len() <= query.limit());
             }
         }
     }

@@ -250,7 +250,7 @@ fn a_query_without_an_answer_fails_before_the_guest_gives_up() {
     }
     let host = bench.host.borrow();
     let asked =
-        host.errands.iter().filter(|e| matches!(e, Errand::Ask { carrier: Carrier::Udp, .. })).count();
+        host.errands.iter().filter(|e| matches!(e, Errand::Ask { carrier: DnsTransport::Udp, .. })).count();
     assert_eq!(asked, 3);
     drop(host);
     let Transport::Udp { payload, .. } = transport(&frames[0]) else { panic!() };
