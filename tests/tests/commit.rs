@@ -78,7 +78,7 @@ fn images(home: &Home) -> Vec<String> {
 
 fn skopeo(home: &Home, reference: &str) -> Value {
     let inspect = home.other("skopeo").args(["inspect", "--tls-verify=false", reference]).success();
-    inspect.json()
+    serde_json::from_slice(&inspect.stdout).unwrap()
 }
 
 /// Nothing of a commit lies where downloads and layers come in.
@@ -171,7 +171,8 @@ fn commits_build_on_commits_and_changes_say_how_they_run() {
     commit(&home, "two", "chain:2");
     home.microagent(["image", "save", "chain:2", "-o", "chain.tar"]).success();
     let archive = format!("oci-archive:{}", home.path().join("chain.tar").display());
-    let config: Value = home.other("skopeo").args(["inspect", "--config", &archive]).success().json();
+    let config = home.other("skopeo").args(["inspect", "--config", &archive]).success();
+    let config: Value = serde_json::from_slice(&config.stdout).unwrap();
     assert_eq!(config["config"]["Cmd"], serde_json::json!(["cat", "/one"]), "{config}");
     assert_eq!(config["config"]["Labels"]["maker"], "us");
     assert_eq!(config["config"]["StopSignal"], "SIGINT");
