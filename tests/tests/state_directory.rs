@@ -104,7 +104,7 @@ fn a_machine_ends_when_its_directory_is_removed() {
 }
 
 #[test]
-fn delete_ends_what_outlived_its_supervisor() {
+fn delete_ends_what_outlived_its_supervisor_and_doctor_shows_it() {
     let home = home();
     home.create("web", []);
     // Stands for a QEMU that ignores the death of its supervisor.
@@ -121,6 +121,9 @@ fn delete_ends_what_outlived_its_supervisor() {
     });
     fs::write(&path, record.to_string()).unwrap();
     assert_eq!(home.state_of("web"), "failed");
+    let doctor = home.microagent(["doctor"]).success();
+    let stray = format!("QEMU of `web` (process {}) has outlived its supervisor", orphan.id());
+    assert!(doctor.text().contains(&stray), "{}", doctor.told());
     home.microagent(["delete", "web", "--yes"]).success();
     let killed = orphan.wait().unwrap();
     assert!(!killed.success(), "{killed}");

@@ -166,6 +166,7 @@ fn of_option(hint: OptionHint) -> String {
         OptionHint::Egress => {
             "use --network user, or omit the policy: nothing can be reached without network".to_owned()
         }
+        OptionHint::NetworkRate => "use --network user, or omit --net-bps".to_owned(),
         OptionHint::Connections => "give at least 1, or use --network isolated".to_owned(),
         OptionHint::VolumeSize { least, most } => {
             format!("give --size-mib {least} to {most}; space on the host is used only as data is written")
@@ -215,6 +216,7 @@ mod tests {
             OptionHint::ArtifactPath,
             OptionHint::Publish,
             OptionHint::Egress,
+            OptionHint::NetworkRate,
             OptionHint::Connections,
             OptionHint::VolumeSize { least: 1, most: 2 },
             OptionHint::Timeout,

@@ -29,7 +29,10 @@ pub use dns::{
 pub use egress::{AllowRule, AllowRuleError, EgressMode, EgressModeError, EgressPolicy};
 pub use forward::{FORWARDS_MAX, Forward, ForwardError, forwarded_twice};
 pub use label::{LABEL_NAME_MAX, LABEL_VALUE_MAX, LABELS_MAX, LabelError, Labels, check_label, parse_label};
-pub use machine::{DISK_MIB_MAX, ImageIdentity, LinkState, NetworkMode, Resources, RestartPolicy};
+pub use machine::{
+    DISK_BPS_MIN, DISK_IOPS_MIN, DISK_MIB_MAX, ImageIdentity, LinkState, NET_BPS_MIN, NetworkMode, RATE_MAX,
+    RateLimits, Resources, RestartPolicy,
+};
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
 pub use publish::{PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange, published_twice};
 pub use secret::{SecretReference, SecretReferenceError, SecretSource};

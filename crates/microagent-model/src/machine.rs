@@ -31,6 +31,36 @@ impl Resources {
     }
 }
 
+/// Least [`RateLimits::disk_bps`]: with less, a guest does not start in time.
+pub const DISK_BPS_MIN: u64 = MIB;
+
+/// Least [`RateLimits::disk_iops`], for the same reason.
+pub const DISK_IOPS_MIN: u64 = 100;
+
+/// Least [`RateLimits::net_bps`]: the largest packet takes a second.
+pub const NET_BPS_MIN: u64 = 64 * 1024;
+
+/// Largest rate: what QEMU takes for a disk.
+pub const RATE_MAX: u64 = 1_000_000_000_000_000;
+
+/// How fast a machine may use the host's disk and network. Without a limit nothing holds it up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RateLimits {
+    /// Bytes per second that all disks together may read and write; at least [`DISK_BPS_MIN`].
+    pub disk_bps: Option<u64>,
+    /// Reads and writes per second of all disks together; at least [`DISK_IOPS_MIN`].
+    pub disk_iops: Option<u64>,
+    /// Bytes per second on the network in each direction; at least [`NET_BPS_MIN`].
+    pub net_bps: Option<u64>,
+}
+
+impl RateLimits {
+    /// Whether a disk is held up.
+    pub fn limits_disks(&self) -> bool {
+        self.disk_bps.is_some() || self.disk_iops.is_some()
+    }
+}
+
 /// How the guest reaches the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -4,10 +4,12 @@
 
 mod frames;
 mod host;
+mod pace;
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,7 @@ use crate::sockets::PortNumber;
 use crate::stack::{Stack, StackOptions};
 use frames::FrameReader;
 use host::{HostSockets, HostStream};
+use pace::Pace;
 
 /// Tokens of what is no flow; those count from 1. Each kind has a bit.
 const QEMU: u64 = 1 << 63;
@@ -51,6 +54,8 @@ pub struct Channels {
     pub control: OwnedFd,
     /// Sockets of published ports.
     pub listeners: Vec<Listener>,
+    /// Most bytes per second on the link in each direction, without the length before each frame counted in.
+    pub rate: Option<NonZeroU64>,
 }
 
 /// A socket of the host at which clients of a published port come in: of TCP a listening one, of UDP a bound one.
@@ -99,6 +104,8 @@ pub fn run_stack(options: StackOptions, channels: Channels, log: &mut dyn Decisi
         datagram: vec![0; usize::from(u16::MAX)].into_boxed_slice(),
         is_readable: true,
         is_writable: true,
+        heard: Pace::new(channels.rate),
+        told: Pace::new(channels.rate),
         log,
     };
     while let Turn::Next = runner.turn()? {}
@@ -135,18 +142,23 @@ struct Runner<'a> {
     /// Whether QEMU's socket may have something, and may take something.
     is_readable: bool,
     is_writable: bool,
+    /// What the guest sends, and what it gets.
+    heard: Pace,
+    told: Pace,
     log: &'a mut dyn DecisionLog,
 }
 
 impl Runner<'_> {
     /// Waits for something to happen and does what can be done.
     fn turn(&mut self) -> io::Result<Turn> {
+        let waiting = self.stack.outbox().pending().len();
         if let Turn::Last = self.wait()? {
             return Ok(Turn::Last);
         }
         // While the guest does not take what waits for it, it is not heard.
+        let now = self.begun.elapsed();
         for _ in 0..READS {
-            if !self.is_readable || !self.stack.outbox().has_room() {
+            if !self.is_readable || !self.stack.outbox().has_room() || !self.heard.is_open(now) {
                 break;
             }
             if let Turn::Last = self.read_qemu() {
@@ -154,7 +166,16 @@ impl Runner<'_> {
             }
         }
         self.accept();
-        while self.stack.advance() && self.stack.outbox().has_room() {}
+        // What was added meanwhile are answers, which do not wait: they are counted.
+        self.count_told(waiting);
+        while self.told.is_open(now) {
+            let waiting = self.stack.outbox().pending().len();
+            let is_busy = self.stack.advance();
+            self.count_told(waiting);
+            if !is_busy || !self.stack.outbox().has_room() {
+                break;
+            }
+        }
         let turn = self.write_qemu();
         for decision in self.stack.take_decisions() {
             self.log.record(&decision);
@@ -201,22 +222,29 @@ impl Runner<'_> {
     /// How long nothing is to be done, if nothing happens.
     fn timeout(&mut self) -> Option<Timespec> {
         let has_room = self.stack.outbox().has_room();
-        let busy = has_room && (self.is_readable || self.stack.is_busy());
+        let hears = (has_room && self.is_readable).then(|| self.heard.opens_at());
+        let tells = (has_room && self.stack.is_busy()).then(|| self.told.opens_at());
+        // While nothing may pass to the guest, the stack does not look at its timers.
+        let timers = self.stack.deadline().map(|at| at.max(self.told.opens_at()));
         let again = self.listeners.iter().filter_map(|listener| listener.again).min();
-        let at = match busy {
-            true => Some(Duration::ZERO),
-            false => [self.stack.deadline(), again].into_iter().flatten().min(),
-        };
+        let at = [hears, tells, timers, again].into_iter().flatten().min();
         let left = at?.saturating_sub(self.begun.elapsed());
         // Rounded up to a microsecond, so that the time has come when it returns.
         let left = if left.is_zero() { left } else { left + Duration::from_micros(1) };
         Some(Timespec { tv_sec: left.as_secs().min(3600) as i64, tv_nsec: left.subsec_nanos().into() })
     }
 
+    /// Counts what was added for the guest since this much waited.
+    fn count_told(&mut self, waiting: usize) {
+        let added = self.stack.outbox().pending().len() - waiting;
+        self.told.count(self.begun.elapsed(), added);
+    }
+
     fn read_qemu(&mut self) -> Turn {
         match recv(&self.qemu, self.reader.spare(), RecvFlags::DONTWAIT) {
             Ok((0, _)) => return Turn::Last,
             Ok((count, _)) => {
+                self.heard.count(self.begun.elapsed(), count);
                 let stack = &mut self.stack;
                 self.reader.take(count, |frame| stack.receive(frame));
             }

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use microagent_model::{
     Artifact, Attachment, DnsSettings, EgressPolicy, FailureKind, Forward, ImageIdentity, Labels, LinkState,
-    NetworkMode, Publish, Resources, RestartPolicy, SecretReference, State, WorkspaceFailure, WorkspaceName,
+    NetworkMode, Publish, RateLimits, Resources, RestartPolicy, SecretReference, State, WorkspaceFailure,
+    WorkspaceName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +20,7 @@ use crate::{ProcessId, WorkspaceDir};
 /// Format of the records that this build writes.
 ///
 /// 1: one-shot runs only. 2: identity and restart policy. 3: attached disks, published ports, egress policy, secrets.
-/// 4: `workload.json` has scripts as text. 5: published ports of UDP and of IPv6 addresses. What an older record lacks it is read without.
+/// 4: `workload.json` has scripts as text. 5: published ports of UDP and of IPv6 addresses, rate limits. What an older record lacks it is read without.
 pub const WORKSPACE_FORMAT: u32 = 5;
 
 /// What makes a machine the same one at every start.
@@ -93,6 +94,9 @@ pub struct WorkspaceRecord {
     /// Servers of the host that it reaches by ports of `host.microagent.internal`.
     #[serde(default)]
     pub forwards: Vec<Forward>,
+    /// How fast it may use the host's disk and network.
+    #[serde(default)]
+    pub limits: RateLimits,
     /// Secrets that each start delivers; where they are, never what they are.
     #[serde(default)]
     pub secrets: Vec<SecretReference>,
@@ -231,6 +235,12 @@ impl WorkspaceRecord {
         }
     }
 
+    /// A QEMU that lives although its supervisor does not.
+    pub fn stray(&self) -> Option<&ProcessId> {
+        let is_kept = self.supervisor.as_ref().is_some_and(ProcessId::is_alive);
+        self.vmm.as_ref().filter(|vmm| !is_kept && vmm.is_alive())
+    }
+
     /// Whether its machines have a network device: an isolated one has it only for its forwarded ports.
     pub fn has_network_device(&self) -> bool {
         self.network == NetworkMode::User || !self.forwards.is_empty()
@@ -328,6 +338,7 @@ mod tests {
             dns: DnsSettings::default(),
             forwards: Vec::new(),
             egress: EgressPolicy::default(),
+            limits: RateLimits::default(),
             secrets: Vec::new(),
             labels: Labels::new(),
             outputs: Vec::new(),
@@ -420,7 +431,9 @@ mod tests {
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().hostname, "web");
 
         let mut older: serde_json::Value = crate::read_json(&workspace.record()).unwrap();
-        for field in ["identity", "restart", "disks", "publish", "egress", "dns", "forwards", "secrets"] {
+        for field in
+            ["identity", "restart", "disks", "publish", "egress", "dns", "forwards", "limits", "secrets"]
+        {
             older.as_object_mut().unwrap().remove(field);
         }
         older["format"] = 1.into();

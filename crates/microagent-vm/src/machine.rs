@@ -14,11 +14,11 @@ use microagent_qemu::argv::{
 use microagent_qemu::features::Features;
 use serde_json::{Value, json};
 
-use crate::spec::MachineSpec;
+use crate::spec::{DiskLimits, MachineSpec};
 
 /// Version of the set of devices below, and of the processor; a template is good only for the layout that it was
 /// frozen with.
-pub const DEVICE_LAYOUT: u32 = 5;
+pub const DEVICE_LAYOUT: u32 = 6;
 
 /// The processor that QEMU emulates: all that it can, but for `rep movsb` and `rep stosb` being fast (ERMS). They are
 /// not: emulated, they go byte by byte, and kernel and C library would copy and clear everything with them.
@@ -66,6 +66,9 @@ pub(crate) const FREEZE_SET: FdSet = FdSet(3);
 
 /// Descriptor set of the first disk beside the root disk; the others follow.
 const EXTRA_SETS: u32 = 16;
+
+/// Name of the device of the root disk.
+const ROOT_DEVICE: &str = "root-disk";
 
 /// SCSI target of the root disk.
 pub const ROOT_SCSI_TARGET: u8 = 0;
@@ -280,7 +283,7 @@ fn add_disk(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) {
     line.blockdev(&node);
     // A full host disk stops the machine (and the supervisor hears of it), any other error is the guest's.
     line.device(&json!({
-        "driver": "scsi-hd", "drive": "root", "bus": "scsi0.0",
+        "driver": "scsi-hd", "drive": "root", "id": ROOT_DEVICE, "bus": "scsi0.0",
         "scsi-id": ROOT_SCSI_TARGET, "lun": 0, "werror": "enospc", "rerror": "report",
     }));
 }
@@ -300,7 +303,43 @@ pub(crate) fn insert_disk(spec: &MachineSpec) -> Vec<(&'static str, Value)> {
 
 /// What the monitor is told to add the disks beside the root disk to a machine that was frozen without them.
 pub(crate) fn add_extra_disks(spec: &MachineSpec) -> Vec<(&'static str, Value)> {
-    extra_disks(spec).flat_map(|(node, device)| [("blockdev-add", node), ("device_add", device)]).collect()
+    let throttle = |device: &Value| throttle(spec, device["id"].as_str()?);
+    extra_disks(spec)
+        .flat_map(|(node, device)| {
+            let throttle = throttle(&device);
+            [("blockdev-add", node), ("device_add", device)].into_iter().chain(throttle)
+        })
+        .collect()
+}
+
+/// What the monitor is told before anything else to hold up the disks that a machine starts with.
+pub(crate) fn throttle_disks(spec: &MachineSpec, start: Start<'_>) -> Vec<(&'static str, Value)> {
+    let extra = match start {
+        Start::Boot | Start::Restore { .. } => spec.extra_disks.len(),
+        Start::BootToFreeze { .. } | Start::RestoreToFreeze { .. } => 0,
+    };
+    let extra = (EXTRA_SCSI_TARGET..=u8::MAX).take(extra).map(extra_device);
+    std::iter::once(ROOT_DEVICE.to_owned()).chain(extra).filter_map(|id| throttle(spec, &id)).collect()
+}
+
+/// All disks are in one group, whose members share what they may do.
+fn throttle(spec: &MachineSpec, device: &str) -> Option<(&'static str, Value)> {
+    let DiskLimits { bps, iops } = spec.disk_limits;
+    if (bps, iops) == (None, None) {
+        return None;
+    }
+    // Zero is no limit.
+    let (bps, iops) = (bps.unwrap_or_default(), iops.unwrap_or_default());
+    let limits = json!({
+        "id": device, "group": "disks",
+        "bps": bps, "bps_rd": 0, "bps_wr": 0, "iops": iops, "iops_rd": 0, "iops_wr": 0,
+    });
+    Some(("block_set_io_throttle", limits))
+}
+
+/// Name of the device of a disk beside the root disk.
+fn extra_device(target: u8) -> String {
+    format!("disk{target}")
 }
 
 /// The disks beside the root disk: block node and device of each.
@@ -311,7 +350,7 @@ fn extra_disks(spec: &MachineSpec) -> impl Iterator<Item = (Value, Value)> {
         let name = format!("extra{target}");
         node["node-name"] = json!(name);
         let device = json!({
-            "driver": "scsi-hd", "drive": name, "id": format!("disk{target}"), "bus": "scsi0.0",
+            "driver": "scsi-hd", "drive": name, "id": extra_device(target), "bus": "scsi0.0",
             "scsi-id": target, "lun": 0, "werror": "enospc", "rerror": "report",
         });
         (node, device)
@@ -347,6 +386,7 @@ mod tests {
                 fresh: false,
             }),
             extra_disks: Vec::new(),
+            disk_limits: DiskLimits::default(),
         }
     }
 

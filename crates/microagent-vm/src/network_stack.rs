@@ -9,6 +9,7 @@ mod jail;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -60,6 +61,8 @@ pub(crate) struct Instructions {
     pub(crate) name_servers: Vec<SocketAddr>,
     pub(crate) names: NameOptions,
     pub(crate) forwards: Vec<Forward>,
+    /// Most bytes per second in each direction.
+    pub(crate) bytes_per_second: Option<NonZeroU64>,
     /// Ports of the guest, one for each socket of a published port.
     pub(crate) published: Vec<(PortProtocol, u16)>,
 }
@@ -143,8 +146,9 @@ fn run() -> io::Result<()> {
         names: instructions.names,
         forwards: instructions.forwards,
     };
+    let rate = instructions.bytes_per_second;
     let mut log = ControlLog { control: control.try_clone()?, waiting: Vec::new() };
-    run_stack(options, Channels { qemu, control: control.into(), listeners }, &mut log)
+    run_stack(options, Channels { qemu, control: control.into(), listeners, rate }, &mut log)
 }
 
 /// Every connection has a descriptor: as many as may be.

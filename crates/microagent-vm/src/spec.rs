@@ -83,6 +83,17 @@ pub struct MachineSpec {
     /// Further disks, which the guest finds at the SCSI targets from
     /// [`EXTRA_SCSI_TARGET`](crate::machine::EXTRA_SCSI_TARGET) on, in this order. No template contains them.
     pub extra_disks: Vec<ExtraDisk>,
+    /// How fast its disks may be used, in bytes and requests per second.
+    pub disk_limits: DiskLimits,
+}
+
+/// How fast all disks of a machine together may be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskLimits {
+    /// Bytes per second.
+    pub bps: Option<u64>,
+    /// Reads and writes per second.
+    pub iops: Option<u64>,
 }
 
 /// A disk beside the root disk: a raw image.
@@ -142,6 +153,8 @@ pub struct NetworkSpec {
     pub names: NameOptions,
     /// Servers of the host that the guest reaches by ports of its gateway.
     pub forwards: Vec<Forward>,
+    /// Most bytes per second in each direction.
+    pub bps: Option<u64>,
 }
 
 /// What the guest does.

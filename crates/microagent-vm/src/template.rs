@@ -400,6 +400,7 @@ mod tests {
             cpu_count: 1,
             disk: None,
             extra_disks: Vec::new(),
+            disk_limits: Default::default(),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use microagent_guest::EmbeddedGuest;
 use microagent_proto::chain;
+use microagent_store::WorkspaceRecord;
 use microagent_vm::{Accel, AccelDecision, KvmFacts, Walls, accel};
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
@@ -45,7 +46,7 @@ pub enum Status {
 #[non_exhaustive]
 pub struct Check {
     /// Stable short name: `qemu`, `accelerator`, `kernel`, `jail`, `disk_space`, `state_dir`, `limits`,
-    /// `warm_start`.
+    /// `processes`, `warm_start`.
     pub name: &'static str,
     /// How it went.
     pub status: Status,
@@ -102,6 +103,7 @@ impl Engine {
                 self.check_disk_space(),
                 self.check_state_dir(),
                 check_limits(),
+                self.check_processes(),
                 self.check_warm_start(),
             ],
         }
@@ -181,6 +183,27 @@ impl Engine {
                 }
             }
             Err(errno) => failed(name, format!("`{}`: {errno}", path.display()), Hint::ChooseStateDir),
+        }
+    }
+
+    /// Whether a QEMU runs whose supervisor is gone: nothing else shows it.
+    fn check_processes(&self) -> Check {
+        let name = "processes";
+        let workspaces = self.state().workspace_names().unwrap_or_default();
+        let strays: Vec<String> = workspaces
+            .iter()
+            .filter_map(|workspace| {
+                let record = WorkspaceRecord::load(&self.state().workspace(workspace)).ok()?;
+                let qemu = record.stray()?;
+                Some(format!("QEMU of `{workspace}` (process {}) has outlived its supervisor", qemu.pid))
+            })
+            .collect();
+        match strays.is_empty() {
+            true => ok(name, "no QEMU has outlived its supervisor".to_owned()),
+            false => Check {
+                status: Status::Warning,
+                ..failed(name, strays.join("; "), Hint::advice("start or delete the workspace: both end it"))
+            },
         }
     }
 

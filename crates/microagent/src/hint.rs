@@ -174,6 +174,8 @@ pub enum OptionHint {
     Egress,
     /// Use network `user`, or set nothing of DNS.
     Dns,
+    /// Use network `user`, or set no network rate.
+    NetworkRate,
     /// Allow at least one connection, or use network `isolated`.
     Connections,
     /// Sizes of a volume in MiB.

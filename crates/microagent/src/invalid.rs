@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    DISK_MIB_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX, Publish, SecretReferenceError, VolumeName,
-    WorkspaceName,
+    DISK_MIB_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX, Publish, RATE_MAX, SecretReferenceError,
+    VolumeName, WorkspaceName,
 };
 use microagent_proto::SECRETS_MAX;
 
@@ -75,6 +75,17 @@ pub enum InvalidRequest {
     PublishIsolated {
         /// The guest's port.
         guest_port: u16,
+    },
+    /// There is a network rate, and no network.
+    #[error("a network rate has no meaning: the network is isolated")]
+    RateIsolated,
+    /// A rate at which a guest does not start, or one that nobody has.
+    #[error("the limit `{limit}` is less than {least} or more than {RATE_MAX}")]
+    Rate {
+        /// The limit.
+        limit: &'static str,
+        /// Its least value.
+        least: u64,
     },
     /// There is an egress policy, and no network.
     #[error("an egress policy has no meaning: the network is isolated")]
@@ -250,6 +261,7 @@ impl InvalidRequest {
             InvalidRequest::PublishIsolated { .. } => Hint::Option(OptionHint::Publish),
             InvalidRequest::EgressIsolated => Hint::Option(OptionHint::Egress),
             InvalidRequest::DnsIsolated => Hint::Option(OptionHint::Dns),
+            InvalidRequest::RateIsolated => Hint::Option(OptionHint::NetworkRate),
             InvalidRequest::NoConnections => Hint::Option(OptionHint::Connections),
             InvalidRequest::NoTime => Hint::Option(OptionHint::Timeout),
             InvalidRequest::VolumeSize { .. } => Hint::Option(OptionHint::VolumeSize {
@@ -286,6 +298,9 @@ impl InvalidRequest {
             InvalidRequest::Memory { .. } => return format!("give at least {MEMORY_MIN_MIB} MiB"),
             InvalidRequest::Cpus { .. } => return format!("give 1 to {CPU_MAX}"),
             InvalidRequest::DiskSize { .. } => return format!("give at most {DISK_MIB_MAX} MiB (8 TiB)"),
+            InvalidRequest::Rate { .. } => {
+                "give another rate, or none: without one nothing holds a machine up"
+            }
             InvalidRequest::TooLarge { .. } => {
                 "put large data into a file: add it to the image, or copy it in when the workspace is running"
             }

@@ -95,9 +95,10 @@ pub use jiff::Timestamp;
 pub use microagent_model::{
     AddedAddress, AddedHost, Artifact, Attachment, CommandLine, DiskSource, DnsError, DnsSettings,
     FailureKind, Forward, ForwardError, GuestInit, ImageIdentity, LabelError, Labels, LinkState, NameError,
-    NameServer, NetworkMode, PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange, Resources,
-    RestartPolicy, SearchDomain, SecretReference, SecretReferenceError, SecretSource, SetupStep, State,
-    VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, signal_name, signal_number,
+    NameServer, NetworkMode, PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange, RateLimits,
+    Resources, RestartPolicy, SearchDomain, SecretReference, SecretReferenceError, SecretSource, SetupStep,
+    State, VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, signal_name,
+    signal_number,
 };
 pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;

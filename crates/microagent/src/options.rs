@@ -5,7 +5,7 @@ use std::time::Duration;
 use microagent_image::PullPolicy;
 use microagent_model::{
     Artifact, Attachment, DnsSettings, EgressPolicy, Forward, GuestInit, Labels, NetworkMode, Publish,
-    RestartPolicy, SecretReference, SetupStep, WorkspaceName,
+    RateLimits, RestartPolicy, SecretReference, SetupStep, WorkspaceName,
 };
 
 use crate::Profile;
@@ -36,6 +36,8 @@ pub struct WorkspaceOptions {
     pub dns: DnsSettings,
     /// Servers that the guest reaches by ports of `host.microagent.internal`. With network `isolated` it reaches nothing else.
     pub forwards: Vec<Forward>,
+    /// How fast it may use the host's disk and network.
+    pub limits: RateLimits,
     /// Secrets that each start delivers.
     pub secrets: Vec<SecretReference>,
     /// Names and values by which the workspace can be found.
@@ -118,6 +120,7 @@ impl WorkspaceOptions {
             egress: EgressPolicy::default(),
             dns: DnsSettings::default(),
             forwards: Vec::new(),
+            limits: RateLimits::default(),
             secrets: Vec::new(),
             labels: Labels::new(),
             outputs: Vec::new(),
@@ -175,6 +178,12 @@ impl WorkspaceOptions {
     #[must_use]
     pub fn egress(self, egress: EgressPolicy) -> WorkspaceOptions {
         WorkspaceOptions { egress, ..self }
+    }
+
+    /// Sets how fast it may use the host's disk and network.
+    #[must_use]
+    pub fn limits(self, limits: RateLimits) -> WorkspaceOptions {
+        WorkspaceOptions { limits, ..self }
     }
 
     /// Sets how the guest looks names up.

@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use microagent_image::{Image, ImageConfig, PullOptions};
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    ADDED_HOSTS_MAX, Attachment, CommandLine, DISK_MIB_MAX, DnsSettings, EgressPolicy, FORWARDS_MAX,
-    GuestInit, ImageIdentity, LABELS_MAX, Labels, NAME_SERVERS_MAX, NetworkMode, PORTS_MAX, Resources,
-    RestartPolicy, SEARCH_MAX, SetupStep, State, WorkspaceName, check_label, forwarded_twice,
-    published_twice,
+    ADDED_HOSTS_MAX, Attachment, CommandLine, DISK_BPS_MIN, DISK_IOPS_MIN, DISK_MIB_MAX, DnsSettings,
+    EgressPolicy, FORWARDS_MAX, GuestInit, ImageIdentity, LABELS_MAX, Labels, NAME_SERVERS_MAX, NET_BPS_MIN,
+    NetworkMode, PORTS_MAX, RATE_MAX, RateLimits, Resources, RestartPolicy, SEARCH_MAX, SetupStep, State,
+    WorkspaceName, check_label, forwarded_twice, published_twice,
 };
 use microagent_proto::{Chunk, Command, Exec, ExecRole};
 use microagent_store::{WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
@@ -167,6 +167,7 @@ pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), InvalidReq
     }
     check_network(options)?;
     check_labels(&options.labels)?;
+    check_limits(options)?;
     check_references(&options.secrets)?;
     for (number, output) in options.outputs.iter().enumerate() {
         let name = output.name.clone();
@@ -235,6 +236,26 @@ fn check_names(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
     }
     match forwarded_twice(&options.forwards) {
         Some(port) => Err(InvalidRequest::ForwardedTwice { port: port.get() }),
+        None => Ok(()),
+    }
+}
+
+/// Refuses rates at which a guest does not start.
+fn check_limits(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
+    let RateLimits { disk_bps, disk_iops, net_bps } = options.limits;
+    if net_bps.is_some() && options.network == NetworkMode::Isolated && options.forwards.is_empty() {
+        return Err(InvalidRequest::RateIsolated);
+    }
+    let limits = [
+        ("disk_bps", disk_bps, DISK_BPS_MIN),
+        ("disk_iops", disk_iops, DISK_IOPS_MIN),
+        ("net_bps", net_bps, NET_BPS_MIN),
+    ];
+    match limits
+        .into_iter()
+        .find(|(_, asked, least)| asked.is_some_and(|asked| !(*least..=RATE_MAX).contains(&asked)))
+    {
+        Some((limit, _, least)) => Err(InvalidRequest::Rate { limit, least }),
         None => Ok(()),
     }
 }
@@ -319,6 +340,7 @@ pub(crate) fn new_record(
         egress: options.egress.clone(),
         dns: options.dns.clone(),
         forwards: options.forwards.clone(),
+        limits: options.limits,
         secrets: options.secrets.iter().map(stored).collect::<Result<_, _>>()?,
         labels: options.labels.clone(),
         outputs: options.outputs.clone(),
@@ -473,7 +495,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        let broken: [fn(&mut WorkspaceOptions); 9] = [
+        let broken: [fn(&mut WorkspaceOptions); 13] = [
             |options| options.memory_mib = Some(1),
             |options| options.cpu_count = Some(0),
             |options| options.env = vec![("A=B".into(), String::new())],
@@ -489,6 +511,13 @@ mod tests {
             |options| options.publish = vec!["8080:80".parse().unwrap(), "0.0.0.0:8080:81".parse().unwrap()],
             |options| options.egress.allow = vec!["example.org".parse().unwrap(); RULES_MAX + 1],
             |options| options.egress.max_connections = 0,
+            |options| options.limits.disk_bps = Some(DISK_BPS_MIN - 1),
+            |options| options.limits.disk_iops = Some(0),
+            |options| options.limits.net_bps = Some(RATE_MAX + 1),
+            |options| {
+                options.network = NetworkMode::Isolated;
+                options.limits.net_bps = Some(NET_BPS_MIN);
+            },
         ];
         for change in broken {
             let mut options = WorkspaceOptions::new("x");

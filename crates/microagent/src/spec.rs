@@ -115,6 +115,9 @@ pub struct SpecFile {
     /// What the guest may reach, on network `user`.
     #[serde(deserialize_with = "forms::or_default")]
     pub egress: SpecEgress,
+    /// How fast it may use the host's disk and network.
+    #[serde(deserialize_with = "forms::or_default")]
+    pub limits: SpecLimits,
     /// Whether an init that reaps orphans is process 1 of the guest, in place of the program that the machine runs.
     pub init: Option<bool>,
     /// Disks: each as `-v` has it, or taken apart.
@@ -234,6 +237,19 @@ pub struct SpecEgress {
     pub max_connections: Option<u32>,
     /// Bytes that one life of the machine may move, both ways together.
     pub max_bytes: Option<u64>,
+}
+
+/// How fast the machine may use the host's disk and network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SpecLimits {
+    /// Bytes per second that all disks together may read and write.
+    pub disk_bps: Option<u64>,
+    /// Reads and writes per second of all disks together.
+    pub disk_iops: Option<u64>,
+    /// Bytes per second on the network in each direction.
+    pub net_bps: Option<u64>,
 }
 
 /// A disk, taken apart: a named volume, or a file of the host.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use microagent_guest::{EmbeddedGuest, GuestFiles};
 use microagent_model::{
     AddedAddress, AddedHost, Attachment, DnsSettings, EgressMode, EgressPolicy, Forward, NetworkMode,
-    Publish, Resources, SearchDomain,
+    Publish, RateLimits, Resources, SearchDomain,
 };
 use microagent_net::{
     GATEWAY, GUEST_ADDRESS, HostEntry, HostResolver, NAME_SERVER, NameOptions, PREFIX_LEN, host_entries,
@@ -16,7 +16,7 @@ use microagent_net::{
 use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
 use microagent_store::{Identity, WorkspaceDir, WorkspaceRecord, read_limited};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
-use microagent_vm::spec::NetworkSpec;
+use microagent_vm::spec::{DiskLimits, NetworkSpec};
 use microagent_vm::{
     AccelDecision, DiskSpec, KvmFacts, MachineSpec, SUPERVISOR_PROTOCOL, SuperviseError, SupervisorSpec,
     Walls, Work, accel,
@@ -70,6 +70,8 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) dns: DnsSettings,
     /// Servers that it reaches by ports of its gateway.
     pub(crate) forwards: &'a [Forward],
+    /// How fast it may use the host's disk and network.
+    pub(crate) limits: RateLimits,
     /// Its disks beside the root disk.
     pub(crate) disks: &'a [Attachment],
 }
@@ -104,6 +106,7 @@ impl<'a> MachineRequest<'a> {
             egress: record.egress.clone(),
             dns: record.dns.clone(),
             forwards: &record.forwards,
+            limits: record.limits,
             disks: &record.disks,
         })
     }
@@ -169,7 +172,7 @@ impl Engine {
         mode: NetworkMode,
         request: &MachineRequest<'_>,
     ) -> Result<Option<(NetworkSpec, HostResolver)>, Error> {
-        let forwards = request.forwards.to_vec();
+        let (forwards, bps) = (request.forwards.to_vec(), request.limits.net_bps);
         let hostname = request.hostname.to_owned();
         if mode == NetworkMode::Isolated {
             if forwards.is_empty() {
@@ -178,7 +181,8 @@ impl Engine {
             let egress = EgressPolicy { mode: EgressMode::Allowlist, ..EgressPolicy::default() };
             let names = NameOptions { hostname, ..NameOptions::default() };
             let resolver = HostResolver { name_servers: Vec::new(), search: Vec::new(), options: Vec::new() };
-            let spec = NetworkSpec { publish: Vec::new(), egress, name_servers: Vec::new(), names, forwards };
+            let spec =
+                NetworkSpec { publish: Vec::new(), egress, name_servers: Vec::new(), names, forwards, bps };
             return Ok(Some((spec, resolver)));
         }
         let mut resolver = self.host_resolver()?;
@@ -201,6 +205,7 @@ impl Engine {
             name_servers: resolver.name_servers.clone(),
             names,
             forwards,
+            bps,
         };
         Ok(Some((spec, resolver)))
     }
@@ -256,6 +261,7 @@ impl Engine {
                 cpu_count: request.resources.cpu_count,
                 disk,
                 extra_disks: disks.extra,
+                disk_limits: DiskLimits { bps: request.limits.disk_bps, iops: request.limits.disk_iops },
             },
             network: stack.map(|(spec, _)| spec),
             configure: Configure {

@@ -4,7 +4,7 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::time::SystemTime;
 
-use microagent_model::{DnsSettings, EgressPolicy, NetworkMode, Resources, WorkspaceName};
+use microagent_model::{DnsSettings, EgressPolicy, NetworkMode, RateLimits, Resources, WorkspaceName};
 use microagent_store::WorkspaceDir;
 use microagent_vm::template::{self, TemplateInfo};
 use microagent_vm::{Outcome, Timeline, Work};
@@ -166,6 +166,7 @@ impl Templates {
             egress: EgressPolicy::default(),
             dns: DnsSettings::default(),
             forwards: &[],
+            limits: RateLimits::default(),
             disks: &[],
         };
         let mut spec = engine.spec(&programs, &machine, Work::Freeze)?;

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_model::{
-    Artifact, Attachment, DnsSettings, ImageIdentity, Labels, LinkState, NetworkMode, Resources,
+    Artifact, Attachment, DnsSettings, ImageIdentity, Labels, LinkState, NetworkMode, RateLimits, Resources,
     RestartPolicy, SecretReference, State, WorkspaceFailure, WorkspaceName,
 };
 use microagent_proto::chain;
@@ -136,6 +136,8 @@ pub struct WorkspaceDetails {
     pub secrets: Vec<SecretReference>,
     /// Whether it belongs to a run that leaves nothing, or was left by one that failed.
     pub disposable: bool,
+    /// How fast it may use the host's disk and network.
+    pub limits: RateLimits,
     /// Walls of QEMU's jail that its newest machine started without.
     pub weak_jail: Vec<String>,
     /// Whether its newest machine ended because a client requested it.
@@ -295,6 +297,7 @@ impl From<WorkspaceRecord> for WorkspaceDetails {
             outputs: record.outputs,
             secrets: record.secrets,
             disposable: record.disposable,
+            limits: record.limits,
             weak_jail: record.weak_jail,
             ended_on_request: record.asked_to_end,
         }

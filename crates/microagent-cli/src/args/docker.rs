@@ -63,6 +63,8 @@ const NAMESPACES: &str = "a microVM shares no namespace with the host or with an
 const ISOLATED: &str = "omit it: the microVM is isolated from the host by its own kernel";
 const DEVICES: &str = "no device of the host is visible in a microVM";
 const CGROUP: &str = "a microVM has a fixed size instead of cgroup limits";
+const DISK_RATE: &str = "limit all disks together: --disk-bps BYTES";
+const DISK_REQUESTS: &str = "limit all disks together: --disk-iops N";
 const SIZE: &str = "set the size of the machine: --memory, --cpus or --profile";
 const GUEST_SETTING: &str = "this is a setting of the guest's own kernel";
 const ADDRESSING: &str =
@@ -107,10 +109,10 @@ const FLAGS: &[DockerFlag] = &[
     // Devices
     valued("device", DEVICES, "omit it; the guest has its own disk, network and random number device"),
     valued("device-cgroup-rule", DEVICES, LEAVE_OUT),
-    valued("device-read-bps", CGROUP, LEAVE_OUT),
-    valued("device-write-bps", CGROUP, LEAVE_OUT),
-    valued("device-read-iops", CGROUP, LEAVE_OUT),
-    valued("device-write-iops", CGROUP, LEAVE_OUT),
+    valued("device-read-bps", CGROUP, DISK_RATE),
+    valued("device-write-bps", CGROUP, DISK_RATE),
+    valued("device-read-iops", CGROUP, DISK_REQUESTS),
+    valued("device-write-iops", CGROUP, DISK_REQUESTS),
     valued("gpus", DEVICES, "omit it; GPUs cannot be passed to a microVM here"),
     // Resources
     valued("memory-swap", CGROUP, SIZE),

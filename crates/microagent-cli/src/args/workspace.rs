@@ -72,6 +72,18 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "MIB", help_heading = "Machine")]
     size_mib: Option<u64>,
 
+    /// Bytes per second that all disks together read and write, such as 50m
+    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Machine")]
+    disk_bps: Option<u64>,
+
+    /// Reads and writes per second of all disks together
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    disk_iops: Option<u64>,
+
+    /// Bytes per second on the network in each direction, such as 10m
+    #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Network")]
+    net_bps: Option<u64>,
+
     /// Network: user (outbound NAT) or isolated (no network device, or --forward alone) [default: user]
     #[arg(long, alias = "net", value_name = "MODE", help_heading = "Network")]
     network: Option<String>,
@@ -191,6 +203,9 @@ impl WorkspaceArgs {
         lay_value_over(&mut options.cpu_count, &self.cpus);
         lay_value_over(&mut options.size_mib, &self.size_mib);
         lay_value_over(&mut options.hostname, &self.hostname);
+        lay_value_over(&mut options.limits.disk_bps, &self.disk_bps);
+        lay_value_over(&mut options.limits.disk_iops, &self.disk_iops);
+        lay_value_over(&mut options.limits.net_bps, &self.net_bps);
         options.profile = self.profile.unwrap_or(options.profile);
         options.pull = self.pull.map_or(options.pull, PullPolicy::from);
         Ok(())
@@ -204,6 +219,7 @@ impl WorkspaceArgs {
             ("--egress-allow", !self.egress_allow.is_empty()),
             ("--egress-max-connections", self.egress_max_connections.is_some()),
             ("--egress-max-bytes", self.egress_max_bytes.is_some()),
+            ("--net-bps", self.net_bps.is_some()),
         ];
         let given = given.into_iter().chain(self.names.given());
         if options.network == NetworkMode::Isolated

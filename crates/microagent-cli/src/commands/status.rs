@@ -5,7 +5,7 @@ use microagent::{LinkState, WorkspaceName};
 
 use crate::context::Context;
 use crate::documents::shared::ResourcesDocument;
-use crate::documents::status::{AttachmentDocument, DiskSourceDocument, StatusDocument};
+use crate::documents::status::{AttachmentDocument, DiskSourceDocument, LimitsDocument, StatusDocument};
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, forwarded, name_lines, print_json, print_text, published, size};
@@ -69,6 +69,7 @@ impl StatusDocument {
             ("Created", self.created_at.clone()),
             ("Changed", self.changed_at.clone()),
         ]);
+        lines.extend(self.limits().map(|limits| ("Limits", limits)));
         lines.extend(self.disks.iter().map(|disk| ("Mounted", escape::one_line(&mounted(disk)))));
         lines.extend(self.port_forwards.iter().map(|forward| ("Published", published(forward))));
         for (name, value) in &self.labels {
@@ -84,6 +85,19 @@ impl StatusDocument {
             lines.push(("Process", pid.to_string()));
         }
         lines.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
+    }
+}
+
+impl StatusDocument {
+    /// The rates in one line, if there is one.
+    fn limits(&self) -> Option<String> {
+        let LimitsDocument { disk_bps, disk_iops, net_bps } = self.limits;
+        let bytes = |rate: Option<u64>| rate.map(|rate| format!("{}/s", size(rate)));
+        let requests = disk_iops.map(|rate| format!("{rate}/s"));
+        let rates = [("disk", bytes(disk_bps)), ("disk-requests", requests), ("network", bytes(net_bps))];
+        let rates: Vec<_> =
+            rates.into_iter().filter_map(|(what, rate)| Some(format!("{what}={}", rate?))).collect();
+        (!rates.is_empty()).then(|| rates.join(" "))
     }
 }
 

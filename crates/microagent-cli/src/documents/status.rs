@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use microagent::{
-    Attachment, DiskSource, Inspection, Labels, LinkState, NetworkMode, RestartPolicy, SecretReference,
-    State, WorkspaceDetails, WorkspaceName,
+    Attachment, DiskSource, Inspection, Labels, LinkState, NetworkMode, RateLimits, RestartPolicy,
+    SecretReference, State, WorkspaceDetails, WorkspaceName,
 };
 use serde::Serialize;
 
@@ -29,6 +29,7 @@ pub(crate) struct StatusDocument {
     pub(crate) image: StatusImageDocument,
     pub(crate) profile: String,
     pub(crate) resources: ResourcesDocument,
+    pub(crate) limits: LimitsDocument,
     #[cfg_attr(test, schemars(with = "Words<microagent::NetworkMode>"))]
     pub(crate) network: NetworkMode,
     #[cfg_attr(test, schemars(with = "Option<Words<microagent::LinkState>>"))]
@@ -52,6 +53,18 @@ pub(crate) struct StatusDocument {
     pub(crate) outputs: Vec<ArtifactDocument>,
     pub(crate) secrets: Vec<SecretDocument>,
     pub(crate) result: Option<ResultDocument>,
+}
+
+document! {
+    /// How fast the machine may use the host's disk and network; `null` is no limit.
+    LimitsDocument of RateLimits {
+        /// Bytes per second of all disks together.
+        disk_bps: Option<u64>,
+        /// Reads and writes per second of all disks together.
+        disk_iops: Option<u64>,
+        /// Bytes per second on the network in each direction.
+        net_bps: Option<u64>,
+    }
 }
 
 document! {
@@ -127,6 +140,7 @@ impl StatusDocument {
             },
             profile: details.profile,
             resources: details.resources.into(),
+            limits: details.limits.into(),
             network: details.network,
             link: details.link,
             port_forwards: details.port_forwards.into_iter().map(PortForwardDocument::from).collect(),

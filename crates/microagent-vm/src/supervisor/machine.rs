@@ -316,7 +316,7 @@ fn attach(mut qemu: Qemu, logs: &Logs, features: Features, events: &mpsc::Sender
     spawn_local(copy_to_log(shown, Rc::clone(&logs.console)));
     let (commands, commanded) = mpsc::channel(1);
     let guest_end = GuestEnd::new(Rc::clone(&logs.console));
-    let (qemu_words, ends) = ((qemu.state, features), guest_end.clone());
+    let (qemu_words, ends) = ((qemu.first, qemu.state, features), guest_end.clone());
     spawn_local(hold_monitor(qemu.monitor, qemu_words, events.clone(), commanded, ends));
     let monitor = Monitor { commands };
     Attached { child: qemu.child, control: qemu.control, keys: Some(keys), monitor, words, guest_end }
@@ -382,12 +382,15 @@ impl Monitor {
 /// watches for the one event that the guest cannot tell of itself, a full disk of the host.
 async fn hold_monitor(
     monitor: UnixStream,
-    (state, features): (Option<String>, Features),
+    (first, state, features): (Vec<(&'static str, Value)>, Option<String>, Features),
     events: mpsc::Sender<Event>,
     mut commands: mpsc::Receiver<MonitorCommand>,
     guest_end: GuestEnd,
 ) {
     let Ok(mut qmp) = Qmp::negotiate(monitor).await else { return };
+    if let Err(error) = execute(&mut qmp, first).await {
+        let _ = events.send(Event::GuestFailed(error.to_string())).await;
+    }
     match state {
         Some(state) => {
             if let Err(error) = restore(&mut qmp, &state).await {

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::Shutdown;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
@@ -83,6 +84,7 @@ impl Network {
             name_servers: spec.name_servers.clone(),
             names: spec.names.clone(),
             forwards: spec.forwards.clone(),
+            bytes_per_second: spec.bps.and_then(NonZeroU64::new),
             published: listeners
                 .iter()
                 .map(|(_, publish)| (publish.protocol, publish.guest_port.get()))

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 
 use microagent_qemu::argv::Accel;
 use microagent_qemu::features::Features;
+use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::process::Child;
 use tokio::time::timeout;
@@ -21,7 +22,7 @@ use super::plan::Plan;
 use crate::cgroup::{Bounds, MachineGroup};
 use crate::handed::{Handed, MachineFiles, open_again};
 use crate::jail::{Account, FileAccess, Jail, Jailed};
-use crate::machine::{STATE_SET, Sockets, Start, command_line, host_memory_limit_mib};
+use crate::machine::{STATE_SET, Sockets, Start, command_line, host_memory_limit_mib, throttle_disks};
 use crate::spawn::{Program, Trigger, spawn, spawn_waiting};
 use crate::spec::{MachineSpec, SupervisorSpec};
 
@@ -33,6 +34,8 @@ pub(super) struct Qemu {
     pub(super) control: OwnedFd,
     /// Where the state that it restores is, in QEMU's words.
     pub(super) state: Option<String>,
+    /// What the monitor is told before the guest runs.
+    pub(super) first: Vec<(&'static str, Value)>,
 }
 
 /// A process that waits to be QEMU.
@@ -155,7 +158,8 @@ impl Maker<'_> {
             true => format!("file:{}", STATE_SET.filename()),
             false => format!("fd:{}", state.as_raw_fd()),
         });
-        Ok((Qemu { child, console, monitor, control, state }, more))
+        let first = throttle_disks(machine, start);
+        Ok((Qemu { child, console, monitor, control, state, first }, more))
     }
 }
 

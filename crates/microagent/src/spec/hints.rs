@@ -4,7 +4,7 @@
 use strsim::damerau_levenshtein;
 
 /// Keys that people write in the wrong block, or know from elsewhere, in their plain form, and where they belong.
-const ELSEWHERE: [(&str, &str); 32] = [
+const ELSEWHERE: [(&str, &str); 35] = [
     ("memory", "resources.memoryMiB"),
     ("memorymib", "resources.memoryMiB"),
     ("memlimit", "resources.memoryMiB"),
@@ -25,6 +25,9 @@ const ELSEWHERE: [(&str, &str); 32] = [
     ("egressallow", "egress.allow"),
     ("maxconnections", "egress.maxConnections"),
     ("maxbytes", "egress.maxBytes"),
+    ("diskbps", "limits.diskBps"),
+    ("diskiops", "limits.diskIops"),
+    ("netbps", "limits.netBps"),
     ("environment", "env"),
     ("envfile", "envFiles"),
     ("workingdir", "workdir"),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use microagent_model::{
-    Attachment, DiskSource, DnsSettings, EgressPolicy, Forward, GuestInit, Publish, PublishRange,
+    Attachment, DiskSource, DnsSettings, EgressPolicy, Forward, GuestInit, Publish, PublishRange, RateLimits,
     SecretSource, SetupStep,
 };
 
@@ -176,6 +176,7 @@ impl SpecFile {
         self.lay_egress_over(&mut options.egress);
         options.dns = self.dns_settings();
         options.forwards = self.forwarded()?.unwrap_or_default();
+        self.lay_limits_over(&mut options.limits);
         options.secrets = self.secrets.clone().unwrap_or_default();
         options.labels = self.labels.clone().unwrap_or_default();
         options.outputs = self.outputs.clone().unwrap_or_default();
@@ -288,6 +289,13 @@ impl SpecFile {
         }
         policy.max_connections = egress.max_connections.unwrap_or(policy.max_connections);
         policy.max_bytes = egress.max_bytes.unwrap_or(policy.max_bytes);
+    }
+
+    /// Changes limits to what the file says of them.
+    pub(crate) fn lay_limits_over(&self, limits: &mut RateLimits) {
+        limits.disk_bps = self.limits.disk_bps.or(limits.disk_bps);
+        limits.disk_iops = self.limits.disk_iops.or(limits.disk_iops);
+        limits.net_bps = self.limits.net_bps.or(limits.net_bps);
     }
 
     /// Refuses keys that contradict each other.

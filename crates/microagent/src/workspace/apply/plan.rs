@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use microagent_image::ImageReference;
-use microagent_model::{Attachment, CommandLine, DiskSource, Forward, Labels, Publish, SetupStep};
+use microagent_model::{
+    Attachment, CommandLine, DiskSource, Forward, Labels, Publish, RateLimits, SetupStep,
+};
 use microagent_store::{Workload, WorkspaceRecord};
 use microagent_vm::AMENDMENT_LIMIT;
 
@@ -81,6 +83,7 @@ impl Plan {
         plan.value("network.forwards", |plan| &mut plan.record.publish, publish, |all| list(all), true);
         plan.names(spec, wanted.forwards.clone());
         plan.egress(spec);
+        plan.limits(spec);
         plan.disks(spec, &wanted.disks);
         if let Some(secrets) = &spec.secrets {
             let old = std::mem::replace(&mut plan.record.secrets, secrets.clone());
@@ -111,6 +114,7 @@ impl Plan {
         options.egress.clone_from(&record.egress);
         options.dns.clone_from(&record.dns);
         options.forwards.clone_from(&record.forwards);
+        options.limits = record.limits;
         options.secrets.clone_from(&record.secrets);
         options.labels.clone_from(&record.labels);
         options.outputs.clone_from(&record.outputs);
@@ -324,6 +328,16 @@ impl Plan {
             ToString::to_string,
             true,
         );
+    }
+
+    fn limits(&mut self, spec: &SpecFile) {
+        let mut wanted = self.record.limits;
+        spec.lay_limits_over(&mut wanted);
+        let show = |rate: &Option<u64>| rate.map_or_else(|| "none".to_owned(), |rate| rate.to_string());
+        let RateLimits { disk_bps, disk_iops, net_bps } = wanted;
+        self.value("limits.diskBps", |plan| &mut plan.record.limits.disk_bps, Some(disk_bps), show, true);
+        self.value("limits.diskIops", |plan| &mut plan.record.limits.disk_iops, Some(disk_iops), show, true);
+        self.value("limits.netBps", |plan| &mut plan.record.limits.net_bps, Some(net_bps), show, true);
     }
 
     /// The disk of a bundle is the workspace's own and has been made; others are only attached.
