@@ -41,6 +41,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         disks: Vec::new(),
         publish: Vec::new(),
         egress: Default::default(),
+        limits: Default::default(),
         secrets: Vec::new(),
         labels: Default::default(),
         outputs: Vec::new(),
