@@ -2,7 +2,7 @@
 //!
 //! [`run_stack`] runs a stack on QEMU's socket: TCP, UDP and ICMP echo of the guest end in it and continue as ordinary
 //! sockets of the host's user; connections to published ports come the other way. [`Stack`] is the same without clock
-//! and sockets. What an [`EgressPolicy`] does not allow is refused.
+//! and sockets. What an [`EgressPolicy`](microagent_model::EgressPolicy) does not allow is refused.
 //!
 //! This crate starts no process and reads no file.
 

@@ -1,4 +1,4 @@
-//! Tar streams: [`read`] takes one apart, [`write`] makes one.
+//! Tar streams: [`read`] takes one apart, [`mod@write`] makes one.
 //!
 //! Every attribute survives: owners beyond 21 bits, times with nanoseconds, names of any bytes and length,
 //! extended attributes with any bytes in them. The streams are other people's: every length is checked

@@ -1,4 +1,4 @@
-//! Files between a directory and a tar stream: [`pack`] makes the stream, [`unpack`] takes it apart.
+//! Files between a directory and a tar stream: [`pack()`] makes the stream, [`unpack()`] takes it apart.
 //!
 //! The same code runs in the guest and on the host; what differs is in [`Rules`]. On either side one of the
 //! two, tree or stream, is somebody else's, so nothing is followed out of the directory that it is about,

@@ -1,6 +1,6 @@
 //! How clients speak to a supervisor that serves: one connection per request.
 //!
-//! A client says [`Hello`] with its request and gets one [`Answer`]. After [`Answer::Attached`] the connection is a
+//! A client sends a `Hello` with its request and gets one [`Answer`]. After [`Answer::Attached`] the connection is a
 //! stream of the guest's agent: the supervisor only copies bytes, and what the guest sends is decoded (and
 //! distrusted) by the client. Everything has a limit and, on the client's side, a deadline.
 

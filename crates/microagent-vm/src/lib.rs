@@ -1,7 +1,7 @@
 //! One virtual machine and the process that looks after it.
 //!
 //! For each running workspace there is one supervisor: a process of its own that starts QEMU (and the network stack),
-//! speaks to the guest's agent, keeps the logs, writes the record and ends the machine. [`launch`] starts
+//! speaks to the guest's agent, keeps the logs, writes the record and ends the machine. [`launch()`] starts
 //! it from the caller's process; [`supervise`] is its `main`. The two are tied by a socket: when the caller
 //! goes away, the supervisor ends the machine; when the supervisor goes away, the kernel ends QEMU
 //! (`PR_SET_PDEATHSIG`) and the network stack. A machine that serves outlives its caller;

@@ -120,7 +120,7 @@ pub mod egress {
     pub use microagent_model::egress::*;
 }
 
-/// Images: references, options and results of [`Images`](crate::Images).
+/// Images: references, options and results of [`Images`].
 pub mod image {
     pub use crate::images::Prune;
     pub use microagent_image::{

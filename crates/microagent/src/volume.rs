@@ -1,4 +1,4 @@
-//! Named volumes: create, list, resize, delete. They are attached by [`crate::disks`].
+//! Named volumes: create, list, get, resize, delete.
 
 use std::fs::File;
 use std::io;

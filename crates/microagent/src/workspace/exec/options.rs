@@ -30,7 +30,7 @@ pub enum StdinMode {
     /// It is empty.
     #[default]
     Empty,
-    /// What is written to [`ExecStdin`].
+    /// What is written to [`ExecStdin`](crate::ExecStdin).
     Piped,
 }
 
