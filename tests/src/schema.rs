@@ -54,8 +54,10 @@ pub fn faults(name: &str, document: &Value) -> Option<String> {
     (!faults.is_empty()).then(|| faults.join("\n"))
 }
 
-/// Which schema the words of a call lead to.
+/// Which schema the words of a call lead to. Words up to the program itself are those of a program that starts it.
 pub fn schema_name(words: &[OsString]) -> String {
+    let program = words.iter().rposition(|word| Path::new(word).file_name() == Some("microagent".as_ref()));
+    let words = program.map_or(words, |at| &words[at + 1..]);
     let mut plain = Vec::new();
     let mut rest = words.iter().filter_map(|word| word.to_str());
     while let Some(word) = rest.next() {
