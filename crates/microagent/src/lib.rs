@@ -55,6 +55,7 @@ mod options;
 mod profile;
 mod progress;
 mod provision;
+mod refusals;
 mod report;
 mod run;
 pub mod secret;

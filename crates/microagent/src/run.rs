@@ -13,11 +13,12 @@ use crate::limits::check_work;
 use crate::provision::{
     FirstStart, Provision, check_options, main_request, new_workload, resolve_command, setup_steps,
 };
+use crate::refusals::refusals;
 use crate::supervisor_events::{
     EndTranslator, NoticeCollector, Purpose, SupervisorEvents, SupervisorProgress,
 };
 use crate::supervisor_spec::MachineRequest;
-use crate::workspace::{kill_orphan, lock_patiently};
+use crate::workspace::{decisions_in, kill_orphan, lock_patiently};
 use crate::{Engine, Error, Event, Progress, RunOptions, RunReport, WorkspaceOptions};
 
 impl Engine {
@@ -98,6 +99,9 @@ impl Engine {
             Err(error) => return Err(self.run_failed(&record, dir, error).await),
         };
         let output = output?;
+        if record.has_network_device() {
+            notices.extend(refusals(&decisions_in(dir)?));
+        }
         if record.disposable {
             self.remove(&record.name, dir).await?;
         }

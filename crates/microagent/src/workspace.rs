@@ -25,6 +25,8 @@ use microagent_proto::chain;
 use microagent_store::{LockError, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord};
 use tokio::time::{Instant, sleep};
 
+pub(crate) use egress::decisions_in;
+
 use crate::error::Action;
 use crate::{Engine, Error};
 

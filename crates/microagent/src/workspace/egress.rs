@@ -1,6 +1,7 @@
 //! The decisions of the egress filter about a workspace, as they are recorded in `egress.jsonl`. Reading changes nothing.
 
 use microagent_model::egress::Decision;
+use microagent_store::WorkspaceDir;
 
 use super::Workspace;
 use super::logs::{Follower, read_whole};
@@ -20,8 +21,7 @@ impl Workspace {
     /// # Errors
     /// Fails when there is no such workspace or its log cannot be read.
     pub fn egress(&self) -> Result<Vec<Decision>, Error> {
-        let bytes = read_whole(&self.existing()?.egress_log())?;
-        Ok(bytes.split(|byte| *byte == b'\n').filter_map(decision).collect())
+        decisions_in(&self.existing()?)
     }
 
     /// What [`Workspace::egress`] gives, and then the decisions that come, until the workspace rests.
@@ -40,6 +40,12 @@ impl Workspace {
             workspace.follow(log, &sender, |bytes| lines.take(&bytes, decision)).await
         }))
     }
+}
+
+/// The decisions about the workspace in this directory, oldest first.
+pub(crate) fn decisions_in(dir: &WorkspaceDir) -> Result<Vec<Decision>, Error> {
+    let bytes = read_whole(&dir.egress_log())?;
+    Ok(bytes.split(|byte| *byte == b'\n').filter_map(decision).collect())
 }
 
 /// Ignores a torn line.

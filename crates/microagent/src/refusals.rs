@@ -1,0 +1,156 @@
+//! What the network refused a guest, as notices at the end of a run: each once, with what opens it. Pure.
+
+use std::net::Ipv4Addr;
+
+use microagent_model::egress::{Decision, Protocol, Reason, Subject};
+use microagent_net::{GATEWAY, HOST_NAME};
+
+/// Refusals that are told one by one; the log has them all.
+const TOLD_MAX: usize = 8;
+
+/// The notices about what was refused, each different one once, in the order in which they came.
+pub(crate) fn refusals(decisions: &[Decision]) -> Vec<String> {
+    let mut told: Vec<String> = Vec::new();
+    let mut others = 0_usize;
+    for notice in decisions.iter().filter(|decision| !decision.allowed).filter_map(refusal) {
+        if told.contains(&notice) {
+            continue;
+        }
+        if told.len() < TOLD_MAX { told.push(notice) } else { others += 1 }
+    }
+    if others > 0 {
+        told.push(format!("the network refused {others} more; the log of the egress policy has them all"));
+    }
+    told
+}
+
+/// One refusal, if a user can do something about it or should know why.
+fn refusal(decision: &Decision) -> Option<String> {
+    let what = match decision.record {
+        Subject::Name => format!("the name `{}`", decision.name.as_deref()?),
+        Subject::Connection => connection(decision)?,
+        Subject::Network if decision.reason == Reason::Bytes => "everything from then on".to_owned(),
+        Subject::Network | Subject::Published | Subject::Suppressed => return None,
+    };
+    Some(format!("the network refused {what}: {}", advice(decision)?))
+}
+
+fn connection(decision: &Decision) -> Option<String> {
+    let address = decision.address.filter(|address| !address.is_multicast() && !address.is_broadcast())?;
+    let protocol = match decision.protocol? {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+        Protocol::Icmp => "ping",
+        Protocol::Dns => return None,
+    };
+    let place = place(address, decision.port);
+    Some(match &decision.name {
+        Some(name) => format!("{protocol} to {name} ({place})"),
+        None => format!("{protocol} to {place}"),
+    })
+}
+
+fn place(address: Ipv4Addr, port: Option<u16>) -> String {
+    port.map_or_else(|| address.to_string(), |port| format!("{address}:{port}"))
+}
+
+/// Why, and what opens it.
+fn advice(decision: &Decision) -> Option<String> {
+    let rule = || match (decision.record, &decision.name, decision.address) {
+        (Subject::Name, Some(name), _) => Some(name.clone()),
+        (_, Some(name), _) if decision.reason == Reason::NotListed => Some(name.clone()),
+        (_, _, Some(address)) => Some(place(address, decision.port)),
+        _ => None,
+    };
+    Some(match decision.reason {
+        Reason::Inside => format!("the host or one of its networks; the egress rule `{}` opens it", rule()?),
+        Reason::NotListed => format!("no rule allows it; the egress rule `{}` opens it", rule()?),
+        Reason::Forbidden => "never reachable, by no rule".to_owned(),
+        Reason::OwnNetwork => match (decision.address, decision.protocol, decision.port) {
+            (Some(GATEWAY), Some(Protocol::Tcp), Some(port)) => {
+                format!("no port {port} of {HOST_NAME} is forwarded; forward it to a server of the host")
+            }
+            _ => "nobody else is in the guest's network".to_owned(),
+        },
+        Reason::Connections => "too many connections were open; a higher limit opens more".to_owned(),
+        Reason::Bytes => "the limit on bytes was reached; a higher limit lets more through".to_owned(),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decision(record: &str, rest: &str) -> Decision {
+        let text = format!(r#"{{"at":"2026-11-22T10:00:00Z","record":"{record}","allowed":false,{rest}}}"#);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn each_refusal_says_what_opens_it() {
+        for (record, rest, notice) in [
+            (
+                "connection",
+                r#""protocol":"tcp","address":"10.1.2.3","port":5432,"reason":"inside""#,
+                Some(
+                    "TCP to 10.1.2.3:5432: the host or one of its networks; the egress rule `10.1.2.3:5432` opens it",
+                ),
+            ),
+            (
+                "connection",
+                r#""protocol":"icmp","name":"db.corp","address":"10.1.2.3","reason":"inside""#,
+                Some(
+                    "ping to db.corp (10.1.2.3): the host or one of its networks; the egress rule `10.1.2.3` opens it",
+                ),
+            ),
+            (
+                "connection",
+                r#""protocol":"udp","address":"192.0.2.7","port":53,"reason":"not_listed""#,
+                Some("UDP to 192.0.2.7:53: no rule allows it; the egress rule `192.0.2.7:53` opens it"),
+            ),
+            (
+                "name",
+                r#""protocol":"dns","name":"example.org","reason":"not_listed""#,
+                Some("the name `example.org`: no rule allows it; the egress rule `example.org` opens it"),
+            ),
+            (
+                "connection",
+                r#""protocol":"tcp","address":"169.254.169.254","port":80,"reason":"forbidden""#,
+                Some("TCP to 169.254.169.254:80: never reachable, by no rule"),
+            ),
+            (
+                "connection",
+                r#""protocol":"tcp","address":"10.0.2.2","port":80,"reason":"own_network""#,
+                Some(
+                    "TCP to 10.0.2.2:80: no port 80 of host.microagent.internal is forwarded; forward it to a server of the host",
+                ),
+            ),
+            (
+                "connection",
+                r#""protocol":"udp","address":"224.0.0.251","port":5353,"reason":"forbidden""#,
+                None,
+            ),
+            ("name", r#""protocol":"dns","name":"a.example","reason":"no_answer""#, None),
+            ("suppressed", r#""reason":"too_many","count":7"#, None),
+        ] {
+            let told = refusals(&[decision(record, rest)]);
+            let expected: Vec<String> =
+                notice.iter().map(|notice| format!("the network refused {notice}")).collect();
+            assert_eq!(told, expected);
+        }
+    }
+
+    #[test]
+    fn they_are_told_once_and_bounded() {
+        let one = |port: u16| {
+            let rest = format!(r#""protocol":"tcp","address":"10.1.2.3","port":{port},"reason":"inside""#);
+            decision("connection", &rest)
+        };
+        assert_eq!(refusals(&[one(1), one(1), one(2)]).len(), 2);
+        let many: Vec<Decision> = (1..=100).map(one).collect();
+        let told = refusals(&many);
+        assert_eq!(told.len(), TOLD_MAX + 1);
+        assert!(told[TOLD_MAX].contains("refused 92 more"), "{}", told[TOLD_MAX]);
+    }
+}
