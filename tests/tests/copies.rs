@@ -122,3 +122,51 @@ fn nothing_of_a_guest_lands_outside_the_destination() {
     assert!(!std::path::Path::new("/evil").exists());
     end(&home);
 }
+
+#[test]
+fn links_at_the_destination_are_followed_on_both_sides() {
+    let home = home();
+    home.microagent(["start", "web"]).success();
+    let guest =
+        |line: &str| home.microagent(["exec", "web", "--", "sh", "-c", line]).success().text().to_owned();
+    guest(
+        "mkdir -p /s/enabled /s/avail; echo old > /s/avail/site; cd /s/enabled; ln -s ../avail/site site; \
+         ln -s ../avail/new dangling; ln -s ../avail dir; ln -s b a; ln -s a b; ln -s site twice",
+    );
+    let cp = |from: &str, to: &str| home.microagent(["cp", from, to]);
+    for (number, to) in ["site", "twice", "dangling"].iter().enumerate() {
+        home.write("file", format!("{number}\n"));
+        cp("file", &format!("web:/s/enabled/{to}")).success();
+    }
+    assert_eq!(guest("cat /s/avail/site /s/avail/new; readlink /s/enabled/site"), "1\n2\n../avail/site\n");
+    cp("file", "web:/s/enabled/dir").success();
+    assert_eq!(guest("cat /s/avail/file"), "2\n");
+    cp("file", "web:/s/enabled/a").run().code(2).says("lead to each other");
+
+    // The host's links likewise; a source that is a link is copied as one.
+    let real = home.make_dir("real");
+    for (link, target) in [("link", "real/kept"), ("gone", "real/made"), ("into", "real"), ("loop", "loop")] {
+        symlink(target, home.path().join(link)).unwrap();
+    }
+    home.write("real/kept", "old\n");
+    for to in ["link", "gone", "into"] {
+        cp("web:/s/avail/site", to).success();
+        assert!(fs::symlink_metadata(home.path().join(to)).unwrap().is_symlink(), "{to}");
+    }
+    for name in ["kept", "made", "site"] {
+        assert_eq!(fs::read_to_string(real.join(name)).unwrap(), "1\n", "{name}");
+    }
+    cp("web:/s/avail/site", "loop").run().code(2).says("lead to each other");
+    cp("web:/s/enabled/site", "a-link").success();
+    assert_eq!(fs::read_link(home.path().join("a-link")).unwrap().to_str(), Some("../avail/site"));
+
+    // What a copy cannot take along is counted.
+    guest("mkdir /mixed; mkfifo /mixed/pipe; mknod /mixed/null c 1 3; echo x > /mixed/file");
+    cp("web:/mixed", "mixed").success().says("2 FIFOs and devices were left out");
+    assert!(home.path().join("mixed/file").exists());
+    let _socket = std::os::unix::net::UnixListener::bind(real.join("socket")).unwrap();
+    cp("real", "web:/root/").success().says("1 sockets were left out");
+    fs::remove_file(real.join("socket")).unwrap();
+    home.microagent(["halt", "web"]).success();
+    end(&home);
+}

@@ -26,7 +26,7 @@ pub(crate) async fn serve(stream: Stream, pack: Pack) -> Result<(), FrameError> 
             kind: GuestErrorKind::Invalid,
             message: format!("`{}` is not an absolute path", String::from_utf8_lossy(path)),
         })?;
-        microagent_tree::pack(&start, base_name(path), pack.follow, pieces).map_err(guest_error)
+        microagent_tree::pack(&start, base_name(path), pack.follow, pieces).map(drop).map_err(guest_error)
     })
     .await
 }

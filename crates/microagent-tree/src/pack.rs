@@ -107,14 +107,14 @@ impl Pieces {
     }
 }
 
-/// Packs a file, or a directory with everything below it.
+/// Packs a file, or a directory with everything below it; gives the number of sockets, which are left out.
 ///
 /// `name` stands for the start in the stream's names. Where the start is a symbolic link, `follow` says whether
 /// it is followed or packed itself.
 ///
 /// # Errors
 /// Fails when something cannot be read or nobody takes the pieces. What vanishes meanwhile is left out.
-pub fn pack(start: &CStr, name: &[u8], follow: bool, pieces: Pieces) -> Result<(), PackError> {
+pub fn pack(start: &CStr, name: &[u8], follow: bool, pieces: Pieces) -> Result<u64, PackError> {
     let follow = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
     let mut walker = Walker::new(pieces);
     let failed = |errno: Errno| read_error(start.to_bytes(), errno);
@@ -126,7 +126,8 @@ pub fn pack(start: &CStr, name: &[u8], follow: bool, pieces: Pieces) -> Result<(
     } else {
         walker.leaf(CWD, start, &stat, name.to_vec(), follow)?;
     }
-    walker.finish()
+    let sockets = walker.sockets;
+    walker.finish().map(|()| sockets)
 }
 
 /// The last part of a path; `.` for the root and for what ends in dots.
@@ -156,13 +157,15 @@ pub struct Walker {
     /// First path of each file that has several.
     seen: BTreeMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
+    /// Sockets that were left out: a tar stream has none.
+    sockets: u64,
 }
 
 impl Walker {
     /// Writes them to these pieces, everything as it is.
     pub fn new(pieces: Pieces) -> Walker {
         let device_nodes = statat(CWD, c"/dev", AtFlags::empty()).map_or(0, |stat| stat.st_dev);
-        Walker { pieces, device_nodes, seen: BTreeMap::new(), buffer: vec![0; PIECE_LIMIT] }
+        Walker { pieces, device_nodes, seen: BTreeMap::new(), buffer: vec![0; PIECE_LIMIT], sockets: 0 }
     }
 
     /// Ends the stream.
@@ -271,6 +274,10 @@ impl Walker {
                 Kind::BlockDevice { major, minor }
             }
             FileType::Fifo => Kind::Fifo,
+            FileType::Socket => {
+                self.sockets += 1;
+                return Ok(());
+            }
             _ => return Ok(()),
         };
         let attributes = attributes(&at(dir, name), follow);
@@ -443,7 +450,7 @@ pub(crate) mod tests {
 
     fn pack_following(path: &Path, follow: bool) -> Result<Vec<u8>, PackError> {
         let path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
-        collect(|pieces| super::pack(&path, base_name(path.to_bytes()), follow, pieces))
+        collect(|pieces| super::pack(&path, base_name(path.to_bytes()), follow, pieces).map(drop))
     }
 
     /// What `find` and `getfattr` would say of a tree.

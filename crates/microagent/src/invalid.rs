@@ -244,6 +244,12 @@ pub enum InvalidRequest {
         /// The destination.
         path: String,
     },
+    /// Links at the destination of a copy lead to each other.
+    #[error("the links at `{path}` lead to each other")]
+    LinkLoop {
+        /// The last of them.
+        path: String,
+    },
     /// The source has no name of its own.
     #[error("what is copied to `{path}` needs a name")]
     CopyWithoutName {
@@ -320,6 +326,7 @@ impl InvalidRequest {
             InvalidRequest::VolumeHolder(_) => "end the command that has the volume",
             InvalidRequest::CopyOntoFile { .. } => "name a directory, or a path where nothing is yet",
             InvalidRequest::CopyToNowhere { .. } => "make it first, or name the file without a slash",
+            InvalidRequest::LinkLoop { .. } => "remove one of them, or name another destination",
             InvalidRequest::CopyWithoutName { .. } => {
                 "write a name at the end of the source, or /. for the content of a directory"
             }

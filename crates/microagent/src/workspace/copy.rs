@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use microagent_proto::{
-    GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, Pack, PathInfo, PathKind, Request, Stat, Unpack, Unpacked,
+    GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, Pack, PathInfo, PathKind, Request, Stat, Unpack,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use super::Workspace;
 use crate::error::{ConnectionFault, InvalidRequest};
 use crate::guest::{GuestConnection, TarLimits};
 use crate::streaming::{Streaming, hand_over};
-use crate::{Error, Progress};
+use crate::{Error, Event, Progress};
 use place::{Kind, Misfit, Place, base, place};
 
 /// Pieces of a tar stream that wait between host and guest.
@@ -31,6 +31,9 @@ const QUEUE: usize = 4;
 
 /// How many times the size of its disks a workspace's tar stream may have: headers, and files with holes that it fills.
 pub(super) const STREAM_SLACK: u64 = 2;
+
+/// Most links in a row that lead to a destination, as the kernel has it.
+const LINKS_MAX: usize = 40;
 
 /// How long a copy out may take.
 const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -104,7 +107,8 @@ impl CopyTarget {
 }
 
 impl Workspace {
-    /// Copies into the workspace. Owners, modes, times, links and attributes are kept.
+    /// Copies into the workspace. Owners, modes, times, links and attributes are kept. Where the destination is a link,
+    /// it is followed.
     ///
     /// # Errors
     /// Fails when the source cannot be read, the destination does not fit it, the guest cannot write it, or `progress`
@@ -123,10 +127,11 @@ impl Workspace {
         let guest = self.guest(progress).await?;
         let copied = send(&guest, source, host, guest_path, progress.token()).await;
         let left = guest.leave().await;
-        copied.and(left)
+        note_left_out(progress, copied?, "sockets");
+        left
     }
 
-    /// Copies out of the workspace. Nothing of the host is overwritten before the copy is complete; onto a host's file
+    /// Copies out of the workspace. Where the destination is a link, it is followed. Nothing of the host is overwritten before the copy is complete; onto a host's file
     /// system come files, directories and links with their modes and times, without owners and set-id bits, and
     /// nothing else.
     ///
@@ -143,7 +148,9 @@ impl Workspace {
         let limits = self.tar_limits(COPY_TIMEOUT)?;
         let guest = self.guest(progress).await?;
         let found = match look_up(&guest, guest_path, target.links).await {
-            Ok((kind, request)) => destination(guest_path, kind, &target.path).map(|place| (place, request)),
+            Ok((kind, request)) => follow_on_host(&target.path)
+                .and_then(|path| destination(guest_path, kind, &path))
+                .map(|place| (place, request)),
             Err(error) => Err(error),
         };
         let (place, request) = match found {
@@ -156,7 +163,9 @@ impl Workspace {
         let content = guest_path.ends_with("/.") || base(guest_path).is_none();
         let receive =
             move |stream| receive::receive(stream, Path::new(&place.dir), place.name.as_deref(), content);
-        guest.fetch_tar(&request, limits, receive, progress.token()).await
+        let skipped = guest.fetch_tar(&request, limits, receive, progress.token()).await?;
+        note_left_out(progress, skipped, "FIFOs and devices");
+        Ok(())
     }
 
     /// Copies a path out of the workspace as a tar stream with owners, modes, times, links and attributes, as the guest
@@ -188,6 +197,13 @@ impl Workspace {
         let record = self.load()?;
         let bytes = self.engine.disk_bytes(record.resources.size_mib, &record.disks, &self.existing()?);
         Ok(TarLimits { bytes: bytes.saturating_mul(STREAM_SLACK), time })
+    }
+}
+
+/// Tells of what a copy could not take along.
+fn note_left_out(progress: &Progress, count: u64, what: &str) {
+    if count > 0 {
+        progress.event(Event::Notice(format!("{count} {what} were left out: they are not copied")));
     }
 }
 
@@ -223,7 +239,8 @@ async fn send(
     host: Option<Kind>,
     guest_path: &str,
     cancel: &CancellationToken,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
+    let guest_path = &follow_in_guest(guest, guest_path).await?;
     let there = stat(guest, guest_path, SymlinkMode::Follow).await?.map(|info| Kind::of(&info.kind));
     let (dir, name) = match (&source.from, host) {
         (From::Path(path), Some(kind)) => {
@@ -244,9 +261,43 @@ async fn send(
     let request = Request::Unpack(Unpack { dir: dir.into_bytes().into() });
     let stream = guest.request(&request).await?;
     match send::feed(stream, packed, packing, cancel).await? {
-        Ok(Unpacked { .. }) => Ok(()),
+        Ok(sockets) => Ok(sockets),
         Err(error) => Err(guest.refusal(error)),
     }
+}
+
+/// Where a copy into the guest goes that is meant for this path: a link is followed, also one that leads to nothing.
+async fn follow_in_guest(guest: &GuestConnection, path: &str) -> Result<String, Error> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let Some(PathInfo { kind: PathKind::Symlink { target }, .. }) =
+            stat(guest, &path, SymlinkMode::Keep).await?
+        else {
+            return Ok(path);
+        };
+        let Ok(target) = std::str::from_utf8(&target) else { return Ok(path) };
+        path = behind_link(&path, target);
+    }
+    Err(Error::Invalid(InvalidRequest::LinkLoop { path }))
+}
+
+/// The same for a copy onto the host.
+fn follow_on_host(path: &Path) -> Result<PathBuf, Error> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        let Ok(target) = std::fs::read_link(&path) else { return Ok(path) };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    Err(Error::Invalid(InvalidRequest::LinkLoop { path: path.to_string_lossy().into_owned() }))
+}
+
+/// The path to which a link at `path` leads. `..` stays, for the system to resolve.
+fn behind_link(path: &str, target: &str) -> String {
+    if target.starts_with('/') {
+        return target.to_owned();
+    }
+    let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
+    format!("{dir}/{target}")
 }
 
 /// What stands at a path of the guest, and the request for it.

@@ -13,10 +13,15 @@ use crate::Error;
 use crate::tar_stream::unpack;
 
 /// Receives a stream into the directory `dir`: its one item under `name`, or, where the stream is the `content` of a
-/// directory, all of them in a directory of that name or, without one, in `dir`.
-pub(super) fn receive(stream: impl Read, dir: &Path, name: Option<&str>, content: bool) -> Result<(), Error> {
+/// directory, all of them in a directory of that name or, without one, in `dir`. Gives the number of FIFOs and devices, which are left out.
+pub(super) fn receive(
+    stream: impl Read,
+    dir: &Path,
+    name: Option<&str>,
+    content: bool,
+) -> Result<u64, Error> {
     let failed = |path: &Path, source| Error::File { action: "write", path: path.to_owned(), source };
-    let (unpacked, _) = unpack(stream, dir, SymlinkRule::All).map_err(|e| failed(dir, e))?;
+    let (unpacked, done) = unpack(stream, dir, SymlinkRule::All).map_err(|e| failed(dir, e))?;
     let mut items = Vec::new();
     for item in fs::read_dir(unpacked.path()).map_err(|e| failed(dir, e))? {
         items.push(item.map_err(|e| failed(dir, e))?.path());
@@ -25,9 +30,11 @@ pub(super) fn receive(stream: impl Read, dir: &Path, name: Option<&str>, content
     let merged = match items.as_slice() {
         items if content => make_dir(&dest).and_then(|()| merge_all(items, &dest)),
         [item] => merge(item, &dest),
+        // The one item was a FIFO or a device.
+        [] if done.special_skipped > 0 => Ok(()),
         _ => Err(io::Error::other("the guest did not send exactly one file or directory")),
     };
-    merged.map_err(|e| failed(&dest, e))
+    merged.map(|()| done.special_skipped).map_err(|e| failed(&dest, e))
 }
 
 fn merge_all(items: &[PathBuf], dir: &Path) -> io::Result<()> {

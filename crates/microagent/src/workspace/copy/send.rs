@@ -27,21 +27,22 @@ use crate::guest::{AgentStream, SILENCE};
 const _: () = assert!(PIECE_LIMIT <= INPUT_CHUNK_LIMIT);
 
 /// Passes a tar stream on as it comes.
-pub(super) fn pass_on(stream: impl Read, chunks: mpsc::Sender<Vec<u8>>) -> Result<(), Error> {
-    chunked(stream, |bytes| chunks.blocking_send(bytes).is_ok()).map_err(|source| Error::File {
+pub(super) fn pass_on(stream: impl Read, chunks: mpsc::Sender<Vec<u8>>) -> Result<u64, Error> {
+    chunked(stream, |bytes| chunks.blocking_send(bytes).is_ok()).map(|()| 0).map_err(|source| Error::File {
         action: "read",
         path: "standard input".into(),
         source,
     })
 }
 
-/// Feeds a guest that unpacks, and waits for its answer, which may come before the end: it does not want more then.
+/// Feeds a guest that unpacks, and waits for its answer, which may come before the end: it does not want more then. Gives the
+/// number of sockets that were left out.
 pub(super) async fn feed(
     stream: AgentStream,
     mut chunked: mpsc::Receiver<Vec<u8>>,
-    packing: JoinHandle<Result<(), Error>>,
+    packing: JoinHandle<Result<u64, Error>>,
     cancel: &CancellationToken,
-) -> Result<Result<Unpacked, GuestError>, Error> {
+) -> Result<Result<u64, GuestError>, Error> {
     let AgentStream { name, stream } = stream;
     let gone = |source: ConnectionFault| Error::GuestGone { workspace: name.clone(), source };
     let broken = |e: FrameError| gone(e.into());
@@ -57,38 +58,38 @@ pub(super) async fn feed(
             tell(&mut to, UnpackInput::Data(Chunk::from(bytes))).await?;
         }
         // What the host could not read is no complete stream, and the guest must not take it for one.
-        match packing.await {
+        let sockets = match packing.await {
             Ok(read) => read?,
             Err(_) => return Err(gone(ConnectionFault::Interrupted)),
-        }
-        tell(&mut to, UnpackInput::End).await
+        };
+        tell(&mut to, UnpackInput::End).await.map(|()| sockets)
     };
     let mut feeding = pin!(feeding);
-    let mut fed = false;
-    let answer = loop {
+    let mut fed = None;
+    let answer: Option<Result<Unpacked, GuestError>> = loop {
         // As long as it is fed, its silence means nothing.
-        let patience = async { if fed { sleep(SILENCE).await } else { std::future::pending().await } };
+        let patience =
+            async { if fed.is_some() { sleep(SILENCE).await } else { std::future::pending().await } };
         tokio::select! {
             biased;
             answer = replies.next() => break answer.map_err(broken)?,
-            done = &mut feeding, if !fed => {
-                done?;
-                fed = true;
-            }
+            done = &mut feeding, if fed.is_none() => fed = Some(done?),
             () = patience => return Err(gone(ConnectionFault::Silent { seconds })),
             () = cancel.cancelled() => return Err(Error::Cancelled),
         }
     };
-    answer.ok_or_else(|| gone(ConnectionFault::Ended))
+    let answer = answer.ok_or_else(|| gone(ConnectionFault::Ended))?;
+    Ok(answer.map(|_| fed.unwrap_or_default()))
 }
 
-/// Packs a file or directory under this name; without one, the content of a directory.
+/// Packs a file or directory under this name; without one, the content of a directory. Gives the number of sockets,
+/// which are left out.
 pub(super) fn pack(
     path: &Path,
     links: SymlinkMode,
     name: Option<&str>,
     chunks: mpsc::Sender<Vec<u8>>,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let bytes = path.as_os_str().as_bytes();
     let follow = links == SymlinkMode::Follow || bytes.ends_with(b"/") || bytes.ends_with(b"/.");
     let unreadable = |path: PathBuf, source| Error::File { action: "read", path, source };
@@ -121,7 +122,7 @@ mod tests {
                     break;
                 }
             }
-            Ok(())
+            Ok(0)
         });
         let cancel = CancellationToken::new();
         let feeding = feed(AgentStream { name, stream }, chunked, packing, &cancel);
