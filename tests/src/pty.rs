@@ -9,9 +9,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{ioctl_tiocsctty, setsid};
+use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::{Home, wait_for};
 
@@ -90,6 +90,25 @@ impl Pty {
                 None => Err(seen.clone()),
             }
         });
+    }
+
+    /// Whether keys are echoed by the terminal itself, as outside of raw mode.
+    #[track_caller]
+    pub fn echoes(&self) -> bool {
+        let modes = tcgetattr(&self.terminal).expect("a terminal has modes");
+        modes.local_modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG)
+    }
+
+    /// Waits until the terminal is as it was before a session.
+    #[track_caller]
+    pub fn restored(&self) {
+        wait_for("the terminal's modes", DEADLINE, || if self.echoes() { Ok(()) } else { Err(()) });
+    }
+
+    /// Sends the call a signal.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the call is running");
     }
 
     /// Waits for the end; gives the exit code.

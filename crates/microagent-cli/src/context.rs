@@ -10,6 +10,7 @@ use crate::args::global::{Accel, GlobalArgs, ProgressChoice};
 use crate::failure::Failure;
 use crate::output::Format;
 use crate::progress::Progress;
+use crate::signals::Listening;
 use crate::{environment, signals};
 
 /// Name of the state directory in the home directory.
@@ -83,9 +84,20 @@ impl Context {
     where
         F: Future<Output = Result<T, Failure>>,
     {
+        self.block_on_lending(|token, _listening| work(token))
+    }
+
+    /// The same for work that lends the signals to a command in a guest while that runs.
+    pub(crate) fn block_on_lending<T, F>(
+        &self,
+        work: impl FnOnce(CancellationToken, Listening) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
         let token = CancellationToken::new();
         let listening = signals::listen(token.clone()).map_err(cannot_start)?;
-        let done = self.block_on_unlistening(work(token));
+        let done = self.block_on_unlistening(work(token, listening.clone()));
         // Only the answer is left to be printed, which nothing but its reader holds up.
         listening.exit_at_next();
         done

@@ -21,6 +21,8 @@ pub(crate) const STATE_DIR: &str = "MICROAGENT_STATE_DIR";
 pub(crate) const ACCEL: &str = "MICROAGENT_ACCEL";
 /// Whether machines start where walls of the jail are missing, as `--allow-weak-jail`.
 pub(crate) const ALLOW_WEAK_JAIL: &str = "MICROAGENT_ALLOW_WEAK_JAIL";
+/// Whether `run` exits with the command's exit code, as `--propagate-exit-code`.
+pub(crate) const PROPAGATE_EXIT_CODE: &str = "MICROAGENT_PROPAGATE_EXIT_CODE";
 /// Seconds that a guest may take to answer for the first time.
 const BOOT_TIMEOUT: &str = "MICROAGENT_BOOT_TIMEOUT";
 /// Whether machines start from templates: `on` or `off`.
@@ -63,6 +65,11 @@ pub(crate) const VARIABLES: &[Variable] = &[
     variable(
         WARM,
         "`off`: boot each machine instead of restoring a template, and build none; `on` is the default.",
+    ),
+    variable(
+        PROPAGATE_EXIT_CODE,
+        "Any value but `0`, `false`, `no` and `off`: `run` exits with the command's exit code, as \
+         `--propagate-exit-code`.",
     ),
     variable(OUTPUT, "Output format: `text` (default) or `json`, as `--json`."),
     variable(PROGRESS, "Progress, as `--progress`: `auto`, `plain` or `off`."),

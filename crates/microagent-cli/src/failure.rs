@@ -6,7 +6,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use microagent::{Error, ErrorKind, chain};
+use microagent::{Error, ErrorKind, FailureKind, chain};
 use owo_colors::OwoColorize;
 
 use crate::documents::error::ErrorDocument;
@@ -109,11 +109,7 @@ impl Failure {
                 writeln!(out, "  {line}")?;
             }
         }
-        if let Failure::Engine(
-            Error::RunFailed { console_tail: Some(tail), .. }
-            | Error::StartFailed { console_tail: Some(tail), .. },
-        ) = self
-        {
+        if let Some(tail) = self.console_tail() {
             writeln!(out, "The guest's console ends with:")?;
             for line in escape::lines(tail).lines() {
                 writeln!(out, "  {line}")?;
@@ -122,6 +118,18 @@ impl Failure {
         match self.hint() {
             Some(hint) => writeln!(out, "{} {}", "Hint:".cyan().bold(), escape::one_line(&hint)),
             None => Ok(()),
+        }
+    }
+
+    /// Last lines of the guest's console, where they may say why it failed.
+    fn console_tail(&self) -> Option<&str> {
+        match self {
+            // What was printed before the time was up has just been shown.
+            Failure::Engine(Error::RunFailed { kind: FailureKind::Timeout, .. }) => None,
+            Failure::Engine(
+                Error::RunFailed { console_tail, .. } | Error::StartFailed { console_tail, .. },
+            ) => console_tail.as_deref(),
+            _ => None,
         }
     }
 
@@ -137,7 +145,7 @@ impl Failure {
             Failure::File { .. } | Failure::Other { .. } | Failure::ClosedOutput => ErrorKind::Host,
         };
         let output = match self {
-            Failure::WithOutput { output, .. } => Some(&**output),
+            Failure::WithOutput { output, .. } if !output.is_empty() => Some(&**output),
             _ => None,
         };
         let retryable = self.exit_code() == EXIT_RETRY;

@@ -94,6 +94,9 @@ fn of_workspace(hint: &Hint) -> Option<String> {
         }
         Hint::ShowLogs { name } => format!("microagent logs {name} shows how far the boot got"),
         Hint::FollowLogs { name } => format!("microagent logs -f {name} shows the console without keys"),
+        Hint::TimeLimit { name } => format!(
+            "its time limit (--timeout) was reached; see microagent logs {name}; to delete it: microagent delete {name} --yes"
+        ),
         Hint::LogsOrDelete { name } => {
             format!("see microagent logs {name}; to delete it: microagent delete {name} --yes")
         }

@@ -107,6 +107,14 @@ impl Progress {
         }
     }
 
+    /// Shows a phase as a line that stays: what is printed during it follows below.
+    pub(crate) fn line(&self, event: &Event) {
+        self.end();
+        if let (Show::Bars | Show::Lines, Step::Phase(text)) = (self.show, step(&mut self.state(), event)) {
+            print_line(&text);
+        }
+    }
+
     /// Takes the bar off the screen; what comes next is the answer.
     pub(crate) fn end(&self) {
         if let Some(bar) = self.state().bar.take() {

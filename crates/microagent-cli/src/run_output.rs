@@ -47,28 +47,26 @@ impl fmt::Display for Summary<'_> {
     }
 }
 
-/// What the steps of a failed setup printed belongs to the answer.
-pub(crate) fn failed(context: &Context, error: Error) -> Result<Failure, Failure> {
-    match (error, context.format) {
-        (Error::SetupFailed { workspace, failure, mut output }, format) => {
-            let mut captured = None;
-            match format {
-                Format::Json => captured = Some(OutputDocument::read(&mut output).map_err(unreadable)?),
-                Format::Text => {
-                    // Nobody reads the output any more, but the error is still to be told.
-                    match write_output(&mut output, stdout(), io::stderr()) {
-                        Ok(()) | Err(Failure::ClosedOutput) => {}
-                        Err(failure) => return Err(failure),
-                    }
-                }
-            }
-            let error = Error::SetupFailed { workspace, failure, output };
-            Ok(match captured {
-                Some(output) => Failure::WithOutput { error, output: Box::new(output) },
-                None => Failure::Engine(error),
-            })
+/// What was printed before a failure belongs to the answer.
+pub(crate) fn failed(context: &Context, mut error: Error) -> Result<Failure, Failure> {
+    let output = match &mut error {
+        Error::SetupFailed { output, .. }
+        | Error::RunFailed { output: Some(output), .. }
+        | Error::RunCancelled { output: Some(output), .. } => &mut **output,
+        _ => return Ok(Failure::Engine(error)),
+    };
+    match context.format {
+        Format::Json => {
+            let output = Box::new(OutputDocument::read(output).map_err(unreadable)?);
+            Ok(Failure::WithOutput { error, output })
         }
-        (error, _) => Ok(Failure::Engine(error)),
+        Format::Text => {
+            // Nobody reads the output any more, but the error is still to be told.
+            match write_output(output, stdout(), io::stderr()) {
+                Ok(()) | Err(Failure::ClosedOutput) => Ok(Failure::Engine(error)),
+                Err(failure) => Err(failure),
+            }
+        }
     }
 }
 

@@ -30,7 +30,7 @@ const QUEUE: usize = 4;
 const PATIENCE: usize = 3;
 
 /// How long the guest may take to show that it can deliver a signal.
-const SIGN_OF_LIFE: Duration = Duration::from_millis(700);
+pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_millis(700);
 
 /// Where a command's standard input comes from.
 pub(crate) enum Stdin {
@@ -106,8 +106,13 @@ impl Session {
             feed_in_background(from, to, detach)?;
         }
         let writer = Writer::start()?;
-        let receiver =
-            Receiver { workspace: workspace.clone(), control: exec.control(), meter: writer.meter() };
+        let receiver = Receiver {
+            workspace: workspace.clone(),
+            control: exec.control(),
+            meter: writer.meter(),
+            terminate: Terminate::Asks,
+            asked_to_end: CancellationToken::new(),
+        };
         let forwarding = tokio::spawn(forward(signals, receiver, self.raw, token.clone()));
         let raw = if self.raw { Some(Raw::enter()?) } else { None };
         let ended = tokio::select! {
@@ -226,7 +231,11 @@ fn read_in_background(
     Ok(())
 }
 
-fn feed_in_background(from: Stdin, to: ExecStdin, detach: Option<(u8, CancellationToken)>) -> io::Result<()> {
+pub(crate) fn feed_in_background(
+    from: Stdin,
+    to: ExecStdin,
+    detach: Option<(u8, CancellationToken)>,
+) -> io::Result<()> {
     read_in_background(from, detach, move |bytes| to.blocking_write(bytes).is_ok())
 }
 
@@ -237,7 +246,7 @@ fn keys_in_background(detach: (u8, CancellationToken)) -> io::Result<mpsc::Recei
 }
 
 /// The signals that go to the command. On a terminal in raw mode Ctrl-C is a key like any other.
-fn signals(raw: bool) -> io::Result<Signals> {
+pub(crate) fn signals(raw: bool) -> io::Result<Signals> {
     let size = SignalKind::window_change();
     let mut kinds = vec![
         SignalKind::interrupt(),
@@ -260,10 +269,26 @@ async fn interrupted(signals: &mut Signals) {
 }
 
 /// Where signals go, and who may not take them.
-struct Receiver {
-    workspace: Workspace,
-    control: ExecControl,
-    meter: WriteMeter,
+pub(crate) struct Receiver {
+    /// Whose guest it is.
+    pub(crate) workspace: Workspace,
+    /// The command.
+    pub(crate) control: ExecControl,
+    /// Who takes what it prints.
+    pub(crate) meter: WriteMeter,
+    /// What SIGTERM means.
+    pub(crate) terminate: Terminate,
+    /// Triggered when a signal that asks it to end was passed on.
+    pub(crate) asked_to_end: CancellationToken,
+}
+
+/// What SIGTERM means to a command in a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Terminate {
+    /// The command gets it, and decides.
+    Asks,
+    /// The command gets it, and has a moment to end by itself.
+    Ends,
 }
 
 impl Receiver {
@@ -286,7 +311,7 @@ impl Receiver {
 
 /// Passes signals and sizes on. A hangup means that nobody is left: it ends the command, as many interrupts do, and as
 /// one does that the command cannot follow.
-async fn forward(mut signals: Signals, receiver: Receiver, raw: bool, token: CancellationToken) {
+pub(crate) async fn forward(mut signals: Signals, receiver: Receiver, raw: bool, token: CancellationToken) {
     let receiver = Arc::new(receiver);
     let control = receiver.control.clone();
     let mut interrupts = 0;
@@ -308,6 +333,9 @@ async fn forward(mut signals: Signals, receiver: Receiver, raw: bool, token: Can
             Ok(signal) => control.signal(signal).await,
             Err(_) => Ok(()),
         };
+        if ends && sent.is_ok() {
+            receiver.asked_to_end.cancel();
+        }
         if ends && sent.is_err() {
             // The command has ended; only its output is still being written.
             return token.cancel();
@@ -315,7 +343,11 @@ async fn forward(mut signals: Signals, receiver: Receiver, raw: bool, token: Can
         if ends {
             let (receiver, token) = (Arc::clone(&receiver), token.clone());
             tokio::spawn(async move {
-                receiver.cannot_end().await;
+                if kind == SignalKind::terminate() && receiver.terminate == Terminate::Ends {
+                    sleep(SIGN_OF_LIFE).await;
+                } else {
+                    receiver.cannot_end().await;
+                }
                 token.cancel();
             });
         }

@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::Poll;
 use std::{io, thread};
 
@@ -13,14 +13,29 @@ use microagent::CancellationToken;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::failure::EXIT_CANCELLED;
+use crate::terminal;
 
-/// Listening to signals on behalf of long work.
-pub(crate) struct Listening(Arc<AtomicBool>);
+/// Listening to signals on behalf of long work. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Listening(Arc<AtomicU8>);
+
+/// The next signal cancels the work.
+const CANCEL: u8 = 0;
+/// Signals are somebody else's.
+const LENT: u8 = 1;
+/// The next signal ends this process.
+const EXIT: u8 = 2;
 
 impl Listening {
     /// The work has ended: the next signal ends this process.
-    pub(crate) fn exit_at_next(self) {
-        self.0.store(true, Ordering::SeqCst);
+    pub(crate) fn exit_at_next(&self) {
+        self.0.store(EXIT, Ordering::SeqCst);
+    }
+
+    /// Somebody else takes the signals from here on, until [`Listening::exit_at_next`].
+    pub(crate) fn lend(&self) {
+        // A signal that has arrived before counts.
+        let _ = self.0.compare_exchange(CANCEL, LENT, Ordering::SeqCst, Ordering::SeqCst);
     }
 }
 
@@ -33,16 +48,23 @@ pub(crate) fn listen(token: CancellationToken) -> io::Result<Listening> {
         let _inside = runtime.enter();
         Signals::of(&[SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()])?
     };
-    let exits = Arc::new(AtomicBool::new(false));
-    let listening = Listening(Arc::clone(&exits));
+    let mode = Arc::new(AtomicU8::new(CANCEL));
+    let listening = Listening(Arc::clone(&mode));
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
-            signals.next().await;
-            if !exits.load(Ordering::SeqCst) {
-                token.cancel();
+            loop {
                 signals.next().await;
+                match mode.load(Ordering::SeqCst) {
+                    LENT => {}
+                    CANCEL => {
+                        mode.store(EXIT, Ordering::SeqCst);
+                        token.cancel();
+                    }
+                    _ => break,
+                }
             }
         });
+        terminal::restore();
         std::process::exit(EXIT_CANCELLED.into());
     })?;
     Ok(listening)

@@ -2,8 +2,12 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::panic;
+use std::sync::{Mutex, Once, PoisonError};
 
 use microagent::Terminal;
+use rustix::fs::{FileType, fstat, tell};
+use rustix::io::ioctl_fionread;
 use rustix::termios::{OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::environment;
@@ -27,10 +31,11 @@ pub(crate) fn size() -> Option<(u16, u16)> {
     (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
 }
 
+/// Our terminal as it was before raw mode, while it is in raw mode.
+static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
+
 /// Our terminal in raw mode; as it was before when dropped.
-pub(crate) struct Raw {
-    before: Termios,
-}
+pub(crate) struct Raw(());
 
 impl Raw {
     /// Enters raw mode: every key goes to the guest, which echoes and interprets it.
@@ -44,19 +49,52 @@ impl Raw {
     }
 
     fn enter_with(output: OutputModes) -> io::Result<Raw> {
+        static HOOK: Once = Once::new();
+        // A release build aborts at a panic and drops nothing.
+        HOOK.call_once(|| {
+            let report = panic::take_hook();
+            panic::set_hook(Box::new(move |info| {
+                restore();
+                report(info);
+            }));
+        });
         let stdin = io::stdin();
         let before = tcgetattr(stdin.as_fd())?;
         let mut raw = before.clone();
         raw.make_raw();
         raw.output_modes |= output;
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
         tcsetattr(stdin.as_fd(), OptionalActions::Drain, &raw)?;
-        Ok(Raw { before })
+        Ok(Raw(()))
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // A terminal that is gone needs nothing.
-        let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Drain, &self.before);
+        restore();
+    }
+}
+
+/// Leaves raw mode, if our terminal is in it: for ends of this process that drop nothing.
+pub(crate) fn restore() {
+    if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // Not after what was written is shown: a terminal that nobody reads would hold up our end. One that is gone needs
+        // nothing.
+        let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &before);
+    }
+}
+
+/// Whether something waits to be read at our standard input: of a pipe or socket, or of a file. A terminal or another
+/// device is not looked at.
+pub(crate) fn input_waits() -> bool {
+    let stdin = io::stdin();
+    let Ok(found) = fstat(&stdin) else { return false };
+    match FileType::from_raw_mode(found.st_mode) {
+        FileType::RegularFile => {
+            let at = tell(&stdin).unwrap_or(0);
+            u64::try_from(found.st_size).is_ok_and(|size| at < size)
+        }
+        FileType::Fifo | FileType::Socket => ioctl_fionread(&stdin).is_ok_and(|count| count > 0),
+        _ => false,
     }
 }

@@ -320,10 +320,10 @@ Hint: pack it, `tar -C DIR -cf dir.tar .`, and attach that: -v dir.tar:/guest/pa
 "#]],
         ),
         (
-            "run -it alpine sh",
+            "run -dit alpine sh",
             str![[r#"
-Error: --interactive (-i) is not possible here: run gives the guest neither a terminal nor standard input
-Hint: omit -i and -t; for a session make a workspace: microagent create NAME --image IMAGE, microagent start NAME, microagent connect NAME
+Error: -d cannot be combined with -i or -t: a command in the background has no terminal
+Hint: omit -i and -t; for a shell in a machine that stays: microagent create NAME --image IMAGE, microagent start NAME, microagent connect NAME
 
 "#]],
         ),

@@ -82,6 +82,8 @@ pub struct Launched {
     end_deadline: Option<Instant>,
     cancel_patience: Duration,
     log: PathBuf,
+    /// The stream of the command that the caller is attached to.
+    relay: Option<UnixStream>,
 }
 
 /// Starts `program` as the supervisor of a workspace whose record exists.
@@ -95,21 +97,35 @@ pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, S
     ours.set_nonblocking(true).map_err(start)?;
     let stderr =
         open_file(&log, Access::Append).map_err(|source| SuperviseError::Log { log: log.clone(), source })?;
+    let (relay, stdout) = match spec.work.is_relayed() {
+        true => {
+            let (ours, theirs) = StdUnixStream::pair().map_err(start)?;
+            ours.set_nonblocking(true).map_err(start)?;
+            (Some(UnixStream::from_std(ours).map_err(start)?), Stdio::from(OwnedFd::from(theirs)))
+        }
+        false => (None, Stdio::null()),
+    };
     let child = Command::new(program)
         .arg(SUPERVISE_ARGUMENT)
         .arg(&spec.name)
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
+        .stdout(stdout)
         .stderr(Stdio::from(stderr))
         .spawn()
         .map_err(start)?;
     let (reports, mut tether) = UnixStream::from_std(ours).map_err(start)?.into_split();
     write_secret_message(&mut tether, spec, SPEC_LIMIT).await.map_err(SuperviseError::Instruct)?;
-    Ok(Launched { child, reports, tether, end_deadline: None, cancel_patience: CANCEL_PATIENCE, log })
+    Ok(Launched { child, reports, tether, end_deadline: None, cancel_patience: CANCEL_PATIENCE, log, relay })
 }
 
 impl Launched {
+    /// Takes the stream of the command that the caller is attached to, where [`Work::Run`](crate::Work::Run) asks for
+    /// one and it was not taken before.
+    pub fn take_relay(&mut self) -> Option<UnixStream> {
+        self.relay.take()
+    }
+
     /// Waits for the next report. When `cancel` is triggered, the supervisor is asked to end its machine; its
     /// last report is `Ended` all the same. After `Ended` comes nothing.
     ///
@@ -173,6 +189,7 @@ mod tests {
             end_deadline: None,
             cancel_patience,
             log: "supervisor.log".into(),
+            relay: None,
         };
         let cancel = CancellationToken::new();
         cancel.cancel();

@@ -45,7 +45,7 @@ pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay, grow_overlay};
 pub use ports::{PortError, choose_ports};
 pub use spec::{
-    Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, Report, SPEC_LIMIT,
+    Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, RelayedOutput, Report, SPEC_LIMIT,
     SUPERVISOR_PROTOCOL, StartMode, Step, SupervisorSpec, Timeline, Work,
 };
 pub use supervisor::{SUPERVISE_ARGUMENT, supervise};

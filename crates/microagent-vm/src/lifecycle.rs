@@ -497,7 +497,7 @@ fn ended_by_host(phase: Phase, event: Event) -> Next {
     use Event as E;
     match event {
         E::Cancelled => fail(FailureKind::Cancelled, "cancelled".to_owned()),
-        E::TimedOut => fail(FailureKind::Timeout, "signal: killed".to_owned()),
+        E::TimedOut => fail(FailureKind::Timeout, "the time limit was reached (signal: killed)".to_owned()),
         E::HostFull(message) => fail(FailureKind::HostFull, message),
         E::StartNotRecorded(failure) => end(Outcome::Failed(failure)),
         E::MachineGone(_)

@@ -23,7 +23,7 @@ pub const SPEC_LIMIT: usize = 16 * 1024 * 1024;
 /// messages of the control socket. It changes with each change of one of these types, which a test holds. What is between
 /// supervisor and agent has a number of its own ([`microagent_proto::GENERATION`]): a client of another generation can still
 /// end a machine, but not speak to its guest.
-pub const SUPERVISOR_PROTOCOL: u16 = 9;
+pub const SUPERVISOR_PROTOCOL: u16 = 10;
 
 /// Largest [`Report`] in bytes.
 pub(crate) const REPORT_LIMIT: usize = 128 * 1024;
@@ -166,6 +166,9 @@ pub enum Work {
         setup: Vec<Step>,
         /// The command.
         command: Exec,
+        /// Whether the caller is attached to the command, and what it is shown then. The stream is the supervisor's
+        /// standard output: [`microagent_proto::ExecEvent`]s to the caller, [`microagent_proto::ExecInput`]s from it.
+        relay: Option<RelayedOutput>,
     },
     /// Setup steps of a workspace that is being made.
     Prepare {
@@ -186,6 +189,18 @@ pub enum Work {
     },
     /// No disk and no workload: the guest is frozen into a template of its shape.
     Freeze,
+}
+
+/// What an attached caller is sent of a run's output. What it is sent is not recorded for it, too; the console log has
+/// all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RelayedOutput {
+    /// Nothing: it is recorded.
+    None,
+    /// That of the command; that of setup steps is recorded.
+    Command,
+    /// That of setup steps and command.
+    All,
 }
 
 /// Tells a disk that nobody has used since it was made from every other one.
@@ -245,6 +260,11 @@ impl Work {
     /// Whether the machine outlives its caller once it serves.
     pub(crate) fn is_detached(&self) -> bool {
         matches!(self, Work::Serve { detached: true, .. })
+    }
+
+    /// Whether the caller of a run is attached to its command.
+    pub(crate) fn is_relayed(&self) -> bool {
+        matches!(self, Work::Run { relay: Some(_), .. })
     }
 
     /// Whether there is a control socket. A run has one, too, while its command runs.

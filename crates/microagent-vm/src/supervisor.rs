@@ -19,6 +19,7 @@ mod network;
 mod outcome;
 mod plan;
 mod qemu;
+mod relay;
 mod worker;
 
 use std::cell::RefCell;
@@ -55,6 +56,7 @@ use control_server::ControlServer;
 use dir_watch::DirWatch;
 use liveness::StateWatch;
 use outcome::LastAnswers;
+use relay::Relay;
 use worker::HALT_GRACE;
 
 /// First argument of a supervisor process.
@@ -149,13 +151,14 @@ async fn run() -> io::Result<()> {
     else {
         return Err(io::Error::other("the caller is of another build, or gone"));
     };
+    let relay = if spec.work.is_relayed() { Some(Relay::take_stdout()?) } else { None };
     // A machine that outlives its caller must not keep the caller's directory busy.
     std::env::set_current_dir("/")?;
 
     let state = StateDir::at(&spec.state_dir);
     let dir = WorkspaceDir::at(&spec.dir);
     let (reports, reporter) = report_to(writer, spec.work.is_detached());
-    let disposable = match Driver::take(spec, dir.clone(), reports.clone(), started) {
+    let disposable = match Driver::take(spec, dir.clone(), reports.clone(), relay, started) {
         Ok(driver) => {
             let disposable = driver.record.as_ref().is_some_and(|record| record.disposable);
             let (ended, answers) = driver.drive(reader).await;
@@ -179,6 +182,7 @@ async fn run() -> io::Result<()> {
     Ok(())
 }
 
+/// A socket that the caller has left as a standard stream.
 fn tether_stream(fd: OwnedFd) -> io::Result<UnixStream> {
     let stream = StdUnixStream::from(fd);
     stream.set_nonblocking(true)?;
@@ -186,7 +190,7 @@ fn tether_stream(fd: OwnedFd) -> io::Result<UnixStream> {
 }
 
 /// Sends reports from a task of its own, so that a caller who does not read cannot stop the driver. The
-/// task's result says whether everything was taken. A detached supervisor has nobody to tell once it serves.
+/// task's result says whether the last word was taken. A detached supervisor has nobody to tell once it serves.
 fn report_to(mut writer: OwnedWriteHalf, detached: bool) -> (mpsc::Sender<Report>, JoinHandle<bool>) {
     let (sender, mut receiver) = mpsc::channel::<Report>(QUEUE);
     let task = spawn_local(async move {
@@ -195,7 +199,7 @@ fn report_to(mut writer: OwnedWriteHalf, detached: bool) -> (mpsc::Sender<Report
                 return false;
             }
             if detached && matches!(report, Report::Serving) {
-                return true;
+                return false;
             }
         }
         true
@@ -240,6 +244,8 @@ struct Driver {
     caller_gone: bool,
     /// Its disks beside the root disk.
     claims: Claims,
+    /// The caller's stream to the command, until a conversation has it.
+    relay: Shared<Option<Relay>>,
     /// What QEMU can do.
     features: Features,
     _lock: Lock,
@@ -251,6 +257,7 @@ impl Driver {
         spec: SupervisorSpec,
         dir: WorkspaceDir,
         reports: mpsc::Sender<Report>,
+        relay: Option<Relay>,
         started: Instant,
     ) -> Result<Driver, Outcome> {
         let boot = |message: String| Outcome::Failed(WorkspaceFailure { kind: FailureKind::Boot, message });
@@ -305,6 +312,7 @@ impl Driver {
             out_of_memory: 0,
             caller_gone: false,
             claims,
+            relay: Rc::new(RefCell::new(relay)),
             features: Features::default(),
             _lock: lock,
         };

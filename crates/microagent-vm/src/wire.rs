@@ -12,7 +12,9 @@ use serde_reflection::{Samples, Tracer, TracerConfig};
 
 use crate::control::{Answer, ControlRequest, Hello, Refusal};
 use crate::lifecycle::ChangeRequest;
-use crate::spec::{Claim, Outcome, Report, SUPERVISOR_PROTOCOL, StartMode, SupervisorSpec, Work};
+use crate::spec::{
+    Claim, Outcome, RelayedOutput, Report, SUPERVISOR_PROTOCOL, StartMode, SupervisorSpec, Work,
+};
 
 /// Set to write the schema of a new number. One that is there is never written over.
 const WRITE: &str = "MICROAGENT_WRITE_SCHEMA";
@@ -39,7 +41,7 @@ fn schema() -> String {
         };
     }
     trace!(FailureKind, State, RestartPolicy, EgressMode, Result<(), String>, Command, ExecRole, std::net::IpAddr, std::net::SocketAddr, microagent_model::PortProtocol);
-    trace!(Claim, Outcome, StartMode, Work, SupervisorSpec, Report);
+    trace!(Claim, RelayedOutput, Outcome, StartMode, Work, SupervisorSpec, Report);
     trace!(ChangeRequest, ControlRequest, Refusal, Hello, Answer);
     let registry = tracer.registry().expect("every type was traced");
     serde_json::to_string_pretty(&registry).expect("a registry is plain data") + "\n"

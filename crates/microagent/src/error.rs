@@ -176,6 +176,16 @@ pub enum Error {
         message: String,
         /// Last lines of the guest's console, when they tell something.
         console_tail: Option<String>,
+        /// What setup steps and command had printed, where it was recorded.
+        output: Option<Box<OutputReader>>,
+    },
+    /// The caller's token was cancelled while the machine of a run was up. A disposable run leaves nothing.
+    #[error("cancelled")]
+    RunCancelled {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// What setup steps and command had printed, where it was recorded.
+        output: Option<Box<OutputReader>>,
     },
     /// A start failed. The record stays, in state `failed`.
     #[error("workspace `{workspace}` did not start (backend={backend}): {message}")]
@@ -338,7 +348,9 @@ impl Error {
         match self {
             Error::State(_) | Error::Supervise(_) | Error::Guest(_) => io_kind(deepest_io(self)),
             Error::Image(error) => image_kind(error),
-            Error::Bundle(BundleError::Cancelled) | Error::Cancelled => ErrorKind::Cancelled,
+            Error::Bundle(BundleError::Cancelled) | Error::Cancelled | Error::RunCancelled { .. } => {
+                ErrorKind::Cancelled
+            }
             Error::Bundle(error) if error.is_disk_full() => ErrorKind::HostFull,
             Error::Bundle(_) => ErrorKind::Disk,
             Error::RunFailed { kind, .. } => failure_kind(*kind),
@@ -424,6 +436,9 @@ impl Error {
             Error::StartFailed { kind: FailureKind::HostFull, .. } => Hint::FreeSpace { leftover: None },
             Error::RunFailed { kind: FailureKind::HostFull, workspace, .. } => {
                 Hint::FreeSpace { leftover: Some(workspace.clone()) }
+            }
+            Error::RunFailed { kind: FailureKind::Timeout, workspace, .. } => {
+                Hint::TimeLimit { name: workspace.clone() }
             }
             Error::StartFailed { workspace, .. } => Hint::ShowLogs { name: workspace.clone() },
             Error::RunFailed { workspace, .. } | Error::SetupFailed { workspace, .. } => {

@@ -105,6 +105,11 @@ pub enum Hint {
         /// The workspace.
         name: WorkspaceName,
     },
+    /// The time limit of the run was reached: raise it, read the log, then delete the workspace.
+    TimeLimit {
+        /// The workspace.
+        name: WorkspaceName,
+    },
     /// Read the log of the failed workspace, then delete it.
     LogsOrDelete {
         /// The workspace.

@@ -8,7 +8,7 @@ use microagent_model::{
     RateLimits, RestartPolicy, SecretReference, SetupStep, WorkspaceName,
 };
 
-use crate::Profile;
+use crate::{Profile, StdinMode, Terminal};
 
 /// What every workspace is made from. Start from [`WorkspaceOptions::new`] and set what differs.
 #[derive(Debug, Clone)]
@@ -74,6 +74,30 @@ pub struct RunOptions {
     pub name: Option<WorkspaceName>,
     /// Wall clock from the start of the machine until it is killed.
     pub timeout: Option<Duration>,
+}
+
+/// How a program is attached to the command of a run. Start from [`AttachOptions::new`] and set what differs.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct AttachOptions {
+    /// Whether the command has a standard input.
+    pub stdin: StdinMode,
+    /// A terminal as its standard input, output and error.
+    pub terminal: Option<Terminal>,
+    /// What is passed on of what is printed.
+    pub output: AttachedOutput,
+}
+
+/// What an attached program gets of a run's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AttachedOutput {
+    /// That of setup steps and command, as it comes.
+    #[default]
+    All,
+    /// That of the command, as it comes. What setup steps print is in the error if one of them fails.
+    Command,
+    /// Nothing; all of it is in the report.
+    Recorded,
 }
 
 /// A workspace that is kept between its starts. Start from [`CreateOptions::new`] and set what differs.
@@ -303,6 +327,31 @@ impl CreateOptions {
     #[must_use]
     pub fn workspace(self, change: impl FnOnce(WorkspaceOptions) -> WorkspaceOptions) -> CreateOptions {
         CreateOptions { workspace: change(self.workspace), ..self }
+    }
+}
+
+impl AttachOptions {
+    /// All output, without standard input and without a terminal.
+    pub fn new() -> AttachOptions {
+        AttachOptions::default()
+    }
+
+    /// Gives the command a standard input, or none.
+    #[must_use]
+    pub fn stdin(self, stdin: StdinMode) -> AttachOptions {
+        AttachOptions { stdin, ..self }
+    }
+
+    /// Gives the command a terminal.
+    #[must_use]
+    pub fn terminal(self, terminal: Terminal) -> AttachOptions {
+        AttachOptions { terminal: Some(terminal), ..self }
+    }
+
+    /// Sets what is passed on of what is printed.
+    #[must_use]
+    pub fn output(self, output: AttachedOutput) -> AttachOptions {
+        AttachOptions { output, ..self }
     }
 }
 

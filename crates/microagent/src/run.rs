@@ -1,5 +1,8 @@
 //! One-shot runs: image, machine, command, result, and nothing left.
 
+mod attached;
+mod detached;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
@@ -8,6 +11,7 @@ use microagent_model::{FailureKind, SetupStep, State, WorkspaceFailure, Workspac
 use microagent_store::{RecordedResult, Workload, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::{Ended, Outcome, SuperviseError, SupervisorSpec, Work, choose_ports};
 
+pub use self::attached::AttachedRun;
 use crate::error::InvalidRequest;
 use crate::limits::check_work;
 use crate::provision::{
@@ -19,7 +23,7 @@ use crate::supervisor_events::{
 };
 use crate::supervisor_spec::MachineRequest;
 use crate::workspace::{decisions_in, kill_orphan, lock_patiently};
-use crate::{Engine, Error, Event, Progress, RunOptions, RunReport, WorkspaceOptions};
+use crate::{AttachOptions, Engine, Error, Event, Progress, RunOptions, RunReport, WorkspaceOptions};
 
 impl Engine {
     /// Runs one command in a machine of its own and gives its result. A disposable run leaves nothing; one whose
@@ -29,6 +33,16 @@ impl Engine {
     /// Fails when the image cannot be used, the machine cannot be started or fails, a setup step fails, the time
     /// limit is reached, or `progress` is cancelled. Not when the command exits with something else than 0.
     pub async fn run(&self, options: RunOptions, progress: &Progress) -> Result<RunReport, Error> {
+        self.begin_run(options, None, progress).await?.finish(progress).await
+    }
+
+    /// Starts a machine for one command, brings the image in before.
+    async fn begin_run(
+        &self,
+        options: RunOptions,
+        attach: Option<&AttachOptions>,
+        progress: &Progress,
+    ) -> Result<BegunRun, Error> {
         check_run(&options)?;
         self.prepare()?;
         let name = options.name.clone().map_or_else(generated_name, Ok)?;
@@ -39,9 +53,11 @@ impl Engine {
         let config = &provision.image.config;
         let command = resolve_command(&options.command, config)?;
         check_work(&provision.workload, Some(&command))?;
+        let command = main_request(&provision.workload, &command);
         let work = Work::Run {
             setup: setup_steps(&provision.workload),
-            command: main_request(&provision.workload, &command),
+            command: attach.map_or(command.clone(), |attach| attach.of(command)),
+            relay: attach.map(|attach| attach.output.relayed()),
         };
         let kept = options.keep.then(|| kept_workload(&options, config, &provision.record.hostname));
         let dir = self.create_provisioned(&mut provision, kept.as_ref(), progress).await?;
@@ -55,7 +71,7 @@ impl Engine {
         };
         let backend = provision.programs.backend().to_owned();
         progress.event(Event::Booting { workspace: name.to_string(), backend });
-        self.finish_run(provision, &dir, supervisor, progress).await
+        Ok(BegunRun { engine: self.clone(), provision, dir, supervisor })
     }
 
     async fn launch_run(
@@ -72,69 +88,12 @@ impl Engine {
         Ok(self.launch(secrets.deliver(spec, &provision.workload.user)).await?)
     }
 
-    /// Waits for the end of a run, and removes what a disposable one does not leave.
-    async fn finish_run(
-        &self,
-        provision: Provision,
-        dir: &WorkspaceDir,
-        supervisor: SupervisorEvents,
-        progress: &Progress,
-    ) -> Result<RunReport, Error> {
-        let Provision { record, workload, image, mut notices, programs, .. } = provision;
-        let labels: Vec<String> = workload.setup.iter().map(SetupStep::label).collect();
-        let end = EndTranslator {
-            purpose: Purpose::Run,
-            workspace: &record.name,
-            backend: programs.backend(),
-            dir,
-            labels: &labels,
-        };
-        let (collector, progress) = NoticeCollector::before(progress);
-        let ended = supervisor.follow(&progress).await;
-        let output = end.output();
-        let (noted, published) = collector.collected();
-        notices.extend(noted);
-        let (recorded, ended) = match completed(ended, &end) {
-            Ok(completed) => completed,
-            Err(error) => return Err(self.run_failed(&record, dir, error).await),
-        };
-        let output = output?;
-        if record.has_network_device() {
-            notices.extend(refusals(&decisions_in(dir)?));
-        }
-        if record.disposable {
-            self.remove(&record.name, dir).await?;
-        }
-        if recorded.dropped_bytes > 0 {
-            notices.push(format!(
-                "{} bytes of output were dropped: it was over the bound",
-                recorded.dropped_bytes
-            ));
-        }
-        Ok(RunReport {
-            workspace: record.name,
-            final_state: State::Stopped,
-            profile: record.profile,
-            resources: record.resources,
-            network: record.network,
-            published,
-            hostname: record.hostname,
-            image: (&image).into(),
-            backend: programs.backend().to_owned(),
-            kept: !record.disposable,
-            start: ended.start,
-            result: recorded.into(),
-            output,
-            timeline: ended.timeline,
-            notices,
-        })
-    }
-
     /// What a run that did not complete leaves.
     async fn run_failed(&self, record: &WorkspaceRecord, dir: &WorkspaceDir, error: Error) -> Error {
         let left = match &error {
             // Somebody requested the end, or nothing has run.
             Error::Cancelled
+            | Error::RunCancelled { .. }
             | Error::RunFailed { kind: FailureKind::Cancelled, .. }
             | Error::DiskBusy { .. }
                 if record.disposable =>
@@ -170,7 +129,11 @@ impl Engine {
     }
 
     pub(crate) async fn remove(&self, name: &WorkspaceName, dir: &WorkspaceDir) -> Result<(), Error> {
-        let lock = lock_patiently(name, dir).await?;
+        let lock = match lock_patiently(name, dir).await {
+            // Another command has deleted it meanwhile.
+            Err(_) if !dir.path().exists() => return Ok(()),
+            lock => lock?,
+        };
         if let Ok(record) = WorkspaceRecord::load(dir) {
             kill_orphan(&record).await;
         }
@@ -182,6 +145,69 @@ impl Engine {
         });
         let removed = removing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         removed.map_err(|source| Error::File { action: "remove", path: dir.path().to_owned(), source })
+    }
+}
+
+/// A run whose machine is being started.
+struct BegunRun {
+    engine: Engine,
+    provision: Provision,
+    dir: WorkspaceDir,
+    supervisor: SupervisorEvents,
+}
+
+impl BegunRun {
+    /// Waits for the end of a run, and removes what a disposable one does not leave.
+    async fn finish(self, progress: &Progress) -> Result<RunReport, Error> {
+        let BegunRun { engine, provision, dir, supervisor } = self;
+        let Provision { record, workload, image, mut notices, programs, .. } = provision;
+        let labels: Vec<String> = workload.setup.iter().map(SetupStep::label).collect();
+        let end = EndTranslator {
+            purpose: Purpose::Run,
+            workspace: &record.name,
+            backend: programs.backend(),
+            dir: &dir,
+            labels: &labels,
+        };
+        let (collector, progress) = NoticeCollector::before(progress);
+        let ended = supervisor.follow(&progress).await;
+        let output = end.output();
+        let (noted, published) = collector.collected();
+        notices.extend(noted);
+        let (recorded, ended) = match completed(ended, &end) {
+            Ok(completed) => completed,
+            Err(error) => return Err(engine.run_failed(&record, &dir, error).await),
+        };
+        let output = output?;
+        if record.has_network_device() {
+            notices.extend(refusals(&decisions_in(&dir)?));
+        }
+        if record.disposable {
+            engine.remove(&record.name, &dir).await?;
+        }
+        if recorded.dropped_bytes > 0 {
+            notices.push(format!(
+                "{} bytes of output were dropped: it was over the bound",
+                recorded.dropped_bytes
+            ));
+        }
+        Ok(RunReport {
+            workspace: record.name,
+            final_state: State::Stopped,
+            profile: record.profile,
+            resources: record.resources,
+            network: record.network,
+            published,
+            hostname: record.hostname,
+            image: (&image).into(),
+            backend: programs.backend().to_owned(),
+            kept: !record.disposable,
+            start: ended.start,
+            result: recorded.into(),
+            output,
+            timeline: ended.timeline,
+            notices,
+        })
     }
 }
 

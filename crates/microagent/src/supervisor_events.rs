@@ -8,6 +8,7 @@ use microagent_store::WorkspaceDir;
 use microagent_vm::{
     Ended, Launched, Outcome, OutputReader, Report, SuperviseError, SupervisorSpec, Work, launch,
 };
+use tokio::net::UnixStream;
 
 use crate::{Engine, Error, Event, Observer, Progress, SetupFailure};
 
@@ -45,6 +46,11 @@ impl Engine {
 }
 
 impl SupervisorEvents {
+    /// Takes the stream to the command of a run, where it has one.
+    pub(crate) fn take_relay(&mut self) -> Option<UnixStream> {
+        self.launched.take_relay()
+    }
+
     /// Passes on what the supervisor reports until its machine serves or has ended.
     pub(crate) async fn follow(mut self, progress: &Progress) -> Result<SupervisorProgress, SuperviseError> {
         let ended = loop {
@@ -122,10 +128,20 @@ impl EndTranslator<'_> {
         match ended.outcome {
             Outcome::Busy => Error::Busy { name: self.workspace.clone(), source: None },
             Outcome::DiskBusy { disk, holder } => Error::DiskBusy { disk, holder },
-            Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => Error::Cancelled,
+            Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => match self.purpose {
+                Purpose::Run => {
+                    Error::RunCancelled { workspace: self.workspace.clone(), output: self.recorded() }
+                }
+                Purpose::Start | Purpose::Template => Error::Cancelled,
+            },
             Outcome::Failed(failure) => {
+                // What programs that read the line look for; the hint and the record say that time was up.
+                let message = match (self.purpose, failure.kind) {
+                    (Purpose::Run, FailureKind::Timeout) => "signal: killed".to_owned(),
+                    _ => failure.message,
+                };
                 let tail = Some(ended.console_tail).filter(|tail| !tail.is_empty());
-                self.failed(failure.kind, failure.message, tail)
+                self.failed(failure.kind, message, tail)
             }
             Outcome::SetupFailed { step, exit_code, start_error } => {
                 self.setup_failed(step, exit_code, start_error)
@@ -176,10 +192,17 @@ impl EndTranslator<'_> {
         OutputReader::open(&path).map_err(|source| Error::File { action: "read", path, source })
     }
 
+    /// What the workload of a run had printed. That it cannot be read must not hide why the run failed.
+    fn recorded(&self) -> Option<Box<OutputReader>> {
+        self.output().ok().map(Box::new)
+    }
+
     fn failed(&self, kind: FailureKind, message: String, console_tail: Option<String>) -> Error {
         let (workspace, backend) = (self.workspace.clone(), self.backend.to_owned());
         match self.purpose {
-            Purpose::Run => Error::RunFailed { workspace, backend, kind, message, console_tail },
+            Purpose::Run => {
+                Error::RunFailed { workspace, backend, kind, message, console_tail, output: self.recorded() }
+            }
             Purpose::Start => Error::StartFailed { workspace, backend, kind, message, console_tail },
             Purpose::Template => Error::TemplateFailed { kind, message },
         }

@@ -35,6 +35,7 @@ pub use apply::{Applied, ApplyMode, Change, ChangeKind};
 pub use commit::{CommitOptions, CommitReport};
 pub use console::Console;
 pub use copy::{CopySource, CopyTarget, SymlinkMode};
+pub(crate) use exec::CommandStream;
 pub use exec::{
     Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, StdinMode, Terminal,
 };

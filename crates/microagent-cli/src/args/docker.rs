@@ -73,9 +73,6 @@ const NETWORK_CHOICE: &str =
     "choose --network user (outbound NAT, published ports) or --network isolated (no network device)";
 const PORTS: &str = "ports that an image exposes are not published automatically";
 const PORTS_NOW: &str = "publish each port: -p HOST_PORT:PORT; HOST_PORT 0 picks a free port";
-const TERMINAL: &str = "run gives the guest neither a terminal nor standard input";
-const TERMINAL_NOW: &str = "omit -i and -t; for a session make a workspace: microagent create NAME --image IMAGE, \
-     microagent start NAME, microagent connect NAME";
 const FOREGROUND: &str = "run stays in the foreground until the command ends";
 const NO_MOUNTS: &str = "nothing of the host is mounted into a microVM";
 const ATTACH: &str = "attach a named volume, a tar file or an ext4 image: -v SOURCE:/guest/path[:ro]";
@@ -180,17 +177,16 @@ const FLAGS: &[DockerFlag] = &[
     switch("publish-all", PORTS, PORTS_NOW).short('P'),
     valued("expose", PORTS, PORTS_NOW),
     // Life
+    valued(
+        "detach-keys",
+        "an attached run ends with its command and has no key to detach with",
+        "omit it; -d starts the command in the background, and `microagent connect NAME` can be left with Ctrl-]",
+    ),
     switch(
-        "detach",
-        FOREGROUND,
-        "make a workspace: microagent create NAME --image IMAGE --image-command, microagent start NAME",
-    )
-    .short('d'),
-    valued("detach-keys", FOREGROUND, LEAVE_OUT),
-    switch("interactive", TERMINAL, TERMINAL_NOW).short('i'),
-    switch("tty", TERMINAL, TERMINAL_NOW).short('t'),
-    valued("attach", TERMINAL, TERMINAL_NOW).short('a'),
-    switch("sig-proxy", "signals always end the run and clean up", LEAVE_OUT),
+        "sig-proxy",
+        "signals go to the command with -i, -t and --stream, and end the run without them",
+        LEAVE_OUT,
+    ),
     except("restart", "no", FOREGROUND, KEPT),
     valued("stop-signal", "a one-shot run ends with its command or is killed at --timeout", LEAVE_OUT),
     valued(
@@ -262,13 +258,9 @@ impl DockerFlags {
 pub(crate) struct CreateDockerFlags(DockerFlags);
 
 /// Flags of `run` that mean something for a workspace, or are no flags of `docker create`.
-const OF_RUN_ALONE: [&str; 16] = [
+const OF_RUN_ALONE: [&str; 12] = [
     "restart",
-    "detach",
     "detach-keys",
-    "interactive",
-    "tty",
-    "attach",
     "sig-proxy",
     "stop-signal",
     "stop-timeout",

@@ -18,6 +18,11 @@ pub(crate) struct OutputDocument {
 }
 
 impl OutputDocument {
+    /// Whether nothing was printed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.stdout.is_empty() && self.stderr.is_empty()
+    }
+
     /// Reads all that is left; the run bounded it.
     pub(crate) fn read(output: &mut OutputReader) -> io::Result<OutputDocument> {
         let (mut out, mut err) = (Vec::new(), Vec::new());

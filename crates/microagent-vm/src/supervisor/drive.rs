@@ -185,6 +185,7 @@ impl Driver {
             budget: AnswerBudget::of(restored, self.spec.boot_deadline, machine.process_id()),
             state: Rc::clone(&self.published),
             guest_end: machine.guest_end(),
+            relay: Rc::clone(&self.relay),
         };
         let channel = machine.control_channel().map_err(|e| full_or_boot(&e, "control channel"))?;
         let worker =

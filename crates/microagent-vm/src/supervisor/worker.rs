@@ -4,18 +4,18 @@
 //! into bounded logs, codes into small integers. The driver holds the deadline of the whole; those here are
 //! of single answers.
 
+mod exec;
+
 use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use jiff::Timestamp;
 use microagent_proto::{
-    Configure, Configured, Entropy, Exec, ExecEvent, ExecInput, Exit, FrameError, GuestError, GuestErrorKind,
-    INPUT_LIMIT, MessageReader, PreambleKind, REPLY_LIMIT, REQUEST_LIMIT, Request, SessionError,
-    SessionHandle, SetClock, ShutDown, StartErrorKind, Stream, greet, host_session, read_message,
-    write_message, write_secret_message,
+    Configure, Configured, Entropy, Exec, FrameError, GuestError, GuestErrorKind, PreambleKind, REPLY_LIMIT,
+    REQUEST_LIMIT, Request, SessionError, SessionHandle, SetClock, ShutDown, Stream, greet, host_session,
+    read_message, write_message, write_secret_message,
 };
 use microagent_store::{RecordedResult, StateDir, WorkspaceDir, write_json};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -24,17 +24,19 @@ use serde_json::Value;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
+use self::exec::{Attached, Conversation};
 use super::answer_budget::{AnswerBudget, Exhausted};
 use super::control_server::ControlServer;
 use super::guest_end::GuestEnd;
 use super::liveness::{StateWatch, unresponsive};
 use super::machine::Monitor;
+use super::relay::Relay;
 use super::{Shared, elapsed_us};
 use crate::bounded_log::BoundedLog;
 use crate::lifecycle::Event;
-use crate::output::{OutputStream, OutputWriter};
+use crate::output::OutputWriter;
 use crate::spec::{MachineSpec, Outcome, Report, Step, SupervisorSpec, Timeline, Work};
 use crate::template::Freezer;
 
@@ -52,9 +54,6 @@ const SIGTERM: u8 = 15;
 
 /// How long the guest may take to accept a request.
 const ASK_DEADLINE: Duration = Duration::from_secs(60);
-
-/// How long the guest may take to start a command or to say why it cannot.
-const START_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long the guest may take to set its clock.
 const CLOCK_DEADLINE: Duration = Duration::from_secs(1);
@@ -148,6 +147,8 @@ pub(super) struct WorkerContext {
     pub(super) state: Rc<StateWatch>,
     /// What is known of the guest's end.
     pub(super) guest_end: GuestEnd,
+    /// The caller's stream to the command of a run, until the work takes it.
+    pub(super) relay: Shared<Option<Relay>>,
 }
 
 /// A session with a guest, which ends when this is dropped.
@@ -364,19 +365,22 @@ impl Worker {
         signals: mpsc::Receiver<u8>,
     ) -> Result<Outcome, Trouble> {
         match self.work.clone() {
-            Work::Run { setup, command } => {
+            Work::Run { setup, command, relay } => {
                 self.lend(session);
-                if let Some(failed) = self.set_up(session, setup).await? {
-                    return Ok(failed);
+                let mut attached =
+                    relay.and_then(|shown| Some(Attached { relay: self.context.relay.take()?, shown }));
+                let outcome = match self.set_up(session, setup, attached.as_mut()).await? {
+                    Some(failed) => failed,
+                    None => self.command(session, command, attached.as_mut()).await?,
+                };
+                // The machine ends after this, and with it the chance to show what is still on its way.
+                if let Some(Attached { relay, .. }) = attached {
+                    relay.finish().await;
                 }
-                let _ = self.context.reports.send(Report::Command).await;
-                self.context.timeline.borrow_mut().command_us = elapsed_us(self.context.started);
-                let result = self.exec(session, command, None).await?;
-                self.context.timeline.borrow_mut().exited_us = elapsed_us(self.context.started);
-                Ok(Outcome::Completed(result))
+                Ok(outcome)
             }
             Work::Prepare { setup, .. } => {
-                Ok(self.set_up(session, setup).await?.unwrap_or(Outcome::Prepared))
+                Ok(self.set_up(session, setup, None).await?.unwrap_or(Outcome::Prepared))
             }
             Work::Serve { service, .. } => {
                 self.lend(session);
@@ -384,13 +388,28 @@ impl Worker {
                     let _ = events.send(Event::Serving).await;
                     return std::future::pending().await;
                 };
-                let result = self.exec(session, service, Some((events, signals))).await?;
+                let conversation = Conversation::Service { events, signals };
+                let result = self.exec(session, service, conversation).await?;
                 write_json(&self.result, &result).map_err(|e| Trouble::Host(microagent_proto::chain(&e)))?;
                 Ok(Outcome::ServiceEnded(result))
             }
             // Its conversation ends with the freeze; that it comes this far means that there was none.
             Work::Freeze => Err(Trouble::Guest("there was nothing to freeze the guest into".to_owned())),
         }
+    }
+
+    /// Runs the command of a run.
+    async fn command(
+        &mut self,
+        session: &SessionHandle,
+        command: Exec,
+        attached: Option<&mut Attached>,
+    ) -> Result<Outcome, Trouble> {
+        let _ = self.context.reports.send(Report::Command).await;
+        self.context.timeline.borrow_mut().command_us = elapsed_us(self.context.started);
+        let result = self.exec(session, command, Conversation::Command { attached }).await?;
+        self.context.timeline.borrow_mut().exited_us = elapsed_us(self.context.started);
+        Ok(Outcome::Completed(result))
     }
 
     /// Clients can have streams from now on, while the machine runs.
@@ -406,86 +425,18 @@ impl Worker {
         &mut self,
         session: &SessionHandle,
         setup: Vec<Step>,
+        mut attached: Option<&mut Attached>,
     ) -> Result<Option<Outcome>, Trouble> {
         for (number, step) in setup.into_iter().enumerate() {
             let _ = self.context.reports.send(Report::Setup(number)).await;
-            let result = self.exec(session, step.exec, None).await?;
+            let conversation = Conversation::Setup { attached: attached.as_deref_mut() };
+            let result = self.exec(session, step.exec, conversation).await?;
             if result.exit_code != 0 {
                 let RecordedResult { exit_code, start_error, .. } = result;
                 return Ok(Some(Outcome::SetupFailed { step: number, exit_code, start_error }));
             }
         }
         Ok(None)
-    }
-
-    /// Runs one command to its end and records what it prints. That a service runs is an event.
-    async fn exec(
-        &mut self,
-        session: &SessionHandle,
-        exec: Exec,
-        mut service: Option<(&mpsc::Sender<Event>, mpsc::Receiver<u8>)>,
-    ) -> Result<RecordedResult, Trouble> {
-        let started_at = Timestamp::now();
-        let (from, mut to) = tokio::io::split(ask(session, &Request::Exec(exec)).await?);
-        let mut replies = MessageReader::new(from, REPLY_LIMIT);
-        let mut late = pin!(sleep(START_DEADLINE));
-        let mut heard = false;
-        let (mut out_of_memory, mut disk_full) = (None, None);
-        let (exit_code, signal, start_error) = loop {
-            let reply = tokio::select! {
-                reply = replies.next() => reply?,
-                () = &mut late, if !heard => {
-                    let seconds = START_DEADLINE.as_secs();
-                    return Err(Trouble::Guest(format!("the guest started nothing for {seconds} s")));
-                }
-                Some(signal) = next_signal(&mut service) => {
-                    write_message(&mut to, &ExecInput::Signal(signal), INPUT_LIMIT).await?;
-                    continue;
-                }
-            };
-            heard = true;
-            match reply.ok_or_else(closed)? {
-                ExecEvent::Started => {
-                    if let Some((events, _)) = &service {
-                        let _ = events.send(Event::Serving).await;
-                    }
-                }
-                ExecEvent::StdinTaken(_) => {}
-                ExecEvent::Stdout(bytes) => self.record(OutputStream::Stdout, &bytes)?,
-                ExecEvent::Stderr(bytes) => self.record(OutputStream::Stderr, &bytes)?,
-                ExecEvent::Exited(Exit::Code(code)) => break (i32::from(code), None, None),
-                ExecEvent::Exited(Exit::Signal(signal)) => {
-                    break (128 + i32::from(signal), Some(i32::from(signal)), None);
-                }
-                // The machine ends with its process 1; the driver sees that.
-                ExecEvent::Exited(Exit::PoweredOff | Exit::Restarted) => return std::future::pending().await,
-                ExecEvent::OutOfMemory { program } => out_of_memory = Some(program),
-                ExecEvent::DiskFull { mount } => disk_full = Some(mount),
-                ExecEvent::NotStarted(error) => {
-                    let code = if error.kind == StartErrorKind::NotFound { 127 } else { 126 };
-                    break (code, None, Some(error.message));
-                }
-            }
-        };
-        let exited_at = Timestamp::now();
-        let dropped_bytes = self.output.dropped();
-        Ok(RecordedResult {
-            started_at,
-            exited_at,
-            exit_code,
-            signal,
-            start_error,
-            dropped_bytes,
-            out_of_memory,
-            disk_full,
-        })
-    }
-
-    fn record(&mut self, stream: OutputStream, bytes: &[u8]) -> Result<(), Trouble> {
-        self.context.console.borrow_mut().append(bytes);
-        self.output
-            .append(stream, bytes)
-            .map_err(|e| Trouble::Host(format!("what the command printed cannot be stored: {e}")))
     }
 }
 
@@ -572,14 +523,6 @@ async fn reply<T: DeserializeOwned>(stream: &mut Stream) -> Result<T, Trouble> {
 
 fn closed() -> Trouble {
     Trouble::Channel("the guest closed the control channel".to_owned())
-}
-
-/// Waits for a signal that the service is to get; for ever where there is none.
-async fn next_signal(service: &mut Option<(&mpsc::Sender<Event>, mpsc::Receiver<u8>)>) -> Option<u8> {
-    match service {
-        Some((_, signals)) => signals.recv().await,
-        None => std::future::pending().await,
-    }
 }
 
 fn fill_random(buffer: &mut [u8]) -> Result<(), Trouble> {

@@ -21,10 +21,12 @@ use microagent_proto::{
 };
 use microagent_store::Workload;
 use microagent_vm::{OutputFrame, OutputStream};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 pub use self::options::{ExecOptions, StdinMode, Terminal};
 use super::Workspace;
@@ -79,7 +81,10 @@ pub struct ExecStdin(mpsc::Sender<Vec<u8>>);
 
 /// What is told to a running command. Cheap to clone; outlives the command without harm.
 #[derive(Debug, Clone)]
-pub struct ExecControl(mpsc::Sender<Control>);
+pub struct ExecControl {
+    controls: mpsc::Sender<Control>,
+    started: CancellationToken,
+}
 
 /// The command has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -153,42 +158,13 @@ impl Workspace {
             // The image names its own directory, and a user may mistype one.
             make_working_dir,
             stdin: options.stdin == StdinMode::Piped,
-            terminal: options.terminal.map(|terminal| microagent_proto::Terminal {
-                rows: terminal.rows,
-                cols: terminal.cols,
-                term: terminal.term,
-            }),
+            terminal: options.terminal.map(Terminal::request),
             ..exec_request(&workload, &options.command)
         };
         let started_at = Timestamp::now();
         let stream = guest.request(&Request::Exec(request)).await?;
-        let (from, to) = stream.stream.into_split();
-        let (output, frames) = mpsc::channel(OUTPUT_QUEUE);
-        let (control, controls) = mpsc::channel(INPUT_QUEUE);
-        let (stdin, input) = match options.stdin {
-            StdinMode::Empty => (None, None),
-            StdinMode::Piped => {
-                let (sender, receiver) = mpsc::channel(INPUT_QUEUE);
-                (Some(ExecStdin(sender)), Some(receiver))
-            }
-        };
-        let conversation = Conversation {
-            name: self.name.clone(),
-            replies: MessageReader::new(from, REPLY_LIMIT),
-            to,
-            stdin: input,
-            control: Some(controls),
-            output,
-            printed: None,
-            discard_from: None,
-            discarded_bytes: 0,
-            pending: Vec::new(),
-            window: STDIN_WINDOW,
-            shortage: Shortage::default(),
-            heard: false,
-        };
-        let conversation = ConversationTask(tokio::spawn(conversation.run(options.timeout)));
-        Ok(Exec { started_at, output: frames, stdin, control: ExecControl(control), conversation })
+        let stream = CommandStream { name: self.name.clone(), stream: stream.stream, heard: false };
+        Ok(stream.converse(started_at, options.stdin, options.timeout))
     }
 
     /// The program of interactive sessions that the workspace was created with, if any.
@@ -198,6 +174,51 @@ impl Workspace {
     pub fn shell(&self) -> Result<Option<String>, Error> {
         let workload = Workload::load(&self.existing()?).map_err(|e| self.damaged(e))?;
         Ok(workload.shell)
+    }
+}
+
+/// A stream of an agent, or of a supervisor in its place, on which a command was requested.
+pub(crate) struct CommandStream {
+    /// The workspace.
+    pub(crate) name: WorkspaceName,
+    /// The stream.
+    pub(crate) stream: UnixStream,
+    /// Whether somebody else sees to it that the command is started in time.
+    pub(crate) heard: bool,
+}
+
+impl CommandStream {
+    /// Starts the conversation about the command, on a task of its own.
+    pub(crate) fn converse(self, started_at: Timestamp, stdin: StdinMode, limit: Option<Duration>) -> Exec {
+        let (from, to) = self.stream.into_split();
+        let (output, frames) = mpsc::channel(OUTPUT_QUEUE);
+        let (controls, told) = mpsc::channel(INPUT_QUEUE);
+        let started = CancellationToken::new();
+        let (stdin, input) = match stdin {
+            StdinMode::Empty => (None, None),
+            StdinMode::Piped => {
+                let (sender, receiver) = mpsc::channel(INPUT_QUEUE);
+                (Some(ExecStdin(sender)), Some(receiver))
+            }
+        };
+        let conversation = Conversation {
+            name: self.name,
+            replies: MessageReader::new(from, REPLY_LIMIT),
+            to,
+            stdin: input,
+            control: Some(told),
+            output,
+            printed: None,
+            discard_from: None,
+            discarded_bytes: 0,
+            pending: Vec::new(),
+            window: STDIN_WINDOW,
+            shortage: Shortage::default(),
+            heard: self.heard,
+            started: started.clone(),
+        };
+        let conversation = ConversationTask(tokio::spawn(conversation.run(limit)));
+        Exec { started_at, output: frames, stdin, control: ExecControl { controls, started }, conversation }
     }
 }
 
@@ -325,18 +346,23 @@ impl ExecControl {
         self.send(Control::Kill).await
     }
 
+    /// Waits until the command has started; for ever where it never does.
+    pub async fn started(&self) {
+        self.started.cancelled().await;
+    }
+
     /// Whether the command has ended.
     pub fn has_ended(&self) -> bool {
-        self.0.is_closed()
+        self.controls.is_closed()
     }
 
     /// Waits until the command has ended.
     pub async fn ended(&self) {
-        self.0.closed().await;
+        self.controls.closed().await;
     }
 
     async fn send(&self, control: Control) -> Result<(), ExecEnded> {
-        self.0.send(control).await.map_err(|_| ExecEnded)
+        self.controls.send(control).await.map_err(|_| ExecEnded)
     }
 }
 
@@ -391,6 +417,8 @@ struct Conversation {
     shortage: Shortage,
     /// Whether the guest has said anything yet.
     heard: bool,
+    /// Told that the command has started.
+    started: CancellationToken,
 }
 
 impl Conversation {
@@ -507,7 +535,10 @@ impl Conversation {
         };
         match event {
             None => Err(self.gone(ConnectionFault::Ended)),
-            Some(ExecEvent::Started) => Ok(None),
+            Some(ExecEvent::Started) => {
+                self.started.cancel();
+                Ok(None)
+            }
             Some(ExecEvent::OutOfMemory { program }) => {
                 self.shortage.out_of_memory = Some(program);
                 Ok(None)

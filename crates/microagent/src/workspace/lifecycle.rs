@@ -112,6 +112,16 @@ impl Engine {
     /// state `failed`, for its logs, and its next start begins with the setup on a fresh disk. Cancelled, or without a
     /// supervisor, it leaves nothing.
     pub async fn create(&self, options: CreateOptions, progress: &Progress) -> Result<Workspace, Error> {
+        self.create_as(options, false, progress).await
+    }
+
+    /// The same; a disposable one goes with its first machine.
+    pub(crate) async fn create_as(
+        &self,
+        options: CreateOptions,
+        disposable: bool,
+        progress: &Progress,
+    ) -> Result<Workspace, Error> {
         check_options(&options.workspace)?;
         self.prepare()?;
         let workspace = self.workspace(&options.name);
@@ -121,6 +131,7 @@ impl Engine {
         };
         let mut provision = self.provision(&options.name, &options.workspace, first_start, progress).await?;
         provision.record.restart = options.restart;
+        provision.record.disposable = disposable;
         if let Some(command) = &options.service {
             provision.workload.service = Some(resolve_command(command, &provision.image.config)?);
         }
@@ -150,19 +161,30 @@ impl Workspace {
     /// Fails when it is not resting, the size is not valid for a guest, another command has it, or the machine does not
     /// come up; then it is in state `failed`. Cancelled, it is in state `stopped`.
     pub async fn start(&self, options: StartOptions, progress: &Progress) -> Result<WorkspaceDetails, Error> {
-        let engine = &self.engine;
-        engine.prepare()?;
+        self.engine.prepare()?;
         let record = self.observe()?;
-        let one_start = options.size(&record);
-        if let Some(size) = &one_start {
-            check_size(size.resources)?;
-        }
         let state = record.observed_state();
         if !state.is_resting() {
             return Err(self.wrong_state(state, Action::Start));
         }
         if record.disposable {
             return Err(InvalidRequest::Leftover { name: self.name.clone(), verb: "started" }.into());
+        }
+        self.start_recorded(record, options, progress).await?;
+        self.details()
+    }
+
+    /// Starts it from rest, as its record says.
+    pub(crate) async fn start_recorded(
+        &self,
+        record: WorkspaceRecord,
+        options: StartOptions,
+        progress: &Progress,
+    ) -> Result<(), Error> {
+        let engine = &self.engine;
+        let one_start = options.size(&record);
+        if let Some(size) = &one_start {
+            check_size(size.resources)?;
         }
         // Before anything is done; the supervisor looks again.
         choose_ports(&record.publish)?;
@@ -185,7 +207,7 @@ impl Workspace {
         let end = self.end_of_start(&programs, &dir, &[]);
         let supervisor = engine.launch(spec).await?;
         match supervisor.follow(progress).await.map_err(|error| end.lost(error))? {
-            SupervisorProgress::Serving(_) => self.details(),
+            SupervisorProgress::Serving(_) => Ok(()),
             SupervisorProgress::Ended(ended) => Err(end.ended(*ended)),
         }
     }
@@ -218,8 +240,10 @@ impl Workspace {
         };
         let labels: Vec<String> = workload.setup.iter().map(SetupStep::label).collect();
         let work = Work::Prepare { setup: setup_steps(&workload), disk };
-        let spec =
-            engine.spec(programs, &MachineRequest::of(record, &dir, &base)?.first().unpublished(), work)?;
+        // What setup writes is for the next boot, even where the workspace goes with that.
+        let kept = WorkspaceRecord { disposable: false, ..record.clone() };
+        let machine = MachineRequest::of(&kept, &dir, &base)?.first().unpublished();
+        let spec = engine.spec(programs, &machine, work)?;
         let spec = secrets.deliver(spec, &workload.user);
         self.booting(programs, progress);
         let end = self.end_of_start(programs, &dir, &labels);

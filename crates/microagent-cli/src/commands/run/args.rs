@@ -7,6 +7,7 @@ use clap::Args;
 use microagent::spec::value::{duration, output};
 use microagent::{Artifact, RunCommand, RunOptions, SpecFile, WorkspaceName};
 
+use super::streams::StreamArgs;
 use crate::args::docker::DockerFlags;
 use crate::args::workspace::WorkspaceArgs;
 use crate::environment;
@@ -27,11 +28,15 @@ Examples:
     microagent artifact get report report ./report.txt
     microagent delete report --yes
 
-  For programs: one JSON document, the command's exit code, at most a minute:
+  Open a shell, feed a script, use the output, print one JSON document for programs:
+    microagent run -it alpine:3.20 sh
+    microagent run -i alpine:3.20 sh < script.sh
+    VERSION=$(microagent run -q alpine:3.20 cat /etc/alpine-release)
     microagent run --json --propagate-exit-code --timeout 60 alpine:3.20 sh -c 'exit 7'";
 
 const LONG_ABOUT: &str = "\
-Runs one command in a fresh microVM, prints how it ended and its output, and removes everything.
+Runs one command in a fresh microVM, prints how it ended and its output, and removes everything. With -i, -t or --stream \
+the output comes while the command runs, and the summary goes to standard error; with --raw or -q there is none.
 
 Options go before IMAGE: all words after it belong to the command. Without COMMAND the image's \
 Entrypoint and Cmd run. Exits with 0 when the run completed, whatever the command returned (see `Exit code:` \
@@ -86,7 +91,7 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "The run")]
     keep: bool,
 
-    /// Remove everything after the run (the default)
+    /// Remove everything after the run (the default without -d)
     #[arg(long, visible_alias = "delete", conflicts_with = "keep", help_heading = "The run")]
     rm: bool,
 
@@ -95,12 +100,17 @@ pub(crate) struct RunArgs {
     output: Vec<Artifact>,
 
     /// Exit with the command's exit code
-    #[arg(long, help_heading = "The run")]
+    #[arg(
+        long,
+        env = environment::PROPAGATE_EXIT_CODE,
+        hide_env_values = true,
+        value_parser = clap::builder::FalseyValueParser::new(),
+        help_heading = "The run"
+    )]
     pub(super) propagate_exit_code: bool,
 
-    /// Do not report progress
-    #[arg(short, long, help_heading = "The run")]
-    pub(super) quiet: bool,
+    #[command(flatten)]
+    pub(super) streams: StreamArgs,
 
     #[command(flatten)]
     docker: DockerFlags,
@@ -141,6 +151,8 @@ impl RunArgs {
         };
         self.command_over(&mut spec, words)?;
         spec.keep = if self.keep || self.rm { Some(self.keep) } else { spec.keep };
+        // As Docker has it: what runs in the background stays, unless that is said.
+        spec.keep = spec.keep.or(self.streams.detach.then_some(true));
         spec.name = self.name.clone().or(spec.name);
         spec.timeout = self.timeout.or(spec.timeout);
         Ok(spec)
@@ -296,7 +308,6 @@ mod tests {
     fn refusals_come_before_everything_else() {
         assert!(message(&["--privileged"]).starts_with("--privileged is not possible here"));
         assert!(message(&["-v", "/src:/src", "alpine"]).contains("never shared"));
-        assert!(message(&["-it", "alpine", "sh"]).contains("neither a terminal"));
         assert!(message(&["--network", "host", "alpine"]).contains("own kernel"));
         assert!(message(&["--output", "a=/x", "--output", "a=/y", "alpine"]).contains("twice"));
     }

@@ -1,6 +1,10 @@
 //! `microagent run`: one command in a fresh microVM.
 
 mod args;
+mod attached;
+mod detached;
+mod streams;
+
 use std::io::{self, Write};
 
 use microagent::{RunOptions, RunReport};
@@ -12,8 +16,9 @@ use crate::exit_reason::{Ending, Place};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, stdout};
 use crate::progress::Progress;
-use crate::run_output;
+use crate::{run_output, terminal};
 use args::option_after_image;
+use streams::{Attachment, Mode};
 
 pub(crate) use args::RunArgs;
 
@@ -24,9 +29,10 @@ const START_FAILURES: [i32; 2] = [126, 127];
 pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     let spec = args.spec()?;
     let idle = idle_keys(&spec.not_for_run(), "run");
+    let mode = args.streams.mode(context.format)?;
     let options = args.options(spec)?;
     let engine = context.engine_for_run(args.kernel.clone(), args.cold);
-    let progress = context.progress(args.quiet);
+    let progress = context.progress(args.streams.quiet);
     if let Some(note) = idle {
         progress.note(&note);
     }
@@ -34,29 +40,44 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     if !options.keep && !options.workspace.outputs.is_empty() {
         progress.note("--output has no effect without --keep: the run's files are removed at its end");
     }
-    let ran =
-        context.block_on(async |token| Ok(engine.run(options.clone(), &progress.of_work(&token)).await))?;
+    let mut use_code = args.propagate_exit_code;
+    let ran = match mode {
+        Mode::Detached => return detached::run(context, &engine, options, &progress).map(|()| 0),
+        Mode::Attached(attachment) => {
+            let ended = attached::run(context, &engine, options.clone(), attachment, &progress)?;
+            // Who asked for the end is not told that all went well when the command died of that.
+            use_code |= ended.asked_to_end;
+            ended.result
+        }
+        Mode::Collected => context
+            .block_on(async |token| Ok(engine.run(options.clone(), &progress.of_work(&token)).await))?,
+    };
     progress.end();
     let report = match ran {
         Ok(report) => report,
         Err(error) => return Err(run_output::failed(context, error)?),
     };
+    if mode == Mode::Collected && terminal::input_waits() {
+        progress.note("standard input was not passed to the command; -i passes it");
+    }
     let code = report.result.exit_code;
     let printed = match context.format {
         Format::Json => RunDocument::new(report).and_then(|document| print_json(&document)),
-        Format::Text => print_report(report, &options, &progress),
+        Format::Text => {
+            note_report(&report, &options, &progress);
+            print_report(report, mode)
+        }
     };
     match printed {
         // The reader of the output has ended; the run itself is complete.
-        Ok(()) | Err(Failure::ClosedOutput) if args.propagate_exit_code => {
-            Ok(u8::try_from(code).unwrap_or(1))
-        }
+        Ok(()) | Err(Failure::ClosedOutput) if use_code => Ok(u8::try_from(code).unwrap_or(1)),
         Ok(()) => Ok(0),
         Err(failure) => Err(failure),
     }
 }
 
-fn print_report(report: RunReport, options: &RunOptions, progress: &Progress) -> Result<(), Failure> {
+/// Says what the user should know beside the output.
+fn note_report(report: &RunReport, options: &RunOptions, progress: &Progress) {
     for notice in &report.notices {
         progress.note(notice);
     }
@@ -78,7 +99,24 @@ fn print_report(report: RunReport, options: &RunOptions, progress: &Progress) ->
     for note in ending.notes() {
         progress.note(&note);
     }
-    let mut out = stdout();
-    out.write_all(run_output::Summary::from(&report).to_string().as_bytes())?;
-    run_output::write_output(&mut { report.output }, out, io::stderr())
+}
+
+/// The summary, and the output where it was not shown as it came.
+fn print_report(report: RunReport, mode: Mode) -> Result<(), Failure> {
+    match mode {
+        Mode::Attached(Attachment { summary: true, .. }) => {
+            // Standard error that cannot be written to leaves nobody to tell.
+            let _ = io::stderr()
+                .lock()
+                .write_all(run_output::Summary::from(&report).to_string().trim_end().as_bytes());
+            let _ = io::stderr().lock().write_all(b"\n");
+            Ok(())
+        }
+        Mode::Attached(_) | Mode::Detached => Ok(()),
+        Mode::Collected => {
+            let mut out = stdout();
+            out.write_all(run_output::Summary::from(&report).to_string().as_bytes())?;
+            run_output::write_output(&mut { report.output }, out, io::stderr())
+        }
+    }
 }

@@ -51,6 +51,11 @@ impl Terminal {
     pub fn new(rows: u16, cols: u16, term: impl Into<String>) -> Terminal {
         Terminal { rows, cols, term: term.into() }
     }
+
+    /// As the guest's agent takes it.
+    pub(crate) fn request(self) -> microagent_proto::Terminal {
+        microagent_proto::Terminal { rows: self.rows, cols: self.cols, term: self.term }
+    }
 }
 
 impl ExecOptions {

@@ -29,6 +29,7 @@ fn conversation(
         window: STDIN_WINDOW,
         shortage: Shortage::default(),
         heard: false,
+        started: CancellationToken::new(),
     };
     (conversation, frames, guest)
 }
@@ -130,7 +131,7 @@ async fn a_time_limit_is_kept_while_nobody_takes_the_output() {
 async fn signals_pass_while_nobody_takes_the_output() {
     let (control, controls) = mpsc::channel(4);
     let (conversation, frames, guest) = conversation(None, Some(controls));
-    let control = ExecControl(control);
+    let control = ExecControl { controls: control, started: CancellationToken::new() };
     let signals = async {
         sleep(Duration::from_secs(1)).await;
         control.signal(2).await.unwrap();

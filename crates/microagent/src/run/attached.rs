@@ -1,0 +1,130 @@
+//! A run whose command is attached: its streams are the program's to read and write while it runs.
+
+use jiff::Timestamp;
+use microagent_model::WorkspaceName;
+use microagent_proto::Exec as ExecRequest;
+use microagent_vm::RelayedOutput;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::workspace::CommandStream;
+use crate::{
+    AttachOptions, AttachedOutput, Engine, Error, Exec, ExecControl, ExecStdin, OutputFrame, Progress,
+    RunOptions, RunReport, StdinMode, Terminal, Workspace,
+};
+
+/// A run in progress whose command is attached to this program. Dropping it ends the run.
+#[derive(Debug)]
+#[must_use = "the run is ended when this is dropped"]
+pub struct AttachedRun {
+    workspace: Workspace,
+    exec: Exec,
+    cancel: CancellationToken,
+    ended: CancellationToken,
+    finishing: JoinHandle<Result<RunReport, Error>>,
+}
+
+impl Engine {
+    /// Starts a run and attaches to its command: what is printed comes as it is printed, what is written to its standard
+    /// input reaches it, and so do signals and sizes of its terminal. Returns when its machine is being started.
+    ///
+    /// # Errors
+    /// Fails when the image cannot be used, the machine cannot be started, or `progress` is cancelled.
+    pub async fn run_attached(
+        &self,
+        options: RunOptions,
+        attach: AttachOptions,
+        progress: &Progress,
+    ) -> Result<AttachedRun, Error> {
+        let mut begun = self.begin_run(options, Some(&attach), progress).await?;
+        let name = begun.name().clone();
+        let stream = begun.supervisor.take_relay().ok_or(Error::Cancelled)?;
+        // The supervisor keeps the deadline of the start.
+        let stream = CommandStream { name: name.clone(), stream, heard: true };
+        let exec = stream.converse(Timestamp::now(), attach.stdin, None);
+        let (cancel, ended) = (progress.token().child_token(), CancellationToken::new());
+        let progress = progress.clone().cancel(cancel.clone());
+        let end = ended.clone().drop_guard();
+        let finishing = tokio::spawn(async move {
+            let _end = end;
+            begun.finish(&progress).await
+        });
+        Ok(AttachedRun { workspace: self.workspace(&name), exec, cancel, ended, finishing })
+    }
+}
+
+impl AttachedRun {
+    /// The workspace, which other handles can reach while it runs.
+    pub fn workspace(&self) -> &Workspace {
+        &self.workspace
+    }
+
+    /// Waits for the next piece of output; `None` when there is no more. Dropping the future loses nothing. Who takes no
+    /// output holds the command up, but neither its time limit nor signals.
+    pub async fn next(&mut self) -> Option<OutputFrame> {
+        self.exec.next().await
+    }
+
+    /// Takes the standard input, where it is [`StdinMode::Piped`] and was not taken before.
+    pub fn take_stdin(&mut self) -> Option<ExecStdin> {
+        self.exec.take_stdin()
+    }
+
+    /// What signals and sizes are sent with, and what tells when the command starts.
+    pub fn control(&self) -> ExecControl {
+        self.exec.control()
+    }
+
+    /// Triggered when the run has ended, whatever of its output was not taken.
+    pub fn ended(&self) -> CancellationToken {
+        self.ended.clone()
+    }
+
+    /// Waits for the end, and discards the output that was not taken.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    pub async fn wait(mut self) -> Result<RunReport, Error> {
+        drop(self.exec.take_stdin());
+        let mut more = true;
+        loop {
+            tokio::select! {
+                ended = &mut self.finishing => return ended.unwrap_or(Err(Error::Cancelled)),
+                piece = self.exec.next(), if more => more = piece.is_some(),
+            }
+        }
+    }
+}
+
+impl Drop for AttachedRun {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+impl super::BegunRun {
+    fn name(&self) -> &WorkspaceName {
+        &self.provision.record.name
+    }
+}
+
+impl AttachOptions {
+    /// A command with the streams that are attached.
+    pub(super) fn of(&self, command: ExecRequest) -> ExecRequest {
+        ExecRequest {
+            stdin: self.stdin == StdinMode::Piped,
+            terminal: self.terminal.clone().map(Terminal::request),
+            ..command
+        }
+    }
+}
+
+impl AttachedOutput {
+    pub(super) fn relayed(self) -> RelayedOutput {
+        match self {
+            AttachedOutput::All => RelayedOutput::All,
+            AttachedOutput::Command => RelayedOutput::Command,
+            AttachedOutput::Recorded => RelayedOutput::None,
+        }
+    }
+}
