@@ -3,6 +3,7 @@
 mod attached;
 mod detached;
 
+use std::cell::RefCell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
@@ -162,23 +163,23 @@ impl BegunRun {
         let BegunRun { engine, provision, dir, supervisor } = self;
         let Provision { record, workload, image, mut notices, programs, .. } = provision;
         let labels: Vec<String> = workload.setup.iter().map(SetupStep::label).collect();
+        let (collector, progress) = NoticeCollector::before(progress, &dir);
+        let ended = supervisor.follow(&progress).await;
         let end = EndTranslator {
             purpose: Purpose::Run,
             workspace: &record.name,
             backend: programs.backend(),
             dir: &dir,
             labels: &labels,
+            opened: RefCell::new(collector.opened()),
         };
-        let (collector, progress) = NoticeCollector::before(progress);
-        let ended = supervisor.follow(&progress).await;
-        let output = end.output();
         let (noted, published) = collector.collected();
         notices.extend(noted);
         let (recorded, ended) = match completed(ended, &end) {
             Ok(completed) => completed,
             Err(error) => return Err(engine.run_failed(&record, &dir, error).await),
         };
-        let output = output?;
+        let output = end.output()?;
         if record.has_network_device() {
             notices.extend(refusals(&decisions_in(&dir)?));
         }

@@ -1,5 +1,7 @@
 //! Listens to a supervisor until it serves or its machine has ended, and says what that end means.
 
+use std::cell::RefCell;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -105,6 +107,8 @@ pub(crate) struct EndTranslator<'a> {
     pub(crate) dir: &'a WorkspaceDir,
     /// Labels of its setup steps.
     pub(crate) labels: &'a [String],
+    /// Its output, where it was opened while it ran: who ended it may have removed the directory.
+    pub(crate) opened: RefCell<Option<OutputReader>>,
 }
 
 impl EndTranslator<'_> {
@@ -188,6 +192,9 @@ impl EndTranslator<'_> {
 
     /// What the workload printed.
     pub(crate) fn output(&self) -> Result<OutputReader, Error> {
+        if let Some(opened) = self.opened.take() {
+            return Ok(opened);
+        }
         let path = self.dir.output();
         OutputReader::open(&path).map_err(|source| Error::File { action: "read", path, source })
     }
@@ -212,20 +219,30 @@ impl EndTranslator<'_> {
 /// Passes events on, and keeps for the report what belongs there.
 pub(crate) struct NoticeCollector {
     progress: Progress,
+    /// Where the output of the run is.
+    output: PathBuf,
+    opened: Mutex<Option<OutputReader>>,
     notices: Mutex<Vec<String>>,
     published: Mutex<Vec<Publish>>,
 }
 
 impl NoticeCollector {
     /// A collector before an observer, and the progress that leads to it.
-    pub(crate) fn before(progress: &Progress) -> (Arc<NoticeCollector>, Progress) {
+    pub(crate) fn before(progress: &Progress, dir: &WorkspaceDir) -> (Arc<NoticeCollector>, Progress) {
         let collector = Arc::new(NoticeCollector {
             progress: progress.clone(),
+            output: dir.output(),
+            opened: Mutex::default(),
             notices: Mutex::default(),
             published: Mutex::default(),
         });
         let before = progress.clone().observer(Arc::clone(&collector));
         (collector, before)
+    }
+
+    /// The output that was opened while the run was in progress.
+    pub(crate) fn opened(&self) -> Option<OutputReader> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The notices, and the published ports with the numbers that were picked last.
@@ -238,6 +255,11 @@ impl NoticeCollector {
 impl Observer for NoticeCollector {
     fn event(&self, event: Event) {
         match &event {
+            // The supervisor has made the file before it listened to the guest.
+            Event::Booted { .. } => {
+                *self.opened.lock().unwrap_or_else(PoisonError::into_inner) =
+                    OutputReader::open(&self.output).ok();
+            }
             Event::Notice(notice) => {
                 self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice.clone());
             }

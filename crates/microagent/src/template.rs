@@ -1,5 +1,6 @@
 //! Templates by hand: make one before it is needed, look at them, remove them.
 
+use std::cell::RefCell;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::time::SystemTime;
@@ -179,6 +180,7 @@ impl Templates {
             backend: programs.backend(),
             dir: &dir,
             labels: &[],
+            opened: RefCell::default(),
         };
         let supervisor = engine.launch(spec).await?;
         match supervisor.follow(progress).await.map_err(|error| end.lost(error))? {

@@ -3,6 +3,7 @@
 //! A start returns when the machine serves; its supervisor then lives on alone. Every later change is a request to
 //! that supervisor, which answers when the change is complete. What is true is always read from record and processes.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::time::Duration;
 
@@ -286,6 +287,7 @@ impl Workspace {
             backend: programs.backend(),
             dir,
             labels,
+            opened: RefCell::default(),
         }
     }
 
