@@ -164,6 +164,8 @@ fn signals_reach_the_command_and_the_run_ends_whatever_it_does_with_them() {
         if running.is_over() { Ok(()) } else { Err(()) }
     });
     running.finish().code(130);
+    // A fourth may have ended the command itself before it had removed the run.
+    drop(home.microagent(["delete", "one", "--yes"]).run());
     // A stopped QEMU takes no signal.
     for signal in [Signal::INT, Signal::TERM] {
         let running = start(polite);
@@ -175,7 +177,9 @@ fn signals_reach_the_command_and_the_run_ends_whatever_it_does_with_them() {
     let running = home.run("busybox", ["-q", "--network", "isolated"], &["yes"]).stdout_unread().start();
     running.stalls();
     running.signal(Signal::TERM);
-    running.finish().code(143);
+    // The command ends by the signal, or the run does when that takes too long.
+    let code = running.finish().status.code();
+    assert!(matches!(code, Some(130 | 143)), "{code:?}");
     home.nothing_is_left();
 }
 
