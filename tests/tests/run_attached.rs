@@ -158,14 +158,6 @@ fn signals_reach_the_command_and_the_run_ends_whatever_it_does_with_them() {
     let running = start(stubborn);
     running.signal(Signal::TERM);
     running.finish().code(130).says("cancelled");
-    let mut running = start(stubborn);
-    wait_for("the third interrupt to end it", DEADLINE, || {
-        running.signal(Signal::INT);
-        if running.is_over() { Ok(()) } else { Err(()) }
-    });
-    running.finish().code(130);
-    // A fourth may have ended the command itself before it had removed the run.
-    drop(home.microagent(["delete", "one", "--yes"]).run());
     // A stopped QEMU takes no signal.
     for signal in [Signal::INT, Signal::TERM] {
         let running = start(polite);
@@ -181,6 +173,22 @@ fn signals_reach_the_command_and_the_run_ends_whatever_it_does_with_them() {
     let code = running.finish().status.code();
     assert!(matches!(code, Some(130 | 143)), "{code:?}");
     home.nothing_is_left();
+}
+
+#[test]
+fn interrupts_that_a_command_ignores_end_the_run() {
+    let home = home();
+    let line = "trap '' INT; echo ready; while :; do sleep 1; done";
+    let options = ["-iq", "--name", "one", "--network", "isolated"];
+    let mut running = home.run("busybox", options, &["sh", "-c", line]).stdin_kept_open("").start();
+    prints(&home, "one", "ready");
+    wait_for("the third interrupt to end it", DEADLINE, || {
+        running.signal(Signal::INT);
+        if running.is_over() { Ok(()) } else { Err(()) }
+    });
+    running.finish().code(130);
+    // A fourth may have ended the command before it had removed everything, which a later command does.
+    home.processes_end();
 }
 
 #[test]
