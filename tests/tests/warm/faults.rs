@@ -263,7 +263,9 @@ fn killed_during_a_freeze_leaves_nothing_that_matters() {
         if of_image {
             is_cold(quick(&home, &["true"]), MISSING);
         }
-        let begun = home.run("busybox", ["--profile", "tiny", "--network", "isolated"], &["true"]).start();
+        // A command that does not end by itself, however late this test sees the freeze.
+        let begun =
+            home.run("busybox", ["--profile", "tiny", "--network", "isolated"], &["sleep", "7654"]).start();
         let supervisor = begun.supervisor();
         // A freeze takes some tens of milliseconds, so this looks more often than others do.
         let end = Instant::now() + Duration::from_secs(100);
@@ -272,6 +274,8 @@ fn killed_during_a_freeze_leaves_nothing_that_matters() {
             std::thread::sleep(Duration::from_millis(1));
         }
         if supervisor_too {
+            // Stopped, the command does not end because it sees the end of its supervisor.
+            begun.signal(Signal::STOP);
             supervisor.signal(Signal::KILL);
         }
         begun.kill();
