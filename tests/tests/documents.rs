@@ -120,6 +120,7 @@ fn workspace(documents: &mut Documents<'_>, image: &str, pushed: &str) {
         "status web",
         "stats web",
         "network web",
+        "port web",
         "egress web",
         "events web",
         "list",
@@ -132,6 +133,8 @@ fn workspace(documents: &mut Documents<'_>, image: &str, pushed: &str) {
         "kill web",
         "start web",
         "halt web",
+        "port remove web 0",
+        "port add web 80",
         "wait web",
         "artifact get web report fetched",
     ]);

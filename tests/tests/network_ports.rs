@@ -155,3 +155,85 @@ fn a_port_that_cannot_be_meant_is_refused_before_anything_is_done() {
     }
     home.nothing_is_left();
 }
+
+#[test]
+fn ports_are_added_to_and_removed_from_a_running_workspace() {
+    let home = home();
+    let image = home.image("debian");
+    let create = ["create", "box", "--image", &image, "-p", "0:8000"];
+    home.microagent(create).args(["--service-command", SERVICE]).success();
+    home.microagent(["start", "box"]).success();
+    let at = |line: &str| -> SocketAddr {
+        let line = line.strip_prefix("Published: ").unwrap_or(line);
+        line.split_once(" -> ").unwrap().0.parse().unwrap()
+    };
+    let listed = home.microagent(["port", "box"]).success();
+    let first = at(listed.text().lines().next().unwrap());
+    says(first, "port 8000");
+
+    // One that is picked, and one of UDP, by one command; the workspace runs on.
+    let added = home.microagent(["port", "add", "box", "8001", "53/udp"]).success();
+    let [tcp, udp] = added.text().lines().map(at).collect::<Vec<_>>()[..] else { panic!("{}", added.told()) };
+    says(tcp, "port 8001");
+    sends_back(udp, "question");
+    says(first, "port 8000");
+    let network = home.microagent(["network", "box", "--json"]).success().json();
+    assert_eq!(network["network"]["port_forwards"][1]["host_port"], tcp.port());
+    assert_eq!(network["network"]["port_forwards"][2]["protocol"], "udp");
+
+    // What is taken is refused, and nothing of the same command stays.
+    let free = two_free_ports().to_string();
+    let taken = format!("{}:8002", first.port());
+    home.microagent(["port", "add", "box", &format!("{free}:8002"), &taken])
+        .run()
+        .code(2)
+        .says("published twice");
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = format!("{}:8002", holder.local_addr().unwrap().port());
+    home.microagent(["port", "add", "box", &format!("{free}:8002"), &taken])
+        .run()
+        .code(1)
+        .says("Address already in use")
+        .says("another program has it");
+    assert!(TcpStream::connect(format!("127.0.0.1:{free}")).is_err());
+    home.microagent(["port", "remove", "box", "1"]).run().code(2).says("does not publish port 1/tcp");
+    assert_eq!(home.microagent(["port", "box"]).success().text().lines().count(), 3);
+
+    // Removed, it is free for others at once. A connection that is open stays open.
+    let removed = home.microagent(["port", "remove", "box", &tcp.to_string()]).success();
+    assert_eq!(removed.text(), format!("Removed: {tcp} -> 8001/tcp\n"));
+    drop(TcpListener::bind(tcp).unwrap());
+    assert!(TcpStream::connect(tcp).is_err());
+    says(first, "port 8000");
+
+    // What was added stays; port 0 is picked again.
+    home.microagent(["restart", "box"]).success();
+    let json = home.microagent(["port", "box", "--json"]).success().json();
+    let forwards = json["port_forwards"].as_array().unwrap();
+    assert_eq!(forwards.len(), 2, "{json}");
+    assert_eq!((&forwards[1]["guest_port"], &forwards[1]["protocol"]), (&53.into(), &"udp".into()));
+    let udp = format!("127.0.0.1:{}", forwards[1]["host_port"]);
+    sends_back(udp.parse().unwrap(), "again");
+
+    // One that rests has its ports changed for the next start.
+    home.microagent(["halt", "box"]).success();
+    home.microagent(["port", "remove", "box", "0/udp"]).success();
+    home.microagent(["port", "add", "box", &format!("{free}:8002")]).success();
+    home.microagent(["start", "box"]).success();
+    says(format!("127.0.0.1:{free}").parse().unwrap(), "port 8002");
+    home.microagent(["quarantine", "box", "--reason", "test"]).success();
+    home.microagent(["port", "add", "box", "8001"]).run().code(1).says("quarantined");
+    home.microagent(["delete", "box", "--force", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_workspace_without_network_publishes_nothing() {
+    let home = home();
+    home.microagent(["create", "box", "--image", &home.image("busybox"), "--network", "isolated"]).success();
+    home.microagent(["port", "add", "box", "80"]).run().code(2).says("the network is isolated");
+    home.microagent(["port", "add", "nobody", "80"]).run().code(1).says("nobody");
+    assert_eq!(home.microagent(["port", "box"]).success().text(), "");
+    home.microagent(["delete", "box", "--yes"]).success();
+    home.nothing_is_left();
+}

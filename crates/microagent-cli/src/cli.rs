@@ -10,7 +10,7 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::args::global::GlobalArgs;
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events,
-    exec, image, kernel, list, logs, man, network, perf, profiles, restart, result, run, secret, start,
+    exec, image, kernel, list, logs, man, network, perf, port, profiles, restart, result, run, secret, start,
     stats, status, supervise, system, template, version, volume, wait,
 };
 use crate::environment;
@@ -81,6 +81,7 @@ pub(crate) enum Command {
     #[command(visible_alias = "inspect")]
     Status(status::StatusArgs),
     Network(network::NetworkArgs),
+    Port(port::PortArgs),
     #[command(visible_alias = "log")]
     Logs(logs::LogsArgs),
     Events(events::EventsArgs),
@@ -211,6 +212,7 @@ fn request(cli: Cli) -> Request {
         Some(Command::Secret(group)) if group.command.is_none() => &["secret"],
         Some(Command::System(group)) if group.command.is_none() => &["system"],
         Some(Command::Perf(group)) if group.command.is_none() => &["perf"],
+        Some(Command::Port(group)) if group.command.is_none() && group.name.is_none() => &["port"],
         Some(Command::Artifact(group)) if group.command.is_none() && group.name.is_none() => &["artifact"],
         Some(_) => return Request::Command(Box::new(cli)),
     };

@@ -34,6 +34,7 @@ pub(crate) fn text(hint: &Hint) -> String {
             "another program uses the port; free it or choose another one, or 0 for any; delete what is left: \
              microagent delete {name} --yes"
         ),
+        Hint::ListPorts { name } => format!("`microagent port {name}` lists its ports"),
         Hint::RepairDisk => "if it was not unmounted cleanly, start once without :ro; if it is damaged, repair its file with \
                              e2fsck -f (`microagent volume status NAME` shows the file of a volume)"
             .to_owned(),
@@ -202,6 +203,7 @@ mod tests {
             Hint::FollowLogs { name: name.clone() },
             Hint::LogsOrDelete { name: name.clone() },
             Hint::FreePort { leftover: Some(name.clone()) },
+            Hint::ListPorts { name: name.clone() },
             Hint::FreeSpace { leftover: Some(name.clone()) },
             Hint::HaltHolder { name: "web".into() },
             Hint::DeleteUsers { names: vec![name] },

@@ -88,6 +88,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Ps(args) => commands::list::execute_ps(context, args),
         Command::List(args) => commands::list::execute(context, args),
         Command::Network(args) => commands::network::execute(context, args),
+        Command::Port(args) => commands::port::execute(context, args),
         Command::Status(args) => commands::status::execute(context, args),
         Command::Logs(args) => ended_by_user(args.follow, commands::logs::execute(context, args)),
         Command::Egress(args) => ended_by_user(args.follow, commands::egress::execute(context, args)),

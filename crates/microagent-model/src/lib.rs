@@ -34,7 +34,9 @@ pub use machine::{
     RateLimits, Resources, RestartPolicy,
 };
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
-pub use publish::{PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange, published_twice};
+pub use publish::{
+    PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError, PublishRange, published_twice,
+};
 pub use secret::{SecretReference, SecretReferenceError, SecretSource};
 pub use signal::{SIGTERM, signal_name, signal_number};
 pub use state::{FailureKind, State, WorkspaceFailure};

@@ -1,7 +1,7 @@
 //! Published ports: which port of the host leads to which port of the guest. Text and back, nothing else.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
@@ -187,6 +187,60 @@ fn range(text: &str) -> Result<Vec<u16>, PublishError> {
     Ok((first..=last).collect())
 }
 
+/// What names a published port: `[HOST:]HOST_PORT[:GUEST_PORT][/tcp|/udp]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortSelector {
+    host: Option<IpAddr>,
+    host_port: u16,
+    guest_port: Option<NonZeroU16>,
+    protocol: PortProtocol,
+}
+
+impl PortSelector {
+    /// Whether it names this port.
+    pub fn covers(&self, publish: &Publish) -> bool {
+        self.host.is_none_or(|host| host == publish.host)
+            && self.guest_port.is_none_or(|port| port == publish.guest_port)
+            && (self.host_port, self.protocol) == (publish.host_port, publish.protocol)
+    }
+}
+
+impl FromStr for PortSelector {
+    type Err = PublishError;
+
+    fn from_str(text: &str) -> Result<PortSelector, PublishError> {
+        let (address, protocol) = match text.split_once('/') {
+            None => (text, PortProtocol::Tcp),
+            Some((ports, "tcp")) => (ports, PortProtocol::Tcp),
+            Some((ports, "udp")) => (ports, PortProtocol::Udp),
+            Some((_, protocol)) => return Err(PublishError::Protocol { text: protocol.to_owned() }),
+        };
+        if let Ok(address) = address.parse::<SocketAddr>() {
+            let host_port = address.port();
+            return Ok(PortSelector { host: Some(address.ip()), host_port, guest_port: None, protocol });
+        }
+        if let Ok(host_port) = address.parse() {
+            return Ok(PortSelector { host: None, host_port, guest_port: None, protocol });
+        }
+        let has_host = address.matches(':').count() > 1;
+        let Publish { host, host_port, guest_port, protocol } = text.parse()?;
+        Ok(PortSelector { host: has_host.then_some(host), host_port, guest_port: Some(guest_port), protocol })
+    }
+}
+
+impl fmt::Display for PortSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host {
+            Some(host) => write!(f, "{}", SocketAddr::new(host, self.host_port))?,
+            None => write!(f, "{}", self.host_port)?,
+        }
+        if let Some(guest_port) = self.guest_port {
+            write!(f, ":{guest_port}")?;
+        }
+        write!(f, "/{}", self.protocol)
+    }
+}
+
 impl FromStr for Publish {
     type Err = PublishError;
 
@@ -277,6 +331,37 @@ mod tests {
             ("1-2-3", port("2-3")),
         ] {
             assert_eq!(text.parse::<Publish>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_selector_names_a_port_as_far_as_it_says() {
+        let named = |selector: &str, publish: &str| {
+            let (selector, publish): (PortSelector, Publish) =
+                (selector.parse().unwrap(), publish.parse().unwrap());
+            assert_eq!(selector.to_string().parse(), Ok(selector));
+            selector.covers(&publish)
+        };
+        for (selector, covered) in [
+            ("8080", ["127.0.0.1:8080:80", "[::1]:8080:81"]),
+            ("0", ["80", "0.0.0.0::81"]),
+            ("0:80", ["80", "0.0.0.0::80"]),
+            ("53/udp", ["53:53/udp", "[::1]:53:54/udp"]),
+            ("[::1]:53", ["[::1]:53:53", "[::1]:53:54"]),
+            ("127.0.0.1:8080:80/tcp", ["8080:80", "127.0.0.1:8080:80"]),
+        ] {
+            assert!(covered.iter().all(|publish| named(selector, publish)), "{selector}");
+        }
+        for (selector, other) in [
+            ("8080", "8080:80/udp"),
+            ("8080", "8081:80"),
+            ("127.0.0.1:8080", "[::1]:8080:80"),
+            ("8080:80", "8080:81"),
+        ] {
+            assert!(!named(selector, other), "{selector}");
+        }
+        for wrong in ["web", "", "8080/sctp", "127.0.0.1", "1:2:3:4", "80-90"] {
+            assert!(wrong.parse::<PortSelector>().is_err(), "{wrong}");
         }
     }
 

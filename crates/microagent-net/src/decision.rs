@@ -23,15 +23,6 @@ const REMEMBERED_MAX: usize = 1024;
 /// Time between two lines about what was left out.
 const SUPPRESSED_EVERY: Duration = Duration::from_secs(1);
 
-/// Receives decisions, on the stack's thread.
-pub trait DecisionLog {
-    /// Records one. Frames wait until it returns.
-    fn record(&mut self, decision: &Decision);
-
-    /// Passes on what was recorded and waits. Called now and then.
-    fn flush(&mut self);
-}
-
 /// Decisions that wait for the log, and the bound on them.
 #[derive(Debug)]
 pub(crate) struct Journal {

@@ -36,7 +36,7 @@ mod upstream;
 use std::net::Ipv4Addr;
 
 pub use address::Scope;
-pub use decision::{BURST, DecisionLog, PER_SECOND};
+pub use decision::{BURST, PER_SECOND};
 pub use dns::local::HostEntry;
 pub use dns::resolver::{DnsRequestId, DnsTransport, Errand};
 pub use egress::Now;
@@ -45,7 +45,7 @@ pub use host::HostAddresses;
 pub use hosts_file::host_entries;
 pub use outbox::{LENGTH_LEN, Outbox};
 pub use resolv_conf::{HostResolver, host_resolver};
-pub use runner::{Channels, Listener, run_stack};
+pub use runner::{Channels, Controller, Listener, Order, run_stack};
 pub use sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
 pub use stack::{HostChange, NameOptions, Stack, StackOptions};
 

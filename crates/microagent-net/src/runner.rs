@@ -1,11 +1,12 @@
 //! The stack as it runs: one thread that waits for QEMU's socket, listeners, sockets of flows and name servers at once.
 //!
-//! It reads the clock once per turn. It ends when QEMU's socket or the control socket closes.
+//! It reads the clock once per turn. It ends when QEMU's socket closes, or its controller has it end.
 
 mod frames;
 mod host;
 mod pace;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -15,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_model::PortProtocol;
+use microagent_model::egress::Decision;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, acceptfrom_with, recv, recvfrom, send};
 
-use crate::decision::DecisionLog;
 use crate::egress::Now;
 use crate::sockets::PortNumber;
 use crate::stack::{Stack, StackOptions};
@@ -32,6 +33,7 @@ const QEMU: u64 = 1 << 63;
 const CONTROL: u64 = 1 << 62;
 const LISTENER: u64 = 1 << 61;
 const RESOLVER: u64 = 1 << 60;
+const KINDS: u64 = QEMU | CONTROL | LISTENER | RESOLVER;
 
 /// Events that are taken at once.
 const EVENTS: usize = 256;
@@ -50,12 +52,35 @@ const READS: usize = 4;
 pub struct Channels {
     /// The link: a stream of frames, each with four bytes of length before it, big-endian.
     pub qemu: OwnedFd,
-    /// Closes when the stack is to end.
+    /// Readable when the controller has an order.
     pub control: OwnedFd,
-    /// Sockets of published ports.
-    pub listeners: Vec<Listener>,
     /// Most bytes per second on the link in each direction, without the length before each frame counted in.
     pub rate: Option<NonZeroU64>,
+}
+
+/// Who a stack works for. Nothing of it blocks.
+pub trait Controller {
+    /// Records a decision.
+    fn record(&mut self, decision: &Decision);
+
+    /// Passes on what was recorded and waits. Called now and then.
+    fn flush(&mut self);
+
+    /// The next order.
+    fn order(&mut self) -> Order;
+}
+
+/// What a controller wants of its stack.
+#[derive(Debug)]
+pub enum Order {
+    /// Nothing more for now.
+    Nothing,
+    /// Serve clients of a published port. One of the same number is replaced.
+    Open(PortNumber, Listener),
+    /// Take no more clients at a published port. Connections that are open stay open, flows of datagrams end.
+    Close(PortNumber),
+    /// End.
+    End,
 }
 
 /// A socket of the host at which clients of a published port come in: of TCP a listening one, of UDP a bound one.
@@ -69,35 +94,26 @@ pub struct Listener {
     pub guest_port: u16,
 }
 
-/// Runs a stack until its link or its control socket closes.
+/// Runs a stack until its link closes or its controller ends it.
 ///
 /// # Errors
 /// When the host cannot wait for sockets.
-pub fn run_stack(options: StackOptions, channels: Channels, log: &mut dyn DecisionLog) -> io::Result<()> {
+pub fn run_stack(
+    options: StackOptions,
+    channels: Channels,
+    controller: &mut dyn Controller,
+) -> io::Result<()> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let edge = epoll::EventFlags::ET;
     let both = epoll::EventFlags::IN | epoll::EventFlags::OUT | edge;
     epoll::add(&epoll, &channels.qemu, epoll::EventData::new_u64(QEMU), both)?;
     epoll::add(&epoll, &channels.control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
     let begun = Instant::now();
-    let mut sockets = HostSockets::new(epoll.try_clone()?);
-    let mut listeners = Vec::new();
-    for (number, Listener { socket, protocol, guest_port }) in (0..).zip(channels.listeners) {
-        epoll::add(
-            &epoll,
-            &socket,
-            epoll::EventData::new_u64(LISTENER | number),
-            epoll::EventFlags::IN | edge,
-        )?;
-        if protocol == PortProtocol::Udp {
-            sockets.add_port(number, socket.try_clone()?);
-        }
-        listeners.push(Entrance { number, socket, protocol, guest_port, is_ready: true, again: None });
-    }
+    let sockets = HostSockets::new(epoll.try_clone()?);
     let mut runner = Runner {
         epoll,
         qemu: channels.qemu,
-        listeners,
+        listeners: BTreeMap::new(),
         stack: Stack::new(options, sockets, now(begun)),
         begun,
         reader: FrameReader::default(),
@@ -106,7 +122,7 @@ pub fn run_stack(options: StackOptions, channels: Channels, log: &mut dyn Decisi
         is_writable: true,
         heard: Pace::new(channels.rate),
         told: Pace::new(channels.rate),
-        log,
+        controller,
     };
     while let Turn::Next = runner.turn()? {}
     Ok(())
@@ -133,7 +149,7 @@ struct Entrance {
 struct Runner<'a> {
     epoll: OwnedFd,
     qemu: OwnedFd,
-    listeners: Vec<Entrance>,
+    listeners: BTreeMap<PortNumber, Entrance>,
     stack: Stack<HostSockets>,
     begun: Instant,
     reader: FrameReader,
@@ -145,7 +161,7 @@ struct Runner<'a> {
     /// What the guest sends, and what it gets.
     heard: Pace,
     told: Pace,
-    log: &'a mut dyn DecisionLog,
+    controller: &'a mut dyn Controller,
 }
 
 impl Runner<'_> {
@@ -178,9 +194,9 @@ impl Runner<'_> {
         }
         let turn = self.write_qemu();
         for decision in self.stack.take_decisions() {
-            self.log.record(&decision);
+            self.controller.record(&decision);
         }
-        self.log.flush();
+        self.controller.flush();
         Ok(turn)
     }
 
@@ -195,6 +211,7 @@ impl Runner<'_> {
         self.stack.set_time(now(self.begun));
         let is_over =
             |flags: epoll::EventFlags| flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+        let mut is_ordered = false;
         for event in events.iter() {
             let (token, flags) = (event.data.u64(), event.flags);
             let readable =
@@ -205,10 +222,9 @@ impl Runner<'_> {
                     self.is_readable |= readable;
                     self.is_writable |= writable;
                 }
-                // Nothing is said there but that it is over.
-                CONTROL => return Ok(Turn::Last),
+                CONTROL => is_ordered = true,
                 _ if token & LISTENER != 0 => {
-                    if let Some(listener) = self.listeners.get_mut((token & !LISTENER) as usize) {
+                    if let Some(listener) = self.listeners.get_mut(&(token & !LISTENER)) {
                         listener.is_ready = true;
                     }
                 }
@@ -216,7 +232,44 @@ impl Runner<'_> {
                 _ => self.stack.ready(token, readable, writable),
             }
         }
-        Ok(Turn::Next)
+        if is_ordered { self.obey() } else { Ok(Turn::Next) }
+    }
+
+    /// Does what the controller wants.
+    fn obey(&mut self) -> io::Result<Turn> {
+        loop {
+            match self.controller.order() {
+                Order::Nothing => return Ok(Turn::Next),
+                Order::End => return Ok(Turn::Last),
+                Order::Open(number, listener) => self.open_port(number & !KINDS, listener)?,
+                Order::Close(number) => self.close_port(number),
+            }
+        }
+    }
+
+    fn open_port(
+        &mut self,
+        number: PortNumber,
+        Listener { socket, protocol, guest_port }: Listener,
+    ) -> io::Result<()> {
+        self.close_port(number);
+        let token = epoll::EventData::new_u64(LISTENER | number);
+        epoll::add(&self.epoll, &socket, token, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
+        if protocol == PortProtocol::Udp {
+            self.stack.sockets().add_port(number, socket.try_clone()?);
+        }
+        let entrance = Entrance { number, socket, protocol, guest_port, is_ready: true, again: None };
+        self.listeners.insert(number, entrance);
+        Ok(())
+    }
+
+    fn close_port(&mut self, number: PortNumber) {
+        if let Some(entrance) = self.listeners.remove(&number) {
+            // Others may have its socket, too, so closing it is not enough. It is watched, so this does not fail.
+            let _ = epoll::delete(&self.epoll, &entrance.socket);
+            self.stack.sockets().remove_port(number);
+            self.stack.close_published(number);
+        }
     }
 
     /// How long nothing is to be done, if nothing happens.
@@ -226,7 +279,7 @@ impl Runner<'_> {
         let tells = (has_room && self.stack.is_busy()).then(|| self.told.opens_at());
         // While nothing may pass to the guest, the stack does not look at its timers.
         let timers = self.stack.deadline().map(|at| at.max(self.told.opens_at()));
-        let again = self.listeners.iter().filter_map(|listener| listener.again).min();
+        let again = self.listeners.values().filter_map(|listener| listener.again).min();
         let at = [hears, tells, timers, again].into_iter().flatten().min();
         let left = at?.saturating_sub(self.begun.elapsed());
         // Rounded up to a microsecond, so that the time has come when it returns.
@@ -271,7 +324,7 @@ impl Runner<'_> {
     fn accept(&mut self) {
         let elapsed = self.begun.elapsed();
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        for listener in &mut self.listeners {
+        for listener in self.listeners.values_mut() {
             if listener.again.is_some_and(|again| again <= elapsed) {
                 (listener.again, listener.is_ready) = (None, true);
             }

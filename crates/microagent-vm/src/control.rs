@@ -4,17 +4,25 @@
 //! stream of the guest's agent: the supervisor only copies bytes, and what the guest sends is decoded (and
 //! distrusted) by the client. Everything has a limit and, on the client's side, a deadline.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use microagent_model::{Artifact, RestartPolicy, WorkspaceFailure};
+use microagent_model::{Artifact, Publish, RestartPolicy, WorkspaceFailure};
 use microagent_proto::{FrameError, GENERATION, read_message, write_message};
 use microagent_store::{ControlKey, WorkspaceDir};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::lifecycle::ChangeRequest;
+use crate::ports::BoundPort;
 use crate::spec::SUPERVISOR_PROTOCOL;
 use crate::supervisor::{END_DEADLINE, QUARANTINE_DEADLINE};
 
@@ -64,6 +72,16 @@ pub(crate) enum ControlRequest {
     Amend(Amendment),
     /// The serial console.
     Console,
+    /// One more published port: as it was asked for and as it is bound. Its socket follows, with one byte: a supervisor
+    /// that is confined opens none.
+    OpenPort {
+        /// Port 0 of the host has one picked at each start.
+        asked: Publish,
+        /// With the port of the host that it has.
+        bound: Publish,
+    },
+    /// One published port less, as it is bound.
+    ClosePort(Publish),
 }
 
 /// What of a workspace's record can change while its machine lives. The supervisor writes the record then, so it is
@@ -188,11 +206,69 @@ pub async fn amend(dir: &WorkspaceDir, amendment: Amendment) -> Result<Answer, C
     Ok(exchange(dir, ControlRequest::Amend(amendment), None, ANSWER_DEADLINE).await?.1)
 }
 
+/// Publishes one more port of a machine, whose socket is bound and listens, and waits until its network stack has it.
+///
+/// # Errors
+/// Fails when nobody listens or no answer comes in time.
+pub async fn open_port(dir: &WorkspaceDir, asked: Publish, port: &BoundPort) -> Result<Answer, ControlError> {
+    let request = ControlRequest::OpenPort { asked, bound: port.publish };
+    Ok(exchange_with(dir, request, None, ANSWER_DEADLINE, Some(port.socket.as_fd())).await?.1)
+}
+
+/// Publishes a port of a machine no more; connections that are open stay open.
+///
+/// # Errors
+/// Fails when nobody listens or no answer comes in time.
+pub async fn close_port(dir: &WorkspaceDir, bound: Publish) -> Result<Answer, ControlError> {
+    Ok(exchange(dir, ControlRequest::ClosePort(bound), None, ANSWER_DEADLINE).await?.1)
+}
+
 async fn exchange(
     dir: &WorkspaceDir,
     request: ControlRequest,
     reason: Option<String>,
     deadline: Duration,
+) -> Result<(UnixStream, Answer), ControlError> {
+    exchange_with(dir, request, reason, deadline, None).await
+}
+
+/// Sends a descriptor behind a request, with one byte.
+async fn send_descriptor(stream: &UnixStream, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    stream
+        .async_io(Interest::WRITABLE, || {
+            let descriptors = [descriptor];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            Ok(sendmsg(stream, &[IoSlice::new(&[0])], &mut ancillary, flags).map(drop)?)
+        })
+        .await
+}
+
+/// Takes what [`send_descriptor`] sent.
+pub(crate) async fn take_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
+    let received = stream.async_io(Interest::READABLE, || {
+        let mut byte = [0];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags)?;
+        let mut messages = ancillary.drain();
+        Ok(messages.find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+            _ => None,
+        }))
+    });
+    received.await?.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+async fn exchange_with(
+    dir: &WorkspaceDir,
+    request: ControlRequest,
+    reason: Option<String>,
+    deadline: Duration,
+    descriptor: Option<BorrowedFd<'_>>,
 ) -> Result<(UnixStream, Answer), ControlError> {
     let deadline_at = Instant::now() + deadline;
     let late = || ControlError::Late { seconds: deadline.as_secs() };
@@ -207,7 +283,14 @@ async fn exchange(
             request: request.clone(),
             reason: reason.clone(),
         };
-        let sent = timeout_at(deadline_at, write_message(&mut stream, &hello, CONTROL_LIMIT)).await;
+        let send = async {
+            write_message(&mut stream, &hello, CONTROL_LIMIT).await?;
+            match descriptor {
+                Some(descriptor) => send_descriptor(&stream, descriptor).await.map_err(FrameError::Transport),
+                None => Ok(()),
+            }
+        };
+        let sent = timeout_at(deadline_at, send).await;
         let answer = match sent.map_err(|_| late())? {
             Ok(()) => {
                 timeout_at(deadline_at, read_message(&mut stream, CONTROL_LIMIT)).await.map_err(|_| late())?

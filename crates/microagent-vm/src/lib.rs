@@ -43,7 +43,7 @@ pub use lifecycle::ChangeRequest;
 pub use microagent_qemu::argv::Accel;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay, grow_overlay};
-pub use ports::{PortError, choose_ports};
+pub use ports::{BoundPort, PortError, bind_published, choose_ports};
 pub use spec::{
     Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, RelayedOutput, Report, SPEC_LIMIT,
     SUPERVISOR_PROTOCOL, StartMode, Step, SupervisorSpec, Timeline, Work,

@@ -1,30 +1,31 @@
 //! The process of a network stack: its instructions, and its `main`.
 //!
 //! It is this program again, started by a supervisor with a socket as its standard input. Over that come its instructions
-//! and its descriptors: the link to QEMU, and the listening sockets of published ports. Its decisions go back over it, as
-//! lines of JSON. It ends when the socket closes.
+//! and its descriptors: the link to QEMU, and a [`channel`] to the supervisor for published ports and decisions.
 
+mod channel;
 mod jail;
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use microagent_model::Forward;
-use microagent_model::egress::{Decision, EgressPolicy};
-use microagent_model::{PORTS_MAX, PortProtocol};
-use microagent_net::{Channels, DecisionLog, HostAddresses, Listener, NameOptions, StackOptions, run_stack};
-use rustix::io::Errno;
+use microagent_model::egress::EgressPolicy;
+use microagent_net::{Channels, HostAddresses, NameOptions, StackOptions, run_stack};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, send, sendmsg,
+    SendFlags, recvmsg, sendmsg,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use channel::StackChannel;
+use channel::SupervisorChannel;
 
 use crate::core_dump::never_dump_core;
 use crate::jail::give_up_capabilities;
@@ -40,12 +41,6 @@ const INSTRUCT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Descriptors that come with one message; the kernel takes no more.
 const DESCRIPTORS_MAX: usize = 253;
-
-// The link, and a socket for each published port.
-const _: () = assert!(PORTS_MAX < DESCRIPTORS_MAX);
-
-/// Bytes of decisions that wait for the supervisor. What comes when they are full is not recorded.
-const DECISIONS_MAX: usize = 256 * 1024;
 
 /// Buffers of connections have memory of their own from this size on, so that it is given back with them, and used only as
 /// far as data fills it.
@@ -63,25 +58,20 @@ pub(crate) struct Instructions {
     pub(crate) forwards: Vec<Forward>,
     /// Most bytes per second in each direction.
     pub(crate) bytes_per_second: Option<NonZeroU64>,
-    /// Ports of the guest, one for each socket of a published port.
-    pub(crate) published: Vec<(PortProtocol, u16)>,
 }
 
-/// Tells a stack what it is to do. `descriptors` are the link, then the listening sockets.
+/// Tells a stack what it is to do. `descriptors` are the link and the stack's end of its channel.
 pub(crate) fn instruct(
     control: &UnixStream,
     instructions: &Instructions,
-    descriptors: &[BorrowedFd<'_>],
+    descriptors: [BorrowedFd<'_>; 2],
 ) -> io::Result<()> {
     control.set_write_timeout(Some(INSTRUCT_DEADLINE))?;
     let text = serde_json::to_vec(instructions)?;
     let length = u32::try_from(text.len()).map_err(io::Error::other)?.to_be_bytes();
-    if descriptors.len() > DESCRIPTORS_MAX {
-        return Err(io::Error::other("too many published ports"));
-    }
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
     sendmsg(control, &[IoSlice::new(&length)], &mut ancillary, SendFlags::NOSIGNAL)?;
     let mut control = control;
     control.write_all(&text)
@@ -91,7 +81,7 @@ pub(crate) fn instruct(
 fn take_instructions(control: &UnixStream) -> io::Result<(Instructions, Vec<OwnedFd>)> {
     control.set_read_timeout(Some(INSTRUCT_DEADLINE))?;
     let mut length = [0; 4];
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let read =
         recvmsg(control, &mut [IoSliceMut::new(&mut length)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
@@ -134,9 +124,7 @@ fn run() -> io::Result<()> {
     jail::enter()?;
     let mut descriptors = descriptors.into_iter();
     let qemu = descriptors.next().ok_or(io::ErrorKind::InvalidData)?;
-    let published = descriptors.zip(instructions.published);
-    let listeners =
-        published.map(|(socket, (protocol, guest_port))| Listener { socket, protocol, guest_port }).collect();
+    let channel = descriptors.next().ok_or(io::ErrorKind::InvalidData)?;
     let options = StackOptions {
         policy: instructions.egress,
         guest_mac: instructions.guest_mac,
@@ -147,8 +135,8 @@ fn run() -> io::Result<()> {
         forwards: instructions.forwards,
     };
     let rate = instructions.bytes_per_second;
-    let mut log = ControlLog { control: control.try_clone()?, waiting: Vec::new() };
-    run_stack(options, Channels { qemu, control: control.into(), listeners, rate }, &mut log)
+    let mut supervisor = SupervisorChannel::new(channel.try_clone()?);
+    run_stack(options, Channels { qemu, control: channel, rate }, &mut supervisor)
 }
 
 /// Every connection has a descriptor: as many as may be.
@@ -162,32 +150,4 @@ fn use_descriptors() {
 fn give_memory_back() {
     // SAFETY: sets a number of the C library's allocator; no other thread runs yet.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, OWN_MEMORY) };
-}
-
-/// Decisions on their way to the supervisor. They never hold the stack up.
-struct ControlLog {
-    control: UnixStream,
-    waiting: Vec<u8>,
-}
-
-impl DecisionLog for ControlLog {
-    fn record(&mut self, decision: &Decision) {
-        let line = serde_json::to_vec(decision).expect("a decision is plain data");
-        if self.waiting.len() + line.len() < DECISIONS_MAX {
-            self.waiting.extend_from_slice(&line);
-            self.waiting.push(b'\n');
-        }
-        self.flush();
-    }
-
-    fn flush(&mut self) {
-        while !self.waiting.is_empty() {
-            match send(self.control.as_fd(), &self.waiting, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-                Ok(count) => drop(self.waiting.drain(..count)),
-                Err(Errno::INTR) => {}
-                // What is left goes with the next decision, or when there is time.
-                Err(_) => return,
-            }
-        }
-    }
 }

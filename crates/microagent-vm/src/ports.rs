@@ -85,6 +85,24 @@ pub(crate) fn listen_at(publish: &[Publish]) -> Result<Vec<(OwnedFd, Publish)>, 
     Ok(sockets)
 }
 
+/// A socket of a published port, which clients can come in at.
+#[derive(Debug)]
+pub struct BoundPort {
+    /// With the port of the host that it has.
+    pub publish: Publish,
+    pub(crate) socket: OwnedFd,
+}
+
+/// Listens at one port.
+///
+/// # Errors
+/// Fails when it cannot be listened at.
+pub fn bind_published(publish: Publish) -> Result<BoundPort, PortError> {
+    let mut bound = listen_at(&[publish])?;
+    let (socket, publish) = bound.pop().expect("one port was bound");
+    Ok(BoundPort { publish, socket })
+}
+
 /// Binds a socket that does not listen yet; gives it with the port that it has.
 fn bind_port(publish: &Publish) -> Result<(OwnedFd, Publish), PortError> {
     let bound = || {

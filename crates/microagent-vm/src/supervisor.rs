@@ -18,6 +18,7 @@ mod machine;
 mod network;
 mod outcome;
 mod plan;
+mod ports;
 mod qemu;
 mod relay;
 mod worker;

@@ -120,6 +120,11 @@ pub enum Hint {
         /// A workspace that the failed operation left.
         leftover: Option<WorkspaceName>,
     },
+    /// See which ports the workspace publishes.
+    ListPorts {
+        /// The workspace.
+        name: WorkspaceName,
+    },
     /// See which volumes exist, or create this one.
     CreateVolume {
         /// The volume.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    DISK_MIB_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX, Publish, RATE_MAX, SecretReferenceError,
-    VolumeName, WorkspaceName,
+    DISK_MIB_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX, PortSelector, Publish, RATE_MAX,
+    SecretReferenceError, VolumeName, WorkspaceName,
 };
 use microagent_proto::SECRETS_MAX;
 
@@ -114,6 +114,24 @@ pub enum InvalidRequest {
     PublishedTwice {
         /// The port that an earlier one excludes.
         publish: Publish,
+    },
+    /// No published port is the one that is named.
+    #[error("workspace `{name}` does not publish port {selector}")]
+    PortUnknown {
+        /// The workspace.
+        name: WorkspaceName,
+        /// The port.
+        selector: PortSelector,
+    },
+    /// More than one published port is the one that is named.
+    #[error("workspace `{name}` publishes port {selector} {count} times")]
+    PortAmbiguous {
+        /// The workspace.
+        name: WorkspaceName,
+        /// The port.
+        selector: PortSelector,
+        /// How often.
+        count: usize,
     },
     /// There are too many published ports.
     #[error("{count} published ports are more than {PORTS_MAX}")]
@@ -277,6 +295,7 @@ impl InvalidRequest {
             InvalidRequest::Leftover { verb: "started", .. } => Hint::CreateWorkspace,
             InvalidRequest::Leftover { .. } => Hint::CreateFromSpec,
             InvalidRequest::GeneratedName(_) => Hint::ChooseName,
+            InvalidRequest::PortUnknown { name, .. } => Hint::ListPorts { name: name.clone() },
             InvalidRequest::Attachment(error) => error.hint(),
             InvalidRequest::HostDirectory { .. } => AttachmentError::HostDirectory.hint(),
             InvalidRequest::OwnState { .. } => Hint::AttachVolume,
@@ -295,6 +314,7 @@ impl InvalidRequest {
             InvalidRequest::PublishedTwice { .. } => {
                 "at one address, a port of the host leads to one port of the guest; 0.0.0.0 and [::] are all addresses"
             }
+            InvalidRequest::PortAmbiguous { .. } => "name it as HOST:HOST_PORT or HOST_PORT:GUEST_PORT",
             InvalidRequest::TooManyPorts { .. } => "publish only those that clients of the host use",
             InvalidRequest::TooManyNetworkSettings { .. } => "leave some out",
             InvalidRequest::ForwardedTwice { .. } => "give each server a port of its own",

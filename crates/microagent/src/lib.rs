@@ -97,9 +97,9 @@ pub use jiff::Timestamp;
 pub use microagent_model::{
     AddedAddress, AddedHost, Artifact, Attachment, CommandLine, DiskSource, DnsError, DnsSettings,
     FailureKind, Forward, ForwardError, GuestInit, ImageIdentity, LabelError, Labels, LinkState, NameError,
-    NameServer, NetworkMode, PORTS_MAX, PortProtocol, Publish, PublishError, PublishRange, RateLimits,
-    Resources, RestartPolicy, SearchDomain, SecretReference, SecretReferenceError, SecretSource, SetupStep,
-    State, VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, signal_name,
+    NameServer, NetworkMode, PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError, PublishRange,
+    RateLimits, Resources, RestartPolicy, SearchDomain, SecretReference, SecretReferenceError, SecretSource,
+    SetupStep, State, VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, signal_name,
     signal_number,
 };
 pub use microagent_net::HOST_NAME;

@@ -12,6 +12,7 @@ mod lifecycle;
 mod logs;
 mod network;
 mod observe;
+mod ports;
 mod supervise;
 
 use std::time::Duration;

@@ -44,7 +44,6 @@ const VERBS: &[(&str, &[&str], &str)] = &[
         &["mount", "unmount", "umount"],
         "microagent cp NAME:PATH TARGET copies files; nothing of a guest is mounted on the host",
     ),
-    ("", &["port"], "microagent network NAME"),
     ("", &["checkpoint"], "microagent pause NAME keeps a machine with its memory"),
     (
         "",

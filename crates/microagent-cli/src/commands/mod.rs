@@ -21,6 +21,7 @@ pub(crate) mod logs;
 pub(crate) mod man;
 pub(crate) mod network;
 pub(crate) mod perf;
+pub(crate) mod port;
 pub(crate) mod profiles;
 pub(crate) mod restart;
 pub(crate) mod result;

@@ -59,7 +59,7 @@ const WITHOUT_DOCUMENT: &[&str] = &["connect"];
 const SHORT_FORMS: &[&str] = &["images", "import", "load", "pull", "push", "rmi", "save", "tag"];
 
 /// Documents besides the one of their command, and `error`, which any command prints on standard error.
-const MORE_DOCUMENTS: &[&str] = &["artifact", "error", "man-dir", "supervise-install"];
+const MORE_DOCUMENTS: &[&str] = &["artifact", "error", "man-dir", "port", "supervise-install"];
 
 /// The words of an enum that is printed as one word, read from its `Deserialize`.
 pub(super) struct Words<T>(PhantomData<T>);
@@ -167,6 +167,9 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("man", schema_of::<ManPageDocument>()),
         ("man-dir", schema_of::<ManPagesDocument>()),
         ("network", schema_of::<NetworkDocument>()),
+        ("port", schema_of::<StateDocument>()),
+        ("port-add", schema_of::<StateDocument>()),
+        ("port-remove", schema_of::<StateDocument>()),
         ("perf-boot", schema_of::<PerfDocument>()),
         ("perf-ready", schema_of::<PerfDocument>()),
         ("profiles", schema_of::<ProfilesDocument>()),

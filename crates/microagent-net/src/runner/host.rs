@@ -39,6 +39,11 @@ impl HostSockets {
         self.ports.insert(port, socket);
     }
 
+    /// Forgets the socket of a published port.
+    pub(super) fn remove_port(&mut self, port: PortNumber) {
+        self.ports.remove(&port);
+    }
+
     /// Attends to the socket of a question to a name server.
     pub(super) fn attend(stack: &mut Stack<HostSockets>, ticket: DnsRequestId) {
         let mut arrived = Vec::new();

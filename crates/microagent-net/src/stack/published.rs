@@ -56,6 +56,15 @@ impl<S: Sockets> Stack<S> {
         }
     }
 
+    /// Ends the flows of datagrams of a published port that is closed.
+    pub fn close_published(&mut self, port: PortNumber) {
+        let of_port = |(client, key): (&(PortNumber, SocketAddr), &Key)| (client.0 == port).then_some(*key);
+        let ended: Vec<Key> = self.clients.iter().filter_map(of_port).collect();
+        for key in ended {
+            self.end(&key);
+        }
+    }
+
     /// Under which address and port the guest sees a client: others as they are, this host and clients of IPv6 as the
     /// gateway.
     fn published_key(&self, kind: Kind, client: SocketAddr, guest_port: u16) -> Option<Key> {

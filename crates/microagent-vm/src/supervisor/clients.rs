@@ -6,7 +6,7 @@ use std::rc::Rc;
 use microagent_model::State;
 
 use super::control_server::{
-    ClientRequests, ControlServer, PendingAmendment, PendingChange, UnwrittenAnswers,
+    ClientRequests, ControlServer, PendingAmendment, PendingChange, PendingPort, UnwrittenAnswers,
 };
 use crate::control::Answer;
 use crate::lifecycle::{ClientId, Event};
@@ -25,6 +25,8 @@ pub(super) enum ClientRequest {
     Change(PendingChange),
     /// A change of the record.
     Amend(PendingAmendment),
+    /// A change of the published ports.
+    Port(PendingPort),
 }
 
 impl Clients {
@@ -54,6 +56,7 @@ impl Clients {
         tokio::select! {
             Some(change) = requests.changes.recv() => ClientRequest::Change(change),
             Some(amendment) = requests.amendments.recv() => ClientRequest::Amend(amendment),
+            Some(port) = requests.ports.recv() => ClientRequest::Port(port),
             else => std::future::pending().await,
         }
     }

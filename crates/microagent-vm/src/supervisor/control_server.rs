@@ -8,10 +8,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use microagent_model::State;
+use microagent_model::{Publish, State};
 use microagent_proto::{SESSION_STREAM_LIMIT, SessionHandle, read_message, write_message};
 use microagent_store::{CONTROL_KEY_LEN, ControlKey, WorkspaceDir};
 use rustix::process::geteuid;
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::console::Console;
-use crate::control::{Amendment, Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal};
+use crate::control::{Amendment, Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal, take_descriptor};
 use crate::lifecycle::ChangeRequest;
 
 /// How long a client may take to send its request.
@@ -60,10 +61,23 @@ pub(super) struct PendingAmendment {
     pub(super) reply: oneshot::Sender<Answer>,
 }
 
+/// A requested change of the published ports, which the driver answers.
+pub(super) struct PendingPort {
+    pub(super) change: PortChange,
+    pub(super) reply: oneshot::Sender<Answer>,
+}
+
+/// A change of the published ports.
+pub(super) enum PortChange {
+    Open { asked: Publish, bound: Publish, socket: OwnedFd },
+    Close(Publish),
+}
+
 /// Requests of clients, as the driver receives them.
 pub(super) struct ClientRequests {
     pub(super) changes: mpsc::Receiver<PendingChange>,
     pub(super) amendments: mpsc::Receiver<PendingAmendment>,
+    pub(super) ports: mpsc::Receiver<PendingPort>,
 }
 
 /// What clients can have now.
@@ -110,6 +124,7 @@ impl ControlServer {
         let access: Shared<StreamAccess> = Rc::new(RefCell::new(StreamAccess::Closed(State::Starting)));
         let (changes, pending_changes) = mpsc::channel(super::QUEUE);
         let (amendments, pending_amendments) = mpsc::channel(super::QUEUE);
+        let (ports, pending_ports) = mpsc::channel(super::QUEUE);
         let answers = Rc::new(Semaphore::new(CLIENT_LIMIT));
         let cut_off = CancellationToken::new();
         let connection = ControlConnection {
@@ -117,6 +132,7 @@ impl ControlServer {
             access: Rc::clone(&access),
             changes,
             amendments,
+            ports,
             answers: Rc::clone(&answers),
             lent: Rc::default(),
             cut_off: cut_off.clone(),
@@ -133,7 +149,9 @@ impl ControlServer {
             answers,
             task,
         };
-        Ok((control, ClientRequests { changes: pending_changes, amendments: pending_amendments }))
+        let requests =
+            ClientRequests { changes: pending_changes, amendments: pending_amendments, ports: pending_ports };
+        Ok((control, requests))
     }
 
     /// Clients can have streams of this session while the machine runs.
@@ -191,6 +209,7 @@ struct ControlConnection {
     access: Shared<StreamAccess>,
     changes: mpsc::Sender<PendingChange>,
     amendments: mpsc::Sender<PendingAmendment>,
+    ports: mpsc::Sender<PendingPort>,
     /// One permit for each answer that is not written yet.
     answers: Rc<Semaphore>,
     lent: Rc<Cell<usize>>,
@@ -258,6 +277,13 @@ impl ControlConnection {
             ControlRequest::Console => return self.lend_console(client).await,
             ControlRequest::Change(request) => (unanswered.await, self.change(request, reason).await),
             ControlRequest::Amend(amendment) => (unanswered.await, self.amend(amendment).await),
+            ControlRequest::OpenPort { asked, bound } => {
+                let Ok(Ok(socket)) = timeout(HELLO_DEADLINE, take_descriptor(&client)).await else { return };
+                (unanswered.await, self.change_port(PortChange::Open { asked, bound, socket }).await)
+            }
+            ControlRequest::ClosePort(bound) => {
+                (unanswered.await, self.change_port(PortChange::Close(bound)).await)
+            }
         };
         // A client that is gone misses nothing.
         let _ = write_message(&mut client, &answer.1, CONTROL_LIMIT).await;
@@ -278,6 +304,16 @@ impl ControlConnection {
         let (reply, answer) = oneshot::channel();
         let refused = Answer::Refused(Refusal::State(State::Stopping));
         if self.amendments.send(PendingAmendment { amendment, reply }).await.is_err() {
+            return refused;
+        }
+        answer.await.unwrap_or(refused)
+    }
+
+    /// Has the driver change the published ports. One that is gone has ended the machine.
+    async fn change_port(&self, change: PortChange) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let refused = Answer::Refused(Refusal::State(State::Stopping));
+        if self.ports.send(PendingPort { change, reply }).await.is_err() {
             return refused;
         }
         answer.await.unwrap_or(refused)

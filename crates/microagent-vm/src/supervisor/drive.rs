@@ -329,6 +329,10 @@ impl Driver {
                         self.amend(amendment);
                         continue;
                     }
+                    ClientRequest::Port(port) => {
+                        self.change_port(port, &mut running.machine);
+                        continue;
+                    }
                 },
             };
         }

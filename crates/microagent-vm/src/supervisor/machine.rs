@@ -174,6 +174,11 @@ impl Machine {
         self.network.as_ref().and_then(Network::link)
     }
 
+    /// Its network, if it has one.
+    pub(super) fn network(&mut self) -> Option<&mut Network> {
+        self.network.as_mut()
+    }
+
     /// Waits until it has lost something of itself: QEMU, or, once, its network. Cancel-safe.
     pub(super) async fn loss(&mut self) -> Event {
         let network = &mut self.network;

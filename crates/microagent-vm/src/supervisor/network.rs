@@ -5,9 +5,8 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::net::Shutdown;
 use std::num::NonZeroU64;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -18,10 +17,8 @@ use jiff::Timestamp;
 use microagent_model::Publish;
 use microagent_model::egress::{Decision, Reason, Subject};
 use microagent_model::{FailureKind, WorkspaceFailure};
-use microagent_net::HostAddresses;
+use microagent_net::{HostAddresses, PortNumber};
 use microagent_store::{Link, ProcessId, WorkspaceDir};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::UnixStream;
 use tokio::process::{Child, ChildStderr};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
@@ -30,7 +27,7 @@ use super::machine::{REAP_DEADLINE, start_failure};
 use super::{Shared, full_or_boot};
 use crate::bounded_log::BoundedLog;
 use crate::machine::LINK_MTU;
-use crate::network_stack::{Instructions, NETWORK_STACK_ARGUMENT, instruct};
+use crate::network_stack::{Instructions, NETWORK_STACK_ARGUMENT, StackChannel, instruct};
 use crate::ports::{PortError, listen_at};
 use crate::spawn::{Program, spawn};
 use crate::spec::NetworkSpec;
@@ -49,18 +46,18 @@ const QEMU_PATIENCE: Duration = Duration::from_millis(500);
 const EGRESS_LOG_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// Longest decision in bytes as a line: a name of 253 characters, each of which may be written as four.
-const LINE_LIMIT: u64 = 4096;
+const LINE_LIMIT: usize = 4096;
 
 /// A network stack that runs.
 pub(super) struct Network {
     stack: Child,
     process: Option<ProcessId>,
-    published: Vec<Publish>,
+    ports: Vec<PublishedPort>,
+    last_number: PortNumber,
     log: Shared<BoundedLog>,
     /// Ends when the stack's last decision was written down.
     logger: JoinHandle<()>,
-    /// Shutting it down ends the stack.
-    control: StdUnixStream,
+    channel: Rc<StackChannel>,
     /// Whether its end was told already.
     is_lost: bool,
 }
@@ -85,23 +82,57 @@ impl Network {
             names: spec.names.clone(),
             forwards: spec.forwards.clone(),
             bytes_per_second: spec.bps.and_then(NonZeroU64::new),
-            published: listeners
-                .iter()
-                .map(|(_, publish)| (publish.protocol, publish.guest_port.get()))
-                .collect(),
         };
         let cannot_start = |error: &io::Error| start_failure(Path::new("microagent"), error);
         let (stack, control) = spawn_stack().map_err(|e| cannot_start(&e))?;
-        let descriptors: Vec<BorrowedFd<'_>> = std::iter::once(device.as_fd())
-            .chain(listeners.iter().map(|(socket, _)| socket.as_fd()))
-            .collect();
-        instruct(&control, &instructions, &descriptors).map_err(|e| cannot_start(&e))?;
-        let keep = control.try_clone().map_err(|e| cannot_start(&e))?;
-        let log = Rc::new(RefCell::new(log));
-        let logger = log_decisions(control, Rc::clone(&log)).map_err(|e| cannot_start(&e))?;
+        let (channel, theirs) = StackChannel::pair().map_err(|e| cannot_start(&e))?;
+        instruct(&control, &instructions, [device.as_fd(), theirs.as_fd()]).map_err(|e| cannot_start(&e))?;
+        let (channel, log) = (Rc::new(channel), Rc::new(RefCell::new(log)));
+        let logger = spawn_local(log_decisions(Rc::clone(&channel), Rc::clone(&log)));
         let process = stack.id().and_then(|pid| ProcessId::of(i32::try_from(pid).ok()?));
-        let published = listeners.iter().map(|(_, publish)| *publish).collect();
-        Ok(Network { stack, process, published, log, logger, control: keep, is_lost: false })
+        let ports: Vec<PublishedPort> = (1..)
+            .zip(listeners)
+            .map(|(number, (socket, publish))| PublishedPort { number, publish, socket: Some(socket) })
+            .collect();
+        let last_number = ports.len() as PortNumber;
+        let network = Network { stack, process, ports, last_number, log, logger, channel, is_lost: false };
+        network.open_all().map_err(|e| cannot_start(&e))?;
+        Ok(network)
+    }
+
+    /// Gives the stack the sockets of all published ports.
+    fn open_all(&self) -> io::Result<()> {
+        let ports: Vec<_> = self
+            .ports
+            .iter()
+            .filter_map(|port| Some((port.number, port.publish, port.socket.as_ref()?.as_fd())))
+            .collect();
+        if ports.is_empty() { Ok(()) } else { self.channel.open_ports(&ports) }
+    }
+
+    /// The published ports, in the order in which they came.
+    pub(super) fn published(&self) -> impl Iterator<Item = Publish> {
+        self.ports.iter().map(|port| port.publish)
+    }
+
+    /// Publishes one more port, by a socket that is bound and listens.
+    pub(super) fn open_port(&mut self, publish: Publish, socket: OwnedFd) -> io::Result<()> {
+        let number = self.last_number + 1;
+        self.channel.open_ports(&[(number, publish, socket.as_fd())])?;
+        self.last_number = number;
+        self.ports.push(PublishedPort { number, publish, socket: Some(socket) });
+        Ok(())
+    }
+
+    /// Publishes a port no more. Connections that are open stay open.
+    pub(super) fn close_port(&mut self, at: usize) -> io::Result<()> {
+        let port = self.ports.remove(at);
+        self.channel.close_port(port.number)?;
+        // It is free at once, though the stack has the socket for a moment. One of UDP cannot be shut down.
+        if let Some(socket) = port.socket {
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
+        Ok(())
     }
 
     /// What the stack says on its standard error, once.
@@ -112,7 +143,7 @@ impl Network {
     /// For the record; none of a stack that has ended already.
     pub(super) fn link(&self) -> Option<Link> {
         let stack = self.process.clone()?;
-        Some(Link { stack, published: self.published.clone() })
+        Some(Link { stack, published: self.published().collect() })
     }
 
     /// Waits for the stack's end and says how it came about, once. Cancel-safe.
@@ -126,6 +157,10 @@ impl Network {
             sleep(QEMU_PATIENCE).await;
         }
         self.is_lost = true;
+        for port in &mut self.ports {
+            // Nobody takes clients at it any more: they are refused.
+            port.socket = None;
+        }
         record(&self.log, &network_down());
         match status {
             Ok(status) => format!("the network stack ended ({status})"),
@@ -141,8 +176,7 @@ impl Network {
 
     /// Ends the stack, and waits until its decisions are written down.
     pub(super) async fn end(mut self) {
-        // Fails when the stack is gone already.
-        let _ = self.control.shutdown(Shutdown::Write);
+        self.channel.end();
         if timeout(END_PATIENCE, self.stack.wait()).await.is_err() {
             let _ = self.stack.start_kill();
             let _ = timeout(REAP_DEADLINE, self.stack.wait()).await;
@@ -151,7 +185,15 @@ impl Network {
     }
 }
 
-/// Starts the process; gives the control socket.
+/// A published port.
+struct PublishedPort {
+    number: PortNumber,
+    publish: Publish,
+    /// Kept for as long as it is published; none without a stack that serves it.
+    socket: Option<OwnedFd>,
+}
+
+/// Starts the process; gives the socket for its instructions.
 fn spawn_stack() -> io::Result<(Child, StdUnixStream)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     let args = [SUPERVISE_ARGUMENT.into(), NETWORK_STACK_ARGUMENT.into()];
@@ -166,17 +208,17 @@ fn spawn_stack() -> io::Result<(Child, StdUnixStream)> {
 }
 
 /// Writes down what the stack decides. A stack that says anything else was taken over: it is not listened to any more.
-fn log_decisions(control: StdUnixStream, log: Shared<BoundedLog>) -> io::Result<JoinHandle<()>> {
-    control.set_nonblocking(true)?;
-    let mut reader = BufReader::new(UnixStream::from_std(control)?);
-    Ok(spawn_local(async move {
-        let mut line = Vec::new();
-        while let Ok(1..) = (&mut reader).take(LINE_LIMIT).read_until(b'\n', &mut line).await {
-            let Ok(decision) = serde_json::from_slice::<Decision>(&line) else { break };
-            record(&log, &decision);
-            line.clear();
+async fn log_decisions(channel: Rc<StackChannel>, log: Shared<BoundedLog>) {
+    while let Ok(lines) = channel.decisions().await {
+        if lines.is_empty() {
+            return;
         }
-    }))
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            let decision = serde_json::from_slice::<Decision>(line);
+            let Some(decision) = decision.ok().filter(|_| line.len() <= LINE_LIMIT) else { return };
+            record(&log, &decision);
+        }
+    }
 }
 
 fn network_down() -> Decision {

@@ -75,6 +75,18 @@ fn a_flow_ends_when_the_guest_is_silent_whatever_the_client_sends() {
 }
 
 #[test]
+fn a_port_that_is_closed_answers_nobody() {
+    let mut bench = bench();
+    client_sends(&mut bench, "127.0.0.1:5000", b"question");
+    bench.stack.close_published(PORT + 1);
+    assert_eq!(bench.stack.sizes()[0], 1);
+    bench.stack.close_published(PORT);
+    assert_eq!(bench.stack.sizes()[0], 0);
+    bench.send(&testing::udp(GATEWAY, 53, 5000, b"answer"));
+    assert!(answers(&bench).is_empty());
+}
+
+#[test]
 fn clients_leave_half_of_the_flows_to_the_guest() {
     let mut bench = Bench::new(EgressPolicy { max_connections: 10, ..policy(EgressMode::Public, &[]) });
     for port in 1..=20 {
