@@ -22,6 +22,11 @@ pub(crate) fn test() -> Result<()> {
         let what = ["--workspace", "--all-targets", "--locked", "--quiet"];
         run(cargo().arg("clippy").args(what).args(["--", "-D", "warnings"]))
     })?;
+    // Lints have checked the dependencies, so this reads only our own crates.
+    step("library pages", || {
+        let what = ["--workspace", "--no-deps", "--locked", "--quiet"];
+        run(cargo().arg("doc").args(what).env("RUSTDOCFLAGS", "-D warnings"))
+    })?;
     // Checked, not linked: fuzzers need another compiler, their code does not.
     step("fuzz targets", || {
         let check = ["check", "--locked", "--quiet", "--manifest-path", fuzz::MANIFEST];

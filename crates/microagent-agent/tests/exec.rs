@@ -45,10 +45,10 @@ fn noise(len: usize, seed: u32) -> Vec<u8> {
 }
 
 async fn through_cat(session: &Session<'_>, bytes: &[u8]) -> Output {
-    let mut talk = session.talk(with_stdin(argv(&["cat"]))).await;
-    talk.stdin(bytes).await;
-    talk.send(ExecInput::End).await;
-    talk.finish().await
+    let mut command = session.start_exec(with_stdin(argv(&["cat"]))).await;
+    command.stdin(bytes).await;
+    command.send(ExecInput::End).await;
+    command.finish().await
 }
 
 /// Polls a shell condition.
@@ -85,10 +85,10 @@ async fn input_arrives_whole_however_much_it_is() {
     // Its reader may be another user's program that opens its streams again by name.
     let mut asked = with_stdin(shell("cat /dev/stdin >/dev/stdout"));
     asked.user = "user".to_owned();
-    let mut talk = session.talk(asked).await;
-    talk.stdin(b"by name").await;
-    talk.send(ExecInput::End).await;
-    assert_eq!(talk.finish().await.text(), "by name");
+    let mut command = session.start_exec(asked).await;
+    command.stdin(b"by name").await;
+    command.send(ExecInput::End).await;
+    assert_eq!(command.finish().await.text(), "by name");
 }
 
 #[tokio::test]
@@ -96,38 +96,38 @@ async fn a_command_that_does_not_read_holds_up_nothing() {
     let vm = Vm::start(&Machine::default());
     let session = configured(&vm).await;
 
-    let mut talk = session.talk(with_stdin(shell("echo out; sleep 1; exit 3"))).await;
-    talk.stdin(&noise(STDIN_WINDOW, 1)).await;
-    let output = talk.finish().await;
+    let mut command = session.start_exec(with_stdin(shell("echo out; sleep 1; exit 3"))).await;
+    command.stdin(&noise(STDIN_WINDOW, 1)).await;
+    let output = command.finish().await;
     assert_eq!((output.text(), output.exit), ("out\n", Some(Exit::Code(3))));
 
     // Signals overtake what is not read. The kernel's pipe takes a part.
-    let mut talk = session.talk(with_stdin(shell("echo ready; exec sleep 1000"))).await;
-    talk.expect("ready\n").await;
-    talk.stdin(&noise(STDIN_WINDOW, 1)).await;
-    talk.send(ExecInput::Signal(SIGTERM)).await;
-    assert_eq!(talk.finish().await.exit, Some(Exit::Signal(SIGTERM)));
+    let mut command = session.start_exec(with_stdin(shell("echo ready; exec sleep 1000"))).await;
+    command.expect("ready\n").await;
+    command.stdin(&noise(STDIN_WINDOW, 1)).await;
+    command.send(ExecInput::Signal(SIGTERM)).await;
+    assert_eq!(command.finish().await.exit, Some(Exit::Signal(SIGTERM)));
 
     // A command that has closed its input runs on, and takes no more.
-    let mut talk = session.talk(with_stdin(shell("exec <&-; echo closed; sleep 1; echo end"))).await;
-    talk.expect("closed\n").await;
-    talk.stdin(&noise(STDIN_WINDOW, 1)).await;
-    let output = talk.finish().await;
+    let mut command = session.start_exec(with_stdin(shell("exec <&-; echo closed; sleep 1; echo end"))).await;
+    command.expect("closed\n").await;
+    command.stdin(&noise(STDIN_WINDOW, 1)).await;
+    let output = command.finish().await;
     assert_eq!((output.text(), output.exit), ("end\n", Some(Exit::Code(0))));
 
     // A host that ignores the window is not served.
-    let mut talk = session.talk(with_stdin(shell("sleep 654321"))).await;
+    let mut command = session.start_exec(with_stdin(shell("sleep 654321"))).await;
     let mut served = 0;
-    while talk.try_send(ExecInput::Stdin(noise(INPUT_CHUNK_LIMIT, 1).into())).await {
+    while command.try_send(ExecInput::Stdin(noise(INPUT_CHUNK_LIMIT, 1).into())).await {
         served += INPUT_CHUNK_LIMIT;
         assert!(served < 4 << 20, "the window has no end");
     }
     eventually(&session, "! ps -o args | grep -q '^sleep [6]54321'").await;
 
     // Input for a command that has none goes nowhere.
-    let mut talk = session.talk(shell("cat; echo end")).await;
-    talk.stdin(b"unwanted").await;
-    assert_eq!(talk.finish().await.text(), "end\n");
+    let mut command = session.start_exec(shell("cat; echo end")).await;
+    command.stdin(b"unwanted").await;
+    assert_eq!(command.finish().await.text(), "end\n");
 }
 
 #[tokio::test]
@@ -136,25 +136,25 @@ async fn signals_reach_the_group_and_a_kill_everything() {
     let session = configured(&vm).await;
     // The shell and its child are one group.
     let line = "trap 'echo got usr1' USR1; echo ready; sleep 5 & wait; echo done";
-    let mut talk = session.talk(shell(line)).await;
-    talk.expect("ready\n").await;
-    talk.send(ExecInput::Signal(SIGUSR1)).await;
-    let output = talk.finish().await;
+    let mut command = session.start_exec(shell(line)).await;
+    command.expect("ready\n").await;
+    command.send(ExecInput::Signal(SIGUSR1)).await;
+    let output = command.finish().await;
     assert_eq!((output.text(), output.exit), ("got usr1\ndone\n", Some(Exit::Code(0))));
     // Numbers that are no signals do nothing.
-    let mut talk = session.talk(shell("echo ready; sleep 0.3; echo done")).await;
-    talk.send(ExecInput::Signal(0)).await;
-    talk.send(ExecInput::Signal(65)).await;
-    talk.send(ExecInput::Resize { rows: 1, cols: 1 }).await;
-    assert_eq!(talk.finish().await.text(), "ready\ndone\n");
+    let mut command = session.start_exec(shell("echo ready; sleep 0.3; echo done")).await;
+    command.send(ExecInput::Signal(0)).await;
+    command.send(ExecInput::Signal(65)).await;
+    command.send(ExecInput::Resize { rows: 1, cols: 1 }).await;
+    assert_eq!(command.finish().await.text(), "ready\ndone\n");
 
     let line = "trap '' TERM HUP INT; (setsid sh -c 'trap \"\" TERM; while :; do sleep 7777; done' &); \
                 echo ready; while :; do sleep 8888; done";
-    let mut talk = session.talk(shell(line)).await;
-    talk.expect("ready\n").await;
+    let mut command = session.start_exec(shell(line)).await;
+    command.expect("ready\n").await;
     eventually(&session, "test $(ps -o args | grep -c '^sleep [78]') = 2").await;
-    talk.send(ExecInput::Kill).await;
-    assert_eq!(talk.finish().await.exit, Some(Exit::Signal(9)));
+    command.send(ExecInput::Kill).await;
+    assert_eq!(command.finish().await.exit, Some(Exit::Signal(9)));
     // Gone when its end is told, not some time later.
     assert_eq!(session.sh("ps -o args | grep -c '^sleep [78]' || true").await, "0");
 }
@@ -181,71 +181,72 @@ async fn a_shell_on_a_terminal_is_one_as_everywhere() {
 
     let mut asked = on_terminal(argv(&["sh", "-i"]));
     asked.env = vec![(b"PS1".to_vec().into(), b"prompt> ".to_vec().into())];
-    let mut talk = session.talk(asked).await;
-    talk.expect("prompt> ").await;
-    talk.stdin("echo grü''ße\r".as_bytes()).await;
-    talk.expect("\ngrüße\r\n").await;
+    let mut command = session.start_exec(asked).await;
+    command.expect("prompt> ").await;
+    command.stdin("echo grü''ße\r".as_bytes()).await;
+    command.expect("\ngrüße\r\n").await;
     // The terminal's keys: ^C ends the foreground command, not the shell.
-    talk.stdin(b"sleep 1000\r").await;
+    command.stdin(b"sleep 1000\r").await;
     eventually(&session, "ps -o args | grep -q '^sleep [1]000'").await;
-    talk.stdin(b"\x03").await;
-    talk.expect("prompt> ").await;
-    talk.stdin(b"echo code $?\r").await;
-    talk.expect("\ncode 130\r\n").await;
+    command.stdin(b"\x03").await;
+    command.expect("prompt> ").await;
+    command.stdin(b"echo code $?\r").await;
+    command.expect("\ncode 130\r\n").await;
     // A signal of the host's goes where the key's would.
-    talk.stdin(b"sleep 2000\r").await;
+    command.stdin(b"sleep 2000\r").await;
     eventually(&session, "ps -o args | grep -q '^sleep [2]000'").await;
-    talk.send(ExecInput::Signal(SIGINT)).await;
-    talk.stdin(b"echo code $?\r").await;
-    talk.expect("\ncode 130\r\n").await;
+    command.send(ExecInput::Signal(SIGINT)).await;
+    command.stdin(b"echo code $?\r").await;
+    command.expect("\ncode 130\r\n").await;
     // ^Z stops it, the shell continues, and so does the command in its time.
-    talk.stdin(b"sleep 3000\r").await;
+    command.stdin(b"sleep 3000\r").await;
     eventually(&session, "ps -o args | grep -q '^sleep [3]000'").await;
-    talk.stdin(b"\x1a").await;
-    talk.expect("Stopped").await;
-    talk.stdin(b"echo $((40 + 2)); fg\r").await;
-    talk.expect("\n42\r\n").await;
+    command.stdin(b"\x1a").await;
+    command.expect("Stopped").await;
+    command.stdin(b"echo $((40 + 2)); fg\r").await;
+    command.expect("\n42\r\n").await;
     eventually(&session, "ps -o stat,args | grep -q '^S.*sleep [3]000'").await;
-    talk.stdin(b"\x03").await;
-    talk.expect("prompt> ").await;
-    talk.stdin(b"echo code $?\r").await;
-    talk.expect("\ncode 130\r\n").await;
+    command.stdin(b"\x03").await;
+    command.expect("prompt> ").await;
+    command.stdin(b"echo code $?\r").await;
+    command.expect("\ncode 130\r\n").await;
     // The end of the input is the key for it; where it means something else, it is lost on a shell.
-    talk.expect("prompt> ").await;
-    talk.send(ExecInput::End).await;
-    assert_eq!(talk.finish().await.exit, Some(Exit::Code(0)));
+    command.expect("prompt> ").await;
+    command.send(ExecInput::End).await;
+    assert_eq!(command.finish().await.exit, Some(Exit::Code(0)));
 
     // Programs learn of a new size.
     let line = "trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.1; done";
-    let mut talk = session.talk(on_terminal(shell(line))).await;
-    talk.expect("ready\r\n").await;
-    talk.send(ExecInput::Resize { rows: 50, cols: 132 }).await;
-    talk.expect("50 132\r\n").await;
-    assert_eq!(talk.finish().await.exit, Some(Exit::Code(0)));
+    let mut command = session.start_exec(on_terminal(shell(line))).await;
+    command.expect("ready\r\n").await;
+    command.send(ExecInput::Resize { rows: 50, cols: 132 }).await;
+    command.expect("50 132\r\n").await;
+    assert_eq!(command.finish().await.exit, Some(Exit::Code(0)));
 
     // Much input for a program that takes it raw, while it prints as much.
-    let mut talk =
-        session.talk(on_terminal(shell("stty raw -echo; echo ready; head -c 300000 | sha256sum"))).await;
-    talk.expect("ready").await;
+    let mut command = session
+        .start_exec(on_terminal(shell("stty raw -echo; echo ready; head -c 300000 | sha256sum")))
+        .await;
+    command.expect("ready").await;
     let bytes = noise(300_000, 3);
-    talk.stdin(&bytes).await;
+    command.stdin(&bytes).await;
     let sum = through(&session, "sha256sum", &bytes).await;
-    let output = talk.finish().await;
+    let output = command.finish().await;
     assert_eq!(output.text().trim(), sum.trim());
 
     // A host that goes takes the whole session with it, also what ignores a hang-up.
-    let mut talk = session.talk(on_terminal(shell("trap '' HUP; sleep 4000 & sleep 4000"))).await;
-    talk.stdin(b"x").await;
+    let mut command = session.start_exec(on_terminal(shell("trap '' HUP; sleep 4000 & sleep 4000"))).await;
+    command.stdin(b"x").await;
     eventually(&session, "test $(ps -o args | grep -c '^sleep [4]000') = 2").await;
-    drop(talk);
+    drop(command);
     eventually(&session, "! ps -o args | grep -q '^sleep [4]000'").await;
 }
 
 async fn through(session: &Session<'_>, program: &str, bytes: &[u8]) -> String {
-    let mut talk = session.talk(with_stdin(argv(&[program]))).await;
-    talk.stdin(bytes).await;
-    talk.send(ExecInput::End).await;
-    talk.finish().await.text().to_owned()
+    let mut command = session.start_exec(with_stdin(argv(&[program]))).await;
+    command.stdin(bytes).await;
+    command.send(ExecInput::End).await;
+    command.finish().await.text().to_owned()
 }
 
 #[tokio::test]
@@ -254,12 +255,12 @@ async fn a_service_is_asked_first_and_in_its_own_way() {
     {
         let session = configured(&vm).await;
         let helper = session
-            .talk(shell("trap 'echo helper asked; exit 0' TERM; echo $$ >/helper; echo ready; while :; do sleep 0.1; done"));
+            .start_exec(shell("trap 'echo helper asked; exit 0' TERM; echo $$ >/helper; echo ready; while :; do sleep 0.1; done"));
         let mut helper = helper.await;
         helper.expect("ready\n").await;
         let line = "trap 'sleep 1; kill -0 $(cat /helper) && echo helper lives; exit 5' USR1; trap 'echo wrong' TERM; \
                     echo ready; while :; do sleep 0.1; done";
-        let mut service = session.talk(Exec { role: ExecRole::MainUnderInit, ..shell(line) }).await;
+        let mut service = session.start_exec(Exec { role: ExecRole::MainUnderInit, ..shell(line) }).await;
         service.expect("ready\n").await;
 
         assert_eq!(session.shut_down(0, 10).await.unwrap_err().kind, GuestErrorKind::Invalid);
@@ -278,7 +279,7 @@ async fn a_service_that_does_not_end_is_killed_after_its_grace() {
     {
         let session = configured(&vm).await;
         let line = "trap 'echo asked' USR1; trap '' TERM; echo ready; while :; do sleep 0.1; done";
-        let mut service = session.talk(Exec { role: ExecRole::Main, ..shell(line) }).await;
+        let mut service = session.start_exec(Exec { role: ExecRole::Main, ..shell(line) }).await;
         service.expect("ready\n").await;
         session.shut_down(SIGUSR1, 500).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
         let service = service.finish().await;

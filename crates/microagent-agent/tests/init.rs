@@ -30,7 +30,7 @@ async fn the_main_program_is_process_1_and_others_see_it_so() {
 
     let line = "echo $$ $(tr -d '\\0' </proc/1/comm) $(cat /proc/self/cgroup); trap 'echo reloaded' HUP; \
                 echo ready; while :; do sleep 0.1; done";
-    let mut main = session.talk(main_program(shell(line))).await;
+    let mut main = session.start_exec(main_program(shell(line))).await;
     main.expect("1 sh 0::/\nready\n").await;
     // A setting of the whole guest, a signal and an open file reach it.
     assert_eq!(session.sh("kill -HUP 1; echo $$ | grep -vx 1 >/dev/null && echo other").await, "other");
@@ -95,9 +95,10 @@ async fn a_machine_ends_itself() {
             let session = configured(&vm).await;
             session.sh("cd /bin && for name in poweroff halt reboot; do ln -s busybox $name; done").await;
             let mut watch = session.watch().await;
-            let talk = session.talk(shell(&format!("echo kept >/srv/kept; {line}; sleep 1000"))).await;
+            let command =
+                session.start_exec(shell(&format!("echo kept >/srv/kept; {line}; sleep 1000"))).await;
             assert_eq!(session.guest_event(&mut watch).await, event, "{line}");
-            assert_eq!(talk.finish().await.exit, Some(Exit::Signal(9)), "{line}");
+            assert_eq!(command.finish().await.exit, Some(Exit::Signal(9)), "{line}");
         }
         vm.wait().await;
         harness::check_disk(&vm.disk());
@@ -126,7 +127,7 @@ async fn a_shutdown_leaves_time_to_what_a_shell_has_started() {
         let child =
             "trap 'echo asked; sleep 3; echo done; exit 0' TERM; echo ready; while :; do sleep 0.1; done";
         let line = format!("sh -c \"{child}\"; echo after");
-        let mut main = session.talk(main_program(shell(&line))).await;
+        let mut main = session.start_exec(main_program(shell(&line))).await;
         main.expect("ready\n").await;
         session.shut_down(SIGTERM, 60_000).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
         let main = main.finish().await;
@@ -140,7 +141,7 @@ async fn a_main_program_that_says_nothing_to_its_signal_ends_at_once() {
     let mut vm = Vm::start(&Machine::default());
     {
         let session = configured(&vm).await;
-        let mut main = session.talk(main_program(shell("echo ready; exec sleep 1000"))).await;
+        let mut main = session.start_exec(main_program(shell("echo ready; exec sleep 1000"))).await;
         main.expect("ready\n").await;
         let start = std::time::Instant::now();
         session.shut_down(SIGUSR1, 600_000).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));

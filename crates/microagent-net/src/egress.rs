@@ -1,7 +1,7 @@
 //! The egress filter: which flows of the guest may begin, and what it is told of names.
 //!
 //! Pure: no clock, no socket, no thread. [`EgressFilter::set_time`] sets the time; what is to be done comes out as requests
-//! to name servers ([`EgressFilter::take_errands`]), answers to the guest ([`EgressFilter::take_answers`]) and decisions
+//! to name servers ([`EgressFilter::take_dns_requests`]), answers to the guest ([`EgressFilter::take_answers`]) and decisions
 //! ([`EgressFilter::take_decisions`]), each bounded.
 //!
 //! # What is judged
@@ -26,7 +26,7 @@ use crate::decision::Journal;
 use crate::dns::local::{HostEntry, LocalAnswer, LocalNames};
 use crate::dns::message::{self, NoQuery, Query, as_host, as_text};
 use crate::dns::names::Names;
-use crate::dns::resolver::{Asker, DnsRequestId, Errand, Resolved, Resolver};
+use crate::dns::resolver::{Asker, DnsRequest, DnsRequestId, Resolved, Resolver};
 use crate::flows::{FLOWS_MAX, Key, Kind};
 use crate::host::HostAddresses;
 
@@ -128,9 +128,9 @@ impl EgressFilter {
     }
 
     /// What is to be asked of name servers, in order.
-    pub(crate) fn take_errands(&mut self) -> Vec<Errand> {
-        match self.resolver.has_errands() {
-            true => self.resolver.take_errands(),
+    pub(crate) fn take_dns_requests(&mut self) -> Vec<DnsRequest> {
+        match self.resolver.has_dns_requests() {
+            true => self.resolver.take_dns_requests(),
             false => Vec::new(),
         }
     }
@@ -143,16 +143,16 @@ impl EgressFilter {
         }
     }
 
-    /// Takes what came on the socket of a ticket.
-    pub(crate) fn receive_answer(&mut self, ticket: DnsRequestId, message: &[u8]) {
-        if let Some(resolved) = self.resolver.receive(ticket, message, self.now.running) {
+    /// Takes what came on the socket of a request.
+    pub(crate) fn receive_answer(&mut self, request_id: DnsRequestId, message: &[u8]) {
+        if let Some(resolved) = self.resolver.receive(request_id, message, self.now.running) {
             self.finish(resolved);
         }
     }
 
-    /// Takes note that nothing will come on the socket of a ticket.
-    pub(crate) fn fail_answer(&mut self, ticket: DnsRequestId) {
-        if let Some(resolved) = self.resolver.fail(ticket, self.now.running) {
+    /// Takes note that nothing will come on the socket of a request.
+    pub(crate) fn fail_answer(&mut self, request_id: DnsRequestId) {
+        if let Some(resolved) = self.resolver.fail(request_id, self.now.running) {
             self.finish(resolved);
         }
     }
@@ -324,7 +324,7 @@ impl EgressFilter {
             let decision = self.name_decision(Some(name), true, Reason::Local);
             self.record(Decision { address: addresses.first().copied(), ..decision });
         }
-        let message = query.answer(&local.answer, false, asker.carrier());
+        let message = query.answer(&local.answer, false, asker.transport());
         if self.spend(message.len()) {
             self.answer(asker, message);
         }
@@ -369,7 +369,7 @@ impl EgressFilter {
             let decision = self.name_decision(Some(text), !nowhere, reason);
             self.record(Decision { address: first, ..decision });
         }
-        let message = match query.answer(&answer, nowhere, asker.carrier()) {
+        let message = match query.answer(&answer, nowhere, asker.transport()) {
             message if self.spend(message.len()) => message,
             _ => query.empty_answer(Rcode::NXDOMAIN, true),
         };

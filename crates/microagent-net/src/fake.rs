@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
-use crate::dns::resolver::{DnsRequestId, Errand};
+use crate::dns::resolver::{DnsRequest, DnsRequestId};
 use crate::sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
 
 /// One connection of the host.
@@ -41,7 +41,7 @@ pub(crate) struct FakeDatagrams {
 pub(crate) struct FakeHost {
     pub(crate) streams: BTreeMap<Token, (SocketAddrV4, Rc<RefCell<FakeStream>>)>,
     pub(crate) datagrams: BTreeMap<Token, (SocketAddrV4, Rc<RefCell<FakeDatagrams>>)>,
-    pub(crate) errands: Vec<Errand>,
+    pub(crate) dns_requests: Vec<DnsRequest>,
     /// What the host says when it is asked for a socket.
     pub(crate) exhausted: Option<Errno>,
     /// Datagrams to clients of published ports.
@@ -113,8 +113,8 @@ impl Sockets for FakeSockets {
         Ok(())
     }
 
-    fn resolve(&mut self, errand: Errand) -> Result<(), DnsRequestId> {
-        self.0.borrow_mut().errands.push(errand);
+    fn resolve(&mut self, request: DnsRequest) -> Result<(), DnsRequestId> {
+        self.0.borrow_mut().dns_requests.push(request);
         Ok(())
     }
 }

@@ -13,8 +13,8 @@ pub fn dns(bytes: &[u8]) {
             assert_eq!((again.id, &again.question), (query.id, &query.question));
         }
         if let Ok(answer) = Answer::read(answer, query.id, &query.question) {
-            for carrier in [DnsTransport::Udp, DnsTransport::Tcp] {
-                let _ = query.answer(&answer, false, carrier);
+            for transport in [DnsTransport::Udp, DnsTransport::Tcp] {
+                let _ = query.answer(&answer, false, transport);
             }
         }
     }

@@ -38,7 +38,7 @@ use std::net::Ipv4Addr;
 pub use address::Scope;
 pub use decision::{BURST, PER_SECOND};
 pub use dns::local::HostEntry;
-pub use dns::resolver::{DnsRequestId, DnsTransport, Errand};
+pub use dns::resolver::{DnsRequest, DnsRequestId, DnsTransport};
 pub use egress::Now;
 pub use frame::MAX_FRAME_LEN;
 pub use host::HostAddresses;

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::HostAddresses;
 use crate::dns::names::ADDRESSES_MAX;
-use crate::dns::resolver::{DnsTransport, Errand, IN_FLIGHT_MAX};
+use crate::dns::resolver::{DnsRequest, DnsTransport, IN_FLIGHT_MAX};
 use crate::egress::Now;
 use crate::fake::{FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
 use crate::sockets::Token;
@@ -75,7 +75,7 @@ struct Model {
     sources: HashSet<Ipv4Addr>,
     /// When the guest last used the datagrams of a socket, and how many had been sent then.
     used: HashMap<Token, (Duration, usize)>,
-    /// Tickets, with what was asked.
+    /// Request ids, with what was asked.
     asked: HashMap<u64, (u16, String)>,
     /// Data segments for the guest, to be acknowledged.
     last: Option<Vec<u8>>,
@@ -196,8 +196,8 @@ impl Model {
             _ => {
                 if choices.byte() == 7 {
                     self.host.borrow_mut().exhausted = choices.of(&[None, Some(Errno::MFILE)]);
-                } else if let Some(ticket) = self.asked.keys().min().copied() {
-                    self.stack.resolved(ticket, None);
+                } else if let Some(request_id) = self.asked.keys().min().copied() {
+                    self.stack.resolved(request_id, None);
                 }
             }
         }
@@ -248,13 +248,13 @@ impl Model {
     }
 
     fn answer(&mut self, choices: &mut Choices<'_>) {
-        let mut tickets: Vec<u64> = self.asked.keys().copied().collect();
-        tickets.sort_unstable();
-        if tickets.is_empty() {
+        let mut request_ids: Vec<u64> = self.asked.keys().copied().collect();
+        request_ids.sort_unstable();
+        if request_ids.is_empty() {
             return;
         }
-        let ticket = choices.of(&tickets);
-        let (id, name) = self.asked[&ticket].clone();
+        let request_id = choices.of(&request_ids);
+        let (id, name) = self.asked[&request_id].clone();
         let count = usize::from(choices.byte()) % 4;
         let addresses: Vec<[u8; 4]> = (0..count).map(|_| choices.of(&ADDRESSES).0.octets()).collect();
         let mut message =
@@ -263,7 +263,7 @@ impl Model {
             let at = usize::from(choices.byte()) % message.len();
             message[at] = choices.byte();
         }
-        self.stack.resolved(ticket, Some(&message));
+        self.stack.resolved(request_id, Some(&message));
     }
 
     fn frame(&mut self, frame: &[u8]) {
@@ -284,7 +284,7 @@ impl Model {
     /// How much the host was asked for.
     fn asked_for(&self) -> usize {
         let host = self.host.borrow();
-        host.streams.len() + host.datagrams.len() + host.errands.len()
+        host.streams.len() + host.datagrams.len() + host.dns_requests.len()
     }
 
     fn allows(&self, address: Ipv4Addr, port: Option<u16>) -> bool {
@@ -312,7 +312,7 @@ impl Model {
             }
         }
         self.check_sockets();
-        self.check_errands();
+        self.check_dns_requests();
         assert!(self.stack.take_decisions().len() <= 1001);
         let [flows, timers, names, refusals] = self.stack.sizes();
         assert!(flows <= CONNECTIONS && timers <= 2 * CONNECTIONS + 1024 && names <= ADDRESSES_MAX);
@@ -349,17 +349,22 @@ impl Model {
         assert!(open <= CONNECTIONS, "more sockets than may be");
     }
 
-    fn check_errands(&mut self) {
-        for errand in std::mem::take(&mut self.host.borrow_mut().errands) {
-            match errand {
-                Errand::Ask { ticket, message, carrier: DnsTransport::Udp | DnsTransport::Tcp, .. } => {
+    fn check_dns_requests(&mut self) {
+        for request in std::mem::take(&mut self.host.borrow_mut().dns_requests) {
+            match request {
+                DnsRequest::Send {
+                    request_id,
+                    message,
+                    transport: DnsTransport::Udp | DnsTransport::Tcp,
+                    ..
+                } => {
                     let id = u16::from_be_bytes([message[0], message[1]]);
                     let (_, name, _) = testing::read_dns(&message);
                     assert!(self.policy.mode != EgressMode::Allowlist || covered(&name), "asked for {name}");
-                    self.asked.insert(ticket, (id, name));
+                    self.asked.insert(request_id, (id, name));
                 }
-                Errand::Forget(ticket) => {
-                    self.asked.remove(&ticket);
+                DnsRequest::Cancel(request_id) => {
+                    self.asked.remove(&request_id);
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use rustix::io::Errno;
 
-use crate::dns::resolver::{DnsRequestId, Errand};
+use crate::dns::resolver::{DnsRequest, DnsRequestId};
 
 /// Names one socket of a flow for as long as the stack lives.
 pub type Token = u64;
@@ -52,8 +52,8 @@ pub trait Sockets {
     /// Asks a name server, or forgets a question.
     ///
     /// # Errors
-    /// The ticket whose server cannot be asked.
-    fn resolve(&mut self, errand: Errand) -> Result<(), DnsRequestId>;
+    /// The request whose server cannot be reached.
+    fn resolve(&mut self, request: DnsRequest) -> Result<(), DnsRequestId>;
 }
 
 /// A connection of the host.

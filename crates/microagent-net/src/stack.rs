@@ -206,10 +206,10 @@ impl<S: Sockets> Stack<S> {
     }
 
     /// Takes what came of a question to a name server: a message, or nothing when there will be none.
-    pub fn resolved(&mut self, ticket: DnsRequestId, message: Option<&[u8]>) {
+    pub fn resolved(&mut self, request_id: DnsRequestId, message: Option<&[u8]>) {
         match message {
-            Some(message) => self.egress.receive_answer(ticket, message),
-            None => self.egress.fail_answer(ticket),
+            Some(message) => self.egress.receive_answer(request_id, message),
+            None => self.egress.fail_answer(request_id),
         }
     }
 
@@ -437,13 +437,13 @@ impl<S: Sockets> Stack<S> {
     /// Asks name servers. A failure may have the next one asked at once; attempts are counted, so this ends.
     fn resolve(&mut self) {
         loop {
-            let errands = self.egress.take_errands();
-            if errands.is_empty() {
+            let dns_requests = self.egress.take_dns_requests();
+            if dns_requests.is_empty() {
                 return;
             }
-            for errand in errands {
-                if let Err(ticket) = self.sockets.resolve(errand) {
-                    self.egress.fail_answer(ticket);
+            for request in dns_requests {
+                if let Err(request_id) = self.sockets.resolve(request) {
+                    self.egress.fail_answer(request_id);
                 }
             }
         }

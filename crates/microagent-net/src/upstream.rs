@@ -10,7 +10,7 @@ use rustix::net::{
 };
 
 use crate::dns::message::MESSAGE_MAX;
-use crate::dns::resolver::{DnsRequestId, DnsTransport, Errand};
+use crate::dns::resolver::{DnsRequest, DnsRequestId, DnsTransport};
 
 /// Bytes of the length before a message on a connection.
 const LENGTH_LEN: usize = 2;
@@ -26,9 +26,9 @@ pub(crate) enum Arrival<'a> {
 }
 
 struct Conversation {
-    ticket: DnsRequestId,
+    request_id: DnsRequestId,
     socket: OwnedFd,
-    carrier: DnsTransport,
+    transport: DnsTransport,
     /// What is still to be sent.
     unsent: Vec<u8>,
     /// What came so far, on a connection.
@@ -48,51 +48,52 @@ impl Default for Upstream {
 }
 
 impl Upstream {
-    /// Carries out an errand; a new socket is handed to `watch`, with its ticket.
+    /// Carries out a request; `watch` gets each new socket with its request id.
     ///
     /// # Errors
     ///
-    /// The ticket whose socket cannot be had or whose server is out of reach.
+    /// The request for which there is no socket or whose server is out of reach.
     pub(crate) fn carry_out(
         &mut self,
-        errand: Errand,
+        request: DnsRequest,
         watch: impl Fn(BorrowedFd<'_>, DnsRequestId) -> Result<(), Errno>,
     ) -> Result<(), DnsRequestId> {
-        match errand {
-            Errand::Forget(ticket) => self.forget(ticket),
-            Errand::Ask { ticket, server, carrier, message } => {
-                self.forget(ticket);
+        match request {
+            DnsRequest::Cancel(request_id) => self.forget(request_id),
+            DnsRequest::Send { request_id, server, transport, message } => {
+                self.forget(request_id);
                 let conversation =
-                    Conversation::begin(ticket, server, carrier, &message).map_err(|_| ticket)?;
-                watch(conversation.socket.as_fd(), ticket).map_err(|_| ticket)?;
+                    Conversation::begin(request_id, server, transport, &message).map_err(|_| request_id)?;
+                watch(conversation.socket.as_fd(), request_id).map_err(|_| request_id)?;
                 self.conversations.push(conversation);
             }
         }
         Ok(())
     }
 
-    /// Attends to the socket of a ticket, for which something happened.
-    pub(crate) fn attend(&mut self, ticket: DnsRequestId, mut arrive: impl FnMut(Arrival<'_>)) {
-        let conversation = self.conversations.iter_mut().find(|conversation| conversation.ticket == ticket);
+    /// Handles the socket of a request, for which something happened.
+    pub(crate) fn attend(&mut self, request_id: DnsRequestId, mut arrive: impl FnMut(Arrival<'_>)) {
+        let conversation =
+            self.conversations.iter_mut().find(|conversation| conversation.request_id == request_id);
         if let Some(conversation) = conversation {
             conversation.attend(&mut self.scratch, &mut arrive);
         }
     }
 
-    fn forget(&mut self, ticket: DnsRequestId) {
-        self.conversations.retain(|conversation| conversation.ticket != ticket);
+    fn forget(&mut self, request_id: DnsRequestId) {
+        self.conversations.retain(|conversation| conversation.request_id != request_id);
     }
 }
 
 impl Conversation {
     fn begin(
-        ticket: DnsRequestId,
+        request_id: DnsRequestId,
         server: SocketAddr,
-        carrier: DnsTransport,
+        transport: DnsTransport,
         message: &[u8],
     ) -> io::Result<Conversation> {
         let family = if server.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let kind = if carrier == DnsTransport::Udp { SocketType::DGRAM } else { SocketType::STREAM };
+        let kind = if transport == DnsTransport::Udp { SocketType::DGRAM } else { SocketType::STREAM };
         let socket = socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
         // Connected, so that datagrams of others do not arrive, and without a port of our choice.
         match connect(&socket, &server) {
@@ -100,7 +101,7 @@ impl Conversation {
             Err(error) => return Err(error.into()),
         }
         let mut unsent = Vec::new();
-        match carrier {
+        match transport {
             DnsTransport::Udp => {
                 send(&socket, message, SendFlags::NOSIGNAL)?;
             }
@@ -110,11 +111,11 @@ impl Conversation {
                 unsent.extend_from_slice(message);
             }
         }
-        Ok(Conversation { ticket, socket, carrier, unsent, came: Vec::new() })
+        Ok(Conversation { request_id, socket, transport, unsent, came: Vec::new() })
     }
 
     fn attend(&mut self, scratch: &mut [u8], arrive: &mut impl FnMut(Arrival<'_>)) {
-        match self.carrier {
+        match self.transport {
             DnsTransport::Udp => self.take_datagrams(scratch, arrive),
             DnsTransport::Tcp => loop {
                 match self.converse(scratch) {

@@ -1,13 +1,13 @@
-//! `microagent.yaml`: a workspace or a run, written down. Read strictly: what is not understood is an error with its
-//! place, never passed over.
+//! `microagent.yaml`: the options of a workspace or a run in a file. Read strictly: an unknown key is an error with its
+//! line and column.
 //!
-//! Types, their texts and the schema for editors come from this one place. A file is only read when somebody names it;
-//! its relative paths start at its own directory. What a file says becomes the same options that a program would set
-//! ([`SpecFile::run_options`], [`SpecFile::create_options`]); flags go over them, and that is the caller's business. What
-//! of an existing workspace follows a changed file is [`crate::Workspace::apply`]'s.
+//! Types, their texts and the schema for editors are defined here. A file is only read when the caller names it; its
+//! relative paths start at its own directory. [`SpecFile::run_options`] and [`SpecFile::create_options`] convert a file to
+//! the options that a program would set; callers apply flags on top. [`crate::Workspace::apply`] updates an existing
+//! workspace to match a file.
 //!
-//! Keys are spelled as in the files that people have: `memoryMiB`, `setupFiles`. There are no aliases; who writes
-//! `memory_mib` is told.
+//! Keys are spelled as in the files that people have: `memoryMiB`, `setupFiles`. There are no aliases; `memory_mib` is an
+//! error with a hint.
 
 mod error;
 mod forms;
@@ -38,14 +38,14 @@ use crate::Profile;
 /// Largest file that is read, in bytes; one that a person wrote has a few thousand.
 const FILE_LIMIT: u64 = 1024 * 1024;
 
-/// Most values that aliases may blow a file up to.
+/// Most values of a file after its aliases are expanded.
 const NODES_MAX: usize = 100_000;
 
 /// Most aliases, and most bytes that one of them may stand for: together they stay below what a run takes anyway.
 const ALIASES_MAX: usize = 256;
 const ANCHORED_MAX: usize = 64 * 1024;
 
-/// Deepest nesting; the keys that there are need five.
+/// Deepest nesting; today's keys need five.
 const DEPTH_MAX: usize = 32;
 
 /// What a spec file says. `None` where it says nothing.
@@ -70,33 +70,33 @@ pub struct SpecFile {
     /// When `supervise` starts the workspace again. Not for `run`.
     #[cfg_attr(test, schemars(with = "Option<reference::Restart>"))]
     pub restart: Option<RestartPolicy>,
-    /// Program in place of the image's Entrypoint, alone or with its first arguments. Only for `run`.
+    /// Replaces the image's Entrypoint: a program, or with arguments. Only for `run`.
     #[serde(deserialize_with = "forms::entrypoint")]
     #[cfg_attr(test, schemars(with = "Option<reference::TextOrWords>"))]
     pub entrypoint: Option<Vec<String>>,
-    /// Words in place of the image's Cmd. Only for `run`.
+    /// Replaces the image's Cmd. Only for `run`.
     pub command: Option<Vec<String>>,
-    /// Shell line in place of a command; the guest's `/bin/sh` evaluates it. Only for `run`.
+    /// Shell line to run in place of a command, with the guest's `/bin/sh -c`. Only for `run`.
     pub exec: Option<String>,
     /// What every start runs: a shell line, or a program and its arguments. Not for `run`.
     #[serde(deserialize_with = "forms::service")]
     #[cfg_attr(test, schemars(with = "Option<reference::TextOrWords>"))]
     pub service: Option<Service>,
-    /// Whether every start runs the image's Entrypoint and Cmd, in place of `service`. Not for `run`.
+    /// Run the image's Entrypoint and Cmd as the service. Not for `run`.
     pub image_command: Option<bool>,
     /// Program of interactive sessions. Not for `run`.
     pub shell: Option<String>,
     /// Host name in the guest.
     pub hostname: Option<String>,
-    /// User, or user and group, in place of the image's.
+    /// User, or user and group; replaces the image's.
     pub user: Option<String>,
-    /// Working directory in place of the image's.
+    /// Working directory; replaces the image's.
     pub workdir: Option<String>,
     /// Shell lines to run before anything else.
     pub setup: Option<Vec<String>>,
-    /// Scripts of the host to run after `setup`.
+    /// Script files of the host to run after `setup`.
     pub setup_files: Option<Vec<PathBuf>>,
-    /// Variables of the guest.
+    /// Environment variables of the guest.
     #[serde(deserialize_with = "forms::env")]
     #[cfg_attr(test, schemars(with = "Option<BTreeMap<String, reference::Scalar>>"))]
     pub env: Option<BTreeMap<String, String>>,
@@ -109,26 +109,25 @@ pub struct SpecFile {
     /// Size of the machine.
     #[serde(deserialize_with = "forms::or_default")]
     pub resources: SpecResources,
-    /// How the guest reaches the network, and the network the guest.
+    /// Network mode, published ports, name servers.
     #[serde(deserialize_with = "forms::or_default")]
     pub network: SpecNetwork,
     /// What the guest may reach, on network `user`.
     #[serde(deserialize_with = "forms::or_default")]
     pub egress: SpecEgress,
-    /// How fast it may use the host's disk and network.
+    /// Limits of disk and network throughput.
     #[serde(deserialize_with = "forms::or_default")]
     pub limits: SpecLimits,
-    /// Whether an init that reaps orphans is process 1 of the guest, in place of the program that the machine runs.
+    /// Run an init that reaps orphans as process 1 of the guest.
     pub init: Option<bool>,
-    /// Disks: each as `-v` has it, or taken apart.
+    /// Disks to mount: in the form of `-v`, or as keys.
     #[cfg_attr(test, schemars(with = "Option<Vec<reference::Volume>>"))]
     pub volumes: Option<Vec<Form<Attachment, SpecVolume>>>,
-    /// ext4 images of the host.
+    /// ext4 image files of the host to mount.
     pub disks: Option<Vec<SpecFileDisk>>,
-    /// Tar files of the host; each becomes a disk of the workspace's own.
+    /// Tar files of the host; each is unpacked to a disk that belongs to the workspace.
     pub bundles: Option<Vec<SpecFileDisk>>,
-    /// Where each secret is: `env:VAR`, `file:PATH`, `dotenv:PATH#KEY`, `vault:MOUNT/data/PATH#FIELD` or
-    /// `helper:REFERENCE`.
+    /// References: `env:VAR`, `file:PATH`, `dotenv:PATH#KEY`, `vault:MOUNT/data/PATH#FIELD`, `helper:REF`.
     #[serde(deserialize_with = "forms::secrets")]
     #[cfg_attr(test, schemars(with = "Option<BTreeMap<String, String>>"))]
     pub secrets: Option<Vec<SecretReference>>,
@@ -136,13 +135,13 @@ pub struct SpecFile {
     #[serde(deserialize_with = "forms::outputs")]
     #[cfg_attr(test, schemars(with = "Option<Vec<forms::Output>>"))]
     pub outputs: Option<Vec<Artifact>>,
-    /// Wall clock until the machine is killed: seconds, or with units such as 1m30s. Only for `run`.
+    /// Kill the machine after this time: seconds, or units as in 1m30s. Only for `run`.
     #[serde(deserialize_with = "forms::timeout")]
     #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
     pub timeout: Option<Duration>,
-    /// Whether the workspace stays after the run. Only for `run`.
+    /// Keep the workspace after the run. Only for `run`.
     pub keep: Option<bool>,
-    /// The file, for what is said about it later.
+    /// The file's path, for errors.
     #[serde(skip)]
     path: PathBuf,
 }
@@ -164,7 +163,7 @@ pub struct SpecResources {
     pub size_mib: Option<u64>,
 }
 
-/// How the guest reaches the network, and the network the guest.
+/// Network mode, published ports, name servers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -173,21 +172,21 @@ pub struct SpecNetwork {
     /// `user` (outbound NAT) or `isolated` (no network device but loopback).
     #[cfg_attr(test, schemars(with = "Option<reference::Mode>"))]
     pub mode: Option<NetworkMode>,
-    /// Ports of the host that lead into the guest: each as `-p` has it, or taken apart.
+    /// Ports to publish on the host: in the form of `-p`, or as keys.
     #[cfg_attr(test, schemars(with = "Option<Vec<reference::Forward>>"))]
     pub forwards: Option<Vec<Form<PublishRange, SpecForward>>>,
-    /// Up to three name servers in place of the host's: `ADDRESS[:PORT]`.
+    /// Up to three name servers, `ADDRESS[:PORT]`; replace the host's.
     #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub dns: Option<Vec<NameServer>>,
-    /// Search domains in place of the host's; `.` alone for none.
+    /// Search domains; replace the host's. `.` alone: none.
     #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub dns_search: Option<Vec<SearchDomain>>,
-    /// Whether the names of the host's `/etc/hosts` are answered as well.
+    /// Also answer names from the host's `/etc/hosts`.
     pub dns_host: Option<bool>,
     /// Names with addresses: `NAME:ADDRESS` or `NAME:host-gateway`.
     #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub add_hosts: Option<Vec<AddedHost>>,
-    /// Servers at ports of `host.microagent.internal`.
+    /// Servers to reach at ports of `host.microagent.internal`.
     #[cfg_attr(test, schemars(with = "Option<Vec<reference::HostForward>>"))]
     pub host_forwards: Option<Vec<Form<Forward, SpecHostForward>>>,
 }
@@ -200,9 +199,9 @@ pub struct SpecNetwork {
 pub struct SpecForward {
     /// `tcp` (the default) or `udp`.
     pub protocol: Option<String>,
-    /// The host's address that is listened at, IPv4 or IPv6; `127.0.0.1` without one.
+    /// Address of the host to listen on, IPv4 or IPv6; default `127.0.0.1`.
     pub host: Option<String>,
-    /// The host's port; 0 has one picked at each start.
+    /// Port of the host; 0: a free port is picked at each start.
     pub host_port: u16,
     /// The guest's port.
     pub guest_port: u16,
@@ -212,6 +211,7 @@ pub struct SpecForward {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SpecHostForward {
     /// The port that the guest connects to.
     pub guest_port: u16,
@@ -230,21 +230,22 @@ pub struct SpecEgress {
     /// `public`, `allowlist` or `open`.
     #[cfg_attr(test, schemars(with = "Option<reference::Egress>"))]
     pub mode: Option<EgressMode>,
-    /// Names (`example.org`, `.example.org`) and networks (`ADDRESS[/BITS][:PORT]`) that are open besides.
+    /// Names (`example.org`, `.example.org`) and networks (`ADDRESS[/BITS][:PORT]`) to allow.
     #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub allow: Option<Vec<AllowRule>>,
-    /// Connections that may be open at once.
+    /// Most connections that are open at once.
     pub max_connections: Option<u32>,
-    /// Bytes that one life of the machine may move, both ways together.
+    /// Most bytes that are transferred after each start, both directions together.
     pub max_bytes: Option<u64>,
 }
 
-/// How fast the machine may use the host's disk and network.
+/// Limits of disk and network throughput.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[non_exhaustive]
 pub struct SpecLimits {
-    /// Bytes per second that all disks together may read and write.
+    /// Bytes per second that all disks together read and write.
     pub disk_bps: Option<u64>,
     /// Reads and writes per second of all disks together.
     pub disk_iops: Option<u64>,
@@ -252,7 +253,7 @@ pub struct SpecLimits {
     pub net_bps: Option<u64>,
 }
 
-/// A disk, taken apart: a named volume, or a file of the host.
+/// A disk as keys: a named volume, or a file of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
@@ -260,11 +261,11 @@ pub struct SpecLimits {
 pub struct SpecVolume {
     /// A named volume.
     pub name: Option<String>,
-    /// In place of it: an ext4 image or a tar file of the host.
+    /// In place of `name`: an ext4 image or a tar file of the host.
     pub path: Option<String>,
-    /// Where the guest finds it.
+    /// Absolute path in the guest.
     pub mountpoint: String,
-    /// `rw`, or `ro` for what the guest can only read.
+    /// `rw`, or `ro` for read-only.
     #[cfg_attr(test, schemars(with = "Option<reference::Access>"))]
     pub mode: Option<Access>,
 }
@@ -277,9 +278,9 @@ pub struct SpecVolume {
 pub struct SpecFileDisk {
     /// The file.
     pub path: PathBuf,
-    /// Where the guest finds it.
+    /// Absolute path in the guest.
     pub mountpoint: String,
-    /// `rw`, or `ro` for what the guest can only read.
+    /// `rw`, or `ro` for read-only.
     #[cfg_attr(test, schemars(with = "Option<reference::Access>"))]
     pub mode: Option<Access>,
 }
@@ -316,7 +317,7 @@ impl SpecFile {
     /// Reads a spec file. Its relative paths become absolute ones.
     ///
     /// # Errors
-    /// Fails when the file cannot be read, is larger than 1 MiB, or says anything that is not understood.
+    /// Fails if the file cannot be read, is larger than 1 MiB or is not a valid spec file.
     pub fn read(path: &Path) -> Result<SpecFile, SpecError> {
         let failed = |source| SpecError::Read { path: path.to_owned(), source };
         let mut bytes = Vec::new();
@@ -331,10 +332,10 @@ impl SpecFile {
         SpecFile::parse(path, &text)
     }
 
-    /// Reads the text of a spec file that lies at `path`, which is not looked at.
+    /// Parses the text of a spec file. `path` is used for relative paths and errors; it is not opened.
     ///
     /// # Errors
-    /// Fails when it says anything that is not understood.
+    /// Fails if the text is not a valid spec file.
     pub fn parse(path: &Path, text: &str) -> Result<SpecFile, SpecError> {
         let options = serde_saphyr::options! {
             budget: serde_saphyr::budget! {
@@ -363,7 +364,7 @@ impl SpecFile {
         Ok(file)
     }
 
-    /// The file.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -476,9 +476,9 @@ impl Session<'_> {
     }
 
     /// Starts a command that is spoken to while it runs.
-    pub async fn talk(&self, exec: Exec) -> Talk<'_> {
+    pub async fn start_exec(&self, exec: Exec) -> RunningCommand<'_> {
         let (from_guest, to_guest) = tokio::io::split(self.open(&Request::Exec(exec)).await);
-        Talk {
+        RunningCommand {
             vm: self.vm,
             events: MessageReader::new(from_guest, REPLY_LIMIT),
             to_guest,
@@ -548,7 +548,7 @@ impl Session<'_> {
 }
 
 /// A command that is spoken to while it runs.
-pub struct Talk<'a> {
+pub struct RunningCommand<'a> {
     vm: &'a Vm,
     events: MessageReader<tokio::io::ReadHalf<Stream>>,
     to_guest: tokio::io::WriteHalf<Stream>,
@@ -557,7 +557,7 @@ pub struct Talk<'a> {
     pub output: Output,
 }
 
-impl Talk<'_> {
+impl RunningCommand<'_> {
     /// Sends whatever it is.
     pub async fn send(&mut self, input: ExecInput) {
         assert!(self.try_send(input).await, "the guest closed the stream");

@@ -120,7 +120,7 @@ pub(crate) struct DeleteArgs {
     keys: Vec<String>,
 }
 
-/// Remove templates that cannot be used: damaged, outdated, or of a removed image
+/// Remove templates that are damaged, outdated or of a removed image
 ///
 /// Running machines are not affected. A removed template is built again when it is needed.
 #[derive(Debug, Args)]

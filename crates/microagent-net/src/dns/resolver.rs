@@ -1,5 +1,5 @@
 //! Queries on their way: which guest's query waits for which name servers. Pure: sockets are the caller's, who
-//! carries out [`Errand`]s and hands back what came.
+//! carries out [`DnsRequest`]s and hands back what came.
 //!
 //! A server that does not answer is not given up: after a while the next one is asked as well, and whichever answers first
 //! counts, as long as a C library waits (5 s in glibc and musl). A server that answers with a failure is passed over at
@@ -45,22 +45,22 @@ pub enum DnsTransport {
     Tcp,
 }
 
-/// What the caller is to do for an attempt. There is at most one socket per ticket.
+/// What the caller has to do for an attempt. Each id has at most one socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Errand {
-    /// Send the message from a fresh socket, in place of what the ticket had before.
-    Ask {
+pub enum DnsRequest {
+    /// Send the message from a new socket, which replaces the one that this id had before.
+    Send {
         /// The attempt.
-        ticket: DnsRequestId,
+        request_id: DnsRequestId,
         /// The name server.
         server: SocketAddr,
-        /// How to ask.
-        carrier: DnsTransport,
+        /// How to send it.
+        transport: DnsTransport,
         /// What to send, without a length before it.
         message: Vec<u8>,
     },
-    /// Close the ticket's socket.
-    Forget(DnsRequestId),
+    /// Close the socket.
+    Cancel(DnsRequestId),
 }
 
 /// Who in the guest waits for the answer.
@@ -74,7 +74,7 @@ pub(crate) enum Asker {
 
 impl Asker {
     /// How it is answered.
-    pub(crate) fn carrier(self) -> DnsTransport {
+    pub(crate) fn transport(self) -> DnsTransport {
         match self {
             Asker::Udp(_) => DnsTransport::Udp,
             Asker::Tcp(..) => DnsTransport::Tcp,
@@ -94,9 +94,9 @@ pub(crate) struct Resolved {
 /// One server that was asked and may still answer.
 #[derive(Debug)]
 struct Attempt {
-    ticket: DnsRequestId,
+    request_id: DnsRequestId,
     server: SocketAddr,
-    carrier: DnsTransport,
+    transport: DnsTransport,
     edns: bool,
     id: u16,
     strays: u8,
@@ -137,12 +137,12 @@ impl Attempt {
                 self.strays += 1;
                 Verdict::Wait
             }
-            Err(NoAnswer::Truncated) if self.carrier == DnsTransport::Udp => {
+            Err(NoAnswer::Truncated) if self.transport == DnsTransport::Udp => {
                 Verdict::Again(DnsTransport::Tcp, self.edns)
             }
             // A server that does not know EDNS answers that.
             Ok(Answer { code: Rcode::FORMERR | Rcode::NOTIMP, .. }) if self.edns => {
-                Verdict::Again(self.carrier, false)
+                Verdict::Again(self.transport, false)
             }
             Ok(answer) if matches!(answer.code, Rcode::NOERROR | Rcode::NXDOMAIN) => {
                 Verdict::Answered(answer)
@@ -157,8 +157,8 @@ impl Attempt {
 pub(crate) struct Resolver {
     servers: Vec<SocketAddr>,
     pending: Vec<Pending>,
-    errands: Vec<Errand>,
-    last_ticket: DnsRequestId,
+    dns_requests: Vec<DnsRequest>,
+    last_request_id: DnsRequestId,
     /// A keyed hash of a counter: numbers that nobody outside can foretell.
     numbers: RandomState,
     counter: u64,
@@ -169,8 +169,8 @@ impl Resolver {
         Resolver {
             servers,
             pending: Vec::new(),
-            errands: Vec::new(),
-            last_ticket: 0,
+            dns_requests: Vec::new(),
+            last_request_id: 0,
             numbers: RandomState::new(),
             counter: 0,
         }
@@ -193,33 +193,33 @@ impl Resolver {
         self.ask_next(self.pending.len() - 1, now)
     }
 
-    /// Takes what came on a ticket's socket.
+    /// Takes what came on the socket of a request.
     pub(crate) fn receive(
         &mut self,
-        ticket: DnsRequestId,
+        request_id: DnsRequestId,
         message: &[u8],
         now: Duration,
     ) -> Option<Resolved> {
-        let (at, number) = self.find(ticket)?;
+        let (at, number) = self.find(request_id)?;
         let Pending { open, query, .. } = &mut self.pending[at];
         match open[number].judge(message, query) {
             Verdict::Wait => None,
-            Verdict::Again(carrier, edns) => {
+            Verdict::Again(transport, edns) => {
                 let attempt = &mut open[number];
-                (attempt.carrier, attempt.edns) = (carrier, edns);
+                (attempt.transport, attempt.edns) = (transport, edns);
                 self.send(at, number);
                 None
             }
             Verdict::Answered(answer) => Some(self.end(at, Some(answer))),
-            Verdict::Failed => self.fail(ticket, now),
+            Verdict::Failed => self.fail(request_id, now),
         }
     }
 
     /// Takes note that an attempt is of no use: nobody listens, or there is no socket. The next server is asked at once.
-    pub(crate) fn fail(&mut self, ticket: DnsRequestId, now: Duration) -> Option<Resolved> {
-        let (at, number) = self.find(ticket)?;
+    pub(crate) fn fail(&mut self, request_id: DnsRequestId, now: Duration) -> Option<Resolved> {
+        let (at, number) = self.find(request_id)?;
         self.pending[at].open.swap_remove(number);
-        self.errands.push(Errand::Forget(ticket));
+        self.dns_requests.push(DnsRequest::Cancel(request_id));
         self.ask_next(at, now)
     }
 
@@ -243,17 +243,17 @@ impl Resolver {
     }
 
     /// What the caller is to do.
-    pub(crate) fn take_errands(&mut self) -> Vec<Errand> {
-        std::mem::take(&mut self.errands)
+    pub(crate) fn take_dns_requests(&mut self) -> Vec<DnsRequest> {
+        std::mem::take(&mut self.dns_requests)
     }
 
-    pub(crate) fn has_errands(&self) -> bool {
-        !self.errands.is_empty()
+    pub(crate) fn has_dns_requests(&self) -> bool {
+        !self.dns_requests.is_empty()
     }
 
-    fn find(&self, ticket: DnsRequestId) -> Option<(usize, usize)> {
+    fn find(&self, request_id: DnsRequestId) -> Option<(usize, usize)> {
         self.pending.iter().enumerate().find_map(|(at, pending)| {
-            let number = pending.open.iter().position(|attempt| attempt.ticket == ticket)?;
+            let number = pending.open.iter().position(|attempt| attempt.request_id == request_id)?;
             Some((at, number))
         })
     }
@@ -264,11 +264,11 @@ impl Resolver {
         if pending.asked >= ATTEMPTS || self.servers.is_empty() {
             return pending.open.is_empty().then(|| self.end(at, None));
         }
-        self.last_ticket += 1;
+        self.last_request_id += 1;
         pending.open.push(Attempt {
-            ticket: self.last_ticket,
+            request_id: self.last_request_id,
             server: self.servers[pending.asked % self.servers.len()],
-            carrier: DnsTransport::Udp,
+            transport: DnsTransport::Udp,
             edns: true,
             id: 0,
             strays: 0,
@@ -286,17 +286,17 @@ impl Resolver {
         let attempt = &mut open[number];
         attempt.id = self.numbers.hash_one(self.counter) as u16;
         attempt.strays = 0;
-        self.errands.push(Errand::Ask {
-            ticket: attempt.ticket,
+        self.dns_requests.push(DnsRequest::Send {
+            request_id: attempt.request_id,
             server: attempt.server,
-            carrier: attempt.carrier,
+            transport: attempt.transport,
             message: write_query(attempt.id, &query.question, attempt.edns),
         });
     }
 
     fn end(&mut self, at: usize, answer: Option<Answer>) -> Resolved {
         let Pending { asker, query, open, .. } = self.pending.swap_remove(at);
-        self.errands.extend(open.into_iter().map(|attempt| Errand::Forget(attempt.ticket)));
+        self.dns_requests.extend(open.into_iter().map(|attempt| DnsRequest::Cancel(attempt.request_id)));
         Resolved { asker, query, answer }
     }
 }
@@ -321,27 +321,30 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    /// The one thing to be sent: ticket, server, carrier, id.
+    /// The only request: its id, server, transport, id of the message.
     fn asked(resolver: &mut Resolver) -> (DnsRequestId, SocketAddr, DnsTransport, u16) {
-        let errands = resolver.take_errands();
-        let asks: Vec<_> = errands.iter().filter(|errand| matches!(errand, Errand::Ask { .. })).collect();
-        let [Errand::Ask { ticket, server, carrier, message }] = &asks[..] else { panic!("{errands:?}") };
-        (*ticket, *server, *carrier, u16::from_be_bytes([message[0], message[1]]))
+        let dns_requests = resolver.take_dns_requests();
+        let asks: Vec<_> =
+            dns_requests.iter().filter(|request| matches!(request, DnsRequest::Send { .. })).collect();
+        let [DnsRequest::Send { request_id, server, transport, message }] = &asks[..] else {
+            panic!("{dns_requests:?}")
+        };
+        (*request_id, *server, *transport, u16::from_be_bytes([message[0], message[1]]))
     }
 
     #[test]
     fn an_answer_with_the_right_id_ends_a_query() {
         let mut resolver = Resolver::new(vec![server(1)]);
         assert_eq!(resolver.ask(ASKER, query(9), ms(0)), None);
-        let (ticket, _, _, id) = asked(&mut resolver);
+        let (request_id, _, _, id) = asked(&mut resolver);
         let wrong = dns_answer(id ^ 1, "a.example", &[[1, 2, 3, 4]], 60);
-        assert_eq!(resolver.receive(ticket, &wrong, ms(1)), None);
+        assert_eq!(resolver.receive(request_id, &wrong, ms(1)), None);
         let right = dns_answer(id, "a.example", &[[1, 2, 3, 4]], 60);
-        assert_eq!(resolver.receive(ticket + 1, &right, ms(1)), None);
-        let resolved = resolver.receive(ticket, &right, ms(1)).unwrap();
+        assert_eq!(resolver.receive(request_id + 1, &right, ms(1)), None);
+        let resolved = resolver.receive(request_id, &right, ms(1)).unwrap();
         assert_eq!(resolved.query.id, 9);
         assert_eq!(resolved.answer.unwrap().records.len(), 1);
-        assert_eq!(resolver.take_errands(), [Errand::Forget(ticket)]);
+        assert_eq!(resolver.take_dns_requests(), [DnsRequest::Cancel(request_id)]);
         assert_eq!(resolver.deadline(), None);
     }
 
@@ -349,18 +352,21 @@ mod tests {
     fn silent_servers_are_asked_in_turn_and_given_up_before_the_guest_gives_up() {
         let mut resolver = Resolver::new(vec![server(1), server(2)]);
         resolver.ask(ASKER, query(9), ms(0));
-        let mut tickets = Vec::new();
+        let mut request_ids = Vec::new();
         for number in [1, 2, 1] {
-            let (ticket, at, _, _) = asked(&mut resolver);
+            let (request_id, at, _, _) = asked(&mut resolver);
             assert_eq!(at, server(number));
-            tickets.push(ticket);
+            request_ids.push(request_id);
             let now = resolver.deadline().unwrap();
             assert!(now < GUEST_PATIENCE);
             let resolved = resolver.expire(now);
-            assert_eq!(resolved.is_some(), tickets.len() == ATTEMPTS);
+            assert_eq!(resolved.is_some(), request_ids.len() == ATTEMPTS);
             assert!(resolved.is_none_or(|resolved| resolved.answer.is_none()));
         }
-        assert_eq!(resolver.take_errands(), tickets.into_iter().map(Errand::Forget).collect::<Vec<_>>());
+        assert_eq!(
+            resolver.take_dns_requests(),
+            request_ids.into_iter().map(DnsRequest::Cancel).collect::<Vec<_>>()
+        );
         assert_eq!(resolver.deadline(), None);
     }
 
@@ -378,7 +384,7 @@ mod tests {
             let answer = dns_answer(id, "a.example", &[[1, 2, 3, 4]], 60);
             let resolved = resolver.receive(first, &answer, ms(4000)).unwrap();
             assert_eq!(resolved.answer.unwrap().records.len(), 1);
-            assert_eq!(resolver.take_errands().len(), 3, "all sockets are closed");
+            assert_eq!(resolver.take_dns_requests().len(), 3, "all sockets are closed");
         }
     }
 
@@ -389,8 +395,8 @@ mod tests {
         let (slow, _, _, id) = asked(&mut resolver);
         resolver.expire(ms(1500));
         for _ in 0..2 {
-            let (ticket, _, _, _) = asked(&mut resolver);
-            assert_eq!(resolver.fail(ticket, ms(1600)), None);
+            let (request_id, _, _, _) = asked(&mut resolver);
+            assert_eq!(resolver.fail(request_id, ms(1600)), None);
         }
         let answer = dns_answer(id, "a.example", &[[1, 2, 3, 4]], 60);
         assert!(resolver.receive(slow, &answer, ms(1700)).unwrap().answer.is_some());
@@ -410,32 +416,32 @@ mod tests {
     fn a_failing_server_is_left_at_once() {
         let mut resolver = Resolver::new(vec![server(1), server(2)]);
         resolver.ask(ASKER, query(9), ms(0));
-        let (ticket, _, _, _) = asked(&mut resolver);
-        assert_eq!(resolver.fail(ticket, ms(0)), None);
-        let (ticket, at, _, id) = asked(&mut resolver);
+        let (request_id, _, _, _) = asked(&mut resolver);
+        assert_eq!(resolver.fail(request_id, ms(0)), None);
+        let (request_id, at, _, id) = asked(&mut resolver);
         assert_eq!(at, server(2));
         let mut failure = dns_answer(id, "a.example", &[], 60);
         failure[3] |= 2;
-        assert_eq!(resolver.receive(ticket, &failure, ms(0)), None);
-        let (ticket, at, _, _) = asked(&mut resolver);
+        assert_eq!(resolver.receive(request_id, &failure, ms(0)), None);
+        let (request_id, at, _, _) = asked(&mut resolver);
         assert_eq!(at, server(1));
-        assert_eq!(resolver.fail(ticket, ms(0)).unwrap().answer, None);
+        assert_eq!(resolver.fail(request_id, ms(0)).unwrap().answer, None);
     }
 
     #[test]
     fn a_truncated_answer_is_asked_for_by_tcp_and_edns_is_left_out_where_it_is_unknown() {
         let mut resolver = Resolver::new(vec![server(1)]);
         resolver.ask(ASKER, query(9), ms(0));
-        let (ticket, _, carrier, id) = asked(&mut resolver);
-        assert_eq!(carrier, DnsTransport::Udp);
+        let (request_id, _, transport, id) = asked(&mut resolver);
+        assert_eq!(transport, DnsTransport::Udp);
         let header = [(id >> 8) as u8, id as u8, 0x81, 0x81, 0, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(resolver.receive(ticket, &header, ms(0)), None);
-        let errands = resolver.take_errands();
-        let [Errand::Ask { message, .. }] = &errands[..] else { panic!("{errands:?}") };
+        assert_eq!(resolver.receive(request_id, &header, ms(0)), None);
+        let dns_requests = resolver.take_dns_requests();
+        let [DnsRequest::Send { message, .. }] = &dns_requests[..] else { panic!("{dns_requests:?}") };
         assert_eq!(message[11], 0, "without EDNS");
         let mut cut = dns_answer(u16::from_be_bytes([message[0], message[1]]), "a.example", &[], 60);
         cut[2] |= 2;
-        assert_eq!(resolver.receive(ticket, &cut, ms(0)), None);
+        assert_eq!(resolver.receive(request_id, &cut, ms(0)), None);
         assert_eq!(asked(&mut resolver).2, DnsTransport::Tcp);
     }
 
@@ -443,9 +449,9 @@ mod tests {
     fn a_flood_of_strays_ends_an_attempt() {
         let mut resolver = Resolver::new(vec![server(1), server(2)]);
         resolver.ask(ASKER, query(9), ms(0));
-        let (ticket, _, _, _) = asked(&mut resolver);
+        let (request_id, _, _, _) = asked(&mut resolver);
         for _ in 0..=STRAYS_MAX {
-            assert_eq!(resolver.receive(ticket, b"nothing of the sort", ms(0)), None);
+            assert_eq!(resolver.receive(request_id, b"nothing of the sort", ms(0)), None);
         }
         assert_eq!(asked(&mut resolver).1, server(2));
     }
@@ -456,7 +462,7 @@ mod tests {
         for _ in 0..2 {
             resolver.ask(ASKER, query(9), ms(0));
         }
-        assert_eq!(resolver.take_errands().len(), 1);
+        assert_eq!(resolver.take_dns_requests().len(), 1);
         for id in 0..1000 {
             resolver.ask(ASKER, query(id), ms(0));
         }

@@ -14,7 +14,7 @@ use rustix::net::{
 };
 
 use super::RESOLVER;
-use crate::dns::resolver::{DnsRequestId, Errand};
+use crate::dns::resolver::{DnsRequest, DnsRequestId};
 use crate::sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
 use crate::stack::Stack;
 use crate::upstream::{Arrival, Upstream};
@@ -45,16 +45,16 @@ impl HostSockets {
     }
 
     /// Attends to the socket of a question to a name server.
-    pub(super) fn attend(stack: &mut Stack<HostSockets>, ticket: DnsRequestId) {
+    pub(super) fn attend(stack: &mut Stack<HostSockets>, request_id: DnsRequestId) {
         let mut arrived = Vec::new();
-        stack.sockets().upstream.attend(ticket, |arrival| {
+        stack.sockets().upstream.attend(request_id, |arrival| {
             arrived.push(match arrival {
                 Arrival::Message(message) => Some(message.to_vec()),
                 Arrival::Failure => None,
             });
         });
         for message in arrived {
-            stack.resolved(ticket, message.as_deref());
+            stack.resolved(request_id, message.as_deref());
         }
     }
 
@@ -103,11 +103,11 @@ impl Sockets for HostSockets {
         sendto(socket, bytes, SendFlags::NOSIGNAL, &client).map(drop)
     }
 
-    fn resolve(&mut self, errand: Errand) -> Result<(), DnsRequestId> {
+    fn resolve(&mut self, request: DnsRequest) -> Result<(), DnsRequestId> {
         let epoll = &self.epoll;
-        self.upstream.carry_out(errand, |socket, ticket| {
+        self.upstream.carry_out(request, |socket, request_id| {
             let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
-            epoll::add(epoll, socket, epoll::EventData::new_u64(RESOLVER | ticket), flags)
+            epoll::add(epoll, socket, epoll::EventData::new_u64(RESOLVER | request_id), flags)
         })
     }
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::HostAddresses;
 use crate::fake::{FakeDatagrams, FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
 use crate::testing::{self, FAR, dns_answer, dns_query, read_dns};
-use crate::{DnsTransport, Errand, MAX_FRAME_LEN};
+use crate::{DnsRequest, DnsTransport, MAX_FRAME_LEN};
 use flags::{ACK, FIN, RST, SYN};
 
 mod policy;
@@ -140,11 +140,11 @@ impl Bench {
     /// A query for an address, answered in the name server's place; gives what the guest is told.
     fn resolve(&mut self, name: &str, addresses: &[Ipv4Addr], ttl: u32) -> (u8, Vec<Ipv4Addr>) {
         let mut answers = self.send(&testing::udp(NAME_SERVER, 5000, 53, &dns_query(7, name, 1, None)));
-        for errand in std::mem::take(&mut self.host.borrow_mut().errands) {
-            if let Errand::Ask { ticket, message, .. } = errand {
+        for request in std::mem::take(&mut self.host.borrow_mut().dns_requests) {
+            if let DnsRequest::Send { request_id, message, .. } = request {
                 let id = u16::from_be_bytes([message[0], message[1]]);
                 let octets: Vec<[u8; 4]> = addresses.iter().map(|address| address.octets()).collect();
-                self.stack.resolved(ticket, Some(&dns_answer(id, name, &octets, ttl)));
+                self.stack.resolved(request_id, Some(&dns_answer(id, name, &octets, ttl)));
             }
         }
         answers.extend(self.run());

@@ -78,7 +78,7 @@ pub(super) enum TextOrWords {
     Words(Vec<String>),
 }
 
-/// A value that becomes a text.
+/// A value that is converted to text.
 #[derive(JsonSchema)]
 #[serde(untagged)]
 pub(super) enum Scalar {
@@ -95,7 +95,7 @@ pub(super) enum Seconds {
     Text(String),
 }
 
-/// `[[HOST:]HOST_PORT:]GUEST_PORT[/tcp|/udp]`, or taken apart.
+/// `[[HOST:]HOST_PORT:]GUEST_PORT[/tcp|/udp]`, or keys.
 #[derive(JsonSchema)]
 #[serde(untagged)]
 pub(super) enum Forward {
@@ -103,7 +103,7 @@ pub(super) enum Forward {
     Parts(SpecForward),
 }
 
-/// `GUEST_PORT=HOST:PORT`, or taken apart.
+/// `GUEST_PORT=HOST:PORT`, or keys.
 #[derive(JsonSchema)]
 #[serde(untagged)]
 pub(super) enum HostForward {
@@ -111,7 +111,7 @@ pub(super) enum HostForward {
     Parts(SpecHostForward),
 }
 
-/// `SOURCE:/GUEST/PATH[:ro|rw]`, or taken apart.
+/// `SOURCE:/GUEST/PATH[:ro|rw]`, or keys.
 #[derive(JsonSchema)]
 #[serde(untagged)]
 pub(super) enum Volume {
@@ -119,20 +119,20 @@ pub(super) enum Volume {
     Parts(SpecVolume),
 }
 
-/// Where pages for people and for editors lie.
+/// The directory of the generated pages.
 fn reference_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference")
 }
 
 fn schema() -> Value {
-    // Everything in its place: an editor shows what stands there, and the page goes through it once.
+    // Inlined: editors show the description at the key, and the page lists each key once.
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let mut schema = SchemaGenerator::new(settings).into_root_schema_for::<SpecFile>().to_value();
     plain(&mut schema);
     schema
 }
 
-/// `null` says the same as a key that is not there, so editors need not offer it; formats of Rust say nothing to people.
+/// Removes `null`, which means the same as no key, and Rust's integer formats, which mean nothing to a reader.
 fn plain(value: &mut Value) {
     match value {
         Value::Object(map) => {
@@ -168,10 +168,11 @@ fn plain(value: &mut Value) {
 
 fn page(schema: &Value) -> String {
     let mut page = format!(
-        "{NOTICE}\n# Spec files\n\nWhat `run`, `create` and `apply` read as a spec file. [How to use \
-         them](../how-to/spec-file.md); [the schema for editors](microagent.schema.json).\n\nYAML 1.2, and so JSON, of at \
-         most 1 MiB. Every key can be left out; a key that is not in this table, a key that stands twice and a value of \
-         another type are errors. Relative paths start at the directory of the file.\n\n| Key | Value | |\n|---|---|---|\n"
+        "{NOTICE}\n# Spec files\n\nThe keys of the spec files that `run`, `create` and `apply` read. \
+         [How to use them](../how-to/spec-file.md);\n[the schema for editors](microagent.schema.json).\n\n\
+         A spec file is YAML 1.2 (so JSON works, too) of at most 1 MiB. Every key is optional. Unknown keys, repeated \
+         keys and\nvalues of another type are errors. Relative paths start at the directory of the file.\n\n\
+         | Key | Value | |\n|---|---|---|\n"
     );
     rows(schema, "", &mut page);
     page

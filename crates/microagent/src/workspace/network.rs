@@ -68,6 +68,7 @@ pub struct PortForward {
 
 /// A forwarded port as documents show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HostForward {
     /// `tcp`.
     pub protocol: &'static str,

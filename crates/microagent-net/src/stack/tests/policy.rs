@@ -133,7 +133,7 @@ fn an_added_name_is_judged_by_its_address_or_its_own_rule() {
         });
         let query = dns_query(7, "DB.corp", 1, None);
         let frame = bench.send(&testing::udp(NAME_SERVER, 5000, 53, &query)).remove(0);
-        assert!(bench.host.borrow().errands.is_empty(), "{what}: a name server was asked");
+        assert!(bench.host.borrow().dns_requests.is_empty(), "{what}: a name server was asked");
         let Transport::Udp { payload, .. } = transport(&frame) else { panic!() };
         assert_eq!(read_dns(payload).2, [(remote, 10)], "{what}");
         assert_eq!(bench.reasons(), [(Subject::Name, true, Reason::Local)], "{what}");
@@ -188,9 +188,9 @@ fn what_changes_on_the_host_counts_from_then_on() {
     assert_eq!(reasons, [Reason::Inside, Reason::Forbidden]);
     bench.send(&testing::udp(NAME_SERVER, 5000, 53, &dns_query(7, "example.org", 1, None)));
     let host = bench.host.borrow();
-    let asked = host.errands.iter().find_map(|errand| match errand {
-        Errand::Ask { server, .. } => Some(*server),
-        Errand::Forget(_) => None,
+    let asked = host.dns_requests.iter().find_map(|request| match request {
+        DnsRequest::Send { server, .. } => Some(*server),
+        DnsRequest::Cancel(_) => None,
     });
     assert_eq!(asked, Some(servers[0]));
     drop(host);
@@ -208,7 +208,7 @@ fn a_name_that_no_rule_covers_is_not_even_asked_for() {
     for query in [&b"\x07example\x03org\x04evil\x00"[..], b"\x0bexample.org\x00"] {
         let message = [&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], query, &[0, 1, 0, 1]].concat();
         let frame = bench.send(&testing::udp(NAME_SERVER, 5000, 53, &message)).remove(0);
-        assert!(bench.host.borrow().errands.is_empty());
+        assert!(bench.host.borrow().dns_requests.is_empty());
         let Transport::Udp { payload, .. } = transport(&frame) else { panic!() };
         assert_eq!(payload[3] & 15, 3);
     }
@@ -232,7 +232,7 @@ fn addresses_of_ipv6_and_service_bindings_do_not_exist() {
     for kind in [28, 64, 65] {
         let query = dns_query(7, "example.org", kind, None);
         let frame = bench.send(&testing::udp(NAME_SERVER, 5000, 53, &query)).remove(0);
-        assert!(bench.host.borrow().errands.is_empty());
+        assert!(bench.host.borrow().dns_requests.is_empty());
         let Transport::Udp { payload, .. } = transport(&frame) else { panic!() };
         assert_eq!((payload[3] & 15, &payload[6..8]), (0, &[0, 0][..]));
     }
@@ -249,8 +249,11 @@ fn a_query_without_an_answer_fails_before_the_guest_gives_up() {
         frames.extend(bench.run());
     }
     let host = bench.host.borrow();
-    let asked =
-        host.errands.iter().filter(|e| matches!(e, Errand::Ask { carrier: DnsTransport::Udp, .. })).count();
+    let asked = host
+        .dns_requests
+        .iter()
+        .filter(|e| matches!(e, DnsRequest::Send { transport: DnsTransport::Udp, .. }))
+        .count();
     assert_eq!(asked, 3);
     drop(host);
     let Transport::Udp { payload, .. } = transport(&frames[0]) else { panic!() };
@@ -446,11 +449,13 @@ fn a_question_by_tcp_is_answered_like_one_by_udp() {
     let end = 1011;
     let frames = bench.send(&testing::tcp_at(NAME_SERVER, 40_000, 53, FIN | ACK, end, number, &bytes[10..]));
     let mut got: Vec<u8> = frames.iter().flat_map(|frame| testing::tcp_data(frame)).collect();
-    let errands = std::mem::take(&mut bench.host.borrow_mut().errands);
-    let [Errand::Ask { ticket, message, .. }] = &errands[..] else { panic!("{errands:?}") };
+    let dns_requests = std::mem::take(&mut bench.host.borrow_mut().dns_requests);
+    let [DnsRequest::Send { request_id, message, .. }] = &dns_requests[..] else {
+        panic!("{dns_requests:?}")
+    };
     let many: Vec<[u8; 4]> = (0..80).map(|n| [192, 0, 2, n]).collect();
     let id = u16::from_be_bytes([message[0], message[1]]);
-    bench.stack.resolved(*ticket, Some(&dns_answer(id, "example.org", &many, 60)));
+    bench.stack.resolved(*request_id, Some(&dns_answer(id, "example.org", &many, 60)));
     got.extend(bench.run().iter().flat_map(|frame| testing::tcp_data(frame)));
     let mut codes = Vec::new();
     let mut rest = &got[..];
