@@ -1,20 +1,20 @@
 //! QEMU's switches, one struct each, spelled as QEMU spells them.
 //!
 //! # Source
-//! `qemu-system-x86_64(1)` of QEMU 7.2. Values with structure go in QEMU's JSON form wherever it exists, so
-//! that a comma or an equals sign in a path cannot become another option.
+//! `qemu-system-x86_64(1)` of QEMU 7.2. Structured values use QEMU's JSON form if there is one, so that a comma or an
+//! equals sign in a path is not parsed as another option.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use serde_json::{Value, json};
 
-/// A set of one descriptor, by which QEMU opens a file that was opened for it.
+/// A descriptor set with one descriptor, through which QEMU opens a file that its parent has opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FdSet(pub u32);
 
 impl FdSet {
-    /// The name that QEMU takes in place of a path.
+    /// The name that replaces a path on QEMU's command line.
     pub fn filename(self) -> String {
         format!("/dev/fdset/{}", self.0)
     }
@@ -27,12 +27,12 @@ pub struct CommandLine {
 }
 
 impl CommandLine {
-    /// Starts empty.
+    /// Creates an empty command line.
     pub fn new() -> CommandLine {
         CommandLine::default()
     }
 
-    /// Adds a switch without value, as `-nodefaults`.
+    /// Adds a switch without value, such as `-nodefaults`.
     pub fn flag(&mut self, name: &str) -> &mut Self {
         self.args.push(name.into());
         self
@@ -50,7 +50,7 @@ impl CommandLine {
         self.switch("-machine", machine.value())
     }
 
-    /// Adds `-accel`, with the size of the translation buffer where there is one.
+    /// Adds `-accel`, with the size of the translation buffer for TCG.
     pub fn accel(&mut self, accel: Accel, translation_buffer_mib: u32) -> &mut Self {
         match accel {
             Accel::Kvm => self.switch("-accel", "kvm"),
@@ -89,7 +89,7 @@ impl CommandLine {
         self.switch("-add-fd", format!("fd={},set={}", fd.as_raw_fd(), set.0))
     }
 
-    /// The arguments after the program's name.
+    /// Returns the arguments after the program's name.
     pub fn args(&self) -> &[OsString] {
         &self.args
     }
@@ -107,12 +107,12 @@ pub struct Microvm {
 pub enum Accel {
     /// Hardware virtualisation.
     Kvm,
-    /// QEMU's own translator.
+    /// Emulation: QEMU's translator.
     Tcg,
 }
 
 impl Accel {
-    /// QEMU's name of it.
+    /// Returns QEMU's name of the accelerator.
     pub fn as_str(self) -> &'static str {
         match self {
             Accel::Kvm => "kvm",
@@ -153,8 +153,8 @@ pub fn raw_file_writable(file: FdSet) -> Value {
     })
 }
 
-/// A qcow2 overlay as a block node. `backing` is given here and not taken from the file's header, which
-/// whoever broke out into an earlier QEMU could have rewritten.
+/// A qcow2 overlay as a block node. `backing` is given here instead of being read from the file's header, because a
+/// guest that has taken over an earlier QEMU could have changed the header.
 pub fn qcow2_overlay(node_name: &str, file: FdSet, backing: Value, durability: Durability) -> Value {
     let no_flush = durability == Durability::Scratch;
     json!({
@@ -172,12 +172,12 @@ pub fn qcow2_overlay(node_name: &str, file: FdSet, backing: Value, durability: D
     })
 }
 
-/// What a flush of the guest is worth.
+/// Effect of a flush of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// Reaches the host's disk.
+    /// Data is written to the host's disk.
     Kept,
-    /// Is ignored: the disk goes away with the machine.
+    /// Ignored: the disk is deleted with the machine.
     Scratch,
 }
 

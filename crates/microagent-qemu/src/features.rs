@@ -1,28 +1,27 @@
-//! What one QEMU can do and another cannot, found out by asking it.
+//! Features that depend on QEMU's version, queried from QEMU itself.
 //!
-//! This is the one place that knows such differences. None is told from a version: distributions patch and backport.
+//! All such differences are here. Version numbers are not used, because distributions backport features.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::qmp::{Qmp, QmpError};
 
-/// What a QEMU can do. The default is what QEMU 7.2 can.
+/// Features of a QEMU. The default has those of QEMU 7.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Features {
-    /// Guest memory can be mapped privately from a file that is opened only for reading (QEMU 8.2). Without it QEMU opens
-    /// the file for writing, too.
+    /// Guest memory can be mapped privately from a file that is opened read-only (QEMU 8.2). Without this feature
+    /// QEMU opens the file for writing.
     pub read_only_memory: bool,
-    /// States are written to and read from files by `file:` (QEMU 8.2). QEMU 11 knows no other way; QEMU 7.2 knows
-    /// only `fd:`.
+    /// Migration reads and writes files with `file:` (QEMU 8.2). QEMU 11 supports only `file:`, QEMU 7.2 only `fd:`.
     pub file_migration: bool,
 }
 
 impl Features {
-    /// Asks a QEMU, which needs no machine for that.
+    /// Queries the features of a QEMU, which needs no machine.
     ///
     /// # Errors
-    /// Fails when the monitor breaks or refuses the questions.
+    /// Fails if the monitor fails or refuses a query.
     ///
     /// # Source
     /// QEMU's `qapi/qom.json` (`MemoryBackendFileProperties`), `qapi/migration.json` (`MigrationAddressType`) and
@@ -42,7 +41,7 @@ fn has_property(properties: &Value, name: &str) -> bool {
     properties.as_array().into_iter().flatten().any(|property| property["name"] == name)
 }
 
-/// Whether some enumeration of the schema has all these values. The schema hides the names of types.
+/// Whether an enumeration of the schema has all these values. The schema does not contain the names of types.
 fn has_enum(schema: &Value, values: &[&str]) -> bool {
     let enumerations = schema.as_array().into_iter().flatten().filter(|entry| entry["meta-type"] == "enum");
     let has = |entry: &Value, value: &str| {

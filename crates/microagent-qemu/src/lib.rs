@@ -1,7 +1,7 @@
-//! QEMU as a typed thing: its command line ([`argv`]) and its monitor ([`qmp`]).
+//! QEMU's command line as types ([`argv`]) and a client of its monitor ([`qmp`]).
 //!
-//! Structs are named and spelled as QEMU spells its switches. This crate decides nothing: which devices
-//! a machine has and what to do about an event is the business of `microagent-vm`. It starts no process.
+//! Structs are named and spelled as QEMU's switches. `microagent-vm` decides which devices a machine has and how to
+//! react to events. This crate starts no processes.
 
 pub mod argv;
 pub mod features;

@@ -1,7 +1,7 @@
-//! QEMU's machine protocol: one JSON document per line, both ways.
+//! A client of QEMU's machine protocol: one JSON document per line in each direction.
 //!
-//! QEMU stands between a hostile guest and us and may have fallen to it: lines are bounded, events that
-//! nobody takes are dropped, and every wait is under the caller's deadline.
+//! A hostile guest may have taken over QEMU. So the length of lines is limited, events that are not fetched are
+//! dropped, and the caller sets a deadline for every wait.
 //!
 //! # Source
 //! QEMU's `docs/interop/qmp-spec`.
@@ -19,26 +19,26 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::argv::FdSet;
 
-/// Longest line in bytes; ordinary ones have a few hundred.
+/// Longest line in bytes; most have a few hundred.
 const LINE_LIMIT: u64 = 1024 * 1024;
 
-/// Most lines to skip in search of one answer.
+/// Most lines to skip before an answer.
 const SKIP_LIMIT: usize = 10_000;
 
-/// Most events kept for [`Qmp::next_event`]; later ones push out earlier ones.
+/// Most events that are kept for [`Qmp::next_event`]; further ones replace the oldest.
 const EVENT_LIMIT: usize = 256;
 
-/// Why the monitor did not do what was asked.
+/// Why a command of the monitor failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QmpError {
-    /// QEMU closed the monitor; it has ended or is about to.
+    /// QEMU closed the monitor, because it ends or has ended.
     #[error("QEMU closed its monitor")]
     Closed,
-    /// The monitor's socket broke.
+    /// The monitor's socket failed.
     #[error("QEMU's monitor broke")]
     Transport(#[source] io::Error),
-    /// A line is too long or not what the protocol allows.
+    /// A line is too long or violates the protocol.
     #[error("QEMU's monitor sent something that is not QMP")]
     Malformed,
     /// QEMU refused the command.
@@ -46,17 +46,17 @@ pub enum QmpError {
     Refused {
         /// The command.
         command: String,
-        /// QEMU's words.
+        /// QEMU's message.
         description: String,
     },
 }
 
-/// Something that QEMU says unasked.
+/// An event of QEMU.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// Its name, as `BLOCK_IO_ERROR`.
+    /// Name of the event, such as `BLOCK_IO_ERROR`.
     pub name: String,
-    /// Its data.
+    /// Data of the event.
     pub data: Value,
 }
 
@@ -71,10 +71,10 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    /// Takes QEMU's greeting and enters command mode.
+    /// Reads QEMU's greeting and enters command mode.
     ///
     /// # Errors
-    /// Fails when the socket breaks or the other side is not a QMP server.
+    /// Fails if the socket fails or the other side is not a QMP server.
     pub async fn negotiate(stream: UnixStream) -> Result<Qmp, QmpError> {
         let (reader, commands) = stream.into_split();
         let mut qmp = Qmp {
@@ -91,17 +91,17 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Executes one command and gives its `return` value.
+    /// Executes one command and returns its `return` value.
     ///
     /// # Errors
-    /// Fails when QEMU refuses the command or the monitor breaks.
+    /// Fails if QEMU refuses the command or the monitor fails.
     pub async fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
         let (id, line) = self.line(command, &arguments);
         self.commands.write_all(line.as_bytes()).await.map_err(QmpError::Transport)?;
         self.answer(command, id).await
     }
 
-    /// Hands QEMU a descriptor under a name that later commands use.
+    /// Passes QEMU a descriptor with a name that later commands use.
     ///
     /// # Errors
     /// As [`Qmp::execute`].
@@ -109,7 +109,7 @@ impl Qmp {
         self.send_fd("getfd", &json!({ "fdname": name }), fd).await
     }
 
-    /// Hands QEMU a descriptor for a set, by whose name later commands open it.
+    /// Passes QEMU a descriptor for a set; later commands open the set by its name.
     ///
     /// # Errors
     /// As [`Qmp::execute`].
@@ -117,7 +117,7 @@ impl Qmp {
         self.send_fd("add-fd", &json!({ "fdset-id": set.0 }), fd).await
     }
 
-    /// Removes a set; what was opened from it stays open.
+    /// Removes a set; files that were opened from it stay open.
     ///
     /// # Errors
     /// As [`Qmp::execute`].
@@ -148,7 +148,7 @@ impl Qmp {
         (self.next_id, line)
     }
 
-    /// Reads until the answer with this id comes; keeps the events on the way.
+    /// Reads up to the answer with this id; keeps events that arrive before it.
     async fn answer(&mut self, command: &str, id: u64) -> Result<Value, QmpError> {
         for _ in 0..SKIP_LIMIT {
             let mut answer = self.read_line().await?;
@@ -167,10 +167,10 @@ impl Qmp {
         Err(QmpError::Malformed)
     }
 
-    /// Waits for the next event. Cancel-safe: a dropped wait loses nothing.
+    /// Waits for the next event. Cancel-safe: no data is lost if the future is dropped.
     ///
     /// # Errors
-    /// Fails when the monitor breaks or ends.
+    /// Fails if the monitor fails or ends.
     pub async fn next_event(&mut self) -> Result<Event, QmpError> {
         loop {
             if let Some(event) = self.events.pop_front() {
@@ -190,7 +190,7 @@ impl Qmp {
         self.events.push_back(event);
     }
 
-    /// Keeps what it has read of a line in `partial`, so that a dropped wait loses nothing.
+    /// Keeps an incomplete line in `partial`, so that no data is lost if the future is dropped.
     async fn read_line(&mut self) -> Result<Value, QmpError> {
         let room = LINE_LIMIT.saturating_sub(self.partial.len() as u64);
         let read = (&mut self.lines).take(room).read_until(b'\n', &mut self.partial).await;
@@ -223,7 +223,7 @@ fn event(line: &Value) -> Option<Event> {
 mod tests {
     use super::*;
 
-    /// Plays QEMU: greets, then answers each line that comes with the given lines.
+    /// Acts as QEMU: sends the greeting, then answers each line with the given lines.
     fn qemu(answers: &'static [&'static str]) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         tokio::spawn(async move {

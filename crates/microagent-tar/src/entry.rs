@@ -1,29 +1,29 @@
-//! What a tar stream says of a file.
+//! A file of a tar stream: name, kind, owner, mode, time, attributes.
 
 /// An extended attribute: name and value.
 pub type Attribute = (Vec<u8>, Vec<u8>);
 
-/// What a tar stream says of one file; `F` is what it says of its content.
+/// One file of a tar stream. `F` describes the content of a regular file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry<F> {
     /// Path in the stream.
     pub name: Vec<u8>,
-    /// What it is.
+    /// Kind of the file.
     pub kind: Kind<F>,
     /// Owner, mode and time.
     pub meta: Meta,
-    /// Extended attributes; where a name occurs twice, the later one counts.
+    /// Extended attributes; if a name occurs twice, the later value counts.
     pub attributes: Vec<Attribute>,
 }
 
-/// Kind of a file, with what only this kind has.
+/// Kind of a file, with the data of that kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind<F> {
     /// A regular file.
     File(F),
-    /// A further name of the file that came under this one before.
+    /// A hard link to an earlier entry with this name.
     HardLink(Vec<u8>),
-    /// A link to this path.
+    /// A symbolic link with this target.
     Symlink(Vec<u8>),
     /// A directory.
     Directory,
@@ -48,12 +48,12 @@ pub enum Kind<F> {
 /// Owner, mode and time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Meta {
-    /// Permissions with the setuid, setgid and sticky bits.
+    /// Permissions, including the setuid, setgid and sticky bits.
     pub mode: u16,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group id.
     pub gid: u32,
-    /// Time of the last change: seconds since 1970, and nanoseconds after that.
+    /// Time of the last modification: seconds since 1970, and nanoseconds.
     pub mtime: (i64, u32),
 }

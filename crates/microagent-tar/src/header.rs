@@ -2,14 +2,14 @@
 //!
 //! # Source
 //!
-//! POSIX.1-2017 `pax`, GNU tar manual "Basic Tar Format"; where they leave room, Go's `archive/tar`, which
-//! every container engine reads layers with.
+//! POSIX.1-2017 `pax`, GNU tar manual "Basic Tar Format"; where they are ambiguous, Go's `archive/tar`, which container
+//! engines use to read layers.
 
 use crate::BLOCK as UNIT;
 
 pub(crate) type Unit = [u8; UNIT];
 
-/// The fields of one header. Numbers that are out of a kernel's range are refused where they are used.
+/// The fields of one header. Code that uses a number checks that the kernel accepts it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) name: Vec<u8>,
@@ -22,11 +22,11 @@ pub(crate) struct Header {
     pub(crate) mtime: i64,
     pub(crate) major: i64,
     pub(crate) minor: i64,
-    /// Of type `S` only.
+    /// Only in headers of type `S`.
     pub(crate) sparse: Option<GnuSparse>,
 }
 
-/// What GNU's own format says about a sparse file in its header.
+/// The fields for sparse files in a header of GNU's format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GnuSparse {
     /// Logical size of the file.
@@ -34,18 +34,18 @@ pub(crate) struct GnuSparse {
     pub(crate) map: SparseMap,
 }
 
-/// Offsets and lengths of what is stored, and whether a unit with more of them follows.
+/// Offsets and lengths of the stored parts, and whether a unit with more of them follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SparseMap {
     pub(crate) parts: Vec<(u64, u64)>,
     pub(crate) continued: bool,
 }
 
-/// What a unit that should be a header turned out to be.
+/// A unit at the position of a header, after parsing.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Parsed {
     Header(Header),
-    /// All zero: the archive's end.
+    /// All zero: the end of the archive.
     Zero,
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn more_sparse(unit: &Unit) -> Result<SparseMap, &'static str> {
     sparse_map(&unit[..505])
 }
 
-/// Pairs of 12 bytes each, then the mark that more follow. An empty field ends the list.
+/// Pairs of 12 bytes each, then a flag: more follow. An empty field ends the list.
 fn sparse_map(field: &[u8]) -> Result<SparseMap, &'static str> {
     let (pairs, mark) = field.split_at(field.len() - 1);
     let mut parts = Vec::new();
@@ -116,12 +116,12 @@ fn sparse_map(field: &[u8]) -> Result<SparseMap, &'static str> {
     Ok(SparseMap { parts, continued: mark[0] != 0 })
 }
 
-/// A field that counts bytes.
+/// Parses a field that counts bytes.
 fn size(field: &[u8]) -> Result<u64, &'static str> {
     u64::try_from(number(field, "a bad size")?).map_err(|_| "a negative size")
 }
 
-/// A field up to its first NUL.
+/// The bytes of a field up to the first NUL.
 pub(crate) fn text(field: &[u8]) -> &[u8] {
     let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
     &field[..end]
@@ -136,7 +136,7 @@ fn dialect(unit: &Unit) -> Dialect {
     }
 }
 
-/// Holds the header against its checksum, which counts bytes as unsigned or, from old programs, signed.
+/// Verifies the checksum of a header, a sum of unsigned or, by old programs, signed bytes.
 fn check_sum(unit: &Unit) -> Result<(), &'static str> {
     let stored = number(&unit[148..156], "a bad checksum field")?;
     let (mut unsigned, mut signed) = (0i64, 0i64);
@@ -148,7 +148,7 @@ fn check_sum(unit: &Unit) -> Result<(), &'static str> {
     if stored == unsigned || stored == signed { Ok(()) } else { Err("a header with a wrong checksum") }
 }
 
-/// Octal digits, or base 256 when the first bit is set.
+/// Parses octal digits, or base 256 if the first bit is set.
 fn number(field: &[u8], what: &'static str) -> Result<i64, &'static str> {
     if field[0] & 0x80 != 0 {
         return base256(field).ok_or(what);
@@ -165,7 +165,7 @@ fn number(field: &[u8], what: &'static str) -> Result<i64, &'static str> {
         .ok_or(what)
 }
 
-/// A two's complement number whose highest bit marks the encoding and whose second highest is the sign.
+/// Parses a two's complement number. The highest bit marks the encoding, the second highest is the sign.
 fn base256(field: &[u8]) -> Option<i64> {
     let negative = field[0] & 0x40 != 0;
     let first = if negative { field[0] | 0x80 } else { field[0] & 0x7F };

@@ -1,8 +1,8 @@
-//! Tar streams: [`read`] takes one apart, [`mod@write`] makes one.
+//! Tar streams: [`read`] parses them, [`mod@write`] creates them.
 //!
-//! Every attribute survives: owners beyond 21 bits, times with nanoseconds, names of any bytes and length,
-//! extended attributes with any bytes in them. The streams are other people's: every length is checked
-//! before memory is allocated, and memory is bounded by one entry's headers. Never touches a file.
+//! All attributes are kept: owners beyond 21 bits, times with nanoseconds, names of any bytes and length, extended
+//! attributes with any bytes. Streams are not trusted: every length is checked before memory is allocated, and at
+//! most the headers of one entry are held in memory. This crate opens no files.
 
 #![forbid(unsafe_code)]
 
@@ -16,5 +16,5 @@ pub mod write;
 pub use entry::{Attribute, Entry, Kind, Meta};
 pub use shown::shown;
 
-/// Bytes of a header, and of the units that everything is padded to.
+/// Size of a header and of the units to which content is padded, in bytes.
 pub const BLOCK: usize = 512;

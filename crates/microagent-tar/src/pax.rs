@@ -11,13 +11,13 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use crate::Attribute;
 
-/// libarchive writes no padding; others may.
+/// base64 of attribute values: libarchive writes no padding, other programs may.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// What the extended headers before an entry say about it.
+/// The overrides that the extended headers before an entry contain.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Overrides {
     pub(crate) path: Option<Vec<u8>>,
@@ -26,13 +26,13 @@ pub(crate) struct Overrides {
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) mtime: Option<(i64, u32)>,
-    /// Those of libarchive first, so that the plain ones win where a name occurs in both.
+    /// Attributes in libarchive's form come first, so that the plain form wins if a name has both.
     pub(crate) attributes: Vec<Attribute>,
     plain_attributes: Vec<Attribute>,
     pub(crate) sparse: Sparse,
 }
 
-/// The three ways in which GNU tar puts sparse files into pax archives.
+/// The three formats in which GNU tar stores sparse files in pax archives.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sparse {
     /// Version 1.0: the map precedes the data.
@@ -41,7 +41,7 @@ pub(crate) struct Sparse {
     /// Logical size of the file.
     pub(crate) size: Option<u64>,
     pub(crate) name: Option<Vec<u8>>,
-    /// Offsets and lengths in turn: 0.0 one by one, 0.1 at once.
+    /// Offsets and lengths alternately. Version 0.0 has a record for each, 0.1 one for all.
     pub(crate) map: Vec<u64>,
 }
 
@@ -64,7 +64,7 @@ pub(crate) fn parse(mut data: &[u8]) -> Result<Overrides, &'static str> {
     Ok(overrides)
 }
 
-/// Splits off the first record: its length in decimal, a blank, key, `=`, value, newline.
+/// Splits off the first record: length in decimal, space, key, `=`, value, newline.
 fn record(data: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let blank = data.iter().take(20).position(|&b| b == b' ')?;
     let length = usize::try_from(decimal(&data[..blank])?).ok()?;
@@ -142,7 +142,7 @@ fn id(digits: &[u8]) -> Option<u32> {
     decimal(digits).and_then(|value| u32::try_from(value).ok())
 }
 
-/// Seconds with an optional fraction, of which nanoseconds are kept.
+/// Parses seconds with an optional fraction, rounded down to nanoseconds.
 fn time(text: &[u8]) -> Option<(i64, u32)> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(rest) => (true, rest),
@@ -184,7 +184,7 @@ fn percent_decoded(name: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// Records with their lengths.
+    /// Builds records with their lengths.
     fn records(bodies: &[&[u8]]) -> Vec<u8> {
         let record = |body: &&[u8]| {
             let length = (body.len()..).find(|n| n.to_string().len() + body.len() + 2 == *n).unwrap();

@@ -1,6 +1,6 @@
-//! A tar stream as a sequence of members, each with everything that the headers before it said.
+//! Parses a tar stream into members, each with the values of all headers before it.
 //!
-//! Reads forward only, and holds no more than one member's headers. Never looks at the file system.
+//! Reads forward only and holds the headers of one member in memory. Does not use the file system.
 
 use std::io;
 
@@ -8,43 +8,43 @@ use crate::header::{self, GnuSparse, Header, Parsed, Unit};
 use crate::pax::{self, Overrides};
 use crate::{BLOCK as UNIT, Entry, Kind, Meta, shown};
 
-/// Bytes that are read at once.
+/// Size of one read, in bytes.
 const READ_LEN: usize = 64 * 1024;
 
-/// Longest extended header, long name or sparse map that is read, in bytes; that of Go's `archive/tar`.
+/// Longest extended header, long name or sparse map that is accepted, in bytes; the same as in Go's `archive/tar`.
 const MAX_SPECIAL: u64 = 1 << 20;
 
-/// Where the stream's bytes come from.
+/// A source of the stream's bytes.
 pub trait Source {
-    /// Why there are no more of them.
+    /// Error of a read.
     type Error: std::error::Error + 'static;
-    /// The next bytes, at least one unless the stream ended.
+    /// Returns the next bytes; none at the end of the stream.
     ///
     /// # Errors
-    /// Fails when they cannot be had.
+    /// Fails if the source cannot be read.
     fn fill(&mut self) -> Result<&[u8], Self::Error>;
-    /// Drops the first `count` of them.
+    /// Consumes the first `count` bytes.
     fn consume(&mut self, count: usize);
-    /// Drops up to `count` bytes that nobody wants to see, and says how many; a source that cannot jump drops none.
+    /// Skips up to `count` bytes without reading them and returns how many; a source that cannot seek skips none.
     ///
     /// # Errors
-    /// Fails when there is no such place.
+    /// Fails if the source cannot seek to that position.
     fn skip(&mut self, _count: u64) -> Result<u64, Self::Error> {
         Ok(0)
     }
 }
 
-/// A source that reads from a reader.
+/// A [`Source`] for a reader, with a buffer.
 #[derive(Debug)]
 pub struct ReadSource<R> {
     reader: R,
     buffer: Box<[u8]>,
-    /// What of the buffer was read and not consumed yet.
+    /// The bytes of the buffer that are read and not consumed yet.
     waiting: std::ops::Range<usize>,
 }
 
 impl<R: io::Read> ReadSource<R> {
-    /// Reads from this.
+    /// Wraps a reader.
     pub fn new(reader: R) -> ReadSource<R> {
         ReadSource { reader, buffer: vec![0; READ_LEN].into(), waiting: 0..0 }
     }
@@ -82,16 +82,16 @@ impl Source for &[u8] {
     }
 }
 
-/// Why a stream could not be read. Names are the last one read, empty before the first.
+/// Why a stream could not be read. `after` is the name of the last member, empty before the first.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError<E: std::error::Error + 'static> {
-    /// The source failed, or whatever took the data.
+    /// The source or the consumer of the data failed.
     #[error(transparent)]
     Source(#[from] E),
-    /// The stream breaks its own rules.
+    /// The stream is not a valid tar stream.
     #[error("{what} in or after `{}`", shown(after))]
     Malformed {
-        /// Which rule.
+        /// The rule that is violated.
         what: &'static str,
         /// Where.
         after: Vec<u8>,
@@ -105,21 +105,21 @@ pub enum ReadError<E: std::error::Error + 'static> {
     /// The stream exceeds a limit.
     #[error("the archive has {limit}")]
     Limit {
-        /// What is too much, in words.
+        /// The limit that is exceeded, as text.
         limit: String,
     },
 }
 
-/// An entry as it was read. Its name is as stored: it may be absolute, climb, or end in a slash. A file's
-/// data follows; see [`Reader::data`].
+/// An entry as it was read. The name is as stored: it may be absolute, contain `..`, or end in a slash. The data of a
+/// regular file follows; see [`Reader::data`].
 pub type Member = Entry<Extent>;
 
-/// Size of a file, and which parts of it are stored: offsets and lengths, ascending, within the size.
+/// Size of a file and its stored parts: offsets and lengths, ascending, within the size.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Size in bytes.
     pub size: u64,
-    /// The parts; `None` when the file is stored whole.
+    /// The stored parts; `None` if the file is stored completely.
     pub parts: Option<Vec<(u64, u64)>>,
 }
 
@@ -127,22 +127,22 @@ pub struct Extent {
 #[derive(Debug)]
 pub struct Reader<S> {
     source: S,
-    /// Longest name or link target that is taken.
+    /// Longest name or link target that is accepted, in bytes.
     max_path_bytes: usize,
-    /// Of the last member, for errors.
+    /// Name of the last member, for errors.
     last_name: Vec<u8>,
-    /// Data of the current member that was not read yet, and the padding behind it.
+    /// Unread data of the current member, and the padding after it.
     remaining: u64,
     padding: u64,
 }
 
 impl<S: Source> Reader<S> {
-    /// Reads from a source; names and link targets longer than `max_path_bytes` are refused.
+    /// Creates a reader; names and link targets longer than `max_path_bytes` are refused.
     pub fn new(source: S, max_path_bytes: usize) -> Reader<S> {
         Reader { source, max_path_bytes, last_name: Vec::new(), remaining: 0, padding: 0 }
     }
 
-    /// The next member, or `None` behind the last; skips what was not read of the one before.
+    /// Returns the next member, or `None` after the last one. Skips unread data of the current member.
     pub fn next_member(&mut self) -> Result<Option<Member>, ReadError<S::Error>> {
         let mut overrides = Overrides::default();
         let (mut long_name, mut long_link) = (None, None);
@@ -167,7 +167,7 @@ impl<S: Source> Reader<S> {
         }
     }
 
-    /// Reads up to the stream's end, which the digest covers.
+    /// Reads to the end of the stream, because its digest covers the padding too.
     pub fn finish(mut self) -> Result<S, S::Error> {
         loop {
             let count = self.source.fill()?.len();
@@ -178,7 +178,7 @@ impl<S: Source> Reader<S> {
         }
     }
 
-    /// Hands the next `count` bytes of the member's data to `sink`, in pieces.
+    /// Passes the next `count` bytes of the member's data to `sink`, in pieces.
     pub fn data(
         &mut self,
         count: u64,
@@ -200,7 +200,7 @@ impl<S: Source> Reader<S> {
         Ok(())
     }
 
-    /// What it reads from. Behind [`Reader::next_member`] that is the first byte of a file's data.
+    /// The source. After [`Reader::next_member`] its next byte is the first byte of the file's data.
     pub fn source(&self) -> &S {
         &self.source
     }
@@ -223,7 +223,8 @@ impl<S: Source> Reader<S> {
         self.padding = size.wrapping_neg() % UNIT as u64;
     }
 
-    /// The next header, or `None` at the end: two zero units, one and nothing behind it, or nothing at all.
+    /// Returns the next header, or `None` at the end: two zero units, one zero unit before the end of the source, or
+    /// the end of the source.
     fn header(&mut self) -> Result<Option<Header>, ReadError<S::Error>> {
         let Some(unit) = self.unit()? else { return Ok(None) };
         match header::parse(&unit).map_err(|what| self.bad(what))? {
@@ -235,7 +236,7 @@ impl<S: Source> Reader<S> {
         }
     }
 
-    /// The next unit, or `None` when the stream ends before it.
+    /// Returns the next unit, or `None` if the stream ends before it.
     fn unit(&mut self) -> Result<Option<Unit>, ReadError<S::Error>> {
         if self.source.fill()?.is_empty() {
             return Ok(None);
@@ -251,7 +252,7 @@ impl<S: Source> Reader<S> {
         Ok(Some(unit))
     }
 
-    /// All data of a member that is no file but speaks about the next.
+    /// Returns the data of a member that describes the next one.
     fn special(&mut self, size: u64) -> Result<Vec<u8>, ReadError<S::Error>> {
         if size > MAX_SPECIAL {
             return Err(
@@ -336,7 +337,7 @@ impl<S: Source> Reader<S> {
         self.parts(logical, map.chunks_exact(2).map(|pair| (pair[0], pair[1])))
     }
 
-    /// The map of pax version 1.0: decimal numbers, one on a line, the count of pairs first, padded.
+    /// Reads the map of pax version 1.0: decimal numbers, one per line, the number of pairs first, padded.
     fn map_in_data(&mut self) -> Result<Vec<u64>, ReadError<S::Error>> {
         let mut map = Vec::new();
         let mut wanted = None;
@@ -374,7 +375,7 @@ impl<S: Source> Reader<S> {
         }
     }
 
-    /// The map of GNU's own format: four pairs in the header, more in units before the data.
+    /// Reads the map of GNU's own format: four pairs in the header, more in units before the data.
     fn gnu_sparse(&mut self, stored: u64, sparse: GnuSparse) -> Result<Extent, ReadError<S::Error>> {
         let GnuSparse { size, mut map } = sparse;
         let mut parts = map.parts;
@@ -393,7 +394,7 @@ impl<S: Source> Reader<S> {
         self.parts(size, parts.into_iter())
     }
 
-    /// Checks a sparse map against the file's size and the data that is there.
+    /// Checks a sparse map against the size of the file and of its data.
     fn parts(&self, size: u64, map: impl Iterator<Item = (u64, u64)>) -> Result<Extent, ReadError<S::Error>> {
         let (mut end, mut stored) = (0u64, 0u64);
         let mut parts: Vec<(u64, u64)> = Vec::new();
@@ -434,7 +435,7 @@ mod tests {
     use crate::Attribute;
     use crate::write::{header, padding};
 
-    /// Everything that is in a stream, with the content of files.
+    /// All members of a stream, with the content of files.
     fn read(stream: &[u8]) -> Result<Vec<(Member, Vec<u8>)>, ReadError<std::convert::Infallible>> {
         let mut reader = Reader::new(stream, 4096);
         let mut members = Vec::new();
@@ -482,7 +483,7 @@ mod tests {
         })
     }
 
-    /// Values hold any bytes, newlines and `=` among them.
+    /// Values may contain any bytes, including newlines and `=`.
     fn attributes() -> impl Strategy<Value = Vec<Attribute>> {
         let value = prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..200),

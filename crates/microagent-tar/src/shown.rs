@@ -1,10 +1,10 @@
 //! Names in messages.
 
-/// Most characters of a name that a message shows.
+/// Most characters of a name in a message.
 const SHOWN_MAX: usize = 240;
 
-/// A name for a person to read: what is not text is escaped, and a long one is cut in its middle, because its
-/// beginning says where it lies and its end what it is.
+/// Formats a name for messages: bytes that are not text are escaped, and a long name is shortened in the middle,
+/// because its beginning shows the directory and its end the file.
 pub fn shown(name: &[u8]) -> String {
     let text = match std::str::from_utf8(name) {
         Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),

@@ -1,4 +1,4 @@
-//! Headers of a tar stream: turns what is known of a file into the blocks before its content.
+//! Creates the headers of a tar stream: the blocks before the content of a file.
 //!
 //! # Source
 //! POSIX.1-2001 `pax` interchange format; extended attributes as `SCHILY.xattr.*` records, as GNU tar and
@@ -6,7 +6,7 @@
 
 use crate::{BLOCK, Entry, Kind};
 
-/// Largest value of a number field of 8 bytes (7 octal digits), and of one of 12 (11 digits).
+/// Largest value of a number field of 8 bytes (7 octal digits) and of 12 bytes (11 digits).
 const SHORT_LIMIT: u64 = 0o7_777_777;
 const LONG_LIMIT: u64 = 0o77_777_777_777;
 
@@ -14,8 +14,8 @@ const LONG_LIMIT: u64 = 0o77_777_777_777;
 const NAME_LEN: usize = 100;
 const LINK_LEN: usize = 100;
 
-/// The blocks before the content of a file of so many bytes, or of anything else. The names of directories
-/// end in a slash.
+/// Returns the blocks before the content of an entry. A [`Kind::File`] has the size of that content. Names of
+/// directories must end in a slash.
 pub fn header(entry: &Entry<u64>) -> Vec<u8> {
     with_records(entry, &records(entry))
 }
@@ -52,8 +52,9 @@ fn with_records(entry: &Entry<u64>, records: &[u8]) -> Vec<u8> {
     blocks
 }
 
-/// The blocks before the stored parts of a file with holes, each an offset and a length, in order and within the
-/// entry's size. The parts follow one behind the other, and [`padding`] for their sum. What is no file has no parts.
+/// Returns the blocks before the content of a sparse file. `parts` are offsets and lengths, in order and within the
+/// size of the entry. The caller writes the parts one after the other, and then [`padding`] for their sum. Other
+/// entries than files have no parts.
 ///
 /// # Source
 /// GNU tar manual, "Storing Sparse Files", PAX format version 1.0.
@@ -79,13 +80,13 @@ pub fn sparse_header(entry: &Entry<u64>, parts: &[(u64, u64)]) -> Vec<u8> {
     blocks
 }
 
-/// Bytes that fill up the last block of so many.
+/// Returns how many zeros fill the last block after `len` bytes of content.
 pub fn padding(len: u64) -> usize {
     let over = usize::try_from(len % BLOCK as u64).expect("less than a block");
     if over == 0 { 0 } else { BLOCK - over }
 }
 
-/// What the old header has no room for.
+/// Returns the records for values that do not fit into a ustar header.
 fn records(entry: &Entry<u64>) -> Vec<u8> {
     let mut records = Vec::new();
     if entry.name.len() > NAME_LEN {
@@ -117,7 +118,7 @@ fn records(entry: &Entry<u64>) -> Vec<u8> {
     records
 }
 
-/// Seconds with a fraction; before 1970 the fraction counts downwards, as in every decimal number.
+/// Formats seconds with a fraction. Before 1970 it is a negative decimal number, so the fraction counts downwards.
 fn decimal_time(seconds: i64, nanoseconds: u32) -> String {
     if seconds < 0 && nanoseconds > 0 {
         let (seconds, fraction) = (seconds + 1, 1_000_000_000 - nanoseconds);
@@ -126,7 +127,7 @@ fn decimal_time(seconds: i64, nanoseconds: u32) -> String {
     if nanoseconds == 0 { seconds.to_string() } else { format!("{seconds}.{nanoseconds:09}") }
 }
 
-/// One record: its own length in decimal, a space, `name=value`, a newline.
+/// Formats one record: its length in decimal, space, `name=value`, newline.
 fn record(records: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     let rest = name.len() + value.len() + 3;
     let mut len = rest + 1;
@@ -144,7 +145,7 @@ fn decimal_digits(number: usize) -> usize {
     number.to_string().len()
 }
 
-/// One header block. What does not fit is cut; a record before it says it in full.
+/// Formats one header block. Values that do not fit are truncated; a record before the header has them in full.
 #[expect(clippy::too_many_arguments, reason = "one per field of the format")]
 fn block(
     path: &[u8],
@@ -180,7 +181,7 @@ fn text(field: &mut [u8], value: &[u8]) {
     field[..len].copy_from_slice(&value[..len]);
 }
 
-/// Octal digits and a NUL; a number that is too large becomes 0.
+/// Writes octal digits and a NUL; a number that is too large is written as 0.
 fn octal(field: &mut [u8], value: u64) {
     let width = field.len() - 1;
     let digits = format!("{value:0width$o}");

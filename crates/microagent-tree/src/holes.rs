@@ -1,19 +1,19 @@
-//! Which parts of a file are stored, and which are holes.
+//! Finds the stored parts and the holes of a file.
 
 use std::fs::File;
 
 use rustix::fs::{SeekFrom, Stat, seek};
 use rustix::io::Errno;
 
-/// Fewest bytes of holes for which a file is packed by parts: less costs more than it saves.
+/// Fewest bytes of holes for which a file is packed as a sparse file; smaller holes cost more than they save.
 const HOLE_MIN: u64 = 64 * 1024;
-/// Most parts; what is stored behind the last begins is packed with it, holes as well. The map of so many is smaller
-/// than what readers take (1 MiB).
+/// Most parts of a sparse file; the last one contains everything that follows, including holes. A map of so many
+/// parts is smaller than the limit of readers (1 MiB).
 const PARTS_MAX: usize = 8192;
 const _: () = assert!(PARTS_MAX * 2 * "18446744073709551615\n".len() < 1 << 20);
 
-/// The parts of a file that are stored, each an offset and a length, in order; `None` when it is as good as whole,
-/// or its file system does not tell. Only a hint: a file that is being written has other parts a moment later.
+/// Returns the stored parts of a file, each an offset and a length, in order. `None`: the holes are too small, or the
+/// file system does not report them. The result may be outdated at once if another process writes to the file.
 pub(crate) fn stored_parts(file: &File, stat: &Stat) -> Option<Vec<(u64, u64)>> {
     let size = u64::try_from(stat.st_size).ok()?;
     let blocks = u64::try_from(stat.st_blocks).ok()?;
@@ -47,7 +47,7 @@ pub(crate) fn stored_parts(file: &File, stat: &Stat) -> Option<Vec<(u64, u64)>> 
     (stored.saturating_add(HOLE_MIN) <= size).then_some(parts)
 }
 
-/// Adds a part; a small hole before it is packed.
+/// Adds a part; merges it with the previous one if the hole between them is small.
 fn add(parts: &mut Vec<(u64, u64)>, start: u64, end: u64) {
     match parts.last_mut() {
         Some((offset, length)) if start - (*offset + *length) < HOLE_MIN => *length = end - *offset,

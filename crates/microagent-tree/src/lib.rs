@@ -1,8 +1,8 @@
-//! Files between a directory and a tar stream: [`pack()`] makes the stream, [`unpack()`] takes it apart.
+//! Copies files between a directory and a tar stream: [`pack()`] creates the stream, [`unpack()`] extracts it.
 //!
-//! The same code runs in the guest and on the host; what differs is in [`Rules`]. On either side one of the
-//! two, tree or stream, is somebody else's, so nothing is followed out of the directory that it is about,
-//! whatever names and links say and whoever changes the tree meanwhile. Never runs a program.
+//! The same code runs in the guest and on the host; [`Rules`] has the differences. On each side either the tree or
+//! the stream is not trusted. So nothing outside of the given directory is read or written, regardless of names and
+//! links, and also if another process changes the tree at the same time. This crate starts no processes.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,8 @@
-//! Files become a tar stream of bounded pieces.
+//! Packs files into a tar stream, in pieces of limited size.
 //!
-//! Walks by open directories, never by long paths, and follows no link below its start. Kernel file
-//! systems below the start appear as empty directories, sockets not at all (a socket is no file).
+//! Directories are opened relative to their parent, so paths of any length work. Links below the start are not
+//! followed. File systems of the kernel below the start are packed as empty directories. Sockets are omitted, because
+//! a tar stream cannot contain them.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
@@ -25,12 +26,11 @@ use crate::holes;
 /// Longest piece of a stream, in bytes.
 pub const PIECE_LIMIT: usize = 64 * 1024;
 
-/// Longest list of attribute names, and longest value, that the kernel knows (`XATTR_LIST_MAX`,
-/// `XATTR_SIZE_MAX`).
+/// The kernel's limit for a list of attribute names and for a value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const ATTRIBUTE_LIMIT: usize = 65_536;
 
-/// Magic numbers of file systems that hold no files of anybody's (linux/magic.h): proc, sysfs, cgroup2,
-/// devpts, mqueue, debugfs, tracefs, securityfs, bpf, configfs, binfmt_misc.
+/// Magic numbers of file systems whose files are made by the kernel (linux/magic.h): proc, sysfs, cgroup2, devpts,
+/// mqueue, debugfs, tracefs, securityfs, bpf, configfs, binfmt_misc.
 const KERNEL_FILE_SYSTEMS: [u32; 11] = [
     0x9fa0,
     0x6265_6572,
@@ -51,17 +51,17 @@ pub enum PackError {
     /// A file or directory cannot be read.
     #[error("cannot read `{path}`")]
     Read {
-        /// Which.
+        /// Its path.
         path: String,
         /// Why.
         source: io::Error,
     },
-    /// Nobody listens any more.
+    /// The receiver accepts no more pieces.
     #[error("nobody takes the pieces")]
     Unwanted,
 }
 
-/// Cuts a stream into pieces of at most [`PIECE_LIMIT`] and passes them on.
+/// Splits a stream into pieces of at most [`PIECE_LIMIT`] bytes and passes them on.
 pub struct Pieces {
     buffer: Vec<u8>,
     take: Box<dyn FnMut(Vec<u8>) -> bool + Send>,
@@ -74,7 +74,7 @@ impl fmt::Debug for Pieces {
 }
 
 impl Pieces {
-    /// Passes them on to `take`, which says whether it wants more, and may wait.
+    /// Passes pieces to `take`, which may block, and returns whether it accepts more.
     pub fn new(take: impl FnMut(Vec<u8>) -> bool + Send + 'static) -> Pieces {
         Pieces { buffer: Vec::with_capacity(PIECE_LIMIT), take: Box::new(take) }
     }
@@ -107,13 +107,13 @@ impl Pieces {
     }
 }
 
-/// Packs a file, or a directory with everything below it; gives the number of sockets, which are left out.
+/// Packs a file, or a directory with everything below it. Returns the number of omitted sockets.
 ///
-/// `name` stands for the start in the stream's names. Where the start is a symbolic link, `follow` says whether
-/// it is followed or packed itself.
+/// `name` replaces `start` in the names of the stream. If the start is a symbolic link, `follow` decides whether its
+/// target or the link itself is packed.
 ///
 /// # Errors
-/// Fails when something cannot be read or nobody takes the pieces. What vanishes meanwhile is left out.
+/// Fails if a file cannot be read or `pieces` accepts no more. Files that are removed during the walk are omitted.
 pub fn pack(start: &CStr, name: &[u8], follow: bool, pieces: Pieces) -> Result<u64, PackError> {
     let follow = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
     let mut walker = Walker::new(pieces);
@@ -130,7 +130,7 @@ pub fn pack(start: &CStr, name: &[u8], follow: bool, pieces: Pieces) -> Result<u
     walker.finish().map(|()| sockets)
 }
 
-/// The last part of a path; `.` for the root and for what ends in dots.
+/// Returns the last part of a path; `.` for the root and for paths that end in dots.
 pub fn base_name(path: &[u8]) -> &[u8] {
     match path.split(|byte| *byte == b'/').rfind(|part| !part.is_empty()) {
         None | Some(b"." | b"..") => b".",
@@ -138,13 +138,13 @@ pub fn base_name(path: &[u8]) -> &[u8] {
     }
 }
 
-/// A directory on the way.
+/// A directory that is being packed.
 #[derive(Debug)]
 struct Level {
     dir: OwnedFd,
     path: Vec<u8>,
     device: u64,
-    /// Names that are still to come, last first.
+    /// Remaining names, in reverse order.
     names: Vec<CString>,
 }
 
@@ -152,17 +152,17 @@ struct Level {
 #[derive(Debug)]
 pub struct Walker {
     pieces: Pieces,
-    /// The kernel's `/dev`, whose magic number is that of any tmpfs.
+    /// Device number of the kernel's `/dev`, which has the same magic number as any tmpfs.
     device_nodes: u64,
-    /// First path of each file that has several.
+    /// First path of each file with several hard links.
     seen: BTreeMap<(u64, u64), Vec<u8>>,
     buffer: Vec<u8>,
-    /// Sockets that were left out: a tar stream has none.
+    /// Number of omitted sockets.
     sockets: u64,
 }
 
 impl Walker {
-    /// Writes them to these pieces, everything as it is.
+    /// Writes entries to these pieces, with their owners and times.
     pub fn new(pieces: Pieces) -> Walker {
         let device_nodes = statat(CWD, c"/dev", AtFlags::empty()).map_or(0, |stat| stat.st_dev);
         Walker { pieces, device_nodes, seen: BTreeMap::new(), buffer: vec![0; PIECE_LIMIT], sockets: 0 }
@@ -174,7 +174,7 @@ impl Walker {
         self.pieces.flush()
     }
 
-    /// Writes an entry that was made elsewhere.
+    /// Writes an entry that the caller has made.
     pub fn write(&mut self, blocks: &[u8]) -> Result<(), PackError> {
         self.pieces.write(blocks)
     }
@@ -231,7 +231,7 @@ impl Walker {
         Ok(Level { dir, path, device: stat.st_dev, names })
     }
 
-    /// Writes a directory's header; gives what it is made of.
+    /// Writes a directory's header and returns its metadata.
     pub fn directory_header(&mut self, dir: &OwnedFd, path: &[u8]) -> Result<Stat, PackError> {
         let stat = fstat(dir).map_err(|errno| read_error(path, errno))?;
         let attributes = attributes(&by_number(dir.as_fd()), AtFlags::empty());
@@ -284,7 +284,7 @@ impl Walker {
         self.pieces.write(&header(&entry(path, kind, stat, attributes)))
     }
 
-    /// Writes a file with its content: as long as it was when it was opened, whatever happens to it.
+    /// Writes a file with its content. The size is that at the time of opening, even if the file changes.
     fn file(
         &mut self,
         dir: BorrowedFd<'_>,
@@ -326,7 +326,7 @@ impl Walker {
         }
     }
 
-    /// Writes a part of a file; zeros for what has gone meanwhile.
+    /// Writes a part of a file; zeros if the file has become shorter.
     fn content(&mut self, file: &File, path: &[u8], mut offset: u64, len: u64) -> Result<(), PackError> {
         let mut left = len;
         while left > 0 {
@@ -345,7 +345,7 @@ impl Walker {
     }
 }
 
-/// An error about a path.
+/// Returns an error about a path.
 pub fn read_error(path: &[u8], errno: Errno) -> PackError {
     PackError::Read { path: shown(path), source: errno.into() }
 }
@@ -363,22 +363,22 @@ fn is_kernel_file_system(dir: &OwnedFd) -> bool {
     })
 }
 
-/// A path to what an open descriptor stands for, to be followed.
+/// Returns a path that leads to the file of an open descriptor if it is followed.
 pub fn by_number(fd: BorrowedFd<'_>) -> CString {
     let prefix = DESCRIPTORS.get().copied().unwrap_or("/proc/self/fd");
     CString::new(format!("{prefix}/{}", fd.as_raw_fd())).expect("a number has no NUL")
 }
 
-/// Where the calling process finds its open descriptors; `/proc/self/fd` until somebody knows better.
+/// Directory of the process's own open descriptors; `/proc/self/fd` by default.
 static DESCRIPTORS: OnceLock<&str> = OnceLock::new();
 
-/// Says where the calling process finds its open descriptors, for one that is in no `/proc` that a path leads to: a path
-/// that begins at the working directory of the thread that packs or unpacks. Once, before the first of them.
+/// Sets the directory of the process's own open descriptors, for processes without a visible `/proc`: a path relative
+/// to the working directory of the thread that packs or unpacks. To be called once, before any other function.
 pub fn descriptors_are_in(path: &'static str) {
     DESCRIPTORS.get_or_init(|| path);
 }
 
-/// A path to a name in an open directory.
+/// Returns a path to a name in an open directory.
 fn at(dir: BorrowedFd<'_>, name: &CStr) -> CString {
     if dir.as_raw_fd() == CWD.as_raw_fd() {
         return name.to_owned();
@@ -387,8 +387,8 @@ fn at(dir: BorrowedFd<'_>, name: &CStr) -> CString {
     CString::new(path).expect("parts without NUL")
 }
 
-/// Extended attributes of what stands at a path: names and values. A file that is gone or a file system
-/// without attributes has none.
+/// Returns names and values of the extended attributes of a file; none if the file has been removed or its file
+/// system has no attributes.
 pub fn attributes(path: &CStr, follow: AtFlags) -> Vec<Attribute> {
     let follow = !follow.contains(AtFlags::SYMLINK_NOFOLLOW);
     let list = |buffer: &mut [u8]| if follow { listxattr(path, buffer) } else { llistxattr(path, buffer) };
@@ -428,7 +428,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// What is written, in one piece.
+    /// Returns everything that is written, in one piece.
     fn collect(walk: impl FnOnce(Pieces) -> Result<(), PackError>) -> Result<Vec<u8>, PackError> {
         let tar = Arc::new(Mutex::new(Vec::new()));
         let taken = Arc::clone(&tar);
@@ -453,7 +453,7 @@ pub(crate) mod tests {
         collect(|pieces| super::pack(&path, base_name(path.to_bytes()), follow, pieces).map(drop))
     }
 
-    /// What `find` and `getfattr` would say of a tree.
+    /// Describes a tree as `find` and `getfattr` would.
     pub(crate) fn describe(root: &Path) -> Vec<String> {
         let mut lines = Vec::new();
         let mut todo = vec![root.to_owned()];

@@ -1,10 +1,10 @@
-//! Puts the entries of a tar stream below one directory.
+//! Extracts the entries of a tar stream below one directory.
 //!
-//! Processes of the guest may change that tree at any moment, and some of them must not gain anything by
-//! it: every step starts from an open directory, names are resolved by the kernel with the promise not to
-//! leave the destination (`RESOLVE_BENEATH`), and the last part of a name is never followed. A file is
-//! written under a name of its own and renamed when it is complete, so nobody sees half of it, and what
-//! stood there before (a link, a running program) is replaced, not written through.
+//! Processes of the guest may change the tree at any moment, also to gain access to other files. Therefore every step
+//! starts from an open directory, the kernel resolves names with `RESOLVE_BENEATH`, which never leaves the
+//! destination, and the last part of a name is never followed. A file is written under a temporary name and renamed
+//! when it is complete, so no process sees a part of it, and an existing link or running program is replaced, not
+//! written through.
 
 use std::error::Error;
 use std::ffi::{CStr, CString};
@@ -25,28 +25,28 @@ use rustix::io::{Errno, pwrite, retry_on_intr};
 use crate::pack::by_number;
 use crate::unpack::{Feed, FeedError, Rules, SymlinkRule, Unpacked};
 
-/// How often a name is resolved anew when the tree changes under it.
+/// How often a name is resolved again if the tree changes at the same time.
 const RESOLVE_TRIES: usize = 100;
 
-/// How many names are tried for a file that is being written.
+/// How many temporary names are tried for a file.
 const NAME_TRIES: usize = 1000;
 
-/// Most bytes of attributes that wait for their directories to be finished: a stream that nests directories with
-/// large attributes costs no more memory.
+/// Most bytes of attributes of unfinished directories. It limits the memory for a stream that nests directories with
+/// large attributes.
 const WAITING_ATTRIBUTES_LIMIT: usize = 16 * 1024 * 1024;
 
-/// Mode of directories that the stream does not mention, and of those that it has not finished.
+/// Mode of directories that the stream does not contain, and of unfinished ones.
 const PARENT_MODE: Mode = Mode::from_raw_mode(0o755);
 const UNFINISHED_MODE: Mode = Mode::from_raw_mode(0o700);
 
-/// Why an entry could not be put where it belongs.
+/// Why an entry could not be extracted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlaceError {
-    /// `..` is part of its name.
+    /// The name contains `..`.
     #[error("its name leads out of the destination")]
     Climbs,
-    /// It would replace the directory that everything goes into.
+    /// The entry would replace the destination directory.
     #[error("only a directory can take the destination's own place")]
     Destination,
     /// A file cannot replace a directory.
@@ -55,37 +55,37 @@ pub enum PlaceError {
     /// A directory cannot replace a file.
     #[error("what stands in its place is not a directory")]
     NoDirectoryThere,
-    /// A parent of it is a file.
+    /// A parent of the entry is a file.
     #[error("what stands on the way to it is not a directory")]
     NoDirectoryAbove,
-    /// Following a link on the way to it is out of the question.
+    /// A link in the path leads out of the destination.
     #[error("a link on the way to it leads out of the destination")]
     LeadsOut,
-    /// It and the directories that it lies in have more attributes than are held in memory.
+    /// The attributes of the entry and of its parent directories exceed the limit.
     #[error("it and the directories above it have too large attributes")]
     AttributesTooLarge,
-    /// Somebody changes the tree at the same time.
+    /// Another process keeps changing the tree.
     #[error("somebody put another file in its place")]
     Exchanged,
     /// A system call failed.
     #[error("cannot {doing}")]
     System {
-        /// What it was to do.
+        /// What the call was for.
         doing: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// An extended attribute could not be set.
     #[error("cannot set its attribute `{name}`")]
     Attribute {
-        /// Its name.
+        /// Name of the attribute.
         name: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// Whose fault it is: the entry's, or the stream's.
+/// Cause of a failure: the entry or the stream.
 #[derive(Debug)]
 pub(crate) enum Failure<E: Error + 'static> {
     Place(PlaceError),
@@ -99,7 +99,7 @@ impl<E: Error + 'static> From<PlaceError> for Failure<E> {
 }
 
 impl<E: Error + 'static> Failure<E> {
-    /// Whether the name under which something was to be made is another file's.
+    /// Whether a file of that name exists.
     fn is_taken_name(&self) -> bool {
         use io::ErrorKind::AlreadyExists;
         matches!(self, Failure::Place(PlaceError::System { source, .. }) if source.kind() == AlreadyExists)
@@ -110,7 +110,7 @@ fn system(doing: &'static str) -> impl FnOnce(Errno) -> PlaceError {
     move |errno| PlaceError::System { doing, source: errno.into() }
 }
 
-/// A directory whose owner, mode and time are set when everything below it is there.
+/// A directory whose owner, mode and time are set after everything below it is extracted.
 #[derive(Debug)]
 struct Unfinished {
     path: Vec<u8>,
@@ -119,21 +119,21 @@ struct Unfinished {
     attributes: Vec<Attribute>,
 }
 
-/// Puts entries below a directory, one after the other.
+/// Extracts entries below a directory, one after the other.
 #[derive(Debug)]
 pub(crate) struct Placer<'a> {
     root: &'a OwnedFd,
     rules: Rules,
     resolve: ResolveFlags,
-    /// The directory of the last entry, where the next one probably belongs, too.
+    /// The directory of the last entry, which is probably that of the next one.
     last_parent: Option<(Vec<u8>, Rc<OwnedFd>)>,
-    /// Outermost first; each lies below the one before.
+    /// Unfinished directories, outermost first; each is below the previous one.
     unfinished: Vec<Unfinished>,
     done: Unpacked,
 }
 
 impl<'a> Placer<'a> {
-    /// Puts them below this directory.
+    /// Extracts below this directory.
     pub(crate) fn new(root: &'a OwnedFd, rules: Rules) -> Placer<'a> {
         let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
         let own = fstat(root).map(identity);
@@ -145,7 +145,7 @@ impl<'a> Placer<'a> {
         Placer { root, rules, resolve, last_parent: None, unfinished: Vec::new(), done }
     }
 
-    /// Puts one entry in its place; a file's content is taken from the reader.
+    /// Extracts one entry; reads a file's content from the reader.
     pub(crate) fn place<S: Source>(
         &mut self,
         member: &Member,
@@ -190,7 +190,7 @@ impl<'a> Placer<'a> {
         }
     }
 
-    /// Finishes the directories that are still open. An error comes with the directory's name.
+    /// Finishes the remaining directories. An error has the name of the directory.
     pub(crate) fn finish(mut self) -> Result<Unpacked, (Vec<u8>, PlaceError)> {
         while let Some(directory) = self.unfinished.pop() {
             self.complete(directory)?;
@@ -198,7 +198,7 @@ impl<'a> Placer<'a> {
         Ok(self.done)
     }
 
-    /// Finishes the directories that a path does not lie in.
+    /// Finishes the directories that do not contain a path.
     fn finish_all_but_parents(&mut self, path: &[u8]) -> Result<(), (Vec<u8>, PlaceError)> {
         let is_below = |dir: &[u8]| path.strip_prefix(dir).is_some_and(|rest| rest.first() == Some(&b'/'));
         while let Some(directory) = self.unfinished.pop_if(|last| !is_below(&last.path)) {
@@ -212,7 +212,7 @@ impl<'a> Placer<'a> {
             .map_err(|error| (directory.path, error))
     }
 
-    /// Opens the directory that entries of this path lie in; makes what is missing of it.
+    /// Opens the parent directory of a path; creates missing directories.
     fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, PlaceError> {
         if let Some((last, dir)) = &self.last_parent
             && last == path
@@ -251,7 +251,7 @@ impl<'a> Placer<'a> {
         Ok(dir)
     }
 
-    /// Opens a directory below the destination. Links on the way are followed within it.
+    /// Opens a directory below the destination. Links in the path are followed within the destination.
     fn resolve(&self, path: &[u8]) -> Result<Rc<OwnedFd>, Errno> {
         let path = if path.is_empty() { c".".to_owned() } else { c_string(path) };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -336,9 +336,9 @@ impl<'a> Placer<'a> {
         })
     }
 
-    /// Whether a link in a directory leads to something below the first directory on the way to it. Names that follow
-    /// can be links themselves, to which the same applies; `..` goes up from a directory that stays what it is,
-    /// because no link replaces a directory. So the answer does not change with what comes later.
+    /// Whether the target of a link is below the first directory of the stream. Names in the target can be links
+    /// themselves, which are checked in the same way. `..` is accepted only after directories, which no later link
+    /// replaces. So later entries do not change the answer.
     fn stays_inside(&self, directory: &[u8], target: &[u8]) -> bool {
         let mut parts = target.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
         let up = parts.by_ref().take_while(|part| *part == b"..").count();
@@ -358,7 +358,7 @@ impl<'a> Placer<'a> {
             .is_ok()
     }
 
-    /// Has something made under a temporary name and gives it its own. What fails leaves nothing.
+    /// Creates a file under a temporary name with `make` and renames it. A failure leaves no file.
     fn replace<E: Error + 'static>(
         &mut self,
         parent: &OwnedFd,
@@ -383,14 +383,14 @@ impl<'a> Placer<'a> {
         Err(system("find a name for it while it is written")(Errno::EXIST).into())
     }
 
-    /// Gives something that was just made its owner, attributes, mode and time.
+    /// Sets owner, attributes, mode and time of a new file.
     fn set_metadata(&mut self, made: BorrowedFd<'_>, member: &Member) -> Result<(), PlaceError> {
         let has_mode = !matches!(member.kind, Kind::Symlink(_));
         self.set(made, &member.meta, &member.attributes, has_mode)
     }
 
-    /// The order matters: a change of the owner clears capabilities and set-id bits, and a change of an
-    /// access list the mode.
+    /// The order matters: a change of the owner clears capabilities and set-id bits, and a change of an access list
+    /// changes the mode.
     fn set(
         &mut self,
         fd: BorrowedFd<'_>,
@@ -433,7 +433,7 @@ impl<'a> Placer<'a> {
     }
 }
 
-/// A name without empty parts and dots; an absolute one begins at the destination.
+/// Returns a name without empty parts and dots; absolute names are relative to the destination.
 fn normal(name: &[u8]) -> Result<Vec<u8>, PlaceError> {
     let mut path = Vec::with_capacity(name.len());
     for part in name.split(|byte| *byte == b'/') {
@@ -451,7 +451,7 @@ fn normal(name: &[u8]) -> Result<Vec<u8>, PlaceError> {
     Ok(path)
 }
 
-/// Splits the last part off a normal path; an empty path has none.
+/// Splits off the last part of a normalized path; an empty path has none.
 fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     if path.is_empty() {
         return None;
@@ -472,7 +472,7 @@ fn temporary_name() -> CString {
     CString::new(name).expect("a number has no NUL")
 }
 
-/// What an error on the way to an entry means.
+/// Converts an error of opening a parent directory.
 fn on_the_way(errno: Errno) -> PlaceError {
     match errno {
         Errno::XDEV => PlaceError::LeadsOut,
@@ -481,7 +481,7 @@ fn on_the_way(errno: Errno) -> PlaceError {
     }
 }
 
-/// Makes a file with its content.
+/// Creates a file with its content.
 fn file<S: Source>(
     parent: &OwnedFd,
     name: &CStr,
@@ -515,7 +515,7 @@ fn write_at(file: &OwnedFd, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a link, a device or a FIFO.
+/// Creates a link, a device or a FIFO.
 fn make_special(parent: &OwnedFd, name: &CStr, kind: &Kind<Extent>) -> Result<(), PlaceError> {
     let mode = Mode::RUSR | Mode::WUSR;
     match kind {
@@ -534,8 +534,8 @@ fn make_special(parent: &OwnedFd, name: &CStr, kind: &Kind<Extent>) -> Result<()
     .map_err(system("make it"))
 }
 
-/// Opens what was just made, as a place to set its attributes. Whoever may write to its directory could
-/// have put another file there by now; one that has further names elsewhere is not touched.
+/// Opens a new file to set its attributes. A process with write access to the directory could have replaced it by
+/// now, so a file with several hard links is refused.
 fn reopen(parent: &OwnedFd, name: &CStr, kind: &Kind<Extent>) -> Result<OwnedFd, PlaceError> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let made = openat(parent, name, flags, Mode::empty()).map_err(system("open it again"))?;

@@ -1,4 +1,4 @@
-//! A tar stream becomes files below one directory.
+//! Extracts a tar stream to files below one directory.
 
 use std::error::Error;
 use std::io;
@@ -9,17 +9,17 @@ use microagent_tar::shown;
 
 use crate::place::{Failure, PlaceError, Placer};
 
-/// Longest name in a stream: the kernel takes no longer paths (`PATH_MAX`).
+/// Longest name in a stream: the kernel's limit for paths (`PATH_MAX`).
 const PATH_LIMIT: usize = 4096;
 
-/// What of a stream becomes real.
+/// Which entries and attributes of a stream are extracted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
-    /// Files get the owners that the stream names, not the caller's, and keep their set-id bits.
+    /// Files get the owners of the stream instead of the caller's, and keep their set-id bits.
     pub owners: bool,
-    /// Devices and FIFOs are made, not passed over.
+    /// Devices and FIFOs are created, not skipped.
     pub special: bool,
-    /// All extended attributes are set, not only those named `user.*`.
+    /// All extended attributes are set, not only `user.*`.
     pub all_attributes: bool,
     /// Which symbolic links are made.
     pub links: SymlinkRule,
@@ -28,43 +28,43 @@ pub struct Rules {
 /// Which symbolic links are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SymlinkRule {
-    /// All of them; where they lead is the reader's business.
+    /// All links, regardless of their targets.
     All,
-    /// Those that lead to something below the stream's first directory, wherever that directory is moved, and that
-    /// no later entry can lead elsewhere. `..` behind a name is not among them, because the name may be a link.
+    /// Links to targets below the stream's first directory, which stay there if that directory is moved, and which no
+    /// later entry can redirect. Targets with `..` after a name are excluded, because the name may be a link.
     Inside,
 }
 
 impl Rules {
-    /// Everything as the stream says: for whom it comes from a trusted side, and who is root.
+    /// Everything as in the stream: for root, and for streams from a trusted side.
     pub const EVERYTHING: Rules =
         Rules { owners: true, special: true, all_attributes: true, links: SymlinkRule::All };
 
-    /// Only what cannot harm: files, directories and links, the caller's own.
+    /// Only files, directories and links, owned by the caller.
     pub const HARMLESS: Rules =
         Rules { owners: false, special: false, all_attributes: false, links: SymlinkRule::All };
 }
 
-/// What came of a stream.
+/// Counts of an extracted stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Unpacked {
     /// Entries of the stream.
     pub entries: u64,
-    /// Devices and FIFOs that the rules left out.
+    /// Devices and FIFOs that the rules exclude.
     pub special_skipped: u64,
-    /// Symbolic links that the rules left out, and further names of them.
+    /// Symbolic links that the rules exclude, and hard links to them.
     pub links_skipped: u64,
-    /// Extended attributes that the rules left out or the file system does not take.
+    /// Extended attributes that the rules exclude or the file system does not support.
     pub attributes_dropped: u64,
 }
 
-/// Why unpacking stopped. What was complete by then stays; nothing is left half-written.
+/// Why unpacking stopped. Complete files are kept; there are no incomplete files.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError<E: Error + 'static> {
-    /// The stream breaks off or is not one.
+    /// The stream ends early or is not valid.
     #[error("the tar stream is not usable")]
     Stream(#[source] ReadError<E>),
-    /// An entry cannot be put where it belongs.
+    /// An entry could not be extracted.
     #[error("cannot unpack `{name}`")]
     Entry {
         /// Its name, with bytes that are not printable escaped.
@@ -74,11 +74,11 @@ pub enum UnpackError<E: Error + 'static> {
     },
 }
 
-/// The caller's source, with room for the errors of the files that its bytes go into.
+/// The caller's source, whose error type also covers errors of written files.
 #[derive(Debug)]
 pub(crate) struct Feed<S>(S);
 
-/// Why the stream gives no more, or its content cannot be taken.
+/// An error of the source, or of the file to which its bytes are written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FeedError<E: Error + 'static> {
     #[error(transparent)]
@@ -102,8 +102,7 @@ impl<S: Source> Source for Feed<S> {
 /// Unpacks a whole stream below an open directory.
 ///
 /// # Errors
-/// Fails when the source does, the stream is damaged, or an entry cannot or must not be put where its name
-/// says.
+/// Fails if the source fails, the stream is damaged, or an entry cannot be or must not be extracted.
 pub fn unpack<S: Source>(root: &OwnedFd, source: S, rules: Rules) -> Result<Unpacked, UnpackError<S::Error>> {
     let mut placer = Placer::new(root, rules);
     let mut reader = Reader::new(Feed(source), PATH_LIMIT);
@@ -117,7 +116,7 @@ pub fn unpack<S: Source>(root: &OwnedFd, source: S, rules: Rules) -> Result<Unpa
     Ok(Unpacked { entries, ..placed })
 }
 
-/// Says where it failed.
+/// Adds the name of the entry to a failure.
 fn at<E: Error + 'static>(name: &[u8], failure: Failure<E>) -> UnpackError<E> {
     let entry = |source| UnpackError::Entry { name: shown(name), source };
     UnpackError::Stream(match failure {
@@ -148,7 +147,7 @@ mod tests {
     use super::*;
     use crate::pack::tests::{describe, make_tree, pack_all, pretty_assert, run};
 
-    /// A stream that is there already, and breaks off at its end or does not.
+    /// A stream in memory, which may fail at its end.
     struct Bytes<'a>(&'a [u8], bool);
 
     #[derive(Debug, thiserror::Error)]
@@ -192,7 +191,7 @@ mod tests {
 
     const META: Meta = Meta { mode: 0o644, uid: 0, gid: 0, mtime: (1_000_000, 0) };
 
-    /// Name and kind of an entry.
+    /// An entry with name and kind.
     type Shape<'a> = (&'a str, Kind<u64>);
 
     fn stream_of(entries: &[Shape<'_>]) -> Vec<u8> {
@@ -491,7 +490,7 @@ mod tests {
         (paths(), kind)
     }
 
-    /// Every symbolic link below a directory.
+    /// Lists the symbolic links below a directory.
     fn links(dir: &Path) -> Vec<std::path::PathBuf> {
         let mut found = Vec::new();
         for entry in fs::read_dir(dir).unwrap() {

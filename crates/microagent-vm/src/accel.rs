@@ -1,7 +1,7 @@
-//! Which accelerator runs the guest, and why that one.
+//! Chooses the accelerator, with the reason for the choice.
 //!
-//! `/dev/kvm` may exist and still be useless: a software KVM emulates each kernel instruction of the guest
-//! and dies on the first it does not know. So KVM is taken only where the CPU has hardware support for it.
+//! `/dev/kvm` may exist and still be unusable: a KVM without hardware emulates each kernel instruction of the guest and
+//! fails at the first one that it does not implement. So KVM is used only if the CPU has hardware support.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -11,16 +11,16 @@ use std::path::Path;
 use microagent_qemu::argv::Accel;
 use serde::{Deserialize, Serialize};
 
-/// What the user asked for.
+/// The choice of the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AccelChoice {
-    /// KVM where it is hardware KVM and open to this user, else TCG.
+    /// KVM if it has hardware support and this user can open it, else TCG.
     #[default]
     Auto,
-    /// KVM, whatever it is.
+    /// KVM, in any case.
     Kvm,
-    /// QEMU's own translator.
+    /// TCG, QEMU's emulation.
     Tcg,
 }
 
@@ -29,9 +29,9 @@ pub enum AccelChoice {
 pub struct AccelDecision {
     /// The accelerator.
     pub accel: Accel,
-    /// Why this one, in one line.
+    /// The reason, in one line.
     pub reason: String,
-    /// What would make a better one possible.
+    /// How to make a faster one available.
     pub remedy: Option<String>,
 }
 
@@ -45,10 +45,10 @@ impl AccelDecision {
     }
 }
 
-/// What the host says about KVM.
+/// The host's support for KVM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KvmFacts {
-    /// The CPU flag that stands for hardware virtualisation, if it is there.
+    /// The CPU flag of hardware virtualisation, if the CPU has it.
     pub cpu_flag: Option<&'static str>,
     /// Whether `/dev/kvm` can be opened.
     pub device: KvmDevice,
@@ -57,28 +57,28 @@ pub struct KvmFacts {
 /// State of `/dev/kvm`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KvmDevice {
-    /// Not there.
+    /// Missing.
     Missing,
-    /// There, and open to this user.
+    /// This user can open it.
     Usable,
-    /// There, and closed to this user.
+    /// This user has no permission to open it.
     Denied {
-        /// The group that opens it, if a group does.
+        /// The group that may open it, if there is one.
         group: Option<String>,
     },
-    /// There, and not to be opened for another reason.
+    /// It cannot be opened for another reason.
     Broken(String),
 }
 
 impl KvmFacts {
-    /// Looks at this host.
+    /// Inspects this host.
     pub fn gather() -> KvmFacts {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         KvmFacts { cpu_flag: cpu_flag(&cpuinfo), device: probe(Path::new("/dev/kvm")) }
     }
 }
 
-/// Decides. Pure.
+/// Chooses the accelerator. Pure.
 pub fn decide(choice: AccelChoice, facts: &KvmFacts) -> AccelDecision {
     let decision = |accel, reason: String, remedy| AccelDecision { accel, reason, remedy };
     match (choice, &facts.device, facts.cpu_flag) {
@@ -134,7 +134,7 @@ fn probe(path: &Path) -> KvmDevice {
     }
 }
 
-/// The name of the group whose members may read and write the file.
+/// Returns the name of the group whose members may read and write the file.
 fn opening_group(path: &Path) -> Option<String> {
     let metadata = fs::metadata(path).ok()?;
     if metadata.mode() & 0o060 != 0o060 {

@@ -1,8 +1,7 @@
-//! A log that a hostile writer cannot make large, with its last lines at hand, and, where that is wanted, with the
-//! times at which it grew.
+//! A log of limited size for untrusted writers. Its last lines are kept in memory, and optionally the times of writes.
 //!
-//! The times are marks beside the log (`NAME.times`), one per second at most: when, in which file (counted from 0 since
-//! the log was begun), and at which place in it.
+//! The times are marks in a second file (`NAME.times`), at most one per second: time, number of the file (from 0
+//! since the start of the log), and position in it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -16,7 +15,7 @@ use tokio::sync::mpsc;
 /// Bytes kept in memory for messages about a failure.
 const TAIL_LIMIT: usize = 16 * 1024;
 
-/// Pieces that wait for who watches; each has what was appended at once, at most 64 KiB.
+/// Pieces in the queue of a watcher; each is one write of at most 64 KiB.
 const WATCH_QUEUE: usize = 16;
 
 /// Least time between two marks in milliseconds.
@@ -28,8 +27,8 @@ const MARK_LEN: usize = 24;
 /// Most marks of a log: about a mebibyte.
 const MARK_LIMIT: usize = 43_690;
 
-/// Appends to a file of at most `limit` bytes; a full file becomes `NAME.1` in place of the one before, so
-/// at most twice the limit lies on disk and the newest `limit` bytes are always there.
+/// Appends to a file of at most `limit` bytes. A full file is renamed to `NAME.1` and replaces the previous one, so
+/// the disk has at most twice the limit, and always the newest `limit` bytes.
 #[derive(Debug)]
 pub(crate) struct BoundedLog {
     path: PathBuf,
@@ -38,12 +37,12 @@ pub(crate) struct BoundedLog {
     limit: u64,
     tail: Vec<u8>,
     marks: Option<Marks>,
-    /// Who sees what comes as it comes.
+    /// The watcher of new writes.
     watcher: Option<mpsc::Sender<Vec<u8>>>,
 }
 
 impl BoundedLog {
-    /// Starts a new log, whatever lay there before.
+    /// Starts a new log, which replaces an existing one.
     pub(crate) fn create(path: &Path, limit: u64) -> io::Result<BoundedLog> {
         let _ = fs::remove_file(older(path));
         Ok(BoundedLog {
@@ -57,7 +56,7 @@ impl BoundedLog {
         })
     }
 
-    /// Continues an existing log. A line that was torn ends where it is.
+    /// Continues an existing log. An incomplete last line is ended.
     pub(crate) fn append_to(path: &Path, limit: u64) -> io::Result<BoundedLog> {
         let mut file = open_file(path, Access::Append)?;
         let mut len = file.metadata()?.len();
@@ -80,7 +79,7 @@ impl BoundedLog {
         })
     }
 
-    /// Keeps the times at which it grows.
+    /// Records the times of writes.
     pub(crate) fn with_times(mut self) -> io::Result<BoundedLog> {
         let path = times(&self.path);
         let file = open(&path)?;
@@ -88,14 +87,15 @@ impl BoundedLog {
         Ok(self)
     }
 
-    /// What comes from now on, for one at a time. Who does not keep up misses what comes meanwhile; the log has it.
+    /// Returns a receiver of everything that is written from now on; it replaces an earlier one. A slow receiver misses
+    /// writes, which are in the log.
     pub(crate) fn watch(&mut self) -> mpsc::Receiver<Vec<u8>> {
         let (sender, receiver) = mpsc::channel(WATCH_QUEUE);
         self.watcher = Some(sender);
         receiver
     }
 
-    /// Appends. A log that cannot be written does not stop what is logged; the tail is kept all the same.
+    /// Appends. A write error is ignored; the last lines are kept in memory in any case.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         if let Some(watcher) = &self.watcher
             && let Err(mpsc::error::TrySendError::Closed(_)) = watcher.try_send(bytes.to_vec())
@@ -127,7 +127,7 @@ impl BoundedLog {
         Ok(())
     }
 
-    /// The newest bytes as text.
+    /// Returns the newest bytes as text.
     pub(crate) fn tail(&self) -> String {
         String::from_utf8_lossy(&self.tail).into_owned()
     }
@@ -144,7 +144,7 @@ struct Marks {
 }
 
 impl Marks {
-    /// Marks this place, unless the last mark is of the same second.
+    /// Adds a mark, unless the last one is of the same second.
     fn note(&mut self, now_ms: u64, offset: u64) -> io::Result<()> {
         if self.last_ms.is_some_and(|last| now_ms.saturating_sub(last) < MARK_INTERVAL_MS) {
             return Ok(());
@@ -158,7 +158,7 @@ impl Marks {
         Ok(())
     }
 
-    /// Drops every second mark: long lives are told less exactly.
+    /// Drops every second mark, so a long log has less precise times.
     fn thin_out(&mut self) -> io::Result<()> {
         let bytes = read_times(&self.path)?;
         let kept: Vec<u8> = bytes.chunks_exact(MARK_LEN).step_by(2).flatten().copied().collect();
@@ -172,7 +172,7 @@ impl Marks {
     }
 }
 
-/// A place in a log, and when it was reached.
+/// A position in a log with its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
     unix_ms: u64,
@@ -195,23 +195,23 @@ impl Mark {
     }
 }
 
-/// Where in a log, with the one before it, that begins what was written since a moment, to a second.
+/// Position in the log or the file before it from which everything was written since a given time, to a second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogPlace {
-    /// Everything that is there.
+    /// The start of the older file.
     Start,
-    /// At this place of the file before ([`older`]).
+    /// This position of the older file ([`older`]).
     Older(u64),
-    /// At this place of the file.
+    /// This position of the current file.
     Newest(u64),
-    /// Nothing was written since.
+    /// Nothing was written since then.
     End,
 }
 
-/// Looks up where what was written since `unix_ms` begins. A log without times is taken as a whole.
+/// Looks up the position of the first write since `unix_ms`. Without times it is the start.
 ///
 /// # Errors
-/// Fails when the times are there and cannot be read.
+/// Fails if the times exist and cannot be read.
 pub fn place_since(path: &Path, unix_ms: u64) -> io::Result<LogPlace> {
     let bytes = match read_times(&times(path)) {
         Ok(bytes) => bytes,
@@ -249,7 +249,7 @@ fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Where a full log goes.
+/// Returns the path to which a full log is renamed.
 pub fn older(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");

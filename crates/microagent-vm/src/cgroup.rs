@@ -1,9 +1,9 @@
-//! A control group for each machine: bounds on QEMU's memory and threads, and a fair share of the processors.
+//! A control group for each machine: limits of QEMU's memory and threads, and a fair share of the CPUs.
 //!
-//! It needs no set-up: on cgroup v2 it is made where the user may make one (systemd delegates that to users), on v1 where
-//! root may. Where neither is so the machine has none, and its memory is bounded by what QEMU asks for alone. QEMU enters
-//! it before it is executed. The group is removed with the machine; one whose supervisor was killed is empty, and is
-//! removed by the next.
+//! No setup is needed: with cgroup v2 the group is created if the user has permission (systemd delegates it to
+//! users), with v1 if root runs microagent. Otherwise the machine has no group, and its memory is limited only by
+//! QEMU's own requests. The process enters the group before it executes QEMU. The group is removed with the machine;
+//! after a killed supervisor the next one removes the empty group.
 //!
 //! # Source
 //! Linux `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/`.
@@ -12,25 +12,25 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Where control groups are mounted.
+/// Mount point of control groups.
 const MOUNT: &str = "/sys/fs/cgroup";
 
-/// How groups of machines are called, before the process id of the supervisor.
+/// Name of a machine's group, before the process id of the supervisor.
 const PREFIX: &str = "microagent-machine-";
 
-/// Threads of QEMU beside those of the processors: 64 for disks, the rest for its loops.
+/// Threads of QEMU in addition to those of the CPUs: 64 for disks, the rest for its event loops.
 const THREADS_BESIDE_CPUS: u32 = 96;
 
-/// Weight of a machine among others, which is that of a process group that has none.
+/// Weight of a machine: the kernel's default.
 const V2_WEIGHT: &str = "100";
 const V1_SHARES: &str = "1024";
 
-/// Bounds of one machine.
+/// Limits of one machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
     /// Most memory in MiB.
     pub(crate) memory_mib: u32,
-    /// Its processors.
+    /// Virtual CPUs.
     pub(crate) cpu_count: u32,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct MachineGroup {
 }
 
 impl MachineGroup {
-    /// Makes the groups that can be made, and removes those of machines that are gone.
+    /// Creates the groups that can be created, and removes those of machines that have ended.
     pub(crate) fn make(bounds: Bounds, supervisor: u32) -> MachineGroup {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         MachineGroup::make_below(Path::new(MOUNT), &own, bounds, supervisor)
@@ -72,12 +72,12 @@ impl MachineGroup {
         MachineGroup { dirs: v1.collect() }
     }
 
-    /// Where the groups are removed from.
+    /// The directories in which the groups are.
     pub(crate) fn parents(&self) -> impl Iterator<Item = &Path> {
         self.dirs.iter().filter_map(|dir| dir.parent())
     }
 
-    /// The files that a process enters the groups by: it writes `0` into each.
+    /// The files through which a process enters the groups: it writes `0` to each.
     pub(crate) fn entrances(&self) -> Vec<File> {
         let files = self.dirs.iter().map(|dir| OpenOptions::new().write(true).open(dir.join("cgroup.procs")));
         files.filter_map(Result::ok).collect()
@@ -93,7 +93,7 @@ impl Drop for MachineGroup {
     }
 }
 
-/// Controllers of v1 that bound something.
+/// Controllers of v1 that are used.
 const V1_CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
 /// The path of a controller in a line of `/proc/PID/cgroup`: `NUMBER:CONTROLLERS:PATH`.
@@ -127,7 +127,7 @@ fn threads(bounds: Bounds) -> String {
     bounds.cpu_count.saturating_add(THREADS_BESIDE_CPUS).to_string()
 }
 
-/// Makes one group; it stays only if at least its first bound could be set.
+/// Creates one group; removes it again if its first limit cannot be set.
 fn make(dir: &Path, files: &[(&str, String)]) -> bool {
     if fs::create_dir(dir).is_err() {
         return false;
@@ -144,7 +144,7 @@ fn make(dir: &Path, files: &[(&str, String)]) -> bool {
     false
 }
 
-/// Removes groups of machines that have no process any more.
+/// Removes groups of machines without processes.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         if entry.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes()) {

@@ -1,14 +1,15 @@
-//! What the supervisor itself may do once a guest speaks to it: look after the machine that it has started, and nothing
-//! else. It starts no program any more, opens no socket, and opens files of its workspace only.
+//! Confines the supervisor before it reads the first byte of a guest. From then on it can manage the machine that it
+//! has started and nothing else: it cannot execute programs or create sockets, and it can open only files of its
+//! workspace.
 //!
-//! The walls hold for the thread that speaks to the guest, from the call of [`confine`] on and for good: a seccomp filter that
-//! lists what is allowed, and Landlock rules. Where root runs it, it has no capability but the one that ends a QEMU of
-//! another user. What it has opened before, sockets and disks, it keeps. It needs no new program: a machine that restarts
-//! is reset by QEMU, and the QEMU that boots in place of one that cannot be restored was forked before and waits.
+//! The walls apply to the thread that communicates with the guest, from the call of [`confine`] on: a seccomp filter
+//! that lists the allowed system calls, and Landlock rules. If root runs the supervisor, its only capability is the
+//! one to end a QEMU of another user. Sockets and disks that were opened before stay open. No new program is needed:
+//! QEMU resets a machine that restarts, and the QEMU that boots after a failed restore was forked before and waits.
 //!
 //! # Source
-//! Linux `Documentation/userspace-api/seccomp_filter.rst` and `landlock.rst`. The calls are those that `strace` shows of cold and
-//! warm starts, freezes, every request of a client, rotated logs, full disks and every end.
+//! Linux `Documentation/userspace-api/seccomp_filter.rst` and `landlock.rst`. The calls are those that `strace` shows
+//! of cold and warm starts, freezes, every request of a client, rotated logs, full disks and every end.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,13 +29,13 @@ use seccompiler::{
 
 use crate::jail::{ARCHITECTURE, NEWEST, allow, give_up_capabilities, give_up_capabilities_but_kill};
 
-/// What is read of the system.
+/// Files of the system that may be read.
 const SYSTEM_READ: [&str; 2] = ["/proc/sys/kernel/random/boot_id", "/proc/self"];
 
-/// Devices that are opened.
+/// Devices that may be opened.
 const DEVICES: [&str; 2] = ["/dev/null", "/dev/urandom"];
 
-/// Calls that are allowed whatever their arguments are.
+/// Calls that are allowed with any arguments.
 const ALLOWED: &[c_long] = &[
     // Memory.
     libc::SYS_brk,
@@ -137,7 +138,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Older calls that x86-64 still has.
+/// Older calls that only x86-64 has.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_HERE: &[c_long] = &[
     libc::SYS_access,
@@ -153,32 +154,32 @@ const ALLOWED_HERE: &[c_long] = &[
     libc::SYS_unlink,
 ];
 
-/// Other architectures have none of them.
+/// Other architectures do not have these calls.
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[c_long] = &[];
 
-/// Requests of `ioctl`: a descriptor that does not block, how much can be read, and whether it is a terminal. None types at
-/// one.
+/// Allowed requests of `ioctl`: set a descriptor non-blocking, query how much can be read, and query whether it is a
+/// terminal. Requests that insert input into a terminal are not allowed.
 const IOCTL_REQUESTS: [u64; 3] = [libc::FIONBIO, libc::FIONREAD, libc::TCGETS];
 
-/// What a supervisor still needs.
+/// What a supervisor needs after its confinement.
 #[derive(Debug)]
 pub(crate) struct Needs<'a> {
-    /// Its workspace.
+    /// Directory of its workspace.
     pub(crate) dir: &'a WorkspaceDir,
-    /// Where templates are.
+    /// Directory of the templates.
     pub(crate) state: &'a StateDir,
-    /// Volumes that it holds, whose records it writes.
+    /// Directories of the volumes that it holds, whose records it writes.
     pub(crate) volumes: Vec<PathBuf>,
     /// What it does with templates.
     pub(crate) templates: Templates<'a>,
-    /// Whether it removes its workspace when nobody else is left to.
+    /// Whether it removes its workspace itself at its end.
     pub(crate) removes: bool,
-    /// Directories of control groups, which it removes groups from.
+    /// Directories of control groups in which it removes groups.
     pub(crate) groups: Vec<PathBuf>,
-    /// The processes that it has started, which it may kill and look at.
+    /// The processes that it has started, which it may kill and inspect.
     pub(crate) children: Vec<i32>,
-    /// Whether one of them is of another user.
+    /// Whether one of them belongs to another user.
     pub(crate) other_user: bool,
 }
 
@@ -187,16 +188,16 @@ pub(crate) struct Needs<'a> {
 pub(crate) enum Templates<'a> {
     /// Nothing.
     None,
-    /// It removes the one that its guest cannot be restored from.
+    /// It removes the template if it cannot be restored.
     Discards,
-    /// It makes one in this directory, gives it its name, and removes surplus ones.
+    /// It creates a template in this directory, renames it, and removes surplus templates.
     Makes(&'a Path),
 }
 
-/// Raises the walls around the calling thread.
+/// Confines the calling thread.
 ///
 /// # Errors
-/// Fails when the kernel knows Landlock and refuses the rules, or refuses the filter.
+/// Fails if the kernel supports Landlock and refuses the rules, or refuses the filter.
 pub(crate) fn confine(needs: &Needs<'_>) -> io::Result<()> {
     match needs.other_user {
         true => give_up_capabilities_but_kill()?,
@@ -279,7 +280,7 @@ fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
     SeccompFilter::new(rules, denied, SeccompAction::Allow, ARCHITECTURE)?.try_into()
 }
 
-/// A call whose first argument is this process.
+/// A call whose first argument is this process's id.
 fn about(pid: i32) -> Result<SeccompRule, BackendError> {
     let pid = u64::from(pid.cast_unsigned());
     SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, pid)?])
@@ -295,7 +296,7 @@ mod tests {
 
     use super::*;
 
-    /// Everything that must work and everything that must not, in a thread of its own.
+    /// Checks all that must work and all that must fail, in a thread of its own.
     #[test]
     fn a_confined_thread_reaches_its_workspace_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();

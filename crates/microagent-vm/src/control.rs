@@ -1,8 +1,8 @@
-//! How clients speak to a supervisor that serves: one connection per request.
+//! The protocol between clients and the supervisor of a started workspace: one connection per request.
 //!
 //! A client sends a `Hello` with its request and gets one [`Answer`]. After [`Answer::Attached`] the connection is a
-//! stream of the guest's agent: the supervisor only copies bytes, and what the guest sends is decoded (and
-//! distrusted) by the client. Everything has a limit and, on the client's side, a deadline.
+//! stream of the guest's agent: the supervisor only copies bytes, and the client decodes what the guest sends and
+//! does not trust it. All messages have a limit, and clients have a deadline.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -29,7 +29,7 @@ use crate::supervisor::{END_DEADLINE, QUARANTINE_DEADLINE};
 /// Largest message of either side, in bytes.
 pub(crate) const CONTROL_LIMIT: usize = 64 * 1024;
 
-/// How long a supervisor may take to answer something that does not end its machine.
+/// Deadline for the answer to a request that does not end the machine.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often a request is sent to a supervisor that closes the connection without an answer.
@@ -43,58 +43,57 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 pub(crate) struct Hello {
     /// [`SUPERVISOR_PROTOCOL`] of the client.
     pub(crate) protocol: u16,
-    /// [`GENERATION`] of the client, which only matters to a stream of the agent.
+    /// [`GENERATION`] of the client, which is used only for a stream of the agent.
     pub(crate) generation: u16,
-    /// The key that lies beside the socket.
+    /// The key from the file `control.key`.
     pub(crate) key: ControlKey,
-    /// What it wants.
+    /// The request.
     pub(crate) request: ControlRequest,
-    /// Why it wants that, for the workspace's events.
+    /// The reason, for the workspace's events.
     pub(crate) reason: Option<String>,
 }
 
 impl Hello {
-    /// Whether its client is of a build that can be served.
+    /// Whether the client's version of the protocol is supported.
     pub(crate) fn is_understood(&self) -> bool {
         let same_agent = self.generation == GENERATION || self.request != ControlRequest::Attach;
         self.protocol == SUPERVISOR_PROTOCOL && same_agent
     }
 }
 
-/// What a client wants.
+/// The request of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ControlRequest {
     /// A stream to the guest's agent.
     Attach,
     /// A change of the machine's state.
     Change(ChangeRequest),
-    /// A change of the record that the machine does not notice.
+    /// A change of the record that does not concern the machine.
     Amend(Amendment),
     /// The serial console.
     Console,
-    /// One more published port: as it was asked for and as it is bound. Its socket follows, with one byte: a supervisor
-    /// that is confined opens none.
+    /// Publish one more port. Its socket follows with one byte, because a confined supervisor cannot create it.
     OpenPort {
-        /// Port 0 of the host has one picked at each start.
+        /// As requested. Host port 0: a free port is picked at each start.
         asked: Publish,
-        /// With the port of the host that it has.
+        /// As bound, with the picked port.
         bound: Publish,
     },
-    /// One published port less, as it is bound.
+    /// Stop publishing this port, given as it is bound.
     ClosePort(Publish),
 }
 
-/// What of a workspace's record can change while its machine lives. The supervisor writes the record then, so it is
-/// asked to.
+/// The fields of a workspace's record that can change while its machine exists. Only the supervisor writes the record
+/// then.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Amendment {
-    /// When `supervise` starts it again.
+    /// When `supervise` restarts the workspace.
     pub restart: RestartPolicy,
-    /// Declared outputs, of at most [`AMENDMENT_LIMIT`] bytes of names and paths together.
+    /// Declared outputs; names and paths have at most [`AMENDMENT_LIMIT`] bytes together.
     pub outputs: Vec<Artifact>,
 }
 
-/// Most bytes of names and paths that an [`Amendment`] has.
+/// Most bytes of names and paths of an [`Amendment`].
 pub const AMENDMENT_LIMIT: usize = 32 * 1024;
 const _: () = assert!(2 * AMENDMENT_LIMIT <= CONTROL_LIMIT);
 
@@ -103,24 +102,24 @@ const _: () = assert!(2 * AMENDMENT_LIMIT <= CONTROL_LIMIT);
 pub enum Answer {
     /// From here on the connection is a stream of the agent.
     Attached,
-    /// What was asked for is the case now.
+    /// The request is done.
     Done,
-    /// The machine has ended, but not as was asked.
+    /// The machine has ended, but not as requested.
     Failed(WorkspaceFailure),
-    /// Not now, or not at all; nothing was done.
+    /// The request is refused; nothing was done.
     Refused(Refusal),
 }
 
-/// Why a supervisor does not do what it is asked for.
+/// Why a supervisor refuses a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     /// The state does not allow it.
     State(microagent_model::State),
-    /// As many streams as possible are in use.
+    /// The maximum number of streams is in use.
     Crowded,
     /// Another client has the console.
     ConsoleTaken,
-    /// The client is of another build.
+    /// The client belongs to another version.
     OtherBuild,
 }
 
@@ -128,19 +127,19 @@ pub enum Refusal {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
-    /// Nobody listens: it has ended, is ending, or does not listen yet.
+    /// The supervisor does not listen: it has ended, is ending, or does not listen yet.
     #[error("its supervisor does not listen")]
     Connect(#[source] io::Error),
-    /// It went away or broke the protocol in the middle.
+    /// The connection failed, or the supervisor violated the protocol.
     #[error("its supervisor broke the conversation off")]
     Exchange(#[source] FrameError),
-    /// It went away without an answer.
+    /// The supervisor closed the connection without an answer.
     #[error("its supervisor went away")]
     Closed,
-    /// It did not answer in time: it is paused, or its host is overloaded.
+    /// The supervisor did not answer in time: it is stopped, or the host is overloaded.
     #[error("its supervisor did not answer within {seconds} s")]
     Late {
-        /// How long was waited.
+        /// How long the client waited.
         seconds: u64,
     },
 }
@@ -153,7 +152,7 @@ pub async fn attach(dir: &WorkspaceDir) -> Result<Result<UnixStream, Refusal>, C
     stream(dir, ControlRequest::Attach).await
 }
 
-/// Opens the serial console: what is written to it is typed, what is read from it is shown, from now on.
+/// Opens the serial console: bytes written to the stream are input, bytes read from it are output from now on.
 ///
 /// # Errors
 /// As [`attach`].
@@ -173,7 +172,7 @@ async fn stream(
     }
 }
 
-/// Asks for a change of the machine's state and waits until it has come about.
+/// Requests a change of the machine's state and waits until it is done.
 ///
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
@@ -198,7 +197,7 @@ pub async fn change_because(
     Ok(exchange(dir, ControlRequest::Change(request), reason, deadline).await?.1)
 }
 
-/// Asks for another restart policy and other outputs in the record, and waits until they are written.
+/// Changes restart policy and outputs in the record, and waits until the record is written.
 ///
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
@@ -206,7 +205,7 @@ pub async fn amend(dir: &WorkspaceDir, amendment: Amendment) -> Result<Answer, C
     Ok(exchange(dir, ControlRequest::Amend(amendment), None, ANSWER_DEADLINE).await?.1)
 }
 
-/// Publishes one more port of a machine, whose socket is bound and listens, and waits until its network stack has it.
+/// Publishes one more port of a machine, with a listening socket, and waits until the network stack has it.
 ///
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
@@ -215,7 +214,7 @@ pub async fn open_port(dir: &WorkspaceDir, asked: Publish, port: &BoundPort) -> 
     Ok(exchange_with(dir, request, None, ANSWER_DEADLINE, Some(port.socket.as_fd())).await?.1)
 }
 
-/// Publishes a port of a machine no more; connections that are open stay open.
+/// Stops publishing a port of a machine; open connections stay open.
 ///
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
@@ -232,7 +231,7 @@ async fn exchange(
     exchange_with(dir, request, reason, deadline, None).await
 }
 
-/// Sends a descriptor behind a request, with one byte.
+/// Sends a descriptor after a request, with one byte.
 async fn send_descriptor(stream: &UnixStream, descriptor: BorrowedFd<'_>) -> io::Result<()> {
     stream
         .async_io(Interest::WRITABLE, || {
@@ -246,7 +245,7 @@ async fn send_descriptor(stream: &UnixStream, descriptor: BorrowedFd<'_>) -> io:
         .await
 }
 
-/// Takes what [`send_descriptor`] sent.
+/// Receives what [`send_descriptor`] sent.
 pub(crate) async fn take_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
     let received = stream.async_io(Interest::READABLE, || {
         let mut byte = [0];
@@ -299,8 +298,8 @@ async fn exchange_with(
         };
         match answer {
             Ok(Some(answer)) => return Ok((stream, answer)),
-            // Others that connect without a key may have taken our place before the request was read; it was not carried out
-            // then. The next attempt shows whether the supervisor has ended.
+            // Others that connect without a key may have taken our place before the request was read; it was not
+            // carried out then. The next attempt shows whether the supervisor has ended.
             Ok(None) | Err(FrameError::Transport(_)) if attempt < ATTEMPTS => sleep(RETRY_INTERVAL).await,
             Ok(None) => return Err(ControlError::Closed),
             Err(error) => return Err(ControlError::Exchange(error)),

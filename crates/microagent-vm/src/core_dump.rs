@@ -1,13 +1,13 @@
-//! Keeping what a process holds in memory out of files that it leaves when it crashes.
+//! Prevents core dumps, which would contain secrets.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-/// Bytes of a core dump: too few for any, and the one number that a program which the kernel pipes dumps into is
-/// not started for either (0 does not keep it from being started).
+/// Limit of core dumps in bytes: too small for any. With 1 the kernel also does not start a program to which dumps
+/// are piped (with 0 it does).
 const NO_CORE: u64 = 1;
 
-/// Sees to it that no core is dumped of this process and of those that it starts from here on, and that no other
-/// process of the same user can attach to this one or read its memory. What it starts can be attached to again.
+/// Disables core dumps of this process and of its later child processes. Other processes of the same user can no longer
+/// attach to this process or read its memory; child processes can be attached to.
 ///
 /// # Source
 /// `core(5)`, `PR_SET_DUMPABLE(2const)`; Linux `fs/coredump.c` for the limit of 1.

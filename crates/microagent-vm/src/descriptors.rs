@@ -1,4 +1,4 @@
-//! Descriptors of whoever started this process, which must not reach what this process starts.
+//! Closes descriptors that this process has inherited, so that its child processes do not inherit them.
 
 #![allow(unsafe_code)]
 
@@ -11,9 +11,9 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd};
 /// First descriptor that is not a standard stream.
 const FIRST: libc::c_uint = 3;
 
-/// Marks all descriptors but the standard streams to be closed when another program is executed.
+/// Marks all descriptors except the standard streams as close-on-exec.
 ///
-/// A caller may have left some open without that mark: a lock, a pipe, a file that only it can read. Call it before
+/// A caller may have left descriptors open without this mark: a lock, a pipe, a private file. Call this before
 /// descriptors are passed on by number.
 ///
 /// # Errors
@@ -25,7 +25,7 @@ pub(crate) fn close_on_exec() -> io::Result<()> {
     if result == 0 { Ok(()) } else { one_by_one() }
 }
 
-/// Closes all descriptors but the standard streams. Call it before this process has opened any.
+/// Closes all descriptors except the standard streams. Call this before this process has opened any.
 pub(crate) fn close_inherited() {
     // SAFETY: nothing in this process has opened a descriptor yet, so that none is closed under its owner.
     let result = unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) };
@@ -35,7 +35,7 @@ pub(crate) fn close_inherited() {
     }
 }
 
-/// Closes all descriptors but the standard streams and these. For a forked process, whose parent has them too.
+/// Closes all descriptors except the standard streams and these. For a forked process.
 ///
 /// # Errors
 /// Fails when neither `close_range` (Linux 5.9) nor `/proc/self/fd` can be used.
@@ -53,8 +53,8 @@ pub(crate) fn close_all_but(mut kept: Vec<RawFd>) -> io::Result<()> {
 }
 
 fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
-    // SAFETY: the call takes three numbers. Whoever owns these descriptors in this process does not use them any more: it only
-    // waits and executes a program.
+    // SAFETY: the call takes three numbers. Whoever owns these descriptors in this process does not use them any
+    // more: it only waits and executes a program.
     match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
         0 => Ok(()),
         _ => numbers()?
@@ -74,7 +74,7 @@ fn close(fd: RawFd) -> io::Result<()> {
     }
 }
 
-/// Numbers of all open descriptors, and one that was open for the listing.
+/// Returns the numbers of all open descriptors, including that of the listing itself.
 fn numbers() -> io::Result<Vec<RawFd>> {
     let names: Vec<_> = fs::read_dir("/proc/self/fd")?.collect::<Result<_, _>>()?;
     Ok(names.iter().filter_map(|name| name.file_name().to_str()?.parse().ok()).collect())
@@ -82,7 +82,8 @@ fn numbers() -> io::Result<Vec<RawFd>> {
 
 fn one_by_one() -> io::Result<()> {
     for number in numbers()?.into_iter().filter(|number| number.cast_unsigned() >= FIRST) {
-        // SAFETY: the descriptor is borrowed for one call; one that was closed meanwhile (that of the listing) gives EBADF.
+        // SAFETY: the descriptor is borrowed for one call; one that was closed meanwhile (that of the listing) gives
+        // EBADF.
         match fcntl_setfd(unsafe { BorrowedFd::borrow_raw(number) }, FdFlags::CLOEXEC) {
             Ok(()) | Err(Errno::BADF) => {}
             Err(errno) => return Err(errno.into()),

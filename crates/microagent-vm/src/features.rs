@@ -1,4 +1,4 @@
-//! What the installed QEMU can do, asked once and remembered for as long as the program is the same file.
+//! Features of the installed QEMU, queried once and cached while the program file does not change.
 
 use std::fs;
 use std::io;
@@ -23,7 +23,7 @@ use crate::template::FileIdentity;
 /// How long QEMU may take to answer; alone it takes 100 ms.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Version of what is asked; an answer to other questions is asked for again.
+/// Version of the queries; a cached answer of another version is not used.
 const QUESTIONS: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ struct Answer {
     features: Features,
 }
 
-/// What this QEMU can do. One that does not answer is taken for the oldest that is supported.
+/// Returns the features of this QEMU; those of the oldest supported version if it does not answer.
 pub(crate) async fn features_of(qemu: &Path, state: &StateDir) -> Features {
     let Ok(identity) = fs::metadata(qemu).map(|found| FileIdentity::of(&found)) else {
         return Features::default();
@@ -54,7 +54,7 @@ pub(crate) async fn features_of(qemu: &Path, state: &StateDir) -> Features {
     }
 }
 
-/// Starts QEMU without a machine, in its jail, and asks it.
+/// Starts QEMU without a machine, in its jail, and queries it.
 async fn ask(qemu: &Path, state: &StateDir) -> io::Result<Features> {
     let (ours, theirs) = StdUnixStream::pair()?;
     ours.set_nonblocking(true)?;

@@ -1,7 +1,7 @@
-//! The files of a machine as QEMU gets them: opened by the supervisor and inherited.
+//! The files of a machine, which the supervisor opens and QEMU inherits.
 //!
-//! Disks are used through the descriptor that was opened here. Kernel, initramfs and the memory of a template are opened
-//! again by QEMU, through that descriptor, with QEMU's own rights: where its user may not open them, it gets a copy.
+//! QEMU uses disks through the descriptor that is opened here. It opens kernel, initramfs and the memory of a
+//! template again through their descriptors, with its own rights; if its user may not open them, it gets a copy.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,7 +18,7 @@ use crate::overlay::{check_base, check_features};
 use crate::spec::{Claim, MachineSpec};
 use crate::template::copy_file;
 
-/// File systems in memory do not note when a shared mapping of a file was written to.
+/// tmpfs does not change a file's modification time when a shared mapping is written to.
 ///
 /// # Source
 /// `statfs(2)`: `TMPFS_MAGIC`.
@@ -29,15 +29,15 @@ const TMPFS: u64 = 0x0102_1994;
 pub(crate) enum Handed {
     /// The file itself.
     File(File, FileAccess),
-    /// A copy in memory, which goes with the machine.
+    /// A copy in memory, which is removed with the machine.
     Copy(File),
 }
 
 impl Handed {
-    /// A file that QEMU opens for reading, as this user if it has one of its own.
+    /// Prepares a file that QEMU opens read-only, as this user if QEMU runs as another user.
     ///
     /// # Errors
-    /// Fails when the file cannot be looked at or copied.
+    /// Fails if the file cannot be inspected or copied.
     fn for_reading(file: File, account: Option<&Account>) -> io::Result<Handed> {
         let found = file.metadata()?;
         match account {
@@ -46,11 +46,11 @@ impl Handed {
         }
     }
 
-    /// The memory of a template. Where QEMU opens it for writing, which it does not need to, it must be on a file system
-    /// that notes changes: later machines would not notice that the template was tampered with.
+    /// Prepares the memory of a template. If QEMU opens it for writing, the file must be on a file system that records
+    /// changes, or else later machines could not detect a change of the template.
     ///
     /// # Errors
-    /// Fails when the file cannot be looked at or copied.
+    /// Fails if the file cannot be inspected or copied.
     pub(crate) fn memory(file: &File, access: FileAccess, account: Option<&Account>) -> io::Result<Handed> {
         let found = file.metadata()?;
         let closed = account.is_some_and(|account| !account.can_open(&found, access));
@@ -61,14 +61,14 @@ impl Handed {
         Ok(Handed::File(open_again(file, access)?, access))
     }
 
-    /// What QEMU inherits.
+    /// The descriptor that QEMU inherits.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         match self {
             Handed::File(file, _) | Handed::Copy(file) => file.as_fd(),
         }
     }
 
-    /// What it must be allowed to open; memory that is no file of the file system needs no permission.
+    /// What QEMU must be allowed to open; a copy in memory needs no permission.
     pub(crate) fn reopened(&self) -> Option<Reopened<'_>> {
         match self {
             Handed::File(file, access) => Some(Reopened { file: file.as_fd(), access: *access }),
@@ -93,7 +93,7 @@ pub(crate) fn open_again(file: &File, access: FileAccess) -> io::Result<File> {
     OpenOptions::new().read(true).write(write).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// All files of a machine but the memory of a template.
+/// All files of a machine except the memory of a template.
 #[derive(Debug)]
 pub(crate) struct MachineFiles {
     kernel: Handed,
@@ -102,8 +102,8 @@ pub(crate) struct MachineFiles {
     extra: Vec<File>,
 }
 
-/// Lets a machine's own user open kernel and initramfs, if they are in the state directory. Others get copies. It is done
-/// before anything is derived from when the files were last changed.
+/// Makes kernel and initramfs readable for a machine's own user if they are in the state directory; other files are
+/// copied. This is done before anything is derived from the files' change times.
 pub(crate) fn admit_guest_files(machine: &MachineSpec, state: &StateDir) {
     let Ok(account) = Account::choose(&machine.qemu, machine.kvm) else { return };
     for path in [&machine.kernel, &machine.initramfs] {
@@ -117,10 +117,11 @@ pub(crate) fn admit_guest_files(machine: &MachineSpec, state: &StateDir) {
 }
 
 impl MachineFiles {
-    /// Opens them. `claimed` are the image files of the user as they were opened and locked, in their order.
+    /// Opens the files. `claimed` are the locked image files of the user, in their order.
     ///
     /// # Errors
-    /// Fails when one cannot be opened, is not a regular file, or the overlay has features that are never written.
+    /// Fails if one cannot be opened or is not a regular file, or if the overlay has features that microagent never
+    /// uses.
     pub(crate) fn open(
         machine: &MachineSpec,
         claimed: &[File],
@@ -149,24 +150,24 @@ impl MachineFiles {
         Ok(MachineFiles { kernel, initramfs, root: root.transpose()?, extra })
     }
 
-    /// The disks beside the root disk.
+    /// The further disks.
     pub(crate) fn extra(&self) -> Vec<BorrowedFd<'_>> {
         self.extra.iter().map(AsFd::as_fd).collect()
     }
 
-    /// All of them, for the command line. `extra` is what [`MachineFiles::extra`] gave.
+    /// All files, for the command line. `extra` is the result of [`MachineFiles::extra`].
     pub(crate) fn names<'a>(&'a self, extra: &'a [BorrowedFd<'a>]) -> Files<'a> {
         let root = self.root.as_ref().map(|(overlay, base)| (overlay.as_fd(), base.as_fd()));
         Files { kernel: self.kernel.fd(), initramfs: self.initramfs.fd(), root, extra }
     }
 
-    /// Those that QEMU opens again.
+    /// The files that QEMU opens again.
     pub(crate) fn reopened(&self) -> Vec<Reopened<'_>> {
         [&self.kernel, &self.initramfs].into_iter().filter_map(Handed::reopened).collect()
     }
 }
 
-/// Opens an image, whatever lies under its name: no link is followed, and a pipe does not make this process wait.
+/// Opens an image without following links, and without blocking on a FIFO.
 fn open_disk(path: &Path, access: FileAccess) -> io::Result<File> {
     let failed = |e: io::Error| io::Error::new(e.kind(), format!("the disk `{}`: {e}", path.display()));
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;

@@ -1,10 +1,10 @@
-//! What QEMU may do, should a guest take it over: use the files of its own machine, and nothing else.
+//! QEMU's jail: if a guest takes QEMU over, it can use the files of its own machine and nothing else.
 //!
-//! The walls are independent of each other. QEMU gets its files as descriptors. It has no capabilities, and a user of
-//! its own where root starts it ([`privileges`]). A seccomp filter allows the system calls that QEMU needs
-//! ([`syscalls`]). Landlock rules allow no path but QEMU's program, libraries and firmware ([`paths`]). QEMU's own
-//! filter (`-sandbox`) comes on top. The process enters them between fork and exec, and executes one program
-//! ([`program`]).
+//! Each wall holds without the others. QEMU inherits its files as descriptors. It has no capabilities, and a user of
+//! its own if root starts it ([`privileges`]). A seccomp filter allows the system calls that QEMU needs
+//! ([`syscalls`]). Landlock rules allow only the paths of QEMU's program, libraries and firmware ([`paths`]). QEMU's
+//! own filter (`-sandbox`) is active in addition. The process enters the jail between fork and exec, and executes one
+//! program ([`program`]).
 
 mod paths;
 mod privileges;
@@ -53,34 +53,34 @@ pub(crate) enum FileAccess {
 /// Why the jail could not be prepared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum JailError {
-    /// QEMU is not a program that the jail can execute.
+    /// The jail cannot execute this QEMU.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// The kernel knows Landlock and refused the rules.
+    /// The kernel supports Landlock and refused the rules.
     #[error("cannot make the Landlock rules")]
     Rules(#[from] RulesetError),
 }
 
-/// What QEMU is, for its jail.
+/// The properties of a QEMU that determine its jail.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Jailed<'a> {
     /// The program.
     pub(crate) qemu: &'a Path,
     /// Whether it uses `/dev/kvm`.
     pub(crate) kvm: bool,
-    /// The user it becomes, if it becomes another one.
+    /// The user that it runs as, if that is another one.
     pub(crate) account: Option<&'a Account>,
-    /// The state directory: none of the rules may contain it.
+    /// The state directory, which no rule may include.
     pub(crate) state_dir: &'a Path,
     /// Files that it opens again.
     pub(crate) reopened: &'a [Reopened<'a>],
 }
 
-/// A prepared jail: made by the supervisor, entered by the forked process.
+/// A prepared jail: the supervisor prepares it, the forked process enters it.
 #[derive(Debug)]
 pub(crate) struct Jail {
     executable: Executable,
-    /// What the process enters its control groups by.
+    /// Files through which the process enters its control groups.
     entrances: Vec<File>,
     rules: Rules,
     account: Option<Account>,
@@ -88,10 +88,10 @@ pub(crate) struct Jail {
 }
 
 impl Jail {
-    /// Prepares the jail. `entrances` are files of control groups that a process enters by writing `0`.
+    /// Prepares the jail. `entrances` are files of control groups; writing `0` moves a process into the group.
     ///
     /// # Errors
-    /// Fails when QEMU is not an ELF program, or the kernel knows Landlock and refuses the rules.
+    /// Fails if QEMU is not an ELF program, or the kernel supports Landlock and refuses the rules.
     pub(crate) fn prepare(
         jailed: Jailed<'_>,
         args: &[OsString],
@@ -103,16 +103,16 @@ impl Jail {
         Ok(Jail { executable, entrances, rules, account: jailed.account.cloned(), backend })
     }
 
-    /// The program with links resolved.
+    /// The path of the program without links.
     pub(crate) fn program(&self) -> PathBuf {
         self.executable.path().to_owned()
     }
 
-    /// Enters the jail and executes the program, in between waits if it is to wait. The calling process was forked from
-    /// `parent` and has one thread.
+    /// Enters the jail, waits if requested, and executes the program. The calling process was forked from `parent`
+    /// and has one thread.
     ///
     /// # Errors
-    /// Returns only when a wall could not be raised or the program not be executed; the process must exit then.
+    /// Returns only if a wall could not be set up or the program could not be executed; the process must then exit.
     pub(crate) fn enter_and_execute(self, parent: Pid, wait: Option<Wait>) -> io::Error {
         match (self.enter(parent, wait.as_ref()), wait) {
             (Ok(executable), None) => executable.execute(),
@@ -139,7 +139,7 @@ impl Jail {
     }
 }
 
-/// Gives up all capabilities of this process for good; what it needs them for it has done.
+/// Drops all capabilities of this process permanently.
 ///
 /// # Errors
 /// Fails when the kernel refuses.
@@ -147,7 +147,7 @@ pub(crate) fn give_up_capabilities() -> io::Result<()> {
     privileges::drop_all(None)
 }
 
-/// Gives up all capabilities of this process for good but the one that ends processes of an account.
+/// Drops all capabilities of this process permanently, except the one to end processes of another user.
 ///
 /// # Errors
 /// Fails when the kernel refuses.
@@ -155,7 +155,7 @@ pub(crate) fn give_up_capabilities_but_kill() -> io::Result<()> {
     privileges::drop_but(CapabilitySet::KILL)
 }
 
-/// Asks the kernel to kill this process when its parent dies; the parent may have died before.
+/// Makes the kernel kill this process when its parent dies. The parent may have died before the call.
 pub(crate) fn die_with(parent: Pid) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::other("the supervisor is gone")) }

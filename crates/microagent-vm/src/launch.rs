@@ -1,4 +1,4 @@
-//! The caller's side: starts a supervisor and listens to it.
+//! The caller's side: starts a supervisor and receives its reports.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 use crate::spec::{REPORT_LIMIT, Report, SPEC_LIMIT, SupervisorSpec};
 use crate::supervisor::SUPERVISE_ARGUMENT;
 
-/// How long a supervisor that has said its last word may take to be gone.
+/// Deadline for the end of the supervisor's process after its last report.
 const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a supervisor that was asked to end may take to say so: it kills, and waits for what it killed.
+/// Deadline for the last report after a cancellation; the supervisor kills its processes and waits for their end.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why a supervisor could not be started or listened to.
+/// Why a supervisor could not be started, or its reports could not be received.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SuperviseError {
@@ -35,50 +35,50 @@ pub enum SuperviseError {
     Start {
         /// The program.
         program: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file for what it may have to say could not be opened.
+    /// The supervisor's log could not be opened.
     #[error("cannot open `{}`", log.display())]
     Log {
         /// Its log.
         log: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It could not be told what to do.
+    /// The spec could not be sent.
     #[error("cannot hand the supervisor its work")]
     Instruct(#[source] FrameError),
-    /// It went away without a last word: it was killed, or it is another program.
+    /// The supervisor ended without a result: it was killed, or it is another program.
     #[error("the supervisor ended without reporting a result; its log is `{}`", log.display())]
     Vanished {
         /// Its log.
         log: PathBuf,
     },
-    /// The host lacks walls of the jail without which machines are started only if that is asked for.
+    /// The host lacks walls of the jail; machines start without them only on request.
     #[error("QEMU's jail would be too weak on this host: {}", missing.join("; "))]
     WeakJail {
         /// What is missing.
         missing: Vec<String>,
     },
-    /// A program that is needed is not installed.
+    /// A required program is not installed.
     #[error("`{program}` is not installed")]
     MissingProgram {
         /// The program.
         program: &'static str,
-        /// Debian's package with it.
+        /// Debian's package of it.
         package: &'static str,
     },
 }
 
-/// A running supervisor. Dropping it (or dying) ends its machine, unless it has said that it is detached
-/// ([`Report::Serving`]).
+/// A running supervisor. Its machine ends if this is dropped or the process dies, unless the supervisor has reported
+/// that it is detached ([`Report::Serving`]).
 #[derive(Debug)]
 pub struct Launched {
     child: Child,
     reports: OwnedReadHalf,
     tether: OwnedWriteHalf,
-    /// When a supervisor that was told to end its machine must have said so.
+    /// Deadline for the last report after a cancellation.
     end_deadline: Option<Instant>,
     cancel_patience: Duration,
     log: PathBuf,
@@ -120,17 +120,17 @@ pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, S
 }
 
 impl Launched {
-    /// Takes the stream of the command that the caller is attached to, where [`Work::Run`](crate::Work::Run) asks for
-    /// one and it was not taken before.
+    /// Takes the stream of the command that the caller is attached to; `None` if [`Work::Run`](crate::Work::Run) does
+    /// not request one or it was taken before.
     pub fn take_relay(&mut self) -> Option<UnixStream> {
         self.relay.take()
     }
 
-    /// Waits for the next report. When `cancel` is triggered, the supervisor is asked to end its machine; its
-    /// last report is `Ended` all the same. After `Ended` comes nothing.
+    /// Waits for the next report. If `cancel` is triggered, the supervisor is told to end its machine; its last
+    /// report is `Ended` in any case.
     ///
     /// # Errors
-    /// Fails when the supervisor is gone without `Ended`, or does not end when asked.
+    /// Fails if the supervisor ends without `Ended`, or does not end after a cancellation.
     pub async fn next(&mut self, cancel: &CancellationToken) -> Result<Report, SuperviseError> {
         let mut read = pin!(read_message(&mut self.reports, REPORT_LIMIT));
         let report = loop {
@@ -155,7 +155,7 @@ impl Launched {
         }
     }
 
-    /// Waits until the supervisor's process is gone; kills it if it lingers.
+    /// Waits for the end of the supervisor's process; kills it after a deadline.
     pub async fn join(mut self) {
         if timeout(EXIT_PATIENCE, self.child.wait()).await.is_err() {
             // It is a child of this process; a failure to kill it is neither expected nor mended here.
@@ -170,7 +170,7 @@ mod tests {
 
     use super::*;
 
-    /// A supervisor that reports notices, and nothing else, for ever.
+    /// A supervisor that reports only notices, without end.
     #[tokio::test]
     async fn the_wait_for_the_end_is_bounded_as_a_whole() {
         let (ours, theirs) = UnixStream::pair().unwrap();

@@ -1,13 +1,13 @@
-//! One virtual machine and the process that looks after it.
+//! One virtual machine and the process that manages it, the supervisor.
 //!
 //! For each running workspace there is one supervisor: a process of its own that starts QEMU (and the network stack),
-//! speaks to the guest's agent, keeps the logs, writes the record and ends the machine. [`launch()`] starts
-//! it from the caller's process; [`supervise`] is its `main`. The two are tied by a socket: when the caller
-//! goes away, the supervisor ends the machine; when the supervisor goes away, the kernel ends QEMU
-//! (`PR_SET_PDEATHSIG`) and the network stack. A machine that serves outlives its caller;
-//! clients find its supervisor through a socket in the workspace's directory ([`control`]).
+//! communicates with the guest's agent, writes the logs and the record, and ends the machine. [`launch()`] starts it
+//! from the caller's process; [`supervise`] is its `main`. Caller and supervisor are connected by a socket. When the
+//! caller ends, the supervisor ends the machine; when the supervisor ends, the kernel ends QEMU and the network stack
+//! (`PR_SET_PDEATHSIG`). The machine of a started workspace outlives its caller; clients reach its supervisor through
+//! a socket in the workspace's directory ([`control`]).
 //!
-//! Decisions are pure ([`accel`], [`machine`], [`lifecycle`]); one driver ([`supervisor`]) carries them out.
+//! Decisions are pure ([`accel`], [`machine`], [`lifecycle`]); one driver ([`supervisor`]) executes them.
 
 pub mod accel;
 mod bounded_log;

@@ -14,12 +14,12 @@
 //! every state ── Kill, failures, QEMU's exit ▶ Ended
 //! ```
 //!
-//! [`Lifecycle::step`] is the only place that decides. What the driver does about an [`Effect`] comes back as another
-//! [`Event`]; a client that requested something is known here by its [`ClientId`] until it has its [`Answer`].
+//! [`Lifecycle::step`] is the only place that decides. The driver executes an [`Effect`] and reports its result as
+//! another [`Event`]. A client that waits for an [`Answer`] is identified by its [`ClientId`].
 //!
-//! The first end counts, with one exception: once the work is done its outcome stands, whatever happens to the machine
-//! afterwards, unless the disk that must be kept could not be flushed. In a quarantined machine nothing runs; only its
-//! end is an event there, and whatever its guest still seems to say is ignored.
+//! The first end counts. One exception: after the work is done its outcome counts, regardless of what happens to the
+//! machine later, unless a disk that is kept could not be flushed. In a quarantined machine nothing runs; its end is
+//! the only event, and messages of its guest are ignored.
 
 mod answers;
 #[cfg(test)]
@@ -51,9 +51,9 @@ pub enum Phase {
     StoppingService,
     /// The work is done; the guest flushes its disk.
     Stopping(Outcome),
-    /// Network and clients are being cut off, and the processors stopped.
+    /// Network and clients are being disconnected, and the processors stopped.
     Containing,
-    /// Cut off, its processors stopped for good; memory and disk are kept to be examined.
+    /// Isolated, with its processors stopped permanently; memory and disk are kept for examination.
     Quarantined,
     /// The machine has ended; nothing more happens.
     Ended(Outcome),
@@ -64,7 +64,7 @@ pub enum Phase {
 pub enum Event {
     /// The guest is configured.
     AgentReady,
-    /// The service runs; clients can come.
+    /// The service runs; clients can connect.
     Serving,
     /// The work ended.
     WorkDone(Outcome),
@@ -72,7 +72,7 @@ pub enum Event {
     Flushed,
     /// The guest could not flush its disk, or did not in time.
     FlushFailed(String),
-    /// The guest did not answer in time, or broke the protocol, or could not be configured.
+    /// The guest did not answer in time, violated the protocol, or could not be configured.
     GuestFailed(String),
     /// The guest had too little of the host's processors to answer.
     HostTooSlow(String),
@@ -80,25 +80,25 @@ pub enum Event {
     GuestHung(String),
     /// The directory of the workspace was removed.
     DirectoryGone,
-    /// The channel to the guest broke, and nobody knows why.
+    /// The control channel failed for an unknown reason.
     ChannelBroken(String),
-    /// The guest works and cannot use one of its disks: the disk is to blame, not the machine.
+    /// The guest works and cannot use one of its disks, so the disk is the cause and not the machine.
     DiskUnfit(String),
     /// QEMU ended or the guest ended its machine.
     MachineGone(MachineExit),
     /// The host's disk is full.
     HostFull(String),
-    /// The network device leads nowhere any more.
+    /// The network stack has ended.
     LinkLost(String),
     /// The guest's kernel killed this program, because memory ran out.
     OutOfMemory(String),
-    /// The time of the run is over.
+    /// The time limit of the run is reached.
     TimedOut,
-    /// The caller requests the end, or is gone.
+    /// The caller requests the end, or has ended.
     Cancelled,
     /// A client requests a change.
     ChangeRequested(ClientId, ChangeRequest),
-    /// The service had its time to end, and did not.
+    /// The service did not end in time.
     ServiceStopTimedOut,
     /// QEMU has paused the guest.
     Paused,
@@ -108,24 +108,24 @@ pub enum Event {
     Resumed,
     /// QEMU did not resume the guest.
     ResumeFailed(String),
-    /// The machine is cut off and its processors are stopped. The text says why that could not be recorded, if so.
+    /// The machine is isolated and its processors are stopped. The text is the error of recording it, if any.
     Contained(Option<String>),
-    /// The machine is cut off, but QEMU did not stop its processors.
+    /// The machine is isolated, but QEMU did not stop its processors.
     ContainFailed(String),
-    /// It could not be recorded that the machine runs.
+    /// The record of the running machine could not be written.
     StartNotRecorded(WorkspaceFailure),
 }
 
-/// How a machine ended that nobody on the host ended.
+/// How a machine ended by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineExit {
     /// The guest turned itself off.
     PoweredOff,
     /// The guest restarted itself; its processors are stopped.
     Rebooted,
-    /// The guest's kernel panicked; its line.
+    /// The guest's kernel panicked, with this line.
     Panicked(String),
-    /// QEMU failed or was killed; how.
+    /// QEMU failed or was killed, in this way.
     Died(String),
 }
 
@@ -140,71 +140,72 @@ impl std::fmt::Display for MachineExit {
     }
 }
 
-/// What is true of a machine from its start to its end.
+/// Properties of a machine that do not change.
 #[derive(Debug, Clone, Copy)]
 pub struct MachineTraits {
-    /// A disk that the guest writes to outlives the machine.
+    /// Whether a disk that the guest writes to outlives the machine.
     pub keep: bool,
-    /// The machine is there for clients, and runs once its service does. The machine of a run runs with its agent.
+    /// Whether clients can connect; it is `running` when its service runs. The machine of a run is `running` when its
+    /// agent answers.
     pub serves: bool,
-    /// It has a service, which can be sent a stop signal.
+    /// Whether it has a service, to which a stop signal can be sent.
     pub service: bool,
-    /// It does not end with its caller once it serves.
+    /// Whether it outlives its caller after the start is complete.
     pub detached: bool,
 }
 
-/// Stands for a client that waits for an answer.
+/// Identifies a client that waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(pub u64);
 
 /// A change of the machine's state that a client can request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ChangeRequest {
-    /// A clean shutdown, to be started again. What does not end in time is killed.
+    /// A clean shutdown. Processes that do not end in time are killed.
     Halt,
-    /// A clean shutdown, which the service may refuse by not ending.
+    /// A clean shutdown, which fails if the service does not end.
     Stop,
-    /// The end, now.
+    /// An immediate end.
     Kill,
     /// Stops the processors of the guest.
     Pause,
     /// Lets the processors of the guest continue.
     Resume,
-    /// Cuts the machine off and stops its processors for good; its memory is kept.
+    /// Isolates the machine and stops its processors permanently; its memory is kept.
     Quarantine,
 }
 
-/// What the driver does about an event.
+/// An action of the driver after an event.
 #[derive(Debug, Clone)]
 pub enum Effect {
     /// Records the state ([`Lifecycle::state`]).
     Publish,
-    /// Records that the machine runs. A failure is [`Event::StartNotRecorded`].
+    /// Records that the machine runs; [`Event::StartNotRecorded`] reports a failure.
     PublishStart,
     /// Tells the caller that the guest is configured.
     ReportBooted,
     /// Tells the caller that the service runs.
     ReportServing,
-    /// Tells that the network is gone; the machine continues without it.
+    /// Reports that the network stack has ended; the machine continues without it.
     NoteLinkLost(String),
-    /// Tells that the guest killed this program, because memory ran out.
+    /// Reports that the guest's kernel killed this program, because memory ran out.
     NoteOutOfMemory(String),
-    /// Has the guest flush its disk: [`Event::Flushed`] or [`Event::FlushFailed`].
+    /// Makes the guest flush its disk; the result is [`Event::Flushed`] or [`Event::FlushFailed`].
     Flush,
-    /// Sends the service its stop signal; if the work is not done in time, [`Event::ServiceStopTimedOut`].
+    /// Sends the service its stop signal; [`Event::ServiceStopTimedOut`] if it does not end in time.
     SignalService,
-    /// Stops the processors: [`Event::Paused`] or [`Event::PauseFailed`].
+    /// Stops the processors; the result is [`Event::Paused`] or [`Event::PauseFailed`].
     Pause,
-    /// Lets the processors continue: [`Event::Resumed`] or [`Event::ResumeFailed`].
+    /// Lets the processors continue; the result is [`Event::Resumed`] or [`Event::ResumeFailed`].
     Resume,
-    /// Records the quarantine with the client's reason, cuts the machine off, stops its processors:
+    /// Records the quarantine with the client's reason, isolates the machine and stops its processors; the result is
     /// [`Event::Contained`] or [`Event::ContainFailed`].
     Contain(ClientId),
     /// Discards the template, for this reason, and boots another machine.
     StartCold(String),
-    /// Resets the machine, whose processors are stopped, and starts the conversation with its guest anew.
+    /// Resets the machine, whose processors are stopped, and connects to its guest again.
     Reboot,
-    /// Ends QEMU in good order, so that its disk is closed.
+    /// Makes QEMU quit, so that it closes its disk.
     Quit,
     /// Kills QEMU.
     Kill,
@@ -212,13 +213,13 @@ pub enum Effect {
     Answer(ClientId, Answer),
 }
 
-/// The state of one machine, and who waits for a change of it.
+/// The state of one machine, and the clients that wait for a change of it.
 #[derive(Debug)]
 pub struct Lifecycle {
     phase: Phase,
-    /// Whether clients could use it before.
+    /// Whether clients could connect before.
     served: bool,
-    /// Whether they can since its guest was last booted.
+    /// Whether clients can connect since the last boot of the guest.
     serving: bool,
     waiters: Vec<Waiter>,
 }
@@ -229,21 +230,21 @@ impl Default for Lifecycle {
     }
 }
 
-/// The next phase and what to do.
+/// The next phase and the effects.
 type Next = (Phase, Vec<Effect>);
 
 impl Lifecycle {
-    /// Something else than an event has led to this phase: another machine was started, or none could be.
+    /// Sets the phase after another machine was started or could not be started, which is not an event.
     pub fn enter(&mut self, phase: Phase) {
         self.phase = phase;
     }
 
-    /// Where it is.
+    /// The current phase.
     pub fn phase(&self) -> &Phase {
         &self.phase
     }
 
-    /// The state as it is recorded, while there is a machine.
+    /// The state for the record, while there is a machine.
     pub fn state(&self, traits: MachineTraits) -> State {
         match self.phase {
             Phase::Restoring | Phase::Starting => State::Starting,
@@ -387,7 +388,7 @@ impl Lifecycle {
         }
     }
 
-    /// The work is done: what must be kept is flushed first.
+    /// Handles the end of the work: disks that are kept are flushed first.
     fn finish(&mut self, phase: &Phase, outcome: Outcome, traits: MachineTraits) -> Next {
         if !traits.keep {
             return end(outcome);
@@ -470,7 +471,7 @@ impl Lifecycle {
     }
 }
 
-/// The disk is being flushed; the outcome of the work is known.
+/// Handles events while the disk is being flushed; the outcome of the work is known.
 fn while_stopping(outcome: Outcome, event: Event, traits: MachineTraits) -> Next {
     use Event as E;
     let not_flushed = |message: String| {
@@ -492,7 +493,7 @@ fn while_stopping(outcome: Outcome, event: Event, traits: MachineTraits) -> Next
     }
 }
 
-/// What ends a machine whatever it does, and events that come too late for their phase.
+/// Handles events that end a machine in any phase, and ignores late events.
 fn ended_by_host(phase: Phase, event: Event) -> Next {
     use Event as E;
     match event {
@@ -537,7 +538,7 @@ fn guest_died(message: String) -> Answer {
     Answer::Failed(WorkspaceFailure { kind: FailureKind::GuestDied, message })
 }
 
-/// A quarantined machine is gone before anybody released it.
+/// Handles the end of a quarantined machine that was not released.
 fn memory_lost(message: &str) -> WorkspaceFailure {
     WorkspaceFailure { kind: FailureKind::GuestDied, message: format!("its memory is lost: {message}") }
 }

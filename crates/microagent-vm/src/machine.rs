@@ -1,9 +1,9 @@
-//! From a [`MachineSpec`] to QEMU's command line. Pure.
+//! Converts a [`MachineSpec`] to QEMU's command line. Pure.
 //!
 //! The machine is QEMU's `microvm`: no PCI, no ACPI, eight virtio-mmio slots. It has a serial console, one
 //! virtio-serial port (the control channel), a random number device, one SCSI controller for all disks
-//! and, with network `user`, one network device. Every channel is a socket that QEMU inherits: there is no
-//! path to it and nobody else can connect. Every file is a descriptor that QEMU inherits: it opens none by name.
+//! and, with network `user`, one network device. Every channel is a socket that QEMU inherits, so no
+//! other process can connect. Every file is a descriptor that QEMU inherits; QEMU opens no file by its path.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -16,37 +16,37 @@ use serde_json::{Value, json};
 
 use crate::spec::{DiskLimits, MachineSpec};
 
-/// Version of the set of devices below, and of the processor; a template is good only for the layout that it was
-/// frozen with.
+/// Version of the set of devices below and of the processor; a template can be restored only with the layout of its
+/// freeze.
 pub const DEVICE_LAYOUT: u32 = 6;
 
-/// The processor that QEMU emulates: all that it can, but for `rep movsb` and `rep stosb` being fast (ERMS). They are
-/// not: emulated, they go byte by byte, and kernel and C library would copy and clear everything with them.
+/// The processor that QEMU emulates: all features except fast `rep movsb` and `rep stosb` (ERMS). Under emulation these
+/// instructions process single bytes, and kernel and C library would use them for all copying and clearing.
 const EMULATED_CPU: &str = "max,erms=off";
 
-/// The host's processor without what a guest has no use for and an attacker has: virtualisation in the guest, which the
-/// host's kernel would emulate, and counters of the host's processor, which tell of other guests.
+/// The host's processor without features that are useful mostly to an attacker: nested virtualisation, which the host's
+/// kernel would emulate, and the host's performance counters, which reveal other guests.
 const HARDWARE_CPU: &str = "host,svm=off,vmx=off,pmu=off";
 
-/// Size of the buffer for translated code, in MiB. QEMU's own choice is up to 1 GiB beside the guest's memory, and a guest
-/// that makes new code all the time fills it.
+/// Size of the buffer for translated code, in MiB. QEMU's default is up to 1 GiB in addition to the guest's memory,
+/// and a guest that keeps generating code fills it.
 pub const TRANSLATION_BUFFER_MIB: u32 = 128;
 
-/// Most memory that QEMU takes on the host beside the guest's memory and the translation buffer, in MiB: its program and
+/// Most memory of QEMU on the host in addition to the guest's memory and the translation buffer, in MiB: program,
 /// libraries, stacks, queues and caches of disks.
 pub const VMM_OVERHEAD_MIB: u32 = 128;
 
-/// Most memory that a machine takes on the host, in MiB.
+/// Most memory of a machine on the host, in MiB.
 pub fn host_memory_limit_mib(memory_mib: u32, accel: Accel) -> u32 {
     let translated = if accel == Accel::Tcg { TRANSLATION_BUFFER_MIB } else { 0 };
     memory_mib.saturating_add(translated).saturating_add(VMM_OVERHEAD_MIB)
 }
 
-/// Size of a placeholder for a disk. The agent takes everything below 1 MiB for one, and looks again.
+/// Size of a placeholder for a disk. The agent treats each disk below 1 MiB as a placeholder and scans again.
 const PLACEHOLDER_BYTES: u64 = 512 * 1024;
 
-/// Largest packet of the network device in bytes. A guest behind a stream has no segmentation offload; with large packets the
-/// cost is per byte all the same. What is sent to the Internet is cut by the host's kernel, which sends it anew.
+/// Largest packet of the network device, in bytes. `-netdev stream` has no segmentation offload; large packets reduce
+/// the cost per byte. The host's kernel sends the payload in packets of its own size.
 pub(crate) const LINK_MTU: u16 = 65_520;
 
 /// QEMU's name for the host's end of the network.
@@ -64,7 +64,7 @@ pub(crate) const STATE_SET: FdSet = FdSet(2);
 /// Descriptor set of the state that a freeze writes.
 pub(crate) const FREEZE_SET: FdSet = FdSet(3);
 
-/// Descriptor set of the first disk beside the root disk; the others follow.
+/// Descriptor set of the first further disk; the others follow.
 const EXTRA_SETS: u32 = 16;
 
 /// Name of the device of the root disk.
@@ -73,18 +73,18 @@ const ROOT_DEVICE: &str = "root-disk";
 /// SCSI target of the root disk.
 pub const ROOT_SCSI_TARGET: u8 = 0;
 
-/// SCSI target of the first disk beside the root disk.
+/// SCSI target of the first further disk.
 pub const EXTRA_SCSI_TARGET: u8 = 1;
 
-/// Most disks beside the root disk: `virtio-scsi` has targets up to 255.
+/// Most further disks: `virtio-scsi` has targets up to 255.
 pub const EXTRA_DISKS_MAX: usize = 254;
 
 /// Kernel command line. `reboot=t` and `panic=-1`: a machine without ACPI ends by a triple fault, which
 /// QEMU takes as a reset and, with `-no-reboot`, as the end. `scsi_mod.scan=manual`: walking hundreds of
-/// empty SCSI targets takes very long under TCG; the agent names the one it wants.
+/// empty SCSI targets takes very long under TCG; the agent scans the targets that it needs.
 pub const KERNEL_COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual";
 
-/// The supervisor's sockets, from the side that QEMU inherits.
+/// The ends of the supervisor's sockets that QEMU inherits.
 #[derive(Debug, Clone, Copy)]
 pub struct Sockets<'a> {
     /// Serial console.
@@ -97,16 +97,16 @@ pub struct Sockets<'a> {
     pub network: Option<BorrowedFd<'a>>,
 }
 
-/// The machine's files as they were opened, from the side that QEMU inherits.
+/// The machine's open files, which QEMU inherits.
 #[derive(Debug, Clone, Copy)]
 pub struct Files<'a> {
     /// Guest kernel, which QEMU opens again.
     pub kernel: BorrowedFd<'a>,
     /// Initramfs, which QEMU opens again.
     pub initramfs: BorrowedFd<'a>,
-    /// Overlay and base disk of the root disk, if there is one.
+    /// Overlay and base disk of the root disk; `None` for a machine without one.
     pub root: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
-    /// The disks beside the root disk, in their order.
+    /// The further disks, in their order.
     pub extra: &'a [BorrowedFd<'a>],
 }
 
@@ -123,9 +123,9 @@ impl<'a> Files<'a> {
 pub enum Start<'a> {
     /// The kernel is booted.
     Boot,
-    /// The kernel is booted with its memory in this file, so that the guest can be frozen.
+    /// The kernel is booted with the guest's memory in this file, so that the guest can be frozen.
     BootToFreeze {
-        /// The memory, shared with whoever copies it.
+        /// The memory, mapped shared, so that it can be copied.
         memory: BorrowedFd<'a>,
     },
     /// A frozen guest is restored.
@@ -137,7 +137,7 @@ pub enum Start<'a> {
     },
     /// A frozen guest is restored, to be frozen again.
     RestoreToFreeze {
-        /// A copy of its memory, shared with whoever copies it next.
+        /// A copy of the memory, mapped shared, so that it can be copied again.
         memory: BorrowedFd<'a>,
         /// The state of its devices.
         state: BorrowedFd<'a>,
@@ -164,8 +164,8 @@ impl<'a> Start<'a> {
     }
 }
 
-/// QEMU's command line. All starts of one shape have the same devices in the same order, because a frozen
-/// state fits no others.
+/// Returns QEMU's command line. All starts of one shape have the same devices in the same order, because a frozen
+/// state can be restored only with these.
 pub fn command_line(
     spec: &MachineSpec,
     start: Start<'_>,
@@ -215,7 +215,7 @@ pub fn command_line(
     line
 }
 
-/// Hands over what block nodes are opened from, now or later through the monitor.
+/// Adds the descriptors of block nodes, which are opened now or later through the monitor.
 fn add_files(line: &mut CommandLine, files: Files<'_>) {
     if let Some((overlay, base)) = files.root {
         line.add_fd(OVERLAY_SET, overlay).add_fd(BASE_SET, base);
@@ -225,12 +225,12 @@ fn add_files(line: &mut CommandLine, files: Files<'_>) {
     }
 }
 
-/// Name of a descriptor for a process that has it.
+/// Returns the path of a descriptor for the process that has it.
 fn own_descriptor(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// Memory in a file for a guest that is or will be frozen; gives the backend's id.
+/// Adds memory in a file for a guest that is restored or will be frozen. Returns the id of the backend.
 fn add_memory(
     line: &mut CommandLine,
     spec: &MachineSpec,
@@ -267,8 +267,8 @@ fn add_memory(
     Some("mem".to_owned())
 }
 
-/// A machine that will be frozen has a placeholder where its disk will be: the kernel looks at a disk while it
-/// boots, and what it has seen is in the template.
+/// Whether the machine has a placeholder instead of its disk. The kernel reads a disk at boot, so the disk's data
+/// would be in the template.
 fn add_disk(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) {
     let node = match start {
         Start::BootToFreeze { .. } => {
@@ -288,20 +288,20 @@ fn add_disk(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) {
     }));
 }
 
-/// The block node that the guest's disk is while it is a placeholder: it passes everything on to what is under it,
-/// which can be exchanged.
+/// The block node of the guest's placeholder: it forwards to the node below it, which can be replaced.
 fn root_node(under: &Value) -> Value {
     json!({ "driver": "raw", "node-name": "root", "discard": "unmap", "file": under })
 }
 
-/// What the monitor is told to put the machine's disk in the place of the placeholder; nothing if it has none.
+/// Returns the monitor's commands that replace the placeholder by the machine's disk; none for a machine without a
+/// disk.
 pub(crate) fn insert_disk(spec: &MachineSpec) -> Vec<(&'static str, Value)> {
     let Some(disk) = disk_node(spec, "disk") else { return Vec::new() };
     let reopened = json!({ "options": [root_node(&json!("disk"))] });
     vec![("blockdev-add", disk), ("blockdev-reopen", reopened)]
 }
 
-/// What the monitor is told to add the disks beside the root disk to a machine that was frozen without them.
+/// Returns the monitor's commands that add the further disks to a machine that was frozen without them.
 pub(crate) fn add_extra_disks(spec: &MachineSpec) -> Vec<(&'static str, Value)> {
     let throttle = |device: &Value| throttle(spec, device["id"].as_str()?);
     extra_disks(spec)
@@ -312,7 +312,7 @@ pub(crate) fn add_extra_disks(spec: &MachineSpec) -> Vec<(&'static str, Value)> 
         .collect()
 }
 
-/// What the monitor is told before anything else to hold up the disks that a machine starts with.
+/// Returns the monitor's commands that limit the rates of the disks with which a machine starts.
 pub(crate) fn throttle_disks(spec: &MachineSpec, start: Start<'_>) -> Vec<(&'static str, Value)> {
     let extra = match start {
         Start::Boot | Start::Restore { .. } => spec.extra_disks.len(),
@@ -322,7 +322,7 @@ pub(crate) fn throttle_disks(spec: &MachineSpec, start: Start<'_>) -> Vec<(&'sta
     std::iter::once(ROOT_DEVICE.to_owned()).chain(extra).filter_map(|id| throttle(spec, &id)).collect()
 }
 
-/// All disks are in one group, whose members share what they may do.
+/// All disks are in one group, whose members share the limits.
 fn throttle(spec: &MachineSpec, device: &str) -> Option<(&'static str, Value)> {
     let DiskLimits { bps, iops } = spec.disk_limits;
     if (bps, iops) == (None, None) {
@@ -337,12 +337,12 @@ fn throttle(spec: &MachineSpec, device: &str) -> Option<(&'static str, Value)> {
     Some(("block_set_io_throttle", limits))
 }
 
-/// Name of the device of a disk beside the root disk.
+/// Returns the name of the device of a further disk.
 fn extra_device(target: u8) -> String {
     format!("disk{target}")
 }
 
-/// The disks beside the root disk: block node and device of each.
+/// Returns block node and device of each further disk.
 fn extra_disks(spec: &MachineSpec) -> impl Iterator<Item = (Value, Value)> {
     let targets = (EXTRA_SETS..).map(FdSet).zip(EXTRA_SCSI_TARGET..=u8::MAX);
     targets.zip(&spec.extra_disks).map(|((set, target), disk)| {
@@ -357,7 +357,7 @@ fn extra_disks(spec: &MachineSpec) -> impl Iterator<Item = (Value, Value)> {
     })
 }
 
-/// The machine's disk as a block node, if it has one.
+/// Returns the machine's disk as a block node, if it has one.
 fn disk_node(spec: &MachineSpec, node_name: &str) -> Option<Value> {
     let disk = spec.disk.as_ref()?;
     let durability = if disk.keep { Durability::Kept } else { Durability::Scratch };
@@ -390,7 +390,7 @@ mod tests {
         }
     }
 
-    /// The command line of a machine whose sockets and files are all one descriptor.
+    /// Returns the command line of a machine whose sockets and files are all the same descriptor.
     fn words_of(spec: &MachineSpec, start: Start<'_>, fd: BorrowedFd<'_>, with_network: bool) -> Vec<String> {
         let sockets = Sockets { console: fd, monitor: fd, control: fd, network: with_network.then_some(fd) };
         let extra = vec![fd; spec.extra_disks.len()];
@@ -405,7 +405,7 @@ mod tests {
         words_of(spec, Start::Boot, null.as_fd(), with_network)
     }
 
-    /// The JSON argument that contains this text.
+    /// Returns the JSON argument that contains this text.
     fn json_of(words: &[String], text: &str) -> Value {
         let word = words.iter().find(|word| word.contains(text)).unwrap();
         serde_json::from_str(word).unwrap()

@@ -1,7 +1,8 @@
 //! The process of a network stack: its instructions, and its `main`.
 //!
-//! It is this program again, started by a supervisor with a socket as its standard input. Over that come its instructions
-//! and its descriptors: the link to QEMU, and a [`channel`] to the supervisor for published ports and decisions.
+//! The process executes this program, started by a supervisor with a socket as standard input. It receives
+//! instructions and descriptors over that socket: the link to QEMU, and a [`channel`] to the supervisor for published
+//! ports and decisions.
 
 mod channel;
 mod jail;
@@ -30,23 +31,24 @@ use channel::SupervisorChannel;
 use crate::core_dump::never_dump_core;
 use crate::jail::give_up_capabilities;
 
-/// Second argument of the process, after [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT). No workspace has such a name.
+/// Second argument of the process, after [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT). No workspace has such a
+/// name.
 pub(crate) const NETWORK_STACK_ARGUMENT: &str = "__net";
 
 /// Longest instructions in bytes: a thousand rules, each with a name.
 const INSTRUCTIONS_LIMIT: usize = 1024 * 1024;
 
-/// How long either side waits for the other to take or to give the instructions.
+/// Deadline of both sides for sending and receiving the instructions.
 const INSTRUCT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Descriptors that come with one message; the kernel takes no more.
+/// Most descriptors of one message; the kernel's limit.
 const DESCRIPTORS_MAX: usize = 253;
 
-/// Buffers of connections have memory of their own from this size on, so that it is given back with them, and used only as
-/// far as data fills it.
+/// Allocations of this size or more get a mapping of their own, so that buffers of connections return their memory to
+/// the host, and use only the pages that contain data.
 const OWN_MEMORY: libc::c_int = 16 * 1024;
 
-/// What a stack is told.
+/// The instructions of a stack.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Instructions {
     pub(crate) egress: EgressPolicy,
@@ -60,7 +62,7 @@ pub(crate) struct Instructions {
     pub(crate) bytes_per_second: Option<NonZeroU64>,
 }
 
-/// Tells a stack what it is to do. `descriptors` are the link and the stack's end of its channel.
+/// Sends a stack its instructions. `descriptors` are the link and the stack's end of its channel.
 pub(crate) fn instruct(
     control: &UnixStream,
     instructions: &Instructions,
@@ -77,7 +79,7 @@ pub(crate) fn instruct(
     control.write_all(&text)
 }
 
-/// Takes what [`instruct`] said.
+/// Receives what [`instruct`] sent.
 fn take_instructions(control: &UnixStream) -> io::Result<(Instructions, Vec<OwnedFd>)> {
     control.set_read_timeout(Some(INSTRUCT_DEADLINE))?;
     let mut length = [0; 4];
@@ -101,7 +103,7 @@ fn take_instructions(control: &UnixStream) -> io::Result<(Instructions, Vec<Owne
     Ok((serde_json::from_slice(&text)?, descriptors))
 }
 
-/// Runs this process as a network stack. Gives the exit code.
+/// Runs this process as a network stack. Returns the exit code.
 pub(crate) fn network_stack() -> i32 {
     never_dump_core();
     match run() {
@@ -139,7 +141,7 @@ fn run() -> io::Result<()> {
     run_stack(options, Channels { qemu, control: channel, rate }, &mut supervisor)
 }
 
-/// Every connection has a descriptor: as many as may be.
+/// Raises the limit of open files to the maximum, because every connection has a descriptor.
 fn use_descriptors() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // Refused in no case: it stays below the hard limit.

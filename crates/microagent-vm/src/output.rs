@@ -1,8 +1,8 @@
-//! What the workload printed: stdout and stderr apart, in the order of arrival, bounded.
+//! The output of a run: standard output and standard error in the order of arrival, of limited size.
 //!
-//! The file is a sequence of frames: stream (1 byte: 1 stdout, 2 stderr), length (4 bytes, little endian),
-//! bytes. The supervisor appends, the caller reads after the end; a torn last frame (the host's disk
-//! filled, the supervisor was killed) ends the reading.
+//! The file is a sequence of frames: stream (1 byte: 1 stdout, 2 stderr), length (4 bytes, little endian), bytes. The
+//! supervisor appends, the caller reads after the end. An incomplete last frame (the host's disk was full, the
+//! supervisor was killed) is ignored.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
@@ -10,11 +10,10 @@ use std::path::Path;
 
 use microagent_store::{Access, open_file};
 
-/// Most bytes that are kept of one run. The rest is counted and dropped: a guest must not fill the host's
-/// disk.
+/// Most bytes that are kept of one run. The rest is counted and dropped, because a guest must not fill the host's disk.
 pub const OUTPUT_LIMIT: u64 = 256 * 1024 * 1024;
 
-/// Largest frame that is read back; larger ones are never written.
+/// Largest frame that is read; larger ones are never written.
 const FRAME_LIMIT: usize = 1024 * 1024;
 
 const _: () = assert!(microagent_proto::OUTPUT_CHUNK_LIMIT <= FRAME_LIMIT);
@@ -51,12 +50,12 @@ impl OutputWriter {
         Ok(OutputWriter { file: Some(file), room: OUTPUT_LIMIT, dropped: 0 })
     }
 
-    /// One that keeps nothing.
+    /// A writer that keeps nothing.
     pub(crate) fn none() -> OutputWriter {
         OutputWriter { file: None, room: 0, dropped: 0 }
     }
 
-    /// Appends what still fits and counts what does not.
+    /// Appends up to the limit and counts the rest.
     pub(crate) fn append(&mut self, stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let fits = usize::try_from(self.room).map_or(bytes.len(), |room| room.min(bytes.len()));
@@ -94,7 +93,7 @@ impl OutputReader {
     /// Opens the output of a run; a missing file has no frames.
     ///
     /// # Errors
-    /// Fails when the file is there and cannot be opened.
+    /// Fails if the file exists and cannot be opened.
     pub fn open(path: &Path) -> io::Result<OutputReader> {
         match open_file(path, Access::Read) {
             Ok(file) => Ok(OutputReader { file: Some(BufReader::new(file)) }),
@@ -103,7 +102,7 @@ impl OutputReader {
         }
     }
 
-    /// All of both streams: stdout, stderr.
+    /// Returns both streams: standard output, standard error.
     ///
     /// # Errors
     /// Fails when the file cannot be read.

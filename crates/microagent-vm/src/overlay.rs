@@ -12,25 +12,25 @@ use imago::qcow2::Qcow2;
 use microagent_ext4::{SUPERBLOCK_LEN, SUPERBLOCK_OFFSET, size_by_superblock};
 use microagent_store::{Access, open_file};
 
-/// Features that say how the last use ended: dirty (bit 0) and corrupt (bit 1).
+/// Feature bits about the last use: dirty (bit 0) and corrupt (bit 1).
 const TOLERATED_FEATURES: u64 = 0b11;
 
-/// Why an overlay could not be made.
+/// Why an overlay could not be created or grown.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot make disk `{}`", path.display())]
 pub struct OverlayError {
     /// The overlay.
     pub path: PathBuf,
-    /// What the system said.
+    /// The system's error.
     pub source: io::Error,
 }
 
-/// Makes an empty overlay of `size_bytes` on the raw file `base`. Costs the same whatever the base's size.
+/// Creates an empty overlay of `size_bytes` on the raw file `base`. The cost does not depend on the size of the base.
 ///
-/// The base is named in the header for tools such as `qemu-img`; we ourselves never believe the header.
+/// The header names the base for tools such as `qemu-img`; microagent never uses that name.
 ///
 /// # Errors
-/// Fails when the file exists or cannot be written; what was written of it is the caller's to remove.
+/// Fails if the file exists or cannot be written. The caller has to remove an incomplete file.
 pub fn create_overlay(path: &Path, base: &Path, size_bytes: u64) -> Result<(), OverlayError> {
     create(path, base, size_bytes).map_err(|source| OverlayError { path: path.to_owned(), source })
 }
@@ -42,11 +42,10 @@ fn create(path: &Path, base: &Path, size_bytes: u64) -> io::Result<()> {
     Qcow2::<File>::create_builder(file).size(size_bytes).backing(base.to_owned(), "raw".to_owned()).create()
 }
 
-/// Grows an overlay to `size_bytes`; one that has that size or more stays as it is. Its guest must not run. What it
-/// stands on is not looked at.
+/// Grows an overlay to `size_bytes`; a larger one is not changed. Its guest must not run. The base disk is not read.
 ///
 /// # Errors
-/// Fails when it cannot be read or written; it has its old size then.
+/// Fails if it cannot be read or written; its size is then unchanged.
 pub fn grow_overlay(path: &Path, size_bytes: u64) -> Result<(), OverlayError> {
     grow(path, size_bytes).map_err(|source| OverlayError { path: path.to_owned(), source })
 }
@@ -59,11 +58,11 @@ fn grow(path: &Path, size_bytes: u64) -> io::Result<()> {
     overlay.sync()
 }
 
-/// Checks that an overlay's header asks QEMU for nothing that [`create_overlay`] does not write. A QEMU that was taken over
-/// could have written into it that the data is in another file, which the next QEMU would then open.
+/// Checks that an overlay's header has only features that [`create_overlay`] writes. A QEMU that was taken over could
+/// have changed the header to name another file for the data, which the next QEMU would then open.
 ///
 /// # Errors
-/// Fails when it cannot be read, is not a qcow2 file of version 3, or has other features.
+/// Fails if it cannot be read, is not a qcow2 file of version 3, or has other features.
 ///
 /// # Source
 /// QEMU's `docs/interop/qcow2.txt`: version at byte 4, incompatible features at bytes 72 to 79.
@@ -80,10 +79,10 @@ pub(crate) fn check_features(overlay: &std::fs::File) -> io::Result<()> {
     }
 }
 
-/// Checks that all of a base disk is there: its file system says how large it is.
+/// Checks that a base disk is complete, by the size in its file system's header.
 ///
 /// # Errors
-/// Fails when it cannot be read, is not a file system that microagent wrote, or has another size.
+/// Fails if it cannot be read, was not written by microagent, or has another size.
 pub(crate) fn check_base(base: &std::fs::File) -> io::Result<()> {
     let damaged = |why: String| io::Error::other(format!("{why}; it is made again when its image is pulled"));
     let mut superblock = [0; SUPERBLOCK_LEN];

@@ -1,7 +1,7 @@
-//! The ports of the host that are published.
+//! Listens on the host's published ports.
 //!
-//! The command tries them before anything is made ([`choose_ports`]); the supervisor listens at them before QEMU is started
-//! ([`listen_at`]), and hands the listening sockets to the network stack.
+//! The library checks them before anything is created ([`choose_ports`]). The supervisor listens on them before it
+//! starts QEMU ([`listen_at`]), and passes the listening sockets to the network stack.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,21 +11,21 @@ use microagent_model::{PortProtocol, Publish};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt};
 
-/// Connections that wait to be accepted at one port.
+/// Length of the queue of connections to accept, per port.
 const BACKLOG: i32 = 1024;
 
-/// A port that cannot be listened at.
+/// Why the process cannot listen on a port.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot publish {}{}", SocketAddr::new(publish.host, publish.host_port), suffix(*publish))]
 pub struct PortError {
-    /// The port; 0 stands for any port of the host.
+    /// The port; host port 0 is any free port.
     pub publish: Publish,
-    /// What the system said.
+    /// The system's error.
     pub source: io::Error,
 }
 
 impl PortError {
-    /// What to do about it.
+    /// Returns advice for the user.
     pub fn hint(&self) -> String {
         let PortError { publish: Publish { host, host_port: port, protocol, .. }, source } = self;
         match source.kind() {
@@ -55,7 +55,7 @@ impl PortError {
     }
 }
 
-/// What tells a port of UDP from one of TCP.
+/// Suffix of UDP ports in messages.
 fn suffix(publish: Publish) -> &'static str {
     match publish.protocol {
         PortProtocol::Tcp => "",
@@ -63,20 +63,20 @@ fn suffix(publish: Publish) -> &'static str {
     }
 }
 
-/// The ports as they can be listened at now: free ones as they are, and a free one in the place of each 0.
+/// Checks that the ports are free now, and replaces each host port 0 by a free port.
 ///
 /// # Errors
-/// Fails with the first that cannot be listened at.
+/// Fails with the first port that cannot be used.
 pub fn choose_ports(publish: &[Publish]) -> Result<Vec<Publish>, PortError> {
     // All are held until all are chosen, so that none is picked twice.
     let held: Vec<(OwnedFd, Publish)> = publish.iter().map(bind_port).collect::<Result<_, _>>()?;
     Ok(held.into_iter().map(|(_, publish)| publish).collect())
 }
 
-/// Listens at the ports; gives each socket with its port, which is a free one in the place of 0.
+/// Listens on the ports. Returns each socket with its port; a free port replaces 0.
 ///
 /// # Errors
-/// Fails with the first that cannot be listened at.
+/// Fails with the first port that cannot be used.
 pub(crate) fn listen_at(publish: &[Publish]) -> Result<Vec<(OwnedFd, Publish)>, PortError> {
     let sockets: Vec<(OwnedFd, Publish)> = publish.iter().map(bind_port).collect::<Result<_, _>>()?;
     for (socket, publish) in sockets.iter().filter(|(_, publish)| publish.protocol == PortProtocol::Tcp) {
@@ -85,25 +85,25 @@ pub(crate) fn listen_at(publish: &[Publish]) -> Result<Vec<(OwnedFd, Publish)>, 
     Ok(sockets)
 }
 
-/// A socket of a published port, which clients can come in at.
+/// A listening socket of a published port.
 #[derive(Debug)]
 pub struct BoundPort {
-    /// With the port of the host that it has.
+    /// The port, with the host port that was picked.
     pub publish: Publish,
     pub(crate) socket: OwnedFd,
 }
 
-/// Listens at one port.
+/// Listens on one port.
 ///
 /// # Errors
-/// Fails when it cannot be listened at.
+/// Fails if the port cannot be used.
 pub fn bind_published(publish: Publish) -> Result<BoundPort, PortError> {
     let mut bound = listen_at(&[publish])?;
     let (socket, publish) = bound.pop().expect("one port was bound");
     Ok(BoundPort { publish, socket })
 }
 
-/// Binds a socket that does not listen yet; gives it with the port that it has.
+/// Binds a socket that does not listen yet. Returns it with its port.
 fn bind_port(publish: &Publish) -> Result<(OwnedFd, Publish), PortError> {
     let bound = || {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;

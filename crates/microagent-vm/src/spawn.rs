@@ -1,4 +1,4 @@
-//! Starting a child so that it cannot outlive us and holds nothing that it was not given.
+//! Starts child processes that end with this process and inherit only the given descriptors.
 
 #![allow(unsafe_code)]
 
@@ -20,38 +20,38 @@ use crate::jail::{Jail, Wait, die_with};
 /// A program to start.
 pub(crate) struct Program<'a> {
     pub(crate) path: &'a Path,
-    /// Its arguments; a jail has them already.
+    /// Its arguments; empty if a jail has them.
     pub(crate) args: &'a [OsString],
     /// Descriptors that it inherits under the same numbers; all others are closed.
     pub(crate) inherit: &'a [BorrowedFd<'a>],
-    /// Its standard input; nothing without one.
+    /// Its standard input; `/dev/null` without one.
     pub(crate) stdin: Option<OwnedFd>,
-    /// What it enters before its first instruction.
+    /// The jail that the process enters before it executes the program.
     pub(crate) jail: Option<Jail>,
 }
 
-/// What a process waits for that was started by [`spawn_waiting`].
+/// Triggers a process that was started by [`spawn_waiting`].
 #[derive(Debug)]
 pub(crate) struct Trigger(File);
 
 impl Trigger {
-    /// Has the process execute its program.
+    /// Makes the process execute its program.
     ///
     /// # Errors
-    /// Fails when the process is gone.
+    /// Fails if the process has ended.
     pub(crate) fn fire(mut self) -> io::Result<()> {
         self.0.write_all(b"1")
     }
 }
 
-/// Starts the program with an empty environment, and stdout and stderr into one pipe.
-/// It is killed when the calling thread ends, so that thread must be the supervisor's main one.
+/// Starts the program with an empty environment, and one pipe for standard output and standard error.
+/// The kernel kills it when the calling thread ends, so this must be the supervisor's main thread.
 pub(crate) fn spawn(program: Program<'_>) -> io::Result<Child> {
     start(program, None)
 }
 
-/// Forks a process that enters the program's jail, closes all that the program does not inherit, and waits. It executes the
-/// program when the trigger fires, and ends when the trigger is dropped.
+/// Forks a process that enters the jail, closes all descriptors that the program does not inherit, and waits. It
+/// executes the program when the trigger fires, and ends when the trigger is dropped.
 pub(crate) fn spawn_waiting(program: Program<'_>) -> io::Result<(Child, Trigger)> {
     let (told, teller) = pipe_with(PipeFlags::CLOEXEC)?;
     let keeps = program.inherit.iter().map(AsRawFd::as_raw_fd).collect();

@@ -1,5 +1,5 @@
-//! What a supervisor is told, and what it tells. Travels over the socket between caller and supervisor;
-//! nothing of it (environment, scripts) is ever written to disk.
+//! Messages between a caller and its supervisor, which are sent over a socket. They contain environment and scripts,
+//! and are never written to disk.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,10 +19,10 @@ use crate::lifecycle::MachineTraits;
 /// Largest [`SupervisorSpec`] in bytes: setup scripts and environment.
 pub const SPEC_LIMIT: usize = 16 * 1024 * 1024;
 
-/// Version of what a supervisor, its caller and its clients say to each other: [`SupervisorSpec`], [`Report`] and the
-/// messages of the control socket. It changes with each change of one of these types, which a test holds. What is between
-/// supervisor and agent has a number of its own ([`microagent_proto::GENERATION`]): a client of another generation can still
-/// end a machine, but not speak to its guest.
+/// Version of the protocol between a supervisor, its caller and its clients: [`SupervisorSpec`], [`Report`] and the
+/// messages of the control socket. It changes with each change of one of these types; a test checks that. The
+/// protocol between supervisor and agent has a number of its own ([`microagent_proto::GENERATION`]): a client of
+/// another generation can end a machine, but cannot communicate with its guest.
 pub const SUPERVISOR_PROTOCOL: u16 = 11;
 
 /// Largest [`Report`] in bytes.
@@ -47,19 +47,19 @@ pub struct SupervisorSpec {
     pub machine: MachineSpec,
     /// How the machine is connected, if it has a network device.
     pub network: Option<NetworkSpec>,
-    /// What makes the guest this workspace's; clock and entropy are filled in by the supervisor.
+    /// Configuration of the guest; the supervisor sets clock and entropy.
     pub configure: Configure,
-    /// What it does then.
+    /// What the guest runs.
     pub work: Work,
-    /// How long the work may take, from the start of the machine.
+    /// Time limit of the work, from the start of the machine.
     pub timeout: Option<Duration>,
-    /// How long the guest may take to answer for the first time.
+    /// Deadline of the guest's first answer.
     pub boot_deadline: Duration,
-    /// Whether templates are used and made; the reason, when they are not.
+    /// Whether templates are used and made; the reason if not.
     pub warm: Result<(), String>,
-    /// Walls of the jail that this host lacks, where machines are started all the same.
+    /// Walls of the jail that this host lacks, if machines are started without them.
     pub weak_jail: Vec<String>,
-    /// The machine's size for the record, where it is not the workspace's own.
+    /// The machine's size for the record, if it differs from the workspace's.
     pub one_start: Option<OneStart>,
 }
 
@@ -78,7 +78,7 @@ pub struct MachineSpec {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub cpu_count: u32,
-    /// The root disk; a machine without one is good only for being frozen.
+    /// The root disk; a machine without one can only be frozen.
     pub disk: Option<DiskSpec>,
     /// Further disks, which the guest finds at the SCSI targets from
     /// [`EXTRA_SCSI_TARGET`](crate::machine::EXTRA_SCSI_TARGET) on, in this order. No template contains them.
@@ -87,7 +87,7 @@ pub struct MachineSpec {
     pub disk_limits: DiskLimits,
 }
 
-/// How fast all disks of a machine together may be used.
+/// Rate limits of all disks of a machine together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskLimits {
     /// Bytes per second.
@@ -96,25 +96,25 @@ pub struct DiskLimits {
     pub iops: Option<u64>,
 }
 
-/// A disk beside the root disk: a raw image.
+/// A further disk: a raw image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExtraDisk {
     /// The image.
     pub path: PathBuf,
-    /// Whether the guest can only read it. QEMU opens it so, and may not open it otherwise.
+    /// Whether it is read-only. QEMU opens it read-only, and its jail enforces that.
     pub read_only: bool,
-    /// How it is kept from being used by two machines at once.
+    /// How use by two machines at once is prevented.
     pub claim: Claim,
 }
 
-/// How a disk is kept from being used by two machines at once.
+/// How use of a disk by two machines at once is prevented.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Claim {
-    /// Not at all: it never changes, or the workspace's own lock covers it.
+    /// Not at all: the disk never changes, or the workspace's lock covers it.
     None,
     /// By the lock of the volume whose disk it is.
     Volume(VolumeName),
-    /// By a lock on the file itself, shared by those that only read. It must be a regular file, and no link.
+    /// By a lock on the file, which readers share. It must be a regular file and not a link.
     File,
 }
 
@@ -127,7 +127,7 @@ pub struct DiskSpec {
     pub base: PathBuf,
     /// Whether the disk outlives the machine.
     pub keep: bool,
-    /// Whether no guest has used the overlay yet. Its content is the image's then, and a machine may be restored
+    /// Whether no guest has used the overlay yet. Then its content is the image's, and the machine may be restored
     /// from a template that has the image mounted.
     pub fresh: bool,
 }
@@ -140,18 +140,18 @@ impl MachineSpec {
     }
 }
 
-/// What a network stack serves.
+/// The settings of a network stack.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NetworkSpec {
-    /// Ports of the host that lead into the guest.
+    /// Published ports.
     pub publish: Vec<Publish>,
-    /// What the guest may reach.
+    /// The egress policy.
     pub egress: EgressPolicy,
-    /// The name servers that are asked.
+    /// The name servers.
     pub name_servers: Vec<SocketAddr>,
     /// Names that the stack answers itself.
     pub names: NameOptions,
-    /// Servers of the host that the guest reaches by ports of its gateway.
+    /// Forwarded ports of the gateway.
     pub forwards: Vec<Forward>,
     /// Most bytes per second in each direction.
     pub bps: Option<u64>,
@@ -170,40 +170,39 @@ pub enum Work {
         /// standard output: [`microagent_proto::ExecEvent`]s to the caller, [`microagent_proto::ExecInput`]s from it.
         relay: Option<RelayedOutput>,
     },
-    /// Setup steps of a workspace that is being made.
+    /// Setup steps of a workspace that is being created.
     Prepare {
         /// The steps; the first that fails ends it.
         setup: Vec<Step>,
-        /// The disk that was made for them. On any other, or once used, nothing is done.
+        /// The disk that was made for them. If another disk is found, or it was used, nothing is done.
         disk: DiskStamp,
     },
-    /// The machine is there for clients of the supervisor's socket, until one of them or its service ends it.
+    /// The machine serves clients of the control socket, until one of them or the service ends it.
     Serve {
-        /// What runs from start to end.
+        /// The service.
         service: Option<Exec>,
-        /// The signal, 1 to 64, that asks it to end.
+        /// The stop signal, 1 to 64.
         stop_signal: u8,
-        /// Whether it continues without its caller and is the workspace's life. Otherwise it is only a look into
-        /// a resting workspace, leaves no trace in the record, and ends with its caller.
+        /// Whether the machine outlives its caller, as after `start`. Otherwise the disk of a resting workspace is
+        /// booted offline: the record is not changed, and the machine ends with its caller.
         detached: bool,
     },
-    /// No disk and no workload: the guest is frozen into a template of its shape.
+    /// No disk and no command: the guest is frozen to a template of its shape.
     Freeze,
 }
 
-/// What an attached caller is sent of a run's output. What it is sent is not recorded for it, too; the console log has
-/// all.
+/// The output that an attached caller receives. It is not recorded for the caller in addition; the console log has all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RelayedOutput {
-    /// Nothing: it is recorded.
+    /// None; all output is recorded.
     None,
-    /// That of the command; that of setup steps is recorded.
+    /// Output of the command; that of setup steps is recorded.
     Command,
-    /// That of setup steps and command.
+    /// Output of setup steps and command.
     All,
 }
 
-/// Tells a disk that nobody has used since it was made from every other one.
+/// Identifies a disk that was not used since its creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStamp {
     inode: u64,
@@ -211,10 +210,10 @@ pub struct DiskStamp {
 }
 
 impl DiskStamp {
-    /// The disk as it is now.
+    /// Returns the mark of the disk.
     ///
     /// # Errors
-    /// Fails when it cannot be looked at.
+    /// Fails if it cannot be inspected.
     pub fn of(path: &Path) -> io::Result<DiskStamp> {
         let found = std::fs::metadata(path)?;
         Ok(DiskStamp { inode: found.ino(), modified: (found.mtime(), found.mtime_nsec()) })
@@ -224,7 +223,7 @@ impl DiskStamp {
 /// One setup step.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Step {
-    /// How messages call it.
+    /// Its label in messages.
     pub label: String,
     /// What runs.
     pub exec: Exec,
@@ -243,7 +242,7 @@ impl SupervisorSpec {
 }
 
 impl Work {
-    /// Whether the workspace's record follows this life.
+    /// Whether the supervisor writes the workspace's record.
     pub(crate) fn is_recorded(&self) -> bool {
         match self {
             Work::Run { .. } | Work::Prepare { .. } => true,
@@ -252,12 +251,12 @@ impl Work {
         }
     }
 
-    /// Whether something runs that can be asked to end.
+    /// Whether there is a service to which a stop signal can be sent.
     pub(crate) fn has_service(&self) -> bool {
         matches!(self, Work::Serve { service: Some(_), .. })
     }
 
-    /// Whether the machine outlives its caller once it serves.
+    /// Whether the machine outlives its caller after the start is complete.
     pub(crate) fn is_detached(&self) -> bool {
         matches!(self, Work::Serve { detached: true, .. })
     }
@@ -272,18 +271,18 @@ impl Work {
         matches!(self, Work::Serve { .. } | Work::Run { .. })
     }
 
-    /// Whether the machine is there for clients.
+    /// Whether the machine serves clients.
     pub(crate) fn is_serving(&self) -> bool {
         matches!(self, Work::Serve { .. })
     }
 }
 
-/// What a supervisor tells while it works; `Ended` is the last.
+/// A report of a supervisor to its caller; `Ended` is the last.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Report {
     /// Something that the user should know and that is not an error.
     Notice(String),
-    /// These ports of the host are listened at, and lead to the guest as soon as something there listens.
+    /// The supervisor listens on these ports of the host.
     Published(Vec<Publish>),
     /// The guest answered and is configured.
     Booted,
@@ -291,30 +290,30 @@ pub enum Report {
     Setup(usize),
     /// The command begins.
     Command,
-    /// The service runs, the socket listens. A detached supervisor reports nothing after this, and needs its
-    /// caller no more.
+    /// The service runs, and the control socket accepts clients. A detached supervisor reports nothing after this,
+    /// and no longer needs its caller.
     Serving,
-    /// The machine is gone.
+    /// The machine has ended.
     Ended(Box<Ended>),
 }
 
 /// How it ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ended {
-    /// What came of the work.
+    /// Outcome of the work.
     pub outcome: Outcome,
     /// How the machine was started.
     pub start: StartMode,
-    /// Where the time went.
+    /// Times of the phases.
     pub timeline: Timeline,
-    /// Last lines of the console, when something went wrong.
+    /// Last lines of the console, after a failure.
     pub console_tail: String,
 }
 
-/// What came of the work.
+/// The outcome of the work.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Outcome {
-    /// The command ended, whatever it returned.
+    /// The command ended, with any exit code.
     Completed(RecordedResult),
     /// A setup step failed; the command was not run.
     SetupFailed {
@@ -327,27 +326,27 @@ pub enum Outcome {
     },
     /// All setup steps are done.
     Prepared,
-    /// A client had it shut down, to be started again.
+    /// A client requested a halt.
     Halted,
-    /// A client had it shut down or killed.
+    /// A client requested a stop or a kill.
     Stopped,
-    /// Its service ended, whatever it returned.
+    /// The service ended, with any exit code.
     ServiceEnded(RecordedResult),
     /// The guest turned itself off.
     PoweredOff,
-    /// The guest restarted itself, where nothing boots it again.
+    /// The guest of a run restarted itself.
     Rebooted,
-    /// It was quarantined, and its machine is gone although nobody released it.
+    /// The machine was quarantined, and ended without being released.
     Quarantined(WorkspaceFailure),
-    /// The template is there.
+    /// The template is made.
     Frozen,
-    /// Another process has the workspace; nothing was done.
+    /// Another process holds the workspace; nothing was done.
     Busy,
-    /// Another machine has one of its disks; nothing was done.
+    /// Another machine uses one of the disks; nothing was done.
     DiskBusy {
         /// The disk: `volume `NAME`` or its path.
         disk: String,
-        /// The workspace that has it, if that is known.
+        /// The workspace that uses it, if known.
         holder: Option<String>,
     },
     /// The machine failed.
@@ -360,25 +359,24 @@ pub enum Outcome {
 pub enum StartMode {
     /// The kernel was booted.
     Cold {
-        /// Why not from a template.
+        /// Why no template was restored.
         reason: String,
     },
     /// A frozen guest was restored.
     Warm {
-        /// Whether it had the image mounted already.
+        /// Whether the template had the image mounted.
         mounted: bool,
     },
 }
 
-/// Moments in the life of a machine, in microseconds from the start of its supervisor; 0 for one that was
-/// not reached.
+/// Times of a machine's phases, in microseconds from the start of its supervisor; 0 for a phase that was not reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeline {
     /// QEMU and the network stack are started.
     pub spawned_us: u64,
     /// The agent answered.
     pub ready_us: u64,
-    /// The guest was frozen into a template on the way; how long it stood still for that.
+    /// How long the guest was paused for the freeze of a template.
     pub freeze_us: u64,
     /// Clock, network and disk are set up.
     pub configured_us: u64,
@@ -386,7 +384,7 @@ pub struct Timeline {
     pub command_us: u64,
     /// The command ended.
     pub exited_us: u64,
-    /// QEMU is gone.
+    /// QEMU has ended.
     pub gone_us: u64,
     /// In the guest: kernel's first instruction to the agent's readiness.
     pub guest_boot_us: u64,

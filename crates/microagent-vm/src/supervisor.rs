@@ -72,8 +72,8 @@ const LAST_WORD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the guest may take to end its processes and flush its disk.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long a client waits for a clean shutdown: at worst the flush takes its time, QEMU does not quit and is killed, and
-/// so is what serves its network.
+/// How long a client waits for a clean shutdown: at worst the flush takes its time, QEMU does not quit and is killed,
+/// and so is what serves its network.
 pub(crate) const END_DEADLINE: Duration = Duration::from_secs(90);
 const _: () = {
     let flushed = STOP_WINDOW.as_secs() + FLUSH_DEADLINE.as_secs();

@@ -215,7 +215,8 @@ impl Freezer {
         self.shape.image.is_some()
     }
 
-    /// Lets machines with a user of their own open the template's memory. A confined supervisor could not do it any more.
+    /// Lets machines with a user of their own open the template's memory. A confined supervisor could not do it any
+    /// more.
     ///
     /// # Errors
     /// Fails when the file cannot be made or given to them.

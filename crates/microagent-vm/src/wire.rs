@@ -1,5 +1,5 @@
-//! What supervisor, caller and clients say to each other, frozen under [`SUPERVISOR_PROTOCOL`]: a type that changes without a
-//! new number fails here, and so a long-lived supervisor and an upgraded command never misread each other.
+//! What supervisor, caller and clients say to each other, frozen under [`SUPERVISOR_PROTOCOL`]: a type that changes
+//! without a new number fails here, and so a long-lived supervisor and an upgraded command never misread each other.
 
 use std::path::Path;
 

@@ -2,12 +2,12 @@
 //! line and column.
 //!
 //! Types, their texts and the schema for editors are defined here. A file is only read when the caller names it; its
-//! relative paths start at its own directory. [`SpecFile::run_options`] and [`SpecFile::create_options`] convert a file to
-//! the options that a program would set; callers apply flags on top. [`crate::Workspace::apply`] updates an existing
-//! workspace to match a file.
+//! relative paths start at its own directory. [`SpecFile::run_options`] and [`SpecFile::create_options`] convert a
+//! file to the options that a program would set; callers apply flags on top. [`crate::Workspace::apply`] updates an
+//! existing workspace to match a file.
 //!
-//! Keys are spelled as in the files that people have: `memoryMiB`, `setupFiles`. There are no aliases; `memory_mib` is an
-//! error with a hint.
+//! Keys are spelled as in the files that people have: `memoryMiB`, `setupFiles`. There are no aliases; `memory_mib`
+//! is an error with a hint.
 
 mod error;
 mod forms;
@@ -127,7 +127,7 @@ pub struct SpecFile {
     pub disks: Option<Vec<SpecFileDisk>>,
     /// Tar files of the host; each is unpacked to a disk that belongs to the workspace.
     pub bundles: Option<Vec<SpecFileDisk>>,
-    /// References: `env:VAR`, `file:PATH`, `dotenv:PATH#KEY`, `vault:MOUNT/data/PATH#FIELD`, `helper:REF`.
+    /// `env:VAR`, `file:PATH`, `dotenv:PATH#KEY`, `vault:MOUNT/data/PATH#FIELD`, `helper:REF`.
     #[serde(deserialize_with = "forms::secrets")]
     #[cfg_attr(test, schemars(with = "Option<BTreeMap<String, String>>"))]
     pub secrets: Option<Vec<SecretReference>>,
