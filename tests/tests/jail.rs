@@ -91,6 +91,9 @@ const LOST: &[(Host, &[&str])] = &[
             "chroot",
             "execute_highest_descriptor",
             "become_root",
+            // Where Landlock does not know truncation (before Linux 6.2).
+            "empty_home_file_without_right",
+            "empty_home_file_without_right_by_open",
         ],
     ),
     // Files that the user can open are open then; nothing else is.
@@ -108,10 +111,11 @@ const LOST: &[(Host, &[&str])] = &[
             "read_init_command_line",
             "read_supervisor_environment",
             "list_processes",
-            "make_file_in_tmp",
-            "make_file_in_home",
+            "write_home_file",
             "write_own_program",
             "open_overlay_anew",
+            // What is executed stays behind the filter; QEMU's own ends it.
+            "execute_true_by_the_armed_descriptor",
         ],
     ),
     (Host::WithoutUser, &[]),

@@ -53,7 +53,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_fallocate,
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
-    libc::SYS_fcntl,
     libc::SYS_fdatasync,
     libc::SYS_flock,
     libc::SYS_fstat,
@@ -66,8 +65,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_lseek,
     libc::SYS_mkdirat,
     libc::SYS_newfstatat,
-    libc::SYS_openat,
-    libc::SYS_openat2,
     libc::SYS_pread64,
     libc::SYS_preadv,
     libc::SYS_pwrite64,
@@ -145,7 +142,6 @@ const ALLOWED_HERE: &[c_long] = &[
     libc::SYS_epoll_wait,
     libc::SYS_lstat,
     libc::SYS_mkdir,
-    libc::SYS_open,
     libc::SYS_poll,
     libc::SYS_readlink,
     libc::SYS_rename,
@@ -161,6 +157,19 @@ const ALLOWED_HERE: &[c_long] = &[];
 /// Allowed requests of `ioctl`: set a descriptor non-blocking, query how much can be read, and query whether it is a
 /// terminal. Requests that insert input into a terminal are not allowed.
 const IOCTL_REQUESTS: [u64; 3] = [libc::FIONBIO, libc::FIONREAD, libc::TCGETS];
+
+/// Commands of `fcntl`: copies of descriptors and their flags. None sends a signal, which would not go by the rules for
+/// `kill`: the owner of a pipe that is told of its data can be any process.
+const FCNTL_COMMANDS: [i32; 5] =
+    [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
+
+/// How files are opened, as masks and values of the flags. What is opened for reading is not emptied, and the access mode
+/// 3, which needs no right to a file and can empty it, is refused: Landlock covers truncation from Linux 6.2 on only.
+const OPENED: [(i32, i32); 3] = [
+    (libc::O_ACCMODE | libc::O_TRUNC, libc::O_RDONLY),
+    (libc::O_ACCMODE, libc::O_WRONLY),
+    (libc::O_ACCMODE, libc::O_RDWR),
+];
 
 /// What a supervisor needs after its confinement.
 #[derive(Debug)]
@@ -258,18 +267,14 @@ fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, Vec::new())).collect();
     // Memory that is written is not executed: a call for both is not listed.
-    let not_executable = SeccompCondition::new(
-        2,
-        SeccompCmpArgLen::Dword,
-        SeccompCmpOp::MaskedEq(u64::from(libc::PROT_EXEC.unsigned_abs())),
-        0,
-    )?;
-    rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![not_executable.clone()])?]);
-    rules.insert(libc::SYS_mprotect, vec![SeccompRule::new(vec![not_executable])?]);
-    let requests = IOCTL_REQUESTS.map(|request| {
-        SeccompRule::new(vec![SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, request)?])
-    });
-    rules.insert(libc::SYS_ioctl, requests.into_iter().collect::<Result<_, _>>()?);
+    let not_executable = [(libc::PROT_EXEC, 0)];
+    rules.insert(libc::SYS_mmap, masked(2, &not_executable)?);
+    rules.insert(libc::SYS_mprotect, masked(2, &not_executable)?);
+    rules.insert(libc::SYS_openat, masked(2, &OPENED)?);
+    #[cfg(target_arch = "x86_64")]
+    rules.insert(libc::SYS_open, masked(1, &OPENED)?);
+    rules.insert(libc::SYS_fcntl, one_of(1, FCNTL_COMMANDS.map(|command| command.cast_unsigned().into()))?);
+    rules.insert(libc::SYS_ioctl, one_of(1, IOCTL_REQUESTS)?);
     let own = getpid().as_raw_nonzero().get();
     rules.insert(libc::SYS_tgkill, vec![about(own)?]);
     let killed = children.iter().map(|pid| about(*pid)).collect::<Result<Vec<_>, _>>()?;
@@ -282,8 +287,24 @@ fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
 
 /// A call whose first argument is this process's id.
 fn about(pid: i32) -> Result<SeccompRule, BackendError> {
-    let pid = u64::from(pid.cast_unsigned());
-    SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, pid)?])
+    rule(0, SeccompCmpOp::Eq, pid.cast_unsigned().into())
+}
+
+/// An argument, counted from 0, that has one of these values.
+fn one_of(number: u8, values: impl IntoIterator<Item = u64>) -> Result<Vec<SeccompRule>, BackendError> {
+    values.into_iter().map(|value| rule(number, SeccompCmpOp::Eq, value)).collect()
+}
+
+/// An argument that has the value of one of these pairs where its mask has ones.
+fn masked(number: u8, pairs: &[(i32, i32)]) -> Result<Vec<SeccompRule>, BackendError> {
+    let bits = |value: i32| u64::from(value.cast_unsigned());
+    let rules =
+        pairs.iter().map(|(mask, value)| rule(number, SeccompCmpOp::MaskedEq(bits(*mask)), bits(*value)));
+    rules.collect()
+}
+
+fn rule(number: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(number, SeccompCmpArgLen::Dword, operator, value)?])
 }
 
 #[cfg(test)]
@@ -291,10 +312,26 @@ mod tests {
     use std::fs;
     use std::io::ErrorKind;
     use std::net::TcpStream;
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixListener;
     use std::process::Command;
 
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
+
+    fn emptied(path: &Path, access: OFlags) -> io::Result<()> {
+        rustix::fs::open(path, access | OFlags::TRUNC, Mode::empty()).map(drop).map_err(Into::into)
+    }
+
+    /// Makes the first process of the system the one that is told of a pipe's data.
+    #[allow(unsafe_code)]
+    fn signal_owner() -> io::Result<()> {
+        let (reader, _writer) = io::pipe()?;
+        // SAFETY: the call takes numbers only.
+        let result = unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETOWN, 1) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
 
     /// Checks all that must work and all that must fail, in a thread of its own.
     #[test]
@@ -338,6 +375,10 @@ mod tests {
                 ("key", fs::read(other.join("control.key")).map(drop)),
                 ("other workspace", fs::rename(&other, own_dir.join("other"))),
                 ("new file", fs::write(place.join("new"), "x")),
+                ("emptied file", emptied(&place.join("outside"), OFlags::RDONLY)),
+                ("file emptied without a right", emptied(&place.join("outside"), OFlags::ACCMODE)),
+                ("own file emptied without a right", emptied(&own_dir.join("renamed"), OFlags::ACCMODE)),
+                ("owner of signals", signal_owner()),
                 (
                     "signal",
                     rustix::process::test_kill_process(rustix::process::Pid::from_raw(2).unwrap())

@@ -16,7 +16,7 @@ use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::jail::{Account, Jail, Jailed};
+use crate::jail::{Account, Jail, Jailed, Limits};
 use crate::spawn::{Program, spawn};
 use crate::template::FileIdentity;
 
@@ -66,8 +66,14 @@ async fn ask(qemu: &Path, state: &StateDir) -> io::Result<Features> {
         .chardev_fd("monitor", theirs.as_fd())
         .switch("-mon", "chardev=monitor,mode=control");
     let account = Account::choose(qemu, false).ok();
-    let jailed =
-        Jailed { qemu, kvm: false, account: account.as_ref(), state_dir: state.root(), reopened: &[] };
+    let jailed = Jailed {
+        qemu,
+        kvm: false,
+        account: account.as_ref(),
+        state_dir: state.root(),
+        reopened: &[],
+        limits: Limits::new(1, 0, 0),
+    };
     let jail = Jail::prepare(jailed, line.args(), Vec::new()).map_err(io::Error::other)?;
     let program = jail.program();
     let mut child = spawn(Program {

@@ -14,7 +14,7 @@ use rustix::fs::{MemfdFlags, OFlags, fstatfs, memfd_create};
 
 use crate::jail::{Account, FileAccess, Reopened};
 use crate::machine::Files;
-use crate::overlay::{check_base, check_features};
+use crate::overlay::{check_base, check_features, largest_bytes};
 use crate::spec::{Claim, MachineSpec};
 use crate::template::copy_file;
 
@@ -159,6 +159,13 @@ impl MachineFiles {
     pub(crate) fn names<'a>(&'a self, extra: &'a [BorrowedFd<'a>]) -> Files<'a> {
         let root = self.root.as_ref().map(|(overlay, base)| (overlay.as_fd(), base.as_fd()));
         Files { kernel: self.kernel.fd(), initramfs: self.initramfs.fd(), root, extra }
+    }
+
+    /// Size of the largest file among the disks, in bytes, when their guest has filled them.
+    pub(crate) fn largest_bytes(&self) -> io::Result<u64> {
+        let root = self.root.iter().map(|(overlay, _)| largest_bytes(overlay));
+        let extra = self.extra.iter().map(|disk| disk.metadata().map(|found| found.len()));
+        root.chain(extra).try_fold(0, |most, size| Ok(most.max(size?)))
     }
 
     /// The files that QEMU opens again.

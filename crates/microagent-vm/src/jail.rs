@@ -6,6 +6,7 @@
 //! own filter (`-sandbox`) is active in addition. The process enters the jail between fork and exec, and executes one
 //! program ([`program`]).
 
+mod limits;
 mod paths;
 mod privileges;
 mod program;
@@ -23,6 +24,7 @@ use landlock::RulesetError;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use rustix::thread::CapabilitySet;
 
+pub(crate) use limits::Limits;
 pub(crate) use paths::{NEWEST, allow};
 pub(crate) use privileges::Account;
 pub(crate) use program::ProgramError;
@@ -74,6 +76,8 @@ pub(crate) struct Jailed<'a> {
     pub(crate) state_dir: &'a Path,
     /// Files that it opens again.
     pub(crate) reopened: &'a [Reopened<'a>],
+    /// What it may take of the host.
+    pub(crate) limits: Limits,
 }
 
 /// A prepared jail: the supervisor prepares it, the forked process enters it.
@@ -85,6 +89,7 @@ pub(crate) struct Jail {
     rules: Rules,
     account: Option<Account>,
     backend: Backend,
+    limits: Limits,
 }
 
 impl Jail {
@@ -100,7 +105,8 @@ impl Jail {
         let executable = Executable::open(jailed.qemu, args)?;
         let rules = Rules::new(&executable, jailed)?;
         let backend = if jailed.kvm { Backend::Kvm } else { Backend::Tcg };
-        Ok(Jail { executable, entrances, rules, account: jailed.account.cloned(), backend })
+        let (account, limits) = (jailed.account.cloned(), jailed.limits);
+        Ok(Jail { executable, entrances, rules, account, backend, limits })
     }
 
     /// The path of the program without links.
@@ -130,7 +136,8 @@ impl Jail {
         // A change of user resets it.
         die_with(parent)?;
         self.rules.enforce().map_err(io::Error::other)?;
-        let executable = self.executable.arm()?;
+        self.limits.enforce()?;
+        let executable = self.executable.arm(self.limits.descriptors())?;
         if let Some(wait) = wait {
             wait.close_others(executable.slot())?;
         }

@@ -79,6 +79,23 @@ pub(crate) fn check_features(overlay: &std::fs::File) -> io::Result<()> {
     }
 }
 
+/// Largest size of an overlay's file, in bytes, by its header: all of its disk, with the tables for that. A table's entry
+/// of 8 bytes stands for a cluster of 64 KiB, and a reference count of 2 bytes for each of those.
+///
+/// # Errors
+/// Fails when the header cannot be read.
+///
+/// # Source
+/// QEMU's `docs/interop/qcow2.txt`: the size of the disk at bytes 24 to 31.
+pub(crate) fn largest_bytes(overlay: &std::fs::File) -> io::Result<u64> {
+    /// For what is there whatever the size is.
+    const BASIC_BYTES: u64 = 16 << 20;
+    let mut size = [0; 8];
+    overlay.read_exact_at(&mut size, 24)?;
+    let size = u64::from_be_bytes(size);
+    Ok(size.saturating_add(size / 1024).saturating_add(BASIC_BYTES))
+}
+
 /// Checks that a base disk is complete, by the size in its file system's header.
 ///
 /// # Errors
@@ -109,6 +126,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.qcow2");
         create_overlay(&path, Path::new("/base.ext4"), 64 << 30).unwrap();
+        let largest = largest_bytes(&std::fs::File::open(&path).unwrap()).unwrap();
+        assert!((64 << 30..65 << 30).contains(&largest), "{largest}");
         let bytes = std::fs::read(&path).unwrap();
         assert!(bytes.starts_with(b"QFI\xfb"));
         assert!(bytes.len() < 1 << 20, "{} bytes", bytes.len());

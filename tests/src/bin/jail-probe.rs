@@ -134,11 +134,30 @@ fn files(targets: &Targets, args: &[String]) {
     report("make_file_in_tmp", File::create("/tmp/microagent-jail-probe").map(drop));
     report("make_file_in_home", File::create(format!("{}/made", targets.text("home"))).map(drop));
     let own = fs::read_link("/proc/self/exe").unwrap_or_default();
-    report("write_own_program", OpenOptions::new().write(true).open(own).map(drop));
+    let both = |path: &Path| OpenOptions::new().read(true).write(true).open(path).map(drop);
+    report("write_own_program", both(&own));
+    report("write_home_file", both(Path::new(&targets.text("home_file"))));
+    // Access mode 3 needs no right to the file.
+    for (name, access) in
+        [("empty_home_file", libc::O_RDONLY), ("empty_home_file_without_right", libc::O_ACCMODE)]
+    {
+        let path = CString::new(targets.text("home_file")).expect("a path has no zero byte");
+        let flags = c_long::from(access | libc::O_TRUNC);
+        probe(name, libc::SYS_openat, [libc::AT_FDCWD.into(), path.as_ptr() as c_long, flags, 0, 0, 0]);
+        probe(&format!("{name}_by_open"), libc::SYS_open, [path.as_ptr() as c_long, flags, 0, 0, 0, 0]);
+    }
     // The overlay is descriptor N of `-add-fd fd=N,set=0`: it can be used, and not be opened anew.
     let overlay = args.iter().find_map(|arg| arg.strip_prefix("fd=")?.strip_suffix(",set=0"));
     let again = format!("/proc/self/fd/{}", overlay.unwrap_or("-1"));
-    report("open_overlay_anew", OpenOptions::new().write(true).open(again).map(drop));
+    report("open_overlay_anew", both(Path::new(&again)));
+    let own: c_long = overlay.and_then(|number| number.parse().ok()).unwrap_or(-1);
+    let huge: c_long = 8 << 40;
+    probe("grow_own_disk", libc::SYS_ftruncate, [own, huge, 0, 0, 0, 0]);
+    probe("fill_the_host_s_disk", libc::SYS_fallocate, [own, 0, 0, huge, 0, 0]);
+    probe("write_beyond_own_disk", libc::SYS_pwrite64, [own, address(b"x"), 1, huge, 0, 0]);
+    let access = c_long::from(libc::PROT_READ | libc::PROT_WRITE);
+    let private = c_long::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    probe("memory_of_the_host", libc::SYS_mmap, [0, 8 << 30, access, private, -1, 0]);
     let left = (0..4096).any(|number: c_int| {
         let mut found = std::mem::MaybeUninit::<libc::stat>::zeroed();
         // SAFETY: the kernel writes a stat of this size to the place, which was zeroed.
@@ -317,6 +336,9 @@ fn executions(targets: &Targets) {
     ) {
         highest = number;
     }
+    // Descriptors in flight are limited for all processes of a user together, to 1024 with usual settings.
+    let many = io::Error::from_raw_os_error(libc::EMFILE);
+    report("many_descriptors", if highest >= 512 { Ok(()) } else { Err(many) });
     let empty = c"";
     let at = libc::AT_EMPTY_PATH.into();
     // Arguments that cannot be read: a program that may be executed gives EFAULT and nothing happens.
@@ -332,6 +354,15 @@ fn executions(targets: &Targets) {
             },
         );
     }
+    // The filter allows the number and cannot read the path, for which the kernel does not look at the number.
+    let other = c"/bin/true".as_ptr() as c_long;
+    report(
+        "execute_true_by_the_armed_descriptor",
+        match call(libc::SYS_execveat, [highest + 1, other, -1, none, at, 0]) {
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Ok(()),
+            result => result.map(drop),
+        },
+    );
     let duplicated = call(libc::SYS_dup3, [highest, highest + 1, 0, 0, 0, 0]);
     report("dup_to_the_armed_descriptor", duplicated.map(drop));
     let raised = [u64::from(u32::MAX); 2];

@@ -3,7 +3,9 @@
 //! A seccomp filter cannot look at paths, but at numbers: it allows `execveat` of one descriptor and no other way to
 //! execute. That descriptor has the highest number that the process may have. It is closed by the execution itself, and
 //! the limit on open files, which nobody without capabilities can raise again, is lowered to its number: no later
-//! descriptor can get it. So the filter, which stays, allows no second execution.
+//! descriptor can get it. So the filter, which stays, allows no second execution of a descriptor. An absolute path,
+//! for which the kernel ignores the descriptor, passes the filter: Landlock's rules and QEMU's own filter refuse it,
+//! and a program executed so would be in the same jail.
 
 #![allow(unsafe_code)]
 
@@ -17,9 +19,6 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-/// Most descriptors of a machine: its disks, sockets and event descriptors, with room.
-const DESCRIPTORS_MAX: u64 = 2048;
 
 /// Most program headers of an ELF file that are read; real ones have about a dozen.
 const PROGRAM_HEADERS_MAX: u16 = 64;
@@ -98,10 +97,11 @@ impl Executable {
         self.slot
     }
 
-    /// Moves the program to the highest number, and closes that number to every later descriptor.
-    pub(super) fn arm(mut self) -> io::Result<Executable> {
+    /// Moves the program to the highest number, and closes that number to every later descriptor. The process may have
+    /// fewer than `most` descriptors then.
+    pub(super) fn arm(mut self, most: u64) -> io::Result<Executable> {
         let limit = getrlimit(Resource::Nofile);
-        let highest = limit.maximum.unwrap_or(DESCRIPTORS_MAX).min(DESCRIPTORS_MAX) - 1;
+        let highest = limit.maximum.unwrap_or(most).min(most) - 1;
         // It can be above the soft limit of now.
         setrlimit(Resource::Nofile, Rlimit { current: Some(highest + 1), maximum: limit.maximum })?;
         let slot = RawFd::try_from(highest).map_err(io::Error::other)?;

@@ -21,10 +21,13 @@ use super::machine::REAP_DEADLINE;
 use super::plan::Plan;
 use crate::cgroup::{Bounds, MachineGroup};
 use crate::handed::{Handed, MachineFiles, open_again};
-use crate::jail::{Account, FileAccess, Jail, Jailed};
+use crate::jail::{Account, FileAccess, Jail, Jailed, Limits};
 use crate::machine::{STATE_SET, Sockets, Start, command_line, host_memory_limit_mib, throttle_disks};
 use crate::spawn::{Program, Trigger, spawn, spawn_waiting};
 use crate::spec::{MachineSpec, SupervisorSpec};
+
+/// Most that a state has beside the memory, in bytes; it is some hundred KiB.
+const DEVICES_STATE_BYTES: u64 = 64 << 20;
 
 /// QEMU, or what will be QEMU, with our ends of its sockets.
 pub(super) struct Qemu {
@@ -148,6 +151,7 @@ impl Maker<'_> {
             account: self.account,
             state_dir: &self.spec.state_dir,
             reopened: &reopened,
+            limits: limits(machine, inherit.len(), self.files.largest_bytes()?),
         };
         let jail = Jail::prepare(jailed, line.args(), self.group.entrances()).map_err(io::Error::other)?;
         let path = jail.program();
@@ -164,10 +168,20 @@ impl Maker<'_> {
 }
 
 fn machine_group(machine: &MachineSpec) -> MachineGroup {
-    let accel = if machine.kvm { Accel::Kvm } else { Accel::Tcg };
-    let bounds =
-        Bounds { memory_mib: host_memory_limit_mib(machine.memory_mib, accel), cpu_count: machine.cpu_count };
+    let bounds = Bounds { memory_mib: memory_limit_mib(machine), cpu_count: machine.cpu_count };
     MachineGroup::make(bounds, std::process::id())
+}
+
+fn memory_limit_mib(machine: &MachineSpec) -> u32 {
+    let accel = if machine.kvm { Accel::Kvm } else { Accel::Tcg };
+    host_memory_limit_mib(machine.memory_mib, accel)
+}
+
+/// Limits of the process of a machine, by the number of descriptors that it inherits and the size of its largest disk.
+fn limits(machine: &MachineSpec, inherited: usize, largest_disk: u64) -> Limits {
+    // The state of a machine has its memory in it, where that is no file of its own.
+    let state = (u64::from(machine.memory_mib) << 20) + DEVICES_STATE_BYTES;
+    Limits::new(inherited, largest_disk.max(state), u64::from(memory_limit_mib(machine)) << 20)
 }
 
 fn pair() -> io::Result<(UnixStream, OwnedFd)> {
