@@ -1,4 +1,4 @@
-//! How people write attachments, and which disks a workspace can have. Pure: reads no file.
+//! Parses attachments, and checks which disks a workspace can have. Pure: reads no file.
 
 use std::path::Path;
 
@@ -7,25 +7,25 @@ use microagent_vm::machine::EXTRA_DISKS_MAX;
 
 use crate::Hint;
 
-/// Endings of a tar file that becomes a disk.
+/// File extensions of tar files, which are converted to a disk.
 const BUNDLE_ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
 
-/// Endings of a disk image.
+/// File extensions of disk images.
 const IMAGE_ENDINGS: [&str; 2] = [".ext4", ".img"];
 
-/// Where the guest has file systems of its kernel's, or secrets: nothing is mounted there or below.
+/// Paths of the guest's kernel file systems and secrets: nothing can be mounted on or below them.
 const RESERVED: [&str; 4] = ["/proc", "/sys", "/dev", "/run/secrets"];
 
-/// Longest path of a mount point, in bytes: that of Linux.
+/// Longest path of a mount point, in bytes: the limit of Linux.
 const MOUNT_POINT_MAX: usize = 4095;
 
-/// Longest part of one.
+/// Longest part of a path.
 const NAME_MAX: usize = 255;
 
-/// What an attachment may be, which decides how its text is read.
+/// The kinds of attachments that a text can describe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachmentForm {
-    /// `SRC:DST[:ro|rw]`: a named volume, or a file that its ending says the kind of.
+    /// `SRC:DST[:ro|rw]`: a named volume, or a file whose extension determines its kind.
     Volume,
     /// `[NAME=]SRC:DST[:ro|rw]`: an ext4 image.
     Disk,
@@ -33,29 +33,29 @@ pub enum AttachmentForm {
     Bundle,
 }
 
-/// Why something cannot be attached as it is written.
+/// Why an attachment is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachmentError {
-    /// There is no path in the guest.
+    /// The path in the guest is missing.
     #[error("it names no path in the guest")]
     NoTarget,
-    /// There is nothing to attach.
+    /// The source is missing.
     #[error("it names nothing to attach")]
     NoSource,
-    /// Something else than `ro` or `rw` at the end.
+    /// The text ends neither in `ro` nor in `rw`.
     #[error("`{mode}` is not a way to mount it")]
     Mode {
-        /// What stands there.
+        /// The end of the text.
         mode: String,
     },
-    /// A directory of the host, or a path that says nothing of its kind.
+    /// The source is a directory of the host, or a path without a known extension.
     #[error("a directory of the host is never shared with a guest, which sees block devices only")]
     HostDirectory,
-    /// A name that no volume can have.
+    /// The name is not valid for a volume.
     #[error(transparent)]
     Name(#[from] VolumeNameError),
-    /// The path in the guest cannot be mounted on.
+    /// Nothing can be mounted on that path of the guest.
     #[error("`{path}` cannot be mounted on: {reason}")]
     Target {
         /// The path.
@@ -63,25 +63,25 @@ pub enum AttachmentError {
         /// Why.
         reason: &'static str,
     },
-    /// Two things at one place.
+    /// Two attachments have the same mount point.
     #[error("`{path}` is mounted on twice")]
     SameTarget {
-        /// The place.
+        /// The mount point.
         path: String,
     },
-    /// One thing at two places.
+    /// The same source is attached twice.
     #[error("{what} is attached twice")]
     SameSource {
-        /// The thing.
+        /// The source.
         what: String,
     },
-    /// More disks than a machine has room for.
+    /// There are more disks than a machine supports.
     #[error("a machine takes at most {EXTRA_DISKS_MAX} disks beside its own")]
     TooMany,
 }
 
 impl AttachmentError {
-    /// What can be done about it.
+    /// Returns a hint.
     pub fn hint(&self) -> Hint {
         match self {
             AttachmentError::HostDirectory => Hint::PackDirectory,
@@ -89,7 +89,7 @@ impl AttachmentError {
         }
     }
 
-    /// What can be done, in words that hold in any program.
+    /// Returns advice that applies in any program.
     pub(crate) fn advice(&self) -> &'static str {
         match self {
             AttachmentError::NoTarget => {
@@ -112,10 +112,10 @@ impl AttachmentError {
 }
 
 impl AttachmentForm {
-    /// Reads an attachment. Relative paths of the host begin at `base`.
+    /// Parses an attachment. Relative paths of the host are resolved against `base`.
     ///
     /// # Errors
-    /// Says what is wrong with it.
+    /// Fails if the text is not a valid attachment.
     pub fn parse(self, text: &str, base: &Path) -> Result<Attachment, AttachmentError> {
         let text = if self == AttachmentForm::Volume { text } else { without_label(text) };
         let (source, target, mode) = split(text)?;
@@ -140,7 +140,8 @@ impl AttachmentForm {
     }
 }
 
-/// Source, path in the guest, and how. The path is told by its slash, so that the source may have colons.
+/// Splits a text into source, path in the guest, and mode. The path starts with a slash, so the source may contain
+/// colons.
 fn split(text: &str) -> Result<(&str, &str, Option<&str>), AttachmentError> {
     let (rest, last) = text.rsplit_once(':').ok_or(AttachmentError::NoTarget)?;
     if last.starts_with('/') {
@@ -159,7 +160,7 @@ fn relative(path: &str) -> AttachmentError {
     AttachmentError::Target { path: path.to_owned(), reason: "it is not absolute" }
 }
 
-/// `NAME=PATH:…`, as other tools have it: the name says nothing here.
+/// Removes the name of `NAME=PATH:…`, a form of other tools; the name is not used.
 fn without_label(text: &str) -> &str {
     match text.split_once('=') {
         Some((label, rest)) if !label.is_empty() && label.bytes().all(is_label) => rest,
@@ -171,7 +172,7 @@ fn is_label(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
-/// Whether a file of this name is a tar file that becomes a disk.
+/// Whether the extension of a name is that of a tar file.
 pub(crate) fn is_bundle(name: &str) -> bool {
     ends(name, &BUNDLE_ENDINGS)
 }
@@ -185,7 +186,7 @@ fn is_path(source: &str) -> bool {
     source.starts_with(['.', '~']) || source.contains('/')
 }
 
-/// A path in the guest in its one form: absolute, without `.`, repeated or final slashes.
+/// Normalizes a path in the guest: absolute, without `.`, repeated slashes or a slash at the end.
 fn mount_point(path: &str) -> Result<String, AttachmentError> {
     let refused = |reason| AttachmentError::Target { path: path.to_owned(), reason };
     if !path.starts_with('/') {
@@ -212,11 +213,11 @@ fn mount_point(path: &str) -> Result<String, AttachmentError> {
     }
 }
 
-/// Refuses what cannot be attached together, and gives the order in which it is mounted: outer places first, else as
-/// declared. Paths of the host are taken as they are.
+/// Checks attachments against each other, and returns them in the order of mounting: outer mount points first,
+/// otherwise as declared. Paths of the host are compared as text.
 ///
 /// # Errors
-/// Fails when two go to one place, one goes to two, a place is not one, or there are too many.
+/// Fails if two have the same mount point or source, a mount point is not valid, or there are too many.
 pub(crate) fn arrange(disks: &[Attachment]) -> Result<Vec<Attachment>, AttachmentError> {
     if disks.len() > EXTRA_DISKS_MAX {
         return Err(AttachmentError::TooMany);
@@ -242,7 +243,7 @@ pub(crate) fn arrange(disks: &[Attachment]) -> Result<Vec<Attachment>, Attachmen
     Ok(arranged)
 }
 
-/// A source as sentences call it.
+/// Describes a source in messages.
 pub(crate) fn described(source: &DiskSource) -> String {
     match source {
         DiskSource::Volume(name) => format!("volume `{name}`"),

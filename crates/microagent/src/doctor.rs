@@ -1,4 +1,4 @@
-//! What the host offers, one check per line.
+//! Checks whether the host can run machines.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -14,30 +14,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Engine, Error, Hint, WeakJail};
 
-/// How long a program may take to tell its version.
+/// Deadline for `PROGRAM --version`.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Free disk below which a run with the default image sizes may not fit, in bytes.
+/// Free disk space in bytes, below which a run of an image of usual size may fail.
 const DISK_LOW: u64 = 2 << 30;
 
-/// Free disk below which nothing works, in bytes.
+/// Free disk space in bytes, below which runs fail.
 const DISK_MIN: u64 = 64 << 20;
 
-/// Open files that one machine needs at most: QEMU's disks and sockets, with room.
+/// Open files that one machine needs at most, with reserve: QEMU's disks and sockets.
 const NOFILE_MIN: u64 = 256;
 
-/// Bytes of address space that QEMU takes beyond the guest's memory.
+/// Bytes of address space that QEMU needs in addition to the guest's memory.
 const ADDRESS_SPACE_MIN: u64 = 4 << 30;
 
 /// Outcome of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// Runs work, but something is worth knowing.
+    /// Runs work, with a limitation.
     Warning,
-    /// Runs cannot work until this is mended.
+    /// Runs fail until this is fixed.
     Failed,
 }
 
@@ -48,11 +48,11 @@ pub struct Check {
     /// Stable short name: `qemu`, `accelerator`, `kernel`, `jail`, `disk_space`, `state_dir`, `limits`,
     /// `processes`, `warm_start`.
     pub name: &'static str,
-    /// How it went.
+    /// The outcome.
     pub status: Status,
-    /// What was found, in one line.
+    /// The finding, in one line.
     pub detail: String,
-    /// What can be done, when there is something to do.
+    /// How to fix the problem, if there is one.
     pub remedy: Option<Hint>,
 }
 
@@ -73,7 +73,7 @@ impl Report {
     }
 }
 
-/// What `kernel verify` found.
+/// The result of the kernel check.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct KernelReport {
@@ -81,16 +81,16 @@ pub struct KernelReport {
     pub version: String,
     /// SHA-256 of the uncompressed kernel, in hexadecimal.
     pub sha256: String,
-    /// Where it lies unpacked.
+    /// Path of the unpacked kernel.
     pub path: PathBuf,
-    /// Whether carried and unpacked files have the sums that they should have.
+    /// Whether the checksums of embedded and unpacked files are correct.
     pub ok: bool,
-    /// What is wrong, when something is.
+    /// The problem, if there is one.
     pub problem: Option<String>,
 }
 
 impl Engine {
-    /// Looks at the host. Changes nothing.
+    /// Checks the host. Changes nothing.
     pub fn doctor(&self) -> Report {
         let decision = accel::decide(self.options().accel, &KvmFacts::gather());
         Report {
@@ -109,10 +109,10 @@ impl Engine {
         }
     }
 
-    /// Unpacks the guest's files if they are not there, and recomputes their sums.
+    /// Unpacks the guest's files if they are missing, and recomputes their checksums.
     ///
     /// # Errors
-    /// Fails when the state directory cannot be used or the files cannot be written or read.
+    /// Fails if the state directory cannot be used, or the files cannot be written or read.
     pub fn verify_kernel(&self) -> Result<KernelReport, Error> {
         self.prepare()?;
         let guest = EmbeddedGuest::embedded();
@@ -186,7 +186,7 @@ impl Engine {
         }
     }
 
-    /// Whether a QEMU runs whose supervisor is gone: nothing else shows it.
+    /// Checks for QEMU processes whose supervisor has ended, which no other command shows.
     fn check_processes(&self) -> Check {
         let name = "processes";
         let workspaces = self.state().workspace_names().unwrap_or_default();
@@ -207,7 +207,7 @@ impl Engine {
         }
     }
 
-    /// Whether machines start from templates, and how many there are.
+    /// Checks whether machines start from templates, and counts templates.
     fn check_warm_start(&self) -> Check {
         let name = "warm_start";
         let templates = match self.templates().list() {
@@ -282,14 +282,14 @@ fn check_accelerator(decision: &AccelDecision) -> Check {
     }
 }
 
-/// The kernel is carried inside, so its sum is that of our own program; `kernel verify` looks at the files.
+/// The kernel is embedded in this program, so only `kernel verify` reads the unpacked files.
 fn check_kernel() -> Check {
     let guest = EmbeddedGuest::embedded();
     let info = guest.kernel_info();
     ok("kernel", format!("{} carried inside, sha256 {}", info.release, &info.sha256[..12]))
 }
 
-/// Limits that a caller (a service manager, a CI runner, a shell) may have set too low.
+/// Checks limits that a caller (a service manager, a CI runner, a shell) may have set too low.
 fn check_limits() -> Check {
     let limits = [
         ("open files (ulimit -n)", Resource::Nofile, NOFILE_MIN),
@@ -313,13 +313,13 @@ fn check_limits() -> Check {
     )
 }
 
-/// The path itself or the closest directory above it that exists.
+/// Returns the path, or its closest existing parent.
 fn nearest_existing(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned()
 }
 
-/// First line of `PROGRAM --version`, within a deadline.
+/// Returns the first line of `PROGRAM --version`.
 fn first_line(program: &Path) -> Option<String> {
     let mut child = Command::new(program)
         .arg("--version")

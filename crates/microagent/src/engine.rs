@@ -1,4 +1,4 @@
-//! The entry point: one state directory, one way to start supervisors.
+//! The entry point: a state directory, and the settings with which machines start.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,43 +10,43 @@ pub use microagent_vm::AccelChoice;
 
 use crate::{Error, SecretEnvironment};
 
-/// Where an [`Engine`] keeps its state and what it starts machines with. Start from [`EngineOptions::new`] and set what
-/// differs.
+/// Settings of an [`Engine`]: its state directory, and how it starts machines. Create with [`EngineOptions::new`] and
+/// change with its methods.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EngineOptions {
-    /// State directory; made on the first write.
+    /// State directory; created by the first write.
     pub state_dir: PathBuf,
     /// Program that calls [`crate::supervise`] when its first argument is [`crate::SUPERVISE_ARGUMENT`]: the
     /// `microagent` command, or the embedding program itself (not a test harness; see [the crate](crate)).
     pub supervisor: PathBuf,
     /// Accelerator.
     pub accel: AccelChoice,
-    /// Guest kernel in place of the one carried inside (an uncompressed `vmlinux` with a PVH note).
+    /// Guest kernel that replaces the embedded one (an uncompressed `vmlinux` with a PVH note).
     pub kernel: Option<PathBuf>,
-    /// QEMU; looked up in `search_path` when absent.
+    /// QEMU's program; if absent, it is looked up in `search_path`.
     pub qemu: Option<PathBuf>,
-    /// File that names the host's name servers, as `resolv.conf(5)` says.
+    /// File with the host's name servers, in the format of `resolv.conf(5)`.
     pub resolv_conf: PathBuf,
-    /// File with the host's own names, as `hosts(5)` says; read when a guest is to have them.
+    /// File with the host's names, in the format of `hosts(5)`; read if a guest is given these names.
     pub hosts_file: PathBuf,
-    /// Directories where programs are looked for, as in `PATH`.
+    /// Directories in which programs are looked up, in the format of `PATH`.
     pub search_path: String,
-    /// Whether machines start from templates and make them; the reason, when they do not.
+    /// Whether machines start from templates and make them; the reason if not.
     pub warm: Result<(), String>,
-    /// What to do on a host that lacks walls of QEMU's jail.
+    /// Whether to start machines on a host that lacks walls of QEMU's jail.
     pub weak_jail: WeakJail,
-    /// How long a guest may take to answer for the first time. Generous: many guests may start at once on
-    /// few cores without hardware virtualisation.
+    /// Deadline of a guest's first answer. It is long, because many guests may start at once on few cores without
+    /// hardware virtualisation.
     pub boot_deadline: Duration,
-    /// What the image store may know of the user's environment (login files, proxies).
+    /// Values of the user's environment for the image store (login files, proxies).
     pub environment: Environment,
-    /// What values of secrets are looked up with.
+    /// Sources in which secrets are looked up.
     pub secrets: SecretEnvironment,
 }
 
 impl EngineOptions {
-    /// Everything automatic: accelerator by the host, QEMU from the usual places.
+    /// Creates options with defaults: the fastest accelerator of the host, QEMU from the usual directories.
     pub fn new(state_dir: impl Into<PathBuf>, supervisor: impl Into<PathBuf>) -> EngineOptions {
         EngineOptions {
             state_dir: state_dir.into(),
@@ -71,66 +71,66 @@ impl EngineOptions {
         EngineOptions { accel, ..self }
     }
 
-    /// Boots this kernel in place of the one carried inside.
+    /// Sets a guest kernel that replaces the embedded one.
     #[must_use]
     pub fn kernel(self, kernel: impl Into<PathBuf>) -> EngineOptions {
         EngineOptions { kernel: Some(kernel.into()), ..self }
     }
 
-    /// Starts this QEMU.
+    /// Sets QEMU's program.
     #[must_use]
     pub fn qemu(self, qemu: impl Into<PathBuf>) -> EngineOptions {
         EngineOptions { qemu: Some(qemu.into()), ..self }
     }
 
-    /// Says what to do on a host that lacks walls of QEMU's jail.
+    /// Sets whether to start machines on a host that lacks walls of QEMU's jail.
     #[must_use]
     pub fn weak_jail(self, weak_jail: WeakJail) -> EngineOptions {
         EngineOptions { weak_jail, ..self }
     }
 
-    /// Looks for programs in these directories, written as `PATH` is.
+    /// Sets the directories in which programs are looked up, in the format of `PATH`.
     #[must_use]
     pub fn search_path(self, search_path: impl Into<String>) -> EngineOptions {
         EngineOptions { search_path: search_path.into(), ..self }
     }
 
-    /// Starts no machine from a template, for this reason.
+    /// Disables templates, for this reason.
     #[must_use]
     pub fn cold(self, reason: impl Into<String>) -> EngineOptions {
         EngineOptions { warm: Err(reason.into()), ..self }
     }
 
-    /// Sets how long a guest may take to answer for the first time.
+    /// Sets the deadline of a guest's first answer.
     #[must_use]
     pub fn boot_deadline(self, boot_deadline: Duration) -> EngineOptions {
         EngineOptions { boot_deadline, ..self }
     }
 
-    /// Sets what the image store may know of the user's environment.
+    /// Sets the values of the user's environment for the image store.
     #[must_use]
     pub fn environment(self, environment: Environment) -> EngineOptions {
         EngineOptions { environment, ..self }
     }
 
-    /// Sets what values of secrets are looked up with.
+    /// Sets the sources in which secrets are looked up.
     #[must_use]
     pub fn secrets(self, secrets: SecretEnvironment) -> EngineOptions {
         EngineOptions { secrets, ..self }
     }
 }
 
-/// What to do on a host whose kernel lacks seccomp filters or Landlock.
+/// Whether to start machines on a host whose kernel lacks seccomp filters or Landlock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeakJail {
-    /// Starts no machine.
+    /// No machine starts.
     #[default]
     Refuse,
-    /// Starts machines; what is missing is in the record and the events.
+    /// Machines start; record and events name the missing walls.
     Allow,
 }
 
-/// Runs and keeps workspaces. Cheap to make and to clone; holds no lock and no process.
+/// Runs commands and manages workspaces. Cheap to create and to clone; holds no lock and no process.
 #[derive(Debug, Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
@@ -143,7 +143,7 @@ struct Shared {
 }
 
 impl Engine {
-    /// Names the parts; touches nothing yet.
+    /// Creates an engine. Does no I/O.
     pub fn new(options: EngineOptions) -> Engine {
         let state = StateDir::at(&options.state_dir);
         Engine { shared: Arc::new(Shared { options, state }) }
@@ -154,20 +154,20 @@ impl Engine {
         &self.options().state_dir
     }
 
-    /// Refuses a state directory that another user can change. Changes nothing; one that does not exist passes.
+    /// Checks that no other user can change the state directory. Changes nothing; a missing directory is accepted.
     ///
-    /// [`Engine::prepare`] and what writes does this by itself; a program that only reads calls it once.
+    /// [`Engine::prepare`] and methods that write do this themselves; a program that only reads should call it once.
     ///
     /// # Errors
-    /// Fails when the directory belongs to another user or is writable by others.
+    /// Fails if the directory belongs to another user or is writable by others.
     pub fn check_access(&self) -> Result<(), Error> {
         Ok(self.state().check_access()?)
     }
 
-    /// Makes the state directory ready for writing.
+    /// Creates the state directory if needed, and checks that it is writable.
     ///
     /// # Errors
-    /// Fails when it cannot be made, is not writable, or was written by a newer release.
+    /// Fails if it cannot be created, is not writable, or was written by a newer release.
     pub fn prepare(&self) -> Result<(), Error> {
         Ok(self.state().prepare()?)
     }

@@ -1,4 +1,4 @@
-//! Why something could not be done: a kind for programs, a line and a hint for people.
+//! The library's error type: a kind for programs, a line and a hint for people.
 //!
 //! The types that are fields of [`Error`] are re-exported here.
 
@@ -101,12 +101,12 @@ pub enum Error {
     /// The volume's record is unreadable.
     #[error(transparent)]
     VolumeRecord(#[from] VolumeLoadError),
-    /// Another machine or command has a disk.
+    /// Another machine or command uses a disk.
     #[error("{disk} is in use{}", by(holder.as_deref()))]
     DiskBusy {
         /// The disk.
         disk: String,
-        /// The workspace that has it, if that is known.
+        /// The workspace that uses it, if known.
         holder: Option<String>,
     },
     /// Resting workspaces name the volume.
@@ -123,17 +123,17 @@ pub enum Error {
         /// The requested key.
         key: String,
     },
-    /// No disk could be made of a bundle.
+    /// A bundle could not be converted to a disk.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// The workspace declared no such artifact.
+    /// The workspace has no artifact of this name.
     #[error("workspace `{workspace}` has no artifact `{artifact}`")]
     NoSuchArtifact {
         /// The workspace.
         workspace: WorkspaceName,
         /// The requested artifact.
         artifact: String,
-        /// The ones that it has.
+        /// Its artifacts.
         declared: Vec<String>,
     },
     /// The guest could not deliver an artifact.
@@ -143,16 +143,16 @@ pub enum Error {
         workspace: WorkspaceName,
         /// The guest's path.
         path: String,
-        /// What the guest said.
+        /// The guest's message.
         reason: String,
     },
-    /// A spec file is not understood.
+    /// A spec file is not valid.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// The request cannot be right.
+    /// The request is not valid.
     #[error(transparent)]
     Invalid(#[from] InvalidRequest),
-    /// A secret has no value. Nothing was booted.
+    /// The value of a secret could not be looked up. Nothing was booted.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// A file of secrets could not be read.
@@ -163,7 +163,7 @@ pub enum Error {
         /// What is wrong with it.
         source: SecretFault,
     },
-    /// The machine failed before its work was done. The record stays, in state `failed`.
+    /// The machine failed before its work was done. The record is kept in state `failed`.
     #[error("run workspace \"{workspace}\" failed (backend={backend}): {message}")]
     RunFailed {
         /// The workspace.
@@ -174,20 +174,20 @@ pub enum Error {
         kind: FailureKind,
         /// One line; `signal: killed` after a timeout.
         message: String,
-        /// Last lines of the guest's console, when they tell something.
+        /// Last lines of the guest's console, if they are useful.
         console_tail: Option<String>,
-        /// What setup steps and command had printed, where it was recorded.
+        /// Output of setup steps and command, if it was recorded.
         output: Option<Box<OutputReader>>,
     },
-    /// The caller's token was cancelled while the machine of a run was up. A disposable run leaves nothing.
+    /// The caller's token was cancelled while the machine of a run existed. A disposable run is removed.
     #[error("cancelled")]
     RunCancelled {
         /// The workspace.
         workspace: WorkspaceName,
-        /// What setup steps and command had printed, where it was recorded.
+        /// Output of setup steps and command, if it was recorded.
         output: Option<Box<OutputReader>>,
     },
-    /// A start failed. The record stays, in state `failed`.
+    /// A start failed. The record is kept in state `failed`.
     #[error("workspace `{workspace}` did not start (backend={backend}): {message}")]
     StartFailed {
         /// The workspace.
@@ -198,10 +198,10 @@ pub enum Error {
         kind: FailureKind,
         /// One line.
         message: String,
-        /// Last lines of the guest's console, when they tell something.
+        /// Last lines of the guest's console, if they are useful.
         console_tail: Option<String>,
     },
-    /// The machine could not be brought to the requested state.
+    /// The requested change of the machine's state failed.
     #[error("workspace `{workspace}`: cannot {action}: {message}")]
     ChangeFailed {
         /// The workspace.
@@ -219,19 +219,19 @@ pub enum Error {
         /// What happened to the connection.
         source: ControlError,
     },
-    /// The running machine was started by another build.
+    /// The running machine was started by another version of microagent.
     #[error("workspace `{workspace}` was started by another build of microagent")]
     OtherBuild {
         /// The workspace.
         workspace: WorkspaceName,
     },
-    /// The guest runs as many commands as it can.
+    /// The guest runs the maximum number of commands.
     #[error("too many commands are at work in workspace `{workspace}`")]
     Crowded {
         /// The workspace.
         workspace: WorkspaceName,
     },
-    /// Another session has the serial console.
+    /// Another session uses the serial console.
     #[error("another session has the console of workspace `{workspace}`")]
     ConsoleTaken {
         /// The workspace.
@@ -252,7 +252,7 @@ pub enum Error {
         workspace: WorkspaceName,
         /// Whether the path does not exist.
         not_found: bool,
-        /// What it said.
+        /// The guest's message.
         message: String,
     },
     /// No template could be made.
@@ -270,7 +270,7 @@ pub enum Error {
         workspace: WorkspaceName,
         /// Which step.
         failure: SetupFailure,
-        /// What the steps printed.
+        /// Output of the steps.
         output: Box<OutputReader>,
     },
     /// The caller's token was cancelled.
@@ -288,17 +288,17 @@ pub enum Error {
     /// A file of the state directory could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
-    /// What the caller handed in to be written to failed.
+    /// A writer that the caller has passed in failed.
     #[error("cannot write the output")]
     Sink(#[source] io::Error),
-    /// A file of the user's or of the host could not be used.
+    /// A file of the user or of the host could not be used.
     #[error("cannot {action} `{}`", path.display())]
     File {
-        /// What was to be done.
+        /// The attempted operation.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -308,15 +308,15 @@ pub enum Error {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The request itself is wrong.
+    /// The request is not valid.
     Invalid,
-    /// There is no such thing.
+    /// The named object does not exist.
     NotFound,
     /// The name is taken.
     AlreadyExists,
-    /// Another command holds it; try again.
+    /// Another command uses it; try again.
     Busy,
-    /// The state does not allow it.
+    /// The state does not allow the operation.
     WrongState,
     /// The image cannot be used.
     Image,
@@ -330,20 +330,20 @@ pub enum ErrorKind {
     Timeout,
     /// A setup step failed.
     SetupFailed,
-    /// Stopped on request.
+    /// Cancelled by the caller.
     Cancelled,
-    /// The host is out of disk or memory.
+    /// The host has no free disk space or memory.
     HostFull,
     /// A port of the host cannot be published.
     PortUnavailable,
-    /// The host lacks something or forbids something.
+    /// The host lacks a requirement or denies access.
     Host,
     /// A record of the state directory is damaged.
     Damaged,
 }
 
 impl Error {
-    /// Class of the error.
+    /// Returns the class of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::State(_) | Error::Supervise(_) | Error::Guest(_) => io_kind(deepest_io(self)),
@@ -389,7 +389,7 @@ impl Error {
         }
     }
 
-    /// Whether the same call can succeed later without anybody changing anything.
+    /// Whether the same call can succeed later without a change by the user.
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::Image(e) => e.is_retryable(),
@@ -397,7 +397,7 @@ impl Error {
         }
     }
 
-    /// What can be done about it.
+    /// Returns a hint: what the user can do.
     pub fn hint(&self) -> Option<Hint> {
         match self {
             Error::Image(e) => e.hint().map(Hint::Image),

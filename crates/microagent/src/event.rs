@@ -1,4 +1,4 @@
-//! What long work reports while it runs.
+//! Events that long operations report while they run.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use serde::Serialize;
 
 use crate::ImageReport;
 
-/// Something that happened on the way to a result.
+/// An event of a long operation.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case", tag = "event", content = "detail")]
 #[non_exhaustive]
 pub enum Event {
-    /// Bringing in the image.
+    /// Progress of fetching an image.
     Image(ImageEvent),
     /// The image and its base disk are in the cache.
     ImageReady(ImageReport),
@@ -24,9 +24,9 @@ pub enum Event {
         /// `linux-kvm` or `linux-tcg`.
         backend: String,
     },
-    /// These ports of the host are listened at for the guest, with the numbers that were picked.
+    /// The supervisor listens on these published ports, with picked host ports.
     Published(Vec<Publish>),
-    /// The guest answered; setup and command come next.
+    /// The guest answered; setup and command follow.
     Booted {
         /// Milliseconds from the start of the supervisor.
         elapsed_ms: u64,
@@ -35,7 +35,7 @@ pub enum Event {
     Setup {
         /// Its number, from 1.
         step: usize,
-        /// How many there are.
+        /// Number of steps.
         total: usize,
         /// Its text or file name.
         label: String,
@@ -47,15 +47,15 @@ pub enum Event {
     },
     /// The command begins.
     Command,
-    /// Something that the user should know and that is not an error.
+    /// A notice for the user that is not an error.
     Notice(String),
 }
 
-/// Takes events; called from the task that does the work, so it must not block for long.
+/// Receives events. It is called in the task that does the work, so it must not block for long.
 ///
 /// Implemented for closures, and for an `Arc` of an observer.
 pub trait Observer: Send + Sync {
-    /// Takes one event.
+    /// Receives one event.
     fn event(&self, event: Event);
 }
 

@@ -107,7 +107,8 @@ impl Workspace {
         Ok(self.connection(Some(offline)))
     }
 
-    /// Whether the agent of its running guest answers within this time. That of a guest that is paused or hangs does not.
+    /// Whether the agent of its running guest answers within this time. That of a guest that is paused or hangs does
+    /// not.
     pub async fn is_responsive(&self, within: Duration) -> bool {
         let answer = async {
             let guest = self.running_guest(Action::ReachGuest)?;

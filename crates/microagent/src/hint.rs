@@ -1,12 +1,11 @@
-//! What can be done about an error, as data. The words are those of the program that shows it.
+//! What a user can do about an error, as data. The program that shows a hint converts it to text.
 
 use microagent_image::ImageHint;
 use microagent_model::{VolumeName, WorkspaceName};
 
-/// What can be done about an [`Error`](crate::Error).
+/// What a user can do about an [`Error`](crate::Error).
 ///
-/// A program turns the kinds that it has an operation for into its own words; [`Hint::Advice`] is a sentence that
-/// holds in any program.
+/// A program converts the variants to its own operations; [`Hint::Advice`] is a sentence that applies in any program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Hint {
@@ -21,7 +20,7 @@ pub enum Hint {
     },
     /// The disk of the state directory is full: remove images or workspaces, or use another directory.
     FreeSpace {
-        /// A workspace that the failed operation left.
+        /// The failed workspace was kept.
         leftover: Option<WorkspaceName>,
     },
     /// Use a kernel with the missing walls, or accept a weak jail.
@@ -39,7 +38,7 @@ pub enum Hint {
     ChooseName,
     /// Delete the damaged workspace.
     DeleteDamagedWorkspace,
-    /// Delete the workspace with everything that its quarantine keeps.
+    /// Delete the workspace, including the memory that its quarantine keeps.
     DeleteQuarantined {
         /// The workspace.
         name: WorkspaceName,
@@ -85,7 +84,7 @@ pub enum Hint {
         /// The workspace.
         name: WorkspaceName,
     },
-    /// Look at the state of the workspace, or kill it.
+    /// Check the state of the workspace, or kill it.
     StatusOrKill {
         /// The workspace.
         name: WorkspaceName,
@@ -117,7 +116,7 @@ pub enum Hint {
     },
     /// Another program listens at the port: free it, or choose another one.
     FreePort {
-        /// A workspace that the failed operation left.
+        /// The failed workspace was kept.
         leftover: Option<WorkspaceName>,
     },
     /// See which ports the workspace publishes.
@@ -135,7 +134,7 @@ pub enum Hint {
         /// The volume.
         name: VolumeName,
     },
-    /// Delete the damaged volume; its disk is not touched before.
+    /// Delete the damaged volume; its disk is unchanged until then.
     DeleteDamagedVolume,
     /// Halt the workspace that has the disk.
     HaltHolder {

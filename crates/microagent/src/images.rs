@@ -23,18 +23,18 @@ impl Engine {
 /// Which images are removed by [`Images::prune`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prune {
-    /// What no record and no workspace needs.
+    /// Data that no image and no workspace needs.
     Unused,
-    /// Every image that no workspace uses, too.
+    /// Also every image that no workspace uses.
     All,
 }
 
 impl Images {
-    /// Brings an image in, from a registry or an archive, and makes its base disk.
+    /// Fetches an image from a registry or an archive, and creates its base disk.
     ///
     /// # Errors
-    /// Fails when the reference is not understood, the image cannot be fetched or unpacked, or `progress` is cancelled.
-    /// Layers that were complete stay for the next attempt.
+    /// Fails if the reference is not valid, the image cannot be fetched or unpacked, or `progress` is cancelled.
+    /// Complete layers are kept for the next attempt.
     pub async fn create(
         &self,
         reference: &str,
@@ -44,7 +44,7 @@ impl Images {
         Ok(self.store.ensure(reference, options, progress, progress.token()).await?)
     }
 
-    /// Lists the images in the cache. Changes nothing; a damaged record is listed apart.
+    /// Lists the images in the cache. Changes nothing; damaged records are listed separately.
     ///
     /// # Errors
     /// Fails when the directory of records exists and cannot be read.
@@ -52,10 +52,10 @@ impl Images {
         Ok(self.store.list()?)
     }
 
-    /// An image of the cache. No registry is asked.
+    /// Returns an image of the cache. No registry is contacted.
     ///
     /// # Errors
-    /// Fails when it is not in the cache.
+    /// Fails if the image is not in the cache.
     pub async fn get(&self, reference: &str) -> Result<Image, Error> {
         let options = PullOptions::default().policy(PullPolicy::Never);
         self.create(reference, &options, &Progress::new()).await
@@ -69,10 +69,10 @@ impl Images {
         Ok(self.store.delete(reference_or_digest)?)
     }
 
-    /// Brings in the images of an archive, under their names.
+    /// Adds the images of an archive to the cache, with their names.
     ///
     /// # Errors
-    /// Fails when the archive is not understood, or as [`Images::create`] does.
+    /// Fails if the archive is not valid, or as [`Images::create`] does.
     pub async fn load(
         &self,
         source: ImportSource,
@@ -82,10 +82,10 @@ impl Images {
         Ok(self.store.load(source, options, progress, progress.token()).await?)
     }
 
-    /// Makes an image of a root file system in a tar file.
+    /// Creates an image from a tar file of a root file system.
     ///
     /// # Errors
-    /// Fails when the name is no plain tag, the source is no tar, or as [`Images::create`] does.
+    /// Fails if the name is not a tag, the source is not a tar file, or as [`Images::create`] does.
     pub async fn import(
         &self,
         source: ImportSource,
@@ -96,15 +96,15 @@ impl Images {
         Ok(self.store.import(source, reference, changes, progress, progress.token()).await?)
     }
 
-    /// Gives an image of the cache another name.
+    /// Adds a name to an image of the cache.
     ///
     /// # Errors
-    /// Fails when there is no such image, or the name is no plain tag.
+    /// Fails if there is no such image, or the name is not a tag.
     pub fn tag(&self, image: &str, reference: &str) -> Result<Tagged, Error> {
         Ok(self.store.tag(image, reference)?)
     }
 
-    /// Sends an image of the cache to its registry.
+    /// Uploads an image of the cache to its registry.
     ///
     /// # Errors
     /// Fails when there is no such image, or the registry refuses it.
@@ -117,11 +117,11 @@ impl Images {
         Ok(self.store.push(reference, network, progress, progress.token()).await?)
     }
 
-    /// Writes images of the cache into one OCI archive. A layer that is missing is fetched first.
+    /// Writes images of the cache to one OCI archive. Missing layers are fetched first.
     ///
     /// # Errors
-    /// Fails when there is no such image, a layer cannot be fetched, or the target cannot be written. No file is left
-    /// or changed then.
+    /// Fails when there is no such image, a layer cannot be fetched, or the target cannot be written. Then no file is
+    /// created or changed.
     pub async fn save(
         &self,
         references: &[String],
@@ -132,7 +132,7 @@ impl Images {
         Ok(self.store.save(references, target, network, progress, progress.token()).await?)
     }
 
-    /// Removes what is not used.
+    /// Removes unused data.
     ///
     /// # Errors
     /// Fails when the cache cannot be read.

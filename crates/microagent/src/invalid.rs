@@ -1,4 +1,4 @@
-//! Requests that cannot be right, whatever the state of the host is. They are refused before anything is done.
+//! Requests that are not valid, regardless of the state of the host. They are refused before anything is done.
 
 use std::path::PathBuf;
 
@@ -16,11 +16,11 @@ use crate::volume::SIZE_RANGE_MIB;
 use crate::workspace::REASON_LIMIT;
 use crate::{AttachmentError, Hint};
 
-/// Why a request cannot be right.
+/// Why a request is not valid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidRequest {
-    /// A variable's name is empty, or has `=` or a zero byte in it.
+    /// The name of a variable is empty, or contains `=` or a zero byte.
     #[error("`{name}` is not the name of an environment variable")]
     EnvironmentName {
         /// The name.
@@ -36,7 +36,7 @@ pub enum InvalidRequest {
         /// What is wrong with it. Never repeats the line, which may hold a secret.
         source: VariableError,
     },
-    /// A shortened key of a template that more than one begins with.
+    /// Several templates have keys with this beginning.
     #[error("several templates have keys that begin with `{key}`")]
     AmbiguousTemplate {
         /// The shortened key.
@@ -50,13 +50,13 @@ pub enum InvalidRequest {
         /// Its path.
         path: String,
     },
-    /// Two artifacts have one name.
+    /// Two artifacts have the same name.
     #[error("output `{name}` is declared twice")]
     ArtifactTwice {
         /// The artifact.
         name: String,
     },
-    /// A label that cannot be one.
+    /// A label is not valid.
     #[error("label `{}`: {source}", name.escape_debug())]
     Label {
         /// Its name.
@@ -70,16 +70,16 @@ pub enum InvalidRequest {
         /// How many.
         count: usize,
     },
-    /// A port is published, and there is no network.
+    /// A port is published without network.
     #[error("port {guest_port} cannot be published: the network is isolated")]
     PublishIsolated {
         /// The guest's port.
         guest_port: u16,
     },
-    /// There is a network rate, and no network.
+    /// The network rate is limited without network.
     #[error("a network rate has no meaning: the network is isolated")]
     RateIsolated,
-    /// A rate at which a guest does not start, or one that nobody has.
+    /// A rate is too low for the start of a guest, or too high.
     #[error("the limit `{limit}` is less than {least} or more than {RATE_MAX}")]
     Rate {
         /// The limit.
@@ -87,35 +87,35 @@ pub enum InvalidRequest {
         /// Its least value.
         least: u64,
     },
-    /// There is an egress policy, and no network.
+    /// An egress policy is set without network.
     #[error("an egress policy has no meaning: the network is isolated")]
     EgressIsolated,
-    /// There are settings of names, and no network.
+    /// Name servers or names are set without network.
     #[error("settings of DNS have no meaning: the network is isolated")]
     DnsIsolated,
     /// There are too many settings of one kind.
     #[error("{count} {what} are more than {most}")]
     TooManyNetworkSettings {
-        /// What there is too much of.
+        /// The kind of setting.
         what: &'static str,
         /// How many.
         count: usize,
-        /// How many there can be.
+        /// The limit.
         most: usize,
     },
-    /// A port of the guest is to lead to two servers.
+    /// The same port is forwarded to two servers.
     #[error("port {port} of host.microagent.internal is forwarded twice")]
     ForwardedTwice {
         /// The guest's port.
         port: u16,
     },
-    /// A port of the host is to lead to two ports of the guest.
+    /// The same port of the host is published for two ports of the guest.
     #[error("port {} of the host is published twice", publish.host_port)]
     PublishedTwice {
-        /// The port that an earlier one excludes.
+        /// The second one.
         publish: Publish,
     },
-    /// No published port is the one that is named.
+    /// The workspace does not publish this port.
     #[error("workspace `{name}` does not publish port {selector}")]
     PortUnknown {
         /// The workspace.
@@ -123,7 +123,7 @@ pub enum InvalidRequest {
         /// The port.
         selector: PortSelector,
     },
-    /// More than one published port is the one that is named.
+    /// Several published ports match.
     #[error("workspace `{name}` publishes port {selector} {count} times")]
     PortAmbiguous {
         /// The workspace.
@@ -154,33 +154,33 @@ pub enum InvalidRequest {
         /// The memory.
         memory_mib: u32,
     },
-    /// A number of CPUs that no guest can have.
+    /// The number of CPUs is not possible.
     #[error("a guest cannot have {cpu_count} CPUs")]
     Cpus {
         /// The number.
         cpu_count: u32,
     },
-    /// A root disk that is too large.
+    /// The root disk is too large.
     #[error("a disk of {size_mib} MiB is too large")]
     DiskSize {
         /// The size.
         size_mib: u64,
     },
-    /// Setup steps, or a command with its environment, that are too large to be sent or stored.
+    /// Setup steps, or a command with its environment, are too large to be sent or stored.
     #[error("{what} larger than {limit_mib} MiB")]
     TooLarge {
         /// What is too large, with its verb.
         what: &'static str,
-        /// The bound in MiB.
+        /// The limit in MiB.
         limit_mib: usize,
     },
     /// Neither image nor request names a program.
     #[error("the image has neither Entrypoint nor Cmd, and no command was given")]
     NoCommand,
-    /// The image that names the program is not in the cache any more.
+    /// The image that names the program is no longer in the cache.
     #[error("`imageCommand`: the image that the workspace was made from is not in the cache any more")]
     ImageCommandGone,
-    /// A run without time.
+    /// The time limit of a run is 0.
     #[error("a timeout of 0 seconds leaves no time to run")]
     NoTime,
     /// No name could be generated.
@@ -197,7 +197,7 @@ pub enum InvalidRequest {
     /// The reason of a quarantine is too long.
     #[error("a reason has at most {REASON_LIMIT} bytes")]
     LongReason,
-    /// A variable of a file has a name that no secret can have.
+    /// A file has a variable whose name is not valid for a secret.
     #[error(transparent)]
     SecretName(SecretReferenceError),
     /// There are too many secrets.
@@ -206,40 +206,40 @@ pub enum InvalidRequest {
         /// How many.
         count: usize,
     },
-    /// Two secrets have one name.
+    /// Two secrets have the same name.
     #[error("secret `{name}` is given twice")]
     SecretTwice {
         /// The secret.
         name: String,
     },
-    /// Disks that cannot be attached together, or at all.
+    /// The disks cannot be attached, or not together.
     #[error(transparent)]
     Attachment(#[from] AttachmentError),
-    /// A directory of the host is to be attached.
+    /// The attachment is a directory of the host.
     #[error("`{}`: {}", path.display(), AttachmentError::HostDirectory)]
     HostDirectory {
         /// The directory.
         path: PathBuf,
     },
-    /// A file that cannot be a disk image.
+    /// The file is not a disk image.
     #[error("`{}` is not a disk image: not a regular file, or empty", path.display())]
     NotADiskImage {
         /// The file.
         path: PathBuf,
     },
-    /// A disk image in the state directory.
+    /// The disk image is in the state directory.
     #[error("`{}` belongs to microagent's own state", path.display())]
     OwnState {
         /// The file.
         path: PathBuf,
     },
-    /// A size that no volume can have.
+    /// The size is not valid for a volume.
     #[error("a volume cannot have {size_mib} MiB")]
     VolumeSize {
         /// The size.
         size_mib: u64,
     },
-    /// A volume is to become smaller.
+    /// The new size of a volume is smaller than its size.
     #[error("volume `{name}` has {size_mib} MiB, and a volume cannot shrink")]
     VolumeShrinks {
         /// The volume.
@@ -247,7 +247,7 @@ pub enum InvalidRequest {
         /// Its size.
         size_mib: u64,
     },
-    /// The lock of a volume names a holder that cannot be a workspace.
+    /// The lock of a volume names a holder that is not a workspace.
     #[error(transparent)]
     VolumeHolder(NameError),
     /// A directory cannot replace something else.
@@ -262,13 +262,13 @@ pub enum InvalidRequest {
         /// The destination.
         path: String,
     },
-    /// Links at the destination of a copy lead to each other.
+    /// Links at the destination of a copy form a loop.
     #[error("the links at `{path}` lead to each other")]
     LinkLoop {
         /// The last of them.
         path: String,
     },
-    /// The source has no name of its own.
+    /// The source has no file name.
     #[error("what is copied to `{path}` needs a name")]
     CopyWithoutName {
         /// The destination.
@@ -277,7 +277,7 @@ pub enum InvalidRequest {
 }
 
 impl InvalidRequest {
-    /// What can be done about it.
+    /// Returns a hint.
     pub fn hint(&self) -> Hint {
         match self {
             InvalidRequest::EnvironmentName { .. } => Hint::Option(OptionHint::Environment),
@@ -303,7 +303,7 @@ impl InvalidRequest {
         }
     }
 
-    /// What can be done where that is the same in any program.
+    /// Returns advice that applies in any program.
     fn advice(&self) -> String {
         let text = match self {
             InvalidRequest::EnvironmentLine { .. } => "write each line as NAME=VALUE or NAME",

@@ -10,73 +10,73 @@ use microagent_model::{
 
 use crate::{Profile, StdinMode, Terminal};
 
-/// What every workspace is made from. Start from [`WorkspaceOptions::new`] and set what differs.
+/// Options of every workspace. Create with [`WorkspaceOptions::new`] and change with its methods.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WorkspaceOptions {
     /// Image reference, as a user writes it.
     pub image: String,
-    /// Steps before anything else; the first that fails ends it.
+    /// Setup steps; the first that fails ends the setup.
     pub setup: Vec<SetupStep>,
-    /// Environment, over the image's; later entries win.
+    /// Environment variables, in addition to the image's; later entries win.
     pub env: Vec<(String, String)>,
-    /// OCI user in place of the image's.
+    /// OCI user; replaces the image's.
     pub user: Option<String>,
-    /// Working directory in place of the image's.
+    /// Working directory; replaces the image's.
     pub working_dir: Option<String>,
-    /// Which process of the guest is process 1.
+    /// Which program is process 1 of the guest.
     pub init: GuestInit,
-    /// Disks beside the root disk, in the order in which they are mounted.
+    /// Further disks, in the order in which they are mounted.
     pub disks: Vec<Attachment>,
-    /// Ports of the host that lead into the guest; with network `user`.
+    /// Published ports; with network `user`.
     pub publish: Vec<Publish>,
-    /// What the guest may reach; with network `user`.
+    /// The egress policy; with network `user`.
     pub egress: EgressPolicy,
-    /// How the guest looks names up; with network `user`.
+    /// Name servers and names; with network `user`.
     pub dns: DnsSettings,
-    /// Servers that the guest reaches by ports of `host.microagent.internal`. With network `isolated` it reaches nothing else.
+    /// Forwarded ports of `host.microagent.internal`. With network `isolated` the guest reaches nothing else.
     pub forwards: Vec<Forward>,
-    /// How fast it may use the host's disk and network.
+    /// Rate limits of disk and network.
     pub limits: RateLimits,
     /// Secrets that each start delivers.
     pub secrets: Vec<SecretReference>,
-    /// Names and values by which the workspace can be found.
+    /// Labels by which the workspace can be found.
     pub labels: Labels,
-    /// Paths that `artifact` can fetch.
+    /// Artifacts: paths of the guest that can be fetched later.
     pub outputs: Vec<Artifact>,
     /// Machine size to start from.
     pub profile: Profile,
-    /// Memory in MiB in place of the profile's.
+    /// Memory in MiB; replaces the profile's.
     pub memory_mib: Option<u32>,
-    /// Virtual CPUs in place of the profile's.
+    /// Virtual CPUs; replaces the profile's.
     pub cpu_count: Option<u32>,
-    /// Root disk size in MiB in place of the profile's.
+    /// Size of the root disk in MiB; replaces the profile's.
     pub size_mib: Option<u64>,
-    /// Host name; made from the workspace's name when absent.
+    /// Host name; if absent, derived from the workspace's name.
     pub hostname: Option<String>,
-    /// How the guest reaches the network.
+    /// Network mode.
     pub network: NetworkMode,
-    /// When the registry is asked.
+    /// When the registry is contacted.
     pub pull: PullPolicy,
 }
 
-/// A one-shot run. Start from [`RunOptions::new`] and set what differs.
+/// Options of a one-shot run. Create with [`RunOptions::new`] and change with its methods.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RunOptions {
-    /// What its workspace is made from. Setup runs in the same boot as the command.
+    /// Options of its workspace. Setup runs in the same boot as the command.
     pub workspace: WorkspaceOptions,
-    /// What to run in it.
+    /// The command.
     pub command: RunCommand,
-    /// Keep the workspace after the run.
+    /// Whether the workspace is kept after the run.
     pub keep: bool,
-    /// Name; generated when absent.
+    /// Name; generated if absent.
     pub name: Option<WorkspaceName>,
-    /// Wall clock from the start of the machine until it is killed.
+    /// Time from the start of the machine after which it is killed.
     pub timeout: Option<Duration>,
 }
 
-/// How a program is attached to the command of a run. Start from [`AttachOptions::new`] and set what differs.
+/// How a program is attached to the command of a run. Create with [`AttachOptions::new`] and change with its methods.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct AttachOptions {
@@ -84,53 +84,54 @@ pub struct AttachOptions {
     pub stdin: StdinMode,
     /// A terminal as its standard input, output and error.
     pub terminal: Option<Terminal>,
-    /// What is passed on of what is printed.
+    /// Which output is passed on.
     pub output: AttachedOutput,
 }
 
-/// What an attached program gets of a run's output.
+/// The output of a run that an attached program receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AttachedOutput {
-    /// That of setup steps and command, as it comes.
+    /// Output of setup steps and command, as it arrives.
     #[default]
     All,
-    /// That of the command, as it comes. What setup steps print is in the error if one of them fails.
+    /// Output of the command, as it arrives. If a setup step fails, the error has the output of the steps.
     Command,
-    /// Nothing; all of it is in the report.
+    /// None; the report has all output.
     Recorded,
 }
 
-/// A workspace that is kept between its starts. Start from [`CreateOptions::new`] and set what differs.
+/// Options of a new workspace. Create with [`CreateOptions::new`] and change with its methods.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CreateOptions {
     /// Name.
     pub name: WorkspaceName,
-    /// What it is made from. Setup runs once, in a boot of its own.
+    /// Options of every workspace. Setup runs once, in a boot of its own.
     pub workspace: WorkspaceOptions,
-    /// What every start runs; the machine ends with it. Without it the machine waits to be used.
+    /// The service, which every start runs; the machine ends with it. Without a service the machine runs until it is
+    /// halted.
     pub service: Option<RunCommand>,
-    /// Program of interactive sessions in place of the guest's shell.
+    /// Program of interactive sessions; replaces the guest's shell.
     pub shell: Option<String>,
-    /// When `supervise` starts it again.
+    /// When [`Workspace::supervise`](crate::Workspace::supervise) restarts it.
     pub restart: RestartPolicy,
 }
 
-/// What to run.
+/// The command of a run, or the service of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunCommand {
     /// The image's entrypoint and command.
     Image,
-    /// The image's entrypoint, if it has one, with these words in place of its command.
+    /// The image's entrypoint, if it has one, with these arguments instead of its command.
     Argv(Vec<String>),
-    /// A shell command line, evaluated by the guest's `/bin/sh`.
+    /// A shell line for the guest's `/bin/sh`.
     Shell(String),
-    /// Exactly this program with these arguments; the image's entrypoint is not used.
+    /// This program with these arguments; the image's entrypoint is not used.
     Entrypoint(Vec<String>),
 }
 
 impl WorkspaceOptions {
-    /// A `small` machine with network `user`.
+    /// Creates options for a `small` machine with network `user`.
     pub fn new(image: impl Into<String>) -> WorkspaceOptions {
         WorkspaceOptions {
             image: image.into(),
@@ -172,13 +173,13 @@ impl WorkspaceOptions {
         self
     }
 
-    /// Sets the user in place of the image's.
+    /// Sets the user, which replaces the image's.
     #[must_use]
     pub fn user(self, user: impl Into<String>) -> WorkspaceOptions {
         WorkspaceOptions { user: Some(user.into()), ..self }
     }
 
-    /// Sets the working directory in place of the image's.
+    /// Sets the working directory, which replaces the image's.
     #[must_use]
     pub fn working_dir(self, dir: impl Into<String>) -> WorkspaceOptions {
         WorkspaceOptions { working_dir: Some(dir.into()), ..self }
@@ -198,25 +199,25 @@ impl WorkspaceOptions {
         self
     }
 
-    /// Sets what the guest may reach.
+    /// Sets the egress policy.
     #[must_use]
     pub fn egress(self, egress: EgressPolicy) -> WorkspaceOptions {
         WorkspaceOptions { egress, ..self }
     }
 
-    /// Sets how fast it may use the host's disk and network.
+    /// Sets the rate limits of disk and network.
     #[must_use]
     pub fn limits(self, limits: RateLimits) -> WorkspaceOptions {
         WorkspaceOptions { limits, ..self }
     }
 
-    /// Sets how the guest looks names up.
+    /// Sets name servers and names.
     #[must_use]
     pub fn dns(self, dns: DnsSettings) -> WorkspaceOptions {
         WorkspaceOptions { dns, ..self }
     }
 
-    /// Lets the guest reach a server by a port of `host.microagent.internal`.
+    /// Forwards a port of `host.microagent.internal` to a server.
     #[must_use]
     pub fn forward(mut self, forward: Forward) -> WorkspaceOptions {
         self.forwards.push(forward);
@@ -230,7 +231,7 @@ impl WorkspaceOptions {
         self
     }
 
-    /// Gives it a label.
+    /// Adds a label.
     #[must_use]
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> WorkspaceOptions {
         self.labels.insert(name.into(), value.into());
@@ -274,13 +275,13 @@ impl WorkspaceOptions {
         WorkspaceOptions { hostname: Some(hostname.into()), ..self }
     }
 
-    /// Sets how the guest reaches the network.
+    /// Sets the network mode.
     #[must_use]
     pub fn network(self, network: NetworkMode) -> WorkspaceOptions {
         WorkspaceOptions { network, ..self }
     }
 
-    /// Sets when the registry is asked.
+    /// Sets when the registry is contacted.
     #[must_use]
     pub fn pull(self, pull: PullPolicy) -> WorkspaceOptions {
         WorkspaceOptions { pull, ..self }
@@ -288,7 +289,7 @@ impl WorkspaceOptions {
 }
 
 impl CreateOptions {
-    /// A workspace on a `small` machine with network `user` that runs nothing by itself.
+    /// Creates options for a workspace without a service, on a `small` machine with network `user`.
     pub fn new(name: WorkspaceName, image: impl Into<String>) -> CreateOptions {
         CreateOptions {
             name,
@@ -305,7 +306,7 @@ impl CreateOptions {
         self.workspace(|workspace| workspace.setup(line))
     }
 
-    /// Sets what every start runs.
+    /// Sets the service.
     #[must_use]
     pub fn service(self, command: RunCommand) -> CreateOptions {
         CreateOptions { service: Some(command), ..self }
@@ -317,13 +318,13 @@ impl CreateOptions {
         CreateOptions { shell: Some(program.into()), ..self }
     }
 
-    /// Sets when it is restarted.
+    /// Sets the restart policy.
     #[must_use]
     pub fn restart(self, restart: RestartPolicy) -> CreateOptions {
         CreateOptions { restart, ..self }
     }
 
-    /// Changes what the workspace is made from.
+    /// Changes the options of its workspace.
     #[must_use]
     pub fn workspace(self, change: impl FnOnce(WorkspaceOptions) -> WorkspaceOptions) -> CreateOptions {
         CreateOptions { workspace: change(self.workspace), ..self }
@@ -331,24 +332,24 @@ impl CreateOptions {
 }
 
 impl AttachOptions {
-    /// All output, without standard input and without a terminal.
+    /// Creates options for all output, without standard input and without a terminal.
     pub fn new() -> AttachOptions {
         AttachOptions::default()
     }
 
-    /// Gives the command a standard input, or none.
+    /// Sets whether the command has a standard input.
     #[must_use]
     pub fn stdin(self, stdin: StdinMode) -> AttachOptions {
         AttachOptions { stdin, ..self }
     }
 
-    /// Gives the command a terminal.
+    /// Sets a terminal for the command.
     #[must_use]
     pub fn terminal(self, terminal: Terminal) -> AttachOptions {
         AttachOptions { terminal: Some(terminal), ..self }
     }
 
-    /// Sets what is passed on of what is printed.
+    /// Sets which output is passed on.
     #[must_use]
     pub fn output(self, output: AttachedOutput) -> AttachOptions {
         AttachOptions { output, ..self }
@@ -356,7 +357,7 @@ impl AttachOptions {
 }
 
 impl RunOptions {
-    /// A disposable run of the image's own command on a `small` machine with network `user`.
+    /// Creates options for a disposable run of the image's command on a `small` machine with network `user`.
     pub fn new(image: impl Into<String>) -> RunOptions {
         RunOptions {
             workspace: WorkspaceOptions::new(image),
@@ -367,14 +368,14 @@ impl RunOptions {
         }
     }
 
-    /// Runs these words (after the image's entrypoint, if it has one).
+    /// Sets the arguments of the image's entrypoint, or the command if the image has no entrypoint.
     #[must_use]
     pub fn argv<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> RunOptions {
         self.command = RunCommand::Argv(words.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Runs a shell command line.
+    /// Sets a shell line as the command.
     #[must_use]
     pub fn shell(mut self, line: impl Into<String>) -> RunOptions {
         self.command = RunCommand::Shell(line.into());
@@ -386,19 +387,19 @@ impl RunOptions {
         RunOptions { keep: true, ..self }
     }
 
-    /// Names the workspace.
+    /// Sets the name of the workspace.
     #[must_use]
     pub fn name(self, name: WorkspaceName) -> RunOptions {
         RunOptions { name: Some(name), ..self }
     }
 
-    /// Kills the machine after this time.
+    /// Sets the time after which the machine is killed.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> RunOptions {
         RunOptions { timeout: Some(timeout), ..self }
     }
 
-    /// Changes what the workspace is made from.
+    /// Changes the options of its workspace.
     #[must_use]
     pub fn workspace(self, change: impl FnOnce(WorkspaceOptions) -> WorkspaceOptions) -> RunOptions {
         RunOptions { workspace: change(self.workspace), ..self }

@@ -8,7 +8,7 @@ use microagent_model::Resources;
 pub struct Profile {
     /// The name.
     pub name: &'static str,
-    /// The sizes.
+    /// The sizes of the machine.
     pub resources: Resources,
 }
 

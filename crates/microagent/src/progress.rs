@@ -1,4 +1,4 @@
-//! How long work reports and how it is cancelled: one argument of every operation that may take a while.
+//! Observer and cancellation of long operations, as one argument.
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,18 +23,18 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Nobody observes, and nothing cancels.
+    /// Creates a value without observer and cancellation.
     pub fn new() -> Progress {
         Progress::default()
     }
 
-    /// Events go to this observer.
+    /// Sets the observer of events.
     #[must_use]
     pub fn observer(self, observer: impl Observer + 'static) -> Progress {
         Progress { observer: Some(Arc::new(observer)), ..self }
     }
 
-    /// The work ends with [`Error::Cancelled`](crate::Error::Cancelled) when this token is cancelled.
+    /// Sets the token whose cancellation ends the operation with [`Error::Cancelled`](crate::Error::Cancelled).
     #[must_use]
     pub fn cancel(self, cancel: CancellationToken) -> Progress {
         Progress { cancel, ..self }
@@ -47,7 +47,7 @@ impl Progress {
         }
     }
 
-    /// The token.
+    /// Returns the token.
     pub(crate) fn token(&self) -> &CancellationToken {
         &self.cancel
     }
@@ -62,7 +62,7 @@ impl fmt::Debug for Progress {
     }
 }
 
-/// Events of images are events.
+/// Passes events of images on.
 impl microagent_image::Progress for Progress {
     fn event(&self, event: ImageEvent) {
         Progress::event(self, Event::Image(event));

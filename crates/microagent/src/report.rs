@@ -6,11 +6,11 @@ use microagent_model::{NetworkMode, Publish, Resources, State, WorkspaceName};
 use microagent_vm::{OutputReader, StartMode, Timeline};
 use serde::Serialize;
 
-/// A completed run: the command ended, whatever it returned.
+/// A completed run: the command ended, with any exit code.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RunReport {
-    /// The workspace; gone already when the run was disposable.
+    /// Name of the workspace, which is removed if the run was disposable.
     pub workspace: WorkspaceName,
     /// State after the run: `stopped`.
     pub final_state: State,
@@ -18,41 +18,41 @@ pub struct RunReport {
     pub profile: String,
     /// Size of the machine that ran.
     pub resources: Resources,
-    /// How the guest reached the network.
+    /// Network mode.
     pub network: NetworkMode,
-    /// Ports of the host that led into the guest.
+    /// Published ports.
     pub published: Vec<Publish>,
     /// Host name in the guest.
     pub hostname: String,
-    /// Which image ran.
+    /// The image.
     pub image: ImageReport,
     /// `linux-kvm` or `linux-tcg`.
     pub backend: String,
     /// Whether the workspace was kept.
     pub kept: bool,
-    /// How the machine was started, and why so.
+    /// How the machine was started, with the reason.
     pub start: StartMode,
     /// How the command ended.
     pub result: RunResult,
     /// Output of setup steps and command, in the order of arrival.
     pub output: OutputReader,
-    /// Where the time went.
+    /// Times of the phases.
     pub timeline: Timeline,
-    /// Things the user should know.
+    /// Notices for the user.
     pub notices: Vec<String>,
 }
 
-/// Which image ran.
+/// The image of a run.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct ImageReport {
-    /// As the user gave it.
+    /// The reference that the user gave.
     pub reference: String,
-    /// The full reference that it stood for.
+    /// The full reference.
     pub resolved_reference: String,
     /// Digest of the platform's manifest.
     pub digest: String,
-    /// Where it came from this time.
+    /// Where the image came from in this run.
     pub origin: Origin,
     /// Its Entrypoint and Cmd.
     pub command: Vec<String>,
@@ -80,19 +80,19 @@ pub struct RunResult {
     pub exited_at: Timestamp,
     /// Exit code; 128 + number for a signal, 127 not found, 126 not executable.
     pub exit_code: i32,
-    /// The signal that ended it, if one did.
+    /// The signal that ended it, if any.
     pub signal: Option<i32>,
-    /// Why the command could not be started, if it could not.
+    /// Why the command could not be started, or `None`.
     pub start_error: Option<String>,
-    /// Bytes of output that were dropped because the bound was reached.
+    /// Bytes of output beyond the limit, which were dropped.
     pub dropped_bytes: u64,
-    /// The program that the guest's kernel killed meanwhile, because memory ran out.
+    /// The program that the guest's kernel killed during the command, because memory ran out.
     pub out_of_memory: Option<String>,
     /// Mount point of a disk of the guest that was full when the command failed.
     pub disk_full: Option<String>,
 }
 
-/// Which setup step failed a run.
+/// The setup step that failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SetupFailure {
@@ -102,6 +102,6 @@ pub struct SetupFailure {
     pub label: String,
     /// Its exit code; 127 not found, 126 not executable.
     pub exit_code: i32,
-    /// Why it could not be started, if it could not.
+    /// Why it could not be started, or `None`.
     pub start_error: Option<String>,
 }

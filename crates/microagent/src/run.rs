@@ -1,4 +1,4 @@
-//! One-shot runs: image, machine, command, result, and nothing left.
+//! One-shot runs.
 
 mod attached;
 mod detached;
@@ -27,12 +27,12 @@ use crate::workspace::{decisions_in, kill_orphan, lock_patiently};
 use crate::{AttachOptions, Engine, Error, Event, Progress, RunOptions, RunReport, WorkspaceOptions};
 
 impl Engine {
-    /// Runs one command in a machine of its own and gives its result. A disposable run leaves nothing; one whose
-    /// machine failed leaves its record in state `failed`, so that its logs can be read.
+    /// Runs one command in a machine of its own and returns its result. A disposable run is removed at its end. If
+    /// the machine failed, the record is kept in state `failed`, so that its logs can be read.
     ///
     /// # Errors
-    /// Fails when the image cannot be used, the machine cannot be started or fails, a setup step fails, the time
-    /// limit is reached, or `progress` is cancelled. Not when the command exits with something else than 0.
+    /// Fails if the image cannot be used, the machine cannot be started or fails, a setup step fails, the time limit
+    /// is reached, or `progress` is cancelled. An exit code other than 0 is not an error.
     pub async fn run(&self, options: RunOptions, progress: &Progress) -> Result<RunReport, Error> {
         self.begin_run(options, None, progress).await?.finish(progress).await
     }

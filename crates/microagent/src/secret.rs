@@ -1,8 +1,8 @@
-//! Secrets: from references to values, for one start at a time.
+//! Looks up the values of secrets, for each start.
 //!
-//! A workspace's record has references only. Each start looks their values up anew, all of them before anything is
-//! booted; one that is missing or empty keeps the start from happening. Values are held in memory that is overwritten
-//! when it is let go of, and leave this process over the supervisor's socket alone. No error, event or `Debug` shows one.
+//! A workspace's record has only references. Each start looks up all values before anything is booted, and fails if
+//! one is missing or empty. Values are held in memory that is overwritten when it is freed, and leave this process
+//! only through the supervisor's socket. No error, event or `Debug` shows a value.
 
 mod dotenv;
 mod error;
@@ -27,14 +27,14 @@ pub use self::error::{SecretError, SecretFault};
 use crate::error::InvalidRequest;
 use crate::{Engine, Error, Progress};
 
-/// Gives the value of an environment variable.
+/// Returns the value of an environment variable.
 pub type Lookup = dyn Fn(&str) -> Option<OsString> + Send + Sync;
 
-/// What values of secrets are looked up with. `Default` knows no variable, no Vault and no helper.
+/// The sources of secrets. `Default` has no variables, no Vault and no helper.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct SecretEnvironment {
-    /// Where `env:VAR` looks.
+    /// Looks up `env:VAR`.
     pub variables: Arc<Lookup>,
     /// `VAULT_ADDR`: the URL of Vault, or of OpenBao.
     pub vault_address: Option<String>,
@@ -42,7 +42,7 @@ pub struct SecretEnvironment {
     pub vault_token: Option<Zeroizing<String>>,
     /// `VAULT_NAMESPACE`.
     pub vault_namespace: Option<String>,
-    /// `VAULT_CACERT`: certificates to trust in place of the system's, for Vault alone.
+    /// `VAULT_CACERT`: certificates to trust instead of the system's, only for Vault.
     pub vault_ca_cert: Option<PathBuf>,
     /// `MICROAGENT_SECRET_HELPER`: the program behind `helper:REFERENCE`, a path, or a name in
     /// [`EngineOptions::search_path`](crate::EngineOptions::search_path). It runs in the environment of this process.
@@ -73,18 +73,18 @@ impl fmt::Debug for SecretEnvironment {
     }
 }
 
-/// What came of looking for one secret's value.
+/// The result of looking up one secret.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct SecretCheck {
     /// The secret.
     pub reference: SecretReference,
-    /// Length of its value in bytes, or why there is none.
+    /// Length of the value in bytes, or the error.
     pub outcome: Result<usize, SecretError>,
 }
 
 impl SecretCheck {
-    /// What the user should know of a source that works.
+    /// A warning about a source that works.
     pub fn warning(&self) -> Option<&'static str> {
         match self.reference.source {
             SecretSource::Env(_) | SecretSource::File(_) | SecretSource::Dotenv { .. } => {
@@ -95,10 +95,10 @@ impl SecretCheck {
     }
 }
 
-/// Every variable of a file of `NAME=VALUE` lines, as secrets of the same names. The references have an absolute path.
+/// Returns a reference for each variable of a file of `NAME=VALUE` lines, with the same names and an absolute path.
 ///
 /// # Errors
-/// Fails when the file cannot be read, is no such file, or has a name that no secret can have.
+/// Fails if the file cannot be read, has another format, or has a name that is not valid for a secret.
 pub fn secrets_of_env_file(path: &Path) -> Result<Vec<SecretReference>, Error> {
     let source = |key: &str| SecretSource::Dotenv { path: path.to_owned(), key: key.to_owned() };
     let text = file::read(path).and_then(|content| dotenv::parse(&content, path));
@@ -131,7 +131,7 @@ pub(crate) fn stored(reference: &SecretReference) -> Result<SecretReference, Err
     })
 }
 
-/// Refuses what cannot be delivered, whatever the values are.
+/// Refuses secrets that cannot be delivered with any values.
 pub(crate) fn check_references(references: &[SecretReference]) -> Result<(), InvalidRequest> {
     if references.len() > SECRETS_MAX {
         return Err(InvalidRequest::TooManySecrets { count: references.len() });
@@ -158,7 +158,7 @@ impl Resolved {
 }
 
 impl Engine {
-    /// Looks up the value of each secret and gives the outcome; the values are forgotten at once.
+    /// Looks up the value of each secret and returns the results without the values.
     ///
     /// # Errors
     /// Fails when `progress` is cancelled.
@@ -237,7 +237,7 @@ fn variable_value(environment: &SecretEnvironment, name: &str) -> Result<SecretV
     Ok(SecretValue(value.into_vec()))
 }
 
-/// Neither nothing nor too much.
+/// Checks that a value is neither empty nor too large.
 fn usable(value: SecretValue) -> Result<SecretValue, SecretFault> {
     match value.0.len() {
         0 => Err(SecretFault::Empty),

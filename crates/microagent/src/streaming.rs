@@ -1,4 +1,4 @@
-//! Items that come over time: a task makes them, the caller takes them, and a short queue is between the two.
+//! Streams of items: a task produces them, the caller receives them through a short queue.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -10,10 +10,9 @@ use tokio::task::AbortHandle;
 
 use crate::Error;
 
-/// Items as they come. A [`Stream`]; [`Streaming::next`] works without a crate of extensions.
+/// A [`Stream`] of items. [`Streaming::next`] works without a crate of extensions.
 ///
-/// The work behind it waits while nobody takes items, and ends when this value is dropped. After an error comes
-/// nothing more.
+/// The task waits while the queue is full, and ends if this value is dropped. An error is the last item.
 #[derive(Debug)]
 #[must_use = "nothing happens unless items are taken"]
 pub struct Streaming<T> {
@@ -43,7 +42,7 @@ impl<T: Send + 'static> Streaming<T> {
 }
 
 impl<T> Streaming<T> {
-    /// Waits for the next item; `None` after the last one. Dropping the future loses nothing.
+    /// Waits for the next item; `None` after the last one. Cancel-safe.
     pub async fn next(&mut self) -> Option<Result<T, Error>> {
         poll_fn(|context| self.items.poll_recv(context)).await
     }

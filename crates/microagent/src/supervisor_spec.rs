@@ -165,8 +165,8 @@ impl Engine {
         }
     }
 
-    /// What the machine's network stack serves, and how its guest looks names up; none without a network device. An isolated
-    /// machine has one only for its forwarded ports, and reaches nothing else by it.
+    /// What the machine's network stack serves, and how its guest looks names up; none without a network device. An
+    /// isolated machine has one only for its forwarded ports, and reaches nothing else by it.
     fn network_spec(
         &self,
         mode: NetworkMode,

@@ -1,4 +1,4 @@
-//! Templates by hand: make one before it is needed, look at them, remove them.
+//! Templates: build in advance, list, remove.
 
 use std::cell::RefCell;
 use std::fs::DirBuilder;
@@ -18,18 +18,18 @@ use crate::{Engine, Error, Progress};
 /// Fewest digits of a shortened key.
 const KEY_DIGITS_MIN: usize = 6;
 
-/// How the supervisor of a freeze is called in lists of processes.
+/// Name of the supervisor of a freeze in lists of processes.
 const NAME: &str = "template-build";
 
-/// What a template was made for.
+/// A template.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Template {
     /// Its key: a digest of everything that it depends on.
     pub key: String,
-    /// What runs it, memory in MiB, CPUs, network; `None` when its manifest is damaged.
+    /// Backend, memory in MiB, CPUs, network; `None` if its manifest is damaged.
     pub shape: Option<Shape>,
-    /// Name of the base disk that it has mounted; `None` for one that every image of its shape starts from.
+    /// Name of its mounted base disk; `None` for the template of a shape, which all images can use.
     pub disk: Option<String>,
     /// When it was frozen.
     pub created_at: Option<jiff::Timestamp>,
@@ -37,7 +37,7 @@ pub struct Template {
     pub used_at: SystemTime,
     /// Bytes on disk.
     pub bytes: u64,
-    /// Whether it is of no use: the host was booted anew, or its image is gone.
+    /// Whether it cannot be used any more: the host was booted since, or its image was removed.
     pub stale: bool,
 }
 
@@ -75,7 +75,7 @@ impl From<TemplateInfo> for Template {
 /// Which templates are removed by [`Templates::prune`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prune {
-    /// Those that no start uses any more.
+    /// Those that no start can use any more.
     Stale,
     /// All.
     All,
@@ -88,7 +88,7 @@ pub struct Templates {
 }
 
 impl Engine {
-    /// The templates of this state directory.
+    /// Returns the templates of this state directory.
     pub fn templates(&self) -> Templates {
         Templates { engine: self.clone() }
     }
@@ -104,8 +104,7 @@ impl Templates {
         Ok(found.into_iter().map(Template::from).collect())
     }
 
-    /// Gets the template with this key. A key may be shortened to its first digits, at least 6, if no other template's
-    /// begins with them.
+    /// Returns the template with this key. A key can be shortened to its first digits, at least 6, if they are unique.
     ///
     /// # Errors
     /// Fails when there is none or more than one, or the state directory cannot be read.
@@ -113,8 +112,8 @@ impl Templates {
         self.find(key).map(Template::from)
     }
 
-    /// Deletes the template with this key, which may be shortened as for [`Templates::get`]. Machines that run from it
-    /// keep running; a start that needs it builds it again.
+    /// Deletes the template with this key, which can be shortened as for [`Templates::get`]. Machines that were
+    /// restored from it keep running; a start that needs it builds it again.
     ///
     /// # Errors
     /// Fails when there is none or more than one, or the state directory cannot be read.
@@ -124,7 +123,7 @@ impl Templates {
         Ok(found.into())
     }
 
-    /// Removes templates; gives those that were removed. Machines that run from one keep running.
+    /// Removes templates and returns the removed ones. Machines that were restored from them keep running.
     ///
     /// # Errors
     /// Fails when the state directory exists and cannot be read.
@@ -134,11 +133,12 @@ impl Templates {
         Ok(gone.into_iter().map(Template::from).collect())
     }
 
-    /// Boots a machine of this size and freezes it, in place of a template of the same shape. Gives where
-    /// the time went.
+    /// Boots a machine of this size and freezes it. The new template replaces one of the same shape. Returns the
+    /// times of the phases.
     ///
     /// # Errors
-    /// Fails when the machine does not come up or cannot be frozen, or `progress` is cancelled. Nothing is left then.
+    /// Fails if the machine does not start or cannot be frozen, or `progress` is cancelled. Then no template is
+    /// created.
     pub async fn create(
         &self,
         resources: Resources,
@@ -206,7 +206,7 @@ impl Templates {
     }
 }
 
-/// Which of many keys a text stands for.
+/// The keys that match a text.
 #[derive(Debug, PartialEq, Eq)]
 enum Matching {
     /// This one, by its place.

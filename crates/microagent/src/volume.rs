@@ -19,14 +19,14 @@ use crate::provision::MIB;
 use crate::supervisor_spec::random;
 use crate::{Engine, Error};
 
-/// Size of a volume unless another is asked for, in MiB.
+/// Default size of a volume, in MiB.
 pub const SIZE_MIB: u64 = 1024;
 
-/// Sizes that a volume can have, in MiB, from what a file system takes for itself.
+/// Valid sizes of a volume, in MiB. The smallest one is what a file system needs for itself.
 pub(crate) const SIZE_RANGE_MIB: std::ops::RangeInclusive<u64> = 16..=DISK_MIB_MAX;
 
-/// Largest file system that is written whole, in MiB; the guest's kernel grows it to the rest. Each GiB has 64 KiB of
-/// tables of its own.
+/// Largest file system that is written completely, in MiB; the guest's kernel grows it to the size of a larger
+/// volume. Each GiB needs 64 KiB of tables.
 const WRITTEN_MAX_MIB: u64 = 1024 * 1024;
 
 const BLOCKS_PER_MIB: u64 = MIB / BLOCK_SIZE as u64;
@@ -42,38 +42,38 @@ const JOURNAL_MAX: u64 = 32_768;
 pub struct Volume {
     /// Name.
     pub name: VolumeName,
-    /// Size in MiB; of one whose record is damaged nothing is known.
+    /// Size in MiB; `None` if its record is damaged.
     pub size_mib: Option<u64>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Option<Timestamp>,
-    /// The workspace that it is attached to now.
+    /// The workspace whose machine uses it now.
     pub attached_to: Option<String>,
-    /// Bytes that it takes on the host.
+    /// Bytes that it uses on the host.
     pub bytes: u64,
-    /// Its disk.
+    /// Path of its disk.
     pub path: PathBuf,
-    /// What is wrong with its record.
+    /// The error of its record, if it is damaged.
     pub problem: Option<String>,
 }
 
-/// How far deleting a volume goes.
+/// Which volumes can be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeleteMode {
-    /// Only one that no workspace has or names.
+    /// Only a volume that no machine uses and no workspace attaches.
     Unused,
-    /// Kills the workspace that has it first, and takes it from those that name it: they do not start any more.
+    /// Any volume. The machine that uses it is killed first. Workspaces that attach it can no longer start.
     Force,
 }
 
-/// What deleting a volume did.
+/// The result of deleting a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Deletion {
-    /// Whether there was something to delete.
+    /// Whether the volume existed.
     pub deleted: bool,
-    /// The workspace that was killed for it.
+    /// The workspace that was killed.
     pub killed: Option<WorkspaceName>,
-    /// Workspaces that name it and cannot be started without it.
+    /// Workspaces that attach it and cannot start without it.
     pub missed_by: Vec<WorkspaceName>,
 }
 
@@ -84,18 +84,17 @@ pub struct Volumes {
 }
 
 impl Engine {
-    /// The volumes of this state directory.
+    /// Returns the volumes of this state directory.
     pub fn volumes(&self) -> Volumes {
         Volumes { engine: self.clone() }
     }
 }
 
 impl Volumes {
-    /// Makes a volume: an empty ext4 file system without `lost+found`, sparse, of this size.
+    /// Creates a volume of this size: an empty ext4 file system without `lost+found`, in a sparse file.
     ///
     /// # Errors
-    /// Fails when the name is taken, the size is not possible for a volume, or the disk cannot be written. Nothing
-    /// is left then.
+    /// Fails if the name is taken, the size is not valid, or the disk cannot be written. Then nothing is created.
     pub fn create(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
         check_size(size_mib)?;
         self.engine.prepare()?;
@@ -121,10 +120,10 @@ impl Volumes {
         self.get(name)
     }
 
-    /// All volumes by name. Changes nothing; one with a damaged record is in the list, too.
+    /// Lists volumes by name, including damaged ones. Changes nothing.
     ///
     /// # Errors
-    /// Fails when there are volumes and their directory cannot be read.
+    /// Fails if the directory of volumes exists and cannot be read.
     pub fn list(&self) -> Result<Vec<Volume>, Error> {
         let names = self.engine.state().volume_names().map_err(|source| Error::File {
             action: "read",
@@ -134,7 +133,7 @@ impl Volumes {
         Ok(names.iter().filter_map(|name| self.observe(name)).collect())
     }
 
-    /// Looks at one volume. Changes nothing.
+    /// Returns a volume. Changes nothing.
     ///
     /// # Errors
     /// Fails when there is none.
@@ -160,10 +159,10 @@ impl Volumes {
         })
     }
 
-    /// Makes a volume larger. Its file system follows when it is next attached for writing.
+    /// Enlarges a volume. Its file system grows at the next start that attaches it for writing.
     ///
     /// # Errors
-    /// Fails when there is none, it is in use, or the size is smaller than it is or none that a volume can have.
+    /// Fails if there is no such volume, it is in use, or the size is smaller than now or not valid.
     pub fn resize(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
         let dir = self.existing(name)?;
         let _held = hold(name, &dir)?;
@@ -184,11 +183,11 @@ impl Volumes {
         self.get(name)
     }
 
-    /// Removes a volume with everything on it. One that is not there is not an error.
+    /// Deletes a volume with its data. A missing volume is not an error.
     ///
     /// # Errors
-    /// Fails when a workspace has it or names it and `mode` is [`DeleteMode::Unused`], when who has it cannot be
-    /// ended, or its files cannot be removed.
+    /// Fails if a machine uses it or a workspace attaches it and `mode` is [`DeleteMode::Unused`], if that machine
+    /// cannot be ended, or its files cannot be removed.
     pub async fn delete(&self, name: &VolumeName, mode: DeleteMode) -> Result<Deletion, Error> {
         let Ok(dir) = self.existing(name) else {
             return Ok(Deletion { deleted: false, killed: None, missed_by: Vec::new() });

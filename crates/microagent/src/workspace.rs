@@ -1,4 +1,4 @@
-//! A workspace by its name: what can be done with one that is kept between its starts.
+//! The handle of a workspace.
 
 mod apply;
 mod artifact;
@@ -47,13 +47,14 @@ pub use network::{GuestAddresses, HostForward, NetworkDetails, PortForward};
 pub use observe::{Inspection, Stats};
 pub use supervise::SuperviseOptions;
 
-/// How long a killed supervisor may take to be gone; it has nothing to flush.
+/// Deadline for the end of a killed supervisor, which has nothing to flush.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a lock is waited for whose holder was just killed, or is about to end.
+/// Deadline for a lock whose holder was just killed or is ending.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
-/// A workspace by its name. Cheap: an engine and a name, no lock, no process, and no promise that the workspace exists.
+/// The handle of a workspace: an engine and a name. It is cheap, holds no lock and no process, and the workspace may
+/// not exist.
 ///
 /// Made by [`Engine::workspace`] and [`Engine::create`].
 #[derive(Debug, Clone)]
@@ -82,15 +83,15 @@ pub struct WorkspaceSummary {
     pub restart: RestartPolicy,
     /// Labels.
     pub labels: Labels,
-    /// Whether its machine exists now, in whatever state.
+    /// Whether it has a machine now, in any state.
     pub has_machine: bool,
     /// When this was observed.
     pub observed_at: Timestamp,
-    /// Why it failed, or what is wrong with its record.
+    /// Why it failed, or the error of its record.
     pub problem: Option<String>,
 }
 
-/// A workspace as recorded, with the state that is true now.
+/// The record of a workspace, with its current state.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WorkspaceDetails {
@@ -104,21 +105,21 @@ pub struct WorkspaceDetails {
     pub created_at: Timestamp,
     /// When its state last changed.
     pub changed_at: Timestamp,
-    /// Where its disk came from.
+    /// The image of its disk.
     pub image: ImageIdentity,
-    /// Name of the profile: that of its machine, else that of the next start.
+    /// Name of the profile of its machine, or of the next start.
     pub profile: String,
-    /// Sizes: those of its machine, else those of the next start.
+    /// Sizes of its machine, or of the next start.
     pub resources: Resources,
-    /// How its guest reaches the network.
+    /// Network mode.
     pub network: NetworkMode,
-    /// Whether the network works; `None` without network or machine.
+    /// Whether its network stack runs; `None` without network or machine.
     pub link: Option<LinkState>,
-    /// Its published ports. While it has a machine, with the ports of the host that were picked.
+    /// Its published ports. While it has a machine, with the picked ports of the host.
     pub port_forwards: Vec<PortForward>,
-    /// Servers that it reaches by ports of `host.microagent.internal`.
+    /// Its forwarded ports of `host.microagent.internal`.
     pub host_forwards: Vec<HostForward>,
-    /// How it looks names up; with network `user`.
+    /// Name servers and names; with network `user`.
     pub dns: DnsSettings,
     /// Host name in the guest.
     pub hostname: String,
@@ -130,17 +131,17 @@ pub struct WorkspaceDetails {
     pub supervisor_pid: Option<i32>,
     /// QEMU, while it has a machine.
     pub vmm_pid: Option<i32>,
-    /// Its disks beside the root disk, in the order in which they are mounted.
+    /// Its further disks, in the order in which they are mounted.
     pub disks: Vec<Attachment>,
     /// Its labels.
     pub labels: Labels,
     /// Its declared artifacts.
     pub outputs: Vec<Artifact>,
-    /// Where its secrets come from.
+    /// References of its secrets.
     pub secrets: Vec<SecretReference>,
-    /// Whether it belongs to a run that leaves nothing, or was left by one that failed.
+    /// Whether it belongs to a disposable run, or to one that failed.
     pub disposable: bool,
-    /// How fast it may use the host's disk and network.
+    /// Rate limits of disk and network.
     pub limits: RateLimits,
     /// Walls of QEMU's jail that its newest machine started without.
     pub weak_jail: Vec<String>,
@@ -148,7 +149,7 @@ pub struct WorkspaceDetails {
     pub ended_on_request: bool,
 }
 
-/// How far [`Workspace::delete`] goes.
+/// Which workspaces [`Workspace::delete`] deletes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeleteMode {
@@ -160,18 +161,18 @@ pub enum DeleteMode {
     Kill,
 }
 
-/// What [`Workspace::delete`] did.
+/// The result of [`Workspace::delete`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Deletion {
-    /// Whether there was something to delete.
+    /// Whether the workspace existed.
     pub deleted: bool,
-    /// Whether a machine was ended for it.
+    /// Whether its machine was ended.
     pub ended: bool,
 }
 
 impl Engine {
-    /// The workspace of this name, whether it exists or not.
+    /// Returns the workspace of this name, which may not exist.
     pub fn workspace(&self, name: &WorkspaceName) -> Workspace {
         Workspace { engine: self.clone(), name: name.clone() }
     }
@@ -192,17 +193,17 @@ impl Engine {
 }
 
 impl Workspace {
-    /// Its name.
+    /// Returns its name.
     pub fn name(&self) -> &WorkspaceName {
         &self.name
     }
 
-    /// The engine that it belongs to.
+    /// Returns its engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    /// What is recorded of it, and the state that is true now.
+    /// Returns its record, with its current state.
     ///
     /// # Errors
     /// Fails when it does not exist or its record is damaged.
@@ -210,7 +211,7 @@ impl Workspace {
         Ok(self.observe()?.into())
     }
 
-    /// The state that is true now.
+    /// Returns its current state.
     ///
     /// # Errors
     /// As [`Workspace::details`].
@@ -218,11 +219,11 @@ impl Workspace {
         Ok(self.observe()?.observed_state())
     }
 
-    /// Removes it: record, disk, logs. One that does not exist is not an error.
+    /// Deletes it: record, disk, logs. A missing workspace is not an error.
     ///
     /// # Errors
-    /// Fails when it is running and `mode` is [`DeleteMode::Resting`], it does not shut down as `mode` says, another
-    /// command holds it, or its files cannot be removed.
+    /// Fails if it is running and `mode` is [`DeleteMode::Resting`], it does not shut down in time, another command
+    /// uses it, or its files cannot be removed.
     pub async fn delete(&self, mode: DeleteMode) -> Result<Deletion, Error> {
         let dir = self.dir();
         if !dir.path().exists() {
@@ -244,7 +245,7 @@ impl Workspace {
         Ok(Deletion { deleted: true, ended: live.is_some() })
     }
 
-    /// Its directory, whether it exists or not.
+    /// Returns its directory, which may not exist.
     pub(crate) fn dir(&self) -> WorkspaceDir {
         self.engine.state().workspace(&self.name)
     }
@@ -258,7 +259,7 @@ impl Workspace {
         Ok(WorkspaceRecord::load(&self.existing()?)?)
     }
 
-    /// The record with the state that is true now.
+    /// Returns the record with the current state.
     pub(crate) fn observe(&self) -> Result<WorkspaceRecord, Error> {
         Ok(WorkspaceRecord::observe(&self.existing()?)?)
     }
@@ -347,7 +348,7 @@ async fn kill_processes(record: &WorkspaceRecord) {
     kill_and_wait([&record.supervisor, &record.vmm]).await;
 }
 
-/// Kills a QEMU that outlived its supervisor, which must be gone. Without the record nobody could find it any more.
+/// Kills a QEMU that outlived its supervisor. Without the record it could not be found any more.
 pub(crate) async fn kill_orphan(record: &WorkspaceRecord) {
     kill_and_wait([&record.vmm]).await;
 }
@@ -362,7 +363,7 @@ async fn kill_and_wait<const N: usize>(processes: [&Option<ProcessId>; N]) {
     }
 }
 
-/// A supervisor that was just killed lets go of the lock a moment later.
+/// Waits for the lock: a supervisor that was just killed releases it a moment later.
 pub(crate) async fn lock_patiently(
     name: &WorkspaceName,
     dir: &WorkspaceDir,
@@ -377,7 +378,7 @@ pub(crate) async fn lock_patiently(
     }
 }
 
-/// Tells a lock that another process holds from one that cannot be taken at all.
+/// Distinguishes a lock that another process holds from other errors.
 fn lock_error(name: &WorkspaceName, error: LockError) -> Error {
     match error {
         LockError::Open { path, source } => Error::File { action: "lock", path, source },

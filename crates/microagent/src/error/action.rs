@@ -28,7 +28,7 @@ pub enum Action {
 }
 
 impl fmt::Display for Action {
-    /// As it stands behind `cannot`.
+    /// The words after `cannot`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Action::Start => "start it",

@@ -1,8 +1,8 @@
-//! How connections to guests are lost.
+//! Failures of connections to guests.
 
 use microagent_proto::FrameError;
 
-/// How the connection to a guest was lost.
+/// How the connection to a guest failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionFault {
@@ -12,13 +12,13 @@ pub enum ConnectionFault {
     /// The guest sent something that is not a message.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// The guest sent nothing.
+    /// The guest sent nothing in time.
     #[error("it sent nothing for {seconds} s")]
     Silent {
         /// For how long.
         seconds: u64,
     },
-    /// The guest took nothing.
+    /// The guest read nothing in time.
     #[error("it took nothing for {seconds} s")]
     Stalled {
         /// For how long.
@@ -30,7 +30,7 @@ pub enum ConnectionFault {
         /// How long it had.
         seconds: u64,
     },
-    /// The guest sent more than it can have.
+    /// The guest sent more data than its disks can contain.
     #[error("the guest sends more than its disk can hold")]
     TooMuch,
     /// The thread of the host that reads or writes files ended early.

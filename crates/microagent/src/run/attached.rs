@@ -1,4 +1,4 @@
-//! A run whose command is attached: its streams are the program's to read and write while it runs.
+//! A run whose command is attached: the program reads and writes its streams while it runs.
 
 use jiff::Timestamp;
 use microagent_model::WorkspaceName;
@@ -25,8 +25,8 @@ pub struct AttachedRun {
 }
 
 impl Engine {
-    /// Starts a run and attaches to its command: what is printed comes as it is printed, what is written to its standard
-    /// input reaches it, and so do signals and sizes of its terminal. Returns when its machine is being started.
+    /// Starts a run and attaches to its command: output arrives while it runs, and input, signals and terminal sizes
+    /// are sent to it. Returns when its machine is being started.
     ///
     /// # Errors
     /// Fails when the image cannot be used, the machine cannot be started, or `progress` is cancelled.
@@ -54,33 +54,33 @@ impl Engine {
 }
 
 impl AttachedRun {
-    /// The workspace, which other handles can reach while it runs.
+    /// Returns the name of the workspace, which other handles can use while it runs.
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
     }
 
-    /// Waits for the next piece of output; `None` when there is no more. Dropping the future loses nothing. Who takes no
-    /// output holds the command up, but neither its time limit nor signals.
+    /// Waits for the next piece of output; `None` when there is no more. Cancel-safe. A caller that does not read
+    /// blocks the command, but neither its time limit nor signals.
     pub async fn next(&mut self) -> Option<OutputFrame> {
         self.exec.next().await
     }
 
-    /// Takes the standard input, where it is [`StdinMode::Piped`] and was not taken before.
+    /// Takes the standard input; `None` if it is not [`StdinMode::Piped`] or was taken before.
     pub fn take_stdin(&mut self) -> Option<ExecStdin> {
         self.exec.take_stdin()
     }
 
-    /// What signals and sizes are sent with, and what tells when the command starts.
+    /// Returns a handle that sends signals and terminal sizes, and waits for the start of the command.
     pub fn control(&self) -> ExecControl {
         self.exec.control()
     }
 
-    /// Triggered when the run has ended, whatever of its output was not taken.
+    /// Returns a token that is cancelled when the run has ended, even if output was not read.
     pub fn ended(&self) -> CancellationToken {
         self.ended.clone()
     }
 
-    /// Waits for the end, and discards the output that was not taken.
+    /// Waits for the end, and discards unread output.
     ///
     /// # Errors
     /// As [`Engine::run`].

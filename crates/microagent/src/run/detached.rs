@@ -4,13 +4,13 @@ use super::generated_name;
 use crate::{CreateOptions, Engine, Error, Progress, RunOptions, StartOptions, WorkspaceDetails};
 
 impl Engine {
-    /// Starts a workspace whose service is the command of the run; setup steps run before, in a boot of their own. Returns
-    /// when the command runs. One that is not kept is removed when its machine ends, by whatever ends it. The time limit of
-    /// the options has no meaning here.
+    /// Starts a workspace whose service is the command of the run. Setup steps run before, in a boot of their own.
+    /// Returns when the command runs. A workspace that is not kept is removed when its machine ends for any reason.
+    /// The time limit of the options is not used.
     ///
     /// # Errors
-    /// As [`Engine::create`] and [`Workspace::start`](crate::Workspace::start). One that is not kept, or whose start was
-    /// cancelled, leaves nothing.
+    /// As [`Engine::create`] and [`Workspace::start`](crate::Workspace::start). A workspace that is not kept, or
+    /// whose start was cancelled, is removed.
     pub async fn run_detached(
         &self,
         options: RunOptions,

@@ -1,11 +1,11 @@
-//! An existing workspace follows a changed spec file.
+//! Updates an existing workspace to match a spec file.
 //!
-//! What the file does not say stays as it is. What cannot change is refused, and then nothing is written. Restart
-//! policy and outputs change in any state: where a supervisor lives, it owns the record and writes it. Everything else
-//! changes at rest, under the workspace's lock.
+//! Keys that are not in the file do not change. If a difference is not possible, the update is refused and nothing is
+//! written. Restart policy and outputs can change in any state; while a machine exists, its supervisor writes them to
+//! the record. Everything else changes at rest, under the workspace's lock.
 //!
-//! At rest two files and the disk change, one after the other: disk, workload, record. Each is compared with what the
-//! file says on its own, so a repeated `apply` finishes what a killed one began.
+//! At rest disk, workload and record change, one after the other. Each is compared with the file separately, so a
+//! repeated `apply` completes one that was killed.
 
 mod plan;
 
@@ -25,17 +25,17 @@ use crate::spec::Service;
 use crate::{Error, Lookup, Progress, RunCommand, SpecFile};
 use plan::{Plan, Wanted, is_bundle};
 
-/// Whether [`Workspace::apply`] changes the workspace.
+/// Whether [`Workspace::apply`] makes the changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ApplyMode {
-    /// It does.
+    /// The changes are made.
     #[default]
     Write,
-    /// It only says what it would change.
+    /// The changes are only listed.
     DryRun,
 }
 
-/// What [`Workspace::apply`] did, or would do.
+/// The result of [`Workspace::apply`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Applied {
@@ -43,39 +43,39 @@ pub struct Applied {
     pub workspace: WorkspaceName,
     /// Its state.
     pub state: State,
-    /// What differed, in the order of the file's reference. Empty when the workspace was as the file says.
+    /// The differences, in the order of the file's reference; empty if the workspace matched the file.
     pub changes: Vec<Change>,
-    /// Whether it was only looked at.
+    /// Whether the changes were only listed.
     pub dry_run: bool,
-    /// Things the user should know.
+    /// Notices for the user.
     pub notices: Vec<String>,
 }
 
-/// Something in which a workspace and its file differed.
+/// A difference between a workspace and its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Change {
     /// The key of the file; a list's entry is named in brackets.
     pub key: String,
-    /// What happens to it.
+    /// Kind of the change.
     pub change: ChangeKind,
-    /// What it was, where that is shown: values of variables and setup steps are not.
+    /// The old value; `None` for values that are not shown: variables and setup steps.
     pub old: Option<String>,
-    /// What it is now.
+    /// The new value.
     pub new: Option<String>,
-    /// Whether it changes only while the workspace rests.
+    /// Whether it can change only at rest.
     pub needs_rest: bool,
 }
 
-/// What happens to a key.
+/// Kind of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChangeKind {
-    /// It was not there.
+    /// Added.
     Added,
-    /// It was another.
+    /// Changed.
     Changed,
-    /// It is gone.
+    /// Removed.
     Removed,
 }
 
@@ -83,8 +83,8 @@ impl Workspace {
     /// Changes the workspace to match a spec file. `host` looks up the variables that the file passes through.
     ///
     /// # Errors
-    /// Fails when something differs that cannot change, or cannot change in the workspace's state, or makes no sense.
-    /// Nothing is written then.
+    /// Fails if a difference cannot change, cannot change in the workspace's state, or is not valid. Then nothing is
+    /// written.
     pub async fn apply(&self, spec: &SpecFile, host: &Lookup, mode: ApplyMode) -> Result<Applied, Error> {
         let dry_run = mode == ApplyMode::DryRun;
         let dir = self.existing()?;

@@ -1,8 +1,8 @@
-//! Declared artifacts of a resting workspace, fetched through its own guest kernel.
+//! Fetches declared artifacts of a resting workspace through its guest kernel.
 //!
-//! The host never parses a file system that a guest has written: the same agent boots with the disk and no
-//! workload and sends a tar stream. That stream is as hostile as the disk: it is bounded by the disk's
-//! size, and nothing of it lands outside the destination.
+//! The host never parses a file system that a guest has written: the disk is booted without its service, and the
+//! agent sends a tar stream. The stream is not trusted: it is limited by the size of the disks, and nothing is
+//! written outside of the destination.
 
 use std::fs;
 use std::io::{self, Read};
@@ -18,11 +18,11 @@ use crate::error::Action;
 use crate::tar_stream::unpack;
 use crate::{Error, Event, Progress};
 
-/// How long one artifact may take.
+/// Deadline for one artifact.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 impl Workspace {
-    /// The artifacts that the workspace declared.
+    /// Returns the declared artifacts.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its record is damaged.
@@ -30,13 +30,13 @@ impl Workspace {
         Ok(self.load()?.outputs)
     }
 
-    /// Fetches an artifact of the resting workspace to `dest` and gives the path written: a file to the path
-    /// itself (or into it, when it is a directory), a directory to a new directory. Symbolic links that lead out of
-    /// that directory are left out, and a notice says how many.
+    /// Fetches an artifact of the resting workspace to `dest` and returns the written path. A file is written to that
+    /// path, or into it if it is a directory; a directory becomes a new directory. Symbolic links that lead out of it
+    /// are omitted, and a notice has their number.
     ///
     /// # Errors
-    /// Fails when the workspace is running or in use, declares no such artifact, the guest cannot read it, or
-    /// `dest` cannot be written. A failed fetch leaves no half-written destination.
+    /// Fails if the workspace is running or in use, has no such artifact, the guest cannot read it, or `dest` cannot
+    /// be written. Then no incomplete destination is left.
     pub async fn fetch_artifact(
         &self,
         artifact: &str,

@@ -1,7 +1,6 @@
-//! Copies of resting workspaces: the same image, settings and disks under another name and identity.
-//!
-//! The source is only read, and locked meanwhile; the copy appears whole or not at all. Named volumes and image files are
-//! not copied: both workspaces name them.
+//! Clones resting workspaces: the same image, settings and disks with another name and identity.
+//! The source is locked and only read. The copy gets its name when it is complete. Named volumes and image files are
+//! not copied: both workspaces attach them.
 
 use jiff::Timestamp;
 use microagent_model::{DiskSource, State, WorkspaceName};
@@ -14,11 +13,11 @@ use crate::error::Action;
 use crate::supervisor_spec::new_identity;
 
 impl Workspace {
-    /// Makes a copy of the resting workspace under another name: the same image, settings and disk, another identity.
-    /// Costs as much as the workspace has changed of its image, or less where the file system can share blocks.
+    /// Clones the resting workspace: the same image, settings and disk, with another name and identity.
+    /// The cost depends on the workspace's changes to its image, and is less if the file system can share blocks.
     ///
     /// # Errors
-    /// Fails when the workspace is running or in use, or the name is taken. Nothing is left then.
+    /// Fails if the workspace is running or in use, or the name is taken. Then nothing is created.
     pub async fn clone_to(&self, name: &WorkspaceName) -> Result<Workspace, Error> {
         self.engine.prepare()?;
         let from = self.existing()?;

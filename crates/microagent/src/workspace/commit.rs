@@ -1,8 +1,8 @@
-//! The changes of a resting workspace as an image: one new layer on top of its image's layers.
+//! Commits a resting workspace as an image, with one new layer on top of its image's layers.
 //!
-//! The workspace's disk is booted without its workload, with the image's base disk beside it, and the agent sends
-//! what differs as a tar stream. The host parses neither disk; the stream is as hostile as the guest that wrote the
-//! disk, and is taken as any layer from anywhere is.
+//! The workspace's disk is booted without its service, together with the image's base disk, and the agent sends the
+//! differences as a tar stream. The host parses neither disk. The stream is not trusted, and is read as any other
+//! layer.
 
 use std::time::Duration;
 
@@ -19,29 +19,29 @@ use crate::guest::TarLimits;
 use crate::provision::MIB;
 use crate::{Error, Event, Progress};
 
-/// How long the comparison of two disks may take; it ends sooner when nothing differs.
+/// Deadline for the comparison of two disks.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
-/// What a commit makes. Start from [`CommitOptions::new`] and set what differs.
+/// Options of a commit. Create with [`CommitOptions::new`] and change with its methods.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CommitOptions {
     /// Name of the new image.
     pub reference: String,
-    /// Changes to how the image runs.
+    /// Changes to the image's configuration.
     pub changes: ConfigChanges,
-    /// Why, for the image's history.
+    /// Message, for the image's history.
     pub message: Option<String>,
-    /// By whom, for the image's history.
+    /// Author, for the image's history.
     pub author: Option<String>,
-    /// By which operation, for the image's history; the workspace when absent.
+    /// Operation, for the image's history; if absent, the workspace's name.
     pub created_by: Option<String>,
     /// Whether the image is pushed to its registry afterwards.
     pub push: bool,
 }
 
 impl CommitOptions {
-    /// An image of this name that runs as the workspace's image does.
+    /// Creates options for an image of this name with the configuration of the workspace's image.
     pub fn new(reference: impl Into<String>) -> CommitOptions {
         CommitOptions {
             reference: reference.into(),
@@ -53,19 +53,19 @@ impl CommitOptions {
         }
     }
 
-    /// Changes how the image runs.
+    /// Sets changes to the image's configuration.
     #[must_use]
     pub fn changes(self, changes: ConfigChanges) -> CommitOptions {
         CommitOptions { changes, ..self }
     }
 
-    /// Says why, for the image's history.
+    /// Sets the message of the image's history.
     #[must_use]
     pub fn message(self, message: impl Into<String>) -> CommitOptions {
         CommitOptions { message: Some(message.into()), ..self }
     }
 
-    /// Says by whom, for the image's history.
+    /// Sets the author of the image's history.
     #[must_use]
     pub fn author(self, author: impl Into<String>) -> CommitOptions {
         CommitOptions { author: Some(author.into()), ..self }
@@ -78,7 +78,7 @@ impl CommitOptions {
     }
 }
 
-/// What a commit made.
+/// The result of a commit.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CommitReport {
@@ -86,18 +86,18 @@ pub struct CommitReport {
     pub workspace: WorkspaceName,
     /// The new image.
     pub image: Committed,
-    /// What the push did, if there was one.
+    /// The result of the push, if there was one.
     pub pushed: Option<Pushed>,
 }
 
 impl Workspace {
-    /// Makes an image of the resting workspace: its image with one layer more, which holds what the workspace has
-    /// changed, added and removed. The workspace stays as it is.
+    /// Creates an image from the resting workspace: its image with one more layer, which contains the changed, added
+    /// and removed files. The workspace is not changed.
     ///
     /// # Errors
-    /// Fails when the workspace is running or in use, the name is no plain tag, blobs of its image are missing and
-    /// cannot be fetched again, the guest cannot compare its disks, or the cache cannot take the layer. No image has
-    /// been made then; after a push that failed it has.
+    /// Fails if the workspace is running or in use, the name is not a tag, blobs of its image are missing and cannot
+    /// be fetched, the guest cannot compare its disks, or the layer cannot be stored. Then no image is created; after
+    /// a failed push the image exists.
     pub async fn commit(&self, options: CommitOptions, progress: &Progress) -> Result<CommitReport, Error> {
         let record = self.observe()?;
         let state = record.observed_state();

@@ -1,4 +1,4 @@
-//! The serial console of a machine, with keys.
+//! Sessions at the serial console of a machine.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -13,11 +13,11 @@ use super::{Workspace, refused};
 use crate::Error;
 use crate::error::Action;
 
-/// Most bytes that are read at once.
+/// Most bytes of one read.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A session at the serial console: a [`Stream`] of what the console prints from its start on, and keys. There is one
-/// session at a time, which ends when this is dropped.
+/// A session at the serial console: a [`Stream`] of the console's output from the start of the session, and its
+/// input. Only one session is possible at a time; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Console {
     output: OwnedReadHalf,
@@ -25,15 +25,15 @@ pub struct Console {
     buffer: Vec<u8>,
 }
 
-/// What is typed at a console.
+/// The input of a console.
 #[derive(Debug)]
 struct ConsoleKeys(OwnedWriteHalf);
 
 impl Workspace {
-    /// Opens the serial console of its machine.
+    /// Opens the serial console of the machine.
     ///
     /// # Errors
-    /// Fails when there is no machine, or another session has its console.
+    /// Fails if there is no machine, or another session uses its console.
     pub async fn console(&self) -> Result<Console, Error> {
         let record = self.observe()?;
         if !record.has_machine() {
@@ -51,12 +51,12 @@ impl Workspace {
 }
 
 impl Console {
-    /// Waits for what the console prints next; `None` when the machine has ended. Dropping the future loses nothing.
+    /// Waits for the next output; `None` when the machine has ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<Vec<u8>> {
         poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await
     }
 
-    /// Types these bytes. Gives whether the machine is still there to take them.
+    /// Sends input. Returns whether the machine still exists.
     pub async fn write(&mut self, keys: &[u8]) -> bool {
         self.keys.0.write_all(keys).await.is_ok()
     }

@@ -1,8 +1,9 @@
-//! Files into and out of a workspace, running or resting, by the rules of `docker cp`.
+//! Copies files into and out of a workspace, running or resting, by the rules of `docker cp`.
 //!
-//! The guest's agent packs and unpacks tar streams; where the workspace rests, its disk is booted offline for that
-//! ([`crate::guest`]). What comes out is hostile: it is unpacked into a fresh directory first and moved to its place
-//! when it is complete, so a failed copy leaves nothing and nothing lands outside the destination.
+//! The guest's agent packs and unpacks tar streams; the disk of a resting workspace is booted offline for that
+//! ([`crate::guest`]). Streams from a guest are not trusted: they are unpacked to a new directory, which is moved to
+//! the destination when it is complete. So a failed copy leaves nothing, and nothing is written outside of the
+//! destination.
 
 mod place;
 mod receive;
@@ -26,29 +27,29 @@ use crate::streaming::{Streaming, hand_over};
 use crate::{Error, Event, Progress};
 use place::{Kind, Misfit, Place, base, place};
 
-/// Pieces of a tar stream that wait between host and guest.
+/// Length of the queue of a tar stream.
 const QUEUE: usize = 4;
 
-/// How many times the size of its disks a workspace's tar stream may have: headers, and files with holes that it fills.
+/// Limit of a workspace's tar stream, as a multiple of the size of its disks; headers and filled holes need more.
 pub(super) const STREAM_SLACK: u64 = 2;
 
-/// Most links in a row that lead to a destination, as the kernel has it.
+/// Most links that are followed to a destination; the kernel's limit.
 const LINKS_MAX: usize = 40;
 
-/// How long a copy out may take.
+/// Deadline of a copy out.
 const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a copy makes of a symbolic link that is its source.
+/// How a copy handles a source that is a symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SymlinkMode {
-    /// The link.
+    /// It copies the link.
     #[default]
     Keep,
-    /// What the link leads to.
+    /// It copies the target of the link.
     Follow,
 }
 
-/// Where files that go into a workspace come from.
+/// Source of a copy into a workspace.
 pub struct CopySource {
     from: From,
     links: SymlinkMode,
@@ -65,12 +66,12 @@ impl CopySource {
         CopySource { from: From::Path(path.into()), links: SymlinkMode::Keep }
     }
 
-    /// A tar stream, unpacked into an existing directory of the guest. It is read on a thread that may block.
+    /// A tar stream, which is unpacked to an existing directory of the guest. It is read in a thread that may block.
     pub fn tar(stream: impl Read + Send + 'static) -> CopySource {
         CopySource { from: From::Tar(Box::new(stream)), links: SymlinkMode::Keep }
     }
 
-    /// Copies what a link leads to, where the source is a link.
+    /// If the source is a link, copies its target.
     #[must_use]
     pub fn symlinks(self, links: SymlinkMode) -> CopySource {
         CopySource { links, ..self }
@@ -86,7 +87,7 @@ impl fmt::Debug for CopySource {
     }
 }
 
-/// Where files that come out of a workspace go.
+/// Destination of a copy out of a workspace.
 #[derive(Debug, Clone)]
 pub struct CopyTarget {
     path: PathBuf,
@@ -99,7 +100,7 @@ impl CopyTarget {
         CopyTarget { path: path.into(), links: SymlinkMode::Keep }
     }
 
-    /// Copies what a link leads to, where the source is a link.
+    /// If the source is a link, copies its target.
     #[must_use]
     pub fn symlinks(self, links: SymlinkMode) -> CopyTarget {
         CopyTarget { links, ..self }
@@ -107,12 +108,12 @@ impl CopyTarget {
 }
 
 impl Workspace {
-    /// Copies into the workspace. Owners, modes, times, links and attributes are kept. Where the destination is a link,
-    /// it is followed.
+    /// Copies into the workspace. Owners, modes, times, links and attributes are kept. A destination that is a link
+    /// is followed.
     ///
     /// # Errors
-    /// Fails when the source cannot be read, the destination does not fit it, the guest cannot write it, or `progress`
-    /// is cancelled. Files that were complete by then stay in the guest.
+    /// Fails if the source cannot be read, the destination does not fit it, the guest cannot write it, or `progress` is
+    /// cancelled. Complete files are kept in the guest.
     pub async fn copy_in(
         &self,
         source: CopySource,
@@ -131,9 +132,9 @@ impl Workspace {
         left
     }
 
-    /// Copies out of the workspace. Where the destination is a link, it is followed. Nothing of the host is overwritten before the copy is complete; onto a host's file
-    /// system come files, directories and links with their modes and times, without owners and set-id bits, and
-    /// nothing else.
+    /// Copies out of the workspace. Where the destination is a link, it is followed. Nothing of the host is
+    /// overwritten before the copy is complete; onto a host's file system come files, directories and links with
+    /// their modes and times, without owners and set-id bits, and nothing else.
     ///
     /// # Errors
     /// Fails when the guest cannot read the path, the destination does not fit it or cannot be written, or `progress`
@@ -172,9 +173,9 @@ impl Workspace {
     /// sends it.
     ///
     /// # Errors
-    /// Fails when the workspace does not exist or its guest cannot be reached. The stream fails when the guest cannot
-    /// read the path, sends more than its disks can hold, or `progress` is cancelled; what came before is not a whole
-    /// tar file.
+    /// Fails if the workspace does not exist or its guest cannot be reached. The stream fails if the guest cannot
+    /// read the path, sends more than its disks can contain, or `progress` is cancelled; the data before that is an
+    /// incomplete tar file.
     pub async fn copy_out_tar(
         &self,
         guest_path: &str,

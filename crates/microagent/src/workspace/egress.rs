@@ -1,4 +1,4 @@
-//! The decisions of the egress filter about a workspace, as they are recorded in `egress.jsonl`. Reading changes nothing.
+//! Reads the recorded decisions of the egress policy (`egress.jsonl`). Reading changes nothing.
 
 use microagent_model::egress::Decision;
 use microagent_store::WorkspaceDir;
@@ -8,15 +8,15 @@ use super::logs::{Follower, read_whole};
 use crate::Error;
 use crate::streaming::{Streaming, hand_over};
 
-/// Longest line that is taken for a decision, in bytes; real ones are far shorter.
+/// Longest line that is parsed, in bytes; decisions are far shorter.
 const LINE_LIMIT: usize = 16 * 1024;
 
-/// Decisions that wait to be taken.
+/// Length of the queue of decisions.
 const QUEUE: usize = 64;
 
 impl Workspace {
-    /// The decisions about the workspace's connections and names, oldest first, of all its machines, as far as the
-    /// bounded log has them. A workspace that was never connected has none.
+    /// Returns the decisions about connections and names of all its machines, oldest first, as far as the log of
+    /// limited size has them.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its log cannot be read.
@@ -24,7 +24,7 @@ impl Workspace {
         decisions_in(&self.existing()?)
     }
 
-    /// What [`Workspace::egress`] gives, and then the decisions that come, until the workspace rests.
+    /// Streams the result of [`Workspace::egress`] and then new decisions, until the workspace is resting.
     ///
     /// # Errors
     /// As [`Workspace::egress`].

@@ -1,7 +1,8 @@
 //! Commands in a running workspace.
 //!
-//! One task speaks with the guest about one command. It keeps the time limit and passes signals on whether or not
-//! anybody takes the command's output: what is printed waits in a short queue, and the command waits when that is full.
+//! Each command has a task that communicates with the guest. The task enforces the time limit and forwards signals
+//! even if the caller does not read the output: output is kept in a short queue, and the command blocks while the
+//! queue is full.
 
 mod options;
 #[cfg(test)]
@@ -35,32 +36,31 @@ use crate::error::{Action, ConnectionFault};
 use crate::limits::check_command;
 use crate::provision::exec_request;
 
-/// Exit code of a command that reached its time limit, as `timeout(1)` has it.
+/// Exit code of a command that reached its time limit, as with `timeout(1)`.
 const TIMED_OUT: i32 = 124;
 
 /// Exit code of a command that was killed: 128 and `SIGKILL`.
 const KILLED: i32 = 137;
 
-/// How long a command that is killed may take to be gone; only one that hangs in the guest's kernel takes any
-/// time.
+/// Deadline for the end of a killed command; only one that hangs in the guest's kernel needs any time.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the output of a killed command waits for somebody to take it, all in all. The rest is discarded.
+/// Total time for which the output of a killed command waits to be read. The rest is discarded.
 const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 
-/// How long a guest may take to start a command or to say why it cannot.
+/// Deadline for the start of a command, or for the guest's error.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Pieces of output that wait to be taken.
+/// Length of the queue of output.
 const OUTPUT_QUEUE: usize = 16;
 
-/// Pieces of input, signals and sizes that wait to be sent.
+/// Length of the queue of input, signals and terminal sizes.
 const INPUT_QUEUE: usize = 4;
 
-/// A command that runs in a workspace. A [`Stream`] of what it prints, in the order of arrival.
+/// A command that runs in a workspace. A [`Stream`] of its output, in the order of arrival.
 ///
-/// Who takes no output holds the command up, but neither its time limit nor signals. Dropping this value kills the
-/// command with everything that it started.
+/// A caller that does not read blocks the command, but neither its time limit nor signals. Dropping this value kills
+/// the command and its child processes.
 #[derive(Debug)]
 #[must_use = "the command is killed when this is dropped"]
 pub struct Exec {
@@ -71,15 +71,15 @@ pub struct Exec {
     conversation: ConversationTask,
 }
 
-/// The task that speaks with the guest; it ends with this value.
+/// The task that communicates with the guest; it ends with this value.
 #[derive(Debug)]
 struct ConversationTask(JoinHandle<Result<(End, Shortage), Error>>);
 
-/// The standard input of a command, which ends when this is dropped. Pieces may have any length.
+/// The standard input of a command. Dropping it closes the standard input. Pieces may have any length.
 #[derive(Debug)]
 pub struct ExecStdin(mpsc::Sender<Vec<u8>>);
 
-/// What is told to a running command. Cheap to clone; outlives the command without harm.
+/// Controls a running command: signals, terminal size, kill. Cheap to clone; may outlive the command.
 #[derive(Debug, Clone)]
 pub struct ExecControl {
     controls: mpsc::Sender<Control>,
@@ -108,21 +108,21 @@ pub struct Execution {
     pub exited_at: Timestamp,
     /// Exit code; 128 + number for a signal, 124 time limit, 127 not found, 126 not executable.
     pub exit_code: i32,
-    /// The signal that ended it, if one did.
+    /// The signal that ended it, if any.
     pub signal: Option<i32>,
-    /// Why it could not be started, if it could not.
+    /// Why it could not be started, or `None`.
     pub start_error: Option<String>,
     /// Whether it reached its time limit.
     pub timed_out: bool,
-    /// Bytes of output that were discarded, because it was killed while nobody took them.
+    /// Bytes of output that were discarded, because the command was killed and the output was not read.
     pub discarded_bytes: u64,
-    /// The program that the guest's kernel killed meanwhile, because memory ran out.
+    /// The program that the guest's kernel killed during the command, because memory ran out.
     pub out_of_memory: Option<String>,
     /// Mount point of a disk of the guest that was full when the command failed.
     pub disk_full: Option<String>,
 }
 
-/// What a command printed, and how it ended.
+/// The output of a command, and how it ended.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ExecOutput {
@@ -130,7 +130,7 @@ pub struct ExecOutput {
     pub stdout: Vec<u8>,
     /// Standard error, up to the limit.
     pub stderr: Vec<u8>,
-    /// Bytes beyond the limit, or that nobody took.
+    /// Bytes that were discarded: beyond the limit, or not read before a kill.
     pub dropped_bytes: u64,
     /// How it ended.
     pub execution: Execution,
@@ -140,8 +140,8 @@ impl Workspace {
     /// Starts a command in the running workspace.
     ///
     /// # Errors
-    /// Fails when the workspace is not running or its guest cannot be reached. That the command cannot be started is
-    /// not an error but a part of [`Execution`].
+    /// Fails if the workspace is not running or its guest cannot be reached. If the command cannot be started, that
+    /// is part of [`Execution`] and not an error.
     pub async fn exec(&self, options: ExecOptions) -> Result<Exec, Error> {
         let guest = self.running_guest(Action::Exec)?;
         let mut workload = Workload::load(&self.existing()?).map_err(|e| self.damaged(e))?;
@@ -167,7 +167,7 @@ impl Workspace {
         Ok(stream.converse(started_at, options.stdin, options.timeout))
     }
 
-    /// The program of interactive sessions that the workspace was created with, if any.
+    /// Returns the workspace's program of interactive sessions, if one was set.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its files are damaged.
@@ -183,12 +183,12 @@ pub(crate) struct CommandStream {
     pub(crate) name: WorkspaceName,
     /// The stream.
     pub(crate) stream: UnixStream,
-    /// Whether somebody else sees to it that the command is started in time.
+    /// Whether the other side enforces the deadline of the start.
     pub(crate) heard: bool,
 }
 
 impl CommandStream {
-    /// Starts the conversation about the command, on a task of its own.
+    /// Starts the task that communicates with the guest.
     pub(crate) fn converse(self, started_at: Timestamp, stdin: StdinMode, limit: Option<Duration>) -> Exec {
         let (from, to) = self.stream.into_split();
         let (output, frames) = mpsc::channel(OUTPUT_QUEUE);
@@ -223,27 +223,26 @@ impl CommandStream {
 }
 
 impl Exec {
-    /// Waits for the next piece of output; `None` when there is no more, for whatever reason: [`Exec::wait`] has it.
-    /// Dropping the future loses nothing.
+    /// Waits for the next piece of output. `None`: there is no more, and [`Exec::wait`] has the reason. Cancel-safe.
     pub async fn next(&mut self) -> Option<OutputFrame> {
         poll_fn(|context| self.output.poll_recv(context)).await
     }
 
-    /// Takes the standard input, where it is [`StdinMode::Piped`] and was not taken before.
+    /// Takes the standard input; `None` if it is not [`StdinMode::Piped`] or was taken before.
     pub fn take_stdin(&mut self) -> Option<ExecStdin> {
         self.stdin.take()
     }
 
-    /// What signals and sizes are sent with.
+    /// Returns a handle that sends signals and terminal sizes.
     pub fn control(&self) -> ExecControl {
         self.control.clone()
     }
 
-    /// Waits for the end, and discards the output that was not taken.
+    /// Waits for the end, and discards unread output.
     ///
     /// # Errors
-    /// Fails when the connection to the guest was lost. Not when the command could not be started or exited with
-    /// something else than 0.
+    /// Fails if the connection to the guest was lost. A command that could not be started, or an exit code other than
+    /// 0, is not an error.
     pub async fn wait(mut self) -> Result<Execution, Error> {
         // Without a writer the input is at its end.
         self.stdin = None;
@@ -304,7 +303,7 @@ impl Drop for ConversationTask {
 }
 
 impl ExecStdin {
-    /// Writes; waits while the command does not read.
+    /// Writes bytes. Waits while the command does not read.
     ///
     /// # Errors
     /// Fails when the command has ended.
@@ -312,7 +311,7 @@ impl ExecStdin {
         self.0.send(bytes.into()).await.map_err(|_| ExecEnded)
     }
 
-    /// Writes from a thread that may block. Panics on a thread of a tokio runtime.
+    /// Writes bytes and blocks the thread. Panics on a thread of a tokio runtime.
     ///
     /// # Errors
     /// As [`ExecStdin::write`].
@@ -330,7 +329,7 @@ impl ExecControl {
         self.send(Control::Signal(signal)).await
     }
 
-    /// Changes the size of its terminal.
+    /// Changes the size of the command's terminal.
     ///
     /// # Errors
     /// Fails when the command has ended.
@@ -338,7 +337,7 @@ impl ExecControl {
         self.send(Control::Resize { rows, cols }).await
     }
 
-    /// Kills it with everything that it started. What nobody takes of its output within half a second is discarded.
+    /// Kills the command and its child processes. Output that is not read within half a second is discarded.
     ///
     /// # Errors
     /// Fails when the command has ended.
@@ -346,7 +345,7 @@ impl ExecControl {
         self.send(Control::Kill).await
     }
 
-    /// Waits until the command has started; for ever where it never does.
+    /// Waits until the command has started; without end if it never does.
     pub async fn started(&self) {
         self.started.cancelled().await;
     }

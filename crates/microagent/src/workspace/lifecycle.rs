@@ -1,7 +1,8 @@
 //! Starting and ending the machine of a workspace, and changing its state.
 //!
-//! A start returns when the machine serves; its supervisor then lives on alone. Every later change is a request to
-//! that supervisor, which answers when the change is complete. What is true is always read from record and processes.
+//! A start returns when the machine is running; its supervisor keeps running without the caller. Every later change
+//! is a request to that supervisor, which answers when the change is complete. The current state is always read from
+//! record and processes.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -28,37 +29,37 @@ use crate::supervisor_events::{EndTranslator, Purpose, SupervisorProgress};
 use crate::supervisor_spec::{HostPrograms, MachineRequest, random};
 use crate::{CreateOptions, Engine, Error, Event, Profile, Progress};
 
-/// How often the state of a workspace is read while it is waited for.
+/// Interval of reading the state while waiting for a change.
 const WAIT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Longest reason of a quarantine, in bytes.
 pub const REASON_LIMIT: usize = 1000;
 
-/// How long a machine that has just ended may take to be seen as ended.
+/// Deadline for the end of a supervisor's process after the end of its machine.
 const REST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Numbers in made-up names: six digits, far more than workspaces of one host.
 const MADE_UP_NUMBERS: u32 = 1_000_000;
 
-/// How one start differs from the workspace's settings. The next start is not affected.
+/// Options of one start that replace the workspace's settings. Later starts are not affected.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct StartOptions {
     /// Profile to take memory and CPUs from.
     pub profile: Option<Profile>,
-    /// Guest memory in MiB, in place of the profile's or the workspace's.
+    /// Guest memory in MiB; replaces the profile's or the workspace's.
     pub memory_mib: Option<u32>,
-    /// Virtual CPUs, in place of the profile's or the workspace's.
+    /// Virtual CPUs; replaces the profile's or the workspace's.
     pub cpu_count: Option<u32>,
 }
 
 impl StartOptions {
-    /// As the workspace's settings say.
+    /// Creates options without changes.
     pub fn new() -> StartOptions {
         StartOptions::default()
     }
 
-    /// Takes memory and CPUs from this profile.
+    /// Sets the profile of memory and CPUs.
     #[must_use]
     pub fn profile(self, profile: Profile) -> StartOptions {
         StartOptions { profile: Some(profile), ..self }
@@ -76,7 +77,7 @@ impl StartOptions {
         StartOptions { cpu_count: Some(cpu_count), ..self }
     }
 
-    /// The size of this start, if it differs from the workspace's.
+    /// Returns the size of this start, if it differs from the workspace's.
     fn size(&self, record: &WorkspaceRecord) -> Option<OneStart> {
         let base = self.profile.map_or(record.resources, |profile| profile.resources);
         let resources = Resources {
@@ -91,7 +92,7 @@ impl StartOptions {
 }
 
 impl Engine {
-    /// A name for a new workspace of this image that no workspace has.
+    /// Generates an unused name for a new workspace of this image.
     ///
     /// # Errors
     /// Fails when the host has no random numbers.
@@ -105,13 +106,13 @@ impl Engine {
         }
     }
 
-    /// Creates a workspace: image, disk, record, and its setup steps in a boot of their own. Nothing runs
+    /// Creates a workspace: image, disk, record, and its setup steps in a boot of their own. No machine runs
     /// afterwards.
     ///
     /// # Errors
-    /// Fails when the name is taken, the image cannot be used, or a setup step fails; then the workspace stays, in
-    /// state `failed`, for its logs, and its next start begins with the setup on a fresh disk. Cancelled, or without a
-    /// supervisor, it leaves nothing.
+    /// Fails if the name is taken, the image cannot be used, or a setup step fails. After a failed setup step the
+    /// workspace is kept in state `failed`, for its logs, and its next start runs the setup on a fresh disk. After a
+    /// cancellation, or without a supervisor, nothing is kept.
     pub async fn create(&self, options: CreateOptions, progress: &Progress) -> Result<Workspace, Error> {
         self.create_as(options, false, progress).await
     }
@@ -155,12 +156,12 @@ impl Engine {
 }
 
 impl Workspace {
-    /// Starts it when it rests; returns when its guest answers and its service, if it has one, runs. Setup steps that
-    /// have not run yet run before, on the machine that its settings describe.
+    /// Starts the workspace. Returns when its guest answers and its service, if it has one, runs. Setup steps that
+    /// have not run yet run before, in a machine of the workspace's own size.
     ///
     /// # Errors
-    /// Fails when it is not resting, the size is not valid for a guest, another command has it, or the machine does not
-    /// come up; then it is in state `failed`. Cancelled, it is in state `stopped`.
+    /// Fails if it is not resting, the size is not valid for a guest, another command uses it, or the machine does
+    /// not start; then the state is `failed`. After a cancellation the state is `stopped`.
     pub async fn start(&self, options: StartOptions, progress: &Progress) -> Result<WorkspaceDetails, Error> {
         self.engine.prepare()?;
         let record = self.observe()?;
@@ -291,15 +292,16 @@ impl Workspace {
         }
     }
 
-    /// Shuts it down cleanly, to be started again. When it rests already, nothing changes.
+    /// Shuts the machine down cleanly. A resting workspace is not changed.
     ///
     /// # Errors
-    /// Fails when it cannot be reached, is starting, or does not shut down cleanly; then it is in state `failed`.
+    /// Fails if it cannot be reached, is starting, or does not shut down cleanly; then the state is `failed`.
     pub async fn halt(&self) -> Result<WorkspaceDetails, Error> {
         self.end(ChangeRequest::Halt, Action::Halt).await
     }
 
-    /// Asks its programs to end, and shuts it down when they have. When it rests already, nothing changes.
+    /// Sends the service its stop signal, and shuts the machine down when it has ended. A resting workspace is not
+    /// changed.
     ///
     /// # Errors
     /// As [`Workspace::halt`].
@@ -307,7 +309,7 @@ impl Workspace {
         self.end(ChangeRequest::Stop, Action::Stop).await
     }
 
-    /// Ends its machine at once, whatever state it or its supervisor is in. When it rests already, nothing changes.
+    /// Ends the machine at once, in any state of machine and supervisor. A resting workspace is not changed.
     ///
     /// # Errors
     /// Fails when the processes cannot be killed.
@@ -342,7 +344,7 @@ impl Workspace {
         self.details()
     }
 
-    /// Pauses its guest; the memory is kept.
+    /// Pauses the guest; its memory is kept.
     ///
     /// # Errors
     /// Fails when it is not running or QEMU does not pause it.
@@ -351,7 +353,7 @@ impl Workspace {
         self.details()
     }
 
-    /// Resumes its paused guest.
+    /// Resumes the paused guest.
     ///
     /// # Errors
     /// Fails when it is not paused or QEMU does not resume it.
@@ -360,14 +362,14 @@ impl Workspace {
         self.details()
     }
 
-    /// Cuts its machine off and stops it for good: no network, no commands, not one more instruction of the guest. The
-    /// memory stays as long as the processes do, the disk in any case, to be examined; [`Workspace::halt`],
+    /// Quarantines the workspace: disconnects network and clients, and stops the processors of the guest permanently.
+    /// Memory and disk are kept for examination, the memory only while QEMU runs. [`Workspace::halt`],
     /// [`Workspace::stop`] and [`Workspace::kill`] release it without resuming the guest. The reason, of at most
-    /// [`REASON_LIMIT`] bytes, goes into its events. When it is quarantined already, nothing changes.
+    /// [`REASON_LIMIT`] bytes, is recorded in its events. A quarantined workspace is not changed.
     ///
     /// # Errors
-    /// Fails when it is not running, cannot be reached, or its memory could not be kept; in the last case it is
-    /// quarantined all the same.
+    /// Fails if it is not running, cannot be reached, or its memory could not be kept; in the last case it is
+    /// quarantined.
     pub async fn quarantine(&self, reason: Option<&str>) -> Result<WorkspaceDetails, Error> {
         if reason.is_some_and(|reason| reason.len() > REASON_LIMIT) {
             return Err(InvalidRequest::LongReason.into());
@@ -385,10 +387,10 @@ impl Workspace {
         self.details()
     }
 
-    /// Waits until it has no running machine: until it rests or is quarantined.
+    /// Waits until it is resting or quarantined.
     ///
     /// # Errors
-    /// Fails when it does not exist, is deleted meanwhile, or `progress` is cancelled.
+    /// Fails if it does not exist, is deleted while waiting, or `progress` is cancelled.
     pub async fn wait(&self, progress: &Progress) -> Result<WorkspaceDetails, Error> {
         loop {
             let details = self.details()?;
@@ -415,8 +417,8 @@ impl Workspace {
         self.wait_until_resting(record).await
     }
 
-    /// A machine that has ended is seen as such at once, but for the moment in which its supervisor exits. A disposable run
-    /// goes with its machine.
+    /// A machine that has ended is seen as such at once, but for the moment in which its supervisor exits. A
+    /// disposable run goes with its machine.
     async fn wait_until_resting(&self, before: WorkspaceRecord) -> Result<WorkspaceDetails, Error> {
         let end = Instant::now() + REST_PATIENCE;
         loop {
@@ -445,7 +447,7 @@ impl Workspace {
         self.changed(answer, action)
     }
 
-    /// What a supervisor answered to a request.
+    /// Converts a supervisor's answer.
     pub(super) fn changed(&self, answer: Result<Answer, ControlError>, action: Action) -> Result<(), Error> {
         let workspace = self.name.clone();
         match answer {
@@ -473,7 +475,7 @@ fn nobody_listens(error: &ControlError) -> bool {
     matches!(error, ControlError::Connect(source) if source.kind() == std::io::ErrorKind::NotFound)
 }
 
-/// A supervisor's refusal as an error.
+/// Converts a supervisor's refusal to an error.
 pub(crate) fn refused(name: &WorkspaceName, refusal: Refusal, action: Action) -> Error {
     match refusal {
         Refusal::State(state) => Error::WrongState { name: name.clone(), state, action },
@@ -483,7 +485,7 @@ pub(crate) fn refused(name: &WorkspaceName, refusal: Refusal, action: Action) ->
     }
 }
 
-/// An empty overlay in place of the disk.
+/// Replaces the disk by an empty overlay.
 fn renew_disk(dir: &WorkspaceDir, base: &Path, size_bytes: u64) -> Result<(), Error> {
     let fresh = dir.path().join("disk.new");
     let failed = |source| Error::File { action: "make", path: dir.disk(), source };

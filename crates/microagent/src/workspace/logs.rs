@@ -1,4 +1,4 @@
-//! Logs of a workspace, as they are and as they grow: console, events. Reading changes nothing.
+//! Reads and follows logs of a workspace: console, events. Reading changes nothing.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -16,30 +16,30 @@ use super::Workspace;
 use crate::Error;
 use crate::streaming::{Streaming, hand_over};
 
-/// Most bytes of console log that are handed out at once; the log itself is bounded below this.
+/// Most bytes of the console log that are returned; the limit of the log is lower.
 const LOG_LIMIT: u64 = 64 * 1024 * 1024;
 
-/// How often a log or a state is read that is followed.
+/// Interval of reading a followed log and the state.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Most bytes of a log that grows that are passed on at once.
+/// Most bytes of one piece of a followed log.
 const FOLLOW_BYTES: u64 = 1024 * 1024;
 
-/// Pieces of a followed log that wait to be taken.
+/// Length of the queue of a followed log.
 const QUEUE: usize = 4;
 
-/// Which part of a log.
+/// Which part of a log is read.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct LogOptions {
-    /// Only what was printed since then, to a second.
+    /// Only output since then, to a second.
     pub since: Option<Timestamp>,
     /// Only so many of the last lines.
     pub tail: Option<usize>,
 }
 
 impl LogOptions {
-    /// All of it.
+    /// Creates options for the whole log.
     pub fn new() -> LogOptions {
         LogOptions::default()
     }
@@ -58,7 +58,7 @@ impl LogOptions {
 }
 
 impl Workspace {
-    /// What the guest's console and the workload printed, oldest first, at most 64 MiB.
+    /// Returns the console log, which includes the output of the service, at most 64 MiB.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its log cannot be read.
@@ -74,7 +74,7 @@ impl Workspace {
         })
     }
 
-    /// What [`Workspace::logs`] gives, and then what comes, until the workspace rests.
+    /// Streams the result of [`Workspace::logs`] and then new output, until the workspace is resting.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its log cannot be read.
@@ -92,7 +92,7 @@ impl Workspace {
         }))
     }
 
-    /// What happened to the workspace, oldest first; about the last two thousand changes of state.
+    /// Returns the events of the workspace, oldest first; about the last two thousand.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its events cannot be read.
@@ -101,7 +101,7 @@ impl Workspace {
         dir.read_events().map_err(|source| Error::File { action: "read", path: dir.events(), source })
     }
 
-    /// What [`Workspace::events`] gives, and then what happens, until the workspace rests.
+    /// Streams the result of [`Workspace::events`] and then new events, until the workspace is resting.
     ///
     /// # Errors
     /// As [`Workspace::events`].

@@ -1,4 +1,4 @@
-//! How a workspace is connected: its mode, its addresses, its published ports, what it may reach. Reading changes nothing.
+//! Network settings of a workspace. Reading changes nothing.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU16;
@@ -11,48 +11,48 @@ use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 use super::Workspace;
 use crate::Error;
 
-/// How a workspace is connected.
+/// Network settings and state of a workspace.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct NetworkDetails {
     /// The workspace.
     pub workspace: WorkspaceName,
-    /// State that is true now.
+    /// Current state.
     pub state: State,
-    /// How its guest reaches the network.
+    /// Network mode.
     pub mode: NetworkMode,
-    /// Whether the network works; `None` for one without, or that does not live.
+    /// Whether the network stack runs; `None` without network or machine.
     pub link: Option<LinkState>,
-    /// Its published ports. While it lives, the ports of the host are those that are listened at; else 0 stands for one
-    /// that is picked at each start.
+    /// Its published ports. While it has a machine, with the picked ports of the host; otherwise 0 is a port that is
+    /// picked at each start.
     pub port_forwards: Vec<PortForward>,
-    /// Servers that it reaches by ports of `host.microagent.internal`.
+    /// Its forwarded ports of `host.microagent.internal`.
     pub host_forwards: Vec<HostForward>,
-    /// What it may reach; with network `user`.
+    /// The egress policy; with network `user`.
     pub egress: Option<EgressPolicy>,
-    /// How it looks names up; with network `user`.
+    /// Name servers and names; with network `user`.
     pub dns: Option<DnsSettings>,
     /// Its addresses, if it has a network device.
     pub addresses: Option<GuestAddresses>,
-    /// The process of the network stack, while it serves the workspace.
+    /// Process id of the network stack, while it runs.
     pub stack_pid: Option<i32>,
 }
 
-/// What a guest finds in its network. The same for every guest: each has a network of its own.
+/// Addresses in the network of a guest. They are the same for every guest, because each has a network of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct GuestAddresses {
-    /// Its own address.
+    /// The guest's address.
     pub ip: Ipv4Addr,
-    /// Bits of the network's prefix.
+    /// Length of the network's prefix in bits.
     pub prefix_len: u8,
-    /// The way out.
+    /// The gateway.
     pub gateway: Ipv4Addr,
     /// Name servers.
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// A published port as documents show it.
+/// A published port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PortForward {
@@ -66,7 +66,7 @@ pub struct PortForward {
     pub guest_port: NonZeroU16,
 }
 
-/// A forwarded port as documents show it.
+/// A forwarded port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HostForward {
@@ -95,7 +95,7 @@ impl From<&Publish> for PortForward {
 }
 
 impl Workspace {
-    /// Looks at the network of a workspace.
+    /// Returns network settings and state.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its record is damaged.

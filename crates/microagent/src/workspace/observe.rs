@@ -1,4 +1,4 @@
-//! Result, figures and settings of a workspace. Reading changes nothing.
+//! Result, resource usage and settings of a workspace. Reading changes nothing.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,50 +16,50 @@ use crate::error::Action;
 use crate::streaming::{Streaming, hand_over};
 use crate::{Error, RunResult};
 
-/// How long a processor's use is measured.
+/// Interval over which CPU usage is measured.
 const SAMPLE: Duration = Duration::from_millis(250);
 
-/// Clock ticks in a second as `/proc` has them: the same on every Linux that we run on (`USER_HZ`).
+/// Clock ticks per second in `/proc` (`USER_HZ`): the same on all supported systems.
 const TICKS_PER_SECOND: u64 = 100;
 
-/// What a machine uses on its host.
+/// Resource usage of a machine on its host.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Stats {
     /// The workspace.
     pub workspace: WorkspaceName,
-    /// QEMU's process.
+    /// Process id of QEMU.
     pub pid: i32,
-    /// Share of one processor in percent; above 100 where it uses several.
+    /// CPU usage in percent of one CPU; above 100 if it uses several.
     pub cpu_percent: f64,
-    /// Resident memory of QEMU in bytes; what it shares with other machines of the same template is in it.
+    /// Resident memory of QEMU in bytes, including pages that it shares with other machines of the same template.
     pub memory_bytes: u64,
-    /// Most memory that QEMU can take in bytes: the guest's, its translation buffer (without KVM), and its own.
+    /// Most memory that QEMU can use in bytes: the guest's, the translation buffer (without KVM), and its own.
     pub memory_limit_bytes: u64,
     /// Bytes read from disks since its start.
     pub io_read_bytes: u64,
     /// Bytes written to disks since its start.
     pub io_write_bytes: u64,
-    /// When this was measured.
+    /// Time of the measurement.
     pub sampled_at: Timestamp,
 }
 
-/// More about a workspace than its record.
+/// Details of a workspace that are not in its record.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Inspection {
-    /// Whether every start runs something.
+    /// Whether it has a service.
     pub has_service: bool,
-    /// Whether setup is still to be done.
+    /// Whether its setup has not run yet.
     pub setup_pending: bool,
-    /// Bytes that its own disk takes on the host, without the image's.
+    /// Bytes that its overlay uses on the host.
     pub disk_bytes: u64,
-    /// How its last command or service ended.
+    /// Result of its last command or service.
     pub result: Option<RunResult>,
 }
 
 impl Workspace {
-    /// How the last command or service of a workspace ended, if one did.
+    /// Returns the result of the last command or service, if there is one.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its result is damaged.
@@ -71,7 +71,7 @@ impl Workspace {
         }
     }
 
-    /// Looks at more of a workspace than its record.
+    /// Returns details that are not in its record.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its files are damaged.
@@ -86,7 +86,7 @@ impl Workspace {
         })
     }
 
-    /// Measures what the machine of the running workspace uses; takes a quarter of a second.
+    /// Measures the resource usage of the machine; takes a quarter of a second.
     ///
     /// # Errors
     /// Fails when the workspace is not running.
@@ -118,7 +118,7 @@ impl Workspace {
         })
     }
 
-    /// Measures again and again, until the workspace is not running any more.
+    /// Measures repeatedly until the workspace is not running any more.
     ///
     /// # Errors
     /// As [`Workspace::stats`], for the first measurement.
@@ -168,7 +168,7 @@ fn number(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
 }
 
-/// What a process has used of all processors.
+/// CPU time of a process.
 ///
 /// # Source
 /// `proc_pid_stat(5)`, fields 14 (`utime`) and 15 (`stime`), in clock ticks.

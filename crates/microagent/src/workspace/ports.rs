@@ -1,4 +1,4 @@
-//! Published ports of a workspace that exists: more of them, or fewer. They stay for its next starts.
+//! Adds and removes published ports of an existing workspace, also for its later starts.
 
 use microagent_model::{NetworkMode, PORTS_MAX, PortSelector, Publish, State, published_twice};
 use microagent_store::{WorkspaceDir, WorkspaceRecord};
@@ -11,12 +11,11 @@ use crate::error::Action;
 use crate::invalid::InvalidRequest;
 
 impl Workspace {
-    /// Publishes more ports: at once when it has a machine, and at each of its next starts. All of them or none. Gives them
-    /// with the ports of the host that they have now; 0 stands for one that is picked at each start.
+    /// Publishes more ports: at once if it has a machine, and at each later start. Either all of them or none.
+    /// Returns them with their ports of the host; 0 is a port that is picked at each start.
     ///
     /// # Errors
-    /// Fails when there is no network, a port is taken, or the workspace is neither resting nor has a machine that can be
-    /// reached.
+    /// Fails if there is no network, a port is taken, or its machine cannot be reached.
     pub async fn publish(&self, ports: &[Publish]) -> Result<Vec<Publish>, Error> {
         let dir = self.existing()?;
         let record = self.observe()?;
@@ -34,12 +33,11 @@ impl Workspace {
         Ok(ports.to_vec())
     }
 
-    /// Publishes a port no more: at once when it has a machine, whose open connections stay open, and at each of its next
-    /// starts. Gives the port.
+    /// Stops publishing a port: at once if it has a machine, and at each later start. Open connections stay open.
+    /// Returns the port.
     ///
     /// # Errors
-    /// Fails when not exactly one port is the one that is named, or the workspace is neither resting nor has a machine that
-    /// can be reached.
+    /// Fails if no port or several ports match, or its machine cannot be reached.
     pub async fn unpublish(&self, selector: PortSelector) -> Result<Publish, Error> {
         let dir = self.existing()?;
         let record = self.observe()?;
@@ -84,7 +82,7 @@ impl Workspace {
         if state.is_resting() { Ok(()) } else { Err(self.wrong_state(state, Action::Publish)) }
     }
 
-    /// Which port is named.
+    /// Finds the port.
     fn select(&self, publish: &[Publish], selector: PortSelector) -> Result<usize, InvalidRequest> {
         let all: Vec<usize> = (0..publish.len()).filter(|at| selector.covers(&publish[*at])).collect();
         let name = self.name.clone();
@@ -96,7 +94,7 @@ impl Workspace {
     }
 }
 
-/// Refuses what cannot be published in addition to what is.
+/// Checks new ports against the published ones.
 fn check_ports(
     record: &WorkspaceRecord,
     published: &[Publish],

@@ -1,4 +1,4 @@
-//! Starting a workspace again when it ends by itself, as its restart policy says.
+//! Restarts a workspace according to its restart policy.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use crate::{Error, Event, Progress};
 /// Longest delay before a restart.
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
-/// A machine that ran for so long was a good one: the delay after it is the first again.
+/// After a machine that ran for this time, the delay is the first one again.
 const GOOD_RUN: Duration = Duration::from_secs(60);
 
-/// How a workspace is restarted.
+/// Options of [`Workspace::supervise`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SuperviseOptions {
-    /// How often it is restarted at most; `None` for no limit.
+    /// Most restarts; `None` for no limit.
     pub max_restarts: Option<u32>,
     /// The first delay before a restart; it doubles up to a minute while machines end early.
     pub delay: Duration,
@@ -37,7 +37,7 @@ impl SuperviseOptions {
         SuperviseOptions::default()
     }
 
-    /// Restarts it at most this number of times.
+    /// Sets the most restarts.
     #[must_use]
     pub fn max_restarts(self, restarts: u32) -> SuperviseOptions {
         SuperviseOptions { max_restarts: Some(restarts), ..self }
@@ -50,20 +50,21 @@ impl SuperviseOptions {
     }
 }
 
-/// How one turn of [`Workspace::supervise`] ended.
+/// Result of one start in [`Workspace::supervise`].
 enum Turn {
-    /// Its machine has ended, or could not be brought up.
+    /// The machine has ended or could not be started.
     Ended(Box<WorkspaceDetails>),
-    /// It was not started, for a reason that passes by itself.
+    /// The machine was not started, for a temporary reason.
     NotNow(Error),
 }
 
 impl Workspace {
-    /// Starts the workspace unless it is running, and restarts it whenever its restart policy wants it. Returns when the
-    /// policy does not, or no restart is left. When `progress` is cancelled, it is halted first.
+    /// Starts the workspace if it is not running, and restarts it according to its restart policy. Returns when the
+    /// policy requires no restart, or after the last allowed one. If `progress` is cancelled, the workspace is halted
+    /// first.
     ///
-    /// A start that fails for a reason that passes by itself (another command uses the workspace or its disks, the host
-    /// is out of space) is tried again after the growing delay, whatever the policy is; it is not a restart.
+    /// A start that fails for a temporary reason (another command uses the workspace or its disks, the host has no
+    /// free space) is repeated after the growing delay, with any policy, and does not count as a restart.
     ///
     /// # Errors
     /// Fails when the workspace does not exist or cannot be started for another reason.

@@ -13,7 +13,8 @@ use crate::Error;
 use crate::tar_stream::unpack;
 
 /// Receives a stream into the directory `dir`: its one item under `name`, or, where the stream is the `content` of a
-/// directory, all of them in a directory of that name or, without one, in `dir`. Gives the number of FIFOs and devices, which are left out.
+/// directory, all of them in a directory of that name or, without one, in `dir`. Gives the number of FIFOs and
+/// devices, which are left out.
 pub(super) fn receive(
     stream: impl Read,
     dir: &Path,

@@ -35,8 +35,8 @@ pub(super) fn pass_on(stream: impl Read, chunks: mpsc::Sender<Vec<u8>>) -> Resul
     })
 }
 
-/// Feeds a guest that unpacks, and waits for its answer, which may come before the end: it does not want more then. Gives the
-/// number of sockets that were left out.
+/// Feeds a guest that unpacks, and waits for its answer, which may come before the end: it does not want more then.
+/// Gives the number of sockets that were left out.
 pub(super) async fn feed(
     stream: AgentStream,
     mut chunked: mpsc::Receiver<Vec<u8>>,

@@ -1,53 +1,53 @@
-//! What a command in a running workspace is.
+//! Options of a command in a running workspace.
 
 use std::time::Duration;
 
 use microagent_model::CommandLine;
 
-/// A command in a running workspace. Start from [`ExecOptions::new`] and set what differs.
+/// Options of a command in a running workspace. Create with [`ExecOptions::new`] and change with its methods.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ExecOptions {
-    /// What runs. The image's entrypoint has no part in it.
+    /// The command. The image's entrypoint is not used.
     pub command: CommandLine,
-    /// Environment, over the workspace's; later entries win.
+    /// Environment variables, in addition to the workspace's; later entries win.
     pub env: Vec<(String, String)>,
-    /// Working directory in place of the workspace's.
+    /// Working directory; replaces the workspace's.
     pub working_dir: Option<String>,
-    /// OCI user in place of the workspace's.
+    /// OCI user; replaces the workspace's.
     pub user: Option<String>,
-    /// How long it may take; then it is killed with everything that it started.
+    /// Time limit, after which the command and its child processes are killed.
     pub timeout: Option<Duration>,
     /// A terminal as standard input, output and error.
     pub terminal: Option<Terminal>,
-    /// Where its standard input comes from.
+    /// Source of its standard input.
     pub stdin: StdinMode,
 }
 
-/// Where the standard input of a command comes from.
+/// Source of a command's standard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StdinMode {
-    /// It is empty.
+    /// Empty.
     #[default]
     Empty,
-    /// What is written to [`ExecStdin`](crate::ExecStdin).
+    /// The bytes that are written to [`ExecStdin`](crate::ExecStdin).
     Piped,
 }
 
-/// A terminal as it is at the start.
+/// A terminal with its initial size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Terminal {
     /// Lines.
     pub rows: u16,
-    /// Characters on a line.
+    /// Columns.
     pub cols: u16,
-    /// Value of `TERM`, unless the environment has one.
+    /// Value of `TERM`, if the environment does not set one.
     pub term: String,
 }
 
 impl Terminal {
-    /// A terminal with so many lines and characters on a line; `term` is the value of `TERM`.
+    /// Creates a terminal with this number of lines and columns; `term` is the value of `TERM`.
     pub fn new(rows: u16, cols: u16, term: impl Into<String>) -> Terminal {
         Terminal { rows, cols, term: term.into() }
     }
@@ -59,12 +59,12 @@ impl Terminal {
 }
 
 impl ExecOptions {
-    /// A program and its arguments.
+    /// Creates options for a program and its arguments.
     pub fn new<S: Into<String>>(words: impl IntoIterator<Item = S>) -> ExecOptions {
         ExecOptions::of(CommandLine::Argv(words.into_iter().map(Into::into).collect()))
     }
 
-    /// A shell command line, evaluated by the guest's `/bin/sh`.
+    /// Creates options for a shell line, for the guest's `/bin/sh`.
     pub fn shell(line: impl Into<String>) -> ExecOptions {
         ExecOptions::of(CommandLine::Shell(line.into()))
     }
@@ -89,31 +89,31 @@ impl ExecOptions {
         self
     }
 
-    /// Runs it in this directory.
+    /// Sets the working directory.
     #[must_use]
     pub fn working_dir(self, dir: impl Into<String>) -> ExecOptions {
         ExecOptions { working_dir: Some(dir.into()), ..self }
     }
 
-    /// Runs it as this user: `user`, `uid`, `user:group`.
+    /// Sets the user: `user`, `uid`, `user:group`.
     #[must_use]
     pub fn user(self, user: impl Into<String>) -> ExecOptions {
         ExecOptions { user: Some(user.into()), ..self }
     }
 
-    /// Kills it after this time.
+    /// Sets the time limit.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> ExecOptions {
         ExecOptions { timeout: Some(timeout), ..self }
     }
 
-    /// Gives it a terminal.
+    /// Sets a terminal.
     #[must_use]
     pub fn terminal(self, terminal: Terminal) -> ExecOptions {
         ExecOptions { terminal: Some(terminal), ..self }
     }
 
-    /// Says where its standard input comes from.
+    /// Sets the source of its standard input.
     #[must_use]
     pub fn stdin(self, stdin: StdinMode) -> ExecOptions {
         ExecOptions { stdin, ..self }
