@@ -72,3 +72,53 @@ fn create_takes_image_and_command_as_docker_does() {
     home.microagent(["delete", "--force", "c1", "c2", &name]).success();
     home.nothing_is_left();
 }
+
+/// Settings hold for service, commands and every start; what lies below them can be reached at rest.
+#[test]
+fn settings_of_the_system_hold_at_every_start() {
+    let home = Home::new(User::unprivileged());
+    home.create(
+        "web",
+        [
+            "--sysctl=net.core.somaxconn=77",
+            "--ulimit=nofile=100:200",
+            "--tmpfs=/srv:size=4m,mode=0700",
+            "--shm-size=8m",
+            "--read-only",
+            "--stop-signal=INT",
+            "--service-command=trap 'exit 3' INT; ulimit -n > /srv/limit; sleep 1000 & wait",
+            "--setup=mkdir -p /srv && echo below > /srv/file",
+        ],
+    );
+    let look = "until [ -s /srv/limit ]; do sleep 0.1; done; cat /proc/sys/net/core/somaxconn /srv/limit; ulimit -n; ulimit -Hn; \
+        df -m /srv /dev/shm | awk 'NR > 1 {print $2}'; stat -c %a /srv; touch /x 2>&1 | grep -o 'Read-only'; ls /srv";
+    for start in ["cold", "warm"] {
+        home.microagent(["start", "web"]).success();
+        let shown = home.microagent(["exec", "web", "--", "sh", "-c", look]).success();
+        assert_eq!(shown.text(), "77\n100\n100\n200\n4\n8\n700\nRead-only\nlimit\n", "{start}");
+        home.microagent(["stop", "web"]).success();
+        assert_eq!(home.microagent(["result", "web", "--json"]).success().json()["result"]["exit_code"], 3);
+    }
+    let status = home.microagent(["status", "web"]).success();
+    for line in [
+        "Sysctl: net.core.somaxconn=77",
+        "Limit: nofile=100:200",
+        "Tmpfs: /srv:mode=700,size=4194304",
+        "Root disk: read-only",
+        "Stop signal: INT",
+        "Command: /bin/sh -c trap 'exit 3' INT; ulimit -n",
+    ] {
+        assert!(status.text().contains(line), "{line}: {}", status.told());
+    }
+    home.microagent(["cp", "web:/srv/file", "below"]).success();
+    assert_eq!(std::fs::read_to_string(home.path().join("below")).unwrap(), "below\n");
+
+    home.create("odd", ["--sysctl=net.no.such=1"]);
+    let odd = home.microagent(["start", "odd"]).run();
+    assert!(!odd.told().contains("boots instead"), "no template is to blame: {}", odd.told());
+    odd.code(1).says("the guest's kernel does not take `net.no.such`");
+    home.create("many", ["--ulimit=nofile=999999999"]);
+    home.microagent(["start", "many"]).run().code(1).says("at most 1048576 open files");
+    home.microagent(["delete", "--force", "web", "odd", "many"]).success();
+    home.nothing_is_left();
+}

@@ -30,7 +30,11 @@ fn disposable(user: User) {
     };
     assert_eq!(after(()), before, "something was written outside the state directory");
 
-    // A failed run writes no more elsewhere, and a second one of the same image adds nothing to the state.
+    // Templates that the first run did not make, the second one makes; a run that is killed may not.
+    call().dir(&work).args(["run", &image, "true"]).success();
+    call().dir(&work).args(["run", &image, "true"]).success();
+
+    // A failed run writes no more elsewhere, and a further one of the same image adds nothing to the state.
     call().dir(&work).args(["run", "--timeout", "1", "--name", "slow", &image, "sleep", "60"]).run().code(1);
     call().dir(&work).args(["delete", "slow", "--yes"]).success();
     // When an image was last used is written down, so only the names are compared.

@@ -20,6 +20,7 @@ use crate::disk;
 use crate::mounts;
 use crate::net;
 use crate::secrets;
+use crate::settings;
 use crate::surroundings;
 use crate::sys;
 
@@ -84,6 +85,7 @@ pub(crate) fn configure(
     disk.map_err(|e| fail(e.kind(), &e))?;
     let (mounts, mounts_us) = timed(|| mounts::mount_all(&wanted.mounts));
     mounts.map_err(|e| fail(GuestErrorKind::Mount, &e))?;
+    settings::apply(&wanted.settings).map_err(|e| fail(GuestErrorKind::Setting, &e))?;
     write_names(&Names {
         hostname: &wanted.hostname,
         machine_id: &wanted.machine_id,
@@ -91,6 +93,7 @@ pub(crate) fn configure(
     });
     // Last, so that nothing is mounted over them.
     secrets::deliver(&wanted.secrets, &wanted.secrets_owner).map_err(|e| fail(GuestErrorKind::Other, &e))?;
+    settings::protect_root(&wanted.settings).map_err(|e| fail(GuestErrorKind::Setting, &e))?;
     let timings = Timings { boot_us, disk_us: disk_us + mounts_us, network_us, total_us: elapsed_us(start) };
     Ok(Configured { timings })
 }

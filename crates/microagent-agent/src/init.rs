@@ -414,6 +414,7 @@ mod tests {
             uid: 1,
             gid: 2,
             groups: vec![3],
+            limits: Vec::new(),
         };
         let bytes = postcard::to_stdvec(&plan).unwrap();
         let (kind, descriptors) = encode(&streams);

@@ -37,6 +37,7 @@ mod program;
 mod reaper;
 mod secrets;
 mod session;
+mod settings;
 mod shutdown;
 mod spawn;
 mod surroundings;

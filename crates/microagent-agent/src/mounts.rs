@@ -24,9 +24,9 @@ const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
 pub(crate) enum MountError {
     #[error("the disk for `{}` cannot be used", path.display())]
     Disk { path: PathBuf, source: DiskError },
-    #[error("cannot make the directory `{}` to mount a disk on", path.display())]
+    #[error("cannot make the directory `{}` to mount on", path.display())]
     Point { path: PathBuf, source: io::Error },
-    #[error("`{}` leads to `{}`, where no disk can be mounted", path.display(), real.display())]
+    #[error("`{}` leads to `{}`, where nothing can be mounted", path.display(), real.display())]
     Place { path: PathBuf, real: PathBuf },
     #[error("the disk for `{}` was not unmounted cleanly, and cannot be read before it was mounted for writing once", path.display())]
     Unclean { path: PathBuf },
@@ -60,7 +60,7 @@ fn mount_one(wanted: &Mount) -> Result<(), MountError> {
 }
 
 /// The directory to mount on, made if it is missing, without links in its path.
-fn mount_point(path: &Path) -> Result<PathBuf, MountError> {
+pub(crate) fn mount_point(path: &Path) -> Result<PathBuf, MountError> {
     let failed = |source| MountError::Point { path: path.to_owned(), source };
     fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(failed)?;
     let real = path.canonicalize().map_err(failed)?;

@@ -11,6 +11,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use microagent_proto::Limit;
 use rustix::fs::{CWD, Mode, OFlags, fchown, mkdirat, openat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -40,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<u32>,
+    /// Resource limits in place of the agent's.
+    pub(crate) limits: Vec<Limit>,
 }
 
 /// What becomes a child's standard streams.
@@ -244,6 +247,9 @@ impl<'a> Child<'a> {
     }
 
     fn try_to_become_program(&self) -> (Stage, Errno) {
+        if let Err(errno) = self.set_limits() {
+            return (Stage::Prepare, errno);
+        }
         if let Err(errno) = self.own_streams() {
             return (Stage::Prepare, errno);
         }
@@ -257,6 +263,18 @@ impl<'a> Child<'a> {
             return (Stage::WorkingDir, errno);
         }
         (Stage::Execute, self.execute())
+    }
+
+    /// As root, which may raise what is inherited.
+    fn set_limits(&self) -> Result<(), Errno> {
+        for limit in &self.plan.limits {
+            let value = libc::rlimit { rlim_cur: limit.soft, rlim_max: limit.hard };
+            // SAFETY: the call is async-signal-safe and reads one structure.
+            if unsafe { libc::setrlimit(limit.resource.into(), &raw const value) } < 0 {
+                return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL));
+            }
+        }
+        Ok(())
     }
 
     /// The standard streams are the user's, so that a program that is not root's can open `/dev/stdout` or its

@@ -12,6 +12,7 @@ mod command;
 mod dns;
 pub mod egress;
 mod forward;
+mod guest_settings;
 mod label;
 mod machine;
 mod name;
@@ -28,6 +29,9 @@ pub use dns::{
 };
 pub use egress::{AllowRule, AllowRuleError, EgressMode, EgressModeError, EgressPolicy};
 pub use forward::{FORWARDS_MAX, Forward, ForwardError, forwarded_twice};
+pub use guest_settings::{
+    GuestSettings, RootAccess, SETTINGS_MAX, SettingError, Tmpfs, ULIMITS, Ulimit, check_sysctl, parse_sysctl,
+};
 pub use label::{LABEL_NAME_MAX, LABEL_VALUE_MAX, LABELS_MAX, LabelError, Labels, check_label, parse_label};
 pub use machine::{
     DISK_BPS_MIN, DISK_IOPS_MIN, DISK_MIB_MAX, ImageIdentity, LinkState, NET_BPS_MIN, NetworkMode, RATE_MAX,

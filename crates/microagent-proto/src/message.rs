@@ -47,7 +47,7 @@ const _: () = assert!(STDIN_WINDOW >= 2 * INPUT_CHUNK_LIMIT);
 pub enum Request {
     /// Makes a fresh (booted or restored) guest into this workspace's machine: entropy, clock, names,
     /// network, root disk. Exactly once, before anything else. Answer: `Result<Configured, GuestError>`.
-    Configure(Configure),
+    Configure(Box<Configure>),
     /// Runs a command. Answer: [`ExecEvent`]s up to and including `Exited` or `NotStarted`. Meanwhile the
     /// host may send [`ExecInput`]s. When it closes its direction of the stream (there is no half-close) or
     /// resets the stream before the last event, the command is killed with everything that it started.
@@ -93,10 +93,55 @@ pub struct Configure {
     pub root: Root,
     /// Disks beside it, mounted in this order once the root is.
     pub mounts: Vec<Mount>,
+    /// Settings of the system that the user gave.
+    pub settings: Settings,
     /// Files that appear in `/run/secrets`, in memory.
     pub secrets: Vec<Secret>,
     /// OCI user whose they are; empty means root.
     pub secrets_owner: String,
+}
+
+/// Settings of the guest's system. The default changes nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Kernel settings and their values, by the name that `sysctl` has for them.
+    pub sysctls: Vec<(String, String)>,
+    /// File systems in memory, mounted in this order after the disks.
+    pub tmpfs: Vec<Tmpfs>,
+    /// Size of `/dev/shm` in bytes.
+    pub shm_bytes: Option<u64>,
+    /// Resource limits of every command.
+    pub limits: Vec<Limit>,
+    /// Whether no program can write to the root disk.
+    pub read_only: bool,
+}
+
+/// A file system in the guest's memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    /// Absolute path in the guest; made if it is missing.
+    pub path: Chunk,
+    /// Size in bytes, in place of half the guest's memory.
+    pub size_bytes: Option<u64>,
+    /// Permissions of its root directory.
+    pub mode: u32,
+    /// Owner of its root directory.
+    pub uid: u32,
+    /// Group of its root directory.
+    pub gid: u32,
+    /// Whether programs on it can be executed.
+    pub exec: bool,
+}
+
+/// A resource limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// The number of what is limited, as `getrlimit(2)` has it: 0 to 15.
+    pub resource: u8,
+    /// The limit that holds; `u64::MAX` for none.
+    pub soft: u64,
+    /// What a program may raise it to.
+    pub hard: u64,
 }
 
 /// A disk beside the root disk.
@@ -534,6 +579,8 @@ pub enum GuestErrorKind {
     Mount,
     /// The network could not be set up.
     Network,
+    /// A setting that the user gave does not fit the guest: the setting is to blame. The machine works.
+    Setting,
     /// The request does not fit the state (second `Configure`, `Exec` before it, …).
     OutOfOrder,
     /// Anything else.

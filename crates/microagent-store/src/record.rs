@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use microagent_model::{
-    Artifact, Attachment, DnsSettings, EgressPolicy, FailureKind, Forward, ImageIdentity, Labels, LinkState,
-    NetworkMode, Publish, RateLimits, Resources, RestartPolicy, SecretReference, State, WorkspaceFailure,
-    WorkspaceName,
+    Artifact, Attachment, DnsSettings, EgressPolicy, FailureKind, Forward, GuestSettings, ImageIdentity,
+    Labels, LinkState, NetworkMode, Publish, RateLimits, Resources, RestartPolicy, SecretReference, State,
+    WorkspaceFailure, WorkspaceName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +103,9 @@ pub struct WorkspaceRecord {
     /// Names and values that the user gave it.
     #[serde(default)]
     pub labels: Labels,
+    /// Settings of the guest's system.
+    #[serde(default)]
+    pub settings: GuestSettings,
     /// Declared outputs.
     pub outputs: Vec<Artifact>,
     /// Whether the workspace goes away when its run ends well.
@@ -341,6 +344,7 @@ mod tests {
             limits: RateLimits::default(),
             secrets: Vec::new(),
             labels: Labels::new(),
+            settings: GuestSettings::default(),
             outputs: Vec::new(),
             disposable: false,
             backend: None,

@@ -84,6 +84,8 @@ pub enum Event {
     ChannelBroken(String),
     /// The guest works and cannot use one of its disks, so the disk is the cause and not the machine.
     DiskUnfit(String),
+    /// The guest works and cannot have one of its settings.
+    SettingRefused(String),
     /// QEMU ended or the guest ended its machine.
     MachineGone(MachineExit),
     /// The host's disk is full.
@@ -334,9 +336,13 @@ impl Lifecycle {
             }
             // No template is to blame, and another boot would not help.
             (_, E::DiskUnfit(message)) => fail(FailureKind::Disk, message),
-            (_, E::GuestFailed(message) | E::ChannelBroken(message) | E::HostTooSlow(message)) => {
-                fail(FailureKind::Boot, message)
-            }
+            (
+                _,
+                E::SettingRefused(message)
+                | E::GuestFailed(message)
+                | E::ChannelBroken(message)
+                | E::HostTooSlow(message),
+            ) => fail(FailureKind::Boot, message),
             (_, E::MachineGone(exit)) => fail(FailureKind::Boot, exit.to_string()),
             (phase, E::LinkLost(reason)) => (phase, vec![Effect::NoteLinkLost(reason)]),
             // The guest restarted; the caller of its first start is not needed any more.
@@ -516,6 +522,7 @@ fn ended_by_host(phase: Phase, event: Event) -> Next {
         | E::GuestHung(_)
         | E::DirectoryGone
         | E::DiskUnfit(_)
+        | E::SettingRefused(_)
         | E::ServiceStopTimedOut
         | E::Paused
         | E::PauseFailed(_)

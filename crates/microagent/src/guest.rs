@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use microagent_model::{NetworkMode, SIGTERM, State, WorkspaceName};
+use microagent_model::{GuestSettings, NetworkMode, SIGTERM, State, WorkspaceName};
 use microagent_proto::{
     FsUsage, GuestError, PackEvent, REPLY_LIMIT, REQUEST_LIMIT, Request, read_message, write_message,
 };
@@ -147,7 +147,9 @@ impl Workspace {
             OfflineDisks::Only(_) => Vec::new(),
         };
         let dir = self.dir();
-        let kept = WorkspaceRecord { disposable: false, disks, ..record.clone() };
+        // What lies under a file system in memory can be reached, and everything written.
+        let settings = GuestSettings::default();
+        let kept = WorkspaceRecord { disposable: false, disks, settings, ..record.clone() };
         let work = Work::Serve { service: None, stop_signal: SIGTERM, detached: false };
         let spec = engine.spec(&programs, &MachineRequest::of(&kept, &dir, &base)?, work)?;
         let machine = match extra {

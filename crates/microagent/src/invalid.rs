@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
     DISK_MIB_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX, PortSelector, Publish, RATE_MAX,
-    SecretReferenceError, VolumeName, WorkspaceName,
+    SETTINGS_MAX, SecretReferenceError, SettingError, VolumeName, WorkspaceName,
 };
 use microagent_proto::SECRETS_MAX;
 
@@ -64,6 +64,32 @@ pub enum InvalidRequest {
         /// What is wrong with it.
         source: LabelError,
     },
+    /// A setting of the guest's system that cannot be one.
+    #[error("setting `{}`: {source}", setting.escape_debug())]
+    Setting {
+        /// What it is for.
+        setting: String,
+        /// What is wrong with it.
+        source: SettingError,
+    },
+    /// There are too many settings of one kind.
+    #[error("{count} settings of one kind are more than {SETTINGS_MAX}")]
+    TooManySettings {
+        /// How many.
+        count: usize,
+    },
+    /// Shared memory of no size.
+    #[error("shared memory of 0 bytes holds nothing")]
+    NoSharedMemory,
+    /// A stop signal that is no signal.
+    #[error("`{}` is not a signal", signal.escape_debug())]
+    StopSignal {
+        /// The text.
+        signal: String,
+    },
+    /// Setup steps of a run that cannot write.
+    #[error("setup steps of a run cannot write to a read-only root disk")]
+    ReadOnlySetup,
     /// There are too many labels.
     #[error("{count} labels are more than {LABELS_MAX}")]
     TooManyLabels {
@@ -308,6 +334,12 @@ impl InvalidRequest {
         let text = match self {
             InvalidRequest::EnvironmentLine { .. } => "write each line as NAME=VALUE or NAME",
             InvalidRequest::Label { .. } => "write it as NAME=VALUE",
+            InvalidRequest::Setting { .. } | InvalidRequest::TooManySettings { .. } => {
+                "see the reference of spec files for how each is written"
+            }
+            InvalidRequest::NoSharedMemory => "give a size such as 64m, or omit it for half of the memory",
+            InvalidRequest::StopSignal { .. } => "name one, such as SIGINT or 2",
+            InvalidRequest::ReadOnlySetup => "run setup when a workspace is created, or omit one of them",
             InvalidRequest::TooManyLabels { .. } => "keep data in files; labels are for finding workspaces",
             InvalidRequest::AmbiguousTemplate { .. } => "give more digits of the key",
             InvalidRequest::ArtifactTwice { .. } => "give each output its own name",

@@ -96,10 +96,11 @@ pub use workspace::{
 pub use jiff::Timestamp;
 pub use microagent_model::{
     AddedAddress, AddedHost, Artifact, Attachment, CommandLine, DiskSource, DnsError, DnsSettings,
-    FailureKind, Forward, ForwardError, GuestInit, ImageIdentity, LabelError, Labels, LinkState, NameError,
-    NameServer, NetworkMode, PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError, PublishRange,
-    RateLimits, Resources, RestartPolicy, SearchDomain, SecretReference, SecretReferenceError, SecretSource,
-    SetupStep, State, VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, signal_name,
+    FailureKind, Forward, ForwardError, GuestInit, GuestSettings, ImageIdentity, LabelError, Labels,
+    LinkState, NameError, NameServer, NetworkMode, PORTS_MAX, PortProtocol, PortSelector, Publish,
+    PublishError, PublishRange, RateLimits, Resources, RestartPolicy, RootAccess, SearchDomain,
+    SecretReference, SecretReferenceError, SecretSource, SettingError, SetupStep, State, Tmpfs, Ulimit,
+    VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name,
     signal_number,
 };
 pub use microagent_net::HOST_NAME;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use microagent_image::PullPolicy;
 use microagent_model::{
-    Artifact, Attachment, DnsSettings, EgressPolicy, Forward, GuestInit, Labels, NetworkMode, Publish,
-    RateLimits, RestartPolicy, SecretReference, SetupStep, WorkspaceName,
+    Artifact, Attachment, DnsSettings, EgressPolicy, Forward, GuestInit, GuestSettings, Labels, NetworkMode,
+    Publish, RateLimits, RestartPolicy, SecretReference, SetupStep, WorkspaceName,
 };
 
 use crate::{Profile, StdinMode, Terminal};
@@ -42,6 +42,8 @@ pub struct WorkspaceOptions {
     pub secrets: Vec<SecretReference>,
     /// Labels by which the workspace can be found.
     pub labels: Labels,
+    /// Settings of the guest's system.
+    pub settings: GuestSettings,
     /// Artifacts: paths of the guest that can be fetched later.
     pub outputs: Vec<Artifact>,
     /// Machine size to start from.
@@ -148,6 +150,7 @@ impl WorkspaceOptions {
             limits: RateLimits::default(),
             secrets: Vec::new(),
             labels: Labels::new(),
+            settings: GuestSettings::default(),
             outputs: Vec::new(),
             profile: Profile::default(),
             memory_mib: None,
@@ -236,6 +239,12 @@ impl WorkspaceOptions {
     pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> WorkspaceOptions {
         self.labels.insert(name.into(), value.into());
         self
+    }
+
+    /// Sets what holds for the guest's system at every start.
+    #[must_use]
+    pub fn settings(self, settings: GuestSettings) -> WorkspaceOptions {
+        WorkspaceOptions { settings, ..self }
     }
 
     /// Declares an artifact.

@@ -9,9 +9,10 @@ use microagent_image::{Image, ImageConfig, PullOptions};
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
     ADDED_HOSTS_MAX, Attachment, CommandLine, DISK_BPS_MIN, DISK_IOPS_MIN, DISK_MIB_MAX, DnsSettings,
-    EgressPolicy, FORWARDS_MAX, GuestInit, ImageIdentity, LABELS_MAX, Labels, NAME_SERVERS_MAX, NET_BPS_MIN,
-    NetworkMode, PORTS_MAX, RATE_MAX, RateLimits, Resources, RestartPolicy, SEARCH_MAX, SetupStep, State,
-    WorkspaceName, check_label, forwarded_twice, published_twice,
+    EgressPolicy, FORWARDS_MAX, GuestInit, GuestSettings, ImageIdentity, LABELS_MAX, Labels,
+    NAME_SERVERS_MAX, NET_BPS_MIN, NetworkMode, PORTS_MAX, RATE_MAX, RateLimits, Resources, RestartPolicy,
+    SEARCH_MAX, SETTINGS_MAX, SettingError, SetupStep, State, Tmpfs, WorkspaceName, check_label,
+    check_sysctl, forwarded_twice, published_twice, signal_number,
 };
 use microagent_proto::{Chunk, Command, Exec, ExecRole};
 use microagent_store::{WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
@@ -168,6 +169,7 @@ pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), InvalidReq
     check_network(options)?;
     check_labels(&options.labels)?;
     check_limits(options)?;
+    check_settings(&options.settings)?;
     check_references(&options.secrets)?;
     for (number, output) in options.outputs.iter().enumerate() {
         let name = output.name.clone();
@@ -190,6 +192,33 @@ fn check_labels(labels: &Labels) -> Result<(), InvalidRequest> {
         check_label(name, value).map_err(|source| InvalidRequest::Label { name: name.clone(), source })?;
     }
     Ok(())
+}
+
+/// Refuses settings that no guest takes, and too many.
+fn check_settings(settings: &GuestSettings) -> Result<(), InvalidRequest> {
+    let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root: _, stop_signal } = settings;
+    if let Some(count) = [sysctls.len(), tmpfs.len(), ulimits.len()].into_iter().find(|n| *n > SETTINGS_MAX) {
+        return Err(InvalidRequest::TooManySettings { count });
+    }
+    let bad = |setting: &str, source| InvalidRequest::Setting { setting: setting.to_owned(), source };
+    for (name, value) in sysctls {
+        check_sysctl(name, value).map_err(|source| bad(name, source))?;
+    }
+    for tmpfs in tmpfs {
+        tmpfs.to_string().parse::<Tmpfs>().map_err(|source| bad(&tmpfs.path, source))?;
+    }
+    if let Some(limit) = ulimits.iter().find(|limit| limit.number().is_none()) {
+        return Err(bad(&limit.name, SettingError::UlimitName));
+    }
+    if *shm_bytes == Some(0) {
+        return Err(InvalidRequest::NoSharedMemory);
+    }
+    match stop_signal {
+        Some(signal) if signal_number(signal).is_none() => {
+            Err(InvalidRequest::StopSignal { signal: signal.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses what a machine without network cannot have, and what the network stack cannot do.
@@ -343,6 +372,7 @@ pub(crate) fn new_record(
         limits: options.limits,
         secrets: options.secrets.iter().map(stored).collect::<Result<_, _>>()?,
         labels: options.labels.clone(),
+        settings: options.settings.clone(),
         outputs: options.outputs.clone(),
         disposable: false,
         backend: None,

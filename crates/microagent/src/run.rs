@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use microagent_image::ImageConfig;
-use microagent_model::{FailureKind, SetupStep, State, WorkspaceFailure, WorkspaceName};
+use microagent_model::{FailureKind, RootAccess, SetupStep, State, WorkspaceFailure, WorkspaceName};
 use microagent_store::{RecordedResult, Workload, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::{Ended, Outcome, SuperviseError, SupervisorSpec, Work, choose_ports};
 
@@ -51,6 +51,9 @@ impl Engine {
         choose_ports(&options.workspace.publish)?;
         let mut provision = self.provision(&name, &options.workspace, FirstStart::Now, progress).await?;
         provision.record.disposable = !options.keep;
+        if options.workspace.settings.root == RootAccess::ReadOnly && !options.workspace.setup.is_empty() {
+            return Err(InvalidRequest::ReadOnlySetup.into());
+        }
         let config = &provision.image.config;
         let command = resolve_command(&options.command, config)?;
         check_work(&provision.workload, Some(&command))?;

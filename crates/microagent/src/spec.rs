@@ -26,7 +26,7 @@ use std::time::Duration;
 use microagent_image::PullPolicy;
 use microagent_model::{
     AddedHost, AllowRule, Artifact, Attachment, EgressMode, Forward, Labels, NameServer, NetworkMode,
-    PublishRange, RestartPolicy, SearchDomain, SecretReference, WorkspaceName,
+    PublishRange, RestartPolicy, SearchDomain, SecretReference, Tmpfs, Ulimit, WorkspaceName,
 };
 use serde::Deserialize;
 
@@ -120,6 +120,25 @@ pub struct SpecFile {
     pub limits: SpecLimits,
     /// Run an init that reaps orphans as process 1 of the guest.
     pub init: Option<bool>,
+    /// Kernel settings of the guest: `net.core.somaxconn: 1024`.
+    #[serde(deserialize_with = "forms::sysctls")]
+    #[cfg_attr(test, schemars(with = "Option<BTreeMap<String, reference::Scalar>>"))]
+    pub sysctls: Option<BTreeMap<String, String>>,
+    /// File systems in memory: each `/PATH[:size=64m,mode=1777,uid=N,gid=N,exec]`.
+    #[serde(deserialize_with = "forms::tmpfs")]
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
+    pub tmpfs: Option<Vec<Tmpfs>>,
+    /// Size of `/dev/shm` in MiB; half of the memory without it.
+    #[serde(rename = "shmSizeMiB")]
+    pub shm_size_mib: Option<u32>,
+    /// Resource limits of every command: `nofile: 1024:4096`.
+    #[serde(deserialize_with = "forms::ulimits")]
+    #[cfg_attr(test, schemars(with = "Option<BTreeMap<String, reference::Scalar>>"))]
+    pub ulimits: Option<Vec<Ulimit>>,
+    /// Whether programs can only read the root disk.
+    pub read_only: Option<bool>,
+    /// Signal that asks the service to end, in place of the image's.
+    pub stop_signal: Option<String>,
     /// Disks to mount: in the form of `-v`, or as keys.
     #[cfg_attr(test, schemars(with = "Option<Vec<reference::Volume>>"))]
     pub volumes: Option<Vec<Form<Attachment, SpecVolume>>>,

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use microagent_guest::{EmbeddedGuest, GuestFiles};
 use microagent_model::{
-    AddedAddress, AddedHost, Attachment, DnsSettings, EgressMode, EgressPolicy, Forward, NetworkMode,
-    Publish, RateLimits, Resources, SearchDomain,
+    AddedAddress, AddedHost, Attachment, DnsSettings, EgressMode, EgressPolicy, Forward, GuestSettings,
+    NetworkMode, Publish, RateLimits, Resources, RootAccess, SearchDomain, Ulimit,
 };
 use microagent_net::{
     GATEWAY, GUEST_ADDRESS, HostEntry, HostResolver, NAME_SERVER, NameOptions, PREFIX_LEN, host_entries,
     host_resolver,
 };
-use microagent_proto::{Configure, Entropy, GENERATION, MacAddress, Network, Root};
+use microagent_proto::{Configure, Entropy, GENERATION, Limit, MacAddress, Network, Root, Settings, Tmpfs};
 use microagent_store::{Identity, WorkspaceDir, WorkspaceRecord, read_limited};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::{DiskLimits, NetworkSpec};
@@ -74,6 +74,8 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) limits: RateLimits,
     /// Its disks beside the root disk.
     pub(crate) disks: &'a [Attachment],
+    /// Settings of its guest's system.
+    pub(crate) settings: Settings,
 }
 
 /// The root disk of a machine.
@@ -108,12 +110,20 @@ impl<'a> MachineRequest<'a> {
             forwards: &record.forwards,
             limits: record.limits,
             disks: &record.disks,
+            settings: guest_settings(&record.settings),
         })
     }
 
     /// The same machine without published ports.
     pub(crate) fn unpublished(self) -> MachineRequest<'a> {
         MachineRequest { publish: &[], ..self }
+    }
+
+    /// The same machine for setup steps that prepare its disk: what they write is there, not in memory.
+    pub(crate) fn for_setup(mut self) -> MachineRequest<'a> {
+        self.settings.read_only = false;
+        self.settings.tmpfs.clear();
+        self
     }
 
     /// The workspace's first machine: no guest has used its disk yet.
@@ -273,6 +283,7 @@ impl Engine {
                 network,
                 root: Root { scsi_target: ROOT_SCSI_TARGET, grow: true },
                 mounts: disks.mounts,
+                settings: request.settings.clone(),
                 secrets: Vec::new(),
                 secrets_owner: String::new(),
             },
@@ -291,6 +302,29 @@ fn address_of(host: &AddedHost) -> Ipv4Addr {
     match host.address {
         AddedAddress::Address(address) => address,
         AddedAddress::HostGateway => GATEWAY,
+    }
+}
+
+/// Settings of a guest's system as its agent takes them.
+fn guest_settings(settings: &GuestSettings) -> Settings {
+    let limit = |limit: &Ulimit| {
+        let value = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+        Some(Limit { resource: limit.number()?, soft: value(limit.soft), hard: value(limit.hard) })
+    };
+    let tmpfs = |tmpfs: &microagent_model::Tmpfs| Tmpfs {
+        path: tmpfs.path.as_bytes().to_vec().into(),
+        size_bytes: tmpfs.size_bytes,
+        mode: tmpfs.mode,
+        uid: tmpfs.uid,
+        gid: tmpfs.gid,
+        exec: tmpfs.exec,
+    };
+    Settings {
+        sysctls: settings.sysctls.clone().into_iter().collect(),
+        tmpfs: settings.tmpfs.iter().map(tmpfs).collect(),
+        shm_bytes: settings.shm_bytes,
+        limits: settings.ulimits.iter().filter_map(limit).collect(),
+        read_only: settings.root == RootAccess::ReadOnly,
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::time::SystemTime;
 
 use microagent_model::{DnsSettings, EgressPolicy, NetworkMode, RateLimits, Resources, WorkspaceName};
+use microagent_proto::Settings;
 use microagent_store::WorkspaceDir;
 use microagent_vm::template::{self, TemplateInfo};
 use microagent_vm::{Outcome, Timeline, Work};
@@ -169,6 +170,7 @@ impl Templates {
             forwards: &[],
             limits: RateLimits::default(),
             disks: &[],
+            settings: Settings::default(),
         };
         let mut spec = engine.spec(&programs, &machine, Work::Freeze)?;
         // Requested by name, whatever the default is.

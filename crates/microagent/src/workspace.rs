@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_model::{
-    Artifact, Attachment, DnsSettings, ImageIdentity, Labels, LinkState, NetworkMode, RateLimits, Resources,
-    RestartPolicy, SecretReference, State, WorkspaceFailure, WorkspaceName,
+    Artifact, Attachment, DnsSettings, EgressPolicy, GuestSettings, ImageIdentity, Labels, LinkState,
+    NetworkMode, RateLimits, Resources, RestartPolicy, SecretReference, State, WorkspaceFailure,
+    WorkspaceName,
 };
 use microagent_proto::chain;
 use microagent_store::{LockError, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord};
@@ -135,6 +136,10 @@ pub struct WorkspaceDetails {
     pub disks: Vec<Attachment>,
     /// Its labels.
     pub labels: Labels,
+    /// Settings of its guest's system.
+    pub settings: GuestSettings,
+    /// What its guest may reach.
+    pub egress: EgressPolicy,
     /// Its declared artifacts.
     pub outputs: Vec<Artifact>,
     /// References of its secrets.
@@ -299,6 +304,8 @@ impl From<WorkspaceRecord> for WorkspaceDetails {
             backend: record.backend,
             disks: record.disks,
             labels: record.labels,
+            settings: record.settings,
+            egress: record.egress,
             outputs: record.outputs,
             secrets: record.secrets,
             disposable: record.disposable,

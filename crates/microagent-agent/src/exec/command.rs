@@ -11,6 +11,7 @@ use microagent_proto::{Command, Exec, StartError, StartErrorKind};
 
 use crate::boot::SCRATCH;
 use crate::program::{self, ProgramError};
+use crate::settings;
 use crate::spawn::{Plan, Stage};
 use crate::user::{Identity, UserError};
 
@@ -110,6 +111,7 @@ pub(super) fn plan(exec: &Exec, identity: Identity, script: Option<&Script>) -> 
         uid: identity.uid,
         gid: identity.gid,
         groups: identity.groups,
+        limits: settings::limits().to_vec(),
     })
 }
 

@@ -377,6 +377,7 @@ pub fn settings() -> Configure {
         network: None,
         root: Root { scsi_target: 0, grow: true },
         mounts: Vec::new(),
+        settings: microagent_proto::Settings::default(),
         secrets: Vec::new(),
         secrets_owner: String::new(),
     }
@@ -428,7 +429,7 @@ impl Session<'_> {
 
     /// Configures the guest.
     pub async fn configure(&self, wanted: Configure) -> Result<Configured, GuestError> {
-        let mut stream = self.open(&Request::Configure(wanted)).await;
+        let mut stream = self.open(&Request::Configure(Box::new(wanted))).await;
         self.next(&mut stream).await
     }
 

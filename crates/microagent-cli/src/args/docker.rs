@@ -66,7 +66,6 @@ const CGROUP: &str = "a microVM has a fixed size instead of cgroup limits";
 const DISK_RATE: &str = "limit all disks together: --disk-bps BYTES";
 const DISK_REQUESTS: &str = "limit all disks together: --disk-iops N";
 const SIZE: &str = "set the size of the machine: --memory, --cpus or --profile";
-const GUEST_SETTING: &str = "this is a setting of the guest's own kernel";
 const ADDRESSING: &str =
     "each microVM has a private network with fixed addresses; it uses the host's name servers";
 const NETWORK_CHOICE: &str =
@@ -129,27 +128,10 @@ const FLAGS: &[DockerFlag] = &[
     switch("oom-kill-disable", CGROUP, SIZE),
     valued("oom-score-adj", CGROUP, SIZE),
     valued("storage-opt", "a microVM has its own disk", "set its size: --size-mib"),
-    valued(
-        "shm-size",
-        "/dev/shm takes up to half of the guest's memory",
-        "give the guest more with --memory, or remount it in a --setup step: mount -o remount,size=1g /dev/shm",
-    ),
-    valued("ulimit", GUEST_SETTING, "set it in the command: --exec 'ulimit -n 65536; exec PROGRAM'"),
-    valued("sysctl", GUEST_SETTING, "set it in a --setup step: --setup 'sysctl -w KEY=VALUE'"),
     // Files
     valued("mount", NO_MOUNTS, ATTACH),
     valued("volumes-from", "a volume has one user at a time", ATTACH),
     valued("volume-driver", "volumes are always ext4 disks on this host", LEAVE_OUT),
-    valued(
-        "tmpfs",
-        "the guest mounts its file systems itself",
-        "mount it in a --setup step: --setup 'mount -t tmpfs tmpfs /PATH'",
-    ),
-    switch(
-        "read-only",
-        "every run writes to its own disk, which is removed at its end; the image does not change",
-        LEAVE_OUT,
-    ),
     valued(
         "cidfile",
         "a workspace is identified by its name",
@@ -188,7 +170,6 @@ const FLAGS: &[DockerFlag] = &[
         LEAVE_OUT,
     ),
     except("restart", "no", FOREGROUND, KEPT),
-    valued("stop-signal", "a one-shot run ends with its command or is killed at --timeout", LEAVE_OUT),
     valued(
         "stop-timeout",
         "a one-shot run ends with its command or is killed",
@@ -258,13 +239,11 @@ impl DockerFlags {
 pub(crate) struct CreateDockerFlags(DockerFlags);
 
 /// Flags of `run` that mean something for a workspace, or are no flags of `docker create`.
-const OF_RUN_ALONE: [&str; 12] = [
+const OF_RUN_ALONE: [&str; 10] = [
     "restart",
     "detach-keys",
     "sig-proxy",
-    "stop-signal",
     "stop-timeout",
-    "read-only",
     "health-cmd",
     "health-interval",
     "health-retries",

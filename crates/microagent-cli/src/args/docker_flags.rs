@@ -54,18 +54,6 @@ const ROWS: &[Row] = &[
     ),
     (
         &["create"],
-        &["--read-only"],
-        "the root disk is an overlay that belongs to the workspace",
-        "omit it; the image itself never changes",
-    ),
-    (
-        &["create"],
-        &["--stop-signal"],
-        "the image's stop signal is used",
-        "change it in the image: microagent commit --change 'STOPSIGNAL …' NAME REF",
-    ),
-    (
-        &["create"],
         &["--stop-timeout"],
         "`halt` waits 10 seconds, then ends the processes; `stop` does not force them",
         OMIT,

@@ -11,5 +11,6 @@ pub(crate) mod listing;
 pub(crate) mod machine;
 pub(crate) mod names;
 pub(crate) mod secret;
+pub(crate) mod settings;
 pub(crate) mod values;
 pub(crate) mod workspace;

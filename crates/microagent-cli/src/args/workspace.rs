@@ -15,6 +15,7 @@ use microagent::{
 use crate::args::docker::{refusal, refuse_attachment, refuse_network};
 use crate::args::names::NameArgs;
 use crate::args::secret::SecretArgs;
+use crate::args::settings::SettingsArgs;
 use crate::args::values::{bytes, cpus, env_file, env_variable, memory_mib};
 use crate::failure::Failure;
 
@@ -38,6 +39,9 @@ pub(crate) struct WorkspaceArgs {
 
     #[command(flatten)]
     secrets: SecretArgs,
+
+    #[command(flatten)]
+    settings: SettingsArgs,
 
     /// User, or user and group, instead of the image's
     #[arg(short, long, value_name = "USER[:GROUP]", help_heading = "What to run")]
@@ -191,6 +195,7 @@ impl WorkspaceArgs {
         distinct(outputs)?;
         options.setup.extend(self.setup.read()?);
         options.env.extend(self.environment()?);
+        self.settings.lay_over(&mut options.settings);
         options.labels.extend(self.label.iter().cloned());
         lay_list_over(&mut options.outputs, outputs, |output| &output.name);
         lay_list_over(&mut options.secrets, &self.secrets.references()?, |secret| &secret.name);

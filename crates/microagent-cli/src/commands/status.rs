@@ -1,11 +1,15 @@
 //! `microagent status`: everything about one workspace.
 
 use clap::Args;
+use microagent::egress::EgressMode;
 use microagent::{LinkState, WorkspaceName};
 
 use crate::context::Context;
+use crate::documents::network::EgressPolicyDocument;
 use crate::documents::shared::ResourcesDocument;
-use crate::documents::status::{AttachmentDocument, DiskSourceDocument, LimitsDocument, StatusDocument};
+use crate::documents::status::{
+    AttachmentDocument, DiskSourceDocument, LimitsDocument, SettingsDocument, StatusDocument,
+};
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, forwarded, name_lines, print_json, print_text, published, size};
@@ -70,6 +74,8 @@ impl StatusDocument {
             ("Changed", self.changed_at.clone()),
         ]);
         lines.extend(self.limits().map(|limits| ("Limits", limits)));
+        lines.extend(self.workload_lines());
+        lines.extend(self.settings_lines());
         lines.extend(self.disks.iter().map(|disk| ("Mounted", escape::one_line(&mounted(disk)))));
         lines.extend(self.port_forwards.iter().map(|forward| ("Published", published(forward))));
         for (name, value) in &self.labels {
@@ -98,6 +104,48 @@ impl StatusDocument {
         let rates: Vec<_> =
             rates.into_iter().filter_map(|(what, rate)| Some(format!("{what}={}", rate?))).collect();
         (!rates.is_empty()).then(|| rates.join(" "))
+    }
+
+    /// What runs, and as whom; defaults are not repeated.
+    fn workload_lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = Vec::new();
+        lines.extend(self.service.as_ref().map(|words| ("Command", escape::one_line(&words.join(" ")))));
+        let texts = [("User", &self.user), ("Workdir", &self.workdir)];
+        for (key, text) in texts.into_iter().filter(|(_, text)| !text.is_empty()) {
+            lines.push((key, escape::one_line(text)));
+        }
+        if self.init {
+            lines.push(("Init", "yes".to_owned()));
+        }
+        let optional = [("Shell", &self.shell), ("Stop signal", &self.stop_signal)];
+        for (key, text) in optional {
+            lines.extend(text.as_ref().map(|text| (key, escape::one_line(text))));
+        }
+        if !self.env_names.is_empty() {
+            lines.push(("Environment", escape::one_line(&self.env_names.join(", "))));
+        }
+        let EgressPolicyDocument { mode, allow, .. } = &self.egress;
+        if *mode != EgressMode::Public || !allow.is_empty() {
+            let allowed =
+                if allow.is_empty() { String::new() } else { format!(", allows {}", allow.join(", ")) };
+            lines.push(("Egress", format!("{mode}{allowed}")));
+        }
+        lines
+    }
+
+    /// Settings of the guest's system that differ from the defaults.
+    fn settings_lines(&self) -> Vec<(&'static str, String)> {
+        let SettingsDocument { sysctls, ulimits, tmpfs, shm_bytes, read_only } = &self.settings;
+        let mut lines = Vec::new();
+        let sysctl = |(name, value)| ("Sysctl", escape::one_line(&format!("{name}={value}")));
+        lines.extend(sysctls.iter().map(sysctl));
+        lines.extend(ulimits.iter().map(|limit| ("Limit", limit.clone())));
+        lines.extend(tmpfs.iter().map(|tmpfs| ("Tmpfs", escape::one_line(tmpfs))));
+        lines.extend(shm_bytes.map(|bytes| ("Shared memory", size(bytes))));
+        if *read_only {
+            lines.push(("Root disk", "read-only".to_owned()));
+        }
+        lines
     }
 }
 

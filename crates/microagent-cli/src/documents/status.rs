@@ -1,13 +1,16 @@
 //! `microagent status`, in JSON.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use microagent::{
-    Attachment, DiskSource, Inspection, Labels, LinkState, NetworkMode, RateLimits, RestartPolicy,
-    SecretReference, State, WorkspaceDetails, WorkspaceName,
+    Attachment, CommandLine, DiskSource, GuestInit, GuestSettings, Inspection, Labels, LinkState,
+    NetworkMode, RateLimits, RestartPolicy, RootAccess, SecretReference, State, WorkspaceDetails,
+    WorkspaceName,
 };
 use serde::Serialize;
 
+use crate::documents::network::EgressPolicyDocument;
 use crate::documents::result::ResultDocument;
 #[cfg(test)]
 use crate::documents::schema::Words;
@@ -41,6 +44,16 @@ pub(crate) struct StatusDocument {
     #[cfg_attr(test, schemars(with = "Words<microagent::RestartPolicy>"))]
     pub(crate) restart: RestartPolicy,
     pub(crate) has_service: bool,
+    /// Program and arguments that every start runs.
+    pub(crate) service: Option<Vec<String>>,
+    pub(crate) user: String,
+    pub(crate) workdir: String,
+    pub(crate) shell: Option<String>,
+    pub(crate) init: bool,
+    pub(crate) env_names: Vec<String>,
+    pub(crate) stop_signal: Option<String>,
+    pub(crate) settings: SettingsDocument,
+    pub(crate) egress: EgressPolicyDocument,
     pub(crate) setup_pending: bool,
     pub(crate) backend: Option<String>,
     pub(crate) weak_jail: Vec<String>,
@@ -96,6 +109,37 @@ impl From<DiskSource> for DiskSourceDocument {
     }
 }
 
+/// Settings of a guest's system, each written as its option is.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct SettingsDocument {
+    pub(crate) sysctls: BTreeMap<String, String>,
+    pub(crate) ulimits: Vec<String>,
+    pub(crate) tmpfs: Vec<String>,
+    pub(crate) shm_bytes: Option<u64>,
+    pub(crate) read_only: bool,
+}
+
+impl From<GuestSettings> for SettingsDocument {
+    fn from(settings: GuestSettings) -> SettingsDocument {
+        SettingsDocument {
+            sysctls: settings.sysctls,
+            ulimits: settings.ulimits.iter().map(ToString::to_string).collect(),
+            tmpfs: settings.tmpfs.iter().map(ToString::to_string).collect(),
+            shm_bytes: settings.shm_bytes,
+            read_only: settings.root == RootAccess::ReadOnly,
+        }
+    }
+}
+
+/// The program that a command line starts, with its arguments.
+fn words(command: CommandLine) -> Vec<String> {
+    match command {
+        CommandLine::Argv(words) => words,
+        CommandLine::Shell(line) => vec!["/bin/sh".to_owned(), "-c".to_owned(), line],
+    }
+}
+
 /// A secret's name and where its value is.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -148,7 +192,16 @@ impl StatusDocument {
             dns: details.dns.into(),
             hostname: details.hostname,
             restart: details.restart,
-            has_service: inspection.has_service,
+            has_service: inspection.service.is_some(),
+            service: inspection.service.map(words),
+            user: inspection.user,
+            workdir: inspection.working_dir,
+            shell: inspection.shell,
+            init: inspection.init == GuestInit::Agent,
+            env_names: inspection.env_names,
+            stop_signal: inspection.stop_signal,
+            settings: details.settings.into(),
+            egress: details.egress.into(),
             setup_pending: inspection.setup_pending,
             backend: details.backend,
             weak_jail: details.weak_jail,

@@ -44,6 +44,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         limits: Default::default(),
         secrets: Vec::new(),
         labels: Default::default(),
+        settings: Default::default(),
         outputs: Vec::new(),
         disposable: false,
         backend: None,

@@ -50,6 +50,7 @@ fn events() -> Vec<Event> {
         Event::HostTooSlow(text()),
         Event::ChannelBroken(text()),
         Event::DiskUnfit(text()),
+        Event::SettingRefused(text()),
         Event::GuestHung(text()),
         Event::DirectoryGone,
         Event::MachineGone(MachineExit::PoweredOff),
@@ -404,7 +405,9 @@ fn every_bad_end_kills_the_machine_and_is_named() {
     }
     for phase in [Phase::Restoring, Phase::Starting] {
         assert_eq!(step(phase.clone(), Event::DiskUnfit("x".into()), KEPT), line("Ended(Disk)", "Kill"));
-        assert_eq!(step(phase, Event::HostTooSlow("x".into()), KEPT), line("Ended(Boot)", "Kill"));
+        for event in [Event::HostTooSlow("x".into()), Event::SettingRefused("x".into())] {
+            assert_eq!(step(phase.clone(), event, KEPT), line("Ended(Boot)", "Kill"));
+        }
     }
 }
 
@@ -420,6 +423,7 @@ fn a_failed_restore_is_tried_once_more_cold_unless_something_else_is_to_blame() 
         Event::HostFull("x".into()),
         Event::HostTooSlow("x".into()),
         Event::DiskUnfit("x".into()),
+        Event::SettingRefused("x".into()),
     ] {
         assert_eq!(step(Phase::Restoring, event, SCRATCH).1, "Kill");
     }

@@ -69,6 +69,8 @@ enum Trouble {
     Channel(String),
     /// A disk of the user's.
     Disk(String),
+    /// A setting of the user's.
+    Setting(String),
     /// The host cannot store what the guest printed.
     Host(String),
     /// The host has too much to do to let the guest answer.
@@ -97,6 +99,7 @@ impl From<Trouble> for Event {
             Trouble::Guest(message) => Event::GuestFailed(message),
             Trouble::Channel(message) => Event::ChannelBroken(message),
             Trouble::Disk(message) => Event::DiskUnfit(message),
+            Trouble::Setting(message) => Event::SettingRefused(message),
             Trouble::Host(message) => Event::HostFull(message),
             Trouble::HostTooSlow(message) => Event::HostTooSlow(message),
         }
@@ -296,7 +299,7 @@ impl Worker {
         fill_random(&mut entropy)?;
         self.configure.entropy = Entropy(entropy);
         self.configure.clock_unix_ns = unix_ns();
-        let request = Request::Configure(self.configure.clone());
+        let request = Request::Configure(Box::new(self.configure.clone()));
         self.configure.secrets.clear();
         let mut stream = session.handle.open().await?;
         write_secret_message(&mut stream, &request, REQUEST_LIMIT).await?;
@@ -306,6 +309,7 @@ impl Worker {
             within(&budget, reply(&mut stream), "the guest did not set up its disk").await??;
         let configured = answer.map_err(|error| match error.kind {
             GuestErrorKind::Mount => Trouble::Disk(error.message),
+            GuestErrorKind::Setting => Trouble::Setting(error.message),
             _ => Trouble::Guest(format!("the guest could not be set up: {}", error.message)),
         })?;
 
@@ -468,6 +472,7 @@ async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Send
             Trouble::Guest(message)
             | Trouble::Channel(message)
             | Trouble::Disk(message)
+            | Trouble::Setting(message)
             | Trouble::Host(message)
             | Trouble::HostTooSlow(message),
         ) => Event::FlushFailed(message),

@@ -5,7 +5,10 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
-use microagent_model::{Artifact, Labels, SecretReference, SecretReferenceError, check_label};
+use microagent_model::{
+    Artifact, Labels, SecretReference, SecretReferenceError, SettingError, Tmpfs, Ulimit, check_label,
+    check_sysctl,
+};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -136,6 +139,35 @@ pub(super) fn env<'de, D: Deserializer<'de>>(
         return Err(D::Error::custom("a name in `env` is empty, or has a blank or `=` in it"));
     }
     Ok(Some(env))
+}
+
+/// Values are texts or numbers: both are texts to YAML.
+pub(super) fn sysctls<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    let Some(sysctls) = Option::<BTreeMap<String, String>>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    for (name, value) in &sysctls {
+        check_sysctl(name, value).map_err(|error| D::Error::custom(format!("sysctl `{name}`: {error}")))?;
+    }
+    Ok(Some(sysctls))
+}
+
+pub(super) fn tmpfs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Tmpfs>>, D::Error> {
+    let Some(all) = Option::<Vec<String>>::deserialize(deserializer)? else { return Ok(None) };
+    let read = |text: String| {
+        text.parse().map_err(|error: SettingError| D::Error::custom(format!("tmpfs `{text}`: {error}")))
+    };
+    all.into_iter().map(read).collect::<Result<_, _>>().map(Some)
+}
+
+pub(super) fn ulimits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Ulimit>>, D::Error> {
+    let Some(all) = Option::<BTreeMap<String, String>>::deserialize(deserializer)? else { return Ok(None) };
+    let read = |(name, limits): (String, String)| {
+        Ulimit::new(&name, &limits).map_err(|error| D::Error::custom(format!("ulimit `{name}`: {error}")))
+    };
+    all.into_iter().map(read).collect::<Result<_, _>>().map(Some)
 }
 
 pub(super) fn labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Labels>, D::Error> {

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use microagent_model::{
-    Attachment, DiskSource, DnsSettings, EgressPolicy, Forward, GuestInit, Publish, PublishRange, RateLimits,
-    SecretSource, SetupStep,
+    Attachment, DiskSource, DnsSettings, EgressPolicy, Forward, GuestInit, GuestSettings, Publish,
+    PublishRange, RateLimits, RootAccess, SecretSource, SetupStep,
 };
 
 use super::forms::{Form, Short};
@@ -178,6 +178,7 @@ impl SpecFile {
         options.forwards = self.forwarded()?.unwrap_or_default();
         self.lay_limits_over(&mut options.limits);
         options.secrets = self.secrets.clone().unwrap_or_default();
+        self.lay_settings_over(&mut options.settings);
         options.labels = self.labels.clone().unwrap_or_default();
         options.outputs = self.outputs.clone().unwrap_or_default();
         options.profile = self.profile.unwrap_or_default();
@@ -277,6 +278,28 @@ impl SpecFile {
             search: network.dns_search.clone().unwrap_or_default(),
             hosts: network.add_hosts.clone().unwrap_or_default(),
             host_file: network.dns_host.unwrap_or_default(),
+        }
+    }
+
+    /// Changes settings of the guest's system to what the file says of them.
+    pub(crate) fn lay_settings_over(&self, settings: &mut GuestSettings) {
+        if let Some(sysctls) = &self.sysctls {
+            settings.sysctls.clone_from(sysctls);
+        }
+        if let Some(tmpfs) = &self.tmpfs {
+            settings.tmpfs.clone_from(tmpfs);
+        }
+        if let Some(mib) = self.shm_size_mib {
+            settings.shm_bytes = Some(u64::from(mib) << 20);
+        }
+        if let Some(ulimits) = &self.ulimits {
+            settings.ulimits.clone_from(ulimits);
+        }
+        if let Some(read_only) = self.read_only {
+            settings.root = if read_only { RootAccess::ReadOnly } else { RootAccess::ReadWrite };
+        }
+        if let Some(signal) = &self.stop_signal {
+            settings.stop_signal = Some(signal.clone());
         }
     }
 

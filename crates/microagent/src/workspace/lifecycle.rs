@@ -198,7 +198,8 @@ impl Workspace {
             workload = self.set_up(&programs, &record, workload, secrets.clone(), progress).await?;
         }
         let service = workload.service.as_ref().map(|service| main_request(&workload, service));
-        let stop_signal = workload.stop_signal.as_deref().and_then(signal_number).unwrap_or(SIGTERM);
+        let stop_signal = record.settings.stop_signal.as_deref().or(workload.stop_signal.as_deref());
+        let stop_signal = stop_signal.and_then(signal_number).unwrap_or(SIGTERM);
         let work = Work::Serve { service, stop_signal, detached: true };
         let base = engine.image_store().disk_path(&record.image.disk);
         let resources = one_start.as_ref().map_or(record.resources, |size| size.resources);
@@ -244,7 +245,7 @@ impl Workspace {
         let work = Work::Prepare { setup: setup_steps(&workload), disk };
         // What setup writes is for the next boot, even where the workspace goes with that.
         let kept = WorkspaceRecord { disposable: false, ..record.clone() };
-        let machine = MachineRequest::of(&kept, &dir, &base)?.first().unpublished();
+        let machine = MachineRequest::of(&kept, &dir, &base)?.first().unpublished().for_setup();
         let spec = engine.spec(programs, &machine, work)?;
         let spec = secrets.deliver(spec, &workload.user);
         self.booting(programs, progress);

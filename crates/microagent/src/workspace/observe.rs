@@ -1,11 +1,12 @@
 //! Result, resource usage and settings of a workspace. Reading changes nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use microagent_model::{State, WorkspaceName};
+use microagent_model::{CommandLine, GuestInit, State, WorkspaceName};
 use microagent_store::{ProcessId, RecordedResult, Workload, WorkspaceDir, read_json};
 use microagent_vm::Accel;
 use microagent_vm::machine::host_memory_limit_mib;
@@ -48,8 +49,20 @@ pub struct Stats {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Inspection {
-    /// Whether it has a service.
-    pub has_service: bool,
+    /// What every start runs.
+    pub service: Option<CommandLine>,
+    /// User of the service and of commands; empty means root.
+    pub user: String,
+    /// Working directory of both; empty means `/`.
+    pub working_dir: String,
+    /// Program of interactive sessions, where the guest's shell is not used.
+    pub shell: Option<String>,
+    /// Which process is process 1.
+    pub init: GuestInit,
+    /// Names of the variables that the user gave, sorted. Their values are not shown.
+    pub env_names: Vec<String>,
+    /// Signal that asks the service to end; the default is SIGTERM.
+    pub stop_signal: Option<String>,
     /// Whether its setup has not run yet.
     pub setup_pending: bool,
     /// Bytes that its overlay uses on the host.
@@ -78,9 +91,17 @@ impl Workspace {
     pub fn inspect(&self) -> Result<Inspection, Error> {
         let dir = self.existing()?;
         let workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
+        let of_image = workload.env.len().saturating_sub(workload.given_env);
+        let env_names: BTreeSet<_> = workload.env[of_image..].iter().map(|(name, _)| name.clone()).collect();
         Ok(Inspection {
-            has_service: workload.service.is_some(),
             setup_pending: !workload.setup.is_empty(),
+            service: workload.service,
+            user: workload.user,
+            working_dir: workload.working_dir,
+            shell: workload.shell,
+            init: workload.init,
+            env_names: env_names.into_iter().collect(),
+            stop_signal: self.load()?.settings.stop_signal.or(workload.stop_signal),
             disk_bytes: disk_bytes(&dir),
             result: self.result()?,
         })

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use microagent_image::ImageReference;
 use microagent_model::{
-    Attachment, CommandLine, DiskSource, Forward, Labels, Publish, RateLimits, SetupStep,
+    Attachment, CommandLine, DiskSource, Forward, GuestSettings, Labels, Publish, RateLimits, RootAccess,
+    SetupStep,
 };
 use microagent_store::{Workload, WorkspaceRecord};
 use microagent_vm::AMENDMENT_LIMIT;
@@ -84,6 +85,7 @@ impl Plan {
         plan.names(spec, wanted.forwards.clone());
         plan.egress(spec);
         plan.limits(spec);
+        plan.settings(spec);
         plan.disks(spec, &wanted.disks);
         if let Some(secrets) = &spec.secrets {
             let old = std::mem::replace(&mut plan.record.secrets, secrets.clone());
@@ -117,6 +119,7 @@ impl Plan {
         options.limits = record.limits;
         options.secrets.clone_from(&record.secrets);
         options.labels.clone_from(&record.labels);
+        options.settings.clone_from(&record.settings);
         options.outputs.clone_from(&record.outputs);
         options.memory_mib = Some(record.resources.memory_mib);
         options.cpu_count = Some(record.resources.cpu_count);
@@ -338,6 +341,32 @@ impl Plan {
         self.value("limits.diskBps", |plan| &mut plan.record.limits.disk_bps, Some(disk_bps), show, true);
         self.value("limits.diskIops", |plan| &mut plan.record.limits.disk_iops, Some(disk_iops), show, true);
         self.value("limits.netBps", |plan| &mut plan.record.limits.net_bps, Some(net_bps), show, true);
+    }
+
+    fn settings(&mut self, spec: &SpecFile) {
+        let mut wanted = self.record.settings.clone();
+        spec.lay_settings_over(&mut wanted);
+        let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root, stop_signal } = wanted;
+        let pairs = |all: &BTreeMap<String, String>| {
+            all.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(", ")
+        };
+        self.value("sysctls", |plan| &mut plan.record.settings.sysctls, Some(sysctls), pairs, true);
+        self.value("tmpfs", |plan| &mut plan.record.settings.tmpfs, Some(tmpfs), |all| list(all), true);
+        let mib = |bytes: &Option<u64>| {
+            bytes.map_or_else(|| "half of the memory".to_owned(), |b| (b >> 20).to_string())
+        };
+        self.value("shmSizeMiB", |plan| &mut plan.record.settings.shm_bytes, Some(shm_bytes), mib, true);
+        self.value("ulimits", |plan| &mut plan.record.settings.ulimits, Some(ulimits), |all| list(all), true);
+        let is_read_only = |root: &RootAccess| (*root == RootAccess::ReadOnly).to_string();
+        self.value("readOnly", |plan| &mut plan.record.settings.root, Some(root), is_read_only, true);
+        let image = |signal: &Option<String>| signal.clone().unwrap_or_else(|| "the image's".to_owned());
+        self.value(
+            "stopSignal",
+            |plan| &mut plan.record.settings.stop_signal,
+            Some(stop_signal),
+            image,
+            true,
+        );
     }
 
     /// The disk of a bundle is the workspace's own and has been made; others are only attached.
