@@ -21,7 +21,7 @@ use crate::spawn::{Program, spawn};
 use crate::template::FileIdentity;
 
 /// How long QEMU may take to answer; alone it takes 100 ms.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Version of the queries; a cached answer of another version is not used.
 const QUESTIONS: u32 = 1;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Engine, Error, Hint, WeakJail};
 
 /// Deadline for `PROGRAM --version`.
-const VERSION_DEADLINE: Duration = Duration::from_secs(10);
+const VERSION_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Free disk space in bytes, below which a run of an image of usual size may fail.
 const DISK_LOW: u64 = 2 << 30;

@@ -64,6 +64,11 @@ impl AnswerBudget {
         AnswerBudget { own, wall: self.wall.max(own * STARVED_FACTOR), machine: self.machine.clone() }
     }
 
+    /// The same own time, given up after this wall time in any case.
+    pub(super) fn at_most(&self, wall: Duration) -> AnswerBudget {
+        AnswerBudget { wall, ..self.clone() }
+    }
+
     /// Waits until it is used up.
     pub(super) async fn exhausted(&self) -> Exhausted {
         let begun = Instant::now();

@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use microagent_model::{State, WorkspaceFailure};
+use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
 use super::answer_budget::AnswerBudget;
 use super::clients::ClientRequest;
@@ -31,6 +32,9 @@ use crate::template::Template;
 
 /// How long a broken control channel waits for the reason: the death of QEMU explains it best.
 const REASON_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long a QEMU that does not answer any more may take to be gone.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One machine with the tasks that serve it.
 pub(super) struct RunningMachine {
@@ -341,14 +345,19 @@ impl Driver {
 
 /// A broken channel, or a network that ends, is mostly the first sign of a machine that is gone, which says more.
 async fn explain(event: Event, machine: &mut Machine) -> Event {
-    match event {
-        event @ (Event::ChannelBroken(_) | Event::LinkLost(_)) => {
-            match timeout(REASON_PATIENCE, machine.gone()).await {
-                Ok(exit) => Event::MachineGone(exit),
-                Err(_) => event,
-            }
-        }
-        event => event,
+    if !matches!(event, Event::ChannelBroken(_) | Event::LinkLost(_)) {
+        return event;
+    }
+    if let Ok(exit) = timeout(REASON_PATIENCE, machine.gone()).await {
+        return Event::MachineGone(exit);
+    }
+    let monitor = machine.monitor();
+    // A QEMU that still answers has not ended. One that does not is ending, which takes its time on a busy host.
+    tokio::select! {
+        biased;
+        exit = machine.gone() => Event::MachineGone(exit),
+        Ok(()) = monitor.execute(vec![("query-status", json!({}))]) => event,
+        () = sleep(END_PATIENCE) => event,
     }
 }
 

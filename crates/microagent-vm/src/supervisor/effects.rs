@@ -117,7 +117,7 @@ impl Driver {
             let event = match run_processors(&monitor, Processors::Continue).await {
                 Ok(()) => {
                     if let Some(session) = session {
-                        worker::correct_clock(&session).await;
+                        worker::correct_clock(session).await;
                     }
                     Event::Resumed
                 }

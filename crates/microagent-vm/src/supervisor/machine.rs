@@ -41,7 +41,7 @@ const SIGBUS: i32 = 7;
 pub(super) const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the last words of an ended process may take.
-const WORDS_PATIENCE: Duration = Duration::from_millis(200);
+const WORDS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a killed process may take to be reaped.
 pub(super) const REAP_DEADLINE: Duration = Duration::from_secs(10);

@@ -37,7 +37,7 @@ use crate::supervisor::SUPERVISE_ARGUMENT;
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// How long a stack may take to end when its control socket closes.
-const END_PATIENCE: Duration = Duration::from_secs(1);
+const END_PATIENCE: Duration = Duration::from_secs(4);
 
 /// How long QEMU may take to end when it has closed the link.
 const QEMU_PATIENCE: Duration = Duration::from_millis(500);

@@ -55,11 +55,14 @@ const SIGTERM: u8 = 15;
 /// How long the guest may take to accept a request.
 const ASK_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long the guest may take to set its clock.
-const CLOCK_DEADLINE: Duration = Duration::from_secs(1);
+/// How long is waited for the guest to set its clock. A guest that has too little of the host's processors sets it later.
+const CLOCK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long a freeze may take before it is given up.
-const FREEZE_DEADLINE: Duration = Duration::from_secs(2);
+/// Own time of the machine for a freeze. Alone it takes tens of milliseconds.
+const FREEZE_TIME: Duration = Duration::from_secs(2);
+
+/// Wall time after which a freeze is given up though the host did not give the machine its time: a start waits for it.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the work could not be brought to its end.
 enum Trouble {
@@ -350,7 +353,8 @@ impl Worker {
                 .await?;
         }
         let stopped = Instant::now();
-        let frozen = freeze_into(&freezer, &monitor, &machine).await;
+        let budget = self.context.budget.with_own_time(FREEZE_TIME).at_most(FREEZE_PATIENCE);
+        let frozen = freeze_into(&freezer, &monitor, &machine, &budget).await;
         monitor.execute(add_disks).await.map_err(|e| {
             Trouble::Guest(format!("the guest was not given its disks: {}", microagent_proto::chain(&e)))
         })?;
@@ -481,22 +485,31 @@ async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Send
 }
 
 /// Writes state, memory and disk of a guest, which is paused afterwards.
-async fn freeze_into(freezer: &Freezer, monitor: &Monitor, machine: &MachineSpec) -> Result<(), String> {
+async fn freeze_into(
+    freezer: &Freezer,
+    monitor: &Monitor,
+    machine: &MachineSpec,
+    budget: &AnswerBudget,
+) -> Result<(), String> {
     let state = freezer.state_file().map_err(|e| format!("the state cannot be stored: {e}"))?;
-    match timeout(FREEZE_DEADLINE, monitor.freeze(state)).await {
-        Ok(frozen) => frozen.map_err(|e| e.to_string())?,
-        Err(_) => return Err("it took too long".to_owned()),
+    tokio::select! {
+        biased;
+        frozen = monitor.freeze(state) => frozen.map_err(|e| e.to_string())?,
+        _ = budget.exhausted() => return Err("it took too long".to_owned()),
     }
     freezer.copy(machine).map_err(|e| format!("the memory cannot be stored: {e}"))
 }
 
-/// Sets the clock of a guest that was paused. If it fails, the guest continues with a wrong one.
-pub(super) async fn correct_clock(session: &SessionHandle) {
-    let request = Request::SetClock(SetClock { unix_ns: unix_ns() });
-    let _ = timeout(CLOCK_DEADLINE, async {
-        reply::<Result<(), GuestError>>(&mut ask(session, &request).await?).await
-    })
-    .await;
+/// Has a guest that was paused set its clock. If it fails, the guest continues with a wrong one.
+pub(super) async fn correct_clock(session: SessionHandle) {
+    let corrected = spawn_local(async move {
+        let request = Request::SetClock(SetClock { unix_ns: unix_ns() });
+        let _ = timeout(ASK_DEADLINE, async {
+            reply::<Result<(), GuestError>>(&mut ask(&session, &request).await?).await
+        })
+        .await;
+    });
+    let _ = timeout(CLOCK_PATIENCE, corrected).await;
 }
 
 /// The host's wall clock in nanoseconds since 1970.
