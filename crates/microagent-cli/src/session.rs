@@ -32,6 +32,9 @@ const PATIENCE: usize = 3;
 /// How long the guest may take to show that it can deliver a signal.
 pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_millis(700);
 
+/// How often is looked whether the output is taken. The first time the last bytes may have found room.
+const STALL_LOOKS: usize = 2;
+
 /// Where a command's standard input comes from.
 pub(crate) enum Stdin {
     /// This process's.
@@ -301,9 +304,12 @@ impl Receiver {
             }
         };
         let stalled = async {
-            if !self.meter.is_stalled().await {
-                std::future::pending::<()>().await;
+            for _ in 0..STALL_LOOKS {
+                if self.meter.would_stall().await {
+                    return;
+                }
             }
+            std::future::pending::<()>().await;
         };
         tokio::select! { () = silent => {} () = stalled => {} }
     }

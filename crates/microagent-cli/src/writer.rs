@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use microagent::{CancellationToken, Error, OutputStream, Streaming};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
@@ -88,12 +89,31 @@ impl Writer {
 impl WriteMeter {
     /// Waits for [`STALL`], and says whether something waited to be written all the time and nothing was.
     pub(crate) async fn is_stalled(&self) -> bool {
-        let before = self.written.load(Ordering::Relaxed);
-        let waits = || self.handed_in.load(Ordering::Relaxed) > self.written.load(Ordering::Relaxed);
-        let waited = waits();
-        sleep(STALL).await;
-        waited && waits() && self.written.load(Ordering::Relaxed) == before
+        self.is_unchanged(|| self.waits()).await
     }
+
+    /// As [`WriteMeter::is_stalled`], also at the moment in which nothing waits but would have to.
+    pub(crate) async fn would_stall(&self) -> bool {
+        self.is_unchanged(|| self.waits() || !has_room()).await
+    }
+
+    fn waits(&self) -> bool {
+        self.handed_in.load(Ordering::Relaxed) > self.written.load(Ordering::Relaxed)
+    }
+
+    async fn is_unchanged(&self, is_held: impl Fn() -> bool) -> bool {
+        let before = self.written.load(Ordering::Relaxed);
+        let was_held = is_held();
+        sleep(STALL).await;
+        was_held && is_held() && self.written.load(Ordering::Relaxed) == before
+    }
+}
+
+/// Whether standard output has room. What cannot be asked is not in the way.
+fn has_room() -> bool {
+    let stdout = io::stdout();
+    let mut end = [PollFd::new(&stdout, PollFlags::OUT)];
+    !matches!(poll(&mut end, Some(&Timespec::default())), Ok(0))
 }
 
 fn write_all(mut pieces: mpsc::Receiver<Piece>, written: &AtomicU64) -> io::Result<()> {
