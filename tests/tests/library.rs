@@ -44,6 +44,10 @@ fn many_runs_at_once_end_or_are_cancelled_and_leave_nothing() {
         last.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
     assert_eq!((numbers[0] + numbers[1], numbers[2]), (20, 0), "{}", many.told());
     home.nothing_is_left();
+    // The time is up while they run.
+    let many = example(&home, "many").args([&home.image("busybox"), "1", "sleep", "1000"]).success();
+    assert!(many.text().ends_with("exited: 0, cancelled: 20, left: 0\n"), "{}", many.told());
+    home.nothing_is_left();
 }
 
 #[test]

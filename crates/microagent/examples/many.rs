@@ -75,7 +75,7 @@ async fn run_many(
                 println!("{} exited with {}", report.workspace, report.result.exit_code);
             }
             // A cancelled run leaves nothing.
-            Err(Error::Cancelled) => cancelled += 1,
+            Err(Error::Cancelled | Error::RunCancelled { .. }) => cancelled += 1,
             Err(error) => return Err(error.into()),
         }
     }
