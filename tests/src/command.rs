@@ -1,14 +1,19 @@
 //! One call of `microagent`: how it is made, what came of it.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
@@ -22,8 +27,17 @@ const DEADLINE: Duration = Duration::from_secs(150);
 /// Most output of a call that is kept; nothing sane prints more.
 const OUTPUT_LIMIT: u64 = 1 << 30;
 
+/// Bytes that a pipe takes when it is empty.
+const FITS_EVERY_PIPE: usize = 4096;
+
 /// How long the pipes of a process that has ended may stay open.
-const PIPE_PATIENCE: Duration = Duration::from_secs(5);
+const PIPE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a call may take to come to something that it does on its way: it may boot a guest before.
+const STEP_DEADLINE: Duration = Duration::from_secs(120);
+
+/// How long a guest has at least to show that it follows a signal.
+const SIGNAL_PATIENCE: Duration = Duration::from_millis(600);
 
 /// A call that is being put together.
 #[derive(Debug)]
@@ -111,14 +125,17 @@ impl<'a> Invocation<'a> {
     pub fn start(mut self) -> Running<'a> {
         // A process group of its own: what a terminal's Ctrl-C reaches.
         self.command.args(&self.words).process_group(0);
-        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (input, mut stdin) = std::io::pipe().expect("there are pipes");
+        self.command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // What fits the pipe is there before the call is.
+        let (first, rest) = self.stdin.split_at(self.stdin.len().min(FITS_EVERY_PIPE));
+        stdin.write_all(first).expect("an empty pipe takes a page");
         let mut child =
             self.command.spawn().unwrap_or_else(|e| panic!("cannot start {:?}: {e}", self.command));
-        let mut stdin = child.stdin.take().expect("standard input is a pipe");
-        let (input, stays) = (self.stdin, self.stdin_stays);
+        let (rest, stays) = (rest.to_vec(), self.stdin_stays);
         thread::spawn(move || {
             // A call that does not read its input is not wrong.
-            let _ = stdin.write_all(&input);
+            let _ = stdin.write_all(&rest);
             if stays {
                 std::mem::forget(stdin);
             }
@@ -152,14 +169,45 @@ impl<'a> Invocation<'a> {
     }
 }
 
-fn collect(mut pipe: impl Read + Send + 'static) -> Receiver<Vec<u8>> {
-    let (sender, receiver) = channel();
+/// What comes out of a pipe, as it comes.
+#[derive(Debug)]
+struct Collected {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    ended: Receiver<()>,
+}
+
+impl Collected {
+    fn text_so_far(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+
+    /// All of it, once the pipe is closed; none if that takes too long.
+    fn whole(&self) -> Option<Vec<u8>> {
+        self.ended.recv_timeout(PIPE_PATIENCE).ok()?;
+        Some(std::mem::take(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn collect(pipe: impl Read + Send + 'static) -> Collected {
+    let (sender, ended) = channel();
+    let bytes = Arc::<Mutex<Vec<u8>>>::default();
+    let collected = Arc::clone(&bytes);
     thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let _ = pipe.by_ref().take(OUTPUT_LIMIT).read_to_end(&mut bytes);
-        let _ = sender.send(bytes);
+        let mut pipe = pipe.take(OUTPUT_LIMIT);
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            match pipe.read(&mut buffer) {
+                Ok(count @ 1..) => collected
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => break,
+            }
+        }
+        let _ = sender.send(());
     });
-    receiver
+    Collected { bytes, ended }
 }
 
 /// A call that was started. Dropped, it is killed.
@@ -168,10 +216,10 @@ pub struct Running<'a> {
     home: &'a Home,
     words: Vec<OsString>,
     child: Child,
-    stdout: Receiver<Vec<u8>>,
+    stdout: Collected,
     /// The pipe that nobody reads.
     unread: Option<ChildStdout>,
-    stderr: Receiver<Vec<u8>>,
+    stderr: Collected,
     end: Instant,
     done: bool,
 }
@@ -196,18 +244,44 @@ impl Running<'_> {
         finished
     }
 
+    /// Waits until it has printed this on standard output.
+    #[track_caller]
+    pub fn prints(&self, text: &str) {
+        crate::wait_for(&format!("`{text}` of {:?}", self.words), STEP_DEADLINE, || {
+            let seen = [&self.stdout, &self.stderr].map(Collected::text_so_far);
+            if seen[0].contains(text) { Ok(()) } else { Err(seen) }
+        });
+    }
+
+    /// Waits until it has told this on standard error.
+    #[track_caller]
+    pub fn tells(&self, text: &str) {
+        crate::wait_for(&format!("`{text}` from {:?}", self.words), STEP_DEADLINE, || {
+            let seen = self.stderr.text_so_far();
+            if seen.contains(text) { Ok(()) } else { Err(seen) }
+        });
+    }
+
     /// Waits until nothing more goes into the pipe that nobody reads.
     #[track_caller]
     pub fn stalls(&self) {
         let pipe = self.unread.as_ref().expect("nobody reads its output");
-        let room = rustix::pipe::fcntl_getpipe_size(pipe).expect("it is a pipe") as u64;
+        // The other end, opened once more: it takes nothing as long as all pages of the pipe are in use.
+        let end = File::options()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(format!("/proc/self/fd/{}", pipe.as_raw_fd()))
+            .expect("a pipe can be opened by its name");
         let mut before = 0;
-        crate::wait_for("a full pipe", Duration::from_secs(60), || {
+        crate::wait_for("a full pipe", STEP_DEADLINE, || {
+            let mut ends = [PollFd::new(&end, PollFlags::OUT)];
+            poll(&mut ends, Some(&rustix::time::Timespec::default())).expect("a pipe can be polled");
+            let is_full = !ends[0].revents().contains(PollFlags::OUT);
             let waiting = rustix::io::ioctl_fionread(pipe).expect("it is a pipe");
-            // Its pages need not be full.
-            let is_full = waiting > room / 2 && waiting == before;
+            // The last page need not be full.
+            let is_still = waiting == before;
             before = waiting;
-            if is_full { Ok(()) } else { Err(waiting) }
+            if is_full && is_still { Ok(()) } else { Err(waiting) }
         });
     }
 
@@ -231,7 +305,7 @@ impl Running<'_> {
     /// The process of its home that `wanted` is true for.
     #[track_caller]
     pub fn descendant(&self, what: &str, wanted: impl Fn(&Process) -> bool) -> Process {
-        crate::wait_for(what, Duration::from_secs(60), || {
+        crate::wait_for(what, STEP_DEADLINE, || {
             let processes = self.home.processes();
             processes.iter().find(|process| wanted(process)).cloned().ok_or(processes)
         })
@@ -248,15 +322,14 @@ impl Running<'_> {
             }
         };
         self.done = true;
-        let [stdout, stderr] =
-            [&self.stdout, &self.stderr].map(|pipe| match pipe.recv_timeout(PIPE_PATIENCE) {
-                Ok(bytes) => bytes,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => panic!(
-                    "{:?} has ended, but somebody keeps its pipes open: {:#?}",
-                    self.words,
-                    self.home.processes()
-                ),
-            });
+        let [stdout, stderr] = [&self.stdout, &self.stderr].map(|pipe| match pipe.whole() {
+            Some(bytes) => bytes,
+            None => panic!(
+                "{:?} has ended, but somebody keeps its pipes open: {:#?}",
+                self.words,
+                self.home.processes()
+            ),
+        });
         let stderr = String::from_utf8_lossy(&stderr).into_owned();
         Finished { words: std::mem::take(&mut self.words), status, stdout, stderr }
     }
@@ -267,7 +340,8 @@ impl Running<'_> {
         let processes = self.home.processes();
         self.signal(Signal::KILL);
         let [stdout, stderr] = [&self.stdout, &self.stderr].map(|pipe| {
-            String::from_utf8_lossy(&pipe.recv_timeout(PIPE_PATIENCE).unwrap_or_default()).into_owned()
+            let whole = pipe.whole().map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+            whole.unwrap_or_else(|| pipe.text_so_far())
         });
         panic!(
             "{:?} did not end in time\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n--- processes\n{processes:#?}",
@@ -302,6 +376,15 @@ impl Finished {
     #[track_caller]
     pub fn code(self, code: i32) -> Finished {
         assert_eq!(self.status.code(), Some(code), "exit code\n{}", self.told());
+        self
+    }
+
+    /// Fails the test unless it exited with this code, or as cancelled because its guest took too long over a signal that
+    /// it was sent after `asked`: a command is ended whatever its guest does, as soon as that had its time.
+    #[track_caller]
+    pub fn code_or_cancelled(self, code: i32, asked: Instant) -> Finished {
+        let cancelled = self.status.code() == Some(130) && asked.elapsed() >= SIGNAL_PATIENCE;
+        assert!(cancelled || self.status.code() == Some(code), "exit code {code}\n{}", self.told());
         self
     }
 

@@ -14,7 +14,7 @@ use crate::process::{self, Process};
 use crate::{Finished, Invocation, User, fixtures, host, listing, wait_for};
 
 /// How long processes may take to be gone when nobody waits for them.
-const GONE_DEADLINE: Duration = Duration::from_secs(20);
+const GONE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Most of one log that a failed test prints, in bytes.
 const LOG_TAIL: usize = 8 * 1024;
@@ -176,6 +176,15 @@ impl Home {
         copy
     }
 
+    /// Removes a directory that may be written to at the same time.
+    #[track_caller]
+    pub fn remove_dir(&self, path: &Path) {
+        wait_for("the directory to be removed", GONE_DEADLINE, || match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        });
+    }
+
     /// All processes that belong to this home.
     pub fn processes(&self) -> Vec<Process> {
         process::of_dir(self.path())
@@ -228,7 +237,7 @@ impl Home {
     #[track_caller]
     pub fn log_has(&self, workspace: &str, log: &str, text: &str) {
         let path = self.workspace(workspace).join(log);
-        wait_for(&format!("`{text}` in {log}"), Duration::from_secs(90), || {
+        wait_for(&format!("`{text}` in {log}"), Duration::from_secs(120), || {
             let seen =
                 fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
             if seen.contains(text) { Ok(()) } else { Err(tail(&seen).to_owned()) }

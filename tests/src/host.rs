@@ -1,7 +1,7 @@
 //! What this host can do, and how a test says that it needs more.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use rustix::fs::statvfs;
 use crate::wait_for;
 
 /// How long the mirror may take to answer.
-const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Says why a test did not run. The caller returns right after.
 #[expect(clippy::print_stderr, reason = "a skipped test says why")]
@@ -65,6 +65,23 @@ pub fn outward_address() -> Option<Ipv4Addr> {
         IpAddr::V4(address) if !address.is_loopback() && !address.is_unspecified() => Some(address),
         _ => None,
     }
+}
+
+/// How many ports a process has for itself.
+const OWN_PORTS: u16 = 10;
+
+/// The first of [`OWN_PORTS`] ports of this process: no other test is given them, and they lie below those that the system
+/// gives to whoever asks for any. So one that is free stays free.
+#[track_caller]
+pub fn own_ports() -> u16 {
+    const BLOCKS: u32 = 2000;
+    let is_free =
+        |port: u16| TcpListener::bind(("0.0.0.0", port)).and(UdpSocket::bind(("0.0.0.0", port))).is_ok();
+    // Neighbours have started at the same time; who finds one of its ports taken looks far from them.
+    let blocks = (0..BLOCKS).map(|step| std::process::id().wrapping_add(step * 997) % BLOCKS);
+    let mut firsts = blocks.map(|block| 10_000 + block as u16 * OWN_PORTS);
+    let first = firsts.find(|first| (*first..first + OWN_PORTS).all(is_free));
+    first.expect("some of twenty thousand ports are free")
 }
 
 /// The package mirror that this host's own apt uses.
@@ -154,7 +171,7 @@ impl SmallDisk {
     /// Waits until this much is free: the kernel may take its time with what was removed.
     #[track_caller]
     pub fn wait_for_free_mib(&self, mib: u64) {
-        wait_for("free space on the small disk", Duration::from_secs(10), || {
+        wait_for("free space on the small disk", Duration::from_secs(60), || {
             let free = statvfs(&self.path).map(|disk| (disk.f_bavail * disk.f_frsize) >> 20);
             if free.is_ok_and(|free| free >= mib) { Ok(()) } else { Err(free) }
         });

@@ -1,20 +1,20 @@
-//! A server that speaks as Vault does: OpenBao in development mode, over HTTPS, on a free loopback port.
+//! A server that speaks as Vault does: OpenBao in development mode, over HTTPS, on a loopback port of this process.
 //!
 //! Everything lies in a temporary directory. The server ends when the value is dropped, and with the thread that started
 //! it, however that ends.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::{fixtures, wait_for};
+use crate::{fixtures, host, wait_for};
 
 /// How long the server may take to serve.
-const START_DEADLINE: Duration = Duration::from_secs(60);
+const START_DEADLINE: Duration = Duration::from_secs(120);
 
 /// A running server with the key-value engine, version 2, at `secret/`.
 #[derive(Debug)]
@@ -35,10 +35,7 @@ impl OpenBao {
         let certificates = dir.path().join("certificates");
         fs::create_dir(&certificates).expect("the directory is writable");
         let log = fs::File::create(dir.path().join("log")).expect("the directory is writable");
-        // Free now; nobody else on this host takes ports at that rate.
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-        let address = listener.local_addr().expect("it is bound").to_string();
-        drop(listener);
+        let address = format!("127.0.0.1:{}", host::own_ports());
         // `setpriv` makes the kernel end the server when a test is killed and drops nothing.
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL"])

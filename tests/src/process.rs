@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -39,6 +40,17 @@ impl Process {
     /// Whether this very process still runs.
     pub fn is_alive(&self) -> bool {
         Process::read(self.pid).is_some_and(|now| now.start_time == self.start_time)
+    }
+
+    /// Stops it, and waits until it does nothing any more.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        crate::wait_for("a process to be stopped", Duration::from_secs(60), || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+            let state = stat.rsplit_once(')').and_then(|(_, fields)| fields.split_whitespace().next());
+            if state == Some("T") || !self.is_alive() { Ok(()) } else { Err(stat.clone()) }
+        });
     }
 
     /// File name of the program, as the process was called.

@@ -15,8 +15,8 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::{Home, wait_for};
 
-/// How long something may take to be shown, or a call to end.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long something may take to be shown, or a call to end: a guest may have to boot for it.
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A call of `microagent` on a terminal.
 #[derive(Debug)]

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use crate::listing::listing;
+
 /// How long the registry may take to listen; it needs some 50 ms.
-const START_DEADLINE: Duration = Duration::from_secs(30);
+const START_DEADLINE: Duration = Duration::from_secs(60);
 /// How often its log is looked at meanwhile.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -123,6 +125,22 @@ impl Registry {
             skopeo.arg("--dest-cert-dir").arg(dir);
         }
         run(skopeo.arg(source).arg(format!("docker://{}/{name}", self.address)))
+    }
+
+    /// Takes all configurations and layers away, so that only manifests can be fetched. Gives how many they were.
+    ///
+    /// # Panics
+    /// When the storage cannot be read or changed.
+    pub fn remove_layers(&self) -> usize {
+        let is_manifest = |path: &Path| {
+            let content: Option<serde_json::Value> =
+                fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            content.is_some_and(|content| !content["layers"].is_null() || !content["manifests"].is_null())
+        };
+        let blobs = listing(&self.dir.path().join("data/docker/registry/v2/blobs")).into_keys();
+        let layers: Vec<_> = blobs.filter(|path| path.is_file() && !is_manifest(path)).collect();
+        layers.iter().for_each(|layer| fs::remove_file(layer).expect("the storage is this process's"));
+        layers.len()
     }
 
     fn wait_until_listening(&mut self, log: &Path) -> Result<String> {

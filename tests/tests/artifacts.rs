@@ -46,9 +46,20 @@ fn files_directories_and_links_come_back_as_they_are() {
 #[test]
 fn what_a_killed_run_had_written_can_still_be_fetched() {
     let home = Home::new(User::Caller);
+    // From a template it comes to its command at once, however slow a boot is.
+    home.sh(&[], "true");
     let work = "echo early > /result; sync; echo working; sleep 600";
-    let options =
-        ["--name", "late", "--keep", "--timeout", "6", "--output", "result=/result", "--network", "isolated"];
+    let options = [
+        "--name",
+        "late",
+        "--keep",
+        "--timeout",
+        "20",
+        "--output",
+        "result=/result",
+        "--network",
+        "isolated",
+    ];
     home.run("busybox", options, &["sh", "-c", work]).run().code(1).says("signal: killed");
     assert_eq!(home.state_of("late"), "failed");
     home.microagent(["artifact", "get", "late", "result", "result"]).success();

@@ -265,15 +265,27 @@ fn what_cannot_be_committed_is_said_and_leaves_nothing() {
     home.nothing_is_left();
 }
 
+/// Lets the disk of a resting workspace be read no faster than a mebibyte per second, so that a commit of tens of mebibytes
+/// does not come to its end before a test interrupts it. Gives what sets another rate.
+fn takes_a_while<'a>(home: &'a Home, name: &'a str) -> impl Fn(u64) + 'a {
+    let limit = move |rate: u64| {
+        home.write("limits.yaml", format!("limits: {{diskBps: {rate}}}\n"));
+        home.microagent(["apply", name, "--file", "limits.yaml"]).success();
+    };
+    limit(1 << 20);
+    limit
+}
+
 /// The command, the supervisor and QEMU, each killed while the machine starts and while the changes flow.
 #[test]
 fn killed_at_any_stage_there_is_no_image_and_the_next_commit_works() {
     let home = home();
-    kept(&home, "victim", "busybox", "seq 1000000 > /numbers; echo small > /small");
+    kept(&home, "victim", "busybox", "seq 2500000 > /numbers; echo small > /small");
+    let limit = takes_a_while(&home, "victim");
     let before = images(&home);
     // The machine is halted as soon as something has come, so that the rest cannot be faster than the test.
     let flowing = |qemu: &Process| {
-        wait_for("the layer to grow", Duration::from_secs(60), || {
+        wait_for("the layer to grow", Duration::from_secs(120), || {
             let files = partial_files(&home.state());
             let sizes: Vec<u64> = files.iter().filter_map(|path| Some(path.metadata().ok()?.len())).collect();
             if sizes.iter().any(|size| *size > 0) { Ok(()) } else { Err(sizes) }
@@ -316,8 +328,9 @@ fn killed_at_any_stage_there_is_no_image_and_the_next_commit_works() {
             no_partial_files(&home.state(), &format!("{stage}, {target}"));
         }
     }
+    limit(1 << 30);
     commit(&home, "victim", "victim:1");
-    assert_eq!(printed(&home, "victim:1", "tail -n1 /numbers; cat /small"), "1000000\nsmall\n");
+    assert_eq!(printed(&home, "victim:1", "tail -n1 /numbers; cat /small"), "2500000\nsmall\n");
     home.microagent(["delete", "victim", "--yes"]).success();
     home.nothing_is_left();
 }
@@ -325,7 +338,8 @@ fn killed_at_any_stage_there_is_no_image_and_the_next_commit_works() {
 #[test]
 fn ctrl_c_ends_a_commit_and_leaves_nothing() {
     let home = home();
-    kept(&home, "slow", "busybox", "seq 300000 > /numbers");
+    kept(&home, "slow", "busybox", "seq 2500000 > /numbers");
+    let limit = takes_a_while(&home, "slow");
     let running = home.microagent(["commit", "slow", "slow:1"]).start();
     running.qemu();
     running.signal(Signal::INT);
@@ -333,6 +347,7 @@ fn ctrl_c_ends_a_commit_and_leaves_nothing() {
     home.processes_end();
     assert_eq!(images(&home).len(), 1);
     no_partial_files(&home.state(), "afterwards");
+    limit(1 << 30);
     commit(&home, "slow", "slow:1");
     home.microagent(["delete", "slow", "--yes"]).success();
     home.nothing_is_left();

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::thread;
+use std::time::Duration;
 
 use microagent_tests::hostile::let_the_agent_lie;
 use microagent_tests::process::Process;
@@ -56,7 +57,7 @@ fn says(finished: Finished, text: &str, lie: &str) {
 fn a_start_fails_clearly_however_the_agent_lies() {
     let home = home();
     for (lie, message) in [
-        ("mute", "the guest did not answer within 2 s"),
+        ("mute", "the guest did not answer within 10 s"),
         ("rubbish", "the guest sends something that is not an answer"),
         ("greeted-rubbish", "the control channel"),
         ("greeted-dead", PANIC),
@@ -66,7 +67,7 @@ fn a_start_fails_clearly_however_the_agent_lies() {
         ("configure-dead", PANIC),
     ] {
         let_the_agent_lie(&home, lie);
-        let patience = if lie == "mute" { "2" } else { "60" };
+        let patience = if lie == "mute" { "10" } else { "60" };
         let start = call(&home, &["start", "web"]).env("MICROAGENT_BOOT_TIMEOUT", patience).run().code(1);
         says(start, message, lie);
         home.processes_end();
@@ -206,7 +207,8 @@ fn silence_is_given_up_everywhere() {
                 if words[0] != "start" {
                     call(&home, &["start", "web"]).success();
                 }
-                says(call(&home, words).run().code(1), message, lie);
+                let deadline = Duration::from_secs(250);
+                says(call(&home, words).deadline(deadline).run().code(1), message, lie);
                 home.microagent(["delete", "web", "--force"]).success();
                 home.nothing_is_left();
             });
@@ -221,10 +223,15 @@ fn a_guest_that_hangs_or_breaks_its_channel_fails_and_everybody_who_waits_is_tol
         ("usage-mute", "the guest hangs: its agent did not answer"),
         ("channel-rubbish", "the guest broke the control channel"),
     ] {
+        // What makes it lie; the other lie comes with the first question whether it is there.
+        let is_provoked = lie == "channel-rubbish";
         let home = home();
         start_lying(&home, lie);
         let waiting = call(&home, &["wait", "web"]).start();
         let following = call(&home, &["logs", "-f", "web"]).start();
+        if is_provoked {
+            home.microagent(["exec", "web", "--", "true"]).run().code(1);
+        }
         let waited = waiting.finish().code(1);
         assert_eq!(waited.summary("State"), "failed", "{lie}: {}", waited.told());
         let status = home.microagent(["status", "web"]).success();

@@ -44,7 +44,8 @@ fn a_missing_program_is_named_with_its_package() {
 #[test]
 fn qemu_killed_during_boot_fails_the_run() {
     let home = home();
-    let running = home.run("busybox", [], &["true"]).start();
+    // A command that does not end by itself, however late QEMU is killed.
+    let running = home.run("busybox", [], &["sleep", "600"]).start();
     running.qemu().signal(Signal::KILL);
     let run = running.finish().code(1).says("QEMU was killed by signal 9");
     failed_and_deletable(&home, &run);
@@ -92,7 +93,7 @@ fn a_guest_that_never_answers_is_given_up() {
     let silent = silent.to_str().unwrap();
     let run = home.run("busybox", ["--kernel", silent, "--network", "isolated"], &["true"]);
     let run =
-        run.env("MICROAGENT_BOOT_TIMEOUT", "2").run().code(1).says("the guest did not answer within 2 s");
+        run.env("MICROAGENT_BOOT_TIMEOUT", "10").run().code(1).says("the guest did not answer within 10 s");
     failed_and_deletable(&home, &run);
 
     let run = home.run("busybox", ["--kernel", silent, "--timeout", "1"], &["true"]).run().code(1);

@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::fs;
+use std::time::Duration;
 
-use microagent_tests::{Home, User};
+use microagent_tests::{Home, User, wait_for};
 
 fn home() -> Home {
     Home::new(User::Caller)
@@ -83,13 +84,23 @@ fn a_name_is_taken_once() {
 fn one_of_two_runs_with_the_same_name_wins() {
     let home = home();
     home.run("busybox", ["--network", "isolated"], &["true"]).success();
-    let runs = [(); 2]
-        .map(|()| home.run("busybox", ["--name", "same", "--network", "isolated"], &["echo", "won"]).start());
-    let mut runs = runs.map(|run| run.finish());
-    runs.sort_by_key(|run| run.status.code());
-    let [winner, loser] = runs;
-    assert_eq!(winner.code(0).guest_output(), "won\n");
-    loser.code(1).says("workspace `same` exists already");
+    // Whoever wins keeps the name until the other has lost.
+    let line = "while ! test -e /tmp/go; do sleep 0.1; done; echo won";
+    let start =
+        || home.run("busybox", ["--name", "same", "--network", "isolated"], &["sh", "-c", line]).start();
+    let (mut one, mut other) = (start(), start());
+    let one_lost =
+        wait_for("one to lose", Duration::from_secs(100), || match (one.is_over(), other.is_over()) {
+            (false, false) => Err("both run"),
+            (one_lost, _) => Ok(one_lost),
+        });
+    let (winner, loser) = if one_lost { (other, one) } else { (one, other) };
+    loser.finish().code(1).says("workspace `same` exists already");
+    wait_for("the winner's guest", Duration::from_secs(100), || {
+        let go = home.microagent(["exec", "same", "--", "touch", "/tmp/go"]).run();
+        if go.status.success() { Ok(()) } else { Err(go.stderr) }
+    });
+    assert_eq!(winner.finish().code(0).guest_output(), "won\n");
     home.nothing_is_left();
 }
 

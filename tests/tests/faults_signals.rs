@@ -105,7 +105,7 @@ fn a_killed_supervisor_takes_its_machine_along() {
     assert_eq!(home.state_of("victim"), "running");
     running.supervisor().signal(Signal::KILL);
     let run = running.finish().code(1).says("its supervisor was killed");
-    wait_for("QEMU and the network stack to end", Duration::from_secs(10), || {
+    wait_for("QEMU and the network stack to end", Duration::from_secs(60), || {
         if qemu.is_alive() || stack.is_alive() { Err((qemu.is_alive(), stack.is_alive())) } else { Ok(()) }
     });
     assert_eq!(run.failed_workspace(), "victim");
@@ -119,9 +119,15 @@ fn a_killed_supervisor_takes_its_machine_along() {
 #[test]
 fn a_killed_network_stack_costs_the_network_and_not_the_run() {
     let home = home();
-    let work = "echo working; sleep 3; nc -w 1 10.0.2.3 53 < /dev/null || echo cut off";
+    // It does not look at the network before that is gone.
+    let work = "echo working; while ! test -e /tmp/go; do sleep 0.1; done; nc -w 1 10.0.2.3 53 < /dev/null || echo cut off";
     let running = working(&home, "victim", home.run("busybox", ["--name", "victim"], &["sh", "-c", work]));
-    network_stack(&home).signal(Signal::KILL);
+    let stack = network_stack(&home);
+    stack.signal(Signal::KILL);
+    wait_for("the end of the network stack", Duration::from_secs(60), || {
+        if stack.is_alive() { Err(&stack) } else { Ok(()) }
+    });
+    home.microagent(["exec", "victim", "--", "touch", "/tmp/go"]).success();
     assert_eq!(running.finish().code(0).guest_output(), "working\ncut off\n");
     home.nothing_is_left();
 }
@@ -130,7 +136,9 @@ fn a_killed_network_stack_costs_the_network_and_not_the_run() {
 #[test]
 fn a_machine_that_stands_still_is_ended_all_the_same() {
     let home = home();
-    let running = working(&home, "timed", endless(&home, ["--name", "timed", "--timeout", "8"]));
+    // From a template it comes to its command at once, however slow a boot is.
+    home.run("busybox", [], &["true"]).success();
+    let running = working(&home, "timed", endless(&home, ["--name", "timed", "--timeout", "20"]));
     running.qemu().signal(Signal::STOP);
     running.finish().code(1).says("signal: killed");
     home.processes_end();
@@ -181,7 +189,7 @@ fn a_killed_import_leaves_no_half_made_image() {
     // Standard input stays open with half of the tar in it, so the import waits in the middle.
     let half = tar[..tar.len() / 2].to_vec();
     let running = home.microagent(["image", "import", "-", "half"]).stdin_kept_open(half).start();
-    wait_for("half of the image to be taken", Duration::from_secs(30), || {
+    wait_for("half of the image to be taken", Duration::from_secs(120), || {
         let bytes = microagent_tests::listing::disk_usage(&home.state());
         if bytes > 100_000 { Ok(()) } else { Err(bytes) }
     });

@@ -11,16 +11,33 @@ use microagent_tests::process::Process;
 use microagent_tests::{Finished, Home, User, wait_for};
 use rustix::process::Signal;
 
+/// How long something may take that must come about: a guest may have to boot for it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 fn home() -> Home {
     Home::new(User::unprivileged())
 }
 
 #[track_caller]
 fn find(home: &Home, what: &str, wanted: fn(&Process) -> bool) -> Process {
-    wait_for(what, Duration::from_secs(60), || {
+    wait_for(what, PATIENCE, || {
         let processes = home.processes();
         processes.iter().find(|process| wanted(process)).cloned().ok_or(processes)
     })
+}
+
+/// Waits until what was interrupted is over: the workspace rests and has no process left, or it can be used. Its record may
+/// say that it runs while a request to end it is on its way, or before its supervisor has seen the end of QEMU.
+#[track_caller]
+fn settles(home: &Home) {
+    wait_for("a workspace that rests or works", PATIENCE, || {
+        let state = home.state_of("web");
+        if RESTING.contains(&state.as_str()) && home.processes().is_empty() {
+            return Ok(());
+        }
+        let used = home.microagent(["exec", "web", "--", "true"]).run();
+        if state == "running" && used.status.success() { Ok(()) } else { Err((state, used.stderr)) }
+    });
 }
 
 /// Starts the workspace if it rests, and checks that it works and has its file.
@@ -85,13 +102,7 @@ fn a_start_that_is_killed_at_any_point_leaves_a_workspace_that_starts() {
                 }
                 drop(starting.finish());
                 // It may have come so far that it needs its caller no more.
-                wait_for("a state to rest in or to run in", Duration::from_secs(60), || {
-                    let state = home.state_of("web");
-                    let settled = state == "running" || home.processes().is_empty();
-                    if settled { Ok(()) } else { Err(state) }
-                });
-                let state = home.state_of("web");
-                assert!(state == "running" || RESTING.contains(&state.as_str()), "{state}");
+                settles(&home);
                 works_and_has_its_file(&home, "web");
                 home.microagent(["kill", "web"]).success();
                 home.processes_end();
@@ -106,10 +117,13 @@ fn a_start_that_is_killed_at_any_point_leaves_a_workspace_that_starts() {
 fn a_setup_that_is_killed_is_done_by_the_next_start_on_a_fresh_disk() {
     let home = home();
     let image = home.image("busybox");
-    for kill_caller in [true, false] {
-        let setup = "test ! -e /root/half && echo half > /root/half && sync && echo halfway && sleep 3 && \
-            echo kept > /root/kept";
-        let words = ["create", "web", "--network", "isolated", "--image", &image, "--setup", setup];
+    // The first time it does not come to its end by itself; what tells the second from it is not on its disk.
+    let setup = "test ! -e /root/half || exit 1; echo half > /root/half; \
+        if ! test -e /seen/it; then touch /seen/it; sync; echo halfway; sleep 100000; fi; echo kept > /root/kept";
+    for (volume, kill_caller) in [("one", true), ("two", false)] {
+        let mount = format!("{volume}:/seen");
+        let words =
+            ["create", "web", "--network", "isolated", "--image", &image, "-v", &mount, "--setup", setup];
         let creating = home.microagent(words).start();
         home.log_has("web", "console.log", "halfway");
         if kill_caller {
@@ -135,22 +149,32 @@ fn a_command_that_is_killed_while_it_ends_or_copies_leaves_a_workspace_that_work
         let ending = home.microagent([verb, "web"]).start();
         ending.signal(Signal::KILL);
         drop(ending.finish());
-        wait_for("the end of what was asked for, or nothing of it", Duration::from_secs(60), || {
-            let state = home.state_of("web");
-            if state == "running" || home.processes().is_empty() { Ok(()) } else { Err(state) }
+        // What was asked for, or nothing of it.
+        wait_for("a workspace with its file", PATIENCE, || {
+            settles(&home);
+            let started = home.microagent(["start", "web"]).run();
+            let read = home.microagent(["exec", "web", "--", "cat", "/root/kept"]).run();
+            // One that was used may still be ended by what was asked before.
+            if read.text() == "kept\n" { Ok(()) } else { Err((started.stderr, read.stderr)) }
         });
-        works_and_has_its_file(&home, "web");
         home.microagent(["halt", "web"]).success();
     }
-    // A look into the resting disk ends with its caller, and a copy with whatever it needs.
+    // A look into the resting disk ends with its caller, and a copy with whatever it needs. Nobody reads this one, so it does
+    // not come to its end by itself.
     for ((what, point), kill_caller) in POINTS.into_iter().flat_map(|point| [(point, true), (point, false)]) {
-        let copying = home.microagent(["cp", "web:/root/kept", "copy"]).start();
+        let mut copying = home.microagent(["cp", "web:/", "-"]).stdout_unread().start();
         let process = find(&home, what, point);
-        if kill_caller {
-            copying.signal(Signal::KILL);
-        } else {
+        if !kill_caller {
             process.signal(Signal::KILL);
+            // A machine that was killed while it was restored is followed by one that boots.
+            let is_another = |other: &Process| other.is_qemu() && other.pid != process.pid;
+            wait_for("the end of the copy, or another machine", PATIENCE, || {
+                let processes = home.processes();
+                let over = copying.is_over() || processes.iter().any(is_another) && !process.is_supervisor();
+                if over { Ok(()) } else { Err(processes) }
+            });
         }
+        copying.signal(Signal::KILL);
         drop(copying.finish());
         home.processes_end();
         assert_eq!(home.state_of("web"), "halted");
@@ -171,7 +195,7 @@ fn an_exec_whose_processes_are_killed_ends_and_the_workspace_is_what_it_says() {
         // Only what is flushed is still there when QEMU was killed.
         let line = "echo $$ > /root/pid && sync && echo > /dev/shm/flushed && exec sleep 100000";
         let running = home.microagent(["exec", "web", "--", "sh", "-c", line]).start();
-        wait_for("the command in the guest", Duration::from_secs(60), || {
+        wait_for("the command in the guest", PATIENCE, || {
             let look = home.microagent(["exec", "web", "--", "test", "-e", "/dev/shm/flushed"]).run();
             if look.status.success() { Ok(()) } else { Err(look.stderr) }
         });
@@ -181,7 +205,7 @@ fn an_exec_whose_processes_are_killed_ends_and_the_workspace_is_what_it_says() {
                 running.signal(Signal::KILL);
                 drop(running.finish());
                 let gone = "! kill -0 $(cat /root/pid) 2>/dev/null";
-                wait_for("the end of it in the guest", Duration::from_secs(60), || {
+                wait_for("the end of it in the guest", PATIENCE, || {
                     let look = home.microagent(["exec", "web", "--", "sh", "-c", gone]).run();
                     if look.status.success() { Ok(()) } else { Err(look.stderr) }
                 });
@@ -205,7 +229,8 @@ fn an_exec_whose_processes_are_killed_ends_and_the_workspace_is_what_it_says() {
 #[test]
 fn a_halt_whose_machine_or_supervisor_is_killed_fails_and_loses_nothing_flushed() {
     let home = home();
-    let service = "trap 'echo asked; sleep 5; exit 0' TERM; echo serving; while :; do sleep 1; done";
+    // It does not end by itself; the halt gives it ten seconds.
+    let service = "trap 'echo asked; sleep 100000' TERM; echo serving; while :; do sleep 1; done";
     home.create("web", ["--setup", "echo kept > /root/kept", "--service-command", service]);
     for (what, target) in POINTS {
         home.microagent(["start", "web"]).success();
@@ -239,7 +264,7 @@ fn a_making_or_a_delete_that_is_killed_leaves_all_of_the_workspace_or_nothing() 
         [("nothing yet", &|| true), ("half-made", &|| half_made() || whole()), ("whole", &whole)];
     for (what, point) in points {
         let creating = home.microagent(create).start();
-        wait_for(what, Duration::from_secs(60), || if point() { Ok(()) } else { Err(()) });
+        wait_for(what, PATIENCE, || if point() { Ok(()) } else { Err(()) });
         creating.signal(Signal::KILL);
         drop(creating.finish());
         if home.workspaces().is_empty() {
@@ -254,11 +279,7 @@ fn a_making_or_a_delete_that_is_killed_leaves_all_of_the_workspace_or_nothing() 
             _ => &|| home.workspaces().is_empty(),
         };
         let deleting = home.microagent(["delete", "web", "--force"]).start();
-        wait_for(
-            "the point of the delete",
-            Duration::from_secs(60),
-            || if gone() { Ok(()) } else { Err(()) },
-        );
+        wait_for("the point of the delete", PATIENCE, || if gone() { Ok(()) } else { Err(()) });
         deleting.signal(Signal::KILL);
         drop(deleting.finish());
         home.microagent(["delete", "web", "--force", "--yes"]).success();

@@ -4,14 +4,14 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use std::{fs, thread};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use microagent_tests::process::Process;
 use microagent_tests::{Finished, Home, Running, User, wait_for};
 use rustix::process::Signal;
 
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
@@ -42,17 +42,23 @@ fn a_workspace_that_restarts_itself_boots_again_as_the_same_machine() {
     home.microagent(["start", "web"]).env("TOKEN", "s3cret").success();
     let qemu = home.processes().into_iter().find(microagent_tests::process::Process::is_qemu).unwrap();
     let mut boot_id = in_guest(&home, BOOT_ID).text().to_owned();
+    // The last that it does before it sleeps.
+    let service_has_its_secret = || {
+        wait_for("the service with its secret", PATIENCE, || {
+            let token = in_guest(&home, "cat /root/token");
+            if token.text() == "s3cret" { Ok(()) } else { Err(token.told()) }
+        });
+    };
+    service_has_its_secret();
     for restart in 1..3 {
         // Whoever waits for something in it is told.
-        let sleeping = home.microagent(["exec", "web", "--", "sleep", "100000"]).start();
+        let sleeping = home.microagent(["exec", "web", "--", "sh", "-c", "echo here; sleep 100000"]).start();
+        sleeping.prints("here");
         let rebooting = in_guest(&home, "rm /root/token; sync; reboot -f");
         let slept = sleeping.finish();
         assert!(!slept.status.success(), "{}\n{}", slept.told(), rebooting.told());
         boot_id = prints_something_else(&home, BOOT_ID, &boot_id);
-        wait_for("the service with its secret", PATIENCE, || {
-            let token = in_guest(&home, "cat /root/token").text().to_owned();
-            if token == "s3cret" { Ok(()) } else { Err(token) }
-        });
+        service_has_its_secret();
         let starts = in_guest(&home, "cat /root/starts");
         assert_eq!(starts.text().lines().count(), restart + 1, "{}", starts.told());
     }
@@ -101,10 +107,11 @@ fn one_signal_ends_a_command_whose_guest_does_not_answer() {
         "trap 'touch /tmp/trapped' TERM; touch /tmp/waits; while test ! -e /tmp/over; do sleep 0.1; done",
     );
     is_there("waits");
+    let asked = Instant::now();
     traps.signal(Signal::TERM);
     is_there("trapped");
     in_guest(&home, "touch /tmp/over");
-    traps.finish().code(0);
+    traps.finish().code_or_cancelled(0, asked);
 
     let qemu = home.processes().into_iter().find(Process::is_qemu).unwrap();
     for signal in [Signal::TERM, Signal::INT] {
@@ -166,8 +173,9 @@ fn a_machine_whose_directory_was_removed_ends() {
     let home = Home::new(User::unprivileged());
     home.create("web", []);
     home.microagent(["start", "web"]).success();
-    let exec = home.microagent(["exec", "web", "--", "sleep", "100000"]).start();
-    fs::remove_dir_all(home.workspace("web")).unwrap();
+    let exec = home.microagent(["exec", "web", "--", "sh", "-c", "echo here; sleep 100000"]).start();
+    exec.prints("here");
+    home.remove_dir(&home.workspace("web"));
     home.processes_end();
     exec.finish().code(1);
     home.nothing_is_left();

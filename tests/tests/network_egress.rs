@@ -45,7 +45,7 @@ fn assert_refused(home: &Home, workspace: &str, address: &str, port: u16) {
 /// The line of the log about this host, once it is there.
 #[track_caller]
 fn logged(home: &Home, workspace: &str, host: &str) -> String {
-    wait_for(&format!("a line about {host}"), Duration::from_secs(20), || {
+    wait_for(&format!("a line about {host}"), Duration::from_secs(60), || {
         let log = home.microagent(["egress", workspace]).success();
         log.text().lines().find(|line| line.contains(host)).map(str::to_owned).ok_or(log)
     })

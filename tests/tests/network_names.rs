@@ -36,7 +36,7 @@ struct NameServer {
 
 impl NameServer {
     fn start(records: &[String]) -> NameServer {
-        let port = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = host::own_ports();
         let server = Command::new("dnsmasq")
             .args(["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"])
             .args(["--listen-address=127.0.0.1", "--bind-interfaces", "--user=", "--pid-file"])
@@ -50,7 +50,7 @@ impl NameServer {
             [&[0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0][..], b"\x04ping\x07example\x00\x00\x01\x00\x01"].concat();
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        wait_for("the name server", Duration::from_secs(20), || {
+        wait_for("the name server", Duration::from_secs(60), || {
             socket.send_to(&query, (Ipv4Addr::LOCALHOST, port)).unwrap();
             socket.recv_from(&mut [0; 512])
         });

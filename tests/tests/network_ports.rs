@@ -11,7 +11,7 @@ use microagent_tests::{Home, User, host, wait_for};
 /// How long a service in a guest may take to answer: it is emulated, and others work.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
-const READ_DEADLINE: Duration = Duration::from_secs(5);
+const READ_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Says at each TCP port from 8000 to 8002 which it is; sends datagrams to port 53 back, after their source's address.
 const SERVICE: &str = r#"exec perl -e 'use Socket;
@@ -58,17 +58,10 @@ fn sends_back(address: SocketAddr, payload: &str) {
     });
 }
 
-/// The first of two ports in a row that are free at two addresses.
-fn two_free_ports() -> u16 {
-    let free = |port: u16| ["127.0.0.1", "127.0.0.2"].iter().all(|at| TcpListener::bind((*at, port)).is_ok());
-    let mut ports = (20_000 + std::process::id() as u16 % 8000..30_000).step_by(2);
-    ports.find(|port| free(*port) && free(port + 1)).unwrap()
-}
-
 #[test]
 fn ports_are_published_as_docker_publishes_them() {
     let home = home();
-    let first = two_free_ports();
+    let first = host::own_ports();
     let second = first + 1;
     let has_ipv6 = UdpSocket::bind("[::1]:0").is_ok();
     let range = format!("{first}-{second}:8000-8001");
@@ -182,7 +175,7 @@ fn ports_are_added_to_and_removed_from_a_running_workspace() {
     assert_eq!(network["network"]["port_forwards"][2]["protocol"], "udp");
 
     // What is taken is refused, and nothing of the same command stays.
-    let free = two_free_ports().to_string();
+    let free = host::own_ports().to_string();
     let taken = format!("{}:8002", first.port());
     home.microagent(["port", "add", "box", &format!("{free}:8002"), &taken])
         .run()

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 /// How long a service in a guest may take to answer: it is emulated, and others work.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
-const READ_DEADLINE: Duration = Duration::from_secs(5);
+const READ_DEADLINE: Duration = Duration::from_secs(30);
 
 fn home() -> Home {
     Home::new(User::unprivileged())
@@ -97,7 +97,7 @@ fn nginx_is_reached_through_its_ports_until_the_stack_is_killed_and_again_after_
     let stack = home.processes().into_iter().find(Process::is_network_stack).unwrap();
     assert_eq!(network["network"]["stack_pid"], stack.pid);
     stack.signal(Signal::KILL);
-    wait_for("the loss of the network", Duration::from_secs(20), || {
+    wait_for("the loss of the network", Duration::from_secs(60), || {
         let events = home.microagent(["events", "web"]).success();
         if events.text().contains("the network is gone") { Ok(()) } else { Err(events.told()) }
     });
@@ -118,8 +118,8 @@ fn nginx_is_reached_through_its_ports_until_the_stack_is_killed_and_again_after_
 #[test]
 fn a_taken_port_is_said_before_anything_is_done() {
     let home = home();
-    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = holder.local_addr().unwrap().port();
+    let port = host::own_ports();
+    let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
     let publish = format!("{port}:80");
     let told = format!("cannot publish 127.0.0.1:{port}: Address already in use");
 

@@ -106,7 +106,7 @@ fn a_connection_is_what_it_is_on_the_host() {
     assert_eq!(right, AT_ONCE, "{}", all.told());
 
     // Refused is said at once, and as what it is.
-    let closed = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();
+    let closed = host::own_ports();
     let refused = guest(&home, &format!("nc -w 60 {address} {closed} < /dev/null 2>&1 || true"));
     assert!(refused.text().contains("Connection refused"), "{}", refused.told());
 

@@ -63,6 +63,9 @@ fn logs_are_followed_to_the_end_and_cut_to_their_last_lines() {
     assert_eq!(home.microagent(["logs", "job", "--since", "2100-01-01T00:00:00Z"]).success().text(), "");
     let following = home.microagent(["logs", "job", "-f", "--tail", "2"]).start();
     let console = home.microagent(["connect", "job", "--console"]).start();
+    // What is followed begins with what is there when it is looked at.
+    following.prints("one\ntwo\n");
+    console.prints("one\ntwo\n");
     home.microagent(["exec", "job", "--", "touch", "/root/go"]).run();
     assert_eq!(following.finish().code(0).text(), "one\ntwo\nthree\n");
     assert_eq!(console.finish().code(0).text(), "one\ntwo\nthree\n");
@@ -153,7 +156,7 @@ fn a_workspace_is_kept_running_as_its_policy_says() {
     home.create("web", ["--restart", "always", "--service-command", "echo up; sleep 1000"]);
     for by_signal in [false, true] {
         let supervising = home.microagent(["supervise", "web"]).start();
-        wait_for("the start", Duration::from_secs(60), || {
+        wait_for("the start", Duration::from_secs(120), || {
             let state = home.state_of("web");
             if state == "running" { Ok(()) } else { Err(state) }
         });

@@ -9,7 +9,8 @@ use microagent_tests::{Home, User, wait_for};
 use rustix::process::Signal;
 
 /// Counts on its disk and on the console.
-const COUNTER: &str = "n=$(cat /root/count || echo 0); while :; do n=$((n + 1)); echo $n > /root/count; sync; \
+const COUNTER: &str = "n=$(cat /root/count || echo 0); while :; do n=$((n + 1)); echo $n > /root/new; \
+    mv /root/new /root/count; sync; \
     echo count $n; sleep 0.05; done";
 
 /// A home with the workspace `web`, which counts and has a network, running.
@@ -36,7 +37,7 @@ fn process(home: &Home, wanted: fn(&Process) -> bool) -> Option<Process> {
 fn a_quarantined_guest_does_nothing_more_and_starts_again_with_its_disk_once_it_is_released() {
     let home = counting();
     let command = home.microagent(["exec", "web", "--", "sh", "-c", "touch /tmp/here; sleep 4321"]).start();
-    wait_for("the command", Duration::from_secs(60), || {
+    wait_for("the command", Duration::from_secs(120), || {
         let seen = home.microagent(["exec", "web", "--", "test", "-e", "/tmp/here"]).run();
         if seen.status.success() { Ok(()) } else { Err(seen.stderr) }
     });
@@ -51,7 +52,6 @@ fn a_quarantined_guest_does_nothing_more_and_starts_again_with_its_disk_once_it_
     // Again is no error.
     home.microagent(["quarantine", "web"]).success();
 
-    let counted = count(&home);
     for words in [
         &["exec", "web", "--", "true"][..],
         &["connect", "web", "--send", "true"],
@@ -65,6 +65,8 @@ fn a_quarantined_guest_does_nothing_more_and_starts_again_with_its_disk_once_it_
     ] {
         home.call().args(words).run().code(1).says("is quarantined").says("microagent halt web");
     }
+    // Its supervisor has answered since, so it has read the console to its end.
+    let counted = count(&home);
     home.microagent(["delete", "web", "--yes"]).run().code(1).says("is quarantined").says("--force");
     assert_eq!(home.microagent(["supervise", "web"]).success().summary("State"), "quarantined");
     assert!(home.microagent(["ps"]).success().text().contains("quarantined"));

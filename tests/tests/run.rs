@@ -203,7 +203,7 @@ fn a_guest_on_network_user_reaches_other_hosts() {
         let mut text = String::new();
         peer.read_to_string(&mut text).map(|_| text)
     });
-    let knock = format!("echo knock | nc -w 10 {address} {port}");
+    let knock = format!("echo knock | nc -w 60 {address} {port}");
     let run = home.run("busybox", ["--egress", "open"], &["sh", "-c", &knock]).success();
     assert_eq!(run.summary("Exit code"), "0", "{}", run.told());
     assert_eq!(heard.join().unwrap().unwrap(), "knock\n");

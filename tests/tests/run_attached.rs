@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use microagent_tests::pty::Pty;
 use microagent_tests::{Home, User, wait_for};
@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 /// How long a guest may take to come so far.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 const SUMMARY: &str = "State: stopped\nProfile: small\nNetwork: isolated\n";
 
@@ -114,7 +114,9 @@ fn input_that_is_not_passed_is_noticed() {
 fn what_was_printed_before_a_failure_is_not_lost() {
     let home = home();
     let line = "echo out; echo err >&2; sleep 1000";
-    let options = ["--timeout", "15", "--name", "late"];
+    // From a template it comes to its command at once, however slow a boot is.
+    home.run("busybox", [], &["true"]).success();
+    let options = ["--timeout", "20", "--name", "late"];
     let late = home.run("busybox", options, &["sh", "-c", line]).run().code(1);
     assert_eq!(late.text(), "out\n");
     let late = late.says("err\n").says("signal: killed").says("its time limit (--timeout) was reached");
@@ -130,11 +132,12 @@ fn what_was_printed_before_a_failure_is_not_lost() {
     for (option, code) in [("--cold", 130), ("-q", 143)] {
         let running = home.run("busybox", ["--name", "gone", option], &["sh", "-c", line]).start();
         prints(&home, "gone", "out");
+        let asked = Instant::now();
         running.signal(Signal::TERM);
-        assert_eq!(running.finish().code(code).text(), "out\n", "{option}");
+        assert_eq!(running.finish().code_or_cancelled(code, asked).text(), "out\n", "{option}");
         home.nothing_is_left();
     }
-    let document = home.run("busybox", ["--json", "--timeout", "15"], &["sh", "-c", line]).run().code(1);
+    let document = home.run("busybox", ["--json", "--timeout", "20"], &["sh", "-c", line]).run().code(1);
     let error = document.json_error();
     assert_eq!((&error["kind"], &error["stdout"]), (&json!("timeout"), &json!("out\n")));
 }
@@ -142,18 +145,28 @@ fn what_was_printed_before_a_failure_is_not_lost() {
 #[test]
 fn signals_reach_the_command_and_the_run_ends_whatever_it_does_with_them() {
     let home = home();
-    let polite = "trap 'echo got it; exit 9' INT TERM; echo ready; while :; do sleep 0.1; done";
+    let polite = "trap 'echo got it; exit 9' INT TERM; trap 'echo another' USR1; echo ready; sleep 1000 & \
+        while :; do wait; done";
     let stubborn = "trap '' INT TERM; echo ready; while :; do sleep 1; done";
     let start = |line: &str| {
         let options = ["-iq", "--name", "one", "--network", "isolated"];
         let running = home.run("busybox", options, &["sh", "-c", line]).stdin_kept_open("").start();
-        prints(&home, "one", "ready");
+        running.prints("ready\n");
         running
     };
     for signal in [Signal::INT, Signal::TERM] {
         let running = start(polite);
+        // One that does not ask it to end has all the time that it needs.
+        running.signal(Signal::USR1);
+        running.prints("ready\nanother\n");
+        let asked = Instant::now();
         running.signal(signal);
-        assert_eq!(running.finish().code(9).text(), "ready\ngot it\n");
+        let ended = running.finish().code_or_cancelled(9, asked);
+        assert!(
+            ended.text() == "ready\nanother\ngot it\n" || ended.status.code() == Some(130),
+            "{}",
+            ended.told()
+        );
     }
     let running = start(stubborn);
     running.signal(Signal::TERM);
@@ -195,7 +208,15 @@ fn interrupts_that_a_command_ignores_end_the_run() {
 fn a_run_can_have_the_terminal() {
     let home = home();
     let image = home.image("busybox");
-    let words = ["run", "-it", "--propagate-exit-code", "--network", "isolated", &image, "sh"];
+    let words =
+        ["run", "-it", "--name", "one", "--propagate-exit-code", "--network", "isolated", &image, "sh"];
+    let runs = |job: &str| {
+        let line = format!("ps | grep -c '[s]leep {job}'");
+        wait_for("the job", DEADLINE, || {
+            let seen = home.microagent(["exec", "one", "--", "sh", "-c", &line]).run();
+            if seen.text() == "1\n" { Ok(()) } else { Err(seen.told()) }
+        });
+    };
     let mut pty = Pty::start(&home, &words, (33, 101));
     pty.shows("/ # ");
     pty.types("stty size; tty; echo TERM=$TERM\n");
@@ -203,15 +224,17 @@ fn a_run_can_have_the_terminal() {
     pty.shows("/dev/pts/0");
     pty.shows("TERM=xterm");
     pty.resize(20, 70);
-    pty.types("sleep 1; stty size\n");
+    // The size comes on a way of its own.
+    pty.types("until [ $(stty size | tr -d ' ') = 2070 ]; do sleep 0.1; done; stty size\n");
     pty.shows("20 70");
-    // Keys are the guest's: Ctrl-C ends what runs there, Ctrl-Z stops it. The sum shows that it runs.
-    pty.types("echo $((40 + 2)); sleep 1000\n");
-    pty.shows("42");
+    // Keys are the guest's: Ctrl-C ends what runs there, Ctrl-Z stops it.
+    pty.types("sleep 1000\n");
+    runs("1000");
     pty.types("\x03");
-    pty.shows("/ # ");
-    pty.types("echo $((50 + 5)); sleep 2000\n");
-    pty.shows("55");
+    pty.types("echo $((40 + 2))\n");
+    pty.shows("42");
+    pty.types("sleep 2000\n");
+    runs("2000");
     pty.types("\x1a");
     pty.shows("Stopped");
     pty.shows("/ # ");
@@ -264,6 +287,7 @@ fn a_run_in_progress_is_a_workspace_for_other_terminals() {
     let running = home.run("busybox", options, &["sh", "-c", line]).start();
     prints(&home, "one", "first");
     let following = home.microagent(["logs", "-f", "one"]).start();
+    following.prints("first\n");
     let mut pty = Pty::start(&home, &["connect", "one"], (24, 80));
     pty.shows("/ # ");
     pty.types("touch /tmp/go; exit 7\n");

@@ -199,7 +199,7 @@ fn a_crash_leaves_no_core_of_what_held_a_secret() {
         process.signal(signal);
         home.processes_end();
         assert_eq!(cores(&places), before, "the {role} left a core");
-        wait_for("the end to be seen", Duration::from_secs(20), || match home.state_of("web").as_str() {
+        wait_for("the end to be seen", Duration::from_secs(60), || match home.state_of("web").as_str() {
             "failed" => Ok(()),
             other => Err(other.to_owned()),
         });

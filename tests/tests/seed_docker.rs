@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use std::time::Duration;
-
 use microagent_tests::pty::Pty;
 use microagent_tests::{Home, User};
 
@@ -34,8 +32,10 @@ fn the_page_for_those_who_come_from_docker_can_be_followed() {
     pty.types("exit\r");
     pty.finish();
     // docker logs web, and -f
+    home.log_has("web", "console.log", "serving\n");
     assert_eq!(home.microagent(["logs", "web"]).success().text(), "serving\n");
-    let following = home.microagent(["logs", "-f", "web"]).deadline(Duration::from_secs(100)).start();
+    let following = home.microagent(["logs", "-f", "web"]).start();
+    following.prints("serving\n");
     // docker stop web
     assert_eq!(home.microagent(["stop", "web"]).success().summary("State"), "stopped");
     assert_eq!(following.finish().code(0).text(), "serving\n");

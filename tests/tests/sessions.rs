@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use microagent_tests::pty::Pty;
 use microagent_tests::{Home, User, wait_for};
@@ -72,23 +72,24 @@ fn standard_input_comes_from_a_pipe_or_a_file_without_loss() {
 #[test]
 fn signals_reach_the_command_and_a_killed_caller_takes_it_along() {
     let home = running([]);
-    let line = "trap 'echo got int; exit 9' INT; echo ready > /tmp/ready; while :; do sleep 0.1; done";
-    let ready = || {
-        wait_for("the command", Duration::from_secs(30), || {
-            let seen = home.microagent(["exec", "web", "--", "rm", "/tmp/ready"]).run();
-            if seen.status.success() { Ok(()) } else { Err(seen.stderr) }
-        });
-    };
+    let line = "trap 'echo got int; exit 9' INT; trap 'echo got usr1' USR1; echo ready; sleep 1000 & \
+        while :; do wait; done";
     let call = home.microagent(["exec", "web", "--", "sh", "-c", line]).start();
-    ready();
+    call.prints("ready\n");
+    // One that does not ask it to end has all the time that it needs.
+    call.signal(Signal::USR1);
+    call.prints("ready\ngot usr1\n");
+    let asked = Instant::now();
     call.signal(Signal::INT);
-    assert_eq!(call.finish().code(9).text(), "got int\n");
+    let ended = call.finish().code_or_cancelled(9, asked);
+    let is_told = ended.text() == "ready\ngot usr1\ngot int\n";
+    assert!(is_told || ended.status.code() == Some(130), "{}", ended.told());
 
-    let line = "echo ready > /tmp/ready; exec sleep 7654";
+    let line = "echo ready; exec sleep 7654";
     let call = home.microagent(["exec", "web", "--", "sh", "-c", line]).start();
-    ready();
+    call.prints("ready\n");
     call.kill();
-    wait_for("the command to go", Duration::from_secs(30), || {
+    wait_for("the command to go", Duration::from_secs(120), || {
         let words = ["exec", "web", "--", "sh", "-c", "ps | grep -c '[s]leep 7654'"];
         let seen = home.microagent(words).run().text().to_owned();
         if seen == "0\n" { Ok(()) } else { Err(seen) }
@@ -127,7 +128,7 @@ fn more_commands_than_there_is_room_for_are_told_to_try_again() {
 #[track_caller]
 fn sleeps(home: &Home, seconds: &str) {
     let line = format!("ps | grep '[s]leep {seconds}' | grep -vc 'sh -c'");
-    wait_for("the foreground job", Duration::from_secs(30), || {
+    wait_for("the foreground job", Duration::from_secs(120), || {
         let seen = home.microagent(["exec", "web", "--", "sh", "-c", &line]).run().text().to_owned();
         if seen == "1\n" { Ok(()) } else { Err(seen) }
     });
@@ -147,7 +148,8 @@ fn a_session_has_a_terminal_with_our_size_and_leaves_the_machine_running() {
     pty.shows("/dev/pts/");
     pty.shows("gr\u{fc}n");
     pty.resize(40, 120);
-    pty.types("stty size\r");
+    // The size comes on a way of its own.
+    pty.types("until [ $(stty size | tr -d ' ') = 40120 ]; do sleep 0.1; done; stty size\r");
     pty.shows("40 120");
     // Job control: Ctrl-C ends the foreground job and not the shell.
     pty.types("sleep 4711\r");

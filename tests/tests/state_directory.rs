@@ -93,13 +93,13 @@ fn a_machine_ends_when_its_directory_is_removed() {
     home.create("web", []);
     home.microagent(["start", "web"]).success();
     assert!(!home.processes().is_empty());
-    fs::remove_dir_all(home.workspace("web")).unwrap();
+    home.remove_dir(&home.workspace("web"));
     home.processes_end();
     home.nothing_is_left();
 
     home.create("web", []);
     home.microagent(["start", "web"]).success();
-    fs::remove_dir_all(home.state()).unwrap();
+    home.remove_dir(&home.state());
     home.processes_end();
 }
 

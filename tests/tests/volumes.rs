@@ -140,6 +140,7 @@ fn one_machine_has_it_at_a_time() {
         processes.iter().find(|process| Process::is_supervisor(process)).cloned().ok_or(processes)
     });
     supervisor.signal(Signal::KILL);
+    wait_for("its end", Duration::from_secs(60), || if supervisor.is_alive() { Err(()) } else { Ok(()) });
     home.microagent(["start", "other"]).success();
     assert_eq!(attached(&home, "data"), "other");
     assert_eq!(home.microagent(["exec", "other", "--", "cat", "/work/kept"]).success().text(), "kept\n");

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -116,18 +117,18 @@ async fn session(port: File, lie: String) {
     ] {
         thread::spawn(move || std::io::copy(&mut from, &mut to));
     }
-    if lie == "channel-rubbish" {
-        let mut port = copy_of(&port);
-        thread::spawn(move || {
-            thread::sleep(Duration::from_secs(2));
-            flood(&mut port)
-        });
-    }
+    let (provoke, provoked) = mpsc::channel();
+    let mut spoiled = copy_of(&port);
+    thread::spawn(move || {
+        if provoked.recv().is_ok() {
+            flood(&mut spoiled)
+        }
+    });
     ours.set_nonblocking(true).expect("a socket");
     let (mut incoming, driver) = guest_session(UnixStream::from_std(ours).expect("a socket"));
     tokio::spawn(driver);
     while let Some(stream) = incoming.recv().await {
-        tokio::spawn(serve(stream, lie.clone()));
+        tokio::spawn(serve(stream, lie.clone(), provoke.clone()));
     }
     // The host has hung up; only a lie ends this guest.
     std::future::pending().await
@@ -137,13 +138,17 @@ fn copy_of(port: &File) -> File {
     port.try_clone().expect("a descriptor more")
 }
 
-async fn serve(mut stream: Stream, lie: String) {
+async fn serve(mut stream: Stream, lie: String, provoke: mpsc::Sender<()>) {
     let Ok(Some(request)) = read_message::<Request, _>(&mut stream, REQUEST_LIMIT).await else { return };
     let kind = kind(&request);
     if let Some((about, way)) = lie.split_once('-')
         && about == kind
     {
         return tell_a_lie(stream, kind, way).await;
+    }
+    if lie == "channel-rubbish" && kind == "exec" {
+        let _ = provoke.send(());
+        return std::future::pending().await;
     }
     match request {
         Request::Configure(_) => {
