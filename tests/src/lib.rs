@@ -15,6 +15,7 @@ pub mod host;
 pub mod hostile;
 pub mod kernel;
 pub mod listing;
+pub mod mcp;
 pub mod openbao;
 pub mod process;
 pub mod pty;

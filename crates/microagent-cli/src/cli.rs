@@ -10,8 +10,8 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::args::global::GlobalArgs;
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events,
-    exec, image, kernel, list, logs, man, network, perf, port, profiles, restart, result, run, secret, start,
-    stats, status, supervise, system, template, version, volume, wait,
+    exec, image, kernel, list, logs, man, network, perf, port, profiles, restart, result, run, secret, serve,
+    start, stats, status, supervise, system, template, version, volume, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -114,6 +114,7 @@ pub(crate) enum Command {
     Load(image::LoadArgs),
     #[command(hide = true)]
     Rmi(image::DeleteArgs),
+    Serve(serve::ServeArgs),
     System(system::SystemArgs),
     Doctor(doctor::DoctorArgs),
     Profiles(profiles::ProfilesArgs),
@@ -148,6 +149,7 @@ impl Command {
                 | Command::Restart(_)
                 | Command::Supervise(_)
                 | Command::Secret(_)
+                | Command::Serve(_)
         )
     }
 }
@@ -210,6 +212,7 @@ fn request(cli: Cli) -> Request {
         Some(Command::Kernel(group)) if group.command.is_none() => &["kernel"],
         Some(Command::Template(group)) if group.command.is_none() => &["template"],
         Some(Command::Secret(group)) if group.command.is_none() => &["secret"],
+        Some(Command::Serve(group)) if group.command.is_none() => &["serve"],
         Some(Command::System(group)) if group.command.is_none() => &["system"],
         Some(Command::Perf(group)) if group.command.is_none() => &["perf"],
         Some(Command::Port(group)) if group.command.is_none() && group.name.is_none() => &["port"],

@@ -110,6 +110,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Import(args) => commands::image::execute(context, ImageCommand::Import(args).into()),
         Command::Load(args) => commands::image::execute(context, ImageCommand::Load(args).into()),
         Command::Rmi(args) => commands::image::execute(context, ImageCommand::Delete(args).into()),
+        Command::Serve(args) => commands::serve::execute(context, args),
         Command::System(args) => commands::system::execute(context, args),
         Command::Doctor(args) => return commands::doctor::execute(context, args),
         Command::Profiles(args) => commands::profiles::execute(context, args),

@@ -294,6 +294,12 @@ pub enum InvalidRequest {
         /// The last of them.
         path: String,
     },
+    /// A path that names no file.
+    #[error("`{}` does not name a file", path.escape_debug())]
+    FilePath {
+        /// The path.
+        path: String,
+    },
     /// The source has no file name.
     #[error("what is copied to `{path}` needs a name")]
     CopyWithoutName {
@@ -379,6 +385,7 @@ impl InvalidRequest {
             InvalidRequest::CopyOntoFile { .. } => "name a directory, or a path where nothing is yet",
             InvalidRequest::CopyToNowhere { .. } => "make it first, or name the file without a slash",
             InvalidRequest::LinkLoop { .. } => "remove one of them, or name another destination",
+            InvalidRequest::FilePath { .. } => "write a path such as /srv/file, without `..`",
             InvalidRequest::CopyWithoutName { .. } => {
                 "write a name at the end of the source, or /. for the content of a directory"
             }

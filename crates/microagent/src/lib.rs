@@ -88,9 +88,10 @@ pub use template::Templates;
 pub use volume::Volumes;
 pub use workspace::{
     CommitOptions, CommitReport, Console, CopySource, CopyTarget, DeleteMode, Deletion, Exec, ExecControl,
-    ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, GuestAddresses, HostForward, Inspection,
-    LogOptions, NetworkDetails, PortForward, REASON_LIMIT, StartOptions, Stats, StdinMode, SuperviseOptions,
-    SymlinkMode, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
+    ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, FileContent, FileRange, GuestAddresses,
+    HostForward, Inspection, LogOptions, NetworkDetails, PortForward, REASON_LIMIT, StartOptions, Stats,
+    StdinMode, SuperviseOptions, SymlinkMode, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary,
+    last_lines,
 };
 
 pub use jiff::Timestamp;
@@ -105,7 +106,7 @@ pub use microagent_model::{
 };
 pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;
-pub use microagent_store::StateEvent;
+pub use microagent_store::{ProcessId, StateEvent};
 pub use microagent_vm::{
     OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, never_dump_core,
     supervise,

@@ -8,6 +8,7 @@ mod console;
 mod copy;
 mod egress;
 mod exec;
+mod files;
 mod lifecycle;
 mod logs;
 mod network;
@@ -41,6 +42,7 @@ pub(crate) use exec::CommandStream;
 pub use exec::{
     Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, StdinMode, Terminal,
 };
+pub use files::{FileContent, FileRange};
 pub(crate) use lifecycle::refused;
 pub use lifecycle::{REASON_LIMIT, StartOptions};
 pub use logs::{LogOptions, last_lines};

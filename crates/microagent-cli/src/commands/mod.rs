@@ -27,6 +27,7 @@ pub(crate) mod restart;
 pub(crate) mod result;
 pub(crate) mod run;
 pub(crate) mod secret;
+pub(crate) mod serve;
 pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod status;

@@ -52,8 +52,8 @@ use super::version::VersionDocument;
 use super::volume::{VolumeDeleteDocument, VolumeDocument, VolumeListDocument};
 use super::wait::WaitDocument;
 
-/// Commands that print no document: their output is a stream.
-const WITHOUT_DOCUMENT: &[&str] = &["connect"];
+/// Commands that print no document: their output is a stream, or a protocol of its own.
+const WITHOUT_DOCUMENT: &[&str] = &["connect", "serve-mcp"];
 
 /// Short forms of Docker for commands of `image`, which print the same.
 const SHORT_FORMS: &[&str] = &["images", "import", "load", "pull", "push", "rmi", "save", "tag"];

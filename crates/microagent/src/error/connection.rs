@@ -1,5 +1,7 @@
 //! Failures of connections to guests.
 
+use std::io;
+
 use microagent_proto::FrameError;
 
 /// How the connection to a guest failed.
@@ -33,6 +35,9 @@ pub enum ConnectionFault {
     /// The guest sent more data than its disks can contain.
     #[error("the guest sends more than its disk can hold")]
     TooMuch,
+    /// The guest sent a tar stream that cannot be read.
+    #[error("what it sent is not a whole file")]
+    Tar(#[source] io::Error),
     /// The thread of the host that reads or writes files ended early.
     #[error("the transfer was interrupted on the host")]
     Interrupted,

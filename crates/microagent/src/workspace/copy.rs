@@ -37,7 +37,7 @@ pub(super) const STREAM_SLACK: u64 = 2;
 const LINKS_MAX: usize = 40;
 
 /// Deadline of a copy out.
-const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+pub(super) const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How a copy handles a source that is a symbolic link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -321,7 +321,11 @@ fn destination(guest_path: &str, kind: Kind, path: &Path) -> Result<Place, Error
 }
 
 /// What stands at a path of the guest, if anything does.
-async fn stat(guest: &GuestConnection, path: &str, links: SymlinkMode) -> Result<Option<PathInfo>, Error> {
+pub(super) async fn stat(
+    guest: &GuestConnection,
+    path: &str,
+    links: SymlinkMode,
+) -> Result<Option<PathInfo>, Error> {
     let follow = links == SymlinkMode::Follow;
     let request = Request::Stat(Stat { path: path.as_bytes().to_vec().into(), follow });
     let answer: Result<PathInfo, GuestError> = guest.request(&request).await?.reply().await?;
@@ -372,7 +376,7 @@ fn host_kind(path: &Path, links: SymlinkMode) -> Result<Kind, Error> {
 }
 
 /// Paths in a workspace start at its root, as in docker.
-fn absolute(path: &str) -> String {
+pub(super) fn absolute(path: &str) -> String {
     if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
 }
 

@@ -1,0 +1,203 @@
+//! `microagent serve`: servers for programs and models. `serve mcp` speaks the Model Context Protocol.
+
+use std::io::{IsTerminal, stdin};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use microagent::spec::value::duration;
+use microagent::{NetworkMode, WorkspaceOptions};
+use microagent_mcp::{ImagePattern, Leftovers, Policy, ServeError, serve_stdio, tool_names};
+
+use crate::args::workspace::WorkspaceArgs;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::hints;
+use crate::output::print_text;
+
+const EXAMPLES: &str = "\
+Examples:
+  Let a model run commands in images of the cache, without network:
+    microagent image pull python:3.12
+    microagent serve mcp
+
+  Allow images, and what their guests may reach:
+    microagent serve mcp --allow-image python --allow-image debian:12 \\
+      --network user --egress allowlist --egress-allow pypi.org --egress-allow .pythonhosted.org
+
+  Print how to register it with clients (on a terminal):
+    microagent serve mcp";
+
+/// Serve programs and models
+///
+/// A server runs as long as its client; there is no daemon.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
+pub(crate) struct ServeArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<ServeCommand>,
+}
+
+/// What is served.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServeCommand {
+    Mcp(Box<McpArgs>),
+}
+
+/// Serve tools for models over the Model Context Protocol
+///
+/// Reads requests from standard input and answers on standard output, as clients of the protocol start their servers.
+/// On a terminal it prints how to register it and ends.
+///
+/// The options decide what a model can do; it chooses image, command, environment and setup steps, and nothing else. Images
+/// are those of the cache unless --allow-image is given, the network is isolated unless --network is given, and all other
+/// options apply to every workspace. No tool reads files or variables of the host. The server handles only workspaces with
+/// its label (microagent.mcp=NAME) and deletes those that it created when it ends.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct McpArgs {
+    /// Name of the server: the value of its workspaces' label microagent.mcp
+    #[arg(long, value_name = "NAME", default_value = "mcp", help_heading = "Policy")]
+    name: String,
+
+    /// Allow images by a pattern such as python, debian:12 or registry.example.org/team/*, and pull them when missing (repeatable)
+    #[arg(long, value_name = "PATTERN", help_heading = "Policy")]
+    allow_image: Vec<ImagePattern>,
+
+    /// Maximum number of workspaces and runs at a time
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Policy")]
+    max_workspaces: u16,
+
+    /// Longest time limit of a command: seconds, or with units such as 30m
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration, help_heading = "Policy")]
+    max_timeout: Duration,
+
+    /// Keep the workspaces when the server ends
+    #[arg(long, help_heading = "Policy")]
+    keep: bool,
+
+    #[command(flatten)]
+    workspace: WorkspaceArgs,
+}
+
+/// Serves until the client ends.
+pub(crate) fn execute(context: &Context, args: ServeArgs) -> Result<(), Failure> {
+    let Some(ServeCommand::Mcp(args)) = args.command else {
+        unreachable!("a group without a subcommand was answered with its help page");
+    };
+    let policy = args.policy()?;
+    if stdin().is_terminal() {
+        return print_text(&registration());
+    }
+    let served = context.block_on(async |token| Ok(serve_stdio(context.engine(), policy, token).await));
+    served?.map_err(failure)
+}
+
+impl McpArgs {
+    fn policy(&self) -> Result<Policy, Failure> {
+        if self.workspace.has_spec() {
+            return Err(Failure::usage(
+                "serve mcp takes no spec file: a model chooses the image",
+                "give its settings as options",
+            ));
+        }
+        let mut options = WorkspaceOptions::new("").network(NetworkMode::Isolated);
+        self.workspace.lay_over(&mut options, &[])?;
+        let mut policy = Policy::new(&self.name, options);
+        policy.images.clone_from(&self.allow_image);
+        policy.max_workspaces = self.max_workspaces.into();
+        policy.max_timeout = self.max_timeout;
+        if self.keep {
+            policy.leftovers = Leftovers::Keep;
+        }
+        Ok(policy)
+    }
+}
+
+fn failure(error: ServeError) -> Failure {
+    let hint = match &error {
+        ServeError::Protocol { .. } => {
+            "start it from a client of the protocol; on a terminal it prints how".to_owned()
+        }
+        ServeError::Left { source, .. } => hints::of(source).unwrap_or_else(|| {
+            "microagent list shows them; microagent delete NAME --yes deletes one".to_owned()
+        }),
+        _ => "give another --name".to_owned(),
+    };
+    Failure::Other { message: microagent::chain(&error), hint: Some(hint) }
+}
+
+/// How clients are told of this server, with the options that were typed.
+fn registration() -> String {
+    let program =
+        std::env::current_exe().map_or_else(|_| "microagent".into(), |path| path.display().to_string());
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let entry = serde_json::json!({ "mcpServers": { "microagent": { "command": program, "args": words } } });
+    let entry = serde_json::to_string_pretty(&entry).expect("words are plain data");
+    let shell: Vec<String> = [program].into_iter().chain(words).map(|word| quoted(&word)).collect();
+    format!(
+        "This is a server of the Model Context Protocol; a client starts it and speaks with it.\n\n\
+         Claude Code:\n  claude mcp add microagent -- {}\n\n\
+         Clients with a configuration file (Claude Desktop, Cursor and others; in VS Code the key is `servers`):\n{entry}\n\n\
+         Tools: {}\n",
+        shell.join(" "),
+        tool_names().join(", ")
+    )
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, FromArgMatches};
+    use microagent::egress::EgressMode;
+
+    use super::*;
+
+    fn policy(words: &[&str]) -> Result<Policy, Failure> {
+        let command = McpArgs::augment_args(Command::new("mcp").no_binary_name(true));
+        McpArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap()).unwrap().policy()
+    }
+
+    #[test]
+    fn a_model_gets_no_network_unless_a_person_says_otherwise() {
+        let plain = policy(&[]).unwrap();
+        assert_eq!((plain.workspace.network, plain.server.as_str()), (NetworkMode::Isolated, "mcp"));
+        assert!(plain.images.is_empty() && plain.leftovers == Leftovers::Delete);
+        assert!(matches!(policy(&["--egress", "public"]), Err(Failure::Usage { .. })));
+        let open =
+            policy(&["--network", "user", "--egress", "allowlist", "--egress-allow", "pypi.org"]).unwrap();
+        assert_eq!(
+            (open.workspace.network, open.workspace.egress.mode),
+            (NetworkMode::User, EgressMode::Allowlist)
+        );
+    }
+
+    #[test]
+    fn options_become_a_policy() {
+        let words =
+            ["--allow-image", "python", "--max-workspaces", "2", "--max-timeout", "90", "--keep", "-m", "1g"];
+        let policy = policy(&words).unwrap();
+        assert_eq!((policy.images.len(), policy.max_workspaces, policy.max_timeout.as_secs()), (1, 2, 90));
+        assert_eq!((policy.leftovers, policy.workspace.memory_mib), (Leftovers::Keep, Some(1024)));
+    }
+
+    #[test]
+    fn a_spec_file_is_refused() {
+        assert!(matches!(policy(&["--file", "x.yaml"]), Err(Failure::Usage { .. })));
+    }
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        assert_eq!(
+            (quoted("--egress-allow"), quoted("a b"), quoted("*"), quoted("it's"), quoted("")),
+            ("--egress-allow".into(), "'a b'".into(), "'*'".into(), r"'it'\''s'".into(), "''".into())
+        );
+    }
+}

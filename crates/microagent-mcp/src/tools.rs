@@ -1,0 +1,158 @@
+//! The tools, in the order in which clients list them.
+
+mod command;
+mod files;
+mod run;
+mod workspace;
+
+use crate::tool::Effect::{Adds, Changes, Reads};
+use crate::tool::Repeated::{Again, Idle};
+use crate::tool::Tool;
+use crate::tool::World::{Closed, Open};
+
+/// All tools. Descriptions are for a model: what it is for, and when another tool is the better one.
+pub(crate) fn all() -> Vec<Tool> {
+    [commands(), files(), workspaces()].into_iter().flatten().collect()
+}
+
+/// Machines and commands in them.
+fn commands() -> Vec<Tool> {
+    vec![
+        Tool::new(
+            ("run", "Run a command in a fresh microVM"),
+            "Runs one command in a fresh microVM made from an image; the microVM and its files are deleted when the \
+             command ends. Best for a single command or script. For several steps that share files use `create` and \
+             `exec`. Give `command` (program and arguments) or `shell` (a line for /bin/sh); pass a script as `stdin`, \
+             for example command [\"python3\", \"-\"].",
+            (Changes, Again, Open),
+            run::run,
+        ),
+        Tool::new(
+            ("create", "Create a workspace"),
+            "Creates a workspace: a named microVM whose files are kept until `delete`. It is started at once unless \
+             `start` is false. Then use `exec`, `write_file` and `read_file`.",
+            (Adds, Again, Open),
+            workspace::create,
+        ),
+        Tool::new(
+            ("start", "Start a workspace"),
+            "Starts a workspace that was created without a start, halted, or has ended. Its files are as they were.",
+            (Adds, Again, Closed),
+            workspace::start,
+        ),
+        Tool::new(
+            ("exec", "Run a command in a workspace"),
+            "Runs a command in a running workspace and waits for its end. Files and background processes of earlier \
+             commands are there. Give `command` or `shell`. For more than 50 s give `timeout_s`.",
+            (Changes, Again, Open),
+            command::exec,
+        ),
+    ]
+}
+
+/// Files of a workspace.
+fn files() -> Vec<Tool> {
+    vec![
+        Tool::new(
+            ("write_file", "Write a file into a workspace"),
+            "Writes a whole file into a workspace, replacing what is there; missing directories are made. Also works \
+             while the workspace is halted.",
+            (Changes, Idle, Closed),
+            files::write_file,
+        ),
+        Tool::new(
+            ("read_file", "Read a file of a workspace"),
+            "Reads a regular file of a workspace, or a part of it with `offset` and `max_bytes`. Also works while the \
+             workspace is halted.",
+            (Reads, Idle, Closed),
+            files::read_file,
+        ),
+    ]
+}
+
+/// Workspaces: shown and ended.
+fn workspaces() -> Vec<Tool> {
+    vec![
+        Tool::new(
+            ("list", "List workspaces and images"),
+            "Lists the workspaces of this server with their states, and the images that can be used.",
+            (Reads, Idle, Closed),
+            workspace::list,
+        ),
+        Tool::new(
+            ("status", "Show a workspace"),
+            "Shows state, image, size and network of one workspace, and why it failed if it did.",
+            (Reads, Idle, Closed),
+            workspace::status,
+        ),
+        Tool::new(
+            ("logs", "Read the console of a workspace"),
+            "Reads the newest lines of a workspace's console: kernel messages and output of setup steps. Use it when a \
+             workspace does not start or has ended; the output of `exec` is in its own result.",
+            (Reads, Idle, Closed),
+            workspace::logs,
+        ),
+        Tool::new(
+            ("halt", "Halt a workspace"),
+            "Shuts a workspace down cleanly. Its files are kept and `start` starts it again; its processes end.",
+            (Changes, Idle, Closed),
+            workspace::halt,
+        ),
+        Tool::new(
+            ("delete", "Delete a workspace"),
+            "Deletes a workspace with all its files, running or not. This cannot be undone.",
+            (Changes, Idle, Closed),
+            workspace::delete,
+        ),
+    ]
+}
+
+/// Names of all tools.
+pub fn names() -> Vec<String> {
+    all().into_iter().map(|tool| tool.definition.name.into_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn has(value: &Value, wanted: &str) -> bool {
+        match value {
+            Value::Object(object) => object.iter().any(|(key, value)| key == wanted || has(value, wanted)),
+            Value::Array(items) => items.iter().any(|item| has(item, wanted)),
+            Value::String(text) => text == wanted,
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn definitions_are_complete_and_plain() {
+        for tool in all() {
+            let text = serde_json::to_value(&tool.definition).unwrap();
+            let name = text["name"].as_str().unwrap();
+            for (side, schema) in [("takes", &text["inputSchema"]), ("gives", &text["outputSchema"])] {
+                assert_eq!(schema["type"], "object", "{name} {side}");
+                for word in ["$ref", "anyOf", "null", "format"] {
+                    assert!(!has(schema, word), "{name} {side} {word}: {schema}");
+                }
+            }
+            assert_eq!(text["inputSchema"]["additionalProperties"], false, "{name}");
+            let fields = text["inputSchema"]["properties"].as_object().into_iter().flatten();
+            for (field, schema) in fields {
+                assert!(schema["description"].is_string(), "{name} {field} has no description");
+            }
+            let hints = ["readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint"];
+            assert!(hints.iter().all(|hint| text["annotations"][hint].is_boolean()), "{name}");
+        }
+    }
+
+    /// Every tool costs each conversation its words.
+    #[test]
+    fn definitions_are_short() {
+        let all: Vec<_> = all().into_iter().map(|tool| tool.definition).collect();
+        let len = serde_json::to_string(&all).unwrap().len();
+        assert!(len < 24 * 1024, "{len} bytes");
+    }
+}

@@ -1,0 +1,144 @@
+//! Single files of a workspace. Contents travel in the call; no path of the host is named.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use microagent::FileRange;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::call::Call;
+use crate::error::ToolError;
+use crate::output::{self, Encoding};
+use crate::server::Server;
+
+/// Bytes of a file that a result has, where the call does not say.
+const READ_DEFAULT: usize = 64 * 1024;
+
+/// Most bytes of a file that a result can have.
+const READ_MAX: usize = 1024 * 1024;
+
+/// Most bytes of a file that a call can write.
+const WRITE_MAX: usize = 4 * 1024 * 1024;
+
+/// Mode of a file that is written, where the call does not say.
+const MODE_DEFAULT: u16 = 0o644;
+
+/// A file to write.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WriteFileArguments {
+    /// Name of the workspace.
+    name: String,
+    /// Path in the workspace, such as `/srv/app/main.py`.
+    path: String,
+    /// The whole content: text, or base64 as `encoding` says.
+    content: String,
+    /// How `content` is encoded: `utf-8` (as it is, without this) or `base64`.
+    #[serde(default)]
+    encoding: Option<ContentEncoding>,
+    /// Whether the file is a program or script to be executed.
+    #[serde(default)]
+    executable: bool,
+}
+
+/// How content is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+enum ContentEncoding {
+    #[serde(rename = "utf-8")]
+    Utf8,
+    #[serde(rename = "base64")]
+    Base64,
+}
+
+/// What was written.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct WrittenDocument {
+    /// Path in the workspace.
+    path: String,
+    /// Size of the file in bytes.
+    bytes: u64,
+}
+
+/// A file to read.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReadFileArguments {
+    /// Name of the workspace.
+    name: String,
+    /// Path in the workspace.
+    path: String,
+    /// Bytes from the beginning of the file to leave out.
+    #[serde(default)]
+    offset: u64,
+    /// Most bytes in the result; 65536 without it, at most 1048576.
+    #[serde(default)]
+    max_bytes: Option<usize>,
+}
+
+/// A part of a file.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct FileDocument {
+    /// Path in the workspace.
+    path: String,
+    /// The content, or the part of it.
+    content: String,
+    /// How `content` is encoded: base64 where it is not UTF-8.
+    encoding: Encoding,
+    /// Size of the whole file in bytes.
+    size: u64,
+    /// Bytes behind the part that were left out; read them with `offset`.
+    omitted_bytes: u64,
+    /// `offset` of the first byte behind the part.
+    next_offset: u64,
+}
+
+/// Writes a file.
+pub(super) async fn write_file(
+    server: Server,
+    call: Call,
+    arguments: WriteFileArguments,
+) -> Result<WrittenDocument, ToolError> {
+    let content = match arguments.encoding {
+        None | Some(ContentEncoding::Utf8) => arguments.content.into_bytes(),
+        Some(ContentEncoding::Base64) => STANDARD
+            .decode(arguments.content)
+            .map_err(|error| ToolError::invalid(format!("the content is not base64: {error}")))?,
+    };
+    if content.len() > WRITE_MAX {
+        return Err(ToolError::invalid(format!("the content has more than {WRITE_MAX} bytes"))
+            .hint("make the file in the workspace, with `exec`"));
+    }
+    let mode = if arguments.executable { MODE_DEFAULT | 0o111 } else { MODE_DEFAULT };
+    let workspace = server.workspaces().find(&arguments.name)?;
+    let bytes = content.len() as u64;
+    workspace.write_file(&arguments.path, content, mode, &call.progress()).await?;
+    Ok(WrittenDocument { path: arguments.path, bytes })
+}
+
+/// Reads a file.
+pub(super) async fn read_file(
+    server: Server,
+    call: Call,
+    arguments: ReadFileArguments,
+) -> Result<FileDocument, ToolError> {
+    let limit = arguments.max_bytes.unwrap_or(READ_DEFAULT);
+    if limit > READ_MAX {
+        return Err(ToolError::invalid(format!("max_bytes is more than {READ_MAX}"))
+            .hint("read it in parts, with `offset`"));
+    }
+    let workspace = server.workspaces().find(&arguments.name)?;
+    let range = FileRange::new(limit).offset(arguments.offset);
+    let file = workspace.read_file(&arguments.path, range, &call.progress()).await?;
+    let is_cut = arguments.offset.saturating_add(file.bytes.len() as u64) < file.size;
+    let bytes = if is_cut { output::whole_characters(file.bytes) } else { file.bytes };
+    let next_offset = arguments.offset.saturating_add(bytes.len() as u64);
+    let (content, encoding) = output::text(bytes);
+    Ok(FileDocument {
+        path: arguments.path,
+        content,
+        encoding,
+        size: file.size,
+        omitted_bytes: file.size.saturating_sub(next_offset),
+        next_offset,
+    })
+}

@@ -1,0 +1,328 @@
+//! `serve mcp` with a real client and real guests.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::time::Duration;
+
+use microagent_tests::mcp::{Era, McpClient};
+use microagent_tests::{Home, User, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+/// How long a guest may take to come so far.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+fn home() -> Home {
+    Home::new(User::unprivileged())
+}
+
+fn server(home: &Home, era: Era, options: &[&str]) -> McpClient {
+    let image = home.image("busybox");
+    McpClient::start(home, era, &[&["--allow-image", &image, "--profile", "tiny"], options].concat())
+}
+
+/// Runs a shell line in a workspace; gives its standard output.
+#[track_caller]
+fn sh(client: &McpClient, name: &str, line: &str) -> String {
+    let result = client.done("exec", json!({"name": name, "shell": line}));
+    assert_eq!(result["exit_code"], 0, "{line}: {result}");
+    result["stdout"].as_str().unwrap().to_owned()
+}
+
+/// Waits until a shell line succeeds in a workspace.
+#[track_caller]
+fn holds(client: &McpClient, name: &str, line: &str) {
+    wait_for(line, DEADLINE, || {
+        let result = client.call("exec", json!({"name": name, "shell": line}));
+        match &result {
+            Ok(result) if result["exit_code"] == 0 => Ok(()),
+            _ => Err(result),
+        }
+    });
+}
+
+#[test]
+fn a_model_runs_commands_in_both_eras_of_the_protocol() {
+    let home = home();
+    let image = home.image("busybox");
+    for era in [Era::Initialize, Era::Discover] {
+        let client = server(&home, era, &[]);
+        let names: Vec<String> = client.tools().iter().map(|tool| tool.name.to_string()).collect();
+        assert_eq!(
+            names,
+            [
+                "run",
+                "create",
+                "start",
+                "exec",
+                "write_file",
+                "read_file",
+                "list",
+                "status",
+                "logs",
+                "halt",
+                "delete"
+            ]
+        );
+        let line = "echo out; cat >&2; exit 3";
+        let ran = client.done("run", json!({"image": image, "shell": line, "stdin": "grün"}));
+        assert_eq!((&ran["status"], &ran["exit_code"]), (&json!("exited"), &json!(3)), "{ran}");
+        assert_eq!((&ran["stdout"], &ran["stderr"]), (&json!("out\n"), &json!("grün")), "{ran}");
+        let missing = client.done("run", json!({"image": image, "command": ["/none"]}));
+        assert_eq!(
+            (&missing["status"], &missing["exit_code"]),
+            (&json!("not_started"), &json!(127)),
+            "{missing}"
+        );
+        let late =
+            client.done("run", json!({"image": image, "shell": "echo begun; sleep 10000", "timeout_s": 20}));
+        assert_eq!((&late["status"], &late["exit_code"]), (&json!("timed_out"), &json!(124)), "{late}");
+        assert!(client.close().success());
+        home.nothing_is_left();
+    }
+}
+
+#[test]
+fn a_workspace_keeps_its_files_until_it_is_deleted() {
+    let home = home();
+    let image = home.image("busybox");
+    let client = server(&home, Era::Discover, &[]);
+    let made = client.done(
+        "create",
+        json!({"image": image, "name": "w", "env": {"LEVEL": "7"}, "setup": ["echo s > /s"]}),
+    );
+    assert_eq!(
+        (&made["name"], &made["state"], &made["network"]),
+        (&json!("w"), &json!("running"), &json!("isolated"))
+    );
+    assert_eq!(sh(&client, "w", "cat /s; echo $LEVEL"), "s\n7\n");
+
+    let script = "#!/bin/sh\necho grün from $1\n";
+    client.done(
+        "write_file",
+        json!({"name": "w", "path": "/srv/a/run.sh", "content": script, "executable": true}),
+    );
+    let ran = client.done("exec", json!({"name": "w", "command": ["/srv/a/run.sh", "here"]}));
+    assert_eq!(ran["stdout"], "grün from here\n", "{ran}");
+    client.done(
+        "write_file",
+        json!({"name": "w", "path": "/srv/bin", "content": "/wD+", "encoding": "base64"}),
+    );
+    let read = client.done("read_file", json!({"name": "w", "path": "/srv/bin"}));
+    assert_eq!(
+        (&read["content"], &read["encoding"], &read["size"]),
+        (&json!("/wD+"), &json!("base64"), &json!(3))
+    );
+    let part =
+        client.done("read_file", json!({"name": "w", "path": "/srv/a/run.sh", "offset": 10, "max_bytes": 4}));
+    assert_eq!((&part["content"], &part["next_offset"]), (&json!("echo"), &json!(14)), "{part}");
+    assert_eq!(part["omitted_bytes"], script.len() as u64 - 14);
+
+    assert_eq!(client.done("halt", json!({"name": "w"}))["state"], "halted");
+    let resting = client.fails("exec", json!({"name": "w", "command": ["true"]}), "wrong_state");
+    assert!(resting["hint"].as_str().unwrap().contains("`start`"), "{resting}");
+    // Files of a halted workspace are within reach.
+    let read = client.done("read_file", json!({"name": "w", "path": "/srv/a/run.sh"}));
+    assert_eq!(read["content"], script);
+    assert_eq!(client.done("start", json!({"name": "w"}))["state"], "running");
+    assert_eq!(sh(&client, "w", "cat /s"), "s\n");
+    assert_eq!(client.done("status", json!({"name": "w"}))["state"], "running");
+    client.done("logs", json!({"name": "w"}));
+
+    assert_eq!(client.done("delete", json!({"name": "w"}))["deleted"], true);
+    client.fails("status", json!({"name": "w"}), "not_found");
+    assert!(client.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
+fn what_the_policy_does_not_allow_is_refused_with_its_rule() {
+    let home = home();
+    let image = home.image("busybox");
+    home.create("mine", []);
+    home.microagent(["start", "mine"]).success();
+    let client = server(&home, Era::Discover, &["--max-workspaces", "1", "--max-timeout", "90"]);
+    let refused =
+        client.fails("run", json!({"image": "registry.example.org/evil", "shell": "id"}), "refused");
+    assert!(refused["message"].as_str().unwrap().contains("`allow-image`"), "{refused}");
+    for path in ["oci:/etc", "oci-archive:/root/secret.tar", "docker-archive:-", "docker-daemon:app"] {
+        client.fails("create", json!({"image": path}), "refused");
+    }
+    client.fails("run", json!({"image": image, "shell": "id", "timeout_s": 91}), "refused");
+    client.fails("run", json!({"image": image, "shell": "id", "volumes": ["/:/host"]}), "invalid");
+    client.fails("run", json!({"image": image, "shell": "id", "command": ["id"]}), "invalid");
+    client.fails("exec", json!({"name": "../mine", "shell": "id"}), "invalid");
+
+    // Workspaces of others do not exist, whatever the tool.
+    for tool in ["start", "status", "logs", "halt", "delete"] {
+        client.fails(tool, json!({"name": "mine"}), "not_found");
+    }
+    client.fails("exec", json!({"name": "mine", "shell": "id"}), "not_found");
+    client.fails("read_file", json!({"name": "mine", "path": "/etc/passwd"}), "not_found");
+    client.fails("write_file", json!({"name": "mine", "path": "/x", "content": ""}), "not_found");
+    assert_eq!(client.done("list", json!({}))["workspaces"], json!([]));
+
+    client.done("create", json!({"image": image, "name": "w", "start": false}));
+    let full = client.fails("create", json!({"image": image}), "busy");
+    assert_eq!(full["retryable"], true, "{full}");
+    client.fails("run", json!({"image": image, "shell": "id"}), "busy");
+    client.done("delete", json!({"name": "w"}));
+    assert_eq!(client.done("run", json!({"image": image, "shell": "echo ok"}))["stdout"], "ok\n");
+    assert!(client.close().success());
+
+    assert_eq!(home.state_of("mine"), "running");
+    home.microagent(["delete", "mine", "-f"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_call_that_is_given_up_ends_its_command() {
+    let home = home();
+    let image = home.image("busybox");
+    let client = server(&home, Era::Initialize, &[]);
+    client.done("create", json!({"image": image, "name": "w"}));
+    let call = client
+        .begin("exec", json!({"name": "w", "shell": "touch /begun; exec sleep 4242", "timeout_s": 3000}));
+    holds(&client, "w", "test -e /begun");
+    call.give_up();
+    holds(&client, "w", "! pidof sleep");
+
+    let run = client.begin("run", json!({"image": image, "shell": "sleep 4242", "timeout_s": 3000}));
+    wait_for("the run to have a workspace", DEADLINE, || {
+        let workspaces = home.workspaces();
+        if workspaces.len() == 2 { Ok(()) } else { Err(workspaces) }
+    });
+    run.give_up();
+    wait_for("the run to be gone", DEADLINE, || {
+        let workspaces = home.workspaces();
+        if workspaces == ["w"] { Ok(()) } else { Err(workspaces) }
+    });
+    assert!(client.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_long_call_reports_its_progress_and_much_output_is_cut() {
+    let home = home();
+    let image = home.image("busybox");
+    let client = server(&home, Era::Initialize, &[]);
+    client.done("create", json!({"image": image, "name": "w"}));
+    let line = "seq 300000; while [ ! -e /go ]; do sleep 0.1; done";
+    let call = client.begin("exec", json!({"name": "w", "shell": line, "timeout_s": 3000}));
+    wait_for("a note of progress", DEADLINE, || {
+        let notes = client.notes();
+        if notes.iter().any(|note| note.contains("has printed")) { Ok(()) } else { Err(notes) }
+    });
+    client.done("write_file", json!({"name": "w", "path": "/go", "content": ""}));
+    let result = call.finish().unwrap();
+    let stdout = result["stdout"].as_str().unwrap();
+    let omitted = result["stdout_omitted_bytes"].as_u64().unwrap();
+    assert!(stdout.starts_with("1\n2\n") && stdout.ends_with("\n300000\n"), "{}", stdout.len());
+    // `seq 300000` prints 1,988,895 bytes.
+    assert!(
+        omitted > 1_900_000 && stdout.contains(&format!("[... {omitted} bytes left out ...]")),
+        "{omitted}"
+    );
+    assert!(client.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
+fn the_end_of_the_client_ends_what_it_started_unless_it_is_kept() {
+    let home = home();
+    let image = home.image("busybox");
+    let client = server(&home, Era::Initialize, &[]);
+    client.done("create", json!({"image": image, "name": "w"}));
+    let call = client
+        .begin("exec", json!({"name": "w", "shell": "touch /begun; exec sleep 4242", "timeout_s": 3000}));
+    holds(&client, "w", "test -e /begun");
+    drop(call);
+    assert!(client.close().success());
+    home.nothing_is_left();
+
+    let client = server(&home, Era::Initialize, &["--keep"]);
+    client.done("create", json!({"image": image, "name": "kept"}));
+    assert!(client.close().success());
+    assert_eq!(home.state_of("kept"), "running");
+    let client = server(&home, Era::Initialize, &[]);
+    let listed = client.done("list", json!({}));
+    assert_eq!(listed["workspaces"][0]["name"], "kept", "{listed}");
+    client.done("delete", json!({"name": "kept"}));
+    assert!(client.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
+fn what_a_killed_server_left_goes_with_the_next_one() {
+    let home = home();
+    let image = home.image("busybox");
+    let killed = server(&home, Era::Initialize, &[]);
+    killed.done("create", json!({"image": image, "name": "w"}));
+    kill_process(Pid::from_raw(killed.pid()).unwrap(), Signal::KILL).unwrap();
+    killed.close();
+    let next = server(&home, Era::Initialize, &[]);
+    assert_eq!(sh(&next, "w", "echo alive"), "alive\n");
+    // A server of another name has nothing to do with it.
+    let other = server(&home, Era::Initialize, &["--name", "other"]);
+    other.fails("status", json!({"name": "w"}), "not_found");
+    assert!(other.close().success());
+    assert_eq!(home.workspaces(), ["w"]);
+    assert!(next.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
+fn standard_output_has_nothing_but_the_protocol() {
+    let home = home();
+    let message = |value: &Value| format!("{value}\n");
+    let initialize = message(&json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {
+        "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}}));
+    let call = |id: u32, name: &str, arguments: Value| {
+        message(
+            &json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": name, "arguments": arguments}}),
+        )
+    };
+    let input = [
+        initialize,
+        message(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"})),
+        call(2, "list", json!({})),
+        "this is not JSON\n".to_owned(),
+        "[[[[{}\n".to_owned(),
+        call(3, "no_such_tool", json!({})),
+        call(4, "exec", json!({"name": ["w"], "shell": 5})),
+        format!("\"{}\"\n", "x".repeat(9 * 1024 * 1024)),
+        message(&json!({"jsonrpc": "2.0", "id": 5, "method": "ping"})),
+    ];
+    home.write("requests", input.concat());
+    let served = home.program().to_str().unwrap();
+    let line =
+        format!("(cat requests; until [ -e done ]; do sleep 0.1; done) | {served} serve mcp > answers");
+    let running = home.other("sh").args(["-c", &line]).start();
+    let messages = wait_for("the answer to the last request", DEADLINE, || {
+        let text = std::fs::read_to_string(home.path().join("answers")).unwrap_or_default();
+        if text.ends_with('\n') && text.contains(r#""id":5"#) { Ok(text) } else { Err(text) }
+    });
+    home.write("done", "");
+    assert!(running.finish().code(0).text().is_empty());
+    let messages: Vec<Value> = messages.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let answer = |id: u32| messages.iter().find(|message| message["id"] == id);
+    for message in &messages {
+        assert_eq!(message["jsonrpc"], "2.0", "{message}");
+    }
+    assert_eq!(answer(1).unwrap()["result"]["serverInfo"]["name"], "microagent");
+    for id in [1, 5] {
+        assert!(answer(id).unwrap()["result"].is_object(), "{messages:?}");
+    }
+    home.nothing_is_left();
+}
+
+#[test]
+fn who_does_not_speak_the_protocol_is_told() {
+    let home = home();
+    // Closed at once: the client changed its mind.
+    let ended = home.microagent(["serve", "mcp"]).stdin("").success();
+    assert_eq!(ended.text(), "");
+    home.microagent(["serve", "mcp", "--network", "nonsense"]).run().code(2);
+    home.microagent(["serve", "mcp", "--allow-image", "a b"]).run().code(2);
+    home.nothing_is_left();
+}
