@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::io::ioctl_fionread;
 use rustix::process::{Pid, Signal, ioctl_tiocsctty, kill_process, setsid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
@@ -17,6 +18,9 @@ use crate::{Home, wait_for};
 
 /// How long something may take to be shown, or a call to end: a guest may have to boot for it.
 const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Bytes that a terminal holds for its reader (`N_TTY_BUF_SIZE`).
+const TERMINAL_BYTES: u64 = 4096;
 
 /// A call of `microagent` on a terminal.
 #[derive(Debug)]
@@ -31,7 +35,25 @@ pub struct Pty {
 impl Pty {
     /// Starts a call on a terminal with so many lines and columns.
     #[track_caller]
-    pub fn start(home: &Home, words: &[&str], (rows, cols): (u16, u16)) -> Pty {
+    pub fn start(home: &Home, words: &[&str], size: (u16, u16)) -> Pty {
+        let mut pty = Pty::start_unread(home, words, size);
+        let (sender, shown) = channel();
+        let mut reader = pty.terminal.try_clone().expect("a descriptor more");
+        thread::spawn(move || {
+            let mut buffer = vec![0; 4096];
+            while let Ok(count @ 1..) = reader.read(&mut buffer) {
+                if sender.send(buffer[..count].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        pty.shown = shown;
+        pty
+    }
+
+    /// Starts a call on a terminal that shows nothing: nobody reads what is written to it.
+    #[track_caller]
+    pub fn start_unread(home: &Home, words: &[&str], (rows, cols): (u16, u16)) -> Pty {
         let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("there are terminals");
         grantpt(&terminal).and_then(|()| unlockpt(&terminal)).expect("the terminal was just opened");
         let name = ptsname(&terminal, Vec::new()).expect("it has a name");
@@ -47,19 +69,21 @@ impl Pty {
         let terminal = File::from(terminal);
         resize(&terminal, rows, cols);
         let child = command.spawn().expect("the call can be started");
-        let (sender, shown) = channel();
-        let mut reader = terminal.try_clone().expect("a descriptor more");
-        thread::spawn(move || {
-            let mut buffer = vec![0; 4096];
-            while let Ok(count @ 1..) = reader.read(&mut buffer) {
-                if sender.send(buffer[..count].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
         // Ours would keep the terminal alive after the call's end.
         drop(command);
-        Pty { child, terminal, shown, seen: String::new() }
+        Pty { child, terminal, shown: channel().1, seen: String::new() }
+    }
+
+    /// Waits until nothing more goes to a terminal that nobody reads.
+    #[track_caller]
+    pub fn stalls(&self) {
+        let mut before = 0;
+        wait_for("a full terminal", DEADLINE, || {
+            let waiting = ioctl_fionread(&self.terminal).expect("it is a terminal");
+            let is_full = waiting > TERMINAL_BYTES / 2 && waiting == before;
+            before = waiting;
+            if is_full { Ok(()) } else { Err(waiting) }
+        });
     }
 
     /// Types.

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use microagent_tests::pty::Pty;
 use microagent_tests::{Home, User, wait_for};
 use rustix::process::Signal;
 
@@ -53,10 +54,13 @@ fn signals_end_what_nobody_reads() {
             assert!(by_signal || code == Some(130), "{code:?}");
             yes_is_gone(&home);
         }
-        let copy = home.microagent(["cp", "web:/", "-"]).stdout_unread().start();
-        copy.stalls();
-        copy.signal(signal);
-        copy.finish().code(130);
+        for words in [["cp", "web:/", "-"].as_slice(), &["connect", "web", "--send", "yes"]] {
+            let call = home.microagent([]).args(words).stdout_unread().start();
+            call.stalls();
+            call.signal(signal);
+            call.finish().code(130);
+        }
+        yes_is_gone(&home);
     }
     let flood = "yes stalled | head -c 300000 > /dev/console";
     home.microagent(["exec", "web", "--", "sh", "-c", flood]).success();
@@ -65,6 +69,48 @@ fn signals_end_what_nobody_reads() {
     // Whoever ends what is followed has had what was wanted.
     logs.signal(Signal::TERM);
     logs.finish().code(0);
+    // Without a terminal the console shows its last lines and what comes.
+    let console = home.microagent(["connect", "web", "--console"]).stdout_unread().start();
+    home.microagent(["exec", "web", "--", "sh", "-c", flood]).success();
+    console.stalls();
+    console.signal(Signal::TERM);
+    console.finish().code(130);
+    home.microagent(["delete", "web", "--force"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_session_on_a_terminal_that_nobody_reads_is_left_by_its_key_and_by_signals() {
+    let home = running();
+    let session = ["connect", "web", "--shell", "yes"];
+    let mut pty = Pty::start_unread(&home, &session, (24, 80));
+    pty.stalls();
+    pty.types("typed\r");
+    pty.types("\u{1d}");
+    pty.restored();
+    assert_eq!(pty.finish(), 0);
+    yes_is_gone(&home);
+
+    let pty = Pty::start_unread(&home, &session, (24, 80));
+    pty.stalls();
+    pty.signal(Signal::TERM);
+    pty.restored();
+    // The command ends by the signal, too; its code is known if the kernel had room for the rest of its output.
+    let code = pty.finish();
+    assert!([130, 143].contains(&code), "{code}");
+    yes_is_gone(&home);
+
+    // More keys than may wait, since what they are for is not shown either.
+    let flood = "while :; do yes stalled | head -c 2000; sleep 0.1; done > /dev/console < /dev/null 2>&1";
+    home.microagent(["exec", "web", "--", "setsid", "sh", "-c", flood]).success();
+    let mut pty = Pty::start_unread(&home, &["connect", "web", "--console"], (24, 80));
+    pty.stalls();
+    for _ in 0..50 {
+        pty.types("typed\r");
+    }
+    pty.types("\u{1d}");
+    pty.restored();
+    assert_eq!(pty.finish(), 0);
     home.microagent(["delete", "web", "--force"]).success();
     home.nothing_is_left();
 }

@@ -13,7 +13,7 @@ const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:
 pub(crate) enum ProgramError {
     #[error("the command is empty")]
     Empty,
-    #[error("a NUL byte stands in the {0}")]
+    #[error("the {0} contains a NUL byte")]
     Nul(&'static str),
     #[error("an environment variable has no name or a `=` in it")]
     Name,

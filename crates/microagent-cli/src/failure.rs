@@ -12,7 +12,7 @@ use owo_colors::OwoColorize;
 use crate::documents::error::ErrorDocument;
 use crate::documents::output::OutputDocument;
 use crate::output::Format;
-use crate::{escape, hints};
+use crate::{escape, hints, stderr};
 
 /// Exit code of a command that failed.
 const EXIT_FAILED: u8 = 1;
@@ -93,11 +93,17 @@ impl Failure {
         if matches!(self, Failure::ClosedOutput) {
             return;
         }
-        // Standard error that cannot be written to leaves nobody to tell.
-        let _ = match format {
-            Format::Text => self.write_text(&mut anstream::stderr().lock()),
-            Format::Json => self.write_json(&mut io::stderr().lock()),
+        let mut text = Vec::new();
+        let written = match format {
+            Format::Text => self.write_text(&mut text),
+            Format::Json => self.write_json(&mut text),
         };
+        written.expect("memory takes every write");
+        match self.exit_code() {
+            EXIT_CANCELLED => stderr::write_at_the_end(text),
+            // An error of standard error cannot be reported.
+            _ => drop(anstream::stderr().lock().write_all(&text)),
+        }
     }
 
     fn write_text(&self, out: &mut impl Write) -> io::Result<()> {

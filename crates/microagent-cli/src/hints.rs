@@ -148,7 +148,7 @@ fn of_image(hint: &ImageHint) -> String {
         ImageHint::FreeSpace => "free some space: microagent image prune, or use another --state-dir".to_owned(),
         ImageHint::ChooseStateDir => CHOOSE_STATE_DIR.to_owned(),
         ImageHint::NameImage => "give it one with --name".to_owned(),
-        ImageHint::LoadArchive => "bring its images in: microagent image load".to_owned(),
+        ImageHint::LoadArchive => "load its images: microagent image load".to_owned(),
         ImageHint::PruneDamaged => "microagent image prune removes damaged records".to_owned(),
         ImageHint::DeleteWorkspaces => "delete these workspaces first: microagent delete NAME --yes".to_owned(),
         ImageHint::DeleteWorkspace => "delete it first: microagent delete NAME --yes".to_owned(),

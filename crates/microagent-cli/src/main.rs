@@ -23,6 +23,7 @@ mod run_output;
 mod session;
 mod signals;
 mod state_output;
+mod stderr;
 mod table;
 mod terminal;
 mod usage;

@@ -13,7 +13,7 @@ use microagent::{CancellationToken, Event, Observer};
 
 use crate::args::global::ProgressChoice;
 use crate::output::{Format, published, size};
-use crate::{environment, escape};
+use crate::{environment, escape, stderr};
 
 /// How often a moving bar is redrawn.
 const TICK: Duration = Duration::from_millis(100);
@@ -95,6 +95,13 @@ impl Progress {
         match &state.bar {
             Some(bar) => bar.suspend(|| print_line(&line)),
             None => print_line(&line),
+        }
+    }
+
+    /// The same at the end of a session that the user has ended: a terminal that is full does not delay the end.
+    pub(crate) fn note_at_the_end(&self, text: &str) {
+        if self.notes {
+            stderr::write_at_the_end(format!("Note: {}\n", escape::one_line(text)).into_bytes());
         }
     }
 

@@ -32,8 +32,9 @@ const PATIENCE: usize = 3;
 /// How long the guest may take to show that it can deliver a signal.
 pub(crate) const SIGN_OF_LIFE: Duration = Duration::from_millis(700);
 
-/// How often is looked whether the output is taken. The first time the last bytes may have found room.
-const STALL_LOOKS: usize = 2;
+/// How often it is checked after a signal whether the output is read, for [`STALL`] each: what a slow guest has printed
+/// by then may fill a pipe that nobody reads a moment later.
+const STALL_CHECKS: usize = 20;
 
 /// Where a command's standard input comes from.
 pub(crate) enum Stdin {
@@ -244,7 +245,10 @@ pub(crate) fn feed_in_background(
 
 fn keys_in_background(detach: (u8, CancellationToken)) -> io::Result<mpsc::Receiver<Vec<u8>>> {
     let (sender, keys) = mpsc::channel(QUEUE);
-    read_in_background(Stdin::Ours, Some(detach), move |bytes| sender.blocking_send(bytes).is_ok())?;
+    // Keys that find the queue full are lost: the key that ends the session has to be read all the same.
+    read_in_background(Stdin::Ours, Some(detach), move |bytes| {
+        !matches!(sender.try_send(bytes), Err(mpsc::error::TrySendError::Closed(_)))
+    })?;
     Ok(keys)
 }
 
@@ -304,7 +308,7 @@ impl Receiver {
             }
         };
         let stalled = async {
-            for _ in 0..STALL_LOOKS {
+            for _ in 0..STALL_CHECKS {
                 if self.meter.would_stall().await {
                     return;
                 }

@@ -19,6 +19,7 @@ use microagent_store::{ReadError, read_json_following};
 use serde::Deserialize;
 
 use crate::environment::Environment;
+use crate::manifest::null_is_empty;
 use crate::reference::{DEFAULT_REGISTRY, RegistryReference};
 
 /// The key under which Docker keeps the login for its own registry.
@@ -273,14 +274,6 @@ fn decode(entry: &Entry) -> Decoded {
         (Some(username), Some(password)) => Decoded::Credentials(Credentials::Basic { username, password }),
         _ => Decoded::Empty,
     }
-}
-
-fn null_is_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Deserialize<'de> + Default,
-{
-    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -188,7 +188,7 @@ pub enum ImageError {
         detail: String,
     },
     /// The connection broke in the middle, and again at each retry. What is here already is kept.
-    #[error("download of {digest} broke off at {received} of {size} bytes")]
+    #[error("download of {digest} stopped at {received} of {size} bytes")]
     Interrupted {
         /// The blob.
         digest: Digest,

@@ -81,7 +81,7 @@ pub enum HoldError {
         holder: Option<String>,
     },
     /// Its lock cannot be used: most likely there is no such volume.
-    #[error("cannot take volume `{name}`")]
+    #[error("cannot lock volume `{name}`")]
     Lock {
         /// The volume.
         name: String,

@@ -50,13 +50,13 @@ pub enum PlaceError {
     #[error("only a directory can take the destination's own place")]
     Destination,
     /// A file cannot replace a directory.
-    #[error("a directory stands in its place")]
+    #[error("a directory exists there")]
     DirectoryThere,
     /// A directory cannot replace a file.
-    #[error("what stands in its place is not a directory")]
+    #[error("something other than a directory exists there")]
     NoDirectoryThere,
     /// A parent of the entry is a file.
-    #[error("what stands on the way to it is not a directory")]
+    #[error("a parent of it is not a directory")]
     NoDirectoryAbove,
     /// A link in the path leads out of the destination.
     #[error("a link on the way to it leads out of the destination")]
@@ -65,7 +65,7 @@ pub enum PlaceError {
     #[error("it and the directories above it have too large attributes")]
     AttributesTooLarge,
     /// Another process keeps changing the tree.
-    #[error("somebody put another file in its place")]
+    #[error("another process has replaced it")]
     Exchanged,
     /// A system call failed.
     #[error("cannot {doing}")]

@@ -391,9 +391,9 @@ mod tests {
         fs::create_dir(dest.path().join("dir")).unwrap();
         fs::write(dest.path().join("file"), "old").unwrap();
         let cases: [(&[Shape<'static>], &str); 3] = [
-            (&[("dir", Kind::File(1))], "a directory stands in its place"),
-            (&[("file", Kind::Directory)], "what stands in its place is not a directory"),
-            (&[("file/below", Kind::File(1))], "what stands on the way to it is not a directory"),
+            (&[("dir", Kind::File(1))], "a directory exists there"),
+            (&[("file", Kind::Directory)], "something other than a directory exists there"),
+            (&[("file/below", Kind::File(1))], "a parent of it is not a directory"),
         ];
         for (entries, text) in cases {
             assert_eq!(refusal(dest.path(), &stream_of(entries)).to_string(), text);

@@ -131,10 +131,10 @@ pub enum ControlError {
     #[error("its supervisor does not listen")]
     Connect(#[source] io::Error),
     /// The connection failed, or the supervisor violated the protocol.
-    #[error("its supervisor broke the conversation off")]
+    #[error("the connection to its supervisor failed")]
     Exchange(#[source] FrameError),
     /// The supervisor closed the connection without an answer.
-    #[error("its supervisor went away")]
+    #[error("its supervisor ended without an answer")]
     Closed,
     /// The supervisor did not answer in time: it is stopped, or the host is overloaded.
     #[error("its supervisor did not answer within {seconds} s")]

@@ -47,7 +47,7 @@ pub enum SuperviseError {
         source: io::Error,
     },
     /// The spec could not be sent.
-    #[error("cannot hand the supervisor its work")]
+    #[error("cannot send the supervisor its instructions")]
     Instruct(#[source] FrameError),
     /// The supervisor ended without a result: it was killed, or it is another program.
     #[error("the supervisor ended without reporting a result; its log is `{}`", log.display())]

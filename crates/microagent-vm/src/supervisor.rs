@@ -1,8 +1,7 @@
 //! The supervisor's process: the one driver of [`crate::lifecycle`].
-//!
-//! One thread, one task that owns the state (`Driver`), helpers that feed it events: the worker (speaks to
-//! the guest), readers of console and error output, the monitor's watch, the tether's watch, the control server (takes
-//! clients in). The record is written by the driver alone.
+//! One thread runs one task that owns the state (`Driver`) and helper tasks that send it events: the worker
+//! (communicates with the guest), readers of console and error output, watches of the monitor and of the caller's
+//! socket, and the control server (accepts clients). Only the driver writes the record.
 
 mod answer_budget;
 mod claims;
@@ -63,17 +62,17 @@ use worker::HALT_GRACE;
 /// First argument of a supervisor process.
 pub const SUPERVISE_ARGUMENT: &str = "__supervise";
 
-/// How long the caller may take to say what is to be done.
+/// Deadline for the caller's spec.
 const SPEC_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long the caller may take to accept the last word.
+/// Deadline for the caller to read the last report.
 const LAST_WORD_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long the guest may take to end its processes and flush its disk.
+/// Deadline for the guest to end its processes and flush its disk.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long a client waits for a clean shutdown: at worst the flush takes its time, QEMU does not quit and is killed,
-/// and so is what serves its network.
+/// Deadline of a client for a clean shutdown: at worst the flush takes all of its time, QEMU does not quit and is
+/// killed, and so is the network stack.
 pub(crate) const END_DEADLINE: Duration = Duration::from_secs(90);
 const _: () = {
     let flushed = STOP_WINDOW.as_secs() + FLUSH_DEADLINE.as_secs();
@@ -82,16 +81,16 @@ const _: () = {
     assert!(HALT_GRACE.as_secs() + SHUT_DOWN_REST.as_secs() < FLUSH_DEADLINE.as_secs());
 };
 
-/// What is left of a client's wait to write the record and the answer on a busy host.
+/// The part of a client's deadline for writing the record and the answer on a busy host.
 const TELL_MARGIN: Duration = Duration::from_secs(10);
 
-/// How long a service that was sent its stop signal may take to end before the request counts as refused.
+/// Deadline for a service to end after its stop signal; then the request counts as refused.
 pub(crate) const STOP_WINDOW: Duration = Duration::from_secs(10);
 
-/// How long QEMU may take to pause or resume the guest.
+/// Deadline for QEMU to pause or resume the guest.
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a client waits for a quarantine: at worst the network stack and QEMU have to be killed.
+/// Deadline of a client for a quarantine: at worst the network stack and QEMU have to be killed.
 pub(crate) const QUARANTINE_DEADLINE: Duration = Duration::from_secs(40);
 const _: () = {
     let killed = 2 * machine::REAP_DEADLINE.as_secs();
@@ -99,26 +98,26 @@ const _: () = {
     assert!(killed + asked + TELL_MARGIN.as_secs() <= QUARANTINE_DEADLINE.as_secs());
 };
 
-/// How long a machine may take to be gone whose supervisor was killed.
+/// Deadline for the end of a machine whose supervisor was killed.
 const ORPHAN_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Most processes of one machine whose lack of memory is told.
+/// Most reports of processes of one machine that ran out of memory.
 const OUT_OF_MEMORY_MAX: usize = 8;
 
-/// Bound of the console log in bytes (twice that on disk).
+/// Limit of the console log in bytes (twice that on disk).
 const CONSOLE_LIMIT: u64 = 8 * 1024 * 1024;
 
-/// Bound of the log of QEMU's and the network stack's own words in bytes (twice that on disk).
+/// Limit of the log of QEMU's and the network stack's messages in bytes (twice that on disk).
 const VMM_LOG_LIMIT: u64 = 256 * 1024;
 
-/// Events and reports that may wait; senders wait when it is full.
+/// Length of the queues of events and reports; senders wait if a queue is full.
 const QUEUE: usize = 16;
 
-/// What the tasks of a supervisor share; one thread, so no locks.
+/// Data that the tasks of a supervisor share; there is one thread, so no locks.
 type Shared<T> = Rc<RefCell<T>>;
 
-/// Runs this process as a supervisor: standard input is the socket to the caller; or as the network stack that a
-/// supervisor started. Gives the exit code, which only a log reader sees.
+/// Runs this process as a supervisor, whose standard input is the socket to the caller, or as the network stack that
+/// a supervisor started. Returns the exit code.
 pub fn supervise() -> i32 {
     // A lock or pipe that the caller's caller left open is not for this process and what it starts.
     close_inherited();
@@ -190,8 +189,8 @@ fn tether_stream(fd: OwnedFd) -> io::Result<UnixStream> {
     UnixStream::from_std(stream)
 }
 
-/// Sends reports from a task of its own, so that a caller who does not read cannot stop the driver. The
-/// task's result says whether the last word was taken. A detached supervisor has nobody to tell once it serves.
+/// Sends reports in a task of its own, so that a caller that does not read cannot block the driver. The task's result
+/// says whether the last report was read. A detached supervisor sends no reports after the start.
 fn report_to(mut writer: OwnedWriteHalf, detached: bool) -> (mpsc::Sender<Report>, JoinHandle<bool>) {
     let (sender, mut receiver) = mpsc::channel::<Report>(QUEUE);
     let task = spawn_local(async move {

@@ -1,4 +1,4 @@
-//! Templates: guests frozen right after boot, from which later machines start by copy-on-write.
+//! Templates: guests that are frozen right after boot, and that later machines restore with copy-on-write.
 //!
 //! A template is the memory (`ram`, mapped privately by every machine that starts from it) and the state of
 //! the devices (`state`, QEMU's migration stream without the memory) of a guest whose agent has answered
@@ -45,13 +45,13 @@ pub(crate) use copy::copy_file;
 pub(crate) use shape::FileIdentity;
 pub use shape::{MountedImage, Shape};
 
-/// Most templates that are kept: a shape or an image in a shape, and people use few at a time.
+/// Most templates that are kept; each is for a shape or for an image in a shape.
 const TEMPLATE_COUNT_MAX: usize = 24;
 
 /// Largest overlay that a template may have: a fresh image mounted and grown has written little.
 const OVERLAY_BYTES_MAX: u64 = 64 * MIB;
 
-/// Most bytes on disk that templates may take together; the least recently used go first.
+/// Most bytes of all templates together; the least recently used ones are removed first.
 const TEMPLATE_BYTES_MAX: u64 = 2 << 30;
 
 /// Name of a mounted image's overlay.
@@ -68,7 +68,7 @@ struct Manifest {
     disk: Option<FileIdentity>,
 }
 
-/// A template that was found to be whole.
+/// A template that was found to be complete.
 #[derive(Debug)]
 pub(crate) struct Template {
     pub(crate) ram: File,
@@ -78,17 +78,17 @@ pub(crate) struct Template {
     dir: PathBuf,
 }
 
-/// Why there is nothing to start from.
+/// Why there is no template to restore.
 #[derive(Debug)]
 pub(crate) enum Unavailable {
-    /// Nobody has frozen this shape yet.
+    /// This shape was not frozen yet.
     Missing,
-    /// What is there is not what was frozen; it is gone now.
+    /// The template was damaged and has been removed.
     Damaged(String),
 }
 
 impl Template {
-    /// Opens the template of a shape. One that does not match its manifest is thrown away.
+    /// Opens the template of a shape. If it does not match its manifest, it is removed.
     pub(crate) fn open(state: &StateDir, shape: &Shape) -> Result<Template, Unavailable> {
         let dir = state.templates().join(shape.key());
         if !dir.exists() {
@@ -147,13 +147,13 @@ impl Template {
         }
     }
 
-    /// Throws the template away: a machine did not start from it.
+    /// Removes the template, because a machine could not be restored from it.
     pub(crate) fn discard(self, state: &StateDir) {
         discard(state, &self.dir);
     }
 }
 
-/// Takes the name away in one step; machines that run from the files keep them.
+/// Removes the template's name in one step; running machines keep its files.
 fn discard(state: &StateDir, dir: &Path) {
     if state.take_out(dir).is_ok() {
         return;
@@ -253,7 +253,7 @@ impl Freezer {
         }
     }
 
-    /// Gives the template its name, in place of one that has it, and keeps the whole within its bounds.
+    /// Renames the template to its final name, replacing an older one, and removes surplus templates.
     pub(crate) fn publish(self, state: &StateDir) -> io::Result<()> {
         let identity = |name: &str| fs::metadata(self.dir.path().join(name)).map(|m| FileIdentity::of(&m));
         let manifest = Manifest {
@@ -284,7 +284,7 @@ impl Freezer {
             .open(self.dir.path().join(name))
     }
 }
-/// A template as it lies on disk.
+/// A template on disk.
 #[derive(Debug, Clone)]
 pub struct TemplateInfo {
     /// Its key.
@@ -302,7 +302,7 @@ pub struct TemplateInfo {
     dir: PathBuf,
 }
 
-/// Looks at all templates, most recently used first. Changes nothing.
+/// Lists all templates, most recently used first. Changes nothing.
 ///
 /// # Errors
 /// Fails when the directory exists and cannot be read.
@@ -352,7 +352,7 @@ pub fn remove(state: &StateDir, template: &TemplateInfo) {
     }
 }
 
-/// Removes templates: the stale ones, or all. Gives those that went.
+/// Removes templates: the stale ones, or all. Returns the removed ones.
 ///
 /// # Errors
 /// Fails when the directory exists and cannot be read.

@@ -44,7 +44,7 @@ pub enum AttachmentError {
     #[error("it names nothing to attach")]
     NoSource,
     /// The text ends neither in `ro` nor in `rw`.
-    #[error("`{mode}` is not a way to mount it")]
+    #[error("`{mode}` is not a mount mode")]
     Mode {
         /// The end of the text.
         mode: String,

@@ -1,7 +1,6 @@
-//! The disks of a workspace beside its root disk: looked at before anything is made, made where they are bundles, and
-//! handed to its machine.
-//!
-//! The host looks at names, kinds and sizes. What is on a disk only ever concerns the guest that mounts it.
+//! The further disks of a workspace: checks them before anything is created, creates the disks of bundles, and passes
+//! all of them to the machine.
+//! The host checks names, kinds and sizes. Only the guest reads the content of a disk.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,17 +23,17 @@ use crate::supervisor_spec::absolute;
 use crate::volume::SIZE_MIB;
 use crate::{Engine, Error, Event, Progress};
 
-/// Size of a bundle's disk that can be written to, in MiB, where its content leaves room on it.
+/// Smallest size of a writable bundle's disk, in MiB.
 const BUNDLE_SIZE_MIB: u64 = 1024;
 
-/// The disks of one machine beside the root disk.
+/// The further disks of one machine.
 #[derive(Debug, Default)]
 pub(crate) struct Disks {
     pub(crate) extra: Vec<ExtraDisk>,
     pub(crate) mounts: Vec<Mount>,
 }
 
-/// Disks that were made of bundles, on their way into their workspace.
+/// Disks of bundles that are not moved to their workspace yet.
 pub(crate) struct Bundles {
     /// With their numbers among the workspace's bundles.
     made: Vec<(usize, PathBuf)>,
@@ -113,7 +112,7 @@ impl Engine {
         Ok(real)
     }
 
-    /// Makes volumes that are named and do not exist, as Docker does.
+    /// Creates named volumes that do not exist, as Docker does.
     pub(crate) fn make_missing_volumes(
         &self,
         disks: &[Attachment],
@@ -139,7 +138,7 @@ impl Engine {
         Ok(notices)
     }
 
-    /// Makes the disks of bundles, aside.
+    /// Creates the disks of bundles in a temporary directory.
     pub(crate) async fn make_bundles(
         &self,
         disks: &[Attachment],
@@ -172,7 +171,7 @@ impl Engine {
         making.await.map_err(|e| failed(io::Error::other(e)))?
     }
 
-    /// What the machine of a workspace is given: all of its disks, in the order in which they are mounted.
+    /// Returns all further disks of a workspace's machine, in the order in which they are mounted.
     pub(crate) fn disks(&self, disks: &[Attachment], dir: &WorkspaceDir) -> Result<Disks, Error> {
         let mut all = Disks::default();
         for ((target, disk), bundle) in (EXTRA_SCSI_TARGET..=u8::MAX).zip(disks).zip(bundle_numbers(disks)) {
@@ -220,7 +219,7 @@ impl Engine {
 }
 
 impl Bundles {
-    /// Moves the disks to where they belong.
+    /// Moves the disks to the workspace's directory.
     pub(crate) fn move_into(self, dir: &WorkspaceDir) -> Result<(), Error> {
         for (number, made) in &self.made {
             let to = dir.bundle(*number);
@@ -280,7 +279,7 @@ fn make_bundle(
     grown.map_err(|source| Error::File { action: "write", path: out.to_owned(), source })
 }
 
-/// Copies a disk and leaves its holes out; shares its blocks where the file system can.
+/// Copies a disk without its holes; shares its blocks if the file system can.
 pub(crate) fn copy_disk(from: &Path, to: &Path) -> io::Result<()> {
     use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
     use rustix::io::Errno;

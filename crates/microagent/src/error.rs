@@ -79,7 +79,7 @@ pub enum Error {
         keys: Vec<String>,
     },
     /// The requested changes are impossible. Nothing has changed.
-    #[error("workspace `{name}` cannot become what the file says: {}", differences.join("; "))]
+    #[error("workspace `{name}` cannot be changed to match the file: {}", differences.join("; "))]
     Unchangeable {
         /// The workspace.
         name: WorkspaceName,
@@ -156,7 +156,7 @@ pub enum Error {
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// A file of secrets could not be read.
-    #[error("cannot take secrets from `{}`", path.display())]
+    #[error("cannot read secrets from `{}`", path.display())]
     SecretFile {
         /// The file.
         path: PathBuf,
@@ -226,7 +226,7 @@ pub enum Error {
         workspace: WorkspaceName,
     },
     /// The guest runs the maximum number of commands.
-    #[error("too many commands are at work in workspace `{workspace}`")]
+    #[error("too many commands run in workspace `{workspace}`")]
     Crowded {
         /// The workspace.
         workspace: WorkspaceName,
@@ -412,7 +412,7 @@ impl Error {
             Error::Port(e) => Some(Hint::Advice(e.hint())),
             Error::State(_) => Some(Hint::ChooseStateDir),
             Error::Bundle(BundleError::Damaged { .. } | BundleError::Compression { .. }) => {
-                Some(Hint::advice("pack it anew: tar -C DIR -cf files.tar . (or .tar.gz, .tar.zst)"))
+                Some(Hint::advice("pack it again: tar -C DIR -cf files.tar . (or .tar.gz, .tar.zst)"))
             }
             _ => {
                 self.machine_hint().or_else(|| self.workspace_hint()).or_else(|| self.volume_hint()).or_else(

@@ -1,8 +1,7 @@
 //! Connections to the agent of a guest: of a running workspace, or of a resting one whose disk is booted offline,
 //! without network and workload.
-//!
-//! What comes out of a stream is the guest's word: every message has a limit, every wait a deadline or a
-//! cancellation, and nothing of it is believed beyond its shape.
+//! Data of a stream comes from the guest and is not trusted: every message has a limit, and every wait a deadline or
+//! a cancellation.
 
 use std::time::Duration;
 
@@ -26,19 +25,19 @@ use crate::tar_stream::TarReader;
 use crate::workspace::refused;
 use crate::{Error, Progress, Workspace};
 
-/// How long a workspace that is just being started is waited for.
+/// Deadline for a workspace that is being started.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often it is tried meanwhile.
+/// Interval of the attempts.
 const START_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a guest may take for one answer. Emulated and under load it is slow, and a disk may be slower.
+/// Deadline of one answer of a guest. An emulated guest on a loaded host is slow.
 pub(crate) const REPLY_PATIENCE: Duration = Duration::from_secs(120);
 
-/// How long a guest may take from one piece of a tar stream to the next: it may look at many names in between.
+/// Deadline between two pieces of a tar stream, in which the guest may read many directory entries.
 pub(crate) const SILENCE: Duration = Duration::from_secs(5 * 60);
 
-/// How long a resting workspace may be booted offline.
+/// Deadline of an offline boot of a resting workspace.
 const OFFLINE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// Pieces of a tar stream that wait between the guest and the thread that reads them.
@@ -52,7 +51,7 @@ enum OfflineDisks {
     Only(Vec<ExtraDisk>),
 }
 
-/// A guest that takes requests.
+/// A connection to a guest.
 pub(crate) struct GuestConnection {
     workspace: Workspace,
     dir: WorkspaceDir,
@@ -107,8 +106,7 @@ impl Workspace {
         Ok(self.connection(Some(offline)))
     }
 
-    /// Whether the agent of its running guest answers within this time. That of a guest that is paused or hangs does
-    /// not.
+    /// Whether the agent of the running guest answers within this time. A paused or hanging guest does not.
     pub async fn is_responsive(&self, within: Duration) -> bool {
         let answer = async {
             let guest = self.running_guest(Action::ReachGuest)?;
@@ -173,7 +171,7 @@ impl GuestConnection {
         self.workspace.name()
     }
 
-    /// The connection is lost, or as good as lost.
+    /// The connection is lost.
     pub(crate) fn gone(&self, source: ConnectionFault) -> Error {
         Error::GuestGone { workspace: self.name().clone(), source }
     }
@@ -292,7 +290,7 @@ impl GuestConnection {
 }
 
 impl AgentStream {
-    /// Reads one answer; an end in its place is an error, and so is a long silence.
+    /// Reads one answer; the end of the stream and a missed deadline are errors.
     pub(crate) async fn reply<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
         let Ok(reply) = timeout(REPLY_PATIENCE, read_message(&mut self.stream, REPLY_LIMIT)).await else {
             return Err(self.gone(ConnectionFault::Silent { seconds: REPLY_PATIENCE.as_secs() }));

@@ -103,7 +103,7 @@ pub enum InvalidRequest {
         guest_port: u16,
     },
     /// The network rate is limited without network.
-    #[error("a network rate has no meaning: the network is isolated")]
+    #[error("a network rate cannot be limited: the network is isolated")]
     RateIsolated,
     /// A rate is too low for the start of a guest, or too high.
     #[error("the limit `{limit}` is less than {least} or more than {RATE_MAX}")]
@@ -114,10 +114,10 @@ pub enum InvalidRequest {
         least: u64,
     },
     /// An egress policy is set without network.
-    #[error("an egress policy has no meaning: the network is isolated")]
+    #[error("an egress policy cannot be set: the network is isolated")]
     EgressIsolated,
     /// Name servers or names are set without network.
-    #[error("settings of DNS have no meaning: the network is isolated")]
+    #[error("DNS settings cannot be set: the network is isolated")]
     DnsIsolated,
     /// There are too many settings of one kind.
     #[error("{count} {what} are more than {most}")]
@@ -172,7 +172,7 @@ pub enum InvalidRequest {
         count: usize,
     },
     /// The egress policy allows no connection at all.
-    #[error("a guest with 0 connections reaches nothing")]
+    #[error("a limit of 0 connections allows nothing")]
     NoConnections,
     /// Too little guest memory.
     #[error("{memory_mib} MiB of memory are too little for a guest")]
@@ -207,7 +207,7 @@ pub enum InvalidRequest {
     #[error("`imageCommand`: the image that the workspace was made from is not in the cache any more")]
     ImageCommandGone,
     /// The time limit of a run is 0.
-    #[error("a timeout of 0 seconds leaves no time to run")]
+    #[error("a timeout of 0 seconds is not possible")]
     NoTime,
     /// No name could be generated.
     #[error(transparent)]
@@ -301,7 +301,7 @@ pub enum InvalidRequest {
         path: String,
     },
     /// The source has no file name.
-    #[error("what is copied to `{path}` needs a name")]
+    #[error("the copy to `{path}` needs a file name")]
     CopyWithoutName {
         /// The destination.
         path: String,
@@ -363,13 +363,13 @@ impl InvalidRequest {
             InvalidRequest::Cpus { .. } => return format!("give 1 to {CPU_MAX}"),
             InvalidRequest::DiskSize { .. } => return format!("give at most {DISK_MIB_MAX} MiB (8 TiB)"),
             InvalidRequest::Rate { .. } => {
-                "give another rate, or none: without one nothing holds a machine up"
+                "give another rate, or omit it for no limit"
             }
             InvalidRequest::TooLarge { .. } => {
                 "put large data into a file: add it to the image, or copy it in when the workspace is running"
             }
             InvalidRequest::ImageCommandGone => "write its command as `service`",
-            InvalidRequest::LongReason => "say it in one line; the place for more is a ticket",
+            InvalidRequest::LongReason => "shorten the reason to one line",
             InvalidRequest::SecretName(_) => "take the variable out of the file, or rename it",
             InvalidRequest::TooManySecrets { .. } => {
                 return format!("a workspace has at most {SECRETS_MAX}");
@@ -381,7 +381,7 @@ impl InvalidRequest {
             InvalidRequest::VolumeShrinks { .. } => {
                 "make a smaller one and copy the files: attach both to one workspace and use cp -a there"
             }
-            InvalidRequest::VolumeHolder(_) => "end the command that has the volume",
+            InvalidRequest::VolumeHolder(_) => "end the command that uses the volume",
             InvalidRequest::CopyOntoFile { .. } => "name a directory, or a path where nothing is yet",
             InvalidRequest::CopyToNowhere { .. } => "make it first, or name the file without a slash",
             InvalidRequest::LinkLoop { .. } => "remove one of them, or name another destination",

@@ -1,5 +1,5 @@
-//! Sizes of what a guest is given to run, and how they fit into what carries and stores them. What is too large is
-//! refused before anything is made.
+//! Limits of commands and setup steps, so that they fit into messages and records. Larger ones are refused before
+//! anything is created.
 
 use microagent_model::{CommandLine, SetupStep};
 use microagent_proto::{REQUEST_LIMIT, SECRETS_LIMIT};
@@ -20,7 +20,7 @@ pub(crate) const SCRIPT_LIMIT: usize = MIB;
 /// `execve(2)`: a kernel takes 6 MiB with any limit of the stack, and less with most.
 const COMMAND_LIMIT: usize = 6 * MIB;
 
-/// Most bytes of all that a workspace runs by itself: setup steps and command, each with its environment.
+/// Most bytes of all setup steps and the command together, each with its environment.
 const WORK_LIMIT: usize = 10 * MIB;
 
 /// What surrounds each text in a message, at most: its length.

@@ -1,6 +1,6 @@
-//! What a run and the creation of a workspace have in common: checks the options, chooses sizes, brings the image in,
-//! and writes record, workload and disk. A name belongs to exactly one command, and an incomplete directory is never
-//! seen under it.
+//! Creates workspaces, for runs and for `create`: checks the options, chooses sizes, fetches the image, and writes
+//! record, workload and disk. A name belongs to exactly one command, and a directory gets its name when it is
+//! complete.
 
 use std::io;
 
@@ -27,10 +27,10 @@ use crate::{Engine, Error, Event, Progress, RunCommand, WorkspaceOptions};
 /// Free space that an image's disk has beyond its content, in MiB.
 const HEADROOM_MIB: u64 = 512;
 
-/// Least guest memory in MiB that the kernel and the agent start with.
+/// Least guest memory in MiB that kernel and agent need.
 pub(crate) const MEMORY_MIN_MIB: u32 = 64;
 
-/// Most virtual CPUs that the guest kernel knows.
+/// Most virtual CPUs that the guest kernel supports.
 pub(crate) const CPU_MAX: u32 = 64;
 
 pub(crate) const MIB: u64 = 1024 * 1024;
@@ -58,8 +58,8 @@ pub(crate) enum FirstStart {
 }
 
 impl Engine {
-    /// Checks the options, looks up what they name, brings the image in, and decides what is recorded. Nothing of the
-    /// workspace is written yet.
+    /// Checks the options, looks up the files that they name, fetches the image, and prepares the record. Nothing of
+    /// the workspace is written yet.
     pub(crate) async fn provision(
         &self,
         name: &WorkspaceName,
@@ -158,7 +158,7 @@ impl From<Error> for NotCreated {
     }
 }
 
-/// Refuses what cannot work before anything is done.
+/// Checks the options before anything is done.
 pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
     check_size(requested(options))?;
     if let Some((name, _)) =
@@ -312,7 +312,7 @@ fn requested(options: &WorkspaceOptions) -> Resources {
     }
 }
 
-/// The size that is used: a disk too small for its image grows, and a notice reports it.
+/// Returns the size of the machine. A disk that is too small for its image is enlarged, with a notice.
 pub(crate) fn resolve_resources(options: &WorkspaceOptions, image: &Image) -> (Resources, Vec<String>) {
     let mut resources = requested(options);
     // Many small files take more of the disk than they have bytes.
@@ -331,7 +331,7 @@ pub(crate) fn resolve_resources(options: &WorkspaceOptions, image: &Image) -> (R
     (resources, notices)
 }
 
-/// The asked size where the image and some headroom fit, else the next whole GiB that they fit in.
+/// Returns the requested size if the image and some free space fit, else the next whole GiB that is large enough.
 pub(crate) fn fitting_mib(asked_mib: u64, image_bytes: u64) -> u64 {
     let needed = image_bytes.div_ceil(MIB) + HEADROOM_MIB;
     if asked_mib >= needed { asked_mib } else { needed.div_ceil(1024) * 1024 }

@@ -1,11 +1,11 @@
-//! What the network refused a guest, as notices at the end of a run: each once, with what opens it. Pure.
+//! Notices at the end of a run about refused connections: each once, with the rule that allows it. Pure.
 
 use std::net::Ipv4Addr;
 
 use microagent_model::egress::{Decision, Protocol, Reason, Subject};
 use microagent_net::{GATEWAY, HOST_NAME};
 
-/// Refusals that are told one by one; the log has them all.
+/// Most refusals with a notice of their own; the log has all of them.
 const TOLD_MAX: usize = 8;
 
 /// The notices about what was refused, each different one once, in the order in which they came.

@@ -1,4 +1,5 @@
-//! Listens to a supervisor until it serves or its machine has ended, and says what that end means.
+//! Receives the reports of a supervisor until the start is complete or its machine has ended, and converts that end
+//! to an error.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -14,9 +15,9 @@ use tokio::net::UnixStream;
 
 use crate::{Engine, Error, Event, Observer, Progress, SetupFailure};
 
-/// How far a supervisor came.
+/// Progress of a supervisor.
 pub(crate) enum SupervisorProgress {
-    /// Its machine serves. Where the work is detached it does not need its caller any more.
+    /// The start is complete. A detached supervisor does not need its caller any more.
     Serving(Box<Launched>),
     /// Its machine has ended.
     Ended(Box<Ended>),
@@ -53,7 +54,7 @@ impl SupervisorEvents {
         self.launched.take_relay()
     }
 
-    /// Passes on what the supervisor reports until its machine serves or has ended.
+    /// Passes reports on until the start is complete or the machine has ended.
     pub(crate) async fn follow(mut self, progress: &Progress) -> Result<SupervisorProgress, SuperviseError> {
         let ended = loop {
             match self.launched.next(progress.token()).await {
@@ -87,7 +88,7 @@ impl SupervisorEvents {
     }
 }
 
-/// What a supervisor was started for, which decides what its end means.
+/// The purpose of a supervisor, which determines the meaning of its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// To run one command.
@@ -199,7 +200,7 @@ impl EndTranslator<'_> {
         OutputReader::open(&path).map_err(|source| Error::File { action: "read", path, source })
     }
 
-    /// What the workload of a run had printed. That it cannot be read must not hide why the run failed.
+    /// Returns the output of a run. An error of reading it must not hide why the run failed.
     fn recorded(&self) -> Option<Box<OutputReader>> {
         self.output().ok().map(Box::new)
     }

@@ -50,7 +50,7 @@ impl HostPrograms {
 
 /// A machine to be started.
 pub(crate) struct MachineRequest<'a> {
-    /// How its supervisor is called in lists of processes.
+    /// Name of its supervisor in lists of processes.
     pub(crate) name: &'a str,
     /// Host name in the guest.
     pub(crate) hostname: &'a str,
@@ -62,17 +62,17 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) dir: &'a WorkspaceDir,
     /// Its disk.
     pub(crate) disk: Option<RootDisk<'a>>,
-    /// Ports of the host that lead into it.
+    /// Published ports.
     pub(crate) publish: &'a [Publish],
     /// Its egress policy.
     pub(crate) egress: EgressPolicy,
-    /// How it looks names up.
+    /// Name servers and names.
     pub(crate) dns: DnsSettings,
     /// Servers that it reaches by ports of its gateway.
     pub(crate) forwards: &'a [Forward],
-    /// How fast it may use the host's disk and network.
+    /// Rate limits of disk and network.
     pub(crate) limits: RateLimits,
-    /// Its disks beside the root disk.
+    /// Its further disks.
     pub(crate) disks: &'a [Attachment],
     /// Settings of its guest's system.
     pub(crate) settings: Settings,
@@ -151,7 +151,7 @@ impl Engine {
         Ok(HostPrograms { decision, qemu, network, weak_jail, kernel, initramfs })
     }
 
-    /// How the host looks names up now. A file that is not there says nothing.
+    /// Reads the host's name servers. A missing file has none.
     fn host_resolver(&self) -> Result<HostResolver, Error> {
         let path = &self.options().resolv_conf;
         match read_limited(path, RESOLV_CONF_LIMIT) {
@@ -236,7 +236,7 @@ impl Engine {
         found.ok_or(Error::Supervise(SuperviseError::MissingProgram { program, package }))
     }
 
-    /// Everything that a supervisor must know. Without a time limit on the work.
+    /// Builds the spec of a supervisor, without a time limit of the work.
     pub(crate) fn spec(
         &self,
         programs: &HostPrograms,
@@ -341,7 +341,7 @@ fn guest_network(mac: [u8; 6], resolver: &HostResolver) -> Network {
     }
 }
 
-/// Makes up what a machine is known by.
+/// Generates the identity of a machine.
 pub(crate) fn new_identity() -> Result<Identity, Error> {
     let seed = random::<22>()?;
     let (machine_id, mac) = seed.split_at(16);

@@ -1,4 +1,4 @@
-//! A guest's tar stream as a reader, and the way from one to files.
+//! A guest's tar stream as a reader, and its extraction to files.
 
 use std::fs::File;
 use std::io::{self, Read};

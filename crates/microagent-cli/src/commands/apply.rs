@@ -44,7 +44,7 @@ pub(crate) struct ApplyArgs {
     #[arg(value_name = "NAME")]
     name: Option<WorkspaceName>,
 
-    /// Spec file, as `microagent.yaml`
+    /// Spec file, such as `microagent.yaml`
     #[arg(long, value_name = "SPEC")]
     file: PathBuf,
 

@@ -96,7 +96,7 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
     let progress = context.progress(true);
     match ended {
         Ended::Detached => {
-            progress.note("detached");
+            progress.note_at_the_end("detached");
             Ok(DETACHED)
         }
         Ended::Command(execution) => {
@@ -122,7 +122,7 @@ fn console(context: &Context, name: &WorkspaceName) -> Result<(), Failure> {
     out.flush()?;
     drop(out);
     let left = session::at_console(context, &workspace, DETACH_KEY)?;
-    progress.note(if left { "detached" } else { "the machine has ended" });
+    progress.note_at_the_end(if left { "detached" } else { "the machine has ended" });
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! `microagent port`: the published ports of a workspace, more of them, or fewer.
+//! `microagent port`: lists, adds and removes the published ports of a workspace.
 
 use clap::{Args, Subcommand};
 use microagent::{PortForward, PortSelector, Publish, PublishRange, Workspace, WorkspaceName};
@@ -13,15 +13,15 @@ Examples:
   List the published ports of a workspace:
     microagent port web
 
-  Publish one more port of it, running or not:
+  Publish one more port; the workspace may be running or resting:
     microagent port add web 8080:80
 
-  Publish it no more:
+  Stop publishing it:
     microagent port remove web 8080";
 
 const ADD_EXAMPLES: &str = "\
 Examples:
-  Publish a port of the guest at a free port of the host, which is printed:
+  Publish a port of the guest on a free port of the host, which is printed:
     microagent port add web 80
 
   Publish a range, and a UDP port:
@@ -29,15 +29,15 @@ Examples:
 
 const REMOVE_EXAMPLES: &str = "\
 Examples:
-  Publish port 8080 of the host no more:
+  Stop publishing port 8080 of the host:
     microagent port remove web 8080
 
-  The same of a UDP port, at one of several addresses:
+  The same for a UDP port that is published on several addresses:
     microagent port remove web 127.0.0.1:53/udp";
 
-/// List the published ports of a workspace, add and remove some
+/// List, add and remove the published ports of a workspace
 ///
-/// A running workspace has a port from the moment it is added. Ports that are added or removed stay so at its next starts.
+/// Changes take effect at once if the workspace is running, and apply to its later starts.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -62,20 +62,20 @@ pub(crate) enum PortCommand {
 
 /// Publish more ports of a workspace
 ///
-/// All of them or none. If the workspace runs, they work at once; its service is not restarted.
+/// Either all ports are published or none. A running service is not restarted.
 #[derive(Debug, Args)]
 #[command(after_long_help = ADD_EXAMPLES)]
 pub(crate) struct AddArgs {
     /// Workspace
     name: WorkspaceName,
-    /// Port or range of the guest, as `run -p` has it; without HOST_PORT a free one is picked
+    /// Port or range of the guest, as with `run -p`; without HOST_PORT a free port is picked
     #[arg(value_name = "[[HOST:]HOST_PORT:]PORT[/udp]", required = true)]
     ports: Vec<PublishRange>,
 }
 
-/// Publish a port of a workspace no more
+/// Stop publishing a port of a workspace
 ///
-/// No new connections come in. Connections that are open stay open.
+/// New connections are refused. Open connections stay open.
 #[derive(Debug, Args)]
 #[command(after_long_help = REMOVE_EXAMPLES)]
 pub(crate) struct RemoveArgs {

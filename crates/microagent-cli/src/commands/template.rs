@@ -66,11 +66,11 @@ Examples:
 
 /// List, build and remove templates
 ///
-/// A template is the frozen memory of a booted guest; a start that restores one does not boot (warm start). Templates are
-/// built automatically. The first run with a combination of kernel, QEMU, accelerator, memory, CPUs and network boots its
-/// guest and freezes it before the guest has seen anything of the workspace; later runs with that combination restore it.
-/// The first of these with an image is frozen again with the image's disk mounted and none of its programs started.
-/// `run --cold` neither uses nor builds templates.
+/// A template is the frozen memory of a booted guest; a start that restores one does not boot (warm start). Templates
+/// are built automatically. The first run with a combination of kernel, QEMU, accelerator, memory, CPUs and network
+/// boots its guest and freezes it before it gets any data of the workspace; later runs with that combination restore
+/// it. The first of these with an image is frozen again with the image's disk mounted and none of its programs
+/// started. `run --cold` neither uses nor builds templates.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct TemplateArgs {
@@ -110,8 +110,8 @@ pub(crate) struct BuildArgs {
 
 /// Delete templates
 ///
-/// Running machines are not affected. A deleted template is built again when it is needed. If one cannot be deleted, the
-/// others are, and the exit code is 1.
+/// Running machines are not affected. A deleted template is built again when it is needed. If one cannot be deleted,
+/// the others are, and the exit code is 1.
 #[derive(Debug, Args)]
 #[command(after_long_help = DELETE_EXAMPLES)]
 pub(crate) struct DeleteArgs {

@@ -36,8 +36,8 @@ impl Limits {
         }
     }
 
-    /// Most descriptors. Those in flight over its sockets count against the same limit: whoever may have many can use up
-    /// what all processes of its user may pass on.
+    /// Most descriptors. Those in flight over its sockets count against the same limit: whoever may have many can use
+    /// up what all processes of its user may pass on.
     pub(super) fn descriptors(&self) -> u64 {
         self.descriptors
     }

@@ -1,8 +1,7 @@
 //! Landlock rules: the paths that QEMU may open by itself.
-//!
-//! Those are its program, its libraries and firmware, and what the C library and QEMU look at when they start. Files of
-//! the machine are not among them, because QEMU gets them as descriptors; those that it opens a second time through
-//! their descriptor are allowed as the files that they are, and not by name.
+//! These are its program, libraries and firmware, and the files that the C library and QEMU read when they start.
+//! Files of the machine are not included, because QEMU gets them as descriptors. Files that QEMU opens a second time
+//! through their descriptor are allowed as these files, not by name.
 //!
 //! # Source
 //! Linux `Documentation/userspace-api/landlock.rst`. What is opened was seen with `strace` on QEMU 7.2, 10.0 and 11.1.
@@ -18,7 +17,7 @@ use landlock::{
 use super::program::Executable;
 use super::{FileAccess, Jailed};
 
-/// Newest rules that we ask for; an older kernel enforces those that it has.
+/// The newest version of rules that is requested; an older kernel enforces the ones that it supports.
 pub(crate) const NEWEST: ABI = ABI::V10;
 
 /// Libraries and what the dynamic linker and the C library read.
@@ -52,10 +51,10 @@ const DEVICES: [&str; 3] = ["/dev/null", "/dev/urandom", "/dev/random"];
 /// The device of hardware virtualisation.
 const KVM: &str = "/dev/kvm";
 
-/// Directories that no rule may be about, nor about what contains them.
+/// Directories for which there must be no rule, and none for their parents.
 const NEVER: [&str; 4] = ["/home", "/root", "/etc", "/tmp"];
 
-/// Rules that are made, not enforced.
+/// Rules that are not enforced yet.
 #[derive(Debug)]
 pub(super) struct Rules(RulesetCreated);
 
@@ -94,7 +93,7 @@ impl Rules {
         Ok(Rules(ruleset))
     }
 
-    /// Enforces them on the calling process, for good.
+    /// Enforces the rules on the calling process, permanently.
     ///
     /// # Errors
     /// As [`Rules::new`].

@@ -1,4 +1,4 @@
-//! The user that QEMU becomes where root starts it, and the end of all capabilities.
+//! The user of a QEMU that root starts, and dropping all capabilities.
 
 use std::fs;
 use std::io;
@@ -19,19 +19,19 @@ use rustix::thread::{
 /// `UIDS-GIDS.md`); process ids end at 4,194,304, so that each machine of a host has one of its own.
 const FIRST_UID: u32 = 1_900_000_000;
 
-/// Group of all machines: what they map together, the memory of templates, belongs to it.
+/// Group of all machines, to which the shared memory of templates belongs.
 const GROUP: u32 = FIRST_UID;
 
-/// The user of a machine where [`FIRST_UID`] is not mapped, as in a container with few ids.
+/// The user of a machine if [`FIRST_UID`] is not mapped, as in a container with few user ids.
 const NOBODY: u32 = 65_534;
 
-/// Capabilities that a change of user and the end of a process of that user need.
+/// Capabilities that are needed to change the user, and to end a process of that user.
 const NEEDED: CapabilitySet = CapabilitySet::SETUID.union(CapabilitySet::SETGID).union(CapabilitySet::KILL);
 
-/// Number of the highest capability that the interface can express.
+/// The highest capability number of the interface.
 const HIGHEST_CAPABILITY: u32 = 63;
 
-/// A user that owns nothing.
+/// A user that owns no files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Account {
     uid: u32,
@@ -40,14 +40,14 @@ pub(crate) struct Account {
     kvm_group: Option<u32>,
 }
 
-/// Why QEMU stays the user that starts it.
+/// Why QEMU runs as the user that starts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoAccount {
-    /// An ordinary user starts it, and has no other to give.
+    /// An ordinary user starts it and cannot change the user.
     OrdinaryUser,
     /// Root in a container that cannot change its user.
     NotPermitted,
-    /// QEMU lies where no other user can read it.
+    /// Only this user can read QEMU's files.
     ProgramClosed,
     /// Only root opens `/dev/kvm`.
     KvmClosed,
@@ -135,7 +135,8 @@ fn kvm_group() -> Result<Option<u32>, NoAccount> {
     }
 }
 
-/// Becomes the user, if one is given, and gives up every capability for good, in this process and in what it executes.
+/// Changes to the user, if one is given, and drops all capabilities permanently, for this process and the programs
+/// that it executes.
 ///
 /// # Errors
 /// Fails when the kernel refuses; the process must exit then.
@@ -147,7 +148,7 @@ pub(super) fn drop_all(account: Option<&Account>) -> io::Result<()> {
     keep(CapabilitySet::empty())
 }
 
-/// Gives up every capability for good but these, as far as this process has them; what it executes gets none.
+/// Drops all capabilities permanently except these; programs that it executes have none.
 ///
 /// # Errors
 /// Fails when the kernel refuses; the process must exit then.
@@ -157,7 +158,7 @@ pub(super) fn drop_but(kept: CapabilitySet) -> io::Result<()> {
     keep(held & kept)
 }
 
-/// Closes the ways to new capabilities.
+/// Prevents gaining new capabilities.
 fn lock_privileges() -> io::Result<()> {
     let held = capabilities(None)?.effective;
     if held.contains(CapabilitySet::SETPCAP) {

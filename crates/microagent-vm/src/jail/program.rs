@@ -92,13 +92,13 @@ impl Executable {
         self.interpreter.as_deref()
     }
 
-    /// The number that may be executed; valid after [`Executable::arm`].
+    /// The descriptor that may be executed; valid after [`Executable::arm`].
     pub(super) fn slot(&self) -> RawFd {
         self.slot
     }
 
-    /// Moves the program to the highest number, and closes that number to every later descriptor. The process may have
-    /// fewer than `most` descriptors then.
+    /// Moves the program's descriptor to the highest number, and prevents later descriptors with that number. The
+    /// process may have fewer than `most` descriptors then.
     pub(super) fn arm(mut self, most: u64) -> io::Result<Executable> {
         let limit = getrlimit(Resource::Nofile);
         let highest = limit.maximum.unwrap_or(most).min(most) - 1;

@@ -1,10 +1,10 @@
 //! The system calls that QEMU may make.
 //!
-//! The list was made from what QEMU 7.2, 10.0 and 11.1 call in cold starts, freezes, warm starts, pause, halt, quarantine,
-//! with volumes and a network, and from what their C libraries and an abort need. There is no socket of any family, no
-//! process, no other process's memory or signals, no io_uring, no keyring and no memory file. What is not listed fails
-//! with `EPERM`, so that QEMU says in its log what it could not do. Calls of another architecture's convention kill the
-//! process; those of the x32 convention have other numbers and are not listed.
+//! The list was made from what QEMU 7.2, 10.0 and 11.1 call in cold starts, freezes, warm starts, pause, halt,
+//! quarantine, with volumes and a network, and from what their C libraries and an abort need. There is no socket of
+//! any family, no process, no other process's memory or signals, no io_uring, no keyring and no memory file. What is
+//! not listed fails with `EPERM`, so that QEMU says in its log what it could not do. Calls of another architecture's
+//! convention kill the process; those of the x32 convention have other numbers and are not listed.
 //!
 //! # Source
 //! Linux `Documentation/userspace-api/seccomp_filter.rst`.
@@ -212,8 +212,8 @@ const PRCTL_OPTIONS: &[i32] = &[
 const SOCKET_OPTIONS: &[i32] =
     &[libc::SO_KEEPALIVE, libc::SO_PASSCRED, libc::SO_RCVBUF, libc::SO_SNDBUF, libc::SO_ZEROCOPY];
 
-/// Operations of `seccomp`: adding a filter, and asking what filters can do. libseccomp asks whether the call is there by
-/// a strict mode with wrong flags.
+/// Operations of `seccomp`: adding a filter, and asking what filters can do. libseccomp asks whether the call is
+/// there by a strict mode with wrong flags.
 const SECCOMP_OPERATIONS: &[u32] = &[
     libc::SECCOMP_GET_ACTION_AVAIL,
     libc::SECCOMP_GET_NOTIF_SIZES,

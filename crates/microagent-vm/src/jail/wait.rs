@@ -1,4 +1,4 @@
-//! A process in the jail that has not executed its program yet.
+//! A process in the jail that waits before it executes its program.
 
 #![allow(unsafe_code)]
 
@@ -12,22 +12,23 @@ use crate::descriptors::close_all_but;
 /// What a process waits for between entering its jail and executing its program.
 #[derive(Debug)]
 pub(crate) struct Wait {
-    /// A byte from here has it execute; the end of the stream ends it.
+    /// A byte from here makes it execute the program; the end of the stream makes it exit.
     pub(crate) until: File,
     /// Descriptors that the program inherits.
     pub(crate) keeps: Vec<RawFd>,
 }
 
 impl Wait {
-    /// Closes what neither the program nor the wait needs: all that its parent has open, the lock of the workspace among it.
-    /// The parent is told by this that the process is well, since the pipe is closed on which it would hear of a failure.
+    /// Closes what neither the program nor the wait needs: all that its parent has open, the lock of the workspace
+    /// among it. The parent is told by this that the process is well, since the pipe is closed on which it would hear
+    /// of a failure.
     pub(super) fn close_others(&self, program: RawFd) -> io::Result<()> {
         let mut kept = self.keeps.clone();
         kept.extend([program, self.until.as_raw_fd()]);
         close_all_but(kept)
     }
 
-    /// Waits, and executes the program. Does not return: nobody would hear of the failure.
+    /// Waits, and executes the program. Does not return, because a failure could not be reported.
     pub(super) fn then_execute(mut self, program: Executable) -> io::Error {
         let mut byte = [0];
         if self.until.read_exact(&mut byte).is_err() {

@@ -1,4 +1,4 @@
-//! Which walls of the jail this host can raise. Asks the kernel; changes nothing.
+//! Which walls of the jail this host supports. Queries the kernel; changes nothing.
 
 #![allow(unsafe_code)]
 
@@ -31,7 +31,7 @@ pub struct Walls {
 }
 
 impl Walls {
-    /// Asks the host. QEMU's path tells whether another user can execute it.
+    /// Queries the host. QEMU's path determines whether another user can execute it.
     pub fn survey(qemu: &Path, accel: Accel) -> Walls {
         Walls {
             has_filter: has_filter(),
@@ -40,7 +40,7 @@ impl Walls {
         }
     }
 
-    /// Walls without which machines are started only if that is asked for, one phrase each.
+    /// Missing walls without which machines start only on request, one phrase each.
     pub fn missing(&self) -> Vec<String> {
         let filter = (!self.has_filter).then(|| "the kernel has no seccomp filters".to_owned());
         let landlock =
@@ -48,7 +48,7 @@ impl Walls {
         filter.into_iter().chain(landlock).collect()
     }
 
-    /// What is less than it could be, and is accepted: the other walls deny the same.
+    /// Missing walls that are accepted, because other walls deny the same.
     pub fn remarks(&self) -> Vec<String> {
         let lacking: Vec<_> = LANDLOCK_RULES
             .iter()
@@ -72,7 +72,7 @@ impl Walls {
         landlock.into_iter().chain(account.map(str::to_owned)).collect()
     }
 
-    /// The walls that machines have, one phrase each.
+    /// The available walls, one phrase each.
     pub fn standing(&self) -> Vec<String> {
         let mut walls = Vec::new();
         if self.has_filter {

@@ -1,6 +1,6 @@
-//! The channel between a supervisor and its network stack: a socket pair that keeps messages apart, so that a stack that
-//! ends leaves no half of one. Orders about published ports go one way, with their sockets; decisions, as lines of JSON,
-//! the other.
+//! The channel between a supervisor and its network stack: a socket pair with message boundaries, so that a stack
+//! that ends leaves no incomplete message. The supervisor sends commands about published ports with their sockets;
+//! the stack sends decisions as lines of JSON.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -94,7 +94,7 @@ impl StackChannel {
         Ok(message)
     }
 
-    /// Has the stack end.
+    /// Ends the stack.
     pub(crate) fn end(&self) {
         // Fails when the stack is gone already.
         let _ = shutdown(&self.0, Shutdown::Write);

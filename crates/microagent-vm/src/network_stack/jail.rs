@@ -1,9 +1,9 @@
-//! The jail of a network stack: sockets of the Internet and what it holds already, and nothing else.
+//! The jail of a network stack, which allows Internet sockets, open descriptors, and nothing else.
 //!
-//! Two walls, each of which holds without the other. The seccomp filter knows the system calls of the stack's loop; any other
-//! ends the process. No call that it allows opens a file, starts a process or program, binds a port or reaches another
-//! process, and sockets are of IPv4 and IPv6 only. Landlock, as far as the running kernel has it, denies all files, binding TCP
-//! ports, and signals and abstract sockets to the outside.
+//! Two walls, each of which holds without the other. The seccomp filter knows the system calls of the stack's loop;
+//! any other ends the process. No call that it allows opens a file, starts a process or program, binds a port or
+//! reaches another process, and sockets are of IPv4 and IPv6 only. Landlock, as far as the running kernel has it,
+//! denies all files, binding TCP ports, and signals and abstract sockets to the outside.
 //!
 //! # Source
 //! `seccomp(2)`; Linux `Documentation/userspace-api/landlock.rst`.
@@ -79,7 +79,7 @@ impl From<JailError> for io::Error {
     }
 }
 
-/// Puts this process into its jail. What it has open stays open.
+/// Puts this process into its jail. Open descriptors stay open.
 pub(super) fn enter() -> Result<(), JailError> {
     restrict_objects().map_err(JailError::Landlock)?;
     apply_filter(&filter().map_err(JailError::Filter)?).map_err(JailError::Apply)

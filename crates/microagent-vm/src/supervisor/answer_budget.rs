@@ -1,6 +1,6 @@
-//! How long a guest may take until it answers. What counts is the time that was the guest's own: its processors worked,
-//! or had nothing to do. Time in which they waited for a processor or a disk of the host does not count, so that a host
-//! with too much to do does not make a good template look broken, and does not get a cold boot on top of its work.
+//! The deadline of a guest's answers, in the guest's own time: time in which its CPUs work or are idle. Time in which
+//! they wait for a CPU or a disk of the host does not count. So a good template is not treated as broken on an
+//! overloaded host, which would have to do a cold boot in addition.
 //!
 //! # Source
 //! proc_pid_stat(5): state, utime, stime.
@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use microagent_store::{ProcessId, read_limited};
 use tokio::time::sleep;
 
-/// Own time that a restored guest may take. Alone it takes milliseconds.
+/// Deadline of a restored guest, in its own time. On an idle host it takes milliseconds.
 const RESTORE_TIME: Duration = Duration::from_secs(10);
 
 /// A restored guest has at least this part of what a guest that boots has, so that a longer boot lengthens both.
 const RESTORE_SHARE: u32 = 12;
 
-/// Wall time, as a multiple of the own time of a boot, after which a guest is given up though it had no time of its own.
+/// Wall time, as a multiple of the own time of a boot, after which a guest is given up though it had no time of its
+/// own.
 const STARVED_FACTOR: u32 = 4;
 
 /// How often the time is taken. A warm start is over before the first.
@@ -32,7 +33,7 @@ const STAT_LIMIT: u64 = 4096;
 /// Most threads of QEMU that are looked at.
 const THREADS_MAX: usize = 1024;
 
-/// The time that a guest has for an answer.
+/// The deadline of an answer.
 #[derive(Debug, Clone)]
 pub(super) struct AnswerBudget {
     own: Duration,
@@ -43,9 +44,9 @@ pub(super) struct AnswerBudget {
 /// Why a guest that has not answered is not waited for any longer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Exhausted {
-    /// It had its time.
+    /// The guest had its time.
     Guest,
-    /// The host did not give it its time.
+    /// The host did not give the guest enough CPU time.
     Host,
 }
 

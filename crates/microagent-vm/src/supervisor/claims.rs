@@ -1,4 +1,4 @@
-//! The disks beside the root disk, kept from other machines for as long as this supervisor lives.
+//! Locks of a machine's further disks, held until this supervisor ends.
 
 use std::fs::File;
 
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::{end_orphan, write_failure};
 use crate::spec::{Claim, ExtraDisk, Outcome, SupervisorSpec};
 
-/// What is held. Dropping it (or dying) lets it go.
+/// The held locks. They are released when this is dropped or the process ends.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     volumes: Vec<HeldVolume>,
@@ -20,7 +20,7 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    /// Takes all disks of the machine, or none.
+    /// Locks all disks of the machine, or none.
     pub(super) fn take(spec: &SupervisorSpec, state: &StateDir) -> Result<Claims, Outcome> {
         let mut claims = Claims { workspace: spec.name.clone(), ..Claims::default() };
         for disk in &spec.machine.extra_disks {
@@ -39,7 +39,7 @@ impl Claims {
         &self.files
     }
 
-    /// Writes down for whom the volumes are held: QEMU may outlive this process for a moment.
+    /// Records the holder of the volumes, because QEMU may outlive this process for a moment.
     pub(super) fn note(&mut self, vmm: Option<ProcessId>) -> Result<(), WorkspaceFailure> {
         let holder =
             VolumeHolder { workspace: self.workspace.clone(), supervisor: ProcessId::current(), vmm };

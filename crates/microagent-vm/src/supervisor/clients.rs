@@ -1,4 +1,4 @@
-//! The clients of a supervisor as its driver sees them: their requests, and who still waits for an answer.
+//! The requests of a supervisor's clients, and the clients that wait for an answer.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -43,7 +43,7 @@ impl Clients {
         self.control.as_ref().map(|(server, _)| server)
     }
 
-    /// The machine is in another state, and so is what clients can have.
+    /// Sets the machine's state, which determines what clients can request.
     pub(super) fn show_state(&self, state: State) {
         if let Some(server) = self.server() {
             server.show_state(state);
@@ -83,7 +83,7 @@ impl Clients {
         }
     }
 
-    /// Closes the socket. Gives what was requested in the last moment, and what waits until answers are written.
+    /// Closes the socket. Returns the last requests, and a handle that waits until answers are written.
     pub(super) fn close(&mut self) -> (Vec<Event>, Option<UnwrittenAnswers>) {
         let Some((server, mut requests)) = self.control.take() else { return (Vec::new(), None) };
         let unwritten = server.last_answers();

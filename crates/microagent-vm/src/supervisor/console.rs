@@ -1,7 +1,8 @@
-//! A session at the serial console: what the log gets goes to it, too, and what it types goes into the guest.
+//! A session at the serial console: it receives what is written to the log, and its input is sent to the guest.
 //!
-//! Whoever sits there is trusted like every client, and no more than one does. Neither a guest that does not read what is
-//! typed nor a client that does not read what is shown holds anybody up: what they do not take is lost to them.
+//! Whoever sits there is trusted like every client, and no more than one does. Neither a guest that does not read
+//! what is typed nor a client that does not read what is shown holds anybody up: what they do not take is lost to
+//! them.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::time::timeout;
 use super::Shared;
 use crate::bounded_log::BoundedLog;
 
-/// How long a guest may take to read what was typed.
+/// Deadline for the guest to read input.
 const TYPING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bytes that are typed at once.
@@ -28,7 +29,7 @@ pub(super) struct Console {
     log: Shared<BoundedLog>,
 }
 
-/// Somebody sits at the console.
+/// Another session uses the console.
 pub(super) struct ConsoleSession {
     keys: OwnedMutexGuard<OwnedWriteHalf>,
     shown: mpsc::Receiver<Vec<u8>>,
@@ -40,7 +41,7 @@ impl Console {
         Console { keys: std::sync::Arc::new(Mutex::new(keys)), log }
     }
 
-    /// Sits down at it, unless somebody does already.
+    /// Starts a session, unless there is one.
     pub(super) fn open(&self) -> Option<ConsoleSession> {
         let keys = std::sync::Arc::clone(&self.keys).try_lock_owned().ok()?;
         Some(ConsoleSession { keys, shown: Rc::clone(&self.log).borrow_mut().watch() })
@@ -48,7 +49,7 @@ impl Console {
 }
 
 impl ConsoleSession {
-    /// Shows and types until the client is gone.
+    /// Passes output and input on until the client disconnects.
     pub(super) async fn hold(mut self, client: UnixStream) {
         let (mut typed, mut screen) = client.into_split();
         let showing = async {

@@ -1,9 +1,7 @@
-//! The supervisor's socket: takes clients in, passes their requests to the driver, and lends them streams of the
-//! guest's agent and, to one at a time, the console.
-//!
-//! Clients are processes of the same user that know the workspace's key. They are not trusted to be quick or to
-//! be well: each has a deadline for its request, they are bounded in number, and one that does not read only holds up
-//! its own stream.
+//! The control socket: accepts clients, passes their requests to the driver, and lends them streams of the guest's
+//! agent, and the console to one client at a time.
+//! Clients are processes of the same user that know the workspace's key. They may be slow or hang: each has a
+//! deadline for its request, their number is limited, and a client that does not read blocks only its own stream.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -80,7 +78,7 @@ pub(super) struct ClientRequests {
     pub(super) ports: mpsc::Receiver<PendingPort>,
 }
 
-/// What clients can have now.
+/// What clients can request now.
 enum StreamAccess {
     /// The guest does not listen; why.
     Closed(State),
@@ -88,7 +86,7 @@ enum StreamAccess {
     Open(SessionHandle),
 }
 
-/// The listening socket. Dropped, it is gone; streams that were lent end with the machine.
+/// The listening socket. Dropping it removes the socket; lent streams end with the machine.
 pub(super) struct ControlServer {
     dir: WorkspaceDir,
     access: Shared<StreamAccess>,
@@ -164,7 +162,7 @@ impl ControlServer {
         *self.console.borrow_mut() = Some(console);
     }
 
-    /// Ends all streams that are lent, and lends no more: for good.
+    /// Ends all lent streams, and lends no more, permanently.
     pub(super) fn cut_off(&self) {
         self.session.borrow_mut().take();
         self.show_state(State::Quarantined);
@@ -218,9 +216,9 @@ struct ControlConnection {
     console: Shared<Option<Console>>,
 }
 
-/// Takes clients in, without ever waiting for one. Who has not shown the key yet has a place among [`KEYLESS_LIMIT`] for
-/// [`HELLO_DEADLINE`], and loses it to who comes later: a client that knows the key has written it by the time it is taken
-/// in, so those that only connect push out each other.
+/// Takes clients in, without ever waiting for one. Who has not shown the key yet has a place among [`KEYLESS_LIMIT`]
+/// for [`HELLO_DEADLINE`], and loses it to who comes later: a client that knows the key has written it by the time it
+/// is taken in, so those that only connect push out each other.
 async fn accept(listener: UnixListener, connection: ControlConnection) {
     let mut keyless: VecDeque<AbortOnDrop> = VecDeque::new();
     loop {
@@ -289,7 +287,7 @@ impl ControlConnection {
         let _ = write_message(&mut client, &answer.1, CONTROL_LIMIT).await;
     }
 
-    /// Has the driver answer. One that is gone has ended the machine.
+    /// Passes the request to the driver, which answers. If the driver has ended, so has the machine.
     async fn change(&self, request: ChangeRequest, reason: Option<String>) -> Answer {
         let (reply, answer) = oneshot::channel();
         let refused = Answer::Refused(Refusal::State(State::Stopping));
@@ -319,7 +317,7 @@ impl ControlConnection {
         answer.await.unwrap_or(refused)
     }
 
-    /// Makes the connection a stream of the agent, until either side has enough of it.
+    /// Makes the connection a stream of the agent, until either side closes it.
     async fn lend(&self, mut client: UnixStream) {
         let session = match &*self.access.borrow() {
             StreamAccess::Closed(state) => Err(Refusal::State(*state)),
@@ -347,7 +345,7 @@ impl ControlConnection {
 }
 
 impl ControlConnection {
-    /// Makes the connection a session at the console, until the client has enough of it.
+    /// Makes the connection a session at the console, until the client closes it.
     async fn lend_console(&self, mut client: UnixStream) {
         let console = match (&*self.console.borrow(), &*self.access.borrow()) {
             (None, StreamAccess::Closed(state)) | (_, StreamAccess::Closed(state @ State::Quarantined)) => {

@@ -1,5 +1,5 @@
-//! Whether the directory of a workspace is still there. Somebody may remove it by hand; then nothing could find the machine
-//! any more.
+//! Watches whether the directory of a workspace still exists. If the user removes it, no command could find the
+//! machine any more.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use microagent_store::WorkspaceDir;
 use tokio::time::{Instant, sleep_until};
 
-/// How often it is looked at.
+/// Interval of the check.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// A directory as it was when its machine was started.
@@ -26,7 +26,7 @@ impl DirWatch {
         Ok(DirWatch { device: found.dev(), inode: found.ino(), next: Instant::now() + INTERVAL })
     }
 
-    /// Waits until it is gone, or another one has its name. Cancel-safe.
+    /// Waits until it is removed or replaced. Cancel-safe.
     pub(super) async fn gone(&mut self, dir: &WorkspaceDir) {
         loop {
             sleep_until(self.next).await;

@@ -1,5 +1,5 @@
-//! Drives one machine through its lifecycle: starts it, waits for events, has [`Lifecycle::step`] decide, and carries
-//! out what was decided until the machine has ended.
+//! Runs one machine through its lifecycle: starts it, waits for events, passes them to [`Lifecycle::step`], and
+//! executes the effects until the machine has ended.
 
 use std::future::Future;
 use std::path::Path;
@@ -99,7 +99,7 @@ impl Driver {
         }
     }
 
-    /// Boots a guest in the place of one that was not restored.
+    /// Boots a guest that replaces one that could not be restored.
     async fn boot_instead(
         &mut self,
         running: RunningMachine,
@@ -218,7 +218,7 @@ impl Driver {
         }
     }
 
-    /// Takes from this process what it does not need any more.
+    /// Drops the rights of this process that it does not need any more.
     fn confine(&self, machine: &Machine, plan: &Plan) -> Result<(), WorkspaceFailure> {
         let volumes = self.spec.machine.extra_disks.iter().filter_map(|disk| match &disk.claim {
             Claim::Volume(name) => Some(self.state.volume(name).path().to_owned()),
@@ -294,7 +294,7 @@ impl Driver {
         }
     }
 
-    /// Waits for what happens next. Effects that were carried out come first.
+    /// Waits for the next event. Results of effects come first.
     async fn next_event(
         &mut self,
         running: &mut RunningMachine,

@@ -1,4 +1,4 @@
-//! Carries out what [`crate::lifecycle::Lifecycle::step`] has decided. What comes of it is an event.
+//! Executes the effects of [`crate::lifecycle::Lifecycle::step`]. Their results are events.
 
 use microagent_model::State;
 use serde_json::json;
@@ -51,7 +51,7 @@ impl Driver {
         }
     }
 
-    /// Tells whoever looks. The record needs nothing: that the process which it names is gone says it.
+    /// Reports it. The record is not changed: its process has ended, which shows it.
     async fn note_link_lost(&mut self, reason: &str) {
         let message = format!("the network is gone until the next start: {reason}");
         if self.record.is_some() {

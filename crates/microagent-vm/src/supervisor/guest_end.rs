@@ -1,6 +1,6 @@
-//! How a guest ended its machine. Every end of it is a reset of the processor, which QEMU answers by stopping the machine; what
-//! kind of end it was, the agent has reported if a program asked for it in the usual way, or the kernel has printed it.
-//! A program that prints the kernel's words fools nobody but its own user.
+//! How a guest ended its machine. Every end of it is a reset of the processor, which QEMU answers by stopping the
+//! machine; what kind of end it was, the agent has reported if a program asked for it in the usual way, or the kernel
+//! has printed it. A program that prints the kernel's words fools nobody but its own user.
 
 use std::cell::Cell;
 use std::rc::Rc;

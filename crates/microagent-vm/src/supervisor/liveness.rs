@@ -1,5 +1,5 @@
-//! Whether the agent of a running guest still answers. A guest kernel that hangs, and an agent that was stopped, cannot say
-//! so; whoever waits for them would wait for ever.
+//! Checks whether the agent of a running guest still answers. A guest kernel that hangs, or an agent that was
+//! stopped, cannot report that, and commands would wait without end.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use tokio::time::sleep;
 
 use super::answer_budget::{AnswerBudget, Exhausted};
 
-/// Time between two questions.
+/// Interval of requests.
 const PING_INTERVAL: Duration = Duration::from_secs(8);
 
-/// Own time of the guest to answer one. Alone it takes a millisecond.
+/// Deadline of an answer, in the guest's own time. On an idle host it takes a millisecond.
 const PING_TIME: Duration = Duration::from_secs(18);
 
 /// What clients are promised.
@@ -48,8 +48,8 @@ impl StateWatch {
     }
 }
 
-/// Waits until the agent leaves a question unanswered while the guest runs, and gives the message for it. `budget` is that of
-/// the machine's first answer.
+/// Waits until the agent leaves a question unanswered while the guest runs, and gives the message for it. `budget` is
+/// that of the machine's first answer.
 pub(super) async fn unresponsive(
     session: &SessionHandle,
     budget: &AnswerBudget,

@@ -34,19 +34,19 @@ use crate::lifecycle::{Event, MachineExit};
 use crate::machine::{FREEZE_SET, NETDEV};
 use crate::spec::SupervisorSpec;
 
-/// What a process gets whose memory is a file that its file system has no room for.
+/// The signal to a process whose memory is a file on a full file system.
 const SIGBUS: i32 = 7;
 
-/// How long QEMU may take to close its disk.
+/// Deadline for QEMU to close its disk.
 pub(super) const QUIT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the last words of an ended process may take.
 const WORDS_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a killed process may take to be reaped.
+/// Deadline for reaping a killed process.
 pub(super) const REAP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long QEMU may take to take a link down.
+/// Deadline for QEMU to set a link down.
 pub(super) const LINK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How often a freeze looks whether it is done, and how many times: a state has some 60 KB.
@@ -233,7 +233,7 @@ impl Machine {
         self.qemu.monitor.clone()
     }
 
-    /// Waits for QEMU's end and says how it came about. Cancel-safe.
+    /// Waits for QEMU's end and returns how it ended. Cancel-safe.
     pub(super) async fn gone(&mut self) -> MachineExit {
         match self.qemu.child.wait().await {
             Ok(status) => {
@@ -248,7 +248,7 @@ impl Machine {
         }
     }
 
-    /// Ends QEMU in good order: its disk image is closed. Kills it when it takes too long.
+    /// Makes QEMU quit, so that it closes its disk image. Kills it after a deadline.
     pub(super) async fn quit(&mut self) {
         // A monitor that is gone already means that QEMU is, too.
         let asked = self.qemu.monitor.commands.try_send(MonitorCommand::Quit).is_ok();
@@ -269,8 +269,8 @@ impl Machine {
         let _ = timeout(REAP_DEADLINE, self.qemu.child.wait()).await;
     }
 
-    /// Takes the network away for good: its stack is killed, so nothing passes whatever QEMU does, and QEMU is told that the
-    /// link is down.
+    /// Takes the network away for good: its stack is killed, so nothing passes whatever QEMU does, and QEMU is told
+    /// that the link is down.
     pub(super) fn sever(&mut self) -> impl Future<Output = ()> + 'static {
         let (network, monitor) = (self.network.take(), self.monitor());
         async move {
@@ -343,7 +343,7 @@ async fn copy_to_log(mut from: impl AsyncRead + Unpin, log: Shared<BoundedLog>) 
 
 /// A command to the one task that holds the monitor.
 enum MonitorCommand {
-    /// End QEMU in good order.
+    /// Make QEMU quit.
     Quit,
     /// Stop the guest and write the state of its devices to the file.
     Freeze(OwnedFd, oneshot::Sender<Result<(), QmpError>>),

@@ -1,7 +1,7 @@
 //! The network stack of a machine, as the supervisor sees it: a process of its own, which is this program again.
 //!
-//! The supervisor listens at the published ports and starts the stack before QEMU, so a machine whose port is taken does
-//! not boot. It writes down what the stack decides, and believes nothing of it beyond its shape.
+//! The supervisor listens at the published ports and starts the stack before QEMU, so a machine whose port is taken
+//! does not boot. It writes down what the stack decides, and believes nothing of it beyond its shape.
 
 use std::cell::RefCell;
 use std::io;
@@ -33,7 +33,7 @@ use crate::spawn::{Program, spawn};
 use crate::spec::NetworkSpec;
 use crate::supervisor::SUPERVISE_ARGUMENT;
 
-/// This program, also when its file was replaced meanwhile.
+/// This program, even if its file was replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// How long a stack may take to end when its control socket closes.
@@ -42,13 +42,13 @@ const END_PATIENCE: Duration = Duration::from_secs(4);
 /// How long QEMU may take to end when it has closed the link.
 const QEMU_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Bound of the log of decisions in bytes (twice that on disk): some ten thousand of them.
+/// Limit of the log of decisions in bytes (twice that on disk): some ten thousand decisions.
 const EGRESS_LOG_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// Longest decision in bytes as a line: a name of 253 characters, each of which may be written as four.
 const LINE_LIMIT: usize = 4096;
 
-/// A network stack that runs.
+/// A running network stack.
 pub(super) struct Network {
     stack: Child,
     process: Option<ProcessId>,
@@ -124,7 +124,7 @@ impl Network {
         Ok(())
     }
 
-    /// Publishes a port no more. Connections that are open stay open.
+    /// Stops publishing a port. Open connections stay open.
     pub(super) fn close_port(&mut self, at: usize) -> io::Result<()> {
         let port = self.ports.remove(at);
         self.channel.close_port(port.number)?;
@@ -146,7 +146,7 @@ impl Network {
         Some(Link { stack, published: self.published().collect() })
     }
 
-    /// Waits for the stack's end and says how it came about, once. Cancel-safe.
+    /// Waits for the stack's end and returns how it ended, once. Cancel-safe.
     pub(super) async fn lost(&mut self) -> String {
         if self.is_lost {
             std::future::pending::<()>().await;

@@ -1,4 +1,4 @@
-//! The end of a machine: what it is written down as, and who is told.
+//! The end of a machine: its record, and the answers to clients.
 
 use microagent_model::{FailureKind, State, WorkspaceFailure, signal_name};
 use microagent_store::write_json;
@@ -42,7 +42,7 @@ impl LastAnswers {
 }
 
 impl Driver {
-    /// Writes down how it ended.
+    /// Records how it ended.
     pub(super) fn record_outcome(&mut self, outcome: Outcome) -> Outcome {
         let (state, failure) = end_state(&self.spec.work, &outcome);
         let recorded = match &outcome {
@@ -85,7 +85,7 @@ fn name(signal: i32) -> String {
     name.map_or_else(|| format!("signal {signal}"), |name| format!("signal {signal} ({name})"))
 }
 
-/// In which state a workspace is after this, and why it failed.
+/// The state of the workspace after this, and why it failed.
 fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<WorkspaceFailure>) {
     let failed = |kind, message| (State::Failed, Some(WorkspaceFailure { kind, message }));
     match outcome {

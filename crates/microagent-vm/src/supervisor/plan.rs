@@ -1,4 +1,4 @@
-//! How a machine is to be started: from a template, towards one, or plainly cold.
+//! Chooses how a machine starts: from a template, with a freeze of a new one, or cold.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,7 +9,7 @@ use crate::machine::Start;
 use crate::spec::{StartMode, SupervisorSpec, Work};
 use crate::template::{Freezer, Shape, Template, Unavailable};
 
-/// The way that was chosen, with what it needs.
+/// The chosen start, with its files.
 pub(super) enum Plan {
     /// A frozen guest is restored.
     Warm(Template),
@@ -103,7 +103,7 @@ impl Plan {
         }
     }
 
-    /// As the caller is told.
+    /// The start for the report to the caller.
     pub(super) fn mode(&self) -> StartMode {
         match self {
             Plan::Warm(template) => StartMode::Warm { mounted: template.is_mounted() },

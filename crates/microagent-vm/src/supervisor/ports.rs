@@ -1,5 +1,5 @@
-//! Published ports of a machine that has started: clients add and remove some. A client brings the socket, as a confined
-//! supervisor opens none; the record has the ports for the next start.
+//! Published ports of a machine that has started: clients add and remove some. A client brings the socket, as a
+//! confined supervisor opens none; the record has the ports for the next start.
 
 use std::os::fd::OwnedFd;
 

@@ -1,9 +1,8 @@
-//! QEMU's process: how it is started, in its jail, with its files and sockets, and the one that waits in case that a machine
-//! cannot be restored.
-//!
-//! A machine that cannot be restored is replaced by one that boots. By then its supervisor is confined and
-//! starts no program. So the process of the second one is forked before: it enters its jail, waits, and executes QEMU
-//! when it is told to. The byte that tells it is all that it reads.
+//! Starts QEMU in its jail with its files and sockets, and a second process that waits in case the machine cannot be
+//! restored.
+//! A machine that cannot be restored is replaced by one that boots. By then the supervisor is confined and cannot
+//! start programs. So the process of the second one is forked before: it enters its jail, waits for one byte, and
+//! then executes QEMU.
 
 use std::fs::File;
 use std::io;
@@ -41,7 +40,7 @@ pub(super) struct Qemu {
     pub(super) first: Vec<(&'static str, Value)>,
 }
 
-/// A process that waits to be QEMU.
+/// A process that waits to execute QEMU.
 pub(super) struct StandBy {
     qemu: Qemu,
     trigger: Trigger,
@@ -53,7 +52,7 @@ impl StandBy {
         i32::try_from(self.qemu.child.id()?).ok()
     }
 
-    /// Has it execute QEMU.
+    /// Makes it execute QEMU.
     ///
     /// # Errors
     /// Fails when the process is gone.

@@ -1,8 +1,7 @@
 //! The stream between the caller of a run and the command that it is attached to.
-//!
-//! The supervisor speaks with the guest about the command, records what it prints for `logs`, and knows its result; the
-//! caller gets the same events in the same protocol as a client of `exec`, and sends the same inputs. A caller that reads
-//! slowly holds the command up, but no signal that it sends.
+//! The supervisor communicates with the guest, records output for `logs`, and knows the result. The caller receives
+//! the same events in the same protocol as a client of `exec`, and sends the same inputs. A caller that reads slowly
+//! blocks the command, but not the signals that it sends.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,12 +13,12 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use super::tether_stream;
 
-/// Events that wait for the caller.
+/// Length of the queue of events for the caller.
 const QUEUE: usize = 2;
 
 /// The supervisor's end of the stream.
 pub(super) struct Relay {
-    /// What the caller sends; none once it has sent its last.
+    /// The caller's inputs; `None` after the last one.
     inputs: Option<MessageReader<OwnedReadHalf>>,
     events: mpsc::Sender<ExecEvent>,
     writing: JoinHandle<()>,

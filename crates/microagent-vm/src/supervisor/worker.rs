@@ -1,8 +1,7 @@
-//! Speaks to the guest: greets it, configures it, has it work, has it flush.
-//!
-//! Nothing that the guest says is believed beyond its shape: lengths are checked by the protocol, text goes
-//! into bounded logs, codes into small integers. The driver holds the deadline of the whole; those here are
-//! of single answers.
+//! Communicates with the guest: greets it, configures it, runs the work, flushes its disk.
+//! Messages of the guest are not trusted: the protocol checks lengths, text is written to logs of limited size, and
+//! codes are small integers. The driver enforces the deadline of the whole; the deadlines here are for single
+//! answers.
 
 mod exec;
 
@@ -52,7 +51,7 @@ pub(super) const HALT_GRACE: Duration = Duration::from_secs(10);
 /// `SIGTERM`, as every Linux numbers it.
 const SIGTERM: u8 = 15;
 
-/// How long the guest may take to accept a request.
+/// Deadline for the guest to accept a request.
 const ASK_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long is waited for the guest to set its clock. A guest that has too little of the host's processors sets it later.
@@ -64,11 +63,11 @@ const FREEZE_TIME: Duration = Duration::from_secs(2);
 /// Wall time after which a freeze is given up though the host did not give the machine its time: a start waits for it.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Why the work could not be brought to its end.
+/// Why the work failed.
 enum Trouble {
-    /// The guest's doing.
+    /// The guest failed.
     Guest(String),
-    /// The channel broke: the guest's doing, or the end of its machine.
+    /// The control channel failed, because of the guest or the end of its machine.
     Channel(String),
     /// A disk of the user's.
     Disk(String),
@@ -76,7 +75,7 @@ enum Trouble {
     Setting(String),
     /// The host cannot store what the guest printed.
     Host(String),
-    /// The host has too much to do to let the guest answer.
+    /// The host is overloaded, so the guest could not answer.
     HostTooSlow(String),
 }
 
@@ -291,7 +290,7 @@ impl Worker {
         }
     }
 
-    /// Greets the guest and makes it this workspace's.
+    /// Greets the guest and configures it.
     async fn open(&mut self, mut control: UnixStream) -> Result<Session, Trouble> {
         self.greet(&mut control, PreambleKind::Session, &self.context.budget).await?;
         self.context.timeline.borrow_mut().ready_us = elapsed_us(self.context.started);
@@ -463,7 +462,7 @@ async fn within<T>(budget: &AnswerBudget, answer: impl Future<Output = T>, what:
     }
 }
 
-/// Has the guest end everything and flush its disk.
+/// Makes the guest end all processes and flush its disk.
 async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Sender<Event>) {
     let flushed = async {
         let mut stream = ask(session, &Request::ShutDown(shut_down)).await?;
@@ -534,7 +533,7 @@ async fn ask(session: &SessionHandle, request: &Request) -> Result<Stream, Troub
     }
 }
 
-/// Reads one answer; an end in its place is trouble.
+/// Reads one answer; the end of the stream is an error.
 async fn reply<T: DeserializeOwned>(stream: &mut Stream) -> Result<T, Trouble> {
     read_message(stream, REPLY_LIMIT).await?.ok_or_else(closed)
 }

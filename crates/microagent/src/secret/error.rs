@@ -120,7 +120,7 @@ pub enum SecretFault {
         field: String,
     },
     /// The field is a list, an object, a fraction.
-    #[error("field `{field}` is neither a text nor a whole number nor a truth value")]
+    #[error("field `{field}` is neither text nor a whole number nor a boolean")]
     VaultKind {
         /// The field.
         field: String,
@@ -145,7 +145,7 @@ pub enum SecretFault {
         said: String,
     },
     /// The helper took too long, and was killed.
-    #[error("the helper gave no answer within {seconds} s and was killed")]
+    #[error("the helper did not answer within {seconds} s and was killed")]
     HelperLate {
         /// Its time.
         seconds: u64,
