@@ -362,9 +362,7 @@ impl InvalidRequest {
             InvalidRequest::Memory { .. } => return format!("give at least {MEMORY_MIN_MIB} MiB"),
             InvalidRequest::Cpus { .. } => return format!("give 1 to {CPU_MAX}"),
             InvalidRequest::DiskSize { .. } => return format!("give at most {DISK_MIB_MAX} MiB (8 TiB)"),
-            InvalidRequest::Rate { .. } => {
-                "give another rate, or omit it for no limit"
-            }
+            InvalidRequest::Rate { .. } => "give another rate, or omit it for no limit",
             InvalidRequest::TooLarge { .. } => {
                 "put large data into a file: add it to the image, or copy it in when the workspace is running"
             }

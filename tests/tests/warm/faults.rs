@@ -198,7 +198,7 @@ fn a_supervisor_is_confined_while_its_guest_is_restored() {
     let line = "nc 10.0.2.3 53 < /dev/null && echo connected";
     let restores =
         |process: &Process| process.is_qemu() && process.words.iter().any(|word| word == "-incoming");
-    // The first QEMU stands still; one that was gone before this test stopped it is followed by another.
+    // The first QEMU is stopped; one that was gone before this test stopped it is followed by another.
     let (running, first) = loop {
         home.run("busybox", options, &["true"]).success();
         forge(&only_template(&home), "ram", |file| {
@@ -330,7 +330,7 @@ fn of_two_first_runs_at_once_one_makes_the_template() {
     let home = home();
     // Neither is to be first because the other one unpacks the image or the guest's kernel.
     is_cold(home.run("busybox", ["--json", "--cold", "--network", "isolated"], &["true"]), "--cold");
-    // The machine of the first stands still on its way to the freeze; one that was faster than this test is followed by
+    // The machine of the first is stopped on its way to the freeze; one that was faster than this test is followed by
     // another.
     let (first, machine) = loop {
         let first = quick(&home, &["true"]).start();
