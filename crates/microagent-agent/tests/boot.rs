@@ -165,7 +165,7 @@ async fn much_output_and_many_at_once() {
 
     // A background child that holds the pipes delays nothing and lives on.
     let output =
-        session.run(shell("(sleep 0.5; echo late; echo alive >/srv/late; sleep 1000) & echo now")).await;
+        session.run(shell("(sleep 5; echo late; echo alive >/srv/late; sleep 1000) & echo now")).await;
     assert_eq!((output.text(), output.exit), ("now\n", Some(Exit::Code(0))));
     eventually(&session, "grep -q alive /srv/late && ps -o args | grep -q '^sleep 1000'").await;
 

@@ -96,8 +96,11 @@ async fn a_command_that_does_not_read_holds_up_nothing() {
     let vm = Vm::start(&Machine::default());
     let session = configured(&vm).await;
 
-    let mut command = session.start_exec(with_stdin(shell("echo out; sleep 1; exit 3"))).await;
+    let until = |file: &str| format!("while ! test -e /srv/{file}; do sleep 0.1; done");
+    let mut command =
+        session.start_exec(with_stdin(shell(&format!("echo out; {}; exit 3", until("one"))))).await;
     command.stdin(&noise(STDIN_WINDOW, 1)).await;
+    session.sh("touch /srv/one").await;
     let output = command.finish().await;
     assert_eq!((output.text(), output.exit), ("out\n", Some(Exit::Code(3))));
 
@@ -109,9 +112,11 @@ async fn a_command_that_does_not_read_holds_up_nothing() {
     assert_eq!(command.finish().await.exit, Some(Exit::Signal(SIGTERM)));
 
     // A command that has closed its input runs on, and takes no more.
-    let mut command = session.start_exec(with_stdin(shell("exec <&-; echo closed; sleep 1; echo end"))).await;
+    let line = format!("exec <&-; echo closed; {}; echo end", until("two"));
+    let mut command = session.start_exec(with_stdin(shell(&line))).await;
     command.expect("closed\n").await;
     command.stdin(&noise(STDIN_WINDOW, 1)).await;
+    session.sh("touch /srv/two").await;
     let output = command.finish().await;
     assert_eq!((output.text(), output.exit), ("end\n", Some(Exit::Code(0))));
 
@@ -135,17 +140,19 @@ async fn signals_reach_the_group_and_a_kill_everything() {
     let vm = Vm::start(&Machine::default());
     let session = configured(&vm).await;
     // The shell and its child are one group.
-    let line = "trap 'echo got usr1' USR1; echo ready; sleep 5 & wait; echo done";
+    let line = "trap 'echo got usr1' USR1; sleep 9999 & wait; echo done";
     let mut command = session.start_exec(shell(line)).await;
-    command.expect("ready\n").await;
+    eventually(&session, "ps -o args | grep -q '^sleep [9]999'").await;
     command.send(ExecInput::Signal(SIGUSR1)).await;
     let output = command.finish().await;
     assert_eq!((output.text(), output.exit), ("got usr1\ndone\n", Some(Exit::Code(0))));
     // Numbers that are no signals do nothing.
-    let mut command = session.start_exec(shell("echo ready; sleep 0.3; echo done")).await;
+    let line = "echo ready; while ! test -e /srv/go; do sleep 0.1; done; echo done";
+    let mut command = session.start_exec(shell(line)).await;
     command.send(ExecInput::Signal(0)).await;
     command.send(ExecInput::Signal(65)).await;
     command.send(ExecInput::Resize { rows: 1, cols: 1 }).await;
+    session.sh("touch /srv/go").await;
     assert_eq!(command.finish().await.text(), "ready\ndone\n");
 
     let line = "trap '' TERM HUP INT; (setsid sh -c 'trap \"\" TERM; while :; do sleep 7777; done' &); \
@@ -281,7 +288,7 @@ async fn a_service_that_does_not_end_is_killed_after_its_grace() {
         let line = "trap 'echo asked' USR1; trap '' TERM; echo ready; while :; do sleep 0.1; done";
         let mut service = session.start_exec(Exec { role: ExecRole::Main, ..shell(line) }).await;
         service.expect("ready\n").await;
-        session.shut_down(SIGUSR1, 500).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
+        session.shut_down(SIGUSR1, 5000).await.unwrap_or_else(|e| panic!("{e:?}\n{}", vm.console()));
         let service = service.finish().await;
         assert_eq!((service.text(), service.exit), ("asked\n", Some(Exit::Signal(9))));
     }

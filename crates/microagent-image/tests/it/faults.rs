@@ -203,7 +203,7 @@ async fn a_registry_that_falls_silent_is_given_up() {
         Faulty::start(std::slice::from_ref(&layer), about(layer.digest(), |_| Act::StallAfter(1000)));
     let home = Home::new();
     let mut options = options();
-    (options.network.read_timeout, options.network.attempts) = (Duration::from_millis(200), 2);
+    (options.network.read_timeout, options.network.attempts) = (Duration::from_secs(3), 2);
     let events = Events::default();
     let error = home
         .store

@@ -234,17 +234,29 @@ mod tests {
         assert!(matches!(none, SecretFault::HelperStart { .. }), "{none}");
     }
 
-    #[tokio::test]
+    /// Time passes only while nothing is to be done, so not before the helper has come so far.
+    #[tokio::test(start_paused = true)]
     async fn a_helper_that_hangs_is_killed_with_everything_that_it_started() {
-        let helper = Helper::new("sleep 600 & echo $$ $! > pids; wait");
-        let late = helper.ask("x", Duration::from_secs(2)).await.unwrap_err();
-        assert!(matches!(late, SecretFault::HelperLate { seconds: 2 }), "{late}");
-        helper.all_are_gone();
+        let late = async |script: &str| {
+            let helper = Helper::new(script);
+            let pids = helper.dir.path().join("pids");
+            let until_it_hangs = async {
+                let end = Instant::now() + LONG;
+                while !pids.exists() {
+                    assert!(Instant::now() < end, "the helper does nothing");
+                    tokio::task::yield_now().await;
+                }
+            };
+            let (late, ()) = tokio::join!(helper.ask("x", Duration::from_secs(2)), until_it_hangs);
+            helper.all_are_gone();
+            late.unwrap_err()
+        };
+        let hung = late("sleep 600 & echo $$ $! > pids.new; mv pids.new pids; wait").await;
+        assert!(matches!(hung, SecretFault::HelperLate { seconds: 2 }), "{hung}");
         // One that answers and then does not end is no better.
-        let helper = Helper::new("echo $$ > pids; echo value; exec >&- 2>&-; exec sleep 600");
-        let late = helper.ask("x", Duration::from_secs(2)).await.unwrap_err();
-        assert!(matches!(late, SecretFault::HelperLate { .. }), "{late}");
-        helper.all_are_gone();
+        let hung =
+            late("echo value; exec >&- 2>&-; echo $$ > pids.new; mv pids.new pids; exec sleep 600").await;
+        assert!(matches!(hung, SecretFault::HelperLate { .. }), "{hung}");
     }
 
     #[tokio::test]
