@@ -70,7 +70,7 @@ pub fn outward_address() -> Option<Ipv4Addr> {
 /// How many ports a process has for itself.
 const OWN_PORTS: u16 = 10;
 
-/// The first of [`OWN_PORTS`] ports of this process: no other test is given them, and they lie below those that the system
+/// The first of `OWN_PORTS` ports of this process: no other test is given them, and they lie below those that the system
 /// gives to whoever asks for any. So one that is free stays free.
 #[track_caller]
 pub fn own_ports() -> u16 {

@@ -24,6 +24,9 @@ use source::Source;
 /// Widest line of a Markdown file, in characters.
 const MARKDOWN_WIDTH: usize = 120;
 
+/// How the text of each how-to begins, below its title.
+const PURPOSE: &str = "At the end of this page";
+
 /// Arguments of `cargo xtask tidy`.
 #[derive(Debug, Default, Args)]
 pub(crate) struct TidyArguments {
@@ -56,6 +59,7 @@ pub(crate) fn check(arguments: &TidyArguments) -> Result<()> {
     let documents = documents()?;
     for (path, text) in &documents {
         findings.extend(width(path, text));
+        findings.extend(purpose(path, text));
     }
     findings.extend(words::check(&sources, &documents)?);
     if arguments.update {
@@ -83,6 +87,17 @@ fn width(path: &str, text: &str) -> Option<Finding> {
         .collect();
     let detail = format!("wider than {MARKDOWN_WIDTH} columns: lines {wide:?}");
     (!wide.is_empty()).then(|| Finding { rule: "width", place: path.to_owned(), amount: wide.len(), detail })
+}
+
+/// A how-to starts with what the reader has at its end.
+fn purpose(path: &str, text: &str) -> Option<Finding> {
+    let begins = text.lines().nth(2).is_some_and(|line| line.starts_with(PURPOSE));
+    (path.starts_with("docs/how-to/") && !begins).then(|| Finding {
+        rule: "purpose",
+        place: path.to_owned(),
+        amount: 1,
+        detail: format!("its text does not begin with `{PURPOSE}`"),
+    })
 }
 
 fn sources() -> Result<Vec<Source>> {
@@ -123,5 +138,13 @@ mod tests {
         let found = width("a.md", &text).unwrap();
         assert_eq!((found.amount, found.detail.ends_with("lines [2]")), (1, true));
         assert_eq!(width("a.md", "short\n"), None);
+    }
+
+    #[test]
+    fn a_how_to_begins_with_what_the_reader_will_have() {
+        let begins = "# Title\n\nAt the end of this page you have it.\n";
+        assert_eq!(purpose("docs/how-to/a.md", begins), None);
+        assert_eq!(purpose("docs/how-to/a.md", "# Title\n\nFirst.\n").unwrap().rule, "purpose");
+        assert_eq!(purpose("docs/faq.md", "# Title\n\nFirst.\n"), None);
     }
 }

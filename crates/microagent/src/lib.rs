@@ -37,6 +37,9 @@
 //! The library never touches the terminal, the home directory or the environment: the caller hands in what it wants
 //! read ([`EngineOptions`]). What to do about an [`Error`] is data, [`Hint`]; its words are the caller's.
 
+// Users can name every type of a public signature.
+#![warn(unnameable_types)]
+
 mod attachment;
 mod disks;
 pub mod doctor;

@@ -31,7 +31,8 @@ use microagent_model::{
 use serde::Deserialize;
 
 pub use error::SpecError;
-use forms::{Form, Words};
+pub use forms::Form;
+use forms::Words;
 
 use crate::Profile;
 
