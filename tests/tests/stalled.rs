@@ -44,23 +44,24 @@ fn exec_keeps_its_time_limit_while_nobody_reads() {
 fn signals_end_what_nobody_reads() {
     let home = running();
     for signal in [Signal::TERM, Signal::INT] {
-        for (is_deaf, words) in [(false, &["yes"][..]), (true, &["sh", "-c", "trap '' TERM INT; yes"])] {
-            let exec = home.microagent(["exec", "web", "--"]).args(words).stdout_unread().start();
-            exec.stalls();
-            exec.signal(signal);
-            let code = exec.finish().status.code();
+        for (is_deaf, words) in [
+            (false, &["exec", "web", "--", "yes"][..]),
+            (false, &["connect", "web", "--send", "yes"]),
+            (true, &["exec", "web", "--", "sh", "-c", "trap '' TERM INT; yes"]),
+        ] {
+            let call = home.call().args(words).stdout_unread().start();
+            call.stalls();
+            call.signal(signal);
+            let code = call.finish().status.code();
             // Its end is seen where all that it had printed found room.
             let by_signal = !is_deaf && code == Some(128 + signal.as_raw());
             assert!(by_signal || code == Some(130), "{code:?}");
             yes_is_gone(&home);
         }
-        for words in [["cp", "web:/", "-"].as_slice(), &["connect", "web", "--send", "yes"]] {
-            let call = home.microagent([]).args(words).stdout_unread().start();
-            call.stalls();
-            call.signal(signal);
-            call.finish().code(130);
-        }
-        yes_is_gone(&home);
+        let copy = home.microagent(["cp", "web:/", "-"]).stdout_unread().start();
+        copy.stalls();
+        copy.signal(signal);
+        copy.finish().code(130);
     }
     let flood = "yes stalled | head -c 300000 > /dev/console";
     home.microagent(["exec", "web", "--", "sh", "-c", flood]).success();
@@ -69,10 +70,12 @@ fn signals_end_what_nobody_reads() {
     // Whoever ends what is followed has had what was wanted.
     logs.signal(Signal::TERM);
     logs.finish().code(0);
-    // Without a terminal the console shows its last lines and what comes.
+    // Without a terminal the console shows its last lines and what comes, so something comes until it stalls.
     let console = home.microagent(["connect", "web", "--console"]).stdout_unread().start();
-    home.microagent(["exec", "web", "--", "sh", "-c", flood]).success();
+    let floods = format!("while :; do {flood}; sleep 0.1; done");
+    let flooding = home.microagent(["exec", "web", "--", "sh", "-c", &floods]).start();
     console.stalls();
+    drop(flooding);
     console.signal(Signal::TERM);
     console.finish().code(130);
     home.microagent(["delete", "web", "--force"]).success();
