@@ -414,6 +414,25 @@ impl Finished {
         document
     }
 
+    /// The objects on standard output that `--json=stream` prints, each of which must be as the schema of lines says.
+    #[track_caller]
+    pub fn json_lines(&self) -> Vec<Value> {
+        let lines = self.text().lines().map(|line| {
+            assert!(
+                line.starts_with(r#"{"type":""#),
+                "the type does not come first: {line}\n{}",
+                self.told()
+            );
+            let line = serde_json::from_str(line)
+                .unwrap_or_else(|e| panic!("no JSON: {e}: {line}\n{}", self.told()));
+            if let Some(faults) = schema::faults("stream", &line) {
+                panic!("the line is not as its schema says:\n{faults}\n{line}\n{}", self.told());
+            }
+            line
+        });
+        lines.collect()
+    }
+
     /// The JSON document on standard error that an error is with `--json`: its last line.
     #[track_caller]
     pub fn json_error(&self) -> Value {

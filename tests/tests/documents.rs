@@ -95,6 +95,8 @@ fn every_document_is_as_its_schema_says() {
         "system prune --yes",
     ]);
 
+    home.run("busybox", ["--json=stream", "--network", "isolated"], &["true"]).success().json_lines();
+    documents.seen.insert("stream".to_owned());
     home.microagent(["status", "web", "--json"]).run().code(1).json_error();
     documents.seen.insert("error".to_owned());
     let files =

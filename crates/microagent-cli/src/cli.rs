@@ -139,6 +139,23 @@ impl Command {
         )
     }
 
+    /// Whether the command can print lines as things happen.
+    pub(crate) fn has_stream(&self) -> bool {
+        match self {
+            Command::Run(_)
+            | Command::Create(_)
+            | Command::Start(_)
+            | Command::Exec(_)
+            | Command::Logs(_)
+            | Command::Events(_)
+            | Command::Egress(_)
+            | Command::Stats(_)
+            | Command::Pull(_) => true,
+            Command::Image(group) => matches!(group.command, Some(image::ImageCommand::Pull(_))),
+            _ => false,
+        }
+    }
+
     /// Whether values of secrets may pass through this process.
     pub(crate) fn may_hold_secrets(&self) -> bool {
         matches!(
@@ -177,7 +194,8 @@ pub(crate) fn parse(args: &[OsString]) -> (Result<Request, Failure>, Format) {
     if colour == ColorChoice::Never {
         anstream::ColorChoice::Never.write_global();
     }
-    let guess = if mentions("--json") { Format::Json } else { environment_format };
+    let mentions_json = mentions("--json") || mentions("--json=document") || mentions("--json=stream");
+    let guess = if mentions_json { Format::Json } else { environment_format };
     if let Some(error) = environment_error {
         return (Err(error), guess);
     }
@@ -185,7 +203,7 @@ pub(crate) fn parse(args: &[OsString]) -> (Result<Request, Failure>, Format) {
     let parsed = command.try_get_matches_from_mut(args).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(cli) => {
-            let format = if cli.global.json { Format::Json } else { environment_format };
+            let format = if cli.global.json.is_some() { Format::Json } else { environment_format };
             (Ok(request(cli)), format)
         }
         Err(e) if e.kind() == ClapErrorKind::DisplayVersion => (Ok(Request::Print(e.to_string())), guess),
@@ -306,7 +324,7 @@ fn bad_output_variable(value: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::global::Accel;
+    use crate::args::global::{Accel, JsonForm};
 
     fn parse_words(words: &str) -> (Result<Request, Failure>, Format) {
         let args: Vec<OsString> = words.split_whitespace().map(OsString::from).collect();
@@ -327,9 +345,11 @@ mod tests {
 
     #[test]
     fn global_options_go_before_and_after_the_command() {
-        for words in ["microagent --json list", "microagent list --json"] {
-            assert!(cli(words).global.json, "{words}");
+        for words in ["microagent --json list", "microagent list --json", "microagent list --json=document"] {
+            assert_eq!(cli(words).global.json, Some(JsonForm::Document), "{words}");
         }
+        // The next word is no value.
+        assert_eq!(cli("microagent --json=stream exec w -- ls").global.json, Some(JsonForm::Stream));
         assert_eq!(cli("microagent list --accel TCG").global.accel, Accel::Tcg);
     }
 

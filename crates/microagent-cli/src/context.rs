@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions, WeakJail};
 
-use crate::args::global::{Accel, GlobalArgs, ProgressChoice};
+use crate::args::global::{Accel, GlobalArgs, JsonForm, ProgressChoice};
 use crate::failure::Failure;
 use crate::output::Format;
 use crate::progress::Progress;
@@ -20,6 +20,7 @@ const DEFAULT_STATE_DIR: &str = ".microagent";
 pub(crate) struct Context {
     /// How to answer.
     pub(crate) format: Format,
+    form: Option<JsonForm>,
     options: EngineOptions,
     progress: ProgressChoice,
 }
@@ -53,7 +54,12 @@ impl Context {
         options.warm = environment::warm()?;
         options.environment = environment::for_images();
         options.secrets = environment::for_secrets();
-        Ok(Context { format, options, progress: global.progress })
+        Ok(Context { format, form: global.json, options, progress: global.progress })
+    }
+
+    /// Whether lines are printed as things happen, instead of one document.
+    pub(crate) fn streams(&self) -> bool {
+        self.form == Some(JsonForm::Stream)
     }
 
     /// The engine, with the kernel that it carries.
@@ -76,7 +82,10 @@ impl Context {
     /// How to show long work; `quiet` leaves only notes.
     pub(crate) fn progress(&self, quiet: bool) -> Arc<Progress> {
         let choice = if quiet { ProgressChoice::Off } else { self.progress };
-        Arc::new(Progress::new(choice, self.format))
+        Arc::new(match self.streams() {
+            true => Progress::stream(),
+            false => Progress::new(choice, self.format),
+        })
     }
 
     /// Runs long work on this thread until it ends; signals cancel the token that it is given.

@@ -70,7 +70,10 @@ impl Failure {
 
     /// `--follow` with `--json`, which no command has.
     pub(crate) fn followed_as_json() -> Failure {
-        Failure::usage("--follow and --json cannot be combined", "omit one of them")
+        Failure::usage(
+            "--follow and --json cannot be combined",
+            "--json=stream prints a line for each thing that happens",
+        )
     }
 
     /// What the process exits with.

@@ -24,6 +24,7 @@ mod session;
 mod signals;
 mod state_output;
 mod stderr;
+mod stream;
 mod table;
 mod terminal;
 mod usage;
@@ -69,6 +70,12 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
     }
     if command.uses_state() {
         context.engine().check_access()?;
+    }
+    if context.streams() && !command.has_stream() {
+        return Err(Failure::usage(
+            "--json=stream is not for this command: it prints one document",
+            "use --json",
+        ));
     }
     match command {
         Command::Run(args) => return commands::run::execute(context, *args),

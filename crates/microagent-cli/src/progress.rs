@@ -12,6 +12,7 @@ use microagent::image::ImageEvent;
 use microagent::{CancellationToken, Event, Observer};
 
 use crate::args::global::ProgressChoice;
+use crate::documents::stream::StreamLine;
 use crate::output::{Format, published, size};
 use crate::{environment, escape, stderr};
 
@@ -31,6 +32,8 @@ pub(crate) struct Progress {
 enum Show {
     Bars,
     Lines,
+    /// Lines of `--json=stream`, on standard output.
+    Stream,
     Nothing,
 }
 
@@ -79,6 +82,16 @@ impl Progress {
         Progress { show, state: Mutex::default(), notes: format == Format::Text }
     }
 
+    /// Events become lines of `--json=stream`.
+    pub(crate) fn stream() -> Progress {
+        Progress { show: Show::Stream, state: Mutex::default(), notes: false }
+    }
+
+    /// Whether events become lines of `--json=stream`.
+    pub(crate) fn is_stream(&self) -> bool {
+        self.show == Show::Stream
+    }
+
     /// What is handed to long work: it reports here, and ends when the token is cancelled.
     pub(crate) fn of_work(self: &Arc<Progress>, token: &CancellationToken) -> microagent::Progress {
         microagent::Progress::new().observer(Arc::clone(self)).cancel(token.clone())
@@ -110,13 +123,16 @@ impl Progress {
         match self.show {
             Show::Bars => Self::draw(&mut self.state(), Step::Phase(text.to_owned())),
             Show::Lines => print_line(text),
-            Show::Nothing => {}
+            Show::Stream | Show::Nothing => {}
         }
     }
 
     /// Shows a phase as a line that stays: what is printed during it follows below.
     pub(crate) fn line(&self, event: &Event) {
         self.end();
+        if self.show == Show::Stream {
+            return print_event(event.clone());
+        }
         if let (Show::Bars | Show::Lines, Step::Phase(text)) = (self.show, step(&mut self.state(), event)) {
             print_line(&text);
         }
@@ -171,6 +187,9 @@ impl Progress {
 
 impl Observer for Progress {
     fn event(&self, event: Event) {
+        if self.show == Show::Stream {
+            return print_event(event);
+        }
         let mut state = self.state();
         let step = step(&mut state, &event);
         match (self.show, step) {
@@ -181,8 +200,16 @@ impl Observer for Progress {
             (Show::Bars, step) => Self::draw(&mut state, step),
             (Show::Lines, Step::Phase(text)) => print_line(&text),
             (Show::Lines, Step::Bytes { text, total }) => print_line(&format!("{text} ({})", size(total))),
-            (Show::Lines, Step::Advance { .. } | Step::Nothing) | (Show::Nothing, _) => {}
+            (Show::Lines, Step::Advance { .. } | Step::Nothing) | (Show::Stream | Show::Nothing, _) => {}
         }
+    }
+}
+
+/// Whoever reads the lines and is gone is noticed with the last one.
+fn print_event(event: Event) {
+    if let Some(Ok(bytes)) = StreamLine::of_event(event).map(|line| line.to_bytes()) {
+        let mut out = io::stdout().lock();
+        let _ = out.write_all(&bytes).and_then(|()| out.flush());
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::signals::Signals;
+use crate::stream::Passing;
 use crate::terminal::{self, Raw};
 use crate::writer::{STALL, WriteMeter, Writer};
 
@@ -69,9 +70,12 @@ impl Session {
         context: &Context,
         workspace: &Workspace,
         options: ExecOptions,
+        mut passing: Passing,
     ) -> Result<Ended, Failure> {
         let limit = options.timeout;
-        self.hold(context, workspace, options, async |exec, writer| pass_on(exec, writer, limit).await)
+        self.hold(context, workspace, options, async |exec, writer| {
+            pass_on(exec, writer, &mut passing, limit).await
+        })
     }
 
     /// Runs the command to its end and collects what it prints.
@@ -141,13 +145,23 @@ impl Session {
 }
 
 /// Writes what the command prints. Once its time limit was reached, a reader that takes nothing is not waited for.
-async fn pass_on(mut exec: Exec, mut writer: Writer, limit: Option<Duration>) -> Result<Execution, Failure> {
+async fn pass_on(
+    mut exec: Exec,
+    mut writer: Writer,
+    passing: &mut Passing,
+    limit: Option<Duration>,
+) -> Result<Execution, Failure> {
     let control = exec.control();
     let meter = writer.meter();
     let time_up = limit.map(|limit| Instant::now() + limit);
     let writing = async {
         while let Some(frame) = exec.next().await {
-            writer.write(frame.stream, frame.bytes).await?;
+            if let Some((stream, bytes)) = passing.piece(frame)? {
+                writer.write(stream, bytes).await?;
+            }
+        }
+        for (stream, bytes) in passing.rest()? {
+            writer.write(stream, bytes).await?;
         }
         writer.finish().await
     };

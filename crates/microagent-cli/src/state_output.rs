@@ -4,13 +4,16 @@ use microagent::WorkspaceDetails;
 
 use crate::context::Context;
 use crate::documents::state::StateDocument;
+use crate::documents::stream::StreamLine;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, published};
+use crate::stream::print_line;
 
 /// Says in which state a workspace is now.
 pub(crate) fn print(context: &Context, details: WorkspaceDetails) -> Result<(), Failure> {
     let document = StateDocument::from(details);
     match context.format {
+        Format::Json if context.streams() => print_line(&StreamLine::Start(document)),
         Format::Json => print_json(&document),
         Format::Text => {
             let mut text = format!("Workspace: {}\nState: {}\n", document.workspace, document.state);

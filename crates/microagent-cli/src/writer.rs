@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
+use crate::documents::stream::StreamLine;
 use crate::failure::Failure;
 
 /// Pieces that wait to be written.
@@ -129,6 +130,16 @@ fn write_all(mut pieces: mpsc::Receiver<Piece>, written: &AtomicU64) -> io::Resu
         written.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
+}
+
+/// Writes items to standard output as lines of `--json=stream`, as [`pass_on`] does.
+pub(crate) async fn pass_on_lines<T>(
+    items: &mut Streaming<T>,
+    line: impl Fn(T) -> StreamLine,
+    token: &CancellationToken,
+) -> Result<(), Failure> {
+    let bytes = |item| line(item).to_bytes().expect("lines are plain data");
+    pass_on(items, bytes, token).await
 }
 
 /// Writes items to standard output as they come, until there are no more or the token is cancelled.

@@ -37,9 +37,17 @@ pub(crate) struct GlobalArgs {
     )]
     pub(crate) allow_weak_jail: bool,
 
-    /// Print one JSON document instead of text, errors included
-    #[arg(long, global = true)]
-    pub(crate) json: bool,
+    /// Print one JSON document instead of text, errors included; --json=stream prints one line for each thing that happens
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORM",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "document",
+        hide_possible_values = true
+    )]
+    pub(crate) json: Option<JsonForm>,
 
     /// How to report progress on standard error: auto (bars on a terminal), plain (lines), or off
     #[arg(
@@ -61,6 +69,15 @@ pub(crate) struct GlobalArgs {
     /// Print help
     #[arg(short, long, global = true, action = clap::ArgAction::Help)]
     help: Option<bool>,
+}
+
+/// `--json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum JsonForm {
+    /// One document at the end
+    Document,
+    /// Lines as things happen
+    Stream,
 }
 
 /// `--accel`.

@@ -9,6 +9,7 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::Format;
 use crate::session::{self, Ended, Session, Stdin};
+use crate::stream::Passing;
 use crate::{console_log, terminal};
 
 /// Ctrl-], as telnet has it.
@@ -92,7 +93,7 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
             Session { stdin: Some(Stdin::Ours), raw: true, detach: Some(DETACH_KEY) }
         }
     };
-    let ended = session.run(context, &workspace, options)?;
+    let ended = session.run(context, &workspace, options, Passing::Bytes)?;
     let progress = context.progress(true);
     match ended {
         Ended::Detached => {

@@ -15,8 +15,10 @@ use crate::args::workspace::{WorkspaceArgs, idle_keys};
 use crate::context::Context;
 use crate::documents::create::CreateDocument;
 use crate::documents::shared::ResourcesDocument;
+use crate::documents::stream::StreamLine;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use crate::stream::print_line;
 use crate::{environment, escape, run_output};
 
 const EXAMPLES: &str = "\
@@ -169,6 +171,7 @@ pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure
     }
     let document = CreateDocument::new(workspace.details()?, image, notices);
     match context.format {
+        Format::Json if context.streams() => print_line(&StreamLine::Create(Box::new(document))),
         Format::Json => print_json(&document),
         Format::Text => print_text(&document.text()),
     }

@@ -7,9 +7,11 @@ use serde::Serialize;
 
 use crate::context::Context;
 use crate::documents::egress::{DecisionDocument, EgressDocument};
+use crate::documents::stream::StreamLine;
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use crate::stream::print_line;
 use crate::writer;
 
 const EXAMPLES: &str = "\
@@ -42,6 +44,16 @@ pub(crate) struct EgressArgs {
 /// Prints the decisions.
 pub(crate) fn execute(context: &Context, args: EgressArgs) -> Result<(), Failure> {
     let workspace = context.engine().workspace(&args.name);
+    if context.streams() {
+        return context.block_on(async |token| {
+            let line = |decision| StreamLine::Egress(DecisionDocument::from(decision));
+            if args.follow {
+                let mut decisions = workspace.follow_egress().await?;
+                return writer::pass_on_lines(&mut decisions, line, &token).await;
+            }
+            workspace.egress()?.into_iter().try_for_each(|decision| print_line(&line(decision)))
+        });
+    }
     match (context.format, args.follow) {
         (Format::Json, true) => Err(Failure::followed_as_json()),
         (Format::Json, false) => {

@@ -5,9 +5,11 @@ use microagent::{StateEvent, WorkspaceName};
 
 use crate::context::Context;
 use crate::documents::events::{EventsDocument, StateEventDocument};
+use crate::documents::stream::StreamLine;
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use crate::stream::print_line;
 use crate::writer;
 
 const EXAMPLES: &str = "\
@@ -35,6 +37,15 @@ pub(crate) struct EventsArgs {
 /// Prints the events.
 pub(crate) fn execute(context: &Context, args: EventsArgs) -> Result<(), Failure> {
     let workspace = context.engine().workspace(&args.name);
+    if context.streams() {
+        return context.block_on(async |token| {
+            if args.follow {
+                let mut events = workspace.follow_events().await?;
+                return writer::pass_on_lines(&mut events, StreamLine::of_state, &token).await;
+            }
+            workspace.events()?.into_iter().try_for_each(|event| print_line(&StreamLine::of_state(event)))
+        });
+    }
     match (context.format, args.follow) {
         (Format::Json, true) => Err(Failure::followed_as_json()),
         (Format::Json, false) => {

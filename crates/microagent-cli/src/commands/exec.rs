@@ -12,11 +12,13 @@ use crate::args::values::{env_file, env_variable};
 use crate::context::Context;
 use crate::documents::exec::ExecDocument;
 use crate::documents::output::json_bytes;
+use crate::documents::stream::StreamLine;
 use crate::exit_reason::{Ending, Place};
 use crate::failure::Failure;
 use crate::output::{Format, print_json};
 use crate::progress::Progress;
 use crate::session::{Ended, Session, Stdin};
+use crate::stream::{Passing, print_line};
 use crate::terminal;
 
 /// Most bytes of each stream that a JSON document holds; the rest is counted.
@@ -98,17 +100,28 @@ pub(crate) struct ExecArgs {
 pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> {
     let options = args.options()?;
     let workspace = context.engine().workspace(&args.name);
+    if context.streams() && args.tty {
+        return Err(Failure::usage("--tty and --json=stream cannot be combined", "omit one of them"));
+    }
     let session = Session { stdin: args.stdin()?, raw: args.tty, detach: None };
-    if context.format == Format::Json {
+    if context.format == Format::Json && !context.streams() {
         let output = session.collect(context, &workspace, options, DOCUMENT_LIMIT)?;
         let code = u8::try_from(output.execution.exit_code).unwrap_or(1);
-        print_json(&ExecDocument::new(args.name, output))?;
+        let ExecOutput { stdout, stderr, dropped_bytes, execution, .. } = output;
+        print_json(&ExecDocument::new(args.name, (stdout, stderr), dropped_bytes, execution))?;
         return Ok(code);
     }
-    let execution = match session.run(context, &workspace, options)? {
+    let passing = if context.streams() { Passing::lines() } else { Passing::Bytes };
+    let execution = match session.run(context, &workspace, options, passing)? {
         Ended::Command(execution) => execution,
         Ended::Detached => unreachable!("a command has no key to detach with"),
     };
+    if context.streams() {
+        let code = u8::try_from(execution.exit_code).unwrap_or(1);
+        let document =
+            ExecDocument::new(args.name, (Vec::new(), Vec::new()), execution.discarded_bytes, execution);
+        return print_line(&StreamLine::Exec(Box::new(document))).map(|()| code);
+    }
     let progress = context.progress(true);
     if let Some(error) = &execution.start_error {
         progress.note(&format!("the command could not be started: {error}"));
@@ -177,8 +190,12 @@ impl ExecArgs {
 }
 
 impl ExecDocument {
-    fn new(workspace: WorkspaceName, output: ExecOutput) -> ExecDocument {
-        let ExecOutput { stdout, stderr, dropped_bytes, execution, .. } = output;
+    fn new(
+        workspace: WorkspaceName,
+        (stdout, stderr): (Vec<u8>, Vec<u8>),
+        dropped_bytes: u64,
+        execution: Execution,
+    ) -> ExecDocument {
         let status = match &execution {
             Execution { timed_out: true, .. } => "timed_out",
             Execution { start_error: Some(_), .. } => "not_started",

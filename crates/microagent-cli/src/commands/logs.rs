@@ -13,6 +13,7 @@ use crate::documents::logs::LogsDocument;
 use crate::documents::output::json_bytes;
 use crate::failure::Failure;
 use crate::output::{Format, finish, print_json, stdout};
+use crate::stream::print_line;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,6 +68,7 @@ pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
     }
     let bytes = context.engine().workspace(&args.name).logs(options)?;
     match context.format {
+        Format::Json if context.streams() => print_line(&console_log::log_line(bytes)),
         Format::Json => {
             let (logs, logs_encoding) = json_bytes(bytes);
             print_json(&LogsDocument { workspace: args.name, logs, logs_encoding })

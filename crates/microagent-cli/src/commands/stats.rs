@@ -5,8 +5,10 @@ use microagent::{Error, Stats, WorkspaceName};
 
 use crate::context::Context;
 use crate::documents::stats::StatsDocument;
+use crate::documents::stream::StreamLine;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use crate::stream::print_line;
 use crate::writer;
 
 /// Bytes in a MiB.
@@ -37,13 +39,17 @@ pub(crate) struct StatsArgs {
 
 /// Shows.
 pub(crate) fn execute(context: &Context, args: StatsArgs) -> Result<(), Failure> {
-    if args.follow && context.format == Format::Json {
+    if args.follow && context.format == Format::Json && !context.streams() {
         return Err(Failure::followed_as_json());
     }
     let workspace = context.engine().workspace(&args.name);
     context.block_on(async |token| {
         if args.follow {
             let mut stats = workspace.follow_stats().await?;
+            if context.streams() {
+                let line = |stats| StreamLine::Stats(StatsDocument::from(stats));
+                return writer::pass_on_lines(&mut stats, line, &token).await;
+            }
             return writer::pass_on(&mut stats, |stats| line(&stats).into_bytes(), &token).await;
         }
         let stats = tokio::select! {
@@ -51,6 +57,7 @@ pub(crate) fn execute(context: &Context, args: StatsArgs) -> Result<(), Failure>
             () = token.cancelled() => return Err(Error::Cancelled.into()),
         };
         match context.format {
+            Format::Json if context.streams() => print_line(&StreamLine::Stats(StatsDocument::from(stats))),
             Format::Json => print_json(&StatsDocument::from(stats)),
             Format::Text => print_text(&line(&stats)),
         }

@@ -51,6 +51,7 @@ pub(crate) mod shared;
 pub(crate) mod state;
 pub(crate) mod stats;
 pub(crate) mod status;
+pub(crate) mod stream;
 pub(crate) mod supervise;
 pub(crate) mod system;
 pub(crate) mod template;

@@ -45,6 +45,7 @@ use super::secret::SecretCheckDocument;
 use super::state::StateDocument;
 use super::stats::StatsDocument;
 use super::status::StatusDocument;
+use super::stream::StreamLine;
 use super::supervise::UnitDocument;
 use super::system::{DiskUseDocument, SystemPruneDocument};
 use super::template::{TemplateBuildDocument, TemplateListDocument, TemplatePruneDocument};
@@ -59,7 +60,7 @@ const WITHOUT_DOCUMENT: &[&str] = &["connect", "serve-mcp"];
 const SHORT_FORMS: &[&str] = &["images", "import", "load", "pull", "push", "rmi", "save", "tag"];
 
 /// Documents besides the one of their command, and `error`, which any command prints on standard error.
-const MORE_DOCUMENTS: &[&str] = &["artifact", "error", "man-dir", "port", "supervise-install"];
+const MORE_DOCUMENTS: &[&str] = &["artifact", "error", "man-dir", "port", "stream", "supervise-install"];
 
 /// The words of an enum that is printed as one word, read from its `Deserialize`.
 pub(super) struct Words<T>(PhantomData<T>);
@@ -133,6 +134,22 @@ fn plain(value: &mut Value) {
     }
 }
 
+/// Puts the keys of a document into the form of the line that has them, beside its type, so that each form names all keys.
+fn merge_forms(mut schema: Value) -> Value {
+    let definitions = schema["$defs"].clone();
+    for form in schema["oneOf"].as_array_mut().expect("lines have forms") {
+        let Some(reference) = form.as_object_mut().and_then(|form| form.remove("$ref")) else { continue };
+        let name = reference.as_str().and_then(|text| text.strip_prefix("#/$defs/")).expect("a definition");
+        let definition = &definitions[name];
+        for (key, value) in definition["properties"].as_object().expect("a document has keys") {
+            form["properties"][key] = value.clone();
+        }
+        let required = form["required"].as_array_mut().expect("the type is required");
+        required.extend(definition["required"].as_array().into_iter().flatten().cloned());
+    }
+    schema
+}
+
 /// The schema of every document, by the words of the command that prints it.
 fn schemas() -> Vec<(&'static str, Value)> {
     let states =
@@ -177,6 +194,7 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("result", schema_of::<LastResultDocument>()),
         ("run", schema_of::<RunDocument>()),
         ("secret-check", schema_of::<Vec<SecretCheckDocument>>()),
+        ("stream", merge_forms(schema_of::<StreamLine>())),
         ("stats", schema_of::<StatsDocument>()),
         ("status", schema_of::<StatusDocument>()),
         ("supervise-install", schema_of::<UnitDocument>()),

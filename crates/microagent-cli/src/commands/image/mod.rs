@@ -14,8 +14,10 @@ use microagent::image::{Image, ImportSource, PullOptions, PullPolicy};
 use crate::args::image_change;
 use crate::context::Context;
 use crate::documents::image::PulledImageDocument;
+use crate::documents::stream::StreamLine;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use crate::stream::print_line;
 
 pub(crate) use list::{ListArgs, execute as execute_list};
 pub(crate) use load::LoadArgs;
@@ -182,6 +184,9 @@ fn import(context: &Context, args: ImportArgs) -> Result<(), Failure> {
 /// Says what is here now.
 fn print(context: &Context, image: Image) -> Result<(), Failure> {
     match context.format {
+        Format::Json if context.streams() => {
+            print_line(&StreamLine::ImagePull(Box::new(PulledImageDocument::from(image))))
+        }
         Format::Json => print_json(&PulledImageDocument::from(image)),
         Format::Text => print_text(&lines(&image)),
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use microagent::{
     AttachOptions, AttachedOutput, AttachedRun, CancellationToken, Engine, Error, Event, ExecControl,
-    ExecStdin, Observer, OutputFrame, OutputStream, RunOptions, RunReport, StdinMode,
+    ExecStdin, Observer, OutputStream, RunOptions, RunReport, StdinMode,
 };
 use tokio::time::sleep;
 
@@ -17,6 +17,7 @@ use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::session::{Receiver, Stdin, Terminate, feed_in_background, forward, signals};
 use crate::signals::Listening;
+use crate::stream::Passing;
 use crate::terminal::{self, Raw};
 use crate::writer::{WriteMeter, Writer};
 
@@ -55,7 +56,9 @@ pub(super) fn run(
             Ok(run) => run,
             Err(error) => return Ok(Err(error)),
         };
-        if let Err(failure) = hold(&mut run, attachment, &asked_to_end, &token, &listening).await {
+        let mut passing = if context.streams() { Passing::lines() } else { Passing::Bytes };
+        let held = hold(&mut run, (attachment, &mut passing), &asked_to_end, &token, &listening).await;
+        if let Err(failure) = held {
             // Whoever reads our output has had enough, or there is nothing to read it.
             closed = Some(failure);
             token.cancel();
@@ -85,7 +88,7 @@ fn without_output(error: Error) -> Error {
 /// Passes everything on, both ways, until the command has ended and what it printed is written, or the run was cancelled.
 async fn hold(
     run: &mut AttachedRun,
-    attachment: Attachment,
+    (attachment, passing): (Attachment, &mut Passing),
     asked_to_end: &CancellationToken,
     token: &CancellationToken,
     listening: &Listening,
@@ -108,7 +111,7 @@ async fn hold(
     let mut interacting = pin!(interaction.hold());
     tokio::select! {
         biased;
-        written = pass_on(run, writer, attachment) => written,
+        written = pass_on(run, writer, attachment, passing) => written,
         Err(error) = &mut interacting => Err(Failure::Other {
             message: format!("the terminal cannot be used: {error}"),
             hint: None,
@@ -118,15 +121,23 @@ async fn hold(
 }
 
 /// Writes what the run prints.
-async fn pass_on(run: &mut AttachedRun, mut writer: Writer, attachment: Attachment) -> Result<(), Failure> {
-    while let Some(OutputFrame { stream, bytes }) = run.next().await {
-        let is_shown = match stream {
+async fn pass_on(
+    run: &mut AttachedRun,
+    mut writer: Writer,
+    attachment: Attachment,
+    passing: &mut Passing,
+) -> Result<(), Failure> {
+    while let Some(frame) = run.next().await {
+        let is_shown = match frame.stream {
             OutputStream::Stdout => attachment.stdout,
             OutputStream::Stderr => attachment.stderr,
         };
-        if is_shown {
+        if is_shown && let Some((stream, bytes)) = passing.piece(frame)? {
             writer.write(stream, bytes).await?;
         }
+    }
+    for (stream, bytes) in passing.rest()? {
+        writer.write(stream, bytes).await?;
     }
     writer.finish().await
 }
@@ -187,6 +198,7 @@ struct Shown {
 impl Observer for Shown {
     fn event(&self, event: Event) {
         match event {
+            Event::Command if self.progress.is_stream() => self.progress.event(event),
             Event::Command if self.output != AttachedOutput::Recorded => self.progress.end(),
             event @ Event::Setup { .. } if self.output == AttachedOutput::All => self.progress.line(&event),
             event => self.progress.event(event),

@@ -12,10 +12,12 @@ use microagent::{RunOptions, RunReport};
 use crate::args::workspace::idle_keys;
 use crate::context::Context;
 use crate::documents::run::RunDocument;
+use crate::documents::stream::StreamLine;
 use crate::exit_reason::{Ending, Place};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, stdout};
 use crate::progress::Progress;
+use crate::stream::print_line;
 use crate::{run_output, terminal};
 use args::option_after_image;
 use streams::{Attachment, Mode};
@@ -29,7 +31,7 @@ const START_FAILURES: [i32; 2] = [126, 127];
 pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     let spec = args.spec()?;
     let idle = idle_keys(&spec.not_for_run(), "run");
-    let mode = args.streams.mode(context.format)?;
+    let mode = if context.streams() { args.streams.lines() } else { args.streams.mode(context.format) }?;
     let options = args.options(spec)?;
     let engine = context.engine_for_run(args.kernel.clone(), args.cold);
     let progress = context.progress(args.streams.quiet);
@@ -62,6 +64,10 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     }
     let code = report.result.exit_code;
     let printed = match context.format {
+        Format::Json if context.streams() => {
+            let document = RunDocument::new(report)?;
+            print_line(&StreamLine::Run(Box::new(document)))
+        }
         Format::Json => RunDocument::new(report).and_then(|document| print_json(&document)),
         Format::Text => {
             note_report(&report, &options, &progress);

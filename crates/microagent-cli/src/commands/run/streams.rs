@@ -86,6 +86,31 @@ pub(super) struct Attachment {
 }
 
 impl StreamArgs {
+    /// What the flags amount to with `--json=stream`.
+    pub(super) fn lines(&self) -> Result<Mode, Failure> {
+        let refused = [
+            (self.tty, "--tty"),
+            (self.detach, "--detach"),
+            (!self.attach.is_empty(), "--attach"),
+            (self.stream, "--stream"),
+            (self.raw, "--raw"),
+        ];
+        if let Some((_, flag)) = refused.iter().find(|(given, _)| *given) {
+            return Err(Failure::usage(
+                format!("{flag} and --json=stream cannot be combined"),
+                "omit one of them; -i passes standard input with both",
+            ));
+        }
+        Ok(Mode::Attached(Attachment {
+            stdin: self.interactive,
+            tty: false,
+            stdout: true,
+            stderr: true,
+            output: AttachedOutput::All,
+            summary: false,
+        }))
+    }
+
     /// What the flags amount to.
     pub(super) fn mode(&self, format: Format) -> Result<Mode, Failure> {
         if self.detach {
