@@ -88,7 +88,8 @@ fn files_back_out(home: &Home) {
 
 /// 5. "Bound the run with a timeout", and "Clean up".
 fn timeout_and_clean_up(home: &Home) {
-    let words = ["run", "--timeout", "5", IMAGE, "sh", "-c", "echo asleep; exec sleep 60"];
+    // The page has 5 seconds, in which a busy host may not come to the command.
+    let words = ["run", "--timeout", "20", IMAGE, "sh", "-c", "echo asleep; exec sleep 60"];
     let run = home.microagent(words).failure();
     let error = run.stderr.lines().find(|line| line.starts_with("Error: ")).unwrap_or_default();
     let name = error.split('"').nth(1).unwrap_or_default();
