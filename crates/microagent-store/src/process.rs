@@ -28,8 +28,8 @@ impl ProcessId {
 
     /// The process that has this id now, if there is one.
     pub fn of(pid: i32) -> Option<ProcessId> {
-        let (state, start_time) = stat(pid)?;
-        (state != 'Z').then(|| ProcessId { pid, start_time, boot_id: boot_id() })
+        let stat = stat(pid)?;
+        stat.is_alive().then(|| ProcessId { pid, start_time: stat.start_time, boot_id: boot_id() })
     }
 
     /// Whether that very process still runs (a zombie does not).
@@ -42,6 +42,11 @@ impl ProcessId {
         self.boot_id == boot_id()
     }
 
+    /// Whether the main thread of a process has ended while others run. Its parent hears of its end when all have.
+    pub fn has_lost_its_main_thread(pid: i32) -> bool {
+        stat(pid).is_some_and(|stat| stat.is_zombie && stat.is_alive())
+    }
+
     /// Kills the process if it is still the recorded one.
     pub fn kill(&self) {
         if let (true, Some(pid)) = (self.is_alive(), Pid::from_raw(self.pid)) {
@@ -51,17 +56,37 @@ impl ProcessId {
     }
 }
 
-fn stat(pid: i32) -> Option<(char, u64)> {
+/// What the kernel says of a process, as far as it is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stat {
+    /// Its main thread has ended.
+    is_zombie: bool,
+    thread_count: u64,
+    start_time: u64,
+}
+
+impl Stat {
+    /// A process of which only the main thread has ended is alive.
+    fn is_alive(self) -> bool {
+        !self.is_zombie || self.thread_count > 1
+    }
+}
+
+fn stat(pid: i32) -> Option<Stat> {
     let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
     parse_stat(&String::from_utf8_lossy(&text))
 }
 
 /// The command name in field 2 may hold spaces and parentheses: fields count from the last `)`.
-fn parse_stat(text: &str) -> Option<(char, u64)> {
+///
+/// # Source
+/// `proc_pid_stat(5)`: state, threads and start time are fields 3, 20 and 22.
+fn parse_stat(text: &str) -> Option<Stat> {
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     let state = fields.next()?.chars().next()?;
-    let start_time = fields.nth(18)?.parse().ok()?;
-    Some((state, start_time))
+    let thread_count = fields.nth(16)?.parse().ok()?;
+    let start_time = fields.nth(1)?.parse().ok()?;
+    Some(Stat { is_zombie: state == 'Z', thread_count, start_time })
 }
 
 fn boot_id() -> String {
@@ -82,8 +107,15 @@ mod tests {
 
     #[test]
     fn a_hostile_command_name_does_not_shift_the_fields() {
-        let line = "7 (a) R 1 (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
-        assert_eq!(parse_stat(line), Some(('S', 4242)));
+        let line = "7 (a) R 1 (b) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 5 18 4242 20";
+        assert_eq!(parse_stat(line), Some(Stat { is_zombie: false, thread_count: 5, start_time: 4242 }));
+    }
+
+    #[test]
+    fn a_process_lives_as_long_as_one_of_its_threads() {
+        let of = |is_zombie, thread_count| Stat { is_zombie, thread_count, start_time: 1 }.is_alive();
+        assert!(of(false, 1) && of(true, 2));
+        assert!(!of(true, 1) && !of(true, 0));
     }
 
     #[test]

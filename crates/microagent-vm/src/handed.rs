@@ -8,21 +8,17 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use microagent_store::StateDir;
-use rustix::fs::{MemfdFlags, OFlags, fstatfs, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 
 use crate::jail::{Account, FileAccess, Reopened};
 use crate::machine::Files;
+use crate::mapped::write_mapped;
 use crate::overlay::{check_base, check_features, largest_bytes};
 use crate::spec::{Claim, MachineSpec};
 use crate::template::copy_file;
-
-/// tmpfs does not change a file's modification time when a shared mapping is written to.
-///
-/// # Source
-/// `statfs(2)`: `TMPFS_MAGIC`.
-const TMPFS: u64 = 0x0102_1994;
 
 /// A file that QEMU opens again.
 #[derive(Debug)]
@@ -54,7 +50,7 @@ impl Handed {
     pub(crate) fn memory(file: &File, access: FileAccess, account: Option<&Account>) -> io::Result<Handed> {
         let found = file.metadata()?;
         let closed = account.is_some_and(|account| !account.can_open(&found, access));
-        let unnoticed = access == FileAccess::ReadWrite && is_in_memory(file)?;
+        let unnoticed = access == FileAccess::ReadWrite && !records_changes(file)?;
         if closed || unnoticed {
             return copy(file).map(Handed::Copy);
         }
@@ -77,8 +73,17 @@ impl Handed {
     }
 }
 
-fn is_in_memory(file: &File) -> io::Result<bool> {
-    Ok(u64::try_from(fstatfs(file)?.f_type).is_ok_and(|found| found == TMPFS))
+/// Whether a file system changes a file's times when a shared mapping of the file is written to. It is tried with a new
+/// file beside the given one: tmpfs does not, and an overlay whose upper layer is a tmpfs does not say what it is.
+fn records_changes(file: &File) -> io::Result<bool> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let parent = path.parent().ok_or(io::ErrorKind::NotFound)?;
+    let scratch = tempfile::tempfile_in(parent)?;
+    scratch.set_len(1)?;
+    let before = UNIX_EPOCH + Duration::from_secs(1);
+    scratch.set_modified(before)?;
+    write_mapped(&scratch, 1)?;
+    Ok(scratch.metadata()?.modified()? != before)
 }
 
 fn copy(file: &File) -> io::Result<File> {
@@ -216,6 +221,14 @@ mod tests {
         again.read_to_string(&mut text).unwrap();
         assert_eq!(text, "guest");
         assert!(again.write_all(b"x").is_err(), "the descriptor itself is only for reading");
+    }
+
+    #[test]
+    fn a_file_system_on_a_disk_records_changes() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let file = File::create(dir.path().join("ram")).unwrap();
+        assert!(records_changes(&file).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left of the trial");
     }
 
     #[test]

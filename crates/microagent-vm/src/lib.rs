@@ -22,6 +22,7 @@ mod jail;
 pub mod launch;
 pub mod lifecycle;
 pub mod machine;
+mod mapped;
 mod network_stack;
 mod output;
 mod overlay;

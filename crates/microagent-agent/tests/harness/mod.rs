@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub, missing_docs, dead_code)]
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -34,17 +35,25 @@ pub const BASE_LEN: u64 = 24 << 20;
 
 const COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual";
 
-/// Files that are made once for all tests of a process.
-struct Fixtures {
-    dir: TempDir,
-}
-
-fn fixtures() -> &'static Fixtures {
-    static FIXTURES: OnceLock<Fixtures> = OnceLock::new();
+/// Directory of the files that are made once for all tests, in the build directory. Each test is a process of its own,
+/// and several make them at the same time: the first one that is ready gives its directory the name.
+fn fixtures() -> &'static Path {
+    static FIXTURES: OnceLock<PathBuf> = OnceLock::new();
     FIXTURES.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        make_root_disk(dir.path());
-        Fixtures { dir }
+        let mut hasher = DefaultHasher::new();
+        // Made anew when this file changes, which says what is in them.
+        hasher.write(include_bytes!("mod.rs"));
+        let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let dir = parent.join(format!("guest-{:016x}", hasher.finish()));
+        if !dir.exists() {
+            let made = tempfile::tempdir_in(parent).unwrap();
+            make_root_disk(made.path());
+            match fs::rename(made.path(), &dir) {
+                Ok(()) => drop(made.keep()),
+                Err(error) => assert!(dir.exists(), "{error}"),
+            }
+        }
+        dir
     })
 }
 
@@ -175,11 +184,10 @@ impl Vm {
     pub fn start(machine: &Machine) -> Vm {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("disk");
-        let fresh = fixtures().dir.path().join("root.ext4");
+        let fresh = fixtures().join("root.ext4");
         fs::copy(machine.disk.as_ref().unwrap_or(&fresh), &disk).unwrap();
         File::options().write(true).open(&disk).unwrap().set_len(machine.disk_len).unwrap();
-        let files =
-            EmbeddedGuest::embedded().unpack(&StateDir::at(fixtures().dir.path().join("state"))).unwrap();
+        let files = EmbeddedGuest::embedded().unpack(&StateDir::at(fixtures().join("state"))).unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
         let mut qemu = Command::new("qemu-system-x86_64");
         let mut board = "microvm,accel=tcg,acpi=off,rtc=on,isa-serial=on".to_owned();

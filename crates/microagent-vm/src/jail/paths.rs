@@ -106,13 +106,14 @@ impl Rules {
     }
 }
 
-/// Libraries and firmware of a QEMU outside of `/usr` (`PREFIX/bin/qemu`, `PREFIX/lib*`, `PREFIX/share/qemu`). They are
+/// Directories of libraries beside a program's directory.
+const LIBRARIES: [&str; 4] = ["lib", "lib32", "lib64", "libx32"];
+
+/// Libraries and firmware of a QEMU outside of `/usr` (`PREFIX/bin/qemu`, `PREFIX/lib`, `PREFIX/share/qemu`). They are
 /// resolved first, so that a link among them cannot open what no rule may open.
 fn own_dirs(program: &Path, state_dir: &Path) -> Vec<PathBuf> {
     let Some(prefix) = program.parent().and_then(Path::parent) else { return Vec::new() };
-    let entries = fs::read_dir(prefix).into_iter().flatten().flatten();
-    let libraries = entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"lib"));
-    let dirs = libraries.map(|entry| entry.path()).chain([prefix.join("share/qemu")]);
+    let dirs = LIBRARIES.into_iter().chain(["share/qemu"]).map(|name| prefix.join(name));
     let resolved = dirs.filter_map(|path| fs::canonicalize(path).ok()).filter(|path| path.is_dir());
     let state_dir = fs::canonicalize(state_dir).unwrap_or_else(|_| state_dir.to_owned());
     resolved.filter(|path| is_allowed(path, &state_dir)).collect()
@@ -166,10 +167,12 @@ mod tests {
     fn a_qemu_of_ones_own_brings_libraries_and_firmware_and_no_more() {
         let dir = tempfile::tempdir().unwrap();
         let home = fs::canonicalize(dir.path()).unwrap();
-        for made in ["bin", "lib", "lib64", "share/qemu", "share/secrets", "Documents", ".microagent"] {
+        for made in
+            ["bin", "lib", "lib64", "share/qemu", "share/secrets", "Documents", "library", ".microagent"]
+        {
             fs::create_dir_all(home.join(made)).unwrap();
         }
-        std::os::unix::fs::symlink(&home, home.join("library")).unwrap();
+        std::os::unix::fs::symlink(&home, home.join("libx32")).unwrap();
         std::os::unix::fs::symlink("/usr/lib", home.join("lib32")).unwrap();
         let mut dirs = own_dirs(&home.join("bin/qemu-system-x86_64"), &home.join(".microagent"));
         dirs.sort();

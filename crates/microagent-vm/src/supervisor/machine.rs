@@ -46,6 +46,9 @@ const WORDS_PATIENCE: Duration = Duration::from_secs(5);
 /// Deadline for reaping a killed process.
 pub(super) const REAP_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether QEMU's main thread is there.
+const MAIN_THREAD_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Deadline for QEMU to set a link down.
 pub(super) const LINK_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -190,7 +193,7 @@ impl Machine {
         };
         tokio::select! {
             biased;
-            _ = self.qemu.child.wait() => {}
+            _ = exit(&mut self.qemu.child) => {}
             reason = link_lost => return Event::LinkLost(reason),
         }
         Event::MachineGone(self.gone().await)
@@ -235,7 +238,7 @@ impl Machine {
 
     /// Waits for QEMU's end and returns how it ended. Cancel-safe.
     pub(super) async fn gone(&mut self) -> MachineExit {
-        match self.qemu.child.wait().await {
+        match exit(&mut self.qemu.child).await {
             Ok(status) => {
                 // Its last words may still be in the pipe.
                 if let Some(words) = self.qemu.words.as_mut() {
@@ -490,4 +493,17 @@ async fn freeze(qmp: &mut Qmp, state: OwnedFd, features: Features) -> Result<(),
     // Best effort: the guest is resumed whatever became of the state.
     let _ = qmp.execute("migrate_cancel", json!({})).await;
     Err(QmpError::Refused { command: "migrate".to_owned(), description: "it took too long".to_owned() })
+}
+/// Waits for the end of QEMU. One whose main thread has ended, while others run the guest's processors, answers nothing and
+/// does not end by itself: it is killed. Cancel-safe.
+async fn exit(qemu: &mut Child) -> io::Result<ExitStatus> {
+    loop {
+        if let Ok(ended) = timeout(MAIN_THREAD_INTERVAL, qemu.wait()).await {
+            return ended;
+        }
+        let pid = qemu.id().and_then(|pid| i32::try_from(pid).ok());
+        if pid.is_some_and(ProcessId::has_lost_its_main_thread) {
+            qemu.start_kill()?;
+        }
+    }
 }
