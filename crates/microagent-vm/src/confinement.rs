@@ -52,7 +52,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_fadvise64,
     libc::SYS_fallocate,
     libc::SYS_fchmod,
-    libc::SYS_fchmodat,
     libc::SYS_fdatasync,
     libc::SYS_flock,
     libc::SYS_fstat,
@@ -79,7 +78,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_statx,
     libc::SYS_umask,
     libc::SYS_unlinkat,
-    libc::SYS_utimensat,
     libc::SYS_write,
     libc::SYS_writev,
     // Events, time, randomness.
@@ -173,15 +171,15 @@ const OPENED: [(i32, i32); 3] = [
 
 /// What a supervisor needs after its confinement.
 #[derive(Debug)]
-pub(crate) struct Needs<'a> {
+pub(crate) struct Needs {
     /// Directory of its workspace.
-    pub(crate) dir: &'a WorkspaceDir,
+    pub(crate) dir: WorkspaceDir,
     /// Directory of the templates.
-    pub(crate) state: &'a StateDir,
+    pub(crate) state: StateDir,
     /// Directories of the volumes that it holds, whose records it writes.
     pub(crate) volumes: Vec<PathBuf>,
     /// What it does with templates.
-    pub(crate) templates: Templates<'a>,
+    pub(crate) templates: Templates,
     /// Whether it removes its workspace itself at its end.
     pub(crate) removes: bool,
     /// Directories of control groups in which it removes groups.
@@ -193,21 +191,21 @@ pub(crate) struct Needs<'a> {
 }
 
 /// What a supervisor does with templates.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Templates<'a> {
+#[derive(Debug)]
+pub(crate) enum Templates {
     /// Nothing.
     None,
     /// It removes the template if it cannot be restored.
     Discards,
     /// It creates a template in this directory, renames it, and removes surplus templates.
-    Makes(&'a Path),
+    Makes(PathBuf),
 }
 
 /// Confines the calling thread.
 ///
 /// # Errors
 /// Fails if the kernel supports Landlock and refuses the rules, or refuses the filter.
-pub(crate) fn confine(needs: &Needs<'_>) -> io::Result<()> {
+pub(crate) fn confine(needs: &Needs) -> io::Result<()> {
     match needs.other_user {
         true => give_up_capabilities_but_kill()?,
         false => give_up_capabilities()?,
@@ -217,7 +215,16 @@ pub(crate) fn confine(needs: &Needs<'_>) -> io::Result<()> {
     seccompiler::apply_filter(&filter).map_err(io::Error::other)
 }
 
-fn rules(needs: &Needs<'_>) -> Result<RulesetCreated, RulesetError> {
+/// Takes the permissions on templates away again, for good: a second set of Landlock rules without them, in addition to the
+/// first one. The guest has run none of the image's programs before. `needs` is without templates.
+///
+/// # Errors
+/// Fails when the kernel refuses the rules.
+pub(crate) fn leave_templates(needs: &Needs) -> io::Result<()> {
+    rules(needs).and_then(|rules| rules.restrict_self().map(drop)).map_err(io::Error::other)
+}
+
+fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
     let all = AccessFs::from_all(NEWEST) & !AccessFs::Execute;
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -231,7 +238,7 @@ fn rules(needs: &Needs<'_>) -> Result<RulesetCreated, RulesetError> {
         ruleset = allow(ruleset, volume, all)?;
     }
     let removed = AccessFs::ReadDir | AccessFs::RemoveDir | AccessFs::RemoveFile;
-    match needs.templates {
+    match &needs.templates {
         Templates::None => {}
         Templates::Discards => ruleset = allow(ruleset, &needs.state.templates(), removed)?,
         Templates::Makes(scratch) => {
@@ -274,7 +281,16 @@ fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
     #[cfg(target_arch = "x86_64")]
     rules.insert(libc::SYS_open, masked(1, &OPENED)?);
     rules.insert(libc::SYS_fcntl, one_of(1, FCNTL_COMMANDS.map(|command| command.cast_unsigned().into()))?);
+    // Times of what is open. Landlock has no rule for times and modes, so no call changes them by a path.
+    rules.insert(libc::SYS_utimensat, vec![rule(1, SeccompCmpOp::Eq, 0)?]);
     rules.insert(libc::SYS_ioctl, one_of(1, IOCTL_REQUESTS)?);
+    // More rules of Landlock, which only take away.
+    for call in
+        [libc::SYS_landlock_create_ruleset, libc::SYS_landlock_add_rule, libc::SYS_landlock_restrict_self]
+    {
+        rules.insert(call, Vec::new());
+    }
+    rules.insert(libc::SYS_prctl, one_of(0, [libc::PR_SET_NO_NEW_PRIVS.unsigned_abs().into()])?);
     let own = getpid().as_raw_nonzero().get();
     rules.insert(libc::SYS_tgkill, vec![about(own)?]);
     let killed = children.iter().map(|pid| about(*pid)).collect::<Result<Vec<_>, _>>()?;
@@ -313,6 +329,7 @@ mod tests {
     use std::io::ErrorKind;
     use std::net::TcpStream;
     use std::os::fd::AsRawFd;
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
     use std::process::Command;
 
@@ -349,13 +366,15 @@ mod tests {
         fs::write(&outside, "x").unwrap();
         let listener = UnixListener::bind(dir.path().join("bus")).unwrap();
 
+        let scratch = state.tmp().join("scratch");
+        fs::create_dir(&scratch).unwrap();
         let (place, own_dir) = (dir.path().to_owned(), own.path().to_owned());
         let results = std::thread::spawn(move || {
             let needs = Needs {
-                dir: &own,
-                state: &state,
+                dir: own,
+                state: state.clone(),
                 volumes: Vec::new(),
-                templates: Templates::Discards,
+                templates: Templates::Makes(scratch.clone()),
                 removes: true,
                 groups: Vec::new(),
                 children: vec![1],
@@ -366,6 +385,13 @@ mod tests {
             fs::write(&file, "x").unwrap();
             fs::rename(&file, own_dir.join("renamed")).unwrap();
             fs::read("/proc/self/stat").unwrap();
+            // A template is written, and nothing of one once it has its name.
+            let template = state.templates().join("template");
+            fs::write(scratch.join("ram"), "x").unwrap();
+            fs::rename(&scratch, &template).unwrap();
+            fs::write(template.join("ram"), "y").unwrap();
+            leave_templates(&Needs { templates: Templates::None, ..needs }).unwrap();
+            fs::write(own_dir.join("renamed"), "z").unwrap();
             let refused = [
                 ("program", Command::new("/bin/true").status().map(drop)),
                 ("TCP", TcpStream::connect("127.0.0.1:9").map(drop)),
@@ -379,6 +405,9 @@ mod tests {
                 ("file emptied without a right", emptied(&place.join("outside"), OFlags::ACCMODE)),
                 ("own file emptied without a right", emptied(&own_dir.join("renamed"), OFlags::ACCMODE)),
                 ("owner of signals", signal_owner()),
+                ("mode", fs::set_permissions(place.join("outside"), fs::Permissions::from_mode(0o777))),
+                ("published template", fs::write(template.join("ram"), "z")),
+                ("removed template", fs::remove_file(template.join("ram"))),
                 (
                     "signal",
                     rustix::process::test_kill_process(rustix::process::Pid::from_raw(2).unwrap())

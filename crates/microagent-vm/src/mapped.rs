@@ -8,7 +8,8 @@ use std::ptr::null_mut;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// Writes one byte to the start of a file of at least one byte, through a shared mapping.
+/// Writes one byte to the start of a file of at least one byte, through a shared mapping. It is read before, so that the
+/// page is there: the kernel sees the first write to a missing page on every file system.
 ///
 /// # Errors
 /// Fails if the file cannot be mapped.
@@ -18,6 +19,7 @@ pub(crate) fn write_mapped(file: &File, byte: u8) -> io::Result<()> {
     // after it is unmapped.
     unsafe {
         let place = mmap(null_mut(), LEN, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, file, 0)?;
+        let _ = place.cast::<u8>().read_volatile();
         place.cast::<u8>().write_volatile(byte);
         munmap(place, LEN)?;
     }

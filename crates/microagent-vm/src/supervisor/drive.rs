@@ -137,7 +137,13 @@ impl Driver {
             Machine::start(&self.spec, &plan, claimed, features, &self.dir, console, &events).await?;
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
         // Nothing has been read of the guest yet: no task that reads has run.
-        self.confine(&machine, &plan)?;
+        let templates = match plan.freezer() {
+            Some(freezer) => Templates::Makes(freezer.scratch().to_owned()),
+            None if plan.is_restored() => Templates::Discards,
+            None => Templates::None,
+        };
+        confine(&self.needs(&machine, templates))
+            .map_err(|e| full_or_boot(&e, "the supervisor cannot be confined"))?;
         self.begin(machine, plan, (events, incoming)).await
     }
 
@@ -163,7 +169,7 @@ impl Driver {
             monitor: machine.monitor(),
             machine: self.spec.machine.clone(),
             add_disks,
-            state: self.state.clone(),
+            needs: self.needs(&machine, Templates::None),
         });
         if let Some(server) = self.clients.server() {
             server.show_console(Console::new(machine.take_keys(), Rc::clone(&self.console)));
@@ -218,28 +224,22 @@ impl Driver {
         }
     }
 
-    /// Drops the rights of this process that it does not need any more.
-    fn confine(&self, machine: &Machine, plan: &Plan) -> Result<(), WorkspaceFailure> {
+    /// What this process needs when its machine runs.
+    fn needs(&self, machine: &Machine, templates: Templates) -> Needs {
         let volumes = self.spec.machine.extra_disks.iter().filter_map(|disk| match &disk.claim {
             Claim::Volume(name) => Some(self.state.volume(name).path().to_owned()),
             Claim::None | Claim::File => None,
         });
-        let templates = match plan.freezer() {
-            Some(freezer) => Templates::Makes(freezer.scratch()),
-            None if plan.is_restored() => Templates::Discards,
-            None => Templates::None,
-        };
-        let needs = Needs {
-            dir: &self.dir,
-            state: &self.state,
+        Needs {
+            dir: self.dir.clone(),
+            state: self.state.clone(),
             volumes: volumes.collect(),
             templates,
             removes: self.record.as_ref().is_some_and(|record| record.disposable),
             groups: machine.group().parents().map(Path::to_owned).collect(),
             children: machine.children(),
             other_user: machine.has_account(),
-        };
-        confine(&needs).map_err(|e| full_or_boot(&e, "the supervisor cannot be confined"))
+        }
     }
 
     /// Records the processes of a machine, and tells the caller which ports it publishes.

@@ -16,7 +16,7 @@ use microagent_proto::{
     REQUEST_LIMIT, Request, SessionError, SessionHandle, SetClock, ShutDown, Stream, greet, host_session,
     read_message, write_message, write_secret_message,
 };
-use microagent_store::{RecordedResult, StateDir, WorkspaceDir, write_json};
+use microagent_store::{RecordedResult, WorkspaceDir, write_json};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -34,6 +34,7 @@ use super::machine::Monitor;
 use super::relay::Relay;
 use super::{Shared, elapsed_us};
 use crate::bounded_log::BoundedLog;
+use crate::confinement::{Needs, leave_templates};
 use crate::lifecycle::Event;
 use crate::output::OutputWriter;
 use crate::spec::{MachineSpec, Outcome, Report, Step, SupervisorSpec, Timeline, Work};
@@ -118,8 +119,8 @@ pub(super) struct Freeze {
     pub(super) machine: MachineSpec,
     /// What gives the machine its disks afterwards.
     pub(super) add_disks: Vec<(&'static str, Value)>,
-    /// Where templates lie.
-    pub(super) state: StateDir,
+    /// What the supervisor needs when the template is done.
+    pub(super) needs: Needs,
 }
 
 /// The conversation with one guest.
@@ -344,7 +345,7 @@ impl Worker {
     /// Freezes the guest into a template as soon as it answers, and resumes it. The inner result says
     /// whether there is a template now.
     async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
-        let Freeze { freezer, monitor, machine, add_disks, state } = freeze;
+        let Freeze { freezer, monitor, machine, add_disks, needs } = freeze;
         self.greet(control, PreambleKind::Ping, &self.context.budget).await?;
         self.context.timeline.borrow_mut().ready_us = elapsed_us(self.context.started);
         if freezer.wants_mount() {
@@ -362,7 +363,10 @@ impl Worker {
             .await
             .map_err(|e| Trouble::Guest(format!("the guest did not resume after a freeze: {e}")))?;
         self.context.timeline.borrow_mut().freeze_us = elapsed_us(stopped);
-        Ok(frozen.and_then(|()| freezer.publish(&state).map_err(|e| e.to_string())))
+        let published = frozen.and_then(|()| freezer.publish(&needs.state).map_err(|e| e.to_string()));
+        leave_templates(&needs)
+            .map_err(|e| Trouble::Guest(format!("the supervisor cannot be confined further: {e}")))?;
+        Ok(published)
     }
 
     async fn work(
