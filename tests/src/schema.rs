@@ -72,6 +72,7 @@ pub fn schema_name(words: &[OsString]) -> String {
         .iter()
         .map(|word| ALIASES.iter().find(|(alias, _)| alias == word).map_or(*word, |(_, name)| *name));
     match (names.next().unwrap_or_default(), names.next()) {
+        ("exec", _) if has("--detach") => "exec-detach".to_owned(),
         ("man", _) if has("--dir") => "man-dir".to_owned(),
         ("supervise", _) if has("--install") || has("--uninstall") => "supervise-install".to_owned(),
         (first, Some(second)) if dir().join(format!("{first}-{second}.json")).exists() => {

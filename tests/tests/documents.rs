@@ -105,6 +105,21 @@ fn every_document_is_as_its_schema_says() {
     assert_eq!(documents.seen, all, "a schema that no call was checked against, or the other way round");
 }
 
+/// The commands of jobs.
+fn jobs(documents: &mut Documents<'_>) {
+    documents.home.microagent(["exec", "--detach", "--json", "web", "--", "cat"]).success().json();
+    documents.seen.insert("exec-detach".to_owned());
+    documents.home.microagent(["exec", "--detach", "web", "--", "sleep", "10000"]).success();
+    documents.call_all(&[
+        "job wait web 1",
+        "jobs web",
+        "job status web 1",
+        "job logs web 1",
+        "job signal web 2 WINCH",
+        "job kill web 2",
+    ]);
+}
+
 /// The commands of a run and of a workspace.
 fn workspace(documents: &mut Documents<'_>, image: &str, pushed: &str) {
     documents.call_with(&["run"], &["--network", "isolated", image, "echo", "hello"]);
@@ -116,6 +131,7 @@ fn workspace(documents: &mut Documents<'_>, image: &str, pushed: &str) {
         &["exec"],
         &["web", "--", "sh", "-c", "echo done > /root/report; nslookup none.invalid; :"],
     );
+    jobs(documents);
     documents.call_all(&[
         "cp web:/root/report report-copy",
         "logs web",

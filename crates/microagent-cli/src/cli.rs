@@ -10,8 +10,8 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::args::global::GlobalArgs;
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events,
-    exec, image, kernel, list, logs, man, network, perf, port, profiles, restart, result, run, secret, serve,
-    start, stats, status, supervise, system, template, version, volume, wait,
+    exec, image, job, jobs, kernel, list, logs, man, network, perf, port, profiles, restart, result, run,
+    secret, serve, start, stats, status, supervise, system, template, version, volume, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -66,6 +66,8 @@ pub(crate) enum Command {
     Exec(exec::ExecArgs),
     #[command(visible_alias = "attach")]
     Connect(connect::ConnectArgs),
+    Jobs(jobs::JobsArgs),
+    Job(job::JobArgs),
     Cp(cp::CpArgs),
     Halt(change::HaltArgs),
     Stop(change::StopArgs),
@@ -225,6 +227,7 @@ fn request(cli: Cli) -> Request {
     // A group that is named alone explains itself.
     let group: &[&str] = match &cli.command {
         None => &[],
+        Some(Command::Job(group)) if group.command.is_none() => &["job"],
         Some(Command::Image(group)) if group.command.is_none() => &["image"],
         Some(Command::Volume(group)) if group.command.is_none() => &["volume"],
         Some(Command::Kernel(group)) if group.command.is_none() => &["kernel"],

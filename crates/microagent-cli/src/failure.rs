@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+use microagent::error::JobError;
 use microagent::{Error, ErrorKind, FailureKind, chain};
 use owo_colors::OwoColorize;
 
@@ -81,6 +82,9 @@ impl Failure {
         match self {
             Failure::Usage { .. } => EXIT_USAGE,
             Failure::Engine(e) | Failure::WithOutput { error: e, .. } if e.is_retryable() => EXIT_RETRY,
+            Failure::Engine(Error::Job(JobError::NotStarted { exit_code, .. })) => {
+                u8::try_from(*exit_code).unwrap_or(EXIT_FAILED)
+            }
             Failure::Engine(e) | Failure::WithOutput { error: e, .. } => match e.kind() {
                 ErrorKind::Invalid => EXIT_USAGE,
                 ErrorKind::Cancelled => EXIT_CANCELLED,

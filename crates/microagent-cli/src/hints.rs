@@ -84,6 +84,11 @@ fn of_workspace(hint: &Hint) -> Option<String> {
             format!("release it first (its memory is lost): microagent halt {name}")
         }
         Hint::Exec { name } => format!("run a command in it: microagent exec {name} -- COMMAND"),
+        Hint::ListJobs { name } => format!("microagent jobs {name} shows its jobs"),
+        Hint::JobLogs { name, job } => format!("microagent job logs {name} {job} shows what it printed"),
+        Hint::StartJobWithStdin { name } => {
+            format!("start the command with one: microagent exec -d -i {name} -- COMMAND")
+        }
         Hint::KillRun { name } => format!(
             "it belongs to a `microagent run` and cannot be quarantined; stop it with: microagent kill {name}"
         ),

@@ -85,6 +85,11 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Restart(args) => commands::restart::execute(context, args),
         Command::Exec(args) => return commands::exec::execute(context, args),
         Command::Connect(args) => return commands::connect::execute(context, args),
+        Command::Jobs(args) => commands::jobs::execute(context, args),
+        Command::Job(args) if args.follows() => {
+            ended_by_user(true, commands::job::execute(context, args).map(drop))
+        }
+        Command::Job(args) => return commands::job::execute(context, args),
         Command::Cp(args) => commands::cp::execute(context, args),
         Command::Halt(args) => commands::change::halt(context, args),
         Command::Stop(args) => commands::change::stop(context, args),

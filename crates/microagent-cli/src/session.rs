@@ -266,6 +266,13 @@ fn keys_in_background(detach: (u8, CancellationToken)) -> io::Result<mpsc::Recei
     Ok(keys)
 }
 
+/// This process's standard input, in pieces.
+pub(crate) fn input_in_background() -> io::Result<mpsc::Receiver<Vec<u8>>> {
+    let (sender, input) = mpsc::channel(QUEUE);
+    read_in_background(Stdin::Ours, None, move |bytes| sender.blocking_send(bytes).is_ok())?;
+    Ok(input)
+}
+
 /// The signals that go to the command. On a terminal in raw mode Ctrl-C is a key like any other.
 pub(crate) fn signals(raw: bool) -> io::Result<Signals> {
     let size = SignalKind::window_change();

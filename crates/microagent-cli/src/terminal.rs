@@ -25,6 +25,11 @@ pub(crate) fn ours() -> Result<Terminal, Failure> {
     Ok(Terminal::new(rows, cols, environment::terminal_kind()))
 }
 
+/// A terminal that nobody sits at.
+pub(crate) fn detached() -> Terminal {
+    Terminal::new(24, 80, environment::terminal_kind())
+}
+
 /// Lines and columns of our terminal.
 pub(crate) fn size() -> Option<(u16, u16)> {
     let size = tcgetwinsize(io::stdout()).ok()?;

@@ -52,6 +52,14 @@ const COMMANDS: &[&str] = &[
     "image delete",
     "image prune",
     "doctor",
+    "jobs",
+    "job",
+    "job status",
+    "job logs",
+    "job wait",
+    "job signal",
+    "job stdin",
+    "job kill",
     "profiles",
     "kernel",
     "kernel verify",
@@ -729,4 +737,12 @@ fn bash_completes_names_and_modes() {
     assert_eq!(completed(state.path(), "microagent run -v d"), ["data", "dump"]);
     assert_eq!(completed(state.path(), "microagent run --network "), ["user", "isolated"]);
     assert_eq!(completed(state.path(), "microagent res"), ["restart", "resume", "result"]);
+
+    let job = state.path().join("workspaces/web/jobs/12");
+    fs::create_dir_all(&job).unwrap();
+    let record = r#"{"id": 12, "command": "true", "started_at": "2026-11-22T10:00:00Z", "stdin": false,
+        "supervisor": null, "end": null}"#;
+    fs::write(job.join("job.json"), record).unwrap();
+    assert_eq!(completed(state.path(), "microagent job status we"), ["web"]);
+    assert_eq!(completed(state.path(), "microagent job logs --tail 5 web "), ["12"]);
 }

@@ -13,6 +13,7 @@ mod dns;
 pub mod egress;
 mod forward;
 mod guest_settings;
+mod job;
 mod label;
 mod machine;
 mod name;
@@ -32,6 +33,7 @@ pub use forward::{FORWARDS_MAX, Forward, ForwardError, forwarded_twice};
 pub use guest_settings::{
     GuestSettings, RootAccess, SETTINGS_MAX, SettingError, Tmpfs, ULIMITS, Ulimit, check_sysctl, parse_sysctl,
 };
+pub use job::{JobId, JobIdError, JobState};
 pub use label::{LABEL_NAME_MAX, LABEL_VALUE_MAX, LABELS_MAX, LabelError, Labels, check_label, parse_label};
 pub use machine::{
     DISK_BPS_MIN, DISK_IOPS_MIN, DISK_MIB_MAX, ImageIdentity, LinkState, NET_BPS_MIN, NetworkMode, RATE_MAX,

@@ -10,6 +10,7 @@
 mod atomic;
 mod control;
 mod events;
+mod job;
 mod lock;
 mod open;
 mod process;
@@ -24,6 +25,7 @@ pub use atomic::{
 };
 pub use control::{CONTROL_KEY_LEN, ControlKey};
 pub use events::StateEvent;
+pub use job::{JOB_COMMAND_LIMIT, JobDir, JobEnd, JobRecord};
 pub use lock::{Lock, LockError};
 pub use open::{Access, open_file};
 pub use process::ProcessId;

@@ -475,7 +475,7 @@ impl WorkspaceDir {
 }
 
 /// Creates a directory with mode 0700 unless it is there.
-fn create_private_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 

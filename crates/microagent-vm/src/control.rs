@@ -4,12 +4,14 @@
 //! stream of the guest's agent: the supervisor only copies bytes, and the client decodes what the guest sends and
 //! does not trust it. All messages have a limit, and clients have a deadline.
 
+mod job;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use microagent_model::{Artifact, Publish, RestartPolicy, WorkspaceFailure};
+use microagent_model::{Artifact, JobId, Publish, RestartPolicy, WorkspaceFailure};
 use microagent_proto::{FrameError, GENERATION, read_message, write_message};
 use microagent_store::{ControlKey, WorkspaceDir};
 use rustix::net::{
@@ -21,6 +23,8 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub(crate) use self::job::JOB_REQUEST_LIMIT;
+pub use self::job::{JobInput, JobOrder, JobRequest, JobStdinStream, job_stdin, start_job, tell_job};
 use crate::lifecycle::ChangeRequest;
 use crate::ports::BoundPort;
 use crate::spec::SUPERVISOR_PROTOCOL;
@@ -56,7 +60,8 @@ pub(crate) struct Hello {
 impl Hello {
     /// Whether the client's version of the protocol is supported.
     pub(crate) fn is_understood(&self) -> bool {
-        let same_agent = self.generation == GENERATION || self.request != ControlRequest::Attach;
+        let speaks_to_agent = matches!(self.request, ControlRequest::Attach | ControlRequest::StartJob);
+        let same_agent = self.generation == GENERATION || !speaks_to_agent;
         self.protocol == SUPERVISOR_PROTOCOL && same_agent
     }
 }
@@ -81,6 +86,13 @@ pub(crate) enum ControlRequest {
     },
     /// Stop publishing this port, given as it is bound.
     ClosePort(Publish),
+    /// A job: [`JobRequest`] follows on the connection after [`Answer::Attached`], and has an answer of its own.
+    StartJob,
+    /// Something that a running job is told.
+    TellJob(JobId, JobOrder),
+    /// The standard input of a running job: after [`Answer::Attached`] come [`JobInput`]s, then the end of the client's
+    /// direction, then an answer.
+    JobStdin(JobId),
 }
 
 /// The fields of a workspace's record that can change while its machine exists. Only the supervisor writes the record
@@ -108,6 +120,15 @@ pub enum Answer {
     Failed(WorkspaceFailure),
     /// The request is refused; nothing was done.
     Refused(Refusal),
+    /// The job has started.
+    JobStarted(JobId),
+    /// The guest could not start the job's command, and nothing is left of it.
+    JobNotStarted {
+        /// 127 for a command that was not found, else 126.
+        exit_code: i32,
+        /// One line, of the guest.
+        message: String,
+    },
 }
 
 /// Why a supervisor refuses a request.
@@ -121,6 +142,14 @@ pub enum Refusal {
     ConsoleTaken,
     /// The client belongs to another version.
     OtherBuild,
+    /// So many jobs run already, and no more can.
+    JobsFull(u32),
+    /// There is no such job.
+    NoSuchJob,
+    /// The job has ended.
+    JobEnded,
+    /// The job has no standard input, or it is at its end.
+    NoStdin,
 }
 
 /// Why a supervisor gave no answer.
@@ -168,7 +197,7 @@ async fn stream(
     match answer {
         Answer::Attached => Ok(Ok(stream)),
         Answer::Refused(refusal) => Ok(Err(refusal)),
-        Answer::Done | Answer::Failed(_) => Err(ControlError::Closed),
+        _ => Err(ControlError::Closed),
     }
 }
 

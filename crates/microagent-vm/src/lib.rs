@@ -19,6 +19,7 @@ mod descriptors;
 mod features;
 mod handed;
 mod jail;
+mod job_output;
 pub mod launch;
 pub mod lifecycle;
 pub mod machine;
@@ -36,9 +37,12 @@ mod wire;
 
 pub use accel::{AccelChoice, AccelDecision, KvmFacts};
 pub use bounded_log::{LogPlace, older as older_log, place_since};
-pub use control::{AMENDMENT_LIMIT, Amendment, Answer, ControlError, Refusal};
+pub use control::{
+    AMENDMENT_LIMIT, Amendment, Answer, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal,
+};
 pub use core_dump::never_dump_core;
 pub use jail::Walls;
+pub use job_output::{JOB_OUTPUT_LIMIT, JobOutputPiece, JobOutputReader};
 pub use launch::{Launched, SuperviseError, launch};
 pub use lifecycle::ChangeRequest;
 pub use microagent_qemu::argv::Accel;

@@ -65,16 +65,7 @@ impl OutputWriter {
         if kept.is_empty() {
             return Ok(());
         }
-        let tag = match stream {
-            OutputStream::Stdout => 1,
-            OutputStream::Stderr => 2,
-        };
-        let len = u32::try_from(kept.len()).expect("a chunk of the protocol is far below 4 GiB");
-        let mut frame = Vec::with_capacity(5 + kept.len());
-        frame.push(tag);
-        frame.extend(len.to_le_bytes());
-        frame.extend(kept);
-        file.write_all(&frame)
+        file.write_all(&encode(stream, kept))
     }
 
     /// Bytes that were not kept.
@@ -131,18 +122,40 @@ impl Iterator for OutputReader {
     }
 }
 
+/// Bytes of a frame before those of the stream.
+pub(crate) const FRAME_HEADER_LEN: usize = 5;
+
+/// A frame as it is written.
+pub(crate) fn encode(stream: OutputStream, bytes: &[u8]) -> Vec<u8> {
+    let tag = match stream {
+        OutputStream::Stdout => 1,
+        OutputStream::Stderr => 2,
+    };
+    let len = u32::try_from(bytes.len()).expect("a chunk of the protocol is far below 4 GiB");
+    let mut frame = Vec::with_capacity(FRAME_HEADER_LEN + bytes.len());
+    frame.push(tag);
+    frame.extend(len.to_le_bytes());
+    frame.extend(bytes);
+    frame
+}
+
+/// What a header says of the bytes behind it: their stream and their number, at most [`FRAME_LIMIT`].
+pub(crate) fn decode_header(header: [u8; FRAME_HEADER_LEN]) -> io::Result<(OutputStream, usize)> {
+    let [tag, len @ ..] = header;
+    let len = u32::from_le_bytes(len) as usize;
+    match tag {
+        1 if len <= FRAME_LIMIT => Ok((OutputStream::Stdout, len)),
+        2 if len <= FRAME_LIMIT => Ok((OutputStream::Stderr, len)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the recorded output is damaged")),
+    }
+}
+
 fn read_frame(file: &mut impl Read) -> io::Result<Option<OutputFrame>> {
-    let mut header = [0; 5];
+    let mut header = [0; FRAME_HEADER_LEN];
     if !read_whole(file, &mut header)? {
         return Ok(None);
     }
-    let [tag, len @ ..] = header;
-    let len = u32::from_le_bytes(len) as usize;
-    let stream = match tag {
-        1 if len <= FRAME_LIMIT => OutputStream::Stdout,
-        2 if len <= FRAME_LIMIT => OutputStream::Stderr,
-        _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "the recorded output is damaged")),
-    };
+    let (stream, len) = decode_header(header)?;
     let mut bytes = vec![0; len];
     Ok(read_whole(file, &mut bytes)?.then_some(OutputFrame { stream, bytes }))
 }

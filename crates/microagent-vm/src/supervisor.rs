@@ -12,6 +12,7 @@ mod dir_watch;
 mod drive;
 mod effects;
 mod guest_end;
+mod jobs;
 mod liveness;
 mod machine;
 mod network;
@@ -54,6 +55,7 @@ use claims::Claims;
 use clients::Clients;
 use control_server::ControlServer;
 use dir_watch::DirWatch;
+pub(crate) use jobs::JOB_START_DEADLINE;
 use liveness::StateWatch;
 use outcome::LastAnswers;
 use relay::Relay;
@@ -349,6 +351,10 @@ impl Driver {
             Err(failure) => Outcome::Failed(failure),
         };
         self.timeline.borrow_mut().gone_us = self.elapsed_us();
+        if let Some(server) = self.clients.server() {
+            // Before anybody can see that the machine has ended.
+            server.take_back();
+        }
         self.note_shortage(&outcome).await;
         let outcome = self.record_outcome(outcome);
         let console_tail = match &outcome {

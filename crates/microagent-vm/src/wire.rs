@@ -10,7 +10,7 @@ use microagent_proto::{Command, ExecRole, GENERATION};
 use microagent_store::RecordedResult;
 use serde_reflection::{Samples, Tracer, TracerConfig};
 
-use crate::control::{Answer, ControlRequest, Hello, Refusal};
+use crate::control::{Answer, ControlRequest, Hello, JobInput, JobOrder, JobRequest, Refusal};
 use crate::lifecycle::ChangeRequest;
 use crate::spec::{
     Claim, Outcome, RelayedOutput, Report, SUPERVISOR_PROTOCOL, StartMode, SupervisorSpec, Work,
@@ -42,7 +42,7 @@ fn schema() -> String {
     }
     trace!(FailureKind, State, RestartPolicy, EgressMode, Result<(), String>, Command, ExecRole, std::net::IpAddr, std::net::SocketAddr, microagent_model::PortProtocol);
     trace!(Claim, RelayedOutput, Outcome, StartMode, Work, SupervisorSpec, Report);
-    trace!(ChangeRequest, ControlRequest, Refusal, Hello, Answer);
+    trace!(ChangeRequest, JobOrder, ControlRequest, Refusal, Hello, Answer, JobRequest, JobInput);
     let registry = tracer.registry().expect("every type was traced");
     serde_json::to_string_pretty(&registry).expect("a registry is plain data") + "\n"
 }

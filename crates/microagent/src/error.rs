@@ -4,6 +4,7 @@
 
 mod action;
 mod connection;
+mod job;
 
 use std::io;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::action::Action;
 pub use self::connection::ConnectionFault;
+pub use self::job::JobError;
 pub use crate::invalid::InvalidRequest;
 use crate::{Hint, SecretError, SecretFault, SetupFailure, SpecError};
 
@@ -237,6 +239,9 @@ pub enum Error {
         /// The workspace.
         workspace: WorkspaceName,
     },
+    /// A job cannot be started or reached.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// The connection to the guest was lost.
     #[error("lost the connection to the guest of workspace `{workspace}`")]
     GuestGone {
@@ -384,6 +389,7 @@ impl Error {
             | Error::GuestGone { .. }
             | Error::GuestRefused { .. } => ErrorKind::RunFailed,
             Error::SetupFailed { .. } => ErrorKind::SetupFailed,
+            Error::Job(error) => error.kind(),
             Error::Write(error) => io_kind(error.io()),
             Error::File { source, .. } | Error::Sink(source) => io_kind(Some(source)),
         }
@@ -410,6 +416,7 @@ impl Error {
             Error::SecretFile { source, .. } => source.hint().map(Hint::Advice),
             Error::Invalid(invalid) => Some(invalid.hint()),
             Error::Port(e) => Some(Hint::Advice(e.hint())),
+            Error::Job(e) => e.hint(),
             Error::State(_) => Some(Hint::ChooseStateDir),
             Error::Bundle(BundleError::Damaged { .. } | BundleError::Compression { .. }) => {
                 Some(Hint::advice("pack it again: tar -C DIR -cf files.tar . (or .tar.gz, .tar.zst)"))

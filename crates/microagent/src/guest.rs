@@ -283,7 +283,7 @@ impl GuestConnection {
         match answer {
             Ok(Answer::Done) => Ok(()),
             Ok(Answer::Failed(failure)) => Err(failed(failure.message)),
-            Ok(Answer::Refused(_) | Answer::Attached) => Err(failed("it was refused".to_owned())),
+            Ok(_) => Err(failed("it was refused".to_owned())),
             Err(source) => Err(Error::Unreachable { workspace, source }),
         }
     }

@@ -1,7 +1,7 @@
 //! What a user can do about an error, as data. The program that shows a hint converts it to text.
 
 use microagent_image::ImageHint;
-use microagent_model::{VolumeName, WorkspaceName};
+use microagent_model::{JobId, VolumeName, WorkspaceName};
 
 /// What a user can do about an [`Error`](crate::Error).
 ///
@@ -76,6 +76,23 @@ pub enum Hint {
     },
     /// Run commands in the workspace, which is running.
     Exec {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// See which jobs the workspace has.
+    ListJobs {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// See what the job printed.
+    JobLogs {
+        /// The workspace.
+        name: WorkspaceName,
+        /// The job.
+        job: JobId,
+    },
+    /// Start a job with a standard input.
+    StartJobWithStdin {
         /// The workspace.
         name: WorkspaceName,
     },

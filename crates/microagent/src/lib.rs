@@ -26,7 +26,7 @@
 //!
 //! A workspace that is kept between its starts is a handle, [`Workspace`]: [`Engine::create`] makes it,
 //! [`Engine::workspace`] finds it by name. It is started with [`Workspace::start`], used with [`Workspace::exec`],
-//! [`Workspace::copy_in`] and [`Workspace::copy_out`], and ended with [`Workspace::halt`] or [`Workspace::delete`]; a
+//! [`Workspace::start_job`], [`Workspace::copy_in`] and [`Workspace::copy_out`], and ended with [`Workspace::halt`] or [`Workspace::delete`]; a
 //! started one keeps running without the program that started it (`examples/workspace.rs`).
 //!
 //! Images, volumes and templates are handles too ([`Engine::images`], [`Engine::volumes`], [`Engine::templates`]), each
@@ -92,17 +92,17 @@ pub use volume::Volumes;
 pub use workspace::{
     CommitOptions, CommitReport, Console, CopySource, CopyTarget, DeleteMode, Deletion, Exec, ExecControl,
     ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, FileContent, FileRange, GuestAddresses,
-    HostForward, Inspection, LogOptions, NetworkDetails, PortForward, REASON_LIMIT, StartOptions, Stats,
-    StdinMode, SuperviseOptions, SymlinkMode, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary,
-    last_lines,
+    HostForward, Inspection, Job, JobDetails, JobOutput, JobOutputOptions, JobStdin, LogOptions,
+    NetworkDetails, PortForward, REASON_LIMIT, StartOptions, Stats, StdinMode, SuperviseOptions, SymlinkMode,
+    Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
 };
 
 pub use jiff::Timestamp;
 pub use microagent_model::{
     AddedAddress, AddedHost, Artifact, Attachment, CommandLine, DiskSource, DnsError, DnsSettings,
-    FailureKind, Forward, ForwardError, GuestInit, GuestSettings, ImageIdentity, LabelError, Labels,
-    LinkState, NameError, NameServer, NetworkMode, PORTS_MAX, PortProtocol, PortSelector, Publish,
-    PublishError, PublishRange, RateLimits, Resources, RestartPolicy, RootAccess, SearchDomain,
+    FailureKind, Forward, ForwardError, GuestInit, GuestSettings, ImageIdentity, JobId, JobIdError, JobState,
+    LabelError, Labels, LinkState, NameError, NameServer, NetworkMode, PORTS_MAX, PortProtocol, PortSelector,
+    Publish, PublishError, PublishRange, RateLimits, Resources, RestartPolicy, RootAccess, SearchDomain,
     SecretReference, SecretReferenceError, SecretSource, SettingError, SetupStep, State, Tmpfs, Ulimit,
     VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name,
     signal_number,
@@ -111,8 +111,8 @@ pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;
 pub use microagent_store::{ProcessId, StateEvent};
 pub use microagent_vm::{
-    OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode, Timeline, never_dump_core,
-    supervise,
+    JOB_OUTPUT_LIMIT, JobOutputPiece, OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode,
+    Timeline, never_dump_core, supervise,
 };
 pub use tokio_util::sync::CancellationToken;
 pub use zeroize::Zeroizing;

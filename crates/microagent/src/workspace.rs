@@ -9,6 +9,7 @@ mod copy;
 mod egress;
 mod exec;
 mod files;
+mod job;
 mod lifecycle;
 mod logs;
 mod network;
@@ -43,6 +44,7 @@ pub use exec::{
     Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, StdinMode, Terminal,
 };
 pub use files::{FileContent, FileRange};
+pub use job::{Job, JobDetails, JobOutput, JobOutputOptions, JobStdin};
 pub(crate) use lifecycle::refused;
 pub use lifecycle::{REASON_LIMIT, StartOptions};
 pub use logs::{LogOptions, last_lines};

@@ -9,9 +9,9 @@ use microagent::apply::ApplyMode;
 use microagent::image::{ConfigChanges, ImportSource, NetworkOptions, PullOptions, SaveTarget};
 use microagent::{
     CommitOptions, Console, CopySource, CopyTarget, CreateOptions, DeleteMode, Engine, EngineOptions, Error,
-    Exec, ExecControl, ExecOptions, ExecStdin, LogOptions, Lookup, NetworkMode, PROFILES, Progress,
-    RunOptions, SpecFile, StartOptions, Streaming, SuperviseOptions, SymlinkMode, Workspace, WorkspaceName,
-    volume,
+    Exec, ExecControl, ExecOptions, ExecStdin, JobId, JobOutputOptions, JobStdin, LogOptions, Lookup,
+    NetworkMode, PROFILES, Progress, RunOptions, SpecFile, StartOptions, Streaming, SuperviseOptions,
+    SymlinkMode, Workspace, WorkspaceName, volume,
 };
 
 fn assert_send<T: Send>(value: T) {
@@ -82,6 +82,13 @@ fn every_future_of_a_workspace_is_send() {
     let spec = SpecFile::default();
     assert_send(workspace.apply(&spec, nothing, ApplyMode::DryRun));
     assert_send(workspace.exec(ExecOptions::new(["true"])));
+    assert_send(workspace.start_job(ExecOptions::new(["true"])));
+    let job = workspace.job(JobId::FIRST);
+    assert_send(job.wait());
+    assert_send(job.signal(2));
+    assert_send(job.kill());
+    assert_send(job.stdin());
+    assert_send(job.follow_output(JobOutputOptions::new()));
     assert_send(workspace.console());
     assert_send(workspace.copy_in(CopySource::path("x"), "/x", &progress));
     assert_send(workspace.copy_out("/x", CopyTarget::path("x"), &progress));
@@ -97,7 +104,15 @@ fn every_future_of_a_workspace_is_send() {
 
 /// Not called: there is no running workspace.
 #[allow(dead_code, reason = "only compiled")]
-fn every_future_of_a_stream_is_send(mut exec: Exec, mut console: Console, mut items: Streaming<Vec<u8>>) {
+fn every_future_of_a_stream_is_send(
+    mut exec: Exec,
+    mut console: Console,
+    mut items: Streaming<Vec<u8>>,
+    mut input: JobStdin,
+) {
+    assert_send(input.write(b"x"));
+    assert_send(input.ended());
+    assert_send(input.finish());
     assert_send(exec.next());
     assert_send(exec.control().kill());
     assert_send(exec.control().signal(2));

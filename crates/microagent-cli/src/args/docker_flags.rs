@@ -69,12 +69,6 @@ const ROWS: &[Row] = &[
     ),
     // exec
     (&["exec"], &["--privileged"], OWN_KERNEL, "omit it; --user root runs the command as root"),
-    (
-        &["exec"],
-        &["--detach", "-d"],
-        "`exec` waits for its command",
-        "microagent exec NAME -- sh -c 'nohup COMMAND > /tmp/log 2>&1 &'",
-    ),
     // logs, events
     (
         &["logs"],

@@ -20,7 +20,7 @@ Examples:
   fish:
     microagent completions fish > ~/.config/fish/completions/microagent.fish";
 
-/// Functions that complete names of workspaces, images and volumes.
+/// Functions that complete names of workspaces, images and volumes, and numbers of jobs.
 const NAMES_BASH: &str = include_str!("completions/names.bash");
 const NAMES_FISH: &str = include_str!("completions/names.fish");
 const NAMES_ZSH: &str = include_str!("completions/names.zsh");
@@ -30,6 +30,7 @@ const ZSH_ARGUMENTS: &[(&str, &str)] = &[
     (" -- Workspace:", "_microagent_workspaces"),
     (" -- Workspaces:", "_microagent_workspaces"),
     (" -- Workspace ", "_microagent_workspaces"),
+    (" -- Number of the job", "_microagent_jobs"),
     (" -- Volume:", "_microagent_volumes"),
     (" -- Volumes:", "_microagent_volumes"),
     (" -- Reference or digest of an image", "_microagent_images"),
@@ -114,6 +115,7 @@ mod tests {
         let script = script(Shell::Zsh, shown_command());
         assert!(script.contains("':name -- Workspace:_microagent_workspaces'"));
         assert!(script.contains("'*::names -- Volumes:_microagent_volumes'"));
+        assert!(script.contains(" shows it:_microagent_jobs'"));
         let (functions, call) = (script.find("_microagent_images() {"), script.find("compdef _microagent"));
         assert!(functions.unwrap() < call.unwrap());
     }

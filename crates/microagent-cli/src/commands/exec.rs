@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use clap::Args;
 use microagent::spec::value::duration;
-use microagent::{ExecOptions, ExecOutput, Execution, Workspace, WorkspaceName};
+use microagent::{Error, ExecOptions, ExecOutput, Execution, StdinMode, Workspace, WorkspaceName};
 
 use crate::args::values::{env_file, env_variable};
+use crate::commands::job;
 use crate::context::Context;
 use crate::documents::exec::ExecDocument;
 use crate::documents::output::json_bytes;
 use crate::documents::stream::StreamLine;
 use crate::exit_reason::{Ending, Place};
 use crate::failure::Failure;
-use crate::output::{Format, print_json};
+use crate::output::{Format, print_json, print_text};
 use crate::progress::Progress;
 use crate::session::{Ended, Session, Stdin};
 use crate::stream::{Passing, print_line};
@@ -26,8 +27,9 @@ const DOCUMENT_LIMIT: usize = 64 * 1024 * 1024;
 
 const EXAMPLES: &str = "\
 Examples:
-  Run one command and exit with its exit code:
+  Run one command and exit with its exit code; print one JSON document, for programs:
     microagent exec web -- ls -la /srv
+    microagent exec web --json -- uname -r
 
   Set user, directory, a variable and a time limit:
     microagent exec web -u nobody --cwd /tmp -e LEVEL=3 --timeout 60 -- sh -c 'id; echo $LEVEL'
@@ -36,14 +38,19 @@ Examples:
     microagent exec -it web -- vi /etc/motd
     microagent exec --stdin dump.sql db -- psql -U postgres
 
-  Print one JSON document, for programs:
-    microagent exec web --json -- uname -r";
+  Run a command in the background; see what it printed and how it ended:
+    job=$(microagent exec --detach web -- make test)
+    microagent job logs -f web $job
+    microagent job wait web $job";
 
 const LONG_ABOUT: &str = "\
 Runs a command in a running workspace and prints its output as it comes, standard output and standard error separately. \
 Exits with the command's exit code.
 
 Ctrl-C and other signals go to the command; the third Ctrl-C kills it.
+
+With --detach the command becomes a job: its number is printed once it has started, and `microagent job` shows, follows \
+and ends it. -i gives it a standard input that stays open for `microagent job stdin`.
 
 Exit codes that microagent sets: 124 the time limit was reached, 126 the command could not be executed, 127 it was not \
 found, 128 + N signal N ended it. Killing the command also kills its child processes.";
@@ -91,6 +98,10 @@ pub(crate) struct ExecArgs {
     #[arg(short, long)]
     tty: bool,
 
+    /// Run the command in the background and print the number of its job
+    #[arg(short, long, conflicts_with = "stdin")]
+    detach: bool,
+
     /// Read standard input from FILE (- for this process's)
     #[arg(long, value_name = "FILE", conflicts_with = "interactive")]
     stdin: Option<PathBuf>,
@@ -100,6 +111,13 @@ pub(crate) struct ExecArgs {
 pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> {
     let options = args.options()?;
     let workspace = context.engine().workspace(&args.name);
+    if args.detach && context.streams() {
+        return Err(Failure::usage("--detach and --json=stream cannot be combined", "use --json"));
+    }
+    if args.detach {
+        let mode = if args.interactive { StdinMode::Piped } else { StdinMode::Empty };
+        return start_job(context, &workspace, options.stdin(mode)).map(|()| 0);
+    }
     if context.streams() && args.tty {
         return Err(Failure::usage("--tty and --json=stream cannot be combined", "omit one of them"));
     }
@@ -132,6 +150,20 @@ pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> 
     }
     note_ending(&progress, &workspace, &execution)?;
     Ok(u8::try_from(execution.exit_code).unwrap_or(1))
+}
+
+/// Starts the command in the background and prints the number of its job.
+fn start_job(context: &Context, workspace: &Workspace, options: ExecOptions) -> Result<(), Failure> {
+    let job = context.block_on(async |token| {
+        tokio::select! {
+            job = workspace.start_job(options) => Ok(job?),
+            () = token.cancelled() => Err(Error::Cancelled.into()),
+        }
+    })?;
+    match context.format {
+        Format::Json => job::print(context, &job, job.details()?),
+        Format::Text => print_text(&format!("{}\n", job.id())),
+    }
 }
 
 /// Says what the guest had too little of, and which signal ended the command.
@@ -171,7 +203,7 @@ impl ExecArgs {
         options.user.clone_from(&self.user);
         options.timeout = self.timeout;
         if self.tty {
-            options.terminal = Some(terminal::ours()?);
+            options.terminal = Some(if self.detach { terminal::detached() } else { terminal::ours()? });
         }
         Ok(options)
     }

@@ -15,6 +15,8 @@ pub(crate) mod egress;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod image;
+pub(crate) mod job;
+pub(crate) mod jobs;
 pub(crate) mod kernel;
 pub(crate) mod list;
 pub(crate) mod logs;

@@ -34,6 +34,7 @@ pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod image;
+pub(crate) mod job;
 pub(crate) mod kernel;
 pub(crate) mod list;
 pub(crate) mod logs;

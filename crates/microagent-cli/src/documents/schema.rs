@@ -32,6 +32,7 @@ use super::image::{
     ImageDeleteDocument, ImageListDocument, ImagePruneDocument, LoadedImagesDocument, PulledImageDocument,
     PushDocument, SaveDocument, TagDocument,
 };
+use super::job::{JobDocument, JobListDocument, JobLogsDocument};
 use super::kernel::KernelDocument;
 use super::list::WorkspaceListDocument;
 use super::logs::LogsDocument;
@@ -54,13 +55,14 @@ use super::volume::{VolumeDeleteDocument, VolumeDocument, VolumeListDocument};
 use super::wait::WaitDocument;
 
 /// Commands that print no document: their output is a stream, or a protocol of its own.
-const WITHOUT_DOCUMENT: &[&str] = &["connect", "serve-mcp"];
+const WITHOUT_DOCUMENT: &[&str] = &["connect", "job-stdin", "serve-mcp"];
 
 /// Short forms of Docker for commands of `image`, which print the same.
 const SHORT_FORMS: &[&str] = &["images", "import", "load", "pull", "push", "rmi", "save", "tag"];
 
 /// Documents besides the one of their command, and `error`, which any command prints on standard error.
-const MORE_DOCUMENTS: &[&str] = &["artifact", "error", "man-dir", "port", "stream", "supervise-install"];
+const MORE_DOCUMENTS: &[&str] =
+    &["artifact", "error", "exec-detach", "man-dir", "port", "stream", "supervise-install"];
 
 /// The words of an enum that is printed as one word, read from its `Deserialize`.
 pub(super) struct Words<T>(PhantomData<T>);
@@ -169,6 +171,7 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("error", schema_of::<ErrorDocument<'static>>()),
         ("events", schema_of::<EventsDocument>()),
         ("exec", schema_of::<ExecDocument>()),
+        ("exec-detach", schema_of::<JobDocument>()),
         ("image-delete", schema_of::<ImageDeleteDocument>()),
         ("image-import", schema_of::<PulledImageDocument>()),
         ("image-list", schema_of::<ImageListDocument>()),
@@ -178,6 +181,12 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("image-push", schema_of::<PushDocument>()),
         ("image-save", schema_of::<SaveDocument>()),
         ("image-tag", schema_of::<TagDocument>()),
+        ("job-kill", schema_of::<JobDocument>()),
+        ("job-logs", schema_of::<JobLogsDocument>()),
+        ("job-signal", schema_of::<JobDocument>()),
+        ("job-status", schema_of::<JobDocument>()),
+        ("job-wait", schema_of::<JobDocument>()),
+        ("jobs", schema_of::<JobListDocument>()),
         ("kernel-verify", schema_of::<KernelDocument<'static>>()),
         ("list", schema_of::<WorkspaceListDocument>()),
         ("logs", schema_of::<LogsDocument>()),

@@ -3,6 +3,8 @@
 //! Clients are processes of the same user that know the workspace's key. They may be slow or hang: each has a
 //! deadline for its request, their number is limited, and a client that does not read blocks only its own stream.
 
+mod jobs;
+
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
@@ -24,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::console::Console;
+use super::jobs::Jobs;
 use crate::control::{Amendment, Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal, take_descriptor};
 use crate::lifecycle::ChangeRequest;
 
@@ -93,6 +96,7 @@ pub(super) struct ControlServer {
     session: RefCell<Option<SessionHandle>>,
     cut_off: CancellationToken,
     console: Shared<Option<Console>>,
+    jobs: Rc<Jobs>,
     answers: Rc<Semaphore>,
     task: JoinHandle<()>,
 }
@@ -125,6 +129,7 @@ impl ControlServer {
         let (ports, pending_ports) = mpsc::channel(super::QUEUE);
         let answers = Rc::new(Semaphore::new(CLIENT_LIMIT));
         let cut_off = CancellationToken::new();
+        let jobs = Jobs::of(dir);
         let connection = ControlConnection {
             key,
             access: Rc::clone(&access),
@@ -135,6 +140,7 @@ impl ControlServer {
             lent: Rc::default(),
             cut_off: cut_off.clone(),
             console: Rc::default(),
+            jobs: Rc::clone(&jobs),
         };
         let console = Rc::clone(&connection.console);
         let task = spawn_local(accept(listener, connection));
@@ -144,6 +150,7 @@ impl ControlServer {
             session: RefCell::default(),
             cut_off,
             console,
+            jobs,
             answers,
             task,
         };
@@ -162,16 +169,18 @@ impl ControlServer {
         *self.console.borrow_mut() = Some(console);
     }
 
-    /// Ends all lent streams, and lends no more, permanently.
+    /// Ends all lent streams and all jobs, and lends no more, permanently.
     pub(super) fn cut_off(&self) {
         self.session.borrow_mut().take();
         self.show_state(State::Quarantined);
         self.cut_off.cancel();
+        self.jobs.end_all();
     }
 
-    /// Lends no more streams of this session: its guest is gone. Another one may follow.
+    /// Lends no more streams of this session, and ends its jobs: its guest is gone. Another one may follow.
     pub(super) fn take_back(&self) {
         self.session.borrow_mut().take();
+        self.jobs.end_all();
     }
 
     /// The session, once there is one.
@@ -181,6 +190,7 @@ impl ControlServer {
 
     /// The machine is in another state, and so is what clients can have.
     pub(super) fn show_state(&self, state: State) {
+        self.jobs.show_state(state);
         *self.access.borrow_mut() = match (state, &*self.session.borrow()) {
             (State::Running, Some(session)) => StreamAccess::Open(session.clone()),
             (state, _) => StreamAccess::Closed(state),
@@ -214,6 +224,7 @@ struct ControlConnection {
     /// When all that is lent ends at once.
     cut_off: CancellationToken,
     console: Shared<Option<Console>>,
+    jobs: Rc<Jobs>,
 }
 
 /// Takes clients in, without ever waiting for one. Who has not shown the key yet has a place among [`KEYLESS_LIMIT`]
@@ -271,6 +282,15 @@ impl ControlConnection {
         // Kept until the answer is written; streams are counted apart.
         let unanswered = self.answers.acquire();
         let answer = match request {
+            ControlRequest::StartJob => {
+                let _unanswered = unanswered.await;
+                return self.start_job(client).await;
+            }
+            ControlRequest::JobStdin(job) => {
+                let _unanswered = unanswered.await;
+                return self.job_stdin(client, job).await;
+            }
+            ControlRequest::TellJob(job, order) => (unanswered.await, self.tell_job(job, order).await),
             ControlRequest::Attach => return self.lend(client).await,
             ControlRequest::Console => return self.lend_console(client).await,
             ControlRequest::Change(request) => (unanswered.await, self.change(request, reason).await),

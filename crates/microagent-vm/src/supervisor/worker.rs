@@ -65,7 +65,7 @@ const FREEZE_TIME: Duration = Duration::from_secs(2);
 const FREEZE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Why the work failed.
-enum Trouble {
+pub(super) enum Trouble {
     /// The guest failed.
     Guest(String),
     /// The control channel failed, because of the guest or the end of its machine.
@@ -522,7 +522,7 @@ fn unix_ns() -> u64 {
 }
 
 /// Opens a stream with a request.
-async fn ask(session: &SessionHandle, request: &Request) -> Result<Stream, Trouble> {
+pub(super) async fn ask(session: &SessionHandle, request: &Request) -> Result<Stream, Trouble> {
     let asked = async {
         let mut stream = session.open().await?;
         write_message(&mut stream, request, REQUEST_LIMIT).await?;
@@ -542,7 +542,7 @@ async fn reply<T: DeserializeOwned>(stream: &mut Stream) -> Result<T, Trouble> {
     read_message(stream, REPLY_LIMIT).await?.ok_or_else(closed)
 }
 
-fn closed() -> Trouble {
+pub(super) fn closed() -> Trouble {
     Trouble::Channel("the guest closed the control channel".to_owned())
 }
 

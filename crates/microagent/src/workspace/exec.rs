@@ -17,8 +17,8 @@ use futures_core::Stream;
 use jiff::Timestamp;
 use microagent_model::WorkspaceName;
 use microagent_proto::{
-    Exec as ExecRequest, ExecEvent, ExecInput as GuestInput, Exit, INPUT_CHUNK_LIMIT, INPUT_LIMIT,
-    MessageReader, REPLY_LIMIT, Request, STDIN_WINDOW, StartErrorKind, write_message,
+    ExecEvent, ExecInput as GuestInput, Exit, INPUT_CHUNK_LIMIT, INPUT_LIMIT, MessageReader, REPLY_LIMIT,
+    Request, STDIN_WINDOW, StartErrorKind, write_message,
 };
 use microagent_store::Workload;
 use microagent_vm::{OutputFrame, OutputStream};
@@ -33,8 +33,6 @@ pub use self::options::{ExecOptions, StdinMode, Terminal};
 use super::Workspace;
 use crate::Error;
 use crate::error::{Action, ConnectionFault};
-use crate::limits::check_command;
-use crate::provision::exec_request;
 
 /// Exit code of a command that reached its time limit, as with `timeout(1)`.
 const TIMED_OUT: i32 = 124;
@@ -144,27 +142,12 @@ impl Workspace {
     /// is part of [`Execution`] and not an error.
     pub async fn exec(&self, options: ExecOptions) -> Result<Exec, Error> {
         let guest = self.running_guest(Action::Exec)?;
-        let mut workload = Workload::load(&self.existing()?).map_err(|e| self.damaged(e))?;
-        let make_working_dir = options.working_dir.is_none();
-        workload.env.extend(options.env);
-        if let Some(dir) = options.working_dir {
-            workload.working_dir = dir;
-        }
-        if let Some(user) = options.user {
-            workload.user = user;
-        }
-        check_command(&workload, &options.command)?;
-        let request = ExecRequest {
-            // The image names its own directory, and a user may mistype one.
-            make_working_dir,
-            stdin: options.stdin == StdinMode::Piped,
-            terminal: options.terminal.map(Terminal::request),
-            ..exec_request(&workload, &options.command)
-        };
+        let (mode, limit) = (options.stdin, options.timeout);
+        let request = self.exec_request(options)?;
         let started_at = Timestamp::now();
         let stream = guest.request(&Request::Exec(request)).await?;
         let stream = CommandStream { name: self.name.clone(), stream: stream.stream, heard: false };
-        Ok(stream.converse(started_at, options.stdin, options.timeout))
+        Ok(stream.converse(started_at, mode, limit))
     }
 
     /// Returns the workspace's program of interactive sessions, if one was set.

@@ -19,7 +19,7 @@ use microagent_vm::{
 use tokio::time::{Instant, sleep};
 
 use super::{Workspace, WorkspaceDetails, kill_processes, lock_patiently};
-use crate::error::{Action, InvalidRequest};
+use crate::error::{Action, InvalidRequest, JobError};
 use crate::limits::check_work;
 use crate::provision::{
     FirstStart, Provision, check_options, check_size, main_request, resolve_command, setup_steps,
@@ -457,7 +457,7 @@ impl Workspace {
                 Err(Error::ChangeFailed { workspace, action, message: failure.message })
             }
             Ok(Answer::Refused(refusal)) => Err(refused(&self.name, refusal, action)),
-            Ok(Answer::Attached) => Err(Error::Unreachable { workspace, source: ControlError::Closed }),
+            Ok(_) => Err(Error::Unreachable { workspace, source: ControlError::Closed }),
             Err(source) => Err(self.unreachable(action, source)),
         }
     }
@@ -480,7 +480,11 @@ fn nobody_listens(error: &ControlError) -> bool {
 pub(crate) fn refused(name: &WorkspaceName, refusal: Refusal, action: Action) -> Error {
     match refusal {
         Refusal::State(state) => Error::WrongState { name: name.clone(), state, action },
-        Refusal::Crowded => Error::Crowded { workspace: name.clone() },
+        // Only a stream of input of a job or an order to one is refused otherwise, and those know their job.
+        Refusal::Crowded | Refusal::NoSuchJob | Refusal::JobEnded | Refusal::NoStdin => {
+            Error::Crowded { workspace: name.clone() }
+        }
+        Refusal::JobsFull(running) => JobError::TooMany { workspace: name.clone(), running }.into(),
         Refusal::ConsoleTaken => Error::ConsoleTaken { workspace: name.clone() },
         Refusal::OtherBuild => Error::OtherBuild { workspace: name.clone() },
     }

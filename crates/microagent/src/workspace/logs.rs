@@ -20,13 +20,13 @@ use crate::streaming::{Streaming, hand_over};
 const LOG_LIMIT: u64 = 64 * 1024 * 1024;
 
 /// Interval of reading a followed log and the state.
-const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Most bytes of one piece of a followed log.
 const FOLLOW_BYTES: u64 = 1024 * 1024;
 
 /// Length of the queue of a followed log.
-const QUEUE: usize = 4;
+pub(super) const QUEUE: usize = 4;
 
 /// Which part of a log is read.
 #[derive(Debug, Clone, Copy, Default)]
@@ -163,7 +163,7 @@ impl Workspace {
 }
 
 /// Runs work that reads files on a thread that may block.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     // The work does not panic, so only a runtime that is shut down interrupts it.

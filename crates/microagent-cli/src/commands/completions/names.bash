@@ -1,18 +1,18 @@
 
-# Names and values that only the program knows: workspaces, images, volumes, modes.
+# Names and values that only the program knows: workspaces, jobs, images, volumes, modes.
 _microagent_list() {
     local shown
     shown=$("${COMP_WORDS[0]}" "$@" -q 2>/dev/null) && printf '%s\n' "$shown"
 }
 
 _microagent_names() {
-    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= sub= word i names=
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= sub= name= word i names=
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
         case $word in
-            --state-dir | --accel | --progress) ((i++)) ;;
+            --state-dir | --accel | --progress | --tail | --from | --timeout) ((i++)) ;;
             -*) ;;
-            *) if [[ -z $verb ]]; then verb=$word; elif [[ -z $sub ]]; then sub=$word; fi ;;
+            *) if [[ -z $verb ]]; then verb=$word; elif [[ -z $sub ]]; then sub=$word; elif [[ -z $name ]]; then name=$word; fi ;;
         esac
     done
     case $prev in
@@ -33,9 +33,15 @@ _microagent_names() {
     case $verb in
         start | restart | halt | stop | kill | pause | resume | unpause | quarantine | supervise | status | inspect \
             | network | logs | log | events | egress | stats | wait | result | clone | artifact | commit | delete | rm \
-            | exec | connect | attach)
+            | exec | connect | attach | jobs)
             names=$(_microagent_list list) ;;
         cp) names=$(_microagent_list list) ;;
+        job)
+            if [[ -n $name ]]; then
+                names=$(_microagent_list jobs "$name")
+            elif [[ -n $sub ]]; then
+                names=$(_microagent_list list)
+            fi ;;
         run | rmi | push | tag | save) [[ -n $sub ]] || names=$(_microagent_list image list) ;;
         image)
             case $sub in

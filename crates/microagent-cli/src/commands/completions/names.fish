@@ -1,5 +1,5 @@
 
-# Names and values that only the program knows: workspaces, images, volumes, modes.
+# Names and values that only the program knows: workspaces, jobs, images, volumes, modes.
 function __microagent_verb
     set -l words (commandline -opc)
     contains -- $words[2] $argv
@@ -8,7 +8,16 @@ function __microagent_group
     set -l words (commandline -opc)
     test (count $words) -ge 3; and test $words[2] = $argv[1]; and contains -- $words[3] $argv[2..]
 end
-complete -c microagent -f -n "__microagent_verb start restart halt stop kill pause resume unpause quarantine supervise status inspect network logs log events egress stats wait result clone artifact commit delete rm exec connect attach" -a "(microagent list -q 2>/dev/null)"
+function __microagent_words
+    commandline -opc | string match -v -- '-*'
+end
+function __microagent_job
+    set -l words (__microagent_words)
+    test (count $words) -eq $argv[1]; and test $words[2] = job
+end
+complete -c microagent -f -n "__microagent_job 3" -a "(microagent list -q 2>/dev/null)"
+complete -c microagent -f -n "__microagent_job 4" -a "(microagent jobs (__microagent_words)[4] -q 2>/dev/null)"
+complete -c microagent -f -n "__microagent_verb start restart halt stop kill pause resume unpause quarantine supervise status inspect network logs log events egress stats wait result clone artifact commit delete rm exec connect attach jobs" -a "(microagent list -q 2>/dev/null)"
 complete -c microagent -n "__microagent_verb cp" -a "(microagent list -q 2>/dev/null | string replace -r '\$' ':')"
 complete -c microagent -f -n "__microagent_verb run rmi push tag save" -a "(microagent image list -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_group image delete rm push tag save" -a "(microagent image list -q 2>/dev/null)"

@@ -1,8 +1,13 @@
 
-# Names that only the program knows: workspaces, images, volumes.
+# Names that only the program knows: workspaces, jobs, images, volumes.
 _microagent_workspaces() {
     local -a names
     names=(${(f)"$(microagent list -q 2>/dev/null)"})
+    compadd -a names
+}
+_microagent_jobs() {
+    local -a names
+    names=(${(f)"$(microagent jobs "${words[CURRENT-1]}" -q 2>/dev/null)"})
     compadd -a names
 }
 _microagent_images() {

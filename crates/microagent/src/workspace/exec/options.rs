@@ -3,6 +3,12 @@
 use std::time::Duration;
 
 use microagent_model::CommandLine;
+use microagent_proto::Exec as ExecRequest;
+use microagent_store::Workload;
+
+use crate::limits::check_command;
+use crate::provision::exec_request;
+use crate::{Error, Workspace};
 
 /// Options of a command in a running workspace. Create with [`ExecOptions::new`] and change with its methods.
 #[derive(Debug, Clone)]
@@ -55,6 +61,29 @@ impl Terminal {
     /// As the guest's agent takes it.
     pub(crate) fn request(self) -> microagent_proto::Terminal {
         microagent_proto::Terminal { rows: self.rows, cols: self.cols, term: self.term }
+    }
+}
+
+impl Workspace {
+    /// What the guest's agent is asked for: the command in the environment of the workspace.
+    pub(in crate::workspace) fn exec_request(&self, options: ExecOptions) -> Result<ExecRequest, Error> {
+        let mut workload = Workload::load(&self.existing()?).map_err(|e| self.damaged(e))?;
+        let make_working_dir = options.working_dir.is_none();
+        workload.env.extend(options.env);
+        if let Some(dir) = options.working_dir {
+            workload.working_dir = dir;
+        }
+        if let Some(user) = options.user {
+            workload.user = user;
+        }
+        check_command(&workload, &options.command)?;
+        Ok(ExecRequest {
+            // The image names its own directory, and a user may mistype one.
+            make_working_dir,
+            stdin: options.stdin == StdinMode::Piped,
+            terminal: options.terminal.map(Terminal::request),
+            ..exec_request(&workload, &options.command)
+        })
     }
 }
 
