@@ -204,8 +204,11 @@ fn names_resolve_as_on_the_host() {
     let home = Home::new(User::Caller);
     let text = format!("nameserver {NAME_SERVER}\nsearch corp.example\noptions ndots:2\n");
     let resolv_conf = home.write("resolv.conf", text);
-    let line = "mount --bind \"$1\" /etc/resolv.conf && shift && exec \"$@\"";
-    let run = home.other("unshare").args(["--mount", "sh", "-c", line, "sh"]).arg(&resolv_conf);
+    // A link, as systemd-resolved makes it.
+    let line = "cp -a /etc/. \"$2\" && ln -sfn \"$1\" \"$2/resolv.conf\" && mount --bind \"$2\" /etc && \
+                shift 2 && exec \"$@\"";
+    let etc = home.make_dir("etc");
+    let run = home.other("unshare").args(["--mount", "sh", "-c", line, "sh"]).args([&resolv_conf, &etc]);
     let script = "cat /etc/resolv.conf; for name in host pkg.test.example nobody.example; \
                   do getent ahostsv4 $name | head -n 1; done";
     let run = run.arg(home.program()).args(["run", &home.image("debian"), "sh", "-c", script]);

@@ -177,6 +177,14 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     read_opened(path, Access::Read, limit)
 }
 
+/// Reads a regular file of the host's system, of at most `limit` bytes; symbolic links lead to it as usual.
+///
+/// # Errors
+/// As [`read_limited`].
+pub fn read_limited_following(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
+    read_opened(path, Access::ReadFollowing, limit)
+}
+
 fn read_opened(path: &Path, access: Access, limit: u64) -> Result<Vec<u8>, ReadError> {
     let read = |source| ReadError::Read { path: path.to_owned(), source };
     let mut bytes = Vec::new();

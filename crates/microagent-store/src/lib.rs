@@ -21,7 +21,7 @@ mod workload;
 
 pub use atomic::{
     RECORD_LIMIT, ReadError, WriteError, fsync_dir, read_json, read_json_following, read_limited,
-    write_atomic, write_json,
+    read_limited_following, write_atomic, write_json,
 };
 pub use control::{CONTROL_KEY_LEN, ControlKey};
 pub use events::StateEvent;

@@ -14,7 +14,7 @@ use microagent_net::{
     host_resolver,
 };
 use microagent_proto::{Configure, Entropy, GENERATION, Limit, MacAddress, Network, Root, Settings, Tmpfs};
-use microagent_store::{Identity, WorkspaceDir, WorkspaceRecord, read_limited};
+use microagent_store::{Identity, WorkspaceDir, WorkspaceRecord, read_limited_following};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::{DiskLimits, NetworkSpec};
 use microagent_vm::{
@@ -154,7 +154,7 @@ impl Engine {
     /// Reads the host's name servers. A missing file has none.
     fn host_resolver(&self) -> Result<HostResolver, Error> {
         let path = &self.options().resolv_conf;
-        match read_limited(path, RESOLV_CONF_LIMIT) {
+        match read_limited_following(path, RESOLV_CONF_LIMIT) {
             Ok(bytes) => Ok(host_resolver(&String::from_utf8_lossy(&bytes))),
             Err(error) if error.is_not_found() => Ok(host_resolver("")),
             Err(error) => {
@@ -166,7 +166,7 @@ impl Engine {
     /// The names of the host's hosts file.
     fn host_entries(&self) -> Result<Vec<HostEntry>, Error> {
         let path = &self.options().hosts_file;
-        match read_limited(path, HOSTS_FILE_LIMIT) {
+        match read_limited_following(path, HOSTS_FILE_LIMIT) {
             Ok(bytes) => Ok(host_entries(&String::from_utf8_lossy(&bytes))),
             Err(error) if error.is_not_found() => Ok(Vec::new()),
             Err(error) => {
