@@ -71,12 +71,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
     if command.uses_state() {
         context.engine().check_access()?;
     }
-    if context.streams() && !command.has_stream() {
-        return Err(Failure::usage(
-            "--json=stream is not for this command: it prints one document",
-            "use --json",
-        ));
-    }
+    check_stream(context, &command)?;
     match command {
         Command::Run(args) => return commands::run::execute(context, *args),
         Command::Create(args) => commands::create::execute(context, *args),
@@ -136,6 +131,16 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Version(args) => commands::version::execute(context, args),
     }
     .map(|()| 0)
+}
+
+/// Only some commands print a line for each thing that happens.
+fn check_stream(context: &Context, command: &Command) -> Result<(), Failure> {
+    match context.streams() && !command.has_stream() {
+        true => {
+            Err(Failure::usage("--json=stream is not for this command: it prints one document", "use --json"))
+        }
+        false => Ok(()),
+    }
 }
 
 /// Ctrl-C is how a user ends what is followed, and no failure.
