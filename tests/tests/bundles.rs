@@ -172,7 +172,7 @@ fn what_is_no_disk_is_refused_before_anything_is_made() {
         (["-v", "empty.img:/src"], ["is not a disk image", "mkfs.ext4"]),
         (["--disk", "/dev/null:/src"], ["is not a disk image", "mkfs.ext4"]),
         (["-v", "data:work"], ["is not absolute", "as /work"]),
-        (["-v", "data:/work:z"], ["`z` is not a way", ":ro"]),
+        (["-v", "data:/work:z"], ["`z` is not a mount mode", ":ro"]),
         (["-v", "data:/"], ["cannot be mounted on", "as /work"]),
     ] {
         let run = refused(&home, &options);
