@@ -2,8 +2,8 @@
 //!
 //! No setup is needed: with cgroup v2 the group is created if the user has permission (systemd delegates it to
 //! users), with v1 if root runs microagent. Otherwise the machine has no group, and its memory is limited only by
-//! QEMU's own requests. The process enters the group before it executes QEMU. The group is removed with the machine;
-//! after a killed supervisor the next one removes the empty group.
+//! QEMU's own requests. The process enters the group before it executes QEMU. The supervisor removes the group with the
+//! machine, or else its caller ([`remove`]), or else the next supervisor.
 //!
 //! # Source
 //! Linux `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/`.
@@ -48,23 +48,15 @@ impl MachineGroup {
     }
 
     fn make_below(mount: &Path, own: &str, bounds: Bounds, supervisor: u32) -> MachineGroup {
-        let name = format!("{PREFIX}{supervisor}");
-        let v2 = own.lines().find_map(|line| line.strip_prefix("0::"));
-        let v2_dirs = v2.map(|path| below(mount, path)).into_iter();
-        // A group that has processes has no groups with controllers: the machine's is made beside it.
-        for parent in v2_dirs.flat_map(|dir| [dir.parent().map(Path::to_owned), Some(dir)]).flatten() {
-            if !parent.starts_with(mount) {
-                continue;
-            }
+        let name = name(supervisor);
+        for parent in v2_parents(mount, own) {
             sweep(&parent);
             let dir = parent.join(&name);
             if make(&dir, &v2_files(bounds)) {
                 return MachineGroup { dirs: vec![dir] };
             }
         }
-        let v1 = V1_CONTROLLERS.iter().filter_map(|controller| {
-            let path = own.lines().find_map(|line| v1_path(line, controller))?;
-            let parent = below(&mount.join(controller), path);
+        let v1 = v1_parents(mount, own).filter_map(|(controller, parent)| {
             sweep(&parent);
             let dir = parent.join(&name);
             make(&dir, &v1_files(controller, bounds)).then_some(dir)
@@ -82,6 +74,37 @@ impl MachineGroup {
         let files = self.dirs.iter().map(|dir| OpenOptions::new().write(true).open(dir.join("cgroup.procs")));
         files.filter_map(Result::ok).collect()
     }
+}
+
+/// Removes the groups of a machine that has ended, by the process id of its supervisor. A supervisor has no capabilities
+/// then: where a directory of the kernel is closed even to root (mode 0555), only its caller can remove a group.
+pub(crate) fn remove(supervisor: u32) {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let mount = Path::new(MOUNT);
+    for parent in v2_parents(mount, &own).chain(v1_parents(mount, &own).map(|(_, parent)| parent)) {
+        // Usually the supervisor has removed it.
+        let _ = fs::remove_dir(parent.join(name(supervisor)));
+    }
+}
+
+fn name(supervisor: u32) -> String {
+    format!("{PREFIX}{supervisor}")
+}
+
+/// The directories where a group of v2 can be created. A group that has processes has no groups with controllers: the
+/// machine's is created beside it.
+fn v2_parents(mount: &Path, own: &str) -> impl Iterator<Item = PathBuf> {
+    let dir = own.lines().find_map(|line| line.strip_prefix("0::")).map(|path| below(mount, path));
+    let parents = dir.into_iter().flat_map(|dir| [dir.parent().map(Path::to_owned), Some(dir)]).flatten();
+    parents.filter(move |parent| parent.starts_with(mount))
+}
+
+/// The directories where the groups of v1 are created, with their controllers.
+fn v1_parents(mount: &Path, own: &str) -> impl Iterator<Item = (&'static str, PathBuf)> {
+    V1_CONTROLLERS.into_iter().filter_map(move |controller| {
+        let path = own.lines().find_map(|line| v1_path(line, controller))?;
+        Some((controller, below(&mount.join(controller), path)))
+    })
 }
 
 impl Drop for MachineGroup {

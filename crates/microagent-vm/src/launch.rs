@@ -17,6 +17,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::cgroup;
 use crate::spec::{REPORT_LIMIT, Report, SPEC_LIMIT, SupervisorSpec};
 use crate::supervisor::SUPERVISE_ARGUMENT;
 
@@ -157,9 +158,13 @@ impl Launched {
 
     /// Waits for the end of the supervisor's process; kills it after a deadline.
     pub async fn join(mut self) {
+        let supervisor = self.child.id();
         if timeout(EXIT_PATIENCE, self.child.wait()).await.is_err() {
             // It is a child of this process; a failure to kill it is neither expected nor mended here.
             let _ = self.child.kill().await;
+        }
+        if let Some(supervisor) = supervisor {
+            cgroup::remove(supervisor);
         }
     }
 }
