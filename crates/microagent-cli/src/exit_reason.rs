@@ -1,7 +1,10 @@
-//! Why a command ended as it did, and what helps: memory that ran out, a full disk, a signal. Pure.
+//! Why a command ended as it did, and what helps: memory that ran out, a full disk, a signal.
+//! Pure, except for [`note_ending`].
 
-use microagent::WorkspaceName;
-use microagent::signal_name;
+use microagent::{Workspace, WorkspaceName, signal_name};
+
+use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// `SIGINT` and `SIGPIPE`: the user's own key, or a reader that has ended. Shells are silent about them, too.
 const EXPECTED: [i32; 2] = [2, 13];
@@ -13,6 +16,29 @@ pub(crate) enum Place<'a> {
     Run,
     /// In this workspace.
     Workspace(&'a WorkspaceName),
+}
+
+/// Notes what the guest of a workspace had too little of, and which signal ended a command there.
+///
+/// # Errors
+/// Fails when the workspace cannot be read.
+pub(crate) fn note_ending(
+    progress: &Progress,
+    workspace: &Workspace,
+    signal: Option<i32>,
+    out_of_memory: Option<&str>,
+    disk_full: Option<&str>,
+) -> Result<(), Failure> {
+    if signal.is_none() && out_of_memory.is_none() && disk_full.is_none() {
+        return Ok(());
+    }
+    let memory_mib = workspace.details()?.resources.memory_mib;
+    let ending =
+        Ending { place: Place::Workspace(workspace.name()), memory_mib, signal, out_of_memory, disk_full };
+    for note in ending.notes() {
+        progress.note(&note);
+    }
+    Ok(())
 }
 
 /// How a command ended.

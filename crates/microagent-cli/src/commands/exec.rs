@@ -14,10 +14,9 @@ use crate::context::Context;
 use crate::documents::exec::ExecDocument;
 use crate::documents::output::json_bytes;
 use crate::documents::stream::StreamLine;
-use crate::exit_reason::{Ending, Place};
+use crate::exit_reason::note_ending;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-use crate::progress::Progress;
 use crate::session::{Ended, Session, Stdin};
 use crate::stream::{Passing, print_line};
 use crate::terminal;
@@ -148,7 +147,9 @@ pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> 
         progress
             .note("the time limit (--timeout) was reached; the command and its child processes were killed");
     }
-    note_ending(&progress, &workspace, &execution)?;
+    let Execution { signal, out_of_memory, disk_full, timed_out, .. } = &execution;
+    let signal = if *timed_out { None } else { *signal };
+    note_ending(&progress, &workspace, signal, out_of_memory.as_deref(), disk_full.as_deref())?;
     Ok(u8::try_from(execution.exit_code).unwrap_or(1))
 }
 
@@ -164,30 +165,6 @@ fn start_job(context: &Context, workspace: &Workspace, options: ExecOptions) -> 
         Format::Json => job::print(context, &job, job.details()?),
         Format::Text => print_text(&format!("{}\n", job.id())),
     }
-}
-
-/// Says what the guest had too little of, and which signal ended the command.
-pub(crate) fn note_ending(
-    progress: &Progress,
-    workspace: &Workspace,
-    execution: &Execution,
-) -> Result<(), Failure> {
-    let Execution { signal, out_of_memory, disk_full, timed_out, .. } = execution;
-    let signal = if *timed_out { None } else { *signal };
-    if signal.is_none() && out_of_memory.is_none() && disk_full.is_none() {
-        return Ok(());
-    }
-    let ending = Ending {
-        place: Place::Workspace(workspace.name()),
-        memory_mib: workspace.details()?.resources.memory_mib,
-        signal,
-        out_of_memory: out_of_memory.as_deref(),
-        disk_full: disk_full.as_deref(),
-    };
-    for note in ending.notes() {
-        progress.note(&note);
-    }
-    Ok(())
 }
 
 impl ExecArgs {

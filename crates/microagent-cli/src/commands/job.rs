@@ -14,7 +14,7 @@ use self::stdin::StdinArgs;
 use crate::context::Context;
 use crate::documents::job::JobDocument;
 use crate::escape;
-use crate::exit_reason::{Ending, Place};
+use crate::exit_reason::note_ending;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 
@@ -211,7 +211,9 @@ fn wait(context: &Context, args: &WaitArgs) -> Result<u8, Failure> {
         }
     })?;
     let (exit_code, state) = (details.exit_code, details.state);
-    note_ending(context, &job, &details)?;
+    let signal = if state == JobState::Signaled { details.signal } else { None };
+    let (memory, disk) = (details.out_of_memory.as_deref(), details.disk_full.as_deref());
+    note_ending(&context.progress(true), job.workspace(), signal, memory, disk)?;
     print(context, &job, details)?;
     match exit_code {
         Some(code) => Ok(u8::try_from(code).unwrap_or(1)),
@@ -221,28 +223,6 @@ fn wait(context: &Context, args: &WaitArgs) -> Result<u8, Failure> {
         }),
         None => Ok(1),
     }
-}
-
-/// Says what the guest had too little of, and which signal ended the command.
-fn note_ending(context: &Context, job: &Job, details: &JobDetails) -> Result<(), Failure> {
-    let JobDetails { signal, out_of_memory, disk_full, state, .. } = details;
-    let signal = if *state == JobState::Signaled { *signal } else { None };
-    if signal.is_none() && out_of_memory.is_none() && disk_full.is_none() {
-        return Ok(());
-    }
-    let workspace = job.workspace();
-    let ending = Ending {
-        place: Place::Workspace(workspace.name()),
-        memory_mib: workspace.details()?.resources.memory_mib,
-        signal,
-        out_of_memory: out_of_memory.as_deref(),
-        disk_full: disk_full.as_deref(),
-    };
-    let progress = context.progress(true);
-    for note in ending.notes() {
-        progress.note(&note);
-    }
-    Ok(())
 }
 
 /// Prints a job.
