@@ -5,7 +5,7 @@ use microagent_proto::{
     write_message,
 };
 use microagent_tree::pack::{PIECE_LIMIT, base_name};
-use microagent_tree::{PackError, Pieces};
+use microagent_tree::{PackError, Pieces, SymlinkMode};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
@@ -26,7 +26,8 @@ pub(crate) async fn serve(stream: Stream, pack: Pack) -> Result<(), FrameError> 
             kind: GuestErrorKind::Invalid,
             message: format!("`{}` is not an absolute path", String::from_utf8_lossy(path)),
         })?;
-        microagent_tree::pack(&start, base_name(path), pack.follow, pieces).map(drop).map_err(guest_error)
+        let links = if pack.follow { SymlinkMode::Follow } else { SymlinkMode::Keep };
+        microagent_tree::pack(&start, base_name(path), links, pieces).map(drop).map_err(guest_error)
     })
     .await
 }

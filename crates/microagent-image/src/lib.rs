@@ -59,14 +59,14 @@ pub use error::{ImageError, ImageHint};
 pub use import::ImportSource;
 pub use load::LoadOptions;
 pub use manifest::{ManifestError, Platform, PlatformError};
-pub use network::{NetworkOptions, client as http_client};
+pub use network::{NetworkOptions, ProxyMode, client as http_client};
 pub use options::{Origin, PullOptions, PullPolicy};
 pub use progress::{ImageEvent, NoProgress, Progress};
 pub use push::Pushed;
 pub use reference::{
     DaemonReference, ImageReference, LocalReference, ReferenceError, RegistryReference, Transport,
 };
-pub use removal::{DamagedImage, Deletion, ImageList, ImageSummary, Pruned};
+pub use removal::{DamagedImage, Deletion, ImageList, ImageSummary, Prune, Pruned};
 pub use save::{SaveTarget, Saved, SavedImage};
 pub use store::{Image, ImageStore};
 pub use tag::Tagged;

@@ -79,17 +79,31 @@ impl Default for NetworkOptions {
     }
 }
 
-/// Makes the HTTP client for a registry, or for another server that is reached like one. To loopback no proxy is used,
-/// whatever is set.
+/// Which proxies an HTTP client uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyMode {
+    /// Those of the environment.
+    Environment,
+    /// No proxy: the server listens on the loopback interface.
+    Direct,
+}
+
+impl ProxyMode {
+    fn to_registry(registry: &RegistryReference) -> ProxyMode {
+        if registry.is_loopback() { ProxyMode::Direct } else { ProxyMode::Environment }
+    }
+}
+
+/// Creates the HTTP client for a server that is reached like a registry.
 ///
 /// # Errors
 /// Fails when a proxy's address is not valid, or a file of certificates has none.
 pub fn client(
     environment: &Environment,
     options: &NetworkOptions,
-    loopback: bool,
+    proxy_mode: ProxyMode,
 ) -> Result<reqwest::Client, ImageError> {
-    build(environment, options, loopback, tls(environment, &HostCertificates::default())?, follow)
+    build(environment, options, proxy_mode, tls(environment, &HostCertificates::default())?, follow)
 }
 
 /// Makes the HTTP client for a server that listens on a socket of this machine. It follows no redirect.
@@ -135,17 +149,17 @@ pub(crate) fn registry_clients(
     registry: &RegistryReference,
 ) -> Result<RegistryClients, ImageError> {
     let tls = tls(environment, &HostCertificates::find(environment, &registry.registry)?)?;
-    let loopback = registry.is_loopback();
+    let proxy_mode = ProxyMode::to_registry(registry);
     Ok(RegistryClients {
-        content: build(environment, options, loopback, tls.clone(), follow)?,
-        login: build(environment, options, loopback, tls, follow_within_origin)?,
+        content: build(environment, options, proxy_mode, tls.clone(), follow)?,
+        login: build(environment, options, proxy_mode, tls, follow_within_origin)?,
     })
 }
 
 fn build(
     environment: &Environment,
     options: &NetworkOptions,
-    loopback: bool,
+    proxy_mode: ProxyMode,
     tls: ClientConfig,
     follow: fn(redirect::Attempt<'_>) -> redirect::Action,
 ) -> Result<reqwest::Client, ImageError> {
@@ -157,7 +171,7 @@ fn build(
         .redirect(redirect::Policy::custom(follow))
         .connect_timeout(options.connect_timeout)
         .read_timeout(options.read_timeout);
-    if !loopback {
+    if proxy_mode == ProxyMode::Environment {
         for proxy in proxies(environment)? {
             builder = builder.proxy(proxy);
         }
@@ -337,18 +351,18 @@ mod tests {
             ["ftp://user:secret@host", "socks5://user:secret@host", "http://user:secret@", "user:secret@x y"]
         {
             let environment = Environment { https_proxy: Some(wrong.into()), ..Environment::default() };
-            let error = client(&environment, &NetworkOptions::default(), false).unwrap_err();
+            let error = client(&environment, &NetworkOptions::default(), ProxyMode::Environment).unwrap_err();
             assert!(matches!(error, ImageError::Proxy { .. }), "{wrong}: {error:?}");
             assert!(!error.to_string().contains("secret"), "{error}");
-            client(&environment, &NetworkOptions::default(), true).unwrap();
+            client(&environment, &NetworkOptions::default(), ProxyMode::Direct).unwrap();
         }
         for right in ["proxy:3128", "http://user:secret@proxy.example.org", "https://[::1]:3128/"] {
             let environment = Environment { all_proxy: Some(right.into()), ..Environment::default() };
-            client(&environment, &NetworkOptions::default(), false).unwrap();
+            client(&environment, &NetworkOptions::default(), ProxyMode::Environment).unwrap();
         }
         let environment =
             Environment { ssl_cert_file: Some("/nonexistent/ca.pem".into()), ..Environment::default() };
-        let error = client(&environment, &NetworkOptions::default(), false).unwrap_err();
+        let error = client(&environment, &NetworkOptions::default(), ProxyMode::Environment).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/ca.pem"), "{error}");
     }
 }

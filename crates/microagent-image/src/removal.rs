@@ -88,7 +88,16 @@ pub struct Deletion {
     pub freed_bytes: u64,
 }
 
-/// What a prune did.
+/// Which data is removed by [`ImageStore::prune`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prune {
+    /// Data that no image and no workspace needs.
+    Unused,
+    /// Also every image that no workspace uses.
+    All,
+}
+
+/// The result of a prune.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Pruned {
@@ -233,12 +242,12 @@ impl ImageStore {
         Ok((doomed, kept))
     }
 
-    /// Removes everything that nothing refers to; with `all`, also images that no workspace uses.
+    /// Removes unused data.
     ///
     /// # Errors
-    /// Fails when another command uses the cache, or when a record cannot be judged: a workspace's that cannot
-    /// be read, an image's of a newer release. Nothing is removed then.
-    pub fn prune(&self, all: bool) -> Result<Pruned, ImageError> {
+    /// Fails if another command uses the cache, the record of a workspace cannot be read, or the record of an image
+    /// is of a newer release. Then nothing is removed.
+    pub fn prune(&self, which: Prune) -> Result<Pruned, ImageError> {
         if !self.cache.refs().is_dir() {
             return Ok(Pruned::default());
         }
@@ -251,7 +260,8 @@ impl ImageStore {
         if let Some(entry) = unknown.into_iter().next() {
             return Err(entry.error);
         }
-        let is_doomed = |record: &ImageRecord| all && !in_use.disks.contains_key(record.disk_id.as_str());
+        let is_doomed =
+            |record: &ImageRecord| which == Prune::All && !in_use.disks.contains_key(record.disk_id.as_str());
         let (doomed, kept): (Vec<Entry>, Vec<Entry>) =
             good.into_iter().partition(|(_, record)| is_doomed(record));
 

@@ -46,7 +46,7 @@ pub use hosts_file::host_entries;
 pub use outbox::{LENGTH_LEN, Outbox};
 pub use resolv_conf::{HostResolver, host_resolver};
 pub use runner::{Channels, Controller, Listener, Order, run_stack};
-pub use sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
+pub use sockets::{DatagramSocket, PortNumber, Readiness, Sockets, StreamSocket, Token};
 pub use stack::{HostChange, NameOptions, Stack, StackOptions};
 
 /// The guest's address. Every guest has the same: each has a stack of its own.

@@ -16,7 +16,7 @@ use crate::dns::names::ADDRESSES_MAX;
 use crate::dns::resolver::{DnsRequest, DnsTransport, IN_FLIGHT_MAX};
 use crate::egress::Now;
 use crate::fake::{FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
-use crate::sockets::Token;
+use crate::sockets::{Readiness, Token};
 use crate::stack::{NameOptions, Stack, StackOptions};
 use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, testing};
 
@@ -244,7 +244,9 @@ impl Model {
             datagrams.borrow_mut().incoming.push_back(datagram);
         }
         drop(host);
-        self.stack.ready(token, choices.byte().is_multiple_of(2), choices.byte().is_multiple_of(2));
+        let mut is_ready = || choices.byte().is_multiple_of(2);
+        let readiness = Readiness { is_readable: is_ready(), is_writable: is_ready() };
+        self.stack.ready(token, readiness);
     }
 
     fn answer(&mut self, choices: &mut Choices<'_>) {

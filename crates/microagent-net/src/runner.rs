@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, acceptfrom_with, recv, recvfrom, send};
 
 use crate::egress::Now;
-use crate::sockets::PortNumber;
+use crate::sockets::{PortNumber, Readiness};
 use crate::stack::{Stack, StackOptions};
 use frames::FrameReader;
 use host::{HostSockets, HostStream};
@@ -214,13 +214,13 @@ impl Runner<'_> {
         let mut is_ordered = false;
         for event in events.iter() {
             let (token, flags) = (event.data.u64(), event.flags);
-            let readable =
+            let is_readable =
                 flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP) || is_over(flags);
-            let writable = flags.contains(epoll::EventFlags::OUT) || is_over(flags);
+            let is_writable = flags.contains(epoll::EventFlags::OUT) || is_over(flags);
             match token {
                 QEMU => {
-                    self.is_readable |= readable;
-                    self.is_writable |= writable;
+                    self.is_readable |= is_readable;
+                    self.is_writable |= is_writable;
                 }
                 CONTROL => is_ordered = true,
                 _ if token & LISTENER != 0 => {
@@ -229,7 +229,7 @@ impl Runner<'_> {
                     }
                 }
                 _ if token & RESOLVER != 0 => HostSockets::attend(&mut self.stack, token & !RESOLVER),
-                _ => self.stack.ready(token, readable, writable),
+                _ => self.stack.ready(token, Readiness { is_readable, is_writable }),
             }
         }
         if is_ordered { self.obey() } else { Ok(Turn::Next) }

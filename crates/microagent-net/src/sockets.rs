@@ -9,6 +9,26 @@ use crate::dns::resolver::{DnsRequest, DnsRequestId};
 /// Names one socket of a flow for as long as the stack lives.
 pub type Token = u64;
 
+/// What a socket became ready for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Readiness {
+    /// Data or the end of the stream can be read, or an error is pending.
+    pub is_readable: bool,
+    /// Data can be written, or an error is pending.
+    pub is_writable: bool,
+}
+
+impl Readiness {
+    /// Ready for reading only.
+    pub const READABLE: Readiness = Readiness { is_readable: true, is_writable: false };
+
+    /// Ready for writing only.
+    pub const WRITABLE: Readiness = Readiness { is_readable: false, is_writable: true };
+
+    /// Ready for reading and writing.
+    pub const BOTH: Readiness = Readiness { is_readable: true, is_writable: true };
+}
+
 /// Names one published port for as long as the stack lives.
 pub type PortNumber = u64;
 

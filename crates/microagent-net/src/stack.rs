@@ -50,7 +50,7 @@ use crate::egress::{EgressFilter, FilterOptions, Now};
 use crate::flows::{Key, Kind};
 use crate::frame::{self, Arp, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
 use crate::outbox::{Link, Outbox, Unreachable};
-use crate::sockets::{PortNumber, Sockets, StreamSocket, Token};
+use crate::sockets::{PortNumber, Readiness, Sockets, StreamSocket, Token};
 use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 pub use options::{HostChange, NameOptions, StackOptions};
 
@@ -362,15 +362,15 @@ impl<S: Sockets> Stack<S> {
         self.enqueue(key);
     }
 
-    /// Takes note of what a socket is ready for.
-    pub fn ready(&mut self, token: Token, readable: bool, writable: bool) {
+    /// Notes what a socket is ready for.
+    pub fn ready(&mut self, token: Token, readiness: Readiness) {
         let Some(&key) = self.keys.get(&token) else { return };
         let Some(entry) = self.flows.get_mut(&key) else { return };
         match &mut entry.flow {
-            Flow::Opening { .. } if writable => self.answer(key),
+            Flow::Opening { .. } if readiness.is_writable => self.answer(key),
             Flow::Opening { .. } => {}
-            Flow::Tcp(flow) => flow.ready(readable, writable),
-            Flow::Datagrams(flow) => flow.ready(readable),
+            Flow::Tcp(flow) => flow.ready(readiness),
+            Flow::Datagrams(flow) => flow.ready(readiness),
             Flow::Client(_) => {}
         }
         self.enqueue(key);

@@ -107,15 +107,27 @@ impl Pieces {
     }
 }
 
+/// What is copied if the source of a copy is a symbolic link. Links below a source are always copied as links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SymlinkMode {
+    /// The link.
+    #[default]
+    Keep,
+    /// The target of the link.
+    Follow,
+}
+
 /// Packs a file, or a directory with everything below it. Returns the number of omitted sockets.
 ///
-/// `name` replaces `start` in the names of the stream. If the start is a symbolic link, `follow` decides whether its
-/// target or the link itself is packed.
+/// `name` replaces `start` in the names of the stream. `links` decides what is packed if the start is a symbolic link.
 ///
 /// # Errors
 /// Fails if a file cannot be read or `pieces` accepts no more. Files that are removed during the walk are omitted.
-pub fn pack(start: &CStr, name: &[u8], follow: bool, pieces: Pieces) -> Result<u64, PackError> {
-    let follow = if follow { AtFlags::empty() } else { AtFlags::SYMLINK_NOFOLLOW };
+pub fn pack(start: &CStr, name: &[u8], links: SymlinkMode, pieces: Pieces) -> Result<u64, PackError> {
+    let follow = match links {
+        SymlinkMode::Follow => AtFlags::empty(),
+        SymlinkMode::Keep => AtFlags::SYMLINK_NOFOLLOW,
+    };
     let mut walker = Walker::new(pieces);
     let failed = |errno: Errno| read_error(start.to_bytes(), errno);
     let stat = statat(CWD, start, follow).map_err(failed)?;
@@ -445,12 +457,12 @@ pub(crate) mod tests {
     }
 
     fn pack(path: &Path) -> Result<Vec<u8>, PackError> {
-        pack_following(path, true)
+        pack_with(path, SymlinkMode::Follow)
     }
 
-    fn pack_following(path: &Path, follow: bool) -> Result<Vec<u8>, PackError> {
+    fn pack_with(path: &Path, links: SymlinkMode) -> Result<Vec<u8>, PackError> {
         let path = CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
-        collect(|pieces| super::pack(&path, base_name(path.to_bytes()), follow, pieces).map(drop))
+        collect(|pieces| super::pack(&path, base_name(path.to_bytes()), links, pieces).map(drop))
     }
 
     /// Describes a tree as `find` and `getfattr` would.
@@ -566,7 +578,7 @@ pub(crate) mod tests {
             assert!(entries.next().is_none());
             assert_eq!(tar.len() % BLOCK, 0);
         }
-        let tar = pack_following(&dir.path().join("latest"), false).unwrap();
+        let tar = pack_with(&dir.path().join("latest"), SymlinkMode::Keep).unwrap();
         let mut archive = tar::Archive::new(&tar[..]);
         let entry = archive.entries().unwrap().next().unwrap().unwrap();
         assert_eq!(entry.link_name_bytes().unwrap().as_ref(), b"report.txt");

@@ -352,12 +352,22 @@ pub fn remove(state: &StateDir, template: &TemplateInfo) {
     }
 }
 
-/// Removes templates: the stale ones, or all. Returns the removed ones.
+/// Which templates are removed by [`prune`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prune {
+    /// Those that no start can use any more.
+    Stale,
+    /// All.
+    All,
+}
+
+/// Removes templates and returns the removed ones.
 ///
 /// # Errors
-/// Fails when the directory exists and cannot be read.
-pub fn prune(state: &StateDir, all: bool) -> io::Result<Vec<TemplateInfo>> {
-    let gone: Vec<_> = list(state)?.into_iter().filter(|template| all || template.stale).collect();
+/// Fails if the directory exists and cannot be read.
+pub fn prune(state: &StateDir, which: Prune) -> io::Result<Vec<TemplateInfo>> {
+    let is_removed = |template: &TemplateInfo| which == Prune::All || template.stale;
+    let gone: Vec<_> = list(state)?.into_iter().filter(is_removed).collect();
     gone.iter().for_each(|template| remove(state, template));
     Ok(gone)
 }
@@ -405,6 +415,12 @@ mod tests {
         }
     }
 
+    fn shape_with_network(machine: &MachineSpec) -> Shape {
+        let mut shape = Shape::of(machine).unwrap();
+        shape.network = true;
+        shape
+    }
+
     fn frozen(state: &StateDir, shape: &Shape) {
         let freezer = Freezer::prepare(state, shape.clone(), None).unwrap().unwrap();
         let mut memory = freezer.memory().try_clone().unwrap();
@@ -419,7 +435,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::at(dir.path().join("state"));
         state.prepare().unwrap();
-        let shape = Shape::of(&machine(dir.path()), true).unwrap();
+        let shape = shape_with_network(&machine(dir.path()));
         (dir, state, shape)
     }
 
@@ -477,7 +493,8 @@ mod tests {
 
         assert!(!list(&state).unwrap().iter().any(|template| template.stale));
         fs::remove_file(&disk.base).unwrap();
-        let stale: Vec<_> = prune(&state, false).unwrap().into_iter().map(|template| template.key).collect();
+        let stale: Vec<_> =
+            prune(&state, Prune::Stale).unwrap().into_iter().map(|template| template.key).collect();
         assert_eq!(stale, [mounted.key()]);
     }
 
@@ -540,13 +557,13 @@ mod tests {
     fn another_qemu_kernel_or_size_is_another_template() {
         let (dir, _state, shape) = fixture();
         let machine = machine(dir.path());
-        let mut keys = vec![shape.key(), Shape::of(&machine, false).unwrap().key()];
-        keys.push(Shape::of(&MachineSpec { memory_mib: 2, ..machine.clone() }, true).unwrap().key());
-        keys.push(Shape::of(&MachineSpec { cpu_count: 2, ..machine.clone() }, true).unwrap().key());
+        let mut keys = vec![shape.key(), Shape::of(&machine).unwrap().key()];
+        keys.push(shape_with_network(&MachineSpec { memory_mib: 2, ..machine.clone() }).key());
+        keys.push(shape_with_network(&MachineSpec { cpu_count: 2, ..machine.clone() }).key());
         for name in ["qemu", "kernel", "initramfs"] {
             fs::remove_file(dir.path().join(name)).unwrap();
             fs::write(dir.path().join(name), "upgraded").unwrap();
-            keys.push(Shape::of(&machine, true).unwrap().key());
+            keys.push(shape_with_network(&machine).key());
         }
         let distinct: std::collections::BTreeSet<_> = keys.iter().collect();
         assert_eq!(distinct.len(), keys.len());
@@ -570,7 +587,7 @@ mod tests {
         File::open(freezer.dir.path()).unwrap().set_modified(hours).unwrap();
         state.prepare().unwrap();
         assert!(freezer.dir.path().exists());
-        assert_eq!(prune(&state, true).unwrap().len(), 1);
+        assert_eq!(prune(&state, Prune::All).unwrap().len(), 1);
         assert!(Freezer::prepare(&state, shape.clone(), None).unwrap().is_none());
         freezer.memory().set_len(MIB).unwrap();
         File::from(freezer.state_file().unwrap()).write_all(b"devices").unwrap();

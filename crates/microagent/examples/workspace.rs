@@ -46,7 +46,7 @@ async fn create_and_use(state_dir: &str, image: &str) -> Result<(), Box<dyn std:
     let options = CreateOptions::new("example".parse()?, image).setup("echo 'made once' > /root/made");
     let workspace = engine.create(options, &progress).await?;
     let used = use_workspace(&workspace, &progress).await;
-    // Whatever became of it, nothing is left.
+    // The workspace is deleted also after an error.
     let deleted = workspace.delete(DeleteMode::Kill).await?;
     println!("deleted: {}", deleted.deleted);
     Ok(used?)
@@ -58,7 +58,7 @@ async fn use_workspace(workspace: &Workspace, progress: &Progress) -> Result<(),
     let started = workspace.start(StartOptions::new(), progress).await?;
     println!("{name} is {} ({})", started.state, started.backend.as_deref().unwrap_or("unknown"));
 
-    // What a command prints, as it comes.
+    // Output as it arrives.
     for words in [["cat", "/root/made"], ["uname", "-r"]] {
         let mut exec = workspace.exec(ExecOptions::new(words).timeout(Duration::from_secs(60))).await?;
         while let Some(frame) = exec.next().await {
@@ -71,10 +71,10 @@ async fn use_workspace(workspace: &Workspace, progress: &Progress) -> Result<(),
         println!("{words:?} exited with {}", exec.wait().await?.exit_code);
     }
 
-    // A command that reads its standard input, and all that it prints at once.
+    // A command that reads its standard input; all output at once.
     let mut exec = workspace.exec(ExecOptions::new(["wc", "-c"]).stdin(StdinMode::Piped)).await?;
     if let Some(stdin) = exec.take_stdin() {
-        // A command that has ended reads nothing; how it ended is told below.
+        // The write fails if the command has ended; `collect_output` returns the reason.
         let _ = stdin.write("five\n").await;
     }
     let output = exec.collect_output(64 * 1024).await?;
@@ -82,7 +82,7 @@ async fn use_workspace(workspace: &Workspace, progress: &Progress) -> Result<(),
 
     workspace.copy_in(CopySource::tar(&EMPTY_TAR[..]), "/root", progress).await?;
     println!("{name} is {}", workspace.halt().await?.state);
-    // A resting workspace is booted offline for both.
+    // The disk of a resting workspace is booted for both, without the service.
     workspace.copy_out("/root/made", CopyTarget::path("made"), progress).await?;
     println!("copied out: ./made");
     let committed = workspace.commit(CommitOptions::new("example-image:latest"), progress).await?;

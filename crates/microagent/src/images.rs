@@ -1,8 +1,8 @@
 //! The images of a state directory: create (pull or import), list, get, delete.
 
 use microagent_image::{
-    ConfigChanges, Deletion, Image, ImageList, ImageStore, ImportSource, LoadOptions, NetworkOptions, Pruned,
-    PullOptions, PullPolicy, Pushed, SaveTarget, Saved, Tagged,
+    ConfigChanges, Deletion, Image, ImageList, ImageStore, ImportSource, LoadOptions, NetworkOptions, Prune,
+    Pruned, PullOptions, PullPolicy, Pushed, SaveTarget, Saved, Tagged,
 };
 
 use crate::{Engine, Error, Progress};
@@ -18,15 +18,6 @@ impl Engine {
     pub fn images(&self) -> Images {
         Images { store: self.image_store() }
     }
-}
-
-/// Which images are removed by [`Images::prune`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prune {
-    /// Data that no image and no workspace needs.
-    Unused,
-    /// Also every image that no workspace uses.
-    All,
 }
 
 impl Images {
@@ -137,6 +128,6 @@ impl Images {
     /// # Errors
     /// Fails when the cache cannot be read.
     pub fn prune(&self, which: Prune) -> Result<Pruned, Error> {
-        Ok(self.store.prune(which == Prune::All)?)
+        Ok(self.store.prune(which)?)
     }
 }

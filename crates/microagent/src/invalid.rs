@@ -27,7 +27,7 @@ pub enum InvalidRequest {
         name: String,
     },
     /// A line of an environment file is not a variable.
-    #[error("environment file `{}`, line {line}: {source}", path.display())]
+    #[error("environment file `{}`, line {line} is not a variable", path.display())]
     EnvironmentLine {
         /// The file.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub enum InvalidRequest {
         name: String,
     },
     /// A label is not valid.
-    #[error("label `{}`: {source}", name.escape_debug())]
+    #[error("label `{}` is not valid", name.escape_debug())]
     Label {
         /// Its name.
         name: String,
@@ -65,7 +65,7 @@ pub enum InvalidRequest {
         source: LabelError,
     },
     /// A setting of the guest's system that cannot be one.
-    #[error("setting `{}`: {source}", setting.escape_debug())]
+    #[error("setting `{}` is not valid", setting.escape_debug())]
     Setting {
         /// What it is for.
         setting: String,

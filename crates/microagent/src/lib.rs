@@ -1,41 +1,99 @@
-//! Runs OCI images as Linux microVMs: the library under the `microagent` command.
+//! Runs OCI images as Linux microVMs. This is the library under the `microagent` command.
 //!
-//! Two things are needed before the first machine starts:
+//! - [`Engine::run`] runs one command in a machine of its own and removes the machine.
+//! - [`Engine::create`] makes a [`Workspace`]: a named machine that is kept, with a disk, settings and logs.
+//! - [`Engine::images`], [`Engine::volumes`] and [`Engine::templates`] manage what machines use.
 //!
-//! - **A supervisor binary.** Each machine belongs to a process of its own, which outlives the caller. The library
-//!   starts [`EngineOptions::supervisor`] for it with [`SUPERVISE_ARGUMENT`] as the first argument, and that program
-//!   hands over to [`supervise`] before it does anything else. The `microagent` command is such a program, and any
-//!   program that embeds the library can be its own (`std::env::current_exe()`, as in `examples/`). The binary that
-//!   `cargo test` builds is **not** one: its `main` is the harness's. A test names a real program, such as a small
-//!   binary of its own package by `env!("CARGO_BIN_EXE_supervisor")`.
-//! - **A tokio runtime** with I/O, time and process drivers (`enable_all`), of either kind. Nothing here blocks its
-//!   threads; every future is `Send`.
+//! # Requirements
 //!
-//! QEMU has to be installed; [`Engine::doctor`] says what is missing.
+//! - **QEMU** is installed. [`Engine::doctor`] reports what is missing on this host.
+//! - **A supervisor binary.** Each machine belongs to a supervisor process, which can outlive the caller. The library
+//!   starts the program [`EngineOptions::supervisor`] with the first argument [`SUPERVISE_ARGUMENT`], and this program
+//!   must call [`supervise`] before it does anything else. The `microagent` command is such a program. A program that
+//!   embeds the library can be its own supervisor, as below.
+//! - **A tokio runtime** with all drivers (`enable_all`), multi-threaded or not. Every future is `Send`, and no method
+//!   blocks a thread of the runtime for long.
+//!
+//! # A run
 //!
 //! ```no_run
-//! use microagent::{Engine, EngineOptions, Progress, RunOptions};
+//! use std::process::ExitCode;
 //!
-//! # async fn example() -> Result<(), microagent::Error> {
-//! let engine = Engine::new(EngineOptions::new("/home/me/.microagent", "/usr/local/bin/microagent"));
-//! let report = engine.run(RunOptions::new("busybox").argv(["uname", "-r"]), &Progress::new()).await?;
-//! println!("{} exited with {}", report.workspace, report.result.exit_code);
-//! # Ok(())
-//! # }
+//! use microagent::{Engine, EngineOptions, Progress, RunOptions, SUPERVISE_ARGUMENT};
+//!
+//! fn main() -> ExitCode {
+//!     // This program is its own supervisor.
+//!     if std::env::args().nth(1).as_deref() == Some(SUPERVISE_ARGUMENT) {
+//!         return ExitCode::from(u8::try_from(microagent::supervise()).unwrap_or(1));
+//!     }
+//!     let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
+//!     match runtime.block_on(run()) {
+//!         Ok(()) => ExitCode::SUCCESS,
+//!         Err(error) => {
+//!             eprintln!("{}", microagent::chain(error.as_ref()));
+//!             ExitCode::FAILURE
+//!         }
+//!     }
+//! }
+//!
+//! async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//!     let engine = Engine::new(EngineOptions::new("/home/me/.microagent", std::env::current_exe()?));
+//!     let report = engine.run(RunOptions::new("busybox").argv(["uname", "-r"]), &Progress::new()).await?;
+//!     println!("{} exited with {}", report.workspace, report.result.exit_code);
+//!     Ok(())
+//! }
 //! ```
 //!
-//! A workspace that is kept between its starts is a handle, [`Workspace`]: [`Engine::create`] makes it,
-//! [`Engine::workspace`] finds it by name. It is started with [`Workspace::start`], used with [`Workspace::exec`],
-//! [`Workspace::start_job`], [`Workspace::copy_in`] and [`Workspace::copy_out`], and ended with [`Workspace::halt`] or [`Workspace::delete`]; a
-//! started one keeps running without the program that started it (`examples/workspace.rs`).
+//! # A workspace
 //!
-//! Images, volumes and templates are handles too ([`Engine::images`], [`Engine::volumes`], [`Engine::templates`]), each
-//! with `create`, `list`, `get` and `delete`. Long work takes a [`Progress`]: an observer of its [`Event`]s and a
-//! [`CancellationToken`]. What comes over time is a `Stream`: the output of commands ([`Exec`]), logs, events,
-//! measurements, tar streams ([`Streaming`]).
+//! ```no_run
+//! use microagent::{
+//!     CommitOptions, CopySource, CopyTarget, CreateOptions, DeleteMode, Engine, ExecOptions, Progress, StartOptions,
+//! };
 //!
-//! The library never touches the terminal, the home directory or the environment: the caller hands in what it wants
-//! read ([`EngineOptions`]). What to do about an [`Error`] is data, [`Hint`]; its words are the caller's.
+//! async fn build(engine: &Engine, progress: &Progress) -> Result<(), Box<dyn std::error::Error>> {
+//!     let web = engine.create(CreateOptions::new("web".parse()?, "debian:12"), progress).await?;
+//!     web.start(StartOptions::new(), progress).await?;
+//!
+//!     web.copy_in(CopySource::path("site"), "/srv", progress).await?;
+//!     let output = web.exec(ExecOptions::new(["ls", "/srv/site"])).await?.collect_output(64 * 1024).await?;
+//!     println!("{}", String::from_utf8_lossy(&output.stdout));
+//!     web.copy_out("/etc/os-release", CopyTarget::path("os-release"), progress).await?;
+//!
+//!     web.halt().await?;
+//!     web.commit(CommitOptions::new("example.com/web:1"), progress).await?;
+//!     web.delete(DeleteMode::Resting).await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A started workspace keeps running after the program that started it has ended; [`Engine::workspace`] finds it again
+//! by name. The directory `examples/` of this crate has complete programs: `run.rs`, `workspace.rs`, and `many.rs` with
+//! 20 runs at once and their cancellation.
+//!
+//! # In tests
+//!
+//! The binary that `cargo test` builds is **not** a supervisor, because the test harness has its `main`. Give the
+//! package a small binary and name it in tests:
+//!
+//! ```ignore
+//! // src/bin/supervisor.rs
+//! fn main() {
+//!     std::process::exit(microagent::supervise());
+//! }
+//!
+//! // tests/machines.rs
+//! let engine = Engine::new(EngineOptions::new(temporary_dir, env!("CARGO_BIN_EXE_supervisor")));
+//! ```
+//!
+//! # Conventions
+//!
+//! - Long operations take a [`Progress`]: an observer of [`Event`]s and a [`CancellationToken`].
+//! - Data that arrives over time is a `Stream`: output of commands ([`Exec`]), logs, events, statistics, tar streams
+//!   ([`Streaming`]).
+//! - An [`Error`] has a class ([`Error::kind`]) and a [`Hint`], which is data: the caller chooses the words.
+//! - The library reads no environment variable, no home directory and no terminal. The caller passes what it should
+//!   know in [`EngineOptions`].
 
 // Users can name every type of a public signature.
 #![warn(unnameable_types)]
@@ -129,12 +187,11 @@ pub mod egress {
 
 /// Images: references, options and results of [`Images`].
 pub mod image {
-    pub use crate::images::Prune;
     pub use microagent_image::{
         Commit, CommitOptions, Committed, ConfigChanges, ConfigError, DamagedImage, Deletion, Digest,
         DigestError, Environment, HealthCheck, Image, ImageConfig, ImageError, ImageEvent, ImageHint,
         ImageList, ImageReference, ImageSummary, ImportSource, LoadOptions, LocalReference, ManifestError,
-        NetworkOptions, Origin, Platform, PlatformError, Pruned, PullOptions, PullPolicy, Pushed,
+        NetworkOptions, Origin, Platform, PlatformError, Prune, Pruned, PullOptions, PullPolicy, Pushed,
         ReferenceError, RegistryReference, SaveTarget, Saved, SavedImage, StandardInput, Tagged, Transport,
     };
 }

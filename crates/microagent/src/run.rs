@@ -24,7 +24,9 @@ use crate::supervisor_events::{
 };
 use crate::supervisor_spec::MachineRequest;
 use crate::workspace::{decisions_in, kill_orphan, lock_patiently};
-use crate::{AttachOptions, Engine, Error, Event, Progress, RunOptions, RunReport, WorkspaceOptions};
+use crate::{
+    AttachOptions, Engine, Error, Event, Progress, RunOptions, RunReport, RunResult, WorkspaceOptions,
+};
 
 impl Engine {
     /// Runs one command in a machine of its own and returns its result. A disposable run is removed at its end. If
@@ -207,7 +209,7 @@ impl BegunRun {
             backend: programs.backend().to_owned(),
             kept: !record.disposable,
             start: ended.start,
-            result: recorded.into(),
+            result: RunResult::of(recorded),
             output,
             timeline: ended.timeline,
             notices,

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use microagent_model::{DnsSettings, EgressPolicy, NetworkMode, RateLimits, Resources, WorkspaceName};
 use microagent_proto::Settings;
 use microagent_store::WorkspaceDir;
+pub use microagent_vm::template::Prune;
 use microagent_vm::template::{self, TemplateInfo};
 use microagent_vm::{Outcome, Timeline, Work};
 
@@ -56,8 +57,8 @@ pub struct Shape {
     pub network: NetworkMode,
 }
 
-impl From<TemplateInfo> for Template {
-    fn from(info: TemplateInfo) -> Template {
+impl Template {
+    fn of(info: TemplateInfo) -> Template {
         let disk = info.shape.as_ref().and_then(|shape| {
             let name = shape.image.as_ref()?.base.file_stem()?;
             Some(name.to_string_lossy().into_owned())
@@ -71,15 +72,6 @@ impl From<TemplateInfo> for Template {
         let TemplateInfo { key, created_at, used_at, bytes, stale, .. } = info;
         Template { key, shape, disk, created_at, used_at, bytes, stale }
     }
-}
-
-/// Which templates are removed by [`Templates::prune`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prune {
-    /// Those that no start can use any more.
-    Stale,
-    /// All.
-    All,
 }
 
 /// The templates of a state directory. Made by [`Engine::templates`].
@@ -102,7 +94,7 @@ impl Templates {
     /// Fails when the state directory exists and cannot be read.
     pub fn list(&self) -> Result<Vec<Template>, Error> {
         let found = template::list(self.engine.state()).map_err(|source| self.unreadable(source))?;
-        Ok(found.into_iter().map(Template::from).collect())
+        Ok(found.into_iter().map(Template::of).collect())
     }
 
     /// Returns the template with this key. A key can be shortened to its first digits, at least 6, if they are unique.
@@ -110,7 +102,7 @@ impl Templates {
     /// # Errors
     /// Fails when there is none or more than one, or the state directory cannot be read.
     pub fn get(&self, key: &str) -> Result<Template, Error> {
-        self.find(key).map(Template::from)
+        self.find(key).map(Template::of)
     }
 
     /// Deletes the template with this key, which can be shortened as for [`Templates::get`]. Machines that were
@@ -121,7 +113,7 @@ impl Templates {
     pub fn delete(&self, key: &str) -> Result<Template, Error> {
         let found = self.find(key)?;
         template::remove(self.engine.state(), &found);
-        Ok(found.into())
+        Ok(Template::of(found))
     }
 
     /// Removes templates and returns the removed ones. Machines that were restored from them keep running.
@@ -129,9 +121,8 @@ impl Templates {
     /// # Errors
     /// Fails when the state directory exists and cannot be read.
     pub fn prune(&self, which: Prune) -> Result<Vec<Template>, Error> {
-        let gone = template::prune(self.engine.state(), which == Prune::All)
-            .map_err(|source| self.unreadable(source))?;
-        Ok(gone.into_iter().map(Template::from).collect())
+        let gone = template::prune(self.engine.state(), which).map_err(|source| self.unreadable(source))?;
+        Ok(gone.into_iter().map(Template::of).collect())
     }
 
     /// Boots a machine of this size and freezes it. The new template replaces one of the same shape. Returns the

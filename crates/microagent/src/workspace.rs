@@ -58,10 +58,57 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// Deadline for a lock whose holder was just killed or is ending.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 
-/// The handle of a workspace: an engine and a name. It is cheap, holds no lock and no process, and the workspace may
-/// not exist.
+/// The handle of a workspace: a named machine that is kept, with a disk, settings and logs.
 ///
-/// Made by [`Engine::workspace`] and [`Engine::create`].
+/// Made by [`Engine::create`] and [`Engine::workspace`]. A handle is an engine and a name: it is cheap to clone, holds
+/// no lock and no process, and the workspace may not exist. Dropping it changes nothing.
+///
+/// | To | Use |
+/// |---|---|
+/// | start and end the machine | [`start`], [`halt`], [`stop`], [`kill`], [`pause`], [`resume`], [`wait`] |
+/// | run commands | [`exec`] (connected), [`start_job`] (in the background), [`console`] |
+/// | move files | [`copy_in`], [`copy_out`], [`copy_out_tar`], [`read_file`], [`write_file`], [`fetch_artifact`] |
+/// | observe | [`details`], [`state`], [`inspect`], [`logs`], [`events`], [`stats`], [`network`], [`egress`], [`result`] |
+/// | make something of the disk | [`commit`] (an image), [`clone_to`] (a workspace) |
+/// | change settings | [`apply`], [`publish`], [`unpublish`] |
+/// | isolate, restart, remove | [`quarantine`], [`supervise`], [`delete`] |
+///
+/// Methods that copy files work on running and on resting workspaces. Others name the state that they need and fail
+/// with [`Error::WrongState`] in another one.
+///
+/// [`start`]: Workspace::start
+/// [`halt`]: Workspace::halt
+/// [`stop`]: Workspace::stop
+/// [`kill`]: Workspace::kill
+/// [`pause`]: Workspace::pause
+/// [`resume`]: Workspace::resume
+/// [`wait`]: Workspace::wait
+/// [`exec`]: Workspace::exec
+/// [`start_job`]: Workspace::start_job
+/// [`console`]: Workspace::console
+/// [`copy_in`]: Workspace::copy_in
+/// [`copy_out`]: Workspace::copy_out
+/// [`copy_out_tar`]: Workspace::copy_out_tar
+/// [`read_file`]: Workspace::read_file
+/// [`write_file`]: Workspace::write_file
+/// [`fetch_artifact`]: Workspace::fetch_artifact
+/// [`details`]: Workspace::details
+/// [`state`]: Workspace::state
+/// [`inspect`]: Workspace::inspect
+/// [`logs`]: Workspace::logs
+/// [`events`]: Workspace::events
+/// [`stats`]: Workspace::stats
+/// [`network`]: Workspace::network
+/// [`egress`]: Workspace::egress
+/// [`result`]: Workspace::result
+/// [`commit`]: Workspace::commit
+/// [`clone_to`]: Workspace::clone_to
+/// [`apply`]: Workspace::apply
+/// [`publish`]: Workspace::publish
+/// [`unpublish`]: Workspace::unpublish
+/// [`quarantine`]: Workspace::quarantine
+/// [`supervise`]: Workspace::supervise
+/// [`delete`]: Workspace::delete
 #[derive(Debug, Clone)]
 pub struct Workspace {
     engine: Engine,
@@ -96,7 +143,7 @@ pub struct WorkspaceSummary {
     pub problem: Option<String>,
 }
 
-/// The record of a workspace, with its current state.
+/// Settings and current state of a workspace, from [`Workspace::details`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WorkspaceDetails {
@@ -158,15 +205,15 @@ pub struct WorkspaceDetails {
     pub ended_on_request: bool,
 }
 
-/// Which workspaces [`Workspace::delete`] deletes.
+/// What [`Workspace::delete`] does with a workspace that is not resting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeleteMode {
-    /// Only a resting workspace.
+    /// Fails: only a resting workspace is deleted.
     Resting,
-    /// Shuts a running one down first, unless it is quarantined.
+    /// Shuts the machine down first. Fails if the workspace is quarantined.
     Stop,
-    /// Kills a running one first, and one that is quarantined.
+    /// Kills the machine first, also that of a quarantined workspace.
     Kill,
 }
 
@@ -181,15 +228,15 @@ pub struct Deletion {
 }
 
 impl Engine {
-    /// Returns the workspace of this name, which may not exist.
+    /// Returns the handle of the workspace with this name, which may not exist.
     pub fn workspace(&self, name: &WorkspaceName) -> Workspace {
         Workspace { engine: self.clone(), name: name.clone() }
     }
 
-    /// Lists workspaces by name. Changes nothing; a damaged record is a row, not an error.
+    /// Lists workspaces, sorted by name. Changes nothing. A damaged record is an item with a `problem`, not an error.
     ///
     /// # Errors
-    /// Fails when the state directory exists and cannot be read.
+    /// Fails if the state directory exists and cannot be read.
     pub fn list(&self) -> Result<Vec<WorkspaceSummary>, Error> {
         let state = self.state();
         let names = state.workspace_names().map_err(|source| Error::File {
@@ -202,25 +249,25 @@ impl Engine {
 }
 
 impl Workspace {
-    /// Returns its name.
+    /// Returns the name of the workspace.
     pub fn name(&self) -> &WorkspaceName {
         &self.name
     }
 
-    /// Returns its engine.
+    /// Returns the engine of the workspace.
     pub fn engine(&self) -> &Engine {
         &self.engine
     }
 
-    /// Returns its record, with its current state.
+    /// Returns settings and current state of the workspace.
     ///
     /// # Errors
-    /// Fails when it does not exist or its record is damaged.
+    /// Fails if the workspace does not exist or its record is damaged.
     pub fn details(&self) -> Result<WorkspaceDetails, Error> {
-        Ok(self.observe()?.into())
+        Ok(WorkspaceDetails::of(self.observe()?))
     }
 
-    /// Returns its current state.
+    /// Returns the current state of the workspace.
     ///
     /// # Errors
     /// As [`Workspace::details`].
@@ -228,23 +275,23 @@ impl Workspace {
         Ok(self.observe()?.observed_state())
     }
 
-    /// Deletes it: record, disk, logs. A missing workspace is not an error.
+    /// Deletes the workspace: record, disk, logs. Volumes are kept. A missing workspace is not an error.
     ///
     /// # Errors
-    /// Fails if it is running and `mode` is [`DeleteMode::Resting`], it does not shut down in time, another command
-    /// uses it, or its files cannot be removed.
+    /// Fails if the workspace is running and `mode` is [`DeleteMode::Resting`], it does not shut down in time, another
+    /// command uses it, or its files cannot be removed.
     pub async fn delete(&self, mode: DeleteMode) -> Result<Deletion, Error> {
         let dir = self.dir();
         if !dir.path().exists() {
             return Ok(Deletion { deleted: false, ended: false });
         }
-        // A record that cannot be read has no processes that could be found; what is left is files.
+        // If the record cannot be read, no processes can be found; only files are removed.
         let observed = WorkspaceRecord::observe(&dir).map(|record| record.observed_state());
         let live = observed.ok().filter(|state| !state.is_resting());
         match (live, mode) {
             (None, _) => {}
             (Some(_), DeleteMode::Kill) => drop(self.kill().await?),
-            // What somebody has put aside to be examined does not go with the rest.
+            // Somebody wants to examine a quarantined workspace, so only `Kill` deletes it.
             (Some(state), DeleteMode::Resting) | (Some(state @ State::Quarantined), _) => {
                 return Err(self.wrong_state(state, Action::Delete));
             }
@@ -282,8 +329,8 @@ impl Workspace {
     }
 }
 
-impl From<WorkspaceRecord> for WorkspaceDetails {
-    fn from(record: WorkspaceRecord) -> WorkspaceDetails {
+impl WorkspaceDetails {
+    pub(crate) fn of(record: WorkspaceRecord) -> WorkspaceDetails {
         let has_machine = record.has_machine();
         let pid =
             |process: &Option<ProcessId>| process.as_ref().filter(|_| has_machine).map(|process| process.pid);

@@ -10,7 +10,7 @@ use super::tcp::{Progress, Surroundings};
 use crate::flows::{DATAGRAMS, ECHO, Key, Kind, UNANSWERED};
 use crate::frame::{IPV4_LEN, UDP_LEN, u16_at};
 use crate::outbox::Unreachable;
-use crate::sockets::{DatagramSocket, PortNumber, Sockets};
+use crate::sockets::{DatagramSocket, PortNumber, Readiness, Sockets};
 
 /// Datagrams that are taken before others have their turn.
 const BURST: usize = 64;
@@ -85,8 +85,9 @@ impl<D: DatagramSocket> DatagramFlow<D> {
         DatagramFlow { key, socket, used: now, is_readable: true, quoted }
     }
 
-    pub(super) fn ready(&mut self, readable: bool) {
-        self.is_readable |= readable;
+    /// Notes what the host's socket is ready for.
+    pub(super) fn ready(&mut self, readiness: Readiness) {
+        self.is_readable |= readiness.is_readable;
     }
 
     /// Sends what the guest sent.

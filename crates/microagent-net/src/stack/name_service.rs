@@ -12,7 +12,7 @@ use crate::dns::resolver::Asker;
 use crate::egress::DnsAnswer;
 use crate::flows::{Key, Kind};
 use crate::frame::Segment;
-use crate::sockets::{Sockets, StreamSocket};
+use crate::sockets::{Readiness, Sockets, StreamSocket};
 
 /// Bytes of the length before each message.
 const LENGTH_LEN: usize = 2;
@@ -173,7 +173,7 @@ impl<S: Sockets> Stack<S> {
             && let Some(question) = service.next_question()
         {
             let asker = Asker::Tcp(key.guest_port, *token);
-            flow.ready(true, true);
+            flow.ready(Readiness::BOTH);
             self.egress.query(asker, &question);
             self.enqueue(*key);
         }
@@ -194,7 +194,7 @@ impl<S: Sockets> Stack<S> {
             && let Peer::Names(service) = flow.peer()
         {
             service.answer(&message);
-            flow.ready(true, true);
+            flow.ready(Readiness::BOTH);
             self.enqueue(key);
         }
     }

@@ -26,7 +26,7 @@ use crate::egress::EgressFilter;
 use crate::flows::{Key, OPENING};
 use crate::frame::{IPV4_LEN, Mac, PROTOCOL_TCP, Segment, TCP_LEN, flags};
 use crate::outbox::{Outbox, write_packet};
-use crate::sockets::StreamSocket;
+use crate::sockets::{Readiness, StreamSocket};
 
 /// Segments that one flow sends before others have their turn.
 const BURST: usize = 64;
@@ -202,9 +202,9 @@ impl<S: StreamSocket> TcpFlow<S> {
     }
 
     /// Notes what the host's socket is ready for.
-    pub(super) fn ready(&mut self, readable: bool, writable: bool) {
-        self.is_readable |= readable;
-        self.is_writable |= writable;
+    pub(super) fn ready(&mut self, readiness: Readiness) {
+        self.is_readable |= readiness.is_readable;
+        self.is_writable |= readiness.is_writable;
     }
 
     /// Takes a segment of the guest; `packet` is what it came in.

@@ -27,8 +27,11 @@ impl Plan {
         if let Err(reason) = &spec.warm {
             return Plan::Cold(reason.clone());
         }
-        let shape = match Shape::of(&spec.machine, spec.network.is_some()) {
-            Ok(shape) => shape,
+        let shape = match Shape::of(&spec.machine) {
+            Ok(mut shape) => {
+                shape.network = spec.network.is_some();
+                shape
+            }
             Err(error) => return Plan::Cold(format!("the shape of the machine is unknown: {error}")),
         };
         let mounted = shape.with_image(&spec.machine).ok().flatten();

@@ -55,11 +55,11 @@ pub struct MountedImage {
 }
 
 impl Shape {
-    /// The shape of a machine on this host.
+    /// Returns the shape of a machine without a network device on this host.
     ///
     /// # Errors
-    /// Fails when a file of the machine cannot be looked at.
-    pub fn of(machine: &MachineSpec, network: bool) -> io::Result<Shape> {
+    /// Fails if the metadata of a file of the machine cannot be read.
+    pub fn of(machine: &MachineSpec) -> io::Result<Shape> {
         Ok(Shape {
             format: TEMPLATE_FORMAT,
             generation: GENERATION,
@@ -74,7 +74,7 @@ impl Shape {
             kvm: machine.kvm,
             memory_mib: machine.memory_mib,
             cpu_count: machine.cpu_count,
-            network,
+            network: false,
             image: None,
         })
     }

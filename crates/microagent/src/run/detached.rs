@@ -25,7 +25,7 @@ impl Engine {
         match started {
             Ok(()) => match workspace.details() {
                 // Its command has ended already.
-                Err(Error::NoSuchWorkspace { .. }) if !keep => Ok(record.into()),
+                Err(Error::NoSuchWorkspace { .. }) if !keep => Ok(WorkspaceDetails::of(record)),
                 details => details,
             },
             Err(error) => {

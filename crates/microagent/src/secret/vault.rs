@@ -10,7 +10,7 @@ use std::error::Error as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use microagent_image::{Environment, NetworkOptions, http_client};
+use microagent_image::{Environment, NetworkOptions, ProxyMode, http_client};
 use microagent_proto::SecretValue;
 use reqwest::header::HeaderValue;
 use reqwest::{RequestBuilder, Response, Url};
@@ -108,7 +108,7 @@ fn request(
     let token = secrets.vault_token.as_ref().ok_or(SecretFault::VaultUnset { variable })?;
     let mut token = header(variable, token)?;
     token.set_sensitive(true);
-    let is_loopback = is_loopback(&url);
+    let proxies = if is_loopback(&url) { ProxyMode::Direct } else { ProxyMode::Environment };
     let mut network = network.clone();
     if let Some(ca) = &secrets.vault_ca_cert {
         (network.ssl_cert_file, network.ssl_cert_dir) = (Some(ca.clone()), None);
@@ -116,7 +116,7 @@ fn request(
     let mut options = NetworkOptions::default();
     (options.connect_timeout, options.read_timeout) = (CONNECT_TIMEOUT, CONNECT_TIMEOUT);
     let client =
-        http_client(&network, &options, is_loopback).map_err(|e| SecretFault::VaultClient(Box::new(e)))?;
+        http_client(&network, &options, proxies).map_err(|e| SecretFault::VaultClient(Box::new(e)))?;
     let mut request = client.get(url).header("X-Vault-Request", "true").header("X-Vault-Token", token);
     if let Some(namespace) = &secrets.vault_namespace {
         request = request.header("X-Vault-Namespace", header("VAULT_NAMESPACE", namespace)?);

@@ -26,7 +26,7 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CommitOptions {
-    /// Name of the new image.
+    /// Name of the new image: a repository and a tag, such as `example.com/web:1`.
     pub reference: String,
     /// Changes to the image's configuration.
     pub changes: ConfigChanges,
@@ -41,7 +41,7 @@ pub struct CommitOptions {
 }
 
 impl CommitOptions {
-    /// Creates options for an image of this name with the configuration of the workspace's image.
+    /// Creates options for an image of this name (`example.com/web:1`) with the configuration of the workspace's image.
     pub fn new(reference: impl Into<String>) -> CommitOptions {
         CommitOptions {
             reference: reference.into(),
@@ -91,13 +91,14 @@ pub struct CommitReport {
 }
 
 impl Workspace {
-    /// Creates an image from the resting workspace: its image with one more layer, which contains the changed, added
-    /// and removed files. The workspace is not changed.
+    /// Creates an image from the resting workspace ([`Workspace::halt`] it first): the image of the workspace with one
+    /// more layer, which contains the changed, added and removed files. The workspace is not changed. The new image is
+    /// in the cache of the engine ([`Engine::images`](crate::Engine::images)) and can be run by its name.
     ///
     /// # Errors
-    /// Fails if the workspace is running or in use, the name is not a tag, blobs of its image are missing and cannot
-    /// be fetched, the guest cannot compare its disks, or the layer cannot be stored. Then no image is created; after
-    /// a failed push the image exists.
+    /// Fails if the workspace is running or in use, the name is not a tag, blobs of the workspace's image are missing
+    /// and cannot be fetched, the guest cannot compare its disks, or the layer cannot be stored. Then no image is
+    /// created. After a failed push the image exists.
     pub async fn commit(&self, options: CommitOptions, progress: &Progress) -> Result<CommitReport, Error> {
         let record = self.observe()?;
         let state = record.observed_state();

@@ -17,6 +17,7 @@ use std::time::Duration;
 use microagent_proto::{
     GuestError, GuestErrorKind, INPUT_CHUNK_LIMIT, Pack, PathInfo, PathKind, Request, Stat, Unpack,
 };
+pub use microagent_tree::SymlinkMode;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -39,17 +40,7 @@ const LINKS_MAX: usize = 40;
 /// Deadline of a copy out.
 pub(super) const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How a copy handles a source that is a symbolic link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SymlinkMode {
-    /// It copies the link.
-    #[default]
-    Keep,
-    /// It copies the target of the link.
-    Follow,
-}
-
-/// Source of a copy into a workspace.
+/// Source of [`Workspace::copy_in`]: a path of the host or a tar stream.
 pub struct CopySource {
     from: From,
     links: SymlinkMode,
@@ -61,17 +52,18 @@ enum From {
 }
 
 impl CopySource {
-    /// A file or directory of the host.
+    /// Creates a source from a file or directory of the host.
     pub fn path(path: impl Into<PathBuf>) -> CopySource {
         CopySource { from: From::Path(path.into()), links: SymlinkMode::Keep }
     }
 
-    /// A tar stream, which is unpacked to an existing directory of the guest. It is read in a thread that may block.
+    /// Creates a source from a tar stream, which is unpacked to an existing directory of the guest. A thread of its own
+    /// reads the stream, so `read` may block.
     pub fn tar(stream: impl Read + Send + 'static) -> CopySource {
         CopySource { from: From::Tar(Box::new(stream)), links: SymlinkMode::Keep }
     }
 
-    /// If the source is a link, copies its target.
+    /// Sets what is copied if the path is a symbolic link; the default is the link.
     #[must_use]
     pub fn symlinks(self, links: SymlinkMode) -> CopySource {
         CopySource { links, ..self }
@@ -87,7 +79,7 @@ impl fmt::Debug for CopySource {
     }
 }
 
-/// Destination of a copy out of a workspace.
+/// Destination of [`Workspace::copy_out`].
 #[derive(Debug, Clone)]
 pub struct CopyTarget {
     path: PathBuf,
@@ -95,12 +87,12 @@ pub struct CopyTarget {
 }
 
 impl CopyTarget {
-    /// A file or directory of the host.
+    /// Creates a destination from a path of the host.
     pub fn path(path: impl Into<PathBuf>) -> CopyTarget {
         CopyTarget { path: path.into(), links: SymlinkMode::Keep }
     }
 
-    /// If the source is a link, copies its target.
+    /// Sets what is copied if the path of the guest is a symbolic link; the default is the link.
     #[must_use]
     pub fn symlinks(self, links: SymlinkMode) -> CopyTarget {
         CopyTarget { links, ..self }
@@ -108,12 +100,17 @@ impl CopyTarget {
 }
 
 impl Workspace {
-    /// Copies into the workspace. Owners, modes, times, links and attributes are kept. A destination that is a link
-    /// is followed.
+    /// Copies a file, a directory or a tar stream into the workspace, which may be running or resting. The disk of a
+    /// resting workspace is booted for the copy, without its service.
+    ///
+    /// The rules are those of `docker cp`: if `guest_path` is an existing directory, the source is copied into it,
+    /// otherwise the copy gets this name; the parent directory must exist; a source that ends in `/.` stands for the
+    /// content of the directory. A relative path begins at `/`. Owners, modes, times, links and extended attributes
+    /// are kept. If `guest_path` is a symbolic link, it is followed.
     ///
     /// # Errors
     /// Fails if the source cannot be read, the destination does not fit it, the guest cannot write it, or `progress` is
-    /// cancelled. Complete files are kept in the guest.
+    /// cancelled. Files that were already complete are kept in the guest.
     pub async fn copy_in(
         &self,
         source: CopySource,
@@ -132,12 +129,15 @@ impl Workspace {
         left
     }
 
-    /// Copies out of the workspace. Where the destination is a link, it is followed. Nothing of the host is
-    /// overwritten before the copy is complete; onto a host's file system come files, directories and links with
-    /// their modes and times, without owners and set-id bits, and nothing else.
+    /// Copies a file or directory of the workspace, which may be running or resting, to the host. The rules for
+    /// destinations are those of [`Workspace::copy_in`].
+    ///
+    /// The host gets files, directories and links with their modes and times. Owners and set-id bits are not kept;
+    /// FIFOs, devices and sockets are left out, and an [`Event::Notice`] has the number of FIFOs and devices. Nothing
+    /// of the host is overwritten before the copy is complete.
     ///
     /// # Errors
-    /// Fails when the guest cannot read the path, the destination does not fit it or cannot be written, or `progress`
+    /// Fails if the guest cannot read the path, the destination does not fit it or cannot be written, or `progress`
     /// is cancelled.
     pub async fn copy_out(
         &self,
@@ -169,8 +169,8 @@ impl Workspace {
         Ok(())
     }
 
-    /// Copies a path out of the workspace as a tar stream with owners, modes, times, links and attributes, as the guest
-    /// sends it.
+    /// Copies a path of the workspace to a stream of tar data with owners, modes, times, links and attributes. The data
+    /// is what the guest sends: it is not checked.
     ///
     /// # Errors
     /// Fails if the workspace does not exist or its guest cannot be reached. The stream fails if the guest cannot

@@ -55,10 +55,27 @@ const OUTPUT_QUEUE: usize = 16;
 /// Length of the queue of input, signals and terminal sizes.
 const INPUT_QUEUE: usize = 4;
 
-/// A command that runs in a workspace. A [`Stream`] of its output, in the order of arrival.
+/// A command that runs in a workspace, started by [`Workspace::exec`]. It is a [`Stream`] of its output, in the order
+/// of arrival.
 ///
-/// A caller that does not read blocks the command, but neither its time limit nor signals. Dropping this value kills
-/// the command and its child processes.
+/// [`Exec::next`] returns the output piece by piece, [`Exec::collect_output`] returns all of it, and [`Exec::wait`]
+/// returns the exit code. A caller that does not read blocks the command, but neither its time limit nor signals.
+/// Dropping this value kills the command and its child processes.
+///
+/// ```no_run
+/// # use microagent::{ExecOptions, OutputStream, Workspace};
+/// # async fn example(workspace: &Workspace) -> Result<(), microagent::Error> {
+/// let mut exec = workspace.exec(ExecOptions::shell("make test")).await?;
+/// while let Some(frame) = exec.next().await {
+///     if frame.stream == OutputStream::Stderr {
+///         eprint!("{}", String::from_utf8_lossy(&frame.bytes));
+///     }
+/// }
+/// let execution = exec.wait().await?;
+/// println!("exited with {}", execution.exit_code);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "the command is killed when this is dropped"]
 pub struct Exec {
@@ -73,11 +90,11 @@ pub struct Exec {
 #[derive(Debug)]
 struct ConversationTask(JoinHandle<Result<(End, Shortage), Error>>);
 
-/// The standard input of a command. Dropping it closes the standard input. Pieces may have any length.
+/// The standard input of a command, from [`Exec::take_stdin`]. Dropping this value closes the standard input.
 #[derive(Debug)]
 pub struct ExecStdin(mpsc::Sender<Vec<u8>>);
 
-/// Controls a running command: signals, terminal size, kill. Cheap to clone; may outlive the command.
+/// Controls a running command: signals, terminal size, kill. Cheap to clone. It may outlive the command.
 #[derive(Debug, Clone)]
 pub struct ExecControl {
     controls: mpsc::Sender<Control>,
@@ -135,11 +152,12 @@ pub struct ExecOutput {
 }
 
 impl Workspace {
-    /// Starts a command in the running workspace.
+    /// Starts a command in the running workspace and connects to it. [`Workspace::start_job`] starts one that needs
+    /// no client.
     ///
     /// # Errors
-    /// Fails if the workspace is not running or its guest cannot be reached. If the command cannot be started, that
-    /// is part of [`Execution`] and not an error.
+    /// Fails if the workspace is not running or its guest cannot be reached. A command that cannot be started is not
+    /// an error: [`Execution::start_error`] has the reason.
     pub async fn exec(&self, options: ExecOptions) -> Result<Exec, Error> {
         let guest = self.running_guest(Action::Exec)?;
         let (mode, limit) = (options.stdin, options.timeout);
@@ -150,7 +168,7 @@ impl Workspace {
         Ok(stream.converse(started_at, mode, limit))
     }
 
-    /// Returns the workspace's program of interactive sessions, if one was set.
+    /// Returns the program of interactive sessions, if the workspace has one.
     ///
     /// # Errors
     /// Fails when there is no such workspace or its files are damaged.
@@ -206,7 +224,8 @@ impl CommandStream {
 }
 
 impl Exec {
-    /// Waits for the next piece of output. `None`: there is no more, and [`Exec::wait`] has the reason. Cancel-safe.
+    /// Waits for the next piece of output. Returns `None` after the last piece; then [`Exec::wait`] returns how the
+    /// command ended. Cancel-safe.
     pub async fn next(&mut self) -> Option<OutputFrame> {
         poll_fn(|context| self.output.poll_recv(context)).await
     }
@@ -221,7 +240,7 @@ impl Exec {
         self.control.clone()
     }
 
-    /// Waits for the end, and discards unread output.
+    /// Closes the standard input, discards output that was not read, and waits for the end of the command.
     ///
     /// # Errors
     /// Fails if the connection to the guest was lost. A command that could not be started, or an exit code other than
@@ -249,7 +268,8 @@ impl Exec {
         })
     }
 
-    /// Waits for the end, and collects at most `limit` bytes of each stream.
+    /// Closes the standard input, waits for the end of the command, and returns its output: at most `limit` bytes of
+    /// each stream.
     ///
     /// # Errors
     /// As [`Exec::wait`].
@@ -294,7 +314,7 @@ impl ExecStdin {
         self.0.send(bytes.into()).await.map_err(|_| ExecEnded)
     }
 
-    /// Writes bytes and blocks the thread. Panics on a thread of a tokio runtime.
+    /// As [`ExecStdin::write`], but blocks the thread. Panics on a thread of a tokio runtime.
     ///
     /// # Errors
     /// As [`ExecStdin::write`].
@@ -328,7 +348,7 @@ impl ExecControl {
         self.send(Control::Kill).await
     }
 
-    /// Waits until the command has started; without end if it never does.
+    /// Waits until the command has started. Does not return if it never starts.
     pub async fn started(&self) {
         self.started.cancelled().await;
     }

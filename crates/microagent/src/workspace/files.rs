@@ -16,23 +16,23 @@ use crate::{CopySource, Error, Progress, SymlinkMode};
 /// Longest path that a guest's stream may have, as the kernel has it.
 const PATH_LIMIT: usize = 4096;
 
-/// Which part of a file is read. Start from [`FileRange::new`] and set what differs.
+/// Which part of a file is read. Create with [`FileRange::new`] and change with its methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileRange {
-    /// Bytes from the beginning that are left out.
+    /// Number of bytes at the beginning that are left out.
     pub offset: u64,
     /// Most bytes that are read.
     pub limit: usize,
 }
 
 impl FileRange {
-    /// At most so many bytes from the beginning.
+    /// Creates a range of at most `limit` bytes from the beginning of the file.
     pub fn new(limit: usize) -> FileRange {
         FileRange { offset: 0, limit }
     }
 
-    /// Begins there.
+    /// Sets the number of bytes at the beginning that are left out.
     #[must_use]
     pub fn offset(self, offset: u64) -> FileRange {
         FileRange { offset, ..self }
@@ -50,10 +50,11 @@ pub struct FileContent {
 }
 
 impl Workspace {
-    /// Reads a part of a regular file. Symbolic links are followed. The guest sends the bytes before the part, too.
+    /// Reads a part of a regular file of the workspace, which may be running or resting. Symbolic links are followed.
+    /// The cost grows with the offset, because the guest sends the bytes before the part, too.
     ///
     /// # Errors
-    /// Fails when the path is not a regular file, the guest cannot read it or be reached, or `progress` is cancelled.
+    /// Fails if the path is not a regular file, the guest cannot read it or be reached, or `progress` is cancelled.
     pub async fn read_file(
         &self,
         guest_path: &str,
@@ -87,12 +88,12 @@ impl Workspace {
         guest.fetch_tar(&request, limits, consume, progress.token()).await
     }
 
-    /// Writes a whole file, with this mode and root as its owner. Missing directories above it are made; what stood at
-    /// the path is replaced when the file is complete.
+    /// Writes a file of the workspace, which may be running or resting, with this mode and root as its owner. Missing
+    /// parent directories are created. An existing file is replaced when the new one is complete.
     ///
     /// # Errors
-    /// Fails when the path names no file, a directory stands there, the guest cannot write it or be reached, or
-    /// `progress` is cancelled. Then the path is as it was.
+    /// Fails if the path does not name a file, is a directory, the guest cannot write it or be reached, or `progress`
+    /// is cancelled. Then an existing file is not changed.
     pub async fn write_file(
         &self,
         guest_path: &str,

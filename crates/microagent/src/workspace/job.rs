@@ -1,7 +1,7 @@
 //! Jobs: commands in the background of a running workspace.
 //!
-//! The workspace's supervisor has a job started, follows it to its end, and keeps its output and its exit code in the
-//! workspace's directory. They are read from there, so that reading needs nobody, and works when the machine has ended.
+//! The supervisor of the workspace starts a job, and writes its output and exit code to the directory of the workspace.
+//! Clients read these files, also after the machine has ended.
 
 mod output;
 
@@ -20,27 +20,29 @@ use super::{ExecOptions, Workspace, refused};
 use crate::Error;
 use crate::error::{Action, JobError};
 
-/// How long a workspace that is just being started is waited for.
+/// Deadline for a workspace that is being started.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often it is tried meanwhile.
+/// Interval of the attempts until then.
 const START_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long a job that was killed may take to end. Its supervisor gives it up after 10 seconds.
+/// Deadline for the end of a killed job. The supervisor gives it up after 10 seconds.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A job by its number. Cheap: a workspace and a number, and no promise that the job exists.
+/// The handle of a job: a workspace and a number. It is cheap, and the job may not exist.
 ///
-/// A job is a command that runs in the background of a workspace. It needs no client: it ends by itself, by
-/// [`Job::kill`], at its time limit, or with its guest. What it printed and how it ended are kept until the workspace is
-/// deleted or many later jobs have taken its place.
+/// A job is a command that runs in the background of a workspace, without a client. It ends by itself, by
+/// [`Job::kill`], at its time limit, or with its guest. Its output and exit code are kept until the workspace is deleted
+/// or 64 newer jobs exist.
+///
+/// Made by [`Workspace::start_job`] and [`Workspace::job`].
 #[derive(Debug, Clone)]
 pub struct Job {
     workspace: Workspace,
     id: JobId,
 }
 
-/// A job as recorded, with the state that is true now.
+/// The record of a job, with its current state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JobDetails {
@@ -48,28 +50,28 @@ pub struct JobDetails {
     pub id: JobId,
     /// Its command line as a shell takes it, cut to 4 KiB.
     pub command: String,
-    /// What it is doing, or how it ended.
+    /// Whether it runs, or how it ended.
     pub state: JobState,
     /// When it was started (host's clock).
     pub started_at: Timestamp,
-    /// When it ended; `None` while it runs, and where it ended with its machine and nobody saw when.
+    /// When it ended. `None` while it runs, and if the supervisor ended before it could record the end.
     pub ended_at: Option<Timestamp>,
-    /// Exit code; 128 + number for a signal, 124 time limit. `None` while it runs, and where it ended with its machine
-    /// and nobody saw how.
+    /// Exit code; 128 + number for a signal, 124 time limit. `None` in the same cases.
     pub exit_code: Option<i32>,
     /// The signal that ended it, if one did.
     pub signal: Option<i32>,
     /// Whether it was started with a standard input.
     pub stdin: bool,
-    /// Bytes that it printed, whether they are kept or not; `None` while it runs, and where nobody saw how it ended.
+    /// Number of bytes that it printed, including those that are not kept. `None` in the same cases.
     pub printed_bytes: Option<u64>,
-    /// The program that the guest's kernel killed meanwhile, because memory ran out.
+    /// The program that the guest's kernel killed while it ran, because memory ran out.
     pub out_of_memory: Option<String>,
     /// Mount point of a disk of the guest that was full when the command failed.
     pub disk_full: Option<String>,
 }
 
-/// The standard input of a running job. Dropped, what was written is passed on all the same, and the input stays open.
+/// The standard input of a running job, from [`Job::stdin`]. If this value is dropped, written bytes are still delivered
+/// and the standard input stays open; [`JobStdin::close`] closes it.
 #[derive(Debug)]
 pub struct JobStdin {
     job: Job,
@@ -77,12 +79,12 @@ pub struct JobStdin {
 }
 
 impl Workspace {
-    /// Starts a command in the background of the running workspace, and waits until it has started. At most 32 run at a
-    /// time.
+    /// Starts a job in the running workspace. Returns when the command has started. At most 32 jobs run at a time.
+    /// Dropping the future after the request was sent does not end the job.
     ///
     /// # Errors
-    /// Fails when the workspace is not running, its guest cannot start the command, or as many jobs run as can. Nothing is
-    /// left then. Dropping the future after the request was sent does not end the job.
+    /// Fails if the workspace is not running, its guest cannot start the command, or 32 jobs run. Then no job is
+    /// recorded.
     pub async fn start_job(&self, options: ExecOptions) -> Result<Job, Error> {
         self.running_guest(Action::StartJob)?;
         let (timeout, command) = (options.timeout, command_text(&options.command));
@@ -112,15 +114,15 @@ impl Workspace {
         }
     }
 
-    /// A job by its number.
+    /// Returns the job with this number, which may not exist.
     pub fn job(&self, id: JobId) -> Job {
         Job { workspace: self.clone(), id }
     }
 
-    /// The jobs of the workspace, oldest first: those that run, and those that have ended, 64 in all.
+    /// Lists the jobs of the workspace, oldest first: at most 64, running and ended.
     ///
     /// # Errors
-    /// Fails when there is no such workspace or a record cannot be read.
+    /// Fails if the workspace does not exist or a record cannot be read.
     pub fn jobs(&self) -> Result<Vec<JobDetails>, Error> {
         let dir = self.existing()?;
         let ids = dir.job_ids().map_err(|source| Error::File {
@@ -135,31 +137,31 @@ impl Workspace {
 }
 
 impl Job {
-    /// Its number.
+    /// Returns the number of the job.
     pub fn id(&self) -> JobId {
         self.id
     }
 
-    /// Its workspace.
+    /// Returns the workspace of the job.
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
     }
 
-    /// What is recorded of it, with the state that is true now.
+    /// Returns the record of the job, with its current state.
     ///
     /// # Errors
-    /// Fails when there is no such workspace or job, or its record cannot be read.
+    /// Fails if workspace or job does not exist, or the record cannot be read.
     pub fn details(&self) -> Result<JobDetails, Error> {
         let dir = self.workspace.existing()?.job(self.id);
         let (workspace, job) = (self.workspace.name.clone(), self.id);
         match dir.observe() {
-            Ok(record) => Ok(record.into()),
+            Ok(record) => Ok(JobDetails::of(record)),
             Err(error) if error.is_not_found() => Err(JobError::NoSuch { workspace, job }.into()),
             Err(source) => Err(JobError::Record { workspace, job, source }.into()),
         }
     }
 
-    /// Waits until it has ended.
+    /// Waits until the job has ended.
     ///
     /// # Errors
     /// As [`Job::details`].
@@ -176,15 +178,15 @@ impl Job {
     /// Sends a signal, 1 to 64, to the command's process group.
     ///
     /// # Errors
-    /// Fails when the job has ended or the workspace is not running.
+    /// Fails if the job has ended or the workspace is not running.
     pub async fn signal(&self, signal: u8) -> Result<(), Error> {
         self.tell(JobOrder::Signal(signal)).await
     }
 
-    /// Kills the command with everything that it started, and waits until it has ended.
+    /// Kills the command and its child processes, and waits until the job has ended.
     ///
     /// # Errors
-    /// As [`Job::signal`], and when it does not end within 30 seconds.
+    /// As [`Job::signal`], and if the job does not end within 30 seconds.
     pub async fn kill(&self) -> Result<JobDetails, Error> {
         self.tell(JobOrder::Kill).await?;
         timeout(KILL_PATIENCE, self.wait()).await.unwrap_or_else(|_| {
@@ -197,11 +199,11 @@ impl Job {
         })
     }
 
-    /// Opens the standard input, which stays open for others afterwards.
+    /// Connects to the standard input of the job. It stays open for later clients.
     ///
     /// # Errors
-    /// Fails when the job has ended, was started without standard input or has had its end, or the workspace is not
-    /// running.
+    /// Fails if the job has ended, was started without standard input, its standard input was closed, or the workspace
+    /// is not running.
     pub async fn stdin(&self) -> Result<JobStdin, Error> {
         self.running()?;
         match job_stdin(&self.workspace.dir(), self.id).await {
@@ -216,7 +218,7 @@ impl Job {
         self.done(tell_job(&self.workspace.dir(), self.id, order).await)
     }
 
-    /// Fails where there is no such job or it has ended, which is known without its supervisor.
+    /// Fails if there is no such job or it has ended. The supervisor is not needed for that.
     fn running(&self) -> Result<(), Error> {
         match self.details()?.state {
             JobState::Running => Ok(()),
@@ -252,10 +254,10 @@ impl Job {
 }
 
 impl JobStdin {
-    /// Writes; waits while the command does not read.
+    /// Writes bytes. Waits while the command does not read.
     ///
     /// # Errors
-    /// Fails when the job has ended.
+    /// Fails if the job has ended.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         match self.stream.write(bytes).await {
             Ok(()) => Ok(()),
@@ -263,7 +265,7 @@ impl JobStdin {
         }
     }
 
-    /// Ends the standard input after what was written.
+    /// Closes the standard input after the written bytes.
     ///
     /// # Errors
     /// As [`JobStdin::write`].
@@ -274,7 +276,7 @@ impl JobStdin {
         self.finish().await
     }
 
-    /// Waits until everything was passed on to the guest. The input stays open.
+    /// Waits until the written bytes were delivered to the guest. The standard input stays open.
     ///
     /// # Errors
     /// As [`JobStdin::write`].
@@ -282,7 +284,7 @@ impl JobStdin {
         self.job.done(self.stream.finish().await)
     }
 
-    /// Waits until the command takes nothing any more, and gives the reason.
+    /// Waits until the command accepts no more input, and returns the reason.
     pub async fn ended(&mut self) -> Error {
         match self.refusal().await {
             Ok(()) => self.job.refused(Refusal::JobEnded),
@@ -296,8 +298,8 @@ impl JobStdin {
     }
 }
 
-impl From<JobRecord> for JobDetails {
-    fn from(record: JobRecord) -> JobDetails {
+impl JobDetails {
+    fn of(record: JobRecord) -> JobDetails {
         let JobRecord { id, command, started_at, stdin, end, .. } = record;
         let JobEnd { state, at, exit_code, signal, printed_bytes, out_of_memory, disk_full } =
             end.unwrap_or_else(|| JobEnd::unseen(JobState::Running));

@@ -41,11 +41,12 @@ const REST_PATIENCE: Duration = Duration::from_secs(2);
 /// Numbers in made-up names: six digits, far more than workspaces of one host.
 const MADE_UP_NUMBERS: u32 = 1_000_000;
 
-/// Options of one start that replace the workspace's settings. Later starts are not affected.
+/// Options of one start: a size that replaces the workspace's. Later starts are not affected. Create with
+/// [`StartOptions::new`] and change with its methods.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct StartOptions {
-    /// Profile to take memory and CPUs from.
+    /// Profile that memory and CPUs are taken from.
     pub profile: Option<Profile>,
     /// Guest memory in MiB; replaces the profile's or the workspace's.
     pub memory_mib: Option<u32>,
@@ -54,7 +55,7 @@ pub struct StartOptions {
 }
 
 impl StartOptions {
-    /// Creates options without changes.
+    /// Creates options for a start with the settings of the workspace.
     pub fn new() -> StartOptions {
         StartOptions::default()
     }
@@ -95,7 +96,7 @@ impl Engine {
     /// Generates an unused name for a new workspace of this image.
     ///
     /// # Errors
-    /// Fails when the host has no random numbers.
+    /// Fails if the host provides no random numbers.
     pub fn made_up_name(&self, image: &str) -> Result<WorkspaceName, Error> {
         loop {
             let number = u32::from_le_bytes(random::<4>()?) % MADE_UP_NUMBERS;
@@ -106,18 +107,18 @@ impl Engine {
         }
     }
 
-    /// Creates a workspace: image, disk, record, and its setup steps in a boot of their own. No machine runs
-    /// afterwards.
+    /// Creates a workspace: fetches the image if it is not in the cache, makes the disk, and runs the setup steps in a
+    /// machine that ends afterwards. [`Workspace::start`] starts the workspace.
     ///
     /// # Errors
-    /// Fails if the name is taken, the image cannot be used, or a setup step fails. After a failed setup step the
-    /// workspace is kept in state `failed`, for its logs, and its next start runs the setup on a fresh disk. After a
-    /// cancellation, or without a supervisor, nothing is kept.
+    /// Fails if the name is taken, the image cannot be used, or the setup fails. After a failed setup the workspace is
+    /// kept in state `failed`, with its logs, and its next start runs the setup on a fresh disk. After a cancellation,
+    /// or if the supervisor cannot be started, nothing is kept.
     pub async fn create(&self, options: CreateOptions, progress: &Progress) -> Result<Workspace, Error> {
         self.create_as(options, false, progress).await
     }
 
-    /// The same; a disposable one goes with its first machine.
+    /// As [`Engine::create`]. A disposable workspace is removed when its first machine ends.
     pub(crate) async fn create_as(
         &self,
         options: CreateOptions,
@@ -156,12 +157,13 @@ impl Engine {
 }
 
 impl Workspace {
-    /// Starts the workspace. Returns when its guest answers and its service, if it has one, runs. Setup steps that
-    /// have not run yet run before, in a machine of the workspace's own size.
+    /// Starts the resting workspace. Returns when the guest answers and the service, if there is one, runs. The machine
+    /// keeps running after this program has ended. Setup steps that have not run yet run before, in a machine of the
+    /// workspace's own size.
     ///
     /// # Errors
-    /// Fails if it is not resting, the size is not valid for a guest, another command uses it, or the machine does
-    /// not start; then the state is `failed`. After a cancellation the state is `stopped`.
+    /// Fails if the workspace is not resting, the size is not valid for a guest, another command uses the workspace, or
+    /// the machine does not start; then the state is `failed`. After a cancellation the state is `stopped`.
     pub async fn start(&self, options: StartOptions, progress: &Progress) -> Result<WorkspaceDetails, Error> {
         self.engine.prepare()?;
         let record = self.observe()?;
@@ -176,7 +178,7 @@ impl Workspace {
         self.details()
     }
 
-    /// Starts it from rest, as its record says.
+    /// Starts the resting workspace of this record.
     pub(crate) async fn start_recorded(
         &self,
         record: WorkspaceRecord,
@@ -188,7 +190,7 @@ impl Workspace {
         if let Some(size) = &one_start {
             check_size(size.resources)?;
         }
-        // Before anything is done; the supervisor looks again.
+        // A taken port is reported before anything is done; the supervisor checks again.
         choose_ports(&record.publish)?;
         let dir = self.dir();
         let mut workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
@@ -231,7 +233,7 @@ impl Workspace {
             let _lock = lock_patiently(&self.name, &dir).await?;
             let now = Workload::load(&dir).map_err(|e| self.damaged(e))?;
             if now.setup.is_empty() {
-                // Another command has done it meanwhile, and the disk is in use.
+                // Another command has run the setup in the meantime, and the disk is in use.
                 return Ok(now);
             }
             renew_disk(&dir, &base, record.resources.disk_bytes())?;
@@ -243,7 +245,7 @@ impl Workspace {
         };
         let labels: Vec<String> = workload.setup.iter().map(SetupStep::label).collect();
         let work = Work::Prepare { setup: setup_steps(&workload), disk };
-        // What setup writes is for the next boot, even where the workspace goes with that.
+        // The disk is flushed also for a disposable workspace: its next machine needs what the setup wrote.
         let kept = WorkspaceRecord { disposable: false, ..record.clone() };
         let machine = MachineRequest::of(&kept, &dir, &base)?.first().unpublished().for_setup();
         let spec = engine.spec(programs, &machine, work)?;
@@ -270,13 +272,13 @@ impl Workspace {
         Ok(done)
     }
 
-    /// Reports that a machine of it is being started.
+    /// Reports that a machine of the workspace is being started.
     pub(crate) fn booting(&self, programs: &HostPrograms, progress: &Progress) {
         let (workspace, backend) = (self.name.to_string(), programs.backend().to_owned());
         progress.event(Event::Booting { workspace, backend });
     }
 
-    /// What the end of a supervisor means that was to bring the workspace up.
+    /// Returns the translator of the end of a supervisor that starts the workspace.
     pub(crate) fn end_of_start<'a>(
         &'a self,
         programs: &'a HostPrograms,
@@ -293,19 +295,21 @@ impl Workspace {
         }
     }
 
-    /// Shuts the machine down cleanly. A resting workspace is not changed.
+    /// Shuts the machine down: the service gets its stop signal, then all processes are ended and the disk is flushed.
+    /// A resting workspace is not changed.
     ///
     /// # Errors
-    /// Fails if it cannot be reached, is starting, or does not shut down cleanly; then the state is `failed`.
+    /// Fails if the workspace cannot be reached, is starting, or does not shut down cleanly; then the state is
+    /// `failed`.
     pub async fn halt(&self) -> Result<WorkspaceDetails, Error> {
         self.end(ChangeRequest::Halt, Action::Halt).await
     }
 
-    /// Sends the service its stop signal, and shuts the machine down when it has ended. A resting workspace is not
-    /// changed.
+    /// Sends the service its stop signal, and shuts the machine down when the service has ended. A resting workspace is
+    /// not changed.
     ///
     /// # Errors
-    /// As [`Workspace::halt`].
+    /// As [`Workspace::halt`], and if the service does not end in time; then the workspace keeps running.
     pub async fn stop(&self) -> Result<WorkspaceDetails, Error> {
         self.end(ChangeRequest::Stop, Action::Stop).await
     }
@@ -329,7 +333,7 @@ impl Workspace {
         }
         kill_processes(&record).await;
         let _lock = lock_patiently(&self.name, &dir).await?;
-        // The supervisor may have written its end in between.
+        // The supervisor may have recorded the end in the meantime.
         let record = WorkspaceRecord::load(&dir)?;
         if may_have_one(&record) {
             let ended = WorkspaceRecord {
@@ -348,7 +352,7 @@ impl Workspace {
     /// Pauses the guest; its memory is kept.
     ///
     /// # Errors
-    /// Fails when it is not running or QEMU does not pause it.
+    /// Fails if the workspace is not running or QEMU does not pause it.
     pub async fn pause(&self) -> Result<WorkspaceDetails, Error> {
         self.change(ChangeRequest::Pause, Action::Pause).await?;
         self.details()
@@ -357,7 +361,7 @@ impl Workspace {
     /// Resumes the paused guest.
     ///
     /// # Errors
-    /// Fails when it is not paused or QEMU does not resume it.
+    /// Fails if the workspace is not paused or QEMU does not resume it.
     pub async fn resume(&self) -> Result<WorkspaceDetails, Error> {
         self.change(ChangeRequest::Resume, Action::Resume).await?;
         self.details()
@@ -369,8 +373,8 @@ impl Workspace {
     /// [`REASON_LIMIT`] bytes, is recorded in its events. A quarantined workspace is not changed.
     ///
     /// # Errors
-    /// Fails if it is not running, cannot be reached, or its memory could not be kept; in the last case it is
-    /// quarantined.
+    /// Fails if the workspace is not running, cannot be reached, or its memory could not be kept; in the last case it
+    /// is quarantined.
     pub async fn quarantine(&self, reason: Option<&str>) -> Result<WorkspaceDetails, Error> {
         if reason.is_some_and(|reason| reason.len() > REASON_LIMIT) {
             return Err(InvalidRequest::LongReason.into());
@@ -388,10 +392,10 @@ impl Workspace {
         self.details()
     }
 
-    /// Waits until it is resting or quarantined.
+    /// Waits until the workspace is resting or quarantined.
     ///
     /// # Errors
-    /// Fails if it does not exist, is deleted while waiting, or `progress` is cancelled.
+    /// Fails if the workspace does not exist, is deleted while waiting, or `progress` is cancelled.
     pub async fn wait(&self, progress: &Progress) -> Result<WorkspaceDetails, Error> {
         loop {
             let details = self.details()?;
@@ -411,7 +415,7 @@ impl Workspace {
             return self.details();
         }
         if record.state == State::Quarantined && !record.has_machine() {
-            // No supervisor is left to take a request; what is released is the disk.
+            // There is no supervisor that could take a request; only the disk is released.
             return self.kill().await;
         }
         self.change(request, action).await?;
@@ -427,7 +431,7 @@ impl Workspace {
                 Ok(details) if !details.state.is_live() || Instant::now() >= end => return Ok(details),
                 Err(Error::NoSuchWorkspace { .. }) if before.disposable => {
                     let record = WorkspaceRecord { state: State::Stopped, failure: None, ..before };
-                    return Ok(record.into());
+                    return Ok(WorkspaceDetails::of(record));
                 }
                 // It is being removed at this moment.
                 Err(_) if before.disposable && Instant::now() < end => {}

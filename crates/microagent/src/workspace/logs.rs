@@ -28,13 +28,13 @@ const FOLLOW_BYTES: u64 = 1024 * 1024;
 /// Length of the queue of a followed log.
 pub(super) const QUEUE: usize = 4;
 
-/// Which part of a log is read.
+/// Which part of a log is read. Create with [`LogOptions::new`] and change with its methods.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct LogOptions {
-    /// Only output since then, to a second.
+    /// Earliest time of the output that is read, with a resolution of one second.
     pub since: Option<Timestamp>,
-    /// Only so many of the last lines.
+    /// Number of last lines that are read.
     pub tail: Option<usize>,
 }
 
@@ -44,13 +44,13 @@ impl LogOptions {
         LogOptions::default()
     }
 
-    /// Only what was printed since then, to a second.
+    /// Sets the earliest time of the output that is read.
     #[must_use]
     pub fn since(self, since: Timestamp) -> LogOptions {
         LogOptions { since: Some(since), ..self }
     }
 
-    /// Only so many of the last lines.
+    /// Sets the number of last lines that are read.
     #[must_use]
     pub fn tail(self, lines: usize) -> LogOptions {
         LogOptions { tail: Some(lines), ..self }

@@ -78,7 +78,7 @@ impl Workspace {
     /// Fails when there is no such workspace or its result is damaged.
     pub fn result(&self) -> Result<Option<RunResult>, Error> {
         match read_json::<RecordedResult>(&self.existing()?.result()) {
-            Ok(recorded) => Ok(Some(recorded.into())),
+            Ok(recorded) => Ok(Some(RunResult::of(recorded))),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(self.damaged(error)),
         }
@@ -160,8 +160,8 @@ impl Workspace {
     }
 }
 
-impl From<RecordedResult> for RunResult {
-    fn from(recorded: RecordedResult) -> RunResult {
+impl RunResult {
+    pub(crate) fn of(recorded: RecordedResult) -> RunResult {
         RunResult {
             started_at: recorded.started_at,
             exited_at: recorded.exited_at,

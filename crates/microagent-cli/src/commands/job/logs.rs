@@ -48,7 +48,7 @@ pub(crate) struct LogsArgs {
 /// Prints it.
 pub(super) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> {
     let job = args.job.of(context);
-    let mut options = JobOutputOptions::new().from(args.from.unwrap_or(0));
+    let mut options = JobOutputOptions::new().position(args.from.unwrap_or(0));
     options.tail = args.tail;
     match (context.format, args.follow) {
         (Format::Json, true) => Err(Failure::usage(

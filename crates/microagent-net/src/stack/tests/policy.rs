@@ -65,7 +65,7 @@ fn an_allowed_name_opens_its_addresses_while_the_ttl_lasts() {
     bench.stack.set_time(at(301));
     // What is open stays so; what is new does not begin.
     let (token, stream) = bench.stream();
-    bench.stack.ready(token, true, true);
+    bench.stack.ready(token, Readiness::BOTH);
     let answer = bench.run().remove(0);
     let data = testing::tcp_at(remote, 40_000, 443, ACK, 1001, segment_of(&answer).sequence + 1, b"data");
     bench.send(&data);
@@ -315,7 +315,7 @@ fn answers_come_only_to_what_was_asked() {
     let (token, datagrams) = bench.datagrams();
     assert_eq!(datagrams.borrow().outgoing, [b"data"]);
     datagrams.borrow_mut().incoming.push_back(Ok(b"answer".to_vec()));
-    bench.stack.ready(token, true, false);
+    bench.stack.ready(token, Readiness::READABLE);
     let frame = bench.run().remove(0);
     assert!(testing::checksums_hold(&frame));
     assert_eq!(frame[26..30], FAR.octets());
@@ -336,7 +336,7 @@ fn an_echo_comes_back_under_the_guests_id() {
     reply[0] = 0;
     reply[4..6].copy_from_slice(&[0x77, 0x77]);
     datagrams.borrow_mut().incoming.extend([Ok(vec![8; 20]), Ok(reply)]);
-    bench.stack.ready(token, true, false);
+    bench.stack.ready(token, Readiness::READABLE);
     let frames = bench.run();
     let [frame] = &frames[..] else { panic!("{frames:?}") };
     assert!(testing::checksums_hold(frame));
@@ -353,7 +353,7 @@ fn what_became_of_a_datagram_is_told() {
         bench.send(&sent);
         let (token, datagrams) = bench.datagrams();
         datagrams.borrow_mut().incoming.push_back(Err(error));
-        bench.stack.ready(token, true, false);
+        bench.stack.ready(token, Readiness::READABLE);
         let frame = bench.run().remove(0);
         assert_eq!(frame[34..36], [3, code]);
         assert_eq!(frame[42..], sent[14..42], "the guest knows its datagram again");
@@ -410,12 +410,12 @@ fn after_the_last_byte_all_is_reset_and_refused() {
     let mut bench = Bench::new(EgressPolicy { max_bytes: 150, ..EgressPolicy::default() });
     assert!(bench.connects(FAR, 443));
     let (token, stream) = bench.stream();
-    bench.stack.ready(token, true, true);
+    bench.stack.ready(token, Readiness::BOTH);
     let answer = segment_of(&bench.run().remove(0));
     bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, answer.sequence + 1, b""));
     bench.stack.take_decisions();
     stream.borrow_mut().incoming.extend(vec![7; 151]);
-    bench.stack.ready(token, true, false);
+    bench.stack.ready(token, Readiness::READABLE);
     let frames = bench.run();
     // The guest waits for data: it gets what may pass, and is told without asking.
     let last = segment_of(frames.last().unwrap());

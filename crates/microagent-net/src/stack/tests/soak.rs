@@ -138,7 +138,7 @@ fn transfer(seed: u64, lost_per_thousand: u64) -> Duration {
             let (_, stream) = bench.stream();
             stream.borrow_mut().incoming.extend(&data);
             stream.borrow_mut().has_ended = true;
-            bench.stack.ready(token, true, true);
+            bench.stack.ready(token, Readiness::BOTH);
             is_connected = true;
         }
         for frame in bench.run() {

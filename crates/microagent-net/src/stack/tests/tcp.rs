@@ -6,7 +6,7 @@ use super::*;
 fn open(bench: &mut Bench) -> (Token, Rc<RefCell<FakeStream>>, u32) {
     assert!(bench.connects(FAR, 443));
     let (token, stream) = bench.stream();
-    bench.stack.ready(token, true, true);
+    bench.stack.ready(token, Readiness::BOTH);
     let answer = segment_of(&bench.run().remove(0));
     assert_eq!(answer.flags, SYN | ACK);
     bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, answer.sequence + 1, b""));
@@ -29,7 +29,7 @@ fn a_connection_is_answered_as_the_far_end_answered() {
         assert!(bench.send(&testing::tcp(FAR, 40_000, 443, SYN, b"")).is_empty());
         let (token, stream) = bench.stream();
         stream.borrow_mut().refused = error;
-        bench.stack.ready(token, false, true);
+        bench.stack.ready(token, Readiness::WRITABLE);
         let frames = bench.run();
         let [frame] = &frames[..] else { panic!("{error:?}: {frames:?}") };
         assert!(testing::checksums_hold(frame));
@@ -52,7 +52,7 @@ fn a_guest_that_gives_up_closes_the_hosts_socket() {
     let (token, stream) = bench.stream();
     assert!(bench.send(&testing::tcp(FAR, 40_000, 443, RST, b"")).is_empty());
     assert!(stream.borrow().is_closed);
-    bench.stack.ready(token, true, true);
+    bench.stack.ready(token, Readiness::BOTH);
     assert!(bench.run().is_empty(), "what comes too late is nobody's");
 }
 
@@ -65,7 +65,7 @@ fn a_half_that_is_closed_leaves_the_other_open() {
     assert!(stream.borrow().is_shut_down && !stream.borrow().is_closed);
     stream.borrow_mut().incoming.extend(b"answer");
     stream.borrow_mut().has_ended = true;
-    bench.stack.ready(token, true, false);
+    bench.stack.ready(token, Readiness::READABLE);
     let frames = bench.run();
     let data = frames.iter().map(|frame| segment_of(frame)).find(|segment| segment.data_len > 0).unwrap();
     assert_eq!((data.sequence, data.data_len), (number, 6));
@@ -83,7 +83,7 @@ fn the_end_of_the_far_end_leaves_the_guest_sending() {
     let mut bench = Bench::new(policy(EgressMode::Public, &[]));
     let (token, stream, number) = open(&mut bench);
     stream.borrow_mut().has_ended = true;
-    bench.stack.ready(token, true, false);
+    bench.stack.ready(token, Readiness::READABLE);
     assert!(segment_of(&bench.run()[0]).has(FIN));
     bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, number + 1, b"more"));
     assert_eq!(stream.borrow().outgoing, b"more");
@@ -99,7 +99,7 @@ fn a_slow_far_end_gets_everything_after_the_guest_has_closed() {
     let (token, stream, number) = open(&mut bench);
     stream.borrow_mut().room = 3;
     stream.borrow_mut().has_ended = true;
-    bench.stack.ready(token, true, false);
+    bench.stack.ready(token, Readiness::READABLE);
     bench.run();
     bench.send(&testing::tcp_at(FAR, 40_000, 443, FIN | ACK, 1001, number + 1, b"all of this"));
     for minutes in 0..60 {
@@ -108,7 +108,7 @@ fn a_slow_far_end_gets_everything_after_the_guest_has_closed() {
         assert_eq!((stream.borrow().outgoing.len(), stream.borrow().is_closed), (3, false));
     }
     stream.borrow_mut().room = usize::MAX;
-    bench.stack.ready(token, false, true);
+    bench.stack.ready(token, Readiness::WRITABLE);
     bench.run();
     assert_eq!(stream.borrow().outgoing, b"all of this");
     assert!(stream.borrow().is_shut_down && stream.borrow().is_closed);
@@ -124,7 +124,7 @@ fn a_reset_is_passed_on_as_a_reset() {
     let (token, stream, number) = open(&mut bench);
     stream.borrow_mut().incoming.extend(b"last words");
     stream.borrow_mut().error = Some(Errno::CONNRESET);
-    bench.stack.ready(token, true, true);
+    bench.stack.ready(token, Readiness::BOTH);
     let frames = bench.run();
     assert_eq!(segment_of(&frames[0]).data_len, 10, "what came before it is not lost");
     assert!(!frames.iter().any(|frame| segment_of(frame).has(RST)));
@@ -140,7 +140,7 @@ fn a_guest_that_does_not_take_its_last_data_is_reset_all_the_same() {
     let (token, stream, _) = open(&mut bench);
     stream.borrow_mut().incoming.extend(b"last words");
     stream.borrow_mut().error = Some(Errno::CONNRESET);
-    bench.stack.ready(token, true, true);
+    bench.stack.ready(token, Readiness::BOTH);
     bench.run();
     let mut frames = Vec::new();
     while let Some(deadline) = bench.stack.deadline() {
@@ -228,7 +228,7 @@ fn data_that_a_guest_threw_away_with_its_window_closed_is_sent_again() {
     let mut bench = Bench::new(policy(EgressMode::Public, &[]));
     let (token, stream, number) = open(&mut bench);
     stream.borrow_mut().incoming.extend(vec![7; 5000]);
-    bench.stack.ready(token, true, false);
+    bench.stack.ready(token, Readiness::READABLE);
     let sent: usize = bench.run().iter().map(|frame| usize::from(segment_of(frame).data_len)).sum();
     assert_eq!(sent, 5000);
     assert!(bench.send(&acknowledging(number + 536, 0)).is_empty());
@@ -255,7 +255,7 @@ fn data_that_a_guest_threw_away_with_its_window_closed_is_sent_again() {
     }
     assert!(bench.send(&acknowledging(number + 5000, 4464)).is_empty());
     stream.borrow_mut().incoming.extend(b"more");
-    bench.stack.ready(token, true, false);
+    bench.stack.ready(token, Readiness::READABLE);
     assert_eq!(segment_of(&bench.run()[0]).sequence, number + 5000);
 }
 
@@ -264,7 +264,7 @@ fn a_guest_that_is_paused_costs_less_and_less() {
     let mut bench = Bench::new(policy(EgressMode::Public, &[]));
     let (token, stream, _) = open(&mut bench);
     stream.borrow_mut().incoming.extend(vec![7; 5000]);
-    bench.stack.ready(token, true, false);
+    bench.stack.ready(token, Readiness::READABLE);
     bench.run();
     let mut sent = 0;
     while let Some(deadline) = bench.stack.deadline().filter(|at| *at < Duration::from_secs(3600)) {

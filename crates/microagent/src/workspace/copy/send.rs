@@ -91,16 +91,17 @@ pub(super) fn pack(
     chunks: mpsc::Sender<Vec<u8>>,
 ) -> Result<u64, Error> {
     let bytes = path.as_os_str().as_bytes();
-    let follow = links == SymlinkMode::Follow || bytes.ends_with(b"/") || bytes.ends_with(b"/.");
+    let links = if bytes.ends_with(b"/") || bytes.ends_with(b"/.") { SymlinkMode::Follow } else { links };
     let unreadable = |path: PathBuf, source| Error::File { action: "read", path, source };
     let start = CString::new(bytes).map_err(|e| unreadable(path.to_owned(), e.into()))?;
     let pieces = Pieces::new(move |piece| chunks.blocking_send(piece).is_ok());
-    microagent_tree::pack(&start, name.unwrap_or(".").as_bytes(), follow, pieces).map_err(|error| match error
-    {
-        PackError::Read { path, source } => unreadable(path.into(), source),
-        // A guest that takes no more says why itself.
-        PackError::Unwanted => Error::Cancelled,
-    })
+    microagent_tree::pack(&start, name.unwrap_or(".").as_bytes(), links, pieces).map_err(
+        |error| match error {
+            PackError::Read { path, source } => unreadable(path.into(), source),
+            // A guest that takes no more says why itself.
+            PackError::Unwanted => Error::Cancelled,
+        },
+    )
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub struct ExecOptions {
     pub timeout: Option<Duration>,
     /// A terminal as standard input, output and error.
     pub terminal: Option<Terminal>,
-    /// Source of its standard input.
+    /// Source of the standard input.
     pub stdin: StdinMode,
 }
 
@@ -88,17 +88,17 @@ impl Workspace {
 }
 
 impl ExecOptions {
-    /// Creates options for a program and its arguments.
+    /// Creates options for a program and its arguments: `["ls", "-l"]`.
     pub fn new<S: Into<String>>(words: impl IntoIterator<Item = S>) -> ExecOptions {
         ExecOptions::of(CommandLine::Argv(words.into_iter().map(Into::into).collect()))
     }
 
-    /// Creates options for a shell line, for the guest's `/bin/sh`.
+    /// Creates options for a shell line, which the `/bin/sh` of the guest runs.
     pub fn shell(line: impl Into<String>) -> ExecOptions {
         ExecOptions::of(CommandLine::Shell(line.into()))
     }
 
-    /// A program or a shell command line.
+    /// Creates options for a program or a shell line.
     pub fn of(command: CommandLine) -> ExecOptions {
         ExecOptions {
             command,
@@ -142,7 +142,7 @@ impl ExecOptions {
         ExecOptions { terminal: Some(terminal), ..self }
     }
 
-    /// Sets the source of its standard input.
+    /// Sets the source of the standard input; the default is [`StdinMode::Empty`].
     #[must_use]
     pub fn stdin(self, stdin: StdinMode) -> ExecOptions {
         ExecOptions { stdin, ..self }

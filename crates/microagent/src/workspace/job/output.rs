@@ -1,4 +1,4 @@
-//! What jobs printed, as it is kept and as it comes.
+//! The output of jobs: what is kept, and what arrives.
 
 use std::io;
 
@@ -14,43 +14,43 @@ use crate::workspace::logs::{FOLLOW_INTERVAL, QUEUE, blocking};
 /// Most pieces that are read at once of output that is followed.
 const PIECES: usize = 64;
 
-/// Which part of what a job printed.
+/// Which part of a job's output is read. Create with [`JobOutputOptions::new`] and change with its methods.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JobOutputOptions {
-    /// Only what was printed from this place on, which is a number of bytes.
-    pub from: u64,
-    /// Only so many of the last lines, of both streams together; 0 for what comes from now on.
+    /// Bytes at the beginning of the output that are left out.
+    pub position: u64,
+    /// Number of last lines that are read, of both streams together; 0 for new output only.
     pub tail: Option<usize>,
 }
 
-/// What a job printed, as far as it is kept.
+/// The output of a job, as far as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JobOutput {
-    /// The job, as it was before its output was read.
+    /// The job, before its output was read.
     pub details: JobDetails,
-    /// The place of the first piece.
+    /// Position of the first piece: the number of bytes before it.
     pub position: u64,
-    /// The place behind the last piece: what comes begins there.
+    /// Position after the last piece, at which later output begins.
     pub next_position: u64,
-    /// Both streams in the order of arrival, and what is not kept, at most 32 MiB.
+    /// Pieces of both streams in the order of arrival, and gaps, at most 32 MiB.
     pub pieces: Vec<JobOutputPiece>,
 }
 
 impl JobOutputOptions {
-    /// All that is kept.
+    /// Creates options for all output that is kept.
     pub fn new() -> JobOutputOptions {
         JobOutputOptions::default()
     }
 
-    /// Only what was printed from this place on.
+    /// Leaves out this number of bytes at the beginning of the output.
     #[must_use]
-    pub fn from(self, position: u64) -> JobOutputOptions {
-        JobOutputOptions { from: position, ..self }
+    pub fn position(self, position: u64) -> JobOutputOptions {
+        JobOutputOptions { position, ..self }
     }
 
-    /// Only so many of the last lines.
+    /// Sets the number of last lines that are read.
     #[must_use]
     pub fn tail(self, lines: usize) -> JobOutputOptions {
         JobOutputOptions { tail: Some(lines), ..self }
@@ -58,17 +58,17 @@ impl JobOutputOptions {
 }
 
 impl Job {
-    /// What it printed, as far as it is kept: the newest 28 to 32 MiB.
+    /// Returns the output of the job, as far as it is kept: the newest 28 to 32 MiB.
     ///
     /// # Errors
-    /// Fails when there is no such workspace or job, or its output cannot be read.
+    /// Fails if workspace or job does not exist, or the output cannot be read.
     pub fn output(&self, options: JobOutputOptions) -> Result<JobOutput, Error> {
-        let mut reader = JobOutputReader::new(self.dir(), options.from);
+        let mut reader = JobOutputReader::new(self.dir(), options.position);
         self.read_past(&mut reader, options)
     }
 
-    /// What [`Job::output`] gives, and then what comes, until it has ended. Who takes pieces slowly does not hold the job up, and
-    /// misses what is not kept any more.
+    /// Streams the result of [`Job::output`] and then new output, until the job has ended. A slow reader does not block
+    /// the job; it misses output that is not kept any more.
     ///
     /// # Errors
     /// As [`Job::output`].
@@ -76,7 +76,7 @@ impl Job {
         self.details()?;
         let job = self.clone();
         Ok(Streaming::start(QUEUE, |sender| async move {
-            let mut reader = JobOutputReader::new(job.dir(), options.from);
+            let mut reader = JobOutputReader::new(job.dir(), options.position);
             if options.tail.is_some() {
                 let past = job.clone();
                 let (output, back) =
