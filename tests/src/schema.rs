@@ -71,7 +71,9 @@ pub fn schema_name(words: &[OsString]) -> String {
     let mut names = plain
         .iter()
         .map(|word| ALIASES.iter().find(|(alias, _)| alias == word).map_or(*word, |(_, name)| *name));
+    let stats_of_several = plain.first() == Some(&"stats") && plain.len() != 2;
     match (names.next().unwrap_or_default(), names.next()) {
+        ("stats", _) if stats_of_several => "stats-all".to_owned(),
         ("exec", _) if has("--detach") => "exec-detach".to_owned(),
         ("man", _) if has("--dir") => "man-dir".to_owned(),
         ("supervise", _) if has("--install") || has("--uninstall") => "supervise-install".to_owned(),

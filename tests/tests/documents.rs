@@ -57,6 +57,7 @@ fn every_document_is_as_its_schema_says() {
         "man --dir pages",
         "list",
         "system df",
+        "config show",
         "volume create data --size-mib 16",
         "volume resize data --size-mib 32",
         "volume status data",
@@ -92,6 +93,7 @@ fn every_document_is_as_its_schema_says() {
         "delete web copy -f",
         "volume delete data --yes",
         "image prune",
+        "volume prune --yes",
         "system prune --yes",
     ]);
 
@@ -137,6 +139,7 @@ fn workspace(documents: &mut Documents<'_>, image: &str, pushed: &str) {
         "logs web",
         "status web",
         "stats web",
+        "stats",
         "network web",
         "port web",
         "egress web",
@@ -157,7 +160,14 @@ fn workspace(documents: &mut Documents<'_>, image: &str, pushed: &str) {
         "artifact get web report fetched",
     ]);
     documents.call(&["commit", "web", pushed, "--push"]);
-    documents.call_all(&["clone web copy", "start copy", "stop copy", "supervise copy --install"]);
+    documents.call_all(&[
+        "clone web double",
+        "rename double copy",
+        "resize copy 2g",
+        "start copy",
+        "stop copy",
+        "supervise copy --install",
+    ]);
     documents.call(&["supervise", "copy", "--uninstall"]);
     documents.home.write("spec.yaml", format!("image: '{image}'\nenv: {{NEW: value}}\n"));
     documents.call(&["apply", "copy", "--file", "spec.yaml", "--dry-run"]);

@@ -9,9 +9,10 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::global::GlobalArgs;
 use crate::commands::{
-    apply, artifact, change, clone, commit, completions, connect, cp, create, delete, doctor, egress, events,
-    exec, image, job, jobs, kernel, list, logs, man, network, perf, port, profiles, restart, result, run,
-    secret, serve, start, stats, status, supervise, system, template, version, volume, wait,
+    apply, artifact, change, clone, commit, completions, config, connect, cp, create, delete, doctor, egress,
+    events, exec, image, job, jobs, kernel, list, logs, man, network, perf, port, profiles, rename, resize,
+    restart, result, run, secret, serve, start, stats, status, supervise, system, template, version, volume,
+    wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -92,6 +93,8 @@ pub(crate) enum Command {
     Wait(wait::WaitArgs),
     Result(result::ResultArgs),
     Clone(clone::CloneArgs),
+    Rename(rename::RenameArgs),
+    Resize(resize::ResizeArgs),
     Artifact(artifact::ArtifactArgs),
     Commit(commit::CommitArgs),
     #[command(visible_alias = "rm")]
@@ -120,6 +123,7 @@ pub(crate) enum Command {
     System(system::SystemArgs),
     Doctor(doctor::DoctorArgs),
     Profiles(profiles::ProfilesArgs),
+    Config(config::ConfigArgs),
     Kernel(kernel::KernelArgs),
     Template(template::TemplateArgs),
     Perf(perf::PerfArgs),
@@ -135,6 +139,7 @@ impl Command {
             self,
             Command::Doctor(_)
                 | Command::Profiles(_)
+                | Command::Config(_)
                 | Command::Completions(_)
                 | Command::Man(_)
                 | Command::Version(_)
@@ -235,6 +240,7 @@ fn request(cli: Cli) -> Request {
         Some(Command::Secret(group)) if group.command.is_none() => &["secret"],
         Some(Command::Serve(group)) if group.command.is_none() => &["serve"],
         Some(Command::System(group)) if group.command.is_none() => &["system"],
+        Some(Command::Config(group)) if group.command.is_none() => &["config"],
         Some(Command::Perf(group)) if group.command.is_none() => &["perf"],
         Some(Command::Port(group)) if group.command.is_none() && group.name.is_none() => &["port"],
         Some(Command::Artifact(group)) if group.command.is_none() && group.name.is_none() => &["artifact"],

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions, WeakJail};
 
 use crate::args::global::{Accel, GlobalArgs, JsonForm, ProgressChoice};
+use crate::config::Config;
 use crate::failure::Failure;
 use crate::output::Format;
 use crate::progress::Progress;
@@ -22,6 +23,7 @@ pub(crate) struct Context {
     pub(crate) format: Format,
     form: Option<JsonForm>,
     options: EngineOptions,
+    config: Config,
     progress: ProgressChoice,
 }
 
@@ -52,14 +54,20 @@ impl Context {
             options.boot_deadline = deadline;
         }
         options.warm = environment::warm()?;
-        options.environment = environment::for_images();
+        let config = Config::load()?;
+        options.environment = environment::for_images(&config);
         options.secrets = environment::for_secrets();
-        Ok(Context { format, form: global.json, options, progress: global.progress })
+        Ok(Context { format, form: global.json, options, config, progress: global.progress })
     }
 
     /// Whether lines are printed as things happen, instead of one document.
     pub(crate) fn streams(&self) -> bool {
         self.form == Some(JsonForm::Stream)
+    }
+
+    /// Defaults of options.
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The engine, with the kernel that it carries.

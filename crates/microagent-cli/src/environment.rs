@@ -13,6 +13,7 @@ use clap::builder::Resettable;
 use microagent::SecretEnvironment;
 use microagent::image::{Environment, StandardInput};
 
+use crate::config::Config;
 use crate::failure::Failure;
 
 /// State directory, as `--state-dir`.
@@ -23,6 +24,18 @@ pub(crate) const ACCEL: &str = "MICROAGENT_ACCEL";
 pub(crate) const ALLOW_WEAK_JAIL: &str = "MICROAGENT_ALLOW_WEAK_JAIL";
 /// Whether `run` exits with the command's exit code, as `--propagate-exit-code`.
 pub(crate) const PROPAGATE_EXIT_CODE: &str = "MICROAGENT_PROPAGATE_EXIT_CODE";
+/// Configuration file instead of the usual one.
+pub(crate) const CONFIG: &str = "MICROAGENT_CONFIG";
+/// Default of `--profile`.
+pub(crate) const PROFILE: &str = "MICROAGENT_PROFILE";
+/// Default of `--network`.
+pub(crate) const NETWORK: &str = "MICROAGENT_NETWORK";
+/// Default of `--egress`.
+pub(crate) const EGRESS: &str = "MICROAGENT_EGRESS";
+/// Default of `--pull`.
+pub(crate) const PULL: &str = "MICROAGENT_PULL";
+/// Registries that may be reached over plain HTTP.
+pub(crate) const INSECURE_REGISTRIES: &str = "MICROAGENT_INSECURE_REGISTRIES";
 /// Seconds that a guest may take to answer for the first time.
 const BOOT_TIMEOUT: &str = "MICROAGENT_BOOT_TIMEOUT";
 /// Whether machines start from templates: `on` or `off`.
@@ -71,6 +84,14 @@ pub(crate) const VARIABLES: &[Variable] = &[
         "Any value but `0`, `false`, `no` and `off`: `run` exits with the command's exit code, as \
          `--propagate-exit-code`.",
     ),
+    variable(
+        CONFIG,
+        "Configuration file, instead of `microagent/config.toml` in `XDG_CONFIG_HOME` or `~/.config`.",
+    ),
+    variable(PROFILE, "Default of `--profile`."),
+    variable(NETWORK, "Default of `--network`."),
+    variable(EGRESS, "Default of `--egress`."),
+    variable(PULL, "Default of `--pull`."),
     variable(OUTPUT, "Output format: `text` (default) or `json`, as `--json`."),
     variable(PROGRESS, "Progress, as `--progress`: `auto`, `plain` or `off`."),
     variable(
@@ -93,11 +114,11 @@ pub(crate) const VARIABLES: &[Variable] = &[
     variable("REGISTRY_AUTH_FILE", "Login file of podman and skopeo."),
     variable(
         "XDG_RUNTIME_DIR, XDG_CONFIG_HOME",
-        "Directories of podman's login files and of systemd's user units.",
+        "Directories of podman's login files, of systemd's user units and of the configuration file.",
     ),
     variable("HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY", "Proxies for registries; also in lower case."),
     variable(
-        "MICROAGENT_INSECURE_REGISTRIES",
+        INSECURE_REGISTRIES,
         "Registries (`HOST` or `HOST:PORT`, separated by commas) that may be reached over plain HTTP, logins included.",
     ),
     variable(
@@ -127,11 +148,34 @@ fn is_declared(name: &str) -> bool {
 }
 
 /// What the image store may know of proxies, certificates and logins.
-pub(crate) fn for_images() -> Environment {
+pub(crate) fn for_images(config: &Config) -> Environment {
+    let lookup = |name: &str| match name {
+        INSECURE_REGISTRIES => config.insecure_registries().map(OsString::from),
+        name => value(name),
+    };
     Environment {
         standard_input: Some(StandardInput::new(|| Box::new(std::io::stdin()))),
-        ..Environment::from_lookup(value)
+        ..Environment::from_lookup(lookup)
     }
+}
+
+/// The configuration file, whether it exists or not; `None` without a home directory.
+pub(crate) fn config_file() -> Option<PathBuf> {
+    let of_user = || {
+        let in_home = || value(HOME).map(|home| PathBuf::from(home).join(".config"));
+        Some(config_home().or_else(in_home)?.join("microagent/config.toml"))
+    };
+    value(CONFIG).map(PathBuf::from).or_else(of_user)
+}
+
+/// Whether the user named the configuration file.
+pub(crate) fn names_config_file() -> bool {
+    value(CONFIG).is_some()
+}
+
+/// A variable as text; empty counts as unset.
+pub(crate) fn text(name: &str) -> Option<String> {
+    value(name).map(|value| value.to_string_lossy().into_owned())
 }
 
 /// What values of secrets may be looked up with. The variables of `env:` are the user's own, as with `--env NAME`.

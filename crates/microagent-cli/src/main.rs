@@ -6,6 +6,7 @@
 mod args;
 mod cli;
 mod commands;
+mod config;
 mod console_log;
 mod context;
 mod documents;
@@ -65,13 +66,7 @@ fn main() -> ExitCode {
 
 fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> {
     let command = command.expect("a missing command was answered with the help page");
-    if command.may_hold_secrets() {
-        microagent::never_dump_core();
-    }
-    if command.uses_state() {
-        context.engine().check_access()?;
-    }
-    check_stream(context, &command)?;
+    prepare(context, &command)?;
     match command {
         Command::Run(args) => return commands::run::execute(context, *args),
         Command::Create(args) => commands::create::execute(context, *args),
@@ -97,14 +92,18 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::List(args) => commands::list::execute(context, args),
         Command::Network(args) => commands::network::execute(context, args),
         Command::Port(args) => commands::port::execute(context, args),
-        Command::Status(args) => commands::status::execute(context, args),
+        Command::Status(args) => commands::status::execute(context, &args),
         Command::Logs(args) => ended_by_user(args.follow, commands::logs::execute(context, args)),
         Command::Egress(args) => ended_by_user(args.follow, commands::egress::execute(context, args)),
         Command::Events(args) => ended_by_user(args.follow, commands::events::execute(context, args)),
-        Command::Stats(args) => ended_by_user(args.follow, commands::stats::execute(context, args)),
-        Command::Wait(args) => return commands::wait::execute(context, args),
+        Command::Stats(args) => {
+            ended_by_user(args.follows(context.format), commands::stats::execute(context, &args))
+        }
+        Command::Wait(args) => return commands::wait::execute(context, &args),
         Command::Result(args) => commands::result::execute(context, args),
         Command::Clone(args) => commands::clone::execute(context, args),
+        Command::Rename(args) => commands::rename::execute(context, &args),
+        Command::Resize(args) => commands::resize::execute(context, &args),
         Command::Commit(args) => commands::commit::execute(context, args),
         Command::Artifact(args) => commands::artifact::execute(context, args),
         Command::Delete(args) => commands::delete::execute(context, args),
@@ -122,6 +121,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::System(args) => commands::system::execute(context, args),
         Command::Doctor(args) => return commands::doctor::execute(context, args),
         Command::Profiles(args) => commands::profiles::execute(context, args),
+        Command::Config(args) => commands::config::execute(context, &args),
         Command::Kernel(args) => return commands::kernel::execute(context, args),
         Command::Volume(args) => commands::volume::execute(context, args),
         Command::Template(args) => commands::template::execute(context, args),
@@ -131,6 +131,17 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Version(args) => commands::version::execute(context, args),
     }
     .map(|()| 0)
+}
+
+/// What comes before any work.
+fn prepare(context: &Context, command: &Command) -> Result<(), Failure> {
+    if command.may_hold_secrets() {
+        microagent::never_dump_core();
+    }
+    if command.uses_state() {
+        context.engine().check_access()?;
+    }
+    check_stream(context, command)
 }
 
 /// Only some commands print a line for each thing that happens.

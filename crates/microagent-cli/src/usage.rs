@@ -83,7 +83,8 @@ fn unknown_argument(root: &Command, path: &[&str], argument: &str) -> Failure {
 }
 
 /// The name that was most likely meant: at most a third of its letters are others.
-fn closest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// The name that was most likely meant, if one is near.
+pub(crate) fn closest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let most = (typed.trim_start_matches('-').len() / 3).max(1);
     names
         .map(|name| (damerau_levenshtein(typed, name), name))

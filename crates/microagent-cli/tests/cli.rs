@@ -190,7 +190,7 @@ Hint: see `microagent delete --help`
         (
             "logs ../x",
             str![[r#"
-Error: invalid value '../x' for '<NAME>': `../x` is not a workspace name: it must start with a letter or digit, continue with letters, digits, `.`, `_` or `-`, and have at most 63 characters
+Error: invalid value '../x' for '<NAME>...': `../x` is not a workspace name: it must start with a letter or digit, continue with letters, digits, `.`, `_` or `-`, and have at most 63 characters
 Hint: see `microagent logs --help`
 
 "#]],
@@ -274,14 +274,6 @@ fn dockers_verbs_get_an_answer() {
             str![[r#"
 Error: there is no command `build`
 Hint: microagent does not build images: build with Docker, Buildah or your CI, then run the result
-
-"#]],
-        ),
-        (
-            "rename a b",
-            str![[r#"
-Error: there is no command `rename`
-Hint: microagent clone OLD NEW, then microagent delete OLD
 
 "#]],
         ),
@@ -622,8 +614,8 @@ fn a_damaged_workspace_is_listed_and_can_be_deleted() {
     home.run("list")
         .success()
         .stdout_eq(str![[r#"
-NAME                     STATE        BACKEND      PROFILE      NETWORK    RESTART
-web                      damaged      -            -            -          -
+NAME                     STATE        BACKEND      PROFILE      NETWORK    RESTART        AGE   PORTS IMAGE
+web                      damaged      -            -            -          -              -     -     -
 
 "#]])
         .stderr_eq(str![[r#"
@@ -736,7 +728,7 @@ fn bash_completes_names_and_modes() {
     assert_eq!(completed(state.path(), "microagent volume delete du"), ["dump"]);
     assert_eq!(completed(state.path(), "microagent run -v d"), ["data", "dump"]);
     assert_eq!(completed(state.path(), "microagent run --network "), ["user", "isolated"]);
-    assert_eq!(completed(state.path(), "microagent res"), ["restart", "resume", "result"]);
+    assert_eq!(completed(state.path(), "microagent res"), ["restart", "resume", "result", "resize"]);
 
     let job = state.path().join("workspaces/web/jobs/12");
     fs::create_dir_all(&job).unwrap();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,8 @@ pub struct GuestSettings {
     pub root: RootAccess,
     /// Signal that asks the service to end, in place of the image's; a name or a number.
     pub stop_signal: Option<String>,
+    /// How many seconds processes have to end when the machine is halted or stopped; at most [`STOP_TIMEOUT_MAX`].
+    pub stop_timeout_s: Option<u32>,
 }
 
 /// Whether programs can write to the root disk.
@@ -62,6 +65,9 @@ pub struct Ulimit {
     /// What a program may raise it to; `None` for no bound.
     pub hard: Option<u64>,
 }
+
+/// Longest time that processes have to end when a machine is halted or stopped.
+pub const STOP_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Most kernel settings, file systems or limits of one guest, each.
 pub const SETTINGS_MAX: usize = 64;

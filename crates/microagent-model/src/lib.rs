@@ -31,7 +31,8 @@ pub use dns::{
 pub use egress::{AllowRule, AllowRuleError, EgressMode, EgressModeError, EgressPolicy};
 pub use forward::{FORWARDS_MAX, Forward, ForwardError, forwarded_twice};
 pub use guest_settings::{
-    GuestSettings, RootAccess, SETTINGS_MAX, SettingError, Tmpfs, ULIMITS, Ulimit, check_sysctl, parse_sysctl,
+    GuestSettings, RootAccess, SETTINGS_MAX, STOP_TIMEOUT_MAX, SettingError, Tmpfs, ULIMITS, Ulimit,
+    check_sysctl, parse_sysctl,
 };
 pub use job::{JobId, JobIdError, JobState};
 pub use label::{LABEL_NAME_MAX, LABEL_VALUE_MAX, LABELS_MAX, LabelError, Labels, check_label, parse_label};

@@ -202,8 +202,10 @@ impl WorkspaceRecord {
             return Err(LoadError::TooNew { path, found });
         }
         let record: WorkspaceRecord = read_json(&path).map_err(read)?;
-        // What it is written as from here on.
-        Ok(WorkspaceRecord { format: WORKSPACE_FORMAT, ..record })
+        // A workspace is called as its directory, also when it was renamed after its record was written.
+        let called = name().parse().unwrap_or(record.name);
+        // The format is what it is written as from here on.
+        Ok(WorkspaceRecord { format: WORKSPACE_FORMAT, name: called, ..record })
     }
 
     /// Writes the record, atomically. The caller holds the workspace's lock or is its supervisor.

@@ -233,6 +233,16 @@ impl StateDir {
         Ok(dir)
     }
 
+    /// Gives a workspace another name, in one step. The caller holds its lock.
+    ///
+    /// # Errors
+    /// Fails with `AlreadyExists` when the name is taken, and when the directory cannot be renamed.
+    pub fn rename_workspace(&self, old: &WorkspaceName, new: &WorkspaceName) -> io::Result<()> {
+        let (from, to) = (self.workspace(old), self.workspace(new));
+        renameat_with(CWD, from.path(), CWD, to.path(), RenameFlags::NOREPLACE)?;
+        fsync_dir(&self.workspaces())
+    }
+
     /// Fills a directory aside, with its lock held so that nobody takes it for abandoned, and gives it its place in
     /// one step.
     pub(crate) fn bring_in<E: From<io::Error>>(

@@ -71,8 +71,13 @@ impl Hello {
 pub(crate) enum ControlRequest {
     /// A stream to the guest's agent.
     Attach,
-    /// A change of the machine's state.
-    Change(ChangeRequest),
+    /// A change of the machine's state. The guest's processes have `grace` to end, in place of the usual time.
+    Change {
+        /// The change.
+        request: ChangeRequest,
+        /// Only for `Halt` and `Stop`; at most [`STOP_TIMEOUT_MAX`](microagent_model::STOP_TIMEOUT_MAX) counts.
+        grace: Option<Duration>,
+    },
     /// A change of the record that does not concern the machine.
     Amend(Amendment),
     /// The serial console.
@@ -206,24 +211,26 @@ async fn stream(
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
 pub async fn change(dir: &WorkspaceDir, request: ChangeRequest) -> Result<Answer, ControlError> {
-    change_because(dir, request, None).await
+    change_with(dir, request, None, None).await
 }
 
-/// As [`change`], with a reason for the workspace's events.
+/// As [`change`], with a reason for the workspace's events, and the time that the guest's processes have to end.
 ///
 /// # Errors
 /// As [`change`].
-pub async fn change_because(
+pub async fn change_with(
     dir: &WorkspaceDir,
     request: ChangeRequest,
     reason: Option<String>,
+    grace: Option<Duration>,
 ) -> Result<Answer, ControlError> {
     let deadline = match request {
-        ChangeRequest::Halt | ChangeRequest::Stop => END_DEADLINE,
+        // The service has this time, and what is left of the guest's processes has it again.
+        ChangeRequest::Halt | ChangeRequest::Stop => END_DEADLINE + 2 * grace.unwrap_or_default(),
         ChangeRequest::Quarantine => QUARANTINE_DEADLINE,
         ChangeRequest::Kill | ChangeRequest::Pause | ChangeRequest::Resume => ANSWER_DEADLINE,
     };
-    Ok(exchange(dir, ControlRequest::Change(request), reason, deadline).await?.1)
+    Ok(exchange(dir, ControlRequest::Change { request, grace }, reason, deadline).await?.1)
 }
 
 /// Changes restart policy and outputs in the record, and waits until the record is written.

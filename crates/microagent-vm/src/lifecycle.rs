@@ -100,8 +100,11 @@ pub enum Event {
     Cancelled,
     /// A client requests a change.
     ChangeRequested(ClientId, ChangeRequest),
-    /// The service did not end in time.
-    ServiceStopTimedOut,
+    /// The service did not end within the time that it had.
+    ServiceStopTimedOut {
+        /// The time.
+        seconds: u64,
+    },
     /// QEMU has paused the guest.
     Paused,
     /// QEMU did not pause the guest.
@@ -289,8 +292,8 @@ impl Lifecycle {
                 (self.served, self.serving) = (true, true);
                 (P::Running, vec![Effect::PublishStart, Effect::ReportServing])
             }
-            (P::StoppingService, E::ServiceStopTimedOut) => {
-                let answers = self.service_continues();
+            (P::StoppingService, E::ServiceStopTimedOut { seconds }) => {
+                let answers = self.service_continues(seconds);
                 (P::Running, [vec![Effect::Publish], answers].concat())
             }
             (P::StoppingService, E::WorkDone(_)) => {
@@ -523,7 +526,7 @@ fn ended_by_host(phase: Phase, event: Event) -> Next {
         | E::DirectoryGone
         | E::DiskUnfit(_)
         | E::SettingRefused(_)
-        | E::ServiceStopTimedOut
+        | E::ServiceStopTimedOut { .. }
         | E::Paused
         | E::PauseFailed(_)
         | E::Resumed

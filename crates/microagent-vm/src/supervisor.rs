@@ -244,6 +244,8 @@ struct Driver {
     out_of_memory: usize,
     /// Whether the caller's end was reported.
     caller_gone: bool,
+    /// How long the guest's processes have to end, as the newest client that ends the machine wants it.
+    grace: Option<Duration>,
     /// Its disks beside the root disk.
     claims: Claims,
     /// The caller's stream to the command, until a conversation has it.
@@ -313,6 +315,7 @@ impl Driver {
             timed_out: false,
             out_of_memory: 0,
             caller_gone: false,
+            grace: None,
             claims,
             relay: Rc::new(RefCell::new(relay)),
             features: Features::default(),

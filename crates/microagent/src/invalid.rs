@@ -87,6 +87,12 @@ pub enum InvalidRequest {
         /// The text.
         signal: String,
     },
+    /// A stop timeout that is too long.
+    #[error("a stop timeout of {seconds} s is longer than a day")]
+    LongStopTimeout {
+        /// The time.
+        seconds: u64,
+    },
     /// Setup steps of a run that cannot write.
     #[error("setup steps of a run cannot write to a read-only root disk")]
     ReadOnlySetup,
@@ -345,6 +351,7 @@ impl InvalidRequest {
             }
             InvalidRequest::NoSharedMemory => "give a size such as 64m, or omit it for half of the memory",
             InvalidRequest::StopSignal { .. } => "name one, such as SIGINT or 2",
+            InvalidRequest::LongStopTimeout { .. } => "give a number of seconds up to 86400",
             InvalidRequest::ReadOnlySetup => "run setup when a workspace is created, or omit one of them",
             InvalidRequest::TooManyLabels { .. } => "keep data in files; labels are for finding workspaces",
             InvalidRequest::AmbiguousTemplate { .. } => "give more digits of the key",

@@ -3,6 +3,7 @@
 //! complete.
 
 use std::io;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_image::{Image, ImageConfig, PullOptions};
@@ -11,8 +12,8 @@ use microagent_model::{
     ADDED_HOSTS_MAX, Attachment, CommandLine, DISK_BPS_MIN, DISK_IOPS_MIN, DISK_MIB_MAX, DnsSettings,
     EgressPolicy, FORWARDS_MAX, GuestInit, GuestSettings, ImageIdentity, LABELS_MAX, Labels,
     NAME_SERVERS_MAX, NET_BPS_MIN, NetworkMode, PORTS_MAX, RATE_MAX, RateLimits, Resources, RestartPolicy,
-    SEARCH_MAX, SETTINGS_MAX, SettingError, SetupStep, State, Tmpfs, WorkspaceName, check_label,
-    check_sysctl, forwarded_twice, published_twice, signal_number,
+    SEARCH_MAX, SETTINGS_MAX, STOP_TIMEOUT_MAX, SettingError, SetupStep, State, Tmpfs, WorkspaceName,
+    check_label, check_sysctl, forwarded_twice, published_twice, signal_number,
 };
 use microagent_proto::{Chunk, Command, Exec, ExecRole};
 use microagent_store::{WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
@@ -196,7 +197,7 @@ fn check_labels(labels: &Labels) -> Result<(), InvalidRequest> {
 
 /// Refuses settings that no guest takes, and too many.
 fn check_settings(settings: &GuestSettings) -> Result<(), InvalidRequest> {
-    let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root: _, stop_signal } = settings;
+    let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root: _, stop_signal, stop_timeout_s } = settings;
     if let Some(count) = [sysctls.len(), tmpfs.len(), ulimits.len()].into_iter().find(|n| *n > SETTINGS_MAX) {
         return Err(InvalidRequest::TooManySettings { count });
     }
@@ -213,9 +214,20 @@ fn check_settings(settings: &GuestSettings) -> Result<(), InvalidRequest> {
     if *shm_bytes == Some(0) {
         return Err(InvalidRequest::NoSharedMemory);
     }
+    check_stop_timeout(stop_timeout_s.map(|seconds| Duration::from_secs(seconds.into())))?;
     match stop_signal {
         Some(signal) if signal_number(signal).is_none() => {
             Err(InvalidRequest::StopSignal { signal: signal.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a longer time than a machine may take to end.
+pub(crate) fn check_stop_timeout(timeout: Option<Duration>) -> Result<(), InvalidRequest> {
+    match timeout {
+        Some(timeout) if timeout > STOP_TIMEOUT_MAX => {
+            Err(InvalidRequest::LongStopTimeout { seconds: timeout.as_secs() })
         }
         _ => Ok(()),
     }

@@ -140,6 +140,10 @@ pub struct SpecFile {
     pub read_only: Option<bool>,
     /// Signal that asks the service to end, in place of the image's.
     pub stop_signal: Option<String>,
+    /// Time for processes to end at a halt or stop: seconds, or units as in 1m30s.
+    #[serde(deserialize_with = "forms::timeout")]
+    #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
+    pub stop_timeout: Option<Duration>,
     /// Disks to mount: in the form of `-v`, or as keys.
     #[cfg_attr(test, schemars(with = "Option<Vec<reference::Volume>>"))]
     pub volumes: Option<Vec<Form<Attachment, SpecVolume>>>,

@@ -15,6 +15,7 @@ mod logs;
 mod network;
 mod observe;
 mod ports;
+mod rename;
 mod supervise;
 
 use std::time::Duration;
@@ -125,6 +126,10 @@ pub struct WorkspaceSummary {
     pub state: Option<State>,
     /// Backend of its newest machine.
     pub backend: Option<String>,
+    /// Image of its disk, as it was named.
+    pub image: Option<String>,
+    /// When it was created.
+    pub created_at: Option<Timestamp>,
     /// Profile.
     pub profile: Option<String>,
     /// Network mode.
@@ -378,6 +383,8 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             name,
             port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
             profile: Some(record.observed_profile().to_owned()),
+            image: Some(record.image.reference),
+            created_at: Some(record.created_at),
             backend: record.backend,
             network: Some(record.network),
             restart: record.restart,
@@ -390,6 +397,8 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             state: None,
             has_machine: false,
             backend: None,
+            image: None,
+            created_at: None,
             profile: None,
             network: None,
             port_forwards: Vec::new(),

@@ -170,11 +170,6 @@ const FLAGS: &[DockerFlag] = &[
         LEAVE_OUT,
     ),
     except("restart", "no", FOREGROUND, KEPT),
-    valued(
-        "stop-timeout",
-        "a one-shot run ends with its command or is killed",
-        "limit the time of the run: --timeout SECONDS",
-    ),
     valued("health-cmd", HEALTH, HEALTH_NOW),
     valued("health-interval", HEALTH, HEALTH_NOW),
     valued("health-retries", HEALTH, HEALTH_NOW),
@@ -239,11 +234,10 @@ impl DockerFlags {
 pub(crate) struct CreateDockerFlags(DockerFlags);
 
 /// Flags of `run` that mean something for a workspace, or are no flags of `docker create`.
-const OF_RUN_ALONE: [&str; 10] = [
+const OF_RUN_ALONE: [&str; 9] = [
     "restart",
     "detach-keys",
     "sig-proxy",
-    "stop-timeout",
     "health-cmd",
     "health-interval",
     "health-retries",

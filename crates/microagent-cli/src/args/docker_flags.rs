@@ -52,12 +52,6 @@ const ROWS: &[Row] = &[
         "health checks are not run",
         "check from outside: microagent exec NAME -- COMMAND",
     ),
-    (
-        &["create"],
-        &["--stop-timeout"],
-        "`halt` waits 10 seconds, then ends the processes; `stop` does not force them",
-        OMIT,
-    ),
     (&["create"], &["--sig-proxy"], "a workspace receives no signals of this command", OMIT),
     (&["create"], &["--timeout"], "a workspace runs until it is halted", "microagent run has --timeout"),
     (&["create"], &["--keep"], "a workspace is always kept", OMIT),
@@ -171,7 +165,6 @@ const ROWS: &[Row] = &[
         "omit it; --size-mib sets the size",
     ),
     (&["volume create"], &["--label"], "volumes have no labels", "use a descriptive name"),
-    (&["volume create", "volume resize"], &["--size"], "the size is given in MiB", "--size-mib MIB"),
     (&["volume list"], &["--cluster"], EXT4, OMIT),
     // inspect and the like
     (
@@ -187,8 +180,7 @@ const ROWS: &[Row] = &[
         "microagent volume status NAME, microagent image list",
     ),
     (&["network", "system df"], &["--filter", "--quiet", "-q", "--verbose", "-v"], TEXT, JQ),
-    (&["stats"], &["--all", "-a"], "it shows one workspace", "microagent ps lists the running ones"),
-    (&["stats"], &["--no-stream"], "one reading is the default", "omit it; -f repeats the reading"),
+    (&["stats"], &["--all", "-a"], "a workspace that does not run uses nothing", "omit it"),
     // start, stop, kill, delete
     (
         &["start"],
@@ -207,12 +199,6 @@ const ROWS: &[Row] = &[
         &["--signal", "-s"],
         "`halt` and `stop` send the image's stop signal; `kill` ends the machine",
         "for another signal: microagent exec NAME -- kill -SIGNAL PID",
-    ),
-    (
-        &["stop", "halt", "restart"],
-        &["--timeout", "--time", "-t"],
-        "`halt` waits 10 seconds for the stop signal, then ends the processes",
-        "to end it at once: microagent kill NAME",
     ),
     (
         &["delete"],

@@ -18,7 +18,6 @@ const VERBS: &[(&str, &[&str], &str)] = &[
         &["login", "logout"],
         "microagent uses the logins of `docker login` and `podman login`; log in with one of them",
     ),
-    ("", &["rename"], "microagent clone OLD NEW, then microagent delete OLD"),
     ("", &["top"], "microagent exec NAME -- ps aux"),
     (
         "",
@@ -47,7 +46,7 @@ const VERBS: &[(&str, &[&str], &str)] = &[
     ("", &["checkpoint"], "microagent pause NAME keeps a machine with its memory"),
     (
         "",
-        &["plugin", "trust", "manifest", "scout", "context", "config", "node"],
+        &["plugin", "trust", "manifest", "scout", "context", "node"],
         "microagent has no counterpart for it; see `microagent --help`",
     ),
     ("", &["machine"], "every workspace is a machine: microagent create NAME --image IMAGE"),
@@ -70,7 +69,6 @@ const VERBS: &[(&str, &[&str], &str)] = &[
         "microagent image save REF -o FILE, then skopeo inspect --config oci-archive:FILE",
     ),
     ("image", &["search"], "use the registry's web site, or skopeo list-tags"),
-    ("volume", &["prune"], "microagent system prune --volumes"),
     ("volume", &["update"], "microagent volume resize NAME --size-mib MIB"),
     (
         "volume",

@@ -1,6 +1,9 @@
 //! Flags for settings of a guest's system that hold at every start.
 
+use std::time::Duration;
+
 use clap::Args;
+use microagent::spec::value::duration;
 use microagent::{GuestSettings, RootAccess, Tmpfs, Ulimit, parse_sysctl};
 
 use crate::args::values::bytes;
@@ -31,6 +34,10 @@ pub(crate) struct SettingsArgs {
     /// Signal that asks the service to end, by name or number [default: the image's, else SIGTERM]
     #[arg(long, value_name = "SIGNAL", help_heading = "Guest system")]
     stop_signal: Option<String>,
+
+    /// How long processes have to end when the machine is halted or stopped: seconds, or units as in 1m30s [default: 10]
+    #[arg(long, value_name = "SECONDS", value_parser = duration, help_heading = "Guest system")]
+    stop_timeout: Option<Duration>,
 }
 
 impl SettingsArgs {
@@ -52,6 +59,8 @@ impl SettingsArgs {
         if self.stop_signal.is_some() {
             settings.stop_signal.clone_from(&self.stop_signal);
         }
+        let seconds = |timeout: Duration| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
+        settings.stop_timeout_s = self.stop_timeout.map(seconds).or(settings.stop_timeout_s);
     }
 }
 
@@ -65,7 +74,7 @@ mod tests {
     fn flags_go_over_a_spec_file() {
         let command = SettingsArgs::augment_args(Command::new("create").no_binary_name(true));
         let words = ["--sysctl", "net.core.somaxconn=7", "--ulimit", "nofile=9", "--tmpfs", "/run:size=1m"];
-        let rest = ["--shm-size", "64m", "--read-only", "--stop-signal", "INT"];
+        let rest = ["--shm-size", "64m", "--read-only", "--stop-signal", "INT", "--stop-timeout", "1m"];
         let matches = command.try_get_matches_from([&words[..], &rest].concat()).unwrap();
         let args = SettingsArgs::from_arg_matches(&matches).unwrap();
         let mut settings = GuestSettings {
@@ -82,6 +91,6 @@ mod tests {
         );
         assert_eq!(settings.sysctls["net.core.somaxconn"], "7");
         assert_eq!((settings.shm_bytes, settings.root), (Some(64 << 20), RootAccess::ReadOnly));
-        assert_eq!(settings.stop_signal.as_deref(), Some("INT"));
+        assert_eq!((settings.stop_signal.as_deref(), settings.stop_timeout_s), (Some("INT"), Some(60)));
     }
 }

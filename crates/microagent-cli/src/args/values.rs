@@ -14,6 +14,24 @@ const MOST_MIB: u64 = 16 * MIB;
 
 /// `512` (MiB), or Docker's spelling with a unit: `512m`, `2g`, `1048576k`; rounded up to whole MiB.
 pub(crate) fn memory_mib(text: &str) -> Result<u32, String> {
+    match u32::try_from(mib(text, MOST_MIB)?) {
+        Ok(0) => Err("a machine needs at least 1 MiB of memory".to_owned()),
+        Ok(mib) => Ok(mib),
+        Err(_) => Err("memory is limited to 16 TiB".to_owned()),
+    }
+}
+
+/// As [`memory_mib`], for a disk.
+pub(crate) fn disk_mib(text: &str) -> Result<u64, String> {
+    // The library knows the bound.
+    let asked = text.trim().parse().map_or_else(|_| mib(text, u64::MAX / MIB), Ok);
+    match asked? {
+        0 => Err("a disk needs at least 1 MiB".to_owned()),
+        mib => Ok(mib),
+    }
+}
+
+fn mib(text: &str, most: u64) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 =
@@ -26,14 +44,12 @@ pub(crate) fn memory_mib(text: &str) -> Result<u32, String> {
         "t" => MIB * MIB,
         unit => return Err(format!("unknown unit `{unit}`; use m or g")),
     };
-    let mib = number.checked_mul(unit).map(|bytes| bytes.div_ceil(MIB)).filter(|mib| *mib <= MOST_MIB);
-    match mib.and_then(|mib| u32::try_from(mib).ok()) {
-        Some(0) => Err("a machine needs at least 1 MiB of memory".to_owned()),
+    match number.checked_mul(unit).map(|bytes| bytes.div_ceil(MIB)).filter(|mib| *mib <= most) {
         Some(mib) => Ok(mib),
         None if digits.len() == lower.len() => {
             Err(format!("a number without unit means MiB; for bytes write {number}b"))
         }
-        None => Err("memory is limited to 16 TiB".to_owned()),
+        None => Err(format!("it is limited to {} TiB", most / MIB)),
     }
 }
 
@@ -114,6 +130,8 @@ mod tests {
             assert!(memory_mib(text).is_err(), "{text}");
         }
         assert!(memory_mib("536870912").unwrap_err().contains("536870912b"));
+        assert_eq!((disk_mib("4096"), disk_mib("10g")), (Ok(4096), Ok(10240)));
+        assert!(disk_mib("0").is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::args::docker::{refusal, refuse_attachment, refuse_network};
 use crate::args::names::NameArgs;
 use crate::args::secret::SecretArgs;
 use crate::args::settings::SettingsArgs;
-use crate::args::values::{bytes, cpus, env_file, env_variable, memory_mib};
+use crate::args::values::{bytes, cpus, disk_mib, env_file, env_variable, memory_mib};
 use crate::failure::Failure;
 
 /// What a workspace is made from, but for its image.
@@ -72,8 +72,8 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "N", value_parser = cpus, help_heading = "Machine")]
     cpus: Option<u32>,
 
-    /// Size of the disk in MiB; raised if the image needs more
-    #[arg(long, value_name = "MIB", help_heading = "Machine")]
+    /// Size of the disk in MiB, or with a unit such as 8g; raised if the image needs more
+    #[arg(long, alias = "size", value_name = "MIB", value_parser = disk_mib, help_heading = "Machine")]
     size_mib: Option<u64>,
 
     /// Bytes per second that all disks together read and write, such as 50m
@@ -169,6 +169,11 @@ impl WorkspaceArgs {
             Some(path) => Ok(SpecFile::read(path).map_err(Error::from)?),
             None => Ok(SpecFile::default()),
         }
+    }
+
+    /// The network that a flag names.
+    pub(crate) fn network(&self) -> Option<&str> {
+        self.network.as_deref()
     }
 
     /// Whether a spec file is named.

@@ -76,6 +76,11 @@ pub(crate) fn execute(context: &Context, args: ApplyArgs) -> Result<(), Failure>
     for notice in &applied.notices {
         context.progress(args.quiet).note(notice);
     }
+    print(context, applied)
+}
+
+/// Prints what has changed.
+pub(crate) fn print(context: &Context, applied: Applied) -> Result<(), Failure> {
     match context.format {
         Format::Json => print_json(&ApplyDocument::from(applied)),
         Format::Text => print_text(&text(&applied)),

@@ -1,9 +1,13 @@
 //! `microagent halt`, `stop`, `kill`, `pause`, `resume` and `quarantine`: a running workspace is brought to another
 //! state.
 
+use std::time::Duration;
+
 use clap::Args;
+use microagent::spec::value::duration;
 use microagent::{Error, Workspace, WorkspaceDetails, WorkspaceName};
 
+use crate::commands::several::each;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::state_output;
@@ -15,7 +19,7 @@ Examples:
     microagent start web
 
   Halt all running workspaces:
-    microagent ps --json | jq -r '.workspaces[].name' | xargs -r -n 1 microagent halt";
+    microagent ps --json | jq -r '.workspaces[].name' | xargs -r microagent halt";
 
 const STOP_EXAMPLES: &str = "\
 Examples:
@@ -23,7 +27,10 @@ Examples:
     microagent stop web
 
   Force it if it does not shut down in time:
-    microagent stop web || microagent kill web";
+    microagent stop web || microagent kill web
+
+  Give its service a minute:
+    microagent stop -t 60 web";
 
 const KILL_EXAMPLES: &str = "\
 Examples:
@@ -49,7 +56,7 @@ Examples:
 
   Resume all paused workspaces:
     microagent ps --json | jq -r '.workspaces[] | select(.state == \"paused\").name' |
-      xargs -r -n 1 microagent resume";
+      xargs -r microagent resume";
 
 const QUARANTINE_EXAMPLES: &str = "\
 Examples:
@@ -66,27 +73,60 @@ Examples:
 
 /// Shut a workspace down cleanly and keep its disk
 ///
-/// Ends its processes with the image's stop signal, then flushes its disk and turns the machine off. The disk stays;
-/// `microagent start` boots it again. Does nothing if the workspace has no machine. A quarantined machine is not resumed: it
-/// ends as by `microagent kill`.
+/// Ends its processes with the image's stop signal, and kills those that are left after 10 seconds or the time of --timeout
+/// or `--stop-timeout`. Then flushes its disk and turns the machine off. The disk stays;
+/// `microagent start` boots it again. Does nothing if the workspace has no machine. A quarantined machine is not resumed:
+/// it ends as by `microagent kill`.
 #[derive(Debug, Args)]
 #[command(after_long_help = HALT_EXAMPLES)]
 pub(crate) struct HaltArgs {
     /// Workspaces
     #[arg(value_name = "NAME", required = true)]
     names: Vec<WorkspaceName>,
+
+    #[command(flatten)]
+    timeout: StopTimeout,
 }
 
 /// Ask a workspace to shut down
 ///
-/// Sends the stop signal to its processes, then flushes the disk and ends the machine. If it does not shut down in time,
-/// this command fails; use `microagent kill`. The disk stays.
+/// Sends the stop signal to its processes, then flushes the disk and ends the machine. If its service does not end within
+/// 10 seconds, or the time of --timeout or `--stop-timeout`, this command fails and the machine keeps running; use
+/// `microagent kill`. The disk stays.
 #[derive(Debug, Args)]
 #[command(after_long_help = STOP_EXAMPLES)]
 pub(crate) struct StopArgs {
     /// Workspaces
     #[arg(value_name = "NAME", required = true)]
     names: Vec<WorkspaceName>,
+
+    #[command(flatten)]
+    timeout: StopTimeout,
+}
+
+/// How long processes have to end.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct StopTimeout {
+    /// How long processes have to end: seconds, or units as in 1m30s [default: the workspace's --stop-timeout, else 10]
+    #[arg(short, long, alias = "time", value_name = "SECONDS", value_parser = duration)]
+    timeout: Option<Duration>,
+}
+
+impl StopTimeout {
+    /// Halts a workspace within the time.
+    pub(crate) async fn halt(self, workspace: &Workspace) -> Result<WorkspaceDetails, Error> {
+        match self.timeout {
+            Some(limit) => workspace.halt_within(limit).await,
+            None => workspace.halt().await,
+        }
+    }
+
+    async fn stop(self, workspace: &Workspace) -> Result<WorkspaceDetails, Error> {
+        match self.timeout {
+            Some(limit) => workspace.stop_within(limit).await,
+            None => workspace.stop().await,
+        }
+    }
 }
 
 /// End a workspace's machine now
@@ -146,12 +186,12 @@ pub(crate) struct QuarantineArgs {
 
 /// Halts.
 pub(crate) fn halt(context: &Context, args: HaltArgs) -> Result<(), Failure> {
-    change(context, &args.names, async |workspace| workspace.halt().await)
+    change(context, &args.names, async |workspace| args.timeout.halt(&workspace).await)
 }
 
 /// Stops.
 pub(crate) fn stop(context: &Context, args: StopArgs) -> Result<(), Failure> {
-    change(context, &args.names, async |workspace| workspace.stop().await)
+    change(context, &args.names, async |workspace| args.timeout.stop(&workspace).await)
 }
 
 /// Kills.
@@ -181,33 +221,14 @@ fn change(
     mut change: impl AsyncFnMut(Workspace) -> Result<WorkspaceDetails, Error>,
 ) -> Result<(), Failure> {
     let engine = context.engine();
-    let (mut first, mut failed) = (None, 0_usize);
-    for name in names {
-        let changed = context.block_on(async |token| {
+    each(context, names, |name| {
+        let details = context.block_on(async |token| {
             tokio::select! {
                 changed = change(engine.workspace(name)) => Ok(changed?),
                 // The change continues; only this command stops waiting for it.
                 () = token.cancelled() => Err(Error::Cancelled.into()),
             }
-        });
-        match changed {
-            Ok(details) => state_output::print(context, details)?,
-            Err(Failure::Engine(Error::Cancelled)) => return Err(Error::Cancelled.into()),
-            Err(failure) => {
-                failed += 1;
-                first = first.or(Some(failure));
-            }
-        }
-    }
-    match first {
-        None => Ok(()),
-        Some(failure) if failed > 1 => {
-            failure.report(context.format);
-            Err(Failure::Other {
-                message: format!("{failed} of {} workspaces failed", names.len()),
-                hint: None,
-            })
-        }
-        Some(failure) => Err(failure),
-    }
+        })?;
+        state_output::print(context, details)
+    })
 }

@@ -30,6 +30,7 @@ const ZSH_ARGUMENTS: &[(&str, &str)] = &[
     (" -- Workspace:", "_microagent_workspaces"),
     (" -- Workspaces:", "_microagent_workspaces"),
     (" -- Workspace ", "_microagent_workspaces"),
+    (" -- Workspaces ", "_microagent_workspaces"),
     (" -- Number of the job", "_microagent_jobs"),
     (" -- Volume:", "_microagent_volumes"),
     (" -- Volumes:", "_microagent_volumes"),

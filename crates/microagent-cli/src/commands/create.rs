@@ -137,8 +137,9 @@ impl From<Restart> for RestartPolicy {
 
 /// Creates.
 pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure> {
-    let spec = args.workspace.spec()?;
+    let mut spec = args.workspace.spec()?;
     let idle = idle_keys(&spec.only_for_run(), "create");
+    context.config().lay_under(&mut spec, args.workspace.network());
     let engine = context.engine();
     let options = args.options(spec, &|image| Ok(engine.made_up_name(image)?))?;
     let has_service = options.service.is_some();

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use microagent::spec::value::duration;
 use microagent::{LogOptions, WorkspaceName};
 
-use crate::console_log;
+use crate::commands::several::each;
+use crate::console_log::{self, NamedLines, name_width};
 use crate::context::Context;
 use crate::documents::logs::LogsDocument;
 use crate::documents::output::json_bytes;
@@ -23,18 +24,23 @@ Examples:
   Show the last lines and follow:
     microagent logs web --tail 20 -f
 
+  Follow two at once:
+    microagent logs -f web api
+
   Show the last ten minutes:
     microagent logs web --since 10m";
 
-/// Show the console log of a workspace
+/// Show the console logs of workspaces
 ///
 /// Prints the guest's console since the last start, oldest first: kernel messages, and the output of setup and command,
-/// byte for byte. The log is bounded; its oldest part is removed first.
+/// byte for byte. The log is bounded; its oldest part is removed first. With several workspaces each line begins with the
+/// name of its workspace.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct LogsArgs {
-    /// Workspace
-    name: WorkspaceName,
+    /// Workspaces
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<WorkspaceName>,
 
     /// Follow: print new lines until the machine ends
     #[arg(short, long)]
@@ -63,22 +69,48 @@ fn moment(text: &str) -> Result<Timestamp, String> {
 pub(crate) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> {
     let mut options = LogOptions::new();
     (options.since, options.tail) = (args.since, args.tail);
-    if args.follow {
-        return console_log::follow(context, &args.name, options);
+    match args.names.as_slice() {
+        [name] if args.follow => console_log::follow(context, name, options),
+        names if args.follow => console_log::follow_several(context, names, options),
+        names => {
+            let widest = name_width(names);
+            each(context, names, |name| show(context, &args, name, (names.len() > 1).then_some(widest)))
+        }
     }
-    let bytes = context.engine().workspace(&args.name).logs(options)?;
+}
+
+/// Prints one log; with a width the name of that width before each line.
+fn show(
+    context: &Context,
+    args: &LogsArgs,
+    name: &WorkspaceName,
+    width: Option<usize>,
+) -> Result<(), Failure> {
+    let mut options = LogOptions::new();
+    (options.since, options.tail) = (args.since, args.tail);
+    let bytes = context.engine().workspace(name).logs(options)?;
     match context.format {
         Format::Json if context.streams() => print_line(&console_log::log_line(bytes)),
         Format::Json => {
             let (logs, logs_encoding) = json_bytes(bytes);
-            print_json(&LogsDocument { workspace: args.name, logs, logs_encoding })
+            print_json(&LogsDocument { workspace: name.clone(), logs, logs_encoding })
         }
         Format::Text => {
             if bytes.is_empty() && args.since.is_none() {
-                context.progress(true).note("the guest has printed nothing");
+                context.progress(true).note(&match width {
+                    None => "the guest has printed nothing".to_owned(),
+                    Some(_) => format!("the guest of {name} has printed nothing"),
+                });
             }
             let mut out = stdout();
-            out.write_all(&bytes)?;
+            match width {
+                None => out.write_all(&bytes)?,
+                Some(width) => {
+                    let mut lines = NamedLines::new(name, width);
+                    out.write_all(&lines.add(&bytes))?;
+                    out.write_all(&lines.end())?;
+                }
+            }
             finish(out)
         }
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 use microagent::{Error, Event, Observer, StartOptions, WorkspaceName};
 
+use crate::commands::change::StopTimeout;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::{run_output, state_output};
@@ -28,6 +29,9 @@ pub(crate) struct RestartArgs {
     #[arg(value_name = "NAME", required = true)]
     names: Vec<WorkspaceName>,
 
+    #[command(flatten)]
+    timeout: StopTimeout,
+
     /// Do not report progress
     #[arg(short, long)]
     quiet: bool,
@@ -42,7 +46,7 @@ pub(crate) fn execute(context: &Context, args: RestartArgs) -> Result<(), Failur
         let shown = Arc::clone(&progress);
         let started = context.block_on(async |token| {
             let halted = tokio::select! {
-                halted = workspace.halt() => halted,
+                halted = args.timeout.halt(&workspace) => halted,
                 () = token.cancelled() => Err(Error::Cancelled),
             };
             // The ports are in the answer.

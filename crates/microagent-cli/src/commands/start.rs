@@ -1,4 +1,4 @@
-//! `microagent start`: boots a resting workspace.
+//! `microagent start`: boots resting workspaces.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use microagent::{Event, Observer, Profile, StartOptions, WorkspaceName};
 
 use crate::args::values::{cpus, memory_mib};
 use crate::args::workspace::profile;
+use crate::commands::several::each;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::{run_output, state_output};
@@ -18,22 +19,26 @@ Examples:
     microagent exec web -- uname -r
     microagent halt web
 
+  Start all workspaces that were halted:
+    microagent list -q --filter state=halted | xargs -r microagent start
+
   Start with more memory, this time only:
     microagent start web --memory 2g
 
   Boot instead of restoring a template, for example to see kernel messages in the log:
     microagent start web --cold && microagent logs web";
 
-/// Start a workspace
+/// Start workspaces
 ///
-/// Starts the machine and returns when the guest answers and the service, if there is one, runs. The machine then runs in
+/// Starts each machine and returns when the guest answers and the service, if there is one, runs. The machine then runs in
 /// the background. A workspace that is prepared, halted, stopped or failed can be started. A size given here applies until
 /// the machine ends; `microagent status` shows it.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct StartArgs {
-    /// Workspace
-    name: WorkspaceName,
+    /// Workspaces
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<WorkspaceName>,
 
     /// Use memory and CPUs of this profile, for this start only
     #[arg(long, value_name = "NAME", value_parser = profile)]
@@ -56,13 +61,17 @@ pub(crate) struct StartArgs {
     quiet: bool,
 }
 
-/// Starts.
+/// Starts one after the other; the first failure is reported after the last.
 pub(crate) fn execute(context: &Context, args: StartArgs) -> Result<(), Failure> {
+    each(context, &args.names, |name| start(context, &args, name))
+}
+
+fn start(context: &Context, args: &StartArgs, name: &WorkspaceName) -> Result<(), Failure> {
     let engine = context.engine_for_run(None, args.cold);
     let progress = context.progress(args.quiet);
     let mut options = StartOptions::new();
     (options.profile, options.memory_mib, options.cpu_count) = (args.profile, args.memory, args.cpus);
-    let workspace = engine.workspace(&args.name);
+    let workspace = engine.workspace(name);
     let started = context.block_on(async |token| {
         let shown = Arc::clone(&progress);
         // The ports are in the answer.

@@ -1,9 +1,10 @@
-//! `microagent status`: everything about one workspace.
+//! `microagent status`: everything about workspaces.
 
 use clap::Args;
 use microagent::egress::EgressMode;
 use microagent::{LinkState, WorkspaceName};
 
+use crate::commands::several::each;
 use crate::context::Context;
 use crate::documents::network::EgressPolicyDocument;
 use crate::documents::shared::ResourcesDocument;
@@ -22,24 +23,31 @@ Examples:
   Print one value, for a script:
     microagent status web --json | jq -r .state";
 
-/// Show everything about a workspace
+/// Show everything about workspaces
 ///
-/// Shows its current state, checked against its processes, its image, size and settings, and how its last command or
+/// Shows each one's current state, checked against its processes, its image, size and settings, and how its last command or
 /// service ended. Changes nothing.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct StatusArgs {
-    /// Workspace
-    name: WorkspaceName,
+    /// Workspaces
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<WorkspaceName>,
 }
 
-/// Shows.
-pub(crate) fn execute(context: &Context, args: StatusArgs) -> Result<(), Failure> {
-    let workspace = context.engine().workspace(&args.name);
+/// Shows one after the other; the first failure is reported after the last.
+pub(crate) fn execute(context: &Context, args: &StatusArgs) -> Result<(), Failure> {
+    let mut blocks = 0..;
+    each(context, &args.names, |name| show(context, name, blocks.next() == Some(0)))
+}
+
+fn show(context: &Context, name: &WorkspaceName, first: bool) -> Result<(), Failure> {
+    let workspace = context.engine().workspace(name);
     let document = StatusDocument::new(workspace.details()?, workspace.inspect()?);
     match context.format {
         Format::Json => print_json(&document),
-        Format::Text => print_text(&document.text()),
+        Format::Text if first => print_text(&document.text()),
+        Format::Text => print_text(&format!("\n{}", document.text())),
     }
 }
 
@@ -121,6 +129,7 @@ impl StatusDocument {
         for (key, text) in optional {
             lines.extend(text.as_ref().map(|text| (key, escape::one_line(text))));
         }
+        lines.extend(self.stop_timeout_seconds.map(|seconds| ("Stop timeout", format!("{seconds} s"))));
         if !self.env_names.is_empty() {
             lines.push(("Environment", escape::one_line(&self.env_names.join(", "))));
         }

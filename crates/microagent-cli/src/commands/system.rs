@@ -1,9 +1,9 @@
 //! `microagent system`: what the state directory holds, and removing what nothing needs.
 
 use clap::{Args, Subcommand};
-use microagent::volume::DeleteMode;
 use microagent::{Engine, image, template};
 
+use crate::commands::volume;
 use crate::context::Context;
 use crate::documents::system::{DiskUseDocument, SystemPruneDocument, UseDocument};
 use crate::escape::one_line;
@@ -141,10 +141,16 @@ fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
     };
     let templates = engine.templates().prune(templates)?;
     let images = engine.images().prune(images)?;
-    let volumes = if args.volumes { prune_volumes(context, &engine)? } else { Vec::new() };
-    let freed_bytes = images.freed_bytes + templates.iter().map(|template| template.bytes).sum::<u64>();
-    let document =
-        SystemPruneDocument { images: images.references, templates: templates.len(), volumes, freed_bytes };
+    let volumes = if args.volumes { Some(volume::prune_unused(context, &engine)?) } else { None };
+    let (volumes, of_volumes) =
+        volumes.map_or((Vec::new(), 0), |pruned| (pruned.volumes, pruned.freed_bytes));
+    let of_templates: u64 = templates.iter().map(|template| template.bytes).sum();
+    let document = SystemPruneDocument {
+        images: images.references,
+        templates: templates.len(),
+        volumes,
+        freed_bytes: images.freed_bytes + of_templates + of_volumes,
+    };
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => print_text(&pruned(&document)),
@@ -157,21 +163,6 @@ fn question(args: &PruneArgs) -> &'static str {
         (false, true) => "Remove all unused volumes with their data?",
         _ => "Remove all unused images and all templates?",
     }
-}
-
-/// Deletes the volumes that no workspace attaches; gives their names.
-fn prune_volumes(context: &Context, engine: &Engine) -> Result<Vec<String>, Failure> {
-    let mut deleted = Vec::new();
-    context.block_on(async |_token| {
-        for volume in engine.volumes().list()? {
-            // One that a workspace attaches is refused, and stays.
-            if engine.volumes().delete(&volume.name, DeleteMode::Unused).await.is_ok() {
-                deleted.push(volume.name.to_string());
-            }
-        }
-        Ok(())
-    })?;
-    Ok(deleted)
 }
 
 fn pruned(document: &SystemPruneDocument) -> String {

@@ -2,11 +2,14 @@
 
 use clap::{Args, Subcommand};
 use microagent::volume::{DeleteMode, SIZE_MIB, Volume};
-use microagent::{Error, VolumeName, WorkspaceName};
+use microagent::{Engine, Error, VolumeName, WorkspaceName};
 
 use crate::args::listing::{Entries, ListingArgs};
+use crate::args::values::disk_mib;
 use crate::context::Context;
-use crate::documents::volume::{DeletedVolume, VolumeDeleteDocument, VolumeDocument, VolumeListDocument};
+use crate::documents::volume::{
+    DeletedVolume, VolumeDeleteDocument, VolumeDocument, VolumeListDocument, VolumePruneDocument,
+};
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
@@ -66,6 +69,14 @@ Examples:
   Delete several volumes, even if they are in use:
     microagent volume delete --force data scratch";
 
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  Delete what no workspace needs any more:
+    microagent volume prune
+
+  The same in a script:
+    microagent volume prune --yes";
+
 /// Create, show, enlarge and delete volumes
 ///
 /// A volume is an ext4 disk with a name. `run` and `create` attach it with `-v NAME:/guest/path`. One machine can use it at
@@ -89,6 +100,7 @@ pub(crate) enum VolumeCommand {
     Resize(ResizeArgs),
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
+    Prune(PruneArgs),
 }
 
 /// Create an empty volume
@@ -98,8 +110,8 @@ pub(crate) struct CreateArgs {
     /// Name: lower-case letters, digits and `-`
     name: VolumeName,
 
-    /// Size in MiB
-    #[arg(long, value_name = "MIB", default_value_t = SIZE_MIB)]
+    /// Size in MiB, or with a unit such as 10g
+    #[arg(long, alias = "size", value_name = "MIB", value_parser = disk_mib, default_value_t = SIZE_MIB)]
     size_mib: u64,
 }
 
@@ -131,8 +143,8 @@ pub(crate) struct ResizeArgs {
     /// Volume
     name: VolumeName,
 
-    /// New size in MiB
-    #[arg(long, value_name = "MIB")]
+    /// New size in MiB, or with a unit such as 10g
+    #[arg(long, alias = "size", value_name = "MIB", value_parser = disk_mib)]
     size_mib: u64,
 }
 
@@ -157,6 +169,21 @@ pub(crate) struct DeleteArgs {
     force: bool,
 }
 
+/// Delete all volumes that no workspace attaches, with everything on them
+///
+/// Asks for confirmation; without a terminal --yes is required.
+#[derive(Debug, Args)]
+#[command(after_long_help = PRUNE_EXAMPLES)]
+pub(crate) struct PruneArgs {
+    /// Accepted and ignored: a volume always has a name
+    #[arg(short, long, hide = true)]
+    all: bool,
+
+    /// Do not ask for confirmation
+    #[arg(short, long, alias = "force", short_alias = 'f')]
+    yes: bool,
+}
+
 /// Does what the subcommand says.
 pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure> {
     match args.command {
@@ -167,6 +194,7 @@ pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure
             show(context, context.engine().volumes().resize(&args.name, args.size_mib)?)
         }
         Some(VolumeCommand::Delete(args)) => delete(context, args),
+        Some(VolumeCommand::Prune(args)) => prune(context, &args),
         None => unreachable!("a group without a subcommand was answered with its help page"),
     }
 }
@@ -236,6 +264,48 @@ fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
         Format::Text => print_text(&done.iter().map(line).collect::<String>())?,
     }
     failures.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
+    if !args.yes {
+        match confirm("Delete all volumes that no workspace attaches, with everything on them?") {
+            Some(true) => {}
+            Some(false) => return print_text("Nothing was deleted.\n"),
+            None => {
+                return Err(Failure::usage(
+                    "deleting volumes needs a confirmation, but standard input is not a terminal",
+                    "add --yes",
+                ));
+            }
+        }
+    }
+    let document = prune_unused(context, &context.engine())?;
+    match context.format {
+        Format::Json => print_json(&document),
+        Format::Text => {
+            let deleted = document.volumes.iter().map(|name| format!("Deleted volume \"{name}\"\n"));
+            print_text(&(deleted.collect::<String>() + &format!("Freed: {}\n", size(document.freed_bytes))))
+        }
+    }
+}
+
+/// Deletes the volumes that no workspace attaches.
+pub(crate) fn prune_unused(context: &Context, engine: &Engine) -> Result<VolumePruneDocument, Failure> {
+    let mut document = VolumePruneDocument { volumes: Vec::new(), freed_bytes: 0 };
+    context.block_on(async |token| {
+        for volume in engine.volumes().list()? {
+            if token.is_cancelled() {
+                return Err(Error::Cancelled.into());
+            }
+            // One that a workspace attaches is refused, and stays.
+            if engine.volumes().delete(&volume.name, DeleteMode::Unused).await.is_ok() {
+                document.volumes.push(volume.name.to_string());
+                document.freed_bytes += volume.bytes;
+            }
+        }
+        Ok(())
+    })?;
+    Ok(document)
 }
 
 fn question(names: &[VolumeName]) -> String {

@@ -25,6 +25,9 @@ pub(crate) struct WorkspaceDocument {
     #[cfg_attr(test, schemars(with = "Option<Words<microagent::State>>"))]
     pub(crate) state: Option<State>,
     pub(crate) backend: Option<String>,
+    /// As it was named.
+    pub(crate) image: Option<String>,
+    pub(crate) created_at: Option<Timestamp>,
     pub(crate) profile: Option<String>,
     #[cfg_attr(test, schemars(with = "Option<Words<microagent::NetworkMode>>"))]
     pub(crate) network: Option<NetworkMode>,
@@ -43,6 +46,8 @@ impl From<WorkspaceSummary> for WorkspaceDocument {
             name: summary.name,
             state: summary.state,
             backend: summary.backend,
+            image: summary.image,
+            created_at: summary.created_at,
             profile: summary.profile,
             network: summary.network,
             port_forwards: summary.port_forwards.into_iter().map(PortForwardDocument::from).collect(),

@@ -25,6 +25,7 @@ pub(crate) mod apply;
 pub(crate) mod artifact;
 pub(crate) mod commit;
 pub(crate) mod completions;
+pub(crate) mod config;
 pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod delete;

@@ -20,6 +20,7 @@ use super::apply::ApplyDocument;
 use super::artifact::{ArtifactGetDocument, ArtifactListDocument};
 use super::commit::CommitDocument;
 use super::completions::CompletionsDocument;
+use super::config::ConfigDocument;
 use super::cp::CopyDocument;
 use super::create::CreateDocument;
 use super::delete::DeleteDocument;
@@ -44,14 +45,14 @@ use super::result::LastResultDocument;
 use super::run::RunDocument;
 use super::secret::SecretCheckDocument;
 use super::state::StateDocument;
-use super::stats::StatsDocument;
+use super::stats::{StatsDocument, StatsListDocument};
 use super::status::StatusDocument;
 use super::stream::StreamLine;
 use super::supervise::UnitDocument;
 use super::system::{DiskUseDocument, SystemPruneDocument};
 use super::template::{TemplateBuildDocument, TemplateListDocument, TemplatePruneDocument};
 use super::version::VersionDocument;
-use super::volume::{VolumeDeleteDocument, VolumeDocument, VolumeListDocument};
+use super::volume::{VolumeDeleteDocument, VolumeDocument, VolumeListDocument, VolumePruneDocument};
 use super::wait::WaitDocument;
 
 /// Commands that print no document: their output is a stream, or a protocol of its own.
@@ -62,7 +63,7 @@ const SHORT_FORMS: &[&str] = &["images", "import", "load", "pull", "push", "rmi"
 
 /// Documents besides the one of their command, and `error`, which any command prints on standard error.
 const MORE_DOCUMENTS: &[&str] =
-    &["artifact", "error", "exec-detach", "man-dir", "port", "stream", "supervise-install"];
+    &["artifact", "error", "exec-detach", "man-dir", "port", "stream", "stats-all", "supervise-install"];
 
 /// The words of an enum that is printed as one word, read from its `Deserialize`.
 pub(super) struct Words<T>(PhantomData<T>);
@@ -154,8 +155,19 @@ fn merge_forms(mut schema: Value) -> Value {
 
 /// The schema of every document, by the words of the command that prints it.
 fn schemas() -> Vec<(&'static str, Value)> {
-    let states =
-        ["clone", "halt", "kill", "pause", "quarantine", "restart", "resume", "start", "stop", "supervise"];
+    let states = [
+        "clone",
+        "halt",
+        "kill",
+        "pause",
+        "quarantine",
+        "rename",
+        "restart",
+        "resume",
+        "start",
+        "stop",
+        "supervise",
+    ];
     let mut schemas: Vec<_> = states.map(|name| (name, schema_of::<StateDocument>())).into();
     schemas.extend([
         ("apply", schema_of::<ApplyDocument>()),
@@ -163,6 +175,7 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("artifact-get", schema_of::<ArtifactGetDocument>()),
         ("commit", schema_of::<CommitDocument>()),
         ("completions", schema_of::<CompletionsDocument>()),
+        ("config-show", schema_of::<ConfigDocument>()),
         ("cp", schema_of::<CopyDocument>()),
         ("create", schema_of::<CreateDocument>()),
         ("delete", schema_of::<DeleteDocument>()),
@@ -198,13 +211,23 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("port-remove", schema_of::<StateDocument>()),
         ("perf-boot", schema_of::<PerfDocument>()),
         ("perf-ready", schema_of::<PerfDocument>()),
+    ]);
+    schemas.extend(later_schemas());
+    schemas
+}
+
+/// Those whose command is late in the alphabet.
+fn later_schemas() -> Vec<(&'static str, Value)> {
+    vec![
         ("profiles", schema_of::<ProfilesDocument>()),
         ("ps", schema_of::<WorkspaceListDocument>()),
+        ("resize", schema_of::<ApplyDocument>()),
         ("result", schema_of::<LastResultDocument>()),
         ("run", schema_of::<RunDocument>()),
         ("secret-check", schema_of::<Vec<SecretCheckDocument>>()),
         ("stream", merge_forms(schema_of::<StreamLine>())),
         ("stats", schema_of::<StatsDocument>()),
+        ("stats-all", schema_of::<StatsListDocument>()),
         ("status", schema_of::<StatusDocument>()),
         ("supervise-install", schema_of::<UnitDocument>()),
         ("system-df", schema_of::<DiskUseDocument>()),
@@ -217,11 +240,11 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("volume-create", schema_of::<VolumeDocument>()),
         ("volume-delete", schema_of::<VolumeDeleteDocument>()),
         ("volume-list", schema_of::<VolumeListDocument>()),
+        ("volume-prune", schema_of::<VolumePruneDocument>()),
         ("volume-resize", schema_of::<VolumeDocument>()),
         ("volume-status", schema_of::<VolumeDocument>()),
         ("wait", schema_of::<WaitDocument>()),
-    ]);
-    schemas
+    ]
 }
 
 fn schema_dir() -> PathBuf {

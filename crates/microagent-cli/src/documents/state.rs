@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::documents::schema::Words;
 use crate::documents::shared::PortForwardDocument;
 
-/// `microagent start`, `halt`, `stop`, `kill`, `pause`, `resume`, `quarantine`, `clone`, `supervise` and `port`.
+/// `microagent start`, `halt`, `stop`, `kill`, `pause`, `resume`, `quarantine`, `clone`, `rename`, `supervise` and `port`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct StateDocument {

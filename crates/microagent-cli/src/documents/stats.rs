@@ -2,6 +2,14 @@
 
 use jiff::Timestamp;
 use microagent::{Stats, WorkspaceName};
+use serde::Serialize;
+
+/// `microagent stats` of several workspaces.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct StatsListDocument {
+    pub(crate) workspaces: Vec<StatsDocument>,
+}
 
 document! {
     /// `microagent stats`.

@@ -52,6 +52,8 @@ pub(crate) struct StatusDocument {
     pub(crate) init: bool,
     pub(crate) env_names: Vec<String>,
     pub(crate) stop_signal: Option<String>,
+    /// `null` for the usual 10 seconds.
+    pub(crate) stop_timeout_seconds: Option<u32>,
     pub(crate) settings: SettingsDocument,
     pub(crate) egress: EgressPolicyDocument,
     pub(crate) setup_pending: bool,
@@ -200,6 +202,7 @@ impl StatusDocument {
             init: inspection.init == GuestInit::Agent,
             env_names: inspection.env_names,
             stop_signal: inspection.stop_signal,
+            stop_timeout_seconds: details.settings.stop_timeout_s,
             settings: details.settings.into(),
             egress: details.egress.into(),
             setup_pending: inspection.setup_pending,

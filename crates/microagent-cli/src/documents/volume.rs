@@ -37,6 +37,15 @@ document! {
     }
 }
 
+/// `microagent volume prune`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct VolumePruneDocument {
+    /// Names of what was deleted.
+    pub(crate) volumes: Vec<String>,
+    pub(crate) freed_bytes: u64,
+}
+
 /// A volume that was named for deletion.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

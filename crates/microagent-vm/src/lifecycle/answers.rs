@@ -32,8 +32,7 @@ impl Lifecycle {
     }
 
     /// The service did not end: whoever stopped it is told.
-    pub(super) fn service_continues(&mut self) -> Vec<Effect> {
-        let seconds = crate::supervisor::STOP_WINDOW.as_secs();
+    pub(super) fn service_continues(&mut self, seconds: u64) -> Vec<Effect> {
         let message = format!("its service did not end within {seconds} s");
         self.answer_all(
             ChangeRequest::Stop,

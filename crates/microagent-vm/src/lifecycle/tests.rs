@@ -62,7 +62,7 @@ fn events() -> Vec<Event> {
         Event::OutOfMemory(text()),
         Event::TimedOut,
         Event::Cancelled,
-        Event::ServiceStopTimedOut,
+        Event::ServiceStopTimedOut { seconds: 10 },
         Event::Paused,
         Event::PauseFailed(text()),
         Event::Resumed,
@@ -216,7 +216,7 @@ impl UnderWay {
             (UnderWay::Flush, true) => Event::Flushed,
             (UnderWay::Flush, false) => Event::FlushFailed(text()),
             (UnderWay::Service, true) => Event::WorkDone(Outcome::Prepared),
-            (UnderWay::Service, false) => Event::ServiceStopTimedOut,
+            (UnderWay::Service, false) => Event::ServiceStopTimedOut { seconds: 10 },
             (UnderWay::Contain, true) => Event::Contained(None),
             (UnderWay::Contain, false) => Event::ContainFailed(text()),
         }
@@ -320,7 +320,7 @@ proptest! {
                 // What reports an effect comes only of that effect.
                 Input::Event(number) => match events()[number].clone() {
                     Event::Paused | Event::PauseFailed(_) | Event::Resumed | Event::ResumeFailed(_)
-                    | Event::Flushed | Event::FlushFailed(_) | Event::ServiceStopTimedOut
+                    | Event::Flushed | Event::FlushFailed(_) | Event::ServiceStopTimedOut { .. }
                     | Event::Contained(_) | Event::ContainFailed(_) => {}
                     event => model.feed(event),
                 },
@@ -598,19 +598,25 @@ fn a_service_that_is_stopped_may_end_or_not() {
     assert_eq!(request(Phase::Running, stop, SERVICE), line("StoppingService", "Publish SignalService"));
     let done = Event::WorkDone(Outcome::Prepared);
     assert_eq!(step(Phase::StoppingService, done, SERVICE), line("Stopping(Stopped)", "Publish Flush"));
-    assert_eq!(step(Phase::StoppingService, Event::ServiceStopTimedOut, SERVICE), line("Running", "Publish"));
+    assert_eq!(
+        step(Phase::StoppingService, Event::ServiceStopTimedOut { seconds: 10 }, SERVICE),
+        line("Running", "Publish")
+    );
     let (next, _) = request(Phase::StoppingService, ChangeRequest::Halt, SERVICE);
     assert_eq!(next, "Stopping(Halted)");
     assert_eq!(request(Phase::Paused, stop, SERVICE).1, "Refuse");
     // The deadline of an earlier request, which another end has overtaken.
     let halting = Phase::Stopping(Outcome::Halted);
-    assert_eq!(step(halting, Event::ServiceStopTimedOut, SERVICE), line("Stopping(Halted)", ""));
+    assert_eq!(
+        step(halting, Event::ServiceStopTimedOut { seconds: 10 }, SERVICE),
+        line("Stopping(Halted)", "")
+    );
 
     let mut model = Model::new(SERVICE);
     model.feed(Event::AgentReady);
     model.feed(Event::Serving);
     model.request(stop);
-    model.feed(Event::ServiceStopTimedOut);
+    model.feed(Event::ServiceStopTimedOut { seconds: 10 });
     model.answered_all();
 }
 

@@ -12,7 +12,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use microagent_model::{Publish, State};
+use microagent_model::{Publish, STOP_TIMEOUT_MAX, State};
 use microagent_proto::{SESSION_STREAM_LIMIT, SessionHandle, read_message, write_message};
 use microagent_store::{CONTROL_KEY_LEN, ControlKey, WorkspaceDir};
 use rustix::process::geteuid;
@@ -51,6 +51,8 @@ const COPY_BYTES: usize = 64 * 1024;
 /// A requested change of the state, which the driver answers.
 pub(super) struct PendingChange {
     pub(super) request: ChangeRequest,
+    /// How long the guest's processes have to end, in place of the usual time.
+    pub(super) grace: Option<Duration>,
     /// Why, for the workspace's events.
     pub(super) reason: Option<String>,
     pub(super) reply: oneshot::Sender<Answer>,
@@ -293,7 +295,9 @@ impl ControlConnection {
             ControlRequest::TellJob(job, order) => (unanswered.await, self.tell_job(job, order).await),
             ControlRequest::Attach => return self.lend(client).await,
             ControlRequest::Console => return self.lend_console(client).await,
-            ControlRequest::Change(request) => (unanswered.await, self.change(request, reason).await),
+            ControlRequest::Change { request, grace } => {
+                (unanswered.await, self.change(request, grace, reason).await)
+            }
             ControlRequest::Amend(amendment) => (unanswered.await, self.amend(amendment).await),
             ControlRequest::OpenPort { asked, bound } => {
                 let Ok(Ok(socket)) = timeout(HELLO_DEADLINE, take_descriptor(&client)).await else { return };
@@ -308,10 +312,16 @@ impl ControlConnection {
     }
 
     /// Passes the request to the driver, which answers. If the driver has ended, so has the machine.
-    async fn change(&self, request: ChangeRequest, reason: Option<String>) -> Answer {
+    async fn change(
+        &self,
+        request: ChangeRequest,
+        grace: Option<Duration>,
+        reason: Option<String>,
+    ) -> Answer {
+        let grace = grace.map(|grace| grace.min(STOP_TIMEOUT_MAX));
         let (reply, answer) = oneshot::channel();
         let refused = Answer::Refused(Refusal::State(State::Stopping));
-        if self.changes.send(PendingChange { request, reason, reply }).await.is_err() {
+        if self.changes.send(PendingChange { request, grace, reason, reply }).await.is_err() {
             return refused;
         }
         answer.await.unwrap_or(refused)

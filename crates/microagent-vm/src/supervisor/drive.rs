@@ -50,7 +50,7 @@ pub(super) struct RunningMachine {
 pub(super) struct Conversation {
     worker: JoinHandle<()>,
     /// Has the guest flush its disk.
-    pub(super) flush: Option<oneshot::Sender<()>>,
+    pub(super) flush: Option<oneshot::Sender<Option<Duration>>>,
     /// When the flush must be done.
     pub(super) flush_deadline: Option<tokio::time::Instant>,
     /// Signals for the service.
@@ -319,7 +319,7 @@ impl Driver {
                 }
                 () = wait_until(running.conversation.service_deadline) => {
                     running.conversation.service_deadline = None;
-                    Event::ServiceStopTimedOut
+                    Event::ServiceStopTimedOut { seconds: self.stop_window().as_secs() }
                 }
                 () = wait_until(time_up.filter(|_| !self.timed_out)) => {
                     self.timed_out = true;
@@ -327,7 +327,10 @@ impl Driver {
                 }
                 () = self.dir_watch.gone(&self.dir) => Event::DirectoryGone,
                 request = self.clients.next() => match request {
-                    ClientRequest::Change(change) => self.clients.enter(change),
+                    ClientRequest::Change(change) => {
+                        self.grace = change.grace.or(self.grace);
+                        self.clients.enter(change)
+                    }
                     // Nothing that the machine notices.
                     ClientRequest::Amend(amendment) => {
                         self.amend(amendment);

@@ -1,5 +1,7 @@
 //! Executes the effects of [`crate::lifecycle::Lifecycle::step`]. Their results are events.
 
+use std::time::Duration;
+
 use microagent_model::State;
 use serde_json::json;
 use tokio::task::spawn_local;
@@ -29,12 +31,13 @@ impl Driver {
             Effect::NoteLinkLost(reason) => self.note_link_lost(&reason).await,
             Effect::NoteOutOfMemory(program) => self.note_out_of_memory(&program).await,
             Effect::Flush => {
-                running.conversation.flush_deadline = Some(Instant::now() + FLUSH_DEADLINE);
+                let limit = FLUSH_DEADLINE + self.grace.unwrap_or_default();
+                running.conversation.flush_deadline = Some(Instant::now() + limit);
                 // The worker may have died of the guest's doing; the deadline speaks then.
-                let _ = running.conversation.flush.take().map(|flush| flush.send(()));
+                let _ = running.conversation.flush.take().map(|flush| flush.send(self.grace));
             }
             Effect::SignalService => {
-                running.conversation.service_deadline = Some(Instant::now() + STOP_WINDOW);
+                running.conversation.service_deadline = Some(Instant::now() + self.stop_window());
                 if let Work::Serve { stop_signal, .. } = self.spec.work {
                     // One that does not take signals any more does not end either, which is then said.
                     let _ = running.conversation.signals.try_send(stop_signal);
@@ -49,6 +52,11 @@ impl Driver {
             Effect::Kill | Effect::StartCold(_) => running.machine.kill().await,
             Effect::Answer(client, answer) => self.clients.answer(client, answer),
         }
+    }
+
+    /// How long the service has to end after its stop signal.
+    pub(super) fn stop_window(&self) -> Duration {
+        self.grace.unwrap_or(STOP_WINDOW)
     }
 
     /// Reports it. The record is not changed: its process has ended, which shows it.

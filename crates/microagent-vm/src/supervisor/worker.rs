@@ -206,10 +206,9 @@ impl Worker {
     /// How the guest is shut down when that is asked for.
     fn shut_down(&self) -> ShutDown {
         match &self.work {
-            Work::Serve { service: Some(_), stop_signal, .. } => ShutDown {
-                signal: *stop_signal,
-                grace_ms: u32::try_from(HALT_GRACE.as_millis()).expect("seconds fit"),
-            },
+            Work::Serve { service: Some(_), stop_signal, .. } => {
+                with_grace(ShutDown { signal: *stop_signal, ..FLUSH }, Some(HALT_GRACE))
+            }
             _ => FLUSH,
         }
     }
@@ -219,7 +218,7 @@ impl Worker {
         mut self,
         mut control: UnixStream,
         events: mpsc::Sender<Event>,
-        flush_requested: oneshot::Receiver<()>,
+        flush_requested: oneshot::Receiver<Option<Duration>>,
         signals: mpsc::Receiver<u8>,
     ) {
         // The driver outlives this task, so a failed send means that it is ending already.
@@ -265,7 +264,7 @@ impl Worker {
         &mut self,
         session: &SessionHandle,
         events: &mpsc::Sender<Event>,
-        mut flush_requested: oneshot::Receiver<()>,
+        mut flush_requested: oneshot::Receiver<Option<Duration>>,
         signals: mpsc::Receiver<u8>,
     ) {
         let shut_down = self.shut_down();
@@ -276,13 +275,14 @@ impl Worker {
             biased;
             done = &mut work => {
                 let _ = events.send(done.map_or_else(Event::from, Event::WorkDone)).await;
-                return if flush_requested.await.is_ok() { flush(session, shut_down, events).await };
+                return if let Ok(grace) = flush_requested.await {
+                    flush(session, with_grace(shut_down, grace), events).await
+                };
             }
-            requested = &mut flush_requested => requested.is_ok(),
+            requested = &mut flush_requested => requested,
         };
-        if !requested {
-            return;
-        }
+        let Ok(grace) = requested else { return };
+        let shut_down = with_grace(shut_down, grace);
         // The work is polled on: what the service says while it is being ended belongs into its log. That it ends is no
         // event any more, and must not end the flush, so its branch never completes.
         tokio::select! {
@@ -467,6 +467,12 @@ async fn within<T>(budget: &AnswerBudget, answer: impl Future<Output = T>, what:
 }
 
 /// Makes the guest end all processes and flush its disk.
+/// A shutdown with the time that a client gives the guest's processes.
+fn with_grace(shut_down: ShutDown, grace: Option<Duration>) -> ShutDown {
+    let ms = grace.map(|grace| u32::try_from(grace.as_millis()).unwrap_or(u32::MAX));
+    ShutDown { grace_ms: ms.unwrap_or(shut_down.grace_ms), ..shut_down }
+}
+
 async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Sender<Event>) {
     let flushed = async {
         let mut stream = ask(session, &Request::ShutDown(shut_down)).await?;

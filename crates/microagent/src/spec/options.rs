@@ -301,6 +301,9 @@ impl SpecFile {
         if let Some(signal) = &self.stop_signal {
             settings.stop_signal = Some(signal.clone());
         }
+        if let Some(timeout) = self.stop_timeout {
+            settings.stop_timeout_s = Some(u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX));
+        }
     }
 
     /// Changes a policy to what the file says of it.

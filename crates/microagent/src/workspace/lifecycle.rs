@@ -11,7 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use microagent_model::{Resources, SIGTERM, SetupStep, State, WorkspaceName, signal_number};
 use microagent_store::{OneStart, Workload, WorkspaceDir, WorkspaceRecord};
-use microagent_vm::control::{change, change_because};
+use microagent_vm::control::{change, change_with};
 use microagent_vm::{
     Answer, ChangeRequest, ControlError, DiskStamp, Outcome, Refusal, SupervisorSpec, Work, choose_ports,
     create_overlay,
@@ -22,7 +22,8 @@ use super::{Workspace, WorkspaceDetails, kill_processes, lock_patiently};
 use crate::error::{Action, InvalidRequest, JobError};
 use crate::limits::check_work;
 use crate::provision::{
-    FirstStart, Provision, check_options, check_size, main_request, resolve_command, setup_steps,
+    FirstStart, Provision, check_options, check_size, check_stop_timeout, main_request, resolve_command,
+    setup_steps,
 };
 use crate::secret::Resolved;
 use crate::supervisor_events::{EndTranslator, Purpose, SupervisorProgress};
@@ -302,7 +303,16 @@ impl Workspace {
     /// Fails if the workspace cannot be reached, is starting, or does not shut down cleanly; then the state is
     /// `failed`.
     pub async fn halt(&self) -> Result<WorkspaceDetails, Error> {
-        self.end(ChangeRequest::Halt, Action::Halt).await
+        self.end(ChangeRequest::Halt, Action::Halt, None).await
+    }
+
+    /// As [`Workspace::halt`], with this time for processes to end before they are killed.
+    ///
+    /// # Errors
+    /// As [`Workspace::halt`]; also if the time is longer than a day.
+    pub async fn halt_within(&self, limit: Duration) -> Result<WorkspaceDetails, Error> {
+        check_stop_timeout(Some(limit))?;
+        self.end(ChangeRequest::Halt, Action::Halt, Some(limit)).await
     }
 
     /// Sends the service its stop signal, and shuts the machine down when the service has ended. A resting workspace is
@@ -311,7 +321,16 @@ impl Workspace {
     /// # Errors
     /// As [`Workspace::halt`], and if the service does not end in time; then the workspace keeps running.
     pub async fn stop(&self) -> Result<WorkspaceDetails, Error> {
-        self.end(ChangeRequest::Stop, Action::Stop).await
+        self.end(ChangeRequest::Stop, Action::Stop, None).await
+    }
+
+    /// As [`Workspace::stop`], with this time for the service to end.
+    ///
+    /// # Errors
+    /// As [`Workspace::halt_within`].
+    pub async fn stop_within(&self, limit: Duration) -> Result<WorkspaceDetails, Error> {
+        check_stop_timeout(Some(limit))?;
+        self.end(ChangeRequest::Stop, Action::Stop, Some(limit)).await
     }
 
     /// Ends the machine at once, in any state of machine and supervisor. A resting workspace is not changed.
@@ -354,7 +373,7 @@ impl Workspace {
     /// # Errors
     /// Fails if the workspace is not running or QEMU does not pause it.
     pub async fn pause(&self) -> Result<WorkspaceDetails, Error> {
-        self.change(ChangeRequest::Pause, Action::Pause).await?;
+        self.change(ChangeRequest::Pause, Action::Pause, None).await?;
         self.details()
     }
 
@@ -363,7 +382,7 @@ impl Workspace {
     /// # Errors
     /// Fails if the workspace is not paused or QEMU does not resume it.
     pub async fn resume(&self) -> Result<WorkspaceDetails, Error> {
-        self.change(ChangeRequest::Resume, Action::Resume).await?;
+        self.change(ChangeRequest::Resume, Action::Resume, None).await?;
         self.details()
     }
 
@@ -386,7 +405,7 @@ impl Workspace {
             if !state.is_live() {
                 return Err(self.wrong_state(state, Action::Quarantine));
             }
-            let answer = change_because(&dir, ChangeRequest::Quarantine, reason.map(str::to_owned)).await;
+            let answer = change_with(&dir, ChangeRequest::Quarantine, reason.map(str::to_owned), None).await;
             self.changed(answer, Action::Quarantine)?;
         }
         self.details()
@@ -409,7 +428,12 @@ impl Workspace {
         }
     }
 
-    async fn end(&self, request: ChangeRequest, action: Action) -> Result<WorkspaceDetails, Error> {
+    async fn end(
+        &self,
+        request: ChangeRequest,
+        action: Action,
+        limit: Option<Duration>,
+    ) -> Result<WorkspaceDetails, Error> {
         let record = self.observe()?;
         if record.observed_state().is_resting() {
             return self.details();
@@ -418,7 +442,8 @@ impl Workspace {
             // There is no supervisor that could take a request; only the disk is released.
             return self.kill().await;
         }
-        self.change(request, action).await?;
+        let grace = limit.or_else(|| Some(Duration::from_secs(record.settings.stop_timeout_s?.into())));
+        self.change(request, action, grace).await?;
         self.wait_until_resting(record).await
     }
 
@@ -442,13 +467,18 @@ impl Workspace {
         }
     }
 
-    async fn change(&self, request: ChangeRequest, action: Action) -> Result<(), Error> {
+    async fn change(
+        &self,
+        request: ChangeRequest,
+        action: Action,
+        grace: Option<Duration>,
+    ) -> Result<(), Error> {
         let dir = self.existing()?;
         let record = self.observe()?;
         if !record.has_machine() {
             return Err(self.wrong_state(record.observed_state(), action));
         }
-        let answer = change(&dir, request).await;
+        let answer = change_with(&dir, request, None, grace).await;
         self.changed(answer, action)
     }
 

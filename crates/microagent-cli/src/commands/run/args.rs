@@ -131,6 +131,11 @@ impl RunArgs {
         self.workspace.spec()
     }
 
+    /// The network that a flag names.
+    pub(super) fn network(&self) -> Option<&str> {
+        self.workspace.network()
+    }
+
     /// Lays the flags that are the run's own over what a spec file says.
     fn over(&self, mut spec: SpecFile) -> Result<SpecFile, Failure> {
         if self.image.is_some() {

@@ -29,8 +29,9 @@ const START_FAILURES: [i32; 2] = [126, 127];
 
 /// Runs the command and prints what came of it.
 pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
-    let spec = args.spec()?;
+    let mut spec = args.spec()?;
     let idle = idle_keys(&spec.not_for_run(), "run");
+    context.config().lay_under(&mut spec, args.network());
     let mode = if context.streams() { args.streams.lines() } else { args.streams.mode(context.format) }?;
     let options = args.options(spec)?;
     let engine = context.engine_for_run(args.kernel.clone(), args.cold);

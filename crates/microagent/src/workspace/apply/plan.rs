@@ -231,7 +231,7 @@ impl Plan {
         let has = self.record.resources.size_mib;
         if let Some(asked) = size_mib.filter(|asked| *asked < has) {
             self.impossible
-                .push(format!("its disk has {has} MiB, the file says {asked}, and a disk only grows"));
+                .push(format!("its disk has {has} MiB, which is more than {asked}, and a disk only grows"));
         }
         let size = size_mib.or(other.map(|profile| profile.resources.size_mib)).filter(|size| *size > has);
         self.value(
@@ -346,7 +346,7 @@ impl Plan {
     fn settings(&mut self, spec: &SpecFile) {
         let mut wanted = self.record.settings.clone();
         spec.lay_settings_over(&mut wanted);
-        let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root, stop_signal } = wanted;
+        let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root, stop_signal, stop_timeout_s } = wanted;
         let pairs = |all: &BTreeMap<String, String>| {
             all.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(", ")
         };
@@ -365,6 +365,15 @@ impl Plan {
             |plan| &mut plan.record.settings.stop_signal,
             Some(stop_signal),
             image,
+            true,
+        );
+        let seconds =
+            |time: &Option<u32>| time.map_or_else(|| "the usual".to_owned(), |time| time.to_string());
+        self.value(
+            "stopTimeout",
+            |plan| &mut plan.record.settings.stop_timeout_s,
+            Some(stop_timeout_s),
+            seconds,
             true,
         );
     }

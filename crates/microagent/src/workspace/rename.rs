@@ -1,0 +1,60 @@
+//! Gives a resting workspace another name.
+//!
+//! The name of its directory is its name. Record and variables get the new host name before the directory is renamed, so a
+//! command that is killed in between leaves a whole workspace under its old name, and doing it again completes it.
+
+use microagent_model::WorkspaceName;
+use microagent_store::{Lock, Workload, WorkspaceRecord};
+
+use super::{Workspace, lock_patiently};
+use crate::Error;
+use crate::error::Action;
+
+impl Workspace {
+    /// Renames the resting workspace. Its host name changes as well if it was made from the name.
+    ///
+    /// # Errors
+    /// Fails if the workspace is running or in use, or the name is taken. Then nothing is changed.
+    pub async fn rename_to(&self, name: &WorkspaceName) -> Result<Workspace, Error> {
+        self.engine.prepare()?;
+        let dir = self.existing()?;
+        self.check_renamable(&self.observe()?)?;
+        let renamed = self.engine.workspace(name);
+        if renamed.dir().path().exists() {
+            return Err(Error::NameTaken { name: name.clone() });
+        }
+        // Nobody may start it meanwhile.
+        let lock = lock_patiently(&self.name, &dir).await?;
+        self.rename_locked(&renamed, &lock)?;
+        Ok(renamed)
+    }
+
+    fn check_renamable(&self, record: &WorkspaceRecord) -> Result<(), Error> {
+        match record.observed_state() {
+            state if state.is_resting() => Ok(()),
+            state => Err(self.wrong_state(state, Action::Rename)),
+        }
+    }
+
+    fn rename_locked(&self, renamed: &Workspace, _lock: &Lock) -> Result<(), Error> {
+        let dir = self.existing()?;
+        let record = WorkspaceRecord::load(&dir)?;
+        self.check_renamable(&record)?;
+        if record.hostname == self.name.to_hostname() {
+            let mut workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
+            let hostname = renamed.name.to_hostname();
+            let is_own =
+                |(key, value): &&mut (String, String)| key == "HOSTNAME" && *value == record.hostname;
+            if let Some((_, value)) = workload.env.iter_mut().find(is_own) {
+                value.clone_from(&hostname);
+            }
+            workload.save(&dir)?;
+            WorkspaceRecord { hostname, ..record }.save(&dir)?;
+        }
+        let renaming = self.engine.state().rename_workspace(&self.name, &renamed.name);
+        renaming.map_err(|source| match source.kind() {
+            std::io::ErrorKind::AlreadyExists => Error::NameTaken { name: renamed.name.clone() },
+            _ => Error::File { action: "rename", path: dir.path().to_owned(), source },
+        })
+    }
+}
