@@ -26,6 +26,7 @@ pub(crate) fn text(hint: &Hint) -> String {
         Hint::AllowWeakJail => "use a kernel with Landlock (`lsm=landlock,...` on its command line), or accept the risk \
                                 with --allow-weak-jail; `microagent doctor` shows what is missing"
             .to_owned(),
+        Hint::UseEmulation => "--accel auto runs guests in software emulation on this host".to_owned(),
         Hint::ChooseStateDir => CHOOSE_STATE_DIR.to_owned(),
         Hint::FreePort { leftover: None } => {
             "another program uses the port; free it and try again".to_owned()
@@ -250,6 +251,7 @@ mod tests {
             Hint::InstallPackage { package: "passt" },
             Hint::FreeSpace { leftover: None },
             Hint::AllowWeakJail,
+            Hint::UseEmulation,
             Hint::ListTemplates,
             Hint::ChooseStateDir,
             Hint::ListWorkspaces,

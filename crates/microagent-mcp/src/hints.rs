@@ -36,6 +36,7 @@ pub(crate) fn of(error: &Error) -> Option<String> {
         | Hint::DeleteQuarantined { .. }
         | Hint::InstallPackage { .. }
         | Hint::AllowWeakJail
+        | Hint::UseEmulation
         | Hint::ChooseStateDir => {
             "only the person who runs this server can change that; tell them the message".to_owned()
         }

@@ -124,8 +124,8 @@ impl Accel {
 impl Microvm {
     fn value(&self) -> String {
         // No ACPI: the guest kernel knows none, and it costs boot time. The PIT stays, because without ACPI the TSC
-        // is calibrated against it. The RTC stays,
-        // because a guest's first clock comes from it. A core dump of QEMU is not to have the guest's memory in it.
+        // is calibrated against it. The RTC stays, because a guest's first clock comes from it. A core dump of QEMU
+        // does not have the guest's memory in it.
         let mut value = "microvm,acpi=off,rtc=on,isa-serial=on,dump-guest-core=off".to_owned();
         if let Some(id) = &self.memory_backend {
             value.push_str(",memory-backend=");

@@ -1,7 +1,8 @@
 //! Chooses the accelerator, with the reason for the choice.
 //!
 //! `/dev/kvm` may exist and still be unusable: a KVM without hardware emulates each kernel instruction of the guest and
-//! fails at the first one that it does not implement. So KVM is used only if the CPU has hardware support.
+//! fails at the first one that it does not implement. So KVM is used only if it creates a virtual machine and the CPU has
+//! hardware support.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -11,6 +12,8 @@ use std::path::Path;
 use microagent_qemu::argv::Accel;
 use serde::{Deserialize, Serialize};
 
+use crate::kvm;
+
 /// The choice of the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -18,7 +21,7 @@ pub enum AccelChoice {
     /// KVM if it has hardware support and this user can open it, else TCG.
     #[default]
     Auto,
-    /// KVM, in any case.
+    /// KVM, or no machine. KVM without hardware support is used, too.
     Kvm,
     /// TCG, QEMU's emulation.
     Tcg,
@@ -38,10 +41,15 @@ pub struct AccelDecision {
 impl AccelDecision {
     /// Name of the backend in records and output.
     pub fn backend(&self) -> &'static str {
-        match self.accel {
-            Accel::Kvm => "linux-kvm",
-            Accel::Tcg => "linux-tcg",
-        }
+        backend(self.accel)
+    }
+}
+
+/// Name of an accelerator's backend in records and output.
+pub fn backend(accel: Accel) -> &'static str {
+    match accel {
+        Accel::Kvm => "linux-kvm",
+        Accel::Tcg => "linux-tcg",
     }
 }
 
@@ -66,8 +74,21 @@ pub enum KvmDevice {
         /// The group that may open it, if there is one.
         group: Option<String>,
     },
-    /// It cannot be opened for another reason.
+    /// It cannot be opened for another reason, or KVM does not create a virtual machine.
     Broken(String),
+}
+
+/// The reason on a host that has no trace of KVM.
+const NO_HARDWARE: &str = "no hardware virtualisation here: no vmx or svm CPU flag, no /dev/kvm";
+
+/// KVM was requested, but this host does not provide it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("KVM cannot be used: {reason}")]
+pub struct KvmUnusable {
+    /// The reason, in one line.
+    pub reason: String,
+    /// How to make KVM available, if there is a way.
+    pub remedy: Option<String>,
 }
 
 impl KvmFacts {
@@ -79,43 +100,52 @@ impl KvmFacts {
 }
 
 /// Chooses the accelerator. Pure.
-pub fn decide(choice: AccelChoice, facts: &KvmFacts) -> AccelDecision {
-    let decision = |accel, reason: String, remedy| AccelDecision { accel, reason, remedy };
-    match (choice, &facts.device, facts.cpu_flag) {
-        (AccelChoice::Kvm, ..) => decision(Accel::Kvm, "asked for".into(), None),
-        (AccelChoice::Tcg, ..) => decision(Accel::Tcg, "asked for".into(), None),
-        (AccelChoice::Auto, KvmDevice::Usable, Some(flag)) => {
-            decision(Accel::Kvm, format!("/dev/kvm is usable and the CPU has {flag}"), None)
+///
+/// # Errors
+/// Fails if KVM is requested and its device cannot be used. `Auto` and `Tcg` never fail.
+pub fn decide(choice: AccelChoice, facts: &KvmFacts) -> Result<AccelDecision, KvmUnusable> {
+    let (accel, reason, remedy) = match (choice, device_fault(facts), facts.cpu_flag) {
+        (AccelChoice::Tcg, ..) => (Accel::Tcg, "requested".to_owned(), None),
+        (AccelChoice::Kvm, None, _) => (Accel::Kvm, "requested".to_owned(), None),
+        (AccelChoice::Kvm, Some(fault), _) => return Err(fault),
+        (AccelChoice::Auto, None, Some(flag)) => {
+            (Accel::Kvm, format!("/dev/kvm is usable and the CPU has {flag}"), None)
         }
-        (AccelChoice::Auto, KvmDevice::Missing, Some(flag)) => decision(
+        // Whoever may open such a device gains nothing, so there is no remedy.
+        (AccelChoice::Auto, _, None) if facts.device != KvmDevice::Missing => (
             Accel::Tcg,
-            format!("the CPU has {flag}, but there is no /dev/kvm"),
-            Some("load the module kvm_intel or kvm_amd, or enable virtualisation in the firmware".into()),
+            "/dev/kvm is there but not backed by hardware: the CPU has neither vmx nor svm".to_owned(),
+            None,
         ),
-        (AccelChoice::Auto, KvmDevice::Denied { group }, Some(_)) => decision(
-            Accel::Tcg,
-            "/dev/kvm is closed to this user".into(),
-            Some(match group {
+        (AccelChoice::Auto, fault, _) => {
+            let fault = fault.unwrap_or(KvmUnusable { reason: NO_HARDWARE.to_owned(), remedy: None });
+            (Accel::Tcg, fault.reason, fault.remedy)
+        }
+    };
+    Ok(AccelDecision { accel, reason, remedy })
+}
+
+/// What is wrong with `/dev/kvm`.
+fn device_fault(facts: &KvmFacts) -> Option<KvmUnusable> {
+    let (reason, remedy) = match (&facts.device, facts.cpu_flag) {
+        (KvmDevice::Usable, _) => return None,
+        (KvmDevice::Missing, None) => (NO_HARDWARE.to_owned(), None),
+        (KvmDevice::Missing, Some(flag)) => (
+            format!("the CPU has {flag}, but there is no /dev/kvm"),
+            Some("load the module kvm_intel or kvm_amd, or enable virtualisation in the firmware".to_owned()),
+        ),
+        (KvmDevice::Denied { group }, _) => {
+            let remedy = match group {
                 Some(group) => {
                     format!("join the group that opens it: sudo usermod -aG {group} $USER, then log in again")
                 }
-                None => "let this user read and write /dev/kvm".into(),
-            }),
-        ),
-        (AccelChoice::Auto, KvmDevice::Broken(error), Some(_)) => {
-            decision(Accel::Tcg, format!("/dev/kvm cannot be opened: {error}"), None)
+                None => "let this user read and write /dev/kvm".to_owned(),
+            };
+            ("/dev/kvm is closed to this user".to_owned(), Some(remedy))
         }
-        (AccelChoice::Auto, KvmDevice::Missing, None) => decision(
-            Accel::Tcg,
-            "no hardware virtualisation here: no vmx or svm CPU flag, no /dev/kvm".into(),
-            None,
-        ),
-        (AccelChoice::Auto, _, None) => decision(
-            Accel::Tcg,
-            "/dev/kvm is there but not backed by hardware: the CPU has neither vmx nor svm".into(),
-            None,
-        ),
-    }
+        (KvmDevice::Broken(error), _) => (format!("/dev/kvm cannot be used: {error}"), None),
+    };
+    Some(KvmUnusable { reason, remedy })
 }
 
 fn cpu_flag(cpuinfo: &str) -> Option<&'static str> {
@@ -125,7 +155,10 @@ fn cpu_flag(cpuinfo: &str) -> Option<&'static str> {
 
 fn probe(path: &Path) -> KvmDevice {
     match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(_) => KvmDevice::Usable,
+        Ok(device) => match kvm::check(&device) {
+            Ok(()) => KvmDevice::Usable,
+            Err(error) => KvmDevice::Broken(error.to_string()),
+        },
         Err(e) if e.kind() == io::ErrorKind::NotFound => KvmDevice::Missing,
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             KvmDevice::Denied { group: opening_group(path) }
@@ -153,7 +186,7 @@ mod tests {
     use super::*;
 
     fn auto(cpu_flag: Option<&'static str>, device: KvmDevice) -> AccelDecision {
-        decide(AccelChoice::Auto, &KvmFacts { cpu_flag, device })
+        decide(AccelChoice::Auto, &KvmFacts { cpu_flag, device }).unwrap()
     }
 
     #[test]
@@ -167,11 +200,25 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_obeyed() {
-        let facts = KvmFacts { cpu_flag: None, device: KvmDevice::Missing };
-        assert_eq!(decide(AccelChoice::Kvm, &facts).backend(), "linux-kvm");
-        let facts = KvmFacts { cpu_flag: Some("vmx"), device: KvmDevice::Usable };
-        assert_eq!(decide(AccelChoice::Tcg, &facts).backend(), "linux-tcg");
+    fn a_request_is_obeyed_or_refused_with_the_reason() {
+        let facts = |device| KvmFacts { cpu_flag: Some("vmx"), device };
+        let tcg = decide(AccelChoice::Tcg, &facts(KvmDevice::Usable)).unwrap();
+        assert_eq!(tcg.backend(), "linux-tcg");
+        // Some hosts hide the flag from a machine that may use KVM all the same.
+        let hidden = KvmFacts { cpu_flag: None, device: KvmDevice::Usable };
+        assert_eq!(decide(AccelChoice::Kvm, &hidden).unwrap().backend(), "linux-kvm");
+        let refused = decide(AccelChoice::Kvm, &facts(KvmDevice::Missing)).unwrap_err();
+        assert_eq!(refused.to_string(), "KVM cannot be used: the CPU has vmx, but there is no /dev/kvm");
+        assert!(refused.remedy.unwrap().contains("kvm_intel"));
+        let refused = decide(AccelChoice::Kvm, &facts(KvmDevice::Broken("no".into()))).unwrap_err();
+        assert_eq!(refused.reason, "/dev/kvm cannot be used: no");
+    }
+
+    #[test]
+    fn a_device_that_creates_no_machine_is_not_used() {
+        let broken = auto(Some("vmx"), probe(Path::new("/dev/null")));
+        assert_eq!(broken.accel, Accel::Tcg);
+        assert!(broken.reason.starts_with("/dev/kvm cannot be used: it has no version"), "{}", broken.reason);
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod features;
 mod handed;
 mod jail;
 mod job_output;
+mod kvm;
 pub mod launch;
 pub mod lifecycle;
 pub mod machine;
@@ -35,7 +36,7 @@ pub mod template;
 #[cfg(test)]
 mod wire;
 
-pub use accel::{AccelChoice, AccelDecision, KvmFacts};
+pub use accel::{AccelChoice, AccelDecision, KvmFacts, KvmUnusable};
 pub use bounded_log::{LogPlace, older as older_log, place_since};
 pub use control::{
     AMENDMENT_LIMIT, Amendment, Answer, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use microagent_guest::EmbeddedGuest;
 use microagent_proto::chain;
 use microagent_store::WorkspaceRecord;
-use microagent_vm::{Accel, AccelDecision, KvmFacts, Walls, accel};
+use microagent_vm::{Accel, AccelDecision, KvmFacts, KvmUnusable, Walls, accel};
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
@@ -93,13 +93,14 @@ impl Engine {
     /// Checks the host. Changes nothing.
     pub fn doctor(&self) -> Report {
         let decision = accel::decide(self.options().accel, &KvmFacts::gather());
+        let accel = decision.as_ref().map_or(Accel::Kvm, |decision| decision.accel);
         Report {
-            backend: decision.backend().to_owned(),
+            backend: accel::backend(accel).to_owned(),
             checks: vec![
                 self.check_qemu(),
-                check_accelerator(&decision),
+                check_accelerator(decision),
                 check_kernel(),
-                self.check_jail(decision.accel),
+                self.check_jail(accel),
                 self.check_disk_space(),
                 self.check_state_dir(),
                 check_limits(),
@@ -272,9 +273,13 @@ fn missing(name: &'static str, error: &Error) -> Check {
     Check { name, status: Status::Failed, detail: error.to_string(), remedy: error.hint() }
 }
 
-fn check_accelerator(decision: &AccelDecision) -> Check {
+fn check_accelerator(decision: Result<AccelDecision, KvmUnusable>) -> Check {
+    let decision = match decision {
+        Ok(decision) => decision,
+        Err(unusable) => return missing("accelerator", &Error::Kvm(unusable)),
+    };
     let detail = format!("{}: {}", decision.accel.as_str(), decision.reason);
-    match &decision.remedy {
+    match decision.remedy {
         None => ok("accelerator", detail),
         Some(remedy) => {
             Check { status: Status::Warning, ..failed("accelerator", detail, Hint::advice(remedy)) }

@@ -18,7 +18,7 @@ pub use microagent_store::{
     HoldError, LoadError, LockError, OpenError, ReadError, VolumeLoadError, WriteError,
 };
 use microagent_vm::OutputReader;
-pub use microagent_vm::{ControlError, PortError, SuperviseError};
+pub use microagent_vm::{ControlError, KvmUnusable, PortError, SuperviseError};
 use serde::{Deserialize, Serialize};
 
 pub use self::action::Action;
@@ -284,6 +284,9 @@ pub enum Error {
     /// The machine could not be started, or its supervisor was lost.
     #[error(transparent)]
     Supervise(#[from] SuperviseError),
+    /// KVM was requested and cannot be used; nothing was started.
+    #[error(transparent)]
+    Kvm(#[from] KvmUnusable),
     /// A port of the host cannot be published; nothing was done.
     #[error(transparent)]
     Port(#[from] PortError),
@@ -384,6 +387,7 @@ impl Error {
             Error::Unchangeable { .. } | Error::Spec(_) | Error::Invalid(_) => ErrorKind::Invalid,
             Error::Secret(_) | Error::SecretFile { .. } => ErrorKind::Secret,
             Error::Port(_) => ErrorKind::PortUnavailable,
+            Error::Kvm(_) => ErrorKind::Host,
             Error::ChangeFailed { .. }
             | Error::Unreachable { .. }
             | Error::GuestGone { .. }
@@ -411,6 +415,7 @@ impl Error {
                 Some(Hint::InstallPackage { package })
             }
             Error::Supervise(SuperviseError::WeakJail { .. }) => Some(Hint::AllowWeakJail),
+            Error::Kvm(unusable) => Some(unusable.remedy.clone().map_or(Hint::UseEmulation, Hint::Advice)),
             Error::Spec(e) => Some(e.hint()),
             Error::Secret(e) => Some(e.hint()),
             Error::SecretFile { source, .. } => source.hint().map(Hint::Advice),

@@ -25,6 +25,8 @@ pub enum Hint {
     },
     /// Use a kernel with the missing walls, or accept a weak jail.
     AllowWeakJail,
+    /// Let the accelerator be chosen: guests run in software emulation on this host.
+    UseEmulation,
     /// Use another state directory.
     ChooseStateDir,
     /// See which workspaces exist.

@@ -137,7 +137,7 @@ impl Engine {
     pub(crate) fn host_programs(&self, network: NetworkMode) -> Result<HostPrograms, Error> {
         let options = self.options();
         let qemu = self.find_program(options.qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86")?;
-        let decision = accel::decide(options.accel, &KvmFacts::gather());
+        let decision = accel::decide(options.accel, &KvmFacts::gather())?;
         let weak_jail = Walls::survey(&qemu, decision.accel).missing();
         if !weak_jail.is_empty() && options.weak_jail == WeakJail::Refuse {
             return Err(Error::Supervise(SuperviseError::WeakJail { missing: weak_jail }));

@@ -83,6 +83,7 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.supervise(SuperviseOptions::new(), &progress));
     assert_send(workspace.delete(DeleteMode::Kill));
     assert_send(workspace.clone_to(&name));
+    assert_send(workspace.rename_to(&name));
     let nothing: &Lookup = &|_| None;
     let spec = SpecFile::default();
     assert_send(workspace.apply(&spec, nothing, ApplyMode::DryRun));
