@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
-use microagent_tests::{Finished, Home, User, host, wait_for};
+use microagent_tests::{Finished, Home, User, host, user, wait_for};
 
 /// A documentation address: public, and nobody's.
 const NOBODY: &str = "203.0.113.1";
@@ -169,5 +169,41 @@ fn the_log_stays_through_starts_and_is_followed_until_the_workspace_rests() {
     for name in ["alone", "box"] {
         home.microagent(["delete", name, "--yes"]).success();
     }
+    home.nothing_is_left();
+}
+
+/// Routes of a host in a network namespace of its own; then the rest of the words is executed.
+const ROUTES: &str = "set -e
+    ip link set lo up
+    ip route add local 198.51.100.0/24 dev lo
+    ip address add 198.18.7.1/24 dev lo
+    ip link add name here type dummy
+    ip address add 192.0.2.1/24 dev here
+    ip link set here up
+    exec \"$@\"";
+
+#[test]
+fn addresses_that_no_interface_has_and_the_hosts_neighbours_are_refused() {
+    if !user::is_root() || !host::has_program("ip") {
+        return host::skip("only root can make a network namespace, and `ip` makes its routes");
+    }
+    let home = Home::new(User::Caller);
+    let knocks = "for to in 198.51.100.77 198.18.7.200 192.0.2.1 192.0.2.9 203.0.113.1; \
+                  do nc -w 60 $to 1007 < /dev/null; done; true";
+    let run = home.other("unshare").args(["--net", "sh", "-c", ROUTES, "sh"]).arg(home.program());
+    let image = home.image("busybox");
+    run.args(["run", "--keep", "--name", "box", &image, "sh", "-c", knocks]).success();
+    for (address, what) in [
+        ("198.51.100.77", "this address is never reachable"),
+        ("198.18.7.200", "this address is never reachable"),
+        ("192.0.2.1", "the host or one of its networks"),
+        ("192.0.2.9", "the host or one of its networks"),
+    ] {
+        let line = logged(&home, "box", &format!("{address}:1007"));
+        assert!(line.contains("  refused  ") && line.ends_with(what), "{line}");
+    }
+    let line = logged(&home, "box", "203.0.113.1:1007");
+    assert!(line.contains("  allowed  "), "a public address is reached: {line}");
+    home.microagent(["delete", "box", "--yes"]).success();
     home.nothing_is_left();
 }

@@ -13,7 +13,7 @@ pub enum Scope {
     Never,
     /// The guest's own network: gateway, name server, and nobody else.
     Own,
-    /// The host's surroundings: private and shared ranges, and the host's own addresses.
+    /// The host's surroundings: private and shared ranges, the host's own addresses, and the networks that it is in.
     Inside,
     /// Everything else. Documentation and benchmark ranges are among it: nothing is there that could be harmed.
     Public,
@@ -51,11 +51,11 @@ const INSIDE: [(Ipv4Addr, u8); 4] = [
 impl Scope {
     /// The class of an address on a host that has these addresses.
     pub fn of(address: Ipv4Addr, host: &HostAddresses) -> Scope {
-        if any_contains(&NEVER, address) || host.loopback.contains(&address) {
+        if any_contains(&NEVER, address) || host.is_loopback(address) {
             Scope::Never
         } else if contains(GATEWAY, PREFIX_LEN, address) {
             Scope::Own
-        } else if any_contains(&INSIDE, address) || host.own.contains(&address) {
+        } else if any_contains(&INSIDE, address) || host.is_inside(address) {
             Scope::Inside
         } else {
             Scope::Public
@@ -76,12 +76,14 @@ pub(crate) fn contains(net: Ipv4Addr, bits: u8, address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Network;
 
     #[test]
     fn classes_end_where_they_should() {
         let host = HostAddresses {
-            own: [Ipv4Addr::new(8, 8, 4, 4)].into(),
-            loopback: [Ipv4Addr::new(198, 18, 7, 7), Ipv4Addr::new(10, 7, 7, 7)].into(),
+            own: [Ipv4Addr::new(8, 8, 4, 4).into()].into(),
+            loopback: [Ipv4Addr::new(198, 18, 7, 7).into(), Ipv4Addr::new(10, 7, 7, 7).into()].into(),
+            neighbours: Network::new(Ipv4Addr::new(203, 0, 114, 0), 24).into_iter().collect(),
         };
         for (address, scope) in [
             ("0.0.0.0", Scope::Never),
@@ -135,6 +137,8 @@ mod tests {
             ("8.8.4.4", Scope::Inside),
             ("198.18.7.7", Scope::Never),
             ("10.7.7.7", Scope::Never),
+            ("203.0.114.255", Scope::Inside),
+            ("203.0.115.0", Scope::Public),
         ] {
             assert_eq!(Scope::of(address.parse().unwrap(), &host), scope, "{address}");
         }

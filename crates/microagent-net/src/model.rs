@@ -11,7 +11,6 @@ use jiff::Timestamp;
 use microagent_model::egress::{EgressMode, EgressPolicy};
 use rustix::io::Errno;
 
-use crate::HostAddresses;
 use crate::dns::names::ADDRESSES_MAX;
 use crate::dns::resolver::{DnsRequest, DnsTransport, IN_FLIGHT_MAX};
 use crate::egress::Now;
@@ -117,7 +116,7 @@ pub fn drive(bytes: &[u8]) {
         policy: policy.clone(),
         guest_mac: testing::GUEST_MAC,
         mtu: choices.of(&[1500, 576, 65_520]),
-        host_addresses: HostAddresses { own: [HOST].into(), loopback: [LO].into() },
+        host_addresses: testing::addresses(&[HOST], &[LO]),
         name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53)), SocketAddr::from(([192, 0, 2, 54], 53))],
         names: NameOptions::default(),
         forwards: vec![FORWARD.parse().expect("a forwarded port")],

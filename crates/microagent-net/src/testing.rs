@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::GUEST_ADDRESS;
+use crate::{GUEST_ADDRESS, HostAddresses};
 
 pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 pub(crate) const GATEWAY_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
@@ -10,6 +10,12 @@ pub(crate) const GATEWAY_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
 /// A public address.
 #[cfg(test)]
 pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// A host with these addresses and without networks.
+pub(crate) fn addresses(own: &[Ipv4Addr], loopback: &[Ipv4Addr]) -> HostAddresses {
+    let all = |addresses: &[Ipv4Addr]| addresses.iter().copied().map(Into::into).collect();
+    HostAddresses { own: all(own), loopback: all(loopback), ..HostAddresses::default() }
+}
 
 /// A segment of the guest: sequence 1000, acknowledging 2000.
 pub(crate) fn tcp(far: Ipv4Addr, guest_port: u16, far_port: u16, flags: u8, data: &[u8]) -> Vec<u8> {

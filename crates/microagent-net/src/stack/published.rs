@@ -72,7 +72,7 @@ impl<S: Sockets> Stack<S> {
         let remote = match client.ip() {
             IpAddr::V4(address)
                 if !matches!(Scope::of(address, host), Scope::Never | Scope::Own)
-                    && !host.own.contains(&address) =>
+                    && !host.is_own(address) =>
             {
                 address
             }

@@ -6,9 +6,8 @@ use jiff::Timestamp;
 use microagent_model::egress::{EgressMode, EgressPolicy, Reason, Subject};
 
 use super::*;
-use crate::HostAddresses;
 use crate::fake::{FakeDatagrams, FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
-use crate::testing::{self, FAR, dns_answer, dns_query, read_dns};
+use crate::testing::{self, FAR, addresses, dns_answer, dns_query, read_dns};
 use crate::{DnsRequest, DnsTransport, MAX_FRAME_LEN};
 use flags::{ACK, FIN, RST, SYN};
 
@@ -57,7 +56,7 @@ impl Bench {
             policy,
             guest_mac: testing::GUEST_MAC,
             mtu,
-            host_addresses: HostAddresses { own: [HOST].into(), loopback: [LO].into() },
+            host_addresses: addresses(&[HOST], &[LO]),
             name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53))],
             names: NameOptions::default(),
             forwards: Vec::new(),

@@ -177,7 +177,7 @@ fn a_forwarded_port_leads_to_its_server_and_no_other_does() {
 fn what_changes_on_the_host_counts_from_then_on() {
     let mut bench = Bench::new(policy(EgressMode::Public, &[]));
     assert!(bench.connects(FAR, 443));
-    let addresses = HostAddresses { own: [FAR].into(), loopback: [HOST].into() };
+    let addresses = addresses(&[FAR], &[HOST]);
     let servers = vec![SocketAddr::from(([192, 0, 2, 99], 53))];
     let hosts = Some(vec![("printer".to_owned(), FAR)]);
     bench.stack.follow(HostChange { addresses: Some(addresses), name_servers: Some(servers.clone()), hosts });

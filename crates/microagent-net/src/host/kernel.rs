@@ -1,0 +1,93 @@
+//! Asks the kernel for the host's routes, by rtnetlink.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
+
+use super::HostAddresses;
+use super::message::{Answer, Subject, answers, request};
+
+/// Longest answer that the kernel gives at once is 32 KiB.
+///
+/// # Source
+/// Linux `net/netlink/af_netlink.c`, `netlink_dump`.
+const RECEIVE_LEN: usize = 64 * 1024;
+
+/// The kernel answers at once.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often a table is read again that changes meanwhile.
+const ATTEMPTS: u32 = 8;
+
+/// Most networks that count. The host's whole routing table may be larger.
+const NETWORKS_MAX: usize = 16 * 1024;
+
+/// The addresses of the running host.
+pub(super) fn host_addresses() -> io::Result<HostAddresses> {
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(DEADLINE))?;
+    for _ in 0..ATTEMPTS {
+        if let Some(addresses) = read_once(&socket)? {
+            return Ok(addresses);
+        }
+    }
+    Err(io::Error::other("the routing table does not stop changing"))
+}
+
+/// Reads all interfaces and routes; `None` if they changed meanwhile.
+fn read_once(socket: &OwnedFd) -> io::Result<Option<HostAddresses>> {
+    let mut point_to_point = BTreeSet::new();
+    let is_whole = ask(socket, Subject::Interfaces, |answer| {
+        if let Answer::Interface { number, is_point_to_point: true } = answer {
+            point_to_point.insert(number);
+        }
+        Ok(())
+    })?;
+    if !is_whole {
+        return Ok(None);
+    }
+    let mut addresses = HostAddresses::default();
+    let is_whole = ask(socket, Subject::Routes, |answer| {
+        if let Answer::Route(route) = answer {
+            addresses.add(&route, &|interface| point_to_point.contains(&interface));
+        }
+        let HostAddresses { own, loopback, neighbours } = &addresses;
+        match own.len() + loopback.len() + neighbours.len() {
+            0..=NETWORKS_MAX => Ok(()),
+            _ => Err(io::Error::other(format!(
+                "the host has more than {NETWORKS_MAX} own addresses and networks"
+            ))),
+        }
+    })?;
+    Ok(is_whole.then_some(addresses))
+}
+
+/// Gives all answers to a request; false if some may be missing.
+fn ask(
+    socket: &OwnedFd,
+    subject: Subject,
+    mut take: impl FnMut(Answer) -> io::Result<()>,
+) -> io::Result<bool> {
+    sendto(socket, &request(subject), SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    let mut buffer = vec![0; RECEIVE_LEN];
+    let mut is_whole = true;
+    loop {
+        let (len, whole_len) = recv(socket, &mut buffer[..], RecvFlags::TRUNC)?;
+        if whole_len > RECEIVE_LEN {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        for (answer, is_interrupted) in answers(&buffer[..len]) {
+            is_whole &= !is_interrupted;
+            match answer {
+                Answer::Done => return Ok(is_whole),
+                Answer::Error(number) => return Err(io::Error::from_raw_os_error(number)),
+                other => take(other)?,
+            }
+        }
+    }
+}
