@@ -177,7 +177,7 @@ const ROUTES: &str = "set -e
     ip link set lo up
     ip route add local 198.51.100.0/24 dev lo
     ip address add 198.18.7.1/24 dev lo
-    ip link add name here type dummy
+    ip link add name here type veth peer name there
     ip address add 192.0.2.1/24 dev here
     ip link set here up
     exec \"$@\"";
