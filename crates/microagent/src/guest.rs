@@ -147,7 +147,9 @@ impl Workspace {
         let dir = self.dir();
         // What lies under a file system in memory can be reached, and everything written.
         let settings = GuestSettings::default();
-        let kept = WorkspaceRecord { disposable: false, disks, settings, ..record.clone() };
+        // Only its disk is used: it needs no network device, which forwarded ports would give it.
+        let forwards = Vec::new();
+        let kept = WorkspaceRecord { disposable: false, disks, settings, forwards, ..record.clone() };
         let work = Work::Serve { service: None, stop_signal: SIGTERM, detached: false };
         let spec = engine.spec(&programs, &MachineRequest::of(&kept, &dir, &base)?, work)?;
         let machine = match extra {

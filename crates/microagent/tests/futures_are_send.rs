@@ -74,7 +74,9 @@ fn every_future_of_a_workspace_is_send() {
     let workspace = engine.workspace(&name);
     assert_send(workspace.start(StartOptions::new(), &progress));
     assert_send(workspace.halt());
+    assert_send(workspace.halt_within(Duration::ZERO));
     assert_send(workspace.stop());
+    assert_send(workspace.stop_within(Duration::ZERO));
     assert_send(workspace.kill());
     assert_send(workspace.pause());
     assert_send(workspace.resume());
