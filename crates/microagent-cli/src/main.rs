@@ -4,6 +4,7 @@
 //! library never does, and decides nothing that a program could not decide through the library.
 
 mod args;
+mod change_output;
 mod cli;
 mod commands;
 mod config;
@@ -22,6 +23,7 @@ mod prompt;
 mod reference;
 mod run_output;
 mod session;
+mod several;
 mod signals;
 mod state_output;
 mod stderr;

@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 
+use crate::failure::Failure;
+
 /// Longest answer that is read.
 const ANSWER_LIMIT: u64 = 1024;
 
@@ -16,6 +18,14 @@ pub(crate) fn confirm(question: &str) -> Option<bool> {
     let mut answer = String::new();
     io::stdin().lock().take(ANSWER_LIMIT).read_line(&mut answer).ok()?;
     Some(is_yes(&answer))
+}
+
+/// Asks, and refuses to do `action` unasked: `hint` says how a script confirms it.
+pub(crate) fn confirmed(question: &str, action: &str, hint: &str) -> Result<bool, Failure> {
+    confirm(question).ok_or_else(|| {
+        let message = format!("{action} needs a confirmation, but standard input is not a terminal");
+        Failure::usage(message, hint)
+    })
 }
 
 fn is_yes(answer: &str) -> bool {

@@ -1,15 +1,13 @@
 //! `microagent halt`, `stop`, `kill`, `pause`, `resume` and `quarantine`: a running workspace is brought to another
 //! state.
 
-use std::time::Duration;
-
 use clap::Args;
-use microagent::spec::value::duration;
 use microagent::{Error, Workspace, WorkspaceDetails, WorkspaceName};
 
-use crate::commands::several::each;
+use crate::args::stop_timeout::StopTimeout;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::several::each;
 use crate::state_output;
 
 const HALT_EXAMPLES: &str = "\
@@ -102,31 +100,6 @@ pub(crate) struct StopArgs {
 
     #[command(flatten)]
     timeout: StopTimeout,
-}
-
-/// How long processes have to end.
-#[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct StopTimeout {
-    /// How long processes have to end: seconds, or units as in 1m30s [default: the workspace's --stop-timeout, else 10]
-    #[arg(short, long, alias = "time", value_name = "SECONDS", value_parser = duration)]
-    timeout: Option<Duration>,
-}
-
-impl StopTimeout {
-    /// Halts a workspace within the time.
-    pub(crate) async fn halt(self, workspace: &Workspace) -> Result<WorkspaceDetails, Error> {
-        match self.timeout {
-            Some(limit) => workspace.halt_within(limit).await,
-            None => workspace.halt().await,
-        }
-    }
-
-    async fn stop(self, workspace: &Workspace) -> Result<WorkspaceDetails, Error> {
-        match self.timeout {
-            Some(limit) => workspace.stop_within(limit).await,
-            None => workspace.stop().await,
-        }
-    }
 }
 
 /// End a workspace's machine now

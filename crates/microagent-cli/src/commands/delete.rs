@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::documents::delete::{DeleteDocument, DeletedWorkspace};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-use crate::prompt::confirm;
+use crate::prompt::confirmed;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -94,15 +94,11 @@ fn mode(engine: &Engine, args: &DeleteArgs) -> Result<Option<DeleteMode>, Failur
         return Ok(Some(DeleteMode::Stop));
     }
     let live = live_ones(engine, &args.names)?;
-    match confirm(&question(&args.names, &live)) {
-        Some(true) if live.is_empty() => Ok(Some(DeleteMode::Resting)),
-        Some(true) => Ok(Some(DeleteMode::Stop)),
-        Some(false) => Ok(None),
-        None => Err(Failure::usage(
-            "deleting needs a confirmation, but standard input is not a terminal",
-            "add --yes, or --force to kill running workspaces",
-        )),
+    let hint = "add --yes, or --force to kill running workspaces";
+    if !confirmed(&question(&args.names, &live), "deleting", hint)? {
+        return Ok(None);
     }
+    Ok(Some(if live.is_empty() { DeleteMode::Resting } else { DeleteMode::Stop }))
 }
 
 /// Which of them run; asking about one that does not exist makes no sense.

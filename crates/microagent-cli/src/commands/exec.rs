@@ -9,9 +9,9 @@ use microagent::spec::value::duration;
 use microagent::{Error, ExecOptions, ExecOutput, Execution, StdinMode, Workspace, WorkspaceName};
 
 use crate::args::values::{env_file, env_variable};
-use crate::commands::job;
 use crate::context::Context;
 use crate::documents::exec::ExecDocument;
+use crate::documents::job::JobDocument;
 use crate::documents::output::json_bytes;
 use crate::documents::stream::StreamLine;
 use crate::exit_reason::note_ending;
@@ -162,7 +162,7 @@ fn start_job(context: &Context, workspace: &Workspace, options: ExecOptions) -> 
         }
     })?;
     match context.format {
-        Format::Json => job::print(context, &job, job.details()?),
+        Format::Json => print_json(&JobDocument::new(job.workspace().name(), job.details()?)),
         Format::Text => print_text(&format!("{}\n", job.id())),
     }
 }

@@ -226,7 +226,7 @@ fn wait(context: &Context, args: &WaitArgs) -> Result<u8, Failure> {
 }
 
 /// Prints a job.
-pub(crate) fn print(context: &Context, job: &Job, details: JobDetails) -> Result<(), Failure> {
+fn print(context: &Context, job: &Job, details: JobDetails) -> Result<(), Failure> {
     let document = JobDocument::new(job.workspace().name(), details);
     match context.format {
         Format::Json => print_json(&document),

@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use microagent::spec::value::duration;
 use microagent::{LogOptions, WorkspaceName};
 
-use crate::commands::several::each;
 use crate::console_log::{self, NamedLines, name_width};
 use crate::context::Context;
 use crate::documents::logs::LogsDocument;
 use crate::documents::output::json_bytes;
 use crate::failure::Failure;
 use crate::output::{Format, finish, print_json, stdout};
+use crate::several::each;
 use crate::stream::print_line;
 
 const EXAMPLES: &str = "\

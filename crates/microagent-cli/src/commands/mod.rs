@@ -33,7 +33,6 @@ pub(crate) mod result;
 pub(crate) mod run;
 pub(crate) mod secret;
 pub(crate) mod serve;
-pub(crate) mod several;
 pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod status;

@@ -6,7 +6,7 @@ use microagent::apply::ApplyMode;
 use microagent::spec::SpecFile;
 
 use crate::args::values::disk_mib;
-use crate::commands::apply;
+use crate::change_output;
 use crate::context::Context;
 use crate::environment;
 use crate::failure::Failure;
@@ -44,5 +44,5 @@ pub(crate) fn execute(context: &Context, args: &ResizeArgs) -> Result<(), Failur
     let applied = context.block_on(async |_| {
         Ok(workspace.apply(&spec, &environment::passed_through, ApplyMode::Write).await?)
     })?;
-    apply::print(context, applied)
+    change_output::print(context, applied)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 use microagent::{Error, Event, Observer, StartOptions, WorkspaceName};
 
-use crate::commands::change::StopTimeout;
+use crate::args::stop_timeout::StopTimeout;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::{run_output, state_output};

@@ -7,9 +7,9 @@ use microagent::{Event, Observer, Profile, StartOptions, WorkspaceName};
 
 use crate::args::values::{cpus, memory_mib};
 use crate::args::workspace::profile;
-use crate::commands::several::each;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::several::each;
 use crate::{run_output, state_output};
 
 const EXAMPLES: &str = "\

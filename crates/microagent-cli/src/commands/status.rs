@@ -4,7 +4,6 @@ use clap::Args;
 use microagent::egress::EgressMode;
 use microagent::{LinkState, WorkspaceName};
 
-use crate::commands::several::each;
 use crate::context::Context;
 use crate::documents::network::EgressPolicyDocument;
 use crate::documents::shared::ResourcesDocument;
@@ -14,6 +13,7 @@ use crate::documents::status::{
 use crate::escape;
 use crate::failure::Failure;
 use crate::output::{Format, forwarded, name_lines, print_json, print_text, published, size};
+use crate::several::each;
 
 const EXAMPLES: &str = "\
 Examples:

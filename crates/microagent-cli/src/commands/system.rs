@@ -9,7 +9,7 @@ use crate::documents::system::{DiskUseDocument, SystemPruneDocument, UseDocument
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
-use crate::prompt::confirm;
+use crate::prompt::confirmed;
 use crate::table::table;
 
 const EXAMPLES: &str = "\
@@ -122,17 +122,8 @@ fn listing(document: &DiskUseDocument) -> String {
 }
 
 fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
-    if !args.yes && (args.all || args.volumes) {
-        match confirm(question(args)) {
-            Some(true) => {}
-            Some(false) => return print_text("Nothing was removed.\n"),
-            None => {
-                return Err(Failure::usage(
-                    "removing this needs a confirmation, but standard input is not a terminal",
-                    "add --yes",
-                ));
-            }
-        }
+    if !args.yes && (args.all || args.volumes) && !confirmed(question(args), "removing this", "add --yes")? {
+        return print_text("Nothing was removed.\n");
     }
     let engine = context.engine();
     let (templates, images) = match args.all {

@@ -13,7 +13,7 @@ use crate::documents::volume::{
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
-use crate::prompt::confirm;
+use crate::prompt::{confirm, confirmed};
 use crate::table::table;
 
 const EXAMPLES: &str = "\
@@ -267,17 +267,14 @@ fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
 }
 
 fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
-    if !args.yes {
-        match confirm("Delete all volumes that no workspace attaches, with everything on them?") {
-            Some(true) => {}
-            Some(false) => return print_text("Nothing was deleted.\n"),
-            None => {
-                return Err(Failure::usage(
-                    "deleting volumes needs a confirmation, but standard input is not a terminal",
-                    "add --yes",
-                ));
-            }
-        }
+    if !args.yes
+        && !confirmed(
+            "Delete all volumes that no workspace attaches, with everything on them?",
+            "deleting volumes",
+            "add --yes",
+        )?
+    {
+        return print_text("Nothing was deleted.\n");
     }
     let document = prune_unused(context, &context.engine())?;
     match context.format {

@@ -7,11 +7,11 @@ use microagent::spec::value::duration;
 use microagent::{State, WorkspaceName};
 use tokio::time::timeout_at;
 
-use crate::commands::several::each;
 use crate::context::Context;
 use crate::documents::wait::WaitDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
+use crate::several::each;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -8,7 +8,7 @@ use crate::documents::image::{ImageDeleteDocument, ImagePruneDocument};
 use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
-use crate::prompt::confirm;
+use crate::prompt::confirmed;
 
 const DELETE_EXAMPLES: &str = "\
 Examples:
@@ -82,17 +82,11 @@ fn deletion_lines(deletion: &Deletion) -> String {
 
 /// Prunes; images themselves only after a yes.
 pub(super) fn prune(context: &Context, args: PruneArgs) -> Result<(), Failure> {
-    if args.all && !args.yes {
-        match confirm("Remove all images that no workspace uses?") {
-            Some(true) => {}
-            Some(false) => return print_text("Nothing was removed.\n"),
-            None => {
-                return Err(Failure::usage(
-                    "removing all images needs a confirmation, but standard input is not a terminal",
-                    "add --yes",
-                ));
-            }
-        }
+    if args.all
+        && !args.yes
+        && !confirmed("Remove all images that no workspace uses?", "removing all images", "add --yes")?
+    {
+        return print_text("Nothing was removed.\n");
     }
     let which = if args.all { Prune::All } else { Prune::Unused };
     let pruned = context.engine().images().prune(which)?;
