@@ -231,7 +231,10 @@ fn settings_that_contradict_are_refused_and_a_spec_file_has_them_all() {
     let said = guest(&home, "nslookup db; echo ask! | nc -w 60 host.microagent.internal 99").code(0);
     assert!(said.text().contains("203.0.113.77") && said.text().ends_with("spec!\n"), "{}", said.told());
     home.microagent(["halt", "box"]).success();
-    home.write("microagent.yaml", text.replace("203.0.113.77", "203.0.113.78").replace("99", "98"));
+    home.write(
+        "microagent.yaml",
+        text.replace("203.0.113.77", "203.0.113.78").replace("guestPort: 99", "guestPort: 98"),
+    );
     let applied = home.microagent(["apply", "--file", spec]).success();
     for change in ["network.addHosts: db.internal:203.0.113.77 -> db.internal:203.0.113.78", "98="] {
         assert!(applied.text().contains(change), "{}", applied.told());
