@@ -4,7 +4,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions, WeakJail};
+use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions, TemplateUse, WeakJail};
 
 use crate::args::global::{Accel, GlobalArgs, JsonForm, ProgressChoice};
 use crate::config::Config;
@@ -53,7 +53,7 @@ impl Context {
         if let Some(deadline) = environment::boot_timeout()? {
             options.boot_deadline = deadline;
         }
-        options.warm = environment::warm()?;
+        options.templates = environment::templates()?;
         let config = Config::load()?;
         options.environment = environment::for_images(&config);
         options.secrets = environment::for_secrets();
@@ -79,7 +79,10 @@ impl Context {
     pub(crate) fn engine_for_run(&self, kernel: Option<PathBuf>, cold: bool) -> Engine {
         let mut options = self.options.clone();
         options.kernel = kernel;
-        Engine::new(if cold { options.cold("requested with --cold") } else { options })
+        if cold {
+            options.templates = TemplateUse::disabled("requested with --cold");
+        }
+        Engine::new(options)
     }
 
     /// The state directory.

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use clap::Arg;
 use clap::builder::Resettable;
-use microagent::SecretEnvironment;
 use microagent::image::{Environment, StandardInput};
+use microagent::{SecretEnvironment, TemplateUse};
 
 use crate::config::Config;
 use crate::failure::Failure;
@@ -208,12 +208,12 @@ pub(crate) fn boot_timeout() -> Result<Option<Duration>, Failure> {
     }
 }
 
-/// `MICROAGENT_WARM`: why machines do not start from templates, if it is off.
-pub(crate) fn warm() -> Result<Result<(), String>, Failure> {
-    let Some(text) = value(WARM) else { return Ok(Ok(())) };
+/// `MICROAGENT_WARM`: whether machines start from templates.
+pub(crate) fn templates() -> Result<TemplateUse, Failure> {
+    let Some(text) = value(WARM) else { return Ok(TemplateUse::Enabled) };
     match text.to_str().map(str::to_ascii_lowercase).as_deref() {
-        Some("on" | "1" | "true" | "yes") => Ok(Ok(())),
-        Some("off" | "0" | "false" | "no") => Ok(Err(format!("turned off by {WARM}"))),
+        Some("on" | "1" | "true" | "yes") => Ok(TemplateUse::Enabled),
+        Some("off" | "0" | "false" | "no") => Ok(TemplateUse::disabled(format!("turned off by {WARM}"))),
         _ => Err(Failure::usage(
             format!("{WARM} is `{}`, expected `on` or `off`", text.to_string_lossy()),
             "set it to one of them, or unset it",

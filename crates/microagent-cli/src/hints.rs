@@ -48,7 +48,8 @@ pub(crate) fn text(hint: &Hint) -> String {
         }
         Hint::ChooseSpecFile => "give the file with --file; no file is read without it".to_owned(),
         Hint::NameImage => "add the key `image`, or use --image".to_owned(),
-        other => of_workspace(other).or_else(|| of_volume(other)).unwrap_or_default(),
+        // A hint that names nothing of the command has the words of the library.
+        other => of_workspace(other).or_else(|| of_volume(other)).unwrap_or_else(|| other.to_string()),
     }
 }
 
@@ -161,7 +162,7 @@ fn of_image(hint: &ImageHint) -> String {
         ImageHint::ChooseTransport => "`oci:` takes a layout directory, `oci-archive:` a tar of one, `docker-archive:` a \
                                        `docker save` tar; import a root file system tar with microagent image import"
             .to_owned(),
-        _ => String::new(),
+        other => other.to_string(),
     }
 }
 
@@ -182,7 +183,7 @@ fn of_option(hint: OptionHint) -> String {
             format!("give --size-mib {least} to {most}; space on the host is used only as data is written")
         }
         OptionHint::Timeout => "give at least 1, or omit --timeout".to_owned(),
-        _ => String::new(),
+        other => other.to_string(),
     }
 }
 
@@ -248,7 +249,7 @@ mod tests {
             ImageHint::ChooseTransport,
         ];
         let other = [
-            Hint::InstallPackage { package: "passt" },
+            Hint::InstallPackage { package: "qemu-system-x86" },
             Hint::FreeSpace { leftover: None },
             Hint::AllowWeakJail,
             Hint::UseEmulation,

@@ -129,9 +129,17 @@ impl ArchiveError {
         matches!(self, ArchiveError::WrongKind { .. })
     }
 
-    /// What a person can do about it.
+    /// Whether the file or directory does not exist.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, ArchiveError::Open { source } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Returns what a user can do about the error.
     pub(crate) fn hint(&self) -> Option<String> {
         Some(match self {
+            ArchiveError::Open { source } if source.kind() == io::ErrorKind::NotFound => {
+                "check the path of the archive".to_owned()
+            }
             ArchiveError::Compressed { format } => format!("unpack it first with {format} -d"),
             ArchiveError::NeedsSelector { found } => {
                 format!(

@@ -66,7 +66,7 @@ pub use push::Pushed;
 pub use reference::{
     DaemonReference, ImageReference, LocalReference, ReferenceError, RegistryReference, Transport,
 };
-pub use removal::{DamagedImage, Deletion, ImageList, ImageSummary, Prune, Pruned};
+pub use removal::{DamagedImage, ImageDeletion, ImageList, ImagePrune, ImageSummary, Pruned};
 pub use save::{SaveTarget, Saved, SavedImage};
 pub use store::{Image, ImageStore};
 pub use tag::Tagged;

@@ -78,19 +78,19 @@ pub struct DamagedImage {
     pub reason: String,
 }
 
-/// What a delete did.
+/// The result of deleting an image.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Deletion {
+pub struct ImageDeletion {
     /// Full references that are gone.
     pub references: Vec<String>,
     /// Bytes that were freed.
     pub freed_bytes: u64,
 }
 
-/// Which data is removed by [`ImageStore::prune`].
+/// Which data a prune removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prune {
+pub enum ImagePrune {
     /// Data that no image and no workspace needs.
     Unused,
     /// Also every image that no workspace uses.
@@ -164,7 +164,7 @@ impl ImageStore {
     /// # Errors
     /// Fails when there is no such image, a workspace's disk lies on it, or another command uses the cache.
     /// Nothing is removed then.
-    pub fn delete(&self, reference_or_digest: &str) -> Result<Deletion, ImageError> {
+    pub fn delete(&self, reference_or_digest: &str) -> Result<ImageDeletion, ImageError> {
         let no_such = || ImageError::NoSuchImage { reference: reference_or_digest.to_owned() };
         if !self.cache.refs().is_dir() {
             return Err(no_such());
@@ -198,7 +198,7 @@ impl ImageStore {
             }
         }
         let references = doomed.into_iter().map(|(_, record)| record.resolved_reference).collect();
-        Ok(Deletion { references, freed_bytes })
+        Ok(ImageDeletion { references, freed_bytes })
     }
 
     /// Records that a reference or digest names, and the others. A name is tried before a digest, as Docker
@@ -247,7 +247,7 @@ impl ImageStore {
     /// # Errors
     /// Fails if another command uses the cache, the record of a workspace cannot be read, or the record of an image
     /// is of a newer release. Then nothing is removed.
-    pub fn prune(&self, which: Prune) -> Result<Pruned, ImageError> {
+    pub fn prune(&self, which: ImagePrune) -> Result<Pruned, ImageError> {
         if !self.cache.refs().is_dir() {
             return Ok(Pruned::default());
         }
@@ -260,8 +260,9 @@ impl ImageStore {
         if let Some(entry) = unknown.into_iter().next() {
             return Err(entry.error);
         }
-        let is_doomed =
-            |record: &ImageRecord| which == Prune::All && !in_use.disks.contains_key(record.disk_id.as_str());
+        let is_doomed = |record: &ImageRecord| {
+            which == ImagePrune::All && !in_use.disks.contains_key(record.disk_id.as_str())
+        };
         let (doomed, kept): (Vec<Entry>, Vec<Entry>) =
             good.into_iter().partition(|(_, record)| is_doomed(record));
 

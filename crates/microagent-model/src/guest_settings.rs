@@ -23,7 +23,7 @@ pub struct GuestSettings {
     pub root: RootAccess,
     /// Signal that asks the service to end, in place of the image's; a name or a number.
     pub stop_signal: Option<String>,
-    /// How many seconds processes have to end when the machine is halted or stopped; at most [`STOP_TIMEOUT_MAX`].
+    /// How many seconds processes have to end when the machine is halted or stopped; at most a day.
     pub stop_timeout_s: Option<u32>,
 }
 
@@ -58,7 +58,7 @@ pub struct Tmpfs {
 /// A resource limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ulimit {
-    /// What is limited: one of [`ULIMITS`].
+    /// What is limited: `nofile`, `nproc` or another name of `docker run --ulimit`.
     pub name: String,
     /// The limit that holds; `None` for none.
     pub soft: Option<u64>,

@@ -29,7 +29,7 @@ pub enum LabelError {
 /// Splits `NAME=VALUE`; a name alone has an empty value.
 ///
 /// # Errors
-/// As [`check_label`].
+/// Fails if the name or the value is not valid.
 pub fn parse_label(text: &str) -> Result<(String, String), LabelError> {
     let (name, value) = text.split_once('=').unwrap_or((text, ""));
     check_label(name, value)?;

@@ -24,7 +24,7 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Size of the root disk in bytes. One that is larger than [`DISK_MIB_MAX`] does not wrap around; who makes a disk
+    /// Size of the root disk in bytes. One that is larger than 8 TiB does not wrap around; who makes a disk
     /// refuses it before.
     pub fn disk_bytes(&self) -> u64 {
         self.size_mib.saturating_mul(MIB)
@@ -46,11 +46,11 @@ pub const RATE_MAX: u64 = 1_000_000_000_000_000;
 /// How fast a machine may use the host's disk and network. Without a limit nothing holds it up.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimits {
-    /// Bytes per second that all disks together may read and write; at least [`DISK_BPS_MIN`].
+    /// Bytes per second that all disks together may read and write; at least 1 MiB.
     pub disk_bps: Option<u64>,
-    /// Reads and writes per second of all disks together; at least [`DISK_IOPS_MIN`].
+    /// Reads and writes per second of all disks together; at least 100.
     pub disk_iops: Option<u64>,
-    /// Bytes per second on the network in each direction; at least [`NET_BPS_MIN`].
+    /// Bytes per second on the network in each direction; at least 64 KiB.
     pub net_bps: Option<u64>,
 }
 

@@ -47,6 +47,14 @@ pub struct NameError {
 }
 
 impl WorkspaceName {
+    /// Checks a name. `"web".parse()` and [`TryFrom`] do the same.
+    ///
+    /// # Errors
+    /// Fails if the text is not a workspace name.
+    pub fn new(name: &str) -> Result<WorkspaceName, NameError> {
+        name.parse()
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -89,6 +97,14 @@ impl WorkspaceName {
     }
 }
 
+impl TryFrom<&str> for WorkspaceName {
+    type Error = NameError;
+
+    fn try_from(name: &str) -> Result<Self, NameError> {
+        name.parse()
+    }
+}
+
 impl TryFrom<String> for WorkspaceName {
     type Error = NameError;
 
@@ -110,6 +126,14 @@ impl fmt::Display for WorkspaceName {
 }
 
 impl VolumeName {
+    /// Checks a name. `"data".parse()` and [`TryFrom`] do the same.
+    ///
+    /// # Errors
+    /// Fails if the text is not a volume name.
+    pub fn new(name: &str) -> Result<VolumeName, VolumeNameError> {
+        name.parse()
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -127,6 +151,14 @@ impl FromStr for VolumeName {
         } else {
             Err(VolumeNameError { name: name.chars().take(80).collect() })
         }
+    }
+}
+
+impl TryFrom<&str> for VolumeName {
+    type Error = VolumeNameError;
+
+    fn try_from(name: &str) -> Result<Self, VolumeNameError> {
+        name.parse()
     }
 }
 

@@ -61,5 +61,5 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// The name server that the guest sees; the stack asks the host's.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
-/// The name of the host in its guests; it leads to [`GATEWAY`], where forwarded ports are.
+/// The name of the host in its guests; it resolves to the gateway's address, which has the forwarded ports.
 pub const HOST_NAME: &str = "host.microagent.internal";

@@ -352,9 +352,9 @@ pub fn remove(state: &StateDir, template: &TemplateInfo) {
     }
 }
 
-/// Which templates are removed by [`prune`].
+/// Which templates a prune removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prune {
+pub enum TemplatePrune {
     /// Those that no start can use any more.
     Stale,
     /// All.
@@ -365,8 +365,8 @@ pub enum Prune {
 ///
 /// # Errors
 /// Fails if the directory exists and cannot be read.
-pub fn prune(state: &StateDir, which: Prune) -> io::Result<Vec<TemplateInfo>> {
-    let is_removed = |template: &TemplateInfo| which == Prune::All || template.stale;
+pub fn prune(state: &StateDir, which: TemplatePrune) -> io::Result<Vec<TemplateInfo>> {
+    let is_removed = |template: &TemplateInfo| which == TemplatePrune::All || template.stale;
     let gone: Vec<_> = list(state)?.into_iter().filter(is_removed).collect();
     gone.iter().for_each(|template| remove(state, template));
     Ok(gone)
@@ -494,7 +494,7 @@ mod tests {
         assert!(!list(&state).unwrap().iter().any(|template| template.stale));
         fs::remove_file(&disk.base).unwrap();
         let stale: Vec<_> =
-            prune(&state, Prune::Stale).unwrap().into_iter().map(|template| template.key).collect();
+            prune(&state, TemplatePrune::Stale).unwrap().into_iter().map(|template| template.key).collect();
         assert_eq!(stale, [mounted.key()]);
     }
 
@@ -587,7 +587,7 @@ mod tests {
         File::open(freezer.dir.path()).unwrap().set_modified(hours).unwrap();
         state.prepare().unwrap();
         assert!(freezer.dir.path().exists());
-        assert_eq!(prune(&state, Prune::All).unwrap().len(), 1);
+        assert_eq!(prune(&state, TemplatePrune::All).unwrap().len(), 1);
         assert!(Freezer::prepare(&state, shape.clone(), None).unwrap().is_none());
         freezer.memory().set_len(MIB).unwrap();
         File::from(freezer.state_file().unwrap()).write_all(b"devices").unwrap();

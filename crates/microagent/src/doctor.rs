@@ -229,7 +229,7 @@ impl Engine {
         };
         ok(
             name,
-            match &self.options().warm {
+            match &self.options().templates.warm() {
                 Ok(()) if useful.is_empty() => format!("on, {there}: the first run of each size makes one"),
                 Ok(()) => format!("on, {there}"),
                 Err(reason) => format!("off, {reason}; {there}"),

@@ -11,29 +11,42 @@ pub use microagent_vm::AccelChoice;
 use crate::{Error, SecretEnvironment};
 
 /// Settings of an [`Engine`]: its state directory, and how it starts machines. Create with [`EngineOptions::new`] and
-/// change with its methods.
+/// change with its methods; each field has one.
+///
+/// By default the engine uses no login and no proxy for registries and has no sources of secrets, because the library
+/// reads no environment variables. [`Environment::from_lookup`] and [`EngineOptions::environment`] pass the usual
+/// variables on:
+///
+/// ```
+/// use microagent::{EngineOptions, image::Environment};
+///
+/// # let (state_dir, supervisor) = ("/home/me/.microagent", "/usr/bin/microagent");
+/// let options = EngineOptions::new(state_dir, supervisor)
+///     .environment(Environment::from_lookup(|name| std::env::var_os(name)));
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct EngineOptions {
-    /// State directory; created by the first write.
+    /// State directory. The first method that writes creates it.
     pub state_dir: PathBuf,
-    /// Program that calls [`crate::supervise`] when its first argument is [`crate::SUPERVISE_ARGUMENT`]: the
-    /// `microagent` command, or the embedding program itself (not a test harness; see [the crate](crate)).
+    /// Program that calls [`supervise`](crate::supervise) when its first argument is
+    /// [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT): the `microagent` command, or the embedding program itself (not
+    /// a test harness; see [the crate](crate)).
     pub supervisor: PathBuf,
-    /// Accelerator.
+    /// Which accelerator runs guests.
     pub accel: AccelChoice,
-    /// Guest kernel that replaces the embedded one (an uncompressed `vmlinux` with a PVH note).
+    /// Guest kernel instead of the embedded one: an uncompressed `vmlinux` with a PVH note.
     pub kernel: Option<PathBuf>,
-    /// QEMU's program; if absent, it is looked up in `search_path`.
+    /// Path of QEMU. If absent, `qemu-system-x86_64` is looked up in `search_path`.
     pub qemu: Option<PathBuf>,
     /// File with the host's name servers, in the format of `resolv.conf(5)`.
     pub resolv_conf: PathBuf,
-    /// File with the host's names, in the format of `hosts(5)`; read if a guest is given these names.
+    /// File with the host's names, in the format of `hosts(5)`. It is read if a workspace adds these names to its guest.
     pub hosts_file: PathBuf,
     /// Directories in which programs are looked up, in the format of `PATH`.
     pub search_path: String,
-    /// Whether machines start from templates and make them; the reason if not.
-    pub warm: Result<(), String>,
+    /// Whether machines start from templates. They do by default.
+    pub templates: TemplateUse,
     /// Whether to start machines on a host that lacks walls of QEMU's jail.
     pub weak_jail: WeakJail,
     /// Deadline of a guest's first answer. It is long, because many guests may start at once on few cores without
@@ -46,7 +59,8 @@ pub struct EngineOptions {
 }
 
 impl EngineOptions {
-    /// Creates options with defaults: the fastest accelerator of the host, QEMU from the usual directories.
+    /// Creates options with defaults: the fastest accelerator of the host, QEMU from the usual directories, starts from
+    /// templates.
     pub fn new(state_dir: impl Into<PathBuf>, supervisor: impl Into<PathBuf>) -> EngineOptions {
         EngineOptions {
             state_dir: state_dir.into(),
@@ -57,7 +71,7 @@ impl EngineOptions {
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             hosts_file: PathBuf::from("/etc/hosts"),
             search_path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
-            warm: Ok(()),
+            templates: TemplateUse::Enabled,
             weak_jail: WeakJail::Refuse,
             boot_deadline: Duration::from_secs(120),
             environment: Environment::default(),
@@ -71,13 +85,13 @@ impl EngineOptions {
         EngineOptions { accel, ..self }
     }
 
-    /// Sets a guest kernel that replaces the embedded one.
+    /// Sets the guest kernel, which is used instead of the embedded one.
     #[must_use]
     pub fn kernel(self, kernel: impl Into<PathBuf>) -> EngineOptions {
         EngineOptions { kernel: Some(kernel.into()), ..self }
     }
 
-    /// Sets QEMU's program.
+    /// Sets the path of QEMU.
     #[must_use]
     pub fn qemu(self, qemu: impl Into<PathBuf>) -> EngineOptions {
         EngineOptions { qemu: Some(qemu.into()), ..self }
@@ -95,10 +109,22 @@ impl EngineOptions {
         EngineOptions { search_path: search_path.into(), ..self }
     }
 
-    /// Disables templates, for this reason.
+    /// Sets the file with the host's name servers.
     #[must_use]
-    pub fn cold(self, reason: impl Into<String>) -> EngineOptions {
-        EngineOptions { warm: Err(reason.into()), ..self }
+    pub fn resolv_conf(self, file: impl Into<PathBuf>) -> EngineOptions {
+        EngineOptions { resolv_conf: file.into(), ..self }
+    }
+
+    /// Sets the file with the host's names.
+    #[must_use]
+    pub fn hosts_file(self, file: impl Into<PathBuf>) -> EngineOptions {
+        EngineOptions { hosts_file: file.into(), ..self }
+    }
+
+    /// Sets whether machines start from templates.
+    #[must_use]
+    pub fn templates(self, templates: TemplateUse) -> EngineOptions {
+        EngineOptions { templates, ..self }
     }
 
     /// Sets the deadline of a guest's first answer.
@@ -107,7 +133,8 @@ impl EngineOptions {
         EngineOptions { boot_deadline, ..self }
     }
 
-    /// Sets the values of the user's environment for the image store.
+    /// Sets the values of the user's environment for registries and archives; usually
+    /// [`Environment::from_lookup`].
     #[must_use]
     pub fn environment(self, environment: Environment) -> EngineOptions {
         EngineOptions { environment, ..self }
@@ -117,6 +144,34 @@ impl EngineOptions {
     #[must_use]
     pub fn secrets(self, secrets: SecretEnvironment) -> EngineOptions {
         EngineOptions { secrets, ..self }
+    }
+}
+
+/// Whether machines start from templates, and make the templates that are missing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum TemplateUse {
+    /// Machines start from templates, which saves most of the boot time.
+    #[default]
+    Enabled,
+    /// Each machine boots its kernel.
+    Disabled {
+        /// The reason, as [`RunReport::start`](crate::RunReport::start) and [`Engine::doctor`] report it.
+        reason: String,
+    },
+}
+
+impl TemplateUse {
+    /// Disables templates, with the reason that reports show.
+    pub fn disabled(reason: impl Into<String>) -> TemplateUse {
+        TemplateUse::Disabled { reason: reason.into() }
+    }
+
+    /// As the supervisor takes it.
+    pub(crate) fn warm(&self) -> Result<(), String> {
+        match self {
+            TemplateUse::Enabled => Ok(()),
+            TemplateUse::Disabled { reason } => Err(reason.clone()),
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 mod action;
 mod connection;
 mod job;
+mod kind;
 
 use std::io;
 use std::path::PathBuf;
@@ -12,22 +13,36 @@ use std::path::PathBuf;
 pub use microagent_guest::GuestError as GuestFilesError;
 pub use microagent_image::ImageError;
 pub use microagent_image::bundle::BundleError;
-use microagent_model::{FailureKind, State, VolumeName, WorkspaceName};
+use microagent_model::{FailureKind, NameError, State, VolumeName, VolumeNameError, WorkspaceName};
 pub use microagent_proto::FrameError;
 pub use microagent_store::{
     HoldError, LoadError, LockError, OpenError, ReadError, VolumeLoadError, WriteError,
 };
 use microagent_vm::OutputReader;
 pub use microagent_vm::{ControlError, KvmUnusable, PortError, SuperviseError};
-use serde::{Deserialize, Serialize};
 
 pub use self::action::Action;
 pub use self::connection::ConnectionFault;
 pub use self::job::JobError;
+pub use self::kind::ErrorKind;
 pub use crate::invalid::InvalidRequest;
 use crate::{Hint, SecretError, SecretFault, SetupFailure, SpecError};
 
-/// Why an operation failed. `Display` is one line without its cause; causes are in `source()`.
+/// Why an operation failed.
+///
+/// `Display` is one line without its cause; [`chain`](crate::chain) shows it with its causes. [`Error::kind`] is a class
+/// for programs, [`Error::hint`] says what a user can do, [`Error::is_retryable`] whether the same call can succeed
+/// later.
+///
+/// ```
+/// # use microagent::Error;
+/// fn show(error: &Error) {
+///     eprintln!("Error: {}", microagent::chain(error));
+///     if let Some(hint) = error.hint() {
+///         eprintln!("Hint: {hint}");
+///     }
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -43,7 +58,7 @@ pub enum Error {
         /// The requested name.
         name: WorkspaceName,
     },
-    /// The name is taken.
+    /// A workspace of this name exists.
     #[error("workspace `{name}` exists already")]
     NameTaken {
         /// The requested name.
@@ -287,7 +302,7 @@ pub enum Error {
     /// KVM was requested and cannot be used; nothing was started.
     #[error(transparent)]
     Kvm(#[from] KvmUnusable),
-    /// A port of the host cannot be published; nothing was done.
+    /// A port of the host cannot be published. Nothing was changed.
     #[error(transparent)]
     Port(#[from] PortError),
     /// The guest's kernel and agent could not be unpacked.
@@ -311,95 +326,23 @@ pub enum Error {
     },
 }
 
-/// Class of an [`Error`], stable for programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// The request is not valid.
-    Invalid,
-    /// The named object does not exist.
-    NotFound,
-    /// The name is taken.
-    AlreadyExists,
-    /// Another command uses it; try again.
-    Busy,
-    /// The state does not allow the operation.
-    WrongState,
-    /// The image cannot be used.
-    Image,
-    /// A disk or bundle cannot be used.
-    Disk,
-    /// The value of a secret cannot be looked up.
-    Secret,
-    /// The machine failed.
-    RunFailed,
-    /// The time limit of the run was reached.
-    Timeout,
-    /// A setup step failed.
-    SetupFailed,
-    /// Cancelled by the caller.
-    Cancelled,
-    /// The host has no free disk space or memory.
-    HostFull,
-    /// A port of the host cannot be published.
-    PortUnavailable,
-    /// The host lacks a requirement or denies access.
-    Host,
-    /// A record of the state directory is damaged.
-    Damaged,
+/// A name that is not valid, so that `"web".parse()?` needs no conversion.
+impl From<NameError> for Error {
+    fn from(error: NameError) -> Error {
+        Error::Invalid(InvalidRequest::WorkspaceName(error))
+    }
+}
+
+/// A name that is not valid.
+impl From<VolumeNameError> for Error {
+    fn from(error: VolumeNameError) -> Error {
+        Error::Invalid(InvalidRequest::VolumeName(error))
+    }
 }
 
 impl Error {
-    /// Returns the class of the error.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Error::State(_) | Error::Supervise(_) | Error::Guest(_) => io_kind(deepest_io(self)),
-            Error::Image(error) => image_kind(error),
-            Error::Bundle(BundleError::Cancelled) | Error::Cancelled | Error::RunCancelled { .. } => {
-                ErrorKind::Cancelled
-            }
-            Error::Bundle(error) if error.is_disk_full() => ErrorKind::HostFull,
-            Error::Bundle(_) => ErrorKind::Disk,
-            Error::RunFailed { kind, .. } => failure_kind(*kind),
-            Error::StartFailed { kind, .. } | Error::TemplateFailed { kind, .. } => match failure_kind(*kind)
-            {
-                // Another command ended it, or it was too slow: the caller cancelled nothing and set no limit.
-                ErrorKind::Cancelled | ErrorKind::Timeout => ErrorKind::RunFailed,
-                kind => kind,
-            },
-            Error::NoSuchWorkspace { .. }
-            | Error::NoSuchVolume { .. }
-            | Error::NoSuchTemplate { .. }
-            | Error::NoSuchArtifact { .. }
-            | Error::ArtifactUnreadable { .. }
-            | Error::GuestRefused { not_found: true, .. } => ErrorKind::NotFound,
-            Error::NameTaken { .. } | Error::VolumeExists { .. } => ErrorKind::AlreadyExists,
-            Error::Record(_) | Error::VolumeRecord(_) => ErrorKind::Damaged,
-            Error::Busy { .. }
-            | Error::DiskBusy { .. }
-            | Error::Crowded { .. }
-            | Error::ConsoleTaken { .. } => ErrorKind::Busy,
-            Error::WrongState { .. }
-            | Error::NeedsRest { .. }
-            | Error::VolumeNamed { .. }
-            | Error::OtherBuild { .. } => ErrorKind::WrongState,
-            Error::Unchangeable { .. } | Error::Spec(_) | Error::Invalid(_) => ErrorKind::Invalid,
-            Error::Secret(_) | Error::SecretFile { .. } => ErrorKind::Secret,
-            Error::Port(_) => ErrorKind::PortUnavailable,
-            Error::Kvm(_) => ErrorKind::Host,
-            Error::ChangeFailed { .. }
-            | Error::Unreachable { .. }
-            | Error::GuestGone { .. }
-            | Error::GuestRefused { .. } => ErrorKind::RunFailed,
-            Error::SetupFailed { .. } => ErrorKind::SetupFailed,
-            Error::Job(error) => error.kind(),
-            Error::Write(error) => io_kind(error.io()),
-            Error::File { source, .. } | Error::Sink(source) => io_kind(Some(source)),
-        }
-    }
-
-    /// Whether the same call can succeed later without a change by the user.
+    /// Whether the same call can succeed later without a change by the user: another command used the workspace, or the
+    /// host had no free space.
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::Image(e) => e.is_retryable(),
@@ -480,6 +423,10 @@ impl Error {
                 Hint::Advice(format!("it declares: {}", declared.join(", ")))
             }
             Error::WrongState { name, state, action } => state_hint(name, *state, *action),
+            Error::GuestRefused { not_found: true, .. } => {
+                Hint::advice("check the path; a relative path begins at `/` of the guest")
+            }
+            Error::File { .. } if self.kind() == ErrorKind::NotFound => Hint::advice("check the path"),
             _ => return None,
         })
     }
@@ -498,13 +445,13 @@ impl Error {
         })
     }
 
-    /// A volume that is not there is not damaged.
+    /// Converts the error of a volume's record. A missing record means that there is no volume.
     pub(crate) fn from_volume(name: &VolumeName, error: VolumeLoadError) -> Error {
         if error.is_not_found() { Error::NoSuchVolume { name: name.clone() } } else { error.into() }
     }
 }
 
-/// What has to be done before an operation that the state does not allow.
+/// Returns the hint for an operation that the state does not allow.
 fn state_hint(name: &WorkspaceName, state: State, action: Action) -> Hint {
     let name = name.clone();
     match state {
@@ -522,30 +469,6 @@ fn state_hint(name: &WorkspaceName, state: State, action: Action) -> Hint {
         }
         State::Starting | State::Stopping => Hint::advice("wait a moment and try again"),
         _ => Hint::HaltFirst { name },
-    }
-}
-
-fn image_kind(error: &ImageError) -> ErrorKind {
-    match error {
-        ImageError::Cancelled => ErrorKind::Cancelled,
-        ImageError::Reference { .. } | ImageError::TargetName { .. } => ErrorKind::Invalid,
-        ImageError::NotCached { .. } | ImageError::NoSuchImage { .. } | ImageError::UnknownImage { .. } => {
-            ErrorKind::NotFound
-        }
-        ImageError::DiskFull { .. } => ErrorKind::HostFull,
-        ImageError::Busy { .. } => ErrorKind::Busy,
-        _ => ErrorKind::Image,
-    }
-}
-
-fn failure_kind(kind: FailureKind) -> ErrorKind {
-    match kind {
-        FailureKind::Disk => ErrorKind::Disk,
-        FailureKind::Timeout => ErrorKind::Timeout,
-        FailureKind::HostFull => ErrorKind::HostFull,
-        FailureKind::PortUnavailable => ErrorKind::PortUnavailable,
-        FailureKind::Cancelled => ErrorKind::Cancelled,
-        _ => ErrorKind::RunFailed,
     }
 }
 
@@ -567,13 +490,4 @@ fn listed(workspaces: &[WorkspaceName]) -> String {
 pub(crate) fn deepest_io<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.filter_map(|cause| cause.downcast_ref()).last()
-}
-
-fn io_kind(error: Option<&io::Error>) -> ErrorKind {
-    match error.map(io::Error::kind) {
-        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory) => {
-            ErrorKind::HostFull
-        }
-        _ => ErrorKind::Host,
-    }
 }

@@ -77,6 +77,7 @@ impl Workspace {
     /// The guest: the running one, or, where the workspace rests, one that is booted offline and ended by
     /// [`GuestConnection::leave`].
     pub(crate) async fn guest(&self, progress: &Progress) -> Result<GuestConnection, Error> {
+        progress.check()?;
         let record = self.observe()?;
         let state = record.observed_state();
         let offline = match state {

@@ -1,11 +1,22 @@
-//! What a user can do about an error, as data. The program that shows a hint converts it to text.
+//! What a user can do about an error, as data. `Display` has words that name no option of any program.
+
+use std::fmt;
 
 use microagent_image::ImageHint;
 use microagent_model::{JobId, VolumeName, WorkspaceName};
 
-/// What a user can do about an [`Error`](crate::Error).
+/// What a user can do about an [`Error`](crate::Error), from [`Error::hint`](crate::Error::hint).
 ///
-/// A program converts the variants to its own operations; [`Hint::Advice`] is a sentence that applies in any program.
+/// `Display` is an English sentence that applies in any program: lower case, no full stop. A program that has words of
+/// its own (names of buttons or options) matches the variants.
+///
+/// ```
+/// use microagent::Hint;
+///
+/// let hint = Hint::StartFirst { name: "web".parse()? };
+/// assert_eq!(hint.to_string(), "start workspace `web` first");
+/// # Ok::<(), microagent::NameError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Hint {
@@ -155,12 +166,12 @@ pub enum Hint {
     },
     /// Delete the damaged volume; its disk is unchanged until then.
     DeleteDamagedVolume,
-    /// Halt the workspace that has the disk.
+    /// Halt the workspace that uses the disk.
     HaltHolder {
-        /// The workspace, as the lock names it.
+        /// The workspace.
         name: String,
     },
-    /// Delete the workspaces that name the volume first, or force it.
+    /// Delete the workspaces that attach the volume first, or force the deletion.
     DeleteUsers {
         /// The workspaces.
         names: Vec<WorkspaceName>,
@@ -173,22 +184,22 @@ pub enum Hint {
     AttachVolume,
     /// Declare artifacts when the workspace is created.
     DeclareArtifact,
-    /// Try the secret again on its own.
+    /// Look up only this secret, to see whether it works.
     CheckSecret {
         /// The secret.
         name: String,
         /// Its source, as it was written.
         source: String,
     },
-    /// Name a spec file that can be read.
+    /// Name a spec file that exists and can be read.
     ChooseSpecFile,
     /// Name an image.
     NameImage,
-    /// Set an option of a workspace or run otherwise.
+    /// Set an option of a workspace or run differently.
     Option(OptionHint),
 }
 
-/// Which option of a workspace or run to set otherwise.
+/// How an option of a workspace or run has to be set. `Display` is a sentence, as that of [`Hint`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OptionHint {
@@ -217,9 +228,224 @@ pub enum OptionHint {
     Timeout,
 }
 
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hint::Advice(text) => f.write_str(text),
+            Hint::Image(hint) => hint.fmt(f),
+            Hint::Option(hint) => hint.fmt(f),
+            Hint::InstallPackage { package } => write!(f, "install the Debian package `{package}`"),
+            Hint::FreeSpace { leftover: None } => f.write_str(
+                "free disk space: remove images or workspaces that are not needed, or use another state directory",
+            ),
+            Hint::FreeSpace { leftover: Some(name) } => {
+                write!(f, "free disk space: delete workspace `{name}`, or remove images that are not needed")
+            }
+            Hint::AllowWeakJail => f.write_str("use a kernel with Landlock, or accept a weaker jail"),
+            Hint::UseEmulation => f.write_str("choose the accelerator automatically: guests are emulated on this host"),
+            Hint::ChooseStateDir => f.write_str("use another state directory"),
+            Hint::FreePort { leftover: None } => {
+                f.write_str("another program listens on the port: end that program, or publish another port")
+            }
+            Hint::FreePort { leftover: Some(name) } => write!(
+                f,
+                "another program listens on the port: end that program, or publish another port; delete workspace \
+                 `{name}`, which is left"
+            ),
+            Hint::RepairDisk => f.write_str(
+                "if the disk was not unmounted cleanly, attach it once for writing; if it is damaged, repair its file \
+                 with e2fsck -f",
+            ),
+            Hint::PackDirectory => f.write_str(
+                "pack the directory, `tar -C DIR -cf dir.tar .`, and attach the tar file; or copy it into a workspace",
+            ),
+            Hint::CheckSecret { name, source } => write!(f, "look up `{source}` on its own, to check secret `{name}`"),
+            Hint::ChooseSpecFile => f.write_str("name a spec file that exists and can be read"),
+            Hint::NameImage => f.write_str("name an image"),
+            Hint::CreateVolume { .. }
+            | Hint::DeleteVolume { .. }
+            | Hint::DeleteDamagedVolume
+            | Hint::HaltHolder { .. }
+            | Hint::DeleteUsers { .. }
+            | Hint::AttachVolume
+            | Hint::ListTemplates => self.of_volume(f),
+            _ => self.of_workspace(f),
+        }
+    }
+}
+
 impl Hint {
+    /// Hints about volumes and templates.
+    fn of_volume(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hint::CreateVolume { name } => write!(f, "create volume `{name}`, or name an existing one"),
+            Hint::DeleteVolume { name } => write!(f, "use volume `{name}`, or delete it with its data"),
+            Hint::DeleteDamagedVolume => {
+                f.write_str("delete the volume; its disk, next to the damaged record, was not changed")
+            }
+            Hint::HaltHolder { name } => {
+                write!(f, "one machine can use the disk at a time: halt workspace `{name}` first")
+            }
+            Hint::DeleteUsers { names } => {
+                let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+                write!(
+                    f,
+                    "delete {} first, or force the deletion; they cannot start afterwards",
+                    names.join(", ")
+                )
+            }
+            Hint::AttachVolume => f.write_str("attach the volume by its name"),
+            _ => f.write_str("list the templates, to see which keys exist"),
+        }
+    }
+
+    /// Hints about workspaces.
+    fn of_workspace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hint::ChooseNameOrDelete { name } => {
+                write!(f, "choose another name, or delete workspace `{name}`")
+            }
+            Hint::ChooseName => f.write_str("set the clock of the host, or choose a name for the workspace"),
+            Hint::DeleteDamagedWorkspace => f.write_str("delete the damaged workspace"),
+            Hint::DeleteQuarantined { name } => {
+                write!(f, "kill and delete workspace `{name}`; its memory and its disk are lost")
+            }
+            Hint::CreateWorkspace => f.write_str("create a workspace, or keep the one of the run"),
+            Hint::CreateFromSpec => {
+                f.write_str("change the spec file, or create another workspace from it; nothing was changed")
+            }
+            Hint::StartFirst { name } => write!(f, "start workspace `{name}` first"),
+            Hint::HaltFirst { name } => write!(f, "halt workspace `{name}` first"),
+            Hint::HaltAndApply { name } => write!(
+                f,
+                "halt workspace `{name}`, apply the file and start the workspace again; nothing was changed"
+            ),
+            Hint::ResumeFirst { name } => write!(f, "resume workspace `{name}` first"),
+            Hint::ReleaseFirst { name } => write!(f, "halt workspace `{name}` first; its memory is lost"),
+            Hint::Exec { name } => write!(f, "run commands in workspace `{name}`, which is running"),
+            Hint::ListJobs { name } => write!(f, "list the jobs of workspace `{name}`"),
+            Hint::JobLogs { name, job } => write!(f, "read the output of job {job} of workspace `{name}`"),
+            Hint::StartJobWithStdin { name } => {
+                write!(f, "start the job in workspace `{name}` with a standard input")
+            }
+            Hint::KillRun { name } => {
+                write!(f, "workspace `{name}` belongs to a run and cannot be quarantined: kill it")
+            }
+            Hint::StatusOrKill { name } => write!(f, "check the state of workspace `{name}`, or kill it"),
+            Hint::LogsOrKill { name } => {
+                write!(f, "read the log of workspace `{name}` for the reason, or kill the workspace")
+            }
+            Hint::ShowLogs { name } => {
+                write!(f, "read the log of workspace `{name}`: it shows how far the boot got")
+            }
+            Hint::FollowLogs { name } => {
+                write!(f, "follow the log of workspace `{name}`: it shows the console, too")
+            }
+            Hint::TimeLimit { name } => write!(
+                f,
+                "the time limit of the run was reached: raise it, read the log of workspace `{name}`, then delete it"
+            ),
+            Hint::LogsOrDelete { name } => {
+                write!(f, "read the log of workspace `{name}`, then delete the workspace")
+            }
+            Hint::ListPorts { name } => write!(f, "list the published ports of workspace `{name}`"),
+            Hint::DeclareArtifact => f.write_str("declare artifacts when the workspace is created"),
+            _ => f.write_str("list the workspaces, to see which names exist"),
+        }
+    }
+
     /// A sentence.
     pub(crate) fn advice(text: impl Into<String>) -> Hint {
         Hint::Advice(text.into())
+    }
+}
+
+impl fmt::Display for OptionHint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            OptionHint::Environment => "write the variable as NAME=VALUE, with a name that has no `=`",
+            OptionHint::ArtifactPath => "name an absolute path of the guest",
+            OptionHint::Publish => "use network mode `user`, or publish no port",
+            OptionHint::Egress => "use network mode `user`, or set no egress policy",
+            OptionHint::Dns => "use network mode `user`, or set no name servers and names",
+            OptionHint::NetworkRate => "use network mode `user`, or set no rate limit of the network",
+            OptionHint::Connections => "allow at least 1 connection, or use network mode `isolated`",
+            OptionHint::Timeout => "set a time limit of at least 1 second, or none",
+            OptionHint::VolumeSize { least, most } => {
+                return write!(f, "choose a size of {least} to {most} MiB");
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hint_has_words_that_name_no_flag() {
+        let name: WorkspaceName = "web".parse().unwrap();
+        let volume: VolumeName = "web".parse().unwrap();
+        let of_name: [fn(WorkspaceName) -> Hint; 19] = [
+            |name| Hint::FreeSpace { leftover: Some(name) },
+            |name| Hint::ChooseNameOrDelete { name },
+            |name| Hint::DeleteQuarantined { name },
+            |name| Hint::StartFirst { name },
+            |name| Hint::HaltFirst { name },
+            |name| Hint::HaltAndApply { name },
+            |name| Hint::ResumeFirst { name },
+            |name| Hint::ReleaseFirst { name },
+            |name| Hint::Exec { name },
+            |name| Hint::ListJobs { name },
+            |name| Hint::StartJobWithStdin { name },
+            |name| Hint::KillRun { name },
+            |name| Hint::StatusOrKill { name },
+            |name| Hint::LogsOrKill { name },
+            |name| Hint::ShowLogs { name },
+            |name| Hint::FollowLogs { name },
+            |name| Hint::TimeLimit { name },
+            |name| Hint::LogsOrDelete { name },
+            |name| Hint::ListPorts { name },
+        ];
+        let named = of_name.into_iter().map(|hint| hint(name.clone())).chain([
+            Hint::FreePort { leftover: Some(name.clone()) },
+            Hint::JobLogs { name: name.clone(), job: JobId::FIRST },
+            Hint::CreateVolume { name: volume.clone() },
+            Hint::DeleteVolume { name: volume },
+            Hint::HaltHolder { name: "web".to_owned() },
+            Hint::DeleteUsers { names: vec![name.clone()] },
+            Hint::CheckSecret { name: "web".to_owned(), source: "env:X".to_owned() },
+        ]);
+        for hint in named {
+            assert!(hint.to_string().contains("`web`"), "{hint:?}: {hint}");
+        }
+        let others = [
+            Hint::InstallPackage { package: "qemu" },
+            Hint::FreeSpace { leftover: None },
+            Hint::FreePort { leftover: None },
+            Hint::AllowWeakJail,
+            Hint::UseEmulation,
+            Hint::ChooseStateDir,
+            Hint::ListWorkspaces,
+            Hint::ChooseName,
+            Hint::DeleteDamagedWorkspace,
+            Hint::ListTemplates,
+            Hint::CreateWorkspace,
+            Hint::CreateFromSpec,
+            Hint::DeleteDamagedVolume,
+            Hint::RepairDisk,
+            Hint::PackDirectory,
+            Hint::AttachVolume,
+            Hint::DeclareArtifact,
+            Hint::ChooseSpecFile,
+            Hint::NameImage,
+            Hint::Option(OptionHint::VolumeSize { least: 1, most: 2 }),
+        ];
+        let texts: std::collections::BTreeSet<String> = others.iter().map(Hint::to_string).collect();
+        assert_eq!(texts.len(), others.len(), "two hints have the same words");
+        for text in texts {
+            assert!(!text.contains("--") && !text.contains("microagent"), "{text}");
+            assert!(!text.ends_with('.') && text.starts_with(char::is_lowercase), "{text}");
+        }
     }
 }

@@ -1,44 +1,47 @@
 //! The images of a state directory: create (pull or import), list, get, delete.
 
 use microagent_image::{
-    ConfigChanges, Deletion, Image, ImageList, ImageStore, ImportSource, LoadOptions, NetworkOptions, Prune,
-    Pruned, PullOptions, PullPolicy, Pushed, SaveTarget, Saved, Tagged,
+    ConfigChanges, Image, ImageDeletion, ImageList, ImagePrune, ImageStore, ImportSource, LoadOptions,
+    NetworkOptions, Pruned, PullOptions, PullPolicy, Pushed, SaveTarget, Saved, Tagged,
 };
 
 use crate::{Engine, Error, Progress};
 
-/// The images of a state directory. Made by [`Engine::images`].
+/// The images in the cache of a state directory. Made by [`Engine::images`].
 #[derive(Debug, Clone)]
 pub struct Images {
     store: ImageStore,
 }
 
 impl Engine {
-    /// The images of this state directory.
+    /// Returns the images of this state directory.
     pub fn images(&self) -> Images {
         Images { store: self.image_store() }
     }
 }
 
 impl Images {
-    /// Fetches an image from a registry or an archive, and creates its base disk.
+    /// Fetches an image from a registry or an archive, and creates its base disk. A reference without registry, namespace or
+    /// tag is completed as Docker does: `busybox` is `docker.io/library/busybox:latest`.
     ///
     /// # Errors
-    /// Fails if the reference is not valid, the image cannot be fetched or unpacked, or `progress` is cancelled.
-    /// Complete layers are kept for the next attempt.
+    /// Fails if the reference is not valid ([`Invalid`](crate::ErrorKind::Invalid)), the image or archive does not exist
+    /// ([`NotFound`](crate::ErrorKind::NotFound)), the image cannot be fetched or unpacked
+    /// ([`Image`](crate::ErrorKind::Image)), or `progress` is cancelled. Complete layers are kept for the next attempt.
     pub async fn create(
         &self,
         reference: &str,
         options: &PullOptions,
         progress: &Progress,
     ) -> Result<Image, Error> {
+        progress.check()?;
         Ok(self.store.ensure(reference, options, progress, progress.token()).await?)
     }
 
     /// Lists the images in the cache. Changes nothing; damaged records are listed separately.
     ///
     /// # Errors
-    /// Fails when the directory of records exists and cannot be read.
+    /// Fails if the directory of records exists and cannot be read.
     pub fn list(&self) -> Result<ImageList, Error> {
         Ok(self.store.list()?)
     }
@@ -46,7 +49,7 @@ impl Images {
     /// Returns an image of the cache. No registry is contacted.
     ///
     /// # Errors
-    /// Fails if the image is not in the cache.
+    /// Fails if the image is not in the cache ([`NotFound`](crate::ErrorKind::NotFound)).
     pub async fn get(&self, reference: &str) -> Result<Image, Error> {
         let options = PullOptions::default().policy(PullPolicy::Never);
         self.create(reference, &options, &Progress::new()).await
@@ -55,8 +58,9 @@ impl Images {
     /// Removes an image by reference or digest.
     ///
     /// # Errors
-    /// Fails when there is no such image, or a workspace uses it.
-    pub fn delete(&self, reference_or_digest: &str) -> Result<Deletion, Error> {
+    /// Fails if the image does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or a workspace uses it
+    /// ([`Image`](crate::ErrorKind::Image)).
+    pub fn delete(&self, reference_or_digest: &str) -> Result<ImageDeletion, Error> {
         Ok(self.store.delete(reference_or_digest)?)
     }
 
@@ -70,6 +74,7 @@ impl Images {
         options: &LoadOptions,
         progress: &Progress,
     ) -> Result<Vec<Image>, Error> {
+        progress.check()?;
         Ok(self.store.load(source, options, progress, progress.token()).await?)
     }
 
@@ -84,13 +89,15 @@ impl Images {
         changes: &ConfigChanges,
         progress: &Progress,
     ) -> Result<Image, Error> {
+        progress.check()?;
         Ok(self.store.import(source, reference, changes, progress, progress.token()).await?)
     }
 
     /// Adds a name to an image of the cache.
     ///
     /// # Errors
-    /// Fails if there is no such image, or the name is not a tag.
+    /// Fails if the image does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or the name is not a tag
+    /// ([`Invalid`](crate::ErrorKind::Invalid)).
     pub fn tag(&self, image: &str, reference: &str) -> Result<Tagged, Error> {
         Ok(self.store.tag(image, reference)?)
     }
@@ -98,21 +105,23 @@ impl Images {
     /// Uploads an image of the cache to its registry.
     ///
     /// # Errors
-    /// Fails when there is no such image, or the registry refuses it.
+    /// Fails if the image does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or the registry does not accept it
+    /// ([`Image`](crate::ErrorKind::Image)).
     pub async fn push(
         &self,
         reference: &str,
         network: &NetworkOptions,
         progress: &Progress,
     ) -> Result<Pushed, Error> {
+        progress.check()?;
         Ok(self.store.push(reference, network, progress, progress.token()).await?)
     }
 
     /// Writes images of the cache to one OCI archive. Missing layers are fetched first.
     ///
     /// # Errors
-    /// Fails when there is no such image, a layer cannot be fetched, or the target cannot be written. Then no file is
-    /// created or changed.
+    /// Fails if an image does not exist ([`NotFound`](crate::ErrorKind::NotFound)), a layer cannot be fetched
+    /// ([`Image`](crate::ErrorKind::Image)), or the target cannot be written. Then no file is created or changed.
     pub async fn save(
         &self,
         references: &[String],
@@ -120,14 +129,15 @@ impl Images {
         network: &NetworkOptions,
         progress: &Progress,
     ) -> Result<Saved, Error> {
+        progress.check()?;
         Ok(self.store.save(references, target, network, progress, progress.token()).await?)
     }
 
-    /// Removes unused data.
+    /// Removes unused data from the cache.
     ///
     /// # Errors
-    /// Fails when the cache cannot be read.
-    pub fn prune(&self, which: Prune) -> Result<Pruned, Error> {
+    /// Fails if the cache cannot be read.
+    pub fn prune(&self, which: ImagePrune) -> Result<Pruned, Error> {
         Ok(self.store.prune(which)?)
     }
 }

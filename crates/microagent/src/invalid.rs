@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
     DISK_MIB_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX, PortSelector, Publish, RATE_MAX,
-    SETTINGS_MAX, SecretReferenceError, SettingError, VolumeName, WorkspaceName,
+    SETTINGS_MAX, SecretReferenceError, SettingError, VolumeName, VolumeNameError, WorkspaceName,
 };
 use microagent_proto::SECRETS_MAX;
 
@@ -215,6 +215,12 @@ pub enum InvalidRequest {
     /// The time limit of a run is 0.
     #[error("a timeout of 0 seconds is not possible")]
     NoTime,
+    /// The name is not valid for a workspace.
+    #[error(transparent)]
+    WorkspaceName(NameError),
+    /// The name is not valid for a volume.
+    #[error(transparent)]
+    VolumeName(VolumeNameError),
     /// No name could be generated.
     #[error(transparent)]
     GeneratedName(NameError),
@@ -374,6 +380,7 @@ impl InvalidRequest {
                 "put large data into a file: add it to the image, or copy it in when the workspace is running"
             }
             InvalidRequest::ImageCommandGone => "write its command as `service`",
+            InvalidRequest::WorkspaceName(_) | InvalidRequest::VolumeName(_) => "choose another name",
             InvalidRequest::LongReason => "shorten the reason to one line",
             InvalidRequest::SecretName(_) => "take the variable out of the file, or rename it",
             InvalidRequest::TooManySecrets { .. } => {
@@ -387,8 +394,10 @@ impl InvalidRequest {
                 "make a smaller one and copy the files: attach both to one workspace and use cp -a there"
             }
             InvalidRequest::VolumeHolder(_) => "end the command that uses the volume",
-            InvalidRequest::CopyOntoFile { .. } => "name a directory, or a path where nothing is yet",
-            InvalidRequest::CopyToNowhere { .. } => "make it first, or name the file without a slash",
+            InvalidRequest::CopyOntoFile { .. } => "name a directory, or a path that does not exist",
+            InvalidRequest::CopyToNowhere { .. } => {
+                "create the directory first, or name the file without a slash"
+            }
             InvalidRequest::LinkLoop { .. } => "remove one of them, or name another destination",
             InvalidRequest::FilePath { .. } => "write a path such as /srv/file, without `..`",
             InvalidRequest::CopyWithoutName { .. } => {

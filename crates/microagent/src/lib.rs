@@ -86,12 +86,41 @@
 //! let engine = Engine::new(EngineOptions::new(temporary_dir, env!("CARGO_BIN_EXE_supervisor")));
 //! ```
 //!
+//! # Index
+//!
+//! | To | See |
+//! |---|---|
+//! | configure | [`EngineOptions`], [`TemplateUse`], [`WeakJail`], [`doctor`] |
+//! | run one command | [`RunOptions`], [`RunReport`], [`AttachedRun`] |
+//! | keep a workspace | [`Workspace`], [`CreateOptions`], [`StartOptions`], [`State`], [`WorkspaceDetails`] |
+//! | run commands in it | [`ExecOptions`], [`Exec`], [`ExecStdin`], [`ExecControl`], [`Job`], [`Console`] |
+//! | move files | [`CopySource`], [`CopyTarget`], [`FileRange`], [`Artifact`], [`CommitOptions`] |
+//! | manage images, volumes and templates | [`Images`], [`image`], [`Volumes`], [`volume`], [`Templates`], [`template`] |
+//! | connect | [`NetworkMode`], [`Publish`], [`Forward`], [`DnsSettings`], [`egress`], [`NetworkDetails`] |
+//! | set sizes and limits | [`Profile`], [`Resources`], [`RateLimits`], [`GuestSettings`] |
+//! | attach disks and secrets | [`Attachment`], [`DiskSource`], [`SecretReference`], [`SecretEnvironment`], [`secret`] |
+//! | read spec files | [`SpecFile`], [`spec`], [`apply`] |
+//! | observe | [`Progress`], [`Event`], [`Streaming`], [`StateEvent`], [`Stats`], [`LogOptions`] |
+//! | handle errors | [`Error`], [`ErrorKind`], [`Hint`], [`error`] |
+//!
+//! # Cancellation
+//!
+//! - Cancelling the token of a [`Progress`] ends the operation. What the operation had created is removed, unless its
+//!   method says otherwise. If the token is cancelled before the call, nothing changes.
+//! - A command of [`Workspace::exec`] is ended by dropping its [`Exec`] or by [`ExecControl::kill`]. Its time limit
+//!   ([`ExecOptions::timeout`]) holds in any case.
+//! - The other futures can be dropped at any time. A request that a supervisor has received is carried out: a halt
+//!   whose future was dropped still halts. A machine whose start was not complete is ended.
+//! - Supervisors have a session of their own, so Ctrl-C in a terminal reaches only this program. A program that ends
+//!   without cancellation ends its runs and incomplete starts too; started workspaces keep running.
+//!
 //! # Conventions
 //!
 //! - Long operations take a [`Progress`]: an observer of [`Event`]s and a [`CancellationToken`].
-//! - Data that arrives over time is a `Stream`: output of commands ([`Exec`]), logs, events, statistics, tar streams
+//! - Data that arrives over time is a [`Stream`]: output of commands ([`Exec`]), logs, events, statistics, tar streams
 //!   ([`Streaming`]).
-//! - An [`Error`] has a class ([`Error::kind`]) and a [`Hint`], which is data: the caller chooses the words.
+//! - An [`Error`] has a class ([`Error::kind`]) and a [`Hint`]. A hint is data with English words (`Display`); a program
+//!   with words of its own matches its variants.
 //! - The library reads no environment variable, no home directory and no terminal. The caller passes what it should
 //!   know in [`EngineOptions`].
 
@@ -132,9 +161,10 @@ pub mod volume;
 mod workspace;
 
 pub use attachment::{AttachmentError, AttachmentForm};
-pub use engine::{AccelChoice, Engine, EngineOptions, WeakJail};
+pub use engine::{AccelChoice, Engine, EngineOptions, TemplateUse, WeakJail};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer};
+pub use futures_core::Stream;
 pub use hint::{Hint, OptionHint};
 pub use images::Images;
 pub use options::{AttachOptions, AttachedOutput, CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
@@ -188,10 +218,11 @@ pub mod egress {
 /// Images: references, options and results of [`Images`].
 pub mod image {
     pub use microagent_image::{
-        Commit, CommitOptions, Committed, ConfigChanges, ConfigError, DamagedImage, Deletion, Digest,
-        DigestError, Environment, HealthCheck, Image, ImageConfig, ImageError, ImageEvent, ImageHint,
-        ImageList, ImageReference, ImageSummary, ImportSource, LoadOptions, LocalReference, ManifestError,
-        NetworkOptions, Origin, Platform, PlatformError, Prune, Pruned, PullOptions, PullPolicy, Pushed,
-        ReferenceError, RegistryReference, SaveTarget, Saved, SavedImage, StandardInput, Tagged, Transport,
+        Committed, ConfigChanges, ConfigError, DaemonReference, DamagedImage, Digest, DigestError,
+        Environment, HealthCheck, Image, ImageConfig, ImageDeletion, ImageError, ImageEvent, ImageHint,
+        ImageList, ImagePrune, ImageReference, ImageSummary, ImportSource, LoadOptions, LocalReference,
+        ManifestError, NetworkOptions, Origin, Platform, PlatformError, Pruned, PullOptions, PullPolicy,
+        Pushed, ReferenceError, RegistryReference, SaveTarget, Saved, SavedImage, StandardInput, Tagged,
+        Transport,
     };
 }

@@ -10,31 +10,36 @@ use microagent_model::{
 
 use crate::{Profile, StdinMode, Terminal};
 
-/// Options of every workspace. Create with [`WorkspaceOptions::new`] and change with its methods.
+/// Options that a run and a created workspace share. Create with [`WorkspaceOptions::new`] and change with its methods;
+/// [`RunOptions::workspace`] and [`CreateOptions::workspace`] change them in place.
+///
+/// Some options need network mode `user`; with [`NetworkMode::Isolated`] the guest has no network device, except for
+/// [`forwards`](WorkspaceOptions::forwards), which then are all that it reaches.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WorkspaceOptions {
-    /// Image reference, as a user writes it.
+    /// Image: a name such as `busybox` or `ghcr.io/owner/app:1`, completed as Docker does, or a path with its format, such as
+    /// `oci-archive:app.tar`.
     pub image: String,
-    /// Setup steps; the first that fails ends the setup.
+    /// Setup steps. The first one that fails ends the setup.
     pub setup: Vec<SetupStep>,
-    /// Environment variables, in addition to the image's; later entries win.
+    /// Environment variables, in addition to the image's. A later entry replaces an earlier one.
     pub env: Vec<(String, String)>,
-    /// OCI user; replaces the image's.
+    /// User instead of the image's: `user`, `uid`, `user:group`.
     pub user: Option<String>,
-    /// Working directory; replaces the image's.
+    /// Working directory instead of the image's.
     pub working_dir: Option<String>,
     /// Which program is process 1 of the guest.
     pub init: GuestInit,
     /// Further disks, in the order in which they are mounted.
     pub disks: Vec<Attachment>,
-    /// Published ports; with network `user`.
+    /// Published ports. Needs network mode `user`.
     pub publish: Vec<Publish>,
-    /// The egress policy; with network `user`.
+    /// The egress policy. Needs network mode `user`.
     pub egress: EgressPolicy,
-    /// Name servers and names; with network `user`.
+    /// Name servers and names. Needs network mode `user`.
     pub dns: DnsSettings,
-    /// Forwarded ports of `host.microagent.internal`. With network `isolated` the guest reaches nothing else.
+    /// Forwarded ports of `host.microagent.internal`. In network mode `isolated` they are all that the guest reaches.
     pub forwards: Vec<Forward>,
     /// Rate limits of disk and network.
     pub limits: RateLimits,
@@ -46,19 +51,19 @@ pub struct WorkspaceOptions {
     pub settings: GuestSettings,
     /// Artifacts: paths of the guest that can be fetched later.
     pub outputs: Vec<Artifact>,
-    /// Machine size to start from.
+    /// Profile: memory, CPUs and disk size, which the next three fields can replace.
     pub profile: Profile,
-    /// Memory in MiB; replaces the profile's.
+    /// Memory in MiB instead of the profile's.
     pub memory_mib: Option<u32>,
-    /// Virtual CPUs; replaces the profile's.
+    /// Number of virtual CPUs instead of the profile's.
     pub cpu_count: Option<u32>,
-    /// Size of the root disk in MiB; replaces the profile's.
+    /// Size of the root disk in MiB instead of the profile's.
     pub size_mib: Option<u64>,
-    /// Host name; if absent, derived from the workspace's name.
+    /// Host name of the guest. If absent, it is made from the workspace's name.
     pub hostname: Option<String>,
     /// Network mode.
     pub network: NetworkMode,
-    /// When the registry is contacted.
+    /// When the image is fetched from its registry.
     pub pull: PullPolicy,
 }
 
@@ -70,11 +75,11 @@ pub struct RunOptions {
     pub workspace: WorkspaceOptions,
     /// The command.
     pub command: RunCommand,
-    /// Whether the workspace is kept after the run.
+    /// Whether the workspace is kept after the run. By default it is removed.
     pub keep: bool,
-    /// Name; generated if absent.
+    /// Name of the workspace. If absent, a name is generated.
     pub name: Option<WorkspaceName>,
-    /// Time from the start of the machine after which it is killed.
+    /// Time limit: the machine is killed after this time.
     pub timeout: Option<Duration>,
 }
 
@@ -93,16 +98,28 @@ pub struct AttachOptions {
 /// The output of a run that an attached program receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AttachedOutput {
-    /// Output of setup steps and command, as it arrives.
+    /// Output of setup steps and command is passed on when it arrives.
     #[default]
     All,
-    /// Output of the command, as it arrives. If a setup step fails, the error has the output of the steps.
+    /// Output of the command is passed on when it arrives. If a setup step fails, the error has the output of the steps.
     Command,
-    /// None; the report has all output.
+    /// No output is passed on; the report has all of it.
     Recorded,
 }
 
 /// Options of a new workspace. Create with [`CreateOptions::new`] and change with its methods.
+///
+/// ```
+/// use microagent::{CreateOptions, NetworkMode, RunCommand};
+///
+/// let options = CreateOptions::new("db".parse()?, "postgres:16")
+///     .service(RunCommand::Image)
+///     .setup("mkdir -p /srv/backups")
+///     .workspace(|workspace| {
+///         workspace.env("POSTGRES_PASSWORD", "secret").memory_mib(1024).network(NetworkMode::Isolated)
+///     });
+/// # Ok::<(), microagent::NameError>(())
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CreateOptions {
@@ -113,7 +130,7 @@ pub struct CreateOptions {
     /// The service, which every start runs; the machine ends with it. Without a service the machine runs until it is
     /// halted.
     pub service: Option<RunCommand>,
-    /// Program of interactive sessions; replaces the guest's shell.
+    /// Program of interactive sessions instead of the guest's shell.
     pub shell: Option<String>,
     /// When [`Workspace::supervise`](crate::Workspace::supervise) restarts it.
     pub restart: RestartPolicy,
@@ -290,7 +307,7 @@ impl WorkspaceOptions {
         WorkspaceOptions { network, ..self }
     }
 
-    /// Sets when the registry is contacted.
+    /// Sets when the image is fetched from its registry.
     #[must_use]
     pub fn pull(self, pull: PullPolicy) -> WorkspaceOptions {
         WorkspaceOptions { pull, ..self }
@@ -333,7 +350,7 @@ impl CreateOptions {
         CreateOptions { restart, ..self }
     }
 
-    /// Changes the options of its workspace.
+    /// Changes the options that runs and workspaces share: environment, size, network, disks and so on.
     #[must_use]
     pub fn workspace(self, change: impl FnOnce(WorkspaceOptions) -> WorkspaceOptions) -> CreateOptions {
         CreateOptions { workspace: change(self.workspace), ..self }
@@ -390,6 +407,7 @@ impl RunOptions {
         self.command = RunCommand::Shell(line.into());
         self
     }
+
     /// Keeps the workspace after the run.
     #[must_use]
     pub fn keep(self) -> RunOptions {
@@ -408,7 +426,7 @@ impl RunOptions {
         RunOptions { timeout: Some(timeout), ..self }
     }
 
-    /// Changes the options of its workspace.
+    /// Changes the options that runs and workspaces share: environment, size, network, disks and so on.
     #[must_use]
     pub fn workspace(self, change: impl FnOnce(WorkspaceOptions) -> WorkspaceOptions) -> RunOptions {
         RunOptions { workspace: change(self.workspace), ..self }

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use microagent_image::ImageEvent;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Event, Observer};
+use crate::{Error, Event, Observer};
 
-/// An observer and a cancellation token. Cheap to clone.
+/// An observer and a cancellation token, for operations that take long. Cheap to clone.
 ///
 /// ```
 /// use microagent::{CancellationToken, Progress};
@@ -34,7 +34,8 @@ impl Progress {
         Progress { observer: Some(Arc::new(observer)), ..self }
     }
 
-    /// Sets the token whose cancellation ends the operation with [`Error::Cancelled`](crate::Error::Cancelled).
+    /// Sets the token whose cancellation ends the operation with [`Error::Cancelled`] (that of a run with
+    /// [`Error::RunCancelled`], once its machine exists). An operation whose token is already cancelled has no effect.
     #[must_use]
     pub fn cancel(self, cancel: CancellationToken) -> Progress {
         Progress { cancel, ..self }
@@ -45,6 +46,11 @@ impl Progress {
         if let Some(observer) = &self.observer {
             observer.event(event);
         }
+    }
+
+    /// Fails if the operation was cancelled before it began, so that it has no effect.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// Returns the token.

@@ -30,11 +30,16 @@ use crate::{
 
 impl Engine {
     /// Runs one command in a machine of its own and returns its result. A disposable run is removed at its end. If
-    /// the machine failed, the record is kept in state `failed`, so that its logs can be read.
+    /// the machine failed, the record is kept in state `failed`, so that its logs can be read. Dropping the future ends
+    /// the machine, but does not remove the workspace; cancel `progress` to remove both.
     ///
     /// # Errors
-    /// Fails if the image cannot be used, the machine cannot be started or fails, a setup step fails, the time limit
-    /// is reached, or `progress` is cancelled. An exit code other than 0 is not an error.
+    /// Fails if the options are not valid ([`Invalid`](crate::ErrorKind::Invalid)), the image cannot be used
+    /// ([`Image`](crate::ErrorKind::Image), [`NotFound`](crate::ErrorKind::NotFound)), the machine cannot be started or
+    /// fails ([`RunFailed`](crate::ErrorKind::RunFailed)), a setup step fails
+    /// ([`SetupFailed`](crate::ErrorKind::SetupFailed)), the time limit is reached
+    /// ([`Timeout`](crate::ErrorKind::Timeout)), or `progress` is cancelled ([`Cancelled`](crate::ErrorKind::Cancelled)).
+    /// An exit code other than 0 is not an error.
     pub async fn run(&self, options: RunOptions, progress: &Progress) -> Result<RunReport, Error> {
         self.begin_run(options, None, progress).await?.finish(progress).await
     }
@@ -47,6 +52,7 @@ impl Engine {
         progress: &Progress,
     ) -> Result<BegunRun, Error> {
         check_run(&options)?;
+        progress.check()?;
         self.prepare()?;
         let name = options.name.clone().map_or_else(generated_name, Ok)?;
         // Before the image is fetched; the supervisor looks again.

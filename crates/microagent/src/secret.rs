@@ -167,6 +167,7 @@ impl Engine {
         references: &[SecretReference],
         progress: &Progress,
     ) -> Result<Vec<SecretCheck>, Error> {
+        progress.check()?;
         let mut checks = Vec::new();
         for reference in references {
             let outcome = unless_cancelled(self.resolve(reference), progress.token()).await?;

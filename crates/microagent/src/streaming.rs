@@ -10,9 +10,21 @@ use tokio::task::AbortHandle;
 
 use crate::Error;
 
-/// A [`Stream`] of items. [`Streaming::next`] works without a crate of extensions.
+/// A [`Stream`] of items that a task produces: logs, events, statistics, tar data.
 ///
-/// The task waits while the queue is full, and ends if this value is dropped. An error is the last item.
+/// The queue is short: a task whose queue is full waits until the caller takes an item. Dropping this value ends the
+/// task. After an error there are no more items. [`Streaming::next`] needs no crate of extensions.
+///
+/// ```no_run
+/// # use microagent::{LogOptions, Workspace};
+/// # async fn example(workspace: &Workspace) -> Result<(), microagent::Error> {
+/// let mut log = workspace.follow_logs(LogOptions::new().tail(10)).await?;
+/// while let Some(bytes) = log.next().await {
+///     print!("{}", String::from_utf8_lossy(&bytes?));
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "nothing happens unless items are taken"]
 pub struct Streaming<T> {
@@ -21,7 +33,7 @@ pub struct Streaming<T> {
 }
 
 impl<T: Send + 'static> Streaming<T> {
-    /// Starts the work. It hands items to the sender, at most `queue` of which wait; its error is the last item.
+    /// Starts the work, which sends items; the queue has this length. The error of the work is the last item.
     pub(crate) fn start<F>(
         queue: usize,
         work: impl FnOnce(mpsc::Sender<Result<T, Error>>) -> F,
@@ -33,7 +45,7 @@ impl<T: Send + 'static> Streaming<T> {
         let work = work(sender.clone());
         let task = tokio::spawn(async move {
             if let Err(error) = work.await {
-                // Nobody is left to be told when the receiver is gone.
+                // A caller that dropped the stream needs no error.
                 let _ = sender.send(Err(error)).await;
             }
         });
@@ -42,7 +54,7 @@ impl<T: Send + 'static> Streaming<T> {
 }
 
 impl<T> Streaming<T> {
-    /// Waits for the next item; `None` after the last one. Cancel-safe.
+    /// Waits for the next item. Returns `None` after the last one. Cancel-safe.
     pub async fn next(&mut self) -> Option<Result<T, Error>> {
         poll_fn(|context| self.items.poll_recv(context)).await
     }
@@ -62,7 +74,7 @@ impl<T> Drop for Streaming<T> {
     }
 }
 
-/// Hands an item over; an error means that nobody takes items any more.
+/// Sends an item. Fails if the caller dropped the stream.
 pub(crate) async fn hand_over<T>(sender: &mpsc::Sender<Result<T, Error>>, item: T) -> Result<(), Error> {
     sender.send(Ok(item)).await.map_err(|_| Error::Cancelled)
 }

@@ -290,7 +290,7 @@ impl Engine {
             work,
             timeout: None,
             boot_deadline: self.options().boot_deadline,
-            warm: self.options().warm.clone(),
+            warm: self.options().templates.warm(),
             weak_jail: programs.weak_jail.clone(),
             one_start: None,
         })

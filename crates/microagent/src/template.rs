@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use microagent_model::{DnsSettings, EgressPolicy, NetworkMode, RateLimits, Resources, WorkspaceName};
 use microagent_proto::Settings;
 use microagent_store::WorkspaceDir;
-pub use microagent_vm::template::Prune;
+pub use microagent_vm::template::TemplatePrune;
 use microagent_vm::template::{self, TemplateInfo};
 use microagent_vm::{Outcome, Timeline, Work};
 
@@ -91,7 +91,7 @@ impl Templates {
     /// Lists templates, most recently used first. Changes nothing.
     ///
     /// # Errors
-    /// Fails when the state directory exists and cannot be read.
+    /// Fails if the state directory exists and cannot be read.
     pub fn list(&self) -> Result<Vec<Template>, Error> {
         let found = template::list(self.engine.state()).map_err(|source| self.unreadable(source))?;
         Ok(found.into_iter().map(Template::of).collect())
@@ -100,7 +100,8 @@ impl Templates {
     /// Returns the template with this key. A key can be shortened to its first digits, at least 6, if they are unique.
     ///
     /// # Errors
-    /// Fails when there is none or more than one, or the state directory cannot be read.
+    /// Fails if no template has this key ([`NotFound`](crate::ErrorKind::NotFound)), several have
+    /// ([`Invalid`](crate::ErrorKind::Invalid)), or the state directory cannot be read.
     pub fn get(&self, key: &str) -> Result<Template, Error> {
         self.find(key).map(Template::of)
     }
@@ -120,7 +121,7 @@ impl Templates {
     ///
     /// # Errors
     /// Fails when the state directory exists and cannot be read.
-    pub fn prune(&self, which: Prune) -> Result<Vec<Template>, Error> {
+    pub fn prune(&self, which: TemplatePrune) -> Result<Vec<Template>, Error> {
         let gone = template::prune(self.engine.state(), which).map_err(|source| self.unreadable(source))?;
         Ok(gone.into_iter().map(Template::of).collect())
     }
@@ -137,6 +138,7 @@ impl Templates {
         network: NetworkMode,
         progress: &Progress,
     ) -> Result<Timeline, Error> {
+        progress.check()?;
         let engine = &self.engine;
         engine.prepare()?;
         let programs = engine.host_programs(network)?;

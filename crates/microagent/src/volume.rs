@@ -36,7 +36,7 @@ const JOURNAL_SHARE: u64 = 64;
 const JOURNAL_MIN: u64 = 1024;
 const JOURNAL_MAX: u64 = 32_768;
 
-/// A volume.
+/// A named ext4 disk that can be attached to one machine at a time.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Volume {
@@ -56,24 +56,24 @@ pub struct Volume {
     pub problem: Option<String>,
 }
 
-/// Which volumes can be deleted.
+/// Which volumes [`Volumes::delete`] may delete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeleteMode {
+pub enum VolumeDeleteMode {
     /// Only a volume that no machine uses and no workspace attaches.
     Unused,
     /// Any volume. The machine that uses it is killed first. Workspaces that attach it can no longer start.
     Force,
 }
 
-/// The result of deleting a volume.
+/// The result of [`Volumes::delete`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Deletion {
+pub struct VolumeDeletion {
     /// Whether the volume existed.
     pub deleted: bool,
-    /// The workspace that was killed.
+    /// The workspace that was killed, because it used the volume.
     pub killed: Option<WorkspaceName>,
-    /// Workspaces that attach it and cannot start without it.
+    /// Workspaces that attach the volume and cannot start without it.
     pub missed_by: Vec<WorkspaceName>,
 }
 
@@ -94,7 +94,8 @@ impl Volumes {
     /// Creates a volume of this size: an empty ext4 file system without `lost+found`, in a sparse file.
     ///
     /// # Errors
-    /// Fails if the name is taken, the size is not valid, or the disk cannot be written. Then nothing is created.
+    /// Fails if the name is taken ([`AlreadyExists`](crate::ErrorKind::AlreadyExists)), the size is not valid
+    /// ([`Invalid`](crate::ErrorKind::Invalid)), or the disk cannot be written. Then nothing is created.
     pub fn create(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
         check_size(size_mib)?;
         self.engine.prepare()?;
@@ -136,7 +137,7 @@ impl Volumes {
     /// Returns a volume. Changes nothing.
     ///
     /// # Errors
-    /// Fails when there is none.
+    /// Fails if the volume does not exist ([`NotFound`](crate::ErrorKind::NotFound)).
     pub fn get(&self, name: &VolumeName) -> Result<Volume, Error> {
         self.observe(name).ok_or_else(|| Error::NoSuchVolume { name: name.clone() })
     }
@@ -162,7 +163,9 @@ impl Volumes {
     /// Enlarges a volume. Its file system grows at the next start that attaches it for writing.
     ///
     /// # Errors
-    /// Fails if there is no such volume, it is in use, or the size is smaller than now or not valid.
+    /// Fails if the volume does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or is in use
+    /// ([`Busy`](crate::ErrorKind::Busy)), or the size is smaller than before or not valid
+    /// ([`Invalid`](crate::ErrorKind::Invalid)).
     pub fn resize(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
         let dir = self.existing(name)?;
         let _held = hold(name, &dir)?;
@@ -186,19 +189,20 @@ impl Volumes {
     /// Deletes a volume with its data. A missing volume is not an error.
     ///
     /// # Errors
-    /// Fails if a machine uses it or a workspace attaches it and `mode` is [`DeleteMode::Unused`], if that machine
-    /// cannot be ended, or its files cannot be removed.
-    pub async fn delete(&self, name: &VolumeName, mode: DeleteMode) -> Result<Deletion, Error> {
+    /// Fails if a machine uses it ([`Busy`](crate::ErrorKind::Busy)) or a workspace attaches it
+    /// ([`WrongState`](crate::ErrorKind::WrongState)) and `mode` is [`VolumeDeleteMode::Unused`], if that machine cannot
+    /// be ended, or its files cannot be removed.
+    pub async fn delete(&self, name: &VolumeName, mode: VolumeDeleteMode) -> Result<VolumeDeletion, Error> {
         let Ok(dir) = self.existing(name) else {
-            return Ok(Deletion { deleted: false, killed: None, missed_by: Vec::new() });
+            return Ok(VolumeDeletion { deleted: false, killed: None, missed_by: Vec::new() });
         };
         let killed = match dir.holder() {
-            Some(holder) if mode == DeleteMode::Force => Some(self.end_holder(&holder).await?),
+            Some(holder) if mode == VolumeDeleteMode::Force => Some(self.end_holder(&holder).await?),
             _ => None,
         };
         let held = hold(name, &dir)?;
         let named_by = self.named_by(name)?;
-        if mode == DeleteMode::Unused && !named_by.is_empty() {
+        if mode == VolumeDeleteMode::Unused && !named_by.is_empty() {
             return Err(Error::VolumeNamed { name: name.clone(), workspaces: named_by });
         }
         held.remove(self.engine.state()).map_err(|source| Error::File {
@@ -206,21 +210,21 @@ impl Volumes {
             path: dir.path().to_owned(),
             source,
         })?;
-        Ok(Deletion { deleted: true, killed, missed_by: named_by })
+        Ok(VolumeDeletion { deleted: true, killed, missed_by: named_by })
     }
 
-    /// Kills the workspace that has a volume. A run's is gone afterwards, or in state `failed`.
+    /// Kills the workspace that uses a volume. The workspace of a run is then removed, or in state `failed`.
     async fn end_holder(&self, holder: &VolumeHolder) -> Result<WorkspaceName, Error> {
         let workspace: WorkspaceName = holder.workspace.parse().map_err(InvalidRequest::VolumeHolder)?;
         match self.engine.workspace(&workspace).kill().await {
-            // A run that goes away removes its workspace.
+            // A run that ends removes its workspace.
             Ok(_) | Err(Error::NoSuchWorkspace { .. }) => Ok(workspace),
             Err(Error::Record(error)) if error.is_not_found() => Ok(workspace),
             Err(error) => Err(error),
         }
     }
 
-    /// Workspaces whose starts attach it.
+    /// Returns the workspaces whose starts attach the volume.
     fn named_by(&self, name: &VolumeName) -> Result<Vec<WorkspaceName>, Error> {
         let state = self.engine.state();
         let names = state.workspace_names().map_err(|source| Error::File {
@@ -271,7 +275,7 @@ fn random_uuid() -> Result<[u8; 16], Error> {
     Ok(uuid)
 }
 
-/// What the file system is made with.
+/// Returns the options of the new file system.
 fn options(size_mib: u64, uuid: [u8; 16]) -> Options {
     let blocks = size_mib.min(WRITTEN_MAX_MIB) * BLOCKS_PER_MIB;
     let journal = (size_mib * BLOCKS_PER_MIB / JOURNAL_SHARE).clamp(JOURNAL_MIN, JOURNAL_MAX);
@@ -357,13 +361,13 @@ mod tests {
         let held = engine.state().volume(&data).hold().unwrap();
         for refused in [
             engine.volumes().resize(&data, 300).unwrap_err(),
-            engine.volumes().delete(&data, DeleteMode::Unused).await.unwrap_err(),
+            engine.volumes().delete(&data, VolumeDeleteMode::Unused).await.unwrap_err(),
         ] {
             assert!(refused.is_retryable(), "{refused}");
         }
         drop(held);
-        assert!(engine.volumes().delete(&data, DeleteMode::Unused).await.unwrap().deleted);
-        assert!(!engine.volumes().delete(&data, DeleteMode::Unused).await.unwrap().deleted);
+        assert!(engine.volumes().delete(&data, VolumeDeleteMode::Unused).await.unwrap().deleted);
+        assert!(!engine.volumes().delete(&data, VolumeDeleteMode::Unused).await.unwrap().deleted);
     }
 
     #[test]

@@ -17,6 +17,8 @@ mod observe;
 mod ports;
 mod rename;
 mod supervise;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -74,8 +76,30 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// | change settings | [`apply`], [`publish`], [`unpublish`] |
 /// | isolate, restart, remove | [`quarantine`], [`supervise`], [`delete`] |
 ///
-/// Methods that copy files work on running and on resting workspaces. Others name the state that they need and fail
-/// with [`Error::WrongState`] in another one.
+/// A workspace has a machine or is *resting*; [`State`] lists the states and [`State::is_resting`] defines resting.
+/// Methods that copy files work in both cases. Other methods name the state that they need, and fail with
+/// [`Error::WrongState`] in another one.
+///
+/// To end a machine, use [`halt`], a clean shutdown. Use [`stop`] if the service must not be killed in any case, and
+/// [`kill`] if guest or supervisor do not answer.
+///
+/// Dropping the future of a method that waits for a supervisor (`start`, `halt`, …) does not undo the request: the
+/// machine of a start that was dropped is ended, a halt continues.
+///
+/// ```no_run
+/// # use microagent::{CreateOptions, Engine, ExecOptions, Progress, RunCommand, StartOptions, WorkspaceOptions};
+/// # async fn example(engine: &Engine, progress: &Progress) -> Result<(), microagent::Error> {
+/// let options = CreateOptions::new("web".parse()?, "nginx:1.27")
+///     .workspace(|workspace| workspace.memory_mib(512).publish("8080:80".parse().expect("a valid port")))
+///     .service(RunCommand::Image);
+/// let web = engine.create(options, progress).await?;
+/// web.start(StartOptions::new(), progress).await?;
+/// let output = web.exec(ExecOptions::new(["nginx", "-v"])).await?.collect_output(4096).await?;
+/// assert_eq!(output.execution.exit_code, 0);
+/// web.halt().await?;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// [`start`]: Workspace::start
 /// [`halt`]: Workspace::halt
@@ -200,25 +224,25 @@ pub struct WorkspaceDetails {
     pub outputs: Vec<Artifact>,
     /// References of its secrets.
     pub secrets: Vec<SecretReference>,
-    /// Whether it belongs to a disposable run, or to one that failed.
+    /// Whether it belongs to a disposable run: it is removed when the run ends, and kept if the machine failed.
     pub disposable: bool,
     /// Rate limits of disk and network.
     pub limits: RateLimits,
     /// Walls of QEMU's jail that its newest machine started without.
     pub weak_jail: Vec<String>,
-    /// Whether its newest machine ended because a client requested it.
+    /// Whether its newest machine was ended by a request (halt, stop, kill), not by its service or an error.
     pub ended_on_request: bool,
 }
 
-/// What [`Workspace::delete`] does with a workspace that is not resting.
+/// How [`Workspace::delete`] treats a workspace that is not [resting](State::is_resting).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DeleteMode {
-    /// Fails: only a resting workspace is deleted.
+    /// The deletion fails: only a resting workspace is deleted.
     Resting,
-    /// Shuts the machine down first. Fails if the workspace is quarantined.
+    /// The workspace is stopped first, as with [`Workspace::stop`]. The deletion fails if it is quarantined.
     Stop,
-    /// Kills the machine first, also that of a quarantined workspace.
+    /// The machine is killed first, also that of a quarantined workspace.
     Kill,
 }
 
@@ -238,7 +262,7 @@ impl Engine {
         Workspace { engine: self.clone(), name: name.clone() }
     }
 
-    /// Lists workspaces, sorted by name. Changes nothing. A damaged record is an item with a `problem`, not an error.
+    /// Lists all workspaces, sorted by name. Changes nothing. A damaged record is an item with a `problem`, not an error.
     ///
     /// # Errors
     /// Fails if the state directory exists and cannot be read.
@@ -283,8 +307,10 @@ impl Workspace {
     /// Deletes the workspace: record, disk, logs. Volumes are kept. A missing workspace is not an error.
     ///
     /// # Errors
-    /// Fails if the workspace is running and `mode` is [`DeleteMode::Resting`], it does not shut down in time, another
-    /// command uses it, or its files cannot be removed.
+    /// Fails if the workspace is not [resting](State::is_resting) and `mode` does not end its machine
+    /// ([`WrongState`](crate::ErrorKind::WrongState)), its service does not stop in time
+    /// ([`RunFailed`](crate::ErrorKind::RunFailed)), another command uses it ([`Busy`](crate::ErrorKind::Busy)), or its
+    /// files cannot be removed. Then the files are kept.
     pub async fn delete(&self, mode: DeleteMode) -> Result<Deletion, Error> {
         let dir = self.dir();
         if !dir.path().exists() {
@@ -296,7 +322,7 @@ impl Workspace {
         match (live, mode) {
             (None, _) => {}
             (Some(_), DeleteMode::Kill) => drop(self.kill().await?),
-            // Somebody wants to examine a quarantined workspace, so only `Kill` deletes it.
+            // A quarantined workspace is kept for examination, so only `Kill` deletes it.
             (Some(state), DeleteMode::Resting) | (Some(state @ State::Quarantined), _) => {
                 return Err(self.wrong_state(state, Action::Delete));
             }

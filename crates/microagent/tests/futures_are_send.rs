@@ -61,7 +61,7 @@ fn every_future_of_an_engine_is_send() {
     assert_send(images.save(&[], SaveTarget::Path("x".into()), &network, &progress));
 
     let volume = "data".parse().expect("a name");
-    assert_send(engine.volumes().delete(&volume, volume::DeleteMode::Unused));
+    assert_send(engine.volumes().delete(&volume, volume::VolumeDeleteMode::Unused));
     let resources = PROFILES[0].resources;
     assert_send(engine.templates().create(resources, NetworkMode::Isolated, &progress));
 }

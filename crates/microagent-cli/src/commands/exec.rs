@@ -136,7 +136,7 @@ pub(crate) fn execute(context: &Context, args: ExecArgs) -> Result<u8, Failure> 
     if context.streams() {
         let code = u8::try_from(execution.exit_code).unwrap_or(1);
         let document =
-            ExecDocument::new(args.name, (Vec::new(), Vec::new()), execution.discarded_bytes, execution);
+            ExecDocument::new(args.name, (Vec::new(), Vec::new()), execution.dropped_bytes, execution);
         return print_line(&StreamLine::Exec(Box::new(document))).map(|()| code);
     }
     let progress = context.progress(true);

@@ -127,8 +127,8 @@ fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
     }
     let engine = context.engine();
     let (templates, images) = match args.all {
-        true => (template::Prune::All, image::Prune::All),
-        false => (template::Prune::Stale, image::Prune::Unused),
+        true => (template::TemplatePrune::All, image::ImagePrune::All),
+        false => (template::TemplatePrune::Stale, image::ImagePrune::Unused),
     };
     let templates = engine.templates().prune(templates)?;
     let images = engine.images().prune(images)?;

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use microagent::Timeline;
-use microagent::template::{Prune, Template};
+use microagent::template::{Template, TemplatePrune};
 
 use crate::args::machine::MachineArgs;
 use crate::context::Context;
@@ -174,7 +174,7 @@ fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
 }
 
 fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
-    let which = if args.all { Prune::All } else { Prune::Stale };
+    let which = if args.all { TemplatePrune::All } else { TemplatePrune::Stale };
     removed(context, context.engine().templates().prune(which)?)
 }
 

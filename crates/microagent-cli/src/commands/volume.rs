@@ -1,7 +1,7 @@
 //! `microagent volume`: disks that belong to no workspace.
 
 use clap::{Args, Subcommand};
-use microagent::volume::{DeleteMode, SIZE_MIB, Volume};
+use microagent::volume::{SIZE_MIB, Volume, VolumeDeleteMode};
 use microagent::{Engine, Error, VolumeName, WorkspaceName};
 
 use crate::args::listing::{Entries, ListingArgs};
@@ -235,7 +235,7 @@ fn show(context: &Context, volume: Volume) -> Result<(), Failure> {
 /// Deletes all that can be deleted; the first failure is reported after that.
 fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
     let volumes = context.engine().volumes();
-    let mode = if args.force { DeleteMode::Force } else { DeleteMode::Unused };
+    let mode = if args.force { VolumeDeleteMode::Force } else { VolumeDeleteMode::Unused };
     if !args.yes && !args.force {
         for name in &args.names {
             volumes.get(name)?;
@@ -295,7 +295,7 @@ pub(crate) fn prune_unused(context: &Context, engine: &Engine) -> Result<VolumeP
                 return Err(Error::Cancelled.into());
             }
             // One that a workspace attaches is refused, and stays.
-            if engine.volumes().delete(&volume.name, DeleteMode::Unused).await.is_ok() {
+            if engine.volumes().delete(&volume.name, VolumeDeleteMode::Unused).await.is_ok() {
                 document.volumes.push(volume.name.to_string());
                 document.freed_bytes += volume.bytes;
             }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use microagent::ImageReport;
 use microagent::image::{
-    DamagedImage, Deletion, Image, ImageList, ImageSummary, Origin, Platform, Pruned, Pushed, Saved,
+    DamagedImage, Image, ImageDeletion, ImageList, ImageSummary, Origin, Platform, Pruned, Pushed, Saved,
     SavedImage, Tagged,
 };
 use serde::Serialize;
@@ -151,7 +151,7 @@ pub(crate) struct ImageDeleteDocument {
 
 document! {
     /// An image that was deleted.
-    DeletedImageDocument of Deletion {
+    DeletedImageDocument of ImageDeletion {
         references: Vec<String>,
         freed_bytes: u64,
     }
@@ -187,8 +187,8 @@ impl From<Saved> for SaveDocument {
     }
 }
 
-impl From<Vec<Deletion>> for ImageDeleteDocument {
-    fn from(deleted: Vec<Deletion>) -> ImageDeleteDocument {
+impl From<Vec<ImageDeletion>> for ImageDeleteDocument {
+    fn from(deleted: Vec<ImageDeletion>) -> ImageDeleteDocument {
         ImageDeleteDocument { deleted: deleted.into_iter().map(DeletedImageDocument::from).collect() }
     }
 }

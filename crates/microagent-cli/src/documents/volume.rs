@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use microagent::volume::{Deletion, Volume};
+use microagent::volume::{Volume, VolumeDeletion};
 use microagent::{VolumeName, WorkspaceName};
 use serde::Serialize;
 
@@ -63,8 +63,8 @@ pub(crate) struct DeletedVolume {
 
 impl DeletedVolume {
     /// What the library did to this volume.
-    pub(crate) fn new(name: VolumeName, deletion: Deletion) -> DeletedVolume {
-        let Deletion { deleted, killed, missed_by, .. } = deletion;
+    pub(crate) fn new(name: VolumeName, deletion: VolumeDeletion) -> DeletedVolume {
+        let VolumeDeletion { deleted, killed, missed_by, .. } = deletion;
         DeletedVolume { name, deleted, killed, missed_by }
     }
 }

@@ -1,9 +1,11 @@
-//! What can be done about an error of images, as data. The words are those of the program that shows it.
+//! What a user can do about an error of images, as data. `Display` has words that name no option of any program.
+
+use std::fmt;
 
 use super::{ImageError, certificate_problem};
 use crate::manifest::ManifestError;
 
-/// What can be done about an [`ImageError`].
+/// What a user can do about an [`ImageError`]. `Display` is an English sentence that applies in any program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ImageHint {
@@ -40,8 +42,36 @@ pub enum ImageHint {
     ChooseTransport,
 }
 
+impl fmt::Display for ImageHint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ImageHint::Advice(text) => text,
+            ImageHint::AllowPlainHttp { registry } => {
+                return write!(f, "allow plain HTTP to registry `{registry}`, if you trust the network to it");
+            }
+            ImageHint::PullAgain => "pull the image again",
+            ImageHint::PullFirst => "pull the image first, or allow fetching images that are missing",
+            ImageHint::ListImages => "list the images, to see which ones are in the cache",
+            ImageHint::LogInOrTag => {
+                "log in with docker login or podman login, or give the image a name of another registry"
+            }
+            ImageHint::FreeSpace => "free disk space: remove images that are not needed, or use another state directory",
+            ImageHint::ChooseStateDir => "use another state directory",
+            ImageHint::PruneDamaged => "remove damaged records: prune the images",
+            ImageHint::DeleteWorkspaces => "delete the workspaces that use the image first",
+            ImageHint::DeleteWorkspace => "delete the workspace with the damaged record first",
+            ImageHint::NameImage => "give the image of the archive a name",
+            ImageHint::LoadArchive => "load the images of the archive",
+            ImageHint::ChooseTransport => {
+                "`oci:` takes a layout directory, `oci-archive:` a tar of one, `docker-archive:` a `docker save` tar; \
+                 a root file system is imported"
+            }
+        })
+    }
+}
+
 impl ImageError {
-    /// What can be done about it.
+    /// Returns a hint: what the user can do.
     pub fn hint(&self) -> Option<ImageHint> {
         Some(match self {
             ImageError::PlainHttp { registry } => ImageHint::AllowPlainHttp { registry: registry.clone() },
@@ -61,7 +91,7 @@ impl ImageError {
         })
     }
 
-    /// What can be done where that is the same in any program.
+    /// Returns advice that applies in any program.
     fn advice(&self) -> Option<String> {
         let hint = match self {
             ImageError::Reference { source, .. } => return Some(source.hint()),

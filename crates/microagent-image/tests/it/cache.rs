@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use microagent_image::{ImageError, Origin, Prune, PullPolicy};
+use microagent_image::{ImageError, ImagePrune, Origin, PullPolicy};
 use microagent_model::{DnsSettings, ImageIdentity, NetworkMode, Resources, RestartPolicy, State};
 use microagent_store::{WORKSPACE_FORMAT, WorkspaceDir, WorkspaceRecord};
 
@@ -81,7 +81,7 @@ async fn lists_without_touching_anything() {
     assert!(reasons.iter().any(|reason| reason.contains("is damaged")), "{reasons:?}");
     assert!(reasons.iter().any(|reason| reason.contains("has format 99")), "{reasons:?}");
     drop(image);
-    let error = home.store.prune(Prune::Unused).unwrap_err();
+    let error = home.store.prune(ImagePrune::Unused).unwrap_err();
     assert!(matches!(error, ImageError::TooNew { .. }), "what a newer release needs is not ours to judge");
 }
 
@@ -165,7 +165,7 @@ async fn delete_spares_what_others_need() {
 #[tokio::test]
 async fn prune_frees_what_nothing_needs() {
     let home = Home::new();
-    assert_eq!(home.store.prune(Prune::All).unwrap().freed_bytes, 0);
+    assert_eq!(home.store.prune(ImagePrune::All).unwrap().freed_bytes, 0);
     let mut layout = Layout::simple(&home.path("layout"), "one");
     let one = home.pull(&layout.reference("latest")).await.unwrap();
     let (one_disk, one_digest) = (one.disk.clone(), one.digest.clone());
@@ -182,7 +182,7 @@ async fn prune_frees_what_nothing_needs() {
     fs::create_dir(images.join("scratch/dead")).unwrap();
     fs::write(images.join("scratch/dead/disk.ext4"), vec![1; 10_000]).unwrap();
 
-    let pruned = home.store.prune(Prune::Unused).unwrap();
+    let pruned = home.store.prune(ImagePrune::Unused).unwrap();
     assert_eq!((pruned.references.len(), pruned.damaged_records, pruned.blobs), (0, 1, 1));
     assert_eq!((pruned.disks, pruned.partial_files), (0, 2));
     assert!(pruned.freed_bytes >= 30_000);
@@ -190,11 +190,11 @@ async fn prune_frees_what_nothing_needs() {
     let manifest = one_digest.strip_prefix("sha256:").unwrap().to_owned();
     assert!(home.files("blobs/sha256").contains(&manifest), "`commit` needs the image of the workspace");
 
-    let pruned = home.store.prune(Prune::All).unwrap();
+    let pruned = home.store.prune(ImagePrune::All).unwrap();
     assert_eq!((pruned.references.len(), pruned.disks), (1, 1));
     assert!(one_disk.exists() && !two_disk.exists());
     fs::remove_dir_all(workspace.path()).unwrap();
-    let pruned = home.store.prune(Prune::Unused).unwrap();
+    let pruned = home.store.prune(ImagePrune::Unused).unwrap();
     assert_eq!(pruned.disks, 1);
     for dir in ["refs", "disks", "blobs/sha256", "partial", "scratch", "locks"] {
         assert_eq!(home.files(dir), [""; 0], "{dir}");

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Cursor, Read};
 
 use microagent_image::{
-    Commit, CommitOptions, Committed, ConfigChanges, Digest, ImageError, Origin, Prune, PullPolicy,
+    Commit, CommitOptions, Committed, ConfigChanges, Digest, ImageError, ImagePrune, Origin, PullPolicy,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -65,7 +65,7 @@ async fn a_layer_more_is_an_image_whose_disk_is_made_at_its_first_use() {
     for reference in ["my/app:1", "other:1", &format!("some/where@{}", made.digest)] {
         home.store.delete(reference).unwrap();
     }
-    home.store.prune(Prune::Unused).unwrap();
+    home.store.prune(ImagePrune::Unused).unwrap();
     let image = home.ensure("my/app:2", PullPolicy::Never).await.unwrap();
     assert_eq!(image.digest, more.digest);
     assert_eq!(read_from_disk(&image.disk, "/etc/new"), "new");

@@ -3,7 +3,8 @@
 use microagent_model::{FailureKind, JobId, WorkspaceName};
 use microagent_store::ReadError;
 
-use super::{ErrorKind, failure_kind};
+use super::ErrorKind;
+use super::kind::failure_kind;
 use crate::Hint;
 
 /// Why a job cannot be started or reached.

@@ -43,7 +43,8 @@ pub struct Applied {
     pub workspace: WorkspaceName,
     /// Its state.
     pub state: State,
-    /// The differences, in the order of the file's reference; empty if the workspace matched the file.
+    /// The differences, in the order in which the reference of spec files lists the keys. Empty if the workspace matched
+    /// the file.
     pub changes: Vec<Change>,
     /// Whether the changes were only listed.
     pub dry_run: bool,
@@ -63,7 +64,7 @@ pub struct Change {
     pub old: Option<String>,
     /// The new value.
     pub new: Option<String>,
-    /// Whether it can change only at rest.
+    /// Whether it can change only while the workspace is resting.
     pub needs_rest: bool,
 }
 
@@ -80,11 +81,12 @@ pub enum ChangeKind {
 }
 
 impl Workspace {
-    /// Changes the workspace to match a spec file. `host` looks up the variables that the file passes through.
+    /// Changes the workspace to match a spec file. Keys that are not in the file do not change. `host` looks up the
+    /// environment variables that the file names without a value.
     ///
     /// # Errors
-    /// Fails if a difference cannot change, cannot change in the workspace's state, or is not valid. Then nothing is
-    /// written.
+    /// Fails if a difference cannot change ([`Invalid`](crate::ErrorKind::Invalid)), or not in the workspace's state
+    /// ([`WrongState`](crate::ErrorKind::WrongState)). Then nothing is written.
     pub async fn apply(&self, spec: &SpecFile, host: &Lookup, mode: ApplyMode) -> Result<Applied, Error> {
         let dry_run = mode == ApplyMode::DryRun;
         let dir = self.existing()?;

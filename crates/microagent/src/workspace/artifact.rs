@@ -22,21 +22,24 @@ use crate::{Error, Event, Progress};
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 impl Workspace {
-    /// Returns the declared artifacts.
+    /// Returns the artifacts that were declared in [`WorkspaceOptions::outputs`](crate::WorkspaceOptions::outputs).
     ///
     /// # Errors
-    /// Fails when there is no such workspace or its record is damaged.
+    /// Fails if the workspace does not exist or its record is damaged.
     pub fn artifacts(&self) -> Result<Vec<Artifact>, Error> {
         Ok(self.load()?.outputs)
     }
 
-    /// Fetches an artifact of the resting workspace to `dest` and returns the written path. A file is written to that
-    /// path, or into it if it is a directory; a directory becomes a new directory. Symbolic links that lead out of it
-    /// are omitted, and a notice has their number.
+    /// Fetches an artifact of the [resting](microagent_model::State::is_resting) workspace to `dest` and returns the
+    /// written path: `dest` itself, or the artifact's own name in `dest` if `dest` is a directory. An existing file is
+    /// replaced, an existing directory is not. Symbolic links that lead out of the artifact are left out, and an
+    /// [`Event::Notice`] has their number. A machine boots with the disk, without the service, and its guest sends the
+    /// artifact.
     ///
     /// # Errors
-    /// Fails if the workspace is running or in use, has no such artifact, the guest cannot read it, or `dest` cannot
-    /// be written. Then no incomplete destination is left.
+    /// Fails if the workspace is not resting ([`WrongState`](crate::ErrorKind::WrongState)) or in use
+    /// ([`Busy`](crate::ErrorKind::Busy)), has no such artifact or its path does not exist
+    /// ([`NotFound`](crate::ErrorKind::NotFound)), or `dest` cannot be written. Then no incomplete destination is left.
     pub async fn fetch_artifact(
         &self,
         artifact: &str,

@@ -13,8 +13,8 @@ use crate::error::Action;
 use crate::supervisor_spec::new_identity;
 
 impl Workspace {
-    /// Clones the resting workspace: the same image, settings and disk, with another name and identity.
-    /// The cost depends on the workspace's changes to its image, and is less if the file system can share blocks.
+    /// Clones the [resting](microagent_model::State::is_resting) workspace: the same image, settings and disk, with another
+    /// name and identity. The cost depends on the workspace's changes to its image, and is less if the file system can share blocks.
     ///
     /// # Errors
     /// Fails if the workspace is running or in use, or the name is taken. Then nothing is created.

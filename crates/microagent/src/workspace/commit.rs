@@ -22,11 +22,12 @@ use crate::{Error, Event, Progress};
 /// Deadline for the comparison of two disks.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
-/// Options of a commit. Create with [`CommitOptions::new`] and change with its methods.
+/// Options of [`Workspace::commit`]. Create with [`CommitOptions::new`] and change with its methods.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CommitOptions {
-    /// Name of the new image: a repository and a tag, such as `example.com/web:1`.
+    /// Name of the new image: a repository and a tag, such as `example.com/web:1`. A name without registry is completed
+    /// as Docker does: `web` is `docker.io/library/web:latest`.
     pub reference: String,
     /// Changes to the image's configuration.
     pub changes: ConfigChanges,
@@ -34,14 +35,15 @@ pub struct CommitOptions {
     pub message: Option<String>,
     /// Author, for the image's history.
     pub author: Option<String>,
-    /// Operation, for the image's history; if absent, the workspace's name.
+    /// Description of the operation, for the image's history. If absent, it has the workspace's name.
     pub created_by: Option<String>,
     /// Whether the image is pushed to its registry afterwards.
     pub push: bool,
 }
 
 impl CommitOptions {
-    /// Creates options for an image of this name (`example.com/web:1`) with the configuration of the workspace's image.
+    /// Creates options for an image of this name (see [`CommitOptions::reference`]) with the configuration of the
+    /// workspace's image.
     pub fn new(reference: impl Into<String>) -> CommitOptions {
         CommitOptions {
             reference: reference.into(),
@@ -91,15 +93,22 @@ pub struct CommitReport {
 }
 
 impl Workspace {
-    /// Creates an image from the resting workspace ([`Workspace::halt`] it first): the image of the workspace with one
-    /// more layer, which contains the changed, added and removed files. The workspace is not changed. The new image is
-    /// in the cache of the engine ([`Engine::images`](crate::Engine::images)) and can be run by its name.
+    /// Creates an image from the [resting](microagent_model::State::is_resting) workspace ([`Workspace::halt`] it first):
+    /// the image of the workspace with one more layer, which contains the changed, added and removed files. The workspace
+    /// is not changed. The new image is in the cache of the engine ([`Engine::images`](crate::Engine::images)) and can be
+    /// run by its name.
+    ///
+    /// The host does not read the disk: a machine boots with it, without the service, and its guest sends the
+    /// differences. `progress` receives [`Event::Booting`], [`Event::Booted`] and [`Event::Comparing`].
     ///
     /// # Errors
-    /// Fails if the workspace is running or in use, the name is not a tag, blobs of the workspace's image are missing
-    /// and cannot be fetched, the guest cannot compare its disks, or the layer cannot be stored. Then no image is
-    /// created. After a failed push the image exists.
+    /// Fails if the workspace is not resting ([`WrongState`](crate::ErrorKind::WrongState)) or in use
+    /// ([`Busy`](crate::ErrorKind::Busy)), the name is not a tag ([`Invalid`](crate::ErrorKind::Invalid)), blobs of the
+    /// workspace's image are missing and cannot be fetched ([`Image`](crate::ErrorKind::Image)), the guest cannot compare
+    /// its disks ([`RunFailed`](crate::ErrorKind::RunFailed)), or the layer cannot be stored. Then no image is created.
+    /// After a failed push the image exists.
     pub async fn commit(&self, options: CommitOptions, progress: &Progress) -> Result<CommitReport, Error> {
+        progress.check()?;
         let record = self.observe()?;
         let state = record.observed_state();
         if !state.is_resting() {

@@ -41,6 +41,20 @@ const LINKS_MAX: usize = 40;
 pub(super) const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Source of [`Workspace::copy_in`]: a path of the host or a tar stream.
+///
+/// ```no_run
+/// # use microagent::{CopySource, Progress, Workspace};
+/// # async fn example(web: &Workspace, progress: &Progress) -> Result<(), microagent::Error> {
+/// // The directory `site` becomes /srv/site, if /srv exists.
+/// web.copy_in(CopySource::path("site"), "/srv", progress).await?;
+/// // Its content is copied to /srv.
+/// web.copy_in(CopySource::path("site/."), "/srv", progress).await?;
+/// // A tar stream is unpacked to /srv.
+/// let archive = std::fs::File::open("site.tar").map_err(microagent::Error::Sink)?;
+/// web.copy_in(CopySource::tar(archive), "/srv", progress).await?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct CopySource {
     from: From,
     links: SymlinkMode,
@@ -63,7 +77,8 @@ impl CopySource {
         CopySource { from: From::Tar(Box::new(stream)), links: SymlinkMode::Keep }
     }
 
-    /// Sets what is copied if the path is a symbolic link; the default is the link.
+    /// Sets whether the path itself is followed if it is a symbolic link. The default is [`SymlinkMode::Keep`]: the link
+    /// is copied. Links in a directory are always copied as links.
     #[must_use]
     pub fn symlinks(self, links: SymlinkMode) -> CopySource {
         CopySource { links, ..self }
@@ -92,7 +107,8 @@ impl CopyTarget {
         CopyTarget { path: path.into(), links: SymlinkMode::Keep }
     }
 
-    /// Sets what is copied if the path of the guest is a symbolic link; the default is the link.
+    /// Sets whether the path of the guest is followed if it is a symbolic link. The default is [`SymlinkMode::Keep`]: the
+    /// link is copied. Links in a directory are always copied as links.
     #[must_use]
     pub fn symlinks(self, links: SymlinkMode) -> CopyTarget {
         CopyTarget { links, ..self }
@@ -100,17 +116,30 @@ impl CopyTarget {
 }
 
 impl Workspace {
-    /// Copies a file, a directory or a tar stream into the workspace, which may be running or resting. The disk of a
-    /// resting workspace is booted for the copy, without its service.
+    /// Copies a file, a directory or a tar stream into the workspace, which is running or
+    /// [resting](microagent_model::State::is_resting). The disk of a resting workspace is booted for the copy, without its
+    /// service, and its state is the same afterwards.
     ///
-    /// The rules are those of `docker cp`: if `guest_path` is an existing directory, the source is copied into it,
-    /// otherwise the copy gets this name; the parent directory must exist; a source that ends in `/.` stands for the
-    /// content of the directory. A relative path begins at `/`. Owners, modes, times, links and extended attributes
-    /// are kept. If `guest_path` is a symbolic link, it is followed.
+    /// The rules for the destination are those of `docker cp`:
+    ///
+    /// | `guest_path` | Result |
+    /// |---|---|
+    /// | does not exist | the copy gets this path. The parent directory must exist ([`write_file`] creates it) |
+    /// | is a directory | the copy is placed in it, under the name of the source. A second copy replaces its files |
+    /// | is a file | a file replaces it; a directory is refused |
+    ///
+    /// A source that ends in `/.` stands for the content of the directory, without the directory. A tar stream needs an
+    /// existing directory. A relative path begins at `/`. If `guest_path` is a symbolic link, it is followed. Owners,
+    /// modes, times, links and extended attributes are kept.
+    ///
+    /// [`write_file`]: Workspace::write_file
     ///
     /// # Errors
-    /// Fails if the source cannot be read, the destination does not fit it, the guest cannot write it, or `progress` is
-    /// cancelled. Files that were already complete are kept in the guest.
+    /// Fails if the source does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or cannot be read, the destination
+    /// does not fit the source ([`Invalid`](crate::ErrorKind::Invalid)), its parent directory does not exist
+    /// ([`NotFound`](crate::ErrorKind::NotFound)), the guest cannot write it, the workspace is in another state
+    /// ([`WrongState`](crate::ErrorKind::WrongState)), or `progress` is cancelled. Files that were already complete are
+    /// kept in the guest.
     pub async fn copy_in(
         &self,
         source: CopySource,
@@ -129,16 +158,19 @@ impl Workspace {
         left
     }
 
-    /// Copies a file or directory of the workspace, which may be running or resting, to the host. The rules for
-    /// destinations are those of [`Workspace::copy_in`].
+    /// Copies a file or directory of the workspace, which is running or [resting](microagent_model::State::is_resting), to
+    /// the host. The rules for the destination are those of [`Workspace::copy_in`]: an existing directory gets the copy,
+    /// another path becomes it, and missing parent directories are not created. A relative path of the host begins at
+    /// the current directory, one of the guest at `/`.
     ///
     /// The host gets files, directories and links with their modes and times. Owners and set-id bits are not kept;
     /// FIFOs, devices and sockets are left out, and an [`Event::Notice`] has the number of FIFOs and devices. Nothing
     /// of the host is overwritten before the copy is complete.
     ///
     /// # Errors
-    /// Fails if the guest cannot read the path, the destination does not fit it or cannot be written, or `progress`
-    /// is cancelled.
+    /// Fails if the path does not exist in the guest ([`NotFound`](crate::ErrorKind::NotFound)) or the guest cannot read
+    /// it, the destination does not fit it ([`Invalid`](crate::ErrorKind::Invalid)) or cannot be written, the workspace
+    /// is in another state ([`WrongState`](crate::ErrorKind::WrongState)), or `progress` is cancelled.
     pub async fn copy_out(
         &self,
         guest_path: &str,
@@ -201,7 +233,7 @@ impl Workspace {
     }
 }
 
-/// Tells of what a copy could not take along.
+/// Reports how many files were not copied.
 fn note_left_out(progress: &Progress, count: u64, what: &str) {
     if count > 0 {
         progress.event(Event::Notice(format!("{count} {what} were left out: they are not copied")));
@@ -267,7 +299,7 @@ async fn send(
     }
 }
 
-/// Where a copy into the guest goes that is meant for this path: a link is followed, also one that leads to nothing.
+/// Returns the destination of a copy into the guest: a link is followed, also if its target does not exist.
 async fn follow_in_guest(guest: &GuestConnection, path: &str) -> Result<String, Error> {
     let mut path = path.to_owned();
     for _ in 0..LINKS_MAX {
@@ -301,7 +333,7 @@ fn behind_link(path: &str, target: &str) -> String {
     format!("{dir}/{target}")
 }
 
-/// What stands at a path of the guest, and the request for it.
+/// Returns the kind of a path of the guest, and the request for it.
 async fn look_up(guest: &GuestConnection, path: &str, links: SymlinkMode) -> Result<(Kind, Request), Error> {
     let follow = links == SymlinkMode::Follow || path.ends_with('/') || path.ends_with("/.");
     let links = if follow { SymlinkMode::Follow } else { SymlinkMode::Keep };
@@ -313,14 +345,14 @@ async fn look_up(guest: &GuestConnection, path: &str, links: SymlinkMode) -> Res
     Ok((Kind::of(&info.kind), request))
 }
 
-/// Where a copy out goes, given what stands at its destination.
+/// Returns the place of a copy out, which depends on the kind of its destination.
 fn destination(guest_path: &str, kind: Kind, path: &Path) -> Result<Place, Error> {
     let shown = path.to_string_lossy().into_owned();
     let there = std::fs::metadata(path).ok().map(|found| Kind::of_file(found.file_type()));
     place(guest_path, kind, &shown, there).map_err(|misfit| misfit.error(&shown))
 }
 
-/// What stands at a path of the guest, if anything does.
+/// Returns the kind of a path of the guest, if the path exists.
 pub(super) async fn stat(
     guest: &GuestConnection,
     path: &str,
@@ -360,7 +392,7 @@ impl Misfit {
     }
 }
 
-/// What stands at a path of the host.
+/// Returns the kind of a path of the host.
 fn host_kind(path: &Path, links: SymlinkMode) -> Result<Kind, Error> {
     let bytes = path.as_os_str().as_encoded_bytes();
     let found = if links == SymlinkMode::Follow || bytes.ends_with(b"/") || bytes.ends_with(b"/.") {

@@ -15,11 +15,11 @@ const LINE_LIMIT: usize = 16 * 1024;
 const QUEUE: usize = 64;
 
 impl Workspace {
-    /// Returns the decisions about connections and names of all its machines, oldest first, as far as the log of
-    /// limited size has them.
+    /// Returns the decisions of the egress policy about connections and names, of all machines of the workspace, oldest
+    /// first. The log has a limited size (4 to 8 MiB): older decisions are lost.
     ///
     /// # Errors
-    /// Fails when there is no such workspace or its log cannot be read.
+    /// Fails if the workspace does not exist or its log cannot be read.
     pub fn egress(&self) -> Result<Vec<Decision>, Error> {
         decisions_in(&self.existing()?)
     }

@@ -4,6 +4,7 @@
 //! even if the caller does not read the output: output is kept in a short queue, and the command blocks while the
 //! queue is full.
 
+mod control;
 mod options;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,8 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use self::control::Control;
+pub use self::control::{ExecControl, ExecEnded, ExecStdin};
 pub use self::options::{ExecOptions, StdinMode, Terminal};
 use super::Workspace;
 use crate::Error;
@@ -59,8 +62,12 @@ const INPUT_QUEUE: usize = 4;
 /// of arrival.
 ///
 /// [`Exec::next`] returns the output piece by piece, [`Exec::collect_output`] returns all of it, and [`Exec::wait`]
-/// returns the exit code. A caller that does not read blocks the command, but neither its time limit nor signals.
-/// Dropping this value kills the command and its child processes.
+/// returns the exit code.
+///
+/// - A command that prints more than a few hundred KiB waits until the caller reads. Time limit and signals still work.
+/// - A command with standard input can wait for both: a caller that writes more than a few hundred KiB must read the
+///   output at the same time (a task of its own writes, see [`ExecStdin`]), or both sides wait for each other.
+/// - To end the command, drop this value or use [`ExecControl::kill`]: both kill the command and its child processes.
 ///
 /// ```no_run
 /// # use microagent::{ExecOptions, OutputStream, Workspace};
@@ -90,29 +97,6 @@ pub struct Exec {
 #[derive(Debug)]
 struct ConversationTask(JoinHandle<Result<(End, Shortage), Error>>);
 
-/// The standard input of a command, from [`Exec::take_stdin`]. Dropping this value closes the standard input.
-#[derive(Debug)]
-pub struct ExecStdin(mpsc::Sender<Vec<u8>>);
-
-/// Controls a running command: signals, terminal size, kill. Cheap to clone. It may outlive the command.
-#[derive(Debug, Clone)]
-pub struct ExecControl {
-    controls: mpsc::Sender<Control>,
-    started: CancellationToken,
-}
-
-/// The command has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the command has ended")]
-pub struct ExecEnded;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Control {
-    Signal(u8),
-    Resize { rows: u16, cols: u16 },
-    Kill,
-}
-
 /// How a command in a workspace ended.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -129,8 +113,8 @@ pub struct Execution {
     pub start_error: Option<String>,
     /// Whether it reached its time limit.
     pub timed_out: bool,
-    /// Bytes of output that were discarded, because the command was killed and the output was not read.
-    pub discarded_bytes: u64,
+    /// Bytes of output that were dropped, because the caller did not read them.
+    pub dropped_bytes: u64,
     /// The program that the guest's kernel killed during the command, because memory ran out.
     pub out_of_memory: Option<String>,
     /// Mount point of a disk of the guest that was full when the command failed.
@@ -145,18 +129,19 @@ pub struct ExecOutput {
     pub stdout: Vec<u8>,
     /// Standard error, up to the limit.
     pub stderr: Vec<u8>,
-    /// Bytes that were discarded: beyond the limit, or not read before a kill.
+    /// Bytes that were dropped: beyond the limit, or not read before a kill.
     pub dropped_bytes: u64,
     /// How it ended.
     pub execution: Execution,
 }
 
 impl Workspace {
-    /// Starts a command in the running workspace and connects to it. [`Workspace::start_job`] starts one that needs
-    /// no client.
+    /// Starts a command in the running workspace and connects to it. [`Workspace::start_job`] starts a command in the
+    /// background, which needs no client.
     ///
     /// # Errors
-    /// Fails if the workspace is not running or its guest cannot be reached. A command that cannot be started is not
+    /// Fails if the workspace is not running ([`WrongState`](crate::ErrorKind::WrongState)), too many commands run in it
+    /// ([`Busy`](crate::ErrorKind::Busy)), or its guest cannot be reached ([`RunFailed`](crate::ErrorKind::RunFailed)). A command that cannot be started is not
     /// an error: [`Execution::start_error`] has the reason.
     pub async fn exec(&self, options: ExecOptions) -> Result<Exec, Error> {
         let guest = self.running_guest(Action::Exec)?;
@@ -171,7 +156,7 @@ impl Workspace {
     /// Returns the program of interactive sessions, if the workspace has one.
     ///
     /// # Errors
-    /// Fails when there is no such workspace or its files are damaged.
+    /// Fails if the workspace does not exist or its files are damaged.
     pub fn shell(&self) -> Result<Option<String>, Error> {
         let workload = Workload::load(&self.existing()?).map_err(|e| self.damaged(e))?;
         Ok(workload.shell)
@@ -240,7 +225,8 @@ impl Exec {
         self.control.clone()
     }
 
-    /// Closes the standard input, discards output that was not read, and waits for the end of the command.
+    /// Closes the standard input if it was not taken, drops output that was not read, and waits for the end of the
+    /// command.
     ///
     /// # Errors
     /// Fails if the connection to the guest was lost. A command that could not be started, or an exit code other than
@@ -262,14 +248,14 @@ impl Exec {
             signal,
             start_error,
             timed_out,
-            discarded_bytes: discarded_bytes + untaken,
+            dropped_bytes: discarded_bytes + untaken,
             out_of_memory: shortage.out_of_memory,
             disk_full: shortage.disk_full,
         })
     }
 
-    /// Closes the standard input, waits for the end of the command, and returns its output: at most `limit` bytes of
-    /// each stream.
+    /// Closes the standard input if it was not taken, waits for the end of the command, and returns its output: at most
+    /// `limit` bytes of each stream.
     ///
     /// # Errors
     /// As [`Exec::wait`].
@@ -286,7 +272,7 @@ impl Exec {
             dropped_bytes += (bytes.len() - room) as u64;
         }
         let execution = self.wait().await?;
-        dropped_bytes += execution.discarded_bytes;
+        dropped_bytes += execution.dropped_bytes;
         Ok(ExecOutput { stdout, stderr, dropped_bytes, execution })
     }
 }
@@ -302,69 +288,6 @@ impl Stream for Exec {
 impl Drop for ConversationTask {
     fn drop(&mut self) {
         self.0.abort();
-    }
-}
-
-impl ExecStdin {
-    /// Writes bytes. Waits while the command does not read.
-    ///
-    /// # Errors
-    /// Fails when the command has ended.
-    pub async fn write(&self, bytes: impl Into<Vec<u8>>) -> Result<(), ExecEnded> {
-        self.0.send(bytes.into()).await.map_err(|_| ExecEnded)
-    }
-
-    /// As [`ExecStdin::write`], but blocks the thread. Panics on a thread of a tokio runtime.
-    ///
-    /// # Errors
-    /// As [`ExecStdin::write`].
-    pub fn blocking_write(&self, bytes: impl Into<Vec<u8>>) -> Result<(), ExecEnded> {
-        self.0.blocking_send(bytes.into()).map_err(|_| ExecEnded)
-    }
-}
-
-impl ExecControl {
-    /// Sends a signal, 1 to 64, to the command's process group.
-    ///
-    /// # Errors
-    /// Fails when the command has ended.
-    pub async fn signal(&self, signal: u8) -> Result<(), ExecEnded> {
-        self.send(Control::Signal(signal)).await
-    }
-
-    /// Changes the size of the command's terminal.
-    ///
-    /// # Errors
-    /// Fails when the command has ended.
-    pub async fn resize(&self, rows: u16, cols: u16) -> Result<(), ExecEnded> {
-        self.send(Control::Resize { rows, cols }).await
-    }
-
-    /// Kills the command and its child processes. Output that is not read within half a second is discarded.
-    ///
-    /// # Errors
-    /// Fails when the command has ended.
-    pub async fn kill(&self) -> Result<(), ExecEnded> {
-        self.send(Control::Kill).await
-    }
-
-    /// Waits until the command has started. Does not return if it never starts.
-    pub async fn started(&self) {
-        self.started.cancelled().await;
-    }
-
-    /// Whether the command has ended.
-    pub fn has_ended(&self) -> bool {
-        self.controls.is_closed()
-    }
-
-    /// Waits until the command has ended.
-    pub async fn ended(&self) {
-        self.controls.closed().await;
-    }
-
-    async fn send(&self, control: Control) -> Result<(), ExecEnded> {
-        self.controls.send(control).await.map_err(|_| ExecEnded)
     }
 }
 

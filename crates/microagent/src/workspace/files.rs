@@ -16,7 +16,7 @@ use crate::{CopySource, Error, Progress, SymlinkMode};
 /// Longest path that a guest's stream may have, as the kernel has it.
 const PATH_LIMIT: usize = 4096;
 
-/// Which part of a file is read. Create with [`FileRange::new`] and change with its methods.
+/// The part of a file that [`Workspace::read_file`] reads. Create with [`FileRange::new`] and change with its methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileRange {
@@ -50,11 +50,13 @@ pub struct FileContent {
 }
 
 impl Workspace {
-    /// Reads a part of a regular file of the workspace, which may be running or resting. Symbolic links are followed.
-    /// The cost grows with the offset, because the guest sends the bytes before the part, too.
+    /// Reads a part of a regular file of the workspace, which is running or
+    /// [resting](microagent_model::State::is_resting) (then its disk is booted). Symbolic links are followed. A relative
+    /// path begins at `/`. The cost grows with the offset, because the guest sends the bytes before the part, too.
     ///
     /// # Errors
-    /// Fails if the path is not a regular file, the guest cannot read it or be reached, or `progress` is cancelled.
+    /// Fails if the path does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or is not a regular file, the guest
+    /// cannot read it or be reached ([`RunFailed`](crate::ErrorKind::RunFailed)), or `progress` is cancelled.
     pub async fn read_file(
         &self,
         guest_path: &str,
@@ -88,8 +90,9 @@ impl Workspace {
         guest.fetch_tar(&request, limits, consume, progress.token()).await
     }
 
-    /// Writes a file of the workspace, which may be running or resting, with this mode and root as its owner. Missing
-    /// parent directories are created. An existing file is replaced when the new one is complete.
+    /// Writes a file of the workspace, which is running or [resting](microagent_model::State::is_resting) (then its disk is
+    /// booted), with this mode and root as its owner. Missing parent directories are created. A relative path begins at
+    /// `/`. An existing file is replaced when the new one is complete.
     ///
     /// # Errors
     /// Fails if the path does not name a file, is a directory, the guest cannot write it or be reached, or `progress`

@@ -19,6 +19,8 @@ use microagent_vm::{
 use tokio::time::{Instant, sleep};
 
 use super::{Workspace, WorkspaceDetails, kill_processes, lock_patiently};
+#[cfg(doc)]
+use crate::ErrorKind;
 use crate::error::{Action, InvalidRequest, JobError};
 use crate::limits::check_work;
 use crate::provision::{
@@ -94,7 +96,7 @@ impl StartOptions {
 }
 
 impl Engine {
-    /// Generates an unused name for a new workspace of this image.
+    /// Generates an unused name for a new workspace of this image: the last part of the image's name and six digits.
     ///
     /// # Errors
     /// Fails if the host provides no random numbers.
@@ -108,13 +110,17 @@ impl Engine {
         }
     }
 
-    /// Creates a workspace: fetches the image if it is not in the cache, makes the disk, and runs the setup steps in a
-    /// machine that ends afterwards. [`Workspace::start`] starts the workspace.
+    /// Creates a workspace in state [`Prepared`](State::Prepared): fetches the image if it is not in the cache, makes the
+    /// disk, and runs the setup steps, if there are any, in a machine that ends afterwards. [`Workspace::start`] starts
+    /// the workspace.
     ///
     /// # Errors
-    /// Fails if the name is taken, the image cannot be used, or the setup fails. After a failed setup the workspace is
-    /// kept in state `failed`, with its logs, and its next start runs the setup on a fresh disk. After a cancellation,
-    /// or if the supervisor cannot be started, nothing is kept.
+    /// Fails if the options are not valid ([`Invalid`](ErrorKind::Invalid)), the name is taken
+    /// ([`AlreadyExists`](ErrorKind::AlreadyExists)), the image cannot be used ([`Image`](ErrorKind::Image),
+    /// [`NotFound`](ErrorKind::NotFound)), a secret or disk cannot be used ([`Secret`](ErrorKind::Secret),
+    /// [`Disk`](ErrorKind::Disk)), or the setup fails ([`SetupFailed`](ErrorKind::SetupFailed)). After a failed setup the
+    /// workspace is kept in state `failed`, with its logs, and its next start runs the setup on a fresh disk. After a
+    /// cancellation, or if the supervisor cannot be started, nothing is kept.
     pub async fn create(&self, options: CreateOptions, progress: &Progress) -> Result<Workspace, Error> {
         self.create_as(options, false, progress).await
     }
@@ -127,6 +133,7 @@ impl Engine {
         progress: &Progress,
     ) -> Result<Workspace, Error> {
         check_options(&options.workspace)?;
+        progress.check()?;
         self.prepare()?;
         let workspace = self.workspace(&options.name);
         let first_start = match options.workspace.setup.is_empty() {
@@ -158,14 +165,19 @@ impl Engine {
 }
 
 impl Workspace {
-    /// Starts the resting workspace. Returns when the guest answers and the service, if there is one, runs. The machine
-    /// keeps running after this program has ended. Setup steps that have not run yet run before, in a machine of the
-    /// workspace's own size.
+    /// Starts the [resting](State::is_resting) workspace. Returns when the guest answers and the service, if there is one,
+    /// runs; then the state is [`Running`](State::Running). The machine keeps running after this program has ended.
+    /// Setup steps that have not run yet run before, in a machine of the workspace's own size.
     ///
     /// # Errors
-    /// Fails if the workspace is not resting, the size is not valid for a guest, another command uses the workspace, or
-    /// the machine does not start; then the state is `failed`. After a cancellation the state is `stopped`.
+    /// Fails if the workspace is not resting ([`WrongState`](ErrorKind::WrongState)), the size is not valid
+    /// ([`Invalid`](ErrorKind::Invalid)), another command uses the workspace or its disks ([`Busy`](ErrorKind::Busy)),
+    /// a port is taken ([`PortUnavailable`](ErrorKind::PortUnavailable)), a secret has no value
+    /// ([`Secret`](ErrorKind::Secret)), or the machine does not start ([`RunFailed`](ErrorKind::RunFailed),
+    /// [`SetupFailed`](ErrorKind::SetupFailed)); in the last case the state is `failed`. If `progress` is cancelled while
+    /// the machine is being started, the state is `stopped`; before that the state is unchanged.
     pub async fn start(&self, options: StartOptions, progress: &Progress) -> Result<WorkspaceDetails, Error> {
+        progress.check()?;
         self.engine.prepare()?;
         let record = self.observe()?;
         let state = record.observed_state();
@@ -197,6 +209,8 @@ impl Workspace {
         let mut workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
         let programs = engine.host_programs(record.network)?;
         let secrets = engine.resolve_secrets(&record.secrets, progress.token()).await?;
+        // After this point a cancellation ends a machine, and the state is `stopped`.
+        progress.check()?;
         if !workload.setup.is_empty() {
             workload = self.set_up(&programs, &record, workload, secrets.clone(), progress).await?;
         }
@@ -296,12 +310,13 @@ impl Workspace {
         }
     }
 
-    /// Shuts the machine down: the service gets its stop signal, then all processes are ended and the disk is flushed.
-    /// A resting workspace is not changed.
+    /// Shuts the machine down: the service gets its stop signal, all processes that are left after the stop timeout are
+    /// killed, and the disk is flushed. Then the state is [`Halted`](State::Halted). This is the usual way to end a
+    /// machine. A [resting](State::is_resting) workspace is not changed.
     ///
     /// # Errors
-    /// Fails if the workspace cannot be reached, is starting, or does not shut down cleanly; then the state is
-    /// `failed`.
+    /// Fails if the workspace cannot be reached or does not shut down cleanly ([`RunFailed`](ErrorKind::RunFailed); in the
+    /// second case the state is `failed`), or is starting ([`WrongState`](ErrorKind::WrongState)).
     pub async fn halt(&self) -> Result<WorkspaceDetails, Error> {
         self.end(ChangeRequest::Halt, Action::Halt, None).await
     }
@@ -315,11 +330,13 @@ impl Workspace {
         self.end(ChangeRequest::Halt, Action::Halt, Some(limit)).await
     }
 
-    /// Sends the service its stop signal, and shuts the machine down when the service has ended. A resting workspace is
-    /// not changed.
+    /// Sends the service its stop signal, and shuts the machine down when the service has ended. Nothing is killed: a
+    /// service that ignores the signal keeps running. Then the state is [`Stopped`](State::Stopped). A
+    /// [resting](State::is_resting) workspace is not changed.
     ///
     /// # Errors
-    /// As [`Workspace::halt`], and if the service does not end in time; then the workspace keeps running.
+    /// As [`Workspace::halt`], and if the service does not end within the stop timeout
+    /// ([`RunFailed`](ErrorKind::RunFailed)); then the workspace keeps running.
     pub async fn stop(&self) -> Result<WorkspaceDetails, Error> {
         self.end(ChangeRequest::Stop, Action::Stop, None).await
     }
@@ -333,10 +350,12 @@ impl Workspace {
         self.end(ChangeRequest::Stop, Action::Stop, Some(limit)).await
     }
 
-    /// Ends the machine at once, in any state of machine and supervisor. A resting workspace is not changed.
+    /// Ends the machine at once, without a flush: data that the guest has not written to its disk is lost. Works also if
+    /// guest or supervisor do not answer. Then the state is [`Stopped`](State::Stopped). A
+    /// [resting](State::is_resting) workspace is not changed.
     ///
     /// # Errors
-    /// Fails when the processes cannot be killed.
+    /// Fails if the processes cannot be killed.
     pub async fn kill(&self) -> Result<WorkspaceDetails, Error> {
         let dir = self.existing()?;
         let record = WorkspaceRecord::load(&dir)?;
@@ -368,19 +387,19 @@ impl Workspace {
         self.details()
     }
 
-    /// Pauses the guest; its memory is kept.
+    /// Stops the processors of the machine. Its memory is kept, and connections stay open.
     ///
     /// # Errors
-    /// Fails if the workspace is not running or QEMU does not pause it.
+    /// Fails if the workspace is not running ([`WrongState`](ErrorKind::WrongState)) or QEMU does not pause it.
     pub async fn pause(&self) -> Result<WorkspaceDetails, Error> {
         self.change(ChangeRequest::Pause, Action::Pause, None).await?;
         self.details()
     }
 
-    /// Resumes the paused guest.
+    /// Lets the processors of the paused machine continue.
     ///
     /// # Errors
-    /// Fails if the workspace is not paused or QEMU does not resume it.
+    /// Fails if the workspace is not paused ([`WrongState`](ErrorKind::WrongState)) or QEMU does not resume it.
     pub async fn resume(&self) -> Result<WorkspaceDetails, Error> {
         self.change(ChangeRequest::Resume, Action::Resume, None).await?;
         self.details()
@@ -411,10 +430,12 @@ impl Workspace {
         self.details()
     }
 
-    /// Waits until the workspace is resting or quarantined.
+    /// Waits until the workspace is [resting](State::is_resting) or quarantined. Does not end the machine if `progress` is
+    /// cancelled.
     ///
     /// # Errors
-    /// Fails if the workspace does not exist, is deleted while waiting, or `progress` is cancelled.
+    /// Fails if the workspace does not exist or is deleted during the wait ([`NotFound`](ErrorKind::NotFound)), or
+    /// `progress` is cancelled.
     pub async fn wait(&self, progress: &Progress) -> Result<WorkspaceDetails, Error> {
         loop {
             let details = self.details()?;

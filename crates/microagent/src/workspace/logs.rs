@@ -16,7 +16,7 @@ use super::Workspace;
 use crate::Error;
 use crate::streaming::{Streaming, hand_over};
 
-/// Most bytes of the console log that are returned; the limit of the log is lower.
+/// Most bytes of one file of the console log that are returned; the limit of the file is lower.
 const LOG_LIMIT: u64 = 64 * 1024 * 1024;
 
 /// Interval of reading a followed log and the state.
@@ -32,9 +32,9 @@ pub(super) const QUEUE: usize = 4;
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct LogOptions {
-    /// Earliest time of the output that is read, with a resolution of one second.
+    /// Output before this time is left out, with a resolution of one second.
     pub since: Option<Timestamp>,
-    /// Number of last lines that are read.
+    /// Only this number of lines at the end is returned.
     pub tail: Option<usize>,
 }
 
@@ -44,13 +44,13 @@ impl LogOptions {
         LogOptions::default()
     }
 
-    /// Sets the earliest time of the output that is read.
+    /// Leaves out output before this time, with a resolution of one second.
     #[must_use]
     pub fn since(self, since: Timestamp) -> LogOptions {
         LogOptions { since: Some(since), ..self }
     }
 
-    /// Sets the number of last lines that are read.
+    /// Returns only this number of lines at the end of the log.
     #[must_use]
     pub fn tail(self, lines: usize) -> LogOptions {
         LogOptions { tail: Some(lines), ..self }
@@ -58,10 +58,14 @@ impl LogOptions {
 }
 
 impl Workspace {
-    /// Returns the console log, which includes the output of the service, at most 64 MiB.
+    /// Returns the console log: its newest part, 8 to 16 MiB at most.
+    ///
+    /// The log has the output of the service and of setup steps, what programs write to `/dev/console`, and messages of
+    /// the guest kernel. It does not have the output of [`Workspace::exec`] and of jobs. Without a service it is usually
+    /// empty. It is kept when the machine ends, and the next start replaces it.
     ///
     /// # Errors
-    /// Fails when there is no such workspace or its log cannot be read.
+    /// Fails if the workspace does not exist or its log cannot be read.
     pub fn logs(&self, options: LogOptions) -> Result<Vec<u8>, Error> {
         let path = self.existing()?.console_log();
         let bytes = match options.since {
@@ -74,10 +78,11 @@ impl Workspace {
         })
     }
 
-    /// Streams the result of [`Workspace::logs`] and then new output, until the workspace is resting.
+    /// Streams the result of [`Workspace::logs`] and then new output, until the workspace is
+    /// [resting](microagent_model::State::is_resting).
     ///
     /// # Errors
-    /// Fails when there is no such workspace or its log cannot be read.
+    /// Fails if the workspace does not exist or its log cannot be read.
     pub async fn follow_logs(&self, options: LogOptions) -> Result<Streaming<Vec<u8>>, Error> {
         let path = self.existing()?.console_log();
         let log = Follower::open(&path)?;
@@ -95,7 +100,7 @@ impl Workspace {
     /// Returns the events of the workspace, oldest first; about the last two thousand.
     ///
     /// # Errors
-    /// Fails when there is no such workspace or its events cannot be read.
+    /// Fails if the workspace does not exist or its events cannot be read.
     pub fn events(&self) -> Result<Vec<StateEvent>, Error> {
         let dir = self.existing()?;
         dir.read_events().map_err(|source| Error::File { action: "read", path: dir.events(), source })
@@ -132,7 +137,7 @@ impl Workspace {
         }))
     }
 
-    /// Passes on what a log of the workspace grows by, until the workspace rests.
+    /// Passes on new bytes of a log of the workspace, until the workspace is resting.
     pub(super) async fn follow<T>(
         &self,
         mut log: Follower,
@@ -262,7 +267,7 @@ fn read_since(path: &Path, since: Timestamp) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// The last so many lines; one without a line end counts.
+/// Returns this number of lines at the end of a text. A last line without a line end counts.
 pub fn last_lines(bytes: &[u8], lines: usize) -> &[u8] {
     let whole = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     if lines == 0 || bytes.is_empty() {

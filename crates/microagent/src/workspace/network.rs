@@ -95,10 +95,10 @@ impl From<&Publish> for PortForward {
 }
 
 impl Workspace {
-    /// Returns network settings and state.
+    /// Returns settings and state of the network.
     ///
     /// # Errors
-    /// Fails when there is no such workspace or its record is damaged.
+    /// Fails if the workspace does not exist or its record is damaged.
     pub fn network(&self) -> Result<NetworkDetails, Error> {
         let record = self.observe()?;
         let link = record.observed_link();

@@ -45,11 +45,11 @@ pub struct Stats {
     pub sampled_at: Timestamp,
 }
 
-/// Details of a workspace that are not in its record.
+/// Further details of a workspace, from [`Workspace::inspect`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Inspection {
-    /// What every start runs.
+    /// The service, which each start runs.
     pub service: Option<CommandLine>,
     /// User of the service and of commands; empty means root.
     pub user: String,
@@ -63,7 +63,7 @@ pub struct Inspection {
     pub env_names: Vec<String>,
     /// Signal that asks the service to end; the default is SIGTERM.
     pub stop_signal: Option<String>,
-    /// Whether its setup has not run yet.
+    /// Whether its setup steps have not run yet.
     pub setup_pending: bool,
     /// Bytes that its overlay uses on the host.
     pub disk_bytes: u64,
@@ -72,10 +72,10 @@ pub struct Inspection {
 }
 
 impl Workspace {
-    /// Returns the result of the last command or service, if there is one.
+    /// Returns the result of the last run or service that ended, if one has ended.
     ///
     /// # Errors
-    /// Fails when there is no such workspace or its result is damaged.
+    /// Fails if the workspace does not exist or its result is damaged.
     pub fn result(&self) -> Result<Option<RunResult>, Error> {
         match read_json::<RecordedResult>(&self.existing()?.result()) {
             Ok(recorded) => Ok(Some(RunResult::of(recorded))),
@@ -84,10 +84,10 @@ impl Workspace {
         }
     }
 
-    /// Returns details that are not in its record.
+    /// Returns details of the workspace that [`Workspace::details`] does not have.
     ///
     /// # Errors
-    /// Fails when there is no such workspace or its files are damaged.
+    /// Fails if the workspace does not exist or its files are damaged.
     pub fn inspect(&self) -> Result<Inspection, Error> {
         let dir = self.existing()?;
         let workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
@@ -107,10 +107,10 @@ impl Workspace {
         })
     }
 
-    /// Measures the resource usage of the machine; takes a quarter of a second.
+    /// Measures the resource usage of the machine during a quarter of a second.
     ///
     /// # Errors
-    /// Fails when the workspace is not running.
+    /// Fails if the workspace is not running ([`WrongState`](crate::ErrorKind::WrongState)).
     pub async fn stats(&self) -> Result<Stats, Error> {
         let record = self.observe()?;
         let state = record.observed_state();
@@ -139,7 +139,7 @@ impl Workspace {
         })
     }
 
-    /// Measures repeatedly until the workspace is not running any more.
+    /// Measures repeatedly, until the workspace is not running.
     ///
     /// # Errors
     /// As [`Workspace::stats`], for the first measurement.

@@ -11,7 +11,7 @@ use crate::Error;
 use crate::error::Action;
 
 impl Workspace {
-    /// Renames the resting workspace. Its host name changes as well if it was made from the name.
+    /// Renames the [resting](microagent_model::State::is_resting) workspace. Its host name changes as well if it was made from the name.
     ///
     /// # Errors
     /// Fails if the workspace is running or in use, or the name is taken. Then nothing is changed.

@@ -73,6 +73,7 @@ impl Workspace {
         options: SuperviseOptions,
         progress: &Progress,
     ) -> Result<WorkspaceDetails, Error> {
+        progress.check()?;
         let mut restarts = 0;
         let mut delay = options.delay;
         loop {

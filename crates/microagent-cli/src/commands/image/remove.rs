@@ -1,7 +1,7 @@
 //! `microagent image delete` and `microagent image prune`.
 
 use clap::Args;
-use microagent::image::{Deletion, Prune, Pruned};
+use microagent::image::{ImageDeletion, ImagePrune, Pruned};
 
 use crate::context::Context;
 use crate::documents::image::{ImageDeleteDocument, ImagePruneDocument};
@@ -75,7 +75,7 @@ pub(super) fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure>
     failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
-fn deletion_lines(deletion: &Deletion) -> String {
+fn deletion_lines(deletion: &ImageDeletion) -> String {
     let names = deletion.references.iter().map(|name| format!("Deleted: {}\n", one_line(name)));
     names.chain([format!("Freed: {}\n", size(deletion.freed_bytes))]).collect()
 }
@@ -88,7 +88,7 @@ pub(super) fn prune(context: &Context, args: PruneArgs) -> Result<(), Failure> {
     {
         return print_text("Nothing was removed.\n");
     }
-    let which = if args.all { Prune::All } else { Prune::Unused };
+    let which = if args.all { ImagePrune::All } else { ImagePrune::Unused };
     let pruned = context.engine().images().prune(which)?;
     match context.format {
         Format::Json => print_json(&ImagePruneDocument::from(pruned)),

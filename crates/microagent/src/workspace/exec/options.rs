@@ -10,7 +10,18 @@ use crate::limits::check_command;
 use crate::provision::exec_request;
 use crate::{Error, Workspace};
 
-/// Options of a command in a running workspace. Create with [`ExecOptions::new`] and change with its methods.
+/// Options of a command in a running workspace.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use microagent::{ExecOptions, StdinMode};
+///
+/// let options = ExecOptions::new(["make", "-j2"]).working_dir("/src").timeout(Duration::from_secs(600));
+/// let piped = ExecOptions::shell("sort | uniq").env("LC_ALL", "C").stdin(StdinMode::Piped);
+/// ```
+///
+/// Create with [`ExecOptions::new`] and change with its methods.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ExecOptions {
@@ -40,7 +51,7 @@ pub enum StdinMode {
     Piped,
 }
 
-/// A terminal with its initial size.
+/// A terminal for a command, with its initial size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Terminal {
@@ -65,7 +76,7 @@ impl Terminal {
 }
 
 impl Workspace {
-    /// What the guest's agent is asked for: the command in the environment of the workspace.
+    /// Returns the request to the guest's agent: the command in the environment of the workspace.
     pub(in crate::workspace) fn exec_request(&self, options: ExecOptions) -> Result<ExecRequest, Error> {
         let mut workload = Workload::load(&self.existing()?).map_err(|e| self.damaged(e))?;
         let make_working_dir = options.working_dir.is_none();
@@ -78,7 +89,7 @@ impl Workspace {
         }
         check_command(&workload, &options.command)?;
         Ok(ExecRequest {
-            // The image names its own directory, and a user may mistype one.
+            // The directory of the image is created; one that the user named may be a typing error.
             make_working_dir,
             stdin: options.stdin == StdinMode::Piped,
             terminal: options.terminal.map(Terminal::request),
@@ -98,7 +109,7 @@ impl ExecOptions {
         ExecOptions::of(CommandLine::Shell(line.into()))
     }
 
-    /// Creates options for a program or a shell line.
+    /// Creates options for a command that was parsed before: a program with arguments, or a shell line.
     pub fn of(command: CommandLine) -> ExecOptions {
         ExecOptions {
             command,
@@ -111,7 +122,7 @@ impl ExecOptions {
         }
     }
 
-    /// Sets a variable.
+    /// Sets an environment variable.
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> ExecOptions {
         self.env.push((name.into(), value.into()));
@@ -136,7 +147,8 @@ impl ExecOptions {
         ExecOptions { timeout: Some(timeout), ..self }
     }
 
-    /// Sets a terminal.
+    /// Gives the command a terminal as standard input, output and error. Then all output is
+    /// [`OutputStream::Stdout`](crate::OutputStream::Stdout).
     #[must_use]
     pub fn terminal(self, terminal: Terminal) -> ExecOptions {
         ExecOptions { terminal: Some(terminal), ..self }
