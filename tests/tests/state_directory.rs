@@ -5,8 +5,9 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use microagent_tests::{Home, User, host};
+use microagent_tests::{Home, User, host, wait_for};
 
 fn home() -> Home {
     Home::new(User::Caller)
@@ -103,30 +104,104 @@ fn a_machine_ends_when_its_directory_is_removed() {
     home.processes_end();
 }
 
+/// A process as records name it.
+fn recorded(pid: u32) -> serde_json::Value {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let start_time: u64 =
+        stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap().parse().unwrap();
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    serde_json::json!({ "pid": pid, "start_time": start_time, "boot_id": boot_id.trim() })
+}
+
+/// Changes the recorded state of a workspace.
+fn change_record(home: &Home, name: &str, change: impl FnOnce(&mut serde_json::Value)) {
+    let path = home.workspace(name).join("workspace.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut record);
+    fs::write(&path, record.to_string()).unwrap();
+}
+
 #[test]
 fn delete_ends_what_outlived_its_supervisor_and_doctor_shows_it() {
     let home = home();
     home.create("web", []);
-    // Stands for a QEMU that ignores the death of its supervisor.
-    let mut orphan = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
-    let stat = fs::read_to_string(format!("/proc/{}/stat", orphan.id())).unwrap();
-    let start_time: u64 =
-        stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap().parse().unwrap();
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let path = home.workspace("web").join("workspace.json");
-    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    record["state"] = "running".into();
-    record["vmm"] = serde_json::json!({
-        "pid": orphan.id(), "start_time": start_time, "boot_id": boot_id.trim(),
+    // Stands for a QEMU that ignores the death of its supervisor: the session and the name are QEMU's.
+    home.write("leader", "sh -c 'read line' qemu -name microagent 0<&3 >/dev/null & echo $!; echo $$");
+    let (read, _held_open) = std::io::pipe().unwrap();
+    let mut leader = Command::new("setsid");
+    leader.args(["sh", "-c", "exec 3<&0; . ./leader"]).current_dir(home.path());
+    let told = leader.stdin(read).stderr(Stdio::null()).output().unwrap();
+    let told = String::from_utf8(told.stdout).unwrap();
+    let pids: Vec<u32> = told.lines().map(|line| line.parse().unwrap()).collect();
+    let [orphan, supervisor] = pids[..] else { panic!("{told}") };
+    change_record(&home, "web", |record| {
+        record["state"] = "running".into();
+        record["vmm"] = recorded(orphan);
+        record["supervisor"] = serde_json::json!({ "pid": supervisor, "start_time": 1, "boot_id": "" });
     });
-    fs::write(&path, record.to_string()).unwrap();
     assert_eq!(home.state_of("web"), "failed");
     let doctor = home.microagent(["doctor"]).success();
-    let stray = format!("QEMU of `web` (process {}) has outlived its supervisor", orphan.id());
+    let stray = format!("QEMU of `web` (process {orphan}) has outlived its supervisor");
     assert!(doctor.text().contains(&stray), "{}", doctor.told());
     home.microagent(["delete", "web", "--yes"]).success();
-    let killed = orphan.wait().unwrap();
-    assert!(!killed.success(), "{killed}");
+    wait_for("the orphan to end", Duration::from_secs(60), || {
+        let stat = fs::read_to_string(format!("/proc/{orphan}/stat")).unwrap_or_default();
+        if stat.is_empty() || stat.contains(") Z ") { Ok(()) } else { Err(stat) }
+    });
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_record_that_names_other_processes_ends_none_of_them() {
+    let home = home();
+    home.create("web", ["--volume", "data:/data"]);
+    let mut stranger = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+    home.create("other", []);
+    home.microagent(["start", "other"]).success();
+    let other = home.microagent(["status", "other", "--json"]).success().json();
+    let pid = |key: &str| u32::try_from(other[key].as_u64().unwrap()).unwrap();
+    let machine = [recorded(pid("supervisor_pid")), recorded(pid("vmm_pid"))];
+    let me = recorded(std::process::id());
+    let stranger_id = recorded(stranger.id());
+    let named = [
+        [stranger_id.clone(), stranger_id.clone()],
+        // The leader of its session, as a supervisor is.
+        [me, stranger_id],
+        machine,
+    ];
+    let holder = home.state().join("volumes/data/holder.json");
+    for [supervisor, vmm] in named {
+        let name = |record: &mut serde_json::Value| {
+            record["state"] = "running".into();
+            record["supervisor"] = supervisor.clone();
+            record["vmm"] = vmm.clone();
+        };
+        for workspace in ["web", "other"] {
+            let held = serde_json::json!({ "workspace": workspace, "supervisor": supervisor, "vmm": vmm });
+            fs::write(&holder, held.to_string()).unwrap();
+            change_record(&home, "web", name);
+            assert_eq!(home.state_of("web"), "failed");
+            home.microagent(["kill", "web"]).success();
+            change_record(&home, "web", name);
+            home.microagent(["start", "web"]).success();
+            home.microagent(["kill", "web"]).success();
+        }
+        change_record(&home, "web", name);
+        fs::write(
+            &holder,
+            serde_json::json!({ "workspace": "other", "supervisor": supervisor, "vmm": vmm }).to_string(),
+        )
+        .unwrap();
+        home.microagent(["volume", "delete", "data", "--force"]).success();
+        home.microagent(["doctor"]).success();
+        assert!(stranger.try_wait().unwrap().is_none());
+        assert_eq!(home.state_of("other"), "running");
+        home.microagent(["volume", "create", "data"]).success();
+    }
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.microagent(["delete", "other", "--force"]).success();
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
     home.nothing_is_left();
 }
 

@@ -15,7 +15,7 @@ use microagent_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{ReadError, WriteError, read_json, write_json};
-use crate::{ProcessId, WorkspaceDir};
+use crate::{MachineProcesses, ProcessId, WorkspaceDir};
 
 /// Format of the records that this build writes.
 ///
@@ -205,7 +205,7 @@ impl WorkspaceRecord {
         // A workspace is called as its directory, also when it was renamed after its record was written.
         let called = name().parse().unwrap_or(record.name);
         // The format is what it is written as from here on.
-        Ok(WorkspaceRecord { format: WORKSPACE_FORMAT, name: called, ..record })
+        Ok(WorkspaceRecord { format: WORKSPACE_FORMAT, name: called, ..record }.without_strangers(dir))
     }
 
     /// Writes the record, atomically. The caller holds the workspace's lock or is its supervisor.
@@ -240,10 +240,20 @@ impl WorkspaceRecord {
         }
     }
 
-    /// A QEMU that lives although its supervisor does not.
-    pub fn stray(&self) -> Option<&ProcessId> {
-        let is_kept = self.supervisor.as_ref().is_some_and(ProcessId::is_alive);
-        self.vmm.as_ref().filter(|vmm| !is_kept && vmm.is_alive())
+    /// The processes of the current or last life.
+    pub fn processes<'a>(&'a self, dir: &'a WorkspaceDir) -> MachineProcesses<'a> {
+        MachineProcesses::of(dir.path(), self.supervisor.as_ref(), self.vmm.as_ref())
+    }
+
+    /// Without the processes that run and are no processes of this workspace.
+    fn without_strangers(mut self, dir: &WorkspaceDir) -> WorkspaceRecord {
+        let processes = self.processes(dir);
+        let is_stranger = |named: &Option<ProcessId>, is_ours: bool| is_alive(named.as_ref()) && !is_ours;
+        let vmm = is_stranger(&self.vmm, processes.vmm().is_some());
+        let supervisor = is_stranger(&self.supervisor, processes.supervisor().is_some());
+        self.vmm = self.vmm.filter(|_| !vmm);
+        self.supervisor = self.supervisor.filter(|_| !supervisor);
+        self
     }
 
     /// Whether its machines have a network device: an isolated one has it only for its forwarded ports.

@@ -13,7 +13,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::state_dir::names_in;
-use crate::{Lock, LockError, ProcessId, ReadError, StateDir, WriteError, read_json, write_json};
+use crate::{
+    Lock, LockError, MachineProcesses, ProcessId, ReadError, StateDir, WorkspaceDir, WriteError, read_json,
+    write_json,
+};
 use microagent_model::VolumeName;
 
 /// Newest format of a volume's record that this build reads and the one that it writes.
@@ -44,6 +47,13 @@ pub struct VolumeHolder {
     pub supervisor: Option<ProcessId>,
     /// The machine's QEMU, once it is started.
     pub vmm: Option<ProcessId>,
+}
+
+impl VolumeHolder {
+    /// The machine that it is attached to; `workspace` is the directory of the workspace.
+    pub fn processes<'a>(&'a self, workspace: &'a WorkspaceDir) -> MachineProcesses<'a> {
+        MachineProcesses::of(workspace.path(), self.supervisor.as_ref(), self.vmm.as_ref())
+    }
 }
 
 /// Why the record of a volume could not be loaded.
@@ -169,8 +179,18 @@ impl VolumeDir {
 
     /// Who has it now, as far as a machine has it. Changes nothing.
     pub fn holder(&self) -> Option<VolumeHolder> {
-        let alive = |holder: &VolumeHolder| holder.supervisor.as_ref().is_some_and(ProcessId::is_alive);
+        let alive =
+            |holder: &VolumeHolder| holder.processes(&self.workspace_of(holder)).supervisor().is_some();
         self.last_holder().filter(alive)
+    }
+
+    fn workspace_of(&self, holder: &VolumeHolder) -> WorkspaceDir {
+        let root = self.path.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+        // What was written there is not believed to be a name.
+        match holder.workspace.parse() {
+            Ok(name) => StateDir::at(root).workspace(&name),
+            Err(_) => WorkspaceDir::at(""),
+        }
     }
 
     fn last_holder(&self) -> Option<VolumeHolder> {
@@ -260,6 +280,7 @@ impl VolumeLoadError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::SUPERVISE_ARGUMENT;
 
     fn state() -> (tempfile::TempDir, StateDir) {
         let dir = tempfile::tempdir().unwrap();
@@ -283,6 +304,14 @@ mod tests {
         VolumeHolder { workspace: "web".into(), supervisor: ProcessId::current(), vmm: None }
     }
 
+    /// A process with the arguments of the supervisor of the workspace `web`. It ends with its standard input.
+    fn supervisor(state: &StateDir) -> std::process::Child {
+        fs::write(state.root().join(SUPERVISE_ARGUMENT), "read line").unwrap();
+        let mut shell = std::process::Command::new("sh");
+        shell.args([SUPERVISE_ARGUMENT, "web"]).arg(state.workspace(&"web".parse().unwrap()).path());
+        shell.current_dir(state.root()).stdin(std::process::Stdio::piped()).spawn().unwrap()
+    }
+
     #[test]
     fn a_name_is_taken_once_and_a_removed_volume_leaves_nothing() {
         let (_dir, state) = state();
@@ -304,11 +333,18 @@ mod tests {
         let volume = made(&state);
         let mut held = volume.hold().unwrap();
         assert!(matches!(volume.hold(), Err(HoldError::Held { holder: None, .. })));
+        // A process that is no supervisor is not believed to hold it.
         held.note(&me()).unwrap();
-        assert_eq!(volume.holder(), Some(me()));
+        assert_eq!(volume.holder(), None);
+        let mut process = supervisor(&state);
+        let holder = VolumeHolder { supervisor: ProcessId::of(i32::try_from(process.id()).unwrap()), ..me() };
+        held.note(&holder).unwrap();
+        assert_eq!(volume.holder(), Some(holder));
         let refused = volume.hold().unwrap_err().to_string();
         assert_eq!(refused, "volume `data` is in use by workspace `web`");
         drop(held);
+        process.kill().unwrap();
+        process.wait().unwrap();
         assert_eq!(volume.holder(), None);
         assert_eq!(volume.hold().unwrap().dead_holder(), None);
     }

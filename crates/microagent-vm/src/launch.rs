@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use microagent_proto::{FrameError, read_message, write_secret_message};
-use microagent_store::{Access, WorkspaceDir, open_file};
+use microagent_store::{Access, SUPERVISE_ARGUMENT, WorkspaceDir, open_file};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,7 +19,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cgroup;
 use crate::spec::{REPORT_LIMIT, Report, SPEC_LIMIT, SupervisorSpec};
-use crate::supervisor::SUPERVISE_ARGUMENT;
 
 /// Deadline for the end of the supervisor's process after its last report.
 const EXIT_PATIENCE: Duration = Duration::from_secs(10);
@@ -109,6 +108,7 @@ pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, S
     let child = Command::new(program)
         .arg(SUPERVISE_ARGUMENT)
         .arg(&spec.name)
+        .arg(&spec.dir)
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(stdout)

@@ -47,6 +47,7 @@ pub use job_output::{JOB_OUTPUT_LIMIT, JobOutputPiece, JobOutputReader};
 pub use launch::{Launched, SuperviseError, launch};
 pub use lifecycle::ChangeRequest;
 pub use microagent_qemu::argv::Accel;
+pub use microagent_store::SUPERVISE_ARGUMENT;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{OverlayError, create_overlay, grow_overlay};
 pub use ports::{BoundPort, PortError, bind_published, choose_ports};
@@ -54,4 +55,4 @@ pub use spec::{
     Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, RelayedOutput, Report, SPEC_LIMIT,
     SUPERVISOR_PROTOCOL, StartMode, Step, SupervisorSpec, Timeline, Work,
 };
-pub use supervisor::{SUPERVISE_ARGUMENT, supervise};
+pub use supervisor::supervise;

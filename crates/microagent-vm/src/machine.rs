@@ -12,6 +12,7 @@ use microagent_qemu::argv::{
     Accel, CommandLine, Durability, FdSet, Microvm, qcow2_overlay, raw_file_read_only, raw_file_writable,
 };
 use microagent_qemu::features::Features;
+use microagent_store::VMM_NAME;
 use serde_json::{Value, json};
 
 use crate::spec::{DiskLimits, MachineSpec};
@@ -181,6 +182,7 @@ pub fn command_line(
         .switch("-cpu", if spec.kvm { HARDWARE_CPU } else { EMULATED_CPU })
         .switch("-m", spec.memory_mib.to_string())
         .switch("-smp", spec.cpu_count.to_string())
+        .switch("-name", VMM_NAME)
         .flag("-nodefaults")
         .flag("-no-user-config")
         .flag("-nographic")

@@ -35,7 +35,9 @@ use jiff::Timestamp;
 use microagent_model::{FailureKind, State, WorkspaceFailure};
 use microagent_proto::{GENERATION, SHUT_DOWN_REST, read_secret_message, write_message};
 use microagent_qemu::features::Features;
-use microagent_store::{Lock, LockError, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord, WriteError};
+use microagent_store::{
+    Lock, LockError, MachineProcesses, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord, WriteError,
+};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -60,9 +62,6 @@ use liveness::StateWatch;
 use outcome::LastAnswers;
 use relay::Relay;
 use worker::HALT_GRACE;
-
-/// First argument of a supervisor process.
-pub const SUPERVISE_ARGUMENT: &str = "__supervise";
 
 /// Deadline for the caller's spec.
 const SPEC_DEADLINE: Duration = Duration::from_secs(10);
@@ -283,8 +282,8 @@ impl Driver {
             // Looking into a disk must not lose what its last run printed.
             (None, dir.offline_log())
         };
-        if let Some(orphan) = record.as_ref().and_then(|record| record.vmm.as_ref()) {
-            end_orphan(orphan).map_err(boot)?;
+        if let Some(record) = &record {
+            end_orphan(&record.processes(&dir)).map_err(boot)?;
         }
         let host = |error: &io::Error, what| Outcome::Failed(full_or_boot(error, what));
         let console = BoundedLog::create(&console, CONSOLE_LIMIT)
@@ -400,10 +399,10 @@ impl Driver {
 }
 
 /// QEMU dies with its supervisor, but a moment later, and holds the disk until then.
-fn end_orphan(orphan: &ProcessId) -> Result<(), String> {
-    orphan.kill();
+fn end_orphan(processes: &MachineProcesses<'_>) -> Result<(), String> {
+    processes.kill_orphan();
     let deadline = Instant::now() + ORPHAN_DEADLINE;
-    while orphan.is_alive() {
+    while let Some(orphan) = processes.orphan() {
         if Instant::now() >= deadline {
             return Err(format!("QEMU of its last life (process {}) cannot be killed", orphan.pid));
         }

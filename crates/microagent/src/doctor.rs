@@ -194,8 +194,9 @@ impl Engine {
         let strays: Vec<String> = workspaces
             .iter()
             .filter_map(|workspace| {
-                let record = WorkspaceRecord::load(&self.state().workspace(workspace)).ok()?;
-                let qemu = record.stray()?;
+                let dir = self.state().workspace(workspace);
+                let record = WorkspaceRecord::load(&dir).ok()?;
+                let qemu = record.processes(&dir).orphan()?;
                 Some(format!("QEMU of `{workspace}` (process {}) has outlived its supervisor", qemu.pid))
             })
             .collect();

@@ -147,7 +147,7 @@ impl Engine {
             lock => lock?,
         };
         if let Ok(record) = WorkspaceRecord::load(dir) {
-            kill_orphan(&record).await;
+            kill_orphan(&record, dir).await;
         }
         let (state, path) = (self.state().clone(), dir.path().to_owned());
         let removing = tokio::task::spawn_blocking(move || {

@@ -197,7 +197,7 @@ impl Volumes {
             return Ok(VolumeDeletion { deleted: false, killed: None, missed_by: Vec::new() });
         };
         let killed = match dir.holder() {
-            Some(holder) if mode == VolumeDeleteMode::Force => Some(self.end_holder(&holder).await?),
+            Some(holder) if mode == VolumeDeleteMode::Force => self.end_holder(name, &holder).await?,
             _ => None,
         };
         let held = hold(name, &dir)?;
@@ -213,13 +213,23 @@ impl Volumes {
         Ok(VolumeDeletion { deleted: true, killed, missed_by: named_by })
     }
 
-    /// Kills the workspace that uses a volume. The workspace of a run is then removed, or in state `failed`.
-    async fn end_holder(&self, holder: &VolumeHolder) -> Result<WorkspaceName, Error> {
+    /// Kills the workspace that uses a volume. The workspace of a run is then removed, or in state `failed`. A workspace
+    /// that does not attach the volume is not killed, whatever the note of the holder says.
+    async fn end_holder(
+        &self,
+        name: &VolumeName,
+        holder: &VolumeHolder,
+    ) -> Result<Option<WorkspaceName>, Error> {
         let workspace: WorkspaceName = holder.workspace.parse().map_err(InvalidRequest::VolumeHolder)?;
+        let attaches = WorkspaceRecord::load(&self.engine.state().workspace(&workspace))
+            .is_ok_and(|record| attaches(&record, name));
+        if !attaches {
+            return Ok(None);
+        }
         match self.engine.workspace(&workspace).kill().await {
             // A run that ends removes its workspace.
-            Ok(_) | Err(Error::NoSuchWorkspace { .. }) => Ok(workspace),
-            Err(Error::Record(error)) if error.is_not_found() => Ok(workspace),
+            Ok(_) | Err(Error::NoSuchWorkspace { .. }) => Ok(Some(workspace)),
+            Err(Error::Record(error)) if error.is_not_found() => Ok(Some(workspace)),
             Err(error) => Err(error),
         }
     }
@@ -235,8 +245,7 @@ impl Volumes {
         let names_it = |workspace: &WorkspaceName| {
             // One with a damaged record cannot be started anyway, and a disposable run's is only a log.
             WorkspaceRecord::observe(&state.workspace(workspace)).is_ok_and(|record| {
-                let names = record.disks.iter().any(|disk| disk.source == DiskSource::Volume(name.clone()));
-                names
+                attaches(&record, name)
                     && !(record.disposable
                         && matches!(record.observed_state(), State::Failed | State::Stopped))
             })
@@ -248,6 +257,11 @@ impl Volumes {
         let dir = self.engine.state().volume(name);
         if dir.path().is_dir() { Ok(dir) } else { Err(Error::NoSuchVolume { name: name.clone() }) }
     }
+}
+
+/// Whether the machines of a workspace have a volume.
+fn attaches(record: &WorkspaceRecord, name: &VolumeName) -> bool {
+    record.disks.iter().any(|disk| disk.source == DiskSource::Volume(name.clone()))
 }
 
 fn hold(name: &VolumeName, dir: &VolumeDir) -> Result<HeldVolume, Error> {

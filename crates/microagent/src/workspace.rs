@@ -436,22 +436,22 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
     }
 }
 
-/// Kills supervisor and VMM; the supervisor first, so that it cannot report the VMM's death.
-async fn kill_processes(record: &WorkspaceRecord) {
-    kill_and_wait([&record.supervisor, &record.vmm]).await;
+/// Kills supervisor and VMM.
+async fn kill_processes(record: &WorkspaceRecord, dir: &WorkspaceDir) {
+    let processes = record.processes(dir);
+    processes.kill();
+    let deadline = Instant::now() + KILL_PATIENCE;
+    while (processes.supervisor().is_some() || processes.vmm().is_some()) && Instant::now() < deadline {
+        sleep(Duration::from_millis(2)).await;
+    }
 }
 
 /// Kills a QEMU that outlived its supervisor. Without the record it could not be found any more.
-pub(crate) async fn kill_orphan(record: &WorkspaceRecord) {
-    kill_and_wait([&record.vmm]).await;
-}
-
-async fn kill_and_wait<const N: usize>(processes: [&Option<ProcessId>; N]) {
-    for process in processes.into_iter().flatten() {
-        process.kill();
-    }
+pub(crate) async fn kill_orphan(record: &WorkspaceRecord, dir: &WorkspaceDir) {
+    let processes = record.processes(dir);
+    processes.kill_orphan();
     let deadline = Instant::now() + KILL_PATIENCE;
-    while processes.into_iter().flatten().any(ProcessId::is_alive) && Instant::now() < deadline {
+    while processes.orphan().is_some() && Instant::now() < deadline {
         sleep(Duration::from_millis(2)).await;
     }
 }

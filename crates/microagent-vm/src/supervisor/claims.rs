@@ -56,8 +56,10 @@ fn hold(state: &StateDir, name: &microagent_model::VolumeName) -> Result<HeldVol
         HoldError::Held { holder, .. } => Outcome::DiskBusy { disk: format!("volume `{name}`"), holder },
         error => failed(error.to_string()),
     })?;
-    if let Some(orphan) = held.dead_holder().and_then(|holder| holder.vmm) {
-        end_orphan(&orphan).map_err(failed)?;
+    if let Some(holder) = held.dead_holder()
+        && let Ok(workspace) = holder.workspace.parse()
+    {
+        end_orphan(&holder.processes(&state.workspace(&workspace))).map_err(failed)?;
     }
     Ok(held)
 }

@@ -18,7 +18,7 @@ use microagent_model::Publish;
 use microagent_model::egress::{Decision, Reason, Subject};
 use microagent_model::{FailureKind, WorkspaceFailure};
 use microagent_net::{HostAddresses, PortNumber};
-use microagent_store::{Link, ProcessId, WorkspaceDir};
+use microagent_store::{Link, ProcessId, SUPERVISE_ARGUMENT, WorkspaceDir};
 use tokio::process::{Child, ChildStderr};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
@@ -31,7 +31,6 @@ use crate::network_stack::{Instructions, NETWORK_STACK_ARGUMENT, StackChannel, i
 use crate::ports::{PortError, listen_at};
 use crate::spawn::{Program, spawn};
 use crate::spec::NetworkSpec;
-use crate::supervisor::SUPERVISE_ARGUMENT;
 
 /// This program, even if its file was replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";

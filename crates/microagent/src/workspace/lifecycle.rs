@@ -369,7 +369,7 @@ impl Workspace {
         {
             return self.wait_until_resting(record).await;
         }
-        kill_processes(&record).await;
+        kill_processes(&record, &dir).await;
         let _lock = lock_patiently(&self.name, &dir).await?;
         // The supervisor may have recorded the end in the meantime.
         let record = WorkspaceRecord::load(&dir)?;
