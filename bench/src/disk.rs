@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use microagent_vm::create_overlay;
+use microagent_vm::{Backing, create_overlay};
 
 use crate::Bench;
 use crate::fixture::{LARGE, SMALL};
@@ -26,7 +26,8 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
     let overlay = |base: PathBuf| {
         let disk = &disk;
         move || {
-            let took = time(|| create_overlay(disk, &base, DISK_BYTES).context("making a disk"))?;
+            let took =
+                time(|| create_overlay(disk, Backing::Base(&base), DISK_BYTES).context("making a disk"))?;
             fs::remove_file(disk)?;
             Ok(took)
         }

@@ -11,8 +11,8 @@ use crate::args::global::GlobalArgs;
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, config, connect, cp, create, delete, doctor, egress,
     events, exec, image, job, jobs, kernel, list, logs, man, network, perf, port, profiles, rename, resize,
-    restart, result, run, secret, serve, start, stats, status, supervise, system, template, version, volume,
-    wait,
+    restart, result, run, secret, serve, snapshot, start, stats, status, supervise, system, template,
+    version, volume, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -102,6 +102,7 @@ pub(crate) enum Command {
     Secret(secret::SecretArgs),
     Image(image::ImageArgs),
     Volume(volume::VolumeArgs),
+    Snapshot(snapshot::SnapshotArgs),
     /// `docker images`, and other verbs that Docker has without `image`.
     #[command(hide = true)]
     Images(image::ListArgs),
@@ -206,7 +207,10 @@ pub(crate) fn parse(args: &[OsString]) -> (Result<Request, Failure>, Format) {
     if let Some(error) = environment_error {
         return (Err(error), guess);
     }
-    let mut command = Cli::command().color(colour).mut_args(environment::without_empty_variable);
+    let mut command = Cli::command()
+        .color(colour)
+        .mut_args(environment::without_empty_variable)
+        .mut_subcommand("create", create::from_snapshot_alone);
     let parsed = command.try_get_matches_from_mut(args).and_then(|matches| Cli::from_arg_matches(&matches));
     match parsed {
         Ok(cli) => {
@@ -235,6 +239,7 @@ fn request(cli: Cli) -> Request {
         Some(Command::Job(group)) if group.command.is_none() => &["job"],
         Some(Command::Image(group)) if group.command.is_none() => &["image"],
         Some(Command::Volume(group)) if group.command.is_none() => &["volume"],
+        Some(Command::Snapshot(group)) if group.command.is_none() => &["snapshot"],
         Some(Command::Kernel(group)) if group.command.is_none() => &["kernel"],
         Some(Command::Template(group)) if group.command.is_none() => &["template"],
         Some(Command::Secret(group)) if group.command.is_none() => &["secret"],

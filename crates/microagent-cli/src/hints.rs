@@ -86,6 +86,13 @@ fn of_workspace(hint: &Hint) -> Option<String> {
             format!("release it first (its memory is lost): microagent halt {name}")
         }
         Hint::Exec { name } => format!("run a command in it: microagent exec {name} -- COMMAND"),
+        Hint::ListSnapshots { name } => format!("`microagent snapshot list {name}` shows its snapshots"),
+        Hint::DeleteSnapshot { name, tag } => {
+            format!("choose another --tag, or delete it: microagent snapshot delete {name} {tag}")
+        }
+        Hint::DeleteDamagedSnapshot { name, tag } => {
+            format!("delete a damaged snapshot with: microagent snapshot delete {name} {tag} --yes")
+        }
         Hint::ListJobs { name } => format!("microagent jobs {name} shows its jobs"),
         Hint::JobLogs { name, job } => format!("microagent job logs {name} {job} shows what it printed"),
         Hint::StartJobWithStdin { name } => {

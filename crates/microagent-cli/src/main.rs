@@ -126,6 +126,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Config(args) => commands::config::execute(context, &args),
         Command::Kernel(args) => return commands::kernel::execute(context, args),
         Command::Volume(args) => commands::volume::execute(context, args),
+        Command::Snapshot(args) => commands::snapshot::execute(context, args),
         Command::Template(args) => commands::template::execute(context, args),
         Command::Perf(args) => return commands::perf::execute(context, args),
         Command::Completions(args) => commands::completions::execute(context, args, cli::shown_command()),

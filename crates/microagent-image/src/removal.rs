@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use microagent_store::{WorkspaceRecord, read_limited};
+use microagent_store::{WorkspaceDir, WorkspaceRecord, read_limited};
 
 use crate::cache::{Cache, remove_file};
 use crate::digest::Digest;
@@ -117,7 +117,7 @@ pub struct Pruned {
 
 /// What workspaces need.
 struct InUse {
-    /// Workspaces by the disk they lie on.
+    /// Workspaces and snapshots by the disk they lie on.
     disks: BTreeMap<String, Vec<String>>,
     /// Manifests of their images.
     manifests: HashSet<String>,
@@ -340,22 +340,32 @@ impl InUse {
             .map_err(|source| ImageError::ListWorkspaces { dir: state.workspaces(), source })?;
         let mut in_use = InUse { disks: BTreeMap::new(), manifests: HashSet::new() };
         for name in names {
-            match WorkspaceRecord::load(&state.workspace(&name)) {
-                Ok(record) => {
-                    in_use.disks.entry(record.image.disk).or_default().push(name.to_string());
-                    in_use.manifests.insert(record.image.digest);
-                }
-                // Given up before it had a record: whoever makes one holds the cache until it is written.
-                Err(error) if error.is_not_found() => {}
-                Err(source) => {
-                    return Err(ImageError::UnreadableWorkspace {
-                        workspace: name.to_string(),
-                        source: Box::new(source),
-                    });
-                }
+            let dir = state.workspace(&name);
+            let tags = dir
+                .snapshot_tags()
+                .map_err(|source| ImageError::ListWorkspaces { dir: dir.snapshots(), source })?;
+            in_use.add(name.to_string(), &dir)?;
+            for tag in tags {
+                in_use.add(format!("{name}:{tag}"), dir.snapshot(&tag).files())?;
             }
         }
         Ok(in_use)
+    }
+
+    /// Adds what a workspace or a snapshot of one needs.
+    fn add(&mut self, owner: String, dir: &WorkspaceDir) -> Result<(), ImageError> {
+        match WorkspaceRecord::load(dir) {
+            Ok(record) => {
+                self.disks.entry(record.image.disk).or_default().push(owner);
+                self.manifests.insert(record.image.digest);
+                Ok(())
+            }
+            // Given up before it had a record: whoever makes one holds the cache until it is written.
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(source) => {
+                Err(ImageError::UnreadableWorkspace { workspace: owner, source: Box::new(source) })
+            }
+        }
     }
 }
 

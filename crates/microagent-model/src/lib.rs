@@ -20,6 +20,7 @@ mod name;
 mod publish;
 mod secret;
 mod signal;
+mod snapshot;
 mod state;
 
 pub use attachment::{Attachment, DiskSource};
@@ -46,4 +47,5 @@ pub use publish::{
 };
 pub use secret::{SecretReference, SecretReferenceError, SecretSource};
 pub use signal::{SIGTERM, signal_name, signal_number};
+pub use snapshot::{Layer, LayerId, LayerIdError, SnapshotTag, SnapshotTagError};
 pub use state::{FailureKind, State, WorkspaceFailure};

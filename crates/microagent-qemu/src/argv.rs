@@ -172,6 +172,20 @@ pub fn qcow2_overlay(node_name: &str, file: FdSet, backing: Value, durability: D
     })
 }
 
+/// A qcow2 layer under an overlay as a block node. It is shared and never written to.
+pub fn qcow2_layer(file: FdSet, backing: Value) -> Value {
+    json!({
+        "driver": "qcow2",
+        "read-only": true,
+        "l2-cache-size": LAYER_CACHE_BYTES,
+        "file": { "driver": "file", "filename": file.filename(), "read-only": true },
+        "backing": backing,
+    })
+}
+
+/// Most memory for the tables of one layer: those of 8 GiB of data.
+const LAYER_CACHE_BYTES: u64 = 1 << 20;
+
 /// Effect of a flush of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {

@@ -15,6 +15,7 @@ mod lock;
 mod open;
 mod process;
 mod record;
+mod snapshot;
 mod state_dir;
 mod volume;
 mod workload;
@@ -30,6 +31,7 @@ pub use lock::{Lock, LockError};
 pub use open::{Access, open_file};
 pub use process::{MachineProcesses, ProcessId, SUPERVISE_ARGUMENT, VMM_NAME};
 pub use record::{Identity, Link, LoadError, OneStart, RecordedResult, WORKSPACE_FORMAT, WorkspaceRecord};
+pub use snapshot::{FreeError, SNAPSHOT_FORMAT, SnapshotDir, SnapshotManifest};
 pub use state_dir::{OpenError, Scratch, StateDir, WorkspaceDir};
 pub use volume::{
     HeldVolume, HoldError, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeLoadError, VolumeRecord,

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use microagent_model::{
     Artifact, Attachment, DnsSettings, EgressPolicy, FailureKind, Forward, GuestSettings, ImageIdentity,
-    Labels, LinkState, NetworkMode, Publish, RateLimits, Resources, RestartPolicy, SecretReference, State,
-    WorkspaceFailure, WorkspaceName,
+    Labels, Layer, LinkState, NetworkMode, Publish, RateLimits, Resources, RestartPolicy, SecretReference,
+    State, WorkspaceFailure, WorkspaceName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,8 +20,9 @@ use crate::{MachineProcesses, ProcessId, WorkspaceDir};
 /// Format of the records that this build writes.
 ///
 /// 1: one-shot runs only. 2: identity and restart policy. 3: attached disks, published ports, egress policy, secrets.
-/// 4: `workload.json` has scripts as text. 5: published ports of UDP and of IPv6 addresses, rate limits. What an older record lacks it is read without.
-pub const WORKSPACE_FORMAT: u32 = 5;
+/// 4: `workload.json` has scripts as text. 5: published ports of UDP and of IPv6 addresses, rate limits.
+/// 6: layers of the root disk. What an older record lacks it is read without.
+pub const WORKSPACE_FORMAT: u32 = 6;
 
 /// What makes a machine the same one at every start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +131,9 @@ pub struct WorkspaceRecord {
     /// The size of the current or last life, where it was not the workspace's own.
     #[serde(default)]
     pub one_start: Option<OneStart>,
+    /// Layers of the root disk between base disk and overlay, the lowest one first.
+    #[serde(default)]
+    pub layers: Vec<Layer>,
 }
 
 /// `result.json`: how the last workload ended.
@@ -224,6 +228,11 @@ impl WorkspaceRecord {
     pub fn observe(dir: &WorkspaceDir) -> Result<WorkspaceRecord, LoadError> {
         let record = WorkspaceRecord::load(dir)?;
         if record.observed_state() == record.state { Ok(record) } else { WorkspaceRecord::load(dir) }
+    }
+
+    /// The root disk: a qcow2 overlay on the topmost layer, or on the image's base disk.
+    pub fn disk(&self, dir: &WorkspaceDir) -> PathBuf {
+        dir.disk_on(self.layers.last())
     }
 
     /// The state that is true now: a live state without its supervisor is `failed`, and one without its VMM is on
@@ -325,11 +334,11 @@ fn is_alive(process: Option<&ProcessId>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::StateDir;
 
-    fn record() -> WorkspaceRecord {
+    pub(crate) fn record() -> WorkspaceRecord {
         WorkspaceRecord {
             format: WORKSPACE_FORMAT,
             name: "web".parse().unwrap(),
@@ -367,6 +376,7 @@ mod tests {
             asked_to_end: false,
             weak_jail: Vec::new(),
             one_start: None,
+            layers: Vec::new(),
         }
     }
 
@@ -456,8 +466,8 @@ mod tests {
         write_json(&workspace.record(), &older).unwrap();
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().restart, RestartPolicy::Never);
 
-        std::fs::write(workspace.record(), br#"{"format": 6}"#).unwrap();
-        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 6, .. })));
+        std::fs::write(workspace.record(), br#"{"format": 7}"#).unwrap();
+        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 7, .. })));
 
         std::fs::write(workspace.record(), br#"{"format": 1, "na"#).unwrap();
         assert!(matches!(

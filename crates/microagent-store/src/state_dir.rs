@@ -133,8 +133,15 @@ impl StateDir {
         let create = |source| OpenError::Create { path: self.root.clone(), source };
         create_private_dir(&self.root).map_err(create)?;
         self.check_access()?;
-        let parts =
-            [self.workspaces(), self.volumes(), self.images(), self.guest(), self.templates(), self.tmp()];
+        let parts = [
+            self.workspaces(),
+            self.volumes(),
+            self.images(),
+            self.layers(),
+            self.guest(),
+            self.templates(),
+            self.tmp(),
+        ];
         for dir in &parts {
             create_private_dir(dir).map_err(create)?;
         }
@@ -404,11 +411,6 @@ impl WorkspaceDir {
         self.path.join("control.key")
     }
 
-    /// The root disk: a qcow2 overlay on the image's base disk.
-    pub fn disk(&self) -> PathBuf {
-        self.path.join("disk.qcow2")
-    }
-
     /// The disk that was made of the workspace's bundle of this number: counted among its bundles, so that other disks
     /// come and go without it.
     pub fn bundle(&self, number: usize) -> PathBuf {
@@ -534,7 +536,7 @@ mod tests {
         let state = StateDir::at(dir.path());
         state.prepare().unwrap();
         let name = "web".parse().unwrap();
-        let fill = |dir: &WorkspaceDir| fs::write(dir.disk(), b"x");
+        let fill = |dir: &WorkspaceDir| fs::write(dir.console_log(), b"x");
         let workspace = state.create_workspace(&name, fill).unwrap();
         assert_eq!(fs::metadata(workspace.path()).unwrap().permissions().mode() & 0o777, 0o700);
         let again = state.create_workspace(&name, fill).unwrap_err();
@@ -569,11 +571,11 @@ mod tests {
         state.prepare().unwrap();
         let long_ago = std::time::SystemTime::now() - 2 * GRAVE_AGE;
         let made = state.create_workspace::<io::Error>(&"web".parse().unwrap(), |making| {
-            fs::write(making.disk(), b"x")?;
+            fs::write(making.console_log(), b"x")?;
             fs::File::open(making.path())?.set_modified(long_ago)?;
             state.prepare().map_err(io::Error::other)
         });
-        assert!(made.unwrap().disk().exists());
+        assert!(made.unwrap().console_log().exists());
         // One whose maker was killed goes.
         let abandoned = state.tmp().join("created-abandoned");
         fs::create_dir(&abandoned).unwrap();

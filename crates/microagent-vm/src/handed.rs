@@ -16,8 +16,8 @@ use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 use crate::jail::{Account, FileAccess, Reopened};
 use crate::machine::Files;
 use crate::mapped::write_mapped;
-use crate::overlay::{check_base, check_features, largest_bytes};
-use crate::spec::{Claim, MachineSpec};
+use crate::overlay::{check_base, check_features, check_layer, largest_bytes};
+use crate::spec::{Claim, DiskSpec, LayerFile, MachineSpec};
 use crate::template::copy_file;
 
 /// A file that QEMU opens again.
@@ -104,6 +104,7 @@ pub(crate) struct MachineFiles {
     kernel: Handed,
     initramfs: Handed,
     root: Option<(File, File)>,
+    layers: Vec<File>,
     extra: Vec<File>,
 }
 
@@ -134,14 +135,9 @@ impl MachineFiles {
     ) -> io::Result<MachineFiles> {
         let kernel = Handed::for_reading(File::open(&machine.kernel)?, account)?;
         let initramfs = Handed::for_reading(File::open(&machine.initramfs)?, account)?;
-        let root = machine.disk.as_ref().map(|disk| {
-            let overlay = open_disk(&disk.overlay, FileAccess::ReadWrite)?;
-            let of = |path: &Path, e: io::Error| io::Error::other(format!("`{}`: {e}", path.display()));
-            check_features(&overlay).map_err(|e| of(&disk.overlay, e))?;
-            let base = open_disk(&disk.base, FileAccess::Read)?;
-            check_base(&base).map_err(|e| of(&disk.base, e))?;
-            Ok::<_, io::Error>((overlay, base))
-        });
+        let root = machine.disk.as_ref().map(open_root).transpose()?;
+        let layers = machine.disk.iter().flat_map(|disk| &disk.layers).map(open_layer);
+        let layers = layers.collect::<io::Result<_>>()?;
         let mut claimed = claimed.iter();
         let extra = machine.extra_disks.iter().map(|disk| {
             let access = if disk.read_only { FileAccess::Read } else { FileAccess::ReadWrite };
@@ -152,7 +148,12 @@ impl MachineFiles {
             }
         });
         let extra = extra.collect::<io::Result<_>>()?;
-        Ok(MachineFiles { kernel, initramfs, root: root.transpose()?, extra })
+        Ok(MachineFiles { kernel, initramfs, root, layers, extra })
+    }
+
+    /// The layers of the root disk.
+    pub(crate) fn layers(&self) -> Vec<BorrowedFd<'_>> {
+        self.layers.iter().map(AsFd::as_fd).collect()
     }
 
     /// The further disks.
@@ -160,10 +161,15 @@ impl MachineFiles {
         self.extra.iter().map(AsFd::as_fd).collect()
     }
 
-    /// All files, for the command line. `extra` is the result of [`MachineFiles::extra`].
-    pub(crate) fn names<'a>(&'a self, extra: &'a [BorrowedFd<'a>]) -> Files<'a> {
+    /// All files, for the command line. `layers` and `extra` are the results of [`MachineFiles::layers`] and
+    /// [`MachineFiles::extra`].
+    pub(crate) fn names<'a>(
+        &'a self,
+        layers: &'a [BorrowedFd<'a>],
+        extra: &'a [BorrowedFd<'a>],
+    ) -> Files<'a> {
         let root = self.root.as_ref().map(|(overlay, base)| (overlay.as_fd(), base.as_fd()));
-        Files { kernel: self.kernel.fd(), initramfs: self.initramfs.fd(), root, extra }
+        Files { kernel: self.kernel.fd(), initramfs: self.initramfs.fd(), root, layers, extra }
     }
 
     /// Size of the largest file among the disks, in bytes, when their guest has filled them.
@@ -177,6 +183,25 @@ impl MachineFiles {
     pub(crate) fn reopened(&self) -> Vec<Reopened<'_>> {
         [&self.kernel, &self.initramfs].into_iter().filter_map(Handed::reopened).collect()
     }
+}
+
+/// Opens overlay and base disk.
+fn open_root(disk: &DiskSpec) -> io::Result<(File, File)> {
+    let overlay = open_disk(&disk.overlay, FileAccess::ReadWrite)?;
+    check_features(&overlay).map_err(|e| named(&disk.overlay, &e))?;
+    let base = open_disk(&disk.base, FileAccess::Read)?;
+    check_base(&base).map_err(|e| named(&disk.base, &e))?;
+    Ok((overlay, base))
+}
+
+fn open_layer(layer: &LayerFile) -> io::Result<File> {
+    let file = open_disk(&layer.path, FileAccess::Read)?;
+    check_layer(&file, layer.layer.bytes).map_err(|e| named(&layer.path, &e))?;
+    Ok(file)
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::other(format!("`{}`: {error}", path.display()))
 }
 
 /// Opens an image without following links, and without blocking on a FIFO.

@@ -17,6 +17,7 @@ pub mod control;
 mod core_dump;
 mod descriptors;
 mod features;
+mod flatten;
 mod handed;
 mod jail;
 mod job_output;
@@ -42,6 +43,7 @@ pub use control::{
     AMENDMENT_LIMIT, Amendment, Answer, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal,
 };
 pub use core_dump::never_dump_core;
+pub use flatten::flatten;
 pub use jail::Walls;
 pub use job_output::{JOB_OUTPUT_LIMIT, JobOutputPiece, JobOutputReader};
 pub use launch::{Launched, SuperviseError, launch};
@@ -49,10 +51,10 @@ pub use lifecycle::ChangeRequest;
 pub use microagent_qemu::argv::Accel;
 pub use microagent_store::SUPERVISE_ARGUMENT;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
-pub use overlay::{OverlayError, create_overlay, grow_overlay};
+pub use overlay::{Backing, OverlayError, create_overlay, grow_overlay};
 pub use ports::{BoundPort, PortError, bind_published, choose_ports};
 pub use spec::{
-    Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, MachineSpec, Outcome, RelayedOutput, Report, SPEC_LIMIT,
-    SUPERVISOR_PROTOCOL, StartMode, Step, SupervisorSpec, Timeline, Work,
+    Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, LayerFile, MachineSpec, Outcome, RelayedOutput, Report,
+    SPEC_LIMIT, SUPERVISOR_PROTOCOL, StartMode, Step, SupervisorSpec, Timeline, Work,
 };
 pub use supervisor::supervise;

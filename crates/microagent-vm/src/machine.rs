@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use microagent_proto::PORT_NAME;
 use microagent_qemu::argv::{
-    Accel, CommandLine, Durability, FdSet, Microvm, qcow2_overlay, raw_file_read_only, raw_file_writable,
+    Accel, CommandLine, Durability, FdSet, Microvm, qcow2_layer, qcow2_overlay, raw_file_read_only,
+    raw_file_writable,
 };
 use microagent_qemu::features::Features;
 use microagent_store::VMM_NAME;
@@ -68,6 +69,9 @@ pub(crate) const FREEZE_SET: FdSet = FdSet(3);
 /// Descriptor set of the first further disk; the others follow.
 const EXTRA_SETS: u32 = 16;
 
+/// Descriptor set of the lowest layer of the root disk; the others follow.
+const LAYER_SETS: u32 = EXTRA_SETS + EXTRA_DISKS_MAX as u32;
+
 /// Name of the device of the root disk.
 const ROOT_DEVICE: &str = "root-disk";
 
@@ -107,6 +111,8 @@ pub struct Files<'a> {
     pub initramfs: BorrowedFd<'a>,
     /// Overlay and base disk of the root disk; `None` for a machine without one.
     pub root: Option<(BorrowedFd<'a>, BorrowedFd<'a>)>,
+    /// Layers between them, the lowest one first.
+    pub layers: &'a [BorrowedFd<'a>],
     /// The further disks, in their order.
     pub extra: &'a [BorrowedFd<'a>],
 }
@@ -115,7 +121,10 @@ impl<'a> Files<'a> {
     /// All of them.
     pub(crate) fn all(&self) -> impl Iterator<Item = BorrowedFd<'a>> {
         let root = self.root.into_iter().flat_map(|(overlay, base)| [overlay, base]);
-        [self.kernel, self.initramfs].into_iter().chain(root).chain(self.extra.iter().copied())
+        [self.kernel, self.initramfs]
+            .into_iter()
+            .chain(root)
+            .chain(self.layers.iter().chain(self.extra).copied())
     }
 }
 
@@ -222,7 +231,8 @@ fn add_files(line: &mut CommandLine, files: Files<'_>) {
     if let Some((overlay, base)) = files.root {
         line.add_fd(OVERLAY_SET, overlay).add_fd(BASE_SET, base);
     }
-    for (set, file) in (EXTRA_SETS..).map(FdSet).zip(files.extra) {
+    let layers = (LAYER_SETS..).map(FdSet).zip(files.layers);
+    for (set, file) in (EXTRA_SETS..).map(FdSet).zip(files.extra).chain(layers) {
         line.add_fd(set, *file);
     }
 }
@@ -363,7 +373,9 @@ fn extra_disks(spec: &MachineSpec) -> impl Iterator<Item = (Value, Value)> {
 fn disk_node(spec: &MachineSpec, node_name: &str) -> Option<Value> {
     let disk = spec.disk.as_ref()?;
     let durability = if disk.keep { Durability::Kept } else { Durability::Scratch };
-    Some(qcow2_overlay(node_name, OVERLAY_SET, raw_file_read_only(BASE_SET), durability))
+    let layers = (LAYER_SETS..).map(FdSet).take(disk.layers.len());
+    let backing = layers.fold(raw_file_read_only(BASE_SET), |under, layer| qcow2_layer(layer, under));
+    Some(qcow2_overlay(node_name, OVERLAY_SET, backing, durability))
 }
 
 #[cfg(test)]
@@ -383,6 +395,7 @@ mod tests {
             cpu_count: 2,
             disk: Some(DiskSpec {
                 overlay: "/w/disk.qcow2".into(),
+                layers: Vec::new(),
                 base: "/i/base.ext4".into(),
                 keep: true,
                 fresh: false,
@@ -397,7 +410,8 @@ mod tests {
         let sockets = Sockets { console: fd, monitor: fd, control: fd, network: with_network.then_some(fd) };
         let extra = vec![fd; spec.extra_disks.len()];
         let root = spec.disk.as_ref().map(|_| (fd, fd));
-        let files = Files { kernel: fd, initramfs: fd, root, extra: &extra };
+        let layers = vec![fd; spec.disk.as_ref().map_or(0, |disk| disk.layers.len())];
+        let files = Files { kernel: fd, initramfs: fd, root, layers: &layers, extra: &extra };
         let line = command_line(spec, start, sockets, files, Features::default());
         line.args().iter().map(|arg| arg.to_str().unwrap().to_owned()).collect()
     }
@@ -514,7 +528,7 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         let fd = null.as_fd();
         let sockets = Sockets { console: fd, monitor: fd, control: fd, network: None };
-        let files = Files { kernel: fd, initramfs: fd, root: Some((fd, fd)), extra: &[] };
+        let files = Files { kernel: fd, initramfs: fd, root: Some((fd, fd)), layers: &[], extra: &[] };
         let features = Features { read_only_memory: true, file_migration: true };
         let words = |start| {
             let line = command_line(&spec(), start, sockets, files, features);

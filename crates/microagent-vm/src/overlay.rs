@@ -1,4 +1,4 @@
-//! A workspace's disk: an empty qcow2 overlay on the image's base disk.
+//! A workspace's disk: a qcow2 overlay on the image's base disk, or on layers of it.
 
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -25,21 +25,34 @@ pub struct OverlayError {
     pub source: io::Error,
 }
 
-/// Creates an empty overlay of `size_bytes` on the raw file `base`. The cost does not depend on the size of the base.
+/// What an overlay lies on.
+#[derive(Debug, Clone, Copy)]
+pub enum Backing<'a> {
+    /// A base disk.
+    Base(&'a Path),
+    /// A layer.
+    Layer(&'a Path),
+}
+
+/// Creates an empty overlay of `size_bytes`. The cost does not depend on the size of what it lies on.
 ///
-/// The header names the base for tools such as `qemu-img`; microagent never uses that name.
+/// The header names the backing file for tools such as `qemu-img`; microagent never uses that name.
 ///
 /// # Errors
 /// Fails if the file exists or cannot be written. The caller has to remove an incomplete file.
-pub fn create_overlay(path: &Path, base: &Path, size_bytes: u64) -> Result<(), OverlayError> {
-    create(path, base, size_bytes).map_err(|source| OverlayError { path: path.to_owned(), source })
+pub fn create_overlay(path: &Path, backing: Backing<'_>, size_bytes: u64) -> Result<(), OverlayError> {
+    create(path, backing, size_bytes).map_err(|source| OverlayError { path: path.to_owned(), source })
 }
 
-fn create(path: &Path, base: &Path, size_bytes: u64) -> io::Result<()> {
-    let base = base.to_str().ok_or_else(|| io::Error::other("the path of the base disk is not UTF-8"))?;
+fn create(path: &Path, backing: Backing<'_>, size_bytes: u64) -> io::Result<()> {
+    let (under, format) = match backing {
+        Backing::Base(path) => (path, "raw"),
+        Backing::Layer(path) => (path, "qcow2"),
+    };
+    let under = under.to_str().ok_or_else(|| io::Error::other("the path of the base disk is not UTF-8"))?;
     let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     let file = File::try_from(file)?;
-    Qcow2::<File>::create_builder(file).size(size_bytes).backing(base.to_owned(), "raw".to_owned()).create()
+    Qcow2::<File>::create_builder(file).size(size_bytes).backing(under.to_owned(), format.to_owned()).create()
 }
 
 /// Grows an overlay to `size_bytes`; a larger one is not changed. Its guest must not run. The base disk is not read.
@@ -96,6 +109,19 @@ pub(crate) fn largest_bytes(overlay: &std::fs::File) -> io::Result<u64> {
     Ok(size.saturating_add(size / 1024).saturating_add(BASIC_BYTES))
 }
 
+/// Checks that a layer is the file that it was when it was made, by its length, and that it has no features that are never
+/// written.
+///
+/// # Errors
+/// Fails if it cannot be read, has another length, or has other features.
+pub(crate) fn check_layer(layer: &std::fs::File, bytes: u64) -> io::Result<()> {
+    let found = layer.metadata()?.len();
+    if found != bytes {
+        return Err(io::Error::other(format!("the layer is damaged: it has {found} bytes of {bytes}")));
+    }
+    check_features(layer)
+}
+
 /// Checks that a base disk is complete, by the size in its file system's header.
 ///
 /// # Errors
@@ -125,13 +151,13 @@ mod tests {
     fn is_small_and_refuses_to_overwrite() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.qcow2");
-        create_overlay(&path, Path::new("/base.ext4"), 64 << 30).unwrap();
+        create_overlay(&path, Backing::Base(Path::new("/base.ext4")), 64 << 30).unwrap();
         let largest = largest_bytes(&std::fs::File::open(&path).unwrap()).unwrap();
         assert!((64 << 30..65 << 30).contains(&largest), "{largest}");
         let bytes = std::fs::read(&path).unwrap();
         assert!(bytes.starts_with(b"QFI\xfb"));
         assert!(bytes.len() < 1 << 20, "{} bytes", bytes.len());
-        assert!(create_overlay(&path, Path::new("/base.ext4"), 64 << 30).is_err());
+        assert!(create_overlay(&path, Backing::Base(Path::new("/base.ext4")), 64 << 30).is_err());
     }
 
     #[test]
@@ -143,7 +169,7 @@ mod tests {
             let bytes = std::fs::read(&path).unwrap();
             u64::from_be_bytes(bytes[24..32].try_into().unwrap())
         };
-        create_overlay(&path, Path::new("/base.ext4"), 1 << 30).unwrap();
+        create_overlay(&path, Backing::Base(Path::new("/base.ext4")), 1 << 30).unwrap();
         for (asked, then) in [(2 << 30, 2 << 30), (2 << 30, 2 << 30), (1 << 30, 2 << 30), (3 << 40, 3 << 40)]
         {
             grow_overlay(&path, asked).unwrap();
@@ -158,7 +184,7 @@ mod tests {
     fn an_overlay_that_names_another_file_for_its_data_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.qcow2");
-        create_overlay(&path, Path::new("/base.ext4"), 1 << 30).unwrap();
+        create_overlay(&path, Backing::Base(Path::new("/base.ext4")), 1 << 30).unwrap();
         let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
         check_features(&file).unwrap();
         // Byte 79 has bits 0 to 7.

@@ -7,8 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use microagent_model::{EgressPolicy, Forward, Publish};
-use microagent_model::{VolumeName, WorkspaceFailure};
+use microagent_model::{EgressPolicy, Forward, Layer, Publish, VolumeName, WorkspaceFailure};
 use microagent_net::NameOptions;
 use microagent_proto::{Configure, Exec};
 use microagent_store::{OneStart, RecordedResult};
@@ -23,7 +22,7 @@ pub const SPEC_LIMIT: usize = 16 * 1024 * 1024;
 /// messages of the control socket. It changes with each change of one of these types; a test checks that. The
 /// protocol between supervisor and agent has a number of its own ([`microagent_proto::GENERATION`]): a client of
 /// another generation can end a machine, but cannot communicate with its guest.
-pub const SUPERVISOR_PROTOCOL: u16 = 13;
+pub const SUPERVISOR_PROTOCOL: u16 = 14;
 
 /// Largest [`Report`] in bytes.
 pub(crate) const REPORT_LIMIT: usize = 128 * 1024;
@@ -118,12 +117,23 @@ pub enum Claim {
     File,
 }
 
+/// A layer of a root disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LayerFile {
+    /// The layer.
+    pub layer: Layer,
+    /// Its file.
+    pub path: PathBuf,
+}
+
 /// A root disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DiskSpec {
     /// The overlay.
     pub overlay: PathBuf,
-    /// The base disk under it.
+    /// Layers under it, the lowest one first.
+    pub layers: Vec<LayerFile>,
+    /// The base disk under all of them.
     pub base: PathBuf,
     /// Whether the disk outlives the machine.
     pub keep: bool,

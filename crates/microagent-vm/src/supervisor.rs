@@ -254,6 +254,20 @@ struct Driver {
     _lock: Lock,
 }
 
+/// Whether the disk is still the one that the caller saw: a setup needs a disk that no guest has used, and a snapshot or a
+/// restore gives the workspace another one.
+fn has_disk(spec: &SupervisorSpec, dir: &WorkspaceDir) -> bool {
+    let Some(disk) = &spec.machine.disk else { return true };
+    if let Work::Prepare { disk: stamp, .. } = &spec.work
+        && DiskStamp::of(&disk.overlay).ok().as_ref() != Some(stamp)
+    {
+        return false;
+    }
+    // What is wrong with a record that cannot be read is said when it is needed.
+    WorkspaceRecord::load(dir)
+        .map_or(true, |record| record.layers.iter().eq(disk.layers.iter().map(|file| &file.layer)))
+}
+
 impl Driver {
     /// Makes the workspace this supervisor's: lock, logs, record, socket.
     fn take(
@@ -268,9 +282,7 @@ impl Driver {
             LockError::Held { .. } => Outcome::Busy,
             error => boot(error.to_string()),
         })?;
-        if let Work::Prepare { disk, .. } = &spec.work
-            && DiskStamp::of(&dir.disk()).ok().as_ref() != Some(disk)
-        {
+        if !has_disk(&spec, &dir) {
             // Another command was quicker, and what it has made of the disk is not to be touched.
             return Err(Outcome::Busy);
         }

@@ -458,8 +458,8 @@ mod tests {
     fn machine_with_disk(dir: &Path) -> MachineSpec {
         let (base, overlay) = (dir.join("base.ext4"), dir.join("disk.qcow2"));
         fs::write(&base, "base").unwrap();
-        crate::create_overlay(&overlay, &base, 4 * MIB).unwrap();
-        let disk = crate::DiskSpec { overlay, base, keep: false, fresh: true };
+        crate::create_overlay(&overlay, crate::Backing::Base(&base), 4 * MIB).unwrap();
+        let disk = crate::DiskSpec { overlay, layers: Vec::new(), base, keep: false, fresh: true };
         MachineSpec { disk: Some(disk), ..machine(dir) }
     }
 

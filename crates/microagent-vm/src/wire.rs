@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use microagent_model::EgressMode;
-use microagent_model::{FailureKind, RestartPolicy, State};
+
+use microagent_model::{EgressMode, FailureKind, Layer, LayerId, RestartPolicy, State};
 use microagent_proto::{Command, ExecRole, GENERATION};
 use microagent_store::RecordedResult;
 use serde_reflection::{Samples, Tracer, TracerConfig};
@@ -35,6 +35,8 @@ fn schema() -> String {
         disk_full: Some("a".to_owned()),
     };
     tracer.trace_value(&mut samples, &result).expect("a result is plain data");
+    let layer = Layer { id: LayerId::of([0; 16]), bytes: 0 };
+    tracer.trace_value(&mut samples, &layer).expect("a layer is plain data");
     macro_rules! trace {
         ($($message:ty),*) => {
             $(tracer.trace_type::<$message>(&samples).expect(stringify!($message));)*

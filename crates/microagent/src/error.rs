@@ -6,6 +6,7 @@ mod action;
 mod connection;
 mod job;
 mod kind;
+mod snapshot;
 
 use std::io;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ pub use microagent_image::bundle::BundleError;
 use microagent_model::{FailureKind, NameError, State, VolumeName, VolumeNameError, WorkspaceName};
 pub use microagent_proto::FrameError;
 pub use microagent_store::{
-    HoldError, LoadError, LockError, OpenError, ReadError, VolumeLoadError, WriteError,
+    FreeError, HoldError, LoadError, LockError, OpenError, ReadError, VolumeLoadError, WriteError,
 };
 use microagent_vm::OutputReader;
 pub use microagent_vm::{ControlError, KvmUnusable, PortError, SuperviseError};
@@ -25,6 +26,7 @@ pub use self::action::Action;
 pub use self::connection::ConnectionFault;
 pub use self::job::JobError;
 pub use self::kind::ErrorKind;
+pub use self::snapshot::SnapshotError;
 pub use crate::invalid::InvalidRequest;
 use crate::{Hint, SecretError, SecretFault, SetupFailure, SpecError};
 
@@ -257,6 +259,9 @@ pub enum Error {
     /// A job cannot be started or reached.
     #[error(transparent)]
     Job(#[from] JobError),
+    /// A snapshot cannot be made or used.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The connection to the guest was lost.
     #[error("lost the connection to the guest of workspace `{workspace}`")]
     GuestGone {
@@ -365,6 +370,7 @@ impl Error {
             Error::Invalid(invalid) => Some(invalid.hint()),
             Error::Port(e) => Some(Hint::Advice(e.hint())),
             Error::Job(e) => e.hint(),
+            Error::Snapshot(e) => e.hint(),
             Error::State(_) => Some(Hint::ChooseStateDir),
             Error::Bundle(BundleError::Damaged { .. } | BundleError::Compression { .. }) => {
                 Some(Hint::advice("pack it again: tar -C DIR -cf files.tar . (or .tar.gz, .tar.zst)"))

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use microagent_image::ImageHint;
-use microagent_model::{JobId, VolumeName, WorkspaceName};
+use microagent_model::{JobId, SnapshotTag, VolumeName, WorkspaceName};
 
 /// What a user can do about an [`Error`](crate::Error), from [`Error::hint`](crate::Error::hint).
 ///
@@ -91,6 +91,25 @@ pub enum Hint {
     Exec {
         /// The workspace.
         name: WorkspaceName,
+    },
+    /// See which snapshots the workspace has.
+    ListSnapshots {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Choose another tag, or delete the snapshot.
+    DeleteSnapshot {
+        /// The workspace.
+        name: WorkspaceName,
+        /// The snapshot.
+        tag: SnapshotTag,
+    },
+    /// Delete the damaged snapshot.
+    DeleteDamagedSnapshot {
+        /// The workspace.
+        name: WorkspaceName,
+        /// The snapshot.
+        tag: SnapshotTag,
     },
     /// See which jobs the workspace has.
     ListJobs {
@@ -323,6 +342,13 @@ impl Hint {
             Hint::ResumeFirst { name } => write!(f, "resume workspace `{name}` first"),
             Hint::ReleaseFirst { name } => write!(f, "halt workspace `{name}` first; its memory is lost"),
             Hint::Exec { name } => write!(f, "run commands in workspace `{name}`, which is running"),
+            Hint::ListSnapshots { name } => write!(f, "list the snapshots of workspace `{name}`"),
+            Hint::DeleteSnapshot { name, tag } => {
+                write!(f, "choose another tag, or delete snapshot `{tag}` of workspace `{name}`")
+            }
+            Hint::DeleteDamagedSnapshot { name, tag } => {
+                write!(f, "delete the damaged snapshot `{tag}` of workspace `{name}`")
+            }
             Hint::ListJobs { name } => write!(f, "list the jobs of workspace `{name}`"),
             Hint::JobLogs { name, job } => write!(f, "read the output of job {job} of workspace `{name}`"),
             Hint::StartJobWithStdin { name } => {

@@ -181,8 +181,8 @@ pub use workspace::{
     CommitOptions, CommitReport, Console, CopySource, CopyTarget, DeleteMode, Deletion, Exec, ExecControl,
     ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, FileContent, FileRange, GuestAddresses,
     HostForward, Inspection, Job, JobDetails, JobOutput, JobOutputOptions, JobStdin, LogOptions,
-    NetworkDetails, PortForward, REASON_LIMIT, StartOptions, Stats, StdinMode, SuperviseOptions, SymlinkMode,
-    Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
+    NetworkDetails, PortForward, REASON_LIMIT, Snapshots, StartOptions, Stats, StdinMode, SuperviseOptions,
+    SymlinkMode, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
 };
 
 pub use jiff::Timestamp;
@@ -191,9 +191,9 @@ pub use microagent_model::{
     FailureKind, Forward, ForwardError, GuestInit, GuestSettings, ImageIdentity, JobId, JobIdError, JobState,
     LabelError, Labels, LinkState, NameError, NameServer, NetworkMode, PORTS_MAX, PortProtocol, PortSelector,
     Publish, PublishError, PublishRange, RateLimits, Resources, RestartPolicy, RootAccess, SearchDomain,
-    SecretReference, SecretReferenceError, SecretSource, SettingError, SetupStep, State, Tmpfs, Ulimit,
-    VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name,
-    signal_number,
+    SecretReference, SecretReferenceError, SecretSource, SettingError, SetupStep, SnapshotTag,
+    SnapshotTagError, State, Tmpfs, Ulimit, VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName,
+    parse_label, parse_sysctl, signal_name, signal_number,
 };
 pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;
@@ -208,6 +208,11 @@ pub use zeroize::Zeroizing;
 /// What an existing workspace and a changed spec file differ in.
 pub mod apply {
     pub use crate::workspace::{Applied, ApplyMode, Change, ChangeKind};
+}
+
+/// Snapshots of workspaces.
+pub mod snapshot {
+    pub use crate::workspace::{Snapshot, SnapshotDeletion as Deletion, Snapshots};
 }
 
 /// What a guest may reach, and what the filter decided.

@@ -17,7 +17,7 @@ use microagent_model::{
 };
 use microagent_proto::{Chunk, Command, Exec, ExecRole};
 use microagent_store::{WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
-use microagent_vm::{Step, create_overlay};
+use microagent_vm::Step;
 
 use crate::error::InvalidRequest;
 use crate::secret::{Resolved, check_references, stored};
@@ -103,8 +103,7 @@ impl Engine {
         provision.notices.extend(self.make_missing_volumes(&record.disks, progress)?);
         let dir = self.create_dir_with(record, kept, |dir| {
             bundles.move_into(dir)?;
-            create_overlay(&dir.disk(), &provision.image.disk, record.resources.disk_bytes())
-                .map_err(|e| Error::File { action: "create", path: e.path, source: e.source })
+            self.create_disk(&record.disk(dir), record)
         })?;
         // The record names the base disk from here on, which keeps it from being pruned.
         provision.image.release();
@@ -395,6 +394,7 @@ pub(crate) fn new_record(
         asked_to_end: false,
         weak_jail: Vec::new(),
         one_start: None,
+        layers: Vec::new(),
     })
 }
 

@@ -156,7 +156,10 @@ impl Engine {
             removed
         });
         let removed = removing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        removed.map_err(|source| Error::File { action: "remove", path: dir.path().to_owned(), source })
+        removed.map_err(|source| Error::File { action: "remove", path: dir.path().to_owned(), source })?;
+        // The workspace is gone either way; layers that cannot be freed now are freed by a prune.
+        let _ = self.free_layers();
+        Ok(())
     }
 }
 

@@ -7,19 +7,19 @@ use std::path::{Path, PathBuf};
 use microagent_guest::{EmbeddedGuest, GuestFiles};
 use microagent_model::{
     AddedAddress, AddedHost, Attachment, DnsSettings, EgressMode, EgressPolicy, Forward, GuestSettings,
-    NetworkMode, Publish, RateLimits, Resources, RootAccess, SearchDomain, Ulimit,
+    Layer, NetworkMode, Publish, RateLimits, Resources, RootAccess, SearchDomain, Ulimit,
 };
 use microagent_net::{
     GATEWAY, GUEST_ADDRESS, HostEntry, HostResolver, NAME_SERVER, NameOptions, PREFIX_LEN, host_entries,
     host_resolver,
 };
 use microagent_proto::{Configure, Entropy, GENERATION, Limit, MacAddress, Network, Root, Settings, Tmpfs};
-use microagent_store::{Identity, WorkspaceDir, WorkspaceRecord, read_limited_following};
+use microagent_store::{Identity, StateDir, WorkspaceDir, WorkspaceRecord, read_limited_following};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::{DiskLimits, NetworkSpec};
 use microagent_vm::{
-    AccelDecision, DiskSpec, KvmFacts, MachineSpec, SUPERVISOR_PROTOCOL, SuperviseError, SupervisorSpec,
-    Walls, Work, accel,
+    AccelDecision, DiskSpec, KvmFacts, LayerFile, MachineSpec, SUPERVISOR_PROTOCOL, SuperviseError,
+    SupervisorSpec, Walls, Work, accel,
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 
@@ -82,7 +82,9 @@ pub(crate) struct MachineRequest<'a> {
 pub(crate) struct RootDisk<'a> {
     /// The overlay.
     pub(crate) overlay: PathBuf,
-    /// The base disk under it.
+    /// Layers under it, the lowest one first.
+    pub(crate) layers: &'a [Layer],
+    /// The base disk under all of them.
     pub(crate) base: &'a Path,
     /// Whether the overlay outlives the machine.
     pub(crate) keep: bool,
@@ -103,7 +105,13 @@ impl<'a> MachineRequest<'a> {
             identity: record.identity.clone().map_or_else(new_identity, Ok)?,
             resources: record.resources,
             dir,
-            disk: Some(RootDisk { overlay: dir.disk(), base, keep: !record.disposable, fresh: false }),
+            disk: Some(RootDisk {
+                overlay: record.disk(dir),
+                layers: &record.layers,
+                base,
+                keep: !record.disposable,
+                fresh: false,
+            }),
             publish: &record.publish,
             egress: record.egress.clone(),
             dns: record.dns.clone(),
@@ -248,6 +256,7 @@ impl Engine {
         let disk = match &request.disk {
             Some(disk) => Some(DiskSpec {
                 overlay: absolute(&disk.overlay)?,
+                layers: layer_files(self.state(), disk.layers)?,
                 base: absolute(disk.base)?,
                 keep: disk.keep,
                 fresh: disk.fresh,
@@ -295,6 +304,13 @@ impl Engine {
             one_start: None,
         })
     }
+}
+
+/// The files of layers.
+pub(crate) fn layer_files(state: &StateDir, layers: &[Layer]) -> Result<Vec<LayerFile>, Error> {
+    let file =
+        |layer: &Layer| Ok(LayerFile { layer: layer.clone(), path: absolute(&state.layer(&layer.id))? });
+    layers.iter().map(file).collect()
 }
 
 /// Where an added name leads.

@@ -16,6 +16,7 @@ mod network;
 mod observe;
 mod ports;
 mod rename;
+mod snapshot;
 mod supervise;
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,7 @@ pub use lifecycle::{REASON_LIMIT, StartOptions};
 pub use logs::{LogOptions, last_lines};
 pub use network::{GuestAddresses, HostForward, NetworkDetails, PortForward};
 pub use observe::{Inspection, Stats};
+pub use snapshot::{Deletion as SnapshotDeletion, Snapshot, Snapshots};
 pub use supervise::SuperviseOptions;
 
 /// Deadline for the end of a killed supervisor, which has nothing to flush.
@@ -72,7 +74,7 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// | run commands | [`exec`] (connected), [`start_job`] (in the background), [`console`] |
 /// | move files | [`copy_in`], [`copy_out`], [`copy_out_tar`], [`read_file`], [`write_file`], [`fetch_artifact`] |
 /// | observe | [`details`], [`state`], [`inspect`], [`logs`], [`events`], [`stats`], [`network`], [`egress`], [`result`] |
-/// | make something of the disk | [`commit`] (an image), [`clone_to`] (a workspace) |
+/// | make something of the disk | [`commit`] (an image), [`clone_to`] (a workspace), [`snapshots`] |
 /// | change settings | [`apply`], [`publish`], [`unpublish`] |
 /// | isolate, restart, remove | [`quarantine`], [`supervise`], [`delete`] |
 ///
@@ -128,6 +130,7 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// [`result`]: Workspace::result
 /// [`commit`]: Workspace::commit
 /// [`clone_to`]: Workspace::clone_to
+/// [`snapshots`]: Workspace::snapshots
 /// [`apply`]: Workspace::apply
 /// [`publish`]: Workspace::publish
 /// [`unpublish`]: Workspace::unpublish

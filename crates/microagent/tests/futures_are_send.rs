@@ -37,6 +37,7 @@ fn values_pass_between_threads() {
     assert_send_and_sync::<microagent::Images>();
     assert_send_and_sync::<microagent::Volumes>();
     assert_send_and_sync::<microagent::Templates>();
+    assert_send_and_sync::<microagent::Snapshots>();
 }
 
 #[test]
@@ -49,6 +50,12 @@ fn every_future_of_an_engine_is_send() {
     assert_send(engine.run_detached(RunOptions::new("x"), &progress));
     assert_send(engine.create(CreateOptions::new(name, "x"), &progress));
     assert_send(engine.check_secrets(&[], &progress));
+
+    let snapshots = engine.workspace(&"web".parse().expect("a name")).snapshots();
+    let (tag, other) = ("a".parse().expect("a tag"), "other".parse().expect("a name"));
+    assert_send(snapshots.create(None));
+    assert_send(snapshots.restore(&tag));
+    assert_send(snapshots.create_workspace(&tag, &other));
 
     let images = engine.images();
     let (pull, network, changes) =

@@ -1,13 +1,14 @@
 //! `microagent create`: a workspace that is kept between its starts.
 
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
 use microagent::spec::Service;
 use microagent::spec::value::output;
 use microagent::{
-    Artifact, CreateOptions, Event, ImageReport, NameError, Observer, RestartPolicy, RunCommand, SpecFile,
-    WorkspaceName,
+    Artifact, CreateOptions, Error, Event, ImageReport, NameError, Observer, RestartPolicy, RunCommand,
+    SnapshotTag, SnapshotTagError, SpecFile, WorkspaceName,
 };
 
 use crate::args::docker::CreateDockerFlags;
@@ -55,7 +56,8 @@ Setup steps run once, during this command, in a machine of their own. If one fai
     after_long_help = EXAMPLES,
     override_usage = "microagent create [OPTIONS] NAME --image IMAGE [COMMAND [ARG]...]\n       \
         microagent create [OPTIONS] [--name NAME] IMAGE [COMMAND [ARG]...]\n       \
-        microagent create [OPTIONS] [NAME] --file SPEC [COMMAND [ARG]...]"
+        microagent create [OPTIONS] [NAME] --file SPEC [COMMAND [ARG]...]\n       \
+        microagent create NAME --from-snapshot WORKSPACE:TAG"
 )]
 pub(crate) struct CreateArgs {
     /// Name of the workspace where --image or --file gives the image, else the image
@@ -73,6 +75,10 @@ pub(crate) struct CreateArgs {
     /// Image: a registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`
     #[arg(long, value_name = "IMAGE", help_heading = "What to run")]
     image: Option<String>,
+
+    /// Create it from a snapshot, with the settings that the workspace had then; other options are not allowed
+    #[arg(long, value_name = "WORKSPACE:TAG", help_heading = "What to run")]
+    from_snapshot: Option<SnapshotName>,
 
     /// Service: a shell line that every start runs; the machine ends when it ends
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "What to run")]
@@ -109,6 +115,34 @@ pub(crate) struct CreateArgs {
     docker: CreateDockerFlags,
 }
 
+/// `--from-snapshot`: a workspace and a tag.
+#[derive(Debug, Clone)]
+struct SnapshotName {
+    workspace: WorkspaceName,
+    tag: SnapshotTag,
+}
+
+impl FromStr for SnapshotName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SnapshotName, String> {
+        let (workspace, tag) =
+            text.split_once(':').ok_or_else(|| format!("`{text}` is not of the form WORKSPACE:TAG"))?;
+        Ok(SnapshotName {
+            workspace: workspace.parse().map_err(|error: NameError| error.to_string())?,
+            tag: tag.parse().map_err(|error: SnapshotTagError| error.to_string())?,
+        })
+    }
+}
+
+/// Lets `--from-snapshot` be given with a name alone: all settings are the snapshot's.
+pub(crate) fn from_snapshot_alone(command: clap::Command) -> clap::Command {
+    const ALLOWED: [&str; 4] = ["from_snapshot", "first", "name", "quiet"];
+    let others = command.get_arguments().map(|arg| arg.get_id().clone());
+    let others: Vec<_> = others.filter(|id| !ALLOWED.contains(&id.as_str())).collect();
+    command.mut_arg("from_snapshot", |arg| arg.conflicts_with_all(others))
+}
+
 /// Makes up the name of a workspace from its image.
 type MadeUpName<'a> = dyn Fn(&str) -> Result<WorkspaceName, Failure> + 'a;
 
@@ -137,6 +171,9 @@ impl From<Restart> for RestartPolicy {
 
 /// Creates.
 pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure> {
+    if let Some(source) = &args.from_snapshot {
+        return create_from(context, &args, source);
+    }
     let mut spec = args.workspace.spec()?;
     let idle = idle_keys(&spec.only_for_run(), "create");
     context.config().lay_under(&mut spec, args.workspace.network());
@@ -170,7 +207,35 @@ pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure
         progress.note(&note);
         notices.push(note);
     }
-    let document = CreateDocument::new(workspace.details()?, image, notices);
+    print(context, CreateDocument::new(workspace.details()?, Some(image), notices))
+}
+
+/// Creates from a snapshot.
+fn create_from(context: &Context, args: &CreateArgs, source: &SnapshotName) -> Result<(), Failure> {
+    let name = match (&args.name, &args.first) {
+        (Some(name), None) => name.clone(),
+        (None, Some(first)) => first.parse().map_err(|error: NameError| {
+            Failure::usage(error.to_string(), "microagent create NAME --from-snapshot WORKSPACE:TAG")
+        })?,
+        _ => {
+            return Err(Failure::usage(
+                "a workspace that is created from a snapshot needs one name",
+                "microagent create NAME --from-snapshot WORKSPACE:TAG",
+            ));
+        }
+    };
+    let snapshots = context.engine().workspace(&source.workspace).snapshots();
+    let created = context.block_on(async |token| {
+        tokio::select! {
+            created = snapshots.create_workspace(&source.tag, &name) => Ok(created?),
+            // A workspace that is not complete is never seen.
+            () = token.cancelled() => Err(Error::Cancelled.into()),
+        }
+    })?;
+    print(context, CreateDocument::new(created.details()?, None, Vec::new()))
+}
+
+fn print(context: &Context, document: CreateDocument) -> Result<(), Failure> {
     match context.format {
         Format::Json if context.streams() => print_line(&StreamLine::Create(Box::new(document))),
         Format::Json => print_json(&document),

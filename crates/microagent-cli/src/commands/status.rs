@@ -78,6 +78,7 @@ impl StatusDocument {
             ("Restart", self.restart.to_string()),
             ("Service", if self.has_service { "yes" } else { "no" }.to_owned()),
             ("Disk", format!("{} of its own", size(self.disk_bytes))),
+            ("Snapshots", self.snapshots.to_string()),
             ("Created", self.created_at.clone()),
             ("Changed", self.changed_at.clone()),
         ]);

@@ -51,16 +51,17 @@ pub(crate) enum SystemCommand {
     Prune(PruneArgs),
 }
 
-/// Show the disk space of images, workspaces, volumes and templates
+/// Show the disk space of images, workspaces, snapshots, volumes and templates
 ///
-/// Counts the blocks that files take on the host's disk.
+/// Counts the blocks that files take on the host's disk. Disk layers that snapshots share with workspaces count as snapshots.
 #[derive(Debug, Args)]
 #[command(after_long_help = DF_EXAMPLES)]
 pub(crate) struct DfArgs {}
 
 /// Remove unused data
 ///
-/// Removes incomplete downloads, blobs and base disks that no image needs, and templates that cannot be used. Workspaces
+/// Removes incomplete downloads, blobs and base disks that no image needs, disk layers that no workspace and no snapshot needs,
+/// and templates that cannot be used. Workspaces
 /// are never removed, and volumes only with --volumes.
 #[derive(Debug, Args)]
 #[command(after_long_help = PRUNE_EXAMPLES)]
@@ -99,24 +100,31 @@ fn disk_use(engine: &Engine) -> Result<DiskUseDocument, Failure> {
     let sum = |bytes: Vec<u64>| UseDocument { count: bytes.len(), bytes: bytes.iter().sum() };
     let images = engine.images().list()?.images;
     let volumes = engine.volumes().list()?;
-    let mut workspaces = Vec::new();
+    let (mut workspaces, mut snapshots) = (Vec::new(), 0);
     for workspace in engine.list()? {
         // One that is damaged or was deleted meanwhile has no size to tell.
-        workspaces
-            .push(engine.workspace(&workspace.name).inspect().map_or(0, |inspection| inspection.disk_bytes));
+        let inspection = engine.workspace(&workspace.name).inspect().ok();
+        workspaces.push(inspection.as_ref().map_or(0, |inspection| inspection.disk_bytes));
+        snapshots += inspection.map_or(0, |inspection| inspection.snapshots);
     }
     Ok(DiskUseDocument {
         images: sum(images.iter().map(|image| image.content_bytes).collect()),
         workspaces: sum(workspaces),
+        snapshots: UseDocument { count: snapshots, bytes: engine.layer_bytes()? },
         volumes: sum(volumes.iter().map(|volume| volume.bytes).collect()),
         templates: sum(engine.templates().list()?.iter().map(|template| template.bytes).collect()),
     })
 }
 
 fn listing(document: &DiskUseDocument) -> String {
-    let DiskUseDocument { images, workspaces, volumes, templates } = document;
-    let rows =
-        [("images", images), ("workspaces", workspaces), ("volumes", volumes), ("templates", templates)];
+    let DiskUseDocument { images, workspaces, snapshots, volumes, templates } = document;
+    let rows = [
+        ("images", images),
+        ("workspaces", workspaces),
+        ("snapshots", snapshots),
+        ("volumes", volumes),
+        ("templates", templates),
+    ];
     let rows = rows.map(|(kind, used)| [kind.to_owned(), used.count.to_string(), size(used.bytes)]);
     table([("TYPE", 12), ("COUNT", 6), ("SIZE", 0)], &rows)
 }
@@ -131,6 +139,7 @@ fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
         false => (template::TemplatePrune::Stale, image::ImagePrune::Unused),
     };
     let templates = engine.templates().prune(templates)?;
+    let layers = engine.free_layers()?;
     let images = engine.images().prune(images)?;
     let volumes = if args.volumes { Some(volume::prune_unused(context, &engine)?) } else { None };
     let (volumes, of_volumes) =
@@ -140,7 +149,7 @@ fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
         images: images.references,
         templates: templates.len(),
         volumes,
-        freed_bytes: images.freed_bytes + of_templates + of_volumes,
+        freed_bytes: images.freed_bytes + layers + of_templates + of_volumes,
     };
     match context.format {
         Format::Json => print_json(&document),

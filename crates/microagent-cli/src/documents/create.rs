@@ -23,13 +23,18 @@ pub(crate) struct CreateDocument {
     pub(crate) resources: ResourcesDocument,
     #[cfg_attr(test, schemars(with = "Words<microagent::RestartPolicy>"))]
     pub(crate) restart: RestartPolicy,
-    pub(crate) image: ImageDocument,
+    /// `null` for a workspace that is created from a snapshot.
+    pub(crate) image: Option<ImageDocument>,
     pub(crate) notices: Vec<String>,
 }
 
 impl CreateDocument {
     /// Puts together what the library tells.
-    pub(crate) fn new(details: WorkspaceDetails, image: ImageReport, notices: Vec<String>) -> CreateDocument {
+    pub(crate) fn new(
+        details: WorkspaceDetails,
+        image: Option<ImageReport>,
+        notices: Vec<String>,
+    ) -> CreateDocument {
         CreateDocument {
             workspace: details.name,
             state: details.state,
@@ -38,7 +43,7 @@ impl CreateDocument {
             hostname: details.hostname,
             resources: details.resources.into(),
             restart: details.restart,
-            image: image.into(),
+            image: image.map(ImageDocument::from),
             notices,
         }
     }

@@ -50,6 +50,7 @@ pub(crate) mod run;
 mod schema;
 pub(crate) mod secret;
 pub(crate) mod shared;
+pub(crate) mod snapshot;
 pub(crate) mod state;
 pub(crate) mod stats;
 pub(crate) mod status;

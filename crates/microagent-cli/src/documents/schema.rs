@@ -44,6 +44,7 @@ use super::profiles::ProfilesDocument;
 use super::result::LastResultDocument;
 use super::run::RunDocument;
 use super::secret::SecretCheckDocument;
+use super::snapshot::{SnapshotDeleteDocument, SnapshotDocument, SnapshotListDocument};
 use super::state::StateDocument;
 use super::stats::{StatsDocument, StatsListDocument};
 use super::status::StatusDocument;
@@ -228,6 +229,10 @@ fn later_schemas() -> Vec<(&'static str, Value)> {
         ("stream", merge_forms(schema_of::<StreamLine>())),
         ("stats", schema_of::<StatsDocument>()),
         ("stats-all", schema_of::<StatsListDocument>()),
+        ("snapshot-create", schema_of::<SnapshotDocument>()),
+        ("snapshot-delete", schema_of::<SnapshotDeleteDocument>()),
+        ("snapshot-list", schema_of::<SnapshotListDocument>()),
+        ("snapshot-restore", schema_of::<StateDocument>()),
         ("status", schema_of::<StatusDocument>()),
         ("supervise-install", schema_of::<UnitDocument>()),
         ("system-df", schema_of::<DiskUseDocument>()),

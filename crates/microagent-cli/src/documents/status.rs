@@ -62,6 +62,8 @@ pub(crate) struct StatusDocument {
     pub(crate) supervisor_pid: Option<i32>,
     pub(crate) vmm_pid: Option<i32>,
     pub(crate) disk_bytes: u64,
+    /// Number of its snapshots.
+    pub(crate) snapshots: usize,
     pub(crate) disks: Vec<AttachmentDocument>,
     #[cfg_attr(test, schemars(with = "std::collections::BTreeMap<String, String>"))]
     pub(crate) labels: Labels,
@@ -211,6 +213,7 @@ impl StatusDocument {
             supervisor_pid: details.supervisor_pid,
             vmm_pid: details.vmm_pid,
             disk_bytes: inspection.disk_bytes,
+            snapshots: inspection.snapshots,
             disks: details.disks.into_iter().map(AttachmentDocument::from).collect(),
             labels: details.labels,
             outputs: details.outputs.into_iter().map(ArtifactDocument::from).collect(),

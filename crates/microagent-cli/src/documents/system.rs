@@ -8,6 +8,8 @@ use serde::Serialize;
 pub(crate) struct DiskUseDocument {
     pub(crate) images: UseDocument,
     pub(crate) workspaces: UseDocument,
+    /// Layers that snapshots have made, and that workspaces share.
+    pub(crate) snapshots: UseDocument,
     pub(crate) volumes: UseDocument,
     pub(crate) templates: UseDocument,
 }
@@ -30,6 +32,6 @@ pub(crate) struct SystemPruneDocument {
     pub(crate) templates: usize,
     /// Names of deleted volumes.
     pub(crate) volumes: Vec<String>,
-    /// Bytes of images and templates that were freed.
+    /// Bytes of images, layers, templates and volumes that were freed.
     pub(crate) freed_bytes: u64,
 }

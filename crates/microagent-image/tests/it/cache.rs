@@ -55,6 +55,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         asked_to_end: false,
         weak_jail: Vec::new(),
         one_start: None,
+        layers: Vec::new(),
     };
     record.save(&dir).unwrap();
     dir

@@ -73,9 +73,9 @@ impl Driver {
     }
 
     fn drop_scratch_disk(&self) {
-        if self.record.as_ref().is_some_and(|record| record.disposable) {
+        if let Some(record) = self.record.as_ref().filter(|record| record.disposable) {
             // One that cannot be removed gives no room, and the record says less than it could.
-            let _ = std::fs::remove_file(self.dir.disk());
+            let _ = std::fs::remove_file(record.disk(&self.dir));
         }
     }
 }

@@ -135,8 +135,8 @@ impl Maker<'_> {
         };
         let mut inherit = vec![sockets.console, sockets.monitor, sockets.control];
         inherit.extend(sockets.network);
-        let extra = self.files.extra();
-        let names = self.files.names(&extra);
+        let (layers, extra) = (self.files.layers(), self.files.extra());
+        let names = self.files.names(&layers, &extra);
         inherit.extend(names.all());
         inherit.extend(start.state());
         inherit.extend(start.memory());

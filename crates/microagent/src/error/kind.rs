@@ -97,6 +97,7 @@ impl Error {
             | Error::GuestRefused { .. } => ErrorKind::RunFailed,
             Error::SetupFailed { .. } => ErrorKind::SetupFailed,
             Error::Job(error) => error.kind(),
+            Error::Snapshot(error) => error.kind(),
             Error::Write(error) => io_kind(error.io()),
             Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
             Error::File { source, .. } | Error::Sink(source) => io_kind(Some(source)),
@@ -130,7 +131,7 @@ pub(super) fn failure_kind(kind: FailureKind) -> ErrorKind {
     }
 }
 
-fn io_kind(error: Option<&io::Error>) -> ErrorKind {
+pub(super) fn io_kind(error: Option<&io::Error>) -> ErrorKind {
     match error.map(io::Error::kind) {
         Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory) => {
             ErrorKind::HostFull

@@ -224,7 +224,7 @@ fn write(dir: &WorkspaceDir, record: &WorkspaceRecord, plan: &Plan) -> Result<()
     }
     check_work(&plan.workload, plan.workload.service.as_ref())?;
     if plan.record.resources.size_mib > record.resources.size_mib {
-        grow_overlay(&dir.disk(), plan.record.resources.disk_bytes()).map_err(|e| Error::File {
+        grow_overlay(&record.disk(dir), plan.record.resources.disk_bytes()).map_err(|e| Error::File {
             action: "grow",
             path: e.path,
             source: e.source,

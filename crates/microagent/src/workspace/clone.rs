@@ -1,11 +1,12 @@
 //! Clones resting workspaces: the same image, settings and disks with another name and identity.
-//! The source is locked and only read. The copy gets its name when it is complete. Named volumes and image files are
+//! The source is locked and only read. The copy gets its name when it is complete; layers are shared. Named volumes and image files are
 //! not copied: both workspaces attach them.
 
 use jiff::Timestamp;
-use microagent_model::{DiskSource, State, WorkspaceName};
+use microagent_model::{State, WorkspaceName};
 use microagent_store::{Lock, Workload, WorkspaceRecord};
 
+use super::snapshot::copy_bundles;
 use super::{Workspace, lock_patiently};
 use crate::Error;
 use crate::disks::copy_disk;
@@ -21,7 +22,7 @@ impl Workspace {
     pub async fn clone_to(&self, name: &WorkspaceName) -> Result<Workspace, Error> {
         self.engine.prepare()?;
         let from = self.existing()?;
-        self.resting(&self.observe()?)?;
+        self.check_resting(&self.observe()?, Action::Clone)?;
         // Nobody may start it while its disk is copied.
         let lock = lock_patiently(&self.name, &from).await?;
         let (source, copy) = (self.clone(), self.engine.workspace(name));
@@ -31,55 +32,57 @@ impl Workspace {
         Ok(copy)
     }
 
-    fn resting(&self, record: &WorkspaceRecord) -> Result<State, Error> {
-        match record.observed_state() {
-            state if state.is_resting() => Ok(state),
-            state => Err(self.wrong_state(state, Action::Clone)),
-        }
-    }
-
     /// Copies the locked workspace.
     fn copy_to(&self, copy: &Workspace, _lock: &Lock) -> Result<(), Error> {
         let name = &copy.name;
         let from = self.existing()?;
         let record = WorkspaceRecord::load(&from)?;
-        let state = self.resting(&record)?;
-        let mut workload = Workload::load(&from).map_err(|e| self.damaged(e))?;
-        let hostname = if record.hostname == self.name.to_hostname() {
-            name.to_hostname()
-        } else {
-            record.hostname.clone()
-        };
-        let is_own = |(key, value): &(String, String)| key == "HOSTNAME" && *value == record.hostname;
-        if let Some((_, value)) = workload.env.iter_mut().find(|variable| is_own(variable)) {
-            value.clone_from(&hostname);
-        }
-        let now = Timestamp::now();
-        let record = WorkspaceRecord {
-            name: name.clone(),
-            state: if state == State::Prepared { State::Prepared } else { State::Stopped },
-            created_at: now,
-            changed_at: now,
-            hostname,
-            identity: Some(new_identity()?),
-            supervisor: None,
-            vmm: None,
-            link: None,
-            failure: None,
-            disposable: false,
-            weak_jail: Vec::new(),
-            one_start: None,
-            ..record
-        };
-        self.engine.create_dir_with(&record, Some(&workload), |dir| {
-            let bundles = record.disks.iter().filter(|disk| matches!(disk.source, DiskSource::Bundle(_)));
-            let numbers = 0..bundles.count();
-            let disks = numbers.map(|number| (from.bundle(number), dir.bundle(number)));
-            for (from, to) in std::iter::once((from.disk(), dir.disk())).chain(disks) {
-                copy_disk(&from, &to).map_err(|source| Error::File { action: "copy", path: from, source })?;
-            }
-            Ok(())
+        let state = self.check_resting(&record, Action::Clone)?;
+        let workload = Workload::load(&from).map_err(|e| self.damaged(e))?;
+        let _held = self.engine.hold_layers()?;
+        let (copied, workload) = derived(WorkspaceRecord { state, ..record }, workload, &self.name, name)?;
+        self.engine.create_dir_with(&copied, Some(&workload), |dir| {
+            let path = copied.disk(&from);
+            copy_disk(&path, &copied.disk(dir)).map_err(|source| Error::File {
+                action: "copy",
+                path,
+                source,
+            })?;
+            copy_bundles(&copied, &from, dir)
         })?;
         Ok(())
     }
+}
+
+/// Record and workload of a new workspace that is made from another one: the same settings, with its own name and identity.
+pub(super) fn derived(
+    record: WorkspaceRecord,
+    mut workload: Workload,
+    source: &WorkspaceName,
+    name: &WorkspaceName,
+) -> Result<(WorkspaceRecord, Workload), Error> {
+    let hostname =
+        if record.hostname == source.to_hostname() { name.to_hostname() } else { record.hostname.clone() };
+    let is_own = |(key, value): &(String, String)| key == "HOSTNAME" && *value == record.hostname;
+    if let Some((_, value)) = workload.env.iter_mut().find(|variable| is_own(variable)) {
+        value.clone_from(&hostname);
+    }
+    let now = Timestamp::now();
+    let record = WorkspaceRecord {
+        name: name.clone(),
+        state: if record.state == State::Prepared { State::Prepared } else { State::Stopped },
+        created_at: now,
+        changed_at: now,
+        hostname,
+        identity: Some(new_identity()?),
+        supervisor: None,
+        vmm: None,
+        link: None,
+        failure: None,
+        disposable: false,
+        weak_jail: Vec::new(),
+        one_start: None,
+        ..record
+    };
+    Ok((record, workload))
 }

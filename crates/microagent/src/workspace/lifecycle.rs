@@ -5,7 +5,6 @@
 //! record and processes.
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,7 +13,6 @@ use microagent_store::{OneStart, Workload, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::control::{change, change_with};
 use microagent_vm::{
     Answer, ChangeRequest, ControlError, DiskStamp, Outcome, Refusal, SupervisorSpec, Work, choose_ports,
-    create_overlay,
 };
 use tokio::time::{Instant, sleep};
 
@@ -251,12 +249,9 @@ impl Workspace {
                 // Another command has run the setup in the meantime, and the disk is in use.
                 return Ok(now);
             }
-            renew_disk(&dir, &base, record.resources.disk_bytes())?;
-            DiskStamp::of(&dir.disk()).map_err(|source| Error::File {
-                action: "read",
-                path: dir.disk(),
-                source,
-            })?
+            self.lay_overlay(&dir, record)?;
+            let path = record.disk(&dir);
+            DiskStamp::of(&path).map_err(|source| Error::File { action: "read", path, source })?
         };
         let labels: Vec<String> = workload.setup.iter().map(SetupStep::label).collect();
         let work = Work::Prepare { setup: setup_steps(&workload), disk };
@@ -543,16 +538,4 @@ pub(crate) fn refused(name: &WorkspaceName, refusal: Refusal, action: Action) ->
         Refusal::ConsoleTaken => Error::ConsoleTaken { workspace: name.clone() },
         Refusal::OtherBuild => Error::OtherBuild { workspace: name.clone() },
     }
-}
-
-/// Replaces the disk by an empty overlay.
-fn renew_disk(dir: &WorkspaceDir, base: &Path, size_bytes: u64) -> Result<(), Error> {
-    let fresh = dir.path().join("disk.new");
-    let failed = |source| Error::File { action: "make", path: dir.disk(), source };
-    match std::fs::remove_file(&fresh) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    create_overlay(&fresh, base, size_bytes).map_err(|e| failed(e.source))?;
-    std::fs::rename(&fresh, dir.disk()).map_err(failed)
 }

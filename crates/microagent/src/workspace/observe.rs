@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_model::{CommandLine, GuestInit, State, WorkspaceName};
-use microagent_store::{ProcessId, RecordedResult, Workload, WorkspaceDir, read_json};
+use microagent_store::{ProcessId, RecordedResult, Workload, read_json};
 use microagent_vm::Accel;
 use microagent_vm::machine::host_memory_limit_mib;
 use tokio::time::sleep;
@@ -67,6 +68,8 @@ pub struct Inspection {
     pub setup_pending: bool,
     /// Bytes that its overlay uses on the host.
     pub disk_bytes: u64,
+    /// Number of its snapshots.
+    pub snapshots: usize,
     /// Result of its last command or service.
     pub result: Option<RunResult>,
 }
@@ -90,6 +93,7 @@ impl Workspace {
     /// Fails if the workspace does not exist or its files are damaged.
     pub fn inspect(&self) -> Result<Inspection, Error> {
         let dir = self.existing()?;
+        let record = self.load()?;
         let workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
         let of_image = workload.env.len().saturating_sub(workload.given_env);
         let env_names: BTreeSet<_> = workload.env[of_image..].iter().map(|(name, _)| name.clone()).collect();
@@ -101,8 +105,9 @@ impl Workspace {
             shell: workload.shell,
             init: workload.init,
             env_names: env_names.into_iter().collect(),
-            stop_signal: self.load()?.settings.stop_signal.or(workload.stop_signal),
-            disk_bytes: disk_bytes(&dir),
+            stop_signal: record.settings.stop_signal.clone().or(workload.stop_signal),
+            disk_bytes: disk_bytes(&record.disk(&dir)),
+            snapshots: dir.snapshot_tags().map_or(0, |tags| tags.len()),
             result: self.result()?,
         })
     }
@@ -175,8 +180,8 @@ impl RunResult {
     }
 }
 
-fn disk_bytes(dir: &WorkspaceDir) -> u64 {
-    fs::metadata(dir.disk()).map_or(0, |found| found.blocks() * 512)
+fn disk_bytes(disk: &Path) -> u64 {
+    fs::metadata(disk).map_or(0, |found| found.blocks() * 512)
 }
 
 fn process_file(process: &ProcessId, file: &str) -> Option<String> {

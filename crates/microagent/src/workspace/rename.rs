@@ -51,6 +51,8 @@ impl Workspace {
             workload.save(&dir)?;
             WorkspaceRecord { hostname, ..record }.save(&dir)?;
         }
+        // Whoever looks for the layers that records name must find this one, under its old or its new name.
+        let _held = self.engine.hold_layers()?;
         let renaming = self.engine.state().rename_workspace(&self.name, &renamed.name);
         renaming.map_err(|source| match source.kind() {
             std::io::ErrorKind::AlreadyExists => Error::NameTaken { name: renamed.name.clone() },

@@ -5,6 +5,18 @@ _microagent_list() {
     shown=$("${COMP_WORDS[0]}" "$@" -q 2>/dev/null) && printf '%s\n' "$shown"
 }
 
+# Workspaces, then tags of the one that is named.
+_microagent_snapshots() {
+    case $1 in
+        create | list | ls | restore | delete | rm)
+            if [[ -z $2 ]]; then
+                _microagent_list list
+            elif [[ $1 != create && $1 != l* ]]; then
+                _microagent_list snapshot list "$2"
+            fi ;;
+    esac
+}
+
 _microagent_names() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= sub= name= word i names=
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -47,6 +59,7 @@ _microagent_names() {
             case $sub in
                 delete | rm | push | tag | save) names=$(_microagent_list image list) ;;
             esac ;;
+        snapshot) names=$(_microagent_snapshots "$sub" "$name") ;;
         volume)
             case $sub in
                 delete | rm | status | inspect | resize) names=$(_microagent_list volume list) ;;

@@ -21,6 +21,8 @@ complete -c microagent -f -n "__microagent_verb start restart halt stop kill pau
 complete -c microagent -n "__microagent_verb cp" -a "(microagent list -q 2>/dev/null | string replace -r '\$' ':')"
 complete -c microagent -f -n "__microagent_verb run rmi push tag save" -a "(microagent image list -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_group image delete rm push tag save" -a "(microagent image list -q 2>/dev/null)"
+complete -c microagent -f -n "__microagent_group snapshot create list ls restore delete rm; and test (count (__microagent_words)) -eq 3" -a "(microagent list -q 2>/dev/null)"
+complete -c microagent -f -n "__microagent_group snapshot restore delete rm; and test (count (__microagent_words)) -ge 4" -a "(microagent snapshot list (__microagent_words)[4] -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_group volume delete rm status inspect resize" -a "(microagent volume list -q 2>/dev/null)"
 complete -c microagent -n "__microagent_verb run create" -l network -x -a "user isolated"
 complete -c microagent -n "__microagent_verb run create" -l profile -x -a "tiny small medium large"

@@ -1,0 +1,76 @@
+//! `microagent snapshot`, in JSON.
+
+use jiff::Timestamp;
+use microagent::snapshot::{Deletion, Snapshot};
+use microagent::{SnapshotTag, WorkspaceName};
+use serde::Serialize;
+
+use crate::documents::shared::ResourcesDocument;
+
+/// A snapshot: `microagent snapshot create`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct SnapshotDocument {
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub(crate) workspace: WorkspaceName,
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub(crate) tag: SnapshotTag,
+    /// `null` for a damaged snapshot, as `image` and `resources`.
+    pub(crate) created_at: Option<Timestamp>,
+    /// Full reference of the image of its disk.
+    pub(crate) image: Option<String>,
+    pub(crate) resources: Option<ResourcesDocument>,
+    /// Bytes on disk of its newest layer and its bundles.
+    pub(crate) bytes: u64,
+    /// Named volumes that the workspace attached, which are not part of the snapshot.
+    pub(crate) volumes: Vec<String>,
+    pub(crate) problem: Option<String>,
+}
+
+/// `microagent snapshot list`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct SnapshotListDocument {
+    pub(crate) snapshots: Vec<SnapshotDocument>,
+}
+
+/// `microagent snapshot delete`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct SnapshotDeleteDocument {
+    pub(crate) snapshots: Vec<DeletedSnapshot>,
+}
+
+/// A snapshot that was named for deletion.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct DeletedSnapshot {
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub(crate) tag: SnapshotTag,
+    pub(crate) deleted: bool,
+    /// Bytes on disk of layers that nothing else needed.
+    pub(crate) freed_bytes: u64,
+}
+
+impl From<Snapshot> for SnapshotDocument {
+    fn from(snapshot: Snapshot) -> SnapshotDocument {
+        let Snapshot { workspace, tag, created_at, image, resources, bytes, volumes, problem, .. } = snapshot;
+        SnapshotDocument {
+            workspace,
+            tag,
+            created_at,
+            image: image.map(|image| image.resolved_reference),
+            resources: resources.map(ResourcesDocument::from),
+            bytes,
+            volumes,
+            problem,
+        }
+    }
+}
+
+impl DeletedSnapshot {
+    /// What the library did to this snapshot.
+    pub(crate) fn new(tag: SnapshotTag, deletion: Deletion) -> DeletedSnapshot {
+        DeletedSnapshot { tag, deleted: deletion.deleted, freed_bytes: deletion.freed_bytes }
+    }
+}

@@ -1,0 +1,158 @@
+//! Tags of snapshots, and the ids of the layers that root disks consist of.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest tag, in bytes.
+const TAG_MAX: usize = 63;
+
+/// Digits of a layer's id.
+const LAYER_DIGITS: usize = 32;
+
+/// A checked tag of a snapshot: starts with a letter or digit, then letters, digits, `.`, `_` and `-`, at most 63 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotTag(String);
+
+/// Why a text is not a snapshot's tag.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{tag}` is not a tag of a snapshot: it must start with a letter or digit, continue with letters, digits, `.`, `_` \
+     or `-`, and have at most {TAG_MAX} characters"
+)]
+pub struct SnapshotTagError {
+    tag: String,
+}
+
+impl SnapshotTag {
+    /// The tag as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SnapshotTag {
+    type Err = SnapshotTagError;
+
+    fn from_str(tag: &str) -> Result<Self, SnapshotTagError> {
+        let starts_well = tag.starts_with(|c: char| c.is_ascii_alphanumeric());
+        let goes_on_well = tag.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+        if starts_well && goes_on_well && tag.len() <= TAG_MAX {
+            Ok(SnapshotTag(tag.to_owned()))
+        } else {
+            Err(SnapshotTagError { tag: tag.chars().take(80).collect() })
+        }
+    }
+}
+
+impl TryFrom<String> for SnapshotTag {
+    type Error = SnapshotTagError;
+
+    fn try_from(tag: String) -> Result<Self, SnapshotTagError> {
+        tag.parse()
+    }
+}
+
+impl From<SnapshotTag> for String {
+    fn from(tag: SnapshotTag) -> String {
+        tag.0
+    }
+}
+
+impl fmt::Display for SnapshotTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl AsRef<Path> for SnapshotTag {
+    fn as_ref(&self) -> &Path {
+        Path::new(&self.0)
+    }
+}
+
+/// The id of a layer: 32 lower-case hexadecimal digits, chosen at random.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LayerId(String);
+
+/// Why a text is not a layer's id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a layer's id has {LAYER_DIGITS} lower-case hexadecimal digits")]
+pub struct LayerIdError;
+
+impl LayerId {
+    /// The id with these bytes.
+    pub fn of(bytes: [u8; LAYER_DIGITS / 2]) -> LayerId {
+        LayerId(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LayerId {
+    type Err = LayerIdError;
+
+    fn from_str(id: &str) -> Result<Self, LayerIdError> {
+        let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if id.len() == LAYER_DIGITS && id.bytes().all(is_digit) {
+            Ok(LayerId(id.to_owned()))
+        } else {
+            Err(LayerIdError)
+        }
+    }
+}
+
+impl TryFrom<String> for LayerId {
+    type Error = LayerIdError;
+
+    fn try_from(id: String) -> Result<Self, LayerIdError> {
+        id.parse()
+    }
+}
+
+impl From<LayerId> for String {
+    fn from(id: LayerId) -> String {
+        id.0
+    }
+}
+
+/// A layer: an immutable part of a root disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Its id, which names its file.
+    pub id: LayerId,
+    /// Length of its file; another length means that the file is damaged.
+    pub bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_file_names() {
+        for good in ["a", "snap-20261129-090000", "v1.2_b", &"x".repeat(63)] {
+            assert!(good.parse::<SnapshotTag>().is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "-a", "a/b", "a b", "a:b", "é", &"x".repeat(64)] {
+            assert!(bad.parse::<SnapshotTag>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ids_of_layers_are_digits() {
+        let id = LayerId::of([0xa0; 16]);
+        assert_eq!(id.as_str(), "a0".repeat(16));
+        assert_eq!(id.as_str().parse(), Ok(id.clone()));
+        for bad in ["", "A0", &"g".repeat(32), &"a".repeat(31), "../../../../../../../etc/passwd0"] {
+            assert!(bad.parse::<LayerId>().is_err(), "{bad}");
+        }
+    }
+}

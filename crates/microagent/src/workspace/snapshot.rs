@@ -1,0 +1,544 @@
+//! Snapshots of resting workspaces.
+//!
+//! A snapshot makes the workspace's overlay a layer, which never changes again, and gives the workspace an empty overlay on
+//! it: nothing is copied. Which file is the overlay follows from the layers in the record, so writing the record is the one
+//! step that exchanges the disk. Everything that the new record names is complete and flushed before; a command that is
+//! killed earlier has changed nothing, and later has left files that the next one removes.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use jiff::Timestamp;
+use microagent_model::{
+    DiskSource, ImageIdentity, Layer, LayerId, Resources, SnapshotTag, State, WorkspaceName,
+};
+use microagent_proto::chain;
+use microagent_store::{
+    Lock, LockError, SNAPSHOT_FORMAT, SnapshotDir, SnapshotManifest, Workload, WorkspaceDir, WorkspaceRecord,
+    fsync_dir,
+};
+use microagent_vm::{Backing, create_overlay, flatten};
+
+use super::clone::derived;
+use super::{Workspace, lock_patiently};
+use crate::disks::copy_disk;
+use crate::error::{Action, SnapshotError};
+use crate::supervisor_spec::{layer_files, random};
+use crate::{Engine, Error};
+
+/// Most layers of a root disk. A snapshot of a disk that has this many merges them into one: each layer costs an open
+/// file and a lookup per read.
+pub(crate) const LAYERS_MAX: usize = 16;
+
+/// Name of an overlay that is being made.
+const NEW_DISK: &str = "disk.new";
+
+/// The snapshots of a workspace. Made by [`Workspace::snapshots`].
+#[derive(Debug, Clone)]
+pub struct Snapshots {
+    workspace: Workspace,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Snapshot {
+    /// Its workspace.
+    pub workspace: WorkspaceName,
+    /// Its tag.
+    pub tag: SnapshotTag,
+    /// When it was made; `None` if it is damaged.
+    pub created_at: Option<Timestamp>,
+    /// The image of its disk; `None` if it is damaged.
+    pub image: Option<ImageIdentity>,
+    /// The sizes that the workspace had; `None` if it is damaged.
+    pub resources: Option<Resources>,
+    /// Bytes on disk of its newest layer and its bundles. Older layers belong to older snapshots as well.
+    pub bytes: u64,
+    /// Named volumes that the workspace attached, which are not part of the snapshot.
+    pub volumes: Vec<String>,
+    /// The error of its records, if it is damaged.
+    pub problem: Option<String>,
+}
+
+/// The result of [`Snapshots::delete`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Deletion {
+    /// Whether the snapshot existed.
+    pub deleted: bool,
+    /// Bytes on disk that were freed: of layers that nothing else needs.
+    pub freed_bytes: u64,
+}
+
+impl Workspace {
+    /// Returns the snapshots of the workspace, which may not exist.
+    pub fn snapshots(&self) -> Snapshots {
+        Snapshots { workspace: self.clone() }
+    }
+}
+
+impl Engine {
+    /// Removes the layers that no workspace and no snapshot needs, and returns how many bytes on disk this frees. Deleting
+    /// a snapshot or a workspace does this too; what is left is of commands that were killed.
+    ///
+    /// # Errors
+    /// Fails if a record cannot be read, and then removes nothing; or if a file cannot be removed.
+    pub fn free_layers(&self) -> Result<u64, Error> {
+        Ok(self.state().free_layers().map_err(SnapshotError::from)?)
+    }
+
+    /// Bytes on disk that the layers of all workspaces and snapshots use.
+    ///
+    /// # Errors
+    /// Fails if the directory of layers exists and cannot be read.
+    pub fn layer_bytes(&self) -> Result<u64, Error> {
+        let state = self.state();
+        state.layer_bytes().map_err(|source| Error::File { action: "read", path: state.layers(), source })
+    }
+
+    /// Keeps layers from being freed.
+    pub(crate) fn hold_layers(&self) -> Result<Lock, Error> {
+        self.state().hold_layers().map_err(|error| match error {
+            LockError::Open { path, source } => Error::File { action: "lock", path, source },
+            held => {
+                Error::File { action: "lock", path: self.state().layers(), source: io::Error::other(held) }
+            }
+        })
+    }
+}
+
+impl Snapshots {
+    /// Makes a snapshot of the root disk of the resting workspace. Without a tag, it is `snap-` and the time. The cost does
+    /// not depend on the size of the disk, except that every 16th snapshot in a row merges the layers into one.
+    ///
+    /// # Errors
+    /// Fails if the workspace is running or in use, its setup has not run, the tag is taken, or a file cannot be written.
+    /// Then there is no new snapshot.
+    pub async fn create(&self, tag: Option<&SnapshotTag>) -> Result<Snapshot, Error> {
+        let (lock, workspace, tag) =
+            (self.take(Action::Snapshot).await?, self.workspace.clone(), tag.cloned());
+        blocking(move || workspace.make_snapshot(tag, &lock)).await
+    }
+
+    /// Lists the snapshots of the workspace, the oldest first. Changes nothing. A damaged one has a `problem`.
+    ///
+    /// # Errors
+    /// Fails if the workspace does not exist or its directory cannot be read.
+    pub fn list(&self) -> Result<Vec<Snapshot>, Error> {
+        let dir = self.workspace.existing()?;
+        let tags = dir.snapshot_tags().map_err(|source| Error::File {
+            action: "read",
+            path: dir.snapshots(),
+            source,
+        })?;
+        let mut found: Vec<_> = tags.iter().filter_map(|tag| self.observe(&dir, tag)).collect();
+        found.sort_by_key(|snapshot| snapshot.created_at);
+        Ok(found)
+    }
+
+    /// Returns a snapshot. Changes nothing.
+    ///
+    /// # Errors
+    /// Fails if there is none.
+    pub fn get(&self, tag: &SnapshotTag) -> Result<Snapshot, Error> {
+        self.observe(&self.workspace.existing()?, tag).ok_or_else(|| self.no_such(tag))
+    }
+
+    /// Deletes a snapshot, and the layers that nothing else needs. The workspace may be running. A missing snapshot is not
+    /// an error.
+    ///
+    /// # Errors
+    /// Fails if the workspace does not exist or files cannot be removed.
+    pub fn delete(&self, tag: &SnapshotTag) -> Result<Deletion, Error> {
+        let engine = &self.workspace.engine;
+        engine.prepare()?;
+        let snapshot = self.workspace.existing()?.snapshot(tag);
+        match engine.state().take_out(snapshot.path()) {
+            Ok(()) => Ok(Deletion { deleted: true, freed_bytes: engine.free_layers()? }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Deletion { deleted: false, freed_bytes: 0 })
+            }
+            Err(source) => Err(Error::File { action: "remove", path: snapshot.path().to_owned(), source }),
+        }
+    }
+
+    /// Makes the root disk of the resting workspace what it was at the snapshot. What was written to it since is lost, except
+    /// to other snapshots. Settings and volumes are not changed; the disk keeps its size if it was enlarged.
+    ///
+    /// # Errors
+    /// Fails if the workspace is running or in use, or the snapshot does not exist or is damaged. Then nothing is changed.
+    pub async fn restore(&self, tag: &SnapshotTag) -> Result<(), Error> {
+        let (lock, workspace, tag) = (self.take(Action::Restore).await?, self.workspace.clone(), tag.clone());
+        blocking(move || workspace.restore_snapshot(&tag, &lock)).await
+    }
+
+    /// Creates a workspace with the disk and the settings that this one had at the snapshot, and with its own name and
+    /// identity. This workspace may be running.
+    ///
+    /// # Errors
+    /// Fails if the snapshot does not exist or is damaged, or the name is taken. Then nothing is created.
+    pub async fn create_workspace(
+        &self,
+        tag: &SnapshotTag,
+        name: &WorkspaceName,
+    ) -> Result<Workspace, Error> {
+        self.workspace.engine.prepare()?;
+        self.workspace.existing()?;
+        let (source, tag) = (self.workspace.clone(), tag.clone());
+        let created = self.workspace.engine.workspace(name);
+        let target = created.clone();
+        blocking(move || source.create_from(&tag, &target)).await?;
+        Ok(created)
+    }
+
+    /// Locks the workspace if it is resting.
+    async fn take(&self, action: Action) -> Result<Lock, Error> {
+        let workspace = &self.workspace;
+        workspace.engine.prepare()?;
+        let dir = workspace.existing()?;
+        workspace.check_resting(&workspace.observe()?, action)?;
+        lock_patiently(&workspace.name, &dir).await
+    }
+
+    fn observe(&self, dir: &WorkspaceDir, tag: &SnapshotTag) -> Option<Snapshot> {
+        let found = dir.snapshot(tag);
+        let loaded = found.load().and_then(|manifest| Ok((manifest, WorkspaceRecord::load(found.files())?)));
+        let mut snapshot = Snapshot {
+            workspace: self.workspace.name.clone(),
+            tag: tag.clone(),
+            created_at: None,
+            image: None,
+            resources: None,
+            bytes: 0,
+            volumes: Vec::new(),
+            problem: None,
+        };
+        match loaded {
+            Ok((manifest, record)) => {
+                let state = self.workspace.engine.state();
+                let layer = record.layers.last().map(|layer| state.layer(&layer.id));
+                let bundles = (0..bundle_count(&record)).map(|number| found.files().bundle(number));
+                snapshot.bytes = layer.into_iter().chain(bundles).map(|path| blocks(&path)).sum();
+                snapshot.volumes = volumes(&record);
+                snapshot.created_at = Some(manifest.created_at);
+                snapshot.resources = Some(record.resources);
+                snapshot.image = Some(record.image);
+            }
+            Err(_) if !found.path().is_dir() => return None,
+            Err(error) => snapshot.problem = Some(chain(&error)),
+        }
+        Some(snapshot)
+    }
+
+    fn no_such(&self, tag: &SnapshotTag) -> Error {
+        SnapshotError::NoSuch { workspace: self.workspace.name.clone(), tag: tag.clone() }.into()
+    }
+}
+
+impl Workspace {
+    pub(super) fn check_resting(&self, record: &WorkspaceRecord, action: Action) -> Result<State, Error> {
+        match record.observed_state() {
+            state if state.is_resting() => Ok(state),
+            state => Err(self.wrong_state(state, action)),
+        }
+    }
+
+    /// Makes a snapshot of the locked workspace.
+    fn make_snapshot(&self, tag: Option<SnapshotTag>, _lock: &Lock) -> Result<Snapshot, Error> {
+        let dir = self.existing()?;
+        let record = WorkspaceRecord::load(&dir)?;
+        self.check_resting(&record, Action::Snapshot)?;
+        let workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
+        if !workload.setup.is_empty() {
+            return Err(SnapshotError::SetupPending { workspace: self.name.clone() }.into());
+        }
+        let now = Timestamp::now();
+        let tag = match tag {
+            Some(tag) if dir.snapshot(&tag).path().exists() => {
+                return Err(SnapshotError::Exists { workspace: self.name.clone(), tag }.into());
+            }
+            Some(tag) => tag,
+            None => free_tag(&dir, now),
+        };
+        dir.remove_other_disks(&record).map_err(|source| Error::File {
+            action: "clean up",
+            path: dir.path().to_owned(),
+            source,
+        })?;
+        let _held = self.engine.hold_layers()?;
+        let layers = self.freeze_disk(&dir, &record)?;
+        let old_disk = record.disk(&dir);
+        let record = WorkspaceRecord { layers, ..record };
+        self.lay_overlay(&dir, &record)?;
+        record.save(&dir)?;
+        // From here on the overlay is a layer, and only a layer.
+        let _ = fs::remove_file(old_disk);
+        if let Some(layer) = record.layers.last() {
+            let _ =
+                fs::set_permissions(self.engine.state().layer(&layer.id), fs::Permissions::from_mode(0o400));
+        }
+        self.write_snapshot(&dir, &tag, &record, &workload, now)?;
+        self.snapshots().get(&tag)
+    }
+
+    /// Makes the overlay a layer, by another name for its file or merged with the layers below it. Returns the layers that
+    /// the workspace has then.
+    fn freeze_disk(&self, dir: &WorkspaceDir, record: &WorkspaceRecord) -> Result<Vec<Layer>, Error> {
+        let state = self.engine.state();
+        let id = LayerId::of(random::<16>()?);
+        let (disk, file) = (record.disk(dir), state.layer(&id));
+        let failed = |source| Error::File { action: "make the layer", path: file.clone(), source };
+        let is_merged = record.layers.len() >= LAYERS_MAX;
+        if is_merged {
+            let base = self.engine.image_store().disk_path(&record.image.disk);
+            let layers = layer_files(state, &record.layers)?;
+            let merged = flatten(&layers, &disk, &file, &base, record.resources.disk_bytes());
+            if let Err(error) = merged {
+                let _ = fs::remove_file(&file);
+                return Err(Error::File {
+                    action: "merge the layers of",
+                    path: error.path,
+                    source: error.source,
+                });
+            }
+        } else {
+            fs::hard_link(&disk, &file).map_err(failed)?;
+        }
+        let flushed = fs::File::open(&file).and_then(|opened| {
+            opened.sync_all()?;
+            Ok(opened.metadata()?.len())
+        });
+        let bytes = flushed.and_then(|bytes| fsync_dir(&state.layers()).map(|()| bytes)).map_err(failed)?;
+        let kept = if is_merged { &[] } else { record.layers.as_slice() };
+        Ok(kept.iter().cloned().chain([Layer { id, bytes }]).collect())
+    }
+
+    /// Makes the empty overlay on the layers of this record. It takes the place of one of the same name.
+    pub(super) fn lay_overlay(&self, dir: &WorkspaceDir, record: &WorkspaceRecord) -> Result<(), Error> {
+        let (fresh, disk) = (dir.path().join(NEW_DISK), record.disk(dir));
+        let failed = |source| Error::File { action: "make", path: disk.clone(), source };
+        remove_if_there(&fresh).map_err(failed)?;
+        self.engine.create_disk(&fresh, record)?;
+        let flushed = fs::File::open(&fresh).and_then(|overlay| overlay.sync_all());
+        flushed.and_then(|()| fs::rename(&fresh, &disk)).and_then(|()| fsync_dir(dir.path())).map_err(failed)
+    }
+
+    fn write_snapshot(
+        &self,
+        dir: &WorkspaceDir,
+        tag: &SnapshotTag,
+        record: &WorkspaceRecord,
+        workload: &Workload,
+        created_at: Timestamp,
+    ) -> Result<(), Error> {
+        let place = dir.snapshot(tag);
+        let failed = |source| Error::File { action: "make", path: place.path().to_owned(), source };
+        let scratch = self.engine.state().scratch().map_err(failed)?;
+        let making = SnapshotDir::at(scratch.path());
+        let state = if record.state == State::Prepared { State::Prepared } else { State::Stopped };
+        WorkspaceRecord { state, ..resting_record(record) }.save(making.files())?;
+        workload.save(making.files())?;
+        copy_bundles(record, dir, making.files())?;
+        making.save(&SnapshotManifest { format: SNAPSHOT_FORMAT, created_at })?;
+        let snapshots = dir.snapshots();
+        let published = match DirBuilder::new().mode(0o700).create(&snapshots) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => scratch.publish(place.path()).and_then(|()| fsync_dir(&snapshots)),
+        };
+        published.map_err(failed)
+    }
+
+    /// Makes the disk of the locked workspace what it was at the snapshot.
+    fn restore_snapshot(&self, tag: &SnapshotTag, _lock: &Lock) -> Result<(), Error> {
+        let dir = self.existing()?;
+        let record = WorkspaceRecord::load(&dir)?;
+        self.check_resting(&record, Action::Restore)?;
+        {
+            let _held = self.engine.hold_layers()?;
+            let (snapshot, found) = self.load_snapshot(tag)?;
+            let old_disk = record.disk(&dir);
+            let mut restored = WorkspaceRecord {
+                state: snapshot.state,
+                changed_at: Timestamp::now(),
+                image: snapshot.image,
+                layers: snapshot.layers,
+                failure: None,
+                ..record
+            };
+            restored.resources.size_mib = restored.resources.size_mib.max(snapshot.resources.size_mib);
+            restore_bundles(&found, &dir)?;
+            self.lay_overlay(&dir, &restored)?;
+            restored.save(&dir)?;
+            if old_disk != restored.disk(&dir) {
+                let _ = fs::remove_file(old_disk);
+            }
+            dir.note_event(restored.state, Some(&format!("restored from snapshot {tag}")));
+        }
+        // The workspace was perhaps the last that needed a layer; what cannot be freed now is freed by a prune.
+        let _ = self.engine.free_layers();
+        Ok(())
+    }
+
+    /// Creates another workspace from the snapshot.
+    fn create_from(&self, tag: &SnapshotTag, target: &Workspace) -> Result<(), Error> {
+        let _held = self.engine.hold_layers()?;
+        let (snapshot, found) = self.load_snapshot(tag)?;
+        let workload = Workload::load(found.files()).map_err(|e| self.damaged(e))?;
+        let (record, workload) = derived(snapshot, workload, &self.name, &target.name)?;
+        self.engine.create_dir_with(&record, Some(&workload), |dir| {
+            copy_bundles(&record, found.files(), dir)?;
+            self.engine.create_disk(&record.disk(dir), &record)
+        })?;
+        Ok(())
+    }
+
+    /// Reads a snapshot and checks that all of its disk is there.
+    fn load_snapshot(&self, tag: &SnapshotTag) -> Result<(WorkspaceRecord, SnapshotDir), Error> {
+        let found = self.existing()?.snapshot(tag);
+        if !found.path().is_dir() {
+            return Err(self.snapshots().no_such(tag));
+        }
+        let loaded = found.load().and_then(|_| WorkspaceRecord::load(found.files()));
+        let (workspace, tag) = (self.name.clone(), tag.clone());
+        let record = match loaded {
+            Ok(record) => record,
+            Err(source) => return Err(SnapshotError::Record { workspace, tag, source }.into()),
+        };
+        match self.engine.missing_part(&record, found.files()) {
+            None => Ok((record, found)),
+            Some(reason) => Err(SnapshotError::Damaged { workspace, tag, reason }.into()),
+        }
+    }
+}
+
+impl Engine {
+    /// Makes an empty overlay on the layers of this record.
+    pub(crate) fn create_disk(&self, path: &Path, record: &WorkspaceRecord) -> Result<(), Error> {
+        let (layer, base);
+        let backing = match record.layers.last() {
+            Some(top) => {
+                layer = self.state().layer(&top.id);
+                Backing::Layer(&layer)
+            }
+            None => {
+                base = self.image_store().disk_path(&record.image.disk);
+                Backing::Base(&base)
+            }
+        };
+        create_overlay(path, backing, record.resources.disk_bytes()).map_err(|e| Error::File {
+            action: "create",
+            path: e.path,
+            source: e.source,
+        })
+    }
+
+    /// What is missing or damaged of the files below a record's overlay.
+    fn missing_part(&self, record: &WorkspaceRecord, files: &WorkspaceDir) -> Option<String> {
+        let base = self.image_store().disk_path(&record.image.disk);
+        if !base.is_file() {
+            let image = &record.image.resolved_reference;
+            return Some(format!("the base disk of its image `{image}` is missing"));
+        }
+        for layer in &record.layers {
+            let path = self.state().layer(&layer.id);
+            match fs::metadata(&path) {
+                Ok(found) if found.len() == layer.bytes => {}
+                Ok(found) => {
+                    let (path, found, bytes) = (path.display(), found.len(), layer.bytes);
+                    return Some(format!("layer `{path}` has {found} bytes of {bytes}"));
+                }
+                Err(error) => return Some(format!("layer `{}`: {error}", path.display())),
+            }
+        }
+        let bundle =
+            (0..bundle_count(record)).map(|number| files.bundle(number)).find(|path| !path.is_file());
+        bundle.map(|path| format!("`{}` is missing", path.display()))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Cancelled))
+}
+
+/// The record without its last machine.
+fn resting_record(record: &WorkspaceRecord) -> WorkspaceRecord {
+    WorkspaceRecord {
+        supervisor: None,
+        vmm: None,
+        link: None,
+        failure: None,
+        weak_jail: Vec::new(),
+        one_start: None,
+        disposable: false,
+        ..record.clone()
+    }
+}
+
+/// A tag from the time that is not taken.
+fn free_tag(dir: &WorkspaceDir, now: Timestamp) -> SnapshotTag {
+    let time = now.strftime("snap-%Y%m%d-%H%M%S").to_string();
+    let numbered = (2..).map(|number: u32| format!("{time}-{number}"));
+    let mut tags = std::iter::once(time.clone()).chain(numbered).filter_map(|tag| tag.parse().ok());
+    tags.find(|tag| !dir.snapshot(tag).path().exists()).expect("there are more numbers than directories")
+}
+
+fn bundle_count(record: &WorkspaceRecord) -> usize {
+    record.disks.iter().filter(|disk| matches!(disk.source, DiskSource::Bundle(_))).count()
+}
+
+fn volumes(record: &WorkspaceRecord) -> Vec<String> {
+    let name = |source: &DiskSource| match source {
+        DiskSource::Volume(name) => Some(name.to_string()),
+        DiskSource::Image(_) | DiskSource::Bundle(_) => None,
+    };
+    record.disks.iter().filter_map(|disk| name(&disk.source)).collect()
+}
+
+fn blocks(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |found| found.blocks() * 512)
+}
+
+/// Copies the disks of bundles.
+pub(super) fn copy_bundles(
+    record: &WorkspaceRecord,
+    from: &WorkspaceDir,
+    to: &WorkspaceDir,
+) -> Result<(), Error> {
+    for number in 0..bundle_count(record) {
+        let path = from.bundle(number);
+        copy_disk(&path, &to.bundle(number)).map_err(|source| Error::File {
+            action: "copy",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Replaces the disks of the workspace's bundles by those of the snapshot.
+fn restore_bundles(snapshot: &SnapshotDir, dir: &WorkspaceDir) -> Result<(), Error> {
+    for number in 0.. {
+        let (from, to) = (snapshot.files().bundle(number), dir.bundle(number));
+        if !from.exists() || !to.exists() {
+            break;
+        }
+        let fresh = to.with_extension("new");
+        let restored = remove_if_there(&fresh)
+            .and_then(|()| copy_disk(&from, &fresh))
+            .and_then(|()| fs::rename(&fresh, &to));
+        restored.map_err(|source| Error::File { action: "restore", path: to, source })?;
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
