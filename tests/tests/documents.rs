@@ -150,6 +150,7 @@ fn workspace(documents: &mut Documents<'_>, image: &str, pushed: &str) {
         "pause web",
         "resume web",
         "restart web",
+        "touch web --ttl 1h",
         "quarantine web",
         "kill web",
         "start web",

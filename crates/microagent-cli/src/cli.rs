@@ -11,7 +11,7 @@ use crate::args::global::GlobalArgs;
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, config, connect, cp, create, delete, doctor, egress,
     events, exec, image, job, jobs, kernel, list, logs, man, network, perf, port, profiles, rename, resize,
-    restart, result, run, secret, serve, snapshot, start, stats, status, supervise, system, template,
+    restart, result, run, secret, serve, snapshot, start, stats, status, supervise, system, template, touch,
     version, volume, wait,
 };
 use crate::environment;
@@ -81,6 +81,7 @@ pub(crate) enum Command {
     Ps(list::PsArgs),
     #[command(visible_alias = "ls")]
     List(list::ListArgs),
+    Touch(touch::TouchArgs),
     #[command(visible_alias = "inspect")]
     Status(status::StatusArgs),
     Network(network::NetworkArgs),

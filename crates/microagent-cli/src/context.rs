@@ -53,6 +53,7 @@ impl Context {
         if let Some(deadline) = environment::boot_timeout()? {
             options.boot_deadline = deadline;
         }
+        options.max_running = environment::max_running()?;
         options.templates = environment::templates()?;
         let config = Config::load()?;
         options.environment = environment::for_images(&config);

@@ -38,6 +38,8 @@ pub(crate) const PULL: &str = "MICROAGENT_PULL";
 pub(crate) const INSECURE_REGISTRIES: &str = "MICROAGENT_INSECURE_REGISTRIES";
 /// Seconds that a guest may take to answer for the first time.
 const BOOT_TIMEOUT: &str = "MICROAGENT_BOOT_TIMEOUT";
+/// How many machines may run at a time.
+const MAX_RUNNING: &str = "MICROAGENT_MAX_RUNNING";
 /// Whether machines start from templates: `on` or `off`.
 const WARM: &str = "MICROAGENT_WARM";
 /// Output format: `text` or `json`.
@@ -46,6 +48,8 @@ pub(crate) const OUTPUT: &str = "MICROAGENT_OUTPUT";
 pub(crate) const PROGRESS: &str = "MICROAGENT_PROGRESS";
 /// Longest that anybody may want to wait for a guest: a day.
 const LONGEST_BOOT_SECONDS: u64 = 24 * 3600;
+/// More machines than any host runs.
+const MOST_RUNNING: u32 = 100_000;
 /// Program behind `helper:` secrets.
 const SECRET_HELPER: &str = "MICROAGENT_SECRET_HELPER";
 const VAULT_ADDR: &str = "VAULT_ADDR";
@@ -75,6 +79,11 @@ pub(crate) const VARIABLES: &[Variable] = &[
     variable(ACCEL, "Accelerator, as `--accel`: `auto`, `kvm` or `tcg`."),
     variable(ALLOW_WEAK_JAIL, "Any value but `0`, `false`, `no` and `off`: as `--allow-weak-jail`."),
     variable(BOOT_TIMEOUT, "Seconds that a guest may take to boot; default 120."),
+    variable(
+        MAX_RUNNING,
+        "Most machines that may run at a time; a further start fails with exit code 75. Default: one for each 128 MiB of \
+         the host's memory, at least 8.",
+    ),
     variable(
         WARM,
         "`off`: boot each machine instead of restoring a template, and build none; `on` is the default.",
@@ -204,6 +213,18 @@ pub(crate) fn boot_timeout() -> Result<Option<Duration>, Failure> {
         _ => Err(Failure::usage(
             format!("{BOOT_TIMEOUT} is `{}`, expected a number of seconds", text.to_string_lossy()),
             format!("set it to 1 to {LONGEST_BOOT_SECONDS}, or unset it"),
+        )),
+    }
+}
+
+/// `MICROAGENT_MAX_RUNNING`, if it is set.
+pub(crate) fn max_running() -> Result<Option<u32>, Failure> {
+    let Some(text) = value(MAX_RUNNING) else { return Ok(None) };
+    match text.to_str().and_then(|text| text.parse().ok()) {
+        Some(count @ 1..=MOST_RUNNING) => Ok(Some(count)),
+        _ => Err(Failure::usage(
+            format!("{MAX_RUNNING} is `{}`, expected a number of machines", text.to_string_lossy()),
+            format!("set it to 1 to {MOST_RUNNING}, or unset it"),
         )),
     }
 }

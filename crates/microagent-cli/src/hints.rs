@@ -135,6 +135,9 @@ fn of_volume(hint: &Hint) -> Option<String> {
         Hint::HaltHolder { name } => {
             format!("one machine can use it at a time; halt the other first: microagent halt {name}")
         }
+        Hint::EndOthers => {
+            "end one (`microagent ps` shows them), wait, or set MICROAGENT_MAX_RUNNING".to_owned()
+        }
         Hint::DeleteUsers { names } => {
             let names: Vec<_> = names.iter().map(WorkspaceName::as_str).collect();
             format!(
@@ -260,6 +263,7 @@ mod tests {
             Hint::FreeSpace { leftover: None },
             Hint::AllowWeakJail,
             Hint::UseEmulation,
+            Hint::EndOthers,
             Hint::ListTemplates,
             Hint::ChooseStateDir,
             Hint::ListWorkspaces,

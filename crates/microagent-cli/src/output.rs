@@ -3,6 +3,7 @@
 use std::io::{self, BufWriter, StdoutLock, Write};
 use std::net::SocketAddr;
 
+use jiff::Timestamp;
 use microagent::HOST_NAME;
 use serde::Serialize;
 
@@ -43,6 +44,21 @@ pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
     finish(out)
 }
 
+/// When a machine ends by itself: `2026-11-29T10:00:00Z (in 59m)`.
+pub(crate) fn expiry(at: Timestamp, now: Timestamp) -> String {
+    format!("{at:.0} (in {})", span(now, at))
+}
+
+/// The time between two moments, in its largest unit of which there are two.
+pub(crate) fn span(from: Timestamp, to: Timestamp) -> String {
+    const UNITS: [(i64, &str); 3] = [(24 * 60 * 60, "d"), (60 * 60, "h"), (60, "m")];
+    let seconds = (to.as_second() - from.as_second()).max(0);
+    match UNITS.iter().find(|(unit, _)| seconds >= 2 * unit) {
+        Some((unit, name)) => format!("{}{name}", seconds / unit),
+        None => format!("{seconds}s"),
+    }
+}
+
 /// A forwarded port, as lines show it.
 pub(crate) fn forwarded(forward: &HostForwardDocument) -> String {
     format!("{HOST_NAME}:{}/tcp -> {}:{}", forward.guest_port, forward.host, forward.host_port)
@@ -66,4 +82,17 @@ pub(crate) fn published(forward: &PortForwardDocument) -> String {
 /// Bytes for people.
 pub(crate) fn size(bytes: u64) -> String {
     indicatif::BinaryBytes(bytes).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_has_its_largest_unit() {
+        let shown = |seconds| span(Timestamp::UNIX_EPOCH, Timestamp::from_second(seconds).unwrap());
+        for (seconds, wanted) in [(-5, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (172_800, "2d")] {
+            assert_eq!(shown(seconds), wanted);
+        }
+    }
 }

@@ -1,12 +1,13 @@
 //! The answer of every command that brings a workspace into a state: its name, the state, its published ports.
 
+use jiff::Timestamp;
 use microagent::WorkspaceDetails;
 
 use crate::context::Context;
 use crate::documents::state::StateDocument;
 use crate::documents::stream::StreamLine;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text, published};
+use crate::output::{Format, expiry, print_json, print_text, published};
 use crate::stream::print_line;
 
 /// Says in which state a workspace is now.
@@ -20,6 +21,9 @@ pub(crate) fn print(context: &Context, details: WorkspaceDetails) -> Result<(), 
             // The ports of one that rests lead nowhere.
             for forward in document.port_forwards.iter().filter(|_| document.state.is_live()) {
                 text += &format!("Published: {}\n", published(forward));
+            }
+            if let Some(at) = document.expires_at {
+                text += &format!("Expires: {}\n", expiry(at, Timestamp::now()));
             }
             print_text(&text)
         }

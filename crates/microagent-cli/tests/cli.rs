@@ -614,8 +614,8 @@ fn a_damaged_workspace_is_listed_and_can_be_deleted() {
     home.run("list")
         .success()
         .stdout_eq(str![[r#"
-NAME                     STATE        BACKEND      PROFILE      NETWORK    RESTART        AGE   PORTS IMAGE
-web                      damaged      -            -            -          -              -     -     -
+NAME                     STATE        BACKEND      PROFILE      NETWORK    RESTART        AGE   TTL   PORTS IMAGE
+web                      damaged      -            -            -          -              -     -     -     -
 
 "#]])
         .stderr_eq(str![[r#"

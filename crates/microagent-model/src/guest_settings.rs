@@ -25,6 +25,21 @@ pub struct GuestSettings {
     pub stop_signal: Option<String>,
     /// How many seconds processes have to end when the machine is halted or stopped; at most a day.
     pub stop_timeout_s: Option<u32>,
+    /// Time to live in seconds: how long a machine may run after its start before it is halted. At least 1.
+    pub ttl_s: Option<u32>,
+}
+
+impl GuestSettings {
+    /// The time to live, if there is one.
+    pub fn ttl(&self) -> Option<Duration> {
+        self.ttl_s.filter(|seconds| *seconds != 0).map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// Sets the time to live, in whole seconds; zero removes it.
+    pub fn set_ttl(&mut self, ttl: Duration) {
+        let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() != 0);
+        self.ttl_s = Some(u32::try_from(seconds).unwrap_or(u32::MAX)).filter(|seconds| *seconds != 0);
+    }
 }
 
 /// Whether programs can write to the root disk.

@@ -125,6 +125,9 @@ pub struct WorkspaceRecord {
     /// Whether somebody asked for the end of the last life. One that ended by itself may be started again.
     #[serde(default)]
     pub asked_to_end: bool,
+    /// When the time to live of the machine ends, if it has one. Kept only while the machine runs.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
     /// Walls of the jail that the host lacked in the current or last life.
     #[serde(default)]
     pub weak_jail: Vec<String>,
@@ -288,6 +291,11 @@ impl WorkspaceRecord {
         }
     }
 
+    /// When the machine ends by itself, if it has a time to live.
+    pub fn observed_expiry(&self) -> Option<Timestamp> {
+        self.expires_at.filter(|_| self.observed_state().is_live())
+    }
+
     /// Whether a machine of this workspace exists now, in whatever state.
     pub fn has_machine(&self) -> bool {
         match self.observed_state() {
@@ -374,6 +382,7 @@ pub(crate) mod tests {
             link: None,
             failure: None,
             asked_to_end: false,
+            expires_at: None,
             weak_jail: Vec::new(),
             one_start: None,
             layers: Vec::new(),

@@ -8,6 +8,7 @@
 //! ├── images/                   index of references, blobs by digest, base disks by digest
 //! ├── guest/SUM/                the kernel and initramfs that this build carries, unpacked once
 //! ├── templates/                frozen guests (warm start)
+//! ├── running/N                 a lock for each machine that may run at a time
 //! └── tmp/                      half-made things; anything here without a live owner is rubbish
 //! ```
 
@@ -140,6 +141,7 @@ impl StateDir {
             self.layers(),
             self.guest(),
             self.templates(),
+            self.running(),
             self.tmp(),
         ];
         for dir in &parts {
@@ -202,6 +204,16 @@ impl StateDir {
     /// Unpacked guest kernels and initramfs files.
     pub fn guest(&self) -> PathBuf {
         self.root.join("guest")
+    }
+
+    /// Locks of machines that run.
+    fn running(&self) -> PathBuf {
+        self.root.join("running")
+    }
+
+    /// The lock of a machine that runs: whoever holds it has this place among those that may run at a time.
+    pub fn running_place(&self, place: u32) -> PathBuf {
+        self.running().join(place.to_string())
     }
 
     /// Frozen guests.

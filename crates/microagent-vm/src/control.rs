@@ -80,6 +80,8 @@ pub(crate) enum ControlRequest {
     },
     /// A change of the record that does not concern the machine.
     Amend(Amendment),
+    /// A time to live from now on; without a time, the one that the machine has. 0 removes it.
+    RenewTtl(Option<Duration>),
     /// The serial console.
     Console,
     /// Publish one more port. Its socket follows with one byte, because a confined supervisor cannot create it.
@@ -155,6 +157,8 @@ pub enum Refusal {
     JobEnded,
     /// The job has no standard input, or it is at its end.
     NoStdin,
+    /// The machine has no time to live that could be renewed.
+    NoTtl,
 }
 
 /// Why a supervisor gave no answer.
@@ -239,6 +243,14 @@ pub async fn change_with(
 /// Fails when nobody listens or no answer comes in time.
 pub async fn amend(dir: &WorkspaceDir, amendment: Amendment) -> Result<Answer, ControlError> {
     Ok(exchange(dir, ControlRequest::Amend(amendment), None, ANSWER_DEADLINE).await?.1)
+}
+
+/// Gives the machine a time to live from now on: this one, or the one that it has. 0 removes it.
+///
+/// # Errors
+/// Fails when nobody listens or no answer comes in time.
+pub async fn renew_ttl(dir: &WorkspaceDir, ttl: Option<Duration>) -> Result<Answer, ControlError> {
+    Ok(exchange(dir, ControlRequest::RenewTtl(ttl), None, ANSWER_DEADLINE).await?.1)
 }
 
 /// Publishes one more port of a machine, with a listening socket, and waits until the network stack has it.

@@ -96,6 +96,8 @@ pub enum Event {
     OutOfMemory(String),
     /// The time limit of the run is reached.
     TimedOut,
+    /// The time to live of the machine has ended.
+    Expired,
     /// The caller requests the end, or has ended.
     Cancelled,
     /// A client requests a change.
@@ -195,6 +197,8 @@ pub enum Effect {
     NoteLinkLost(String),
     /// Reports that the guest's kernel killed this program, because memory ran out.
     NoteOutOfMemory(String),
+    /// Reports that the time to live has ended.
+    NoteExpired,
     /// Makes the guest flush its disk; the result is [`Event::Flushed`] or [`Event::FlushFailed`].
     Flush,
     /// Sends the service its stop signal; [`Event::ServiceStopTimedOut`] if it does not end in time.
@@ -283,6 +287,7 @@ impl Lifecycle {
                 fail(FailureKind::Disk, "the directory of the workspace was removed".to_owned())
             }
             (phase @ (P::Containing | P::Quarantined), event) => self.in_quarantine(phase, event),
+            (phase, E::Expired) => self.expired(phase, traits),
             (phase @ (P::Restoring | P::Starting), event) => self.while_starting(phase, event, traits),
             (P::Stopping(outcome), event) => while_stopping(outcome, event, traits),
             (phase, event @ (E::Paused | E::PauseFailed(_) | E::Resumed | E::ResumeFailed(_))) => {
@@ -352,6 +357,18 @@ impl Lifecycle {
             (phase, E::Cancelled) if traits.detached && self.served => (phase, Vec::new()),
             (phase, event) => ended_by_host(phase, event),
         }
+    }
+
+    /// Ends the machine as a request to halt it does; a guest that restarts has nothing to flush.
+    fn expired(&mut self, phase: Phase, traits: MachineTraits) -> Next {
+        let (next, effects) = match phase {
+            // It is being shut down, which has a deadline of its own.
+            phase @ Phase::Stopping(_) => return (phase, Vec::new()),
+            phase if !traits.serves => ended_by_host(phase, Event::TimedOut),
+            Phase::Restoring | Phase::Starting => end(Outcome::Halted),
+            phase => self.finish(&phase, Outcome::Halted, traits),
+        };
+        (next, [vec![Effect::NoteExpired], effects].concat())
     }
 
     fn paused_or_resumed(&mut self, phase: Phase, event: Event) -> Next {
@@ -524,6 +541,7 @@ fn ended_by_host(phase: Phase, event: Event) -> Next {
         | E::HostTooSlow(_)
         | E::GuestHung(_)
         | E::DirectoryGone
+        | E::Expired
         | E::DiskUnfit(_)
         | E::SettingRefused(_)
         | E::ServiceStopTimedOut { .. }

@@ -52,6 +52,10 @@ pub struct SupervisorSpec {
     pub work: Work,
     /// Time limit of the work, from the start of the machine.
     pub timeout: Option<Duration>,
+    /// Time to live: how long the machine may run, from the moment that it is running. Clients can renew it.
+    pub ttl: Option<Duration>,
+    /// Most machines of runs and workspaces that the state directory may have at a time.
+    pub max_running: u32,
     /// Deadline of the guest's first answer.
     pub boot_deadline: Duration,
     /// Whether templates are used and made; the reason if not.
@@ -359,6 +363,8 @@ pub enum Outcome {
         /// The workspace that uses it, if known.
         holder: Option<String>,
     },
+    /// So many machines run already, and no more may; nothing was done.
+    TooManyRunning(u32),
     /// The machine failed.
     Failed(WorkspaceFailure),
 }

@@ -21,6 +21,7 @@ mod plan;
 mod ports;
 mod qemu;
 mod relay;
+mod time_to_live;
 mod worker;
 
 use std::cell::RefCell;
@@ -61,6 +62,7 @@ pub(crate) use jobs::JOB_START_DEADLINE;
 use liveness::StateWatch;
 use outcome::LastAnswers;
 use relay::Relay;
+use time_to_live::TimeToLive;
 use worker::HALT_GRACE;
 
 /// Deadline for the caller's spec.
@@ -208,6 +210,26 @@ fn report_to(mut writer: OwnedWriteHalf, detached: bool) -> (mpsc::Sender<Report
     (sender, task)
 }
 
+/// Takes a place among the machines that may run at a time. The lock ends with this process, however it ends. A machine
+/// that only reads a disk or makes a template has none.
+fn take_place(spec: &SupervisorSpec, state: &StateDir) -> Result<Option<Lock>, Outcome> {
+    if !spec.work.is_recorded() {
+        return Ok(None);
+    }
+    let failed = |error: &LockError| {
+        let message = format!("the number of running machines cannot be limited: {error}");
+        Outcome::Failed(WorkspaceFailure { kind: FailureKind::Boot, message })
+    };
+    for place in 0..spec.max_running {
+        match Lock::try_exclusive(&state.running_place(place)) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err(LockError::Held { .. }) => {}
+            Err(error) => return Err(failed(&error)),
+        }
+    }
+    Err(Outcome::TooManyRunning(spec.max_running))
+}
+
 fn never_started(outcome: Outcome) -> Ended {
     Ended {
         outcome,
@@ -245,6 +267,8 @@ struct Driver {
     caller_gone: bool,
     /// How long the guest's processes have to end, as the newest client that ends the machine wants it.
     grace: Option<Duration>,
+    /// When the machine ends by itself.
+    ttl: TimeToLive,
     /// Its disks beside the root disk.
     claims: Claims,
     /// The caller's stream to the command, until a conversation has it.
@@ -252,6 +276,8 @@ struct Driver {
     /// What QEMU can do.
     features: Features,
     _lock: Lock,
+    /// Its place among the machines that may run at a time.
+    _place: Option<Lock>,
 }
 
 /// Whether the disk is still the one that the caller saw: a setup needs a disk that no guest has used, and a snapshot or a
@@ -287,6 +313,7 @@ impl Driver {
             return Err(Outcome::Busy);
         }
         let state = StateDir::at(&spec.state_dir);
+        let place = take_place(&spec, &state)?;
         let claims = Claims::take(&spec, &state)?;
         let (record, console) = if spec.work.is_recorded() {
             (Some(WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?), dir.console_log())
@@ -309,6 +336,7 @@ impl Driver {
         let traits = spec.traits();
         let mut driver = Driver {
             state,
+            ttl: TimeToLive::of(spec.ttl),
             spec,
             dir,
             record,
@@ -331,6 +359,7 @@ impl Driver {
             relay: Rc::new(RefCell::new(relay)),
             features: Features::default(),
             _lock: lock,
+            _place: place,
         };
         driver.record_start().map_err(|e| Outcome::Failed(write_failure(&e)))?;
         Ok(driver)
@@ -345,6 +374,7 @@ impl Driver {
             record.link = None;
             record.failure = None;
             record.asked_to_end = false;
+            record.expires_at = None;
             record.one_start.clone_from(&self.spec.one_start);
             record.weak_jail.clone_from(&self.spec.weak_jail);
         }

@@ -52,6 +52,9 @@ pub struct EngineOptions {
     /// Deadline of a guest's first answer. It is long, because many guests may start at once on few cores without
     /// hardware virtualisation.
     pub boot_deadline: Duration,
+    /// Most machines of runs and workspaces that may run at a time in this state directory. The default is one for each
+    /// 128 MiB of the host's memory, and at least 8.
+    pub max_running: Option<u32>,
     /// Values of the user's environment for the image store (login files, proxies).
     pub environment: Environment,
     /// Sources in which secrets are looked up.
@@ -74,6 +77,7 @@ impl EngineOptions {
             templates: TemplateUse::Enabled,
             weak_jail: WeakJail::Refuse,
             boot_deadline: Duration::from_secs(120),
+            max_running: None,
             environment: Environment::default(),
             secrets: SecretEnvironment::default(),
         }
@@ -131,6 +135,12 @@ impl EngineOptions {
     #[must_use]
     pub fn boot_deadline(self, boot_deadline: Duration) -> EngineOptions {
         EngineOptions { boot_deadline, ..self }
+    }
+
+    /// Sets how many machines may run at a time.
+    #[must_use]
+    pub fn max_running(self, max_running: u32) -> EngineOptions {
+        EngineOptions { max_running: Some(max_running), ..self }
     }
 
     /// Sets the values of the user's environment for registries and archives; usually

@@ -128,6 +128,12 @@ pub enum Error {
         /// The workspace that uses it, if known.
         holder: Option<String>,
     },
+    /// As many machines run as may run at a time.
+    #[error("the limit of {max} running machines is reached")]
+    TooManyRunning {
+        /// How many may.
+        max: u32,
+    },
     /// Resting workspaces name the volume.
     #[error("volume `{name}` belongs to {}", listed(workspaces))]
     VolumeNamed {
@@ -445,6 +451,7 @@ impl Error {
             Error::VolumeExists { name } => Hint::DeleteVolume { name: name.clone() },
             Error::VolumeRecord(_) => Hint::DeleteDamagedVolume,
             Error::DiskBusy { holder: Some(holder), .. } => Hint::HaltHolder { name: holder.clone() },
+            Error::TooManyRunning { .. } => Hint::EndOthers,
             Error::DiskBusy { holder: None, .. } => Hint::advice("try again when nobody uses it"),
             Error::VolumeNamed { workspaces, .. } => Hint::DeleteUsers { names: workspaces.clone() },
             _ => return None,

@@ -58,6 +58,8 @@ pub enum Hint {
     },
     /// See which templates exist.
     ListTemplates,
+    /// End other machines, or allow more of them.
+    EndOthers,
     /// Create a workspace that is kept.
     CreateWorkspace,
     /// Create another workspace from the same spec file.
@@ -281,6 +283,7 @@ impl fmt::Display for Hint {
             Hint::CheckSecret { name, source } => write!(f, "look up `{source}` on its own, to check secret `{name}`"),
             Hint::ChooseSpecFile => f.write_str("name a spec file that exists and can be read"),
             Hint::NameImage => f.write_str("name an image"),
+            Hint::EndOthers => f.write_str("end another machine, wait until one ends, or allow more of them"),
             Hint::CreateVolume { .. }
             | Hint::DeleteVolume { .. }
             | Hint::DeleteDamagedVolume
@@ -451,6 +454,7 @@ mod tests {
             Hint::FreePort { leftover: None },
             Hint::AllowWeakJail,
             Hint::UseEmulation,
+            Hint::EndOthers,
             Hint::ChooseStateDir,
             Hint::ListWorkspaces,
             Hint::ChooseName,

@@ -93,6 +93,12 @@ pub enum InvalidRequest {
         /// The time.
         seconds: u64,
     },
+    /// A machine without a time to live that could be renewed.
+    #[error("workspace `{name}` has no time to live that could be renewed")]
+    NothingToRenew {
+        /// The workspace.
+        name: WorkspaceName,
+    },
     /// Setup steps of a run that cannot write.
     #[error("setup steps of a run cannot write to a read-only root disk")]
     ReadOnlySetup,
@@ -358,6 +364,7 @@ impl InvalidRequest {
             InvalidRequest::NoSharedMemory => "give a size such as 64m, or omit it for half of the memory",
             InvalidRequest::StopSignal { .. } => "name one, such as SIGINT or 2",
             InvalidRequest::LongStopTimeout { .. } => "give a number of seconds up to 86400",
+            InvalidRequest::NothingToRenew { .. } => "give one, such as 1h",
             InvalidRequest::ReadOnlySetup => "run setup when a workspace is created, or omit one of them",
             InvalidRequest::TooManyLabels { .. } => "keep data in files; labels are for finding workspaces",
             InvalidRequest::AmbiguousTemplate { .. } => "give more digits of the key",

@@ -196,7 +196,8 @@ fn check_labels(labels: &Labels) -> Result<(), InvalidRequest> {
 
 /// Refuses settings that no guest takes, and too many.
 fn check_settings(settings: &GuestSettings) -> Result<(), InvalidRequest> {
-    let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root: _, stop_signal, stop_timeout_s } = settings;
+    let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root: _, stop_signal, stop_timeout_s, ttl_s: _ } =
+        settings;
     if let Some(count) = [sysctls.len(), tmpfs.len(), ulimits.len()].into_iter().find(|n| *n > SETTINGS_MAX) {
         return Err(InvalidRequest::TooManySettings { count });
     }
@@ -392,6 +393,7 @@ pub(crate) fn new_record(
         link: None,
         failure: None,
         asked_to_end: false,
+        expires_at: None,
         weak_jail: Vec::new(),
         one_start: None,
         layers: Vec::new(),

@@ -95,7 +95,7 @@ impl Engine {
     ) -> Result<SupervisorEvents, Error> {
         let machine = MachineRequest::of(&provision.record, dir, &provision.image.disk)?.first();
         let spec = self.spec(&provision.programs, &machine, work)?;
-        let spec = SupervisorSpec { timeout: options.timeout, ..spec };
+        let spec = SupervisorSpec { timeout: options.timeout, ttl: provision.record.settings.ttl(), ..spec };
         let secrets = std::mem::take(&mut provision.secrets);
         Ok(self.launch(secrets.deliver(spec, &provision.workload.user)).await?)
     }
@@ -108,6 +108,7 @@ impl Engine {
             | Error::RunCancelled { .. }
             | Error::RunFailed { kind: FailureKind::Cancelled, .. }
             | Error::DiskBusy { .. }
+            | Error::TooManyRunning { .. }
                 if record.disposable =>
             {
                 self.remove(&record.name, dir).await

@@ -144,6 +144,10 @@ pub struct SpecFile {
     #[serde(deserialize_with = "forms::timeout")]
     #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
     pub stop_timeout: Option<Duration>,
+    /// Time to live of the machine after a start: seconds, or as in 1m30s.
+    #[serde(deserialize_with = "forms::timeout")]
+    #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
+    pub ttl: Option<Duration>,
     /// Disks to mount: in the form of `-v`, or as keys.
     #[cfg_attr(test, schemars(with = "Option<Vec<reference::Volume>>"))]
     pub volumes: Option<Vec<Form<Attachment, SpecVolume>>>,

@@ -133,6 +133,7 @@ impl EndTranslator<'_> {
         match ended.outcome {
             Outcome::Busy => Error::Busy { name: self.workspace.clone(), source: None },
             Outcome::DiskBusy { disk, holder } => Error::DiskBusy { disk, holder },
+            Outcome::TooManyRunning(max) => Error::TooManyRunning { max },
             Outcome::Failed(failure) if failure.kind == FailureKind::Cancelled => match self.purpose {
                 Purpose::Run => {
                     Error::RunCancelled { workspace: self.workspace.clone(), output: self.recorded() }

@@ -298,6 +298,8 @@ impl Engine {
             },
             work,
             timeout: None,
+            ttl: None,
+            max_running: self.options().max_running.unwrap_or_else(default_max_running),
             boot_deadline: self.options().boot_deadline,
             warm: self.options().templates.warm(),
             weak_jail: programs.weak_jail.clone(),
@@ -311,6 +313,16 @@ pub(crate) fn layer_files(state: &StateDir, layers: &[Layer]) -> Result<Vec<Laye
     let file =
         |layer: &Layer| Ok(LayerFile { layer: layer.clone(), path: absolute(&state.layer(&layer.id))? });
     layers.iter().map(file).collect()
+}
+
+/// How many machines may run at a time if nobody has chosen: few enough for the host's memory, as guests that are idle
+/// cost some 32 MiB each.
+fn default_max_running() -> u32 {
+    const MEMORY_OF_ONE: u64 = 128 << 20;
+    const LEAST: u32 = 8;
+    let host = rustix::system::sysinfo();
+    let bytes = u64::from(host.mem_unit) * host.totalram;
+    u32::try_from(bytes / MEMORY_OF_ONE).unwrap_or(u32::MAX).max(LEAST)
 }
 
 /// Where an added name leads.

@@ -157,6 +157,8 @@ pub struct WorkspaceSummary {
     pub image: Option<String>,
     /// When it was created.
     pub created_at: Option<Timestamp>,
+    /// When its machine is halted because its time to live has passed.
+    pub expires_at: Option<Timestamp>,
     /// Profile.
     pub profile: Option<String>,
     /// Network mode.
@@ -199,6 +201,8 @@ pub struct WorkspaceDetails {
     pub network: NetworkMode,
     /// Whether its network stack runs; `None` without network or machine.
     pub link: Option<LinkState>,
+    /// When its machine is halted because its time to live has passed.
+    pub expires_at: Option<Timestamp>,
     /// Its published ports. While it has a machine, with the picked ports of the host.
     pub port_forwards: Vec<PortForward>,
     /// Its forwarded ports of `host.microagent.internal`.
@@ -381,6 +385,7 @@ impl WorkspaceDetails {
             host_forwards: record.forwards.iter().map(HostForward::from).collect(),
             dns: record.dns.clone(),
             restart: record.restart,
+            expires_at: record.observed_expiry(),
             supervisor_pid: pid(&record.supervisor),
             vmm_pid: pid(&record.vmm),
             name: record.name,
@@ -412,6 +417,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             name,
             port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
             profile: Some(record.observed_profile().to_owned()),
+            expires_at: record.observed_expiry(),
             image: Some(record.image.reference),
             created_at: Some(record.created_at),
             backend: record.backend,
@@ -432,6 +438,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             network: None,
             port_forwards: Vec::new(),
             restart: RestartPolicy::default(),
+            expires_at: None,
             labels: Labels::new(),
             observed_at,
             problem: Some(chain(&error)),

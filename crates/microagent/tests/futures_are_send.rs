@@ -84,6 +84,7 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.halt_within(Duration::ZERO));
     assert_send(workspace.stop());
     assert_send(workspace.stop_within(Duration::ZERO));
+    assert_send(workspace.renew(None));
     assert_send(workspace.kill());
     assert_send(workspace.pause());
     assert_send(workspace.resume());

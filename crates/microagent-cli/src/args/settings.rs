@@ -6,7 +6,7 @@ use clap::Args;
 use microagent::spec::value::duration;
 use microagent::{GuestSettings, RootAccess, Tmpfs, Ulimit, parse_sysctl};
 
-use crate::args::values::bytes;
+use crate::args::values::{bytes, ttl};
 
 /// Settings of the guest's system.
 #[derive(Debug, Args)]
@@ -38,6 +38,10 @@ pub(crate) struct SettingsArgs {
     /// How long processes have to end when the machine is halted or stopped: seconds, or units as in 1m30s [default: 10]
     #[arg(long, value_name = "SECONDS", value_parser = duration, help_heading = "Guest system")]
     stop_timeout: Option<Duration>,
+
+    /// Time to live: halt the machine this long after its start; seconds, or units as in 1h30m, or `none` [default: none]
+    #[arg(long, value_name = "SECONDS", value_parser = ttl, help_heading = "Machine")]
+    ttl: Option<Duration>,
 }
 
 impl SettingsArgs {
@@ -61,6 +65,9 @@ impl SettingsArgs {
         }
         let seconds = |timeout: Duration| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX);
         settings.stop_timeout_s = self.stop_timeout.map(seconds).or(settings.stop_timeout_s);
+        if let Some(ttl) = self.ttl {
+            settings.set_ttl(ttl);
+        }
     }
 }
 

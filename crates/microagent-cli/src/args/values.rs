@@ -2,8 +2,9 @@
 //! `microagent::text`.
 
 use std::path::Path;
+use std::time::Duration;
 
-use microagent::spec::value::{env_file as read_env_file, variable};
+use microagent::spec::value::{duration, env_file as read_env_file, variable};
 
 use crate::environment;
 use crate::failure::Failure;
@@ -68,6 +69,14 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         unit => return Err(format!("unknown unit `{unit}`; use m or g")),
     };
     number.checked_mul(unit).ok_or_else(|| "the number is too large".to_owned())
+}
+
+/// A time to live: a duration, or `none`, which is zero.
+pub(crate) fn ttl(text: &str) -> Result<Duration, String> {
+    match text.trim() {
+        "none" => Ok(Duration::ZERO),
+        text => duration(text).map_err(|error| format!("{error}, or `none`")),
+    }
 }
 
 /// A whole number; `2.0` is one.

@@ -1,7 +1,6 @@
 //! `microagent list` and `microagent ps`: the saved workspaces, and those that live.
 
 use clap::Args;
-use jiff::Timestamp;
 use microagent::WorkspaceSummary;
 
 use crate::args::listing::{Entries, ListingArgs};
@@ -9,7 +8,7 @@ use crate::context::Context;
 use crate::documents::list::{WorkspaceDocument, WorkspaceListDocument};
 use crate::documents::shared::PortForwardDocument;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text, published};
+use crate::output::{Format, print_json, print_text, published, span};
 use crate::table::table;
 
 /// What is printed when there is nothing to list.
@@ -111,7 +110,7 @@ fn listing(workspaces: &[WorkspaceDocument], none: &str) -> String {
         return none.to_owned();
     }
     let rows: Vec<_> = workspaces.iter().map(row).collect();
-    let widest = rows.iter().map(|row| row[7].chars().count()).max().unwrap_or_default();
+    let widest = rows.iter().map(|row| row[8].chars().count()).max().unwrap_or_default();
     let columns = [
         ("NAME", 24),
         ("STATE", 12),
@@ -120,13 +119,14 @@ fn listing(workspaces: &[WorkspaceDocument], none: &str) -> String {
         ("NETWORK", 10),
         ("RESTART", 14),
         ("AGE", 5),
+        ("TTL", 5),
         ("PORTS", widest.max("PORTS".len())),
         ("IMAGE", 0),
     ];
     table(columns, &rows)
 }
 
-fn row(workspace: &WorkspaceDocument) -> [String; 9] {
+fn row(workspace: &WorkspaceDocument) -> [String; 10] {
     let damaged = workspace.state.is_none();
     [
         workspace.name.to_string(),
@@ -135,7 +135,8 @@ fn row(workspace: &WorkspaceDocument) -> [String; 9] {
         workspace.profile.clone().unwrap_or_default(),
         workspace.network.map(|network| network.to_string()).unwrap_or_default(),
         if damaged { String::new() } else { workspace.restart.to_string() },
-        workspace.created_at.map(|created| age(created, workspace.observed_at)).unwrap_or_default(),
+        workspace.created_at.map(|created| span(created, workspace.observed_at)).unwrap_or_default(),
+        workspace.expires_at.map(|at| span(workspace.observed_at, at)).unwrap_or_default(),
         workspace.port_forwards.iter().map(port).collect::<Vec<_>>().join(","),
         workspace.image.clone().unwrap_or_default(),
     ]
@@ -144,16 +145,6 @@ fn row(workspace: &WorkspaceDocument) -> [String; 9] {
 /// `127.0.0.1:8080->80/tcp`, without spaces.
 fn port(forward: &PortForwardDocument) -> String {
     published(forward).replace(' ', "")
-}
-
-/// How old something is, in its largest unit of which there are two.
-fn age(created: Timestamp, now: Timestamp) -> String {
-    const UNITS: [(i64, &str); 3] = [(24 * 60 * 60, "d"), (60 * 60, "h"), (60, "m")];
-    let seconds = (now.as_second() - created.as_second()).max(0);
-    match UNITS.iter().find(|(unit, _)| seconds >= 2 * unit) {
-        Some((unit, name)) => format!("{}{name}", seconds / unit),
-        None => format!("{seconds}s"),
-    }
 }
 
 #[cfg(test)]
@@ -170,6 +161,7 @@ mod tests {
             backend: Some("linux-tcg".into()),
             image: Some("alpine:3.20".into()),
             created_at: Some(jiff::Timestamp::UNIX_EPOCH),
+            expires_at: Some(jiff::Timestamp::from_second(7400).unwrap()),
             profile: Some("small".into()),
             network: Some(NetworkMode::User),
             port_forwards: vec![PortForwardDocument {
@@ -188,6 +180,7 @@ mod tests {
             state: None,
             image: None,
             created_at: None,
+            expires_at: None,
             port_forwards: Vec::new(),
             backend: None,
             profile: None,
@@ -198,20 +191,11 @@ mod tests {
         assert_eq!(
             listing(&[whole, damaged], NONE_SAVED),
             "\
-NAME                     STATE        BACKEND      PROFILE      NETWORK    RESTART        AGE   PORTS                  IMAGE
-report-run               stopped      linux-tcg    small        user       never          2h    127.0.0.1:8080->80/tcp alpine:3.20
-run-1781167843059951259  damaged      -            -            -          -              -     -                      -
+NAME                     STATE        BACKEND      PROFILE      NETWORK    RESTART        AGE   TTL   PORTS                  IMAGE
+report-run               stopped      linux-tcg    small        user       never          2h    100s  127.0.0.1:8080->80/tcp alpine:3.20
+run-1781167843059951259  damaged      -            -            -          -              -     -     -                      -
 "
         );
-    }
-
-    #[test]
-    fn an_age_has_its_largest_unit() {
-        let shown =
-            |seconds| age(jiff::Timestamp::UNIX_EPOCH, jiff::Timestamp::from_second(seconds).unwrap());
-        for (seconds, wanted) in [(-5, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (172_800, "2d")] {
-            assert_eq!(shown(seconds), wanted);
-        }
     }
 
     #[test]

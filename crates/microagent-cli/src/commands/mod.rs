@@ -40,6 +40,7 @@ pub(crate) mod status;
 pub(crate) mod supervise;
 pub(crate) mod system;
 pub(crate) mod template;
+pub(crate) mod touch;
 pub(crate) mod version;
 pub(crate) mod volume;
 pub(crate) mod wait;

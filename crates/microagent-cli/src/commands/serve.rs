@@ -27,6 +27,9 @@ Examples:
   Print how to register it with clients (on a terminal):
     microagent serve mcp";
 
+/// Time to live of workspaces where no option says otherwise.
+const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
+
 /// Serve programs and models
 ///
 /// A server runs as long as its client; there is no daemon.
@@ -50,7 +53,7 @@ pub(crate) enum ServeCommand {
 ///
 /// The options decide what a model can do; it chooses image, command, environment and setup steps, and nothing else. Images
 /// are those of the cache unless --allow-image is given, the network is isolated unless --network is given, and all other
-/// options apply to every workspace. No tool reads files or variables of the host. The server handles only workspaces with
+/// options apply to every workspace, where --ttl is 1h by default. No tool reads files or variables of the host. The server handles only workspaces with
 /// its label (microagent.mcp=NAME) and deletes those that it created when it ends.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -101,6 +104,8 @@ impl McpArgs {
             ));
         }
         let mut options = WorkspaceOptions::new("").network(NetworkMode::Isolated);
+        // What a server that was killed leaves ends by itself.
+        options.settings.set_ttl(DEFAULT_TTL);
         self.workspace.lay_over(&mut options, &[])?;
         let mut policy = Policy::new(&self.name, options);
         policy.images.clone_from(&self.allow_image);
@@ -171,6 +176,8 @@ mod tests {
         assert_eq!((plain.workspace.network, plain.server.as_str()), (NetworkMode::Isolated, "mcp"));
         assert!(plain.images.is_empty() && plain.leftovers == Leftovers::Delete);
         assert!(matches!(policy(&["--egress", "public"]), Err(Failure::Usage { .. })));
+        assert_eq!(plain.workspace.settings.ttl(), Some(DEFAULT_TTL));
+        assert_eq!(policy(&["--ttl", "none"]).unwrap().workspace.settings.ttl(), None);
         let open =
             policy(&["--network", "user", "--egress", "allowlist", "--egress-allow", "pypi.org"]).unwrap();
         assert_eq!(

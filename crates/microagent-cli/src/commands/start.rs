@@ -1,11 +1,12 @@
 //! `microagent start`: boots resting workspaces.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use microagent::{Event, Observer, Profile, StartOptions, WorkspaceName};
 
-use crate::args::values::{cpus, memory_mib};
+use crate::args::values::{cpus, memory_mib, ttl};
 use crate::args::workspace::profile;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -22,8 +23,8 @@ Examples:
   Start all workspaces that were halted:
     microagent list -q --filter state=halted | xargs -r microagent start
 
-  Start with more memory, this time only:
-    microagent start web --memory 2g
+  Start with more memory, and for two hours at most, this time only:
+    microagent start web --memory 2g --ttl 2h
 
   Boot instead of restoring a template, for example to see kernel messages in the log:
     microagent start web --cold && microagent logs web";
@@ -52,6 +53,10 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "N", value_parser = cpus)]
     cpus: Option<u32>,
 
+    /// Time to live of this start: halt the machine after this time; seconds, or units as in 1h30m, or `none`
+    #[arg(long, value_name = "SECONDS", value_parser = ttl)]
+    ttl: Option<Duration>,
+
     /// Boot instead of restoring a template, and do not build one
     #[arg(long)]
     cold: bool,
@@ -71,6 +76,7 @@ fn start(context: &Context, args: &StartArgs, name: &WorkspaceName) -> Result<()
     let progress = context.progress(args.quiet);
     let mut options = StartOptions::new();
     (options.profile, options.memory_mib, options.cpu_count) = (args.profile, args.memory, args.cpus);
+    options.ttl = args.ttl;
     let workspace = engine.workspace(name);
     let started = context.block_on(async |token| {
         let shown = Arc::clone(&progress);

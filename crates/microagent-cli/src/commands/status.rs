@@ -131,6 +131,8 @@ impl StatusDocument {
             lines.extend(text.as_ref().map(|text| (key, escape::one_line(text))));
         }
         lines.extend(self.stop_timeout_seconds.map(|seconds| ("Stop timeout", format!("{seconds} s"))));
+        lines.extend(self.ttl_seconds.map(|seconds| ("Time to live", format!("{seconds} s"))));
+        lines.extend(self.expires_at.clone().map(|at| ("Expires", at)));
         if !self.env_names.is_empty() {
             lines.push(("Environment", escape::one_line(&self.env_names.join(", "))));
         }

@@ -28,6 +28,8 @@ pub(crate) struct WorkspaceDocument {
     /// As it was named.
     pub(crate) image: Option<String>,
     pub(crate) created_at: Option<Timestamp>,
+    /// When the machine is halted because its time to live has passed; `null` without one.
+    pub(crate) expires_at: Option<Timestamp>,
     pub(crate) profile: Option<String>,
     #[cfg_attr(test, schemars(with = "Option<Words<microagent::NetworkMode>>"))]
     pub(crate) network: Option<NetworkMode>,
@@ -48,6 +50,7 @@ impl From<WorkspaceSummary> for WorkspaceDocument {
             backend: summary.backend,
             image: summary.image,
             created_at: summary.created_at,
+            expires_at: summary.expires_at,
             profile: summary.profile,
             network: summary.network,
             port_forwards: summary.port_forwards.into_iter().map(PortForwardDocument::from).collect(),

@@ -168,6 +168,7 @@ fn schemas() -> Vec<(&'static str, Value)> {
         "start",
         "stop",
         "supervise",
+        "touch",
     ];
     let mut schemas: Vec<_> = states.map(|name| (name, schema_of::<StateDocument>())).into();
     schemas.extend([

@@ -1,5 +1,6 @@
 //! What changes the state of a workspace, in JSON.
 
+use jiff::Timestamp;
 use microagent::{State, WorkspaceDetails, WorkspaceName};
 use serde::Serialize;
 
@@ -7,7 +8,7 @@ use serde::Serialize;
 use crate::documents::schema::Words;
 use crate::documents::shared::PortForwardDocument;
 
-/// `microagent start`, `halt`, `stop`, `kill`, `pause`, `resume`, `quarantine`, `clone`, `rename`, `supervise` and `port`.
+/// `microagent start`, `touch`, `halt`, `stop`, `kill`, `pause`, `resume`, `quarantine`, `clone`, `rename`, `supervise` and `port`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct StateDocument {
@@ -16,12 +17,14 @@ pub(crate) struct StateDocument {
     #[cfg_attr(test, schemars(with = "Words<microagent::State>"))]
     pub(crate) state: State,
     pub(crate) port_forwards: Vec<PortForwardDocument>,
+    /// When the machine is halted because its time to live has passed; `null` without one.
+    pub(crate) expires_at: Option<Timestamp>,
 }
 
 impl From<WorkspaceDetails> for StateDocument {
     fn from(details: WorkspaceDetails) -> StateDocument {
-        let WorkspaceDetails { name, state, port_forwards, .. } = details;
+        let WorkspaceDetails { name, state, port_forwards, expires_at, .. } = details;
         let port_forwards = port_forwards.into_iter().map(PortForwardDocument::from).collect();
-        StateDocument { workspace: name, state, port_forwards }
+        StateDocument { workspace: name, state, port_forwards, expires_at }
     }
 }

@@ -54,6 +54,10 @@ pub(crate) struct StatusDocument {
     pub(crate) stop_signal: Option<String>,
     /// `null` for the usual 10 seconds.
     pub(crate) stop_timeout_seconds: Option<u32>,
+    /// How long each machine may run; `null` without a limit.
+    pub(crate) ttl_seconds: Option<u32>,
+    /// When the machine is halted because its time to live has passed; `null` without one.
+    pub(crate) expires_at: Option<String>,
     pub(crate) settings: SettingsDocument,
     pub(crate) egress: EgressPolicyDocument,
     pub(crate) setup_pending: bool,
@@ -205,6 +209,8 @@ impl StatusDocument {
             env_names: inspection.env_names,
             stop_signal: inspection.stop_signal,
             stop_timeout_seconds: details.settings.stop_timeout_s,
+            ttl_seconds: details.settings.ttl_s,
+            expires_at: details.expires_at.map(|at| at.to_string()),
             settings: details.settings.into(),
             egress: details.egress.into(),
             setup_pending: inspection.setup_pending,

@@ -53,6 +53,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         link: None,
         failure: None,
         asked_to_end: false,
+        expires_at: None,
         weak_jail: Vec::new(),
         one_start: None,
         layers: Vec::new(),

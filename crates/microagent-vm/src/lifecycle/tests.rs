@@ -61,6 +61,7 @@ fn events() -> Vec<Event> {
         Event::LinkLost(text()),
         Event::OutOfMemory(text()),
         Event::TimedOut,
+        Event::Expired,
         Event::Cancelled,
         Event::ServiceStopTimedOut { seconds: 10 },
         Event::Paused,
@@ -353,6 +354,23 @@ fn a_scratch_run_ends_with_its_command_and_a_kept_one_flushes_first() {
     assert_eq!(step(stopping(), Event::Flushed, KEPT), line("Ended(Prepared)", "Quit"));
     for event in [Event::FlushFailed("x".into()), Event::MachineGone(MachineExit::PoweredOff)] {
         assert_eq!(step(stopping(), event, KEPT), line("Ended(GuestDied)", "Kill"));
+    }
+}
+
+#[test]
+fn a_time_to_live_halts_a_workspace_and_ends_a_run() {
+    let halting = "NoteExpired Publish Flush";
+    assert_eq!(step(Phase::Running, Event::Expired, WORKSPACE), line("Stopping(Halted)", halting));
+    assert_eq!(step(Phase::StoppingService, Event::Expired, SERVICE), line("Stopping(Halted)", halting));
+    let resuming = "NoteExpired Publish Resume Flush";
+    assert_eq!(step(Phase::Paused, Event::Expired, SERVICE), line("Stopping(Halted)", resuming));
+    // Its guest restarts at this moment, and has nothing to flush.
+    assert_eq!(step(Phase::Starting, Event::Expired, WORKSPACE), line("Ended(Halted)", "NoteExpired Kill"));
+    for traits in [KEPT, SCRATCH] {
+        assert_eq!(step(Phase::Running, Event::Expired, traits), line("Ended(Timeout)", "NoteExpired Kill"));
+    }
+    for phase in [Phase::Containing, Phase::Quarantined, Phase::Stopping(Outcome::Prepared)] {
+        assert_eq!(step(phase.clone(), Event::Expired, SERVICE), (short(&phase), String::new()));
     }
 }
 

@@ -60,8 +60,14 @@ pub(super) struct PendingChange {
 
 /// A requested change of the record, which the driver answers.
 pub(super) struct PendingAmendment {
-    pub(super) amendment: Amendment,
+    pub(super) change: RecordChange,
     pub(super) reply: oneshot::Sender<Answer>,
+}
+
+/// A change of the record that the guest does not notice.
+pub(super) enum RecordChange {
+    Amend(Amendment),
+    RenewTtl(Option<Duration>),
 }
 
 /// A requested change of the published ports, which the driver answers.
@@ -298,7 +304,12 @@ impl ControlConnection {
             ControlRequest::Change { request, grace } => {
                 (unanswered.await, self.change(request, grace, reason).await)
             }
-            ControlRequest::Amend(amendment) => (unanswered.await, self.amend(amendment).await),
+            ControlRequest::Amend(amendment) => {
+                (unanswered.await, self.amend(RecordChange::Amend(amendment)).await)
+            }
+            ControlRequest::RenewTtl(ttl) => {
+                (unanswered.await, self.amend(RecordChange::RenewTtl(ttl)).await)
+            }
             ControlRequest::OpenPort { asked, bound } => {
                 let Ok(Ok(socket)) = timeout(HELLO_DEADLINE, take_descriptor(&client)).await else { return };
                 (unanswered.await, self.change_port(PortChange::Open { asked, bound, socket }).await)
@@ -328,10 +339,10 @@ impl ControlConnection {
     }
 
     /// Has the driver write the record. One that is gone has written it for the last time.
-    async fn amend(&self, amendment: Amendment) -> Answer {
+    async fn amend(&self, change: RecordChange) -> Answer {
         let (reply, answer) = oneshot::channel();
         let refused = Answer::Refused(Refusal::State(State::Stopping));
-        if self.amendments.send(PendingAmendment { amendment, reply }).await.is_err() {
+        if self.amendments.send(PendingAmendment { change, reply }).await.is_err() {
             return refused;
         }
         answer.await.unwrap_or(refused)

@@ -325,6 +325,10 @@ impl Driver {
                     self.timed_out = true;
                     Event::TimedOut
                 }
+                () = self.ttl.expired() => {
+                    self.ttl.told();
+                    Event::Expired
+                }
                 () = self.dir_watch.gone(&self.dir) => Event::DirectoryGone,
                 request = self.clients.next() => match request {
                     ClientRequest::Change(change) => {

@@ -7,11 +7,11 @@ use serde_json::json;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
-use super::control_server::PendingAmendment;
+use super::control_server::{PendingAmendment, RecordChange};
 use super::drive::RunningMachine;
 use super::machine::Monitor;
 use super::{Driver, FLUSH_DEADLINE, OUT_OF_MEMORY_MAX, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
-use crate::control::{Amendment, Answer};
+use crate::control::{Amendment, Answer, Refusal};
 use crate::lifecycle::{ClientId, Effect, Event};
 use crate::spec::{Outcome, Report, Work};
 
@@ -22,6 +22,9 @@ impl Driver {
             // The machine is worth more than its record, which the next change brings up to date.
             Effect::Publish => drop(self.publish(self.lifecycle.state(self.traits))),
             Effect::PublishStart => {
+                if let Some(record) = &mut self.record {
+                    record.expires_at = self.ttl.start();
+                }
                 if let Err(error) = self.publish(State::Running) {
                     self.carried_out.push_back(Event::StartNotRecorded(write_failure(&error)));
                 }
@@ -30,6 +33,7 @@ impl Driver {
             Effect::ReportServing => drop(self.reports.send(Report::Serving).await),
             Effect::NoteLinkLost(reason) => self.note_link_lost(&reason).await,
             Effect::NoteOutOfMemory(program) => self.note_out_of_memory(&program).await,
+            Effect::NoteExpired => self.tell("the time to live has ended".to_owned()).await,
             Effect::Flush => {
                 let limit = FLUSH_DEADLINE + self.grace.unwrap_or_default();
                 running.conversation.flush_deadline = Some(Instant::now() + limit);
@@ -100,22 +104,49 @@ impl Driver {
     }
 
     /// Writes a record that the machine does not notice. One that cannot be written stays as it was.
-    pub(super) fn amend(&mut self, PendingAmendment { amendment, reply }: PendingAmendment) {
-        let Some(record) = &mut self.record else { return };
-        let Amendment { restart, outputs } = amendment;
+    pub(super) fn amend(&mut self, PendingAmendment { change, reply }: PendingAmendment) {
+        let answer = match change {
+            RecordChange::Amend(amendment) => self.amend_settings(amendment),
+            RecordChange::RenewTtl(ttl) => self.renew_ttl(ttl),
+        };
+        // A client that is gone misses nothing.
+        let _ = reply.send(answer);
+    }
+
+    fn amend_settings(&mut self, Amendment { restart, outputs }: Amendment) -> Answer {
+        let Some(record) = &mut self.record else { return unrecorded() };
         let before = Amendment {
             restart: std::mem::replace(&mut record.restart, restart),
             outputs: std::mem::replace(&mut record.outputs, outputs),
         };
-        let answer = match record.save(&self.dir) {
+        match record.save(&self.dir) {
             Ok(()) => Answer::Done,
             Err(error) => {
                 (record.restart, record.outputs) = (before.restart, before.outputs);
                 Answer::Failed(write_failure(&error))
             }
-        };
-        // A client that is gone misses nothing.
-        let _ = reply.send(answer);
+        }
+    }
+
+    /// The record first: the machine must not end before or after the time that it shows.
+    fn renew_ttl(&mut self, limit: Option<Duration>) -> Answer {
+        let state = self.lifecycle.state(self.traits);
+        if !matches!(state, State::Running | State::Paused) {
+            return Answer::Refused(Refusal::State(state));
+        }
+        let Some(record) = &mut self.record else { return unrecorded() };
+        let Some(renewed) = self.ttl.renewed(limit) else { return Answer::Refused(Refusal::NoTtl) };
+        let before = std::mem::replace(&mut record.expires_at, renewed.expires_at());
+        match record.save(&self.dir) {
+            Ok(()) => {
+                self.ttl = renewed;
+                Answer::Done
+            }
+            Err(error) => {
+                record.expires_at = before;
+                Answer::Failed(write_failure(&error))
+            }
+        }
     }
 
     fn resume(&self, running: &RunningMachine) {
@@ -160,6 +191,11 @@ impl Driver {
             let _ = events.send(event).await;
         });
     }
+}
+
+/// A machine without a record is an offline boot, which a client may see for moments.
+fn unrecorded() -> Answer {
+    Answer::Refused(Refusal::State(State::Starting))
 }
 
 fn pause(running: &RunningMachine) {

@@ -51,6 +51,7 @@ impl Driver {
         };
         if let Some(record) = &mut self.record {
             record.failure = failure;
+            record.expires_at = None;
             record.asked_to_end =
                 matches!(outcome, Outcome::Halted | Outcome::Stopped | Outcome::Quarantined(_));
         }
@@ -120,6 +121,7 @@ fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<WorkspaceFailure>
         | Outcome::ServiceEnded(_)
         | Outcome::Frozen
         | Outcome::Busy
-        | Outcome::DiskBusy { .. } => (State::Stopped, None),
+        | Outcome::DiskBusy { .. }
+        | Outcome::TooManyRunning(_) => (State::Stopped, None),
     }
 }

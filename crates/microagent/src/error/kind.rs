@@ -81,6 +81,7 @@ impl Error {
             Error::Record(_) | Error::VolumeRecord(_) => ErrorKind::Damaged,
             Error::Busy { .. }
             | Error::DiskBusy { .. }
+            | Error::TooManyRunning { .. }
             | Error::Crowded { .. }
             | Error::ConsoleTaken { .. } => ErrorKind::Busy,
             Error::WrongState { .. }

@@ -304,6 +304,9 @@ impl SpecFile {
         if let Some(timeout) = self.stop_timeout {
             settings.stop_timeout_s = Some(u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX));
         }
+        if let Some(ttl) = self.ttl {
+            settings.set_ttl(ttl);
+        }
     }
 
     /// Changes a policy to what the file says of it.

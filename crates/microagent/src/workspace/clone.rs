@@ -80,6 +80,7 @@ pub(super) fn derived(
         link: None,
         failure: None,
         disposable: false,
+        expires_at: None,
         weak_jail: Vec::new(),
         one_start: None,
         ..record

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use microagent_model::{Resources, SIGTERM, SetupStep, State, WorkspaceName, signal_number};
 use microagent_store::{OneStart, Workload, WorkspaceDir, WorkspaceRecord};
-use microagent_vm::control::{change, change_with};
+use microagent_vm::control::{change, change_with, renew_ttl};
 use microagent_vm::{
     Answer, ChangeRequest, ControlError, DiskStamp, Outcome, Refusal, SupervisorSpec, Work, choose_ports,
 };
@@ -42,7 +42,7 @@ const REST_PATIENCE: Duration = Duration::from_secs(2);
 /// Numbers in made-up names: six digits, far more than workspaces of one host.
 const MADE_UP_NUMBERS: u32 = 1_000_000;
 
-/// Options of one start: a size that replaces the workspace's. Later starts are not affected. Create with
+/// Options of one start: a size and a time to live that replace the workspace's. Later starts are not affected. Create with
 /// [`StartOptions::new`] and change with its methods.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -53,6 +53,8 @@ pub struct StartOptions {
     pub memory_mib: Option<u32>,
     /// Virtual CPUs; replaces the profile's or the workspace's.
     pub cpu_count: Option<u32>,
+    /// How long the machine may run; replaces the workspace's time to live. Zero is no limit.
+    pub ttl: Option<Duration>,
 }
 
 impl StartOptions {
@@ -77,6 +79,12 @@ impl StartOptions {
     #[must_use]
     pub fn cpu_count(self, cpu_count: u32) -> StartOptions {
         StartOptions { cpu_count: Some(cpu_count), ..self }
+    }
+
+    /// Sets how long the machine may run before it is halted. Zero is no limit.
+    #[must_use]
+    pub fn ttl(self, ttl: Duration) -> StartOptions {
+        StartOptions { ttl: Some(ttl), ..self }
     }
 
     /// Returns the size of this start, if it differs from the workspace's.
@@ -198,6 +206,7 @@ impl Workspace {
     ) -> Result<(), Error> {
         let engine = &self.engine;
         let one_start = options.size(&record);
+        let settings_ttl = record.settings.ttl();
         if let Some(size) = &one_start {
             check_size(size.resources)?;
         }
@@ -219,7 +228,9 @@ impl Workspace {
         let base = engine.image_store().disk_path(&record.image.disk);
         let resources = one_start.as_ref().map_or(record.resources, |size| size.resources);
         let machine = MachineRequest { resources, ..MachineRequest::of(&record, &dir, &base)? };
-        let spec = SupervisorSpec { one_start, ..engine.spec(&programs, &machine, work)? };
+        let spec = engine.spec(&programs, &machine, work)?;
+        let ttl = options.ttl.or(settings_ttl).filter(|ttl| !ttl.is_zero());
+        let spec = SupervisorSpec { one_start, ttl, ..spec };
         let spec = secrets.deliver(spec, &workload.user);
         self.booting(&programs, progress);
         let end = self.end_of_start(&programs, &dir, &[]);
@@ -343,6 +354,21 @@ impl Workspace {
     pub async fn stop_within(&self, limit: Duration) -> Result<WorkspaceDetails, Error> {
         check_stop_timeout(Some(limit))?;
         self.end(ChangeRequest::Stop, Action::Stop, Some(limit)).await
+    }
+
+    /// Gives the machine a time to live from now on: `ttl`, or the one that it was started with. The machine is halted
+    /// when the time has passed; zero removes the limit. The next start has the workspace's own time to live again.
+    ///
+    /// # Errors
+    /// Fails if the workspace is neither running nor paused, or if it has no time to live and `ttl` is absent.
+    pub async fn renew(&self, ttl: Option<Duration>) -> Result<WorkspaceDetails, Error> {
+        let dir = self.existing()?;
+        let record = self.observe()?;
+        if !record.has_machine() {
+            return Err(self.wrong_state(record.observed_state(), Action::Renew));
+        }
+        self.changed(renew_ttl(&dir, ttl).await, Action::Renew)?;
+        self.details()
     }
 
     /// Ends the machine at once, without a flush: data that the guest has not written to its disk is lost. Works also if
@@ -535,6 +561,7 @@ pub(crate) fn refused(name: &WorkspaceName, refusal: Refusal, action: Action) ->
             Error::Crowded { workspace: name.clone() }
         }
         Refusal::JobsFull(running) => JobError::TooMany { workspace: name.clone(), running }.into(),
+        Refusal::NoTtl => InvalidRequest::NothingToRenew { name: name.clone() }.into(),
         Refusal::ConsoleTaken => Error::ConsoleTaken { workspace: name.clone() },
         Refusal::OtherBuild => Error::OtherBuild { workspace: name.clone() },
     }

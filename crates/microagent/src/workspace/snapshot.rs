@@ -472,6 +472,7 @@ fn resting_record(record: &WorkspaceRecord) -> WorkspaceRecord {
         vmm: None,
         link: None,
         failure: None,
+        expires_at: None,
         weak_jail: Vec::new(),
         one_start: None,
         disposable: false,

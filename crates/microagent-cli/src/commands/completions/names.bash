@@ -44,7 +44,7 @@ _microagent_names() {
     fi
     case $verb in
         start | restart | halt | stop | kill | pause | resume | unpause | quarantine | supervise | status | inspect \
-            | network | port | rename | resize | logs | log | events | egress | stats | wait | result | clone | artifact | commit | delete | rm \
+            | network | port | touch | rename | resize | logs | log | events | egress | stats | wait | result | clone | artifact | commit | delete | rm \
             | exec | connect | attach | jobs)
             names=$(_microagent_list list) ;;
         cp) names=$(_microagent_list list) ;;

@@ -346,7 +346,8 @@ impl Plan {
     fn settings(&mut self, spec: &SpecFile) {
         let mut wanted = self.record.settings.clone();
         spec.lay_settings_over(&mut wanted);
-        let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root, stop_signal, stop_timeout_s } = wanted;
+        let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root, stop_signal, stop_timeout_s, ttl_s } =
+            wanted;
         let pairs = |all: &BTreeMap<String, String>| {
             all.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(", ")
         };
@@ -376,6 +377,8 @@ impl Plan {
             seconds,
             true,
         );
+        let seconds = |time: &Option<u32>| time.map_or_else(|| "none".to_owned(), |time| time.to_string());
+        self.value("ttl", |plan| &mut plan.record.settings.ttl_s, Some(ttl_s), seconds, true);
     }
 
     /// The disk of a bundle is the workspace's own and has been made; others are only attached.
