@@ -1,11 +1,13 @@
 //! `cargo xtask tidy`: rules about the whole repository that neither the compiler nor clippy knows.
 //!
-//! Which crate may depend on which, unused dependencies, sizes of functions and files, public types that cannot grow,
-//! width of Markdown, and the words of the glossary. The rules' data are in `xtask/tidy/`. Violations that are not mended
+//! Which crate may depend on which, unused dependencies, sizes of functions and files, public types that cannot grow or
+//! share a name, commands that import each other, width of Markdown, and the words of the glossary. The rules' data are in `xtask/tidy/`. Violations that are not mended
 //! yet are counted in `ratchet.toml`: the numbers may fall and never grow.
 
+mod commands;
 mod crates;
 mod growth;
+mod names;
 mod ratchet;
 mod sizes;
 mod source;
@@ -55,7 +57,9 @@ pub(crate) fn check(arguments: &TidyArguments) -> Result<()> {
     for source in &sources {
         findings.extend(sizes::check(source));
         findings.extend(growth::check(source));
+        findings.extend(commands::check(source));
     }
+    findings.extend(names::check(&sources));
     let documents = documents()?;
     for (path, text) in &documents {
         findings.extend(width(path, text));

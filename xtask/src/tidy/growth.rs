@@ -6,6 +6,9 @@ use super::source::Source;
 /// The library's own crate: its structs with public fields are options and results, which grow.
 const LIBRARY: &str = "crates/microagent/src/";
 
+/// Crates whose options a user of the library sets.
+const OPTIONS: [&str; 3] = ["crates/microagent-image/", "crates/microagent-model/", "crates/microagent-vm/"];
+
 /// Crates whose errors no user of the library sees: programs, and two crates whose errors are converted variant by
 /// variant.
 const INTERNAL: [&str; 4] = [
@@ -27,7 +30,7 @@ struct Declaration<'a> {
     attributes: String,
 }
 
-/// Structs with public fields of the library, and error enums of all library crates, without the attribute.
+/// Structs with public fields of the library, options of the crates below it, and error enums of all library crates, without the attribute.
 pub(super) fn check(source: &Source) -> Option<Finding> {
     let is_library_crate =
         source.path.starts_with("crates/") && !INTERNAL.iter().any(|path| source.path.starts_with(path));
@@ -38,7 +41,12 @@ pub(super) fn check(source: &Source) -> Option<Finding> {
         .filter(|declaration| !declaration.attributes.contains(ATTRIBUTE))
         .filter(|declaration| match declaration.is_enum {
             true => is_error(declaration),
-            false => source.path.starts_with(LIBRARY) && has_public_field(source, declaration.line),
+            false => {
+                let is_seen = source.path.starts_with(LIBRARY)
+                    || (declaration.name.ends_with("Options")
+                        && OPTIONS.iter().any(|path| source.path.starts_with(path)));
+                is_seen && has_public_field(source, declaration.line)
+            }
         })
         .map(|declaration| format!("`{}` in line {}", declaration.name, declaration.line + 1))
         .collect();
@@ -137,6 +145,8 @@ pub enum Mode {
         assert_eq!(found("crates/microagent/src/a.rs").as_deref(), Some(both));
         let only_the_error = "without #[non_exhaustive]: `LoadError` in line 22";
         assert_eq!(found("crates/microagent-store/src/a.rs").as_deref(), Some(only_the_error));
+        let options_too = "without #[non_exhaustive]: `Options` in line 4, `LoadError` in line 22";
+        assert_eq!(found("crates/microagent-image/src/a.rs").as_deref(), Some(options_too));
         assert_eq!(found("crates/microagent-cli/src/a.rs"), None);
     }
 }
