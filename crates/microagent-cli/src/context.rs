@@ -124,7 +124,15 @@ impl Context {
         done
     }
 
-    /// Runs long work that has its own way with signals.
+    /// Runs a call of the library that reads or changes files of the state directory. A signal ends this process.
+    pub(crate) fn call<T>(
+        &self,
+        work: impl Future<Output = Result<T, microagent::Error>>,
+    ) -> Result<T, Failure> {
+        self.block_on_unlistening(async { Ok(work.await?) })
+    }
+
+    /// Runs long work that handles signals itself.
     pub(crate) fn block_on_unlistening<T>(
         &self,
         work: impl Future<Output = Result<T, Failure>>,

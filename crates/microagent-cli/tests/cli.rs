@@ -415,7 +415,7 @@ Hint: write each secret as NAME: SCHEME:REFERENCE, once
 
 "#]]);
     call("run --file spec.yaml", "exec: a\ncommand: [b]\n").code(2).stderr_eq(str![[r#"
-Error: spec.yaml: the command is given twice: `exec` beside `command` or `entrypoint`
+Error: spec.yaml: the command is given twice: `exec`, and `command` or `entrypoint`
 Hint: keep one of them
 
 "#]]);

@@ -35,7 +35,7 @@ const STEP: usize = 256 * 1024;
 
 /// What a commit says beside its layer.
 #[derive(Debug, Clone, Default)]
-pub struct CommitOptions {
+pub struct CommitDetails {
     /// Changes to how the image runs.
     pub changes: ConfigChanges,
     /// Why, for the image's history.
@@ -177,7 +177,7 @@ impl Commit {
     ///
     /// # Errors
     /// Fails when the cache cannot be written; there is no new image then.
-    pub fn finish(self, layer: Layer, options: &CommitOptions) -> Result<Committed, ImageError> {
+    pub fn finish(self, layer: Layer, options: &CommitDetails) -> Result<Committed, ImageError> {
         let cache = &self.store.cache;
         let Layer { file, path, blob, diff_id, content_bytes: layer_content } = layer;
         keep(cache, &file, path, &blob)?;

@@ -50,7 +50,7 @@ mod store;
 mod tag;
 
 pub use archive::ArchiveError;
-pub use commit::{Commit, CommitOptions, Committed, Layer};
+pub use commit::{Commit, CommitDetails, Committed, Layer};
 pub use config::{ConfigChanges, ConfigError, HealthCheck, ImageConfig};
 pub use credentials::CredentialError;
 pub use digest::{Digest, DigestError};

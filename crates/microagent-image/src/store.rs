@@ -39,7 +39,7 @@ pub struct ImageStore {
 
 /// An image whose base disk is ready.
 ///
-/// While it lives, or until [`Image::release`], no command removes anything from the cache: keep it until a
+/// Until this value is dropped or [`Image::release`] is called, no command removes anything from the cache: keep it until a
 /// workspace record names the disk, and no longer.
 #[derive(Debug)]
 pub struct Image {

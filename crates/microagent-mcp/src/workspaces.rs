@@ -110,7 +110,8 @@ impl Workspaces {
     /// # Errors
     /// Names those that are left.
     pub(crate) async fn delete_leftovers(&self) -> Result<(), ServeError> {
-        let all = self.engine.list().map_err(|source| ServeError::Left { names: Vec::new(), source })?;
+        let all =
+            self.engine.list().await.map_err(|source| ServeError::Left { names: Vec::new(), source })?;
         let own = self.process.as_ref().map(process_label);
         let mut deletions = JoinSet::new();
         for summary in all.into_iter().filter(|summary| self.is_of_server(&summary.labels)) {

@@ -79,7 +79,7 @@ async fn run_many(
             Err(error) => return Err(error.into()),
         }
     }
-    println!("exited: {exited}, cancelled: {cancelled}, left: {}", engine.list()?.len());
+    println!("exited: {exited}, cancelled: {cancelled}, left: {}", engine.list().await?.len());
     Ok(())
 }
 

@@ -76,7 +76,7 @@ pub enum AttachmentError {
         what: String,
     },
     /// There are more disks than a machine supports.
-    #[error("a machine takes at most {EXTRA_DISKS_MAX} disks beside its own")]
+    #[error("a machine takes at most {EXTRA_DISKS_MAX} disks in addition to its root disk")]
     TooMany,
 }
 

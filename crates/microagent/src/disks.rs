@@ -124,7 +124,7 @@ impl Engine {
             if disk.read_only || self.state().volume(name).path().exists() {
                 continue;
             }
-            match self.volumes().create(name, SIZE_MIB) {
+            match self.volumes().write(name, SIZE_MIB) {
                 // Another command has just made it.
                 Err(Error::VolumeExists { .. }) => {}
                 made => {

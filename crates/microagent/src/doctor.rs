@@ -12,6 +12,7 @@ use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
+use crate::blocking::blocking;
 use crate::{Engine, Error, Hint, WeakJail};
 
 /// Deadline for `PROGRAM --version`.
@@ -91,7 +92,15 @@ pub struct KernelReport {
 
 impl Engine {
     /// Checks the host. Changes nothing.
-    pub fn doctor(&self) -> Report {
+    ///
+    /// # Errors
+    /// Fails only if the runtime is shut down meanwhile. A problem of the host is a check that failed, not an error.
+    pub async fn doctor(&self) -> Result<Report, Error> {
+        let engine = self.clone();
+        blocking(move || Ok(engine.check_host())).await
+    }
+
+    fn check_host(&self) -> Report {
         let decision = accel::decide(self.options().accel, &KvmFacts::gather());
         let accel = decision.as_ref().map_or(Accel::Kvm, |decision| decision.accel);
         Report {
@@ -114,7 +123,12 @@ impl Engine {
     ///
     /// # Errors
     /// Fails if the state directory cannot be used, or the files cannot be written or read.
-    pub fn verify_kernel(&self) -> Result<KernelReport, Error> {
+    pub async fn verify_kernel(&self) -> Result<KernelReport, Error> {
+        let engine = self.clone();
+        blocking(move || engine.check_guest_files()).await
+    }
+
+    fn check_guest_files(&self) -> Result<KernelReport, Error> {
         self.prepare()?;
         let guest = EmbeddedGuest::embedded();
         let info = guest.kernel_info();
@@ -212,7 +226,7 @@ impl Engine {
     /// Checks whether machines start from templates, and counts templates.
     fn check_warm_start(&self) -> Check {
         let name = "warm_start";
-        let templates = match self.templates().list() {
+        let templates = match self.templates().read_list() {
             Ok(templates) => templates,
             Err(error) => {
                 let remedy = Hint::advice(

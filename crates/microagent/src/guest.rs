@@ -43,7 +43,7 @@ const OFFLINE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 /// Pieces of a tar stream that wait between the guest and the thread that reads them.
 const QUEUE: usize = 16;
 
-/// Which disks a resting workspace is booted with offline, beside its root disk.
+/// Which further disks an offline boot of a resting workspace has.
 enum OfflineDisks {
     /// Those that it has when it runs, so that a path means the same.
     ItsOwn,

@@ -5,6 +5,7 @@ use microagent_image::{
     NetworkOptions, Pruned, PullOptions, PullPolicy, Pushed, SaveTarget, Saved, Tagged,
 };
 
+use crate::blocking::blocking;
 use crate::{Engine, Error, Progress};
 
 /// The images in the cache of a state directory. Made by [`Engine::images`].
@@ -42,8 +43,9 @@ impl Images {
     ///
     /// # Errors
     /// Fails if the directory of records exists and cannot be read.
-    pub fn list(&self) -> Result<ImageList, Error> {
-        Ok(self.store.list()?)
+    pub async fn list(&self) -> Result<ImageList, Error> {
+        let store = self.store.clone();
+        blocking(move || Ok(store.list()?)).await
     }
 
     /// Returns an image of the cache. No registry is contacted.
@@ -60,8 +62,9 @@ impl Images {
     /// # Errors
     /// Fails if the image does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or a workspace uses it
     /// ([`Image`](crate::ErrorKind::Image)).
-    pub fn delete(&self, reference_or_digest: &str) -> Result<ImageDeletion, Error> {
-        Ok(self.store.delete(reference_or_digest)?)
+    pub async fn delete(&self, reference_or_digest: &str) -> Result<ImageDeletion, Error> {
+        let (store, name) = (self.store.clone(), reference_or_digest.to_owned());
+        blocking(move || Ok(store.delete(&name)?)).await
     }
 
     /// Adds the images of an archive to the cache, with their names.
@@ -98,8 +101,9 @@ impl Images {
     /// # Errors
     /// Fails if the image does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or the name is not a tag
     /// ([`Invalid`](crate::ErrorKind::Invalid)).
-    pub fn tag(&self, image: &str, reference: &str) -> Result<Tagged, Error> {
-        Ok(self.store.tag(image, reference)?)
+    pub async fn tag(&self, image: &str, reference: &str) -> Result<Tagged, Error> {
+        let (store, image, reference) = (self.store.clone(), image.to_owned(), reference.to_owned());
+        blocking(move || Ok(store.tag(&image, &reference)?)).await
     }
 
     /// Uploads an image of the cache to its registry.
@@ -137,7 +141,8 @@ impl Images {
     ///
     /// # Errors
     /// Fails if the cache cannot be read.
-    pub fn prune(&self, which: ImagePrune) -> Result<Pruned, Error> {
-        Ok(self.store.prune(which)?)
+    pub async fn prune(&self, which: ImagePrune) -> Result<Pruned, Error> {
+        let store = self.store.clone();
+        blocking(move || Ok(store.prune(which)?)).await
     }
 }

@@ -11,8 +11,9 @@
 //!   starts the program [`EngineOptions::supervisor`] with the first argument [`SUPERVISE_ARGUMENT`], and this program
 //!   must call [`supervise`] before it does anything else. The `microagent` command is such a program. A program that
 //!   embeds the library can be its own supervisor, as below.
-//! - **A tokio runtime** with all drivers (`enable_all`), multi-threaded or not. Every future is `Send`, and no method
-//!   blocks a thread of the runtime for long.
+//! - **A tokio runtime** with all drivers (`enable_all`), multi-threaded or not. Every future is `Send`. Methods that
+//!   read or write more than a few small files are `async` and do this on tokio's threads for blocking work. Methods
+//!   that are not `async` read a few small files at most, each of a few KiB, on the calling thread.
 //!
 //! # A run
 //!
@@ -128,6 +129,7 @@
 #![warn(unnameable_types)]
 
 mod attachment;
+mod blocking;
 mod disks;
 pub mod doctor;
 mod engine;

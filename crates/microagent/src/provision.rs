@@ -334,7 +334,7 @@ pub(crate) fn resolve_resources(options: &WorkspaceOptions, image: &Image) -> (R
     if size_mib != resources.size_mib {
         let content_mib = image_bytes.div_ceil(MIB);
         notices.push(format!(
-            "disk size raised from {} to {size_mib} MiB, so that {HEADROOM_MIB} MiB stay free beside the image's \
+            "disk size raised from {} to {size_mib} MiB, so that {HEADROOM_MIB} MiB stay free in addition to the image's \
              {content_mib} MiB",
             resources.size_mib,
         ));

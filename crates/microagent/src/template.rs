@@ -12,6 +12,7 @@ pub use microagent_vm::template::TemplatePrune;
 use microagent_vm::template::{self, TemplateInfo};
 use microagent_vm::{Outcome, Timeline, Work};
 
+use crate::blocking::blocking;
 use crate::error::InvalidRequest;
 use crate::supervisor_events::{EndTranslator, Purpose, SupervisorProgress};
 use crate::supervisor_spec::{MachineRequest, new_identity};
@@ -92,7 +93,13 @@ impl Templates {
     ///
     /// # Errors
     /// Fails if the state directory exists and cannot be read.
-    pub fn list(&self) -> Result<Vec<Template>, Error> {
+    pub async fn list(&self) -> Result<Vec<Template>, Error> {
+        let templates = self.clone();
+        blocking(move || templates.read_list()).await
+    }
+
+    /// As [`Templates::list`], on this thread.
+    pub(crate) fn read_list(&self) -> Result<Vec<Template>, Error> {
         let found = template::list(self.engine.state()).map_err(|source| self.unreadable(source))?;
         Ok(found.into_iter().map(Template::of).collect())
     }
@@ -102,8 +109,9 @@ impl Templates {
     /// # Errors
     /// Fails if no template has this key ([`NotFound`](crate::ErrorKind::NotFound)), several have
     /// ([`Invalid`](crate::ErrorKind::Invalid)), or the state directory cannot be read.
-    pub fn get(&self, key: &str) -> Result<Template, Error> {
-        self.find(key).map(Template::of)
+    pub async fn get(&self, key: &str) -> Result<Template, Error> {
+        let (templates, key) = (self.clone(), key.to_owned());
+        blocking(move || templates.find(&key).map(Template::of)).await
     }
 
     /// Deletes the template with this key, which can be shortened as for [`Templates::get`]. Machines that were
@@ -111,19 +119,27 @@ impl Templates {
     ///
     /// # Errors
     /// Fails when there is none or more than one, or the state directory cannot be read.
-    pub fn delete(&self, key: &str) -> Result<Template, Error> {
-        let found = self.find(key)?;
-        template::remove(self.engine.state(), &found);
-        Ok(Template::of(found))
+    pub async fn delete(&self, key: &str) -> Result<Template, Error> {
+        let (templates, key) = (self.clone(), key.to_owned());
+        blocking(move || {
+            let found = templates.find(&key)?;
+            template::remove(templates.engine.state(), &found);
+            Ok(Template::of(found))
+        })
+        .await
     }
 
     /// Removes templates and returns the removed ones. Machines that were restored from them keep running.
     ///
     /// # Errors
     /// Fails when the state directory exists and cannot be read.
-    pub fn prune(&self, which: TemplatePrune) -> Result<Vec<Template>, Error> {
-        let gone = template::prune(self.engine.state(), which).map_err(|source| self.unreadable(source))?;
-        Ok(gone.into_iter().map(Template::of).collect())
+    pub async fn prune(&self, which: TemplatePrune) -> Result<Vec<Template>, Error> {
+        let templates = self.clone();
+        blocking(move || {
+            let gone = template::prune(templates.engine.state(), which);
+            Ok(gone.map_err(|source| templates.unreadable(source))?.into_iter().map(Template::of).collect())
+        })
+        .await
     }
 
     /// Boots a machine of this size and freezes it. The new template replaces one of the same shape. Returns the

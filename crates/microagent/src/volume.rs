@@ -14,10 +14,11 @@ use microagent_store::{
     WorkspaceRecord, open_file,
 };
 
+use crate::blocking::blocking;
 use crate::error::InvalidRequest;
 use crate::provision::MIB;
 use crate::supervisor_spec::random;
-use crate::{Engine, Error};
+use crate::{Engine, Error, Progress};
 
 /// Default size of a volume, in MiB.
 pub const SIZE_MIB: u64 = 1024;
@@ -77,6 +78,16 @@ pub struct VolumeDeletion {
     pub missed_by: Vec<WorkspaceName>,
 }
 
+/// The result of [`Volumes::prune`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PrunedVolumes {
+    /// Names of the deleted volumes.
+    pub volumes: Vec<VolumeName>,
+    /// Bytes that they used on the host.
+    pub freed_bytes: u64,
+}
+
 /// The volumes of a state directory. Made by [`Engine::volumes`].
 #[derive(Debug, Clone)]
 pub struct Volumes {
@@ -96,7 +107,13 @@ impl Volumes {
     /// # Errors
     /// Fails if the name is taken ([`AlreadyExists`](crate::ErrorKind::AlreadyExists)), the size is not valid
     /// ([`Invalid`](crate::ErrorKind::Invalid)), or the disk cannot be written. Then nothing is created.
-    pub fn create(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
+    pub async fn create(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
+        let (volumes, name) = (self.clone(), name.clone());
+        blocking(move || volumes.write(&name, size_mib)).await
+    }
+
+    /// As [`Volumes::create`], on this thread.
+    pub(crate) fn write(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
         check_size(size_mib)?;
         self.engine.prepare()?;
         let record = VolumeRecord {
@@ -118,14 +135,19 @@ impl Volumes {
                 source,
             },
         })?;
-        self.get(name)
+        self.read(name)
     }
 
     /// Lists volumes by name, including damaged ones. Changes nothing.
     ///
     /// # Errors
     /// Fails if the directory of volumes exists and cannot be read.
-    pub fn list(&self) -> Result<Vec<Volume>, Error> {
+    pub async fn list(&self) -> Result<Vec<Volume>, Error> {
+        let volumes = self.clone();
+        blocking(move || volumes.read_all()).await
+    }
+
+    fn read_all(&self) -> Result<Vec<Volume>, Error> {
         let names = self.engine.state().volume_names().map_err(|source| Error::File {
             action: "read",
             path: self.engine.state().volumes(),
@@ -138,7 +160,12 @@ impl Volumes {
     ///
     /// # Errors
     /// Fails if the volume does not exist ([`NotFound`](crate::ErrorKind::NotFound)).
-    pub fn get(&self, name: &VolumeName) -> Result<Volume, Error> {
+    pub async fn get(&self, name: &VolumeName) -> Result<Volume, Error> {
+        let (volumes, name) = (self.clone(), name.clone());
+        blocking(move || volumes.read(&name)).await
+    }
+
+    fn read(&self, name: &VolumeName) -> Result<Volume, Error> {
         self.observe(name).ok_or_else(|| Error::NoSuchVolume { name: name.clone() })
     }
 
@@ -166,7 +193,12 @@ impl Volumes {
     /// Fails if the volume does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or is in use
     /// ([`Busy`](crate::ErrorKind::Busy)), or the size is smaller than before or not valid
     /// ([`Invalid`](crate::ErrorKind::Invalid)).
-    pub fn resize(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
+    pub async fn resize(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
+        let (volumes, name) = (self.clone(), name.clone());
+        blocking(move || volumes.grow(&name, size_mib)).await
+    }
+
+    fn grow(&self, name: &VolumeName, size_mib: u64) -> Result<Volume, Error> {
         let dir = self.existing(name)?;
         let _held = hold(name, &dir)?;
         let record = VolumeRecord::load(&dir).map_err(|e| Error::from_volume(name, e))?;
@@ -183,7 +215,7 @@ impl Volumes {
         });
         grown.map_err(|source| Error::File { action: "grow", path: dir.disk(), source })?;
         VolumeRecord { size_mib, ..record }.save(&dir)?;
-        self.get(name)
+        self.read(name)
     }
 
     /// Deletes a volume with its data. A missing volume is not an error.
@@ -211,6 +243,29 @@ impl Volumes {
             source,
         })?;
         Ok(VolumeDeletion { deleted: true, killed, missed_by: named_by })
+    }
+
+    /// Deletes all volumes that no machine uses and no workspace attaches, with their data. A volume that cannot be deleted
+    /// is kept and is no error.
+    ///
+    /// # Errors
+    /// Fails if the directory of volumes exists and cannot be read, or `progress` is cancelled. Volumes that were deleted
+    /// before stay deleted.
+    pub async fn prune(&self, progress: &Progress) -> Result<PrunedVolumes, Error> {
+        let mut pruned = PrunedVolumes { volumes: Vec::new(), freed_bytes: 0 };
+        for volume in self.list().await? {
+            progress.check()?;
+            // A volume that a workspace attaches is refused.
+            if self
+                .delete(&volume.name, VolumeDeleteMode::Unused)
+                .await
+                .is_ok_and(|deletion| deletion.deleted)
+            {
+                pruned.freed_bytes += volume.bytes;
+                pruned.volumes.push(volume.name);
+            }
+        }
+        Ok(pruned)
     }
 
     /// Kills the workspace that uses a volume. The workspace of a run is then removed, or in state `failed`. A workspace
@@ -345,7 +400,7 @@ mod tests {
     fn a_volume_of_any_size_is_sparse_and_clean() {
         let (_dir, engine) = engine();
         for size_mib in [16, 17, 64, 129, 1000, 1024, 5000, 64 * 1024] {
-            let volume = engine.volumes().create(&name("data"), size_mib).unwrap();
+            let volume = engine.volumes().write(&name("data"), size_mib).unwrap();
             assert_eq!(volume.path.metadata().unwrap().len(), size_mib * MIB);
             assert!(volume.bytes < 5 * MIB, "{size_mib} MiB take {} bytes", volume.bytes);
             e2fsck(&volume);
@@ -356,25 +411,26 @@ mod tests {
     #[tokio::test]
     async fn a_volume_lives_from_create_to_delete() {
         let (_dir, engine) = engine();
-        assert!(engine.volumes().list().unwrap().is_empty());
+        assert!(engine.volumes().read_all().unwrap().is_empty());
         let data = name("data");
-        assert!(matches!(engine.volumes().get(&data), Err(Error::NoSuchVolume { .. })));
-        let made = engine.volumes().create(&data, 64).unwrap();
+        assert!(matches!(engine.volumes().read(&data), Err(Error::NoSuchVolume { .. })));
+        let made = engine.volumes().write(&data, 64).unwrap();
         assert_eq!((made.size_mib, made.attached_to, made.problem), (Some(64), None, None));
-        assert!(matches!(engine.volumes().create(&data, 64), Err(Error::VolumeExists { .. })));
-        engine.volumes().create(&name("another"), 64).unwrap();
-        let names: Vec<_> = engine.volumes().list().unwrap().into_iter().map(|volume| volume.name).collect();
+        assert!(matches!(engine.volumes().write(&data, 64), Err(Error::VolumeExists { .. })));
+        engine.volumes().write(&name("another"), 64).unwrap();
+        let names: Vec<_> =
+            engine.volumes().read_all().unwrap().into_iter().map(|volume| volume.name).collect();
         assert_eq!(names, [name("another"), data.clone()]);
 
-        assert_eq!(engine.volumes().resize(&data, 256).unwrap().size_mib, Some(256));
+        assert_eq!(engine.volumes().grow(&data, 256).unwrap().size_mib, Some(256));
         assert_eq!(made.path.metadata().unwrap().len(), 256 * MIB);
-        let refused = engine.volumes().resize(&data, 255).unwrap_err();
+        let refused = engine.volumes().grow(&data, 255).unwrap_err();
         assert!(refused.to_string().contains("cannot shrink"), "{refused}");
-        assert!(engine.volumes().resize(&name("none"), 256).is_err());
+        assert!(engine.volumes().grow(&name("none"), 256).is_err());
 
         let held = engine.state().volume(&data).hold().unwrap();
         for refused in [
-            engine.volumes().resize(&data, 300).unwrap_err(),
+            engine.volumes().grow(&data, 300).unwrap_err(),
             engine.volumes().delete(&data, VolumeDeleteMode::Unused).await.unwrap_err(),
         ] {
             assert!(refused.is_retryable(), "{refused}");
@@ -382,6 +438,25 @@ mod tests {
         drop(held);
         assert!(engine.volumes().delete(&data, VolumeDeleteMode::Unused).await.unwrap().deleted);
         assert!(!engine.volumes().delete(&data, VolumeDeleteMode::Unused).await.unwrap().deleted);
+    }
+
+    #[tokio::test]
+    async fn a_prune_deletes_what_nobody_uses() {
+        let (_dir, engine) = engine();
+        let volumes = engine.volumes();
+        for free in ["a", "b", "held"] {
+            volumes.create(&name(free), 16).await.unwrap();
+        }
+        let held = engine.state().volume(&name("held")).hold().unwrap();
+        let cancelled = Progress::new();
+        cancelled.token().cancel();
+        assert!(matches!(volumes.prune(&cancelled).await, Err(Error::Cancelled)));
+        let pruned = volumes.prune(&Progress::new()).await.unwrap();
+        assert_eq!(pruned.volumes, [name("a"), name("b")]);
+        assert!(pruned.freed_bytes > 0);
+        assert_eq!(volumes.list().await.unwrap().len(), 1);
+        drop(held);
+        assert_eq!(volumes.prune(&Progress::new()).await.unwrap().volumes, [name("held")]);
     }
 
     #[test]
@@ -392,10 +467,10 @@ mod tests {
             File::open(&volume.path).unwrap().read_exact_at(&mut uuid, 1024 + 0x68).unwrap();
             uuid
         };
-        let [a, b] = ["a", "b"].map(|text| engine.volumes().create(&name(text), 16).unwrap());
+        let [a, b] = ["a", "b"].map(|text| engine.volumes().write(&name(text), 16).unwrap());
         assert_ne!(uuid(&a), uuid(&b));
         for size_mib in [0, 15, 8 * 1024 * 1024 + 1, u64::MAX] {
-            let refused = engine.volumes().create(&name("c"), size_mib).unwrap_err();
+            let refused = engine.volumes().write(&name("c"), size_mib).unwrap_err();
             assert!(refused.hint().is_some());
         }
     }
@@ -403,9 +478,9 @@ mod tests {
     #[test]
     fn a_damaged_record_is_a_row_and_not_an_error() {
         let (_dir, engine) = engine();
-        engine.volumes().create(&name("data"), 16).unwrap();
+        engine.volumes().write(&name("data"), 16).unwrap();
         std::fs::write(engine.state().volume(&name("data")).record(), "{").unwrap();
-        let volumes = engine.volumes().list().unwrap();
+        let volumes = engine.volumes().read_all().unwrap();
         assert!(volumes[0].problem.as_ref().is_some_and(|problem| problem.contains("damaged")));
         assert_eq!(volumes[0].size_mib, None);
     }

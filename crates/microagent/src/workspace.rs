@@ -35,6 +35,7 @@ use tokio::time::{Instant, sleep};
 
 pub(crate) use egress::decisions_in;
 
+use crate::blocking::blocking;
 use crate::error::Action;
 use crate::{Engine, Error};
 
@@ -273,15 +274,19 @@ impl Engine {
     ///
     /// # Errors
     /// Fails if the state directory exists and cannot be read.
-    pub fn list(&self) -> Result<Vec<WorkspaceSummary>, Error> {
-        let state = self.state();
-        let names = state.workspace_names().map_err(|source| Error::File {
-            action: "read",
-            path: state.workspaces(),
-            source,
-        })?;
-        Ok(names.into_iter().filter_map(|name| summary(state, name)).collect())
+    pub async fn list(&self) -> Result<Vec<WorkspaceSummary>, Error> {
+        let state = self.state().clone();
+        blocking(move || summaries(&state)).await
     }
+}
+
+fn summaries(state: &StateDir) -> Result<Vec<WorkspaceSummary>, Error> {
+    let names = state.workspace_names().map_err(|source| Error::File {
+        action: "read",
+        path: state.workspaces(),
+        source,
+    })?;
+    Ok(names.into_iter().filter_map(|name| summary(state, name)).collect())
 }
 
 impl Workspace {

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use microagent::apply::ApplyMode;
-use microagent::image::{ConfigChanges, ImportSource, LoadOptions, NetworkOptions, PullOptions, SaveTarget};
+use microagent::image::{
+    ConfigChanges, ImagePrune, ImportSource, LoadOptions, NetworkOptions, PullOptions, SaveTarget,
+};
+use microagent::template::TemplatePrune;
 use microagent::{
     AttachOptions, AttachedRun, CommitOptions, Console, CopySource, CopyTarget, CreateOptions, DeleteMode,
     Engine, EngineOptions, Error, Exec, ExecControl, ExecOptions, ExecStdin, FileRange, JobId,
@@ -50,6 +53,9 @@ fn every_future_of_an_engine_is_send() {
     assert_send(engine.run_detached(RunOptions::new("x"), &progress));
     assert_send(engine.create(CreateOptions::new(name, "x"), &progress));
     assert_send(engine.check_secrets(&[], &progress));
+    assert_send(engine.list());
+    assert_send(engine.doctor());
+    assert_send(engine.verify_kernel());
 
     let snapshots = engine.workspace(&"web".parse().expect("a name")).snapshots();
     let (tag, other) = ("a".parse().expect("a tag"), "other".parse().expect("a name"));
@@ -62,15 +68,30 @@ fn every_future_of_an_engine_is_send() {
         (PullOptions::default(), NetworkOptions::default(), ConfigChanges::default());
     assert_send(images.create("x", &pull, &progress));
     assert_send(images.get("x"));
+    assert_send(images.list());
+    assert_send(images.delete("x"));
+    assert_send(images.tag("x", "y"));
+    assert_send(images.prune(ImagePrune::All));
     assert_send(images.import(ImportSource::Path("x".into()), "x", &changes, &progress));
     assert_send(images.load(ImportSource::Path("x".into()), &LoadOptions::default(), &progress));
     assert_send(images.push("x", &network, &progress));
     assert_send(images.save(&[], SaveTarget::Path("x".into()), &network, &progress));
 
     let volume = "data".parse().expect("a name");
-    assert_send(engine.volumes().delete(&volume, volume::VolumeDeleteMode::Unused));
+    let volumes = engine.volumes();
+    assert_send(volumes.create(&volume, volume::SIZE_MIB));
+    assert_send(volumes.list());
+    assert_send(volumes.get(&volume));
+    assert_send(volumes.resize(&volume, volume::SIZE_MIB));
+    assert_send(volumes.delete(&volume, volume::VolumeDeleteMode::Unused));
+    assert_send(volumes.prune(&progress));
     let resources = PROFILES[0].resources;
-    assert_send(engine.templates().create(resources, NetworkMode::Isolated, &progress));
+    let templates = engine.templates();
+    assert_send(templates.create(resources, NetworkMode::Isolated, &progress));
+    assert_send(templates.list());
+    assert_send(templates.get("x"));
+    assert_send(templates.delete("x"));
+    assert_send(templates.prune(TemplatePrune::Stale));
 }
 
 #[test]
@@ -100,6 +121,7 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.exec(ExecOptions::new(["true"])));
     assert_send(workspace.start_job(ExecOptions::new(["true"])));
     let job = workspace.job(JobId::FIRST);
+    assert_send(job.output(JobOutputOptions::new()));
     assert_send(job.wait());
     assert_send(job.signal(2));
     assert_send(job.kill());
@@ -115,6 +137,9 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.copy_out_tar("/x", SymlinkMode::Follow, &progress));
     assert_send(workspace.fetch_artifact("x", Path::new("x"), &progress));
     assert_send(workspace.commit(CommitOptions::new("x"), &progress));
+    assert_send(workspace.logs(LogOptions::new()));
+    assert_send(workspace.events());
+    assert_send(workspace.egress());
     assert_send(workspace.follow_logs(LogOptions::new()));
     assert_send(workspace.follow_events());
     assert_send(workspace.follow_egress());

@@ -158,7 +158,7 @@ const FLAGS: &[DockerFlag] = &[
     valued("domainname", "guests have a host name and no domain name", "set the host name: --hostname NAME"),
     switch("publish-all", PORTS, PORTS_NOW).short('P'),
     valued("expose", PORTS, PORTS_NOW),
-    // Life
+    // Lifecycle
     valued(
         "detach-keys",
         "an attached run ends with its command and has no key to detach with",
@@ -229,7 +229,7 @@ impl DockerFlags {
     }
 }
 
-/// The flags that `create` refuses: those of `run` that are about neither its terminal nor its one life.
+/// The flags that `create` refuses: those of `run` that are about neither its terminal nor its only start.
 #[derive(Debug, Default)]
 pub(crate) struct CreateDockerFlags(DockerFlags);
 

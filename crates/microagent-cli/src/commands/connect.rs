@@ -118,8 +118,9 @@ fn console(context: &Context, name: &WorkspaceName) -> Result<(), Failure> {
     let progress = context.progress(false);
     progress
         .note("Ctrl-] detaches from the console; keys reach a program in the guest that reads /dev/ttyS0");
+    let past = context.call(workspace.logs(LogOptions::new().tail(console_log::CONSOLE_LINES)))?;
     let mut out = std::io::stdout().lock();
-    out.write_all(&workspace.logs(LogOptions::new().tail(console_log::CONSOLE_LINES))?)?;
+    out.write_all(&past)?;
     out.flush()?;
     drop(out);
     let left = session::at_console(context, &workspace, DETACH_KEY)?;

@@ -36,7 +36,7 @@ pub(crate) struct DoctorArgs {}
 
 /// Checks and prints.
 pub(crate) fn execute(context: &Context, _args: DoctorArgs) -> Result<u8, Failure> {
-    let document = DoctorDocument::from(context.engine().doctor());
+    let document = DoctorDocument::from(context.call(context.engine().doctor())?);
     match context.format {
         Format::Json => print_json(&document)?,
         Format::Text => print_text(&text(&document, environment::speaks_utf8()))?,

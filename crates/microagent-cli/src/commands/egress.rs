@@ -51,16 +51,18 @@ pub(crate) fn execute(context: &Context, args: EgressArgs) -> Result<(), Failure
                 let mut decisions = workspace.follow_egress().await?;
                 return writer::pass_on_lines(&mut decisions, line, &token).await;
             }
-            workspace.egress()?.into_iter().try_for_each(|decision| print_line(&line(decision)))
+            workspace.egress().await?.into_iter().try_for_each(|decision| print_line(&line(decision)))
         });
     }
     match (context.format, args.follow) {
         (Format::Json, true) => Err(Failure::followed_as_json()),
         (Format::Json, false) => {
-            let egress = workspace.egress()?.into_iter().map(DecisionDocument::from).collect();
+            let egress = context.call(workspace.egress())?.into_iter().map(DecisionDocument::from).collect();
             print_json(&EgressDocument { workspace: args.name, egress })
         }
-        (Format::Text, false) => print_text(&workspace.egress()?.iter().map(line).collect::<String>()),
+        (Format::Text, false) => {
+            print_text(&context.call(workspace.egress())?.iter().map(line).collect::<String>())
+        }
         (Format::Text, true) => context.block_on(async |token| {
             let mut decisions = workspace.follow_egress().await?;
             writer::pass_on(&mut decisions, |decision| line(&decision).into_bytes(), &token).await

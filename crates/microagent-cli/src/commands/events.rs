@@ -43,16 +43,23 @@ pub(crate) fn execute(context: &Context, args: EventsArgs) -> Result<(), Failure
                 let mut events = workspace.follow_events().await?;
                 return writer::pass_on_lines(&mut events, StreamLine::of_state, &token).await;
             }
-            workspace.events()?.into_iter().try_for_each(|event| print_line(&StreamLine::of_state(event)))
+            workspace
+                .events()
+                .await?
+                .into_iter()
+                .try_for_each(|event| print_line(&StreamLine::of_state(event)))
         });
     }
     match (context.format, args.follow) {
         (Format::Json, true) => Err(Failure::followed_as_json()),
         (Format::Json, false) => {
-            let events = workspace.events()?.into_iter().map(StateEventDocument::from).collect();
+            let events =
+                context.call(workspace.events())?.into_iter().map(StateEventDocument::from).collect();
             print_json(&EventsDocument { workspace: args.name, events })
         }
-        (Format::Text, false) => print_text(&workspace.events()?.iter().map(line).collect::<String>()),
+        (Format::Text, false) => {
+            print_text(&context.call(workspace.events())?.iter().map(line).collect::<String>())
+        }
         (Format::Text, true) => context.block_on(async |token| {
             let mut events = workspace.follow_events().await?;
             writer::pass_on(&mut events, |event| line(&event).into_bytes(), &token).await

@@ -49,7 +49,8 @@ pub(crate) fn execute(context: &Context, args: KernelArgs) -> Result<u8, Failure
     let Some(KernelCommand::Verify(VerifyArgs {})) = args.command else {
         unreachable!("a group without a subcommand was answered with its help page");
     };
-    let KernelReport { version, sha256, path, ok, problem, .. } = context.engine().verify_kernel()?;
+    let KernelReport { version, sha256, path, ok, problem, .. } =
+        context.call(context.engine().verify_kernel())?;
     match context.format {
         Format::Json => print_json(&KernelDocument {
             ok,

@@ -1,4 +1,4 @@
-//! `microagent list` and `microagent ps`: the saved workspaces, and those that live.
+//! `microagent list` and `microagent ps`: all workspaces, and those that have a machine.
 
 use clap::Args;
 use microagent::WorkspaceSummary;
@@ -64,9 +64,9 @@ pub(crate) struct ListArgs {
     listing: ListingArgs,
 }
 
-/// Lists those that live.
+/// Lists workspaces that have a machine.
 pub(crate) fn execute_ps(context: &Context, args: PsArgs) -> Result<(), Failure> {
-    let mut workspaces = context.engine().list()?;
+    let mut workspaces = context.call(context.engine().list())?;
     workspaces.retain(|workspace| args.all || workspace.has_machine);
     let none = if args.all { NONE_SAVED } else { NONE_RUNNING };
     print(context, &args.listing, workspaces, none)
@@ -74,7 +74,7 @@ pub(crate) fn execute_ps(context: &Context, args: PsArgs) -> Result<(), Failure>
 
 /// Lists all.
 pub(crate) fn execute(context: &Context, args: ListArgs) -> Result<(), Failure> {
-    print(context, &args.listing, context.engine().list()?, NONE_SAVED)
+    print(context, &args.listing, context.call(context.engine().list())?, NONE_SAVED)
 }
 
 fn print(

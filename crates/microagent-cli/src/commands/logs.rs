@@ -88,7 +88,7 @@ fn show(
 ) -> Result<(), Failure> {
     let mut options = LogOptions::new();
     (options.since, options.tail) = (args.since, args.tail);
-    let bytes = context.engine().workspace(name).logs(options)?;
+    let bytes = context.call(context.engine().workspace(name).logs(options))?;
     match context.format {
         Format::Json if context.streams() => print_line(&console_log::log_line(bytes)),
         Format::Json => {

@@ -185,7 +185,7 @@ enum Missing {
 /// Measures these workspaces, or all that run, at once; in the order of the names.
 async fn measure(engine: &Engine, names: &[WorkspaceName], missing: Missing) -> Result<Vec<Stats>, Failure> {
     let (names, missing) = match names {
-        [] => (running(engine)?, Missing::IsLeftOut),
+        [] => (running(engine).await?, Missing::IsLeftOut),
         names => (names.to_vec(), missing),
     };
     let mut measuring = JoinSet::new();
@@ -207,8 +207,8 @@ async fn measure(engine: &Engine, names: &[WorkspaceName], missing: Missing) -> 
     Ok(all.into_iter().map(|(_, stats)| stats).collect())
 }
 
-fn running(engine: &Engine) -> Result<Vec<WorkspaceName>, Failure> {
-    let mut workspaces = engine.list()?;
+async fn running(engine: &Engine) -> Result<Vec<WorkspaceName>, Failure> {
+    let mut workspaces = engine.list().await?;
     workspaces.retain(|workspace| workspace.state == Some(State::Running));
     Ok(workspaces.into_iter().map(|workspace| workspace.name).collect())
 }

@@ -161,7 +161,7 @@ impl StatusDocument {
     }
 }
 
-/// A disk beside the root disk, and where it is.
+/// A further disk, and where it is.
 fn mounted(disk: &AttachmentDocument) -> String {
     let source = match &disk.source {
         DiskSourceDocument::Volume(name) => format!("volume {name}"),

@@ -1,9 +1,9 @@
 //! `microagent system`: what the state directory holds, and removing what nothing needs.
 
 use clap::{Args, Subcommand};
-use microagent::{Engine, image, template};
+use microagent::volume::PrunedVolumes;
+use microagent::{Engine, Error, Progress, image, template};
 
-use crate::commands::volume;
 use crate::context::Context;
 use crate::documents::system::{DiskUseDocument, SystemPruneDocument, UseDocument};
 use crate::escape::one_line;
@@ -89,19 +89,20 @@ pub(crate) fn execute(context: &Context, args: SystemArgs) -> Result<(), Failure
 }
 
 fn df(context: &Context) -> Result<(), Failure> {
-    let document = disk_use(&context.engine())?;
+    let engine = context.engine();
+    let document = context.call(disk_use(&engine))?;
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => print_text(&listing(&document)),
     }
 }
 
-fn disk_use(engine: &Engine) -> Result<DiskUseDocument, Failure> {
+async fn disk_use(engine: &Engine) -> Result<DiskUseDocument, Error> {
     let sum = |bytes: Vec<u64>| UseDocument { count: bytes.len(), bytes: bytes.iter().sum() };
-    let images = engine.images().list()?.images;
-    let volumes = engine.volumes().list()?;
+    let images = engine.images().list().await?.images;
+    let volumes = engine.volumes().list().await?;
     let (mut workspaces, mut snapshots) = (Vec::new(), 0);
-    for workspace in engine.list()? {
+    for workspace in engine.list().await? {
         // One that is damaged or was deleted meanwhile has no size to tell.
         let inspection = engine.workspace(&workspace.name).inspect().ok();
         workspaces.push(inspection.as_ref().map_or(0, |inspection| inspection.disk_bytes));
@@ -112,7 +113,7 @@ fn disk_use(engine: &Engine) -> Result<DiskUseDocument, Failure> {
         workspaces: sum(workspaces),
         snapshots: UseDocument { count: snapshots, bytes: engine.layer_bytes()? },
         volumes: sum(volumes.iter().map(|volume| volume.bytes).collect()),
-        templates: sum(engine.templates().list()?.iter().map(|template| template.bytes).collect()),
+        templates: sum(engine.templates().list().await?.iter().map(|template| template.bytes).collect()),
     })
 }
 
@@ -138,12 +139,18 @@ fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
         true => (template::TemplatePrune::All, image::ImagePrune::All),
         false => (template::TemplatePrune::Stale, image::ImagePrune::Unused),
     };
-    let templates = engine.templates().prune(templates)?;
-    let layers = engine.free_layers()?;
-    let images = engine.images().prune(images)?;
-    let volumes = if args.volumes { Some(volume::prune_unused(context, &engine)?) } else { None };
-    let (volumes, of_volumes) =
-        volumes.map_or((Vec::new(), 0), |pruned| (pruned.volumes, pruned.freed_bytes));
+    let (templates, layers, images, volumes) = context.block_on(async |token| {
+        let progress = Progress::new().cancel(token);
+        let templates = engine.templates().prune(templates).await?;
+        let layers = engine.free_layers()?;
+        let images = engine.images().prune(images).await?;
+        let volumes = if args.volumes { Some(engine.volumes().prune(&progress).await?) } else { None };
+        Ok((templates, layers, images, volumes))
+    })?;
+    let (volumes, of_volumes) = volumes.map_or((Vec::new(), 0), |pruned| {
+        let PrunedVolumes { volumes, freed_bytes, .. } = pruned;
+        (volumes.iter().map(ToString::to_string).collect(), freed_bytes)
+    });
     let of_templates: u64 = templates.iter().map(|template| template.bytes).sum();
     let document = SystemPruneDocument {
         images: images.references,

@@ -143,7 +143,7 @@ pub(crate) fn execute(context: &Context, args: TemplateArgs) -> Result<(), Failu
 }
 
 fn list(context: &Context) -> Result<(), Failure> {
-    let templates = documents(context.engine().templates().list()?);
+    let templates = documents(context.call(context.engine().templates().list())?);
     match context.format {
         Format::Json => print_json(&TemplateListDocument { templates }),
         Format::Text => print_text(&listing(&templates)),
@@ -164,8 +164,11 @@ fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
                     == (resources.memory_mib, resources.cpu_count, network)
             })
     };
-    let template =
-        engine.templates().list()?.into_iter().filter(is_it).max_by_key(|template| template.created_at);
+    let template = context
+        .call(engine.templates().list())?
+        .into_iter()
+        .filter(is_it)
+        .max_by_key(|template| template.created_at);
     let template = template.map(TemplateDocument::from);
     match context.format {
         Format::Json => print_json(&TemplateBuildDocument { template, timeline: timeline.into() }),
@@ -175,7 +178,7 @@ fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
 
 fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
     let which = if args.all { TemplatePrune::All } else { TemplatePrune::Stale };
-    removed(context, context.engine().templates().prune(which)?)
+    removed(context, context.call(context.engine().templates().prune(which))?)
 }
 
 /// Deletes all that can be deleted; the first failure is reported after that.
@@ -183,13 +186,13 @@ fn delete(context: &Context, args: &DeleteArgs) -> Result<(), Failure> {
     let templates = context.engine().templates();
     let (mut gone, mut failures) = (Vec::new(), Vec::new());
     for key in &args.keys {
-        match templates.delete(key) {
+        match context.call(templates.delete(key)) {
             Ok(template) => gone.push(template),
             Err(error) => failures.push(error),
         }
     }
     removed(context, gone)?;
-    failures.into_iter().next().map_or(Ok(()), |error| Err(error.into()))
+    failures.into_iter().next().map_or(Ok(()), Err)
 }
 
 /// Says which templates are gone.

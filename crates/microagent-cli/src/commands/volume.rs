@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use microagent::volume::{SIZE_MIB, Volume, VolumeDeleteMode};
-use microagent::{Engine, Error, VolumeName, WorkspaceName};
+use microagent::{Error, VolumeName, WorkspaceName};
 
 use crate::args::listing::{Entries, ListingArgs};
 use crate::args::values::disk_mib;
@@ -189,9 +189,11 @@ pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure
     match args.command {
         Some(VolumeCommand::Create(args)) => create(context, &args),
         Some(VolumeCommand::List(args)) => list(context, &args.listing),
-        Some(VolumeCommand::Status(args)) => show(context, context.engine().volumes().get(&args.name)?),
+        Some(VolumeCommand::Status(args)) => {
+            show(context, context.call(context.engine().volumes().get(&args.name))?)
+        }
         Some(VolumeCommand::Resize(args)) => {
-            show(context, context.engine().volumes().resize(&args.name, args.size_mib)?)
+            show(context, context.call(context.engine().volumes().resize(&args.name, args.size_mib))?)
         }
         Some(VolumeCommand::Delete(args)) => delete(context, args),
         Some(VolumeCommand::Prune(args)) => prune(context, &args),
@@ -200,7 +202,7 @@ pub(crate) fn execute(context: &Context, args: VolumeArgs) -> Result<(), Failure
 }
 
 fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
-    let volume = context.engine().volumes().create(&args.name, args.size_mib)?;
+    let volume = context.call(context.engine().volumes().create(&args.name, args.size_mib))?;
     match context.format {
         Format::Json => print_json(&VolumeDocument::from(volume)),
         Format::Text => print_text(&format!("Created volume \"{}\" ({} MiB)\n", args.name, args.size_mib)),
@@ -208,7 +210,7 @@ fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
 }
 
 fn list(context: &Context, listing_args: &ListingArgs) -> Result<(), Failure> {
-    let volumes = context.engine().volumes().list()?;
+    let volumes = context.call(context.engine().volumes().list())?;
     let mut volumes: Vec<_> = volumes.into_iter().map(VolumeDocument::from).collect();
     let values = volumes.iter().map(|volume| serde_json::json!(volume));
     let entries = Entries::new(values, &[("mountpoint", "path")], "name");
@@ -238,7 +240,7 @@ fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
     let mode = if args.force { VolumeDeleteMode::Force } else { VolumeDeleteMode::Unused };
     if !args.yes && !args.force {
         for name in &args.names {
-            volumes.get(name)?;
+            context.call(volumes.get(name))?;
         }
         // Without a terminal there is nobody to ask; scripts name what they mean.
         if confirm(&question(&args.names)) == Some(false) {
@@ -276,7 +278,10 @@ fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
     {
         return print_text("Nothing was deleted.\n");
     }
-    let document = prune_unused(context, &context.engine())?;
+    let pruned = context.block_on(async |token| {
+        Ok(context.engine().volumes().prune(&microagent::Progress::new().cancel(token)).await?)
+    })?;
+    let document = VolumePruneDocument::from(pruned);
     match context.format {
         Format::Json => print_json(&document),
         Format::Text => {
@@ -284,25 +289,6 @@ fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
             print_text(&(deleted.collect::<String>() + &format!("Freed: {}\n", size(document.freed_bytes))))
         }
     }
-}
-
-/// Deletes the volumes that no workspace attaches.
-pub(crate) fn prune_unused(context: &Context, engine: &Engine) -> Result<VolumePruneDocument, Failure> {
-    let mut document = VolumePruneDocument { volumes: Vec::new(), freed_bytes: 0 };
-    context.block_on(async |token| {
-        for volume in engine.volumes().list()? {
-            if token.is_cancelled() {
-                return Err(Error::Cancelled.into());
-            }
-            // One that a workspace attaches is refused, and stays.
-            if engine.volumes().delete(&volume.name, VolumeDeleteMode::Unused).await.is_ok() {
-                document.volumes.push(volume.name.to_string());
-                document.freed_bytes += volume.bytes;
-            }
-        }
-        Ok(())
-    })?;
-    Ok(document)
 }
 
 fn question(names: &[VolumeName]) -> String {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use microagent::volume::{Volume, VolumeDeletion};
+use microagent::volume::{PrunedVolumes, Volume, VolumeDeletion};
 use microagent::{VolumeName, WorkspaceName};
 use serde::Serialize;
 
@@ -44,6 +44,13 @@ pub(crate) struct VolumePruneDocument {
     /// Names of what was deleted.
     pub(crate) volumes: Vec<String>,
     pub(crate) freed_bytes: u64,
+}
+
+impl From<PrunedVolumes> for VolumePruneDocument {
+    fn from(pruned: PrunedVolumes) -> VolumePruneDocument {
+        let PrunedVolumes { volumes, freed_bytes, .. } = pruned;
+        VolumePruneDocument { volumes: volumes.iter().map(ToString::to_string).collect(), freed_bytes }
+    }
 }
 
 /// A volume that was named for deletion.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Cursor, Read};
 
 use microagent_image::{
-    Commit, CommitOptions, Committed, ConfigChanges, Digest, ImageError, ImagePrune, Origin, PullPolicy,
+    Commit, CommitDetails, Committed, ConfigChanges, Digest, ImageError, ImagePrune, Origin, PullPolicy,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -26,7 +26,7 @@ async fn begin(home: &Home, base: &str, reference: &str) -> Result<Commit, Image
 async fn commit(home: &Home, base: &str, reference: &str, layer: &[u8]) -> Result<Committed, ImageError> {
     let commit = begin(home, base, reference).await?;
     let layer = commit.take_layer(Cursor::new(layer), LIMIT, &|| false)?;
-    commit.finish(layer, &CommitOptions { created_by: "a test".into(), ..CommitOptions::default() })
+    commit.finish(layer, &CommitDetails { created_by: "a test".into(), ..CommitDetails::default() })
 }
 
 #[tokio::test]
@@ -147,6 +147,6 @@ async fn layers_that_are_missing_below_are_fetched_before_anything_else() {
     let changes = ConfigChanges { user: Some("9".into()), ..ConfigChanges::default() };
     let again = begin(&home, &digests[0], "made:2").await.unwrap();
     let layer = again.take_layer(Cursor::new([0; 1024]), LIMIT, &|| false).unwrap();
-    again.finish(layer, &CommitOptions { changes, ..CommitOptions::default() }).unwrap();
+    again.finish(layer, &CommitDetails { changes, ..CommitDetails::default() }).unwrap();
     assert_eq!(home.ensure("made:2", PullPolicy::Never).await.unwrap().config.user, "9");
 }

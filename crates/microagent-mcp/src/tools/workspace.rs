@@ -196,7 +196,7 @@ pub(super) async fn list(
     _call: Call,
     _arguments: NoArguments,
 ) -> Result<ListDocument, ToolError> {
-    let all = server.engine().list()?;
+    let all = server.engine().list().await?;
     let ours = all.into_iter().filter(|summary| server.workspaces().is_of_server(&summary.labels));
     let workspaces = ours.map(|summary| ListedWorkspace {
         name: summary.name.to_string(),
@@ -205,7 +205,8 @@ pub(super) async fn list(
     });
     let images = match &server.policy().images[..] {
         [] => {
-            let cached = server.engine().images().list()?.images.into_iter().map(|image| image.reference);
+            let cached =
+                server.engine().images().list().await?.images.into_iter().map(|image| image.reference);
             cached.filter(|name| matches!(server.policy().check_image(name), Ok(PullPolicy::Never))).collect()
         }
         patterns => patterns.iter().map(ToString::to_string).collect(),
@@ -230,7 +231,8 @@ pub(super) async fn logs(
 ) -> Result<LogsDocument, ToolError> {
     let workspace = server.workspaces().find(&arguments.name)?;
     let mut logs = Clipped::new(LOG_LIMIT);
-    logs.push(&workspace.logs(LogOptions::new().tail(arguments.lines.unwrap_or(LINES_DEFAULT)))?);
+    let options = LogOptions::new().tail(arguments.lines.unwrap_or(LINES_DEFAULT));
+    logs.push(&workspace.logs(options).await?);
     let (logs, encoding, omitted_bytes) = logs.into_text();
     Ok(LogsDocument { name: arguments.name, logs, encoding, omitted_bytes })
 }

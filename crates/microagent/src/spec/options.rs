@@ -332,13 +332,13 @@ impl SpecFile {
         let refuse = |message: &str, hint| Err(self.meaning(message, hint));
         if self.exec.is_some() && (self.command.is_some() || self.entrypoint.is_some()) {
             return refuse(
-                "the command is given twice: `exec` beside `command` or `entrypoint`",
+                "the command is given twice: `exec`, and `command` or `entrypoint`",
                 "keep one of them",
             );
         }
         if self.service.is_some() && self.image_command == Some(true) {
             return refuse(
-                "what starts run is given twice: `service` beside `imageCommand`",
+                "what starts run is given twice: `service` and `imageCommand`",
                 "keep one of them",
             );
         }

@@ -132,7 +132,7 @@ impl Workspace {
             Ok((commit, layer))
         };
         let (commit, layer) = guest.fetch_tar(&request, limits, consume, cancel).await?;
-        let image_options = microagent_image::CommitOptions {
+        let image_options = microagent_image::CommitDetails {
             changes: options.changes,
             message: options.message,
             author: options.author,

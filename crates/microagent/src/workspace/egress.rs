@@ -6,6 +6,7 @@ use microagent_store::WorkspaceDir;
 use super::Workspace;
 use super::logs::{Follower, read_whole};
 use crate::Error;
+use crate::blocking::blocking;
 use crate::streaming::{Streaming, hand_over};
 
 /// Longest line that is parsed, in bytes; decisions are far shorter.
@@ -20,8 +21,9 @@ impl Workspace {
     ///
     /// # Errors
     /// Fails if the workspace does not exist or its log cannot be read.
-    pub fn egress(&self) -> Result<Vec<Decision>, Error> {
-        decisions_in(&self.existing()?)
+    pub async fn egress(&self) -> Result<Vec<Decision>, Error> {
+        let dir = self.existing()?;
+        blocking(move || decisions_in(&dir)).await
     }
 
     /// Streams the result of [`Workspace::egress`] and then new decisions, until the workspace is resting.
@@ -30,7 +32,7 @@ impl Workspace {
     /// As [`Workspace::egress`].
     pub async fn follow_egress(&self) -> Result<Streaming<Decision>, Error> {
         let log = Follower::open(&self.existing()?.egress_log())?;
-        let past = self.egress()?;
+        let past = self.egress().await?;
         let workspace = self.clone();
         Ok(Streaming::start(QUEUE, |sender| async move {
             for decision in past {

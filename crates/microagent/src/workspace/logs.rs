@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::Workspace;
 use crate::Error;
+use crate::blocking::blocking;
 use crate::streaming::{Streaming, hand_over};
 
 /// Most bytes of one file of the console log that are returned; the limit of the file is lower.
@@ -66,7 +67,12 @@ impl Workspace {
     ///
     /// # Errors
     /// Fails if the workspace does not exist or its log cannot be read.
-    pub fn logs(&self, options: LogOptions) -> Result<Vec<u8>, Error> {
+    pub async fn logs(&self, options: LogOptions) -> Result<Vec<u8>, Error> {
+        let workspace = self.clone();
+        blocking(move || workspace.read_log(options)).await
+    }
+
+    fn read_log(&self, options: LogOptions) -> Result<Vec<u8>, Error> {
         let path = self.existing()?.console_log();
         let bytes = match options.since {
             Some(since) => read_since(&path, since)?,
@@ -88,11 +94,7 @@ impl Workspace {
         let log = Follower::open(&path)?;
         let workspace = self.clone();
         Ok(Streaming::start(QUEUE, |sender| async move {
-            let past = blocking({
-                let workspace = workspace.clone();
-                move || workspace.logs(options)
-            });
-            hand_over(&sender, past.await?).await?;
+            hand_over(&sender, workspace.logs(options).await?).await?;
             workspace.follow(log, &sender, |bytes| vec![bytes]).await
         }))
     }
@@ -101,9 +103,12 @@ impl Workspace {
     ///
     /// # Errors
     /// Fails if the workspace does not exist or its events cannot be read.
-    pub fn events(&self) -> Result<Vec<StateEvent>, Error> {
+    pub async fn events(&self) -> Result<Vec<StateEvent>, Error> {
         let dir = self.existing()?;
-        dir.read_events().map_err(|source| Error::File { action: "read", path: dir.events(), source })
+        blocking(move || {
+            dir.read_events().map_err(|source| Error::File { action: "read", path: dir.events(), source })
+        })
+        .await
     }
 
     /// Streams the result of [`Workspace::events`] and then new events, until the workspace is resting.
@@ -111,7 +116,7 @@ impl Workspace {
     /// # Errors
     /// As [`Workspace::events`].
     pub async fn follow_events(&self) -> Result<Streaming<StateEvent>, Error> {
-        let past = self.events()?;
+        let past = self.events().await?;
         let workspace = self.clone();
         Ok(Streaming::start(QUEUE, |sender| async move {
             let mut last = past.last().map(|event| event.at);
@@ -122,7 +127,7 @@ impl Workspace {
                 // The state before the events: what comes in between is not missed.
                 let rests = workspace.state().map_or(true, |state| !state.is_live());
                 // A workspace that was deleted has no more events.
-                let fresh = workspace.events().unwrap_or_default();
+                let fresh = workspace.events().await.unwrap_or_default();
                 for event in fresh {
                     if last.is_none_or(|last| event.at > last) {
                         last = Some(event.at);
@@ -165,14 +170,6 @@ impl Workspace {
             sleep(FOLLOW_INTERVAL).await;
         }
     }
-}
-
-/// Runs work that reads files on a thread that may block.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    // The work does not panic, so only a runtime that is shut down interrupts it.
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Cancelled))
 }
 
 /// A log as it grows. A full one is renamed and begun anew, and so is it by a new start.

@@ -72,7 +72,7 @@ async fn a_call_that_is_cancelled_before_it_begins_has_no_effect() {
         assert!(matches!(outcome, Err(Error::Cancelled)), "call {index}: {outcome:?}");
     }
     assert_eq!(web.state().unwrap(), State::Halted);
-    assert_eq!(engine.list().unwrap().len(), 1);
+    assert_eq!(engine.list().await.unwrap().len(), 1);
     assert!(!destination.exists());
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct ListArgs {
 
 /// Lists.
 pub(crate) fn execute(context: &Context, args: ListArgs) -> Result<(), Failure> {
-    let mut list = context.engine().images().list()?;
+    let mut list = context.call(context.engine().images().list())?;
     let values = list.images.iter().map(|image| serde_json::json!(ImageSummaryDocument::from(image.clone())));
     let keys = &[("reference", "resolved_reference"), ("repository", "resolved_reference"), ("id", "digest")];
     let entries = Entries::new(values, keys, "resolved_reference");

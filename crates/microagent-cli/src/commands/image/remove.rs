@@ -60,7 +60,7 @@ pub(super) fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure>
     let mut deleted = Vec::new();
     let mut failure = None;
     for reference in &args.references {
-        match images.delete(reference) {
+        match context.call(images.delete(reference)) {
             Ok(deletion) => deleted.push(deletion),
             Err(error) => {
                 failure = Some(error);
@@ -72,7 +72,7 @@ pub(super) fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure>
         Format::Json => print_json(&ImageDeleteDocument::from(deleted))?,
         Format::Text => print_text(&deleted.iter().map(deletion_lines).collect::<String>())?,
     }
-    failure.map_or(Ok(()), |error| Err(error.into()))
+    failure.map_or(Ok(()), Err)
 }
 
 fn deletion_lines(deletion: &ImageDeletion) -> String {
@@ -89,7 +89,7 @@ pub(super) fn prune(context: &Context, args: PruneArgs) -> Result<(), Failure> {
         return print_text("Nothing was removed.\n");
     }
     let which = if args.all { ImagePrune::All } else { ImagePrune::Unused };
-    let pruned = context.engine().images().prune(which)?;
+    let pruned = context.call(context.engine().images().prune(which))?;
     match context.format {
         Format::Json => print_json(&ImagePruneDocument::from(pruned)),
         Format::Text => print_text(&pruned_lines(&pruned)),

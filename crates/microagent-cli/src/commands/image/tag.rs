@@ -34,7 +34,7 @@ pub(crate) struct TagArgs {
 
 /// Tags.
 pub(super) fn execute(context: &Context, args: TagArgs) -> Result<(), Failure> {
-    let tagged = context.engine().images().tag(&args.image, &args.name)?;
+    let tagged = context.call(context.engine().images().tag(&args.image, &args.name))?;
     match context.format {
         Format::Json => print_json(&TagDocument::from(tagged)),
         Format::Text => print_text(&format!(

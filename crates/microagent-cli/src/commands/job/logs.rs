@@ -55,7 +55,9 @@ pub(super) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
             "--follow and --json cannot be combined",
             "ask again with --json --from NEXT_POSITION of the answer before",
         )),
-        (Format::Json, false) => print_json(&JobLogsDocument::new(args.job.name, job.output(options)?)),
+        (Format::Json, false) => {
+            print_json(&JobLogsDocument::new(args.job.name, context.call(job.output(options))?))
+        }
         (Format::Text, follow) => context.block_on(async |token| write(&job, options, follow, token).await),
     }
 }
@@ -74,7 +76,7 @@ async fn write(
                 write_piece(&mut writer, piece?).await?;
             }
         } else {
-            for piece in job.output(options)?.pieces {
+            for piece in job.output(options).await?.pieces {
                 write_piece(&mut writer, piece).await?;
             }
         }

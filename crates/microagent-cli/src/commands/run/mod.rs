@@ -83,7 +83,7 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     }
 }
 
-/// Says what the user should know beside the output.
+/// Prints what the user should know in addition to the output.
 fn note_report(report: &RunReport, options: &RunOptions, progress: &Progress) {
     for notice in &report.notices {
         progress.note(notice);

@@ -8,8 +8,9 @@ use tokio::time::sleep;
 
 use super::{Job, JobDetails};
 use crate::Error;
+use crate::blocking::blocking;
 use crate::streaming::{Streaming, hand_over};
-use crate::workspace::logs::{FOLLOW_INTERVAL, QUEUE, blocking};
+use crate::workspace::logs::{FOLLOW_INTERVAL, QUEUE};
 
 /// Most pieces that are read at once of output that is followed.
 const PIECES: usize = 64;
@@ -62,9 +63,13 @@ impl Job {
     ///
     /// # Errors
     /// Fails if workspace or job does not exist, or the output cannot be read.
-    pub fn output(&self, options: JobOutputOptions) -> Result<JobOutput, Error> {
-        let mut reader = JobOutputReader::new(self.dir(), options.position);
-        self.read_past(&mut reader, options)
+    pub async fn output(&self, options: JobOutputOptions) -> Result<JobOutput, Error> {
+        let job = self.clone();
+        blocking(move || {
+            let mut reader = JobOutputReader::new(job.dir(), options.position);
+            job.read_past(&mut reader, options)
+        })
+        .await
     }
 
     /// Streams the result of [`Job::output`] and then new output, until the job has ended. A slow reader does not block
