@@ -291,7 +291,7 @@ fn send_with(
     if sent == HEADER_LEN { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// The life of process 1 before it becomes a program.
+/// What process 1 does before it executes a program.
 fn wait_for_orders(orders: &mut UnixStream) -> ! {
     ignore_children();
     handle_power_signals();

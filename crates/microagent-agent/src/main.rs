@@ -1,6 +1,6 @@
 //! The guest's first process.
 //!
-//! Life of it:
+//! Its steps:
 //!
 //! 1. [`boot`]: everything that is the same for every guest (kernel file systems, device nodes, limits, and the
 //!    namespace of the image's programs with its process 1, [`init`]).

@@ -1,4 +1,4 @@
-//! The disks beside the root disk: found, mounted where they belong, grown.
+//! The further disks: found, mounted where they belong, grown.
 //!
 //! Paths are resolved as every program of the guest would: the agent's root is the guest's root by then. A volume
 //! that nobody has used yet takes over owner and mode of the directory that it covers, so that a database of the

@@ -86,7 +86,7 @@ impl Reaper {
         }
     }
 
-    /// The main program's process, while it lives.
+    /// The main program's process, until it ends.
     pub(crate) fn main(&self) -> Option<Pid> {
         let table = self.table();
         let main = table.iter().find(|(_, watched)| watched.role == Role::Main);

@@ -126,7 +126,7 @@ pub(crate) fn spawn(
     }
 }
 
-/// The rest of a child's life, from its plan on.
+/// What a child does from its plan on.
 pub(crate) fn follow(plan: &Plan, streams: &ChildStreams, note: &OwnedFd) -> ! {
     become_program(&Child::new(plan, streams, note), streams, note)
 }
@@ -240,7 +240,7 @@ impl<'a> Child<'a> {
         }
     }
 
-    /// The rest of a prepared child's life.
+    /// What a prepared child does from then on.
     fn become_program(&self) -> ! {
         let (stage, errno) = self.try_to_become_program();
         fail(self.note, stage, errno)

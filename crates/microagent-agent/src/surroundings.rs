@@ -1,4 +1,4 @@
-//! What programs expect to find beside the image: settings of the kernel, `/etc/mtab`, a shared root, a `/run` without the
+//! What programs expect in addition to the image: settings of the kernel, `/etc/mtab`, a shared root, a `/run` without the
 //! traces of processes that are gone.
 
 use std::fs;

@@ -1,4 +1,4 @@
-//! Disks beside the root disk.
+//! Further disks of a machine.
 
 use std::path::PathBuf;
 

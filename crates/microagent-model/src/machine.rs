@@ -81,7 +81,7 @@ impl fmt::Display for NetworkMode {
     }
 }
 
-/// Whether a live machine's network device leads anywhere.
+/// Whether the network device of a machine is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use crate::dns::resolver::{DnsRequest, DnsRequestId};
 
-/// Names one socket of a flow for as long as the stack lives.
+/// Names one socket of a flow until the stack ends.
 pub type Token = u64;
 
 /// What a socket became ready for.
@@ -29,7 +29,7 @@ impl Readiness {
     pub const BOTH: Readiness = Readiness { is_readable: true, is_writable: true };
 }
 
-/// Names one published port for as long as the stack lives.
+/// Names one published port until the stack ends.
 pub type PortNumber = u64;
 
 /// What sockets of the host are asked for. None of them blocks; each tells of readiness under its token, once per change.

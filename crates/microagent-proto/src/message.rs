@@ -144,7 +144,7 @@ pub struct Limit {
     pub hard: u64,
 }
 
-/// A disk beside the root disk.
+/// A further disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// SCSI target of the disk (channel 0, logical unit 0).
@@ -289,7 +289,7 @@ pub enum ExecRole {
     /// One command among others.
     Command,
     /// The program that the machine runs for: process 1 of the guest. When it ends, the kernel ends every other process.
-    /// [`ShutDown`] asks it to end before everything else. At most one in the life of a machine.
+    /// [`ShutDown`] asks it to end before everything else. At most one for each machine.
     Main,
     /// The same as the child of a process 1 that forwards nothing and reaps orphans (Docker's `--init`).
     MainUnderInit,

@@ -81,7 +81,7 @@ impl JobEnd {
 }
 
 impl JobRecord {
-    /// How it ended, also when nobody lived to write it down: a job does not outlive the supervisor of its machine.
+    /// How it ended, also if no process recorded it: a job ends with the supervisor of its machine.
     pub fn observed_end(&self) -> Option<JobEnd> {
         let is_kept = || self.supervisor.as_ref().is_some_and(ProcessId::is_alive);
         match &self.end {

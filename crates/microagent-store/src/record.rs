@@ -80,7 +80,7 @@ pub struct WorkspaceRecord {
     /// When `supervise` starts it again.
     #[serde(default)]
     pub restart: RestartPolicy,
-    /// Disks beside the root disk, in the order in which they are mounted.
+    /// Further disks, in the order in which they are mounted.
     #[serde(default)]
     pub disks: Vec<Attachment>,
     /// Ports of the host that lead into the guest.
@@ -113,25 +113,25 @@ pub struct WorkspaceRecord {
     pub disposable: bool,
     /// What ran it last: `linux-kvm` or `linux-tcg`.
     pub backend: Option<String>,
-    /// The supervisor of the current or last life.
+    /// The supervisor of the current or last machine.
     pub supervisor: Option<ProcessId>,
-    /// The VMM of the current or last life.
+    /// The VMM of the current or last machine.
     pub vmm: Option<ProcessId>,
-    /// The network of the current or last life; see [`WorkspaceRecord::observed_link`].
+    /// The network of the current or last machine; see [`WorkspaceRecord::observed_link`].
     #[serde(default)]
     pub link: Option<Link>,
     /// Why the state is `failed`, or what became of a quarantined machine.
     pub failure: Option<WorkspaceFailure>,
-    /// Whether somebody asked for the end of the last life. One that ended by itself may be started again.
+    /// Whether a client requested the end of the last machine. A machine that ended without a request may be restarted.
     #[serde(default)]
     pub asked_to_end: bool,
     /// When the time to live of the machine ends, if it has one. Kept only while the machine runs.
     #[serde(default)]
     pub expires_at: Option<Timestamp>,
-    /// Walls of the jail that the host lacked in the current or last life.
+    /// Walls of the jail that the host lacked for the current or last machine.
     #[serde(default)]
     pub weak_jail: Vec<String>,
-    /// The size of the current or last life, where it was not the workspace's own.
+    /// The size of the current or last machine, if it was not the workspace's own.
     #[serde(default)]
     pub one_start: Option<OneStart>,
     /// Layers of the root disk between base disk and overlay, the lowest one first.
@@ -238,7 +238,7 @@ impl WorkspaceRecord {
         dir.disk_on(self.layers.last())
     }
 
-    /// The state that is true now: a live state without its supervisor is `failed`, and one without its VMM is on
+    /// The current state: a state with a machine whose supervisor has ended is `failed`, and one without its VMM is on
     /// its way down, because the supervisor is about to say so.
     pub fn observed_state(&self) -> State {
         if !self.state.is_live() {
@@ -252,7 +252,7 @@ impl WorkspaceRecord {
         }
     }
 
-    /// The processes of the current or last life.
+    /// The processes of the current or last machine.
     pub fn processes<'a>(&'a self, dir: &'a WorkspaceDir) -> MachineProcesses<'a> {
         MachineProcesses::of(dir.path(), self.supervisor.as_ref(), self.vmm.as_ref())
     }
@@ -273,7 +273,7 @@ impl WorkspaceRecord {
         self.network == NetworkMode::User || !self.forwards.is_empty()
     }
 
-    /// How the network of a live machine is now; `None` for one without network, or that does not live.
+    /// The current state of the machine's network; `None` without network or machine.
     pub fn observed_link(&self) -> Option<LinkState> {
         if !self.has_network_device() || !self.observed_state().is_live() {
             return None;
@@ -282,7 +282,7 @@ impl WorkspaceRecord {
         Some(if is_up { LinkState::Up } else { LinkState::Down })
     }
 
-    /// The published ports: while the machine lives with the ports of the host that are listened at, else as they were
+    /// The published ports: while there is a machine, with the ports of the host that are listened at, else as they were
     /// asked for.
     pub fn observed_publish(&self) -> &[Publish] {
         match &self.link {
@@ -318,7 +318,7 @@ impl WorkspaceRecord {
         self.one_start.as_ref().filter(|_| self.has_machine())
     }
 
-    /// Why the workspace is `failed`, or has lost what it was quarantined with, also when nobody lived to write it down.
+    /// Why the workspace is `failed`, or has lost what it was quarantined with, also if no process recorded it.
     pub fn observed_failure(&self) -> Option<WorkspaceFailure> {
         match self.observed_state() {
             State::Failed if self.state != State::Failed => {

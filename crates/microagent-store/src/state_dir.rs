@@ -9,7 +9,7 @@
 //! ├── guest/SUM/                the kernel and initramfs that this build carries, unpacked once
 //! ├── templates/                frozen guests (warm start)
 //! ├── running/N                 a lock for each machine that may run at a time
-//! └── tmp/                      half-made things; anything here without a live owner is rubbish
+//! └── tmp/                      half-made things; what no running process owns is removed
 //! ```
 
 use std::fs::{self, DirBuilder};

@@ -214,7 +214,7 @@ impl VolumeDir {
 }
 
 impl HeldVolume {
-    /// Who had it last and died without letting it go. Its supervisor is gone; its QEMU may not be yet.
+    /// The last holder, which ended without releasing the volume. Its supervisor has ended; its QEMU may still run.
     pub fn dead_holder(&self) -> Option<VolumeHolder> {
         self.dir.last_holder()
     }

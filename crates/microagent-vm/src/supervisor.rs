@@ -269,7 +269,7 @@ struct Driver {
     grace: Option<Duration>,
     /// When the machine ends by itself.
     ttl: TimeToLive,
-    /// Its disks beside the root disk.
+    /// Its further disks.
     claims: Claims,
     /// The caller's stream to the command, until a conversation has it.
     relay: Shared<Option<Relay>>,
@@ -440,13 +440,13 @@ impl Driver {
     }
 }
 
-/// QEMU dies with its supervisor, but a moment later, and holds the disk until then.
+/// QEMU ends a moment after its supervisor, and uses the disk until then.
 fn end_orphan(processes: &MachineProcesses<'_>) -> Result<(), String> {
     processes.kill_orphan();
     let deadline = Instant::now() + ORPHAN_DEADLINE;
     while let Some(orphan) = processes.orphan() {
         if Instant::now() >= deadline {
-            return Err(format!("QEMU of its last life (process {}) cannot be killed", orphan.pid));
+            return Err(format!("QEMU of its last machine (process {}) cannot be killed", orphan.pid));
         }
         std::thread::sleep(Duration::from_millis(2));
     }

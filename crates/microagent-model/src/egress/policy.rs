@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 /// Connections that one guest may have open at once, unless the user says otherwise.
 pub const CONNECTIONS_DEFAULT: u32 = 1024;
 
-/// Bytes that one life of a guest may move over the network, both ways together, unless the user says otherwise.
+/// Default of the bytes that one machine may transfer over the network, in both directions together.
 pub const BYTES_DEFAULT: u64 = 50 << 30;
 
 /// Most rules of one policy; each is looked at when a connection is opened.
@@ -64,7 +64,7 @@ pub struct EgressPolicy {
     pub allow: Vec<AllowRule>,
     /// Connections that may be open at once.
     pub max_connections: u32,
-    /// Bytes that may be moved in one life of the machine, both ways together.
+    /// Bytes that one machine may transfer, in both directions together.
     pub max_bytes: u64,
 }
 

@@ -37,7 +37,7 @@ impl Driver {
             Effect::Flush => {
                 let limit = FLUSH_DEADLINE + self.grace.unwrap_or_default();
                 running.conversation.flush_deadline = Some(Instant::now() + limit);
-                // The worker may have died of the guest's doing; the deadline speaks then.
+                // The guest may have made the worker fail; then the deadline applies.
                 let _ = running.conversation.flush.take().map(|flush| flush.send(self.grace));
             }
             Effect::SignalService => {

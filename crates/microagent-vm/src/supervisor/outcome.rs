@@ -57,7 +57,7 @@ impl Driver {
         }
         let recorded = recorded.and_then(|()| self.publish(state));
         if recorded.is_ok() && self.record.is_some() {
-            // It is kept for lives, not for rest.
+            // Only a machine needs it, not a resting workspace.
             self.dir.give_room();
         }
         match (recorded, outcome) {
