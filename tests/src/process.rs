@@ -63,14 +63,24 @@ impl Process {
         self.program().starts_with("qemu-system") && self.words.iter().any(|word| word.starts_with("microvm"))
     }
 
+    /// Whether it is a network stack or the keeper of one.
+    fn is_of_network(&self) -> bool {
+        self.words.get(1..) == Some(&["__supervise".to_owned(), "__net".to_owned()])
+    }
+
     /// Whether it is a network stack.
     pub fn is_network_stack(&self) -> bool {
-        self.words.get(1..) == Some(&["__supervise".to_owned(), "__net".to_owned()])
+        self.is_of_network() && Process::read(self.parent).is_some_and(|parent| parent.is_of_network())
+    }
+
+    /// Whether it is the keeper of a network stack.
+    pub fn is_network_keeper(&self) -> bool {
+        self.is_of_network() && !self.is_network_stack()
     }
 
     /// Whether it is one of our supervisors.
     pub fn is_supervisor(&self) -> bool {
-        self.words.get(1).is_some_and(|word| word == "__supervise") && !self.is_network_stack()
+        self.words.get(1).is_some_and(|word| word == "__supervise") && !self.is_of_network()
     }
 
     /// Sends a signal; a process that is gone does not mind.
@@ -137,7 +147,7 @@ pub fn of_dir(dir: &Path) -> Vec<Process> {
 /// looked for in the whole system. Whoever else has started one is still its parent, of the same session.
 pub fn orphaned_network_stacks(start_time: u64) -> Vec<Process> {
     let all = all();
-    let is_ours = |process: &&Process| process.is_network_stack() && process.start_time >= start_time;
+    let is_ours = |process: &&Process| process.is_of_network() && process.start_time >= start_time;
     let is_kept = |process: &&Process| {
         all.iter().any(|parent| parent.pid == process.parent && parent.session == process.session)
     };

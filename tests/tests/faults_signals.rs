@@ -116,16 +116,37 @@ fn a_killed_supervisor_takes_its_machine_along() {
     home.nothing_is_left();
 }
 
+/// A guest that asks for a name that its stack knows.
+const LOOK_UP: &str = "echo working; while ! test -e /tmp/go; do sleep 0.1; done; \
+    for n in $(seq 60); do nslookup host.microagent.internal > /tmp/log 2>&1 && echo connected && exit; sleep 1; done; \
+    echo cut off";
+
 #[test]
-fn a_killed_network_stack_costs_the_network_and_not_the_run() {
+fn a_killed_network_stack_is_replaced_and_the_run_goes_on() {
     let home = home();
-    // It does not look at the network before that is gone.
-    let work = "echo working; while ! test -e /tmp/go; do sleep 0.1; done; nc -w 1 10.0.2.3 53 < /dev/null || echo cut off";
-    let running = working(&home, "victim", home.run("busybox", ["--name", "victim"], &["sh", "-c", work]));
+    // It does not look at the network before the stack is gone.
+    let working = working(&home, "victim", home.run("busybox", ["--name", "victim"], &["sh", "-c", LOOK_UP]));
     let stack = network_stack(&home);
     stack.signal(Signal::KILL);
     wait_for("the end of the network stack", Duration::from_secs(60), || {
         if stack.is_alive() { Err(&stack) } else { Ok(()) }
+    });
+    home.microagent(["exec", "victim", "--", "touch", "/tmp/go"]).success();
+    let run = working.finish().code(0).says("the network is interrupted and starts again");
+    assert_eq!(run.guest_output(), "working\nconnected\n");
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_killed_keeper_costs_the_network_and_not_the_run() {
+    let home = home();
+    let work = "echo working; while ! test -e /tmp/go; do sleep 0.1; done; nc -w 1 10.0.2.3 53 < /dev/null || echo cut off";
+    let running = working(&home, "victim", home.run("busybox", ["--name", "victim"], &["sh", "-c", work]));
+    let keeper = home.processes().into_iter().find(process::Process::is_network_keeper).expect("a keeper");
+    let stack = network_stack(&home);
+    keeper.signal(Signal::KILL);
+    wait_for("the end of keeper and stack", Duration::from_secs(60), || {
+        if keeper.is_alive() || stack.is_alive() { Err((&keeper, &stack)) } else { Ok(()) }
     });
     home.microagent(["exec", "victim", "--", "touch", "/tmp/go"]).success();
     assert_eq!(running.finish().code(0).guest_output(), "working\ncut off\n");

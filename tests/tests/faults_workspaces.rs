@@ -70,8 +70,8 @@ fn whichever_process_is_killed_the_workspace_starts_again_with_what_was_flushed(
         home.microagent(["exec", "web", "--", "true"]).run().code(1).says("microagent start web");
         works_and_has_its_file(&home, "web");
     }
-    // Without its network stack the machine continues.
-    find(&home, "the network stack", Process::is_network_stack).signal(Signal::KILL);
+    // Without its network the machine continues.
+    find(&home, "the keeper of the network stack", Process::is_network_keeper).signal(Signal::KILL);
     works_and_has_its_file(&home, "web");
     home.microagent(["halt", "web"]).success();
     works_and_has_its_file(&home, "web");

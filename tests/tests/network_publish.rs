@@ -60,7 +60,7 @@ fn is_refused(host: Ipv4Addr, port: u16) -> bool {
 }
 
 #[test]
-fn nginx_is_reached_through_its_ports_until_the_stack_is_killed_and_again_after_a_start() {
+fn nginx_is_reached_through_its_ports_until_the_network_is_killed_and_again_after_a_start() {
     let home = home();
     let image = home.image("services");
     let web = ["create", "web", "--image", &image, "-p", "0:80", "--publish", "0.0.0.0:0:80/tcp"];
@@ -96,7 +96,7 @@ fn nginx_is_reached_through_its_ports_until_the_stack_is_killed_and_again_after_
 
     let stack = home.processes().into_iter().find(Process::is_network_stack).unwrap();
     assert_eq!(network["network"]["stack_pid"], stack.pid);
-    stack.signal(Signal::KILL);
+    home.processes().into_iter().find(Process::is_network_keeper).unwrap().signal(Signal::KILL);
     wait_for("the loss of the network", Duration::from_secs(60), || {
         let events = home.microagent(["events", "web"]).success();
         if events.text().contains("the network is gone") { Ok(()) } else { Err(events.told()) }

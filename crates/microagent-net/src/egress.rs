@@ -43,6 +43,8 @@ pub(crate) struct FilterOptions {
     pub(crate) local: LocalNames,
     /// Servers of the host that ports of the gateway lead to.
     pub(crate) forwards: Vec<Forward>,
+    /// Bytes that count as moved already.
+    pub(crate) moved_bytes: u64,
 }
 
 /// The time.
@@ -83,6 +85,7 @@ pub(crate) struct EgressFilter {
 
 impl EgressFilter {
     pub(crate) fn new(options: FilterOptions, now: Now) -> EgressFilter {
+        let moved_bytes = options.moved_bytes.min(options.policy.max_bytes);
         EgressFilter {
             policy: options.policy,
             host_addresses: options.host_addresses,
@@ -93,7 +96,7 @@ impl EgressFilter {
             resolver: Resolver::new(options.name_servers),
             journal: Journal::default(),
             answers: Vec::new(),
-            moved_bytes: 0,
+            moved_bytes,
             is_spent: false,
         }
     }
@@ -120,6 +123,11 @@ impl EgressFilter {
     /// Whether as many bytes were moved as may be: nothing passes any more.
     pub(crate) fn is_spent(&self) -> bool {
         self.is_spent
+    }
+
+    /// Bytes that count as moved.
+    pub(crate) fn moved_bytes(&self) -> u64 {
+        self.moved_bytes
     }
 
     /// Answers for the guest.

@@ -45,6 +45,8 @@ pub(crate) enum Unreachable {
 pub struct Outbox {
     bytes: Vec<u8>,
     sent: usize,
+    /// Bytes still to be taken of a frame of which some were taken.
+    begun: usize,
     fragment_id: u16,
 }
 
@@ -54,9 +56,29 @@ impl Outbox {
         &self.bytes[self.sent..]
     }
 
+    /// How many pending bytes are whole frames of together at most `max` bytes; at least one frame if there is one.
+    pub(crate) fn batch(&self, max: usize) -> usize {
+        let pending = self.pending();
+        let mut end = self.begun;
+        while let Some(length) = frame_len(&pending[end..])
+            && (end == 0 || end + length <= max)
+        {
+            end += length;
+        }
+        end
+    }
+
     /// Notes that the first `count` pending bytes were taken.
     pub fn advance(&mut self, count: usize) {
-        self.sent = self.bytes.len().min(self.sent + count);
+        let count = count.min(self.pending().len());
+        let mut end = self.begun;
+        while end < count
+            && let Some(length) = frame_len(&self.pending()[end..])
+        {
+            end += length;
+        }
+        self.begun = end.saturating_sub(count);
+        self.sent += count;
         if self.sent == self.bytes.len() {
             self.bytes.clear();
             self.sent = 0;
@@ -198,6 +220,12 @@ impl Outbox {
         arp[18..24].copy_from_slice(&guest);
         arp[24..28].copy_from_slice(&guest_address.octets());
     }
+}
+
+/// Bytes of the first frame with the length before it; `None` if there is no frame.
+fn frame_len(pending: &[u8]) -> Option<usize> {
+    let length = pending.first_chunk::<LENGTH_LEN>()?;
+    Some(LENGTH_LEN + u32::from_be_bytes(*length) as usize)
 }
 
 /// Between whom a frame of the stack goes.

@@ -47,6 +47,14 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 /// Times that QEMU's socket is read in a turn.
 const READS: usize = 4;
 
+/// Most bytes that are written at once, or one frame. A socket of the UNIX domain is writable while at most a quarter of its
+/// buffer is used; the rest of the usual buffer (208 KiB) takes this much and what the kernel adds to it, so that no
+/// frame is cut. A stack that is killed leaves whole frames behind, and the next one continues.
+///
+/// # Source
+/// Linux `net/unix/af_unix.c`, `unix_writable` and `unix_stream_sendmsg`.
+const WRITE_MAX: usize = 96 * 1024;
+
 /// What the stack is connected to.
 #[derive(Debug)]
 pub struct Channels {
@@ -56,6 +64,8 @@ pub struct Channels {
     pub control: OwnedFd,
     /// Most bytes per second on the link in each direction, without the length before each frame counted in.
     pub rate: Option<NonZeroU64>,
+    /// Whether another stack has served the link before and has ended at any moment.
+    pub is_resumed: bool,
 }
 
 /// Who a stack works for. Nothing of it blocks.
@@ -65,6 +75,9 @@ pub trait Controller {
 
     /// Passes on what was recorded and waits. Called now and then.
     fn flush(&mut self);
+
+    /// Notes how many bytes were moved in all, as the policy counts them.
+    fn moved(&mut self, bytes: u64);
 
     /// The next order.
     fn order(&mut self) -> Order;
@@ -108,15 +121,19 @@ pub fn run_stack(
     let both = epoll::EventFlags::IN | epoll::EventFlags::OUT | edge;
     epoll::add(&epoll, &channels.qemu, epoll::EventData::new_u64(QEMU), both)?;
     epoll::add(&epoll, &channels.control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
+    let room = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    epoll::add(&room, &channels.qemu, epoll::EventData::new_u64(QEMU), epoll::EventFlags::OUT)?;
     let begun = Instant::now();
     let sockets = HostSockets::new(epoll.try_clone()?);
+    let resumes_at = channels.is_resumed.then_some(options.guest_mac);
     let mut runner = Runner {
         epoll,
+        room,
         qemu: channels.qemu,
         listeners: BTreeMap::new(),
         stack: Stack::new(options, sockets, now(begun)),
         begun,
-        reader: FrameReader::default(),
+        reader: FrameReader::new(resumes_at),
         datagram: vec![0; usize::from(u16::MAX)].into_boxed_slice(),
         is_readable: true,
         is_writable: true,
@@ -148,6 +165,8 @@ struct Entrance {
 
 struct Runner<'a> {
     epoll: OwnedFd,
+    /// Has an event while QEMU's socket takes [`WRITE_MAX`] bytes.
+    room: OwnedFd,
     qemu: OwnedFd,
     listeners: BTreeMap<PortNumber, Entrance>,
     stack: Stack<HostSockets>,
@@ -197,6 +216,7 @@ impl Runner<'_> {
             self.controller.record(&decision);
         }
         self.controller.flush();
+        self.controller.moved(self.stack.moved_bytes());
         Ok(turn)
     }
 
@@ -308,10 +328,16 @@ impl Runner<'_> {
         Turn::Next
     }
 
+    /// Writes whole frames for as long as QEMU's socket has room for them.
     fn write_qemu(&mut self) -> Turn {
         let outbox = self.stack.outbox();
         while self.is_writable && !outbox.pending().is_empty() {
-            match send(&self.qemu, outbox.pending(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            if !has_event(&self.room) {
+                self.is_writable = false;
+                break;
+            }
+            let batch = &outbox.pending()[..outbox.batch(WRITE_MAX)];
+            match send(&self.qemu, batch, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(count) => outbox.advance(count),
                 Err(Errno::AGAIN) => self.is_writable = false,
                 Err(Errno::INTR) => {}
@@ -366,6 +392,13 @@ impl Runner<'_> {
             }
         }
     }
+}
+
+/// Whether an epoll has an event now.
+fn has_event(epoll: &OwnedFd) -> bool {
+    let mut events = [MaybeUninit::uninit(); 1];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    epoll::wait(epoll, &mut events, Some(&at_once)).is_ok_and(|(events, _)| !events.is_empty())
 }
 
 fn now(begun: Instant) -> Now {

@@ -150,6 +150,7 @@ impl<S: Sockets> Stack<S> {
             policy: options.policy,
             host_addresses: options.host_addresses,
             name_servers: options.name_servers,
+            moved_bytes: options.moved_bytes,
         };
         Stack {
             sockets,
@@ -190,6 +191,11 @@ impl<S: Sockets> Stack<S> {
     /// What is to be logged.
     pub fn take_decisions(&mut self) -> Vec<Decision> {
         self.egress.take_decisions()
+    }
+
+    /// Bytes that were moved, as the policy counts them, with those before it started.
+    pub fn moved_bytes(&self) -> u64 {
+        self.egress.moved_bytes()
     }
 
     /// Takes what has changed on the host. What is open stays open.

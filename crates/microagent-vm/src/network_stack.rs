@@ -1,11 +1,13 @@
-//! The process of a network stack: its instructions, and its `main`.
+//! The processes of a network stack: its keeper, which starts it, and the stack itself.
 //!
-//! The process executes this program, started by a supervisor with a socket as standard input. It receives
-//! instructions and descriptors over that socket: the link to QEMU, and a [`channel`] to the supervisor for published
-//! ports and decisions.
+//! The keeper executes this program, started by a supervisor with a socket as standard input. It receives instructions
+//! and descriptors over that socket: the link to QEMU, the first stack's [`channel`] to the supervisor for published
+//! ports and decisions, and one for its own [`reports`].
 
 mod channel;
 mod jail;
+mod keeper;
+mod reports;
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -13,6 +15,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::time::Duration;
 
 use microagent_model::Forward;
@@ -27,11 +30,13 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use channel::StackChannel;
 use channel::SupervisorChannel;
+use keeper::Connections;
+pub(crate) use reports::{KeeperReport, KeeperReports};
 
 use crate::core_dump::never_dump_core;
-use crate::jail::give_up_capabilities;
+use crate::mapped::SharedNumber;
 
-/// Second argument of the process, after [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT). No workspace has such a
+/// Second argument of both processes, after [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT). No workspace has such a
 /// name.
 pub(crate) const NETWORK_STACK_ARGUMENT: &str = "__net";
 
@@ -49,7 +54,7 @@ const DESCRIPTORS_MAX: usize = 253;
 const OWN_MEMORY: libc::c_int = 16 * 1024;
 
 /// The instructions of a stack.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Instructions {
     pub(crate) egress: EgressPolicy,
     pub(crate) guest_mac: [u8; 6],
@@ -62,16 +67,20 @@ pub(crate) struct Instructions {
     pub(crate) bytes_per_second: Option<NonZeroU64>,
 }
 
-/// Sends a stack its instructions. `descriptors` are the link and the stack's end of its channel.
+/// Descriptors that come with the instructions.
+const INSTRUCTED_WITH: usize = 3;
+
+/// Sends a keeper its instructions. `descriptors` are the link, the first stack's end of its channel and the keeper's end of
+/// that for reports.
 pub(crate) fn instruct(
     control: &UnixStream,
     instructions: &Instructions,
-    descriptors: [BorrowedFd<'_>; 2],
+    descriptors: [BorrowedFd<'_>; INSTRUCTED_WITH],
 ) -> io::Result<()> {
     control.set_write_timeout(Some(INSTRUCT_DEADLINE))?;
     let text = serde_json::to_vec(instructions)?;
     let length = u32::try_from(text.len()).map_err(io::Error::other)?.to_be_bytes();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(INSTRUCTED_WITH))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
     sendmsg(control, &[IoSlice::new(&length)], &mut ancillary, SendFlags::NOSIGNAL)?;
@@ -83,7 +92,7 @@ pub(crate) fn instruct(
 fn take_instructions(control: &UnixStream) -> io::Result<(Instructions, Vec<OwnedFd>)> {
     control.set_read_timeout(Some(INSTRUCT_DEADLINE))?;
     let mut length = [0; 4];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(INSTRUCTED_WITH))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let read =
         recvmsg(control, &mut [IoSliceMut::new(&mut length)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
@@ -103,10 +112,15 @@ fn take_instructions(control: &UnixStream) -> io::Result<(Instructions, Vec<Owne
     Ok((serde_json::from_slice(&text)?, descriptors))
 }
 
-/// Runs this process as a network stack. Returns the exit code.
+/// Runs this process as the keeper of a network stack. Returns the exit code.
 pub(crate) fn network_stack() -> i32 {
     never_dump_core();
-    match run() {
+    exit_code(run())
+}
+
+/// The exit code of a process of this kind.
+fn exit_code(result: io::Result<()>) -> i32 {
+    match result {
         Ok(()) => 0,
         Err(error) => {
             // The supervisor keeps what is said here.
@@ -119,14 +133,25 @@ pub(crate) fn network_stack() -> i32 {
 fn run() -> io::Result<()> {
     let control = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
     let (instructions, descriptors) = take_instructions(&control)?;
+    let descriptors: [OwnedFd; INSTRUCTED_WITH] =
+        descriptors.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    let [link, channel, supervisor] = descriptors;
+    drop(control);
+    keeper::keep(&instructions, &Connections { link, supervisor }, channel)
+}
+
+/// Serves a guest as its stack until the link closes or the supervisor ends it.
+fn serve(
+    instructions: &Instructions,
+    qemu: OwnedFd,
+    channel: OwnedFd,
+    moved: &Rc<SharedNumber>,
+    is_resumed: bool,
+) -> io::Result<()> {
     use_descriptors();
     give_memory_back();
-    // Where root starts it, its sockets could be raw ones otherwise.
-    give_up_capabilities()?;
     jail::enter()?;
-    let mut descriptors = descriptors.into_iter();
-    let qemu = descriptors.next().ok_or(io::ErrorKind::InvalidData)?;
-    let channel = descriptors.next().ok_or(io::ErrorKind::InvalidData)?;
+    let instructions = instructions.clone();
     let options = StackOptions {
         policy: instructions.egress,
         guest_mac: instructions.guest_mac,
@@ -135,10 +160,11 @@ fn run() -> io::Result<()> {
         name_servers: instructions.name_servers,
         names: instructions.names,
         forwards: instructions.forwards,
+        moved_bytes: moved.get(),
     };
     let rate = instructions.bytes_per_second;
-    let mut supervisor = SupervisorChannel::new(channel.try_clone()?);
-    run_stack(options, Channels { qemu, control: channel, rate }, &mut supervisor)
+    let mut supervisor = SupervisorChannel::new(channel.try_clone()?, Rc::clone(moved));
+    run_stack(options, Channels { qemu, control: channel, rate, is_resumed }, &mut supervisor)
 }
 
 /// Raises the limit of open files to the maximum, because every connection has a descriptor.

@@ -128,6 +128,7 @@ fn reason(reason: Reason) -> &'static str {
         Reason::Connections => "too many connections are open",
         Reason::Bytes => "the byte limit is reached",
         Reason::Down => "the network is down",
+        Reason::Up => "the network is up again",
         Reason::Unserved => "this type of query is not answered",
         Reason::NoAnswer => "no name server of the host answered",
         Reason::TooMany => "not recorded",

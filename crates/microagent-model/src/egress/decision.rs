@@ -109,8 +109,10 @@ pub enum Reason {
     Connections,
     /// Refused: too many bytes were moved. From here on all is.
     Bytes,
-    /// Refused: the network stack is gone.
+    /// Refused: the network stack has ended.
     Down,
+    /// Allowed: a network stack runs again.
+    Up,
     /// Refused: a query of a sort that is not served.
     Unserved,
     /// Not refused, but no name server of the host answered.

@@ -1,6 +1,6 @@
 //! A stream of frames, each with four bytes of length before it: read in large pieces, taken where they lie.
 
-use crate::frame::MAX_FRAME_LEN;
+use crate::frame::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, MAX_FRAME_LEN, Mac};
 use crate::outbox::LENGTH_LEN;
 
 /// Bytes that are read at once, at most.
@@ -16,15 +16,16 @@ pub(super) struct FrameReader {
     filled: usize,
     /// Bytes that are still to come of a frame that is too long.
     skip: usize,
-}
-
-impl Default for FrameReader {
-    fn default() -> FrameReader {
-        FrameReader { buffer: vec![0; BUFFER_LEN].into_boxed_slice(), filled: 0, skip: 0 }
-    }
+    /// The sender of all frames, if the stream may begin within one: its reader before this one has ended.
+    resumes_at: Option<Mac>,
 }
 
 impl FrameReader {
+    /// A reader of a stream from its beginning; with a sender, of one that was read before up to any byte.
+    pub(super) fn new(resumes_at: Option<Mac>) -> FrameReader {
+        FrameReader { buffer: vec![0; BUFFER_LEN].into_boxed_slice(), filled: 0, skip: 0, resumes_at }
+    }
+
     /// Where to read to. Never empty.
     pub(super) fn spare(&mut self) -> &mut [u8] {
         &mut self.buffer[self.filled..]
@@ -38,6 +39,14 @@ impl FrameReader {
             let skipped = self.skip.min(end - at);
             at += skipped;
             self.skip -= skipped;
+            match self.resumes_at.map_or(Some(true), |sender| begins_frame(&self.buffer[at..end], sender)) {
+                Some(true) => {}
+                Some(false) => {
+                    at += 1;
+                    continue;
+                }
+                None => break,
+            }
             let Some(length) = self.buffer[at..end].first_chunk::<LENGTH_LEN>() else { break };
             // Four bytes fit.
             let length = u32::from_be_bytes(*length) as usize;
@@ -55,6 +64,24 @@ impl FrameReader {
     }
 }
 
+/// Whether a frame of this sender begins here, with the length before it; `None` if too little is there to say. A frame
+/// that is inside of another one, as in a recording of packets, is taken for one.
+fn begins_frame(bytes: &[u8], sender: Mac) -> Option<bool> {
+    const TYPE_AT: usize = LENGTH_LEN + 12;
+    const IP_AT: usize = LENGTH_LEN + ETHERNET_LEN;
+    let length = u32::from_be_bytes(*bytes.first_chunk::<LENGTH_LEN>()?) as usize;
+    if !(ETHERNET_LEN + IPV4_LEN..=MAX_FRAME_LEN).contains(&length) {
+        return Some(false);
+    }
+    let head = bytes.get(..IP_AT + 4)?;
+    if head[LENGTH_LEN + 6..TYPE_AT] != sender {
+        return Some(false);
+    }
+    let packet_len = usize::from(u16::from_be_bytes([head[IP_AT + 2], head[IP_AT + 3]]));
+    let is_ipv4 = head[TYPE_AT..IP_AT] == ETHERTYPE_IPV4.to_be_bytes();
+    Some(!is_ipv4 || (head[IP_AT] >> 4 == 4 && packet_len <= length - ETHERNET_LEN))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -63,7 +90,7 @@ mod tests {
     use crate::testing::streamed;
 
     fn read(stream: &[u8], pieces: &[usize]) -> Vec<Vec<u8>> {
-        let mut reader = FrameReader::default();
+        let mut reader = FrameReader::new(None);
         let mut frames = Vec::new();
         let (mut rest, mut pieces) = (stream, pieces.iter().cycle());
         while !rest.is_empty() {
@@ -85,6 +112,39 @@ mod tests {
         }
         let longest = vec![7; MAX_FRAME_LEN];
         assert_eq!(read(&streamed(&longest), &[60_000]), [longest]);
+    }
+
+    const SENDER: Mac = [0x52, 0x54, 0, 7, 7, 7];
+
+    fn packet(payload: &[u8]) -> Vec<u8> {
+        let mut frame = [&[0x52, 0x55, 10, 0, 2, 2][..], &SENDER, &[8, 0, 0x45, 0]].concat();
+        frame.extend(u16::try_from(IPV4_LEN + payload.len()).unwrap().to_be_bytes());
+        frame.extend([0; IPV4_LEN - 4]);
+        frame.extend(payload);
+        frame
+    }
+
+    #[test]
+    fn a_stream_that_was_read_up_to_any_byte_is_read_from_the_next_frame_on() {
+        let frames: Vec<Vec<u8>> = (0..4).map(|n| packet(&vec![n * 7; 40 * usize::from(n)])).collect();
+        let stream: Vec<u8> = frames.iter().flat_map(|frame| streamed(frame)).collect();
+        for begin in 0..stream.len() {
+            for piece in [1, 3, 1000] {
+                let mut reader = FrameReader::new(Some(SENDER));
+                let mut read = Vec::new();
+                for bytes in stream[begin..].chunks(piece) {
+                    reader.spare()[..bytes.len()].copy_from_slice(bytes);
+                    reader.take(bytes.len(), |frame| read.push(frame.to_vec()));
+                }
+                let mut offset = 0;
+                let whole = frames.iter().filter(|frame| {
+                    let is_whole = offset >= begin;
+                    offset += LENGTH_LEN + frame.len();
+                    is_whole
+                });
+                assert_eq!(read, whole.cloned().collect::<Vec<_>>(), "from byte {begin}");
+            }
+        }
     }
 
     proptest! {

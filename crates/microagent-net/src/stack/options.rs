@@ -26,6 +26,8 @@ pub struct StackOptions {
     pub names: NameOptions,
     /// Servers that ports of [`HOST_NAME`](crate::HOST_NAME) lead to.
     pub forwards: Vec<Forward>,
+    /// Bytes that other stacks of this guest have moved before.
+    pub moved_bytes: u64,
 }
 
 /// Names that a stack answers itself.

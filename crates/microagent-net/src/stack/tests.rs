@@ -60,6 +60,7 @@ impl Bench {
             name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53))],
             names: NameOptions::default(),
             forwards: Vec::new(),
+            moved_bytes: 0,
         };
         change(&mut options);
         Bench { stack: Stack::new(options, sockets, at(0)), host }

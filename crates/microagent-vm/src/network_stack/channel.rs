@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use microagent_model::egress::Decision;
 use microagent_model::{PORTS_MAX, PortProtocol, Publish};
@@ -21,6 +22,7 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
 use super::DESCRIPTORS_MAX;
+use crate::mapped::SharedNumber;
 
 /// Longest message in bytes, either way.
 const MESSAGE_LIMIT: usize = 32 * 1024;
@@ -33,6 +35,12 @@ const DECISIONS_MAX: usize = 256 * 1024;
 
 // All ports of a workspace are opened by one message.
 const _: () = assert!(PORTS_MAX * PORT_TEXT_MAX < MESSAGE_LIMIT && PORTS_MAX <= DESCRIPTORS_MAX);
+
+/// Two connected sockets of messages in order.
+pub(super) fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
 
 /// What a stack is told about published ports.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -48,9 +56,13 @@ pub(crate) struct StackChannel(UnixDatagram);
 impl StackChannel {
     /// A channel, and the stack's end of it.
     pub(crate) fn pair() -> io::Result<(StackChannel, OwnedFd)> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        Ok((StackChannel(UnixDatagram::from_std(ours.into())?), theirs))
+        let (ours, theirs) = message_pair()?;
+        Ok((StackChannel::of(ours)?, theirs))
+    }
+
+    /// The supervisor's end of a channel that was made by [`message_pair`].
+    pub(crate) fn of(socket: OwnedFd) -> io::Result<StackChannel> {
+        Ok(StackChannel(UnixDatagram::from_std(socket.into())?))
     }
 
     /// Has the stack serve clients of these ports, in the place of those with the same numbers.
@@ -104,14 +116,16 @@ impl StackChannel {
 /// The stack's end.
 pub(super) struct SupervisorChannel {
     socket: OwnedFd,
+    /// Where the moved bytes are noted.
+    moved: Rc<SharedNumber>,
     /// Decisions on their way to the supervisor. They never hold the stack up.
     waiting: Vec<u8>,
     orders: VecDeque<Order>,
 }
 
 impl SupervisorChannel {
-    pub(super) fn new(socket: OwnedFd) -> SupervisorChannel {
-        SupervisorChannel { socket, waiting: Vec::new(), orders: VecDeque::new() }
+    pub(super) fn new(socket: OwnedFd, moved: Rc<SharedNumber>) -> SupervisorChannel {
+        SupervisorChannel { socket, moved, waiting: Vec::new(), orders: VecDeque::new() }
     }
 
     /// Takes a message of the supervisor.
@@ -155,6 +169,10 @@ impl Controller for SupervisorChannel {
                 Err(_) => return,
             }
         }
+    }
+
+    fn moved(&mut self, bytes: u64) {
+        self.moved.set(bytes);
     }
 
     fn order(&mut self) -> Order {
@@ -205,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn every_port_of_a_workspace_is_opened_by_one_message() {
         let (ours, theirs) = StackChannel::pair().unwrap();
-        let mut stack = SupervisorChannel::new(theirs);
+        let mut stack = SupervisorChannel::new(theirs, Rc::new(SharedNumber::new().unwrap()));
         assert!(matches!(stack.order(), Order::Nothing));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let publish: Publish = "127.0.0.1:65535:65535/udp".parse().unwrap();
@@ -226,7 +244,7 @@ mod tests {
     #[tokio::test]
     async fn decisions_come_as_whole_lines() {
         let (ours, theirs) = StackChannel::pair().unwrap();
-        let mut stack = SupervisorChannel::new(theirs);
+        let mut stack = SupervisorChannel::new(theirs, Rc::new(SharedNumber::new().unwrap()));
         for number in 0..500 {
             stack.record(&decision(format!("{number}.{}", "x".repeat(200))));
         }

@@ -18,7 +18,8 @@ use tokio::time::{sleep, sleep_until, timeout};
 use super::answer_budget::AnswerBudget;
 use super::clients::ClientRequest;
 use super::console::Console;
-use super::machine::Machine;
+use super::machine::{Loss, Machine};
+use super::network::LinkChange;
 use super::plan::Plan;
 use super::worker::{Freeze, Worker, WorkerContext};
 use super::{Driver, QUEUE, full_or_boot, write_failure};
@@ -308,7 +309,17 @@ impl Driver {
             return tokio::select! {
                 biased;
                 Some(event) = running.incoming.recv() => explain(event, &mut running.machine).await,
-                loss = running.machine.loss() => explain(loss, &mut running.machine).await,
+                loss = running.machine.loss() => match loss {
+                    Loss::Machine(exit) => Event::MachineGone(exit),
+                    Loss::Link(LinkChange::Lost(reason)) => {
+                        explain(Event::LinkLost(reason), &mut running.machine).await
+                    }
+                    // Nothing that the lifecycle notices.
+                    Loss::Link(change) => {
+                        self.note_link_change(change, &running.machine).await;
+                        continue;
+                    }
+                },
                 () = cancelled.as_mut(), if !self.caller_gone => {
                     self.caller_gone = true;
                     Event::Cancelled

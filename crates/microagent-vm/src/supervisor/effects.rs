@@ -9,7 +9,8 @@ use tokio::time::{Instant, timeout};
 
 use super::control_server::{PendingAmendment, RecordChange};
 use super::drive::RunningMachine;
-use super::machine::Monitor;
+use super::machine::{Machine, Monitor};
+use super::network::LinkChange;
 use super::{Driver, FLUSH_DEADLINE, OUT_OF_MEMORY_MAX, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
 use crate::control::{Amendment, Answer, Refusal};
 use crate::lifecycle::{ClientId, Effect, Event};
@@ -66,6 +67,30 @@ impl Driver {
     /// Reports it. The record is not changed: its process has ended, which shows it.
     async fn note_link_lost(&mut self, reason: &str) {
         let message = format!("the network is gone until the next start: {reason}");
+        if self.record.is_some() {
+            self.dir.note_event(self.published.get(), Some(&message));
+        }
+        let _ = self.reports.send(Report::Notice(message)).await;
+    }
+
+    /// Reports that the network is interrupted or back, and records the new stack.
+    pub(super) async fn note_link_change(&mut self, change: LinkChange, machine: &Machine) {
+        let message = match change {
+            LinkChange::Begun => None,
+            LinkChange::Restored => Some("the network is back; its connections were reset".to_owned()),
+            LinkChange::Interrupted(reason) | LinkChange::Lost(reason) => {
+                Some(format!("the network is interrupted and starts again: {reason}"))
+            }
+        };
+        if let Some(record) = &mut self.record
+            && let Some(link) = machine.link()
+            && record.link.as_ref() != Some(&link)
+        {
+            record.link = Some(link);
+            // Without it `network` shows the link as down. The machine continues.
+            let _ = record.save(&self.dir);
+        }
+        let Some(message) = message else { return };
         if self.record.is_some() {
             self.dir.note_event(self.published.get(), Some(&message));
         }

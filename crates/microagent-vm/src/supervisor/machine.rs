@@ -23,7 +23,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::guest_end::GuestEnd;
-use super::network::Network;
+use super::network::{LinkChange, Network};
 use super::plan::Plan;
 use super::qemu::{self, Processes, Qemu, StandBy};
 use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
@@ -77,6 +77,12 @@ struct Attached {
 struct Logs {
     console: Shared<BoundedLog>,
     vmm: Shared<BoundedLog>,
+}
+
+/// What a machine loses of itself, or gets back.
+pub(super) enum Loss {
+    Machine(MachineExit),
+    Link(LinkChange),
 }
 
 /// The processes of one machine.
@@ -158,7 +164,7 @@ impl Machine {
     /// Everything that was started for it.
     pub(super) fn children(&self) -> Vec<i32> {
         let qemu = self.process_id().map(|process| process.pid);
-        let network = self.link().map(|link| link.stack.pid);
+        let network = self.network.as_ref().and_then(Network::keeper_pid);
         qemu.into_iter().chain(network).chain(self.stand_by.as_ref().and_then(StandBy::pid)).collect()
     }
 
@@ -182,21 +188,21 @@ impl Machine {
         self.network.as_mut()
     }
 
-    /// Waits until it has lost something of itself: QEMU, or, once, its network. Cancel-safe.
-    pub(super) async fn loss(&mut self) -> Event {
+    /// Waits until it has lost something of itself: QEMU, or its network, for a moment or for good. Cancel-safe.
+    pub(super) async fn loss(&mut self) -> Loss {
         let network = &mut self.network;
-        let link_lost = async {
+        let link_change = async {
             match network {
-                Some(network) => network.lost().await,
+                Some(network) => network.change().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
             _ = exit(&mut self.qemu.child) => {}
-            reason = link_lost => return Event::LinkLost(reason),
+            change = link_change => return Loss::Link(change),
         }
-        Event::MachineGone(self.gone().await)
+        Loss::Machine(self.gone().await)
     }
 
     /// The control channel, for one conversation at a time: a guest that was booted again is greeted on the same one.

@@ -1,7 +1,8 @@
-//! The network stack of a machine, as the supervisor sees it: a process of its own, which is this program again.
+//! The network stack of a machine, as the supervisor sees it: a process of its own, whose keeper is this program again.
 //!
-//! The supervisor listens at the published ports and starts the stack before QEMU, so a machine whose port is taken
-//! does not boot. It writes down what the stack decides, and believes nothing of it beyond its shape.
+//! The supervisor listens at the published ports and starts the keeper before QEMU, so a machine whose port is taken
+//! does not boot. The keeper starts the stack, and another one when it ends. The supervisor writes down what a stack
+//! decides, and believes nothing of it beyond its shape.
 
 use std::cell::RefCell;
 use std::io;
@@ -27,7 +28,9 @@ use super::machine::{REAP_DEADLINE, start_failure};
 use super::{Shared, full_or_boot};
 use crate::bounded_log::BoundedLog;
 use crate::machine::LINK_MTU;
-use crate::network_stack::{Instructions, NETWORK_STACK_ARGUMENT, StackChannel, instruct};
+use crate::network_stack::{
+    Instructions, KeeperReport, KeeperReports, NETWORK_STACK_ARGUMENT, StackChannel, instruct,
+};
 use crate::ports::{PortError, listen_at};
 use crate::spawn::{Program, spawn};
 use crate::spec::NetworkSpec;
@@ -47,15 +50,32 @@ const EGRESS_LOG_LIMIT: u64 = 4 * 1024 * 1024;
 /// Longest decision in bytes as a line: a name of 253 characters, each of which may be written as four.
 const LINE_LIMIT: usize = 4096;
 
-/// A running network stack.
+/// What became of the link.
+pub(super) enum LinkChange {
+    /// A stack runs; not the first one.
+    Restored,
+    /// The first stack runs.
+    Begun,
+    /// The stack has ended, and another one is started; how it ended.
+    Interrupted(String),
+    /// There is no stack any more; why.
+    Lost(String),
+}
+
+/// A running network stack with its keeper.
 pub(super) struct Network {
-    stack: Child,
+    keeper: Child,
+    reports: KeeperReports,
+    /// The stack; before it is known, its keeper.
     process: Option<ProcessId>,
+    has_begun: bool,
+    /// Why the last stack has ended.
+    last_end: Option<String>,
     ports: Vec<PublishedPort>,
     last_number: PortNumber,
     log: Shared<BoundedLog>,
-    /// Ends when the stack's last decision was written down.
-    logger: JoinHandle<()>,
+    /// Each ends when a stack's last decision was written down; the last one is that of the newest stack.
+    loggers: Vec<JoinHandle<()>>,
     channel: Rc<StackChannel>,
     /// Whether its end was told already.
     is_lost: bool,
@@ -83,18 +103,33 @@ impl Network {
             bytes_per_second: spec.bps.and_then(NonZeroU64::new),
         };
         let cannot_start = |error: &io::Error| start_failure(Path::new("microagent"), error);
-        let (stack, control) = spawn_stack().map_err(|e| cannot_start(&e))?;
+        let (keeper, control) = spawn_keeper().map_err(|e| cannot_start(&e))?;
         let (channel, theirs) = StackChannel::pair().map_err(|e| cannot_start(&e))?;
-        instruct(&control, &instructions, [device.as_fd(), theirs.as_fd()]).map_err(|e| cannot_start(&e))?;
+        let (reports, keepers) = KeeperReports::pair().map_err(|e| cannot_start(&e))?;
+        let descriptors = [device.as_fd(), theirs.as_fd(), keepers.as_fd()];
+        instruct(&control, &instructions, descriptors).map_err(|e| cannot_start(&e))?;
         let (channel, log) = (Rc::new(channel), Rc::new(RefCell::new(log)));
-        let logger = spawn_local(log_decisions(Rc::clone(&channel), Rc::clone(&log)));
-        let process = stack.id().and_then(|pid| ProcessId::of(i32::try_from(pid).ok()?));
+        let loggers = vec![spawn_local(log_decisions(Rc::clone(&channel), Rc::clone(&log)))];
+        let process = keeper.id().and_then(|pid| ProcessId::of(i32::try_from(pid).ok()?));
         let ports: Vec<PublishedPort> = (1..)
             .zip(listeners)
             .map(|(number, (socket, publish))| PublishedPort { number, publish, socket: Some(socket) })
             .collect();
         let last_number = ports.len() as PortNumber;
-        let network = Network { stack, process, ports, last_number, log, logger, channel, is_lost: false };
+        let (has_begun, last_end, is_lost) = (false, None, false);
+        let network = Network {
+            keeper,
+            reports,
+            process,
+            has_begun,
+            last_end,
+            ports,
+            last_number,
+            log,
+            loggers,
+            channel,
+            is_lost,
+        };
         network.open_all().map_err(|e| cannot_start(&e))?;
         Ok(network)
     }
@@ -117,7 +152,7 @@ impl Network {
     /// Publishes one more port, by a socket that is bound and listens.
     pub(super) fn open_port(&mut self, publish: Publish, socket: OwnedFd) -> io::Result<()> {
         let number = self.last_number + 1;
-        self.channel.open_ports(&[(number, publish, socket.as_fd())])?;
+        self.while_connected(|channel| channel.open_ports(&[(number, publish, socket.as_fd())]))?;
         self.last_number = number;
         self.ports.push(PublishedPort { number, publish, socket: Some(socket) });
         Ok(())
@@ -126,7 +161,7 @@ impl Network {
     /// Stops publishing a port. Open connections stay open.
     pub(super) fn close_port(&mut self, at: usize) -> io::Result<()> {
         let port = self.ports.remove(at);
-        self.channel.close_port(port.number)?;
+        self.while_connected(|channel| channel.close_port(port.number))?;
         // It is free at once, though the stack has the socket for a moment. One of UDP cannot be shut down.
         if let Some(socket) = port.socket {
             let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
@@ -134,23 +169,74 @@ impl Network {
         Ok(())
     }
 
-    /// What the stack says on its standard error, once.
-    pub(super) fn take_stderr(&mut self) -> Option<ChildStderr> {
-        self.stack.stderr.take()
+    /// Orders something of the stack. One that has ended needs no order: the next one gets all ports.
+    fn while_connected(&self, order: impl FnOnce(&StackChannel) -> io::Result<()>) -> io::Result<()> {
+        match order(&self.channel) {
+            Err(error) if !self.is_lost && is_of_ended(&error) => Ok(()),
+            ordered => ordered,
+        }
     }
 
-    /// For the record; none of a stack that has ended already.
+    /// The keeper's process id, which is the one to kill.
+    pub(super) fn keeper_pid(&self) -> Option<i32> {
+        i32::try_from(self.keeper.id()?).ok()
+    }
+
+    /// What keeper and stack say on their standard error, once.
+    pub(super) fn take_stderr(&mut self) -> Option<ChildStderr> {
+        self.keeper.stderr.take()
+    }
+
+    /// For the record; none of a keeper that has ended already.
     pub(super) fn link(&self) -> Option<Link> {
         let stack = self.process.clone()?;
         Some(Link { stack, published: self.published().collect() })
     }
 
-    /// Waits for the stack's end and returns how it ended, once. Cancel-safe.
-    pub(super) async fn lost(&mut self) -> String {
+    /// Waits for the next change. Cancel-safe.
+    pub(super) async fn change(&mut self) -> LinkChange {
         if self.is_lost {
             std::future::pending::<()>().await;
         }
-        let status = self.stack.wait().await;
+        while let Ok(Some((report, channel))) = self.reports.next().await {
+            match report {
+                KeeperReport::Started { process } => {
+                    if let Some(change) = self.take_stack(process, channel) {
+                        return change;
+                    }
+                }
+                KeeperReport::Ended { reason, is_replaced } => {
+                    record(&self.log, &network_change(false));
+                    self.last_end = Some(format!("the network stack ended ({reason})"));
+                    if is_replaced {
+                        return LinkChange::Interrupted(format!("the network stack ended ({reason})"));
+                    }
+                }
+            }
+        }
+        LinkChange::Lost(self.lost().await)
+    }
+
+    /// Connects to a stack that was started.
+    fn take_stack(&mut self, process: Option<ProcessId>, channel: Option<OwnedFd>) -> Option<LinkChange> {
+        self.process = process;
+        if !std::mem::replace(&mut self.has_begun, true) {
+            return Some(LinkChange::Begun);
+        }
+        // One that has ended meanwhile is reported next.
+        self.channel = Rc::new(StackChannel::of(channel?).ok()?);
+        self.loggers.retain(|logger| !logger.is_finished());
+        self.loggers.push(spawn_local(log_decisions(Rc::clone(&self.channel), Rc::clone(&self.log))));
+        let opened = self.open_all();
+        opened.is_ok().then(|| {
+            record(&self.log, &network_change(true));
+            LinkChange::Restored
+        })
+    }
+
+    /// Waits for the keeper's end, and returns why there is no stack any more. Cancel-safe.
+    async fn lost(&mut self) -> String {
+        let status = self.keeper.wait().await;
         if status.as_ref().is_ok_and(ExitStatus::success) {
             // QEMU has closed the link, mostly because it ends.
             sleep(QEMU_PATIENCE).await;
@@ -160,28 +246,55 @@ impl Network {
             // Nobody takes clients at it any more: they are refused.
             port.socket = None;
         }
-        record(&self.log, &network_down());
-        match status {
-            Ok(status) => format!("the network stack ended ({status})"),
-            Err(error) => format!("the network stack cannot be waited for: {error}"),
+        match (status, self.last_end.take()) {
+            (Ok(status), None) => {
+                record(&self.log, &network_change(false));
+                format!("the keeper of the network stack ended ({status})")
+            }
+            (Ok(_), Some(last_end)) => format!("{last_end}, as all before it that were started again"),
+            (Err(error), _) => format!("the keeper of the network stack cannot be waited for: {error}"),
         }
     }
 
     /// Ends it without waiting for anything that is still on its way.
     pub(super) async fn sever(mut self) {
-        let _ = self.stack.start_kill();
+        // The kernel kills its stack with it.
+        let _ = self.keeper.start_kill();
         self.end().await;
     }
 
-    /// Ends the stack, and waits until its decisions are written down.
-    pub(super) async fn end(mut self) {
+    /// Ends keeper and stack, and waits until the decisions are written down.
+    pub(super) async fn end(self) {
         self.channel.end();
-        if timeout(END_PATIENCE, self.stack.wait()).await.is_err() {
-            let _ = self.stack.start_kill();
-            let _ = timeout(REAP_DEADLINE, self.stack.wait()).await;
+        // This is what the keeper notices.
+        let Network { mut keeper, reports, mut loggers, log, .. } = self;
+        let ending = async {
+            // A stack that was started a moment ago ends with its channel.
+            while let Ok(Some((_, channel))) = reports.next().await {
+                if let Some(channel) = channel.and_then(|channel| StackChannel::of(channel).ok()) {
+                    channel.end();
+                    loggers.push(spawn_local(log_decisions(Rc::new(channel), Rc::clone(&log))));
+                }
+            }
+        };
+        reports.end();
+        if timeout(END_PATIENCE, async { (ending.await, keeper.wait().await) }).await.is_err() {
+            let _ = keeper.start_kill();
+            let _ = timeout(REAP_DEADLINE, keeper.wait()).await;
         }
-        let _ = timeout(END_PATIENCE, &mut self.logger).await;
+        // Each ends with the last descriptor of a stack.
+        for logger in loggers {
+            let _ = timeout(END_PATIENCE, logger).await;
+        }
     }
+}
+
+/// Whether an error says that the other end of a channel is closed.
+fn is_of_ended(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
 }
 
 /// A published port.
@@ -192,18 +305,18 @@ struct PublishedPort {
     socket: Option<OwnedFd>,
 }
 
-/// Starts the process; gives the socket for its instructions.
-fn spawn_stack() -> io::Result<(Child, StdUnixStream)> {
+/// Starts the keeper; gives the socket for its instructions.
+fn spawn_keeper() -> io::Result<(Child, StdUnixStream)> {
     let (ours, theirs) = StdUnixStream::pair()?;
     let args = [SUPERVISE_ARGUMENT.into(), NETWORK_STACK_ARGUMENT.into()];
-    let stack = spawn(Program {
+    let keeper = spawn(Program {
         path: Path::new(THIS_PROGRAM),
         args: &args,
         inherit: &[],
         stdin: Some(theirs.into()),
         jail: None,
     })?;
-    Ok((stack, ours))
+    Ok((keeper, ours))
 }
 
 /// Writes down what the stack decides. A stack that says anything else was taken over: it is not listened to any more.
@@ -220,7 +333,7 @@ async fn log_decisions(channel: Rc<StackChannel>, log: Shared<BoundedLog>) {
     }
 }
 
-fn network_down() -> Decision {
+fn network_change(is_up: bool) -> Decision {
     Decision {
         at: Timestamp::now(),
         record: Subject::Network,
@@ -229,8 +342,8 @@ fn network_down() -> Decision {
         address: None,
         port: None,
         target: None,
-        allowed: false,
-        reason: Reason::Down,
+        allowed: is_up,
+        reason: if is_up { Reason::Up } else { Reason::Down },
         count: None,
     }
 }

@@ -1,0 +1,214 @@
+//! The keeper of a network stack: it starts the stack as a process of its own, and starts another one when it ends before
+//! its time.
+//!
+//! The keeper holds the link to QEMU, so that a stack that ends does not close it. It reads nothing that a guest or a
+//! stack has written; all that it notices of a stack is how it ended. A stack is forked and not executed: it begins with
+//! what the keeper knows, and shares its memory until it writes to it.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use landlock::{
+    Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError, Scope,
+};
+use microagent_store::ProcessId;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, waitpid};
+
+use super::channel::message_pair;
+use super::reports::{KeeperReport, report};
+use super::{Instructions, serve};
+use crate::descriptors::close_all_but;
+use crate::jail::{NEWEST, allow, die_with, give_up_capabilities};
+use crate::mapped::SharedNumber;
+
+/// Bytes that the kernel keeps for QEMU, if the host allows as much: the usual size where it is smaller.
+const LINK_BUFFER: usize = 208 * 1024;
+
+/// How long a stack may take to end when its supervisor wants that.
+const END_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A stack that has run for this long has not ended because of how it was started.
+const HELD: Duration = Duration::from_secs(60);
+
+/// Time before the first stack that replaces another; it doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// Stacks in a row that replace one that did not hold. Then the link stays down.
+const REPLACEMENTS_MAX: u32 = 8;
+
+/// When a stack is replaced.
+#[derive(Debug, Default)]
+struct Replacements {
+    in_a_row: u32,
+}
+
+impl Replacements {
+    /// How long to wait before a stack takes the place of one that ran for `ran`; `None` if there are no more.
+    fn next(&mut self, ran: Duration) -> Option<Duration> {
+        if ran >= HELD {
+            self.in_a_row = 0;
+        }
+        if self.in_a_row >= REPLACEMENTS_MAX {
+            return None;
+        }
+        self.in_a_row += 1;
+        Some(FIRST_PAUSE * 2_u32.pow(self.in_a_row - 1))
+    }
+}
+
+/// What a keeper is connected to.
+pub(super) struct Connections {
+    /// QEMU.
+    pub(super) link: OwnedFd,
+    /// The supervisor: reports go there, and its end means that the stack has to end.
+    pub(super) supervisor: OwnedFd,
+}
+
+/// Keeps a stack running until QEMU or the supervisor ends it. `channel` is the first stack's to the supervisor.
+///
+/// # Errors
+/// When no stack can be started, or too many have ended.
+pub(super) fn keep(
+    instructions: &Instructions,
+    connections: &Connections,
+    channel: OwnedFd,
+) -> io::Result<()> {
+    // Fails when the host allows less, which the stack can use as well.
+    let _ = set_socket_send_buffer_size(&connections.link, LINK_BUFFER);
+    give_up_capabilities()?;
+    confine().map_err(io::Error::other)?;
+    let moved = Rc::new(SharedNumber::new()?);
+    let mut replacements = Replacements::default();
+    let mut next = (channel, None);
+    let mut is_resumed = false;
+    loop {
+        let (channel, supervisors) = next;
+        let begun = Instant::now();
+        let stack = Stack::fork(instructions, &connections.link, channel, &moved, is_resumed)?;
+        let started = KeeperReport::Started { process: ProcessId::of(stack.pid.as_raw_nonzero().get()) };
+        report(connections.supervisor.as_fd(), &started, supervisors.as_ref().map(AsFd::as_fd));
+        drop(supervisors);
+        let Some(status) = stack.wait(connections)? else { return Ok(()) };
+        if status.success() {
+            return Ok(());
+        }
+        let pause = replacements.next(begun.elapsed());
+        let ended = KeeperReport::Ended { reason: status.to_string(), is_replaced: pause.is_some() };
+        report(connections.supervisor.as_fd(), &ended, None);
+        let Some(pause) = pause else {
+            return Err(io::Error::other(format!("{REPLACEMENTS_MAX} stacks in a row have ended")));
+        };
+        if is_told_to_end(connections, None, Some(pause))? {
+            return Ok(());
+        }
+        let (ours, theirs) = message_pair()?;
+        next = (ours, Some(theirs));
+        is_resumed = true;
+    }
+}
+
+/// Lets this process and its stacks read files and do nothing else with them.
+fn confine() -> Result<(), RulesetError> {
+    let rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(NEWEST))?
+        .handle_access(AccessNet::BindTcp)?
+        .scope(Scope::from_all(NEWEST))?
+        .create()?;
+    allow(rules, "/".as_ref(), AccessFs::ReadFile | AccessFs::ReadDir)?.restrict_self().map(drop)
+}
+
+/// Waits until a process has ended, the time is over, or the supervisor is gone. True if it is the supervisor.
+fn is_told_to_end(
+    connections: &Connections,
+    process: Option<&OwnedFd>,
+    patience: Option<Duration>,
+) -> io::Result<bool> {
+    let until = patience.map(|patience| Instant::now() + patience);
+    loop {
+        // It sends nothing: its socket is readable at its end.
+        let mut watched = vec![PollFd::new(&connections.supervisor, PollFlags::IN)];
+        watched.extend(process.map(|process| PollFd::new(process, PollFlags::IN)));
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let timeout =
+            left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+        match poll(&mut watched, timeout.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(!watched[0].revents().is_empty()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A forked stack.
+struct Stack {
+    pid: Pid,
+    process: OwnedFd,
+}
+
+impl Stack {
+    #[allow(unsafe_code)]
+    fn fork(
+        instructions: &Instructions,
+        link: &OwnedFd,
+        channel: OwnedFd,
+        moved: &Rc<SharedNumber>,
+        is_resumed: bool,
+    ) -> io::Result<Stack> {
+        let keeper = getpid();
+        let link = link.try_clone()?;
+        // SAFETY: this process has one thread, so that its child can continue as it would. The child does not return.
+        let pid = match unsafe { libc::fork() } {
+            -1 => return Err(io::Error::last_os_error()),
+            0 => {
+                let served = die_with(keeper)
+                    .and_then(|()| close_all_but(vec![link.as_raw_fd(), channel.as_raw_fd()]))
+                    .and_then(|()| serve(instructions, link, channel, moved, is_resumed));
+                let code = super::exit_code(served);
+                // SAFETY: ends the child without what its parent has registered for its own end.
+                unsafe { libc::_exit(code) }
+            }
+            pid => Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?,
+        };
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Stack { pid, process })
+    }
+
+    /// Waits for its end and says how it ended; nothing if the supervisor has ended it.
+    fn wait(self, connections: &Connections) -> io::Result<Option<ExitStatus>> {
+        if is_told_to_end(connections, Some(&self.process), None)? {
+            let mut watched = [PollFd::new(&self.process, PollFlags::IN)];
+            let patience = Timespec { tv_sec: END_PATIENCE.as_secs() as i64, tv_nsec: 0 };
+            if !matches!(poll(&mut watched, Some(&patience)), Ok(1)) {
+                let _ = kill_process(self.pid, Signal::KILL);
+            }
+            let _ = waitpid(Some(self.pid), WaitOptions::empty());
+            return Ok(None);
+        }
+        let (_, status) = waitpid(Some(self.pid), WaitOptions::empty())?.ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Some(ExitStatus::from_raw(status.as_raw())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stack_that_does_not_hold_is_replaced_eight_times_with_growing_pauses() {
+        let mut replacements = Replacements::default();
+        let mut pauses = || replacements.next(Duration::from_secs(1)).map(|pause| pause.as_millis());
+        let all: Vec<_> = std::iter::from_fn(&mut pauses).collect();
+        assert_eq!(all, [50, 100, 200, 400, 800, 1600, 3200, 6400]);
+        assert_eq!(pauses(), None);
+        assert_eq!(replacements.next(HELD), Some(FIRST_PAUSE), "one that has held");
+    }
+}
