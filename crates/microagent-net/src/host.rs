@@ -16,6 +16,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::address::contains;
+pub use kernel::HostWatch;
 
 /// Number of the loopback interface in every network namespace.
 ///

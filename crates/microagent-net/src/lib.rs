@@ -41,7 +41,7 @@ pub use dns::local::HostEntry;
 pub use dns::resolver::{DnsRequest, DnsRequestId, DnsTransport};
 pub use egress::Now;
 pub use frame::MAX_FRAME_LEN;
-pub use host::{HostAddresses, Network, Route, RouteKind};
+pub use host::{HostAddresses, HostWatch, Network, Route, RouteKind};
 pub use hosts_file::host_entries;
 pub use outbox::{LENGTH_LEN, Outbox};
 pub use resolv_conf::{HostResolver, host_resolver};

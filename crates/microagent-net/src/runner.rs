@@ -23,7 +23,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, acceptfrom_with, recv, recv
 
 use crate::egress::Now;
 use crate::sockets::{PortNumber, Readiness};
-use crate::stack::{Stack, StackOptions};
+use crate::stack::{HostChange, Stack, StackOptions};
 use frames::FrameReader;
 use host::{HostSockets, HostStream};
 use pace::Pace;
@@ -60,8 +60,8 @@ const WRITE_MAX: usize = 96 * 1024;
 pub struct Channels {
     /// The link: a stream of frames, each with four bytes of length before it, big-endian.
     pub qemu: OwnedFd,
-    /// Readable when the controller has an order.
-    pub control: OwnedFd,
+    /// Each is readable when the controller may have an order.
+    pub controls: Vec<OwnedFd>,
     /// Most bytes per second on the link in each direction, without the length before each frame counted in.
     pub rate: Option<NonZeroU64>,
     /// Whether another stack has served the link before and has ended at any moment.
@@ -92,6 +92,8 @@ pub enum Order {
     Open(PortNumber, Listener),
     /// Take no more clients at a published port. Connections that are open stay open, flows of datagrams end.
     Close(PortNumber),
+    /// Take what has changed on the host.
+    Follow(Box<HostChange>),
     /// End.
     End,
 }
@@ -120,7 +122,9 @@ pub fn run_stack(
     let edge = epoll::EventFlags::ET;
     let both = epoll::EventFlags::IN | epoll::EventFlags::OUT | edge;
     epoll::add(&epoll, &channels.qemu, epoll::EventData::new_u64(QEMU), both)?;
-    epoll::add(&epoll, &channels.control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
+    for control in &channels.controls {
+        epoll::add(&epoll, control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
+    }
     let room = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&room, &channels.qemu, epoll::EventData::new_u64(QEMU), epoll::EventFlags::OUT)?;
     let begun = Instant::now();
@@ -263,6 +267,7 @@ impl Runner<'_> {
                 Order::End => return Ok(Turn::Last),
                 Order::Open(number, listener) => self.open_port(number & !KINDS, listener)?,
                 Order::Close(number) => self.close_port(number),
+                Order::Follow(change) => self.stack.follow(*change),
             }
         }
     }

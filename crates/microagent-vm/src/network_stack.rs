@@ -4,9 +4,11 @@
 //! and descriptors over that socket: the link to QEMU, the first stack's [`channel`] to the supervisor for published
 //! ports and decisions, and one for its own [`reports`].
 
+mod changes;
 mod channel;
 mod jail;
 mod keeper;
+mod messages;
 mod reports;
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -35,6 +37,7 @@ pub(crate) use reports::{KeeperReport, KeeperReports};
 
 use crate::core_dump::never_dump_core;
 use crate::mapped::SharedNumber;
+use crate::spec::HostFiles;
 
 /// Second argument of both processes, after [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT). No workspace has such a
 /// name.
@@ -45,9 +48,6 @@ const INSTRUCTIONS_LIMIT: usize = 1024 * 1024;
 
 /// Deadline of both sides for sending and receiving the instructions.
 const INSTRUCT_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Most descriptors of one message; the kernel's limit.
-const DESCRIPTORS_MAX: usize = 253;
 
 /// Allocations of this size or more get a mapping of their own, so that buffers of connections return their memory to
 /// the host, and use only the pages that contain data.
@@ -65,6 +65,8 @@ pub(crate) struct Instructions {
     pub(crate) forwards: Vec<Forward>,
     /// Most bytes per second in each direction.
     pub(crate) bytes_per_second: Option<NonZeroU64>,
+    /// What is read again while stacks run.
+    pub(crate) host_files: HostFiles,
 }
 
 /// Descriptors that come with the instructions.
@@ -137,14 +139,13 @@ fn run() -> io::Result<()> {
         descriptors.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     let [link, channel, supervisor] = descriptors;
     drop(control);
-    keeper::keep(&instructions, &Connections { link, supervisor }, channel)
+    keeper::keep(instructions, Connections { link, supervisor }, channel)
 }
 
 /// Serves a guest as its stack until the link closes or the supervisor ends it.
 fn serve(
     instructions: &Instructions,
-    qemu: OwnedFd,
-    channel: OwnedFd,
+    [qemu, channel, keeper]: [OwnedFd; 3],
     moved: &Rc<SharedNumber>,
     is_resumed: bool,
 ) -> io::Result<()> {
@@ -163,8 +164,9 @@ fn serve(
         moved_bytes: moved.get(),
     };
     let rate = instructions.bytes_per_second;
-    let mut supervisor = SupervisorChannel::new(channel.try_clone()?, Rc::clone(moved));
-    run_stack(options, Channels { qemu, control: channel, rate, is_resumed }, &mut supervisor)
+    let mut supervisor = SupervisorChannel::new(channel.try_clone()?, keeper.try_clone()?, Rc::clone(moved));
+    let channels = Channels { qemu, controls: vec![channel, keeper], rate, is_resumed };
+    run_stack(options, channels, &mut supervisor)
 }
 
 /// Raises the limit of open files to the maximum, because every connection has a descriptor.

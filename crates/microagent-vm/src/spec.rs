@@ -169,6 +169,17 @@ pub struct NetworkSpec {
     pub forwards: Vec<Forward>,
     /// Most bytes per second in each direction.
     pub bps: Option<u64>,
+    /// The files that name servers and names come from.
+    pub host_files: HostFiles,
+}
+
+/// Files of the host that are read again while a network stack runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFiles {
+    /// The one with the name servers, if they come from there.
+    pub resolv_conf: Option<PathBuf>,
+    /// The one with names, if they are served.
+    pub hosts: Option<PathBuf>,
 }
 
 /// What the guest does.

@@ -16,7 +16,7 @@ use microagent_net::{
 use microagent_proto::{Configure, Entropy, GENERATION, Limit, MacAddress, Network, Root, Settings, Tmpfs};
 use microagent_store::{Identity, StateDir, WorkspaceDir, WorkspaceRecord, read_limited_following};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
-use microagent_vm::spec::{DiskLimits, NetworkSpec};
+use microagent_vm::spec::{DiskLimits, HostFiles, NetworkSpec};
 use microagent_vm::{
     AccelDecision, DiskSpec, KvmFacts, LayerFile, MachineSpec, SUPERVISOR_PROTOCOL, SuperviseError,
     SupervisorSpec, Walls, Work, accel,
@@ -199,8 +199,15 @@ impl Engine {
             let egress = EgressPolicy { mode: EgressMode::Allowlist, ..EgressPolicy::default() };
             let names = NameOptions { hostname, ..NameOptions::default() };
             let resolver = HostResolver { name_servers: Vec::new(), search: Vec::new(), options: Vec::new() };
-            let spec =
-                NetworkSpec { publish: Vec::new(), egress, name_servers: Vec::new(), names, forwards, bps };
+            let spec = NetworkSpec {
+                publish: Vec::new(),
+                egress,
+                name_servers: Vec::new(),
+                names,
+                forwards,
+                bps,
+                host_files: HostFiles::default(),
+            };
             return Ok(Some((spec, resolver)));
         }
         let mut resolver = self.host_resolver()?;
@@ -224,6 +231,10 @@ impl Engine {
             names,
             forwards,
             bps,
+            host_files: HostFiles {
+                resolv_conf: servers.is_empty().then(|| absolute(&self.options().resolv_conf)).transpose()?,
+                hosts: host_file.then(|| absolute(&self.options().hosts_file)).transpose()?,
+            },
         };
         Ok(Some((spec, resolver)))
     }

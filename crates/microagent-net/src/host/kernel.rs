@@ -5,9 +5,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with,
+};
 
 use super::HostAddresses;
 use super::message::{Answer, Subject, answers, request};
@@ -26,6 +29,47 @@ const ATTEMPTS: u32 = 8;
 
 /// Most networks that count. The host's whole routing table may be larger.
 const NETWORKS_MAX: usize = 16 * 1024;
+
+/// What is heard of: interfaces, their IPv4 addresses, IPv4 routes.
+///
+/// # Source
+/// Linux `include/uapi/linux/rtnetlink.h`, `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV4_ROUTE`.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40;
+
+/// Messages about changes that are read at once. What is left is a change at the next look.
+const CHANGES_MAX: usize = 1024;
+
+/// Hears of changes of what [`HostAddresses`] are made of.
+#[derive(Debug)]
+pub struct HostWatch(OwnedFd);
+
+impl HostWatch {
+    /// Hears of changes from here on.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of them.
+    pub fn new() -> io::Result<HostWatch> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?;
+        bind(&socket, &SocketAddrNetlink::new(0, GROUPS))?;
+        Ok(HostWatch(socket))
+    }
+
+    /// Whether something has changed since the last call.
+    pub fn has_changed(&self) -> bool {
+        let mut has_changed = false;
+        let mut start = [0; 64];
+        for _ in 0..CHANGES_MAX {
+            match recv(&self.0, &mut start[..], RecvFlags::TRUNC) {
+                // Without room for all of them, the kernel has dropped some.
+                Ok(_) | Err(Errno::NOBUFS) => has_changed = true,
+                Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        has_changed
+    }
+}
 
 /// The addresses of the running host.
 pub(super) fn host_addresses() -> io::Result<HostAddresses> {

@@ -3,8 +3,7 @@
 //! the stack sends decisions as lines of JSON.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -12,16 +11,13 @@ use microagent_model::egress::Decision;
 use microagent_model::{PORTS_MAX, PortProtocol, Publish};
 use microagent_net::{Controller, Listener, Order, PortNumber};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv, recvmsg, send, sendmsg,
-    shutdown, socketpair,
-};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
-use super::DESCRIPTORS_MAX;
+use super::changes::hear;
+use super::messages::{DESCRIPTORS_MAX, message_pair, receive_message, send_message};
 use crate::mapped::SharedNumber;
 
 /// Longest message in bytes, either way.
@@ -35,12 +31,6 @@ const DECISIONS_MAX: usize = 256 * 1024;
 
 // All ports of a workspace are opened by one message.
 const _: () = assert!(PORTS_MAX * PORT_TEXT_MAX < MESSAGE_LIMIT && PORTS_MAX <= DESCRIPTORS_MAX);
-
-/// Two connected sockets of messages in order.
-pub(super) fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
-}
 
 /// What a stack is told about published ports.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -86,15 +76,7 @@ impl StackChannel {
     }
 
     fn send(&self, order: &PortOrder, sockets: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let text = serde_json::to_vec(order)?;
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !sockets.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(sockets)) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        sendmsg(&self.0, &[IoSlice::new(&text)], &mut ancillary, flags)?;
-        Ok(())
+        send_message(&self.0, &serde_json::to_vec(order)?, sockets)
     }
 
     /// Waits for decisions, each a line; nothing when the stack's end is closed. Cancel-safe.
@@ -116,6 +98,8 @@ impl StackChannel {
 /// The stack's end.
 pub(super) struct SupervisorChannel {
     socket: OwnedFd,
+    /// The keeper tells of changes of the host there.
+    keeper: OwnedFd,
     /// Where the moved bytes are noted.
     moved: Rc<SharedNumber>,
     /// Decisions on their way to the supervisor. They never hold the stack up.
@@ -124,25 +108,18 @@ pub(super) struct SupervisorChannel {
 }
 
 impl SupervisorChannel {
-    pub(super) fn new(socket: OwnedFd, moved: Rc<SharedNumber>) -> SupervisorChannel {
-        SupervisorChannel { socket, moved, waiting: Vec::new(), orders: VecDeque::new() }
+    pub(super) fn new(socket: OwnedFd, keeper: OwnedFd, moved: Rc<SharedNumber>) -> SupervisorChannel {
+        SupervisorChannel { socket, keeper, moved, waiting: Vec::new(), orders: VecDeque::new() }
     }
 
     /// Takes a message of the supervisor.
     fn receive(&self) -> Result<Vec<Order>, Errno> {
         let mut text = vec![0; MESSAGE_LIMIT];
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let received = recvmsg(&self.socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, flags)?;
-        if received.bytes == 0 {
+        let (len, sockets) = receive_message(&self.socket, &mut text)?;
+        if len == 0 {
             return Ok(vec![Order::End]);
         }
-        let sockets = ancillary.drain().flat_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(rights) => rights.collect(),
-            _ => Vec::new(),
-        });
-        let order: PortOrder = serde_json::from_slice(&text[..received.bytes]).unwrap_or_default();
+        let order: PortOrder = serde_json::from_slice(&text[..len]).unwrap_or_default();
         let open = order.open.into_iter().zip(sockets).map(|((number, protocol, guest_port), socket)| {
             Order::Open(number, Listener { socket, protocol, guest_port })
         });
@@ -183,7 +160,10 @@ impl Controller for SupervisorChannel {
             match self.receive() {
                 Ok(orders) => self.orders.extend(orders),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Order::Nothing,
+                Err(Errno::AGAIN) => {
+                    return hear(&self.keeper)
+                        .map_or(Order::Nothing, |change| Order::Follow(Box::new(change)));
+                }
                 Err(_) => return Order::End,
             }
         }
@@ -205,6 +185,11 @@ mod tests {
 
     use super::*;
 
+    fn stack_end(socket: OwnedFd) -> SupervisorChannel {
+        let (keeper, _) = message_pair().unwrap();
+        SupervisorChannel::new(socket, keeper, Rc::new(SharedNumber::new().unwrap()))
+    }
+
     fn decision(name: String) -> Decision {
         Decision {
             at: Timestamp::UNIX_EPOCH,
@@ -223,7 +208,7 @@ mod tests {
     #[tokio::test]
     async fn every_port_of_a_workspace_is_opened_by_one_message() {
         let (ours, theirs) = StackChannel::pair().unwrap();
-        let mut stack = SupervisorChannel::new(theirs, Rc::new(SharedNumber::new().unwrap()));
+        let mut stack = stack_end(theirs);
         assert!(matches!(stack.order(), Order::Nothing));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let publish: Publish = "127.0.0.1:65535:65535/udp".parse().unwrap();
@@ -244,7 +229,7 @@ mod tests {
     #[tokio::test]
     async fn decisions_come_as_whole_lines() {
         let (ours, theirs) = StackChannel::pair().unwrap();
-        let mut stack = SupervisorChannel::new(theirs, Rc::new(SharedNumber::new().unwrap()));
+        let mut stack = stack_end(theirs);
         for number in 0..500 {
             stack.record(&decision(format!("{number}.{}", "x".repeat(200))));
         }

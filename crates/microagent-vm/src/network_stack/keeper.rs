@@ -1,7 +1,8 @@
 //! The keeper of a network stack: it starts the stack as a process of its own, and starts another one when it ends before
 //! its time.
 //!
-//! The keeper holds the link to QEMU, so that a stack that ends does not close it. It reads nothing that a guest or a
+//! The keeper holds the link to QEMU, so that a stack that ends does not close it. It looks for changes of the host once a
+//! second, and tells the stack of them. It reads nothing that a guest or a
 //! stack has written; all that it notices of a stack is how it ended. A stack is forked and not executed: it begins with
 //! what the keeper knows, and shares its memory until it writes to it.
 
@@ -21,7 +22,8 @@ use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, waitpid};
 
-use super::channel::message_pair;
+use super::changes::{Follower, tell};
+use super::messages::message_pair;
 use super::reports::{KeeperReport, report};
 use super::{Instructions, serve};
 use crate::descriptors::close_all_but;
@@ -75,37 +77,34 @@ pub(super) struct Connections {
 ///
 /// # Errors
 /// When no stack can be started, or too many have ended.
-pub(super) fn keep(
-    instructions: &Instructions,
-    connections: &Connections,
-    channel: OwnedFd,
-) -> io::Result<()> {
+pub(super) fn keep(instructions: Instructions, connections: Connections, channel: OwnedFd) -> io::Result<()> {
     // Fails when the host allows less, which the stack can use as well.
     let _ = set_socket_send_buffer_size(&connections.link, LINK_BUFFER);
     give_up_capabilities()?;
     confine().map_err(io::Error::other)?;
     let moved = Rc::new(SharedNumber::new()?);
+    let mut keeper = Keeper { instructions, connections, moved, follower: Follower::new(), is_owed: false };
     let mut replacements = Replacements::default();
     let mut next = (channel, None);
     let mut is_resumed = false;
     loop {
         let (channel, supervisors) = next;
         let begun = Instant::now();
-        let stack = Stack::fork(instructions, &connections.link, channel, &moved, is_resumed)?;
+        let stack = keeper.fork(channel, is_resumed)?;
         let started = KeeperReport::Started { process: ProcessId::of(stack.pid.as_raw_nonzero().get()) };
-        report(connections.supervisor.as_fd(), &started, supervisors.as_ref().map(AsFd::as_fd));
-        drop(supervisors);
-        let Some(status) = stack.wait(connections)? else { return Ok(()) };
+        keeper.report(&started, supervisors);
+        let Some(status) = keeper.wait(&stack)? else { return Ok(()) };
+        drop(stack);
         if status.success() {
             return Ok(());
         }
         let pause = replacements.next(begun.elapsed());
         let ended = KeeperReport::Ended { reason: status.to_string(), is_replaced: pause.is_some() };
-        report(connections.supervisor.as_fd(), &ended, None);
+        keeper.report(&ended, None);
         let Some(pause) = pause else {
             return Err(io::Error::other(format!("{REPLACEMENTS_MAX} stacks in a row have ended")));
         };
-        if is_told_to_end(connections, None, Some(pause))? {
+        if keeper.is_told_to_end(None, Some(pause))? {
             return Ok(());
         }
         let (ours, theirs) = message_pair()?;
@@ -125,53 +124,45 @@ fn confine() -> Result<(), RulesetError> {
     allow(rules, "/".as_ref(), AccessFs::ReadFile | AccessFs::ReadDir)?.restrict_self().map(drop)
 }
 
-/// Waits until a process has ended, the time is over, or the supervisor is gone. True if it is the supervisor.
-fn is_told_to_end(
-    connections: &Connections,
-    process: Option<&OwnedFd>,
-    patience: Option<Duration>,
-) -> io::Result<bool> {
-    let until = patience.map(|patience| Instant::now() + patience);
-    loop {
-        // It sends nothing: its socket is readable at its end.
-        let mut watched = vec![PollFd::new(&connections.supervisor, PollFlags::IN)];
-        watched.extend(process.map(|process| PollFd::new(process, PollFlags::IN)));
-        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let timeout =
-            left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
-        match poll(&mut watched, timeout.as_ref()) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(!watched[0].revents().is_empty()),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 /// A forked stack.
 struct Stack {
     pid: Pid,
     process: OwnedFd,
+    /// Where it hears of changes of the host.
+    changes: OwnedFd,
 }
 
-impl Stack {
+struct Keeper {
+    /// What the next stack is told.
+    instructions: Instructions,
+    connections: Connections,
+    moved: Rc<SharedNumber>,
+    follower: Follower,
+    /// Whether the running stack has not been told of a change.
+    is_owed: bool,
+}
+
+impl Keeper {
+    fn report(&self, message: &KeeperReport, channel: Option<OwnedFd>) {
+        report(self.connections.supervisor.as_fd(), message, channel.as_ref().map(AsFd::as_fd));
+    }
+
+    /// Starts a stack, which is told all that is known of the host.
     #[allow(unsafe_code)]
-    fn fork(
-        instructions: &Instructions,
-        link: &OwnedFd,
-        channel: OwnedFd,
-        moved: &Rc<SharedNumber>,
-        is_resumed: bool,
-    ) -> io::Result<Stack> {
+    fn fork(&mut self, channel: OwnedFd, is_resumed: bool) -> io::Result<Stack> {
         let keeper = getpid();
-        let link = link.try_clone()?;
+        let link = self.connections.link.try_clone()?;
+        let (changes, theirs) = message_pair()?;
+        self.is_owed = false;
         // SAFETY: this process has one thread, so that its child can continue as it would. The child does not return.
         let pid = match unsafe { libc::fork() } {
             -1 => return Err(io::Error::last_os_error()),
             0 => {
+                let descriptors = [link, channel, theirs];
+                let kept = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
                 let served = die_with(keeper)
-                    .and_then(|()| close_all_but(vec![link.as_raw_fd(), channel.as_raw_fd()]))
-                    .and_then(|()| serve(instructions, link, channel, moved, is_resumed));
+                    .and_then(|()| close_all_but(kept))
+                    .and_then(|()| serve(&self.instructions, descriptors, &self.moved, is_resumed));
                 let code = super::exit_code(served);
                 // SAFETY: ends the child without what its parent has registered for its own end.
                 unsafe { libc::_exit(code) }
@@ -179,22 +170,49 @@ impl Stack {
             pid => Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?,
         };
         let process = pidfd_open(pid, PidfdFlags::empty())?;
-        Ok(Stack { pid, process })
+        Ok(Stack { pid, process, changes })
     }
 
-    /// Waits for its end and says how it ended; nothing if the supervisor has ended it.
-    fn wait(self, connections: &Connections) -> io::Result<Option<ExitStatus>> {
-        if is_told_to_end(connections, Some(&self.process), None)? {
-            let mut watched = [PollFd::new(&self.process, PollFlags::IN)];
+    /// Waits for the end of a stack and says how it ended; nothing if the supervisor has ended it.
+    fn wait(&mut self, stack: &Stack) -> io::Result<Option<ExitStatus>> {
+        if self.is_told_to_end(Some(stack), None)? {
+            let mut watched = [PollFd::new(&stack.process, PollFlags::IN)];
             let patience = Timespec { tv_sec: END_PATIENCE.as_secs() as i64, tv_nsec: 0 };
             if !matches!(poll(&mut watched, Some(&patience)), Ok(1)) {
-                let _ = kill_process(self.pid, Signal::KILL);
+                let _ = kill_process(stack.pid, Signal::KILL);
             }
-            let _ = waitpid(Some(self.pid), WaitOptions::empty());
+            let _ = waitpid(Some(stack.pid), WaitOptions::empty());
             return Ok(None);
         }
-        let (_, status) = waitpid(Some(self.pid), WaitOptions::empty())?.ok_or(io::ErrorKind::InvalidData)?;
+        let (_, status) =
+            waitpid(Some(stack.pid), WaitOptions::empty())?.ok_or(io::ErrorKind::InvalidData)?;
         Ok(Some(ExitStatus::from_raw(status.as_raw())))
+    }
+
+    /// Waits until a stack has ended, the time is over, or the supervisor is gone, and follows the host meanwhile. True if
+    /// it is the supervisor.
+    fn is_told_to_end(&mut self, stack: Option<&Stack>, patience: Option<Duration>) -> io::Result<bool> {
+        let until = patience.map(|patience| Instant::now() + patience);
+        loop {
+            self.is_owed |= self.follower.refresh(&mut self.instructions);
+            if self.is_owed
+                && let Some(stack) = stack
+            {
+                self.is_owed = tell(stack.changes.as_fd(), &self.instructions).is_err();
+            }
+            // It sends nothing: its socket is readable at its end.
+            let mut watched = vec![PollFd::new(&self.connections.supervisor, PollFlags::IN)];
+            watched.extend(stack.map(|stack| PollFd::new(&stack.process, PollFlags::IN)));
+            let next = until.map_or(self.follower.next_look(), |until| until.min(self.follower.next_look()));
+            let left = next.saturating_duration_since(Instant::now());
+            let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match poll(&mut watched, Some(&timeout)) {
+                Ok(0) if until.is_some_and(|until| until <= Instant::now()) => return Ok(false),
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(!watched[0].revents().is_empty()),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 

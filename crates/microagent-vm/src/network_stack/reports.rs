@@ -1,20 +1,16 @@
 //! What a keeper reports to its supervisor: messages over a socket pair with message boundaries, a new stack with the
 //! supervisor's end of its channel.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use microagent_store::ProcessId;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
-};
+use rustix::net::{Shutdown, shutdown};
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
-use super::channel::message_pair;
+use super::messages::{message_pair, receive_message, send_message};
 
 /// Longest report in bytes.
 const REPORT_LIMIT: usize = 4096;
@@ -55,41 +51,32 @@ impl KeeperReports {
 
     /// Waits for the next report; `None` when the keeper is gone. Cancel-safe.
     pub(crate) async fn next(&self) -> io::Result<Option<(KeeperReport, Option<OwnedFd>)>> {
-        self.0.async_io(Interest::READABLE, || receive(self.0.as_fd())).await
+        self.0.async_io(Interest::READABLE, || receive(&self.0)).await
     }
 }
 
-fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(KeeperReport, Option<OwnedFd>)>> {
+fn receive(socket: &UnixDatagram) -> io::Result<Option<(KeeperReport, Option<OwnedFd>)>> {
     let mut text = [0; REPORT_LIMIT];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, flags)?;
-    if received.bytes == 0 {
+    let (len, descriptors) = receive_message(socket, &mut text)?;
+    if len == 0 {
         return Ok(None);
     }
-    let descriptor = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
-        _ => None,
-    });
-    Ok(Some((serde_json::from_slice(&text[..received.bytes])?, descriptor)))
+    Ok(Some((serde_json::from_slice(&text[..len])?, descriptors.into_iter().next())))
 }
 
 /// Sends a report. A supervisor that is gone, or does not read, misses it.
 pub(super) fn report(socket: BorrowedFd<'_>, report: &KeeperReport, channel: Option<BorrowedFd<'_>>) {
-    let Ok(text) = serde_json::to_vec(report) else { return };
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let channel = channel.map(|channel| [channel]);
-    if let Some(channel) = &channel {
-        ancillary.push(SendAncillaryMessage::ScmRights(channel));
+    if let Ok(text) = serde_json::to_vec(report) {
+        let _ = send_message(socket, &text, channel.as_slice());
     }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    let _ = sendmsg(socket, &[IoSlice::new(&text)], &mut ancillary, flags);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::net::{RecvFlags, SendFlags};
+
     use super::*;
 
     #[tokio::test]

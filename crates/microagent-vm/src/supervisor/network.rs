@@ -101,6 +101,7 @@ impl Network {
             names: spec.names.clone(),
             forwards: spec.forwards.clone(),
             bytes_per_second: spec.bps.and_then(NonZeroU64::new),
+            host_files: spec.host_files.clone(),
         };
         let cannot_start = |error: &io::Error| start_failure(Path::new("microagent"), error);
         let (keeper, control) = spawn_keeper().map_err(|e| cannot_start(&e))?;
