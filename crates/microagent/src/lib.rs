@@ -214,7 +214,7 @@ pub mod apply {
 
 /// Snapshots of workspaces.
 pub mod snapshot {
-    pub use crate::workspace::{Snapshot, SnapshotDeletion as Deletion, Snapshots};
+    pub use crate::workspace::{Snapshot, SnapshotDeletion, Snapshots};
 }
 
 /// What a guest may reach, and what the filter decided.

@@ -159,7 +159,7 @@ impl Engine {
         let removed = removing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         removed.map_err(|source| Error::File { action: "remove", path: dir.path().to_owned(), source })?;
         // The workspace is gone either way; layers that cannot be freed now are freed by a prune.
-        let _ = self.free_layers();
+        let _ = self.remove_unneeded_layers();
         Ok(())
     }
 }

@@ -55,7 +55,7 @@ pub use lifecycle::{REASON_LIMIT, StartOptions};
 pub use logs::{LogOptions, last_lines};
 pub use network::{GuestAddresses, HostForward, NetworkDetails, PortForward};
 pub use observe::{Inspection, Stats};
-pub use snapshot::{Deletion as SnapshotDeletion, Snapshot, Snapshots};
+pub use snapshot::{Snapshot, SnapshotDeletion, Snapshots};
 pub use supervise::SuperviseOptions;
 
 /// Deadline for the end of a killed supervisor, which has nothing to flush.

@@ -59,7 +59,12 @@ fn every_future_of_an_engine_is_send() {
 
     let snapshots = engine.workspace(&"web".parse().expect("a name")).snapshots();
     let (tag, other) = ("a".parse().expect("a tag"), "other".parse().expect("a name"));
+    assert_send(engine.free_layers());
+    assert_send(engine.layer_bytes());
     assert_send(snapshots.create(None));
+    assert_send(snapshots.list());
+    assert_send(snapshots.get(&tag));
+    assert_send(snapshots.delete(&tag));
     assert_send(snapshots.restore(&tag));
     assert_send(snapshots.create_workspace(&tag, &other));
 

@@ -188,7 +188,8 @@ fn created(snapshot: &Snapshot) -> String {
 }
 
 fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
-    let snapshots = context.engine().workspace(&args.name).snapshots().list()?;
+    let snapshots = context.engine().workspace(&args.name).snapshots();
+    let snapshots = context.block_on(async |_| Ok(snapshots.list().await?))?;
     let mut snapshots: Vec<_> = snapshots.into_iter().map(SnapshotDocument::from).collect();
     let values = snapshots.iter().map(|snapshot| serde_json::json!(snapshot));
     let entries = Entries::new(values, &[("size", "bytes")], "tag");
@@ -224,7 +225,7 @@ fn listing(snapshots: &[SnapshotDocument]) -> String {
 fn restore(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
     let workspace = context.engine().workspace(&args.name);
     let snapshots = workspace.snapshots();
-    let snapshot = snapshots.get(&args.tag)?;
+    let snapshot = context.block_on(async |_| Ok(snapshots.get(&args.tag).await?))?;
     if !args.yes && !confirmed(&question(&snapshot), "restoring a snapshot", "add --yes")? {
         return print_text("Nothing was changed.\n");
     }
@@ -252,22 +253,28 @@ fn question(snapshot: &Snapshot) -> String {
 fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
     let snapshots = context.engine().workspace(&args.name).snapshots();
     if !args.yes {
-        for tag in &args.tags {
-            snapshots.get(tag)?;
-        }
+        context.block_on(async |_| {
+            for tag in &args.tags {
+                snapshots.get(tag).await?;
+            }
+            Ok(())
+        })?;
         // Without a terminal there is nobody to ask; scripts name what they mean.
         let tags: Vec<_> = args.tags.iter().map(SnapshotTag::as_str).collect();
         if confirm(&format!("Delete {} of {}?", tags.join(", "), args.name)) == Some(false) {
             return print_text("Nothing was deleted.\n");
         }
     }
-    let (mut done, mut failures) = (Vec::new(), Vec::new());
-    for tag in args.tags {
-        match snapshots.delete(&tag) {
-            Ok(deletion) => done.push(DeletedSnapshot::new(tag, deletion)),
-            Err(error) => failures.push(error),
+    let (done, failures) = context.block_on(async |_| {
+        let (mut done, mut failures) = (Vec::new(), Vec::new());
+        for tag in args.tags {
+            match snapshots.delete(&tag).await {
+                Ok(deletion) => done.push(DeletedSnapshot::new(tag, deletion)),
+                Err(error) => failures.push(error),
+            }
         }
-    }
+        Ok((done, failures))
+    })?;
     match context.format {
         Format::Json => print_json(&SnapshotDeleteDocument { snapshots: done })?,
         Format::Text => print_text(&done.iter().map(line).collect::<String>())?,

@@ -111,7 +111,7 @@ async fn disk_use(engine: &Engine) -> Result<DiskUseDocument, Error> {
     Ok(DiskUseDocument {
         images: sum(images.iter().map(|image| image.content_bytes).collect()),
         workspaces: sum(workspaces),
-        snapshots: UseDocument { count: snapshots, bytes: engine.layer_bytes()? },
+        snapshots: UseDocument { count: snapshots, bytes: engine.layer_bytes().await? },
         volumes: sum(volumes.iter().map(|volume| volume.bytes).collect()),
         templates: sum(engine.templates().list().await?.iter().map(|template| template.bytes).collect()),
     })
@@ -142,7 +142,7 @@ fn prune(context: &Context, args: &PruneArgs) -> Result<(), Failure> {
     let (templates, layers, images, volumes) = context.block_on(async |token| {
         let progress = Progress::new().cancel(token);
         let templates = engine.templates().prune(templates).await?;
-        let layers = engine.free_layers()?;
+        let layers = engine.free_layers().await?;
         let images = engine.images().prune(images).await?;
         let volumes = if args.volumes { Some(engine.volumes().prune(&progress).await?) } else { None };
         Ok((templates, layers, images, volumes))

@@ -1,7 +1,7 @@
 //! `microagent snapshot`, in JSON.
 
 use jiff::Timestamp;
-use microagent::snapshot::{Deletion, Snapshot};
+use microagent::snapshot::{Snapshot, SnapshotDeletion};
 use microagent::{SnapshotTag, WorkspaceName};
 use serde::Serialize;
 
@@ -70,7 +70,7 @@ impl From<Snapshot> for SnapshotDocument {
 
 impl DeletedSnapshot {
     /// What the library did to this snapshot.
-    pub(crate) fn new(tag: SnapshotTag, deletion: Deletion) -> DeletedSnapshot {
+    pub(crate) fn new(tag: SnapshotTag, deletion: SnapshotDeletion) -> DeletedSnapshot {
         DeletedSnapshot { tag, deleted: deletion.deleted, freed_bytes: deletion.freed_bytes }
     }
 }

@@ -23,6 +23,7 @@ use microagent_vm::{Backing, create_overlay, flatten};
 
 use super::clone::derived;
 use super::{Workspace, lock_patiently};
+use crate::blocking::blocking;
 use crate::disks::copy_disk;
 use crate::error::{Action, SnapshotError};
 use crate::supervisor_spec::{layer_files, random};
@@ -66,7 +67,7 @@ pub struct Snapshot {
 /// The result of [`Snapshots::delete`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Deletion {
+pub struct SnapshotDeletion {
     /// Whether the snapshot existed.
     pub deleted: bool,
     /// Bytes on disk that were freed: of layers that nothing else needs.
@@ -86,7 +87,13 @@ impl Engine {
     ///
     /// # Errors
     /// Fails if a record cannot be read, and then removes nothing; or if a file cannot be removed.
-    pub fn free_layers(&self) -> Result<u64, Error> {
+    pub async fn free_layers(&self) -> Result<u64, Error> {
+        let engine = self.clone();
+        blocking(move || engine.remove_unneeded_layers()).await
+    }
+
+    /// As [`Engine::free_layers`], on this thread.
+    pub(crate) fn remove_unneeded_layers(&self) -> Result<u64, Error> {
         Ok(self.state().free_layers().map_err(SnapshotError::from)?)
     }
 
@@ -94,9 +101,12 @@ impl Engine {
     ///
     /// # Errors
     /// Fails if the directory of layers exists and cannot be read.
-    pub fn layer_bytes(&self) -> Result<u64, Error> {
-        let state = self.state();
-        state.layer_bytes().map_err(|source| Error::File { action: "read", path: state.layers(), source })
+    pub async fn layer_bytes(&self) -> Result<u64, Error> {
+        let state = self.state().clone();
+        blocking(move || {
+            state.layer_bytes().map_err(|source| Error::File { action: "read", path: state.layers(), source })
+        })
+        .await
     }
 
     /// Keeps layers from being freed.
@@ -127,7 +137,12 @@ impl Snapshots {
     ///
     /// # Errors
     /// Fails if the workspace does not exist or its directory cannot be read.
-    pub fn list(&self) -> Result<Vec<Snapshot>, Error> {
+    pub async fn list(&self) -> Result<Vec<Snapshot>, Error> {
+        let snapshots = self.clone();
+        blocking(move || snapshots.read_all()).await
+    }
+
+    fn read_all(&self) -> Result<Vec<Snapshot>, Error> {
         let dir = self.workspace.existing()?;
         let tags = dir.snapshot_tags().map_err(|source| Error::File {
             action: "read",
@@ -143,7 +158,12 @@ impl Snapshots {
     ///
     /// # Errors
     /// Fails if there is none.
-    pub fn get(&self, tag: &SnapshotTag) -> Result<Snapshot, Error> {
+    pub async fn get(&self, tag: &SnapshotTag) -> Result<Snapshot, Error> {
+        let (snapshots, tag) = (self.clone(), tag.clone());
+        blocking(move || snapshots.read(&tag)).await
+    }
+
+    fn read(&self, tag: &SnapshotTag) -> Result<Snapshot, Error> {
         self.observe(&self.workspace.existing()?, tag).ok_or_else(|| self.no_such(tag))
     }
 
@@ -152,14 +172,19 @@ impl Snapshots {
     ///
     /// # Errors
     /// Fails if the workspace does not exist or files cannot be removed.
-    pub fn delete(&self, tag: &SnapshotTag) -> Result<Deletion, Error> {
+    pub async fn delete(&self, tag: &SnapshotTag) -> Result<SnapshotDeletion, Error> {
+        let (snapshots, tag) = (self.clone(), tag.clone());
+        blocking(move || snapshots.remove(&tag)).await
+    }
+
+    fn remove(&self, tag: &SnapshotTag) -> Result<SnapshotDeletion, Error> {
         let engine = &self.workspace.engine;
         engine.prepare()?;
         let snapshot = self.workspace.existing()?.snapshot(tag);
         match engine.state().take_out(snapshot.path()) {
-            Ok(()) => Ok(Deletion { deleted: true, freed_bytes: engine.free_layers()? }),
+            Ok(()) => Ok(SnapshotDeletion { deleted: true, freed_bytes: engine.remove_unneeded_layers()? }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(Deletion { deleted: false, freed_bytes: 0 })
+                Ok(SnapshotDeletion { deleted: false, freed_bytes: 0 })
             }
             Err(source) => Err(Error::File { action: "remove", path: snapshot.path().to_owned(), source }),
         }
@@ -281,7 +306,7 @@ impl Workspace {
                 fs::set_permissions(self.engine.state().layer(&layer.id), fs::Permissions::from_mode(0o400));
         }
         self.write_snapshot(&dir, &tag, &record, &workload, now)?;
-        self.snapshots().get(&tag)
+        self.snapshots().read(&tag)
     }
 
     /// Makes the overlay a layer, by another name for its file or merged with the layers below it. Returns the layers that
@@ -378,7 +403,7 @@ impl Workspace {
             dir.note_event(restored.state, Some(&format!("restored from snapshot {tag}")));
         }
         // The workspace was perhaps the last that needed a layer; what cannot be freed now is freed by a prune.
-        let _ = self.engine.free_layers();
+        let _ = self.engine.remove_unneeded_layers();
         Ok(())
     }
 
@@ -457,12 +482,6 @@ impl Engine {
             (0..bundle_count(record)).map(|number| files.bundle(number)).find(|path| !path.is_file());
         bundle.map(|path| format!("`{}` is missing", path.display()))
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Cancelled))
 }
 
 /// The record without its last machine.
