@@ -30,7 +30,7 @@ fn escape(text: &str, keep: impl Fn(char) -> bool) -> String {
 
 /// Bidirectional controls, which make text read differently from what it is, and separators that break lines.
 fn reorders(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -40,7 +40,7 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_is_shown() {
         assert_eq!(one_line("a\x1b[2Jb\u{9b}c\r\n"), "a\\u{1b}[2Jb\\u{9b}c\\r\\n");
-        assert_eq!(one_line("abc\u{202e}fed"), "abc\\u{202e}fed");
+        assert_eq!(one_line("abc\u{202e}fed\u{61c}"), "abc\\u{202e}fed\\u{61c}");
         assert_eq!(lines("a\tb\nc\x07"), "a\tb\nc\\u{7}");
     }
 

@@ -13,6 +13,7 @@ mod events;
 mod job;
 mod lock;
 mod open;
+mod parents;
 mod process;
 mod record;
 mod snapshot;

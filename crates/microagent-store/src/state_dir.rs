@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic::{fsync_dir, read_json, write_json};
 use crate::open::{Access, open_file};
+use crate::parents::check_parents;
 use crate::{Lock, LockError};
 
 /// Version of the directory layout that this build writes.
@@ -83,6 +84,22 @@ pub enum OpenError {
         /// Its permission bits.
         mode: u32,
     },
+    /// A directory above it belongs to somebody else, who could exchange it.
+    #[error("`{}`, above the state directory, belongs to another user (uid {owner}), who could replace it", path.display())]
+    ForeignParent {
+        /// The directory above.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// Other users can write to a directory above it, and so exchange it.
+    #[error("other users can write to `{}`, above the state directory (mode {mode:04o}), and could replace it", path.display())]
+    WritableParent {
+        /// The directory above.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// Written by a newer release; refusing beats guessing.
     #[error("state directory `{}` has format {found}, this build knows up to {LAYOUT_FORMAT}", path.display())]
     TooNew {
@@ -104,11 +121,14 @@ impl StateDir {
         StateDir { root: root.into() }
     }
 
-    /// Refuses a directory that another user can change. Changes nothing; one that does not exist passes.
+    /// Refuses a directory that another user can change or replace. Changes nothing; one that does not exist passes, if
+    /// it can be made safely.
     ///
     /// # Errors
-    /// Fails when the directory belongs to another user or is writable by others, or cannot be looked at.
+    /// Fails when the directory or one above it belongs to another user or is writable by others, or it cannot be looked
+    /// at.
     pub fn check_access(&self) -> Result<(), OpenError> {
+        check_parents(&self.root)?;
         let path = || self.root.clone();
         let found = match fs::metadata(&self.root) {
             Ok(found) => found,
@@ -132,6 +152,7 @@ impl StateDir {
     /// newer release.
     pub fn prepare(&self) -> Result<(), OpenError> {
         let create = |source| OpenError::Create { path: self.root.clone(), source };
+        check_parents(&self.root)?;
         create_private_dir(&self.root).map_err(create)?;
         self.check_access()?;
         let parts = [

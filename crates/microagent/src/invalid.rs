@@ -81,6 +81,12 @@ pub enum InvalidRequest {
     /// Shared memory of no size.
     #[error("shared memory of 0 bytes holds nothing")]
     NoSharedMemory,
+    /// Shared memory that is larger than any guest's memory.
+    #[error("shared memory of {bytes} bytes is too large: at most 1 TiB")]
+    LargeSharedMemory {
+        /// The size.
+        bytes: u64,
+    },
     /// A stop signal that is no signal.
     #[error("`{}` is not a signal", signal.escape_debug())]
     StopSignal {
@@ -361,7 +367,9 @@ impl InvalidRequest {
             InvalidRequest::Setting { .. } | InvalidRequest::TooManySettings { .. } => {
                 "see the reference of spec files for how each is written"
             }
-            InvalidRequest::NoSharedMemory => "give a size such as 64m, or omit it for half of the memory",
+            InvalidRequest::NoSharedMemory | InvalidRequest::LargeSharedMemory { .. } => {
+                "give a size such as 64m, or omit it for half of the memory"
+            }
             InvalidRequest::StopSignal { .. } => "name one, such as SIGINT or 2",
             InvalidRequest::LongStopTimeout { .. } => "give a number of seconds up to 86400",
             InvalidRequest::NothingToRenew { .. } => "give one, such as 1h",

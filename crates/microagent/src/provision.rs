@@ -31,6 +31,9 @@ const HEADROOM_MIB: u64 = 512;
 /// Least guest memory in MiB that kernel and agent need.
 pub(crate) const MEMORY_MIN_MIB: u32 = 64;
 
+/// Largest `/dev/shm` in bytes: 1 TiB. The kernel takes a size that is not far from 2⁶⁴ for a small one.
+const SHARED_MEMORY_MAX: u64 = 1 << 40;
+
 /// Most virtual CPUs that the guest kernel supports.
 pub(crate) const CPU_MAX: u32 = 64;
 
@@ -213,6 +216,9 @@ fn check_settings(settings: &GuestSettings) -> Result<(), InvalidRequest> {
     }
     if *shm_bytes == Some(0) {
         return Err(InvalidRequest::NoSharedMemory);
+    }
+    if let Some(bytes) = shm_bytes.filter(|bytes| *bytes > SHARED_MEMORY_MAX) {
+        return Err(InvalidRequest::LargeSharedMemory { bytes });
     }
     check_stop_timeout(stop_timeout_s.map(|seconds| Duration::from_secs(seconds.into())))?;
     match stop_signal {

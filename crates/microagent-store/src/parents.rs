@@ -1,0 +1,133 @@
+//! The directories above the state directory: whoever can rename an entry of one can put another state directory there.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{getegid, geteuid};
+
+use crate::OpenError;
+
+/// Mode bits of a directory: only the owner of an entry renames or removes it.
+const STICKY: u32 = 0o1000;
+
+/// The user that a process sees as the owner of files of users that its user namespace does not have, unless
+/// `/proc/sys/kernel/overflowuid` says another.
+const OVERFLOW_UID: u32 = 65_534;
+
+/// Refuses a path on which another user can replace a directory. What does not exist yet is made by this user.
+///
+/// # Errors
+/// Fails with the first such directory, from the bottom.
+pub(crate) fn check_parents(path: &Path) -> Result<(), OpenError> {
+    let viewer = Viewer::current();
+    for parent in above(path) {
+        let Ok(found) = fs::metadata(&parent) else { continue };
+        viewer.check(parent, &found)?;
+    }
+    Ok(())
+}
+
+/// The directories above a path, as it is written and as its links lead.
+fn above(path: &Path) -> Vec<PathBuf> {
+    let written = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let real = written.ancestors().find_map(|part| Some((part, fs::canonicalize(part).ok()?)));
+    let mut parents: Vec<PathBuf> = written.ancestors().skip(1).map(Path::to_owned).collect();
+    if let Some((part, real)) = real {
+        // Of a path that is there the last part is not above it.
+        parents.extend(real.ancestors().skip(usize::from(part == written)).map(Path::to_owned));
+    }
+    parents
+}
+
+/// Who looks at a directory.
+#[derive(Debug, Clone, Copy)]
+struct Viewer {
+    uid: u32,
+    gid: u32,
+    /// The owner that stands for users of other namespaces, if there are any.
+    unknown_uid: Option<u32>,
+}
+
+impl Viewer {
+    fn current() -> Viewer {
+        let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        let has_all = map.split_whitespace().eq(["0", "0", "4294967295"]);
+        let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
+        let overflow = overflow.and_then(|text| text.trim().parse().ok()).unwrap_or(OVERFLOW_UID);
+        Viewer {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+            unknown_uid: (!has_all).then_some(overflow),
+        }
+    }
+
+    fn check(self, path: PathBuf, found: &fs::Metadata) -> Result<(), OpenError> {
+        let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+        if owner != 0 && owner != self.uid && Some(owner) != self.unknown_uid {
+            return Err(OpenError::ForeignParent { path, owner });
+        }
+        // A group of the user alone, as many distributions make it, has no other members.
+        let is_own_group = found.gid() == self.gid && self.gid == self.uid;
+        let others = if is_own_group { 0o002 } else { 0o022 };
+        if mode & others != 0 && mode & STICKY == 0 {
+            return Err(OpenError::WritableParent { path, mode });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_directory_above_that_others_can_write_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (open, link) = (dir.path().join("open"), dir.path().join("link"));
+        fs::create_dir(&open).unwrap();
+        symlink(&open, &link).unwrap();
+        for (mode, refused) in [(0o755, false), (0o777, true), (0o1777, false), (0o702, true)] {
+            set_mode(&open, mode);
+            // Whether the state directory is there or not, and whatever leads to it.
+            for state in [open.join("state"), open.join("deep/state"), link.join("state")] {
+                let checked = check_parents(&state);
+                assert_eq!(checked.is_err(), refused, "{mode:o} {checked:?}");
+                if let Err(error) = checked {
+                    assert!(matches!(error, OpenError::WritableParent { mode: found, .. } if found == mode));
+                }
+            }
+        }
+        set_mode(&open, 0o777);
+        fs::create_dir(open.join("state")).unwrap();
+        assert!(check_parents(&open.join("state")).is_err());
+        assert!(check_parents(&open).is_ok());
+    }
+
+    #[test]
+    fn only_root_and_the_user_own_what_is_above() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = fs::metadata(dir.path()).unwrap();
+        let me = Viewer { uid: found.uid(), gid: found.gid() + 1, unknown_uid: None };
+        let check = |viewer: Viewer, mode: u32| {
+            set_mode(dir.path(), mode);
+            viewer.check(dir.path().to_owned(), &fs::metadata(dir.path()).unwrap())
+        };
+        assert!(check(me, 0o755).is_ok());
+        let stranger = Viewer { uid: found.uid() + 1, ..me };
+        let is_root = found.uid() == 0;
+        assert_eq!(matches!(check(stranger, 0o755), Err(OpenError::ForeignParent { .. })), !is_root);
+        assert!(check(Viewer { unknown_uid: Some(found.uid()), ..stranger }, 0o755).is_ok());
+        // A group of the user alone.
+        assert!(check(me, 0o775).is_err());
+        let private = Viewer { gid: found.gid(), ..me };
+        assert_eq!(check(private, 0o775).is_ok(), found.gid() == found.uid());
+        assert!(check(private, 0o777).is_err());
+    }
+}
