@@ -2,9 +2,9 @@
 //! its time.
 //!
 //! The keeper holds the link to QEMU, so that a stack that ends does not close it. It looks for changes of the host once a
-//! second, and tells the stack of them. It reads nothing that a guest or a
-//! stack has written; all that it notices of a stack is how it ended. A stack is forked and not executed: it begins with
-//! what the keeper knows, and shares its memory until it writes to it.
+//! second, and tells the stack of them. It reads nothing that a guest or a stack has written; all that it notices of a
+//! stack is how it ended. A stack is forked and not executed: it begins with what the keeper knows, and shares its memory
+//! until it writes to it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
