@@ -97,10 +97,10 @@ fn no_more_machines_run_than_may() {
     let limited = |words: &[&str]| home.call().args(words).env("MICROAGENT_MAX_RUNNING", "1");
     limited(&["start", "first"]).success();
     let refused = limited(&["start", "second"]).run().code(75);
-    assert!(refused.stderr.contains("the limit of 1 running machines is reached"), "{}", refused.told());
+    assert!(refused.stderr.contains("the limit for running machines (1) is reached"), "{}", refused.told());
     assert!(refused.stderr.contains("MICROAGENT_MAX_RUNNING"), "{}", refused.told());
     let run = limited(&["run", &home.image("busybox"), "true"]).run().code(75);
-    assert!(run.stderr.contains("the limit of 1 running machines is reached"), "{}", run.told());
+    assert!(run.stderr.contains("the limit for running machines (1) is reached"), "{}", run.told());
     let error: Value = limited(&["start", "second", "--json"]).run().code(75).json_error();
     assert_eq!(error["retryable"], true, "{error}");
     assert_eq!(home.workspaces(), ["first", "second"]);

@@ -129,7 +129,7 @@ pub enum Error {
         holder: Option<String>,
     },
     /// As many machines run as may run at a time.
-    #[error("the limit of {max} running machines is reached")]
+    #[error("the limit for running machines ({max}) is reached")]
     TooManyRunning {
         /// How many may.
         max: u32,
