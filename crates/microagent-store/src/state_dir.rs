@@ -429,6 +429,14 @@ impl WorkspaceDir {
         lock_in(&self.path)
     }
 
+    /// As [`WorkspaceDir::lock`], but waits this long for another process to release it.
+    ///
+    /// # Errors
+    /// As [`WorkspaceDir::lock`].
+    pub fn lock_within(&self, patience: Duration) -> Result<Lock, LockError> {
+        Lock::exclusive(&self.path.join("lock"), patience)
+    }
+
     /// `workspace.json`: what the workspace is and what state it is in.
     pub fn record(&self) -> PathBuf {
         self.path.join("workspace.json")

@@ -65,6 +65,10 @@ use relay::Relay;
 use time_to_live::TimeToLive;
 use worker::HALT_GRACE;
 
+/// How long to wait for a lock that was just released: a process that another thread of the caller forks meanwhile has a
+/// copy of it until it executes its program, and a supervisor exits a moment after its last answer.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Deadline for the caller's spec.
 const SPEC_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -220,14 +224,20 @@ fn take_place(spec: &SupervisorSpec, state: &StateDir) -> Result<Option<Lock>, O
         let message = format!("the number of running machines cannot be limited: {error}");
         Outcome::Failed(WorkspaceFailure { kind: FailureKind::Boot, message })
     };
-    for place in 0..spec.max_running {
-        match Lock::try_exclusive(&state.running_place(place)) {
-            Ok(lock) => return Ok(Some(lock)),
-            Err(LockError::Held { .. }) => {}
-            Err(error) => return Err(failed(&error)),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        for place in 0..spec.max_running {
+            match Lock::try_exclusive(&state.running_place(place)) {
+                Ok(lock) => return Ok(Some(lock)),
+                Err(LockError::Held { .. }) => {}
+                Err(error) => return Err(failed(&error)),
+            }
         }
+        if Instant::now() >= deadline {
+            return Err(Outcome::TooManyRunning(spec.max_running));
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
-    Err(Outcome::TooManyRunning(spec.max_running))
 }
 
 fn never_started(outcome: Outcome) -> Ended {
@@ -304,7 +314,7 @@ impl Driver {
         started: Instant,
     ) -> Result<Driver, Outcome> {
         let boot = |message: String| Outcome::Failed(WorkspaceFailure { kind: FailureKind::Boot, message });
-        let lock = dir.lock().map_err(|error| match error {
+        let lock = dir.lock_within(LOCK_PATIENCE).map_err(|error| match error {
             LockError::Held { .. } => Outcome::Busy,
             error => boot(error.to_string()),
         })?;
