@@ -147,9 +147,13 @@ impl Engine {
             Err(_) if !dir.path().exists() => return Ok(()),
             lock => lock?,
         };
-        if let Ok(record) = WorkspaceRecord::load(dir) {
-            kill_orphan(&record, dir).await;
+        let record = WorkspaceRecord::load(dir);
+        if let Ok(record) = &record {
+            kill_orphan(record, dir).await;
         }
+        // A run has no layers, and is not to read the records of all workspaces. One that cannot be read may have some.
+        let may_have_layers =
+            record.map_or(true, |record| !record.layers.is_empty()) || dir.snapshots().is_dir();
         let (state, path) = (self.state().clone(), dir.path().to_owned());
         let removing = tokio::task::spawn_blocking(move || {
             let removed = WorkspaceDir::at(&path).remove(&state);
@@ -159,7 +163,9 @@ impl Engine {
         let removed = removing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         removed.map_err(|source| Error::File { action: "remove", path: dir.path().to_owned(), source })?;
         // The workspace is gone either way; layers that cannot be freed now are freed by a prune.
-        let _ = self.remove_unneeded_layers();
+        if may_have_layers {
+            let _ = self.remove_unneeded_layers();
+        }
         Ok(())
     }
 }
