@@ -219,9 +219,15 @@ pub(crate) fn parse(args: &[OsString]) -> (Result<Request, Failure>, Format) {
             (Ok(request(cli)), format)
         }
         Err(e) if e.kind() == ClapErrorKind::DisplayVersion => (Ok(Request::Print(e.to_string())), guess),
-        Err(e) if asks_for_help(e.kind()) => (help(args), guess),
+        Err(e) if asks_for_help(e.kind()) || asks_for_help_of_help(args) => (help(args), guess),
         Err(e) => (Err(usage::failure(&e, &command, &command_path(args))), guess),
     }
+}
+
+/// `microagent help --help`, which clap takes for a command of that name.
+fn asks_for_help_of_help(args: &[OsString]) -> bool {
+    let mut words = args.iter().skip(1).map(OsString::as_os_str);
+    words.next() == Some("help".as_ref()) && words.any(|word| word == "--help" || word == "-h")
 }
 
 /// The page that was asked for, unless `-h` was meant for something else.

@@ -82,8 +82,7 @@ fn unknown_argument(root: &Command, path: &[&str], argument: &str) -> Failure {
     }
 }
 
-/// The name that was most likely meant: at most a third of its letters are others.
-/// The name that was most likely meant, if one is near.
+/// The name that was most likely meant: the closest, if at most a third of the typed letters differ.
 pub(crate) fn closest<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let most = (typed.trim_start_matches('-').len() / 3).max(1);
     names

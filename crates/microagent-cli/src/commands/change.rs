@@ -17,7 +17,7 @@ Examples:
     microagent start web
 
   Halt all running workspaces:
-    microagent ps --json | jq -r '.workspaces[].name' | xargs -r microagent halt";
+    microagent ps -q | xargs -r microagent halt";
 
 const STOP_EXAMPLES: &str = "\
 Examples:
@@ -45,7 +45,7 @@ Examples:
     microagent resume web
 
   List the paused workspaces:
-    microagent ps --json | jq -r '.workspaces[] | select(.state == \"paused\").name'";
+    microagent ps --filter state=paused";
 
 const RESUME_EXAMPLES: &str = "\
 Examples:
@@ -53,8 +53,7 @@ Examples:
     microagent resume web
 
   Resume all paused workspaces:
-    microagent ps --json | jq -r '.workspaces[] | select(.state == \"paused\").name' |
-      xargs -r microagent resume";
+    microagent ps -q --filter state=paused | xargs -r microagent resume";
 
 const QUARANTINE_EXAMPLES: &str = "\
 Examples:

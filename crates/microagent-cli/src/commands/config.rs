@@ -11,7 +11,7 @@ use crate::table::table;
 
 const EXAMPLES: &str = "\
 Examples:
-  Show which defaults hold, and why:
+  Show the defaults and where each comes from:
     microagent config show
 
   Give all new machines the profile medium:
@@ -20,8 +20,8 @@ Examples:
 
 /// Show the defaults of options
 ///
-/// `run` and `create` take defaults from the file `~/.config/microagent/config.toml`. A flag goes before a spec file, a
-/// spec file before an environment variable, and a variable before the file.
+/// `run` and `create` take defaults from the file `~/.config/microagent/config.toml`. A flag overrides a spec
+/// file, a spec file overrides an environment variable, and a variable overrides the configuration file.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct ConfigArgs {

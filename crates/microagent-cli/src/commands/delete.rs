@@ -18,8 +18,7 @@ Examples:
     microagent delete --force web worker
 
   Delete all failed workspaces:
-    microagent list --json | jq -r '.workspaces[] | select(.state == \"failed\").name' |
-      xargs -r microagent delete --yes";
+    microagent list -q --filter state=failed | xargs -r microagent delete --yes";
 
 /// Delete workspaces: record, disk and logs
 ///

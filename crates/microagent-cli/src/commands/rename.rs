@@ -14,7 +14,7 @@ Examples:
     microagent rename web shop
     microagent start shop
 
-  Exchange a workspace for its successor:
+  Replace a workspace with a new one:
     microagent rename web web-old
     microagent rename web-new web";
 

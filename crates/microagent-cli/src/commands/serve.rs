@@ -30,7 +30,7 @@ Examples:
 /// Time to live of workspaces where no option says otherwise.
 const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
 
-/// Serve programs and models
+/// Run a server for other programs
 ///
 /// A server runs as long as its client; there is no daemon.
 #[derive(Debug, Args)]
@@ -46,7 +46,7 @@ pub(crate) enum ServeCommand {
     Mcp(Box<McpArgs>),
 }
 
-/// Serve tools for models over the Model Context Protocol
+/// Run a Model Context Protocol server, whose tools run commands in microVMs
 ///
 /// Reads requests from standard input and answers on standard output, as clients of the protocol start their servers.
 /// On a terminal it prints how to register it and ends.

@@ -49,7 +49,7 @@ Examples:
 
 const RESTORE_EXAMPLES: &str = "\
 Examples:
-  Make the disk what it was, after a confirmation:
+  Restore the disk, after a confirmation:
     microagent halt web
     microagent snapshot restore web before
 
@@ -115,7 +115,7 @@ pub(crate) struct ListArgs {
     listing: ListingArgs,
 }
 
-/// Make the disk of a resting workspace what it was at a snapshot
+/// Restore the disk of a resting workspace from a snapshot
 ///
 /// What was written to the disk since the snapshot is lost, unless another snapshot has it. Settings, volumes and logs are
 /// not changed, and a disk that was enlarged keeps its size. Asks for confirmation; without a terminal --yes is required.

@@ -69,8 +69,8 @@ Examples:
 /// A template is the frozen memory of a booted guest; a start that restores one does not boot (warm start). Templates
 /// are built automatically. The first run with a combination of kernel, QEMU, accelerator, memory, CPUs and network
 /// boots its guest and freezes it before it gets any data of the workspace; later runs with that combination restore
-/// it. The first of these with an image is frozen again with the image's disk mounted and none of its programs
-/// started. `run --cold` neither uses nor builds templates.
+/// it. The first of these runs with an image freezes the guest a second time, with the image's disk mounted and before
+/// any of its programs starts. `run --cold` neither uses nor builds templates.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct TemplateArgs {

@@ -13,20 +13,20 @@ use crate::state_output;
 
 const EXAMPLES: &str = "\
 Examples:
-  Give a machine its whole time to live again:
+  Restart the time to live of a machine:
     microagent start web --ttl 1h
     microagent touch web
 
-  Give it another time, from now on:
+  Set another time, which begins now:
     microagent touch web --ttl 3h
 
-  Let it run without a limit:
+  Remove the limit:
     microagent touch web --ttl none";
 
 /// Renew the time to live of running workspaces
 ///
 /// A machine that was started with --ttl is halted when this time has passed, also when no other command runs. This command
-/// starts the time again. The next start has the workspace's own time to live.
+/// restarts the time. The next start has the workspace's own time to live.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct TouchArgs {
@@ -34,7 +34,7 @@ pub(crate) struct TouchArgs {
     #[arg(value_name = "NAME", required = true)]
     names: Vec<WorkspaceName>,
 
-    /// Another time from now on: seconds, or units as in 1h30m, or `none` [default: as at the start]
+    /// New time to live, which begins now: seconds, or units as in 1h30m, or `none` [default: as at the start]
     #[arg(long, value_name = "SECONDS", value_parser = ttl)]
     ttl: Option<Duration>,
 }
