@@ -30,7 +30,7 @@ pub use events::StateEvent;
 pub use job::{JOB_COMMAND_LIMIT, JobDir, JobEnd, JobRecord};
 pub use lock::{Lock, LockError};
 pub use open::{Access, open_file};
-pub use process::{MachineProcesses, ProcessId, SUPERVISE_ARGUMENT, VMM_NAME};
+pub use process::{MachineProcesses, ProcessId, SUPERVISE_ARGUMENT, VMM_NAME, processes_are_hidden};
 pub use record::{Identity, Link, LoadError, OneStart, RecordedResult, WORKSPACE_FORMAT, WorkspaceRecord};
 pub use snapshot::{FreeError, SNAPSHOT_FORMAT, SnapshotDir, SnapshotManifest};
 pub use state_dir::{OpenError, Scratch, StateDir, WorkspaceDir};

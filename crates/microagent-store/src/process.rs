@@ -34,6 +34,15 @@ pub struct ProcessId {
     pub boot_id: String,
 }
 
+/// Whether `/proc` hides processes from this user, as it does where it is mounted with `hidepid` and the user is not in
+/// its group. Then a supervisor, which cannot be traced, looks as if it had ended.
+///
+/// # Source
+/// `proc(5)`, mount options. Without `hidepid` everybody can read the state of every process.
+pub fn processes_are_hidden() -> bool {
+    fs::File::open("/proc/1/stat").and_then(|mut file| file.read(&mut [0; 16])).is_err()
+}
+
 impl ProcessId {
     /// The calling process.
     pub fn current() -> Option<ProcessId> {

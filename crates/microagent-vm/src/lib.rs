@@ -17,6 +17,7 @@ pub mod control;
 mod core_dump;
 mod descriptors;
 mod features;
+mod file_size;
 mod flatten;
 mod handed;
 mod jail;
@@ -43,6 +44,7 @@ pub use control::{
     AMENDMENT_LIMIT, Amendment, Answer, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal,
 };
 pub use core_dump::never_dump_core;
+pub use file_size::fail_oversized_writes;
 pub use flatten::flatten;
 pub use jail::Walls;
 pub use job_output::{JOB_OUTPUT_LIMIT, JobOutputPiece, JobOutputReader};

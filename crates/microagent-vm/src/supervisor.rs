@@ -47,6 +47,7 @@ use tokio::time::timeout;
 
 use crate::bounded_log::BoundedLog;
 use crate::core_dump::never_dump_core;
+use crate::file_size::fail_oversized_writes;
 use crate::descriptors::close_inherited;
 use crate::lifecycle::{Event, Lifecycle, MachineTraits};
 use crate::network_stack::{NETWORK_STACK_ARGUMENT, network_stack};
@@ -133,6 +134,8 @@ pub fn supervise() -> i32 {
     }
     // Before anything of the caller's is in memory. QEMU and the network stack inherit the limit.
     never_dump_core();
+    // A disk or log that reaches a limit of the caller is an error of that write.
+    let _ = fail_oversized_writes();
     // A session of its own: Ctrl-C at the caller's terminal is the caller's to handle.
     let _ = rustix::process::setsid();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

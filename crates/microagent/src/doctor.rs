@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use microagent_guest::EmbeddedGuest;
 use microagent_proto::chain;
-use microagent_store::WorkspaceRecord;
+use microagent_store::{WorkspaceRecord, processes_are_hidden};
 use microagent_vm::{Accel, AccelDecision, KvmFacts, KvmUnusable, Walls, accel};
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
@@ -204,6 +204,9 @@ impl Engine {
     /// Checks for QEMU processes whose supervisor has ended, which no other command shows.
     fn check_processes(&self) -> Check {
         let name = "processes";
+        if processes_are_hidden() {
+            return Check { status: Status::Warning, ..missing(name, &Error::ProcessesHidden) };
+        }
         let workspaces = self.state().workspace_names().unwrap_or_default();
         let strays: Vec<String> = workspaces
             .iter()

@@ -313,6 +313,9 @@ pub enum Error {
     /// KVM was requested and cannot be used; nothing was started.
     #[error(transparent)]
     Kvm(#[from] KvmUnusable),
+    /// The host hides processes, so that no command could find the machine again; nothing was started.
+    #[error("this host hides processes: `/proc` is mounted with `hidepid`")]
+    ProcessesHidden,
     /// A port of the host cannot be published. Nothing was changed.
     #[error(transparent)]
     Port(#[from] PortError),
@@ -370,6 +373,9 @@ impl Error {
             }
             Error::Supervise(SuperviseError::WeakJail { .. }) => Some(Hint::AllowWeakJail),
             Error::Kvm(unusable) => Some(unusable.remedy.clone().map_or(Hint::UseEmulation, Hint::Advice)),
+            Error::ProcessesHidden => Some(Hint::advice(
+                "mount `/proc` without `hidepid`, or with `gid=` of a group that this user is in",
+            )),
             Error::Spec(e) => Some(e.hint()),
             Error::Secret(e) => Some(e.hint()),
             Error::SecretFile { source, .. } => source.hint().map(Hint::Advice),

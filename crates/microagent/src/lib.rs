@@ -202,7 +202,7 @@ pub use microagent_proto::chain;
 pub use microagent_store::{ProcessId, StateEvent};
 pub use microagent_vm::{
     JOB_OUTPUT_LIMIT, JobOutputPiece, OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode,
-    Timeline, never_dump_core, supervise,
+    Timeline, fail_oversized_writes, never_dump_core, supervise,
 };
 pub use tokio_util::sync::CancellationToken;
 pub use zeroize::Zeroizing;

@@ -1,10 +1,10 @@
 //! What the kernel lets QEMU take of the host, also where no control group can be made.
 
-#![allow(unsafe_code)]
-
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::file_size::fail_oversized_writes;
 
 /// Descriptors of QEMU that are not of what it inherits: its program and libraries, threads, timers and events; with
 /// room. A machine in use has 24.
@@ -48,11 +48,7 @@ impl Limits {
     /// # Errors
     /// Fails when the kernel refuses.
     pub(super) fn enforce(&self) -> io::Result<()> {
-        // A write beyond the limit fails like one to a full disk, instead of ending the process.
-        // SAFETY: ignoring a signal touches no memory; the process was forked and has one thread.
-        if unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) } == libc::SIG_ERR {
-            return Err(io::Error::last_os_error());
-        }
+        fail_oversized_writes()?;
         for (resource, most) in [(Resource::Fsize, self.file_bytes), (Resource::As, self.address_bytes)] {
             // What the caller is limited to stays.
             let most = getrlimit(resource).maximum.map_or(most, |held| held.min(most));

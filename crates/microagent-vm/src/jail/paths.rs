@@ -13,6 +13,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
     RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, Scope,
 };
+use rustix::fs::{FileType, fstat};
 
 use super::program::Executable;
 use super::{FileAccess, Jailed};
@@ -131,9 +132,13 @@ pub(crate) fn allow(
     path: &Path,
     access: BitFlags<AccessFs>,
 ) -> Result<RulesetCreated, RulesetError> {
-    match PathFd::new(path) {
-        Ok(fd) if path.is_dir() => ruleset.add_rule(PathBeneath::new(fd, access)),
-        Ok(fd) => ruleset.add_rule(PathBeneath::new(fd, access & AccessFs::from_file(NEWEST))),
+    let Ok(fd) = PathFd::new(path) else { return Ok(ruleset) };
+    // Where `/proc` hides processes of others (hidepid), the directory of a child can be opened and not be looked at.
+    match fstat(&fd) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
+            ruleset.add_rule(PathBeneath::new(fd, access))
+        }
+        Ok(_) => ruleset.add_rule(PathBeneath::new(fd, access & AccessFs::from_file(NEWEST))),
         Err(_) => Ok(ruleset),
     }
 }

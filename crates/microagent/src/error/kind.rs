@@ -91,7 +91,7 @@ impl Error {
             Error::Unchangeable { .. } | Error::Spec(_) | Error::Invalid(_) => ErrorKind::Invalid,
             Error::Secret(_) | Error::SecretFile { .. } => ErrorKind::Secret,
             Error::Port(_) => ErrorKind::PortUnavailable,
-            Error::Kvm(_) => ErrorKind::Host,
+            Error::Kvm(_) | Error::ProcessesHidden => ErrorKind::Host,
             Error::ChangeFailed { .. }
             | Error::Unreachable { .. }
             | Error::GuestGone { .. }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_model::{Resources, SIGTERM, SetupStep, State, WorkspaceName, signal_number};
-use microagent_store::{OneStart, Workload, WorkspaceDir, WorkspaceRecord};
+use microagent_store::{OneStart, Workload, WorkspaceDir, WorkspaceRecord, processes_are_hidden};
 use microagent_vm::control::{change, change_with, renew_ttl};
 use microagent_vm::{
     Answer, ChangeRequest, ControlError, DiskStamp, Outcome, Refusal, SupervisorSpec, Work, choose_ports,
@@ -209,6 +209,9 @@ impl Workspace {
         let settings_ttl = record.settings.ttl();
         if let Some(size) = &one_start {
             check_size(size.resources)?;
+        }
+        if processes_are_hidden() {
+            return Err(Error::ProcessesHidden);
         }
         // A taken port is reported before anything is done; the supervisor checks again.
         choose_ports(&record.publish)?;
