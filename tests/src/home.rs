@@ -93,6 +93,14 @@ impl Home {
         Invocation::new(self, self.command(Path::new(program)))
     }
 
+    /// Begins a call of `microagent` as this user on a host that `mounts` has changed, a line for a shell of root. Only
+    /// root can change a host; nobody else sees it.
+    pub fn on_host(&self, mounts: &str) -> Invocation<'_> {
+        let line = format!("set -e; {mounts}; exec \"$@\"");
+        let call = Invocation::new(self, self.command_of(Path::new("unshare")));
+        call.args(["--mount", "sh", "-c", &line, "sh"]).args(self.user.prefix()).arg(&self.program)
+    }
+
     /// The `microagent` binary.
     pub fn program(&self) -> &Path {
         &self.program
@@ -106,6 +114,13 @@ impl Home {
     }
 
     fn command(&self, program: &Path) -> Command {
+        let mut command = self.command_of(program);
+        self.user.apply(&mut command);
+        command
+    }
+
+    /// A call by the user who runs the tests.
+    fn command_of(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_clear().env("HOME", self.path()).current_dir(self.path());
         for name in PASSED_ON {
@@ -113,7 +128,6 @@ impl Home {
                 command.env(name, value);
             }
         }
-        self.user.apply(&mut command);
         command
     }
 

@@ -30,6 +30,17 @@ impl User {
         }
     }
 
+    /// The beginning of a command line that runs the rest of it as this user.
+    pub(crate) fn prefix(self) -> Vec<String> {
+        match self {
+            User::Caller => Vec::new(),
+            User::Ordinary => {
+                let id = ORDINARY_ID.to_string();
+                ["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"].map(str::to_owned).into()
+            }
+        }
+    }
+
     /// Makes a file or directory this user's.
     pub(crate) fn own(self, path: &Path) {
         if self == User::Ordinary {

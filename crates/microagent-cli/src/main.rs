@@ -139,10 +139,8 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
 
 /// What comes before any work.
 fn prepare(context: &Context, command: &Command) -> Result<(), Failure> {
-    microagent::fail_oversized_writes().map_err(|e| Failure::Other {
-        message: format!("cannot ignore SIGXFSZ: {e}"),
-        hint: None,
-    })?;
+    microagent::fail_oversized_writes()
+        .map_err(|e| Failure::Other { message: format!("cannot ignore SIGXFSZ: {e}"), hint: None })?;
     if command.may_hold_secrets() {
         microagent::never_dump_core();
     }

@@ -47,8 +47,8 @@ use tokio::time::timeout;
 
 use crate::bounded_log::BoundedLog;
 use crate::core_dump::never_dump_core;
-use crate::file_size::fail_oversized_writes;
 use crate::descriptors::close_inherited;
+use crate::file_size::fail_oversized_writes;
 use crate::lifecycle::{Event, Lifecycle, MachineTraits};
 use crate::network_stack::{NETWORK_STACK_ARGUMENT, network_stack};
 use crate::spec::{

@@ -29,6 +29,7 @@ pub use self::kind::ErrorKind;
 pub use self::snapshot::SnapshotError;
 pub use crate::invalid::InvalidRequest;
 use crate::{Hint, SecretError, SecretFault, SetupFailure, SpecError};
+use rustix::io::Errno;
 
 /// Why an operation failed.
 ///
@@ -366,7 +367,7 @@ impl Error {
 
     /// Returns a hint: what the user can do.
     pub fn hint(&self) -> Option<Hint> {
-        match self {
+        let hint = match self {
             Error::Image(e) => e.hint().map(Hint::Image),
             Error::Supervise(SuperviseError::MissingProgram { package, .. }) => {
                 Some(Hint::InstallPackage { package })
@@ -387,11 +388,22 @@ impl Error {
             Error::Bundle(BundleError::Damaged { .. } | BundleError::Compression { .. }) => {
                 Some(Hint::advice("pack it again: tar -C DIR -cf files.tar . (or .tar.gz, .tar.zst)"))
             }
-            _ => {
-                self.machine_hint().or_else(|| self.workspace_hint()).or_else(|| self.volume_hint()).or_else(
-                    || (self.kind() == ErrorKind::HostFull).then_some(Hint::FreeSpace { leftover: None }),
-                )
-            }
+            _ => self.machine_hint().or_else(|| self.workspace_hint()).or_else(|| self.volume_hint()),
+        };
+        hint.or_else(|| self.host_hint())
+    }
+
+    /// Hints about what the host did not give, whatever it was needed for.
+    fn host_hint(&self) -> Option<Hint> {
+        if self.kind() == ErrorKind::HostFull {
+            return Some(Hint::FreeSpace { leftover: None });
+        }
+        match deepest_io(self).and_then(Errno::from_io_error)? {
+            // Its file system has no locks, as some network file systems.
+            Errno::NOLCK => Some(Hint::ChooseStateDir),
+            Errno::MFILE | Errno::NFILE => Some(Hint::advice("raise the limit of open files (`ulimit -n`)")),
+            Errno::FBIG => Some(Hint::advice("raise the limit of the size of a file (`ulimit -f`)")),
+            _ => None,
         }
     }
 

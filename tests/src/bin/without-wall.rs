@@ -1,4 +1,4 @@
-//! Runs a command on a host that lacks one wall: `without-wall landlock|filter|user COMMAND…`.
+//! Runs a command on a host that lacks one wall, or something else: `without-wall WALL COMMAND…`.
 //!
 //! A seccomp filter makes the system calls that raise the wall do nothing, for the command and all that it starts, so
 //! that the product behaves as it does on a kernel without that wall, or as if it had a fault there.
@@ -34,6 +34,28 @@ fn main() {
             ],
             0,
         ),
+        // As Ubuntu and hardened hosts answer ordinary users.
+        "namespaces" => (&[(libc::SYS_unshare, None), (libc::SYS_setns, None)], libc::EPERM as u32),
+        // As some network file systems answer.
+        "locks" => (
+            &[
+                (libc::SYS_flock, None),
+                (libc::SYS_fcntl, Some((1, libc::F_SETLK as u64))),
+                (libc::SYS_fcntl, Some((1, libc::F_SETLKW as u64))),
+                (libc::SYS_fcntl, Some((1, libc::F_OFD_SETLK as u64))),
+                (libc::SYS_fcntl, Some((1, libc::F_OFD_SETLKW as u64))),
+            ],
+            libc::ENOLCK as u32,
+        ),
+        "reflink" => (
+            &[(libc::SYS_ioctl, Some((1, libc::FICLONE))), (libc::SYS_copy_file_range, None)],
+            libc::EOPNOTSUPP as u32,
+        ),
+        "links" => (&[(libc::SYS_link, None), (libc::SYS_linkat, None)], libc::EPERM as u32),
+        "vsock" => (&[(libc::SYS_socket, Some((0, libc::AF_VSOCK as u64)))], libc::EAFNOSUPPORT as u32),
+        "ipv6" => (&[(libc::SYS_socket, Some((0, libc::AF_INET6 as u64)))], libc::EAFNOSUPPORT as u32),
+        "netlink" => (&[(libc::SYS_socket, Some((0, libc::AF_NETLINK as u64)))], libc::EACCES as u32),
+        "pidfd" => (&[(libc::SYS_pidfd_open, None)], libc::ENOSYS as u32),
         other => panic!("`{other}` is not a wall"),
     };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
