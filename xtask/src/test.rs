@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::fixtures::Fixtures;
+use crate::hosts::{self, Suite};
 use crate::process::{cargo, has_cargo_command, program, root, run};
 use crate::tidy::TidyArguments;
 use crate::{deps, docs, fuzz, tidy};
@@ -38,6 +39,7 @@ pub(crate) fn test() -> Result<()> {
     step("documentation tests", || {
         run(cargo().args(["test", "--workspace", "--locked", "--quiet", "--doc"]))
     })?;
+    step("Debian 13", || hosts::short_part(Suite::Trixie))?;
     eprintln!("==> tests");
     tests()
 }
