@@ -21,7 +21,7 @@ const ALIASES: &[(&str, &str)] = &[
 ];
 
 /// Commands of `image` that may stand without that word.
-const OF_IMAGE: &[&str] = &["import", "load", "pull", "push", "save", "tag"];
+const OF_IMAGE: &[&str] = &["history", "import", "load", "pull", "push", "save", "tag"];
 
 /// Global options with a value.
 const WITH_VALUE: &[&str] = &["--state-dir", "--accel", "--progress"];

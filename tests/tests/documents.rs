@@ -76,6 +76,7 @@ fn every_document_is_as_its_schema_says() {
     home.other("tar").args(["-cf", "tree.tar", "-C", "tree", "."]).success();
     documents.call(&["image", "import", "tree.tar", "tree:1"]);
     documents.call(&["image", "list"]);
+    documents.call(&["image", "history", "tree:1"]);
     documents.call(&["image", "delete", "tree:1"]);
 
     workspace(&mut documents, &image, &pushed);
@@ -138,6 +139,9 @@ fn workspace(documents: &mut Documents<'_>, image: &str, pushed: &str) {
         "cp web:/root/report report-copy",
         "logs web",
         "status web",
+        "top web",
+        "diff web",
+        "export web -o web.tar",
         "stats web",
         "stats",
         "network web",

@@ -1,4 +1,4 @@
-//! Tells the host what a workspace's disk has that its image's has not: as a layer, in OCI's form.
+//! Tells the host what a workspace's disk has that its image's has not: as a layer, in OCI's form, or as a list of paths.
 //!
 //! The disk began as a copy of the image's base disk, block by block, so what nobody touched has the same inode on
 //! both. The inodes that differ are found first ([`inodes`]); then the tree is walked, and where something differs
@@ -13,6 +13,7 @@
 //! OCI image specification 1.1, `layer.md`.
 
 mod inodes;
+mod teller;
 
 use std::cmp::Ordering;
 use std::ffi::{CStr, CString};
@@ -22,10 +23,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use microagent_proto::{Diff, FrameError, GuestError, GuestErrorKind, Stream};
-use microagent_tar::write::header;
-use microagent_tar::{Entry, Kind, Meta};
+use microagent_tree::PackError;
 use microagent_tree::pack::{attributes, by_number, read_error};
-use microagent_tree::{PackError, Pieces, Walker};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -34,6 +33,7 @@ use rustix::mount::{
 };
 
 use self::inodes::ChangedInodes;
+use self::teller::Teller;
 use crate::disk::{self, DiskError};
 use crate::pack;
 
@@ -55,7 +55,7 @@ const OURS: [&[u8]; 8] =
 const MODULES: &[u8] = b"lib/modules/";
 const KERNEL: &[u8] = b"-microagent";
 
-/// Why there is no layer.
+/// Why nothing can be told.
 #[derive(Debug, thiserror::Error)]
 enum DiffError {
     #[error("the image's disk cannot be found")]
@@ -87,6 +87,15 @@ impl From<DiffError> for GuestError {
     }
 }
 
+/// Packs the root disk for the host, without what is mounted over its directories.
+pub(crate) async fn serve_root(stream: Stream) -> Result<(), FrameError> {
+    pack::send(stream, |pieces| {
+        let root = open_root().map_err(DiffError::Root)?;
+        Ok::<_, DiffError>(microagent_tree::pack_directory(root, b".", pieces).map(drop)?)
+    })
+    .await
+}
+
 /// Compares for the host, speaking on this stream.
 pub(crate) async fn serve(stream: Stream, asked: Diff) -> Result<(), FrameError> {
     pack::send(stream, move |pieces| {
@@ -97,7 +106,7 @@ pub(crate) async fn serve(stream: Stream, asked: Diff) -> Result<(), FrameError>
         let read = |source| DiffError::Inodes { path: path.clone(), source };
         let disks = (File::open(&root_path).map_err(read)?, File::open(&path).map_err(read)?);
         let changed = ChangedInodes::find(&disks.0, &disks.1).map_err(read)?;
-        compare(root, base, changed, pieces)
+        compare(root, base, changed, Teller::new(asked.form, pieces))
     })
     .await
 }
@@ -130,6 +139,15 @@ fn open_dir(dir: &OwnedFd, name: &CStr) -> Result<OwnedFd, Errno> {
     openat(dir, name, flags, Mode::empty())
 }
 
+/// Opens a directory, unless it has been removed or replaced since its name was read.
+fn open_if_there(dir: &OwnedFd, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
+    match open_dir(dir, name) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// What a directory says of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
@@ -151,24 +169,26 @@ struct Level {
     /// The same directory of the image, if it has one.
     base: Option<OwnedFd>,
     path: Vec<u8>,
+    /// Whether the image has anything of this name.
+    in_base: bool,
     /// Still to come, last first.
     names: Vec<Name>,
-    /// Whether the layer has told of it.
+    /// Whether it has been told of.
     told: bool,
 }
 
-/// Walks two trees and writes what makes the first of the second.
+/// Walks two trees and tells what makes the first of the second.
 fn compare(
     here: OwnedFd,
     base: OwnedFd,
     changed: Option<ChangedInodes>,
-    pieces: Pieces,
+    teller: Teller,
 ) -> Result<(), DiffError> {
-    let mut walk = Walk { walker: Walker::new(pieces), levels: Vec::new(), changed };
+    let mut walk = Walk { teller, levels: Vec::new(), changed };
     let [here_stat, base_stat] =
         [fstat(&here), fstat(&base)].map(|stat| stat.map_err(|e| read_error(b"/", e)));
     let differs = directory_differs(b"", (&here, &here_stat?), (&base, &base_stat?));
-    walk.enter(here, Some(base), Vec::new())?;
+    walk.enter(here, Some(base), Vec::new(), true)?;
     if differs {
         walk.tell()?;
     }
@@ -180,11 +200,11 @@ fn compare(
             None => drop(walk.levels.pop()),
         }
     }
-    Ok(walk.walker.finish()?)
+    Ok(walk.teller.finish()?)
 }
 
 struct Walk {
-    walker: Walker,
+    teller: Teller,
     levels: Vec<Level>,
     /// What is known before anything is looked at, if anything is.
     changed: Option<ChangedInodes>,
@@ -210,9 +230,10 @@ impl Walk {
             return Ok(());
         }
         if name.here.is_none() {
-            return self.whiteout(&path);
+            self.tell()?;
+            return Ok(self.teller.gone(&path)?);
         }
-        if name.name.to_bytes().starts_with(WHITEOUT) {
+        if self.teller.makes_layer() && name.name.to_bytes().starts_with(WHITEOUT) {
             return Err(DiffError::Whiteout { path: shown(&path) });
         }
         match self.is_same(name) {
@@ -232,25 +253,26 @@ impl Walk {
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory {
-            let base_is_directory =
-                base.is_some_and(|base| FileType::from_raw_mode(base.st_mode) == FileType::Directory);
-            return self.directory(name, path, base.filter(|_| base_is_directory));
+            return self.directory(name, path, base);
         }
-        if kind == FileType::Socket || base.is_some_and(|base| is_untouched(&stat, &base)) {
+        let is_no_part = kind == FileType::Socket && self.teller.makes_layer();
+        if is_no_part || base.is_some_and(|base| is_untouched(&stat, &base)) {
             return Ok(());
         }
         self.tell()?;
-        let Walk { walker, levels, .. } = self;
+        let Walk { teller, levels, .. } = self;
         let dir = levels.last().expect("a name belongs to a directory that is open").here.as_fd();
-        Ok(walker.leaf(dir, &name.name, &stat, path, AtFlags::SYMLINK_NOFOLLOW)?)
+        Ok(teller.leaf((dir, &name.name), &stat, path, base.is_some())?)
     }
 
     /// Goes into a directory, which is told of at once if it is not as in the image.
     fn directory(&mut self, name: &Name, path: Vec<u8>, base: Option<Stat>) -> Result<(), DiffError> {
         let failed = |errno| read_error(&path, errno);
         let level = self.level();
-        let here = open_dir(&level.here, &name.name).map_err(failed)?;
+        let Some(here) = open_if_there(&level.here, &name.name).map_err(failed)? else { return Ok(()) };
         let stat = fstat(&here).map_err(failed)?;
+        let in_base = base.is_some();
+        let base = base.filter(|base| FileType::from_raw_mode(base.st_mode) == FileType::Directory);
         let (base, differs) = match (&level.base, base) {
             (Some(outer), Some(base_stat)) => {
                 let base = open_dir(outer, &name.name).map_err(failed)?;
@@ -260,7 +282,7 @@ impl Walk {
             // One that microagent adds and the image lacks is reported only if it has contents.
             _ => (None, !OURS.contains(&path.as_slice())),
         };
-        self.enter(here, base, path)?;
+        self.enter(here, base, path, in_base)?;
         if differs { self.tell() } else { Ok(()) }
     }
 
@@ -268,7 +290,7 @@ impl Walk {
     fn same_directory(&mut self, name: &Name, path: Vec<u8>) -> Result<(), DiffError> {
         let failed = |errno| read_error(&path, errno);
         let level = self.level();
-        let here = open_dir(&level.here, &name.name).map_err(failed)?;
+        let Some(here) = open_if_there(&level.here, &name.name).map_err(failed)? else { return Ok(()) };
         let outer =
             level.base.as_ref().expect("a name that both sides have is in a directory that both have");
         let base = open_dir(outer, &name.name).map_err(failed)?;
@@ -282,11 +304,17 @@ impl Walk {
         let both = |(name, seen)| Name { name, here: Some(seen), base: Some(seen) };
         let mut names: Vec<Name> = names(&here, matters).map_err(failed)?.into_iter().map(both).collect();
         names.reverse();
-        self.levels.push(Level { here, base: Some(base), path, names, told: false });
+        self.levels.push(Level { here, base: Some(base), path, in_base: true, names, told: false });
         Ok(())
     }
 
-    fn enter(&mut self, here: OwnedFd, base: Option<OwnedFd>, path: Vec<u8>) -> Result<(), DiffError> {
+    fn enter(
+        &mut self,
+        here: OwnedFd,
+        base: Option<OwnedFd>,
+        path: Vec<u8>,
+        in_base: bool,
+    ) -> Result<(), DiffError> {
         let here_names = names(&here, |_| true).map_err(|errno| read_error(&path, errno))?;
         let base_names = match &base {
             Some(base) => names(base, |_| true).map_err(|errno| read_error(&path, errno))?,
@@ -294,34 +322,18 @@ impl Walk {
         };
         let mut names = merge(here_names, base_names);
         names.reverse();
-        self.levels.push(Level { here, base, path, names, told: false });
+        self.levels.push(Level { here, base, path, in_base, names, told: false });
         Ok(())
     }
 
-    /// Tells of the directories on the way to here that the layer has not told of yet.
+    /// Tells of the directories on the way to here that have not been told of yet.
     fn tell(&mut self) -> Result<(), DiffError> {
-        let Walk { walker, levels, .. } = self;
+        let Walk { teller, levels, .. } = self;
         for level in levels.iter_mut().filter(|level| !level.told) {
-            let path = if level.path.is_empty() { b"." } else { level.path.as_slice() };
-            walker.directory_header(&level.here, path)?;
+            teller.directory(&level.here, &level.path, level.in_base)?;
             level.told = true;
         }
         Ok(())
-    }
-
-    fn whiteout(&mut self, path: &[u8]) -> Result<(), DiffError> {
-        self.tell()?;
-        let (dir, name) = match path.iter().rposition(|byte| *byte == b'/') {
-            Some(slash) => path.split_at(slash + 1),
-            None => (&[][..], path),
-        };
-        let entry = Entry {
-            name: [dir, WHITEOUT, name].concat(),
-            kind: Kind::File(0),
-            meta: Meta { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0) },
-            attributes: Vec::new(),
-        };
-        Ok(self.walker.write(&header(&entry))?)
     }
 }
 
@@ -402,173 +414,4 @@ fn merge(here: Vec<(CString, Seen)>, base: Vec<(CString, Seen)>) -> Vec<Name> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::path::Path;
-    use std::process::Command;
-
-    use super::*;
-
-    /// Entries of the layer that makes `here` of `base`: path, kind and mode, and content or target.
-    fn layer(here: &Path, base: &Path) -> Result<Vec<String>, DiffError> {
-        let open =
-            |path: &Path| openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        let (here, base) = (open(here), open(base));
-        let tar = pack::collect(move |pieces| compare(here, base, None, pieces))?;
-        let mut archive = tar::Archive::new(&tar[..]);
-        let describe = |entry: tar::Entry<'_, &[u8]>| {
-            let mut entry = entry;
-            let kind = entry.header().entry_type().as_byte() as char;
-            let mode = entry.header().mode().unwrap();
-            let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            let link = entry.link_name_bytes().map(|link| String::from_utf8_lossy(&link).into_owned());
-            let mut content = String::new();
-            io::Read::read_to_string(&mut entry, &mut content).unwrap();
-            format!("{path} {kind} {mode:o} {}", link.unwrap_or(content)).trim_end().to_owned()
-        };
-        Ok(archive.entries().unwrap().map(|entry| describe(entry.unwrap())).collect())
-    }
-
-    /// A tree, and a second one whose files are the same inodes.
-    fn trees() -> (tempfile::TempDir, PathBuf, PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let (base, here) = (dir.path().join("base"), dir.path().join("here"));
-        for path in ["etc/ssl", "usr/bin", "var/lib", "root", "proc"] {
-            fs::create_dir_all(base.join(path)).unwrap();
-        }
-        for path in ["etc/passwd", "etc/hosts", "etc/ssl/cert", "usr/bin/a", "usr/bin/b", "var/lib/x"] {
-            fs::write(base.join(path), path).unwrap();
-        }
-        fs::set_permissions(base.join("root"), fs::Permissions::from_mode(0o700)).unwrap();
-        let copied = Command::new("cp").arg("-al").args([&base, &here]).status().unwrap();
-        assert!(copied.success());
-        (dir, base, here)
-    }
-
-    /// Writes a file anew, as another inode.
-    fn replace(path: &Path, content: &str) {
-        fs::remove_file(path).unwrap();
-        fs::write(path, content).unwrap();
-    }
-
-    #[test]
-    fn nothing_changed_is_an_empty_archive() {
-        let (_dir, base, here) = trees();
-        assert_eq!(layer(&here, &base).unwrap(), [""; 0]);
-        assert_eq!(layer(&base, &base).unwrap(), [""; 0]);
-    }
-
-    #[test]
-    fn what_the_agent_writes_is_left_out() {
-        let (_dir, base, here) = trees();
-        replace(&here.join("etc/hosts"), "127.0.0.1 localhost\n");
-        fs::write(here.join("etc/machine-id"), "0").unwrap();
-        symlink("x", here.join("etc/resolv.conf")).unwrap();
-        fs::write(here.join("proc/1"), "").unwrap();
-        fs::create_dir(here.join("sys")).unwrap();
-        fs::create_dir(here.join("lost+found")).unwrap();
-        assert_eq!(layer(&here, &base).unwrap(), [""; 0]);
-        // Not even missing.
-        fs::remove_file(here.join("etc/hosts")).unwrap();
-        fs::remove_dir_all(here.join("proc")).unwrap();
-        assert_eq!(layer(&here, &base).unwrap(), [""; 0]);
-    }
-
-    #[test]
-    fn changes_come_with_the_directories_on_their_way() {
-        let (_dir, base, here) = trees();
-        fs::write(here.join("root/.profile"), "new").unwrap();
-        replace(&here.join("usr/bin/b"), "other");
-        fs::set_permissions(here.join("usr/bin/b"), fs::Permissions::from_mode(0o4755)).unwrap();
-        fs::hard_link(here.join("root/.profile"), here.join("root/again")).unwrap();
-        symlink("passwd", here.join("etc/link")).unwrap();
-        let told = layer(&here, &base).unwrap();
-        assert_eq!(
-            told,
-            [
-                "etc/ 5 755",
-                "etc/link 2 777 passwd",
-                "root/ 5 700",
-                "root/.profile 0 644 new",
-                "root/again 1 644 root/.profile",
-                "usr/ 5 755",
-                "usr/bin/ 5 755",
-                "usr/bin/b 0 4755 other",
-            ]
-        );
-    }
-
-    #[test]
-    fn what_is_gone_leaves_a_whiteout() {
-        let (_dir, base, here) = trees();
-        fs::remove_dir_all(here.join("etc/ssl")).unwrap();
-        fs::remove_file(here.join("usr/bin/a")).unwrap();
-        fs::remove_dir_all(here.join("var")).unwrap();
-        // A file in the place of a directory, and the other way round.
-        fs::remove_dir(here.join("root")).unwrap();
-        fs::write(here.join("root"), "file").unwrap();
-        fs::remove_file(here.join("usr/bin/b")).unwrap();
-        fs::create_dir(here.join("usr/bin/b")).unwrap();
-        fs::write(here.join("usr/bin/b/in"), "in").unwrap();
-        let told = layer(&here, &base).unwrap();
-        assert_eq!(
-            told,
-            [
-                "etc/ 5 755",
-                "etc/.wh.ssl 0 600",
-                "root 0 644 file",
-                "usr/ 5 755",
-                "usr/bin/ 5 755",
-                "usr/bin/.wh.a 0 600",
-                "usr/bin/b/ 5 755",
-                "usr/bin/b/in 0 644 in",
-                ".wh.var 0 600",
-            ]
-        );
-    }
-
-    #[test]
-    fn a_directory_made_anew_hides_what_was_in_it() {
-        let (_dir, base, here) = trees();
-        fs::remove_dir_all(here.join("usr/bin")).unwrap();
-        fs::create_dir(here.join("usr/bin")).unwrap();
-        fs::write(here.join("usr/bin/c"), "c").unwrap();
-        let told = layer(&here, &base).unwrap();
-        assert_eq!(
-            told[told.len() - 3..],
-            ["usr/bin/.wh.a 0 600", "usr/bin/.wh.b 0 600", "usr/bin/c 0 644 c"]
-        );
-    }
-
-    #[test]
-    fn attributes_and_modes_of_directories_are_changes() {
-        let (_dir, base, here) = trees();
-        fs::set_permissions(&here, fs::Permissions::from_mode(0o711)).unwrap();
-        rustix::fs::setxattr(here.join("var"), "user.note", b"x", rustix::fs::XattrFlags::empty()).unwrap();
-        assert_eq!(layer(&here, &base).unwrap(), ["./ 5 711", "var/ 5 755"]);
-    }
-
-    #[test]
-    fn a_name_that_would_be_taken_for_a_whiteout_is_refused() {
-        let (_dir, base, here) = trees();
-        fs::write(here.join("root/.wh.x"), "").unwrap();
-        let error = GuestError::from(layer(&here, &base).unwrap_err());
-        assert_eq!(error.kind, GuestErrorKind::Invalid);
-        assert!(error.message.contains("/root/.wh.x"), "{}", error.message);
-    }
-
-    #[test]
-    fn two_lists_become_one() {
-        let seen = |inode| Seen { inode, kind: FileType::RegularFile };
-        let list = |names: &[&str]| {
-            names.iter().map(|name| (CString::new(*name).unwrap(), seen(1))).collect::<Vec<_>>()
-        };
-        let merged = merge(list(&["a", "c", "d"]), list(&["b", "c"]));
-        let told: Vec<_> = merged
-            .iter()
-            .map(|name| (name.name.to_str().unwrap(), name.here.is_some(), name.base.is_some()))
-            .collect();
-        assert_eq!(told, [("a", true, false), ("b", false, true), ("c", true, true), ("d", true, false)]);
-    }
-}
+mod tests;

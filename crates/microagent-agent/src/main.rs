@@ -33,6 +33,7 @@ mod mounts;
 mod net;
 mod pack;
 mod port;
+mod processes;
 mod program;
 mod reaper;
 mod secrets;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use microagent_proto::{
     Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, GuestEvent, PackEvent,
-    REPLY_LIMIT, REQUEST_LIMIT, Request, ShutDown, StartError, StartErrorKind, Stream, Unpacked,
+    ProcessInfo, REPLY_LIMIT, REQUEST_LIMIT, Request, ShutDown, StartError, StartErrorKind, Stream, Unpacked,
     guest_session, read_secret_message, write_message,
 };
 use serde::Serialize;
@@ -24,6 +24,7 @@ use crate::exec::Executor;
 use crate::inspect;
 use crate::pack;
 use crate::port::Channel;
+use crate::processes;
 use crate::reaper::Reaper;
 use crate::shutdown;
 use crate::sys;
@@ -141,6 +142,14 @@ impl GuestState {
             Request::Diff(request) => match self.refusal() {
                 None => diff::serve(stream, request).await,
                 Some(message) => reply(&mut stream, &PackEvent::Failed(out_of_order(message))).await,
+            },
+            Request::PackRoot => match self.refusal() {
+                None => diff::serve_root(stream).await,
+                Some(message) => reply(&mut stream, &PackEvent::Failed(out_of_order(message))).await,
+            },
+            Request::Processes => match self.refusal() {
+                None => processes::serve(stream).await,
+                Some(message) => reply(&mut stream, &Err::<Vec<ProcessInfo>, _>(out_of_order(message))).await,
             },
             Request::Unpack(wanted) => match self.refusal() {
                 None => unpack::serve(stream, wanted).await,

@@ -1,6 +1,7 @@
 //! Whom a command runs as: the OCI `User` string, looked up in the image's own `/etc/passwd` and
 //! `/etc/group` by the rules that Docker has (no name service, numbers need no entry).
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -39,6 +40,16 @@ pub(crate) enum UserError {
 pub(crate) fn resolve(user: &str) -> Result<Identity, UserError> {
     let (passwd, group) = (read("/etc/passwd")?, read("/etc/group")?);
     resolve_in(user, &passwd, &group)
+}
+
+/// The names of users by their numbers; of two with one number, the first.
+pub(crate) fn names() -> BTreeMap<u32, String> {
+    let passwd = read("/etc/passwd").unwrap_or_default();
+    let mut names = BTreeMap::new();
+    for entry in passwd_entries(&passwd) {
+        names.entry(entry.uid).or_insert_with(|| entry.name.to_owned());
+    }
+    names
 }
 
 /// A missing file is an empty one: such images can only be used with numbers.

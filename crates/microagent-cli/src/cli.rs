@@ -9,10 +9,10 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::global::GlobalArgs;
 use crate::commands::{
-    apply, artifact, change, clone, commit, completions, config, connect, cp, create, delete, doctor, egress,
-    events, exec, image, job, jobs, kernel, list, logs, man, network, perf, port, profiles, rename, resize,
-    restart, result, run, secret, serve, snapshot, start, stats, status, supervise, system, template, touch,
-    version, volume, wait,
+    apply, artifact, change, clone, commit, completions, config, connect, cp, create, delete, diff, doctor,
+    egress, events, exec, export, image, job, jobs, kernel, list, logs, man, network, perf, port, profiles,
+    rename, resize, restart, result, run, secret, serve, snapshot, start, stats, status, supervise, system,
+    template, top, touch, version, volume, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -91,6 +91,7 @@ pub(crate) enum Command {
     Events(events::EventsArgs),
     Egress(egress::EgressArgs),
     Stats(stats::StatsArgs),
+    Top(top::TopArgs),
     Wait(wait::WaitArgs),
     Result(result::ResultArgs),
     Clone(clone::CloneArgs),
@@ -98,29 +99,16 @@ pub(crate) enum Command {
     Resize(resize::ResizeArgs),
     Artifact(artifact::ArtifactArgs),
     Commit(commit::CommitArgs),
+    Diff(diff::DiffArgs),
+    Export(export::ExportArgs),
     #[command(visible_alias = "rm")]
     Delete(delete::DeleteArgs),
     Secret(secret::SecretArgs),
     Image(image::ImageArgs),
     Volume(volume::VolumeArgs),
     Snapshot(snapshot::SnapshotArgs),
-    /// `docker images`, and other verbs that Docker has without `image`.
-    #[command(hide = true)]
-    Images(image::ListArgs),
-    #[command(hide = true)]
-    Pull(image::PullArgs),
-    #[command(hide = true)]
-    Push(image::PushArgs),
-    #[command(hide = true)]
-    Tag(image::TagArgs),
-    #[command(hide = true)]
-    Save(image::SaveArgs),
-    #[command(hide = true)]
-    Import(image::ImportArgs),
-    #[command(hide = true)]
-    Load(image::LoadArgs),
-    #[command(hide = true)]
-    Rmi(image::DeleteArgs),
+    #[command(flatten)]
+    ImageShort(image::ShortForm),
     Serve(serve::ServeArgs),
     System(system::SystemArgs),
     Doctor(doctor::DoctorArgs),
@@ -159,7 +147,7 @@ impl Command {
             | Command::Events(_)
             | Command::Egress(_)
             | Command::Stats(_)
-            | Command::Pull(_) => true,
+            | Command::ImageShort(image::ShortForm::Pull(_)) => true,
             Command::Image(group) => matches!(group.command, Some(image::ImageCommand::Pull(_))),
             _ => false,
         }

@@ -31,6 +31,7 @@ mod fetch;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod history;
 mod import;
 mod in_use;
 mod load;
@@ -56,6 +57,7 @@ pub use credentials::CredentialError;
 pub use digest::{Digest, DigestError};
 pub use environment::{Environment, StandardInput};
 pub use error::{ImageError, ImageHint};
+pub use history::{HistoryLayer, HistoryStep, ImageHistory};
 pub use import::ImportSource;
 pub use load::LoadOptions;
 pub use manifest::{ManifestError, Platform, PlatformError};

@@ -1,11 +1,17 @@
 //! The messages themselves. Shapes only: nothing here does anything.
 
+mod inspection;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
+pub use self::inspection::{
+    FsUsage, PROCESS_COMMAND_LIMIT, PROCESS_USER_LIMIT, PROCESSES_IN_REPLY, PROCESSES_MAX, PathInfo,
+    PathKind, ProcessInfo, Stat,
+};
 use crate::session::STREAM_WINDOW;
 
 /// Bytes, encoded as such (and not element by element).
@@ -69,9 +75,15 @@ pub enum Request {
     /// Ends all processes, flushes the disk and makes it read-only. Answer: `Result<(), GuestError>`,
     /// after which the host turns the machine off.
     ShutDown(ShutDown),
-    /// Packs what the root disk has that its image's base disk has not, as an OCI layer. Answer:
-    /// [`PackEvent`]s up to and including `End` or `Failed`. Nothing should run meanwhile.
+    /// Tells what the root disk has that its image's base disk has not. Answer: [`PackEvent`]s up to and including
+    /// `End` or `Failed`. For a layer, nothing should run meanwhile.
     Diff(Diff),
+    /// Packs the root disk as a tar stream, without what is mounted over its directories. Answer: [`PackEvent`]s up
+    /// to and including `End` or `Failed`.
+    PackRoot,
+    /// Asks for the processes of the guest's programs. Answer: `Result<Vec<ProcessInfo>, GuestError>`s of at most
+    /// [`PROCESSES_IN_REPLY`] each, in the order of their numbers, up to and including an empty one.
+    Processes,
     /// Sets the wall clock, which stops while the machine is paused. Answer: `Result<(), GuestError>`.
     SetClock(SetClock),
 }
@@ -461,6 +473,18 @@ pub struct Diff {
     pub root_scsi_target: u8,
     /// SCSI target of the base disk (channel 0, logical unit 0); it is only read.
     pub base_scsi_target: u8,
+    /// What is told of the difference.
+    pub form: DiffForm,
+}
+
+/// What is told of the difference between two disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiffForm {
+    /// An OCI layer: a tar stream with the changed files.
+    Layer,
+    /// The paths, in the order of a walk: for each `A` (added), `C` (changed) or `D` (deleted), the absolute path,
+    /// and a zero byte.
+    Paths,
 }
 
 /// Asks for a tar stream to be unpacked.
@@ -487,57 +511,6 @@ pub struct Unpacked {
     pub entries: u64,
     /// Extended attributes that the file system there does not take.
     pub attributes_dropped: u64,
-}
-
-/// Asks what stands at a path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stat {
-    /// Absolute path in the guest.
-    pub path: Chunk,
-    /// Whether a symbolic link as the last part of the path is followed.
-    pub follow: bool,
-}
-
-/// What stands at a path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PathInfo {
-    /// What it is.
-    pub kind: PathKind,
-    /// Permissions with the setuid, setgid and sticky bits.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Length in bytes.
-    pub len: u64,
-}
-
-/// Kind of what stands at a path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PathKind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// A symbolic link.
-    Symlink {
-        /// Where it points, as it is written.
-        target: Chunk,
-    },
-    /// A device, a FIFO or a socket.
-    Special,
-}
-
-/// How full a file system is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FsUsage {
-    /// Size in bytes.
-    pub total: u64,
-    /// Bytes in use.
-    pub used: u64,
-    /// Bytes that ordinary users can still write.
-    pub available: u64,
 }
 
 /// Ends the guest's work: first the service is asked and waited for, then everything that still runs is

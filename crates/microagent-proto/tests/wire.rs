@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use microagent_proto::{
-    Command, Configured, ExecEvent, ExecInput, ExecRole, Exit, FsUsage, GENERATION, GuestError,
-    GuestErrorKind, GuestEvent, PackEvent, PathInfo, PathKind, Request, StartErrorKind, UnpackInput,
-    Unpacked,
+    Command, Configured, DiffForm, ExecEvent, ExecInput, ExecRole, Exit, FsUsage, GENERATION, GuestError,
+    GuestErrorKind, GuestEvent, PackEvent, PathInfo, PathKind, ProcessInfo, Request, StartErrorKind,
+    UnpackInput, Unpacked,
 };
 use serde_reflection::{Samples, Tracer, TracerConfig};
 
@@ -22,9 +22,12 @@ fn schema() -> String {
         };
     }
     // Every enum, and whatever is read or written by itself.
-    trace!(Command, ExecRole, Exit, StartErrorKind, GuestErrorKind, PathKind, std::net::IpAddr);
+    trace!(Command, ExecRole, Exit, StartErrorKind, GuestErrorKind, PathKind, DiffForm, std::net::IpAddr);
     trace!(Request, ExecInput, UnpackInput);
-    trace!(Configured, ExecEvent, PackEvent, GuestEvent, Unpacked, PathInfo, FsUsage, GuestError);
+    trace!(
+        Configured,
+        ExecEvent, PackEvent, GuestEvent, Unpacked, PathInfo, FsUsage, GuestError, ProcessInfo
+    );
     let registry = tracer.registry().expect("every type was traced");
     serde_json::to_string_pretty(&registry).expect("a registry is plain data") + "\n"
 }

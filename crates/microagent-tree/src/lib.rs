@@ -11,6 +11,6 @@ pub mod pack;
 mod place;
 pub mod unpack;
 
-pub use pack::{PackError, Pieces, SymlinkMode, Walker, pack};
+pub use pack::{PackError, Pieces, SymlinkMode, Walker, pack, pack_directory};
 pub use place::PlaceError;
 pub use unpack::{Rules, SymlinkRule, UnpackError, Unpacked, unpack};

@@ -34,7 +34,7 @@ use crate::supervisor::{END_DEADLINE, QUARANTINE_DEADLINE};
 pub(crate) const CONTROL_LIMIT: usize = 64 * 1024;
 
 /// Deadline for the answer to a request that does not end the machine.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How often a request is sent to a supervisor that closes the connection without an answer.
 const ATTEMPTS: usize = 5;
@@ -60,7 +60,10 @@ pub(crate) struct Hello {
 impl Hello {
     /// Whether the client's version of the protocol is supported.
     pub(crate) fn is_understood(&self) -> bool {
-        let speaks_to_agent = matches!(self.request, ControlRequest::Attach | ControlRequest::StartJob);
+        let speaks_to_agent = matches!(
+            self.request,
+            ControlRequest::Attach | ControlRequest::AttachWithBase | ControlRequest::StartJob
+        );
         let same_agent = self.generation == GENERATION || !speaks_to_agent;
         self.protocol == SUPERVISOR_PROTOCOL && same_agent
     }
@@ -71,6 +74,9 @@ impl Hello {
 pub(crate) enum ControlRequest {
     /// A stream to the guest's agent.
     Attach,
+    /// A stream to the guest's agent. As long as it is open, the guest sees the base disk of its image at
+    /// [`BASE_SCSI_TARGET`](crate::machine::BASE_SCSI_TARGET). One at a time.
+    AttachWithBase,
     /// A change of the machine's state. The guest's processes have `grace` to end, in place of the usual time.
     Change {
         /// The change.
@@ -147,6 +153,8 @@ pub enum Refusal {
     Crowded,
     /// Another client has the console.
     ConsoleTaken,
+    /// Another client compares the root disk with the base disk.
+    BaseTaken,
     /// The client belongs to another version.
     OtherBuild,
     /// So many jobs run already, and no more can.
@@ -182,12 +190,21 @@ pub enum ControlError {
     },
 }
 
-/// Opens a stream to the agent of a running machine.
+/// Opens a stream to the agent of a running machine. [`Answer::Attached`] comes with the stream.
 ///
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
-pub async fn attach(dir: &WorkspaceDir) -> Result<Result<UnixStream, Refusal>, ControlError> {
-    stream(dir, ControlRequest::Attach).await
+pub async fn attach(dir: &WorkspaceDir) -> Result<(UnixStream, Answer), ControlError> {
+    exchange(dir, ControlRequest::Attach, None, ANSWER_DEADLINE).await
+}
+
+/// Opens a stream to the agent of a running machine that sees the base disk of its image as long as the stream is open.
+/// [`Answer::Attached`] comes with the stream.
+///
+/// # Errors
+/// As [`attach`].
+pub async fn attach_with_base(dir: &WorkspaceDir) -> Result<(UnixStream, Answer), ControlError> {
+    exchange(dir, ControlRequest::AttachWithBase, None, ANSWER_DEADLINE).await
 }
 
 /// Opens the serial console: bytes written to the stream are input, bytes read from it are output from now on.

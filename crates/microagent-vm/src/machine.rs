@@ -81,8 +81,12 @@ pub const ROOT_SCSI_TARGET: u8 = 0;
 /// SCSI target of the first further disk.
 pub const EXTRA_SCSI_TARGET: u8 = 1;
 
-/// Most further disks: `virtio-scsi` has targets up to 255.
+/// Most further disks: `virtio-scsi` has targets up to 255, of which the last is that of the base disk.
 pub const EXTRA_DISKS_MAX: usize = 254;
+
+/// SCSI target of the base disk, while a running guest compares its root disk with it.
+pub const BASE_SCSI_TARGET: u8 = 255;
+const _: () = assert!(EXTRA_SCSI_TARGET as usize + EXTRA_DISKS_MAX <= BASE_SCSI_TARGET as usize);
 
 /// Kernel command line. `reboot=t` and `panic=-1`: a machine without ACPI ends by a triple fault, which
 /// QEMU takes as a reset and, with `-no-reboot`, as the end. `scsi_mod.scan=manual`: walking hundreds of
@@ -347,6 +351,28 @@ fn throttle(spec: &MachineSpec, device: &str) -> Option<(&'static str, Value)> {
         "bps": bps, "bps_rd": 0, "bps_wr": 0, "iops": iops, "iops_rd": 0, "iops_wr": 0,
     });
     Some(("block_set_io_throttle", limits))
+}
+
+/// Returns the monitor's commands that show a running guest its base disk; `number` makes the names new.
+pub(crate) fn show_base_disk(spec: &MachineSpec, number: u32) -> Vec<(&'static str, Value)> {
+    let (node_name, device) = base_disk_names(number);
+    let mut node = raw_file_read_only(BASE_SET);
+    node["node-name"] = json!(node_name);
+    let disk = json!({
+        "driver": "scsi-hd", "drive": node_name, "id": device, "bus": "scsi0.0",
+        "scsi-id": BASE_SCSI_TARGET, "lun": 0, "rerror": "report",
+    });
+    [("blockdev-add", node), ("device_add", disk)].into_iter().chain(throttle(spec, &device)).collect()
+}
+
+/// Returns the monitor's commands that remove the base disk again and close it.
+pub(crate) fn hide_base_disk(number: u32) -> [(&'static str, Value); 2] {
+    let (node_name, device) = base_disk_names(number);
+    [("device_del", json!({ "id": device })), ("blockdev-del", json!({ "node-name": node_name }))]
+}
+
+fn base_disk_names(number: u32) -> (String, String) {
+    (format!("base{number}"), format!("base-disk{number}"))
 }
 
 /// Returns the name of the device of a further disk.

@@ -4,6 +4,7 @@
 //! socket, and the control server (accepts clients). Only the driver writes the record.
 
 mod answer_budget;
+mod base_disk;
 mod claims;
 mod clients;
 mod console;

@@ -263,6 +263,12 @@ pub enum Error {
         /// The workspace.
         workspace: WorkspaceName,
     },
+    /// Another command compares the root disk of the running guest with its base disk.
+    #[error("another command compares the disk of workspace `{workspace}` with its image")]
+    BaseTaken {
+        /// The workspace.
+        workspace: WorkspaceName,
+    },
     /// A job cannot be started or reached.
     #[error(transparent)]
     Job(#[from] JobError),
@@ -434,6 +440,7 @@ impl Error {
                 Hint::StatusOrKill { name: workspace.clone() }
             }
             Error::Crowded { .. } => Hint::advice("try again when one of them has ended"),
+            Error::BaseTaken { .. } => Hint::advice("try again when it has ended"),
             Error::ConsoleTaken { workspace } => Hint::FollowLogs { name: workspace.clone() },
             _ => return None,
         })

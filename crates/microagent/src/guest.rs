@@ -10,7 +10,7 @@ use microagent_proto::{
     FsUsage, GuestError, PackEvent, REPLY_LIMIT, REQUEST_LIMIT, Request, read_message, write_message,
 };
 use microagent_store::{WorkspaceDir, WorkspaceRecord};
-use microagent_vm::control::{attach, change};
+use microagent_vm::control::{ControlError, attach, attach_with_base, change};
 use microagent_vm::{Answer, ChangeRequest, ExtraDisk, Launched, MachineSpec, Refusal, SupervisorSpec, Work};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
@@ -57,6 +57,8 @@ pub(crate) struct GuestConnection {
     dir: WorkspaceDir,
     /// The supervisor that was started only to reach a resting workspace.
     offline: Option<Box<Launched>>,
+    /// Whether the running guest sees the base disk of its image while a stream is open.
+    with_base_disk: bool,
 }
 
 /// One stream of the agent.
@@ -127,7 +129,7 @@ impl Workspace {
     }
 
     fn connection(&self, offline: Option<Box<Launched>>) -> GuestConnection {
-        GuestConnection { workspace: self.clone(), dir: self.dir(), offline }
+        GuestConnection { workspace: self.clone(), dir: self.dir(), offline, with_base_disk: false }
     }
 
     /// Boots the disk of the resting workspace without network and workload.
@@ -179,16 +181,41 @@ impl GuestConnection {
         Error::GuestGone { workspace: self.name().clone(), source }
     }
 
+    /// The same guest, which sees the base disk of its image while a stream is open. One stream at a time can be.
+    pub(crate) fn with_base_disk(self) -> GuestConnection {
+        GuestConnection { with_base_disk: true, ..self }
+    }
+
+    async fn attach(&self) -> Result<(UnixStream, Answer), ControlError> {
+        match self.with_base_disk {
+            true => attach_with_base(&self.dir).await,
+            false => attach(&self.dir).await,
+        }
+    }
+
+    /// Why there is no stream.
+    fn unattached(&self, answer: Answer) -> Error {
+        match answer {
+            Answer::Refused(refusal) => refused(self.name(), refusal, Action::ReachGuest),
+            Answer::Failed(failure) => Error::ChangeFailed {
+                workspace: self.name().clone(),
+                action: Action::Compare,
+                message: failure.message,
+            },
+            _ => Error::Unreachable { workspace: self.name().clone(), source: ControlError::Closed },
+        }
+    }
+
     /// Opens a stream to the agent and sends a request on it.
     pub(crate) async fn request(&self, request: &Request) -> Result<AgentStream, Error> {
         let end = Instant::now() + START_PATIENCE;
         let stream = loop {
-            match attach(&self.dir).await {
-                Ok(Ok(stream)) => break stream,
-                Ok(Err(Refusal::State(State::Starting))) if Instant::now() < end => {
+            match self.attach().await {
+                Ok((stream, Answer::Attached)) => break stream,
+                Ok((_, Answer::Refused(Refusal::State(State::Starting)))) if Instant::now() < end => {
                     sleep(START_INTERVAL).await;
                 }
-                Ok(Err(refusal)) => return Err(refused(self.name(), refusal, Action::ReachGuest)),
+                Ok((_, answer)) => return Err(self.unattached(answer)),
                 Err(source) => return Err(self.workspace.unreachable(Action::ReachGuest, source)),
             }
         };

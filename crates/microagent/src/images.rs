@@ -1,8 +1,8 @@
 //! The images of a state directory: create (pull or import), list, get, delete.
 
 use microagent_image::{
-    ConfigChanges, Image, ImageDeletion, ImageList, ImagePrune, ImageStore, ImportSource, LoadOptions,
-    NetworkOptions, Pruned, PullOptions, PullPolicy, Pushed, SaveTarget, Saved, Tagged,
+    ConfigChanges, Image, ImageDeletion, ImageHistory, ImageList, ImagePrune, ImageStore, ImportSource,
+    LoadOptions, NetworkOptions, Pruned, PullOptions, PullPolicy, Pushed, SaveTarget, Saved, Tagged,
 };
 
 use crate::blocking::blocking;
@@ -55,6 +55,16 @@ impl Images {
     pub async fn get(&self, reference: &str) -> Result<Image, Error> {
         let options = PullOptions::default().policy(PullPolicy::Never);
         self.create(reference, &options, &Progress::new()).await
+    }
+
+    /// Returns how an image of the cache was built: its steps and their layers.
+    ///
+    /// # Errors
+    /// Fails if the image does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or its configuration is missing or
+    /// damaged ([`Image`](crate::ErrorKind::Image)).
+    pub async fn history(&self, reference_or_digest: &str) -> Result<ImageHistory, Error> {
+        let (store, name) = (self.store.clone(), reference_or_digest.to_owned());
+        blocking(move || Ok(store.history(&name)?)).await
     }
 
     /// Removes an image by reference or digest.

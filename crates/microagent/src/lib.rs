@@ -180,11 +180,12 @@ pub use streaming::Streaming;
 pub use template::Templates;
 pub use volume::Volumes;
 pub use workspace::{
-    CommitOptions, CommitReport, Console, CopySource, CopyTarget, DeleteMode, Deletion, Exec, ExecControl,
-    ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, FileContent, FileRange, GuestAddresses,
-    HostForward, Inspection, Job, JobDetails, JobOutput, JobOutputOptions, JobStdin, LogOptions,
-    NetworkDetails, PortForward, REASON_LIMIT, Snapshots, StartOptions, Stats, StdinMode, SuperviseOptions,
-    SymlinkMode, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
+    CommitOptions, CommitReport, Console, CopySource, CopyTarget, DeleteMode, Deletion, DiskChanges, Exec,
+    ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, FileContent, FileRange,
+    GuestAddresses, GuestProcess, HostForward, Inspection, Job, JobDetails, JobOutput, JobOutputOptions,
+    JobStdin, LogOptions, NetworkDetails, PathChange, PathChangeKind, PortForward, ProcessList, REASON_LIMIT,
+    Snapshots, StartOptions, Stats, StdinMode, SuperviseOptions, SymlinkMode, Terminal, Workspace,
+    WorkspaceDetails, WorkspaceSummary, last_lines,
 };
 
 pub use jiff::Timestamp;
@@ -226,10 +227,10 @@ pub mod egress {
 pub mod image {
     pub use microagent_image::{
         Committed, ConfigChanges, ConfigError, DaemonReference, DamagedImage, Digest, DigestError,
-        Environment, HealthCheck, Image, ImageConfig, ImageDeletion, ImageError, ImageEvent, ImageHint,
-        ImageList, ImagePrune, ImageReference, ImageSummary, ImportSource, LoadOptions, LocalReference,
-        ManifestError, NetworkOptions, Origin, Platform, PlatformError, Pruned, PullOptions, PullPolicy,
-        Pushed, ReferenceError, RegistryReference, SaveTarget, Saved, SavedImage, StandardInput, Tagged,
-        Transport,
+        Environment, HealthCheck, HistoryLayer, HistoryStep, Image, ImageConfig, ImageDeletion, ImageError,
+        ImageEvent, ImageHint, ImageHistory, ImageList, ImagePrune, ImageReference, ImageSummary,
+        ImportSource, LoadOptions, LocalReference, ManifestError, NetworkOptions, Origin, Platform,
+        PlatformError, Pruned, PullOptions, PullPolicy, Pushed, ReferenceError, RegistryReference,
+        SaveTarget, Saved, SavedImage, StandardInput, Tagged, Transport,
     };
 }

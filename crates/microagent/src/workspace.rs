@@ -6,6 +6,7 @@ mod clone;
 mod commit;
 mod console;
 mod copy;
+mod diff;
 mod egress;
 mod exec;
 mod files;
@@ -15,6 +16,7 @@ mod logs;
 mod network;
 mod observe;
 mod ports;
+mod processes;
 mod rename;
 mod snapshot;
 mod supervise;
@@ -44,6 +46,7 @@ pub use apply::{Applied, ApplyMode, Change, ChangeKind};
 pub use commit::{CommitOptions, CommitReport};
 pub use console::Console;
 pub use copy::{CopySource, CopyTarget, SymlinkMode};
+pub use diff::{DiskChanges, PathChange, PathChangeKind};
 pub(crate) use exec::CommandStream;
 pub use exec::{
     Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, StdinMode, Terminal,
@@ -55,6 +58,7 @@ pub use lifecycle::{REASON_LIMIT, StartOptions};
 pub use logs::{LogOptions, last_lines};
 pub use network::{GuestAddresses, HostForward, NetworkDetails, PortForward};
 pub use observe::{Inspection, Stats};
+pub use processes::{GuestProcess, ProcessList};
 pub use snapshot::{Snapshot, SnapshotDeletion, Snapshots};
 pub use supervise::SuperviseOptions;
 

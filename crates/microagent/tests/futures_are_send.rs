@@ -73,6 +73,7 @@ fn every_future_of_an_engine_is_send() {
         (PullOptions::default(), NetworkOptions::default(), ConfigChanges::default());
     assert_send(images.create("x", &pull, &progress));
     assert_send(images.get("x"));
+    assert_send(images.history("x"));
     assert_send(images.list());
     assert_send(images.delete("x"));
     assert_send(images.tag("x", "y"));
@@ -141,6 +142,10 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.copy_out("/x", CopyTarget::path("x"), &progress));
     assert_send(workspace.copy_out_tar("/x", SymlinkMode::Follow, &progress));
     assert_send(workspace.fetch_artifact("x", Path::new("x"), &progress));
+    assert_send(workspace.changes(&progress));
+    assert_send(workspace.export(&progress));
+    assert_send(workspace.export_to("x".as_ref(), &progress));
+    assert_send(workspace.processes());
     assert_send(workspace.commit(CommitOptions::new("x"), &progress));
     assert_send(workspace.logs(LogOptions::new()));
     assert_send(workspace.events());

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use microagent_proto::{
     Chunk, Configured, ExecEvent, Exit, FsUsage, GuestError, OUTPUT_CHUNK_LIMIT, PREAMBLE_LEN, PackEvent,
-    PathInfo, PathKind, PreambleScanner, REPLY_LIMIT, REQUEST_LIMIT, Request, Stream, Timings, UnpackInput,
-    Unpacked, guest_session, read_message, write_message,
+    PathInfo, PathKind, PreambleScanner, ProcessInfo, REPLY_LIMIT, REQUEST_LIMIT, Request, Stream, Timings,
+    UnpackInput, Unpacked, guest_session, read_message, write_message,
 };
 use rustix::mount::{MountFlags, mount};
 use serde::Serialize;
@@ -164,7 +164,7 @@ async fn serve(mut stream: Stream, lie: String, provoke: mpsc::Sender<()>) {
             let info = PathInfo { kind: PathKind::Directory, mode: 0o755, uid: 0, gid: 0, len: 0 };
             tell(&mut stream, &Ok::<_, GuestError>(info)).await;
         }
-        Request::Pack(_) | Request::Diff(_) => {
+        Request::Pack(_) | Request::Diff(_) | Request::PackRoot => {
             tell(&mut stream, &PackEvent::Data(Chunk::from(vec![0; 1024]))).await;
             tell(&mut stream, &PackEvent::End).await;
         }
@@ -172,6 +172,7 @@ async fn serve(mut stream: Stream, lie: String, provoke: mpsc::Sender<()>) {
             while let Ok(Some(UnpackInput::Data(_))) = read_message(&mut stream, REQUEST_LIMIT).await {}
             tell(&mut stream, &Ok::<_, GuestError>(Unpacked { entries: 1, attributes_dropped: 0 })).await;
         }
+        Request::Processes => tell(&mut stream, &Ok::<_, GuestError>(Vec::<ProcessInfo>::new())).await,
         // Nothing ever happens.
         Request::Watch => std::future::pending().await,
         Request::FsUsage => {
@@ -194,6 +195,8 @@ fn kind(request: &Request) -> &'static str {
         Request::FsUsage => "usage",
         Request::ShutDown(_) => "shutdown",
         Request::Diff(_) => "diff",
+        Request::PackRoot => "root",
+        Request::Processes => "processes",
         Request::SetClock(_) => "clock",
     }
 }
@@ -217,6 +220,21 @@ async fn tell_a_lie(mut stream: Stream, kind: &str, way: &str) {
             loop {
                 let bytes = Chunk::from(vec![b'x'; OUTPUT_CHUNK_LIMIT]);
                 tell(&mut stream, &ExecEvent::Stdout(bytes)).await;
+            }
+        }
+        "endless" if kind == "processes" => {
+            let process = ProcessInfo {
+                pid: 1,
+                parent: 0,
+                uid: 0,
+                user: String::new(),
+                cpu_us: 0,
+                age_us: 0,
+                memory_bytes: 0,
+                command: Chunk::new(),
+            };
+            loop {
+                tell(&mut stream, &Ok::<_, GuestError>(vec![process.clone(); 32])).await;
             }
         }
         "endless" => {

@@ -18,14 +18,6 @@ const VERBS: &[(&str, &[&str], &str)] = &[
         &["login", "logout"],
         "microagent uses the logins of `docker login` and `podman login`; log in with one of them",
     ),
-    ("", &["top"], "microagent exec NAME -- ps aux"),
-    (
-        "",
-        &["diff"],
-        "microagent commit NAME REF makes an image of the changes; microagent cp NAME:PATH - | tar -tv lists files",
-    ),
-    ("", &["export"], "microagent cp NAME:/ - > root.tar"),
-    ("", &["history"], "microagent image save REF -o FILE, then skopeo inspect --config oci-archive:FILE"),
     (
         "",
         &["update"],
@@ -63,11 +55,6 @@ const VERBS: &[(&str, &[&str], &str)] = &[
         &["inspect"],
         "microagent image list --json | jq '.images[] | select(.resolved_reference | endswith(\"REF\"))'",
     ),
-    (
-        "image",
-        &["history"],
-        "microagent image save REF -o FILE, then skopeo inspect --config oci-archive:FILE",
-    ),
     ("image", &["search"], "use the registry's web site, or skopeo list-tags"),
     ("volume", &["update"], "microagent volume resize NAME --size-mib MIB"),
     (
@@ -102,6 +89,9 @@ pub(crate) fn hint_for_word(path: &[&str], word: &str) -> Option<String> {
         ["create"] => Some(format!(
             "a service is one shell line: --service-command '{word} …', or --image-command for the image's own"
         )),
+        ["top"] => {
+            Some("the columns are always the same; for others: microagent exec NAME -- ps OPTIONS".to_owned())
+        }
         _ => None,
     }
 }

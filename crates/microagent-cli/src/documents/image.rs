@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use microagent::ImageReport;
 use microagent::image::{
-    DamagedImage, Image, ImageDeletion, ImageList, ImageSummary, Origin, Platform, Pruned, Pushed, Saved,
-    SavedImage, Tagged,
+    DamagedImage, HistoryLayer, HistoryStep, Image, ImageDeletion, ImageHistory, ImageList, ImageSummary,
+    Origin, Platform, Pruned, Pushed, Saved, SavedImage, Tagged,
 };
 use serde::Serialize;
 
@@ -174,6 +174,56 @@ impl From<ImageList> for ImageListDocument {
         ImageListDocument {
             images: list.images.into_iter().map(ImageSummaryDocument::from).collect(),
             damaged: list.damaged.into_iter().map(DamagedImageDocument::from).collect(),
+        }
+    }
+}
+
+/// `microagent image history`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ImageHistoryDocument {
+    resolved_reference: String,
+    digest: String,
+    steps: Vec<HistoryStepDocument>,
+}
+
+/// A step of the build of an image.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct HistoryStepDocument {
+    created_at: Option<Timestamp>,
+    created_by: String,
+    author: Option<String>,
+    comment: Option<String>,
+    layer: Option<HistoryLayerDocument>,
+}
+
+document! {
+    /// The layer of a step, as it is stored.
+    HistoryLayerDocument of HistoryLayer {
+        digest: String,
+        bytes: u64,
+    }
+}
+
+impl From<ImageHistory> for ImageHistoryDocument {
+    fn from(history: ImageHistory) -> ImageHistoryDocument {
+        ImageHistoryDocument {
+            resolved_reference: history.resolved_reference,
+            digest: history.digest,
+            steps: history.steps.into_iter().map(HistoryStepDocument::from).collect(),
+        }
+    }
+}
+
+impl From<HistoryStep> for HistoryStepDocument {
+    fn from(step: HistoryStep) -> HistoryStepDocument {
+        HistoryStepDocument {
+            created_at: step.created_at,
+            created_by: step.created_by,
+            author: step.author,
+            comment: step.comment,
+            layer: step.layer.map(HistoryLayerDocument::from),
         }
     }
 }

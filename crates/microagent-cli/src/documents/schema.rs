@@ -24,14 +24,16 @@ use super::config::ConfigDocument;
 use super::cp::CopyDocument;
 use super::create::CreateDocument;
 use super::delete::DeleteDocument;
+use super::diff::DiskChangesDocument;
 use super::doctor::DoctorDocument;
 use super::egress::EgressDocument;
 use super::error::ErrorDocument;
 use super::events::EventsDocument;
 use super::exec::ExecDocument;
+use super::export::ExportDocument;
 use super::image::{
-    ImageDeleteDocument, ImageListDocument, ImagePruneDocument, LoadedImagesDocument, PulledImageDocument,
-    PushDocument, SaveDocument, TagDocument,
+    ImageDeleteDocument, ImageHistoryDocument, ImageListDocument, ImagePruneDocument, LoadedImagesDocument,
+    PulledImageDocument, PushDocument, SaveDocument, TagDocument,
 };
 use super::job::{JobDocument, JobListDocument, JobLogsDocument};
 use super::kernel::KernelDocument;
@@ -52,6 +54,7 @@ use super::stream::StreamLine;
 use super::supervise::UnitDocument;
 use super::system::{DiskUseDocument, SystemPruneDocument};
 use super::template::{TemplateBuildDocument, TemplateListDocument, TemplatePruneDocument};
+use super::top::ProcessListDocument;
 use super::version::VersionDocument;
 use super::volume::{VolumeDeleteDocument, VolumeDocument, VolumeListDocument, VolumePruneDocument};
 use super::wait::WaitDocument;
@@ -60,7 +63,7 @@ use super::wait::WaitDocument;
 const WITHOUT_DOCUMENT: &[&str] = &["connect", "job-stdin", "serve-mcp"];
 
 /// Short forms of Docker for commands of `image`, which print the same.
-const SHORT_FORMS: &[&str] = &["images", "import", "load", "pull", "push", "rmi", "save", "tag"];
+const SHORT_FORMS: &[&str] = &["history", "images", "import", "load", "pull", "push", "rmi", "save", "tag"];
 
 /// Documents besides the one of their command, and `error`, which any command prints on standard error.
 const MORE_DOCUMENTS: &[&str] =
@@ -181,13 +184,16 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("cp", schema_of::<CopyDocument>()),
         ("create", schema_of::<CreateDocument>()),
         ("delete", schema_of::<DeleteDocument>()),
+        ("diff", schema_of::<DiskChangesDocument>()),
         ("doctor", schema_of::<DoctorDocument>()),
         ("egress", schema_of::<EgressDocument>()),
         ("error", schema_of::<ErrorDocument<'static>>()),
         ("events", schema_of::<EventsDocument>()),
         ("exec", schema_of::<ExecDocument>()),
         ("exec-detach", schema_of::<JobDocument>()),
+        ("export", schema_of::<ExportDocument>()),
         ("image-delete", schema_of::<ImageDeleteDocument>()),
+        ("image-history", schema_of::<ImageHistoryDocument>()),
         ("image-import", schema_of::<PulledImageDocument>()),
         ("image-list", schema_of::<ImageListDocument>()),
         ("image-load", schema_of::<LoadedImagesDocument>()),
@@ -242,6 +248,7 @@ fn later_schemas() -> Vec<(&'static str, Value)> {
         ("template-delete", schema_of::<TemplatePruneDocument>()),
         ("template-list", schema_of::<TemplateListDocument>()),
         ("template-prune", schema_of::<TemplatePruneDocument>()),
+        ("top", schema_of::<ProcessListDocument>()),
         ("version", schema_of::<VersionDocument>()),
         ("volume-create", schema_of::<VolumeDocument>()),
         ("volume-delete", schema_of::<VolumeDeleteDocument>()),

@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
+use super::base_disk::BaseDisk;
 use super::console::Console;
 use super::jobs::Jobs;
 use crate::control::{Amendment, Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal, take_descriptor};
@@ -44,6 +45,9 @@ const CLIENT_LIMIT: usize = 128;
 
 /// Most streams that are lent at a time. The rest is the supervisor's own: service and shutdown.
 const LENT_STREAM_LIMIT: usize = SESSION_STREAM_LIMIT - 8;
+
+/// How long a client may compare the root disk of a guest with its base disk.
+const COMPARISON_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Bytes that are copied at once, in each direction of a stream.
 const COPY_BYTES: usize = 64 * 1024;
@@ -104,6 +108,7 @@ pub(super) struct ControlServer {
     session: RefCell<Option<SessionHandle>>,
     cut_off: CancellationToken,
     console: Shared<Option<Console>>,
+    base: Shared<Option<BaseDisk>>,
     jobs: Rc<Jobs>,
     answers: Rc<Semaphore>,
     task: JoinHandle<()>,
@@ -148,9 +153,11 @@ impl ControlServer {
             lent: Rc::default(),
             cut_off: cut_off.clone(),
             console: Rc::default(),
+            base: Rc::default(),
             jobs: Rc::clone(&jobs),
         };
         let console = Rc::clone(&connection.console);
+        let base = Rc::clone(&connection.base);
         let task = spawn_local(accept(listener, connection));
         let control = ControlServer {
             dir: dir.clone(),
@@ -158,6 +165,7 @@ impl ControlServer {
             session: RefCell::default(),
             cut_off,
             console,
+            base,
             jobs,
             answers,
             task,
@@ -175,6 +183,11 @@ impl ControlServer {
     /// Clients can have this console from now on.
     pub(super) fn show_console(&self, console: Console) {
         *self.console.borrow_mut() = Some(console);
+    }
+
+    /// Clients can have this base disk shown to the guest from now on.
+    pub(super) fn lend_base(&self, base: Option<BaseDisk>) {
+        *self.base.borrow_mut() = base;
     }
 
     /// Ends all lent streams and all jobs, and lends no more, permanently.
@@ -232,6 +245,7 @@ struct ControlConnection {
     /// When all that is lent ends at once.
     cut_off: CancellationToken,
     console: Shared<Option<Console>>,
+    base: Shared<Option<BaseDisk>>,
     jobs: Rc<Jobs>,
 }
 
@@ -300,6 +314,7 @@ impl ControlConnection {
             }
             ControlRequest::TellJob(job, order) => (unanswered.await, self.tell_job(job, order).await),
             ControlRequest::Attach => return self.lend(client).await,
+            ControlRequest::AttachWithBase => return self.lend_with_base(client).await,
             ControlRequest::Console => return self.lend_console(client).await,
             ControlRequest::Change { request, grace } => {
                 (unanswered.await, self.change(request, grace, reason).await)
@@ -386,6 +401,27 @@ impl ControlConnection {
 }
 
 impl ControlConnection {
+    /// Makes the connection a stream of the agent, and shows the guest its base disk as long as it is one.
+    async fn lend_with_base(&self, mut client: UnixStream) {
+        let base = match (&*self.access.borrow(), &*self.base.borrow()) {
+            (StreamAccess::Closed(state), _) => Err(Answer::Refused(Refusal::State(*state))),
+            (StreamAccess::Open(_), None) => Err(Answer::Refused(Refusal::State(State::Starting))),
+            (StreamAccess::Open(_), Some(base)) => Ok(base.clone()),
+        };
+        let shown = match base {
+            Ok(base) => base.show().await,
+            Err(answer) => Err(answer),
+        };
+        match shown {
+            Ok(shown) => {
+                // A guest that keeps its end of the stream open keeps the disk no longer than this.
+                let _ = timeout(COMPARISON_LIMIT, self.lend(client)).await;
+                shown.hide().await;
+            }
+            Err(answer) => drop(write_message(&mut client, &answer, CONTROL_LIMIT).await),
+        }
+    }
+
     /// Makes the connection a session at the console, until the client closes it.
     async fn lend_console(&self, mut client: UnixStream) {
         let console = match (&*self.console.borrow(), &*self.access.borrow()) {

@@ -16,6 +16,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, sleep_until, timeout};
 
 use super::answer_budget::AnswerBudget;
+use super::base_disk::BaseDisk;
 use super::clients::ClientRequest;
 use super::console::Console;
 use super::machine::{Loss, Machine};
@@ -173,6 +174,7 @@ impl Driver {
             needs: self.needs(&machine, Templates::None),
         });
         if let Some(server) = self.clients.server() {
+            server.lend_base(BaseDisk::of(machine.monitor(), &self.spec.machine));
             server.show_console(Console::new(machine.take_keys(), Rc::clone(&self.console)));
         }
         let conversation = self.converse(&machine, template.is_some(), freeze, &events)?;

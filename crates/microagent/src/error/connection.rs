@@ -35,6 +35,9 @@ pub enum ConnectionFault {
     /// The guest sent more data than its disks can contain.
     #[error("the guest sends more than its disk can hold")]
     TooMuch,
+    /// The guest lists more processes than a kernel can have.
+    #[error("it lists too many processes")]
+    TooManyProcesses,
     /// The guest sent a tar stream that cannot be read.
     #[error("what it sent is not a whole file")]
     Tar(#[source] io::Error),

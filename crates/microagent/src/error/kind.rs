@@ -83,6 +83,7 @@ impl Error {
             | Error::DiskBusy { .. }
             | Error::TooManyRunning { .. }
             | Error::Crowded { .. }
+            | Error::BaseTaken { .. }
             | Error::ConsoleTaken { .. } => ErrorKind::Busy,
             Error::WrongState { .. }
             | Error::NeedsRest { .. }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use microagent_image::{Committed, ConfigChanges, NetworkOptions, Pushed};
 use microagent_model::WorkspaceName;
-use microagent_proto::{Diff, Request};
+use microagent_proto::{Diff, DiffForm, Request};
 use microagent_vm::machine::{EXTRA_SCSI_TARGET, ROOT_SCSI_TARGET};
 use microagent_vm::{Claim, ExtraDisk};
 
@@ -121,8 +121,11 @@ impl Workspace {
         let guest = self.resting_guest(vec![base], Action::Commit, progress).await?;
         progress.event(Event::Comparing { workspace: self.name.to_string() });
 
-        let request =
-            Request::Diff(Diff { root_scsi_target: ROOT_SCSI_TARGET, base_scsi_target: EXTRA_SCSI_TARGET });
+        let request = Request::Diff(Diff {
+            root_scsi_target: ROOT_SCSI_TARGET,
+            base_scsi_target: EXTRA_SCSI_TARGET,
+            form: DiffForm::Layer,
+        });
         let limit = record.resources.size_mib.saturating_mul(MIB).saturating_mul(STREAM_SLACK);
         // One byte more than the limit shows that there was more.
         let limits = TarLimits { bytes: limit.saturating_add(1), time: COMMIT_TIMEOUT };

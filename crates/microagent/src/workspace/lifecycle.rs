@@ -565,6 +565,7 @@ pub(crate) fn refused(name: &WorkspaceName, refusal: Refusal, action: Action) ->
         }
         Refusal::JobsFull(running) => JobError::TooMany { workspace: name.clone(), running }.into(),
         Refusal::NoTtl => InvalidRequest::NothingToRenew { name: name.clone() }.into(),
+        Refusal::BaseTaken => Error::BaseTaken { workspace: name.clone() },
         Refusal::ConsoleTaken => Error::ConsoleTaken { workspace: name.clone() },
         Refusal::OtherBuild => Error::OtherBuild { workspace: name.clone() },
     }

@@ -44,7 +44,7 @@ _microagent_names() {
     fi
     case $verb in
         start | restart | halt | stop | kill | pause | resume | unpause | quarantine | supervise | status | inspect \
-            | network | port | touch | rename | resize | logs | log | events | egress | stats | wait | result | clone | artifact | commit | delete | rm \
+            | network | port | touch | rename | resize | logs | log | events | egress | stats | top | wait | result | clone | artifact | commit | diff | export | delete | rm \
             | exec | connect | attach | jobs)
             names=$(_microagent_list list) ;;
         cp) names=$(_microagent_list list) ;;
@@ -54,10 +54,10 @@ _microagent_names() {
             elif [[ -n $sub ]]; then
                 names=$(_microagent_list list)
             fi ;;
-        run | rmi | push | tag | save) [[ -n $sub ]] || names=$(_microagent_list image list) ;;
+        run | rmi | push | tag | save | history) [[ -n $sub ]] || names=$(_microagent_list image list) ;;
         image)
             case $sub in
-                delete | rm | push | tag | save) names=$(_microagent_list image list) ;;
+                delete | rm | push | tag | save | history) names=$(_microagent_list image list) ;;
             esac ;;
         snapshot) names=$(_microagent_snapshots "$sub" "$name") ;;
         volume)

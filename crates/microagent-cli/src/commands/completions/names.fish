@@ -17,10 +17,10 @@ function __microagent_job
 end
 complete -c microagent -f -n "__microagent_job 3" -a "(microagent list -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_job 4" -a "(microagent jobs (__microagent_words)[4] -q 2>/dev/null)"
-complete -c microagent -f -n "__microagent_verb start restart halt stop kill pause resume unpause quarantine supervise status inspect network port touch rename resize logs log events egress stats wait result clone artifact commit delete rm exec connect attach jobs" -a "(microagent list -q 2>/dev/null)"
+complete -c microagent -f -n "__microagent_verb start restart halt stop kill pause resume unpause quarantine supervise status inspect network port touch rename resize logs log events egress stats top wait result clone artifact commit diff export delete rm exec connect attach jobs" -a "(microagent list -q 2>/dev/null)"
 complete -c microagent -n "__microagent_verb cp" -a "(microagent list -q 2>/dev/null | string replace -r '\$' ':')"
-complete -c microagent -f -n "__microagent_verb run rmi push tag save" -a "(microagent image list -q 2>/dev/null)"
-complete -c microagent -f -n "__microagent_group image delete rm push tag save" -a "(microagent image list -q 2>/dev/null)"
+complete -c microagent -f -n "__microagent_verb run rmi push tag save history" -a "(microagent image list -q 2>/dev/null)"
+complete -c microagent -f -n "__microagent_group image delete rm push tag save history" -a "(microagent image list -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_group snapshot create list ls restore delete rm; and test (count (__microagent_words)) -eq 3" -a "(microagent list -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_group snapshot restore delete rm; and test (count (__microagent_words)) -ge 4" -a "(microagent snapshot list (__microagent_words)[4] -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_group volume delete rm status inspect resize" -a "(microagent volume list -q 2>/dev/null)"

@@ -1,5 +1,6 @@
 //! `microagent image`: the images in the cache.
 
+mod history;
 mod list;
 mod load;
 mod push;
@@ -19,7 +20,8 @@ use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::stream::print_line;
 
-pub(crate) use list::{ListArgs, execute as execute_list};
+pub(crate) use history::HistoryArgs;
+pub(crate) use list::ListArgs;
 pub(crate) use load::LoadArgs;
 pub(crate) use push::PushArgs;
 pub(crate) use remove::DeleteArgs;
@@ -86,12 +88,52 @@ pub(crate) enum ImageCommand {
     Pull(PullArgs),
     Load(LoadArgs),
     Import(ImportArgs),
+    History(HistoryArgs),
     Tag(TagArgs),
     Save(SaveArgs),
     Push(PushArgs),
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
     Prune(remove::PruneArgs),
+}
+
+/// Docker's verbs without `image`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ShortForm {
+    #[command(hide = true)]
+    Images(ListArgs),
+    #[command(hide = true)]
+    Pull(PullArgs),
+    #[command(hide = true)]
+    Push(PushArgs),
+    #[command(hide = true)]
+    Tag(TagArgs),
+    #[command(hide = true)]
+    Save(SaveArgs),
+    #[command(hide = true)]
+    Import(ImportArgs),
+    #[command(hide = true)]
+    Load(LoadArgs),
+    #[command(hide = true)]
+    History(HistoryArgs),
+    #[command(hide = true)]
+    Rmi(DeleteArgs),
+}
+
+impl From<ShortForm> for ImageCommand {
+    fn from(short: ShortForm) -> ImageCommand {
+        match short {
+            ShortForm::Images(args) => ImageCommand::List(args),
+            ShortForm::Pull(args) => ImageCommand::Pull(args),
+            ShortForm::Push(args) => ImageCommand::Push(args),
+            ShortForm::Tag(args) => ImageCommand::Tag(args),
+            ShortForm::Save(args) => ImageCommand::Save(args),
+            ShortForm::Import(args) => ImageCommand::Import(args),
+            ShortForm::Load(args) => ImageCommand::Load(args),
+            ShortForm::History(args) => ImageCommand::History(args),
+            ShortForm::Rmi(args) => ImageCommand::Delete(args),
+        }
+    }
 }
 
 /// Pull an image and make its base disk
@@ -142,6 +184,7 @@ pub(crate) fn execute(context: &Context, args: ImageArgs) -> Result<(), Failure>
         Some(ImageCommand::Pull(args)) => pull(context, args),
         Some(ImageCommand::Load(args)) => load::execute(context, args),
         Some(ImageCommand::Import(args)) => import(context, args),
+        Some(ImageCommand::History(args)) => history::execute(context, &args),
         Some(ImageCommand::Tag(args)) => tag::execute(context, args),
         Some(ImageCommand::Save(args)) => save::execute(context, args),
         Some(ImageCommand::Push(args)) => push::execute(context, args),
