@@ -21,6 +21,7 @@ pub mod process;
 pub mod pty;
 pub mod registry;
 pub mod schema;
+pub mod upstream;
 pub mod user;
 pub mod wait;
 

@@ -68,6 +68,11 @@ impl Process {
         self.words.get(1..) == Some(&["__supervise".to_owned(), "__net".to_owned()])
     }
 
+    /// Whether it serves the brokers of a machine, or guards the process that does.
+    pub fn is_of_brokers(&self) -> bool {
+        self.words.get(1..) == Some(&["__supervise".to_owned(), "__brokers".to_owned()])
+    }
+
     /// Whether it is a network stack.
     pub fn is_network_stack(&self) -> bool {
         self.is_of_network() && Process::read(self.parent).is_some_and(|parent| parent.is_of_network())
@@ -80,7 +85,8 @@ impl Process {
 
     /// Whether it is one of our supervisors.
     pub fn is_supervisor(&self) -> bool {
-        self.words.get(1).is_some_and(|word| word == "__supervise") && !self.is_of_network()
+        let is_helper = self.is_of_network() || self.is_of_brokers();
+        self.words.get(1).is_some_and(|word| word == "__supervise") && !is_helper
     }
 
     /// Sends a signal; a process that is gone does not mind.
@@ -143,11 +149,12 @@ pub fn of_dir(dir: &Path) -> Vec<Process> {
     }
 }
 
-/// Network stacks that have outlived their supervisor, started since `start_time`. They name no directory, so these are
+/// Network stacks and brokers that have outlived their supervisor, started since `start_time`. They name no directory, so these are
 /// looked for in the whole system. Whoever else has started one is still its parent, of the same session.
 pub fn orphaned_network_stacks(start_time: u64) -> Vec<Process> {
     let all = all();
-    let is_ours = |process: &&Process| process.is_of_network() && process.start_time >= start_time;
+    let is_helper = |process: &Process| process.is_of_network() || process.is_of_brokers();
+    let is_ours = |process: &&Process| is_helper(process) && process.start_time >= start_time;
     let is_kept = |process: &&Process| {
         all.iter().any(|parent| parent.pid == process.parent && parent.session == process.session)
     };

@@ -202,7 +202,7 @@ fn configuration(dir: &Path, options: &RegistryOptions) -> Result<serde_json::Va
 }
 
 /// Makes a CA and a certificate for loopback, both good for a day.
-fn make_certificates(dir: &Path) -> Result<()> {
+pub(crate) fn make_certificates(dir: &Path) -> Result<()> {
     const CURVE: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
     let openssl = || {
         let mut command = Command::new("openssl");

@@ -7,7 +7,10 @@ use jiff::Timestamp;
 use microagent::HOST_NAME;
 use serde::Serialize;
 
-use crate::documents::shared::{DnsSettingsDocument, HostForwardDocument, PortForwardDocument};
+use crate::documents::shared::{
+    BrokerDocument, DnsSettingsDocument, HostForwardDocument, PortForwardDocument,
+};
+use crate::escape;
 use crate::failure::Failure;
 
 /// How a command answers.
@@ -62,6 +65,13 @@ pub(crate) fn span(from: Timestamp, to: Timestamp) -> String {
 /// A forwarded port, as lines show it.
 pub(crate) fn forwarded(forward: &HostForwardDocument) -> String {
     format!("{HOST_NAME}:{}/tcp -> {}:{}", forward.guest_port, forward.host, forward.host_port)
+}
+
+/// A broker, as lines show it.
+pub(crate) fn brokered(broker: &BrokerDocument) -> String {
+    let BrokerDocument { name, url, upstream, secret, header, allow, .. } = broker;
+    let allowed = if allow.is_empty() { String::new() } else { format!(", only {}", allow.join(", ")) };
+    escape::one_line(&format!("{name}: {url} -> {upstream} with {header} from {secret}{allowed}"))
 }
 
 /// How names are looked up, where that is not as on the host.

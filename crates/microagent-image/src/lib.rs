@@ -61,7 +61,7 @@ pub use history::{HistoryLayer, HistoryStep, ImageHistory};
 pub use import::ImportSource;
 pub use load::LoadOptions;
 pub use manifest::{ManifestError, Platform, PlatformError};
-pub use network::{NetworkOptions, ProxyMode, client as http_client};
+pub use network::{NetworkOptions, ProxyMode, certificates, client as http_client};
 pub use options::{Origin, PullOptions, PullPolicy};
 pub use progress::{ImageEvent, NoProgress, Progress};
 pub use push::Pushed;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use reqwest::{NoProxy, Proxy, Url, redirect};
 use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::environment::Environment;
@@ -277,15 +278,30 @@ fn tls(environment: &Environment, host: &HostCertificates) -> Result<ClientConfi
         .map_err(|source| ImageError::Certificates { path: own.path.clone(), source: source.into() })
 }
 
+/// The trusted certificates of an environment, as DER.
+///
+/// # Errors
+/// Fails when a file or directory that the environment names has none.
+pub fn certificates(environment: &Environment) -> Result<Vec<Vec<u8>>, ImageError> {
+    let (certificates, _) = trusted_certificates(environment)?;
+    Ok(certificates.into_iter().map(|certificate| certificate.to_vec()).collect())
+}
+
+fn roots(environment: &Environment) -> Result<RootCertStore, ImageError> {
+    trusted_certificates(environment).map(|(_, roots)| roots)
+}
+
 /// The trusted certificates. With none at all every HTTPS registry fails by its certificate, which is the
 /// truth; an explicit file or directory without any is an error at once.
-fn roots(environment: &Environment) -> Result<RootCertStore, ImageError> {
+fn trusted_certificates(
+    environment: &Environment,
+) -> Result<(Vec<CertificateDer<'static>>, RootCertStore), ImageError> {
     let explicit = (environment.ssl_cert_file.as_deref(), environment.ssl_cert_dir.as_deref());
     let system = SYSTEM_CERTIFICATES.iter().map(Path::new).find(|file| file.is_file());
     let (file, dir) = if explicit == (None, None) { (system, None) } else { explicit };
     let loaded = rustls_native_certs::load_certs_from_paths(file, dir);
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(loaded.certs);
+    roots.add_parsable_certificates(loaded.certs.iter().cloned());
     if roots.is_empty()
         && let Some(path) = explicit.0.or(explicit.1)
     {
@@ -295,7 +311,7 @@ fn roots(environment: &Environment) -> Result<RootCertStore, ImageError> {
         };
         return Err(ImageError::Certificates { path: PathBuf::from(path), source });
     }
-    Ok(roots)
+    Ok((loaded.certs, roots))
 }
 
 #[cfg(test)]

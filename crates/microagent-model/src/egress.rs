@@ -5,7 +5,7 @@ mod policy;
 
 pub(crate) use policy::is_host_name;
 
-pub use decision::{Decision, Protocol, Reason, Subject};
+pub use decision::{BrokeredRequest, Decision, Protocol, Reason, Subject};
 pub use policy::{
     AllowRule, AllowRuleError, BYTES_DEFAULT, CONNECTIONS_DEFAULT, EgressMode, EgressModeError, EgressPolicy,
     RULES_MAX,

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod attachment;
+mod broker;
 mod command;
 mod dns;
 pub mod egress;
@@ -24,6 +25,10 @@ mod snapshot;
 mod state;
 
 pub use attachment::{Attachment, DiskSource};
+pub use broker::{
+    ALLOWED_REQUESTS_MAX, AllowedRequest, BROKER_ENV_MAX, BROKERS_MAX, Broker, BrokerError, BrokerKeys,
+    Upstream, brokered_twice,
+};
 pub use command::{Artifact, CommandLine, GuestInit, SetupStep};
 pub use dns::{
     ADDED_HOSTS_MAX, AddedAddress, AddedHost, DnsError, DnsSettings, NAME_SERVERS_MAX, NameServer,

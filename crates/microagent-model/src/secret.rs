@@ -169,7 +169,7 @@ impl SecretReference {
     }
 }
 
-fn is_variable_name(name: &str) -> bool {
+pub(crate) fn is_variable_name(name: &str) -> bool {
     let fits = !name.is_empty() && name.len() <= SECRET_NAME_MAX;
     let starts_well = !name.starts_with(|c: char| c.is_ascii_digit());
     fits && starts_well && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')

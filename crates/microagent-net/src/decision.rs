@@ -97,6 +97,7 @@ impl Journal {
             target: None,
             allowed: false,
             reason: Reason::TooMany,
+            request: None,
             count: Some(std::mem::take(&mut self.suppressed)),
         });
     }
@@ -153,6 +154,7 @@ mod tests {
             target: None,
             allowed: true,
             reason: Reason::Name,
+            request: None,
             count: None,
         }
     }

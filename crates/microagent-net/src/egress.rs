@@ -20,7 +20,6 @@ use jiff::Timestamp;
 use microagent_model::Forward;
 use microagent_model::egress::{Decision, EgressMode, EgressPolicy, Protocol, Reason, Subject};
 
-use crate::GATEWAY;
 use crate::address::Scope;
 use crate::decision::Journal;
 use crate::dns::local::{HostEntry, LocalAnswer, LocalNames};
@@ -29,6 +28,7 @@ use crate::dns::names::Names;
 use crate::dns::resolver::{Asker, DnsRequest, DnsRequestId, Resolved, Resolver};
 use crate::flows::{FLOWS_MAX, Key, Kind};
 use crate::host::HostAddresses;
+use crate::{BROKER_ADDRESS, BROKER_PORT, GATEWAY};
 
 /// What the filter must know.
 #[derive(Debug)]
@@ -43,6 +43,8 @@ pub(crate) struct FilterOptions {
     pub(crate) local: LocalNames,
     /// Servers of the host that ports of the gateway lead to.
     pub(crate) forwards: Vec<Forward>,
+    /// How many brokers there are.
+    pub(crate) brokers: u8,
     /// Bytes that count as moved already.
     pub(crate) moved_bytes: u64,
 }
@@ -75,6 +77,7 @@ pub(crate) struct EgressFilter {
     names: Names,
     local: LocalNames,
     forwards: HashMap<u16, SocketAddrV4>,
+    brokers: u8,
     resolver: Resolver,
     journal: Journal,
     answers: Vec<DnsAnswer>,
@@ -93,6 +96,7 @@ impl EgressFilter {
             names: Names::default(),
             local: options.local,
             forwards: options.forwards.iter().map(|one| (one.guest_port.get(), one.target)).collect(),
+            brokers: options.brokers,
             resolver: Resolver::new(options.name_servers),
             journal: Journal::default(),
             answers: Vec::new(),
@@ -168,8 +172,9 @@ impl EgressFilter {
     /// Decides on a new flow of the guest, and records the decision. `open` is how many flows there are.
     pub(crate) fn admit(&mut self, key: Key, open: usize) -> Result<(), Reason> {
         let port = (key.kind != Kind::Echo).then_some(key.remote_port);
-        let judged = match self.forwarded(key) {
-            Some(_) if !self.is_spent => Ok(Reason::Forwarded),
+        let judged = match (self.broker(key), self.forwarded(key)) {
+            (Some(_), _) if !self.is_spent => Ok(Reason::Broker),
+            (_, Some(_)) if !self.is_spent => Ok(Reason::Forwarded),
             _ => self.judge(key.remote, port),
         };
         let judged = judged.and_then(|reason| self.place(open).map(|()| reason));
@@ -182,6 +187,15 @@ impl EgressFilter {
     pub(crate) fn forwarded(&self, key: Key) -> Option<SocketAddrV4> {
         let is_forwarded = key.kind == Kind::Tcp && key.remote == GATEWAY;
         is_forwarded.then(|| self.forwards.get(&key.remote_port).copied()).flatten()
+    }
+
+    /// The broker that a connection of the guest leads to, by its number.
+    pub(crate) fn broker(&self, key: Key) -> Option<u8> {
+        if key.kind != Kind::Tcp || key.remote != BROKER_ADDRESS {
+            return None;
+        }
+        let number = u8::try_from(key.remote_port.checked_sub(BROKER_PORT)?).ok()?;
+        (number < self.brokers).then_some(number)
     }
 
     /// Takes the host's addresses, in place of those before. What is open stays open.
@@ -422,6 +436,7 @@ impl EgressFilter {
             target: None,
             allowed,
             reason,
+            request: None,
             count: None,
         }
     }

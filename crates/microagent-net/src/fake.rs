@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use crate::dns::resolver::{DnsRequest, DnsRequestId};
 use crate::sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
+use crate::{BROKER_ADDRESS, BROKER_PORT};
 
 /// One connection of the host.
 #[derive(Debug, Default)]
@@ -92,6 +93,10 @@ impl Sockets for FakeSockets {
         let stream = Rc::new(RefCell::new(FakeStream { room: usize::MAX, ..FakeStream::default() }));
         host.streams.insert(token, (remote, Rc::clone(&stream)));
         Ok(FakeStreamSocket(stream))
+    }
+
+    fn connect_broker(&mut self, token: Token, number: u8) -> Result<FakeStreamSocket, Errno> {
+        self.connect(token, SocketAddrV4::new(BROKER_ADDRESS, BROKER_PORT + u16::from(number)))
     }
 
     fn adopt(&mut self, token: Token, stream: FakeStreamSocket) -> Result<FakeStreamSocket, Errno> {

@@ -58,6 +58,12 @@ pub const PREFIX_LEN: u8 = 24;
 /// The guest's default route.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
+/// Where the guest finds brokers, each at a port of its own.
+pub const BROKER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
+
+/// The first broker's port at [`BROKER_ADDRESS`]; the others follow.
+pub const BROKER_PORT: u16 = 8001;
+
 /// The name server that the guest sees; the stack asks the host's.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 

@@ -120,6 +120,7 @@ pub fn drive(bytes: &[u8]) {
         name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53)), SocketAddr::from(([192, 0, 2, 54], 53))],
         names: NameOptions::default(),
         forwards: vec![FORWARD.parse().expect("a forwarded port")],
+        brokers: 0,
         moved_bytes: 0,
     };
     let now = Now { running: Duration::ZERO, day: Timestamp::UNIX_EPOCH };

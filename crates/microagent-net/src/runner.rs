@@ -62,6 +62,8 @@ pub struct Channels {
     pub qemu: OwnedFd,
     /// Each is readable when the controller may have an order.
     pub controls: Vec<OwnedFd>,
+    /// Where the process of the brokers takes connections: a socket of messages, each with a connection's other end.
+    pub brokers: Option<OwnedFd>,
     /// Most bytes per second on the link in each direction, without the length before each frame counted in.
     pub rate: Option<NonZeroU64>,
     /// Whether another stack has served the link before and has ended at any moment.
@@ -128,7 +130,7 @@ pub fn run_stack(
     let room = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&room, &channels.qemu, epoll::EventData::new_u64(QEMU), epoll::EventFlags::OUT)?;
     let begun = Instant::now();
-    let sockets = HostSockets::new(epoll.try_clone()?);
+    let sockets = HostSockets::new(epoll.try_clone()?, channels.brokers);
     let resumes_at = channels.is_resumed.then_some(options.guest_mac);
     let mut runner = Runner {
         epoll,

@@ -45,6 +45,12 @@ pub trait Sockets {
     /// Why it cannot be tried.
     fn connect(&mut self, token: Token, remote: SocketAddrV4) -> Result<Self::Stream, Errno>;
 
+    /// Connects to a broker.
+    ///
+    /// # Errors
+    /// `CONNREFUSED` when no process serves brokers, else why it cannot be tried.
+    fn connect_broker(&mut self, token: Token, number: u8) -> Result<Self::Stream, Errno>;
+
     /// Takes a connection that a listener accepted under a token.
     ///
     /// # Errors

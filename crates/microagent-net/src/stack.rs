@@ -147,6 +147,7 @@ impl<S: Sockets> Stack<S> {
         let filter = FilterOptions {
             local,
             forwards: options.forwards,
+            brokers: options.brokers,
             policy: options.policy,
             host_addresses: options.host_addresses,
             name_servers: options.name_servers,
@@ -296,9 +297,14 @@ impl<S: Sockets> Stack<S> {
             return self.outbox.reset(back, segment);
         }
         let token = self.token();
-        let remote =
-            self.egress.forwarded(key).unwrap_or_else(|| SocketAddrV4::new(key.remote, key.remote_port));
-        match self.sockets.connect(token, remote) {
+        let stream = match self.egress.broker(key) {
+            Some(number) => self.sockets.connect_broker(token, number),
+            None => {
+                let named = SocketAddrV4::new(key.remote, key.remote_port);
+                self.sockets.connect(token, self.egress.forwarded(key).unwrap_or(named))
+            }
+        };
+        match stream {
             Ok(stream) => self.insert(key, token, Flow::Opening { stream, syn: syn.into() }, 0),
             Err(error) => self.refuse(key, syn, error),
         }

@@ -8,9 +8,9 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use microagent_model::{
-    Artifact, Attachment, DnsSettings, EgressPolicy, FailureKind, Forward, GuestSettings, ImageIdentity,
-    Labels, Layer, LinkState, NetworkMode, Publish, RateLimits, Resources, RestartPolicy, SecretReference,
-    State, WorkspaceFailure, WorkspaceName,
+    Artifact, Attachment, Broker, DnsSettings, EgressPolicy, FailureKind, Forward, GuestSettings,
+    ImageIdentity, Labels, Layer, LinkState, NetworkMode, Publish, RateLimits, Resources, RestartPolicy,
+    SecretReference, State, WorkspaceFailure, WorkspaceName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +95,9 @@ pub struct WorkspaceRecord {
     /// Servers of the host that it reaches by ports of `host.microagent.internal`.
     #[serde(default)]
     pub forwards: Vec<Forward>,
+    /// Its brokers; where their secrets are, never what they are.
+    #[serde(default)]
+    pub brokers: Vec<Broker>,
     /// How fast it may use the host's disk and network.
     #[serde(default)]
     pub limits: RateLimits,
@@ -268,9 +271,9 @@ impl WorkspaceRecord {
         self
     }
 
-    /// Whether its machines have a network device: an isolated one has it only for its forwarded ports.
+    /// Whether its machines have a network device: an isolated one has it only for its forwarded ports and brokers.
     pub fn has_network_device(&self) -> bool {
-        self.network == NetworkMode::User || !self.forwards.is_empty()
+        self.network == NetworkMode::User || !self.forwards.is_empty() || !self.brokers.is_empty()
     }
 
     /// The current state of the machine's network; `None` without network or machine.
@@ -369,6 +372,7 @@ pub(crate) mod tests {
             publish: Vec::new(),
             dns: DnsSettings::default(),
             forwards: Vec::new(),
+            brokers: Vec::new(),
             egress: EgressPolicy::default(),
             limits: RateLimits::default(),
             secrets: Vec::new(),
@@ -466,9 +470,10 @@ pub(crate) mod tests {
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().hostname, "web");
 
         let mut older: serde_json::Value = crate::read_json(&workspace.record()).unwrap();
-        for field in
-            ["identity", "restart", "disks", "publish", "egress", "dns", "forwards", "limits", "secrets"]
-        {
+        for field in [
+            "identity", "restart", "disks", "publish", "egress", "dns", "forwards", "brokers", "limits",
+            "secrets",
+        ] {
             older.as_object_mut().unwrap().remove(field);
         }
         older["format"] = 1.into();

@@ -11,6 +11,7 @@
 
 pub mod accel;
 mod bounded_log;
+mod brokers;
 mod cgroup;
 mod confinement;
 pub mod control;
@@ -20,6 +21,7 @@ mod features;
 mod file_size;
 mod flatten;
 mod handed;
+mod handover;
 mod jail;
 mod job_output;
 mod kvm;
@@ -31,6 +33,7 @@ mod network_stack;
 mod output;
 mod overlay;
 mod ports;
+mod replacements;
 mod spawn;
 pub mod spec;
 pub mod supervisor;
@@ -56,7 +59,7 @@ pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{Backing, OverlayError, create_overlay, grow_overlay};
 pub use ports::{BoundPort, PortError, bind_published, choose_ports};
 pub use spec::{
-    Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, LayerFile, MachineSpec, Outcome, RelayedOutput, Report,
-    SPEC_LIMIT, SUPERVISOR_PROTOCOL, StartMode, Step, SupervisorSpec, Timeline, Work,
+    BrokersSpec, Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, LayerFile, MachineSpec, Outcome,
+    RelayedOutput, Report, SPEC_LIMIT, SUPERVISOR_PROTOCOL, StartMode, Step, SupervisorSpec, Timeline, Work,
 };
 pub use supervisor::supervise;

@@ -8,25 +8,19 @@ mod changes;
 mod channel;
 mod jail;
 mod keeper;
-mod messages;
+pub(crate) mod messages;
 mod reports;
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::time::Duration;
 
 use microagent_model::Forward;
 use microagent_model::egress::EgressPolicy;
 use microagent_net::{Channels, HostAddresses, NameOptions, StackOptions, run_stack};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
-};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +30,7 @@ use keeper::Connections;
 pub(crate) use reports::{KeeperReport, KeeperReports};
 
 use crate::core_dump::never_dump_core;
+use crate::handover::{hand_over, take_over};
 use crate::mapped::SharedNumber;
 use crate::spec::HostFiles;
 
@@ -45,9 +40,6 @@ pub(crate) const NETWORK_STACK_ARGUMENT: &str = "__net";
 
 /// Longest instructions in bytes: a thousand rules, each with a name.
 const INSTRUCTIONS_LIMIT: usize = 1024 * 1024;
-
-/// Deadline of both sides for sending and receiving the instructions.
-const INSTRUCT_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Allocations of this size or more get a mapping of their own, so that buffers of connections return their memory to
 /// the host, and use only the pages that contain data.
@@ -63,54 +55,30 @@ pub(crate) struct Instructions {
     pub(crate) name_servers: Vec<SocketAddr>,
     pub(crate) names: NameOptions,
     pub(crate) forwards: Vec<Forward>,
+    /// How many brokers there are. Nothing else of them is known here.
+    pub(crate) brokers: u8,
     /// Most bytes per second in each direction.
     pub(crate) bytes_per_second: Option<NonZeroU64>,
     /// What is read again while stacks run.
     pub(crate) host_files: HostFiles,
 }
 
-/// Descriptors that come with the instructions.
+/// Descriptors that come with the instructions, before that of the brokers.
 const INSTRUCTED_WITH: usize = 3;
 
-/// Sends a keeper its instructions. `descriptors` are the link, the first stack's end of its channel and the keeper's end of
-/// that for reports.
+/// Sends a keeper its instructions. `descriptors` are the link, the first stack's end of its channel, the keeper's end of
+/// that for reports, and with brokers the stacks' end of that to their process.
 pub(crate) fn instruct(
     control: &UnixStream,
     instructions: &Instructions,
-    descriptors: [BorrowedFd<'_>; INSTRUCTED_WITH],
+    descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    control.set_write_timeout(Some(INSTRUCT_DEADLINE))?;
-    let text = serde_json::to_vec(instructions)?;
-    let length = u32::try_from(text.len()).map_err(io::Error::other)?.to_be_bytes();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(INSTRUCTED_WITH))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-    sendmsg(control, &[IoSlice::new(&length)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    let mut control = control;
-    control.write_all(&text)
+    hand_over(control, &serde_json::to_vec(instructions)?, descriptors)
 }
 
 /// Receives what [`instruct`] sent.
 fn take_instructions(control: &UnixStream) -> io::Result<(Instructions, Vec<OwnedFd>)> {
-    control.set_read_timeout(Some(INSTRUCT_DEADLINE))?;
-    let mut length = [0; 4];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(INSTRUCTED_WITH))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let read =
-        recvmsg(control, &mut [IoSliceMut::new(&mut length)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let length = u32::from_be_bytes(length) as usize;
-    if read.bytes != 4 || length > INSTRUCTIONS_LIMIT {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    let mut descriptors = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            descriptors.extend(rights);
-        }
-    }
-    let mut text = vec![0; length];
-    let mut control = control;
-    control.read_exact(&mut text)?;
+    let (text, descriptors) = take_over(control, INSTRUCTIONS_LIMIT)?;
     Ok((serde_json::from_slice(&text)?, descriptors))
 }
 
@@ -134,18 +102,20 @@ fn exit_code(result: io::Result<()>) -> i32 {
 
 fn run() -> io::Result<()> {
     let control = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
-    let (instructions, descriptors) = take_instructions(&control)?;
+    let (instructions, mut descriptors) = take_instructions(&control)?;
+    let brokers = descriptors.drain(INSTRUCTED_WITH.min(descriptors.len())..).next();
     let descriptors: [OwnedFd; INSTRUCTED_WITH] =
         descriptors.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     let [link, channel, supervisor] = descriptors;
     drop(control);
-    keeper::keep(instructions, Connections { link, supervisor }, channel)
+    keeper::keep(instructions, Connections { link, supervisor, brokers }, channel)
 }
 
 /// Serves a guest as its stack until the link closes or the supervisor ends it.
 fn serve(
     instructions: &Instructions,
     [qemu, channel, keeper]: [OwnedFd; 3],
+    brokers: Option<OwnedFd>,
     moved: &Rc<SharedNumber>,
     is_resumed: bool,
 ) -> io::Result<()> {
@@ -161,16 +131,17 @@ fn serve(
         name_servers: instructions.name_servers,
         names: instructions.names,
         forwards: instructions.forwards,
+        brokers: instructions.brokers,
         moved_bytes: moved.get(),
     };
     let rate = instructions.bytes_per_second;
     let mut supervisor = SupervisorChannel::new(channel.try_clone()?, keeper.try_clone()?, Rc::clone(moved));
-    let channels = Channels { qemu, controls: vec![channel, keeper], rate, is_resumed };
+    let channels = Channels { qemu, controls: vec![channel, keeper], brokers, rate, is_resumed };
     run_stack(options, channels, &mut supervisor)
 }
 
 /// Raises the limit of open files to the maximum, because every connection has a descriptor.
-fn use_descriptors() {
+pub(crate) fn use_descriptors() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // Refused in no case: it stays below the hard limit.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use microagent_model::{EgressPolicy, Forward, Layer, Publish, VolumeName, WorkspaceFailure};
 use microagent_net::NameOptions;
-use microagent_proto::{Configure, Exec};
+use microagent_proto::{Configure, Exec, SecretValue};
 use microagent_store::{OneStart, RecordedResult};
 use serde::{Deserialize, Serialize};
 
@@ -167,10 +167,22 @@ pub struct NetworkSpec {
     pub names: NameOptions,
     /// Forwarded ports of the gateway.
     pub forwards: Vec<Forward>,
+    /// Brokers, if there are any.
+    pub brokers: Option<BrokersSpec>,
     /// Most bytes per second in each direction.
     pub bps: Option<u64>,
     /// The files that name servers and names come from.
     pub host_files: HostFiles,
+}
+
+/// The brokers of a machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BrokersSpec {
+    /// How many there are.
+    pub count: u8,
+    /// The [`Instructions`](microagent_broker::Instructions) of their process, encoded. They have the values of
+    /// secrets.
+    pub instructions: SecretValue,
 }
 
 /// Files of the host that are read again while a network stack runs.

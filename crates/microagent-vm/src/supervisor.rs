@@ -5,6 +5,7 @@
 
 mod answer_budget;
 mod base_disk;
+mod brokers;
 mod claims;
 mod clients;
 mod console;
@@ -47,6 +48,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::timeout;
 
 use crate::bounded_log::BoundedLog;
+use crate::brokers::{BROKERS_ARGUMENT, brokers};
 use crate::core_dump::never_dump_core;
 use crate::descriptors::close_inherited;
 use crate::file_size::fail_oversized_writes;
@@ -125,13 +127,15 @@ const QUEUE: usize = 16;
 /// Data that the tasks of a supervisor share; there is one thread, so no locks.
 type Shared<T> = Rc<RefCell<T>>;
 
-/// Runs this process as a supervisor, whose standard input is the socket to the caller, or as the network stack that
-/// a supervisor started. Returns the exit code.
+/// Runs this process as a supervisor, whose standard input is the socket to the caller, or as one that a supervisor
+/// started: the network stack, or the brokers. Returns the exit code.
 pub fn supervise() -> i32 {
     // A lock or pipe that the caller's caller left open is not for this process and what it starts.
     close_inherited();
-    if std::env::args_os().nth(2).is_some_and(|argument| argument == NETWORK_STACK_ARGUMENT) {
-        return network_stack();
+    match std::env::args_os().nth(2) {
+        Some(argument) if argument == NETWORK_STACK_ARGUMENT => return network_stack(),
+        Some(argument) if argument == BROKERS_ARGUMENT => return brokers(),
+        _ => {}
     }
     // Before anything of the caller's is in memory. QEMU and the network stack inherit the limit.
     never_dump_core();

@@ -150,9 +150,10 @@ impl Workspace {
         let dir = self.dir();
         // What lies under a file system in memory can be reached, and everything written.
         let settings = GuestSettings::default();
-        // Only its disk is used: it needs no network device, which forwarded ports would give it.
-        let forwards = Vec::new();
-        let kept = WorkspaceRecord { disposable: false, disks, settings, forwards, ..record.clone() };
+        // Only its disk is used: it needs no network device, which forwarded ports and brokers would give it.
+        let (forwards, brokers) = (Vec::new(), Vec::new());
+        let kept =
+            WorkspaceRecord { disposable: false, disks, settings, forwards, brokers, ..record.clone() };
         let work = Work::Serve { service: None, stop_signal: SIGTERM, detached: false };
         let spec = engine.spec(&programs, &MachineRequest::of(&kept, &dir, &base)?, work)?;
         let machine = match extra {

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    DISK_MIB_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX, PortSelector, Publish, RATE_MAX,
-    SETTINGS_MAX, SecretReferenceError, SettingError, VolumeName, VolumeNameError, WorkspaceName,
+    BROKERS_MAX, BrokerError, DISK_MIB_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX, PortSelector,
+    Publish, RATE_MAX, SETTINGS_MAX, SecretReferenceError, SettingError, VolumeName, VolumeNameError,
+    WorkspaceName,
 };
 use microagent_proto::SECRETS_MAX;
 
@@ -146,6 +147,21 @@ pub enum InvalidRequest {
         count: usize,
         /// The limit.
         most: usize,
+    },
+    /// There are too many brokers.
+    #[error("{count} brokers are too many")]
+    TooManyBrokers {
+        /// How many.
+        count: usize,
+    },
+    /// A broker is not valid.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// Two brokers have one name, or set one variable.
+    #[error("two brokers have the name, or set the variable, `{name}`")]
+    BrokeredTwice {
+        /// The name.
+        name: String,
     },
     /// The same port is forwarded to two servers.
     #[error("port {port} of host.microagent.internal is forwarded twice")]
@@ -384,6 +400,9 @@ impl InvalidRequest {
             InvalidRequest::TooManyPorts { .. } => "publish only those that clients of the host use",
             InvalidRequest::TooManyNetworkSettings { .. } => "leave some out",
             InvalidRequest::ForwardedTwice { .. } => "give each server a port of its own",
+            InvalidRequest::TooManyBrokers { .. } => return format!("a workspace has at most {BROKERS_MAX}"),
+            InvalidRequest::Broker(_) => "a broker is API=https://api.example.org/v1,secret=env:API_KEY",
+            InvalidRequest::BrokeredTwice { .. } => "give each broker a name and variables of its own",
             InvalidRequest::TooManyRules { .. } => {
                 "name networks, or a suffix as `.example.org` for all names below it"
             }

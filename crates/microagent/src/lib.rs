@@ -130,6 +130,7 @@
 
 mod attachment;
 mod blocking;
+mod broker;
 mod disks;
 pub mod doctor;
 mod engine;
@@ -163,6 +164,7 @@ pub mod volume;
 mod workspace;
 
 pub use attachment::{AttachmentError, AttachmentForm};
+pub use broker::BrokerDetails;
 pub use engine::{AccelChoice, Engine, EngineOptions, TemplateUse, WeakJail};
 pub use error::{Error, ErrorKind};
 pub use event::{Event, Observer};
@@ -190,13 +192,13 @@ pub use workspace::{
 
 pub use jiff::Timestamp;
 pub use microagent_model::{
-    AddedAddress, AddedHost, Artifact, Attachment, CommandLine, DiskSource, DnsError, DnsSettings,
-    FailureKind, Forward, ForwardError, GuestInit, GuestSettings, ImageIdentity, JobId, JobIdError, JobState,
-    LabelError, Labels, LinkState, NameError, NameServer, NetworkMode, PORTS_MAX, PortProtocol, PortSelector,
-    Publish, PublishError, PublishRange, RateLimits, Resources, RestartPolicy, RootAccess, SearchDomain,
-    SecretReference, SecretReferenceError, SecretSource, SettingError, SetupStep, SnapshotTag,
-    SnapshotTagError, State, Tmpfs, Ulimit, VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName,
-    parse_label, parse_sysctl, signal_name, signal_number,
+    AddedAddress, AddedHost, AllowedRequest, Artifact, Attachment, Broker, BrokerError, CommandLine,
+    DiskSource, DnsError, DnsSettings, FailureKind, Forward, ForwardError, GuestInit, GuestSettings,
+    ImageIdentity, JobId, JobIdError, JobState, LabelError, Labels, LinkState, NameError, NameServer,
+    NetworkMode, PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError, PublishRange, RateLimits,
+    Resources, RestartPolicy, RootAccess, SearchDomain, SecretReference, SecretReferenceError, SecretSource,
+    SettingError, SetupStep, SnapshotTag, SnapshotTagError, State, Tmpfs, Ulimit, Upstream, VolumeName,
+    VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name, signal_number,
 };
 pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use microagent_image::PullPolicy;
 use microagent_model::{
-    Artifact, Attachment, DnsSettings, EgressPolicy, Forward, GuestInit, GuestSettings, Labels, NetworkMode,
-    Publish, RateLimits, RestartPolicy, SecretReference, SetupStep, WorkspaceName,
+    Artifact, Attachment, Broker, DnsSettings, EgressPolicy, Forward, GuestInit, GuestSettings, Labels,
+    NetworkMode, Publish, RateLimits, RestartPolicy, SecretReference, SetupStep, WorkspaceName,
 };
 
 use crate::{Profile, StdinMode, Terminal};
@@ -14,7 +14,7 @@ use crate::{Profile, StdinMode, Terminal};
 /// [`RunOptions::workspace`] and [`CreateOptions::workspace`] change them in place.
 ///
 /// Some options need network mode `user`; with [`NetworkMode::Isolated`] the guest has no network device, except for
-/// [`forwards`](WorkspaceOptions::forwards), which then are all that it reaches.
+/// [`forwards`](WorkspaceOptions::forwards) and [`brokers`](WorkspaceOptions::brokers), which then are all that it reaches.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WorkspaceOptions {
@@ -41,6 +41,8 @@ pub struct WorkspaceOptions {
     pub dns: DnsSettings,
     /// Forwarded ports of `host.microagent.internal`. In network mode `isolated` they are all that the guest reaches.
     pub forwards: Vec<Forward>,
+    /// Brokers: servers that the guest reaches with a credential that it does not have, in every network mode.
+    pub brokers: Vec<Broker>,
     /// Rate limits of disk and network.
     pub limits: RateLimits,
     /// Secrets that each start delivers.
@@ -164,6 +166,7 @@ impl WorkspaceOptions {
             egress: EgressPolicy::default(),
             dns: DnsSettings::default(),
             forwards: Vec::new(),
+            brokers: Vec::new(),
             limits: RateLimits::default(),
             secrets: Vec::new(),
             labels: Labels::new(),
@@ -235,6 +238,13 @@ impl WorkspaceOptions {
     #[must_use]
     pub fn dns(self, dns: DnsSettings) -> WorkspaceOptions {
         WorkspaceOptions { dns, ..self }
+    }
+
+    /// Adds a broker.
+    #[must_use]
+    pub fn broker(mut self, broker: Broker) -> WorkspaceOptions {
+        self.brokers.push(broker);
+        self
     }
 
     /// Forwards a port of `host.microagent.internal` to a server.

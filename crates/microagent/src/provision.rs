@@ -19,6 +19,7 @@ use microagent_proto::{Chunk, Command, Exec, ExecRole};
 use microagent_store::{WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::Step;
 
+use crate::broker::{check_brokers, stored_broker};
 use crate::error::InvalidRequest;
 use crate::secret::{Resolved, check_references, stored};
 use crate::supervisor_spec::{HostPrograms, new_identity};
@@ -78,7 +79,9 @@ impl Engine {
         // What is missing is reported before an image is fetched.
         let programs = self.host_programs(options.network)?;
         let secrets = match first_start {
-            FirstStart::Now => self.resolve_secrets(&options.secrets, progress.token()).await?,
+            FirstStart::Now => {
+                self.resolve_secrets(&options.secrets, &options.brokers, progress.token()).await?
+            }
             FirstStart::Later => Resolved::default(),
         };
         let pull = PullOptions::default().policy(options.pull);
@@ -174,6 +177,7 @@ pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), InvalidReq
     check_limits(options)?;
     check_settings(&options.settings)?;
     check_references(&options.secrets)?;
+    check_brokers(&options.brokers)?;
     for (number, output) in options.outputs.iter().enumerate() {
         let name = output.name.clone();
         if !output.path.starts_with('/') {
@@ -290,7 +294,11 @@ fn check_names(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
 /// Refuses rates at which a guest does not start.
 fn check_limits(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
     let RateLimits { disk_bps, disk_iops, net_bps } = options.limits;
-    if net_bps.is_some() && options.network == NetworkMode::Isolated && options.forwards.is_empty() {
+    if net_bps.is_some()
+        && options.network == NetworkMode::Isolated
+        && options.forwards.is_empty()
+        && options.brokers.is_empty()
+    {
         return Err(InvalidRequest::RateIsolated);
     }
     let limits = [
@@ -387,6 +395,7 @@ pub(crate) fn new_record(
         egress: options.egress.clone(),
         dns: options.dns.clone(),
         forwards: options.forwards.clone(),
+        brokers: options.brokers.iter().map(stored_broker).collect::<Result<_, _>>()?,
         limits: options.limits,
         secrets: options.secrets.iter().map(stored).collect::<Result<_, _>>()?,
         labels: options.labels.clone(),

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use microagent_model::egress::{Decision, Protocol, Reason, Subject};
+use microagent_model::egress::{BrokeredRequest, Decision, Protocol, Reason, Subject};
 use microagent_net::{GATEWAY, HOST_NAME};
 
 /// Most refusals with a notice of their own; the log has all of them.
@@ -30,9 +30,28 @@ fn refusal(decision: &Decision) -> Option<String> {
         Subject::Name => format!("the name `{}`", decision.name.as_deref()?),
         Subject::Connection => connection(decision)?,
         Subject::Network if decision.reason == Reason::Bytes => "everything from then on".to_owned(),
-        Subject::Network | Subject::Published | Subject::Suppressed => return None,
+        Subject::Request => return request(decision),
+        Subject::Network | Subject::Published | Subject::Brokers | Subject::Suppressed => return None,
     };
     Some(format!("the network refused {what}: {}", advice(decision)?))
+}
+
+/// A request that a broker did not pass on.
+fn request(decision: &Decision) -> Option<String> {
+    let request = decision.request.as_deref()?;
+    let BrokeredRequest { broker, method, path, .. } = request;
+    Some(match decision.reason {
+        Reason::NotAllowed => {
+            format!(
+                "broker `{broker}` refused `{method} {path}`: no pattern allows it; `allow={method} {path}` does"
+            )
+        }
+        Reason::Upstream => format!("broker `{broker}` got no answer to `{method} {path}` from its upstream"),
+        Reason::Malformed => {
+            format!("broker `{broker}` refused `{method} {path}`: it passes no such request on")
+        }
+        _ => return None,
+    })
 }
 
 fn connection(decision: &Decision) -> Option<String> {

@@ -13,6 +13,7 @@ use microagent_store::{RecordedResult, Workload, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::{Ended, Outcome, SuperviseError, SupervisorSpec, Work, choose_ports};
 
 pub use self::attached::AttachedRun;
+use crate::broker::with_brokers;
 use crate::error::InvalidRequest;
 use crate::limits::check_work;
 use crate::provision::{
@@ -65,9 +66,10 @@ impl Engine {
         let config = &provision.image.config;
         let command = resolve_command(&options.command, config)?;
         check_work(&provision.workload, Some(&command))?;
-        let command = main_request(&provision.workload, &command);
+        let workload = with_brokers(&provision.workload, &provision.record.brokers);
+        let command = main_request(&workload, &command);
         let work = Work::Run {
-            setup: setup_steps(&provision.workload),
+            setup: setup_steps(&workload),
             command: attach.map_or(command.clone(), |attach| attach.of(command)),
             relay: attach.map(|attach| attach.output.relayed()),
         };

@@ -17,9 +17,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 
-use microagent_model::{SecretReference, SecretSource};
+use microagent_model::{Broker, SecretReference, SecretSource};
 use microagent_proto::{SECRET_LIMIT, SECRETS_LIMIT, SECRETS_MAX, Secret, SecretValue};
-use microagent_vm::SupervisorSpec;
+use microagent_vm::{BrokersSpec, SupervisorSpec};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -146,12 +146,18 @@ pub(crate) fn check_references(references: &[SecretReference]) -> Result<(), Inv
 
 /// The secrets of one start with their values.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Resolved(Vec<Secret>);
+pub(crate) struct Resolved {
+    secrets: Vec<Secret>,
+    brokers: Option<BrokersSpec>,
+}
 
 impl Resolved {
-    /// Has a machine deliver them to this user of its image.
+    /// Has a machine deliver them to this user of its image, and its brokers use theirs.
     pub(crate) fn deliver(self, mut spec: SupervisorSpec, owner: &str) -> SupervisorSpec {
-        spec.configure.secrets = self.0;
+        spec.configure.secrets = self.secrets;
+        if let Some(network) = &mut spec.network {
+            network.brokers = self.brokers;
+        }
         owner.clone_into(&mut spec.configure.secrets_owner);
         spec
     }
@@ -177,13 +183,26 @@ impl Engine {
         Ok(checks)
     }
 
-    /// The values of all of them, or the first reason why there cannot be.
+    /// The values of all secrets of a start, or the first reason why there cannot be.
     pub(crate) async fn resolve_secrets(
         &self,
         references: &[SecretReference],
+        brokers: &[Broker],
         cancel: &CancellationToken,
     ) -> Result<Resolved, Error> {
-        let mut secrets = Vec::new();
+        let values = self.secret_values(references, cancel).await?;
+        let named = references.iter().zip(values);
+        let secrets = named.map(|(reference, value)| Secret { name: reference.name.clone(), value });
+        Ok(Resolved { secrets: secrets.collect(), brokers: self.resolve_brokers(brokers, cancel).await? })
+    }
+
+    /// The value of each of them.
+    pub(crate) async fn secret_values(
+        &self,
+        references: &[SecretReference],
+        cancel: &CancellationToken,
+    ) -> Result<Vec<SecretValue>, Error> {
+        let mut values = Vec::new();
         let mut total = 0;
         for reference in references {
             let value = unless_cancelled(self.resolve(reference), cancel).await??;
@@ -192,9 +211,9 @@ impl Engine {
                 let fault = SecretFault::TooMuchTogether { limit: SECRETS_LIMIT };
                 return Err(SecretError::new(reference, fault).into());
             }
-            secrets.push(Secret { name: reference.name.clone(), value });
+            values.push(value);
         }
-        Ok(Resolved(secrets))
+        Ok(values)
     }
 
     async fn resolve(&self, reference: &SecretReference) -> Result<SecretValue, SecretError> {
@@ -284,9 +303,9 @@ mod tests {
             &format!("DOTENV=dotenv:{}#KEY", dotenv.display()),
         ]);
         let engine = engine(&[("TOKEN", " with blanks ")]);
-        let resolved = engine.resolve_secrets(&wanted, &CancellationToken::new()).await.unwrap();
+        let resolved = engine.resolve_secrets(&wanted, &[], &CancellationToken::new()).await.unwrap();
         let values: Vec<(&str, &[u8])> =
-            resolved.0.iter().map(|secret| (secret.name.as_str(), secret.value.0.as_slice())).collect();
+            resolved.secrets.iter().map(|secret| (secret.name.as_str(), secret.value.0.as_slice())).collect();
         let expected: [(&str, &[u8]); 3] =
             [("ENV", b" with blanks "), ("FILE", b" \xff\x00two\nlines\n"), ("DOTENV", b"quoted value")];
         assert_eq!(values, expected);
@@ -322,7 +341,7 @@ mod tests {
         let engine = engine(&[("EMPTY", "")]);
         for (text, wanted) in cases {
             let reference = references(&[&text]);
-            let error = engine.resolve_secrets(&reference, &CancellationToken::new()).await.unwrap_err();
+            let error = engine.resolve_secrets(&reference, &[], &CancellationToken::new()).await.unwrap_err();
             let message = microagent_proto::chain(&error);
             assert!(message.contains(wanted) && message.contains("`A`"), "{text}: {message}");
             assert!(message.contains(&reference[0].source.to_string()), "{text}: {message}");
@@ -341,8 +360,9 @@ mod tests {
             (0..count).map(|number| text(number).parse().unwrap()).collect::<Vec<SecretReference>>()
         };
         let engine = engine(&[]);
-        engine.resolve_secrets(&wanted(most), &CancellationToken::new()).await.unwrap();
-        let error = engine.resolve_secrets(&wanted(most + 1), &CancellationToken::new()).await.unwrap_err();
+        engine.resolve_secrets(&wanted(most), &[], &CancellationToken::new()).await.unwrap();
+        let error =
+            engine.resolve_secrets(&wanted(most + 1), &[], &CancellationToken::new()).await.unwrap_err();
         assert!(microagent_proto::chain(&error).contains("together"), "{error}");
     }
 

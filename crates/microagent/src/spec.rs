@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use microagent_image::PullPolicy;
 use microagent_model::{
-    AddedHost, AllowRule, Artifact, Attachment, EgressMode, Forward, Labels, NameServer, NetworkMode,
+    AddedHost, AllowRule, Artifact, Attachment, Broker, EgressMode, Forward, Labels, NameServer, NetworkMode,
     PublishRange, RestartPolicy, SearchDomain, SecretReference, Tmpfs, Ulimit, WorkspaceName,
 };
 use serde::Deserialize;
@@ -155,6 +155,9 @@ pub struct SpecFile {
     pub disks: Option<Vec<SpecFileDisk>>,
     /// Tar files of the host; each is unpacked to a disk that belongs to the workspace.
     pub bundles: Option<Vec<SpecFileDisk>>,
+    /// Servers to use with a credential of the host, as `--broker` or as keys.
+    #[cfg_attr(test, schemars(with = "Option<Vec<reference::Broker>>"))]
+    pub brokers: Option<Vec<Form<Broker, SpecBroker>>>,
     /// `env:VAR`, `file:PATH`, `dotenv:PATH#KEY`, `vault:MOUNT/data/PATH#FIELD`, `helper:REF`.
     #[serde(deserialize_with = "forms::secrets")]
     #[cfg_attr(test, schemars(with = "Option<BTreeMap<String, String>>"))]
@@ -247,6 +250,32 @@ pub struct SpecHostForward {
     pub host: String,
     /// The server's port.
     pub host_port: u16,
+}
+
+/// A broker.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[non_exhaustive]
+pub struct SpecBroker {
+    /// Its name; the guest finds its base URL in `MICROAGENT_BROKER_NAME`.
+    pub name: String,
+    /// The server: `https://HOST[:PORT][/BASE]`.
+    pub upstream: String,
+    /// The credential: `env:VAR`, `file:PATH` and so on, as in `secrets`.
+    pub secret: String,
+    /// The header that carries it; default `Authorization`.
+    pub header: Option<String>,
+    /// The header's value, with `{}` for the credential; default `Bearer {}` for `Authorization`, else `{}`.
+    pub format: Option<String>,
+    /// Requests that pass, each `METHOD /PATH` with `*` for any; all if omitted.
+    pub allow: Option<Vec<String>>,
+    /// File of certificates to check the server's with, in place of the system's.
+    pub ca: Option<String>,
+    /// Whether the server's name may lead to addresses that are not public.
+    pub private: Option<bool>,
+    /// Further variables of the guest for the base URL.
+    pub env: Option<Vec<String>>,
 }
 
 /// What the guest may reach.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use microagent_guest::{EmbeddedGuest, GuestFiles};
 use microagent_model::{
-    AddedAddress, AddedHost, Attachment, DnsSettings, EgressMode, EgressPolicy, Forward, GuestSettings,
-    Layer, NetworkMode, Publish, RateLimits, Resources, RootAccess, SearchDomain, Ulimit,
+    AddedAddress, AddedHost, Attachment, Broker, DnsSettings, EgressMode, EgressPolicy, Forward,
+    GuestSettings, Layer, NetworkMode, Publish, RateLimits, Resources, RootAccess, SearchDomain, Ulimit,
 };
 use microagent_net::{
     GATEWAY, GUEST_ADDRESS, HostEntry, HostResolver, NAME_SERVER, NameOptions, PREFIX_LEN, host_entries,
@@ -70,6 +70,8 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) dns: DnsSettings,
     /// Servers that it reaches by ports of its gateway.
     pub(crate) forwards: &'a [Forward],
+    /// Its brokers. What their process is told is added with the secrets.
+    pub(crate) brokers: &'a [Broker],
     /// Rate limits of disk and network.
     pub(crate) limits: RateLimits,
     /// Its further disks.
@@ -116,6 +118,7 @@ impl<'a> MachineRequest<'a> {
             egress: record.egress.clone(),
             dns: record.dns.clone(),
             forwards: &record.forwards,
+            brokers: &record.brokers,
             limits: record.limits,
             disks: &record.disks,
             settings: guest_settings(&record.settings),
@@ -184,7 +187,7 @@ impl Engine {
     }
 
     /// What the machine's network stack serves, and how its guest looks names up; none without a network device. An
-    /// isolated machine has one only for its forwarded ports, and reaches nothing else by it.
+    /// isolated machine has one only for its forwarded ports and brokers, and reaches nothing else by it.
     fn network_spec(
         &self,
         mode: NetworkMode,
@@ -193,7 +196,7 @@ impl Engine {
         let (forwards, bps) = (request.forwards.to_vec(), request.limits.net_bps);
         let hostname = request.hostname.to_owned();
         if mode == NetworkMode::Isolated {
-            if forwards.is_empty() {
+            if forwards.is_empty() && request.brokers.is_empty() {
                 return Ok(None);
             }
             let egress = EgressPolicy { mode: EgressMode::Allowlist, ..EgressPolicy::default() };
@@ -205,6 +208,7 @@ impl Engine {
                 name_servers: Vec::new(),
                 names,
                 forwards,
+                brokers: None,
                 bps,
                 host_files: HostFiles::default(),
             };
@@ -230,6 +234,7 @@ impl Engine {
             name_servers: resolver.name_servers.clone(),
             names,
             forwards,
+            brokers: None,
             bps,
             host_files: HostFiles {
                 resolv_conf: servers.is_empty().then(|| absolute(&self.options().resolv_conf)).transpose()?,

@@ -177,6 +177,7 @@ impl Templates {
             egress: EgressPolicy::default(),
             dns: DnsSettings::default(),
             forwards: &[],
+            brokers: &[],
             limits: RateLimits::default(),
             disks: &[],
             settings: Settings::default(),

@@ -39,7 +39,7 @@ pub(crate) use egress::decisions_in;
 
 use crate::blocking::blocking;
 use crate::error::Action;
-use crate::{Engine, Error};
+use crate::{BrokerDetails, Engine, Error};
 
 pub(crate) use apply::setup_digest;
 pub use apply::{Applied, ApplyMode, Change, ChangeKind};
@@ -212,6 +212,8 @@ pub struct WorkspaceDetails {
     pub port_forwards: Vec<PortForward>,
     /// Its forwarded ports of `host.microagent.internal`.
     pub host_forwards: Vec<HostForward>,
+    /// Its brokers.
+    pub brokers: Vec<BrokerDetails>,
     /// Name servers and names; with network `user`.
     pub dns: DnsSettings,
     /// Host name in the guest.
@@ -392,6 +394,7 @@ impl WorkspaceDetails {
             link: record.observed_link(),
             port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
             host_forwards: record.forwards.iter().map(HostForward::from).collect(),
+            brokers: BrokerDetails::all(&record.brokers),
             dns: record.dns.clone(),
             restart: record.restart,
             expires_at: record.observed_expiry(),

@@ -12,6 +12,7 @@ use microagent::{
     PublishRange, SetupStep, SpecFile, WorkspaceOptions, parse_label,
 };
 
+use crate::args::broker::BrokerArgs;
 use crate::args::docker::{refusal, refuse_attachment, refuse_network};
 use crate::args::names::NameArgs;
 use crate::args::secret::SecretArgs;
@@ -88,7 +89,7 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "BYTES", value_parser = bytes, help_heading = "Network")]
     net_bps: Option<u64>,
 
-    /// Network: user (outbound NAT) or isolated (no network device, or --forward alone) [default: user]
+    /// Network: user (outbound NAT) or isolated (no network device, or --forward and --broker alone) [default: user]
     #[arg(long, alias = "net", value_name = "MODE", help_heading = "Network")]
     network: Option<String>,
 
@@ -114,6 +115,9 @@ pub(crate) struct WorkspaceArgs {
 
     #[command(flatten)]
     names: NameArgs,
+
+    #[command(flatten)]
+    brokers: BrokerArgs,
 
     /// Host name of the guest [default: derived from the workspace's name]
     #[arg(long, value_name = "NAME", help_heading = "Machine")]
@@ -250,6 +254,7 @@ impl WorkspaceArgs {
         options.publish.retain(|of_file| !is_named(of_file));
         options.publish.extend(flags);
         self.names.lay_over(options);
+        self.brokers.lay_over(options)?;
         let EgressPolicy { mode, allow, max_connections, max_bytes } = &mut options.egress;
         *mode = self.egress.unwrap_or(*mode);
         allow.extend(self.egress_allow.iter().cloned());

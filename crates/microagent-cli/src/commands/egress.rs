@@ -2,7 +2,7 @@
 
 use clap::Args;
 use microagent::WorkspaceName;
-use microagent::egress::{Decision, Reason, Subject};
+use microagent::egress::{BrokeredRequest, Decision, Reason, Subject};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -27,8 +27,8 @@ Examples:
 
 /// Show the network connections that a workspace was allowed and refused
 ///
-/// One line per decision of the egress policy about a name, a connection or a connection to a published port: time,
-/// `allowed` or `refused`, the host, and the reason. Includes earlier starts; the log is bounded, its oldest part is
+/// One line per decision of the egress policy about a name, a connection or a connection to a published port, and per
+/// request through a broker: time, `allowed` or `refused`, the host, and the reason. Includes earlier starts; the log is bounded, its oldest part is
 /// removed first. A workspace without network has no decisions.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
@@ -77,6 +77,9 @@ fn line(decision: &Decision) -> String {
 
 /// The far end: a name, an address, or both. Names are the guest's own words.
 fn host(decision: &Decision) -> String {
+    if let Some(request) = &decision.request {
+        return format!("broker {}", escape::one_line(&request.broker));
+    }
     let name = decision.name.as_deref().map(escape::one_line);
     let address = decision.address.map(|address| match decision.port {
         Some(port) => format!("{address}:{port}"),
@@ -95,6 +98,9 @@ fn detail(decision: &Decision) -> String {
         (Subject::Name, _) => "name".to_owned(),
         (Subject::Published, _) => "published".to_owned(),
         (Subject::Network, _) => "network".to_owned(),
+        (Subject::Request, _) => requested(decision),
+        (Subject::Brokers, _) if decision.allowed => return "brokers: their process runs again".to_owned(),
+        (Subject::Brokers, _) => return "brokers: their process ended".to_owned(),
         (Subject::Suppressed, _) => format!("{} more", decision.count.unwrap_or(0)),
         (Subject::Connection, Some(protocol)) => match decision.target {
             Some(target) => format!("{} to {target}", word(&protocol)),
@@ -103,6 +109,17 @@ fn detail(decision: &Decision) -> String {
         (Subject::Connection, None) => "connection".to_owned(),
     };
     format!("{what}: {}", reason(decision.reason))
+}
+
+/// A request through a broker, with what came of it.
+fn requested(decision: &Decision) -> String {
+    let Some(request) = decision.request.as_deref() else { return "request".to_owned() };
+    let BrokeredRequest { method, path, status, sent_bytes, received_bytes, duration_ms, .. } = request;
+    let status = status.map_or("no answer".to_owned(), |status| status.to_string());
+    let text = format!(
+        "{method} {path} {status}, {sent_bytes} B sent, {received_bytes} B received, {duration_ms} ms"
+    );
+    escape::one_line(&text)
 }
 
 /// What a kind is called in documents, too.
@@ -120,6 +137,10 @@ fn reason(reason: Reason) -> &'static str {
         Reason::Name => "a name that resolved to it is allowed",
         Reason::Local => "a name of the host or one that was added",
         Reason::Forwarded => "the port is forwarded",
+        Reason::Broker => "a broker's",
+        Reason::NotAllowed => "no pattern of the broker allows it",
+        Reason::Malformed => "a broker passes no such request on",
+        Reason::Upstream => "the broker's upstream did not answer",
         Reason::Published => "the port is published",
         Reason::Forbidden => "this address is never reachable",
         Reason::OwnNetwork => "no other host is in the guest's network",

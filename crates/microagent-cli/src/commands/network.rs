@@ -6,7 +6,7 @@ use microagent::WorkspaceName;
 use crate::context::Context;
 use crate::documents::network::{EgressPolicyDocument, GuestAddressesDocument, NetworkDocument};
 use crate::failure::Failure;
-use crate::output::{Format, forwarded, name_lines, print_json, print_text, published, size};
+use crate::output::{Format, brokered, forwarded, name_lines, print_json, print_text, published, size};
 
 /// What people who know networks of their own may put before the name.
 const VERBS: [&str; 2] = ["inspect", "status"];
@@ -85,6 +85,7 @@ impl NetworkDocument {
             lines.extend(name_lines(settings));
         }
         lines.extend(self.network.host_forwards.iter().map(|forward| ("Forwarded", forwarded(forward))));
+        lines.extend(self.network.brokers.iter().map(|broker| ("Broker", brokered(broker))));
         lines.extend(self.network.port_forwards.iter().map(|forward| ("Published", published(forward))));
         lines.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
     }
@@ -97,7 +98,9 @@ mod tests {
 
     use super::*;
     use crate::documents::network::ConnectionDocument;
-    use crate::documents::shared::{DnsSettingsDocument, HostForwardDocument, PortForwardDocument};
+    use crate::documents::shared::{
+        BrokerDocument, DnsSettingsDocument, HostForwardDocument, PortForwardDocument,
+    };
 
     fn name(words: &[&str]) -> Result<WorkspaceName, Failure> {
         NetworkArgs { words: words.iter().map(|&word| word.to_owned()).collect() }.name()
@@ -135,6 +138,18 @@ mod tests {
                     host: [127, 0, 0, 1].into(),
                     host_port: 8000,
                 }],
+                brokers: vec![BrokerDocument {
+                    name: "API".to_owned(),
+                    url: "http://10.0.2.4:8001".to_owned(),
+                    upstream: "https://api.example.org".to_owned(),
+                    secret: "env:KEY".to_owned(),
+                    header: "Authorization".to_owned(),
+                    format: "Bearer {}".to_owned(),
+                    allow: vec!["GET /v1/*".to_owned()],
+                    ca: None,
+                    private: false,
+                    variables: vec!["MICROAGENT_BROKER_API".to_owned()],
+                }],
                 dns: Some(DnsSettingsDocument {
                     servers: vec!["192.0.2.53".to_owned()],
                     search: vec!["corp.example".to_owned()],
@@ -162,6 +177,7 @@ mod tests {
                 stack_pid: None,
                 port_forwards: Vec::new(),
                 host_forwards: Vec::new(),
+                brokers: Vec::new(),
                 dns: None,
                 egress: None,
             },
@@ -174,6 +190,7 @@ mod tests {
              Name server: 192.0.2.53\nSearch domain: corp.example\nAdded host: db:10.1.2.3\n\
              Host names: those of the host's /etc/hosts\n\
              Forwarded: host.microagent.internal:11434/tcp -> 127.0.0.1:8000\n\
+             Broker: API: http://10.0.2.4:8001 -> https://api.example.org with Authorization from env:KEY, only GET /v1/*\n\
              Published: 127.0.0.1:8080 -> 80/tcp\n"
         );
         assert_eq!(isolated.text(), "Workspace: web\nState: running\nNetwork: isolated\n");

@@ -12,7 +12,7 @@ use crate::documents::status::{
 };
 use crate::escape;
 use crate::failure::Failure;
-use crate::output::{Format, forwarded, name_lines, print_json, print_text, published, size};
+use crate::output::{Format, brokered, forwarded, name_lines, print_json, print_text, published, size};
 use crate::several::each;
 
 const EXAMPLES: &str = "\
@@ -91,6 +91,7 @@ impl StatusDocument {
             lines.push(("Label", escape::one_line(&format!("{name}={value}"))));
         }
         lines.extend(self.host_forwards.iter().map(|forward| ("Forwarded", forwarded(forward))));
+        lines.extend(self.brokers.iter().map(|broker| ("Broker", brokered(broker))));
         lines.extend(name_lines(&self.dns));
         for secret in &self.secrets {
             let text = format!("{} from {}", secret.name, secret.reference);

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use jiff::Timestamp;
 use microagent::WorkspaceName;
-use microagent::egress::{Decision, Protocol, Reason, Subject};
+use microagent::egress::{BrokeredRequest, Decision, Protocol, Reason, Subject};
 use serde::Serialize;
 
 #[cfg(test)]
@@ -41,8 +41,31 @@ document! {
         allowed: bool,
         #[cfg_attr(test, schemars(with = "Words<microagent::egress::Reason>"))]
         reason: Reason,
+        /// With the record `request`, what was asked of a broker and answered.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(test, schemars(with = "Option<BrokeredRequestDocument>"))]
+        request: Option<Box<BrokeredRequest>>,
         /// With the record `suppressed`, how many decisions were left out.
         #[serde(skip_serializing_if = "Option::is_none")]
         count: Option<u64>,
     }
+}
+
+/// A request through a broker.
+#[cfg(test)]
+#[derive(schemars::JsonSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct BrokeredRequestDocument {
+    broker: String,
+    method: String,
+    /// Without query; what is long is cut.
+    path: String,
+    /// The status that the guest was answered; left out if it had left before.
+    status: Option<u16>,
+    /// Bytes of the request's body that were passed on.
+    sent_bytes: u64,
+    /// Bytes of the answer's body that were passed on.
+    received_bytes: u64,
+    /// From the request's head to the answer's end.
+    duration_ms: u64,
 }

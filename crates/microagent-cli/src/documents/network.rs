@@ -8,7 +8,9 @@ use serde::Serialize;
 
 #[cfg(test)]
 use crate::documents::schema::Words;
-use crate::documents::shared::{DnsSettingsDocument, HostForwardDocument, PortForwardDocument};
+use crate::documents::shared::{
+    BrokerDocument, DnsSettingsDocument, HostForwardDocument, PortForwardDocument,
+};
 
 /// `microagent network`.
 #[derive(Debug, Serialize)]
@@ -34,6 +36,7 @@ pub(crate) struct ConnectionDocument {
     pub(crate) stack_pid: Option<i32>,
     pub(crate) port_forwards: Vec<PortForwardDocument>,
     pub(crate) host_forwards: Vec<HostForwardDocument>,
+    pub(crate) brokers: Vec<BrokerDocument>,
     pub(crate) egress: Option<EgressPolicyDocument>,
     pub(crate) dns: Option<DnsSettingsDocument>,
 }
@@ -47,6 +50,7 @@ impl From<NetworkDetails> for NetworkDocument {
             link,
             port_forwards,
             host_forwards,
+            brokers,
             egress,
             dns,
             addresses,
@@ -55,9 +59,11 @@ impl From<NetworkDetails> for NetworkDocument {
         } = details;
         let port_forwards = port_forwards.into_iter().map(PortForwardDocument::from).collect();
         let host_forwards = host_forwards.into_iter().map(HostForwardDocument::from).collect();
+        let brokers = brokers.into_iter().map(BrokerDocument::from).collect();
         let dns = dns.map(DnsSettingsDocument::from);
         let egress = egress.map(EgressPolicyDocument::from);
-        let network = ConnectionDocument { mode, link, stack_pid, port_forwards, host_forwards, egress, dns };
+        let network =
+            ConnectionDocument { mode, link, stack_pid, port_forwards, host_forwards, brokers, egress, dns };
         NetworkDocument { workspace, state, network, runtime: addresses.map(GuestAddressesDocument::from) }
     }
 }

@@ -5,7 +5,8 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use microagent::{
-    Artifact, DnsSettings, HostForward, PortForward, PortProtocol, Publish, Resources, Timeline,
+    Artifact, Broker, BrokerDetails, DnsSettings, HostForward, PortForward, PortProtocol, Publish, Resources,
+    Timeline,
 };
 
 #[cfg(test)]
@@ -42,6 +43,50 @@ document! {
         /// The server's address, as the host sees it.
         host: Ipv4Addr,
         host_port: u16,
+    }
+}
+
+/// A server that a guest reaches with a credential that it does not have.
+#[derive(Debug, Clone, serde::Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct BrokerDocument {
+    pub(crate) name: String,
+    /// The base URL for the guest.
+    pub(crate) url: String,
+    /// The server's URL.
+    pub(crate) upstream: String,
+    /// Where the credential is, as `--secret` takes it.
+    pub(crate) secret: String,
+    /// The header that carries it.
+    pub(crate) header: String,
+    /// The header's value, with `{}` for the credential.
+    pub(crate) format: String,
+    /// The requests that pass, `METHOD /PATH`; all if there are none.
+    pub(crate) allow: Vec<String>,
+    /// File of certificates to check the server's with, in place of the system's.
+    pub(crate) ca: Option<PathBuf>,
+    /// Whether the server's name may lead to addresses that are not public.
+    pub(crate) private: bool,
+    /// Variables of the guest that hold the base URL.
+    pub(crate) variables: Vec<String>,
+}
+
+impl From<BrokerDetails> for BrokerDocument {
+    fn from(details: BrokerDetails) -> BrokerDocument {
+        let (url, variables) = (details.url(), details.broker.variables());
+        let Broker { secret, upstream, header, format, allow, ca, private, env: _ } = details.broker;
+        BrokerDocument {
+            url,
+            upstream: upstream.to_string(),
+            secret: secret.source.to_string(),
+            name: secret.name,
+            header,
+            format,
+            allow: allow.iter().map(ToString::to_string).collect(),
+            ca,
+            private,
+            variables,
+        }
     }
 }
 

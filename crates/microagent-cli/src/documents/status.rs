@@ -15,7 +15,8 @@ use crate::documents::result::ResultDocument;
 #[cfg(test)]
 use crate::documents::schema::Words;
 use crate::documents::shared::{
-    ArtifactDocument, DnsSettingsDocument, HostForwardDocument, PortForwardDocument, ResourcesDocument,
+    ArtifactDocument, BrokerDocument, DnsSettingsDocument, HostForwardDocument, PortForwardDocument,
+    ResourcesDocument,
 };
 
 /// `microagent status`.
@@ -39,6 +40,7 @@ pub(crate) struct StatusDocument {
     pub(crate) link: Option<LinkState>,
     pub(crate) port_forwards: Vec<PortForwardDocument>,
     pub(crate) host_forwards: Vec<HostForwardDocument>,
+    pub(crate) brokers: Vec<BrokerDocument>,
     pub(crate) dns: DnsSettingsDocument,
     pub(crate) hostname: String,
     #[cfg_attr(test, schemars(with = "Words<microagent::RestartPolicy>"))]
@@ -197,6 +199,7 @@ impl StatusDocument {
             link: details.link,
             port_forwards: details.port_forwards.into_iter().map(PortForwardDocument::from).collect(),
             host_forwards: details.host_forwards.into_iter().map(HostForwardDocument::from).collect(),
+            brokers: details.brokers.into_iter().map(BrokerDocument::from).collect(),
             dns: details.dns.into(),
             hostname: details.hostname,
             restart: details.restart,

@@ -6,13 +6,14 @@
 //! | Field | What |
 //! |---|---|
 //! | `at` | when, RFC 3339 in UTC |
-//! | `record` | `connection` (of the guest), `published` (to the guest), `name` (a lookup), `network` (the network ended), `suppressed` |
+//! | `record` | `connection` (of the guest), `published` (to the guest), `name` (a lookup), `request` (through a broker), `network` (the network ended), `brokers` (they ended), `suppressed` |
 //! | `protocol` | `tcp`, `udp` or `icmp`; `dns` with `name` |
 //! | `name` | the name that was asked for; with connections, the one that led to the address |
 //! | `address`, `port` | the far end; no port with ICMP |
 //! | `target` | with a forwarded port, the server that it leads to |
 //! | `allowed` | whether it goes through |
 //! | `reason` | why; see [`Reason`] |
+//! | `request` | with `request`, what was asked and answered; see [`BrokeredRequest`] |
 //! | `count` | with `suppressed`, how many decisions were left out |
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -46,9 +47,32 @@ pub struct Decision {
     pub allowed: bool,
     /// Why.
     pub reason: Reason,
+    /// With [`Subject::Request`], what was asked and answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Box<BrokeredRequest>>,
     /// With [`Subject::Suppressed`], how many decisions were left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
+}
+
+/// A request through a broker. It is recorded when it is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BrokeredRequest {
+    /// The broker's name.
+    pub broker: String,
+    /// The method.
+    pub method: String,
+    /// The path as the guest asked for it, without query; what is long is cut.
+    pub path: String,
+    /// The status that the guest was answered; none if it had left before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Bytes of the request's body that were passed on.
+    pub sent_bytes: u64,
+    /// Bytes of the answer's body that were passed on.
+    pub received_bytes: u64,
+    /// From the request's head to the answer's end.
+    pub duration_ms: u64,
 }
 
 /// What a decision is about.
@@ -61,8 +85,12 @@ pub enum Subject {
     Published,
     /// A lookup.
     Name,
+    /// A request through a broker.
+    Request,
     /// The network as a whole.
     Network,
+    /// The process of the brokers.
+    Brokers,
     /// Decisions that were left out.
     Suppressed,
 }
@@ -95,6 +123,8 @@ pub enum Reason {
     Local,
     /// Allowed: the port is forwarded.
     Forwarded,
+    /// Allowed: the port is a broker's, or a broker has passed the request on.
+    Broker,
     /// Allowed: the port is published.
     Published,
     /// Refused: loopback, link-local, metadata, multicast or reserved; no rule opens it. Or a name that leads nowhere else.
@@ -109,9 +139,15 @@ pub enum Reason {
     Connections,
     /// Refused: too many bytes were moved. From here on all is.
     Bytes,
-    /// Refused: the network stack has ended.
+    /// Refused: no pattern of the broker allows the request.
+    NotAllowed,
+    /// Refused: a broker passes no such request on.
+    Malformed,
+    /// Refused: the broker's upstream cannot be reached, or did not answer.
+    Upstream,
+    /// Refused: the network stack, or the process of the brokers, has ended.
     Down,
-    /// Allowed: a network stack runs again.
+    /// Allowed: a network stack, or a process of the brokers, runs again.
     Up,
     /// Refused: a query of a sort that is not served.
     Unserved,
@@ -136,6 +172,7 @@ mod tests {
             target: None,
             allowed: true,
             reason: Reason::Name,
+            request: None,
             count: None,
         }
     }

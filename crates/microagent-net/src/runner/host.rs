@@ -1,16 +1,18 @@
 //! Sockets of the host: none of them blocks, and all are waited for by one epoll.
 
 use std::collections::HashMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::epoll;
 use rustix::io::Errno;
 use rustix::net::sockopt::{set_socket_keepalive, set_socket_linger, set_tcp_nodelay, socket_error};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, ipproto, recv, send,
-    sendto, shutdown, socket_with,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags,
+    SocketType, connect, ipproto, recv, send, sendmsg, sendto, shutdown, socket_with, socketpair,
 };
 
 use super::RESOLVER;
@@ -27,11 +29,13 @@ pub(super) struct HostSockets {
     upstream: Upstream,
     /// Sockets of published UDP ports.
     ports: HashMap<PortNumber, OwnedFd>,
+    /// Where the process of the brokers takes connections, if there is one.
+    brokers: Option<OwnedFd>,
 }
 
 impl HostSockets {
-    pub(super) fn new(epoll: OwnedFd) -> HostSockets {
-        HostSockets { epoll, upstream: Upstream::default(), ports: HashMap::new() }
+    pub(super) fn new(epoll: OwnedFd, brokers: Option<OwnedFd>) -> HostSockets {
+        HostSockets { epoll, upstream: Upstream::default(), ports: HashMap::new(), brokers }
     }
 
     /// Takes the socket of a published UDP port, for answers.
@@ -81,6 +85,26 @@ impl Sockets for HostSockets {
     fn connect(&mut self, token: Token, remote: SocketAddrV4) -> Result<HostStream, Errno> {
         let stream = HostStream::new(socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, None)?);
         self.begin(token, stream.0, remote).map(HostStream)
+    }
+
+    fn connect_broker(&mut self, token: Token, number: u8) -> Result<HostStream, Errno> {
+        let brokers = self.brokers.as_ref().ok_or(Errno::CONNREFUSED)?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, FLAGS, None)?;
+        let rights = [theirs.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&rights));
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendmsg(brokers, &[IoSlice::new(&[number])], &mut ancillary, flags) {
+            Ok(_) => {}
+            // It is gone for good, or takes no more now.
+            Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::AGAIN) => {
+                return Err(Errno::CONNREFUSED);
+            }
+            Err(error) => return Err(error),
+        }
+        self.watch(&ours, token)?;
+        Ok(HostStream(ours))
     }
 
     fn adopt(&mut self, token: Token, stream: HostStream) -> Result<HostStream, Errno> {

@@ -26,6 +26,8 @@ pub struct StackOptions {
     pub names: NameOptions,
     /// Servers that ports of [`HOST_NAME`](crate::HOST_NAME) lead to.
     pub forwards: Vec<Forward>,
+    /// How many brokers the guest finds at [`BROKER_ADDRESS`](crate::BROKER_ADDRESS).
+    pub brokers: u8,
     /// Bytes that other stacks of this guest have moved before.
     pub moved_bytes: u64,
 }

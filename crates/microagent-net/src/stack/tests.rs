@@ -8,7 +8,7 @@ use microagent_model::egress::{EgressMode, EgressPolicy, Reason, Subject};
 use super::*;
 use crate::fake::{FakeDatagrams, FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
 use crate::testing::{self, FAR, addresses, dns_answer, dns_query, read_dns};
-use crate::{DnsRequest, DnsTransport, MAX_FRAME_LEN};
+use crate::{BROKER_ADDRESS, BROKER_PORT, DnsRequest, DnsTransport, MAX_FRAME_LEN};
 use flags::{ACK, FIN, RST, SYN};
 
 mod policy;
@@ -60,6 +60,7 @@ impl Bench {
             name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53))],
             names: NameOptions::default(),
             forwards: Vec::new(),
+            brokers: 0,
             moved_bytes: 0,
         };
         change(&mut options);

@@ -201,6 +201,7 @@ mod tests {
             target: None,
             allowed: true,
             reason: Reason::Mode,
+            request: None,
             count: None,
         }
     }

@@ -103,6 +103,8 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let families = [libc::AF_INET, libc::AF_INET6];
     let families: Result<_, _> = families.into_iter().map(|family| is_argument(0, family)).collect();
     rules.insert(libc::SYS_socket, families?);
+    // A connection to a broker: one end is sent over an inherited socket. A pair is connected to nothing else.
+    rules.insert(libc::SYS_socketpair, vec![is_argument(0, libc::AF_UNIX)?]);
     // Memory without a file, and never to be executed.
     let plain = [libc::PROT_NONE, libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE];
     let plain: Result<Vec<_>, _> = plain.into_iter().map(|access| is_argument(2, access)).collect();

@@ -29,6 +29,7 @@ use super::{Instructions, serve};
 use crate::descriptors::close_all_but;
 use crate::jail::{NEWEST, allow, die_with, give_up_capabilities};
 use crate::mapped::SharedNumber;
+use crate::replacements::{REPLACEMENTS_MAX, Replacements};
 
 /// Bytes that the kernel keeps for QEMU, if the host allows as much: the usual size where it is smaller.
 const LINK_BUFFER: usize = 208 * 1024;
@@ -36,41 +37,14 @@ const LINK_BUFFER: usize = 208 * 1024;
 /// How long a stack may take to end when its supervisor wants that.
 const END_PATIENCE: Duration = Duration::from_secs(3);
 
-/// A stack that has run for this long has not ended because of how it was started.
-const HELD: Duration = Duration::from_secs(60);
-
-/// Time before the first stack that replaces another; it doubles with each.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-
-/// Stacks in a row that replace one that did not hold. Then the link stays down.
-const REPLACEMENTS_MAX: u32 = 8;
-
-/// When a stack is replaced.
-#[derive(Debug, Default)]
-struct Replacements {
-    in_a_row: u32,
-}
-
-impl Replacements {
-    /// How long to wait before a stack takes the place of one that ran for `ran`; `None` if there are no more.
-    fn next(&mut self, ran: Duration) -> Option<Duration> {
-        if ran >= HELD {
-            self.in_a_row = 0;
-        }
-        if self.in_a_row >= REPLACEMENTS_MAX {
-            return None;
-        }
-        self.in_a_row += 1;
-        Some(FIRST_PAUSE * 2_u32.pow(self.in_a_row - 1))
-    }
-}
-
 /// What a keeper is connected to.
 pub(super) struct Connections {
     /// QEMU.
     pub(super) link: OwnedFd,
     /// The supervisor: reports go there, and its end means that the stack has to end.
     pub(super) supervisor: OwnedFd,
+    /// The process of the brokers, if there are any.
+    pub(super) brokers: Option<OwnedFd>,
 }
 
 /// Keeps a stack running until QEMU or the supervisor ends it. `channel` is the first stack's to the supervisor.
@@ -152,6 +126,7 @@ impl Keeper {
     fn fork(&mut self, channel: OwnedFd, is_resumed: bool) -> io::Result<Stack> {
         let keeper = getpid();
         let link = self.connections.link.try_clone()?;
+        let brokers = self.connections.brokers.as_ref().map(OwnedFd::try_clone).transpose()?;
         let (changes, theirs) = message_pair()?;
         self.is_owed = false;
         // SAFETY: this process has one thread, so that its child can continue as it would. The child does not return.
@@ -159,10 +134,10 @@ impl Keeper {
             -1 => return Err(io::Error::last_os_error()),
             0 => {
                 let descriptors = [link, channel, theirs];
-                let kept = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+                let kept = descriptors.iter().chain(&brokers).map(AsRawFd::as_raw_fd).collect();
                 let served = die_with(keeper)
                     .and_then(|()| close_all_but(kept))
-                    .and_then(|()| serve(&self.instructions, descriptors, &self.moved, is_resumed));
+                    .and_then(|()| serve(&self.instructions, descriptors, brokers, &self.moved, is_resumed));
                 let code = super::exit_code(served);
                 // SAFETY: ends the child without what its parent has registered for its own end.
                 unsafe { libc::_exit(code) }
@@ -213,20 +188,5 @@ impl Keeper {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stack_that_does_not_hold_is_replaced_eight_times_with_growing_pauses() {
-        let mut replacements = Replacements::default();
-        let mut pauses = || replacements.next(Duration::from_secs(1)).map(|pause| pause.as_millis());
-        let all: Vec<_> = std::iter::from_fn(&mut pauses).collect();
-        assert_eq!(all, [50, 100, 200, 400, 800, 1600, 3200, 6400]);
-        assert_eq!(pauses(), None);
-        assert_eq!(replacements.next(HELD), Some(FIRST_PAUSE), "one that has held");
     }
 }

@@ -14,13 +14,13 @@ use rustix::net::{
 pub(super) const DESCRIPTORS_MAX: usize = 253;
 
 /// Two connected sockets of messages in order.
-pub(super) fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
 }
 
 /// Sends a message without waiting.
-pub(super) fn send_message(socket: impl AsFd, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+pub(crate) fn send_message(socket: impl AsFd, text: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
@@ -31,7 +31,7 @@ pub(super) fn send_message(socket: impl AsFd, text: &[u8], descriptors: &[Borrow
 }
 
 /// Receives a message without waiting; gives its length, which is 0 at the end, and its descriptors.
-pub(super) fn receive_message(socket: impl AsFd, text: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+pub(crate) fn receive_message(socket: impl AsFd, text: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;

@@ -283,6 +283,9 @@ impl Driver {
                 if !self.traits.detached {
                     // They are in the guest. A workspace needs them again when its guest restarts.
                     self.spec.configure.secrets.clear();
+                    if let Some(network) = &mut self.spec.network {
+                        network.brokers = None;
+                    }
                 }
             }
             for effect in self.lifecycle.step(event, self.traits) {

@@ -124,7 +124,7 @@ impl Machine {
         };
         let theirs = device.as_ref().map(AsFd::as_fd);
         let processes = qemu::start(spec, plan, theirs, files, features).map_err(cannot_start)?;
-        if let Some(stderr) = network.as_mut().and_then(Network::take_stderr) {
+        for stderr in network.iter_mut().flat_map(Network::take_stderr) {
             spawn_local(copy_to_log(stderr, Rc::clone(&vmm_log)));
         }
         let logs = Logs { console, vmm: vmm_log };
@@ -164,7 +164,7 @@ impl Machine {
     /// Everything that was started for it.
     pub(super) fn children(&self) -> Vec<i32> {
         let qemu = self.process_id().map(|process| process.pid);
-        let network = self.network.as_ref().and_then(Network::keeper_pid);
+        let network = self.network.iter().flat_map(Network::children);
         qemu.into_iter().chain(network).chain(self.stand_by.as_ref().and_then(StandBy::pid)).collect()
     }
 

@@ -24,6 +24,7 @@ use tokio::process::{Child, ChildStderr};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
+use super::brokers::Brokers;
 use super::machine::{REAP_DEADLINE, start_failure};
 use super::{Shared, full_or_boot};
 use crate::bounded_log::BoundedLog;
@@ -36,7 +37,7 @@ use crate::spawn::{Program, spawn};
 use crate::spec::NetworkSpec;
 
 /// This program, even if its file was replaced.
-const THIS_PROGRAM: &str = "/proc/self/exe";
+pub(super) const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// How long a stack may take to end when its control socket closes.
 const END_PATIENCE: Duration = Duration::from_secs(4);
@@ -48,7 +49,7 @@ const QEMU_PATIENCE: Duration = Duration::from_millis(500);
 const EGRESS_LOG_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// Longest decision in bytes as a line: a name of 253 characters, each of which may be written as four.
-const LINE_LIMIT: usize = 4096;
+pub(super) const LINE_LIMIT: usize = 4096;
 
 /// What became of the link.
 pub(super) enum LinkChange {
@@ -77,6 +78,7 @@ pub(super) struct Network {
     /// Each ends when a stack's last decision was written down; the last one is that of the newest stack.
     loggers: Vec<JoinHandle<()>>,
     channel: Rc<StackChannel>,
+    brokers: Option<Brokers>,
     /// Whether its end was told already.
     is_lost: bool,
 }
@@ -100,16 +102,21 @@ impl Network {
             name_servers: spec.name_servers.clone(),
             names: spec.names.clone(),
             forwards: spec.forwards.clone(),
+            brokers: spec.brokers.as_ref().map_or(0, |brokers| brokers.count),
             bytes_per_second: spec.bps.and_then(NonZeroU64::new),
             host_files: spec.host_files.clone(),
         };
         let cannot_start = |error: &io::Error| start_failure(Path::new("microagent"), error);
+        let log = Rc::new(RefCell::new(log));
+        let brokers = spec.brokers.as_ref().map(|brokers| Brokers::start(brokers, &log));
+        let (brokers, stacks) = brokers.transpose().map_err(|e| cannot_start(&e))?.unzip();
         let (keeper, control) = spawn_keeper().map_err(|e| cannot_start(&e))?;
         let (channel, theirs) = StackChannel::pair().map_err(|e| cannot_start(&e))?;
         let (reports, keepers) = KeeperReports::pair().map_err(|e| cannot_start(&e))?;
-        let descriptors = [device.as_fd(), theirs.as_fd(), keepers.as_fd()];
-        instruct(&control, &instructions, descriptors).map_err(|e| cannot_start(&e))?;
-        let (channel, log) = (Rc::new(channel), Rc::new(RefCell::new(log)));
+        let mut descriptors = vec![device.as_fd(), theirs.as_fd(), keepers.as_fd()];
+        descriptors.extend(stacks.as_ref().map(AsFd::as_fd));
+        instruct(&control, &instructions, &descriptors).map_err(|e| cannot_start(&e))?;
+        let channel = Rc::new(channel);
         let loggers = vec![spawn_local(log_decisions(Rc::clone(&channel), Rc::clone(&log)))];
         let process = keeper.id().and_then(|pid| ProcessId::of(i32::try_from(pid).ok()?));
         let ports: Vec<PublishedPort> = (1..)
@@ -129,6 +136,7 @@ impl Network {
             log,
             loggers,
             channel,
+            brokers,
             is_lost,
         };
         network.open_all().map_err(|e| cannot_start(&e))?;
@@ -183,9 +191,15 @@ impl Network {
         i32::try_from(self.keeper.id()?).ok()
     }
 
-    /// What keeper and stack say on their standard error, once.
-    pub(super) fn take_stderr(&mut self) -> Option<ChildStderr> {
-        self.keeper.stderr.take()
+    /// The process ids of all that was started for it.
+    pub(super) fn children(&self) -> impl Iterator<Item = i32> {
+        self.keeper_pid().into_iter().chain(self.brokers.as_ref().and_then(Brokers::pid))
+    }
+
+    /// What its processes say on their standard error, once.
+    pub(super) fn take_stderr(&mut self) -> impl Iterator<Item = ChildStderr> {
+        let brokers = self.brokers.as_mut().and_then(Brokers::take_stderr);
+        self.keeper.stderr.take().into_iter().chain(brokers)
     }
 
     /// For the record; none of a keeper that has ended already.
@@ -261,6 +275,9 @@ impl Network {
     pub(super) async fn sever(mut self) {
         // The kernel kills its stack with it.
         let _ = self.keeper.start_kill();
+        if let Some(brokers) = self.brokers.take() {
+            brokers.sever().await;
+        }
         self.end().await;
     }
 
@@ -268,7 +285,10 @@ impl Network {
     pub(super) async fn end(self) {
         self.channel.end();
         // This is what the keeper notices.
-        let Network { mut keeper, reports, mut loggers, log, .. } = self;
+        let Network { mut keeper, reports, mut loggers, log, brokers, .. } = self;
+        if let Some(brokers) = &brokers {
+            brokers.expect_end();
+        }
         let ending = async {
             // A stack that was started a moment ago ends with its channel.
             while let Ok(Some((_, channel))) = reports.next().await {
@@ -282,6 +302,9 @@ impl Network {
         if timeout(END_PATIENCE, async { (ending.await, keeper.wait().await) }).await.is_err() {
             let _ = keeper.start_kill();
             let _ = timeout(REAP_DEADLINE, keeper.wait()).await;
+        }
+        if let Some(brokers) = brokers {
+            brokers.end().await;
         }
         // Each ends with the last descriptor of a stack.
         for logger in loggers {
@@ -345,11 +368,12 @@ fn network_change(is_up: bool) -> Decision {
         target: None,
         allowed: is_up,
         reason: if is_up { Reason::Up } else { Reason::Down },
+        request: None,
         count: None,
     }
 }
 
-fn record(log: &RefCell<BoundedLog>, decision: &Decision) {
+pub(super) fn record(log: &RefCell<BoundedLog>, decision: &Decision) {
     let mut line = serde_json::to_vec(decision).expect("a decision is plain data");
     line.push(b'\n');
     log.borrow_mut().append(&line);

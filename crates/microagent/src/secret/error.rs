@@ -35,6 +35,9 @@ pub enum SecretFault {
     /// There is a value, and it has no byte.
     #[error("the value is empty")]
     Empty,
+    /// The value of a broker's credential does not fit into a header.
+    #[error("the value is not one line of visible characters, and a header takes nothing else")]
+    NoHeader,
     /// The value is too large.
     #[error("the value has more than {limit} bytes")]
     TooLarge {
@@ -153,7 +156,7 @@ pub enum SecretFault {
 }
 
 impl SecretError {
-    pub(super) fn new(reference: &SecretReference, fault: SecretFault) -> SecretError {
+    pub(crate) fn new(reference: &SecretReference, fault: SecretFault) -> SecretError {
         SecretError { name: reference.name.clone(), source_text: reference.source.to_string(), fault }
     }
 
@@ -187,6 +190,9 @@ impl SecretFault {
             SecretFault::NoHelper => "set MICROAGENT_SECRET_HELPER to the program that knows your secrets",
             SecretFault::TooLarge { .. } | SecretFault::TooMuchTogether { .. } => {
                 "secrets are short; large files go into a volume or the image"
+            }
+            SecretFault::NoHeader => {
+                "leave the line break at its end out, as `printf %s VALUE > FILE` does, or take it by dotenv:FILE#KEY"
             }
             SecretFault::NotAFile => "pipes and devices are not read: each start reads it anew",
             _ => return None,

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use microagent_model::{
-    Attachment, DiskSource, DnsSettings, EgressPolicy, Forward, GuestInit, GuestSettings, Publish,
-    PublishRange, RateLimits, RootAccess, SecretSource, SetupStep,
+    Attachment, Broker, BrokerError, BrokerKeys, DiskSource, DnsSettings, EgressPolicy, Forward, GuestInit,
+    GuestSettings, Publish, PublishRange, RateLimits, RootAccess, SecretSource, SetupStep,
 };
 
 use super::forms::{Form, Short};
 use super::{
-    Access, Service, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecHostForward, SpecVolume, value,
+    Access, Service, SpecBroker, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecHostForward, SpecVolume,
+    value,
 };
 use crate::attachment::{AttachmentForm, is_bundle};
 use crate::{CreateOptions, Error, Hint, Lookup, RunCommand, RunOptions, WorkspaceOptions};
@@ -30,6 +31,14 @@ impl Short for Forward {
 
     fn short(text: &str) -> Result<Forward, String> {
         text.parse().map_err(|error: microagent_model::ForwardError| error.to_string())
+    }
+}
+
+impl Short for Broker {
+    const SHAPE: &str = "NAME=https://HOST[/BASE],secret=SCHEME:REFERENCE";
+
+    fn short(text: &str) -> Result<Broker, String> {
+        text.parse().map_err(|error: BrokerError| error.to_string())
     }
 }
 
@@ -62,6 +71,21 @@ impl SpecHostForward {
     }
 }
 
+impl SpecBroker {
+    fn broker(&self) -> Result<Broker, String> {
+        let keys = BrokerKeys {
+            secret: Some(&self.secret),
+            header: self.header.as_deref(),
+            format: self.format.as_deref(),
+            allow: self.allow.iter().flatten().map(String::as_str).collect(),
+            ca: self.ca.as_deref(),
+            env: self.env.iter().flatten().map(String::as_str).collect(),
+            private: self.private.unwrap_or_default(),
+        };
+        keys.broker(&self.name, &self.upstream).map_err(|error| error.to_string())
+    }
+}
+
 impl SpecVolume {
     fn attachment(&self) -> Result<Attachment, String> {
         let source = match (&self.name, &self.path) {
@@ -78,6 +102,12 @@ impl SpecVolume {
         };
         Ok(attachment(source, &self.mountpoint, self.mode))
     }
+}
+
+/// A path that a spec file names, absolute: a relative one starts at the file's directory.
+fn beside(file: &Path, path: &Path) -> PathBuf {
+    let path = file.parent().unwrap_or(Path::new("")).join(path);
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 fn attachment(source: DiskSource, mount_point: &str, mode: Option<Access>) -> Attachment {
@@ -176,6 +206,7 @@ impl SpecFile {
         self.lay_egress_over(&mut options.egress);
         options.dns = self.dns_settings();
         options.forwards = self.forwarded()?.unwrap_or_default();
+        options.brokers = self.brokered()?.unwrap_or_default();
         self.lay_limits_over(&mut options.limits);
         options.secrets = self.secrets.clone().unwrap_or_default();
         self.lay_settings_over(&mut options.settings);
@@ -271,6 +302,23 @@ impl SpecFile {
         forwards.iter().map(read).collect::<Result<_, _>>().map(Some)
     }
 
+    /// Brokers, where the file speaks of them, with paths from the file's directory.
+    pub(crate) fn brokered(&self) -> Result<Option<Vec<Broker>>, SpecError> {
+        let Some(brokers) = &self.brokers else { return Ok(None) };
+        let read = |broker: &Form<Broker, SpecBroker>| {
+            let broker = match broker {
+                Form::Short(broker) => broker.clone(),
+                Form::Long(long) => long.broker().map_err(|why| {
+                    let advice = "`upstream` is https://HOST[:PORT][/BASE], `secret` is SCHEME:REFERENCE";
+                    self.meaning(format!("brokers: {why}"), advice)
+                })?,
+            };
+            let here = |path: &Path| Ok::<_, SpecError>(beside(&self.path, path));
+            broker.with_paths(here)
+        };
+        brokers.iter().map(read).collect::<Result<_, _>>().map(Some)
+    }
+
     fn dns_settings(&self) -> DnsSettings {
         let network = &self.network;
         DnsSettings {
@@ -347,18 +395,16 @@ impl SpecFile {
         }
         self.published()?;
         self.forwarded()?;
+        self.brokered()?;
         self.attachments()?;
         Ok(())
     }
 
     /// Has relative paths start at the directory of the file.
     pub(super) fn resolve_paths(&mut self) {
-        let dir = self.path.parent().unwrap_or(Path::new("")).to_owned();
+        let file = self.path.clone();
         // Absolute, because a supervisor works in another directory; in the form in which records have paths.
-        let resolved = |path: &Path| {
-            let path = dir.join(path);
-            std::path::absolute(&path).unwrap_or(path)
-        };
+        let resolved = |path: &Path| beside(&file, path);
         let resolve = |path: &mut PathBuf| *path = resolved(path);
         for path in [&mut self.setup_files, &mut self.env_files].into_iter().flatten().flatten() {
             resolve(path);

@@ -11,7 +11,7 @@ use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::Value;
 use snapbox::{Assert, Data};
 
-use super::{SpecFile, SpecForward, SpecHostForward, SpecVolume};
+use super::{SpecBroker, SpecFile, SpecForward, SpecHostForward, SpecVolume};
 
 const NOTICE: &str = "<!-- Made from the types in crates/microagent/src/spec.rs. Change those, then run\n     \
                       SNAPSHOTS=overwrite cargo test -p microagent spec -->\n";
@@ -109,6 +109,14 @@ pub(super) enum Forward {
 pub(super) enum HostForward {
     Text(String),
     Parts(SpecHostForward),
+}
+
+/// `NAME=URL,secret=REF`, or keys.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Broker {
+    Text(String),
+    Parts(SpecBroker),
 }
 
 /// `SOURCE:/GUEST/PATH[:ro|rw]`, or keys.

@@ -187,6 +187,7 @@ impl Workspace {
             env: spec.variables(host)?,
             publish: spec.published()?,
             forwards: spec.forwarded()?,
+            brokers: spec.brokered()?,
             disks: arrange(&spec.attachments()?.concat())?.into_iter().map(as_recorded).collect(),
             service,
             size_mib,

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 use super::{Workspace, WorkspaceDetails, kill_processes, lock_patiently};
 #[cfg(doc)]
 use crate::ErrorKind;
+use crate::broker::with_brokers;
 use crate::error::{Action, InvalidRequest, JobError};
 use crate::limits::check_work;
 use crate::provision::{
@@ -218,13 +219,14 @@ impl Workspace {
         let dir = self.dir();
         let mut workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
         let programs = engine.host_programs(record.network)?;
-        let secrets = engine.resolve_secrets(&record.secrets, progress.token()).await?;
+        let secrets = engine.resolve_secrets(&record.secrets, &record.brokers, progress.token()).await?;
         // After this point a cancellation ends a machine, and the state is `stopped`.
         progress.check()?;
         if !workload.setup.is_empty() {
             workload = self.set_up(&programs, &record, workload, secrets.clone(), progress).await?;
         }
-        let service = workload.service.as_ref().map(|service| main_request(&workload, service));
+        let brokered = with_brokers(&workload, &record.brokers);
+        let service = workload.service.as_ref().map(|service| main_request(&brokered, service));
         let stop_signal = record.settings.stop_signal.as_deref().or(workload.stop_signal.as_deref());
         let stop_signal = stop_signal.and_then(signal_number).unwrap_or(SIGTERM);
         let work = Work::Serve { service, stop_signal, detached: true };
@@ -268,7 +270,7 @@ impl Workspace {
             DiskStamp::of(&path).map_err(|source| Error::File { action: "read", path, source })?
         };
         let labels: Vec<String> = workload.setup.iter().map(SetupStep::label).collect();
-        let work = Work::Prepare { setup: setup_steps(&workload), disk };
+        let work = Work::Prepare { setup: setup_steps(&with_brokers(&workload, &record.brokers)), disk };
         // The disk is flushed also for a disposable workspace: its next machine needs what the setup wrote.
         let kept = WorkspaceRecord { disposable: false, ..record.clone() };
         let machine = MachineRequest::of(&kept, &dir, &base)?.first().unpublished().for_setup();

@@ -9,7 +9,7 @@ use microagent_model::{
 use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 
 use super::Workspace;
-use crate::Error;
+use crate::{BrokerDetails, Error};
 
 /// Network settings and state of a workspace.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct NetworkDetails {
     pub port_forwards: Vec<PortForward>,
     /// Its forwarded ports of `host.microagent.internal`.
     pub host_forwards: Vec<HostForward>,
+    /// Its brokers.
+    pub brokers: Vec<BrokerDetails>,
     /// The egress policy; with network `user`.
     pub egress: Option<EgressPolicy>,
     /// Name servers and names; with network `user`.
@@ -115,6 +117,7 @@ impl Workspace {
             egress: is_connected.then(|| record.egress.clone()),
             dns: is_connected.then(|| record.dns.clone()),
             host_forwards: record.forwards.iter().map(HostForward::from).collect(),
+            brokers: BrokerDetails::all(&record.brokers),
             addresses: has_device.then(|| GuestAddresses {
                 ip: GUEST_ADDRESS,
                 prefix_len: PREFIX_LEN,

@@ -174,6 +174,23 @@ fn a_forwarded_port_leads_to_its_server_and_no_other_does() {
 }
 
 #[test]
+fn each_broker_has_a_port_and_nothing_else_is_there() {
+    for mode in [EgressMode::Public, EgressMode::Allowlist, EgressMode::Open] {
+        let mut bench = Bench::with(1500, policy(mode, &[]), |options| options.brokers = 2);
+        for port in [BROKER_PORT, BROKER_PORT + 1] {
+            assert!(bench.connects(BROKER_ADDRESS, port), "{mode}");
+            let decision = bench.stack.take_decisions().remove(0);
+            assert_eq!((decision.reason, decision.port), (Reason::Broker, Some(port)));
+        }
+        let others = [(BROKER_ADDRESS, 80), (BROKER_ADDRESS, BROKER_PORT + 2), (GATEWAY, BROKER_PORT)];
+        for (remote, port) in others {
+            assert!(!bench.connects(remote, port), "{mode} {remote}:{port}");
+        }
+    }
+    assert!(!Bench::new(policy(EgressMode::Open, &[])).connects(BROKER_ADDRESS, BROKER_PORT));
+}
+
+#[test]
 fn what_changes_on_the_host_counts_from_then_on() {
     let mut bench = Bench::new(policy(EgressMode::Public, &[]));
     assert!(bench.connects(FAR, 443));

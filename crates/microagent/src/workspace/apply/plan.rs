@@ -6,8 +6,8 @@ use std::path::Path;
 
 use microagent_image::ImageReference;
 use microagent_model::{
-    Attachment, CommandLine, DiskSource, Forward, GuestSettings, Labels, Publish, RateLimits, RootAccess,
-    SetupStep,
+    Attachment, Broker, CommandLine, DiskSource, Forward, GuestSettings, Labels, Publish, RateLimits,
+    RootAccess, SetupStep,
 };
 use microagent_store::{Workload, WorkspaceRecord};
 use microagent_vm::AMENDMENT_LIMIT;
@@ -22,6 +22,7 @@ pub(super) struct Wanted<'a> {
     pub(super) env: Option<Vec<(String, String)>>,
     pub(super) publish: Option<Vec<Publish>>,
     pub(super) forwards: Option<Vec<Forward>>,
+    pub(super) brokers: Option<Vec<Broker>>,
     /// Of `volumes`, `disks` and `bundles`, in the order in which they are mounted.
     pub(super) disks: Vec<Attachment>,
     pub(super) service: Option<CommandLine>,
@@ -87,6 +88,10 @@ impl Plan {
         plan.limits(spec);
         plan.settings(spec);
         plan.disks(spec, &wanted.disks);
+        if let Some(brokers) = &wanted.brokers {
+            let old = std::mem::replace(&mut plan.record.brokers, brokers.clone());
+            plan.list("brokers", &old, brokers, |broker| &broker.secret.name, ToString::to_string, true);
+        }
         if let Some(secrets) = &spec.secrets {
             let old = std::mem::replace(&mut plan.record.secrets, secrets.clone());
             plan.list("secrets", &old, secrets, |s| &s.name, |s| s.source.to_string(), true);
@@ -116,6 +121,7 @@ impl Plan {
         options.egress.clone_from(&record.egress);
         options.dns.clone_from(&record.dns);
         options.forwards.clone_from(&record.forwards);
+        options.brokers.clone_from(&record.brokers);
         options.limits = record.limits;
         options.secrets.clone_from(&record.secrets);
         options.labels.clone_from(&record.labels);

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use microagent_model::CommandLine;
 use microagent_proto::Exec as ExecRequest;
-use microagent_store::Workload;
+use microagent_store::{Workload, WorkspaceRecord};
 
+use crate::broker::with_brokers;
 use crate::limits::check_command;
 use crate::provision::exec_request;
 use crate::{Error, Workspace};
@@ -78,7 +79,10 @@ impl Terminal {
 impl Workspace {
     /// Returns the request to the guest's agent: the command in the environment of the workspace.
     pub(in crate::workspace) fn exec_request(&self, options: ExecOptions) -> Result<ExecRequest, Error> {
-        let mut workload = Workload::load(&self.existing()?).map_err(|e| self.damaged(e))?;
+        let dir = self.existing()?;
+        let brokers = WorkspaceRecord::load(&dir)?.brokers;
+        let stored = Workload::load(&dir).map_err(|e| self.damaged(e))?;
+        let mut workload = with_brokers(&stored, &brokers);
         let make_working_dir = options.working_dir.is_none();
         workload.env.extend(options.env);
         if let Some(dir) = options.working_dir {

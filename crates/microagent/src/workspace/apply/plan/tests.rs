@@ -58,6 +58,7 @@ fn plan_of(record: &WorkspaceRecord, workload: &Workload, text: &str) -> Plan {
         env: spec.variables(&|_| None).unwrap(),
         publish: spec.published().unwrap(),
         forwards: spec.forwarded().unwrap(),
+        brokers: spec.brokered().unwrap(),
         disks: spec.attachments().unwrap().concat(),
         service: spec.service.as_ref().map(|service| match service {
             Service::Shell(line) => CommandLine::Shell(line.clone()),

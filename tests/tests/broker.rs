@@ -1,0 +1,149 @@
+//! Brokers: a guest reaches one server with a credential that it does not have.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use microagent_tests::process::Process;
+use microagent_tests::upstream::Upstream;
+use microagent_tests::{Finished, Home, User};
+use serde_json::Value;
+
+fn home() -> Home {
+    Home::new(User::unprivileged())
+}
+
+/// A text that is nowhere else.
+fn unique(what: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    format!("{what}-{now}-{}-quagga", std::process::id())
+}
+
+/// Runs a shell line in workspace `app`.
+fn guest(home: &Home, line: &str) -> Finished {
+    home.microagent(["exec", "app", "--", "sh", "-c", line]).run()
+}
+
+/// Whether the memory of a process has the text.
+fn memory_has(process: &Process, text: &str) -> bool {
+    const CHUNK: usize = 1 << 20;
+    let maps = BufReader::new(File::open(format!("/proc/{}/maps", process.pid)).unwrap());
+    let memory = File::open(format!("/proc/{}/mem", process.pid)).unwrap();
+    let mut chunk = vec![0; CHUNK + text.len()];
+    for line in maps.lines() {
+        let line = line.unwrap();
+        let mut words = line.split_whitespace();
+        let (start, end) = words.next().unwrap().split_once('-').unwrap();
+        let (mut at, end) = (u64::from_str_radix(start, 16).unwrap(), u64::from_str_radix(end, 16).unwrap());
+        if !words.next().unwrap().starts_with('r') {
+            continue;
+        }
+        while at < end {
+            let wanted = chunk.len().min(usize::try_from(end - at).unwrap());
+            // Some mappings, as of devices, cannot be read.
+            let Ok(count @ 1..) = memory.read_at(&mut chunk[..wanted], at) else { break };
+            if chunk[..count].windows(text.len()).any(|part| part == text.as_bytes()) {
+                return true;
+            }
+            at += (count.min(CHUNK)) as u64;
+        }
+    }
+    false
+}
+
+/// Fails the test if a file of the home has the text.
+#[track_caller]
+fn is_in_no_file(home: &Home, workspace: &str, text: &str) {
+    let dir = home.workspace(workspace);
+    let found = Command::new("grep").args(["-rlaF", "--", text]).arg(&dir).output().unwrap();
+    assert_eq!((found.stdout, found.status.code()), (Vec::new(), Some(1)));
+}
+
+fn requests(home: &Home) -> Vec<Value> {
+    let egress = home.microagent(["egress", "app", "--json"]).success().json();
+    let all = egress["egress"].as_array().unwrap().clone();
+    all.into_iter().filter(|decision| decision["record"] == "request").collect()
+}
+
+#[test]
+fn a_guest_asks_nginx_with_a_credential_that_it_does_not_have() {
+    let home = home();
+    let value = unique("needle");
+    let upstream = Upstream::start(&home, &format!("Bearer {value}"));
+    let broker = format!(
+        "API={}/v1,secret=env:TEST_KEY,ca={},allow=GET /*,allow=POST /upload",
+        upstream.url,
+        upstream.ca.display()
+    );
+    let create =
+        ["create", "app", "--network", "isolated", "--image", &home.image("busybox"), "--broker", &broker];
+    home.microagent(create).args(["--broker-env", "SDK_BASE_URL=API"]).success();
+    home.microagent(["start", "app"]).env("TEST_KEY", &value).success();
+
+    let host = upstream.url.strip_prefix("https://").unwrap();
+    let asked = guest(&home, "wget -qO- $MICROAGENT_BROKER_API/models?x=1").code(0);
+    assert_eq!(asked.text(), format!("GET /v1/models?x=1 {host} \n"));
+    let asked =
+        guest(&home, "wget -qO- --header 'Authorization: mine' --post-data=12345 $SDK_BASE_URL/upload");
+    assert_eq!(asked.code(0).text(), format!("POST /v1/upload {host} 5\n"));
+    guest(&home, "wget -qO- --post-data=1 $SDK_BASE_URL/models").failure().says("403");
+    guest(&home, "wget -qO- $SDK_BASE_URL/../secret").failure().says("400");
+    // A redirect is the guest's to follow, where it finds nothing.
+    guest(&home, "wget -qO- -T 20 $SDK_BASE_URL/moved").failure();
+    // Nothing else is there.
+    guest(&home, "nc -w 5 10.0.2.4 80 < /dev/null || nc -w 5 10.0.2.2 8001 < /dev/null").failure();
+    guest(&home, "nslookup example.org").failure();
+
+    let lines: Vec<String> = requests(&home)
+        .iter()
+        .map(|line| {
+            let request = &line["request"];
+            let words = ["broker", "method", "path"].map(|key| request[key].as_str().unwrap());
+            format!("{} {} {}", words.join(" "), request["status"], line["allowed"])
+        })
+        .collect();
+    let expected = [
+        "API GET /models 200 true",
+        "API POST /upload 200 true",
+        "API POST /models 403 false",
+        "API GET /../secret 400 false",
+        "API GET /moved 302 true",
+    ];
+    assert_eq!(lines, expected);
+    let network = home.microagent(["network", "app"]).success();
+    let line = format!(
+        "Broker: API: http://10.0.2.4:8001 -> {}/v1 with Authorization from env:TEST_KEY",
+        upstream.url
+    );
+    assert!(network.text().contains(&line), "{}", network.told());
+
+    is_in_no_file(&home, "app", &value);
+    for words in
+        [["logs", "app"], ["events", "app"], ["egress", "app"], ["status", "app"], ["inspect", "app"]]
+    {
+        assert!(!home.microagent(words).success().text().contains(&value), "{words:?}");
+    }
+    let status = home.microagent(["status", "app", "--json"]).success().json();
+    let supervisor = status["supervisor_pid"].as_i64().unwrap();
+    let of_app: Vec<Process> = home
+        .processes()
+        .into_iter()
+        .filter(|process| i64::from(process.parent) == supervisor || process.is_network_stack())
+        .collect();
+    assert!(
+        of_app.iter().any(Process::is_qemu) && of_app.iter().any(Process::is_network_keeper),
+        "{of_app:?}"
+    );
+    let guards: Vec<&Process> = of_app.iter().filter(|process| process.is_of_brokers()).collect();
+    assert!(memory_has(guards[0], &value), "the search finds what is there");
+    for process in of_app.iter().filter(|process| !process.is_of_brokers()) {
+        assert!(!memory_has(process, &value), "{process:?}");
+    }
+    home.microagent(["delete", "app", "--force", "--yes"]).success();
+    upstream.delete(&home);
+    home.nothing_is_left();
+}
