@@ -77,8 +77,13 @@ fn covers_segments(pattern: &[&[u8]], path: &[&[u8]]) -> bool {
 
 /// Decodes `%XX` once; none if an encoding is not whole.
 fn decode(text: &str) -> Option<Vec<u8>> {
+    decode_bytes(text.as_bytes())
+}
+
+/// The same of bytes.
+pub(crate) fn decode_bytes(text: &[u8]) -> Option<Vec<u8>> {
     let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
+    let mut bytes = text.iter().copied();
     while let Some(byte) = bytes.next() {
         decoded.push(match byte {
             b'%' => {
