@@ -175,3 +175,52 @@ fn a_workspace_is_kept_running_as_its_policy_says() {
     home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();
 }
+
+/// Waits until a workspace runs.
+fn runs(home: &Home, name: &str) {
+    wait_for("the start", Duration::from_secs(120), || {
+        let state = home.state_of(name);
+        if state == "running" { Ok(()) } else { Err(state) }
+    });
+}
+
+fn restarts(home: &Home, name: &str) -> Value {
+    home.microagent(["status", name, "--json"]).success().json()["restarts"].clone()
+}
+
+#[test]
+fn restarts_after_failures_are_counted_and_have_a_limit() {
+    let home = home();
+    home.create("job", ["--restart", "on-failure:2", "--service-command", "echo run; exit 4"]);
+    assert_eq!(restarts(&home, "job"), 0);
+    let supervised = home.microagent(["supervise", "job", "--interval", "100ms"]).run().code(1);
+    assert_eq!(supervised.summary("State"), "failed");
+    assert_eq!(restarts(&home, "job"), 2);
+    let status = home.microagent(["status", "job"]).success();
+    assert!(status.text().contains("Restart: on-failure:2 (restarted 2 times)\n"), "{}", status.told());
+    home.create("x", []);
+    let create = ["create", "y", "--image", "busybox", "--restart", "sometimes"];
+    home.microagent(create).run().code(2).says("unless-stopped");
+    home.microagent(["delete", "job", "x", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn what_a_user_has_stopped_is_not_started_again_unless_it_is_to_be() {
+    let home = home();
+    home.create("web", ["--restart", "unless-stopped", "--service-command", "echo up; exec sleep 1000"]);
+    let supervising = home.microagent(["supervise", "web"]).start();
+    runs(&home, "web");
+    // At the end of a login or of the host.
+    supervising.signal(rustix::process::Signal::TERM);
+    assert_eq!(supervising.finish().status.code(), Some(0));
+    assert_eq!(home.state_of("web"), "halted");
+    let supervising = home.microagent(["supervise", "web"]).start();
+    runs(&home, "web");
+    home.microagent(["halt", "web"]).success();
+    assert_eq!(supervising.finish().code(0).summary("State"), "halted");
+    let not_started = home.microagent(["supervise", "web"]).success().says("workspace web was stopped");
+    assert_eq!(not_started.summary("State"), "halted");
+    home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}

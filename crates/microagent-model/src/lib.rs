@@ -19,6 +19,7 @@ mod label;
 mod machine;
 mod name;
 mod publish;
+mod restart;
 mod secret;
 mod signal;
 mod snapshot;
@@ -44,12 +45,13 @@ pub use job::{JobId, JobIdError, JobState};
 pub use label::{LABEL_NAME_MAX, LABEL_VALUE_MAX, LABELS_MAX, LabelError, Labels, check_label, parse_label};
 pub use machine::{
     DISK_BPS_MIN, DISK_IOPS_MIN, DISK_MIB_MAX, ImageIdentity, LinkState, NET_BPS_MIN, NetworkMode, RATE_MAX,
-    RateLimits, Resources, RestartPolicy,
+    RateLimits, Resources,
 };
 pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
 pub use publish::{
     PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError, PublishRange, published_twice,
 };
+pub use restart::{RestartPolicy, RestartPolicyError};
 pub use secret::{SecretReference, SecretReferenceError, SecretSource};
 pub use signal::{SIGTERM, signal_name, signal_number};
 pub use snapshot::{Layer, LayerId, LayerIdError, SnapshotTag, SnapshotTagError};

@@ -18,6 +18,7 @@ mod process;
 mod record;
 mod snapshot;
 mod state_dir;
+mod supervision;
 mod volume;
 mod workload;
 
@@ -34,6 +35,7 @@ pub use process::{MachineProcesses, ProcessId, SUPERVISE_ARGUMENT, VMM_NAME, pro
 pub use record::{Identity, Link, LoadError, OneStart, RecordedResult, WORKSPACE_FORMAT, WorkspaceRecord};
 pub use snapshot::{FreeError, SNAPSHOT_FORMAT, SnapshotDir, SnapshotManifest};
 pub use state_dir::{OpenError, Scratch, StateDir, WorkspaceDir};
+pub use supervision::Supervision;
 pub use volume::{
     HeldVolume, HoldError, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeLoadError, VolumeRecord,
 };

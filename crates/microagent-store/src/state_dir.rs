@@ -447,6 +447,11 @@ impl WorkspaceDir {
         self.path.join("workload.json")
     }
 
+    /// `supervise.json`: what `supervise` has done to it.
+    pub(crate) fn supervision(&self) -> PathBuf {
+        self.path.join("supervise.json")
+    }
+
     /// What clients of the workspace's supervisor must know ([`crate::control`]).
     pub(crate) fn control_key(&self) -> PathBuf {
         self.path.join("control.key")

@@ -196,9 +196,10 @@ pub use microagent_model::{
     DiskSource, DnsError, DnsSettings, FailureKind, Forward, ForwardError, GuestInit, GuestSettings,
     ImageIdentity, JobId, JobIdError, JobState, LabelError, Labels, LinkState, NameError, NameServer,
     NetworkMode, PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError, PublishRange, RateLimits,
-    Resources, RestartPolicy, RootAccess, SearchDomain, SecretReference, SecretReferenceError, SecretSource,
-    SettingError, SetupStep, SnapshotTag, SnapshotTagError, State, Tmpfs, Ulimit, Upstream, VolumeName,
-    VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name, signal_number,
+    Resources, RestartPolicy, RestartPolicyError, RootAccess, SearchDomain, SecretReference,
+    SecretReferenceError, SecretSource, SettingError, SetupStep, SnapshotTag, SnapshotTagError, State, Tmpfs,
+    Ulimit, Upstream, VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label,
+    parse_sysctl, signal_name, signal_number,
 };
 pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;

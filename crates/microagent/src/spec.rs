@@ -68,7 +68,7 @@ pub struct SpecFile {
     #[serde(deserialize_with = "forms::profile")]
     #[cfg_attr(test, schemars(with = "Option<reference::ProfileName>"))]
     pub profile: Option<Profile>,
-    /// When `supervise` starts the workspace again. Not for `run`.
+    /// When it is restarted. Not for `run`.
     #[cfg_attr(test, schemars(with = "Option<reference::Restart>"))]
     pub restart: Option<RestartPolicy>,
     /// Replaces the image's Entrypoint: a program, or with arguments. Only for `run`.

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use microagent::spec::Service;
 use microagent::spec::value::output;
 use microagent::{
@@ -103,9 +103,9 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "NAME=/GUEST/PATH", value_parser = output, help_heading = "What to run")]
     output: Vec<Artifact>,
 
-    /// When `microagent supervise` restarts it: never, on-failure or always [default: never]
-    #[arg(long, value_name = "WHEN", hide_possible_values = true, help_heading = "Machine")]
-    restart: Option<Restart>,
+    /// When `microagent supervise` restarts it: never, on-failure[:N], always or unless-stopped [default: never]
+    #[arg(long, value_name = "WHEN", help_heading = "Machine")]
+    restart: Option<RestartPolicy>,
 
     /// Do not report progress
     #[arg(short, long)]
@@ -145,29 +145,6 @@ pub(crate) fn from_snapshot_alone(command: clap::Command) -> clap::Command {
 
 /// Makes up the name of a workspace from its image.
 type MadeUpName<'a> = dyn Fn(&str) -> Result<WorkspaceName, Failure> + 'a;
-
-/// `--restart`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Restart {
-    /// Never
-    #[value(alias = "no")]
-    Never,
-    /// After a failure
-    OnFailure,
-    /// Whenever it ends by itself
-    #[value(alias = "unless-stopped")]
-    Always,
-}
-
-impl From<Restart> for RestartPolicy {
-    fn from(restart: Restart) -> RestartPolicy {
-        match restart {
-            Restart::Never => RestartPolicy::Never,
-            Restart::OnFailure => RestartPolicy::OnFailure,
-            Restart::Always => RestartPolicy::Always,
-        }
-    }
-}
 
 /// Creates.
 pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure> {
@@ -296,7 +273,7 @@ impl CreateArgs {
             (spec.service, spec.image_command) = (None, Some(true));
         }
         spec.shell = self.shell.clone().or(spec.shell);
-        spec.restart = self.restart.map(RestartPolicy::from).or(spec.restart);
+        spec.restart = self.restart.or(spec.restart);
         let mut options = spec.create_options(&environment::passed_through)?;
         options.service = self.service(command)?.or(options.service);
         self.workspace.lay_over(&mut options.workspace, &self.output)?;
@@ -382,8 +359,8 @@ mod tests {
     #[test]
     fn flags_become_options() {
         let made =
-            options(&["web", "--image", "i", "--restart", "on-failure", "--service-command", "x"]).unwrap();
-        assert_eq!((made.name.as_str(), made.restart), ("web", RestartPolicy::OnFailure));
+            options(&["web", "--image", "i", "--restart", "on-failure:3", "--service-command", "x"]).unwrap();
+        assert_eq!((made.name.as_str(), made.restart), ("web", RestartPolicy::OnFailure { most: Some(3) }));
         assert_eq!(made.service, Some(RunCommand::Shell("x".into())));
         let made = options(&["--name", "web", "--image", "i", "--image-command", "--shell", "ash"]).unwrap();
         assert_eq!((made.service, made.shell.as_deref()), (Some(RunCommand::Image), Some("ash")));

@@ -69,13 +69,17 @@ impl StatusDocument {
         if self.link == Some(LinkState::Down) {
             network += " (down)";
         }
+        let restart = match self.restarts {
+            0 => self.restart.to_string(),
+            count => format!("{} (restarted {count} times)", self.restart),
+        };
         lines.extend([
             ("Image", escape::one_line(&self.image.resolved_reference)),
             ("Profile", self.profile.clone()),
             ("Network", network),
             ("Resources", resources),
             ("Hostname", escape::one_line(&self.hostname)),
-            ("Restart", self.restart.to_string()),
+            ("Restart", restart),
             ("Service", if self.has_service { "yes" } else { "no" }.to_owned()),
             ("Disk", format!("{} of its own", size(self.disk_bytes))),
             ("Snapshots", self.snapshots.to_string()),

@@ -7,7 +7,7 @@ use std::{fs, io};
 
 use clap::Args;
 use microagent::spec::value::duration;
-use microagent::{State, SuperviseOptions, WorkspaceName};
+use microagent::{RestartPolicy, State, SuperviseOptions, WorkspaceName};
 
 use crate::context::Context;
 use crate::documents::supervise::UnitDocument;
@@ -29,8 +29,9 @@ Examples:
 
 const LONG_ABOUT: &str = "\
 Starts a workspace and restarts it when it ends by itself, according to its restart policy (`create --restart`): \
-`on-failure` after a failure, `always` whenever it ends by itself, `never` not at all. A workspace that a user halts, \
-stops or kills is not restarted. The delay before a restart doubles, up to a minute, while runs are short. Ctrl-C and \
+`on-failure` after a failure (`on-failure:3` at most three times), `always` whenever it ends by itself, `never` not at \
+all. A workspace that a user halts, stops or kills is not restarted. `unless-stopped` is `always`, but such a workspace is \
+not started by this command either, for example at the next login. `microagent status` shows how often it was restarted. The delay before a restart doubles, up to a minute, while runs are short. Ctrl-C and \
 SIGTERM halt the workspace.
 
 There is no daemon: without this command nothing is restarted.";
@@ -87,7 +88,7 @@ fn change_unit(context: &Context, args: &SuperviseArgs) -> Result<(), Failure> {
     let progress = context.progress(true);
     if args.install {
         // One that is not there cannot be kept running.
-        context.engine().workspace(&args.name).details()?;
+        let policy = context.engine().workspace(&args.name).details()?.restart;
         let program = std::env::current_exe().map_err(failed("find the program for"))?;
         let dir = path.parent().expect("a unit lies in a directory");
         fs::create_dir_all(dir).map_err(failed("write"))?;
@@ -101,6 +102,9 @@ fn change_unit(context: &Context, args: &SuperviseArgs) -> Result<(), Failure> {
             ));
         }
         progress.note("to start it without a login, run: loginctl enable-linger");
+        if policy == RestartPolicy::Never {
+            progress.note("its restart policy is `never`: the unit starts it and does not restart it");
+        }
     } else {
         if !systemctl(&["disable", "--now", &unit]) {
             progress

@@ -21,7 +21,7 @@ pub(crate) struct CreateDocument {
     pub(crate) network: NetworkMode,
     pub(crate) hostname: String,
     pub(crate) resources: ResourcesDocument,
-    #[cfg_attr(test, schemars(with = "Words<microagent::RestartPolicy>"))]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) restart: RestartPolicy,
     /// `null` for a workspace that is created from a snapshot.
     pub(crate) image: Option<ImageDocument>,

@@ -34,7 +34,7 @@ pub(crate) struct WorkspaceDocument {
     #[cfg_attr(test, schemars(with = "Option<Words<microagent::NetworkMode>>"))]
     pub(crate) network: Option<NetworkMode>,
     pub(crate) port_forwards: Vec<PortForwardDocument>,
-    #[cfg_attr(test, schemars(with = "Words<microagent::RestartPolicy>"))]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) restart: RestartPolicy,
     #[cfg_attr(test, schemars(with = "std::collections::BTreeMap<String, String>"))]
     pub(crate) labels: Labels,

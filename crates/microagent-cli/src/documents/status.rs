@@ -43,8 +43,10 @@ pub(crate) struct StatusDocument {
     pub(crate) brokers: Vec<BrokerDocument>,
     pub(crate) dns: DnsSettingsDocument,
     pub(crate) hostname: String,
-    #[cfg_attr(test, schemars(with = "Words<microagent::RestartPolicy>"))]
+    #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) restart: RestartPolicy,
+    /// How often `supervise` has restarted it since it began.
+    pub(crate) restarts: u32,
     pub(crate) has_service: bool,
     /// Program and arguments that every start runs.
     pub(crate) service: Option<Vec<String>>,
@@ -203,6 +205,7 @@ impl StatusDocument {
             dns: details.dns.into(),
             hostname: details.hostname,
             restart: details.restart,
+            restarts: inspection.restarts,
             has_service: inspection.service.is_some(),
             service: inspection.service.map(words),
             user: inspection.user,

@@ -42,7 +42,10 @@ pub(super) enum ProfileName {
 pub(super) enum Restart {
     Never,
     OnFailure,
+    #[serde(rename = "on-failure:N")]
+    OnFailureTimes,
     Always,
+    UnlessStopped,
 }
 
 /// Network mode.

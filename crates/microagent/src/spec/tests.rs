@@ -36,7 +36,7 @@ name: web
 image: debian:12
 pull: never
 profile: medium
-restart: on-failure
+restart: on-failure:3
 service: [python3, -m, http.server]
 shell: zsh
 hostname: box
@@ -69,7 +69,10 @@ outputs: [{name: report, path: /srv/report}]
     let of_dir = |name: &str| dir.path().join(name);
     assert_eq!((options.name.as_str(), workspace.image.as_str()), ("web", "debian:12"));
     assert_eq!((workspace.pull, workspace.profile.name), (PullPolicy::Never, "medium"));
-    assert_eq!((options.restart, options.shell.as_deref()), (RestartPolicy::OnFailure, Some("zsh")));
+    assert_eq!(
+        (options.restart, options.shell.as_deref()),
+        (RestartPolicy::OnFailure { most: Some(3) }, Some("zsh"))
+    );
     let words = ["python3", "-m", "http.server"].map(str::to_owned).to_vec();
     assert_eq!(options.service, Some(RunCommand::Entrypoint(words)));
     assert_eq!(workspace.hostname.as_deref(), Some("box"));

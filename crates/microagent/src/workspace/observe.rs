@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_model::{CommandLine, GuestInit, State, WorkspaceName};
-use microagent_store::{ProcessId, RecordedResult, Workload, read_json};
+use microagent_store::{ProcessId, RecordedResult, Supervision, Workload, read_json};
 use microagent_vm::Accel;
 use microagent_vm::machine::host_memory_limit_mib;
 use tokio::time::sleep;
@@ -70,6 +70,8 @@ pub struct Inspection {
     pub disk_bytes: u64,
     /// Number of its snapshots.
     pub snapshots: usize,
+    /// How often [`Workspace::supervise`] has restarted it since it began.
+    pub restarts: u32,
     /// Result of its last command or service.
     pub result: Option<RunResult>,
 }
@@ -108,6 +110,8 @@ impl Workspace {
             stop_signal: record.settings.stop_signal.clone().or(workload.stop_signal),
             disk_bytes: disk_bytes(&record.disk(&dir)),
             snapshots: dir.snapshot_tags().map_or(0, |tags| tags.len()),
+            // A damaged count is not worth an error.
+            restarts: Supervision::load(&dir).unwrap_or_default().restarts,
             result: self.result()?,
         })
     }

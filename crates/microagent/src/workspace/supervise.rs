@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use microagent_model::{RestartPolicy, State};
+use microagent_store::Supervision;
 use tokio::time::{Instant, sleep};
 
 use super::{StartOptions, Workspace, WorkspaceDetails};
@@ -61,7 +62,8 @@ enum Turn {
 impl Workspace {
     /// Starts the workspace if it is not running, and restarts it according to its restart policy. Returns when the
     /// policy requires no restart, or after the last allowed one. If `progress` is cancelled, the workspace is halted
-    /// first.
+    /// first. A workspace with the policy [`RestartPolicy::UnlessStopped`] that a user has halted, stopped or killed is
+    /// not started.
     ///
     /// A start that fails for a temporary reason (another command uses the workspace or its disks, the host has no
     /// free space) is repeated after the growing delay, with any policy, and does not count as a restart.
@@ -74,20 +76,28 @@ impl Workspace {
         progress: &Progress,
     ) -> Result<WorkspaceDetails, Error> {
         progress.check()?;
+        let details = self.details()?;
+        if self.was_stopped_by_user(&details)? {
+            let why = format!("workspace {} was stopped, so it is not started", self.name);
+            progress.event(Event::Notice(why));
+            return Ok(details);
+        }
         let mut restarts = 0;
+        self.note_supervision(Supervision { restarts, halted_at: None }, progress);
         let mut delay = options.delay;
         loop {
             let begun = Instant::now();
-            let next = match self.turn(progress).await {
-                Err(Error::Cancelled) => return self.halt().await,
+            let next = match self.turn(restarts, progress).await {
+                Err(Error::Cancelled) => return self.halt_at_end(restarts, progress).await,
                 Err(error) => return Err(error),
                 Ok(Turn::NotNow(error)) => format!("{error}; next try"),
                 Ok(Turn::Ended(details)) => {
                     let over = options.max_restarts.is_some_and(|most| restarts >= most);
-                    if over || !is_restarted(details.restart, details.state, details.ended_on_request) {
+                    if over || !is_restarted(&details, restarts) {
                         return Ok(*details);
                     }
                     restarts += 1;
+                    self.note_supervision(Supervision { restarts, halted_at: None }, progress);
                     format!("workspace {} is {}; restart {restarts}", self.name, details.state)
                 }
             };
@@ -101,8 +111,35 @@ impl Workspace {
         }
     }
 
+    /// Whether it is one that is not to be started because a user has ended its last machine. What this process halted
+    /// when it was ended itself does not count.
+    fn was_stopped_by_user(&self, details: &WorkspaceDetails) -> Result<bool, Error> {
+        let candidate = details.restart == RestartPolicy::UnlessStopped
+            && details.state.is_resting()
+            && details.ended_on_request;
+        if !candidate {
+            return Ok(false);
+        }
+        let supervision = Supervision::load(&self.existing()?).map_err(|e| self.damaged(e))?;
+        Ok(supervision.halted_at != Some(details.changed_at))
+    }
+
+    /// Halts it because this process is ended.
+    async fn halt_at_end(&self, restarts: u32, progress: &Progress) -> Result<WorkspaceDetails, Error> {
+        let halted = self.halt().await?;
+        self.note_supervision(Supervision { restarts, halted_at: Some(halted.changed_at) }, progress);
+        Ok(halted)
+    }
+
+    /// The workspace is kept running also where that cannot be recorded.
+    fn note_supervision(&self, supervision: Supervision, progress: &Progress) {
+        if let Err(error) = supervision.save(&self.dir()) {
+            progress.event(Event::Notice(format!("the number of restarts is not recorded: {error}")));
+        }
+    }
+
     /// One machine, from its start (if it is not running already) to its end.
-    async fn turn(&self, progress: &Progress) -> Result<Turn, Error> {
+    async fn turn(&self, restarts: u32, progress: &Progress) -> Result<Turn, Error> {
         if self.state()?.is_resting() {
             match self.start(StartOptions::default(), progress).await {
                 Ok(_) => {}
@@ -110,7 +147,7 @@ impl Workspace {
                 // It failed to start, and that is in its record.
                 Err(error @ (Error::StartFailed { .. } | Error::SetupFailed { .. })) => {
                     let details = self.details()?;
-                    if !is_restarted(details.restart, details.state, details.ended_on_request) {
+                    if !is_restarted(&details, restarts) {
                         return Err(error);
                     }
                     progress.event(Event::Notice(error.to_string()));
@@ -123,11 +160,19 @@ impl Workspace {
     }
 }
 
-fn is_restarted(policy: RestartPolicy, state: State, asked_to_end: bool) -> bool {
+fn is_restarted(details: &WorkspaceDetails, restarts: u32) -> bool {
+    requires_restart(details.restart, details.state, details.ended_on_request, restarts)
+}
+
+fn requires_restart(policy: RestartPolicy, state: State, asked_to_end: bool, restarts: u32) -> bool {
     match policy {
         RestartPolicy::Never => false,
-        RestartPolicy::OnFailure => state == State::Failed,
-        RestartPolicy::Always => state == State::Failed || (state == State::Stopped && !asked_to_end),
+        RestartPolicy::OnFailure { most } => {
+            state == State::Failed && most.is_none_or(|most| restarts < most)
+        }
+        RestartPolicy::Always | RestartPolicy::UnlessStopped => {
+            state == State::Failed || (state == State::Stopped && !asked_to_end)
+        }
     }
 }
 
@@ -137,18 +182,28 @@ mod tests {
 
     #[test]
     fn only_what_ended_by_itself_is_started_again() {
-        use RestartPolicy::{Always, Never, OnFailure};
+        use RestartPolicy::{Always, Never, OnFailure, UnlessStopped};
+        let on_failure = OnFailure { most: None };
         for (policy, state, asked, wanted) in [
             (Never, State::Failed, false, false),
-            (OnFailure, State::Failed, false, true),
-            (OnFailure, State::Stopped, false, false),
+            (on_failure, State::Failed, false, true),
+            (on_failure, State::Stopped, false, false),
             (Always, State::Failed, false, true),
             (Always, State::Stopped, false, true),
             (Always, State::Stopped, true, false),
             (Always, State::Halted, true, false),
             (Always, State::Quarantined, false, false),
+            (UnlessStopped, State::Stopped, false, true),
+            (UnlessStopped, State::Halted, true, false),
         ] {
-            assert_eq!(is_restarted(policy, state, asked), wanted, "{policy} {state} {asked}");
+            assert_eq!(requires_restart(policy, state, asked, 7), wanted, "{policy} {state} {asked}");
         }
+    }
+
+    #[test]
+    fn a_policy_with_a_number_ends_after_so_many() {
+        let policy = RestartPolicy::OnFailure { most: Some(2) };
+        let restarted = [0, 1, 2].map(|restarts| requires_restart(policy, State::Failed, false, restarts));
+        assert_eq!(restarted, [true, true, false]);
     }
 }
