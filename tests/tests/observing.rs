@@ -224,3 +224,19 @@ fn what_a_user_has_stopped_is_not_started_again_unless_it_is_to_be() {
     home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();
 }
+
+#[test]
+fn a_hangup_ends_a_command_with_input_without_a_word() {
+    let home = home();
+    home.create("web", ["--service-command", "echo up; exec sleep 1000"]);
+    home.microagent(["start", "web"]).success();
+    // As ssh does with its ProxyCommand at the end of a connection.
+    let words = ["exec", "-i", "web", "--", "sh", "-c", "echo up; exec cat"];
+    let command = home.microagent(words).stdin_kept_open("").start();
+    command.prints("up\n");
+    command.signal(rustix::process::Signal::HUP);
+    let ended = command.finish().code(129);
+    assert_eq!((ended.text(), ended.stderr.as_str()), ("up\n", ""), "{}", ended.told());
+    home.microagent(["delete", "web", "--force"]).success();
+    home.nothing_is_left();
+}

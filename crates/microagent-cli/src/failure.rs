@@ -24,6 +24,9 @@ const EXIT_RETRY: u8 = 75;
 /// Exit code after Ctrl-C: 128 + SIGINT, as shells say it.
 pub(crate) const EXIT_CANCELLED: u8 = 130;
 
+/// Exit code after a hangup: 128 + SIGHUP.
+const EXIT_HUNG_UP: u8 = 129;
+
 /// Why a command did not do what it was asked for.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -61,6 +64,8 @@ pub(crate) enum Failure {
     },
     /// Whoever read our output went away; there is nobody to tell.
     ClosedOutput,
+    /// Whoever started us went away and said so by SIGHUP; there is nobody to tell either.
+    HungUp,
 }
 
 impl Failure {
@@ -92,12 +97,13 @@ impl Failure {
             },
             Failure::File { .. } | Failure::Other { .. } => EXIT_FAILED,
             Failure::ClosedOutput => 0,
+            Failure::HungUp => EXIT_HUNG_UP,
         }
     }
 
     /// Says it on standard error.
     pub(crate) fn report(&self, format: Format) {
-        if matches!(self, Failure::ClosedOutput) {
+        if matches!(self, Failure::ClosedOutput | Failure::HungUp) {
             return;
         }
         let mut text = Vec::new();
@@ -155,7 +161,9 @@ impl Failure {
         let kind = match self {
             Failure::Engine(e) | Failure::WithOutput { error: e, .. } => e.kind(),
             Failure::Usage { .. } => ErrorKind::Invalid,
-            Failure::File { .. } | Failure::Other { .. } | Failure::ClosedOutput => ErrorKind::Host,
+            Failure::File { .. } | Failure::Other { .. } | Failure::ClosedOutput | Failure::HungUp => {
+                ErrorKind::Host
+            }
         };
         let output = match self {
             Failure::WithOutput { output, .. } if !output.is_empty() => Some(&**output),
@@ -173,6 +181,7 @@ impl Failure {
                 format!("cannot {action} `{}`: {source}", path.display())
             }
             Failure::ClosedOutput => "standard output was closed".to_owned(),
+            Failure::HungUp => "whoever started it has hung up".to_owned(),
         }
     }
 
@@ -180,7 +189,7 @@ impl Failure {
         match self {
             Failure::Usage { hint, .. } | Failure::Other { hint, .. } => hint.clone(),
             Failure::Engine(e) | Failure::WithOutput { error: e, .. } => hints::of(e),
-            Failure::File { .. } | Failure::ClosedOutput => None,
+            Failure::File { .. } | Failure::ClosedOutput | Failure::HungUp => None,
         }
     }
 }

@@ -103,12 +103,13 @@ impl Session {
         serve: impl AsyncFnOnce(Exec, Writer) -> Result<Execution, Failure>,
     ) -> Result<Ended, Failure> {
         let (token, detached) = (CancellationToken::new(), CancellationToken::new());
+        let hung_up = CancellationToken::new();
         let detach = self.detach.map(|key| (key, detached.clone()));
         let mode = if self.stdin.is_some() { StdinMode::Piped } else { StdinMode::Empty };
         let mut signals = signals(self.raw)?;
         let mut exec = tokio::select! {
             exec = workspace.exec(options.stdin(mode)) => exec?,
-            () = interrupted(&mut signals) => return Err(Error::Cancelled.into()),
+            kind = interrupted(&mut signals) => return Err(ended_by(kind == SignalKind::hangup())),
         };
         if let (Some(from), Some(to)) = (self.stdin, exec.take_stdin()) {
             feed_in_background(from, to, detach)?;
@@ -120,12 +121,13 @@ impl Session {
             meter: writer.meter(),
             terminate: Terminate::Asks,
             asked_to_end: CancellationToken::new(),
+            hung_up: hung_up.clone(),
         };
         let forwarding = tokio::spawn(forward(signals, receiver, self.raw, token.clone()));
         let raw = if self.raw { Some(Raw::enter()?) } else { None };
         let ended = tokio::select! {
             ended = serve(exec, writer) => ended.map(Ended::Command),
-            () = token.cancelled() => Err(Error::Cancelled.into()),
+            () = token.cancelled() => Err(ended_by(hung_up.is_cancelled())),
             () = detached.cancelled() => Ok(Ended::Detached),
         };
         drop(raw);
@@ -291,9 +293,19 @@ pub(crate) fn signals(raw: bool) -> io::Result<Signals> {
 }
 
 /// Waits for a signal that ends us while there is no command yet.
-async fn interrupted(signals: &mut Signals) {
+async fn interrupted(signals: &mut Signals) -> SignalKind {
     let ending = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-    while !ending.contains(&signals.next().await) {}
+    loop {
+        let kind = signals.next().await;
+        if ending.contains(&kind) {
+            return kind;
+        }
+    }
+}
+
+/// What is said when a signal ended us: nothing of a hangup, which is how `ssh` ends its ProxyCommand.
+fn ended_by(hangup: bool) -> Failure {
+    if hangup { Failure::HungUp } else { Error::Cancelled.into() }
 }
 
 /// Where signals go, and who may not take them.
@@ -308,6 +320,8 @@ pub(crate) struct Receiver {
     pub(crate) terminate: Terminate,
     /// Triggered when a signal that asks it to end was passed on.
     pub(crate) asked_to_end: CancellationToken,
+    /// Triggered by a hangup.
+    pub(crate) hung_up: CancellationToken,
 }
 
 /// What SIGTERM means to a command in a guest.
@@ -357,6 +371,9 @@ pub(crate) async fn forward(mut signals: Signals, receiver: Receiver, raw: bool,
         }
         let ends = kind == SignalKind::interrupt() || kind == SignalKind::terminate();
         interrupts += usize::from(ends);
+        if kind == SignalKind::hangup() {
+            receiver.hung_up.cancel();
+        }
         if interrupts >= PATIENCE || kind == SignalKind::hangup() {
             return token.cancel();
         }

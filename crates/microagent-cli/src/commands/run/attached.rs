@@ -103,6 +103,7 @@ async fn hold(
             meter: meter.clone(),
             terminate: Terminate::Ends,
             asked_to_end: asked_to_end.clone(),
+            hung_up: CancellationToken::new(),
         },
         raw: attachment.tty,
         token: token.clone(),
