@@ -55,13 +55,18 @@ fn a_model_runs_commands_in_both_eras_of_the_protocol() {
                 "create",
                 "start",
                 "exec",
+                "exec_start",
+                "exec_poll",
+                "exec_stop",
                 "write_file",
                 "read_file",
                 "list",
                 "status",
                 "logs",
                 "halt",
-                "delete"
+                "delete",
+                "snapshot",
+                "restore"
             ]
         );
         let line = "echo out; cat >&2; exit 3";
@@ -131,6 +136,92 @@ fn a_workspace_keeps_its_files_until_it_is_deleted() {
 
     assert_eq!(client.done("delete", json!({"name": "w"}))["deleted"], true);
     client.fails("status", json!({"name": "w"}), "not_found");
+    assert!(client.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_command_in_the_background_is_read_in_parts_and_ended() {
+    let home = home();
+    let image = home.image("busybox");
+    let client = server(&home, Era::Discover, &["--max-timeout", "1h"]);
+    client.done("create", json!({"image": image, "name": "w"}));
+    let line =
+        "cat; echo one; echo two >&2; while [ ! -e /go ]; do sleep 0.1; done; echo three; exec sleep 4242";
+    let started = client.done("exec_start", json!({"name": "w", "shell": line, "stdin": "grün\n"}));
+    assert_eq!((&started["job"], &started["status"]), (&json!("1"), &json!("running")), "{started}");
+
+    // What both streams have, however many results it takes.
+    let mut position = json!(0);
+    let mut read = |more: &str| {
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        wait_for(more, DEADLINE, || {
+            let poll =
+                json!({"name": "w", "job": "1", "position": position, "wait_s": 20, "max_output_bytes": 7});
+            let part = client.done("exec_poll", poll);
+            stdout += part["stdout"].as_str().unwrap();
+            stderr += part["stderr"].as_str().unwrap();
+            assert_eq!(part["omitted_bytes"], 0);
+            position = part["next_position"].clone();
+            let all = format!("{stdout}|{stderr}");
+            if all == more { Ok(()) } else { Err(all) }
+        });
+    };
+    read("grün\none\n|two\n");
+    sh(&client, "w", "touch /go");
+    read("three\n|");
+    let stopped = client.done("exec_stop", json!({"name": "w", "job": "1"}));
+    assert_eq!((&stopped["status"], &stopped["signal"]), (&json!("signaled"), &json!(9)), "{stopped}");
+    assert_eq!(client.done("exec_stop", json!({"name": "w", "job": "1"})), stopped);
+    let end = client.done("exec_poll", json!({"name": "w", "job": "1", "position": position, "wait_s": 20}));
+    assert_eq!((&end["status"], &end["stdout"]), (&json!("signaled"), &json!("")), "{end}");
+
+    let term =
+        client.done("exec_start", json!({"name": "w", "command": ["sleep", "4242"], "timeout_s": 3000}));
+    client.done("exec_stop", json!({"name": "w", "job": term["job"], "signal": "TERM"}));
+    let ended = client.done("exec_poll", json!({"name": "w", "job": term["job"], "wait_s": 50}));
+    assert_eq!(ended["exit_code"], 143, "{ended}");
+
+    for (tool, arguments, kind) in [
+        ("exec_poll", json!({"name": "w", "job": "9"}), "not_found"),
+        ("exec_poll", json!({"name": "w", "job": "../1"}), "invalid"),
+        ("exec_poll", json!({"name": "w", "job": "1", "wait_s": 51}), "invalid"),
+        ("exec_poll", json!({"name": "w", "job": "1", "max_output_bytes": 0}), "invalid"),
+        ("exec_stop", json!({"name": "w", "job": "1", "signal": "NONE"}), "invalid"),
+        ("exec_start", json!({"name": "w"}), "invalid"),
+        ("exec_start", json!({"name": "w", "command": ["true"], "timeout_s": 3601}), "refused"),
+    ] {
+        client.fails(tool, arguments, kind);
+    }
+    let waiting = client.begin("exec_poll", {
+        let job = client.done("exec_start", json!({"name": "w", "command": ["sleep", "4242"]}));
+        json!({"name": "w", "job": job["job"], "wait_s": 50})
+    });
+    waiting.give_up();
+    assert!(client.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
+fn files_are_what_they_were_at_a_snapshot() {
+    let home = home();
+    let image = home.image("busybox");
+    let client = server(&home, Era::Discover, &[]);
+    client.done("create", json!({"image": image, "name": "w", "setup": ["echo before > /f"]}));
+    client.fails("snapshot", json!({"name": "w", "tag": "t"}), "wrong_state");
+    client.done("halt", json!({"name": "w"}));
+    let made = client.done("snapshot", json!({"name": "w", "tag": "t"}));
+    assert_eq!((&made["tag"], &made["tags"]), (&json!("t"), &json!(["t"])), "{made}");
+    let taken = client.fails("snapshot", json!({"name": "w", "tag": "t"}), "already_exists");
+    assert!(taken["hint"].as_str().unwrap().contains("another tag"), "{taken}");
+    client.done("start", json!({"name": "w"}));
+    sh(&client, "w", "echo after > /f");
+    client.done("halt", json!({"name": "w"}));
+    client.done("restore", json!({"name": "w", "tag": "t"}));
+    client.fails("restore", json!({"name": "w", "tag": "none"}), "not_found");
+    client.fails("restore", json!({"name": "w", "tag": "../t"}), "invalid");
+    let read = client.done("read_file", json!({"name": "w", "path": "/f"}));
+    assert_eq!(read["content"], "before\n");
     assert!(client.close().success());
     home.nothing_is_left();
 }

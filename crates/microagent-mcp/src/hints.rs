@@ -19,6 +19,12 @@ pub(crate) fn of(error: &Error) -> Option<String> {
         | Hint::StatusOrKill { name } => {
             format!("tool `logs` with name `{name}` may show the reason; tool `delete` removes it")
         }
+        Hint::ListJobs { .. } => "the tool `exec_start` gives the numbers of commands".to_owned(),
+        Hint::JobLogs { name, job } => {
+            format!("its output is kept: tool `exec_poll` with name `{name}` and job `{job}`")
+        }
+        Hint::ListSnapshots { .. } => "the tool `snapshot` gives the tags of all snapshots".to_owned(),
+        Hint::DeleteSnapshot { .. } => "choose another tag, or omit it to have one made up".to_owned(),
         Hint::DeleteDamagedWorkspace => "delete it with the tool `delete`".to_owned(),
         Hint::FreeSpace { .. } => {
             "the host is out of space or memory: delete workspaces that are not needed with the tool `delete`"

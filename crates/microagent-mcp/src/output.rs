@@ -97,7 +97,7 @@ pub(crate) fn tail(bytes: &[u8], limit: usize) -> String {
 }
 
 /// Without the beginning of a character at the end.
-fn whole_head(bytes: &[u8]) -> &[u8] {
+pub(crate) fn whole_head(bytes: &[u8]) -> &[u8] {
     match std::str::from_utf8(bytes) {
         Err(error) if error.error_len().is_none() => &bytes[..error.valid_up_to()],
         _ => bytes,

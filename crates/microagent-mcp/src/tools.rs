@@ -1,8 +1,10 @@
 //! The tools, in the order in which clients list them.
 
+mod background;
 mod command;
 mod files;
 mod run;
+mod snapshot;
 mod workspace;
 
 use crate::tool::Effect::{Adds, Changes, Reads};
@@ -12,7 +14,7 @@ use crate::tool::World::{Closed, Open};
 
 /// All tools. Descriptions are for a model: what it is for, and when another tool is the better one.
 pub(crate) fn all() -> Vec<Tool> {
-    [commands(), files(), workspaces()].into_iter().flatten().collect()
+    [commands(), background(), files(), workspaces(), snapshots()].into_iter().flatten().collect()
 }
 
 /// Machines and commands in them.
@@ -43,9 +45,35 @@ fn commands() -> Vec<Tool> {
         Tool::new(
             ("exec", "Run a command in a workspace"),
             "Runs a command in a running workspace and waits for its end. Files and background processes of earlier \
-             commands are there. Give `command` or `shell`. For more than 50 s give `timeout_s`.",
+             commands are there. Give `command` or `shell`. For a server or a long command use `exec_start`.",
             (Changes, Again, Open),
             command::exec,
+        ),
+    ]
+}
+
+/// Commands that nobody waits for.
+fn background() -> Vec<Tool> {
+    vec![
+        Tool::new(
+            ("exec_start", "Start a command in the background"),
+            "Starts a command in a running workspace and returns its number at once: for servers, builds and everything \
+             that takes more than a minute. Read its output with `exec_poll`, end it with `exec_stop`.",
+            (Changes, Again, Open),
+            background::start,
+        ),
+        Tool::new(
+            ("exec_poll", "Read the output of a command in the background"),
+            "Returns whether a command of `exec_start` runs or how it ended, and what it printed since `position`. With \
+             `wait_s` it waits for output or for the end.",
+            (Reads, Idle, Closed),
+            background::poll,
+        ),
+        Tool::new(
+            ("exec_stop", "End a command in the background"),
+            "Kills a command of `exec_start` with its child processes, or sends it a `signal`. Its output is kept.",
+            (Changes, Idle, Closed),
+            background::stop,
         ),
     ]
 }
@@ -107,6 +135,25 @@ fn workspaces() -> Vec<Tool> {
     ]
 }
 
+/// States of a workspace's files, to return to.
+fn snapshots() -> Vec<Tool> {
+    vec![
+        Tool::new(
+            ("snapshot", "Make a snapshot of a workspace"),
+            "Keeps the files of a halted workspace as they are now under a tag, at once and without a copy. Halt it \
+             first. Use it before something that cannot be undone.",
+            (Adds, Again, Closed),
+            snapshot::create,
+        ),
+        Tool::new(
+            ("restore", "Restore the files of a workspace"),
+            "Makes the files of a halted workspace what they were at a snapshot. What was written since is lost.",
+            (Changes, Idle, Closed),
+            snapshot::restore,
+        ),
+    ]
+}
+
 /// Names of all tools.
 pub fn names() -> Vec<String> {
     all().into_iter().map(|tool| tool.definition.name.into_owned()).collect()
@@ -153,6 +200,6 @@ mod tests {
     fn definitions_are_short() {
         let all: Vec<_> = all().into_iter().map(|tool| tool.definition).collect();
         let len = serde_json::to_string(&all).unwrap().len();
-        assert!(len < 24 * 1024, "{len} bytes");
+        assert!(len < 28 * 1024, "{len} bytes");
     }
 }

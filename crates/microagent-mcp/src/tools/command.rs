@@ -201,6 +201,19 @@ pub(super) fn check_words(words: usize, variables: usize) -> Result<(), ToolErro
     }
 }
 
+/// The one command of a call.
+pub(super) fn command_line(
+    command: Option<Vec<String>>,
+    shell: Option<String>,
+) -> Result<CommandLine, ToolError> {
+    match (command, shell) {
+        (Some(words), None) if !words.is_empty() => Ok(CommandLine::Argv(words)),
+        (None, Some(line)) => Ok(CommandLine::Shell(line)),
+        _ => Err(ToolError::invalid("there is not one command")
+            .hint("give either `command`, with at least one word, or `shell`")),
+    }
+}
+
 /// Feeds a command that reads, until it has everything or has ended.
 pub(super) fn feed(stdin: Option<ExecStdin>, text: Option<String>) {
     if let (Some(stdin), Some(text)) = (stdin, text) {
@@ -218,14 +231,7 @@ pub(super) async fn exec(
     arguments: ExecArguments,
 ) -> Result<CommandResult, ToolError> {
     check_words(arguments.command.as_ref().map_or(0, Vec::len), arguments.env.len())?;
-    let line = match (arguments.command, arguments.shell) {
-        (Some(words), None) if !words.is_empty() => CommandLine::Argv(words),
-        (None, Some(line)) => CommandLine::Shell(line),
-        _ => {
-            return Err(ToolError::invalid("there is not one command")
-                .hint("give either `command`, with at least one word, or `shell`"));
-        }
-    };
+    let line = command_line(arguments.command, arguments.shell)?;
     let mut output = Output::new(arguments.max_output_bytes)?;
     let mut options = ExecOptions::of(line);
     options.env = arguments.env.into_iter().collect();

@@ -23,6 +23,9 @@ pub struct JobOutputOptions {
     pub position: u64,
     /// Number of last lines that are read, of both streams together; 0 for new output only.
     pub tail: Option<usize>,
+    /// Number of bytes that [`Job::output`] returns at most; output behind them is left for a later call. Without it, and
+    /// together with `tail`, everything that is kept is read.
+    pub limit: Option<usize>,
 }
 
 /// The output of a job, as far as it is kept.
@@ -55,6 +58,12 @@ impl JobOutputOptions {
     #[must_use]
     pub fn tail(self, lines: usize) -> JobOutputOptions {
         JobOutputOptions { tail: Some(lines), ..self }
+    }
+
+    /// Sets the number of bytes that are returned at most.
+    #[must_use]
+    pub fn limit(self, bytes: usize) -> JobOutputOptions {
+        JobOutputOptions { limit: Some(bytes), ..self }
     }
 }
 
@@ -123,6 +132,9 @@ impl Job {
     fn read_past(&self, reader: &mut JobOutputReader, options: JobOutputOptions) -> Result<JobOutput, Error> {
         let details = self.details()?;
         let from = reader.position();
+        if let (Some(limit), None) = (options.limit, options.tail) {
+            return self.read_up_to(reader, limit, details);
+        }
         let mut pieces = self.read(reader, usize::MAX)?;
         let mut next_position = reader.position();
         if let Some(missing) = missing(&details, reader) {
@@ -135,6 +147,33 @@ impl Job {
         let position = next_position - pieces.iter().map(len).sum::<u64>();
         // Beyond what was printed nothing is read, and what comes there is awaited.
         Ok(JobOutput { details, position: position.max(from), next_position, pieces })
+    }
+
+    /// The next pieces, until they have so many bytes. Bytes that are not kept do not count.
+    fn read_up_to(
+        &self,
+        reader: &mut JobOutputReader,
+        limit: usize,
+        details: JobDetails,
+    ) -> Result<JobOutput, Error> {
+        let position = reader.position();
+        let (mut pieces, mut next_position, mut left) = (Vec::new(), position, limit);
+        while left > 0 {
+            let Some(mut piece) = self.read(reader, 1)?.pop() else {
+                if let Some(missing) = missing(&details, reader) {
+                    next_position += len(&missing);
+                    pieces.push(missing);
+                }
+                break;
+            };
+            if let JobOutputPiece::Printed(frame) = &mut piece {
+                frame.bytes.truncate(left);
+                left -= frame.bytes.len();
+            }
+            next_position += len(&piece);
+            pieces.push(piece);
+        }
+        Ok(JobOutput { details, position, next_position, pieces })
     }
 
     /// The next pieces, as many as there are.
