@@ -43,7 +43,7 @@ impl<'a> Running<'a> {
                 bail!("{command:?} did not come to run; its last record is {}", running.record);
             }
             std::thread::sleep(Duration::from_millis(20));
-            let record = fs::read(running.dir().join("workspace.json")).unwrap_or_default();
+            let record = fs::read(running.dir().join("machine/state.json")).unwrap_or_default();
             running.record = serde_json::from_slice(&record).unwrap_or_default();
         }
         // The command starts right after the machine is called running.

@@ -68,7 +68,7 @@ impl<'a> Workspace<'a> {
 
     /// Its supervisor and its QEMU.
     fn processes(&self) -> Result<[u64; 2]> {
-        let record = self.bench.state().join("workspaces").join(&self.name).join("workspace.json");
+        let record = self.bench.state().join("workspaces").join(&self.name).join("machine/state.json");
         let record: Value = serde_json::from_slice(&fs::read(record)?)?;
         let pid = |who: &str| record[who]["pid"].as_u64().with_context(|| format!("no pid of {who}"));
         Ok([pid("supervisor")?, pid("vmm")?])

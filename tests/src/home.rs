@@ -250,7 +250,7 @@ impl Home {
     /// Waits until a log of a workspace has this text.
     #[track_caller]
     pub fn log_has(&self, workspace: &str, log: &str, text: &str) {
-        let path = self.workspace(workspace).join(log);
+        let path = self.workspace(workspace).join("machine").join(log);
         wait_for(&format!("`{text}` in {log}"), Duration::from_secs(120), || {
             let seen =
                 fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
@@ -262,8 +262,10 @@ impl Home {
     pub fn logs(&self) -> String {
         let mut text = String::new();
         for workspace in self.workspaces() {
-            for log in ["workspace.json", "console.log", "offline.log", "vmm.log", "supervisor.log"] {
-                let Ok(bytes) = fs::read(self.workspace(&workspace).join(log)) else { continue };
+            for log in ["state.json", "console.log", "offline.log", "vmm.log", "supervisor.log"] {
+                let Ok(bytes) = fs::read(self.workspace(&workspace).join("machine").join(log)) else {
+                    continue;
+                };
                 let _ = writeln!(text, "--- {workspace}/{log}\n{}", tail(&String::from_utf8_lossy(&bytes)));
             }
         }

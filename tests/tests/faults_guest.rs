@@ -31,7 +31,7 @@ fn watch(mut running: Running<'_>) -> (Finished, u64) {
 
 #[track_caller]
 fn bounded_console(home: &Home, name: &str) {
-    let dir = home.workspace(name);
+    let dir = home.workspace(name).join("machine");
     let bytes: u64 = ["console.log", "console.log.1"]
         .iter()
         .filter_map(|log| fs::metadata(dir.join(log)).ok())

@@ -391,7 +391,7 @@ fn after_a_restart_of_the_host_the_truth_is_told_and_everything_starts() {
     find(&home, "a supervisor", Process::is_supervisor).signal(Signal::KILL);
     home.processes_end();
     // As it looks after a power cut: the record of an earlier boot, with numbers that are others' by now.
-    let path = home.workspace("web").join("workspace.json");
+    let path = home.workspace("web").join("machine/state.json");
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let record = fs::read_to_string(&path).unwrap().replace(boot.trim(), "another-boot");
     let me = format!("\"pid\": {}", std::process::id());

@@ -192,7 +192,7 @@ fn probe(home: &Home, host: Host, every_call: bool) -> Probed {
     };
     call.env("PATH", &path).run().code(1);
     drop(aims);
-    let log = fs::read_to_string(home.workspace("probe").join("vmm.log")).unwrap();
+    let log = fs::read_to_string(home.workspace("probe").join("machine/vmm.log")).unwrap();
     let lines: Vec<String> = log.lines().map(str::to_owned).collect();
     let results = lines.iter().filter_map(|line| line.strip_prefix("PROBE ")?.split_once(' '));
     let results: BTreeMap<_, _> =
@@ -212,7 +212,7 @@ fn aims(home: &Home, every_call: bool) -> Aims {
         .arg(home.image("busybox"))
         .success();
     let victim = home.workspace("victim");
-    let key = victim.join("control.key");
+    let key = victim.join("machine/control.key");
     home.write(key.strip_prefix(home.path()).unwrap().to_str().unwrap(), "key");
     let name = format!("microagent-jail-{}", std::process::id());
     let aims = Aims {
@@ -226,7 +226,7 @@ fn aims(home: &Home, every_call: bool) -> Aims {
     let targets = json!({
         "every_call": every_call,
         "key_of_the_user": home.path().join("key"),
-        "control_key": victim.join("control.key"),
+        "control_key": victim.join("machine/control.key"),
         "record": victim.join("workspace.json"),
         "other_disk": victim.join("disk.qcow2"),
         "home_file": left_open,

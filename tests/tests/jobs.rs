@@ -279,7 +279,7 @@ fn a_full_disk_of_the_host_costs_output_and_no_exit_code() {
     }
     let home = Home::new(User::Caller);
     home.create("web", []);
-    let jobs = home.workspace("web").join("jobs");
+    let jobs = home.workspace("web").join("machine/jobs");
     fs::create_dir(&jobs).unwrap();
     let disk = SmallDisk::mount(&jobs, 8);
     home.microagent(["start", "web"]).success();

@@ -186,7 +186,7 @@ fn clients_without_the_key_keep_nobody_out() {
     let home = Home::new(User::Caller);
     home.create("web", []);
     home.microagent(["start", "web"]).success();
-    let socket = home.workspace("web").join("control");
+    let socket = home.workspace("web").join("machine/control");
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..4 {

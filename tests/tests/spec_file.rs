@@ -104,7 +104,7 @@ fn a_workspace_follows_its_file() {
     assert!(looked.text().contains("Would change:\n"), "{}", looked.told());
     assert!(looked.text().contains("  env[A]: changed (only at rest)\n"), "{}", looked.told());
     assert_eq!((record(), workload()), (before, kept));
-    // Its supervisor, which owns the record, has taken it over.
+    // Its supervisor knows nothing of it, and leaves it as it is.
     home.microagent(["halt", "web"]).success();
     let status = home.microagent(["status", "web", "--json"]).success().json();
     assert_eq!(status["restart"], "on-failure", "{status}");

@@ -63,7 +63,7 @@ fn nothing_but_a_regular_file_is_written_or_waited_for() {
     let decoy = home.write("decoy", "precious");
     let logs = ["console.log", "vmm.log", "supervisor.log", "output", "egress.jsonl"];
     for log in logs {
-        let path = home.workspace("web").join(log);
+        let path = home.workspace("web").join("machine").join(log);
         for is_fifo in [true, false] {
             let _ = fs::remove_file(&path);
             if is_fifo {
@@ -115,7 +115,7 @@ fn recorded(pid: u32) -> serde_json::Value {
 
 /// Changes the recorded state of a workspace.
 fn change_record(home: &Home, name: &str, change: impl FnOnce(&mut serde_json::Value)) {
-    let path = home.workspace(name).join("workspace.json");
+    let path = home.workspace(name).join("machine/state.json");
     let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     change(&mut record);
     fs::write(&path, record.to_string()).unwrap();

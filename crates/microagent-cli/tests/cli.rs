@@ -734,7 +734,7 @@ fn bash_completes_names_and_modes() {
     assert_eq!(completed(state.path(), "microagent run --network "), ["user", "isolated"]);
     assert_eq!(completed(state.path(), "microagent res"), ["restart", "resume", "result", "resize"]);
 
-    let job = state.path().join("workspaces/web/jobs/12");
+    let job = state.path().join("workspaces/web/machine/jobs/12");
     fs::create_dir_all(&job).unwrap();
     let record = r#"{"id": 12, "command": "true", "started_at": "2026-11-22T10:00:00Z", "stdin": false,
         "supervisor": null, "end": null}"#;

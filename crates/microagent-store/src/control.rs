@@ -1,4 +1,4 @@
-//! Where a workspace's supervisor listens: a socket in the workspace's own directory.
+//! Where a workspace's supervisor listens: a socket in the directory that is the supervisor's.
 //!
 //! A socket's path has at most 107 bytes and a state directory any length, so the socket is bound and
 //! connected through an open directory (`/proc/self/fd/N/control`). It goes away with the workspace.
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::WorkspaceDir;
-use crate::atomic::{ReadError, WriteError, read_limited, write_atomic};
+use crate::atomic::{ReadError, read_limited, write_atomic};
 
 /// File name of the socket.
 const SOCKET: &str = "control";
@@ -35,11 +35,8 @@ impl WorkspaceDir {
     /// # Errors
     /// Fails when the key cannot be written or the socket not be bound.
     pub fn listen(&self, key: &ControlKey) -> io::Result<UnixListener> {
-        let written = write_atomic(&self.control_key(), key);
-        written.map_err(|error| match error {
-            WriteError::Write { source, .. } => source,
-            other => io::Error::other(other),
-        })?;
+        self.make_machine_dir()?;
+        write_atomic(&self.control_key(), key)?;
         self.stop_listening();
         let (_dir, path) = self.short_socket_path()?;
         let listener = UnixListener::bind(&path)?;
@@ -49,7 +46,7 @@ impl WorkspaceDir {
 
     /// Removes the socket; one that is not there does not matter.
     pub fn stop_listening(&self) {
-        let _ = fs::remove_file(self.path().join(SOCKET));
+        let _ = fs::remove_file(self.machine().join(SOCKET));
     }
 
     /// Connects to the workspace's supervisor, and gives the key that it asks for.
@@ -69,7 +66,7 @@ impl WorkspaceDir {
     /// The socket's path, short whatever the directory is called; good while the descriptor is open.
     fn short_socket_path(&self) -> io::Result<(OwnedFd, PathBuf)> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = openat(CWD, self.path(), flags, Mode::empty())?;
+        let dir = openat(CWD, self.machine(), flags, Mode::empty())?;
         let path = PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", dir.as_fd().as_raw_fd()));
         Ok((dir, path))
     }

@@ -1,4 +1,4 @@
-//! `events.jsonl`: what happened to a workspace, one line per change of state. Bounded: a full file becomes
+//! `machine/events.jsonl`: what happened to a workspace, one line per change of state. Bounded: a full file becomes
 //! `events.jsonl.1` in place of the one before.
 //!
 //! For people and programs to look at, never to decide by: the record is what counts, so a line that could not be
@@ -42,6 +42,7 @@ impl WorkspaceDir {
     }
 
     fn append_event(&self, event: &StateEvent) -> io::Result<()> {
+        self.make_machine_dir()?;
         let path = self.events();
         let mut file = open_file(&path, Access::Append)?;
         if file.metadata()?.len() >= FILE_LIMIT {
@@ -100,8 +101,10 @@ mod tests {
         for _ in 0..10_000 {
             workspace.note_event(State::Running, None);
         }
-        let bytes: u64 =
-            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+        let bytes: u64 = fs::read_dir(workspace.machine())
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().len())
+            .sum();
         assert!(bytes < 3 * FILE_LIMIT, "{bytes}");
         assert_eq!(workspace.read_events().unwrap().last().map(|event| event.state), Some(State::Running));
     }

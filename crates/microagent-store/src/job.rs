@@ -1,4 +1,4 @@
-//! `jobs/ID/` of a workspace: what a job runs, how it ended, what it printed.
+//! `machine/jobs/ID/` of a workspace: what a job runs, how it ended, what it printed.
 //!
 //! The supervisor that started a job writes there, everybody reads. What a command printed lies in segments, files named
 //! `output-START`: START is the number of bytes that were printed before. A later segment that begins behind the end of the
@@ -136,7 +136,7 @@ impl WorkspaceDir {
     }
 
     fn jobs(&self) -> PathBuf {
-        self.path().join("jobs")
+        self.machine().join("jobs")
     }
 }
 

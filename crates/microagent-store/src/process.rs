@@ -70,6 +70,15 @@ impl ProcessId {
         stat(pid).is_some_and(|stat| stat.is_zombie && stat.is_alive())
     }
 
+    /// The supervisor of the workspace with this directory, found among all processes: whatever it has written of itself.
+    pub fn supervisor_of(workspace: &Path) -> Option<ProcessId> {
+        let pids = fs::read_dir("/proc")
+            .ok()?
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.filter_map(ProcessId::of).find(|process| process.is_supervisor_of(workspace))
+    }
+
     /// Whether it runs and is the supervisor of the workspace with this directory.
     pub fn is_supervisor_of(&self, workspace: &Path) -> bool {
         self.is_alive() && self.has_role(&Role::Supervisor { workspace })

@@ -1,8 +1,9 @@
-//! `workspace.json` and `result.json`: what a workspace is, what state it is in, how its run ended.
+//! `workspace.json` and `result.json`: what a workspace is and how its run ended.
 //!
-//! Only the process that holds the workspace's lock writes. Reading changes nothing: a record that says
-//! `running` while its supervisor is gone is reported as `failed` ([`WorkspaceRecord::observed_state`])
-//! and left as it is.
+//! `workspace.json` has the settings. Only commands write it, under the lock of the settings ([`SettingsLock`]); the
+//! supervisor of a machine cannot. What the supervisor tells of the machine is in [`MachineState`], and nothing in it says what
+//! the next start does. Reading changes nothing: a state that says `running` while its supervisor is gone is reported as
+//! `failed` ([`WorkspaceRecord::observed_state`]) and left as it is.
 
 use std::path::PathBuf;
 
@@ -15,14 +16,18 @@ use microagent_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{ReadError, WriteError, read_json, write_json};
-use crate::{MachineProcesses, ProcessId, WorkspaceDir};
+use crate::{MachineProcesses, MachineState, OneStart, ProcessId, SettingsLock, WorkspaceDir};
 
 /// Format of the records that this build writes.
 ///
 /// 1: one-shot runs only. 2: identity and restart policy. 3: attached disks, published ports, egress policy, secrets.
 /// 4: `workload.json` has scripts as text. 5: published ports of UDP and of IPv6 addresses, rate limits.
-/// 6: layers of the root disk. What an older record lacks it is read without.
-pub const WORKSPACE_FORMAT: u32 = 6;
+/// 6: layers of the root disk. 7: settings only; the state of the machine is in a file of its own.
+/// What an older record lacks it is read without.
+pub const WORKSPACE_FORMAT: u32 = 7;
+
+/// First format whose record has no state of a machine, and whose directory has `machine/`.
+pub(crate) const SETTINGS_FORMAT: u32 = 7;
 
 /// What makes a machine the same one at every start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,37 +38,15 @@ pub struct Identity {
     pub mac: [u8; 6],
 }
 
-/// Another size than the workspace's own, for one start.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OneStart {
-    /// Name of the profile that the sizes started from.
-    pub profile: String,
-    /// Size of the machine; the disk is the workspace's own.
-    pub resources: Resources,
-}
-
-/// The way from a machine's network device to the host's network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Link {
-    /// The process of the network stack.
-    pub stack: ProcessId,
-    /// The published ports, with the ports of the host that are listened at.
-    pub published: Vec<Publish>,
-}
-
-/// `workspace.json`.
+/// `workspace.json`, and the state of the workspace's machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct WorkspaceRecord {
     /// Format of this record.
     pub format: u32,
     /// The workspace's name, also the name of its directory.
     pub name: WorkspaceName,
-    /// State as last written; see [`WorkspaceRecord::observed_state`].
-    pub state: State,
     /// When the workspace was made.
     pub created_at: Timestamp,
-    /// When `state` was last written.
-    pub changed_at: Timestamp,
     /// Where its disk came from.
     pub image: ImageIdentity,
     /// Name of the profile that the sizes started from.
@@ -114,32 +97,16 @@ pub struct WorkspaceRecord {
     pub outputs: Vec<Artifact>,
     /// Whether the workspace goes away when its run ends well.
     pub disposable: bool,
-    /// What ran it last: `linux-kvm` or `linux-tcg`.
-    pub backend: Option<String>,
-    /// The supervisor of the current or last machine.
-    pub supervisor: Option<ProcessId>,
-    /// The VMM of the current or last machine.
-    pub vmm: Option<ProcessId>,
-    /// The network of the current or last machine; see [`WorkspaceRecord::observed_link`].
-    #[serde(default)]
-    pub link: Option<Link>,
-    /// Why the state is `failed`, or what became of a quarantined machine.
-    pub failure: Option<WorkspaceFailure>,
-    /// Whether a client requested the end of the last machine. A machine that ended without a request may be restarted.
-    #[serde(default)]
-    pub asked_to_end: bool,
-    /// When the time to live of the machine ends, if it has one. Kept only while the machine runs.
-    #[serde(default)]
-    pub expires_at: Option<Timestamp>,
-    /// Walls of the jail that the host lacked for the current or last machine.
-    #[serde(default)]
-    pub weak_jail: Vec<String>,
-    /// The size of the current or last machine, if it was not the workspace's own.
-    #[serde(default)]
-    pub one_start: Option<OneStart>,
     /// Layers of the root disk between base disk and overlay, the lowest one first.
     #[serde(default)]
     pub layers: Vec<Layer>,
+    /// State of the current or last machine, from a file of its own: [`MachineState::save`] writes it.
+    #[serde(skip, default = "unknown")]
+    pub machine: MachineState,
+}
+
+fn unknown() -> MachineState {
+    MachineState::resting(State::Prepared, Timestamp::UNIX_EPOCH)
 }
 
 /// `result.json`: how the last workload ended.
@@ -212,17 +179,31 @@ impl WorkspaceRecord {
             return Err(LoadError::TooNew { path, found });
         }
         let record: WorkspaceRecord = read_json(&path).map_err(read)?;
+        let machine = match found < SETTINGS_FORMAT {
+            true => MachineState::of_older_record(&path).map_err(read)?,
+            false => MachineState::load(dir, record.created_at),
+        };
         // A workspace is called as its directory, also when it was renamed after its record was written.
         let called = name().parse().unwrap_or(record.name);
         // The format is what it is written as from here on.
-        Ok(WorkspaceRecord { format: WORKSPACE_FORMAT, name: called, ..record }.without_strangers(dir))
+        Ok(WorkspaceRecord { format: WORKSPACE_FORMAT, name: called, machine, ..record }
+            .without_strangers(dir))
     }
 
-    /// Writes the record, atomically. The caller holds the workspace's lock or is its supervisor.
+    /// Writes the settings, atomically.
     ///
     /// # Errors
-    /// Fails when the file cannot be replaced; the old record is then still there.
-    pub fn save(&self, dir: &WorkspaceDir) -> Result<(), WriteError> {
+    /// Fails when the file cannot be replaced; the old settings are then still there.
+    pub fn save(&self, dir: &WorkspaceDir, _lock: &SettingsLock) -> Result<(), WriteError> {
+        write_json(&dir.record(), self)
+    }
+
+    /// Writes settings and state of a workspace or snapshot that is being made, which nobody else knows yet.
+    ///
+    /// # Errors
+    /// Fails when a file cannot be written.
+    pub fn save_new(&self, dir: &WorkspaceDir) -> Result<(), WriteError> {
+        self.machine.save(dir)?;
         write_json(&dir.record(), self)
     }
 
@@ -233,7 +214,7 @@ impl WorkspaceRecord {
     /// As [`WorkspaceRecord::load`].
     pub fn observe(dir: &WorkspaceDir) -> Result<WorkspaceRecord, LoadError> {
         let record = WorkspaceRecord::load(dir)?;
-        if record.observed_state() == record.state { Ok(record) } else { WorkspaceRecord::load(dir) }
+        if record.observed_state() == record.machine.state { Ok(record) } else { WorkspaceRecord::load(dir) }
     }
 
     /// The root disk: a qcow2 overlay on the topmost layer, or on the image's base disk.
@@ -244,30 +225,32 @@ impl WorkspaceRecord {
     /// The current state: a state with a machine whose supervisor has ended is `failed`, and one without its VMM is on
     /// its way down, because the supervisor is about to say so.
     pub fn observed_state(&self) -> State {
-        if !self.state.is_live() {
-            self.state
-        } else if !is_alive(self.supervisor.as_ref()) {
+        if !self.machine.state.is_live() {
+            self.machine.state
+        } else if !is_alive(self.machine.supervisor.as_ref()) {
             State::Failed
-        } else if matches!(self.state, State::Running | State::Paused) && !is_alive(self.vmm.as_ref()) {
+        } else if matches!(self.machine.state, State::Running | State::Paused)
+            && !is_alive(self.machine.vmm.as_ref())
+        {
             State::Stopping
         } else {
-            self.state
+            self.machine.state
         }
     }
 
     /// The processes of the current or last machine.
     pub fn processes<'a>(&'a self, dir: &'a WorkspaceDir) -> MachineProcesses<'a> {
-        MachineProcesses::of(dir.path(), self.supervisor.as_ref(), self.vmm.as_ref())
+        MachineProcesses::of(dir.path(), self.machine.supervisor.as_ref(), self.machine.vmm.as_ref())
     }
 
     /// Without the processes that run and are no processes of this workspace.
     fn without_strangers(mut self, dir: &WorkspaceDir) -> WorkspaceRecord {
         let processes = self.processes(dir);
         let is_stranger = |named: &Option<ProcessId>, is_ours: bool| is_alive(named.as_ref()) && !is_ours;
-        let vmm = is_stranger(&self.vmm, processes.vmm().is_some());
-        let supervisor = is_stranger(&self.supervisor, processes.supervisor().is_some());
-        self.vmm = self.vmm.filter(|_| !vmm);
-        self.supervisor = self.supervisor.filter(|_| !supervisor);
+        let vmm = is_stranger(&self.machine.vmm, processes.vmm().is_some());
+        let supervisor = is_stranger(&self.machine.supervisor, processes.supervisor().is_some());
+        self.machine.vmm = self.machine.vmm.filter(|_| !vmm);
+        self.machine.supervisor = self.machine.supervisor.filter(|_| !supervisor);
         self
     }
 
@@ -281,14 +264,14 @@ impl WorkspaceRecord {
         if !self.has_network_device() || !self.observed_state().is_live() {
             return None;
         }
-        let is_up = self.link.as_ref().is_some_and(|link| link.stack.is_alive());
+        let is_up = self.machine.link.as_ref().is_some_and(|link| link.stack.is_alive());
         Some(if is_up { LinkState::Up } else { LinkState::Down })
     }
 
     /// The published ports: while there is a machine, with the ports of the host that are listened at, else as they were
     /// asked for.
     pub fn observed_publish(&self) -> &[Publish] {
-        match &self.link {
+        match &self.machine.link {
             Some(link) if self.observed_state().is_live() => &link.published,
             _ => &self.publish,
         }
@@ -296,13 +279,13 @@ impl WorkspaceRecord {
 
     /// When the machine ends by itself, if it has a time to live.
     pub fn observed_expiry(&self) -> Option<Timestamp> {
-        self.expires_at.filter(|_| self.observed_state().is_live())
+        self.machine.expires_at.filter(|_| self.observed_state().is_live())
     }
 
     /// Whether a machine of this workspace exists now, in whatever state.
     pub fn has_machine(&self) -> bool {
         match self.observed_state() {
-            State::Quarantined => is_alive(self.supervisor.as_ref()),
+            State::Quarantined => is_alive(self.machine.supervisor.as_ref()),
             state => state.is_live(),
         }
     }
@@ -318,23 +301,24 @@ impl WorkspaceRecord {
     }
 
     fn observed_size(&self) -> Option<&OneStart> {
-        self.one_start.as_ref().filter(|_| self.has_machine())
+        self.machine.one_start.as_ref().filter(|_| self.has_machine())
     }
 
     /// Why the workspace is `failed`, or has lost what it was quarantined with, also if no process recorded it.
     pub fn observed_failure(&self) -> Option<WorkspaceFailure> {
         match self.observed_state() {
-            State::Failed if self.state != State::Failed => {
-                let rebooted = self.supervisor.as_ref().is_some_and(|process| !process.is_of_this_boot());
+            State::Failed if self.machine.state != State::Failed => {
+                let rebooted =
+                    self.machine.supervisor.as_ref().is_some_and(|process| !process.is_of_this_boot());
                 let message = if rebooted { "the host was restarted" } else { "its supervisor was killed" };
                 Some(WorkspaceFailure { kind: FailureKind::SupervisorDied, message: message.to_owned() })
             }
-            State::Quarantined if self.failure.is_none() && !self.has_machine() => {
+            State::Quarantined if self.machine.failure.is_none() && !self.has_machine() => {
                 let message =
                     "its memory is lost: its supervisor was killed, or the host restarted".to_owned();
                 Some(WorkspaceFailure { kind: FailureKind::SupervisorDied, message })
             }
-            State::Failed | State::Quarantined => self.failure.clone(),
+            State::Failed | State::Quarantined => self.machine.failure.clone(),
             _ => None,
         }
     }
@@ -347,15 +331,13 @@ fn is_alive(process: Option<&ProcessId>) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::StateDir;
+    use crate::{Link, StateDir};
 
     pub(crate) fn record() -> WorkspaceRecord {
         WorkspaceRecord {
             format: WORKSPACE_FORMAT,
             name: "web".parse().unwrap(),
-            state: State::Running,
             created_at: Timestamp::UNIX_EPOCH,
-            changed_at: Timestamp::UNIX_EPOCH,
             image: ImageIdentity {
                 reference: "busybox".into(),
                 resolved_reference: "docker.io/library/busybox:latest".into(),
@@ -380,16 +362,8 @@ pub(crate) mod tests {
             settings: GuestSettings::default(),
             outputs: Vec::new(),
             disposable: false,
-            backend: None,
-            supervisor: None,
-            vmm: None,
-            link: None,
-            failure: None,
-            asked_to_end: false,
-            expires_at: None,
-            weak_jail: Vec::new(),
-            one_start: None,
             layers: Vec::new(),
+            machine: MachineState::resting(State::Running, Timestamp::UNIX_EPOCH),
         }
     }
 
@@ -397,37 +371,34 @@ pub(crate) mod tests {
     fn a_link_is_that_of_live_processes() {
         let me = ProcessId::current();
         let publish = |port| Publish { host_port: port, ..("0:80".parse::<Publish>().unwrap()) };
-        let mut record = WorkspaceRecord {
-            supervisor: me.clone(),
-            vmm: me.clone(),
-            publish: vec![publish(0)],
-            ..record()
-        };
+        let mut record = WorkspaceRecord { publish: vec![publish(0)], ..record() };
+        record.machine.supervisor = me.clone();
+        record.machine.vmm = me.clone();
         assert_eq!(record.observed_link(), Some(LinkState::Down));
         assert_eq!(record.observed_publish(), [publish(0)]);
-        record.link = Some(Link { stack: me.clone().unwrap(), published: vec![publish(8080)] });
+        record.machine.link = Some(Link { stack: me.clone().unwrap(), published: vec![publish(8080)] });
         assert_eq!(record.observed_link(), Some(LinkState::Up));
         assert_eq!(record.observed_publish(), [publish(8080)]);
         let gone = ProcessId { start_time: 0, ..me.unwrap() };
-        record.link.as_mut().unwrap().stack = gone;
+        record.machine.link.as_mut().unwrap().stack = gone;
         assert_eq!(record.observed_link(), Some(LinkState::Down));
         record.network = NetworkMode::Isolated;
         assert_eq!(record.observed_link(), None);
         record.network = NetworkMode::User;
-        record.supervisor = None;
+        record.machine.supervisor = None;
         assert_eq!((record.observed_link(), record.observed_publish()), (None, &[publish(0)][..]));
     }
 
     #[test]
     fn another_size_is_true_as_long_as_its_machine_lives() {
         let resources = Resources { memory_mib: 1024, cpu_count: 1, size_mib: 1024 };
-        let one_start = Some(OneStart { profile: "medium".into(), resources });
-        let mut record = WorkspaceRecord { one_start, ..record() };
+        let mut record = record();
+        record.machine.one_start = Some(OneStart { profile: "medium".into(), resources });
         assert_eq!((record.observed_profile(), record.observed_resources()), ("small", record.resources));
-        record.supervisor = ProcessId::current();
-        record.vmm = ProcessId::current();
+        record.machine.supervisor = ProcessId::current();
+        record.machine.vmm = ProcessId::current();
         assert_eq!((record.observed_profile(), record.observed_resources()), ("medium", resources));
-        record.state = State::Halted;
+        record.machine.state = State::Halted;
         assert_eq!((record.observed_profile(), record.observed_resources()), ("small", record.resources));
     }
 
@@ -436,22 +407,23 @@ pub(crate) mod tests {
         let mut record = record();
         assert_eq!(record.observed_state(), State::Failed);
         assert_eq!(record.observed_failure().unwrap().kind, FailureKind::SupervisorDied);
-        record.supervisor = ProcessId::current();
+        record.machine.supervisor = ProcessId::current();
         assert_eq!((record.observed_state(), record.observed_failure()), (State::Stopping, None));
-        record.vmm = ProcessId::current();
+        record.machine.vmm = ProcessId::current();
         assert_eq!(record.observed_state(), State::Running);
         let earlier = ProcessId { boot_id: "earlier".into(), ..ProcessId::current().unwrap() };
-        record.supervisor = Some(earlier);
+        record.machine.supervisor = Some(earlier);
         assert_eq!(record.observed_failure().unwrap().message, "the host was restarted");
     }
 
     #[test]
     fn no_end_of_a_process_lifts_a_quarantine() {
-        let mut record = WorkspaceRecord { state: State::Quarantined, ..record() };
-        record.supervisor = ProcessId::current();
+        let mut record = record();
+        record.machine.state = State::Quarantined;
+        record.machine.supervisor = ProcessId::current();
         assert!(record.has_machine());
         assert_eq!((record.observed_state(), record.observed_failure()), (State::Quarantined, None));
-        record.supervisor = None;
+        record.machine.supervisor = None;
         assert!(!record.has_machine());
         assert_eq!(record.observed_state(), State::Quarantined);
         assert!(record.observed_failure().unwrap().message.contains("its memory is lost"));
@@ -466,7 +438,7 @@ pub(crate) mod tests {
         std::fs::create_dir(workspace.path()).unwrap();
         assert!(WorkspaceRecord::load(&workspace).unwrap_err().is_not_found());
 
-        record().save(&workspace).unwrap();
+        record().save_new(&workspace).unwrap();
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().hostname, "web");
 
         let mut older: serde_json::Value = crate::read_json(&workspace.record()).unwrap();
@@ -477,11 +449,13 @@ pub(crate) mod tests {
             older.as_object_mut().unwrap().remove(field);
         }
         older["format"] = 1.into();
+        older["state"] = "halted".into();
+        older["changed_at"] = older["created_at"].clone();
         write_json(&workspace.record(), &older).unwrap();
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().restart, RestartPolicy::Never);
 
-        std::fs::write(workspace.record(), br#"{"format": 7}"#).unwrap();
-        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 7, .. })));
+        std::fs::write(workspace.record(), br#"{"format": 8}"#).unwrap();
+        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 8, .. })));
 
         std::fs::write(workspace.record(), br#"{"format": 1, "na"#).unwrap();
         assert!(matches!(

@@ -287,11 +287,11 @@ mod tests {
         let fill = |dir: &WorkspaceDir| {
             let mut record = record();
             record.layers = layers[..2].to_vec();
-            record.save(dir).map_err(io::Error::other)?;
+            record.save_new(dir).map_err(io::Error::other)?;
             let snapshot = dir.snapshot(&"one".parse().unwrap());
             fs::create_dir_all(snapshot.path())?;
             record.layers = layers[1..3].to_vec();
-            record.save(snapshot.files()).map_err(io::Error::other)
+            record.save_new(snapshot.files()).map_err(io::Error::other)
         };
         state.create_workspace::<io::Error>(&"web".parse().unwrap(), fill).unwrap();
         (dir, state)

@@ -3,7 +3,8 @@
 //! ```text
 //! ~/.microagent/                0700, files 0600
 //! ├── format                    layout version of the directory
-//! ├── workspaces/NAME/          workspace.json workload.json lock disk.qcow2 console.log …
+//! ├── workspaces/NAME/          workspace.json workload.json lock settings.lock disk.qcow2 …
+//! │   └── machine/              what a supervisor writes: state.json console.log …
 //! ├── volumes/NAME/             volume.json disk.ext4 lock holder.json
 //! ├── images/                   index of references, blobs by digest, base disks by digest
 //! ├── guest/SUM/                the kernel and initramfs that this build carries, unpacked once
@@ -421,12 +422,15 @@ impl WorkspaceDir {
         &self.path
     }
 
-    /// Takes the lock that every command which changes this workspace holds.
+    /// Takes the lock that every command which changes this workspace holds. A workspace of an earlier format is moved to
+    /// this one.
     ///
     /// # Errors
     /// Fails when another process holds it, or the workspace does not exist.
     pub fn lock(&self) -> Result<Lock, LockError> {
-        lock_in(&self.path)
+        let lock = lock_in(&self.path)?;
+        self.move_to_this_format()?;
+        Ok(lock)
     }
 
     /// As [`WorkspaceDir::lock`], but waits this long for another process to release it.
@@ -434,10 +438,22 @@ impl WorkspaceDir {
     /// # Errors
     /// As [`WorkspaceDir::lock`].
     pub fn lock_within(&self, patience: Duration) -> Result<Lock, LockError> {
-        Lock::exclusive(&self.path.join("lock"), patience)
+        let lock = Lock::exclusive(&self.lock_file(), patience)?;
+        self.move_to_this_format()?;
+        Ok(lock)
     }
 
-    /// `workspace.json`: what the workspace is and what state it is in.
+    /// The file whose lock [`WorkspaceDir::lock`] takes.
+    pub fn lock_file(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    /// The directory that the supervisor of a machine writes to, and the only one.
+    pub fn machine(&self) -> PathBuf {
+        self.path.join("machine")
+    }
+
+    /// `workspace.json`: the settings of the workspace.
     pub fn record(&self) -> PathBuf {
         self.path.join("workspace.json")
     }
@@ -454,7 +470,7 @@ impl WorkspaceDir {
 
     /// What clients of the workspace's supervisor must know ([`crate::control`]).
     pub(crate) fn control_key(&self) -> PathBuf {
-        self.path.join("control.key")
+        self.machine().join("control.key")
     }
 
     /// The disk that was made of the workspace's bundle of this number: counted among its bundles, so that other disks
@@ -465,37 +481,37 @@ impl WorkspaceDir {
 
     /// What the guest's console and the workload printed, bounded.
     pub fn console_log(&self) -> PathBuf {
-        self.path.join("console.log")
+        self.machine().join("console.log")
     }
 
     /// What the workload printed, stdout and stderr kept apart, bounded.
     pub fn output(&self) -> PathBuf {
-        self.path.join("output")
+        self.machine().join("output")
     }
 
     /// How the last workload ended.
     pub fn result(&self) -> PathBuf {
-        self.path.join("result.json")
+        self.machine().join("result.json")
     }
 
     /// What the supervisor itself had to say; empty unless something went wrong in it.
     pub fn supervisor_log(&self) -> PathBuf {
-        self.path.join("supervisor.log")
+        self.machine().join("supervisor.log")
     }
 
     /// What QEMU and the network stack said, bounded.
     pub fn vmm_log(&self) -> PathBuf {
-        self.path.join("vmm.log")
+        self.machine().join("vmm.log")
     }
 
     /// What its network let through and what not, one line per decision, bounded.
     pub fn egress_log(&self) -> PathBuf {
-        self.path.join("egress.jsonl")
+        self.machine().join("egress.jsonl")
     }
 
     /// What the console of an offline boot printed, bounded.
     pub fn offline_log(&self) -> PathBuf {
-        self.path.join("offline.log")
+        self.machine().join("offline.log")
     }
 
     /// Takes some room on the disk for a record that must be written when there is none left; best effort. The caller
@@ -512,12 +528,12 @@ impl WorkspaceDir {
     }
 
     fn reserve(&self) -> PathBuf {
-        self.path.join("reserve")
+        self.machine().join("reserve")
     }
 
     /// One line per change of state.
     pub fn events(&self) -> PathBuf {
-        self.path.join("events.jsonl")
+        self.machine().join("events.jsonl")
     }
 
     /// Removes the workspace: first the name, in one step, then the files.
@@ -582,7 +598,7 @@ mod tests {
         let state = StateDir::at(dir.path());
         state.prepare().unwrap();
         let name = "web".parse().unwrap();
-        let fill = |dir: &WorkspaceDir| fs::write(dir.console_log(), b"x");
+        let fill = |dir: &WorkspaceDir| fs::write(dir.workload(), b"x");
         let workspace = state.create_workspace(&name, fill).unwrap();
         assert_eq!(fs::metadata(workspace.path()).unwrap().permissions().mode() & 0o777, 0o700);
         let again = state.create_workspace(&name, fill).unwrap_err();
@@ -617,6 +633,7 @@ mod tests {
         state.prepare().unwrap();
         let long_ago = std::time::SystemTime::now() - 2 * GRAVE_AGE;
         let made = state.create_workspace::<io::Error>(&"web".parse().unwrap(), |making| {
+            making.make_machine_dir()?;
             fs::write(making.console_log(), b"x")?;
             fs::File::open(making.path())?.set_modified(long_ago)?;
             state.prepare().map_err(io::Error::other)

@@ -3,24 +3,32 @@
 //! A volume is a directory with a record, a disk and a lock. The supervisor that attaches it holds the lock for its
 //! life, and writes down who it is: whoever is refused can say who has it. A holder that dies holds nothing any
 //! more; its note is then only good for finding the QEMU that may outlive it for a moment.
+//!
+//! A supervisor opens the note before it confines itself, and has no right to a path of the volume afterwards: the record is
+//! written by commands only.
 
-use std::fs;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::atomic::read_json_limited;
 use crate::state_dir::names_in;
 use crate::{
-    Lock, LockError, MachineProcesses, ProcessId, ReadError, StateDir, WorkspaceDir, WriteError, read_json,
-    write_json,
+    Access, Lock, LockError, MachineProcesses, ProcessId, ReadError, StateDir, WorkspaceDir, WriteError,
+    open_file, read_json, write_json,
 };
 use microagent_model::VolumeName;
 
 /// Newest format of a volume's record that this build reads and the one that it writes.
 pub const VOLUME_FORMAT: u32 = 1;
+
+/// Size of the note in bytes, filled up with spaces. One write replaces it, so nobody reads a part of one.
+const NOTE_BYTES: usize = 1024;
 
 /// How long a holder that is just ending may take to let go.
 const HOLD_PATIENCE: Duration = Duration::from_millis(500);
@@ -114,7 +122,7 @@ pub struct VolumeDir {
 #[derive(Debug)]
 pub struct HeldVolume {
     dir: VolumeDir,
-    noted: bool,
+    note: Option<File>,
     _lock: Lock,
 }
 
@@ -194,7 +202,7 @@ impl VolumeDir {
     }
 
     fn last_holder(&self) -> Option<VolumeHolder> {
-        read_json(&self.note()).ok()
+        read_json_limited(&self.note(), NOTE_BYTES as u64).ok()
     }
 
     /// Takes the volume, for a machine or to change it.
@@ -204,7 +212,7 @@ impl VolumeDir {
     pub fn hold(&self) -> Result<HeldVolume, HoldError> {
         let name = self.name();
         match Lock::exclusive(&self.path.join("lock"), HOLD_PATIENCE) {
-            Ok(lock) => Ok(HeldVolume { dir: self.clone(), noted: false, _lock: lock }),
+            Ok(lock) => Ok(HeldVolume { dir: self.clone(), note: None, _lock: lock }),
             Err(LockError::Held { .. }) => {
                 Err(HoldError::Held { name, holder: self.holder().map(|holder| holder.workspace) })
             }
@@ -219,13 +227,26 @@ impl HeldVolume {
         self.dir.last_holder()
     }
 
-    /// Writes down who has it.
+    /// Writes down who has it. The file is opened the first time only.
     ///
     /// # Errors
-    /// Fails when the note cannot be replaced.
+    /// Fails when the note cannot be opened or written.
     pub fn note(&mut self, holder: &VolumeHolder) -> Result<(), WriteError> {
-        self.noted = true;
-        write_json(&self.dir.note(), holder)
+        let path = self.dir.note();
+        let failed = |source| WriteError::Write { path: path.clone(), source };
+        let mut bytes =
+            serde_json::to_vec(holder).map_err(|source| WriteError::Encode { path: path.clone(), source })?;
+        if bytes.len() > NOTE_BYTES {
+            return Err(WriteError::TooLarge { path, limit: NOTE_BYTES as u64 });
+        }
+        bytes.resize(NOTE_BYTES, b' ');
+        let file = match self.note.take() {
+            Some(file) => file,
+            None => open_file(&path, Access::ModifyOrCreate).map_err(failed)?,
+        };
+        file.write_all_at(&bytes, 0).map_err(failed)?;
+        self.note = Some(file);
+        Ok(())
     }
 
     /// Removes the volume and everything on it.
@@ -239,9 +260,9 @@ impl HeldVolume {
 
 impl Drop for HeldVolume {
     fn drop(&mut self) {
-        if self.noted {
+        if let Some(note) = &self.note {
             // One that stays names a process that is about to be gone, which comes to the same.
-            let _ = fs::remove_file(self.dir.note());
+            let _ = note.set_len(0);
         }
     }
 }
@@ -279,6 +300,8 @@ impl VolumeLoadError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::SUPERVISE_ARGUMENT;
 

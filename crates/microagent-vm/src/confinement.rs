@@ -1,6 +1,6 @@
 //! Confines the supervisor before it reads the first byte of a guest. From then on it can manage the machine that it
-//! has started and nothing else: it cannot execute programs or create sockets, and it can open only files of its
-//! workspace.
+//! has started and nothing else: it cannot execute programs or create sockets, and it can open only files in the one
+//! directory of its workspace that it writes to. The settings of the workspace are not there.
 //!
 //! The walls apply to the thread that communicates with the guest, from the call of [`confine`] on: a seccomp filter
 //! that lists the allowed system calls, and Landlock rules. If root runs the supervisor, its only capability is the
@@ -176,8 +176,6 @@ pub(crate) struct Needs {
     pub(crate) dir: WorkspaceDir,
     /// Directory of the templates.
     pub(crate) state: StateDir,
-    /// Directories of the volumes that it holds, whose records it writes.
-    pub(crate) volumes: Vec<PathBuf>,
     /// What it does with templates.
     pub(crate) templates: Templates,
     /// Whether it removes its workspace itself at its end.
@@ -226,6 +224,15 @@ pub(crate) fn leave_templates(needs: &Needs) -> io::Result<()> {
 
 fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
     let all = AccessFs::from_all(NEWEST) & !AccessFs::Execute;
+    // Files and directories, and nothing that leads elsewhere or that a reader would wait for.
+    let own = AccessFs::ReadFile
+        | AccessFs::ReadDir
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::MakeDir
+        | AccessFs::RemoveFile
+        | AccessFs::RemoveDir;
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
@@ -233,10 +240,7 @@ fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
         // Signals to QEMU go out of the domain: it was started before.
         .scope(Scope::AbstractUnixSocket)?
         .create()?;
-    ruleset = allow(ruleset, needs.dir.path(), all)?;
-    for volume in &needs.volumes {
-        ruleset = allow(ruleset, volume, all)?;
-    }
+    ruleset = allow(ruleset, &needs.dir.machine(), own)?;
     let removed = AccessFs::ReadDir | AccessFs::RemoveDir | AccessFs::RemoveFile;
     match &needs.templates {
         Templates::None => {}
@@ -255,6 +259,9 @@ fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
         for path in [needs.state.workspaces(), needs.state.tmp()] {
             ruleset = allow(ruleset, &path, moved)?;
         }
+        ruleset = allow(ruleset, needs.dir.path(), moved | AccessFs::RemoveFile)?;
+        let lock = AccessFs::ReadFile | AccessFs::WriteFile;
+        ruleset = allow(ruleset, &needs.dir.lock_file(), lock)?;
     }
     for parent in &needs.groups {
         ruleset = allow(ruleset, parent, AccessFs::RemoveDir.into())?;
@@ -358,22 +365,21 @@ mod tests {
         state.prepare().unwrap();
         let own = WorkspaceDir::at(state.workspaces().join("own"));
         let other = state.workspaces().join("other");
-        for made in [own.path(), &other] {
-            fs::create_dir_all(made).unwrap();
-        }
+        own.make_machine_dir().unwrap();
+        fs::create_dir_all(&other).unwrap();
         fs::write(other.join("control.key"), "secret").unwrap();
+        fs::write(own.record(), "settings").unwrap();
         let outside = dir.path().join("outside");
         fs::write(&outside, "x").unwrap();
         let listener = UnixListener::bind(dir.path().join("bus")).unwrap();
 
         let scratch = state.tmp().join("scratch");
         fs::create_dir(&scratch).unwrap();
-        let (place, own_dir) = (dir.path().to_owned(), own.path().to_owned());
+        let (place, own_dir, record) = (dir.path().to_owned(), own.machine(), own.record());
         let results = std::thread::spawn(move || {
             let needs = Needs {
                 dir: own,
                 state: state.clone(),
-                volumes: Vec::new(),
                 templates: Templates::Makes(scratch.clone()),
                 removes: true,
                 groups: Vec::new(),
@@ -401,6 +407,11 @@ mod tests {
                 ("key", fs::read(other.join("control.key")).map(drop)),
                 ("other workspace", fs::rename(&other, own_dir.join("other"))),
                 ("new file", fs::write(place.join("new"), "x")),
+                ("settings", fs::write(&record, "x")),
+                ("settings read", fs::read(&record).map(drop)),
+                ("settings replaced", fs::rename(own_dir.join("renamed"), &record)),
+                ("settings linked", fs::hard_link(&record, own_dir.join("linked"))),
+                ("file beside the settings", fs::write(record.with_file_name("disk.qcow2"), "x")),
                 ("emptied file", emptied(&place.join("outside"), OFlags::RDONLY)),
                 ("file emptied without a right", emptied(&place.join("outside"), OFlags::ACCMODE)),
                 ("own file emptied without a right", emptied(&own_dir.join("renamed"), OFlags::ACCMODE)),
@@ -426,5 +437,66 @@ mod tests {
                 "{what}: {kind:?}"
             );
         }
+    }
+
+    /// What is refused to a supervisor that does not remove its workspace at its end, as that of a run does.
+    #[test]
+    fn a_confined_thread_changes_only_what_is_in_its_own_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(dir.path().join("state"));
+        state.prepare().unwrap();
+        let own = WorkspaceDir::at(state.workspaces().join("own"));
+        own.make_machine_dir().unwrap();
+        fs::write(own.record(), "settings").unwrap();
+        let volume = state.volume(&"data".parse().unwrap());
+        fs::create_dir(volume.path()).unwrap();
+        fs::write(volume.record(), "volume").unwrap();
+        let (kept, kept_volume) = (own.record(), volume.record());
+        let results = std::thread::spawn(move || {
+            let needs = Needs {
+                dir: own.clone(),
+                state,
+                templates: Templates::None,
+                removes: false,
+                groups: Vec::new(),
+                children: Vec::new(),
+                other_user: false,
+            };
+            confine(&needs).unwrap();
+            let beside = |name: &str| own.path().join(name);
+            let within = |name: &str| own.machine().join(name);
+            fs::create_dir_all(within("jobs/1")).unwrap();
+            fs::write(within("jobs/1/output"), "x").unwrap();
+            fs::remove_dir_all(within("jobs")).unwrap();
+            fs::write(within("file"), "x").unwrap();
+            fs::create_dir(within("dir")).unwrap();
+            [
+                ("settings", fs::write(own.record(), "x")),
+                ("settings removed", fs::remove_file(own.record())),
+                ("settings replaced", fs::rename(within("file"), own.record())),
+                ("settings moved", fs::rename(own.record(), within("record"))),
+                ("file beside them", fs::write(beside("new"), "x")),
+                ("directory beside them", fs::create_dir(beside("snapshots"))),
+                ("directory moved beside them", fs::rename(within("dir"), beside("snapshots"))),
+                ("own directory replaced", fs::rename(own.machine(), beside("other"))),
+                ("workspace renamed", fs::rename(own.path(), own.path().with_file_name("other"))),
+                ("link", std::os::unix::fs::symlink(own.record(), within("link"))),
+                ("volume", fs::write(volume.record(), "x")),
+                ("volume removed", fs::remove_file(volume.record())),
+                ("file beside the volume", fs::write(volume.path().join("new"), "x")),
+            ]
+            .map(|(what, result)| (what, result.map_err(|error| error.kind())))
+        })
+        .join()
+        .unwrap();
+        for (what, result) in results {
+            let kind = result.expect_err(what);
+            assert!(
+                matches!(kind, ErrorKind::PermissionDenied | ErrorKind::CrossesDevices),
+                "{what}: {kind:?}"
+            );
+        }
+        assert_eq!(fs::read_to_string(kept).unwrap(), "settings");
+        assert_eq!(fs::read_to_string(kept_volume).unwrap(), "volume");
     }
 }

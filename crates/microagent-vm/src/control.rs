@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use microagent_model::{Artifact, JobId, Publish, RestartPolicy, WorkspaceFailure};
+use microagent_model::{JobId, Publish, WorkspaceFailure};
 use microagent_proto::{FrameError, GENERATION, read_message, write_message};
 use microagent_store::{ControlKey, WorkspaceDir};
 use rustix::net::{
@@ -84,19 +84,13 @@ pub(crate) enum ControlRequest {
         /// Only for `Halt` and `Stop`; at most [`STOP_TIMEOUT_MAX`](microagent_model::STOP_TIMEOUT_MAX) counts.
         grace: Option<Duration>,
     },
-    /// A change of the record that does not concern the machine.
-    Amend(Amendment),
     /// A time to live from now on; without a time, the one that the machine has. 0 removes it.
     RenewTtl(Option<Duration>),
     /// The serial console.
     Console,
-    /// Publish one more port. Its socket follows with one byte, because a confined supervisor cannot create it.
-    OpenPort {
-        /// As requested. Host port 0: a free port is picked at each start.
-        asked: Publish,
-        /// As bound, with the picked port.
-        bound: Publish,
-    },
+    /// Publish one more port, given as it is bound. Its socket follows with one byte, because a confined supervisor cannot
+    /// create it.
+    OpenPort(Publish),
     /// Stop publishing this port, given as it is bound.
     ClosePort(Publish),
     /// A job: [`JobRequest`] follows on the connection after [`Answer::Attached`], and has an answer of its own.
@@ -107,20 +101,6 @@ pub(crate) enum ControlRequest {
     /// direction, then an answer.
     JobStdin(JobId),
 }
-
-/// The fields of a workspace's record that can change while its machine exists. Only the supervisor writes the record
-/// then.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Amendment {
-    /// When `supervise` restarts the workspace.
-    pub restart: RestartPolicy,
-    /// Declared outputs; names and paths have at most [`AMENDMENT_LIMIT`] bytes together.
-    pub outputs: Vec<Artifact>,
-}
-
-/// Most bytes of names and paths of an [`Amendment`].
-pub const AMENDMENT_LIMIT: usize = 32 * 1024;
-const _: () = assert!(2 * AMENDMENT_LIMIT <= CONTROL_LIMIT);
 
 /// A supervisor's answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -254,14 +234,6 @@ pub async fn change_with(
     Ok(exchange(dir, ControlRequest::Change { request, grace }, reason, deadline).await?.1)
 }
 
-/// Changes restart policy and outputs in the record, and waits until the record is written.
-///
-/// # Errors
-/// Fails when nobody listens or no answer comes in time.
-pub async fn amend(dir: &WorkspaceDir, amendment: Amendment) -> Result<Answer, ControlError> {
-    Ok(exchange(dir, ControlRequest::Amend(amendment), None, ANSWER_DEADLINE).await?.1)
-}
-
 /// Gives the machine a time to live from now on: this one, or the one that it has. 0 removes it.
 ///
 /// # Errors
@@ -274,8 +246,8 @@ pub async fn renew_ttl(dir: &WorkspaceDir, ttl: Option<Duration>) -> Result<Answ
 ///
 /// # Errors
 /// Fails when nobody listens or no answer comes in time.
-pub async fn open_port(dir: &WorkspaceDir, asked: Publish, port: &BoundPort) -> Result<Answer, ControlError> {
-    let request = ControlRequest::OpenPort { asked, bound: port.publish };
+pub async fn open_port(dir: &WorkspaceDir, port: &BoundPort) -> Result<Answer, ControlError> {
+    let request = ControlRequest::OpenPort(port.publish);
     Ok(exchange_with(dir, request, None, ANSWER_DEADLINE, Some(port.socket.as_fd())).await?.1)
 }
 

@@ -92,11 +92,12 @@ pub struct Launched {
 /// Fails when the program cannot be started or does not take the spec.
 pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, SuperviseError> {
     let start = |source| SuperviseError::Start { program: program.to_owned(), source };
-    let log = WorkspaceDir::at(&spec.dir).supervisor_log();
+    let dir = WorkspaceDir::at(&spec.dir);
+    let log = dir.supervisor_log();
     let (ours, theirs) = StdUnixStream::pair().map_err(start)?;
     ours.set_nonblocking(true).map_err(start)?;
-    let stderr =
-        open_file(&log, Access::Append).map_err(|source| SuperviseError::Log { log: log.clone(), source })?;
+    let stderr = dir.make_machine_dir().and_then(|()| open_file(&log, Access::Append));
+    let stderr = stderr.map_err(|source| SuperviseError::Log { log: log.clone(), source })?;
     let (relay, stdout) = match spec.work.is_relayed() {
         true => {
             let (ours, theirs) = StdUnixStream::pair().map_err(start)?;

@@ -1,7 +1,7 @@
 //! One virtual machine and the process that manages it, the supervisor.
 //!
 //! For each running workspace there is one supervisor: a process of its own that starts QEMU (and the network stack),
-//! communicates with the guest's agent, writes the logs and the record, and ends the machine. [`launch()`] starts it
+//! communicates with the guest's agent, writes the logs and the state, and ends the machine. [`launch()`] starts it
 //! from the caller's process; [`supervise`] is its `main`. Caller and supervisor are connected by a socket. When the
 //! caller ends, the supervisor ends the machine; when the supervisor ends, the kernel ends QEMU and the network stack
 //! (`PR_SET_PDEATHSIG`). The machine of a started workspace outlives its caller; clients reach its supervisor through
@@ -43,9 +43,7 @@ mod wire;
 
 pub use accel::{AccelChoice, AccelDecision, KvmFacts, KvmUnusable};
 pub use bounded_log::{LogPlace, older as older_log, place_since};
-pub use control::{
-    AMENDMENT_LIMIT, Amendment, Answer, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal,
-};
+pub use control::{Answer, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal};
 pub use core_dump::never_dump_core;
 pub use file_size::fail_oversized_writes;
 pub use flatten::flatten;

@@ -1,7 +1,7 @@
 //! The supervisor's process: the one driver of [`crate::lifecycle`].
 //! One thread runs one task that owns the state (`Driver`) and helper tasks that send it events: the worker
 //! (communicates with the guest), readers of console and error output, watches of the monitor and of the caller's
-//! socket, and the control server (accepts clients). Only the driver writes the record.
+//! socket, and the control server (accepts clients). Only the driver writes the state.
 
 mod answer_budget;
 mod base_disk;
@@ -262,7 +262,8 @@ struct Driver {
     spec: SupervisorSpec,
     state: StateDir,
     dir: WorkspaceDir,
-    /// Looking into a resting workspace and freezing leave no trace in a record.
+    /// The settings as they were at the start, and the state, which this process writes. Looking into a resting workspace
+    /// and freezing leave no trace in it.
     record: Option<WorkspaceRecord>,
     start: StartMode,
     reports: mpsc::Sender<Report>,
@@ -330,6 +331,7 @@ impl Driver {
             // Another command was quicker, and what it has made of the disk is not to be touched.
             return Err(Outcome::Busy);
         }
+        dir.make_machine_dir().map_err(|e| Outcome::Failed(full_or_boot(&e, "directory of the machine")))?;
         let state = StateDir::at(&spec.state_dir);
         let place = take_place(&spec, &state)?;
         let claims = Claims::take(&spec, &state)?;
@@ -386,15 +388,15 @@ impl Driver {
     /// Records that a machine is being started by this process.
     fn record_start(&mut self) -> Result<(), WriteError> {
         if let Some(record) = &mut self.record {
-            record.supervisor = ProcessId::current();
-            record.backend = Some(self.spec.backend.clone());
-            record.vmm = None;
-            record.link = None;
-            record.failure = None;
-            record.asked_to_end = false;
-            record.expires_at = None;
-            record.one_start.clone_from(&self.spec.one_start);
-            record.weak_jail.clone_from(&self.spec.weak_jail);
+            record.machine.supervisor = ProcessId::current();
+            record.machine.backend = Some(self.spec.backend.clone());
+            record.machine.vmm = None;
+            record.machine.link = None;
+            record.machine.failure = None;
+            record.machine.asked_to_end = false;
+            record.machine.expires_at = None;
+            record.machine.one_start.clone_from(&self.spec.one_start);
+            record.machine.weak_jail.clone_from(&self.spec.weak_jail);
         }
         let weak = &self.spec.weak_jail;
         let weak = (!weak.is_empty()).then(|| format!("weak jail: {}", weak.join("; ")));
@@ -428,7 +430,7 @@ impl Driver {
         (ended, answers)
     }
 
-    /// Writes the record, if there is one.
+    /// Writes the state, if there is a record.
     fn publish(&mut self, state: State) -> Result<(), WriteError> {
         self.publish_because(state, None)
     }
@@ -438,16 +440,17 @@ impl Driver {
         let news = self.published.set(state) != state;
         self.clients.show_state(state);
         let Some(record) = &mut self.record else { return Ok(()) };
-        let news = news || record.state != state;
-        record.state = state;
-        record.changed_at = Timestamp::now();
-        record.save(&self.dir).or_else(|error| match self.dir.give_room() {
+        let machine = &mut record.machine;
+        let news = news || machine.state != state;
+        machine.state = state;
+        machine.changed_at = Timestamp::now();
+        machine.save(&self.dir).or_else(|error| match self.dir.give_room() {
             // A guest that has filled the disk must not keep the truth from being written down.
-            true => record.save(&self.dir),
+            true => machine.save(&self.dir),
             false => Err(error),
         })?;
         if news {
-            let failure = record.failure.as_ref().map(|failure| failure.message.as_str());
+            let failure = record.machine.failure.as_ref().map(|failure| failure.message.as_str());
             self.dir.note_event(state, failure.or(reason));
         }
         Ok(())

@@ -24,6 +24,7 @@
 mod copy;
 mod shape;
 
+use std::cell::OnceCell;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -168,6 +169,8 @@ fn discard(state: &StateDir, dir: &Path) {
 #[derive(Debug)]
 pub(crate) struct Freezer {
     memory: File,
+    /// The root disk's overlay, for the template of an image.
+    overlay: OnceCell<File>,
     shape: Shape,
     dir: Scratch,
     home: PathBuf,
@@ -197,7 +200,8 @@ impl Freezer {
             Some(from) => copy_file(from, &memory)?,
             None => memory.set_len(u64::from(shape.memory_mib) * MIB)?,
         }
-        Ok(Some(Freezer { memory, shape, dir: state.scratch()?, home, _lock: lock }))
+        let overlay = OnceCell::new();
+        Ok(Some(Freezer { memory, overlay, shape, dir: state.scratch()?, home, _lock: lock }))
     }
 
     /// Where the template is made.
@@ -227,6 +231,18 @@ impl Freezer {
         }
     }
 
+    /// Opens the overlay that the template gets a copy of. A confined supervisor could not do it any more.
+    ///
+    /// # Errors
+    /// Fails when it cannot be opened.
+    pub(crate) fn hold_overlay(&self, machine: &MachineSpec) -> io::Result<()> {
+        if let Some(disk) = machine.disk.as_ref().filter(|_| self.wants_mount()) {
+            let overlay = open_file(&disk.overlay, Access::Read)?;
+            self.overlay.get_or_init(|| overlay);
+        }
+        Ok(())
+    }
+
     fn open_ram(&self) -> io::Result<File> {
         let path = self.dir.path().join("ram");
         OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
@@ -239,18 +255,16 @@ impl Freezer {
     }
 
     /// Copies the memory of the stopped guest, and what it has written to the overlay if it is of a mounted image.
-    pub(crate) fn copy(&self, machine: &MachineSpec) -> io::Result<()> {
+    pub(crate) fn copy(&self) -> io::Result<()> {
         copy_file(&self.memory, &self.open_ram()?)?;
-        match &machine.disk {
-            Some(disk) if self.wants_mount() => {
-                let overlay = open_file(&disk.overlay, Access::Read)?;
-                if overlay.metadata()?.len() > OVERLAY_BYTES_MAX {
-                    return Err(io::Error::other("the image's disk was written to more than expected"));
-                }
-                copy_file(&overlay, &self.create(OVERLAY)?)
-            }
-            _ => Ok(()),
+        if !self.wants_mount() {
+            return Ok(());
         }
+        let overlay = self.overlay.get().ok_or_else(|| io::Error::other("its disk was not opened"))?;
+        if overlay.metadata()?.len() > OVERLAY_BYTES_MAX {
+            return Err(io::Error::other("the image's disk was written to more than expected"));
+        }
+        copy_file(overlay, &self.create(OVERLAY)?)
     }
 
     /// Renames the template to its final name, replacing an older one, and removes surplus templates.
@@ -427,7 +441,7 @@ mod tests {
         memory.seek(io::SeekFrom::Start(8192)).unwrap();
         memory.write_all(b"guest").unwrap();
         File::from(freezer.state_file().unwrap()).write_all(b"devices").unwrap();
-        freezer.copy(&machine(state.root())).unwrap();
+        freezer.copy().unwrap();
         freezer.publish(state).unwrap();
     }
 
@@ -480,7 +494,8 @@ mod tests {
         freezer.state_file().unwrap();
         let disk = machine.disk.as_ref().unwrap();
         let frozen = fs::read(&disk.overlay).unwrap();
-        freezer.copy(&machine).unwrap();
+        freezer.hold_overlay(&machine).unwrap();
+        freezer.copy().unwrap();
         freezer.publish(&state).unwrap();
 
         let template = Template::open(&state, &mounted).unwrap();
@@ -514,7 +529,8 @@ mod tests {
         let freezer = Freezer::prepare(&state, mounted, None).unwrap().unwrap();
         let overlay = OpenOptions::new().write(true).open(&machine.disk.as_ref().unwrap().overlay).unwrap();
         overlay.set_len(OVERLAY_BYTES_MAX + 1).unwrap();
-        assert!(freezer.copy(&machine).is_err());
+        freezer.hold_overlay(&machine).unwrap();
+        assert!(freezer.copy().is_err());
     }
 
     #[test]
@@ -591,7 +607,7 @@ mod tests {
         assert!(Freezer::prepare(&state, shape.clone(), None).unwrap().is_none());
         freezer.memory().set_len(MIB).unwrap();
         File::from(freezer.state_file().unwrap()).write_all(b"devices").unwrap();
-        freezer.copy(&machine(state.root())).unwrap();
+        freezer.copy().unwrap();
         freezer.publish(&state).unwrap();
         Template::open(&state, &shape).unwrap();
     }

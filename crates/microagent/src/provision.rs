@@ -16,7 +16,7 @@ use microagent_model::{
     check_label, check_sysctl, forwarded_twice, published_twice, signal_number,
 };
 use microagent_proto::{Chunk, Command, Exec, ExecRole};
-use microagent_store::{WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
+use microagent_store::{MachineState, WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::Step;
 
 use crate::broker::{check_brokers, stored_broker};
@@ -129,8 +129,8 @@ impl Engine {
             if let Some(workload) = workload {
                 workload.save(dir).map_err(Error::from)?;
             }
-            record.save(dir).map_err(Error::from)?;
-            dir.note_event(record.state, None);
+            record.save_new(dir).map_err(Error::from)?;
+            dir.note_event(record.machine.state, None);
             Ok(())
         });
         created.map_err(|error| match error {
@@ -375,9 +375,7 @@ pub(crate) fn new_record(
     Ok(WorkspaceRecord {
         format: WORKSPACE_FORMAT,
         name: name.clone(),
-        state: State::Prepared,
         created_at: now,
-        changed_at: now,
         image: ImageIdentity {
             reference: image.reference.clone(),
             resolved_reference: image.resolved_reference.clone(),
@@ -402,16 +400,8 @@ pub(crate) fn new_record(
         settings: options.settings.clone(),
         outputs: options.outputs.clone(),
         disposable: false,
-        backend: None,
-        supervisor: None,
-        vmm: None,
-        link: None,
-        failure: None,
-        asked_to_end: false,
-        expires_at: None,
-        weak_jail: Vec::new(),
-        one_start: None,
         layers: Vec::new(),
+        machine: MachineState::resting(State::Prepared, now),
     })
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use microagent_image::ImageConfig;
 use microagent_model::{FailureKind, RootAccess, SetupStep, State, WorkspaceFailure, WorkspaceName};
-use microagent_store::{RecordedResult, Workload, WorkspaceDir, WorkspaceRecord};
+use microagent_store::{MachineState, RecordedResult, Workload, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::{Ended, Outcome, SuperviseError, SupervisorSpec, Work, choose_ports};
 
 pub use self::attached::AttachedRun;
@@ -24,7 +24,7 @@ use crate::supervisor_events::{
     EndTranslator, NoticeCollector, Purpose, SupervisorEvents, SupervisorProgress,
 };
 use crate::supervisor_spec::MachineRequest;
-use crate::workspace::{decisions_in, kill_orphan, lock_patiently};
+use crate::workspace::{decisions_in, kill_orphan, lock_patiently, lock_settings};
 use crate::{
     AttachOptions, Engine, Error, Event, Progress, RunOptions, RunReport, RunResult, WorkspaceOptions,
 };
@@ -133,11 +133,11 @@ impl Engine {
     ) -> Result<(), Error> {
         let _lock = lock_patiently(name, dir).await?;
         let record = WorkspaceRecord::load(dir)?;
-        if record.state != State::Prepared {
+        if record.machine.state != State::Prepared {
             return Ok(());
         }
         let failure = Some(WorkspaceFailure { kind, message: message.to_owned() });
-        WorkspaceRecord { state: State::Failed, changed_at: Timestamp::now(), failure, ..record }
+        MachineState { state: State::Failed, changed_at: Timestamp::now(), failure, ..record.machine }
             .save(dir)?;
         dir.note_event(State::Failed, Some(message));
         Ok(())
@@ -149,6 +149,8 @@ impl Engine {
             Err(_) if !dir.path().exists() => return Ok(()),
             lock => lock?,
         };
+        // Nobody is to write settings into a workspace that gets this name next.
+        let _settings = lock_settings(name, dir).await?;
         let record = WorkspaceRecord::load(dir);
         if let Ok(record) = &record {
             kill_orphan(record, dir).await;

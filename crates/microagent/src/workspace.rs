@@ -32,7 +32,9 @@ use microagent_model::{
     WorkspaceName,
 };
 use microagent_proto::chain;
-use microagent_store::{LockError, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord};
+use microagent_store::{
+    LockError, MachineProcesses, ProcessId, SettingsLock, StateDir, WorkspaceDir, WorkspaceRecord,
+};
 use tokio::time::{Instant, sleep};
 
 pub(crate) use egress::decisions_in;
@@ -67,6 +69,9 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Deadline for a lock whose holder was just killed or is ending.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Deadline for the lock of the settings: another command that changes them may wait for the answer of a supervisor.
+const SETTINGS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The handle of a workspace: a named machine that is kept, with a disk, settings and logs.
 ///
@@ -346,8 +351,19 @@ impl Workspace {
             }
             (Some(_), DeleteMode::Stop) => drop(self.stop().await?),
         }
-        self.engine.remove(&self.name, &dir).await?;
-        Ok(Deletion { deleted: true, ended: live.is_some() })
+        let removed = self.engine.remove(&self.name, &dir).await;
+        // A supervisor whose state says that nothing runs, or nothing that can be read.
+        let hidden = match (&removed, mode) {
+            (Err(Error::Busy { .. }), DeleteMode::Kill) => ProcessId::supervisor_of(dir.path()),
+            _ => None,
+        };
+        if let Some(supervisor) = &hidden {
+            end_processes(&MachineProcesses::of(dir.path(), Some(supervisor), None)).await;
+            self.engine.remove(&self.name, &dir).await?;
+        } else {
+            removed?;
+        }
+        Ok(Deletion { deleted: true, ended: live.is_some() || hidden.is_some() })
     }
 
     /// Returns its directory, which may not exist.
@@ -357,7 +373,14 @@ impl Workspace {
 
     fn existing(&self) -> Result<WorkspaceDir, Error> {
         let dir = self.dir();
-        if dir.path().is_dir() { Ok(dir) } else { Err(Error::NoSuchWorkspace { name: self.name.clone() }) }
+        if !dir.path().is_dir() {
+            return Err(Error::NoSuchWorkspace { name: self.name.clone() });
+        }
+        if !dir.machine().exists() {
+            // Made by an earlier release: who holds the lock moves what it has to where it is looked for.
+            let _ = dir.lock();
+        }
+        Ok(dir)
     }
 
     fn load(&self) -> Result<WorkspaceRecord, Error> {
@@ -387,7 +410,7 @@ impl WorkspaceDetails {
             state: record.observed_state(),
             failure: record.observed_failure(),
             created_at: record.created_at,
-            changed_at: record.changed_at,
+            changed_at: record.machine.changed_at,
             profile: record.observed_profile().to_owned(),
             resources: record.observed_resources(),
             network: record.network,
@@ -398,12 +421,12 @@ impl WorkspaceDetails {
             dns: record.dns.clone(),
             restart: record.restart,
             expires_at: record.observed_expiry(),
-            supervisor_pid: pid(&record.supervisor),
-            vmm_pid: pid(&record.vmm),
+            supervisor_pid: pid(&record.machine.supervisor),
+            vmm_pid: pid(&record.machine.vmm),
             name: record.name,
             image: record.image,
             hostname: record.hostname,
-            backend: record.backend,
+            backend: record.machine.backend,
             disks: record.disks,
             labels: record.labels,
             settings: record.settings,
@@ -412,8 +435,8 @@ impl WorkspaceDetails {
             secrets: record.secrets,
             disposable: record.disposable,
             limits: record.limits,
-            weak_jail: record.weak_jail,
-            ended_on_request: record.asked_to_end,
+            weak_jail: record.machine.weak_jail,
+            ended_on_request: record.machine.asked_to_end,
         }
     }
 }
@@ -432,7 +455,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             expires_at: record.observed_expiry(),
             image: Some(record.image.reference),
             created_at: Some(record.created_at),
-            backend: record.backend,
+            backend: record.machine.backend,
             network: Some(record.network),
             restart: record.restart,
             labels: record.labels,
@@ -460,7 +483,10 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
 
 /// Kills supervisor and VMM.
 async fn kill_processes(record: &WorkspaceRecord, dir: &WorkspaceDir) {
-    let processes = record.processes(dir);
+    end_processes(&record.processes(dir)).await;
+}
+
+async fn end_processes(processes: &MachineProcesses<'_>) {
     processes.kill();
     let deadline = Instant::now() + KILL_PATIENCE;
     while (processes.supervisor().is_some() || processes.vmm().is_some()) && Instant::now() < deadline {
@@ -486,6 +512,18 @@ pub(crate) async fn lock_patiently(
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match dir.lock() {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held { .. }) if Instant::now() < deadline => sleep(Duration::from_millis(5)).await,
+            Err(error) => return Err(lock_error(name, error)),
+        }
+    }
+}
+
+/// Waits for the lock of the settings. Who holds the workspace's lock as well has taken that one first.
+pub(crate) async fn lock_settings(name: &WorkspaceName, dir: &WorkspaceDir) -> Result<SettingsLock, Error> {
+    let deadline = Instant::now() + SETTINGS_PATIENCE;
+    loop {
+        match dir.lock_settings(Duration::ZERO) {
             Ok(lock) => return Ok(lock),
             Err(LockError::Held { .. }) if Instant::now() < deadline => sleep(Duration::from_millis(5)).await,
             Err(error) => return Err(lock_error(name, error)),

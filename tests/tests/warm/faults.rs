@@ -270,7 +270,8 @@ fn caught_in_a_freeze(home: &Home) -> (Running<'_>, Process) {
     loop {
         let begun = home.run("busybox", options, &["sh", "-c", "echo working; sleep 7654"]).start();
         let supervisor = begun.supervisor();
-        let works = || fs::read_to_string(home.workspace("frozen").join("console.log")).unwrap_or_default();
+        let works =
+            || fs::read_to_string(home.workspace("frozen").join("machine/console.log")).unwrap_or_default();
         while !is_freezing(home) && !works().contains("working") {
             assert!(Instant::now() < end, "there was no freeze");
             std::thread::sleep(Duration::from_millis(1));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use microagent_image::{ImageError, ImagePrune, Origin, PullPolicy};
 use microagent_model::{DnsSettings, ImageIdentity, NetworkMode, Resources, RestartPolicy, State};
-use microagent_store::{WORKSPACE_FORMAT, WorkspaceDir, WorkspaceRecord};
+use microagent_store::{MachineState, WORKSPACE_FORMAT, WorkspaceDir, WorkspaceRecord};
 
 use crate::support::faulty::{Act, Faulty, Request};
 use crate::support::layout::{Layer, Layout, noise};
@@ -21,9 +21,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
     let record = WorkspaceRecord {
         format: WORKSPACE_FORMAT,
         name: name.parse().unwrap(),
-        state: State::Stopped,
         created_at: Timestamp::now(),
-        changed_at: Timestamp::now(),
         image: ImageIdentity {
             reference: image.reference.clone(),
             resolved_reference: image.resolved_reference.clone(),
@@ -48,18 +46,10 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         settings: Default::default(),
         outputs: Vec::new(),
         disposable: false,
-        backend: None,
-        supervisor: None,
-        vmm: None,
-        link: None,
-        failure: None,
-        asked_to_end: false,
-        expires_at: None,
-        weak_jail: Vec::new(),
-        one_start: None,
+        machine: MachineState::resting(State::Stopped, Timestamp::now()),
         layers: Vec::new(),
     };
-    record.save(&dir).unwrap();
+    record.save_new(&dir).unwrap();
     dir
 }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use microagent_model::State;
 
 use super::control_server::{
-    ClientRequests, ControlServer, PendingAmendment, PendingChange, PendingPort, UnwrittenAnswers,
+    ClientRequests, ControlServer, PendingChange, PendingPort, PendingTtl, UnwrittenAnswers,
 };
 use crate::control::Answer;
 use crate::lifecycle::{ClientId, Event};
@@ -23,8 +23,8 @@ pub(super) struct Clients {
 pub(super) enum ClientRequest {
     /// A change of the state of the machine.
     Change(PendingChange),
-    /// A change of the record.
-    Amend(PendingAmendment),
+    /// Another time to live.
+    RenewTtl(PendingTtl),
     /// A change of the published ports.
     Port(PendingPort),
 }
@@ -55,7 +55,7 @@ impl Clients {
         let Some((_, requests)) = &mut self.control else { return std::future::pending().await };
         tokio::select! {
             Some(change) = requests.changes.recv() => ClientRequest::Change(change),
-            Some(amendment) = requests.amendments.recv() => ClientRequest::Amend(amendment),
+            Some(renewal) = requests.renewals.recv() => ClientRequest::RenewTtl(renewal),
             Some(port) = requests.ports.recv() => ClientRequest::Port(port),
             else => std::future::pending().await,
         }

@@ -28,7 +28,7 @@ use super::Shared;
 use super::base_disk::BaseDisk;
 use super::console::Console;
 use super::jobs::Jobs;
-use crate::control::{Amendment, Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal, take_descriptor};
+use crate::control::{Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal, take_descriptor};
 use crate::lifecycle::ChangeRequest;
 
 /// How long a client may take to send its request.
@@ -62,16 +62,10 @@ pub(super) struct PendingChange {
     pub(super) reply: oneshot::Sender<Answer>,
 }
 
-/// A requested change of the record, which the driver answers.
-pub(super) struct PendingAmendment {
-    pub(super) change: RecordChange,
+/// A requested time to live, which the driver answers.
+pub(super) struct PendingTtl {
+    pub(super) limit: Option<Duration>,
     pub(super) reply: oneshot::Sender<Answer>,
-}
-
-/// A change of the record that the guest does not notice.
-pub(super) enum RecordChange {
-    Amend(Amendment),
-    RenewTtl(Option<Duration>),
 }
 
 /// A requested change of the published ports, which the driver answers.
@@ -82,14 +76,14 @@ pub(super) struct PendingPort {
 
 /// A change of the published ports.
 pub(super) enum PortChange {
-    Open { asked: Publish, bound: Publish, socket: OwnedFd },
+    Open { bound: Publish, socket: OwnedFd },
     Close(Publish),
 }
 
 /// Requests of clients, as the driver receives them.
 pub(super) struct ClientRequests {
     pub(super) changes: mpsc::Receiver<PendingChange>,
-    pub(super) amendments: mpsc::Receiver<PendingAmendment>,
+    pub(super) renewals: mpsc::Receiver<PendingTtl>,
     pub(super) ports: mpsc::Receiver<PendingPort>,
 }
 
@@ -138,7 +132,7 @@ impl ControlServer {
         let listener = UnixListener::from_std(listener)?;
         let access: Shared<StreamAccess> = Rc::new(RefCell::new(StreamAccess::Closed(State::Starting)));
         let (changes, pending_changes) = mpsc::channel(super::QUEUE);
-        let (amendments, pending_amendments) = mpsc::channel(super::QUEUE);
+        let (renewals, pending_renewals) = mpsc::channel(super::QUEUE);
         let (ports, pending_ports) = mpsc::channel(super::QUEUE);
         let answers = Rc::new(Semaphore::new(CLIENT_LIMIT));
         let cut_off = CancellationToken::new();
@@ -147,7 +141,7 @@ impl ControlServer {
             key,
             access: Rc::clone(&access),
             changes,
-            amendments,
+            renewals,
             ports,
             answers: Rc::clone(&answers),
             lent: Rc::default(),
@@ -171,7 +165,7 @@ impl ControlServer {
             task,
         };
         let requests =
-            ClientRequests { changes: pending_changes, amendments: pending_amendments, ports: pending_ports };
+            ClientRequests { changes: pending_changes, renewals: pending_renewals, ports: pending_ports };
         Ok((control, requests))
     }
 
@@ -237,7 +231,7 @@ struct ControlConnection {
     key: ControlKey,
     access: Shared<StreamAccess>,
     changes: mpsc::Sender<PendingChange>,
-    amendments: mpsc::Sender<PendingAmendment>,
+    renewals: mpsc::Sender<PendingTtl>,
     ports: mpsc::Sender<PendingPort>,
     /// One permit for each answer that is not written yet.
     answers: Rc<Semaphore>,
@@ -319,15 +313,10 @@ impl ControlConnection {
             ControlRequest::Change { request, grace } => {
                 (unanswered.await, self.change(request, grace, reason).await)
             }
-            ControlRequest::Amend(amendment) => {
-                (unanswered.await, self.amend(RecordChange::Amend(amendment)).await)
-            }
-            ControlRequest::RenewTtl(ttl) => {
-                (unanswered.await, self.amend(RecordChange::RenewTtl(ttl)).await)
-            }
-            ControlRequest::OpenPort { asked, bound } => {
+            ControlRequest::RenewTtl(limit) => (unanswered.await, self.renew_ttl(limit).await),
+            ControlRequest::OpenPort(bound) => {
                 let Ok(Ok(socket)) = timeout(HELLO_DEADLINE, take_descriptor(&client)).await else { return };
-                (unanswered.await, self.change_port(PortChange::Open { asked, bound, socket }).await)
+                (unanswered.await, self.change_port(PortChange::Open { bound, socket }).await)
             }
             ControlRequest::ClosePort(bound) => {
                 (unanswered.await, self.change_port(PortChange::Close(bound)).await)
@@ -353,11 +342,11 @@ impl ControlConnection {
         answer.await.unwrap_or(refused)
     }
 
-    /// Has the driver write the record. One that is gone has written it for the last time.
-    async fn amend(&self, change: RecordChange) -> Answer {
+    /// Has the driver change the time to live. One that is gone has ended the machine.
+    async fn renew_ttl(&self, limit: Option<Duration>) -> Answer {
         let (reply, answer) = oneshot::channel();
         let refused = Answer::Refused(Refusal::State(State::Stopping));
-        if self.amendments.send(PendingAmendment { change, reply }).await.is_err() {
+        if self.renewals.send(PendingTtl { limit, reply }).await.is_err() {
             return refused;
         }
         answer.await.unwrap_or(refused)

@@ -29,7 +29,7 @@ use crate::features::features_of;
 use crate::handed::admit_guest_files;
 use crate::lifecycle::{Effect, Event, Phase};
 use crate::machine::{add_extra_disks, insert_disk};
-use crate::spec::{Claim, Outcome, Report};
+use crate::spec::{Outcome, Report};
 use crate::template::Template;
 
 /// How long a broken control channel waits for the reason: the death of QEMU explains it best.
@@ -127,6 +127,9 @@ impl Driver {
         if let Some(freezer) = plan.freezer() {
             // Without it, machines get copies of the memory.
             let _ = freezer.admit(&self.spec.machine);
+            freezer
+                .hold_overlay(&self.spec.machine)
+                .map_err(|e| full_or_boot(&e, "the disk of the template"))?;
         }
         if let Plan::Warm(template) = &plan {
             template
@@ -169,7 +172,6 @@ impl Driver {
         let freeze = freezer.map(|freezer| Freeze {
             freezer,
             monitor: machine.monitor(),
-            machine: self.spec.machine.clone(),
             add_disks,
             needs: self.needs(&machine, Templates::None),
         });
@@ -229,14 +231,9 @@ impl Driver {
 
     /// What this process needs when its machine runs.
     fn needs(&self, machine: &Machine, templates: Templates) -> Needs {
-        let volumes = self.spec.machine.extra_disks.iter().filter_map(|disk| match &disk.claim {
-            Claim::Volume(name) => Some(self.state.volume(name).path().to_owned()),
-            Claim::None | Claim::File => None,
-        });
         Needs {
             dir: self.dir.clone(),
             state: self.state.clone(),
-            volumes: volumes.collect(),
             templates,
             removes: self.record.as_ref().is_some_and(|record| record.disposable),
             groups: machine.group().parents().map(Path::to_owned).collect(),
@@ -249,8 +246,8 @@ impl Driver {
     async fn record_machine(&mut self, machine: &Machine) -> Result<(), WorkspaceFailure> {
         self.claims.note(machine.process_id())?;
         if let Some(record) = &mut self.record {
-            record.vmm = machine.process_id();
-            record.link = machine.link();
+            record.machine.vmm = machine.process_id();
+            record.machine.link = machine.link();
         }
         self.publish(State::Starting).map_err(|e| write_failure(&e))?;
         let published = machine.link().map(|link| link.published).filter(|published| !published.is_empty());
@@ -352,8 +349,8 @@ impl Driver {
                         self.clients.enter(change)
                     }
                     // Nothing that the machine notices.
-                    ClientRequest::Amend(amendment) => {
-                        self.amend(amendment);
+                    ClientRequest::RenewTtl(renewal) => {
+                        self.renew_ttl(renewal);
                         continue;
                     }
                     ClientRequest::Port(port) => {

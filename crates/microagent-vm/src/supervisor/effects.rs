@@ -7,12 +7,12 @@ use serde_json::json;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout};
 
-use super::control_server::{PendingAmendment, RecordChange};
+use super::control_server::PendingTtl;
 use super::drive::RunningMachine;
 use super::machine::{Machine, Monitor};
 use super::network::LinkChange;
 use super::{Driver, FLUSH_DEADLINE, OUT_OF_MEMORY_MAX, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
-use crate::control::{Amendment, Answer, Refusal};
+use crate::control::{Answer, Refusal};
 use crate::lifecycle::{ClientId, Effect, Event};
 use crate::spec::{Outcome, Report, Work};
 
@@ -24,7 +24,7 @@ impl Driver {
             Effect::Publish => drop(self.publish(self.lifecycle.state(self.traits))),
             Effect::PublishStart => {
                 if let Some(record) = &mut self.record {
-                    record.expires_at = self.ttl.start();
+                    record.machine.expires_at = self.ttl.start();
                 }
                 if let Err(error) = self.publish(State::Running) {
                     self.carried_out.push_back(Event::StartNotRecorded(write_failure(&error)));
@@ -84,11 +84,11 @@ impl Driver {
         };
         if let Some(record) = &mut self.record
             && let Some(link) = machine.link()
-            && record.link.as_ref() != Some(&link)
+            && record.machine.link.as_ref() != Some(&link)
         {
-            record.link = Some(link);
+            record.machine.link = Some(link);
             // Without it `network` shows the link as down. The machine continues.
-            let _ = record.save(&self.dir);
+            let _ = record.machine.save(&self.dir);
         }
         let Some(message) = message else { return };
         if self.record.is_some() {
@@ -128,47 +128,28 @@ impl Driver {
         let _ = self.reports.send(Report::Notice(message)).await;
     }
 
-    /// Writes a record that the machine does not notice. One that cannot be written stays as it was.
-    pub(super) fn amend(&mut self, PendingAmendment { change, reply }: PendingAmendment) {
-        let answer = match change {
-            RecordChange::Amend(amendment) => self.amend_settings(amendment),
-            RecordChange::RenewTtl(ttl) => self.renew_ttl(ttl),
-        };
+    /// Gives the machine another time to live.
+    pub(super) fn renew_ttl(&mut self, PendingTtl { limit, reply }: PendingTtl) {
         // A client that is gone misses nothing.
-        let _ = reply.send(answer);
+        let _ = reply.send(self.renewed_ttl(limit));
     }
 
-    fn amend_settings(&mut self, Amendment { restart, outputs }: Amendment) -> Answer {
-        let Some(record) = &mut self.record else { return unrecorded() };
-        let before = Amendment {
-            restart: std::mem::replace(&mut record.restart, restart),
-            outputs: std::mem::replace(&mut record.outputs, outputs),
-        };
-        match record.save(&self.dir) {
-            Ok(()) => Answer::Done,
-            Err(error) => {
-                (record.restart, record.outputs) = (before.restart, before.outputs);
-                Answer::Failed(write_failure(&error))
-            }
-        }
-    }
-
-    /// The record first: the machine must not end before or after the time that it shows.
-    fn renew_ttl(&mut self, limit: Option<Duration>) -> Answer {
+    /// The file first: the machine must not end before or after the time that it shows.
+    fn renewed_ttl(&mut self, limit: Option<Duration>) -> Answer {
         let state = self.lifecycle.state(self.traits);
         if !matches!(state, State::Running | State::Paused) {
             return Answer::Refused(Refusal::State(state));
         }
         let Some(record) = &mut self.record else { return unrecorded() };
         let Some(renewed) = self.ttl.renewed(limit) else { return Answer::Refused(Refusal::NoTtl) };
-        let before = std::mem::replace(&mut record.expires_at, renewed.expires_at());
-        match record.save(&self.dir) {
+        let before = std::mem::replace(&mut record.machine.expires_at, renewed.expires_at());
+        match record.machine.save(&self.dir) {
             Ok(()) => {
                 self.ttl = renewed;
                 Answer::Done
             }
             Err(error) => {
-                record.expires_at = before;
+                record.machine.expires_at = before;
                 Answer::Failed(write_failure(&error))
             }
         }
@@ -201,7 +182,7 @@ impl Driver {
         running.conversation.flush_deadline = None;
         running.conversation.service_deadline = None;
         if let Some(record) = &mut self.record {
-            record.asked_to_end = true;
+            record.machine.asked_to_end = true;
         }
         let reason = self.clients.reason(client);
         let written = self.publish_because(State::Quarantined, reason.as_deref());

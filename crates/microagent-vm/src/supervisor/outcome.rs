@@ -50,9 +50,9 @@ impl Driver {
             _ => Ok(()),
         };
         if let Some(record) = &mut self.record {
-            record.failure = failure;
-            record.expires_at = None;
-            record.asked_to_end =
+            record.machine.failure = failure;
+            record.machine.expires_at = None;
+            record.machine.asked_to_end =
                 matches!(outcome, Outcome::Halted | Outcome::Stopped | Outcome::Quarantined(_));
         }
         let recorded = recorded.and_then(|()| self.publish(state));

@@ -37,7 +37,7 @@ use crate::bounded_log::BoundedLog;
 use crate::confinement::{Needs, leave_templates};
 use crate::lifecycle::Event;
 use crate::output::OutputWriter;
-use crate::spec::{MachineSpec, Outcome, Report, Step, SupervisorSpec, Timeline, Work};
+use crate::spec::{Outcome, Report, Step, SupervisorSpec, Timeline, Work};
 use crate::template::Freezer;
 
 /// Own time of the guest ([`AnswerBudget`]) to find, mount and grow its disk and to set up its network.
@@ -115,8 +115,6 @@ pub(super) struct Freeze {
     pub(super) freezer: Box<Freezer>,
     /// Its machine's monitor.
     pub(super) monitor: Monitor,
-    /// Its machine.
-    pub(super) machine: MachineSpec,
     /// What gives the machine its disks afterwards.
     pub(super) add_disks: Vec<(&'static str, Value)>,
     /// What the supervisor needs when the template is done.
@@ -345,7 +343,7 @@ impl Worker {
     /// Freezes the guest into a template as soon as it answers, and resumes it. The inner result says
     /// whether there is a template now.
     async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
-        let Freeze { freezer, monitor, machine, add_disks, needs } = freeze;
+        let Freeze { freezer, monitor, add_disks, needs } = freeze;
         self.greet(control, PreambleKind::Ping, &self.context.budget).await?;
         self.context.timeline.borrow_mut().ready_us = elapsed_us(self.context.started);
         if freezer.wants_mount() {
@@ -354,7 +352,7 @@ impl Worker {
         }
         let stopped = Instant::now();
         let budget = self.context.budget.with_own_time(FREEZE_TIME).at_most(FREEZE_PATIENCE);
-        let frozen = freeze_into(&freezer, &monitor, &machine, &budget).await;
+        let frozen = freeze_into(&freezer, &monitor, &budget).await;
         monitor.execute(add_disks).await.map_err(|e| {
             Trouble::Guest(format!("the guest was not given its disks: {}", microagent_proto::chain(&e)))
         })?;
@@ -494,19 +492,14 @@ async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Send
 }
 
 /// Writes state, memory and disk of a guest, which is paused afterwards.
-async fn freeze_into(
-    freezer: &Freezer,
-    monitor: &Monitor,
-    machine: &MachineSpec,
-    budget: &AnswerBudget,
-) -> Result<(), String> {
+async fn freeze_into(freezer: &Freezer, monitor: &Monitor, budget: &AnswerBudget) -> Result<(), String> {
     let state = freezer.state_file().map_err(|e| format!("the state cannot be stored: {e}"))?;
     tokio::select! {
         biased;
         frozen = monitor.freeze(state) => frozen.map_err(|e| e.to_string())?,
         _ = budget.exhausted() => return Err("it took too long".to_owned()),
     }
-    freezer.copy(machine).map_err(|e| format!("the memory cannot be stored: {e}"))
+    freezer.copy().map_err(|e| format!("the memory cannot be stored: {e}"))
 }
 
 /// Has a guest that was paused set its clock. If it fails, the guest continues with a wrong one.

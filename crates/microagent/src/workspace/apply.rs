@@ -1,8 +1,8 @@
 //! Updates an existing workspace to match a spec file.
 //!
 //! Keys that are not in the file do not change. If a difference is not possible, the update is refused and nothing is
-//! written. Restart policy and outputs can change in any state; while a machine exists, its supervisor writes them to
-//! the record. Everything else changes at rest, under the workspace's lock.
+//! written. Restart policy and outputs can change in any state: no machine uses them. Everything else changes at rest, under
+//! the workspace's lock.
 //!
 //! At rest disk, workload and record change, one after the other. Each is compared with the file separately, so a
 //! repeated `apply` completes one that was killed.
@@ -11,12 +11,11 @@ mod plan;
 
 use microagent_image::{Digest, PullOptions, PullPolicy};
 use microagent_model::{Attachment, CommandLine, DiskSource, SetupStep, State, WorkspaceName};
-use microagent_store::{Workload, WorkspaceDir, WorkspaceRecord};
-use microagent_vm::control::amend;
-use microagent_vm::{Amendment, grow_overlay};
+use microagent_store::{SettingsLock, Workload, WorkspaceDir, WorkspaceRecord};
+use microagent_vm::grow_overlay;
 use serde::{Deserialize, Serialize};
 
-use super::{Workspace, lock_patiently};
+use super::{Workspace, lock_patiently, lock_settings};
 use crate::disks::arrange;
 use crate::error::{Action, InvalidRequest};
 use crate::limits::check_work;
@@ -97,7 +96,7 @@ impl Workspace {
         let wanted = self.wanted(&record, spec, host).await?;
         let state = record.observed_state();
         if state.is_live() {
-            return self.apply_live(&dir, record, &wanted, mode).await;
+            return self.apply_live(&dir, &wanted, mode).await;
         }
         if !state.is_resting() {
             return Err(self.wrong_state(state, Action::Apply));
@@ -106,6 +105,7 @@ impl Workspace {
             true => None,
             false => Some(lock_patiently(&self.name, &dir).await?),
         };
+        let settings = self.settings_to_write(&dir, mode).await?;
         // It may have been started, and ended, since it was looked at.
         let record = WorkspaceRecord::load(&dir)?;
         let state = record.observed_state();
@@ -114,9 +114,9 @@ impl Workspace {
         }
         let plan = self.plan(&dir, &record, &wanted)?;
         let mut notices = Vec::new();
-        if !dry_run {
+        if let Some(settings) = &settings {
             notices = self.engine.make_missing_volumes(&plan.record.disks, &Progress::new())?;
-            write(&dir, &record, &plan)?;
+            write(&dir, &record, &plan, settings)?;
         }
         Ok(Applied { workspace: self.name.clone(), state, changes: plan.changes, dry_run, notices })
     }
@@ -124,11 +124,12 @@ impl Workspace {
     async fn apply_live(
         &self,
         dir: &WorkspaceDir,
-        record: WorkspaceRecord,
         wanted: &Wanted<'_>,
         mode: ApplyMode,
     ) -> Result<Applied, Error> {
         let dry_run = mode == ApplyMode::DryRun;
+        let settings = self.settings_to_write(dir, mode).await?;
+        let record = WorkspaceRecord::observe(dir)?;
         let (name, state) = (record.name.clone(), record.observed_state());
         let plan = self.plan(dir, &record, wanted)?;
         if !dry_run {
@@ -142,11 +143,21 @@ impl Workspace {
                 return Err(Error::NeedsRest { name, state, keys: resting });
             }
         }
-        if !dry_run && !plan.changes.is_empty() {
-            let amendment = Amendment { restart: plan.record.restart, outputs: plan.record.outputs };
-            self.changed(amend(dir, amendment).await, Action::Apply)?;
+        if let Some(settings) = settings.filter(|_| !plan.changes.is_empty()) {
+            plan.record.save(dir, &settings)?;
         }
         Ok(Applied { workspace: name, state, changes: plan.changes, dry_run, notices: Vec::new() })
+    }
+
+    async fn settings_to_write(
+        &self,
+        dir: &WorkspaceDir,
+        mode: ApplyMode,
+    ) -> Result<Option<SettingsLock>, Error> {
+        match mode {
+            ApplyMode::DryRun => Ok(None),
+            ApplyMode::Write => lock_settings(&self.name, dir).await.map(Some),
+        }
     }
 
     fn plan(&self, dir: &WorkspaceDir, record: &WorkspaceRecord, wanted: &Wanted<'_>) -> Result<Plan, Error> {
@@ -219,7 +230,12 @@ fn as_recorded(mut disk: Attachment) -> Attachment {
 }
 
 /// Disk, workload, record: see the module.
-fn write(dir: &WorkspaceDir, record: &WorkspaceRecord, plan: &Plan) -> Result<(), Error> {
+fn write(
+    dir: &WorkspaceDir,
+    record: &WorkspaceRecord,
+    plan: &Plan,
+    settings: &SettingsLock,
+) -> Result<(), Error> {
     if plan.changes.is_empty() {
         return Ok(());
     }
@@ -232,7 +248,7 @@ fn write(dir: &WorkspaceDir, record: &WorkspaceRecord, plan: &Plan) -> Result<()
         })?;
     }
     plan.workload.save(dir)?;
-    plan.record.save(dir)?;
+    plan.record.save(dir, settings)?;
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 
 use jiff::Timestamp;
 use microagent_model::{State, WorkspaceName};
-use microagent_store::{Lock, Workload, WorkspaceRecord};
+use microagent_store::{Lock, MachineState, Workload, WorkspaceRecord};
 
 use super::snapshot::copy_bundles;
 use super::{Workspace, lock_patiently};
@@ -37,10 +37,10 @@ impl Workspace {
         let name = &copy.name;
         let from = self.existing()?;
         let record = WorkspaceRecord::load(&from)?;
-        let state = self.check_resting(&record, Action::Clone)?;
+        self.check_resting(&record, Action::Clone)?;
         let workload = Workload::load(&from).map_err(|e| self.damaged(e))?;
         let _held = self.engine.hold_layers()?;
-        let (copied, workload) = derived(WorkspaceRecord { state, ..record }, workload, &self.name, name)?;
+        let (copied, workload) = derived(record, workload, &self.name, name)?;
         self.engine.create_dir_with(&copied, Some(&workload), |dir| {
             let path = copied.disk(&from);
             copy_disk(&path, &copied.disk(dir)).map_err(|source| Error::File {
@@ -51,6 +51,16 @@ impl Workspace {
             copy_bundles(&copied, &from, dir)
         })?;
         Ok(())
+    }
+}
+
+/// The state of a workspace or snapshot that is made from a workspace with this one: without a machine.
+pub(super) fn resting_state(source: &MachineState, now: Timestamp) -> MachineState {
+    let state = if source.state == State::Prepared { State::Prepared } else { State::Stopped };
+    MachineState {
+        backend: source.backend.clone(),
+        asked_to_end: source.asked_to_end,
+        ..MachineState::resting(state, now)
     }
 }
 
@@ -70,19 +80,11 @@ pub(super) fn derived(
     let now = Timestamp::now();
     let record = WorkspaceRecord {
         name: name.clone(),
-        state: if record.state == State::Prepared { State::Prepared } else { State::Stopped },
         created_at: now,
-        changed_at: now,
         hostname,
         identity: Some(new_identity()?),
-        supervisor: None,
-        vmm: None,
-        link: None,
-        failure: None,
         disposable: false,
-        expires_at: None,
-        weak_jail: Vec::new(),
-        one_start: None,
+        machine: resting_state(&record.machine, now),
         ..record
     };
     Ok((record, workload))

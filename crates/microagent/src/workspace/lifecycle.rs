@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_model::{Resources, SIGTERM, SetupStep, State, WorkspaceName, signal_number};
-use microagent_store::{OneStart, Workload, WorkspaceDir, WorkspaceRecord, processes_are_hidden};
+use microagent_store::{
+    MachineState, OneStart, Workload, WorkspaceDir, WorkspaceRecord, processes_are_hidden,
+};
 use microagent_vm::control::{change, change_with, renew_ttl};
 use microagent_vm::{
     Answer, ChangeRequest, ControlError, DiskStamp, Outcome, Refusal, SupervisorSpec, Work, choose_ports,
@@ -385,9 +387,8 @@ impl Workspace {
     pub async fn kill(&self) -> Result<WorkspaceDetails, Error> {
         let dir = self.existing()?;
         let record = WorkspaceRecord::load(&dir)?;
-        let may_have_one =
-            |record: &WorkspaceRecord| record.state.is_live() || record.state == State::Quarantined;
-        if !may_have_one(&record) {
+        let may_have_one = |state: State| state.is_live() || state == State::Quarantined;
+        if !may_have_one(record.machine.state) {
             return self.details();
         }
         if record.has_machine()
@@ -399,13 +400,13 @@ impl Workspace {
         let _lock = lock_patiently(&self.name, &dir).await?;
         // The supervisor may have recorded the end in the meantime.
         let record = WorkspaceRecord::load(&dir)?;
-        if may_have_one(&record) {
-            let ended = WorkspaceRecord {
+        if may_have_one(record.machine.state) {
+            let ended = MachineState {
                 state: State::Stopped,
                 changed_at: Timestamp::now(),
                 failure: None,
                 asked_to_end: true,
-                ..record
+                ..record.machine
             };
             ended.save(&dir)?;
             dir.note_event(State::Stopped, Some("killed"));
@@ -444,7 +445,7 @@ impl Workspace {
             return Err(InvalidRequest::LongReason.into());
         }
         let record = self.observe()?;
-        if record.state != State::Quarantined {
+        if record.machine.state != State::Quarantined {
             let dir = self.existing()?;
             let state = record.observed_state();
             if !state.is_live() {
@@ -485,7 +486,7 @@ impl Workspace {
         if record.observed_state().is_resting() {
             return self.details();
         }
-        if record.state == State::Quarantined && !record.has_machine() {
+        if record.machine.state == State::Quarantined && !record.has_machine() {
             // There is no supervisor that could take a request; only the disk is released.
             return self.kill().await;
         }
@@ -502,7 +503,8 @@ impl Workspace {
             match self.details() {
                 Ok(details) if !details.state.is_live() || Instant::now() >= end => return Ok(details),
                 Err(Error::NoSuchWorkspace { .. }) if before.disposable => {
-                    let record = WorkspaceRecord { state: State::Stopped, failure: None, ..before };
+                    let machine = MachineState { state: State::Stopped, failure: None, ..before.machine };
+                    let record = WorkspaceRecord { machine, ..before };
                     return Ok(WorkspaceDetails::of(record));
                 }
                 // It is being removed at this moment.

@@ -104,7 +104,7 @@ impl Workspace {
     pub fn network(&self) -> Result<NetworkDetails, Error> {
         let record = self.observe()?;
         let link = record.observed_link();
-        let stack = record.link.as_ref().filter(|_| link == Some(LinkState::Up));
+        let stack = record.machine.link.as_ref().filter(|_| link == Some(LinkState::Up));
         let is_connected = record.network == NetworkMode::User;
         let has_device = record.has_network_device();
         Ok(NetworkDetails {

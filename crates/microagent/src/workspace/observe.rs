@@ -127,8 +127,9 @@ impl Workspace {
         if !matches!(state, State::Running | State::Stopping | State::Starting) {
             return Err(wrong());
         }
-        let vmm = record.vmm.as_ref().ok_or_else(wrong)?;
-        let accel = if record.backend.as_deref() == Some("linux-kvm") { Accel::Kvm } else { Accel::Tcg };
+        let vmm = record.machine.vmm.as_ref().ok_or_else(wrong)?;
+        let accel =
+            if record.machine.backend.as_deref() == Some("linux-kvm") { Accel::Kvm } else { Accel::Tcg };
         let limit_mib = host_memory_limit_mib(record.observed_resources().memory_mib, accel);
         let begun = Instant::now();
         let before = processor_time(vmm).ok_or_else(wrong)?;

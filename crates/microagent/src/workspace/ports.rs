@@ -1,11 +1,15 @@
 //! Adds and removes published ports of an existing workspace, also for its later starts.
+//!
+//! The settings have the ports of the next start, and commands write them. While there is a machine, its supervisor is told as
+//! well, and its state has the ports that are listened at. A port that is added is opened first, one that is removed leaves the
+//! settings first: a command that is killed in between leaves a port for this machine only.
 
 use microagent_model::{NetworkMode, PORTS_MAX, PortSelector, Publish, State, published_twice};
-use microagent_store::{WorkspaceDir, WorkspaceRecord};
+use microagent_store::{Lock, SettingsLock, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::control::{close_port, open_port};
 use microagent_vm::{BoundPort, bind_published};
 
-use super::{Workspace, lock_patiently};
+use super::{Workspace, lock_patiently, lock_settings};
 use crate::Error;
 use crate::error::Action;
 use crate::invalid::InvalidRequest;
@@ -18,18 +22,14 @@ impl Workspace {
     /// Fails if there is no network, a port is taken, or its machine cannot be reached.
     pub async fn publish(&self, ports: &[Publish]) -> Result<Vec<Publish>, Error> {
         let dir = self.existing()?;
-        let record = self.observe()?;
-        if record.has_machine() {
-            check_ports(&record, record.observed_publish(), ports)?;
-            return self.publish_live(&dir, ports).await;
+        if self.observe()?.has_machine() {
+            let settings = lock_settings(&self.name, &dir).await?;
+            return self.publish_live(&dir, ports, &settings).await;
         }
-        self.check_rests(&record)?;
-        let _lock = lock_patiently(&self.name, &dir).await?;
-        let mut record = WorkspaceRecord::load(&dir)?;
-        self.check_rests(&record)?;
+        let (_lock, settings, mut record) = self.take_resting(&dir).await?;
         check_ports(&record, &record.publish, ports)?;
         record.publish.extend(ports);
-        record.save(&dir)?;
+        record.save(&dir, &settings)?;
         Ok(ports.to_vec())
     }
 
@@ -40,35 +40,69 @@ impl Workspace {
     /// Fails if no port or several ports match, or its machine cannot be reached.
     pub async fn unpublish(&self, selector: PortSelector) -> Result<Publish, Error> {
         let dir = self.existing()?;
-        let record = self.observe()?;
-        if record.has_machine() {
-            let at = self.select(record.observed_publish(), selector)?;
-            let bound = record.observed_publish()[at];
-            self.changed(close_port(&dir, bound).await, Action::Publish)?;
-            return Ok(bound);
+        if self.observe()?.has_machine() {
+            let settings = lock_settings(&self.name, &dir).await?;
+            return self.unpublish_live(&dir, selector, &settings).await;
         }
-        self.check_rests(&record)?;
-        let _lock = lock_patiently(&self.name, &dir).await?;
-        let mut record = WorkspaceRecord::load(&dir)?;
-        self.check_rests(&record)?;
+        let (_lock, settings, mut record) = self.take_resting(&dir).await?;
         let at = self.select(&record.publish, selector)?;
         let removed = record.publish.remove(at);
-        record.save(&dir)?;
+        record.save(&dir, &settings)?;
         Ok(removed)
     }
 
-    async fn publish_live(&self, dir: &WorkspaceDir, ports: &[Publish]) -> Result<Vec<Publish>, Error> {
+    /// Locks the workspace and its settings, if it is resting.
+    async fn take_resting(&self, dir: &WorkspaceDir) -> Result<(Lock, SettingsLock, WorkspaceRecord), Error> {
+        self.check_rests(&self.observe()?)?;
+        let lock = lock_patiently(&self.name, dir).await?;
+        let settings = lock_settings(&self.name, dir).await?;
+        let record = WorkspaceRecord::load(dir)?;
+        self.check_rests(&record)?;
+        Ok((lock, settings, record))
+    }
+
+    async fn unpublish_live(
+        &self,
+        dir: &WorkspaceDir,
+        selector: PortSelector,
+        settings: &SettingsLock,
+    ) -> Result<Publish, Error> {
+        let mut record = WorkspaceRecord::observe(dir)?;
+        let at = self.select(record.observed_publish(), selector)?;
+        let bound = record.observed_publish()[at];
+        // A disposable run has no next start.
+        let kept = record.publish.iter().position(|asked| is_bound_as(asked, &bound));
+        if let Some(at) = kept.filter(|_| !record.disposable) {
+            record.publish.remove(at);
+            record.save(dir, settings)?;
+        }
+        self.changed(close_port(dir, bound).await, Action::Publish)?;
+        Ok(bound)
+    }
+
+    async fn publish_live(
+        &self,
+        dir: &WorkspaceDir,
+        ports: &[Publish],
+        settings: &SettingsLock,
+    ) -> Result<Vec<Publish>, Error> {
+        let mut record = WorkspaceRecord::observe(dir)?;
+        check_ports(&record, record.observed_publish(), ports)?;
+        check_ports(&record, &record.publish, ports)?;
         // All are bound before the first is given away, so that mostly none has to be taken back.
         let bound: Vec<BoundPort> =
             ports.iter().map(|port| bind_published(*port)).collect::<Result<_, _>>()?;
-        for (done, (asked, port)) in ports.iter().zip(&bound).enumerate() {
-            let opened = self.changed(open_port(dir, *asked, port).await, Action::Publish);
-            if let Err(error) = opened {
-                for earlier in &bound[..done] {
-                    // The machine may have ended; the first error says more.
-                    let _ = close_port(dir, earlier.publish).await;
-                }
+        for (done, port) in bound.iter().enumerate() {
+            if let Err(error) = self.changed(open_port(dir, port).await, Action::Publish) {
+                take_back(dir, &bound[..done]).await;
                 return Err(error);
+            }
+        }
+        if !record.disposable {
+            record.publish.extend(ports);
+            if let Err(error) = record.save(dir, settings) {
+                take_back(dir, &bound).await;
+                return Err(error.into());
             }
         }
         Ok(bound.iter().map(|port| port.publish).collect())
@@ -92,6 +126,20 @@ impl Workspace {
             _ => Err(InvalidRequest::PortAmbiguous { name, selector, count: all.len() }),
         }
     }
+}
+
+/// Closes ports that were just opened.
+async fn take_back(dir: &WorkspaceDir, ports: &[BoundPort]) {
+    for port in ports {
+        // The machine may have ended; what led here says more.
+        let _ = close_port(dir, port.publish).await;
+    }
+}
+
+/// Whether this is how the host listens for a port of the settings, which may have no port of the host.
+fn is_bound_as(asked: &Publish, bound: &Publish) -> bool {
+    let host_port = if asked.host_port == 0 { 0 } else { bound.host_port };
+    *asked == Publish { host_port, ..*bound }
 }
 
 /// Checks new ports against the published ones.

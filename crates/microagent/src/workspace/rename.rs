@@ -6,7 +6,7 @@
 use microagent_model::WorkspaceName;
 use microagent_store::{Lock, Workload, WorkspaceRecord};
 
-use super::{Workspace, lock_patiently};
+use super::{SETTINGS_PATIENCE, Workspace, lock_error, lock_patiently};
 use crate::Error;
 use crate::error::Action;
 
@@ -38,6 +38,7 @@ impl Workspace {
 
     fn rename_locked(&self, renamed: &Workspace, _lock: &Lock) -> Result<(), Error> {
         let dir = self.existing()?;
+        let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;
         let record = WorkspaceRecord::load(&dir)?;
         self.check_renamable(&record)?;
         if record.hostname == self.name.to_hostname() {
@@ -49,7 +50,7 @@ impl Workspace {
                 value.clone_from(&hostname);
             }
             workload.save(&dir)?;
-            WorkspaceRecord { hostname, ..record }.save(&dir)?;
+            WorkspaceRecord { hostname, ..record }.save(&dir, &settings)?;
         }
         // Whoever looks for the layers that records name must find this one, under its old or its new name.
         let _held = self.engine.hold_layers()?;

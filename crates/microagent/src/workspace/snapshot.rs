@@ -21,8 +21,8 @@ use microagent_store::{
 };
 use microagent_vm::{Backing, create_overlay, flatten};
 
-use super::clone::derived;
-use super::{Workspace, lock_patiently};
+use super::clone::{derived, resting_state};
+use super::{SETTINGS_PATIENCE, Workspace, lock_error, lock_patiently};
 use crate::blocking::blocking;
 use crate::disks::copy_disk;
 use crate::error::{Action, SnapshotError};
@@ -274,6 +274,7 @@ impl Workspace {
     /// Makes a snapshot of the locked workspace.
     fn make_snapshot(&self, tag: Option<SnapshotTag>, _lock: &Lock) -> Result<Snapshot, Error> {
         let dir = self.existing()?;
+        let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;
         let record = WorkspaceRecord::load(&dir)?;
         self.check_resting(&record, Action::Snapshot)?;
         let workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
@@ -298,7 +299,7 @@ impl Workspace {
         let old_disk = record.disk(&dir);
         let record = WorkspaceRecord { layers, ..record };
         self.lay_overlay(&dir, &record)?;
-        record.save(&dir)?;
+        record.save(&dir, &settings)?;
         // From here on the overlay is a layer, and only a layer.
         let _ = fs::remove_file(old_disk);
         if let Some(layer) = record.layers.last() {
@@ -363,8 +364,8 @@ impl Workspace {
         let failed = |source| Error::File { action: "make", path: place.path().to_owned(), source };
         let scratch = self.engine.state().scratch().map_err(failed)?;
         let making = SnapshotDir::at(scratch.path());
-        let state = if record.state == State::Prepared { State::Prepared } else { State::Stopped };
-        WorkspaceRecord { state, ..resting_record(record) }.save(making.files())?;
+        let machine = resting_state(&record.machine, created_at);
+        WorkspaceRecord { disposable: false, machine, ..record.clone() }.save_new(making.files())?;
         workload.save(making.files())?;
         copy_bundles(record, dir, making.files())?;
         making.save(&SnapshotManifest { format: SNAPSHOT_FORMAT, created_at })?;
@@ -379,6 +380,7 @@ impl Workspace {
     /// Makes the disk of the locked workspace what it was at the snapshot.
     fn restore_snapshot(&self, tag: &SnapshotTag, _lock: &Lock) -> Result<(), Error> {
         let dir = self.existing()?;
+        let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;
         let record = WorkspaceRecord::load(&dir)?;
         self.check_resting(&record, Action::Restore)?;
         {
@@ -386,21 +388,20 @@ impl Workspace {
             let (snapshot, found) = self.load_snapshot(tag)?;
             let old_disk = record.disk(&dir);
             let mut restored = WorkspaceRecord {
-                state: snapshot.state,
-                changed_at: Timestamp::now(),
                 image: snapshot.image,
                 layers: snapshot.layers,
-                failure: None,
+                machine: resting_state(&snapshot.machine, Timestamp::now()),
                 ..record
             };
             restored.resources.size_mib = restored.resources.size_mib.max(snapshot.resources.size_mib);
             restore_bundles(&found, &dir)?;
             self.lay_overlay(&dir, &restored)?;
-            restored.save(&dir)?;
+            restored.save(&dir, &settings)?;
+            restored.machine.save(&dir)?;
             if old_disk != restored.disk(&dir) {
                 let _ = fs::remove_file(old_disk);
             }
-            dir.note_event(restored.state, Some(&format!("restored from snapshot {tag}")));
+            dir.note_event(restored.machine.state, Some(&format!("restored from snapshot {tag}")));
         }
         // The workspace was perhaps the last that needed a layer; what cannot be freed now is freed by a prune.
         let _ = self.engine.remove_unneeded_layers();
@@ -481,21 +482,6 @@ impl Engine {
         let bundle =
             (0..bundle_count(record)).map(|number| files.bundle(number)).find(|path| !path.is_file());
         bundle.map(|path| format!("`{}` is missing", path.display()))
-    }
-}
-
-/// The record without its last machine.
-fn resting_record(record: &WorkspaceRecord) -> WorkspaceRecord {
-    WorkspaceRecord {
-        supervisor: None,
-        vmm: None,
-        link: None,
-        failure: None,
-        expires_at: None,
-        weak_jail: Vec::new(),
-        one_start: None,
-        disposable: false,
-        ..record.clone()
     }
 }
 

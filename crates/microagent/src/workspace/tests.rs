@@ -13,12 +13,10 @@ fn halted() -> (tempfile::TempDir, Workspace) {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::new(EngineOptions::new(dir.path().join("state"), "/bin/false"));
     engine.prepare().unwrap();
-    let record: WorkspaceRecord = serde_json::from_value(json!({
+    let mut record: WorkspaceRecord = serde_json::from_value(json!({
         "format": WORKSPACE_FORMAT,
         "name": "web",
-        "state": "halted",
         "created_at": "2026-01-01T00:00:00Z",
-        "changed_at": "2026-01-01T00:00:00Z",
         "image": {
             "reference": "busybox",
             "resolved_reference": "docker.io/library/busybox:latest",
@@ -35,9 +33,10 @@ fn halted() -> (tempfile::TempDir, Workspace) {
         "disposable": false,
     }))
     .unwrap();
+    record.machine.state = State::Halted;
     engine
         .state()
-        .create_workspace(&record.name, |dir| record.save(dir).map_err(std::io::Error::other))
+        .create_workspace(&record.name, |dir| record.save_new(dir).map_err(std::io::Error::other))
         .unwrap();
     let workspace = engine.workspace(&record.name);
     (dir, workspace)

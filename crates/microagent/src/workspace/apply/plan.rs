@@ -10,7 +10,6 @@ use microagent_model::{
     RootAccess, SetupStep,
 };
 use microagent_store::{Workload, WorkspaceRecord};
-use microagent_vm::AMENDMENT_LIMIT;
 
 use super::{Change, ChangeKind, setup_digest};
 use crate::{Profile, SpecFile, WorkspaceOptions};
@@ -103,10 +102,7 @@ impl Plan {
         }
         if let Some(outputs) = &spec.outputs {
             let old = std::mem::replace(&mut plan.record.outputs, outputs.clone());
-            let bytes: usize = outputs.iter().map(|output| output.name.len() + output.path.len()).sum();
-            // More than that does not fit into what a supervisor is told.
-            let needs_rest = bytes > AMENDMENT_LIMIT || outputs.len() > AMENDMENT_LIMIT / 16;
-            plan.list("outputs", &old, outputs, |o| &o.name, |o| o.path.clone(), needs_rest);
+            plan.list("outputs", &old, outputs, |o| &o.name, |o| o.path.clone(), false);
         }
         plan
     }
