@@ -137,6 +137,7 @@ fn workspace(documents: &mut Documents<'_>, image: &str, pushed: &str) {
     jobs(documents);
     documents.call_all(&[
         "cp web:/root/report report-copy",
+        "sync tree web:/root/tree",
         "logs web",
         "status web",
         "top web",

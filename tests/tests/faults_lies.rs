@@ -128,8 +128,9 @@ fn copies_and_commits_leave_nothing_however_the_agent_lies() {
     let stream = ["cp", "web:/thing", "-"];
     let into = ["cp", "file", "web:/srv/"];
     let commit = ["commit", "web", "web:1"];
+    let sync = ["sync", "here", "web:/srv", "--back", "--delete", "--yes"];
     let too_much = "the guest sends more than its disk can hold";
-    let cases: [(&str, &[&str], &str); 13] = [
+    let cases: [(&str, &[&str], &str); 17] = [
         ("stat-wrong", &out, "a message could not be decoded"),
         ("stat-huge", &into, "a message of 4294967295 bytes was announced"),
         ("pack-wrong", &out, "a message could not be decoded"),
@@ -140,6 +141,10 @@ fn copies_and_commits_leave_nothing_however_the_agent_lies() {
         ("unpack-wrong", &into, "a message could not be decoded"),
         ("unpack-closed", &into, "lost the connection to the guest"),
         ("unpack-dead", &into, "lost the connection to the guest"),
+        ("list-wrong", &sync, "a message could not be decoded"),
+        ("list-dead", &sync, "lost the connection to the guest"),
+        ("list-climbing", &sync, "a path of it is not valid"),
+        ("list-huge", &sync, "a message of 4294967295 bytes was announced"),
         ("diff-wrong", &commit, "a message could not be decoded"),
         ("diff-climbing", &commit, "climbed"),
         ("diff-endless", &commit, ""),

@@ -29,6 +29,7 @@ mod events;
 mod exec;
 mod init;
 mod inspect;
+mod listing;
 mod mounts;
 mod net;
 mod pack;

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use microagent_proto::{
-    Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, GuestEvent, PackEvent,
-    ProcessInfo, REPLY_LIMIT, REQUEST_LIMIT, Request, ShutDown, StartError, StartErrorKind, Stream, Unpacked,
-    guest_session, read_secret_message, write_message,
+    Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, GuestEvent, ListEvent,
+    PackEvent, ProcessInfo, REPLY_LIMIT, REQUEST_LIMIT, Removed, Request, ShutDown, StartError,
+    StartErrorKind, Stream, Unpacked, guest_session, read_secret_message, write_message,
 };
 use serde::Serialize;
 use tokio::io::AsyncWriteExt;
@@ -22,6 +22,7 @@ use crate::diff;
 use crate::events::Events;
 use crate::exec::Executor;
 use crate::inspect;
+use crate::listing;
 use crate::pack;
 use crate::port::Channel;
 use crate::processes;
@@ -155,6 +156,9 @@ impl GuestState {
                 None => unpack::serve(stream, wanted).await,
                 Some(message) => reply(&mut stream, &Err::<Unpacked, _>(out_of_order(message))).await,
             },
+            request @ (Request::List(_) | Request::PackListed(_) | Request::Remove(_)) => {
+                self.serve_listing(stream, request).await
+            }
             Request::Watch => self.report_events(&mut stream).await,
             Request::Stat(asked) => {
                 reply(&mut stream, &self.if_configured().and_then(|()| inspect::stat(&asked))).await
@@ -179,6 +183,25 @@ impl GuestState {
         };
         // The host may have dropped the stream; that is its way to say that it lost interest.
         drop(served);
+    }
+
+    /// Serves a request about files below a directory.
+    async fn serve_listing(&self, mut stream: Stream, request: Request) -> Result<(), FrameError> {
+        let refused = self.refusal().map(out_of_order);
+        match (request, refused) {
+            (Request::List(request), None) => listing::serve(stream, request).await,
+            (Request::PackListed(request), None) => listing::serve_pack(stream, request).await,
+            (Request::Remove(request), None) => {
+                let done = listing::remove(request).await;
+                reply(&mut stream, &done).await
+            }
+            (Request::List(_), Some(error)) => reply(&mut stream, &ListEvent::Failed(error)).await,
+            (Request::Remove(_), Some(error)) => reply(&mut stream, &Err::<Removed, _>(error)).await,
+            (_, error) => {
+                let error = error.unwrap_or_else(|| out_of_order("this is no request about files"));
+                reply(&mut stream, &PackEvent::Failed(error)).await
+            }
+        }
     }
 
     /// Exactly once, and before anything else.

@@ -4,6 +4,7 @@
 //! so to be trusted, but the tree that it goes into is anybody's.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use microagent_proto::{
     FrameError, GuestError, GuestErrorKind, INPUT_LIMIT, MessageReader, REPLY_LIMIT, Stream, Unpack,
@@ -17,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::init;
 use crate::inspect::{absolute, kind_of};
+use crate::listing::{ListingError, open_exactly};
 
 /// Pieces between the host and the writer.
 const PIECES_IN_FLIGHT: usize = 4;
@@ -29,6 +31,8 @@ enum UnpackError {
     #[error("cannot open the directory `{path}`")]
     Open { path: String, source: io::Error },
     #[error(transparent)]
+    Exact(#[from] ListingError),
+    #[error(transparent)]
     Unpack(#[from] microagent_tree::UnpackError<HostGone>),
     #[error("cannot flush what was unpacked")]
     Flush(#[source] io::Error),
@@ -37,11 +41,16 @@ enum UnpackError {
 impl From<UnpackError> for GuestError {
     fn from(error: UnpackError) -> GuestError {
         use microagent_tree::UnpackError::{Entry, Stream};
+        let error = match error {
+            UnpackError::Exact(error) => return error.into(),
+            other => other,
+        };
         let kind = match &error {
             UnpackError::NotAbsolute { .. } | UnpackError::Unpack(Stream(_)) => GuestErrorKind::Invalid,
             UnpackError::Open { source, .. } => kind_of(source),
             UnpackError::Unpack(Entry { source, .. }) => kind_of_place(source),
             UnpackError::Flush(_) => GuestErrorKind::Disk,
+            UnpackError::Exact(_) => GuestErrorKind::Other,
         };
         GuestError { kind, message: microagent_proto::chain(&error) }
     }
@@ -158,14 +167,18 @@ impl Source for Feed {
 
 /// Unpacks everything. It is on the disk when this returns.
 fn unpack<S: Source<Error = HostGone>>(wanted: &Unpack, source: S) -> Result<Unpacked, UnpackError> {
-    let path = || String::from_utf8_lossy(&wanted.dir).into_owned();
-    let dir = absolute(&wanted.dir).ok_or_else(|| UnpackError::NotAbsolute { path: path() })?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = openat(CWD, &dir, flags, Mode::empty())
-        .map_err(|errno| UnpackError::Open { path: path(), source: errno.into() })?;
+    let root = if wanted.exact { open_exactly(&wanted.dir, true)? } else { open_following(wanted)? };
     let unpacked = microagent_tree::unpack(&root, source, Rules::EVERYTHING)?;
     syncfs(&root).map_err(|errno| UnpackError::Flush(errno.into()))?;
     Ok(Unpacked { entries: unpacked.entries, attributes_dropped: unpacked.attributes_dropped })
+}
+
+fn open_following(wanted: &Unpack) -> Result<OwnedFd, UnpackError> {
+    let path = || String::from_utf8_lossy(&wanted.dir).into_owned();
+    let dir = absolute(&wanted.dir).ok_or_else(|| UnpackError::NotAbsolute { path: path() })?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, &dir, flags, Mode::empty())
+        .map_err(|errno| UnpackError::Open { path: path(), source: errno.into() })
 }
 
 #[cfg(test)]
@@ -183,7 +196,7 @@ mod tests {
             pieces.try_send(Piece::End).unwrap();
         }
         drop(pieces);
-        let wanted = Unpack { dir: dir.as_os_str().as_bytes().to_vec().into() };
+        let wanted = Unpack { dir: dir.as_os_str().as_bytes().to_vec().into(), exact: false };
         unpack(&wanted, Feed::new(feed)).unwrap_err().into()
     }
 

@@ -11,8 +11,8 @@ use crate::args::global::GlobalArgs;
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, config, connect, cp, create, delete, diff, doctor,
     egress, events, exec, export, image, job, jobs, kernel, list, logs, man, network, perf, port, profiles,
-    rename, resize, restart, result, run, secret, serve, snapshot, start, stats, status, supervise, system,
-    template, top, touch, version, volume, wait,
+    rename, resize, restart, result, run, secret, serve, snapshot, start, stats, status, supervise, sync,
+    system, template, top, touch, version, volume, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -70,6 +70,7 @@ pub(crate) enum Command {
     Jobs(jobs::JobsArgs),
     Job(job::JobArgs),
     Cp(cp::CpArgs),
+    Sync(sync::SyncArgs),
     Halt(change::HaltArgs),
     Stop(change::StopArgs),
     Kill(change::KillArgs),
@@ -147,6 +148,7 @@ impl Command {
             | Command::Events(_)
             | Command::Egress(_)
             | Command::Stats(_)
+            | Command::Sync(_)
             | Command::ImageShort(image::ShortForm::Pull(_)) => true,
             Command::Image(group) => matches!(group.command, Some(image::ImageCommand::Pull(_))),
             _ => false,

@@ -67,9 +67,7 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> {
-    let command = command.expect("a missing command was answered with the help page");
-    prepare(context, &command)?;
-    match command {
+    match prepare(context, command)? {
         Command::Run(args) => return commands::run::execute(context, *args),
         Command::Create(args) => commands::create::execute(context, *args),
         Command::Apply(args) => commands::apply::execute(context, args),
@@ -83,6 +81,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         }
         Command::Job(args) => return commands::job::execute(context, args),
         Command::Cp(args) => commands::cp::execute(context, args),
+        Command::Sync(args) => ended_by_user(args.watches(), commands::sync::execute(context, &args)),
         Command::Halt(args) => commands::change::halt(context, args),
         Command::Stop(args) => commands::change::stop(context, args),
         Command::Kill(args) => commands::change::kill(context, args),
@@ -134,7 +133,8 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
 }
 
 /// What comes before any work.
-fn prepare(context: &Context, command: &Command) -> Result<(), Failure> {
+fn prepare(context: &Context, command: Option<Command>) -> Result<Command, Failure> {
+    let command = command.expect("a missing command was answered with the help page");
     microagent::fail_oversized_writes()
         .map_err(|e| Failure::Other { message: format!("cannot ignore SIGXFSZ: {e}"), hint: None })?;
     if command.may_hold_secrets() {
@@ -143,7 +143,8 @@ fn prepare(context: &Context, command: &Command) -> Result<(), Failure> {
     if command.uses_state() {
         context.engine().check_access()?;
     }
-    check_stream(context, command)
+    check_stream(context, &command)?;
+    Ok(command)
 }
 
 /// Only some commands print a line for each thing that happens.

@@ -24,6 +24,7 @@ const COMMANDS: &[&str] = &[
     "exec",
     "connect",
     "cp",
+    "sync",
     "halt",
     "stop",
     "kill",

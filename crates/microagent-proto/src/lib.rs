@@ -17,6 +17,7 @@
 
 mod chain;
 mod frame;
+mod listing;
 mod message;
 mod preamble;
 mod session;
@@ -24,6 +25,10 @@ mod session;
 pub use chain::chain;
 pub use frame::{
     FrameError, MessageReader, read_message, read_secret_message, write_message, write_secret_message,
+};
+pub use listing::{
+    LISTED_BYTES, LISTED_ITEM_BYTES, LISTED_PATH_LIMIT, List, ListEvent, ListScope, ListedItem, ListedKind,
+    PackListed, Remove, Removed, RemovedPath,
 };
 pub use message::{
     Chunk, Command, Configure, Configured, Diff, DiffForm, Entropy, Exec, ExecEvent, ExecInput, ExecRole,

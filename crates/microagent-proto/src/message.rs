@@ -12,6 +12,7 @@ pub use self::inspection::{
     FsUsage, PROCESS_COMMAND_LIMIT, PROCESS_USER_LIMIT, PROCESSES_IN_REPLY, PROCESSES_MAX, PathInfo,
     PathKind, ProcessInfo, Stat,
 };
+use crate::listing::{List, PackListed, Remove};
 use crate::session::STREAM_WINDOW;
 
 /// Bytes, encoded as such (and not element by element).
@@ -86,6 +87,13 @@ pub enum Request {
     Processes,
     /// Sets the wall clock, which stops while the machine is paused. Answer: `Result<(), GuestError>`.
     SetClock(SetClock),
+    /// Lists files below a directory. Answer: [`ListEvent`]s up to and including `End` or `Failed`.
+    List(List),
+    /// Packs some of the files below a directory as a tar stream. Answer: [`PackEvent`]s up to and including `End` or
+    /// `Failed`.
+    PackListed(PackListed),
+    /// Removes some of the files below a directory. Answer: `Result<Removed, GuestError>`.
+    Remove(Remove),
 }
 
 /// Everything that makes one guest differ from another.
@@ -493,6 +501,8 @@ pub struct Unpack {
     /// Absolute path of an existing directory; links on the way to it are followed, inside the guest's
     /// root. Nothing is written outside it, whatever the stream's names and the links below it say.
     pub dir: Chunk,
+    /// Whether a link on the way to the directory is an error, and a missing directory is made.
+    pub exact: bool,
 }
 
 /// The stream that an [`Unpack`] is about.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use microagent_proto::{
     Command, Configured, DiffForm, ExecEvent, ExecInput, ExecRole, Exit, FsUsage, GENERATION, GuestError,
-    GuestErrorKind, GuestEvent, PackEvent, PathInfo, PathKind, ProcessInfo, Request, StartErrorKind,
-    UnpackInput, Unpacked,
+    GuestErrorKind, GuestEvent, ListEvent, ListScope, ListedKind, PackEvent, PathInfo, PathKind, ProcessInfo,
+    Removed, Request, StartErrorKind, UnpackInput, Unpacked,
 };
 use serde_reflection::{Samples, Tracer, TracerConfig};
 
@@ -23,10 +23,11 @@ fn schema() -> String {
     }
     // Every enum, and whatever is read or written by itself.
     trace!(Command, ExecRole, Exit, StartErrorKind, GuestErrorKind, PathKind, DiffForm, std::net::IpAddr);
+    trace!(ListScope, ListedKind, ListEvent);
     trace!(Request, ExecInput, UnpackInput);
     trace!(
         Configured,
-        ExecEvent, PackEvent, GuestEvent, Unpacked, PathInfo, FsUsage, GuestError, ProcessInfo
+        ExecEvent, PackEvent, GuestEvent, Unpacked, PathInfo, FsUsage, GuestError, ProcessInfo, Removed
     );
     let registry = tracer.registry().expect("every type was traced");
     serde_json::to_string_pretty(&registry).expect("a registry is plain data") + "\n"

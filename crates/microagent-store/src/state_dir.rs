@@ -531,6 +531,11 @@ impl WorkspaceDir {
         self.machine().join("reserve")
     }
 
+    /// What the last `sync` of each pair of directories left.
+    pub fn syncs(&self) -> PathBuf {
+        self.path.join("sync")
+    }
+
     /// One line per change of state.
     pub fn events(&self) -> PathBuf {
         self.machine().join("events.jsonl")

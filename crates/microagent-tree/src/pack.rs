@@ -275,7 +275,7 @@ impl Walker {
         Ok(stat)
     }
 
-    /// Writes anything but a directory.
+    /// Writes anything but a directory. Returns the metadata that was written; `None` if the file is omitted.
     pub fn leaf(
         &mut self,
         dir: BorrowedFd<'_>,
@@ -283,12 +283,13 @@ impl Walker {
         stat: &Stat,
         path: Vec<u8>,
         follow: AtFlags,
-    ) -> Result<(), PackError> {
+    ) -> Result<Option<Stat>, PackError> {
         let inode = (stat.st_dev, stat.st_ino);
         if stat.st_nlink > 1 {
             if let Some(first) = self.seen.get(&inode) {
                 let kind = Kind::HardLink(first.clone());
-                return self.pieces.write(&header(&entry(path, kind, stat, Vec::new())));
+                self.pieces.write(&header(&entry(path, kind, stat, Vec::new())))?;
+                return Ok(Some(*stat));
             }
             self.seen.insert(inode, path.clone());
         }
@@ -297,7 +298,7 @@ impl Walker {
             FileType::RegularFile => return self.file(dir, name, path, follow),
             FileType::Symlink => match readlinkat(dir, name, Vec::new()) {
                 Ok(target) => Kind::Symlink(target.into_bytes()),
-                Err(Errno::NOENT | Errno::INVAL) => return Ok(()),
+                Err(Errno::NOENT | Errno::INVAL) => return Ok(None),
                 Err(errno) => return Err(read_error(&path, errno)),
             },
             FileType::CharacterDevice => {
@@ -311,12 +312,13 @@ impl Walker {
             FileType::Fifo => Kind::Fifo,
             FileType::Socket => {
                 self.sockets += 1;
-                return Ok(());
+                return Ok(None);
             }
-            _ => return Ok(()),
+            _ => return Ok(None),
         };
         let attributes = attributes(&at(dir, name), follow);
-        self.pieces.write(&header(&entry(path, kind, stat, attributes)))
+        self.pieces.write(&header(&entry(path, kind, stat, attributes)))?;
+        Ok(Some(*stat))
     }
 
     /// Writes a file with its content. The size is that at the time of opening, even if the file changes.
@@ -326,7 +328,7 @@ impl Walker {
         name: &CStr,
         path: Vec<u8>,
         follow: AtFlags,
-    ) -> Result<(), PackError> {
+    ) -> Result<Option<Stat>, PackError> {
         let no_follow =
             if follow.contains(AtFlags::SYMLINK_NOFOLLOW) { OFlags::NOFOLLOW } else { OFlags::empty() };
         // Not to hang on a FIFO that has taken the file's place.
@@ -334,12 +336,12 @@ impl Walker {
         let failed = |errno| read_error(&path, errno);
         let file = match openat(dir, name, flags, Mode::empty()) {
             Ok(file) => file,
-            Err(Errno::NOENT | Errno::LOOP) => return Ok(()),
+            Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
             Err(errno) => return Err(failed(errno)),
         };
         let stat = fstat(&file).map_err(failed)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Ok(());
+            return Ok(None);
         }
         let len = u64::try_from(stat.st_size).unwrap_or(0);
         let attributes = attributes(&by_number(file.as_fd()), AtFlags::empty());
@@ -349,16 +351,17 @@ impl Walker {
             None => {
                 self.pieces.write(&header(&entry))?;
                 self.content(&file, &path, 0, len)?;
-                self.pieces.zeros(padding(len) as u64)
+                self.pieces.zeros(padding(len) as u64)?;
             }
             Some(parts) => {
                 self.pieces.write(&sparse_header(&entry, &parts))?;
                 for (offset, len) in &parts {
                     self.content(&file, &path, *offset, *len)?;
                 }
-                self.pieces.zeros(padding(parts.iter().map(|part| part.1).sum()) as u64)
+                self.pieces.zeros(padding(parts.iter().map(|part| part.1).sum()) as u64)?;
             }
         }
+        Ok(Some(stat))
     }
 
     /// Writes a part of a file; zeros if the file has become shorter.
@@ -390,6 +393,12 @@ fn entry(name: Vec<u8>, kind: Kind<u64>, stat: &Stat, attributes: Vec<Attribute>
     let mode = u16::try_from(stat.st_mode & 0o7777).expect("masked to twelve bits");
     let meta = Meta { mode, uid: stat.st_uid, gid: stat.st_gid, mtime: (stat.st_mtime, nanoseconds) };
     Entry { name, kind, meta, attributes }
+}
+
+/// Whether the kernel makes the files of a directory: those of its own file systems, and of `/dev`.
+pub(crate) fn is_made_by_kernel(dir: &OwnedFd, stat: &Stat) -> bool {
+    is_kernel_file_system(dir)
+        || statat(CWD, c"/dev", AtFlags::empty()).is_ok_and(|nodes| nodes.st_dev == stat.st_dev)
 }
 
 fn is_kernel_file_system(dir: &OwnedFd) -> bool {

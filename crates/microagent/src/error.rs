@@ -7,6 +7,7 @@ mod connection;
 mod job;
 mod kind;
 mod snapshot;
+mod sync;
 
 use std::io;
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ pub use self::connection::ConnectionFault;
 pub use self::job::JobError;
 pub use self::kind::ErrorKind;
 pub use self::snapshot::SnapshotError;
+pub use self::sync::SyncError;
 pub use crate::invalid::InvalidRequest;
 use crate::{Hint, SecretError, SecretFault, SetupFailure, SpecError};
 use rustix::io::Errno;
@@ -275,6 +277,9 @@ pub enum Error {
     /// A snapshot cannot be made or used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// A directory cannot be synced.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
     /// The connection to the guest was lost.
     #[error("lost the connection to the guest of workspace `{workspace}`")]
     GuestGone {
@@ -390,6 +395,7 @@ impl Error {
             Error::Port(e) => Some(Hint::Advice(e.hint())),
             Error::Job(e) => e.hint(),
             Error::Snapshot(e) => e.hint(),
+            Error::Sync(e) => e.hint(),
             Error::State(_) => Some(Hint::ChooseStateDir),
             Error::Bundle(BundleError::Damaged { .. } | BundleError::Compression { .. }) => {
                 Some(Hint::advice("pack it again: tar -C DIR -cf files.tar . (or .tar.gz, .tar.zst)"))

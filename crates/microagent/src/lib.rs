@@ -95,7 +95,7 @@
 //! | run one command | [`RunOptions`], [`RunReport`], [`AttachedRun`] |
 //! | keep a workspace | [`Workspace`], [`CreateOptions`], [`StartOptions`], [`State`], [`WorkspaceDetails`] |
 //! | run commands in it | [`ExecOptions`], [`Exec`], [`ExecStdin`], [`ExecControl`], [`Job`], [`Console`] |
-//! | move files | [`CopySource`], [`CopyTarget`], [`FileRange`], [`Artifact`], [`CommitOptions`] |
+//! | move files | [`CopySource`], [`CopyTarget`], [`SyncOptions`], [`SyncReport`], [`FileRange`], [`Artifact`], [`CommitOptions`] |
 //! | manage images, volumes and templates | [`Images`], [`image`], [`Volumes`], [`volume`], [`Templates`], [`template`] |
 //! | connect | [`NetworkMode`], [`Publish`], [`Forward`], [`DnsSettings`], [`egress`], [`NetworkDetails`] |
 //! | set sizes and limits | [`Profile`], [`Resources`], [`RateLimits`], [`GuestSettings`] |
@@ -182,12 +182,13 @@ pub use streaming::Streaming;
 pub use template::Templates;
 pub use volume::Volumes;
 pub use workspace::{
-    CommitOptions, CommitReport, Console, CopySource, CopyTarget, DeleteMode, Deletion, DiskChanges, Exec,
-    ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, FileContent, FileRange,
-    GuestAddresses, GuestProcess, HostForward, Inspection, Job, JobDetails, JobOutput, JobOutputOptions,
-    JobStdin, LogOptions, NetworkDetails, PathChange, PathChangeKind, PortForward, ProcessList, REASON_LIMIT,
-    Snapshots, StartOptions, Stats, StdinMode, SuperviseOptions, SymlinkMode, Terminal, Workspace,
-    WorkspaceDetails, WorkspaceSummary, last_lines,
+    CommitOptions, CommitReport, ConflictReason, Console, CopySource, CopyTarget, DeleteMode, Deletion,
+    DiskChanges, Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, FileContent,
+    FileRange, GuestAddresses, GuestProcess, HostForward, Inspection, Job, JobDetails, JobOutput,
+    JobOutputOptions, JobStdin, LogOptions, NetworkDetails, PathChange, PathChangeKind, PortForward,
+    ProcessList, REASON_LIMIT, Snapshots, StartOptions, Stats, StdinMode, SuperviseOptions, SymlinkMode,
+    SyncConflict, SyncOptions, SyncReport, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary,
+    last_lines,
 };
 
 pub use jiff::Timestamp;

@@ -20,6 +20,7 @@ mod processes;
 mod rename;
 mod snapshot;
 mod supervise;
+mod sync;
 #[cfg(test)]
 mod tests;
 
@@ -63,6 +64,7 @@ pub use observe::{Inspection, Stats};
 pub use processes::{GuestProcess, ProcessList};
 pub use snapshot::{Snapshot, SnapshotDeletion, Snapshots};
 pub use supervise::SuperviseOptions;
+pub use sync::{ConflictReason, SyncConflict, SyncOptions, SyncReport};
 
 /// Deadline for the end of a killed supervisor, which has nothing to flush.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);

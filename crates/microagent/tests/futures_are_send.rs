@@ -16,7 +16,7 @@ use microagent::{
     AttachOptions, AttachedRun, CommitOptions, Console, CopySource, CopyTarget, CreateOptions, DeleteMode,
     Engine, EngineOptions, Error, Exec, ExecControl, ExecOptions, ExecStdin, FileRange, JobId,
     JobOutputOptions, JobStdin, LogOptions, Lookup, NetworkMode, PROFILES, Progress, RunOptions, SpecFile,
-    StartOptions, Streaming, SuperviseOptions, SymlinkMode, Workspace, WorkspaceName, volume,
+    StartOptions, Streaming, SuperviseOptions, SymlinkMode, SyncOptions, Workspace, WorkspaceName, volume,
 };
 
 fn assert_send<T: Send>(value: T) {
@@ -140,6 +140,8 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.write_file("/x", Vec::new(), 0o644, &progress));
     assert_send(workspace.copy_in(CopySource::path("x"), "/x", &progress));
     assert_send(workspace.copy_out("/x", CopyTarget::path("x"), &progress));
+    assert_send(workspace.sync(&SyncOptions::new("x", "/x"), &progress));
+    assert_send(workspace.sync_watching(&SyncOptions::new("x", "/x"), &progress));
     assert_send(workspace.copy_out_tar("/x", SymlinkMode::Follow, &progress));
     assert_send(workspace.fetch_artifact("x", Path::new("x"), &progress));
     assert_send(workspace.changes(&progress));

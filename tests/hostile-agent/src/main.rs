@@ -11,9 +11,10 @@ use std::thread;
 use std::time::Duration;
 
 use microagent_proto::{
-    Chunk, Configured, ExecEvent, Exit, FsUsage, GuestError, OUTPUT_CHUNK_LIMIT, PREAMBLE_LEN, PackEvent,
-    PathInfo, PathKind, PreambleScanner, ProcessInfo, REPLY_LIMIT, REQUEST_LIMIT, Request, Stream, Timings,
-    UnpackInput, Unpacked, guest_session, read_message, write_message,
+    Chunk, Configured, ExecEvent, Exit, FsUsage, GuestError, ListEvent, ListedItem, ListedKind,
+    OUTPUT_CHUNK_LIMIT, PREAMBLE_LEN, PackEvent, PathInfo, PathKind, PreambleScanner, ProcessInfo,
+    REPLY_LIMIT, REQUEST_LIMIT, Removed, Request, Stream, Timings, UnpackInput, Unpacked, guest_session,
+    read_message, write_message,
 };
 use rustix::mount::{MountFlags, mount};
 use serde::Serialize;
@@ -168,6 +169,14 @@ async fn serve(mut stream: Stream, lie: String, provoke: mpsc::Sender<()>) {
             tell(&mut stream, &PackEvent::Data(Chunk::from(vec![0; 1024]))).await;
             tell(&mut stream, &PackEvent::End).await;
         }
+        Request::PackListed(_) => {
+            tell(&mut stream, &PackEvent::Data(Chunk::from(vec![0; 1024]))).await;
+            tell(&mut stream, &PackEvent::End).await;
+        }
+        Request::List(_) => tell(&mut stream, &ListEvent::End).await,
+        Request::Remove(_) => {
+            tell(&mut stream, &Ok::<_, GuestError>(Removed { gone: 0, kept: 0 })).await;
+        }
         Request::Unpack(_) => {
             while let Ok(Some(UnpackInput::Data(_))) = read_message(&mut stream, REQUEST_LIMIT).await {}
             tell(&mut stream, &Ok::<_, GuestError>(Unpacked { entries: 1, attributes_dropped: 0 })).await;
@@ -198,6 +207,9 @@ fn kind(request: &Request) -> &'static str {
         Request::PackRoot => "root",
         Request::Processes => "processes",
         Request::SetClock(_) => "clock",
+        Request::List(_) => "list",
+        Request::PackListed(_) => "listed",
+        Request::Remove(_) => "remove",
     }
 }
 
@@ -237,6 +249,8 @@ async fn tell_a_lie(mut stream: Stream, kind: &str, way: &str) {
                 tell(&mut stream, &Ok::<_, GuestError>(vec![process.clone(); 32])).await;
             }
         }
+        // A name that leads out.
+        "climbing" if kind == "list" => list(&mut stream, b"../climbed".to_vec()).await,
         "endless" => {
             // A file of 8 GiB less one byte, all that the field has room for, and then on.
             let mut bytes = tar_header("endless", "77777777777");
@@ -254,6 +268,17 @@ async fn tell_a_lie(mut stream: Stream, kind: &str, way: &str) {
         other => panic!("no such lie: {other}"),
     }
     tokio::time::sleep(Duration::from_secs(3600)).await;
+}
+
+/// A listing of one file.
+async fn list(stream: &mut Stream, path: Vec<u8>) {
+    tell(stream, &ListEvent::Items(vec![listed(path)])).await;
+    tell(stream, &ListEvent::End).await;
+}
+
+fn listed(path: Vec<u8>) -> ListedItem {
+    let kind = ListedKind::File { len: 5 };
+    ListedItem { path: path.into(), kind, mode: 0o755, mtime: (0, 0), sha256: None }
 }
 
 /// A header of the old tar format for a file of this size, in octal digits.

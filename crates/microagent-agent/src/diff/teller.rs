@@ -53,7 +53,7 @@ impl Teller {
         in_base: bool,
     ) -> Result<(), PackError> {
         match self {
-            Teller::Layer(walker) => walker.leaf(dir, name, stat, path, AtFlags::SYMLINK_NOFOLLOW),
+            Teller::Layer(walker) => walker.leaf(dir, name, stat, path, AtFlags::SYMLINK_NOFOLLOW).map(drop),
             Teller::Paths(pieces) => tell(pieces, there(in_base), &path),
         }
     }

@@ -511,7 +511,7 @@ impl Session<'_> {
 
     /// Unpacks a tar stream.
     pub async fn unpack(&self, dir: &[u8], tar: &[u8]) -> Result<Unpacked, GuestError> {
-        let wanted = Unpack { dir: dir.to_vec().into() };
+        let wanted = Unpack { dir: dir.to_vec().into(), exact: false };
         let (mut from_guest, mut to_guest) = tokio::io::split(self.open(&Request::Unpack(wanted)).await);
         let sending = async {
             let data = tar.chunks(INPUT_CHUNK_LIMIT).map(|part| UnpackInput::Data(part.to_vec().into()));
@@ -531,7 +531,7 @@ impl Session<'_> {
 
     /// Begins to unpack a tar stream and goes away.
     pub async fn unpack_and_leave(&self, dir: &[u8], tar: &[u8]) {
-        let mut stream = self.open(&Request::Unpack(Unpack { dir: dir.to_vec().into() })).await;
+        let mut stream = self.open(&Request::Unpack(Unpack { dir: dir.to_vec().into(), exact: false })).await;
         for part in tar.chunks(INPUT_CHUNK_LIMIT) {
             write_message(&mut stream, &UnpackInput::Data(part.to_vec().into()), INPUT_LIMIT).await.unwrap();
         }

@@ -40,6 +40,7 @@ pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod supervise;
+pub(crate) mod sync;
 pub(crate) mod system;
 pub(crate) mod template;
 pub(crate) mod top;

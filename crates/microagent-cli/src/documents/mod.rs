@@ -58,6 +58,7 @@ pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod stream;
 pub(crate) mod supervise;
+pub(crate) mod sync;
 pub(crate) mod system;
 pub(crate) mod template;
 pub(crate) mod top;

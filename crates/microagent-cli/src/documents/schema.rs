@@ -52,6 +52,7 @@ use super::stats::{StatsDocument, StatsListDocument};
 use super::status::StatusDocument;
 use super::stream::StreamLine;
 use super::supervise::UnitDocument;
+use super::sync::SyncDocument;
 use super::system::{DiskUseDocument, SystemPruneDocument};
 use super::template::{TemplateBuildDocument, TemplateListDocument, TemplatePruneDocument};
 use super::top::ProcessListDocument;
@@ -242,6 +243,7 @@ fn later_schemas() -> Vec<(&'static str, Value)> {
         ("snapshot-restore", schema_of::<StateDocument>()),
         ("status", schema_of::<StatusDocument>()),
         ("supervise-install", schema_of::<UnitDocument>()),
+        ("sync", schema_of::<SyncDocument>()),
         ("system-df", schema_of::<DiskUseDocument>()),
         ("system-prune", schema_of::<SystemPruneDocument>()),
         ("template-build", schema_of::<TemplateBuildDocument>()),

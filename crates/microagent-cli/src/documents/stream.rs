@@ -15,6 +15,7 @@ use super::run::RunDocument;
 use super::shared::PortForwardDocument;
 use super::state::StateDocument;
 use super::stats::StatsDocument;
+use super::sync::SyncDocument;
 
 /// One line. The last one of `run`, `create`, `start`, `exec` and `image pull` is their document, without the output that
 /// came before it.
@@ -56,6 +57,8 @@ pub(crate) enum StreamLine {
     Egress(DecisionDocument),
     /// What a machine uses.
     Stats(StatsDocument),
+    /// A sync. `sync --watch` prints one for each change.
+    Sync(Box<SyncDocument>),
     /// The end of `run`.
     Run(Box<RunDocument>),
     /// The end of `create`.

@@ -32,6 +32,7 @@ pub enum Action {
     ReadDisk,
     FlushDisk,
     Measure,
+    Sync,
 }
 
 impl fmt::Display for Action {
@@ -63,6 +64,7 @@ impl fmt::Display for Action {
             Action::ReadDisk => "read its disk",
             Action::FlushDisk => "flush its disk",
             Action::Measure => "measure it",
+            Action::Sync => "keep a directory in sync with it",
         })
     }
 }

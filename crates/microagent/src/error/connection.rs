@@ -41,6 +41,12 @@ pub enum ConnectionFault {
     /// The guest sent a tar stream that cannot be read.
     #[error("what it sent is not a whole file")]
     Tar(#[source] io::Error),
+    /// The guest sent a listing of files that is not one.
+    #[error("its listing of files is not valid: {what}")]
+    Listing {
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// The thread of the host that reads or writes files ended early.
     #[error("the transfer was interrupted on the host")]
     Interrupted,

@@ -100,6 +100,7 @@ impl Error {
             Error::SetupFailed { .. } => ErrorKind::SetupFailed,
             Error::Job(error) => error.kind(),
             Error::Snapshot(error) => error.kind(),
+            Error::Sync(error) => error.kind(),
             Error::Write(error) => io_kind(error.io()),
             Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
             Error::File { source, .. } | Error::Sink(source) => io_kind(Some(source)),

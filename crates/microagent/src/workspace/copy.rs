@@ -7,7 +7,7 @@
 
 mod place;
 mod receive;
-mod send;
+pub(super) mod send;
 
 use std::fmt;
 use std::io::Read;
@@ -291,7 +291,7 @@ async fn send(
         From::Path(path) => send::pack(&path, links, name.as_deref(), pieces),
         From::Tar(stream) => send::pass_on(stream, pieces),
     });
-    let request = Request::Unpack(Unpack { dir: dir.into_bytes().into() });
+    let request = Request::Unpack(Unpack { dir: dir.into_bytes().into(), exact: false });
     let stream = guest.request(&request).await?;
     match send::feed(stream, packed, packing, cancel).await? {
         Ok(sockets) => Ok(sockets),

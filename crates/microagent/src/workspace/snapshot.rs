@@ -396,6 +396,8 @@ impl Workspace {
             restored.resources.size_mib = restored.resources.size_mib.max(snapshot.resources.size_mib);
             restore_bundles(&found, &dir)?;
             self.lay_overlay(&dir, &restored)?;
+            // The disk is not as any sync has left it. A sync without this knowledge is a first one.
+            let _ = fs::remove_dir_all(dir.syncs());
             restored.save(&dir, &settings)?;
             restored.machine.save(&dir)?;
             if old_disk != restored.disk(&dir) {

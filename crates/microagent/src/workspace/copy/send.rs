@@ -36,13 +36,13 @@ pub(super) fn pass_on(stream: impl Read, chunks: mpsc::Sender<Vec<u8>>) -> Resul
 }
 
 /// Feeds a guest that unpacks, and waits for its answer, which may come before the end: it does not want more then.
-/// Gives the number of sockets that were left out.
-pub(super) async fn feed(
+/// Gives what came of the packing.
+pub(in crate::workspace) async fn feed<T: Default>(
     stream: AgentStream,
     mut chunked: mpsc::Receiver<Vec<u8>>,
-    packing: JoinHandle<Result<u64, Error>>,
+    packing: JoinHandle<Result<T, Error>>,
     cancel: &CancellationToken,
-) -> Result<Result<u64, GuestError>, Error> {
+) -> Result<Result<T, GuestError>, Error> {
     let AgentStream { name, stream } = stream;
     let gone = |source: ConnectionFault| Error::GuestGone { workspace: name.clone(), source };
     let broken = |e: FrameError| gone(e.into());
@@ -58,11 +58,11 @@ pub(super) async fn feed(
             tell(&mut to, UnpackInput::Data(Chunk::from(bytes))).await?;
         }
         // What the host could not read is no complete stream, and the guest must not take it for one.
-        let sockets = match packing.await {
+        let packed = match packing.await {
             Ok(read) => read?,
             Err(_) => return Err(gone(ConnectionFault::Interrupted)),
         };
-        tell(&mut to, UnpackInput::End).await.map(|()| sockets)
+        tell(&mut to, UnpackInput::End).await.map(|()| packed)
     };
     let mut feeding = pin!(feeding);
     let mut fed = None;

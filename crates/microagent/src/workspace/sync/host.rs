@@ -1,0 +1,190 @@
+//! The host's side of a sync: its listing, and hashes of its files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use microagent_tree::{Item, ItemKind, PackError, Tree, Visitor};
+use rustix::fs::{Mode, OFlags, fstat, stat};
+use sha2::{Digest, Sha256};
+
+use super::ignore::Ignore;
+use super::plan::{Found, Listing, TreePath};
+use crate::Error;
+use crate::error::SyncError;
+
+/// Most files of one side.
+pub(super) const FILES_MAX: usize = 1_000_000;
+
+/// Most bytes of the paths and targets of one side.
+pub(super) const PATH_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Bytes of a file that are hashed at a time.
+const HASH_BUFFER: usize = 256 * 1024;
+
+/// The synced directory of the host.
+#[derive(Debug)]
+pub(super) struct HostDir {
+    /// Its path without links.
+    pub(super) path: PathBuf,
+    /// The open directory.
+    pub(super) dir: OwnedFd,
+}
+
+impl HostDir {
+    /// Opens a directory. A link that names it is followed.
+    pub(super) fn open(path: &Path) -> Result<HostDir, Error> {
+        let failed = |source| Error::File { action: "read", path: path.to_owned(), source };
+        let path = std::fs::canonicalize(path).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+        Ok(HostDir { path, dir })
+    }
+
+    /// Fails if the directory was removed or replaced since it was opened: it would look empty.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        match (fstat(&self.dir), stat(&self.path)) {
+            (Ok(opened), Ok(named)) if identity(opened) == identity(named) => Ok(()),
+            _ => Err(SyncError::Replaced { path: self.path.clone() }.into()),
+        }
+    }
+}
+
+/// Collects a listing within limits.
+#[derive(Debug, Default)]
+pub(super) struct Collected {
+    pub(super) listing: Listing,
+    bytes: usize,
+}
+
+impl Collected {
+    /// Adds an item. `false`: there are too many.
+    pub(super) fn add(&mut self, path: TreePath, found: Option<Found>) -> bool {
+        self.bytes += path.0.len();
+        match found {
+            Some(found) => {
+                if let Found::Symlink { target } = &found {
+                    self.bytes += target.len();
+                }
+                self.listing.items.insert(path, found);
+            }
+            None => {
+                self.listing.special += 1;
+                self.listing.pin(&path);
+            }
+        }
+        self.listing.items.len() <= FILES_MAX && self.bytes <= PATH_BYTES_MAX
+    }
+}
+
+/// A walk through the host's directory.
+struct HostWalk<'a, F> {
+    ignore: &'a mut Ignore,
+    collected: Collected,
+    /// Directories that are not part of the sync.
+    closed: Vec<Vec<u8>>,
+    entered: F,
+}
+
+impl From<PackError> for Error {
+    fn from(error: PackError) -> Error {
+        match error {
+            PackError::Read { path, source } => Error::File { action: "read", path: path.into(), source },
+            PackError::Unwanted => Error::Cancelled,
+        }
+    }
+}
+
+impl<F: FnMut(BorrowedFd<'_>) -> Result<(), Error>> Visitor for HostWalk<'_, F> {
+    type Error = Error;
+
+    fn item(&mut self, item: Item) -> Result<bool, Error> {
+        let path = TreePath(item.path);
+        let is_directory = item.kind == ItemKind::Directory;
+        if self.ignore.leaves_out(&path.0, is_directory) {
+            self.collected.listing.pin(&path);
+            if is_directory {
+                self.closed.push(path.0);
+            }
+            return Ok(false);
+        }
+        if !self.collected.add(path, found(item.kind, item.mode, item.mtime)) {
+            return Err(SyncError::TooManyFiles { max: FILES_MAX }.into());
+        }
+        Ok(true)
+    }
+
+    fn enter(&mut self, path: &[u8], dir: BorrowedFd<'_>) -> Result<(), Error> {
+        (self.entered)(dir)?;
+        self.ignore.enter(path, dir);
+        Ok(())
+    }
+}
+
+/// Lists the host's directory, and gives the directories that are not part of the sync. `entered` receives each
+/// directory before its names are read.
+pub(super) fn list(
+    dir: &HostDir,
+    ignore: &mut Ignore,
+    entered: impl FnMut(BorrowedFd<'_>) -> Result<(), Error>,
+) -> Result<(Listing, Vec<Vec<u8>>), Error> {
+    dir.check()?;
+    let mut walk = HostWalk { ignore, collected: Collected::default(), closed: Vec::new(), entered };
+    microagent_tree::list(&dir.dir, &mut walk).map_err(|error| below(&dir.path, error))?;
+    Ok((walk.collected.listing, walk.closed))
+}
+
+/// An error about a path below the directory, with its whole path.
+pub(super) fn below(dir: &Path, error: Error) -> Error {
+    match error {
+        Error::File { action, path, source } => Error::File { action, path: dir.join(path), source },
+        other => other,
+    }
+}
+
+/// What an item is for a sync; `None` for sockets, FIFOs and devices.
+pub(super) fn found(kind: ItemKind, mode: u16, mtime: (i64, u32)) -> Option<Found> {
+    Some(match kind {
+        ItemKind::File(len) => Found::File { len, mode, mtime },
+        ItemKind::Directory => Found::Directory { mode },
+        ItemKind::Symlink(target) => Found::Symlink { target },
+        ItemKind::Special => return None,
+    })
+}
+
+/// Hashes these files. Those that do not exist any more are missing.
+pub(super) fn hashes(dir: &HostDir, paths: &[TreePath]) -> Result<BTreeMap<TreePath, [u8; 32]>, Error> {
+    let mut tree = Tree::new(&dir.dir);
+    let mut hashes = BTreeMap::new();
+    let mut buffer = vec![0; HASH_BUFFER];
+    for path in paths {
+        let Some((mut file, item)) = tree.open(&path.0).map_err(|error| below(&dir.path, error.into()))?
+        else {
+            continue;
+        };
+        let mut hash = Sha256::new();
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => hash.update(&buffer[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    let path = PathBuf::from(microagent_tar::shown(&item.path));
+                    return Err(below(&dir.path, Error::File { action: "read", path, source }));
+                }
+            }
+        }
+        hashes.insert(path.clone(), hash.finalize().into());
+    }
+    Ok(hashes)
+}
+
+/// Those of two sets of hashes that are equal.
+pub(super) fn equal(
+    host: &BTreeMap<TreePath, [u8; 32]>,
+    guest: &BTreeMap<TreePath, [u8; 32]>,
+) -> BTreeSet<TreePath> {
+    host.iter().filter(|(path, hash)| guest.get(path) == Some(hash)).map(|(path, _)| path.clone()).collect()
+}
