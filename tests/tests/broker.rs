@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use microagent_tests::process::Process;
 use microagent_tests::upstream::Upstream;
 use microagent_tests::{Finished, Home, User, wait_for};
+use rustix::process::Signal;
 use serde_json::Value;
 
 fn home() -> Home {
@@ -149,5 +151,69 @@ fn a_guest_asks_nginx_with_a_credential_that_it_does_not_have() {
     }
     home.microagent(["delete", "app", "--force", "--yes"]).success();
     upstream.delete(&home);
+    home.nothing_is_left();
+}
+
+/// Waits until the guest is answered.
+#[track_caller]
+fn answered(home: &Home, line: &str, wanted: &str) {
+    wait_for(&format!("`{wanted}`"), Duration::from_secs(60), || {
+        let asked = guest(home, line);
+        if asked.stdout == wanted.as_bytes() { Ok(()) } else { Err(asked.told()) }
+    });
+}
+
+#[test]
+fn brokers_that_end_are_started_again_and_nothing_survives_their_guard() {
+    let home = home();
+    // It answers with a reason, which is an answer of the broker, not of an upstream.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let spec = format!(
+        "name: app\nimage: '{}'\nbrokers:\n  - name: API\n    upstream: https://localhost:{free}/v1\n    \
+         secret: file:key\n    allow: ['GET /models']\n    env: [SDK_URL]\n",
+        home.image("busybox")
+    );
+    let spec = home.write("microagent.yaml", spec);
+    let key = home.write("key", "with a line break\n");
+    home.microagent(["create", "--file", spec.to_str().unwrap()]).success();
+    home.microagent(["start", "app"]).run().code(1).says("secret `API`").says("not one line").says("Hint: ");
+    std::fs::remove_file(&key).unwrap();
+    home.microagent(["start", "app"]).run().code(1).says("cannot get secret `API`");
+    home.write("key", "one-line");
+    home.microagent(["start", "app"]).success();
+
+    let ask = "printf 'GET /models HTTP/1.0\\r\\n\\r\\n' | nc -w 60 10.0.2.4 8001 | head -n 1";
+    let unreachable = "HTTP/1.0 502 Bad Gateway\r\n";
+    answered(&home, ask, unreachable);
+    let of_brokers = || home.processes().into_iter().filter(Process::is_of_brokers).collect::<Vec<_>>();
+    let is_guard = |process: &Process, all: &[Process]| !all.iter().any(|other| other.pid == process.parent);
+    let all = of_brokers();
+    assert_eq!(all.len(), 2, "{all:?}");
+    all.iter().find(|process| !is_guard(process, &all)).unwrap().signal(Signal::KILL);
+    answered(&home, ask, unreachable);
+    for line in ["brokers: their process ended", "brokers: their process runs again"] {
+        wait_for(line, Duration::from_secs(60), || {
+            let log = home.microagent(["egress", "app"]).success();
+            if log.text().contains(line) { Ok(()) } else { Err(log.told()) }
+        });
+    }
+
+    let all = of_brokers();
+    all.iter().find(|process| is_guard(process, &all)).unwrap().signal(Signal::KILL);
+    wait_for("the brokers to end", Duration::from_secs(60), || {
+        let left = of_brokers();
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+    answered(&home, "nc -w 60 10.0.2.4 8001 < /dev/null || echo refused", "refused\n");
+    // The machine is as it was, and a start brings the brokers back.
+    answered(&home, "echo $SDK_URL", "http://10.0.2.4:8001\n");
+    home.microagent(["halt", "app"]).success();
+    home.microagent(["start", "app"]).success();
+    answered(&home, ask, unreachable);
+
+    // A supervisor that is killed takes them with it.
+    home.processes().into_iter().find(Process::is_supervisor).unwrap().signal(Signal::KILL);
+    home.processes_end();
+    home.microagent(["delete", "app", "--force", "--yes"]).success();
     home.nothing_is_left();
 }
