@@ -87,7 +87,7 @@ pub enum Request {
     Processes,
     /// Sets the wall clock, which stops while the machine is paused. Answer: `Result<(), GuestError>`.
     SetClock(SetClock),
-    /// Lists files below a directory. Answer: [`ListEvent`]s up to and including `End` or `Failed`.
+    /// Lists files below a directory. Answer: [`crate::ListEvent`]s up to and including `End` or `Failed`.
     List(List),
     /// Packs some of the files below a directory as a tar stream. Answer: [`PackEvent`]s up to and including `End` or
     /// `Failed`.
