@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use microagent_model::NetworkMode;
 use microagent_model::egress::{BrokeredRequest, Decision, Protocol, Reason, Subject};
 use microagent_net::{GATEWAY, HOST_NAME};
 
@@ -9,10 +10,11 @@ use microagent_net::{GATEWAY, HOST_NAME};
 const TOLD_MAX: usize = 8;
 
 /// The notices about what was refused, each different one once, in the order in which they came.
-pub(crate) fn refusals(decisions: &[Decision]) -> Vec<String> {
+pub(crate) fn refusals(decisions: &[Decision], network: NetworkMode) -> Vec<String> {
     let mut told: Vec<String> = Vec::new();
     let mut others = 0_usize;
-    for notice in decisions.iter().filter(|decision| !decision.allowed).filter_map(refusal) {
+    let refused = decisions.iter().filter(|decision| !decision.allowed);
+    for notice in refused.filter_map(|decision| refusal(decision, network)) {
         if told.contains(&notice) {
             continue;
         }
@@ -25,7 +27,7 @@ pub(crate) fn refusals(decisions: &[Decision]) -> Vec<String> {
 }
 
 /// One refusal, if a user can do something about it or should know why.
-fn refusal(decision: &Decision) -> Option<String> {
+fn refusal(decision: &Decision, network: NetworkMode) -> Option<String> {
     let what = match decision.record {
         Subject::Name => format!("the name `{}`", decision.name.as_deref()?),
         Subject::Connection => connection(decision)?,
@@ -33,7 +35,7 @@ fn refusal(decision: &Decision) -> Option<String> {
         Subject::Request => return request(decision),
         Subject::Network | Subject::Published | Subject::Brokers | Subject::Suppressed => return None,
     };
-    Some(format!("the network refused {what}: {}", advice(decision)?))
+    Some(format!("the network refused {what}: {}", advice(decision, network)?))
 }
 
 /// A request that a broker did not pass on.
@@ -74,7 +76,7 @@ fn place(address: Ipv4Addr, port: Option<u16>) -> String {
 }
 
 /// Why, and what opens it.
-fn advice(decision: &Decision) -> Option<String> {
+fn advice(decision: &Decision, network: NetworkMode) -> Option<String> {
     let rule = || match (decision.record, &decision.name, decision.address) {
         (Subject::Name, Some(name), _) => Some(name.clone()),
         (_, Some(name), _) if decision.reason == Reason::NotListed => Some(name.clone()),
@@ -82,6 +84,9 @@ fn advice(decision: &Decision) -> Option<String> {
         _ => None,
     };
     Some(match decision.reason {
+        Reason::Inside | Reason::NotListed if network == NetworkMode::Isolated => {
+            "its network is isolated; only forwarded ports and brokers are reached".to_owned()
+        }
         Reason::Inside => format!("the host or one of its networks; the egress rule `{}` opens it", rule()?),
         Reason::NotListed => format!("no rule allows it; the egress rule `{}` opens it", rule()?),
         Reason::Forbidden => "never reachable, by no rule".to_owned(),
@@ -153,11 +158,18 @@ mod tests {
             ("name", r#""protocol":"dns","name":"a.example","reason":"no_answer""#, None),
             ("suppressed", r#""reason":"too_many","count":7"#, None),
         ] {
-            let told = refusals(&[decision(record, rest)]);
+            let told = refusals(&[decision(record, rest)], NetworkMode::User);
             let expected: Vec<String> =
                 notice.iter().map(|notice| format!("the network refused {notice}")).collect();
             assert_eq!(told, expected);
         }
+    }
+
+    #[test]
+    fn no_rule_opens_an_isolated_network() {
+        let rest = r#""protocol":"tcp","address":"192.0.2.7","port":80,"reason":"not_listed""#;
+        let told = refusals(&[decision("connection", rest)], NetworkMode::Isolated);
+        assert!(told[0].contains("its network is isolated") && !told[0].contains("rule"), "{told:?}");
     }
 
     #[test]
@@ -166,9 +178,9 @@ mod tests {
             let rest = format!(r#""protocol":"tcp","address":"10.1.2.3","port":{port},"reason":"inside""#);
             decision("connection", &rest)
         };
-        assert_eq!(refusals(&[one(1), one(1), one(2)]).len(), 2);
+        assert_eq!(refusals(&[one(1), one(1), one(2)], NetworkMode::User).len(), 2);
         let many: Vec<Decision> = (1..=100).map(one).collect();
-        let told = refusals(&many);
+        let told = refusals(&many, NetworkMode::User);
         assert_eq!(told.len(), TOLD_MAX + 1);
         assert!(told[TOLD_MAX].contains("refused 92 more"), "{}", told[TOLD_MAX]);
     }

@@ -206,7 +206,7 @@ impl BegunRun {
         };
         let output = end.output()?;
         if record.has_network_device() {
-            notices.extend(refusals(&decisions_in(&dir)?));
+            notices.extend(refusals(&decisions_in(&dir)?, record.network));
         }
         if record.disposable {
             engine.remove(&record.name, &dir).await?;
