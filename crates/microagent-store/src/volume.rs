@@ -333,7 +333,7 @@ mod tests {
         let mut shell = std::process::Command::new("sh");
         shell.args([SUPERVISE_ARGUMENT, "web"]).arg(state.workspace(&"web".parse().unwrap()).path());
         let shell = shell.current_dir(state.root()).stdin(std::process::Stdio::piped()).spawn().unwrap();
-        // The kernel lets the parent go on a moment before the arguments of its child can be seen.
+        // The kernel resumes the parent a moment before the arguments of its child are visible.
         let arguments = format!("/proc/{}/cmdline", shell.id());
         while fs::read(&arguments).unwrap().is_empty() {
             std::thread::sleep(std::time::Duration::from_millis(1));
