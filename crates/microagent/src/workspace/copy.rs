@@ -29,7 +29,7 @@ use crate::{Error, Event, Progress};
 use place::{Kind, Misfit, Place, base, place};
 
 /// Length of the queue of a tar stream.
-const QUEUE: usize = 4;
+pub(super) const QUEUE: usize = 4;
 
 /// Limit of a workspace's tar stream, as a multiple of the size of its disks; headers and filled holes need more.
 pub(super) const STREAM_SLACK: u64 = 2;
@@ -240,7 +240,7 @@ fn note_left_out(progress: &Progress, count: u64, what: &str) {
     }
 }
 
-/// Passes a tar stream of the guest on to the sender.
+/// Passes a tar stream of a path of the guest on to the sender.
 async fn send_out(
     guest: &GuestConnection,
     guest_path: &str,
@@ -250,6 +250,17 @@ async fn send_out(
     cancel: &CancellationToken,
 ) -> Result<(), Error> {
     let (_, request) = look_up(guest, guest_path, links).await?;
+    pass_on(guest, &request, limit, sender, cancel).await
+}
+
+/// Passes the tar stream that the guest sends for a request on to the sender.
+pub(super) async fn pass_on(
+    guest: &GuestConnection,
+    request: &Request,
+    limit: u64,
+    sender: &mpsc::Sender<Result<Vec<u8>, Error>>,
+    cancel: &CancellationToken,
+) -> Result<(), Error> {
     let (pieces, mut received) = mpsc::channel::<Vec<u8>>(QUEUE);
     let passing = async {
         let mut left = limit;
@@ -263,7 +274,7 @@ async fn send_out(
         Ok(())
     };
     // The pieces end with their sender, so neither half outlives the other.
-    tokio::try_join!(guest.send_tar(&request, pieces, cancel), passing).map(|((), ())| ())
+    tokio::try_join!(guest.send_tar(request, pieces, cancel), passing).map(|((), ())| ())
 }
 
 async fn send(

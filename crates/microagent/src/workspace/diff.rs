@@ -12,14 +12,13 @@ use microagent_model::{State, WorkspaceName};
 use microagent_proto::{Diff, DiffForm, Request};
 use microagent_vm::machine::{BASE_SCSI_TARGET, EXTRA_SCSI_TARGET, ROOT_SCSI_TARGET};
 use microagent_vm::{Claim, ExtraDisk};
-use tokio::sync::mpsc;
 
 use super::Workspace;
-use super::copy::{COPY_TIMEOUT, STREAM_SLACK};
+use super::copy::{COPY_TIMEOUT, QUEUE, STREAM_SLACK, pass_on};
 use crate::error::{Action, ConnectionFault};
 use crate::guest::{GuestConnection, TarLimits};
 use crate::provision::MIB;
-use crate::streaming::{Streaming, hand_over};
+use crate::streaming::Streaming;
 use crate::{Error, Event, Progress};
 
 /// Deadline for the comparison of two disks.
@@ -27,9 +26,6 @@ const COMPARE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 /// Most bytes of paths that are listed.
 const PATHS_LIMIT: usize = 64 * 1024 * 1024;
-
-/// Length of the queue of a tar stream.
-const QUEUE: usize = 4;
 
 /// What a workspace's disk has that its image has not, from [`Workspace::changes`].
 #[derive(Debug, Clone)]
@@ -131,7 +127,11 @@ impl Workspace {
         let (guest, TarLimits { bytes: limit, .. }) = self.root_disk(progress).await?;
         let cancel = progress.token().clone();
         Ok(Streaming::start(QUEUE, |sender| async move {
-            let sent = tokio::time::timeout(COPY_TIMEOUT, send_out(&guest, limit, &sender, &cancel)).await;
+            let sent = tokio::time::timeout(
+                COPY_TIMEOUT,
+                pass_on(&guest, &Request::PackRoot, limit, &sender, &cancel),
+            )
+            .await;
             let late = || Err(guest.gone(ConnectionFault::Late { seconds: COPY_TIMEOUT.as_secs() }));
             let sent = sent.unwrap_or_else(|_| late());
             let left = guest.leave().await;
@@ -163,28 +163,6 @@ fn write_file(mut stream: impl Read, path: &Path) -> io::Result<u64> {
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     Ok(bytes)
-}
-
-/// Passes the root disk on to the sender.
-async fn send_out(
-    guest: &GuestConnection,
-    limit: u64,
-    sender: &mpsc::Sender<Result<Vec<u8>, Error>>,
-    cancel: &tokio_util::sync::CancellationToken,
-) -> Result<(), Error> {
-    let (pieces, mut received) = mpsc::channel::<Vec<u8>>(QUEUE);
-    let passing = async {
-        let mut left = limit;
-        while let Some(piece) = received.recv().await {
-            left =
-                left.checked_sub(piece.len() as u64).ok_or_else(|| guest.gone(ConnectionFault::TooMuch))?;
-            if !piece.is_empty() {
-                hand_over(sender, piece).await?;
-            }
-        }
-        Ok(())
-    };
-    tokio::try_join!(guest.send_tar(&Request::PackRoot, pieces, cancel), passing).map(|((), ())| ())
 }
 
 /// Reads what the guest lists: a letter, a path and a zero byte each. The second value is whether there was more.
