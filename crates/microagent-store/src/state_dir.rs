@@ -184,6 +184,7 @@ impl StateDir {
 
     /// Removes what killed commands left; best effort, because it is in nobody's way.
     fn sweep(&self) {
+        self.sweep_emptied();
         let Ok(entries) = fs::read_dir(self.tmp()) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
@@ -199,6 +200,21 @@ impl StateDir {
                 if !matches!(lock_in(&entry.path()), Err(LockError::Held { .. })) {
                     let _ = fs::remove_dir_all(entry.path());
                 }
+            }
+        }
+    }
+
+    /// Removes directories of workspaces that have nothing but a lock: what [`WorkspaceDir::remove_in_place`] leaves when
+    /// it is killed. A workspace gets its name with its record in it.
+    fn sweep_emptied(&self) {
+        for name in self.workspace_names().unwrap_or_default() {
+            let dir = self.workspace(&name);
+            let lock = dir.lock_file();
+            let is_emptied = fs::read_dir(dir.path())
+                .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|entry| entry.path() == lock)));
+            if is_emptied && let Ok(_lock) = lock_in(dir.path()) {
+                let _ = fs::remove_file(&lock);
+                let _ = fs::remove_dir(dir.path());
             }
         }
     }
@@ -551,6 +567,34 @@ impl WorkspaceDir {
     pub fn remove(&self, state: &StateDir) -> io::Result<()> {
         state.take_out(&self.path)
     }
+
+    /// Removes the workspace without moving it, for a process that may not move directories. The record is removed last
+    /// of what the directory has, so that a workspace of which files are missing is still found and can be deleted.
+    ///
+    /// The caller holds the workspace's lock. What is left when it is killed without a record,
+    /// [`StateDir::prepare`] removes.
+    ///
+    /// # Errors
+    /// Fails when a file cannot be removed, or when somebody has made a new one meanwhile.
+    pub fn remove_in_place(&self) -> io::Result<()> {
+        let last = [self.record(), self.lock_file()];
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            let path = entry.path();
+            match entry.file_type()?.is_dir() {
+                true => fs::remove_dir_all(&path)?,
+                false if last.contains(&path) => {}
+                false => fs::remove_file(&path)?,
+            }
+        }
+        for path in last {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::remove_dir(&self.path)
+    }
 }
 
 /// Creates a directory with mode 0700 unless it is there.
@@ -561,6 +605,37 @@ pub(crate) fn create_private_dir(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_workspace_is_removed_where_it_is_and_what_a_kill_leaves_of_it_is_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::at(root.path().join("state"));
+        state.prepare().unwrap();
+        let made = |name: &str| {
+            let dir = state.workspace(&name.parse().unwrap());
+            fs::create_dir_all(dir.machine().join("jobs")).unwrap();
+            for file in
+                [dir.record(), dir.lock_file(), dir.machine().join("jobs/1"), dir.path().join("disk.qcow2")]
+            {
+                fs::write(file, "x").unwrap();
+            }
+            dir
+        };
+        let [removed, damaged, emptied] = ["removed", "damaged", "emptied"].map(made);
+        removed.remove_in_place().unwrap();
+        assert!(!removed.path().exists());
+        // Killed before the record, it is a workspace still; killed after it, it is none.
+        fs::remove_dir_all(damaged.machine()).unwrap();
+        fs::remove_dir_all(emptied.path()).unwrap();
+        fs::create_dir(emptied.path()).unwrap();
+        fs::write(emptied.lock_file(), "").unwrap();
+        let held = lock_in(emptied.path()).unwrap();
+        state.prepare().unwrap();
+        assert!(emptied.path().exists(), "somebody is using it");
+        drop(held);
+        state.prepare().unwrap();
+        assert!(!emptied.path().exists() && damaged.record().exists());
+    }
 
     #[test]
     fn prepares_private_directories_and_refuses_a_newer_layout() {

@@ -254,12 +254,10 @@ fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
         }
     }
     if needs.removes {
-        // A workspace is removed by moving it. A rule of its own follows it; what is in others stays closed.
-        let moved = AccessFs::ReadDir | AccessFs::MakeDir | AccessFs::RemoveDir | AccessFs::Refer;
-        for path in [needs.state.workspaces(), needs.state.tmp()] {
-            ruleset = allow(ruleset, &path, moved)?;
-        }
-        ruleset = allow(ruleset, needs.dir.path(), moved | AccessFs::RemoveFile)?;
+        // It is emptied where it is: a right to move it would be one to move all workspaces. The right to remove
+        // directories of others is of use for empty ones only.
+        ruleset = allow(ruleset, &needs.state.workspaces(), AccessFs::RemoveDir.into())?;
+        ruleset = allow(ruleset, needs.dir.path(), removed)?;
         let lock = AccessFs::ReadFile | AccessFs::WriteFile;
         ruleset = allow(ruleset, &needs.dir.lock_file(), lock)?;
     }
@@ -406,6 +404,13 @@ mod tests {
                 ("file", fs::read(place.join("outside")).map(drop)),
                 ("key", fs::read(other.join("control.key")).map(drop)),
                 ("other workspace", fs::rename(&other, own_dir.join("other"))),
+                ("other workspace renamed", fs::rename(&other, other.with_file_name("third"))),
+                ("other workspace removed", fs::remove_dir_all(&other)),
+                (
+                    "own workspace renamed",
+                    fs::rename(record.parent().unwrap(), other.with_file_name("third")),
+                ),
+                ("new workspace", fs::create_dir(other.with_file_name("third"))),
                 ("new file", fs::write(place.join("new"), "x")),
                 ("settings", fs::write(&record, "x")),
                 ("settings read", fs::read(&record).map(drop)),

@@ -170,7 +170,6 @@ async fn run() -> io::Result<()> {
     // A machine that outlives its caller must not keep the caller's directory busy.
     std::env::set_current_dir("/")?;
 
-    let state = StateDir::at(&spec.state_dir);
     let dir = WorkspaceDir::at(&spec.dir);
     let (reports, reporter) = report_to(writer, spec.work.is_detached());
     let disposable = match Driver::take(spec, dir.clone(), reports.clone(), relay, started) {
@@ -192,7 +191,7 @@ async fn run() -> io::Result<()> {
     if disposable && !heard {
         // Nobody is left who would remove it.
         let _lock = dir.lock().map_err(io::Error::other)?;
-        dir.remove(&state)?;
+        dir.remove_in_place()?;
     }
     Ok(())
 }
