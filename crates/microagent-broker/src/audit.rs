@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
-use microagent_model::egress::{Decision, Reason, Subject};
+use microagent_model::egress::Decision;
 use rustix::net::{SendFlags, send};
 use tokio::time::{Duration, Instant};
 
@@ -84,23 +84,12 @@ impl Audit {
 }
 
 fn suppressed(count: u64) -> Decision {
-    Decision {
-        at: Timestamp::now(),
-        record: Subject::Suppressed,
-        protocol: None,
-        name: None,
-        address: None,
-        port: None,
-        target: None,
-        allowed: false,
-        reason: Reason::TooMany,
-        request: None,
-        count: Some(count),
-    }
+    Decision::suppressed(Timestamp::now(), count)
 }
 
 #[cfg(test)]
 mod tests {
+    use microagent_model::egress::Subject;
     use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 
     use super::*;

@@ -284,18 +284,10 @@ impl Drop for AuditLine {
             received_bytes: self.received.bytes(),
             duration_ms: self.sent.milliseconds(),
         };
+        let allowed = self.reason == Reason::Broker;
         self.audit.record(&Decision {
-            at: Timestamp::now(),
-            record: Subject::Request,
-            protocol: None,
-            name: None,
-            address: None,
-            port: None,
-            target: None,
-            allowed: self.reason == Reason::Broker,
-            reason: self.reason,
             request: Some(Box::new(request)),
-            count: None,
+            ..Decision::new(Timestamp::now(), Subject::Request, allowed, self.reason)
         });
     }
 }

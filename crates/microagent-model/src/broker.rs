@@ -31,12 +31,12 @@ const HTTPS_PORT: NonZeroU16 = NonZeroU16::new(443).expect("443 is not 0");
 /// The header if none is given.
 const AUTHORIZATION: &str = "Authorization";
 
-/// Headers that belong to the connection or to the message's framing, or that the broker sets itself.
-const RESERVED_HEADERS: [&str; 12] = [
+/// Headers of one connection, which a broker does not pass on.
+///
+/// # Source
+/// RFC 9110, 7.6.1.
+pub const HOP_BY_HOP_HEADERS: [&str; 9] = [
     "connection",
-    "content-length",
-    "expect",
-    "host",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authorization",
@@ -46,6 +46,9 @@ const RESERVED_HEADERS: [&str; 12] = [
     "transfer-encoding",
     "upgrade",
 ];
+
+/// Further headers that cannot carry a credential: those of the message's framing, and those that the broker sets itself.
+const RESERVED_HEADERS: [&str; 3] = ["content-length", "expect", "host"];
 
 /// A broker. As text
 /// `NAME=https://HOST[:PORT][/BASE],secret=SCHEME:REFERENCE[,header=H][,format=F][,allow=METHOD /PATH][,ca=FILE]
@@ -106,7 +109,10 @@ impl Broker {
         if self.header.is_empty()
             || self.header.len() > TEXT_MAX
             || !self.header.bytes().all(is_token_byte)
-            || RESERVED_HEADERS.iter().any(|reserved| self.header.eq_ignore_ascii_case(reserved))
+            || HOP_BY_HOP_HEADERS
+                .iter()
+                .chain(&RESERVED_HEADERS)
+                .any(|reserved| self.header.eq_ignore_ascii_case(reserved))
         {
             return wrong("`header` takes the name of a header that carries a credential");
         }

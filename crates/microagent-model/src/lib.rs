@@ -28,7 +28,7 @@ mod state;
 pub use attachment::{Attachment, DiskSource};
 pub use broker::{
     ALLOWED_REQUESTS_MAX, AllowedRequest, BROKER_ENV_MAX, BROKERS_MAX, Broker, BrokerError, BrokerKeys,
-    Upstream, brokered_twice,
+    HOP_BY_HOP_HEADERS, Upstream, brokered_twice,
 };
 pub use command::{Artifact, CommandLine, GuestInit, SetupStep};
 pub use dns::{

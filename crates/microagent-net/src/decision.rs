@@ -10,7 +10,7 @@ use std::hash::{BuildHasher as _, Hash};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use microagent_model::egress::{Decision, Reason, Subject};
+use microagent_model::egress::Decision;
 
 /// Lines that may come at once.
 pub const BURST: u32 = 1000;
@@ -87,19 +87,7 @@ impl Journal {
             return;
         }
         self.suppressed_said = Some(now);
-        self.waiting.push(Decision {
-            at,
-            record: Subject::Suppressed,
-            protocol: None,
-            name: None,
-            address: None,
-            port: None,
-            target: None,
-            allowed: false,
-            reason: Reason::TooMany,
-            request: None,
-            count: Some(std::mem::take(&mut self.suppressed)),
-        });
+        self.waiting.push(Decision::suppressed(at, std::mem::take(&mut self.suppressed)));
     }
 
     /// Whether [`Journal::tick`] will have something to say.
@@ -139,23 +127,17 @@ impl Journal {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use microagent_model::egress::Protocol;
+    use microagent_model::egress::{Protocol, Reason, Subject};
 
     use super::*;
 
     fn decision() -> Decision {
         Decision {
-            at: Timestamp::UNIX_EPOCH,
-            record: Subject::Connection,
             protocol: Some(Protocol::Tcp),
             name: Some("example.org".to_owned()),
             address: Some(Ipv4Addr::new(192, 0, 2, 1)),
             port: Some(443),
-            target: None,
-            allowed: true,
-            reason: Reason::Name,
-            request: None,
-            count: None,
+            ..Decision::new(Timestamp::UNIX_EPOCH, Subject::Connection, true, Reason::Name)
         }
     }
 

@@ -426,19 +426,7 @@ impl EgressFilter {
     }
 
     fn decision(&self, record: Subject, allowed: bool, reason: Reason) -> Decision {
-        Decision {
-            at: self.now.day,
-            record,
-            protocol: None,
-            name: None,
-            address: None,
-            port: None,
-            target: None,
-            allowed,
-            reason,
-            request: None,
-            count: None,
-        }
+        Decision::new(self.now.day, record, allowed, reason)
     }
 
     fn name_decision(&self, name: Option<String>, allowed: bool, reason: Reason) -> Decision {

@@ -7,7 +7,7 @@
 
 mod jail;
 
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
@@ -16,12 +16,12 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use microagent_broker::{Instructions, serve};
-use microagent_model::egress::{Decision, Reason, Subject};
+use microagent_model::egress::{Decision, Subject};
 use rustix::process::{Pid, WaitOptions, getpid, waitpid};
 
 use crate::core_dump::never_dump_core;
 use crate::descriptors::close_all_but;
-use crate::handover::{hand_over, take_over};
+use crate::handover::{exit_code, hand_over, take_over};
 use crate::jail::{die_with, give_up_capabilities};
 use crate::network_stack::messages::send_message;
 use crate::network_stack::use_descriptors;
@@ -48,36 +48,13 @@ pub(crate) fn instruct(
 
 /// The line that says that the process that serves has ended, or that another one runs.
 pub(crate) fn brokers_change(is_up: bool) -> Decision {
-    Decision {
-        at: Timestamp::now(),
-        record: Subject::Brokers,
-        protocol: None,
-        name: None,
-        address: None,
-        port: None,
-        target: None,
-        allowed: is_up,
-        reason: if is_up { Reason::Up } else { Reason::Down },
-        request: None,
-        count: None,
-    }
+    Decision::process_change(Timestamp::now(), Subject::Brokers, is_up)
 }
 
 /// Runs this process as the guard of brokers. Returns the exit code.
 pub(crate) fn brokers() -> i32 {
     never_dump_core();
-    exit_code(run())
-}
-
-fn exit_code(result: io::Result<()>) -> i32 {
-    match result {
-        Ok(()) => 0,
-        Err(error) => {
-            // The supervisor keeps what is said here.
-            let _ = writeln!(io::stderr(), "microagent: brokers: {}", microagent_proto::chain(&error));
-            1
-        }
-    }
+    exit_code("brokers", run())
 }
 
 fn run() -> io::Result<()> {
@@ -140,7 +117,7 @@ impl Guard {
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                let code = exit_code(self.serve(guard));
+                let code = exit_code("brokers", self.serve(guard));
                 // SAFETY: ends the child without what its parent has registered for its own end.
                 unsafe { libc::_exit(code) }
             }

@@ -1,22 +1,60 @@
-//! How a process that was just started gets its instructions: bytes with descriptors, over its standard input.
+//! How this program starts itself as another process of a supervisor, and gives that process its instructions: bytes
+//! with descriptors, over its standard input.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
+use microagent_store::SUPERVISE_ARGUMENT;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+use tokio::process::Child;
 use zeroize::Zeroizing;
+
+use crate::spawn::{Program, spawn};
+
+/// This program, even if its file was replaced.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Most descriptors that are handed over.
 const DESCRIPTORS_MAX: usize = 4;
 
 /// Deadline of both sides.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Starts this program with an argument that says what it serves; gives the socket for its instructions.
+///
+/// # Errors
+/// Fails when it cannot be started.
+pub(crate) fn spawn_server(argument: &str) -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let args = [SUPERVISE_ARGUMENT.into(), argument.into()];
+    let server = spawn(Program {
+        path: Path::new(THIS_PROGRAM),
+        args: &args,
+        inherit: &[],
+        stdin: Some(theirs.into()),
+        jail: None,
+    })?;
+    Ok((server, ours))
+}
+
+/// The exit code of such a process.
+pub(crate) fn exit_code(what: &str, result: io::Result<()>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            // The supervisor keeps what is said here.
+            let _ = writeln!(io::stderr(), "microagent: {what}: {}", microagent_proto::chain(&error));
+            1
+        }
+    }
+}
 
 /// Sends bytes and descriptors.
 ///

@@ -11,7 +11,7 @@ mod keeper;
 pub(crate) mod messages;
 mod reports;
 
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -30,7 +30,7 @@ use keeper::Connections;
 pub(crate) use reports::{KeeperReport, KeeperReports};
 
 use crate::core_dump::never_dump_core;
-use crate::handover::{hand_over, take_over};
+use crate::handover::{exit_code, hand_over, take_over};
 use crate::mapped::SharedNumber;
 use crate::spec::HostFiles;
 
@@ -85,19 +85,7 @@ fn take_instructions(control: &UnixStream) -> io::Result<(Instructions, Vec<Owne
 /// Runs this process as the keeper of a network stack. Returns the exit code.
 pub(crate) fn network_stack() -> i32 {
     never_dump_core();
-    exit_code(run())
-}
-
-/// The exit code of a process of this kind.
-fn exit_code(result: io::Result<()>) -> i32 {
-    match result {
-        Ok(()) => 0,
-        Err(error) => {
-            // The supervisor keeps what is said here.
-            let _ = writeln!(io::stderr(), "microagent: network stack: {}", microagent_proto::chain(&error));
-            1
-        }
-    }
+    exit_code("network stack", run())
 }
 
 fn run() -> io::Result<()> {

@@ -22,6 +22,7 @@ pub use microagent_store::{
 };
 use microagent_vm::OutputReader;
 pub use microagent_vm::{ControlError, KvmUnusable, PortError, SuperviseError};
+use rustix::io::Errno;
 
 pub use self::action::Action;
 pub use self::connection::ConnectionFault;
@@ -31,7 +32,6 @@ pub use self::snapshot::SnapshotError;
 pub use self::sync::SyncError;
 pub use crate::invalid::InvalidRequest;
 use crate::{Hint, SecretError, SecretFault, SetupFailure, SpecError};
-use rustix::io::Errno;
 
 /// Why an operation failed.
 ///

@@ -55,6 +55,35 @@ pub struct Decision {
     pub count: Option<u64>,
 }
 
+impl Decision {
+    /// A decision with what every decision has, and no other field.
+    pub fn new(at: Timestamp, record: Subject, allowed: bool, reason: Reason) -> Decision {
+        Decision {
+            at,
+            record,
+            protocol: None,
+            name: None,
+            address: None,
+            port: None,
+            target: None,
+            allowed,
+            reason,
+            request: None,
+            count: None,
+        }
+    }
+
+    /// The line that says how many decisions were left out.
+    pub fn suppressed(at: Timestamp, count: u64) -> Decision {
+        Decision { count: Some(count), ..Decision::new(at, Subject::Suppressed, false, Reason::TooMany) }
+    }
+
+    /// The line that says that a process that carries the guest's traffic has ended, or that another one runs.
+    pub fn process_change(at: Timestamp, record: Subject, is_up: bool) -> Decision {
+        Decision::new(at, record, is_up, if is_up { Reason::Up } else { Reason::Down })
+    }
+}
+
 /// A request through a broker. It is recorded when it is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BrokeredRequest {
@@ -163,17 +192,11 @@ mod tests {
 
     fn decision() -> Decision {
         Decision {
-            at: Timestamp::UNIX_EPOCH,
-            record: Subject::Connection,
             protocol: Some(Protocol::Tcp),
             name: Some("example.org".to_owned()),
             address: Some(Ipv4Addr::new(192, 0, 2, 1)),
             port: Some(443),
-            target: None,
-            allowed: true,
-            reason: Reason::Name,
-            request: None,
-            count: None,
+            ..Decision::new(Timestamp::UNIX_EPOCH, Subject::Connection, true, Reason::Name)
         }
     }
 

@@ -192,17 +192,8 @@ mod tests {
 
     fn decision(name: String) -> Decision {
         Decision {
-            at: Timestamp::UNIX_EPOCH,
-            record: Subject::Name,
-            protocol: None,
             name: Some(name),
-            address: None,
-            port: None,
-            target: None,
-            allowed: true,
-            reason: Reason::Mode,
-            request: None,
-            count: None,
+            ..Decision::new(Timestamp::UNIX_EPOCH, Subject::Name, true, Reason::Mode)
         }
     }
 

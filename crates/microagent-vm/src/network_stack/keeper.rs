@@ -27,6 +27,7 @@ use super::messages::message_pair;
 use super::reports::{KeeperReport, report};
 use super::{Instructions, serve};
 use crate::descriptors::close_all_but;
+use crate::handover::exit_code;
 use crate::jail::{NEWEST, allow, die_with, give_up_capabilities};
 use crate::mapped::SharedNumber;
 use crate::replacements::{REPLACEMENTS_MAX, Replacements};
@@ -138,7 +139,7 @@ impl Keeper {
                 let served = die_with(keeper)
                     .and_then(|()| close_all_but(kept))
                     .and_then(|()| serve(&self.instructions, descriptors, brokers, &self.moved, is_resumed));
-                let code = super::exit_code(served);
+                let code = exit_code("network stack", served);
                 // SAFETY: ends the child without what its parent has registered for its own end.
                 unsafe { libc::_exit(code) }
             }

@@ -6,13 +6,10 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use microagent_model::egress::{Decision, Subject};
-use microagent_store::SUPERVISE_ARGUMENT;
 use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
@@ -23,11 +20,11 @@ use tokio::time::timeout;
 
 use super::Shared;
 use super::machine::REAP_DEADLINE;
-use super::network::{LINE_LIMIT, THIS_PROGRAM, record};
+use super::network::{LINE_LIMIT, record};
 use crate::bounded_log::BoundedLog;
 use crate::brokers::{BROKERS_ARGUMENT, brokers_change, instruct};
+use crate::handover::spawn_server;
 use crate::network_stack::messages::message_pair;
-use crate::spawn::{Program, spawn};
 use crate::spec::BrokersSpec;
 
 /// How long they may take to end when the network stack has ended.
@@ -52,18 +49,10 @@ pub(super) struct Brokers {
 impl Brokers {
     /// Starts them; gives what network stacks send connections to.
     pub(super) fn start(spec: &BrokersSpec, log: &Shared<BoundedLog>) -> io::Result<(Brokers, OwnedFd)> {
-        let (ours, theirs) = StdUnixStream::pair()?;
-        let args = [SUPERVISE_ARGUMENT.into(), BROKERS_ARGUMENT.into()];
-        let mut guard = spawn(Program {
-            path: Path::new(THIS_PROGRAM),
-            args: &args,
-            inherit: &[],
-            stdin: Some(theirs.into()),
-            jail: None,
-        })?;
+        let (mut guard, control) = spawn_server(BROKERS_ARGUMENT)?;
         let (stacks, connections) = message_pair()?;
         let (reports, audit) = message_pair()?;
-        instruct(&ours, &spec.instructions.0, [connections.as_fd(), audit.as_fd()])?;
+        instruct(&control, &spec.instructions.0, [connections.as_fd(), audit.as_fd()])?;
         let (kill, is_ending) = (Rc::new(Notify::new()), Rc::new(Cell::new(false)));
         let pid = guard.id().and_then(|pid| i32::try_from(pid).ok());
         let stderr = guard.stderr.take();

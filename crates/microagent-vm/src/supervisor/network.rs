@@ -8,7 +8,6 @@ use std::cell::RefCell;
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::process::ExitStatus;
 use std::rc::Rc;
@@ -16,10 +15,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_model::Publish;
-use microagent_model::egress::{Decision, Reason, Subject};
+use microagent_model::egress::{Decision, Subject};
 use microagent_model::{FailureKind, WorkspaceFailure};
 use microagent_net::{HostAddresses, PortNumber};
-use microagent_store::{Link, ProcessId, SUPERVISE_ARGUMENT, WorkspaceDir};
+use microagent_store::{Link, ProcessId, WorkspaceDir};
 use tokio::process::{Child, ChildStderr};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
@@ -28,16 +27,13 @@ use super::brokers::Brokers;
 use super::machine::{REAP_DEADLINE, start_failure};
 use super::{Shared, full_or_boot};
 use crate::bounded_log::BoundedLog;
+use crate::handover::spawn_server;
 use crate::machine::LINK_MTU;
 use crate::network_stack::{
     Instructions, KeeperReport, KeeperReports, NETWORK_STACK_ARGUMENT, StackChannel, instruct,
 };
 use crate::ports::{PortError, listen_at};
-use crate::spawn::{Program, spawn};
 use crate::spec::NetworkSpec;
-
-/// This program, even if its file was replaced.
-pub(super) const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// How long a stack may take to end when its control socket closes.
 const END_PATIENCE: Duration = Duration::from_secs(4);
@@ -110,7 +106,7 @@ impl Network {
         let log = Rc::new(RefCell::new(log));
         let brokers = spec.brokers.as_ref().map(|brokers| Brokers::start(brokers, &log));
         let (brokers, stacks) = brokers.transpose().map_err(|e| cannot_start(&e))?.unzip();
-        let (keeper, control) = spawn_keeper().map_err(|e| cannot_start(&e))?;
+        let (keeper, control) = spawn_server(NETWORK_STACK_ARGUMENT).map_err(|e| cannot_start(&e))?;
         let (channel, theirs) = StackChannel::pair().map_err(|e| cannot_start(&e))?;
         let (reports, keepers) = KeeperReports::pair().map_err(|e| cannot_start(&e))?;
         let mut descriptors = vec![device.as_fd(), theirs.as_fd(), keepers.as_fd()];
@@ -329,20 +325,6 @@ struct PublishedPort {
     socket: Option<OwnedFd>,
 }
 
-/// Starts the keeper; gives the socket for its instructions.
-fn spawn_keeper() -> io::Result<(Child, StdUnixStream)> {
-    let (ours, theirs) = StdUnixStream::pair()?;
-    let args = [SUPERVISE_ARGUMENT.into(), NETWORK_STACK_ARGUMENT.into()];
-    let keeper = spawn(Program {
-        path: Path::new(THIS_PROGRAM),
-        args: &args,
-        inherit: &[],
-        stdin: Some(theirs.into()),
-        jail: None,
-    })?;
-    Ok((keeper, ours))
-}
-
 /// Writes down what the stack decides. A stack that says anything else was taken over: it is not listened to any more.
 async fn log_decisions(channel: Rc<StackChannel>, log: Shared<BoundedLog>) {
     while let Ok(lines) = channel.decisions().await {
@@ -358,19 +340,7 @@ async fn log_decisions(channel: Rc<StackChannel>, log: Shared<BoundedLog>) {
 }
 
 fn network_change(is_up: bool) -> Decision {
-    Decision {
-        at: Timestamp::now(),
-        record: Subject::Network,
-        protocol: None,
-        name: None,
-        address: None,
-        port: None,
-        target: None,
-        allowed: is_up,
-        reason: if is_up { Reason::Up } else { Reason::Down },
-        request: None,
-        count: None,
-    }
+    Decision::process_change(Timestamp::now(), Subject::Network, is_up)
 }
 
 pub(super) fn record(log: &RefCell<BoundedLog>, decision: &Decision) {
