@@ -17,6 +17,7 @@ mod open;
 mod parents;
 mod process;
 mod record;
+mod removal;
 mod settings;
 mod snapshot;
 mod state_dir;
