@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::HealthSettings;
+
 /// Settings of a guest's system. The default changes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -27,6 +29,8 @@ pub struct GuestSettings {
     pub stop_timeout_s: Option<u32>,
     /// Time to live in seconds: how long a machine may run after its start before it is halted. At least 1.
     pub ttl_s: Option<u32>,
+    /// How to find out whether the workspace is well, over what the image says.
+    pub health: HealthSettings,
 }
 
 impl GuestSettings {

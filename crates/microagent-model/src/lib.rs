@@ -14,6 +14,7 @@ mod dns;
 pub mod egress;
 mod forward;
 mod guest_settings;
+mod health;
 mod job;
 mod label;
 mod machine;
@@ -40,6 +41,10 @@ pub use forward::{FORWARDS_MAX, Forward, ForwardError, forwarded_twice};
 pub use guest_settings::{
     GuestSettings, RootAccess, SETTINGS_MAX, STOP_TIMEOUT_MAX, SettingError, Tmpfs, ULIMITS, Ulimit,
     check_sysctl, parse_sysctl,
+};
+pub use health::{
+    HEALTH_RETRIES_MAX, HEALTH_TIME_MAX, HEALTH_TIME_MIN, HealthCommand, HealthPlan, HealthProgress,
+    HealthSettings, HealthState, HealthStateError, HealthTiming,
 };
 pub use job::{JobId, JobIdError, JobState};
 pub use label::{LABEL_NAME_MAX, LABEL_VALUE_MAX, LABELS_MAX, LabelError, Labels, check_label, parse_label};

@@ -113,4 +113,6 @@ pub enum FailureKind {
     Service,
     /// The supervisor cannot listen on a published port.
     PortUnavailable,
+    /// Its health check failed, and it was ended for that.
+    Unhealthy,
 }

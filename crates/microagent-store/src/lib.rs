@@ -10,6 +10,7 @@
 mod atomic;
 mod control;
 mod events;
+mod health;
 mod job;
 mod lock;
 mod machine_state;
@@ -31,6 +32,7 @@ pub use atomic::{
 };
 pub use control::{CONTROL_KEY_LEN, ControlKey};
 pub use events::StateEvent;
+pub use health::{HEALTH_CHECKS_MAX, HEALTH_OUTPUT_MAX, HealthReport, HealthResult};
 pub use job::{JOB_COMMAND_LIMIT, JobDir, JobEnd, JobRecord};
 pub use lock::{Lock, LockError};
 pub use machine_state::{Link, MachineState, OneStart};

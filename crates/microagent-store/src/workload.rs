@@ -3,7 +3,7 @@
 //! It holds what the user gave with `--env` and `--setup`, so it is as private as the disk (mode 0600) and
 //! never printed. A disposable run has none.
 
-use microagent_model::{CommandLine, GuestInit, SetupStep};
+use microagent_model::{CommandLine, GuestInit, HealthSettings, SetupStep};
 use serde::{Deserialize, Serialize};
 
 use crate::WorkspaceDir;
@@ -34,6 +34,9 @@ pub struct Workload {
     pub init: GuestInit,
     /// The image's stop signal, by name or number.
     pub stop_signal: Option<String>,
+    /// The image's health check.
+    #[serde(default)]
+    pub health: HealthSettings,
     /// Setup steps that have not run yet; the next start begins with them, on a fresh disk.
     #[serde(with = "steps")]
     pub setup: Vec<SetupStep>,

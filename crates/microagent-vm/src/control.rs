@@ -81,7 +81,7 @@ pub(crate) enum ControlRequest {
     Change {
         /// The change.
         request: ChangeRequest,
-        /// Only for `Halt` and `Stop`; at most [`STOP_TIMEOUT_MAX`](microagent_model::STOP_TIMEOUT_MAX) counts.
+        /// Only for `Halt`, `Stop` and `EndUnhealthy`; at most [`STOP_TIMEOUT_MAX`](microagent_model::STOP_TIMEOUT_MAX) counts.
         grace: Option<Duration>,
     },
     /// A time to live from now on; without a time, the one that the machine has. 0 removes it.
@@ -227,7 +227,9 @@ pub async fn change_with(
 ) -> Result<Answer, ControlError> {
     let deadline = match request {
         // The service has this time, and what is left of the guest's processes has it again.
-        ChangeRequest::Halt | ChangeRequest::Stop => END_DEADLINE + 2 * grace.unwrap_or_default(),
+        ChangeRequest::Halt | ChangeRequest::Stop | ChangeRequest::EndUnhealthy => {
+            END_DEADLINE + 2 * grace.unwrap_or_default()
+        }
         ChangeRequest::Quarantine => QUARANTINE_DEADLINE,
         ChangeRequest::Kill | ChangeRequest::Pause | ChangeRequest::Resume => ANSWER_DEADLINE,
     };

@@ -57,7 +57,7 @@ pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{Backing, OverlayError, create_overlay, grow_overlay};
 pub use ports::{BoundPort, PortError, bind_published, choose_ports};
 pub use spec::{
-    BrokersSpec, Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, LayerFile, MachineSpec, Outcome,
+    BrokersSpec, Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, HealthSpec, LayerFile, MachineSpec, Outcome,
     RelayedOutput, Report, SPEC_LIMIT, SUPERVISOR_PROTOCOL, StartMode, Step, SupervisorSpec, Timeline, Work,
 };
 pub use supervisor::supervise;

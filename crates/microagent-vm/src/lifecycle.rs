@@ -180,6 +180,9 @@ pub enum ChangeRequest {
     Resume,
     /// Isolates the machine and stops its processors permanently; its memory is kept.
     Quarantine,
+    /// A clean shutdown because the health check failed, after which the workspace is `failed`. Processes that do not end
+    /// in time are killed.
+    EndUnhealthy,
 }
 
 /// An action of the driver after an event.
@@ -477,6 +480,10 @@ impl Lifecycle {
                 let (next, effects) = self.finish(&phase, outcome, traits);
                 self.await_change(next, client, request, effects)
             }
+            (phase @ (P::Running | P::StoppingService), R::EndUnhealthy) if self.serving => {
+                let (next, effects) = self.finish(&phase, unhealthy(), traits);
+                self.await_change(next, client, request, effects)
+            }
             // Before it serves its caller waits for that, and a paused guest does not get there.
             (P::Running, R::Pause) if self.serving => {
                 self.await_change(P::Pausing, client, request, vec![Effect::Pause])
@@ -484,7 +491,7 @@ impl Lifecycle {
             (P::Pausing, R::Pause) => self.await_change(P::Pausing, client, request, Vec::new()),
             (P::Paused, R::Resume) => self.await_change(P::Resuming, client, request, vec![Effect::Resume]),
             (P::Resuming, R::Resume) => self.await_change(P::Resuming, client, request, Vec::new()),
-            (phase, R::Halt | R::Stop | R::Pause | R::Resume | R::Quarantine) => {
+            (phase, R::Halt | R::Stop | R::Pause | R::Resume | R::Quarantine | R::EndUnhealthy) => {
                 self.refuse(phase, client, traits)
             }
         }
@@ -502,7 +509,9 @@ fn while_stopping(outcome: Outcome, event: Event, traits: MachineTraits) -> Next
     use Event as E;
     let not_flushed = |message: String| {
         let message = match outcome {
-            Outcome::Halted | Outcome::Stopped => format!("it did not shut down cleanly: {message}"),
+            Outcome::Halted | Outcome::Stopped | Outcome::Failed(_) => {
+                format!("it did not shut down cleanly: {message}")
+            }
             _ => format!("the command ended, but its disk was not flushed: {message}"),
         };
         fail(FailureKind::GuestDied, message)
@@ -560,6 +569,11 @@ fn end(outcome: Outcome) -> Next {
 
 fn fail(kind: FailureKind, message: String) -> Next {
     end(Outcome::Failed(WorkspaceFailure { kind, message }))
+}
+
+fn unhealthy() -> Outcome {
+    let message = "its health check failed".to_owned();
+    Outcome::Failed(WorkspaceFailure { kind: FailureKind::Unhealthy, message })
 }
 
 fn guest_died(message: String) -> Answer {

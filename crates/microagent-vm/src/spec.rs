@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use microagent_model::{EgressPolicy, Forward, Layer, Publish, VolumeName, WorkspaceFailure};
+use microagent_model::{EgressPolicy, Forward, HealthTiming, Layer, Publish, VolumeName, WorkspaceFailure};
 use microagent_net::NameOptions;
 use microagent_proto::{Configure, Exec, SecretValue};
 use microagent_store::{OneStart, RecordedResult};
@@ -22,7 +22,7 @@ pub const SPEC_LIMIT: usize = 16 * 1024 * 1024;
 /// messages of the control socket. It changes with each change of one of these types; a test checks that. The
 /// protocol between supervisor and agent has a number of its own ([`microagent_proto::GENERATION`]): a client of
 /// another generation can end a machine, but cannot communicate with its guest.
-pub const SUPERVISOR_PROTOCOL: u16 = 14;
+pub const SUPERVISOR_PROTOCOL: u16 = 15;
 
 /// Largest [`Report`] in bytes.
 pub(crate) const REPORT_LIMIT: usize = 128 * 1024;
@@ -220,6 +220,8 @@ pub enum Work {
         service: Option<Exec>,
         /// The stop signal, 1 to 64.
         stop_signal: u8,
+        /// The health check.
+        health: Option<HealthSpec>,
         /// Whether the machine outlives its caller, as after `start`. Otherwise the disk of a resting workspace is
         /// booted offline: the record is not changed, and the machine ends with its caller.
         detached: bool,
@@ -237,6 +239,15 @@ pub enum RelayedOutput {
     Command,
     /// Output of setup steps and command.
     All,
+}
+
+/// The health check of a machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HealthSpec {
+    /// The command.
+    pub exec: Exec,
+    /// When it is run, and what its results mean.
+    pub timing: HealthTiming,
 }
 
 /// Identifies a disk that was not used since its creation.
@@ -291,6 +302,14 @@ impl Work {
     /// Whether there is a service to which a stop signal can be sent.
     pub(crate) fn has_service(&self) -> bool {
         matches!(self, Work::Serve { service: Some(_), .. })
+    }
+
+    /// The health check, if there is one.
+    pub(crate) fn health(&self) -> Option<&HealthSpec> {
+        match self {
+            Work::Serve { health, .. } => health.as_ref(),
+            _ => None,
+        }
     }
 
     /// Whether the machine outlives its caller after the start is complete.

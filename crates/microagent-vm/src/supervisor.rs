@@ -14,6 +14,7 @@ mod dir_watch;
 mod drive;
 mod effects;
 mod guest_end;
+mod health;
 mod jobs;
 mod liveness;
 mod machine;
@@ -39,7 +40,8 @@ use microagent_model::{FailureKind, State, WorkspaceFailure};
 use microagent_proto::{GENERATION, SHUT_DOWN_REST, read_secret_message, write_message};
 use microagent_qemu::features::Features;
 use microagent_store::{
-    Lock, LockError, MachineProcesses, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord, WriteError,
+    HealthReport, Lock, LockError, MachineProcesses, ProcessId, StateDir, WorkspaceDir, WorkspaceRecord,
+    WriteError,
 };
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -396,6 +398,11 @@ impl Driver {
             record.machine.expires_at = None;
             record.machine.one_start.clone_from(&self.spec.one_start);
             record.machine.weak_jail.clone_from(&self.spec.weak_jail);
+        }
+        if self.record.is_some() {
+            // Readers would take the last machine's health for this one's.
+            HealthReport::remove(&self.dir)
+                .map_err(|source| WriteError::Write { path: self.dir.machine(), source })?;
         }
         let weak = &self.spec.weak_jail;
         let weak = (!weak.is_empty()).then(|| format!("weak jail: {}", weak.join("; ")));

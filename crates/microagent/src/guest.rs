@@ -154,7 +154,7 @@ impl Workspace {
         let (forwards, brokers) = (Vec::new(), Vec::new());
         let kept =
             WorkspaceRecord { disposable: false, disks, settings, forwards, brokers, ..record.clone() };
-        let work = Work::Serve { service: None, stop_signal: SIGTERM, detached: false };
+        let work = Work::Serve { service: None, stop_signal: SIGTERM, health: None, detached: false };
         let spec = engine.spec(&programs, &MachineRequest::of(&kept, &dir, &base)?, work)?;
         let machine = match extra {
             OfflineDisks::ItsOwn => spec.machine,

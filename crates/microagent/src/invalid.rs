@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    BROKERS_MAX, BrokerError, DISK_MIB_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX, PortSelector,
-    Publish, RATE_MAX, SETTINGS_MAX, SecretReferenceError, SettingError, VolumeName, VolumeNameError,
-    WorkspaceName,
+    BROKERS_MAX, BrokerError, DISK_MIB_MAX, HEALTH_RETRIES_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX,
+    PortSelector, Publish, RATE_MAX, SETTINGS_MAX, SecretReferenceError, SettingError, VolumeName,
+    VolumeNameError, WorkspaceName,
 };
 use microagent_proto::SECRETS_MAX;
 
@@ -51,6 +51,24 @@ pub enum InvalidRequest {
         /// Its path.
         path: String,
     },
+    /// The workspace has no health check that could be waited for.
+    #[error("workspace `{name}` has no health check")]
+    NoHealthCheck {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// A time of the health check is too short or too long.
+    #[error("the {what} of the health check is too short or too long")]
+    HealthTime {
+        /// The time.
+        what: &'static str,
+    },
+    /// A health check must fail at least once, and not too often.
+    #[error("a health check has 1 to {HEALTH_RETRIES_MAX} retries")]
+    HealthRetries,
+    /// The health check is empty.
+    #[error("the health check is no command")]
+    HealthCommand,
     /// Two artifacts have the same name.
     #[error("output `{name}` is declared twice")]
     ArtifactTwice {
@@ -388,6 +406,11 @@ impl InvalidRequest {
             }
             InvalidRequest::StopSignal { .. } => "name one, such as SIGINT or 2",
             InvalidRequest::LongStopTimeout { .. } => "give a number of seconds up to 86400",
+            InvalidRequest::NoHealthCheck { .. } => "wait until it is running, or give it a health check",
+            InvalidRequest::HealthTime { .. } => {
+                "a time is 500 milliseconds to a day; a start period may be 0"
+            }
+            InvalidRequest::HealthRetries | InvalidRequest::HealthCommand => "give another one, or omit it",
             InvalidRequest::NothingToRenew { .. } => "give one, such as 1h",
             InvalidRequest::ReadOnlySetup => "run setup when a workspace is created, or omit one of them",
             InvalidRequest::TooManyLabels { .. } => "keep data in files; labels are for finding workspaces",

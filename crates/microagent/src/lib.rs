@@ -195,16 +195,17 @@ pub use jiff::Timestamp;
 pub use microagent_model::{
     AddedAddress, AddedHost, AllowedRequest, Artifact, Attachment, Broker, BrokerError, CommandLine,
     DiskSource, DnsError, DnsSettings, FailureKind, Forward, ForwardError, GuestInit, GuestSettings,
-    ImageIdentity, JobId, JobIdError, JobState, LabelError, Labels, LinkState, NameError, NameServer,
-    NetworkMode, PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError, PublishRange, RateLimits,
-    Resources, RestartPolicy, RestartPolicyError, RootAccess, SearchDomain, SecretReference,
-    SecretReferenceError, SecretSource, SettingError, SetupStep, SnapshotTag, SnapshotTagError, State, Tmpfs,
-    Ulimit, Upstream, VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label,
-    parse_sysctl, signal_name, signal_number,
+    HealthCommand, HealthPlan, HealthSettings, HealthState, HealthStateError, HealthTiming, ImageIdentity,
+    JobId, JobIdError, JobState, LabelError, Labels, LinkState, NameError, NameServer, NetworkMode,
+    PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError, PublishRange, RateLimits, Resources,
+    RestartPolicy, RestartPolicyError, RootAccess, SearchDomain, SecretReference, SecretReferenceError,
+    SecretSource, SettingError, SetupStep, SnapshotTag, SnapshotTagError, State, Tmpfs, Ulimit, Upstream,
+    VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name,
+    signal_number,
 };
 pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;
-pub use microagent_store::{ProcessId, StateEvent};
+pub use microagent_store::{HealthReport, HealthResult, ProcessId, StateEvent};
 pub use microagent_vm::{
     JOB_OUTPUT_LIMIT, JobOutputPiece, OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode,
     Timeline, fail_oversized_writes, never_dump_core, supervise,

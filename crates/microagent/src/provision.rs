@@ -23,7 +23,7 @@ use crate::broker::{check_brokers, stored_broker};
 use crate::error::InvalidRequest;
 use crate::secret::{Resolved, check_references, stored};
 use crate::supervisor_spec::{HostPrograms, new_identity};
-use crate::workspace::setup_digest;
+use crate::workspace::{check_health, health_of_image, setup_digest};
 use crate::{Engine, Error, Event, Progress, RunCommand, WorkspaceOptions};
 
 /// Free space that an image's disk has beyond its content, in MiB.
@@ -203,8 +203,18 @@ fn check_labels(labels: &Labels) -> Result<(), InvalidRequest> {
 
 /// Refuses settings that no guest takes, and too many.
 fn check_settings(settings: &GuestSettings) -> Result<(), InvalidRequest> {
-    let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root: _, stop_signal, stop_timeout_s, ttl_s: _ } =
-        settings;
+    let GuestSettings {
+        sysctls,
+        tmpfs,
+        shm_bytes,
+        ulimits,
+        root: _,
+        stop_signal,
+        stop_timeout_s,
+        ttl_s: _,
+        health,
+    } = settings;
+    check_health(health)?;
     if let Some(count) = [sysctls.len(), tmpfs.len(), ulimits.len()].into_iter().find(|n| *n > SETTINGS_MAX) {
         return Err(InvalidRequest::TooManySettings { count });
     }
@@ -437,6 +447,7 @@ pub(crate) fn new_workload(options: &WorkspaceOptions, config: &ImageConfig, hos
         shell: None,
         init: options.init,
         stop_signal: config.stop_signal.clone(),
+        health: health_of_image(config),
         setup: options.setup.clone(),
         setup_digest: Some(setup_digest(&options.setup)),
     }

@@ -138,6 +138,9 @@ pub struct SpecFile {
     pub ulimits: Option<Vec<Ulimit>>,
     /// Whether programs can only read the root disk.
     pub read_only: Option<bool>,
+    /// The health check; replaces the image's. Not for `run`.
+    #[serde(deserialize_with = "forms::or_default")]
+    pub health_check: SpecHealthCheck,
     /// Signal that asks the service to end, in place of the image's.
     pub stop_signal: Option<String>,
     /// Time for processes to end at a halt or stop: seconds, or units as in 1m30s.
@@ -294,6 +297,38 @@ pub struct SpecEgress {
     pub max_connections: Option<u32>,
     /// Most bytes that are transferred after each start, both directions together.
     pub max_bytes: Option<u64>,
+}
+
+/// The health check. What is not given is the image's, or a default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[non_exhaustive]
+pub struct SpecHealthCheck {
+    /// Shell line, or program and arguments; exit code 0 means healthy.
+    #[serde(deserialize_with = "forms::service")]
+    #[cfg_attr(test, schemars(with = "Option<reference::TextOrWords>"))]
+    pub command: Option<Service>,
+    /// Whether there is none, also if the image has one.
+    pub disable: Option<bool>,
+    /// Time between checks: seconds, or as in 1m30s; default 30.
+    #[serde(deserialize_with = "forms::timeout")]
+    #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
+    pub interval: Option<Duration>,
+    /// Longest time of one check; default 30.
+    #[serde(deserialize_with = "forms::timeout")]
+    #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
+    pub timeout: Option<Duration>,
+    /// Time after the start without counting failures; default none.
+    #[serde(deserialize_with = "forms::timeout")]
+    #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
+    pub start_period: Option<Duration>,
+    /// Time between checks in that time; default 5.
+    #[serde(deserialize_with = "forms::timeout")]
+    #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
+    pub start_interval: Option<Duration>,
+    /// Failed checks in a row after which it is unhealthy; default 3.
+    pub retries: Option<u32>,
 }
 
 /// Limits of disk and network throughput.

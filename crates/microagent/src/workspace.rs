@@ -10,6 +10,7 @@ mod diff;
 mod egress;
 mod exec;
 mod files;
+mod health;
 mod job;
 mod lifecycle;
 mod logs;
@@ -28,13 +29,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_model::{
-    Artifact, Attachment, DnsSettings, EgressPolicy, GuestSettings, ImageIdentity, Labels, LinkState,
-    NetworkMode, RateLimits, Resources, RestartPolicy, SecretReference, State, WorkspaceFailure,
+    Artifact, Attachment, DnsSettings, EgressPolicy, GuestSettings, HealthState, ImageIdentity, Labels,
+    LinkState, NetworkMode, RateLimits, Resources, RestartPolicy, SecretReference, State, WorkspaceFailure,
     WorkspaceName,
 };
 use microagent_proto::chain;
 use microagent_store::{
-    LockError, MachineProcesses, ProcessId, SettingsLock, StateDir, WorkspaceDir, WorkspaceRecord,
+    HealthReport, LockError, MachineProcesses, ProcessId, SettingsLock, StateDir, WorkspaceDir,
+    WorkspaceRecord,
 };
 use tokio::time::{Instant, sleep};
 
@@ -55,6 +57,7 @@ pub use exec::{
     Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, StdinMode, Terminal,
 };
 pub use files::{FileContent, FileRange};
+pub(crate) use health::{check_health, health_of_image};
 pub use job::{Job, JobDetails, JobOutput, JobOutputOptions, JobStdin};
 pub(crate) use lifecycle::refused;
 pub use lifecycle::{REASON_LIMIT, StartOptions};
@@ -177,6 +180,8 @@ pub struct WorkspaceSummary {
     pub network: Option<NetworkMode>,
     /// Published ports, as [`NetworkDetails`] has them.
     pub port_forwards: Vec<PortForward>,
+    /// What its health check says; `None` without a machine that runs, or without a check.
+    pub health: Option<HealthState>,
     /// Restart policy.
     pub restart: RestartPolicy,
     /// Labels.
@@ -446,8 +451,10 @@ impl WorkspaceDetails {
 /// `None` when the workspace was deleted meanwhile.
 fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
     let observed_at = Timestamp::now();
-    match WorkspaceRecord::observe(&state.workspace(&name)) {
+    let dir = state.workspace(&name);
+    match WorkspaceRecord::observe(&dir) {
         Ok(record) => Some(WorkspaceSummary {
+            health: HealthReport::observe(&dir, &record).map(|report| report.state),
             state: Some(record.observed_state()),
             has_machine: record.has_machine(),
             problem: record.observed_failure().map(|failure| failure.message),
@@ -463,7 +470,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             labels: record.labels,
             observed_at,
         }),
-        Err(_) if !state.workspace(&name).path().is_dir() => None,
+        Err(_) if !dir.path().is_dir() => None,
         Err(error) => Some(WorkspaceSummary {
             name,
             state: None,
@@ -474,6 +481,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
             profile: None,
             network: None,
             port_forwards: Vec::new(),
+            health: None,
             restart: RestartPolicy::default(),
             expires_at: None,
             labels: Labels::new(),

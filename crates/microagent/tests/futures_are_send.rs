@@ -117,6 +117,7 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.resume());
     assert_send(workspace.quarantine(None));
     assert_send(workspace.wait(&progress));
+    assert_send(workspace.wait_healthy(&progress));
     assert_send(workspace.supervise(SuperviseOptions::new(), &progress));
     assert_send(workspace.delete(DeleteMode::Kill));
     assert_send(workspace.clone_to(&name));

@@ -78,8 +78,6 @@ const ATTACH: &str = "attach a named volume, a tar file or an ext4 image: -v SOU
 const LOGS: &str =
     "output is printed when the run ends, and the console log of a kept run is read with `microagent logs`";
 const NO_LABELS: &str = "labels are given one by one";
-const HEALTH: &str = "a run ends with its command and has no health check";
-const HEALTH_NOW: &str = "omit it; limit the time of the run with --timeout";
 const KEPT: &str = "make a workspace that is started again: microagent create NAME --image IMAGE --restart always, microagent supervise NAME";
 
 /// Every refused flag. `--network`, `--memory`, `--cpus`, `--publish` and `--volume` have checks of their own.
@@ -170,13 +168,6 @@ const FLAGS: &[DockerFlag] = &[
         LEAVE_OUT,
     ),
     except("restart", "no", FOREGROUND, KEPT),
-    valued("health-cmd", HEALTH, HEALTH_NOW),
-    valued("health-interval", HEALTH, HEALTH_NOW),
-    valued("health-retries", HEALTH, HEALTH_NOW),
-    valued("health-start-period", HEALTH, HEALTH_NOW),
-    valued("health-start-interval", HEALTH, HEALTH_NOW),
-    valued("health-timeout", HEALTH, HEALTH_NOW),
-    switch("no-healthcheck", HEALTH, LEAVE_OUT),
     // Records
     valued("log-driver", LOGS, LEAVE_OUT),
     valued("log-opt", LOGS, LEAVE_OUT),
@@ -234,17 +225,7 @@ impl DockerFlags {
 pub(crate) struct CreateDockerFlags(DockerFlags);
 
 /// Flags of `run` that mean something for a workspace, or are no flags of `docker create`.
-const OF_RUN_ALONE: [&str; 9] = [
-    "restart",
-    "detach-keys",
-    "sig-proxy",
-    "health-cmd",
-    "health-interval",
-    "health-retries",
-    "health-start-period",
-    "health-start-interval",
-    "health-timeout",
-];
+const OF_RUN_ALONE: [&str; 3] = ["restart", "detach-keys", "sig-proxy"];
 
 fn of_create(flag: &&DockerFlag) -> bool {
     !OF_RUN_ALONE.contains(&flag.long)

@@ -130,7 +130,7 @@ impl ListingArgs {
 }
 
 impl Filter {
-    /// A name matches by any part of it and a label by its name or as NAME=VALUE, as in Docker; everything else as a
+    /// `none` matches what has no value, a name matches by any part of it and a label by its name or as NAME=VALUE, as in Docker; everything else as a
     /// whole.
     fn matches(&self, value: &Value) -> bool {
         if let Value::Object(labels) = value {
@@ -139,6 +139,9 @@ impl Filter {
                 None => (self.value.as_str(), None),
             };
             return labels.get(name).is_some_and(|has| wanted.is_none_or(|wanted| has == wanted));
+        }
+        if value.is_null() && self.value == "none" {
+            return true;
         }
         let value = text(value);
         match self.key.as_str() {

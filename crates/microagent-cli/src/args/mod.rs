@@ -7,6 +7,7 @@ pub(crate) mod docker;
 pub(crate) mod docker_flags;
 pub(crate) mod docker_verbs;
 pub(crate) mod global;
+pub(crate) mod health;
 pub(crate) mod image_change;
 pub(crate) mod listing;
 pub(crate) mod machine;

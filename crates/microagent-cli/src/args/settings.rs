@@ -6,6 +6,7 @@ use clap::Args;
 use microagent::spec::value::duration;
 use microagent::{GuestSettings, RootAccess, Tmpfs, Ulimit, parse_sysctl};
 
+use crate::args::health::HealthArgs;
 use crate::args::values::{bytes, ttl};
 
 /// Settings of the guest's system.
@@ -42,6 +43,9 @@ pub(crate) struct SettingsArgs {
     /// Time to live: halt the machine this long after its start; seconds, or units as in 1h30m, or `none` [default: none]
     #[arg(long, value_name = "SECONDS", value_parser = ttl, help_heading = "Machine")]
     ttl: Option<Duration>,
+
+    #[command(flatten)]
+    health: HealthArgs,
 }
 
 impl SettingsArgs {
@@ -68,6 +72,12 @@ impl SettingsArgs {
         if let Some(ttl) = self.ttl {
             settings.set_ttl(ttl);
         }
+        self.health.lay_over(&mut settings.health);
+    }
+
+    /// The first flag that asks for a health check.
+    pub(crate) fn health_flag(&self) -> Option<&'static str> {
+        self.health.given()
     }
 }
 

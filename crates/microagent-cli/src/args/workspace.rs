@@ -180,6 +180,11 @@ impl WorkspaceArgs {
         self.network.as_deref()
     }
 
+    /// The first flag that asks for a health check.
+    pub(crate) fn health_flag(&self) -> Option<&'static str> {
+        self.settings.health_flag()
+    }
+
     /// Whether a spec file is named.
     pub(crate) fn has_spec(&self) -> bool {
         self.file.is_some()

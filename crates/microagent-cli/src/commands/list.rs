@@ -110,27 +110,36 @@ fn listing(workspaces: &[WorkspaceDocument], none: &str) -> String {
         return none.to_owned();
     }
     let rows: Vec<_> = workspaces.iter().map(row).collect();
-    let widest = rows.iter().map(|row| row[8].chars().count()).max().unwrap_or_default();
+    let widest = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let columns = [
         ("NAME", 24),
-        ("STATE", 12),
+        ("STATE", widest(1).max(12)),
         ("BACKEND", 12),
         ("PROFILE", 12),
         ("NETWORK", 10),
         ("RESTART", 14),
         ("AGE", 5),
         ("TTL", 5),
-        ("PORTS", widest.max("PORTS".len())),
+        ("PORTS", widest(8).max("PORTS".len())),
         ("IMAGE", 0),
     ];
     table(columns, &rows)
+}
+
+/// The state, with the health behind it as Docker has it.
+fn state(workspace: &WorkspaceDocument) -> String {
+    match (workspace.state, workspace.health) {
+        (None, _) => "damaged".to_owned(),
+        (Some(state), None) => state.to_string(),
+        (Some(state), Some(health)) => format!("{state} ({health})"),
+    }
 }
 
 fn row(workspace: &WorkspaceDocument) -> [String; 10] {
     let damaged = workspace.state.is_none();
     [
         workspace.name.to_string(),
-        workspace.state.map_or_else(|| "damaged".to_owned(), |state| state.to_string()),
+        state(workspace),
         workspace.backend.clone().unwrap_or_default(),
         workspace.profile.clone().unwrap_or_default(),
         workspace.network.map(|network| network.to_string()).unwrap_or_default(),
@@ -149,13 +158,12 @@ fn port(forward: &PortForwardDocument) -> String {
 
 #[cfg(test)]
 mod tests {
-    use microagent::{NetworkMode, RestartPolicy, State};
+    use microagent::{HealthState, NetworkMode, RestartPolicy, State};
 
     use super::*;
 
-    #[test]
-    fn the_listing_has_the_documented_columns() {
-        let whole = WorkspaceDocument {
+    fn whole() -> WorkspaceDocument {
+        WorkspaceDocument {
             name: "report-run".parse().unwrap(),
             state: Some(State::Stopped),
             backend: Some("linux-tcg".into()),
@@ -170,11 +178,17 @@ mod tests {
                 host_port: 8080,
                 guest_port: 80.try_into().unwrap(),
             }],
+            health: None,
             restart: RestartPolicy::Never,
             labels: microagent::Labels::new(),
             observed_at: jiff::Timestamp::from_second(7300).unwrap(),
             problem: None,
-        };
+        }
+    }
+
+    #[test]
+    fn the_listing_has_the_documented_columns() {
+        let whole = whole();
         let damaged = WorkspaceDocument {
             name: "run-1781167843059951259".parse().unwrap(),
             state: None,
@@ -195,6 +209,22 @@ NAME                     STATE        BACKEND      PROFILE      NETWORK    RESTA
 report-run               stopped      linux-tcg    small        user       never          2h    100s  127.0.0.1:8080->80/tcp alpine:3.20
 run-1781167843059951259  damaged      -            -            -          -              -     -     -                      -
 "
+        );
+    }
+
+    #[test]
+    fn health_stands_behind_the_state() {
+        let web = WorkspaceDocument {
+            health: Some(HealthState::Unhealthy),
+            state: Some(State::Running),
+            ..whole()
+        };
+        let db = WorkspaceDocument { state: Some(State::Halted), ..whole() };
+        let text = listing(&[web, db], NONE_SAVED);
+        let columns: Vec<_> = text.lines().map(|line| &line[25..48]).collect();
+        assert_eq!(
+            columns,
+            ["STATE               BAC", "running (unhealthy) lin", "halted              lin"]
         );
     }
 

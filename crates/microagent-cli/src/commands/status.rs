@@ -5,6 +5,7 @@ use microagent::egress::EgressMode;
 use microagent::{LinkState, WorkspaceName};
 
 use crate::context::Context;
+use crate::documents::health::{HealthCheckDocument, HealthDocument};
 use crate::documents::network::EgressPolicyDocument;
 use crate::documents::shared::ResourcesDocument;
 use crate::documents::status::{
@@ -55,6 +56,9 @@ impl StatusDocument {
     fn text(&self) -> String {
         let ResourcesDocument { memory_mib, cpu_count, size_mib } = self.resources;
         let mut lines = vec![("Workspace", self.workspace.to_string()), ("State", self.state.to_string())];
+        if let Some(health) = &self.health {
+            lines.push(("Health", health_line(health)));
+        }
         if let Some(problem) = &self.problem {
             lines.push(("Problem", escape::one_line(problem)));
         }
@@ -131,6 +135,7 @@ impl StatusDocument {
         if self.init {
             lines.push(("Init", "yes".to_owned()));
         }
+        lines.extend(self.health_check.as_ref().map(|check| ("Health check", checked(check))));
         let optional = [("Shell", &self.shell), ("Stop signal", &self.stop_signal)];
         for (key, text) in optional {
             lines.extend(text.as_ref().map(|text| (key, escape::one_line(text))));
@@ -164,6 +169,30 @@ impl StatusDocument {
         }
         lines
     }
+}
+
+/// The state, and the newest check if it failed.
+fn health_line(health: &HealthDocument) -> String {
+    let mut line = health.state.to_string();
+    let Some(check) = health.checks.last() else { return line };
+    let failed = match (&check.problem, check.exit_code) {
+        (Some(problem), _) => problem.clone(),
+        (None, Some(0) | None) => return line,
+        (None, Some(code)) => format!("exit code {code}"),
+    };
+    line += &format!(" ({} failed in a row; the newest check: {failed}", health.failing_streak);
+    let printed = check.output.trim();
+    if !printed.is_empty() {
+        line += &format!(", `{printed}`");
+    }
+    escape::one_line(&(line + ")"))
+}
+
+/// The check, and when it is run.
+fn checked(check: &HealthCheckDocument) -> String {
+    let HealthCheckDocument { command, interval_seconds, timeout_seconds, retries, .. } = check;
+    let words = escape::one_line(&command.join(" "));
+    format!("{words} (every {interval_seconds} s, at most {timeout_seconds} s, unhealthy after {retries})")
 }
 
 /// A further disk, and where it is.

@@ -31,8 +31,9 @@ const LONG_ABOUT: &str = "\
 Starts a workspace and restarts it when it ends by itself, according to its restart policy (`create --restart`): \
 `on-failure` after a failure (`on-failure:3` at most three times), `always` whenever it ends by itself, `never` not at \
 all. A workspace that a user halts, stops or kills is not restarted. `unless-stopped` is `always`, but such a workspace is \
-not started by this command either, for example at the next login. `microagent status` shows how often it was restarted. The delay before a restart doubles, up to a minute, while runs are short. Ctrl-C and \
-SIGTERM halt the workspace.
+not started by this command either, for example at the next login. A workspace whose health check fails counts as failed: \
+unless the policy is `never`, it is shut down and restarted. `microagent status` shows how often it was restarted. The delay \
+before a restart doubles, up to a minute, while runs are short. Ctrl-C and SIGTERM halt the workspace.
 
 There is no daemon: without this command nothing is restarted.";
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use microagent::spec::value::duration;
-use microagent::{State, WorkspaceName};
+use microagent::{HealthState, State, WorkspaceName};
 use tokio::time::timeout_at;
 
 use crate::context::Context;
@@ -21,18 +21,23 @@ Examples:
   Wait until all of them have ended:
     microagent wait job-1 job-2 job-3
 
-  Wait in the background:
-    microagent wait job > job.state &";
+  Wait until a service answers, at most a minute:
+    microagent wait --healthy --timeout 1m web";
 
 /// Wait until the machines of workspaces have ended
 ///
-/// Exits with 0 if each workspace is then prepared, halted or stopped, with 1 if one failed or the time limit is reached.
+/// Exits with 0 if each workspace is then prepared, halted or stopped (with --healthy: healthy), with 1 if one failed or the
+/// time limit is reached.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct WaitArgs {
     /// Workspaces
     #[arg(value_name = "NAME", required = true)]
     names: Vec<WorkspaceName>,
+
+    /// Wait until they are healthy instead; one that becomes unhealthy, or has no machine any more, is a failure
+    #[arg(long)]
+    healthy: bool,
 
     /// Give up after this time: seconds, or with units such as 1m30s
     #[arg(long, value_name = "SECONDS", value_parser = duration)]
@@ -44,31 +49,46 @@ pub(crate) fn execute(context: &Context, args: &WaitArgs) -> Result<u8, Failure>
     let end = args.timeout.map(|limit| (Instant::now() + limit, limit));
     let mut all_ok = true;
     each(context, &args.names, |name| {
-        let state = wait(context, name, end)?;
-        let ok = !matches!(state, State::Failed | State::Quarantined);
+        let (state, health) = wait(context, name, args.healthy, end)?;
+        let ok = match args.healthy {
+            true => health == Some(HealthState::Healthy),
+            false => !matches!(state, State::Failed | State::Quarantined),
+        };
         all_ok &= ok;
+        let health_line = health.map_or_else(String::new, |health| format!("Health: {health}\n"));
         match context.format {
-            Format::Json => print_json(&WaitDocument { workspace: name.clone(), state, ok }),
-            Format::Text => print_text(&format!("Workspace: {name}\nState: {state}\n")),
+            Format::Json => print_json(&WaitDocument { workspace: name.clone(), state, health, ok }),
+            Format::Text => print_text(&format!("Workspace: {name}\nState: {state}\n{health_line}")),
         }
     })?;
     Ok(u8::from(!all_ok))
 }
 
-fn wait(context: &Context, name: &WorkspaceName, end: Option<(Instant, Duration)>) -> Result<State, Failure> {
+fn wait(
+    context: &Context,
+    name: &WorkspaceName,
+    healthy: bool,
+    end: Option<(Instant, Duration)>,
+) -> Result<(State, Option<HealthState>), Failure> {
     let workspace = context.engine().workspace(name);
     context.block_on(async |token| {
         let work = microagent::Progress::new().cancel(token);
-        let rests = workspace.wait(&work);
+        let rests = async {
+            match healthy {
+                true => workspace.wait_healthy(&work).await,
+                false => workspace.wait(&work).await.map(|details| (details.state, None)),
+            }
+        };
+        let not_yet = if healthy { "is not healthy" } else { "still has a machine" };
         let waited = match end {
             None => Ok(rests.await),
             Some((end, limit)) => timeout_at(end.into(), rests).await.map_err(|_| limit),
         };
         match waited {
-            Ok(details) => Ok(details?.state),
+            Ok(waited) => Ok(waited?),
             Err(limit) => Err(Failure::Other {
                 message: format!(
-                    "the time limit of {} s was reached; workspace `{name}` still has a machine",
+                    "the time limit of {} s was reached; workspace `{name}` {not_yet}",
                     limit.as_secs()
                 ),
                 hint: Some(format!("show its state: microagent status {name}")),

@@ -1,7 +1,7 @@
 //! `microagent list` and `ps`, in JSON.
 
 use jiff::Timestamp;
-use microagent::{Labels, NetworkMode, RestartPolicy, State, WorkspaceName, WorkspaceSummary};
+use microagent::{HealthState, Labels, NetworkMode, RestartPolicy, State, WorkspaceName, WorkspaceSummary};
 use serde::Serialize;
 
 #[cfg(test)]
@@ -34,6 +34,9 @@ pub(crate) struct WorkspaceDocument {
     #[cfg_attr(test, schemars(with = "Option<Words<microagent::NetworkMode>>"))]
     pub(crate) network: Option<NetworkMode>,
     pub(crate) port_forwards: Vec<PortForwardDocument>,
+    /// `starting`, `healthy` or `unhealthy`; `null` without a machine that runs, or without a health check.
+    #[cfg_attr(test, schemars(with = "Option<Words<microagent::HealthState>>"))]
+    pub(crate) health: Option<HealthState>,
     #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) restart: RestartPolicy,
     #[cfg_attr(test, schemars(with = "std::collections::BTreeMap<String, String>"))]
@@ -54,6 +57,7 @@ impl From<WorkspaceSummary> for WorkspaceDocument {
             profile: summary.profile,
             network: summary.network,
             port_forwards: summary.port_forwards.into_iter().map(PortForwardDocument::from).collect(),
+            health: summary.health,
             restart: summary.restart,
             labels: summary.labels,
             observed_at: summary.observed_at,

@@ -5,8 +5,8 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use microagent::{
-    Artifact, Broker, BrokerDetails, DnsSettings, HostForward, PortForward, PortProtocol, Publish, Resources,
-    Timeline,
+    Artifact, Broker, BrokerDetails, CommandLine, DnsSettings, HostForward, PortForward, PortProtocol,
+    Publish, Resources, Timeline,
 };
 
 #[cfg(test)]
@@ -143,5 +143,13 @@ document! {
 impl From<&Publish> for PortForwardDocument {
     fn from(publish: &Publish) -> PortForwardDocument {
         PortForward::from(publish).into()
+    }
+}
+
+/// The program that a command line starts, with its arguments.
+pub(crate) fn words(command: CommandLine) -> Vec<String> {
+    match command {
+        CommandLine::Argv(words) => words,
+        CommandLine::Shell(line) => vec!["/bin/sh".to_owned(), "-c".to_owned(), line],
     }
 }

@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use microagent::{
-    Attachment, CommandLine, DiskSource, GuestInit, GuestSettings, Inspection, Labels, LinkState,
-    NetworkMode, RateLimits, RestartPolicy, RootAccess, SecretReference, State, WorkspaceDetails,
-    WorkspaceName,
+    Attachment, DiskSource, GuestInit, GuestSettings, Inspection, Labels, LinkState, NetworkMode, RateLimits,
+    RestartPolicy, RootAccess, SecretReference, State, WorkspaceDetails, WorkspaceName,
 };
 use serde::Serialize;
 
+use crate::documents::health::{HealthCheckDocument, HealthDocument};
 use crate::documents::network::EgressPolicyDocument;
 use crate::documents::result::ResultDocument;
 #[cfg(test)]
 use crate::documents::schema::Words;
 use crate::documents::shared::{
     ArtifactDocument, BrokerDocument, DnsSettingsDocument, HostForwardDocument, PortForwardDocument,
-    ResourcesDocument,
+    ResourcesDocument, words,
 };
 
 /// `microagent status`.
@@ -55,6 +55,10 @@ pub(crate) struct StatusDocument {
     pub(crate) shell: Option<String>,
     pub(crate) init: bool,
     pub(crate) env_names: Vec<String>,
+    /// The health check; `null` without one.
+    pub(crate) health_check: Option<HealthCheckDocument>,
+    /// What the checks say; `null` before the first start, or without a health check.
+    pub(crate) health: Option<HealthDocument>,
     pub(crate) stop_signal: Option<String>,
     /// `null` for the usual 10 seconds.
     pub(crate) stop_timeout_seconds: Option<u32>,
@@ -144,14 +148,6 @@ impl From<GuestSettings> for SettingsDocument {
     }
 }
 
-/// The program that a command line starts, with its arguments.
-fn words(command: CommandLine) -> Vec<String> {
-    match command {
-        CommandLine::Argv(words) => words,
-        CommandLine::Shell(line) => vec!["/bin/sh".to_owned(), "-c".to_owned(), line],
-    }
-}
-
 /// A secret's name and where its value is.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -213,6 +209,8 @@ impl StatusDocument {
             shell: inspection.shell,
             init: inspection.init == GuestInit::Agent,
             env_names: inspection.env_names,
+            health_check: inspection.health_check.map(HealthCheckDocument::from),
+            health: inspection.health.map(HealthDocument::from),
             stop_signal: inspection.stop_signal,
             stop_timeout_seconds: details.settings.stop_timeout_s,
             ttl_seconds: details.settings.ttl_s,

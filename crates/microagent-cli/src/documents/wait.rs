@@ -1,6 +1,6 @@
 //! `microagent wait`, in JSON.
 
-use microagent::{State, WorkspaceName};
+use microagent::{HealthState, State, WorkspaceName};
 use serde::Serialize;
 
 #[cfg(test)]
@@ -14,5 +14,8 @@ pub(crate) struct WaitDocument {
     pub(crate) workspace: WorkspaceName,
     #[cfg_attr(test, schemars(with = "Words<microagent::State>"))]
     pub(crate) state: State,
+    /// With --healthy; `null` without, or if it has no machine any more.
+    #[cfg_attr(test, schemars(with = "Option<Words<microagent::HealthState>>"))]
+    pub(crate) health: Option<HealthState>,
     pub(crate) ok: bool,
 }

@@ -89,6 +89,9 @@ pub(crate) struct WorkspaceDocument {
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<String>,
+    /// `starting`, `healthy` or `unhealthy`, if its image has a health check and it has a service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<String>,
 }
 
 /// The workspaces of the server.
@@ -141,6 +144,7 @@ impl From<WorkspaceDetails> for WorkspaceDocument {
             network: details.network.to_string(),
             created_at: details.created_at.to_string(),
             failure: details.failure.map(|failure| failure.message),
+            health: None,
         }
     }
 }
@@ -220,7 +224,9 @@ pub(super) async fn status(
     _call: Call,
     arguments: NameArguments,
 ) -> Result<WorkspaceDocument, ToolError> {
-    Ok(server.workspaces().find(&arguments.name)?.details()?.into())
+    let workspace = server.workspaces().find(&arguments.name)?;
+    let health = workspace.health()?.map(|report| report.state.to_string());
+    Ok(WorkspaceDocument { health, ..workspace.details()?.into() })
 }
 
 /// Reads a console.

@@ -72,10 +72,12 @@ fn last_answer(request: ChangeRequest, outcome: &Outcome) -> Answer {
     match (request, outcome) {
         // However it ended, it has.
         (R::Kill, _) => Answer::Done,
-        (R::Halt | R::Stop | R::Quarantine, Outcome::Failed(failure) | Outcome::Quarantined(failure)) => {
-            Answer::Failed(failure.clone())
-        }
-        (R::Halt | R::Stop, _) => Answer::Done,
+        (R::EndUnhealthy, Outcome::Failed(failure)) if failure.kind == FailureKind::Unhealthy => Answer::Done,
+        (
+            R::Halt | R::Stop | R::Quarantine | R::EndUnhealthy,
+            Outcome::Failed(failure) | Outcome::Quarantined(failure),
+        ) => Answer::Failed(failure.clone()),
+        (R::Halt | R::Stop | R::EndUnhealthy, _) => Answer::Done,
         (R::Pause | R::Resume | R::Quarantine, _) => cancelled("its machine ended meanwhile"),
     }
 }

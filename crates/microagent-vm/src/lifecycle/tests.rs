@@ -11,13 +11,14 @@ const WORKSPACE: MachineTraits = MachineTraits { keep: true, serves: true, servi
 /// The client of requests that are looked at one by one.
 const CLIENT: ClientId = ClientId(7);
 
-const REQUESTS: [ChangeRequest; 6] = [
+const REQUESTS: [ChangeRequest; 7] = [
     ChangeRequest::Halt,
     ChangeRequest::Stop,
     ChangeRequest::Kill,
     ChangeRequest::Pause,
     ChangeRequest::Resume,
     ChangeRequest::Quarantine,
+    ChangeRequest::EndUnhealthy,
 ];
 
 fn phases() -> Vec<Phase> {
@@ -106,6 +107,7 @@ fn request(phase: Phase, request: ChangeRequest, traits: MachineTraits) -> (Stri
 fn short(phase: &Phase) -> String {
     match phase {
         Phase::Ended(Outcome::Failed(failure)) => format!("Ended({:?})", failure.kind),
+        Phase::Stopping(Outcome::Failed(failure)) => format!("Stopping({:?})", failure.kind),
         Phase::Ended(Outcome::Quarantined(_)) => "Ended(Quarantined)".to_owned(),
         phase => format!("{phase:?}"),
     }
@@ -636,6 +638,25 @@ fn a_service_that_is_stopped_may_end_or_not() {
     model.request(stop);
     model.feed(Event::ServiceStopTimedOut { seconds: 10 });
     model.answered_all();
+}
+
+#[test]
+fn an_unhealthy_machine_is_shut_down_and_has_failed() {
+    let end = ChangeRequest::EndUnhealthy;
+    for phase in [Phase::Running, Phase::StoppingService] {
+        assert_eq!(request(phase, end, SERVICE), line("Stopping(Unhealthy)", "Publish Flush"));
+    }
+    for phase in [Phase::Paused, Phase::Starting, Phase::Stopping(Outcome::Halted)] {
+        assert_eq!(request(phase, end, SERVICE).1, "Refuse");
+    }
+    let mut model = Model::new(SERVICE);
+    model.feed(Event::AgentReady);
+    model.feed(Event::Serving);
+    model.request(end);
+    model.feed(Event::Flushed);
+    let Phase::Ended(outcome) = model.lifecycle.phase().clone() else { panic!("it has not ended") };
+    let answers = model.lifecycle.last_answers(&outcome);
+    assert!(matches!(answers[..], [(ClientId(1), Answer::Done)]), "{answers:?}");
 }
 
 #[test]

@@ -19,6 +19,7 @@ use super::answer_budget::AnswerBudget;
 use super::base_disk::BaseDisk;
 use super::clients::ClientRequest;
 use super::console::Console;
+use super::health::HealthWatch;
 use super::machine::{Loss, Machine};
 use super::network::LinkChange;
 use super::plan::Plan;
@@ -59,6 +60,8 @@ pub(super) struct Conversation {
     pub(super) signals: mpsc::Sender<u8>,
     /// When the service that was sent its stop signal must have ended.
     pub(super) service_deadline: Option<tokio::time::Instant>,
+    /// Its health check.
+    pub(super) health: Option<HealthWatch>,
 }
 
 impl Drop for Conversation {
@@ -208,7 +211,14 @@ impl Driver {
         let (flush, flush_requested) = oneshot::channel();
         let (signals, signalled) = mpsc::channel(QUEUE);
         let worker = spawn_local(worker.run(channel, events.clone(), flush_requested, signalled));
-        Ok(Conversation { worker, flush: Some(flush), flush_deadline: None, signals, service_deadline: None })
+        Ok(Conversation {
+            worker,
+            flush: Some(flush),
+            flush_deadline: None,
+            signals,
+            service_deadline: None,
+            health: None,
+        })
     }
 
     /// Boots the same machine again: its guest has reset it, and QEMU has stopped it.

@@ -1,5 +1,6 @@
 //! Executes the effects of [`crate::lifecycle::Lifecycle::step`]. Their results are events.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use microagent_model::State;
@@ -9,6 +10,7 @@ use tokio::time::{Instant, timeout};
 
 use super::control_server::PendingTtl;
 use super::drive::RunningMachine;
+use super::health::HealthWatch;
 use super::machine::{Machine, Monitor};
 use super::network::LinkChange;
 use super::{Driver, FLUSH_DEADLINE, OUT_OF_MEMORY_MAX, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
@@ -23,6 +25,7 @@ impl Driver {
             // The machine is worth more than its record, which the next change brings up to date.
             Effect::Publish => drop(self.publish(self.lifecycle.state(self.traits))),
             Effect::PublishStart => {
+                self.begin_health(running);
                 if let Some(record) = &mut self.record {
                     record.machine.expires_at = self.ttl.start();
                 }
@@ -57,6 +60,14 @@ impl Driver {
             Effect::Kill | Effect::StartCold(_) => running.machine.kill().await,
             Effect::Answer(client, answer) => self.clients.answer(client, answer),
         }
+    }
+
+    /// Runs the health check from now on, if there is one.
+    fn begin_health(&self, running: &mut RunningMachine) {
+        let (Some(spec), Some(server)) = (self.spec.work.health(), self.clients.server()) else { return };
+        let state = Rc::clone(&self.published);
+        let watch = HealthWatch::start(spec.clone(), self.dir.clone(), server, state);
+        running.conversation.health = Some(watch);
     }
 
     /// How long the service has to end after its stop signal.
@@ -179,6 +190,7 @@ impl Driver {
         if let Some(server) = self.clients.server() {
             server.cut_off();
         }
+        running.conversation.health = None;
         running.conversation.flush_deadline = None;
         running.conversation.service_deadline = None;
         if let Some(record) = &mut self.record {

@@ -39,6 +39,11 @@ impl StateWatch {
         self.state.get()
     }
 
+    /// How often the state has changed.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.get()
+    }
+
     /// Another state; gives the one before.
     pub(super) fn set(&self, state: State) -> State {
         if state != self.state.get() {
@@ -70,14 +75,14 @@ async fn watch_agent(
             // A paused guest answers nothing, and what starts or stops has deadlines of its own.
             continue;
         }
-        let changes = watch.changes.get();
+        let changes = watch.changes();
         let exhausted = tokio::select! {
             biased;
             () = ping(session) => continue,
             exhausted = budget.exhausted() => exhausted,
         };
         // A guest that was paused meanwhile, or had no processor of the host, has another try.
-        if exhausted == Exhausted::Guest && watch.changes.get() == changes {
+        if exhausted == Exhausted::Guest && watch.changes() == changes {
             return format!("the guest hangs: its agent did not answer {}", budget.describe(&exhausted));
         }
     }

@@ -4,7 +4,7 @@
 use strsim::damerau_levenshtein;
 
 /// Keys that people write in the wrong block, or know from elsewhere, in their plain form, and where they belong.
-const ELSEWHERE: [(&str, &str); 35] = [
+const ELSEWHERE: [(&str, &str); 37] = [
     ("memory", "resources.memoryMiB"),
     ("memorymib", "resources.memoryMiB"),
     ("memlimit", "resources.memoryMiB"),
@@ -40,17 +40,15 @@ const ELSEWHERE: [(&str, &str); 35] = [
     ("target", "mountpoint"),
     ("source", "path"),
     ("host", "network.forwards"),
+    ("health", "healthCheck"),
+    ("test", "command"),
 ];
 
 /// Keys that other programs know, in their plain form: what there is in their place.
-const UNSUPPORTED: [(&str, &str); 21] = [
+const UNSUPPORTED: [(&str, &str); 19] = [
     (
         "files",
         "put files into the image, a bundle (`bundles`) or a volume, or copy them in when it is running",
-    ),
-    (
-        "health",
-        "nothing looks at a workspace's health; let the service end when it is ill, and set `restart`",
     ),
     ("mediation", "all traffic of network `user` goes through the egress filter: see `egress`"),
     ("model", "there are no models here; run one in a workspace and publish its port"),
@@ -73,10 +71,6 @@ const UNSUPPORTED: [(&str, &str); 21] = [
     ("services", "one file describes one workspace; write one file for each"),
     ("privileged", "leave it out: inside the microVM root can do everything already"),
     ("capadd", "leave it out: inside the microVM root can do everything already"),
-    (
-        "healthcheck",
-        "nothing looks at a workspace's health; let the service end when it is ill, and set `restart`",
-    ),
 ];
 
 /// What to do about a key that is not known where it stands; `expected` are those that are.

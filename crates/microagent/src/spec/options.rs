@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use microagent_model::{
-    Attachment, Broker, BrokerError, BrokerKeys, DiskSource, DnsSettings, EgressPolicy, Forward, GuestInit,
-    GuestSettings, Publish, PublishRange, RateLimits, RootAccess, SecretSource, SetupStep,
+    Attachment, Broker, BrokerError, BrokerKeys, CommandLine, DiskSource, DnsSettings, EgressPolicy, Forward,
+    GuestInit, GuestSettings, HealthCommand, HealthSettings, Publish, PublishRange, RateLimits, RootAccess,
+    SecretSource, SetupStep,
 };
 
 use super::forms::{Form, Short};
 use super::{
-    Access, Service, SpecBroker, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecHostForward, SpecVolume,
-    value,
+    Access, Service, SpecBroker, SpecError, SpecFile, SpecFileDisk, SpecForward, SpecHealthCheck,
+    SpecHostForward, SpecVolume, value,
 };
 use crate::attachment::{AttachmentForm, is_bundle};
 use crate::{CreateOptions, Error, Hint, Lookup, RunCommand, RunOptions, WorkspaceOptions};
@@ -162,6 +163,7 @@ impl SpecFile {
             ("service", self.service.is_some()),
             ("imageCommand", self.image_command.is_some()),
             ("shell", self.shell.is_some()),
+            ("healthCheck", self.health_check != SpecHealthCheck::default()),
         ])
     }
 
@@ -355,6 +357,24 @@ impl SpecFile {
         if let Some(ttl) = self.ttl {
             settings.set_ttl(ttl);
         }
+        self.lay_health_over(&mut settings.health);
+    }
+
+    fn lay_health_over(&self, health: &mut HealthSettings) {
+        let SpecHealthCheck { command, disable, interval, timeout, start_period, start_interval, retries } =
+            &self.health_check;
+        let command = command.clone().map(|command| match command {
+            Service::Shell(line) => CommandLine::Shell(line),
+            Service::Argv(words) => CommandLine::Argv(words),
+        });
+        let disabled = (*disable == Some(true)).then_some(HealthCommand::Disabled);
+        let check = disabled.or(command.map(HealthCommand::Run));
+        health.check = check.or(health.check.take());
+        health.interval = interval.or(health.interval);
+        health.timeout = timeout.or(health.timeout);
+        health.start_period = start_period.or(health.start_period);
+        health.start_interval = start_interval.or(health.start_interval);
+        health.retries = retries.or(health.retries);
     }
 
     /// Changes a policy to what the file says of it.
@@ -389,6 +409,9 @@ impl SpecFile {
                 "what starts run is given twice: `service` and `imageCommand`",
                 "keep one of them",
             );
+        }
+        if self.health_check.command.is_some() && self.health_check.disable == Some(true) {
+            return refuse("the health check is given and disabled", "keep one of `command` and `disable`");
         }
         if self.service == Some(Service::Argv(Vec::new())) || self.entrypoint == Some(Vec::new()) {
             return refuse("an empty list names no program", "remove it, or name a program");

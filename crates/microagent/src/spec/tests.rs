@@ -204,7 +204,6 @@ fn an_unknown_key_is_named_with_the_nearest() {
 fn what_other_programs_have_is_said_not_to_be_here() {
     for (text, says) in [
         ("files: [{src: a, dst: /a}]", "copy them in"),
-        ("health: {}", "restart"),
         ("mediation: {enabled: true}", "egress"),
         ("model: x", "no models"),
         ("modelRunner: {}", "no models"),

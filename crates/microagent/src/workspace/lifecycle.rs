@@ -18,6 +18,7 @@ use microagent_vm::{
 };
 use tokio::time::{Instant, sleep};
 
+use super::health::health_spec;
 use super::{Workspace, WorkspaceDetails, kill_processes, lock_patiently};
 #[cfg(doc)]
 use crate::ErrorKind;
@@ -231,7 +232,8 @@ impl Workspace {
         let service = workload.service.as_ref().map(|service| main_request(&brokered, service));
         let stop_signal = record.settings.stop_signal.as_deref().or(workload.stop_signal.as_deref());
         let stop_signal = stop_signal.and_then(signal_number).unwrap_or(SIGTERM);
-        let work = Work::Serve { service, stop_signal, detached: true };
+        let health = health_spec(&record, &workload);
+        let work = Work::Serve { service, stop_signal, health, detached: true };
         let base = engine.image_store().disk_path(&record.image.disk);
         let resources = one_start.as_ref().map_or(record.resources, |size| size.resources);
         let machine = MachineRequest { resources, ..MachineRequest::of(&record, &dir, &base)? };
@@ -516,7 +518,7 @@ impl Workspace {
         }
     }
 
-    async fn change(
+    pub(super) async fn change(
         &self,
         request: ChangeRequest,
         action: Action,

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use microagent_model::{CommandLine, GuestInit, State, WorkspaceName};
-use microagent_store::{ProcessId, RecordedResult, Supervision, Workload, read_json};
+use microagent_model::{CommandLine, GuestInit, HealthPlan, State, WorkspaceName};
+use microagent_store::{HealthReport, ProcessId, RecordedResult, Supervision, Workload, read_json};
 use microagent_vm::Accel;
 use microagent_vm::machine::host_memory_limit_mib;
 use tokio::time::sleep;
 
 use super::Workspace;
+use super::health::health_plan;
 use crate::error::Action;
 use crate::streaming::{Streaming, hand_over};
 use crate::{Error, RunResult};
@@ -62,6 +63,10 @@ pub struct Inspection {
     pub init: GuestInit,
     /// Names of the variables that the user gave, sorted. Their values are not shown.
     pub env_names: Vec<String>,
+    /// The health check, if there is one.
+    pub health_check: Option<HealthPlan>,
+    /// What the newest checks say of its current or last machine.
+    pub health: Option<HealthReport>,
     /// Signal that asks the service to end; the default is SIGTERM.
     pub stop_signal: Option<String>,
     /// Whether its setup steps have not run yet.
@@ -100,6 +105,8 @@ impl Workspace {
         let of_image = workload.env.len().saturating_sub(workload.given_env);
         let env_names: BTreeSet<_> = workload.env[of_image..].iter().map(|(name, _)| name.clone()).collect();
         Ok(Inspection {
+            health_check: health_plan(&record, &workload),
+            health: HealthReport::load(&dir),
             setup_pending: !workload.setup.is_empty(),
             service: workload.service,
             user: workload.user,

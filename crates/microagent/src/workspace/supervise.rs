@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use microagent_model::{RestartPolicy, State};
+use microagent_model::{HealthState, RestartPolicy, State};
 use microagent_store::Supervision;
 use tokio::time::{Instant, sleep};
 
@@ -14,6 +14,12 @@ const LONGEST_DELAY: Duration = Duration::from_secs(60);
 
 /// After a machine that ran for this time, the delay is the first one again.
 const GOOD_RUN: Duration = Duration::from_secs(60);
+
+/// Interval of reading the state of a machine that runs.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Pause after an unhealthy machine could not be ended.
+const END_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Options of [`Workspace::supervise`].
 #[derive(Debug, Clone)]
@@ -64,6 +70,8 @@ impl Workspace {
     /// policy requires no restart, or after the last allowed one. If `progress` is cancelled, the workspace is halted
     /// first. A workspace with the policy [`RestartPolicy::UnlessStopped`] that a user has halted, stopped or killed is
     /// not started.
+    ///
+    /// An unhealthy workspace is shut down and counts as failed, unless its policy is [`RestartPolicy::Never`].
     ///
     /// A start that fails for a temporary reason (another command uses the workspace or its disks, the host has no
     /// free space) is repeated after the growing delay, with any policy, and does not count as a restart.
@@ -156,7 +164,40 @@ impl Workspace {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Turn::Ended(Box::new(self.wait(progress).await?)))
+        Ok(Turn::Ended(Box::new(self.wait_while_healthy(progress).await?)))
+    }
+
+    /// Waits for the end of the machine, and ends one that is unhealthy if its policy starts it again.
+    async fn wait_while_healthy(&self, progress: &Progress) -> Result<WorkspaceDetails, Error> {
+        loop {
+            let details = self.details()?;
+            if !details.state.is_live() {
+                return Ok(details);
+            }
+            let health = if details.restart == RestartPolicy::Never { None } else { self.health()? };
+            let is_unhealthy = health.is_some_and(|report| report.state == HealthState::Unhealthy);
+            let pause = match details.state {
+                State::Running if is_unhealthy => self.replace_unhealthy(progress).await,
+                _ => LOOK_INTERVAL,
+            };
+            tokio::select! {
+                () = progress.token().cancelled() => return Err(Error::Cancelled),
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Ends the unhealthy machine, and gives the pause before the next look at it.
+    async fn replace_unhealthy(&self, progress: &Progress) -> Duration {
+        progress.event(Event::Notice(format!("workspace {} is unhealthy; it is shut down", self.name)));
+        match self.end_unhealthy().await {
+            // It has ended, or was ended or paused in that moment.
+            Ok(()) | Err(Error::WrongState { .. }) => LOOK_INTERVAL,
+            Err(error) => {
+                progress.event(Event::Notice(error.to_string()));
+                END_RETRY_INTERVAL
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use microagent::spec::value::{duration, output};
 use microagent::{Artifact, RunCommand, RunOptions, SpecFile, WorkspaceName};
 
 use super::streams::StreamArgs;
-use crate::args::docker::DockerFlags;
+use crate::args::docker::{DockerFlags, refusal};
 use crate::args::workspace::WorkspaceArgs;
 use crate::environment;
 use crate::failure::Failure;
@@ -120,6 +120,13 @@ impl RunArgs {
     /// Checks what clap cannot and reads the files that the arguments name.
     pub(super) fn options(&self, spec: SpecFile) -> Result<RunOptions, Failure> {
         self.docker.refuse()?;
+        if let Some(flag) = self.workspace.health_flag().filter(|_| !self.streams.detach) {
+            return Err(refusal(
+                flag,
+                "a run ends with its command and has no health check",
+                "with -d the command is a service with a health check; --timeout limits the time of a run",
+            ));
+        }
         let spec = self.over(spec)?;
         let mut options = spec.run_options(&environment::passed_through)?;
         self.workspace.lay_over(&mut options.workspace, &self.output)?;
@@ -312,6 +319,7 @@ mod tests {
     #[test]
     fn refusals_come_before_everything_else() {
         assert!(message(&["--privileged"]).starts_with("--privileged is not possible here"));
+        assert!(message(&["--health-cmd", "true", "alpine"]).contains("no health check"));
         assert!(message(&["-v", "/src:/src", "alpine"]).contains("never shared"));
         assert!(message(&["--network", "host", "alpine"]).contains("own kernel"));
         assert!(message(&["--output", "a=/x", "--output", "a=/y", "alpine"]).contains("twice"));

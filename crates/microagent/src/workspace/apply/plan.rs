@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use microagent_image::ImageReference;
 use microagent_model::{
-    Attachment, Broker, CommandLine, DiskSource, Forward, GuestSettings, Labels, Publish, RateLimits,
-    RootAccess, SetupStep,
+    Attachment, Broker, CommandLine, DiskSource, Forward, GuestSettings, HealthCommand, HealthSettings,
+    Labels, Publish, RateLimits, RootAccess, SetupStep,
 };
 use microagent_store::{Workload, WorkspaceRecord};
 
@@ -348,8 +349,18 @@ impl Plan {
     fn settings(&mut self, spec: &SpecFile) {
         let mut wanted = self.record.settings.clone();
         spec.lay_settings_over(&mut wanted);
-        let GuestSettings { sysctls, tmpfs, shm_bytes, ulimits, root, stop_signal, stop_timeout_s, ttl_s } =
-            wanted;
+        let GuestSettings {
+            sysctls,
+            tmpfs,
+            shm_bytes,
+            ulimits,
+            root,
+            stop_signal,
+            stop_timeout_s,
+            ttl_s,
+            health,
+        } = wanted;
+        self.health(health);
         let pairs = |all: &BTreeMap<String, String>| {
             all.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(", ")
         };
@@ -381,6 +392,55 @@ impl Plan {
         );
         let seconds = |time: &Option<u32>| time.map_or_else(|| "none".to_owned(), |time| time.to_string());
         self.value("ttl", |plan| &mut plan.record.settings.ttl_s, Some(ttl_s), seconds, true);
+    }
+
+    fn health(&mut self, wanted: HealthSettings) {
+        let HealthSettings { check, interval, timeout, start_period, start_interval, retries } = wanted;
+        let show = |check: &Option<HealthCommand>| {
+            check.as_ref().map_or_else(|| "the image's".to_owned(), ToString::to_string)
+        };
+        self.value(
+            "healthCheck.command",
+            |plan| &mut plan.record.settings.health.check,
+            Some(check),
+            show,
+            true,
+        );
+        let show = |retries: &Option<u32>| retries.map_or_else(|| "the usual".to_owned(), |n| n.to_string());
+        self.value(
+            "healthCheck.retries",
+            |plan| &mut plan.record.settings.health.retries,
+            Some(retries),
+            show,
+            true,
+        );
+        let show = |time: &Option<Duration>| {
+            time.map_or_else(|| "the usual".to_owned(), |time| time.as_secs_f64().to_string())
+        };
+        self.value(
+            "healthCheck.interval",
+            |plan| &mut plan.record.settings.health.interval,
+            Some(interval),
+            show,
+            true,
+        );
+        self.value(
+            "healthCheck.timeout",
+            |plan| &mut plan.record.settings.health.timeout,
+            Some(timeout),
+            show,
+            true,
+        );
+        let key = "healthCheck.startPeriod";
+        self.value(key, |plan| &mut plan.record.settings.health.start_period, Some(start_period), show, true);
+        let key = "healthCheck.startInterval";
+        self.value(
+            key,
+            |plan| &mut plan.record.settings.health.start_interval,
+            Some(start_interval),
+            show,
+            true,
+        );
     }
 
     /// The disk of a bundle is the workspace's own and has been made; others are only attached.
