@@ -49,18 +49,20 @@ impl Bitmap {
 
     /// First free block at or after `from`.
     fn next_free(&self, from: u64) -> Option<u64> {
-        self.scan(from, 0)
+        self.scan(from, self.blocks, 0)
     }
 
-    /// First taken block at or after `from`, or the end.
-    fn next_taken(&self, from: u64) -> u64 {
-        self.scan(from, u64::MAX).unwrap_or(self.blocks)
+    /// How many of the `most` blocks from `from` on are free up to the first taken one. Looks no further than that: a
+    /// disk of terabytes is free nearly to its end.
+    fn free_from(&self, from: u64, most: u64) -> u64 {
+        let end = self.blocks.min(from.saturating_add(most));
+        self.scan(from, end, u64::MAX).map_or(end, |taken| taken.min(end)) - from
     }
 
-    /// First block at or after `from` whose bit differs from those of `boring`.
-    fn scan(&self, from: u64, flip: u64) -> Option<u64> {
+    /// First block at or after `from` whose bit is that of `flip`; none if the search reaches `end`.
+    fn scan(&self, from: u64, end: u64, flip: u64) -> Option<u64> {
         let mut block = from;
-        while block < self.blocks {
+        while block < end {
             // Bits of interest become ones.
             let word = !(self.words[(block / 64) as usize] ^ flip) >> (block % 64);
             if word != 0 {
@@ -75,19 +77,19 @@ impl Bitmap {
     pub(crate) fn take_contiguous(&mut self, from: u64, length: u64) -> Option<u64> {
         let mut start = self.next_free(from)?;
         loop {
-            let end = self.next_taken(start);
-            if end - start >= length {
+            let free = self.free_from(start, length);
+            if free >= length {
                 self.mark(Run { start, length });
                 return Some(start);
             }
-            start = self.next_free(end)?;
+            start = self.next_free(start + free)?;
         }
     }
 
     /// Takes up to `most` of the next consecutive free blocks.
     pub(crate) fn take(&mut self, most: u64) -> Option<Run> {
         let start = self.next_free(self.cursor)?;
-        let length = most.min(self.next_taken(start) - start);
+        let length = self.free_from(start, most);
         let run = Run { start, length };
         self.mark(run);
         self.cursor = start + length;
