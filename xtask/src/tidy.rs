@@ -1,9 +1,11 @@
 //! `cargo xtask tidy`: rules about the whole repository that neither the compiler nor clippy knows.
 //!
 //! Which crate may depend on which, unused dependencies, sizes of functions and files, public types that cannot grow or
-//! share a name, commands that import each other, width of Markdown, and the words of the glossary. The rules' data are in `xtask/tidy/`. Violations that are not mended
-//! yet are counted in `ratchet.toml`: the numbers may fall and never grow.
+//! share a name, commands that import each other, code for one architecture, width of Markdown, and the words of the
+//! glossary. The rules' data are in `xtask/tidy/`. Violations that are not mended yet are counted in `ratchet.toml`: the
+//! numbers may fall and never grow.
 
+mod architectures;
 mod commands;
 mod crates;
 mod growth;
@@ -60,6 +62,7 @@ pub(crate) fn check(arguments: &TidyArguments) -> Result<()> {
         findings.extend(commands::check(source));
     }
     findings.extend(names::check(&sources));
+    findings.extend(architectures::check(&sources)?);
     let documents = documents()?;
     for (path, text) in &documents {
         findings.extend(width(path, text));

@@ -12,6 +12,7 @@ use std::path::Path;
 use microagent_qemu::argv::Accel;
 use serde::{Deserialize, Serialize};
 
+use crate::architecture::CPU_FLAGS;
 use crate::kvm;
 
 /// The choice of the user.
@@ -150,7 +151,7 @@ fn device_fault(facts: &KvmFacts) -> Option<KvmUnusable> {
 
 fn cpu_flag(cpuinfo: &str) -> Option<&'static str> {
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags"))?;
-    ["vmx", "svm"].into_iter().find(|flag| flags.split_whitespace().any(|word| word == *flag))
+    CPU_FLAGS.into_iter().find(|flag| flags.split_whitespace().any(|word| word == *flag))
 }
 
 fn probe(path: &Path) -> KvmDevice {

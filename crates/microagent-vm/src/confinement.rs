@@ -27,7 +27,8 @@ use seccompiler::{
     SeccompRule,
 };
 
-use crate::jail::{ARCHITECTURE, NEWEST, allow, give_up_capabilities, give_up_capabilities_but_kill};
+use crate::architecture::{OLDER_SUPERVISOR_CALLS, OPEN, SECCOMP};
+use crate::jail::{NEWEST, allow, give_up_capabilities, give_up_capabilities_but_kill};
 
 /// Files of the system that may be read.
 const SYSTEM_READ: [&str; 2] = ["/proc/sys/kernel/random/boot_id", "/proc/self"];
@@ -132,25 +133,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_sysinfo,
     libc::SYS_uname,
 ];
-
-/// Older calls that only x86-64 has.
-#[cfg(target_arch = "x86_64")]
-const ALLOWED_HERE: &[c_long] = &[
-    libc::SYS_access,
-    libc::SYS_epoll_wait,
-    libc::SYS_lstat,
-    libc::SYS_mkdir,
-    libc::SYS_poll,
-    libc::SYS_readlink,
-    libc::SYS_rename,
-    libc::SYS_rmdir,
-    libc::SYS_stat,
-    libc::SYS_unlink,
-];
-
-/// Other architectures do not have these calls.
-#[cfg(not(target_arch = "x86_64"))]
-const ALLOWED_HERE: &[c_long] = &[];
 
 /// Allowed requests of `ioctl`: set a descriptor non-blocking, query how much can be read, and query whether it is a
 /// terminal. Requests that insert input into a terminal are not allowed.
@@ -277,14 +259,15 @@ fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
 
 fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, Vec::new())).collect();
+        ALLOWED.iter().chain(OLDER_SUPERVISOR_CALLS).map(|call| (*call, Vec::new())).collect();
     // Memory that is written is not executed: a call for both is not listed.
     let not_executable = [(libc::PROT_EXEC, 0)];
     rules.insert(libc::SYS_mmap, masked(2, &not_executable)?);
     rules.insert(libc::SYS_mprotect, masked(2, &not_executable)?);
     rules.insert(libc::SYS_openat, masked(2, &OPENED)?);
-    #[cfg(target_arch = "x86_64")]
-    rules.insert(libc::SYS_open, masked(1, &OPENED)?);
+    if let Some(open) = OPEN {
+        rules.insert(open, masked(1, &OPENED)?);
+    }
     rules.insert(libc::SYS_fcntl, one_of(1, FCNTL_COMMANDS.map(|command| command.cast_unsigned().into()))?);
     // Times of what is open. Landlock has no rule for times and modes, so no call changes them by a path.
     rules.insert(libc::SYS_utimensat, vec![rule(1, SeccompCmpOp::Eq, 0)?]);
@@ -303,7 +286,7 @@ fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
         rules.insert(libc::SYS_kill, killed);
     }
     let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    SeccompFilter::new(rules, denied, SeccompAction::Allow, ARCHITECTURE)?.try_into()
+    SeccompFilter::new(rules, denied, SeccompAction::Allow, SECCOMP)?.try_into()
 }
 
 /// A call whose first argument is this process's id.

@@ -28,7 +28,6 @@ pub(crate) use limits::Limits;
 pub(crate) use paths::{NEWEST, allow};
 pub(crate) use privileges::Account;
 pub(crate) use program::ProgramError;
-pub(crate) use syscalls::ARCHITECTURE;
 pub(crate) use wait::Wait;
 pub use walls::Walls;
 

@@ -10,6 +10,7 @@
 //! Decisions are pure ([`accel`], [`machine`], [`lifecycle`]); one driver ([`supervisor`]) executes them.
 
 pub mod accel;
+pub mod architecture;
 mod bounded_log;
 mod brokers;
 mod cgroup;

@@ -16,19 +16,12 @@ use microagent_qemu::features::Features;
 use microagent_store::VMM_NAME;
 use serde_json::{Value, json};
 
+use crate::architecture::{EMULATED_CPU, HARDWARE_CPU, KERNEL_COMMAND_LINE};
 use crate::spec::{DiskLimits, MachineSpec};
 
 /// Version of the set of devices below and of the processor; a template can be restored only with the layout of its
 /// freeze.
 pub const DEVICE_LAYOUT: u32 = 6;
-
-/// The processor that QEMU emulates: all features except fast `rep movsb` and `rep stosb` (ERMS). Under emulation these
-/// instructions process single bytes, and kernel and C library would use them for all copying and clearing.
-const EMULATED_CPU: &str = "max,erms=off";
-
-/// The host's processor without features that are useful mostly to an attacker: nested virtualisation, which the host's
-/// kernel would emulate, and the host's performance counters, which reveal other guests.
-const HARDWARE_CPU: &str = "host,svm=off,vmx=off,pmu=off";
 
 /// Size of the buffer for translated code, in MiB. QEMU's default is up to 1 GiB in addition to the guest's memory,
 /// and a guest that keeps generating code fills it.
@@ -87,11 +80,6 @@ pub const EXTRA_DISKS_MAX: usize = 254;
 /// SCSI target of the base disk, while a running guest compares its root disk with it.
 pub const BASE_SCSI_TARGET: u8 = 255;
 const _: () = assert!(EXTRA_SCSI_TARGET as usize + EXTRA_DISKS_MAX <= BASE_SCSI_TARGET as usize);
-
-/// Kernel command line. `reboot=t` and `panic=-1`: a machine without ACPI ends by a triple fault, which
-/// QEMU takes as a reset and, with `-no-reboot`, as the end. `scsi_mod.scan=manual`: walking hundreds of
-/// empty SCSI targets takes very long under TCG; the agent scans the targets that it needs.
-pub const KERNEL_COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual";
 
 /// The ends of the supervisor's sockets that QEMU inherits.
 #[derive(Debug, Clone, Copy)]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use microagent_guest::EmbeddedGuest;
 use microagent_proto::chain;
 use microagent_store::{WorkspaceRecord, processes_are_hidden};
+use microagent_vm::architecture::QEMU_PACKAGE;
 use microagent_vm::{Accel, AccelDecision, KvmFacts, KvmUnusable, Walls, accel};
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
@@ -145,7 +146,7 @@ impl Engine {
 
     fn check_qemu(&self) -> Check {
         let name = "qemu";
-        match self.find_program(self.options().qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86") {
+        match self.find_qemu() {
             Err(error) => missing(name, &error),
             Ok(path) => match first_line(&path) {
                 Some(version) => ok(name, format!("{version} ({})", path.display())),
@@ -156,14 +157,14 @@ impl Engine {
 
     fn check_jail(&self, accel: Accel) -> Check {
         let name = "jail";
-        let qemu = self.find_program(self.options().qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86");
+        let qemu = self.find_qemu();
         let Ok(qemu) = qemu else {
             return Check {
                 status: Status::Warning,
                 ..failed(
                     name,
                     "not known without QEMU".to_owned(),
-                    Hint::InstallPackage { package: "qemu-system-x86" },
+                    Hint::InstallPackage { package: QEMU_PACKAGE },
                 )
             };
         };

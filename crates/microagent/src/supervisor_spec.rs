@@ -15,6 +15,7 @@ use microagent_net::{
 };
 use microagent_proto::{Configure, Entropy, GENERATION, Limit, MacAddress, Network, Root, Settings, Tmpfs};
 use microagent_store::{Identity, StateDir, WorkspaceDir, WorkspaceRecord, read_limited_following};
+use microagent_vm::architecture::{QEMU_PACKAGE, QEMU_PROGRAM};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
 use microagent_vm::spec::{DiskLimits, HostFiles, NetworkSpec};
 use microagent_vm::{
@@ -147,7 +148,7 @@ impl Engine {
     /// Finds programs and files of a machine.
     pub(crate) fn host_programs(&self, network: NetworkMode) -> Result<HostPrograms, Error> {
         let options = self.options();
-        let qemu = self.find_program(options.qemu.as_deref(), "qemu-system-x86_64", "qemu-system-x86")?;
+        let qemu = self.find_qemu()?;
         let decision = accel::decide(options.accel, &KvmFacts::gather())?;
         let weak_jail = Walls::survey(&qemu, decision.accel).missing();
         if !weak_jail.is_empty() && options.weak_jail == WeakJail::Refuse {
@@ -244,19 +245,15 @@ impl Engine {
         Ok(Some((spec, resolver)))
     }
 
-    /// Looks a program up as a shell would.
-    pub(crate) fn find_program(
-        &self,
-        given: Option<&Path>,
-        program: &'static str,
-        package: &'static str,
-    ) -> Result<PathBuf, Error> {
-        let found = match given {
-            Some(path) => Some(path.to_owned()).filter(|path| path.is_file()),
+    /// Finds QEMU: the given one, or as a shell would.
+    pub(crate) fn find_qemu(&self) -> Result<PathBuf, Error> {
+        let found = match &self.options().qemu {
+            Some(path) => Some(path.clone()).filter(|path| path.is_file()),
             None => std::env::split_paths(&self.options().search_path)
-                .map(|dir| dir.join(program))
+                .map(|dir| dir.join(QEMU_PROGRAM))
                 .find(|path| path.is_file()),
         };
+        let (program, package) = (QEMU_PROGRAM, QEMU_PACKAGE);
         found.ok_or(Error::Supervise(SuperviseError::MissingProgram { program, package }))
     }
 

@@ -23,7 +23,8 @@ use seccompiler::{
     SeccompRule, apply_filter,
 };
 
-use crate::jail::{ARCHITECTURE, NEWEST, allow};
+use crate::architecture::{OLDER_BROKER_CALLS, SECCOMP};
+use crate::jail::{NEWEST, allow};
 
 /// What the C library reads when it looks a name up: its settings, and the modules that these name.
 const LOOKUP_PATHS: [&str; 15] = [
@@ -108,14 +109,6 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_writev,
 ];
 
-/// Older calls that x86-64 still has.
-#[cfg(target_arch = "x86_64")]
-const CALLS_HERE: &[libc::c_long] = &[libc::SYS_access, libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_stat];
-
-/// Other architectures have none of them.
-#[cfg(not(target_arch = "x86_64"))]
-const CALLS_HERE: &[libc::c_long] = &[];
-
 /// What makes `clone` make a thread of this process.
 const THREAD: i32 =
     libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
@@ -186,12 +179,12 @@ pub(super) fn restrict_calls() -> io::Result<()> {
 fn without_clone3() -> Result<BpfProgram, BackendError> {
     let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    SeccompFilter::new(rules, SeccompAction::Allow, missing, ARCHITECTURE)?.try_into()
+    SeccompFilter::new(rules, SeccompAction::Allow, missing, SECCOMP)?.try_into()
 }
 
 fn allowing() -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        CALLS.iter().chain(CALLS_HERE).map(|call| (*call, Vec::new())).collect();
+        CALLS.iter().chain(OLDER_BROKER_CALLS).map(|call| (*call, Vec::new())).collect();
     // The other filter answers it.
     rules.insert(libc::SYS_clone3, Vec::new());
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![masked(0, THREAD, THREAD)?])?]);
@@ -216,7 +209,7 @@ fn allowing() -> Result<BpfProgram, BackendError> {
         .map(|(level, option)| SeccompRule::new(vec![equals(1, level)?, equals(2, option)?]));
     rules.insert(libc::SYS_setsockopt, options.collect::<Result<_, _>>()?);
     let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    SeccompFilter::new(rules, denied, SeccompAction::Allow, ARCHITECTURE)?.try_into()
+    SeccompFilter::new(rules, denied, SeccompAction::Allow, SECCOMP)?.try_into()
 }
 
 /// Rules that are met when an argument, counted from 0, has one of these values.

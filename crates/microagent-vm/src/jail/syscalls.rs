@@ -17,8 +17,10 @@ use libc::{c_long, c_ulong};
 use rustix::process::getpid;
 use seccompiler::{
     BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    SeccompRule,
 };
+
+use crate::architecture::{OLDER_QEMU_CALLS, OPEN, SECCOMP};
 
 /// What executes guest code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,34 +144,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Older calls that x86-64 still has, and its thread pointer.
-#[cfg(target_arch = "x86_64")]
-const ALLOWED_HERE: &[c_long] = &[
-    libc::SYS_access,
-    libc::SYS_arch_prctl,
-    libc::SYS_epoll_create,
-    libc::SYS_epoll_wait,
-    libc::SYS_eventfd,
-    libc::SYS_getdents,
-    libc::SYS_getrlimit,
-    libc::SYS_lstat,
-    libc::SYS_pipe,
-    libc::SYS_poll,
-    libc::SYS_readlink,
-    libc::SYS_select,
-    libc::SYS_stat,
-    libc::SYS_time,
-];
-
-/// Other architectures have none of them.
-#[cfg(not(target_arch = "x86_64"))]
-const ALLOWED_HERE: &[c_long] = &[];
-
-#[cfg(target_arch = "x86_64")]
-pub(crate) const ARCHITECTURE: TargetArch = TargetArch::x86_64;
-#[cfg(target_arch = "aarch64")]
-pub(crate) const ARCHITECTURE: TargetArch = TargetArch::aarch64;
-
 /// How QEMU may open a file: for reading, or for both. It makes no file and empties none when it opens it, whatever
 /// Landlock knows: its rules cover truncation from Linux 6.2 on only. The access mode 3, which needs no right to the
 /// file at all, empties it like the others.
@@ -260,7 +234,7 @@ pub(super) fn enforce(backend: Backend, program: RawFd) -> io::Result<()> {
 fn allowing(backend: Backend, program: RawFd, pid: i32) -> Result<BpfProgram, seccompiler::BackendError> {
     let rules = rules(backend, program, pid)?;
     let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    SeccompFilter::new(rules, denied, SeccompAction::Allow, ARCHITECTURE)?.try_into()
+    SeccompFilter::new(rules, denied, SeccompAction::Allow, SECCOMP)?.try_into()
 }
 
 /// A filter cannot read the flags of `clone3`, which are in memory. The C library uses `clone` where it is missing.
@@ -268,19 +242,20 @@ fn allowing(backend: Backend, program: RawFd, pid: i32) -> Result<BpfProgram, se
 fn without_clone3() -> Result<BpfProgram, seccompiler::BackendError> {
     let rules = Rules::from([(libc::SYS_clone3, Vec::new())]);
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    SeccompFilter::new(rules, SeccompAction::Allow, missing, ARCHITECTURE)?.try_into()
+    SeccompFilter::new(rules, SeccompAction::Allow, missing, SECCOMP)?.try_into()
 }
 
 fn rules(backend: Backend, program: RawFd, pid: i32) -> Result<Rules, seccompiler::BackendError> {
-    let mut rules: Rules = ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, Vec::new())).collect();
+    let mut rules: Rules = ALLOWED.iter().chain(OLDER_QEMU_CALLS).map(|call| (*call, Vec::new())).collect();
     // Not that of clone3, which the other filter answers.
     rules.insert(libc::SYS_clone3, Vec::new());
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![flags(0, THREAD | NAMESPACES, THREAD)?])?]);
     let at_empty_path = equals(4, bits(libc::AT_EMPTY_PATH))?;
     rules.insert(libc::SYS_execveat, vec![SeccompRule::new(vec![equals(0, bits(program))?, at_empty_path])?]);
     rules.insert(libc::SYS_openat, opened(2)?);
-    #[cfg(target_arch = "x86_64")]
-    rules.insert(libc::SYS_open, opened(1)?);
+    if let Some(open) = OPEN {
+        rules.insert(open, opened(1)?);
+    }
     rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![equals(0, bits(pid))?])?]);
     // Limits are read, of this process: no new ones are given.
     rules.insert(libc::SYS_prlimit64, vec![SeccompRule::new(vec![equals(0, 0)?, null(2)?])?]);

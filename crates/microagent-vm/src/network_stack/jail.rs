@@ -15,13 +15,14 @@ use landlock::{Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, Ru
 use rustix::process::getpid;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, apply_filter,
+    apply_filter,
 };
 
+use crate::architecture::{OLDER_STACK_CALLS, SECCOMP};
 use crate::jail::NEWEST;
 
 /// Calls of the loop, of the allocator, and of a process that ends, whatever their arguments.
-const CALLS: [libc::c_long; 31] = [
+const CALLS: [libc::c_long; 30] = [
     libc::SYS_accept4,
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -31,7 +32,6 @@ const CALLS: [libc::c_long; 31] = [
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
-    libc::SYS_epoll_wait,
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_futex,
@@ -97,7 +97,8 @@ fn restrict_objects() -> Result<(), landlock::RulesetError> {
 }
 
 fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        CALLS.iter().chain(OLDER_STACK_CALLS).map(|call| (*call, Vec::new())).collect();
     // The end of an abort. Landlock has no rule for signals before Linux 6.12.
     rules.insert(libc::SYS_tgkill, vec![is_argument(0, getpid().as_raw_nonzero().get())?]);
     let families = [libc::AF_INET, libc::AF_INET6];
@@ -117,8 +118,7 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let options = SOCKET_OPTIONS.map(|(level, option)| is_option(level, option));
     rules.insert(libc::SYS_setsockopt, options.into_iter().collect::<Result<_, _>>()?);
     rules.insert(libc::SYS_getsockopt, vec![is_option(libc::SOL_SOCKET, libc::SO_ERROR)?]);
-    let target = TargetArch::try_from(std::env::consts::ARCH)?;
-    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, target)?.try_into()
+    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, SECCOMP)?.try_into()
 }
 
 /// A rule for a call about an option of a socket.

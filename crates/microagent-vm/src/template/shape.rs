@@ -10,7 +10,8 @@ use microagent_store::{Access, open_file};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::machine::{DEVICE_LAYOUT, KERNEL_COMMAND_LINE};
+use crate::architecture::KERNEL_COMMAND_LINE;
+use crate::machine::DEVICE_LAYOUT;
 use crate::spec::MachineSpec;
 
 /// Format of the files; part of the key.
