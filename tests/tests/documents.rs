@@ -170,6 +170,8 @@ fn workspace(documents: &mut Documents<'_>, image: &str, pushed: &str) {
         "clone web double",
         "rename double copy",
         "resize copy 2g",
+        "fork copy forked",
+        "delete forked --yes",
         "snapshot create copy --tag one",
         "snapshot list copy",
         "snapshot restore copy one --yes",

@@ -208,10 +208,12 @@ fn files_are_what_they_were_at_a_snapshot() {
     let image = home.image("busybox");
     let client = server(&home, Era::Discover, &[]);
     client.done("create", json!({"image": image, "name": "w", "setup": ["echo before > /f"]}));
-    client.fails("snapshot", json!({"name": "w", "tag": "t"}), "wrong_state");
+    // With its processes, as it runs.
+    client.done("snapshot", json!({"name": "w", "tag": "running"}));
+    client.done("restore", json!({"name": "w", "tag": "running"}));
     client.done("halt", json!({"name": "w"}));
     let made = client.done("snapshot", json!({"name": "w", "tag": "t"}));
-    assert_eq!((&made["tag"], &made["tags"]), (&json!("t"), &json!(["t"])), "{made}");
+    assert_eq!((&made["tag"], &made["tags"]), (&json!("t"), &json!(["running", "t"])), "{made}");
     let taken = client.fails("snapshot", json!({"name": "w", "tag": "t"}), "already_exists");
     assert!(taken["hint"].as_str().unwrap().contains("another tag"), "{taken}");
     client.done("start", json!({"name": "w"}));

@@ -33,6 +33,9 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// dearer.
 const EXEC_CGROUPS: &str = "/sys/fs/cgroup/microagent";
 
+/// Their name in the root group.
+pub(crate) const COMMANDS: &str = "microagent";
+
 /// What later steps need from the boot.
 #[derive(Debug)]
 pub(crate) struct Booted {

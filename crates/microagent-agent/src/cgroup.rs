@@ -39,6 +39,11 @@ impl Cgroups {
         Ok(groups)
     }
 
+    /// Their parent.
+    pub(crate) fn root(&self) -> io::Result<OwnedFd> {
+        self.root.try_clone()
+    }
+
     /// Makes a group for one command.
     pub(crate) fn create(&self) -> io::Result<Cgroup> {
         let name = {

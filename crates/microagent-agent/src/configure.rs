@@ -98,6 +98,27 @@ pub(crate) fn configure(
     Ok(Configured { timings })
 }
 
+/// Gives a machine that was configured as another one before its own entropy, clock and names.
+pub(crate) fn rename(wanted: &Configure) -> Result<(), GuestError> {
+    let other = |what: &'static str| {
+        move |source: io::Error| fail(GuestErrorKind::Other, &StepError { what, source })
+    };
+    seed(&wanted.entropy.0).map_err(other("seed the random numbers"))?;
+    set_clock(wanted.clock_unix_ns).map_err(other("set the clock"))?;
+    set_hostname(&wanted.hostname).map_err(other("set the host name"))?;
+    write_names(&Names {
+        hostname: &wanted.hostname,
+        machine_id: &wanted.machine_id,
+        network: wanted.network.as_ref(),
+    });
+    Ok(())
+}
+
+/// A network that could not be set up, for the host.
+pub(crate) fn network_failure(error: &net::NetworkError) -> GuestError {
+    fail(GuestErrorKind::Network, error)
+}
+
 /// A step that has no error type of its own.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what}")]

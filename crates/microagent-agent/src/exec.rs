@@ -9,22 +9,24 @@ mod streams;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use microagent_proto::{
     Chunk, Command, Exec, ExecEvent, ExecRole, Exit, FrameError, OUTPUT_CHUNK_LIMIT, REPLY_LIMIT, StartError,
-    Stream, write_message,
+    StartErrorKind, Stream, write_message,
 };
 use rustix::process::Pid;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::pipe;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::console;
 use crate::events::{Events, Watcher};
+use crate::hold::Hold;
 use crate::init::Init;
 use crate::inspect;
 use crate::reaper::{Reaper, Role};
@@ -52,30 +54,100 @@ pub(crate) struct Executor {
     pub(crate) init: Arc<Init>,
     pub(crate) reaper: Reaper,
     pub(crate) events: Events,
+    pub(crate) hold: Arc<Hold>,
+    /// How many commands the host has a stream of.
+    attended: watch::Sender<usize>,
+    /// The main program, between the session that was captured and its successor.
+    parked: Mutex<Option<Started>>,
 }
 
 impl Executor {
-    pub(crate) fn new(cgroups: Cgroups, init: Arc<Init>, reaper: Reaper, events: Events) -> Executor {
-        Executor { cgroups, init, reaper, events }
+    pub(crate) fn new(
+        cgroups: Cgroups,
+        init: Arc<Init>,
+        reaper: Reaper,
+        events: Events,
+    ) -> io::Result<Executor> {
+        let hold = Arc::new(Hold::new(cgroups.root()?)?);
+        let (attended, parked) = (watch::Sender::new(0), Mutex::default());
+        Ok(Executor { cgroups, init, reaper, events, hold, attended, parked })
     }
 
     /// Runs a command, speaking to the host on this stream.
     pub(crate) async fn serve(&self, stream: Stream, exec: &Exec) {
+        // What begins while programs are held would not be.
+        self.hold.ended().await;
         let (from_host, mut to_host) = tokio::io::split(stream);
-        let Started { mut running, group, input, sink } = match self.start(exec) {
-            Ok(started) => started,
-            Err(error) => return finish(&mut to_host, ExecEvent::NotStarted(error)).await,
-        };
+        match self.start(exec) {
+            Ok(started) => self.attend(started, from_host, to_host).await,
+            Err(error) => finish(&mut to_host, ExecEvent::NotStarted(error)).await,
+        }
+    }
+
+    /// Tells the host of the main program on this stream, as the session before did.
+    pub(crate) async fn adopt(&self, stream: Stream) {
+        let (from_host, mut to_host) = tokio::io::split(stream);
+        let parked = self.parked().take();
+        if let Some(started) = parked {
+            return self.attend(started, from_host, to_host).await;
+        }
+        let message = "the guest has no main program that nobody listens to".to_owned();
+        let error = StartError { kind: StartErrorKind::Other, message };
+        finish(&mut to_host, ExecEvent::NotStarted(error)).await;
+    }
+
+    /// Runs a command of the agent's own to its end, and says how it ended.
+    pub(crate) async fn run(&self, exec: &Exec) -> Result<Exit, StartError> {
+        let Started { mut running, group, .. } = self.start(exec)?;
+        let unused = Output { stdout: None, stderr: None };
+        let discarding = tokio::spawn(std::mem::replace(&mut running.output, unused).discard());
+        // Killed where it is dropped before its end.
+        let mut run = Run { executor: self, started: Some((running, group)), discarding };
+        let Some((running, _)) = &mut run.started else { return Ok(Exit::Signal(SIGKILL)) };
+        if let Some(error) = running.start_error(exec).await {
+            running.over = true;
+            return Err(error);
+        }
+        let exit = (&mut running.exited).await.unwrap_or(Exit::Signal(SIGKILL));
+        running.over = true;
+        Ok(exit)
+    }
+
+    /// Waits until the host has no stream of a command any more, for at most this time.
+    pub(crate) async fn unattended(&self, patience: Duration) {
+        let mut attended = self.attended.subscribe();
+        // Who hangs in the kernel is not waited for.
+        let _ = timeout(patience, attended.wait_for(|count| *count == 0)).await;
+    }
+
+    /// Speaks to the host about a command until one of both ends it.
+    async fn attend(
+        &self,
+        started: Started,
+        from_host: impl AsyncRead + Unpin,
+        mut to_host: impl AsyncWrite + Unpin,
+    ) {
+        self.attended.send_modify(|count| *count += 1);
+        let Started { exec, mut running, group, input, mut sink } = started;
         let target = Target { pid: running.pid, reaper: &self.reaper, group: &group };
         tokio::select! {
             // A broken stream ends the conversation as its end does.
-            _ = running.converse(exec, &input, &group, &mut to_host) => {}
+            _ = running.converse(&exec, &input, &group, &mut to_host) => {}
             () = input.listen(from_host, target) => {}
-            () = input.pump(sink) => {}
+            () = input.pump(&mut sink) => {}
         }
-        // The last event goes out before the cleaning up.
-        tokio::task::yield_now().await;
-        self.end(running, group);
+        if exec.role.is_main() && !running.over && self.hold.is_renewed() {
+            *self.parked() = Some(Started { exec, running, group, input, sink });
+        } else {
+            // The last event goes out before the cleaning up.
+            tokio::task::yield_now().await;
+            self.end(running, group);
+        }
+        self.attended.send_modify(|count| *count -= 1);
+    }
+
+    fn parked(&self) -> std::sync::MutexGuard<'_, Option<Started>> {
+        self.parked.lock().expect("no holder of the lock panics")
     }
 
     fn start(&self, exec: &Exec) -> Result<Started, StartError> {
@@ -107,9 +179,10 @@ impl Executor {
             script,
             events: self.events.clone(),
             watcher,
+            begun: false,
             over: false,
         };
-        Ok(Started { running, group, input, sink: streams.input })
+        Ok(Started { exec: exec.clone(), running, group, input, sink: streams.input })
     }
 
     fn make_process(&self, exec: &Exec, plan: &Plan) -> Result<Process, StartError> {
@@ -205,13 +278,33 @@ struct Process {
     exited: oneshot::Receiver<Exit>,
 }
 
-/// A command that was just started.
+/// A command that was started.
+#[derive(Debug)]
 struct Started {
+    exec: Exec,
     running: Running,
     group: Group,
     input: Input,
     /// Where input goes.
     sink: Option<End>,
+}
+
+/// A command of the agent's own. Without its end it is killed.
+struct Run<'a> {
+    executor: &'a Executor,
+    started: Option<(Running, Group)>,
+    discarding: JoinHandle<()>,
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        if let Some((running, group)) = self.started.take() {
+            if !running.over {
+                self.discarding.abort();
+            }
+            self.executor.end(running, group);
+        }
+    }
 }
 
 /// A command on its way.
@@ -226,6 +319,8 @@ struct Running {
     script: Option<Script>,
     events: Events,
     watcher: Watcher,
+    /// Whether the host was told that it runs.
+    begun: bool,
     /// Whether the main process has ended.
     over: bool,
 }
@@ -239,11 +334,14 @@ impl Running {
         group: &Group,
         to_host: &mut (impl AsyncWrite + Unpin),
     ) -> Result<(), FrameError> {
-        if let Some(error) = self.start_error(exec).await {
+        if !self.begun
+            && let Some(error) = self.start_error(exec).await
+        {
             self.over = true;
             finish(to_host, ExecEvent::NotStarted(error)).await;
             return Ok(());
         }
+        self.begun = true;
         send(to_host, &ExecEvent::Started).await?;
         let mut buffers = [vec![0; OUTPUT_CHUNK_LIMIT], vec![0; OUTPUT_CHUNK_LIMIT]];
         let [out, err] = &mut buffers;

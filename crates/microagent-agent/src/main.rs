@@ -14,7 +14,8 @@
 //! 3. [`session`]: the host opens a session; its first request configures the machine ([`configure`]),
 //!    the next ones run commands ([`exec`]), pack and unpack files ([`pack`], [`unpack`]), look at them
 //!    ([`inspect`]), compare the disk with its image ([`diff`]) and end it all ([`shutdown`]).
-//! 4. The session's end is the machine's end.
+//! 4. The session's end is the machine's end. The exception is the copy of a machine that was captured ([`hold`]): there a
+//!    new session takes the place of the one that was captured, and makes the machine a new one ([`renewal`]).
 //!
 //! The agent never runs a helper program, never resolves names through libraries of the image, and never
 //! writes to the image's disk other than what [`configure`] lists and what the host has it unpack.
@@ -27,6 +28,8 @@ mod diff;
 mod disk;
 mod events;
 mod exec;
+mod hold;
+mod hooks;
 mod init;
 mod inspect;
 mod listing;
@@ -37,10 +40,12 @@ mod port;
 mod processes;
 mod program;
 mod reaper;
+mod renewal;
 mod secrets;
 mod session;
 mod settings;
 mod shutdown;
+mod sockets;
 mod spawn;
 mod surroundings;
 mod sys;

@@ -84,6 +84,18 @@ pub(crate) fn configure(network: &Network, started: Option<&Started>) -> Result<
     sys::add_default_route(&socket, network.gateway).map_err(failed("default route"))
 }
 
+/// Gives the device of a machine that was another one before its own hardware address. The kernel changes it while the
+/// device is in use.
+pub(crate) fn rename(network: &Network) -> Result<(), NetworkError> {
+    let interface = find_device().map_err(NetworkError::Look)?.ok_or(NetworkError::NoDevice)?;
+    if hardware_address(&interface).as_deref() == Some(&colon_form(network.mac)) {
+        return Ok(());
+    }
+    let set =
+        control_socket().and_then(|socket| sys::set_hardware_address(&socket, &interface, network.mac.0));
+    set.map_err(|source| NetworkError::Set { what: "hardware address", interface, source })
+}
+
 /// The first interface that stands for a device (loopback and tunnels do not).
 fn find_device() -> io::Result<Option<String>> {
     let mut names = Vec::new();

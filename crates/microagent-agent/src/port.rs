@@ -5,10 +5,12 @@
 //! it is the session's end, even if the host comes back at once: a host that wants another session after
 //! it closed the port pings first, so that old news has been taken.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -19,7 +21,11 @@ use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::hold::Hold;
 use crate::sys;
+
+/// Bytes that are read at once while programs are held.
+const SIFTED_BYTES: usize = 4096;
 
 const PORTS: &str = "/sys/class/virtio-ports";
 
@@ -112,33 +118,62 @@ pub(crate) fn answer(port: &OwnedFd, asked: &Preamble) {
 #[derive(Debug)]
 pub(crate) struct Channel {
     fd: AsyncFd<OwnedFd>,
+    hold: Arc<Hold>,
+    /// Bytes that were read and belong to the session.
+    ahead: VecDeque<u8>,
+    /// Bytes that may be the beginning of another one.
+    doubtful: Vec<u8>,
 }
 
 impl Channel {
-    /// Registers the port with the running event loop.
-    pub(crate) fn new(port: OwnedFd) -> io::Result<Channel> {
-        Ok(Channel { fd: sys::watch(port)? })
+    /// Registers the port with the running event loop. The channel ends when a new session is asked for.
+    pub(crate) fn new(port: OwnedFd, hold: Arc<Hold>) -> io::Result<Channel> {
+        Ok(Channel { fd: sys::watch(port)?, hold, ahead: VecDeque::new(), doubtful: Vec::new() })
+    }
+
+    /// Reads what there is; nothing at the end.
+    fn poll_bytes(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            let closed = guard.ready().is_read_closed();
+            match guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut *buffer)?)) {
+                Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                Ok(done) => return Poll::Ready(done),
+                // A hang-up stays "ready" in the event loop; without this look it would spin here.
+                Err(_would_block) if closed => return Poll::Ready(Ok(0)),
+                Err(_would_block) => {}
+            }
+        }
     }
 }
 
 impl AsyncRead for Channel {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
-            let closed = guard.ready().is_read_closed();
-            let read = guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), buf.initialize_unfilled())?));
-            match read {
-                Ok(Ok(count)) => {
-                    buf.advance(count);
-                    return Poll::Ready(Ok(()));
-                }
-                Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(e)) => return Poll::Ready(Err(e)),
-                // A hang-up stays "ready" in the event loop; without this look it would spin here.
-                Err(_would_block) if closed => return Poll::Ready(Ok(())),
-                Err(_would_block) => {}
+        let channel = self.get_mut();
+        while channel.ahead.is_empty() {
+            if channel.hold.is_renewed() {
+                return Poll::Ready(Ok(()));
+            }
+            if channel.doubtful.is_empty() && !channel.hold.is_held() {
+                let count = ready!(channel.poll_bytes(cx, buf.initialize_unfilled()))?;
+                buf.advance(count);
+                return Poll::Ready(Ok(()));
+            }
+            let mut bytes = [0; SIFTED_BYTES];
+            let count = ready!(channel.poll_bytes(cx, &mut bytes))?;
+            if count == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            match channel.hold.sift(&mut channel.doubtful, &bytes[..count]) {
+                Some(cleared) => channel.ahead.extend(cleared),
+                None => return Poll::Ready(Ok(())),
             }
         }
+        let count = channel.ahead.len().min(buf.remaining());
+        for byte in channel.ahead.drain(..count) {
+            buf.put_slice(&[byte]);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

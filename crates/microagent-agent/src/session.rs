@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use microagent_proto::{
-    Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, GuestEvent, ListEvent,
+    Configure, Configured, ExecEvent, FrameError, GuestError, GuestErrorKind, GuestEvent, Hold, ListEvent,
     PackEvent, ProcessInfo, REPLY_LIMIT, REQUEST_LIMIT, Removed, Request, ShutDown, StartError,
     StartErrorKind, Stream, Unpacked, guest_session, read_secret_message, write_message,
 };
@@ -21,12 +21,14 @@ use crate::console;
 use crate::diff;
 use crate::events::Events;
 use crate::exec::Executor;
+use crate::hooks;
 use crate::inspect;
 use crate::listing;
 use crate::pack;
-use crate::port::Channel;
+use crate::port::{self, Channel};
 use crate::processes;
 use crate::reaper::Reaper;
+use crate::renewal;
 use crate::shutdown;
 use crate::sys;
 use crate::unpack;
@@ -51,7 +53,7 @@ impl Session {
             let events = Events::start();
             (Reaper::start(Arc::clone(&init), events.clone())?, events)
         };
-        let executor = Executor::new(Cgroups::new(booted.exec_cgroups)?, init, reaper, events);
+        let executor = Executor::new(Cgroups::new(booted.exec_cgroups)?, init, reaper, events)?;
         Ok(Session { runtime, executor, boot_us, mounted: None })
     }
 
@@ -64,19 +66,32 @@ impl Session {
         Ok(())
     }
 
-    /// Serves one session to its end.
+    /// Serves one session to its end, and those that take its place in copies of the machine.
     pub(crate) fn serve(self, port: OwnedFd) -> io::Result<()> {
         let Session { runtime, executor, boot_us, mounted } = self;
         runtime.block_on(async {
             let guest = Arc::new(GuestState { executor, boot_us, mounted, phase: Mutex::new(Phase::Fresh) });
             let ending = tokio::spawn(Arc::clone(&guest).end_with_its_programs());
-            let (mut incoming, driver) = guest_session(Channel::new(port)?);
-            let driver = tokio::spawn(driver);
-            while let Some(stream) = incoming.recv().await {
-                tokio::spawn(Arc::clone(&guest).serve(stream));
-            }
-            if let Ok(Err(error)) = driver.await {
-                console::say_error("the session ended", &error);
+            let hold = Arc::clone(&guest.executor.hold);
+            loop {
+                let channel = Channel::new(port.try_clone()?, Arc::clone(&hold))?;
+                let (mut incoming, driver) = guest_session(channel);
+                let driver = tokio::spawn(driver);
+                while let Some(stream) = incoming.recv().await {
+                    tokio::spawn(Arc::clone(&guest).serve(stream));
+                }
+                let ended = driver.await;
+                if hold.is_renewed() {
+                    guest.executor.unattended(LEAVE_PATIENCE).await;
+                }
+                if let Some(asked) = hold.take_renewal() {
+                    port::answer(&port, &asked);
+                    continue;
+                }
+                if let Ok(Err(error)) = ended {
+                    console::say_error("the session ended", &error);
+                }
+                break;
             }
             if guest.executor.events.has_ended() {
                 // A machine that its programs have ended leaves its disk complete, with a host or without.
@@ -89,6 +104,9 @@ impl Session {
 
 /// How long the host may take to turn the machine off after its work has ended.
 const HOST_GRACE: Duration = Duration::from_secs(5);
+
+/// How long the commands of a session whose machine was captured may take to end in the copy.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long messages may take to reach the host before its machine ends by itself.
 const LAST_MESSAGES: Duration = Duration::from_millis(50);
@@ -159,6 +177,9 @@ impl GuestState {
             request @ (Request::List(_) | Request::PackListed(_) | Request::Remove(_)) => {
                 self.serve_listing(stream, request).await
             }
+            request @ (Request::Adopt | Request::Hold(_) | Request::Release | Request::Renew(_)) => {
+                self.serve_capture(stream, request).await
+            }
             Request::Watch => self.report_events(&mut stream).await,
             Request::Stat(asked) => {
                 reply(&mut stream, &self.if_configured().and_then(|()| inspect::stat(&asked))).await
@@ -185,6 +206,22 @@ impl GuestState {
         drop(served);
     }
 
+    /// Serves a request about a capture of the machine, or in a copy of it.
+    async fn serve_capture(&self, mut stream: Stream, request: Request) -> Result<(), FrameError> {
+        match request {
+            Request::Hold(wanted) => reply(&mut stream, &self.hold(&wanted).await).await,
+            Request::Renew(wanted) => reply(&mut stream, &self.renew(&wanted).await).await,
+            Request::Adopt => {
+                self.executor.adopt(stream).await;
+                Ok(())
+            }
+            _ => {
+                self.executor.hold.end().await;
+                reply(&mut stream, &Ok::<_, GuestError>(())).await
+            }
+        }
+    }
+
     /// Serves a request about files below a directory.
     async fn serve_listing(&self, mut stream: Stream, request: Request) -> Result<(), FrameError> {
         let refused = self.refusal().map(out_of_order);
@@ -202,6 +239,30 @@ impl GuestState {
                 reply(&mut stream, &PackEvent::Failed(error)).await
             }
         }
+    }
+
+    /// Stops the guest's programs for a capture of the machine.
+    async fn hold(&self, wanted: &Hold) -> Result<(), GuestError> {
+        self.if_configured()?;
+        if self.executor.hold.is_held() {
+            return Err(out_of_order("the guest's programs are held already"));
+        }
+        self.executor.hold.begin(wanted.token).await.map_err(|error| GuestError {
+            kind: GuestErrorKind::Other,
+            message: format!("the guest's programs cannot be stopped: {error}"),
+        })
+    }
+
+    /// Makes the copy of a captured machine a machine of its own.
+    async fn renew(&self, wanted: &Configure) -> Result<Configured, GuestError> {
+        self.if_configured()?;
+        if !self.executor.hold.is_held() {
+            return Err(out_of_order("the guest's programs are not held"));
+        }
+        let renewed = renewal::renew(wanted)?;
+        hooks::run(&self.executor).await;
+        self.executor.hold.end().await;
+        Ok(renewed)
     }
 
     /// Exactly once, and before anything else.

@@ -10,9 +10,9 @@ use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::args::global::GlobalArgs;
 use crate::commands::{
     apply, artifact, change, clone, commit, completions, config, connect, cp, create, delete, diff, doctor,
-    egress, events, exec, export, image, job, jobs, kernel, list, logs, man, network, perf, port, profiles,
-    rename, resize, restart, result, run, secret, serve, snapshot, start, stats, status, supervise, sync,
-    system, template, top, touch, version, volume, wait,
+    egress, events, exec, export, fork, image, job, jobs, kernel, list, logs, man, network, perf, port,
+    profiles, rename, resize, restart, result, run, secret, serve, snapshot, start, stats, status, supervise,
+    sync, system, template, top, touch, version, volume, wait,
 };
 use crate::environment;
 use crate::failure::Failure;
@@ -96,6 +96,8 @@ pub(crate) enum Command {
     Wait(wait::WaitArgs),
     Result(result::ResultArgs),
     Clone(clone::CloneArgs),
+    #[command(visible_alias = "branch")]
+    Fork(fork::ForkArgs),
     Rename(rename::RenameArgs),
     Resize(resize::ResizeArgs),
     Artifact(artifact::ArtifactArgs),

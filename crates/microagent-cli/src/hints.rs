@@ -90,6 +90,14 @@ fn of_workspace(hint: &Hint) -> Option<String> {
         Hint::DeleteSnapshot { name, tag } => {
             format!("choose another --tag, or delete it: microagent snapshot delete {name} {tag}")
         }
+        Hint::DiskOnlySnapshot { name } => {
+            format!(
+                "microagent snapshot create {name} --disk-only; a --broker keeps credentials out of the guest"
+            )
+        }
+        Hint::UseDiskOfSnapshot { snapshot } => {
+            format!("microagent create NAME --from-snapshot {snapshot} uses its disk, which then boots")
+        }
         Hint::DeleteDamagedSnapshot { name, tag } => {
             format!("delete a damaged snapshot with: microagent snapshot delete {name} {tag} --yes")
         }

@@ -104,6 +104,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
         Command::Wait(args) => return commands::wait::execute(context, &args),
         Command::Result(args) => commands::result::execute(context, args),
         Command::Clone(args) => commands::clone::execute(context, args),
+        Command::Fork(args) => commands::fork::execute(context, args),
         Command::Touch(args) => commands::touch::execute(context, &args),
         Command::Rename(args) => commands::rename::execute(context, &args),
         Command::Resize(args) => commands::resize::execute(context, &args),

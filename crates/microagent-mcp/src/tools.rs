@@ -135,19 +135,20 @@ fn workspaces() -> Vec<Tool> {
     ]
 }
 
-/// States of a workspace's files, to return to.
+/// States of a workspace, to return to.
 fn snapshots() -> Vec<Tool> {
     vec![
         Tool::new(
             ("snapshot", "Make a snapshot of a workspace"),
-            "Keeps the files of a halted workspace as they are now under a tag, at once and without a copy. Halt it \
-             first. Use it before something that cannot be undone.",
+            "Keeps a workspace as it is now under a tag: its files, and its processes if it runs. It continues to run. \
+             Use it before something that cannot be undone.",
             (Adds, Again, Closed),
             snapshot::create,
         ),
         Tool::new(
-            ("restore", "Restore the files of a workspace"),
-            "Makes the files of a halted workspace what they were at a snapshot. What was written since is lost.",
+            ("restore", "Restore a workspace"),
+            "Makes a workspace what it was at a snapshot: its files, and its processes if it runs. What happened since \
+             is lost. Commands of that time have ended.",
             (Changes, Idle, Closed),
             snapshot::restore,
         ),

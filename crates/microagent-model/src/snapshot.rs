@@ -128,8 +128,16 @@ impl From<LayerId> for String {
 pub struct Layer {
     /// Its id, which names its file.
     pub id: LayerId,
-    /// Length of its file; another length means that the file is damaged.
+    /// Length of its file; another length means that the file is damaged. 0 while a running machine may write to it: the
+    /// layer is not sealed.
     pub bytes: u64,
+}
+
+impl Layer {
+    /// Whether no machine writes to it any more, so that its length is known.
+    pub fn is_sealed(&self) -> bool {
+        self.bytes != 0
+    }
 }
 
 #[cfg(test)]

@@ -94,6 +94,25 @@ pub enum Request {
     PackListed(PackListed),
     /// Removes some of the files below a directory. Answer: `Result<Removed, GuestError>`.
     Remove(Remove),
+    /// Stops the guest's programs and flushes its disks, so that the machine can be captured. Answer:
+    /// `Result<(), GuestError>`.
+    Hold(Hold),
+    /// Lets the programs continue that [`Request::Hold`] has stopped. Answer: `Result<(), GuestError>`.
+    Release,
+    /// Makes the copy of a captured machine a machine of its own, and lets its programs continue: entropy, clock, names,
+    /// hardware address, connections. Once, first thing after [`PreambleKind::Renew`](crate::PreambleKind::Renew).
+    /// Answer: `Result<Configured, GuestError>`.
+    Renew(Box<Configure>),
+    /// The stream of the main program, which the session before had. Answer: as to [`Request::Exec`].
+    Adopt,
+}
+
+/// Stops the guest's programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// The nonce of a [`PreambleKind::Renew`](crate::PreambleKind::Renew) that begins a new session until
+    /// [`Request::Release`]. It is random, so that nothing that programs are sent begins one.
+    pub token: [u8; 16],
 }
 
 /// Everything that makes one guest differ from another.

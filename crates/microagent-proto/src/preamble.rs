@@ -28,15 +28,19 @@ pub enum PreambleKind {
     Session,
     /// Only in answers: what was asked for could not be done. The machine is of no use any more.
     Failed,
+    /// A new session in place of one that the guest still has, for a copy of a machine that was captured: the nonce is
+    /// the token of the [`crate::Hold`] at which it was captured. A yamux session follows right after the answer.
+    Renew,
 }
 
 impl PreambleKind {
     /// All kinds with their bytes on the wire.
-    const WIRE: [(PreambleKind, u8); 4] = [
+    const WIRE: [(PreambleKind, u8); 5] = [
         (PreambleKind::Ping, 1),
         (PreambleKind::Session, 2),
         (PreambleKind::Mount, 3),
         (PreambleKind::Failed, 4),
+        (PreambleKind::Renew, 5),
     ];
 
     fn to_byte(self) -> u8 {

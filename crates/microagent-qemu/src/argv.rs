@@ -98,8 +98,8 @@ impl CommandLine {
 /// `-machine microvm`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Microvm {
-    /// Id of the memory backend object, if there is one.
-    pub memory_backend: Option<String>,
+    /// Id of the memory backend object.
+    pub memory_backend: String,
 }
 
 /// `-accel`.
@@ -127,10 +127,8 @@ impl Microvm {
         // is calibrated against it. The RTC stays, because a guest's first clock comes from it. A core dump of QEMU
         // does not have the guest's memory in it.
         let mut value = "microvm,acpi=off,rtc=on,isa-serial=on,dump-guest-core=off".to_owned();
-        if let Some(id) = &self.memory_backend {
-            value.push_str(",memory-backend=");
-            value.push_str(id);
-        }
+        value.push_str(",memory-backend=");
+        value.push_str(&self.memory_backend);
         value
     }
 }
@@ -172,13 +170,14 @@ pub fn qcow2_overlay(node_name: &str, file: FdSet, backing: Value, durability: D
     })
 }
 
-/// A qcow2 layer under an overlay as a block node. It is shared and never written to.
+/// A qcow2 layer under an overlay as a block node. It is shared and never written to. The machine whose overlay it was may
+/// hold QEMU's lock of writers on it until it ends, though it writes to another overlay.
 pub fn qcow2_layer(file: FdSet, backing: Value) -> Value {
     json!({
         "driver": "qcow2",
         "read-only": true,
         "l2-cache-size": LAYER_CACHE_BYTES,
-        "file": { "driver": "file", "filename": file.filename(), "read-only": true },
+        "file": { "driver": "file", "filename": file.filename(), "read-only": true, "locking": "off" },
         "backing": backing,
     })
 }
@@ -220,7 +219,7 @@ mod tests {
 
     #[test]
     fn machine_names_its_memory_backend() {
-        let machine = Microvm { memory_backend: Some("mem".into()) };
+        let machine = Microvm { memory_backend: "mem".into() };
         assert!(machine.value().starts_with("microvm,acpi=off,"));
         assert!(machine.value().ends_with(",memory-backend=mem"));
     }

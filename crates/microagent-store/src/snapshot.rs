@@ -5,7 +5,8 @@
 //! and snapshots ([`StateDir::free_layers`]). Who makes or moves a record holds a shared lock meanwhile
 //! ([`StateDir::hold_layers`]).
 //!
-//! A snapshot is a directory with a manifest and the files of a workspace that describe it: record, workload, bundles.
+//! A snapshot is a directory with a manifest and the files of a workspace that describe it: record, workload, bundles. That of
+//! a running machine has its memory, too.
 
 use std::collections::HashSet;
 use std::fs;
@@ -87,6 +88,16 @@ impl SnapshotDir {
     /// The files that describe the workspace at the time of the snapshot: record, workload, bundles.
     pub fn files(&self) -> &WorkspaceDir {
         &self.files
+    }
+
+    /// The memory of the machine that was captured; missing in the snapshot of a disk.
+    pub fn memory(&self) -> PathBuf {
+        self.path().join("memory")
+    }
+
+    /// What the memory can be restored in.
+    pub fn memory_record(&self) -> PathBuf {
+        self.path().join("memory.json")
     }
 
     fn manifest(&self) -> PathBuf {
@@ -237,13 +248,19 @@ impl StateDir {
         Ok(freed)
     }
 
-    /// Bytes on disk that all layers use.
+    /// Bytes on disk that all layers, and the memory of all snapshots, use.
     ///
     /// # Errors
-    /// Fails when their directory exists and cannot be read.
-    pub fn layer_bytes(&self) -> io::Result<u64> {
-        let bytes = |(_, path): (_, PathBuf)| path.symlink_metadata().map_or(0, |found| found.blocks() * 512);
-        Ok(self.layer_files()?.into_iter().map(bytes).sum())
+    /// Fails when a directory exists and cannot be read.
+    pub fn snapshot_bytes(&self) -> io::Result<u64> {
+        let layers = self.layer_files()?.into_iter().map(|(_, path)| blocks(&path)).sum::<u64>();
+        let mut memory = 0;
+        for name in self.workspace_names()? {
+            let dir = self.workspace(&name);
+            let tags = dir.snapshot_tags()?;
+            memory += tags.iter().map(|tag| blocks(&dir.snapshot(tag).memory())).sum::<u64>();
+        }
+        Ok(layers + memory)
     }
 
     /// Files of layers, with the ids that their names have.
@@ -262,6 +279,11 @@ impl StateDir {
         }
         Ok(found)
     }
+}
+
+/// Bytes on disk of a file; none if it is not there.
+fn blocks(path: &Path) -> u64 {
+    path.symlink_metadata().map_or(0, |found| found.blocks() * 512)
 }
 
 #[cfg(test)]
@@ -309,7 +331,7 @@ mod tests {
         assert_eq!([0, 1, 2].map(exists), [true, true, false]);
         state.take_out(web.path()).unwrap();
         state.free_layers().unwrap();
-        assert_eq!(state.layer_bytes().unwrap(), 0);
+        assert_eq!(state.snapshot_bytes().unwrap(), 0);
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub use self::job::{JobInput, JobOrder, JobRequest, JobStdinStream, job_stdin, s
 use crate::lifecycle::ChangeRequest;
 use crate::ports::BoundPort;
 use crate::spec::SUPERVISOR_PROTOCOL;
-use crate::supervisor::{END_DEADLINE, QUARANTINE_DEADLINE};
+use crate::supervisor::{CAPTURE_DEADLINE, END_DEADLINE, QUARANTINE_DEADLINE};
+use crate::template::MachineShape;
 
 /// Largest message of either side, in bytes.
 pub(crate) const CONTROL_LIMIT: usize = 64 * 1024;
@@ -109,6 +110,8 @@ pub enum Answer {
     Attached,
     /// The request is done.
     Done,
+    /// The machine is captured.
+    Captured(Box<Capture>),
     /// The machine has ended, but not as requested.
     Failed(WorkspaceFailure),
     /// The request is refused; nothing was done.
@@ -122,6 +125,17 @@ pub enum Answer {
         /// One line, of the guest.
         message: String,
     },
+}
+
+/// What a captured machine depends on, and what it cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capture {
+    /// What memory and devices can be restored in.
+    pub shape: MachineShape,
+    /// What begins a new session with the guest, if its memory is captured.
+    pub token: Option<[u8; 16]>,
+    /// How long the guest's processors were stopped, in microseconds.
+    pub standstill_us: u64,
 }
 
 /// Why a supervisor refuses a request.
@@ -231,9 +245,28 @@ pub async fn change_with(
             END_DEADLINE + 2 * grace.unwrap_or_default()
         }
         ChangeRequest::Quarantine => QUARANTINE_DEADLINE,
-        ChangeRequest::Kill | ChangeRequest::Pause | ChangeRequest::Resume => ANSWER_DEADLINE,
+        ChangeRequest::Kill => ANSWER_DEADLINE,
+        ChangeRequest::Pause | ChangeRequest::Resume | ChangeRequest::Capture { .. } => {
+            CAPTURE_DEADLINE + ANSWER_DEADLINE
+        }
     };
     Ok(exchange(dir, ControlRequest::Change { request, grace }, reason, deadline).await?.1)
+}
+
+/// Captures the machine: its guest writes to this overlay from then on, and its memory goes to the other file, if there
+/// is one.
+///
+/// # Errors
+/// Fails when nobody listens or no answer comes in time. The guest may write to the overlay all the same.
+pub async fn capture(
+    dir: &WorkspaceDir,
+    overlay: BorrowedFd<'_>,
+    memory: Option<BorrowedFd<'_>>,
+) -> Result<Answer, ControlError> {
+    let request = ChangeRequest::Capture { memory: memory.is_some() };
+    let request = ControlRequest::Change { request, grace: None };
+    let files: Vec<_> = std::iter::once(overlay).chain(memory).collect();
+    Ok(exchange_with(dir, request, None, 2 * CAPTURE_DEADLINE, &files).await?.1)
 }
 
 /// Gives the machine a time to live from now on: this one, or the one that it has. 0 removes it.
@@ -250,7 +283,7 @@ pub async fn renew_ttl(dir: &WorkspaceDir, ttl: Option<Duration>) -> Result<Answ
 /// Fails when nobody listens or no answer comes in time.
 pub async fn open_port(dir: &WorkspaceDir, port: &BoundPort) -> Result<Answer, ControlError> {
     let request = ControlRequest::OpenPort(port.publish);
-    Ok(exchange_with(dir, request, None, ANSWER_DEADLINE, Some(port.socket.as_fd())).await?.1)
+    Ok(exchange_with(dir, request, None, ANSWER_DEADLINE, &[port.socket.as_fd()]).await?.1)
 }
 
 /// Stops publishing a port of a machine; open connections stay open.
@@ -267,38 +300,44 @@ async fn exchange(
     reason: Option<String>,
     deadline: Duration,
 ) -> Result<(UnixStream, Answer), ControlError> {
-    exchange_with(dir, request, reason, deadline, None).await
+    exchange_with(dir, request, reason, deadline, &[]).await
 }
 
-/// Sends a descriptor after a request, with one byte.
-async fn send_descriptor(stream: &UnixStream, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+/// Most descriptors that come with a request.
+const DESCRIPTORS_MAX: usize = 2;
+
+/// Sends descriptors after a request, with one byte.
+async fn send_descriptors(stream: &UnixStream, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     stream
         .async_io(Interest::WRITABLE, || {
-            let descriptors = [descriptor];
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
             let mut ancillary = SendAncillaryBuffer::new(&mut space);
-            ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
             Ok(sendmsg(stream, &[IoSlice::new(&[0])], &mut ancillary, flags).map(drop)?)
         })
         .await
 }
 
-/// Receives what [`send_descriptor`] sent.
-pub(crate) async fn take_descriptor(stream: &UnixStream) -> io::Result<OwnedFd> {
+/// Receives what [`send_descriptors`] sent, if it is so many.
+pub(crate) async fn take_descriptors<const COUNT: usize>(
+    stream: &UnixStream,
+) -> io::Result<[OwnedFd; COUNT]> {
     let received = stream.async_io(Interest::READABLE, || {
         let mut byte = [0];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, flags)?;
-        let mut messages = ancillary.drain();
-        Ok(messages.find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
-            _ => None,
-        }))
+        let mut found = Vec::new();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                found.extend(rights);
+            }
+        }
+        Ok(found)
     });
-    received.await?.ok_or_else(|| io::ErrorKind::InvalidData.into())
+    received.await?.try_into().map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 async fn exchange_with(
@@ -306,7 +345,7 @@ async fn exchange_with(
     request: ControlRequest,
     reason: Option<String>,
     deadline: Duration,
-    descriptor: Option<BorrowedFd<'_>>,
+    descriptors: &[BorrowedFd<'_>],
 ) -> Result<(UnixStream, Answer), ControlError> {
     let deadline_at = Instant::now() + deadline;
     let late = || ControlError::Late { seconds: deadline.as_secs() };
@@ -323,9 +362,9 @@ async fn exchange_with(
         };
         let send = async {
             write_message(&mut stream, &hello, CONTROL_LIMIT).await?;
-            match descriptor {
-                Some(descriptor) => send_descriptor(&stream, descriptor).await.map_err(FrameError::Transport),
-                None => Ok(()),
+            match descriptors {
+                [] => Ok(()),
+                _ => send_descriptors(&stream, descriptors).await.map_err(FrameError::Transport),
             }
         };
         let sent = timeout_at(deadline_at, send).await;

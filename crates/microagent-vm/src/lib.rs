@@ -44,7 +44,7 @@ mod wire;
 
 pub use accel::{AccelChoice, AccelDecision, KvmFacts, KvmUnusable};
 pub use bounded_log::{LogPlace, older as older_log, place_since};
-pub use control::{Answer, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal};
+pub use control::{Answer, Capture, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal};
 pub use core_dump::never_dump_core;
 pub use file_size::fail_oversized_writes;
 pub use flatten::flatten;
@@ -58,7 +58,8 @@ pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{Backing, OverlayError, create_overlay, grow_overlay};
 pub use ports::{BoundPort, PortError, bind_published, choose_ports};
 pub use spec::{
-    BrokersSpec, Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, HealthSpec, LayerFile, MachineSpec, Outcome,
-    RelayedOutput, Report, SPEC_LIMIT, SUPERVISOR_PROTOCOL, StartMode, Step, SupervisorSpec, Timeline, Work,
+    BrokersSpec, CapturedMemory, Claim, DiskSpec, DiskStamp, Ended, ExtraDisk, HealthSpec, LayerFile,
+    MachineSpec, Outcome, RelayedOutput, Report, SPEC_LIMIT, SUPERVISOR_PROTOCOL, StartMode, Step,
+    SupervisorSpec, Timeline, Work,
 };
 pub use supervisor::supervise;

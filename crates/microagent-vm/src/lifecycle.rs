@@ -10,6 +10,7 @@
 //!         Running ── MachineGone(Rebooted) ▶ Starting
 //!                                           └▶ Stopping ─────────────▶ Ended
 //!
+//! Running, Paused ── Capture ▶ Capturing ── Captured ▶ Running, Paused; other requests wait
 //! Running, Pausing, Paused, Resuming, StoppingService, Stopping ── Quarantine ▶ Containing ── Contained ▶ Quarantined
 //! every state ── Kill, failures, QEMU's exit ▶ Ended
 //! ```
@@ -22,13 +23,14 @@
 //! the only event, and messages of its guest are ignored.
 
 mod answers;
+mod capture;
 #[cfg(test)]
 mod tests;
 
 use microagent_model::{FailureKind, State, WorkspaceFailure};
 use serde::{Deserialize, Serialize};
 
-use crate::control::{Answer, Refusal};
+use crate::control::{Answer, Capture, Refusal};
 use crate::spec::Outcome;
 use answers::Waiter;
 
@@ -47,6 +49,11 @@ pub enum Phase {
     Paused,
     /// QEMU was told to resume the guest.
     Resuming,
+    /// The guest is being captured.
+    Capturing {
+        /// Whether it was paused, and is again afterwards.
+        paused: bool,
+    },
     /// The service was sent its stop signal and has not ended yet.
     StoppingService,
     /// The work is done; the guest flushes its disk.
@@ -115,6 +122,8 @@ pub enum Event {
     Resumed,
     /// QEMU did not resume the guest.
     ResumeFailed(String),
+    /// The guest was captured, or why it was not.
+    Captured(Result<Capture, WorkspaceFailure>),
     /// The machine is isolated and its processors are stopped. The text is the error of recording it, if any.
     Contained(Option<String>),
     /// The machine is isolated, but QEMU did not stop its processors.
@@ -183,6 +192,11 @@ pub enum ChangeRequest {
     /// A clean shutdown because the health check failed, after which the workspace is `failed`. Processes that do not end
     /// in time are killed.
     EndUnhealthy,
+    /// Gives the guest another overlay, so that the one that it had never changes again.
+    Capture {
+        /// Whether memory and devices are written to a file at the same instant.
+        memory: bool,
+    },
 }
 
 /// An action of the driver after an event.
@@ -210,6 +224,8 @@ pub enum Effect {
     Pause,
     /// Lets the processors continue; the result is [`Event::Resumed`] or [`Event::ResumeFailed`].
     Resume,
+    /// Captures the guest into the files of this client; the result is [`Event::Captured`].
+    Capture(ClientId),
     /// Records the quarantine with the client's reason, isolates the machine and stops its processors; the result is
     /// [`Event::Contained`] or [`Event::ContainFailed`].
     Contain(ClientId),
@@ -261,8 +277,8 @@ impl Lifecycle {
         match self.phase {
             Phase::Restoring | Phase::Starting => State::Starting,
             Phase::Running if traits.serves && !self.serving => State::Starting,
-            Phase::Running | Phase::Pausing => State::Running,
-            Phase::Paused | Phase::Resuming => State::Paused,
+            Phase::Running | Phase::Pausing | Phase::Capturing { paused: false } => State::Running,
+            Phase::Paused | Phase::Resuming | Phase::Capturing { paused: true } => State::Paused,
             Phase::StoppingService | Phase::Stopping(_) | Phase::Ended(_) => State::Stopping,
             Phase::Containing | Phase::Quarantined => State::Quarantined,
         }
@@ -293,6 +309,7 @@ impl Lifecycle {
             (phase, E::Expired) => self.expired(phase, traits),
             (phase @ (P::Restoring | P::Starting), event) => self.while_starting(phase, event, traits),
             (P::Stopping(outcome), event) => while_stopping(outcome, event, traits),
+            (P::Capturing { paused }, E::Captured(captured)) => self.captured(paused, captured, traits),
             (phase, event @ (E::Paused | E::PauseFailed(_) | E::Resumed | E::ResumeFailed(_))) => {
                 self.paused_or_resumed(phase, event)
             }
@@ -314,8 +331,9 @@ impl Lifecycle {
             // As every machine does. One that was never of use to anybody is not tried again.
             (_, E::MachineGone(MachineExit::Rebooted)) if traits.detached && self.served => {
                 self.serving = false;
+                let waiting = self.interrupt_waiting("the guest restarted meanwhile");
                 let interrupted = self.interrupt("the guest restarted meanwhile");
-                (P::Starting, [interrupted, vec![Effect::Publish, Effect::Reboot]].concat())
+                (P::Starting, [waiting, interrupted, vec![Effect::Publish, Effect::Reboot]].concat())
             }
             (_, E::MachineGone(MachineExit::Rebooted)) => end(Outcome::Rebooted),
             (_, E::MachineGone(MachineExit::PoweredOff)) => end(Outcome::PoweredOff),
@@ -426,13 +444,17 @@ impl Lifecycle {
         effects.push(Effect::Publish);
         // Of work that ended in the moment of the pause, or of a machine that is shut down while it is paused. One that
         // does not resume does not flush, and the deadline of the flush ends it.
-        if matches!(phase, Phase::Pausing | Phase::Paused | Phase::Resuming) {
+        if matches!(
+            phase,
+            Phase::Pausing | Phase::Paused | Phase::Resuming | Phase::Capturing { paused: true }
+        ) {
             effects.push(Effect::Resume);
         }
         effects.push(Effect::Flush);
         (Phase::Stopping(outcome), effects)
     }
 
+    /// Handles the request of a client.
     fn requested(
         &mut self,
         phase: Phase,
@@ -448,6 +470,11 @@ impl Lifecycle {
         match (phase, request) {
             (P::Ended(outcome), _) => self.await_change(P::Ended(outcome), client, request, Vec::new()),
             (_, R::Kill) => self.await_change(P::Ended(outcome), client, request, vec![Effect::Kill]),
+            (phase @ P::Capturing { .. }, request) => self.wait_for_capture(phase, client, request),
+            (phase @ (P::Running | P::Paused), R::Capture { .. }) if self.serving => {
+                let next = P::Capturing { paused: matches!(phase, P::Paused) };
+                self.await_change(next, client, request, vec![Effect::Capture(client)])
+            }
             // It is not told to flush: not one more instruction of it runs. QEMU closes the disk as it is.
             (P::Containing | P::Quarantined, R::Halt | R::Stop) => {
                 self.await_change(P::Ended(Outcome::Stopped), client, request, vec![Effect::Quit])
@@ -491,9 +518,16 @@ impl Lifecycle {
             (P::Pausing, R::Pause) => self.await_change(P::Pausing, client, request, Vec::new()),
             (P::Paused, R::Resume) => self.await_change(P::Resuming, client, request, vec![Effect::Resume]),
             (P::Resuming, R::Resume) => self.await_change(P::Resuming, client, request, Vec::new()),
-            (phase, R::Halt | R::Stop | R::Pause | R::Resume | R::Quarantine | R::EndUnhealthy) => {
-                self.refuse(phase, client, traits)
-            }
+            (
+                phase,
+                R::Halt
+                | R::Stop
+                | R::Pause
+                | R::Resume
+                | R::Quarantine
+                | R::EndUnhealthy
+                | R::Capture { .. },
+            ) => self.refuse(phase, client, traits),
         }
     }
 
@@ -558,6 +592,7 @@ fn ended_by_host(phase: Phase, event: Event) -> Next {
         | E::PauseFailed(_)
         | E::Resumed
         | E::ResumeFailed(_)
+        | E::Captured(_)
         | E::Contained(_)
         | E::ContainFailed(_) => (phase, Vec::new()),
     }

@@ -21,7 +21,7 @@ use crate::spec::{DiskLimits, MachineSpec};
 
 /// Version of the set of devices below and of the processor; a template can be restored only with the layout of its
 /// freeze.
-pub const DEVICE_LAYOUT: u32 = 6;
+pub const DEVICE_LAYOUT: u32 = 7;
 
 /// Size of the buffer for translated code, in MiB. QEMU's default is up to 1 GiB in addition to the guest's memory,
 /// and a guest that keeps generating code fills it.
@@ -67,6 +67,21 @@ const LAYER_SETS: u32 = EXTRA_SETS + EXTRA_DISKS_MAX as u32;
 
 /// Name of the device of the root disk.
 const ROOT_DEVICE: &str = "root-disk";
+
+/// Name of the block node of the root disk.
+pub(crate) const ROOT_NODE: &str = "root";
+
+/// Name of the overlay's block node in a machine that got its disk after it was frozen.
+pub(crate) const INSERTED_NODE: &str = "disk";
+
+/// Name of the guest's memory in QEMU, and in a captured state.
+const MEMORY: &str = "mem";
+
+/// Descriptor set of the first overlay that a running machine is given; the others follow.
+const CAPTURE_SETS: u32 = LAYER_SETS + 1024;
+
+/// Most overlays that a running machine is given: each costs open files, and a lookup per read.
+pub(crate) const CAPTURES_MAX: u32 = 32;
 
 /// SCSI target of the root disk.
 pub const ROOT_SCSI_TARGET: u8 = 0;
@@ -137,6 +152,11 @@ pub enum Start<'a> {
         /// The state of its devices.
         state: BorrowedFd<'a>,
     },
+    /// A guest is restored whose memory is in the state.
+    RestoreWhole {
+        /// Memory and devices.
+        state: BorrowedFd<'a>,
+    },
     /// A frozen guest is restored, to be frozen again.
     RestoreToFreeze {
         /// A copy of the memory, mapped shared, so that it can be copied again.
@@ -150,7 +170,7 @@ impl<'a> Start<'a> {
     /// The memory that QEMU opens.
     pub(crate) fn memory(&self) -> Option<BorrowedFd<'a>> {
         match self {
-            Start::Boot => None,
+            Start::Boot | Start::RestoreWhole { .. } => None,
             Start::BootToFreeze { memory }
             | Start::Restore { memory, .. }
             | Start::RestoreToFreeze { memory, .. } => Some(*memory),
@@ -161,7 +181,9 @@ impl<'a> Start<'a> {
     pub(crate) fn state(&self) -> Option<BorrowedFd<'a>> {
         match self {
             Start::Boot | Start::BootToFreeze { .. } => None,
-            Start::Restore { state, .. } | Start::RestoreToFreeze { state, .. } => Some(*state),
+            Start::Restore { state, .. }
+            | Start::RestoreWhole { state }
+            | Start::RestoreToFreeze { state, .. } => Some(*state),
         }
     }
 }
@@ -177,8 +199,8 @@ pub fn command_line(
 ) -> CommandLine {
     let mut line = CommandLine::new();
     let accel = if spec.kvm { Accel::Kvm } else { Accel::Tcg };
-    let memory_backend = add_memory(&mut line, spec, start, features);
-    line.machine(&Microvm { memory_backend })
+    add_memory(&mut line, spec, start, features);
+    line.machine(&Microvm { memory_backend: MEMORY.to_owned() })
         .accel(accel, TRANSLATION_BUFFER_MIB)
         .switch("-cpu", if spec.kvm { HARDWARE_CPU } else { EMULATED_CPU })
         .switch("-m", spec.memory_mib.to_string())
@@ -210,7 +232,7 @@ pub fn command_line(
             .device(&json!({ "driver": "virtio-net-device", "netdev": NETDEV, "host_mtu": LINK_MTU }));
     }
     // A frozen state has every device that was there: these come afterwards, and at each start anew.
-    if matches!(start, Start::Boot | Start::Restore { .. }) {
+    if matches!(start, Start::Boot | Start::Restore { .. } | Start::RestoreWhole { .. }) {
         for (node, device) in extra_disks(spec) {
             line.blockdev(&node).device(&device);
         }
@@ -234,41 +256,33 @@ fn own_descriptor(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
-/// Adds memory in a file for a guest that is restored or will be frozen. Returns the id of the backend.
-fn add_memory(
-    line: &mut CommandLine,
-    spec: &MachineSpec,
-    start: Start<'_>,
-    features: Features,
-) -> Option<String> {
-    let (memory, share) = match start {
-        Start::Boot => return None,
-        Start::BootToFreeze { memory } => (memory, true),
-        Start::Restore { memory, .. } => (memory, false),
-        Start::RestoreToFreeze { memory, .. } => (memory, true),
-    };
+/// Adds the guest's memory, for a guest that is restored or will be frozen in a file. It has the same name in all
+/// machines, because a state names it.
+fn add_memory(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>, features: Features) {
     if let Some(state) = start.state() {
-        // The monitor says first that memory is not part of the state, then where the state is.
+        // The monitor says first whether memory is part of the state, then where the state is.
         line.switch("-incoming", "defer");
         if features.file_migration {
             line.add_fd(STATE_SET, state);
         }
     }
-    let mut backend = json!({
-        "qom-type": "memory-backend-file",
-        "id": "mem",
-        "size": u64::from(spec.memory_mib) * 1024 * 1024,
-        "mem-path": own_descriptor(memory),
-        "share": share,
-        "dump": false,
-    });
-    if features.read_only_memory && !share {
-        // The guest writes to its memory all the same: `rom` is about that, `readonly` about the file.
-        backend["readonly"] = json!(true);
-        backend["rom"] = json!("off");
+    let mut backend =
+        json!({ "id": MEMORY, "size": u64::from(spec.memory_mib) * 1024 * 1024, "dump": false });
+    let share = matches!(start, Start::BootToFreeze { .. } | Start::RestoreToFreeze { .. });
+    match start.memory() {
+        None => backend["qom-type"] = json!("memory-backend-ram"),
+        Some(memory) => {
+            backend["qom-type"] = json!("memory-backend-file");
+            backend["mem-path"] = json!(own_descriptor(memory));
+            backend["share"] = json!(share);
+            if features.read_only_memory && !share {
+                // The guest writes to its memory all the same: `rom` is about that, `readonly` about the file.
+                backend["readonly"] = json!(true);
+                backend["rom"] = json!("off");
+            }
+        }
     }
     line.object(&backend);
-    Some("mem".to_owned())
 }
 
 /// Whether the machine has a placeholder instead of its disk. The kernel reads a disk at boot, so the disk's data
@@ -279,10 +293,11 @@ fn add_disk(line: &mut CommandLine, spec: &MachineSpec, start: Start<'_>) {
             let nothing = json!({ "driver": "null-co", "size": PLACEHOLDER_BYTES, "read-zeroes": true });
             root_node(&nothing)
         }
-        Start::Boot | Start::Restore { .. } | Start::RestoreToFreeze { .. } => disk_node(spec, "root")
-            .unwrap_or_else(
+        Start::Boot | Start::Restore { .. } | Start::RestoreWhole { .. } | Start::RestoreToFreeze { .. } => {
+            disk_node(spec, ROOT_NODE).unwrap_or_else(
                 || json!({ "driver": "null-co", "node-name": "root", "size": PLACEHOLDER_BYTES }),
-            ),
+            )
+        }
     };
     line.blockdev(&node);
     // A full host disk stops the machine (and the supervisor hears of it), any other error is the guest's.
@@ -300,8 +315,8 @@ fn root_node(under: &Value) -> Value {
 /// Returns the monitor's commands that replace the placeholder by the machine's disk; none for a machine without a
 /// disk.
 pub(crate) fn insert_disk(spec: &MachineSpec) -> Vec<(&'static str, Value)> {
-    let Some(disk) = disk_node(spec, "disk") else { return Vec::new() };
-    let reopened = json!({ "options": [root_node(&json!("disk"))] });
+    let Some(disk) = disk_node(spec, INSERTED_NODE) else { return Vec::new() };
+    let reopened = json!({ "options": [root_node(&json!(INSERTED_NODE))] });
     vec![("blockdev-add", disk), ("blockdev-reopen", reopened)]
 }
 
@@ -319,7 +334,7 @@ pub(crate) fn add_extra_disks(spec: &MachineSpec) -> Vec<(&'static str, Value)> 
 /// Returns the monitor's commands that limit the rates of the disks with which a machine starts.
 pub(crate) fn throttle_disks(spec: &MachineSpec, start: Start<'_>) -> Vec<(&'static str, Value)> {
     let extra = match start {
-        Start::Boot | Start::Restore { .. } => spec.extra_disks.len(),
+        Start::Boot | Start::Restore { .. } | Start::RestoreWhole { .. } => spec.extra_disks.len(),
         Start::BootToFreeze { .. } | Start::RestoreToFreeze { .. } => 0,
     };
     let extra = (EXTRA_SCSI_TARGET..=u8::MAX).take(extra).map(extra_device);
@@ -357,6 +372,23 @@ pub(crate) fn show_base_disk(spec: &MachineSpec, number: u32) -> Vec<(&'static s
 pub(crate) fn hide_base_disk(number: u32) -> [(&'static str, Value); 2] {
     let (node_name, device) = base_disk_names(number);
     [("device_del", json!({ "id": device })), ("blockdev-del", json!({ "node-name": node_name }))]
+}
+
+/// Returns the name of the overlay with this number that a running machine is given.
+pub(crate) fn capture_node(number: u32) -> String {
+    format!("overlay{number}")
+}
+
+/// Returns the descriptor set of such an overlay.
+pub(crate) fn capture_set(number: u32) -> FdSet {
+    FdSet(CAPTURE_SETS + number)
+}
+
+/// Returns such an overlay as a block node that lies on nothing yet.
+pub(crate) fn capture_overlay(spec: &MachineSpec, number: u32) -> Value {
+    let keep = spec.disk.as_ref().is_some_and(|disk| disk.keep);
+    let durability = if keep { Durability::Kept } else { Durability::Scratch };
+    qcow2_overlay(&capture_node(number), capture_set(number), Value::Null, durability)
 }
 
 fn base_disk_names(number: u32) -> (String, String) {

@@ -64,6 +64,19 @@ pub struct SupervisorSpec {
     pub weak_jail: Vec<String>,
     /// The machine's size for the record, if it differs from the workspace's.
     pub one_start: Option<OneStart>,
+    /// The memory of a captured machine, with which this one begins in place of a boot.
+    pub restore: Option<CapturedMemory>,
+}
+
+/// The memory of a machine that was captured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CapturedMemory {
+    /// The file: QEMU's migration stream.
+    pub path: PathBuf,
+    /// What begins a new session with its guest.
+    pub token: [u8; 16],
+    /// The disk that was made for it. If another disk is found, or it was used, nothing is done.
+    pub disk: DiskStamp,
 }
 
 /// The virtual hardware and its files.

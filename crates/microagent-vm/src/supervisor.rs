@@ -6,6 +6,7 @@
 mod answer_budget;
 mod base_disk;
 mod brokers;
+mod capture;
 mod claims;
 mod clients;
 mod console;
@@ -18,6 +19,7 @@ mod health;
 mod jobs;
 mod liveness;
 mod machine;
+mod monitor;
 mod network;
 mod outcome;
 mod plan;
@@ -86,11 +88,12 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Deadline of a client for a clean shutdown: at worst the flush takes all of its time, QEMU does not quit and is
 /// killed, and so is the network stack.
-pub(crate) const END_DEADLINE: Duration = Duration::from_secs(90);
+pub(crate) const END_DEADLINE: Duration = Duration::from_secs(135);
 const _: () = {
     let flushed = STOP_WINDOW.as_secs() + FLUSH_DEADLINE.as_secs();
     let ended = machine::QUIT_DEADLINE.as_secs() + 2 * machine::REAP_DEADLINE.as_secs();
-    assert!(flushed + ended + TELL_MARGIN.as_secs() <= END_DEADLINE.as_secs());
+    let before = CAPTURE_DEADLINE.as_secs();
+    assert!(before + flushed + ended + TELL_MARGIN.as_secs() <= END_DEADLINE.as_secs());
     assert!(HALT_GRACE.as_secs() + SHUT_DOWN_REST.as_secs() < FLUSH_DEADLINE.as_secs());
 };
 
@@ -104,12 +107,17 @@ pub(crate) const STOP_WINDOW: Duration = Duration::from_secs(10);
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Deadline of a client for a quarantine: at worst the network stack and QEMU have to be killed.
-pub(crate) const QUARANTINE_DEADLINE: Duration = Duration::from_secs(40);
+pub(crate) const QUARANTINE_DEADLINE: Duration = Duration::from_secs(85);
 const _: () = {
     let killed = 2 * machine::REAP_DEADLINE.as_secs();
     let asked = machine::LINK_DEADLINE.as_secs() + PAUSE_DEADLINE.as_secs();
-    assert!(killed + asked + TELL_MARGIN.as_secs() <= QUARANTINE_DEADLINE.as_secs());
+    let before = CAPTURE_DEADLINE.as_secs();
+    assert!(before + killed + asked + TELL_MARGIN.as_secs() <= QUARANTINE_DEADLINE.as_secs());
 };
+
+/// Deadline for a capture, for which other requests wait.
+pub(crate) const CAPTURE_DEADLINE: Duration = Duration::from_secs(45);
+const _: () = assert!(capture::MOST.as_secs() <= CAPTURE_DEADLINE.as_secs());
 
 /// Deadline for the end of a machine whose supervisor was killed.
 const ORPHAN_DEADLINE: Duration = Duration::from_secs(10);
@@ -295,6 +303,8 @@ struct Driver {
     relay: Shared<Option<Relay>>,
     /// What QEMU can do.
     features: Features,
+    /// What the machine can be captured with.
+    captures: capture::Captures,
     _lock: Lock,
     /// Its place among the machines that may run at a time.
     _place: Option<Lock>,
@@ -304,9 +314,11 @@ struct Driver {
 /// restore gives the workspace another one.
 fn has_disk(spec: &SupervisorSpec, dir: &WorkspaceDir) -> bool {
     let Some(disk) = &spec.machine.disk else { return true };
-    if let Work::Prepare { disk: stamp, .. } = &spec.work
-        && DiskStamp::of(&disk.overlay).ok().as_ref() != Some(stamp)
-    {
+    let stamp = match &spec.work {
+        Work::Prepare { disk, .. } => Some(disk),
+        _ => spec.restore.as_ref().map(|captured| &captured.disk),
+    };
+    if stamp.is_some_and(|stamp| DiskStamp::of(&disk.overlay).ok().as_ref() != Some(stamp)) {
         return false;
     }
     // What is wrong with a record that cannot be read is said when it is needed.
@@ -379,6 +391,7 @@ impl Driver {
             claims,
             relay: Rc::new(RefCell::new(relay)),
             features: Features::default(),
+            captures: capture::Captures::default(),
             _lock: lock,
             _place: place,
         };

@@ -44,7 +44,7 @@ use crate::spec::MachineSpec;
 
 pub(crate) use copy::copy_file;
 pub(crate) use shape::FileIdentity;
-pub use shape::{MountedImage, Shape};
+pub use shape::{MachineShape, MountedImage, Shape};
 
 /// Most templates that are kept; each is for a shape or for an image in a shape.
 const TEMPLATE_COUNT_MAX: usize = 24;

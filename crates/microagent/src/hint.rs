@@ -106,6 +106,16 @@ pub enum Hint {
         /// The snapshot.
         tag: SnapshotTag,
     },
+    /// Make a snapshot of the disk only.
+    DiskOnlySnapshot {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Use the disk of the snapshot without its memory.
+    UseDiskOfSnapshot {
+        /// The snapshot, as `WORKSPACE:TAG`.
+        snapshot: String,
+    },
     /// Delete the damaged snapshot.
     DeleteDamagedSnapshot {
         /// The workspace.
@@ -348,6 +358,15 @@ impl Hint {
             Hint::ListSnapshots { name } => write!(f, "list the snapshots of workspace `{name}`"),
             Hint::DeleteSnapshot { name, tag } => {
                 write!(f, "choose another tag, or delete snapshot `{tag}` of workspace `{name}`")
+            }
+            Hint::DiskOnlySnapshot { name } => {
+                write!(
+                    f,
+                    "make a snapshot of the disk of workspace `{name}` only; a broker keeps credentials outside"
+                )
+            }
+            Hint::UseDiskOfSnapshot { snapshot } => {
+                write!(f, "create a workspace from the disk of snapshot `{snapshot}`, and boot it")
             }
             Hint::DeleteDamagedSnapshot { name, tag } => {
                 write!(f, "delete the damaged snapshot `{tag}` of workspace `{name}`")

@@ -275,7 +275,7 @@ pub enum InvalidRequest {
     Leftover {
         /// The workspace.
         name: WorkspaceName,
-        /// `started` or `changed`.
+        /// `started`, `captured` or `changed`.
         verb: &'static str,
     },
     /// The reason of a quarantine is too long.
@@ -382,7 +382,7 @@ impl InvalidRequest {
                 least: *SIZE_RANGE_MIB.start(),
                 most: *SIZE_RANGE_MIB.end(),
             }),
-            InvalidRequest::Leftover { verb: "started", .. } => Hint::CreateWorkspace,
+            InvalidRequest::Leftover { verb: "started" | "captured", .. } => Hint::CreateWorkspace,
             InvalidRequest::Leftover { .. } => Hint::CreateFromSpec,
             InvalidRequest::GeneratedName(_) => Hint::ChooseName,
             InvalidRequest::PortUnknown { name, .. } => Hint::ListPorts { name: name.clone() },

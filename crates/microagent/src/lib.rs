@@ -220,7 +220,7 @@ pub mod apply {
 
 /// Snapshots of workspaces.
 pub mod snapshot {
-    pub use crate::workspace::{Snapshot, SnapshotDeletion, Snapshots};
+    pub use crate::workspace::{Snapshot, SnapshotContents, SnapshotDeletion, Snapshots};
 }
 
 /// What a guest may reach, and what the filter decided.

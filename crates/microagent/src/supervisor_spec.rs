@@ -317,6 +317,7 @@ impl Engine {
             warm: self.options().templates.warm(),
             weak_jail: programs.weak_jail.clone(),
             one_start: None,
+            restore: None,
         })
     }
 }

@@ -2,6 +2,7 @@
 
 mod apply;
 mod artifact;
+mod capture;
 mod clone;
 mod commit;
 mod console;
@@ -10,10 +11,13 @@ mod diff;
 mod egress;
 mod exec;
 mod files;
+mod fork;
 mod health;
 mod job;
+mod layers;
 mod lifecycle;
 mod logs;
+mod memory;
 mod network;
 mod observe;
 mod ports;
@@ -65,7 +69,7 @@ pub use logs::{LogOptions, last_lines};
 pub use network::{GuestAddresses, HostForward, NetworkDetails, PortForward};
 pub use observe::{Inspection, Stats};
 pub use processes::{GuestProcess, ProcessList};
-pub use snapshot::{Snapshot, SnapshotDeletion, Snapshots};
+pub use snapshot::{Snapshot, SnapshotContents, SnapshotDeletion, Snapshots};
 pub use supervise::SuperviseOptions;
 pub use sync::{ConflictReason, SyncConflict, SyncOptions, SyncReport};
 

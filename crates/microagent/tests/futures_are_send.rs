@@ -11,6 +11,7 @@ use microagent::apply::ApplyMode;
 use microagent::image::{
     ConfigChanges, ImagePrune, ImportSource, LoadOptions, NetworkOptions, PullOptions, SaveTarget,
 };
+use microagent::snapshot::SnapshotContents;
 use microagent::template::TemplatePrune;
 use microagent::{
     AttachOptions, AttachedRun, CommitOptions, Console, CopySource, CopyTarget, CreateOptions, DeleteMode,
@@ -60,12 +61,14 @@ fn every_future_of_an_engine_is_send() {
     let snapshots = engine.workspace(&"web".parse().expect("a name")).snapshots();
     let (tag, other) = ("a".parse().expect("a tag"), "other".parse().expect("a name"));
     assert_send(engine.free_layers());
-    assert_send(engine.layer_bytes());
-    assert_send(snapshots.create(None));
+    assert_send(engine.snapshot_bytes());
+    assert_send(snapshots.create(None, SnapshotContents::Disk));
     assert_send(snapshots.list());
     assert_send(snapshots.get(&tag));
     assert_send(snapshots.delete(&tag));
-    assert_send(snapshots.restore(&tag));
+    assert_send(snapshots.restore(&tag, &progress));
+    assert_send(snapshots.start(&tag, &progress));
+    assert_send(snapshots.start_workspace(&tag, &other, &progress));
     assert_send(snapshots.create_workspace(&tag, &other));
 
     let images = engine.images();
@@ -121,6 +124,7 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.supervise(SuperviseOptions::new(), &progress));
     assert_send(workspace.delete(DeleteMode::Kill));
     assert_send(workspace.clone_to(&name));
+    assert_send(workspace.fork(&[], &progress));
     assert_send(workspace.rename_to(&name));
     let nothing: &Lookup = &|_| None;
     let spec = SpecFile::default();

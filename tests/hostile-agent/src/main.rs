@@ -152,11 +152,11 @@ async fn serve(mut stream: Stream, lie: String, provoke: mpsc::Sender<()>) {
         return std::future::pending().await;
     }
     match request {
-        Request::Configure(_) => {
+        Request::Configure(_) | Request::Renew(_) => {
             let timings = Timings { boot_us: 1, disk_us: 1, network_us: 1, total_us: 1 };
             tell(&mut stream, &Ok::<_, GuestError>(Configured { timings })).await;
         }
-        Request::Exec(_) => {
+        Request::Exec(_) | Request::Adopt => {
             tell(&mut stream, &ExecEvent::Started).await;
             tell(&mut stream, &ExecEvent::Stdout(Chunk::from(b"honest\n".to_vec()))).await;
             tell(&mut stream, &ExecEvent::Exited(Exit::Code(0))).await;
@@ -187,7 +187,9 @@ async fn serve(mut stream: Stream, lie: String, provoke: mpsc::Sender<()>) {
         Request::FsUsage => {
             tell(&mut stream, &Ok::<_, GuestError>(FsUsage { total: 1, used: 1, available: 1 })).await;
         }
-        Request::ShutDown(_) | Request::SetClock(_) => tell(&mut stream, &Ok::<_, GuestError>(())).await,
+        Request::ShutDown(_) | Request::SetClock(_) | Request::Hold(_) | Request::Release => {
+            tell(&mut stream, &Ok::<_, GuestError>(())).await;
+        }
     }
     // The host closes what it has read.
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -210,6 +212,10 @@ fn kind(request: &Request) -> &'static str {
         Request::List(_) => "list",
         Request::PackListed(_) => "listed",
         Request::Remove(_) => "remove",
+        Request::Hold(_) => "hold",
+        Request::Release => "release",
+        Request::Renew(_) => "renew",
+        Request::Adopt => "adopt",
     }
 }
 

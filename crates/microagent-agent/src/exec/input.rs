@@ -101,13 +101,14 @@ impl Input {
         }
     }
 
-    /// Passes the queue on to the command. Never ends.
-    pub(super) async fn pump(&self, sink: Option<End>) {
-        if let Some(sink) = sink
-            && self.pass_on(&sink).await.is_ok()
+    /// Passes the queue on to the command, and closes its end after that. Never ends.
+    pub(super) async fn pump(&self, sink: &mut Option<End>) {
+        if let Some(open) = sink
+            && self.pass_on(open).await.is_ok()
         {
-            self.close(&sink).await;
+            self.close(open).await;
         }
+        *sink = None;
         {
             let mut queue = self.queue();
             queue.closed = true;

@@ -80,6 +80,10 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "WORKSPACE:TAG", help_heading = "What to run")]
     from_snapshot: Option<SnapshotName>,
 
+    /// Start the workspace from the snapshot, with the processes of that time if the snapshot has the memory
+    #[arg(long, requires = "from_snapshot", help_heading = "What to run")]
+    start: bool,
+
     /// Service: a shell line that every start runs; the machine ends when it ends
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "What to run")]
     service_command: Option<String>,
@@ -137,7 +141,7 @@ impl FromStr for SnapshotName {
 
 /// Lets `--from-snapshot` be given with a name alone: all settings are the snapshot's.
 pub(crate) fn from_snapshot_alone(command: clap::Command) -> clap::Command {
-    const ALLOWED: [&str; 4] = ["from_snapshot", "first", "name", "quiet"];
+    const ALLOWED: [&str; 5] = ["from_snapshot", "start", "first", "name", "quiet"];
     let others = command.get_arguments().map(|arg| arg.get_id().clone());
     let others: Vec<_> = others.filter(|id| !ALLOWED.contains(&id.as_str())).collect();
     command.mut_arg("from_snapshot", |arg| arg.conflicts_with_all(others))
@@ -202,6 +206,19 @@ fn create_from(context: &Context, args: &CreateArgs, source: &SnapshotName) -> R
         }
     };
     let snapshots = context.engine().workspace(&source.workspace).snapshots();
+    if args.start {
+        let progress = context.progress(args.quiet);
+        let started = context.block_on(async |token| {
+            let shown = Arc::clone(&progress);
+            let work = microagent::Progress::new().cancel(token).observer(move |event| shown.event(event));
+            Ok(snapshots.start_workspace(&source.tag, &name, &work).await)
+        });
+        progress.end();
+        return match started? {
+            Ok(created) => print(context, CreateDocument::new(created.details()?, None, Vec::new())),
+            Err(error) => Err(run_output::failed(context, error)?),
+        };
+    }
     let created = context.block_on(async |token| {
         tokio::select! {
             created = snapshots.create_workspace(&source.tag, &name) => Ok(created?),

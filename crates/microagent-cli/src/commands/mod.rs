@@ -17,6 +17,7 @@ pub(crate) mod egress;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod export;
+pub(crate) mod fork;
 pub(crate) mod image;
 pub(crate) mod job;
 pub(crate) mod jobs;

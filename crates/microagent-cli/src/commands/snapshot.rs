@@ -1,8 +1,8 @@
-//! `microagent snapshot`: earlier states of a workspace's disk.
+//! `microagent snapshot`: earlier states of a workspace.
 
 use clap::{Args, Subcommand};
-use microagent::snapshot::Snapshot;
-use microagent::{Error, SnapshotTag, WorkspaceName};
+use microagent::snapshot::{Snapshot, SnapshotContents};
+use microagent::{Error, Observer, SnapshotTag, WorkspaceName};
 
 use crate::args::listing::{Entries, ListingArgs};
 use crate::context::Context;
@@ -13,28 +13,26 @@ use crate::escape::one_line;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text, size};
 use crate::prompt::{confirm, confirmed};
-use crate::state_output;
 use crate::table::table;
+use crate::{run_output, state_output};
 
 const EXAMPLES: &str = "\
 Examples:
   Undo what happened since a snapshot:
-    microagent halt web
     microagent snapshot create web --tag before
-    microagent start web
     microagent exec web -- rm -r /srv
-    microagent halt web
     microagent snapshot restore web before --yes
-    microagent start web
 
-  Create a workspace from a snapshot:
-    microagent create trial --from-snapshot web:before";
+  Create a workspace that continues from a snapshot:
+    microagent create trial --from-snapshot web:before --start";
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
-  Make a snapshot of a halted workspace:
-    microagent halt web
+  Make a snapshot of a workspace, running or not:
     microagent snapshot create web --tag before
+
+  Without the memory:
+    microagent snapshot create web --tag disk --disk-only
 
   Let the time be the tag, and print it:
     microagent snapshot create web --json | jq -r .tag";
@@ -49,8 +47,7 @@ Examples:
 
 const RESTORE_EXAMPLES: &str = "\
 Examples:
-  Restore the disk, after a confirmation:
-    microagent halt web
+  Restore a workspace, after a confirmation:
     microagent snapshot restore web before
 
   The same in a script:
@@ -66,9 +63,10 @@ Examples:
 
 /// Make, list, restore and delete snapshots of workspaces
 ///
-/// A snapshot is the root disk of a resting workspace at one time. Making one copies nothing: what was written becomes a disk
-/// layer that never changes, and what is written afterwards goes to a new overlay. Snapshots belong to their workspace and
-/// are deleted with it. Volumes and disk images are not part of a snapshot.
+/// A snapshot is a workspace at one time: the root disk, and the memory with its processes if the workspace was running. Of
+/// the disk nothing is copied: what was written becomes a disk layer that never changes, and what is written afterwards goes
+/// to a new overlay. Snapshots belong to their workspace and are deleted with it. Volumes and disk images are not part of a
+/// snapshot.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct SnapshotArgs {
@@ -87,10 +85,12 @@ pub(crate) enum SnapshotCommand {
     Delete(DeleteArgs),
 }
 
-/// Make a snapshot of a resting workspace
+/// Make a snapshot of a workspace
 ///
-/// Takes the same time for a large disk as for a small one, except that every 16th snapshot in a row merges the disk
-/// layers into one, which copies what the workspace has changed of its image. Disks of bundles are copied.
+/// A running workspace is stopped for a moment and continues. Takes the same time for a large disk as for a small one,
+/// except that every 16th snapshot in a row merges disk layers into one, which copies what the workspace has changed of its
+/// image. The memory is written to a file; it is refused for a workspace with secrets, whose values it would contain, or
+/// with further disks that it can write to. Disks of bundles are copied.
 #[derive(Debug, Args)]
 #[command(after_long_help = CREATE_EXAMPLES)]
 pub(crate) struct CreateArgs {
@@ -100,11 +100,16 @@ pub(crate) struct CreateArgs {
     /// Tag: letters, digits, `.`, `_` and `-` [default: snap- and the time]
     #[arg(long, value_name = "TAG")]
     tag: Option<SnapshotTag>,
+
+    /// Without the memory of a running workspace
+    #[arg(long)]
+    disk_only: bool,
 }
 
 /// List the snapshots of a workspace, the oldest first
 ///
-/// SIZE is what was written between the snapshot and the one before it.
+/// SIZE is what was written to the disk between the snapshot and the one before it, and the memory. KIND tells whether the
+/// snapshot has memory and disk, or the disk.
 #[derive(Debug, Args)]
 #[command(after_long_help = LIST_EXAMPLES)]
 pub(crate) struct ListArgs {
@@ -115,10 +120,12 @@ pub(crate) struct ListArgs {
     listing: ListingArgs,
 }
 
-/// Restore the disk of a resting workspace from a snapshot
+/// Make a workspace what it was at a snapshot
 ///
-/// What was written to the disk since the snapshot is lost, unless another snapshot has it. Settings, volumes and logs are
-/// not changed, and a disk that was enlarged keeps its size. Asks for confirmation; without a terminal --yes is required.
+/// A resting workspace gets the disk of the snapshot and rests. A running one gets disk and memory, and runs again, with the
+/// processes of that time; its connections are reset. What was written to the disk since the snapshot is lost, unless
+/// another snapshot has it. Settings, volumes and logs are not changed, and a disk that was enlarged keeps its size. Asks for
+/// confirmation; without a terminal --yes is required.
 #[derive(Debug, Args)]
 #[command(after_long_help = RESTORE_EXAMPLES)]
 pub(crate) struct RestoreArgs {
@@ -165,9 +172,10 @@ pub(crate) fn execute(context: &Context, args: SnapshotArgs) -> Result<(), Failu
 
 fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
     let snapshots = context.engine().workspace(&args.name).snapshots();
+    let contents = if args.disk_only { SnapshotContents::Disk } else { SnapshotContents::MemoryAndDisk };
     let snapshot = context.block_on(async |token| {
         tokio::select! {
-            made = snapshots.create(args.tag.as_ref()) => Ok(made?),
+            made = snapshots.create(args.tag.as_ref(), contents) => Ok(made?),
             // Half a snapshot is never seen.
             () = token.cancelled() => Err(Error::Cancelled.into()),
         }
@@ -184,7 +192,13 @@ fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
 
 fn created(snapshot: &Snapshot) -> String {
     let at = snapshot.created_at.map(|at| format!(" at {at}")).unwrap_or_default();
-    format!("snapshot {} created (disk){at}\n", snapshot.tag)
+    let contents = match (&snapshot.resources, snapshot.memory_bytes) {
+        (Some(resources), Some(_)) => {
+            format!("{} MiB RAM, {} vCPU", resources.memory_mib, resources.cpu_count)
+        }
+        _ => "disk".to_owned(),
+    };
+    format!("snapshot {} created ({contents}){at}\n", snapshot.tag)
 }
 
 fn list(context: &Context, args: &ListArgs) -> Result<(), Failure> {
@@ -214,12 +228,13 @@ fn listing(snapshots: &[SnapshotDocument]) -> String {
         [
             snapshot.tag.to_string(),
             damaged.unwrap_or_else(|| size(snapshot.bytes)),
+            if snapshot.memory_bytes.is_some() { "memory" } else { "disk" }.to_owned(),
             snapshot.created_at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default(),
             one_line(snapshot.image.as_deref().unwrap_or_default()),
         ]
     };
     let rows: Vec<_> = snapshots.iter().map(row).collect();
-    table([("TAG", 24), ("SIZE", 10), ("CREATED", 20), ("IMAGE", 0)], &rows)
+    table([("TAG", 24), ("SIZE", 10), ("KIND", 6), ("CREATED", 20), ("IMAGE", 0)], &rows)
 }
 
 fn restore(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
@@ -229,13 +244,16 @@ fn restore(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
     if !args.yes && !confirmed(&question(&snapshot), "restoring a snapshot", "add --yes")? {
         return print_text("Nothing was changed.\n");
     }
-    context.block_on(async |token| {
-        tokio::select! {
-            restored = snapshots.restore(&args.tag) => Ok(restored?),
-            // The disk is exchanged in one step.
-            () = token.cancelled() => Err(Error::Cancelled.into()),
-        }
-    })?;
+    let progress = context.progress(false);
+    let restored = context.block_on(async |token| {
+        let shown = std::sync::Arc::clone(&progress);
+        let work = microagent::Progress::new().cancel(token).observer(move |event| shown.event(event));
+        Ok(snapshots.restore(&args.tag, &work).await)
+    });
+    progress.end();
+    if let Err(error) = restored? {
+        return Err(run_output::failed(context, error)?);
+    }
     if !snapshot.volumes.is_empty() {
         let volumes = snapshot.volumes.join(", ");
         context.progress(false).note(&format!("the volumes {volumes} were not changed"));
@@ -246,7 +264,7 @@ fn restore(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
 fn question(snapshot: &Snapshot) -> String {
     let at = snapshot.created_at.map(|at| format!(" of {at}")).unwrap_or_default();
     let Snapshot { workspace, tag, .. } = snapshot;
-    format!("Restore {workspace} to snapshot {tag}{at}? What was written to its disk since then is lost.")
+    format!("Restore {workspace} to snapshot {tag}{at}? What it has done since then is lost.")
 }
 
 /// Deletes all that can be deleted; the first failure is reported after that.
@@ -303,6 +321,8 @@ mod tests {
             image: Some("docker.io/library/debian:12".into()),
             resources: None,
             bytes: 1 << 20,
+            memory_bytes: Some(1 << 19),
+            standstill_us: None,
             volumes: Vec::new(),
             problem: None,
         };
@@ -313,17 +333,19 @@ mod tests {
             image: None,
             resources: None,
             bytes: 0,
+            memory_bytes: None,
+            standstill_us: None,
             volumes: Vec::new(),
             problem: Some("no record".into()),
         };
         let text = listing(&[good, damaged]);
         let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
-        assert_eq!(lines[0], ["TAG", "SIZE", "CREATED", "IMAGE"]);
+        assert_eq!(lines[0], ["TAG", "SIZE", "KIND", "CREATED", "IMAGE"]);
         assert_eq!(
             lines[1],
-            ["before", "1.00", "MiB", "1970-01-01T00:00:00Z", "docker.io/library/debian:12"]
+            ["before", "1.00", "MiB", "memory", "1970-01-01T00:00:00Z", "docker.io/library/debian:12"]
         );
-        assert_eq!(lines[2], ["torn", "damaged", "-", "-"]);
+        assert_eq!(lines[2], ["torn", "damaged", "disk", "-", "-"]);
         assert_eq!(listing(&[]), "No snapshots.\n");
     }
 

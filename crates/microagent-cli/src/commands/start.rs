@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use microagent::{Event, Observer, Profile, StartOptions, WorkspaceName};
+use microagent::{Event, Observer, Profile, SnapshotTag, StartOptions, WorkspaceName};
 
 use crate::args::values::{cpus, memory_mib, ttl};
 use crate::args::workspace::profile;
@@ -40,6 +40,10 @@ pub(crate) struct StartArgs {
     /// Workspaces
     #[arg(value_name = "NAME", required = true)]
     names: Vec<WorkspaceName>,
+
+    /// Make the workspace what it was at this snapshot of it first; with the processes of that time if it has the memory
+    #[arg(long, value_name = "TAG", conflicts_with_all = ["profile", "memory", "cpus", "ttl"])]
+    from_snapshot: Option<SnapshotTag>,
 
     /// Use memory and CPUs of this profile, for this start only
     #[arg(long, value_name = "NAME", value_parser = profile)]
@@ -86,7 +90,10 @@ fn start(context: &Context, args: &StartArgs, name: &WorkspaceName) -> Result<()
                 shown.event(event);
             }
         });
-        Ok(workspace.start(options, &work).await)
+        Ok(match &args.from_snapshot {
+            Some(tag) => workspace.snapshots().start(tag, &work).await,
+            None => workspace.start(options, &work).await,
+        })
     });
     progress.end();
     match started? {

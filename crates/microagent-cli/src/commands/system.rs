@@ -111,7 +111,7 @@ async fn disk_use(engine: &Engine) -> Result<DiskUseDocument, Error> {
     Ok(DiskUseDocument {
         images: sum(images.iter().map(|image| image.content_bytes).collect()),
         workspaces: sum(workspaces),
-        snapshots: UseDocument { count: snapshots, bytes: engine.layer_bytes().await? },
+        snapshots: UseDocument { count: snapshots, bytes: engine.snapshot_bytes().await? },
         volumes: sum(volumes.iter().map(|volume| volume.bytes).collect()),
         templates: sum(engine.templates().list().await?.iter().map(|template| template.bytes).collect()),
     })

@@ -36,6 +36,7 @@ pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod export;
+pub(crate) mod fork;
 pub(crate) mod health;
 pub(crate) mod image;
 pub(crate) mod job;

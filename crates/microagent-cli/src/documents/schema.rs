@@ -31,6 +31,7 @@ use super::error::ErrorDocument;
 use super::events::EventsDocument;
 use super::exec::ExecDocument;
 use super::export::ExportDocument;
+use super::fork::ForkDocument;
 use super::image::{
     ImageDeleteDocument, ImageHistoryDocument, ImageListDocument, ImagePruneDocument, LoadedImagesDocument,
     PulledImageDocument, PushDocument, SaveDocument, TagDocument,
@@ -193,6 +194,7 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("exec", schema_of::<ExecDocument>()),
         ("exec-detach", schema_of::<JobDocument>()),
         ("export", schema_of::<ExportDocument>()),
+        ("fork", schema_of::<ForkDocument>()),
         ("image-delete", schema_of::<ImageDeleteDocument>()),
         ("image-history", schema_of::<ImageHistoryDocument>()),
         ("image-import", schema_of::<PulledImageDocument>()),

@@ -20,8 +20,12 @@ pub(crate) struct SnapshotDocument {
     /// Full reference of the image of its disk.
     pub(crate) image: Option<String>,
     pub(crate) resources: Option<ResourcesDocument>,
-    /// Bytes on disk of its newest layer and its bundles.
+    /// Bytes on disk of its newest layer, its memory and its bundles.
     pub(crate) bytes: u64,
+    /// Bytes on disk of its memory; `null` for a snapshot of the disk.
+    pub(crate) memory_bytes: Option<u64>,
+    /// How long the machine was stopped for it, in microseconds; `null` unless it was just made of a running workspace.
+    pub(crate) standstill_us: Option<u64>,
     /// Named volumes that the workspace attached, which are not part of the snapshot.
     pub(crate) volumes: Vec<String>,
     pub(crate) problem: Option<String>,
@@ -54,7 +58,19 @@ pub(crate) struct DeletedSnapshot {
 
 impl From<Snapshot> for SnapshotDocument {
     fn from(snapshot: Snapshot) -> SnapshotDocument {
-        let Snapshot { workspace, tag, created_at, image, resources, bytes, volumes, problem, .. } = snapshot;
+        let Snapshot {
+            workspace,
+            tag,
+            created_at,
+            image,
+            resources,
+            bytes,
+            memory_bytes,
+            standstill,
+            volumes,
+            problem,
+            ..
+        } = snapshot;
         SnapshotDocument {
             workspace,
             tag,
@@ -62,6 +78,8 @@ impl From<Snapshot> for SnapshotDocument {
             image: image.map(|image| image.resolved_reference),
             resources: resources.map(ResourcesDocument::from),
             bytes,
+            memory_bytes,
+            standstill_us: standstill.map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
             volumes,
             problem,
         }

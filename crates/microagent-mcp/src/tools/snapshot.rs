@@ -1,7 +1,7 @@
-//! Snapshots of a workspace's files.
+//! Snapshots of a workspace.
 
-use microagent::snapshot::Snapshot;
-use microagent::{SnapshotTag, SnapshotTagError};
+use microagent::snapshot::{Snapshot, SnapshotContents};
+use microagent::{Progress, SnapshotTag, SnapshotTagError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -63,7 +63,7 @@ pub(super) async fn create(
         return Err(ToolError::refused(format!("the workspace has {SNAPSHOTS_MAX} snapshots"))
             .hint("a person can delete some of them"));
     }
-    let snapshot = snapshots.create(tag.as_ref()).await?;
+    let snapshot = snapshots.create(tag.as_ref(), SnapshotContents::MemoryAndDisk).await?;
     Ok(SnapshotDocument::new(arguments.name, &snapshot.tag, &snapshots.list().await?))
 }
 
@@ -75,7 +75,7 @@ pub(super) async fn restore(
 ) -> Result<SnapshotDocument, ToolError> {
     let tag = parse_tag(&arguments.tag)?;
     let snapshots = server.workspaces().find(&arguments.name)?.snapshots();
-    snapshots.restore(&tag).await?;
+    snapshots.restore(&tag, &Progress::new()).await?;
     Ok(SnapshotDocument::new(arguments.name, &tag, &snapshots.list().await?))
 }
 

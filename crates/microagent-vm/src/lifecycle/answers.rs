@@ -11,6 +11,8 @@ use crate::spec::Outcome;
 pub(super) struct Waiter {
     client: ClientId,
     request: ChangeRequest,
+    /// Whether the request is handled when the capture that is under way has ended.
+    waits: bool,
 }
 
 impl Lifecycle {
@@ -22,8 +24,38 @@ impl Lifecycle {
         request: ChangeRequest,
         effects: Vec<Effect>,
     ) -> Next {
-        self.waiters.push(Waiter { client, request });
+        self.waiters.push(Waiter { client, request, waits: false });
         (next, effects)
+    }
+
+    /// The request is handled later, or the machine has ended by then.
+    pub(super) fn wait_for_capture(
+        &mut self,
+        phase: Phase,
+        client: ClientId,
+        request: ChangeRequest,
+    ) -> Next {
+        self.waiters.push(Waiter { client, request, waits: true });
+        (phase, Vec::new())
+    }
+
+    /// The requests that have waited for the end of a capture.
+    pub(super) fn take_waiting(&mut self) -> Vec<(ClientId, ChangeRequest)> {
+        let (waiting, others) = self.waiters.iter().partition::<Vec<Waiter>, _>(|waiter| waiter.waits);
+        self.waiters = others;
+        waiting.into_iter().map(|waiter| (waiter.client, waiter.request)).collect()
+    }
+
+    /// Answers all whose requests have waited for the end of a capture.
+    pub(super) fn interrupt_waiting(&mut self, reason: &str) -> Vec<Effect> {
+        self.answer_where(|waiter| waiter.waits, &cancelled(reason))
+    }
+
+    /// Answers the one whose capture has ended.
+    pub(super) fn answer_capture(&mut self, answer: &Answer) -> Vec<Effect> {
+        let is_its =
+            |waiter: &Waiter| !waiter.waits && matches!(waiter.request, ChangeRequest::Capture { .. });
+        self.answer_where(is_its, answer)
     }
 
     /// Answers all that wait for this.
@@ -42,8 +74,8 @@ impl Lifecycle {
 
     /// Answers all whose change will not come about, because the machine is being shut down.
     pub(super) fn interrupt(&mut self, reason: &str) -> Vec<Effect> {
-        let overtaken =
-            |waiter: &Waiter| matches!(waiter.request, ChangeRequest::Pause | ChangeRequest::Resume);
+        use ChangeRequest as R;
+        let overtaken = |waiter: &Waiter| matches!(waiter.request, R::Pause | R::Resume | R::Capture { .. });
         self.answer_where(overtaken, &cancelled(reason))
     }
 
@@ -78,7 +110,9 @@ fn last_answer(request: ChangeRequest, outcome: &Outcome) -> Answer {
             Outcome::Failed(failure) | Outcome::Quarantined(failure),
         ) => Answer::Failed(failure.clone()),
         (R::Halt | R::Stop | R::EndUnhealthy, _) => Answer::Done,
-        (R::Pause | R::Resume | R::Quarantine, _) => cancelled("its machine ended meanwhile"),
+        (R::Pause | R::Resume | R::Quarantine | R::Capture { .. }, _) => {
+            cancelled("its machine ended meanwhile")
+        }
     }
 }
 

@@ -11,7 +11,7 @@ const WORKSPACE: MachineTraits = MachineTraits { keep: true, serves: true, servi
 /// The client of requests that are looked at one by one.
 const CLIENT: ClientId = ClientId(7);
 
-const REQUESTS: [ChangeRequest; 7] = [
+const REQUESTS: [ChangeRequest; 8] = [
     ChangeRequest::Halt,
     ChangeRequest::Stop,
     ChangeRequest::Kill,
@@ -19,6 +19,7 @@ const REQUESTS: [ChangeRequest; 7] = [
     ChangeRequest::Resume,
     ChangeRequest::Quarantine,
     ChangeRequest::EndUnhealthy,
+    ChangeRequest::Capture { memory: true },
 ];
 
 fn phases() -> Vec<Phase> {
@@ -29,6 +30,8 @@ fn phases() -> Vec<Phase> {
         Phase::Pausing,
         Phase::Paused,
         Phase::Resuming,
+        Phase::Capturing { paused: false },
+        Phase::Capturing { paused: true },
         Phase::StoppingService,
         Phase::Stopping(Outcome::Halted),
         Phase::Stopping(Outcome::Prepared),
@@ -69,6 +72,7 @@ fn events() -> Vec<Event> {
         Event::PauseFailed(text()),
         Event::Resumed,
         Event::ResumeFailed(text()),
+        Event::Captured(Err(failure())),
         Event::Contained(None),
         Event::Contained(Some(text())),
         Event::ContainFailed(text()),
@@ -121,6 +125,7 @@ fn name(effect: &Effect) -> String {
         Effect::NoteLinkLost(_) => "NoteLinkLost".to_owned(),
         Effect::NoteOutOfMemory(_) => "NoteOutOfMemory".to_owned(),
         Effect::StartCold(_) => "StartCold".to_owned(),
+        Effect::Capture(_) => "Capture".to_owned(),
         Effect::Contain(_) => "Contain".to_owned(),
         effect => format!("{effect:?}"),
     }
@@ -194,6 +199,7 @@ enum UnderWay {
     Resume,
     Flush,
     Service,
+    Capture,
     Contain,
 }
 
@@ -204,6 +210,7 @@ impl UnderWay {
             Effect::Resume => Some(UnderWay::Resume),
             Effect::Flush => Some(UnderWay::Flush),
             Effect::SignalService => Some(UnderWay::Service),
+            Effect::Capture(_) => Some(UnderWay::Capture),
             Effect::Contain(_) => Some(UnderWay::Contain),
             _ => None,
         }
@@ -220,6 +227,8 @@ impl UnderWay {
             (UnderWay::Flush, false) => Event::FlushFailed(text()),
             (UnderWay::Service, true) => Event::WorkDone(Outcome::Prepared),
             (UnderWay::Service, false) => Event::ServiceStopTimedOut { seconds: 10 },
+            (UnderWay::Capture, true) => Event::Captured(Ok(capture::tests::capture())),
+            (UnderWay::Capture, false) => Event::Captured(Err(capture::tests::failure())),
             (UnderWay::Contain, true) => Event::Contained(None),
             (UnderWay::Contain, false) => Event::ContainFailed(text()),
         }
@@ -492,7 +501,12 @@ fn a_guest_that_hangs_counts_only_while_it_should_answer() {
         let (next, _) = step(phase.clone(), hung(), SERVICE);
         let ends = matches!(
             phase,
-            Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming | Phase::StoppingService
+            Phase::Running
+                | Phase::Pausing
+                | Phase::Paused
+                | Phase::Resuming
+                | Phase::Capturing { .. }
+                | Phase::StoppingService
         );
         assert_eq!(next == "Ended(GuestDied)", ends, "{phase:?}");
     }

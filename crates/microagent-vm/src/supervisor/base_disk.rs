@@ -12,7 +12,7 @@ use microagent_model::{FailureKind, WorkspaceFailure};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{sleep, timeout};
 
-use super::machine::Monitor;
+use super::monitor::Monitor;
 use crate::control::{ANSWER_DEADLINE, Answer, Refusal};
 use crate::machine::{hide_base_disk, show_base_disk};
 use crate::spec::MachineSpec;
@@ -58,6 +58,11 @@ impl BaseDisk {
             turn: Arc::default(),
             showings: Rc::default(),
         })
+    }
+
+    /// Keeps the disk from being shown; `None` if the guest sees it now.
+    pub(super) fn keep_hidden(&self) -> Option<OwnedMutexGuard<()>> {
+        Arc::clone(&self.turn).try_lock_owned().ok()
     }
 
     /// Adds the disk to the machine. The answer is for the client, if that fails.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use microagent_model::State;
 
 use super::control_server::{
-    ClientRequests, ControlServer, PendingChange, PendingPort, PendingTtl, UnwrittenAnswers,
+    CaptureFiles, ClientRequests, ControlServer, PendingChange, PendingPort, PendingTtl, UnwrittenAnswers,
 };
 use crate::control::Answer;
 use crate::lifecycle::{ClientId, Event};
@@ -73,6 +73,11 @@ impl Clients {
     /// Why the client requests it, in its words.
     pub(super) fn reason(&self, client: ClientId) -> Option<String> {
         self.pending.get(&client).and_then(|change| change.reason.clone())
+    }
+
+    /// What the machine is captured into for the client, once.
+    pub(super) fn take_files(&mut self, client: ClientId) -> Option<CaptureFiles> {
+        self.pending.get_mut(&client).and_then(|change| change.files.take())
     }
 
     /// Answers a client.

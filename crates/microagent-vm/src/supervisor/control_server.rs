@@ -28,7 +28,7 @@ use super::Shared;
 use super::base_disk::BaseDisk;
 use super::console::Console;
 use super::jobs::Jobs;
-use crate::control::{Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal, take_descriptor};
+use crate::control::{Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal, take_descriptors};
 use crate::lifecycle::ChangeRequest;
 
 /// How long a client may take to send its request.
@@ -59,7 +59,15 @@ pub(super) struct PendingChange {
     pub(super) grace: Option<Duration>,
     /// Why, for the workspace's events.
     pub(super) reason: Option<String>,
+    /// What the machine is captured into.
+    pub(super) files: Option<CaptureFiles>,
     pub(super) reply: oneshot::Sender<Answer>,
+}
+
+/// What a machine is captured into: the next overlay, and the file of its memory.
+pub(super) struct CaptureFiles {
+    pub(super) overlay: OwnedFd,
+    pub(super) memory: Option<OwnedFd>,
 }
 
 /// A requested time to live, which the driver answers.
@@ -182,6 +190,11 @@ impl ControlServer {
     /// Clients can have this base disk shown to the guest from now on.
     pub(super) fn lend_base(&self, base: Option<BaseDisk>) {
         *self.base.borrow_mut() = base;
+    }
+
+    /// The base disk that can be shown to the guest, if there is one.
+    pub(super) fn base_disk(&self) -> Option<BaseDisk> {
+        self.base.borrow().clone()
     }
 
     /// Ends all lent streams and all jobs, and lends no more, permanently.
@@ -311,11 +324,14 @@ impl ControlConnection {
             ControlRequest::AttachWithBase => return self.lend_with_base(client).await,
             ControlRequest::Console => return self.lend_console(client).await,
             ControlRequest::Change { request, grace } => {
-                (unanswered.await, self.change(request, grace, reason).await)
+                let Ok(files) = capture_files(&client, request).await else { return };
+                (unanswered.await, self.change(request, grace, reason, files).await)
             }
             ControlRequest::RenewTtl(limit) => (unanswered.await, self.renew_ttl(limit).await),
             ControlRequest::OpenPort(bound) => {
-                let Ok(Ok(socket)) = timeout(HELLO_DEADLINE, take_descriptor(&client)).await else { return };
+                let Ok(Ok([socket])) = timeout(HELLO_DEADLINE, take_descriptors(&client)).await else {
+                    return;
+                };
                 (unanswered.await, self.change_port(PortChange::Open { bound, socket }).await)
             }
             ControlRequest::ClosePort(bound) => {
@@ -332,11 +348,12 @@ impl ControlConnection {
         request: ChangeRequest,
         grace: Option<Duration>,
         reason: Option<String>,
+        files: Option<CaptureFiles>,
     ) -> Answer {
         let grace = grace.map(|grace| grace.min(STOP_TIMEOUT_MAX));
         let (reply, answer) = oneshot::channel();
         let refused = Answer::Refused(Refusal::State(State::Stopping));
-        if self.changes.send(PendingChange { request, grace, reason, reply }).await.is_err() {
+        if self.changes.send(PendingChange { request, grace, reason, files, reply }).await.is_err() {
             return refused;
         }
         answer.await.unwrap_or(refused)
@@ -432,6 +449,24 @@ impl ControlConnection {
             }
         }
     }
+}
+
+/// Receives the files that a request comes with.
+async fn capture_files(client: &UnixStream, request: ChangeRequest) -> io::Result<Option<CaptureFiles>> {
+    let ChangeRequest::Capture { memory } = request else { return Ok(None) };
+    let received = async {
+        Ok(match memory {
+            false => {
+                let [overlay] = take_descriptors(client).await?;
+                CaptureFiles { overlay, memory: None }
+            }
+            true => {
+                let [overlay, memory] = take_descriptors(client).await?;
+                CaptureFiles { overlay, memory: Some(memory) }
+            }
+        })
+    };
+    timeout(HELLO_DEADLINE, received).await.map_err(|_| io::ErrorKind::TimedOut)?.map(Some)
 }
 
 /// One stream that is lent, as long as it is.

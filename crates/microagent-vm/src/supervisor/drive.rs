@@ -17,6 +17,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use super::answer_budget::AnswerBudget;
 use super::base_disk::BaseDisk;
+use super::capture::Captures;
 use super::clients::ClientRequest;
 use super::console::Console;
 use super::health::HealthWatch;
@@ -29,9 +30,9 @@ use crate::confinement::{Needs, Templates, confine};
 use crate::features::features_of;
 use crate::handed::admit_guest_files;
 use crate::lifecycle::{Effect, Event, Phase};
-use crate::machine::{add_extra_disks, insert_disk};
+use crate::machine::{INSERTED_NODE, ROOT_NODE, add_extra_disks, insert_disk};
 use crate::spec::{Outcome, Report};
-use crate::template::Template;
+use crate::template::{MachineShape, Template};
 
 /// How long a broken control channel waits for the reason: the death of QEMU explains it best.
 const REASON_PATIENCE: Duration = Duration::from_millis(500);
@@ -92,7 +93,10 @@ impl Driver {
         let mut cancelled = pin!(caller_gone(tether));
         admit_guest_files(&self.spec.machine, &self.state);
         self.features = features_of(&self.spec.machine.qemu, &self.state).await;
-        let plan = Plan::choose(&self.spec, &self.state);
+        // A confined supervisor could not look at the files.
+        self.captures.shape = MachineShape::of(&self.spec.machine, self.spec.network.is_some()).ok();
+        let plan = Plan::choose(&self.spec, &self.state)
+            .map_err(|e| full_or_boot(&e, "the memory of the snapshot"))?;
         let mut running = self.start(plan).await?;
         loop {
             match self.follow_events(&mut running, cancelled.as_mut()).await {
@@ -165,11 +169,15 @@ impl Driver {
         self.start = plan.mode();
         self.record_machine(&machine).await?;
         let add_disks = self.disks_to_add(&plan);
+        let top = if matches!(plan, Plan::Freeze(..)) { INSERTED_NODE } else { ROOT_NODE };
+        self.captures = Captures::of(self.captures.shape.take(), top);
+        let restores = matches!(plan, Plan::Captured(_));
+        let renewal = self.spec.restore.as_ref().filter(|_| restores).map(|captured| captured.token);
         let (template, freezer) = match plan {
             Plan::Warm(template) => (Some(template), None),
             Plan::WarmToFreeze(template, freezer) => (Some(template), Some(freezer)),
             Plan::Freeze(freezer, _) => (None, Some(freezer)),
-            Plan::Cold(_) => (None, None),
+            Plan::Captured(_) | Plan::Cold(_) => (None, None),
         };
         self.lifecycle.enter(if template.is_some() { Phase::Restoring } else { Phase::Starting });
         let freeze = freezer.map(|freezer| Freeze {
@@ -182,7 +190,7 @@ impl Driver {
             server.lend_base(BaseDisk::of(machine.monitor(), &self.spec.machine));
             server.show_console(Console::new(machine.take_keys(), Rc::clone(&self.console)));
         }
-        let conversation = self.converse(&machine, template.is_some(), freeze, &events)?;
+        let conversation = self.converse(&machine, (template.is_some(), renewal), freeze, &events)?;
         Ok(RunningMachine { machine, conversation, incoming, events, template })
     }
 
@@ -190,7 +198,7 @@ impl Driver {
     fn converse(
         &self,
         machine: &Machine,
-        restored: bool,
+        (restored, renewal): (bool, Option<[u8; 16]>),
         freeze: Option<Freeze>,
         events: &mpsc::Sender<Event>,
     ) -> Result<Conversation, WorkspaceFailure> {
@@ -203,6 +211,7 @@ impl Driver {
             budget: AnswerBudget::of(restored, self.spec.boot_deadline, machine.process_id()),
             state: Rc::clone(&self.published),
             guest_end: machine.guest_end(),
+            renewal,
             relay: Rc::clone(&self.relay),
         };
         let channel = machine.control_channel().map_err(|e| full_or_boot(&e, "control channel"))?;
@@ -233,7 +242,7 @@ impl Driver {
                 let _ = events.send(Event::GuestFailed(format!("it cannot be restarted: {error}"))).await;
             }
         });
-        match self.converse(&running.machine, false, None, &running.events) {
+        match self.converse(&running.machine, (false, None), None, &running.events) {
             Ok(conversation) => running.conversation = conversation,
             Err(failure) => self.carried_out.push_back(Event::GuestFailed(failure.message)),
         }
@@ -271,7 +280,7 @@ impl Driver {
     fn disks_to_add(&self, plan: &Plan) -> Vec<(&'static str, serde_json::Value)> {
         let root = match plan {
             // It has its root disk already.
-            Plan::Warm(_) | Plan::WarmToFreeze(..) => Vec::new(),
+            Plan::Warm(_) | Plan::WarmToFreeze(..) | Plan::Captured(_) => Vec::new(),
             Plan::Freeze(..) | Plan::Cold(_) => insert_disk(&self.spec.machine),
         };
         [root, add_extra_disks(&self.spec.machine)].concat()

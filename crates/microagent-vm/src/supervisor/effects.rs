@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout};
 use super::control_server::PendingTtl;
 use super::drive::RunningMachine;
 use super::health::HealthWatch;
-use super::machine::{Machine, Monitor};
+use super::machine::Machine;
+use super::monitor::Monitor;
 use super::network::LinkChange;
 use super::{Driver, FLUSH_DEADLINE, OUT_OF_MEMORY_MAX, PAUSE_DEADLINE, STOP_WINDOW, worker, write_failure};
 use crate::control::{Answer, Refusal};
@@ -54,6 +55,7 @@ impl Driver {
             Effect::Pause => pause(running),
             Effect::Resume => self.resume(running),
             Effect::Reboot => self.reboot(running),
+            Effect::Capture(client) => self.capture(running, client),
             Effect::Contain(client) => self.contain(running, client),
             Effect::Quit => running.machine.quit().await,
             // The driver boots another guest itself, and never hands this on.
@@ -169,9 +171,11 @@ impl Driver {
     fn resume(&self, running: &RunningMachine) {
         let (monitor, events) = (running.machine.monitor(), running.events.clone());
         let session = self.clients.server().and_then(|server| server.session());
+        let release = self.captures.release(session.clone());
         spawn_local(async move {
             let event = match run_processors(&monitor, Processors::Continue).await {
                 Ok(()) => {
+                    release.await;
                     if let Some(session) = session {
                         worker::correct_clock(session).await;
                     }

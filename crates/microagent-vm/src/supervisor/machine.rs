@@ -1,4 +1,4 @@
-//! QEMU and the network stack as running processes, and the freezing of one.
+//! QEMU and the network stack as running processes.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -11,18 +11,19 @@ use std::time::Duration;
 
 use microagent_model::{FailureKind, WorkspaceFailure};
 use microagent_qemu::features::Features;
-use microagent_qemu::qmp::{Qmp, QmpError};
+use microagent_qemu::qmp::QmpError;
 use microagent_store::{Link, ProcessId, WorkspaceDir};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::process::Child;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::guest_end::GuestEnd;
+use super::monitor::{Monitor, hold_monitor};
 use super::network::{LinkChange, Network};
 use super::plan::Plan;
 use super::qemu::{self, Processes, Qemu, StandBy};
@@ -31,7 +32,7 @@ use crate::bounded_log::BoundedLog;
 use crate::cgroup::MachineGroup;
 use crate::jail::Account;
 use crate::lifecycle::{Event, MachineExit};
-use crate::machine::{FREEZE_SET, NETDEV};
+use crate::machine::NETDEV;
 use crate::spec::SupervisorSpec;
 
 /// The signal to a process whose memory is a file on a full file system.
@@ -52,16 +53,9 @@ const MAIN_THREAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Deadline for QEMU to set a link down.
 pub(super) const LINK_DEADLINE: Duration = Duration::from_secs(2);
 
-/// How often a freeze looks whether it is done, and how many times: a state has some 60 KB.
-const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(1);
-const FREEZE_POLLS: usize = 1000;
-
 /// How often a machine that was reset is told to run, and how many times.
 const RESET_POLL_INTERVAL: Duration = Duration::from_millis(2);
 const RESET_POLLS: usize = 1000;
-
-/// Bytes per second at which a state may be written: no brake at all.
-const FREEZE_BANDWIDTH: u64 = 1 << 40;
 
 /// QEMU with the tasks that read from it.
 struct Attached {
@@ -260,8 +254,7 @@ impl Machine {
     /// Makes QEMU quit, so that it closes its disk image. Kills it after a deadline.
     pub(super) async fn quit(&mut self) {
         // A monitor that is gone already means that QEMU is, too.
-        let asked = self.qemu.monitor.commands.try_send(MonitorCommand::Quit).is_ok();
-        if !asked || timeout(QUIT_DEADLINE, self.qemu.child.wait()).await.is_err() {
+        if !self.qemu.monitor.quit() || timeout(QUIT_DEADLINE, self.qemu.child.wait()).await.is_err() {
             self.kill_qemu().await;
         }
         self.end_network().await;
@@ -328,11 +321,10 @@ fn attach(mut qemu: Qemu, logs: &Logs, features: Features, events: &mpsc::Sender
     let words = stderr.map(|stderr| spawn_local(copy_to_log(stderr, Rc::clone(&logs.vmm))));
     let (shown, keys) = qemu.console.into_split();
     spawn_local(copy_to_log(shown, Rc::clone(&logs.console)));
-    let (commands, commanded) = mpsc::channel(1);
+    let (monitor, commanded) = Monitor::new();
     let guest_end = GuestEnd::new(Rc::clone(&logs.console));
     let (qemu_words, ends) = ((qemu.first, qemu.state, features), guest_end.clone());
     spawn_local(hold_monitor(qemu.monitor, qemu_words, events.clone(), commanded, ends));
-    let monitor = Monitor { commands };
     Attached { child: qemu.child, control: qemu.control, keys: Some(keys), monitor, words, guest_end }
 }
 
@@ -350,156 +342,6 @@ async fn copy_to_log(mut from: impl AsyncRead + Unpin, log: Shared<BoundedLog>) 
     }
 }
 
-/// A command to the one task that holds the monitor.
-enum MonitorCommand {
-    /// Make QEMU quit.
-    Quit,
-    /// Stop the guest and write the state of its devices to the file.
-    Freeze(OwnedFd, oneshot::Sender<Result<(), QmpError>>),
-    /// Carry out commands, one after the other, each with its arguments.
-    Execute(Vec<(&'static str, Value)>, oneshot::Sender<Result<(), QmpError>>),
-    /// Resume the guest.
-    Continue(oneshot::Sender<Result<(), QmpError>>),
-}
-
-/// Freezes the guest of one machine.
-#[derive(Clone)]
-pub(super) struct Monitor {
-    commands: mpsc::Sender<MonitorCommand>,
-}
-
-impl Monitor {
-    /// Stops the guest and writes the state of its devices to the file; the guest is paused afterwards,
-    /// whether that worked or not.
-    pub(super) async fn freeze(&self, state: OwnedFd) -> Result<(), QmpError> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(MonitorCommand::Freeze(state, reply)).await.map_err(|_| QmpError::Closed)?;
-        answer.await.map_err(|_| QmpError::Closed)?
-    }
-
-    /// Carries out commands, one after the other, up to the first that is refused.
-    pub(super) async fn execute(&self, commands: Vec<(&'static str, Value)>) -> Result<(), QmpError> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(MonitorCommand::Execute(commands, reply)).await.map_err(|_| QmpError::Closed)?;
-        answer.await.map_err(|_| QmpError::Closed)?
-    }
-
-    /// Resumes the guest.
-    pub(super) async fn go_on(&self) -> Result<(), QmpError> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(MonitorCommand::Continue(reply)).await.map_err(|_| QmpError::Closed)?;
-        answer.await.map_err(|_| QmpError::Closed)?
-    }
-}
-
-/// Holds the monitor: restores the guest from a frozen state, if there is one, carries out commands, and
-/// watches for the one event that the guest cannot tell of itself, a full disk of the host.
-async fn hold_monitor(
-    monitor: UnixStream,
-    (first, state, features): (Vec<(&'static str, Value)>, Option<String>, Features),
-    events: mpsc::Sender<Event>,
-    mut commands: mpsc::Receiver<MonitorCommand>,
-    guest_end: GuestEnd,
-) {
-    let Ok(mut qmp) = Qmp::negotiate(monitor).await else { return };
-    if let Err(error) = execute(&mut qmp, first).await {
-        let _ = events.send(Event::GuestFailed(error.to_string())).await;
-    }
-    match state {
-        Some(state) => {
-            if let Err(error) = restore(&mut qmp, &state).await {
-                let _ = events.send(Event::GuestFailed(error.to_string())).await;
-            }
-        }
-        // A guest that boots may have ended its machine before there was a monitor to say so.
-        None => match qmp.execute("query-status", json!({})).await {
-            Ok(status) if status["status"] == "shutdown" => {
-                let exit = guest_end.exit().await;
-                let _ = events.send(Event::MachineGone(exit)).await;
-            }
-            _ => {}
-        },
-    }
-    loop {
-        tokio::select! {
-            command = commands.recv() => match command {
-                Some(MonitorCommand::Quit) => {
-                    let _ = qmp.execute("quit", json!({})).await;
-                    return;
-                }
-                // Whoever commanded may have given up meanwhile.
-                Some(MonitorCommand::Freeze(state, reply)) => drop(reply.send(freeze(&mut qmp, state, features).await)),
-                Some(MonitorCommand::Execute(commands, reply)) => drop(reply.send(execute(&mut qmp, commands).await)),
-                Some(MonitorCommand::Continue(reply)) => drop(reply.send(qmp.execute("cont", json!({})).await.map(drop))),
-                None => return,
-            },
-            event = qmp.next_event() => match event {
-                Ok(event) if event.name == "BLOCK_IO_ERROR" && event.data["nospace"] == true => {
-                    let message = "the host's disk is full; the guest's write could not be stored".to_owned();
-                    let _ = events.send(Event::HostFull(message)).await;
-                }
-                // Whatever else ends it, a command of the supervisor or a signal, shows by QEMU's exit.
-                Ok(event) if event.name == "SHUTDOWN" && event.data["guest"] == true => {
-                    let exit = guest_end.exit().await;
-                    let _ = events.send(Event::MachineGone(exit)).await;
-                }
-                Ok(_) => {}
-                Err(_) => return,
-            },
-        }
-    }
-}
-
-/// Loads the state from a descriptor that QEMU inherited; the guest runs when it is loaded.
-async fn restore(qmp: &mut Qmp, state: &str) -> Result<(), QmpError> {
-    leave_memory_out(qmp).await?;
-    qmp.execute("migrate-incoming", json!({ "uri": state })).await.map(drop)
-}
-
-async fn execute(qmp: &mut Qmp, commands: Vec<(&'static str, Value)>) -> Result<(), QmpError> {
-    for (name, arguments) in commands {
-        qmp.execute(name, arguments).await?;
-    }
-    Ok(())
-}
-
-/// Memory that is shared with a file is not part of the state.
-async fn leave_memory_out(qmp: &mut Qmp) -> Result<(), QmpError> {
-    let capabilities = json!([{ "capability": "x-ignore-shared", "state": true }]);
-    qmp.execute("migrate-set-capabilities", json!({ "capabilities": capabilities })).await.map(drop)
-}
-
-/// Writes everything but its shared memory. QEMU stops the guest for the end of it; a guest that was
-/// stopped before would come back stopped.
-async fn freeze(qmp: &mut Qmp, state: OwnedFd, features: Features) -> Result<(), QmpError> {
-    leave_memory_out(qmp).await?;
-    let uri = match features.file_migration {
-        true => {
-            qmp.add_fd(FREEZE_SET, state.as_fd()).await?;
-            format!("file:{}", FREEZE_SET.filename())
-        }
-        false => {
-            qmp.getfd("state", state.as_fd()).await?;
-            "fd:state".to_owned()
-        }
-    };
-    qmp.execute("migrate-set-parameters", json!({ "max-bandwidth": FREEZE_BANDWIDTH })).await?;
-    qmp.execute("migrate", json!({ "uri": uri })).await?;
-    for _ in 0..FREEZE_POLLS {
-        let status = qmp.execute("query-migrate", json!({})).await?;
-        match status["status"].as_str() {
-            Some("completed") => return Ok(()),
-            Some("failed" | "cancelled") | None => {
-                let description = status["error-desc"].as_str().unwrap_or("no reason given").to_owned();
-                return Err(QmpError::Refused { command: "migrate".to_owned(), description });
-            }
-            Some(_) => sleep(FREEZE_POLL_INTERVAL).await,
-        }
-    }
-    // Best effort: the guest is resumed whatever became of the state.
-    let _ = qmp.execute("migrate_cancel", json!({})).await;
-    Err(QmpError::Refused { command: "migrate".to_owned(), description: "it took too long".to_owned() })
-}
 /// Waits for the end of QEMU. One whose main thread has ended, while others run the guest's processors, answers nothing and
 /// does not end by itself: it is killed. Cancel-safe.
 async fn exit(qemu: &mut Child) -> io::Result<ExitStatus> {

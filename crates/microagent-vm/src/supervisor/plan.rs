@@ -1,9 +1,10 @@
-//! Chooses how a machine starts: from a template, with a freeze of a new one, or cold.
+//! Chooses how a machine starts: from a template, with a freeze of a new one, from captured memory, or cold.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use microagent_store::StateDir;
+use microagent_store::{Access, StateDir, open_file};
 
 use crate::machine::Start;
 use crate::spec::{StartMode, SupervisorSpec, Work};
@@ -17,13 +18,25 @@ pub(super) enum Plan {
     WarmToFreeze(Template, Box<Freezer>),
     /// The kernel is booted, and the guest frozen on the way.
     Freeze(Box<Freezer>, String),
+    /// A captured guest is restored, with its memory.
+    Captured(File),
     /// The kernel is booted; why.
     Cold(String),
 }
 
 impl Plan {
     /// Chooses: a template if there is a good one, else a cold boot that makes one.
-    pub(super) fn choose(spec: &SupervisorSpec, state: &StateDir) -> Plan {
+    ///
+    /// # Errors
+    /// Fails if the memory of a captured guest cannot be opened.
+    pub(super) fn choose(spec: &SupervisorSpec, state: &StateDir) -> io::Result<Plan> {
+        match &spec.restore {
+            Some(captured) => open_file(&captured.path, Access::Read).map(Plan::Captured),
+            None => Ok(Plan::for_boot(spec, state)),
+        }
+    }
+
+    fn for_boot(spec: &SupervisorSpec, state: &StateDir) -> Plan {
         if let Err(reason) = &spec.warm {
             return Plan::Cold(reason.clone());
         }
@@ -65,7 +78,7 @@ impl Plan {
     pub(super) fn freezer(&self) -> Option<&Freezer> {
         match self {
             Plan::WarmToFreeze(_, freezer) | Plan::Freeze(freezer, _) => Some(freezer),
-            Plan::Warm(_) | Plan::Cold(_) => None,
+            Plan::Warm(_) | Plan::Captured(_) | Plan::Cold(_) => None,
         }
     }
 
@@ -73,7 +86,7 @@ impl Plan {
     pub(super) fn template(&self) -> Option<&File> {
         match self {
             Plan::Warm(template) => Some(&template.ram),
-            Plan::WarmToFreeze(..) | Plan::Freeze(..) | Plan::Cold(_) => None,
+            Plan::WarmToFreeze(..) | Plan::Freeze(..) | Plan::Captured(_) | Plan::Cold(_) => None,
         }
     }
 
@@ -81,11 +94,12 @@ impl Plan {
     pub(super) fn state(&self) -> Option<&File> {
         match self {
             Plan::Warm(template) | Plan::WarmToFreeze(template, _) => Some(&template.state),
+            Plan::Captured(state) => Some(state),
             Plan::Freeze(..) | Plan::Cold(_) => None,
         }
     }
 
-    /// Whether a frozen guest is restored, which may fail.
+    /// Whether a guest is restored from a template, which may fail: then another one boots.
     pub(super) fn is_restored(&self) -> bool {
         matches!(self, Plan::Warm(_) | Plan::WarmToFreeze(..))
     }
@@ -98,6 +112,7 @@ impl Plan {
     ) -> Start<'a> {
         match (self, memory, state) {
             (Plan::Warm(_), Some(memory), Some(state)) => Start::Restore { memory, state },
+            (Plan::Captured(_), _, Some(state)) => Start::RestoreWhole { state },
             (Plan::WarmToFreeze(_, freezer), _, Some(state)) => {
                 Start::RestoreToFreeze { memory: freezer.memory().as_fd(), state }
             }
@@ -110,7 +125,7 @@ impl Plan {
     pub(super) fn mode(&self) -> StartMode {
         match self {
             Plan::Warm(template) => StartMode::Warm { mounted: template.is_mounted() },
-            Plan::WarmToFreeze(..) => StartMode::Warm { mounted: false },
+            Plan::WarmToFreeze(..) | Plan::Captured(_) => StartMode::Warm { mounted: false },
             Plan::Freeze(_, reason) | Plan::Cold(reason) => StartMode::Cold { reason: reason.clone() },
         }
     }

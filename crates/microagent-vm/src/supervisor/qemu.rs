@@ -21,7 +21,9 @@ use super::plan::Plan;
 use crate::cgroup::{Bounds, MachineGroup};
 use crate::handed::{Handed, MachineFiles, open_again};
 use crate::jail::{Account, FileAccess, Jail, Jailed, Limits};
-use crate::machine::{STATE_SET, Sockets, Start, command_line, host_memory_limit_mib, throttle_disks};
+use crate::machine::{
+    CAPTURES_MAX, STATE_SET, Sockets, Start, command_line, host_memory_limit_mib, throttle_disks,
+};
 use crate::spawn::{Program, Trigger, spawn, spawn_waiting};
 use crate::spec::{MachineSpec, SupervisorSpec};
 
@@ -34,10 +36,18 @@ pub(super) struct Qemu {
     pub(super) console: UnixStream,
     pub(super) monitor: UnixStream,
     pub(super) control: OwnedFd,
-    /// Where the state that it restores is, in QEMU's words.
-    pub(super) state: Option<String>,
+    /// The state that it restores.
+    pub(super) state: Option<Incoming>,
     /// What the monitor is told before the guest runs.
     pub(super) first: Vec<(&'static str, Value)>,
+}
+
+/// A state that QEMU restores.
+pub(super) struct Incoming {
+    /// Where it is, in QEMU's words.
+    pub(super) uri: String,
+    /// Whether it has the memory, too.
+    pub(super) has_memory: bool,
 }
 
 /// A process that waits to execute QEMU.
@@ -150,16 +160,19 @@ impl Maker<'_> {
             account: self.account,
             state_dir: &self.spec.state_dir,
             reopened: &reopened,
-            limits: limits(machine, inherit.len(), self.files.largest_bytes()?),
+            limits: limits(machine, inherit.len() + CAPTURES_MAX as usize, self.files.largest_bytes()?),
         };
         let jail = Jail::prepare(jailed, line.args(), self.group.entrances()).map_err(io::Error::other)?;
         let path = jail.program();
         let program =
             Program { path: &path, args: line.args(), inherit: &inherit, stdin: None, jail: Some(jail) };
         let (child, more) = spawn(program)?;
-        let state = start.state().map(|state| match self.features.file_migration {
-            true => format!("file:{}", STATE_SET.filename()),
-            false => format!("fd:{}", state.as_raw_fd()),
+        let state = start.state().map(|state| Incoming {
+            uri: match self.features.file_migration {
+                true => format!("file:{}", STATE_SET.filename()),
+                false => format!("fd:{}", state.as_raw_fd()),
+            },
+            has_memory: matches!(start, Start::RestoreWhole { .. }),
         });
         let first = throttle_disks(machine, start);
         Ok((Qemu { child, console, monitor, control, state, first }, more))

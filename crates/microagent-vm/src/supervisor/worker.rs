@@ -30,7 +30,7 @@ use super::answer_budget::{AnswerBudget, Exhausted};
 use super::control_server::ControlServer;
 use super::guest_end::GuestEnd;
 use super::liveness::{StateWatch, unresponsive};
-use super::machine::Monitor;
+use super::monitor::Monitor;
 use super::relay::Relay;
 use super::{Shared, elapsed_us};
 use crate::bounded_log::BoundedLog;
@@ -151,6 +151,8 @@ pub(super) struct WorkerContext {
     pub(super) state: Rc<StateWatch>,
     /// What is known of the guest's end.
     pub(super) guest_end: GuestEnd,
+    /// What begins a new session with the guest of a captured machine.
+    pub(super) renewal: Option<[u8; 16]>,
     /// The caller's stream to the command of a run, until the work takes it.
     pub(super) relay: Shared<Option<Relay>>,
 }
@@ -291,7 +293,12 @@ impl Worker {
 
     /// Greets the guest and configures it.
     async fn open(&mut self, mut control: UnixStream) -> Result<Session, Trouble> {
-        self.greet(&mut control, PreambleKind::Session, &self.context.budget).await?;
+        match self.context.renewal {
+            None => self.greet(&mut control, PreambleKind::Session, &self.context.budget).await?,
+            Some(token) => {
+                greeted(&mut control, PreambleKind::Renew, token, &self.context.budget).await?;
+            }
+        }
         self.context.timeline.borrow_mut().ready_us = elapsed_us(self.context.started);
         let (handle, driver) = host_session(control);
         let session = Session { handle, driver: spawn_local(driver) };
@@ -300,7 +307,11 @@ impl Worker {
         fill_random(&mut entropy)?;
         self.configure.entropy = Entropy(entropy);
         self.configure.clock_unix_ns = unix_ns();
-        let request = Request::Configure(Box::new(self.configure.clone()));
+        let configure = Box::new(self.configure.clone());
+        let request = match self.context.renewal {
+            None => Request::Configure(configure),
+            Some(_) => Request::Renew(configure),
+        };
         self.configure.secrets.clear();
         let mut stream = session.handle.open().await?;
         write_secret_message(&mut stream, &request, REQUEST_LIMIT).await?;
@@ -331,13 +342,7 @@ impl Worker {
     ) -> Result<(), Trouble> {
         let mut nonce = [0; 16];
         fill_random(&mut nonce)?;
-        within(budget, greet(control, kind, nonce), "the guest did not answer").await?.map_err(|e| {
-            let message = format!("the guest did not answer: {e}");
-            match e.kind() {
-                io::ErrorKind::InvalidData | io::ErrorKind::Other => Trouble::Guest(message),
-                _ => Trouble::Channel(message),
-            }
-        })
+        greeted(control, kind, nonce, budget).await
     }
 
     /// Freezes the guest into a template as soon as it answers, and resumes it. The inner result says
@@ -398,7 +403,9 @@ impl Worker {
                     return std::future::pending().await;
                 };
                 let conversation = Conversation::Service { events, signals };
-                let result = self.exec(session, service, conversation).await?;
+                // The service of a captured machine runs already.
+                let request = self.context.renewal.map_or(Request::Exec(service), |_| Request::Adopt);
+                let result = self.exec(session, request, conversation).await?;
                 write_json(&self.result, &result).map_err(|e| Trouble::Host(microagent_proto::chain(&e)))?;
                 Ok(Outcome::ServiceEnded(result))
             }
@@ -416,7 +423,7 @@ impl Worker {
     ) -> Result<Outcome, Trouble> {
         let _ = self.context.reports.send(Report::Command).await;
         self.context.timeline.borrow_mut().command_us = elapsed_us(self.context.started);
-        let result = self.exec(session, command, Conversation::Command { attached }).await?;
+        let result = self.exec(session, Request::Exec(command), Conversation::Command { attached }).await?;
         self.context.timeline.borrow_mut().exited_us = elapsed_us(self.context.started);
         Ok(Outcome::Completed(result))
     }
@@ -439,7 +446,7 @@ impl Worker {
         for (number, step) in setup.into_iter().enumerate() {
             let _ = self.context.reports.send(Report::Setup(number)).await;
             let conversation = Conversation::Setup { attached: attached.as_deref_mut() };
-            let result = self.exec(session, step.exec, conversation).await?;
+            let result = self.exec(session, Request::Exec(step.exec), conversation).await?;
             if result.exit_code != 0 {
                 let RecordedResult { exit_code, start_error, .. } = result;
                 return Ok(Some(Outcome::SetupFailed { step: number, exit_code, start_error }));
@@ -447,6 +454,21 @@ impl Worker {
         }
         Ok(None)
     }
+}
+
+async fn greeted(
+    control: &mut UnixStream,
+    kind: PreambleKind,
+    nonce: [u8; 16],
+    budget: &AnswerBudget,
+) -> Result<(), Trouble> {
+    within(budget, greet(control, kind, nonce), "the guest did not answer").await?.map_err(|e| {
+        let message = format!("the guest did not answer: {e}");
+        match e.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::Other => Trouble::Guest(message),
+            _ => Trouble::Channel(message),
+        }
+    })
 }
 
 /// Waits for an answer of a guest that is being started.
@@ -512,6 +534,11 @@ pub(super) async fn correct_clock(session: SessionHandle) {
         .await;
     });
     let _ = timeout(CLOCK_PATIENCE, corrected).await;
+}
+
+/// Sends a request and reads the one answer; `None` if the guest breaks off.
+pub(super) async fn answer<T: DeserializeOwned>(session: &SessionHandle, request: &Request) -> Option<T> {
+    reply(&mut ask(session, request).await.ok()?).await.ok()
 }
 
 /// The host's wall clock in nanoseconds since 1970.

@@ -110,6 +110,71 @@ impl Shape {
     }
 }
 
+/// What a captured machine can be restored in. It outlives boots of the host and moves with files, so programs are told
+/// apart by what a package has of them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct MachineShape {
+    generation: u16,
+    qemu: ProgramVersion,
+    kernel_bytes: u64,
+    initramfs_bytes: u64,
+    device_layout: u32,
+    host_cpu: String,
+    kvm: bool,
+    memory_mib: u32,
+    cpu_count: u32,
+    network: bool,
+}
+
+/// A program of the host: its length, and when it was built.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+struct ProgramVersion {
+    bytes: u64,
+    modified_s: i64,
+}
+
+impl MachineShape {
+    /// Returns the shape of a machine on this host.
+    ///
+    /// # Errors
+    /// Fails if the metadata of a file of the machine cannot be read.
+    pub fn of(machine: &MachineSpec, network: bool) -> io::Result<MachineShape> {
+        let qemu = fs::metadata(&machine.qemu)?;
+        Ok(MachineShape {
+            generation: GENERATION,
+            qemu: ProgramVersion { bytes: qemu.len(), modified_s: qemu.mtime() },
+            kernel_bytes: fs::metadata(&machine.kernel)?.len(),
+            initramfs_bytes: fs::metadata(&machine.initramfs)?.len(),
+            device_layout: DEVICE_LAYOUT,
+            host_cpu: host_cpu()?,
+            kvm: machine.kvm,
+            memory_mib: machine.memory_mib,
+            cpu_count: machine.cpu_count,
+            network,
+        })
+    }
+
+    /// What of this host or machine is another than at the capture of this shape; `None` if it fits.
+    pub fn difference(&self, now: &MachineShape) -> Option<&'static str> {
+        let differs = [
+            (self.qemu != now.qemu, "QEMU"),
+            (
+                self.generation != now.generation || self.device_layout != now.device_layout,
+                "release of microagent",
+            ),
+            (
+                self.kernel_bytes != now.kernel_bytes || self.initramfs_bytes != now.initramfs_bytes,
+                "guest kernel",
+            ),
+            (self.host_cpu != now.host_cpu, "processor"),
+            (self.kvm != now.kvm, "accelerator"),
+            (self.memory_mib != now.memory_mib || self.cpu_count != now.cpu_count, "size of the machine"),
+            (self.network != now.network, "network of the machine"),
+        ];
+        differs.into_iter().find_map(|(differs, what)| differs.then_some(what))
+    }
+}
+
 /// A file that is still the same and unchanged. The change time is the kernel's: no program can set it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FileIdentity {

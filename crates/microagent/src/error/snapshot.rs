@@ -35,6 +35,44 @@ pub enum SnapshotError {
         /// The workspace.
         workspace: WorkspaceName,
     },
+    /// The running workspace has bundles, whose disks are copied at rest only.
+    #[error(
+        "workspace `{workspace}` has bundles that it can write to and is running; cannot make a snapshot"
+    )]
+    Bundles {
+        /// The workspace.
+        workspace: WorkspaceName,
+    },
+    /// The workspace has secrets, whose values are in its memory.
+    #[error("the memory of workspace `{workspace}` has values of secrets, which a snapshot must not have")]
+    MemoryWithSecrets {
+        /// The workspace.
+        workspace: WorkspaceName,
+    },
+    /// The workspace can write to a disk that is not part of a snapshot.
+    #[error(
+        "workspace `{workspace}` can write to the disk at `{mount_point}`, which is not in a snapshot and would not fit its memory"
+    )]
+    MemoryWithDisk {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// Where the disk is mounted.
+        mount_point: String,
+    },
+    /// The memory of the snapshot does not fit this host or the workspace's settings. Nothing was changed.
+    #[error("the memory of snapshot `{snapshot}` cannot be restored here: the {what} is another")]
+    OtherMachine {
+        /// The snapshot, as `WORKSPACE:TAG`.
+        snapshot: String,
+        /// What is another.
+        what: &'static str,
+    },
+    /// The workspace's name is too long for that of a fork.
+    #[error("the name `{workspace}` is too long to be that of a fork with a number")]
+    NoForkName {
+        /// The workspace.
+        workspace: WorkspaceName,
+    },
     /// The snapshot's files are damaged or missing. Nothing was changed.
     #[error("snapshot `{workspace}:{tag}` is damaged: {reason}")]
     Damaged {
@@ -65,7 +103,12 @@ impl SnapshotError {
         match self {
             SnapshotError::NoSuch { .. } => ErrorKind::NotFound,
             SnapshotError::Exists { .. } => ErrorKind::AlreadyExists,
-            SnapshotError::SetupPending { .. } => ErrorKind::WrongState,
+            SnapshotError::SetupPending { .. }
+            | SnapshotError::Bundles { .. }
+            | SnapshotError::MemoryWithSecrets { .. }
+            | SnapshotError::MemoryWithDisk { .. } => ErrorKind::WrongState,
+            SnapshotError::OtherMachine { .. } => ErrorKind::Host,
+            SnapshotError::NoForkName { .. } => ErrorKind::Invalid,
             SnapshotError::Damaged { .. }
             | SnapshotError::Record { .. }
             | SnapshotError::Free(FreeError::Unknown { .. }) => ErrorKind::Damaged,
@@ -81,6 +124,17 @@ impl SnapshotError {
             SnapshotError::Exists { workspace, tag } => {
                 Hint::DeleteSnapshot { name: workspace.clone(), tag: tag.clone() }
             }
+            SnapshotError::Bundles { workspace } => Hint::HaltFirst { name: workspace.clone() },
+            SnapshotError::MemoryWithSecrets { workspace } => {
+                Hint::DiskOnlySnapshot { name: workspace.clone() }
+            }
+            SnapshotError::MemoryWithDisk { workspace, .. } => {
+                Hint::DiskOnlySnapshot { name: workspace.clone() }
+            }
+            SnapshotError::OtherMachine { snapshot, .. } => {
+                Hint::UseDiskOfSnapshot { snapshot: snapshot.clone() }
+            }
+            SnapshotError::NoForkName { .. } => Hint::advice("give the names of the forks"),
             SnapshotError::SetupPending { workspace } => Hint::StartFirst { name: workspace.clone() },
             SnapshotError::Damaged { workspace, tag, .. } | SnapshotError::Record { workspace, tag, .. } => {
                 Hint::DeleteDamagedSnapshot { name: workspace.clone(), tag: tag.clone() }

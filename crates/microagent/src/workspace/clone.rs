@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use microagent_model::{State, WorkspaceName};
 use microagent_store::{Lock, MachineState, Workload, WorkspaceRecord};
 
-use super::snapshot::copy_bundles;
+use super::layers::copy_bundles;
 use super::{Workspace, lock_patiently};
 use crate::Error;
 use crate::disks::copy_disk;

@@ -19,6 +19,7 @@ use microagent_vm::{
 use tokio::time::{Instant, sleep};
 
 use super::health::health_spec;
+use super::memory::SnapshotMemory;
 use super::{Workspace, WorkspaceDetails, kill_processes, lock_patiently};
 #[cfg(doc)]
 use crate::ErrorKind;
@@ -208,8 +209,23 @@ impl Workspace {
         options: StartOptions,
         progress: &Progress,
     ) -> Result<(), Error> {
+        self.start_with(record, options, None, progress).await
+    }
+
+    /// The same, with the memory of a snapshot whose disk the workspace has.
+    pub(super) async fn start_with(
+        &self,
+        record: WorkspaceRecord,
+        options: StartOptions,
+        memory: Option<SnapshotMemory>,
+        progress: &Progress,
+    ) -> Result<(), Error> {
         let engine = &self.engine;
-        let one_start = options.size(&record);
+        let record = self.seal_resting(record).await?;
+        let one_start = match &memory {
+            Some(memory) => memory.size(&record),
+            None => options.size(&record),
+        };
         let settings_ttl = record.settings.ttl();
         if let Some(size) = &one_start {
             check_size(size.resources)?;
@@ -241,6 +257,10 @@ impl Workspace {
         let ttl = options.ttl.or(settings_ttl).filter(|ttl| !ttl.is_zero());
         let spec = SupervisorSpec { one_start, ttl, ..spec };
         let spec = secrets.deliver(spec, &workload.user);
+        let spec = match memory {
+            Some(memory) => memory.begin(spec)?,
+            None => spec,
+        };
         self.booting(&programs, progress);
         let end = self.end_of_start(&programs, &dir, &[]);
         let supervisor = engine.launch(spec).await?;

@@ -1,14 +1,16 @@
-//! Snapshots of resting workspaces.
+//! Snapshots of workspaces.
 //!
 //! A snapshot makes the workspace's overlay a layer, which never changes again, and gives the workspace an empty overlay on
 //! it: nothing is copied. Which file is the overlay follows from the layers in the record, so writing the record is the one
 //! step that exchanges the disk. Everything that the new record names is complete and flushed before; a command that is
-//! killed earlier has changed nothing, and later has left files that the next one removes.
+//! killed earlier has changed nothing, and later has left files that the next one removes. What is different for a running
+//! machine is in [`capture`](super::capture), and what concerns its memory in [`memory`](super::memory).
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_model::{
@@ -16,18 +18,19 @@ use microagent_model::{
 };
 use microagent_proto::chain;
 use microagent_store::{
-    Lock, LockError, SNAPSHOT_FORMAT, SnapshotDir, SnapshotManifest, Workload, WorkspaceDir, WorkspaceRecord,
+    Lock, SNAPSHOT_FORMAT, Scratch, SnapshotDir, SnapshotManifest, Workload, WorkspaceDir, WorkspaceRecord,
     fsync_dir,
 };
-use microagent_vm::{Backing, create_overlay, flatten};
+use microagent_vm::flatten;
 
+use super::capture::Lifespan;
 use super::clone::{derived, resting_state};
+use super::layers::{bundle_count, copy_bundles, remove_if_there, restore_bundles};
 use super::{SETTINGS_PATIENCE, Workspace, lock_error, lock_patiently};
 use crate::blocking::blocking;
-use crate::disks::copy_disk;
 use crate::error::{Action, SnapshotError};
 use crate::supervisor_spec::{layer_files, random};
-use crate::{Engine, Error};
+use crate::{Error, Progress};
 
 /// Most layers of a root disk. A snapshot of a disk that has this many merges them into one: each layer costs an open
 /// file and a lookup per read.
@@ -56,12 +59,34 @@ pub struct Snapshot {
     pub image: Option<ImageIdentity>,
     /// The sizes that the workspace had; `None` if it is damaged.
     pub resources: Option<Resources>,
-    /// Bytes on disk of its newest layer and its bundles. Older layers belong to older snapshots as well.
+    /// Bytes on disk of its newest layer, its memory and its bundles. Older layers belong to older snapshots as well.
     pub bytes: u64,
+    /// Bytes on disk of its memory; `None` if it has the disk only.
+    pub memory_bytes: Option<u64>,
+    /// How long the machine was stopped for it; only of one that [`Snapshots::create`] has just made of a running workspace.
+    pub standstill: Option<Duration>,
     /// Named volumes that the workspace attached, which are not part of the snapshot.
     pub volumes: Vec<String>,
     /// The error of its records, if it is damaged.
     pub problem: Option<String>,
+}
+
+/// What a snapshot of a running workspace has. That of a resting one has the disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SnapshotContents {
+    /// Memory, devices and disk, at one instant.
+    #[default]
+    MemoryAndDisk,
+    /// The disk.
+    Disk,
+}
+
+/// Which ports of the host a workspace publishes that is made from a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ports {
+    Same,
+    Picked,
 }
 
 /// The result of [`Snapshots::delete`].
@@ -70,7 +95,7 @@ pub struct Snapshot {
 pub struct SnapshotDeletion {
     /// Whether the snapshot existed.
     pub deleted: bool,
-    /// Bytes on disk that were freed: of layers that nothing else needs.
+    /// Bytes on disk that were freed: of its memory, and of layers that nothing else needs.
     pub freed_bytes: u64,
 }
 
@@ -81,53 +106,26 @@ impl Workspace {
     }
 }
 
-impl Engine {
-    /// Removes the layers that no workspace and no snapshot needs, and returns how many bytes on disk this frees. Deleting
-    /// a snapshot or a workspace does this too; what is left is of commands that were killed.
-    ///
-    /// # Errors
-    /// Fails if a record cannot be read, and then removes nothing; or if a file cannot be removed.
-    pub async fn free_layers(&self) -> Result<u64, Error> {
-        let engine = self.clone();
-        blocking(move || engine.remove_unneeded_layers()).await
-    }
-
-    /// As [`Engine::free_layers`], on this thread.
-    pub(crate) fn remove_unneeded_layers(&self) -> Result<u64, Error> {
-        Ok(self.state().free_layers().map_err(SnapshotError::from)?)
-    }
-
-    /// Bytes on disk that the layers of all workspaces and snapshots use.
-    ///
-    /// # Errors
-    /// Fails if the directory of layers exists and cannot be read.
-    pub async fn layer_bytes(&self) -> Result<u64, Error> {
-        let state = self.state().clone();
-        blocking(move || {
-            state.layer_bytes().map_err(|source| Error::File { action: "read", path: state.layers(), source })
-        })
-        .await
-    }
-
-    /// Keeps layers from being freed.
-    pub(crate) fn hold_layers(&self) -> Result<Lock, Error> {
-        self.state().hold_layers().map_err(|error| match error {
-            LockError::Open { path, source } => Error::File { action: "lock", path, source },
-            held => {
-                Error::File { action: "lock", path: self.state().layers(), source: io::Error::other(held) }
-            }
-        })
-    }
-}
-
 impl Snapshots {
-    /// Makes a snapshot of the root disk of the resting workspace. Without a tag, it is `snap-` and the time. The cost does
-    /// not depend on the size of the disk, except that every 16th snapshot in a row merges the layers into one.
+    /// Makes a snapshot of the workspace, which continues to run if it does. Without a tag, it is `snap-` and the time. The cost
+    /// does not depend on the size of the disk, except that every 16th snapshot in a row merges layers into one. A resting
+    /// workspace has no memory, so its snapshot has the disk only.
     ///
     /// # Errors
-    /// Fails if the workspace is running or in use, its setup has not run, the tag is taken, or a file cannot be written.
-    /// Then there is no new snapshot.
-    pub async fn create(&self, tag: Option<&SnapshotTag>) -> Result<Snapshot, Error> {
+    /// Fails if the workspace is being started or ended or in use, its setup has not run, the tag is taken, a file cannot be
+    /// written, or the guest does not flush its disk in time. The memory of a workspace with secrets, or with disks that it
+    /// can write to beside its own, is refused. Then there is no new snapshot, and a running workspace continues.
+    pub async fn create(
+        &self,
+        tag: Option<&SnapshotTag>,
+        contents: SnapshotContents,
+    ) -> Result<Snapshot, Error> {
+        let workspace = &self.workspace;
+        workspace.engine.prepare()?;
+        workspace.existing()?;
+        if matches!(workspace.observe()?.observed_state(), State::Running | State::Paused) {
+            return workspace.make_live_snapshot(tag.cloned(), contents, Lifespan::Lasting).await;
+        }
         let (lock, workspace, tag) =
             (self.take(Action::Snapshot).await?, self.workspace.clone(), tag.cloned());
         blocking(move || workspace.make_snapshot(tag, &lock)).await
@@ -163,7 +161,7 @@ impl Snapshots {
         blocking(move || snapshots.read(&tag)).await
     }
 
-    fn read(&self, tag: &SnapshotTag) -> Result<Snapshot, Error> {
+    pub(super) fn read(&self, tag: &SnapshotTag) -> Result<Snapshot, Error> {
         self.observe(&self.workspace.existing()?, tag).ok_or_else(|| self.no_such(tag))
     }
 
@@ -181,8 +179,12 @@ impl Snapshots {
         let engine = &self.workspace.engine;
         engine.prepare()?;
         let snapshot = self.workspace.existing()?.snapshot(tag);
+        let memory = blocks(&snapshot.memory());
         match engine.state().take_out(snapshot.path()) {
-            Ok(()) => Ok(SnapshotDeletion { deleted: true, freed_bytes: engine.remove_unneeded_layers()? }),
+            Ok(()) => {
+                let freed_bytes = memory + engine.remove_unneeded_layers()?;
+                Ok(SnapshotDeletion { deleted: true, freed_bytes })
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Ok(SnapshotDeletion { deleted: false, freed_bytes: 0 })
             }
@@ -190,12 +192,24 @@ impl Snapshots {
         }
     }
 
-    /// Makes the root disk of the resting workspace what it was at the snapshot. What was written to it since is lost, except
-    /// to other snapshots. Settings and volumes are not changed; the disk keeps its size if it was enlarged.
+    /// Makes the workspace what it was at the snapshot: the root disk of a resting one; disk, memory and processes of a running
+    /// one, which runs again afterwards. What was written to the disk since is lost, except to other snapshots. Settings and
+    /// volumes are not changed; the disk keeps its size if it was enlarged.
     ///
     /// # Errors
-    /// Fails if the workspace is running or in use, or the snapshot does not exist or is damaged. Then nothing is changed.
-    pub async fn restore(&self, tag: &SnapshotTag) -> Result<(), Error> {
+    /// Fails if the snapshot does not exist or is damaged, the workspace is in use, or it is running and the snapshot has no
+    /// memory or one that does not fit this host. Then nothing is changed. If the machine cannot be restored afterwards, the
+    /// workspace is `failed`, with the disk of the snapshot.
+    pub async fn restore(&self, tag: &SnapshotTag, progress: &Progress) -> Result<(), Error> {
+        let workspace = &self.workspace;
+        if matches!(workspace.observe()?.observed_state(), State::Running | State::Paused) {
+            return workspace.roll_back(tag, progress).await;
+        }
+        self.restore_disk(tag).await.map(drop)
+    }
+
+    /// Makes the root disk of the resting workspace what it was at the snapshot.
+    pub(super) async fn restore_disk(&self, tag: &SnapshotTag) -> Result<WorkspaceRecord, Error> {
         let (lock, workspace, tag) = (self.take(Action::Restore).await?, self.workspace.clone(), tag.clone());
         blocking(move || workspace.restore_snapshot(&tag, &lock)).await
     }
@@ -210,13 +224,35 @@ impl Snapshots {
         tag: &SnapshotTag,
         name: &WorkspaceName,
     ) -> Result<Workspace, Error> {
+        self.create_as(tag, name, Ports::Same).await
+    }
+
+    /// As [`Snapshots::create_workspace`], with ports of the host that are picked at each start.
+    pub(super) async fn create_unpublished(
+        &self,
+        tag: &SnapshotTag,
+        name: &WorkspaceName,
+    ) -> Result<Workspace, Error> {
+        self.create_as(tag, name, Ports::Picked).await
+    }
+
+    async fn create_as(
+        &self,
+        tag: &SnapshotTag,
+        name: &WorkspaceName,
+        ports: Ports,
+    ) -> Result<Workspace, Error> {
         self.workspace.engine.prepare()?;
         self.workspace.existing()?;
         let (source, tag) = (self.workspace.clone(), tag.clone());
         let created = self.workspace.engine.workspace(name);
         let target = created.clone();
-        blocking(move || source.create_from(&tag, &target)).await?;
+        blocking(move || source.create_from(&tag, &target, ports)).await?;
         Ok(created)
+    }
+
+    pub(super) fn workspace(&self) -> &Workspace {
+        &self.workspace
     }
 
     /// Locks the workspace if it is resting.
@@ -238,6 +274,8 @@ impl Snapshots {
             image: None,
             resources: None,
             bytes: 0,
+            memory_bytes: None,
+            standstill: None,
             volumes: Vec::new(),
             problem: None,
         };
@@ -246,7 +284,10 @@ impl Snapshots {
                 let state = self.workspace.engine.state();
                 let layer = record.layers.last().map(|layer| state.layer(&layer.id));
                 let bundles = (0..bundle_count(&record)).map(|number| found.files().bundle(number));
-                snapshot.bytes = layer.into_iter().chain(bundles).map(|path| blocks(&path)).sum();
+                let memory = found.memory();
+                snapshot.memory_bytes = memory.exists().then(|| blocks(&memory));
+                snapshot.bytes =
+                    layer.into_iter().chain(bundles).chain([memory]).map(|path| blocks(&path)).sum();
                 snapshot.volumes = volumes(&record);
                 snapshot.created_at = Some(manifest.created_at);
                 snapshot.resources = Some(record.resources);
@@ -258,7 +299,7 @@ impl Snapshots {
         Some(snapshot)
     }
 
-    fn no_such(&self, tag: &SnapshotTag) -> Error {
+    pub(super) fn no_such(&self, tag: &SnapshotTag) -> Error {
         SnapshotError::NoSuch { workspace: self.workspace.name.clone(), tag: tag.clone() }.into()
     }
 }
@@ -275,26 +316,16 @@ impl Workspace {
     fn make_snapshot(&self, tag: Option<SnapshotTag>, _lock: &Lock) -> Result<Snapshot, Error> {
         let dir = self.existing()?;
         let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;
-        let record = WorkspaceRecord::load(&dir)?;
+        let mut record = WorkspaceRecord::load(&dir)?;
         self.check_resting(&record, Action::Snapshot)?;
-        let workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
-        if !workload.setup.is_empty() {
-            return Err(SnapshotError::SetupPending { workspace: self.name.clone() }.into());
-        }
-        let now = Timestamp::now();
-        let tag = match tag {
-            Some(tag) if dir.snapshot(&tag).path().exists() => {
-                return Err(SnapshotError::Exists { workspace: self.name.clone(), tag }.into());
-            }
-            Some(tag) => tag,
-            None => free_tag(&dir, now),
-        };
+        let (workload, tag, now) = self.check_snapshot(&dir, tag)?;
         dir.remove_other_disks(&record).map_err(|source| Error::File {
             action: "clean up",
             path: dir.path().to_owned(),
             source,
         })?;
         let _held = self.engine.hold_layers()?;
+        self.seal(&mut record.layers)?;
         let layers = self.freeze_disk(&dir, &record)?;
         let old_disk = record.disk(&dir);
         let record = WorkspaceRecord { layers, ..record };
@@ -306,8 +337,39 @@ impl Workspace {
             let _ =
                 fs::set_permissions(self.engine.state().layer(&layer.id), fs::Permissions::from_mode(0o400));
         }
-        self.write_snapshot(&dir, &tag, &record, &workload, now)?;
+        let scratch = self.snapshot_scratch(&dir, &tag)?;
+        self.write_snapshot(&dir, &tag, &record, &workload, (scratch, now))?;
         self.snapshots().read(&tag)
+    }
+
+    /// What a snapshot needs beside the disk, if one can be made.
+    pub(super) fn check_snapshot(
+        &self,
+        dir: &WorkspaceDir,
+        tag: Option<SnapshotTag>,
+    ) -> Result<(Workload, SnapshotTag, Timestamp), Error> {
+        let workload = Workload::load(dir).map_err(|e| self.damaged(e))?;
+        if !workload.setup.is_empty() {
+            return Err(SnapshotError::SetupPending { workspace: self.name.clone() }.into());
+        }
+        let now = Timestamp::now();
+        let tag = match tag {
+            Some(tag) if dir.snapshot(&tag).path().exists() => {
+                return Err(SnapshotError::Exists { workspace: self.name.clone(), tag }.into());
+            }
+            Some(tag) => tag,
+            None => free_tag(dir, now),
+        };
+        Ok((workload, tag, now))
+    }
+
+    /// Where the snapshot is made.
+    pub(super) fn snapshot_scratch(&self, dir: &WorkspaceDir, tag: &SnapshotTag) -> Result<Scratch, Error> {
+        self.engine.state().scratch().map_err(|source| Error::File {
+            action: "make",
+            path: dir.snapshot(tag).path().to_owned(),
+            source,
+        })
     }
 
     /// Makes the overlay a layer, by another name for its file or merged with the layers below it. Returns the layers that
@@ -352,17 +414,16 @@ impl Workspace {
         flushed.and_then(|()| fs::rename(&fresh, &disk)).and_then(|()| fsync_dir(dir.path())).map_err(failed)
     }
 
-    fn write_snapshot(
+    pub(super) fn write_snapshot(
         &self,
         dir: &WorkspaceDir,
         tag: &SnapshotTag,
         record: &WorkspaceRecord,
         workload: &Workload,
-        created_at: Timestamp,
+        (scratch, created_at): (Scratch, Timestamp),
     ) -> Result<(), Error> {
         let place = dir.snapshot(tag);
         let failed = |source| Error::File { action: "make", path: place.path().to_owned(), source };
-        let scratch = self.engine.state().scratch().map_err(failed)?;
         let making = SnapshotDir::at(scratch.path());
         let machine = resting_state(&record.machine, created_at);
         WorkspaceRecord { disposable: false, machine, ..record.clone() }.save_new(making.files())?;
@@ -378,12 +439,12 @@ impl Workspace {
     }
 
     /// Makes the disk of the locked workspace what it was at the snapshot.
-    fn restore_snapshot(&self, tag: &SnapshotTag, _lock: &Lock) -> Result<(), Error> {
+    fn restore_snapshot(&self, tag: &SnapshotTag, _lock: &Lock) -> Result<WorkspaceRecord, Error> {
         let dir = self.existing()?;
         let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;
         let record = WorkspaceRecord::load(&dir)?;
         self.check_resting(&record, Action::Restore)?;
-        {
+        let restored = {
             let _held = self.engine.hold_layers()?;
             let (snapshot, found) = self.load_snapshot(tag)?;
             let old_disk = record.disk(&dir);
@@ -404,18 +465,22 @@ impl Workspace {
                 let _ = fs::remove_file(old_disk);
             }
             dir.note_event(restored.machine.state, Some(&format!("restored from snapshot {tag}")));
-        }
+            restored
+        };
         // The workspace was perhaps the last that needed a layer; what cannot be freed now is freed by a prune.
         let _ = self.engine.remove_unneeded_layers();
-        Ok(())
+        Ok(restored)
     }
 
     /// Creates another workspace from the snapshot.
-    fn create_from(&self, tag: &SnapshotTag, target: &Workspace) -> Result<(), Error> {
+    fn create_from(&self, tag: &SnapshotTag, target: &Workspace, ports: Ports) -> Result<(), Error> {
         let _held = self.engine.hold_layers()?;
         let (snapshot, found) = self.load_snapshot(tag)?;
         let workload = Workload::load(found.files()).map_err(|e| self.damaged(e))?;
-        let (record, workload) = derived(snapshot, workload, &self.name, &target.name)?;
+        let (mut record, workload) = derived(snapshot, workload, &self.name, &target.name)?;
+        if ports == Ports::Picked {
+            record.publish.iter_mut().for_each(|publish| publish.host_port = 0);
+        }
         self.engine.create_dir_with(&record, Some(&workload), |dir| {
             copy_bundles(&record, found.files(), dir)?;
             self.engine.create_disk(&record.disk(dir), &record)
@@ -424,7 +489,7 @@ impl Workspace {
     }
 
     /// Reads a snapshot and checks that all of its disk is there.
-    fn load_snapshot(&self, tag: &SnapshotTag) -> Result<(WorkspaceRecord, SnapshotDir), Error> {
+    pub(super) fn load_snapshot(&self, tag: &SnapshotTag) -> Result<(WorkspaceRecord, SnapshotDir), Error> {
         let found = self.existing()?.snapshot(tag);
         if !found.path().is_dir() {
             return Err(self.snapshots().no_such(tag));
@@ -442,61 +507,12 @@ impl Workspace {
     }
 }
 
-impl Engine {
-    /// Makes an empty overlay on the layers of this record.
-    pub(crate) fn create_disk(&self, path: &Path, record: &WorkspaceRecord) -> Result<(), Error> {
-        let (layer, base);
-        let backing = match record.layers.last() {
-            Some(top) => {
-                layer = self.state().layer(&top.id);
-                Backing::Layer(&layer)
-            }
-            None => {
-                base = self.image_store().disk_path(&record.image.disk);
-                Backing::Base(&base)
-            }
-        };
-        create_overlay(path, backing, record.resources.disk_bytes()).map_err(|e| Error::File {
-            action: "create",
-            path: e.path,
-            source: e.source,
-        })
-    }
-
-    /// What is missing or damaged of the files below a record's overlay.
-    fn missing_part(&self, record: &WorkspaceRecord, files: &WorkspaceDir) -> Option<String> {
-        let base = self.image_store().disk_path(&record.image.disk);
-        if !base.is_file() {
-            let image = &record.image.resolved_reference;
-            return Some(format!("the base disk of its image `{image}` is missing"));
-        }
-        for layer in &record.layers {
-            let path = self.state().layer(&layer.id);
-            match fs::metadata(&path) {
-                Ok(found) if found.len() == layer.bytes => {}
-                Ok(found) => {
-                    let (path, found, bytes) = (path.display(), found.len(), layer.bytes);
-                    return Some(format!("layer `{path}` has {found} bytes of {bytes}"));
-                }
-                Err(error) => return Some(format!("layer `{}`: {error}", path.display())),
-            }
-        }
-        let bundle =
-            (0..bundle_count(record)).map(|number| files.bundle(number)).find(|path| !path.is_file());
-        bundle.map(|path| format!("`{}` is missing", path.display()))
-    }
-}
-
 /// A tag from the time that is not taken.
 fn free_tag(dir: &WorkspaceDir, now: Timestamp) -> SnapshotTag {
     let time = now.strftime("snap-%Y%m%d-%H%M%S").to_string();
     let numbered = (2..).map(|number: u32| format!("{time}-{number}"));
     let mut tags = std::iter::once(time.clone()).chain(numbered).filter_map(|tag| tag.parse().ok());
     tags.find(|tag| !dir.snapshot(tag).path().exists()).expect("there are more numbers than directories")
-}
-
-fn bundle_count(record: &WorkspaceRecord) -> usize {
-    record.disks.iter().filter(|disk| matches!(disk.source, DiskSource::Bundle(_))).count()
 }
 
 fn volumes(record: &WorkspaceRecord) -> Vec<String> {
@@ -509,44 +525,4 @@ fn volumes(record: &WorkspaceRecord) -> Vec<String> {
 
 fn blocks(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |found| found.blocks() * 512)
-}
-
-/// Copies the disks of bundles.
-pub(super) fn copy_bundles(
-    record: &WorkspaceRecord,
-    from: &WorkspaceDir,
-    to: &WorkspaceDir,
-) -> Result<(), Error> {
-    for number in 0..bundle_count(record) {
-        let path = from.bundle(number);
-        copy_disk(&path, &to.bundle(number)).map_err(|source| Error::File {
-            action: "copy",
-            path,
-            source,
-        })?;
-    }
-    Ok(())
-}
-
-/// Replaces the disks of the workspace's bundles by those of the snapshot.
-fn restore_bundles(snapshot: &SnapshotDir, dir: &WorkspaceDir) -> Result<(), Error> {
-    for number in 0.. {
-        let (from, to) = (snapshot.files().bundle(number), dir.bundle(number));
-        if !from.exists() || !to.exists() {
-            break;
-        }
-        let fresh = to.with_extension("new");
-        let restored = remove_if_there(&fresh)
-            .and_then(|()| copy_disk(&from, &fresh))
-            .and_then(|()| fs::rename(&fresh, &to));
-        restored.map_err(|source| Error::File { action: "restore", path: to, source })?;
-    }
-    Ok(())
-}
-
-fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_proto::{
-    Chunk, Exec, ExecEvent, ExecInput, Exit, INPUT_LIMIT, MessageReader, REPLY_LIMIT, Request, SessionHandle,
+    Chunk, ExecEvent, ExecInput, Exit, INPUT_LIMIT, MessageReader, REPLY_LIMIT, Request, SessionHandle,
     StartErrorKind, write_message,
 };
 use microagent_store::RecordedResult;
@@ -109,11 +109,11 @@ impl Worker {
     pub(super) async fn exec(
         &mut self,
         session: &SessionHandle,
-        exec: Exec,
+        request: Request,
         mut conversation: Conversation<'_>,
     ) -> Result<RecordedResult, Trouble> {
         let started_at = Timestamp::now();
-        let (from, mut to) = tokio::io::split(ask(session, &Request::Exec(exec)).await?);
+        let (from, mut to) = tokio::io::split(ask(session, &request).await?);
         let mut replies = MessageReader::new(from, REPLY_LIMIT);
         let mut late = pin!(sleep(START_DEADLINE));
         let (mut heard, mut room) = (false, false);

@@ -1,0 +1,256 @@
+//! Snapshots of running workspaces.
+//!
+//! The disk is exchanged as for a resting workspace, by writing the record, and only then is the machine told to write to
+//! the new overlay. Whether QEMU does, and whoever dies: the disk that the record describes (the old overlay as a layer, and
+//! what is in the new overlay) is whole. So nothing has to be undone. Until it is known that QEMU writes to the new overlay,
+//! the layer is listed as not sealed, and it is merged with no other.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use microagent_model::{Attachment, DiskSource, Layer, LayerId, SnapshotTag, State};
+use microagent_store::{
+    Access, Lock, Scratch, SettingsLock, SnapshotDir, Workload, WorkspaceDir, WorkspaceRecord, fsync_dir,
+    open_file,
+};
+use microagent_vm::{Answer, Capture, control, flatten};
+
+use super::memory::MemoryRecord;
+use super::snapshot::{LAYERS_MAX, Snapshot, SnapshotContents};
+use super::{SETTINGS_PATIENCE, Workspace, lock_error, lock_patiently};
+use crate::Error;
+use crate::blocking::blocking;
+use crate::error::{Action, InvalidRequest, SnapshotError};
+use crate::supervisor_spec::{layer_files, random};
+
+/// A snapshot of a running workspace that is being made. Its settings are locked, and no layers are removed.
+struct LiveSnapshot {
+    dir: WorkspaceDir,
+    settings: SettingsLock,
+    _held: Lock,
+    scratch: Scratch,
+    record: WorkspaceRecord,
+    workload: Workload,
+    tag: SnapshotTag,
+    now: Timestamp,
+    old_disk: PathBuf,
+    overlay: File,
+    memory: Option<File>,
+}
+
+/// How long a snapshot is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lifespan {
+    /// Until it is deleted: it survives a loss of power.
+    Lasting,
+    /// For a command.
+    Passing,
+}
+
+impl Workspace {
+    pub(super) async fn make_live_snapshot(
+        &self,
+        tag: Option<SnapshotTag>,
+        contents: SnapshotContents,
+        lifespan: Lifespan,
+    ) -> Result<Snapshot, Error> {
+        let workspace = self.clone();
+        let making = blocking(move || workspace.prepare_capture(tag, contents)).await?;
+        let memory = making.memory.as_ref().map(File::as_fd);
+        let answer = control::capture(&making.dir, making.overlay.as_fd(), memory).await;
+        let capture = match answer {
+            Ok(Answer::Captured(capture)) => *capture,
+            other => {
+                self.changed(other, Action::Snapshot)?;
+                return Err(self.unreachable(Action::Snapshot, control::ControlError::Closed));
+            }
+        };
+        let workspace = self.clone();
+        blocking(move || workspace.finish_capture(making, &capture, lifespan)).await
+    }
+
+    /// Gives the record another disk, which the machine is told of afterwards.
+    fn prepare_capture(
+        &self,
+        tag: Option<SnapshotTag>,
+        contents: SnapshotContents,
+    ) -> Result<LiveSnapshot, Error> {
+        let dir = self.existing()?;
+        let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;
+        let mut record = WorkspaceRecord::load(&dir)?;
+        match record.observed_state() {
+            State::Running | State::Paused => {}
+            state => return Err(self.wrong_state(state, Action::Snapshot)),
+        }
+        if record.disposable {
+            return Err(InvalidRequest::Leftover { name: self.name.clone(), verb: "captured" }.into());
+        }
+        self.check_contents(&record, contents)?;
+        let (workload, tag, now) = self.check_snapshot(&dir, tag)?;
+        let clean_up = |source| Error::File { action: "clean up", path: dir.path().to_owned(), source };
+        // The machine writes to one of them perhaps, which is a layer, too.
+        dir.remove_other_disks(&record).map_err(clean_up)?;
+        let held = self.engine.hold_layers()?;
+        let scratch = self.snapshot_scratch(&dir, &tag)?;
+        let memory = match contents {
+            SnapshotContents::MemoryAndDisk => Some(create_memory(&SnapshotDir::at(scratch.path()))?),
+            SnapshotContents::Disk => None,
+        };
+        let old_disk = record.disk(&dir);
+        self.merge_sealed(&mut record)?;
+        self.make_layer(&mut record, &old_disk)?;
+        self.lay_overlay(&dir, &record)?;
+        let path = record.disk(&dir);
+        let overlay = open_file(&path, Access::Modify).map_err(|source| Error::File {
+            action: "open",
+            path,
+            source,
+        })?;
+        record.save(&dir, &settings)?;
+        Ok(LiveSnapshot {
+            dir,
+            settings,
+            _held: held,
+            scratch,
+            record,
+            workload,
+            tag,
+            now,
+            old_disk,
+            overlay,
+            memory,
+        })
+    }
+
+    /// Refuses what a snapshot of the running workspace cannot have.
+    fn check_contents(&self, record: &WorkspaceRecord, contents: SnapshotContents) -> Result<(), Error> {
+        let workspace = self.name.clone();
+        let is_open_bundle =
+            |disk: &Attachment| matches!(disk.source, DiskSource::Bundle(_)) && !disk.read_only;
+        if record.disks.iter().any(is_open_bundle) {
+            return Err(SnapshotError::Bundles { workspace }.into());
+        }
+        if contents == SnapshotContents::Disk {
+            return Ok(());
+        }
+        if !record.secrets.is_empty() {
+            return Err(SnapshotError::MemoryWithSecrets { workspace }.into());
+        }
+        match record.disks.iter().find(|disk| !disk.read_only) {
+            Some(disk) => {
+                let mount_point = disk.mount_point.clone();
+                Err(SnapshotError::MemoryWithDisk { workspace, mount_point }.into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Merges layers that no machine writes to, where there are too many.
+    fn merge_sealed(&self, record: &mut WorkspaceRecord) -> Result<(), Error> {
+        let sealed = record.layers.iter().take_while(|layer| layer.is_sealed()).count();
+        if sealed < LAYERS_MAX {
+            return Ok(());
+        }
+        let state = self.engine.state();
+        let id = LayerId::of(random::<16>()?);
+        let file = state.layer(&id);
+        let base = self.engine.image_store().disk_path(&record.image.disk);
+        let mut files = layer_files(state, &record.layers[..sealed])?;
+        let top = files.pop().expect("there are at least as many as the limit");
+        if let Err(error) = flatten(&files, &top.path, &file, &base, record.resources.disk_bytes()) {
+            let _ = fs::remove_file(&file);
+            return Err(Error::File {
+                action: "merge the layers of",
+                path: error.path,
+                source: error.source,
+            });
+        }
+        let mut merged = [Layer { id, bytes: 0 }];
+        self.seal(&mut merged)?;
+        record.layers.splice(..sealed, merged);
+        Ok(())
+    }
+
+    /// Makes the overlay a layer, by another name for its file.
+    fn make_layer(&self, record: &mut WorkspaceRecord, disk: &std::path::Path) -> Result<(), Error> {
+        let state = self.engine.state();
+        let id = LayerId::of(random::<16>()?);
+        let file = state.layer(&id);
+        let made = fs::hard_link(disk, &file).and_then(|()| fsync_dir(&state.layers()));
+        made.map_err(|source| Error::File { action: "make the layer", path: file, source })?;
+        record.layers.push(Layer { id, bytes: 0 });
+        Ok(())
+    }
+
+    /// Notes the lengths of layers that no machine writes to any more.
+    pub(super) fn seal(&self, layers: &mut [Layer]) -> Result<(), Error> {
+        for layer in layers.iter_mut().filter(|layer| !layer.is_sealed()) {
+            let path = self.engine.state().layer(&layer.id);
+            let sealed = File::open(&path).and_then(|file| {
+                file.sync_all()?;
+                file.set_permissions(fs::Permissions::from_mode(0o400))?;
+                file.metadata()
+            });
+            layer.bytes = sealed.map_err(|source| Error::File { action: "read", path, source })?.len();
+        }
+        Ok(())
+    }
+
+    /// Seals the layers of the resting workspace that a capture without an end has left, and returns its record.
+    pub(super) async fn seal_resting(&self, record: WorkspaceRecord) -> Result<WorkspaceRecord, Error> {
+        if record.layers.iter().all(Layer::is_sealed) {
+            return Ok(record);
+        }
+        let dir = self.existing()?;
+        let _lock = lock_patiently(&self.name, &dir).await?;
+        let workspace = self.clone();
+        blocking(move || {
+            let settings =
+                dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&workspace.name, e))?;
+            let mut record = WorkspaceRecord::observe(&dir)?;
+            workspace.check_resting(&record, Action::Start)?;
+            workspace.seal(&mut record.layers)?;
+            record.save(&dir, &settings)?;
+            Ok(record)
+        })
+        .await
+    }
+
+    /// Writes the snapshot of a machine that writes to the new overlay.
+    fn finish_capture(
+        &self,
+        making: LiveSnapshot,
+        capture: &Capture,
+        lifespan: Lifespan,
+    ) -> Result<Snapshot, Error> {
+        let LiveSnapshot { dir, settings, scratch, mut record, workload, tag, now, old_disk, memory, .. } =
+            making;
+        self.seal(&mut record.layers)?;
+        record.save(&dir, &settings)?;
+        // From here on the old overlay is a layer, and only a layer.
+        let _ = fs::remove_file(old_disk);
+        if let (Some(memory), Some(token)) = (memory, capture.token) {
+            let place = SnapshotDir::at(scratch.path());
+            if lifespan == Lifespan::Lasting {
+                let path = place.memory();
+                memory.sync_all().map_err(|source| Error::File { action: "write", path, source })?;
+            }
+            MemoryRecord::new(&memory, token, capture, record.observed_resources())?.save(&place)?;
+        }
+        self.write_snapshot(&dir, &tag, &record, &workload, (scratch, now))?;
+        let standstill = Some(Duration::from_micros(capture.standstill_us));
+        Ok(Snapshot { standstill, ..self.snapshots().read(&tag)? })
+    }
+}
+
+/// The file of the memory, for QEMU to write to.
+fn create_memory(place: &SnapshotDir) -> Result<File, Error> {
+    let path = place.memory();
+    let created: io::Result<File> = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+    created.map_err(|source| Error::File { action: "create", path, source })
+}

@@ -1,0 +1,235 @@
+//! Forks: several machines that continue from one moment, each as a machine of its own.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use microagent_tests::hostile::let_the_agent_lie;
+use microagent_tests::{Home, User, wait_for};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn home() -> Home {
+    Home::new(User::unprivileged())
+}
+
+#[track_caller]
+fn sh(home: &Home, name: &str, line: &str) -> String {
+    home.microagent(["exec", name, "--", "sh", "-c", line]).success().text().to_owned()
+}
+
+/// Prints everything by which programs tell machines and times apart.
+const IDENTITY: &str = "hostname; cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id; \
+     cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | od -t x1 | head -n 1; grep -c $(hostname) /etc/hosts";
+
+#[test]
+fn forks_are_machines_of_their_own_and_the_source_continues() {
+    let home = home();
+    let service = "while true; do cat /proc/uptime > /tmp/now; sleep 0.1; done";
+    let image = home.image("busybox");
+    let create = ["create", "lab", "--image", &image, "--publish", "0:80", "--service-command", service];
+    home.microagent(create).success();
+    home.microagent(["start", "lab"]).success();
+    sh(&home, "lab", "echo shared > /root/file; sleep 100000 > /dev/null 2>&1 &");
+    // Ended in the forks, and not in the source.
+    let session = home.microagent(["exec", "lab", "--", "sh", "-c", "echo ready; sleep 100001"]).start();
+    session.prints("ready");
+    let forked = home.microagent(["fork", "lab", "--count", "3", "--json"]).success().json();
+    let names: Vec<_> =
+        forked["forks"].as_array().unwrap().iter().map(|fork| fork["workspace"].as_str().unwrap()).collect();
+    assert_eq!(names, ["lab-1", "lab-2", "lab-3"]);
+    let machines = [&["lab"], &names[..]].concat();
+    let identities: Vec<String> = machines.iter().map(|name| sh(&home, name, IDENTITY)).collect();
+    // Each line but the last, of all machines, has another content.
+    for line in 0..6 {
+        let seen: HashSet<_> =
+            identities.iter().map(|identity| identity.lines().nth(line).unwrap()).collect();
+        assert_eq!(seen.len(), machines.len(), "line {line} of {identities:#?}");
+    }
+    assert!(identities.iter().all(|identity| identity.ends_with("\n1\n")), "{identities:#?}");
+    let ports: HashSet<_> = forked["forks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|fork| fork["port_forwards"][0]["host_port"].as_u64())
+        .collect();
+    assert_eq!(ports.len(), 3, "{forked}");
+    for name in &machines {
+        let processes = sh(&home, name, "ps");
+        assert!(processes.contains("sleep 100000"), "{name}: {processes}");
+        assert_eq!(processes.contains("sleep 100001"), *name == "lab", "{name}: {processes}");
+        assert_eq!(sh(&home, name, "cat /root/file; echo from-$(hostname) > /root/file; sync"), "shared\n");
+        let now = || sh(&home, name, "cat /tmp/now");
+        let before = now();
+        wait_for("the service continues", PATIENCE, || {
+            if now() == before { Err(before.clone()) } else { Ok(()) }
+        });
+    }
+    session.kill();
+    for name in &machines {
+        assert_eq!(sh(&home, name, "cat /root/file"), format!("from-{name}\n"));
+    }
+    // The service is theirs, and gets its stop signal.
+    home.microagent(["halt", "lab-1"]).success();
+    // A fork can be forked, halted and started as any workspace, and the source may go.
+    home.microagent(["branch", "lab-2", "again"]).success();
+    assert_eq!(sh(&home, "again", "hostname; cat /root/file"), "again\nfrom-lab-2\n");
+    home.microagent(["delete", "lab", "--force"]).success();
+    home.microagent(["restart", "again"]).success();
+    assert_eq!(sh(&home, "again", "cat /root/file; ls /tmp/now"), "from-lab-2\n/tmp/now\n");
+    assert_eq!(home.microagent(["snapshot", "list", "again"]).success().text(), "No snapshots.\n");
+    home.microagent(["delete", "lab-1", "lab-2", "lab-3", "again", "--force"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn hooks_run_before_the_processes_continue() {
+    let home = home();
+    home.create(
+        "lab",
+        ["--service-command", "while true; do [ -e /run/forked ] && touch /tmp/saw; sleep 0.1; done"],
+    );
+    home.microagent(["start", "lab"]).success();
+    let hooks = "mkdir -p /etc/microagent/after-fork.d; cd /etc/microagent/after-fork.d; \
+         printf '#!/bin/sh\\necho one-$(hostname) >> /root/ran; ls /tmp/saw; touch /run/forked\\n' > 10-one; \
+         printf '#!/bin/sh\\nexit 3\\n' > 20-fails; printf '#!/bin/sh\\necho last >> /root/ran\\n' > 30-last; \
+         printf 'not run' > 40-data; chmod +x 10-one 20-fails 30-last";
+    sh(&home, "lab", hooks);
+    home.microagent(["fork", "lab", "kid"]).success();
+    assert_eq!(sh(&home, "kid", "cat /root/ran"), "one-kid\nlast\n");
+    assert_eq!(sh(&home, "lab", "cat /root/ran 2> /dev/null || echo none"), "none\n");
+    assert!(home.microagent(["logs", "kid"]).success().text().contains("20-fails failed"));
+    // One that hangs is killed, and the fork starts all the same.
+    sh(
+        &home,
+        "lab",
+        "printf '#!/bin/sh\\nsleep 1000\\n' > /etc/microagent/after-fork.d/00-hangs; chmod +x /etc/microagent/after-fork.d/00-hangs",
+    );
+    home.microagent(["fork", "lab", "slow"]).success();
+    assert_eq!(sh(&home, "slow", "pgrep -f 'sleep 1000' || echo none"), "none\n");
+}
+
+#[test]
+fn connections_to_the_outside_are_reset_and_those_within_stay() {
+    let home = home();
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    home.create("lab", ["--forward", &format!("9000=localhost:{port}")]);
+    home.microagent(["start", "lab"]).success();
+    sh(
+        &home,
+        "lab",
+        // All of them wait for input that never comes.
+        "cd /tmp; mkfifo a b c; (sleep 100000 > a & sleep 100000 > b & sleep 100000 > c &) > /dev/null 2>&1
+         (nc host.microagent.internal 9000 < a; echo gone > outside) > /dev/null 2>&1 &
+         (nc -l -p 7000 < b; echo ended > inside) > /dev/null 2>&1 &
+         until netstat -ltn | grep -q 7000; do :; done
+         (nc 127.0.0.1 7000 < c; echo ended > inside) > /dev/null 2>&1 &",
+    );
+    let (connection, _) = server.accept().unwrap();
+    wait_for("the connection within", PATIENCE, || {
+        let connections = sh(&home, "lab", "netstat -tn");
+        if connections.matches("ESTABLISHED").count() == 3 { Ok(()) } else { Err(connections) }
+    });
+    home.microagent(["fork", "lab", "kid"]).success();
+    wait_for("the connection is reset in the fork", PATIENCE, || {
+        match sh(&home, "kid", "cat /tmp/outside 2> /dev/null || true").as_str() {
+            "gone\n" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    });
+    assert_eq!(sh(&home, "lab", "cat /tmp/outside 2> /dev/null || echo open"), "open\n");
+    assert_eq!(sh(&home, "kid", "cat /tmp/inside 2> /dev/null || echo open"), "open\n");
+    drop(connection);
+}
+
+#[test]
+fn a_brokers_value_is_in_no_file_of_a_snapshot() {
+    const VALUE: &str = "correct-horse-battery-staple-4711";
+    let home = home();
+    home.create("lab", ["--broker", "API=https://localhost:9/v1,secret=env:TEST_KEY"]);
+    home.microagent(["start", "lab"]).env("TEST_KEY", VALUE).success();
+    home.microagent(["snapshot", "create", "lab", "--tag", "a"]).success();
+    home.microagent(["fork", "lab", "kid"]).env("TEST_KEY", VALUE).success();
+    let mut dirs = vec![home.state()];
+    let mut searched = 0;
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            let path: PathBuf = entry.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if let Ok(bytes) = fs::read(&path) {
+                searched += bytes.len();
+                assert!(
+                    !bytes.windows(VALUE.len()).any(|window| window == VALUE.as_bytes()),
+                    "{}",
+                    path.display()
+                );
+            }
+        }
+    }
+    assert!(searched > 32 << 20, "the memory was searched: {searched} bytes");
+}
+
+#[test]
+fn names_that_are_taken_or_given_twice_make_nothing() {
+    let home = home();
+    home.create("lab", []);
+    home.microagent(["start", "lab"]).success();
+    home.microagent(["fork", "lab", "a", "lab"]).run().code(1).says("lab");
+    home.microagent(["fork", "lab", "a", "a"]).run().code(1).says("a");
+    assert_eq!(home.workspaces(), ["lab"]);
+    assert_eq!(home.microagent(["snapshot", "list", "lab"]).success().text(), "No snapshots.\n");
+    // Of a resting workspace they are clones.
+    home.microagent(["halt", "lab"]).success();
+    let forked = home.microagent(["fork", "lab", "a", "b", "--json"]).success().json();
+    let states: Vec<_> =
+        forked["forks"].as_array().unwrap().iter().map(|fork| fork["state"].clone()).collect();
+    assert_eq!(states, ["stopped", "stopped"].map(Value::from));
+}
+
+#[test]
+fn a_guest_that_does_not_hold_still_is_not_captured_and_continues() {
+    let home = home();
+    home.create("lab", []);
+    let_the_agent_lie(&home, "hold-mute");
+    home.microagent(["start", "lab"]).env("MICROAGENT_WARM", "off").success();
+    home.microagent(["snapshot", "create", "lab"]).run().code(1).says("did not flush its disk within");
+    home.microagent(["fork", "lab", "kid"]).run().code(1);
+    assert_eq!(home.state_of("lab"), "running");
+    assert_eq!(home.workspaces(), ["lab"]);
+    home.microagent(["halt", "lab"]).success();
+}
+
+#[test]
+fn a_guest_that_knows_nothing_of_a_copy_fails_and_its_source_continues() {
+    let home = home();
+    home.create("lab", []);
+    let_the_agent_lie(&home, "none");
+    home.microagent(["start", "lab"]).env("MICROAGENT_WARM", "off").success();
+    let fork = home.microagent(["fork", "lab", "kid"]).env("MICROAGENT_BOOT_TIMEOUT", "5").run();
+    fork.code(1).says("kid");
+    assert_eq!((home.state_of("lab"), home.state_of("kid")), ("running".to_owned(), "failed".to_owned()));
+    assert_eq!(home.microagent(["snapshot", "list", "lab"]).success().text(), "No snapshots.\n");
+}
+
+/// The script of the how-to, word for word.
+#[test]
+fn the_script_of_the_documentation_keeps_the_best_and_rolls_the_source_back() {
+    let home = home();
+    let page = include_str!("../../docs/how-to/snapshots.md");
+    let (_, rest) = page.split_once("```sh\n").unwrap();
+    let (script, _) = rest.split_once("```").unwrap();
+    let path = home.write("try.sh", script);
+    let image = home.image("busybox");
+    let programs = home.program().parent().unwrap().to_str().unwrap().to_owned();
+    let search = format!("{programs}:{}", std::env::var("PATH").unwrap());
+    let done = home.other("sh").args([path.to_str().unwrap(), &image]).env("PATH", search).success();
+    assert!(done.text().contains("the best is lab-"), "{}", done.told());
+    assert!(done.text().ends_with("500 /work/data\n"), "{}", done.told());
+    assert_eq!(home.workspaces().len(), 2);
+}
