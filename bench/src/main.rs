@@ -16,6 +16,7 @@ mod podman;
 mod program;
 mod published;
 mod sample;
+mod snapshots;
 mod storage;
 mod unpack;
 mod warm;
@@ -68,6 +69,8 @@ enum Part {
     Memory,
     /// Workspaces that stay: commands, transfers, making and idling, against podman
     Workspaces,
+    /// Snapshots of running workspaces, and forks, against workspaces that are created and started
+    Snapshots,
 }
 
 /// Where things are and how often they are done.
@@ -116,6 +119,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Workspaces) {
         workspaces::measure(&bench, &mut table).context("measuring workspaces")?;
+    }
+    if wants(Part::Snapshots) {
+        snapshots::measure(&bench, &mut table).context("measuring snapshots")?;
     }
     println!("\n{table}");
     Ok(())
