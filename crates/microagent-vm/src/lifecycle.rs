@@ -24,6 +24,7 @@
 
 mod answers;
 mod capture;
+mod stopping;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::{Answer, Capture, Refusal};
 use crate::spec::Outcome;
 use answers::Waiter;
+use stopping::while_stopping;
 
 /// Where the machine is in its lifecycle.
 #[derive(Debug, Clone)]
@@ -288,6 +290,9 @@ impl Lifecycle {
     pub fn step(&mut self, event: Event, traits: MachineTraits) -> Vec<Effect> {
         let phase = std::mem::replace(&mut self.phase, Phase::Quarantined);
         let (next, effects) = match event {
+            Event::ChangeRequested(client, request) if capture::concerns(&phase, request) => {
+                self.capture_requested(phase, client, request, traits)
+            }
             Event::ChangeRequested(client, request) => self.requested(phase, client, request, traits),
             event => self.happened(phase, event, traits),
         };
@@ -470,11 +475,6 @@ impl Lifecycle {
         match (phase, request) {
             (P::Ended(outcome), _) => self.await_change(P::Ended(outcome), client, request, Vec::new()),
             (_, R::Kill) => self.await_change(P::Ended(outcome), client, request, vec![Effect::Kill]),
-            (phase @ P::Capturing { .. }, request) => self.wait_for_capture(phase, client, request),
-            (phase @ (P::Running | P::Paused), R::Capture { .. }) if self.serving => {
-                let next = P::Capturing { paused: matches!(phase, P::Paused) };
-                self.await_change(next, client, request, vec![Effect::Capture(client)])
-            }
             // It is not told to flush: not one more instruction of it runs. QEMU closes the disk as it is.
             (P::Containing | P::Quarantined, R::Halt | R::Stop) => {
                 self.await_change(P::Ended(Outcome::Stopped), client, request, vec![Effect::Quit])
@@ -535,30 +535,6 @@ impl Lifecycle {
         self.phase = phase.clone();
         let refusal = Answer::Refused(Refusal::State(self.state(traits)));
         (phase, vec![Effect::Answer(client, refusal)])
-    }
-}
-
-/// Handles events while the disk is being flushed; the outcome of the work is known.
-fn while_stopping(outcome: Outcome, event: Event, traits: MachineTraits) -> Next {
-    use Event as E;
-    let not_flushed = |message: String| {
-        let message = match outcome {
-            Outcome::Halted | Outcome::Stopped | Outcome::Failed(_) => {
-                format!("it did not shut down cleanly: {message}")
-            }
-            _ => format!("the command ended, but its disk was not flushed: {message}"),
-        };
-        fail(FailureKind::GuestDied, message)
-    };
-    match event {
-        E::Flushed => (Phase::Ended(outcome), vec![Effect::Quit]),
-        E::FlushFailed(message) => not_flushed(message),
-        E::MachineGone(exit) => not_flushed(exit.to_string()),
-        E::HostFull(message) => fail(FailureKind::HostFull, message),
-        // A caller that does not wait for an end that a client requested; the flush has a deadline of its own.
-        E::Cancelled if !traits.detached => fail(FailureKind::Cancelled, "cancelled".to_owned()),
-        // The command has ended in time; only its flush is under way. What else is late changes nothing.
-        _ => (Phase::Stopping(outcome), Vec::new()),
     }
 }
 

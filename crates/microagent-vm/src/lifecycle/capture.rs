@@ -2,10 +2,35 @@
 
 use microagent_model::WorkspaceFailure;
 
-use super::{Effect, Lifecycle, MachineTraits, Next, Phase};
+use super::{ChangeRequest, ClientId, Effect, Lifecycle, MachineTraits, Next, Phase};
 use crate::control::{Answer, Capture};
 
+/// Whether a request is one for a capture, or comes while one is under way. A kill does not wait.
+pub(super) fn concerns(phase: &Phase, request: ChangeRequest) -> bool {
+    let is_capture = matches!(request, ChangeRequest::Capture { .. });
+    is_capture || (matches!(phase, Phase::Capturing { .. }) && request != ChangeRequest::Kill)
+}
+
 impl Lifecycle {
+    /// Begins a capture, or has a request wait for the end of one.
+    pub(super) fn capture_requested(
+        &mut self,
+        phase: Phase,
+        client: ClientId,
+        request: ChangeRequest,
+        traits: MachineTraits,
+    ) -> Next {
+        match phase {
+            phase @ Phase::Capturing { .. } => self.wait_for_capture(phase, client, request),
+            phase @ (Phase::Running | Phase::Paused) if self.serving => {
+                let next = Phase::Capturing { paused: matches!(phase, Phase::Paused) };
+                self.await_change(next, client, request, vec![Effect::Capture(client)])
+            }
+            phase @ Phase::Ended(_) => self.await_change(phase, client, request, Vec::new()),
+            phase => self.refuse(phase, client, traits),
+        }
+    }
+
     pub(super) fn captured(
         &mut self,
         paused: bool,
@@ -21,7 +46,10 @@ impl Lifecycle {
         let answer = captured.map_or_else(Answer::Failed, |capture| Answer::Captured(Box::new(capture)));
         effects.extend(self.answer_capture(&answer));
         for (client, request) in self.take_waiting() {
-            let (next, more) = self.requested(phase, client, request, traits);
+            let (next, more) = match concerns(&phase, request) {
+                true => self.capture_requested(phase, client, request, traits),
+                false => self.requested(phase, client, request, traits),
+            };
             phase = next;
             effects.extend(more);
         }
@@ -34,7 +62,7 @@ pub(super) mod tests {
     use microagent_model::FailureKind;
 
     use super::*;
-    use crate::lifecycle::{ChangeRequest, ClientId, Event};
+    use crate::lifecycle::Event;
     use crate::template::MachineShape;
 
     const WORKSPACE: MachineTraits =
