@@ -68,6 +68,12 @@ pub fn schema_name(words: &[OsString]) -> String {
         }
     }
     let has = |option: &str| words.iter().any(|word| word == option);
+    // A word may be a name of its own in one group and another one's alias elsewhere.
+    if let [first, second, ..] = plain[..]
+        && dir().join(format!("{first}-{second}.json")).exists()
+    {
+        return format!("{first}-{second}");
+    }
     let mut names = plain
         .iter()
         .map(|word| ALIASES.iter().find(|(alias, _)| alias == word).map_or(*word, |(_, name)| *name));
@@ -239,5 +245,9 @@ mod tests {
         assert_eq!(name("artifact get web report here"), "artifact-get");
         assert_eq!(name("supervise web --install"), "supervise-install");
         assert_eq!(name("volume rm data"), "volume-delete");
+        assert_eq!(
+            (name("volume inspect data"), name("network inspect x")),
+            ("volume-status".into(), "network-inspect".into())
+        );
     }
 }

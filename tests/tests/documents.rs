@@ -62,6 +62,10 @@ fn every_document_is_as_its_schema_says() {
         "volume resize data --size-mib 32",
         "volume status data",
         "volume list",
+        "network create backend",
+        "network list",
+        "network inspect backend",
+        "network delete backend",
     ]);
     home.write("token", "value");
     documents.call(&["secret", "check", "TOKEN=file:token", "FROM=env:PATH"]);

@@ -288,6 +288,7 @@ mod tests {
             address: Ipv4Addr::new(10, 0, 2, 15),
             prefix_len: 24,
             gateway: Ipv4Addr::new(10, 0, 2, 2),
+            private: Vec::new(),
             dns: vec!["10.0.2.3".parse().unwrap()],
             search: Vec::new(),
             options: Vec::new(),

@@ -61,7 +61,7 @@ fn set_ipv6(interface: &str, wanted: bool) -> io::Result<()> {
     fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), value)
 }
 
-/// Gives the network device its hardware address, address and default route.
+/// Gives the network device its hardware address, addresses and default route.
 pub(crate) fn configure(network: &Network, started: Option<&Started>) -> Result<(), NetworkError> {
     let interface = match started {
         Some(started) => started.interface.clone(),
@@ -80,6 +80,12 @@ pub(crate) fn configure(network: &Network, started: Option<&Started>) -> Result<
     match started {
         Some(_) => set_ipv6(&interface, true).map_err(failed("use of IPv6"))?,
         None => sys::interface_up(&socket, &interface).map_err(failed("state"))?,
+    }
+    for (number, private) in (1..).zip(&network.private) {
+        // An address with a name of its own stands beside the others.
+        let alias = format!("{interface}:{number}");
+        let netmask = self::netmask(private.prefix_len).ok_or(NetworkError::Prefix(private.prefix_len))?;
+        sys::set_address(&socket, &alias, private.address, netmask).map_err(failed("address"))?;
     }
     sys::add_default_route(&socket, network.gateway).map_err(failed("default route"))
 }

@@ -134,6 +134,9 @@ fn of_volume(hint: &Hint) -> Option<String> {
         Hint::CreateVolume { name } => format!(
             "create it: microagent volume create {name}; `microagent volume list` shows the existing ones"
         ),
+        Hint::CreateNetwork { name } => format!(
+            "create it: microagent network create {name}; `microagent network list` shows the existing ones"
+        ),
         Hint::DeleteVolume { name } => {
             format!("use it, or delete it with its data: microagent volume delete {name}")
         }
@@ -282,6 +285,7 @@ mod tests {
             Hint::FreePort { leftover: None },
             Hint::CreateVolume { name: "data".parse().unwrap() },
             Hint::DeleteVolume { name: "data".parse().unwrap() },
+            Hint::CreateNetwork { name: "backend".parse().unwrap() },
             Hint::DeleteDamagedVolume,
             Hint::RepairDisk,
             Hint::PackDirectory,

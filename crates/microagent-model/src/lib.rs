@@ -19,6 +19,7 @@ mod job;
 mod label;
 mod machine;
 mod name;
+mod private_network;
 mod publish;
 mod restart;
 mod secret;
@@ -52,7 +53,8 @@ pub use machine::{
     DISK_BPS_MIN, DISK_IOPS_MIN, DISK_MIB_MAX, ImageIdentity, LinkState, NET_BPS_MIN, NetworkMode, RATE_MAX,
     RateLimits, Resources,
 };
-pub use name::{NameError, VolumeName, VolumeNameError, WorkspaceName};
+pub use name::{NameError, NetworkName, NetworkNameError, VolumeName, VolumeNameError, WorkspaceName};
+pub use private_network::{JOINS_MAX, MEMBERS_MAX, Subnet, SubnetError};
 pub use publish::{
     PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError, PublishRange, published_twice,
 };

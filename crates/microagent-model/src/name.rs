@@ -1,4 +1,4 @@
-//! Names of workspaces and volumes: also file names and host names, so checked once, at the door.
+//! Names of workspaces, volumes and private networks: also file names and host names, so checked once, at the door.
 
 use std::fmt;
 use std::path::Path;
@@ -15,20 +15,91 @@ const MADE_UP_BASE: usize = 40;
 // A hyphen and the digits of a `u32` follow.
 const _: () = assert!(MADE_UP_BASE + 1 + 10 <= NAME_MAX);
 
-/// A checked volume name: starts with a lower-case letter or digit, then those and `-`, at most 63 bytes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct VolumeName(String);
+/// A name of lower-case letters, digits and `-`.
+macro_rules! plain_name {
+    ($what:literal, $name:ident, $error:ident) => {
+        #[doc = concat!("A checked ", $what, " name: starts with a lower-case letter or digit, then those and `-`, at most 63 bytes.")]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
 
-/// Why a name is not a volume name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "`{name}` is not a volume name: it must start with a lower-case letter or digit, continue with those or `-`, \
-     and have at most {NAME_MAX} characters"
-)]
-pub struct VolumeNameError {
-    name: String,
+        #[doc = concat!("Why a name is not a ", $what, " name.")]
+        #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+        #[error(
+            "`{name}` is not a {} name: it must start with a lower-case letter or digit, continue with those or `-`, \
+             and have at most {NAME_MAX} characters", $what
+        )]
+        pub struct $error {
+            name: String,
+        }
+
+        impl $name {
+            /// Checks a name. [`FromStr`] and [`TryFrom`] do the same.
+            ///
+            /// # Errors
+            #[doc = concat!("Fails if the text is not a ", $what, " name.")]
+            pub fn new(name: &str) -> Result<$name, $error> {
+                name.parse()
+            }
+
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = $error;
+
+            fn from_str(name: &str) -> Result<Self, $error> {
+                let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+                let goes_on_well = name.chars().all(|c| is_plain(c) || c == '-');
+                if name.starts_with(is_plain) && goes_on_well && name.len() <= NAME_MAX {
+                    Ok($name(name.to_owned()))
+                } else {
+                    Err($error { name: name.chars().take(80).collect() })
+                }
+            }
+        }
+
+        impl TryFrom<&str> for $name {
+            type Error = $error;
+
+            fn try_from(name: &str) -> Result<Self, $error> {
+                name.parse()
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = $error;
+
+            fn try_from(name: String) -> Result<Self, $error> {
+                name.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl AsRef<Path> for $name {
+            fn as_ref(&self) -> &Path {
+                Path::new(&self.0)
+            }
+        }
+    };
 }
+
+plain_name!("volume", VolumeName, VolumeNameError);
+plain_name!("network", NetworkName, NetworkNameError);
 
 /// A checked workspace name: starts with a letter or digit, then letters, digits, `.`, `_` and `-`, at
 /// most 63 bytes.
@@ -122,69 +193,6 @@ impl From<WorkspaceName> for String {
 impl fmt::Display for WorkspaceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-impl VolumeName {
-    /// Checks a name. `"data".parse()` and [`TryFrom`] do the same.
-    ///
-    /// # Errors
-    /// Fails if the text is not a volume name.
-    pub fn new(name: &str) -> Result<VolumeName, VolumeNameError> {
-        name.parse()
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for VolumeName {
-    type Err = VolumeNameError;
-
-    fn from_str(name: &str) -> Result<Self, VolumeNameError> {
-        let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-        let goes_on_well = name.chars().all(|c| is_plain(c) || c == '-');
-        if name.starts_with(is_plain) && goes_on_well && name.len() <= NAME_MAX {
-            Ok(VolumeName(name.to_owned()))
-        } else {
-            Err(VolumeNameError { name: name.chars().take(80).collect() })
-        }
-    }
-}
-
-impl TryFrom<&str> for VolumeName {
-    type Error = VolumeNameError;
-
-    fn try_from(name: &str) -> Result<Self, VolumeNameError> {
-        name.parse()
-    }
-}
-
-impl TryFrom<String> for VolumeName {
-    type Error = VolumeNameError;
-
-    fn try_from(name: String) -> Result<Self, VolumeNameError> {
-        name.parse()
-    }
-}
-
-impl From<VolumeName> for String {
-    fn from(name: VolumeName) -> String {
-        name.0
-    }
-}
-
-impl fmt::Display for VolumeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-impl AsRef<Path> for VolumeName {
-    fn as_ref(&self) -> &Path {
-        Path::new(&self.0)
     }
 }
 

@@ -28,6 +28,7 @@ use crate::dns::names::Names;
 use crate::dns::resolver::{Asker, DnsRequest, DnsRequestId, Resolved, Resolver};
 use crate::flows::{FLOWS_MAX, Key, Kind};
 use crate::host::HostAddresses;
+use crate::membership::{Membership, Memberships};
 use crate::{BROKER_ADDRESS, BROKER_PORT, GATEWAY};
 
 /// What the filter must know.
@@ -45,6 +46,8 @@ pub(crate) struct FilterOptions {
     pub(crate) forwards: Vec<Forward>,
     /// How many brokers there are.
     pub(crate) brokers: u8,
+    /// The private networks that the guest has joined.
+    pub(crate) memberships: Vec<Membership>,
     /// Bytes that count as moved already.
     pub(crate) moved_bytes: u64,
 }
@@ -78,6 +81,7 @@ pub(crate) struct EgressFilter {
     local: LocalNames,
     forwards: HashMap<u16, SocketAddrV4>,
     brokers: u8,
+    memberships: Memberships,
     resolver: Resolver,
     journal: Journal,
     answers: Vec<DnsAnswer>,
@@ -97,6 +101,7 @@ impl EgressFilter {
             local: options.local,
             forwards: options.forwards.iter().map(|one| (one.guest_port.get(), one.target)).collect(),
             brokers: options.brokers,
+            memberships: Memberships::new(options.memberships),
             resolver: Resolver::new(options.name_servers),
             journal: Journal::default(),
             answers: Vec::new(),
@@ -198,6 +203,21 @@ impl EgressFilter {
         (number < self.brokers).then_some(number)
     }
 
+    /// The private network that a flow of the guest stays in, by its number.
+    pub(crate) fn member(&self, key: Key) -> Option<u8> {
+        self.memberships.of(key.remote).map(|(number, _)| number)
+    }
+
+    /// The private networks of the guest.
+    pub(crate) fn memberships(&self) -> &Memberships {
+        &self.memberships
+    }
+
+    /// Takes the members of all private networks, in place of those before.
+    pub(crate) fn use_members(&mut self, all: Vec<Vec<HostEntry>>) {
+        self.memberships.use_members(all);
+    }
+
     /// Takes the host's addresses, in place of those before. What is open stays open.
     pub(crate) fn use_host_addresses(&mut self, addresses: HostAddresses) {
         self.host_addresses = addresses;
@@ -225,7 +245,7 @@ impl EgressFilter {
             let name = self.names.name_of(remote, self.now.running);
             self.record(Decision {
                 protocol: Some(protocol(kind)),
-                name: name.map(|name| name.to_string()),
+                name: name.map(|name| name.to_string()).or_else(|| self.memberships.name_of(remote)),
                 address: Some(remote),
                 port,
                 target: self.forwarded(key),
@@ -254,6 +274,10 @@ impl EgressFilter {
         if self.is_spent {
             return Err(Reason::Bytes);
         }
+        if let Some((_, membership)) = self.memberships.of(remote) {
+            let is_others = membership.subnet.has_member(remote) && remote != membership.address;
+            return if is_others { Ok(Reason::Member) } else { Err(Reason::OwnNetwork) };
+        }
         let scope = Scope::of(remote, &self.host_addresses);
         match scope {
             Scope::Never => return Err(Reason::Forbidden),
@@ -278,18 +302,28 @@ impl EgressFilter {
 
     /// Decides on a connection to a published port. `open` is how many flows there are.
     pub(crate) fn admit_published(&mut self, key: Key, open: usize) -> Result<(), Reason> {
+        self.admit_client(key, open, Reason::Published)
+    }
+
+    /// Decides on a flow of another member. `open` is how many flows there are.
+    pub(crate) fn admit_member(&mut self, key: Key, open: usize) -> Result<(), Reason> {
+        self.admit_client(key, open, Reason::Member)
+    }
+
+    fn admit_client(&mut self, key: Key, open: usize, allowed: Reason) -> Result<(), Reason> {
         let judged = match self.is_spent {
             true => Err(Reason::Bytes),
             false => self.place(open),
         };
-        let reason = judged.err().unwrap_or(Reason::Published);
+        let reason = judged.err().unwrap_or(allowed);
         if judged.is_ok()
             || self.journal.is_new((Subject::Published, key.guest_port, reason), self.now.running)
         {
             self.record(Decision {
                 protocol: Some(protocol(key.kind)),
+                name: self.memberships.name_of(key.remote),
                 address: Some(key.remote),
-                port: Some(key.guest_port),
+                port: (key.kind != Kind::Echo).then_some(key.guest_port),
                 ..self.decision(Subject::Published, judged.is_ok(), reason)
             });
         }
@@ -310,7 +344,7 @@ impl EgressFilter {
             }
         };
         if !self.is_spent
-            && let Some(local) = self.local.answer(&query)
+            && let Some(local) = self.local.answer(&query, &self.memberships)
         {
             return self.answer_locally(asker, &query, &local);
         }
@@ -374,7 +408,9 @@ impl EgressFilter {
         let before = answer.records.len();
         answer.records.retain(|record| {
             let Some(address) = message::address(record) else { return true };
-            if matches!(Scope::of(address, &self.host_addresses), Scope::Never | Scope::Own) {
+            let scope = Scope::of(address, &self.host_addresses);
+            // Which names lead to members is known here: nobody outside says it.
+            if matches!(scope, Scope::Never | Scope::Own) || self.memberships.of(address).is_some() {
                 return false;
             }
             self.names.learn(address, &name, record.ttl().as_secs(), covered, self.now.running);
@@ -447,7 +483,7 @@ impl EgressFilter {
 fn protocol(kind: Kind) -> Protocol {
     match kind {
         Kind::Tcp => Protocol::Tcp,
-        Kind::Udp => Protocol::Udp,
+        Kind::Udp | Kind::Crossed => Protocol::Udp,
         Kind::Echo => Protocol::Icmp,
     }
 }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use rustix::io::Errno;
 
 use crate::dns::resolver::{DnsRequest, DnsRequestId};
+use crate::membership::MemberPort;
 use crate::sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
 use crate::{BROKER_ADDRESS, BROKER_PORT};
 
@@ -27,6 +28,8 @@ pub(crate) struct FakeStream {
     pub(crate) is_shut_down: bool,
     pub(crate) is_reset: bool,
     pub(crate) is_closed: bool,
+    /// What a member was answered.
+    pub(crate) answered: Option<Result<(), Errno>>,
 }
 
 /// One socket for datagrams.
@@ -45,6 +48,8 @@ pub(crate) struct FakeHost {
     pub(crate) dns_requests: Vec<DnsRequest>,
     /// What the host says when it is asked for a socket.
     pub(crate) exhausted: Option<Errno>,
+    /// What was asked of members.
+    pub(crate) members: Vec<MemberPort>,
     /// Datagrams to clients of published ports.
     pub(crate) answers: Vec<(PortNumber, SocketAddr, Vec<u8>)>,
 }
@@ -55,7 +60,7 @@ pub(crate) struct FakeSockets(pub(crate) Rc<RefCell<FakeHost>>);
 
 pub(crate) struct FakeStreamSocket(pub(crate) Rc<RefCell<FakeStream>>);
 
-pub(crate) struct FakeDatagramSocket(Rc<RefCell<FakeDatagrams>>);
+pub(crate) struct FakeDatagramSocket(pub(crate) Rc<RefCell<FakeDatagrams>>);
 
 impl Drop for FakeStreamSocket {
     fn drop(&mut self) {
@@ -97,6 +102,26 @@ impl Sockets for FakeSockets {
 
     fn connect_broker(&mut self, token: Token, number: u8) -> Result<FakeStreamSocket, Errno> {
         self.connect(token, SocketAddrV4::new(BROKER_ADDRESS, BROKER_PORT + u16::from(number)))
+    }
+
+    fn connect_member(&mut self, token: Token, to: MemberPort) -> Result<FakeStreamSocket, Errno> {
+        self.0.borrow_mut().members.push(to);
+        self.connect(token, SocketAddrV4::new(to.address, to.port))
+    }
+
+    fn member_datagrams(&mut self, token: Token, to: MemberPort) -> Result<FakeDatagramSocket, Errno> {
+        self.0.borrow_mut().members.push(to);
+        self.datagrams(token, SocketAddrV4::new(to.address, to.port))
+    }
+
+    fn adopt_datagrams(
+        &mut self,
+        token: Token,
+        socket: FakeDatagramSocket,
+    ) -> Result<FakeDatagramSocket, Errno> {
+        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        self.0.borrow_mut().datagrams.insert(token, (nowhere, Rc::clone(&socket.0)));
+        Ok(socket)
     }
 
     fn adopt(&mut self, token: Token, stream: FakeStreamSocket) -> Result<FakeStreamSocket, Errno> {
@@ -165,6 +190,10 @@ impl StreamSocket for FakeStreamSocket {
 
     fn reset(&self) {
         self.0.borrow_mut().is_reset = true;
+    }
+
+    fn answer(&self, outcome: Result<(), Errno>) {
+        self.0.borrow_mut().answered = Some(outcome);
     }
 }
 

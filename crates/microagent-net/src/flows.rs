@@ -30,6 +30,9 @@ pub(crate) enum Kind {
     Tcp,
     Udp,
     Echo,
+    /// Datagrams of a member that has begun a flow while the guest began one between the same ports. The guest's answers
+    /// go by its own.
+    Crossed,
 }
 
 /// One flow. The guest has one address, which is not part of it.
@@ -37,7 +40,7 @@ pub(crate) enum Kind {
 pub(crate) struct Key {
     pub(crate) kind: Kind,
     pub(crate) remote: Ipv4Addr,
-    /// Zero with echoes.
+    /// With echoes zero, or one if a member asks the guest.
     pub(crate) remote_port: u16,
     /// The id with echoes.
     pub(crate) guest_port: u16,

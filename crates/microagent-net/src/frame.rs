@@ -30,6 +30,10 @@ pub(crate) const PROTOCOL_ICMP: u8 = 1;
 pub(crate) const PROTOCOL_TCP: u8 = 6;
 pub(crate) const PROTOCOL_UDP: u8 = 17;
 
+/// Types of ICMP messages.
+pub(crate) const ECHO_REPLY: u8 = 0;
+pub(crate) const ECHO_REQUEST: u8 = 8;
+
 /// A hardware address.
 pub(crate) type Mac = [u8; 6];
 
@@ -210,8 +214,8 @@ fn read_udp(bytes: &[u8]) -> Result<Transport<'_>, Unreadable> {
 fn read_icmp(bytes: &[u8]) -> Result<Transport<'_>, Unreadable> {
     let (header, payload) = bytes.split_at_checked(UDP_LEN).ok_or(Unreadable::Length)?;
     let request = match header[..2] {
-        [8, 0] => true,
-        [0, 0] => false,
+        [ECHO_REQUEST, 0] => true,
+        [ECHO_REPLY, 0] => false,
         _ => return Err(Unreadable::Protocol),
     };
     Ok(Transport::Echo { request, id: u16_at(header, 4), sequence: u16_at(header, 6), payload })

@@ -48,6 +48,16 @@ impl Network {
         (bits <= 32).then_some(Network { base, bits })
     }
 
+    /// An address in it.
+    pub fn base(self) -> Ipv4Addr {
+        self.base
+    }
+
+    /// Length of the prefix in bits.
+    pub fn prefix_len(self) -> u8 {
+        self.bits
+    }
+
     /// Whether it contains an address.
     pub fn contains(self, address: Ipv4Addr) -> bool {
         contains(self.base, self.bits, address)

@@ -21,6 +21,7 @@ mod frame;
 pub mod fuzzing;
 mod host;
 mod hosts_file;
+mod membership;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod model;
@@ -43,6 +44,7 @@ pub use egress::Now;
 pub use frame::MAX_FRAME_LEN;
 pub use host::{HostAddresses, HostWatch, Network, Route, RouteKind};
 pub use hosts_file::host_entries;
+pub use membership::{MEMBER_PROTOCOL, MemberPort, MemberProtocol, Membership, hello};
 pub use outbox::{LENGTH_LEN, Outbox};
 pub use resolv_conf::{HostResolver, host_resolver};
 pub use runner::{Channels, Controller, Listener, Order, run_stack};

@@ -14,7 +14,8 @@ use rustix::io::Errno;
 use crate::dns::names::ADDRESSES_MAX;
 use crate::dns::resolver::{DnsRequest, DnsTransport, IN_FLIGHT_MAX};
 use crate::egress::Now;
-use crate::fake::{FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
+use crate::fake::{FakeDatagramSocket, FakeDatagrams, FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
+use crate::membership::{MemberPort, MemberProtocol, Membership};
 use crate::sockets::{Readiness, Token};
 use crate::stack::{NameOptions, Stack, StackOptions};
 use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, testing};
@@ -33,7 +34,7 @@ const FORWARDED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9999);
 const RULES: [&str; 3] = [".example.org", "exact.test", "172.20.0.0/16:443"];
 
 /// Addresses, with what a person would say of them.
-const ADDRESSES: [(Ipv4Addr, Class); 15] = [
+const ADDRESSES: [(Ipv4Addr, Class); 18] = [
     (Ipv4Addr::new(192, 0, 2, 1), Class::Public),
     (Ipv4Addr::new(203, 0, 113, 5), Class::Public),
     (Ipv4Addr::new(8, 8, 8, 8), Class::Public),
@@ -49,7 +50,14 @@ const ADDRESSES: [(Ipv4Addr, Class); 15] = [
     (Ipv4Addr::new(10, 0, 2, 2), Class::Own),
     (NAME_SERVER, Class::Own),
     (Ipv4Addr::new(10, 0, 2, 77), Class::Own),
+    (Ipv4Addr::new(10, 77, 0, 9), Class::Member),
+    (PRIVATE, Class::Own),
+    (Ipv4Addr::new(10, 77, 0, 255), Class::Own),
 ];
+
+/// The guest's address in a private network, and the network.
+const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+const SUBNET: &str = "10.77.0.0/24";
 
 const NAMES: [&str; 5] = ["example.org", "www.Example.org", "exact.test", "notexample.org", "bad.test"];
 
@@ -58,6 +66,8 @@ enum Class {
     Public,
     Inside,
     Own,
+    /// In the private network, and not the guest's.
+    Member,
     Never,
 }
 
@@ -121,6 +131,12 @@ pub fn drive(bytes: &[u8]) {
         names: NameOptions::default(),
         forwards: vec![FORWARD.parse().expect("a forwarded port")],
         brokers: 0,
+        memberships: vec![Membership {
+            network: "backend".to_owned(),
+            subnet: SUBNET.parse().expect("a subnet"),
+            address: PRIVATE,
+            members: vec![("db".to_owned(), Ipv4Addr::new(10, 77, 0, 9))],
+        }],
         moved_bytes: 0,
     };
     let now = Now { running: Duration::ZERO, day: Timestamp::UNIX_EPOCH };
@@ -146,7 +162,7 @@ pub fn drive(bytes: &[u8]) {
 
 impl Model {
     fn step(&mut self, choices: &mut Choices<'_>) {
-        match choices.byte() % 16 {
+        match choices.byte() % 17 {
             0 => {
                 let count = usize::from(choices.byte()) % 80;
                 let bytes = choices.bytes(count);
@@ -189,6 +205,7 @@ impl Model {
                     self.stack.receive_published(0, client.into(), guest_port, b"datagram");
                 }
             }
+            15 => self.member_begins(choices),
             14 => {
                 let millis = choices.of(&[1, 100, 400, 1500, 61_000, 200_000, 4_000_000]);
                 self.now += Duration::from_millis(millis);
@@ -201,6 +218,24 @@ impl Model {
                     self.stack.resolved(request_id, None);
                 }
             }
+        }
+    }
+
+    /// A member of the private network begins a flow.
+    fn member_begins(&mut self, choices: &mut Choices<'_>) {
+        let address = Ipv4Addr::new(10, 77, 0, 9);
+        self.sources.insert(address);
+        let protocol = choices.of(&[MemberProtocol::Tcp, MemberProtocol::Udp, MemberProtocol::Echo]);
+        let (port, source_port) = (choices.of(&PORTS), choices.of(&PORTS));
+        let from = MemberPort { network: 0, address, protocol, port, source_port };
+        if protocol == MemberProtocol::Tcp {
+            let stream = FakeStream { room: choices.byte().into(), ..FakeStream::default() };
+            self.stack.accept_member(FakeStreamSocket(Rc::new(RefCell::new(stream))), from);
+        } else {
+            let messages = [Ok(b"datagram".to_vec()), Ok(vec![8, 0, 0, 0, 0, 1, 0, 1]), Err(Errno::PIPE)];
+            let incoming = messages.into_iter().take(choices.byte().into()).collect();
+            let datagrams = FakeDatagrams { incoming, ..FakeDatagrams::default() };
+            self.stack.adopt_member(FakeDatagramSocket(Rc::new(RefCell::new(datagrams))), from);
         }
     }
 
@@ -278,7 +313,9 @@ impl Model {
                 destination[3],
             ));
         }
-        let from_guest = frame.get(26..30) == Some(&GUEST_ADDRESS.octets());
+        let is_private = frame.get(30..33) == Some(&[10, 77, 0]);
+        let own = if is_private { PRIVATE } else { GUEST_ADDRESS };
+        let from_guest = frame.get(26..30) == Some(&own.octets());
         let before = self.asked_for();
         self.stack.receive(frame);
         assert!(from_guest || self.asked_for() == before, "a forged source began something");
@@ -298,6 +335,7 @@ impl Model {
         let named = self.open.get(&address).is_some_and(|until| self.now < *until);
         match class {
             Class::Never | Class::Own => false,
+            Class::Member => true,
             Class::Inside => self.policy.mode == EgressMode::Open || ruled,
             Class::Public => self.policy.mode != EgressMode::Allowlist || ruled || named,
         }
@@ -339,7 +377,8 @@ impl Model {
             let datagrams = datagrams.borrow();
             if self.seen.insert(*token) {
                 let port = (remote.port() != 0).then_some(remote.port());
-                assert!(self.allows(*remote.ip(), port), "{remote} under {:?}", self.policy);
+                let is_members = remote.ip().is_unspecified();
+                assert!(is_members || self.allows(*remote.ip(), port), "{remote} under {:?}", self.policy);
             }
             let used = self.used.entry(*token).or_insert((self.now, 0));
             if datagrams.outgoing.len() > used.1 {
@@ -384,8 +423,9 @@ impl Model {
                 continue;
             }
             assert_eq!(frame[12..15], [8, 0, 0x45], "neither ARP nor plain IPv4");
-            assert_eq!(frame[30..34], GUEST_ADDRESS.octets());
             let source = Ipv4Addr::new(frame[26], frame[27], frame[28], frame[29]);
+            let own = if frame[26..29] == [10, 77, 0] { PRIVATE } else { GUEST_ADDRESS };
+            assert_eq!(frame[30..34], own.octets());
             assert!(self.sources.contains(&source), "from {source}, of whom nobody knows");
             if u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0 {
                 continue;
@@ -403,7 +443,8 @@ impl Model {
     fn told(&mut self, message: &[u8]) {
         let (_, name, addresses) = testing::read_dns(message);
         for (address, ttl) in addresses {
-            assert!(!matches!(rough_class(address), Class::Never | Class::Own), "told of {address}");
+            let is_told = !matches!(rough_class(address), Class::Never | Class::Own | Class::Member);
+            assert!(is_told, "told of {address}");
             assert!(ttl <= 3600);
             if covered(&name) {
                 let until = self.now + Duration::from_secs(u64::from(ttl).max(60));
@@ -418,15 +459,19 @@ impl Model {
 fn made(choices: &mut Choices<'_>) -> Vec<u8> {
     let far = choices.of(&ADDRESSES).0;
     let (guest_port, far_port) = (choices.of(&PORTS), choices.of(&PORTS));
-    match choices.byte() % 8 {
+    let mut frame = match choices.byte() % 8 {
         0..=3 => {
             let flags = choices.of(&[0x02, 0x02, 0x12, 0x10, 0x11, 0x04, 0x14, 0x03, 0x06]);
             testing::tcp(far, guest_port, far_port, flags, b"data")
         }
         4 | 5 => testing::udp(far, guest_port, far_port, b"data"),
         6 => testing::echo(far, choices.byte().is_multiple_of(2), guest_port),
-        _ => testing::arp(far),
+        _ => return testing::arp(far),
+    };
+    if matches!(far.octets(), [10, 77, 0, _]) && !choices.byte().is_multiple_of(8) {
+        frame[26..30].copy_from_slice(&PRIVATE.octets());
     }
+    frame
 }
 
 fn covered(name: &str) -> bool {
@@ -435,7 +480,8 @@ fn covered(name: &str) -> bool {
 
 fn rough_class(address: Ipv4Addr) -> Class {
     match address.octets() {
-        [10, 0, 2, _] => Class::Own,
+        [10, 0, 2, _] | [10, 77, 0, 0 | 2 | 255] => Class::Own,
+        [10, 77, 0, _] => Class::Member,
         [0 | 127 | 224.., ..]
         | [169, 254, ..]
         | [192, 0, 0, _]

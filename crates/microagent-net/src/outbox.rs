@@ -163,9 +163,17 @@ impl Outbox {
         self.packet(link, PROTOCOL_UDP, &udp, mtu);
     }
 
-    /// Sends the answer to an echo request of the guest.
-    pub(crate) fn echo_reply(&mut self, link: Link, id: u16, sequence: u16, payload: &[u8], mtu: usize) {
+    /// Sends an echo request, or the answer to one of the guest: `kind` is its type.
+    pub(crate) fn echo(
+        &mut self,
+        link: Link,
+        kind: u8,
+        (id, sequence): (u16, u16),
+        payload: &[u8],
+        mtu: usize,
+    ) {
         let mut icmp = vec![0; UDP_LEN];
+        icmp[0] = kind;
         icmp[4..6].copy_from_slice(&id.to_be_bytes());
         icmp[6..8].copy_from_slice(&sequence.to_be_bytes());
         icmp.extend_from_slice(payload);

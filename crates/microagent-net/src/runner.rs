@@ -4,12 +4,13 @@
 
 mod frames;
 mod host;
+mod members;
 mod pace;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -26,6 +27,7 @@ use crate::sockets::{PortNumber, Readiness};
 use crate::stack::{HostChange, Stack, StackOptions};
 use frames::FrameReader;
 use host::{HostSockets, HostStream};
+use members::InwardLines;
 use pace::Pace;
 
 /// Tokens of what is no flow; those count from 1. Each kind has a bit.
@@ -33,7 +35,9 @@ const QEMU: u64 = 1 << 63;
 const CONTROL: u64 = 1 << 62;
 const LISTENER: u64 = 1 << 61;
 const RESOLVER: u64 = 1 << 60;
-const KINDS: u64 = QEMU | CONTROL | LISTENER | RESOLVER;
+const DOOR: u64 = 1 << 59;
+const LINE: u64 = 1 << 58;
+const KINDS: u64 = QEMU | CONTROL | LISTENER | RESOLVER | DOOR | LINE;
 
 /// Events that are taken at once.
 const EVENTS: usize = 256;
@@ -64,6 +68,8 @@ pub struct Channels {
     pub controls: Vec<OwnedFd>,
     /// Where the process of the brokers takes connections: a socket of messages, each with a connection's other end.
     pub brokers: Option<OwnedFd>,
+    /// Where the stacks of other members connect: a listening socket for each private network, in their order.
+    pub members: Vec<OwnedFd>,
     /// Most bytes per second on the link in each direction, without the length before each frame counted in.
     pub rate: Option<NonZeroU64>,
     /// Whether another stack has served the link before and has ended at any moment.
@@ -81,6 +87,9 @@ pub trait Controller {
     /// Notes how many bytes were moved in all, as the policy counts them.
     fn moved(&mut self, bytes: u64);
 
+    /// Asks for a line to a member of a private network; [`Order::Line`] answers.
+    fn connect(&mut self, network: u8, address: Ipv4Addr);
+
     /// The next order.
     fn order(&mut self) -> Order;
 }
@@ -96,6 +105,8 @@ pub enum Order {
     Close(PortNumber),
     /// Take what has changed on the host.
     Follow(Box<HostChange>),
+    /// Take the line to a member of a private network that was asked for; nobody may be there.
+    Line(u8, Ipv4Addr, Option<OwnedFd>),
     /// End.
     End,
 }
@@ -129,10 +140,14 @@ pub fn run_stack(
     }
     let room = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&room, &channels.qemu, epoll::EventData::new_u64(QEMU), epoll::EventFlags::OUT)?;
+    let networks = options.memberships.iter().map(|joined| (joined.subnet, joined.address));
+    let doors = channels.members.into_iter().zip(networks);
+    let doors = doors.map(|(socket, (subnet, address))| (socket, subnet, address)).collect();
     let begun = Instant::now();
     let sockets = HostSockets::new(epoll.try_clone()?, channels.brokers);
     let resumes_at = channels.is_resumed.then_some(options.guest_mac);
     let mut runner = Runner {
+        members: InwardLines::new(&epoll, DOOR, doors)?,
         epoll,
         room,
         qemu: channels.qemu,
@@ -175,6 +190,7 @@ struct Runner<'a> {
     room: OwnedFd,
     qemu: OwnedFd,
     listeners: BTreeMap<PortNumber, Entrance>,
+    members: InwardLines,
     stack: Stack<HostSockets>,
     begun: Instant,
     reader: FrameReader,
@@ -207,6 +223,7 @@ impl Runner<'_> {
             }
         }
         self.accept();
+        self.members.attend(&self.epoll, LINE, now, &mut self.stack);
         // What was added meanwhile are answers, which do not wait: they are counted.
         self.count_told(waiting);
         while self.told.is_open(now) {
@@ -218,6 +235,9 @@ impl Runner<'_> {
             }
         }
         let turn = self.write_qemu();
+        for (network, address) in self.stack.sockets().lines().take_wanted() {
+            self.controller.connect(network, address);
+        }
         for decision in self.stack.take_decisions() {
             self.controller.record(&decision);
         }
@@ -254,6 +274,8 @@ impl Runner<'_> {
                         listener.is_ready = true;
                     }
                 }
+                _ if token & DOOR != 0 => self.members.door_ready(token & !DOOR),
+                _ if token & LINE != 0 => self.members.line_ready(token & !LINE),
                 _ if token & RESOLVER != 0 => HostSockets::attend(&mut self.stack, token & !RESOLVER),
                 _ => self.stack.ready(token, Readiness { is_readable, is_writable }),
             }
@@ -270,6 +292,9 @@ impl Runner<'_> {
                 Order::Open(number, listener) => self.open_port(number & !KINDS, listener)?,
                 Order::Close(number) => self.close_port(number),
                 Order::Follow(change) => self.stack.follow(*change),
+                Order::Line(network, address, line) => {
+                    self.stack.sockets().lines().take(network, address, line);
+                }
             }
         }
     }
@@ -307,7 +332,11 @@ impl Runner<'_> {
         // While nothing may pass to the guest, the stack does not look at its timers.
         let timers = self.stack.deadline().map(|at| at.max(self.told.opens_at()));
         let again = self.listeners.values().filter_map(|listener| listener.again).min();
-        let at = [hears, tells, timers, again].into_iter().flatten().min();
+        let members = match self.members.is_busy() {
+            true => Some(Duration::ZERO),
+            false => self.members.deadline(),
+        };
+        let at = [hears, tells, timers, again, members].into_iter().flatten().min();
         let left = at?.saturating_sub(self.begun.elapsed());
         // Rounded up to a microsecond, so that the time has come when it returns.
         let left = if left.is_zero() { left } else { left + Duration::from_micros(1) };
@@ -368,7 +397,7 @@ impl Runner<'_> {
                 let taken = match listener.protocol {
                     PortProtocol::Tcp => acceptfrom_with(&listener.socket, flags).map(|(socket, client)| {
                         if let Some(client) = client.and_then(|client| SocketAddr::try_from(client).ok()) {
-                            self.stack.accept(HostStream::new(socket), client, listener.guest_port);
+                            self.stack.accept(HostStream::accepted(socket), client, listener.guest_port);
                         }
                     }),
                     // While the guest does not take what waits for it, the host's kernel keeps what comes, or drops it.
@@ -399,6 +428,25 @@ impl Runner<'_> {
             }
         }
     }
+}
+
+/// A stack with the host's sockets, of a guest without rules.
+#[cfg(test)]
+fn tests_stack(epoll: &OwnedFd) -> Stack<HostSockets> {
+    let options = StackOptions {
+        policy: microagent_model::egress::EgressPolicy::default(),
+        guest_mac: crate::testing::GUEST_MAC,
+        mtu: 1500,
+        host_addresses: crate::HostAddresses::default(),
+        name_servers: Vec::new(),
+        names: crate::NameOptions::default(),
+        forwards: Vec::new(),
+        brokers: 0,
+        memberships: Vec::new(),
+        moved_bytes: 0,
+    };
+    let sockets = HostSockets::new(epoll.try_clone().expect("a descriptor"), None);
+    Stack::new(options, sockets, now(Instant::now()))
 }
 
 /// Whether an epoll has an event now.

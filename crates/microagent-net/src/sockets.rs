@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use rustix::io::Errno;
 
 use crate::dns::resolver::{DnsRequest, DnsRequestId};
+use crate::membership::MemberPort;
 
 /// Names one socket of a flow until the stack ends.
 pub type Token = u64;
@@ -51,6 +52,24 @@ pub trait Sockets {
     /// `CONNREFUSED` when no process serves brokers, else why it cannot be tried.
     fn connect_broker(&mut self, token: Token, number: u8) -> Result<Self::Stream, Errno>;
 
+    /// Begins a connection to a member of a private network. The socket is readable when that has come to an end.
+    ///
+    /// # Errors
+    /// Why it cannot be tried.
+    fn connect_member(&mut self, token: Token, to: MemberPort) -> Result<Self::Stream, Errno>;
+
+    /// A socket that exchanges datagrams or echoes with a member of a private network.
+    ///
+    /// # Errors
+    /// Why there is no socket.
+    fn member_datagrams(&mut self, token: Token, to: MemberPort) -> Result<Self::Datagram, Errno>;
+
+    /// Takes a socket for datagrams of a member under a token.
+    ///
+    /// # Errors
+    /// When it cannot be watched.
+    fn adopt_datagrams(&mut self, token: Token, socket: Self::Datagram) -> Result<Self::Datagram, Errno>;
+
     /// Takes a connection that a listener accepted under a token.
     ///
     /// # Errors
@@ -87,7 +106,7 @@ pub trait StreamSocket {
     /// What came of connecting.
     ///
     /// # Errors
-    /// Why there is no connection.
+    /// Why there is no connection; `AGAIN` when that is not known yet.
     fn connected(&self) -> Result<(), Errno>;
 
     /// Sends; gives how much was taken.
@@ -107,6 +126,15 @@ pub trait StreamSocket {
 
     /// Closes so that the remote end sees a reset.
     fn reset(&self);
+
+    /// Says what came of a connection to the guest. Whoever connects to a published port has an answer already; a member
+    /// waits for it.
+    fn answer(&self, _outcome: Result<(), Errno>) {}
+
+    /// Whether the remote end was told all that it has to be told; does what can be done for that now.
+    fn flush(&self) -> bool {
+        true
+    }
 }
 
 /// A socket for datagrams or echoes.
@@ -114,12 +142,12 @@ pub trait DatagramSocket {
     /// Sends one.
     ///
     /// # Errors
-    /// What is wrong, with this one or an earlier one.
+    /// What is wrong, with this one or an earlier one; `PIPE` when nobody takes any more.
     fn send(&self, bytes: &[u8]) -> Result<(), Errno>;
 
     /// Receives one.
     ///
     /// # Errors
-    /// `AGAIN` when nothing is there; else what became of one that was sent.
+    /// `AGAIN` when nothing is there, `PIPE` when nothing will come any more; else what became of one that was sent.
     fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno>;
 }

@@ -25,6 +25,7 @@ macro_rules! surroundings {
 }
 
 mod datagrams;
+mod members;
 mod name_service;
 mod options;
 mod published;
@@ -47,14 +48,16 @@ use crate::address::contains;
 use crate::dns::local::LocalNames;
 use crate::dns::resolver::{Asker, DnsRequestId};
 use crate::egress::{EgressFilter, FilterOptions, Now};
-use crate::flows::{Key, Kind};
+use crate::flows::{Key, Kind, OPENING};
 use crate::frame::{self, Arp, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
+use crate::membership::MemberProtocol;
 use crate::outbox::{Link, Outbox, Unreachable};
 use crate::sockets::{PortNumber, Readiness, Sockets, StreamSocket, Token};
-use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
+use crate::{GATEWAY, NAME_SERVER, PREFIX_LEN};
 pub use options::{HostChange, NameOptions, StackOptions};
 
 use datagrams::{ClientFlow, DatagramFlow};
+use members::ASKED;
 use name_service::Peer;
 use tcp::{Progress, Surroundings, TcpFlow};
 use wire::Wire;
@@ -86,6 +89,8 @@ enum Flow<S: Sockets> {
     Opening {
         stream: S::Stream,
         syn: Box<[u8]>,
+        /// Until when a member must have answered; the host's kernel has a time of its own.
+        until: Option<Duration>,
     },
     Tcp(Box<TcpFlow<Peer<S::Stream>>>),
     Datagrams(DatagramFlow<S::Datagram>),
@@ -101,6 +106,8 @@ struct Entry<S: Sockets> {
     deadline: Option<Duration>,
     /// Bytes of its buffers.
     buffers: usize,
+    /// The member that has begun it.
+    begun_by: Option<Ipv4Addr>,
 }
 
 /// The stack of one guest.
@@ -116,6 +123,8 @@ pub struct Stack<S: Sockets> {
     keys: HashMap<Token, Key>,
     /// Flows of clients of published UDP ports.
     clients: HashMap<(PortNumber, SocketAddr), Key>,
+    /// How many flows each member has begun.
+    begun: HashMap<Ipv4Addr, usize>,
     last_token: Token,
     queue: VecDeque<Key>,
     timers: BinaryHeap<Reverse<(Duration, Token)>>,
@@ -140,6 +149,8 @@ impl<S: Sockets> Stack<S> {
         interface.update_ip_addrs(|addresses| {
             let _ = addresses.push(IpCidr::new(GATEWAY.into(), PREFIX_LEN));
         });
+        // The guest's addresses in private networks are behind the same link. There is room for one route.
+        let _ = interface.routes_mut().add_default_ipv4_route(GATEWAY);
         let NameOptions { hostname, added, of_host } = options.names;
         let rules = &options.policy.allow;
         let mut local = LocalNames::new(hostname, added, rules);
@@ -148,6 +159,7 @@ impl<S: Sockets> Stack<S> {
             local,
             forwards: options.forwards,
             brokers: options.brokers,
+            memberships: options.memberships,
             policy: options.policy,
             host_addresses: options.host_addresses,
             name_servers: options.name_servers,
@@ -164,6 +176,7 @@ impl<S: Sockets> Stack<S> {
             flows: HashMap::new(),
             keys: HashMap::new(),
             clients: HashMap::new(),
+            begun: HashMap::new(),
             last_token: 0,
             queue: VecDeque::new(),
             timers: BinaryHeap::new(),
@@ -210,6 +223,9 @@ impl<S: Sockets> Stack<S> {
         if let Some(entries) = change.hosts {
             self.egress.use_host_file(entries);
         }
+        if let Some(members) = change.members {
+            self.egress.use_members(members);
+        }
     }
 
     /// Takes what came of a question to a name server: a message, or nothing when there will be none.
@@ -224,19 +240,23 @@ impl<S: Sockets> Stack<S> {
     pub fn receive(&mut self, bytes: &[u8]) {
         match frame::read(bytes) {
             Ok(Frame::Arp(arp)) => self.arp(&arp),
-            Ok(Frame::Ip(packet)) if packet.source == GUEST_ADDRESS => {
+            Ok(Frame::Ip(packet))
+                if packet.source == self.egress.memberships().guest_address(packet.destination) =>
+            {
                 let ip = &bytes[ETHERNET_LEN..][..packet.len.into()];
                 self.packet(ip, &packet);
             }
-            // What is not understood, or not from the guest's address, goes nowhere.
+            // What is not understood, or not from the guest's address in that network, goes nowhere.
             Ok(Frame::Ip(_)) | Err(_) => {}
         }
     }
 
-    /// Answers for all addresses of the guest's network but its own.
+    /// Answers for all addresses of the guest's networks but its own.
     fn arp(&mut self, arp: &Arp) {
-        let is_guests = arp.sender == GUEST_ADDRESS || arp.sender.is_unspecified();
-        let is_ours = contains(GATEWAY, PREFIX_LEN, arp.target) && arp.target != GUEST_ADDRESS;
+        let networks = self.egress.memberships();
+        let is_guests = networks.is_guests(arp.sender) || arp.sender.is_unspecified();
+        let is_inside = contains(GATEWAY, PREFIX_LEN, arp.target) || networks.of(arp.target).is_some();
+        let is_ours = is_inside && !networks.is_guests(arp.target);
         if arp.request && is_guests && is_ours && arp.sender_mac == self.guest_mac {
             self.outbox.arp(arp.target, OUR_MAC, self.guest_mac, arp.sender);
         }
@@ -257,8 +277,13 @@ impl<S: Sockets> Stack<S> {
                 let key = Key { kind: Kind::Echo, remote, remote_port: 0, guest_port: id };
                 self.datagram(key, ip, &ip[frame::IPV4_LEN..]);
             }
-            // Nobody asks the guest.
-            Transport::Echo { request: false, .. } => {}
+            // Only members ask the guest.
+            Transport::Echo { request: false, id, .. } => {
+                let key = Key { kind: Kind::Echo, remote, remote_port: ASKED, guest_port: id };
+                if self.flows.contains_key(&key) {
+                    self.datagram(key, ip, &ip[frame::IPV4_LEN..]);
+                }
+            }
         }
     }
 
@@ -283,13 +308,13 @@ impl<S: Sockets> Stack<S> {
                 self.serve_names(key, ip, segment);
             }
             _ if segment.opens() => self.open(key, ip, segment),
-            _ => self.outbox.reset(link(self.guest_mac, remote), segment),
+            _ => self.outbox.reset(link(self.guest_mac, &self.egress, remote), segment),
         }
     }
 
     /// Begins a connection of the guest, if it may be.
     fn open(&mut self, key: Key, syn: &[u8], segment: &Segment) {
-        let back = link(self.guest_mac, key.remote);
+        let back = link(self.guest_mac, &self.egress, key.remote);
         if key.remote_port == 0 || key.guest_port == 0 {
             return self.outbox.reset(back, segment);
         }
@@ -297,28 +322,34 @@ impl<S: Sockets> Stack<S> {
             return self.outbox.reset(back, segment);
         }
         let token = self.token();
-        let stream = match self.egress.broker(key) {
-            Some(number) => self.sockets.connect_broker(token, number),
-            None => {
+        let member = self.egress.member(key);
+        let stream = match (member, self.egress.broker(key)) {
+            (Some(network), _) => {
+                self.sockets.connect_member(token, members::port_of(network, MemberProtocol::Tcp, key))
+            }
+            (None, Some(number)) => self.sockets.connect_broker(token, number),
+            (None, None) => {
                 let named = SocketAddrV4::new(key.remote, key.remote_port);
                 self.sockets.connect(token, self.egress.forwarded(key).unwrap_or(named))
             }
         };
+        let until = member.map(|_| self.now.running + OPENING);
         match stream {
-            Ok(stream) => self.insert(key, token, Flow::Opening { stream, syn: syn.into() }, 0),
+            Ok(stream) => self.insert(key, token, Flow::Opening { stream, syn: syn.into(), until }, 0),
             Err(error) => self.refuse(key, syn, error),
         }
     }
 
     /// Tells the guest why its connection or datagram went nowhere, as the host was told.
     fn refuse(&mut self, key: Key, ip: &[u8], error: Errno) {
-        let gateway = link(self.guest_mac, GATEWAY);
+        let gateway = link(self.guest_mac, &self.egress, GATEWAY);
         let code = match error {
             Errno::NETUNREACH | Errno::NETDOWN => Unreachable::Net,
             Errno::HOSTUNREACH | Errno::HOSTDOWN | Errno::TIMEDOUT => Unreachable::Host,
             Errno::ACCESS | Errno::PERM => Unreachable::Prohibited,
             Errno::CONNREFUSED if key.kind != Kind::Tcp => {
-                return self.outbox.unreachable(link(self.guest_mac, key.remote), Unreachable::Port, ip);
+                let back = link(self.guest_mac, &self.egress, key.remote);
+                return self.outbox.unreachable(back, Unreachable::Port, ip);
             }
             Errno::CONNREFUSED | Errno::CONNRESET => return self.reset(key, ip),
             // The host has no descriptor, no port or no memory for it.
@@ -326,7 +357,7 @@ impl<S: Sockets> Stack<S> {
                 self.egress.note_exhausted(key);
                 return match key.kind {
                     Kind::Tcp => self.reset(key, ip),
-                    Kind::Udp | Kind::Echo => self.outbox.unreachable(gateway, Unreachable::Host, ip),
+                    _ => self.outbox.unreachable(gateway, Unreachable::Host, ip),
                 };
             }
         };
@@ -336,42 +367,8 @@ impl<S: Sockets> Stack<S> {
     /// Resets the connection that a packet of the guest would begin.
     fn reset(&mut self, key: Key, ip: &[u8]) {
         if let Some(segment) = frame::read_segment(ip) {
-            self.outbox.reset(link(self.guest_mac, key.remote), &segment);
+            self.outbox.reset(link(self.guest_mac, &self.egress, key.remote), &segment);
         }
-    }
-
-    fn datagram(&mut self, key: Key, ip: &[u8], payload: &[u8]) {
-        if !self.flows.contains_key(&key) {
-            if self.egress.admit(key, self.flows.len()).is_err() {
-                let gateway = link(self.guest_mac, GATEWAY);
-                return self.outbox.unreachable(gateway, Unreachable::Prohibited, ip);
-            }
-            let token = self.token();
-            let socket = match key.kind {
-                Kind::Echo => self.sockets.echo(token, key.remote),
-                _ => self.sockets.datagram(token, SocketAddrV4::new(key.remote, key.remote_port)),
-            };
-            match socket {
-                Ok(socket) => {
-                    let flow = Flow::Datagrams(DatagramFlow::new(key, socket, ip, self.now.running));
-                    self.insert(key, token, flow, 0);
-                }
-                Err(error) => return self.refuse(key, ip, error),
-            }
-        }
-        if !self.egress.spend(ip.len()) {
-            let gateway = link(self.guest_mac, GATEWAY);
-            return self.outbox.unreachable(gateway, Unreachable::Prohibited, ip);
-        }
-        let sent = match self.flows.get_mut(&key).map(|entry| &mut entry.flow) {
-            Some(Flow::Datagrams(flow)) => flow.send(payload, self.now.running),
-            Some(Flow::Client(flow)) => flow.answer(&mut self.sockets, payload, self.now.running),
-            _ => return,
-        };
-        if let Err(error) = sent {
-            self.refuse(key, ip, error);
-        }
-        self.enqueue(key);
     }
 
     /// Notes what a socket is ready for.
@@ -390,9 +387,14 @@ impl<S: Sockets> Stack<S> {
 
     /// Answers the guest what came of its connection.
     fn answer(&mut self, key: Key) {
+        let Some(Entry { flow: Flow::Opening { stream, .. }, .. }) = self.flows.get(&key) else { return };
+        let outcome = stream.connected();
+        if outcome == Err(Errno::AGAIN) {
+            return;
+        }
         let Some(entry) = self.take(&key) else { return };
-        let Flow::Opening { stream, syn } = entry.flow else { return };
-        match stream.connected() {
+        let Flow::Opening { stream, syn, .. } = entry.flow else { return };
+        match outcome {
             Ok(()) => {
                 let buffer = self.buffer();
                 let mut around = surroundings!(self);
@@ -430,7 +432,10 @@ impl<S: Sockets> Stack<S> {
         entry.is_queued = false;
         let mut around = surroundings!(self);
         let (progress, deadline) = match &mut entry.flow {
-            Flow::Opening { .. } => return,
+            Flow::Opening { until, .. } => match *until {
+                Some(until) if until <= around.now => return self.give_up(key),
+                until => (Progress::Waiting, until),
+            },
             Flow::Tcp(flow) => (flow.advance(&mut around), flow.deadline(&mut around)),
             Flow::Datagrams(flow) => flow.advance(&mut around, &mut self.scratch),
             Flow::Client(flow) => flow.advance(around.now),
@@ -525,7 +530,8 @@ impl<S: Sockets> Stack<S> {
     fn insert(&mut self, key: Key, token: Token, flow: Flow<S>, buffers: usize) {
         self.buffers += buffers;
         self.keys.insert(token, key);
-        self.flows.insert(key, Entry { flow, token, is_queued: false, deadline: None, buffers });
+        let entry = Entry { flow, token, is_queued: false, deadline: None, buffers, begun_by: None };
+        self.flows.insert(key, entry);
         self.enqueue(key);
     }
 
@@ -534,6 +540,9 @@ impl<S: Sockets> Stack<S> {
         self.keys.remove(&entry.token);
         if let Flow::Client(flow) = &entry.flow {
             self.clients.remove(&flow.client());
+        }
+        if let Some(member) = entry.begun_by {
+            self.count_begun(member, -1);
         }
         self.buffers -= entry.buffers;
         Some(entry)
@@ -569,8 +578,9 @@ impl<S: Sockets> Stack<S> {
 }
 
 /// The way of a packet to the guest that comes from `source`.
-fn link(guest_mac: Mac, source: Ipv4Addr) -> Link {
-    Link { source_mac: OUR_MAC, destination_mac: guest_mac, source, destination: GUEST_ADDRESS }
+fn link(guest_mac: Mac, egress: &EgressFilter, source: Ipv4Addr) -> Link {
+    let destination = egress.memberships().guest_address(source);
+    Link { source_mac: OUR_MAC, destination_mac: guest_mac, source, destination }
 }
 
 #[cfg(test)]

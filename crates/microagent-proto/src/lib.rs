@@ -34,10 +34,10 @@ pub use message::{
     Chunk, Command, Configure, Configured, Diff, DiffForm, Entropy, Exec, ExecEvent, ExecInput, ExecRole,
     Exit, FsUsage, GuestError, GuestErrorKind, GuestEvent, Hold, INPUT_CHUNK_LIMIT, INPUT_LIMIT, Limit,
     MacAddress, Mount, Network, OUTPUT_CHUNK_LIMIT, PROCESS_COMMAND_LIMIT, PROCESS_USER_LIMIT,
-    PROCESSES_IN_REPLY, PROCESSES_MAX, Pack, PackEvent, PathInfo, PathKind, ProcessInfo, REPLY_LIMIT,
-    REQUEST_LIMIT, Request, Root, SECRET_LIMIT, SECRETS_LIMIT, SECRETS_MAX, SHUT_DOWN_REST, STDIN_WINDOW,
-    Secret, SecretValue, SetClock, Settings, ShutDown, StartError, StartErrorKind, Stat, Terminal, Timings,
-    Tmpfs, UNUSED_SINCE, Unpack, UnpackInput, Unpacked,
+    PROCESSES_IN_REPLY, PROCESSES_MAX, Pack, PackEvent, PathInfo, PathKind, PrivateAddress, ProcessInfo,
+    REPLY_LIMIT, REQUEST_LIMIT, Request, Root, SECRET_LIMIT, SECRETS_LIMIT, SECRETS_MAX, SHUT_DOWN_REST,
+    STDIN_WINDOW, Secret, SecretValue, SetClock, Settings, ShutDown, StartError, StartErrorKind, Stat,
+    Terminal, Timings, Tmpfs, UNUSED_SINCE, Unpack, UnpackInput, Unpacked,
 };
 pub use preamble::{PREAMBLE_LEN, Preamble, PreambleKind, PreambleScanner, answer, greet};
 pub use session::{

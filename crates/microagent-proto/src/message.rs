@@ -264,12 +264,23 @@ pub struct Network {
     pub prefix_len: u8,
     /// Default route.
     pub gateway: Ipv4Addr,
+    /// Own addresses in private networks, whose other addresses are reached without the gateway.
+    pub private: Vec<PrivateAddress>,
     /// Name servers for `/etc/resolv.conf`.
     pub dns: Vec<IpAddr>,
     /// Search domains for `/etc/resolv.conf`, in their order.
     pub search: Vec<String>,
     /// Options for `/etc/resolv.conf`, such as `ndots:5`.
     pub options: Vec<String>,
+}
+
+/// An address in a private network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrivateAddress {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Length of the network prefix in bits.
+    pub prefix_len: u8,
 }
 
 /// The root disk on the SCSI controller.

@@ -14,6 +14,7 @@ mod health;
 mod job;
 mod lock;
 mod machine_state;
+mod network;
 mod open;
 mod parents;
 mod process;
@@ -36,6 +37,7 @@ pub use health::{HEALTH_CHECKS_MAX, HEALTH_OUTPUT_MAX, HealthReport, HealthResul
 pub use job::{JOB_COMMAND_LIMIT, JobDir, JobEnd, JobRecord};
 pub use lock::{Lock, LockError};
 pub use machine_state::{Link, MachineState, OneStart};
+pub use network::{LeaseError, NETWORK_FORMAT, NetworkDir, NetworkLoadError, NetworkRecord};
 pub use open::{Access, open_file};
 pub use process::{MachineProcesses, ProcessId, SUPERVISE_ARGUMENT, VMM_NAME, processes_are_hidden};
 pub use record::{Identity, LoadError, RecordedResult, WORKSPACE_FORMAT, WorkspaceRecord};

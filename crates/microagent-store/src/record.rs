@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use microagent_model::{
     Artifact, Attachment, Broker, DnsSettings, EgressPolicy, FailureKind, Forward, GuestSettings,
-    ImageIdentity, Labels, Layer, LinkState, NetworkMode, Publish, RateLimits, Resources, RestartPolicy,
-    SecretReference, State, WorkspaceFailure, WorkspaceName,
+    ImageIdentity, Labels, Layer, LinkState, NetworkMode, NetworkName, Publish, RateLimits, Resources,
+    RestartPolicy, SecretReference, State, WorkspaceFailure, WorkspaceName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +23,9 @@ use crate::{MachineProcesses, MachineState, OneStart, ProcessId, SettingsLock, W
 /// 1: one-shot runs only. 2: identity and restart policy. 3: attached disks, published ports, egress policy, secrets.
 /// 4: `workload.json` has scripts as text. 5: published ports of UDP and of IPv6 addresses, rate limits.
 /// 6: layers of the root disk. 7: settings only; the state of the machine is in a file of its own.
+/// 8: private networks.
 /// What an older record lacks it is read without.
-pub const WORKSPACE_FORMAT: u32 = 7;
+pub const WORKSPACE_FORMAT: u32 = 8;
 
 /// First format whose record has no state of a machine, and whose directory has `machine/`.
 pub(crate) const SETTINGS_FORMAT: u32 = 7;
@@ -81,6 +82,9 @@ pub struct WorkspaceRecord {
     /// Its brokers; where their secrets are, never what they are.
     #[serde(default)]
     pub brokers: Vec<Broker>,
+    /// Private networks that it joins, in their order.
+    #[serde(default)]
+    pub networks: Vec<NetworkName>,
     /// How fast it may use the host's disk and network.
     #[serde(default)]
     pub limits: RateLimits,
@@ -254,9 +258,13 @@ impl WorkspaceRecord {
         self
     }
 
-    /// Whether its machines have a network device: an isolated one has it only for its forwarded ports and brokers.
+    /// Whether its machines have a network device: an isolated one has it only for its forwarded ports, brokers and
+    /// private networks.
     pub fn has_network_device(&self) -> bool {
-        self.network == NetworkMode::User || !self.forwards.is_empty() || !self.brokers.is_empty()
+        self.network == NetworkMode::User
+            || !self.forwards.is_empty()
+            || !self.brokers.is_empty()
+            || !self.networks.is_empty()
     }
 
     /// The current state of the machine's network; `None` without network or machine.
@@ -354,6 +362,7 @@ pub(crate) mod tests {
             publish: Vec::new(),
             dns: DnsSettings::default(),
             forwards: Vec::new(),
+            networks: Vec::new(),
             brokers: Vec::new(),
             egress: EgressPolicy::default(),
             limits: RateLimits::default(),
@@ -443,8 +452,8 @@ pub(crate) mod tests {
 
         let mut older: serde_json::Value = crate::read_json(&workspace.record()).unwrap();
         for field in [
-            "identity", "restart", "disks", "publish", "egress", "dns", "forwards", "brokers", "limits",
-            "secrets",
+            "identity", "restart", "disks", "publish", "egress", "dns", "forwards", "brokers", "networks",
+            "limits", "secrets",
         ] {
             older.as_object_mut().unwrap().remove(field);
         }
@@ -454,8 +463,11 @@ pub(crate) mod tests {
         write_json(&workspace.record(), &older).unwrap();
         assert_eq!(WorkspaceRecord::load(&workspace).unwrap().restart, RestartPolicy::Never);
 
-        std::fs::write(workspace.record(), br#"{"format": 8}"#).unwrap();
-        assert!(matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found: 8, .. })));
+        let newer = WORKSPACE_FORMAT + 1;
+        std::fs::write(workspace.record(), format!("{{\"format\": {newer}}}")).unwrap();
+        assert!(
+            matches!(WorkspaceRecord::load(&workspace), Err(LoadError::TooNew { found, .. }) if found == newer)
+        );
 
         std::fs::write(workspace.record(), br#"{"format": 1, "na"#).unwrap();
         assert!(matches!(

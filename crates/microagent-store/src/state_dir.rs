@@ -6,6 +6,8 @@
 //! ├── workspaces/NAME/          workspace.json workload.json lock settings.lock disk.qcow2 …
 //! │   └── machine/              what a supervisor writes: state.json console.log …
 //! ├── volumes/NAME/             volume.json disk.ext4 lock holder.json
+//! ├── networks/NAME/            network.json lock
+//! │   └── members/              a socket of each member that runs, named by its address
 //! ├── images/                   index of references, blobs by digest, base disks by digest
 //! ├── guest/SUM/                the kernel and initramfs that this build carries, unpacked once
 //! ├── templates/                frozen guests (warm start)
@@ -149,6 +151,7 @@ impl StateDir {
         let parts = [
             self.workspaces(),
             self.volumes(),
+            self.networks(),
             self.images(),
             self.layers(),
             self.guest(),

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use microagent_model::JOINS_MAX;
 use microagent_store::SUPERVISE_ARGUMENT;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -21,8 +22,8 @@ use crate::spawn::{Program, spawn};
 /// This program, even if its file was replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// Most descriptors that are handed over.
-const DESCRIPTORS_MAX: usize = 4;
+/// Most descriptors that are handed over: those of a keeper, with a listening socket for each private network.
+const DESCRIPTORS_MAX: usize = 4 + JOINS_MAX;
 
 /// Deadline of both sides.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -54,6 +54,7 @@ pub use launch::{Launched, SuperviseError, launch};
 pub use lifecycle::ChangeRequest;
 pub use microagent_qemu::argv::Accel;
 pub use microagent_store::SUPERVISE_ARGUMENT;
+pub use network_stack::member_entries;
 pub use output::{OUTPUT_LIMIT, OutputFrame, OutputReader, OutputStream};
 pub use overlay::{Backing, OverlayError, create_overlay, grow_overlay};
 pub use ports::{BoundPort, PortError, bind_published, choose_ports};

@@ -8,6 +8,7 @@ mod changes;
 mod channel;
 mod jail;
 mod keeper;
+mod lines;
 pub(crate) mod messages;
 mod reports;
 
@@ -24,6 +25,7 @@ use microagent_net::{Channels, HostAddresses, NameOptions, StackOptions, run_sta
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
+pub use changes::member_entries;
 pub(crate) use channel::StackChannel;
 use channel::SupervisorChannel;
 use keeper::Connections;
@@ -32,7 +34,7 @@ pub(crate) use reports::{KeeperReport, KeeperReports};
 use crate::core_dump::never_dump_core;
 use crate::handover::{exit_code, hand_over, take_over};
 use crate::mapped::SharedNumber;
-use crate::spec::HostFiles;
+use crate::spec::{HostFiles, Join};
 
 /// Second argument of both processes, after [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT). No workspace has such a
 /// name.
@@ -57,17 +59,19 @@ pub(crate) struct Instructions {
     pub(crate) forwards: Vec<Forward>,
     /// How many brokers there are. Nothing else of them is known here.
     pub(crate) brokers: u8,
+    /// The private networks that the guest has joined.
+    pub(crate) joins: Vec<Join>,
     /// Most bytes per second in each direction.
     pub(crate) bytes_per_second: Option<NonZeroU64>,
     /// What is read again while stacks run.
     pub(crate) host_files: HostFiles,
 }
 
-/// Descriptors that come with the instructions, before that of the brokers.
+/// Descriptors that come with every instructions, before the listening sockets of private networks and that of the brokers.
 const INSTRUCTED_WITH: usize = 3;
 
 /// Sends a keeper its instructions. `descriptors` are the link, the first stack's end of its channel, the keeper's end of
-/// that for reports, and with brokers the stacks' end of that to their process.
+/// that for reports, a listening socket for each private network, and with brokers the stacks' end of that to their process.
 pub(crate) fn instruct(
     control: &UnixStream,
     instructions: &Instructions,
@@ -91,18 +95,21 @@ pub(crate) fn network_stack() -> i32 {
 fn run() -> io::Result<()> {
     let control = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
     let (instructions, mut descriptors) = take_instructions(&control)?;
-    let brokers = descriptors.drain(INSTRUCTED_WITH.min(descriptors.len())..).next();
+    let mut further = descriptors.split_off(INSTRUCTED_WITH.min(descriptors.len())).into_iter();
+    let members = further.by_ref().take(instructions.joins.len()).collect();
+    let brokers = further.next();
     let descriptors: [OwnedFd; INSTRUCTED_WITH] =
         descriptors.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
     let [link, channel, supervisor] = descriptors;
     drop(control);
-    keeper::keep(instructions, Connections { link, supervisor, brokers }, channel)
+    keeper::keep(instructions, Connections { link, supervisor, members, brokers }, channel)
 }
 
 /// Serves a guest as its stack until the link closes or the supervisor ends it.
 fn serve(
     instructions: &Instructions,
     [qemu, channel, keeper]: [OwnedFd; 3],
+    members: Vec<OwnedFd>,
     brokers: Option<OwnedFd>,
     moved: &Rc<SharedNumber>,
     is_resumed: bool,
@@ -120,11 +127,12 @@ fn serve(
         names: instructions.names,
         forwards: instructions.forwards,
         brokers: instructions.brokers,
+        memberships: instructions.joins.into_iter().map(|join| join.membership).collect(),
         moved_bytes: moved.get(),
     };
     let rate = instructions.bytes_per_second;
     let mut supervisor = SupervisorChannel::new(channel.try_clone()?, keeper.try_clone()?, Rc::clone(moved));
-    let channels = Channels { qemu, controls: vec![channel, keeper], brokers, rate, is_resumed };
+    let channels = Channels { qemu, controls: vec![channel, keeper], brokers, members, rate, is_resumed };
     run_stack(options, channels, &mut supervisor)
 }
 

@@ -7,8 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use microagent_model::{EgressPolicy, Forward, HealthTiming, Layer, Publish, VolumeName, WorkspaceFailure};
-use microagent_net::NameOptions;
+use microagent_net::{Membership, NameOptions};
 use microagent_proto::{Configure, Exec, SecretValue};
 use microagent_store::{OneStart, RecordedResult};
 use serde::{Deserialize, Serialize};
@@ -182,10 +183,23 @@ pub struct NetworkSpec {
     pub forwards: Vec<Forward>,
     /// Brokers, if there are any.
     pub brokers: Option<BrokersSpec>,
+    /// Private networks that the guest joins.
+    pub joins: Vec<Join>,
     /// Most bytes per second in each direction.
     pub bps: Option<u64>,
     /// The files that name servers and names come from.
     pub host_files: HostFiles,
+}
+
+/// A private network that a guest joins.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Join {
+    /// The network, with the guest's address in it.
+    pub membership: Membership,
+    /// Its directory.
+    pub dir: PathBuf,
+    /// When it was created: another one of its name is another network.
+    pub created_at: Timestamp,
 }
 
 /// The brokers of a machine.

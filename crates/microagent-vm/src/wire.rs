@@ -1,11 +1,13 @@
 //! What supervisor, caller and clients say to each other, frozen under [`SUPERVISOR_PROTOCOL`]: a type that changes
 //! without a new number fails here, and so a long-lived supervisor and an upgraded command never misread each other.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use jiff::Timestamp;
 
 use microagent_model::{EgressMode, FailureKind, Layer, LayerId, RestartPolicy, State};
+use microagent_net::Membership;
 use microagent_proto::{Command, ExecRole, GENERATION};
 use microagent_store::RecordedResult;
 use serde_reflection::{Samples, Tracer, TracerConfig};
@@ -13,7 +15,7 @@ use serde_reflection::{Samples, Tracer, TracerConfig};
 use crate::control::{Answer, ControlRequest, Hello, JobInput, JobOrder, JobRequest, Refusal};
 use crate::lifecycle::ChangeRequest;
 use crate::spec::{
-    Claim, Outcome, RelayedOutput, Report, SUPERVISOR_PROTOCOL, StartMode, SupervisorSpec, Work,
+    Claim, Join, Outcome, RelayedOutput, Report, SUPERVISOR_PROTOCOL, StartMode, SupervisorSpec, Work,
 };
 
 /// Set to write the schema of a new number. One that is there is never written over.
@@ -37,6 +39,14 @@ fn schema() -> String {
     tracer.trace_value(&mut samples, &result).expect("a result is plain data");
     let layer = Layer { id: LayerId::of([0; 16]), bytes: 0 };
     tracer.trace_value(&mut samples, &layer).expect("a layer is plain data");
+    let membership = Membership {
+        network: "a".to_owned(),
+        subnet: "10.210.0.0/24".parse().expect("a subnet"),
+        address: Ipv4Addr::LOCALHOST,
+        members: vec![("a".to_owned(), Ipv4Addr::LOCALHOST)],
+    };
+    let join = Join { membership, dir: "/".into(), created_at: Timestamp::UNIX_EPOCH };
+    tracer.trace_value(&mut samples, &join).expect("a network is plain data");
     macro_rules! trace {
         ($($message:ty),*) => {
             $(tracer.trace_type::<$message>(&samples).expect(stringify!($message));)*

@@ -6,6 +6,7 @@ mod action;
 mod connection;
 mod job;
 mod kind;
+mod network;
 mod snapshot;
 mod sync;
 
@@ -15,10 +16,13 @@ use std::path::PathBuf;
 pub use microagent_guest::GuestError as GuestFilesError;
 pub use microagent_image::ImageError;
 pub use microagent_image::bundle::BundleError;
-use microagent_model::{FailureKind, NameError, State, VolumeName, VolumeNameError, WorkspaceName};
+use microagent_model::{
+    FailureKind, NameError, NetworkNameError, State, VolumeName, VolumeNameError, WorkspaceName,
+};
 pub use microagent_proto::FrameError;
 pub use microagent_store::{
-    FreeError, HoldError, LoadError, LockError, OpenError, ReadError, VolumeLoadError, WriteError,
+    FreeError, HoldError, LeaseError, LoadError, LockError, NetworkLoadError, OpenError, ReadError,
+    VolumeLoadError, WriteError,
 };
 use microagent_vm::OutputReader;
 pub use microagent_vm::{ControlError, KvmUnusable, PortError, SuperviseError};
@@ -28,6 +32,7 @@ pub use self::action::Action;
 pub use self::connection::ConnectionFault;
 pub use self::job::JobError;
 pub use self::kind::ErrorKind;
+pub use self::network::NetworkError;
 pub use self::snapshot::SnapshotError;
 pub use self::sync::SyncError;
 pub use crate::invalid::InvalidRequest;
@@ -280,6 +285,9 @@ pub enum Error {
     /// A directory cannot be synced.
     #[error(transparent)]
     Sync(#[from] SyncError),
+    /// A private network cannot be made or used.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The connection to the guest was lost.
     #[error("lost the connection to the guest of workspace `{workspace}`")]
     GuestGone {
@@ -366,6 +374,13 @@ impl From<VolumeNameError> for Error {
     }
 }
 
+/// A name that is not valid.
+impl From<NetworkNameError> for Error {
+    fn from(error: NetworkNameError) -> Error {
+        Error::Invalid(InvalidRequest::NetworkName(error))
+    }
+}
+
 impl Error {
     /// Whether the same call can succeed later without a change by the user: another command used the workspace, or the
     /// host had no free space.
@@ -396,6 +411,7 @@ impl Error {
             Error::Job(e) => e.hint(),
             Error::Snapshot(e) => e.hint(),
             Error::Sync(e) => e.hint(),
+            Error::Network(e) => e.hint(),
             Error::State(_) => Some(Hint::ChooseStateDir),
             Error::Bundle(BundleError::Damaged { .. } | BundleError::Compression { .. }) => {
                 Some(Hint::advice("pack it again: tar -C DIR -cf files.tar . (or .tar.gz, .tar.zst)"))

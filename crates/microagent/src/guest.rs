@@ -150,10 +150,12 @@ impl Workspace {
         let dir = self.dir();
         // What lies under a file system in memory can be reached, and everything written.
         let settings = GuestSettings::default();
-        // Only its disk is used: it needs no network device, which forwarded ports and brokers would give it.
-        let (forwards, brokers) = (Vec::new(), Vec::new());
+        // Only its disk is used: it needs no network device, which forwarded ports, brokers and private networks would
+        // give it.
+        let (forwards, brokers, networks) = (Vec::new(), Vec::new(), Vec::new());
+        let disposable = false;
         let kept =
-            WorkspaceRecord { disposable: false, disks, settings, forwards, brokers, ..record.clone() };
+            WorkspaceRecord { disposable, disks, settings, forwards, brokers, networks, ..record.clone() };
         let work = Work::Serve { service: None, stop_signal: SIGTERM, health: None, detached: false };
         let spec = engine.spec(&programs, &MachineRequest::of(&kept, &dir, &base)?, work)?;
         let machine = match extra {

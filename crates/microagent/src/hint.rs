@@ -3,7 +3,7 @@
 use std::fmt;
 
 use microagent_image::ImageHint;
-use microagent_model::{JobId, SnapshotTag, VolumeName, WorkspaceName};
+use microagent_model::{JobId, NetworkName, SnapshotTag, VolumeName, WorkspaceName};
 
 /// What a user can do about an [`Error`](crate::Error), from [`Error::hint`](crate::Error::hint).
 ///
@@ -190,6 +190,11 @@ pub enum Hint {
         /// The volume.
         name: VolumeName,
     },
+    /// See which private networks exist, or create this one.
+    CreateNetwork {
+        /// The network.
+        name: NetworkName,
+    },
     /// Use the volume of this name, or delete it.
     DeleteVolume {
         /// The volume.
@@ -202,7 +207,7 @@ pub enum Hint {
         /// The workspace.
         name: String,
     },
-    /// Delete the workspaces that attach the volume first, or force the deletion.
+    /// Delete the workspaces that attach the volume or join the network first, or force the deletion.
     DeleteUsers {
         /// The workspaces.
         names: Vec<WorkspaceName>,
@@ -294,6 +299,9 @@ impl fmt::Display for Hint {
             Hint::ChooseSpecFile => f.write_str("name a spec file that exists and can be read"),
             Hint::NameImage => f.write_str("name an image"),
             Hint::EndOthers => f.write_str("end another machine, wait until one ends, or allow more of them"),
+            Hint::CreateNetwork { name } => {
+                write!(f, "create private network `{name}`, or join an existing one")
+            }
             Hint::CreateVolume { .. }
             | Hint::DeleteVolume { .. }
             | Hint::DeleteDamagedVolume
@@ -460,6 +468,7 @@ mod tests {
             Hint::JobLogs { name: name.clone(), job: JobId::FIRST },
             Hint::CreateVolume { name: volume.clone() },
             Hint::DeleteVolume { name: volume },
+            Hint::CreateNetwork { name: "web".parse().unwrap() },
             Hint::HaltHolder { name: "web".to_owned() },
             Hint::DeleteUsers { names: vec![name.clone()] },
             Hint::CheckSecret { name: "web".to_owned(), source: "env:X".to_owned() },

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    BROKERS_MAX, BrokerError, DISK_MIB_MAX, HEALTH_RETRIES_MAX, LABELS_MAX, LabelError, NameError, PORTS_MAX,
-    PortSelector, Publish, RATE_MAX, SETTINGS_MAX, SecretReferenceError, SettingError, VolumeName,
-    VolumeNameError, WorkspaceName,
+    BROKERS_MAX, BrokerError, DISK_MIB_MAX, HEALTH_RETRIES_MAX, LABELS_MAX, LabelError, NameError,
+    NetworkName, NetworkNameError, PORTS_MAX, PortSelector, Publish, RATE_MAX, SETTINGS_MAX,
+    SecretReferenceError, SettingError, VolumeName, VolumeNameError, WorkspaceName,
 };
 use microagent_proto::SECRETS_MAX;
 
@@ -267,6 +267,15 @@ pub enum InvalidRequest {
     /// The name is not valid for a volume.
     #[error(transparent)]
     VolumeName(VolumeNameError),
+    /// The name of a private network is not valid.
+    #[error(transparent)]
+    NetworkName(NetworkNameError),
+    /// A private network is joined twice.
+    #[error("private network `{name}` is joined twice")]
+    JoinedTwice {
+        /// The network.
+        name: NetworkName,
+    },
     /// No name could be generated.
     #[error(transparent)]
     GeneratedName(NameError),
@@ -370,6 +379,8 @@ impl InvalidRequest {
     /// Returns a hint.
     pub fn hint(&self) -> Hint {
         match self {
+            InvalidRequest::JoinedTwice { .. } => Hint::advice("join it once"),
+            InvalidRequest::NetworkName(_) => Hint::advice("choose another name"),
             InvalidRequest::EnvironmentName { .. } => Hint::Option(OptionHint::Environment),
             InvalidRequest::ArtifactPath { .. } => Hint::Option(OptionHint::ArtifactPath),
             InvalidRequest::PublishIsolated { .. } => Hint::Option(OptionHint::Publish),

@@ -97,6 +97,7 @@
 //! | run commands in it | [`ExecOptions`], [`Exec`], [`ExecStdin`], [`ExecControl`], [`Job`], [`Console`] |
 //! | move files | [`CopySource`], [`CopyTarget`], [`SyncOptions`], [`SyncReport`], [`FileRange`], [`Artifact`], [`CommitOptions`] |
 //! | manage images, volumes and templates | [`Images`], [`image`], [`Volumes`], [`volume`], [`Templates`], [`template`] |
+//! | connect workspaces with each other | [`PrivateNetworks`], [`private_network`] |
 //! | connect | [`NetworkMode`], [`Publish`], [`Forward`], [`DnsSettings`], [`egress`], [`NetworkDetails`] |
 //! | set sizes and limits | [`Profile`], [`Resources`], [`RateLimits`], [`GuestSettings`] |
 //! | attach disks and secrets | [`Attachment`], [`DiskSource`], [`SecretReference`], [`SecretEnvironment`], [`secret`] |
@@ -145,6 +146,7 @@ mod images;
 mod invalid;
 mod limits;
 mod options;
+pub mod private_network;
 mod profile;
 mod progress;
 mod provision;
@@ -172,6 +174,7 @@ pub use futures_core::Stream;
 pub use hint::{Hint, OptionHint};
 pub use images::Images;
 pub use options::{AttachOptions, AttachedOutput, CreateOptions, RunCommand, RunOptions, WorkspaceOptions};
+pub use private_network::PrivateNetworks;
 pub use profile::{PROFILES, Profile};
 pub use progress::Progress;
 pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
@@ -197,11 +200,11 @@ pub use microagent_model::{
     DiskSource, DnsError, DnsSettings, FailureKind, Forward, ForwardError, GuestInit, GuestSettings,
     HealthCommand, HealthPlan, HealthSettings, HealthState, HealthStateError, HealthTiming, ImageIdentity,
     JobId, JobIdError, JobState, LabelError, Labels, LinkState, NameError, NameServer, NetworkMode,
-    PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError, PublishRange, RateLimits, Resources,
-    RestartPolicy, RestartPolicyError, RootAccess, SearchDomain, SecretReference, SecretReferenceError,
-    SecretSource, SettingError, SetupStep, SnapshotTag, SnapshotTagError, State, Tmpfs, Ulimit, Upstream,
-    VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name,
-    signal_number,
+    NetworkName, NetworkNameError, PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError,
+    PublishRange, RateLimits, Resources, RestartPolicy, RestartPolicyError, RootAccess, SearchDomain,
+    SecretReference, SecretReferenceError, SecretSource, SettingError, SetupStep, SnapshotTag,
+    SnapshotTagError, State, Subnet, SubnetError, Tmpfs, Ulimit, Upstream, VolumeName, VolumeNameError,
+    WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name, signal_number,
 };
 pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;

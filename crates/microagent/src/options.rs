@@ -5,7 +5,7 @@ use std::time::Duration;
 use microagent_image::PullPolicy;
 use microagent_model::{
     Artifact, Attachment, Broker, DnsSettings, EgressPolicy, Forward, GuestInit, GuestSettings, Labels,
-    NetworkMode, Publish, RateLimits, RestartPolicy, SecretReference, SetupStep, WorkspaceName,
+    NetworkMode, NetworkName, Publish, RateLimits, RestartPolicy, SecretReference, SetupStep, WorkspaceName,
 };
 
 use crate::{Profile, StdinMode, Terminal};
@@ -14,7 +14,8 @@ use crate::{Profile, StdinMode, Terminal};
 /// [`RunOptions::workspace`] and [`CreateOptions::workspace`] change them in place.
 ///
 /// Some options need network mode `user`; with [`NetworkMode::Isolated`] the guest has no network device, except for
-/// [`forwards`](WorkspaceOptions::forwards) and [`brokers`](WorkspaceOptions::brokers), which then are all that it reaches.
+/// [`forwards`](WorkspaceOptions::forwards), [`brokers`](WorkspaceOptions::brokers) and
+/// [`networks`](WorkspaceOptions::networks), which then are all that it reaches.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WorkspaceOptions {
@@ -43,6 +44,8 @@ pub struct WorkspaceOptions {
     pub forwards: Vec<Forward>,
     /// Brokers: servers that the guest reaches with a credential that it does not have, in every network mode.
     pub brokers: Vec<Broker>,
+    /// Private networks to join, in every network mode.
+    pub networks: Vec<NetworkName>,
     /// Rate limits of disk and network.
     pub limits: RateLimits,
     /// Secrets that each start delivers.
@@ -166,6 +169,7 @@ impl WorkspaceOptions {
             egress: EgressPolicy::default(),
             dns: DnsSettings::default(),
             forwards: Vec::new(),
+            networks: Vec::new(),
             brokers: Vec::new(),
             limits: RateLimits::default(),
             secrets: Vec::new(),
@@ -251,6 +255,13 @@ impl WorkspaceOptions {
     #[must_use]
     pub fn forward(mut self, forward: Forward) -> WorkspaceOptions {
         self.forwards.push(forward);
+        self
+    }
+
+    /// Joins a private network.
+    #[must_use]
+    pub fn join(mut self, network: NetworkName) -> WorkspaceOptions {
+        self.networks.push(network);
         self
     }
 

@@ -10,10 +10,10 @@ use microagent_image::{Image, ImageConfig, PullOptions};
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
     ADDED_HOSTS_MAX, Attachment, CommandLine, DISK_BPS_MIN, DISK_IOPS_MIN, DISK_MIB_MAX, DnsSettings,
-    EgressPolicy, FORWARDS_MAX, GuestInit, GuestSettings, ImageIdentity, LABELS_MAX, Labels,
-    NAME_SERVERS_MAX, NET_BPS_MIN, NetworkMode, PORTS_MAX, RATE_MAX, RateLimits, Resources, RestartPolicy,
-    SEARCH_MAX, SETTINGS_MAX, STOP_TIMEOUT_MAX, SettingError, SetupStep, State, Tmpfs, WorkspaceName,
-    check_label, check_sysctl, forwarded_twice, published_twice, signal_number,
+    EgressPolicy, FORWARDS_MAX, GuestInit, GuestSettings, ImageIdentity, JOINS_MAX, LABELS_MAX, Labels,
+    NAME_SERVERS_MAX, NET_BPS_MIN, NetworkMode, NetworkName, PORTS_MAX, RATE_MAX, RateLimits, Resources,
+    RestartPolicy, SEARCH_MAX, SETTINGS_MAX, STOP_TIMEOUT_MAX, SettingError, SetupStep, State, Tmpfs,
+    WorkspaceName, check_label, check_sysctl, forwarded_twice, published_twice, signal_number,
 };
 use microagent_proto::{Chunk, Command, Exec, ExecRole};
 use microagent_store::{MachineState, WORKSPACE_FORMAT, Workload, WorkspaceDir, WorkspaceRecord};
@@ -77,6 +77,7 @@ impl Engine {
         }
         let disks = self.check_disks(&options.disks, first_start)?;
         // What is missing is reported before an image is fetched.
+        self.check_networks(&options.networks)?;
         let programs = self.host_programs(options.network)?;
         let secrets = match first_start {
             FirstStart::Now => {
@@ -124,6 +125,8 @@ impl Engine {
         workload: Option<&Workload>,
         make_disk: impl FnOnce(&WorkspaceDir) -> Result<(), Error>,
     ) -> Result<WorkspaceDir, Error> {
+        // Other members find its name from now on.
+        self.join_networks(&record.name, &record.networks)?;
         let created = self.state().create_workspace(&record.name, |dir| {
             make_disk(dir)?;
             if let Some(workload) = workload {
@@ -291,9 +294,14 @@ fn check_names(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
         ("search domains", search.len(), SEARCH_MAX),
         ("added hosts", hosts.len(), ADDED_HOSTS_MAX),
         ("forwarded ports", options.forwards.len(), FORWARDS_MAX),
+        ("private networks", options.networks.len(), JOINS_MAX),
     ];
     if let Some((what, count, most)) = limits.into_iter().find(|(_, count, most)| count > most) {
         return Err(InvalidRequest::TooManyNetworkSettings { what, count, most });
+    }
+    let repeats = |(number, name): &(usize, &NetworkName)| options.networks[..*number].contains(name);
+    if let Some((_, name)) = options.networks.iter().enumerate().find(repeats) {
+        return Err(InvalidRequest::JoinedTwice { name: name.clone() });
     }
     match forwarded_twice(&options.forwards) {
         Some(port) => Err(InvalidRequest::ForwardedTwice { port: port.get() }),
@@ -308,6 +316,7 @@ fn check_limits(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
         && options.network == NetworkMode::Isolated
         && options.forwards.is_empty()
         && options.brokers.is_empty()
+        && options.networks.is_empty()
     {
         return Err(InvalidRequest::RateIsolated);
     }
@@ -403,6 +412,7 @@ pub(crate) fn new_record(
         egress: options.egress.clone(),
         dns: options.dns.clone(),
         forwards: options.forwards.clone(),
+        networks: options.networks.clone(),
         brokers: options.brokers.iter().map(stored_broker).collect::<Result<_, _>>()?,
         limits: options.limits,
         secrets: options.secrets.iter().map(stored).collect::<Result<_, _>>()?,

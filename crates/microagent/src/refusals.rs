@@ -85,7 +85,7 @@ fn advice(decision: &Decision, network: NetworkMode) -> Option<String> {
     };
     Some(match decision.reason {
         Reason::Inside | Reason::NotListed if network == NetworkMode::Isolated => {
-            "its network is isolated; only forwarded ports and brokers are reached".to_owned()
+            "its network is isolated; only forwarded ports, brokers and members of private networks are reached".to_owned()
         }
         Reason::Inside => format!("the host or one of its networks; the egress rule `{}` opens it", rule()?),
         Reason::NotListed => format!("no rule allows it; the egress rule `{}` opens it", rule()?),

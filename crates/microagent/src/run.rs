@@ -157,11 +157,14 @@ impl Engine {
         }
         // A run has no layers, and is not to read the records of all workspaces. One that cannot be read may have some.
         let may_have_layers =
-            record.map_or(true, |record| !record.layers.is_empty()) || dir.snapshots().is_dir();
+            record.as_ref().map_or(true, |record| !record.layers.is_empty()) || dir.snapshots().is_dir();
+        let networks = record.map(|record| record.networks).unwrap_or_default();
         let (state, path) = (self.state().clone(), dir.path().to_owned());
+        let (engine, leaving) = (self.clone(), name.clone());
         let removing = tokio::task::spawn_blocking(move || {
             let removed = WorkspaceDir::at(&path).remove(&state);
             drop(lock);
+            engine.leave_networks(&leaving, &networks);
             removed
         });
         let removed = removing.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));

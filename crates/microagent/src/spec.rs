@@ -26,7 +26,7 @@ use std::time::Duration;
 use microagent_image::PullPolicy;
 use microagent_model::{
     AddedHost, AllowRule, Artifact, Attachment, Broker, EgressMode, Forward, Labels, NameServer, NetworkMode,
-    PublishRange, RestartPolicy, SearchDomain, SecretReference, Tmpfs, Ulimit, WorkspaceName,
+    NetworkName, PublishRange, RestartPolicy, SearchDomain, SecretReference, Tmpfs, Ulimit, WorkspaceName,
 };
 use serde::Deserialize;
 
@@ -223,6 +223,9 @@ pub struct SpecNetwork {
     /// Servers to reach at ports of `host.microagent.internal`.
     #[cfg_attr(test, schemars(with = "Option<Vec<reference::HostForward>>"))]
     pub host_forwards: Option<Vec<Form<Forward, SpecHostForward>>>,
+    /// Private networks to join, by name.
+    #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
+    pub join: Option<Vec<NetworkName>>,
 }
 
 /// A published port.

@@ -7,17 +7,20 @@ use std::path::{Path, PathBuf};
 use microagent_guest::{EmbeddedGuest, GuestFiles};
 use microagent_model::{
     AddedAddress, AddedHost, Attachment, Broker, DnsSettings, EgressMode, EgressPolicy, Forward,
-    GuestSettings, Layer, NetworkMode, Publish, RateLimits, Resources, RootAccess, SearchDomain, Ulimit,
+    GuestSettings, Layer, NetworkMode, NetworkName, Publish, RateLimits, Resources, RootAccess, SearchDomain,
+    Ulimit,
 };
 use microagent_net::{
     GATEWAY, GUEST_ADDRESS, HostEntry, HostResolver, NAME_SERVER, NameOptions, PREFIX_LEN, host_entries,
     host_resolver,
 };
-use microagent_proto::{Configure, Entropy, GENERATION, Limit, MacAddress, Network, Root, Settings, Tmpfs};
+use microagent_proto::{
+    Configure, Entropy, GENERATION, Limit, MacAddress, Network, PrivateAddress, Root, Settings, Tmpfs,
+};
 use microagent_store::{Identity, StateDir, WorkspaceDir, WorkspaceRecord, read_limited_following};
 use microagent_vm::architecture::{QEMU_PACKAGE, QEMU_PROGRAM};
 use microagent_vm::machine::ROOT_SCSI_TARGET;
-use microagent_vm::spec::{DiskLimits, HostFiles, NetworkSpec};
+use microagent_vm::spec::{DiskLimits, HostFiles, Join, NetworkSpec};
 use microagent_vm::{
     AccelDecision, DiskSpec, KvmFacts, LayerFile, MachineSpec, SUPERVISOR_PROTOCOL, SuperviseError,
     SupervisorSpec, Walls, Work, accel,
@@ -73,6 +76,8 @@ pub(crate) struct MachineRequest<'a> {
     pub(crate) forwards: &'a [Forward],
     /// Its brokers. What their process is told is added with the secrets.
     pub(crate) brokers: &'a [Broker],
+    /// Private networks that it joins.
+    pub(crate) networks: &'a [NetworkName],
     /// Rate limits of disk and network.
     pub(crate) limits: RateLimits,
     /// Its further disks.
@@ -120,6 +125,7 @@ impl<'a> MachineRequest<'a> {
             dns: record.dns.clone(),
             forwards: &record.forwards,
             brokers: &record.brokers,
+            networks: &record.networks,
             limits: record.limits,
             disks: &record.disks,
             settings: guest_settings(&record.settings),
@@ -188,7 +194,7 @@ impl Engine {
     }
 
     /// What the machine's network stack serves, and how its guest looks names up; none without a network device. An
-    /// isolated machine has one only for its forwarded ports and brokers, and reaches nothing else by it.
+    /// isolated machine has one only for its forwarded ports, brokers and private networks, and reaches nothing else by it.
     fn network_spec(
         &self,
         mode: NetworkMode,
@@ -196,8 +202,12 @@ impl Engine {
     ) -> Result<Option<(NetworkSpec, HostResolver)>, Error> {
         let (forwards, bps) = (request.forwards.to_vec(), request.limits.net_bps);
         let hostname = request.hostname.to_owned();
+        let joins = match request.networks {
+            [] => Vec::new(),
+            networks => self.join_networks(&request.name.parse()?, networks)?,
+        };
         if mode == NetworkMode::Isolated {
-            if forwards.is_empty() && request.brokers.is_empty() {
+            if forwards.is_empty() && request.brokers.is_empty() && request.networks.is_empty() {
                 return Ok(None);
             }
             let egress = EgressPolicy { mode: EgressMode::Allowlist, ..EgressPolicy::default() };
@@ -210,6 +220,7 @@ impl Engine {
                 names,
                 forwards,
                 brokers: None,
+                joins,
                 bps,
                 host_files: HostFiles::default(),
             };
@@ -236,6 +247,7 @@ impl Engine {
             names,
             forwards,
             brokers: None,
+            joins,
             bps,
             host_files: HostFiles {
                 resolv_conf: servers.is_empty().then(|| absolute(&self.options().resolv_conf)).transpose()?,
@@ -265,7 +277,8 @@ impl Engine {
         work: Work,
     ) -> Result<SupervisorSpec, Error> {
         let stack = self.network_spec(programs.network, request)?;
-        let network = stack.as_ref().map(|(_, resolver)| guest_network(request.identity.mac, resolver));
+        let network =
+            stack.as_ref().map(|(spec, resolver)| guest_network(request.identity.mac, resolver, &spec.joins));
         let disk = match &request.disk {
             Some(disk) => Some(DiskSpec {
                 overlay: absolute(&disk.overlay)?,
@@ -371,8 +384,13 @@ fn guest_settings(settings: &GuestSettings) -> Settings {
 }
 
 /// The settings of the guest's network device.
-fn guest_network(mac: [u8; 6], resolver: &HostResolver) -> Network {
+fn guest_network(mac: [u8; 6], resolver: &HostResolver, joins: &[Join]) -> Network {
+    let private = joins.iter().map(|Join { membership, .. }| PrivateAddress {
+        address: membership.address,
+        prefix_len: membership.subnet.prefix_len(),
+    });
     Network {
+        private: private.collect(),
         mac: MacAddress(mac),
         address: GUEST_ADDRESS,
         prefix_len: PREFIX_LEN,

@@ -178,6 +178,7 @@ impl Templates {
             dns: DnsSettings::default(),
             forwards: &[],
             brokers: &[],
+            networks: &[],
             limits: RateLimits::default(),
             disks: &[],
             settings: Settings::default(),

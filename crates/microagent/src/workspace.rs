@@ -34,8 +34,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use microagent_model::{
     Artifact, Attachment, DnsSettings, EgressPolicy, GuestSettings, HealthState, ImageIdentity, Labels,
-    LinkState, NetworkMode, RateLimits, Resources, RestartPolicy, SecretReference, State, WorkspaceFailure,
-    WorkspaceName,
+    LinkState, NetworkMode, NetworkName, RateLimits, Resources, RestartPolicy, SecretReference, State,
+    WorkspaceFailure, WorkspaceName,
 };
 use microagent_proto::chain;
 use microagent_store::{
@@ -228,6 +228,8 @@ pub struct WorkspaceDetails {
     pub port_forwards: Vec<PortForward>,
     /// Its forwarded ports of `host.microagent.internal`.
     pub host_forwards: Vec<HostForward>,
+    /// Private networks that it joins.
+    pub networks: Vec<NetworkName>,
     /// Its brokers.
     pub brokers: Vec<BrokerDetails>,
     /// Name servers and names; with network `user`.
@@ -428,6 +430,7 @@ impl WorkspaceDetails {
             link: record.observed_link(),
             port_forwards: record.observed_publish().iter().map(PortForward::from).collect(),
             host_forwards: record.forwards.iter().map(HostForward::from).collect(),
+            networks: record.networks.clone(),
             brokers: BrokerDetails::all(&record.brokers),
             dns: record.dns.clone(),
             restart: record.restart,

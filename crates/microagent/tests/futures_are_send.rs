@@ -17,7 +17,8 @@ use microagent::{
     AttachOptions, AttachedRun, CommitOptions, Console, CopySource, CopyTarget, CreateOptions, DeleteMode,
     Engine, EngineOptions, Error, Exec, ExecControl, ExecOptions, ExecStdin, FileRange, JobId,
     JobOutputOptions, JobStdin, LogOptions, Lookup, NetworkMode, PROFILES, Progress, RunOptions, SpecFile,
-    StartOptions, Streaming, SuperviseOptions, SymlinkMode, SyncOptions, Workspace, WorkspaceName, volume,
+    StartOptions, Streaming, SuperviseOptions, SymlinkMode, SyncOptions, Workspace, WorkspaceName,
+    private_network, volume,
 };
 
 fn assert_send<T: Send>(value: T) {
@@ -40,6 +41,7 @@ fn values_pass_between_threads() {
     assert_send_and_sync::<Streaming<Vec<u8>>>();
     assert_send_and_sync::<microagent::Images>();
     assert_send_and_sync::<microagent::Volumes>();
+    assert_send_and_sync::<microagent::PrivateNetworks>();
     assert_send_and_sync::<microagent::Templates>();
     assert_send_and_sync::<microagent::Snapshots>();
 }
@@ -94,6 +96,12 @@ fn every_future_of_an_engine_is_send() {
     assert_send(volumes.resize(&volume, volume::SIZE_MIB));
     assert_send(volumes.delete(&volume, volume::VolumeDeleteMode::Unused));
     assert_send(volumes.prune(&progress));
+    let network_name = "backend".parse().expect("a name");
+    let networks = engine.networks();
+    assert_send(networks.create(&network_name, None));
+    assert_send(networks.list());
+    assert_send(networks.get(&network_name));
+    assert_send(networks.delete(&network_name, private_network::NetworkDeleteMode::Unused));
     let resources = PROFILES[0].resources;
     let templates = engine.templates();
     assert_send(templates.create(resources, NetworkMode::Isolated, &progress));

@@ -70,6 +70,8 @@ const ADDRESSING: &str =
     "each microVM has a private network with fixed addresses; it uses the host's name servers";
 const NETWORK_CHOICE: &str =
     "choose --network user (outbound NAT, published ports) or --network isolated (no network device)";
+const NETWORK_CHOICE_OR_JOIN: &str =
+    "use --network user or --network isolated; a private network is joined with --join NETWORK";
 const PORTS: &str = "ports that an image exposes are not published automatically";
 const PORTS_NOW: &str = "publish each port: -p HOST_PORT:PORT; HOST_PORT 0 picks a free port";
 const FOREGROUND: &str = "run stays in the foreground until the command ends";
@@ -340,7 +342,7 @@ pub(crate) fn refuse_network(value: &str) -> Failure {
             "use --network user: outbound NAT, and the ports that -p publishes",
         ),
         "container" | "ns" => (NAMESPACES, NETWORK_CHOICE),
-        _ => ("unknown mode", NETWORK_CHOICE),
+        _ => ("unknown mode", NETWORK_CHOICE_OR_JOIN),
     };
     refusal(&flag, why, instead)
 }

@@ -1,7 +1,7 @@
 //! How a guest looks names up, and which servers of the host it reaches by ports.
 
 use clap::Args;
-use microagent::{AddedHost, Forward, NameServer, SearchDomain, WorkspaceOptions};
+use microagent::{AddedHost, Forward, NameServer, NetworkName, SearchDomain, WorkspaceOptions};
 
 use super::workspace::lay_list_over;
 
@@ -27,6 +27,10 @@ pub(crate) struct NameArgs {
     /// Let the guest reach a TCP server of the host, or that the host reaches, as host.microagent.internal:PORT (repeatable)
     #[arg(long, value_name = "PORT=HOST:PORT", help_heading = "Network")]
     forward: Vec<Forward>,
+
+    /// Join a private network: reach its other workspaces by name, and be reached by them (repeatable, up to 8)
+    #[arg(long, value_name = "NETWORK", help_heading = "Network")]
+    join: Vec<NetworkName>,
 }
 
 impl NameArgs {
@@ -41,9 +45,9 @@ impl NameArgs {
     }
 
     /// Lays the flags over what a spec file says: servers and domains take the place of the file's, an added name and a
-    /// forwarded port the place of the file's same one.
+    /// forwarded port the place of the file's same one; networks are joined besides the file's.
     pub(super) fn lay_over(&self, options: &mut WorkspaceOptions) {
-        let WorkspaceOptions { dns, forwards, .. } = options;
+        let WorkspaceOptions { dns, forwards, networks, .. } = options;
         if !self.dns.is_empty() {
             dns.servers.clone_from(&self.dns);
         }
@@ -54,6 +58,7 @@ impl NameArgs {
         // One name may have several addresses, so those of the file give way together.
         dns.hosts.retain(|of_file| self.add_host.iter().all(|flag| flag.name != of_file.name));
         dns.hosts.extend(self.add_host.iter().cloned());
+        lay_list_over(networks, &self.join, |network| network);
         lay_list_over(forwards, &self.forward, |forward| &forward.guest_port);
     }
 }

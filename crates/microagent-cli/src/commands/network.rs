@@ -1,6 +1,8 @@
-//! `microagent network`: how a workspace is connected.
+//! `microagent network`: how a workspace is connected, and networks between workspaces.
 
-use clap::Args;
+mod private;
+
+use clap::{Args, Subcommand};
 use microagent::WorkspaceName;
 
 use crate::context::Context;
@@ -9,7 +11,7 @@ use crate::failure::Failure;
 use crate::output::{Format, brokered, forwarded, name_lines, print_json, print_text, published, size};
 
 /// What people who know networks of their own may put before the name.
-const VERBS: [&str; 2] = ["inspect", "status"];
+const VERBS: [&str; 1] = ["status"];
 
 const EXAMPLES: &str = "\
 Examples:
@@ -17,26 +19,53 @@ Examples:
     microagent network web
 
   Print one host port, for a script:
-    microagent network web --json | jq '.network.port_forwards[0].host_port'";
+    microagent network web --json | jq '.network.port_forwards[0].host_port'
 
-/// Show the network of a workspace
+  Let two workspaces reach each other by name:
+    microagent network create backend
+    microagent create db postgres:17 --image-command --join backend -e POSTGRES_PASSWORD=secret";
+
+/// Show the network of a workspace, and manage networks between workspaces
 ///
-/// Shows mode, addresses, link state, published ports with their host ports, and the egress policy. Changes nothing. Each
-/// workspace has its own network; there are no networks to create or remove.
+/// `network NAME` shows mode, addresses, link state, published ports with their host ports, the egress policy, and the
+/// private networks that the workspace joins. It changes nothing.
 #[derive(Debug, Args)]
-#[command(after_long_help = EXAMPLES, override_usage = "microagent network [OPTIONS] NAME")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_long_help = EXAMPLES,
+    override_usage = "microagent network [OPTIONS] NAME\n       microagent network <COMMAND>"
+)]
 pub(crate) struct NetworkArgs {
-    /// Workspace
-    #[arg(value_name = "NAME", num_args = 1..=2, required = true)]
-    words: Vec<String>,
+    #[command(subcommand)]
+    pub(crate) command: Option<NetworkCommand>,
+
+    /// Workspace whose network is shown
+    #[arg(value_name = "NAME", num_args = 1..=2)]
+    pub(crate) words: Vec<String>,
 }
 
-/// Shows.
+/// What is done with networks between workspaces.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    Create(private::CreateArgs),
+    #[command(visible_alias = "ls")]
+    List(private::ListArgs),
+    Inspect(private::InspectArgs),
+    #[command(visible_alias = "rm")]
+    Delete(private::DeleteArgs),
+}
+
+/// Shows, or does what the subcommand says.
 pub(crate) fn execute(context: &Context, args: NetworkArgs) -> Result<(), Failure> {
-    let document = NetworkDocument::from(context.engine().workspace(&args.name()?).network()?);
-    match context.format {
-        Format::Json => print_json(&document),
-        Format::Text => print_text(&document.text()),
+    match args.command {
+        Some(NetworkCommand::Create(args)) => private::create(context, &args),
+        Some(NetworkCommand::List(args)) => private::list(context, &args),
+        Some(NetworkCommand::Inspect(args)) => private::inspect(context, &args),
+        Some(NetworkCommand::Delete(args)) => private::delete(context, args),
+        None => {
+            let details = context.engine().workspace(&args.name()?).network()?;
+            NetworkDocument::from(details).print(context.format)
+        }
     }
 }
 
@@ -47,8 +76,8 @@ impl NetworkArgs {
             [name] => name,
             words => {
                 let message = format!("`network {}` is not possible here", words.join(" "));
-                let hint = "each workspace has a network of its own: microagent network NAME shows it, \
-                            `create --network MODE` chooses it";
+                let hint = "microagent network NAME shows the network of a workspace; `microagent network --help` shows \
+                            what can be done with networks between workspaces";
                 return Err(Failure::usage(message, hint));
             }
         };
@@ -59,6 +88,13 @@ impl NetworkArgs {
 }
 
 impl NetworkDocument {
+    fn print(&self, format: Format) -> Result<(), Failure> {
+        match format {
+            Format::Json => print_json(self),
+            Format::Text => print_text(&self.text()),
+        }
+    }
+
     fn text(&self) -> String {
         let mut lines = vec![
             ("Workspace", self.workspace.to_string()),
@@ -86,6 +122,7 @@ impl NetworkDocument {
         }
         lines.extend(self.network.host_forwards.iter().map(|forward| ("Forwarded", forwarded(forward))));
         lines.extend(self.network.brokers.iter().map(|broker| ("Broker", brokered(broker))));
+        lines.extend(self.network.joined.iter().map(|joined| ("Private network", private::joined(joined))));
         lines.extend(self.network.port_forwards.iter().map(|forward| ("Published", published(forward))));
         lines.iter().map(|(key, value)| format!("{key}: {value}\n")).collect()
     }
@@ -98,20 +135,21 @@ mod tests {
 
     use super::*;
     use crate::documents::network::ConnectionDocument;
+    use crate::documents::private_network::JoinedNetworkDocument;
     use crate::documents::shared::{
         BrokerDocument, DnsSettingsDocument, HostForwardDocument, PortForwardDocument,
     };
 
     fn name(words: &[&str]) -> Result<WorkspaceName, Failure> {
-        NetworkArgs { words: words.iter().map(|&word| word.to_owned()).collect() }.name()
+        NetworkArgs { command: None, words: words.iter().map(|&word| word.to_owned()).collect() }.name()
     }
 
     #[test]
     fn a_verb_may_stand_before_the_name() {
-        for words in [&["web"][..], &["inspect", "web"], &["status", "web"]] {
+        for words in [&["web"][..], &["status", "web"]] {
             assert_eq!(name(words).unwrap().as_str(), "web");
         }
-        for words in [&["create", "web"][..], &["rm", "web"], &["-x"]] {
+        for words in [&["connect", "web"][..], &["prune", "web"], &["-x"]] {
             assert!(matches!(name(words), Err(Failure::Usage { hint: Some(_), .. })), "{words:?}");
         }
     }
@@ -150,6 +188,11 @@ mod tests {
                     private: false,
                     variables: vec!["MICROAGENT_BROKER_API".to_owned()],
                 }],
+                joined: vec![JoinedNetworkDocument {
+                    name: "backend".parse().unwrap(),
+                    subnet: Some("10.210.0.0/24".to_owned()),
+                    address: Some([10, 210, 0, 2].into()),
+                }],
                 dns: Some(DnsSettingsDocument {
                     servers: vec!["192.0.2.53".to_owned()],
                     search: vec!["corp.example".to_owned()],
@@ -178,6 +221,7 @@ mod tests {
                 port_forwards: Vec::new(),
                 host_forwards: Vec::new(),
                 brokers: Vec::new(),
+                joined: Vec::new(),
                 dns: None,
                 egress: None,
             },
@@ -191,6 +235,7 @@ mod tests {
              Host names: those of the host's /etc/hosts\n\
              Forwarded: host.microagent.internal:11434/tcp -> 127.0.0.1:8000\n\
              Broker: API: http://10.0.2.4:8001 -> https://api.example.org with Authorization from env:KEY, only GET /v1/*\n\
+             Private network: backend: 10.210.0.2 of 10.210.0.0/24\n\
              Published: 127.0.0.1:8080 -> 80/tcp\n"
         );
         assert_eq!(isolated.text(), "Workspace: web\nState: running\nNetwork: isolated\n");

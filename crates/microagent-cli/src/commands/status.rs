@@ -99,6 +99,7 @@ impl StatusDocument {
             lines.push(("Label", escape::one_line(&format!("{name}={value}"))));
         }
         lines.extend(self.host_forwards.iter().map(|forward| ("Forwarded", forwarded(forward))));
+        lines.extend(self.joined.iter().map(|name| ("Private network", name.to_string())));
         lines.extend(self.brokers.iter().map(|broker| ("Broker", brokered(broker))));
         lines.extend(name_lines(&self.dns));
         for secret in &self.secrets {

@@ -47,6 +47,7 @@ pub(crate) mod man;
 pub(crate) mod network;
 pub(crate) mod output;
 pub(crate) mod perf;
+pub(crate) mod private_network;
 pub(crate) mod profiles;
 pub(crate) mod result;
 pub(crate) mod run;

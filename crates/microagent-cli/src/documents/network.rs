@@ -6,6 +6,7 @@ use microagent::egress::{EgressMode, EgressPolicy};
 use microagent::{GuestAddresses, LinkState, NetworkDetails, NetworkMode, State, WorkspaceName};
 use serde::Serialize;
 
+use crate::documents::private_network::JoinedNetworkDocument;
 #[cfg(test)]
 use crate::documents::schema::Words;
 use crate::documents::shared::{
@@ -37,6 +38,8 @@ pub(crate) struct ConnectionDocument {
     pub(crate) port_forwards: Vec<PortForwardDocument>,
     pub(crate) host_forwards: Vec<HostForwardDocument>,
     pub(crate) brokers: Vec<BrokerDocument>,
+    /// Private networks that it joins.
+    pub(crate) joined: Vec<JoinedNetworkDocument>,
     pub(crate) egress: Option<EgressPolicyDocument>,
     pub(crate) dns: Option<DnsSettingsDocument>,
 }
@@ -51,6 +54,7 @@ impl From<NetworkDetails> for NetworkDocument {
             port_forwards,
             host_forwards,
             brokers,
+            networks,
             egress,
             dns,
             addresses,
@@ -60,10 +64,20 @@ impl From<NetworkDetails> for NetworkDocument {
         let port_forwards = port_forwards.into_iter().map(PortForwardDocument::from).collect();
         let host_forwards = host_forwards.into_iter().map(HostForwardDocument::from).collect();
         let brokers = brokers.into_iter().map(BrokerDocument::from).collect();
+        let joined = networks.into_iter().map(JoinedNetworkDocument::from).collect();
         let dns = dns.map(DnsSettingsDocument::from);
         let egress = egress.map(EgressPolicyDocument::from);
-        let network =
-            ConnectionDocument { mode, link, stack_pid, port_forwards, host_forwards, brokers, egress, dns };
+        let network = ConnectionDocument {
+            mode,
+            link,
+            stack_pid,
+            port_forwards,
+            host_forwards,
+            brokers,
+            joined,
+            egress,
+            dns,
+        };
         NetworkDocument { workspace, state, network, runtime: addresses.map(GuestAddressesDocument::from) }
     }
 }

@@ -43,6 +43,9 @@ use super::logs::LogsDocument;
 use super::man::{ManPageDocument, ManPagesDocument};
 use super::network::NetworkDocument;
 use super::perf::PerfDocument;
+use super::private_network::{
+    PrivateNetworkDeleteDocument, PrivateNetworkDocument, PrivateNetworkListDocument,
+};
 use super::profiles::ProfilesDocument;
 use super::result::LastResultDocument;
 use super::run::RunDocument;
@@ -68,8 +71,17 @@ const WITHOUT_DOCUMENT: &[&str] = &["connect", "job-stdin", "serve-mcp"];
 const SHORT_FORMS: &[&str] = &["history", "images", "import", "load", "pull", "push", "rmi", "save", "tag"];
 
 /// Documents besides the one of their command, and `error`, which any command prints on standard error.
-const MORE_DOCUMENTS: &[&str] =
-    &["artifact", "error", "exec-detach", "man-dir", "port", "stream", "stats-all", "supervise-install"];
+const MORE_DOCUMENTS: &[&str] = &[
+    "artifact",
+    "error",
+    "exec-detach",
+    "man-dir",
+    "network",
+    "port",
+    "stream",
+    "stats-all",
+    "supervise-install",
+];
 
 /// The words of an enum that is printed as one word, read from its `Deserialize`.
 pub(super) struct Words<T>(PhantomData<T>);
@@ -217,6 +229,10 @@ fn schemas() -> Vec<(&'static str, Value)> {
         ("man", schema_of::<ManPageDocument>()),
         ("man-dir", schema_of::<ManPagesDocument>()),
         ("network", schema_of::<NetworkDocument>()),
+        ("network-create", schema_of::<PrivateNetworkDocument>()),
+        ("network-delete", schema_of::<PrivateNetworkDeleteDocument>()),
+        ("network-inspect", schema_of::<PrivateNetworkDocument>()),
+        ("network-list", schema_of::<PrivateNetworkListDocument>()),
         ("port", schema_of::<StateDocument>()),
         ("port-add", schema_of::<StateDocument>()),
         ("port-remove", schema_of::<StateDocument>()),

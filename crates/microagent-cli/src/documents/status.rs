@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use microagent::{
-    Attachment, DiskSource, GuestInit, GuestSettings, Inspection, Labels, LinkState, NetworkMode, RateLimits,
-    RestartPolicy, RootAccess, SecretReference, State, WorkspaceDetails, WorkspaceName,
+    Attachment, DiskSource, GuestInit, GuestSettings, Inspection, Labels, LinkState, NetworkMode,
+    NetworkName, RateLimits, RestartPolicy, RootAccess, SecretReference, State, WorkspaceDetails,
+    WorkspaceName,
 };
 use serde::Serialize;
 
@@ -40,6 +41,9 @@ pub(crate) struct StatusDocument {
     pub(crate) link: Option<LinkState>,
     pub(crate) port_forwards: Vec<PortForwardDocument>,
     pub(crate) host_forwards: Vec<HostForwardDocument>,
+    /// Private networks that it joins.
+    #[cfg_attr(test, schemars(with = "Vec<String>"))]
+    pub(crate) joined: Vec<NetworkName>,
     pub(crate) brokers: Vec<BrokerDocument>,
     pub(crate) dns: DnsSettingsDocument,
     pub(crate) hostname: String,
@@ -197,6 +201,7 @@ impl StatusDocument {
             link: details.link,
             port_forwards: details.port_forwards.into_iter().map(PortForwardDocument::from).collect(),
             host_forwards: details.host_forwards.into_iter().map(HostForwardDocument::from).collect(),
+            joined: details.networks,
             brokers: details.brokers.into_iter().map(BrokerDocument::from).collect(),
             dns: details.dns.into(),
             hostname: details.hostname,

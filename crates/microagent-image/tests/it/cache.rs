@@ -33,6 +33,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         network: NetworkMode::User,
         dns: DnsSettings::default(),
         forwards: Vec::new(),
+        networks: Vec::new(),
         brokers: Vec::new(),
         hostname: name.into(),
         identity: None,

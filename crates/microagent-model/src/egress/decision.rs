@@ -110,7 +110,7 @@ pub struct BrokeredRequest {
 pub enum Subject {
     /// A connection of the guest, or a flow of datagrams.
     Connection,
-    /// A connection to a published port.
+    /// A connection to a port of the guest: a published one, or any one for a member of its private network.
     Published,
     /// A lookup.
     Name,
@@ -156,6 +156,8 @@ pub enum Reason {
     Broker,
     /// Allowed: the port is published.
     Published,
+    /// Allowed: the other end is a member of a private network that the guest has joined.
+    Member,
     /// Refused: loopback, link-local, metadata, multicast or reserved; no rule opens it. Or a name that leads nowhere else.
     Forbidden,
     /// Refused: the guest's own network has nobody else.

@@ -1,5 +1,5 @@
-//! Names that the stack answers itself: those of the guest's own network, `localhost`, and those that the user or the host's
-//! `/etc/hosts` has added.
+//! Names that the stack answers itself: those of the guest's own network, `localhost`, those that the user or the host's
+//! `/etc/hosts` has added, and members of private networks.
 //!
 //! # Source
 //! RFC 6761 6.3 (`localhost`), `hosts(5)`.
@@ -13,6 +13,7 @@ use microagent_model::egress::AllowRule;
 
 use super::message::{Answer, Name, Query, as_text};
 use crate::address::contains;
+use crate::membership::Memberships;
 use crate::{GATEWAY, GUEST_ADDRESS, HOST_NAME, NAME_SERVER, PREFIX_LEN};
 
 /// How long an answer may be kept: entries can change while the guest runs.
@@ -82,14 +83,16 @@ impl LocalNames {
     }
 
     /// The answer to a query that no name server is asked.
-    pub(crate) fn answer(&self, query: &Query) -> Option<LocalAnswer> {
+    pub(crate) fn answer(&self, query: &Query, networks: &Memberships) -> Option<LocalAnswer> {
         let text = as_text(query.name());
         if let Some(address) = reversed(&text) {
-            return self.pointer(query, address);
+            return self.pointer(query, address, networks);
         }
-        let added = self.added.get(&text).or_else(|| self.of_host.get(&text));
+        let members = Some(networks.addresses(&text)).filter(|addresses| !addresses.is_empty());
+        let added = self.added.get(&text).cloned().or(members).or_else(|| self.of_host.get(&text).cloned());
+        let is_added = added.is_some();
         let addresses = match added {
-            Some(addresses) => addresses.clone(),
+            Some(addresses) => addresses,
             None if text == LOCALHOST || text.ends_with(".localhost") => vec![Ipv4Addr::LOCALHOST],
             None if text == HOST_NAME || HOST_ALIASES.contains(&text.as_str()) => vec![GATEWAY],
             None if text == NAME_SERVER_NAME => vec![NAME_SERVER],
@@ -101,21 +104,23 @@ impl LocalNames {
             // The name is there, with addresses only.
             _ => Answer::empty(Rcode::NOERROR),
         };
-        Some(LocalAnswer { answer, is_added: added.is_some() })
+        Some(LocalAnswer { answer, is_added })
     }
 
-    /// The name of an address: of the guest's network, of its loopback, or of an entry.
-    fn pointer(&self, query: &Query, address: Ipv4Addr) -> Option<LocalAnswer> {
+    /// The name of an address: of the guest's networks, of its loopback, or of an entry.
+    fn pointer(&self, query: &Query, address: Ipv4Addr, networks: &Memberships) -> Option<LocalAnswer> {
         let entries = self.added.iter().chain(&self.of_host);
         let added = entries.clone().find(|(_, addresses)| addresses.contains(&address));
+        let member = networks.name_of(address);
         let name = match (address, added) {
             (GATEWAY, _) => HOST_NAME,
             (NAME_SERVER, _) => NAME_SERVER_NAME,
             (GUEST_ADDRESS, _) if !self.hostname.is_empty() => &self.hostname,
             (_, Some((name, _))) => name,
+            (_, None) if member.is_some() => member.as_deref().unwrap_or_default(),
             (address, None) if address.is_loopback() => LOCALHOST,
-            // Nobody outside knows this network.
-            (address, None) if contains(GATEWAY, PREFIX_LEN, address) => {
+            // Nobody outside knows these networks.
+            (address, None) if contains(GATEWAY, PREFIX_LEN, address) || networks.of(address).is_some() => {
                 return Some(LocalAnswer { answer: Answer::empty(Rcode::NXDOMAIN), is_added: false });
             }
             _ => return None,
@@ -173,7 +178,7 @@ mod tests {
     /// What is answered: the code, with addresses or the name that a pointer has.
     fn answer(names: &LocalNames, name: &str, kind: Rtype) -> Option<(Rcode, Vec<String>)> {
         let query = Query::read(&dns_query(1, name, kind.to_int(), None)).unwrap();
-        let answer = names.answer(&query)?.answer;
+        let answer = names.answer(&query, &Memberships::default())?.answer;
         let text = |record| match address(record) {
             Some(address) => address.to_string(),
             None => record.data().to_string(),

@@ -16,7 +16,9 @@ use rustix::net::{
 };
 
 use super::RESOLVER;
+use super::members::{MemberDatagrams, MemberStream, OutwardLines};
 use crate::dns::resolver::{DnsRequest, DnsRequestId};
+use crate::membership::MemberPort;
 use crate::sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
 use crate::stack::Stack;
 use crate::upstream::{Arrival, Upstream};
@@ -31,11 +33,14 @@ pub(super) struct HostSockets {
     ports: HashMap<PortNumber, OwnedFd>,
     /// Where the process of the brokers takes connections, if there is one.
     brokers: Option<OwnedFd>,
+    /// Ways to members of private networks.
+    lines: OutwardLines,
 }
 
 impl HostSockets {
     pub(super) fn new(epoll: OwnedFd, brokers: Option<OwnedFd>) -> HostSockets {
-        HostSockets { epoll, upstream: Upstream::default(), ports: HashMap::new(), brokers }
+        let (upstream, lines) = (Upstream::default(), OutwardLines::default());
+        HostSockets { epoll, upstream, ports: HashMap::new(), brokers, lines }
     }
 
     /// Takes the socket of a published UDP port, for answers.
@@ -46,6 +51,11 @@ impl HostSockets {
     /// Forgets the socket of a published port.
     pub(super) fn remove_port(&mut self, port: PortNumber) {
         self.ports.remove(&port);
+    }
+
+    /// The lines to other members.
+    pub(super) fn lines(&mut self) -> &mut OutwardLines {
+        &mut self.lines
     }
 
     /// Attends to the socket of a question to a name server.
@@ -83,8 +93,9 @@ impl Sockets for HostSockets {
     type Datagram = HostDatagram;
 
     fn connect(&mut self, token: Token, remote: SocketAddrV4) -> Result<HostStream, Errno> {
-        let stream = HostStream::new(socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, None)?);
-        self.begin(token, stream.0, remote).map(HostStream)
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, None)?;
+        make_prompt(&socket);
+        self.begin(token, socket, remote).map(HostStream::Plain)
     }
 
     fn connect_broker(&mut self, token: Token, number: u8) -> Result<HostStream, Errno> {
@@ -104,22 +115,42 @@ impl Sockets for HostSockets {
             Err(error) => return Err(error),
         }
         self.watch(&ours, token)?;
-        Ok(HostStream(ours))
+        Ok(HostStream::Plain(ours))
+    }
+
+    fn connect_member(&mut self, token: Token, to: MemberPort) -> Result<HostStream, Errno> {
+        let stream = MemberStream::new(self.lines.begin(to)?);
+        self.watch(stream.socket(), token)?;
+        Ok(HostStream::Member(stream))
+    }
+
+    fn member_datagrams(&mut self, token: Token, to: MemberPort) -> Result<HostDatagram, Errno> {
+        let socket = HostDatagram::Member(MemberDatagrams(self.lines.begin(to)?));
+        self.adopt_datagrams(token, socket)
+    }
+
+    fn adopt_datagrams(&mut self, token: Token, socket: HostDatagram) -> Result<HostDatagram, Errno> {
+        let (HostDatagram::Plain(inner) | HostDatagram::Member(MemberDatagrams(inner))) = &socket;
+        self.watch(inner, token)?;
+        Ok(socket)
     }
 
     fn adopt(&mut self, token: Token, stream: HostStream) -> Result<HostStream, Errno> {
-        self.watch(&stream.0, token)?;
+        match &stream {
+            HostStream::Plain(socket) => self.watch(socket, token)?,
+            HostStream::Member(stream) => self.watch(stream.socket(), token)?,
+        }
         Ok(stream)
     }
 
     fn datagram(&mut self, token: Token, remote: SocketAddrV4) -> Result<HostDatagram, Errno> {
         let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, None)?;
-        self.begin(token, socket, remote).map(HostDatagram)
+        self.begin(token, socket, remote).map(HostDatagram::Plain)
     }
 
     fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<HostDatagram, Errno> {
         let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, Some(ipproto::ICMP))?;
-        self.begin(token, socket, SocketAddrV4::new(remote, 0)).map(HostDatagram)
+        self.begin(token, socket, SocketAddrV4::new(remote, 0)).map(HostDatagram::Plain)
     }
 
     fn answer(&mut self, port: PortNumber, client: SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
@@ -137,51 +168,100 @@ impl Sockets for HostSockets {
 }
 
 /// A connection.
-pub(super) struct HostStream(OwnedFd);
+pub(super) enum HostStream {
+    /// Of the host, or to a broker.
+    Plain(OwnedFd),
+    /// With a member of a private network.
+    Member(MemberStream),
+}
 
 impl HostStream {
-    /// A socket that sends at once, and notices in two hours when nobody is there any more.
-    pub(super) fn new(socket: OwnedFd) -> HostStream {
-        // Refused only for what is no TCP socket.
-        let _ = set_tcp_nodelay(&socket, true);
-        let _ = set_socket_keepalive(&socket, true);
-        HostStream(socket)
+    /// A connection that a listener has accepted.
+    pub(super) fn accepted(socket: OwnedFd) -> HostStream {
+        make_prompt(&socket);
+        HostStream::Plain(socket)
     }
+}
+
+/// Has a socket send at once, and notice in two hours when nobody is there any more.
+fn make_prompt(socket: &OwnedFd) {
+    // Refused only for what is no TCP socket.
+    let _ = set_tcp_nodelay(socket, true);
+    let _ = set_socket_keepalive(socket, true);
 }
 
 impl StreamSocket for HostStream {
     fn connected(&self) -> Result<(), Errno> {
-        socket_error(&self.0)?
+        match self {
+            HostStream::Plain(socket) => socket_error(socket)?,
+            HostStream::Member(stream) => stream.connected(),
+        }
     }
 
     fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
-        send(&self.0, bytes, SendFlags::NOSIGNAL)
+        match self {
+            HostStream::Plain(socket) => send(socket, bytes, SendFlags::NOSIGNAL),
+            HostStream::Member(stream) => stream.send(bytes),
+        }
     }
 
     fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
-        recv(&self.0, bytes, RecvFlags::empty()).map(|(count, _)| count)
+        match self {
+            HostStream::Plain(socket) => recv(socket, bytes, RecvFlags::empty()).map(|(count, _)| count),
+            HostStream::Member(stream) => stream.receive(bytes),
+        }
     }
 
     fn shut_down(&self) {
-        // Fails when the connection is gone, which shows when it is read.
-        let _ = shutdown(&self.0, Shutdown::Write);
+        match self {
+            // Fails when the connection is gone, which shows when it is read.
+            HostStream::Plain(socket) => drop(shutdown(socket, Shutdown::Write)),
+            HostStream::Member(stream) => stream.shut_down(),
+        }
     }
 
     fn reset(&self) {
-        // Closing it then is a reset.
-        let _ = set_socket_linger(&self.0, Some(Duration::ZERO));
+        match self {
+            // Closing it then is a reset.
+            HostStream::Plain(socket) => drop(set_socket_linger(socket, Some(Duration::ZERO))),
+            HostStream::Member(stream) => stream.reset(),
+        }
+    }
+
+    fn answer(&self, outcome: Result<(), Errno>) {
+        if let HostStream::Member(stream) = self {
+            stream.answer(outcome);
+        }
+    }
+
+    fn flush(&self) -> bool {
+        match self {
+            HostStream::Plain(_) => true,
+            HostStream::Member(stream) => stream.flush(),
+        }
     }
 }
 
 /// A socket for datagrams or echoes.
-pub(super) struct HostDatagram(OwnedFd);
+pub(super) enum HostDatagram {
+    /// Of the host.
+    Plain(OwnedFd),
+    /// With a member of a private network.
+    Member(MemberDatagrams),
+}
 
 impl DatagramSocket for HostDatagram {
     fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
-        send(&self.0, bytes, SendFlags::NOSIGNAL).map(drop)
+        match self {
+            HostDatagram::Plain(socket) => send(socket, bytes, SendFlags::NOSIGNAL).map(drop),
+            HostDatagram::Member(socket) => socket.send(bytes),
+        }
     }
 
     fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno> {
-        recv(&self.0, bytes, RecvFlags::empty()).map(|(count, _)| count)
+        match self {
+            HostDatagram::Plain(socket) => recv(socket, bytes, RecvFlags::empty()).map(|(count, _)| count),
+            HostDatagram::Member(socket) => socket.receive(bytes),
+        }
     }
 }

@@ -1,14 +1,16 @@
 //! Flows of datagrams and echoes: a socket of the host that is connected to one remote address.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::link;
 use super::tcp::{Progress, Surroundings};
+use super::{Flow, Stack, link, members};
+use crate::GATEWAY;
 use crate::flows::{DATAGRAMS, ECHO, Key, Kind, UNANSWERED};
-use crate::frame::{IPV4_LEN, UDP_LEN, u16_at};
+use crate::frame::{ECHO_REPLY, ECHO_REQUEST, IPV4_LEN, UDP_LEN, u16_at};
+use crate::membership::MemberProtocol;
 use crate::outbox::Unreachable;
 use crate::sockets::{DatagramSocket, PortNumber, Readiness, Sockets};
 
@@ -22,11 +24,11 @@ const QUOTED: usize = IPV4_LEN + UDP_LEN;
 pub(super) struct DatagramFlow<D> {
     key: Key,
     socket: D,
-    /// When the guest sent last: only that keeps a flow, nobody outside can.
-    used: Duration,
+    /// When it ends, if the guest sends nothing: nobody outside can keep a flow.
+    until: Duration,
     is_readable: bool,
-    /// The beginning of a packet of the guest.
-    quoted: [u8; QUOTED],
+    /// The beginning of a packet of the guest; none if a member has begun the flow.
+    quoted: Option<[u8; QUOTED]>,
 }
 
 /// Datagrams between a client of a published port and the guest. The socket is the port's.
@@ -69,6 +71,11 @@ impl ClientFlow {
     }
 }
 
+/// Time after the guest's last message in which a flow stays open.
+fn lifetime(kind: Kind) -> Duration {
+    if kind == Kind::Echo { ECHO } else { DATAGRAMS }
+}
+
 /// A socket that takes no more loses what comes, as any network does; too long is the guest's own fault.
 fn harmless(sent: Result<(), Errno>) -> Result<(), Errno> {
     match sent {
@@ -78,11 +85,15 @@ fn harmless(sent: Result<(), Errno>) -> Result<(), Errno> {
 }
 
 impl<D: DatagramSocket> DatagramFlow<D> {
-    /// A flow that begins with `packet`, which has at least the headers.
+    /// A flow of the guest that begins with `packet`, which has at least the headers.
     pub(super) fn new(key: Key, socket: D, packet: &[u8], now: Duration) -> DatagramFlow<D> {
-        let mut quoted = [0; QUOTED];
-        quoted.copy_from_slice(&packet[..QUOTED]);
-        DatagramFlow { key, socket, used: now, is_readable: true, quoted }
+        let quoted = packet.first_chunk().copied();
+        DatagramFlow { key, socket, until: now + lifetime(key.kind), is_readable: true, quoted }
+    }
+
+    /// A flow that a member of a private network has begun. `key` has the ports that the guest sees.
+    pub(super) fn of_member(key: Key, socket: D, now: Duration) -> DatagramFlow<D> {
+        DatagramFlow { key, socket, until: now + UNANSWERED, is_readable: true, quoted: None }
     }
 
     /// Notes what the host's socket is ready for.
@@ -95,7 +106,7 @@ impl<D: DatagramSocket> DatagramFlow<D> {
     /// # Errors
     /// What the guest is to be told.
     pub(super) fn send(&mut self, payload: &[u8], now: Duration) -> Result<(), Errno> {
-        self.used = now;
+        self.until = now + lifetime(self.key.kind);
         let sent = match self.socket.send(payload) {
             // What became of an earlier one; this one was not sent.
             Err(Errno::CONNREFUSED) => self.socket.send(payload),
@@ -110,7 +121,7 @@ impl<D: DatagramSocket> DatagramFlow<D> {
         around: &mut Surroundings<'_>,
         scratch: &mut [u8],
     ) -> (Progress, Option<Duration>) {
-        let until = self.used + if self.key.kind == Kind::Echo { ECHO } else { DATAGRAMS };
+        let until = self.until;
         if around.now >= until {
             return (Progress::Ended, None);
         }
@@ -125,6 +136,7 @@ impl<D: DatagramSocket> DatagramFlow<D> {
                 Ok(len) => self.give(&scratch[..len], around),
                 Err(Errno::AGAIN) => self.is_readable = false,
                 Err(Errno::INTR) => {}
+                Err(Errno::PIPE) => return (Progress::Ended, None),
                 Err(error) => self.tell(error, around),
             }
         }
@@ -132,16 +144,18 @@ impl<D: DatagramSocket> DatagramFlow<D> {
     }
 
     fn give(&self, message: &[u8], around: &mut Surroundings<'_>) {
-        let back = link(around.guest_mac, self.key.remote);
+        let back = link(around.guest_mac, around.egress, self.key.remote);
         if !around.egress.spend(IPV4_LEN + UDP_LEN + message.len()) {
             return;
         }
         match self.key.kind {
             Kind::Echo => {
-                // Only answers: type 0. The kernel has put an id of its own in the place of the guest's.
-                if message.len() >= UDP_LEN && message[..2] == [0, 0] {
-                    let (id, sequence) = (self.key.guest_port, u16_at(message, 6));
-                    around.outbox.echo_reply(back, id, sequence, &message[UDP_LEN..], around.mtu);
+                // Only answers to the guest, and only requests of a member. The kernel has put an id of its own in the
+                // place of the guest's.
+                let kind = if self.quoted.is_some() { ECHO_REPLY } else { ECHO_REQUEST };
+                if message.len() >= UDP_LEN && message[..2] == [kind, 0] {
+                    let numbers = (self.key.guest_port, u16_at(message, 6));
+                    around.outbox.echo(back, kind, numbers, &message[UDP_LEN..], around.mtu);
                 }
             }
             _ => {
@@ -153,6 +167,10 @@ impl<D: DatagramSocket> DatagramFlow<D> {
 
     /// Tells the guest what became of what it sent.
     fn tell(&mut self, error: Errno, around: &mut Surroundings<'_>) {
+        let Some(quoted) = &self.quoted else {
+            self.is_readable = false;
+            return;
+        };
         let code = match error {
             Errno::CONNREFUSED => Unreachable::Port,
             Errno::HOSTUNREACH => Unreachable::Host,
@@ -163,6 +181,52 @@ impl<D: DatagramSocket> DatagramFlow<D> {
                 return;
             }
         };
-        around.outbox.unreachable(link(around.guest_mac, self.key.remote), code, &self.quoted);
+        around.outbox.unreachable(link(around.guest_mac, around.egress, self.key.remote), code, quoted);
+    }
+}
+
+impl<S: Sockets> Stack<S> {
+    /// Sends a datagram or an echo of the guest, by its flow or by one that begins, if it may.
+    pub(super) fn datagram(&mut self, key: Key, ip: &[u8], payload: &[u8]) {
+        if !self.flows.contains_key(&key) {
+            if self.egress.admit(key, self.flows.len()).is_err() {
+                let gateway = link(self.guest_mac, &self.egress, GATEWAY);
+                return self.outbox.unreachable(gateway, Unreachable::Prohibited, ip);
+            }
+            let token = self.token();
+            let socket = match (self.egress.member(key), key.kind) {
+                (Some(network), Kind::Echo) => {
+                    self.sockets.member_datagrams(token, members::port_of(network, MemberProtocol::Echo, key))
+                }
+                (Some(network), _) => {
+                    self.sockets.member_datagrams(token, members::port_of(network, MemberProtocol::Udp, key))
+                }
+                (None, Kind::Echo) => self.sockets.echo(token, key.remote),
+                (None, _) => self.sockets.datagram(token, SocketAddrV4::new(key.remote, key.remote_port)),
+            };
+            match socket {
+                Ok(socket) => {
+                    let flow = Flow::Datagrams(DatagramFlow::new(key, socket, ip, self.now.running));
+                    self.insert(key, token, flow, 0);
+                }
+                Err(error) => return self.refuse(key, ip, error),
+            }
+        }
+        if !self.egress.spend(ip.len()) {
+            let gateway = link(self.guest_mac, &self.egress, GATEWAY);
+            return self.outbox.unreachable(gateway, Unreachable::Prohibited, ip);
+        }
+        let sent = match self.flows.get_mut(&key).map(|entry| &mut entry.flow) {
+            Some(Flow::Datagrams(flow)) => flow.send(payload, self.now.running),
+            Some(Flow::Client(flow)) => flow.answer(&mut self.sockets, payload, self.now.running),
+            _ => return,
+        };
+        match sent {
+            Ok(()) => {}
+            // The member's stack has ended the flow: the next datagram begins another one.
+            Err(Errno::PIPE) => return self.end(&key),
+            Err(error) => self.refuse(key, ip, error),
+        }
+        self.enqueue(key);
     }
 }

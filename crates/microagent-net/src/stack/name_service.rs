@@ -151,13 +151,26 @@ impl<S: StreamSocket> StreamSocket for Peer<S> {
             Peer::Names(service) => service.reset(),
         }
     }
+
+    fn answer(&self, outcome: Result<(), Errno>) {
+        if let Peer::Host(socket) = self {
+            socket.answer(outcome);
+        }
+    }
+
+    fn flush(&self) -> bool {
+        match self {
+            Peer::Host(socket) => socket.flush(),
+            Peer::Names(service) => service.flush(),
+        }
+    }
 }
 
 impl<S: Sockets> Stack<S> {
     /// Answers a connection to the name server.
     pub(super) fn serve_names(&mut self, key: Key, syn: &[u8], segment: &Segment) {
         if key.guest_port == 0 || !self.egress.has_place(self.flows.len()) {
-            return self.outbox.reset(link(self.guest_mac, key.remote), segment);
+            return self.outbox.reset(link(self.guest_mac, &self.egress, key.remote), segment);
         }
         let token = self.token();
         let peer = Peer::Names(NameService::default());
@@ -183,7 +196,7 @@ impl<S: Sockets> Stack<S> {
     pub(super) fn give_answer(&mut self, DnsAnswer { asker, message }: DnsAnswer) {
         let (port, token) = match asker {
             Asker::Udp(port) => {
-                let back = link(self.guest_mac, NAME_SERVER);
+                let back = link(self.guest_mac, &self.egress, NAME_SERVER);
                 return self.outbox.datagram(back, (DNS_PORT, port), &message, self.mtu);
             }
             Asker::Tcp(port, token) => (port, token),

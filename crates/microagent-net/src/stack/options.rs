@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dns::local::HostEntry;
 use crate::host::HostAddresses;
+use crate::membership::Membership;
 
 /// What the stack must know.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub struct StackOptions {
     pub forwards: Vec<Forward>,
     /// How many brokers the guest finds at [`BROKER_ADDRESS`](crate::BROKER_ADDRESS).
     pub brokers: u8,
+    /// The private networks that the guest has joined.
+    pub memberships: Vec<Membership>,
     /// Bytes that other stacks of this guest have moved before.
     pub moved_bytes: u64,
 }
@@ -55,4 +58,7 @@ pub struct HostChange {
     /// The entries of its `/etc/hosts`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Vec<HostEntry>>,
+    /// The members of all private networks that the guest has joined, in their order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members: Option<Vec<Vec<HostEntry>>>,
 }

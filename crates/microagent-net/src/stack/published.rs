@@ -52,7 +52,7 @@ impl<S: Sockets> Stack<S> {
         };
         if self.egress.spend(IPV4_LEN + UDP_LEN + payload.len()) {
             let ports = (key.remote_port, guest_port);
-            self.outbox.datagram(link(self.guest_mac, key.remote), ports, payload, self.mtu);
+            self.outbox.datagram(link(self.guest_mac, &self.egress, key.remote), ports, payload, self.mtu);
         }
     }
 
@@ -72,15 +72,23 @@ impl<S: Sockets> Stack<S> {
         let remote = match client.ip() {
             IpAddr::V4(address)
                 if !matches!(Scope::of(address, host), Scope::Never | Scope::Own)
-                    && !host.is_own(address) =>
+                    && !host.is_own(address)
+                    // Nobody outside is taken for a member.
+                    && self.egress.memberships().of(address).is_none() =>
             {
                 address
             }
             _ => GATEWAY,
         };
-        let key = |remote_port| Key { kind, remote, remote_port, guest_port };
         // Clients at several addresses of this host may have one port.
-        let ports = std::iter::successors(Some(client.port()), |port| Some(port.wrapping_add(1).max(1024)));
-        ports.take(1 << 16).map(key).find(|key| !self.flows.contains_key(key))
+        self.free_key(Key { kind, remote, remote_port: client.port(), guest_port })
+    }
+
+    /// The key, with the next port of the far end if there is such a flow.
+    pub(super) fn free_key(&self, key: Key) -> Option<Key> {
+        let next = |port: &u16| Some(port.wrapping_add(1).max(1024));
+        let ports = std::iter::successors(Some(key.remote_port), next);
+        let mut keys = ports.take(1 << 16).map(|remote_port| Key { remote_port, ..key });
+        keys.find(|key| !self.flows.contains_key(key))
     }
 }

@@ -12,6 +12,7 @@
 //! - It ignores the window in the last segments of a connection: its side is closed only when all data is acknowledged.
 //! - It throws away what the host has not taken, ten seconds after both sides have closed: it is not asked any more then.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -21,7 +22,6 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{IpAddress, IpListenEndpoint};
 
 use super::wire::{Sent, Wire};
-use crate::GUEST_ADDRESS;
 use crate::egress::EgressFilter;
 use crate::flows::{Key, OPENING};
 use crate::frame::{IPV4_LEN, Mac, PROTOCOL_TCP, Segment, TCP_LEN, flags};
@@ -96,6 +96,8 @@ enum Half {
 /// A connection that was answered, or that is made to the guest.
 pub(super) struct TcpFlow<S> {
     key: Key,
+    /// The guest's address in it.
+    guest: Ipv4Addr,
     stream: S,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
@@ -109,6 +111,8 @@ pub(super) struct TcpFlow<S> {
     failed: Option<Duration>,
     /// The guest has reset the connection.
     guest_reset: bool,
+    /// A connection to the guest of which the other side does not know yet what came.
+    is_unanswered: bool,
     begun: Duration,
     /// Both sides have closed, and the guest was told that we know.
     has_said_last: bool,
@@ -135,7 +139,7 @@ impl<S: StreamSocket> TcpFlow<S> {
         buffer: usize,
         around: &mut Surroundings<'_>,
     ) -> TcpFlow<S> {
-        let mut flow = TcpFlow::new(key, stream, buffer, around.now);
+        let mut flow = TcpFlow::new(key, stream, buffer, around);
         let local = IpListenEndpoint { addr: Some(IpAddress::Ipv4(key.remote)), port: key.remote_port };
         // Fails only for port 0, to which nobody can connect.
         let _ = flow.socket().listen(local);
@@ -150,9 +154,10 @@ impl<S: StreamSocket> TcpFlow<S> {
         buffer: usize,
         around: &mut Surroundings<'_>,
     ) -> TcpFlow<S> {
-        let mut flow = TcpFlow::new(key, stream, buffer, around.now);
+        let mut flow = TcpFlow::new(key, stream, buffer, around);
+        flow.is_unanswered = true;
         let context = around.interface.context();
-        let remote = (IpAddress::Ipv4(GUEST_ADDRESS), key.guest_port);
+        let remote = (IpAddress::Ipv4(flow.guest), key.guest_port);
         let local = (IpAddress::Ipv4(key.remote), key.remote_port);
         let socket = flow.sockets.get_mut::<Socket<'_>>(flow.handle);
         // Fails only for port 0, which is neither published nor a client's.
@@ -160,7 +165,8 @@ impl<S: StreamSocket> TcpFlow<S> {
         flow
     }
 
-    fn new(key: Key, stream: S, buffer: usize, now: Duration) -> TcpFlow<S> {
+    fn new(key: Key, stream: S, buffer: usize, around: &Surroundings<'_>) -> TcpFlow<S> {
+        let (guest, now) = (around.egress.memberships().guest_address(key.remote), around.now);
         let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
@@ -168,6 +174,7 @@ impl<S: StreamSocket> TcpFlow<S> {
         let handle = sockets.add(socket);
         TcpFlow {
             key,
+            guest,
             stream,
             sockets,
             handle,
@@ -177,6 +184,7 @@ impl<S: StreamSocket> TcpFlow<S> {
             outbound: Half::Open,
             failed: None,
             guest_reset: false,
+            is_unanswered: false,
             begun: now,
             acknowledged: None,
             acknowledging: 0,
@@ -263,6 +271,8 @@ impl<S: StreamSocket> TcpFlow<S> {
 
     /// Moves what can be moved.
     pub(super) fn advance(&mut self, around: &mut Surroundings<'_>) -> Progress {
+        self.tell_outcome(around.now);
+        self.stream.flush();
         self.send_to_host(around.egress);
         if self.guest_reset {
             self.stream.reset();
@@ -294,9 +304,24 @@ impl<S: StreamSocket> TcpFlow<S> {
         }
     }
 
+    /// Says what came of a connection to the guest, as soon as that is known.
+    fn tell_outcome(&mut self, now: Duration) {
+        if !self.is_unanswered {
+            return;
+        }
+        let outcome = match self.state() {
+            State::SynSent | State::SynReceived if now < self.begun + OPENING => return,
+            State::SynSent | State::SynReceived => Err(Errno::TIMEDOUT),
+            State::Closed => Err(Errno::CONNREFUSED),
+            _ => Ok(()),
+        };
+        self.is_unanswered = false;
+        self.stream.answer(outcome);
+    }
+
     /// Whether the host has all that the guest sent, and its end.
     fn is_delivered(&self) -> bool {
-        self.outbound == Half::Closed
+        self.outbound == Half::Closed && self.stream.flush()
     }
 
     fn send_to_host(&mut self, egress: &mut EgressFilter) {
@@ -459,7 +484,7 @@ impl<S: StreamSocket> TcpFlow<S> {
     /// A segment as the guest would send it to acknowledge.
     fn acknowledgement(&self, acknowledged: u32, window: u16) -> [u8; IPV4_LEN + TCP_LEN] {
         let mut packet = [0; IPV4_LEN + TCP_LEN];
-        let tcp = write_packet(&mut packet, GUEST_ADDRESS, self.key.remote, PROTOCOL_TCP);
+        let tcp = write_packet(&mut packet, self.guest, self.key.remote, PROTOCOL_TCP);
         tcp[0..2].copy_from_slice(&self.key.guest_port.to_be_bytes());
         tcp[2..4].copy_from_slice(&self.key.remote_port.to_be_bytes());
         tcp[4..8].copy_from_slice(&self.acknowledging.to_be_bytes());

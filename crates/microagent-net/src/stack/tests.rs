@@ -8,9 +8,10 @@ use microagent_model::egress::{EgressMode, EgressPolicy, Reason, Subject};
 use super::*;
 use crate::fake::{FakeDatagrams, FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
 use crate::testing::{self, FAR, addresses, dns_answer, dns_query, read_dns};
-use crate::{BROKER_ADDRESS, BROKER_PORT, DnsRequest, DnsTransport, MAX_FRAME_LEN};
+use crate::{BROKER_ADDRESS, BROKER_PORT, DnsRequest, DnsTransport, GUEST_ADDRESS, MAX_FRAME_LEN};
 use flags::{ACK, FIN, RST, SYN};
 
+mod members;
 mod policy;
 mod published;
 mod soak;
@@ -61,6 +62,7 @@ impl Bench {
             names: NameOptions::default(),
             forwards: Vec::new(),
             brokers: 0,
+            memberships: Vec::new(),
             moved_bytes: 0,
         };
         change(&mut options);

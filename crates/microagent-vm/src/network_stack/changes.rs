@@ -1,15 +1,18 @@
 //! What changes on the host while a stack runs: its addresses, its name servers, its hosts file.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use microagent_net::{HostAddresses, HostChange, HostWatch, host_entries, host_resolver};
-use microagent_store::read_limited_following;
+use microagent_net::{HostAddresses, HostChange, HostEntry, HostWatch, host_entries, host_resolver};
+use microagent_store::{NetworkDir, NetworkRecord, read_limited_following};
+use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
 use super::Instructions;
+use super::lines::{ANSWER_LEN, Line, read_answer};
 use super::messages::{receive_message, send_message};
 
 /// How often it is looked for changes.
@@ -26,14 +29,34 @@ const CHANGE_LIMIT: usize = 8 * 1024 * 1024;
 pub(super) struct Follower {
     /// None if the kernel does not tell of changes.
     watch: Option<HostWatch>,
+    /// Has an event when a record of a private network is replaced. None without networks, or if the host has no more
+    /// of these: members are then looked for with everything else.
+    members: Option<OwnedFd>,
     next_look: Instant,
     /// Whether the addresses have changed and could not be read.
     owes_addresses: bool,
 }
 
 impl Follower {
-    pub(super) fn new() -> Follower {
-        Follower { watch: HostWatch::new().ok(), next_look: Instant::now(), owes_addresses: false }
+    pub(super) fn new(instructions: &Instructions) -> Follower {
+        let watch = HostWatch::new().ok();
+        let members = watch_members(instructions);
+        Follower { watch, members, next_look: Instant::now(), owes_addresses: false }
+    }
+
+    /// Is readable when members have changed.
+    pub(super) fn members(&self) -> Option<BorrowedFd<'_>> {
+        self.members.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Looks at once if members have changed.
+    pub(super) fn look_at_members(&mut self) {
+        let Some(members) = &self.members else { return };
+        let mut buffer = [MaybeUninit::uninit(); 1024];
+        let mut reader = Reader::new(members, &mut buffer);
+        while reader.next().is_ok() {
+            self.next_look = Instant::now();
+        }
     }
 
     /// When it looks next.
@@ -61,6 +84,14 @@ impl Follower {
             && text.lines().any(|line| line.trim_start().starts_with("nameserver"))
         {
             has_changed |= replace(&mut instructions.name_servers, host_resolver(&text).name_servers);
+        }
+        for join in &mut instructions.joins {
+            // A record that cannot be read is of a network that was deleted: who was a member is known.
+            if let Ok(record) = NetworkRecord::load(&NetworkDir::at(&join.dir))
+                && record.created_at == join.created_at
+            {
+                has_changed |= replace(&mut join.membership.members, member_entries(&record));
+            }
         }
         if let Some(text) = read(files.hosts.as_ref(), HOSTS_LIMIT).filter(|text| !text.is_empty()) {
             has_changed |= replace(&mut instructions.names.of_host, host_entries(&text));
@@ -90,6 +121,7 @@ pub(super) fn tell(stack: BorrowedFd<'_>, instructions: &Instructions) -> io::Re
         addresses: Some(instructions.host_addresses.clone()),
         name_servers: Some(instructions.name_servers.clone()),
         hosts: Some(instructions.names.of_host.clone()),
+        members: Some(instructions.joins.iter().map(|join| join.membership.members.clone()).collect()),
     };
     let text = serde_json::to_vec(&change)?;
     // It may be longer than a message.
@@ -103,10 +135,21 @@ pub(super) fn tell(stack: BorrowedFd<'_>, instructions: &Instructions) -> io::Re
     send_message(stack, b"host", &[file.as_fd()])
 }
 
-/// Takes what [`tell`] sent; `None` if nothing was sent.
-pub(super) fn hear(keeper: &OwnedFd) -> Option<HostChange> {
-    let mut message = [0; 8];
-    let (_, descriptors) = receive_message(keeper, &mut message).ok()?;
+/// What a keeper says.
+pub(super) enum Heard {
+    /// What has changed on the host.
+    Change(HostChange),
+    /// A line that was asked for.
+    Line(Line),
+}
+
+/// Takes what [`tell`] or [`serve_requests`](super::lines::serve_requests) sent; `None` if nothing was sent.
+pub(super) fn hear(keeper: &OwnedFd) -> Option<Heard> {
+    let mut message = [0; ANSWER_LEN];
+    let (len, descriptors) = receive_message(keeper, &mut message).ok()?;
+    if &message[..len] != b"host" {
+        return read_answer(&message[..len], descriptors).map(Heard::Line);
+    }
     let file = descriptors.into_iter().next()?;
     let mut text = Vec::new();
     let mut piece = vec![0; 64 * 1024];
@@ -116,5 +159,27 @@ pub(super) fn hear(keeper: &OwnedFd) -> Option<HostChange> {
             return None;
         }
     }
-    serde_json::from_slice(&text).ok()
+    serde_json::from_slice(&text).ok().map(Heard::Change)
+}
+
+/// Watches the records of private networks.
+fn watch_members(instructions: &Instructions) -> Option<OwnedFd> {
+    if instructions.joins.is_empty() {
+        return None;
+    }
+    let watch = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).ok()?;
+    for join in &instructions.joins {
+        // A record is replaced by a rename.
+        inotify::add_watch(&watch, &join.dir, WatchFlags::MOVED_TO).ok()?;
+    }
+    Some(watch)
+}
+
+/// The names of members, as they are and as host names, with their addresses.
+pub fn member_entries(record: &NetworkRecord) -> Vec<HostEntry> {
+    let names = record.members.iter().flat_map(|(name, address)| {
+        let label = Some(name.to_hostname()).filter(|label| label != name.as_str());
+        std::iter::once(name.to_string()).chain(label).map(|name| (name, *address))
+    });
+    names.collect()
 }

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -16,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
-use super::changes::hear;
+use super::changes::{Heard, hear};
+use super::lines::request;
 use super::messages::{DESCRIPTORS_MAX, message_pair, receive_message, send_message};
 use crate::mapped::SharedNumber;
 
@@ -148,6 +150,12 @@ impl Controller for SupervisorChannel {
         }
     }
 
+    fn connect(&mut self, network: u8, address: Ipv4Addr) {
+        if request(&self.keeper, network, address).is_err() {
+            self.orders.push_back(Order::Line(network, address, None));
+        }
+    }
+
     fn moved(&mut self, bytes: u64) {
         self.moved.set(bytes);
     }
@@ -161,8 +169,11 @@ impl Controller for SupervisorChannel {
                 Ok(orders) => self.orders.extend(orders),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    return hear(&self.keeper)
-                        .map_or(Order::Nothing, |change| Order::Follow(Box::new(change)));
+                    return match hear(&self.keeper) {
+                        Some(Heard::Change(change)) => Order::Follow(Box::new(change)),
+                        Some(Heard::Line((network, address, line))) => Order::Line(network, address, line),
+                        None => Order::Nothing,
+                    };
                 }
                 Err(_) => return Order::End,
             }

@@ -117,7 +117,9 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     rules.insert(libc::SYS_fcntl, duplicate?);
     let options = SOCKET_OPTIONS.map(|(level, option)| is_option(level, option));
     rules.insert(libc::SYS_setsockopt, options.into_iter().collect::<Result<_, _>>()?);
-    rules.insert(libc::SYS_getsockopt, vec![is_option(libc::SOL_SOCKET, libc::SO_ERROR)?]);
+    let options = [libc::SO_ERROR, libc::SO_DOMAIN, libc::SO_TYPE];
+    let options = options.map(|option| is_option(libc::SOL_SOCKET, option));
+    rules.insert(libc::SYS_getsockopt, options.into_iter().collect::<Result<_, _>>()?);
     SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, SECCOMP)?.try_into()
 }
 

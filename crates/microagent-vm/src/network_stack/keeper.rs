@@ -2,8 +2,8 @@
 //! its time.
 //!
 //! The keeper holds the link to QEMU, so that a stack that ends does not close it. It looks for changes of the host once a
-//! second, and tells the stack of them. It reads nothing that a guest or a stack has written; all that it notices of a
-//! stack is how it ended. A stack is forked and not executed: it begins with what the keeper knows, and shares its memory
+//! second, and tells the stack of them, and of new members of its private networks. It reads nothing that a guest has
+//! written; all that it notices of a stack is how it ended, and which member of a private network it wants to be connected to. A stack is forked and not executed: it begins with what the keeper knows, and shares its memory
 //! until it writes to it.
 
 use std::io;
@@ -16,16 +16,17 @@ use std::time::{Duration, Instant};
 use landlock::{
     Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError, Scope,
 };
-use microagent_store::ProcessId;
+use microagent_store::{NetworkDir, ProcessId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, waitpid};
 
 use super::changes::{Follower, tell};
+use super::lines::serve_requests;
 use super::messages::message_pair;
 use super::reports::{KeeperReport, report};
-use super::{Instructions, serve};
+use super::{Instructions, Join, serve};
 use crate::descriptors::close_all_but;
 use crate::handover::exit_code;
 use crate::jail::{NEWEST, allow, die_with, give_up_capabilities};
@@ -44,6 +45,8 @@ pub(super) struct Connections {
     pub(super) link: OwnedFd,
     /// The supervisor: reports go there, and its end means that the stack has to end.
     pub(super) supervisor: OwnedFd,
+    /// Listening sockets for other members, one for each private network.
+    pub(super) members: Vec<OwnedFd>,
     /// The process of the brokers, if there are any.
     pub(super) brokers: Option<OwnedFd>,
 }
@@ -56,9 +59,10 @@ pub(super) fn keep(instructions: Instructions, connections: Connections, channel
     // Fails when the host allows less, which the stack can use as well.
     let _ = set_socket_send_buffer_size(&connections.link, LINK_BUFFER);
     give_up_capabilities()?;
-    confine().map_err(io::Error::other)?;
+    confine(&instructions.joins).map_err(io::Error::other)?;
     let moved = Rc::new(SharedNumber::new()?);
-    let mut keeper = Keeper { instructions, connections, moved, follower: Follower::new(), is_owed: false };
+    let follower = Follower::new(&instructions);
+    let mut keeper = Keeper { instructions, connections, moved, follower, is_owed: false };
     let mut replacements = Replacements::default();
     let mut next = (channel, None);
     let mut is_resumed = false;
@@ -88,15 +92,20 @@ pub(super) fn keep(instructions: Instructions, connections: Connections, channel
     }
 }
 
-/// Lets this process and its stacks read files and do nothing else with them.
-fn confine() -> Result<(), RulesetError> {
-    let rules = Ruleset::default()
+/// Lets this process and its stacks read files and do nothing else with them, but for connecting to other members of
+/// private networks.
+fn confine(joins: &[Join]) -> Result<(), RulesetError> {
+    let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::BindTcp)?
         .scope(Scope::from_all(NEWEST))?
         .create()?;
-    allow(rules, "/".as_ref(), AccessFs::ReadFile | AccessFs::ReadDir)?.restrict_self().map(drop)
+    rules = allow(rules, "/".as_ref(), AccessFs::ReadFile | AccessFs::ReadDir)?;
+    for join in joins {
+        rules = allow(rules, &NetworkDir::at(&join.dir).sockets(), AccessFs::ResolveUnix.into())?;
+    }
+    rules.restrict_self().map(drop)
 }
 
 /// A forked stack.
@@ -128,6 +137,8 @@ impl Keeper {
         let keeper = getpid();
         let link = self.connections.link.try_clone()?;
         let brokers = self.connections.brokers.as_ref().map(OwnedFd::try_clone).transpose()?;
+        let members: Vec<OwnedFd> =
+            self.connections.members.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>()?;
         let (changes, theirs) = message_pair()?;
         self.is_owed = false;
         // SAFETY: this process has one thread, so that its child can continue as it would. The child does not return.
@@ -135,10 +146,11 @@ impl Keeper {
             -1 => return Err(io::Error::last_os_error()),
             0 => {
                 let descriptors = [link, channel, theirs];
-                let kept = descriptors.iter().chain(&brokers).map(AsRawFd::as_raw_fd).collect();
-                let served = die_with(keeper)
-                    .and_then(|()| close_all_but(kept))
-                    .and_then(|()| serve(&self.instructions, descriptors, brokers, &self.moved, is_resumed));
+                let kept =
+                    descriptors.iter().chain(&members).chain(&brokers).map(AsRawFd::as_raw_fd).collect();
+                let served = die_with(keeper).and_then(|()| close_all_but(kept)).and_then(|()| {
+                    serve(&self.instructions, descriptors, members, brokers, &self.moved, is_resumed)
+                });
                 let code = exit_code("network stack", served);
                 // SAFETY: ends the child without what its parent has registered for its own end.
                 unsafe { libc::_exit(code) }
@@ -169,6 +181,8 @@ impl Keeper {
     /// it is the supervisor.
     fn is_told_to_end(&mut self, stack: Option<&Stack>, patience: Option<Duration>) -> io::Result<bool> {
         let until = patience.map(|patience| Instant::now() + patience);
+        // A stack that says what no stack says, or nothing more, is not heard any more.
+        let mut asking = stack;
         loop {
             self.is_owed |= self.follower.refresh(&mut self.instructions);
             if self.is_owed
@@ -179,13 +193,27 @@ impl Keeper {
             // It sends nothing: its socket is readable at its end.
             let mut watched = vec![PollFd::new(&self.connections.supervisor, PollFlags::IN)];
             watched.extend(stack.map(|stack| PollFd::new(&stack.process, PollFlags::IN)));
+            let of_process = watched.len();
+            watched
+                .extend(self.follower.members().map(|watch| PollFd::from_borrowed_fd(watch, PollFlags::IN)));
+            watched.extend(asking.map(|stack| PollFd::new(&stack.changes, PollFlags::IN)));
             let next = until.map_or(self.follower.next_look(), |until| until.min(self.follower.next_look()));
             let left = next.saturating_duration_since(Instant::now());
             let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             match poll(&mut watched, Some(&timeout)) {
                 Ok(0) if until.is_some_and(|until| until <= Instant::now()) => return Ok(false),
                 Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => return Ok(!watched[0].revents().is_empty()),
+                Ok(_) => {
+                    let is_ready =
+                        |watched: &[PollFd<'_>]| watched.iter().any(|one| !one.revents().is_empty());
+                    if is_ready(&watched[..of_process]) {
+                        return Ok(!watched[0].revents().is_empty());
+                    }
+                    drop(watched);
+                    self.follower.look_at_members();
+                    let joins = &self.instructions.joins;
+                    asking = asking.filter(|stack| serve_requests(stack.changes.as_fd(), joins));
+                }
                 Err(error) => return Err(error.into()),
             }
         }

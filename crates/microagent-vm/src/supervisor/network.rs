@@ -18,7 +18,7 @@ use microagent_model::Publish;
 use microagent_model::egress::{Decision, Subject};
 use microagent_model::{FailureKind, WorkspaceFailure};
 use microagent_net::{HostAddresses, PortNumber};
-use microagent_store::{Link, ProcessId, WorkspaceDir};
+use microagent_store::{Link, NetworkDir, ProcessId, WorkspaceDir};
 use tokio::process::{Child, ChildStderr};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
@@ -33,7 +33,7 @@ use crate::network_stack::{
     Instructions, KeeperReport, KeeperReports, NETWORK_STACK_ARGUMENT, StackChannel, instruct,
 };
 use crate::ports::{PortError, listen_at};
-use crate::spec::NetworkSpec;
+use crate::spec::{Join, NetworkSpec};
 
 /// How long a stack may take to end when its control socket closes.
 const END_PATIENCE: Duration = Duration::from_secs(4);
@@ -99,6 +99,7 @@ impl Network {
             names: spec.names.clone(),
             forwards: spec.forwards.clone(),
             brokers: spec.brokers.as_ref().map_or(0, |brokers| brokers.count),
+            joins: spec.joins.clone(),
             bytes_per_second: spec.bps.and_then(NonZeroU64::new),
             host_files: spec.host_files.clone(),
         };
@@ -110,6 +111,8 @@ impl Network {
         let (channel, theirs) = StackChannel::pair().map_err(|e| cannot_start(&e))?;
         let (reports, keepers) = KeeperReports::pair().map_err(|e| cannot_start(&e))?;
         let mut descriptors = vec![device.as_fd(), theirs.as_fd(), keepers.as_fd()];
+        let doors = listen_for_members(&spec.joins)?;
+        descriptors.extend(doors.iter().map(AsFd::as_fd));
         descriptors.extend(stacks.as_ref().map(AsFd::as_fd));
         instruct(&control, &instructions, &descriptors).map_err(|e| cannot_start(&e))?;
         let channel = Rc::new(channel);
@@ -307,6 +310,15 @@ impl Network {
             let _ = timeout(END_PATIENCE, logger).await;
         }
     }
+}
+
+/// Listens for other members of private networks. The keeper has the sockets from then on: with it they are closed.
+fn listen_for_members(joins: &[Join]) -> Result<Vec<OwnedFd>, WorkspaceFailure> {
+    let listen = |join: &Join| {
+        let listening = NetworkDir::at(&join.dir).listen(join.membership.address);
+        listening.map_err(|e| full_or_boot(&e, &format!("network `{}`", join.membership.network)))
+    };
+    joins.iter().map(listen).collect()
 }
 
 /// Whether an error says that the other end of a channel is closed.

@@ -21,7 +21,7 @@ use super::{Error, deepest_io};
 pub enum ErrorKind {
     /// The request is not valid.
     Invalid,
-    /// The workspace, volume, image, job or artifact does not exist, or the path on the host or in the guest.
+    /// The workspace, volume, private network, image, job or artifact does not exist, or the path on the host or in the guest.
     NotFound,
     /// The name is taken.
     AlreadyExists,
@@ -101,6 +101,7 @@ impl Error {
             Error::Job(error) => error.kind(),
             Error::Snapshot(error) => error.kind(),
             Error::Sync(error) => error.kind(),
+            Error::Network(error) => error.kind(),
             Error::Write(error) => io_kind(error.io()),
             Error::File { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
             Error::File { source, .. } | Error::Sink(source) => io_kind(Some(source)),

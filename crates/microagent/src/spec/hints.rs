@@ -4,7 +4,7 @@
 use strsim::damerau_levenshtein;
 
 /// Keys that people write in the wrong block, or know from elsewhere, in their plain form, and where they belong.
-const ELSEWHERE: [(&str, &str); 37] = [
+const ELSEWHERE: [(&str, &str); 39] = [
     ("memory", "resources.memoryMiB"),
     ("memorymib", "resources.memoryMiB"),
     ("memlimit", "resources.memoryMiB"),
@@ -19,6 +19,8 @@ const ELSEWHERE: [(&str, &str); 37] = [
     ("dns", "network.dns"),
     ("dnssearch", "network.dnsSearch"),
     ("extrahosts", "network.addHosts"),
+    ("networks", "network.join"),
+    ("join", "network.join"),
     ("networkmode", "network.mode"),
     ("netmode", "network.mode"),
     ("allow", "egress.allow"),

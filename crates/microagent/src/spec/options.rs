@@ -208,6 +208,7 @@ impl SpecFile {
         self.lay_egress_over(&mut options.egress);
         options.dns = self.dns_settings();
         options.forwards = self.forwarded()?.unwrap_or_default();
+        options.networks = self.network.join.clone().unwrap_or_default();
         options.brokers = self.brokered()?.unwrap_or_default();
         self.lay_limits_over(&mut options.limits);
         options.secrets = self.secrets.clone().unwrap_or_default();

@@ -9,6 +9,7 @@ use microagent_model::{
 use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
 
 use super::Workspace;
+use crate::private_network::JoinedNetwork;
 use crate::{BrokerDetails, Error};
 
 /// Network settings and state of a workspace.
@@ -36,6 +37,8 @@ pub struct NetworkDetails {
     pub dns: Option<DnsSettings>,
     /// Its addresses, if it has a network device.
     pub addresses: Option<GuestAddresses>,
+    /// Private networks that the workspace joins.
+    pub networks: Vec<JoinedNetwork>,
     /// Process id of the network stack, while it runs.
     pub stack_pid: Option<i32>,
 }
@@ -118,6 +121,7 @@ impl Workspace {
             dns: is_connected.then(|| record.dns.clone()),
             host_forwards: record.forwards.iter().map(HostForward::from).collect(),
             brokers: BrokerDetails::all(&record.brokers),
+            networks: self.engine.joined_networks(&record),
             addresses: has_device.then(|| GuestAddresses {
                 ip: GUEST_ADDRESS,
                 prefix_len: PREFIX_LEN,

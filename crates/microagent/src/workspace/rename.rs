@@ -41,6 +41,7 @@ impl Workspace {
         let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;
         let record = WorkspaceRecord::load(&dir)?;
         self.check_renamable(&record)?;
+        let networks = record.networks.clone();
         if record.hostname == self.name.to_hostname() {
             let mut workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
             let hostname = renamed.name.to_hostname();
@@ -55,6 +56,9 @@ impl Workspace {
         // Whoever looks for the layers that records name must find this one, under its old or its new name.
         let _held = self.engine.hold_layers()?;
         let renaming = self.engine.state().rename_workspace(&self.name, &renamed.name);
+        if renaming.is_ok() {
+            self.engine.rename_member(&networks, &self.name, &renamed.name);
+        }
         renaming.map_err(|source| match source.kind() {
             std::io::ErrorKind::AlreadyExists => Error::NameTaken { name: renamed.name.clone() },
             _ => Error::File { action: "rename", path: dir.path().to_owned(), source },

@@ -33,6 +33,7 @@ _microagent_names() {
         --egress) names="public allowlist open" ;;
         --image) names=$(_microagent_list image list) ;;
         -v | --volume) names=$(_microagent_list volume list) ;;
+        --join) names=$(_microagent_list network list) ;;
     esac
     if [[ -n $names ]]; then
         COMPREPLY=($(compgen -W "$names" -- "$cur"))
@@ -44,10 +45,16 @@ _microagent_names() {
     fi
     case $verb in
         start | restart | halt | stop | kill | pause | resume | unpause | quarantine | supervise | status | inspect \
-            | network | port | touch | rename | resize | logs | log | events | egress | stats | top | wait | result | clone | artifact | commit | diff | export | delete | rm \
+            | port | touch | rename | resize | logs | log | events | egress | stats | top | wait | result | clone | artifact | commit | diff | export | delete | rm \
             | exec | connect | attach | jobs)
             names=$(_microagent_list list) ;;
         cp) names=$(_microagent_list list) ;;
+        network)
+            case $sub in
+                create | list | ls) ;;
+                inspect | delete | rm) names=$(_microagent_list network list) ;;
+                *) names=$(_microagent_list list) ;;
+            esac ;;
         job)
             if [[ -n $name ]]; then
                 names=$(_microagent_list jobs "$name")

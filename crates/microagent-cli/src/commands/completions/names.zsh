@@ -1,5 +1,5 @@
 
-# Names that only the program knows: workspaces, jobs, images, volumes.
+# Names that only the program knows: workspaces, jobs, images, volumes, networks.
 _microagent_workspaces() {
     local -a names
     names=(${(f)"$(microagent list -q 2>/dev/null)"})
@@ -18,5 +18,10 @@ _microagent_images() {
 _microagent_volumes() {
     local -a names
     names=(${(f)"$(microagent volume list -q 2>/dev/null)"})
+    compadd -a names
+}
+_microagent_networks() {
+    local -a names
+    names=(${(f)"$(microagent network list -q 2>/dev/null)"})
     compadd -a names
 }

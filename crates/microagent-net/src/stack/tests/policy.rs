@@ -197,7 +197,12 @@ fn what_changes_on_the_host_counts_from_then_on() {
     let addresses = addresses(&[FAR], &[HOST]);
     let servers = vec![SocketAddr::from(([192, 0, 2, 99], 53))];
     let hosts = Some(vec![("printer".to_owned(), FAR)]);
-    bench.stack.follow(HostChange { addresses: Some(addresses), name_servers: Some(servers.clone()), hosts });
+    bench.stack.follow(HostChange {
+        addresses: Some(addresses),
+        name_servers: Some(servers.clone()),
+        hosts,
+        members: None,
+    });
     bench.stack.take_decisions();
     assert!(!bench.connects(FAR, 444));
     assert!(!bench.connects(HOST, 444));

@@ -119,6 +119,7 @@ impl Plan {
         options.dns.clone_from(&record.dns);
         options.forwards.clone_from(&record.forwards);
         options.brokers.clone_from(&record.brokers);
+        options.networks.clone_from(&record.networks);
         options.limits = record.limits;
         options.secrets.clone_from(&record.secrets);
         options.labels.clone_from(&record.labels);
@@ -144,6 +145,8 @@ impl Plan {
         let host_file = network.dns_host;
         self.value("network.dnsHost", |plan| &mut plan.record.dns.host_file, host_file, yes_no, true);
         self.value("network.hostForwards", |plan| &mut plan.record.forwards, forwards, |all| list(all), true);
+        let networks = network.join.clone();
+        self.value("network.join", |plan| &mut plan.record.networks, networks, |all| list(all), true);
     }
 
     /// One value takes the place of another.
