@@ -4,13 +4,15 @@
 # Where `make install` puts things; DESTDIR goes before it, for packages.
 PREFIX ?= /usr/local
 
-.PHONY: help demo build test bench install uninstall
+.PHONY: help demo build test bench install uninstall deb book
 
 help:
 	@echo "make demo       installs what is needed, builds, and runs one command in a microVM"
 	@echo "make build      builds the command: target/release/microagent"
 	@echo "make install    installs command, manual pages and completions (PREFIX=$(PREFIX), DESTDIR)"
 	@echo "make uninstall  removes what make install installed"
+	@echo "make deb        makes a Debian package of the command: target/deb"
+	@echo "make book       makes a book of the documents: target/book"
 	@echo "make test       installs what is needed, checks everything, runs all tests"
 	@echo "make bench      measures, against raw QEMU, umoci and podman"
 
@@ -28,6 +30,13 @@ install:
 
 uninstall:
 	@xtask/install uninstall "$(DESTDIR)$(PREFIX)"
+
+deb:
+	@xtask/install-packages deb
+	@cargo xtask deb
+
+book:
+	@cargo xtask book
 
 test:
 	@xtask/install-packages test

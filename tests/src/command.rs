@@ -230,6 +230,11 @@ impl Running<'_> {
         let _ = kill_process_group(Pid::from_child(&self.child), signal);
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Kills it as nobody should, and waits for its end.
     #[track_caller]
     pub fn kill(self) -> Finished {

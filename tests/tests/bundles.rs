@@ -6,8 +6,10 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use microagent_tests::{Finished, Home, User, host};
+use microagent_tests::{Finished, Home, User, host, wait_for};
+use rustix::process::Signal;
 
 /// Exit code of "try again": whoever has it lets it go some time.
 const TRY_AGAIN: i32 = 75;
@@ -247,5 +249,41 @@ fn a_tar_file_that_means_harm_is_refused_and_leaves_nothing() {
     let run =
         home.sh(&["-v", "odd.tar:/in"], "cat /in/absolute /in/.wh.file; readlink /in/out; head -c 4 /in/out");
     assert_eq!(run.guest_output(), "inside\nkept\n/etc/passwd\nroot");
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_tar_stream_on_standard_input_is_a_volume() {
+    let home = home();
+    let run = |options: &[&str], words: &[&str]| {
+        let call = home.call().args(["run", "--raw", "--network", "isolated"]).args(options);
+        call.arg(home.image("busybox")).args(words)
+    };
+    let stream = tar(&[("dir/", ""), ("dir/file", "content")]);
+    let read = run(&["-v", "-:/src:ro"], &["cat", "/src/dir/file"]).stdin(stream.clone()).success();
+    assert_eq!(read.text(), "content");
+    // It is the disk of the workspace, which keeps it.
+    home.call()
+        .args(["create", "web", "--image", &home.image("busybox"), "--bundle", "-:/src"])
+        .stdin(stream.clone())
+        .success();
+    home.microagent(["start", "web"]).success();
+    home.microagent(["exec", "web", "test", "-s", "/src/dir/file"]).success();
+    home.microagent(["delete", "--force", "--yes", "web"]).success();
+
+    run(&["-i", "-v", "-:/src"], &["cat"]).stdin(stream.clone()).run().code(2).says("omit -i");
+    run(&["-v", "-:/a", "-v", "-:/b"], &["true"]).stdin(stream.clone()).run().code(2).says("attached twice");
+    run(&["-v", "-:/src"], &["true"]).stdin(b"no tar".to_vec()).run().code(1).says("no tar file");
+    run(&["-v", "-:/src"], &["true"]).stdin(Vec::new()).run().code(1);
+    let climbing = tar(&[("../../etc/evil", "x")]);
+    run(&["-v", "-:/src"], &["true"]).stdin(climbing).run().code(1).says("reach outside");
+    // A stream that does not end does not hold up a signal.
+    let waiting = run(&["-v", "-:/src"], &["true"]).stdin_kept_open(stream).start();
+    wait_for("the stream to be read", Duration::from_secs(60), || {
+        let scratch = fs::read_dir(home.state().join("tmp")).into_iter().flatten().count();
+        if scratch > 0 { Ok(()) } else { Err("nothing in tmp") }
+    });
+    waiting.signal(Signal::TERM);
+    waiting.finish().code(130);
     home.nothing_is_left();
 }

@@ -122,3 +122,35 @@ fn settings_of_the_system_hold_at_every_start() {
     home.microagent(["delete", "--force", "web", "odd", "many"]).success();
     home.nothing_is_left();
 }
+
+#[test]
+fn a_port_of_another_workspace_is_told_with_its_name() {
+    let home = Home::new(User::unprivileged());
+    home.create("first", ["--publish", "0:80"]);
+    home.microagent(["start", "first"]).success();
+    let status = home.microagent(["status", "first", "--json"]).success().json();
+    let publish = format!("{}:80", status["port_forwards"][0]["host_port"]);
+    home.create("second", ["--publish", &publish]);
+    home.microagent(["start", "second"]).run().code(1).says("workspace `first` publishes that port");
+    home.run("busybox", ["--publish", &publish], &["true"]).run().code(1).says("workspace `first`");
+    home.microagent(["delete", "--force", "--yes", "first", "second"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_deleted_workspace_takes_its_unit_along() {
+    let home = Home::new(User::unprivileged());
+    home.create("web", []);
+    home.microagent(["supervise", "web", "--install"]).success();
+    let unit = home.path().join(".config/systemd/user/microagent-supervise-web.service");
+    assert!(unit.is_file());
+    home.microagent(["delete", "--yes", "web"]).success();
+    assert!(!unit.exists());
+    // The unit of another state directory's workspace stays.
+    home.create("web", []);
+    std::fs::create_dir_all(unit.parent().unwrap()).unwrap();
+    std::fs::write(&unit, "ExecStart=\"/x\" --state-dir \"/elsewhere\" supervise web\n").unwrap();
+    home.microagent(["delete", "--yes", "web"]).success();
+    assert!(unit.exists());
+    home.nothing_is_left();
+}

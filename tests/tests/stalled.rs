@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use std::fs;
 use std::time::Duration;
 
+use microagent_tests::process::Process;
 use microagent_tests::pty::Pty;
 use microagent_tests::{Home, User, wait_for};
 use rustix::process::Signal;
@@ -152,5 +154,38 @@ fn supervise_waits_for_a_copy_that_has_the_workspace() {
     supervise.finish().code(0);
     assert_eq!(home.state_of("web"), "halted");
     home.microagent(["delete", "web", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_signal_ends_each_command_while_the_guest_does_nothing() {
+    let home = running();
+    home.write("file", "content");
+    let qemu = home.processes().into_iter().find(Process::is_qemu).unwrap();
+    qemu.stop();
+    // Without the signal each of them would wait for two minutes and more.
+    let patience = Duration::from_secs(60);
+    for signal in [Signal::TERM, Signal::INT] {
+        for words in [
+            &["exec", "web", "true"][..],
+            &["cp", "file", "web:/root/"],
+            &["cp", "web:/etc", "fetched"],
+            &["diff", "web"],
+            &["export", "web", "-o", "root.tar"],
+            &["logs", "-f", "web"],
+            &["wait", "web"],
+        ] {
+            let command = home.call().args(words).deadline(patience).start();
+            wait_for("the command to connect", patience, || {
+                let waits = fs::read_to_string(format!("/proc/{}/wchan", command.id()));
+                if waits.is_ok_and(|place| place.contains("poll")) { Ok(()) } else { Err("it works") }
+            });
+            command.signal(signal);
+            let code = if words[0] == "logs" { 0 } else { 130 };
+            command.finish().code(code);
+        }
+    }
+    qemu.signal(Signal::CONT);
+    home.microagent(["delete", "web", "--force"]).success();
     home.nothing_is_left();
 }

@@ -60,7 +60,7 @@ fn problem(document: &Path, link: &str) -> Option<String> {
 }
 
 /// Targets of `[text](target)` outside of code.
-fn links_of(text: &str) -> Vec<String> {
+pub(crate) fn links_of(text: &str) -> Vec<String> {
     let mut links = Vec::new();
     for line in prose(text) {
         // Code in backticks is no link.

@@ -3,6 +3,8 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod book;
+mod deb;
 mod demo;
 mod deps;
 mod docs;
@@ -37,6 +39,10 @@ enum Verb {
     Deps,
     /// Check that links in documents lead somewhere
     Docs,
+    /// Make a book of the documents, with a search, in target/book
+    Book,
+    /// Make a Debian package; --try installs, uses and removes it in clean roots
+    Deb(deb::DebArguments),
     /// Run end-to-end tests on other Debian releases, each with its own QEMU
     Hosts(hosts::Hosts),
     /// Run end-to-end tests under KVM in an outer machine with emulated virtualisation
@@ -56,6 +62,8 @@ fn main() -> Result<()> {
         Verb::Test => test::test(),
         Verb::Deps => deps::check(),
         Verb::Docs => docs::check(),
+        Verb::Book => book::make(),
+        Verb::Deb(arguments) => arguments.run(),
         Verb::Hosts(arguments) => arguments.run(),
         Verb::KvmTrial(arguments) => arguments.run(),
         Verb::Tidy(arguments) => tidy::check(&arguments),

@@ -75,7 +75,7 @@ pub(crate) enum Command {
     Stop(change::StopArgs),
     Kill(change::KillArgs),
     Pause(change::PauseArgs),
-    #[command(alias = "unpause")]
+    #[command(visible_alias = "unpause")]
     Resume(change::ResumeArgs),
     Quarantine(change::QuarantineArgs),
     Supervise(supervise::SuperviseArgs),

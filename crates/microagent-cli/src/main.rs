@@ -30,6 +30,7 @@ mod stderr;
 mod stream;
 mod table;
 mod terminal;
+mod unit;
 mod usage;
 mod writer;
 use std::ffi::OsString;

@@ -67,7 +67,8 @@ impl StandardInput {
         StandardInput(Arc::new(open))
     }
 
-    pub(crate) fn open(&self) -> Box<dyn Read + Send> {
+    /// Opens the stream.
+    pub fn open(&self) -> Box<dyn Read + Send> {
         (self.0)()
     }
 }

@@ -107,7 +107,13 @@ impl KvmFacts {
 pub fn decide(choice: AccelChoice, facts: &KvmFacts) -> Result<AccelDecision, KvmUnusable> {
     let (accel, reason, remedy) = match (choice, device_fault(facts), facts.cpu_flag) {
         (AccelChoice::Tcg, ..) => (Accel::Tcg, "requested".to_owned(), None),
-        (AccelChoice::Kvm, None, _) => (Accel::Kvm, "requested".to_owned(), None),
+        (AccelChoice::Kvm, None, Some(_)) => (Accel::Kvm, "requested".to_owned(), None),
+        // Some hosts hide the flag; on others KVM is emulated, and a boot takes minutes or fails.
+        (AccelChoice::Kvm, None, None) => (
+            Accel::Kvm,
+            "requested, but the CPU shows neither vmx nor svm, so it may be emulated".to_owned(),
+            Some("try a run; if it is slow or fails, use TCG".to_owned()),
+        ),
         (AccelChoice::Kvm, Some(fault), _) => return Err(fault),
         (AccelChoice::Auto, None, Some(flag)) => {
             (Accel::Kvm, format!("/dev/kvm is usable and the CPU has {flag}"), None)

@@ -10,6 +10,9 @@ use crate::Hint;
 /// File extensions of tar files, which are converted to a disk.
 const BUNDLE_ENDINGS: [&str; 4] = [".tar", ".tar.gz", ".tgz", ".tar.zst"];
 
+/// In place of a tar file: the tar stream on standard input.
+pub(crate) const STANDARD_INPUT: &str = "-";
+
 /// File extensions of disk images.
 const IMAGE_ENDINGS: [&str; 2] = [".ext4", ".img"];
 
@@ -25,7 +28,8 @@ const NAME_MAX: usize = 255;
 /// The kinds of attachments that a text can describe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachmentForm {
-    /// `SRC:DST[:ro|rw]`: a named volume, or a file whose extension determines its kind.
+    /// `SRC:DST[:ro|rw]`: a named volume, a file whose extension determines its kind, or `-` for a tar stream on
+    /// [standard input](crate::image::StandardInput).
     Volume,
     /// `[NAME=]SRC:DST[:ro|rw]`: an ext4 image.
     Disk,
@@ -129,6 +133,9 @@ impl AttachmentForm {
         }
         let file = || base.join(source);
         let source = match self {
+            AttachmentForm::Volume | AttachmentForm::Bundle if source == STANDARD_INPUT => {
+                DiskSource::Bundle(source.into())
+            }
             AttachmentForm::Disk => DiskSource::Image(file()),
             AttachmentForm::Bundle => DiskSource::Bundle(file()),
             AttachmentForm::Volume if is_bundle(source) => DiskSource::Bundle(file()),

@@ -3,11 +3,12 @@
 //! The host checks names, kinds and sizes. Only the guest reads the content of a disk.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use microagent_image::bundle::{self, BUNDLE_LIMITS};
+use microagent_image::{ImageError, StandardInput};
 use microagent_model::{Attachment, DiskSource, VolumeName};
 use microagent_proto::Mount;
 use microagent_store::{Scratch, VolumeRecord, WorkspaceDir};
@@ -16,12 +17,19 @@ use microagent_vm::{Claim, ExtraDisk};
 use rustix::fs::OFlags;
 use tokio_util::sync::CancellationToken;
 
-use crate::attachment::described;
+use crate::attachment::{STANDARD_INPUT, described};
 use crate::error::InvalidRequest;
 use crate::provision::{FirstStart, MIB, fitting_mib};
 use crate::supervisor_spec::absolute;
 use crate::volume::SIZE_MIB;
 use crate::{Engine, Error, Event, Progress};
+
+/// Longest tar stream on standard input, in bytes: what a bundle may unpack to, and its headers.
+const STREAM_MAX: u64 = 34 << 30;
+const _: () = assert!(STREAM_MAX > BUNDLE_LIMITS.max_unpacked_bytes);
+
+/// Bytes that are copied at once.
+const STREAM_PIECE: usize = 256 * 1024;
 
 /// Smallest size of a writable bundle's disk, in MiB.
 const BUNDLE_SIZE_MIB: u64 = 1024;
@@ -56,6 +64,7 @@ impl Engine {
                     disk.source.clone()
                 }
                 DiskSource::Image(path) => DiskSource::Image(self.check_image(path, disk.read_only)?),
+                DiskSource::Bundle(path) if is_standard_input(path) => disk.source.clone(),
                 DiskSource::Bundle(path) => DiskSource::Bundle(check_bundle(path)?),
             };
             Ok(Attachment { source, ..disk.clone() })
@@ -159,16 +168,23 @@ impl Engine {
         let tmp = || self.state().tmp();
         let failed = |source| Error::File { action: "create a directory in", path: tmp(), source };
         let scratch = self.state().scratch().map_err(failed)?;
-        let cancel = cancel.clone();
+        let input = self.options().environment.standard_input.clone();
+        let stop = cancel.clone();
         let making = tokio::task::spawn_blocking(move || {
-            let make = |(number, tar, read_only): (usize, PathBuf, bool)| {
+            let make = |(number, mut tar, read_only): (usize, PathBuf, bool)| {
+                if is_standard_input(&tar) {
+                    tar = scratch.path().join("standard input");
+                    spool(input.as_ref(), &tar, &stop)?;
+                }
                 let out = scratch.path().join(format!("{number}.ext4"));
-                make_bundle(&tar, &out, scratch.path(), read_only, &cancel).map(|()| (number, out))
+                make_bundle(&tar, &out, scratch.path(), read_only, &stop).map(|()| (number, out))
             };
             let made = wanted.into_iter().map(make).collect::<Result<_, Error>>()?;
             Ok(Bundles { made, _scratch: Some(scratch) })
         });
-        making.await.map_err(|e| failed(io::Error::other(e)))?
+        // A thread that waits for standard input is not waited for.
+        let made = cancel.run_until_cancelled(making).await.ok_or(Error::Cancelled)?;
+        made.map_err(|e| failed(io::Error::other(e)))?
     }
 
     /// Returns all further disks of a workspace's machine, in the order in which they are mounted.
@@ -244,6 +260,38 @@ pub(crate) fn arrange(disks: &[Attachment]) -> Result<Vec<Attachment>, Error> {
 
 fn host_directory(path: &Path) -> Error {
     InvalidRequest::HostDirectory { path: path.to_owned() }.into()
+}
+
+/// Whether a bundle is the tar stream on standard input.
+fn is_standard_input(path: &Path) -> bool {
+    path.as_os_str() == STANDARD_INPUT
+}
+
+/// Copies the stream on standard input to a file, which a bundle is made of.
+fn spool(input: Option<&StandardInput>, to: &Path, cancel: &CancellationToken) -> Result<(), Error> {
+    let input = input.ok_or(ImageError::NoStandardInput)?;
+    let failed = |action, source| Error::File { action, path: to.to_owned(), source };
+    let mut from = input.open().take(STREAM_MAX + 1);
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(|source| failed("create", source))?;
+    let mut buffer = vec![0; STREAM_PIECE];
+    let mut bytes = 0;
+    while !cancel.is_cancelled() {
+        let count = from.read(&mut buffer).map_err(|source| failed("read", source))?;
+        if count == 0 {
+            return Ok(());
+        }
+        bytes += count as u64;
+        if bytes > STREAM_MAX {
+            return Err(InvalidRequest::LargeStream { limit_gib: STREAM_MAX >> 30 }.into());
+        }
+        file.write_all(&buffer[..count]).map_err(|source| failed("write", source))?;
+    }
+    Err(Error::Cancelled)
 }
 
 fn check_bundle(path: &Path) -> Result<PathBuf, Error> {

@@ -17,7 +17,7 @@ pub use microagent_guest::GuestError as GuestFilesError;
 pub use microagent_image::ImageError;
 pub use microagent_image::bundle::BundleError;
 use microagent_model::{
-    FailureKind, NameError, NetworkNameError, State, VolumeName, VolumeNameError, WorkspaceName,
+    FailureKind, NameError, NetworkNameError, Publish, State, VolumeName, VolumeNameError, WorkspaceName,
 };
 pub use microagent_proto::FrameError;
 pub use microagent_store::{
@@ -339,6 +339,14 @@ pub enum Error {
     /// A port of the host cannot be published. Nothing was changed.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// A port of the host is published by another workspace. Nothing was changed.
+    #[error("cannot publish {publish}: workspace `{holder}` publishes that port of the host")]
+    PortHeld {
+        /// The port.
+        publish: Publish,
+        /// The workspace.
+        holder: WorkspaceName,
+    },
     /// The guest's kernel and agent could not be unpacked.
     #[error(transparent)]
     Guest(#[from] GuestFilesError),
@@ -408,6 +416,9 @@ impl Error {
             Error::SecretFile { source, .. } => source.hint().map(Hint::Advice),
             Error::Invalid(invalid) => Some(invalid.hint()),
             Error::Port(e) => Some(Hint::Advice(e.hint())),
+            Error::PortHeld { .. } => Some(Hint::advice(
+                "halt that workspace, or choose another port of the host, or 0 for any free one",
+            )),
             Error::Job(e) => e.hint(),
             Error::Snapshot(e) => e.hint(),
             Error::Sync(e) => e.hint(),
@@ -450,6 +461,8 @@ impl Error {
             Error::RunFailed { kind: FailureKind::HostFull, workspace, .. } => {
                 Hint::FreeSpace { leftover: Some(workspace.clone()) }
             }
+            // Whoever has ended it knows why, and a run that is not kept is gone.
+            Error::RunFailed { kind: FailureKind::Cancelled, .. } => return None,
             Error::RunFailed { kind: FailureKind::Timeout, workspace, .. } => {
                 Hint::TimeLimit { name: workspace.clone() }
             }
@@ -483,7 +496,7 @@ impl Error {
             }
             Error::WrongState { name, state, action } => state_hint(name, *state, *action),
             Error::GuestRefused { not_found: true, .. } => {
-                Hint::advice("check the path; a relative path begins at `/` of the guest")
+                Hint::advice("check the path: it begins at `/` of the guest, and its directory must exist")
             }
             Error::File { .. } if self.kind() == ErrorKind::NotFound => Hint::advice("check the path"),
             _ => return None,

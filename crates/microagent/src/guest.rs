@@ -37,6 +37,9 @@ pub(crate) const REPLY_PATIENCE: Duration = Duration::from_secs(120);
 /// Deadline between two pieces of a tar stream, in which the guest may read many directory entries.
 pub(crate) const SILENCE: Duration = Duration::from_secs(5 * 60);
 
+/// How long a guest that was booted offline may take to flush its disk after a cancellation.
+const CANCELLED_PATIENCE: Duration = Duration::from_millis(700);
+
 /// Deadline of an offline boot of a resting workspace.
 const OFFLINE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
@@ -59,12 +62,15 @@ pub(crate) struct GuestConnection {
     offline: Option<Box<Launched>>,
     /// Whether the running guest sees the base disk of its image while a stream is open.
     with_base_disk: bool,
+    /// Ends every wait for the guest.
+    cancel: CancellationToken,
 }
 
 /// One stream of the agent.
 pub(crate) struct AgentStream {
     pub(crate) name: WorkspaceName,
     pub(crate) stream: UnixStream,
+    pub(crate) cancel: CancellationToken,
 }
 
 /// What a tar stream of a guest may have.
@@ -89,7 +95,7 @@ impl Workspace {
             }
             state => return Err(self.wrong_state(state, Action::ReachFiles)),
         };
-        Ok(self.connection(offline))
+        Ok(self.connection(offline).cancelled_by(progress.token()))
     }
 
     /// The guest of the resting workspace, booted offline with these disks in place of its own, and ended by
@@ -106,7 +112,7 @@ impl Workspace {
             return Err(self.wrong_state(state, action));
         }
         let offline = self.boot_offline(&record, OfflineDisks::Only(extra_disks), progress).await?;
-        Ok(self.connection(Some(offline)))
+        Ok(self.connection(Some(offline)).cancelled_by(progress.token()))
     }
 
     /// Whether the agent of the running guest answers within this time. A paused or hanging guest does not.
@@ -129,7 +135,13 @@ impl Workspace {
     }
 
     fn connection(&self, offline: Option<Box<Launched>>) -> GuestConnection {
-        GuestConnection { workspace: self.clone(), dir: self.dir(), offline, with_base_disk: false }
+        GuestConnection {
+            workspace: self.clone(),
+            dir: self.dir(),
+            offline,
+            with_base_disk: false,
+            cancel: CancellationToken::new(),
+        }
     }
 
     /// Boots the disk of the resting workspace without network and workload.
@@ -184,6 +196,11 @@ impl GuestConnection {
         Error::GuestGone { workspace: self.name().clone(), source }
     }
 
+    /// The same guest, for which nothing waits once this is cancelled.
+    pub(crate) fn cancelled_by(self, cancel: &CancellationToken) -> GuestConnection {
+        GuestConnection { cancel: cancel.clone(), ..self }
+    }
+
     /// The same guest, which sees the base disk of its image while a stream is open. One stream at a time can be.
     pub(crate) fn with_base_disk(self) -> GuestConnection {
         GuestConnection { with_base_disk: true, ..self }
@@ -211,6 +228,10 @@ impl GuestConnection {
 
     /// Opens a stream to the agent and sends a request on it.
     pub(crate) async fn request(&self, request: &Request) -> Result<AgentStream, Error> {
+        self.cancel.run_until_cancelled(self.open(request)).await.ok_or(Error::Cancelled)?
+    }
+
+    async fn open(&self, request: &Request) -> Result<AgentStream, Error> {
         let end = Instant::now() + START_PATIENCE;
         let stream = loop {
             match self.attach().await {
@@ -222,7 +243,7 @@ impl GuestConnection {
                 Err(source) => return Err(self.workspace.unreachable(Action::ReachGuest, source)),
             }
         };
-        let mut stream = AgentStream { name: self.name().clone(), stream };
+        let mut stream = AgentStream { name: self.name().clone(), stream, cancel: self.cancel.clone() };
         // A guest that does not read holds up what is longer than the buffers on the way.
         match timeout(REPLY_PATIENCE, write_message(&mut stream.stream, request, REQUEST_LIMIT)).await {
             Ok(written) => written.map_err(|e| stream.gone(e.into()))?,
@@ -311,7 +332,15 @@ impl GuestConnection {
             action: Action::FlushDisk,
             message,
         };
-        let answer = change(&self.dir, ChangeRequest::Halt).await;
+        let halted = change(&self.dir, ChangeRequest::Halt);
+        let answer = match self.cancel.is_cancelled() {
+            false => halted.await,
+            // A guest that does not end at once is killed: its supervisor ends with the last socket to it.
+            true => match timeout(CANCELLED_PATIENCE, halted).await {
+                Ok(answer) => answer,
+                Err(_) => return Ok(()),
+            },
+        };
         launched.join().await;
         match answer {
             Ok(Answer::Done) => Ok(()),
@@ -325,7 +354,8 @@ impl GuestConnection {
 impl AgentStream {
     /// Reads one answer; the end of the stream and a missed deadline are errors.
     pub(crate) async fn reply<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
-        let Ok(reply) = timeout(REPLY_PATIENCE, read_message(&mut self.stream, REPLY_LIMIT)).await else {
+        let reply = timeout(REPLY_PATIENCE, read_message(&mut self.stream, REPLY_LIMIT));
+        let Ok(reply) = self.cancel.run_until_cancelled(reply).await.ok_or(Error::Cancelled)? else {
             return Err(self.gone(ConnectionFault::Silent { seconds: REPLY_PATIENCE.as_secs() }));
         };
         match reply {

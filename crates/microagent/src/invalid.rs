@@ -51,6 +51,12 @@ pub enum InvalidRequest {
         /// Its path.
         path: String,
     },
+    /// The tar stream on standard input is longer than a bundle may be.
+    #[error("the tar stream on standard input is longer than {limit_gib} GiB")]
+    LargeStream {
+        /// Its limit in GiB.
+        limit_gib: u64,
+    },
     /// The workspace has no health check that could be waited for.
     #[error("workspace `{name}` has no health check")]
     NoHealthCheck {
@@ -417,7 +423,7 @@ impl InvalidRequest {
             }
             InvalidRequest::StopSignal { .. } => "name one, such as SIGINT or 2",
             InvalidRequest::LongStopTimeout { .. } => "give a number of seconds up to 86400",
-            InvalidRequest::NoHealthCheck { .. } => "wait until it is running, or give it a health check",
+            InvalidRequest::NoHealthCheck { .. } => "give it a health check, or wait for something else",
             InvalidRequest::HealthTime { .. } => {
                 "a time is 500 milliseconds to a day; a start period may be 0"
             }
@@ -444,7 +450,7 @@ impl InvalidRequest {
             InvalidRequest::Cpus { .. } => return format!("give 1 to {CPU_MAX}"),
             InvalidRequest::DiskSize { .. } => return format!("give at most {DISK_MIB_MAX} MiB (8 TiB)"),
             InvalidRequest::Rate { .. } => "give another rate, or omit it for no limit",
-            InvalidRequest::TooLarge { .. } => {
+            InvalidRequest::TooLarge { .. } | InvalidRequest::LargeStream { .. } => {
                 "put large data into a file: add it to the image, or copy it in when the workspace is running"
             }
             InvalidRequest::ImageCommandGone => "write its command as `service`",

@@ -57,7 +57,7 @@ impl Engine {
         self.prepare()?;
         let name = options.name.clone().map_or_else(generated_name, Ok)?;
         // Before the image is fetched; the supervisor looks again.
-        choose_ports(&options.workspace.publish)?;
+        choose_ports(&options.workspace.publish).map_err(|error| self.port_error(error))?;
         let mut provision = self.provision(&name, &options.workspace, FirstStart::Now, progress).await?;
         provision.record.disposable = !options.keep;
         if options.workspace.settings.root == RootAccess::ReadOnly && !options.workspace.setup.is_empty() {

@@ -54,6 +54,8 @@ pub(crate) fn unpack(
     beside: &Path,
     links: SymlinkRule,
 ) -> io::Result<(TempDir, Unpacked)> {
+    // One that is not there is told without the made-up name.
+    File::open(beside)?;
     let dir = tempfile::Builder::new().prefix(".microagent-").tempdir_in(beside)?;
     let root = File::open(dir.path())?;
     let rules = Rules { links, ..Rules::HARMLESS };

@@ -38,6 +38,7 @@ pub(crate) struct GlobalArgs {
     pub(crate) allow_weak_jail: bool,
 
     /// Print one JSON document instead of text, errors included; --json=stream prints one line for each thing that happens
+    /// [env: MICROAGENT_OUTPUT]
     #[arg(
         long,
         global = true,

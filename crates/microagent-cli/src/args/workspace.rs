@@ -8,8 +8,8 @@ use microagent::egress::{AllowRule, EgressMode, EgressPolicy};
 use microagent::image::PullPolicy;
 use microagent::spec::value::setup_script;
 use microagent::{
-    Artifact, Attachment, AttachmentForm, Error, GuestInit, NetworkMode, PROFILES, Profile, Publish,
-    PublishRange, SetupStep, SpecFile, WorkspaceOptions, parse_label,
+    Artifact, Attachment, AttachmentForm, DiskSource, Error, GuestInit, NetworkMode, PROFILES, Profile,
+    Publish, PublishRange, SetupStep, SpecFile, WorkspaceOptions, parse_label,
 };
 
 use crate::args::broker::BrokerArgs;
@@ -127,7 +127,7 @@ pub(crate) struct WorkspaceArgs {
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = parse_label, help_heading = "What to run")]
     label: Vec<(String, String)>,
 
-    /// Attach a named volume, a tar file or an ext4 image, at a path of the guest (repeatable)
+    /// Attach a named volume, a tar file, `-` (a tar stream on standard input) or an ext4 image (repeatable)
     #[arg(short, long, value_name = "SRC:DST[:ro|rw]", allow_hyphen_values = true, help_heading = "Disks")]
     volume: Vec<String>,
 
@@ -202,6 +202,12 @@ impl WorkspaceArgs {
             |of_file: &Attachment| disks.iter().any(|flag| flag.mount_point == of_file.mount_point);
         options.disks.retain(|of_file| !is_covered(of_file));
         options.disks.extend(disks);
+        if reads_standard_input(options) && options.image.ends_with(":-") {
+            return Err(Failure::usage(
+                "standard input is both the image and a volume",
+                "load the image first: microagent image load < FILE",
+            ));
+        }
         if let Some(mode) = &self.network {
             options.network = network_mode(mode)?;
         }
@@ -330,6 +336,13 @@ fn network_mode(mode: &str) -> Result<NetworkMode, Failure> {
         "isolated" => Ok(NetworkMode::Isolated),
         other => Err(refuse_network(other)),
     }
+}
+
+/// Whether a volume is made from a tar stream on standard input.
+pub(crate) fn reads_standard_input(options: &WorkspaceOptions) -> bool {
+    let is_stream =
+        |disk: &Attachment| matches!(&disk.source, DiskSource::Bundle(path) if path.as_os_str() == "-");
+    options.disks.iter().any(is_stream)
 }
 
 /// No two outputs have one name.

@@ -8,6 +8,7 @@ use crate::documents::delete::{DeleteDocument, DeletedWorkspace};
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::prompt::confirmed;
+use crate::unit::remove_unit_of;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,6 +50,7 @@ pub(crate) fn execute(context: &Context, args: DeleteArgs) -> Result<(), Failure
     };
     let mut done = Vec::new();
     let mut failures = Vec::new();
+    let mut units = Vec::new();
     context.block_on(async |token| {
         for name in args.names {
             let workspace = engine.workspace(&name);
@@ -58,17 +60,24 @@ pub(crate) fn execute(context: &Context, args: DeleteArgs) -> Result<(), Failure
                 () = token.cancelled() => return Err(Error::Cancelled.into()),
             };
             match deleted {
-                Ok(deletion) => done.push(DeletedWorkspace {
-                    workspace: name,
-                    deleted: deletion.deleted,
-                    stopped: deletion.ended && mode == DeleteMode::Stop,
-                    killed: deletion.ended && mode == DeleteMode::Kill,
-                }),
+                Ok(deletion) => {
+                    units.extend(remove_unit_of(context.state_dir(), &name));
+                    done.push(DeletedWorkspace {
+                        workspace: name,
+                        deleted: deletion.deleted,
+                        stopped: deletion.ended && mode == DeleteMode::Stop,
+                        killed: deletion.ended && mode == DeleteMode::Kill,
+                    });
+                }
                 Err(error) => failures.push(error),
             }
         }
         Ok(())
     })?;
+    let progress = context.progress(true);
+    for unit in units {
+        progress.note(&format!("removed its unit of systemd, {}", unit.display()));
+    }
     match context.format {
         Format::Json => print_json(&DeleteDocument { workspaces: done })?,
         Format::Text => print_text(&done.iter().map(line).collect::<String>())?,

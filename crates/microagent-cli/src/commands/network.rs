@@ -40,8 +40,12 @@ pub(crate) struct NetworkArgs {
     pub(crate) command: Option<NetworkCommand>,
 
     /// Workspace whose network is shown
-    #[arg(value_name = "NAME", num_args = 1..=2)]
-    pub(crate) words: Vec<String>,
+    #[arg(value_name = "NAME")]
+    word: Option<String>,
+
+    /// A second word, which only Docker's verbs have.
+    #[arg(hide = true)]
+    second: Option<String>,
 }
 
 /// What is done with networks between workspaces.
@@ -71,8 +75,9 @@ pub(crate) fn execute(context: &Context, args: NetworkArgs) -> Result<(), Failur
 
 impl NetworkArgs {
     fn name(&self) -> Result<WorkspaceName, Failure> {
-        let name = match &self.words[..] {
-            [verb, name] if VERBS.contains(&verb.as_str()) => name,
+        let words: Vec<&str> = self.word.iter().chain(&self.second).map(String::as_str).collect();
+        let name = match &words[..] {
+            [verb, name] if VERBS.contains(verb) => name,
             [name] => name,
             words => {
                 let message = format!("`network {}` is not possible here", words.join(" "));
@@ -141,7 +146,8 @@ mod tests {
     };
 
     fn name(words: &[&str]) -> Result<WorkspaceName, Failure> {
-        NetworkArgs { command: None, words: words.iter().map(|&word| word.to_owned()).collect() }.name()
+        let mut words = words.iter().map(|&word| word.to_owned());
+        NetworkArgs { command: None, word: words.next(), second: words.next() }.name()
     }
 
     #[test]

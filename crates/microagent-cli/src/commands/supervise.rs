@@ -1,7 +1,5 @@
 //! `microagent supervise`: keeps a workspace running, here or as a service of the user's systemd.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -13,7 +11,8 @@ use crate::context::Context;
 use crate::documents::supervise::UnitDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
-use crate::{environment, state_output};
+use crate::state_output;
+use crate::unit::{systemctl, unit_dir, unit_name, unit_text};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -122,71 +121,5 @@ fn change_unit(context: &Context, args: &SuperviseArgs) -> Result<(), Failure> {
         }
         Format::Text if args.install => print_text(&format!("Installed: {}\n", path.display())),
         Format::Text => print_text(&format!("Removed: {}\n", path.display())),
-    }
-}
-
-/// Whether systemd did it; a host without it did not.
-fn systemctl(words: &[&str]) -> bool {
-    let status = Command::new("systemctl")
-        .arg("--user")
-        .args(words)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    status.is_ok_and(|status| status.success())
-}
-
-fn unit_name(name: &WorkspaceName) -> String {
-    format!("microagent-supervise-{name}.service")
-}
-
-fn unit_dir() -> Result<PathBuf, Failure> {
-    match environment::config_home().or_else(|| Some(etcetera::home_dir().ok()?.join(".config"))) {
-        Some(dir) if dir.is_absolute() => Ok(dir.join("systemd/user")),
-        _ => Err(Failure::usage("no home directory to write the unit to", "set HOME or XDG_CONFIG_HOME")),
-    }
-}
-
-fn unit_text(program: &Path, state_dir: &Path, name: &WorkspaceName) -> String {
-    let [program, state_dir] = [program, state_dir].map(quoted);
-    format!(
-        "[Unit]\n\
-         Description=microagent workspace {name}\n\
-         \n\
-         [Service]\n\
-         ExecStart={program} --state-dir {state_dir} supervise {name}\n\
-         Restart=on-failure\n\
-         RestartSec=5\n\
-         # Its policy says when a workspace that failed is started again; this is for a starter that was killed.\n\
-         RestartPreventExitStatus=1\n\
-         # The machine outlives its starter, and is halted by it.\n\
-         KillMode=process\n\
-         TimeoutStopSec=90\n\
-         \n\
-         [Install]\n\
-         WantedBy=default.target\n"
-    )
-}
-
-/// A word as systemd.syntax(7) has it: quoted, with its own percent and dollar signs doubled.
-fn quoted(path: &Path) -> String {
-    let text = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
-    format!("\"{}\"", text.replace('%', "%%").replace('$', "$$"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_unit_survives_odd_paths() {
-        let name = "web".parse().unwrap();
-        let text = unit_text(Path::new("/usr/bin/microagent"), Path::new("/home/a b/100% \"x\" $y"), &name);
-        let line = text.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
-        assert_eq!(
-            line,
-            r#"ExecStart="/usr/bin/microagent" --state-dir "/home/a b/100%% \"x\" $$y" supervise web"#
-        );
     }
 }

@@ -91,7 +91,7 @@ impl Error {
             | Error::OtherBuild { .. } => ErrorKind::WrongState,
             Error::Unchangeable { .. } | Error::Spec(_) | Error::Invalid(_) => ErrorKind::Invalid,
             Error::Secret(_) | Error::SecretFile { .. } => ErrorKind::Secret,
-            Error::Port(_) => ErrorKind::PortUnavailable,
+            Error::Port(_) | Error::PortHeld { .. } => ErrorKind::PortUnavailable,
             Error::Kvm(_) | Error::ProcessesHidden => ErrorKind::Host,
             Error::ChangeFailed { .. }
             | Error::Unreachable { .. }

@@ -14,7 +14,7 @@ use microagent_proto::{Pack, Request};
 use microagent_tree::SymlinkRule;
 
 use super::Workspace;
-use crate::error::Action;
+use crate::error::{Action, InvalidRequest};
 use crate::tar_stream::unpack;
 use crate::{Error, Event, Progress};
 
@@ -96,6 +96,10 @@ fn destination(dest: &Path, guest_path: &str) -> Result<PathBuf, Error> {
         Some(name) if dest.is_dir() => dest.join(name),
         _ => dest.to_owned(),
     };
+    if dest.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        let path = dest.to_string_lossy().into_owned();
+        return Err(InvalidRequest::CopyToNowhere { path }.into());
+    }
     if dest.is_dir() {
         return Err(file_error("replace", &dest, io::ErrorKind::IsADirectory.into()));
     }

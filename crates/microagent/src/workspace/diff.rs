@@ -76,7 +76,8 @@ impl Workspace {
         let record = self.observe()?;
         let (guest, base_scsi_target) = match record.observed_state() {
             State::Running | State::Starting => {
-                (self.running_guest(Action::Compare)?.with_base_disk(), BASE_SCSI_TARGET)
+                let guest = self.running_guest(Action::Compare)?.cancelled_by(progress.token());
+                (guest.with_base_disk(), BASE_SCSI_TARGET)
             }
             _ => {
                 let path = self.engine.image_store().disk_path(&record.image.disk);
@@ -145,7 +146,9 @@ impl Workspace {
         let record = self.observe()?;
         let bytes = record.resources.size_mib.saturating_mul(MIB).saturating_mul(STREAM_SLACK);
         let guest = match record.observed_state() {
-            State::Running | State::Starting => self.running_guest(Action::ReadDisk)?,
+            State::Running | State::Starting => {
+                self.running_guest(Action::ReadDisk)?.cancelled_by(progress.token())
+            }
             _ => self.resting_guest(Vec::new(), Action::ReadDisk, progress).await?,
         };
         Ok((guest, TarLimits { bytes, time: COPY_TIMEOUT }))

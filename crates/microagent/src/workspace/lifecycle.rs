@@ -234,7 +234,7 @@ impl Workspace {
             return Err(Error::ProcessesHidden);
         }
         // A taken port is reported before anything is done; the supervisor checks again.
-        choose_ports(&record.publish)?;
+        choose_ports(&record.publish).map_err(|error| engine.port_error(error))?;
         let dir = self.dir();
         let mut workload = Workload::load(&dir).map_err(|e| self.damaged(e))?;
         let programs = engine.host_programs(record.network)?;

@@ -4,15 +4,36 @@
 //! well, and its state has the ports that are listened at. A port that is added is opened first, one that is removed leaves the
 //! settings first: a command that is killed in between leaves a port for this machine only.
 
-use microagent_model::{NetworkMode, PORTS_MAX, PortSelector, Publish, State, published_twice};
+use microagent_model::{
+    NetworkMode, PORTS_MAX, PortSelector, Publish, State, WorkspaceName, published_twice,
+};
 use microagent_store::{Lock, SettingsLock, WorkspaceDir, WorkspaceRecord};
 use microagent_vm::control::{close_port, open_port};
-use microagent_vm::{BoundPort, bind_published};
+use microagent_vm::{BoundPort, PortError, bind_published};
 
 use super::{Workspace, lock_patiently, lock_settings};
-use crate::Error;
 use crate::error::Action;
 use crate::invalid::InvalidRequest;
+use crate::{Engine, Error};
+
+impl Engine {
+    /// The error of a port, with the workspace that has it if one of this state directory does.
+    pub(crate) fn port_error(&self, error: PortError) -> Error {
+        let wanted = error.publish;
+        let has_it =
+            |publish: &Publish| (publish.host_port, publish.protocol) == (wanted.host_port, wanted.protocol);
+        let publishes = |name: &WorkspaceName| {
+            let record = WorkspaceRecord::observe(&self.state().workspace(name));
+            record.is_ok_and(|record| record.has_machine() && record.observed_publish().iter().any(has_it))
+        };
+        let is_taken = error.source.kind() == std::io::ErrorKind::AddrInUse;
+        let names = if is_taken { self.state().workspace_names().unwrap_or_default() } else { Vec::new() };
+        match names.into_iter().find(publishes) {
+            Some(holder) => Error::PortHeld { publish: wanted, holder },
+            None => error.into(),
+        }
+    }
+}
 
 impl Workspace {
     /// Publishes more ports: at once if it has a machine, and at each later start. Either all of them or none.
@@ -90,8 +111,11 @@ impl Workspace {
         check_ports(&record, record.observed_publish(), ports)?;
         check_ports(&record, &record.publish, ports)?;
         // All are bound before the first is given away, so that mostly none has to be taken back.
-        let bound: Vec<BoundPort> =
-            ports.iter().map(|port| bind_published(*port)).collect::<Result<_, _>>()?;
+        let bound: Vec<BoundPort> = ports
+            .iter()
+            .map(|port| bind_published(*port))
+            .collect::<Result<_, _>>()
+            .map_err(|error| self.engine.port_error(error))?;
         for (done, port) in bound.iter().enumerate() {
             if let Err(error) = self.changed(open_port(dir, port).await, Action::Publish) {
                 take_back(dir, &bound[..done]).await;

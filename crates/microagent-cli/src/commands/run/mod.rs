@@ -9,7 +9,7 @@ use std::io::{self, Write};
 
 use microagent::{RunOptions, RunReport};
 
-use crate::args::workspace::idle_keys;
+use crate::args::workspace::{idle_keys, reads_standard_input};
 use crate::context::Context;
 use crate::documents::run::RunDocument;
 use crate::documents::stream::StreamLine;
@@ -30,10 +30,20 @@ const START_FAILURES: [i32; 2] = [126, 127];
 /// Runs the command and prints what came of it.
 pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
     let mut spec = args.spec()?;
-    let idle = idle_keys(&spec.not_for_run(), "run");
+    let mut idle = spec.not_for_run();
+    // A run in the background has one.
+    idle.retain(|key| !args.streams.detach || *key != "healthCheck");
+    let idle = idle_keys(&idle, "run");
     context.config().lay_under(&mut spec, args.network());
     let mode = if context.streams() { args.streams.lines() } else { args.streams.mode(context.format) }?;
     let options = args.options(spec)?;
+    let takes_input = reads_standard_input(&options.workspace);
+    if takes_input && matches!(mode, Mode::Attached(Attachment { stdin: true, .. })) {
+        return Err(Failure::usage(
+            "standard input is both the tar stream of a volume and the input of the command (-i)",
+            "omit -i, or write the tar stream to a file: -v FILE.tar:/guest/path",
+        ));
+    }
     let engine = context.engine_for_run(args.kernel.clone(), args.cold);
     let progress = context.progress(args.streams.quiet);
     if let Some(note) = idle {
@@ -60,7 +70,7 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
         Ok(report) => report,
         Err(error) => return Err(run_output::failed(context, error)?),
     };
-    if mode == Mode::Collected && terminal::input_waits() {
+    if mode == Mode::Collected && !takes_input && terminal::input_waits() {
         progress.note("standard input was not passed to the command; -i passes it");
     }
     let code = report.result.exit_code;

@@ -43,7 +43,7 @@ pub(in crate::workspace) async fn feed<T: Default>(
     packing: JoinHandle<Result<T, Error>>,
     cancel: &CancellationToken,
 ) -> Result<Result<T, GuestError>, Error> {
-    let AgentStream { name, stream } = stream;
+    let AgentStream { name, stream, .. } = stream;
     let gone = |source: ConnectionFault| Error::GuestGone { workspace: name.clone(), source };
     let broken = |e: FrameError| gone(e.into());
     let seconds = SILENCE.as_secs();
@@ -126,7 +126,8 @@ mod tests {
             Ok(0)
         });
         let cancel = CancellationToken::new();
-        let feeding = feed(AgentStream { name, stream }, chunked, packing, &cancel);
+        let stream = AgentStream { name, stream, cancel: cancel.clone() };
+        let feeding = feed(stream, chunked, packing, &cancel);
         let (answer, ()) = tokio::join!(feeding, guest(theirs));
         answer.map(|answer| answer.is_ok())
     }
