@@ -1,5 +1,6 @@
-//! A client of the Model Context Protocol that a test drives: `rmcp`'s, over the standard streams of a server.
+//! A client of the Model Context Protocol that a test drives: `rmcp`'s, over the standard streams of a server or over HTTP.
 
+use std::fs;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,8 +11,12 @@ use rmcp::model::{
 use rmcp::service::{
     ClientLifecycleMode, NotificationContext, RoleClient, RunningService, serve_client_with_lifecycle,
 };
+use rmcp::transport::StreamableHttpClientTransport;
+use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
 use rmcp::{ClientHandler, ServiceError};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -34,13 +39,24 @@ pub enum Era {
     Discover,
 }
 
-/// A server that this test started, and its client.
+/// A client, and its server if that goes with it.
 #[derive(Debug)]
 pub struct McpClient {
     runtime: Runtime,
     service: RunningService<RoleClient, Recorder>,
-    server: Child,
+    server: Option<Child>,
     notes: Arc<Mutex<Vec<String>>>,
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct McpServer {
+    runtime: Runtime,
+    child: Child,
+    /// Where it listens.
+    pub url: String,
+    /// What it serves to.
+    pub token: String,
 }
 
 /// Notes what the server reports of calls in progress.
@@ -72,22 +88,16 @@ impl McpClient {
         let mut command = home.command_line(&words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let runtime = Runtime::new().expect("an event loop");
-        let lifecycle = match era {
-            Era::Initialize => ClientLifecycleMode::Initialize,
-            Era::Discover => {
-                ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] }
-            }
-        };
         let notes = Arc::new(Mutex::new(Vec::new()));
         let recorder = Recorder(Arc::clone(&notes));
         let (server, service) = runtime.block_on(async {
             let mut server = Command::from(command).spawn().expect("the server starts");
             let streams = server.stdout.take().zip(server.stdin.take()).expect("its streams are pipes");
-            let serving = serve_client_with_lifecycle(recorder, streams, lifecycle);
+            let serving = serve_client_with_lifecycle(recorder, streams, era.lifecycle());
             let service = timeout(CALL_DEADLINE, serving).await.expect("the server answers in time");
             (server, service.expect("the server speaks the protocol"))
         });
-        McpClient { runtime, service, server, notes }
+        McpClient { runtime, service, server: Some(server), notes }
     }
 
     /// The tools.
@@ -131,20 +141,97 @@ impl McpClient {
 
     /// Process id of the server.
     pub fn pid(&self) -> i32 {
-        let pid = self.server.id().expect("the server runs");
+        let pid = self.server.as_ref().and_then(Child::id).expect("the server runs");
         i32::try_from(pid).expect("process ids are small")
+    }
+
+    /// Closes the connection to a server that listens.
+    #[track_caller]
+    pub fn disconnect(self) {
+        let McpClient { runtime, service, .. } = self;
+        let ended = runtime.block_on(async { timeout(END_DEADLINE, service.cancel()).await });
+        ended.expect("the client ends").expect("the client works");
     }
 
     /// Closes the server's standard input and waits for its end.
     #[track_caller]
     pub fn close(self) -> ExitStatus {
-        let McpClient { runtime, service, mut server, .. } = self;
+        let McpClient { runtime, service, server, .. } = self;
+        let mut server = server.expect("the server goes with its client");
         runtime.block_on(async {
             timeout(END_DEADLINE, service.cancel())
                 .await
                 .expect("the client ends")
                 .expect("the client works");
             timeout(END_DEADLINE, server.wait())
+                .await
+                .expect("the server ends in time")
+                .expect("it is a child")
+        })
+    }
+}
+
+impl Era {
+    fn lifecycle(self) -> ClientLifecycleMode {
+        match self {
+            Era::Initialize => ClientLifecycleMode::Initialize,
+            Era::Discover => {
+                ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::V_2026_07_28] }
+            }
+        }
+    }
+}
+
+impl McpServer {
+    /// Starts `serve mcp --listen` with these options at a free port of loopback.
+    #[track_caller]
+    pub fn start(home: &Home, options: &[&str]) -> McpServer {
+        let words =
+            [&["serve", "mcp", "--listen", "127.0.0.1:0", "--token-file", "mcp-token"], options].concat();
+        let mut command = home.command_line(&words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let runtime = Runtime::new().expect("an event loop");
+        let (child, url) = runtime.block_on(async {
+            let mut child = Command::from(command).spawn().expect("the server starts");
+            let mut url = String::new();
+            let mut lines = BufReader::new(child.stdout.as_mut().expect("it is a pipe"));
+            let read = timeout(END_DEADLINE, lines.read_line(&mut url)).await;
+            read.expect("the server listens in time").expect("its output is text");
+            (child, url.trim().to_owned())
+        });
+        let token = fs::read_to_string(home.path().join("mcp-token")).expect("the server wrote its token");
+        McpServer { runtime, child, url, token: token.trim().to_owned() }
+    }
+
+    /// A client of this era.
+    #[track_caller]
+    pub fn connect(&self, era: Era) -> McpClient {
+        let runtime = Runtime::new().expect("an event loop");
+        let notes = Arc::new(Mutex::new(Vec::new()));
+        let recorder = Recorder(Arc::clone(&notes));
+        let config =
+            StreamableHttpClientTransportConfig::with_uri(self.url.as_str()).auth_header(self.token.as_str());
+        let service = runtime.block_on(async {
+            let transport = StreamableHttpClientTransport::from_config(config);
+            let serving = serve_client_with_lifecycle(recorder, transport, era.lifecycle());
+            timeout(CALL_DEADLINE, serving).await.expect("the server answers in time")
+        });
+        McpClient { runtime, service: service.expect("the server speaks the protocol"), server: None, notes }
+    }
+
+    /// Host and port.
+    pub fn address(&self) -> &str {
+        self.url.strip_prefix("http://").and_then(|rest| rest.split('/').next()).expect("it is an address")
+    }
+
+    /// Ends it by SIGTERM.
+    #[track_caller]
+    pub fn close(self) -> ExitStatus {
+        let McpServer { runtime, mut child, .. } = self;
+        let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("the server runs");
+        kill_process(pid, Signal::TERM).expect("it is a child");
+        runtime.block_on(async {
+            timeout(END_DEADLINE, child.wait())
                 .await
                 .expect("the server ends in time")
                 .expect("it is a child")

@@ -1,5 +1,8 @@
 //! How calls fail, as a model is told, and why a server ends early.
 
+use std::io;
+use std::net::SocketAddr;
+
 use microagent::{Error, ErrorKind, chain};
 use serde::Serialize;
 
@@ -104,6 +107,20 @@ pub enum ServeError {
     Name {
         /// The name.
         name: String,
+    },
+    /// Others could reach the server, and no name for that is given.
+    #[error("others can reach {address}, and what is said there is not encrypted")]
+    Exposed {
+        /// Where the server was to listen.
+        address: SocketAddr,
+    },
+    /// The server cannot listen.
+    #[error("cannot listen at {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
     },
     /// Workspaces of the server could not be listed or deleted when it ended.
     #[error("workspaces of the server were left: {}", names.join(", "))]

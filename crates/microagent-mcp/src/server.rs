@@ -22,6 +22,9 @@ use crate::tool::Tool;
 use crate::tools;
 use crate::workspaces::Workspaces;
 
+/// Longest message of a client, in bytes: the contents of a file in base64, and more than a command can have.
+pub(crate) const MESSAGE_LIMIT: usize = 8 * 1024 * 1024;
+
 /// Most calls at a time. Each may hold the contents of a file and the output of a command.
 const CALLS_MAX: usize = 32;
 

@@ -12,10 +12,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::Policy;
 use crate::error::ServeError;
-use crate::server::Server;
-
-/// Longest message of a client, in bytes: the contents of a file in base64, and more than a command can have.
-const MESSAGE_LIMIT: usize = 8 * 1024 * 1024;
+use crate::server::{MESSAGE_LIMIT, Server};
 
 /// Most characters of what a client sent that an error repeats.
 const SHOWN: usize = 200;

@@ -1,5 +1,7 @@
 //! `microagent serve`: servers for programs and models. `serve mcp` speaks the Model Context Protocol.
 
+mod listen;
+
 use std::io::{IsTerminal, stdin};
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use microagent::spec::value::duration;
 use microagent::{NetworkMode, WorkspaceOptions};
 use microagent_mcp::{ImagePattern, Leftovers, Policy, ServeError, serve_stdio, tool_names};
 
+use self::listen::ListenArgs;
 use crate::args::workspace::WorkspaceArgs;
 use crate::context::Context;
 use crate::failure::Failure;
@@ -23,6 +26,9 @@ Examples:
   Allow images, and what their guests may reach:
     microagent serve mcp --allow-image python --allow-image debian:12 \\
       --network user --egress allowlist --egress-allow pypi.org --egress-allow .pythonhosted.org
+
+  Serve clients that connect over HTTP, with a token that is kept in a file:
+    microagent serve mcp --listen 127.0.0.1:8000 --token-file ~/.config/microagent/mcp-token
 
   Print how to register it with clients (on a terminal):
     microagent serve mcp";
@@ -49,7 +55,8 @@ pub(crate) enum ServeCommand {
 /// Run a Model Context Protocol server, whose tools run commands in microVMs
 ///
 /// Reads requests from standard input and answers on standard output, as clients of the protocol start their servers.
-/// On a terminal it prints how to register it and ends.
+/// On a terminal it prints how to register it and ends. With --listen it serves over HTTP (clients call that
+/// "Streamable HTTP") whoever has the token that it prints; the address is printed on standard output.
 ///
 /// The options decide what a model can do; it chooses image, command, environment and setup steps, and nothing else. Images
 /// are those of the cache unless --allow-image is given, the network is isolated unless --network is given, and all other
@@ -79,6 +86,9 @@ pub(crate) struct McpArgs {
     keep: bool,
 
     #[command(flatten)]
+    listen: ListenArgs,
+
+    #[command(flatten)]
     workspace: WorkspaceArgs,
 }
 
@@ -88,6 +98,9 @@ pub(crate) fn execute(context: &Context, args: ServeArgs) -> Result<(), Failure>
         unreachable!("a group without a subcommand was answered with its help page");
     };
     let policy = args.policy()?;
+    if let Some(address) = args.listen.listen {
+        return args.listen.serve(context, policy, address);
+    }
     if stdin().is_terminal() {
         return print_text(&registration());
     }
@@ -123,6 +136,11 @@ fn failure(error: ServeError) -> Failure {
         ServeError::Protocol { .. } => {
             "start it from a client of the protocol; on a terminal it prints how".to_owned()
         }
+        ServeError::Exposed { address } => format!(
+            "listen at 127.0.0.1:{0}, behind a proxy that speaks TLS; or name the host that clients reach it by: --allow-host NAME",
+            address.port()
+        ),
+        ServeError::Listen { .. } => "choose another port, or 0 for any free one".to_owned(),
         ServeError::Left { source, .. } => hints::of(source).unwrap_or_else(|| {
             "microagent list shows them; microagent delete NAME --yes deletes one".to_owned()
         }),

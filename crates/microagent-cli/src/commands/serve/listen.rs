@@ -1,0 +1,159 @@
+//! `serve mcp --listen`: the server for clients that connect to it, and the token that they have to know.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use microagent_mcp::{AccessToken, HttpServer, Policy};
+
+use super::{failure, quoted};
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::output::print_text;
+
+/// Longest token file that is read, in bytes.
+const TOKEN_FILE_MAX: u64 = 4096;
+
+/// Permissions of group and others.
+const OTHERS: u32 = 0o077;
+
+/// Where a server listens, and who may connect.
+#[derive(Debug, Args)]
+pub(crate) struct ListenArgs {
+    /// Serve over HTTP at this address, such as 127.0.0.1:8000, until a signal ends the server; port 0 chooses a free one
+    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "HTTP")]
+    pub(super) listen: Option<SocketAddr>,
+
+    /// Read the token from this file, or make one and write it there, for its owner only; without this a new one is printed
+    #[arg(long, value_name = "FILE", requires = "listen", help_heading = "HTTP")]
+    token_file: Option<PathBuf>,
+
+    /// Name by which clients reach the server besides localhost, such as that of a TLS proxy (repeatable); allows other addresses than loopback
+    #[arg(long, value_name = "HOST[:PORT]", requires = "listen", value_parser = host, help_heading = "HTTP")]
+    allow_host: Vec<String>,
+}
+
+/// A host as it stands in an address.
+fn host(text: &str) -> Result<String, &'static str> {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    match !text.is_empty() && text.len() <= 255 && text.chars().all(is_good) {
+        true => Ok(text.to_owned()),
+        false => Err("expected a name such as agents.example.org, or one with a port"),
+    }
+}
+
+impl ListenArgs {
+    /// Serves until a signal ends the server.
+    pub(super) fn serve(
+        &self,
+        context: &Context,
+        policy: Policy,
+        address: SocketAddr,
+    ) -> Result<(), Failure> {
+        let server = HttpServer::bind(address, self.allow_host.clone()).map_err(failure)?;
+        let token = self.token()?;
+        self.announce(&server.url(), &token)?;
+        context
+            .block_on(async |cancel| Ok(server.serve(context.engine(), policy, token, cancel).await))?
+            .map_err(failure)
+    }
+
+    fn token(&self) -> Result<AccessToken, Failure> {
+        match &self.token_file {
+            None => AccessToken::generate().map_err(no_random_bytes),
+            Some(path) => match File::open(path) {
+                Ok(file) => read_token(path, file),
+                Err(error) if error.kind() == ErrorKind::NotFound => make_token(path),
+                Err(source) => Err(Failure::File { action: "read", path: path.clone(), source }),
+            },
+        }
+    }
+
+    /// The address is the answer; how clients are told of it is for people.
+    fn announce(&self, url: &str, token: &AccessToken) -> Result<(), Failure> {
+        print_text(&format!("{url}\n"))?;
+        let (said, shown) = match &self.token_file {
+            None => (format!("Token: {}\n", token.reveal()), token.reveal().to_owned()),
+            Some(path) => (String::new(), format!("$(cat {})", quoted(&path.display().to_string()))),
+        };
+        let text = format!(
+            "{said}Claude Code: claude mcp add --transport http microagent {url} --header \"Authorization: Bearer {shown}\"\n\
+             Other clients: type `http`, this address, and the header `Authorization: Bearer TOKEN`. Ctrl-C ends the server.\n"
+        );
+        // Who closed standard error wants to read nothing there.
+        let _ = anstream::stderr().lock().write_all(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// A token that clients know already.
+fn read_token(path: &Path, file: File) -> Result<AccessToken, Failure> {
+    let failed = |source| Failure::File { action: "read", path: path.to_owned(), source };
+    let found = file.metadata().map_err(failed)?;
+    let me = rustix::process::geteuid().as_raw();
+    if found.uid() != me || found.mode() & OTHERS != 0 {
+        return Err(Failure::usage(
+            format!("{}: other users can read or write this file", path.display()),
+            format!("make it yours alone: chmod 600 {}", path.display()),
+        ));
+    }
+    let mut text = String::new();
+    file.take(TOKEN_FILE_MAX).read_to_string(&mut text).map_err(failed)?;
+    text.trim().parse().map_err(|error| {
+        Failure::usage(format!("{}: {error}", path.display()), "delete the file to have a token made")
+    })
+}
+
+/// A new token in a new file.
+fn make_token(path: &Path) -> Result<AccessToken, Failure> {
+    let token = AccessToken::generate().map_err(no_random_bytes)?;
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(format!("{}\n", token.reveal()).as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|source| Failure::File { action: "write", path: path.to_owned(), source })?;
+    Ok(token)
+}
+
+fn no_random_bytes(error: io::Error) -> Failure {
+    Failure::Other { message: format!("cannot make a token: {error}"), hint: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_token_file_is_made_once_and_is_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let args = ListenArgs { listen: None, token_file: Some(path.clone()), allow_host: Vec::new() };
+        let made = args.token().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(args.token().unwrap(), made);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(args.token(), Err(Failure::Usage { .. })));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&path, "short\n").unwrap();
+        assert!(matches!(args.token(), Err(Failure::Usage { .. })));
+        let nowhere = ListenArgs { token_file: Some(dir.path().join("none/token")), ..args };
+        assert!(matches!(nowhere.token(), Err(Failure::File { .. })));
+    }
+
+    #[test]
+    fn a_host_has_a_form() {
+        for good in ["agents.example.org", "10.0.0.5:8443", "[2001:db8::1]:8443"] {
+            assert!(host(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "https://agents.example.org", "*"] {
+            assert!(host(bad).is_err(), "{bad}");
+        }
+    }
+}
