@@ -60,6 +60,7 @@ fn a_model_runs_commands_in_both_eras_of_the_protocol() {
                 "exec_stop",
                 "write_file",
                 "read_file",
+                "list_files",
                 "list",
                 "status",
                 "logs",
@@ -123,12 +124,24 @@ fn a_workspace_keeps_its_files_until_it_is_deleted() {
     assert_eq!((&part["content"], &part["next_offset"]), (&json!("echo"), &json!(14)), "{part}");
     assert_eq!(part["omitted_bytes"], script.len() as u64 - 14);
 
+    sh(&client, "w", "ln -s a /srv/link; mkdir /srv/a/deep; touch /srv/a/deep/f");
+    let listed = client.done("list_files", json!({"name": "w", "path": "/srv"}));
+    let all = json!([{"path": "a/"}, {"path": "bin", "size": 3}, {"path": "link", "target": "a"}]);
+    assert_eq!((&listed["entries"], &listed["omitted_entries"]), (&all, &json!(0)), "{listed}");
+
     assert_eq!(client.done("halt", json!({"name": "w"}))["state"], "halted");
     let resting = client.fails("exec", json!({"name": "w", "command": ["true"]}), "wrong_state");
     assert!(resting["hint"].as_str().unwrap().contains("`start`"), "{resting}");
     // Files of a halted workspace are within reach.
     let read = client.done("read_file", json!({"name": "w", "path": "/srv/a/run.sh"}));
     assert_eq!(read["content"], script);
+    let deep = json!({"name": "w", "path": "srv/link", "depth": 2, "max_entries": 2});
+    let listed = client.done("list_files", deep);
+    assert_eq!(listed["entries"], json!([{"path": "deep/"}, {"path": "deep/f", "size": 0}]), "{listed}");
+    assert_eq!(listed["omitted_entries"], 1, "{listed}");
+    client.fails("list_files", json!({"name": "w", "path": "/none"}), "not_found");
+    client.fails("list_files", json!({"name": "w", "path": "/srv/bin"}), "run_failed");
+    client.fails("list_files", json!({"name": "w", "depth": 17}), "invalid");
     assert_eq!(client.done("start", json!({"name": "w"}))["state"], "running");
     assert_eq!(sh(&client, "w", "cat /s"), "s\n");
     assert_eq!(client.done("status", json!({"name": "w"}))["state"], "running");

@@ -14,7 +14,7 @@ use microagent_proto::{
     write_message,
 };
 use microagent_tree::{Item, ItemKind, PackError, Removal, Tree, TreeError, Visitor};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat2};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
@@ -98,6 +98,15 @@ pub(crate) fn open_exactly(path: &[u8], make: bool) -> Result<OwnedFd, ListingEr
     Ok(dir)
 }
 
+/// Opens a directory, wherever links on the way to it lead.
+fn open_behind_links(path: &[u8]) -> Result<OwnedFd, ListingError> {
+    let shown = || String::from_utf8_lossy(path).into_owned();
+    let whole = absolute(path).ok_or_else(|| ListingError::NotAbsolute { path: shown() })?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, &whole, flags, Mode::empty())
+        .map_err(|errno| ListingError::Open { path: shown(), source: errno.into() })
+}
+
 /// Lists for the host, speaking on this stream.
 pub(crate) async fn serve(mut stream: Stream, request: List) -> Result<(), FrameError> {
     let (events, mut taken) = mpsc::channel(MESSAGES_IN_FLIGHT);
@@ -122,8 +131,16 @@ pub(crate) async fn serve(mut stream: Stream, request: List) -> Result<(), Frame
 }
 
 fn list(request: &List, mut batch: Batch) -> Result<(), ListingError> {
-    let dir = open_exactly(&request.dir, false)?;
+    let dir = match &request.scope {
+        ListScope::Levels { .. } => open_behind_links(&request.dir)?,
+        _ => open_exactly(&request.dir, false)?,
+    };
     match &request.scope {
+        ListScope::Levels { depth } => {
+            let mut levels = Levels { depth: *depth, batch };
+            microagent_tree::list(&dir, &mut levels)?;
+            levels.batch.flush()
+        }
         ListScope::Everything { closed } => {
             let closed: HashSet<&[u8]> = closed.iter().map(|path| path.as_slice()).collect();
             let mut all = Everything { closed, batch };
@@ -230,6 +247,25 @@ impl Visitor for Everything<'_> {
     }
 }
 
+struct Levels {
+    depth: u32,
+    batch: Batch,
+}
+
+impl Visitor for Levels {
+    type Error = ListingError;
+
+    fn item(&mut self, item: Item) -> Result<bool, ListingError> {
+        let level = 1 + item.path.iter().filter(|byte| **byte == b'/').count();
+        self.batch.add(item, None)?;
+        Ok(level < self.depth as usize)
+    }
+
+    fn enter(&mut self, _path: &[u8], _dir: BorrowedFd<'_>) -> Result<(), ListingError> {
+        Ok(())
+    }
+}
+
 /// Packs for the host, speaking on this stream.
 pub(crate) async fn serve_pack(stream: Stream, request: PackListed) -> Result<(), FrameError> {
     pack::send(stream, move |pieces| {
@@ -320,6 +356,28 @@ mod tests {
         ];
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(write_message(&mut Vec::new(), &ListEvent::Items(full), REPLY_LIMIT)).unwrap();
+    }
+
+    #[test]
+    fn levels_are_listed_behind_links_and_no_deeper() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = fs::canonicalize(dir.path()).unwrap();
+        fs::create_dir_all(root.join("real/one/two/three")).unwrap();
+        symlink("real", root.join("link")).unwrap();
+        symlink("/", root.join("real/away")).unwrap();
+        let paths = |dir: &str, depth| {
+            let (items, _) = listed(&root.join(dir), ListScope::Levels { depth })?;
+            Ok(items
+                .into_iter()
+                .map(|item| String::from_utf8(item.path.into_vec()).unwrap())
+                .collect::<Vec<_>>())
+        };
+        assert_eq!(paths("link", 1), Ok(vec!["away".to_owned(), "one".into()]));
+        assert_eq!(paths("real", 2), Ok(vec!["away".into(), "one".into(), "one/two".into()]));
+        let refused = |dir| paths(dir, 1).map_err(|error: GuestError| error.kind);
+        assert_eq!(refused("none"), Err(GuestErrorKind::NotFound));
+        fs::write(root.join("file"), "").unwrap();
+        assert_eq!(refused("file"), Err(GuestErrorKind::Mismatch));
     }
 
     #[test]

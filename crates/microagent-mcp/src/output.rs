@@ -5,13 +5,12 @@ use base64::engine::general_purpose::STANDARD;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// Bytes in JSON.
+/// Bytes in JSON: as they are, or in base64 when they are not UTF-8. The variants have no text, which every schema would
+/// repeat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub(crate) enum Encoding {
-    /// As they are.
     #[serde(rename = "utf-8")]
     Utf8,
-    /// In base64: they are not UTF-8.
     #[serde(rename = "base64")]
     Base64,
 }

@@ -24,7 +24,9 @@ fn object<T: JsonSchema>(settings: SchemaSettings) -> Arc<JsonObject> {
         settings.meta_schema = None;
     });
     let mut schema = settings.with_transform(Plain).into_generator().into_root_schema_for::<T>();
+    // What a tool takes and gives is in its own description.
     schema.remove("title");
+    schema.remove("description");
     match schema.to_value() {
         Value::Object(object) => Arc::new(object),
         // Arguments and results are structs.

@@ -95,6 +95,13 @@ fn files() -> Vec<Tool> {
             (Reads, Idle, Closed),
             files::read_file,
         ),
+        Tool::new(
+            ("list_files", "List a directory of a workspace"),
+            "Lists what is in a directory of a workspace, several levels deep with `depth`. Also works while the workspace \
+             is halted.",
+            (Reads, Idle, Closed),
+            files::list_files,
+        ),
     ]
 }
 

@@ -16,8 +16,8 @@ pub const LISTED_PATH_LIMIT: usize = 4096;
 // The last item that is added still fits.
 const _: () = assert!(LISTED_BYTES + 2 * (LISTED_PATH_LIMIT + LISTED_ITEM_BYTES) + 1024 <= REPLY_LIMIT);
 
-/// Asks for a listing. No link is followed: one on the way to the directory is an error, and a path with a link in it
-/// does not exist.
+/// Asks for a listing. No link is followed, except on the way to a directory whose levels are listed: another one there is
+/// an error, and a path with a link in it does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct List {
     /// Absolute path of the directory.
@@ -33,6 +33,11 @@ pub enum ListScope {
     Everything {
         /// Paths of directories that are listed without what is in them.
         closed: Vec<Chunk>,
+    },
+    /// Everything at most so many levels below the directory. Here links on the way to the directory are followed.
+    Levels {
+        /// 1 for its own entries.
+        depth: u32,
     },
     /// These paths, as far as they exist.
     Paths {

@@ -187,11 +187,11 @@ pub use volume::Volumes;
 pub use workspace::{
     CommitOptions, CommitReport, ConflictReason, Console, CopySource, CopyTarget, DeleteMode, Deletion,
     DiskChanges, Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, FileContent,
-    FileRange, GuestAddresses, GuestProcess, HostForward, Inspection, Job, JobDetails, JobOutput,
-    JobOutputOptions, JobStdin, LogOptions, NetworkDetails, PathChange, PathChangeKind, PortForward,
-    ProcessList, REASON_LIMIT, Snapshots, StartOptions, Stats, StdinMode, SuperviseOptions, SymlinkMode,
-    SyncConflict, SyncOptions, SyncReport, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary,
-    last_lines,
+    FileEntry, FileKind, FileList, FileListOptions, FileRange, GuestAddresses, GuestProcess, HostForward,
+    Inspection, Job, JobDetails, JobOutput, JobOutputOptions, JobStdin, LogOptions, NetworkDetails,
+    PathChange, PathChangeKind, PortForward, ProcessList, REASON_LIMIT, Snapshots, StartOptions, Stats,
+    StdinMode, SuperviseOptions, SymlinkMode, SyncConflict, SyncOptions, SyncReport, Terminal, Workspace,
+    WorkspaceDetails, WorkspaceSummary, last_lines,
 };
 
 pub use jiff::Timestamp;

@@ -15,9 +15,9 @@ use microagent::snapshot::SnapshotContents;
 use microagent::template::TemplatePrune;
 use microagent::{
     AttachOptions, AttachedRun, CommitOptions, Console, CopySource, CopyTarget, CreateOptions, DeleteMode,
-    Engine, EngineOptions, Error, Exec, ExecControl, ExecOptions, ExecStdin, FileRange, JobId,
-    JobOutputOptions, JobStdin, LogOptions, Lookup, NetworkMode, PROFILES, Progress, RunOptions, SpecFile,
-    StartOptions, Streaming, SuperviseOptions, SymlinkMode, SyncOptions, Workspace, WorkspaceName,
+    Engine, EngineOptions, Error, Exec, ExecControl, ExecOptions, ExecStdin, FileListOptions, FileRange,
+    JobId, JobOutputOptions, JobStdin, LogOptions, Lookup, NetworkMode, PROFILES, Progress, RunOptions,
+    SpecFile, StartOptions, Streaming, SuperviseOptions, SymlinkMode, SyncOptions, Workspace, WorkspaceName,
     private_network, volume,
 };
 
@@ -149,6 +149,7 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.console());
     assert_send(workspace.publish(&[]));
     assert_send(workspace.unpublish("80".parse().expect("a port")));
+    assert_send(workspace.list_files("/x", FileListOptions::new(1), &progress));
     assert_send(workspace.read_file("/x", FileRange::new(1), &progress));
     assert_send(workspace.write_file("/x", Vec::new(), 0o644, &progress));
     assert_send(workspace.copy_in(CopySource::path("x"), "/x", &progress));

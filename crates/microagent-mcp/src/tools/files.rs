@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use microagent::FileRange;
+use microagent::{FileEntry, FileKind, FileListOptions, FileRange};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,18 @@ const READ_MAX: usize = 1024 * 1024;
 
 /// Most bytes of a file that a call can write.
 const WRITE_MAX: usize = 4 * 1024 * 1024;
+
+/// Entries of a directory that a result has, where the call does not say.
+const ENTRIES_DEFAULT: usize = 200;
+
+/// Most entries of a directory that a result can have.
+const ENTRIES_MAX: usize = 5000;
+
+/// Most levels of directories that a result can have.
+const DEPTH_MAX: u32 = 16;
+
+/// Permissions to execute.
+const EXECUTABLE: u16 = 0o111;
 
 /// Mode of a file that is written, where the call does not say.
 const MODE_DEFAULT: u16 = 0o644;
@@ -92,6 +104,90 @@ pub(crate) struct FileDocument {
     next_offset: u64,
 }
 
+/// A directory to list.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ListFilesArguments {
+    /// Name of the workspace.
+    name: String,
+    /// Directory in the workspace, such as `/srv/app`; `/` without it.
+    #[serde(default)]
+    path: Option<String>,
+    /// How many levels of directories; 1 without it, at most 16.
+    #[serde(default)]
+    depth: Option<u32>,
+    /// Most entries in the result; 200 without it, at most 5000.
+    #[serde(default)]
+    max_entries: Option<usize>,
+}
+
+/// What is in a directory.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct FilesDocument {
+    /// The directory.
+    path: String,
+    /// Sorted; a directory comes before what is in it.
+    entries: Vec<EntryDocument>,
+    /// Entries that were left out.
+    omitted_entries: u64,
+}
+
+/// One of its entries.
+#[derive(Debug, Serialize, JsonSchema)]
+struct EntryDocument {
+    /// Path from the directory; that of a directory ends with `/`.
+    path: String,
+    /// Size of a regular file in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
+    /// True for a regular file that can be executed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    executable: bool,
+    /// Where a symbolic link points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    /// True for a device, FIFO or socket.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    special: bool,
+}
+
+impl From<FileEntry> for EntryDocument {
+    fn from(entry: FileEntry) -> EntryDocument {
+        let plain =
+            EntryDocument { path: entry.path, size: None, executable: false, target: None, special: false };
+        match entry.kind {
+            FileKind::File { size } => {
+                EntryDocument { size: Some(size), executable: entry.mode & EXECUTABLE != 0, ..plain }
+            }
+            FileKind::Directory => EntryDocument { path: plain.path + "/", ..plain },
+            FileKind::Symlink { target } => EntryDocument { target: Some(target), ..plain },
+            _ => EntryDocument { special: true, ..plain },
+        }
+    }
+}
+
+/// Lists a directory.
+pub(super) async fn list_files(
+    server: Server,
+    call: Call,
+    arguments: ListFilesArguments,
+) -> Result<FilesDocument, ToolError> {
+    let limit = arguments.max_entries.unwrap_or(ENTRIES_DEFAULT);
+    let depth = arguments.depth.unwrap_or(1);
+    if limit > ENTRIES_MAX || !(1..=DEPTH_MAX).contains(&depth) {
+        return Err(ToolError::invalid(format!(
+            "max_entries is at most {ENTRIES_MAX}, and depth from 1 to {DEPTH_MAX}"
+        ))
+        .hint("list a directory below it"));
+    }
+    let path = arguments.path.unwrap_or_else(|| "/".to_owned());
+    let workspace = server.workspaces().find(&arguments.name)?;
+    let options = FileListOptions::new(limit).depth(depth);
+    let found = workspace.list_files(&path, options, &call.progress()).await?;
+    let entries = found.entries.into_iter().map(EntryDocument::from).collect();
+    Ok(FilesDocument { path, entries, omitted_entries: found.omitted })
+}
+
 /// Writes a file.
 pub(super) async fn write_file(
     server: Server,
@@ -108,7 +204,7 @@ pub(super) async fn write_file(
         return Err(ToolError::invalid(format!("the content has more than {WRITE_MAX} bytes"))
             .hint("make the file in the workspace, with `exec`"));
     }
-    let mode = if arguments.executable { MODE_DEFAULT | 0o111 } else { MODE_DEFAULT };
+    let mode = if arguments.executable { MODE_DEFAULT | EXECUTABLE } else { MODE_DEFAULT };
     let workspace = server.workspaces().find(&arguments.name)?;
     let bytes = content.len() as u64;
     workspace.write_file(&arguments.path, content, mode, &call.progress()).await?;

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use microagent_proto::{
-    Chunk, GuestError, GuestErrorKind, LISTED_PATH_LIMIT, List, ListEvent, ListScope, ListedItem, ListedKind,
-    PackListed, Remove, Removed, RemovedPath, Request, Unpack,
+    Chunk, GuestError, ListScope, ListedItem, ListedKind, PackListed, Remove, Removed, RemovedPath, Request,
+    Unpack,
 };
 use microagent_tree::{Item, ItemKind, Pieces, SymlinkRule, Tree};
 use tempfile::TempDir;
@@ -18,9 +18,10 @@ use super::ignore::Ignore;
 use super::plan::{Listing, TreePath};
 use crate::Error;
 use crate::error::{ConnectionFault, SyncError};
-use crate::guest::{GuestConnection, SILENCE};
+use crate::guest::GuestConnection;
 use crate::tar_stream::{TarReader, unpack};
 use crate::workspace::copy::{COPY_TIMEOUT, send};
+use crate::workspace::listing::receive_items;
 
 /// Most bytes of paths in one request.
 const REQUEST_PATH_BYTES: usize = 2 * 1024 * 1024;
@@ -133,35 +134,8 @@ impl GuestDir<'_> {
         scope: ListScope,
         mut take: impl FnMut(TreePath, ListedItem) -> Result<(), Error>,
     ) -> Result<bool, Error> {
-        let mut stream = self.guest.request(&Request::List(List { dir: self.dir(), scope })).await?;
-        let receiving = async {
-            loop {
-                let event = timeout(SILENCE, stream.reply())
-                    .await
-                    .map_err(|_| self.guest.gone(ConnectionFault::Silent { seconds: SILENCE.as_secs() }))?;
-                match event? {
-                    ListEvent::Items(items) if items.is_empty() => {
-                        return Err(self.lie("a message of it is empty"));
-                    }
-                    ListEvent::Items(items) => {
-                        for mut item in items {
-                            let path = TreePath(std::mem::take(&mut item.path).into_vec());
-                            check(&path.0, &item).map_err(|what| self.lie(what))?;
-                            take(path, item)?;
-                        }
-                    }
-                    ListEvent::End => return Ok(true),
-                    ListEvent::Failed(error) if error.kind == GuestErrorKind::NotFound => return Ok(false),
-                    ListEvent::Failed(error) => return Err(self.guest.refusal(error)),
-                }
-            }
-        };
-        tokio::select! {
-            received = timeout(COPY_TIMEOUT, receiving) => received.unwrap_or_else(|_| {
-                Err(self.guest.gone(ConnectionFault::Late { seconds: COPY_TIMEOUT.as_secs() }))
-            }),
-            () = self.cancel.cancelled() => Err(Error::Cancelled),
-        }
+        receive_items(self.guest, self.path, scope, self.cancel, |path, item| take(TreePath(path), item))
+            .await
     }
 
     /// Removes these paths. Returns how many exist no longer, and how many were kept.
@@ -256,23 +230,6 @@ fn kind_of(kind: ListedKind) -> ItemKind {
     }
 }
 
-/// Whether an item can be one below a directory.
-fn check(path: &[u8], item: &ListedItem) -> Result<(), &'static str> {
-    let is_name = |part: &[u8]| !matches!(part, b"" | b"." | b"..") && !part.contains(&0);
-    if path.len() > LISTED_PATH_LIMIT || !path.split(|byte| *byte == b'/').all(is_name) {
-        return Err("a path of it is not valid");
-    }
-    if let ListedKind::Symlink { target } = &item.kind
-        && (target.len() > LISTED_PATH_LIMIT || target.contains(&0))
-    {
-        return Err("a link of it is not valid");
-    }
-    if item.mode > 0o7777 || item.mtime.1 >= 1_000_000_000 {
-        return Err("a mode or a time of it is not valid");
-    }
-    Ok(())
-}
-
 /// Decides which of a guest's paths are part of the sync, in whatever order they come.
 struct Filter<'a> {
     ignore: &'a Ignore,
@@ -310,27 +267,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-
-    fn item(kind: ListedKind) -> ListedItem {
-        ListedItem { path: Chunk::new(), kind, mode: 0o644, mtime: (0, 0), sha256: None }
-    }
-
-    #[test]
-    fn what_is_no_path_is_refused() {
-        let file = item(ListedKind::File { len: u64::MAX });
-        for path in [&b"a"[..], b"a/b", b"\xff\n", b"...", b"a..b"] {
-            check(path, &file).unwrap();
-        }
-        for path in
-            [&b""[..], b"/", b"/a", b"a/", b"a//b", b"..", b"a/../b", b"./a", b"a/.", b"a\0b", &[b'a'; 5000]]
-        {
-            check(path, &file).unwrap_err();
-        }
-        check(b"a", &item(ListedKind::Symlink { target: b"a\0".to_vec().into() })).unwrap_err();
-        check(b"a", &item(ListedKind::Symlink { target: vec![b'a'; 5000].into() })).unwrap_err();
-        check(b"a", &ListedItem { mode: 0o10000, ..file.clone() }).unwrap_err();
-        check(b"a", &ListedItem { mtime: (0, 1_000_000_000), ..file }).unwrap_err();
-    }
 
     #[test]
     fn the_order_of_a_listing_gets_nothing_past_the_filter() {
