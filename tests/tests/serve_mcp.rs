@@ -282,6 +282,38 @@ fn what_the_policy_does_not_allow_is_refused_with_its_rule() {
 }
 
 #[test]
+fn a_policy_file_decides_as_its_options_do() {
+    let home = home();
+    let image = home.image("busybox");
+    home.write(
+        "agents.toml",
+        format!("allow-image = [\"{image}\"]\nprofile = \"tiny\"\nmax-workspaces = 1\nmax-timeout = 90\n"),
+    );
+    let client = McpClient::start(&home, Era::Discover, &["--policy", "agents.toml", "--max-timeout", "60"]);
+    client.done("create", json!({"image": image, "name": "w", "start": false}));
+    let rules = [
+        ("run", json!({"image": "alpine", "shell": "id"}), "refused", "`allow-image`"),
+        ("create", json!({"image": image}), "busy", "`max-workspaces`"),
+        ("exec", json!({"name": "w", "shell": "id", "timeout_s": 61}), "refused", "`max-timeout`"),
+    ];
+    for (tool, arguments, kind, rule) in rules {
+        let refused = client.fails(tool, arguments, kind);
+        assert!(refused["message"].as_str().unwrap().contains(rule), "{refused}");
+    }
+    assert_eq!(client.done("status", json!({"name": "w"}))["memory_mib"], 256);
+    assert!(client.close().success());
+
+    let refused = |text: &str, what: &str| {
+        home.write("agents.toml", text);
+        home.microagent(["serve", "mcp", "--policy", "agents.toml"]).run().code(2).says(what);
+    };
+    refused("keep = true\nnetwrok = \"user\"\n", "agents.toml, line 2, column 1: unknown key `netwrok`");
+    refused("egress = \"public\"\n", "--network isolated");
+    home.microagent(["serve", "mcp", "--policy", "none.toml"]).run().code(1);
+    home.nothing_is_left();
+}
+
+#[test]
 fn a_call_that_is_given_up_ends_its_command() {
     let home = home();
     let image = home.image("busybox");

@@ -203,16 +203,24 @@ fn egress_mode(word: &str) -> Option<EgressMode> {
     word.parse().ok()
 }
 
-/// Reads the file; a missing one says nothing. Its values decide on what guests reach, so nobody else may write it.
+/// Reads the file; a missing one says nothing.
 fn read(path: &Path) -> Result<Table, Failure> {
-    let failed = |source| Failure::File { action: "read", path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !environment::names_config_file() => {
+    let text = match read_text(path) {
+        Err(Failure::File { source, .. })
+            if source.kind() == io::ErrorKind::NotFound && !environment::names_config_file() =>
+        {
             return Ok(Table::new());
         }
-        Err(error) => return Err(failed(error)),
+        text => text?,
     };
+    let hint = "each line is KEY = \"VALUE\"; see `microagent config show --help`";
+    text.parse().map_err(|error: toml::de::Error| syntax(path, &text, &error, hint))
+}
+
+/// Reads a file with settings of the user. Its values decide on what guests reach, so nobody else may write it.
+pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
+    let failed = |source| Failure::File { action: "read", path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
     let found = file.metadata().map_err(failed)?;
     let me = rustix::process::geteuid().as_raw();
     let is_foreign = ![me, 0].contains(&found.uid()) || found.mode() & 0o022 != 0;
@@ -230,18 +238,22 @@ fn read(path: &Path) -> Result<Table, Failure> {
             "keep settings in it, nothing else",
         ));
     }
-    text.parse().map_err(|error: toml::de::Error| syntax(path, &text, &error))
+    Ok(text)
 }
 
 /// One line, with the place of the error.
-fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Failure {
-    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
+pub(crate) fn syntax(path: &Path, text: &str, error: &toml::de::Error, hint: &str) -> Failure {
+    let place = place(text, error.span().map_or(0, |span| span.start));
     let message = error.message().lines().collect::<Vec<_>>().join(", ");
-    Failure::usage(
-        format!("{}, line {line}: {message}", path.display()),
-        "each line is KEY = \"VALUE\"; see `microagent config show --help`",
-    )
+    Failure::usage(format!("{}, {place}: {message}", path.display()), hint)
+}
+
+/// Line and column of a byte, counted from 1.
+pub(crate) fn place(text: &str, offset: usize) -> String {
+    let before = text.get(..offset).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("line {line}, column {column}")
 }
 
 #[cfg(test)]
@@ -254,7 +266,7 @@ mod tests {
             Failure::Usage { message, hint } => format!("{message} | {}", hint.unwrap_or_default()),
             other => panic!("{other:?}"),
         };
-        let table = file.parse::<Table>().map_err(|error| failure(syntax(&path, file, &error)))?;
+        let table = file.parse::<Table>().map_err(|error| failure(syntax(&path, file, &error, "")))?;
         let variable = |name: &str| {
             variables.iter().find(|(variable, _)| *variable == name).map(|(_, value)| (*value).to_owned())
         };
@@ -302,7 +314,7 @@ mod tests {
             ("profile = 3", &[], "`profile` has a wrong type | expected a text"),
             ("insecure-registries = \"a\"", &[], "has a wrong type | expected a list"),
             ("insecure-registries = [\"a,b\"]", &[], "expected a list of HOST"),
-            ("pull = \"never\"\nprofile =", &[], "config.toml, line 2: "),
+            ("pull = \"never\"\nprofile =", &[], "config.toml, line 2, column "),
             ("", &[("MICROAGENT_PULL", "sometimes")], "variable MICROAGENT_PULL: `sometimes` is not a value"),
         ] {
             let said = config(file, variables).unwrap_err();

@@ -116,7 +116,7 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<&str> {
 }
 
 /// What clap says, in one line.
-fn message(error: &clap::Error) -> String {
+pub(crate) fn message(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let lines = text.lines().map(str::trim).take_while(|line| {
         !["Usage: ", "For more information", "tip: "].iter().any(|start| line.starts_with(start))

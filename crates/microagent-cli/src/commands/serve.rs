@@ -1,8 +1,10 @@
 //! `microagent serve`: servers for programs and models. `serve mcp` speaks the Model Context Protocol.
 
 mod listen;
+mod policy_file;
 
 use std::io::{IsTerminal, stdin};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -27,11 +29,14 @@ Examples:
     microagent serve mcp --allow-image python --allow-image debian:12 \\
       --network user --egress allowlist --egress-allow pypi.org --egress-allow .pythonhosted.org
 
-  Serve clients that connect over HTTP, with a token that is kept in a file:
-    microagent serve mcp --listen 127.0.0.1:8000 --token-file ~/.config/microagent/mcp-token
+  Read what is allowed from a file, and serve over HTTP whoever has the token:
+    microagent serve mcp --policy agents.toml --listen 127.0.0.1:8000 --token-file mcp-token
 
   Print how to register it with clients (on a terminal):
     microagent serve mcp";
+
+/// Name of a server where no option says otherwise.
+const DEFAULT_NAME: &str = "mcp";
 
 /// Time to live of workspaces where no option says otherwise.
 const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
@@ -65,21 +70,25 @@ pub(crate) enum ServeCommand {
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct McpArgs {
-    /// Name of the server: the value of its workspaces' label microagent.mcp
-    #[arg(long, value_name = "NAME", default_value = "mcp", help_heading = "Policy")]
-    name: String,
+    /// Read the options of the policy from a TOML file, such as allow-image = ["python"]; those of the command line come on top
+    #[arg(long, value_name = "FILE", help_heading = "Policy")]
+    policy: Option<PathBuf>,
+
+    /// Name of the server: the value of its workspaces' label microagent.mcp [default: mcp]
+    #[arg(long, value_name = "NAME", help_heading = "Policy")]
+    name: Option<String>,
 
     /// Allow images by a pattern such as python, debian:12 or registry.example.org/team/*, and pull them when missing (repeatable)
     #[arg(long, value_name = "PATTERN", help_heading = "Policy")]
     allow_image: Vec<ImagePattern>,
 
-    /// Maximum number of workspaces and runs at a time
-    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Policy")]
-    max_workspaces: u16,
+    /// Maximum number of workspaces and runs at a time [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Policy")]
+    max_workspaces: Option<u16>,
 
-    /// Longest time limit of a command: seconds, or with units such as 30m
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration, help_heading = "Policy")]
-    max_timeout: Duration,
+    /// Longest time limit of a command: seconds, or with units such as 30m [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = "Policy")]
+    max_timeout: Option<Duration>,
 
     /// Keep the workspaces when the server ends
     #[arg(long, help_heading = "Policy")]
@@ -113,21 +122,33 @@ impl McpArgs {
         if self.workspace.has_spec() {
             return Err(Failure::usage(
                 "serve mcp takes no spec file: a model chooses the image",
-                "give its settings as options",
+                "give its settings as options, or in a policy file: --policy FILE",
             ));
         }
         let mut options = WorkspaceOptions::new("").network(NetworkMode::Isolated);
         // What a server that was killed leaves ends by itself.
         options.settings.set_ttl(DEFAULT_TTL);
-        self.workspace.lay_over(&mut options, &[])?;
-        let mut policy = Policy::new(&self.name, options);
-        policy.images.clone_from(&self.allow_image);
-        policy.max_workspaces = self.max_workspaces.into();
-        policy.max_timeout = self.max_timeout;
+        let mut policy = Policy::new(DEFAULT_NAME, options);
+        if let Some(path) = &self.policy {
+            policy_file::read(path)?.lay_over(&mut policy)?;
+        }
+        self.lay_over(&mut policy)?;
+        Ok(policy)
+    }
+
+    /// Lays the options over a policy. A value takes the place of the one that is there; of a list, entries are added.
+    fn lay_over(&self, policy: &mut Policy) -> Result<(), Failure> {
+        self.workspace.lay_over(&mut policy.workspace, &[])?;
+        policy.images.extend(self.allow_image.iter().cloned());
+        if let Some(name) = &self.name {
+            policy.server.clone_from(name);
+        }
+        policy.max_workspaces = self.max_workspaces.map_or(policy.max_workspaces, usize::from);
+        policy.max_timeout = self.max_timeout.unwrap_or(policy.max_timeout);
         if self.keep {
             policy.leftovers = Leftovers::Keep;
         }
-        Ok(policy)
+        Ok(())
     }
 }
 

@@ -91,7 +91,7 @@ impl Workspace {
     /// listed where it is named.
     ///
     /// # Errors
-    /// Fails if the directory does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or is none, has more than a
+    /// Fails if the directory does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or is not a directory, has more than a
     /// million files, the guest cannot be reached ([`RunFailed`](crate::ErrorKind::RunFailed)), or `progress` is
     /// cancelled.
     pub async fn list_files(

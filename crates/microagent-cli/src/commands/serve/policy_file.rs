@@ -1,0 +1,174 @@
+//! `serve mcp --policy FILE`: options in a TOML file. A key is the name of an option, and its value is read as that option's.
+//!
+//! So file and options cannot differ in what they mean, and whatever an option refuses is refused in the file, with its
+//! place.
+
+use std::path::Path;
+
+use clap::{Arg, ArgAction, Args, Command, FromArgMatches};
+use toml::de::{DeTable, DeValue};
+
+use super::McpArgs;
+use crate::config::{place, read_text, syntax};
+use crate::failure::Failure;
+use crate::usage::{closest, message};
+
+/// Options that say nothing of what a model can do.
+const NOT_POLICY: [&str; 6] = ["policy", "listen", "token-file", "allow-host", "file", "help"];
+
+const HINT: &str = "each line is OPTION = VALUE, as in docs/reference/mcp.md; lists are in brackets";
+
+/// Reads the file as the options that it stands for.
+pub(super) fn read(path: &Path) -> Result<McpArgs, Failure> {
+    let text = read_text(path)?;
+    parse(path, &text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<McpArgs, Failure> {
+    let table = DeTable::parse(text).map_err(|error| syntax(path, text, &error, HINT))?;
+    let command = McpArgs::augment_args(Command::new("mcp").no_binary_name(true).disable_help_flag(true));
+    let mut words = Vec::new();
+    for (key, value) in table.get_ref() {
+        let at = |offset: usize| format!("{}, {}", path.display(), place(text, offset));
+        let name = key.get_ref().as_ref();
+        let Some(option) = option(&command, name) else {
+            return Err(unknown(&command, name, &at(key.span().start)));
+        };
+        let wrong = |what: &str| Failure::usage(format!("{}: {what}", at(value.span().start)), HINT);
+        for (word, offset) in
+            words_of(option, name, value.get_ref(), value.span().start).map_err(|what| wrong(&what))?
+        {
+            let tried = command.clone().try_get_matches_from([&word]);
+            tried.map_err(|error| Failure::usage(format!("{}: {}", at(offset), message(&error)), HINT))?;
+            words.push(word);
+        }
+    }
+    let args = command.try_get_matches_from(&words).and_then(|matches| McpArgs::from_arg_matches(&matches));
+    args.map_err(|error| Failure::usage(format!("{}: {}", path.display(), message(&error)), HINT))
+}
+
+fn option<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+    if NOT_POLICY.contains(&name) {
+        return None;
+    }
+    command.get_arguments().find(|option| option.get_long() == Some(name))
+}
+
+fn unknown(command: &Command, name: &str, place: &str) -> Failure {
+    let shown = name.escape_debug();
+    if NOT_POLICY.contains(&name) {
+        return Failure::usage(
+            format!("{place}: `{shown}` is not part of a policy"),
+            format!("give it as an option: --{name}"),
+        );
+    }
+    let names = command.get_arguments().filter_map(Arg::get_long).filter(|name| !NOT_POLICY.contains(name));
+    let hint = match closest(name, names) {
+        Some(close) => format!("did you mean `{close}`?"),
+        None => "keys are options of `microagent serve mcp --help`, without dashes in front".to_owned(),
+    };
+    Failure::usage(format!("{place}: unknown key `{shown}`"), hint)
+}
+
+/// The words of a command line that say the same, and where the value of each begins.
+fn words_of(
+    option: &Arg,
+    name: &str,
+    value: &DeValue<'_>,
+    start: usize,
+) -> Result<Vec<(String, usize)>, String> {
+    let takes_value = option.get_action().takes_values();
+    let is_list = matches!(option.get_action(), ArgAction::Append);
+    match value {
+        DeValue::Boolean(given) if !takes_value => {
+            Ok(if *given { vec![(format!("--{name}"), start)] } else { Vec::new() })
+        }
+        _ if !takes_value => Err(format!("`{name}` is true or false")),
+        DeValue::Array(entries) if is_list => {
+            let word = |text: String, at: usize| (format!("--{name}={text}"), at);
+            let words = entries
+                .iter()
+                .map(|entry| scalar(entry.get_ref()).map(|text| word(text, entry.span().start)));
+            words.collect::<Option<_>>().ok_or_else(|| format!("`{name}` is a list of texts"))
+        }
+        _ if is_list => Err(format!("`{name}` is a list, such as {name} = [\"…\"]")),
+        value => match scalar(value) {
+            Some(text) => Ok(vec![(format!("--{name}={text}"), start)]),
+            None => Err(format!("`{name}` is a text or a number")),
+        },
+    }
+}
+
+/// A text, or a number in decimal.
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(text: &str) -> String {
+        match parse(Path::new("policy.toml"), text).unwrap_err() {
+            Failure::Usage { message, hint } => format!("{message} | {}", hint.unwrap_or_default()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_file_is_what_its_options_are() {
+        let file = "allow-image = [\"python\", \"debian:12\"]\nmax-workspaces = 2\nmax-timeout = \"90s\"\nkeep = true\n\
+                    network = \"user\"\negress = \"allowlist\"\negress-allow = [\"pypi.org\"]\nmemory = 1024\n\
+                    publish = [8080]\nttl = \"2h\"\ninit = false\n";
+        let policy = parse(Path::new("policy.toml"), file).unwrap().policy().unwrap();
+        assert_eq!((policy.images.len(), policy.max_workspaces, policy.max_timeout.as_secs()), (2, 2, 90));
+        assert_eq!(policy.workspace.memory_mib, Some(1024));
+        assert_eq!((policy.workspace.publish.len(), policy.workspace.egress.allow.len()), (1, 1));
+        assert_eq!(policy.workspace.settings.ttl().unwrap().as_secs(), 7200);
+        assert!(parse(Path::new("policy.toml"), "").unwrap().policy().unwrap().images.is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        for (file, wanted) in [
+            (
+                "\nallow-imgae = []",
+                "policy.toml, line 2, column 1: unknown key `allow-imgae` | did you mean `allow-image`?",
+            ),
+            ("colour = 1", "unknown key `colour` | keys are options"),
+            ("listen = \"127.0.0.1:1\"", "`listen` is not part of a policy | give it as an option: --listen"),
+            ("file = \"x.yaml\"", "`file` is not part of a policy"),
+            ("allow-image = \"python\"", "line 1, column 15: `allow-image` is a list, such as"),
+            ("allow-image = [\"python\",\n  \"a b\"]", "policy.toml, line 2, column 3: invalid value 'a b'"),
+            ("allow-image = [{}]", "`allow-image` is a list of texts"),
+            ("max-workspaces = 0", "line 1, column 18: invalid value '0'"),
+            ("max-workspaces = [1]", "`max-workspaces` is a text or a number"),
+            ("max-workspaces = 1.5", "`max-workspaces` is a text or a number"),
+            ("keep = \"yes\"", "`keep` is true or false"),
+            ("egress = \"everything\"", "invalid value 'everything'"),
+            ("keep = true\nkeep = true", "policy.toml, line 2"),
+            ("keep =", "policy.toml, line 1"),
+        ] {
+            let said = said(file);
+            assert!(said.contains(wanted), "{file}: {said}");
+        }
+    }
+
+    #[test]
+    fn every_option_of_the_policy_is_a_key() {
+        let command = McpArgs::augment_args(Command::new("mcp"));
+        for name in NOT_POLICY.into_iter().filter(|name| *name != "help") {
+            assert!(command.get_arguments().any(|option| option.get_long() == Some(name)), "{name}");
+        }
+        for option in command.get_arguments() {
+            assert!(option.get_long().is_some(), "{option:?} has no name");
+            let is_known =
+                matches!(option.get_action(), ArgAction::Append | ArgAction::Set | ArgAction::SetTrue);
+            assert!(is_known, "{option:?}");
+        }
+    }
+}
