@@ -66,6 +66,20 @@ fn the_lines_of_a_run_and_of_commands_end_with_their_document() {
     assert_eq!((&stderr["data"], &stderr["encoding"]), (&json!("/wA="), &json!("base64")));
     let end = last(&exec, &lines);
     assert_eq!((&end["type"], &end["exit_code"], &end["stdout"]), (&json!("exec"), &json!(7), &json!("")));
+    let job = ["exec", "--detach", "w", "--", "sh", "-c", "sleep 1; printf 'grün'; echo err >&2; exit 5"];
+    home.microagent(job).success();
+    let logs = home.microagent(["job", "logs", "-f", "--json=stream", "w", "1"]).success();
+    let lines = logs.json_lines();
+    assert_eq!((text(&lines, "stdout"), text(&lines, "stderr")), ("grün".into(), "err\n".into()));
+    let end = last(&logs, &lines);
+    assert_eq!(
+        (&end["type"], &end["state"], &end["exit_code"]),
+        (&json!("job"), &json!("exited"), &json!(5))
+    );
+    assert_eq!(
+        home.microagent(["job", "logs", "--json=stream", "w", "1"]).success().json_lines().last(),
+        Some(end)
+    );
     // Of a command that is not there, the document is all there is.
     let missing = home.microagent(["exec", "--json=stream", "w", "--", "/none"]).run().code(127);
     assert_eq!(types(&missing.json_lines()), ["exec"]);

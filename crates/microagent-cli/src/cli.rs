@@ -152,6 +152,7 @@ impl Command {
             | Command::Stats(_)
             | Command::Sync(_)
             | Command::ImageShort(image::ShortForm::Pull(_)) => true,
+            Command::Job(group) => group.prints_lines(),
             Command::Image(group) => matches!(group.command, Some(image::ImageCommand::Pull(_))),
             _ => false,
         }

@@ -150,6 +150,11 @@ fn signal(text: &str) -> Result<u8, String> {
 }
 
 impl JobArgs {
+    /// Whether it has lines of `--json=stream`.
+    pub(crate) fn prints_lines(&self) -> bool {
+        matches!(&self.command, Some(JobCommand::Logs(_)))
+    }
+
     /// Whether output is followed, which Ctrl-C ends.
     pub(crate) fn follows(&self) -> bool {
         matches!(&self.command, Some(JobCommand::Logs(args)) if args.follow)

@@ -11,6 +11,7 @@ use super::egress::DecisionDocument;
 use super::events::StateEventDocument;
 use super::exec::ExecDocument;
 use super::image::{ImageDocument, PulledImageDocument};
+use super::job::JobDocument;
 use super::run::RunDocument;
 use super::shared::PortForwardDocument;
 use super::state::StateDocument;
@@ -49,6 +50,8 @@ pub(crate) enum StreamLine {
     Stdout { data: String, encoding: &'static str },
     /// A piece of standard error.
     Stderr { data: String, encoding: &'static str },
+    /// Bytes of a job's output that are no longer kept.
+    Dropped { bytes: u64 },
     /// A piece of the console's log.
     Log { data: String, encoding: &'static str },
     /// A change of state.
@@ -59,6 +62,8 @@ pub(crate) enum StreamLine {
     Stats(StatsDocument),
     /// A sync. `sync --watch` prints one for each change.
     Sync(Box<SyncDocument>),
+    /// The end of `job logs`: the job as it is then.
+    Job(Box<JobDocument>),
     /// The end of `run`.
     Run(Box<RunDocument>),
     /// The end of `create`.

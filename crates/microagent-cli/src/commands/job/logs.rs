@@ -5,9 +5,11 @@ use microagent::{CancellationToken, Error, Job, JobOutputOptions, JobOutputPiece
 
 use super::OneJob;
 use crate::context::Context;
-use crate::documents::job::JobLogsDocument;
+use crate::documents::job::{JobDocument, JobLogsDocument};
+use crate::documents::stream::StreamLine;
 use crate::failure::Failure;
 use crate::output::{Format, print_json};
+use crate::stream::Passing;
 use crate::writer::Writer;
 
 const EXAMPLES: &str = "\
@@ -50,10 +52,13 @@ pub(super) fn execute(context: &Context, args: LogsArgs) -> Result<(), Failure> 
     let job = args.job.of(context);
     let mut options = JobOutputOptions::new().position(args.from.unwrap_or(0));
     options.tail = args.tail;
+    if context.streams() {
+        return context.block_on(async |token| write_lines(&job, &args, options, token).await);
+    }
     match (context.format, args.follow) {
         (Format::Json, true) => Err(Failure::usage(
             "--follow and --json cannot be combined",
-            "ask again with --json --from NEXT_POSITION of the answer before",
+            "--json=stream prints a line for each piece; or ask again with --json --from NEXT_POSITION of the answer before",
         )),
         (Format::Json, false) => {
             print_json(&JobLogsDocument::new(args.job.name, context.call(job.output(options))?))
@@ -85,6 +90,52 @@ async fn write(
     tokio::select! {
         written = writing => written,
         () = token.cancelled() => Err(Error::Cancelled.into()),
+    }
+}
+
+/// The same as lines of `--json=stream`; the last one is the job.
+async fn write_lines(
+    job: &Job,
+    args: &LogsArgs,
+    options: JobOutputOptions,
+    token: CancellationToken,
+) -> Result<(), Failure> {
+    let mut writer = Writer::start()?;
+    let mut lines = Passing::lines();
+    let writing = async {
+        if args.follow {
+            let mut output = job.follow_output(options).await?;
+            while let Some(piece) = output.next().await {
+                write_line(&mut writer, &mut lines, piece?).await?;
+            }
+        } else {
+            for piece in job.output(options).await?.pieces {
+                write_line(&mut writer, &mut lines, piece).await?;
+            }
+        }
+        for (stream, rest) in lines.rest()? {
+            writer.write(stream, rest).await?;
+        }
+        let end = StreamLine::Job(Box::new(JobDocument::new(&args.job.name, job.details()?)));
+        writer.write(OutputStream::Stdout, end.to_bytes()?).await?;
+        writer.finish().await
+    };
+    tokio::select! {
+        written = writing => written,
+        () = token.cancelled() => Err(Error::Cancelled.into()),
+    }
+}
+
+async fn write_line(writer: &mut Writer, lines: &mut Passing, piece: JobOutputPiece) -> Result<(), Failure> {
+    let line = match piece {
+        JobOutputPiece::Printed(frame) => lines.piece(frame)?,
+        JobOutputPiece::Dropped(bytes) => {
+            Some((OutputStream::Stdout, StreamLine::Dropped { bytes }.to_bytes()?))
+        }
+    };
+    match line {
+        Some((stream, bytes)) => writer.write(stream, bytes).await,
+        None => Ok(()),
     }
 }
 
