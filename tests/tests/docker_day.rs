@@ -126,11 +126,15 @@ fn settings_of_the_system_hold_at_every_start() {
 #[test]
 fn a_port_of_another_workspace_is_told_with_its_name() {
     let home = Home::new(User::unprivileged());
-    home.create("first", ["--publish", "0:80"]);
+    let create = |name: &str, publish: &str| {
+        let image = home.image("busybox");
+        home.call().args(["create", name, "--image", &image, "--publish", publish]).success();
+    };
+    create("first", "0:80");
     home.microagent(["start", "first"]).success();
     let status = home.microagent(["status", "first", "--json"]).success().json();
     let publish = format!("{}:80", status["port_forwards"][0]["host_port"]);
-    home.create("second", ["--publish", &publish]);
+    create("second", &publish);
     home.microagent(["start", "second"]).run().code(1).says("workspace `first` publishes that port");
     home.run("busybox", ["--publish", &publish], &["true"]).run().code(1).says("workspace `first`");
     home.microagent(["delete", "--force", "--yes", "first", "second"]).success();

@@ -136,7 +136,7 @@ pub(crate) struct WorkspaceArgs {
     disk: Vec<String>,
 
     /// Make a disk from a tar file, whatever its name, and attach it (repeatable)
-    #[arg(long, value_name = "FILE:DST[:ro|rw]", help_heading = "Disks")]
+    #[arg(long, value_name = "FILE:DST[:ro|rw]", allow_hyphen_values = true, help_heading = "Disks")]
     bundle: Vec<String>,
 }
 
