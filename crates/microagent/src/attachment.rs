@@ -235,9 +235,9 @@ pub(crate) fn arrange(disks: &[Attachment]) -> Result<Vec<Attachment>, Attachmen
         if arranged.iter().any(|earlier| earlier.mount_point == disk.mount_point) {
             return Err(AttachmentError::SameTarget { path: disk.mount_point });
         }
-        // Each bundle becomes a disk of its own, and an image that nobody writes to has any number of readers.
+        // Each bundle becomes a disk of its own, but a stream is read once, and an image that nobody writes to has any number of readers.
         let clashes = |earlier: &&Attachment| match &earlier.source {
-            DiskSource::Bundle(_) => false,
+            DiskSource::Bundle(path) => path.as_os_str() == STANDARD_INPUT && earlier.source == disk.source,
             DiskSource::Volume(_) => earlier.source == disk.source,
             DiskSource::Image(_) => earlier.source == disk.source && !(earlier.read_only && disk.read_only),
         };
