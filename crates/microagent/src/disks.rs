@@ -169,22 +169,22 @@ impl Engine {
         let failed = |source| Error::File { action: "create a directory in", path: tmp(), source };
         let scratch = self.state().scratch().map_err(failed)?;
         let input = self.options().environment.standard_input.clone();
-        let stop = cancel.clone();
+        let (dir, stop) = (scratch.path().to_owned(), cancel.clone());
         let making = tokio::task::spawn_blocking(move || {
             let make = |(number, mut tar, read_only): (usize, PathBuf, bool)| {
                 if is_standard_input(&tar) {
-                    tar = scratch.path().join("standard input");
+                    tar = dir.join("standard input");
                     spool(input.as_ref(), &tar, &stop)?;
                 }
-                let out = scratch.path().join(format!("{number}.ext4"));
-                make_bundle(&tar, &out, scratch.path(), read_only, &stop).map(|()| (number, out))
+                let out = dir.join(format!("{number}.ext4"));
+                make_bundle(&tar, &out, &dir, read_only, &stop).map(|()| (number, out))
             };
-            let made = wanted.into_iter().map(make).collect::<Result<_, Error>>()?;
-            Ok(Bundles { made, _scratch: Some(scratch) })
+            wanted.into_iter().map(make).collect::<Result<Vec<_>, Error>>()
         });
-        // A thread that waits for standard input is not waited for.
+        // A thread that waits for standard input is not waited for, and leaves nothing: the directory is removed here.
         let made = cancel.run_until_cancelled(making).await.ok_or(Error::Cancelled)?;
-        made.map_err(|e| failed(io::Error::other(e)))?
+        let made = made.map_err(|e| failed(io::Error::other(e)))??;
+        Ok(Bundles { made, _scratch: Some(scratch) })
     }
 
     /// Returns all further disks of a workspace's machine, in the order in which they are mounted.
@@ -271,6 +271,7 @@ fn is_standard_input(path: &Path) -> bool {
 fn spool(input: Option<&StandardInput>, to: &Path, cancel: &CancellationToken) -> Result<(), Error> {
     let input = input.ok_or(ImageError::NoStandardInput)?;
     let failed = |action, source| Error::File { action, path: to.to_owned(), source };
+    let unread = |source| Error::File { action: "read", path: "standard input".into(), source };
     let mut from = input.open().take(STREAM_MAX + 1);
     let mut file = File::options()
         .write(true)
@@ -281,7 +282,10 @@ fn spool(input: Option<&StandardInput>, to: &Path, cancel: &CancellationToken) -
     let mut buffer = vec![0; STREAM_PIECE];
     let mut bytes = 0;
     while !cancel.is_cancelled() {
-        let count = from.read(&mut buffer).map_err(|source| failed("read", source))?;
+        let count = from.read(&mut buffer).map_err(unread)?;
+        if count == 0 && bytes == 0 {
+            return Err(unread(io::Error::other("it is empty; pipe a tar stream into this command")));
+        }
         if count == 0 {
             return Ok(());
         }
