@@ -59,8 +59,7 @@ pub enum Request {
     /// host may send [`ExecInput`]s. When it closes its direction of the stream (there is no half-close) or
     /// resets the stream before the last event, the command is killed with everything that it started.
     Exec(Exec),
-    /// Packs a file or directory as a tar stream. Answer: [`PackEvent`]s up to and including `End` or
-    /// `Failed`.
+    /// Packs a file or directory as a tar stream. Answer: [`PackEvent`]s up to and including `End` or `Failed`.
     Pack(Pack),
     /// Unpacks a tar stream: [`UnpackInput`]s follow up to and including `End`. Answer:
     /// `Result<Unpacked, GuestError>`, after `End` or as soon as something fails. A stream that the host
