@@ -32,14 +32,14 @@ const TRIAL: &str = r#"set -eu
 root=$1
 cp "$2" "$root/tmp/microagent.deb"
 cp "$3" "$root/tmp/image.tar"
-in() { chroot "$root" env HOME=/root "$@"; }
-in apt-get install -y --no-install-recommends /tmp/microagent.deb
-in microagent --version
-in test -s /usr/share/man/man1/microagent-run.1.gz
-in microagent doctor
-in microagent image load -i /tmp/image.tar
-test "$(in microagent run --raw --network isolated busybox echo hello)" = hello
-in apt-get purge -y microagent
+inside() { chroot "$root" env HOME=/root "$@"; }
+inside apt-get install -y --no-install-recommends /tmp/microagent.deb
+inside microagent --version
+inside test -s /usr/share/man/man1/microagent-run.1.gz
+inside microagent doctor
+inside microagent image load -i /tmp/image.tar
+test "$(inside microagent run --raw --network isolated busybox echo hello)" = hello
+inside apt-get purge -y microagent
 test -z "$(find "$root/usr" -name '*microagent*')"
 "#;
 
