@@ -206,6 +206,8 @@ impl McpServer {
     /// A client of this era.
     #[track_caller]
     pub fn connect(&self, era: Era) -> McpClient {
+        // The client wants one even for plain HTTP. Another test of this process may have installed it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = Runtime::new().expect("an event loop");
         let notes = Arc::new(Mutex::new(Vec::new()));
         let recorder = Recorder(Arc::clone(&notes));

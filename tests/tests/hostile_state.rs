@@ -256,7 +256,7 @@ fn a_workspace_of_an_earlier_format_is_moved_and_works() {
     assert_eq!(home.state_of("web"), "halted");
     assert_eq!(home.microagent(["events", "web"]).success().text(), events);
     assert!(machine.join("state.json").is_file() && !dir.join("events.jsonl").exists());
-    assert_eq!(read(dir.join("workspace.json"))["format"], 7);
+    assert_eq!(read(dir.join("workspace.json"))["format"], 8);
     assert_eq!(read(dir.join("workspace.json")).get("state"), None);
     home.microagent(["start", "web"]).success();
     assert_eq!(home.microagent(["exec", "web", "--", "cat", "/root/kept"]).success().text(), "kept\n");

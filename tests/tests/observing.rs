@@ -46,7 +46,8 @@ fn a_whole_life_can_be_watched() {
     assert_eq!(states(&home, "web"), wanted);
     let watched = watching.finish().code(0);
     assert!(watched.text().contains("paused") && watched.text().contains("halted"), "{}", watched.told());
-    assert_eq!(waiting.finish().code(0).json(), json!({"workspace": "web", "state": "halted", "ok": true}));
+    let ended = json!({"workspace": "web", "state": "halted", "health": null, "ok": true});
+    assert_eq!(waiting.finish().code(0).json(), ended);
     home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();
 }

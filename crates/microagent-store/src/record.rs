@@ -23,7 +23,7 @@ use crate::{MachineProcesses, MachineState, OneStart, ProcessId, SettingsLock, W
 /// 1: one-shot runs only. 2: identity and restart policy. 3: attached disks, published ports, egress policy, secrets.
 /// 4: `workload.json` has scripts as text. 5: published ports of UDP and of IPv6 addresses, rate limits.
 /// 6: layers of the root disk. 7: settings only; the state of the machine is in a file of its own.
-/// 8: private networks.
+/// 8: private networks, health checks, layers that a running machine may still write.
 /// What an older record lacks it is read without.
 pub const WORKSPACE_FORMAT: u32 = 8;
 
