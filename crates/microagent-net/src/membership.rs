@@ -154,13 +154,14 @@ impl Memberships {
         }
     }
 
-    /// Addresses of a member by its name, or by its name and the network's; `name` is in lower case.
+    /// Addresses of a member by its name, or by its name and the network's; `name` is in lower case. A name with a dot
+    /// needs the network's: otherwise a workspace could be called as a server of the Internet.
     pub(crate) fn addresses(&self, name: &str) -> Vec<Ipv4Addr> {
         let of = |membership: &Membership| {
             let below =
                 name.strip_suffix(membership.network.as_str()).and_then(|name| name.strip_suffix('.'));
             let is_called = |called: &str| {
-                called.eq_ignore_ascii_case(name)
+                !called.contains('.') && called.eq_ignore_ascii_case(name)
                     || below.is_some_and(|below| called.eq_ignore_ascii_case(below))
             };
             let members = membership.members.iter().filter(|(called, _)| is_called(called));

@@ -88,16 +88,20 @@ impl LocalNames {
         if let Some(address) = reversed(&text) {
             return self.pointer(query, address, networks);
         }
-        let members = Some(networks.addresses(&text)).filter(|addresses| !addresses.is_empty());
+        // Who names a workspace does not choose where these lead in others.
+        let members = match fixed(&text) {
+            Some(_) => None,
+            None => Some(networks.addresses(&text)).filter(|addresses| !addresses.is_empty()),
+        };
         let added = self.added.get(&text).cloned().or(members).or_else(|| self.of_host.get(&text).cloned());
         let is_added = added.is_some();
         let addresses = match added {
             Some(addresses) => addresses,
-            None if text == LOCALHOST || text.ends_with(".localhost") => vec![Ipv4Addr::LOCALHOST],
-            None if text == HOST_NAME || HOST_ALIASES.contains(&text.as_str()) => vec![GATEWAY],
-            None if text == NAME_SERVER_NAME => vec![NAME_SERVER],
-            None if text == self.hostname && !text.is_empty() => vec![GUEST_ADDRESS],
-            None => return None,
+            None => match fixed(&text) {
+                Some(address) => vec![address],
+                None if text == self.hostname && !text.is_empty() => vec![GUEST_ADDRESS],
+                None => return None,
+            },
         };
         let answer = match query.question.qtype() {
             Rtype::A => Answer::addresses(query.name(), &addresses, TTL_SECS),
@@ -131,6 +135,18 @@ impl LocalNames {
             _ => Answer::empty(Rcode::NOERROR),
         };
         Some(LocalAnswer { answer, is_added: added.is_some() })
+    }
+}
+
+/// The address of a name that is the same in every guest.
+fn fixed(name: &str) -> Option<Ipv4Addr> {
+    match name {
+        LOCALHOST => Some(Ipv4Addr::LOCALHOST),
+        HOST_NAME => Some(GATEWAY),
+        NAME_SERVER_NAME => Some(NAME_SERVER),
+        name if name.ends_with(".localhost") => Some(Ipv4Addr::LOCALHOST),
+        name if HOST_ALIASES.contains(&name) => Some(GATEWAY),
+        _ => None,
     }
 }
 

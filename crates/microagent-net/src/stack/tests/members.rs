@@ -134,6 +134,27 @@ fn names_lead_to_members_and_back() {
 }
 
 #[test]
+fn a_member_is_not_called_as_the_host_or_as_a_server_of_the_internet() {
+    let mut bench = Bench::with(1500, policy(EgressMode::Allowlist, &[]), |options| {
+        let names = ["host.microagent", "host.microagent.internal", "localhost", "pypi.org"];
+        options.memberships = vec![Membership {
+            network: "internal".to_owned(),
+            subnet: "10.210.0.0/24".parse().unwrap(),
+            address: OWN,
+            members: names.map(|name| (name.to_owned(), DB)).to_vec(),
+        }];
+    });
+    for (name, address) in [
+        ("host.microagent.internal", crate::GATEWAY),
+        ("localhost", Ipv4Addr::LOCALHOST),
+        ("pypi.org.internal", DB),
+    ] {
+        assert_eq!(bench.resolve(name, &[], 60), (0, vec![address]), "{name}");
+    }
+    assert_eq!(bench.resolve("pypi.org", &[], 60).0, 3);
+}
+
+#[test]
 fn arp_is_answered_for_members_and_not_for_the_guest() {
     let mut bench = bench();
     assert_eq!(bench.send(&testing::arp(DB)).len(), 1);
