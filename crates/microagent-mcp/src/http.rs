@@ -4,6 +4,7 @@
 //! checked as well, so that a page in a browser reaches nothing, even where it knows the token. Protocol, sessions and
 //! streams are `rmcp`'s; connections, bounds and deadlines are here.
 
+mod places;
 mod sessions;
 mod token;
 
@@ -23,10 +24,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use microagent::{CancellationToken, Engine};
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
+use self::places::{Place, Places};
 use self::sessions::Sessions;
 pub use self::token::{AccessToken, TokenError};
 use crate::Policy;
@@ -36,7 +37,7 @@ use crate::server::{MESSAGE_LIMIT, Server};
 /// Where the protocol is spoken.
 pub const HTTP_PATH: &str = "/mcp";
 
-/// Most connections at a time. Further ones wait until one closes.
+/// Most connections at a time. A further one takes the place of one that has not shown the token, or waits.
 const CONNECTIONS_MAX: usize = 128;
 
 /// How long the head of a request may take, and a connection may be without one.
@@ -175,26 +176,28 @@ async fn accept(
     connections: &TaskTracker,
     streams: &CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Places::new(CONNECTIONS_MAX);
     loop {
-        let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((connection, _)) => {
-                let serving = serve_connection(connection, Arc::clone(endpoint), streams.clone());
-                connections.spawn(async move {
-                    serving.await;
-                    drop(place);
-                });
+                let place = Arc::new(places.take().await);
+                connections.spawn(serve_connection(connection, place, Arc::clone(endpoint), streams.clone()));
             }
             Err(_) => sleep(ACCEPT_PAUSE).await,
         }
     }
 }
 
-async fn serve_connection(connection: TcpStream, endpoint: Arc<Endpoint>, end: CancellationToken) {
+async fn serve_connection(
+    connection: TcpStream,
+    place: Arc<Place>,
+    endpoint: Arc<Endpoint>,
+    end: CancellationToken,
+) {
+    let held = Arc::clone(&place);
     let service = service_fn(move |request| {
-        let endpoint = Arc::clone(&endpoint);
-        async move { Ok::<_, Infallible>(endpoint.answer(request).await) }
+        let (endpoint, place) = (Arc::clone(&endpoint), Arc::clone(&held));
+        async move { Ok::<_, Infallible>(endpoint.answer(request, &place).await) }
     });
     let mut serving = std::pin::pin!(
         http1::Builder::new()
@@ -205,6 +208,7 @@ async fn serve_connection(connection: TcpStream, endpoint: Arc<Endpoint>, end: C
     // An error is the client's: it went away, or does not speak HTTP.
     tokio::select! {
         _ = serving.as_mut() => return,
+        () = place.displaced() => return,
         () = end.cancelled() => serving.as_mut().graceful_shutdown(),
     }
     let _ = serving.await;
@@ -220,13 +224,14 @@ struct Endpoint {
 }
 
 impl Endpoint {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+    async fn answer(&self, request: Request<Incoming>, place: &Place) -> Answer {
         if !request.headers().get(AUTHORIZATION).is_some_and(|value| self.token.is_in(value.as_bytes())) {
             let mut answer =
                 refusal(StatusCode::UNAUTHORIZED, "the bearer token of this server is missing or wrong");
             answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return answer;
         }
+        place.keep();
         if request.uri().path() != HTTP_PATH {
             return refusal(StatusCode::NOT_FOUND, "the protocol is spoken at /mcp");
         }
