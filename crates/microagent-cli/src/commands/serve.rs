@@ -43,7 +43,7 @@ const DEFAULT_TTL: Duration = Duration::from_secs(60 * 60);
 
 /// Run a server for other programs
 ///
-/// A server runs as long as its client; there is no daemon.
+/// A server runs as long as the client that started it, or with --listen until a signal ends it; there is no daemon.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct ServeArgs {
@@ -107,6 +107,12 @@ pub(crate) fn execute(context: &Context, args: ServeArgs) -> Result<(), Failure>
         unreachable!("a group without a subcommand was answered with its help page");
     };
     let policy = args.policy()?;
+    if args.listen.listen.is_some() || !stdin().is_terminal() {
+        // A model could do nothing about it.
+        for name in &policy.workspace.networks {
+            context.call(context.engine().networks().get(name))?;
+        }
+    }
     if let Some(address) = args.listen.listen {
         return args.listen.serve(context, policy, address);
     }
@@ -174,7 +180,7 @@ fn failure(error: ServeError) -> Failure {
 fn registration() -> String {
     let program =
         std::env::current_exe().map_or_else(|_| "microagent".into(), |path| path.display().to_string());
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words = from_anywhere(std::env::args().skip(1));
     let entry = serde_json::json!({ "mcpServers": { "microagent": { "command": program, "args": words } } });
     let entry = serde_json::to_string_pretty(&entry).expect("words are plain data");
     let shell: Vec<String> = [program].into_iter().chain(words).map(|word| quoted(&word)).collect();
@@ -186,6 +192,23 @@ fn registration() -> String {
         shell.join(" "),
         tool_names().join(", ")
     )
+}
+
+/// The words with an absolute path of the policy file: a client starts the server in a directory of its own choice.
+fn from_anywhere(words: impl IntoIterator<Item = String>) -> Vec<String> {
+    let absolute = |path: &str| {
+        std::path::absolute(path).map_or_else(|_| path.to_owned(), |path| path.display().to_string())
+    };
+    let mut is_path = false;
+    let word = |word: String| match word.strip_prefix("--policy=") {
+        _ if std::mem::take(&mut is_path) => absolute(&word),
+        Some(path) => format!("--policy={}", absolute(path)),
+        None => {
+            is_path = word == "--policy";
+            word
+        }
+    };
+    words.into_iter().map(word).collect()
 }
 
 /// A word as a shell takes it.
@@ -237,6 +260,15 @@ mod tests {
     #[test]
     fn a_spec_file_is_refused() {
         assert!(matches!(policy(&["--file", "x.yaml"]), Err(Failure::Usage { .. })));
+    }
+
+    #[test]
+    fn the_policy_file_is_found_from_anywhere() {
+        let here = std::env::current_dir().unwrap().join("p.toml").display().to_string();
+        let words = |words: &[&str]| from_anywhere(words.iter().map(|&word| word.to_owned()));
+        assert_eq!(words(&["mcp", "--policy", "p.toml", "--keep"]), ["mcp", "--policy", &here, "--keep"]);
+        assert_eq!(words(&["--policy=p.toml", "p.toml"]), [format!("--policy={here}"), "p.toml".into()]);
+        assert_eq!(words(&["--policy", "/p.toml"]), ["--policy", "/p.toml"]);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! `serve mcp --listen`: the server for clients that connect to it, and the token that they have to know.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -24,16 +24,24 @@ const OTHERS: u32 = 0o077;
 #[derive(Debug, Args)]
 pub(crate) struct ListenArgs {
     /// Serve over HTTP at this address, such as 127.0.0.1:8000, until a signal ends the server; port 0 chooses a free one
-    #[arg(long, value_name = "ADDRESS:PORT", help_heading = "HTTP")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address, help_heading = "HTTP")]
     pub(super) listen: Option<SocketAddr>,
 
-    /// Read the token from this file, or make one and write it there, for its owner only; without this a new one is printed
+    /// Read the token from this file, or make one and write it there, for its owner only (its directory, too); without this a new one is printed
     #[arg(long, value_name = "FILE", requires = "listen", help_heading = "HTTP")]
     token_file: Option<PathBuf>,
 
     /// Name by which clients reach the server besides localhost, such as that of a TLS proxy (repeatable); allows other addresses than loopback
     #[arg(long, value_name = "HOST[:PORT]", requires = "listen", value_parser = host, help_heading = "HTTP")]
     allow_host: Vec<String>,
+}
+
+/// An address to listen at.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| match text.trim_start_matches(':').parse::<u16>() {
+        Ok(port) => format!("the address is missing; write 127.0.0.1:{port}"),
+        Err(_) => "expected an IP address and a port, such as 127.0.0.1:8000 or [::1]:8000".to_owned(),
+    })
 }
 
 /// A host as it stands in an address.
@@ -111,6 +119,10 @@ fn read_token(path: &Path, file: File) -> Result<AccessToken, Failure> {
 fn make_token(path: &Path) -> Result<AccessToken, Failure> {
     let token = AccessToken::generate().map_err(no_random_bytes)?;
     let write = || -> io::Result<()> {
+        // A directory that is made is for its owner only, too.
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            DirBuilder::new().recursive(true).mode(0o700).create(parent)?;
+        }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(format!("{}\n", token.reveal()).as_bytes())?;
         file.sync_all()
@@ -143,8 +155,23 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, "short\n").unwrap();
         assert!(matches!(args.token(), Err(Failure::Usage { .. })));
-        let nowhere = ListenArgs { token_file: Some(dir.path().join("none/token")), ..args };
+        let new = dir.path().join("config/microagent");
+        let below = ListenArgs { token_file: Some(new.join("token")), ..args };
+        assert_eq!(below.token().unwrap(), below.token().unwrap());
+        assert_eq!(fs::metadata(&new).unwrap().permissions().mode() & 0o777, 0o700);
+        let nowhere = ListenArgs { token_file: Some(path.join("token")), ..below };
         assert!(matches!(nowhere.token(), Err(Failure::File { .. })));
+    }
+
+    #[test]
+    fn a_port_alone_is_answered_with_the_address() {
+        assert_eq!(address("[::1]:0"), Ok(([0, 0, 0, 0, 0, 0, 0, 1], 0).into()));
+        for port in ["8000", ":8000"] {
+            assert_eq!(address(port), Err("the address is missing; write 127.0.0.1:8000".to_owned()));
+        }
+        for bad in ["", "localhost:8000", "127.0.0.1", "127.0.0.1:99999"] {
+            assert!(address(bad).unwrap_err().contains("such as 127.0.0.1:8000"), "{bad}");
+        }
     }
 
     #[test]

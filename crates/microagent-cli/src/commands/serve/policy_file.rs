@@ -40,11 +40,32 @@ fn parse(path: &Path, text: &str) -> Result<McpArgs, Failure> {
         {
             let tried = command.clone().try_get_matches_from([&word]);
             tried.map_err(|error| Failure::usage(format!("{}: {}", at(offset), message(&error)), HINT))?;
-            words.push(word);
+            words.push((word, offset));
         }
     }
-    let args = command.try_get_matches_from(&words).and_then(|matches| McpArgs::from_arg_matches(&matches));
-    args.map_err(|error| Failure::usage(format!("{}: {}", path.display(), message(&error)), HINT))
+    let said = words.iter().map(|(word, _)| word.as_str());
+    let args = read_words(&command, said)
+        .map_err(|error| Failure::usage(format!("{}: {}", path.display(), message(&error)), HINT))?;
+    match args.policy() {
+        Err(Failure::Usage { message, hint }) => {
+            // An option that is refused for the same reason on its own is the one.
+            let is_it = |word: &str| {
+                let alone = read_words(&command, [word]).map(|args| args.policy());
+                matches!(alone, Ok(Err(Failure::Usage { message: alone, .. })) if alone == message)
+            };
+            let at = words.iter().find(|(word, _)| is_it(word)).map(|(_, offset)| place(text, *offset));
+            let at = at.map(|at| format!(", {at}")).unwrap_or_default();
+            Err(Failure::Usage { message: format!("{}{at}: {message}", path.display()), hint })
+        }
+        _ => Ok(args),
+    }
+}
+
+fn read_words<'a>(
+    command: &Command,
+    words: impl IntoIterator<Item = &'a str>,
+) -> Result<McpArgs, clap::Error> {
+    McpArgs::from_arg_matches(&command.clone().try_get_matches_from(words)?)
 }
 
 fn option<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
@@ -150,6 +171,12 @@ mod tests {
             ("max-workspaces = 1.5", "`max-workspaces` is a text or a number"),
             ("keep = \"yes\"", "`keep` is true or false"),
             ("egress = \"everything\"", "invalid value 'everything'"),
+            (
+                "keep = true\nnetwork = \"usr\"",
+                "policy.toml, line 2, column 11: --network usr is not possible here: unknown mode",
+            ),
+            ("egress = \"public\"", "policy.toml, line 1, column 10: "),
+            ("max-workspaces = \"many\"", "line 1, column 18: invalid value 'many' for"),
             ("keep = true\nkeep = true", "policy.toml, line 2"),
             ("keep =", "policy.toml, line 1"),
         ] {
