@@ -137,7 +137,8 @@ fn members_reach_each_other_by_name_and_address_and_the_policy_stays() {
     answers(&home, "cache", "web", &format!("5 from {}", address(&home, "backend", "cache")));
     home.microagent(["start", "db"]).success();
     answers(&home, "web", "db", &format!("5 from {web}"));
-    home.microagent(["network", "delete", "backend", "--yes"]).failure().says("joined by workspaces");
+    home.microagent(["network", "backend"]).failure().says("microagent network inspect backend");
+    home.microagent(["network", "delete", "backend", "--yes"]).failure().says("take `backend` out");
     home.microagent(["delete", "--force", "--yes", "db", "web", "cache"]).success();
     home.microagent(["network", "delete", "backend", "--yes"]).success();
     home.nothing_is_left();
@@ -237,6 +238,9 @@ fn members_are_renamed_cloned_and_changed_by_a_file() {
 
     // Without the network a member does not start, and says why.
     home.microagent(["network", "delete", "--force", "backend"]).success();
+    home.microagent(["restart", "store"]).failure().says("no private network `backend`");
+    let shown = home.microagent(["status", "store"]).success();
+    assert!(shown.text().contains("State: running\n"), "{}", shown.text());
     home.microagent(["halt", "store"]).success();
     home.microagent(["start", "store"]).failure().says("no private network `backend`");
     home.write("spec.yaml", "network: {mode: isolated, join: []}\n");

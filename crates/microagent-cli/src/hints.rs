@@ -39,9 +39,10 @@ pub(crate) fn text(hint: &Hint) -> String {
         Hint::RepairDisk => "if it was not unmounted cleanly, start once without :ro; if it is damaged, repair its file with \
                              e2fsck -f (`microagent volume status NAME` shows the file of a volume)"
             .to_owned(),
-        Hint::PackDirectory => "pack it, `tar -C DIR -cf dir.tar .`, and attach that: -v dir.tar:/guest/path; or copy it \
-                                into a workspace: microagent cp; for files without a known ending there are --disk and \
-                                --bundle"
+        Hint::PackDirectory => "pipe it in, `tar -C DIR -c . | microagent run -v -:/guest/path IMAGE`, or attach a tar \
+                                file of it, -v dir.tar:/guest/path; or copy it into a workspace with microagent cp, or \
+                                keep both the same with microagent sync; for files without a known ending there are \
+                                --disk and --bundle"
             .to_owned(),
         Hint::CheckSecret { name, source } => {
             format!("check it with: microagent secret check {name}={source}")
@@ -135,7 +136,8 @@ fn of_volume(hint: &Hint) -> Option<String> {
             "create it: microagent volume create {name}; `microagent volume list` shows the existing ones"
         ),
         Hint::CreateNetwork { name } => format!(
-            "create it: microagent network create {name}; `microagent network list` shows the existing ones"
+            "`microagent network list` shows the private networks; one of this name is made with: microagent network \
+             create {name}"
         ),
         Hint::DeleteVolume { name } => {
             format!("use it, or delete it with its data: microagent volume delete {name}")
@@ -156,6 +158,10 @@ fn of_volume(hint: &Hint) -> Option<String> {
                 names.join(" ")
             )
         }
+        Hint::LeaveNetwork { name } => format!(
+            "take `{name}` out of their spec files (join) and apply these: microagent apply NAME --file SPEC; or add \
+             --force: they cannot start without it"
+        ),
         Hint::AttachVolume => "attach a volume by its name: -v NAME:/guest/path".to_owned(),
         _ => return None,
     })
@@ -286,6 +292,7 @@ mod tests {
             Hint::CreateVolume { name: "data".parse().unwrap() },
             Hint::DeleteVolume { name: "data".parse().unwrap() },
             Hint::CreateNetwork { name: "backend".parse().unwrap() },
+            Hint::LeaveNetwork { name: "backend".parse().unwrap() },
             Hint::DeleteDamagedVolume,
             Hint::RepairDisk,
             Hint::PackDirectory,

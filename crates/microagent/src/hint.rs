@@ -207,7 +207,12 @@ pub enum Hint {
         /// The workspace.
         name: String,
     },
-    /// Delete the workspaces that attach the volume or join the network first, or force the deletion.
+    /// Have the workspaces that join the network leave it first, or force the deletion.
+    LeaveNetwork {
+        /// The network.
+        name: NetworkName,
+    },
+    /// Delete the workspaces that attach the volume first, or force the deletion.
     DeleteUsers {
         /// The workspaces.
         names: Vec<WorkspaceName>,
@@ -302,6 +307,10 @@ impl fmt::Display for Hint {
             Hint::CreateNetwork { name } => {
                 write!(f, "create private network `{name}`, or join an existing one")
             }
+            Hint::LeaveNetwork { name } => write!(
+                f,
+                "have the workspaces leave private network `{name}` first, or force the deletion; they cannot start without it"
+            ),
             Hint::CreateVolume { .. }
             | Hint::DeleteVolume { .. }
             | Hint::DeleteDamagedVolume
@@ -469,6 +478,7 @@ mod tests {
             Hint::CreateVolume { name: volume.clone() },
             Hint::DeleteVolume { name: volume },
             Hint::CreateNetwork { name: "web".parse().unwrap() },
+            Hint::LeaveNetwork { name: "web".parse().unwrap() },
             Hint::HaltHolder { name: "web".to_owned() },
             Hint::DeleteUsers { names: vec![name.clone()] },
             Hint::CheckSecret { name: "web".to_owned(), source: "env:X".to_owned() },

@@ -67,8 +67,11 @@ pub(crate) fn execute(context: &Context, args: NetworkArgs) -> Result<(), Failur
         Some(NetworkCommand::Inspect(args)) => private::inspect(context, &args),
         Some(NetworkCommand::Delete(args)) => private::delete(context, args),
         None => {
-            let details = context.engine().workspace(&args.name()?).network()?;
-            NetworkDocument::from(details).print(context.format)
+            let name = args.name()?;
+            match context.engine().workspace(&name).network() {
+                Ok(details) => NetworkDocument::from(details).print(context.format),
+                Err(error) => Err(private::meant(context, &name).unwrap_or(Failure::Engine(error))),
+            }
         }
     }
 }

@@ -94,7 +94,7 @@ impl NetworkError {
             NetworkError::Exists { .. } => Hint::advice("join it, delete it first, or choose another name"),
             NetworkError::Overlap { .. } => Hint::advice("choose another subnet, or none"),
             NetworkError::NoSubnet => Hint::advice("choose a subnet yourself, or delete a network"),
-            NetworkError::Joined { workspaces, .. } => Hint::DeleteUsers { names: workspaces.clone() },
+            NetworkError::Joined { name, .. } => Hint::LeaveNetwork { name: name.clone() },
             NetworkError::Record(_) => Hint::advice("delete the network and create it again"),
             NetworkError::Lease(LeaseError::Full { .. }) => Hint::Advice(format!(
                 "delete a workspace of the network, or create one with a larger subnet; {MEMBERS_MAX} members are possible"

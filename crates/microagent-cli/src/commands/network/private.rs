@@ -162,6 +162,20 @@ pub(super) fn inspect(context: &Context, args: &InspectArgs) -> Result<(), Failu
     }
 }
 
+/// What is said of a name that is no workspace's, but a private network's.
+pub(super) fn meant(context: &Context, name: &WorkspaceName) -> Option<Failure> {
+    let is_workspace =
+        !matches!(context.engine().workspace(name).state(), Err(Error::NoSuchWorkspace { .. }));
+    let network: NetworkName = name.as_str().parse().ok()?;
+    if is_workspace || context.call(context.engine().networks().get(&network)).is_err() {
+        return None;
+    }
+    Some(Failure::Other {
+        message: format!("`{name}` is a private network, not a workspace"),
+        hint: Some(format!("show it: microagent network inspect {name}")),
+    })
+}
+
 /// Nothing in the place of a network that does not exist.
 fn found(network: Result<PrivateNetwork, Failure>) -> Result<Option<PrivateNetwork>, Failure> {
     match network {
