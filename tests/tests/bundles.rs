@@ -273,7 +273,11 @@ fn a_tar_stream_on_standard_input_is_a_volume() {
 
     run(&["-i", "-v", "-:/src"], &["cat"]).stdin(stream.clone()).run().code(2).says("omit -i");
     run(&["-v", "-:/a", "-v", "-:/b"], &["true"]).stdin(stream.clone()).run().code(2).says("attached twice");
-    run(&["-v", "-:/src"], &["true"]).stdin(b"no tar".to_vec()).run().code(1).says("no tar file");
+    run(&["-v", "-:/src"], &["true"])
+        .stdin(b"no tar".to_vec())
+        .run()
+        .code(1)
+        .says("the tar stream on standard input is damaged, or no tar file");
     run(&["-v", "-:/src"], &["true"]).stdin(Vec::new()).run().code(1).says("it is empty");
     let climbing = tar(&[("../../etc/evil", "x")]);
     run(&["-v", "-:/src"], &["true"]).stdin(climbing).run().code(1).says("reach outside");

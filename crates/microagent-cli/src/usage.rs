@@ -122,7 +122,16 @@ pub(crate) fn message(error: &clap::Error) -> String {
         !["Usage: ", "For more information", "tip: "].iter().any(|start| line.starts_with(start))
     });
     let message = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
-    message.strip_prefix("error: ").unwrap_or(&message).to_owned()
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
+    // The standard library's words are about its types.
+    let sentences = [
+        ("invalid digit found in string", "it is not a whole number"),
+        ("cannot parse integer from empty string", "it is not a whole number"),
+        ("number too large to fit in target type", "the number is too large"),
+    ];
+    let replaced =
+        sentences.iter().find_map(|(end, words)| Some(format!("{}{words}", message.strip_suffix(end)?)));
+    replaced.unwrap_or_else(|| message.to_owned())
 }
 
 /// What clap suggests for a value.

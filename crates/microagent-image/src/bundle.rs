@@ -19,12 +19,15 @@ pub const BUNDLE_LIMITS: Limits = Limits {
     max_metadata_bytes: 256 << 20,
 };
 
+/// What stands for the stream on standard input in place of a path.
+const STANDARD_INPUT: &str = "-";
+
 /// Why a tar file could not become a disk.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BundleError {
     /// It cannot be read.
-    #[error("cannot read bundle `{}`", path.display())]
+    #[error("cannot read {}", named(path))]
     Read {
         /// The tar file.
         path: PathBuf,
@@ -32,7 +35,7 @@ pub enum BundleError {
         source: io::Error,
     },
     /// It is compressed in a way that is not taken.
-    #[error("bundle `{}`: {reason}", path.display())]
+    #[error("{}: {reason}", named(path))]
     Compression {
         /// The tar file.
         path: PathBuf,
@@ -40,7 +43,7 @@ pub enum BundleError {
         reason: &'static str,
     },
     /// It is no tar file, or a broken one.
-    #[error("bundle `{}` is damaged, or no tar file", path.display())]
+    #[error("{} is damaged, or no tar file", named(path))]
     Damaged {
         /// The tar file.
         path: PathBuf,
@@ -48,7 +51,7 @@ pub enum BundleError {
         source: Damage,
     },
     /// An entry names a path outside the bundle's root.
-    #[error("bundle `{}` tries to reach outside its root with `{name}`", path.display())]
+    #[error("{} tries to reach outside its root with `{name}`", named(path))]
     Escape {
         /// The tar file.
         path: PathBuf,
@@ -56,7 +59,7 @@ pub enum BundleError {
         name: String,
     },
     /// It exceeds a limit.
-    #[error("bundle `{}` exceeds a limit: {limit}", path.display())]
+    #[error("{} exceeds a limit: {limit}", named(path))]
     Limit {
         /// The tar file.
         path: PathBuf,
@@ -64,7 +67,7 @@ pub enum BundleError {
         limit: String,
     },
     /// This machine failed, or the content does not fit a disk.
-    #[error("cannot make a disk of bundle `{}`", path.display())]
+    #[error("cannot make a disk of {}", named(path))]
     Disk {
         /// The tar file.
         path: PathBuf,
@@ -74,6 +77,14 @@ pub enum BundleError {
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// A tar file in messages.
+fn named(path: &Path) -> String {
+    match path.as_os_str() == STANDARD_INPUT {
+        true => "the tar stream on standard input".to_owned(),
+        false => format!("bundle `{}`", path.display()),
+    }
 }
 
 impl BundleError {
@@ -88,6 +99,20 @@ impl BundleError {
                 BundleError::Disk { path, source }
             }
         }
+    }
+
+    /// The same, of the stream on standard input that the tar file is a copy of.
+    pub fn of_standard_input(mut self) -> BundleError {
+        match &mut self {
+            BundleError::Read { path, .. }
+            | BundleError::Compression { path, .. }
+            | BundleError::Damaged { path, .. }
+            | BundleError::Escape { path, .. }
+            | BundleError::Limit { path, .. }
+            | BundleError::Disk { path, .. } => *path = STANDARD_INPUT.into(),
+            BundleError::Cancelled => {}
+        }
+        self
     }
 
     /// Whether the host's disk is full, so that freeing space helps.

@@ -172,12 +172,19 @@ impl Engine {
         let (dir, stop) = (scratch.path().to_owned(), cancel.clone());
         let making = tokio::task::spawn_blocking(move || {
             let make = |(number, mut tar, read_only): (usize, PathBuf, bool)| {
-                if is_standard_input(&tar) {
+                let is_stream = is_standard_input(&tar);
+                if is_stream {
                     tar = dir.join("standard input");
                     spool(input.as_ref(), &tar, &stop)?;
                 }
                 let out = dir.join(format!("{number}.ext4"));
-                make_bundle(&tar, &out, &dir, read_only, &stop).map(|()| (number, out))
+                make_bundle(&tar, &out, &dir, read_only, &stop).map(|()| (number, out)).map_err(|error| {
+                    match error {
+                        // The copy's path says nothing to users.
+                        Error::Bundle(error) if is_stream => Error::Bundle(error.of_standard_input()),
+                        error => error,
+                    }
+                })
             };
             wanted.into_iter().map(make).collect::<Result<Vec<_>, Error>>()
         });
