@@ -120,6 +120,7 @@ fn a_workspace_is_as_healthy_as_its_checks_say() {
     home.microagent(["halt", "web"]).success();
     assert_eq!(home.microagent(["list", "--json"]).success().json()["workspaces"][0]["health"], Value::Null);
     assert_eq!(home.microagent(["list", "-q", "--filter", "health=none"]).success().text(), "web\n");
+    assert_eq!(status(&home, "web")["health"], Value::Null);
     home.microagent(["wait", "--healthy", "web"]).run().code(1);
     home.microagent(["delete", "--yes", "web"]).success();
     home.nothing_is_left();

@@ -23,7 +23,7 @@ use crate::broker::{check_brokers, stored_broker};
 use crate::error::InvalidRequest;
 use crate::secret::{Resolved, check_references, stored};
 use crate::supervisor_spec::{HostPrograms, new_identity};
-use crate::workspace::{check_health, health_of_image, setup_digest};
+use crate::workspace::{check_health, health_of_image, setup_digest, unused_health};
 use crate::{Engine, Error, Event, Progress, RunCommand, WorkspaceOptions};
 
 /// Free space that an image's disk has beyond its content, in MiB.
@@ -106,6 +106,11 @@ impl Engine {
         progress: &Progress,
     ) -> Result<WorkspaceDir, Error> {
         let record = &provision.record;
+        let unused = kept.and_then(|workload| unused_health(record, workload));
+        if let Some(notice) = &unused {
+            progress.event(Event::Notice(notice.clone()));
+        }
+        provision.notices.extend(unused);
         let bundles = self.make_bundles(&record.disks, progress.token()).await?;
         provision.notices.extend(self.make_missing_volumes(&record.disks, progress)?);
         let dir = self.create_dir_with(record, kept, |dir| {

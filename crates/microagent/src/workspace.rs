@@ -22,6 +22,7 @@ mod memory;
 mod network;
 mod observe;
 mod ports;
+mod precheck;
 mod processes;
 mod rename;
 mod snapshot;
@@ -62,7 +63,7 @@ pub use exec::{
     Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, StdinMode, Terminal,
 };
 pub use files::{FileContent, FileRange};
-pub(crate) use health::{check_health, health_of_image};
+pub(crate) use health::{check_health, health_of_image, unused_health};
 pub use job::{Job, JobDetails, JobOutput, JobOutputOptions, JobStdin};
 pub(crate) use lifecycle::refused;
 pub use lifecycle::{REASON_LIMIT, StartOptions};

@@ -117,6 +117,7 @@ fn every_future_of_a_workspace_is_send() {
     let progress = Progress::new();
     let name: WorkspaceName = "web".parse().expect("a name");
     let workspace = engine.workspace(&name);
+    assert_send(workspace.check_start(&progress));
     assert_send(workspace.start(StartOptions::new(), &progress));
     assert_send(workspace.halt());
     assert_send(workspace.halt_within(Duration::ZERO));

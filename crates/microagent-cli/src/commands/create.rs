@@ -348,8 +348,9 @@ impl CreateArgs {
 impl CreateDocument {
     fn text(&self) -> String {
         let ResourcesDocument { memory_mib, cpu_count, size_mib } = self.resources;
+        let joined: String = self.joined.iter().map(|name| format!("Private network: {name}\n")).collect();
         format!(
-            "Workspace: {}\nState: {}\nProfile: {}\nNetwork: {}\n\
+            "Workspace: {}\nState: {}\nProfile: {}\nNetwork: {}\n{joined}\
              Resources: memory={memory_mib}MiB cpus={cpu_count} disk={size_mib}MiB\n",
             self.workspace, self.state, self.profile, self.network,
         )

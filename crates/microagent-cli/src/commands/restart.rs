@@ -21,7 +21,8 @@ Examples:
 /// Halt workspaces and start them again
 ///
 /// Each workspace is shut down as by `microagent halt`, then started as by `microagent start`. A workspace without a
-/// machine is only started.
+/// machine is only started. What a start needs is checked before: if a private network, a volume or a secret is missing, the
+/// workspace keeps running.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct RestartArgs {
@@ -45,6 +46,11 @@ pub(crate) fn execute(context: &Context, args: RestartArgs) -> Result<(), Failur
         let workspace = engine.workspace(name);
         let shown = Arc::clone(&progress);
         let started = context.block_on(async |token| {
+            // A workspace that could not start again keeps running.
+            let before = microagent::Progress::new().cancel(token.clone());
+            if let Err(error) = workspace.check_start(&before).await {
+                return Ok(Err(error));
+            }
             let halted = tokio::select! {
                 halted = args.timeout.halt(&workspace) => halted,
                 () = token.cancelled() => Err(Error::Cancelled),

@@ -1,6 +1,8 @@
 //! `microagent create`, in JSON.
 
-use microagent::{ImageReport, NetworkMode, RestartPolicy, State, WorkspaceDetails, WorkspaceName};
+use microagent::{
+    ImageReport, NetworkMode, NetworkName, RestartPolicy, State, WorkspaceDetails, WorkspaceName,
+};
 use serde::Serialize;
 
 use crate::documents::image::ImageDocument;
@@ -19,6 +21,9 @@ pub(crate) struct CreateDocument {
     pub(crate) profile: String,
     #[cfg_attr(test, schemars(with = "Words<microagent::NetworkMode>"))]
     pub(crate) network: NetworkMode,
+    /// Private networks that it joins.
+    #[cfg_attr(test, schemars(with = "Vec<String>"))]
+    pub(crate) joined: Vec<NetworkName>,
     pub(crate) hostname: String,
     pub(crate) resources: ResourcesDocument,
     #[cfg_attr(test, schemars(with = "String"))]
@@ -40,6 +45,7 @@ impl CreateDocument {
             state: details.state,
             profile: details.profile,
             network: details.network,
+            joined: details.networks,
             hostname: details.hostname,
             resources: details.resources.into(),
             restart: details.restart,

@@ -64,15 +64,21 @@ pub enum VariableError {
     Value,
 }
 
-/// Seconds, or with units: `90`, `1m30s`, `2h`, `1.5s`.
+/// Seconds, or with units: `90`, `0.5`, `1m30s`, `2h`, `1.5s`.
 ///
 /// # Errors
 /// Says what a duration looks like, or that it is too short or too long.
 pub fn duration(text: &str) -> Result<Duration, DurationError> {
     let text = text.trim();
+    let with_units = |text: &str| {
+        text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok())
+    };
     let duration = match text.parse::<u64>() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => text.parse::<SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok()),
+        Err(_) if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => {
+            with_units(&format!("{text}s"))
+        }
+        Err(_) => with_units(text),
     };
     match duration {
         Some(duration) if duration.is_zero() => Err(DurationError::Zero),
@@ -177,11 +183,11 @@ mod tests {
     #[test]
     fn durations_in_seconds_or_with_units() {
         for (text, millis) in
-            [("5", 5000), ("1m30s", 90_000), ("1.5s", 1500), ("2h", 7_200_000), ("200ms", 200)]
+            [("5", 5000), ("1m30s", 90_000), ("1.5s", 1500), ("0.5", 500), ("2h", 7_200_000), ("200ms", 200)]
         {
             assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for text in ["", "0", "-5", "-5s", "5 parsecs", "9999999999999999999", "2y"] {
+        for text in ["", ".", "1.2.3", "0.0", "0", "-5", "-5s", "5 parsecs", "9999999999999999999", "2y"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }

@@ -29,7 +29,20 @@ pub(crate) fn health_plan(record: &WorkspaceRecord, workload: &Workload) -> Opti
     record.settings.health.plan(if workload.service.is_some() { &workload.health } else { &none })
 }
 
-/// The same for its supervisor. The command runs as the service does.
+/// A notice that what its user has set of a health check has no use, because there is no check.
+pub(crate) fn unused_health(record: &WorkspaceRecord, workload: &Workload) -> Option<String> {
+    let HealthSettings { check, interval, timeout, start_period, start_interval, retries } =
+        &record.settings.health;
+    let times = [interval, timeout, start_period, start_interval];
+    let is_set = times.iter().any(|time| time.is_some()) || retries.is_some();
+    let has_no_use = is_set && check.is_none() && health_plan(record, workload).is_none();
+    has_no_use.then(|| {
+        "the times and retries of the health check have no use: neither the workspace nor the image's service has a check"
+            .to_owned()
+    })
+}
+
+/// The health check for its supervisor. The command runs as the service does.
 pub(super) fn health_spec(record: &WorkspaceRecord, workload: &Workload) -> Option<HealthSpec> {
     let HealthPlan { command, timing } = health_plan(record, workload)?;
     let exec = exec_request(&with_brokers(workload, &record.brokers), &command);
@@ -131,6 +144,18 @@ mod tests {
     use microagent_image::HealthCheck;
 
     use super::*;
+
+    #[test]
+    fn times_without_a_check_are_noticed() {
+        let (_dir, workspace) = crate::workspace::tests::halted();
+        let mut record = workspace.load().unwrap();
+        let workload = Workload::default();
+        assert_eq!(unused_health(&record, &workload), None);
+        record.settings.health.retries = Some(2);
+        assert!(unused_health(&record, &workload).unwrap().contains("no use"));
+        record.settings.health.check = Some(HealthCommand::Disabled);
+        assert_eq!(unused_health(&record, &workload), None);
+    }
 
     #[test]
     fn the_forms_of_an_image_are_understood() {

@@ -106,7 +106,7 @@ impl Workspace {
         let env_names: BTreeSet<_> = workload.env[of_image..].iter().map(|(name, _)| name.clone()).collect();
         Ok(Inspection {
             health_check: health_plan(&record, &workload),
-            health: HealthReport::load(&dir),
+            health: HealthReport::observe(&dir, &record),
             setup_pending: !workload.setup.is_empty(),
             service: workload.service,
             user: workload.user,

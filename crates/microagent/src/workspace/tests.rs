@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// An engine and its workspace `web`, which is halted.
-fn halted() -> (tempfile::TempDir, Workspace) {
+pub(crate) fn halted() -> (tempfile::TempDir, Workspace) {
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::new(EngineOptions::new(dir.path().join("state"), "/bin/false"));
     engine.prepare().unwrap();
