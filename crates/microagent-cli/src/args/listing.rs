@@ -9,11 +9,11 @@ use crate::failure::Failure;
 /// How a list is printed.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ListingArgs {
-    /// Print names only, one per line
+    /// Print only what names each entry (a name, reference or tag), one per line
     #[arg(short, long, conflicts_with = "format")]
     quiet: bool,
 
-    /// Show only what matches, as KEY=VALUE with a key of the JSON document; status=VALUE works too (repeatable)
+    /// Show only what matches, as KEY=VALUE with a key of the JSON document (repeatable)
     #[arg(short, long, value_name = "KEY=VALUE")]
     filter: Vec<Filter>,
 
