@@ -26,13 +26,29 @@ fn sh(home: &Home, name: &str, line: &str) -> String {
 const IDENTITY: &str = "hostname; cat /etc/hostname /etc/machine-id /proc/sys/kernel/random/boot_id; \
      cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | od -t x1 | head -n 1; grep -c $(hostname) /etc/hosts";
 
+/// The addresses of the guest in private networks.
+fn private_addresses(home: &Home, name: &str) -> Vec<String> {
+    let shown = sh(home, name, "ip -4 -o addr show dev eth0");
+    let addresses = shown.split_whitespace().filter(|word| word.starts_with("10.210."));
+    addresses.filter_map(|word| word.split_once('/')).map(|(address, _)| address.to_owned()).collect()
+}
+
+/// The address that a network has for a member.
+#[track_caller]
+fn address_in(network: &Value, name: &str) -> String {
+    let members = network["members"].as_array().unwrap();
+    let member = members.iter().find(|member| member["workspace"] == name).unwrap();
+    member["address"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn forks_are_machines_of_their_own_and_the_source_continues() {
     let home = home();
     let service = "while true; do cat /proc/uptime > /tmp/now; sleep 0.1; done";
     let image = home.image("busybox");
+    home.microagent(["network", "create", "team"]).success();
     let create = ["create", "lab", "--image", &image, "--publish", "0:80", "--service-command", service];
-    home.microagent(create).success();
+    home.microagent(create).args(["--join", "team"]).success();
     home.microagent(["start", "lab"]).success();
     sh(&home, "lab", "echo shared > /root/file; sleep 100000 > /dev/null 2>&1 &");
     // Ended in the forks, and not in the source.
@@ -58,6 +74,16 @@ fn forks_are_machines_of_their_own_and_the_source_continues() {
         .map(|fork| fork["port_forwards"][0]["host_port"].as_u64())
         .collect();
     assert_eq!(ports.len(), 3, "{forked}");
+    let members = home.microagent(["network", "inspect", "team", "--json"]).success().json();
+    for name in &machines {
+        assert_eq!(private_addresses(&home, name), [address_in(&members, name)], "{members}");
+    }
+    // They reach each other without a restart.
+    sh(&home, "lab-2", "echo hello > /tmp/hello; nc -l -p 8000 < /tmp/hello > /dev/null 2>&1 &");
+    wait_for("a fork reaches another one", PATIENCE, || {
+        let said = home.microagent(["exec", "lab-1", "--", "nc", "-w", "5", "lab-2", "8000"]).run();
+        if said.text() == "hello\n" { Ok(()) } else { Err(said.told()) }
+    });
     for name in &machines {
         let processes = sh(&home, name, "ps");
         assert!(processes.contains("sleep 100000"), "{name}: {processes}");
@@ -78,11 +104,21 @@ fn forks_are_machines_of_their_own_and_the_source_continues() {
     // A fork can be forked, halted and started as any workspace, and the source may go.
     home.microagent(["branch", "lab-2", "again"]).success();
     assert_eq!(sh(&home, "again", "hostname; cat /root/file"), "again\nfrom-lab-2\n");
+    let boots: HashSet<_> = ["lab", "lab-2", "again"]
+        .map(|name| {
+            sh(&home, name, "cat /proc/sys/kernel/random/boot_id; grep -c boot_id /proc/mounts || true")
+        })
+        .into();
+    assert_eq!(boots.len(), 3, "{boots:?}");
+    assert!(boots.iter().all(|boot| boot.lines().nth(1).unwrap() <= "1"), "{boots:?}");
+    let members = home.microagent(["network", "inspect", "team", "--json"]).success().json();
+    assert_eq!(private_addresses(&home, "again"), [address_in(&members, "again")], "{members}");
     home.microagent(["delete", "lab", "--force"]).success();
     home.microagent(["restart", "again"]).success();
     assert_eq!(sh(&home, "again", "cat /root/file; ls /tmp/now"), "from-lab-2\n/tmp/now\n");
     assert_eq!(home.microagent(["snapshot", "list", "again"]).success().text(), "No snapshots.\n");
     home.microagent(["delete", "lab-1", "lab-2", "lab-3", "again", "--force"]).success();
+    home.microagent(["network", "delete", "team", "--yes"]).success();
     home.nothing_is_left();
 }
 
@@ -180,8 +216,9 @@ fn names_that_are_taken_or_given_twice_make_nothing() {
     let home = home();
     home.create("lab", []);
     home.microagent(["start", "lab"]).success();
-    home.microagent(["fork", "lab", "a", "lab"]).run().code(1).says("lab");
-    home.microagent(["fork", "lab", "a", "a"]).run().code(1).says("a");
+    home.microagent(["fork", "lab", "a", "lab"]).run().code(1).says("choose another name, or delete it");
+    home.microagent(["fork", "lab", "a", "a"]).run().code(2).says("the name `a` is given twice");
+    home.microagent(["fork", "lab"]).run().code(2).says("microagent fork lab --count N");
     assert_eq!(home.workspaces(), ["lab"]);
     assert_eq!(home.microagent(["snapshot", "list", "lab"]).success().text(), "No snapshots.\n");
     // Of a resting workspace they are clones.

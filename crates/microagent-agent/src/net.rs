@@ -81,25 +81,47 @@ pub(crate) fn configure(network: &Network, started: Option<&Started>) -> Result<
         Some(_) => set_ipv6(&interface, true).map_err(failed("use of IPv6"))?,
         None => sys::interface_up(&socket, &interface).map_err(failed("state"))?,
     }
-    for (number, private) in (1..).zip(&network.private) {
-        // An address with a name of its own stands beside the others.
-        let alias = format!("{interface}:{number}");
-        let netmask = self::netmask(private.prefix_len).ok_or(NetworkError::Prefix(private.prefix_len))?;
-        sys::set_address(&socket, &alias, private.address, netmask).map_err(failed("address"))?;
-    }
+    set_private(&socket, &interface, network)?;
     sys::add_default_route(&socket, network.gateway).map_err(failed("default route"))
 }
 
-/// Gives the device of a machine that was another one before its own hardware address. The kernel changes it while the
-/// device is in use.
-pub(crate) fn rename(network: &Network) -> Result<(), NetworkError> {
-    let interface = find_device().map_err(NetworkError::Look)?.ok_or(NetworkError::NoDevice)?;
-    if hardware_address(&interface).as_deref() == Some(&colon_form(network.mac)) {
-        return Ok(());
+/// Gives the device its addresses in private networks.
+fn set_private(socket: &OwnedFd, interface: &str, network: &Network) -> Result<(), NetworkError> {
+    for (number, private) in (1..).zip(&network.private) {
+        let netmask = netmask(private.prefix_len).ok_or(NetworkError::Prefix(private.prefix_len))?;
+        sys::set_address(socket, &alias(interface, number), private.address, netmask).map_err(|source| {
+            NetworkError::Set { what: "address", interface: interface.to_owned(), source }
+        })?;
     }
-    let set =
-        control_socket().and_then(|socket| sys::set_hardware_address(&socket, &interface, network.mac.0));
-    set.map_err(|source| NetworkError::Set { what: "hardware address", interface, source })
+    Ok(())
+}
+
+/// The name of an address that stands beside the others.
+fn alias(interface: &str, number: u32) -> String {
+    format!("{interface}:{number}")
+}
+
+/// Gives the device of a machine that was another one before its own hardware address, and its own addresses in private
+/// networks. The kernel changes both while the device is in use.
+pub(crate) fn renew(network: &Network) -> Result<(), NetworkError> {
+    let interface = find_device().map_err(NetworkError::Look)?.ok_or(NetworkError::NoDevice)?;
+    let failed = |what| {
+        let interface = interface.clone();
+        move |source| NetworkError::Set { what, interface, source }
+    };
+    let socket = control_socket().map_err(failed("address"))?;
+    if hardware_address(&interface).as_deref() != Some(&colon_form(network.mac)) {
+        sys::set_hardware_address(&socket, &interface, network.mac.0).map_err(failed("hardware address"))?;
+    }
+    // All go first: the other machine may have been in other networks, or in the same ones in another order.
+    for number in 1.. {
+        match sys::remove_alias(&socket, &alias(&interface, number)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => break,
+            Err(error) => return Err(failed("address")(error)),
+        }
+    }
+    set_private(&socket, &interface, network)
 }
 
 /// The first interface that stands for a device (loopback and tunnels do not).

@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use microagent_proto::{Configure, Configured, GuestError, Timings};
-use rustix::mount::mount_bind;
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::boot::SCRATCH;
 use crate::configure;
@@ -17,12 +18,12 @@ use crate::sockets;
 /// What tells boots of a kernel apart.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Gives the machine entropy, clock, names and hardware address of its own, and resets connections.
+/// Gives the machine entropy, clock, names and addresses of its own, and resets connections.
 pub(crate) fn renew(wanted: &Configure) -> Result<Configured, GuestError> {
     let start = Instant::now();
     configure::rename(wanted)?;
     if let Some(network) = &wanted.network {
-        net::rename(network).map_err(|e| configure::network_failure(&e))?;
+        net::renew(network).map_err(|e| configure::network_failure(&e))?;
     }
     if let Err(error) = sockets::reset_connections() {
         console::say_error("connections of the captured machine stay open", &error);
@@ -40,10 +41,13 @@ fn cover_boot_id() -> io::Result<()> {
     let mut random = [0; 16];
     fs::File::open("/dev/urandom")?.read_exact(&mut random)?;
     let cover = Path::new(SCRATCH).join("boot_id");
-    // The file of a machine that is a copy itself may be mounted over.
-    let fresh = cover.with_extension("new");
-    fs::write(&fresh, uuid(random))?;
-    fs::rename(&fresh, &cover)?;
+    // In a machine that is the copy of a copy this file is mounted already, in every mount namespace that was made since.
+    // It is written in place, and mounted anew, in case a program has unmounted it.
+    fs::write(&cover, uuid(random))?;
+    match unmount(BOOT_ID, UnmountFlags::DETACH) {
+        Ok(()) | Err(Errno::INVAL) => {}
+        Err(error) => return Err(error.into()),
+    }
     Ok(mount_bind(&cover, BOOT_ID)?)
 }
 

@@ -187,6 +187,14 @@ pub(crate) fn set_address(
     Ok(())
 }
 
+/// Removes the address with this name from its interface: it ends when it is not "up" any more.
+pub(crate) fn remove_alias(socket: impl AsFd, name: &str) -> io::Result<()> {
+    let mut request = interface_request(name);
+    request.ifr_ifru.ifru_flags = 0;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq with ifru_flags set.
+    unsafe { ioctl(socket.as_fd(), libc::SIOCSIFFLAGS, &mut request) }
+}
+
 /// Adds the default route.
 pub(crate) fn add_default_route(socket: impl AsFd, gateway: Ipv4Addr) -> io::Result<()> {
     // SAFETY: rtentry is plain data and pointers that may be null.
