@@ -126,7 +126,13 @@ fn a_paused_workspace_stays_paused() {
     home.microagent(["pause", "web"]).success();
     home.microagent(["snapshot", "create", "web", "--tag", "disk", "--disk-only"]).success();
     home.microagent(["snapshot", "create", "web", "--tag", "all"]).success();
+    // Its programs are held from the first memory on.
+    home.microagent(["snapshot", "create", "web", "--tag", "again"]).success();
     assert_eq!(home.state_of("web"), "paused");
+    home.microagent(["fork", "web", "twin"]).success();
+    counts_on(&home, "twin");
+    home.microagent(["create", "late", "--from-snapshot", "web:again", "--start"]).success();
+    counts_on(&home, "late");
     home.microagent(["resume", "web"]).success();
     counts_on(&home, "web");
     sh(&home, "web", "echo two > /root/file");

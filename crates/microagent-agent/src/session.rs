@@ -241,12 +241,10 @@ impl GuestState {
         }
     }
 
-    /// Stops the guest's programs for a capture of the machine.
+    /// Stops the guest's programs for a capture of the machine. Those of a paused machine are stopped already from its second
+    /// capture on, which only has another token.
     async fn hold(&self, wanted: &Hold) -> Result<(), GuestError> {
         self.if_configured()?;
-        if self.executor.hold.is_held() {
-            return Err(out_of_order("the guest's programs are held already"));
-        }
         self.executor.hold.begin(wanted.token).await.map_err(|error| GuestError {
             kind: GuestErrorKind::Other,
             message: format!("the guest's programs cannot be stopped: {error}"),

@@ -224,7 +224,7 @@ async fn command(monitor: &Monitor, name: &'static str) -> Result<(), String> {
 async fn hold(session: &SessionHandle, token: [u8; 16]) -> Result<(), String> {
     match timeout(HOLD_DEADLINE, worker::answer(session, &Request::Hold(Hold { token }))).await {
         Ok(Some(Ok(()))) => Ok(()),
-        Ok(Some(Err(GuestError { message, .. }))) => Err(message.escape_default().to_string()),
+        Ok(Some(Err(GuestError { message, .. }))) => Err(message.replace(char::is_control, "?")),
         Ok(None) => Err("the guest closed the control channel".to_owned()),
         Err(_) => Err(format!("the guest did not flush its disk within {} s", HOLD_DEADLINE.as_secs())),
     }
