@@ -62,7 +62,7 @@ fn of_workspace(hint: &Hint) -> Option<String> {
     Some(match hint {
         Hint::ListWorkspaces => "`microagent list` shows the saved workspaces".to_owned(),
         Hint::ChooseNameOrDelete { name } => {
-            format!("choose another --name, or delete it: microagent delete {name} --yes")
+            format!("choose another name, or delete it: microagent delete {name} --yes")
         }
         Hint::ChooseName => "set the host's clock, or give --name".to_owned(),
         Hint::DeleteDamagedWorkspace => {
@@ -115,6 +115,9 @@ fn of_workspace(hint: &Hint) -> Option<String> {
         }
         Hint::LogsOrKill { name } => {
             format!("microagent logs {name} may show the reason; microagent kill {name} ends it")
+        }
+        Hint::RepeatOrRestart { name } => {
+            format!("it was not changed; try again, or start it anew first: microagent restart {name}")
         }
         Hint::ShowLogs { name } => format!("microagent logs {name} shows how far the boot got"),
         Hint::FollowLogs { name } => format!("microagent logs -f {name} shows the console without keys"),

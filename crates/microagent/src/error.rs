@@ -470,6 +470,10 @@ impl Error {
             Error::RunFailed { workspace, .. } | Error::SetupFailed { workspace, .. } => {
                 Hint::LogsOrDelete { name: workspace.clone() }
             }
+            // The machine of a capture that failed continues.
+            Error::ChangeFailed { workspace, action: Action::Snapshot, .. } => {
+                Hint::RepeatOrRestart { name: workspace.clone() }
+            }
             Error::ChangeFailed { workspace, .. } => Hint::LogsOrKill { name: workspace.clone() },
             Error::Unreachable { workspace, .. } | Error::OtherBuild { workspace } => {
                 Hint::StatusOrKill { name: workspace.clone() }

@@ -155,6 +155,11 @@ pub enum Hint {
         /// The workspace.
         name: WorkspaceName,
     },
+    /// The workspace was not changed: try again, or restart it first.
+    RepeatOrRestart {
+        /// The workspace.
+        name: WorkspaceName,
+    },
     /// Read the log of the workspace, which shows how far the boot got.
     ShowLogs {
         /// The workspace.
@@ -400,6 +405,9 @@ impl Hint {
             Hint::LogsOrKill { name } => {
                 write!(f, "read the log of workspace `{name}` for the reason, or kill the workspace")
             }
+            Hint::RepeatOrRestart { name } => {
+                write!(f, "workspace `{name}` was not changed: try again, or restart it first")
+            }
             Hint::ShowLogs { name } => {
                 write!(f, "read the log of workspace `{name}`: it shows how far the boot got")
             }
@@ -451,7 +459,7 @@ mod tests {
     fn every_hint_has_words_that_name_no_flag() {
         let name: WorkspaceName = "web".parse().unwrap();
         let volume: VolumeName = "web".parse().unwrap();
-        let of_name: [fn(WorkspaceName) -> Hint; 19] = [
+        let of_name: [fn(WorkspaceName) -> Hint; 20] = [
             |name| Hint::FreeSpace { leftover: Some(name) },
             |name| Hint::ChooseNameOrDelete { name },
             |name| Hint::DeleteQuarantined { name },
@@ -466,6 +474,7 @@ mod tests {
             |name| Hint::KillRun { name },
             |name| Hint::StatusOrKill { name },
             |name| Hint::LogsOrKill { name },
+            |name| Hint::RepeatOrRestart { name },
             |name| Hint::ShowLogs { name },
             |name| Hint::FollowLogs { name },
             |name| Hint::TimeLimit { name },

@@ -282,6 +282,12 @@ pub enum InvalidRequest {
         /// The network.
         name: NetworkName,
     },
+    /// Two forks are given one name.
+    #[error("the name `{name}` is given twice")]
+    ForkedTwice {
+        /// The name.
+        name: WorkspaceName,
+    },
     /// No name could be generated.
     #[error(transparent)]
     GeneratedName(NameError),
@@ -386,6 +392,7 @@ impl InvalidRequest {
     pub fn hint(&self) -> Hint {
         match self {
             InvalidRequest::JoinedTwice { .. } => Hint::advice("join it once"),
+            InvalidRequest::ForkedTwice { .. } => Hint::advice("give each fork its own name"),
             InvalidRequest::NetworkName(_) => Hint::advice("choose another name"),
             InvalidRequest::EnvironmentName { .. } => Hint::Option(OptionHint::Environment),
             InvalidRequest::ArtifactPath { .. } => Hint::Option(OptionHint::ArtifactPath),

@@ -155,6 +155,7 @@ pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure
     if let Some(source) = &args.from_snapshot {
         return create_from(context, &args, source);
     }
+    args.check_start()?;
     let mut spec = args.workspace.spec()?;
     let idle = idle_keys(&spec.only_for_run(), "create");
     context.config().lay_under(&mut spec, args.workspace.network());
@@ -189,6 +190,19 @@ pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure
         notices.push(note);
     }
     print(context, CreateDocument::new(workspace.details()?, Some(image), notices))
+}
+
+impl CreateArgs {
+    /// clap does not ask for an option that another one of the command line excludes, as --image does.
+    fn check_start(&self) -> Result<(), Failure> {
+        if self.start && self.from_snapshot.is_none() {
+            return Err(Failure::usage(
+                "--start needs --from-snapshot",
+                "create the workspace without it, then: microagent start NAME",
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Creates from a snapshot.
@@ -372,6 +386,16 @@ mod tests {
         CreateArgs::from_arg_matches(&command.try_get_matches_from(words).unwrap())
             .unwrap()
             .options(SpecFile::default(), &made_up)
+    }
+
+    #[test]
+    fn only_a_snapshot_can_be_started_at_once() {
+        let command = CreateArgs::augment_args(Command::new("create").no_binary_name(true));
+        let words = ["web", "--image", "i", "--start"];
+        let matches = from_snapshot_alone(command).try_get_matches_from(words).unwrap();
+        let refused = CreateArgs::from_arg_matches(&matches).unwrap().check_start();
+        let Err(Failure::Usage { message, .. }) = refused else { panic!("{refused:?}") };
+        assert_eq!(message, "--start needs --from-snapshot");
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(crate) struct ForkArgs {
     source: WorkspaceName,
 
     /// Names of the forks
-    #[arg(value_name = "NAME", required_unless_present = "count")]
+    #[arg(value_name = "NAME")]
     names: Vec<WorkspaceName>,
 
     /// Make so many, called as the source with a number
@@ -54,6 +54,12 @@ pub(crate) fn execute(context: &Context, args: ForkArgs) -> Result<(), Failure> 
     let source = context.engine().workspace(&args.source);
     let names = match args.count {
         Some(count) => source.fork_names(usize::try_from(count).expect("the limit is small"))?,
+        None if args.names.is_empty() => {
+            return Err(Failure::usage(
+                "the forks need names, or a number of them",
+                format!("microagent fork {0} NAME..., or: microagent fork {0} --count N", args.source),
+            ));
+        }
         None => args.names,
     };
     let progress = context.progress(args.quiet);

@@ -228,7 +228,7 @@ fn listing(snapshots: &[SnapshotDocument]) -> String {
         [
             snapshot.tag.to_string(),
             damaged.unwrap_or_else(|| size(snapshot.bytes)),
-            if snapshot.memory_bytes.is_some() { "memory" } else { "disk" }.to_owned(),
+            snapshot.kind.unwrap_or_default().to_owned(),
             snapshot.created_at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default(),
             one_line(snapshot.image.as_deref().unwrap_or_default()),
         ]
@@ -317,6 +317,7 @@ mod tests {
         let good = SnapshotDocument {
             workspace: "web".parse().unwrap(),
             tag: "before".parse().unwrap(),
+            kind: Some("memory"),
             created_at: Some(jiff::Timestamp::UNIX_EPOCH),
             image: Some("docker.io/library/debian:12".into()),
             resources: None,
@@ -329,6 +330,7 @@ mod tests {
         let damaged = SnapshotDocument {
             workspace: "web".parse().unwrap(),
             tag: "torn".parse().unwrap(),
+            kind: None,
             created_at: None,
             image: None,
             resources: None,
@@ -345,7 +347,7 @@ mod tests {
             lines[1],
             ["before", "1.00", "MiB", "memory", "1970-01-01T00:00:00Z", "docker.io/library/debian:12"]
         );
-        assert_eq!(lines[2], ["torn", "damaged", "disk", "-", "-"]);
+        assert_eq!(lines[2], ["torn", "damaged", "-", "-", "-"]);
         assert_eq!(listing(&[]), "No snapshots.\n");
     }
 

@@ -15,6 +15,8 @@ pub(crate) struct SnapshotDocument {
     pub(crate) workspace: WorkspaceName,
     #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) tag: SnapshotTag,
+    /// `memory` (with the disk) or `disk`; `null` for a damaged snapshot.
+    pub(crate) kind: Option<&'static str>,
     /// `null` for a damaged snapshot, as `image` and `resources`.
     pub(crate) created_at: Option<Timestamp>,
     /// Full reference of the image of its disk.
@@ -74,6 +76,7 @@ impl From<Snapshot> for SnapshotDocument {
         SnapshotDocument {
             workspace,
             tag,
+            kind: problem.is_none().then_some(if memory_bytes.is_some() { "memory" } else { "disk" }),
             created_at,
             image: image.map(|image| image.resolved_reference),
             resources: resources.map(ResourcesDocument::from),

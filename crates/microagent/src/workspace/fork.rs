@@ -7,6 +7,7 @@ use super::Workspace;
 use super::capture::Lifespan;
 use super::snapshot::SnapshotContents;
 use crate::error::SnapshotError;
+use crate::invalid::InvalidRequest;
 use crate::{Error, Progress};
 
 impl Workspace {
@@ -20,7 +21,10 @@ impl Workspace {
     /// is kept in state `failed`, those before it run, and the others are not created.
     pub async fn fork(&self, names: &[WorkspaceName], progress: &Progress) -> Result<Vec<Workspace>, Error> {
         for (index, name) in names.iter().enumerate() {
-            if names[..index].contains(name) || self.engine.workspace(name).dir().path().exists() {
+            if names[..index].contains(name) {
+                return Err(InvalidRequest::ForkedTwice { name: name.clone() }.into());
+            }
+            if self.engine.workspace(name).dir().path().exists() {
                 return Err(Error::NameTaken { name: name.clone() });
             }
         }
