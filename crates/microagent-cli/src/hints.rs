@@ -236,6 +236,7 @@ mod tests {
             Hint::KillRun { name: name.clone() },
             Hint::StatusOrKill { name: name.clone() },
             Hint::LogsOrKill { name: name.clone() },
+            Hint::RepeatOrRestart { name: name.clone() },
             Hint::ShowLogs { name: name.clone() },
             Hint::FollowLogs { name: name.clone() },
             Hint::LogsOrDelete { name: name.clone() },

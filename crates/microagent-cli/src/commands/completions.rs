@@ -36,6 +36,7 @@ const ZSH_ARGUMENTS: &[(&str, &str)] = &[
     (" -- Volumes:", "_microagent_volumes"),
     (" -- Private network:", "_microagent_networks"),
     (" -- Private networks:", "_microagent_networks"),
+    ("--from-snapshot=[Create ", "_microagent_snapshots"),
     ("--join=", "_microagent_networks"),
     (" -- Reference or digest of an image", "_microagent_images"),
     (" -- References or digests", "_microagent_images"),
@@ -96,6 +97,8 @@ fn with_names(script: &str) -> String {
             Some((_, completes)) => line.replace(":_default'", &format!(":{completes}'")),
             None => line.to_owned(),
         };
+        // A colon ends what zsh shows of a value.
+        line = line.replace(":WORKSPACE:TAG:", r":WORKSPACE\:TAG:");
         line.push('\n');
         line
     });
@@ -120,8 +123,35 @@ mod tests {
         assert!(script.contains("':name -- Workspace:_microagent_workspaces'"));
         assert!(script.contains("'*::names -- Volumes:_microagent_volumes'"));
         assert!(script.contains(" shows it:_microagent_jobs'"));
+        assert!(script.contains("':source -- Workspace to fork:_microagent_workspaces'"));
+        assert!(script.contains(r"not allowed]:WORKSPACE\:TAG:_microagent_snapshots'"));
         let (functions, call) = (script.find("_microagent_images() {"), script.find("compdef _microagent"));
         assert!(functions.unwrap() < call.unwrap());
+    }
+
+    /// What our functions for bash offer after these words, where there is a workspace with a snapshot.
+    fn bash_offers(words: &[&str]) -> String {
+        const PROGRAM: &str = "_microagent() { COMPREPLY=(); }\n\
+            microagent() { case $* in 'list -q') echo lab ;; 'snapshot list lab -q') echo before ;; esac; }\n";
+        let typed: String = words.iter().map(|word| format!("'{word}' ")).collect();
+        let test = format!(
+            "{PROGRAM}{NAMES_BASH}COMP_WORDS=(microagent {typed}); COMP_CWORD={}; _microagent_names\n\
+             echo \"${{COMPREPLY[*]}}\"",
+            words.len()
+        );
+        let output = std::process::Command::new("bash").args(["--norc", "-c", &test]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    #[test]
+    fn bash_completes_forks_and_snapshots() {
+        assert_eq!(bash_offers(&["fork", ""]), "lab");
+        assert_eq!(bash_offers(&["branch", "l"]), "lab");
+        assert_eq!(bash_offers(&["fork", "lab", ""]), "");
+        assert_eq!(bash_offers(&["create", "new", "--from-snapshot", "l"]), "lab:");
+        assert_eq!(bash_offers(&["create", "new", "--from-snapshot", "lab", ":"]), "before");
+        assert_eq!(bash_offers(&["create", "new", "--from-snapshot", "lab", ":", "b"]), "before");
+        assert_eq!(bash_offers(&["start", "lab", "--from-snapshot", ""]), "before");
     }
 
     #[test]

@@ -17,6 +17,22 @@ _microagent_snapshots() {
     esac
 }
 
+# The values of --from-snapshot: WORKSPACE:TAG, which the shell has as three words, or a tag of the workspace to start.
+_microagent_from_snapshot() {
+    local verb=$1 workspace=$2 at=$COMP_CWORD
+    local words=("${COMP_WORDS[@]:0:at+1}")
+    [[ ${words[at]} == : ]] && words+=("") && ((at++))
+    if [[ ${words[at-1]} == --from-snapshot ]]; then
+        if [[ $verb == start ]]; then
+            [[ -z $workspace ]] || _microagent_list snapshot list "$workspace"
+        else
+            _microagent_list list
+        fi
+    elif ((at > 3)) && [[ ${words[at-1]} == : && ${words[at-3]} == --from-snapshot ]]; then
+        _microagent_list snapshot list "${words[at-2]}"
+    fi
+}
+
 _microagent_names() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= sub= name= word i names=
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -27,6 +43,16 @@ _microagent_names() {
             *) if [[ -z $verb ]]; then verb=$word; elif [[ -z $sub ]]; then sub=$word; elif [[ -z $name ]]; then name=$word; fi ;;
         esac
     done
+    names=$(_microagent_from_snapshot "$verb" "$sub")
+    if [[ -n $names ]]; then
+        COMPREPLY=($(compgen -W "$names" -- "${cur#:}"))
+        # A tag follows.
+        if [[ $verb == create && $prev == --from-snapshot ]]; then
+            COMPREPLY=("${COMPREPLY[@]/%/:}")
+            compopt -o nospace 2>/dev/null
+        fi
+        return 0
+    fi
     case $prev in
         --network | --net) names="user isolated" ;;
         --profile) names="tiny small medium large" ;;
@@ -49,6 +75,7 @@ _microagent_names() {
             | exec | connect | attach | jobs)
             names=$(_microagent_list list) ;;
         cp) names=$(_microagent_list list) ;;
+        fork | branch) [[ -n $sub ]] || names=$(_microagent_list list) ;;
         network)
             case $sub in
                 create | list | ls) ;;

@@ -25,3 +25,11 @@ _microagent_networks() {
     names=(${(f)"$(microagent network list -q 2>/dev/null)"})
     compadd -a names
 }
+_microagent_snapshots() {
+    local -a names
+    local name
+    for name in ${(f)"$(microagent list -q 2>/dev/null)"}; do
+        names+=(${name}:${^${(f)"$(microagent snapshot list $name -q 2>/dev/null)"}})
+    done
+    compadd -a names
+}
