@@ -35,6 +35,9 @@ pub(crate) fn text(hint: &Hint) -> String {
             "another program uses the port; free it or choose another one, or 0 for any; delete what is left: \
              microagent delete {name} --yes"
         ),
+        Hint::RepeatOrRestart { name } => {
+            format!("it was not changed; try again, or start it anew first: microagent restart {name}")
+        }
         Hint::ListPorts { name } => format!("`microagent port {name}` lists its ports"),
         Hint::RepairDisk => "if it was not unmounted cleanly, start once without :ro; if it is damaged, repair its file with \
                              e2fsck -f (`microagent volume status NAME` shows the file of a volume)"
@@ -115,9 +118,6 @@ fn of_workspace(hint: &Hint) -> Option<String> {
         }
         Hint::LogsOrKill { name } => {
             format!("microagent logs {name} may show the reason; microagent kill {name} ends it")
-        }
-        Hint::RepeatOrRestart { name } => {
-            format!("it was not changed; try again, or start it anew first: microagent restart {name}")
         }
         Hint::ShowLogs { name } => format!("microagent logs {name} shows how far the boot got"),
         Hint::FollowLogs { name } => format!("microagent logs -f {name} shows the console without keys"),

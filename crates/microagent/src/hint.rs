@@ -323,6 +323,9 @@ impl fmt::Display for Hint {
             | Hint::DeleteUsers { .. }
             | Hint::AttachVolume
             | Hint::ListTemplates => self.of_volume(f),
+            Hint::RepeatOrRestart { name } => {
+                write!(f, "workspace `{name}` was not changed: try again, or restart it first")
+            }
             _ => self.of_workspace(f),
         }
     }
@@ -404,9 +407,6 @@ impl Hint {
             Hint::StatusOrKill { name } => write!(f, "check the state of workspace `{name}`, or kill it"),
             Hint::LogsOrKill { name } => {
                 write!(f, "read the log of workspace `{name}` for the reason, or kill the workspace")
-            }
-            Hint::RepeatOrRestart { name } => {
-                write!(f, "workspace `{name}` was not changed: try again, or restart it first")
             }
             Hint::ShowLogs { name } => {
                 write!(f, "read the log of workspace `{name}`: it shows how far the boot got")
