@@ -82,7 +82,7 @@ mod tests {
 
     use super::*;
 
-    /// Time stands still: it advances when nothing else can happen.
+    /// The clock is paused: it advances when nothing else can happen.
     const MOMENT: Duration = Duration::from_millis(1);
 
     #[tokio::test(start_paused = true)]
