@@ -61,7 +61,7 @@ pub(crate) struct StatusDocument {
     pub(crate) env_names: Vec<String>,
     /// The health check; `null` without one.
     pub(crate) health_check: Option<HealthCheckDocument>,
-    /// What the checks say; `null` without a machine that runs, or without a health check.
+    /// What the checks say; `null` for a workspace that rests and did not fail, or without a health check.
     pub(crate) health: Option<HealthDocument>,
     pub(crate) stop_signal: Option<String>,
     /// `null` for the usual 10 seconds.

@@ -106,7 +106,11 @@ impl Workspace {
         let env_names: BTreeSet<_> = workload.env[of_image..].iter().map(|(name, _)| name.clone()).collect();
         Ok(Inspection {
             health_check: health_plan(&record, &workload),
-            health: HealthReport::observe(&dir, &record),
+            // The checks of a machine that failed may be the reason.
+            health: match record.observed_state() {
+                State::Failed => HealthReport::load(&dir),
+                _ => HealthReport::observe(&dir, &record),
+            },
             setup_pending: !workload.setup.is_empty(),
             service: workload.service,
             user: workload.user,
