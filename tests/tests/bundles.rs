@@ -166,7 +166,7 @@ fn what_is_no_disk_is_refused_before_anything_is_made() {
     home.write("empty.img", "");
     home.write("text.img", "no file system at all\n");
     for (options, texts) in [
-        (["-v", "./src:/src"], ["is never shared", "tar -C DIR -cf dir.tar ."]),
+        (["-v", "./src:/src"], ["is never shared", "tar -C DIR -c . | microagent run -v -:/guest/path"]),
         (["-v", "dir.tar:/src"], ["is never shared", "microagent cp"]),
         (["--disk", "src:/src"], ["is never shared", "microagent cp"]),
         (["-v", "none.tar:/src"], ["none.tar", "No such file"]),
