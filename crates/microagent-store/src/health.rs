@@ -12,6 +12,7 @@ use microagent_model::{HealthState, State};
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{WriteError, read_json_limited, write_json_limited};
+use crate::machine_state::printable;
 use crate::{WorkspaceDir, WorkspaceRecord};
 
 /// Most checks that are kept, as in Docker.
@@ -107,8 +108,8 @@ impl HealthReport {
         let surplus = self.checks.len().saturating_sub(HEALTH_CHECKS_MAX);
         self.checks.drain(..surplus);
         for check in &mut self.checks {
-            check.output = text(&check.output, HEALTH_OUTPUT_MAX, &['\n', '\t']);
-            check.problem = check.problem.take().map(|problem| text(&problem, REASON_MAX, &[]));
+            check.output = printable(&check.output, HEALTH_OUTPUT_MAX, &['\n', '\t']);
+            check.problem = check.problem.take().map(|problem| printable(&problem, REASON_MAX, &[]));
         }
         self
     }
@@ -124,8 +125,8 @@ impl HealthResult {
     ) -> HealthResult {
         let tail = &output[output.len().saturating_sub(HEALTH_OUTPUT_MAX)..];
         // Bytes that are no text become a character of three bytes each, which counts as one.
-        let output = text(&String::from_utf8_lossy(tail), HEALTH_OUTPUT_MAX, &['\n', '\t']);
-        let problem = problem.map(|problem| text(&problem, REASON_MAX, &[]));
+        let output = printable(&String::from_utf8_lossy(tail), HEALTH_OUTPUT_MAX, &['\n', '\t']);
+        let problem = problem.map(|problem| printable(&problem, REASON_MAX, &[]));
         HealthResult { started_at, ended_at: Timestamp::now(), exit_code, output, problem }
     }
 
@@ -139,13 +140,6 @@ impl WorkspaceDir {
     fn health_file(&self) -> PathBuf {
         self.machine().join("health.json")
     }
-}
-
-/// Without what a terminal obeys or reorders, but for these characters, of limited length.
-fn text(text: &str, longest: usize, kept: &[char]) -> String {
-    let reorders = |c: char| matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-    let is_bad = |c: char| (c.is_control() && !kept.contains(&c)) || reorders(c);
-    text.chars().take(longest).map(|c| if is_bad(c) { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

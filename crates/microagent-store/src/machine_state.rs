@@ -116,7 +116,7 @@ impl MachineState {
 
     fn unreadable(created_at: Timestamp, error: &ReadError) -> MachineState {
         let why = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
-        let message = printable(&format!("its state is not known: {error}{why}"));
+        let message = printable(&format!("its state is not known: {error}{why}"), TEXT_MAX, &[]);
         let failure = Some(WorkspaceFailure { kind: FailureKind::SupervisorDied, message });
         MachineState { failure, ..MachineState::resting(State::Failed, created_at) }
     }
@@ -146,10 +146,16 @@ impl MachineState {
             supervisor: self.supervisor.filter(is_process),
             vmm: self.vmm.filter(is_process),
             link: self.link.filter(|link| is_process(&link.stack) && link.published.len() <= PORTS_MAX),
-            failure: self
-                .failure
-                .map(|failure| WorkspaceFailure { message: printable(&failure.message), ..failure }),
-            weak_jail: self.weak_jail.iter().take(WALLS_MAX).map(|wall| printable(wall)).collect(),
+            failure: self.failure.map(|failure| WorkspaceFailure {
+                message: printable(&failure.message, TEXT_MAX, &[]),
+                ..failure
+            }),
+            weak_jail: self
+                .weak_jail
+                .iter()
+                .take(WALLS_MAX)
+                .map(|wall| printable(wall, TEXT_MAX, &[]))
+                .collect(),
             one_start,
             ..self
         }
@@ -172,10 +178,11 @@ fn is_process(process: &ProcessId) -> bool {
     process.pid > 1 && (process.boot_id.is_empty() || is_name(&process.boot_id))
 }
 
-/// One line without what a terminal obeys or reorders, of limited length.
-fn printable(text: &str) -> String {
+/// Without what a terminal obeys or reorders, but for these characters, of limited length.
+pub(crate) fn printable(text: &str, longest: usize, kept: &[char]) -> String {
     let reorders = |c: char| matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-    text.chars().take(TEXT_MAX).map(|c| if c.is_control() || reorders(c) { ' ' } else { c }).collect()
+    let is_bad = |c: char| (c.is_control() && !kept.contains(&c)) || reorders(c);
+    text.chars().take(longest).map(|c| if is_bad(c) { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
