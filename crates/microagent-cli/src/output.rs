@@ -4,7 +4,7 @@ use std::io::{self, BufWriter, StdoutLock, Write};
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
-use microagent::HOST_NAME;
+use microagent::{HOST_NAME, WorkspaceName};
 use serde::Serialize;
 
 use crate::documents::shared::{
@@ -87,6 +87,15 @@ pub(crate) fn name_lines(settings: &DnsSettingsDocument) -> Vec<(&'static str, S
 pub(crate) fn published(forward: &PortForwardDocument) -> String {
     let PortForwardDocument { protocol, host, host_port, guest_port } = forward;
     format!("{} -> {guest_port}/{protocol}", SocketAddr::new(*host, *host_port))
+}
+
+/// A line that names the workspaces that need what was deleted; empty without any.
+pub(crate) fn unstartable(workspaces: &[WorkspaceName]) -> String {
+    if workspaces.is_empty() {
+        return String::new();
+    }
+    let names: Vec<_> = workspaces.iter().map(WorkspaceName::as_str).collect();
+    format!("Cannot start without it: {}\n", names.join(", "))
 }
 
 /// Bytes for people.

@@ -22,20 +22,20 @@ use crate::rootfs::RootfsError;
 
 pub use hint::ImageHint;
 
-/// Why an image operation failed. Unless a variant says otherwise, the cache is as it was before, plus
-/// what had been fetched completely.
+/// Why an image operation failed. Unless a variant says otherwise, the cache is unchanged, except
+/// that blobs that were fetched completely are kept.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// The reference itself is wrong.
+    /// The reference cannot be parsed.
     #[error("cannot use image reference `{reference}`")]
     Reference {
         /// The reference, made printable.
         reference: String,
-        /// What is wrong with it.
+        /// What is wrong with the reference.
         source: ReferenceError,
     },
-    /// The reference cannot be the name of an image that is made or sent from here.
+    /// The reference cannot name an image that this host makes or pushes.
     #[error("cannot name an image `{reference}`: {reason}")]
     TargetName {
         /// The reference.
@@ -43,19 +43,19 @@ pub enum ImageError {
         /// Why not.
         reason: &'static str,
     },
-    /// Policy `never`, and the image is not here.
+    /// The pull policy is `never`, and the image is not in the cache.
     #[error("image `{reference}` is not in the cache, and policy `never` forbids fetching it")]
     NotCached {
         /// The full reference.
         reference: String,
     },
-    /// There is no record of such an image.
+    /// The cache has no such image.
     #[error("no image `{reference}` in the cache")]
     NoSuchImage {
         /// Reference or digest, as given.
         reference: String,
     },
-    /// The image is listed, and a blob of it is neither here nor to be had.
+    /// A blob of a cached image is missing and cannot be fetched.
     #[error("blob {digest} of image `{reference}` is missing from the cache")]
     MissingBlob {
         /// The full reference of the image.
@@ -63,12 +63,12 @@ pub enum ImageError {
         /// The blob.
         digest: Digest,
     },
-    /// A shortened digest that fits several images.
+    /// A shortened digest matches several images.
     #[error("`{prefix}` fits {count} images")]
     Ambiguous {
         /// The shortened digest.
         prefix: String,
-        /// How many images it fits.
+        /// How many images it matches.
         count: usize,
     },
     /// The registry does not know the image.
@@ -79,27 +79,27 @@ pub enum ImageError {
         /// What the registry said, made printable.
         detail: String,
     },
-    /// The registry does not let us have the image.
+    /// The registry refuses to send the image.
     #[error("registry refuses image `{reference}`{}", colon(detail))]
     Denied {
         /// The full reference.
         reference: String,
         /// What the registry said, made printable.
         detail: String,
-        /// Whether we had logged in.
+        /// Whether the request carried a login.
         authenticated: bool,
     },
-    /// The registry does not take the image from us.
+    /// The registry refuses to accept the image.
     #[error("registry refuses to take image `{reference}`{}", colon(detail))]
     PushDenied {
         /// The full reference.
         reference: String,
         /// What the registry said, made printable.
         detail: String,
-        /// Whether we had logged in.
+        /// Whether the request carried a login.
         authenticated: bool,
     },
-    /// Credentials are set up and could not be had.
+    /// Configured credentials cannot be read.
     #[error("cannot get credentials for registry `{registry}`")]
     Credentials {
         /// The registry.
@@ -107,7 +107,7 @@ pub enum ImageError {
         /// Why.
         source: CredentialError,
     },
-    /// No certificates to check a registry by.
+    /// The certificates to check a registry with cannot be loaded.
     #[error("cannot load certificates from `{}`", path.display())]
     Certificates {
         /// The file or directory.
@@ -115,13 +115,13 @@ pub enum ImageError {
         /// What the loader said.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// A proxy setting is no URL of an HTTP proxy.
+    /// A proxy setting is not the URL of an HTTP proxy.
     #[error("`{proxy}` is not the URL of an HTTP proxy")]
     Proxy {
         /// The setting, without user name and password.
         proxy: String,
     },
-    /// There is no host of that name, or it has no address.
+    /// The registry's name has no address.
     #[error("there is no registry `{registry}`")]
     UnknownRegistry {
         /// The registry.
@@ -151,7 +151,7 @@ pub enum ImageError {
         /// The host that it redirects to.
         host: String,
     },
-    /// No answer: name, route, connection, TLS or time.
+    /// The registry did not answer: no route, no connection, a failure of TLS, or a timeout.
     #[error("cannot reach registry `{registry}`")]
     Unreachable {
         /// The registry.
@@ -170,10 +170,10 @@ pub enum ImageError {
         status: u16,
         /// What the registry said, made printable.
         detail: String,
-        /// How long it asks to be left alone.
+        /// How long the registry asks its clients to wait.
         retry_after: Option<Duration>,
     },
-    /// The connection was closed before all that was announced had come.
+    /// The connection was closed before the announced bytes had arrived.
     #[error("registry `{registry}` closed the connection early")]
     ClosedEarly {
         /// The registry.
@@ -187,19 +187,19 @@ pub enum ImageError {
         /// What is wrong.
         detail: String,
     },
-    /// The connection broke in the middle, and again at each retry. What is here already is kept.
+    /// A download failed, and each retry failed as well. The bytes received so far are kept.
     #[error("download of {digest} stopped at {received} of {size} bytes")]
     Interrupted {
         /// The blob.
         digest: Digest,
-        /// Bytes that are here.
+        /// Bytes received so far.
         received: u64,
-        /// Bytes it has.
+        /// Size of the blob in bytes.
         size: u64,
         /// The last failure.
         source: Box<ImageError>,
     },
-    /// Content that is not what its digest says. It is thrown away.
+    /// The content does not match its digest. It is discarded.
     #[error("{what} has digest {actual}, not {expected}")]
     WrongDigest {
         /// What was fetched or read.
@@ -209,17 +209,17 @@ pub enum ImageError {
         /// The digest that it has.
         actual: Digest,
     },
-    /// Content that is longer or shorter than announced. It is thrown away.
+    /// The content is longer or shorter than announced. It is discarded.
     #[error("{what} is {} the {expected} bytes announced", if *longer { "longer than" } else { "shorter than" })]
     WrongSize {
         /// What was fetched or read.
         what: String,
         /// Bytes announced.
         expected: u64,
-        /// Whether there was more; else less.
+        /// Whether there were more bytes than announced; otherwise there were fewer.
         longer: bool,
     },
-    /// More than is ever read of its kind.
+    /// The content is larger than the limit for its kind.
     #[error("{what} is larger than the limit of {limit} bytes")]
     TooLarge {
         /// What was read.
@@ -251,22 +251,22 @@ pub enum ImageError {
         /// Why.
         source: Box<ArchiveError>,
     },
-    /// An image of an archive has no name there.
+    /// The image in an archive has no name.
     #[error("the image in `{}` has no name", path.display())]
     Unnamed {
         /// The archive.
         path: PathBuf,
     },
-    /// A path where a reference is wanted.
+    /// A path was given where an image reference is expected.
     #[error("`{}` is a file or directory, and was given in place of an image's name", path.display())]
     IsAFile {
         /// The path.
         path: PathBuf,
     },
-    /// `-` in place of an archive's file, and there is no stream to read.
+    /// An archive was named `-`, and there is no standard input to read it from.
     #[error("there is no standard input to read an archive from")]
     NoStandardInput,
-    /// What was given as a root file system is an archive of images.
+    /// The file given as a root file system is an archive of images.
     #[error("`{}` is an archive of images, not a root file system", path.display())]
     IsAnArchive {
         /// The file.
@@ -284,7 +284,7 @@ pub enum ImageError {
         /// The address, made printable.
         address: String,
     },
-    /// The daemon cannot be talked to.
+    /// The connection to the daemon failed.
     #[error("cannot talk to the daemon at `{}`", socket.display())]
     Daemon {
         /// Its socket.
@@ -300,10 +300,10 @@ pub enum ImageError {
         /// The sockets of the daemons that were asked.
         sockets: Vec<PathBuf>,
     },
-    /// What is to be imported is no tar.
+    /// The file to import is not a tar archive.
     #[error("cannot import the root file system: {reason}")]
     NotATar {
-        /// What it is instead.
+        /// What the file is.
         reason: &'static str,
     },
     /// The layers cannot be made into a base disk.
@@ -314,12 +314,12 @@ pub enum ImageError {
         /// Why.
         source: Box<RootfsError>,
     },
-    /// No room. What had been fetched completely is kept.
+    /// The disk is full. Blobs that were fetched completely are kept.
     #[error("disk full: `{}` has {} MiB free{}", dir.display(), free / MIB, needed_text(*needed))]
     DiskFull {
         /// The directory that is full.
         dir: PathBuf,
-        /// Free bytes when it was looked at.
+        /// Free bytes at that time.
         free: u64,
         /// Bytes that are needed, as far as known.
         needed: Option<u64>,

@@ -165,6 +165,16 @@ impl Upstream {
     }
 }
 
+/// Why a text is not an [`Upstream`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an upstream is written https://HOST[:PORT][/BASE]")]
+pub struct UpstreamError;
+
+/// Why a text is not an [`AllowedRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a pattern is written METHOD /PATH")]
+pub struct AllowedRequestError;
+
 /// A request that a broker lets pass. As text `METHOD /PATH`; a method `*` is any method, a segment `*` any segment, and
 /// a last segment `*` at least one more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -306,14 +316,14 @@ impl<'a> BrokerKeys<'a> {
         if !is_variable_name(name) || name.len() > NAME_MAX {
             return Err(BrokerError::Name);
         }
-        let upstream = upstream.parse().map_err(|()| BrokerError::Upstream { name: name.to_owned() })?;
+        let upstream = upstream.parse().map_err(|_| BrokerError::Upstream { name: name.to_owned() })?;
         let secret = self.secret.ok_or_else(|| BrokerError::NoSecret { name: name.to_owned() })?;
         let header = self.header.unwrap_or(AUTHORIZATION);
         let usual = if header.eq_ignore_ascii_case(AUTHORIZATION) { "Bearer {}" } else { "{}" };
         let allow = self
             .allow
             .into_iter()
-            .map(|text| text.parse().map_err(|()| BrokerError::Allow { name: name.to_owned() }));
+            .map(|text| text.parse().map_err(|_| BrokerError::Allow { name: name.to_owned() }));
         let broker = Broker {
             secret: format!("{name}={secret}").parse()?,
             upstream,
@@ -347,27 +357,28 @@ impl fmt::Display for Broker {
 }
 
 impl FromStr for Upstream {
-    type Err = ();
+    type Err = UpstreamError;
 
-    fn from_str(text: &str) -> Result<Upstream, ()> {
-        let rest = text.strip_prefix("https://").filter(|rest| rest.len() <= TEXT_MAX).ok_or(())?;
+    fn from_str(text: &str) -> Result<Upstream, UpstreamError> {
+        let rest =
+            text.strip_prefix("https://").filter(|rest| rest.len() <= TEXT_MAX).ok_or(UpstreamError)?;
         let (authority, base) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, port)) if host.parse::<std::net::Ipv6Addr>().is_ok() => (host, port),
-            Some(_) => return Err(()),
+            Some(_) => return Err(UpstreamError),
             None => {
                 let (host, port) = authority.split_at(authority.find(':').unwrap_or(authority.len()));
-                (Some(host).filter(|host| is_host(host)).ok_or(())?, port)
+                (Some(host).filter(|host| is_host(host)).ok_or(UpstreamError)?, port)
             }
         };
         let port = match port.strip_prefix(':') {
-            Some(port) => port.parse().map_err(|_| ())?,
+            Some(port) => port.parse().map_err(|_| UpstreamError)?,
             None if port.is_empty() => HTTPS_PORT,
-            None => return Err(()),
+            None => return Err(UpstreamError),
         };
         let base = base.strip_suffix('/').unwrap_or(base);
         if !base.is_empty() && !is_plain_path(base) {
-            return Err(());
+            return Err(UpstreamError);
         }
         Ok(Upstream { host: host.to_ascii_lowercase(), port, base: base.to_owned() })
     }
@@ -379,31 +390,18 @@ impl fmt::Display for Upstream {
     }
 }
 
-impl TryFrom<String> for Upstream {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Upstream, &'static str> {
-        text.parse().map_err(|()| "an upstream is written https://HOST[:PORT][/BASE]")
-    }
-}
-
-impl From<Upstream> for String {
-    fn from(upstream: Upstream) -> String {
-        upstream.to_string()
-    }
-}
-
 impl FromStr for AllowedRequest {
-    type Err = ();
+    type Err = AllowedRequestError;
 
-    fn from_str(text: &str) -> Result<AllowedRequest, ()> {
-        let (method, path) = text.split_once(' ').filter(|_| text.len() <= TEXT_MAX).ok_or(())?;
+    fn from_str(text: &str) -> Result<AllowedRequest, AllowedRequestError> {
+        let (method, path) =
+            text.split_once(' ').filter(|_| text.len() <= TEXT_MAX).ok_or(AllowedRequestError)?;
         let is_method = method == "*"
             || !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
         // A `*` is a segment of its own: `/v1*` would mean something else to everybody.
         let is_clear = |segment: &str| segment == "*" || !segment.contains('*');
         if !is_method || !(path == "/" || is_plain_path(path)) || !path.split('/').all(is_clear) {
-            return Err(());
+            return Err(AllowedRequestError);
         }
         Ok(AllowedRequest { method: method.to_owned(), path: path.to_owned() })
     }
@@ -415,19 +413,7 @@ impl fmt::Display for AllowedRequest {
     }
 }
 
-impl TryFrom<String> for AllowedRequest {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<AllowedRequest, &'static str> {
-        text.parse().map_err(|()| "a pattern is written METHOD /PATH")
-    }
-}
-
-impl From<AllowedRequest> for String {
-    fn from(request: AllowedRequest) -> String {
-        request.to_string()
-    }
-}
+crate::text::as_text!(Upstream, AllowedRequest);
 
 /// Whether a byte may be in a method or in the name of a header.
 ///

@@ -182,25 +182,7 @@ impl fmt::Display for AddedHost {
     }
 }
 
-macro_rules! as_text {
-    ($($kind:ty),*) => {$(
-        impl TryFrom<String> for $kind {
-            type Error = DnsError;
-
-            fn try_from(text: String) -> Result<$kind, DnsError> {
-                text.parse()
-            }
-        }
-
-        impl From<$kind> for String {
-            fn from(value: $kind) -> String {
-                value.to_string()
-            }
-        }
-    )*};
-}
-
-as_text!(NameServer, SearchDomain, AddedHost);
+crate::text::as_text!(NameServer, SearchDomain, AddedHost);
 
 #[cfg(test)]
 mod tests {

@@ -26,11 +26,12 @@ mod secret;
 mod signal;
 mod snapshot;
 mod state;
+mod text;
 
 pub use attachment::{Attachment, DiskSource};
 pub use broker::{
-    ALLOWED_REQUESTS_MAX, AllowedRequest, BROKER_ENV_MAX, BROKERS_MAX, Broker, BrokerError, BrokerKeys,
-    HOP_BY_HOP_HEADERS, Upstream, brokered_twice,
+    ALLOWED_REQUESTS_MAX, AllowedRequest, AllowedRequestError, BROKER_ENV_MAX, BROKERS_MAX, Broker,
+    BrokerError, BrokerKeys, HOP_BY_HOP_HEADERS, Upstream, UpstreamError, brokered_twice,
 };
 pub use command::{Artifact, CommandLine, GuestInit, SetupStep};
 pub use dns::{

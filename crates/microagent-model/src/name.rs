@@ -1,7 +1,6 @@
-//! Names of workspaces, volumes and private networks: also file names and host names, so checked once, at the door.
+//! Names of workspaces, volumes and private networks: also file names and host names, so checked once, where
+//! they enter.
 
-use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -41,11 +40,6 @@ macro_rules! plain_name {
             pub fn new(name: &str) -> Result<$name, $error> {
                 name.parse()
             }
-
-            /// The name as text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
         }
 
         impl FromStr for $name {
@@ -62,39 +56,7 @@ macro_rules! plain_name {
             }
         }
 
-        impl TryFrom<&str> for $name {
-            type Error = $error;
-
-            fn try_from(name: &str) -> Result<Self, $error> {
-                name.parse()
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = $error;
-
-            fn try_from(name: String) -> Result<Self, $error> {
-                name.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> String {
-                name.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-
-        impl AsRef<Path> for $name {
-            fn as_ref(&self) -> &Path {
-                Path::new(&self.0)
-            }
-        }
+        crate::text::as_file_name!($name);
     };
 }
 
@@ -124,11 +86,6 @@ impl WorkspaceName {
     /// Fails if the text is not a workspace name.
     pub fn new(name: &str) -> Result<WorkspaceName, NameError> {
         name.parse()
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
     }
 
     /// The name as a host name label: lower case, `.` and `_` become `-`, no `-` at the end.
@@ -168,39 +125,7 @@ impl WorkspaceName {
     }
 }
 
-impl TryFrom<&str> for WorkspaceName {
-    type Error = NameError;
-
-    fn try_from(name: &str) -> Result<Self, NameError> {
-        name.parse()
-    }
-}
-
-impl TryFrom<String> for WorkspaceName {
-    type Error = NameError;
-
-    fn try_from(name: String) -> Result<Self, NameError> {
-        name.parse()
-    }
-}
-
-impl From<WorkspaceName> for String {
-    fn from(name: WorkspaceName) -> String {
-        name.0
-    }
-}
-
-impl fmt::Display for WorkspaceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl AsRef<Path> for WorkspaceName {
-    fn as_ref(&self) -> &Path {
-        Path::new(&self.0)
-    }
-}
+crate::text::as_file_name!(WorkspaceName);
 
 #[cfg(test)]
 mod tests {

@@ -145,19 +145,7 @@ impl FromStr for Subnet {
     }
 }
 
-impl TryFrom<String> for Subnet {
-    type Error = SubnetError;
-
-    fn try_from(text: String) -> Result<Subnet, SubnetError> {
-        text.parse()
-    }
-}
-
-impl From<Subnet> for String {
-    fn from(subnet: Subnet) -> String {
-        subnet.to_string()
-    }
-}
+crate::text::as_text!(Subnet);
 
 impl fmt::Display for Subnet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

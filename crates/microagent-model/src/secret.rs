@@ -181,19 +181,7 @@ impl fmt::Display for SecretReference {
     }
 }
 
-impl TryFrom<String> for SecretReference {
-    type Error = SecretReferenceError;
-
-    fn try_from(text: String) -> Result<SecretReference, SecretReferenceError> {
-        text.parse()
-    }
-}
-
-impl From<SecretReference> for String {
-    fn from(reference: SecretReference) -> String {
-        reference.to_string()
-    }
-}
+crate::text::as_text!(SecretReference);
 
 #[cfg(test)]
 mod tests {

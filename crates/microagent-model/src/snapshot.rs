@@ -1,7 +1,5 @@
 //! Tags of snapshots, and the ids of the layers that root disks consist of.
 
-use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -27,13 +25,6 @@ pub struct SnapshotTagError {
     tag: String,
 }
 
-impl SnapshotTag {
-    /// The tag as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 impl FromStr for SnapshotTag {
     type Err = SnapshotTagError;
 
@@ -48,31 +39,7 @@ impl FromStr for SnapshotTag {
     }
 }
 
-impl TryFrom<String> for SnapshotTag {
-    type Error = SnapshotTagError;
-
-    fn try_from(tag: String) -> Result<Self, SnapshotTagError> {
-        tag.parse()
-    }
-}
-
-impl From<SnapshotTag> for String {
-    fn from(tag: SnapshotTag) -> String {
-        tag.0
-    }
-}
-
-impl fmt::Display for SnapshotTag {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-impl AsRef<Path> for SnapshotTag {
-    fn as_ref(&self) -> &Path {
-        Path::new(&self.0)
-    }
-}
+crate::text::as_file_name!(SnapshotTag);
 
 /// The id of a layer: 32 lower-case hexadecimal digits, chosen at random.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -89,11 +56,6 @@ impl LayerId {
     pub fn of(bytes: [u8; LAYER_DIGITS / 2]) -> LayerId {
         LayerId(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
     }
-
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl FromStr for LayerId {
@@ -109,19 +71,7 @@ impl FromStr for LayerId {
     }
 }
 
-impl TryFrom<String> for LayerId {
-    type Error = LayerIdError;
-
-    fn try_from(id: String) -> Result<Self, LayerIdError> {
-        id.parse()
-    }
-}
-
-impl From<LayerId> for String {
-    fn from(id: LayerId) -> String {
-        id.0
-    }
-}
+crate::text::as_file_name!(LayerId);
 
 /// A layer: an immutable part of a root disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -196,11 +196,11 @@ pub use workspace::{
 
 pub use jiff::Timestamp;
 pub use microagent_model::{
-    AddedAddress, AddedHost, AllowedRequest, Artifact, Attachment, Broker, BrokerError, CommandLine,
-    DiskSource, DnsError, DnsSettings, FailureKind, Forward, ForwardError, GuestInit, GuestSettings,
-    HealthCommand, HealthPlan, HealthSettings, HealthState, HealthStateError, HealthTiming, ImageIdentity,
-    JobId, JobIdError, JobState, LabelError, Labels, LinkState, NameError, NameServer, NetworkMode,
-    NetworkName, NetworkNameError, PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError,
+    AddedAddress, AddedHost, AllowedRequest, AllowedRequestError, Artifact, Attachment, Broker, BrokerError,
+    CommandLine, DiskSource, DnsError, DnsSettings, FailureKind, Forward, ForwardError, GuestInit,
+    GuestSettings, HealthCommand, HealthPlan, HealthSettings, HealthState, HealthStateError, HealthTiming,
+    ImageIdentity, JobId, JobIdError, JobState, LabelError, Labels, LinkState, NameError, NameServer,
+    NetworkMode, NetworkName, NetworkNameError, PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError,
     PublishRange, RateLimits, Resources, RestartPolicy, RestartPolicyError, RootAccess, SearchDomain,
     SecretReference, SecretReferenceError, SecretSource, SettingError, SetupStep, SnapshotTag,
     SnapshotTagError, State, Subnet, SubnetError, Tmpfs, Ulimit, Upstream, VolumeName, VolumeNameError,

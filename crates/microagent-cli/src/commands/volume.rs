@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use microagent::volume::{SIZE_MIB, Volume, VolumeDeleteMode};
-use microagent::{Error, VolumeName, WorkspaceName};
+use microagent::{Error, VolumeName};
 
 use crate::args::listing::{Entries, ListingArgs};
 use crate::args::values::disk_mib;
@@ -12,7 +12,7 @@ use crate::documents::volume::{
 };
 use crate::escape::one_line;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text, size};
+use crate::output::{Format, print_json, print_text, size, unstartable};
 use crate::prompt::{confirm, confirmed};
 use crate::table::table;
 
@@ -301,15 +301,11 @@ fn line(deleted: &DeletedVolume) -> String {
     if !deleted {
         return format!("Nothing to delete: {name}\n");
     }
-    let mut text = match killed {
+    let text = match killed {
         Some(workspace) => format!("Killed {workspace} and deleted volume \"{name}\"\n"),
         None => format!("Deleted volume \"{name}\"\n"),
     };
-    if !missed_by.is_empty() {
-        let names: Vec<_> = missed_by.iter().map(WorkspaceName::as_str).collect();
-        text += &format!("Cannot start without it: {}\n", names.join(", "));
-    }
-    text
+    text + &unstartable(missed_by)
 }
 
 fn listing(volumes: &[VolumeDocument]) -> String {
@@ -382,7 +378,7 @@ mod tests {
         assert_eq!(line(&nothing), "Nothing to delete: data\n");
         let plain = DeletedVolume { deleted: true, ..nothing };
         assert_eq!(line(&plain), "Deleted volume \"data\"\n");
-        let web: WorkspaceName = "web".parse().unwrap();
+        let web: microagent::WorkspaceName = "web".parse().unwrap();
         assert_eq!(
             line(&DeletedVolume { killed: Some(web.clone()), missed_by: vec![web], ..plain }),
             "Killed web and deleted volume \"data\"\nCannot start without it: web\n"

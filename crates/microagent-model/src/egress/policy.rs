@@ -228,19 +228,7 @@ impl fmt::Display for AllowRule {
     }
 }
 
-impl TryFrom<String> for AllowRule {
-    type Error = AllowRuleError;
-
-    fn try_from(text: String) -> Result<AllowRule, AllowRuleError> {
-        text.parse()
-    }
-}
-
-impl From<AllowRule> for String {
-    fn from(rule: AllowRule) -> String {
-        rule.to_string()
-    }
-}
+crate::text::as_text!(AllowRule);
 
 #[cfg(test)]
 mod tests {

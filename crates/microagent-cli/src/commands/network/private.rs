@@ -13,7 +13,7 @@ use crate::documents::private_network::{
 };
 use crate::escape::one_line;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text};
+use crate::output::{Format, print_json, print_text, unstartable};
 use crate::prompt::confirm;
 use crate::table::table;
 
@@ -228,12 +228,7 @@ fn line(deleted: &DeletedNetwork) -> String {
     if !deleted {
         return format!("Nothing to delete: {name}\n");
     }
-    let mut text = format!("Deleted network \"{name}\"\n");
-    if !missed_by.is_empty() {
-        let names: Vec<_> = missed_by.iter().map(WorkspaceName::as_str).collect();
-        text += &format!("Cannot start without it: {}\n", names.join(", "));
-    }
-    text
+    format!("Deleted network \"{name}\"\n{}", unstartable(missed_by))
 }
 
 fn listing(networks: &[PrivateNetworkDocument]) -> String {
