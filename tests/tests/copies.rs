@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use microagent_tests::pty::Pty;
 use microagent_tests::{Home, User};
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 
@@ -168,5 +169,21 @@ fn links_at_the_destination_are_followed_on_both_sides() {
     cp("real", "web:/root/").success().says("1 sockets were left out");
     fs::remove_file(real.join("socket")).unwrap();
     home.microagent(["halt", "web"]).success();
+    end(&home);
+}
+
+/// A copy that takes long shows on a terminal how far it is, and takes that off the screen when it ends.
+#[test]
+fn a_terminal_shows_how_far_a_copy_is() {
+    let home = home();
+    home.microagent(["start", "web"]).success();
+    home.write("big", "x".repeat(32 << 20));
+    for words in [["cp", "big", "web:/root/"], ["cp", "web:/root/big", "back"]] {
+        let mut terminal = Pty::start(&home, &words, (24, 80));
+        terminal.shows("Copying");
+        terminal.shows("MiB/s");
+        assert_eq!(terminal.finish(), 0, "{words:?}");
+    }
+    home.microagent(["kill", "web"]).success();
     end(&home);
 }

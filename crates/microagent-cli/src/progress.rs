@@ -42,6 +42,8 @@ enum Show {
 struct Current {
     bar: Option<ProgressBar>,
     layers: Layers,
+    /// Whether the bytes of a copy are shown.
+    counting: bool,
     /// Bytes done and in all of the unpacking that is shown.
     unpacking: Option<(u64, u64)>,
     noted: Vec<String>,
@@ -63,6 +65,8 @@ enum Step {
     Phase(String),
     /// A new phase with a number of bytes to go.
     Bytes { text: String, total: u64 },
+    /// A phase whose end is unknown has come so far.
+    Count { text: &'static str, done: u64 },
     /// The phase has come further.
     Advance { done: u64, text: Option<String> },
     /// Something that stays on the screen.
@@ -163,6 +167,7 @@ impl Progress {
             bar.set_message(text);
             bar.enable_steady_tick(TICK);
             state.bar = Some(bar);
+            state.counting = false;
         };
         match step {
             Step::Phase(text) => bar(state, "{spinner} {msg} [{elapsed}]", None, text),
@@ -172,6 +177,18 @@ impl Progress {
                 Some(total),
                 text,
             ),
+            Step::Count { text, done } => {
+                if !state.counting {
+                    bar(
+                        state,
+                        "{spinner} {msg} {binary_bytes} {binary_bytes_per_sec} [{elapsed}]",
+                        None,
+                        text.to_owned(),
+                    );
+                    state.counting = true;
+                }
+                Self::draw(state, Step::Advance { done, text: None });
+            }
             Step::Advance { done, text } => {
                 if let Some(bar) = &state.bar {
                     bar.set_position(done);
@@ -200,7 +217,8 @@ impl Observer for Progress {
             (Show::Bars, step) => Self::draw(&mut state, step),
             (Show::Lines, Step::Phase(text)) => print_line(&text),
             (Show::Lines, Step::Bytes { text, total }) => print_line(&format!("{text} ({})", size(total))),
-            (Show::Lines, Step::Advance { .. } | Step::Nothing) | (Show::Stream | Show::Nothing, _) => {}
+            (Show::Lines, Step::Count { .. } | Step::Advance { .. } | Step::Nothing)
+            | (Show::Stream | Show::Nothing, _) => {}
         }
     }
 }
@@ -229,6 +247,7 @@ fn step(state: &mut Current, event: &Event) -> Step {
         Event::Comparing { workspace } => {
             Step::Phase(format!("Comparing the disk of {} with its image", escape::one_line(workspace)))
         }
+        Event::Copying { bytes } => Step::Count { text: "Copying", done: *bytes },
         Event::Command => Step::Phase("Running the command".to_owned()),
         Event::Published(ports) => {
             let ports: Vec<_> = ports.iter().map(|port| published(&port.into())).collect();
@@ -364,6 +383,12 @@ mod tests {
         let endless = |done| Event::Image(ImageEvent::Unpacking { done, total: 0 });
         let seen = steps([0, 4].into_iter().map(endless).collect());
         assert_eq!(seen, [Step::Phase("Reading".into()), advance(4)]);
+    }
+
+    #[test]
+    fn a_copy_counts_bytes_without_an_end() {
+        let seen = steps(vec![Event::Copying { bytes: 1 }, Event::Copying { bytes: 9 }]);
+        assert_eq!(seen, [1, 9].map(|done| Step::Count { text: "Copying", done }));
     }
 
     #[test]

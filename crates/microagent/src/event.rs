@@ -45,6 +45,11 @@ pub enum Event {
         /// The workspace.
         workspace: String,
     },
+    /// Files pass between the host and a guest.
+    Copying {
+        /// Bytes of the tar stream that have passed so far.
+        bytes: u64,
+    },
     /// The command begins.
     Command,
     /// A notice for the user that is not an error.

@@ -23,7 +23,7 @@ use crate::supervisor_events::SupervisorProgress;
 use crate::supervisor_spec::MachineRequest;
 use crate::tar_stream::TarReader;
 use crate::workspace::refused;
-use crate::{Error, Progress, Workspace};
+use crate::{Error, Event, Progress, Workspace};
 
 /// Deadline for a workspace that is being started.
 const START_PATIENCE: Duration = Duration::from_secs(10);
@@ -259,9 +259,11 @@ impl GuestConnection {
         &self,
         request: &Request,
         pieces: mpsc::Sender<Vec<u8>>,
-        cancel: &CancellationToken,
+        progress: &Progress,
     ) -> Result<(), Error> {
+        let cancel = progress.token();
         let mut stream = self.request(request).await?;
+        let mut bytes = 0_u64;
         loop {
             let event = tokio::select! {
                 event = timeout(SILENCE, stream.reply()) => event,
@@ -276,6 +278,8 @@ impl GuestConnection {
                 PackEvent::Failed(error) => return Err(self.refusal(error)),
             };
             let is_end = piece.is_empty();
+            bytes = bytes.saturating_add(piece.len() as u64);
+            progress.event(Event::Copying { bytes });
             let taken = tokio::select! {
                 taken = pieces.send(piece) => taken,
                 () = cancel.cancelled() => return Err(Error::Cancelled),
@@ -293,14 +297,14 @@ impl GuestConnection {
         request: &Request,
         limits: TarLimits,
         consume: impl FnOnce(TarReader) -> Result<T, Error> + Send + 'static,
-        cancel: &CancellationToken,
+        progress: &Progress,
     ) -> Result<T, Error> {
         let (pieces, received) = mpsc::channel(QUEUE);
         let reader = TarReader::new(received, limits.bytes);
         let consuming = tokio::task::spawn_blocking(move || consume(reader));
         let late = || Err(self.gone(ConnectionFault::Late { seconds: limits.time.as_secs() }));
         let sent =
-            timeout(limits.time, self.send_tar(request, pieces, cancel)).await.unwrap_or_else(|_| late());
+            timeout(limits.time, self.send_tar(request, pieces, progress)).await.unwrap_or_else(|_| late());
         let consumed = match sent {
             // A thread that waits for a full disk or a slow reader is not waited for.
             Err(Error::Cancelled) => Err(Error::Cancelled),

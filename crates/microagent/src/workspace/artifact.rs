@@ -65,7 +65,7 @@ impl Workspace {
         let beside = dest.clone();
         let consume =
             move |stream| unpack_item(stream, &beside).map_err(|source| file_error("write", &beside, source));
-        let fetched = guest.fetch_tar(&request, limits, consume, progress.token()).await;
+        let fetched = guest.fetch_tar(&request, limits, consume, progress).await;
         let unpacked = fetched.map_err(|error| unreadable_artifact(error, &self.name, &output.path))?;
         let links_skipped = unpacked.commit(&dest)?;
         if links_skipped > 0 {

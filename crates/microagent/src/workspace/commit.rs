@@ -134,7 +134,7 @@ impl Workspace {
             let layer = commit.take_layer(stream, limit, &|| cancelled.is_cancelled())?;
             Ok((commit, layer))
         };
-        let (commit, layer) = guest.fetch_tar(&request, limits, consume, cancel).await?;
+        let (commit, layer) = guest.fetch_tar(&request, limits, consume, progress).await?;
         let image_options = microagent_image::CommitDetails {
             changes: options.changes,
             message: options.message,

@@ -19,7 +19,6 @@ use microagent_proto::{
 };
 pub use microagent_tree::SymlinkMode;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::Workspace;
 use crate::error::{ConnectionFault, InvalidRequest};
@@ -152,7 +151,7 @@ impl Workspace {
             From::Tar(_) => None,
         };
         let guest = self.guest(progress).await?;
-        let copied = send(&guest, source, host, guest_path, progress.token()).await;
+        let copied = send(&guest, source, host, guest_path, progress).await;
         let left = guest.leave().await;
         note_left_out(progress, copied?, "sockets");
         left
@@ -196,7 +195,7 @@ impl Workspace {
         let content = guest_path.ends_with("/.") || base(guest_path).is_none();
         let receive =
             move |stream| receive::receive(stream, Path::new(&place.dir), place.name.as_deref(), content);
-        let skipped = guest.fetch_tar(&request, limits, receive, progress.token()).await?;
+        let skipped = guest.fetch_tar(&request, limits, receive, progress).await?;
         note_left_out(progress, skipped, "FIFOs and devices");
         Ok(())
     }
@@ -217,9 +216,9 @@ impl Workspace {
         let guest_path = absolute(guest_path);
         let limits = self.tar_limits(COPY_TIMEOUT)?;
         let guest = self.guest(progress).await?;
-        let cancel = progress.token().clone();
+        let progress = progress.clone();
         Ok(Streaming::start(QUEUE, |sender| async move {
-            let sent = send_out(&guest, &guest_path, links, limits.bytes, &sender, &cancel).await;
+            let sent = send_out(&guest, &guest_path, links, limits.bytes, &sender, &progress).await;
             let left = guest.leave().await;
             sent.and(left)
         }))
@@ -247,10 +246,10 @@ async fn send_out(
     links: SymlinkMode,
     limit: u64,
     sender: &mpsc::Sender<Result<Vec<u8>, Error>>,
-    cancel: &CancellationToken,
+    progress: &Progress,
 ) -> Result<(), Error> {
     let (_, request) = look_up(guest, guest_path, links).await?;
-    pass_on(guest, &request, limit, sender, cancel).await
+    pass_on(guest, &request, limit, sender, progress).await
 }
 
 /// Passes the tar stream that the guest sends for a request on to the sender.
@@ -259,7 +258,7 @@ pub(super) async fn pass_on(
     request: &Request,
     limit: u64,
     sender: &mpsc::Sender<Result<Vec<u8>, Error>>,
-    cancel: &CancellationToken,
+    progress: &Progress,
 ) -> Result<(), Error> {
     let (pieces, mut received) = mpsc::channel::<Vec<u8>>(QUEUE);
     let passing = async {
@@ -274,7 +273,7 @@ pub(super) async fn pass_on(
         Ok(())
     };
     // The pieces end with their sender, so neither half outlives the other.
-    tokio::try_join!(guest.send_tar(request, pieces, cancel), passing).map(|((), ())| ())
+    tokio::try_join!(guest.send_tar(request, pieces, progress), passing).map(|((), ())| ())
 }
 
 async fn send(
@@ -282,7 +281,7 @@ async fn send(
     source: CopySource,
     host: Option<Kind>,
     guest_path: &str,
-    cancel: &CancellationToken,
+    progress: &Progress,
 ) -> Result<u64, Error> {
     let guest_path = &follow_in_guest(guest, guest_path).await?;
     let there = stat(guest, guest_path, SymlinkMode::Follow).await?.map(|info| Kind::of(&info.kind));
@@ -304,7 +303,7 @@ async fn send(
     });
     let request = Request::Unpack(Unpack { dir: dir.into_bytes().into(), exact: false });
     let stream = guest.request(&request).await?;
-    match send::feed(stream, packed, packing, cancel).await? {
+    match send::feed(stream, packed, packing, progress).await? {
         Ok(sockets) => Ok(sockets),
         Err(error) => Err(guest.refusal(error)),
     }

@@ -102,7 +102,7 @@ impl Workspace {
             let (changes, is_cut) = listed(stream, PATHS_LIMIT).map_err(gone)?;
             Ok(DiskChanges { workspace, changes, is_cut })
         };
-        guest.fetch_tar(&request, limits, list, progress.token()).await
+        guest.fetch_tar(&request, limits, list, progress).await
     }
 
     /// Copies the root disk to a tar file, and returns its size. A regular file is replaced when the new one is complete.
@@ -115,7 +115,7 @@ impl Workspace {
         let failed =
             move |path: &Path, source| Error::File { action: "write", path: path.to_owned(), source };
         let write = move |stream| write_file(stream, &path).map_err(|e| failed(&path, e));
-        guest.fetch_tar(&Request::PackRoot, limits, write, progress.token()).await
+        guest.fetch_tar(&Request::PackRoot, limits, write, progress).await
     }
 
     /// Copies the root disk to a stream of tar data: everything but what is mounted over its directories (volumes, file
@@ -126,11 +126,11 @@ impl Workspace {
     /// As [`Workspace::copy_out_tar`].
     pub async fn export(&self, progress: &Progress) -> Result<Streaming<Vec<u8>>, Error> {
         let (guest, TarLimits { bytes: limit, .. }) = self.root_disk(progress).await?;
-        let cancel = progress.token().clone();
+        let progress = progress.clone();
         Ok(Streaming::start(QUEUE, |sender| async move {
             let sent = tokio::time::timeout(
                 COPY_TIMEOUT,
-                pass_on(&guest, &Request::PackRoot, limit, &sender, &cancel),
+                pass_on(&guest, &Request::PackRoot, limit, &sender, &progress),
             )
             .await;
             let late = || Err(guest.gone(ConnectionFault::Late { seconds: COPY_TIMEOUT.as_secs() }));

@@ -87,7 +87,7 @@ impl Workspace {
             };
             first_file(stream, range).map_err(torn)
         };
-        guest.fetch_tar(&request, limits, consume, progress.token()).await
+        guest.fetch_tar(&request, limits, consume, progress).await
     }
 
     /// Writes a file of the workspace, which is running or [resting](microagent_model::State::is_resting) (then its disk is

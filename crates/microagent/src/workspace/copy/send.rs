@@ -16,12 +16,11 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use super::{SymlinkMode, chunked};
-use crate::Error;
 use crate::error::ConnectionFault;
 use crate::guest::{AgentStream, SILENCE};
+use crate::{Error, Event, Progress};
 
 // A piece is one message.
 const _: () = assert!(PIECE_LIMIT <= INPUT_CHUNK_LIMIT);
@@ -41,7 +40,7 @@ pub(in crate::workspace) async fn feed<T: Default>(
     stream: AgentStream,
     mut chunked: mpsc::Receiver<Vec<u8>>,
     packing: JoinHandle<Result<T, Error>>,
-    cancel: &CancellationToken,
+    progress: &Progress,
 ) -> Result<Result<T, GuestError>, Error> {
     let AgentStream { name, stream, .. } = stream;
     let gone = |source: ConnectionFault| Error::GuestGone { workspace: name.clone(), source };
@@ -54,8 +53,11 @@ pub(in crate::workspace) async fn feed<T: Default>(
             let told = timeout(SILENCE, write_message(to, &input, INPUT_LIMIT)).await;
             told.map_err(|_| gone(ConnectionFault::Stalled { seconds }))?.map_err(broken)
         };
+        let mut sent = 0_u64;
         while let Some(bytes) = chunked.recv().await {
+            sent = sent.saturating_add(bytes.len() as u64);
             tell(&mut to, UnpackInput::Data(Chunk::from(bytes))).await?;
+            progress.event(Event::Copying { bytes: sent });
         }
         // What the host could not read is no complete stream, and the guest must not take it for one.
         let packed = match packing.await {
@@ -75,7 +77,7 @@ pub(in crate::workspace) async fn feed<T: Default>(
             answer = replies.next() => break answer.map_err(broken)?,
             done = &mut feeding, if fed.is_none() => fed = Some(done?),
             () = patience => return Err(gone(ConnectionFault::Silent { seconds })),
-            () = cancel.cancelled() => return Err(Error::Cancelled),
+            () = progress.token().cancelled() => return Err(Error::Cancelled),
         }
     };
     let answer = answer.ok_or_else(|| gone(ConnectionFault::Ended))?;
@@ -109,6 +111,7 @@ mod tests {
     use microagent_model::WorkspaceName;
     use microagent_proto::read_message;
     use tokio::net::UnixStream;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
 
@@ -127,7 +130,8 @@ mod tests {
         });
         let cancel = CancellationToken::new();
         let stream = AgentStream { name, stream, cancel: cancel.clone() };
-        let feeding = feed(stream, chunked, packing, &cancel);
+        let progress = Progress::new();
+        let feeding = feed(stream, chunked, packing, &progress);
         let (answer, ()) = tokio::join!(feeding, guest(theirs));
         answer.map(|answer| answer.is_ok())
     }

@@ -16,12 +16,12 @@ use tokio_util::sync::CancellationToken;
 use super::host::{Collected, FILES_MAX, HostDir, below, found};
 use super::ignore::Ignore;
 use super::plan::{Listing, TreePath};
-use crate::Error;
 use crate::error::{ConnectionFault, SyncError};
 use crate::guest::GuestConnection;
 use crate::tar_stream::{TarReader, unpack};
 use crate::workspace::copy::{COPY_TIMEOUT, send};
 use crate::workspace::listing::receive_items;
+use crate::{Error, Progress};
 
 /// Most bytes of paths in one request.
 const REQUEST_PATH_BYTES: usize = 2 * 1024 * 1024;
@@ -159,6 +159,11 @@ impl GuestDir<'_> {
         Ok(removed)
     }
 
+    /// A sync reports its files, not their bytes.
+    fn unobserved(&self) -> Progress {
+        Progress::new().cancel(self.cancel.clone())
+    }
+
     /// Copies these paths of the host into the directory, which is made if it does not exist. Returns what was copied,
     /// as it was then.
     pub(super) async fn put(&self, host: &Arc<HostDir>, paths: Vec<TreePath>) -> Result<Vec<Item>, Error> {
@@ -171,7 +176,9 @@ impl GuestDir<'_> {
         });
         let request = Request::Unpack(Unpack { dir: self.dir(), exact: true });
         let stream = self.guest.request(&request).await?;
-        send::feed(stream, packed, packing, self.cancel).await?.map_err(|error| self.guest.refusal(error))
+        send::feed(stream, packed, packing, &self.unobserved())
+            .await?
+            .map_err(|error| self.guest.refusal(error))
     }
 
     /// Fetches these paths into a new directory beside the files of the host. `bytes` bounds their content.
@@ -192,7 +199,7 @@ impl GuestDir<'_> {
             let failed = |source| Error::File { action: "write", path: beside.clone(), source };
             unpack(reader, &beside, SymlinkRule::All).map(|(dir, _)| dir).map_err(failed)
         });
-        let sent = timeout(COPY_TIMEOUT, self.guest.send_tar(&request, pieces, self.cancel)).await;
+        let sent = timeout(COPY_TIMEOUT, self.guest.send_tar(&request, pieces, &self.unobserved())).await;
         let late = |_| Err(self.guest.gone(ConnectionFault::Late { seconds: COPY_TIMEOUT.as_secs() }));
         let sent = sent.unwrap_or_else(late);
         let fetched = consuming.await.unwrap_or_else(|_| Err(self.guest.gone(ConnectionFault::Interrupted)));
