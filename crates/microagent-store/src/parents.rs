@@ -1,12 +1,10 @@
-//! The directories above the state directory: whoever can rename an entry of one can put another state directory there.
+//! The directories above something that is trusted: whoever can rename an entry of one can put something else there.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{getegid, geteuid};
-
-use crate::OpenError;
 
 /// Mode bits of a directory: only the owner of an entry renames or removes it.
 const STICKY: u32 = 0o1000;
@@ -15,11 +13,33 @@ const STICKY: u32 = 0o1000;
 /// `/proc/sys/kernel/overflowuid` says another.
 const OVERFLOW_UID: u32 = 65_534;
 
-/// Refuses a path on which another user can replace a directory. What does not exist yet is made by this user.
+/// A directory in which another user can replace what is trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum UntrustedParent {
+    /// It belongs to another user.
+    #[error("`{}` belongs to another user (uid {owner}), who could replace what is in it", path.display())]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// Other users can write to it.
+    #[error("other users can write to `{}` (mode {mode:04o}), and could replace what is in it", path.display())]
+    Writable {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+/// Refuses a path on which another user can replace a directory or, if the last part exists, that. What does not exist yet
+/// is made by this user.
 ///
 /// # Errors
 /// Fails with the first such directory, from the bottom.
-pub(crate) fn check_parents(path: &Path) -> Result<(), OpenError> {
+pub fn check_parents(path: &Path) -> Result<(), UntrustedParent> {
     let viewer = Viewer::current();
     for parent in above(path) {
         let Ok(found) = fs::metadata(&parent) else { continue };
@@ -62,16 +82,16 @@ impl Viewer {
         }
     }
 
-    fn check(self, path: PathBuf, found: &fs::Metadata) -> Result<(), OpenError> {
+    fn check(self, path: PathBuf, found: &fs::Metadata) -> Result<(), UntrustedParent> {
         let (owner, mode) = (found.uid(), found.mode() & 0o7777);
         if owner != 0 && owner != self.uid && Some(owner) != self.unknown_uid {
-            return Err(OpenError::ForeignParent { path, owner });
+            return Err(UntrustedParent::Foreign { path, owner });
         }
         // A group of the user alone, as many distributions make it, has no other members.
         let is_own_group = found.gid() == self.gid && self.gid == self.uid;
         let others = if is_own_group { 0o002 } else { 0o022 };
         if mode & others != 0 && mode & STICKY == 0 {
-            return Err(OpenError::WritableParent { path, mode });
+            return Err(UntrustedParent::Writable { path, mode });
         }
         Ok(())
     }
@@ -100,7 +120,7 @@ mod tests {
                 let checked = check_parents(&state);
                 assert_eq!(checked.is_err(), refused, "{mode:o} {checked:?}");
                 if let Err(error) = checked {
-                    assert!(matches!(error, OpenError::WritableParent { mode: found, .. } if found == mode));
+                    assert!(matches!(error, UntrustedParent::Writable { mode: found, .. } if found == mode));
                 }
             }
         }
@@ -122,7 +142,7 @@ mod tests {
         assert!(check(me, 0o755).is_ok());
         let stranger = Viewer { uid: found.uid() + 1, ..me };
         let is_root = found.uid() == 0;
-        assert_eq!(matches!(check(stranger, 0o755), Err(OpenError::ForeignParent { .. })), !is_root);
+        assert_eq!(matches!(check(stranger, 0o755), Err(UntrustedParent::Foreign { .. })), !is_root);
         assert!(check(Viewer { unknown_uid: Some(found.uid()), ..stranger }, 0o755).is_ok());
         // A group of the user alone.
         assert!(check(me, 0o775).is_err());

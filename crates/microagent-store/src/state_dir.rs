@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic::{fsync_dir, read_json, write_json};
 use crate::open::{Access, open_file};
-use crate::parents::check_parents;
+use crate::parents::{UntrustedParent, check_parents};
 use crate::{Lock, LockError};
 
 /// Version of the directory layout that this build writes.
@@ -101,6 +101,15 @@ pub enum OpenError {
         /// The format found there.
         found: u32,
     },
+}
+
+impl From<UntrustedParent> for OpenError {
+    fn from(error: UntrustedParent) -> OpenError {
+        match error {
+            UntrustedParent::Foreign { path, owner } => OpenError::ForeignParent { path, owner },
+            UntrustedParent::Writable { path, mode } => OpenError::WritableParent { path, mode },
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -379,6 +379,14 @@ pub enum InvalidRequest {
         /// The path.
         path: String,
     },
+    /// What the guest has at a path is no regular file, or no directory.
+    #[error("`{}` is not {wanted}", path.escape_debug())]
+    FileKind {
+        /// The path.
+        path: String,
+        /// What it should be, with its article.
+        wanted: &'static str,
+    },
     /// The source has no file name.
     #[error("the copy to `{path}` needs a file name")]
     CopyWithoutName {

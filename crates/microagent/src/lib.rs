@@ -208,7 +208,9 @@ pub use microagent_model::{
 };
 pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;
-pub use microagent_store::{HealthReport, HealthResult, ProcessId, StateEvent};
+pub use microagent_store::{
+    HealthReport, HealthResult, ProcessId, StateEvent, UntrustedParent, check_parents,
+};
 pub use microagent_vm::{
     JOB_OUTPUT_LIMIT, JobOutputPiece, OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode,
     Timeline, fail_oversized_writes, never_dump_core, supervise,

@@ -11,6 +11,7 @@ use microagent_tar::{BLOCK, Entry, Kind, Meta};
 use super::Workspace;
 use super::copy::{COPY_TIMEOUT, absolute, stat};
 use crate::error::{ConnectionFault, InvalidRequest};
+use crate::guest::GuestConnection;
 use crate::{CopySource, Error, Progress, SymlinkMode};
 
 /// Longest path that a guest's stream may have, as the kernel has it.
@@ -55,8 +56,9 @@ impl Workspace {
     /// path begins at `/`. The cost grows with the offset, because the guest sends the bytes before the part, too.
     ///
     /// # Errors
-    /// Fails if the path does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or is not a regular file, the guest
-    /// cannot read it or be reached ([`RunFailed`](crate::ErrorKind::RunFailed)), or `progress` is cancelled.
+    /// Fails if the path does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or is not a regular file
+    /// ([`Invalid`](crate::ErrorKind::Invalid)), the guest cannot read it or be reached
+    /// ([`RunFailed`](crate::ErrorKind::RunFailed)), or `progress` is cancelled.
     pub async fn read_file(
         &self,
         guest_path: &str,
@@ -66,14 +68,7 @@ impl Workspace {
         let guest_path = absolute(guest_path);
         let limits = self.tar_limits(COPY_TIMEOUT)?;
         let guest = self.guest(progress).await?;
-        let refused =
-            |not_found, message| Error::GuestRefused { workspace: guest.name().clone(), not_found, message };
-        let found = match stat(&guest, &guest_path, SymlinkMode::Follow).await {
-            Ok(Some(info)) if info.kind == PathKind::File => Ok(()),
-            Ok(Some(_)) => Err(refused(false, format!("`{guest_path}` is not a regular file"))),
-            Ok(None) => Err(refused(true, format!("`{guest_path}` does not exist"))),
-            Err(error) => Err(error),
-        };
+        let found = expect(&guest, &guest_path, PathKind::File, "a regular file").await;
         if let Err(error) = found {
             guest.leave().await?;
             return Err(error);
@@ -110,6 +105,24 @@ impl Workspace {
         };
         let tar = tar_of(name.into_bytes(), content, mode);
         self.copy_in(CopySource::tar(tar), "/", progress).await
+    }
+}
+
+/// Checks that a path of the guest leads to what is wanted, which `name` says with its article.
+pub(super) async fn expect(
+    guest: &GuestConnection,
+    path: &str,
+    kind: PathKind,
+    name: &'static str,
+) -> Result<(), Error> {
+    match stat(guest, path, SymlinkMode::Follow).await? {
+        Some(info) if info.kind == kind => Ok(()),
+        Some(_) => Err(InvalidRequest::FileKind { path: path.to_owned(), wanted: name }.into()),
+        None => Err(Error::GuestRefused {
+            workspace: guest.name().clone(),
+            not_found: true,
+            message: format!("`{path}` does not exist"),
+        }),
     }
 }
 

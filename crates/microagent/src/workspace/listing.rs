@@ -2,13 +2,15 @@
 //! what it likes.
 
 use microagent_proto::{
-    Chunk, GuestErrorKind, LISTED_PATH_LIMIT, List, ListEvent, ListScope, ListedItem, ListedKind, Request,
+    Chunk, GuestErrorKind, LISTED_PATH_LIMIT, List, ListEvent, ListScope, ListedItem, ListedKind, PathKind,
+    Request,
 };
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Workspace;
 use super::copy::{COPY_TIMEOUT, absolute};
+use super::files::expect;
 use crate::error::ConnectionFault;
 use crate::guest::{GuestConnection, SILENCE};
 use crate::{Error, Progress};
@@ -91,8 +93,8 @@ impl Workspace {
     /// listed where it is named.
     ///
     /// # Errors
-    /// Fails if the directory does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or is not a directory, has more than a
-    /// million files, the guest cannot be reached ([`RunFailed`](crate::ErrorKind::RunFailed)), or `progress` is
+    /// Fails if the path does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or is not a directory
+    /// ([`Invalid`](crate::ErrorKind::Invalid)), the directory has more than a million files, the guest cannot be reached ([`RunFailed`](crate::ErrorKind::RunFailed)), or `progress` is
     /// cancelled.
     pub async fn list_files(
         &self,
@@ -116,6 +118,7 @@ async fn list(
 ) -> Result<FileList, Error> {
     let refused =
         |not_found, message| Error::GuestRefused { workspace: guest.name().clone(), not_found, message };
+    expect(guest, dir, PathKind::Directory, "a directory").await?;
     let scope = ListScope::Levels { depth: options.depth.clamp(1, DEPTH_MAX) };
     let mut found = FileList { entries: Vec::new(), omitted: 0 };
     let exists = receive_items(guest, dir, scope, cancel, |path, item| {
