@@ -67,7 +67,9 @@ fn a_model_runs_commands_in_both_eras_of_the_protocol() {
                 "halt",
                 "delete",
                 "snapshot",
-                "restore"
+                "restore",
+                "delete_snapshot",
+                "fork"
             ]
         );
         let line = "echo out; cat >&2; exit 3";
@@ -140,7 +142,8 @@ fn a_workspace_keeps_its_files_until_it_is_deleted() {
     assert_eq!(listed["entries"], json!([{"path": "deep/"}, {"path": "deep/f", "size": 0}]), "{listed}");
     assert_eq!(listed["omitted_entries"], 1, "{listed}");
     client.fails("list_files", json!({"name": "w", "path": "/none"}), "not_found");
-    client.fails("list_files", json!({"name": "w", "path": "/srv/bin"}), "run_failed");
+    client.fails("list_files", json!({"name": "w", "path": "/srv/bin"}), "invalid");
+    client.fails("read_file", json!({"name": "w", "path": "/srv"}), "invalid");
     client.fails("list_files", json!({"name": "w", "depth": 17}), "invalid");
     assert_eq!(client.done("start", json!({"name": "w"}))["state"], "running");
     assert_eq!(sh(&client, "w", "cat /s"), "s\n");
@@ -216,6 +219,84 @@ fn a_command_in_the_background_is_read_in_parts_and_ended() {
 }
 
 #[test]
+fn a_run_gets_files_and_gives_those_that_it_makes() {
+    let home = home();
+    let image = home.image("busybox");
+    let client = server(&home, Era::Discover, &["--max-workspaces", "1"]);
+    let files = json!([
+        {"path": "/srv/in.sh", "content": "cat; tr a-z A-Z < /srv/deep/in > out; head -c 70000 /dev/zero > zeros; exit 3",
+         "executable": true},
+        {"path": "srv/deep/in", "content": "Z3LDvG4=", "encoding": "base64"},
+    ]);
+    let ran = client.done(
+        "run",
+        json!({"image": image, "command": ["sh", "/srv/in.sh"], "stdin": "in", "working_dir": "/tmp", "files": files,
+               "outputs": ["/tmp/out", "/tmp/zeros", "/tmp/none", "/tmp"], "env": {"A": "b"}}),
+    );
+    assert_eq!((&ran["stdout"], &ran["exit_code"]), (&json!("in"), &json!(3)), "{ran}");
+    let out = json!({"path": "/tmp/out", "content": "GRüN", "encoding": "utf-8", "size": 5, "omitted_bytes": 0,
+                     "next_offset": 5});
+    assert_eq!(ran["files"][0], out, "{ran}");
+    assert_eq!(ran["files"][1]["omitted_bytes"], 70000 - 65536);
+    let unread: Vec<&Value> =
+        ran["unread_files"].as_array().unwrap().iter().map(|file| &file["path"]).collect();
+    assert_eq!(unread, ["/tmp/none", "/tmp"], "{ran}");
+    // The image's own command, a shell without anything to do; and a file that one time limit leaves.
+    let own = client.done("run", json!({"image": image, "outputs": ["/etc/hostname"]}));
+    assert_eq!((&own["exit_code"], &own["files"][0]["path"]), (&json!(0), &json!("/etc/hostname")), "{own}");
+    let late =
+        json!({"image": image, "shell": "echo half > /f; sleep 10000", "outputs": ["/f"], "timeout_s": 5});
+    let late = client.done("run", late);
+    assert_eq!(
+        (&late["status"], &late["files"][0]["content"]),
+        (&json!("timed_out"), &json!("half\n")),
+        "{late}"
+    );
+
+    let many: Vec<Value> =
+        (0..65).map(|number| json!({"path": format!("/{number}"), "content": ""})).collect();
+    for wrong in [
+        json!({"files": many}),
+        json!({"files": [{"path": "/a", "content": "!", "encoding": "base64"}]}),
+        json!({"files": [{"path": "/srv/", "content": ""}]}),
+        json!({"files": [{"path": "/a", "content": "", "from": "/etc/passwd"}]}),
+        json!({"outputs": vec!["/f"; 17]}),
+    ] {
+        let mut arguments = wrong;
+        arguments["image"] = json!(image);
+        client.fails("run", arguments, "invalid");
+    }
+    assert_eq!(client.done("list", json!({}))["workspaces"], json!([]));
+    assert!(client.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_fork_continues_on_its_own() {
+    let home = home();
+    let image = home.image("busybox");
+    let client = server(&home, Era::Initialize, &["--max-workspaces", "3"]);
+    client.done("create", json!({"image": image, "name": "w"}));
+    client.done("exec_start", json!({"name": "w", "shell": "echo before > /f; exec sleep 4242"}));
+    holds(&client, "w", "test -s /f && pidof sleep");
+    let fork = client.done("fork", json!({"name": "w"}));
+    assert_eq!((&fork["name"], &fork["state"]), (&json!("w-1"), &json!("running")), "{fork}");
+    // Its processes, too.
+    assert_eq!(sh(&client, "w-1", "pidof sleep > /dev/null; cat /f; echo fork > /f"), "before\n");
+    assert_eq!(sh(&client, "w", "cat /f"), "before\n");
+    client.done("halt", json!({"name": "w"}));
+    let clone = client.done("fork", json!({"name": "w", "new_name": "c"}));
+    assert_eq!((&clone["name"], &clone["image"]), (&json!("c"), &json!(image)), "{clone}");
+    client.fails("fork", json!({"name": "w"}), "busy");
+    client.done("delete", json!({"name": "c"}));
+    client.fails("fork", json!({"name": "w", "new_name": "w-1"}), "already_exists");
+    client.fails("fork", json!({"name": "w", "new_name": "../c"}), "invalid");
+    client.fails("fork", json!({"name": "none"}), "not_found");
+    assert!(client.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
 fn files_are_what_they_were_at_a_snapshot() {
     let home = home();
     let image = home.image("busybox");
@@ -237,6 +318,10 @@ fn files_are_what_they_were_at_a_snapshot() {
     client.fails("restore", json!({"name": "w", "tag": "../t"}), "invalid");
     let read = client.done("read_file", json!({"name": "w", "path": "/f"}));
     assert_eq!(read["content"], "before\n");
+    assert_eq!(client.done("status", json!({"name": "w"}))["snapshots"], json!(["running", "t"]));
+    let deleted = client.done("delete_snapshot", json!({"name": "w", "tag": "running"}));
+    assert_eq!(deleted["tags"], json!(["t"]), "{deleted}");
+    client.fails("delete_snapshot", json!({"name": "w", "tag": "running"}), "not_found");
     assert!(client.close().success());
     home.nothing_is_left();
 }

@@ -64,6 +64,11 @@ impl ToolError {
         ToolError::new(ToolErrorKind::Library(ErrorKind::Cancelled), "the call was cancelled")
     }
 
+    /// What went wrong, where that is part of a result.
+    pub(crate) fn into_message(self) -> String {
+        self.message
+    }
+
     /// Says what to do about it.
     pub(crate) fn hint(self, hint: impl Into<String>) -> ToolError {
         ToolError { hint: Some(hint.into()), ..self }

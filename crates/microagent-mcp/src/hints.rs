@@ -23,8 +23,10 @@ pub(crate) fn of(error: &Error) -> Option<String> {
         Hint::JobLogs { name, job } => {
             format!("its output is kept: tool `exec_poll` with name `{name}` and job `{job}`")
         }
-        Hint::ListSnapshots { .. } => "the tool `snapshot` gives the tags of all snapshots".to_owned(),
-        Hint::DeleteSnapshot { .. } => "choose another tag, or omit it to have one made up".to_owned(),
+        Hint::ListSnapshots { .. } => "the tool `status` shows the tags of all snapshots".to_owned(),
+        Hint::DeleteSnapshot { .. } => {
+            "choose another tag, or delete that snapshot: tool `delete_snapshot`".to_owned()
+        }
         Hint::DeleteDamagedWorkspace => "delete it with the tool `delete`".to_owned(),
         Hint::FreeSpace { .. } => {
             "the host is out of space or memory: delete workspaces that are not needed with the tool `delete`"

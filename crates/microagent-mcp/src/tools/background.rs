@@ -1,17 +1,16 @@
 //! Commands in the background of a workspace: jobs of the library.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use microagent::{
-    ExecOptions, Job, JobDetails, JobId, JobOutput, JobOutputOptions, JobOutputPiece, JobState, OutputStream,
-    StdinMode, signal_number,
+    Job, JobDetails, JobId, JobOutput, JobOutputOptions, JobOutputPiece, JobState, OutputStream,
+    signal_number,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::command::{check_words, command_line};
+use super::command::CommandArguments;
 use crate::call::Call;
 use crate::error::ToolError;
 use crate::output::{self, Encoding};
@@ -38,24 +37,8 @@ const PART_OF_A_CHARACTER: usize = 3;
 pub(crate) struct ExecStartArguments {
     /// Name of the workspace.
     name: String,
-    /// Program and its arguments, executed without a shell. Give this or `shell`.
-    #[serde(default)]
-    command: Option<Vec<String>>,
-    /// A line for /bin/sh, with pipes and variables. Give this or `command`.
-    #[serde(default)]
-    shell: Option<String>,
-    /// Text for the standard input of the command; without it that is empty.
-    #[serde(default)]
-    stdin: Option<String>,
-    /// Environment variables in addition to those of the workspace.
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    /// Working directory instead of the image's.
-    #[serde(default)]
-    working_dir: Option<String>,
-    /// User of the guest instead of the image's, such as `root` or `1000`.
-    #[serde(default)]
-    user: Option<String>,
+    #[serde(flatten)]
+    command: CommandArguments,
     /// Seconds after which the command is killed; without it the longest time that the server allows.
     #[serde(default)]
     timeout_s: Option<u64>,
@@ -198,21 +181,14 @@ pub(super) async fn start(
     call: Call,
     arguments: ExecStartArguments,
 ) -> Result<JobDocument, ToolError> {
-    check_words(arguments.command.as_ref().map_or(0, Vec::len), arguments.env.len())?;
-    let mut options = ExecOptions::of(command_line(arguments.command, arguments.shell)?);
-    options.env = arguments.env.into_iter().collect();
-    options.working_dir = arguments.working_dir;
-    options.user = arguments.user;
-    options.timeout = Some(match arguments.timeout_s {
+    let timeout = match arguments.timeout_s {
         None => server.policy().max_timeout,
         seconds => server.policy().check_timeout(seconds)?,
-    });
-    if arguments.stdin.is_some() {
-        options.stdin = StdinMode::Piped;
-    }
+    };
+    let (options, stdin) = arguments.command.into_exec(timeout)?;
     let job = server.workspaces().find(&arguments.name)?.start_job(options).await?;
     call.set_stage("passing the standard input");
-    if let Some(text) = arguments.stdin {
+    if let Some(text) = stdin {
         tokio::select! {
             () = feed(&job, &text) => {}
             () = call.token().cancelled() => {

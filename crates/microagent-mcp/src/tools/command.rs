@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use microagent::{
     CommandLine, ExecOptions, ExecStdin, Execution, OutputFrame, OutputStream, RunResult, StdinMode,
+    Workspace, WorkspaceOptions,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,27 +23,25 @@ const OUTPUT_DEFAULT: usize = 64 * 1024;
 const OUTPUT_MAX: usize = 1024 * 1024;
 
 /// Most words of a command, and most variables: more than a model writes.
-pub(super) const WORDS_MAX: usize = 4096;
+const WORDS_MAX: usize = 4096;
 
 /// Exit code of a command that reached its time limit, as `timeout(1)` has it.
 pub(super) const TIMED_OUT: i32 = 124;
 
-/// A command in a workspace.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct ExecArguments {
-    /// Name of the workspace.
-    name: String,
-    /// Program and its arguments, executed without a shell. Give this or `shell`.
+/// A command, as every tool takes one.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub(crate) struct CommandArguments {
+    /// Program and its arguments, without a shell (in `run` they follow the image's entrypoint, if it has one). Give this
+    /// or `shell`.
     #[serde(default)]
     command: Option<Vec<String>>,
     /// A line for /bin/sh, with pipes and variables. Give this or `command`.
     #[serde(default)]
     shell: Option<String>,
-    /// Text for the standard input of the command; without it that is empty.
+    /// Text for the standard input of the command, such as a script; without it that is empty.
     #[serde(default)]
     stdin: Option<String>,
-    /// Environment variables in addition to those of the workspace.
+    /// Environment variables in addition to those of the image and the workspace.
     #[serde(default)]
     env: BTreeMap<String, String>,
     /// Working directory instead of the image's.
@@ -51,6 +50,16 @@ pub(crate) struct ExecArguments {
     /// User of the guest instead of the image's, such as `root` or `1000`.
     #[serde(default)]
     user: Option<String>,
+}
+
+/// A command in a workspace.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ExecArguments {
+    /// Name of the workspace.
+    name: String,
+    #[serde(flatten)]
+    command: CommandArguments,
     /// Seconds after which the command is killed; 50 without it. Many clients give a call up after 60 s.
     #[serde(default)]
     timeout_s: Option<u64>,
@@ -192,25 +201,80 @@ impl CommandResult {
     }
 }
 
-/// Refuses more words or variables than a command of a model has.
-pub(super) fn check_words(words: usize, variables: usize) -> Result<(), ToolError> {
-    match words.max(variables) <= WORDS_MAX {
-        true => Ok(()),
-        false => Err(ToolError::invalid(format!("more than {WORDS_MAX} words or variables"))
-            .hint("pass data as stdin or in a file")),
+/// Which command a call names.
+#[derive(Debug)]
+pub(super) enum Line {
+    /// The image's own.
+    Unnamed,
+    Words(Vec<String>),
+    Shell(String),
+}
+
+impl CommandArguments {
+    /// Takes the command out, if it is not more than a model writes.
+    pub(super) fn take_line(&mut self) -> Result<Line, ToolError> {
+        check_words(self.command.as_ref().map_or(0, Vec::len).max(self.env.len()))?;
+        match (self.command.take(), self.shell.take()) {
+            (None, None) => Ok(Line::Unnamed),
+            (Some(words), None) => Ok(Line::Words(words)),
+            (None, Some(line)) => Ok(Line::Shell(line)),
+            (Some(_), Some(_)) => {
+                Err(ToolError::invalid("there are two commands").hint("give `command` or `shell`"))
+            }
+        }
+    }
+
+    /// The text for standard input, and how the command gets it.
+    pub(super) fn take_stdin(&mut self) -> (Option<String>, StdinMode) {
+        match self.stdin.take() {
+            Some(text) => (Some(text), StdinMode::Piped),
+            None => (None, StdinMode::Empty),
+        }
+    }
+
+    /// What a run of it gives its workspace.
+    pub(super) fn lay_over(self, workspace: &mut WorkspaceOptions) {
+        workspace.env.extend(self.env);
+        workspace.working_dir = self.working_dir.or(workspace.working_dir.take());
+        workspace.user = self.user.or(workspace.user.take());
+    }
+
+    /// As a run of an image has it: with its entrypoint, or its own command.
+    pub(super) fn of_image(mut self, entrypoint: &[String], own: &[String]) -> CommandArguments {
+        if self.shell.is_none() {
+            let words = self.command.unwrap_or_else(|| own.to_vec());
+            self.command = Some(entrypoint.iter().cloned().chain(words).collect());
+        }
+        self
+    }
+
+    /// Options of a command in a workspace, and the text for its standard input.
+    pub(super) fn into_exec(mut self, timeout: Duration) -> Result<(ExecOptions, Option<String>), ToolError> {
+        let line = match self.take_line()? {
+            Line::Words(words) if !words.is_empty() => CommandLine::Argv(words),
+            Line::Shell(line) => CommandLine::Shell(line),
+            Line::Words(_) | Line::Unnamed => {
+                return Err(ToolError::invalid("there is no command")
+                    .hint("give either `command`, with at least one word, or `shell`"));
+            }
+        };
+        let (text, stdin) = self.take_stdin();
+        let mut options = ExecOptions::of(line);
+        options.env = self.env.into_iter().collect();
+        options.working_dir = self.working_dir;
+        options.user = self.user;
+        options.timeout = Some(timeout);
+        options.stdin = stdin;
+        Ok((options, text))
     }
 }
 
-/// The one command of a call.
-pub(super) fn command_line(
-    command: Option<Vec<String>>,
-    shell: Option<String>,
-) -> Result<CommandLine, ToolError> {
-    match (command, shell) {
-        (Some(words), None) if !words.is_empty() => Ok(CommandLine::Argv(words)),
-        (None, Some(line)) => Ok(CommandLine::Shell(line)),
-        _ => Err(ToolError::invalid("there is not one command")
-            .hint("give either `command`, with at least one word, or `shell`")),
+/// Refuses more words or variables than a command of a model has.
+pub(super) fn check_words(count: usize) -> Result<(), ToolError> {
+    match count <= WORDS_MAX {
+        true => Ok(()),
+        false => Err(ToolError::invalid(format!("more than {WORDS_MAX} words or variables"))
+            .hint("pass data as stdin or in a file")),
     }
 }
 
@@ -230,28 +294,31 @@ pub(super) async fn exec(
     call: Call,
     arguments: ExecArguments,
 ) -> Result<CommandResult, ToolError> {
-    check_words(arguments.command.as_ref().map_or(0, Vec::len), arguments.env.len())?;
-    let line = command_line(arguments.command, arguments.shell)?;
-    let mut output = Output::new(arguments.max_output_bytes)?;
-    let mut options = ExecOptions::of(line);
-    options.env = arguments.env.into_iter().collect();
-    options.working_dir = arguments.working_dir;
-    options.user = arguments.user;
-    options.timeout = Some(server.policy().check_timeout(arguments.timeout_s)?);
-    if arguments.stdin.is_some() {
-        options.stdin = StdinMode::Piped;
-    }
+    let timeout = server.policy().check_timeout(arguments.timeout_s)?;
+    let output = Output::new(arguments.max_output_bytes)?;
+    let (options, stdin) = arguments.command.into_exec(timeout)?;
     let workspace = server.workspaces().find(&arguments.name)?;
+    run_in(&workspace, &call, options, stdin, output).await
+}
+
+/// Runs a command in a workspace to its end.
+pub(super) async fn run_in(
+    workspace: &Workspace,
+    call: &Call,
+    options: ExecOptions,
+    stdin: Option<String>,
+    mut output: Output,
+) -> Result<CommandResult, ToolError> {
     let started = Instant::now();
     let mut exec = workspace.exec(options).await?;
     call.set_stage("the command runs");
-    feed(exec.take_stdin(), arguments.stdin);
+    feed(exec.take_stdin(), stdin);
     let control = exec.control();
     let mut is_cancelled = false;
     loop {
         tokio::select! {
             frame = exec.next() => match frame {
-                Some(frame) => output.push(&call, &frame),
+                Some(frame) => output.push(call, &frame),
                 None => break,
             },
             () = call.token().cancelled(), if !is_cancelled => {

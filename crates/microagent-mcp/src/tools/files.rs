@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use microagent::{FileEntry, FileKind, FileListOptions, FileRange};
+use microagent::{FileEntry, FileKind, FileListOptions, FileRange, Workspace};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,14 @@ const MODE_DEFAULT: u16 = 0o644;
 pub(crate) struct WriteFileArguments {
     /// Name of the workspace.
     name: String,
+    #[serde(flatten)]
+    file: NewFile,
+}
+
+/// A file with its content.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewFile {
     /// Path in the workspace, such as `/srv/app/main.py`.
     path: String,
     /// The whole content: text, or base64 as `encoding` says.
@@ -194,21 +202,44 @@ pub(super) async fn write_file(
     call: Call,
     arguments: WriteFileArguments,
 ) -> Result<WrittenDocument, ToolError> {
-    let content = match arguments.encoding {
-        None | Some(ContentEncoding::Utf8) => arguments.content.into_bytes(),
-        Some(ContentEncoding::Base64) => STANDARD
-            .decode(arguments.content)
-            .map_err(|error| ToolError::invalid(format!("the content is not base64: {error}")))?,
-    };
-    if content.len() > WRITE_MAX {
-        return Err(ToolError::invalid(format!("the content has more than {WRITE_MAX} bytes"))
-            .hint("make the file in the workspace, with `exec`"));
-    }
-    let mode = if arguments.executable { MODE_DEFAULT | EXECUTABLE } else { MODE_DEFAULT };
+    let file = arguments.file.decode()?;
     let workspace = server.workspaces().find(&arguments.name)?;
-    let bytes = content.len() as u64;
-    workspace.write_file(&arguments.path, content, mode, &call.progress()).await?;
-    Ok(WrittenDocument { path: arguments.path, bytes })
+    let bytes = file.content.len() as u64;
+    let path = file.path.clone();
+    file.write(&workspace, &call).await?;
+    Ok(WrittenDocument { path, bytes })
+}
+
+/// A file to be written.
+pub(super) struct DecodedFile {
+    pub(super) path: String,
+    pub(super) content: Vec<u8>,
+    mode: u16,
+}
+
+impl NewFile {
+    /// Its bytes, if they are not too many.
+    pub(super) fn decode(self) -> Result<DecodedFile, ToolError> {
+        let content = match self.encoding {
+            None | Some(ContentEncoding::Utf8) => self.content.into_bytes(),
+            Some(ContentEncoding::Base64) => STANDARD
+                .decode(self.content)
+                .map_err(|error| ToolError::invalid(format!("the content is not base64: {error}")))?,
+        };
+        if content.len() > WRITE_MAX {
+            return Err(ToolError::invalid(format!("the content has more than {WRITE_MAX} bytes"))
+                .hint("make the file in the workspace, with `exec`"));
+        }
+        let mode = if self.executable { MODE_DEFAULT | EXECUTABLE } else { MODE_DEFAULT };
+        Ok(DecodedFile { path: self.path, content, mode })
+    }
+}
+
+impl DecodedFile {
+    /// Writes it.
+    pub(super) async fn write(self, workspace: &Workspace, call: &Call) -> Result<(), ToolError> {
+        Ok(workspace.write_file(&self.path, self.content, self.mode, &call.progress()).await?)
+    }
 }
 
 /// Reads a file.
@@ -223,18 +254,25 @@ pub(super) async fn read_file(
             .hint("read it in parts, with `offset`"));
     }
     let workspace = server.workspaces().find(&arguments.name)?;
-    let range = FileRange::new(limit).offset(arguments.offset);
-    let file = workspace.read_file(&arguments.path, range, &call.progress()).await?;
-    let is_cut = arguments.offset.saturating_add(file.bytes.len() as u64) < file.size;
-    let bytes = if is_cut { output::whole_characters(file.bytes) } else { file.bytes };
-    let next_offset = arguments.offset.saturating_add(bytes.len() as u64);
-    let (content, encoding) = output::text(bytes);
-    Ok(FileDocument {
-        path: arguments.path,
-        content,
-        encoding,
-        size: file.size,
-        omitted_bytes: file.size.saturating_sub(next_offset),
-        next_offset,
-    })
+    FileDocument::read(&workspace, &call, arguments.path, arguments.offset, limit).await
+}
+
+impl FileDocument {
+    /// Reads a part of a file.
+    pub(super) async fn read(
+        workspace: &Workspace,
+        call: &Call,
+        path: String,
+        offset: u64,
+        limit: usize,
+    ) -> Result<FileDocument, ToolError> {
+        let range = FileRange::new(limit).offset(offset);
+        let file = workspace.read_file(&path, range, &call.progress()).await?;
+        let is_cut = offset.saturating_add(file.bytes.len() as u64) < file.size;
+        let bytes = if is_cut { output::whole_characters(file.bytes) } else { file.bytes };
+        let next_offset = offset.saturating_add(bytes.len() as u64);
+        let (content, encoding) = output::text(bytes);
+        let omitted_bytes = file.size.saturating_sub(next_offset);
+        Ok(FileDocument { path, content, encoding, size: file.size, omitted_bytes, next_offset })
+    }
 }

@@ -1,16 +1,18 @@
 //! One command in a machine of its own.
 
-use std::collections::BTreeMap;
+use std::time::Duration;
 
 use microagent::{
     AttachOptions, AttachedOutput, DeleteMode, Error, FailureKind, RunCommand, RunOptions, RunReport,
-    StdinMode, WorkspaceName,
+    WorkspaceName, WorkspaceOptions,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::command::{CommandResult, CommandStatus, Output, TIMED_OUT, check_words, feed};
+use super::command::{CommandArguments, CommandResult, CommandStatus, Line, Output, TIMED_OUT, feed};
+use super::files::{FileDocument, NewFile};
+use super::run_files::{self, Files};
 use crate::call::Call;
 use crate::error::ToolError;
 use crate::server::Server;
@@ -21,24 +23,15 @@ use crate::server::Server;
 pub(crate) struct RunArguments {
     /// Image reference, such as `python:3.12`; `list` shows which can be used.
     image: String,
-    /// Words for the image's entrypoint, or program and arguments where it has none. Without `command` and `shell` the
-    /// image's own command runs.
+    #[serde(flatten)]
+    command: CommandArguments,
+    /// Files to write before the command runs; at most 64, with 4 MiB together.
     #[serde(default)]
-    command: Option<Vec<String>>,
-    /// A line for /bin/sh, with pipes and variables, instead of `command`.
+    files: Vec<NewFile>,
+    /// Paths of files that the command makes and that the result is to have; at most 16. Of each the first 65536 bytes.
     #[serde(default)]
-    shell: Option<String>,
-    /// Text for the standard input of the command, such as a script; without it that is empty.
-    #[serde(default)]
-    stdin: Option<String>,
-    /// Environment variables in addition to the image's.
-    #[serde(default)]
-    env: BTreeMap<String, String>,
-    /// Working directory instead of the image's.
-    #[serde(default)]
-    working_dir: Option<String>,
-    /// Seconds from the start of the machine after which it is killed; 50 without it. Many clients give a call up after
-    /// 60 s.
+    outputs: Vec<String>,
+    /// Seconds after which the command is killed; 50 without it. Many clients give a call up after 60 s.
     #[serde(default)]
     timeout_s: Option<u64>,
     /// Most bytes of each output stream in the result; 65536 without it, at most 1048576. Of more, beginning and end are
@@ -58,6 +51,21 @@ pub(crate) struct RunDocument {
     /// What else is worth knowing, such as connections that were refused.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notices: Vec<String>,
+    /// The files of `outputs`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    files: Vec<FileDocument>,
+    /// Those that could not be read, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unread_files: Vec<UnreadFile>,
+}
+
+/// A file that could not be read.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct UnreadFile {
+    /// Path in the microVM.
+    pub(super) path: String,
+    /// Why.
+    pub(super) problem: String,
 }
 
 /// Runs one command in a machine of its own.
@@ -66,56 +74,60 @@ pub(super) async fn run(
     call: Call,
     arguments: RunArguments,
 ) -> Result<RunDocument, ToolError> {
-    check_words(arguments.command.as_ref().map_or(0, Vec::len), arguments.env.len())?;
-    let mut output = Output::new(arguments.max_output_bytes)?;
-    let options = options(&server, &arguments)?;
+    let output = Output::new(arguments.max_output_bytes)?;
+    let timeout = server.policy().check_timeout(arguments.timeout_s)?;
+    let workspace = server.workspace_options(&arguments.image)?;
+    if arguments.files.is_empty() && arguments.outputs.is_empty() {
+        return run_alone(&server, &call, workspace, arguments.command, timeout, output).await;
+    }
+    let files = Files::check(arguments.files, arguments.outputs)?;
+    run_files::run(&server, &call, workspace, arguments.command, files, timeout, output).await
+}
+
+/// A run of the library: quicker than a workspace.
+async fn run_alone(
+    server: &Server,
+    call: &Call,
+    workspace: WorkspaceOptions,
+    mut command: CommandArguments,
+    timeout: Duration,
+    mut output: Output,
+) -> Result<RunDocument, ToolError> {
+    let mut options = RunOptions::new("").timeout(timeout);
+    options.command = match command.take_line()? {
+        Line::Unnamed => RunCommand::Image,
+        Line::Words(words) => RunCommand::Argv(words),
+        Line::Shell(line) => RunCommand::Shell(line),
+    };
+    let (text, stdin) = command.take_stdin();
+    options.workspace = workspace;
+    command.lay_over(&mut options.workspace);
     let _place = server.workspaces().place()?;
-    let stdin = if arguments.stdin.is_some() { StdinMode::Piped } else { StdinMode::Empty };
     let attach = AttachOptions::new().stdin(stdin).output(AttachedOutput::Command);
     let started = Instant::now();
     let ended = async {
         let mut run = server.engine().run_attached(options, attach, &call.progress()).await?;
-        feed(run.take_stdin(), arguments.stdin);
+        feed(run.take_stdin(), text);
         // Cancellation ends the machine, and with it the output.
         while let Some(frame) = run.next().await {
-            output.push(&call, &frame);
+            output.push(call, &frame);
         }
         run.wait().await
     };
     match ended.await {
         Ok(report) => Ok(RunDocument::of(output, report)),
         Err(error) => {
-            remove_failed(&server, &error).await;
+            remove_failed(server, &error).await;
             match error {
-                Error::RunFailed { kind: FailureKind::Timeout, .. } => Ok(RunDocument {
-                    command: output.result(CommandStatus::TimedOut, TIMED_OUT, started.elapsed()),
-                    image_digest: None,
-                    notices: Vec::new(),
-                }),
+                Error::RunFailed { kind: FailureKind::Timeout, .. } => {
+                    let result = output.result(CommandStatus::TimedOut, TIMED_OUT, started.elapsed());
+                    Ok(RunDocument::new(result))
+                }
                 Error::RunCancelled { .. } | Error::Cancelled => Err(ToolError::cancelled()),
                 error => Err(error.into()),
             }
         }
     }
-}
-
-fn options(server: &Server, arguments: &RunArguments) -> Result<RunOptions, ToolError> {
-    let mut options = RunOptions::new("");
-    options.workspace = server.workspace_options(&arguments.image)?;
-    options.workspace.env.extend(arguments.env.clone());
-    if arguments.working_dir.is_some() {
-        options.workspace.working_dir.clone_from(&arguments.working_dir);
-    }
-    options.timeout = Some(server.policy().check_timeout(arguments.timeout_s)?);
-    options.command = match (&arguments.command, &arguments.shell) {
-        (None, None) => RunCommand::Image,
-        (Some(words), None) => RunCommand::Argv(words.clone()),
-        (None, Some(line)) => RunCommand::Shell(line.clone()),
-        (Some(_), Some(_)) => {
-            return Err(ToolError::invalid("there are two commands").hint("give `command` or `shell`"));
-        }
-    };
-    Ok(options)
 }
 
 /// Removes what a failed run left for its logs, which are in the error.
@@ -134,11 +146,31 @@ fn failed_workspace(error: &Error) -> Option<&WorkspaceName> {
 }
 
 impl RunDocument {
+    fn new(command: CommandResult) -> RunDocument {
+        RunDocument {
+            command,
+            image_digest: None,
+            notices: Vec::new(),
+            files: Vec::new(),
+            unread_files: Vec::new(),
+        }
+    }
+
     fn of(output: Output, report: RunReport) -> RunDocument {
         RunDocument {
             image_digest: Some(report.image.digest),
             notices: report.notices,
-            command: CommandResult::of_run(output, report.result),
+            ..RunDocument::new(CommandResult::of_run(output, report.result))
         }
+    }
+
+    /// That of a command in a workspace, with files of it.
+    pub(super) fn with_files(
+        command: CommandResult,
+        image_digest: String,
+        files: Vec<FileDocument>,
+        unread_files: Vec<UnreadFile>,
+    ) -> RunDocument {
+        RunDocument { image_digest: Some(image_digest), files, unread_files, ..RunDocument::new(command) }
     }
 }

@@ -5,9 +5,11 @@ use microagent::{Progress, SnapshotTag, SnapshotTagError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::workspace::WorkspaceDocument;
 use crate::call::Call;
 use crate::error::ToolError;
 use crate::server::Server;
+use crate::workspaces::parse_name;
 
 /// Most snapshots of a workspace: more than a model makes on purpose.
 const SNAPSHOTS_MAX: usize = 64;
@@ -23,10 +25,10 @@ pub(crate) struct SnapshotArguments {
     tag: Option<String>,
 }
 
-/// A snapshot to return to.
+/// A snapshot that there is.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct RestoreArguments {
+pub(crate) struct TagArguments {
     /// Name of the workspace.
     name: String,
     /// Tag of the snapshot.
@@ -40,7 +42,7 @@ pub(crate) struct SnapshotDocument {
     name: String,
     /// Tag of the snapshot.
     tag: String,
-    /// Tags of all snapshots of the workspace, the oldest first.
+    /// Tags of all snapshots that the workspace has now, the oldest first.
     tags: Vec<String>,
 }
 
@@ -61,7 +63,7 @@ pub(super) async fn create(
     let snapshots = server.workspaces().find(&arguments.name)?.snapshots();
     if snapshots.list().await?.len() >= SNAPSHOTS_MAX {
         return Err(ToolError::refused(format!("the workspace has {SNAPSHOTS_MAX} snapshots"))
-            .hint("a person can delete some of them"));
+            .hint("delete one that is not needed with the tool `delete_snapshot`"));
     }
     let snapshot = snapshots.create(tag.as_ref(), SnapshotContents::MemoryAndDisk).await?;
     Ok(SnapshotDocument::new(arguments.name, &snapshot.tag, &snapshots.list().await?))
@@ -71,12 +73,57 @@ pub(super) async fn create(
 pub(super) async fn restore(
     server: Server,
     _call: Call,
-    arguments: RestoreArguments,
+    arguments: TagArguments,
 ) -> Result<SnapshotDocument, ToolError> {
     let tag = parse_tag(&arguments.tag)?;
     let snapshots = server.workspaces().find(&arguments.name)?.snapshots();
     snapshots.restore(&tag, &Progress::new()).await?;
     Ok(SnapshotDocument::new(arguments.name, &tag, &snapshots.list().await?))
+}
+
+/// Deletes a snapshot.
+pub(super) async fn delete(
+    server: Server,
+    _call: Call,
+    arguments: TagArguments,
+) -> Result<SnapshotDocument, ToolError> {
+    let tag = parse_tag(&arguments.tag)?;
+    let snapshots = server.workspaces().find(&arguments.name)?.snapshots();
+    snapshots.get(&tag).await?;
+    snapshots.delete(&tag).await?;
+    Ok(SnapshotDocument::new(arguments.name, &tag, &snapshots.list().await?))
+}
+
+/// A workspace to fork.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ForkArguments {
+    /// Name of the workspace.
+    name: String,
+    /// Name of the new workspace; the workspace's with a number without it.
+    #[serde(default)]
+    new_name: Option<String>,
+}
+
+/// Forks a workspace. The fork has the labels of its source, so it goes with the same server.
+pub(super) async fn fork(
+    server: Server,
+    call: Call,
+    arguments: ForkArguments,
+) -> Result<WorkspaceDocument, ToolError> {
+    let workspace = server.workspaces().find(&arguments.name)?;
+    let place = server.workspaces().place()?;
+    let names = match &arguments.new_name {
+        Some(name) => vec![parse_name(name)?],
+        None => workspace.fork_names(1)?,
+    };
+    let forked = workspace.fork(&names, &call.progress()).await;
+    // One that did not start stays, for its logs.
+    if forked.is_ok() || server.workspaces().find(names[0].as_str()).is_ok() {
+        server.workspaces().take(names[0].clone(), place);
+    }
+    forked?;
+    Ok(server.workspaces().find(names[0].as_str())?.details()?.into())
 }
 
 fn parse_tag(tag: &str) -> Result<SnapshotTag, ToolError> {

@@ -92,6 +92,9 @@ pub(crate) struct WorkspaceDocument {
     /// `starting`, `healthy` or `unhealthy`, if its image has a health check and it has a service.
     #[serde(skip_serializing_if = "Option::is_none")]
     health: Option<String>,
+    /// Tags of its snapshots, the oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    snapshots: Vec<String>,
 }
 
 /// The workspaces of the server.
@@ -145,6 +148,7 @@ impl From<WorkspaceDetails> for WorkspaceDocument {
             created_at: details.created_at.to_string(),
             failure: details.failure.map(|failure| failure.message),
             health: None,
+            snapshots: Vec::new(),
         }
     }
 }
@@ -155,7 +159,7 @@ pub(super) async fn create(
     call: Call,
     arguments: CreateArguments,
 ) -> Result<WorkspaceDocument, ToolError> {
-    check_words(0, arguments.env.len())?;
+    check_words(arguments.env.len())?;
     if arguments.setup.len() > SETUP_MAX {
         return Err(ToolError::invalid(format!("more than {SETUP_MAX} setup steps"))
             .hint("write a script with `write_file` and run it with `exec`"));
@@ -226,7 +230,9 @@ pub(super) async fn status(
 ) -> Result<WorkspaceDocument, ToolError> {
     let workspace = server.workspaces().find(&arguments.name)?;
     let health = workspace.health()?.map(|report| report.state.to_string());
-    Ok(WorkspaceDocument { health, ..workspace.details()?.into() })
+    let snapshots = workspace.snapshots().list().await?;
+    let snapshots = snapshots.into_iter().map(|snapshot| snapshot.tag.to_string()).collect();
+    Ok(WorkspaceDocument { health, snapshots, ..workspace.details()?.into() })
 }
 
 /// Reads a console.
