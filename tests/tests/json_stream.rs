@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use microagent_tests::{Finished, Home, User, wait_for};
+use microagent_tests::registry::Registry;
+use microagent_tests::{Finished, Home, User, fixtures, wait_for};
 use serde_json::{Value, json};
 
 /// How long a guest may take to come so far.
@@ -26,6 +27,28 @@ fn text(lines: &[Value], kind: &str) -> String {
 #[track_caller]
 fn last<'a>(finished: &Finished, lines: &'a [Value]) -> &'a Value {
     lines.last().unwrap_or_else(|| panic!("no line\n{}", finished.told()))
+}
+
+#[test]
+fn the_lines_of_a_pull_count_its_bytes() {
+    let home = Home::new(User::unprivileged());
+    let registry = Registry::start().unwrap();
+    registry.push(&format!("oci:{}:latest", fixtures::layout("services").display()), "services").unwrap();
+    let image = format!("{}/services", registry.address());
+    let pulled = home.microagent(["image", "pull", &image, "--json=stream"]).success();
+    let lines = pulled.json_lines();
+    let pulling = lines.iter().find(|line| line["type"] == "pulling").unwrap();
+    let done: Vec<u64> = lines
+        .iter()
+        .filter(|line| line["type"] == "layer_progress")
+        .map(|line| {
+            assert_eq!(line["bytes_total"], pulling["bytes_total"], "there is one layer: {line}");
+            line["bytes_done"].as_u64().unwrap()
+        })
+        .collect();
+    let total = pulling["bytes_total"].as_u64().unwrap();
+    assert!(done.len() > 1 && done.is_sorted() && done.iter().all(|done| *done <= total), "{done:?} {total}");
+    assert_eq!(last(&pulled, &lines)["type"], "image_pull");
 }
 
 #[test]

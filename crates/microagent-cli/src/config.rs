@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use microagent::egress::EgressMode;
 use microagent::image::PullPolicy;
 use microagent::{NetworkMode, Profile, SpecFile};
+use rustix::fs::{Mode, OFlags};
 use toml::{Table, Value};
 
 use crate::environment;
@@ -217,18 +218,40 @@ fn read(path: &Path) -> Result<Table, Failure> {
     text.parse().map_err(|error: toml::de::Error| syntax(path, &text, &error, hint))
 }
 
-/// Reads a file with settings of the user. Its values decide on what guests reach, so nobody else may write it.
+/// Opens a file for reading without waiting for whoever writes to a FIFO.
+pub(crate) fn open_file(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+}
+
+/// Reads a file with settings of the user. Its values decide on what guests reach, so nobody else may write it, or put
+/// another one in its place.
 pub(crate) fn read_text(path: &Path) -> Result<String, Failure> {
     let failed = |source| Failure::File { action: "read", path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
+    let file = open_file(path).map_err(failed)?;
     let found = file.metadata().map_err(failed)?;
+    let kind = found.file_type();
+    if kind.is_fifo() || kind.is_socket() || kind.is_dir() {
+        return Err(Failure::usage(
+            format!("{}: this is not a regular file", path.display()),
+            "write the settings to a file, and name that",
+        ));
+    }
     let me = rustix::process::geteuid().as_raw();
     let is_foreign = ![me, 0].contains(&found.uid()) || found.mode() & 0o022 != 0;
-    if found.is_file() && is_foreign {
+    if kind.is_file() && is_foreign {
         return Err(Failure::usage(
             format!("{}: another user can write this file", path.display()),
             format!("chown and chmod it: chmod go-w {}", path.display()),
         ));
+    }
+    if kind.is_file() {
+        microagent::check_parents(path).map_err(|error| {
+            Failure::usage(
+                format!("{}: {error}", path.display()),
+                "move the file to a directory that only you can write to",
+            )
+        })?;
     }
     let mut text = String::new();
     file.take(LIMIT + 1).read_to_string(&mut text).map_err(failed)?;
@@ -258,7 +281,40 @@ pub(crate) fn place(text: &str, offset: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
     use super::*;
+
+    #[test]
+    fn a_file_that_others_can_replace_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link, fifo) = (dir.path().join("file"), dir.path().join("link"), dir.path().join("fifo"));
+        std::fs::write(&file, "text").unwrap();
+        symlink(&file, &link).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, Mode::RWXU).unwrap();
+        let said = |path: &Path| match read_text(path) {
+            Ok(text) => text,
+            Err(Failure::Usage { message, .. }) => message,
+            Err(other) => panic!("{other:?}"),
+        };
+        let set_mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        assert_eq!((said(&file), said(&link)), ("text".to_owned(), "text".to_owned()));
+        assert_eq!(said(Path::new("/dev/null")), "");
+        for path in [fifo.as_path(), dir.path()] {
+            assert!(said(path).contains("not a regular file"), "{}", path.display());
+        }
+        set_mode(&file, 0o662);
+        assert!(said(&link).contains("another user can write this file"));
+        set_mode(&file, 0o600);
+        set_mode(dir.path(), 0o777);
+        assert!(said(&file).contains("could replace what is in it"));
+        let elsewhere = tempfile::tempdir().unwrap();
+        let link = elsewhere.path().join("link");
+        symlink(&file, &link).unwrap();
+        assert!(said(&link).contains("could replace what is in it"));
+    }
 
     fn config(file: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
         let path = PathBuf::from("config.toml");

@@ -106,15 +106,17 @@ pub(crate) fn execute(context: &Context, args: ServeArgs) -> Result<(), Failure>
     let Some(ServeCommand::Mcp(args)) = args.command else {
         unreachable!("a group without a subcommand was answered with its help page");
     };
-    let policy = args.policy()?;
-    if args.listen.listen.is_some() || !stdin().is_terminal() {
+    let file = args.policy.as_deref().map(policy_file::read).transpose()?;
+    let policy = args.policy_over(file.as_ref())?;
+    let listen = args.listen.over(file.map(|file| file.listen))?;
+    if listen.listen.is_some() || !stdin().is_terminal() {
         // A model could do nothing about it.
         for name in &policy.workspace.networks {
             context.call(context.engine().networks().get(name))?;
         }
     }
-    if let Some(address) = args.listen.listen {
-        return args.listen.serve(context, policy, address);
+    if let Some(address) = listen.listen {
+        return listen.serve(context, policy, address);
     }
     if stdin().is_terminal() {
         return print_text(&registration());
@@ -125,6 +127,11 @@ pub(crate) fn execute(context: &Context, args: ServeArgs) -> Result<(), Failure>
 
 impl McpArgs {
     fn policy(&self) -> Result<Policy, Failure> {
+        self.policy_over(None)
+    }
+
+    /// The policy of these options, which lie over those of a file.
+    fn policy_over(&self, file: Option<&McpArgs>) -> Result<Policy, Failure> {
         if self.workspace.has_spec() {
             return Err(Failure::usage(
                 "serve mcp takes no spec file: a model chooses the image",
@@ -135,8 +142,8 @@ impl McpArgs {
         // What a server that was killed leaves ends by itself.
         options.settings.set_ttl(DEFAULT_TTL);
         let mut policy = Policy::new(DEFAULT_NAME, options);
-        if let Some(path) = &self.policy {
-            policy_file::read(path)?.lay_over(&mut policy)?;
+        if let Some(file) = file {
+            file.lay_over(&mut policy)?;
         }
         self.lay_over(&mut policy)?;
         Ok(policy)

@@ -28,8 +28,12 @@ pub(crate) enum StreamLine {
     Resolving { reference: String },
     /// Layers are about to be fetched.
     Pulling { reference: String, layers: usize, bytes_total: u64 },
+    /// Bytes of a layer have been fetched; `bytes_done` of all layers add up to `bytes_total` of `pulling`.
+    LayerProgress { digest: String, bytes_done: u64, bytes_total: u64 },
     /// A layer is in the cache and verified.
     LayerDone { digest: String },
+    /// Bytes of layers have been unpacked into the base disk; `bytes_total` is 0 if it is not known.
+    Unpacking { bytes_done: u64, bytes_total: u64 },
     /// The base disk is complete.
     DiskReady { disk_bytes: u64 },
     /// The image can be used.
@@ -100,7 +104,13 @@ impl StreamLine {
             ImageEvent::Pulling { reference, layers, bytes_total } => {
                 StreamLine::Pulling { reference, layers, bytes_total }
             }
+            ImageEvent::LayerProgress { digest, done, total } => {
+                StreamLine::LayerProgress { digest, bytes_done: done, bytes_total: total }
+            }
             ImageEvent::LayerDone { digest } => StreamLine::LayerDone { digest },
+            ImageEvent::Unpacking { done, total } => {
+                StreamLine::Unpacking { bytes_done: done, bytes_total: total }
+            }
             ImageEvent::DiskReady { disk_bytes, .. } => StreamLine::DiskReady { disk_bytes },
             _ => return None,
         })

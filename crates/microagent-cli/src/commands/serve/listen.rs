@@ -10,6 +10,7 @@ use clap::Args;
 use microagent_mcp::{AccessToken, HttpServer, Policy};
 
 use super::{failure, quoted};
+use crate::config::open_file;
 use crate::context::Context;
 use crate::failure::Failure;
 use crate::output::print_text;
@@ -28,11 +29,11 @@ pub(crate) struct ListenArgs {
     pub(super) listen: Option<SocketAddr>,
 
     /// Read the token from this file, or make one and write it there, for its owner only (its directory, too); without this a new one is printed
-    #[arg(long, value_name = "FILE", requires = "listen", help_heading = "HTTP")]
+    #[arg(long, value_name = "FILE", help_heading = "HTTP")]
     token_file: Option<PathBuf>,
 
     /// Name by which clients reach the server besides localhost, such as that of a TLS proxy (repeatable); allows other addresses than loopback
-    #[arg(long, value_name = "HOST[:PORT]", requires = "listen", value_parser = host, help_heading = "HTTP")]
+    #[arg(long, value_name = "HOST[:PORT]", value_parser = host, help_heading = "HTTP")]
     allow_host: Vec<String>,
 }
 
@@ -54,6 +55,22 @@ fn host(text: &str) -> Result<String, &'static str> {
 }
 
 impl ListenArgs {
+    /// These, with those of a policy file below them; names of hosts are added.
+    pub(super) fn over(mut self, file: Option<ListenArgs>) -> Result<ListenArgs, Failure> {
+        if let Some(file) = file {
+            self.listen = self.listen.or(file.listen);
+            self.token_file = self.token_file.or(file.token_file);
+            self.allow_host.extend(file.allow_host);
+        }
+        match self.listen.is_none() && (self.token_file.is_some() || !self.allow_host.is_empty()) {
+            true => Err(Failure::usage(
+                "--token-file and --allow-host are for a server that listens",
+                "add --listen 127.0.0.1:8000, or the key `listen` in the policy file",
+            )),
+            false => Ok(self),
+        }
+    }
+
     /// Serves until a signal ends the server.
     pub(super) fn serve(
         &self,
@@ -72,7 +89,7 @@ impl ListenArgs {
     fn token(&self) -> Result<AccessToken, Failure> {
         match &self.token_file {
             None => AccessToken::generate().map_err(no_random_bytes),
-            Some(path) => match File::open(path) {
+            Some(path) => match open_file(path) {
                 Ok(file) => read_token(path, file),
                 Err(error) if error.kind() == ErrorKind::NotFound => make_token(path),
                 Err(source) => Err(Failure::File { action: "read", path: path.clone(), source }),
@@ -101,6 +118,12 @@ impl ListenArgs {
 fn read_token(path: &Path, file: File) -> Result<AccessToken, Failure> {
     let failed = |source| Failure::File { action: "read", path: path.to_owned(), source };
     let found = file.metadata().map_err(failed)?;
+    if !found.is_file() {
+        return Err(Failure::usage(
+            format!("{}: this is not a regular file", path.display()),
+            "name another file for the token; one that does not exist is made",
+        ));
+    }
     let me = rustix::process::geteuid().as_raw();
     if found.uid() != me || found.mode() & OTHERS != 0 {
         return Err(Failure::usage(
@@ -161,6 +184,32 @@ mod tests {
         assert_eq!(fs::metadata(&new).unwrap().permissions().mode() & 0o777, 0o700);
         let nowhere = ListenArgs { token_file: Some(path.join("token")), ..below };
         assert!(matches!(nowhere.token(), Err(Failure::File { .. })));
+    }
+
+    #[test]
+    fn options_lie_over_a_file() {
+        let args = |port: Option<u16>, hosts: &[&str]| ListenArgs {
+            listen: port.map(|port| ([127, 0, 0, 1], port).into()),
+            token_file: None,
+            allow_host: hosts.iter().map(|&host| host.to_owned()).collect(),
+        };
+        let over = args(Some(1), &["a"]).over(Some(args(Some(2), &["b"]))).unwrap();
+        assert_eq!((over.listen.unwrap().port(), over.allow_host), (1, vec!["a".into(), "b".into()]));
+        let file = args(None, &["a"]).over(Some(args(Some(2), &[]))).unwrap();
+        assert_eq!(file.listen.unwrap().port(), 2);
+        assert!(matches!(args(None, &["a"]).over(None), Err(Failure::Usage { .. })));
+        assert!(args(None, &[]).over(None).is_ok());
+    }
+
+    #[test]
+    fn a_token_is_read_from_a_regular_file_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        let args = ListenArgs { listen: None, token_file: Some(path), allow_host: Vec::new() };
+        assert!(
+            matches!(args.token(), Err(Failure::Usage { message, .. }) if message.contains("regular file"))
+        );
     }
 
     #[test]

@@ -13,8 +13,8 @@ use crate::config::{place, read_text, syntax};
 use crate::failure::Failure;
 use crate::usage::{closest, message};
 
-/// Options that say nothing of what a model can do.
-const NOT_POLICY: [&str; 6] = ["policy", "listen", "token-file", "allow-host", "file", "help"];
+/// Options that cannot be in the file: they name files to read options from.
+const NOT_POLICY: [&str; 3] = ["policy", "file", "help"];
 
 const HINT: &str = "each line is OPTION = VALUE, as in docs/reference/mcp.md; lists are in brackets";
 
@@ -150,6 +150,9 @@ mod tests {
         assert_eq!(policy.workspace.memory_mib, Some(1024));
         assert_eq!((policy.workspace.publish.len(), policy.workspace.egress.allow.len()), (1, 1));
         assert_eq!(policy.workspace.settings.ttl().unwrap().as_secs(), 7200);
+        let listening = "listen = \"127.0.0.1:8000\"\ntoken-file = \"t\"\nallow-host = [\"a.example.org\"]";
+        let listening = parse(Path::new("policy.toml"), listening).unwrap().listen;
+        assert_eq!(listening.listen.unwrap().port(), 8000);
         assert!(parse(Path::new("policy.toml"), "").unwrap().policy().unwrap().images.is_empty());
     }
 
@@ -161,7 +164,8 @@ mod tests {
                 "policy.toml, line 2, column 1: unknown key `allow-imgae` | did you mean `allow-image`?",
             ),
             ("colour = 1", "unknown key `colour` | keys are options"),
-            ("listen = \"127.0.0.1:1\"", "`listen` is not part of a policy | give it as an option: --listen"),
+            ("policy = \"x.toml\"", "`policy` is not part of a policy | give it as an option: --policy"),
+            ("listen = \"8000\"", "policy.toml, line 1, column 10: invalid value '8000'"),
             ("file = \"x.yaml\"", "`file` is not part of a policy"),
             ("allow-image = \"python\"", "line 1, column 15: `allow-image` is a list, such as"),
             ("allow-image = [\"python\",\n  \"a b\"]", "policy.toml, line 2, column 3: invalid value 'a b'"),
