@@ -1,5 +1,7 @@
 //! A user's home of its own for each test: nothing of one test is seen by another, or by the real home.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -111,6 +113,18 @@ impl Home {
         let mut command = self.command(&self.program);
         command.args(words);
         command
+    }
+
+    /// The words and the environment with which another program starts `microagent` as this home's user.
+    pub(crate) fn server_line(&self, words: &[&str]) -> (Vec<String>, BTreeMap<String, String>) {
+        let command = self.command_of(&self.program);
+        let utf8 = |text: &OsStr| text.to_str().expect("test paths are UTF-8").to_owned();
+        let environment =
+            command.get_envs().filter_map(|(name, value)| Some((utf8(name), utf8(value?)))).collect();
+        let mut line = self.user.prefix();
+        line.push(utf8(self.program.as_os_str()));
+        line.extend(words.iter().map(|&word| word.to_owned()));
+        (line, environment)
     }
 
     fn command(&self, program: &Path) -> Command {

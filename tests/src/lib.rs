@@ -8,6 +8,7 @@
 //! Waits are conditions with a deadline ([`wait::wait_for`]), and a failure carries the logs of all
 //! workspaces of its home.
 
+pub mod clients;
 pub mod command;
 pub mod fixtures;
 pub mod home;

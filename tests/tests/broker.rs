@@ -154,6 +154,65 @@ fn a_guest_asks_nginx_with_a_credential_that_it_does_not_have() {
     home.nothing_is_left();
 }
 
+/// A program that knows nothing of brokers.
+const PROGRAM: &str = r#"
+from openai import OpenAI
+client = OpenAI(timeout=200, max_retries=0)
+print([model.id for model in client.models.list()], flush=True)
+print(client.embeddings.create(model="small", input="text", encoding_format="float").data[0].embedding, flush=True)
+messages = [{"role": "user", "content": "say something"}]
+for event in client.chat.completions.create(model="small", messages=messages, stream=True):
+    print(event.choices[0].delta.content, flush=True)
+"#;
+
+#[test]
+fn the_openai_client_of_a_guest_speaks_with_nginx_and_gets_events_as_they_come() {
+    let home = home();
+    let value = unique("needle");
+    let upstream = Upstream::start(&home, &format!("Bearer {value}"));
+    let broker = format!("API={}/openai,secret=env:TEST_KEY,ca={}", upstream.url, upstream.ca.display());
+    let create =
+        ["create", "app", "--network", "isolated", "--image", &home.image("openai"), "--broker", &broker];
+    home.microagent(create)
+        .args(["--broker-env", "OPENAI_BASE_URL=API", "--env", "OPENAI_API_KEY=none"])
+        .success();
+    home.microagent(["start", "app"]).env("TEST_KEY", &value).success();
+    let program = home.write("program.py", PROGRAM);
+    home.microagent(["cp", program.to_str().unwrap(), "app:/srv/program.py"]).success();
+    home.microagent(["exec", "--detach", "app", "--", "python3", "/srv/program.py"]).success();
+    let line = "curl -sSN -H 'Content-Type: application/json' -d '{\"stream\": true}' $OPENAI_BASE_URL/chat/completions";
+    home.microagent(["exec", "--detach", "app", "--", "sh", "-c", line]).success();
+    let printed = |job: &str, wanted: &str| {
+        wait_for(wanted, Duration::from_secs(120), || {
+            let logs = home.microagent(["job", "logs", "app", job]).run();
+            if logs.text().contains(wanted) { Ok(logs.text().to_owned()) } else { Err(logs.told()) }
+        })
+    };
+    // The first event is here while the upstream has not sent the second one.
+    let begun = "['small']\n[0.25, -1.0]\nfirst\n";
+    assert_eq!(printed("1", "first"), begun);
+    let first = printed("2", "first");
+    assert!(first.starts_with("data: {") && !first.contains("second"), "{first}");
+    home.microagent(["exec", "upstream", "--", "touch", "/go"]).success();
+    assert_eq!(printed("1", "second"), format!("{begun}second\n"));
+    assert!(printed("2", "[DONE]").contains("second"));
+    for job in ["1", "2"] {
+        home.microagent(["job", "wait", "app", job]).success();
+    }
+    // A body that is longer than any buffer between.
+    let sent = guest(
+        &home,
+        "head -c 3000000 /dev/zero | curl -sS -o /dev/null -w '%{http_code}' --data-binary @- \
+                             $OPENAI_BASE_URL/embeddings",
+    );
+    assert_eq!(sent.code(0).text(), "200");
+    guest(&home, "curl -sS --fail $OPENAI_BASE_URL/elsewhere").failure();
+    is_in_no_file(&home, "app", &value);
+    upstream.delete(&home);
+    home.microagent(["delete", "app", "-f", "--yes"]).success();
+    home.nothing_is_left();
+}
+
 /// Waits until the guest is answered.
 #[track_caller]
 fn answered(home: &Home, line: &str, wanted: &str) {

@@ -1,12 +1,14 @@
 //! `cargo xtask fixtures`: the images that tests and benchmarks run, made from Debian's packages.
 //!
 //! Everything lies in `target/fixtures`: `NAME/` is an OCI layout with the tag `latest`, `NAME.oci.tar` the
-//! same as an archive; `openbao/` has a server that speaks as Vault does. A stamp per image says what it was made by, so a second call does nothing; one call
+//! same as an archive; `openbao/` has a server that speaks as Vault does,
+//! `mcp-clients/` programs that speak with `serve mcp`. A stamp per image says what it was made by, so a second call does nothing; one call
 //! at a time works, the others wait. An image appears complete or not at all.
 
 mod caps;
 mod layers;
 mod layout;
+mod mcp_clients;
 mod openbao;
 mod tar;
 
@@ -59,14 +61,18 @@ struct Recipe {
 /// What every OCI layout has.
 const INDEX: &str = "index.json";
 
-const RECIPES: [Recipe; 6] = [
+const RECIPES: [Recipe; 8] = [
     Recipe { name: "busybox", version: 1, proof: INDEX, make: busybox },
     Recipe { name: "debian", version: 1, proof: INDEX, make: debian },
     Recipe { name: "layers", version: 1, proof: INDEX, make: layers::make },
     Recipe { name: "caps", version: 1, proof: INDEX, make: caps::make },
     Recipe { name: "services", version: 1, proof: INDEX, make: services },
+    Recipe { name: "openai", version: 1, proof: INDEX, make: openai },
     Recipe { name: "openbao", version: 1, proof: openbao::PROGRAM, make: openbao::fetch },
+    Recipe { name: "mcp-clients", version: 1, proof: mcp_clients::PROOF, make: mcp_clients::fetch },
 ];
+/// The official client of OpenAI's interface, which many servers have.
+const OPENAI: &str = "openai==3.57.0";
 const BENCH_RECIPES: [Recipe; 1] = [Recipe { name: "big", version: 1, proof: INDEX, make: big }];
 
 /// Where a recipe works: it leaves what it makes in `out`, and may use what others have left in `done`.
@@ -290,6 +296,31 @@ fn debian_tar(workshop: &Workshop<'_>, packages: &str) -> Result<PathBuf> {
     // Anyone may make it where user namespaces are allowed; mmdebstrap fails where they are not.
     run(command.arg(SUITE).arg(&tar)).context("mmdebstrap needs root, or user namespaces for everyone")?;
     Ok(tar)
+}
+
+/// Debian with Python, curl and the client of OpenAI's interface.
+fn openai(workshop: &Workshop<'_>) -> Result<()> {
+    let mut layout = workshop.layout("openai")?;
+    let tar = debian_tar(workshop, "python3,curl")?;
+    layout.add_layer(File::open(tar)?, Compression::Gzip)?;
+    // Where Debian's Python looks. Its version is that of the release.
+    let root = workshop.scratch().join("openai");
+    let target = root.join("usr/local/lib/python3.11/dist-packages");
+    fs::create_dir_all(&target)?;
+    run(Command::new("pip3")
+        .args(["install", "--quiet", "--disable-pip-version-check", "--no-compile"])
+        .args(["--only-binary=:all:", "--python-version", "3.11", "--target"])
+        .arg(&target)
+        .arg(OPENAI))?;
+    let packages = workshop.scratch().join("openai.tar");
+    run(Command::new("tar")
+        .args(["--create", "--owner=0", "--group=0", "--sort=name", "--file"])
+        .arg(&packages)
+        .arg("-C")
+        .arg(&root)
+        .arg("usr"))?;
+    layout.add_layer(File::open(packages)?, Compression::Gzip)?;
+    layout.finish(&Settings { command: &["bash"] })
 }
 
 /// Everything that a reader gives, for layers small enough.
