@@ -69,7 +69,9 @@ location = /openai/chat/completions { proxy_pass http://127.0.0.1:8080; proxy_bu
 const CHAT: &str = r#"
 use IO::Socket::INET;
 my $listener = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => 8080, Listen => 8, ReuseAddr => 1) or die;
+$SIG{CHLD} = 'IGNORE';
 while (my $client = $listener->accept) {
+    if (fork) { close $client; next }
     my $length = 0;
     while (my $line = <$client>) {
         $length = $1 if $line =~ /^content-length: *(\d+)/i;
@@ -87,7 +89,7 @@ while (my $client = $listener->accept) {
     until (-e '/go') { select undef, undef, undef, 0.1 }
     $event->('second');
     print $client "data: [DONE]\n\n";
-    close $client;
+    exit;
 }
 "#;
 
