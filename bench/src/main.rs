@@ -6,6 +6,7 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod agents;
 mod cold;
 mod commit;
 mod disk;
@@ -71,6 +72,8 @@ enum Part {
     Workspaces,
     /// Snapshots of running workspaces, and forks, against workspaces that are created and started
     Snapshots,
+    /// Tools of `serve mcp` against the command, and what an idle server costs
+    Agents,
 }
 
 /// Where things are and how often they are done.
@@ -122,6 +125,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Snapshots) {
         snapshots::measure(&bench, &mut table).context("measuring snapshots")?;
+    }
+    if wants(Part::Agents) {
+        agents::measure(&bench, &mut table).context("measuring agents")?;
     }
     println!("\n{table}");
     Ok(())

@@ -340,7 +340,22 @@ fn what_the_policy_does_not_allow_is_refused_with_its_rule() {
         client.fails("create", json!({"image": path}), "refused");
     }
     client.fails("run", json!({"image": image, "shell": "id", "timeout_s": 91}), "refused");
-    client.fails("run", json!({"image": image, "shell": "id", "volumes": ["/:/host"]}), "invalid");
+    // What only the person decides is no argument, and the error says which.
+    for (name, value) in [
+        ("volumes", json!(["/:/host"])),
+        ("network", json!("user")),
+        ("egress", json!("open")),
+        ("secrets", json!(["env:HOME"])),
+        ("publish", json!(["22"])),
+        ("broker", json!("A=https://example.org,secret=env:HOME")),
+    ] {
+        for tool in ["run", "create"] {
+            let mut arguments = json!({"image": image});
+            arguments[name] = value.clone();
+            let refused = client.fails(tool, arguments, "invalid");
+            assert!(refused["message"].as_str().unwrap().contains(&format!("`{name}`")), "{refused}");
+        }
+    }
     client.fails("run", json!({"image": image, "shell": "id", "command": ["id"]}), "invalid");
     client.fails("exec", json!({"name": "../mine", "shell": "id"}), "invalid");
 
@@ -425,12 +440,38 @@ fn a_call_that_is_given_up_ends_its_command() {
 }
 
 #[test]
+fn of_many_calls_at_once_those_beyond_the_limit_are_to_be_tried_again() {
+    let home = home();
+    let image = home.image("busybox");
+    let client = server(&home, Era::Initialize, &[]);
+    client.done("create", json!({"image": image, "name": "w"}));
+    let line = "echo >> /begun; while [ ! -e /go ]; do sleep 0.2; done";
+    let exec = json!({"name": "w", "shell": line, "timeout_s": 3000});
+    let calls: Vec<_> = (0..50).map(|_| client.begin("exec", exec.clone())).collect();
+    let guest = |line: &str| home.microagent(["exec", "w", "--", "sh", "-c", line]).run();
+    wait_for("as many commands as a server runs", DEADLINE, || {
+        let begun = guest("test $(wc -l < /begun) = 32");
+        if begun.status.success() { Ok(()) } else { Err(begun.told()) }
+    });
+    guest("touch /go").code(0);
+    let (done, refused): (Vec<_>, Vec<_>) =
+        calls.into_iter().map(|call| call.finish()).partition(Result::is_ok);
+    assert!(done.len() >= 32 && done.len() + refused.len() == 50, "{}", done.len());
+    for error in refused.into_iter().filter_map(Result::err) {
+        assert_eq!((&error["kind"], &error["retryable"]), (&json!("busy"), &json!(true)), "{error}");
+    }
+    assert_eq!(sh(&client, "w", "echo alive"), "alive\n");
+    assert!(client.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
 fn a_long_call_reports_its_progress_and_much_output_is_cut() {
     let home = home();
     let image = home.image("busybox");
     let client = server(&home, Era::Initialize, &[]);
     client.done("create", json!({"image": image, "name": "w"}));
-    let line = "seq 300000; while [ ! -e /go ]; do sleep 0.1; done";
+    let line = "seq 1000000; while [ ! -e /go ]; do sleep 0.1; done";
     let call = client.begin("exec", json!({"name": "w", "shell": line, "timeout_s": 3000}));
     wait_for("a note of progress", DEADLINE, || {
         let notes = client.notes();
@@ -440,10 +481,10 @@ fn a_long_call_reports_its_progress_and_much_output_is_cut() {
     let result = call.finish().unwrap();
     let stdout = result["stdout"].as_str().unwrap();
     let omitted = result["stdout_omitted_bytes"].as_u64().unwrap();
-    assert!(stdout.starts_with("1\n2\n") && stdout.ends_with("\n300000\n"), "{}", stdout.len());
-    // `seq 300000` prints 1,988,895 bytes.
+    assert!(stdout.starts_with("1\n2\n") && stdout.ends_with("\n1000000\n"), "{}", stdout.len());
+    // `seq 1000000` prints 6,888,896 bytes.
     assert!(
-        omitted > 1_900_000 && stdout.contains(&format!("[... {omitted} bytes left out ...]")),
+        omitted > 6_700_000 && stdout.contains(&format!("[... {omitted} bytes left out ...]")),
         "{omitted}"
     );
     assert!(client.close().success());
