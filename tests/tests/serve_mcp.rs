@@ -354,6 +354,7 @@ fn what_the_policy_does_not_allow_is_refused_with_its_rule() {
             arguments[name] = value.clone();
             let refused = client.fails(tool, arguments, "invalid");
             assert!(refused["message"].as_str().unwrap().contains(&format!("`{name}`")), "{refused}");
+            assert!(refused["hint"].as_str().unwrap().contains("image"), "{refused}");
         }
     }
     client.fails("run", json!({"image": image, "shell": "id", "command": ["id"]}), "invalid");

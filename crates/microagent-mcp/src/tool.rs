@@ -70,15 +70,18 @@ impl Tool {
             .destructive(effect == Effect::Changes)
             .idempotent(repeated == Repeated::Idle)
             .open_world(world == World::Open);
-        let definition = Definition::new(name, description, schema::of_arguments::<A>())
+        let taken = schema::of_arguments::<A>();
+        let hint = format!("it takes: {}", names(&taken).unwrap_or_else(|| "no arguments".to_owned()));
+        let definition = Definition::new(name, description, taken)
             .with_title(title)
             .with_raw_output_schema(schema::of_result::<R>())
             .with_annotations(annotations);
         let operation = move |server: Server, call: Call, arguments: JsonObject| -> Done {
-            let operation = operation.clone();
+            let (operation, hint) = (operation.clone(), hint.clone());
             Box::pin(async move {
-                let arguments = serde_json::from_value(Value::Object(arguments))
-                    .map_err(|error| ToolError::invalid(format!("the arguments are wrong: {error}")))?;
+                let arguments = serde_json::from_value(Value::Object(arguments)).map_err(|error| {
+                    ToolError::invalid(format!("the arguments are wrong: {error}")).hint(hint)
+                })?;
                 let result = operation(server, call, arguments).await?;
                 Ok(serde_json::to_value(result).expect("results are plain data"))
             })
@@ -95,4 +98,10 @@ impl Tool {
     ) -> Result<Value, ToolError> {
         (self.operation)(server, call, arguments).await
     }
+}
+
+/// The names of what a tool takes.
+fn names(schema: &JsonObject) -> Option<String> {
+    let properties = schema.get("properties")?.as_object()?;
+    Some(properties.keys().cloned().collect::<Vec<_>>().join(", "))
 }
