@@ -135,18 +135,20 @@ fn hooks_run_before_the_processes_continue() {
          printf '#!/bin/sh\\nexit 3\\n' > 20-fails; printf '#!/bin/sh\\necho last >> /root/ran\\n' > 30-last; \
          printf 'not run' > 40-data; chmod +x 10-one 20-fails 30-last";
     sh(&home, "lab", hooks);
-    home.microagent(["fork", "lab", "kid"]).success();
+    let forked = home.microagent(["fork", "lab", "kid"]).success();
+    forked.says("the hook /etc/microagent/after-fork.d/20-fails failed with exit code 3");
     assert_eq!(sh(&home, "kid", "cat /root/ran"), "one-kid\nlast\n");
     assert_eq!(sh(&home, "lab", "cat /root/ran 2> /dev/null || echo none"), "none\n");
     assert!(home.microagent(["logs", "kid"]).success().text().contains("20-fails failed"));
-    // One that hangs is killed, and the fork starts all the same.
+    // One that hangs is killed with what it has started, and the fork starts all the same.
     sh(
         &home,
         "lab",
-        "printf '#!/bin/sh\\nsleep 1000\\n' > /etc/microagent/after-fork.d/00-hangs; chmod +x /etc/microagent/after-fork.d/00-hangs",
+        "cd /etc/microagent/after-fork.d; printf '#!/bin/sh\\nsleep 1001 &\\nsetsid sleep 1002 &\\nsleep 1000\\n' > 00-hangs; \
+         chmod +x 00-hangs",
     );
-    home.microagent(["fork", "lab", "slow"]).success();
-    assert_eq!(sh(&home, "slow", "pgrep -f 'sleep 1000' || echo none"), "none\n");
+    home.microagent(["fork", "lab", "slow"]).success().says("00-hangs was killed");
+    assert_eq!(sh(&home, "slow", "ps | grep '[s]leep 100' || echo none"), "none\n");
 }
 
 #[test]
@@ -252,6 +254,67 @@ fn a_guest_that_knows_nothing_of_a_copy_fails_and_its_source_continues() {
     fork.code(1).says("kid");
     assert_eq!((home.state_of("lab"), home.state_of("kid")), ("running".to_owned(), "failed".to_owned()));
     assert_eq!(home.microagent(["snapshot", "list", "lab"]).success().text(), "No snapshots.\n");
+}
+
+#[test]
+fn a_killed_fork_leaves_no_capture() {
+    let home = home();
+    home.create("lab", []);
+    home.microagent(["start", "lab"]).success();
+    let captured = || {
+        let tmp = fs::read_dir(home.state().join("tmp")).unwrap().flatten();
+        tmp.filter(|entry| entry.path().join("manifest.json").exists()).count()
+    };
+    let forking = home.microagent(["fork", "lab", "kid"]).start();
+    wait_for("the capture", PATIENCE, || if captured() > 0 { Ok(()) } else { Err("none yet") });
+    forking.kill();
+    home.microagent(["delete", "kid", "--force"]).run();
+    // What a killed command has left is removed when it is a minute old.
+    for entry in fs::read_dir(home.state().join("tmp")).unwrap().flatten() {
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(600);
+        fs::File::open(entry.path()).unwrap().set_modified(long_ago).unwrap();
+    }
+    home.microagent(["system", "prune", "--yes"]).success();
+    assert_eq!(captured(), 0);
+    assert_eq!(home.microagent(["snapshot", "list", "lab"]).success().text(), "No snapshots.\n");
+    let record: Value =
+        serde_json::from_slice(&fs::read(home.workspace("lab").join("workspace.json")).unwrap()).unwrap();
+    let layers = fs::read_dir(home.state().join("layers")).unwrap().flatten();
+    let layers = layers.filter(|entry| entry.path().extension().is_some_and(|end| end == "qcow2")).count();
+    assert_eq!(layers, record["layers"].as_array().unwrap().len());
+    home.microagent(["fork", "lab", "next"]).success();
+    assert_eq!(sh(&home, "next", "hostname"), "next\n");
+}
+
+#[test]
+fn forks_that_were_made_are_named_when_another_cannot_be() {
+    let home = home();
+    let image = home.image("busybox");
+    home.microagent(["create", "lab", "--image", &image, "--publish", "0:80"]).success();
+    home.microagent(["start", "lab"]).success();
+    let forked = home.microagent(["fork", "lab", "--count", "4"]).env("MICROAGENT_MAX_RUNNING", "3").run();
+    let forked = forked.code(75).says("fork `lab-3` was not started; started before: `lab-1`, `lab-2`");
+    forked.says("MICROAGENT_MAX_RUNNING");
+    assert_eq!(home.workspaces(), ["lab", "lab-1", "lab-2"]);
+    // The text has the ports that were picked.
+    home.microagent(["kill", "lab-1"]).success();
+    let forked = home.microagent(["fork", "lab", "kid"]).success();
+    let port = home.microagent(["status", "kid", "--json"]).success().json();
+    let port = &port["port_forwards"][0]["host_port"];
+    assert!(
+        forked.text().starts_with(&format!("kid (running), 127.0.0.1:{port} -> 80/tcp")),
+        "{}",
+        forked.told()
+    );
+    // What no fork could have is missed before there is one.
+    home.create("api", ["--broker", "API=https://localhost:9/v1,secret=env:TEST_KEY"]);
+    home.microagent(["start", "api"]).env("TEST_KEY", "value").success();
+    home.microagent(["fork", "api", "--count", "2"]).run().code(1).says("TEST_KEY");
+    assert!(!home.workspace("api-1").exists());
+    home.microagent(["snapshot", "create", "api", "--tag", "a"]).success();
+    let create = ["create", "other", "--from-snapshot", "api:a", "--start"];
+    home.microagent(create).run().code(1).says("TEST_KEY");
+    assert!(!home.workspace("other").exists());
 }
 
 /// The script of the how-to, word for word.

@@ -78,6 +78,7 @@ fn a_running_workspace_is_what_it_was_with_its_processes() {
     home.microagent(["halt", "web"]).success();
     let started = home.microagent(["start", "web", "--from-snapshot", "one"]).success();
     assert_eq!(started.summary("State"), "running");
+    assert!(!started.says("Restoring web").told().contains("Booting"));
     assert_eq!(sh(&home, "web", "cat /root/file /dev/shm/note"), "one\nnote\n");
     home.microagent(["kill", "web"]).success();
 
@@ -110,7 +111,10 @@ fn a_disk_has_few_layers_after_many_snapshots_of_a_running_machine() {
     home.microagent(["start", "web"]).success();
     assert_eq!(sh(&home, "web", "cat /root/generations"), all);
     // A snapshot of the disk cannot bring back processes.
-    home.microagent(["snapshot", "restore", "web", "g5", "--yes"]).run().code(1).says("microagent halt web");
+    let restore = || home.microagent(["snapshot", "restore", "web", "g5", "--yes"]).run().code(1);
+    restore().says("`web:g5` has the disk only").says("it has no snapshot with memory");
+    home.microagent(["snapshot", "create", "web", "--tag", "all"]).success();
+    restore().says("with memory: `all`").says("microagent halt web");
     home.microagent(["halt", "web"]).success();
     home.microagent(["snapshot", "restore", "web", "g5", "--yes"]).success();
     home.microagent(["start", "web"]).success();
@@ -154,7 +158,8 @@ fn memory_that_a_snapshot_must_not_have_is_refused() {
     for (name, why) in [("web", "values of secrets"), ("db", "the disk at `/data`")] {
         home.microagent(["start", name]).success();
         home.microagent(["snapshot", "create", name]).run().code(1).says(why);
-        home.microagent(["fork", name, "other"]).run().code(1).says("--disk-only");
+        let hint = format!("microagent create NEW --from-snapshot {name}:T");
+        home.microagent(["fork", name, "other"]).run().code(1).says("cannot fork it").says(&hint);
         home.microagent(["snapshot", "create", name, "--tag", "disk", "--disk-only"]).success();
         assert!(!home.workspace("other").exists());
         sh(&home, name, "true");
@@ -176,8 +181,19 @@ fn a_memory_that_does_not_fit_is_refused_before_anything_is_lost() {
     let whole = fs::read(&memory).unwrap();
     let restore = || home.microagent(["snapshot", "restore", "web", "a", "--yes"]).run();
     let create = || home.microagent(["create", "kid", "--from-snapshot", "web:a", "--start"]).run();
-    let damages: [(&str, &dyn Fn()); 3] = [
-        ("the QEMU is another", &|| fs::write(&path, other.to_string()).unwrap()),
+    let mut changed = whole.clone();
+    changed[1000..40_000].fill(7);
+    let damages: [(&str, &dyn Fn()); 6] = [
+        ("its memory: cannot read", &|| fs::remove_file(&path).unwrap()),
+        ("its memory was changed", &|| {
+            fs::write(&path, &good).unwrap();
+            fs::write(&memory, &changed).unwrap();
+        }),
+        ("its memory: ", &|| fs::remove_file(&memory).unwrap()),
+        ("the QEMU is another", &|| {
+            fs::write(&path, other.to_string()).unwrap();
+            fs::write(&memory, &whole).unwrap();
+        }),
         ("is damaged", &|| fs::write(&path, "{").unwrap()),
         ("bytes of", &|| {
             fs::write(&path, &good).unwrap();
@@ -191,15 +207,101 @@ fn a_memory_that_does_not_fit_is_refused_before_anything_is_lost() {
         assert!(!home.workspace("kid").exists());
         assert_eq!(sh(&home, "web", "cat /root/kept"), "kept\n");
     }
-    // One of the right length and with another content makes a clear failure, and the disk is whole.
-    let mut changed = whole.clone();
-    changed[1000..40_000].fill(7);
+    // A memory without a digest is of an earlier release. One with another content makes a clear failure, and the disk is
+    // whole.
+    let mut undigested: Value = serde_json::from_str(&good).unwrap();
+    undigested["sha256"] = Value::Null;
+    fs::write(&path, undigested.to_string()).unwrap();
     fs::write(&memory, changed).unwrap();
     create().code(1).says("kid");
     assert_eq!(home.state_of("kid"), "failed");
     home.microagent(["start", "kid"]).success();
     assert_eq!(sh(&home, "web", "cat /root/kept"), "kept\n");
     home.microagent(["create", "disk", "--from-snapshot", "web:a"]).success();
+}
+
+#[test]
+fn a_secret_that_was_added_since_is_delivered() {
+    let home = home();
+    let image = home.image("busybox");
+    let spec = |more: &str| home.write("lab.yaml", format!("image: '{image}'\n{more}"));
+    let path = spec("");
+    let file = path.to_str().unwrap();
+    home.microagent(["create", "web", "--file", file]).success();
+    home.microagent(["start", "web"]).success();
+    sh(&home, "web", "echo note > /dev/shm/note");
+    home.microagent(["snapshot", "create", "web", "--tag", "a"]).success();
+    home.microagent(["halt", "web"]).success();
+    spec("secrets:\n  TOKEN: env:TEST_TOKEN\n");
+    home.microagent(["apply", "web", "--file", file]).success();
+    let start = || home.microagent(["start", "web", "--from-snapshot", "a"]);
+    start().env("TEST_TOKEN", "correct-horse").success();
+    assert_eq!(sh(&home, "web", "cat /dev/shm/note /run/secrets/TOKEN"), "note\ncorrect-horse");
+    home.microagent(["snapshot", "create", "web"]).run().code(1).says("values of secrets");
+}
+
+#[test]
+fn snapshots_of_a_quarantined_workspace_are_kept_as_they_are() {
+    let home = home();
+    home.create("web", []);
+    home.microagent(["start", "web"]).success();
+    home.microagent(["snapshot", "create", "web", "--tag", "a"]).success();
+    home.microagent(["quarantine", "web"]).success();
+    let calls: [&[&str]; 5] = [
+        &["snapshot", "delete", "web", "a", "--yes"],
+        &["snapshot", "restore", "web", "a", "--yes"],
+        &["create", "kid", "--from-snapshot", "web:a"],
+        &["create", "kid", "--from-snapshot", "web:a", "--start"],
+        &["start", "web", "--from-snapshot", "a"],
+    ];
+    for call in calls {
+        home.call().args(call).run().code(1).says("quarantined");
+    }
+    assert_eq!(home.workspaces(), ["web"]);
+    assert_eq!(home.microagent(["snapshot", "list", "web", "-q"]).success().text(), "a\n");
+    home.microagent(["kill", "web"]).success();
+    home.microagent(["snapshot", "delete", "web", "a", "--yes"]).success();
+}
+
+#[test]
+fn evidence_of_a_quarantined_workspace_is_kept_and_used_by_nobody() {
+    let home = home();
+    home.write("token", "correct-horse");
+    home.create("web", ["--secret", "TOKEN=file:token"]);
+    home.microagent(["start", "web"]).success();
+    sh(&home, "web", "echo kept > /root/file; sync; echo evidence-in-memory > /dev/shm/note");
+    home.microagent(["snapshot", "create", "web", "--forensic"]).run().code(1).says("is running");
+    home.microagent(["quarantine", "web", "--capture"]).success().says("has memory and disk of web");
+    home.microagent(["snapshot", "create", "web", "--forensic"])
+        .run()
+        .code(1)
+        .says("captured as evidence before");
+    assert_eq!(home.state_of("web"), "quarantined");
+    let listed = home.microagent(["snapshot", "list", "web", "--json"]).success().json();
+    let snapshots = listed["snapshots"].as_array().unwrap();
+    assert!(snapshots.iter().all(|snapshot| snapshot["kind"] == "forensic"), "{listed}");
+    let first = snapshots[0]["tag"].as_str().unwrap();
+    assert!(first.starts_with("forensic-"), "{listed}");
+    let memory = fs::read(home.workspace("web").join("snapshots").join(first).join("memory")).unwrap();
+    let note = b"evidence-in-memory";
+    assert!(memory.windows(note.len()).any(|window| window == note), "{} bytes", memory.len());
+    // The machine goes, as with the host; the evidence stays, and the workspace can be used again.
+    home.microagent(["halt", "web"]).success();
+    let calls: [&[&str]; 5] = [
+        &["snapshot", "restore", "web", first, "--yes"],
+        &["start", "web", "--from-snapshot", first],
+        &["create", "kid", "--from-snapshot", &format!("web:{first}"), "--start"],
+        &["create", "kid", "--from-snapshot", &format!("web:{first}")],
+        &["snapshot", "export", &format!("web:{first}"), "out"],
+    ];
+    for call in calls {
+        home.call().args(call).run().code(1).says("is evidence");
+    }
+    home.microagent(["start", "web"]).success();
+    assert_eq!(sh(&home, "web", "cat /root/file"), "kept\n");
+    home.microagent(["snapshot", "delete", "web", first, "--yes"]).success();
+    home.microagent(["delete", "web", "--force"]).success();
+    home.nothing_is_left();
 }
 
 #[test]

@@ -95,10 +95,10 @@ pub(crate) fn configure(
     secrets::deliver(&wanted.secrets, &wanted.secrets_owner).map_err(|e| fail(GuestErrorKind::Other, &e))?;
     settings::protect_root(&wanted.settings).map_err(|e| fail(GuestErrorKind::Setting, &e))?;
     let timings = Timings { boot_us, disk_us: disk_us + mounts_us, network_us, total_us: elapsed_us(start) };
-    Ok(Configured { timings })
+    Ok(Configured { timings, notices: Vec::new() })
 }
 
-/// Gives a machine that was configured as another one before its own entropy, clock and names.
+/// Gives a machine that was configured as another one before its own entropy, clock, names and secrets.
 pub(crate) fn rename(wanted: &Configure) -> Result<(), GuestError> {
     let other = |what: &'static str| {
         move |source: io::Error| fail(GuestErrorKind::Other, &StepError { what, source })
@@ -111,7 +111,8 @@ pub(crate) fn rename(wanted: &Configure) -> Result<(), GuestError> {
         machine_id: &wanted.machine_id,
         network: wanted.network.as_ref(),
     });
-    Ok(())
+    // What was captured had none: such a machine is not captured. They were added to the workspace since then.
+    secrets::deliver(&wanted.secrets, &wanted.secrets_owner).map_err(|e| fail(GuestErrorKind::Other, &e))
 }
 
 /// A network that could not be set up, for the host.

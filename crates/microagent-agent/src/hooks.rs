@@ -21,18 +21,28 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Most of them.
 const COUNT_MAX: usize = 32;
 
-/// Runs all. One that fails is reported on the console, and the next one runs.
-pub(crate) async fn run(executor: &Executor) {
+/// Runs all, and returns what failed. After one that fails the next one runs.
+pub(crate) async fn run(executor: &Executor) -> Vec<String> {
     let end = Instant::now() + LIMIT;
+    let mut failures = Vec::new();
     for path in programs() {
         let shown = path.display();
-        match timeout_at(end, executor.run(&exec(&path))).await {
-            Ok(Ok(Exit::Code(0))) => {}
-            Ok(Ok(exit)) => console::say(&format!("the hook {shown} failed: {exit:?}")),
-            Ok(Err(error)) => console::say(&format!("the hook {shown}: {}", error.message)),
-            Err(_) => return console::say(&format!("the hook {shown} was killed: it took too long")),
-        }
+        let failure = match timeout_at(end, executor.run(&exec(&path))).await {
+            Ok(Ok(Exit::Code(0))) => continue,
+            Ok(Ok(Exit::Code(code))) => format!("the hook {shown} failed with exit code {code}"),
+            Ok(Ok(exit)) => format!("the hook {shown} failed: {exit:?}"),
+            Ok(Err(error)) => format!("the hook {shown}: {}", error.message),
+            Err(_) => {
+                let limit = LIMIT.as_secs();
+                failures
+                    .push(format!("the hook {shown} was killed: all together took longer than {limit} s"));
+                break;
+            }
+        };
+        failures.push(failure);
     }
+    failures.iter().for_each(|failure| console::say(failure));
+    failures
 }
 
 fn programs() -> Vec<PathBuf> {

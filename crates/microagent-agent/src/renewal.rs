@@ -33,7 +33,7 @@ pub(crate) fn renew(wanted: &Configure) -> Result<Configured, GuestError> {
     }
     let total_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
     let timings = Timings { boot_us: 0, disk_us: 0, network_us: 0, total_us };
-    Ok(Configured { timings })
+    Ok(Configured { timings, notices: Vec::new() })
 }
 
 /// The kernel never changes its boot id, so programs are shown a file in its place.

@@ -258,9 +258,9 @@ impl GuestState {
             return Err(out_of_order("the guest's programs are not held"));
         }
         let renewed = renewal::renew(wanted)?;
-        hooks::run(&self.executor).await;
+        let notices = hooks::run(&self.executor).await;
         self.executor.hold.end().await;
-        Ok(renewed)
+        Ok(Configured { notices, ..renewed })
     }
 
     /// Exactly once, and before anything else.

@@ -53,7 +53,10 @@ pub(crate) fn text(hint: &Hint) -> String {
         Hint::ChooseSpecFile => "give the file with --file; no file is read without it".to_owned(),
         Hint::NameImage => "add the key `image`, or use --image".to_owned(),
         // A hint that names nothing of the command has the words of the library.
-        other => of_workspace(other).or_else(|| of_volume(other)).unwrap_or_else(|| other.to_string()),
+        other => of_workspace(other)
+            .or_else(|| of_snapshot(other))
+            .or_else(|| of_volume(other))
+            .unwrap_or_else(|| other.to_string()),
     }
 }
 
@@ -90,21 +93,6 @@ fn of_workspace(hint: &Hint) -> Option<String> {
             format!("release it first (its memory is lost): microagent halt {name}")
         }
         Hint::Exec { name } => format!("run a command in it: microagent exec {name} -- COMMAND"),
-        Hint::ListSnapshots { name } => format!("`microagent snapshot list {name}` shows its snapshots"),
-        Hint::DeleteSnapshot { name, tag } => {
-            format!("choose another --tag, or delete it: microagent snapshot delete {name} {tag}")
-        }
-        Hint::DiskOnlySnapshot { name } => {
-            format!(
-                "microagent snapshot create {name} --disk-only; a --broker keeps credentials out of the guest"
-            )
-        }
-        Hint::UseDiskOfSnapshot { snapshot } => {
-            format!("microagent create NAME --from-snapshot {snapshot} uses its disk, which then boots")
-        }
-        Hint::DeleteDamagedSnapshot { name, tag } => {
-            format!("delete a damaged snapshot with: microagent snapshot delete {name} {tag} --yes")
-        }
         Hint::ListJobs { name } => format!("microagent jobs {name} shows its jobs"),
         Hint::JobLogs { name, job } => format!("microagent job logs {name} {job} shows what it printed"),
         Hint::StartJobWithStdin { name } => {
@@ -128,6 +116,33 @@ fn of_workspace(hint: &Hint) -> Option<String> {
             format!("see microagent logs {name}; to delete it: microagent delete {name} --yes")
         }
         Hint::DeclareArtifact => "declare artifacts when you create it: --output NAME=/guest/path".to_owned(),
+        _ => return None,
+    })
+}
+
+/// Hints about snapshots.
+fn of_snapshot(hint: &Hint) -> Option<String> {
+    Some(match hint {
+        Hint::ListSnapshots { name } => format!("`microagent snapshot list {name}` shows its snapshots"),
+        Hint::DeleteSnapshot { name, tag } => {
+            format!("choose another --tag, or delete it: microagent snapshot delete {name} {tag}")
+        }
+        Hint::DiskOnlySnapshot { name } => {
+            format!(
+                "microagent snapshot create {name} --disk-only; a --broker keeps credentials out of the guest"
+            )
+        }
+        Hint::DiskOnly => "--disk-only uses the disk without the memory".to_owned(),
+        Hint::ForkDisk { name } => format!(
+            "copy its disk: microagent snapshot create {name} --disk-only --tag T, then microagent create NEW \
+             --from-snapshot {name}:T; or halt it first; a --broker keeps credentials out of the guest"
+        ),
+        Hint::UseDiskOfSnapshot { snapshot } => {
+            format!("microagent create NAME --from-snapshot {snapshot} uses its disk, which then boots")
+        }
+        Hint::DeleteDamagedSnapshot { name, tag } => {
+            format!("delete a damaged snapshot with: microagent snapshot delete {name} {tag} --yes")
+        }
         _ => return None,
     })
 }
@@ -243,6 +258,7 @@ mod tests {
             Hint::FreePort { leftover: Some(name.clone()) },
             Hint::ListPorts { name: name.clone() },
             Hint::FreeSpace { leftover: Some(name.clone()) },
+            Hint::ForkDisk { name: name.clone() },
             Hint::HaltHolder { name: "web".into() },
             Hint::DeleteUsers { names: vec![name] },
         ];
@@ -286,6 +302,7 @@ mod tests {
             Hint::UseEmulation,
             Hint::EndOthers,
             Hint::ListTemplates,
+            Hint::DiskOnly,
             Hint::ChooseStateDir,
             Hint::ListWorkspaces,
             Hint::ChooseName,

@@ -243,6 +243,9 @@ fn step(state: &mut Current, event: &Event) -> Step {
         Event::Booting { workspace, backend } => {
             Step::Phase(format!("Booting {} ({})", escape::one_line(workspace), escape::one_line(backend)))
         }
+        Event::Restoring { workspace, backend } => {
+            Step::Phase(format!("Restoring {} ({})", escape::one_line(workspace), escape::one_line(backend)))
+        }
         Event::Setup { step, total, label } => Step::Phase(format!("Setup {step}/{total}: {}", short(label))),
         Event::Comparing { workspace } => {
             Step::Phase(format!("Comparing the disk of {} with its image", escape::one_line(workspace)))

@@ -14,6 +14,7 @@
 //! never needs a privilege. Any process may be killed at any
 //! moment: nothing gets its final name before it is whole, and locks end with their holders.
 
+mod adopt;
 mod archive;
 mod blocking;
 pub mod bundle;
@@ -50,6 +51,7 @@ mod save;
 mod store;
 mod tag;
 
+pub use adopt::DiskLease;
 pub use archive::ArchiveError;
 pub use commit::{Commit, CommitDetails, Committed, Layer};
 pub use config::{ConfigChanges, ConfigError, HealthCheck, ImageConfig};

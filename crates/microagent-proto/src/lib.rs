@@ -45,7 +45,7 @@ pub use session::{
 };
 
 /// Version of everything in this crate.
-pub const GENERATION: u16 = 9;
+pub const GENERATION: u16 = 10;
 
 /// Name of the virtio-serial port, found in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "microagent.control";

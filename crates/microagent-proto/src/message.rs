@@ -88,18 +88,16 @@ pub enum Request {
     SetClock(SetClock),
     /// Lists files below a directory. Answer: [`crate::ListEvent`]s up to and including `End` or `Failed`.
     List(List),
-    /// Packs some of the files below a directory as a tar stream. Answer: [`PackEvent`]s up to and including `End` or
-    /// `Failed`.
+    /// Packs some of the files below a directory as a tar stream. Answer: as to [`Request::Pack`].
     PackListed(PackListed),
     /// Removes some of the files below a directory. Answer: `Result<Removed, GuestError>`.
     Remove(Remove),
-    /// Stops the guest's programs and flushes its disks, so that the machine can be captured. Answer:
-    /// `Result<(), GuestError>`.
+    /// Stops the guest's programs and flushes its disks, for a capture. Answer: `Result<(), GuestError>`.
     Hold(Hold),
     /// Lets the programs continue that [`Request::Hold`] has stopped. Answer: `Result<(), GuestError>`.
     Release,
     /// Makes the copy of a captured machine a machine of its own, and lets its programs continue: entropy, clock, names,
-    /// hardware address, connections. Once, first thing after [`PreambleKind::Renew`](crate::PreambleKind::Renew).
+    /// hardware address, connections, secrets. Once, first thing after [`PreambleKind::Renew`](crate::PreambleKind::Renew).
     /// Answer: `Result<Configured, GuestError>`.
     Renew(Box<Configure>),
     /// The stream of the main program, which the session before had. Answer: as to [`Request::Exec`].
@@ -292,10 +290,12 @@ pub struct Root {
 }
 
 /// Answer to [`Configure`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Configured {
     /// Where the time went.
     pub timings: Timings,
+    /// Lines for the user about what is no reason to end the machine: hooks of a copy that failed.
+    pub notices: Vec<String>,
 }
 
 /// Durations in the guest, in microseconds.

@@ -36,7 +36,7 @@ pub use events::StateEvent;
 pub use health::{HEALTH_CHECKS_MAX, HEALTH_OUTPUT_MAX, HealthReport, HealthResult};
 pub use job::{JOB_COMMAND_LIMIT, JobDir, JobEnd, JobRecord};
 pub use lock::{Lock, LockError};
-pub use machine_state::{Link, MachineState, OneStart};
+pub use machine_state::{Link, MachineState, OneStart, printable};
 pub use network::{LeaseError, NETWORK_FORMAT, NetworkDir, NetworkLoadError, NetworkRecord};
 pub use open::{Access, open_file};
 pub use parents::{UntrustedParent, check_parents};

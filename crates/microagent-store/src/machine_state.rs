@@ -179,7 +179,7 @@ fn is_process(process: &ProcessId) -> bool {
 }
 
 /// Without what a terminal obeys or reorders, but for these characters, of limited length.
-pub(crate) fn printable(text: &str, longest: usize, kept: &[char]) -> String {
+pub fn printable(text: &str, longest: usize, kept: &[char]) -> String {
     let reorders = |c: char| matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
     let is_bad = |c: char| (c.is_control() && !kept.contains(&c)) || reorders(c);
     text.chars().take(longest).map(|c| if is_bad(c) { ' ' } else { c }).collect()

@@ -44,6 +44,12 @@ pub struct SnapshotManifest {
     pub format: u32,
     /// When the snapshot was made.
     pub created_at: Timestamp,
+    /// Whether it has the memory of a machine. Releases before this field said so by the file alone.
+    #[serde(default)]
+    pub has_memory: bool,
+    /// Whether it is evidence of a quarantined workspace, which is never started or restored.
+    #[serde(default)]
+    pub forensic: bool,
 }
 
 /// Why layers could not be freed.
@@ -357,7 +363,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let snapshot = SnapshotDir::at(dir.path());
         assert!(snapshot.load().unwrap_err().is_not_found());
-        let manifest = SnapshotManifest { format: SNAPSHOT_FORMAT, created_at: Timestamp::UNIX_EPOCH };
+        let manifest = SnapshotManifest {
+            format: SNAPSHOT_FORMAT,
+            created_at: Timestamp::UNIX_EPOCH,
+            has_memory: false,
+            forensic: false,
+        };
         snapshot.save(&manifest).unwrap();
         assert_eq!(snapshot.load().unwrap(), manifest);
         snapshot.save(&SnapshotManifest { format: SNAPSHOT_FORMAT + 1, ..manifest }).unwrap();

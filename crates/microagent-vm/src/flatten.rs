@@ -1,9 +1,9 @@
-//! Merges layers of a root disk into one file. The layers are what guests wrote: their headers and tables are hostile, and
-//! files that they name are never opened.
+//! Reads layers of a root disk as one, and merges them into one file. The layers are what guests wrote: their headers and
+//! tables are hostile, and files that they name are never opened.
 
 use std::cmp;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use imago::file::File;
 use imago::format::access::FormatAccess;
@@ -27,6 +27,87 @@ enum Content {
 }
 
 type Image = FormatAccess<File>;
+
+/// A part of what layers change of a base disk.
+#[derive(Debug, PartialEq, Eq)]
+pub enum DiskPart<'a> {
+    /// Zeros, which hide what is below.
+    Zeros {
+        /// Where they begin.
+        offset: u64,
+        /// How many.
+        length: u64,
+    },
+    /// Bytes, at most 1 MiB.
+    Data {
+        /// Where they begin.
+        offset: u64,
+        /// What is there.
+        bytes: &'a [u8],
+    },
+}
+
+/// Reads what these layers, the lowest one first, change of their base disk, in the order of its offsets.
+///
+/// # Errors
+/// Fails if a layer cannot be read or is damaged, or as `each` does.
+pub fn read_layers(
+    layers: &[LayerFile],
+    size_bytes: u64,
+    each: impl FnMut(DiskPart<'_>) -> io::Result<()>,
+) -> Result<(), OverlayError> {
+    let mut images = Vec::new();
+    for LayerFile { layer, path } in layers {
+        let image = open(path, Some(layer.bytes));
+        images.push(image.map_err(|source| OverlayError { path: path.clone(), source })?);
+    }
+    let top = layers.last().map_or_else(PathBuf::new, |layer| layer.path.clone());
+    if images.is_empty() {
+        return Ok(());
+    }
+    read(&images, size_bytes, each).map_err(|source| OverlayError { path: top, source })
+}
+
+/// A layer that is being written.
+pub struct LayerWriter {
+    path: PathBuf,
+    image: Image,
+}
+
+impl LayerWriter {
+    /// Creates the layer, of `size_bytes`, on a base disk.
+    ///
+    /// # Errors
+    /// Fails if the file exists or cannot be written. The caller has to remove an incomplete file.
+    pub fn create(path: &Path, base: &Path, size_bytes: u64) -> Result<LayerWriter, OverlayError> {
+        create_overlay(path, Backing::Base(base), size_bytes)?;
+        let opened = open_file(path, Access::Modify)
+            .and_then(|file| Qcow2::<File>::open_image(File::try_from(file)?, true));
+        let image = opened.map_err(|source| OverlayError { path: path.to_owned(), source })?;
+        Ok(LayerWriter { path: path.to_owned(), image: Image::new(image) })
+    }
+
+    /// Writes a part.
+    ///
+    /// # Errors
+    /// Fails if it cannot be written.
+    pub fn write(&self, part: &DiskPart<'_>) -> Result<(), OverlayError> {
+        let written = match part {
+            DiskPart::Zeros { offset, length } => self.image.write_zeroes(*offset, *length),
+            DiskPart::Data { offset, bytes } => self.image.write(*bytes, *offset),
+        };
+        written.map_err(|source| OverlayError { path: self.path.clone(), source })
+    }
+
+    /// Flushes it.
+    ///
+    /// # Errors
+    /// Fails if it cannot be written.
+    pub fn finish(self) -> Result<(), OverlayError> {
+        let flushed = self.image.flush().and_then(|()| self.image.sync());
+        flushed.map_err(|source| OverlayError { path: self.path, source })
+    }
+}
 
 /// Writes a new overlay of `size_bytes` on `base` with the content of these layers, the lowest one first, and of the overlay
 /// on them. The cost depends on what they contain.
@@ -52,7 +133,10 @@ pub fn flatten(
     create_overlay(to, Backing::Base(base), size_bytes)?;
     let copied = open_file(to, Access::Modify).and_then(|file| {
         let merged = Image::new(Qcow2::<File>::open_image(File::try_from(file)?, true)?);
-        copy(&images, &merged, size_bytes)?;
+        read(&images, size_bytes, |part| match part {
+            DiskPart::Zeros { offset, length } => merged.write_zeroes(offset, length),
+            DiskPart::Data { offset, bytes } => merged.write(bytes, offset),
+        })?;
         merged.flush()?;
         merged.sync()
     });
@@ -69,18 +153,18 @@ fn open(path: &Path, bytes: Option<u64>) -> io::Result<Image> {
     Ok(Image::new(Qcow2::<File>::open_image(File::try_from(file)?, false)?))
 }
 
-fn copy(images: &[Image], merged: &Image, size: u64) -> io::Result<()> {
+fn read(images: &[Image], size: u64, mut each: impl FnMut(DiskPart<'_>) -> io::Result<()>) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK as usize];
     let mut offset = 0;
     while offset < size {
         let (content, source, length) = topmost(images, offset, size - offset)?;
         match content {
             Content::Unallocated => {}
-            Content::Zeros => merged.write_zeroes(offset, length)?,
+            Content::Zeros => each(DiskPart::Zeros { offset, length })?,
             Content::Data => {
-                let part = &mut buffer[..length as usize];
-                source.read(&mut *part, offset)?;
-                merged.write(&*part, offset)?;
+                let bytes = &mut buffer[..length as usize];
+                source.read(&mut *bytes, offset)?;
+                each(DiskPart::Data { offset, bytes })?;
             }
         }
         offset += length;

@@ -47,7 +47,7 @@ pub use bounded_log::{LogPlace, older as older_log, place_since};
 pub use control::{Answer, Capture, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal};
 pub use core_dump::never_dump_core;
 pub use file_size::fail_oversized_writes;
-pub use flatten::flatten;
+pub use flatten::{DiskPart, LayerWriter, flatten, read_layers};
 pub use jail::Walls;
 pub use job_output::{JOB_OUTPUT_LIMIT, JobOutputPiece, JobOutputReader};
 pub use launch::{Launched, SuperviseError, launch};

@@ -24,6 +24,7 @@
 
 mod answers;
 mod capture;
+mod quarantine;
 mod stopping;
 #[cfg(test)]
 mod tests;
@@ -251,12 +252,20 @@ pub struct Lifecycle {
     served: bool,
     /// Whether clients can connect since the last boot of the guest.
     serving: bool,
+    /// Whether the guest is the copy of one that served, and has not restarted since.
+    copied: bool,
     waiters: Vec<Waiter>,
 }
 
 impl Default for Lifecycle {
     fn default() -> Lifecycle {
-        Lifecycle { phase: Phase::Starting, served: false, serving: false, waiters: Vec::new() }
+        Lifecycle {
+            phase: Phase::Starting,
+            served: false,
+            serving: false,
+            copied: false,
+            waiters: Vec::new(),
+        }
     }
 }
 
@@ -334,11 +343,8 @@ impl Lifecycle {
                 end(Outcome::Stopped)
             }
             // As every machine does. One that was never of use to anybody is not tried again.
-            (_, E::MachineGone(MachineExit::Rebooted)) if traits.detached && self.served => {
-                self.serving = false;
-                let waiting = self.interrupt_waiting("the guest restarted meanwhile");
-                let interrupted = self.interrupt("the guest restarted meanwhile");
-                (P::Starting, [waiting, interrupted, vec![Effect::Publish, Effect::Reboot]].concat())
+            (_, E::MachineGone(MachineExit::Rebooted)) if traits.detached && (self.served || self.copied) => {
+                self.restarted()
             }
             (_, E::MachineGone(MachineExit::Rebooted)) => end(Outcome::Rebooted),
             (_, E::MachineGone(MachineExit::PoweredOff)) => end(Outcome::PoweredOff),
@@ -377,6 +383,7 @@ impl Lifecycle {
                 | E::ChannelBroken(message)
                 | E::HostTooSlow(message),
             ) => fail(FailureKind::Boot, message),
+            (_, E::MachineGone(MachineExit::Rebooted)) if self.copied => self.restarted(),
             (_, E::MachineGone(exit)) => fail(FailureKind::Boot, exit.to_string()),
             (phase, E::LinkLost(reason)) => (phase, vec![Effect::NoteLinkLost(reason)]),
             // The guest restarted; the caller of its first start is not needed any more.
@@ -417,25 +424,6 @@ impl Lifecycle {
                 (Phase::Paused, self.answer_all(ChangeRequest::Resume, &guest_died(message)))
             }
             // Of a request that another one has overtaken.
-            (phase, _) => (phase, Vec::new()),
-        }
-    }
-
-    fn in_quarantine(&mut self, phase: Phase, event: Event) -> Next {
-        match (phase, event) {
-            (Phase::Containing, Event::Contained(None)) => {
-                (Phase::Quarantined, self.answer_all(ChangeRequest::Quarantine, &Answer::Done))
-            }
-            (Phase::Containing, Event::Contained(Some(reason))) => {
-                let message = format!("it is cut off and paused, but that could not be recorded: {reason}");
-                let answer = Answer::Failed(WorkspaceFailure { kind: FailureKind::HostFull, message });
-                (Phase::Quarantined, self.answer_all(ChangeRequest::Quarantine, &answer))
-            }
-            // Containing it comes before keeping its memory.
-            (Phase::Containing, Event::ContainFailed(message)) => {
-                end(Outcome::Quarantined(memory_lost(&format!("{message}, so it was killed"))))
-            }
-            (_, Event::MachineGone(exit)) => end(Outcome::Quarantined(memory_lost(&exit.to_string()))),
             (phase, _) => (phase, Vec::new()),
         }
     }
@@ -589,9 +577,4 @@ fn unhealthy() -> Outcome {
 
 fn guest_died(message: String) -> Answer {
     Answer::Failed(WorkspaceFailure { kind: FailureKind::GuestDied, message })
-}
-
-/// Handles the end of a quarantined machine that was not released.
-fn memory_lost(message: &str) -> WorkspaceFailure {
-    WorkspaceFailure { kind: FailureKind::GuestDied, message: format!("its memory is lost: {message}") }
 }

@@ -24,6 +24,13 @@ pub enum Event {
         /// `linux-kvm` or `linux-tcg`.
         backend: String,
     },
+    /// The machine is being started with the memory of a snapshot.
+    Restoring {
+        /// The workspace.
+        workspace: String,
+        /// `linux-kvm` or `linux-tcg`.
+        backend: String,
+    },
     /// The supervisor listens on these published ports, with picked host ports.
     Published(Vec<Publish>),
     /// The guest answered; setup and command follow.

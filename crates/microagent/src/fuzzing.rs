@@ -12,3 +12,8 @@ pub fn dotenv(bytes: &[u8]) {
         assert!(!key.is_empty() && key.len() + length < bytes.len());
     }
 }
+
+/// Reads bytes as the file of a snapshot.
+pub fn snapshot_file(bytes: &[u8]) {
+    crate::workspace::portable::read_for_fuzzing(bytes);
+}

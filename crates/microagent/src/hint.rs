@@ -111,6 +111,13 @@ pub enum Hint {
         /// The workspace.
         name: WorkspaceName,
     },
+    /// Make a snapshot of the disk only, and create workspaces from it; or halt the workspace and fork it then.
+    ForkDisk {
+        /// The workspace.
+        name: WorkspaceName,
+    },
+    /// Use the disk without the memory.
+    DiskOnly,
     /// Use the disk of the snapshot without its memory.
     UseDiskOfSnapshot {
         /// The snapshot, as `WORKSPACE:TAG`.
@@ -380,22 +387,6 @@ impl Hint {
             Hint::ResumeFirst { name } => write!(f, "resume workspace `{name}` first"),
             Hint::ReleaseFirst { name } => write!(f, "halt workspace `{name}` first; its memory is lost"),
             Hint::Exec { name } => write!(f, "run commands in workspace `{name}`, which is running"),
-            Hint::ListSnapshots { name } => write!(f, "list the snapshots of workspace `{name}`"),
-            Hint::DeleteSnapshot { name, tag } => {
-                write!(f, "choose another tag, or delete snapshot `{tag}` of workspace `{name}`")
-            }
-            Hint::DiskOnlySnapshot { name } => {
-                write!(
-                    f,
-                    "make a snapshot of the disk of workspace `{name}` only; a broker keeps credentials outside"
-                )
-            }
-            Hint::UseDiskOfSnapshot { snapshot } => {
-                write!(f, "create a workspace from the disk of snapshot `{snapshot}`, and boot it")
-            }
-            Hint::DeleteDamagedSnapshot { name, tag } => {
-                write!(f, "delete the damaged snapshot `{tag}` of workspace `{name}`")
-            }
             Hint::ListJobs { name } => write!(f, "list the jobs of workspace `{name}`"),
             Hint::JobLogs { name, job } => write!(f, "read the output of job {job} of workspace `{name}`"),
             Hint::StartJobWithStdin { name } => {
@@ -423,6 +414,33 @@ impl Hint {
             }
             Hint::ListPorts { name } => write!(f, "list the published ports of workspace `{name}`"),
             Hint::DeclareArtifact => f.write_str("declare artifacts when the workspace is created"),
+            _ => self.of_snapshot(f),
+        }
+    }
+
+    /// Hints about snapshots.
+    fn of_snapshot(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Hint::ListSnapshots { name } => write!(f, "list the snapshots of workspace `{name}`"),
+            Hint::DeleteSnapshot { name, tag } => {
+                write!(f, "choose another tag, or delete snapshot `{tag}` of workspace `{name}`")
+            }
+            Hint::DiskOnlySnapshot { name } => {
+                write!(
+                    f,
+                    "make a snapshot of the disk of workspace `{name}` only; a broker keeps credentials outside"
+                )
+            }
+            Hint::DiskOnly => f.write_str("use the disk without the memory"),
+            Hint::ForkDisk { name } => {
+                write!(f, "fork the disk of workspace `{name}` only: halt it, or make a snapshot of its disk")
+            }
+            Hint::UseDiskOfSnapshot { snapshot } => {
+                write!(f, "create a workspace from the disk of snapshot `{snapshot}`, and boot it")
+            }
+            Hint::DeleteDamagedSnapshot { name, tag } => {
+                write!(f, "delete the damaged snapshot `{tag}` of workspace `{name}`")
+            }
             _ => f.write_str("list the workspaces, to see which names exist"),
         }
     }

@@ -132,6 +132,7 @@
 mod attachment;
 mod blocking;
 mod broker;
+mod digest;
 mod disks;
 pub mod doctor;
 mod engine;
@@ -225,7 +226,7 @@ pub mod apply {
 
 /// Snapshots of workspaces.
 pub mod snapshot {
-    pub use crate::workspace::{Snapshot, SnapshotContents, SnapshotDeletion, Snapshots};
+    pub use crate::workspace::{Snapshot, SnapshotContents, SnapshotDeletion, SnapshotImport, Snapshots};
 }
 
 /// What a guest may reach, and what the filter decided.

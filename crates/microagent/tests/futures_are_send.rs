@@ -66,6 +66,11 @@ fn every_future_of_an_engine_is_send() {
     assert_send(engine.snapshot_bytes());
     assert_send(snapshots.create(None, SnapshotContents::Disk));
     assert_send(snapshots.list());
+    let (contents, file) = (SnapshotContents::Disk, Path::new("web.snapshot"));
+    assert_send(snapshots.export(&tag, contents, &progress));
+    assert_send(snapshots.export_to(&tag, contents, file, &progress));
+    let source = ImportSource::Path(file.to_owned());
+    assert_send(engine.import_snapshot(source, &other, contents, &progress));
     assert_send(snapshots.get(&tag));
     assert_send(snapshots.delete(&tag));
     assert_send(snapshots.restore(&tag, &progress));

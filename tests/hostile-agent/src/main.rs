@@ -154,7 +154,7 @@ async fn serve(mut stream: Stream, lie: String, provoke: mpsc::Sender<()>) {
     match request {
         Request::Configure(_) | Request::Renew(_) => {
             let timings = Timings { boot_us: 1, disk_us: 1, network_us: 1, total_us: 1 };
-            tell(&mut stream, &Ok::<_, GuestError>(Configured { timings })).await;
+            tell(&mut stream, &Ok::<_, GuestError>(Configured { timings, notices: Vec::new() })).await;
         }
         Request::Exec(_) | Request::Adopt => {
             tell(&mut stream, &ExecEvent::Started).await;

@@ -2,6 +2,7 @@
 //! state.
 
 use clap::Args;
+use microagent::snapshot::SnapshotContents;
 use microagent::{Error, Workspace, WorkspaceDetails, WorkspaceName};
 
 use crate::args::stop_timeout::StopTimeout;
@@ -151,6 +152,10 @@ pub(crate) struct QuarantineArgs {
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
+    /// Also write memory and disk to a snapshot that is kept as evidence, and that nothing starts, restores or exports
+    #[arg(long)]
+    capture: bool,
+
     /// Accepted and ignored: this command never asks
     #[arg(short, long, hide = true)]
     yes: bool,
@@ -183,7 +188,16 @@ pub(crate) fn resume(context: &Context, args: ResumeArgs) -> Result<(), Failure>
 
 /// Quarantines.
 pub(crate) fn quarantine(context: &Context, args: QuarantineArgs) -> Result<(), Failure> {
-    change(context, &args.names, async |workspace| workspace.quarantine(args.reason.as_deref()).await)
+    change(context, &args.names, async |workspace| {
+        let details = workspace.quarantine(args.reason.as_deref()).await?;
+        if args.capture {
+            let made = workspace.snapshots().create(None, SnapshotContents::Evidence).await?;
+            context
+                .progress(false)
+                .note(&format!("snapshot {} has memory and disk of {}", made.tag, details.name));
+        }
+        Ok(details)
+    })
 }
 
 /// Changes one after the other; the first failure is reported after the last.

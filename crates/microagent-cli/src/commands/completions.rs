@@ -37,6 +37,7 @@ const ZSH_ARGUMENTS: &[(&str, &str)] = &[
     (" -- Private network:", "_microagent_networks"),
     (" -- Private networks:", "_microagent_networks"),
     ("--from-snapshot=[Create ", "_microagent_snapshots"),
+    (" -- Snapshot:_default", "_microagent_snapshots"),
     ("--join=", "_microagent_networks"),
     (" -- Reference or digest of an image", "_microagent_images"),
     (" -- References or digests", "_microagent_images"),
@@ -152,6 +153,8 @@ mod tests {
         assert_eq!(bash_offers(&["create", "new", "--from-snapshot", "lab", ":"]), "before");
         assert_eq!(bash_offers(&["create", "new", "--from-snapshot", "lab", ":", "b"]), "before");
         assert_eq!(bash_offers(&["start", "lab", "--from-snapshot", ""]), "before");
+        assert_eq!(bash_offers(&["snapshot", "export", "l"]), "lab:");
+        assert_eq!(bash_offers(&["snapshot", "export", "lab", ":", "b"]), "before");
     }
 
     #[test]

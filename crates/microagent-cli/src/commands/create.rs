@@ -1,6 +1,5 @@
 //! `microagent create`: a workspace that is kept between its starts.
 
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Args;
@@ -8,10 +7,11 @@ use microagent::spec::Service;
 use microagent::spec::value::output;
 use microagent::{
     Artifact, CreateOptions, Error, Event, ImageReport, NameError, Observer, RestartPolicy, RunCommand,
-    SnapshotTag, SnapshotTagError, SpecFile, WorkspaceName,
+    SpecFile, WorkspaceName,
 };
 
 use crate::args::docker::CreateDockerFlags;
+use crate::args::snapshot::SnapshotName;
 use crate::args::workspace::{WorkspaceArgs, idle_keys};
 use crate::context::Context;
 use crate::documents::create::CreateDocument;
@@ -117,26 +117,6 @@ pub(crate) struct CreateArgs {
 
     #[command(flatten)]
     docker: CreateDockerFlags,
-}
-
-/// `--from-snapshot`: a workspace and a tag.
-#[derive(Debug, Clone)]
-struct SnapshotName {
-    workspace: WorkspaceName,
-    tag: SnapshotTag,
-}
-
-impl FromStr for SnapshotName {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<SnapshotName, String> {
-        let (workspace, tag) =
-            text.split_once(':').ok_or_else(|| format!("`{text}` is not of the form WORKSPACE:TAG"))?;
-        Ok(SnapshotName {
-            workspace: workspace.parse().map_err(|error: NameError| error.to_string())?,
-            tag: tag.parse().map_err(|error: SnapshotTagError| error.to_string())?,
-        })
-    }
 }
 
 /// Lets `--from-snapshot` be given with a name alone: all settings are the snapshot's.

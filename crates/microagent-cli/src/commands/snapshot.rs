@@ -1,5 +1,7 @@
 //! `microagent snapshot`: earlier states of a workspace.
 
+mod portable;
+
 use clap::{Args, Subcommand};
 use microagent::snapshot::{Snapshot, SnapshotContents};
 use microagent::{Error, Observer, SnapshotTag, WorkspaceName};
@@ -15,6 +17,8 @@ use crate::output::{Format, print_json, print_text, size};
 use crate::prompt::{confirm, confirmed};
 use crate::table::table;
 use crate::{run_output, state_output};
+
+use portable::{ExportArgs, ImportArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,7 +65,7 @@ Examples:
   Delete all snapshots of a workspace:
     microagent snapshot list web -q | xargs -r microagent snapshot delete web --yes";
 
-/// Make, list, restore and delete snapshots of workspaces
+/// Make, list, restore, delete, export and import snapshots of workspaces
 ///
 /// A snapshot is a workspace at one time: the root disk, and the memory with its processes if the workspace was running. Of
 /// the disk nothing is copied: what was written becomes a disk layer that never changes, and what is written afterwards goes
@@ -83,6 +87,8 @@ pub(crate) enum SnapshotCommand {
     Restore(RestoreArgs),
     #[command(visible_alias = "rm")]
     Delete(DeleteArgs),
+    Export(ExportArgs),
+    Import(ImportArgs),
 }
 
 /// Make a snapshot of a workspace
@@ -104,6 +110,10 @@ pub(crate) struct CreateArgs {
     /// Without the memory of a running workspace
     #[arg(long)]
     disk_only: bool,
+
+    /// Memory and disk of a quarantined workspace, as evidence that nothing starts, restores or exports
+    #[arg(long, conflicts_with = "disk_only")]
+    forensic: bool,
 }
 
 /// List the snapshots of a workspace, the oldest first
@@ -166,13 +176,19 @@ pub(crate) fn execute(context: &Context, args: SnapshotArgs) -> Result<(), Failu
         Some(SnapshotCommand::List(args)) => list(context, &args),
         Some(SnapshotCommand::Restore(args)) => restore(context, &args),
         Some(SnapshotCommand::Delete(args)) => delete(context, args),
+        Some(SnapshotCommand::Export(args)) => portable::export(context, args),
+        Some(SnapshotCommand::Import(args)) => portable::import(context, args),
         None => unreachable!("a group without a subcommand was answered with its help page"),
     }
 }
 
 fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
     let snapshots = context.engine().workspace(&args.name).snapshots();
-    let contents = if args.disk_only { SnapshotContents::Disk } else { SnapshotContents::MemoryAndDisk };
+    let contents = match (args.disk_only, args.forensic) {
+        (true, _) => SnapshotContents::Disk,
+        (_, true) => SnapshotContents::Evidence,
+        _ => SnapshotContents::MemoryAndDisk,
+    };
     let snapshot = context.block_on(async |token| {
         tokio::select! {
             made = snapshots.create(args.tag.as_ref(), contents) => Ok(made?),
@@ -190,7 +206,7 @@ fn create(context: &Context, args: &CreateArgs) -> Result<(), Failure> {
     }
 }
 
-fn created(snapshot: &Snapshot) -> String {
+pub(super) fn created(snapshot: &Snapshot) -> String {
     let at = snapshot.created_at.map(|at| format!(" at {at}")).unwrap_or_default();
     let contents = match (&snapshot.resources, snapshot.memory_bytes) {
         (Some(resources), Some(_)) => {
@@ -234,7 +250,7 @@ fn listing(snapshots: &[SnapshotDocument]) -> String {
         ]
     };
     let rows: Vec<_> = snapshots.iter().map(row).collect();
-    table([("TAG", 24), ("SIZE", 10), ("KIND", 6), ("CREATED", 20), ("IMAGE", 0)], &rows)
+    table([("TAG", 24), ("SIZE", 10), ("KIND", 8), ("CREATED", 20), ("IMAGE", 0)], &rows)
 }
 
 fn restore(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {

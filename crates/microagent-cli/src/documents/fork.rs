@@ -4,6 +4,7 @@ use microagent::{WorkspaceDetails, WorkspaceName};
 use serde::Serialize;
 
 use crate::documents::state::StateDocument;
+use crate::output::published;
 
 /// `microagent fork`.
 #[derive(Debug, Serialize)]
@@ -27,8 +28,14 @@ impl ForkDocument {
         self.forks.iter().map(|fork| format!("{}\n", fork.workspace)).collect()
     }
 
-    /// Names and states, one a line.
+    /// Names and states, one a line, with the ports that were picked for those that run.
     pub(crate) fn text(&self) -> String {
-        self.forks.iter().map(|fork| format!("{} ({})\n", fork.workspace, fork.state)).collect()
+        let line = |fork: &StateDocument| {
+            let ports = fork.port_forwards.iter().filter(|_| fork.state.is_live()).map(published);
+            let ports: Vec<_> = ports.collect();
+            let ports = if ports.is_empty() { String::new() } else { format!(", {}", ports.join(", ")) };
+            format!("{} ({}){ports}\n", fork.workspace, fork.state)
+        };
+        self.forks.iter().map(line).collect()
     }
 }

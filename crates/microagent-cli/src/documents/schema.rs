@@ -50,7 +50,9 @@ use super::profiles::ProfilesDocument;
 use super::result::LastResultDocument;
 use super::run::RunDocument;
 use super::secret::SecretCheckDocument;
-use super::snapshot::{SnapshotDeleteDocument, SnapshotDocument, SnapshotListDocument};
+use super::snapshot::{
+    SnapshotDeleteDocument, SnapshotDocument, SnapshotExportDocument, SnapshotListDocument,
+};
 use super::state::StateDocument;
 use super::stats::{StatsDocument, StatsListDocument};
 use super::status::StatusDocument;
@@ -257,6 +259,8 @@ fn later_schemas() -> Vec<(&'static str, Value)> {
         ("stats-all", schema_of::<StatsListDocument>()),
         ("snapshot-create", schema_of::<SnapshotDocument>()),
         ("snapshot-delete", schema_of::<SnapshotDeleteDocument>()),
+        ("snapshot-export", schema_of::<SnapshotExportDocument>()),
+        ("snapshot-import", schema_of::<SnapshotDocument>()),
         ("snapshot-list", schema_of::<SnapshotListDocument>()),
         ("snapshot-restore", schema_of::<StateDocument>()),
         ("status", schema_of::<StatusDocument>()),

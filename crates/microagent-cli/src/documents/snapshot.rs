@@ -1,5 +1,7 @@
 //! `microagent snapshot`, in JSON.
 
+use std::path::PathBuf;
+
 use jiff::Timestamp;
 use microagent::snapshot::{Snapshot, SnapshotDeletion};
 use microagent::{SnapshotTag, WorkspaceName};
@@ -7,7 +9,7 @@ use serde::Serialize;
 
 use crate::documents::shared::ResourcesDocument;
 
-/// A snapshot: `microagent snapshot create`.
+/// A snapshot: `microagent snapshot create` and `snapshot import`.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct SnapshotDocument {
@@ -15,7 +17,7 @@ pub(crate) struct SnapshotDocument {
     pub(crate) workspace: WorkspaceName,
     #[cfg_attr(test, schemars(with = "String"))]
     pub(crate) tag: SnapshotTag,
-    /// `memory` (with the disk) or `disk`; `null` for a damaged snapshot.
+    /// `memory` (with the disk), `disk` or `forensic` (evidence, with both); `null` for a damaged snapshot.
     pub(crate) kind: Option<&'static str>,
     /// `null` for a damaged snapshot, as `image` and `resources`.
     pub(crate) created_at: Option<Timestamp>,
@@ -31,6 +33,19 @@ pub(crate) struct SnapshotDocument {
     /// Named volumes that the workspace attached, which are not part of the snapshot.
     pub(crate) volumes: Vec<String>,
     pub(crate) problem: Option<String>,
+}
+
+/// `microagent snapshot export`.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct SnapshotExportDocument {
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub(crate) workspace: WorkspaceName,
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub(crate) tag: SnapshotTag,
+    pub(crate) file: PathBuf,
+    /// Size of the file.
+    pub(crate) bytes: u64,
 }
 
 /// `microagent snapshot list`.
@@ -71,12 +86,18 @@ impl From<Snapshot> for SnapshotDocument {
             standstill,
             volumes,
             problem,
+            forensic,
             ..
         } = snapshot;
+        let kind = match (forensic, memory_bytes) {
+            (true, _) => "forensic",
+            (false, Some(_)) => "memory",
+            (false, None) => "disk",
+        };
         SnapshotDocument {
             workspace,
             tag,
-            kind: problem.is_none().then_some(if memory_bytes.is_some() { "memory" } else { "disk" }),
+            kind: problem.is_none().then_some(kind),
             created_at,
             image: image.map(|image| image.resolved_reference),
             resources: resources.map(ResourcesDocument::from),

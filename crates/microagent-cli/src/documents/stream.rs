@@ -40,6 +40,8 @@ pub(crate) enum StreamLine {
     ImageReady(ImageDocument),
     /// The machine is being started.
     Booting { workspace: String, backend: String },
+    /// The machine is being started with the memory of a snapshot.
+    Restoring { workspace: String, backend: String },
     /// Ports of the host lead to the guest.
     Published { port_forwards: Vec<PortForwardDocument> },
     /// The guest has answered.
@@ -87,6 +89,7 @@ impl StreamLine {
             Event::Image(event) => return StreamLine::of_image_event(event),
             Event::ImageReady(image) => StreamLine::ImageReady(image.into()),
             Event::Booting { workspace, backend } => StreamLine::Booting { workspace, backend },
+            Event::Restoring { workspace, backend } => StreamLine::Restoring { workspace, backend },
             Event::Published(ports) => {
                 StreamLine::Published { port_forwards: ports.iter().map(PortForwardDocument::from).collect() }
             }

@@ -58,6 +58,13 @@ impl Lifecycle {
         self.answer_where(is_its, answer)
     }
 
+    /// Whether a client waits for the end of its capture.
+    pub(super) fn is_captured_for_a_client(&self) -> bool {
+        let is_capture =
+            |waiter: &Waiter| !waiter.waits && matches!(waiter.request, ChangeRequest::Capture { .. });
+        self.waiters.iter().any(is_capture)
+    }
+
     /// Answers all that wait for this.
     pub(super) fn answer_all(&mut self, request: ChangeRequest, answer: &Answer) -> Vec<Effect> {
         self.answer_where(|waiter| waiter.request == request, answer)

@@ -26,6 +26,7 @@ impl Lifecycle {
                 let next = Phase::Capturing { paused: matches!(phase, Phase::Paused) };
                 self.await_change(next, client, request, vec![Effect::Capture(client)])
             }
+            Phase::Quarantined => self.capture_evidence(client, request, traits),
             phase @ Phase::Ended(_) => self.await_change(phase, client, request, Vec::new()),
             phase => self.refuse(phase, client, traits),
         }
@@ -54,6 +55,19 @@ impl Lifecycle {
             effects.extend(more);
         }
         (phase, effects)
+    }
+
+    /// The guest is the copy of a captured one. If that was restarting, the copy restarts.
+    pub fn continue_copy(&mut self) {
+        self.copied = true;
+    }
+
+    /// The machine is to boot again.
+    pub(super) fn restarted(&mut self) -> Next {
+        (self.serving, self.copied) = (false, false);
+        let waiting = self.interrupt_waiting("the guest restarted meanwhile");
+        let interrupted = self.interrupt("the guest restarted meanwhile");
+        (Phase::Starting, [waiting, interrupted, vec![Effect::Publish, Effect::Reboot]].concat())
     }
 }
 

@@ -94,7 +94,7 @@ fn all_traits() -> impl Iterator<Item = MachineTraits> {
 }
 
 fn at(phase: Phase, served: bool) -> Lifecycle {
-    Lifecycle { phase, served, serving: served, waiters: Vec::new() }
+    Lifecycle { phase, served, serving: served, copied: false, waiters: Vec::new() }
 }
 
 /// One step from a phase in which the machine has served.
@@ -600,6 +600,8 @@ fn a_quarantined_machine_only_ends() {
                 ("Ended(Stopped)", "Quit")
             }
             Event::ChangeRequested(_, ChangeRequest::Kill) => ("Ended(Stopped)", "Kill"),
+            // As evidence, which runs no instruction of it.
+            Event::ChangeRequested(_, ChangeRequest::Capture { .. }) => ("Quarantined", "Capture"),
             Event::ChangeRequested(..) => ("Quarantined", "Refuse"),
             Event::MachineGone(_) => ("Ended(Quarantined)", "Kill"),
             Event::DirectoryGone => ("Ended(Disk)", "Kill"),

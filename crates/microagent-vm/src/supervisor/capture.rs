@@ -47,13 +47,15 @@ pub(super) struct Captures {
     count: u32,
     /// Whether programs of the paused guest are held.
     held: Rc<Cell<bool>>,
+    /// Whether the memory of the quarantined guest was captured. QEMU writes it once unless the guest runs on.
+    kept: Rc<Cell<bool>>,
 }
 
 impl Captures {
     /// A machine whose guest writes to the overlay of this node.
     pub(super) fn of(shape: Option<MachineShape>, top: &str) -> Captures {
         let top = Rc::new(RefCell::new(Some(top.to_owned())));
-        Captures { shape, top, count: 0, held: Rc::default() }
+        Captures { shape, top, ..Captures::default() }
     }
 
     /// Lets the programs continue that the capture of a paused guest has held.
@@ -83,7 +85,12 @@ impl Driver {
         let Some(shape) = self.captures.shape.clone() else {
             return Err(failure("its machine cannot be described".to_owned()));
         };
-        if memory.is_some() {
+        // What is captured as evidence is never restored.
+        let is_evidence = matches!(self.lifecycle.phase(), Phase::Quarantined);
+        if is_evidence && self.captures.kept.get() {
+            return Err(failure("its memory was captured as evidence before".to_owned()));
+        }
+        if memory.is_some() && !is_evidence {
             self.check_memory()?;
         }
         let base = self.clients.server().and_then(|server| server.base_disk()).filter(|_| memory.is_some());
@@ -109,8 +116,8 @@ impl Driver {
         let number = self.captures.count;
         let work = Capturing {
             monitor: running.machine.monitor(),
-            session: self.clients.server().and_then(|server| server.session()),
-            paused: matches!(self.lifecycle.phase(), Phase::Capturing { paused: true }),
+            session: self.clients.server().and_then(|server| server.session()).filter(|_| !is_evidence),
+            paused: is_evidence || matches!(self.lifecycle.phase(), Phase::Capturing { paused: true }),
             order: CaptureOrder {
                 overlay: (capture_set(number), overlay),
                 node: (capture_overlay(&self.spec.machine, number), capture_node(number)),
@@ -122,6 +129,7 @@ impl Driver {
             shape,
             top: Rc::clone(&self.captures.top),
             held: Rc::clone(&self.captures.held),
+            kept: is_evidence.then(|| Rc::clone(&self.captures.kept)),
         };
         let events = running.events.clone();
         spawn_local(async move {
@@ -159,11 +167,12 @@ struct Capturing {
     shape: MachineShape,
     top: Rc<RefCell<Option<String>>>,
     held: Rc<Cell<bool>>,
+    kept: Option<Rc<Cell<bool>>>,
 }
 
 impl Capturing {
     async fn run(self) -> Result<Capture, String> {
-        let Capturing { monitor, session, paused, mut order, memory, shape, top, held } = self;
+        let Capturing { monitor, session, paused, mut order, memory, shape, top, held, kept } = self;
         let with_memory = memory.is_some();
         order.state = memory;
         order.continues = !paused;
@@ -188,7 +197,10 @@ impl Capturing {
         }
         let captured = timeout(QEMU_DEADLINE, monitor.capture(order)).await;
         match &captured {
-            Ok(Ok(Captured { switched: true, .. })) => *top.borrow_mut() = Some(name),
+            Ok(Ok(Captured { switched: true, .. })) => {
+                *top.borrow_mut() = Some(name);
+                kept.inspect(|kept| kept.set(true));
+            }
             Ok(Ok(_)) => {}
             // It may be late.
             Ok(Err(_)) | Err(_) => *top.borrow_mut() = None,

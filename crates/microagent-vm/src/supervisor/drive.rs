@@ -179,6 +179,9 @@ impl Driver {
             Plan::Freeze(freezer, _) => (None, Some(freezer)),
             Plan::Captured(_) | Plan::Cold(_) => (None, None),
         };
+        if restores {
+            self.lifecycle.continue_copy();
+        }
         self.lifecycle.enter(if template.is_some() { Phase::Restoring } else { Phase::Starting });
         let freeze = freezer.map(|freezer| Freeze {
             freezer,

@@ -16,7 +16,7 @@ use microagent_proto::{
     REQUEST_LIMIT, Request, SessionError, SessionHandle, SetClock, ShutDown, Stream, greet, host_session,
     read_message, write_message, write_secret_message,
 };
-use microagent_store::{RecordedResult, WorkspaceDir, write_json};
+use microagent_store::{RecordedResult, WorkspaceDir, printable, write_json};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -48,6 +48,10 @@ const FLUSH: ShutDown = ShutDown { signal: SIGTERM, grace_ms: 0 };
 
 /// How long a service may take to end when its machine is halted; then it is killed.
 pub(super) const HALT_GRACE: Duration = Duration::from_secs(10);
+
+/// How many notices of a guest are passed on, and how many characters of each.
+const NOTICES_MAX: usize = 32;
+const NOTICE_LEN: usize = 500;
 
 /// `SIGTERM`, as every Linux numbers it.
 const SIGTERM: u8 = 15;
@@ -331,6 +335,10 @@ impl Worker {
         timeline.guest_disk_us = configured.timings.disk_us;
         timeline.guest_network_us = configured.timings.network_us;
         drop(timeline);
+        for notice in configured.notices.iter().take(NOTICES_MAX) {
+            let notice = printable(notice, NOTICE_LEN, &[]);
+            let _ = self.context.reports.send(Report::Notice(notice)).await;
+        }
         Ok(session)
     }
 

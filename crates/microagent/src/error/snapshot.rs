@@ -5,8 +5,8 @@ use std::io;
 use microagent_model::{SnapshotTag, WorkspaceName};
 use microagent_store::{FreeError, LoadError};
 
-use super::ErrorKind;
 use super::kind::io_kind;
+use super::{Action, Error, ErrorKind};
 use crate::Hint;
 
 /// Why a snapshot cannot be made or used.
@@ -44,18 +44,24 @@ pub enum SnapshotError {
         workspace: WorkspaceName,
     },
     /// The workspace has secrets, whose values are in its memory.
-    #[error("the memory of workspace `{workspace}` has values of secrets, which a snapshot must not have")]
+    #[error(
+        "the memory of workspace `{workspace}` has values of secrets, which no snapshot or fork may have; cannot {action}"
+    )]
     MemoryWithSecrets {
         /// The workspace.
         workspace: WorkspaceName,
+        /// What cannot be done: [`Action::Snapshot`] or [`Action::Fork`].
+        action: Action,
     },
     /// The workspace can write to a disk that is not part of a snapshot.
     #[error(
-        "workspace `{workspace}` can write to the disk at `{mount_point}`, which is not in a snapshot and would not fit its memory"
+        "workspace `{workspace}` can write to the disk at `{mount_point}`, which is not in a snapshot and would not fit its memory; cannot {action}"
     )]
     MemoryWithDisk {
         /// The workspace.
         workspace: WorkspaceName,
+        /// What cannot be done: [`Action::Snapshot`] or [`Action::Fork`].
+        action: Action,
         /// Where the disk is mounted.
         mount_point: String,
     },
@@ -66,6 +72,57 @@ pub enum SnapshotError {
         snapshot: String,
         /// What is another.
         what: &'static str,
+    },
+    /// The workspace runs, and the snapshot has no memory that it could continue with. Nothing was changed.
+    #[error(
+        "snapshot `{workspace}:{tag}` has the disk only, and the workspace is running; {}",
+        shown_tags(.with_memory)
+    )]
+    NoMemory {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// The snapshot.
+        tag: SnapshotTag,
+        /// Those of its snapshots that have memory.
+        with_memory: Vec<SnapshotTag>,
+    },
+    /// One of several forks was not made; those before it were.
+    #[error("fork `{failed}` was not started; started before: {}", named(.made))]
+    ForksIncomplete {
+        /// The forks that were made, and run if their source did.
+        made: Vec<WorkspaceName>,
+        /// The first one that was not.
+        failed: WorkspaceName,
+        /// Why.
+        source: Box<Error>,
+    },
+    /// The snapshot is evidence of a quarantined workspace.
+    #[error("snapshot `{workspace}:{tag}` is evidence: nothing starts, restores or exports it")]
+    Forensic {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// The snapshot.
+        tag: SnapshotTag,
+    },
+    /// The memory has disks mounted that an export does not contain.
+    #[error(
+        "the memory of snapshot `{snapshot}` has disks mounted that are not part of it; cannot export it"
+    )]
+    MemoryOfDisks {
+        /// The snapshot, as `WORKSPACE:TAG`.
+        snapshot: String,
+    },
+    /// The memory in a file does not fit this host. Nothing was created.
+    #[error("the memory in the file cannot be restored here: the {what} is another")]
+    ImportedMachine {
+        /// What is another.
+        what: &'static str,
+    },
+    /// The file is not as an export writes it. Nothing was created.
+    #[error("the file is no usable snapshot: {reason}")]
+    Archive {
+        /// What is wrong.
+        reason: String,
     },
     /// The workspace's name is too long for that of a fork.
     #[error("the name `{workspace}` is too long to be that of a fork with a number")]
@@ -106,10 +163,15 @@ impl SnapshotError {
             SnapshotError::SetupPending { .. }
             | SnapshotError::Bundles { .. }
             | SnapshotError::MemoryWithSecrets { .. }
+            | SnapshotError::NoMemory { .. }
+            | SnapshotError::MemoryOfDisks { .. }
+            | SnapshotError::Forensic { .. }
             | SnapshotError::MemoryWithDisk { .. } => ErrorKind::WrongState,
-            SnapshotError::OtherMachine { .. } => ErrorKind::Host,
+            SnapshotError::ForksIncomplete { source, .. } => source.kind(),
+            SnapshotError::OtherMachine { .. } | SnapshotError::ImportedMachine { .. } => ErrorKind::Host,
             SnapshotError::NoForkName { .. } => ErrorKind::Invalid,
             SnapshotError::Damaged { .. }
+            | SnapshotError::Archive { .. }
             | SnapshotError::Record { .. }
             | SnapshotError::Free(FreeError::Unknown { .. }) => ErrorKind::Damaged,
             SnapshotError::Free(error) => io_kind(
@@ -125,15 +187,21 @@ impl SnapshotError {
                 Hint::DeleteSnapshot { name: workspace.clone(), tag: tag.clone() }
             }
             SnapshotError::Bundles { workspace } => Hint::HaltFirst { name: workspace.clone() },
-            SnapshotError::MemoryWithSecrets { workspace } => {
-                Hint::DiskOnlySnapshot { name: workspace.clone() }
-            }
-            SnapshotError::MemoryWithDisk { workspace, .. } => {
-                Hint::DiskOnlySnapshot { name: workspace.clone() }
-            }
+            SnapshotError::MemoryWithSecrets { workspace, action }
+            | SnapshotError::MemoryWithDisk { workspace, action, .. } => match action {
+                Action::Fork => Hint::ForkDisk { name: workspace.clone() },
+                _ => Hint::DiskOnlySnapshot { name: workspace.clone() },
+            },
+            SnapshotError::NoMemory { workspace, .. } => Hint::HaltFirst { name: workspace.clone() },
+            SnapshotError::ForksIncomplete { source, .. } => return source.hint(),
             SnapshotError::OtherMachine { snapshot, .. } => {
                 Hint::UseDiskOfSnapshot { snapshot: snapshot.clone() }
             }
+            SnapshotError::MemoryOfDisks { .. } | SnapshotError::ImportedMachine { .. } => Hint::DiskOnly,
+            SnapshotError::Forensic { .. } => {
+                Hint::advice("examine its files in the state directory, in `snapshots` of the workspace")
+            }
+            SnapshotError::Archive { .. } => Hint::advice("write it again, and copy all of it"),
             SnapshotError::NoForkName { .. } => Hint::advice("give the names of the forks"),
             SnapshotError::SetupPending { workspace } => Hint::StartFirst { name: workspace.clone() },
             SnapshotError::Damaged { workspace, tag, .. } | SnapshotError::Record { workspace, tag, .. } => {
@@ -145,4 +213,16 @@ impl SnapshotError {
             SnapshotError::Free(_) => return None,
         })
     }
+}
+
+fn shown_tags(tags: &[SnapshotTag]) -> String {
+    let tags: Vec<_> = tags.iter().map(|tag| format!("`{tag}`")).collect();
+    match tags.as_slice() {
+        [] => "it has no snapshot with memory".to_owned(),
+        tags => format!("with memory: {}", tags.join(", ")),
+    }
+}
+
+fn named(names: &[WorkspaceName]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

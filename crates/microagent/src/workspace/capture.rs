@@ -21,6 +21,7 @@ use microagent_store::{
 use microagent_vm::{Answer, Capture, control, flatten};
 
 use super::memory::MemoryRecord;
+use super::origin::Origin;
 use super::snapshot::{LAYERS_MAX, Snapshot, SnapshotContents};
 use super::{SETTINGS_PATIENCE, Workspace, lock_error, lock_patiently};
 use crate::Error;
@@ -38,6 +39,7 @@ struct LiveSnapshot {
     workload: Workload,
     tag: SnapshotTag,
     now: Timestamp,
+    contents: SnapshotContents,
     old_disk: PathBuf,
     overlay: File,
     memory: Option<File>,
@@ -52,13 +54,44 @@ pub(super) enum Lifespan {
     Passing,
 }
 
+/// The files of a capture that has no place yet. No layers are removed meanwhile.
+pub(super) struct Captured {
+    pub(super) origin: Origin,
+    pub(super) scratch: Scratch,
+    /// How long the machine was stopped.
+    standstill: Duration,
+    _held: Lock,
+}
+
 impl Workspace {
+    /// Makes a snapshot of the running workspace.
     pub(super) async fn make_live_snapshot(
         &self,
         tag: Option<SnapshotTag>,
         contents: SnapshotContents,
-        lifespan: Lifespan,
     ) -> Result<Snapshot, Error> {
+        let Captured { origin, scratch, standstill, .. } =
+            self.capture_into_files(tag, contents, Lifespan::Lasting).await?;
+        let workspace = self.clone();
+        blocking(move || {
+            workspace.publish_snapshot(&workspace.existing()?, &origin.tag, scratch)?;
+            Ok(Snapshot { standstill: Some(standstill), ..workspace.snapshots().read(&origin.tag)? })
+        })
+        .await
+    }
+
+    /// Captures the running workspace for a command. What it has not needed any more is removed with the command, however
+    /// it ends.
+    pub(super) async fn capture_for(&self, tag: SnapshotTag) -> Result<Captured, Error> {
+        self.capture_into_files(Some(tag), SnapshotContents::MemoryAndDisk, Lifespan::Passing).await
+    }
+
+    async fn capture_into_files(
+        &self,
+        tag: Option<SnapshotTag>,
+        contents: SnapshotContents,
+        lifespan: Lifespan,
+    ) -> Result<Captured, Error> {
         let workspace = self.clone();
         let making = blocking(move || workspace.prepare_capture(tag, contents)).await?;
         let memory = making.memory.as_ref().map(File::as_fd);
@@ -83,22 +116,27 @@ impl Workspace {
         let dir = self.existing()?;
         let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;
         let mut record = WorkspaceRecord::load(&dir)?;
+        let is_evidence = contents == SnapshotContents::Evidence;
         match record.observed_state() {
-            State::Running | State::Paused => {}
+            State::Quarantined if is_evidence && record.has_machine() => {}
+            State::Running | State::Paused if !is_evidence => {}
             state => return Err(self.wrong_state(state, Action::Snapshot)),
         }
         if record.disposable {
             return Err(InvalidRequest::Leftover { name: self.name.clone(), verb: "captured" }.into());
         }
         self.check_contents(&record, contents)?;
-        let (workload, tag, now) = self.check_snapshot(&dir, tag)?;
+        let kind = if is_evidence { "forensic" } else { "snap" };
+        let (workload, tag, now) = self.check_snapshot(&dir, tag, kind)?;
         let clean_up = |source| Error::File { action: "clean up", path: dir.path().to_owned(), source };
         // The machine writes to one of them perhaps, which is a layer, too.
         dir.remove_other_disks(&record).map_err(clean_up)?;
         let held = self.engine.hold_layers()?;
         let scratch = self.snapshot_scratch(&dir, &tag)?;
         let memory = match contents {
-            SnapshotContents::MemoryAndDisk => Some(create_memory(&SnapshotDir::at(scratch.path()))?),
+            SnapshotContents::MemoryAndDisk | SnapshotContents::Evidence => {
+                Some(create_memory(&SnapshotDir::at(scratch.path()))?)
+            }
             SnapshotContents::Disk => None,
         };
         let old_disk = record.disk(&dir);
@@ -121,6 +159,7 @@ impl Workspace {
             workload,
             tag,
             now,
+            contents,
             old_disk,
             overlay,
             memory,
@@ -129,22 +168,34 @@ impl Workspace {
 
     /// Refuses what a snapshot of the running workspace cannot have.
     fn check_contents(&self, record: &WorkspaceRecord, contents: SnapshotContents) -> Result<(), Error> {
-        let workspace = self.name.clone();
+        match contents {
+            SnapshotContents::MemoryAndDisk => self.check_capture(record, Action::Snapshot),
+            SnapshotContents::Disk => self.check_bundles(record),
+            // Nothing runs in it any more, and nobody restores it.
+            SnapshotContents::Evidence => Ok(()),
+        }
+    }
+
+    fn check_bundles(&self, record: &WorkspaceRecord) -> Result<(), Error> {
         let is_open_bundle =
             |disk: &Attachment| matches!(disk.source, DiskSource::Bundle(_)) && !disk.read_only;
         if record.disks.iter().any(is_open_bundle) {
-            return Err(SnapshotError::Bundles { workspace }.into());
+            return Err(SnapshotError::Bundles { workspace: self.name.clone() }.into());
         }
-        if contents == SnapshotContents::Disk {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    /// Refuses what the memory of the running workspace cannot be captured with.
+    pub(super) fn check_capture(&self, record: &WorkspaceRecord, action: Action) -> Result<(), Error> {
+        self.check_bundles(record)?;
+        let workspace = self.name.clone();
         if !record.secrets.is_empty() {
-            return Err(SnapshotError::MemoryWithSecrets { workspace }.into());
+            return Err(SnapshotError::MemoryWithSecrets { workspace, action }.into());
         }
         match record.disks.iter().find(|disk| !disk.read_only) {
             Some(disk) => {
                 let mount_point = disk.mount_point.clone();
-                Err(SnapshotError::MemoryWithDisk { workspace, mount_point }.into())
+                Err(SnapshotError::MemoryWithDisk { workspace, action, mount_point }.into())
             }
             None => Ok(()),
         }
@@ -221,30 +272,47 @@ impl Workspace {
         .await
     }
 
-    /// Writes the snapshot of a machine that writes to the new overlay.
+    /// Writes the files of a machine that writes to the new overlay.
     fn finish_capture(
         &self,
         making: LiveSnapshot,
         capture: &Capture,
         lifespan: Lifespan,
-    ) -> Result<Snapshot, Error> {
-        let LiveSnapshot { dir, settings, scratch, mut record, workload, tag, now, old_disk, memory, .. } =
-            making;
+    ) -> Result<Captured, Error> {
+        let LiveSnapshot {
+            dir,
+            settings,
+            scratch,
+            mut record,
+            workload,
+            tag,
+            now,
+            contents,
+            old_disk,
+            memory,
+            _held,
+            ..
+        } = making;
         self.seal(&mut record.layers)?;
         record.save(&dir, &settings)?;
         // From here on the old overlay is a layer, and only a layer.
         let _ = fs::remove_file(old_disk);
         if let (Some(memory), Some(token)) = (memory, capture.token) {
             let place = SnapshotDir::at(scratch.path());
-            if lifespan == Lifespan::Lasting {
-                let path = place.memory();
-                memory.sync_all().map_err(|source| Error::File { action: "write", path, source })?;
-            }
-            MemoryRecord::new(&memory, token, capture, record.observed_resources())?.save(&place)?;
+            let (path, resources) = (place.memory(), record.observed_resources());
+            let described = MemoryRecord::new(&memory, token, capture, resources);
+            let described = described.and_then(|described| match lifespan {
+                Lifespan::Lasting => {
+                    memory.sync_all()?;
+                    described.with_digest(&path)
+                }
+                Lifespan::Passing => Ok(described),
+            });
+            described.map_err(|source| Error::File { action: "write", path, source })?.save(&place)?;
         }
-        self.write_snapshot(&dir, &tag, &record, &workload, (scratch, now))?;
-        let standstill = Some(Duration::from_micros(capture.standstill_us));
-        Ok(Snapshot { standstill, ..self.snapshots().read(&tag)? })
+        self.fill_snapshot(&dir, &scratch, (&record, &workload), (now, contents))?;
+        let origin = Origin { tag, files: SnapshotDir::at(scratch.path()) };
+        Ok(Captured { origin, scratch, standstill: Duration::from_micros(capture.standstill_us), _held })
     }
 }
 

@@ -4,9 +4,8 @@ use jiff::Timestamp;
 use microagent_model::{SnapshotTag, State, WorkspaceName};
 
 use super::Workspace;
-use super::capture::Lifespan;
-use super::snapshot::SnapshotContents;
-use crate::error::SnapshotError;
+use super::origin::Origin;
+use crate::error::{Action, SnapshotError};
 use crate::invalid::InvalidRequest;
 use crate::{Error, Progress};
 
@@ -16,9 +15,11 @@ impl Workspace {
     /// their number, and continues. Of a resting workspace they are clones, which rest.
     ///
     /// # Errors
-    /// Fails if a name is taken or given twice, or the source cannot be captured
-    /// ([`Snapshots::create`](super::snapshot::Snapshots::create)): then nothing is created. If one of them does not start, it
-    /// is kept in state `failed`, those before it run, and the others are not created.
+    /// Fails if a name is taken or given twice, a secret has no value, or the source cannot be captured
+    /// ([`Snapshots::create`](super::snapshot::Snapshots::create)): then nothing is created. If one of them does not start,
+    /// those that were started before run and are named in the error
+    /// ([`SnapshotError::ForksIncomplete`]), and the others are not created. One whose machine fails is kept in state
+    /// `failed`.
     pub async fn fork(&self, names: &[WorkspaceName], progress: &Progress) -> Result<Vec<Workspace>, Error> {
         for (index, name) in names.iter().enumerate() {
             if names[..index].contains(name) {
@@ -28,48 +29,60 @@ impl Workspace {
                 return Err(Error::NameTaken { name: name.clone() });
             }
         }
-        let mut forks = Vec::new();
-        if !matches!(self.observe()?.observed_state(), State::Running | State::Paused) {
-            for name in names {
-                forks.push(self.clone_to(name).await?);
-            }
-            return Ok(forks);
+        let record = self.observe()?;
+        match record.observed_state() {
+            State::Running | State::Paused => {}
+            state if state.is_resting() => return self.clone_all(names).await,
+            state => return Err(self.wrong_state(state, Action::Fork)),
         }
-        let snapshots = self.snapshots();
-        let tag = fork_tag(Timestamp::now())?;
-        let contents = SnapshotContents::MemoryAndDisk;
-        let snapshot = self.make_live_snapshot(Some(tag), contents, Lifespan::Passing).await?;
-        let started = self.start_forks(&snapshot.tag, names, progress).await;
+        self.engine.prepare()?;
+        self.check_capture(&record, Action::Fork)?;
+        // What no fork could be started without is missed before the source is stopped.
+        drop(self.engine.resolve_secrets(&record.secrets, &record.brokers, progress.token()).await?);
+        let captured = self.capture_for(fork_tag(Timestamp::now())?).await?;
+        let started = self.start_forks(&captured.origin, names, progress).await;
         // Machines that run have read the memory, and the layers are theirs as well.
-        let deleted = snapshots.delete(&snapshot.tag).await;
-        let forks = started?;
-        deleted?;
-        Ok(forks)
+        drop(captured);
+        let _ = self.engine.free_layers().await;
+        started
+    }
+
+    async fn clone_all(&self, names: &[WorkspaceName]) -> Result<Vec<Workspace>, Error> {
+        let mut made = Vec::new();
+        for name in names {
+            match self.clone_to(name).await {
+                Ok(clone) => made.push(clone),
+                Err(error) => return Err(incomplete(made, name, error)),
+            }
+        }
+        Ok(made)
     }
 
     /// Starts two at a time: each of them waits for a part of its start.
     async fn start_forks(
         &self,
-        tag: &SnapshotTag,
+        origin: &Origin,
         names: &[WorkspaceName],
         progress: &Progress,
     ) -> Result<Vec<Workspace>, Error> {
         let snapshots = self.snapshots();
         let mut forks = Vec::new();
         for pair in names.chunks(2) {
-            match pair {
-                [one, other] => {
-                    let (one, other) = tokio::join!(
-                        snapshots.start_workspace(tag, one, progress),
-                        snapshots.start_workspace(tag, other, progress),
-                    );
-                    forks.extend([one?, other?]);
+            let start = async |name: Option<&WorkspaceName>| match name {
+                Some(name) => Some((name.clone(), snapshots.start_from(origin, name, progress).await)),
+                None => None,
+            };
+            let (one, other) = tokio::join!(start(pair.first()), start(pair.get(1)));
+            let mut failed = None;
+            for (name, started) in [one, other].into_iter().flatten() {
+                match started {
+                    Ok(fork) => forks.push(fork),
+                    // The first one says why; the other has mostly the same reason.
+                    Err(error) => failed = failed.or(Some((name, error))),
                 }
-                rest => {
-                    for name in rest {
-                        forks.push(snapshots.start_workspace(tag, name, progress).await?);
-                    }
-                }
+            }
+            if let Some((name, error)) = failed {
+                return Err(incomplete(forks, &name, error));
             }
         }
         Ok(forks)
@@ -90,6 +103,15 @@ impl Workspace {
             .collect::<Result<_, _>>()
             .map_err(|_| SnapshotError::NoForkName { workspace: self.name.clone() }.into())
     }
+}
+
+/// The error of one of several forks, with those that were made.
+fn incomplete(made: Vec<Workspace>, failed: &WorkspaceName, error: Error) -> Error {
+    if made.is_empty() {
+        return error;
+    }
+    let made = made.into_iter().map(|workspace| workspace.name).collect();
+    SnapshotError::ForksIncomplete { made, failed: failed.clone(), source: Box::new(error) }.into()
 }
 
 fn fork_tag(now: Timestamp) -> Result<SnapshotTag, Error> {

@@ -15,13 +15,18 @@ use crate::{Engine, Error};
 
 impl Engine {
     /// Removes the layers that no workspace and no snapshot needs, and returns how many bytes on disk this frees. Deleting
-    /// a snapshot or a workspace does this too; what is left is of commands that were killed.
+    /// a snapshot or a workspace does this too; what is left is of commands that were killed. What else these have left half
+    /// made is removed as well.
     ///
     /// # Errors
     /// Fails if a record cannot be read, and then removes nothing; or if a file cannot be removed.
     pub async fn free_layers(&self) -> Result<u64, Error> {
         let engine = self.clone();
-        blocking(move || engine.remove_unneeded_layers()).await
+        blocking(move || {
+            engine.prepare()?;
+            engine.remove_unneeded_layers()
+        })
+        .await
     }
 
     /// As [`Engine::free_layers`], on this thread.

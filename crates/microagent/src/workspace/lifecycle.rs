@@ -257,11 +257,11 @@ impl Workspace {
         let ttl = options.ttl.or(settings_ttl).filter(|ttl| !ttl.is_zero());
         let spec = SupervisorSpec { one_start, ttl, ..spec };
         let spec = secrets.deliver(spec, &workload.user);
-        let spec = match memory {
+        let spec = match &memory {
             Some(memory) => memory.begin(spec)?,
             None => spec,
         };
-        self.booting(&programs, progress);
+        self.announce(&programs, memory.as_ref(), progress);
         let end = self.end_of_start(&programs, &dir, &[]);
         let supervisor = engine.launch(spec).await?;
         match supervisor.follow(progress).await.map_err(|error| end.lost(error))? {

@@ -1,21 +1,25 @@
 //! Machines that begin with the memory of a snapshot: rolled back, or as another machine.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use microagent_model::{Resources, SIGTERM, SnapshotTag, WorkspaceName};
+use microagent_proto::chain;
 use microagent_store::{OneStart, SnapshotDir, WorkspaceRecord, read_json, write_json};
 use microagent_vm::template::MachineShape;
 use microagent_vm::{Capture, CapturedMemory, DiskStamp, MachineSpec, SupervisorSpec, Work};
 use serde::{Deserialize, Serialize};
 
 use super::lifecycle::StartOptions;
+use super::origin::Origin;
 use super::snapshot::Snapshots;
-use super::{Workspace, WorkspaceDetails};
+use super::{DeleteMode, Workspace, WorkspaceDetails};
 use crate::blocking::blocking;
+use crate::digest::sha256;
 use crate::error::{Action, SnapshotError};
-use crate::supervisor_spec::MachineRequest;
-use crate::{Error, Progress};
+use crate::supervisor_spec::{HostPrograms, MachineRequest};
+use crate::{Error, Event, Progress};
 
 /// `memory.json` of a snapshot: what its memory can be restored in.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,6 +28,9 @@ pub(super) struct MemoryRecord {
     token: [u8; 16],
     resources: Resources,
     shape: MachineShape,
+    /// SHA-256 of the memory, in hexadecimal digits. Missing in what only one command uses, and of earlier releases.
+    #[serde(default)]
+    sha256: Option<String>,
 }
 
 impl MemoryRecord {
@@ -33,11 +40,24 @@ impl MemoryRecord {
         token: [u8; 16],
         capture: &Capture,
         resources: Resources,
-    ) -> Result<MemoryRecord, Error> {
-        let bytes = file.metadata().map(|found| found.len());
-        let bytes =
-            bytes.map_err(|source| Error::File { action: "read", path: "the memory".into(), source })?;
-        Ok(MemoryRecord { bytes, token, resources, shape: capture.shape.clone() })
+    ) -> io::Result<MemoryRecord> {
+        let bytes = file.metadata()?.len();
+        Ok(MemoryRecord { bytes, token, resources, shape: capture.shape.clone(), sha256: None })
+    }
+
+    /// The same, so that changes of the memory's file are noticed.
+    pub(super) fn with_digest(self, memory: &Path) -> io::Result<MemoryRecord> {
+        Ok(MemoryRecord { sha256: Some(sha256(memory)?), ..self })
+    }
+
+    /// Length of the memory.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Size of the machine.
+    pub(super) fn resources(&self) -> Resources {
+        self.resources
     }
 
     /// Writes it.
@@ -55,6 +75,16 @@ pub(crate) struct SnapshotMemory {
 }
 
 impl SnapshotMemory {
+    /// A memory in this file.
+    pub(super) fn new(snapshot: String, path: PathBuf, record: MemoryRecord) -> SnapshotMemory {
+        SnapshotMemory { snapshot, path, record }
+    }
+
+    /// What it can be restored in.
+    pub(super) fn into_record(self) -> MemoryRecord {
+        self.record
+    }
+
     /// The size of the machine, if it differs from the workspace's.
     pub(super) fn size(&self, record: &WorkspaceRecord) -> Option<OneStart> {
         let size_mib = record.resources.size_mib;
@@ -88,31 +118,36 @@ impl SnapshotMemory {
 }
 
 impl Snapshots {
-    /// The memory of a snapshot, if it has one.
-    pub(super) fn load_memory(&self, tag: &SnapshotTag) -> Result<Option<SnapshotMemory>, Error> {
-        let workspace = self.workspace();
-        let (_, found) = workspace.load_snapshot(tag)?;
-        if !found.memory_record().exists() {
+    /// The memory of a snapshot, if it has one. It is as it was written, which takes a read of all of it.
+    pub(super) fn load_memory(&self, origin: &Origin) -> Result<Option<SnapshotMemory>, Error> {
+        let (workspace, found) = (self.workspace(), &origin.files);
+        workspace.load_snapshot(origin)?;
+        let has_memory = found.load().is_ok_and(|manifest| manifest.has_memory);
+        if !has_memory && !found.memory().exists() && !found.memory_record().exists() {
             return Ok(None);
         }
-        let damaged = |reason: String| {
-            let (workspace, tag) = (workspace.name.clone(), tag.clone());
-            Error::from(SnapshotError::Damaged { workspace, tag, reason })
-        };
-        let record: MemoryRecord = read_json(&found.memory_record()).map_err(|e| damaged(e.to_string()))?;
+        let damaged = |reason: String| origin.damaged(&workspace.name, reason);
+        let record: MemoryRecord =
+            read_json(&found.memory_record()).map_err(|e| damaged(format!("its memory: {}", chain(&e))))?;
         let bytes = std::fs::metadata(found.memory()).map(|found| found.len());
         let bytes = bytes.map_err(|e| damaged(format!("its memory: {e}")))?;
         if bytes != record.bytes {
             return Err(damaged(format!("its memory has {bytes} bytes of {}", record.bytes)));
         }
+        if let Some(expected) = &record.sha256 {
+            let sum = sha256(&found.memory()).map_err(|e| damaged(format!("its memory: {e}")))?;
+            if sum != *expected {
+                return Err(damaged("its memory was changed".to_owned()));
+            }
+        }
         let path = std::path::absolute(found.memory());
         let path = path.map_err(|source| Error::File { action: "find", path: found.memory(), source })?;
-        Ok(Some(SnapshotMemory { snapshot: format!("{}:{tag}", workspace.name), path, record }))
+        Ok(Some(SnapshotMemory { snapshot: origin.shown(&workspace.name), path, record }))
     }
 
-    async fn memory(&self, tag: &SnapshotTag) -> Result<Option<SnapshotMemory>, Error> {
-        let (snapshots, tag) = (self.clone(), tag.clone());
-        blocking(move || snapshots.load_memory(&tag)).await
+    async fn memory(&self, origin: &Origin) -> Result<Option<SnapshotMemory>, Error> {
+        let (snapshots, origin) = (self.clone(), origin.clone());
+        blocking(move || snapshots.load_memory(&origin)).await
     }
 
     /// Makes the root disk of the resting workspace what it was at the snapshot, and starts it: with the processes that it had
@@ -127,9 +162,10 @@ impl Snapshots {
         if !state.is_resting() {
             return Err(workspace.wrong_state(state, Action::Start));
         }
-        let memory = self.memory(tag).await?;
+        let origin = self.origin(tag)?;
+        let memory = self.memory(&origin).await?;
         if let Some(memory) = &memory {
-            workspace.check_memory(&record, tag, memory)?;
+            workspace.check_memory(&record, &origin, memory)?;
         }
         let restored = self.restore_disk(tag).await?;
         workspace.start_with(restored, StartOptions::new(), memory, progress).await?;
@@ -142,30 +178,53 @@ impl Snapshots {
     /// the host are picked anew.
     ///
     /// # Errors
-    /// Fails if the snapshot does not exist, is damaged, or its memory does not fit this host, or if the name is taken: then
-    /// nothing is created. If the machine does not start, the workspace is kept in state `failed`.
+    /// Fails if the snapshot does not exist, is damaged, or its memory does not fit this host, if the workspace is
+    /// quarantined, or if the name is taken: then nothing is created. Neither is anything kept if no machine could be
+    /// started, for example because too many run or a secret has no value. If the machine fails, the workspace is kept in
+    /// state `failed`.
     pub async fn start_workspace(
         &self,
         tag: &SnapshotTag,
         name: &WorkspaceName,
         progress: &Progress,
     ) -> Result<Workspace, Error> {
-        let memory = self.memory(tag).await?;
+        self.start_from(&self.origin(tag)?, name, progress).await
+    }
+
+    /// The same, also from a capture that is no snapshot.
+    pub(super) async fn start_from(
+        &self,
+        origin: &Origin,
+        name: &WorkspaceName,
+        progress: &Progress,
+    ) -> Result<Workspace, Error> {
+        self.check_free(Action::UseSnapshot)?;
+        let memory = self.memory(origin).await?;
         if let Some(memory) = &memory {
-            let (snapshots, snapshot) = (self.clone(), tag.clone());
-            let (record, _) = blocking(move || snapshots.workspace().load_snapshot(&snapshot)).await?;
+            let (snapshots, origin) = (self.clone(), origin.clone());
+            let record = blocking(move || snapshots.workspace().load_snapshot(&origin)).await?;
             memory.check_record(self.workspace(), &record)?;
         }
-        let created = self.create_unpublished(tag, name).await?;
+        let created = self.create_unpublished(origin, name).await?;
         let record = created.observe()?;
-        created.start_with(record, StartOptions::new(), memory, progress).await?;
+        let (resting, began) = (record.machine.state, record.machine.changed_at);
+        if let Err(error) = created.start_with(record, StartOptions::new(), memory, progress).await {
+            let untouched = created.observe().is_ok_and(|now| {
+                now.machine.state == resting && now.machine.changed_at == began && !now.has_machine()
+            });
+            if untouched {
+                // It never had a machine. That it cannot be removed is not the error to report.
+                let _ = created.delete(DeleteMode::Resting).await;
+            }
+            return Err(error);
+        }
         Ok(created)
     }
 }
 
 impl SnapshotMemory {
     /// Fails if a machine of this record would not be like the one that was captured.
-    fn check_record(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<(), Error> {
+    pub(super) fn check_record(&self, workspace: &Workspace, record: &WorkspaceRecord) -> Result<(), Error> {
         let engine = &workspace.engine;
         let (programs, dir) = (engine.host_programs(record.network)?, workspace.dir());
         let base = engine.image_store().disk_path(&record.image.disk);
@@ -182,24 +241,43 @@ impl Workspace {
     pub(super) async fn roll_back(&self, tag: &SnapshotTag, progress: &Progress) -> Result<(), Error> {
         let snapshots = self.snapshots();
         let record = self.observe()?;
-        let Some(memory) = snapshots.memory(tag).await? else {
-            return Err(self.wrong_state(record.observed_state(), Action::Restore));
+        let origin = snapshots.origin(tag)?;
+        let Some(memory) = snapshots.memory(&origin).await? else {
+            let with_memory = snapshots.list().await?.into_iter();
+            let with_memory =
+                with_memory.filter(|snapshot| snapshot.memory_bytes.is_some()).map(|snapshot| snapshot.tag);
+            let (workspace, tag, with_memory) = (self.name.clone(), tag.clone(), with_memory.collect());
+            return Err(SnapshotError::NoMemory { workspace, tag, with_memory }.into());
         };
-        self.check_memory(&record, tag, &memory)?;
+        self.check_memory(&record, &origin, &memory)?;
         // What it has not written yet would be lost anyway.
         self.kill().await?;
         let restored = snapshots.restore_disk(tag).await?;
         self.start_with(restored, StartOptions::new(), Some(memory), progress).await
     }
 
+    /// Reports how a machine is being started.
+    pub(super) fn announce(
+        &self,
+        programs: &HostPrograms,
+        memory: Option<&SnapshotMemory>,
+        progress: &Progress,
+    ) {
+        if memory.is_none() {
+            return self.booting(programs, progress);
+        }
+        let (workspace, backend) = (self.name.to_string(), programs.backend().to_owned());
+        progress.event(Event::Restoring { workspace, backend });
+    }
+
     /// Fails if a machine of the workspace with its present settings would not be like the one that was captured.
     fn check_memory(
         &self,
         record: &WorkspaceRecord,
-        tag: &SnapshotTag,
+        origin: &Origin,
         memory: &SnapshotMemory,
     ) -> Result<(), Error> {
-        let (snapshot, _) = self.load_snapshot(tag)?;
+        let snapshot = self.load_snapshot(origin)?;
         if snapshot.disks != record.disks {
             let what = "disks of the workspace";
             return Err(SnapshotError::OtherMachine { snapshot: memory.snapshot.clone(), what }.into());

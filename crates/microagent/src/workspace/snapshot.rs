@@ -23,9 +23,9 @@ use microagent_store::{
 };
 use microagent_vm::flatten;
 
-use super::capture::Lifespan;
 use super::clone::{derived, resting_state};
 use super::layers::{bundle_count, copy_bundles, remove_if_there, restore_bundles};
+use super::origin::Origin;
 use super::{SETTINGS_PATIENCE, Workspace, lock_error, lock_patiently};
 use crate::blocking::blocking;
 use crate::error::{Action, SnapshotError};
@@ -69,6 +69,8 @@ pub struct Snapshot {
     pub volumes: Vec<String>,
     /// The error of its records, if it is damaged.
     pub problem: Option<String>,
+    /// Whether it is evidence of a quarantined workspace, which nothing starts, restores or exports.
+    pub forensic: bool,
 }
 
 /// What a snapshot of a running workspace has. That of a resting one has the disk.
@@ -80,6 +82,8 @@ pub enum SnapshotContents {
     MemoryAndDisk,
     /// The disk.
     Disk,
+    /// Memory, devices and disk of a quarantined workspace, as evidence: nothing starts, restores or exports it.
+    Evidence,
 }
 
 /// Which ports of the host a workspace publishes that is made from a snapshot.
@@ -123,8 +127,10 @@ impl Snapshots {
         let workspace = &self.workspace;
         workspace.engine.prepare()?;
         workspace.existing()?;
-        if matches!(workspace.observe()?.observed_state(), State::Running | State::Paused) {
-            return workspace.make_live_snapshot(tag.cloned(), contents, Lifespan::Lasting).await;
+        if contents == SnapshotContents::Evidence
+            || matches!(workspace.observe()?.observed_state(), State::Running | State::Paused)
+        {
+            return workspace.make_live_snapshot(tag.cloned(), contents).await;
         }
         let (lock, workspace, tag) =
             (self.take(Action::Snapshot).await?, self.workspace.clone(), tag.cloned());
@@ -169,7 +175,7 @@ impl Snapshots {
     /// an error.
     ///
     /// # Errors
-    /// Fails if the workspace does not exist or files cannot be removed.
+    /// Fails if the workspace does not exist, is quarantined, or files cannot be removed.
     pub async fn delete(&self, tag: &SnapshotTag) -> Result<SnapshotDeletion, Error> {
         let (snapshots, tag) = (self.clone(), tag.clone());
         blocking(move || snapshots.remove(&tag)).await
@@ -179,6 +185,7 @@ impl Snapshots {
         let engine = &self.workspace.engine;
         engine.prepare()?;
         let snapshot = self.workspace.existing()?.snapshot(tag);
+        self.check_free(Action::DeleteSnapshot)?;
         let memory = blocks(&snapshot.memory());
         match engine.state().take_out(snapshot.path()) {
             Ok(()) => {
@@ -218,36 +225,38 @@ impl Snapshots {
     /// identity. This workspace may be running.
     ///
     /// # Errors
-    /// Fails if the snapshot does not exist or is damaged, or the name is taken. Then nothing is created.
+    /// Fails if the snapshot does not exist or is damaged, the workspace is quarantined, or the name is taken. Then nothing
+    /// is created.
     pub async fn create_workspace(
         &self,
         tag: &SnapshotTag,
         name: &WorkspaceName,
     ) -> Result<Workspace, Error> {
-        self.create_as(tag, name, Ports::Same).await
+        self.create_as(&self.origin(tag)?, name, Ports::Same).await
     }
 
     /// As [`Snapshots::create_workspace`], with ports of the host that are picked at each start.
     pub(super) async fn create_unpublished(
         &self,
-        tag: &SnapshotTag,
+        origin: &Origin,
         name: &WorkspaceName,
     ) -> Result<Workspace, Error> {
-        self.create_as(tag, name, Ports::Picked).await
+        self.create_as(origin, name, Ports::Picked).await
     }
 
     async fn create_as(
         &self,
-        tag: &SnapshotTag,
+        origin: &Origin,
         name: &WorkspaceName,
         ports: Ports,
     ) -> Result<Workspace, Error> {
         self.workspace.engine.prepare()?;
         self.workspace.existing()?;
-        let (source, tag) = (self.workspace.clone(), tag.clone());
+        self.check_free(Action::UseSnapshot)?;
+        let (source, origin) = (self.workspace.clone(), origin.clone());
         let created = self.workspace.engine.workspace(name);
         let target = created.clone();
-        blocking(move || source.create_from(&tag, &target, ports)).await?;
+        blocking(move || source.create_from(&origin, &target, ports)).await?;
         Ok(created)
     }
 
@@ -278,6 +287,7 @@ impl Snapshots {
             standstill: None,
             volumes: Vec::new(),
             problem: None,
+            forensic: false,
         };
         match loaded {
             Ok((manifest, record)) => {
@@ -290,6 +300,7 @@ impl Snapshots {
                     layer.into_iter().chain(bundles).chain([memory]).map(|path| blocks(&path)).sum();
                 snapshot.volumes = volumes(&record);
                 snapshot.created_at = Some(manifest.created_at);
+                snapshot.forensic = manifest.forensic;
                 snapshot.resources = Some(record.resources);
                 snapshot.image = Some(record.image);
             }
@@ -318,7 +329,7 @@ impl Workspace {
         let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;
         let mut record = WorkspaceRecord::load(&dir)?;
         self.check_resting(&record, Action::Snapshot)?;
-        let (workload, tag, now) = self.check_snapshot(&dir, tag)?;
+        let (workload, tag, now) = self.check_snapshot(&dir, tag, "snap")?;
         dir.remove_other_disks(&record).map_err(|source| Error::File {
             action: "clean up",
             path: dir.path().to_owned(),
@@ -338,7 +349,8 @@ impl Workspace {
                 fs::set_permissions(self.engine.state().layer(&layer.id), fs::Permissions::from_mode(0o400));
         }
         let scratch = self.snapshot_scratch(&dir, &tag)?;
-        self.write_snapshot(&dir, &tag, &record, &workload, (scratch, now))?;
+        self.fill_snapshot(&dir, &scratch, (&record, &workload), (now, SnapshotContents::Disk))?;
+        self.publish_snapshot(&dir, &tag, scratch)?;
         self.snapshots().read(&tag)
     }
 
@@ -347,6 +359,7 @@ impl Workspace {
         &self,
         dir: &WorkspaceDir,
         tag: Option<SnapshotTag>,
+        kind: &str,
     ) -> Result<(Workload, SnapshotTag, Timestamp), Error> {
         let workload = Workload::load(dir).map_err(|e| self.damaged(e))?;
         if !workload.setup.is_empty() {
@@ -358,7 +371,7 @@ impl Workspace {
                 return Err(SnapshotError::Exists { workspace: self.name.clone(), tag }.into());
             }
             Some(tag) => tag,
-            None => free_tag(dir, now),
+            None => free_tag(dir, now, kind),
         };
         Ok((workload, tag, now))
     }
@@ -414,22 +427,33 @@ impl Workspace {
         flushed.and_then(|()| fs::rename(&fresh, &disk)).and_then(|()| fsync_dir(dir.path())).map_err(failed)
     }
 
-    pub(super) fn write_snapshot(
+    /// Writes the files that describe a snapshot.
+    pub(super) fn fill_snapshot(
         &self,
         dir: &WorkspaceDir,
-        tag: &SnapshotTag,
-        record: &WorkspaceRecord,
-        workload: &Workload,
-        (scratch, created_at): (Scratch, Timestamp),
+        scratch: &Scratch,
+        (record, workload): (&WorkspaceRecord, &Workload),
+        (created_at, contents): (Timestamp, SnapshotContents),
     ) -> Result<(), Error> {
-        let place = dir.snapshot(tag);
-        let failed = |source| Error::File { action: "make", path: place.path().to_owned(), source };
         let making = SnapshotDir::at(scratch.path());
         let machine = resting_state(&record.machine, created_at);
         WorkspaceRecord { disposable: false, machine, ..record.clone() }.save_new(making.files())?;
         workload.save(making.files())?;
         copy_bundles(record, dir, making.files())?;
-        making.save(&SnapshotManifest { format: SNAPSHOT_FORMAT, created_at })?;
+        let has_memory = making.memory().exists();
+        let forensic = contents == SnapshotContents::Evidence;
+        Ok(making.save(&SnapshotManifest { format: SNAPSHOT_FORMAT, created_at, has_memory, forensic })?)
+    }
+
+    /// Gives a snapshot that is complete its place.
+    pub(super) fn publish_snapshot(
+        &self,
+        dir: &WorkspaceDir,
+        tag: &SnapshotTag,
+        scratch: Scratch,
+    ) -> Result<(), Error> {
+        let place = dir.snapshot(tag);
+        let failed = |source| Error::File { action: "make", path: place.path().to_owned(), source };
         let snapshots = dir.snapshots();
         let published = match DirBuilder::new().mode(0o700).create(&snapshots) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -446,7 +470,8 @@ impl Workspace {
         self.check_resting(&record, Action::Restore)?;
         let restored = {
             let _held = self.engine.hold_layers()?;
-            let (snapshot, found) = self.load_snapshot(tag)?;
+            let origin = self.snapshots().origin(tag)?;
+            let (snapshot, found) = (self.load_snapshot(&origin)?, origin.files);
             let old_disk = record.disk(&dir);
             let mut restored = WorkspaceRecord {
                 image: snapshot.image,
@@ -473,9 +498,9 @@ impl Workspace {
     }
 
     /// Creates another workspace from the snapshot.
-    fn create_from(&self, tag: &SnapshotTag, target: &Workspace, ports: Ports) -> Result<(), Error> {
+    fn create_from(&self, origin: &Origin, target: &Workspace, ports: Ports) -> Result<(), Error> {
         let _held = self.engine.hold_layers()?;
-        let (snapshot, found) = self.load_snapshot(tag)?;
+        let (snapshot, found) = (self.load_snapshot(origin)?, &origin.files);
         let workload = Workload::load(found.files()).map_err(|e| self.damaged(e))?;
         let (mut record, workload) = derived(snapshot, workload, &self.name, &target.name)?;
         if ports == Ports::Picked {
@@ -487,29 +512,11 @@ impl Workspace {
         })?;
         Ok(())
     }
-
-    /// Reads a snapshot and checks that all of its disk is there.
-    pub(super) fn load_snapshot(&self, tag: &SnapshotTag) -> Result<(WorkspaceRecord, SnapshotDir), Error> {
-        let found = self.existing()?.snapshot(tag);
-        if !found.path().is_dir() {
-            return Err(self.snapshots().no_such(tag));
-        }
-        let loaded = found.load().and_then(|_| WorkspaceRecord::load(found.files()));
-        let (workspace, tag) = (self.name.clone(), tag.clone());
-        let record = match loaded {
-            Ok(record) => record,
-            Err(source) => return Err(SnapshotError::Record { workspace, tag, source }.into()),
-        };
-        match self.engine.missing_part(&record, found.files()) {
-            None => Ok((record, found)),
-            Some(reason) => Err(SnapshotError::Damaged { workspace, tag, reason }.into()),
-        }
-    }
 }
 
 /// A tag from the time that is not taken.
-fn free_tag(dir: &WorkspaceDir, now: Timestamp) -> SnapshotTag {
-    let time = now.strftime("snap-%Y%m%d-%H%M%S").to_string();
+fn free_tag(dir: &WorkspaceDir, now: Timestamp, kind: &str) -> SnapshotTag {
+    let time = format!("{kind}-{}", now.strftime("%Y%m%d-%H%M%S"));
     let numbered = (2..).map(|number: u32| format!("{time}-{number}"));
     let mut tags = std::iter::once(time.clone()).chain(numbered).filter_map(|tag| tag.parse().ok());
     tags.find(|tag| !dir.snapshot(tag).path().exists()).expect("there are more numbers than directories")

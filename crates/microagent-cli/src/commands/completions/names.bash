@@ -17,18 +17,20 @@ _microagent_snapshots() {
     esac
 }
 
-# The values of --from-snapshot: WORKSPACE:TAG, which the shell has as three words, or a tag of the workspace to start.
+_microagent_before_snapshot() { [[ $2 == --from-snapshot || $1.$2 == snapshot.export ]]; }
+
+# The values of --from-snapshot and of snapshot export: WORKSPACE:TAG, which the shell has as three words, or a tag of the workspace to start.
 _microagent_from_snapshot() {
     local verb=$1 workspace=$2 at=$COMP_CWORD
     local words=("${COMP_WORDS[@]:0:at+1}")
     [[ ${words[at]} == : ]] && words+=("") && ((at++))
-    if [[ ${words[at-1]} == --from-snapshot ]]; then
+    if _microagent_before_snapshot "$verb" "${words[at-1]}"; then
         if [[ $verb == start ]]; then
             [[ -z $workspace ]] || _microagent_list snapshot list "$workspace"
         else
             _microagent_list list
         fi
-    elif ((at > 3)) && [[ ${words[at-1]} == : && ${words[at-3]} == --from-snapshot ]]; then
+    elif ((at > 3)) && [[ ${words[at-1]} == : ]] && _microagent_before_snapshot "$verb" "${words[at-3]}"; then
         _microagent_list snapshot list "${words[at-2]}"
     fi
 }
@@ -47,7 +49,7 @@ _microagent_names() {
     if [[ -n $names ]]; then
         COMPREPLY=($(compgen -W "$names" -- "${cur#:}"))
         # A tag follows.
-        if [[ $verb == create && $prev == --from-snapshot ]]; then
+        if [[ $verb != start ]] && _microagent_before_snapshot "$verb" "$prev"; then
             COMPREPLY=("${COMPREPLY[@]/%/:}")
             compopt -o nospace 2>/dev/null
         fi

@@ -26,6 +26,7 @@ complete -c microagent -f -n "__microagent_verb run rmi push tag save history" -
 complete -c microagent -f -n "__microagent_group image delete rm push tag save history" -a "(microagent image list -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_group snapshot create list ls restore delete rm; and test (count (__microagent_words)) -eq 3" -a "(microagent list -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_group snapshot restore delete rm; and test (count (__microagent_words)) -ge 4" -a "(microagent snapshot list (__microagent_words)[4] -q 2>/dev/null)"
+complete -c microagent -f -n "__microagent_group snapshot export; and test (count (__microagent_words)) -eq 3" -a "(for name in (microagent list -q 2>/dev/null); microagent snapshot list \$name -q 2>/dev/null | string replace -r '^' \$name:; end)"
 complete -c microagent -f -n "__microagent_group volume delete rm status inspect resize" -a "(microagent volume list -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_verb network; and test (count (__microagent_words)) -eq 2" -a "(microagent list -q 2>/dev/null)"
 complete -c microagent -f -n "__microagent_group network inspect delete rm" -a "(microagent network list -q 2>/dev/null)"

@@ -1,0 +1,70 @@
+//! What workspaces are made from: the files of a snapshot, or of a capture that only its command uses.
+
+use microagent_model::{SnapshotTag, State, WorkspaceName};
+use microagent_store::{SnapshotDir, WorkspaceRecord};
+
+use super::Workspace;
+use super::snapshot::Snapshots;
+use crate::Error;
+use crate::error::{Action, SnapshotError};
+
+/// A snapshot, or the capture of a fork, which has a tag for messages only.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    pub(super) tag: SnapshotTag,
+    pub(super) files: SnapshotDir,
+}
+
+impl Origin {
+    /// Its name in messages.
+    pub(super) fn shown(&self, workspace: &WorkspaceName) -> String {
+        format!("{workspace}:{}", self.tag)
+    }
+
+    /// The error that its files are damaged.
+    pub(super) fn damaged(&self, workspace: &WorkspaceName, reason: String) -> Error {
+        SnapshotError::Damaged { workspace: workspace.clone(), tag: self.tag.clone(), reason }.into()
+    }
+}
+
+impl Snapshots {
+    /// The files of a snapshot, which may not exist.
+    pub(super) fn origin(&self, tag: &SnapshotTag) -> Result<Origin, Error> {
+        Ok(Origin { tag: tag.clone(), files: self.workspace().existing()?.snapshot(tag) })
+    }
+
+    /// Fails if the workspace is quarantined: its snapshots are kept for examination as it is.
+    pub(super) fn check_free(&self, action: Action) -> Result<(), Error> {
+        let workspace = self.workspace();
+        match workspace.observe().map(|record| record.observed_state()) {
+            Ok(state @ State::Quarantined) => Err(workspace.wrong_state(state, action)),
+            // A damaged record says nothing of a quarantine, and must not keep snapshots from being deleted.
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Workspace {
+    /// Reads a snapshot and checks that all of its disk is there.
+    pub(super) fn load_snapshot(&self, origin: &Origin) -> Result<WorkspaceRecord, Error> {
+        if !origin.files.path().is_dir() {
+            return Err(self.snapshots().no_such(&origin.tag));
+        }
+        if origin.files.load().is_ok_and(|manifest| manifest.forensic) {
+            let (workspace, tag) = (self.name.clone(), origin.tag.clone());
+            return Err(SnapshotError::Forensic { workspace, tag }.into());
+        }
+        let loaded = origin.files.load().and_then(|_| WorkspaceRecord::load(origin.files.files()));
+        let record = match loaded {
+            Ok(record) => record,
+            Err(source) => {
+                let (workspace, tag) = (self.name.clone(), origin.tag.clone());
+                return Err(SnapshotError::Record { workspace, tag, source }.into());
+            }
+        };
+        match self.engine.missing_part(&record, origin.files.files()) {
+            None => Ok(record),
+            Some(reason) => Err(origin.damaged(&self.name, reason)),
+        }
+    }
+}
