@@ -16,7 +16,7 @@ pub fn path(name: &str) -> PathBuf {
     path
 }
 
-/// The OCI layout directory of a fixture: `busybox`, `debian`, `layers`, `caps` or `services`.
+/// The OCI layout directory of a fixture: `busybox`, `debian`, `layers`, `caps`, `services` or `systemd`.
 #[track_caller]
 pub fn layout(name: &str) -> PathBuf {
     path(name)

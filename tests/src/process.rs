@@ -103,6 +103,13 @@ impl Process {
         line.split_whitespace().next()?.parse().ok()
     }
 
+    /// What it takes of the host's memory in KiB, of shared pages its part; none when the process is gone.
+    pub fn cost_kib(&self) -> Option<u64> {
+        let memory = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid)).ok()?;
+        let line = memory.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
     /// Whether its command line, working directory, root or an open file lies in `dir`.
     fn uses(&self, dir: &Path) -> bool {
         let dir_bytes = dir.as_os_str().as_bytes();

@@ -180,6 +180,14 @@ fn a_failed_setup_leaves_its_logs_and_is_tried_again_at_the_next_start() {
     assert!(home.microagent(["logs", "web"]).success().text().contains("trying"));
     home.microagent(["delete", "web", "--yes"]).success();
 
+    // A step that cannot be started says why.
+    let create = home.microagent(["create", "web", "--image", &image, "--network", "isolated"]);
+    let create = create.args(["--setup", "rm /bin/sh", "--setup", "true"]).run().code(1);
+    create.says("setup step 2 could not be started (the image has no shell (/bin/sh)): true");
+    let status = home.microagent(["status", "web"]).success();
+    assert!(status.text().contains("the image has no shell"), "{}", status.told());
+    home.microagent(["delete", "web", "--yes"]).success();
+
     // A name that is taken stays what it is, and nothing is left of what could not be made.
     let create = |image: &str| home.microagent(["create", "web", "--network", "isolated", "--image", image]);
     create("oci:no-such-layout").failure();

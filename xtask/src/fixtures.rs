@@ -37,6 +37,8 @@ const TOOLS: [(&str, &str); 5] = [
 ];
 /// Servers that people run, for tests of volumes and of the network.
 const SERVICE_PACKAGES: &str = "nginx-light,postgresql";
+/// An init with what it starts, and a small one that passes signals on.
+const INIT_PACKAGES: &str = "systemd-sysv,dbus,nginx-light,openssh-server,cron,tini";
 /// Real programs of about 1 GB, in two layers, for the benchmark.
 const BENCH_PACKAGES: [&str; 2] =
     ["build-essential,git,python3-numpy", "default-jdk-headless,nodejs,golang-go"];
@@ -61,13 +63,14 @@ struct Recipe {
 /// What every OCI layout has.
 const INDEX: &str = "index.json";
 
-const RECIPES: [Recipe; 8] = [
+const RECIPES: [Recipe; 9] = [
     Recipe { name: "busybox", version: 1, proof: INDEX, make: busybox },
     Recipe { name: "debian", version: 1, proof: INDEX, make: debian },
     Recipe { name: "layers", version: 1, proof: INDEX, make: layers::make },
     Recipe { name: "caps", version: 1, proof: INDEX, make: caps::make },
     Recipe { name: "services", version: 1, proof: INDEX, make: services },
     Recipe { name: "openai", version: 1, proof: INDEX, make: openai },
+    Recipe { name: "systemd", version: 1, proof: INDEX, make: systemd },
     Recipe { name: "openbao", version: 1, proof: openbao::PROGRAM, make: openbao::fetch },
     Recipe { name: "mcp-clients", version: 1, proof: mcp_clients::PROOF, make: mcp_clients::fetch },
 ];
@@ -272,6 +275,14 @@ fn services(workshop: &Workshop<'_>) -> Result<()> {
     let tar = debian_tar(workshop, SERVICE_PACKAGES)?;
     layout.add_layer(File::open(tar)?, Compression::Gzip)?;
     layout.finish(&Settings { command: &["bash"] })
+}
+
+/// Debian with systemd, and services that it starts.
+fn systemd(workshop: &Workshop<'_>) -> Result<()> {
+    let mut layout = workshop.layout("systemd")?;
+    let tar = debian_tar(workshop, INIT_PACKAGES)?;
+    layout.add_layer(File::open(tar)?, Compression::Gzip)?;
+    layout.finish(&Settings { command: &["/sbin/init"] })
 }
 
 /// Two layers of many and large files: Debian with compilers, and above it Debian with other ones, so that

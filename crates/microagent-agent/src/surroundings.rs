@@ -95,7 +95,8 @@ pub(crate) fn prepare_root(modules: Option<&OwnedFd>) {
         console::say_error("cannot share mounts", &error);
     }
     if fs::symlink_metadata("/etc/mtab").is_err()
-        && let Err(error) = symlink("/proc/self/mounts", "/etc/mtab")
+        && let Err(error) =
+            fs::create_dir_all("/etc").and_then(|()| Ok(symlink("/proc/self/mounts", "/etc/mtab")?))
     {
         console::say_error("cannot make /etc/mtab", &error);
     }

@@ -135,8 +135,14 @@ const ALLOWED: &[c_long] = &[
 ];
 
 /// Allowed requests of `ioctl`: set a descriptor non-blocking, query how much can be read, and query whether it is a
-/// terminal. Requests that insert input into a terminal are not allowed.
-const IOCTL_REQUESTS: [u64; 3] = [libc::FIONBIO, libc::FIONREAD, libc::TCGETS];
+/// terminal; take and answer a call of QEMU. Requests that insert input into a terminal are not allowed.
+const IOCTL_REQUESTS: [u64; 5] = [
+    libc::FIONBIO,
+    libc::FIONREAD,
+    libc::TCGETS,
+    libc::SECCOMP_IOCTL_NOTIF_RECV,
+    libc::SECCOMP_IOCTL_NOTIF_SEND,
+];
 
 /// Commands of `fcntl`: copies of descriptors and their flags. None sends a signal, which would not go by the rules for
 /// `kill`: the owner of a pipe that is told of its data can be any process.

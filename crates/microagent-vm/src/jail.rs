@@ -7,6 +7,7 @@
 //! program ([`program`]).
 
 mod limits;
+mod notified;
 mod paths;
 mod privileges;
 mod program;
@@ -18,6 +19,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use landlock::RulesetError;
@@ -25,6 +27,9 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use rustix::thread::CapabilitySet;
 
 pub(crate) use limits::Limits;
+pub(crate) use notified::PUNCH_HOLE;
+#[cfg(test)]
+pub(crate) use notified::{enforce as ask_supervisor, refuse_holes};
 pub(crate) use paths::{NEWEST, allow};
 pub(crate) use privileges::Account;
 pub(crate) use program::ProgramError;
@@ -89,6 +94,8 @@ pub(crate) struct Jail {
     account: Option<Account>,
     backend: Backend,
     limits: Limits,
+    /// Where the listener of the calls goes that the supervisor answers, if it answers any.
+    notified: Option<UnixStream>,
 }
 
 impl Jail {
@@ -105,7 +112,13 @@ impl Jail {
         let rules = Rules::new(&executable, jailed)?;
         let backend = if jailed.kvm { Backend::Kvm } else { Backend::Tcg };
         let (account, limits) = (jailed.account.cloned(), jailed.limits);
-        Ok(Jail { executable, entrances, rules, account, backend, limits })
+        Ok(Jail { executable, entrances, rules, account, backend, limits, notified: None })
+    }
+
+    /// Makes the supervisor answer the calls that concern the memory of a template: see [`notified`]. It gets the
+    /// listener from the other end of the socket, when the process has entered the jail.
+    pub(crate) fn notifying(self, supervisor: UnixStream) -> Jail {
+        Jail { notified: Some(supervisor), ..self }
     }
 
     /// The path of the program without links.
@@ -139,6 +152,9 @@ impl Jail {
         let executable = self.executable.arm(self.limits.descriptors())?;
         if let Some(wait) = wait {
             wait.close_others(executable.slot())?;
+        }
+        if let Some(supervisor) = &self.notified {
+            notified::enforce(supervisor)?;
         }
         syscalls::enforce(self.backend, executable.slot())?;
         Ok(executable)

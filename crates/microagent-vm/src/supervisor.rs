@@ -21,6 +21,7 @@ mod liveness;
 mod machine;
 mod monitor;
 mod network;
+mod notified;
 mod outcome;
 mod plan;
 mod ports;

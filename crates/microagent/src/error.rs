@@ -315,7 +315,7 @@ pub enum Error {
         message: String,
     },
     /// A setup step failed, so the command was not run.
-    #[error("setup step {} failed with exit code {}: {}", failure.step, failure.exit_code, failure.label)]
+    #[error("{failure}")]
     SetupFailed {
         /// The workspace, left in state `failed`.
         workspace: WorkspaceName,

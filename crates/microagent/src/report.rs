@@ -1,5 +1,7 @@
 //! The result of a run.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use microagent_image::{Image, Origin};
 use microagent_model::{NetworkMode, Publish, Resources, State, WorkspaceName};
@@ -104,4 +106,14 @@ pub struct SetupFailure {
     pub exit_code: i32,
     /// Why it could not be started, or `None`.
     pub start_error: Option<String>,
+}
+
+impl fmt::Display for SetupFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SetupFailure { step, label, exit_code, start_error } = self;
+        match start_error {
+            Some(error) => write!(f, "setup step {step} could not be started ({error}): {label}"),
+            None => write!(f, "setup step {step} failed with exit code {exit_code}: {label}"),
+        }
+    }
 }

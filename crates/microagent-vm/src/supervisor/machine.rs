@@ -25,6 +25,7 @@ use tokio::time::{sleep, timeout};
 use super::guest_end::GuestEnd;
 use super::monitor::{Monitor, hold_monitor};
 use super::network::{LinkChange, Network};
+use super::notified;
 use super::plan::Plan;
 use super::qemu::{self, Processes, Qemu, StandBy};
 use super::{Shared, VMM_LOG_LIMIT, full_or_boot};
@@ -323,6 +324,14 @@ fn attach(mut qemu: Qemu, logs: &Logs, features: Features, events: &mpsc::Sender
     spawn_local(copy_to_log(shown, Rc::clone(&logs.console)));
     let (monitor, commanded) = Monitor::new();
     let guest_end = GuestEnd::new(Rc::clone(&logs.console));
+    if let Some(notified) = qemu.notified {
+        let vmm_log = Rc::clone(&logs.vmm);
+        spawn_local(async move {
+            if let Err(error) = notified::answer(notified).await {
+                vmm_log.borrow_mut().append(format!("microagent: QEMU's calls: {error}\n").as_bytes());
+            }
+        });
+    }
     let (qemu_words, ends) = ((qemu.first, qemu.state, features), guest_end.clone());
     spawn_local(hold_monitor(qemu.monitor, qemu_words, events.clone(), commanded, ends));
     Attached { child: qemu.child, control: qemu.control, keys: Some(keys), monitor, words, guest_end }

@@ -96,8 +96,12 @@ fn end_state(work: &Work, outcome: &Outcome) -> (State, Option<WorkspaceFailure>
         }
         Outcome::Failed(failure) => (State::Failed, Some(failure.clone())),
         Outcome::Quarantined(failure) => (State::Quarantined, Some(failure.clone())),
-        Outcome::SetupFailed { step, exit_code, .. } => {
-            failed(FailureKind::Setup, format!("setup step {} failed with exit code {exit_code}", step + 1))
+        Outcome::SetupFailed { step, exit_code, start_error } => {
+            let how = match start_error {
+                Some(error) => format!("could not be started: {error}"),
+                None => format!("failed with exit code {exit_code}"),
+            };
+            failed(FailureKind::Setup, format!("setup step {} {how}", step + 1))
         }
         Outcome::ServiceEnded(result) if result.exit_code != 0 => {
             let message = match (&result.start_error, result.signal) {

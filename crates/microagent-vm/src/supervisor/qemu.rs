@@ -17,9 +17,11 @@ use tokio::process::Child;
 use tokio::time::timeout;
 
 use super::machine::REAP_DEADLINE;
+use super::notified::Notified;
 use super::plan::Plan;
 use crate::cgroup::{Bounds, MachineGroup};
 use crate::handed::{Handed, MachineFiles, open_again};
+use crate::handover::take_over;
 use crate::jail::{Account, FileAccess, Jail, Jailed, Limits};
 use crate::machine::{
     CAPTURES_MAX, STATE_SET, Sockets, Start, command_line, host_memory_limit_mib, throttle_disks,
@@ -40,6 +42,8 @@ pub(super) struct Qemu {
     pub(super) state: Option<Incoming>,
     /// What the monitor is told before the guest runs.
     pub(super) first: Vec<(&'static str, Value)>,
+    /// The calls that it is answered, if it has the memory of a template.
+    pub(super) notified: Option<Notified>,
 }
 
 /// A state that QEMU restores.
@@ -162,11 +166,20 @@ impl Maker<'_> {
             reopened: &reopened,
             limits: limits(machine, inherit.len() + CAPTURES_MAX as usize, self.files.largest_bytes()?),
         };
-        let jail = Jail::prepare(jailed, line.args(), self.group.entrances()).map_err(io::Error::other)?;
+        let mut jail =
+            Jail::prepare(jailed, line.args(), self.group.entrances()).map_err(io::Error::other)?;
+        let mut listener = None;
+        if matches!(start, Start::Restore { .. }) {
+            let (ours, theirs) = StdUnixStream::pair()?;
+            (jail, listener) = (jail.notifying(theirs), Some(ours));
+        }
         let path = jail.program();
         let program =
             Program { path: &path, args: line.args(), inherit: &inherit, stdin: None, jail: Some(jail) };
         let (child, more) = spawn(program)?;
+        let listener = listener.and_then(|from| take_over(&from, 0).ok()?.1.pop());
+        let memory_bytes = u64::from(machine.memory_mib) << 20;
+        let notified = listener.map(|listener| Notified { listener, memory_bytes });
         let state = start.state().map(|state| Incoming {
             uri: match self.features.file_migration {
                 true => format!("file:{}", STATE_SET.filename()),
@@ -175,7 +188,7 @@ impl Maker<'_> {
             has_memory: matches!(start, Start::RestoreWhole { .. }),
         });
         let first = throttle_disks(machine, start);
-        Ok((Qemu { child, console, monitor, control, state, first }, more))
+        Ok((Qemu { child, console, monitor, control, state, first, notified }, more))
     }
 }
 
