@@ -45,7 +45,7 @@ fn use_and_free(home: &Home) {
 #[test]
 fn memory_that_a_guest_frees_is_its_hosts_again() {
     let home = Home::new(User::unprivileged());
-    home.create("web", ["--memory", "1024", "--network", "isolated"]);
+    home.create("web", ["--memory", "1024"]);
     // The first start makes the templates. The others restore one, which no machine has changed meanwhile.
     for _ in 0..3 {
         home.microagent(["start", "web"]).success();
@@ -66,7 +66,7 @@ fn memory_that_a_guest_frees_is_its_hosts_again() {
 fn disk_that_a_guest_frees_is_its_hosts_again() {
     let home = Home::new(User::unprivileged());
     home.microagent(["volume", "create", "data", "--size-mib", "512"]).success();
-    home.create("web", ["--network", "isolated", "-v", "data:/data"]);
+    home.create("web", ["-v", "data:/data"]);
     let mib = |path: &Path| (fs::metadata(path).unwrap().blocks() * 512) >> 20;
     let sh = |line: &str| home.microagent(["exec", "web", "--", "sh", "-c", line]).success();
     let root = home.workspace("web").join("disk.qcow2");
