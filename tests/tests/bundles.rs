@@ -175,7 +175,7 @@ fn what_is_no_disk_is_refused_before_anything_is_made() {
         (["--disk", "/dev/null:/src"], ["is not a disk image", "mkfs.ext4"]),
         (["-v", "data:work"], ["is not absolute", "as /work"]),
         (["-v", "data:/work:z"], ["`z` is not a mount mode", ":ro"]),
-        (["-v", "data:/"], ["cannot be mounted on", "as /work"]),
+        (["-v", "data:/"], ["nothing can be mounted on", "as /work"]),
     ] {
         let run = refused(&home, &options);
         assert!(texts.iter().all(|text| run.stderr.contains(text)), "{}", run.told());
@@ -228,9 +228,9 @@ fn a_tar_file_that_means_harm_is_refused_and_leaves_nothing() {
     let before = used();
     for (file, text) in [
         ("climbing.tar", "tries to reach outside its root with `a/../../evil`"),
-        ("cut.tar.gz", "is damaged, or no tar file"),
+        ("cut.tar.gz", "is damaged, or not a tar file"),
         ("xz.tar", "compressed with xz"),
-        ("text.tar", "is damaged, or no tar file"),
+        ("text.tar", "is damaged, or not a tar file"),
         ("says.tar.gz", "exceeds a limit: it unpacks to more than 34359738368 bytes"),
     ] {
         let run = refused(&home, &["-v", &format!("{file}:/in")]).code(1).says(file).says(text);
@@ -277,7 +277,7 @@ fn a_tar_stream_on_standard_input_is_a_volume() {
         .stdin(b"no tar".to_vec())
         .run()
         .code(1)
-        .says("the tar stream on standard input is damaged, or no tar file");
+        .says("the tar stream on standard input is damaged, or not a tar file");
     run(&["-v", "-:/src"], &["true"]).stdin(Vec::new()).run().code(1).says("it is empty");
     let climbing = tar(&[("../../etc/evil", "x")]);
     run(&["-v", "-:/src"], &["true"]).stdin(climbing).run().code(1).says("reach outside");

@@ -45,7 +45,7 @@ fn files_and_directories_go_both_ways_by_the_rules_of_docker() {
         cp("tree", "web:/root/new").success();
         cp("tree", "web:/root/new").success();
         cp("tree/.", "web:/tmp").success();
-        cp("app.py", "web:/missing/").run().code(2).says("there is not a directory");
+        cp("app.py", "web:/missing/").run().code(2).says("there is no directory");
         cp("tree", "web:/root/renamed.py").run().code(2).says("is not a directory");
         cp("nothing", "web:/root/").run().code(1).says("nothing");
         cp("web:/nothing", "out").run().code(1).says("does not exist");
@@ -87,7 +87,7 @@ fn a_tar_stream_goes_in_and_comes_out_as_it_is() {
     tar.append_data(&mut header, "dir/file", &b"hello"[..]).unwrap();
     let tar = tar.into_inner().unwrap();
     home.microagent(["cp", "-", "web:/root"]).stdin(tar.clone()).success();
-    home.microagent(["cp", "-", "web:/missing"]).stdin(tar).run().code(2).says("there is not a directory");
+    home.microagent(["cp", "-", "web:/missing"]).stdin(tar).run().code(2).says("there is no directory");
     let out = home.microagent(["cp", "web:/root/dir/file", "-"]).success();
     let mut archive = tar::Archive::new(&out.stdout[..]);
     let entry = archive.entries().unwrap().next().unwrap().unwrap();
@@ -142,7 +142,7 @@ fn links_at_the_destination_are_followed_on_both_sides() {
     assert_eq!(guest("cat /s/avail/site /s/avail/new; readlink /s/enabled/site"), "1\n2\n../avail/site\n");
     cp("file", "web:/s/enabled/dir").success();
     assert_eq!(guest("cat /s/avail/file"), "2\n");
-    cp("file", "web:/s/enabled/a").run().code(2).says("lead to each other");
+    cp("file", "web:/s/enabled/a").run().code(2).says("form a loop");
 
     // The host's links likewise; a source that is a link is copied as one.
     let real = home.make_dir("real");
@@ -157,7 +157,7 @@ fn links_at_the_destination_are_followed_on_both_sides() {
     for name in ["kept", "made", "site"] {
         assert_eq!(fs::read_to_string(real.join(name)).unwrap(), "1\n", "{name}");
     }
-    cp("web:/s/avail/site", "loop").run().code(2).says("lead to each other");
+    cp("web:/s/avail/site", "loop").run().code(2).says("form a loop");
     cp("web:/s/enabled/site", "a-link").success();
     assert_eq!(fs::read_link(home.path().join("a-link")).unwrap().to_str(), Some("../avail/site"));
 

@@ -116,7 +116,7 @@ fn settings_of_the_system_hold_at_every_start() {
     home.create("odd", ["--sysctl=net.no.such=1"]);
     let odd = home.microagent(["start", "odd"]).run();
     assert!(!odd.told().contains("boots instead"), "no template is to blame: {}", odd.told());
-    odd.code(1).says("the guest's kernel does not take `net.no.such`");
+    odd.code(1).says("the guest's kernel does not accept `net.no.such`");
     home.create("many", ["--ulimit=nofile=999999999"]);
     home.microagent(["start", "many"]).run().code(1).says("at most 1048576 open files");
     home.microagent(["delete", "--force", "web", "odd", "many"]).success();

@@ -190,7 +190,7 @@ fn a_memory_that_does_not_fit_is_refused_before_anything_is_lost() {
             fs::write(&memory, &changed).unwrap();
         }),
         ("its memory: ", &|| fs::remove_file(&memory).unwrap()),
-        ("the QEMU is another", &|| {
+        ("the QEMU is different", &|| {
             fs::write(&path, other.to_string()).unwrap();
             fs::write(&memory, &whole).unwrap();
         }),

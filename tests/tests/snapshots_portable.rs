@@ -143,7 +143,7 @@ fn a_memory_of_another_qemu_is_refused_and_its_disk_is_not() {
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let import = ["snapshot", "import", "brought", "twin"];
     let refused = other.microagent(import).env("PATH", &path).run().code(1);
-    refused.says("the memory in the file cannot be restored here: the QEMU is another").says("--disk-only");
+    refused.says("the memory in the file cannot be restored here: the QEMU is different").says("--disk-only");
     assert_eq!(files(&other), [] as [PathBuf; 0]);
     other.microagent(import).arg("--disk-only").env("PATH", &path).success();
     other.microagent(["start", "twin"]).success();

@@ -157,7 +157,7 @@ fn a_workspace_follows_its_file() {
     home.write("specs/other.yaml", "image: alpine:3.20\nrestart: never\n");
     let refused = home.microagent(["apply", "web", "--file", "specs/other.yaml", "--json"]).run().code(2);
     refused.says("the file says `alpine:3.20`");
-    apply("network: {mode: user}\n").run().code(2).says("stands twice");
+    apply("network: {mode: user}\n").run().code(2).says("is given twice");
     apply("resources: {memoryMiB: 1}\n").run().code(2).says("too little");
     assert_eq!(record(), before);
     let json = apply("restart: always\n").args(["--json"]).success().json();
@@ -222,7 +222,7 @@ fn disks_of_a_file_are_attached_and_exchanged() {
 
     let before = fs::read_to_string(home.workspace("web").join("workspace.json")).unwrap();
     apply("bundles: []\nrestart: always\n").run().code(2).says("its bundles have been made into disks");
-    apply("volumes: ['first:/src']\n").run().code(2).says("mounted on twice");
+    apply("volumes: ['first:/src']\n").run().code(2).says("two disks are mounted on");
     apply("disks: [{path: none.img, mountpoint: /x}]\n").run().code(1).says("none.img");
     assert_eq!(fs::read_to_string(home.workspace("web").join("workspace.json")).unwrap(), before);
     home.microagent(["delete", "web", "--yes"]).success();

@@ -205,7 +205,7 @@ fn ten_disks_at_once_and_one_within_the_other() {
         home.microagent(["halt", "many"]).success();
     }
     let refused = home.run("busybox", ["-v", "v0:/a", "-v", "v1:/a/"], &["true"]).run().code(2);
-    refused.says("`/a` is mounted on twice");
+    refused.says("two disks are mounted on `/a`");
     home.microagent(["delete", "many", "--yes"]).success();
     home.nothing_is_left();
 }

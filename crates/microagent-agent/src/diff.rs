@@ -67,7 +67,7 @@ enum DiffError {
     #[error("the root cannot be looked at")]
     Root(#[source] io::Error),
     #[error(
-        "`{path}` cannot be part of an image: a name that begins with `.wh.` means there that something is gone"
+        "`{path}` cannot be part of an image: in an image, a name that begins with `.wh.` marks a deleted file"
     )]
     Whiteout { path: String },
     #[error(transparent)]

@@ -28,11 +28,11 @@ pub(crate) enum MountError {
     Point { path: PathBuf, source: io::Error },
     #[error("`{}` leads to `{}`, where nothing can be mounted", path.display(), real.display())]
     Place { path: PathBuf, real: PathBuf },
-    #[error("the disk for `{}` was not unmounted cleanly, and cannot be read before it was mounted for writing once", path.display())]
+    #[error("the disk for `{}` was not unmounted cleanly, and must be mounted for writing once before it can be mounted read-only", path.display())]
     Unclean { path: PathBuf },
     #[error("the disk for `{}` cannot be mounted: it is damaged, or has features that the guest's kernel lacks", path.display())]
     Mount { path: PathBuf, source: io::Error },
-    #[error("the volume for `{}` cannot take over the owner of what it covers", path.display())]
+    #[error("the volume for `{}` cannot take over the owner of the directory that it covers", path.display())]
     TakeOver { path: PathBuf, source: io::Error },
 }
 

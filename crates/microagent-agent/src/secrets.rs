@@ -32,7 +32,7 @@ const PAGE: usize = 4096;
 /// Why the secrets are not there.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretsError {
-    #[error("cannot tell whose secrets they are")]
+    #[error("cannot find out the owner of the secrets")]
     Owner(#[source] UserError),
     #[error("cannot make a file system for secrets")]
     Make(#[source] io::Error),

@@ -32,7 +32,7 @@ static LIMITS: OnceLock<Vec<Limit>> = OnceLock::new();
 pub(crate) enum SettingsError {
     #[error("the kernel setting `{0}` has no name below /proc/sys")]
     Name(String),
-    #[error("the guest's kernel does not take `{name}` = `{value}`")]
+    #[error("the guest's kernel does not accept `{name}` = `{value}`")]
     Sysctl { name: String, value: String, source: io::Error },
     #[error(transparent)]
     Place(#[from] MountError),

@@ -41,7 +41,7 @@ pub enum EndpointError {
         name: String,
     },
     /// The host of the upstream is not one that a certificate can be for.
-    #[error("broker `{name}`: no certificate can be for `{host}`")]
+    #[error("broker `{name}`: a certificate cannot have the name `{host}`")]
     Host {
         /// The broker's name.
         name: String,

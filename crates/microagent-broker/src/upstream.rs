@@ -81,11 +81,11 @@ where
 pub(crate) enum ConnectError {
     #[error("its name cannot be looked up: {0}")]
     Lookup(io::Error),
-    #[error("its name leads to {0}, which is not a public address; `private` allows that")]
+    #[error("its name resolves to {0}, which is not a public address; `private` allows that")]
     NotPublic(IpAddr),
-    #[error("its name leads nowhere")]
+    #[error("its name resolves to no address")]
     NoAddress,
-    #[error("it cannot be connected to: {0}")]
+    #[error("cannot connect to it: {0}")]
     Tcp(io::Error),
     #[error("TLS: {0}")]
     Tls(io::Error),

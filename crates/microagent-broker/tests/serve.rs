@@ -343,7 +343,7 @@ fn an_upstream_that_cannot_be_used_is_a_status_with_a_reason() {
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let told = ask(Bench::start(gone, ""));
     assert!(
-        status(&told) == "502" && told.contains("broker API: the upstream: it cannot be connected to"),
+        status(&told) == "502" && told.contains("broker API: the upstream: cannot connect to it"),
         "{told}"
     );
     let upstream = Upstream::start(|_, tls| drop(tls.write_all(OK.as_bytes())));

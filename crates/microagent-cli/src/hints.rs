@@ -36,7 +36,7 @@ pub(crate) fn text(hint: &Hint) -> String {
              microagent delete {name} --yes"
         ),
         Hint::RepeatOrRestart { name } => {
-            format!("it was not changed; try again, or start it anew first: microagent restart {name}")
+            format!("it was not changed; try again, or restart it first: microagent restart {name}")
         }
         Hint::ListPorts { name } => format!("`microagent port {name}` lists its ports"),
         Hint::RepairDisk => "if it was not unmounted cleanly, start once without :ro; if it is damaged, repair its file with \
@@ -44,8 +44,8 @@ pub(crate) fn text(hint: &Hint) -> String {
             .to_owned(),
         Hint::PackDirectory => "pipe it in, `tar -C DIR -c . | microagent run -v -:/guest/path IMAGE`, or attach a tar \
                                 file of it, -v dir.tar:/guest/path; or copy it into a workspace with microagent cp, or \
-                                keep both the same with microagent sync; for files without a known ending there are \
-                                --disk and --bundle"
+                                keep both the same with microagent sync; for files without a known ending use \
+                                --disk or --bundle"
             .to_owned(),
         Hint::CheckSecret { name, source } => {
             format!("check it with: microagent secret check {name}={source}")
@@ -108,7 +108,7 @@ fn of_workspace(hint: &Hint) -> Option<String> {
             format!("microagent logs {name} may show the reason; microagent kill {name} ends it")
         }
         Hint::ShowLogs { name } => format!("microagent logs {name} shows how far the boot got"),
-        Hint::FollowLogs { name } => format!("microagent logs -f {name} shows the console without keys"),
+        Hint::FollowLogs { name } => format!("microagent logs -f {name} only shows the console"),
         Hint::TimeLimit { name } => format!(
             "its time limit (--timeout) was reached; see microagent logs {name}; to delete it: microagent delete {name} --yes"
         ),
@@ -154,7 +154,7 @@ fn of_volume(hint: &Hint) -> Option<String> {
             "create it: microagent volume create {name}; `microagent volume list` shows the existing ones"
         ),
         Hint::CreateNetwork { name } => format!(
-            "`microagent network list` shows the private networks; one of this name is made with: microagent network \
+            "`microagent network list` shows the private networks; create this one with: microagent network \
              create {name}"
         ),
         Hint::DeleteVolume { name } => {
@@ -167,7 +167,7 @@ fn of_volume(hint: &Hint) -> Option<String> {
             format!("one machine can use it at a time; halt the other first: microagent halt {name}")
         }
         Hint::EndOthers => {
-            "end one (`microagent ps` shows them), wait, or set MICROAGENT_MAX_RUNNING".to_owned()
+            "end a machine (`microagent ps` shows them), wait, or set MICROAGENT_MAX_RUNNING".to_owned()
         }
         Hint::DeleteUsers { names } => {
             let names: Vec<_> = names.iter().map(WorkspaceName::as_str).collect();
@@ -177,7 +177,7 @@ fn of_volume(hint: &Hint) -> Option<String> {
             )
         }
         Hint::LeaveNetwork { name } => format!(
-            "take `{name}` out of their spec files (join) and apply these: microagent apply NAME --file SPEC; or add \
+            "remove `{name}` from `join` in their spec files and apply them: microagent apply NAME --file SPEC; or add \
              --force: they cannot start without it"
         ),
         Hint::AttachVolume => "attach a volume by its name: -v NAME:/guest/path".to_owned(),

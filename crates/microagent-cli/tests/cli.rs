@@ -320,7 +320,7 @@ Hint: omit it: inside the microVM root can do everything already
             "run -v /srv:/data alpine ls",
             str![[r#"
 Error: --volume /srv:/data is not possible here: a directory of the host is never shared with a guest, which sees block devices only
-Hint: pipe it in, `tar -C DIR -c . | microagent run -v -:/guest/path IMAGE`, or attach a tar file of it, -v dir.tar:/guest/path; or copy it into a workspace with microagent cp, or keep both the same with microagent sync; for files without a known ending there are --disk and --bundle
+Hint: pipe it in, `tar -C DIR -c . | microagent run -v -:/guest/path IMAGE`, or attach a tar file of it, -v dir.tar:/guest/path; or copy it into a workspace with microagent cp, or keep both the same with microagent sync; for files without a known ending use --disk or --bundle
 
 "#]],
         ),

@@ -51,7 +51,7 @@ pub enum ArchiveError {
         source: io::Error,
     },
     /// It is neither.
-    #[error("it is no {kind}: `{missing}` is missing")]
+    #[error("it is not {kind}: `{missing}` is missing")]
     WrongKind {
         /// What it should have been.
         kind: &'static str,
@@ -105,16 +105,16 @@ pub enum ArchiveError {
         source: ManifestError,
     },
     /// There is no image in it.
-    #[error("it holds no image")]
+    #[error("it contains no image")]
     Empty,
     /// Several images, and the reference does not say which.
-    #[error("it holds several images: {}", found.join(", "))]
+    #[error("it contains several images: {}", found.join(", "))]
     NeedsSelector {
         /// Their names.
         found: Vec<String>,
     },
     /// The reference asks for an image that is not in it.
-    #[error("it holds no image `{selector}`; there is {}", if found.is_empty() { "none with a name".to_owned() } else { found.join(", ") })]
+    #[error("it contains no image `{selector}`; there is {}", if found.is_empty() { "none with a name".to_owned() } else { found.join(", ") })]
     NoSuchSelector {
         /// What was asked for.
         selector: String,
@@ -337,7 +337,7 @@ impl LocalImage {
     fn layout_index(&self) -> Result<Index, ArchiveError> {
         for needed in ["oci-layout", "index.json"] {
             if !self.store.has(needed) {
-                return Err(ArchiveError::WrongKind { kind: "OCI layout", missing: needed.to_owned() });
+                return Err(ArchiveError::WrongKind { kind: "an OCI layout", missing: needed.to_owned() });
             }
         }
         let bytes = self.store.read("index.json", MANIFEST_LIMIT)?;
@@ -447,9 +447,9 @@ mod tests {
         assert_eq!(choose(index(&[Some("a")]), None, &wanted).unwrap().digest, digest(0));
         assert_eq!(choose(index(&[None]), None, &wanted).unwrap().digest, digest(0));
         let error = choose(two(), None, &wanted).unwrap_err();
-        assert_eq!(error.to_string(), "it holds several images: a, b");
+        assert_eq!(error.to_string(), "it contains several images: a, b");
         let error = choose(two(), Some("c"), &wanted).unwrap_err();
-        assert_eq!(error.to_string(), "it holds no image `c`; there is a, b");
+        assert_eq!(error.to_string(), "it contains no image `c`; there is a, b");
         assert!(matches!(choose(index(&[]), None, &wanted), Err(ArchiveError::Empty)));
     }
 }

@@ -43,7 +43,7 @@ pub enum BundleError {
         reason: &'static str,
     },
     /// It is no tar file, or a broken one.
-    #[error("{} is damaged, or no tar file", named(path))]
+    #[error("{} is damaged, or not a tar file", named(path))]
     Damaged {
         /// The tar file.
         path: PathBuf,

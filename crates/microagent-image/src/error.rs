@@ -64,7 +64,7 @@ pub enum ImageError {
         digest: Digest,
     },
     /// A shortened digest matches several images.
-    #[error("`{prefix}` fits {count} images")]
+    #[error("`{prefix}` matches {count} images")]
     Ambiguous {
         /// The shortened digest.
         prefix: String,
@@ -179,8 +179,8 @@ pub enum ImageError {
         /// The registry.
         registry: String,
     },
-    /// An answer that breaks the protocol.
-    #[error("registry `{registry}` breaks the protocol: {detail}")]
+    /// An answer that violates the protocol.
+    #[error("registry `{registry}` violates the protocol: {detail}")]
     Protocol {
         /// The registry.
         registry: String,
@@ -285,7 +285,7 @@ pub enum ImageError {
         address: String,
     },
     /// The connection to the daemon failed.
-    #[error("cannot talk to the daemon at `{}`", socket.display())]
+    #[error("cannot communicate with the daemon at `{}`", socket.display())]
     Daemon {
         /// Its socket.
         socket: PathBuf,

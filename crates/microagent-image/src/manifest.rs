@@ -268,7 +268,7 @@ pub enum ManifestError {
         found: Platform,
     },
     /// An index in an index in an index.
-    #[error("more than {INDEX_DEPTH_MAX} indexes lie inside each other")]
+    #[error("indexes are nested more than {INDEX_DEPTH_MAX} levels deep")]
     TooDeep,
 }
 

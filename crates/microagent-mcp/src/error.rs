@@ -114,7 +114,7 @@ pub enum ServeError {
         name: String,
     },
     /// Others could reach the server, and no name for that is given.
-    #[error("others can reach {address}, and what is said there is not encrypted")]
+    #[error("others can reach {address}, and the connection is not encrypted")]
     Exposed {
         /// Where the server was to listen.
         address: SocketAddr,
@@ -128,7 +128,7 @@ pub enum ServeError {
         source: io::Error,
     },
     /// Workspaces of the server could not be listed or deleted when it ended.
-    #[error("workspaces of the server were left: {}", names.join(", "))]
+    #[error("workspaces of the server were not deleted: {}", names.join(", "))]
     Left {
         /// Their names.
         names: Vec<String>,

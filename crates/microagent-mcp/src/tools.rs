@@ -156,7 +156,7 @@ fn snapshots() -> Vec<Tool> {
         ),
         Tool::new(
             ("restore", "Restore a workspace"),
-            "Makes a workspace what it was at a snapshot: its files, and its processes if it runs. What happened since \
+            "Restores a workspace to a snapshot: its files, and its processes if it runs. What happened since \
              is lost. Commands of that time have ended.",
             (Changes, Idle, Closed),
             snapshot::restore,

@@ -13,7 +13,7 @@ pub struct Attachment {
     pub source: DiskSource,
     /// Absolute path in the guest.
     pub mount_point: String,
-    /// Whether the guest can only read it. QEMU holds to that, whatever the guest does.
+    /// Whether the guest can only read it. QEMU enforces this, whatever the guest does.
     pub read_only: bool,
 }
 

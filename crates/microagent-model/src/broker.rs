@@ -1,5 +1,5 @@
-//! Brokers: endpoints through which a guest reaches one server with a credential that it never has. Text and back,
-//! nothing else.
+//! Brokers: endpoints through which a guest reaches one server with a credential that it never has. Converts from and
+//! to text, nothing else.
 
 use std::fmt;
 use std::num::NonZeroU16;
@@ -57,7 +57,7 @@ const RESERVED_HEADERS: [&str; 3] = ["content-length", "expect", "host"];
 pub struct Broker {
     /// Its credential: a secret that has the broker's name, and where its value is found at each start.
     pub secret: SecretReference,
-    /// The one server that it leads to.
+    /// The one server behind it.
     pub upstream: Upstream,
     /// The header that carries the credential.
     pub header: String,
@@ -69,7 +69,7 @@ pub struct Broker {
     /// Certificates that the upstream's is checked with, instead of the system's.
     #[serde(default)]
     pub ca: Option<PathBuf>,
-    /// Whether the upstream's name may lead to addresses that are not public.
+    /// Whether the upstream's name may resolve to addresses that are not public.
     #[serde(default)]
     pub private: bool,
     /// Variables of the guest that hold the base URL, in addition to `MICROAGENT_BROKER_NAME`.
@@ -190,13 +190,13 @@ pub struct AllowedRequest {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BrokerError {
-    /// It has no name and upstream.
+    /// The name or the upstream is missing.
     #[error("a broker is written NAME=https://HOST[/BASE],secret=SCHEME:REFERENCE")]
     Shape,
     /// The name is not valid. It is not repeated.
     #[error("the name of a broker has letters, digits and `_`, no digit first, at most {NAME_MAX}")]
     Name,
-    /// The upstream is not a URL that a broker leads to.
+    /// The upstream is not a URL that a broker can have.
     #[error(
         "broker `{name}`: an upstream is written https://HOST[:PORT][/BASE], without login, query and `..`"
     )]
@@ -210,7 +210,7 @@ pub enum BrokerError {
         /// The broker's name.
         name: String,
     },
-    /// A key is given twice that is there once.
+    /// A key is given twice that can be given once.
     #[error("broker `{name}`: `{key}` is given twice")]
     Twice {
         /// The broker's name.
@@ -224,7 +224,7 @@ pub enum BrokerError {
         /// The broker's name.
         name: String,
     },
-    /// The reference to the secret is not one.
+    /// The reference to the secret is not valid.
     #[error(transparent)]
     Secret(#[from] SecretReferenceError),
     /// A pattern is not `METHOD /PATH`.
@@ -261,7 +261,7 @@ impl FromStr for Broker {
     }
 }
 
-/// The keys of a broker, as far as they are given.
+/// The given keys of a broker.
 #[derive(Debug, Default)]
 pub struct BrokerKeys<'a> {
     /// `secret`: scheme and reference.

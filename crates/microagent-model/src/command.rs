@@ -32,7 +32,7 @@ impl std::fmt::Display for GuestInit {
     }
 }
 
-/// One step before anything else.
+/// A setup step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SetupStep {

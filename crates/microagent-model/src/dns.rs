@@ -1,5 +1,5 @@
-//! How a guest on network `user` looks names up, as the user sets it. Text and back; who is asked and what is answered is the
-//! network stack's business.
+//! How a guest on network `user` looks names up, as the user sets it. Converts from and to text; the network stack
+//! decides which server is asked and what is answered.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -9,19 +9,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::egress::is_host_name;
 
-/// Name servers that are asked; C libraries look at no more.
+/// Most name servers of a guest; C libraries use no more.
 ///
 /// # Source
 /// `resolv.conf(5)`, MAXNS.
 pub const NAME_SERVERS_MAX: usize = 3;
 
-/// Search domains of a guest; the C library of most images looks at no more.
+/// Most search domains of a guest; the C library of most images uses no more.
 ///
 /// # Source
 /// `resolv.conf(5)` of glibc before 2.26, MAXDNSRCH.
 pub const SEARCH_MAX: usize = 6;
 
-/// Names that can be added for one guest.
+/// Most names that can be added for one guest.
 pub const ADDED_HOSTS_MAX: usize = 1024;
 
 const PORT: u16 = 53;
@@ -68,7 +68,7 @@ pub struct AddedHost {
 pub enum AddedAddress {
     /// To an address.
     Address(Ipv4Addr),
-    /// To the host, as `host.microagent.internal` does: what of it can be reached is said by forwarded ports.
+    /// To the host, as `host.microagent.internal` does: forwarded ports decide what can be reached there.
     HostGateway,
 }
 

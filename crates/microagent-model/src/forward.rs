@@ -1,4 +1,5 @@
-//! Forwarded ports: which port of `host.microagent.internal` leads to which server. Text and back, nothing else.
+//! Forwarded ports: which port of `host.microagent.internal` leads to which server. Converts from and to text, nothing
+//! else.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -24,7 +25,7 @@ pub struct Forward {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ForwardError {
-    /// It has not a port and a server.
+    /// It does not have a port and a server.
     #[error("`{text}` is not GUEST_PORT=HOST:PORT")]
     Shape {
         /// The text.

@@ -29,7 +29,7 @@ pub struct GuestSettings {
     pub stop_timeout_s: Option<u32>,
     /// Time to live in seconds: how long a machine may run after its start before it is halted. At least 1.
     pub ttl_s: Option<u32>,
-    /// How to find out whether the workspace is well, over what the image says.
+    /// Settings of the health check, which override the image's.
     pub health: HealthSettings,
 }
 
@@ -50,10 +50,10 @@ impl GuestSettings {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RootAccess {
-    /// They can.
+    /// Programs can write to it.
     #[default]
     ReadWrite,
-    /// They can only read it.
+    /// Programs can only read it.
     ReadOnly,
 }
 
@@ -127,7 +127,7 @@ pub enum SettingError {
     /// A kernel setting is not written as one.
     #[error("expected NAME=VALUE, such as net.core.somaxconn=1024")]
     Sysctl,
-    /// A path is not absolute, too long, or leads elsewhere.
+    /// A path is not absolute, is too long, or has `..` in it.
     #[error("expected an absolute path without `..`, such as /run or /run:size=64m")]
     TmpfsPath,
     /// An option of a file system is not known, or its value is not one.

@@ -34,7 +34,7 @@ const DEFAULTS: HealthTiming = HealthTiming {
     retries: 3,
 };
 
-/// What a user or an image says of the health check. `None` where nothing is said.
+/// What a user or an image sets for the health check. `None` is not set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HealthSettings {
@@ -86,7 +86,7 @@ pub struct HealthPlan {
     pub timing: HealthTiming,
 }
 
-/// What the checks say of a workspace.
+/// The state of a workspace by its health checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthState {
@@ -173,7 +173,7 @@ impl fmt::Display for HealthState {
     }
 }
 
-/// A text that is no state of health.
+/// A text that is not a state of health.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no health; expected starting, healthy or unhealthy")]
 pub struct HealthStateError(String);

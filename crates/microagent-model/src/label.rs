@@ -1,4 +1,4 @@
-//! Labels of a workspace: names and values that only their user gives a meaning.
+//! Labels of a workspace: names and values whose meaning only their user knows.
 
 use std::collections::BTreeMap;
 

@@ -43,7 +43,7 @@ pub const NET_BPS_MIN: u64 = 64 * 1024;
 /// Largest rate: what QEMU takes for a disk.
 pub const RATE_MAX: u64 = 1_000_000_000_000_000;
 
-/// How fast a machine may use the host's disk and network. Without a limit nothing holds it up.
+/// How fast a machine may use the host's disk and network. Without a limit it is not slowed down.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimits {
     /// Bytes per second that all disks together may read and write; at least 1 MiB.
@@ -55,7 +55,7 @@ pub struct RateLimits {
 }
 
 impl RateLimits {
-    /// Whether a disk is held up.
+    /// Whether the rate of disks is limited.
     pub fn limits_disks(&self) -> bool {
         self.disk_bps.is_some() || self.disk_iops.is_some()
     }
@@ -87,7 +87,7 @@ impl fmt::Display for NetworkMode {
 pub enum LinkState {
     /// It leads to the host's network.
     Up,
-    /// The network stack is gone; nothing comes in or out until the next start.
+    /// The network stack has ended; no data passes until another one runs.
     Down,
 }
 

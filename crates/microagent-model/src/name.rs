@@ -1,5 +1,5 @@
-//! Names of workspaces, volumes and private networks: also file names and host names, so checked once, where
-//! they enter.
+//! Names of workspaces, volumes and private networks. They are also file names and host names, so they are checked when
+//! they are made.
 
 use std::str::FromStr;
 

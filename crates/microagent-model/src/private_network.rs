@@ -37,7 +37,7 @@ pub struct Subnet(Ipv4Net);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubnetError {
-    /// It is no network of IPv4.
+    /// It is not an IPv4 network.
     #[error("`{text}` is not a subnet: write it as 10.210.7.0/24")]
     Form {
         /// The text.

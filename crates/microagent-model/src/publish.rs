@@ -1,4 +1,4 @@
-//! Published ports: which port of the host leads to which port of the guest. Text and back, nothing else.
+//! Published ports: which port of the host leads to which port of the guest. Converts from and to text, nothing else.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -34,9 +34,9 @@ impl fmt::Display for PortProtocol {
 /// in brackets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Publish {
-    /// The host's address that is listened at; without one in the text, `127.0.0.1`.
+    /// The host's address to listen on; without one in the text, `127.0.0.1`.
     pub host: IpAddr,
-    /// The host's port; 0 (or none in the text) has one picked at each start.
+    /// The host's port; 0 (or none in the text) is a free port, picked at each start.
     pub host_port: u16,
     /// The guest's port.
     pub guest_port: NonZeroU16,

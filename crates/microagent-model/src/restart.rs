@@ -21,15 +21,15 @@ pub enum RestartPolicy {
         /// Most restarts; `None` for no limit.
         most: Option<u32>,
     },
-    /// Whenever it ended without being asked to.
+    /// Whenever it ended without a request of the user.
     Always,
-    /// The same. `supervise` does not begin with one that was asked to end.
+    /// As `Always`, but `supervise` does not start a workspace whose last machine was ended by a request of the user.
     UnlessStopped,
 }
 
-/// What is no restart policy.
+/// A text that is not a restart policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no restart policy; expected never, on-failure, on-failure:N, always or unless-stopped")]
+#[error("`{0}` is not a restart policy; expected never, on-failure, on-failure:N, always or unless-stopped")]
 pub struct RestartPolicyError(String);
 
 impl FromStr for RestartPolicy {

@@ -47,7 +47,7 @@ pub enum PlaceError {
     #[error("its name leads out of the destination")]
     Climbs,
     /// The entry would replace the destination directory.
-    #[error("only a directory can take the destination's own place")]
+    #[error("only a directory can replace the destination itself")]
     Destination,
     /// A file cannot replace a directory.
     #[error("a directory exists there")]
@@ -62,7 +62,7 @@ pub enum PlaceError {
     #[error("a link on the way to it leads out of the destination")]
     LeadsOut,
     /// The attributes of the entry and of its parent directories exceed the limit.
-    #[error("it and the directories above it have too large attributes")]
+    #[error("its attributes, and those of the directories above it, are too large")]
     AttributesTooLarge,
     /// Another process keeps changing the tree.
     #[error("another process has replaced it")]

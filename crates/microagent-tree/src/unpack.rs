@@ -151,7 +151,7 @@ mod tests {
     struct Bytes<'a>(&'a [u8], bool);
 
     #[derive(Debug, thiserror::Error)]
-    #[error("it broke off")]
+    #[error("it ended too early")]
     struct BrokeOff;
 
     impl Source for Bytes<'_> {
@@ -356,7 +356,7 @@ mod tests {
             (&[("own", link("..")), ("own/evil", Kind::File(1))], "leads out"),
             (&[("hard", Kind::HardLink(b"../secret".to_vec()))], "its name leads out"),
             (&[("hard", Kind::HardLink(b"up/secret".to_vec()))], "leads out"),
-            (&[(".", link("elsewhere"))], "only a directory can take"),
+            (&[(".", link("elsewhere"))], "only a directory can replace"),
         ];
         for (attack, text) in attacks {
             let refused = refusal(&dest, &stream_of(attack)).to_string();

@@ -19,7 +19,7 @@ const API_VERSION: libc::c_int = 12;
 /// Why KVM cannot be used although its device can be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KvmError {
-    #[error("it has no version of KVM's interface: {0}")]
+    #[error("it does not report a version of KVM's interface: {0}")]
     NoVersion(io::Error),
     #[error("it has version {0} of KVM's interface, and QEMU needs {API_VERSION}")]
     OtherVersion(libc::c_int),

@@ -42,10 +42,10 @@ pub enum AttachmentForm {
 #[non_exhaustive]
 pub enum AttachmentError {
     /// The path in the guest is missing.
-    #[error("it names no path in the guest")]
+    #[error("the path in the guest is missing")]
     NoTarget,
     /// The source is missing.
-    #[error("it names nothing to attach")]
+    #[error("the source is missing")]
     NoSource,
     /// The text ends neither in `ro` nor in `rw`.
     #[error("`{mode}` is not a mount mode")]
@@ -60,7 +60,7 @@ pub enum AttachmentError {
     #[error(transparent)]
     Name(#[from] VolumeNameError),
     /// Nothing can be mounted on that path of the guest.
-    #[error("`{path}` cannot be mounted on: {reason}")]
+    #[error("nothing can be mounted on `{path}`: {reason}")]
     Target {
         /// The path.
         path: String,
@@ -68,7 +68,7 @@ pub enum AttachmentError {
         reason: &'static str,
     },
     /// Two attachments have the same mount point.
-    #[error("`{path}` is mounted on twice")]
+    #[error("two disks are mounted on `{path}`")]
     SameTarget {
         /// The mount point.
         path: String,

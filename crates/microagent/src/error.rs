@@ -136,10 +136,10 @@ pub enum Error {
         /// The workspace that uses it, if known.
         holder: Option<String>,
     },
-    /// As many machines run as may run at a time.
+    /// The maximum number of machines runs.
     #[error("the limit for running machines ({max}) is reached")]
     TooManyRunning {
-        /// How many may.
+        /// The maximum.
         max: u32,
     },
     /// Resting workspaces name the volume.

@@ -1,4 +1,4 @@
-//! What fuzzers reach of the decoders that are nobody else's business. Built with the feature `fuzzing` only.
+//! Gives fuzzers access to private decoders. Built with the feature `fuzzing` only.
 
 use std::path::Path;
 

@@ -73,7 +73,7 @@ pub enum InvalidRequest {
     #[error("a health check has 1 to {HEALTH_RETRIES_MAX} retries")]
     HealthRetries,
     /// The health check is empty.
-    #[error("the health check is no command")]
+    #[error("the health check is not a command")]
     HealthCommand,
     /// Two artifacts have the same name.
     #[error("output `{name}` is declared twice")]
@@ -89,7 +89,7 @@ pub enum InvalidRequest {
         /// What is wrong with it.
         source: LabelError,
     },
-    /// A setting of the guest's system that cannot be one.
+    /// A setting of the guest's system is not valid.
     #[error("setting `{}` is not valid", setting.escape_debug())]
     Setting {
         /// What it is for.
@@ -103,34 +103,34 @@ pub enum InvalidRequest {
         /// How many.
         count: usize,
     },
-    /// Shared memory of no size.
-    #[error("shared memory of 0 bytes holds nothing")]
+    /// The size of the shared memory is 0.
+    #[error("shared memory of 0 bytes is not possible")]
     NoSharedMemory,
-    /// Shared memory that is larger than any guest's memory.
+    /// The shared memory is larger than any guest's memory.
     #[error("shared memory of {bytes} bytes is too large: at most 1 TiB")]
     LargeSharedMemory {
         /// The size.
         bytes: u64,
     },
-    /// A stop signal that is no signal.
+    /// The stop signal is not a signal.
     #[error("`{}` is not a signal", signal.escape_debug())]
     StopSignal {
         /// The text.
         signal: String,
     },
-    /// A stop timeout that is too long.
+    /// The stop timeout is too long.
     #[error("a stop timeout of {seconds} s is longer than a day")]
     LongStopTimeout {
         /// The time.
         seconds: u64,
     },
-    /// A machine without a time to live that could be renewed.
+    /// The machine has no time to live that could be renewed.
     #[error("workspace `{name}` has no time to live that could be renewed")]
     NothingToRenew {
         /// The workspace.
         name: WorkspaceName,
     },
-    /// Setup steps of a run that cannot write.
+    /// A run with a read-only root disk has setup steps.
     #[error("setup steps of a run cannot write to a read-only root disk")]
     ReadOnlySetup,
     /// There are too many labels.
@@ -292,7 +292,7 @@ pub enum InvalidRequest {
     #[error(transparent)]
     GeneratedName(NameError),
     /// The workspace was left by a disposable run.
-    #[error("workspace `{name}` is what a disposable run left for its logs; it cannot be {verb}")]
+    #[error("workspace `{name}` was left by a disposable run, for its logs only; it cannot be {verb}")]
     Leftover {
         /// The workspace.
         name: WorkspaceName,
@@ -362,18 +362,18 @@ pub enum InvalidRequest {
         path: String,
     },
     /// The destination's directory does not exist.
-    #[error("there is not a directory `{path}`")]
+    #[error("there is no directory `{path}`")]
     CopyToNowhere {
         /// The destination.
         path: String,
     },
     /// Links at the destination of a copy form a loop.
-    #[error("the links at `{path}` lead to each other")]
+    #[error("the links at `{path}` form a loop")]
     LinkLoop {
         /// The last of them.
         path: String,
     },
-    /// A path that names no file.
+    /// The path does not name a file.
     #[error("`{}` does not name a file", path.escape_debug())]
     FilePath {
         /// The path.
@@ -453,7 +453,7 @@ impl InvalidRequest {
             }
             InvalidRequest::PortAmbiguous { .. } => "name it as HOST:HOST_PORT or HOST_PORT:GUEST_PORT",
             InvalidRequest::TooManyPorts { .. } => "publish only those that clients of the host use",
-            InvalidRequest::TooManyNetworkSettings { .. } => "leave some out",
+            InvalidRequest::TooManyNetworkSettings { .. } => "omit some of them",
             InvalidRequest::ForwardedTwice { .. } => "give each server a port of its own",
             InvalidRequest::TooManyBrokers { .. } => return format!("a workspace has at most {BROKERS_MAX}"),
             InvalidRequest::Broker(_) => "a broker is API=https://api.example.org/v1,secret=env:API_KEY",
@@ -471,7 +471,7 @@ impl InvalidRequest {
             InvalidRequest::ImageCommandGone => "write its command as `service`",
             InvalidRequest::WorkspaceName(_) | InvalidRequest::VolumeName(_) => "choose another name",
             InvalidRequest::LongReason => "shorten the reason to one line",
-            InvalidRequest::SecretName(_) => "take the variable out of the file, or rename it",
+            InvalidRequest::SecretName(_) => "remove the variable from the file, or rename it",
             InvalidRequest::TooManySecrets { .. } => {
                 return format!("a workspace has at most {SECRETS_MAX}");
             }

@@ -50,7 +50,7 @@ fn request(decision: &Decision) -> Option<String> {
         }
         Reason::Upstream => format!("broker `{broker}` got no answer to `{method} {path}` from its upstream"),
         Reason::Malformed => {
-            format!("broker `{broker}` refused `{method} {path}`: it passes no such request on")
+            format!("broker `{broker}` refused `{method} {path}`: brokers do not pass such requests on")
         }
         _ => return None,
     })
@@ -89,14 +89,14 @@ fn advice(decision: &Decision, network: NetworkMode) -> Option<String> {
         }
         Reason::Inside => format!("the host or one of its networks; the egress rule `{}` opens it", rule()?),
         Reason::NotListed => format!("no rule allows it; the egress rule `{}` opens it", rule()?),
-        Reason::Forbidden => "never reachable, by no rule".to_owned(),
+        Reason::Forbidden => "never reachable; no rule allows it".to_owned(),
         Reason::OwnNetwork => match (decision.address, decision.protocol, decision.port) {
             (Some(GATEWAY), Some(Protocol::Tcp), Some(port)) => {
                 format!("no port {port} of {HOST_NAME} is forwarded; forward it to a server of the host")
             }
             _ => "nobody else is in the guest's network".to_owned(),
         },
-        Reason::Connections => "too many connections were open; a higher limit opens more".to_owned(),
+        Reason::Connections => "too many connections were open; a higher limit allows more".to_owned(),
         Reason::Bytes => "the limit on bytes was reached; a higher limit lets more through".to_owned(),
         _ => return None,
     })
@@ -141,7 +141,7 @@ mod tests {
             (
                 "connection",
                 r#""protocol":"tcp","address":"169.254.169.254","port":80,"reason":"forbidden""#,
-                Some("TCP to 169.254.169.254:80: never reachable, by no rule"),
+                Some("TCP to 169.254.169.254:80: never reachable; no rule allows it"),
             ),
             (
                 "connection",

@@ -61,7 +61,7 @@ pub struct SpecFile {
     pub name: Option<WorkspaceName>,
     /// Image: a registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`.
     pub image: Option<String>,
-    /// When the registry is asked.
+    /// When the registry is contacted.
     #[cfg_attr(test, schemars(with = "Option<reference::Pull>"))]
     pub pull: Option<PullPolicy>,
     /// Machine size to start from.
@@ -129,7 +129,7 @@ pub struct SpecFile {
     #[serde(deserialize_with = "forms::tmpfs")]
     #[cfg_attr(test, schemars(with = "Option<Vec<String>>"))]
     pub tmpfs: Option<Vec<Tmpfs>>,
-    /// Size of `/dev/shm` in MiB; half of the memory without it.
+    /// Size of `/dev/shm` in MiB; default half of the memory.
     #[serde(rename = "shmSizeMiB")]
     pub shm_size_mib: Option<u32>,
     /// Resource limits of every command: `nofile: 1024:4096`.
@@ -276,9 +276,9 @@ pub struct SpecBroker {
     pub format: Option<String>,
     /// Requests that pass, each `METHOD /PATH` with `*` for any; all if omitted.
     pub allow: Option<Vec<String>>,
-    /// File of certificates to check the server's with, in place of the system's.
+    /// File of certificates to trust for the server, in place of the system's.
     pub ca: Option<String>,
-    /// Whether the server's name may lead to addresses that are not public.
+    /// Whether the server's name may resolve to addresses that are not public.
     pub private: Option<bool>,
     /// Further variables of the guest for the base URL.
     pub env: Option<Vec<String>>,
@@ -312,7 +312,7 @@ pub struct SpecHealthCheck {
     #[serde(deserialize_with = "forms::service")]
     #[cfg_attr(test, schemars(with = "Option<reference::TextOrWords>"))]
     pub command: Option<Service>,
-    /// Whether there is none, also if the image has one.
+    /// Whether there is no health check, even if the image has one.
     pub disable: Option<bool>,
     /// Time between checks: seconds, or as in 1m30s; default 30.
     #[serde(deserialize_with = "forms::timeout")]
@@ -322,11 +322,11 @@ pub struct SpecHealthCheck {
     #[serde(deserialize_with = "forms::timeout")]
     #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
     pub timeout: Option<Duration>,
-    /// Time after the start without counting failures; default none.
+    /// Start period: time after the start in which failures do not count; default none.
     #[serde(deserialize_with = "forms::timeout")]
     #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
     pub start_period: Option<Duration>,
-    /// Time between checks in that time; default 5.
+    /// Time between checks in the start period; default 5.
     #[serde(deserialize_with = "forms::timeout")]
     #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
     pub start_interval: Option<Duration>,

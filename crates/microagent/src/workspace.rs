@@ -190,7 +190,7 @@ pub struct WorkspaceSummary {
     pub network: Option<NetworkMode>,
     /// Published ports, as [`NetworkDetails`] has them.
     pub port_forwards: Vec<PortForward>,
-    /// What its health check says; `None` without a machine that runs, or without a check.
+    /// What its health check says; `None` without a running machine, or without a health check.
     pub health: Option<HealthState>,
     /// Restart policy.
     pub restart: RestartPolicy,

@@ -33,7 +33,7 @@ pub(crate) struct HealthArgs {
     #[arg(long, value_name = "SECONDS", value_parser = duration, help_heading = "Health check")]
     health_start_interval: Option<Duration>,
 
-    /// Have no health check, also if the image has one
+    /// Use no health check, even if the image has one
     #[arg(long, conflicts_with = "health_cmd", help_heading = "Health check")]
     no_healthcheck: bool,
 }

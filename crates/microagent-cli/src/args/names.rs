@@ -24,7 +24,8 @@ pub(crate) struct NameArgs {
     #[arg(long, value_name = "NAME:ADDR", help_heading = "Network")]
     add_host: Vec<AddedHost>,
 
-    /// Let the guest reach a TCP server of the host, or that the host reaches, as host.microagent.internal:PORT (repeatable)
+    /// Let the guest reach a TCP server, on the host or reachable from it, as host.microagent.internal:PORT
+    /// (repeatable)
     #[arg(long, value_name = "PORT=HOST:PORT", help_heading = "Network")]
     forward: Vec<Forward>,
 

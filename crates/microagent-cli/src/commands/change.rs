@@ -74,7 +74,7 @@ Examples:
 /// Ends its processes with the image's stop signal, and kills those that are left after 10 seconds or the time of --timeout
 /// or `--stop-timeout`. Then flushes its disk and turns the machine off. The disk stays;
 /// `microagent start` boots it again. Does nothing if the workspace has no machine. A quarantined machine is not resumed:
-/// it ends as by `microagent kill`.
+/// it ends as with `microagent kill`.
 #[derive(Debug, Args)]
 #[command(after_long_help = HALT_EXAMPLES)]
 pub(crate) struct HaltArgs {

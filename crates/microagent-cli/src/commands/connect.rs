@@ -48,8 +48,8 @@ pub(crate) struct ConnectArgs {
     #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
     send: Option<String>,
 
-    /// Attach to the serial console instead of starting a shell: show its output as it comes, and send keys to what reads
-    /// them in the guest. Ctrl-] detaches. Without a terminal, only show the output
+    /// Attach to the serial console instead of starting a shell: show its output as it comes, and send keys to the
+    /// program that reads them in the guest. Ctrl-] detaches. Without a terminal, only show the output
     #[arg(long, conflicts_with_all = ["send", "user", "shell"])]
     console: bool,
 

@@ -25,7 +25,7 @@ Examples:
   Follow decisions until the machine ends:
     microagent egress web -f";
 
-/// Show the network connections that a workspace was allowed and refused
+/// Show which network connections of a workspace were allowed and refused
 ///
 /// One line per decision of the egress policy about a name, a connection or a connection to a published port, and per
 /// request through a broker: time, `allowed` or `refused`, the host, and the reason. Includes earlier starts; the log is bounded, its oldest part is
@@ -139,7 +139,7 @@ fn reason(reason: Reason) -> &'static str {
         Reason::Forwarded => "the port is forwarded",
         Reason::Broker => "a broker's",
         Reason::NotAllowed => "no pattern of the broker allows it",
-        Reason::Malformed => "a broker passes no such request on",
+        Reason::Malformed => "brokers do not pass such requests on",
         Reason::Upstream => "the broker's upstream did not answer",
         Reason::Published => "the port is published",
         Reason::Member => "a member of a private network",

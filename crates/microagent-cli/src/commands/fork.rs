@@ -26,10 +26,11 @@ Examples:
 
 /// Create workspaces that continue from this moment of a workspace
 ///
-/// Each fork is a machine of its own with the disk, the memory and the processes of the source. Before they continue it
-/// has its own entropy, clock, host name, machine id and hardware address, connections are reset, commands of clients have
-/// ended, and the executable files in /etc/microagent/after-fork.d of the guest have run. The source is stopped once,
-/// whatever the number of forks. Ports of the host are picked anew. Forks of a resting workspace are copies that rest.
+/// Each fork is a machine of its own with the disk, the memory and the processes of the source. Before these processes
+/// continue, the fork has its own entropy, clock, host name, machine id and hardware address; connections are reset,
+/// commands of clients have ended, and the executable files in /etc/microagent/after-fork.d of the guest have run. The
+/// source is stopped once, whatever the number of forks. Ports of the host are picked anew. Forks of a resting workspace
+/// are copies that rest.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct ForkArgs {
@@ -40,7 +41,7 @@ pub(crate) struct ForkArgs {
     #[arg(value_name = "NAME")]
     names: Vec<WorkspaceName>,
 
-    /// Make so many, called as the source with a number
+    /// Number of forks; each has the name of the source with a number
     #[arg(long, value_name = "N", conflicts_with = "names", value_parser = clap::value_parser!(u64).range(1..=COUNT_MAX))]
     count: Option<u64>,
 

@@ -21,8 +21,8 @@ Examples:
 /// List the jobs of a workspace
 ///
 /// A job is a command that `microagent exec --detach` started. Shows those that run and those that have ended, oldest
-/// first. Works in any state of the workspace, and changes nothing. 64 jobs are kept: the oldest ended one makes room for
-/// the next.
+/// first. Works in any state of the workspace, and changes nothing. 64 jobs are kept: a new one replaces the oldest one
+/// that has ended.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct JobsArgs {

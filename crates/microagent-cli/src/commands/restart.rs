@@ -20,9 +20,9 @@ Examples:
 
 /// Halt workspaces and start them again
 ///
-/// Each workspace is shut down as by `microagent halt`, then started as by `microagent start`. A workspace without a
-/// machine is only started. What a start needs is checked before: if a private network, a volume or a secret is missing, the
-/// workspace keeps running.
+/// Each workspace is shut down as with `microagent halt`, then started as with `microagent start`. A workspace without a
+/// machine is only started. The requirements of a start are checked first: if a private network, a volume or a secret is
+/// missing, the workspace keeps running.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct RestartArgs {

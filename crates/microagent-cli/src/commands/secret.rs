@@ -1,4 +1,4 @@
-//! `microagent secret`: whether the values of secrets can be had.
+//! `microagent secret`: whether the values of secrets can be read.
 
 use std::fmt::Write;
 use std::path::PathBuf;

@@ -61,16 +61,18 @@ pub(crate) enum ServeCommand {
 ///
 /// Reads requests from standard input and answers on standard output, as clients of the protocol start their servers.
 /// On a terminal it prints how to register it and ends. With --listen it serves over HTTP (clients call that
-/// "Streamable HTTP") whoever has the token that it prints; the address is printed on standard output.
+/// "Streamable HTTP"), and clients must send the token that it prints; the address is printed on standard output.
 ///
-/// The options decide what a model can do; it chooses image, command, environment and setup steps, and nothing else. Images
-/// are those of the cache unless --allow-image is given, the network is isolated unless --network is given, and all other
-/// options apply to every workspace, where --ttl is 1h by default. No tool reads files or variables of the host. The server handles only workspaces with
-/// its label (microagent.mcp=NAME) and deletes those that it created when it ends.
+/// The options decide what a model can do; it chooses image, command, environment and setup steps, and nothing else.
+/// Only images in the cache can be used unless --allow-image is given, and the network is isolated unless --network is
+/// given. All other options apply to every workspace; the default of --ttl is 1h. No tool reads files or variables of
+/// the host. The server handles only workspaces with its label (microagent.mcp=NAME) and deletes those that it created
+/// when it ends.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct McpArgs {
-    /// Read the options of the policy from a TOML file, such as allow-image = ["python"]; those of the command line come on top
+    /// Read the options of the policy from a TOML file, such as allow-image = ["python"]; options of the command line
+    /// override it, or add to its lists
     #[arg(long, value_name = "FILE", help_heading = "Policy")]
     policy: Option<PathBuf>,
 

@@ -67,10 +67,10 @@ Examples:
 
 /// Make, list, restore, delete, export and import snapshots of workspaces
 ///
-/// A snapshot is a workspace at one time: the root disk, and the memory with its processes if the workspace was running. Of
-/// the disk nothing is copied: what was written becomes a disk layer that never changes, and what is written afterwards goes
-/// to a new overlay. Snapshots belong to their workspace and are deleted with it. Volumes and disk images are not part of a
-/// snapshot.
+/// A snapshot is a workspace at one time: the root disk, and the memory with its processes if the workspace was
+/// running. The disk is not copied: the data written so far becomes a disk layer that never changes, and later changes
+/// are written to a new overlay. Snapshots belong to their workspace and are deleted with it. Volumes and disk images
+/// are not part of a snapshot.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES, subcommand_value_name = "COMMAND")]
 pub(crate) struct SnapshotArgs {
@@ -95,8 +95,8 @@ pub(crate) enum SnapshotCommand {
 ///
 /// A running workspace is stopped for a moment and continues. Takes the same time for a large disk as for a small one,
 /// except that every 16th snapshot in a row merges disk layers into one, which copies what the workspace has changed of its
-/// image. The memory is written to a file; it is refused for a workspace with secrets, whose values it would contain, or
-/// with further disks that it can write to. Disks of bundles are copied.
+/// image. The memory is written to a file. A snapshot with memory is refused for a workspace with secrets, because the
+/// memory contains their values, or with further disks that it can write to. Disks of bundles are copied.
 #[derive(Debug, Args)]
 #[command(after_long_help = CREATE_EXAMPLES)]
 pub(crate) struct CreateArgs {
@@ -118,8 +118,8 @@ pub(crate) struct CreateArgs {
 
 /// List the snapshots of a workspace, the oldest first
 ///
-/// SIZE is what was written to the disk between the snapshot and the one before it, and the memory. KIND tells whether the
-/// snapshot has memory and disk, or the disk.
+/// SIZE is what was written to the disk between the previous snapshot and this one, and the memory. KIND shows whether
+/// the snapshot has memory and disk, or only the disk.
 #[derive(Debug, Args)]
 #[command(after_long_help = LIST_EXAMPLES)]
 pub(crate) struct ListArgs {
@@ -130,7 +130,7 @@ pub(crate) struct ListArgs {
     listing: ListingArgs,
 }
 
-/// Make a workspace what it was at a snapshot
+/// Restore a workspace to a snapshot
 ///
 /// A resting workspace gets the disk of the snapshot and rests. A running one gets disk and memory, and runs again, with the
 /// processes of that time; its connections are reset. What was written to the disk since the snapshot is lost, unless

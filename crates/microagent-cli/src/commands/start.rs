@@ -41,7 +41,7 @@ pub(crate) struct StartArgs {
     #[arg(value_name = "NAME", required = true)]
     names: Vec<WorkspaceName>,
 
-    /// Make the workspace what it was at this snapshot of it first; with the processes of that time if it has the memory
+    /// Restore this snapshot of the workspace first; with the processes of that time if the snapshot has the memory
     #[arg(long, value_name = "TAG", conflicts_with_all = ["profile", "memory", "cpus", "ttl"])]
     from_snapshot: Option<SnapshotTag>,
 

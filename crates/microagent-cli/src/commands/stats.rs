@@ -47,7 +47,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct StatsArgs {
-    /// Workspaces [default: all that run]
+    /// Workspaces [default: all running ones]
     #[arg(value_name = "NAME")]
     names: Vec<WorkspaceName>,
 
@@ -55,7 +55,7 @@ pub(crate) struct StatsArgs {
     #[arg(short, long)]
     follow: bool,
 
-    /// Print one table, also on a terminal
+    /// Print one table, even on a terminal
     #[arg(long, conflicts_with = "follow")]
     no_stream: bool,
 }

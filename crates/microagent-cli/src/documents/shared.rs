@@ -63,9 +63,9 @@ pub(crate) struct BrokerDocument {
     pub(crate) format: String,
     /// The requests that pass, `METHOD /PATH`; all if there are none.
     pub(crate) allow: Vec<String>,
-    /// File of certificates to check the server's with, in place of the system's.
+    /// File of certificates to trust for the server, in place of the system's.
     pub(crate) ca: Option<PathBuf>,
-    /// Whether the server's name may lead to addresses that are not public.
+    /// Whether the server's name may resolve to addresses that are not public.
     pub(crate) private: bool,
     /// Variables of the guest that hold the base URL.
     pub(crate) variables: Vec<String>,

@@ -51,7 +51,7 @@ pub(super) fn all(archive: &LocalImage, meter: &Meter) -> Result<Vec<FoundImage>
 fn entries(image: &LocalImage) -> Result<Vec<Entry>, ImageError> {
     if !image.store.has(MANIFEST) {
         let missing = MANIFEST.to_owned();
-        return Err(image.error(ArchiveError::WrongKind { kind: "`docker save` archive", missing }));
+        return Err(image.error(ArchiveError::WrongKind { kind: "a `docker save` archive", missing }));
     }
     let bytes = image.store.read(MANIFEST, MANIFEST_LIMIT).map_err(|source| image.error(source))?;
     serde_json::from_slice(&bytes)

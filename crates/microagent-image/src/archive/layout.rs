@@ -26,7 +26,7 @@ impl Layout {
         match openat(CWD, path, flags, Mode::empty()) {
             Ok(dir) => Ok(Layout(dir)),
             Err(Errno::NOTDIR) => Err(ArchiveError::WrongKind {
-                kind: "OCI layout directory",
+                kind: "an OCI layout directory",
                 missing: "a directory".to_owned(),
             }),
             Err(errno) => Err(ArchiveError::Open { source: errno.into() }),

@@ -92,7 +92,7 @@ impl TarIndex {
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory) =>
             {
-                Err(ArchiveError::WrongKind { kind: "archive", missing: "a tar file".to_owned() })
+                Err(ArchiveError::WrongKind { kind: "an archive", missing: "a tar file".to_owned() })
             }
             Err(source) => Err(ArchiveError::Open { source }),
         }

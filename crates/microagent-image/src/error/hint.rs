@@ -117,7 +117,7 @@ impl ImageError {
                 "there seems to be no network: check the connection and /etc/resolv.conf; images that are in the \
                  cache run without it"
             }
-            ImageError::LoginElsewhere { .. } => "logins are sent to the registry only; tell who runs it",
+            ImageError::LoginElsewhere { .. } => "logins are sent to the registry only; tell its operator",
             ImageError::Unreachable { source, .. } => unreachable_hint(source),
             ImageError::TargetName { .. } => "choose a name such as `myroot:latest`",
             ImageError::Ambiguous { .. } => "give more digits of the digest",
@@ -140,10 +140,10 @@ impl ImageError {
             ImageError::Response { status: 429, .. } => {
                 "the registry limits how much is pulled: log in, or try later"
             }
-            ImageError::Response { status: 500.., .. } => "the registry is in trouble: try again later",
-            ImageError::Interrupted { .. } => "run the command again: the pull continues where it broke off",
+            ImageError::Response { status: 500.., .. } => "the registry has a problem: try again later",
+            ImageError::Interrupted { .. } => "run the command again: the pull continues where it stopped",
             ImageError::WrongDigest { .. } | ImageError::WrongSize { .. } => {
-                "the content was changed or damaged on its way; nothing of it was kept"
+                "the content was changed or damaged during the transfer; nothing of it was kept"
             }
             ImageError::Manifest { source, .. } if matches!(**source, ManifestError::Schema1) => {
                 "push the image again with a current tool"

@@ -221,11 +221,11 @@ async fn what_is_no_image_is_named() {
     fs::write(&gzip, b"BZh91AY&SY").unwrap();
     for (reference, expected) in [
         (format!("oci:{}", home.path("nothing").display()), "No such file"),
-        (format!("oci:{}", home.dir.path().display()), "it is no OCI layout: `oci-layout` is missing"),
-        (format!("oci-archive:{}", plain.display()), "it is no OCI layout: `oci-layout` is missing"),
-        (format!("docker-archive:{}", plain.display()), "it is no `docker save` archive"),
+        (format!("oci:{}", home.dir.path().display()), "it is not an OCI layout: `oci-layout` is missing"),
+        (format!("oci-archive:{}", plain.display()), "it is not an OCI layout: `oci-layout` is missing"),
+        (format!("docker-archive:{}", plain.display()), "it is not a `docker save` archive"),
         (format!("docker-archive:{}", gzip.display()), "the archive is compressed with bzip2"),
-        (format!("oci-archive:{}", home.dir.path().display()), "it is no archive"),
+        (format!("oci-archive:{}", home.dir.path().display()), "it is not an archive"),
     ] {
         let error = home.pull(&reference).await.unwrap_err();
         assert!(text(&error).contains(expected), "{reference}: {}", text(&error));

@@ -67,7 +67,7 @@ async fn gives_up_in_the_end_and_the_next_pull_goes_on() {
     let error = home.pull(&breaking.reference()).await.unwrap_err();
     assert!(matches!(&error, ImageError::Interrupted { received, .. } if *received > 0), "{}", text(&error));
     assert!(error.is_retryable());
-    assert!(advice(&error).contains("continues where it broke off"));
+    assert!(advice(&error).contains("continues where it stopped"));
     home.assert_no_image();
     let kept = fs::metadata(home.state().images().join("partial").join(digest.hex())).unwrap().len();
     assert!(kept > 0 && kept < size);

@@ -142,11 +142,11 @@ pub enum Protocol {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Allowed: the mode lets it through.
+    /// Allowed: the egress mode allows it.
     Mode,
     /// Allowed: a rule names the address, or the name that was asked for.
     Rule,
-    /// Allowed: a name that a rule covers led to the address.
+    /// Allowed: a name that a rule covers resolved to the address.
     Name,
     /// Allowed: the name is one that the stack answers itself: `host.microagent.internal`, or one that was added.
     Local,
@@ -158,21 +158,22 @@ pub enum Reason {
     Published,
     /// Allowed: the other end is a member of a private network that the guest has joined.
     Member,
-    /// Refused: loopback, link-local, metadata, multicast or reserved; no rule opens it. Or a name that leads nowhere else.
+    /// Refused: loopback, link-local, metadata, multicast or reserved; no rule allows it. Or a name that resolves only
+    /// to such addresses.
     Forbidden,
-    /// Refused: the guest's own network has nobody else.
+    /// Refused: no other machine is in the guest's own network.
     OwnNetwork,
-    /// Refused: the host's surroundings, and no rule names it.
+    /// Refused: the host or one of its networks, and no rule names the address.
     Inside,
-    /// Refused: the mode lets nothing through that no rule names.
+    /// Refused: the mode allows only what a rule names.
     NotListed,
     /// Refused: too many connections are open.
     Connections,
-    /// Refused: too many bytes were moved. From here on all is.
+    /// Refused: the limit on bytes was reached; from then on everything is refused.
     Bytes,
     /// Refused: no pattern of the broker allows the request.
     NotAllowed,
-    /// Refused: a broker passes no such request on.
+    /// Refused: brokers do not pass such requests on.
     Malformed,
     /// Refused: the broker's upstream cannot be reached, or did not answer.
     Upstream,
@@ -180,7 +181,7 @@ pub enum Reason {
     Down,
     /// Allowed: a network stack, or a process of the brokers, runs again.
     Up,
-    /// Refused: a query of a sort that is not served.
+    /// Refused: a query of a type that is not served.
     Unserved,
     /// Not refused, but no name server of the host answered.
     NoAnswer,

@@ -1,5 +1,5 @@
-//! What a guest on network `user` may reach, as the user says it. Text and back; what a policy means for an
-//! address is the filter's business.
+//! What a guest on network `user` may reach, as the user sets it. Converts from and to text; the filter decides what a
+//! policy means for an address.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -24,20 +24,20 @@ const NAME_MAX: usize = 253;
 /// Longest part of a name between two dots, in bytes.
 const LABEL_MAX: usize = 63;
 
-/// What a guest may reach of what no rule speaks of.
+/// What a guest may reach if no rule applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EgressMode {
-    /// Public addresses, and neither the host nor networks around it.
+    /// Public addresses, but neither the host nor its networks.
     #[default]
     Public,
     /// Nothing.
     Allowlist,
-    /// All but the host's loopback, link-local and metadata addresses, which no mode and no rule opens.
+    /// All except the host's loopback, link-local and metadata addresses, which no mode and no rule allows.
     Open,
 }
 
-/// A rule that opens what the mode alone does not. As text `example.org`, `.example.org`, `ADDRESS[/BITS][:PORT]`.
+/// A rule that allows what the mode alone does not. As text `example.org`, `.example.org`, `ADDRESS[/BITS][:PORT]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum AllowRule {
@@ -58,9 +58,9 @@ pub enum AllowRule {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EgressPolicy {
-    /// What holds where no rule does.
+    /// What applies if no rule does.
     pub mode: EgressMode,
-    /// What is allowed besides.
+    /// What is allowed in addition.
     pub allow: Vec<AllowRule>,
     /// Connections that may be open at once.
     pub max_connections: u32,
@@ -90,13 +90,13 @@ pub enum AllowRuleError {
         /// The text.
         text: String,
     },
-    /// A port goes with addresses only.
+    /// Only addresses can have a port.
     #[error("`{text}` has a port; only addresses and networks can have one")]
     PortOfName {
         /// The text.
         text: String,
     },
-    /// Patterns are not known.
+    /// Patterns are not supported.
     #[error("`{text}` is a pattern; a leading dot stands for a name and all names below it")]
     Pattern {
         /// The text.
@@ -104,7 +104,7 @@ pub enum AllowRuleError {
     },
 }
 
-/// A text that names no mode.
+/// A text that is not a mode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown egress mode `{text}` (expected public, allowlist or open)")]
 pub struct EgressModeError {

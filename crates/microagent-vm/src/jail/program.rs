@@ -41,7 +41,7 @@ pub(crate) enum ProgramError {
         source: io::Error,
     },
     /// It is a script or something else.
-    #[error("`{}` is not a 64-bit ELF program; the jail executes QEMU itself and no script around it", path.display())]
+    #[error("`{}` is not a 64-bit ELF program; the jail executes QEMU itself, not a script that starts it", path.display())]
     NotElf {
         /// The program.
         path: PathBuf,

@@ -21,7 +21,7 @@ pub enum ConnectionFault {
         seconds: u64,
     },
     /// The guest read nothing in time.
-    #[error("it took nothing for {seconds} s")]
+    #[error("it read nothing for {seconds} s")]
     Stalled {
         /// For how long.
         seconds: u64,
@@ -39,7 +39,7 @@ pub enum ConnectionFault {
     #[error("it lists too many processes")]
     TooManyProcesses,
     /// The guest sent a tar stream that cannot be read.
-    #[error("what it sent is not a whole file")]
+    #[error("what it sent is not a complete file")]
     Tar(#[source] io::Error),
     /// The guest sent a listing of files that is not one.
     #[error("its listing of files is not valid: {what}")]

@@ -35,7 +35,7 @@ pub enum JobError {
         /// The job.
         job: JobId,
     },
-    /// As many jobs run as can.
+    /// The maximum number of jobs runs.
     #[error("{running} jobs run in workspace `{workspace}`; no more can run at a time")]
     TooMany {
         /// The workspace.

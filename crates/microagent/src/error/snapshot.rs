@@ -45,7 +45,7 @@ pub enum SnapshotError {
     },
     /// The workspace has secrets, whose values are in its memory.
     #[error(
-        "the memory of workspace `{workspace}` has values of secrets, which no snapshot or fork may have; cannot {action}"
+        "the memory of workspace `{workspace}` has values of secrets, which must not be in a snapshot or fork; cannot {action}"
     )]
     MemoryWithSecrets {
         /// The workspace.
@@ -66,11 +66,11 @@ pub enum SnapshotError {
         mount_point: String,
     },
     /// The memory of the snapshot does not fit this host or the workspace's settings. Nothing was changed.
-    #[error("the memory of snapshot `{snapshot}` cannot be restored here: the {what} is another")]
+    #[error("the memory of snapshot `{snapshot}` cannot be restored here: the {what} is different")]
     OtherMachine {
         /// The snapshot, as `WORKSPACE:TAG`.
         snapshot: String,
-        /// What is another.
+        /// What is different.
         what: &'static str,
     },
     /// The workspace runs, and the snapshot has no memory that it could continue with. Nothing was changed.
@@ -113,19 +113,19 @@ pub enum SnapshotError {
         snapshot: String,
     },
     /// The memory in a file does not fit this host. Nothing was created.
-    #[error("the memory in the file cannot be restored here: the {what} is another")]
+    #[error("the memory in the file cannot be restored here: the {what} is different")]
     ImportedMachine {
-        /// What is another.
+        /// What is different.
         what: &'static str,
     },
     /// The file is not as an export writes it. Nothing was created.
-    #[error("the file is no usable snapshot: {reason}")]
+    #[error("the file is not a usable snapshot: {reason}")]
     Archive {
         /// What is wrong.
         reason: String,
     },
     /// The workspace's name is too long for that of a fork.
-    #[error("the name `{workspace}` is too long to be that of a fork with a number")]
+    #[error("the name `{workspace}` is too long to add a number for a fork")]
     NoForkName {
         /// The workspace.
         workspace: WorkspaceName,

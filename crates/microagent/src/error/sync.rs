@@ -39,8 +39,8 @@ pub enum SyncError {
         /// The directory.
         path: PathBuf,
     },
-    /// Another sync works on the same two directories.
-    #[error("another sync of `{}` with workspace `{workspace}` is at work", path.display())]
+    /// Another sync of the same two directories is in progress.
+    #[error("another sync of `{}` with workspace `{workspace}` is in progress", path.display())]
     Busy {
         /// The workspace.
         workspace: WorkspaceName,
@@ -54,7 +54,7 @@ pub enum SyncError {
         source: io::Error,
     },
     /// What the last sync left cannot be read or written.
-    #[error("cannot {action} what the last sync left in `{}`", path.display())]
+    #[error("cannot {action} the record of the last sync, `{}`", path.display())]
     Base {
         /// The attempted operation.
         action: &'static str,

@@ -1,4 +1,4 @@
-//! Why the value of a secret could not be had. Names sources and never values.
+//! Why the value of a secret could not be read. Names sources and never values.
 
 use std::io;
 use std::path::PathBuf;
@@ -32,11 +32,11 @@ pub enum SecretFault {
         /// The variable.
         variable: String,
     },
-    /// There is a value, and it has no byte.
+    /// The value is empty.
     #[error("the value is empty")]
     Empty,
     /// The value of a broker's credential does not fit into a header.
-    #[error("the value is not one line of visible characters, and a header takes nothing else")]
+    #[error("the value is not one line of visible characters, and a header can have nothing else")]
     NoHeader,
     /// The value is too large.
     #[error("the value has more than {limit} bytes")]
@@ -53,10 +53,10 @@ pub enum SecretFault {
     /// The file could not be read.
     #[error("the file cannot be read")]
     Read(#[source] io::Error),
-    /// It is a directory, a device, a pipe.
+    /// The source is a directory, a device or a pipe.
     #[error("it is not a regular file")]
     NotAFile,
-    /// The file is no file of `NAME=VALUE` lines.
+    /// The file does not consist of `NAME=VALUE` lines.
     #[error("line {line} of `{}`: {what}", path.display())]
     Syntax {
         /// The file.
@@ -74,13 +74,13 @@ pub enum SecretFault {
         /// The variable.
         key: String,
     },
-    /// A variable that Vault is found by is not set.
+    /// A variable that is needed to find Vault is not set.
     #[error("{variable} is not set")]
     VaultUnset {
         /// The variable.
         variable: &'static str,
     },
-    /// A setting of Vault's is not what it should be.
+    /// A setting of Vault is not valid.
     #[error("{variable} is {what}")]
     VaultSetting {
         /// The variable.
@@ -113,7 +113,7 @@ pub enum SecretFault {
         /// What it said, bounded, after `: `; or nothing.
         said: String,
     },
-    /// The answer is not what the second key-value engine gives.
+    /// The answer is not that of the key-value engine, version 2.
     #[error("Vault's answer is not one of the key-value engine, version 2")]
     VaultAnswer,
     /// The secret has no such field.
@@ -122,7 +122,7 @@ pub enum SecretFault {
         /// The field.
         field: String,
     },
-    /// The field is a list, an object, a fraction.
+    /// The field is a list, an object or a fraction.
     #[error("field `{field}` is neither text nor a whole number nor a boolean")]
     VaultKind {
         /// The field.
@@ -139,7 +139,7 @@ pub enum SecretFault {
         /// What the system said.
         source: io::Error,
     },
-    /// The helper ended badly.
+    /// The helper failed.
     #[error("the helper failed ({status}){said}")]
     HelperFailed {
         /// How it ended.
@@ -178,23 +178,23 @@ impl SecretFault {
             }
             SecretFault::Syntax { .. } => "a line is NAME=VALUE, 'VALUE' or \"VALUE\"; nothing is evaluated",
             SecretFault::VaultUnset { .. } | SecretFault::VaultSetting { .. } => {
-                "Vault is found by VAULT_ADDR and VAULT_TOKEN, as with its own command"
+                "set VAULT_ADDR and VAULT_TOKEN, as for Vault's own command"
             }
             SecretFault::VaultRefused { status: 503, .. } => "unseal it: vault operator unseal",
             SecretFault::VaultRefused { status: 400..=403, .. } => {
-                "is VAULT_TOKEN valid, and may it read this path? (vault token lookup)"
+                "check that VAULT_TOKEN is valid and may read this path: vault token lookup"
             }
             SecretFault::VaultNothing { .. } | SecretFault::VaultAnswer => {
                 "a path of the key-value engine, version 2, is MOUNT/data/PATH"
             }
-            SecretFault::NoHelper => "set MICROAGENT_SECRET_HELPER to the program that knows your secrets",
+            SecretFault::NoHelper => "set MICROAGENT_SECRET_HELPER to the program that prints your secrets",
             SecretFault::TooLarge { .. } | SecretFault::TooMuchTogether { .. } => {
-                "secrets are short; large files go into a volume or the image"
+                "secrets are short; put large files into a volume or the image"
             }
             SecretFault::NoHeader => {
-                "leave the line break at its end out, as `printf %s VALUE > FILE` does, or take it by dotenv:FILE#KEY"
+                "write the file without a line break at its end, as `printf %s VALUE > FILE` does, or use dotenv:FILE#KEY"
             }
-            SecretFault::NotAFile => "pipes and devices are not read: each start reads it anew",
+            SecretFault::NotAFile => "use a regular file, not a pipe or device: each start reads it again",
             _ => return None,
         };
         Some(hint.to_owned())

@@ -131,10 +131,15 @@ fn explain(error: &YamlError, private: Option<&str>) -> (String, String) {
         YamlError::SerdeMissingField { field, .. } => {
             (format!("`{field}` is missing"), format!("add `{field}`"))
         }
-        YamlError::DuplicateMappingKey { key, .. } => in_private("a key stands twice").unwrap_or_else(|| {
-            let key = key.as_deref().map(|key| format!("key `{}`", shown(key)));
-            (format!("{} stands twice", key.as_deref().unwrap_or("a key")), "keep one of them".to_owned())
-        }),
+        YamlError::DuplicateMappingKey { key, .. } => {
+            in_private("a key is given twice").unwrap_or_else(|| {
+                let key = key.as_deref().map(|key| format!("key `{}`", shown(key)));
+                (
+                    format!("{} is given twice", key.as_deref().unwrap_or("a key")),
+                    "keep one of them".to_owned(),
+                )
+            })
+        }
         YamlError::SerdeInvalidType { unexpected, expected, .. }
         | YamlError::SerdeInvalidValue { unexpected, expected, .. } => in_private("wrong type of value")
             .unwrap_or_else(|| {
@@ -172,7 +177,7 @@ fn explain(error: &YamlError, private: Option<&str>) -> (String, String) {
         YamlError::UnsupportedTag { tag, .. } => {
             (format!("tag `{}` is not known", shown(tag)), "leave it out".to_owned())
         }
-        other => in_private("it is no YAML").unwrap_or_else(|| (shown(&plain(other)), form())),
+        other => in_private("it is not YAML").unwrap_or_else(|| (shown(&plain(other)), form())),
     }
 }
 

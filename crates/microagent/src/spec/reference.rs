@@ -16,7 +16,7 @@ use super::{SpecBroker, SpecFile, SpecForward, SpecHostForward, SpecVolume};
 const NOTICE: &str = "<!-- Made from the types in crates/microagent/src/spec.rs. Change those, then run\n     \
                       SNAPSHOTS=overwrite cargo test -p microagent spec -->\n";
 
-/// When the registry is asked.
+/// When the registry is contacted.
 #[derive(JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Pull {

@@ -241,7 +241,7 @@ fn wrong_values_are_shown_where_they_stand() {
         ("image: *nowhere", 1, 8, "anchor"),
         ("image: 'x", 1, 8, "quote"),
         ("a\n- b", 1, 1, ""),
-        ("image: a\nimage: b", 2, 1, "stands twice"),
+        ("image: a\nimage: b", 2, 1, "is given twice"),
         ("image: a\n---\nimage: b", 2, 1, "more than one document"),
         ("image: !mine a", 1, 14, "tag"),
     ] {

@@ -1,4 +1,4 @@
-//! Forks: machines that continue from one moment of another one.
+//! Forks: machines that continue from a capture of another one.
 
 use jiff::Timestamp;
 use microagent_model::{SnapshotTag, State, WorkspaceName};
@@ -11,8 +11,8 @@ use crate::{Error, Progress};
 
 impl Workspace {
     /// Creates workspaces that continue from this moment of the workspace, each as a machine of its own
-    /// ([`Snapshots::start_workspace`](super::snapshot::Snapshots::start_workspace)). The source is stopped once, whatever
-    /// their number, and continues. Of a resting workspace they are clones, which rest.
+    /// ([`Snapshots::start_workspace`](super::snapshot::Snapshots::start_workspace)). The source is stopped once,
+    /// whatever their number, and continues. Forks of a resting workspace are clones, which rest.
     ///
     /// # Errors
     /// Fails if a name is taken or given twice, a secret has no value, or the source cannot be captured

@@ -97,7 +97,7 @@ pub(crate) fn check_health(health: &HealthSettings) -> Result<(), InvalidRequest
 }
 
 impl Workspace {
-    /// Returns what the health checks of its machine say; `None` if it has no machine that runs, or no health check.
+    /// Returns what the health checks of its machine say; `None` if it has no running machine, or no health check.
     ///
     /// # Errors
     /// Fails if the workspace does not exist or its record is damaged.

@@ -150,7 +150,7 @@ impl Snapshots {
         blocking(move || snapshots.load_memory(&origin)).await
     }
 
-    /// Makes the root disk of the resting workspace what it was at the snapshot, and starts it: with the processes that it had
+    /// Restores the root disk of the resting workspace to the snapshot, and starts it: with the processes that it had
     /// then, if the snapshot has the memory.
     ///
     /// # Errors
@@ -237,7 +237,7 @@ impl SnapshotMemory {
 }
 
 impl Workspace {
-    /// Makes the running workspace what it was at the snapshot.
+    /// Restores the running workspace to the snapshot.
     pub(super) async fn roll_back(&self, tag: &SnapshotTag, progress: &Progress) -> Result<(), Error> {
         let snapshots = self.snapshots();
         let record = self.observe()?;

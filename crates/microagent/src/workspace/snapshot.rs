@@ -117,8 +117,9 @@ impl Snapshots {
     ///
     /// # Errors
     /// Fails if the workspace is being started or ended or in use, its setup has not run, the tag is taken, a file cannot be
-    /// written, or the guest does not flush its disk in time. The memory of a workspace with secrets, or with disks that it
-    /// can write to beside its own, is refused. Then there is no new snapshot, and a running workspace continues.
+    /// written, or the guest does not flush its disk in time. A snapshot with memory is refused for a workspace with
+    /// secrets, or with further disks that it can write to. Then there is no new snapshot, and a running workspace
+    /// continues.
     pub async fn create(
         &self,
         tag: Option<&SnapshotTag>,
@@ -199,9 +200,9 @@ impl Snapshots {
         }
     }
 
-    /// Makes the workspace what it was at the snapshot: the root disk of a resting one; disk, memory and processes of a running
-    /// one, which runs again afterwards. What was written to the disk since is lost, except to other snapshots. Settings and
-    /// volumes are not changed; the disk keeps its size if it was enlarged.
+    /// Restores the workspace to the snapshot: the root disk of a resting one; disk, memory and processes of a running
+    /// one, which runs again afterwards. What was written to the disk since is lost, except to other snapshots.
+    /// Settings and volumes are not changed; the disk keeps its size if it was enlarged.
     ///
     /// # Errors
     /// Fails if the snapshot does not exist or is damaged, the workspace is in use, or it is running and the snapshot has no
@@ -215,7 +216,7 @@ impl Snapshots {
         self.restore_disk(tag).await.map(drop)
     }
 
-    /// Makes the root disk of the resting workspace what it was at the snapshot.
+    /// Restores the root disk of the resting workspace to the snapshot.
     pub(super) async fn restore_disk(&self, tag: &SnapshotTag) -> Result<WorkspaceRecord, Error> {
         let (lock, workspace, tag) = (self.take(Action::Restore).await?, self.workspace.clone(), tag.clone());
         blocking(move || workspace.restore_snapshot(&tag, &lock)).await
@@ -462,7 +463,7 @@ impl Workspace {
         published.map_err(failed)
     }
 
-    /// Makes the disk of the locked workspace what it was at the snapshot.
+    /// Restores the disk of the locked workspace to the snapshot.
     fn restore_snapshot(&self, tag: &SnapshotTag, _lock: &Lock) -> Result<WorkspaceRecord, Error> {
         let dir = self.existing()?;
         let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;

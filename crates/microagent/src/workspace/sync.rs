@@ -176,8 +176,8 @@ impl Workspace {
     /// # Errors
     /// Fails if a directory does not exist ([`NotFound`](crate::ErrorKind::NotFound)), a pattern or a path is not valid
     /// or there are more than 1,000,000 files ([`Invalid`](crate::ErrorKind::Invalid)), another sync of the two
-    /// directories is at work ([`Busy`](crate::ErrorKind::Busy)), a file cannot be read or written, or `progress` is
-    /// cancelled. What was copied before is kept.
+    /// directories is in progress ([`Busy`](crate::ErrorKind::Busy)), a file cannot be read or written, or `progress`
+    /// is cancelled. What was copied before is kept.
     pub async fn sync(&self, options: &SyncOptions, progress: &Progress) -> Result<SyncReport, Error> {
         let mut round = Round::new(self, options, progress)?;
         let guest = self.guest(progress).await?;

@@ -53,8 +53,8 @@ Examples:
 
 /// Create a private network
 ///
-/// Workspaces of `--join NETWORK` reach each other by name and address, with TCP, UDP and ping. Nobody else reaches them
-/// there, and what they reach outside does not change. A network needs no process of its own.
+/// Workspaces with `--join NETWORK` reach each other by name and address, with TCP, UDP and ping. Nobody else reaches
+/// them there. What they reach outside of the network does not change. A network needs no process of its own.
 #[derive(Debug, Args)]
 #[command(after_long_help = CREATE_EXAMPLES)]
 pub(crate) struct CreateArgs {

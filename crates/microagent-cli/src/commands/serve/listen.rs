@@ -28,7 +28,8 @@ pub(crate) struct ListenArgs {
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address, help_heading = "HTTP")]
     pub(super) listen: Option<SocketAddr>,
 
-    /// Read the token from this file, or make one and write it there, for its owner only (its directory, too); without this a new one is printed
+    /// Read the token from this file; if it does not exist, it is created with a new token, for its owner only, and so
+    /// is its directory; without this option a new token is printed
     #[arg(long, value_name = "FILE", help_heading = "HTTP")]
     token_file: Option<PathBuf>,
 

@@ -151,7 +151,7 @@ mod tests {
             sleep(day).await;
             drop(stream);
         };
-        says(fed(100, deaf).await, "it took nothing for 300 s");
+        says(fed(100, deaf).await, "it read nothing for 300 s");
         let mute = async |mut stream: UnixStream| {
             while let Ok(Some(UnpackInput::Data(_))) = read_message(&mut stream, INPUT_LIMIT).await {}
             sleep(day).await;
