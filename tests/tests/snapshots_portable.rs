@@ -110,16 +110,16 @@ fn what_is_no_whole_snapshot_is_refused_and_leaves_nothing() {
         other.microagent(["snapshot", "import", "brought", "twin"]).run().code(1).says(why);
         assert_eq!(files(&other), [] as [PathBuf; 0]);
     };
-    import(b"", "no usable snapshot");
-    import(&[7; 100_000], "no usable snapshot");
+    import(b"", "not a usable snapshot");
+    import(&[7; 100_000], "not a usable snapshot");
     for part in [1, 2, 3] {
         import(&whole[..whole.len() * part / 4], "ends early");
     }
-    import(&whole[..whole.len() - 1], "no usable snapshot");
+    import(&whole[..whole.len() - 1], "not a usable snapshot");
     let mut changed = whole.clone();
     let middle = whole.len() / 2;
     changed[middle] ^= 1;
-    import(&changed, "no usable snapshot");
+    import(&changed, "not a usable snapshot");
     other.microagent(["snapshot", "import", "missing", "twin"]).run().code(1).says("missing");
     home.write("brought", &whole);
     home.microagent(["snapshot", "import", "brought", "web"]).run().code(1).says("exists");

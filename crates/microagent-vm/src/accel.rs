@@ -225,7 +225,11 @@ mod tests {
     fn a_device_that_creates_no_machine_is_not_used() {
         let broken = auto(Some("vmx"), probe(Path::new("/dev/null")));
         assert_eq!(broken.accel, Accel::Tcg);
-        assert!(broken.reason.starts_with("/dev/kvm cannot be used: it does not report a version"), "{}", broken.reason);
+        assert!(
+            broken.reason.starts_with("/dev/kvm cannot be used: it does not report a version"),
+            "{}",
+            broken.reason
+        );
     }
 
     #[test]
