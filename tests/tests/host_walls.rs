@@ -49,6 +49,32 @@ fn a_limit_of_the_size_of_files_is_an_error_and_not_a_signal() {
 }
 
 #[test]
+fn a_limit_of_open_files_is_raised_where_it_may_be_and_named_where_not() {
+    let home = home();
+    let program = home.program().to_str().expect("test paths are UTF-8");
+    let image = home.image("busybox");
+    let limited = |limit: &str, words: &[&str]| {
+        let line = format!(r#"ulimit {limit}; exec "$@""#);
+        home.other("sh").args(["-c", &line, "sh", program]).args(words).run()
+    };
+    let run = ["run", "--cold", &image, "echo", "hello"];
+    assert_eq!(limited("-S -n 30", &run).code(0).guest_output(), "hello\n");
+    let run = ["run", "--cold", "--name", "few", &image, "true"];
+    limited("-n 40", &run).code(1).says("Too many open files").says("`ulimit -n`");
+    home.microagent(["delete", "few", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_host_with_one_processor_runs_guests_with_two() {
+    let home = home();
+    let program = home.program().to_str().expect("test paths are UTF-8");
+    let words = ["-c", "0", program, "run", &home.image("busybox"), "nproc"];
+    assert_eq!(home.other("taskset").args(words).run().code(0).guest_output(), "2\n");
+    home.nothing_is_left();
+}
+
+#[test]
 fn mounts_of_a_host_that_are_small_or_odd_change_nothing() {
     if !user::is_root() {
         return host::skip("only root can mount");

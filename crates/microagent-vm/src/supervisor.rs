@@ -58,7 +58,7 @@ use crate::core_dump::never_dump_core;
 use crate::descriptors::close_inherited;
 use crate::file_size::fail_oversized_writes;
 use crate::lifecycle::{Event, Lifecycle, MachineTraits};
-use crate::network_stack::{NETWORK_STACK_ARGUMENT, network_stack};
+use crate::network_stack::{NETWORK_STACK_ARGUMENT, network_stack, use_descriptors};
 use crate::spec::{
     DiskStamp, Ended, Outcome, REPORT_LIMIT, Report, SPEC_LIMIT, SUPERVISOR_PROTOCOL, StartMode,
     SupervisorSpec, Timeline, Work,
@@ -152,6 +152,8 @@ pub fn supervise() -> i32 {
     never_dump_core();
     // A disk or log that reaches a limit of the caller is an error of that write.
     let _ = fail_oversized_writes();
+    // A shell's limit may be lower than what a machine with several disks needs.
+    use_descriptors();
     // A session of its own: Ctrl-C at the caller's terminal is the caller's to handle.
     let _ = rustix::process::setsid();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

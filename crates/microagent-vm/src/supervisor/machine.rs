@@ -13,6 +13,7 @@ use microagent_model::{FailureKind, WorkspaceFailure};
 use microagent_qemu::features::Features;
 use microagent_qemu::qmp::QmpError;
 use microagent_store::{Link, ProcessId, WorkspaceDir};
+use rustix::io::Errno;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
@@ -337,11 +338,19 @@ fn attach(mut qemu: Qemu, logs: &Logs, features: Features, events: &mpsc::Sender
     Attached { child: qemu.child, control: qemu.control, keys: Some(keys), monitor, words, guest_end }
 }
 
+/// Why a program could not be started, with all causes, and with the limit to raise where that would help.
 pub(super) fn start_failure(program: &std::path::Path, error: &io::Error) -> WorkspaceFailure {
-    WorkspaceFailure {
-        kind: FailureKind::Boot,
-        message: format!("cannot start `{}`: {error}", program.display()),
+    let mut message = format!("cannot start `{}`", program.display());
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        message.push_str(&format!(": {error}"));
+        let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if number.map(Errno::from_raw_os_error) == Some(Errno::MFILE) {
+            message.push_str("; raise the limit of open files (`ulimit -n`)");
+        }
+        cause = error.source();
     }
+    WorkspaceFailure { kind: FailureKind::Boot, message }
 }
 
 async fn copy_to_log(mut from: impl AsyncRead + Unpin, log: Shared<BoundedLog>) {
