@@ -45,7 +45,7 @@ fn files_and_directories_go_both_ways_by_the_rules_of_docker() {
         cp("tree", "web:/root/new").success();
         cp("tree", "web:/root/new").success();
         cp("tree/.", "web:/tmp").success();
-        cp("app.py", "web:/missing/").run().code(2).says("there is no directory");
+        cp("app.py", "web:/missing/").run().code(1).says("there is no directory");
         cp("tree", "web:/root/renamed.py").run().code(2).says("is not a directory");
         cp("nothing", "web:/root/").run().code(1).says("nothing");
         cp("web:/nothing", "out").run().code(1).says("does not exist");
@@ -87,7 +87,16 @@ fn a_tar_stream_goes_in_and_comes_out_as_it_is() {
     tar.append_data(&mut header, "dir/file", &b"hello"[..]).unwrap();
     let tar = tar.into_inner().unwrap();
     home.microagent(["cp", "-", "web:/root"]).stdin(tar.clone()).success();
-    home.microagent(["cp", "-", "web:/missing"]).stdin(tar).run().code(2).says("there is no directory");
+    let cp = |to: &str, tar: &[u8]| home.microagent(["cp", "-", to, "--json"]).stdin(tar.to_vec()).run();
+    let missing = cp("web:/missing", &tar).code(1).told();
+    assert!(
+        missing.contains("there is no directory `/missing`") && missing.contains("not_found"),
+        "{missing}"
+    );
+    assert!(missing.contains("create the directory first\""), "{missing}");
+    cp("web:/etc/passwd", &tar).code(2).says("which is not a directory");
+    // The guest is well, and what it was sent is not.
+    cp("web:/tmp", b"no tar at all").code(1).says("guest_refused");
     let out = home.microagent(["cp", "web:/root/dir/file", "-"]).success();
     let mut archive = tar::Archive::new(&out.stdout[..]);
     let entry = archive.entries().unwrap().next().unwrap().unwrap();

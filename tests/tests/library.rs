@@ -51,6 +51,33 @@ fn many_runs_at_once_end_or_are_cancelled_and_leave_nothing() {
 }
 
 #[test]
+fn errors_have_the_class_that_their_cause_has() {
+    let home = Home::new(User::unprivileged());
+    let made = example(&home, "errors").arg(home.image("busybox")).success();
+    let wanted = [
+        "/bin/true: Host",
+        "/bin/false: Host",
+        "/no/such/program: Host",
+        "image of the cache: NotFound",
+        "run without time: Invalid",
+        "left: 0",
+        "events: booting booted setup command",
+        "command at rest: WrongState",
+        "command without time: Invalid",
+        "job without time: Invalid",
+        "no tar stream: GuestRefused",
+        "tar to nowhere: NotFound",
+        "tar to a file: Invalid",
+        "time limit: 124 None true",
+        "deleted: Deletion { deleted: true, ended: true }",
+    ];
+    assert_eq!(made.text().lines().collect::<Vec<_>>(), wanted, "{}", made.told());
+    let made = made.says("`/bin/true` did not start as a supervisor of this build of microagent");
+    made.says("cannot start supervisor `/no/such/program`").says("no image `no/such/image` in the cache");
+    home.nothing_is_left();
+}
+
+#[test]
 fn a_supervisor_that_is_not_there_leaves_nothing() {
     let home = Home::new(User::unprivileged());
     let image = home.image("busybox");

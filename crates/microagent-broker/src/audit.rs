@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
 use jiff::Timestamp;
+use microagent_model::decisions;
 use microagent_model::egress::Decision;
 use rustix::net::{SendFlags, send};
 use tokio::time::{Duration, Instant};
@@ -84,7 +85,7 @@ impl Audit {
 }
 
 fn suppressed(count: u64) -> Decision {
-    Decision::suppressed(Timestamp::now(), count)
+    decisions::suppressed(Timestamp::now(), count)
 }
 
 #[cfg(test)]

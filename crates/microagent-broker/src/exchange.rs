@@ -12,6 +12,7 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use jiff::Timestamp;
+use microagent_model::decisions;
 use microagent_model::egress::{BrokeredRequest, Decision, Reason, Subject};
 use microagent_model::{AllowedRequest, Broker};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -287,7 +288,7 @@ impl Drop for AuditLine {
         let allowed = self.reason == Reason::Broker;
         self.audit.record(&Decision {
             request: Some(Box::new(request)),
-            ..Decision::new(Timestamp::now(), Subject::Request, allowed, self.reason)
+            ..decisions::new(Timestamp::now(), Subject::Request, allowed, self.reason)
         });
     }
 }

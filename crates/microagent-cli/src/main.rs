@@ -137,10 +137,10 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
 /// What comes before any work.
 fn prepare(context: &Context, command: Option<Command>) -> Result<Command, Failure> {
     let command = command.expect("a missing command was answered with the help page");
-    microagent::fail_oversized_writes()
+    microagent_vm::fail_oversized_writes()
         .map_err(|e| Failure::Other { message: format!("cannot ignore SIGXFSZ: {e}"), hint: None })?;
     if command.may_hold_secrets() {
-        microagent::never_dump_core();
+        microagent_vm::never_dump_core();
     }
     if command.uses_state() {
         context.engine().check_access()?;

@@ -50,7 +50,7 @@ pub enum ArchiveError {
         /// What the system said.
         source: io::Error,
     },
-    /// It is neither.
+    /// It is not of the format that the reference names.
     #[error("it is not {kind}: `{missing}` is missing")]
     WrongKind {
         /// What it should have been.
@@ -70,19 +70,19 @@ pub enum ArchiveError {
         /// What the decoder said.
         source: io::Error,
     },
-    /// The whole archive is compressed in a way that is not read.
+    /// The compression of the archive is not supported.
     #[error("the archive is compressed with {format}")]
     Compressed {
         /// The format.
         format: &'static str,
     },
-    /// More entries than any archive of images has.
+    /// It has too many entries.
     #[error("the tar has more than {limit} entries")]
     TooManyEntries {
         /// The bound.
         limit: usize,
     },
-    /// Larger than what is ever read of its kind.
+    /// An entry is too large.
     #[error("`{name}` is larger than {limit} bytes")]
     TooLarge {
         /// The file or entry.
@@ -104,16 +104,16 @@ pub enum ArchiveError {
         /// Why.
         source: ManifestError,
     },
-    /// There is no image in it.
+    /// It contains no image.
     #[error("it contains no image")]
     Empty,
-    /// Several images, and the reference does not say which.
+    /// It contains several images, and the reference names none of them.
     #[error("it contains several images: {}", found.join(", "))]
     NeedsSelector {
         /// Their names.
         found: Vec<String>,
     },
-    /// The reference asks for an image that is not in it.
+    /// It does not contain the image that the reference names.
     #[error("it contains no image `{selector}`; there is {}", if found.is_empty() { "none with a name".to_owned() } else { found.join(", ") })]
     NoSuchSelector {
         /// What was asked for.
@@ -129,9 +129,13 @@ impl ArchiveError {
         matches!(self, ArchiveError::WrongKind { .. })
     }
 
-    /// Whether the file or directory does not exist.
+    /// Whether the file or directory does not exist, or has no such image.
     pub fn is_not_found(&self) -> bool {
-        matches!(self, ArchiveError::Open { source } if source.kind() == io::ErrorKind::NotFound)
+        match self {
+            ArchiveError::Open { source } => source.kind() == io::ErrorKind::NotFound,
+            ArchiveError::NoSuchSelector { .. } | ArchiveError::Empty => true,
+            _ => false,
+        }
     }
 
     /// Returns what a user can do about the error.

@@ -22,7 +22,7 @@ pub const BUNDLE_LIMITS: Limits = Limits {
 /// What stands for the stream on standard input in place of a path.
 const STANDARD_INPUT: &str = "-";
 
-/// Why a tar file could not become a disk.
+/// Why a tar file could not be converted to a disk.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BundleError {
@@ -34,7 +34,7 @@ pub enum BundleError {
         /// What the system said.
         source: io::Error,
     },
-    /// It is compressed in a way that is not taken.
+    /// Its compression is not supported.
     #[error("{}: {reason}", named(path))]
     Compression {
         /// The tar file.
@@ -42,7 +42,7 @@ pub enum BundleError {
         /// Which.
         reason: &'static str,
     },
-    /// It is no tar file, or a broken one.
+    /// It is not a tar file, or it is damaged.
     #[error("{} is damaged, or not a tar file", named(path))]
     Damaged {
         /// The tar file.
@@ -66,7 +66,7 @@ pub enum BundleError {
         /// The limit, in words.
         limit: String,
     },
-    /// This machine failed, or the content does not fit a disk.
+    /// An operation of the host failed, or ext4 cannot store the content.
     #[error("cannot make a disk of {}", named(path))]
     Disk {
         /// The tar file.
@@ -74,7 +74,7 @@ pub enum BundleError {
         /// Why.
         source: RootfsError,
     },
-    /// The caller asked to stop.
+    /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,
 }

@@ -33,16 +33,16 @@ use crate::tag::target;
 /// Bytes that are read between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 
-/// What a commit says beside its layer.
+/// Settings of a commit.
 #[derive(Debug, Clone, Default)]
 pub struct CommitDetails {
-    /// Changes to how the image runs.
+    /// Changes of the configuration.
     pub changes: ConfigChanges,
-    /// Why, for the image's history.
+    /// Message for the image's history.
     pub message: Option<String>,
-    /// By whom, for the image's history.
+    /// Author for the image's history.
     pub author: Option<String>,
-    /// What made the layer, for the image's history.
+    /// Command for the image's history.
     pub created_by: String,
 }
 
@@ -70,17 +70,17 @@ pub struct Layer {
     content_bytes: u64,
 }
 
-/// An image that was made.
+/// The image that a commit made.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Committed {
-    /// As the caller gave it.
+    /// Its reference as the caller gave it.
     pub reference: String,
     /// The full reference that it stands for.
     pub resolved_reference: String,
     /// Digest of its manifest.
     pub digest: String,
-    /// Digest of the new layer, uncompressed; that of an empty one is always the same.
+    /// Digest of the new layer without compression. That of an empty layer is always the same.
     pub diff_id: String,
     /// Digest of the new layer as it is stored.
     pub layer_digest: String,

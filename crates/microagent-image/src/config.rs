@@ -18,13 +18,13 @@ use crate::manifest::{Platform, printable};
 /// Largest configuration that is read; real ones have a few kilobytes.
 pub(crate) const CONFIG_LIMIT: u64 = 2 * 1024 * 1024;
 
-/// How to run an image.
+/// How an image is run: its configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ImageConfig {
-    /// Words that go before the command.
+    /// The entrypoint: the words before the command.
     #[serde(default)]
     pub entrypoint: Vec<String>,
-    /// The command when none is given.
+    /// The command that is run if the caller gives none (Cmd).
     #[serde(default)]
     pub cmd: Vec<String>,
     /// `NAME=value` lines, in the image's order.
@@ -33,22 +33,22 @@ pub struct ImageConfig {
     /// User and group as the image spells them; empty is root.
     #[serde(default)]
     pub user: String,
-    /// Where commands start; empty is `/`.
+    /// Working directory; empty is `/`.
     #[serde(default)]
     pub working_dir: String,
-    /// The signal that asks the workload to end.
+    /// The signal that asks the program to end (StopSignal).
     #[serde(default)]
     pub stop_signal: Option<String>,
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Ports that the image says it listens on, such as `80/tcp`.
+    /// Ports on which the program listens, such as `80/tcp`.
     #[serde(default)]
     pub exposed_ports: Vec<String>,
-    /// Paths that the image wants on volumes. They are directories of the base disk.
+    /// Paths of its volumes. They are directories of the base disk.
     #[serde(default)]
     pub volumes: Vec<String>,
-    /// How to find out whether the workload is well.
+    /// The health check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
 }
@@ -59,27 +59,27 @@ pub struct HealthCheck {
     /// The command with its first word as the image has it: `CMD` before arguments, `CMD-SHELL` before a line for the
     /// image's shell, `NONE` where an image takes back what the one below it had. Never empty.
     pub test: Vec<String>,
-    /// From one check to the next.
+    /// Time between the end of a check and the start of the next.
     #[serde(default)]
     pub interval_ns: u64,
-    /// Longest that one check may take.
+    /// Time limit of a check.
     #[serde(default)]
     pub timeout_ns: u64,
-    /// How long after the start a failed check does not count.
+    /// Time after the start in which failed checks do not count.
     #[serde(default)]
     pub start_period_ns: u64,
-    /// From one check to the next in that time.
+    /// Time between checks in the start period.
     #[serde(default)]
     pub start_interval_ns: u64,
-    /// Failed checks in a row that mean that the workload is not well.
+    /// Number of failed checks in a row after which the program is unhealthy.
     #[serde(default)]
     pub retries: Option<u32>,
 }
 
-/// Changes to how an image runs, as the lines of a Dockerfile make them.
+/// Changes of an image's configuration, as lines of a Dockerfile make them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ConfigChanges {
-    /// Replaces the command.
+    /// Replaces the command (CMD).
     pub cmd: Option<Vec<String>>,
     /// Replaces the entry point; the image's command goes with the old one, unless there is a new one here.
     pub entrypoint: Option<Vec<String>>,
@@ -87,15 +87,15 @@ pub struct ConfigChanges {
     pub env: Vec<String>,
     /// Replaces user and group.
     pub user: Option<String>,
-    /// Replaces where commands start.
+    /// Replaces the working directory.
     pub working_dir: Option<String>,
-    /// Replaces the signal that asks the workload to end.
+    /// Replaces the signal that asks the program to end.
     pub stop_signal: Option<String>,
     /// Labels; each replaces the one of that name.
     pub labels: BTreeMap<String, String>,
     /// Ports to add, such as `80/tcp`.
     pub exposed_ports: Vec<String>,
-    /// Paths to add to those that the image wants on volumes.
+    /// Paths of volumes to add.
     pub volumes: Vec<String>,
 }
 
@@ -121,31 +121,31 @@ pub(crate) struct Parsed {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// Not JSON.
+    /// It is not JSON.
     #[error("the image configuration cannot be decoded")]
     Decode {
         /// What the decoder said.
         source: serde_json::Error,
     },
-    /// A field of the wrong kind.
+    /// A field has the wrong type.
     #[error("field `{field}` of the image configuration has the wrong kind")]
     Field {
         /// The field.
         field: &'static str,
     },
-    /// A stop signal that Linux does not have.
+    /// Linux does not have the stop signal.
     #[error("the image's stop signal `{signal}` is not a signal")]
     StopSignal {
         /// What it says, made printable.
         signal: String,
     },
-    /// A layer digest that is not valid.
+    /// The digest of a layer is not valid.
     #[error("the image configuration lists a layer that is not named by a digest")]
     DiffId {
         /// What is wrong with it.
         source: DigestError,
     },
-    /// Manifest and configuration disagree.
+    /// Manifest and configuration have different numbers of layers.
     #[error("the image configuration lists {found} layers, the manifest {expected}")]
     LayerCount {
         /// Layers in the manifest.

@@ -52,11 +52,11 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Why credentials could not be had.
+/// Why there are no credentials for a registry although some are configured.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CredentialError {
-    /// A login file is there and cannot be used.
+    /// A login file exists and cannot be used.
     #[error("cannot use login file `{}`", path.display())]
     File {
         /// The file.
@@ -64,7 +64,7 @@ pub enum CredentialError {
         /// What is wrong with it.
         source: ReadError,
     },
-    /// An entry of a login file is broken.
+    /// An entry of a login file is not valid.
     #[error("the entry for `{key}` in login file `{}` is not base64 of USER:PASSWORD", path.display())]
     Entry {
         /// The file.
@@ -72,7 +72,7 @@ pub enum CredentialError {
         /// The entry.
         key: String,
     },
-    /// The program that a login file names is not in the path, or cannot be started.
+    /// The credential helper that a login file names is not found or cannot be started.
     #[error("cannot start credential helper `{program}`")]
     HelperStart {
         /// The program.
@@ -80,7 +80,7 @@ pub enum CredentialError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The helper said no, or something that is no answer.
+    /// The credential helper failed, or its answer is not valid.
     #[error("credential helper `{program}` failed: {detail}")]
     HelperFailed {
         /// The program.
@@ -88,7 +88,7 @@ pub enum CredentialError {
         /// What it said, made printable.
         detail: String,
     },
-    /// The helper did not answer in time.
+    /// The credential helper did not answer in time.
     #[error("credential helper `{program}` did not answer within {seconds} seconds")]
     HelperTimeout {
         /// The program.

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 /// The one algorithm that is taken.
 const ALGORITHM: &str = "sha256:";
 
-/// A checked sha256 digest; as text `sha256:` and 64 lower-case hex digits.
+/// A sha256 digest. As text `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(String);
@@ -25,19 +25,19 @@ pub struct DigestError {
 }
 
 impl Digest {
-    /// The digest of some bytes.
+    /// Computes the digest of bytes.
     pub fn of(bytes: &[u8]) -> Digest {
         let mut hasher = Hasher::new();
         hasher.update(bytes);
         hasher.finish()
     }
 
-    /// The digest with its algorithm.
+    /// Returns the text with the algorithm.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The 64 hex digits, good as a file name.
+    /// Returns the 64 hexadecimal digits.
     pub fn hex(&self) -> &str {
         &self.0[ALGORITHM.len()..]
     }

@@ -57,7 +57,7 @@ pub struct Environment {
     pub no_proxy: Option<String>,
 }
 
-/// A stream that an archive is read from; whoever runs the process knows which one.
+/// The stream from which an archive is read if its path is `-`: the standard input of a program, or another one.
 #[derive(Clone)]
 pub struct StandardInput(Arc<dyn Fn() -> Box<dyn Read + Send> + Send + Sync>);
 

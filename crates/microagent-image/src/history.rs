@@ -31,7 +31,7 @@ pub struct ImageHistory {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HistoryStep {
-    /// When.
+    /// When the step was run.
     pub created_at: Option<Timestamp>,
     /// The command, in the words of the builder; empty if there are none.
     pub created_by: String,
@@ -39,7 +39,7 @@ pub struct HistoryStep {
     pub author: Option<String>,
     /// The message.
     pub comment: Option<String>,
-    /// The layer that came of it; `None` for a step that changed the configuration only.
+    /// The layer that it made; `None` if it changed the configuration only.
     pub layer: Option<HistoryLayer>,
 }
 

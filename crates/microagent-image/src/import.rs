@@ -35,7 +35,7 @@ const NAME_MAX: usize = 4096;
 /// Bytes that are read between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 
-/// Where a root file system tar comes from. Plain, gzip and zstd are told apart by content.
+/// Source of a tar file: plain, or compressed with gzip or zstd, which is recognised by its content.
 pub enum ImportSource {
     /// A file.
     Path(PathBuf),

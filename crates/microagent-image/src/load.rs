@@ -27,7 +27,7 @@ use crate::tag::target;
 /// Bytes that are copied between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 
-/// How to load an archive.
+/// Options of loading an archive.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct LoadOptions {
@@ -36,10 +36,15 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// Names an image that has no name in the archive.
+    /// Creates options for an archive whose images have names.
+    pub fn new() -> LoadOptions {
+        LoadOptions::default()
+    }
+
+    /// Sets the name of an image that has none in the archive.
     #[must_use]
-    pub fn name(self, name: Option<String>) -> LoadOptions {
-        LoadOptions { name }
+    pub fn name(self, name: impl Into<String>) -> LoadOptions {
+        LoadOptions { name: Some(name.into()) }
     }
 }
 

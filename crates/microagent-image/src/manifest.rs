@@ -59,9 +59,9 @@ pub(crate) const LAYER_ZSTD: &str = LAYER_TYPES[2];
 /// Operating system and processor of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Platform {
-    /// As Go's `GOOS`.
+    /// Operating system, as Go's `GOOS` names it.
     pub os: String,
-    /// As Go's `GOARCH`.
+    /// Processor, as Go's `GOARCH` names it.
     pub architecture: String,
     /// Variant of the processor, such as `v8`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -212,22 +212,22 @@ pub(crate) enum Document {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManifestError {
-    /// Not the JSON of a manifest.
+    /// It is not a manifest in JSON.
     #[error("the manifest cannot be decoded")]
     Decode {
         /// What the decoder said.
         source: serde_json::Error,
     },
-    /// Docker's manifest format before 2016.
+    /// It has Docker's manifest format from before 2016, which is not supported.
     #[error("the image is in Docker's old manifest format (schema 1)")]
     Schema1,
-    /// Something else that registries store: a chart, a signature, a WebAssembly module.
+    /// It is not an image but something else that registries store: a chart, a signature, a WebAssembly module.
     #[error("`{media_type}` is not a container image")]
     NotAnImage {
         /// What it says that it is.
         media_type: String,
     },
-    /// A layer of a kind that is not known.
+    /// The media type of a layer is not supported.
     #[error("layer {digest} has the unknown type `{media_type}`")]
     UnknownLayer {
         /// The layer.
@@ -235,13 +235,13 @@ pub enum ManifestError {
         /// What it says that it is.
         media_type: String,
     },
-    /// A layer that the registry does not hold (Windows base layers).
+    /// The registry does not have a layer (Windows base layers).
     #[error("layer {digest} is a foreign layer, which only its vendor may distribute")]
     ForeignLayer {
         /// The layer.
         digest: Digest,
     },
-    /// More layers or entries than any real image has.
+    /// It has too many layers or entries.
     #[error("the manifest lists {found} {what}, the limit is {limit}")]
     TooMany {
         /// Layers or entries.
@@ -251,7 +251,7 @@ pub enum ManifestError {
         /// The bound.
         limit: usize,
     },
-    /// An index without the platform that is wanted.
+    /// The index has no image for the platform.
     #[error("no image for platform {wanted}; there is {}", or_nothing(found))]
     NoPlatform {
         /// The platform that is wanted.
@@ -259,7 +259,7 @@ pub enum ManifestError {
         /// The platforms that are there.
         found: Vec<String>,
     },
-    /// The one image there is, is for another platform.
+    /// The only image is for another platform.
     #[error("the image is for platform {found}, not {wanted}")]
     WrongPlatform {
         /// The platform that is wanted.
@@ -267,7 +267,7 @@ pub enum ManifestError {
         /// The platform of the image.
         found: Platform,
     },
-    /// An index in an index in an index.
+    /// Indexes are nested too deeply.
     #[error("indexes are nested more than {INDEX_DEPTH_MAX} levels deep")]
     TooDeep,
 }

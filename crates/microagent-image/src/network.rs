@@ -30,15 +30,15 @@ const SYSTEM_CERTIFICATES: [&str; 5] = [
 /// Most redirects that are followed: registry to storage is one, some take two.
 const REDIRECTS_MAX: usize = 5;
 
-/// Patience with the network.
+/// Time limits and attempts for connections to registries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NetworkOptions {
-    /// For name lookup, connection and TLS together.
+    /// Time limit of name lookup, connection and TLS handshake together.
     pub connect_timeout: Duration,
-    /// For each wait for more bytes.
+    /// Time limit of each wait for more bytes.
     pub read_timeout: Duration,
-    /// How often something is tried that fails without getting any further.
+    /// Most attempts of a request that fails without progress.
     pub attempts: u32,
     /// Pause before the second attempt; doubles each time up to [`NetworkOptions::LONGEST_PAUSE`].
     pub first_pause: Duration,

@@ -9,34 +9,34 @@ use crate::manifest::Platform;
 use crate::network::NetworkOptions;
 use crate::rootfs::Limits;
 
-/// When to ask the source of an image.
+/// When an image is fetched from its registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PullPolicy {
-    /// Each time; what has not changed is still not fetched again.
+    /// Each time. Layers that are in the cache are not fetched again.
     Always,
-    /// When the image is not in the cache.
+    /// When the image is not in the cache. The default.
     #[default]
     Missing,
-    /// Not at all.
+    /// Never: the image must be in the cache.
     Never,
-    /// When the image is not in the cache, Docker or podman on this machine; never a registry.
+    /// Never from a registry: if the image is not in the cache, it is fetched from Docker or podman on this machine.
     Local,
 }
 
-/// How to bring an image in.
+/// Options of `Images::create`. The default fetches the image for this host's processor if it is not in the cache.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct PullOptions {
-    /// When to ask the source.
+    /// When the image is fetched.
     pub policy: PullPolicy,
-    /// Which image of a multi-platform one.
+    /// The platform: which image of a multi-platform image is used.
     pub platform: Platform,
-    /// Bounds on what layers may unpack to.
+    /// Limits of the unpacked layers.
     pub limits: Limits,
-    /// Patience with the network.
+    /// Proxies and time limits of connections.
     pub network: NetworkOptions,
-    /// How long to wait for another command that does the same work.
+    /// How long to wait for another command that works on the cache.
     pub lock_patience: Duration,
 }
 
@@ -54,14 +54,14 @@ impl Default for PullOptions {
 }
 
 impl PullOptions {
-    /// Chooses when to ask the source.
+    /// Sets when the image is fetched.
     #[must_use]
     pub fn policy(mut self, policy: PullPolicy) -> PullOptions {
         self.policy = policy;
         self
     }
 
-    /// Chooses the image of a multi-platform one.
+    /// Sets the platform.
     #[must_use]
     pub fn platform(mut self, platform: Platform) -> PullOptions {
         self.platform = platform;
@@ -69,12 +69,12 @@ impl PullOptions {
     }
 }
 
-/// Where an image came from.
+/// The source of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Origin {
-    /// It was here already.
+    /// The cache: it was not fetched.
     Cache,
     /// A registry.
     Registry,

@@ -8,17 +8,17 @@ pub trait Progress: Send + Sync {
     fn event(&self, event: ImageEvent);
 }
 
-/// A step of bringing an image in.
+/// An event of work on an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ImageEvent {
-    /// The reference is being looked up where it comes from.
+    /// The reference is being looked up at its source.
     Resolving {
         /// The full reference.
         reference: String,
     },
-    /// Blobs are about to be fetched.
+    /// The download of blobs begins.
     Pulling {
         /// The full reference.
         reference: String,
@@ -27,7 +27,7 @@ pub enum ImageEvent {
         /// Their bytes together, as they will be transferred.
         bytes_total: u64,
     },
-    /// A layer has come further.
+    /// Progress of a layer.
     LayerProgress {
         /// The layer.
         digest: String,
@@ -36,7 +36,7 @@ pub enum ImageEvent {
         /// Bytes it has.
         total: u64,
     },
-    /// A layer is here and verified.
+    /// A layer was fetched and verified.
     LayerDone {
         /// The layer.
         digest: String,
@@ -48,24 +48,24 @@ pub enum ImageEvent {
         /// Bytes of layers there are.
         total: u64,
     },
-    /// The base disk is there.
+    /// The base disk is complete.
     DiskReady {
         /// Digest that names it.
         disk_id: String,
         /// Its size.
         disk_bytes: u64,
     },
-    /// An archive is about to be written.
+    /// The writing of an archive begins.
     Saving {
         /// Bytes of what goes into it.
         bytes_total: u64,
     },
-    /// The archive has come further.
+    /// Progress of the archive.
     SaveProgress {
         /// Bytes that are written.
         done: u64,
     },
-    /// An image is about to be sent to a registry.
+    /// A push begins.
     Pushing {
         /// The full reference.
         reference: String,
@@ -74,26 +74,26 @@ pub enum ImageEvent {
         /// Their bytes together.
         bytes_total: u64,
     },
-    /// A blob has come further on its way to the registry.
+    /// Progress of a blob that is being pushed.
     PushProgress {
         /// The blob.
         digest: String,
         /// Bytes that are there.
         done: u64,
     },
-    /// A blob is at the registry.
+    /// A blob was pushed.
     PushDone {
         /// The blob.
         digest: String,
         /// Whether it had to be sent; else the registry had it.
         sent: bool,
     },
-    /// Another command is doing this work; its result will be used.
+    /// Another command does this work; its result will be used.
     Waiting {
         /// What it is doing.
         what: String,
     },
-    /// Something failed in a way that may pass; it is tried again.
+    /// An attempt failed and is repeated.
     Retrying {
         /// What failed, for a person.
         what: String,

@@ -21,7 +21,7 @@ use crate::registry::{Access, Arrival, Registry};
 use crate::store::{ImageStore, PARALLEL_BLOBS, Request, parse};
 use crate::tag::target;
 
-/// What a push did.
+/// The result of a push.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Pushed {
@@ -29,9 +29,9 @@ pub struct Pushed {
     pub resolved_reference: String,
     /// Digest of the manifest, by which the registry serves it.
     pub digest: String,
-    /// Blobs that had to be sent.
+    /// Number of blobs that were sent.
     pub blobs_sent: usize,
-    /// Blobs that the registry had.
+    /// Number of blobs that the registry had already.
     pub blobs_present: usize,
     /// Bytes of the blobs that were sent.
     pub bytes_sent: u64,

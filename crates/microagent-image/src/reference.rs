@@ -28,7 +28,17 @@ const FOREIGN_TRANSPORTS: [&str; 7] = ["atomic", "dir", "ostree", "sif", "tarbal
 /// The transport of images that Docker or podman has.
 const DAEMON: &str = "docker-daemon";
 
-/// Where an image comes from and which one it is.
+/// A reference to an image, which names its source and the image. Its text is one of:
+///
+/// | Text | Image |
+/// |---|---|
+/// | `busybox`, `ghcr.io/owner/app:1`, `app@sha256:…` | of a registry; completed as Docker does |
+/// | `oci:DIR[:TAG]` | of a directory in OCI image layout |
+/// | `oci-archive:FILE[:TAG]` | of a tar file of such a directory |
+/// | `docker-archive:FILE[:NAME]` | of a tar file that `docker save` or `podman save` wrote |
+/// | `docker-daemon:NAME` | of Docker or podman on this machine |
+///
+/// A path without its format is not a reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ImageReference {
     /// An image in a registry.
@@ -55,14 +65,15 @@ pub struct RegistryReference {
     pub digest: Option<Digest>,
 }
 
-/// An image in a file or directory.
+/// An image in a file or directory of the host: `oci:DIR[:TAG]`, `oci-archive:FILE[:TAG]` or
+/// `docker-archive:FILE[:NAME]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalReference {
     /// The format.
     pub transport: Transport,
-    /// The file or directory, as given.
+    /// The file or directory, as given; `-` is the standard input.
     pub path: PathBuf,
-    /// Which of its images: a tag, or for `docker-archive` a name.
+    /// Which of its images: a tag, or for `docker-archive` a name. Needed if there are several.
     pub selector: Option<String>,
 }
 
@@ -82,18 +93,18 @@ impl fmt::Display for DaemonReference {
     }
 }
 
-/// Formats of local images.
+/// A format of images in the local file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport {
-    /// A directory in OCI image layout.
+    /// `oci:DIR`: a directory in OCI image layout.
     Oci,
-    /// A tar of such a directory.
+    /// `oci-archive:FILE`: a tar file of such a directory.
     OciArchive,
-    /// What `docker save` writes.
+    /// `docker-archive:FILE`: a tar file that `docker save` wrote.
     DockerArchive,
 }
 
-/// Why a text is not an image reference. Says it of "it": whoever shows it names the text.
+/// Why a text is not an image reference. The messages call the reference "it", so the caller must show the reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReferenceError {
@@ -184,7 +195,7 @@ impl ReferenceError {
                     .to_owned()
             }
             _ => "an image reference looks like `busybox`, `registry.example.org:5000/team/image:tag`, \
-                  `image@sha256:…` or `oci:DIR:TAG`"
+                  `image@sha256:…`, `oci:DIR:TAG`, `oci-archive:FILE` or `docker-archive:FILE`"
                 .to_owned(),
         }
     }
@@ -221,7 +232,7 @@ impl fmt::Display for RegistryReference {
 }
 
 impl Transport {
-    /// The prefix that names it.
+    /// Returns the prefix of its references, without the colon: `oci`, `oci-archive` or `docker-archive`.
     pub fn as_str(self) -> &'static str {
         match self {
             Transport::Oci => "oci",

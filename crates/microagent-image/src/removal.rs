@@ -36,23 +36,23 @@ pub struct ImageList {
     pub damaged: Vec<DamagedImage>,
 }
 
-/// One image in the cache.
+/// An image in the cache.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ImageSummary {
-    /// As the user gave it.
+    /// Its reference as the user gave it.
     pub reference: String,
     /// The full reference.
     pub resolved_reference: String,
     /// Digest of the platform's manifest.
     pub digest: String,
-    /// What it runs on.
+    /// Its platform.
     pub platform: Platform,
-    /// Where it came from.
+    /// Its source.
     pub origin: Origin,
     /// Bytes of files on the base disk.
     pub content_bytes: u64,
-    /// Bytes of its layers as they came.
+    /// Bytes of its layers as they were fetched.
     pub download_bytes: u64,
     /// Size of the base disk; it is sparse.
     pub disk_bytes: u64,
@@ -60,9 +60,9 @@ pub struct ImageSummary {
     pub disk: PathBuf,
     /// Digest that names the base disk.
     pub disk_id: String,
-    /// Whether the base disk is there; if not, the next use makes it again.
+    /// Whether the base disk exists. If not, the next use of the image makes it again.
     pub disk_present: bool,
-    /// When it was brought in.
+    /// When it was added to the cache.
     pub created_at: Timestamp,
     /// When it was last used.
     pub last_used_at: Timestamp,
@@ -82,7 +82,7 @@ pub struct DamagedImage {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ImageDeletion {
-    /// Full references that are gone.
+    /// Full references that were removed.
     pub references: Vec<String>,
     /// Bytes that were freed.
     pub freed_bytes: u64,
@@ -101,15 +101,15 @@ pub enum ImagePrune {
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Pruned {
-    /// Full references that are gone.
+    /// Full references that were removed.
     pub references: Vec<String>,
-    /// Damaged records that are gone.
+    /// Number of damaged records that were removed.
     pub damaged_records: usize,
-    /// Blobs that are gone.
+    /// Number of blobs that were removed.
     pub blobs: usize,
-    /// Base disks that are gone.
+    /// Number of base disks that were removed.
     pub disks: usize,
-    /// Downloads and work files that broke off and are gone.
+    /// Number of incomplete downloads and temporary files that were removed.
     pub partial_files: usize,
     /// Bytes that were freed.
     pub freed_bytes: u64,

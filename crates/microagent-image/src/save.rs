@@ -36,9 +36,9 @@ use crate::store::{ImageStore, Request, parse};
 /// Bytes that are copied between two checks for cancellation.
 const STEP: usize = 256 * 1024;
 
-/// Where an archive goes.
+/// Destination of an archive.
 pub enum SaveTarget {
-    /// A file; a regular one is replaced when the new one is whole.
+    /// A file. A regular file is replaced when the new one is complete.
     Path(PathBuf),
     /// A stream, such as standard output.
     Writer(Box<dyn Write + Send>),
@@ -53,21 +53,21 @@ impl fmt::Debug for SaveTarget {
     }
 }
 
-/// What was saved.
+/// The result of saving images.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Saved {
-    /// One per reference, in their order.
+    /// The images, in the order of the references.
     pub images: Vec<SavedImage>,
     /// Size of the archive.
     pub bytes: u64,
 }
 
-/// One image of an archive.
+/// An image in an archive that was saved.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct SavedImage {
-    /// The name that it has in the archive; an image that came out of a file has none.
+    /// Its name in the archive; an image that was read from a file has none.
     pub name: Option<String>,
     /// Digest of its manifest in the archive.
     pub digest: String,

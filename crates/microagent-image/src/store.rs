@@ -43,13 +43,13 @@ pub struct ImageStore {
 /// workspace record names the disk, and no longer.
 #[derive(Debug)]
 pub struct Image {
-    /// As the caller gave it.
+    /// Its reference as the caller gave it.
     pub reference: String,
-    /// The full reference that it stands for.
+    /// The full reference.
     pub resolved_reference: String,
     /// Digest of the platform's manifest.
     pub digest: String,
-    /// How to run it.
+    /// Its configuration.
     pub config: ImageConfig,
     /// The base disk: a read-only ext4 image.
     pub disk: PathBuf,
@@ -59,13 +59,13 @@ pub struct Image {
     pub disk_bytes: u64,
     /// Bytes of files on it.
     pub content_bytes: u64,
-    /// Where it came from this time.
+    /// Its source in this call.
     pub origin: Origin,
     lease: Option<Lock>,
 }
 
 impl Image {
-    /// Lets others remove images again. Call it as soon as a workspace record names the disk.
+    /// Releases the lock of the cache, so that other commands can remove images. Dropping the value does the same.
     pub fn release(&mut self) {
         self.lease = None;
     }
@@ -141,7 +141,12 @@ impl ImageStore {
         cancel: &CancellationToken,
     ) -> Result<Image, ImageError> {
         let request = Request { reference, options, progress, cancel };
-        match parse(reference)? {
+        // Many paths of archives are no names either, which would be the less helpful thing to say.
+        let parsed = parse(reference).map_err(|error| match archive_beside(reference) {
+            Some(path) => ImageError::IsAFile { path },
+            None => error,
+        });
+        match parsed? {
             ImageReference::Registry(parsed) => self.ensure_registry(&request, &parsed).await,
             ImageReference::Local(parsed) => self.ensure_local(&request, &parsed).await,
             ImageReference::Daemon(parsed) => {

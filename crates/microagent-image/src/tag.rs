@@ -7,13 +7,13 @@ use crate::record::ImageRecord;
 use crate::reference::{ImageReference, RegistryReference};
 use crate::store::{ImageStore, parse};
 
-/// What a name stands for now.
+/// The result of adding a name to an image.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Tagged {
-    /// The new name, as the caller gave it.
+    /// The new name as the caller gave it.
     pub reference: String,
-    /// The full reference that it stands for.
+    /// The full reference.
     pub resolved_reference: String,
     /// Digest of the image's manifest.
     pub digest: String,

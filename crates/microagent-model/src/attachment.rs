@@ -6,25 +6,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::VolumeName;
 
-/// A disk that the guest finds mounted.
+/// A disk in addition to the root disk, which is mounted in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attachment {
     /// What is attached.
     pub source: DiskSource,
-    /// Absolute path in the guest.
+    /// Where it is mounted: an absolute path of the guest.
     pub mount_point: String,
-    /// Whether the guest can only read it. QEMU enforces this, whatever the guest does.
+    /// Whether the guest can only read it. QEMU enforces this.
     pub read_only: bool,
 }
 
-/// Where an attached disk comes from.
+/// The source of an attached disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskSource {
     /// A named volume.
     Volume(VolumeName),
-    /// An ext4 image of the user's: an absolute path.
+    /// A file of the host with an ext4 file system: its absolute path.
     Image(PathBuf),
-    /// A tar file of the user's: an absolute path. The disk that is made of it belongs to the workspace.
+    /// A tar file of the host: its absolute path. A disk with its content is made, which belongs to the workspace.
     Bundle(PathBuf),
 }

@@ -210,7 +210,7 @@ pub enum BrokerError {
         /// The broker's name.
         name: String,
     },
-    /// A key is given twice that can be given once.
+    /// A key is given twice.
     #[error("broker `{name}`: `{key}` is given twice")]
     Twice {
         /// The broker's name.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What is run.
+/// A command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CommandLine {
@@ -32,7 +32,7 @@ impl std::fmt::Display for GuestInit {
     }
 }
 
-/// A setup step.
+/// A setup step, which is run before the command or service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SetupStep {
@@ -48,7 +48,7 @@ pub enum SetupStep {
 }
 
 impl SetupStep {
-    /// How messages call the step.
+    /// Returns the text by which messages name the step.
     pub fn label(&self) -> String {
         match self {
             SetupStep::Shell(line) => line.clone(),
@@ -57,10 +57,10 @@ impl SetupStep {
     }
 }
 
-/// A guest path that `artifact` can fetch.
+/// An artifact: a path of the guest that can be fetched by its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Artifact {
-    /// Name that the user gave it.
+    /// Its name.
     pub name: String,
     /// Absolute path in the guest.
     pub path: String,

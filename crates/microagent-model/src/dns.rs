@@ -29,13 +29,13 @@ const PORT: u16 = 53;
 /// The word for the host itself, in place of an address.
 const HOST_GATEWAY: &str = "host-gateway";
 
-/// How a guest looks names up.
+/// How a guest looks up names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DnsSettings {
-    /// Name servers in place of the host's; none: the host's.
+    /// Name servers instead of the host's; if empty, the host's.
     pub servers: Vec<NameServer>,
-    /// Search domains in place of the host's; none: the host's.
+    /// Search domains instead of the host's; if empty, the host's.
     pub search: Vec<SearchDomain>,
     /// Names that the network stack answers itself.
     pub hosts: Vec<AddedHost>,
@@ -63,44 +63,44 @@ pub struct AddedHost {
     pub address: AddedAddress,
 }
 
-/// Where an added name leads.
+/// The address of an added name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AddedAddress {
-    /// To an address.
+    /// An address.
     Address(Ipv4Addr),
-    /// To the host, as `host.microagent.internal` does: forwarded ports decide what can be reached there.
+    /// The host, as with `host.microagent.internal`. Forwarded ports determine what the guest reaches there.
     HostGateway,
 }
 
-/// Why a text is not a setting of names.
+/// Why a text is not a name server, a domain or an added name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DnsError {
-    /// Not an address.
+    /// It is not an address.
     #[error("`{text}` is not the address of a name server")]
     Server {
         /// The text.
         text: String,
     },
-    /// Not a domain.
+    /// It is not a domain.
     #[error("`{text}` is not a domain")]
     Domain {
         /// The text.
         text: String,
     },
-    /// Not a name with an address.
+    /// It is not a name with an address.
     #[error("`{text}` is not NAME:ADDRESS")]
     Shape {
         /// The text.
         text: String,
     },
-    /// Not a name.
+    /// It is not a name.
     #[error("`{text}` is not a host name")]
     Name {
         /// The text.
         text: String,
     },
-    /// Not an address of IPv4.
+    /// It is not an IPv4 address.
     #[error("`{text}` is not an IPv4 address")]
     Address {
         /// The text.

@@ -25,7 +25,7 @@ pub struct Forward {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ForwardError {
-    /// It does not have a port and a server.
+    /// It is not a port and a server.
     #[error("`{text}` is not GUEST_PORT=HOST:PORT")]
     Shape {
         /// The text.

@@ -29,12 +29,12 @@ pub struct GuestSettings {
     pub stop_timeout_s: Option<u32>,
     /// Time to live in seconds: how long a machine may run after its start before it is halted. At least 1.
     pub ttl_s: Option<u32>,
-    /// Settings of the health check, which override the image's.
+    /// The health check; each value replaces the image's.
     pub health: HealthSettings,
 }
 
 impl GuestSettings {
-    /// The time to live, if there is one.
+    /// Returns the time to live, if there is one.
     pub fn ttl(&self) -> Option<Duration> {
         self.ttl_s.filter(|seconds| *seconds != 0).map(|seconds| Duration::from_secs(seconds.into()))
     }
@@ -50,10 +50,10 @@ impl GuestSettings {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RootAccess {
-    /// Programs can write to it.
+    /// Programs can write.
     #[default]
     ReadWrite,
-    /// Programs can only read it.
+    /// Programs can only read.
     ReadOnly,
 }
 
@@ -77,11 +77,11 @@ pub struct Tmpfs {
 /// A resource limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ulimit {
-    /// What is limited: `nofile`, `nproc` or another name of `docker run --ulimit`.
+    /// The resource: `nofile`, `nproc` or another name of `docker run --ulimit`.
     pub name: String,
-    /// The limit that holds; `None` for none.
+    /// The limit; `None` for no limit.
     pub soft: Option<u64>,
-    /// What a program may raise it to; `None` for no bound.
+    /// The value up to which a program may raise the limit; `None` for no limit.
     pub hard: Option<u64>,
 }
 

@@ -34,44 +34,44 @@ const DEFAULTS: HealthTiming = HealthTiming {
     retries: 3,
 };
 
-/// What a user or an image sets for the health check. `None` is not set.
+/// Settings of a health check, from a user or an image. `None` is a value that is not set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HealthSettings {
-    /// The check.
+    /// The command.
     pub check: Option<HealthCommand>,
-    /// From the end of one check to the start of the next.
+    /// Time between the end of a check and the start of the next.
     pub interval: Option<Duration>,
-    /// Longest that one check may take.
+    /// Time limit of a check.
     pub timeout: Option<Duration>,
-    /// How long after the start failed checks do not count.
+    /// Time after the start in which failed checks do not count.
     pub start_period: Option<Duration>,
-    /// In place of the interval during that time.
+    /// Interval in the start period.
     pub start_interval: Option<Duration>,
     /// Failed checks in a row after which the workspace is unhealthy.
     pub retries: Option<u32>,
 }
 
-/// The check itself.
+/// The command of a health check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthCommand {
-    /// None, also if the image has one.
+    /// No check, also if the image has one.
     Disabled,
     /// A command that exits with 0 if all is well.
     Run(CommandLine),
 }
 
-/// When checks are run, and what their results mean.
+/// Times and limits of a health check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthTiming {
-    /// From the end of one check to the start of the next.
+    /// Time between the end of a check and the start of the next.
     pub interval: Duration,
-    /// Longest that one check may take.
+    /// Time limit of a check.
     pub timeout: Duration,
-    /// How long after the start failed checks do not count.
+    /// Time after the start in which failed checks do not count.
     pub start_period: Duration,
-    /// In place of the interval during that time.
+    /// Interval in the start period.
     pub start_interval: Duration,
     /// Failed checks in a row after which the workspace is unhealthy.
     pub retries: u32,
@@ -82,19 +82,19 @@ pub struct HealthTiming {
 pub struct HealthPlan {
     /// The command.
     pub command: CommandLine,
-    /// When it is run.
+    /// Its times and limits.
     pub timing: HealthTiming,
 }
 
-/// The state of a workspace by its health checks.
+/// The health of a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HealthState {
-    /// No check has succeeded yet, and failed ones do not count yet, or are too few.
+    /// No check has succeeded yet, and too few have failed that count.
     Starting,
     /// The last check that counts succeeded, or too few in a row have failed since.
     Healthy,
-    /// So many checks in a row have failed.
+    /// As many checks in a row have failed as its retries allow.
     Unhealthy,
 }
 
@@ -129,24 +129,22 @@ impl HealthSettings {
     }
 }
 
-impl HealthTiming {
+impl HealthProgress {
+    /// Before the first check.
+    pub const START: HealthProgress = HealthProgress { state: HealthState::Starting, failing_streak: 0 };
+
     /// The pause before the next check, so long after the start.
-    pub fn pause(&self, progress: HealthProgress, since_start: Duration) -> Duration {
-        match self.is_start(progress, since_start) {
-            true => self.start_interval,
-            false => self.interval,
+    pub fn pause(self, timing: &HealthTiming, since_start: Duration) -> Duration {
+        match self.is_start(timing, since_start) {
+            true => timing.start_interval,
+            false => timing.interval,
         }
     }
 
     /// Whether failed checks do not count yet.
-    fn is_start(&self, progress: HealthProgress, since_start: Duration) -> bool {
-        progress.state == HealthState::Starting && since_start < self.start_period
+    fn is_start(self, timing: &HealthTiming, since_start: Duration) -> bool {
+        self.state == HealthState::Starting && since_start < timing.start_period
     }
-}
-
-impl HealthProgress {
-    /// Before the first check.
-    pub const START: HealthProgress = HealthProgress { state: HealthState::Starting, failing_streak: 0 };
 
     /// After one more check, which began so long after the start.
     #[must_use]
@@ -154,7 +152,7 @@ impl HealthProgress {
         if succeeded {
             return HealthProgress { state: HealthState::Healthy, failing_streak: 0 };
         }
-        if timing.is_start(self, since_start) {
+        if self.is_start(timing, since_start) {
             return self;
         }
         let failing_streak = self.failing_streak.saturating_add(1);
@@ -274,9 +272,9 @@ mod tests {
         assert_eq!(start.after(false, &timing, 10 * SECOND).state, HealthState::Unhealthy);
         let healthy = start.after(true, &timing, SECOND);
         assert_eq!(healthy.after(false, &timing, 2 * SECOND).state, HealthState::Unhealthy);
-        assert_eq!(timing.pause(start, 9 * SECOND), DEFAULTS.start_interval);
-        assert_eq!(timing.pause(healthy, 2 * SECOND), DEFAULTS.interval);
-        assert_eq!(timing.pause(start, 10 * SECOND), DEFAULTS.interval);
+        assert_eq!(start.pause(&timing, 9 * SECOND), DEFAULTS.start_interval);
+        assert_eq!(healthy.pause(&timing, 2 * SECOND), DEFAULTS.interval);
+        assert_eq!(start.pause(&timing, 10 * SECOND), DEFAULTS.interval);
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl fmt::Display for JobId {
     }
 }
 
-/// What a job is doing, or how it ended.
+/// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

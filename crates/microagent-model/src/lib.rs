@@ -10,6 +10,7 @@
 mod attachment;
 mod broker;
 mod command;
+pub mod decisions;
 mod dns;
 pub mod egress;
 mod forward;

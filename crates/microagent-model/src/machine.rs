@@ -24,8 +24,7 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// Size of the root disk in bytes. One that is larger than 8 TiB does not wrap around; who makes a disk
-    /// refuses it before.
+    /// Returns the size of the root disk in bytes; `u64::MAX` if it is larger. Disks of more than 8 TiB are not made.
     pub fn disk_bytes(&self) -> u64 {
         self.size_mib.saturating_mul(MIB)
     }
@@ -43,7 +42,7 @@ pub const NET_BPS_MIN: u64 = 64 * 1024;
 /// Largest rate: what QEMU takes for a disk.
 pub const RATE_MAX: u64 = 1_000_000_000_000_000;
 
-/// How fast a machine may use the host's disk and network. Without a limit it is not slowed down.
+/// Rate limits of a machine's disks and network. The default has none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimits {
     /// Bytes per second that all disks together may read and write; at least 1 MiB.
@@ -65,10 +64,10 @@ impl RateLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
-    /// Connections through the network stack; the host's loopback is out of reach.
+    /// A network device whose connections are sockets of the host, within the egress policy. The default.
     #[default]
     User,
-    /// No network device at all.
+    /// No network device.
     Isolated,
 }
 
@@ -85,9 +84,9 @@ impl fmt::Display for NetworkMode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkState {
-    /// It leads to the host's network.
+    /// It is connected.
     Up,
-    /// The network stack has ended; no data passes until another one runs.
+    /// The network stack has ended; nothing is received or sent until the next start.
     Down,
 }
 
@@ -100,12 +99,12 @@ impl fmt::Display for LinkState {
     }
 }
 
-/// Which image a workspace was made from.
+/// The image that a workspace was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageIdentity {
     /// The reference as the user gave it.
     pub reference: String,
-    /// The full reference that it stood for.
+    /// The full reference.
     pub resolved_reference: String,
     /// Digest of the platform's manifest.
     pub digest: String,

@@ -14,10 +14,10 @@ pub const PORTS_MAX: usize = 250;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PortProtocol {
-    /// Connections.
+    /// TCP.
     #[default]
     Tcp,
-    /// Datagrams.
+    /// UDP.
     Udp,
 }
 
@@ -32,11 +32,12 @@ impl fmt::Display for PortProtocol {
 
 /// One port of the host that leads into the guest. As text `[[HOST:]HOST_PORT:]GUEST_PORT[/tcp|/udp]`; an IPv6 address is
 /// in brackets.
+/// `"8080:80".parse()` is port 8080 of the host's loopback address, which leads to port 80 of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Publish {
-    /// The host's address to listen on; without one in the text, `127.0.0.1`.
+    /// The host's address on which the supervisor listens; without one in the text, `127.0.0.1`.
     pub host: IpAddr,
-    /// The host's port; 0 (or none in the text) is a free port, picked at each start.
+    /// The host's port; with 0, or none in the text, a free port is picked at each start.
     pub host_port: u16,
     /// The guest's port.
     pub guest_port: NonZeroU16,

@@ -27,7 +27,7 @@ pub enum RestartPolicy {
     UnlessStopped,
 }
 
-/// A text that is not a restart policy.
+/// Why a text is not a restart policy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a restart policy; expected never, on-failure, on-failure:N, always or unless-stopped")]
 pub struct RestartPolicyError(String);

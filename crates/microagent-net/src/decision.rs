@@ -10,6 +10,7 @@ use std::hash::{BuildHasher as _, Hash};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use microagent_model::decisions;
 use microagent_model::egress::Decision;
 
 /// Lines that may come at once.
@@ -87,7 +88,7 @@ impl Journal {
             return;
         }
         self.suppressed_said = Some(now);
-        self.waiting.push(Decision::suppressed(at, std::mem::take(&mut self.suppressed)));
+        self.waiting.push(decisions::suppressed(at, std::mem::take(&mut self.suppressed)));
     }
 
     /// Whether [`Journal::tick`] will have something to say.
@@ -137,7 +138,7 @@ mod tests {
             name: Some("example.org".to_owned()),
             address: Some(Ipv4Addr::new(192, 0, 2, 1)),
             port: Some(443),
-            ..Decision::new(Timestamp::UNIX_EPOCH, Subject::Connection, true, Reason::Name)
+            ..decisions::new(Timestamp::UNIX_EPOCH, Subject::Connection, true, Reason::Name)
         }
     }
 

@@ -18,6 +18,7 @@ use domain::base::Rtype;
 use domain::base::iana::Rcode;
 use jiff::Timestamp;
 use microagent_model::Forward;
+use microagent_model::decisions;
 use microagent_model::egress::{Decision, EgressMode, EgressPolicy, Protocol, Reason, Subject};
 
 use crate::address::Scope;
@@ -462,7 +463,7 @@ impl EgressFilter {
     }
 
     fn decision(&self, record: Subject, allowed: bool, reason: Reason) -> Decision {
-        Decision::new(self.now.day, record, allowed, reason)
+        decisions::new(self.now.day, record, allowed, reason)
     }
 
     fn name_decision(&self, name: Option<String>, allowed: bool, reason: Reason) -> Decision {

@@ -116,12 +116,12 @@ impl Choices<'_> {
 /// When something was done, or grew, that must not.
 pub fn drive(bytes: &[u8]) {
     let mut choices = Choices(bytes);
-    let policy = EgressPolicy {
-        mode: choices.of(&[EgressMode::Public, EgressMode::Allowlist, EgressMode::Open]),
-        allow: RULES.iter().map(|rule| rule.parse().expect("a rule")).collect(),
-        max_connections: CONNECTIONS as u32,
-        max_bytes: choices.of(&[1 << 40, 1 << 40, 500]),
-    };
+    let mode = choices.of(&[EgressMode::Public, EgressMode::Allowlist, EgressMode::Open]);
+    let policy = RULES
+        .iter()
+        .fold(EgressPolicy::new(mode), |policy, rule| policy.allow(rule.parse().expect("a rule")))
+        .max_connections(CONNECTIONS as u32)
+        .max_bytes(choices.of(&[1 << 40, 1 << 40, 500]));
     let options = StackOptions {
         policy: policy.clone(),
         guest_mac: testing::GUEST_MAC,

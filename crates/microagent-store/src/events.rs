@@ -22,14 +22,14 @@ const FILE_LIMIT: u64 = 128 * 1024;
 /// Longest detail in bytes; texts of a guest may be longer.
 const DETAIL_LIMIT: usize = 1024;
 
-/// One change of state.
+/// A change of a workspace's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateEvent {
-    /// When.
+    /// When it changed (host's clock).
     pub at: Timestamp,
-    /// To which state.
+    /// The new state.
     pub state: State,
-    /// Why, where there is more to say.
+    /// The reason, if there is more to say.
     pub detail: Option<String>,
 }
 

@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use microagent_broker::{Instructions, serve};
+use microagent_model::decisions;
 use microagent_model::egress::{Decision, Subject};
 use rustix::process::{Pid, WaitOptions, getpid, waitpid};
 
@@ -48,7 +49,7 @@ pub(crate) fn instruct(
 
 /// The line that says that the process that serves has ended, or that another one runs.
 pub(crate) fn brokers_change(is_up: bool) -> Decision {
-    Decision::process_change(Timestamp::now(), Subject::Brokers, is_up)
+    decisions::process_change(Timestamp::now(), Subject::Brokers, is_up)
 }
 
 /// Runs this process as the guard of brokers. Returns the exit code.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Stdio;
@@ -20,8 +21,14 @@ use tokio_util::sync::CancellationToken;
 use crate::cgroup;
 use crate::spec::{REPORT_LIMIT, Report, SPEC_LIMIT, SupervisorSpec};
 
+/// Deadline for the first report of a supervisor, which has only to read its instructions.
+const INSTRUCT_PATIENCE: Duration = Duration::from_secs(60);
+
 /// Deadline for the end of the supervisor's process after its last report.
 const EXIT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Deadline for the end of a program that has not read its instructions, before it is killed.
+const SILENT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Deadline for the last report after a cancellation; the supervisor kills its processes and waits for their end.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
@@ -49,7 +56,14 @@ pub enum SuperviseError {
     /// The spec could not be sent.
     #[error("cannot send the supervisor its instructions")]
     Instruct(#[source] FrameError),
-    /// The supervisor ended without a result: it was killed, or it is another program.
+    /// The program ran, but ended or stayed silent instead of reading its instructions: it does not call
+    /// [`supervise`](crate::supervise) before it does anything else, or it is of another build. Nothing was started.
+    #[error("`{}` did not start as a supervisor of this build of microagent", program.display())]
+    NotASupervisor {
+        /// The program.
+        program: PathBuf,
+    },
+    /// The supervisor ended without a result: it was killed.
     #[error("the supervisor ended without reporting a result; its log is `{}`", log.display())]
     Vanished {
         /// Its log.
@@ -75,11 +89,16 @@ pub enum SuperviseError {
 /// that it is detached ([`Report::Serving`]).
 #[derive(Debug)]
 pub struct Launched {
+    program: PathBuf,
     child: Child,
     reports: OwnedReadHalf,
     tether: OwnedWriteHalf,
-    /// Deadline for the last report after a cancellation.
-    end_deadline: Option<Instant>,
+    /// Whether it has read its instructions.
+    instructed: bool,
+    /// Whether it was told that its caller has cancelled.
+    is_cancelled: bool,
+    /// Deadline for the first report, and for the last one after a cancellation.
+    deadline: Option<Instant>,
     cancel_patience: Duration,
     log: PathBuf,
     /// The stream of the command that the caller is attached to.
@@ -89,11 +108,15 @@ pub struct Launched {
 /// Starts `program` as the supervisor of a workspace whose record exists.
 ///
 /// # Errors
-/// Fails when the program cannot be started or does not take the spec.
+/// Fails when the program cannot be started, or the spec is too large for a message.
 pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, SuperviseError> {
     let start = |source| SuperviseError::Start { program: program.to_owned(), source };
     let dir = WorkspaceDir::at(&spec.dir);
     let log = dir.supervisor_log();
+    // A program that is its own supervisor and does not call `supervise` would start itself again and again.
+    if std::env::args_os().nth(1).is_some_and(|first| first == SUPERVISE_ARGUMENT) {
+        return Err(SuperviseError::NotASupervisor { program: program.to_owned() });
+    }
     let (ours, theirs) = StdUnixStream::pair().map_err(start)?;
     ours.set_nonblocking(true).map_err(start)?;
     let stderr = dir.make_machine_dir().and_then(|()| open_file(&log, Access::Append));
@@ -117,8 +140,25 @@ pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, S
         .spawn()
         .map_err(start)?;
     let (reports, mut tether) = UnixStream::from_std(ours).map_err(start)?.into_split();
-    write_secret_message(&mut tether, spec, SPEC_LIMIT).await.map_err(SuperviseError::Instruct)?;
-    Ok(Launched { child, reports, tether, end_deadline: None, cancel_patience: CANCEL_PATIENCE, log, relay })
+    // That it could not be sent shows in what the program reports.
+    let sending = write_secret_message(&mut tether, spec, SPEC_LIMIT);
+    if let Ok(Err(error)) = timeout(INSTRUCT_PATIENCE, sending).await
+        && !matches!(error, FrameError::Transport(_))
+    {
+        return Err(SuperviseError::Instruct(error));
+    }
+    Ok(Launched {
+        program: program.to_owned(),
+        child,
+        reports,
+        tether,
+        instructed: false,
+        is_cancelled: false,
+        deadline: Some(Instant::now() + INSTRUCT_PATIENCE),
+        cancel_patience: CANCEL_PATIENCE,
+        log,
+        relay,
+    })
 }
 
 impl Launched {
@@ -132,28 +172,52 @@ impl Launched {
     /// report is `Ended` in any case.
     ///
     /// # Errors
-    /// Fails if the supervisor ends without `Ended`, or does not end after a cancellation.
+    /// Fails if the program is not a supervisor of this build, ends without `Ended`, or does not end after a
+    /// cancellation.
     pub async fn next(&mut self, cancel: &CancellationToken) -> Result<Report, SuperviseError> {
+        loop {
+            match self.read(cancel).await {
+                Some(Report::Instructed) => {
+                    self.instructed = true;
+                    self.deadline = self.deadline.filter(|_| self.is_cancelled);
+                }
+                Some(report) if self.instructed => return Ok(report),
+                None if self.instructed => return Err(SuperviseError::Vanished { log: self.log.clone() }),
+                _ => return Err(self.not_instructed().await),
+            }
+        }
+    }
+
+    /// Reads one report; `None` at the end, or after the deadline.
+    async fn read(&mut self, cancel: &CancellationToken) -> Option<Report> {
         let mut read = pin!(read_message(&mut self.reports, REPORT_LIMIT));
-        let report = loop {
-            let end_deadline = self.end_deadline;
+        loop {
+            let deadline = self.deadline;
             tokio::select! {
                 biased;
-                () = sleep_until(end_deadline.unwrap_or_else(Instant::now)), if end_deadline.is_some() => {
-                    break Ok(None);
-                }
-                report = &mut read => break report,
-                () = cancel.cancelled(), if end_deadline.is_none() => {
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => return None,
+                report = &mut read => return report.ok().flatten(),
+                () = cancel.cancelled(), if !self.is_cancelled => {
                     // For all reports from here on, however many come before the last one.
-                    self.end_deadline = Some(Instant::now() + self.cancel_patience);
+                    self.is_cancelled = true;
+                    self.deadline = Some(Instant::now() + self.cancel_patience);
                     // A supervisor that is gone already needs no telling.
                     let _ = self.tether.shutdown().await;
                 }
             }
-        };
-        match report {
-            Ok(Some(report)) => Ok(report),
-            Ok(None) | Err(_) => Err(SuperviseError::Vanished { log: self.log.clone() }),
+        }
+    }
+
+    /// Why the program has not read its instructions. One that still runs is killed.
+    async fn not_instructed(&mut self) -> SuperviseError {
+        let status = timeout(SILENT_PATIENCE, self.child.wait()).await;
+        if status.is_err() {
+            // A failure to kill a child of this process is neither expected nor mended here.
+            let _ = self.child.kill().await;
+        }
+        match status {
+            Ok(Ok(status)) if status.signal().is_some() => SuperviseError::Vanished { log: self.log.clone() },
+            _ => SuperviseError::NotASupervisor { program: self.program.clone() },
         }
     }
 
@@ -189,10 +253,13 @@ mod tests {
         let (reports, tether) = ours.into_split();
         let cancel_patience = Duration::from_millis(20);
         let mut launched = Launched {
+            program: "sleep".into(),
             child,
             reports,
             tether,
-            end_deadline: None,
+            instructed: true,
+            is_cancelled: false,
+            deadline: None,
             cancel_patience,
             log: "supervisor.log".into(),
             relay: None,
@@ -209,5 +276,44 @@ mod tests {
         let error = timeout(Duration::from_secs(60), vanished).await.expect("the wait is bounded");
         assert!(matches!(error, SuperviseError::Vanished { .. }), "{error}");
         talker.abort();
+    }
+
+    /// What is said of a program that was started in place of a supervisor, and whose end of the socket is `theirs`.
+    async fn first_report(program: &str, words: &[&str]) -> SuperviseError {
+        let (ours, theirs) = StdUnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let child = Command::new(program)
+            .args(words)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (reports, tether) = UnixStream::from_std(ours).unwrap().into_split();
+        let mut launched = Launched {
+            program: program.into(),
+            child,
+            reports,
+            tether,
+            instructed: false,
+            is_cancelled: false,
+            deadline: None,
+            cancel_patience: CANCEL_PATIENCE,
+            log: "supervisor.log".into(),
+            relay: None,
+        };
+        let error = launched.next(&CancellationToken::new()).await.unwrap_err();
+        assert!(launched.child.try_wait().unwrap().is_some(), "it has ended");
+        error
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_no_supervisor_is_told_from_one_that_was_killed() {
+        for words in [&["-c", "exit 0"][..], &["-c", "exit 1"], &["-c", "exec 0<&-; exec sleep 600"]] {
+            let error = first_report("/bin/sh", words).await;
+            assert!(matches!(error, SuperviseError::NotASupervisor { .. }), "{words:?}: {error}");
+            assert!(error.to_string().starts_with("`/bin/sh` did not start as a supervisor"), "{error}");
+        }
+        let killed = first_report("/bin/sh", &["-c", "kill -KILL $$"]).await;
+        assert!(matches!(killed, SuperviseError::Vanished { .. }), "{killed}");
     }
 }

@@ -18,7 +18,7 @@ const FRAME_LIMIT: usize = 1024 * 1024;
 
 const _: () = assert!(microagent_proto::OUTPUT_CHUNK_LIMIT <= FRAME_LIMIT);
 
-/// Which stream of the workload.
+/// A stream of output: standard output or standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputStream {
     /// Standard output.
@@ -27,7 +27,7 @@ pub enum OutputStream {
     Stderr,
 }
 
-/// Consecutive bytes of one stream.
+/// A piece of output: consecutive bytes of one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputFrame {
     /// Which stream.
@@ -74,14 +74,19 @@ impl OutputWriter {
     }
 }
 
-/// Reads the frames of a run. Keeps reading after the file's name is gone.
+/// The recorded output of a run: of its setup steps and its command, in the order of arrival, at most 256 MiB.
+///
+/// It is an open file, which can also be read after the workspace was removed. [`OutputReader::into_streams`] returns
+/// all of it; as an [`Iterator`] it reads one piece after the other. Both **block**: a program that must not block its
+/// runtime uses `tokio::task::spawn_blocking` for large output.
 #[derive(Debug)]
 pub struct OutputReader {
     file: Option<BufReader<File>>,
 }
 
 impl OutputReader {
-    /// Opens the output of a run; a missing file has no frames.
+    /// Opens a file of recorded output; a missing file has no output. Callers of the library get a reader from
+    /// a report or an error.
     ///
     /// # Errors
     /// Fails if the file exists and cannot be opened.
@@ -93,7 +98,7 @@ impl OutputReader {
         }
     }
 
-    /// Returns both streams: standard output, standard error.
+    /// Returns standard output and standard error. Blocks.
     ///
     /// # Errors
     /// Fails when the file cannot be read.

@@ -360,9 +360,11 @@ impl Work {
     }
 }
 
-/// A report of a supervisor to its caller; `Ended` is the last.
+/// A report of a supervisor to its caller; `Instructed` is the first, `Ended` the last.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Report {
+    /// The program is a supervisor of this build and has read its instructions.
+    Instructed,
     /// Something that the user should know and that is not an error.
     Notice(String),
     /// The supervisor listens on these ports of the host.

@@ -169,7 +169,7 @@ pub fn supervise() -> i32 {
 async fn run() -> io::Result<()> {
     let started = Instant::now();
     let tether = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
-    let (mut reader, writer) = tether_stream(tether)?.into_split();
+    let (mut reader, mut writer) = tether_stream(tether)?.into_split();
     let spec: Option<SupervisorSpec> = timeout(SPEC_DEADLINE, read_secret_message(&mut reader, SPEC_LIMIT))
         .await
         .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
@@ -179,6 +179,8 @@ async fn run() -> io::Result<()> {
     else {
         return Err(io::Error::other("the caller is of another build, or gone"));
     };
+    // A caller that has ended already is noticed later.
+    let _ = write_message(&mut writer, &Report::Instructed, REPORT_LIMIT).await;
     let relay = if spec.work.is_relayed() { Some(Relay::take_stdout()?) } else { None };
     // A machine that outlives its caller must not keep the caller's directory busy.
     std::env::set_current_dir("/")?;
@@ -218,15 +220,27 @@ fn tether_stream(fd: OwnedFd) -> io::Result<UnixStream> {
 
 /// Sends reports in a task of its own, so that a caller that does not read cannot block the driver. The task's result
 /// says whether the last report was read. A detached supervisor sends no reports after the start.
+///
+/// The driver reports that the guest has booted, and the worker, which does not wait for the driver, what it does next.
+/// So the worker's reports are held back until the driver's was sent.
 fn report_to(mut writer: OwnedWriteHalf, detached: bool) -> (mpsc::Sender<Report>, JoinHandle<bool>) {
     let (sender, mut receiver) = mpsc::channel::<Report>(QUEUE);
     let task = spawn_local(async move {
+        let (mut booted, mut held) = (false, Vec::new());
         while let Some(report) = receiver.recv().await {
-            if write_message(&mut writer, &report, REPORT_LIMIT).await.is_err() {
-                return false;
+            if !booted && matches!(report, Report::Setup(_) | Report::Command) {
+                held.push(report);
+                continue;
             }
-            if detached && matches!(report, Report::Serving) {
-                return false;
+            booted |= matches!(report, Report::Booted);
+            let ready = if booted { std::mem::take(&mut held) } else { Vec::new() };
+            for report in std::iter::once(report).chain(ready) {
+                if write_message(&mut writer, &report, REPORT_LIMIT).await.is_err() {
+                    return false;
+                }
+                if detached && matches!(report, Report::Serving) {
+                    return false;
+                }
             }
         }
         true

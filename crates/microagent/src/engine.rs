@@ -29,9 +29,11 @@ use crate::{Error, SecretEnvironment};
 pub struct EngineOptions {
     /// State directory. The first method that writes creates it.
     pub state_dir: PathBuf,
-    /// Program that calls [`supervise`](crate::supervise) when its first argument is
-    /// [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT): the `microagent` command, or the embedding program itself (not
-    /// a test harness; see [the crate](crate)).
+    /// Path of the program that calls [`supervise`](crate::supervise) when its first argument is
+    /// [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT): the `microagent` command of the same build, or the embedding
+    /// program itself (not a test harness; see [the crate](crate)). A name without `/` is not looked up in
+    /// [`search_path`](EngineOptions::search_path). With another program, methods that start a machine fail with
+    /// [`SuperviseError::NotASupervisor`](crate::error::SuperviseError::NotASupervisor).
     pub supervisor: PathBuf,
     /// Which accelerator runs guests.
     pub accel: AccelChoice,
@@ -53,7 +55,8 @@ pub struct EngineOptions {
     /// hardware virtualisation.
     pub boot_deadline: Duration,
     /// Most machines of runs and workspaces that may run at a time in this state directory. The default is one for each
-    /// 128 MiB of the host's memory, and at least 8.
+    /// 128 MiB of the host's memory, and at least 8. A method that would start one more does not wait: it fails with
+    /// [`Error::TooManyRunning`], which is [retryable](Error::is_retryable).
     pub max_running: Option<u32>,
     /// Values of the user's environment for the image store (login files, proxies).
     pub environment: Environment,
@@ -137,7 +140,7 @@ impl EngineOptions {
         EngineOptions { boot_deadline, ..self }
     }
 
-    /// Sets how many machines may run at a time.
+    /// Sets how many machines may run at a time. One more fails with [`Error::TooManyRunning`].
     #[must_use]
     pub fn max_running(self, max_running: u32) -> EngineOptions {
         EngineOptions { max_running: Some(max_running), ..self }

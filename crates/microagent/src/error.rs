@@ -4,6 +4,7 @@
 
 mod action;
 mod connection;
+mod convert;
 mod job;
 mod kind;
 mod network;
@@ -16,9 +17,7 @@ use std::path::PathBuf;
 pub use microagent_guest::GuestError as GuestFilesError;
 pub use microagent_image::ImageError;
 pub use microagent_image::bundle::BundleError;
-use microagent_model::{
-    FailureKind, NameError, NetworkNameError, Publish, State, VolumeName, VolumeNameError, WorkspaceName,
-};
+use microagent_model::{FailureKind, Publish, State, VolumeName, WorkspaceName};
 pub use microagent_proto::FrameError;
 pub use microagent_store::{
     FreeError, HoldError, LeaseError, LoadError, LockError, NetworkLoadError, OpenError, ReadError,
@@ -53,6 +52,34 @@ use crate::{Hint, SecretError, SecretFault, SetupFailure, SpecError};
 ///     }
 /// }
 /// ```
+///
+/// A program decides by the kind, because several variants can have one meaning. That an image does not exist is
+/// [`NotFound`](ErrorKind::NotFound) in [`Error::Image`], whether the cache, a registry, an archive or Docker was asked:
+///
+/// ```
+/// use microagent::{Engine, Error, ErrorKind, Progress, RunOptions};
+///
+/// # async fn example(engine: &Engine, options: RunOptions, progress: &Progress) {
+/// match engine.run(options, progress).await {
+///     Ok(report) => println!("exited with {}", report.result.exit_code),
+///     Err(error @ Error::Image(_)) if error.kind() == ErrorKind::NotFound => println!("no such image"),
+///     Err(error) => match error.kind() {
+///         ErrorKind::Timeout => println!("the time limit was reached"),
+///         ErrorKind::Cancelled => println!("cancelled"),
+///         _ if error.is_retryable() => println!("try again later: {error}"),
+///         _ => eprintln!("{}", microagent::chain(&error)),
+///     },
+/// }
+/// # }
+/// ```
+///
+/// The failure of a machine is [`RunFailed`](Error::RunFailed) from [`Engine::run`](crate::Engine::run) and
+/// [`AttachedRun::wait`](crate::AttachedRun::wait), [`TemplateFailed`](Error::TemplateFailed) from
+/// [`Templates::create`](crate::Templates::create), and [`StartFailed`](Error::StartFailed) from every other method that
+/// boots a machine: [`Engine::create`](crate::Engine::create) with setup steps, [`Workspace::start`](crate::Workspace::start),
+/// and methods that read the disk of a resting workspace. [`ChangeFailed`](Error::ChangeFailed) is from methods that
+/// change the state of a running machine, such as [`Workspace::halt`](crate::Workspace::halt) and
+/// [`Workspace::pause`](crate::Workspace::pause).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -136,7 +163,8 @@ pub enum Error {
         /// The workspace that uses it, if known.
         holder: Option<String>,
     },
-    /// The maximum number of machines runs.
+    /// As many machines run as [`EngineOptions::max_running`](crate::EngineOptions::max_running) allows. The call can be
+    /// repeated when one of them has ended.
     #[error("the limit for running machines ({max}) is reached")]
     TooManyRunning {
         /// The maximum.
@@ -196,7 +224,9 @@ pub enum Error {
         /// What is wrong with it.
         source: SecretFault,
     },
-    /// The machine failed before its work was done. The record is kept in state `failed`.
+    /// The machine of a run failed before the command ended, or the time limit was reached. The workspace is kept in state
+    /// `failed`, also that of a disposable run, so that its logs can be read; delete it with
+    /// [`Workspace::delete`](crate::Workspace::delete).
     #[error("run workspace \"{workspace}\" failed (backend={backend}): {message}")]
     RunFailed {
         /// The workspace.
@@ -205,7 +235,7 @@ pub enum Error {
         backend: String,
         /// What kind of failure.
         kind: FailureKind,
-        /// One line; `signal: killed` after a timeout.
+        /// One line; `signal: killed` if the time limit was reached.
         message: String,
         /// Last lines of the guest's console, if they are useful.
         console_tail: Option<String>,
@@ -220,7 +250,8 @@ pub enum Error {
         /// Output of setup steps and command, if it was recorded.
         output: Option<Box<OutputReader>>,
     },
-    /// A start failed. The record is kept in state `failed`.
+    /// A machine that was started for a workspace failed before the start was complete. The workspace is kept in state
+    /// `failed`.
     #[error("workspace `{workspace}` did not start (backend={backend}): {message}")]
     StartFailed {
         /// The workspace.
@@ -258,7 +289,7 @@ pub enum Error {
         /// The workspace.
         workspace: WorkspaceName,
     },
-    /// The guest runs the maximum number of commands.
+    /// The guest has the maximum number of commands and other requests of clients, which is 56.
     #[error("too many commands run in workspace `{workspace}`")]
     Crowded {
         /// The workspace.
@@ -296,7 +327,7 @@ pub enum Error {
         /// How it was lost.
         source: ConnectionFault,
     },
-    /// The guest refused a request.
+    /// The guest could not carry out a request, such as writing a file. The machine continues.
     #[error("the guest of workspace `{workspace}` refused: {message}")]
     GuestRefused {
         /// The workspace.
@@ -368,30 +399,9 @@ pub enum Error {
     },
 }
 
-/// A name that is not valid, so that `"web".parse()?` needs no conversion.
-impl From<NameError> for Error {
-    fn from(error: NameError) -> Error {
-        Error::Invalid(InvalidRequest::WorkspaceName(error))
-    }
-}
-
-/// A name that is not valid.
-impl From<VolumeNameError> for Error {
-    fn from(error: VolumeNameError) -> Error {
-        Error::Invalid(InvalidRequest::VolumeName(error))
-    }
-}
-
-/// A name that is not valid.
-impl From<NetworkNameError> for Error {
-    fn from(error: NetworkNameError) -> Error {
-        Error::Invalid(InvalidRequest::NetworkName(error))
-    }
-}
-
 impl Error {
-    /// Whether the same call can succeed later without a change by the user: another command used the workspace, or the
-    /// host had no free space.
+    /// Whether the same call can succeed later without a change by the user: another command used the workspace, the limit
+    /// of running machines or commands was reached, a registry could not be reached, or the host had no free space.
     pub fn is_retryable(&self) -> bool {
         match self {
             Error::Image(e) => e.is_retryable(),
@@ -407,6 +417,12 @@ impl Error {
                 Some(Hint::InstallPackage { package })
             }
             Error::Supervise(SuperviseError::WeakJail { .. }) => Some(Hint::AllowWeakJail),
+            Error::Supervise(SuperviseError::NotASupervisor { .. } | SuperviseError::Start { .. }) => {
+                Some(Hint::advice(
+                    "the supervisor is the `microagent` command of this build, or a program that calls `supervise` \
+                     before it does anything else; give its path",
+                ))
+            }
             Error::Kvm(unusable) => Some(unusable.remedy.clone().map_or(Hint::UseEmulation, Hint::Advice)),
             Error::ProcessesHidden => Some(Hint::advice(
                 "mount `/proc` without `hidepid`, or with `gid=` of a group that this user is in",

@@ -33,7 +33,7 @@ pub enum Event {
     },
     /// The supervisor listens on these published ports, with picked host ports.
     Published(Vec<Publish>),
-    /// The guest answered; setup and command follow.
+    /// The guest answered and is set up. [`Event::Setup`] and [`Event::Command`] follow.
     Booted {
         /// Milliseconds from the start of the supervisor.
         elapsed_ms: u64,
@@ -66,6 +66,27 @@ pub enum Event {
 /// Receives events. It is called in the task that does the work, so it must not block for long.
 ///
 /// Implemented for closures, and for an `Arc` of an observer.
+///
+/// ```
+/// use std::sync::Mutex;
+///
+/// use microagent::{Event, Observer, Progress};
+///
+/// /// Collects the notices.
+/// #[derive(Default)]
+/// struct Notices(Mutex<Vec<String>>);
+///
+/// impl Observer for Notices {
+///     fn event(&self, event: Event) {
+///         if let Event::Notice(text) = event {
+///             self.0.lock().expect("no observer panics").push(text);
+///         }
+///     }
+/// }
+///
+/// let notices = std::sync::Arc::new(Notices::default());
+/// let progress = Progress::new().observer(notices.clone());
+/// ```
 pub trait Observer: Send + Sync {
     /// Receives one event.
     fn event(&self, event: Event);

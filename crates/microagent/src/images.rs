@@ -1,14 +1,39 @@
 //! The images of a state directory: create (pull or import), list, get, delete.
 
 use microagent_image::{
-    ConfigChanges, Image, ImageDeletion, ImageHistory, ImageList, ImagePrune, ImageStore, ImportSource,
-    LoadOptions, NetworkOptions, Pruned, PullOptions, PullPolicy, Pushed, SaveTarget, Saved, Tagged,
+    ConfigChanges, Image, ImageDeletion, ImageError, ImageHistory, ImageList, ImagePrune, ImageStore,
+    ImportSource, LoadOptions, NetworkOptions, Pruned, PullOptions, PullPolicy, Pushed, SaveTarget, Saved,
+    Tagged,
 };
 
 use crate::blocking::blocking;
 use crate::{Engine, Error, Progress};
 
 /// The images in the cache of a state directory. Made by [`Engine::images`].
+///
+/// An [`Image`] holds a lock of the cache: until it is dropped or [released](Image::release), no other command and no
+/// other handle can remove images.
+///
+/// ```no_run
+/// # use microagent::{Engine, Progress};
+/// use microagent::image::PullOptions;
+///
+/// # async fn example(engine: &Engine, progress: &Progress) -> Result<(), microagent::Error> {
+/// let images = engine.images();
+/// // From a registry, and from a file.
+/// let debian = images.create("debian:12", &PullOptions::default(), progress).await?;
+/// println!("{}: {}", debian.resolved_reference, debian.digest);
+/// drop(debian);
+/// images.create("oci-archive:app.tar:v1", &PullOptions::default(), progress).await?.release();
+/// // From the cache only.
+/// match images.get("busybox").await {
+///     Ok(image) => println!("{:?}", image.config.cmd),
+///     Err(error) if error.kind() == microagent::ErrorKind::NotFound => println!("not in the cache"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Images {
     store: ImageStore,
@@ -23,11 +48,12 @@ impl Engine {
 
 impl Images {
     /// Fetches an image from a registry or an archive, and creates its base disk. A reference without registry, namespace or
-    /// tag is completed as Docker does: `busybox` is `docker.io/library/busybox:latest`.
+    /// tag is completed as Docker does: `busybox` is `docker.io/library/busybox:latest`. The file of an archive is named
+    /// with its format, such as `oci-archive:app.tar`; [`ImageReference`](crate::image::ImageReference) lists the forms.
     ///
     /// # Errors
-    /// Fails if the reference is not valid ([`Invalid`](crate::ErrorKind::Invalid)), the image or archive does not exist
-    /// ([`NotFound`](crate::ErrorKind::NotFound)), the image cannot be fetched or unpacked
+    /// Fails if the reference is not valid ([`Invalid`](crate::ErrorKind::Invalid)), the image or archive does not exist,
+    /// or the archive has no such image ([`NotFound`](crate::ErrorKind::NotFound)), the image cannot be fetched or unpacked
     /// ([`Image`](crate::ErrorKind::Image)), or `progress` is cancelled. Complete layers are kept for the next attempt.
     pub async fn create(
         &self,
@@ -36,7 +62,7 @@ impl Images {
         progress: &Progress,
     ) -> Result<Image, Error> {
         progress.check()?;
-        Ok(self.store.ensure(reference, options, progress, progress.token()).await?)
+        Ok(self.store.ensure(reference, options, &progress.images(), progress.token()).await?)
     }
 
     /// Lists the images in the cache. Changes nothing; damaged records are listed separately.
@@ -48,13 +74,19 @@ impl Images {
         blocking(move || Ok(store.list()?)).await
     }
 
-    /// Returns an image of the cache. No registry is contacted.
+    /// Returns an image of the cache by its reference. No registry is contacted.
     ///
     /// # Errors
     /// Fails if the image is not in the cache ([`NotFound`](crate::ErrorKind::NotFound)).
     pub async fn get(&self, reference: &str) -> Result<Image, Error> {
         let options = PullOptions::default().policy(PullPolicy::Never);
-        self.create(reference, &options, &Progress::new()).await
+        self.create(reference, &options, &Progress::new()).await.map_err(|error| match error {
+            // The caller has set no policy.
+            Error::Image(ImageError::NotCached { .. }) => {
+                ImageError::NoSuchImage { reference: reference.to_owned() }.into()
+            }
+            error => error,
+        })
     }
 
     /// Returns how an image of the cache was built: its steps and their layers.
@@ -88,7 +120,7 @@ impl Images {
         progress: &Progress,
     ) -> Result<Vec<Image>, Error> {
         progress.check()?;
-        Ok(self.store.load(source, options, progress, progress.token()).await?)
+        Ok(self.store.load(source, options, &progress.images(), progress.token()).await?)
     }
 
     /// Creates an image from a tar file of a root file system.
@@ -103,7 +135,7 @@ impl Images {
         progress: &Progress,
     ) -> Result<Image, Error> {
         progress.check()?;
-        Ok(self.store.import(source, reference, changes, progress, progress.token()).await?)
+        Ok(self.store.import(source, reference, changes, &progress.images(), progress.token()).await?)
     }
 
     /// Adds a name to an image of the cache.
@@ -128,7 +160,7 @@ impl Images {
         progress: &Progress,
     ) -> Result<Pushed, Error> {
         progress.check()?;
-        Ok(self.store.push(reference, network, progress, progress.token()).await?)
+        Ok(self.store.push(reference, network, &progress.images(), progress.token()).await?)
     }
 
     /// Writes images of the cache to one OCI archive. Missing layers are fetched first.
@@ -144,7 +176,7 @@ impl Images {
         progress: &Progress,
     ) -> Result<Saved, Error> {
         progress.check()?;
-        Ok(self.store.save(references, target, network, progress, progress.token()).await?)
+        Ok(self.store.save(references, target, network, &progress.images(), progress.token()).await?)
     }
 
     /// Removes unused data from the cache.

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
-    BROKERS_MAX, BrokerError, DISK_MIB_MAX, HEALTH_RETRIES_MAX, LABELS_MAX, LabelError, NameError,
-    NetworkName, NetworkNameError, PORTS_MAX, PortSelector, Publish, RATE_MAX, SETTINGS_MAX,
-    SecretReferenceError, SettingError, VolumeName, VolumeNameError, WorkspaceName,
+    AllowRuleError, BROKERS_MAX, BrokerError, DISK_MIB_MAX, DnsError, EgressModeError, ForwardError,
+    HEALTH_RETRIES_MAX, JobIdError, LABELS_MAX, LabelError, NameError, NetworkName, NetworkNameError,
+    PORTS_MAX, PortSelector, Publish, PublishError, RATE_MAX, RestartPolicyError, SETTINGS_MAX,
+    SecretReferenceError, SettingError, SnapshotTagError, SubnetError, VolumeName, VolumeNameError,
+    WorkspaceName,
 };
 use microagent_proto::SECRETS_MAX;
 
@@ -264,7 +266,7 @@ pub enum InvalidRequest {
     /// The image that names the program is no longer in the cache.
     #[error("`imageCommand`: the image that the workspace was made from is not in the cache any more")]
     ImageCommandGone,
-    /// The time limit of a run is 0.
+    /// The time limit of a run or command is 0.
     #[error("a timeout of 0 seconds is not possible")]
     NoTime,
     /// The name is not valid for a workspace.
@@ -276,6 +278,36 @@ pub enum InvalidRequest {
     /// The name of a private network is not valid.
     #[error(transparent)]
     NetworkName(NetworkNameError),
+    /// The tag is not valid for a snapshot.
+    #[error(transparent)]
+    SnapshotTag(SnapshotTagError),
+    /// The text is not the number of a job.
+    #[error(transparent)]
+    JobId(JobIdError),
+    /// The text is not an egress rule.
+    #[error(transparent)]
+    AllowRule(AllowRuleError),
+    /// The text is not an egress mode.
+    #[error(transparent)]
+    EgressMode(EgressModeError),
+    /// The text is not a published port.
+    #[error(transparent)]
+    Publish(PublishError),
+    /// The text is not a forwarded port.
+    #[error(transparent)]
+    Forward(ForwardError),
+    /// The text is not a name server, a domain or an added host name.
+    #[error(transparent)]
+    Dns(DnsError),
+    /// The text is not a subnet for a private network.
+    #[error(transparent)]
+    Subnet(SubnetError),
+    /// The text is not a restart policy.
+    #[error(transparent)]
+    RestartPolicy(RestartPolicyError),
+    /// The text is not a reference of a secret.
+    #[error(transparent)]
+    SecretReference(SecretReferenceError),
     /// A private network is joined twice.
     #[error("private network `{name}` is joined twice")]
     JoinedTwice {
@@ -355,8 +387,8 @@ pub enum InvalidRequest {
     /// The lock of a volume names a holder that is not a workspace.
     #[error(transparent)]
     VolumeHolder(NameError),
-    /// A directory cannot replace something else.
-    #[error("a directory cannot be copied to `{path}`, which is not a directory")]
+    /// A directory, or the content of a tar stream, cannot replace something else.
+    #[error("a directory or tar stream cannot be copied to `{path}`, which is not a directory")]
     CopyOntoFile {
         /// The destination.
         path: String,
@@ -456,7 +488,6 @@ impl InvalidRequest {
             InvalidRequest::TooManyNetworkSettings { .. } => "omit some of them",
             InvalidRequest::ForwardedTwice { .. } => "give each server a port of its own",
             InvalidRequest::TooManyBrokers { .. } => return format!("a workspace has at most {BROKERS_MAX}"),
-            InvalidRequest::Broker(_) => "a broker is API=https://api.example.org/v1,secret=env:API_KEY",
             InvalidRequest::BrokeredTwice { .. } => "give each broker a name and variables of its own",
             InvalidRequest::TooManyRules { .. } => {
                 "name networks, or a suffix as `.example.org` for all names below it"
@@ -469,7 +500,6 @@ impl InvalidRequest {
                 "put large data into a file: add it to the image, or copy it in when the workspace is running"
             }
             InvalidRequest::ImageCommandGone => "write its command as `service`",
-            InvalidRequest::WorkspaceName(_) | InvalidRequest::VolumeName(_) => "choose another name",
             InvalidRequest::LongReason => "shorten the reason to one line",
             InvalidRequest::SecretName(_) => "remove the variable from the file, or rename it",
             InvalidRequest::TooManySecrets { .. } => {
@@ -484,16 +514,37 @@ impl InvalidRequest {
             }
             InvalidRequest::VolumeHolder(_) => "end the command that uses the volume",
             InvalidRequest::CopyOntoFile { .. } => "name a directory, or a path that does not exist",
-            InvalidRequest::CopyToNowhere { .. } => {
+            InvalidRequest::CopyToNowhere { path } if path.ends_with('/') => {
                 "create the directory first, or name the file without a slash"
             }
+            InvalidRequest::CopyToNowhere { .. } => "create the directory first",
             InvalidRequest::LinkLoop { .. } => "remove one of them, or name another destination",
             InvalidRequest::FilePath { .. } => "write a path such as /srv/file, without `..`",
             InvalidRequest::CopyWithoutName { .. } => {
                 "write a name at the end of the source, or /. for the content of a directory"
             }
-            _ => "name one",
+            other => other.form(),
         };
         text.to_owned()
+    }
+
+    /// Returns how a value that is given as text is written.
+    fn form(&self) -> &'static str {
+        match self {
+            InvalidRequest::WorkspaceName(_) | InvalidRequest::VolumeName(_) => "choose another name",
+            InvalidRequest::Broker(_) => "a broker is API=https://api.example.org/v1,secret=env:API_KEY",
+            InvalidRequest::SnapshotTag(_) => "choose another tag, such as `before-upgrade`",
+            InvalidRequest::JobId(_) => "give its number, such as 1",
+            InvalidRequest::AllowRule(_) | InvalidRequest::EgressMode(_) => {
+                "a rule is `example.org`, `.example.org`, `192.0.2.7:443` or `192.0.2.0/24`"
+            }
+            InvalidRequest::Publish(_) => "a port is written as 8080:80 or 127.0.0.1:8443:443/tcp",
+            InvalidRequest::Forward(_) => "a forwarded port is written as 5432=127.0.0.1:5432",
+            InvalidRequest::Dns(_) => "name an IPv4 address, such as 192.0.2.53; a host is `db:192.0.2.7`",
+            InvalidRequest::Subnet(_) => "a subnet is written as 10.210.7.0/24",
+            InvalidRequest::RestartPolicy(_) => "choose never, on-failure, always or unless-stopped",
+            InvalidRequest::SecretReference(_) => "a secret is NAME=env:VARIABLE or NAME=file:PATH",
+            _ => "name one",
+        }
     }
 }

@@ -7,13 +7,14 @@
 //! # Requirements
 //!
 //! - **QEMU** is installed. [`Engine::doctor`] reports what is missing on this host.
-//! - **A supervisor binary.** Each machine belongs to a supervisor process, which can outlive the caller. The library
+//! - **A supervisor binary** of the same build. Each machine belongs to a supervisor process, which can outlive the caller. The library
 //!   starts the program [`EngineOptions::supervisor`] with the first argument [`SUPERVISE_ARGUMENT`], and this program
 //!   must call [`supervise`] before it does anything else. The `microagent` command is such a program. A program that
 //!   embeds the library can be its own supervisor, as below.
 //! - **A tokio runtime** with all drivers (`enable_all`), multi-threaded or not. Every future is `Send`. Methods that
 //!   read or write more than a few small files are `async` and do this on tokio's threads for blocking work. Methods
-//!   that are not `async` read a few small files at most, each of a few KiB, on the calling thread.
+//!   that are not `async` read a few small files at most, each of a few KiB, on the calling thread; the exception is
+//!   [`OutputReader`], which reads the whole output of a run.
 //!
 //! # A run
 //!
@@ -41,6 +42,9 @@
 //!     let engine = Engine::new(EngineOptions::new("/home/me/.microagent", std::env::current_exe()?));
 //!     let report = engine.run(RunOptions::new("busybox").argv(["uname", "-r"]), &Progress::new()).await?;
 //!     println!("{} exited with {}", report.workspace, report.result.exit_code);
+//!     // The recorded output; `Engine::run_attached` passes it on while the command runs.
+//!     let (stdout, stderr) = report.output.into_streams()?;
+//!     print!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
 //!     Ok(())
 //! }
 //! ```
@@ -69,8 +73,8 @@
 //! ```
 //!
 //! A started workspace keeps running after the program that started it has ended; [`Engine::workspace`] finds it again
-//! by name. The directory `examples/` of this crate has complete programs: `run.rs`, `workspace.rs`, and `many.rs` with
-//! 20 runs at once and their cancellation.
+//! by name. [`Progress`] has an example of many runs at once and their cancellation, [`Error`] one of errors. The source
+//! of this crate has these as complete programs, in the directory `examples/`.
 //!
 //! # In tests
 //!
@@ -92,7 +96,7 @@
 //! | To | See |
 //! |---|---|
 //! | configure | [`EngineOptions`], [`TemplateUse`], [`WeakJail`], [`doctor`] |
-//! | run one command | [`RunOptions`], [`RunReport`], [`AttachedRun`] |
+//! | run one command | [`RunOptions`], [`RunReport`], [`OutputReader`], [`AttachedRun`] |
 //! | keep a workspace | [`Workspace`], [`CreateOptions`], [`StartOptions`], [`State`], [`WorkspaceDetails`] |
 //! | run commands in it | [`ExecOptions`], [`Exec`], [`ExecStdin`], [`ExecControl`], [`Job`], [`Console`] |
 //! | move files | [`CopySource`], [`CopyTarget`], [`SyncOptions`], [`SyncReport`], [`FileRange`], [`Artifact`], [`CommitOptions`] |
@@ -111,7 +115,8 @@
 //!   method says otherwise. If the token is cancelled before the call, nothing changes.
 //! - A command of [`Workspace::exec`] is ended by dropping its [`Exec`] or by [`ExecControl::kill`]. Its time limit
 //!   ([`ExecOptions::timeout`]) holds in any case.
-//! - The other futures can be dropped at any time. A request that a supervisor has received is carried out: a halt
+//! - The other futures can be dropped at any time. A disposable run whose future is dropped is ended and removed. A
+//!   request that a supervisor has received is carried out: a halt
 //!   whose future was dropped still halts. A machine whose start was not complete is ended.
 //! - Supervisors have a session of their own, so Ctrl-C in a terminal reaches only this program. A program that ends
 //!   without cancellation ends its runs and incomplete starts too; started workspaces keep running.
@@ -188,11 +193,11 @@ pub use volume::Volumes;
 pub use workspace::{
     CommitOptions, CommitReport, ConflictReason, Console, CopySource, CopyTarget, DeleteMode, Deletion,
     DiskChanges, Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, FileContent,
-    FileEntry, FileKind, FileList, FileListOptions, FileRange, GuestAddresses, GuestProcess, HostForward,
-    Inspection, Job, JobDetails, JobOutput, JobOutputOptions, JobStdin, LogOptions, NetworkDetails,
-    PathChange, PathChangeKind, PortForward, ProcessList, REASON_LIMIT, Snapshots, StartOptions, Stats,
-    StdinMode, SuperviseOptions, SymlinkMode, SyncConflict, SyncOptions, SyncReport, Terminal, Workspace,
-    WorkspaceDetails, WorkspaceSummary, last_lines,
+    FileEntry, FileKind, FileList, FileListOptions, FileRange, GuestAddresses, GuestProcess, HealthReport,
+    HealthResult, HostForward, Inspection, Job, JobDetails, JobOutput, JobOutputOptions, JobStdin,
+    LogOptions, NetworkDetails, PathChange, PathChangeKind, PortForward, ProcessList, REASON_LIMIT,
+    Snapshots, StartOptions, Stats, StdinMode, SuperviseOptions, SymlinkMode, SyncConflict, SyncOptions,
+    SyncReport, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
 };
 
 pub use jiff::Timestamp;
@@ -204,17 +209,15 @@ pub use microagent_model::{
     NetworkMode, NetworkName, NetworkNameError, PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError,
     PublishRange, RateLimits, Resources, RestartPolicy, RestartPolicyError, RootAccess, SearchDomain,
     SecretReference, SecretReferenceError, SecretSource, SettingError, SetupStep, SnapshotTag,
-    SnapshotTagError, State, Subnet, SubnetError, Tmpfs, Ulimit, Upstream, VolumeName, VolumeNameError,
-    WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name, signal_number,
+    SnapshotTagError, State, Subnet, SubnetError, Tmpfs, Ulimit, Upstream, UpstreamError, VolumeName,
+    VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name, signal_number,
 };
 pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;
-pub use microagent_store::{
-    HealthReport, HealthResult, ProcessId, StateEvent, UntrustedParent, check_parents,
-};
+pub use microagent_store::{ProcessId, StateEvent, UntrustedParent, check_parents};
 pub use microagent_vm::{
     JOB_OUTPUT_LIMIT, JobOutputPiece, OutputFrame, OutputReader, OutputStream, SUPERVISE_ARGUMENT, StartMode,
-    Timeline, fail_oversized_writes, never_dump_core, supervise,
+    Timeline, supervise,
 };
 pub use tokio_util::sync::CancellationToken;
 pub use zeroize::Zeroizing;
@@ -224,24 +227,42 @@ pub mod apply {
     pub use crate::workspace::{Applied, ApplyMode, Change, ChangeKind};
 }
 
-/// Snapshots of workspaces.
+/// Snapshots of workspaces. [`Snapshots`] has an example.
 pub mod snapshot {
     pub use crate::workspace::{Snapshot, SnapshotContents, SnapshotDeletion, SnapshotImport, Snapshots};
 }
 
 /// What a guest may reach, and what the filter decided.
+///
+/// By default a guest with network `user` reaches public addresses ([`EgressMode::Public`](egress::EgressMode::Public)).
+///
+/// ```
+/// use microagent::WorkspaceOptions;
+/// use microagent::egress::{EgressMode, EgressPolicy};
+///
+/// // Nothing but one domain with all names below it, and one network of the company.
+/// let policy = EgressPolicy::new(EgressMode::Allowlist)
+///     .allow(".example.org".parse()?)
+///     .allow("10.20.0.0/16".parse()?)
+///     .max_bytes(1 << 30);
+/// let options = WorkspaceOptions::new("debian:12").egress(policy);
+/// # Ok::<(), microagent::Error>(())
+/// ```
+///
+/// [`Workspace::egress`] returns the decisions.
 pub mod egress {
     pub use microagent_model::egress::*;
 }
 
 /// Images: references, options and results of [`Images`].
 pub mod image {
+    pub use microagent_image::rootfs::{Damage, Limits, RootfsError};
     pub use microagent_image::{
-        Committed, ConfigChanges, ConfigError, DaemonReference, DamagedImage, Digest, DigestError,
-        Environment, HealthCheck, HistoryLayer, HistoryStep, Image, ImageConfig, ImageDeletion, ImageError,
-        ImageEvent, ImageHint, ImageHistory, ImageList, ImagePrune, ImageReference, ImageSummary,
-        ImportSource, LoadOptions, LocalReference, ManifestError, NetworkOptions, Origin, Platform,
-        PlatformError, Pruned, PullOptions, PullPolicy, Pushed, ReferenceError, RegistryReference,
-        SaveTarget, Saved, SavedImage, StandardInput, Tagged, Transport,
+        ArchiveError, Committed, ConfigChanges, ConfigError, CredentialError, DaemonReference, DamagedImage,
+        Digest, DigestError, Environment, HealthCheck, HistoryLayer, HistoryStep, Image, ImageConfig,
+        ImageDeletion, ImageError, ImageEvent, ImageHint, ImageHistory, ImageList, ImagePrune,
+        ImageReference, ImageSummary, ImportSource, LoadOptions, LocalReference, ManifestError,
+        NetworkOptions, Origin, Platform, PlatformError, Pruned, PullOptions, PullPolicy, Pushed,
+        ReferenceError, RegistryReference, SaveTarget, Saved, SavedImage, StandardInput, Tagged, Transport,
     };
 }

@@ -19,8 +19,8 @@ use crate::{Profile, StdinMode, Terminal};
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct WorkspaceOptions {
-    /// Image: a name such as `busybox` or `ghcr.io/owner/app:1`, completed as Docker does, or a path with its format, such as
-    /// `oci-archive:app.tar`.
+    /// Reference of the image: a name such as `busybox` or `ghcr.io/owner/app:1`, completed as Docker does, or a path with
+    /// its format, such as `oci-archive:app.tar`. [`ImageReference`](crate::image::ImageReference) lists the forms.
     pub image: String,
     /// Setup steps. The first one that fails ends the setup.
     pub setup: Vec<SetupStep>,
@@ -73,6 +73,28 @@ pub struct WorkspaceOptions {
 }
 
 /// Options of a one-shot run. Create with [`RunOptions::new`] and change with its methods.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use microagent::{Engine, NetworkMode, OutputStream, Progress, RunOptions};
+///
+/// # async fn example(engine: &Engine) -> Result<(), Box<dyn std::error::Error>> {
+/// let options = RunOptions::new("oci-archive:tools.tar")
+///     .shell("make test")
+///     .timeout(Duration::from_secs(600))
+///     .workspace(|workspace| workspace.env("CI", "1").memory_mib(1024).network(NetworkMode::Isolated));
+/// let report = engine.run(options, &Progress::new()).await?;
+/// for frame in report.output {
+///     let frame = frame?;
+///     match frame.stream {
+///         OutputStream::Stdout => print!("{}", String::from_utf8_lossy(&frame.bytes)),
+///         OutputStream::Stderr => eprint!("{}", String::from_utf8_lossy(&frame.bytes)),
+///     }
+/// }
+/// std::process::exit(report.result.exit_code);
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct RunOptions {
@@ -80,11 +102,13 @@ pub struct RunOptions {
     pub workspace: WorkspaceOptions,
     /// The command.
     pub command: RunCommand,
-    /// Whether the workspace is kept after the run. By default it is removed.
+    /// Whether the workspace is kept after the run. By default it is removed, except if its machine failed or a setup step
+    /// failed or the time limit was reached: then it stays in state `failed`.
     pub keep: bool,
     /// Name of the workspace. If absent, a name is generated.
     pub name: Option<WorkspaceName>,
-    /// Time limit: the machine is killed after this time.
+    /// Time limit: the machine is killed after this time. It begins with the start of the machine, so boot and setup count,
+    /// and fetching the image does not.
     pub timeout: Option<Duration>,
 }
 
@@ -213,6 +237,17 @@ impl WorkspaceOptions {
     }
 
     /// Attaches a disk.
+    ///
+    /// ```
+    /// use microagent::{Attachment, DiskSource, WorkspaceOptions};
+    ///
+    /// let options = WorkspaceOptions::new("postgres:16").disk(Attachment {
+    ///     source: DiskSource::Volume("data".parse()?),
+    ///     mount_point: "/var/lib/postgresql".to_owned(),
+    ///     read_only: false,
+    /// });
+    /// # Ok::<(), microagent::Error>(())
+    /// ```
     #[must_use]
     pub fn disk(mut self, disk: Attachment) -> WorkspaceOptions {
         self.disks.push(disk);
@@ -220,13 +255,24 @@ impl WorkspaceOptions {
     }
 
     /// Publishes a port.
+    ///
+    /// ```
+    /// use microagent::{Publish, WorkspaceOptions};
+    ///
+    /// // Port 8080 of the host's loopback address leads to port 80 of the guest.
+    /// let web: Publish = "8080:80".parse()?;
+    /// // A free port of all addresses of the host, picked at each start; `Workspace::network` returns it.
+    /// let dns: Publish = "0.0.0.0:0:53/udp".parse()?;
+    /// let options = WorkspaceOptions::new("app").publish(web).publish(dns);
+    /// # Ok::<(), microagent::Error>(())
+    /// ```
     #[must_use]
     pub fn publish(mut self, port: Publish) -> WorkspaceOptions {
         self.publish.push(port);
         self
     }
 
-    /// Sets the egress policy.
+    /// Sets the egress policy. [`egress`](crate::egress) has an example.
     #[must_use]
     pub fn egress(self, egress: EgressPolicy) -> WorkspaceOptions {
         WorkspaceOptions { egress, ..self }
@@ -336,7 +382,8 @@ impl WorkspaceOptions {
 }
 
 impl CreateOptions {
-    /// Creates options for a workspace without a service, on a `small` machine with network `user`.
+    /// Creates options for a workspace without a service, on a `small` machine with network `user`. `image` is a name such
+    /// as `busybox`, or a path with its format, such as `oci-archive:app.tar`.
     pub fn new(name: WorkspaceName, image: impl Into<String>) -> CreateOptions {
         CreateOptions {
             name,
@@ -404,7 +451,8 @@ impl AttachOptions {
 }
 
 impl RunOptions {
-    /// Creates options for a disposable run of the image's command on a `small` machine with network `user`.
+    /// Creates options for a disposable run of the image's command on a `small` machine with network `user`. `image` is a
+    /// name such as `busybox`, or a path with its format, such as `oci-archive:app.tar`.
     pub fn new(image: impl Into<String>) -> RunOptions {
         RunOptions {
             workspace: WorkspaceOptions::new(image),
@@ -415,14 +463,22 @@ impl RunOptions {
         }
     }
 
-    /// Sets the arguments of the image's entrypoint, or the command if the image has no entrypoint.
+    /// Sets the arguments of the image's entrypoint, or the command if the image has no entrypoint: they replace its Cmd,
+    /// as the arguments of `docker run` do. [`RunOptions::entrypoint`] replaces the entrypoint as well.
     #[must_use]
     pub fn argv<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> RunOptions {
         self.command = RunCommand::Argv(words.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Sets a shell line as the command.
+    /// Sets the program and its arguments. Entrypoint and Cmd of the image are not used.
+    #[must_use]
+    pub fn entrypoint<S: Into<String>>(mut self, words: impl IntoIterator<Item = S>) -> RunOptions {
+        self.command = RunCommand::Entrypoint(words.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Sets a shell line as the command. Entrypoint and Cmd of the image are not used.
     #[must_use]
     pub fn shell(mut self, line: impl Into<String>) -> RunOptions {
         self.command = RunCommand::Shell(line.into());
@@ -441,7 +497,8 @@ impl RunOptions {
         RunOptions { name: Some(name), ..self }
     }
 
-    /// Sets the time after which the machine is killed.
+    /// Sets the time limit, from the start of the machine; 0 is not valid. The machine is killed then, the run fails with
+    /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout), and its workspace stays in state `failed`.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> RunOptions {
         RunOptions { timeout: Some(timeout), ..self }

@@ -16,6 +16,34 @@ use crate::{Error, Event, Observer};
 /// let cancel = CancellationToken::new();
 /// let progress = Progress::new().observer(|event| println!("{event:?}")).cancel(cancel.clone());
 /// ```
+///
+/// One token can cancel many operations. Each run that is cancelled is removed before its future ends:
+///
+/// ```no_run
+/// use microagent::{CancellationToken, Engine, Error, ErrorKind, Progress, RunOptions};
+///
+/// # async fn example(engine: Engine) -> Result<(), Error> {
+/// let cancel = CancellationToken::new();
+/// let mut runs = tokio::task::JoinSet::new();
+/// for number in 0..4 {
+///     let (engine, progress) = (engine.clone(), Progress::new().cancel(cancel.clone()));
+///     let options = RunOptions::new("busybox").shell(format!("test {number} = 2 || sleep 60"));
+///     runs.spawn(async move { engine.run(options, &progress).await });
+/// }
+/// while let Some(Ok(ended)) = runs.join_next().await {
+///     match ended {
+///         // The first result is enough.
+///         Ok(report) => {
+///             println!("{} exited with {}", report.workspace, report.result.exit_code);
+///             cancel.cancel();
+///         }
+///         Err(error) if error.kind() == ErrorKind::Cancelled => {}
+///         Err(error) => return Err(error),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default)]
 pub struct Progress {
     observer: Option<Arc<dyn Observer>>,
@@ -48,6 +76,11 @@ impl Progress {
         }
     }
 
+    /// Returns the observer for the image store.
+    pub(crate) fn images(&self) -> ImageEvents<'_> {
+        ImageEvents(self)
+    }
+
     /// Fails if the operation was cancelled before it began, so that it has no effect.
     pub(crate) fn check(&self) -> Result<(), Error> {
         if self.cancel.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
@@ -69,9 +102,11 @@ impl fmt::Debug for Progress {
 }
 
 /// Passes events of images on.
-impl microagent_image::Progress for Progress {
+pub(crate) struct ImageEvents<'a>(&'a Progress);
+
+impl microagent_image::Progress for ImageEvents<'_> {
     fn event(&self, event: ImageEvent) {
-        Progress::event(self, Event::Image(event));
+        self.0.event(Event::Image(event));
     }
 }
 

@@ -86,7 +86,8 @@ impl Engine {
             FirstStart::Later => Resolved::default(),
         };
         let pull = PullOptions::default().policy(options.pull);
-        let image = self.image_store().ensure(&options.image, &pull, progress, progress.token()).await?;
+        let image =
+            self.image_store().ensure(&options.image, &pull, &progress.images(), progress.token()).await?;
         progress.event(Event::ImageReady((&image).into()));
         let (resources, notices) = resolve_resources(options, &image);
         for notice in &notices {

@@ -8,7 +8,16 @@ use microagent_model::{NetworkMode, Publish, Resources, State, WorkspaceName};
 use microagent_vm::{OutputReader, StartMode, Timeline};
 use serde::Serialize;
 
-/// A completed run: the command ended, with any exit code.
+/// A completed run, from [`Engine::run`](crate::Engine::run): the command ended, with any exit code.
+///
+/// ```no_run
+/// # async fn example(report: microagent::RunReport) -> std::io::Result<()> {
+/// println!("{} exited with {}", report.workspace, report.result.exit_code);
+/// let (stdout, stderr) = report.output.into_streams()?;
+/// println!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct RunReport {
@@ -36,7 +45,7 @@ pub struct RunReport {
     pub start: StartMode,
     /// How the command ended.
     pub result: RunResult,
-    /// Output of setup steps and command, in the order of arrival.
+    /// Output of setup steps and command, in the order of arrival. [`OutputReader::into_streams`] returns all of it.
     pub output: OutputReader,
     /// Times of the phases.
     pub timeline: Timeline,
@@ -86,7 +95,7 @@ pub struct RunResult {
     pub signal: Option<i32>,
     /// Why the command could not be started, or `None`.
     pub start_error: Option<String>,
-    /// Bytes of output beyond the limit, which were dropped.
+    /// Bytes of output beyond the limit of 256 MiB, which were dropped.
     pub dropped_bytes: u64,
     /// The program that the guest's kernel killed during the command, because memory ran out.
     pub out_of_memory: Option<String>,

@@ -30,17 +30,20 @@ use crate::{
 };
 
 impl Engine {
-    /// Runs one command in a machine of its own and returns its result. A disposable run is removed at its end. If
-    /// the machine failed, the record is kept in state `failed`, so that its logs can be read. Dropping the future ends
-    /// the machine, but does not remove the workspace; cancel `progress` to remove both.
+    /// Runs one command in a machine of its own and returns its result. A disposable run is removed at its end. If the
+    /// machine or a setup step failed, or the time limit was reached, the workspace is kept in state `failed`, so that
+    /// its logs can be read. Cancelling `progress` or dropping the future ends the machine and removes a disposable run;
+    /// after a cancellation it has been removed when this method returns, after a drop within about a second.
     ///
     /// # Errors
     /// Fails if the options are not valid ([`Invalid`](crate::ErrorKind::Invalid)), the image cannot be used
     /// ([`Image`](crate::ErrorKind::Image), [`NotFound`](crate::ErrorKind::NotFound)), the machine cannot be started or
     /// fails ([`RunFailed`](crate::ErrorKind::RunFailed)), a setup step fails
     /// ([`SetupFailed`](crate::ErrorKind::SetupFailed)), the time limit is reached
-    /// ([`Timeout`](crate::ErrorKind::Timeout)), or `progress` is cancelled ([`Cancelled`](crate::ErrorKind::Cancelled)).
-    /// An exit code other than 0 is not an error.
+    /// ([`Timeout`](crate::ErrorKind::Timeout)), as many machines run as may
+    /// ([`Busy`](crate::ErrorKind::Busy), see [`EngineOptions::max_running`](crate::EngineOptions::max_running)), or
+    /// `progress` is cancelled ([`Cancelled`](crate::ErrorKind::Cancelled)). A supervisor that is missing or is another
+    /// program is [`Host`](crate::ErrorKind::Host); then nothing is left. An exit code other than 0 is not an error.
     pub async fn run(&self, options: RunOptions, progress: &Progress) -> Result<RunReport, Error> {
         self.begin_run(options, None, progress).await?.finish(progress).await
     }
@@ -111,6 +114,7 @@ impl Engine {
             | Error::RunFailed { kind: FailureKind::Cancelled, .. }
             | Error::DiskBusy { .. }
             | Error::TooManyRunning { .. }
+            | Error::Supervise(SuperviseError::NotASupervisor { .. })
                 if record.disposable =>
             {
                 self.remove(&record.name, dir).await

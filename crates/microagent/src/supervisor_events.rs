@@ -82,7 +82,7 @@ impl SupervisorEvents {
                 label: self.labels.get(step).cloned().unwrap_or_default(),
             },
             Report::Command => Event::Command,
-            Report::Serving | Report::Ended(_) => return,
+            Report::Instructed | Report::Serving | Report::Ended(_) => return,
         };
         progress.event(event);
     }

@@ -210,7 +210,7 @@ impl Engine {
             if forwards.is_empty() && request.brokers.is_empty() && request.networks.is_empty() {
                 return Ok(None);
             }
-            let egress = EgressPolicy { mode: EgressMode::Allowlist, ..EgressPolicy::default() };
+            let egress = EgressPolicy::new(EgressMode::Allowlist);
             let names = NameOptions { hostname, ..NameOptions::default() };
             let resolver = HostResolver { name_servers: Vec::new(), search: Vec::new(), options: Vec::new() };
             let spec = NetworkSpec {

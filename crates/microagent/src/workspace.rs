@@ -43,8 +43,7 @@ use microagent_model::{
 };
 use microagent_proto::chain;
 use microagent_store::{
-    HealthReport, LockError, MachineProcesses, ProcessId, SettingsLock, StateDir, WorkspaceDir,
-    WorkspaceRecord,
+    LockError, MachineProcesses, ProcessId, SettingsLock, StateDir, WorkspaceDir, WorkspaceRecord,
 };
 use tokio::time::{Instant, sleep};
 
@@ -65,6 +64,7 @@ pub use exec::{
     Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, StdinMode, Terminal,
 };
 pub use files::{FileContent, FileRange};
+pub use health::{HealthReport, HealthResult};
 pub(crate) use health::{check_health, health_of_image, unused_health};
 pub use job::{Job, JobDetails, JobOutput, JobOutputOptions, JobStdin};
 pub(crate) use lifecycle::refused;
@@ -278,6 +278,8 @@ pub struct WorkspaceDetails {
 pub enum DeleteMode {
     /// The deletion fails: only a resting workspace is deleted.
     Resting,
+    /// The machine is shut down first, as with [`Workspace::halt`]. The deletion fails if it is quarantined.
+    Halt,
     /// The workspace is stopped first, as with [`Workspace::stop`]. The deletion fails if it is quarantined.
     Stop,
     /// The machine is killed first, also that of a quarantined workspace.
@@ -368,6 +370,7 @@ impl Workspace {
             (Some(state), DeleteMode::Resting) | (Some(state @ State::Quarantined), _) => {
                 return Err(self.wrong_state(state, Action::Delete));
             }
+            (Some(_), DeleteMode::Halt) => drop(self.halt().await?),
             (Some(_), DeleteMode::Stop) => drop(self.stop().await?),
         }
         let removed = self.engine.remove(&self.name, &dir).await;
@@ -467,7 +470,7 @@ fn summary(state: &StateDir, name: WorkspaceName) -> Option<WorkspaceSummary> {
     let dir = state.workspace(&name);
     match WorkspaceRecord::observe(&dir) {
         Ok(record) => Some(WorkspaceSummary {
-            health: HealthReport::observe(&dir, &record).map(|report| report.state),
+            health: microagent_store::HealthReport::observe(&dir, &record).map(|report| report.state),
             state: Some(record.observed_state()),
             has_machine: record.has_machine(),
             problem: record.observed_failure().map(|failure| failure.message),

@@ -266,7 +266,7 @@ impl WorkspaceArgs {
         options.publish.extend(flags);
         self.names.lay_over(options);
         self.brokers.lay_over(options)?;
-        let EgressPolicy { mode, allow, max_connections, max_bytes } = &mut options.egress;
+        let EgressPolicy { mode, allow, max_connections, max_bytes, .. } = &mut options.egress;
         *mode = self.egress.unwrap_or(*mode);
         allow.extend(self.egress_allow.iter().cloned());
         *max_connections = self.egress_max_connections.unwrap_or(*max_connections);
@@ -486,7 +486,7 @@ mod tests {
         let options = laid(&words).unwrap();
         let published: Vec<_> = options.publish.iter().map(ToString::to_string).collect();
         assert_eq!(published, ["127.0.0.1:8080:80/tcp", "0.0.0.0:0:22/tcp"]);
-        let EgressPolicy { mode, allow, max_connections, max_bytes } = options.egress;
+        let EgressPolicy { mode, allow, max_connections, max_bytes, .. } = options.egress;
         assert_eq!((mode, max_connections, max_bytes), (EgressMode::Allowlist, 7, 2 << 30));
         let rules: Vec<_> = allow.iter().map(ToString::to_string).collect();
         assert_eq!(rules, [".example.org", "192.0.2.0/24:443"]);

@@ -2,11 +2,11 @@
 
 use std::io;
 
-/// Why layers could not become a base disk. Layers are counted from 0, the lowest.
+/// Why layers could not be unpacked to a base disk. The lowest layer has number 0.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RootfsError {
-    /// The layer's own content is broken; fetching it again may help, trying again will not.
+    /// The content of a layer is damaged. Another attempt does not help; fetching it again can.
     #[error("layer {} is damaged", layer + 1)]
     Damaged {
         /// Which layer.
@@ -14,7 +14,7 @@ pub enum RootfsError {
         /// What is broken.
         source: Damage,
     },
-    /// The layer names a path outside the root directory. Nobody builds such an image by accident.
+    /// A layer has a path outside the root directory, so the image is hostile.
     #[error("layer {} tries to reach outside the root directory with `{name}`", layer + 1)]
     Escape {
         /// Which layer.
@@ -30,7 +30,7 @@ pub enum RootfsError {
         /// The limit, in words.
         limit: String,
     },
-    /// The merged tree holds something that ext4 cannot.
+    /// The merged tree has an entry that ext4 cannot store.
     #[error("`{name}` does not fit an ext4 disk")]
     Unfit {
         /// Its path, with bytes that are not printable escaped.
@@ -38,7 +38,7 @@ pub enum RootfsError {
         /// What is too large.
         source: microagent_ext4::Error,
     },
-    /// This machine failed, not the image.
+    /// An operation of the host failed.
     #[error("cannot {doing}")]
     Host {
         /// What was attempted.
@@ -46,7 +46,7 @@ pub enum RootfsError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The caller asked to stop.
+    /// The caller cancelled.
     #[error("cancelled")]
     Cancelled,
 }
@@ -64,11 +64,11 @@ impl RootfsError {
     }
 }
 
-/// What is broken in a layer.
+/// What is damaged in a layer or tar file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Damage {
-    /// The compressed stream is broken or ends early.
+    /// The compressed stream is damaged or ends early.
     #[error("it cannot be decompressed")]
     Decompress(#[source] io::Error),
     /// The tar stream ends early.
@@ -77,7 +77,7 @@ pub enum Damage {
         /// The last name read, escaped; empty before the first.
         name: String,
     },
-    /// The uncompressed layer is not the one that the image names.
+    /// The uncompressed layer has another digest than the image says.
     #[error("its uncompressed content has digest {found}, the image says {expected}")]
     DiffId {
         /// What the image says.
@@ -85,7 +85,7 @@ pub enum Damage {
         /// What the content has.
         found: String,
     },
-    /// The tar stream breaks its own rules.
+    /// The tar stream is not valid.
     #[error("{what} {}", after(name))]
     Tar {
         /// Which rule.
@@ -93,7 +93,7 @@ pub enum Damage {
         /// The last name read, escaped; empty before the first.
         name: String,
     },
-    /// An entry that does not go with what is there already.
+    /// An entry conflicts with an earlier one.
     #[error("`{name}`: {what}")]
     Entry {
         /// Its name, escaped.

@@ -53,6 +53,7 @@ async fn several_images_need_a_name() {
     assert!(text(&error).contains("several images: latest, v2"), "{}", text(&error));
     let error = home.pull(&layout.reference("v3")).await.unwrap_err();
     assert!(text(&error).contains("no image `v3`; there is latest, v2"), "{}", text(&error));
+    assert!(matches!(&error, ImageError::Archive { source, .. } if source.is_not_found()), "{error:?}");
     home.pull(&layout.reference("v2")).await.unwrap();
 
     let archive = home.path("both.tar");
@@ -61,6 +62,12 @@ async fn several_images_need_a_name() {
     assert!(packed.unwrap().success());
     let named = |tag: &str| format!("oci-archive:{}{tag}", archive.display());
     assert!(text(&home.pull(&named("")).await.unwrap_err()).contains("several images"));
+    // Without its format a path is no reference, whether or not the name of an image could be written so.
+    for path in [archive.display().to_string(), home.path("layout").display().to_string()] {
+        let error = home.pull(&path).await.unwrap_err();
+        assert!(matches!(error, ImageError::IsAFile { .. }), "{error:?}");
+        assert!(error.hint().unwrap().to_string().contains("oci-archive:"));
+    }
     let image = home.pull(&named(":v2")).await.unwrap();
     assert_eq!(image.origin, Origin::Cache, "the same image as in the layout");
 }

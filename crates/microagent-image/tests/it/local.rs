@@ -16,7 +16,7 @@ use crate::support::layout::{Layer, Layout};
 use crate::support::{Events, Home, read_from_disk, text};
 
 async fn load(home: &Home, source: ImportSource, name: Option<&str>) -> Result<Vec<Image>, ImageError> {
-    let options = LoadOptions::default().name(name.map(str::to_owned));
+    let options = name.map_or_else(LoadOptions::new, |name| LoadOptions::new().name(name));
     home.store.load(source, &options, &Events::default(), &CancellationToken::new()).await
 }
 

@@ -21,31 +21,31 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// One decision of the filter.
+/// A decision of the egress filter: whether one connection, lookup or request was allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
-    /// When.
+    /// When it was made (host's clock).
     pub at: Timestamp,
-    /// About what.
+    /// What it is about.
     pub record: Subject,
-    /// How the guest speaks.
+    /// The protocol.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
-    /// The name, as far as one is known; lower case, anything unusual in it as `\DDD`.
+    /// The name, if it is known: lower case, with unusual bytes as `\DDD`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The far end.
+    /// The address of the other end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<Ipv4Addr>,
-    /// The far end's port; with [`Subject::Published`], the guest's.
+    /// The port of the other end; with [`Subject::Published`], the guest's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
     /// With a forwarded port, the server that it leads to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<SocketAddrV4>,
-    /// Whether it goes through.
+    /// Whether it was allowed.
     pub allowed: bool,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
     /// With [`Subject::Request`], what was asked and answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -55,56 +55,27 @@ pub struct Decision {
     pub count: Option<u64>,
 }
 
-impl Decision {
-    /// A decision with what every decision has, and no other field.
-    pub fn new(at: Timestamp, record: Subject, allowed: bool, reason: Reason) -> Decision {
-        Decision {
-            at,
-            record,
-            protocol: None,
-            name: None,
-            address: None,
-            port: None,
-            target: None,
-            allowed,
-            reason,
-            request: None,
-            count: None,
-        }
-    }
-
-    /// The line that says how many decisions were left out.
-    pub fn suppressed(at: Timestamp, count: u64) -> Decision {
-        Decision { count: Some(count), ..Decision::new(at, Subject::Suppressed, false, Reason::TooMany) }
-    }
-
-    /// The line that says that a process that carries the guest's traffic has ended, or that another one runs.
-    pub fn process_change(at: Timestamp, record: Subject, is_up: bool) -> Decision {
-        Decision::new(at, record, is_up, if is_up { Reason::Up } else { Reason::Down })
-    }
-}
-
-/// A request through a broker. It is recorded when it is over.
+/// A request through a broker, which is recorded at its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BrokeredRequest {
     /// The broker's name.
     pub broker: String,
     /// The method.
     pub method: String,
-    /// The path as the guest asked for it, without query; what is long is cut.
+    /// The path that the guest requested, without query. A long path is cut.
     pub path: String,
-    /// The status that the guest was answered; none if it had left before.
+    /// The status that the guest received; `None` if it had closed the connection before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
     /// Bytes of the request's body that were passed on.
     pub sent_bytes: u64,
     /// Bytes of the answer's body that were passed on.
     pub received_bytes: u64,
-    /// From the request's head to the answer's end.
+    /// Milliseconds from the head of the request to the end of the answer.
     pub duration_ms: u64,
 }
 
-/// What a decision is about.
+/// The subject of a [`Decision`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Subject {
@@ -112,37 +83,37 @@ pub enum Subject {
     Connection,
     /// A connection to a port of the guest: a published one, or any one for a member of its private network.
     Published,
-    /// A lookup.
+    /// The lookup of a name.
     Name,
     /// A request through a broker.
     Request,
-    /// The network as a whole.
+    /// The network stack, which has ended or was started again.
     Network,
-    /// The process of the brokers.
+    /// The process of the brokers, which has ended or was started again.
     Brokers,
     /// Decisions that were left out.
     Suppressed,
 }
 
-/// How the guest speaks.
+/// The protocol of a connection or request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// A connection.
+    /// TCP.
     Tcp,
-    /// Datagrams.
+    /// UDP.
     Udp,
-    /// An echo.
+    /// ICMP: an echo request (ping).
     Icmp,
-    /// A lookup.
+    /// DNS: the lookup of a name.
     Dns,
 }
 
-/// Why a decision is as it is.
+/// The reason of a [`Decision`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// Allowed: the egress mode allows it.
+    /// Allowed by the mode.
     Mode,
     /// Allowed: a rule names the address, or the name that was asked for.
     Rule,
@@ -158,22 +129,22 @@ pub enum Reason {
     Published,
     /// Allowed: the other end is a member of a private network that the guest has joined.
     Member,
-    /// Refused: loopback, link-local, metadata, multicast or reserved; no rule allows it. Or a name that resolves only
-    /// to such addresses.
+    /// Refused: the address is loopback, link-local, metadata, multicast or reserved, and no rule can allow it. Or all
+    /// addresses of the name are.
     Forbidden,
-    /// Refused: no other machine is in the guest's own network.
+    /// Refused: the address is in the guest's own network, where there is no other host.
     OwnNetwork,
-    /// Refused: the host or one of its networks, and no rule names the address.
+    /// Refused: the address is of the host or a private network, and no rule names it.
     Inside,
     /// Refused: the mode allows only what a rule names.
     NotListed,
     /// Refused: too many connections are open.
     Connections,
-    /// Refused: the limit on bytes was reached; from then on everything is refused.
+    /// Refused: the limit of bytes is reached, so everything is refused from here on.
     Bytes,
     /// Refused: no pattern of the broker allows the request.
     NotAllowed,
-    /// Refused: brokers do not pass such requests on.
+    /// Refused: the request is not valid, or of a sort that a broker does not pass on.
     Malformed,
     /// Refused: the broker's upstream cannot be reached, or did not answer.
     Upstream,
@@ -181,17 +152,18 @@ pub enum Reason {
     Down,
     /// Allowed: a network stack, or a process of the brokers, runs again.
     Up,
-    /// Refused: a query of a type that is not served.
+    /// Refused: queries of this type are not answered.
     Unserved,
     /// Not refused, but no name server of the host answered.
     NoAnswer,
-    /// There were too many decisions to record.
+    /// Too many decisions were made to record all.
     TooMany,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decisions;
 
     fn decision() -> Decision {
         Decision {
@@ -199,7 +171,7 @@ mod tests {
             name: Some("example.org".to_owned()),
             address: Some(Ipv4Addr::new(192, 0, 2, 1)),
             port: Some(443),
-            ..Decision::new(Timestamp::UNIX_EPOCH, Subject::Connection, true, Reason::Name)
+            ..decisions::new(Timestamp::UNIX_EPOCH, Subject::Connection, true, Reason::Name)
         }
     }
 

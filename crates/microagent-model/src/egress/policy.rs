@@ -24,20 +24,21 @@ const NAME_MAX: usize = 253;
 /// Longest part of a name between two dots, in bytes.
 const LABEL_MAX: usize = 63;
 
-/// What a guest may reach if no rule applies.
+/// What a guest may reach without a rule. The default is [`EgressMode::Public`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EgressMode {
-    /// Public addresses, but neither the host nor its networks.
+    /// Public addresses. The host and private networks need a rule.
     #[default]
     Public,
-    /// Nothing.
+    /// Nothing: every destination needs a rule.
     Allowlist,
-    /// All except the host's loopback, link-local and metadata addresses, which no mode and no rule allows.
+    /// Public and private addresses. The host's loopback, link-local and metadata addresses cannot be reached in any
+    /// mode, and no rule opens them.
     Open,
 }
 
-/// A rule that allows what the mode alone does not. As text `example.org`, `.example.org`, `ADDRESS[/BITS][:PORT]`.
+/// A rule that allows what the mode does not allow. As text `example.org`, `.example.org`, `ADDRESS[/BITS][:PORT]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum AllowRule {
@@ -45,7 +46,7 @@ pub enum AllowRule {
     Name(String),
     /// This name, in lower case and without the dot before it, and every name below it.
     Suffix(String),
-    /// These addresses.
+    /// An address or network.
     Net {
         /// The addresses.
         net: Ipv4Net,
@@ -54,17 +55,19 @@ pub enum AllowRule {
     },
 }
 
-/// What a guest may reach.
+/// Which destinations a guest may reach, and how much it may transfer. Create with [`EgressPolicy::new`] and change with
+/// its methods. The default is mode [`EgressMode::Public`] without rules, 1024 connections and 50 GiB.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct EgressPolicy {
-    /// What applies if no rule does.
+    /// What is allowed without a rule.
     pub mode: EgressMode,
-    /// What is allowed in addition.
+    /// Rules: what is allowed in addition to the mode.
     pub allow: Vec<AllowRule>,
-    /// Connections that may be open at once.
+    /// Most connections that may be open at a time.
     pub max_connections: u32,
-    /// Bytes that one machine may transfer, in both directions together.
+    /// Most bytes that one machine may transfer, in both directions together.
     pub max_bytes: u64,
 }
 
@@ -72,13 +75,13 @@ pub struct EgressPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllowRuleError {
-    /// Guests have no IPv6.
+    /// It has an IPv6 address, and guests have no IPv6.
     #[error("`{text}` is of IPv6, which guests do not have")]
     Ipv6 {
         /// The text.
         text: String,
     },
-    /// It begins like an address and is not one.
+    /// It is not a valid address.
     #[error("`{text}` is not an IPv4 address or network")]
     Net {
         /// The text.
@@ -90,13 +93,13 @@ pub enum AllowRuleError {
         /// The text.
         text: String,
     },
-    /// Only addresses can have a port.
+    /// It has a port, which only addresses can have.
     #[error("`{text}` has a port; only addresses and networks can have one")]
     PortOfName {
         /// The text.
         text: String,
     },
-    /// Patterns are not supported.
+    /// It is a pattern, and there are no patterns.
     #[error("`{text}` is a pattern; a leading dot stands for a name and all names below it")]
     Pattern {
         /// The text.
@@ -104,7 +107,7 @@ pub enum AllowRuleError {
     },
 }
 
-/// A text that is not a mode.
+/// Why a text is not an egress mode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown egress mode `{text}` (expected public, allowlist or open)")]
 pub struct EgressModeError {
@@ -119,6 +122,32 @@ impl Default for EgressPolicy {
             max_connections: CONNECTIONS_DEFAULT,
             max_bytes: BYTES_DEFAULT,
         }
+    }
+}
+
+impl EgressPolicy {
+    /// Creates a policy without rules and with the default limits.
+    pub fn new(mode: EgressMode) -> EgressPolicy {
+        EgressPolicy { mode, ..EgressPolicy::default() }
+    }
+
+    /// Adds a rule.
+    #[must_use]
+    pub fn allow(mut self, rule: AllowRule) -> EgressPolicy {
+        self.allow.push(rule);
+        self
+    }
+
+    /// Sets how many connections may be open at a time.
+    #[must_use]
+    pub fn max_connections(self, max_connections: u32) -> EgressPolicy {
+        EgressPolicy { max_connections, ..self }
+    }
+
+    /// Sets how many bytes one machine may transfer, in both directions together.
+    #[must_use]
+    pub fn max_bytes(self, max_bytes: u64) -> EgressPolicy {
+        EgressPolicy { max_bytes, ..self }
     }
 }
 

@@ -25,8 +25,7 @@ const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 fn policy(mode: EgressMode, rules: &[&str]) -> EgressPolicy {
-    let allow = rules.iter().map(|rule| rule.parse().unwrap()).collect();
-    EgressPolicy { mode, allow, ..EgressPolicy::default() }
+    rules.iter().fold(EgressPolicy::new(mode), |policy, rule| policy.allow(rule.parse().unwrap()))
 }
 
 fn at(secs: u64) -> Now {

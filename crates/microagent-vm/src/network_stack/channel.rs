@@ -192,6 +192,7 @@ mod tests {
     use std::net::TcpListener;
 
     use jiff::Timestamp;
+    use microagent_model::decisions;
     use microagent_model::egress::{Reason, Subject};
 
     use super::*;
@@ -204,7 +205,7 @@ mod tests {
     fn decision(name: String) -> Decision {
         Decision {
             name: Some(name),
-            ..Decision::new(Timestamp::UNIX_EPOCH, Subject::Name, true, Reason::Mode)
+            ..decisions::new(Timestamp::UNIX_EPOCH, Subject::Name, true, Reason::Mode)
         }
     }
 

@@ -74,7 +74,7 @@ impl Checks {
     async fn run(mut self) {
         let start = Instant::now();
         loop {
-            sleep(self.spec.timing.pause(self.progress, start.elapsed())).await;
+            sleep(self.progress.pause(&self.spec.timing, start.elapsed())).await;
             let session = self.server.upgrade().and_then(|server| server.session());
             let Some(session) = session.filter(|_| self.state.get() == State::Running) else { continue };
             let (changes, since_start) = (self.state.changes(), start.elapsed());

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use microagent_model::Publish;
+use microagent_model::decisions;
 use microagent_model::egress::{Decision, Subject};
 use microagent_model::{FailureKind, WorkspaceFailure};
 use microagent_net::{HostAddresses, PortNumber};
@@ -352,7 +353,7 @@ async fn log_decisions(channel: Rc<StackChannel>, log: Shared<BoundedLog>) {
 }
 
 fn network_change(is_up: bool) -> Decision {
-    Decision::process_change(Timestamp::now(), Subject::Network, is_up)
+    decisions::process_change(Timestamp::now(), Subject::Network, is_up)
 }
 
 pub(super) fn record(log: &RefCell<BoundedLog>, decision: &Decision) {

@@ -7,7 +7,7 @@ use microagent_image::bundle::BundleError;
 use microagent_model::FailureKind;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, deepest_io};
+use super::{Error, InvalidRequest, deepest_io};
 
 /// Class of an [`Error`], stable for programs.
 ///
@@ -25,7 +25,7 @@ pub enum ErrorKind {
     NotFound,
     /// The name is taken.
     AlreadyExists,
-    /// Another command uses it; try again.
+    /// Another command uses it, or a limit of what may run at a time is reached; try again.
     Busy,
     /// The state does not allow the operation.
     WrongState,
@@ -35,8 +35,11 @@ pub enum ErrorKind {
     Disk,
     /// The value of a secret cannot be looked up.
     Secret,
-    /// The machine failed.
+    /// The machine failed, cannot be reached, or did not change its state as requested.
     RunFailed,
+    /// The guest could not carry out a request: it cannot read or write the path, its disk is full, or a tar stream is
+    /// damaged. The machine continues.
+    GuestRefused,
     /// The time limit of the run was reached.
     Timeout,
     /// A setup step failed.
@@ -89,14 +92,15 @@ impl Error {
             | Error::NeedsRest { .. }
             | Error::VolumeNamed { .. }
             | Error::OtherBuild { .. } => ErrorKind::WrongState,
+            Error::Invalid(InvalidRequest::CopyToNowhere { .. }) => ErrorKind::NotFound,
             Error::Unchangeable { .. } | Error::Spec(_) | Error::Invalid(_) => ErrorKind::Invalid,
             Error::Secret(_) | Error::SecretFile { .. } => ErrorKind::Secret,
             Error::Port(_) | Error::PortHeld { .. } => ErrorKind::PortUnavailable,
             Error::Kvm(_) | Error::ProcessesHidden => ErrorKind::Host,
-            Error::ChangeFailed { .. }
-            | Error::Unreachable { .. }
-            | Error::GuestGone { .. }
-            | Error::GuestRefused { .. } => ErrorKind::RunFailed,
+            Error::ChangeFailed { .. } | Error::Unreachable { .. } | Error::GuestGone { .. } => {
+                ErrorKind::RunFailed
+            }
+            Error::GuestRefused { .. } => ErrorKind::GuestRefused,
             Error::SetupFailed { .. } => ErrorKind::SetupFailed,
             Error::Job(error) => error.kind(),
             Error::Snapshot(error) => error.kind(),
@@ -112,7 +116,9 @@ impl Error {
 fn image_kind(error: &ImageError) -> ErrorKind {
     match error {
         ImageError::Cancelled => ErrorKind::Cancelled,
-        ImageError::Reference { .. } | ImageError::TargetName { .. } => ErrorKind::Invalid,
+        ImageError::Reference { .. } | ImageError::TargetName { .. } | ImageError::IsAFile { .. } => {
+            ErrorKind::Invalid
+        }
         ImageError::NotCached { .. }
         | ImageError::NoSuchImage { .. }
         | ImageError::UnknownImage { .. }

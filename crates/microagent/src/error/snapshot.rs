@@ -70,7 +70,7 @@ pub enum SnapshotError {
     OtherMachine {
         /// The snapshot, as `WORKSPACE:TAG`.
         snapshot: String,
-        /// What is different.
+        /// What differs between the host or workspace and the memory: `processor`, `QEMU` and so on.
         what: &'static str,
     },
     /// The workspace runs, and the snapshot has no memory that it could continue with. Nothing was changed.

@@ -1,5 +1,9 @@
 //! A run whose command is attached: the program reads and writes its streams while it runs.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
 use jiff::Timestamp;
 use microagent_model::WorkspaceName;
 use microagent_proto::Exec as ExecRequest;
@@ -13,7 +17,27 @@ use crate::{
     RunOptions, RunReport, StdinMode, Terminal, Workspace,
 };
 
-/// A run in progress whose command is attached to this program. Dropping it ends the run.
+/// A run in progress whose command is attached to this program, from [`Engine::run_attached`]. Dropping it ends the run.
+/// It is a [`Stream`] of the output.
+///
+/// ```no_run
+/// use microagent::{AttachOptions, Engine, Progress, RunOptions, StdinMode};
+///
+/// # async fn example(engine: &Engine, progress: &Progress) -> Result<(), microagent::Error> {
+/// let options = RunOptions::new("busybox").argv(["sort"]);
+/// let mut run = engine.run_attached(options, AttachOptions::new().stdin(StdinMode::Piped), progress).await?;
+/// if let Some(stdin) = run.take_stdin() {
+///     // Written while the output is read. Dropping `stdin` closes it.
+///     tokio::spawn(async move { stdin.write("b\na\n").await });
+/// }
+/// while let Some(frame) = run.next().await {
+///     print!("{}", String::from_utf8_lossy(&frame.bytes));
+/// }
+/// let report = run.wait().await?;
+/// println!("exited with {}", report.result.exit_code);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "the run is ended when this is dropped"]
 pub struct AttachedRun {
@@ -54,7 +78,7 @@ impl Engine {
 }
 
 impl AttachedRun {
-    /// Returns the name of the workspace, which other handles can use while it runs.
+    /// Returns the workspace of the run, which can be used while it runs.
     pub fn workspace(&self) -> &Workspace {
         &self.workspace
     }
@@ -80,7 +104,8 @@ impl AttachedRun {
         self.ended.clone()
     }
 
-    /// Waits for the end, and discards unread output.
+    /// Closes the standard input if it was not taken, waits for the end, and discards unread output. If the standard
+    /// input was taken and is not dropped, a command that reads it to its end does not end.
     ///
     /// # Errors
     /// As [`Engine::run`].
@@ -93,6 +118,14 @@ impl AttachedRun {
                 piece = self.exec.next(), if more => more = piece.is_some(),
             }
         }
+    }
+}
+
+impl Stream for AttachedRun {
+    type Item = OutputFrame;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<OutputFrame>> {
+        Pin::new(&mut self.exec).poll_next(context)
     }
 }
 

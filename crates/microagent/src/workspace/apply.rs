@@ -209,7 +209,8 @@ impl Workspace {
     async fn command_of_image(&self, record: &WorkspaceRecord) -> Result<CommandLine, Error> {
         let pull = PullOptions::default().policy(PullPolicy::Never);
         let (images, silent) = (self.engine.image_store(), Progress::new());
-        let image = images.ensure(&record.image.resolved_reference, &pull, &silent, silent.token()).await;
+        let image =
+            images.ensure(&record.image.resolved_reference, &pull, &silent.images(), silent.token()).await;
         match image {
             Ok(image) if image.digest == record.image.digest => {
                 Ok(resolve_command(&RunCommand::Image, &image.config)?)

@@ -96,7 +96,7 @@ impl Workspace {
     /// Creates an image from the [resting](microagent_model::State::is_resting) workspace ([`Workspace::halt`] it first):
     /// the image of the workspace with one more layer, which contains the changed, added and removed files. The workspace
     /// is not changed. The new image is in the cache of the engine ([`Engine::images`](crate::Engine::images)) and can be
-    /// run by its name.
+    /// run by its name. If the cache has an image of this name, the name is moved to the new image.
     ///
     /// The host does not read the disk: a machine boots with it, without the service, and its guest sends the
     /// differences. `progress` receives [`Event::Booting`], [`Event::Booted`] and [`Event::Comparing`].
@@ -115,7 +115,8 @@ impl Workspace {
             return Err(self.wrong_state(state, Action::Commit));
         }
         let (images, cancel) = (self.engine.image_store(), progress.token());
-        let commit = images.begin_commit(&record.image.digest, &options.reference, progress, cancel).await?;
+        let commit =
+            images.begin_commit(&record.image.digest, &options.reference, &progress.images(), cancel).await?;
         let base =
             ExtraDisk { path: images.disk_path(&record.image.disk), read_only: true, claim: Claim::None };
         let guest = self.resting_guest(vec![base], Action::Commit, progress).await?;
@@ -143,9 +144,11 @@ impl Workspace {
         };
         let image = commit.finish(layer, &image_options)?;
         let pushed = match options.push {
-            true => {
-                Some(images.push(&options.reference, &NetworkOptions::default(), progress, cancel).await?)
-            }
+            true => Some(
+                images
+                    .push(&options.reference, &NetworkOptions::default(), &progress.images(), cancel)
+                    .await?,
+            ),
             false => None,
         };
         Ok(CommitReport { workspace: self.name.clone(), image, pushed })

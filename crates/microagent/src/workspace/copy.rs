@@ -127,16 +127,17 @@ impl Workspace {
     /// | is a directory | the copy is placed in it, under the name of the source. A second copy replaces its files |
     /// | is a file | a file replaces it; a directory is refused |
     ///
-    /// A source that ends in `/.` stands for the content of the directory, without the directory. A tar stream needs an
-    /// existing directory. A relative path begins at `/`. If `guest_path` is a symbolic link, it is followed. Owners,
+    /// A source that ends in `/.` stands for the content of the directory, without the directory. A tar stream is unpacked
+    /// to an existing directory. A relative path begins at `/`. If `guest_path` is a symbolic link, it is followed. Owners,
     /// modes, times, links and extended attributes are kept.
     ///
     /// [`write_file`]: Workspace::write_file
     ///
     /// # Errors
     /// Fails if the source does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or cannot be read, the destination
-    /// does not fit the source ([`Invalid`](crate::ErrorKind::Invalid)), its parent directory does not exist
-    /// ([`NotFound`](crate::ErrorKind::NotFound)), the guest cannot write it, the workspace is in another state
+    /// does not fit the source ([`Invalid`](crate::ErrorKind::Invalid)), its directory does not exist
+    /// ([`NotFound`](crate::ErrorKind::NotFound)), the guest cannot write it or the tar stream is damaged
+    /// ([`GuestRefused`](crate::ErrorKind::GuestRefused)), the workspace is in another state
     /// ([`WrongState`](crate::ErrorKind::WrongState)), or `progress` is cancelled. Files that were already complete are
     /// kept in the guest.
     pub async fn copy_in(
@@ -168,7 +169,7 @@ impl Workspace {
     ///
     /// # Errors
     /// Fails if the path does not exist in the guest ([`NotFound`](crate::ErrorKind::NotFound)) or the guest cannot read
-    /// it, the destination does not fit it ([`Invalid`](crate::ErrorKind::Invalid)) or cannot be written, the workspace
+    /// it ([`GuestRefused`](crate::ErrorKind::GuestRefused)), the destination does not fit it ([`Invalid`](crate::ErrorKind::Invalid)) or cannot be written, the workspace
     /// is in another state ([`WrongState`](crate::ErrorKind::WrongState)), or `progress` is cancelled.
     pub async fn copy_out(
         &self,
@@ -202,6 +203,23 @@ impl Workspace {
 
     /// Copies a path of the workspace to a stream of tar data with owners, modes, times, links and attributes. The data
     /// is what the guest sends: it is not checked.
+    ///
+    /// The names in it begin with the last part of the path, as with `docker cp`: `/srv/site` gives `site/…`. With a path
+    /// that ends in `/.`, and with `/`, they begin with `./`.
+    ///
+    /// ```no_run
+    /// # use microagent::{Progress, SymlinkMode, Workspace};
+    /// use std::io::Write;
+    ///
+    /// # async fn example(web: &Workspace, progress: &Progress) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut file = std::fs::File::create("site.tar")?;
+    /// let mut tar = web.copy_out_tar("/srv/site", SymlinkMode::Keep, progress).await?;
+    /// while let Some(piece) = tar.next().await {
+    ///     file.write_all(&piece?)?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// Fails if the workspace does not exist or its guest cannot be reached. The stream fails if the guest cannot
@@ -292,8 +310,11 @@ async fn send(
                 place(&shown, kind, guest_path, there).map_err(|misfit| misfit.error(guest_path))?;
             (dir, name)
         }
-        _ if there == Some(Kind::Directory) => (guest_path.to_owned(), None),
-        _ => return Err(Misfit::NoDirectory.error(guest_path)),
+        _ => match there {
+            Some(Kind::Directory) => (guest_path.to_owned(), None),
+            Some(Kind::File) => return Err(Misfit::NotADirectory.error(guest_path)),
+            None => return Err(Misfit::NoDirectory.error(guest_path)),
+        },
     };
     let (pieces, packed) = mpsc::channel(QUEUE);
     let CopySource { from, links } = source;

@@ -107,7 +107,8 @@ pub struct Execution {
     pub exited_at: Timestamp,
     /// Exit code; 128 + number for a signal, 124 time limit, 127 not found, 126 not executable.
     pub exit_code: i32,
-    /// The signal that ended it, if any.
+    /// The signal that ended it, if any. `None` after the time limit, although the command was killed; then `timed_out` is
+    /// set and the exit code is 124.
     pub signal: Option<i32>,
     /// Why it could not be started, or `None`.
     pub start_error: Option<String>,
@@ -140,9 +141,10 @@ impl Workspace {
     /// background, which needs no client.
     ///
     /// # Errors
-    /// Fails if the workspace is not running ([`WrongState`](crate::ErrorKind::WrongState)), too many commands run in it
-    /// ([`Busy`](crate::ErrorKind::Busy)), or its guest cannot be reached ([`RunFailed`](crate::ErrorKind::RunFailed)). A command that cannot be started is not
-    /// an error: [`Execution::start_error`] has the reason.
+    /// Fails if the workspace is not running ([`WrongState`](crate::ErrorKind::WrongState)), the time limit is 0
+    /// ([`Invalid`](crate::ErrorKind::Invalid)), 56 commands, jobs and copies of all clients together run in it
+    /// ([`Busy`](crate::ErrorKind::Busy)), or its guest cannot be reached ([`RunFailed`](crate::ErrorKind::RunFailed)). A
+    /// command that cannot be started is not an error: [`Execution::start_error`] has the reason.
     pub async fn exec(&self, options: ExecOptions) -> Result<Exec, Error> {
         let guest = self.running_guest(Action::Exec)?;
         let (mode, limit) = (options.stdin, options.timeout);
@@ -215,7 +217,8 @@ impl Exec {
         poll_fn(|context| self.output.poll_recv(context)).await
     }
 
-    /// Takes the standard input; `None` if it is not [`StdinMode::Piped`] or was taken before.
+    /// Takes the standard input; `None` if it is not [`StdinMode::Piped`] or was taken before. Drop it when all input is
+    /// written: the command sees the end of its input only then.
     pub fn take_stdin(&mut self) -> Option<ExecStdin> {
         self.stdin.take()
     }
@@ -226,7 +229,8 @@ impl Exec {
     }
 
     /// Closes the standard input if it was not taken, drops output that was not read, and waits for the end of the
-    /// command.
+    /// command. If an [`ExecStdin`] was taken and is not dropped, a command that reads its input to the end (`cat`) does
+    /// not end: drop it before.
     ///
     /// # Errors
     /// Fails if the connection to the guest was lost. A command that could not be started, or an exit code other than

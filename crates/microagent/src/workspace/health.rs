@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use microagent_image::ImageConfig;
 use microagent_model::{
     CommandLine, HEALTH_RETRIES_MAX, HEALTH_TIME_MAX, HEALTH_TIME_MIN, HealthCommand, HealthPlan,
     HealthSettings, HealthState, State,
 };
-use microagent_store::{HealthReport, Workload, WorkspaceRecord};
+use microagent_store::{HealthReport as RecordedHealth, Workload, WorkspaceRecord};
 use microagent_vm::{ChangeRequest, HealthSpec};
 use tokio::time::sleep;
 
@@ -96,13 +97,63 @@ pub(crate) fn check_health(health: &HealthSettings) -> Result<(), InvalidRequest
     if is_empty { Err(InvalidRequest::HealthCommand) } else { Ok(()) }
 }
 
+/// What the health checks of a machine say, from [`Workspace::health`] and [`Workspace::inspect`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HealthReport {
+    /// The state of health.
+    pub state: HealthState,
+    /// Number of failed checks in a row, without those of the start period.
+    pub failing_streak: u32,
+    /// The newest checks, oldest first; at most 5.
+    pub checks: Vec<HealthResult>,
+}
+
+/// The result of one health check.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HealthResult {
+    /// When the check was started (host's clock).
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// Its exit code; 128 + number for a signal. `None` if it did not end by itself.
+    pub exit_code: Option<i32>,
+    /// The end of its output.
+    pub output: String,
+    /// Why it has no exit code, or could not be started.
+    pub problem: Option<String>,
+}
+
+impl HealthReport {
+    pub(in crate::workspace) fn of(recorded: RecordedHealth) -> HealthReport {
+        HealthReport {
+            state: recorded.state,
+            failing_streak: recorded.failing_streak,
+            checks: recorded.checks.into_iter().map(HealthResult::of).collect(),
+        }
+    }
+}
+
+impl HealthResult {
+    fn of(recorded: microagent_store::HealthResult) -> HealthResult {
+        HealthResult {
+            started_at: recorded.started_at,
+            ended_at: recorded.ended_at,
+            exit_code: recorded.exit_code,
+            output: recorded.output,
+            problem: recorded.problem,
+        }
+    }
+}
+
 impl Workspace {
     /// Returns what the health checks of its machine say; `None` if it has no running machine, or no health check.
     ///
     /// # Errors
     /// Fails if the workspace does not exist or its record is damaged.
     pub fn health(&self) -> Result<Option<HealthReport>, Error> {
-        Ok(HealthReport::observe(&self.existing()?, &self.observe()?))
+        Ok(RecordedHealth::observe(&self.existing()?, &self.observe()?).map(HealthReport::of))
     }
 
     /// Waits until the workspace is healthy or unhealthy, or has no machine any more. Returns its state and health.
@@ -119,7 +170,7 @@ impl Workspace {
                 return Err(InvalidRequest::NoHealthCheck { name: self.name.clone() }.into());
             }
             let state = record.observed_state();
-            let health = HealthReport::observe(&dir, &record).map(|report| report.state);
+            let health = RecordedHealth::observe(&dir, &record).map(|report| report.state);
             let is_known = health.is_some_and(|health| health != HealthState::Starting);
             if is_known || !state.is_live() {
                 return Ok((state, health));

@@ -36,6 +36,20 @@ const KILL_PATIENCE: Duration = Duration::from_secs(30);
 /// or 64 newer jobs exist.
 ///
 /// Made by [`Workspace::start_job`] and [`Workspace::job`].
+///
+/// ```no_run
+/// # use microagent::{ExecOptions, JobOutputOptions, Workspace};
+/// # async fn example(workspace: &Workspace) -> Result<(), microagent::Error> {
+/// let job = workspace.start_job(ExecOptions::shell("make test")).await?;
+/// println!("started job {}", job.id());
+/// // This program may end now; another one gets the job by its number with `Workspace::job`.
+/// let ended = job.wait().await?;
+/// println!("{:?}, exit code {:?}", ended.state, ended.exit_code);
+/// let output = job.output(JobOutputOptions::new()).await?;
+/// # let _ = output;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Job {
     workspace: Workspace,
@@ -83,8 +97,9 @@ impl Workspace {
     /// Dropping the future after the request was sent does not end the job.
     ///
     /// # Errors
-    /// Fails if the workspace is not running, its guest cannot start the command, or 32 jobs run. Then no job is
-    /// recorded.
+    /// Fails if the workspace is not running ([`WrongState`](crate::ErrorKind::WrongState)), the time limit is 0
+    /// ([`Invalid`](crate::ErrorKind::Invalid)), its guest cannot start the command, or 32 jobs run
+    /// ([`Busy`](crate::ErrorKind::Busy)). Then no job is recorded.
     pub async fn start_job(&self, options: ExecOptions) -> Result<Job, Error> {
         self.running_guest(Action::StartJob)?;
         let (timeout, command) = (options.timeout, command_text(&options.command));

@@ -54,7 +54,7 @@ pub struct FileList {
     pub omitted: u64,
 }
 
-/// One of them.
+/// An entry of a [`FileList`]: a file, directory, link or other entry of the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileEntry {

@@ -85,7 +85,7 @@ impl Workspace {
     }
 
     /// Streams the result of [`Workspace::logs`] and then new output, until the workspace is
-    /// [resting](microagent_model::State::is_resting).
+    /// [resting](microagent_model::State::is_resting). The stream of a workspace that is resting now ends at once.
     ///
     /// # Errors
     /// Fails if the workspace does not exist or its log cannot be read.
@@ -99,7 +99,7 @@ impl Workspace {
         }))
     }
 
-    /// Returns the events of the workspace, oldest first; about the last two thousand.
+    /// Returns the changes of state of the workspace, oldest first; about the last two thousand.
     ///
     /// # Errors
     /// Fails if the workspace does not exist or its events cannot be read.
@@ -111,7 +111,8 @@ impl Workspace {
         .await
     }
 
-    /// Streams the result of [`Workspace::events`] and then new events, until the workspace is resting.
+    /// Streams the result of [`Workspace::events`] and then new changes of state, until the workspace is resting. The
+    /// stream of a workspace that is resting now ends at once: follow it after the start.
     ///
     /// # Errors
     /// As [`Workspace::events`].

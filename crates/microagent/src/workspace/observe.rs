@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use microagent_model::{CommandLine, GuestInit, HealthPlan, State, WorkspaceName};
-use microagent_store::{HealthReport, ProcessId, RecordedResult, Supervision, Workload, read_json};
+use microagent_store::{
+    HealthReport as RecordedHealth, ProcessId, RecordedResult, Supervision, Workload, read_json,
+};
 use microagent_vm::Accel;
 use microagent_vm::machine::host_memory_limit_mib;
 use tokio::time::sleep;
 
 use super::Workspace;
-use super::health::health_plan;
+use super::health::{HealthReport, health_plan};
 use crate::error::Action;
 use crate::streaming::{Streaming, hand_over};
 use crate::{Error, RunResult};
@@ -108,9 +110,10 @@ impl Workspace {
             health_check: health_plan(&record, &workload),
             // The checks of a machine that failed may be the reason.
             health: match record.observed_state() {
-                State::Failed => HealthReport::load(&dir),
-                _ => HealthReport::observe(&dir, &record),
-            },
+                State::Failed => RecordedHealth::load(&dir),
+                _ => RecordedHealth::observe(&dir, &record),
+            }
+            .map(HealthReport::of),
             setup_pending: !workload.setup.is_empty(),
             service: workload.service,
             user: workload.user,

@@ -40,6 +40,21 @@ pub(crate) const LAYERS_MAX: usize = 16;
 const NEW_DISK: &str = "disk.new";
 
 /// The snapshots of a workspace. Made by [`Workspace::snapshots`].
+///
+/// ```no_run
+/// # use microagent::{Progress, Workspace};
+/// use microagent::snapshot::SnapshotContents;
+///
+/// # async fn example(web: &Workspace) -> Result<(), microagent::Error> {
+/// let snapshots = web.snapshots();
+/// let made = snapshots.create(Some(&"before-upgrade".parse()?), SnapshotContents::Disk).await?;
+/// for snapshot in snapshots.list().await? {
+///     println!("{} {:?}", snapshot.tag, snapshot.created_at);
+/// }
+/// snapshots.delete(&made.tag).await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Snapshots {
     workspace: Workspace,

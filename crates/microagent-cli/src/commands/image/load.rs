@@ -60,7 +60,7 @@ pub(super) fn execute(context: &Context, args: LoadArgs) -> Result<(), Failure> 
     let engine = context.engine();
     engine.prepare()?;
     let progress = context.progress(args.quiet);
-    let options = LoadOptions::default().name(args.name);
+    let options = args.name.map_or_else(LoadOptions::new, |name| LoadOptions::new().name(name));
     let loaded = context.block_on(async |token| {
         Ok(engine.images().load(source, &options, &progress.of_work(&token)).await?)
     });

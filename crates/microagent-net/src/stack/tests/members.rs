@@ -241,7 +241,7 @@ fn a_member_pings_the_guest_and_gets_only_answers() {
 
 #[test]
 fn one_member_leaves_half_of_the_flows_to_others() {
-    let mut bench = bench_with(EgressPolicy { max_connections: 10, ..policy(EgressMode::Public, &[]) });
+    let mut bench = bench_with(policy(EgressMode::Public, &[]).max_connections(10));
     for source_port in 1..=20 {
         member_connects(&mut bench, 80, source_port);
         bench.run();

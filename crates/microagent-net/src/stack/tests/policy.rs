@@ -169,7 +169,7 @@ fn a_forwarded_port_leads_to_its_server_and_no_other_does() {
         assert_eq!(bench.datagram_flows(), 0, "{mode}");
     }
     // Limits hold for it as well.
-    let few = EgressPolicy { max_connections: 0, ..policy(EgressMode::Public, &[]) };
+    let few = policy(EgressMode::Public, &[]).max_connections(0);
     assert!(!Bench::with(1500, few, forward).connects(GATEWAY, 8080));
 }
 
@@ -401,7 +401,7 @@ fn a_host_without_sockets_is_told_to_guest_and_log() {
 
 #[test]
 fn too_many_connections_are_refused_and_said_once() {
-    let mut bench = Bench::new(EgressPolicy { max_connections: 2, ..EgressPolicy::default() });
+    let mut bench = Bench::new(EgressPolicy::default().max_connections(2));
     assert!(bench.connects(FAR, 1));
     assert!(bench.connects(FAR, 2));
     bench.stack.take_decisions();
@@ -429,7 +429,7 @@ fn a_stubborn_guest_is_refused_each_time_and_logged_now_and_then() {
 
 #[test]
 fn after_the_last_byte_all_is_reset_and_refused() {
-    let mut bench = Bench::new(EgressPolicy { max_bytes: 150, ..EgressPolicy::default() });
+    let mut bench = Bench::new(EgressPolicy::default().max_bytes(150));
     assert!(bench.connects(FAR, 443));
     let (token, stream) = bench.stream();
     bench.stack.ready(token, Readiness::BOTH);

@@ -1,7 +1,5 @@
 //! Clients of published UDP ports.
 
-use microagent_model::egress::EgressPolicy;
-
 use super::*;
 
 const PORT: PortNumber = 3;
@@ -88,7 +86,7 @@ fn a_port_that_is_closed_answers_nobody() {
 
 #[test]
 fn clients_leave_half_of_the_flows_to_the_guest() {
-    let mut bench = Bench::new(EgressPolicy { max_connections: 10, ..policy(EgressMode::Public, &[]) });
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]).max_connections(10));
     for port in 1..=20 {
         client_sends(&mut bench, &format!("203.0.113.5:{port}"), b"flood");
     }

@@ -7,6 +7,7 @@ use microagent_proto::Exec as ExecRequest;
 use microagent_store::{Workload, WorkspaceRecord};
 
 use crate::broker::with_brokers;
+use crate::error::InvalidRequest;
 use crate::limits::check_command;
 use crate::provision::exec_request;
 use crate::{Error, Workspace};
@@ -34,7 +35,7 @@ pub struct ExecOptions {
     pub working_dir: Option<String>,
     /// OCI user; replaces the workspace's.
     pub user: Option<String>,
-    /// Time limit, after which the command and its child processes are killed.
+    /// Time limit, after which the command and its child processes are killed. 0 is not valid.
     pub timeout: Option<Duration>,
     /// A terminal as standard input, output and error.
     pub terminal: Option<Terminal>,
@@ -79,6 +80,9 @@ impl Terminal {
 impl Workspace {
     /// Returns the request to the guest's agent: the command in the environment of the workspace.
     pub(in crate::workspace) fn exec_request(&self, options: ExecOptions) -> Result<ExecRequest, Error> {
+        if options.timeout == Some(Duration::ZERO) {
+            return Err(InvalidRequest::NoTime.into());
+        }
         let dir = self.existing()?;
         let brokers = WorkspaceRecord::load(&dir)?.brokers;
         let stored = Workload::load(&dir).map_err(|e| self.damaged(e))?;
@@ -145,7 +149,8 @@ impl ExecOptions {
         ExecOptions { user: Some(user.into()), ..self }
     }
 
-    /// Sets the time limit.
+    /// Sets the time limit, from the request on; 0 is not valid. A command that reaches it is killed:
+    /// [`Execution::timed_out`](crate::Execution::timed_out) is set, and the exit code is 124.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> ExecOptions {
         ExecOptions { timeout: Some(timeout), ..self }

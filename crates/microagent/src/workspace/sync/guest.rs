@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::host::{Collected, FILES_MAX, HostDir, below, found};
+use super::host::{Collected, FILES_MAX, HostDir, below, found, unread};
 use super::ignore::Ignore;
 use super::plan::{Listing, TreePath};
 use crate::error::{ConnectionFault, SyncError};
@@ -172,7 +172,7 @@ impl GuestDir<'_> {
         let packing = tokio::task::spawn_blocking(move || {
             let pieces = Pieces::new(move |piece| pieces.blocking_send(piece).is_ok());
             let paths = paths.iter().map(|path| path.0.as_slice());
-            Tree::new(&host.dir).pack(paths, pieces).map_err(|error| below(&host.path, error.into()))
+            Tree::new(&host.dir).pack(paths, pieces).map_err(|error| below(&host.path, unread(error)))
         });
         let request = Request::Unpack(Unpack { dir: self.dir(), exact: true });
         let stream = self.guest.request(&request).await?;

@@ -88,19 +88,27 @@ struct HostWalk<'a, F> {
     entered: F,
 }
 
-impl From<PackError> for Error {
-    fn from(error: PackError) -> Error {
-        match error {
-            PackError::Read { path, source } => Error::File { action: "read", path: path.into(), source },
-            PackError::Unwanted => Error::Cancelled,
-        }
+/// Why the walk ended: a type of this module, so that [`Error`] has no public conversion from the walk's errors.
+struct WalkError(Error);
+
+impl From<PackError> for WalkError {
+    fn from(error: PackError) -> WalkError {
+        WalkError(unread(error))
+    }
+}
+
+/// A file or directory that could not be read, with its path below the directory that is synced.
+pub(super) fn unread(error: PackError) -> Error {
+    match error {
+        PackError::Read { path, source } => Error::File { action: "read", path: path.into(), source },
+        PackError::Unwanted => Error::Cancelled,
     }
 }
 
 impl<F: FnMut(BorrowedFd<'_>) -> Result<(), Error>> Visitor for HostWalk<'_, F> {
-    type Error = Error;
+    type Error = WalkError;
 
-    fn item(&mut self, item: Item) -> Result<bool, Error> {
+    fn item(&mut self, item: Item) -> Result<bool, WalkError> {
         let path = TreePath(item.path);
         let is_directory = item.kind == ItemKind::Directory;
         if self.ignore.leaves_out(&path.0, is_directory) {
@@ -111,13 +119,13 @@ impl<F: FnMut(BorrowedFd<'_>) -> Result<(), Error>> Visitor for HostWalk<'_, F> 
             return Ok(false);
         }
         if !self.collected.add(path, found(item.kind, item.mode, item.mtime)) {
-            return Err(SyncError::TooManyFiles { max: FILES_MAX }.into());
+            return Err(WalkError(SyncError::TooManyFiles { max: FILES_MAX }.into()));
         }
         Ok(true)
     }
 
-    fn enter(&mut self, path: &[u8], dir: BorrowedFd<'_>) -> Result<(), Error> {
-        (self.entered)(dir)?;
+    fn enter(&mut self, path: &[u8], dir: BorrowedFd<'_>) -> Result<(), WalkError> {
+        (self.entered)(dir).map_err(WalkError)?;
         self.ignore.enter(path, dir);
         Ok(())
     }
@@ -132,7 +140,7 @@ pub(super) fn list(
 ) -> Result<(Listing, Vec<Vec<u8>>), Error> {
     dir.check()?;
     let mut walk = HostWalk { ignore, collected: Collected::default(), closed: Vec::new(), entered };
-    microagent_tree::list(&dir.dir, &mut walk).map_err(|error| below(&dir.path, error))?;
+    microagent_tree::list(&dir.dir, &mut walk).map_err(|WalkError(error)| below(&dir.path, error))?;
     Ok((walk.collected.listing, walk.closed))
 }
 
@@ -160,7 +168,7 @@ pub(super) fn hashes(dir: &HostDir, paths: &[TreePath]) -> Result<BTreeMap<TreeP
     let mut hashes = BTreeMap::new();
     let mut buffer = vec![0; HASH_BUFFER];
     for path in paths {
-        let Some((mut file, item)) = tree.open(&path.0).map_err(|error| below(&dir.path, error.into()))?
+        let Some((mut file, item)) = tree.open(&path.0).map_err(|error| below(&dir.path, unread(error)))?
         else {
             continue;
         };

@@ -389,7 +389,7 @@ fn finish(
 fn tree_error(host: &HostDir, error: TreeError) -> Error {
     let at = |path: String| host.path.join(path);
     match error {
-        TreeError::Read(error) => host::below(&host.path, error.into()),
+        TreeError::Read(error) => host::below(&host.path, host::unread(error)),
         TreeError::Write { path, source } => Error::File { action: "write", path: at(path), source },
         TreeError::Remove { path, source } => Error::File { action: "remove", path: at(path), source },
     }
