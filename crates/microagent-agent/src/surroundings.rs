@@ -96,7 +96,7 @@ pub(crate) fn prepare_root(modules: Option<&OwnedFd>) {
     }
     if fs::symlink_metadata("/etc/mtab").is_err()
         && let Err(error) =
-            fs::create_dir_all("/etc").and_then(|()| Ok(symlink("/proc/self/mounts", "/etc/mtab")?))
+            fs::create_dir_all("/etc").and_then(|()| symlink("/proc/self/mounts", "/etc/mtab"))
     {
         console::say_error("cannot make /etc/mtab", &error);
     }

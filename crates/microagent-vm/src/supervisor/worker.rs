@@ -329,12 +329,13 @@ impl Worker {
             _ => Trouble::Guest(format!("the guest could not be set up: {}", error.message)),
         })?;
 
-        let mut timeline = self.context.timeline.borrow_mut();
-        timeline.configured_us = elapsed_us(self.context.started);
-        timeline.guest_boot_us = configured.timings.boot_us;
-        timeline.guest_disk_us = configured.timings.disk_us;
-        timeline.guest_network_us = configured.timings.network_us;
-        drop(timeline);
+        {
+            let mut timeline = self.context.timeline.borrow_mut();
+            timeline.configured_us = elapsed_us(self.context.started);
+            timeline.guest_boot_us = configured.timings.boot_us;
+            timeline.guest_disk_us = configured.timings.disk_us;
+            timeline.guest_network_us = configured.timings.network_us;
+        }
         for notice in configured.notices.iter().take(NOTICES_MAX) {
             let notice = printable(notice, NOTICE_LEN, &[]);
             let _ = self.context.reports.send(Report::Notice(notice)).await;
