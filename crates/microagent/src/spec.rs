@@ -322,7 +322,7 @@ pub struct SpecHealthCheck {
     #[serde(deserialize_with = "forms::timeout")]
     #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
     pub timeout: Option<Duration>,
-    /// Start period: time after the start in which failures do not count.
+    /// Time after the start in which failures do not count.
     #[serde(deserialize_with = "forms::timeout")]
     #[cfg_attr(test, schemars(with = "Option<reference::Seconds>"))]
     pub start_period: Option<Duration>,
