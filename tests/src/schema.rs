@@ -26,9 +26,11 @@ const OF_IMAGE: &[&str] = &["history", "import", "load", "pull", "push", "save",
 /// Global options with a value.
 const WITH_VALUE: &[&str] = &["--state-dir", "--accel", "--progress"];
 
-/// The directory with the schemas.
+/// The directory with the schemas. Cargo sets the variable for a running test, too: a test that runs elsewhere than it was
+/// built is told by it where the package is.
 pub fn dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/schema")
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).join("../docs/reference/schema")
 }
 
 /// What is wrong with the document that a call printed, one line for each fault; nothing if it is as it should be.

@@ -16,7 +16,7 @@ use clap::Args;
 
 use crate::fixtures::{Fixtures, target_directory};
 use crate::hosts::{Suite, test_packages, test_programs};
-use crate::process::{capture, cargo, program, run};
+use crate::process::{capture, cargo, program, root, run};
 
 /// How long the whole trial may take.
 const DEADLINE: Duration = Duration::from_secs(60 * 60);
@@ -197,6 +197,11 @@ impl Outer {
             let from = target.join("fixtures").join(fixture);
             run(program("cp").arg("--recursive").arg(from).arg(share.join("target/fixtures")))?;
         }
+        fs::create_dir_all(share.join("docs/reference"))?;
+        run(program("cp")
+            .arg("--recursive")
+            .arg(root().join("docs/reference/schema"))
+            .arg(share.join("docs/reference")))?;
         fs::write(share.join("list"), list)?;
         write_program(&share.join("tests"), include_str!("kvm_trial/tests"))?;
         Ok(share)
