@@ -35,7 +35,7 @@ fn object<T: JsonSchema>(settings: SchemaSettings) -> Arc<JsonObject> {
 }
 
 /// Takes out what an optional value has besides its type: that it may be `null` and is so by default, and names of Rust's
-/// types of numbers.
+/// types of numbers. A description is one line.
 #[derive(Clone)]
 struct Plain;
 
@@ -58,6 +58,12 @@ impl Transform for Plain {
                         object.entry(key).or_insert(value);
                     }
                 }
+            }
+            if let Some(Value::Array(values)) = object.get_mut("enum") {
+                values.retain(|value| !value.is_null());
+            }
+            if let Some(Value::String(text)) = object.get_mut("description") {
+                *text = text.replace('\n', " ");
             }
             if object.get("default").is_some_and(Value::is_null) {
                 object.remove("default");

@@ -65,7 +65,7 @@ impl Tool {
         R: Serialize + JsonSchema,
         F: Future<Output = Result<R, ToolError>> + Send,
     {
-        let annotations = ToolAnnotations::with_title(title)
+        let annotations = ToolAnnotations::new()
             .read_only(effect == Effect::Reads)
             .destructive(effect == Effect::Changes)
             .idempotent(repeated == Repeated::Idle)

@@ -228,11 +228,17 @@ mod tests {
         }
     }
 
-    /// Every tool costs each conversation its words.
+    /// Name, description and arguments of every tool cost each conversation their words; results are described to the
+    /// client.
     #[test]
     fn definitions_are_short() {
-        let all: Vec<_> = all().into_iter().map(|tool| tool.definition).collect();
-        let len = serde_json::to_string(&all).unwrap().len();
-        assert!(len < 28 * 1024, "{len} bytes");
+        let (mut of_model, mut of_client) = (0, 0);
+        for Tool { definition, .. } in all() {
+            let said = (&definition.name, &definition.description, &definition.input_schema);
+            of_model += serde_json::to_string(&said).unwrap().len();
+            of_client += serde_json::to_string(&definition.output_schema).unwrap().len();
+        }
+        assert!(of_model < 13 * 1024, "{of_model} bytes");
+        assert!(of_client < 17 * 1024, "{of_client} bytes");
     }
 }

@@ -16,7 +16,7 @@ use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 use crate::jail::{Account, FileAccess, Reopened};
 use crate::machine::Files;
 use crate::mapped::write_mapped;
-use crate::overlay::{check_base, check_features, check_layer, largest_bytes};
+use crate::overlay::{check_base, check_layer, check_overlay, largest_bytes};
 use crate::spec::{Claim, DiskSpec, LayerFile, MachineSpec};
 use crate::template::copy_file;
 
@@ -188,7 +188,7 @@ impl MachineFiles {
 /// Opens overlay and base disk.
 fn open_root(disk: &DiskSpec) -> io::Result<(File, File)> {
     let overlay = open_disk(&disk.overlay, FileAccess::ReadWrite)?;
-    check_features(&overlay).map_err(|e| named(&disk.overlay, &e))?;
+    check_overlay(&overlay, disk.size_bytes).map_err(|e| named(&disk.overlay, &e))?;
     let base = open_disk(&disk.base, FileAccess::Read)?;
     check_base(&base).map_err(|e| named(&disk.base, &e))?;
     Ok((overlay, base))

@@ -65,6 +65,7 @@ pub fn grow_overlay(path: &Path, size_bytes: u64) -> Result<(), OverlayError> {
 
 fn grow(path: &Path, size_bytes: u64) -> io::Result<()> {
     let file = open_file(path, Access::Modify)?;
+    check_features(&file)?;
     let overlay = Qcow2::<File>::open_image(File::try_from(file)?, true)?;
     overlay.resize_grow(size_bytes, PreallocateMode::None)?;
     overlay.flush()?;
@@ -75,7 +76,7 @@ fn grow(path: &Path, size_bytes: u64) -> io::Result<()> {
 /// have changed the header to name another file for the data, which the next QEMU would then open.
 ///
 /// # Errors
-/// Fails if it cannot be read, is not a qcow2 file of version 3, or has other features.
+/// Fails if it cannot be read, is not a qcow2 file of version 3, or has other features or tables of other sizes.
 ///
 /// # Source
 /// QEMU's `docs/interop/qcow2.txt`: version at byte 4, incompatible features at bytes 72 to 79.
@@ -87,9 +88,58 @@ pub(crate) fn check_features(overlay: &std::fs::File) -> io::Result<()> {
     }
     let features = header[72..].iter().fold(0, |value, byte| value << 8 | u64::from(*byte));
     match features & !TOLERATED_FEATURES {
-        0 => Ok(()),
+        0 => check_tables(overlay),
         found => Err(io::Error::other(format!("its header has features that are never written: {found:#x}"))),
     }
+}
+
+/// Checks what a reader of an overlay must not trust before it allocates memory: its clusters have 64 KiB, and its table of
+/// reference counts has at least one cluster and as many as [`create_overlay`] gives the largest disk.
+///
+/// # Source
+/// QEMU's `docs/interop/qcow2.txt`: logarithm of the cluster's size at bytes 20 to 23, clusters of the reference count table
+/// at bytes 56 to 59.
+fn check_tables(overlay: &std::fs::File) -> io::Result<()> {
+    /// A cluster of this table, of 8 bytes an entry, counts 8192 blocks of 32,768 clusters: 16 TiB.
+    const COUNT_TABLE_CLUSTERS_MAX: u32 = 2;
+    let field = |at| {
+        let mut bytes = [0; 4];
+        overlay.read_exact_at(&mut bytes, at).map(|()| u32::from_be_bytes(bytes))
+    };
+    let (cluster_bits, count_clusters) = (field(20)?, field(56)?);
+    if cluster_bits == 16 && (1..=COUNT_TABLE_CLUSTERS_MAX).contains(&count_clusters) {
+        Ok(())
+    } else {
+        Err(io::Error::other("its header has tables that are never written"))
+    }
+}
+
+/// [`check_features`], and that the header has no larger disk than `size_bytes`. The machine that wrote to the overlay could
+/// have changed that, too.
+///
+/// # Errors
+/// Fails if the header cannot be read, has other features, or another size.
+pub(crate) fn check_overlay(overlay: &std::fs::File, size_bytes: u64) -> io::Result<()> {
+    check_features(overlay)?;
+    match header_size(overlay)? {
+        found if found <= size_bytes => Ok(()),
+        found => Err(io::Error::other(format!(
+            "its header has {} MiB, the workspace {} MiB: a machine changed it, or a resize was interrupted and has to be \
+             repeated",
+            found >> 20,
+            size_bytes >> 20,
+        ))),
+    }
+}
+
+/// Size of the disk in an overlay's header.
+///
+/// # Source
+/// QEMU's `docs/interop/qcow2.txt`: the size of the disk at bytes 24 to 31.
+fn header_size(overlay: &std::fs::File) -> io::Result<u64> {
+    let mut size = [0; 8];
+    overlay.read_exact_at(&mut size, 24)?;
+    Ok(u64::from_be_bytes(size))
 }
 
 /// Largest size of an overlay's file, in bytes, by its header: all of its disk, with the tables for that. A table's entry
@@ -97,15 +147,10 @@ pub(crate) fn check_features(overlay: &std::fs::File) -> io::Result<()> {
 ///
 /// # Errors
 /// Fails when the header cannot be read.
-///
-/// # Source
-/// QEMU's `docs/interop/qcow2.txt`: the size of the disk at bytes 24 to 31.
 pub(crate) fn largest_bytes(overlay: &std::fs::File) -> io::Result<u64> {
     /// For what is there whatever the size is.
     const BASIC_BYTES: u64 = 16 << 20;
-    let mut size = [0; 8];
-    overlay.read_exact_at(&mut size, 24)?;
-    let size = u64::from_be_bytes(size);
+    let size = header_size(overlay)?;
     Ok(size.saturating_add(size / 1024).saturating_add(BASIC_BYTES))
 }
 

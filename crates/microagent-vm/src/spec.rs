@@ -153,6 +153,8 @@ pub struct DiskSpec {
     pub layers: Vec<LayerFile>,
     /// The base disk under all of them.
     pub base: PathBuf,
+    /// Size of the disk in bytes. An overlay whose header has a larger one is refused.
+    pub size_bytes: u64,
     /// Whether the disk outlives the machine.
     pub keep: bool,
     /// Whether no guest has used the overlay yet. Then its content is the image's, and the machine may be restored

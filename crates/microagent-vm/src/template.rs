@@ -473,7 +473,14 @@ mod tests {
         let (base, overlay) = (dir.join("base.ext4"), dir.join("disk.qcow2"));
         fs::write(&base, "base").unwrap();
         crate::create_overlay(&overlay, crate::Backing::Base(&base), 4 * MIB).unwrap();
-        let disk = crate::DiskSpec { overlay, layers: Vec::new(), base, keep: false, fresh: true };
+        let disk = crate::DiskSpec {
+            overlay,
+            layers: Vec::new(),
+            base,
+            size_bytes: 4 * MIB,
+            keep: false,
+            fresh: true,
+        };
         MachineSpec { disk: Some(disk), ..machine(dir) }
     }
 

@@ -94,6 +94,8 @@ pub(crate) struct RootDisk<'a> {
     pub(crate) layers: &'a [Layer],
     /// The base disk under all of them.
     pub(crate) base: &'a Path,
+    /// Size of the disk in bytes.
+    pub(crate) size_bytes: u64,
     /// Whether the overlay outlives the machine.
     pub(crate) keep: bool,
     /// Whether no guest has used the overlay yet.
@@ -117,6 +119,7 @@ impl<'a> MachineRequest<'a> {
                 overlay: record.disk(dir),
                 layers: &record.layers,
                 base,
+                size_bytes: record.resources.disk_bytes(),
                 keep: !record.disposable,
                 fresh: false,
             }),
@@ -284,6 +287,7 @@ impl Engine {
                 overlay: absolute(&disk.overlay)?,
                 layers: layer_files(self.state(), disk.layers)?,
                 base: absolute(disk.base)?,
+                size_bytes: disk.size_bytes,
                 keep: disk.keep,
                 fresh: disk.fresh,
             }),

@@ -17,6 +17,7 @@ fn spec() -> MachineSpec {
             overlay: "/w/disk.qcow2".into(),
             layers: Vec::new(),
             base: "/i/base.ext4".into(),
+            size_bytes: 1 << 30,
             keep: true,
             fresh: false,
         }),
