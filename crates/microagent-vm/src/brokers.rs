@@ -23,9 +23,9 @@ use rustix::process::{Pid, WaitOptions, getpid, waitpid};
 use crate::core_dump::never_dump_core;
 use crate::descriptors::close_all_but;
 use crate::handover::{exit_code, hand_over, take_over};
+use crate::jail::sockets::limit_files;
 use crate::jail::{die_with, give_up_capabilities};
 use crate::network_stack::messages::send_message;
-use crate::network_stack::use_descriptors;
 use crate::replacements::{REPLACEMENTS_MAX, Replacements};
 
 /// Second argument of both processes, after [`SUPERVISE_ARGUMENT`](crate::SUPERVISE_ARGUMENT). No workspace has such a
@@ -65,7 +65,7 @@ fn run() -> io::Result<()> {
     drop((bytes, control));
     let [connections, audit]: [OwnedFd; INSTRUCTED_WITH] =
         descriptors.try_into().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
-    use_descriptors();
+    limit_files()?;
     give_up_capabilities()?;
     let ports = instructions.endpoints.iter().map(|endpoint| endpoint.broker.upstream.port.get());
     jail::restrict_objects(ports)?;

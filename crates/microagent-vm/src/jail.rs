@@ -11,6 +11,7 @@ mod notified;
 mod paths;
 mod privileges;
 mod program;
+pub(crate) mod sockets;
 mod syscalls;
 mod wait;
 mod walls;

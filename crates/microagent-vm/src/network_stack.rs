@@ -116,7 +116,11 @@ fn serve(
 ) -> io::Result<()> {
     use_descriptors();
     give_memory_back();
-    jail::enter()?;
+    let passing = match brokers.is_some() || !instructions.joins.is_empty() {
+        true => jail::Passing::Ends,
+        false => jail::Passing::Nothing,
+    };
+    jail::enter(passing)?;
     let instructions = instructions.clone();
     let options = StackOptions {
         policy: instructions.egress,
@@ -137,7 +141,7 @@ fn serve(
 }
 
 /// Raises the limit of open files to the maximum, because every connection has a descriptor.
-pub(crate) fn use_descriptors() {
+fn use_descriptors() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // Refused in no case: it stays below the hard limit.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

@@ -3,7 +3,7 @@
 //! Two walls, each of which holds without the other. Landlock allows reading the files by which the C library looks names
 //! up, and TCP connections to the upstreams' ports and to name servers; it denies all other files, listening, and
 //! signals and abstract sockets to the outside. The filter of system calls denies programs, processes, listening, files
-//! for writing, other processes' memory, and sockets but those of IPv4 and IPv6. What it denies fails with `EPERM`,
+//! for writing, other processes' memory, and sockets but those of TCP and of UDP, which name lookups use. What it denies fails with `EPERM`,
 //! because modules for name lookup try much that they do not need.
 //!
 //! # Source
@@ -24,6 +24,7 @@ use seccompiler::{
 };
 
 use crate::architecture::{OLDER_BROKER_CALLS, SECCOMP};
+use crate::jail::sockets::{Kind, kinds};
 use crate::jail::{NEWEST, allow};
 
 /// What the C library reads when it looks a name up: its settings, and the modules that these name.
@@ -96,9 +97,6 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_rt_sigreturn,
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_yield,
-    libc::SYS_sendmmsg,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
     libc::SYS_set_robust_list,
     libc::SYS_shutdown,
     libc::SYS_sigaltstack,
@@ -115,6 +113,19 @@ const THREAD: i32 =
 
 /// What opening a file may not be: for writing, or new.
 const NOT_OPENED: i32 = libc::O_ACCMODE | libc::O_TRUNC | libc::O_CREAT;
+
+/// Sockets of TCP, and of UDP for name lookups. Landlock has a rule for the ports of TCP only: not for those of Multipath
+/// TCP, which is TCP on the wire.
+const SOCKETS: [Kind; 8] = [
+    (libc::AF_INET, libc::SOCK_STREAM, 0),
+    (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+    (libc::AF_INET, libc::SOCK_DGRAM, 0),
+    (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+    (libc::AF_INET6, libc::SOCK_STREAM, 0),
+    (libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+    (libc::AF_INET6, libc::SOCK_DGRAM, 0),
+    (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+];
 
 /// Options of sockets, each with its level. None attaches a program or binds to a device.
 const SOCKET_OPTIONS: [(libc::c_int, libc::c_int); 7] = [
@@ -193,9 +204,14 @@ fn allowing() -> Result<BpfProgram, BackendError> {
     rules.insert(libc::SYS_tgkill, one_of(0, &[getpid().as_raw_nonzero().get()])?);
     // Names of threads and of memory.
     rules.insert(libc::SYS_prctl, one_of(0, &[libc::PR_SET_NAME, libc::PR_SET_VMA])?);
-    rules.insert(libc::SYS_socket, one_of(0, &[libc::AF_INET, libc::AF_INET6])?);
-    // The runtime wakes itself by one. A pair is connected to nothing else.
-    rules.insert(libc::SYS_socketpair, one_of(0, &[libc::AF_UNIX])?);
+    rules.insert(libc::SYS_socket, kinds(&SOCKETS)?);
+    // The runtime wakes itself by one. Both ends stay connected to each other.
+    rules.insert(libc::SYS_socketpair, kinds(&[(libc::AF_UNIX, libc::SOCK_STREAM, 0)])?);
+    // Landlock looks at the connections that `connect` makes, and not at those that a sent message makes.
+    let not_connecting = |number| masked(number, libc::MSG_FASTOPEN, 0);
+    let nowhere = SeccompCondition::new(4, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+    rules.insert(libc::SYS_sendto, vec![SeccompRule::new(vec![not_connecting(3)?, nowhere])?]);
+    rules.insert(libc::SYS_sendmmsg, vec![SeccompRule::new(vec![not_connecting(3)?])?]);
     // Memory that is written is never executed; modules for name lookup are mapped from their files.
     let plain = [libc::PROT_NONE, libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE];
     let executable = libc::PROT_READ | libc::PROT_EXEC;
@@ -229,4 +245,39 @@ fn masked(number: u8, mask: libc::c_int, value: libc::c_int) -> Result<SeccompCo
 /// The bits of an `int` as an argument of a system call has them.
 fn bits(value: libc::c_int) -> u64 {
     u64::from(value.cast_unsigned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jail::sockets::tries::{NO_SOCKETS, is_denied, pair, send, socket};
+
+    #[test]
+    fn brokers_have_no_socket_that_landlock_has_no_rule_for_but_udp() {
+        std::thread::spawn(|| {
+            restrict_calls().unwrap();
+            for kind in NO_SOCKETS {
+                assert!(is_denied(&socket(*kind)), "{kind:?}");
+            }
+            for (family, kind, protocol) in SOCKETS {
+                let kind = kind | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+                assert!(!is_denied(&socket((family, kind, protocol))), "{family} {kind} {protocol}");
+            }
+            for kind in [libc::SOCK_DGRAM, libc::SOCK_SEQPACKET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC] {
+                assert!(is_denied(&pair((libc::AF_UNIX, kind, 0))), "{kind}");
+            }
+            pair((libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0)).unwrap();
+            let tcp = socket((libc::AF_INET, libc::SOCK_STREAM, 0)).unwrap();
+            for (call, flags, denied) in [
+                (libc::SYS_sendto, 0, true),
+                (libc::SYS_sendmsg, 0, true),
+                (libc::SYS_sendmmsg, libc::MSG_FASTOPEN, true),
+                (libc::SYS_sendmmsg, libc::MSG_NOSIGNAL, false),
+            ] {
+                assert_eq!(is_denied(&send(call, tcp, flags)), denied, "{call} {flags}");
+            }
+        })
+        .join()
+        .unwrap();
+    }
 }
