@@ -21,7 +21,7 @@ use tokio::time::sleep_until;
 use crate::REQUESTS_MAX;
 use crate::audit::Audit;
 use crate::body::{BodyError, IDLE_MAX, Passed, Progress};
-use crate::headers::{for_guest, for_upstream, wants_websocket};
+use crate::headers::{for_guest, for_upstream, overriding, wants_websocket};
 use crate::instructions::{EndpointError, Instructions};
 use crate::path::{allows, check_target};
 use crate::upstream::{ConnectError, UpstreamClient, client};
@@ -177,6 +177,12 @@ impl ServedEndpoint {
         let Broker { upstream, allow, .. } = &self.broker;
         if !allows(allow, request.method().as_str(), uri.path()) {
             return Err(not_allowed(request, allow));
+        }
+        if let Some(name) = overriding(request.headers()).filter(|_| !allow.is_empty()) {
+            let says = format!(
+                "the header `{name}` would make another request of it, at which `allow` has not looked"
+            );
+            return Err(Refusal::new(StatusCode::FORBIDDEN, Reason::NotAllowed, says));
         }
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         let path = format!("{}{}{query}", upstream.base, uri.path());

@@ -31,6 +31,18 @@ pub(crate) fn remove_alike(headers: &mut HeaderMap, name: &HeaderName) {
     }
 }
 
+/// Headers by which some servers take another method or path than those of the request's first line.
+const OVERRIDES: [&str; 5] =
+    ["x-http-method", "x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url"];
+
+/// A header that gives a request another method or path, in whatever spelling: some servers take `_` for `-`.
+pub(crate) fn overriding(headers: &HeaderMap) -> Option<&'static str> {
+    headers.keys().find_map(|key| {
+        let plain = key.as_str().replace('_', "-");
+        OVERRIDES.into_iter().find(|name| *name == plain)
+    })
+}
+
 /// Whether a request asks for a connection of another protocol that has no other way to be served.
 pub(crate) fn wants_websocket(headers: &HeaderMap) -> bool {
     headers
@@ -124,6 +136,20 @@ mod tests {
         let credential = (&name, &HeaderValue::from_static("real"));
         for_upstream(&mut headers, &HeaderValue::from_static("api.example"), credential, None);
         assert_eq!(texts(&headers), ["host: api.example", "x-api-key: real"]);
+    }
+
+    #[test]
+    fn every_spelling_of_an_overriding_header_is_found() {
+        for name in [
+            "X-HTTP-Method-Override",
+            "x_http_method",
+            "X-Method_Override",
+            "x-original-url",
+            "X-Rewrite-URL",
+        ] {
+            assert!(overriding(&map(&[("accept", "*/*"), (name, "DELETE")])).is_some(), "{name}");
+        }
+        assert_eq!(overriding(&map(&[("x-http", "1"), ("x-forwarded-for", "1")])), None);
     }
 
     #[test]

@@ -29,6 +29,10 @@ pub(crate) fn check_target(path: &str) -> Result<(), PathFault> {
         return Err(PathFault::Character);
     }
     let decoded = decode(rest).ok_or(PathFault::Character)?;
+    // Lax decoders read overlong forms (`%c0%ae`) as `.` or `/`.
+    if std::str::from_utf8(&decoded).is_err() {
+        return Err(PathFault::Character);
+    }
     if decoded.iter().any(|byte| byte.is_ascii_control() || b"\\%".contains(byte)) {
         return Err(PathFault::Character);
     }
@@ -156,6 +160,10 @@ mod tests {
             ("/v1/%2", Character),
             ("/v1/%zz", Character),
             ("/v1/%u002e", Character),
+            ("/v1/%c0%ae%c0%ae/x", Character),
+            ("/v1/%e0%80%af/x", Character),
+            ("/v1/%ff", Character),
+            ("/v1/%c3", Character),
             ("/ä", Character),
             ("/a b", Character),
         ] {
