@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::process::{getegid, geteuid};
+
+/// Most links on the way to a path; the kernel's own limit.
+const LINKS_MAX: usize = 40;
 
 /// Mode bits of a directory: only the owner of an entry renames or removes it.
 const STICKY: u32 = 0o1000;
@@ -20,6 +23,14 @@ pub enum UntrustedParent {
     #[error("`{}` belongs to another user (uid {owner}), who could replace what is in it", path.display())]
     Foreign {
         /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// A link on the way belongs to another user.
+    #[error("the link `{}` belongs to another user (uid {owner}), who decides where it leads", path.display())]
+    ForeignLink {
+        /// The link.
         path: PathBuf,
         /// Whose it is.
         owner: u32,
@@ -45,7 +56,38 @@ pub fn check_parents(path: &Path) -> Result<(), UntrustedParent> {
         let Ok(found) = fs::metadata(&parent) else { continue };
         viewer.check(parent, &found)?;
     }
+    for link in links(path) {
+        let Ok(found) = fs::symlink_metadata(&link) else { continue };
+        viewer.check_link(link, &found)?;
+    }
     Ok(())
+}
+
+/// The links that are followed on the way to a path, and to what they lead to.
+fn links(path: &Path) -> Vec<PathBuf> {
+    let mut links = Vec::new();
+    let mut left: Vec<PathBuf> = vec![std::path::absolute(path).unwrap_or_else(|_| path.to_owned())];
+    let mut reached = PathBuf::new();
+    while let Some(next) = left.pop() {
+        let mut parts = next.components();
+        let Some(part) = parts.next() else { continue };
+        let rest = parts.as_path().to_owned();
+        left.push(rest);
+        if part == Component::ParentDir {
+            // What was reached has no links any more.
+            reached.pop();
+            continue;
+        }
+        let here = reached.join(part);
+        match fs::read_link(&here) {
+            Ok(target) if links.len() < LINKS_MAX => {
+                links.push(here);
+                left.push(target);
+            }
+            _ => reached = here,
+        }
+    }
+    links
 }
 
 /// The directories above a path, as it is written and as its links lead.
@@ -82,9 +124,21 @@ impl Viewer {
         }
     }
 
+    fn is_trusted(self, owner: u32) -> bool {
+        owner == 0 || owner == self.uid || Some(owner) == self.unknown_uid
+    }
+
+    /// In a directory where everybody can make entries, such as `/tmp`, a link can be anybody's.
+    fn check_link(self, path: PathBuf, found: &fs::Metadata) -> Result<(), UntrustedParent> {
+        match found.uid() {
+            owner if self.is_trusted(owner) => Ok(()),
+            owner => Err(UntrustedParent::ForeignLink { path, owner }),
+        }
+    }
+
     fn check(self, path: PathBuf, found: &fs::Metadata) -> Result<(), UntrustedParent> {
         let (owner, mode) = (found.uid(), found.mode() & 0o7777);
-        if owner != 0 && owner != self.uid && Some(owner) != self.unknown_uid {
+        if !self.is_trusted(owner) {
             return Err(UntrustedParent::Foreign { path, owner });
         }
         // A group of the user alone, as many distributions make it, has no other members.
@@ -149,5 +203,35 @@ mod tests {
         let private = Viewer { gid: found.gid(), ..me };
         assert_eq!(check(private, 0o775).is_ok(), found.gid() == found.uid());
         assert!(check(private, 0o777).is_err());
+    }
+
+    #[test]
+    fn a_link_of_another_user_on_the_way_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let [home, first, second] = ["home", "first", "second"].map(|name| root.join(name));
+        fs::create_dir(&home).unwrap();
+        symlink("../", home.join("up")).unwrap();
+        symlink(&home, &first).unwrap();
+        symlink("first/up/first", &second).unwrap();
+        assert_eq!(links(&home.join("state")), Vec::<PathBuf>::new());
+        assert_eq!(links(&first.join("state")), [first.clone()]);
+        let on_the_way = [second.clone(), first.clone(), home.join("up"), first.clone()];
+        assert_eq!(links(&second.join("state")), on_the_way);
+        symlink("circle", root.join("circle")).unwrap();
+        assert_eq!(links(&root.join("circle")).len(), LINKS_MAX);
+
+        let me = fs::symlink_metadata(&first).unwrap();
+        let viewer = Viewer { uid: me.uid(), gid: me.gid(), unknown_uid: None };
+        assert!(viewer.check_link(first.clone(), &me).is_ok());
+        if me.uid() == 0 {
+            std::os::unix::fs::lchown(&first, Some(54_321), None).unwrap();
+            for state in [first.join("state"), second.join("state"), second] {
+                assert!(matches!(
+                    check_parents(&state),
+                    Err(UntrustedParent::ForeignLink { owner: 54_321, .. })
+                ));
+            }
+        }
     }
 }

@@ -85,6 +85,14 @@ pub enum OpenError {
         /// Whose it is.
         owner: u32,
     },
+    /// A link on the way to it belongs to somebody else, who could make it lead elsewhere.
+    #[error("link `{}`, on the way to the state directory, belongs to another user (uid {owner})", path.display())]
+    ForeignLink {
+        /// The link.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
     /// Other users can write to a directory above it, and so exchange it.
     #[error("other users can write to `{}`, above the state directory (mode {mode:04o}), and could replace it", path.display())]
     WritableParent {
@@ -107,6 +115,7 @@ impl From<UntrustedParent> for OpenError {
     fn from(error: UntrustedParent) -> OpenError {
         match error {
             UntrustedParent::Foreign { path, owner } => OpenError::ForeignParent { path, owner },
+            UntrustedParent::ForeignLink { path, owner } => OpenError::ForeignLink { path, owner },
             UntrustedParent::Writable { path, mode } => OpenError::WritableParent { path, mode },
         }
     }
