@@ -289,7 +289,7 @@ fn a_fork_continues_on_its_own() {
     assert_eq!((&clone["name"], &clone["image"]), (&json!("c"), &json!(image)), "{clone}");
     client.fails("fork", json!({"name": "w"}), "busy");
     client.done("delete", json!({"name": "c"}));
-    client.fails("fork", json!({"name": "w", "new_name": "w-1"}), "already_exists");
+    client.fails("fork", json!({"name": "w", "new_name": "w-1"}), "invalid");
     client.fails("fork", json!({"name": "w", "new_name": "../c"}), "invalid");
     client.fails("fork", json!({"name": "none"}), "not_found");
     assert!(client.close().success());
@@ -368,6 +368,9 @@ fn what_the_policy_does_not_allow_is_refused_with_its_rule() {
     client.fails("read_file", json!({"name": "mine", "path": "/etc/passwd"}), "not_found");
     client.fails("write_file", json!({"name": "mine", "path": "/x", "content": ""}), "not_found");
     assert_eq!(client.done("list", json!({}))["workspaces"], json!([]));
+    let unusable = client.fails("create", json!({"image": image, "name": "mine"}), "invalid");
+    assert_eq!(unusable["message"], "the name `mine` cannot be used", "{unusable}");
+    assert_eq!(unusable["hint"], "choose another name", "{unusable}");
 
     client.done("create", json!({"image": image, "name": "w", "start": false}));
     let full = client.fails("create", json!({"image": image}), "busy");

@@ -77,6 +77,11 @@ impl ToolError {
 
 impl From<Error> for ToolError {
     fn from(mut error: Error) -> ToolError {
+        // It may be the name of a workspace that is not the server's, of which a model learns nothing.
+        if let Error::NameTaken { name } = &error {
+            return ToolError::invalid(format!("the name `{name}` cannot be used"))
+                .hint("choose another name");
+        }
         let output = match &mut error {
             Error::RunFailed { console_tail, .. } | Error::StartFailed { console_tail, .. } => {
                 console_tail.take().map(String::into_bytes)
