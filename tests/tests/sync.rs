@@ -229,15 +229,19 @@ fn files_come_back_from_the_guest() {
     guest(
         &home,
         "cd /srv/app; mkdir new; echo made > new/made; chmod 4711 new/made; chmod 500 new; ln -s made new/l; mkfifo p; \
-         mkdir .git; echo evil > .git/config; rm lib/two.py",
+         mkdir .git; echo evil > .git/config; rm lib/two.py; \
+         mkdir -p bare/objects bare/refs; echo 'ref: refs/heads/main' > bare/HEAD; echo evil > bare/config",
     );
     let report = sync(&home, &["--back"]).code(0).json();
-    assert_eq!(of(&report), [json!(["new", "new/l", "new/made"]), none(), none(), none()]);
+    let copied = json!(["bare", "bare/config", "bare/objects", "bare/refs", "new", "new/l", "new/made"]);
+    assert_eq!(of(&report), [copied, none(), none(), none()]);
     assert_eq!(report["special"], 1);
     assert_eq!(fs::read_to_string(src.join("new/made")).unwrap(), "made\n");
     let mode = |name: &str| fs::symlink_metadata(src.join(name)).unwrap().permissions().mode() & 0o7777;
     assert_eq!((mode("new"), mode("new/made")), (0o500, 0o711));
     assert_eq!(fs::read_link(src.join("new/l")).unwrap(), Path::new("made"));
+    // A bare repository is none without this file.
+    assert!(src.join("bare/config").exists() && !src.join("bare/HEAD").exists());
     assert!(!src.join(".git").exists() && src.join("lib/two.py").exists());
     assert_eq!(sync(&home, &["--back"]).code(0).json()["copied"], none());
     // What was removed in the guest is removed on the host when somebody says that.

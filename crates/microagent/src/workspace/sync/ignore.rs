@@ -27,6 +27,10 @@ const GITIGNORE: &str = ".gitignore";
 /// Directory of a repository, whose files are git's own.
 const REPOSITORY: &[u8] = b".git";
 
+/// File without which git takes no directory for a repository. A bare repository has its settings, which name programs,
+/// beside it in a directory of any name.
+const HEAD: &[u8] = b"HEAD";
+
 /// What names of files begin with that are not complete yet.
 const UNFINISHED: &[u8] = b".microagent-";
 
@@ -79,7 +83,7 @@ impl Ignore {
             Match::None => {}
         }
         let Some(above) = &self.above else { return false };
-        if name.eq_ignore_ascii_case(REPOSITORY) {
+        if name.eq_ignore_ascii_case(REPOSITORY) || (name == HEAD && !is_directory) {
             return true;
         }
         let dirs = std::iter::successors(Some(parent(path)), |dir| (!dir.is_empty()).then(|| parent(dir)));
@@ -179,6 +183,10 @@ mod tests {
             (b"x.o", false, true),
             (b"main.o", false, false),
             (b".git", true, true),
+            (b"HEAD", false, true),
+            (b"docs/HEAD", false, true),
+            (b"docs/HEAD", true, false),
+            (b"docs/head", false, false),
             (b".microagent-12", false, true),
             (b".gitignore", false, false),
             (b"\xff\n.log", false, true),
