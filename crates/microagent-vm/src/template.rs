@@ -36,7 +36,7 @@ use jiff::Timestamp;
 use microagent_store::{
     Access, Lock, LockError, Scratch, StateDir, open_file, read_json, read_limited, write_json,
 };
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde::{Deserialize, Serialize};
 
 use crate::jail::{Account, FileAccess};
@@ -194,12 +194,14 @@ impl Freezer {
             Err(LockError::Held { .. }) => return Ok(None),
             Err(error) => return Err(io::Error::other(error)),
         };
-        let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
+        let memory = memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
         let memory = File::from(memory);
         match from {
             Some(from) => copy_file(from, &memory)?,
             None => memory.set_len(u64::from(shape.memory_mib) * MIB)?,
         }
+        // Without a control group, nothing else would limit how far a QEMU that was taken over lets it grow.
+        fcntl_add_seals(&memory, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
         let overlay = OnceCell::new();
         Ok(Some(Freezer { memory, overlay, shape, dir: state.scratch()?, home, _lock: lock }))
     }
