@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use microagent_tests::{Finished, Home, User, host};
@@ -261,5 +261,23 @@ fn a_workspace_of_an_earlier_format_is_moved_and_works() {
     home.microagent(["start", "web"]).success();
     assert_eq!(home.microagent(["exec", "web", "--", "cat", "/root/kept"]).success().text(), "kept\n");
     home.microagent(["delete", "web", "--force"]).success();
+    home.nothing_is_left();
+}
+
+/// A machine that was taken over could write into the header of its disk what the next start would believe.
+#[test]
+fn a_disk_whose_header_has_another_size_is_refused() {
+    let home = Home::new(User::unprivileged());
+    home.create("web", []);
+    let disk = home.workspace("web").join("disk.qcow2");
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    file.write_all_at(&(1_u64 << 40).to_be_bytes(), 24).unwrap();
+    for words in [&["start", "web"][..], &["cp", "web:/etc", "fetched"], &["export", "web", "-o", "root.tar"]]
+    {
+        home.call().args(words).run().code(1).says("its header has 1048576 MiB, the workspace 1024 MiB");
+    }
+    file.write_all_at(&[0; 4], 56).unwrap();
+    home.microagent(["resize", "web", "2g"]).run().code(1).says("disk.qcow2");
+    home.microagent(["delete", "web", "--yes"]).success();
     home.nothing_is_left();
 }

@@ -142,6 +142,14 @@ pub fn raw_file_read_only(file: FdSet) -> Value {
     })
 }
 
+/// [`raw_file_read_only`] of a file that many machines share and that is never written to: without QEMU's locks, which one
+/// of these machines could keep from the others.
+pub fn raw_file_shared(file: FdSet) -> Value {
+    let mut node = raw_file_read_only(file);
+    node["file"]["locking"] = json!("off");
+    node
+}
+
 /// A raw disk image that the guest may write to, as a block node.
 pub fn raw_file_writable(file: FdSet) -> Value {
     json!({

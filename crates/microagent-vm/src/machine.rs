@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use microagent_proto::PORT_NAME;
 use microagent_qemu::argv::{
     Accel, CommandLine, Durability, FdSet, Microvm, qcow2_layer, qcow2_overlay, raw_file_read_only,
-    raw_file_writable,
+    raw_file_shared, raw_file_writable,
 };
 use microagent_qemu::features::Features;
 use microagent_store::VMM_NAME;
@@ -372,7 +372,7 @@ fn throttle(spec: &MachineSpec, device: &str) -> Option<(&'static str, Value)> {
 /// Returns the monitor's commands that show a running guest its base disk; `number` makes the names new.
 pub(crate) fn show_base_disk(spec: &MachineSpec, number: u32) -> Vec<(&'static str, Value)> {
     let (node_name, device) = base_disk_names(number);
-    let mut node = raw_file_read_only(BASE_SET);
+    let mut node = raw_file_shared(BASE_SET);
     node["node-name"] = json!(node_name);
     let disk = json!({
         "driver": "scsi-hd", "drive": node_name, "id": device, "bus": "scsi0.0",
@@ -433,7 +433,7 @@ fn disk_node(spec: &MachineSpec, node_name: &str) -> Option<Value> {
     let disk = spec.disk.as_ref()?;
     let durability = if disk.keep { Durability::Kept } else { Durability::Scratch };
     let layers = (LAYER_SETS..).map(FdSet).take(disk.layers.len());
-    let backing = layers.fold(raw_file_read_only(BASE_SET), |under, layer| qcow2_layer(layer, under));
+    let backing = layers.fold(raw_file_shared(BASE_SET), |under, layer| qcow2_layer(layer, under));
     Some(qcow2_overlay(node_name, OVERLAY_SET, backing, durability))
 }
 

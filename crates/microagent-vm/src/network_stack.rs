@@ -141,7 +141,7 @@ fn serve(
 }
 
 /// Raises the limit of open files to the maximum, because every connection has a descriptor.
-fn use_descriptors() {
+pub(crate) fn use_descriptors() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // Refused in no case: it stays below the hard limit.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

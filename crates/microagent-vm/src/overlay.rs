@@ -240,4 +240,25 @@ mod tests {
         std::fs::write(&path, b"QFI\xfb\0\0\0\x02").unwrap();
         assert!(check_features(&file).is_err());
     }
+
+    #[test]
+    fn a_header_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.qcow2");
+        create_overlay(&path, Backing::Base(Path::new("/base.ext4")), 1 << 30).unwrap();
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        check_overlay(&file, 1 << 30).unwrap();
+        assert!(check_overlay(&file, (1 << 30) - 1).is_err());
+        // Size of the disk, of a cluster, of the table of reference counts.
+        let lies: [(u64, &[u8]); 4] =
+            [(24, &(1_u64 << 40).to_be_bytes()), (20, &[0, 0, 0, 9]), (56, &[0; 4]), (56, &[0xff; 4])];
+        for (at, lie) in lies {
+            file.write_all_at(lie, at).unwrap();
+            assert!(check_overlay(&file, 1 << 30).is_err(), "{at}: {lie:?}");
+            file.write_all_at(&good, 0).unwrap();
+        }
+        file.write_all_at(&[0; 4], 56).unwrap();
+        assert!(grow_overlay(&path, 2 << 30).is_err());
+    }
 }
