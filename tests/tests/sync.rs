@@ -240,7 +240,7 @@ fn files_come_back_from_the_guest() {
     let mode = |name: &str| fs::symlink_metadata(src.join(name)).unwrap().permissions().mode() & 0o7777;
     assert_eq!((mode("new"), mode("new/made")), (0o500, 0o711));
     assert_eq!(fs::read_link(src.join("new/l")).unwrap(), Path::new("made"));
-    // A bare repository is none without this file.
+    // Git takes no directory for a bare repository without this file.
     assert!(src.join("bare/config").exists() && !src.join("bare/HEAD").exists());
     assert!(!src.join(".git").exists() && src.join("lib/two.py").exists());
     assert_eq!(sync(&home, &["--back"]).code(0).json()["copied"], none());

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic::{WriteError, read_json_limited, write_json_limited};
 use crate::machine_state::printable;
+use crate::remove_tree::remove_tree;
 use crate::{WorkspaceDir, WorkspaceRecord};
 
 /// Most checks that are kept, as in Docker.
@@ -99,8 +100,7 @@ impl HealthReport {
         let path = dir.health_file();
         match path.symlink_metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
-            Ok(_) | Err(_) => std::fs::remove_file(path),
+            Ok(_) | Err(_) => remove_tree(&path),
         }
     }
 

@@ -20,6 +20,7 @@ mod parents;
 mod process;
 mod record;
 mod removal;
+mod remove_tree;
 mod settings;
 mod snapshot;
 mod state_dir;

@@ -14,6 +14,7 @@ use microagent_model::{DISK_MIB_MAX, FailureKind, PORTS_MAX, Publish, Resources,
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::{ReadError, WriteError, read_json, read_json_limited, write_json_limited};
+use crate::remove_tree::remove_tree;
 use crate::{ProcessId, WorkspaceDir};
 
 /// Largest file that is written and read back, in bytes. The largest number of published ports fits.
@@ -131,7 +132,7 @@ impl MachineState {
         dir.make_machine_dir().map_err(failed)?;
         // A directory in its place could not be replaced.
         if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-            std::fs::remove_dir_all(&path).map_err(failed)?;
+            remove_tree(&path).map_err(failed)?;
         }
         write_json_limited(&path, self, STATE_LIMIT)
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::remove_tree::remove_tree;
 use crate::state_dir::{CRADLE_PREFIX, SCRATCH_PREFIX, lock_in};
 use crate::{LockError, StateDir, WorkspaceDir};
 
@@ -35,7 +36,7 @@ impl StateDir {
             if swept && age.is_some_and(|age| age > GRAVE_AGE) {
                 // A large disk takes its time on its way in; whoever makes it holds its lock.
                 if !matches!(lock_in(&entry.path()), Err(LockError::Held { .. })) {
-                    let _ = fs::remove_dir_all(entry.path());
+                    let _ = remove_tree(&entry.path());
                 }
             }
         }
@@ -63,7 +64,7 @@ impl StateDir {
     pub fn take_out(&self, place: &Path) -> io::Result<()> {
         let grave = tempfile::Builder::new().prefix(GRAVE_PREFIX).tempdir_in(self.tmp())?;
         fs::rename(place, grave.path())?;
-        grave.close()
+        remove_tree(&grave.keep())
     }
 }
 
