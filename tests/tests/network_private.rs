@@ -138,7 +138,7 @@ fn members_reach_each_other_by_name_and_address_and_the_policy_stays() {
     home.microagent(["start", "db"]).success();
     answers(&home, "web", "db", &format!("5 from {web}"));
     home.microagent(["network", "backend"]).failure().says("microagent network inspect backend");
-    home.microagent(["network", "delete", "backend", "--yes"]).failure().says("take `backend` out");
+    home.microagent(["network", "delete", "backend", "--yes"]).failure().says("remove `backend` from `join`");
     home.microagent(["delete", "--force", "--yes", "db", "web", "cache"]).success();
     home.microagent(["network", "delete", "backend", "--yes"]).success();
     home.nothing_is_left();
