@@ -97,10 +97,9 @@ impl HealthReport {
     /// # Errors
     /// Fails when it is there and cannot be removed.
     pub fn remove(dir: &WorkspaceDir) -> io::Result<()> {
-        let path = dir.health_file();
-        match path.symlink_metadata() {
+        match remove_tree(&dir.health_file()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Ok(_) | Err(_) => remove_tree(&path),
+            removed => removed,
         }
     }
 
