@@ -1,4 +1,4 @@
-//! Doors for fuzzers.
+//! Entry points for fuzzers.
 
 use microagent_model::AllowedRequest;
 

@@ -1,4 +1,4 @@
-//! Content digests: `sha256:` and 64 hex digits, checked once, at the door.
+//! Content digests: `sha256:` and 64 hex digits, checked once, where they are read.
 //!
 //! Only sha256 is taken. The OCI image specification also registers sha512, but no registry in use
 //! serves it, and one algorithm means one directory of blobs and one answer to "is it there".

@@ -1,6 +1,6 @@
 //! The private networks that a guest has joined, and what a stack tells the stacks of other members.
 //!
-//! A *line* is a socket of messages from one stack to another. Its first message ([`hello`]) is the keeper's that has
+//! A *member connection* is a socket of messages from one stack to another. Its first message ([`hello`]) is the keeper's that has
 //! connected it, and says which member sends there: a stack cannot claim another address, because it cannot connect. Each
 //! further message ([`MemberPort::opening`]) begins one flow and comes with a socket for it.
 //!
@@ -77,13 +77,13 @@ pub enum MemberProtocol {
     Echo,
 }
 
-/// The first message of a line: who sends there.
+/// The first message of a member connection: who sends there.
 pub fn hello(address: Ipv4Addr) -> [u8; HELLO_LEN] {
     let [a, b, c, d] = address.octets();
     [MEMBER_PROTOCOL, a, b, c, d]
 }
 
-/// Who sends on a line, as its first message says.
+/// Who sends on a member connection, as its first message says.
 pub(crate) fn read_hello(message: &[u8]) -> Option<Ipv4Addr> {
     match *message {
         [MEMBER_PROTOCOL, a, b, c, d] => Some(Ipv4Addr::new(a, b, c, d)),

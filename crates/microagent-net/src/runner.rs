@@ -27,7 +27,7 @@ use crate::sockets::{PortNumber, Readiness};
 use crate::stack::{HostChange, Stack, StackOptions};
 use frames::FrameReader;
 use host::{HostSockets, HostStream};
-use members::InwardLines;
+use members::IncomingConnections;
 use pace::Pace;
 
 /// Tokens of what is no flow; those count from 1. Each kind has a bit.
@@ -35,9 +35,9 @@ const QEMU: u64 = 1 << 63;
 const CONTROL: u64 = 1 << 62;
 const LISTENER: u64 = 1 << 61;
 const RESOLVER: u64 = 1 << 60;
-const DOOR: u64 = 1 << 59;
-const LINE: u64 = 1 << 58;
-const KINDS: u64 = QEMU | CONTROL | LISTENER | RESOLVER | DOOR | LINE;
+const MEMBER_LISTENER: u64 = 1 << 59;
+const MEMBER: u64 = 1 << 58;
+const KINDS: u64 = QEMU | CONTROL | LISTENER | RESOLVER | MEMBER_LISTENER | MEMBER;
 
 /// Events that are taken at once.
 const EVENTS: usize = 256;
@@ -87,7 +87,7 @@ pub trait Controller {
     /// Notes how many bytes were moved in all, as the policy counts them.
     fn moved(&mut self, bytes: u64);
 
-    /// Asks for a line to a member of a private network; [`Order::Line`] answers.
+    /// Asks for a connection to a member of a private network; [`Order::ConnectMember`] answers.
     fn connect(&mut self, network: u8, address: Ipv4Addr);
 
     /// The next order.
@@ -105,8 +105,8 @@ pub enum Order {
     Close(PortNumber),
     /// Take what has changed on the host.
     Follow(Box<HostChange>),
-    /// Take the line to a member of a private network that was asked for; nobody may be there.
-    Line(u8, Ipv4Addr, Option<OwnedFd>),
+    /// Take the connection to a member of a private network that was asked for; nobody may be there.
+    ConnectMember(u8, Ipv4Addr, Option<OwnedFd>),
     /// End.
     End,
 }
@@ -141,13 +141,13 @@ pub fn run_stack(
     let room = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     epoll::add(&room, &channels.qemu, epoll::EventData::new_u64(QEMU), epoll::EventFlags::OUT)?;
     let networks = options.memberships.iter().map(|joined| (joined.subnet, joined.address));
-    let doors = channels.members.into_iter().zip(networks);
-    let doors = doors.map(|(socket, (subnet, address))| (socket, subnet, address)).collect();
+    let listeners = channels.members.into_iter().zip(networks);
+    let listeners = listeners.map(|(socket, (subnet, address))| (socket, subnet, address)).collect();
     let begun = Instant::now();
     let sockets = HostSockets::new(epoll.try_clone()?, channels.brokers);
     let resumes_at = channels.is_resumed.then_some(options.guest_mac);
     let mut runner = Runner {
-        members: InwardLines::new(&epoll, DOOR, doors)?,
+        members: IncomingConnections::new(&epoll, MEMBER_LISTENER, listeners)?,
         epoll,
         room,
         qemu: channels.qemu,
@@ -190,7 +190,7 @@ struct Runner<'a> {
     room: OwnedFd,
     qemu: OwnedFd,
     listeners: BTreeMap<PortNumber, Entrance>,
-    members: InwardLines,
+    members: IncomingConnections,
     stack: Stack<HostSockets>,
     begun: Instant,
     reader: FrameReader,
@@ -223,7 +223,7 @@ impl Runner<'_> {
             }
         }
         self.accept();
-        self.members.attend(&self.epoll, LINE, now, &mut self.stack);
+        self.members.attend(&self.epoll, MEMBER, now, &mut self.stack);
         // What was added meanwhile are answers, which do not wait: they are counted.
         self.count_told(waiting);
         while self.told.is_open(now) {
@@ -235,7 +235,7 @@ impl Runner<'_> {
             }
         }
         let turn = self.write_qemu();
-        for (network, address) in self.stack.sockets().lines().take_wanted() {
+        for (network, address) in self.stack.sockets().outgoing().take_wanted() {
             self.controller.connect(network, address);
         }
         for decision in self.stack.take_decisions() {
@@ -274,8 +274,8 @@ impl Runner<'_> {
                         listener.is_ready = true;
                     }
                 }
-                _ if token & DOOR != 0 => self.members.door_ready(token & !DOOR),
-                _ if token & LINE != 0 => self.members.line_ready(token & !LINE),
+                _ if token & MEMBER_LISTENER != 0 => self.members.listener_ready(token & !MEMBER_LISTENER),
+                _ if token & MEMBER != 0 => self.members.connection_ready(token & !MEMBER),
                 _ if token & RESOLVER != 0 => HostSockets::attend(&mut self.stack, token & !RESOLVER),
                 _ => self.stack.ready(token, Readiness { is_readable, is_writable }),
             }
@@ -292,8 +292,8 @@ impl Runner<'_> {
                 Order::Open(number, listener) => self.open_port(number & !KINDS, listener)?,
                 Order::Close(number) => self.close_port(number),
                 Order::Follow(change) => self.stack.follow(*change),
-                Order::Line(network, address, line) => {
-                    self.stack.sockets().lines().take(network, address, line);
+                Order::ConnectMember(network, address, socket) => {
+                    self.stack.sockets().outgoing().take(network, address, socket);
                 }
             }
         }

@@ -8,7 +8,7 @@ mod changes;
 mod channel;
 mod jail;
 mod keeper;
-mod lines;
+mod member_connections;
 pub(crate) mod messages;
 mod reports;
 

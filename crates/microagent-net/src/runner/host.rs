@@ -16,7 +16,7 @@ use rustix::net::{
 };
 
 use super::RESOLVER;
-use super::members::{MemberDatagrams, MemberStream, OutwardLines};
+use super::members::{MemberDatagrams, MemberStream, OutgoingConnections};
 use crate::dns::resolver::{DnsRequest, DnsRequestId};
 use crate::membership::MemberPort;
 use crate::sockets::{DatagramSocket, PortNumber, Sockets, StreamSocket, Token};
@@ -34,13 +34,13 @@ pub(super) struct HostSockets {
     /// Where the process of the brokers takes connections, if there is one.
     brokers: Option<OwnedFd>,
     /// Ways to members of private networks.
-    lines: OutwardLines,
+    outgoing: OutgoingConnections,
 }
 
 impl HostSockets {
     pub(super) fn new(epoll: OwnedFd, brokers: Option<OwnedFd>) -> HostSockets {
-        let (upstream, lines) = (Upstream::default(), OutwardLines::default());
-        HostSockets { epoll, upstream, ports: HashMap::new(), brokers, lines }
+        let (upstream, outgoing) = (Upstream::default(), OutgoingConnections::default());
+        HostSockets { epoll, upstream, ports: HashMap::new(), brokers, outgoing }
     }
 
     /// Takes the socket of a published UDP port, for answers.
@@ -53,9 +53,9 @@ impl HostSockets {
         self.ports.remove(&port);
     }
 
-    /// The lines to other members.
-    pub(super) fn lines(&mut self) -> &mut OutwardLines {
-        &mut self.lines
+    /// The connections to other members.
+    pub(super) fn outgoing(&mut self) -> &mut OutgoingConnections {
+        &mut self.outgoing
     }
 
     /// Attends to the socket of a question to a name server.
@@ -119,13 +119,13 @@ impl Sockets for HostSockets {
     }
 
     fn connect_member(&mut self, token: Token, to: MemberPort) -> Result<HostStream, Errno> {
-        let stream = MemberStream::new(self.lines.begin(to)?);
+        let stream = MemberStream::new(self.outgoing.begin(to)?);
         self.watch(stream.socket(), token)?;
         Ok(HostStream::Member(stream))
     }
 
     fn member_datagrams(&mut self, token: Token, to: MemberPort) -> Result<HostDatagram, Errno> {
-        let socket = HostDatagram::Member(MemberDatagrams(self.lines.begin(to)?));
+        let socket = HostDatagram::Member(MemberDatagrams(self.outgoing.begin(to)?));
         self.adopt_datagrams(token, socket)
     }
 

@@ -1,8 +1,8 @@
 //! Sockets to and from the stacks of other members of private networks.
 //!
-//! A stack connects to nobody: it asks its controller for a line to a member, and sends sockets over it, one for each flow.
-//! What comes from a line is another stack's, which may have been taken over: a socket of another kind is closed, and no call on
-//! one waits, whatever its flags say.
+//! A stack connects to nobody: it asks its controller for a connection to a member, and sends sockets over it, one for
+//! each flow. What comes from a connection is another stack's, which may have been taken over: a socket of another kind
+//! is closed, and no call on one waits, whatever its flags say.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -32,19 +32,19 @@ use crate::stack::Stack;
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
-/// Flows that wait for one line.
+/// Flows that wait for one connection.
 const WAITING_MAX: usize = 256;
 
-/// Lines to members that are asked for at once; the controller's socket has room for so many.
+/// Connections to members that are asked for at once; the controller's socket has room for so many.
 const ASKED_MAX: usize = 32;
 
-/// Lines of members at once.
-const LINES_MAX: usize = 2048;
+/// Connections of members at once.
+const CONNECTIONS_MAX: usize = 2048;
 
-/// Time in which a line must say whose it is. Its keeper sends that at once.
+/// Time in which a connection must say whose it is. Its keeper sends that at once.
 const HELLO: Duration = Duration::from_secs(5);
 
-/// Flows that are taken from one line before others have their turn.
+/// Flows that are taken from one connection before others have their turn.
 const TAKEN: usize = 64;
 
 /// Most descriptors of one message. All are taken, so that none is closed where closing it could wait.
@@ -56,26 +56,26 @@ const DESCRIPTORS_MAX: usize = 253;
 /// Bytes of the length before a piece.
 const LENGTH_LEN: usize = 4;
 
-/// Lines to other members.
+/// Connections to other members.
 #[derive(Default)]
-pub(super) struct OutwardLines {
-    lines: HashMap<(u8, Ipv4Addr), Line>,
+pub(super) struct OutgoingConnections {
+    connections: HashMap<(u8, Ipv4Addr), OutgoingConnection>,
     /// Those that the controller was not asked for yet.
     wanted: Vec<(u8, Ipv4Addr)>,
 }
 
-enum Line {
+enum OutgoingConnection {
     Asked(Vec<WaitingFlow>),
     Open(OwnedFd),
 }
 
-/// A flow that waits for its line.
+/// A flow that waits for its connection.
 struct WaitingFlow {
     opening: [u8; OPENING_LEN],
     theirs: OwnedFd,
 }
 
-impl OutwardLines {
+impl OutgoingConnections {
     /// Begins a flow; gives this stack's end of its socket.
     ///
     /// # Errors
@@ -88,90 +88,94 @@ impl OutwardLines {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, kind, FLAGS, None)?;
         let waiting = WaitingFlow { opening: to.opening(), theirs };
         let place = (to.network, to.address);
-        let waiting = match self.lines.get(&place) {
-            Some(Line::Open(line)) => match pass(line, &waiting) {
+        let waiting = match self.connections.get(&place) {
+            Some(OutgoingConnection::Open(connection)) => match pass(connection, &waiting) {
                 // The member's stack was started anew, or its machine has ended.
                 Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::CONNREFUSED) => {
-                    self.lines.remove(&place);
+                    self.connections.remove(&place);
                     waiting
                 }
                 // It does not take what there is, or the host has no more descriptors.
                 Err(_) => return Err(Errno::CONNREFUSED),
                 Ok(()) => return Ok(ours),
             },
-            Some(Line::Asked(_)) | None => waiting,
+            Some(OutgoingConnection::Asked(_)) | None => waiting,
         };
-        match self.lines.get_mut(&place) {
-            Some(Line::Asked(all)) if all.len() < WAITING_MAX => {
+        match self.connections.get_mut(&place) {
+            Some(OutgoingConnection::Asked(all)) if all.len() < WAITING_MAX => {
                 all.push(waiting);
                 return Ok(ours);
             }
-            // Nothing comes: they are refused, and the line is asked for again.
-            Some(Line::Asked(_)) => self.take(to.network, to.address, None),
-            Some(Line::Open(_)) | None => {}
+            // Nothing comes: they are refused, and the connection is asked for again.
+            Some(OutgoingConnection::Asked(_)) => self.take(to.network, to.address, None),
+            Some(OutgoingConnection::Open(_)) | None => {}
         }
-        let asked = self.lines.values().filter(|line| matches!(line, Line::Asked(_))).count();
+        let asked = self
+            .connections
+            .values()
+            .filter(|connection| matches!(connection, OutgoingConnection::Asked(_)))
+            .count();
         if asked >= ASKED_MAX {
             return Err(Errno::CONNREFUSED);
         }
-        self.lines.insert(place, Line::Asked(vec![waiting]));
+        self.connections.insert(place, OutgoingConnection::Asked(vec![waiting]));
         self.wanted.push(place);
         Ok(ours)
     }
 
-    /// Lines that are to be asked for.
+    /// Connections that are to be asked for.
     pub(super) fn take_wanted(&mut self) -> Vec<(u8, Ipv4Addr)> {
         std::mem::take(&mut self.wanted)
     }
 
-    /// Takes a line that was asked for; nothing if nobody listens there.
-    pub(super) fn take(&mut self, network: u8, address: Ipv4Addr, line: Option<OwnedFd>) {
+    /// Takes a connection that was asked for; nothing if nobody listens there.
+    pub(super) fn take(&mut self, network: u8, address: Ipv4Addr, connection: Option<OwnedFd>) {
         let place = (network, address);
-        let Some(Line::Asked(waiting)) = self.lines.remove(&place) else { return };
+        let Some(OutgoingConnection::Asked(waiting)) = self.connections.remove(&place) else { return };
         for flow in &waiting {
-            if line.as_ref().is_none_or(|line| pass(line, flow).is_err()) {
+            if connection.as_ref().is_none_or(|connection| pass(connection, flow).is_err()) {
                 // Read by the other end, which is this stack's own.
                 let _ = send(&flow.theirs, &[outcome_byte(Err(Errno::CONNREFUSED))], SEND);
             }
         }
-        if let Some(line) = line {
-            self.lines.insert(place, Line::Open(line));
+        if let Some(connection) = connection {
+            self.connections.insert(place, OutgoingConnection::Open(connection));
         }
     }
 }
 
-/// Sends a flow over a line.
-fn pass(line: &OwnedFd, flow: &WaitingFlow) -> Result<(), Errno> {
+/// Sends a flow over a connection.
+fn pass(connection: &OwnedFd, flow: &WaitingFlow) -> Result<(), Errno> {
     let rights = [flow.theirs.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     ancillary.push(SendAncillaryMessage::ScmRights(&rights));
-    sendmsg(line, &[IoSlice::new(&flow.opening)], &mut ancillary, SEND).map(drop)
+    sendmsg(connection, &[IoSlice::new(&flow.opening)], &mut ancillary, SEND).map(drop)
 }
 
-/// Where the stacks of other members come in: a listening socket for each private network, and their lines.
-pub(super) struct InwardLines {
-    doors: Vec<Door>,
-    lines: BTreeMap<u64, InwardLine>,
+/// Where the stacks of other members come in: a listening socket for each private network, and their connections.
+pub(super) struct IncomingConnections {
+    listeners: Vec<Listener>,
+    connections: BTreeMap<u64, IncomingConnection>,
     last_number: u64,
 }
 
-struct Door {
+struct Listener {
     socket: OwnedFd,
     subnet: Subnet,
     own: Ipv4Addr,
     is_ready: bool,
 }
 
-struct InwardLine {
+struct IncomingConnection {
     socket: OwnedFd,
-    door: usize,
+    listener: usize,
     /// Who sends there; before it is known, until when it has to be.
     sender: Result<Ipv4Addr, Duration>,
     is_ready: bool,
 }
 
-/// What a line has.
+/// What a connection has.
 enum Taken {
     Nothing,
     Hello(Ipv4Addr),
@@ -181,47 +185,55 @@ enum Taken {
     End,
 }
 
-impl InwardLines {
+impl IncomingConnections {
     /// Waits at the listening sockets. Each has a subnet and the guest's own address in it; events have tokens from `tokens`.
     pub(super) fn new(
         epoll: &OwnedFd,
         tokens: u64,
-        doors: Vec<(OwnedFd, Subnet, Ipv4Addr)>,
-    ) -> Result<InwardLines, Errno> {
+        listeners: Vec<(OwnedFd, Subnet, Ipv4Addr)>,
+    ) -> Result<IncomingConnections, Errno> {
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        let mut lines = InwardLines { doors: Vec::new(), lines: BTreeMap::new(), last_number: 0 };
-        for (socket, subnet, own) in doors {
-            epoll::add(epoll, &socket, epoll::EventData::new_u64(tokens | lines.doors.len() as u64), edge)?;
-            lines.doors.push(Door { socket, subnet, own, is_ready: true });
+        let mut connections =
+            IncomingConnections { listeners: Vec::new(), connections: BTreeMap::new(), last_number: 0 };
+        for (socket, subnet, own) in listeners {
+            epoll::add(
+                epoll,
+                &socket,
+                epoll::EventData::new_u64(tokens | connections.listeners.len() as u64),
+                edge,
+            )?;
+            connections.listeners.push(Listener { socket, subnet, own, is_ready: true });
         }
-        Ok(lines)
+        Ok(connections)
     }
 
     /// Notes that a member may connect.
-    pub(super) fn door_ready(&mut self, number: u64) {
-        if let Some(door) = usize::try_from(number).ok().and_then(|number| self.doors.get_mut(number)) {
-            door.is_ready = true;
+    pub(super) fn listener_ready(&mut self, number: u64) {
+        if let Some(listener) = usize::try_from(number).ok().and_then(|number| self.listeners.get_mut(number))
+        {
+            listener.is_ready = true;
         }
     }
 
-    /// Notes that a line may have something.
-    pub(super) fn line_ready(&mut self, number: u64) {
-        if let Some(line) = self.lines.get_mut(&number) {
-            line.is_ready = true;
+    /// Notes that a connection may have something.
+    pub(super) fn connection_ready(&mut self, number: u64) {
+        if let Some(connection) = self.connections.get_mut(&number) {
+            connection.is_ready = true;
         }
     }
 
-    /// When a line is closed that has not said whose it is.
+    /// When a connection is closed that has not said whose it is.
     pub(super) fn deadline(&self) -> Option<Duration> {
-        self.lines.values().filter_map(|line| line.sender.err()).min()
+        self.connections.values().filter_map(|connection| connection.sender.err()).min()
     }
 
     /// Whether something is to be taken at once.
     pub(super) fn is_busy(&self) -> bool {
-        self.doors.iter().any(|door| door.is_ready) || self.lines.values().any(|line| line.is_ready)
+        self.listeners.iter().any(|listener| listener.is_ready)
+            || self.connections.values().any(|connection| connection.is_ready)
     }
 
-    /// Takes new lines and new flows, as many as there are or as have their turn.
+    /// Takes new connections and new flows, as many as there are or as have their turn.
     pub(super) fn attend(
         &mut self,
         epoll: &OwnedFd,
@@ -229,62 +241,63 @@ impl InwardLines {
         now: Duration,
         stack: &mut Stack<HostSockets>,
     ) {
-        for number in 0..self.doors.len() {
+        for number in 0..self.listeners.len() {
             self.accept(number, epoll, tokens, now);
         }
         let numbers: Vec<u64> = self
-            .lines
+            .connections
             .iter()
-            .filter(|(_, line)| line.is_ready || line.sender.is_err())
+            .filter(|(_, connection)| connection.is_ready || connection.sender.is_err())
             .map(|(n, _)| *n)
             .collect();
         for number in numbers {
-            self.attend_line(number, now, stack);
+            self.attend_connection(number, now, stack);
         }
     }
 
     fn accept(&mut self, number: usize, epoll: &OwnedFd, tokens: u64, now: Duration) {
-        let door = &mut self.doors[number];
+        let listener = &mut self.listeners[number];
         for _ in 0..TAKEN {
-            if !door.is_ready {
+            if !listener.is_ready {
                 return;
             }
-            let socket = match acceptfrom_with(&door.socket, FLAGS) {
+            let socket = match acceptfrom_with(&listener.socket, FLAGS) {
                 Ok((socket, _)) => socket,
                 Err(Errno::INTR | Errno::CONNABORTED) => continue,
                 // Without descriptors, whoever waits is taken when the next one comes.
                 Err(_) => {
-                    door.is_ready = false;
+                    listener.is_ready = false;
                     return;
                 }
             };
-            if self.lines.len() >= LINES_MAX {
+            if self.connections.len() >= CONNECTIONS_MAX {
                 continue;
             }
             self.last_number += 1;
             let token = epoll::EventData::new_u64(tokens | self.last_number);
             let edge = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
             if epoll::add(epoll, &socket, token, edge).is_ok() {
-                let line = InwardLine { socket, door: number, sender: Err(now + HELLO), is_ready: true };
-                self.lines.insert(self.last_number, line);
+                let connection =
+                    IncomingConnection { socket, listener: number, sender: Err(now + HELLO), is_ready: true };
+                self.connections.insert(self.last_number, connection);
             }
         }
     }
 
-    fn attend_line(&mut self, number: u64, now: Duration, stack: &mut Stack<HostSockets>) {
-        let Some(line) = self.lines.get_mut(&number) else { return };
+    fn attend_connection(&mut self, number: u64, now: Duration, stack: &mut Stack<HostSockets>) {
+        let Some(connection) = self.connections.get_mut(&number) else { return };
         let (mut is_over, mut replaced) = (false, None);
         for _ in 0..TAKEN {
-            if !line.is_ready {
+            if !connection.is_ready {
                 break;
             }
-            let door = &self.doors[line.door];
-            let network = u8::try_from(line.door).unwrap_or(u8::MAX);
-            match take(&line.socket, network, line.sender.ok()) {
-                Taken::Nothing => line.is_ready = false,
-                Taken::Hello(address) if door.subnet.has_member(address) && address != door.own => {
-                    line.sender = Ok(address);
-                    replaced = Some((line.door, address));
+            let listener = &self.listeners[connection.listener];
+            let network = u8::try_from(connection.listener).unwrap_or(u8::MAX);
+            match take(&connection.socket, network, connection.sender.ok()) {
+                Taken::Nothing => connection.is_ready = false,
+                Taken::Hello(address) if listener.subnet.has_member(address) && address != listener.own => {
+                    connection.sender = Ok(address);
+                    replaced = Some((connection.listener, address));
                 }
                 Taken::Flow(from, socket) => give(stack, from, socket),
                 Taken::Nonsense | Taken::Hello(_) | Taken::End => {
@@ -293,26 +306,26 @@ impl InwardLines {
                 }
             }
         }
-        if is_over || line.sender.is_err_and(|until| until <= now) {
-            self.lines.remove(&number);
+        if is_over || connection.sender.is_err_and(|until| until <= now) {
+            self.connections.remove(&number);
         }
-        if let Some((door, sender)) = replaced {
-            // A member has one line: another one means that its stack has lost the first.
-            let is_first = |other: u64, line: &InwardLine| {
-                other != number && line.door == door && line.sender == Ok(sender)
+        if let Some((listener, sender)) = replaced {
+            // A member has one connection: another one means that its stack has lost the first.
+            let is_first = |other: u64, connection: &IncomingConnection| {
+                other != number && connection.listener == listener && connection.sender == Ok(sender)
             };
-            self.lines.retain(|other, line| !is_first(*other, line));
+            self.connections.retain(|other, connection| !is_first(*other, connection));
         }
     }
 }
 
-/// Takes a message from a line.
-fn take(line: &OwnedFd, network: u8, sender: Option<Ipv4Addr>) -> Taken {
+/// Takes a message from a connection.
+fn take(connection: &OwnedFd, network: u8, sender: Option<Ipv4Addr>) -> Taken {
     let mut message = [0; 16];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let len = match recvmsg(line, &mut [IoSliceMut::new(&mut message)], &mut ancillary, flags) {
+    let len = match recvmsg(connection, &mut [IoSliceMut::new(&mut message)], &mut ancillary, flags) {
         Ok(received) => received.bytes,
         Err(Errno::AGAIN) => return Taken::Nothing,
         Err(Errno::INTR) => return Taken::Nothing,

@@ -12,7 +12,7 @@ use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
 use super::Instructions;
-use super::lines::{ANSWER_LEN, Line, read_answer};
+use super::member_connections::{ANSWER_LEN, MemberConnection, read_answer};
 use super::messages::{receive_message, send_message};
 
 /// How often it is looked for changes.
@@ -139,16 +139,16 @@ pub(super) fn tell(stack: BorrowedFd<'_>, instructions: &Instructions) -> io::Re
 pub(super) enum Heard {
     /// What has changed on the host.
     Change(HostChange),
-    /// A line that was asked for.
-    Line(Line),
+    /// A connection to a member that was asked for.
+    MemberConnection(MemberConnection),
 }
 
-/// Takes what [`tell`] or [`serve_requests`](super::lines::serve_requests) sent; `None` if nothing was sent.
+/// Takes what [`tell`] or [`serve_requests`](super::member_connections::serve_requests) sent; `None` if nothing was sent.
 pub(super) fn hear(keeper: &OwnedFd) -> Option<Heard> {
     let mut message = [0; ANSWER_LEN];
     let (len, descriptors) = receive_message(keeper, &mut message).ok()?;
     if &message[..len] != b"host" {
-        return read_answer(&message[..len], descriptors).map(Heard::Line);
+        return read_answer(&message[..len], descriptors).map(Heard::MemberConnection);
     }
     let file = descriptors.into_iter().next()?;
     let mut text = Vec::new();

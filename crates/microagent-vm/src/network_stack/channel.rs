@@ -18,7 +18,7 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 
 use super::changes::{Heard, hear};
-use super::lines::request;
+use super::member_connections::request;
 use super::messages::{DESCRIPTORS_MAX, message_pair, receive_message, send_message};
 use crate::mapped::SharedNumber;
 
@@ -152,7 +152,7 @@ impl Controller for SupervisorChannel {
 
     fn connect(&mut self, network: u8, address: Ipv4Addr) {
         if request(&self.keeper, network, address).is_err() {
-            self.orders.push_back(Order::Line(network, address, None));
+            self.orders.push_back(Order::ConnectMember(network, address, None));
         }
     }
 
@@ -171,7 +171,9 @@ impl Controller for SupervisorChannel {
                 Err(Errno::AGAIN) => {
                     return match hear(&self.keeper) {
                         Some(Heard::Change(change)) => Order::Follow(Box::new(change)),
-                        Some(Heard::Line((network, address, line))) => Order::Line(network, address, line),
+                        Some(Heard::MemberConnection((network, address, socket))) => {
+                            Order::ConnectMember(network, address, socket)
+                        }
                         None => Order::Nothing,
                     };
                 }

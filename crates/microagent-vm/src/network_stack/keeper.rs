@@ -23,7 +23,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, waitpid};
 
 use super::changes::{Follower, tell};
-use super::lines::serve_requests;
+use super::member_connections::serve_requests;
 use super::messages::message_pair;
 use super::reports::{KeeperReport, report};
 use super::{Instructions, Join, serve};

@@ -112,8 +112,8 @@ impl Network {
         let (channel, theirs) = StackChannel::pair().map_err(|e| cannot_start(&e))?;
         let (reports, keepers) = KeeperReports::pair().map_err(|e| cannot_start(&e))?;
         let mut descriptors = vec![device.as_fd(), theirs.as_fd(), keepers.as_fd()];
-        let doors = listen_for_members(&spec.joins)?;
-        descriptors.extend(doors.iter().map(AsFd::as_fd));
+        let member_listeners = listen_for_members(&spec.joins)?;
+        descriptors.extend(member_listeners.iter().map(AsFd::as_fd));
         descriptors.extend(stacks.as_ref().map(AsFd::as_fd));
         instruct(&control, &instructions, &descriptors).map_err(|e| cannot_start(&e))?;
         let channel = Rc::new(channel);

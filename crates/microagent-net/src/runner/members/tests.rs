@@ -1,4 +1,4 @@
-//! Lines and flows with real sockets, between two stacks and from a member that lies.
+//! Connections and flows with real sockets, between two stacks and from a member that lies.
 
 use std::os::fd::AsRawFd;
 
@@ -19,16 +19,16 @@ fn pair(kind: SocketType) -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, kind, FLAGS, None).unwrap()
 }
 
-/// A line from A to B whose first message B has taken.
-fn line() -> (OwnedFd, OwnedFd) {
+/// A connection from A to B whose first message B has taken.
+fn connection() -> (OwnedFd, OwnedFd) {
     let (ours, theirs) = pair(SocketType::SEQPACKET);
     send(&ours, &hello(A), SEND).unwrap();
     assert!(matches!(take(&theirs, NETWORK, None), Taken::Hello(A)));
     (ours, theirs)
 }
 
-fn taken(line: &OwnedFd) -> Option<(MemberPort, OwnedFd)> {
-    match take(line, NETWORK, Some(A)) {
+fn taken(connection: &OwnedFd) -> Option<(MemberPort, OwnedFd)> {
+    match take(connection, NETWORK, Some(A)) {
         Taken::Flow(from, socket) => Some((from, socket)),
         _ => None,
     }
@@ -42,14 +42,14 @@ fn streams() -> (MemberStream, MemberStream) {
 
 #[test]
 fn flows_wait_for_their_line_and_arrive_in_order() {
-    let mut lines = OutwardLines::default();
-    let first = MemberStream::new(lines.begin(to_b(MemberProtocol::Tcp)).unwrap());
-    let second = lines.begin(to_b(MemberProtocol::Udp)).unwrap();
-    assert_eq!(lines.take_wanted(), [(NETWORK, B)]);
-    assert!(lines.take_wanted().is_empty());
+    let mut connections = OutgoingConnections::default();
+    let first = MemberStream::new(connections.begin(to_b(MemberProtocol::Tcp)).unwrap());
+    let second = connections.begin(to_b(MemberProtocol::Udp)).unwrap();
+    assert_eq!(connections.take_wanted(), [(NETWORK, B)]);
+    assert!(connections.take_wanted().is_empty());
     assert_eq!(first.connected(), Err(Errno::AGAIN));
-    let (ours, theirs) = line();
-    lines.take(NETWORK, B, Some(ours));
+    let (ours, theirs) = connection();
+    connections.take(NETWORK, B, Some(ours));
     let (from, socket) = taken(&theirs).unwrap();
     assert_eq!((from.address, from.protocol, from.port), (A, MemberProtocol::Tcp, 80));
     MemberStream::new(socket).answer(Ok(()));
@@ -66,47 +66,49 @@ fn flows_wait_for_their_line_and_arrive_in_order() {
     drop(ours);
     assert_eq!(theirs_datagrams.receive(&mut buffer), Err(Errno::PIPE));
     assert_eq!(theirs_datagrams.send(b"late"), Err(Errno::PIPE));
-    // Later flows need no new line.
-    lines.begin(to_b(MemberProtocol::Tcp)).unwrap();
-    assert!(taken(&theirs).is_some() && lines.take_wanted().is_empty());
+    // Later flows need no new connection.
+    connections.begin(to_b(MemberProtocol::Tcp)).unwrap();
+    assert!(taken(&theirs).is_some() && connections.take_wanted().is_empty());
 }
 
 #[test]
 fn a_member_that_is_not_there_refuses_at_once_and_is_asked_for_again() {
-    let mut lines = OutwardLines::default();
-    let stream = MemberStream::new(lines.begin(to_b(MemberProtocol::Tcp)).unwrap());
-    let datagrams = MemberDatagrams(lines.begin(to_b(MemberProtocol::Udp)).unwrap());
-    lines.take_wanted();
-    lines.take(NETWORK, B, None);
+    let mut connections = OutgoingConnections::default();
+    let stream = MemberStream::new(connections.begin(to_b(MemberProtocol::Tcp)).unwrap());
+    let datagrams = MemberDatagrams(connections.begin(to_b(MemberProtocol::Udp)).unwrap());
+    connections.take_wanted();
+    connections.take(NETWORK, B, None);
     assert_eq!(stream.connected(), Err(Errno::CONNREFUSED));
     let mut buffer = [0; 8];
     assert_eq!(datagrams.receive(&mut buffer), Err(Errno::CONNREFUSED));
     assert_eq!(datagrams.receive(&mut buffer), Err(Errno::PIPE));
-    // Its stack was started anew: the old line is dead.
-    lines.begin(to_b(MemberProtocol::Tcp)).unwrap();
-    let (ours, theirs) = line();
-    lines.take(NETWORK, B, Some(ours));
+    // Its stack was started anew: the old connection is dead.
+    connections.begin(to_b(MemberProtocol::Tcp)).unwrap();
+    let (ours, theirs) = connection();
+    connections.take(NETWORK, B, Some(ours));
     drop(theirs);
-    lines.take_wanted();
-    lines.begin(to_b(MemberProtocol::Tcp)).unwrap();
-    assert_eq!(lines.take_wanted(), [(NETWORK, B)]);
+    connections.take_wanted();
+    connections.begin(to_b(MemberProtocol::Tcp)).unwrap();
+    assert_eq!(connections.take_wanted(), [(NETWORK, B)]);
 }
 
 #[test]
 fn what_waits_for_lines_is_limited() {
-    let mut lines = OutwardLines::default();
+    let mut connections = OutgoingConnections::default();
     for last in 0..ASKED_MAX {
         let address = Ipv4Addr::from_bits(B.to_bits() + last as u32);
-        lines.begin(MemberPort { address, ..to_b(MemberProtocol::Tcp) }).unwrap();
+        connections.begin(MemberPort { address, ..to_b(MemberProtocol::Tcp) }).unwrap();
     }
     let one_more = MemberPort { address: Ipv4Addr::new(10, 210, 9, 9), ..to_b(MemberProtocol::Tcp) };
-    assert_eq!(lines.begin(one_more).unwrap_err(), Errno::CONNREFUSED);
-    let begin = |lines: &mut OutwardLines| MemberStream::new(lines.begin(to_b(MemberProtocol::Tcp)).unwrap());
-    let waiting: Vec<MemberStream> = (1..WAITING_MAX).map(|_| begin(&mut lines)).collect();
-    lines.take_wanted();
+    assert_eq!(connections.begin(one_more).unwrap_err(), Errno::CONNREFUSED);
+    let begin = |connections: &mut OutgoingConnections| {
+        MemberStream::new(connections.begin(to_b(MemberProtocol::Tcp)).unwrap())
+    };
+    let waiting: Vec<MemberStream> = (1..WAITING_MAX).map(|_| begin(&mut connections)).collect();
+    connections.take_wanted();
     // Nothing came of the question: it is asked again, and who waits is told.
-    let next = begin(&mut lines);
-    assert_eq!(lines.take_wanted(), [(NETWORK, B)]);
+    let next = begin(&mut connections);
+    assert_eq!(connections.take_wanted(), [(NETWORK, B)]);
     assert!(waiting.iter().all(|stream| stream.connected() == Err(Errno::CONNREFUSED)));
     assert_eq!(next.connected(), Err(Errno::AGAIN));
 }
@@ -186,14 +188,14 @@ fn an_end_waits_for_room() {
 #[test]
 fn what_lies_on_a_line_ends_it() {
     for message in [&hello(A)[..], &[9, 0, 80, 1, 1], &[0; 16]] {
-        let (ours, theirs) = line();
+        let (ours, theirs) = connection();
         send(&ours, message, SEND).unwrap();
         assert!(matches!(take(&theirs, NETWORK, Some(A)), Taken::Nonsense), "{message:?}");
     }
     let (ours, theirs) = pair(SocketType::SEQPACKET);
     send(&ours, b"hello", SEND).unwrap();
     assert!(matches!(take(&theirs, NETWORK, None), Taken::Nonsense));
-    let (ours, theirs) = line();
+    let (ours, theirs) = connection();
     drop(ours);
     assert!(matches!(take(&theirs, NETWORK, Some(A)), Taken::End));
 }
@@ -206,13 +208,13 @@ fn only_a_socket_of_the_right_kind_is_a_flow() {
     let (datagrams, _) = pair(SocketType::DGRAM);
     let (messages, _) = pair(SocketType::SEQPACKET);
     for wrong in [tcp, file, datagrams, messages] {
-        let (ours, theirs) = line();
+        let (ours, theirs) = connection();
         let flow = WaitingFlow { opening: to_b(MemberProtocol::Tcp).opening(), theirs: wrong };
         pass(&ours, &flow).unwrap();
         assert!(taken(&theirs).is_none(), "descriptor {}", flow.theirs.as_raw_fd());
     }
     // Several at once are refused.
-    let (ours, theirs) = line();
+    let (ours, theirs) = connection();
     let (one, other) = pair(SocketType::STREAM);
     let rights = [one.as_fd(), other.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
@@ -222,7 +224,7 @@ fn only_a_socket_of_the_right_kind_is_a_flow() {
     sendmsg(&ours, &[IoSlice::new(&opening)], &mut ancillary, SEND).unwrap();
     assert!(taken(&theirs).is_none());
     // So is a message without one.
-    let (ours, theirs) = line();
+    let (ours, theirs) = connection();
     send(&ours, &opening, SEND).unwrap();
     assert!(taken(&theirs).is_none());
 }
@@ -249,35 +251,35 @@ fn a_line_that_does_not_say_whose_it_is_is_closed() {
     bind(&listener, &path).unwrap();
     listen(&listener, 8).unwrap();
     let subnet: Subnet = "10.210.0.0/24".parse().unwrap();
-    let mut lines = InwardLines::new(&epoll, 1 << 59, vec![(listener, subnet, B)]).unwrap();
-    let member = |lines: &mut InwardLines| {
+    let mut connections = IncomingConnections::new(&epoll, 1 << 59, vec![(listener, subnet, B)]).unwrap();
+    let member = |connections: &mut IncomingConnections| {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).unwrap();
         connect(&socket, &path).unwrap();
-        lines.doors[0].is_ready = true;
-        lines.accept(0, &epoll, 1 << 58, Duration::ZERO);
-        let number = lines.last_number;
+        connections.listeners[0].is_ready = true;
+        connections.accept(0, &epoll, 1 << 58, Duration::ZERO);
+        let number = connections.last_number;
         (socket, number)
     };
-    let (known, known_number) = member(&mut lines);
-    let (silent, silent_number) = member(&mut lines);
-    let (liar, liar_number) = member(&mut lines);
+    let (known, known_number) = member(&mut connections);
+    let (silent, silent_number) = member(&mut connections);
+    let (liar, liar_number) = member(&mut connections);
     send(&known, &hello(A), SEND).unwrap();
     // Nobody is the guest itself, or outside of the network.
     send(&liar, &hello(B), SEND).unwrap();
     let mut stack = crate::runner::tests_stack(&epoll);
     for number in [known_number, silent_number, liar_number] {
-        lines.attend_line(number, Duration::from_secs(1), &mut stack);
+        connections.attend_connection(number, Duration::from_secs(1), &mut stack);
     }
-    assert_eq!(lines.lines.keys().copied().collect::<Vec<_>>(), [known_number, silent_number]);
-    assert_eq!(lines.deadline(), Some(HELLO));
-    lines.attend_line(silent_number, HELLO, &mut stack);
-    assert_eq!(lines.lines.keys().copied().collect::<Vec<_>>(), [known_number]);
-    assert!(lines.deadline().is_none());
-    // Another line of the same member takes the first one's place.
-    let (again, again_number) = member(&mut lines);
+    assert_eq!(connections.connections.keys().copied().collect::<Vec<_>>(), [known_number, silent_number]);
+    assert_eq!(connections.deadline(), Some(HELLO));
+    connections.attend_connection(silent_number, HELLO, &mut stack);
+    assert_eq!(connections.connections.keys().copied().collect::<Vec<_>>(), [known_number]);
+    assert!(connections.deadline().is_none());
+    // Another connection of the same member takes the first one's place.
+    let (again, again_number) = member(&mut connections);
     send(&again, &hello(A), SEND).unwrap();
-    lines.attend_line(again_number, HELLO, &mut stack);
-    assert_eq!(lines.lines.keys().copied().collect::<Vec<_>>(), [again_number]);
+    connections.attend_connection(again_number, HELLO, &mut stack);
+    assert_eq!(connections.connections.keys().copied().collect::<Vec<_>>(), [again_number]);
     let mut byte = [0; 8];
     assert_eq!(recv(&silent, &mut byte[..], RecvFlags::DONTWAIT).unwrap().0, 0);
 }

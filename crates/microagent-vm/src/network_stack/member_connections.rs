@@ -1,5 +1,5 @@
-//! Lines between stacks of members of a private network. A stack has no right to connect to anything: it asks its keeper,
-//! which connects to the other member's socket, says there whose line it is, and hands it over.
+//! Connections between stacks of members of a private network. A stack has no right to connect to anything: it asks its keeper,
+//! which connects to the other member's socket, says there whose connection it is, and hands it over.
 //!
 //! This is all that a keeper reads of a stack: a few bytes that name a member.
 
@@ -21,15 +21,15 @@ const REQUEST_LEN: usize = 5;
 const REQUESTS: usize = 64;
 
 /// The beginning of an answer; the request follows.
-const LINE: u8 = b'l';
+const CONNECTION: u8 = b'l';
 
 /// Bytes of an answer.
 pub(super) const ANSWER_LEN: usize = 1 + REQUEST_LEN;
 
-/// A line that was asked for; none if nobody listens there.
-pub(super) type Line = (u8, Ipv4Addr, Option<OwnedFd>);
+/// A connection that was asked for; none if nobody listens there.
+pub(super) type MemberConnection = (u8, Ipv4Addr, Option<OwnedFd>);
 
-/// Asks for a line to a member.
+/// Asks for a connection to a member.
 ///
 /// # Errors
 /// When the keeper does not take it now.
@@ -39,8 +39,8 @@ pub(super) fn request(keeper: &OwnedFd, network: u8, address: Ipv4Addr) -> io::R
 }
 
 /// What an answer of the keeper says.
-pub(super) fn read_answer(message: &[u8], descriptors: Vec<OwnedFd>) -> Option<Line> {
-    let [LINE, network, a, b, c, d] = *message else { return None };
+pub(super) fn read_answer(message: &[u8], descriptors: Vec<OwnedFd>) -> Option<MemberConnection> {
+    let [CONNECTION, network, a, b, c, d] = *message else { return None };
     Some((network, Ipv4Addr::new(a, b, c, d), descriptors.into_iter().next()))
 }
 
@@ -54,10 +54,10 @@ pub(super) fn serve_requests(stack: BorrowedFd<'_>, joins: &[Join]) -> bool {
             Err(error) => return error == Errno::AGAIN,
         };
         let [network, a, b, c, d] = message[..len] else { return false };
-        let line =
+        let connection =
             joins.get(usize::from(network)).and_then(|join| connect(join, Ipv4Addr::new(a, b, c, d)).ok());
-        let answer = [LINE, network, a, b, c, d];
-        let _ = send_message(stack, &answer, line.as_ref().map(AsFd::as_fd).as_slice());
+        let answer = [CONNECTION, network, a, b, c, d];
+        let _ = send_message(stack, &answer, connection.as_ref().map(AsFd::as_fd).as_slice());
     }
     true
 }
@@ -74,9 +74,9 @@ fn connect(join: &Join, address: Ipv4Addr) -> io::Result<OwnedFd> {
     if record.created_at != join.created_at {
         return Err(io::ErrorKind::NotFound.into());
     }
-    let line = dir.connect(address)?;
-    send_message(&line, &hello(joined.address), &[])?;
-    Ok(line)
+    let connection = dir.connect(address)?;
+    send_message(&connection, &hello(joined.address), &[])?;
+    Ok(connection)
 }
 
 #[cfg(test)]
@@ -89,7 +89,7 @@ mod tests {
     use crate::network_stack::messages::message_pair;
 
     #[test]
-    fn a_stack_gets_lines_of_its_own_address_to_members_of_its_networks_only() {
+    fn a_stack_gets_connections_of_its_own_address_to_members_of_its_networks_only() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::at(dir.path());
         state.prepare().unwrap();
@@ -116,18 +116,18 @@ mod tests {
             assert!(serve_requests(keeper.as_fd(), &joins));
             let mut message = [0; ANSWER_LEN];
             let (len, descriptors) = receive_message(&stack, &mut message).unwrap();
-            let (answered, asked, line) = read_answer(&message[..len], descriptors).unwrap();
+            let (answered, asked, connection) = read_answer(&message[..len], descriptors).unwrap();
             assert_eq!((answered, asked), (number, address));
-            assert_eq!(line.is_some(), (number, address) == (0, other), "{number} {address}");
+            assert_eq!(connection.is_some(), (number, address) == (0, other), "{number} {address}");
         }
-        let line = rustix::net::accept(&listener).unwrap();
+        let connection = rustix::net::accept(&listener).unwrap();
         let later = [Join { created_at: jiff::Timestamp::MAX, ..joins[0].clone() }];
         request(&stack, 0, other).unwrap();
         assert!(serve_requests(keeper.as_fd(), &later));
         let mut answer = [0; ANSWER_LEN];
         assert!(receive_message(&stack, &mut answer).unwrap().1.is_empty(), "another network of its name");
         let mut message = [0; 16];
-        let (len, _) = receive_message(&line, &mut message).unwrap();
+        let (len, _) = receive_message(&connection, &mut message).unwrap();
         assert_eq!(message[..len], hello(own));
         // Nonsense is not answered, and whoever says it is not heard any more.
         rustix::net::send(&stack, &[9; 40], rustix::net::SendFlags::empty()).unwrap();
