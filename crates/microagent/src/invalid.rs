@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use microagent_image::{DigestError, ReferenceError};
 use microagent_model::egress::RULES_MAX;
 use microagent_model::{
     AllowRuleError, BROKERS_MAX, BrokerError, DISK_MIB_MAX, DnsError, EgressModeError, ForwardError,
@@ -308,6 +309,18 @@ pub enum InvalidRequest {
     /// The text is not a reference of a secret.
     #[error(transparent)]
     SecretReference(SecretReferenceError),
+    /// The text is not an image reference.
+    #[error("the image reference is not valid")]
+    ImageReference(#[source] ReferenceError),
+    /// The text is not a digest.
+    #[error(transparent)]
+    Digest(DigestError),
+    /// The text is not a label.
+    #[error("the label is not valid")]
+    LabelText(#[source] LabelError),
+    /// The text is not a kernel setting, a tmpfs or a limit.
+    #[error("the setting is not valid")]
+    SettingText(#[source] SettingError),
     /// A private network is joined twice.
     #[error("private network `{name}` is joined twice")]
     JoinedTwice {
@@ -453,6 +466,7 @@ impl InvalidRequest {
             InvalidRequest::Attachment(error) => error.hint(),
             InvalidRequest::HostDirectory { .. } => AttachmentError::HostDirectory.hint(),
             InvalidRequest::OwnState { .. } => Hint::AttachVolume,
+            InvalidRequest::ImageReference(error) => Hint::Advice(error.hint()),
             other => Hint::Advice(other.advice()),
         }
     }
@@ -543,6 +557,9 @@ impl InvalidRequest {
             InvalidRequest::Dns(_) => "name an IPv4 address, such as 192.0.2.53; a host is `db:192.0.2.7`",
             InvalidRequest::Subnet(_) => "a subnet is written as 10.210.7.0/24",
             InvalidRequest::RestartPolicy(_) => "choose never, on-failure, always or unless-stopped",
+            InvalidRequest::LabelText(_) => "write it as NAME=VALUE",
+            InvalidRequest::SettingText(_) => "see the reference of spec files for how each is written",
+            InvalidRequest::Digest(_) => "a digest is `sha256:` and 64 hexadecimal digits",
             InvalidRequest::SecretReference(_) => "a secret is NAME=env:VARIABLE or NAME=file:PATH",
             _ => "name one",
         }

@@ -1,9 +1,10 @@
 //! Texts that are not valid values, as errors of the library, so that `"web".parse()?` needs no conversion.
 
+use microagent_image::{DigestError, ReferenceError};
 use microagent_model::{
-    AllowRuleError, BrokerError, DnsError, EgressModeError, ForwardError, JobIdError, NameError,
-    NetworkNameError, PublishError, RestartPolicyError, SecretReferenceError, SnapshotTagError, SubnetError,
-    VolumeNameError,
+    AllowRuleError, BrokerError, DnsError, EgressModeError, ForwardError, JobIdError, LabelError, NameError,
+    NetworkNameError, PublishError, RestartPolicyError, SecretReferenceError, SettingError, SnapshotTagError,
+    SubnetError, VolumeNameError,
 };
 
 use super::{Error, InvalidRequest};
@@ -36,13 +37,18 @@ text_errors! {
     RestartPolicyError => RestartPolicy,
     SecretReferenceError => SecretReference,
     BrokerError => Broker,
+    ReferenceError => ImageReference,
+    DigestError => Digest,
+    LabelError => LabelText,
+    SettingError => SettingText,
 }
 
 #[cfg(test)]
 mod tests {
+    use microagent_image::{Digest, ImageReference};
     use microagent_model::{
         AllowRule, Broker, EgressMode, Forward, JobId, NameServer, NetworkName, Publish, RestartPolicy,
-        SecretReference, SnapshotTag, Subnet, VolumeName, WorkspaceName,
+        SecretReference, SnapshotTag, Subnet, Tmpfs, Ulimit, VolumeName, WorkspaceName, parse_label,
     };
 
     use super::*;
@@ -71,5 +77,11 @@ mod tests {
         refused::<RestartPolicy>();
         refused::<SecretReference>();
         refused::<Broker>();
+        refused::<ImageReference>();
+        refused::<Digest>();
+        refused::<Tmpfs>();
+        refused::<Ulimit>();
+        let error: Error = parse_label("not ! valid").expect_err("it is not valid").into();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     }
 }
