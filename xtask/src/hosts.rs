@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::fixtures::{Fixtures, target_directory};
-use crate::process::{capture, cargo, run};
+use crate::process::{build_programs_and_tests, capture, cargo, root};
 pub(crate) use root::packages as test_packages;
 use root::{Outcome, Root};
 
@@ -103,7 +103,7 @@ impl Hosts {
     pub(crate) fn run(&self) -> Result<()> {
         ensure!(rustix::process::geteuid().is_root(), "only root can make and enter other roots");
         Fixtures::default().run()?;
-        run(cargo().args(["build", "--locked", "--quiet", "--package", "microagent-cli"]))?;
+        build_programs_and_tests()?;
         let programs = test_programs()?;
         let suites = if self.suites.is_empty() { Suite::ALL.to_vec() } else { self.suites.clone() };
         let users = self.user.map_or_else(|| vec![Who::Root, Who::User], |user| vec![user]);
@@ -167,12 +167,14 @@ impl Hosts {
 
 /// The end-to-end test programs of this build, by name.
 pub(crate) fn test_programs() -> Result<BTreeMap<String, PathBuf>> {
-    let build = ["test", "--locked", "--quiet", "--package", "microagent-tests", "--tests", "--no-run"];
+    let build = ["test", "--workspace", "--tests", "--locked", "--quiet", "--no-run"];
     let messages = capture(cargo().args(build).arg("--message-format=json"))?;
+    let manifest = root().join("tests/Cargo.toml");
     let mut programs = BTreeMap::new();
     for line in messages.lines() {
         let message: serde_json::Value = serde_json::from_str(line).context("cargo printed no JSON")?;
-        let is_test = message["target"]["kind"][0] == "test";
+        let is_test =
+            message["target"]["kind"][0] == "test" && message["manifest_path"].as_str() == manifest.to_str();
         if let (true, Some(path), Some(name)) =
             (is_test, message["executable"].as_str(), message["target"]["name"].as_str())
         {

@@ -16,7 +16,7 @@ use clap::Args;
 
 use crate::fixtures::{Fixtures, target_directory};
 use crate::hosts::{Suite, test_packages, test_programs};
-use crate::process::{capture, cargo, program, root, run};
+use crate::process::{build_programs_and_tests, capture, program, root, run};
 
 /// How long the whole trial may take.
 const DEADLINE: Duration = Duration::from_secs(60 * 60);
@@ -69,7 +69,7 @@ impl KvmTrial {
     pub(crate) fn run(&self) -> Result<()> {
         ensure!(rustix::process::geteuid().is_root(), "only root can make the outer machine");
         Fixtures::default().run()?;
-        run(cargo().args(["build", "--locked", "--quiet", "--package", "microagent-cli"]))?;
+        build_programs_and_tests()?;
         let outer = Outer::prepare(self.suite)?;
         let chosen: Vec<&str> = TESTS
             .into_iter()

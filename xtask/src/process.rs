@@ -34,6 +34,12 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// Builds all programs and tests. Every step of `make test` asks for the same packages and kinds of targets, because
+/// cargo unites the features of what is built together: a part alone would be compiled once more with fewer of them.
+pub(crate) fn build_programs_and_tests() -> Result<()> {
+    run(cargo().args(["build", "--workspace", "--bins", "--tests", "--locked", "--quiet"]))
+}
+
 /// Runs a program to its end; its output goes where ours goes.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {}", words(command)))?;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::fixtures::Fixtures;
 use crate::hosts::{self, Suite};
-use crate::process::{cargo, has_cargo_command, program, root, run};
+use crate::process::{build_programs_and_tests, cargo, has_cargo_command, program, root, run};
 use crate::tidy::TidyArguments;
 use crate::{deps, docs, fuzz, tidy};
 
@@ -35,7 +35,7 @@ pub(crate) fn test() -> Result<()> {
     })?;
     step("fixtures", || Fixtures::default().run())?;
     // End-to-end tests run the command that lies beside them.
-    step("build", || run(cargo().args(["build", "--locked", "--quiet", "--package", "microagent-cli"])))?;
+    step("build", build_programs_and_tests)?;
     step("documentation tests", || {
         run(cargo().args(["test", "--workspace", "--locked", "--quiet", "--doc"]))
     })?;
