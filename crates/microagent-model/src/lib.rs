@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
 mod attachment;
 mod broker;
 mod command;
@@ -29,6 +30,7 @@ mod snapshot;
 mod state;
 mod text;
 
+pub use address::AddressClass;
 pub use attachment::{Attachment, DiskSource};
 pub use broker::{
     ALLOWED_REQUESTS_MAX, AllowedRequest, AllowedRequestError, BROKER_ENV_MAX, BROKERS_MAX, Broker,

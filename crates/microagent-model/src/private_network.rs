@@ -7,6 +7,8 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::address::PRIVATE_V4;
+
 /// Most private networks that a workspace joins.
 pub const JOINS_MAX: usize = 8;
 
@@ -15,14 +17,6 @@ pub const MEMBERS_MAX: usize = 250;
 
 /// Valid lengths of a prefix: at most the networks that people use, at least room for some members.
 const PREFIXES: std::ops::RangeInclusive<u8> = 16..=28;
-
-/// Where private networks may be: private (RFC 1918) and shared (RFC 6598) ranges.
-const RANGES: [(Ipv4Addr, u8); 4] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-];
 
 /// What every guest has for itself, and a metadata service in the middle of the shared range.
 const TAKEN: [(Ipv4Addr, u8); 2] =
@@ -134,7 +128,7 @@ impl FromStr for Subnet {
         if !PREFIXES.contains(&net.prefix_len()) {
             return Err(SubnetError::Prefix { text: owned(), prefix: net.prefix_len() });
         }
-        if !RANGES.iter().any(|&(base, bits)| network(base, bits).contains(&net)) {
+        if !PRIVATE_V4.iter().any(|&(base, bits)| network(base, bits).contains(&net)) {
             return Err(SubnetError::Public { text: owned() });
         }
         let taken = TAKEN.iter().map(|&(base, bits)| network(base, bits)).find(|taken| overlap(net, *taken));

@@ -1,8 +1,11 @@
 //! What an IPv4 address is to a guest: out of bounds, part of its own little network, inside, or public.
 //!
-//! Pure tables. Which of the classes may be reached is decided elsewhere ([`crate::egress`]).
+//! The table of addresses that brokers use, too, and what the host adds to it. Which of the scopes may be reached is
+//! decided elsewhere ([`crate::egress`]).
 
 use std::net::Ipv4Addr;
+
+use microagent_model::AddressClass;
 
 use crate::{GATEWAY, HostAddresses, PREFIX_LEN};
 
@@ -19,52 +22,20 @@ pub enum Scope {
     Public,
 }
 
-/// Ranges that no rule opens.
-///
-/// # Source
-/// IANA's registry of special-purpose addresses; the metadata services are those of the vendors' manuals.
-/// Most clouds have theirs at 169.254.169.254, which is link-local.
-const NEVER: [(Ipv4Addr, u8); 9] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
-    (Ipv4Addr::new(127, 0, 0, 0), 8),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    // Protocol assignments; Oracle's older cloud has its metadata at 192.0.0.192.
-    (Ipv4Addr::new(192, 0, 0, 0), 24),
-    // Alibaba's metadata, in the middle of the shared range.
-    (Ipv4Addr::new(100, 100, 100, 200), 32),
-    // Azure's host: metadata, health, name service.
-    (Ipv4Addr::new(168, 63, 129, 16), 32),
-    (Ipv4Addr::new(224, 0, 0, 0), 4),
-    // Reserved, and limited broadcast at its end.
-    (Ipv4Addr::new(240, 0, 0, 0), 4),
-    (Ipv4Addr::BROADCAST, 32),
-];
-
-/// Ranges that are the host's surroundings: private (RFC 1918) and shared (RFC 6598).
-const INSIDE: [(Ipv4Addr, u8); 4] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-];
-
 impl Scope {
     /// The class of an address on a host that has these addresses.
     pub fn of(address: Ipv4Addr, host: &HostAddresses) -> Scope {
-        if any_contains(&NEVER, address) || host.is_loopback(address) {
+        let class = AddressClass::of(address.into());
+        if class == AddressClass::Never || host.is_loopback(address) {
             Scope::Never
         } else if contains(GATEWAY, PREFIX_LEN, address) {
             Scope::Own
-        } else if any_contains(&INSIDE, address) || host.is_inside(address) {
+        } else if class == AddressClass::Private || host.is_inside(address) {
             Scope::Inside
         } else {
             Scope::Public
         }
     }
-}
-
-fn any_contains(ranges: &[(Ipv4Addr, u8)], address: Ipv4Addr) -> bool {
-    ranges.iter().any(|&(net, bits)| contains(net, bits, address))
 }
 
 /// Whether an address lies in the network of `bits` prefix bits (at most 32) that `net` is of.
