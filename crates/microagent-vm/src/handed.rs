@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use microagent_store::StateDir;
-use rustix::fs::{MemfdFlags, OFlags, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use crate::jail::{Account, FileAccess, Reopened};
 use crate::machine::Files;
@@ -87,8 +87,10 @@ fn records_changes(file: &File) -> io::Result<bool> {
 }
 
 fn copy(file: &File) -> io::Result<File> {
-    let copy = File::from(memfd_create("copy", MemfdFlags::CLOEXEC)?);
+    let copy = File::from(memfd_create("copy", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
     copy_file(file, &copy)?;
+    // Without a control group, nothing else would limit how far a QEMU that was taken over lets it grow.
+    fcntl_add_seals(&copy, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
     Ok(copy)
 }
 
@@ -239,6 +241,8 @@ mod tests {
         let Handed::Copy(copy) = written else { panic!("not copied") };
         copy.write_at(b"other", 0).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"guest");
+        assert!(copy.write_at(b"x", 5).is_err(), "it grows");
+        assert!(copy.set_len(6).is_err() && copy.set_len(4).is_err(), "its length changes");
 
         let read = Handed::memory(&file, FileAccess::Read, None).unwrap();
         let Handed::File(mut again, FileAccess::Read) = read else { panic!("copied") };
