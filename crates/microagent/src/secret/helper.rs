@@ -69,7 +69,7 @@ async fn run(program: &Path, argument: &str) -> io::Result<Answer> {
         .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
-    let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
     let stdout = child.stdout.take().expect("stdout was asked for");
     let stderr = child.stderr.take().expect("stderr was asked for");
     let mut said = Vec::new();
@@ -79,7 +79,12 @@ async fn run(program: &Path, argument: &str) -> io::Result<Answer> {
             let value = read_value(stdout).await?;
             let status = match value.0.len() > SECRET_LIMIT + 1 {
                 true => None,
-                false => Some(child.wait().await?),
+                false => {
+                    let status = child.wait().await?;
+                    // It has been reaped, so its number may be somebody else's soon; what it left running may continue.
+                    group.let_go();
+                    Some(status)
+                }
             };
             io::Result::Ok((value, status))
         });
@@ -97,10 +102,6 @@ async fn run(program: &Path, argument: &str) -> io::Result<Answer> {
             }
         }
     };
-    if status.is_some() {
-        // It has been reaped, so its number may be somebody else's soon; what it left running may continue.
-        group.let_go();
-    }
     Ok(Answer { value, stderr: said, status })
 }
 
@@ -125,7 +126,7 @@ async fn listen(mut stream: impl AsyncRead + Unpin, said: &mut Vec<u8>) {
 struct Group(Option<Pid>);
 
 impl Group {
-    fn let_go(mut self) {
+    fn let_go(&mut self) {
         self.0 = None;
     }
 }
