@@ -1,6 +1,7 @@
 //! Confines the supervisor before it reads the first byte of a guest. From then on it can manage the machine that it
 //! has started and nothing else: it cannot execute programs or create sockets, and it can open only files in the one
-//! directory of its workspace that it writes to. The settings of the workspace are not there.
+//! directory of its workspace that it writes to. The settings of the workspace are not there. It can kill what it has
+//! started, through the descriptors that it has of these processes, and signal nothing else.
 //!
 //! The walls apply to the thread that communicates with the guest, from the call of [`confine`] on: a seccomp filter
 //! that lists the allowed system calls, and Landlock rules. If root runs the supervisor, its only capability is the
@@ -13,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -28,7 +30,9 @@ use seccompiler::{
 };
 
 use crate::architecture::{OLDER_SUPERVISOR_CALLS, OPEN, SECCOMP};
+use crate::descriptors::leave_apart;
 use crate::jail::{NEWEST, allow, give_up_capabilities, give_up_capabilities_but_kill};
+use crate::spawn::Numbers;
 
 /// Files of the system that may be read.
 const SYSTEM_READ: [&str; 2] = ["/proc/sys/kernel/random/boot_id", "/proc/self"];
@@ -101,7 +105,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_accept4,
     libc::SYS_getpeername,
     libc::SYS_getsockname,
-    libc::SYS_getsockopt,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
@@ -144,8 +147,11 @@ const IOCTL_REQUESTS: [u64; 5] = [
     libc::SECCOMP_IOCTL_NOTIF_SEND,
 ];
 
-/// Commands of `fcntl`: copies of descriptors and their flags. None sends a signal, which would not go by the rules for
-/// `kill`: the owner of a pipe that is told of its data can be any process.
+/// Options of sockets that are read. None gives a descriptor of the process at the other end, as `SO_PEERPIDFD` does.
+const SOCKET_OPTIONS: [i32; 2] = [libc::SO_ERROR, libc::SO_PEERCRED];
+
+/// Commands of `fcntl`: copies of descriptors and their flags. None sends a signal: the owner of a pipe that is told of
+/// its data can be any process.
 const FCNTL_COMMANDS: [i32; 5] =
     [libc::F_DUPFD_CLOEXEC, libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL];
 
@@ -171,7 +177,7 @@ pub(crate) struct Needs {
     /// Directories of control groups in which it removes groups.
     pub(crate) groups: Vec<PathBuf>,
     /// The processes that it has started, which it may kill and inspect.
-    pub(crate) children: Vec<i32>,
+    pub(crate) children: Vec<Numbers>,
     /// Whether one of them belongs to another user.
     pub(crate) other_user: bool,
 }
@@ -181,8 +187,9 @@ pub(crate) struct Needs {
 pub(crate) enum Templates {
     /// Nothing.
     None,
-    /// It removes the template if it cannot be restored.
-    Discards,
+    /// It removes the template in this directory if it cannot be restored. The right to remove the directories of others
+    /// is of no use: they are not empty.
+    Discards(PathBuf),
     /// It creates a template in this directory, renames it, and removes surplus templates.
     Makes(PathBuf),
 }
@@ -197,6 +204,7 @@ pub(crate) fn confine(needs: &Needs) -> io::Result<()> {
         false => give_up_capabilities()?,
     }
     rules(needs).and_then(|rules| rules.restrict_self().map(drop)).map_err(io::Error::other)?;
+    leave_apart()?;
     let filter = filter(&needs.children).map_err(io::Error::other)?;
     seccompiler::apply_filter(&filter).map_err(io::Error::other)
 }
@@ -225,14 +233,17 @@ fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::from_all(NEWEST))?
-        // Signals to QEMU go out of the domain: it was started before.
+        // What it kills is not in its domain: it was started before.
         .scope(Scope::AbstractUnixSocket)?
         .create()?;
     ruleset = allow(ruleset, &needs.dir.machine(), own)?;
     let removed = AccessFs::ReadDir | AccessFs::RemoveDir | AccessFs::RemoveFile;
     match &needs.templates {
         Templates::None => {}
-        Templates::Discards => ruleset = allow(ruleset, &needs.state.templates(), removed)?,
+        Templates::Discards(template) => {
+            ruleset = allow(ruleset, &needs.state.templates(), AccessFs::RemoveDir.into())?;
+            ruleset = allow(ruleset, template, removed)?;
+        }
         Templates::Makes(scratch) => {
             // Those that are there are read and moved away, and not written to.
             let kept = removed | AccessFs::MakeDir | AccessFs::Refer;
@@ -253,7 +264,7 @@ fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
         ruleset = allow(ruleset, parent, AccessFs::RemoveDir.into())?;
     }
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let children = needs.children.iter().map(|pid| PathBuf::from(format!("/proc/{pid}")));
+    let children = needs.children.iter().map(|child| PathBuf::from(format!("/proc/{}", child.pid)));
     for path in SYSTEM_READ.iter().map(PathBuf::from).chain(children) {
         ruleset = allow(ruleset, &path, read)?;
     }
@@ -263,7 +274,7 @@ fn rules(needs: &Needs) -> Result<RulesetCreated, RulesetError> {
     Ok(ruleset)
 }
 
-fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
+fn filter(children: &[Numbers]) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().chain(OLDER_SUPERVISOR_CALLS).map(|call| (*call, Vec::new())).collect();
     // Memory that is written is not executed: a call for both is not listed.
@@ -274,7 +285,7 @@ fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
     if let Some(open) = OPEN {
         rules.insert(open, masked(1, &OPENED)?);
     }
-    rules.insert(libc::SYS_fcntl, one_of(1, FCNTL_COMMANDS.map(|command| command.cast_unsigned().into()))?);
+    rules.insert(libc::SYS_fcntl, one_of(1, FCNTL_COMMANDS.map(bits))?);
     // Times of what is open. Landlock has no rule for times and modes, so no call changes them by a path.
     rules.insert(libc::SYS_utimensat, vec![rule(1, SeccompCmpOp::Eq, 0)?]);
     rules.insert(libc::SYS_ioctl, one_of(1, IOCTL_REQUESTS)?);
@@ -285,19 +296,31 @@ fn filter(children: &[i32]) -> Result<BpfProgram, BackendError> {
         rules.insert(call, Vec::new());
     }
     rules.insert(libc::SYS_prctl, one_of(0, [libc::PR_SET_NO_NEW_PRIVS.unsigned_abs().into()])?);
-    let own = getpid().as_raw_nonzero().get();
-    rules.insert(libc::SYS_tgkill, vec![about(own)?]);
-    let killed = children.iter().map(|pid| about(*pid)).collect::<Result<Vec<_>, _>>()?;
+    rules.insert(libc::SYS_getsockopt, options()?);
+    // The end of an abort.
+    rules.insert(libc::SYS_tgkill, one_of(0, [bits(getpid().as_raw_nonzero().get())])?);
+    let killed = children.iter().map(|child| kills(child.handle)).collect::<Result<Vec<_>, _>>()?;
     if !killed.is_empty() {
-        rules.insert(libc::SYS_kill, killed);
+        rules.insert(libc::SYS_pidfd_send_signal, killed);
     }
     let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     SeccompFilter::new(rules, denied, SeccompAction::Allow, SECCOMP)?.try_into()
 }
 
-/// A call whose first argument is this process's id.
-fn about(pid: i32) -> Result<SeccompRule, BackendError> {
-    rule(0, SeccompCmpOp::Eq, pid.cast_unsigned().into())
+/// A call that kills the process with this descriptor, whose number no other descriptor can have, and not its group.
+fn kills(handle: RawFd) -> Result<SeccompRule, BackendError> {
+    let without_group = condition(3, SeccompCmpOp::Eq, 0)?;
+    let by_handle = condition(0, SeccompCmpOp::Eq, bits(handle))?;
+    SeccompRule::new(vec![by_handle, condition(1, SeccompCmpOp::Eq, bits(libc::SIGKILL))?, without_group])
+}
+
+/// A call that reads one of the listed options.
+fn options() -> Result<Vec<SeccompRule>, BackendError> {
+    let of_socket = |option: &i32| {
+        let level = condition(1, SeccompCmpOp::Eq, bits(libc::SOL_SOCKET))?;
+        SeccompRule::new(vec![level, condition(2, SeccompCmpOp::Eq, bits(*option))?])
+    };
+    SOCKET_OPTIONS.iter().map(of_socket).collect()
 }
 
 /// An argument, counted from 0, that has one of these values.
@@ -307,190 +330,23 @@ fn one_of(number: u8, values: impl IntoIterator<Item = u64>) -> Result<Vec<Secco
 
 /// An argument that has the value of one of these pairs where its mask has ones.
 fn masked(number: u8, pairs: &[(i32, i32)]) -> Result<Vec<SeccompRule>, BackendError> {
-    let bits = |value: i32| u64::from(value.cast_unsigned());
     let rules =
         pairs.iter().map(|(mask, value)| rule(number, SeccompCmpOp::MaskedEq(bits(*mask)), bits(*value)));
     rules.collect()
 }
 
 fn rule(number: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(number, SeccompCmpArgLen::Dword, operator, value)?])
+    SeccompRule::new(vec![condition(number, operator, value)?])
+}
+
+fn condition(number: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(number, SeccompCmpArgLen::Dword, operator, value)
+}
+
+/// The bits of an `int` as an argument of a system call has them.
+fn bits(value: i32) -> u64 {
+    value.cast_unsigned().into()
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::io::ErrorKind;
-    use std::net::TcpStream;
-    use std::os::fd::AsRawFd;
-    use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::net::UnixListener;
-    use std::process::Command;
-
-    use rustix::fs::{Mode, OFlags};
-
-    use super::*;
-
-    fn emptied(path: &Path, access: OFlags) -> io::Result<()> {
-        rustix::fs::open(path, access | OFlags::TRUNC, Mode::empty()).map(drop).map_err(Into::into)
-    }
-
-    /// Makes the first process of the system the one that is told of a pipe's data.
-    #[allow(unsafe_code)]
-    fn signal_owner() -> io::Result<()> {
-        let (reader, _writer) = io::pipe()?;
-        // SAFETY: the call takes numbers only.
-        let result = unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETOWN, 1) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-
-    /// Checks all that must work and all that must fail, in a thread of its own.
-    #[test]
-    fn a_confined_thread_reaches_its_workspace_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::at(dir.path().join("state"));
-        state.prepare().unwrap();
-        let own = WorkspaceDir::at(state.workspaces().join("own"));
-        let other = state.workspaces().join("other");
-        own.make_machine_dir().unwrap();
-        fs::create_dir_all(&other).unwrap();
-        fs::write(other.join("control.key"), "secret").unwrap();
-        fs::write(own.record(), "settings").unwrap();
-        let outside = dir.path().join("outside");
-        fs::write(&outside, "x").unwrap();
-        let listener = UnixListener::bind(dir.path().join("bus")).unwrap();
-
-        let scratch = state.tmp().join("scratch");
-        fs::create_dir(&scratch).unwrap();
-        let (place, own_dir, record) = (dir.path().to_owned(), own.machine(), own.record());
-        let results = std::thread::spawn(move || {
-            let needs = Needs {
-                dir: own,
-                state: state.clone(),
-                templates: Templates::Makes(scratch.clone()),
-                removes: true,
-                groups: Vec::new(),
-                children: vec![1],
-                other_user: true,
-            };
-            confine(&needs).unwrap();
-            let file = own_dir.join("file");
-            fs::write(&file, "x").unwrap();
-            fs::rename(&file, own_dir.join("renamed")).unwrap();
-            fs::read("/proc/self/stat").unwrap();
-            // A template is written, and nothing of one once it has its name.
-            let template = state.templates().join("template");
-            fs::write(scratch.join("ram"), "x").unwrap();
-            fs::rename(&scratch, &template).unwrap();
-            fs::write(template.join("ram"), "y").unwrap();
-            leave_templates(&Needs { templates: Templates::None, ..needs }).unwrap();
-            fs::write(own_dir.join("renamed"), "z").unwrap();
-            let refused = [
-                ("program", Command::new("/bin/true").status().map(drop)),
-                ("TCP", TcpStream::connect("127.0.0.1:9").map(drop)),
-                ("UNIX socket", std::os::unix::net::UnixStream::connect(place.join("bus")).map(drop)),
-                ("thread", std::thread::Builder::new().spawn(|| ()).map(drop)),
-                ("file", fs::read(place.join("outside")).map(drop)),
-                ("key", fs::read(other.join("control.key")).map(drop)),
-                ("other workspace", fs::rename(&other, own_dir.join("other"))),
-                ("other workspace renamed", fs::rename(&other, other.with_file_name("third"))),
-                ("other workspace removed", fs::remove_dir_all(&other)),
-                (
-                    "own workspace renamed",
-                    fs::rename(record.parent().unwrap(), other.with_file_name("third")),
-                ),
-                ("new workspace", fs::create_dir(other.with_file_name("third"))),
-                ("new file", fs::write(place.join("new"), "x")),
-                ("settings", fs::write(&record, "x")),
-                ("settings read", fs::read(&record).map(drop)),
-                ("settings replaced", fs::rename(own_dir.join("renamed"), &record)),
-                ("settings linked", fs::hard_link(&record, own_dir.join("linked"))),
-                ("file beside the settings", fs::write(record.with_file_name("disk.qcow2"), "x")),
-                ("emptied file", emptied(&place.join("outside"), OFlags::RDONLY)),
-                ("file emptied without a right", emptied(&place.join("outside"), OFlags::ACCMODE)),
-                ("own file emptied without a right", emptied(&own_dir.join("renamed"), OFlags::ACCMODE)),
-                ("owner of signals", signal_owner()),
-                ("mode", fs::set_permissions(place.join("outside"), fs::Permissions::from_mode(0o777))),
-                ("published template", fs::write(template.join("ram"), "z")),
-                ("removed template", fs::remove_file(template.join("ram"))),
-                (
-                    "signal",
-                    rustix::process::test_kill_process(rustix::process::Pid::from_raw(2).unwrap())
-                        .map_err(Into::into),
-                ),
-            ];
-            refused.map(|(what, result)| (what, result.map_err(|error| error.kind())))
-        })
-        .join()
-        .unwrap();
-        drop(listener);
-        for (what, result) in results {
-            let kind = result.expect_err(what);
-            assert!(
-                matches!(kind, ErrorKind::PermissionDenied | ErrorKind::CrossesDevices),
-                "{what}: {kind:?}"
-            );
-        }
-    }
-
-    /// What is refused to a supervisor that does not remove its workspace at its end, as that of a run does.
-    #[test]
-    fn a_confined_thread_changes_only_what_is_in_its_own_directory() {
-        let dir = tempfile::tempdir().unwrap();
-        let state = StateDir::at(dir.path().join("state"));
-        state.prepare().unwrap();
-        let own = WorkspaceDir::at(state.workspaces().join("own"));
-        own.make_machine_dir().unwrap();
-        fs::write(own.record(), "settings").unwrap();
-        let volume = state.volume(&"data".parse().unwrap());
-        fs::create_dir(volume.path()).unwrap();
-        fs::write(volume.record(), "volume").unwrap();
-        let (kept, kept_volume) = (own.record(), volume.record());
-        let results = std::thread::spawn(move || {
-            let needs = Needs {
-                dir: own.clone(),
-                state,
-                templates: Templates::None,
-                removes: false,
-                groups: Vec::new(),
-                children: Vec::new(),
-                other_user: false,
-            };
-            confine(&needs).unwrap();
-            let beside = |name: &str| own.path().join(name);
-            let within = |name: &str| own.machine().join(name);
-            fs::create_dir_all(within("jobs/1")).unwrap();
-            fs::write(within("jobs/1/output"), "x").unwrap();
-            fs::remove_dir_all(within("jobs")).unwrap();
-            fs::write(within("file"), "x").unwrap();
-            fs::create_dir(within("dir")).unwrap();
-            [
-                ("settings", fs::write(own.record(), "x")),
-                ("settings removed", fs::remove_file(own.record())),
-                ("settings replaced", fs::rename(within("file"), own.record())),
-                ("settings moved", fs::rename(own.record(), within("record"))),
-                ("file beside them", fs::write(beside("new"), "x")),
-                ("directory beside them", fs::create_dir(beside("snapshots"))),
-                ("directory moved beside them", fs::rename(within("dir"), beside("snapshots"))),
-                ("own directory replaced", fs::rename(own.machine(), beside("other"))),
-                ("workspace renamed", fs::rename(own.path(), own.path().with_file_name("other"))),
-                ("link", std::os::unix::fs::symlink(own.record(), within("link"))),
-                ("volume", fs::write(volume.record(), "x")),
-                ("volume removed", fs::remove_file(volume.record())),
-                ("file beside the volume", fs::write(volume.path().join("new"), "x")),
-            ]
-            .map(|(what, result)| (what, result.map_err(|error| error.kind())))
-        })
-        .join()
-        .unwrap();
-        for (what, result) in results {
-            let kind = result.expect_err(what);
-            assert!(
-                matches!(kind, ErrorKind::PermissionDenied | ErrorKind::CrossesDevices),
-                "{what}: {kind:?}"
-            );
-        }
-        assert_eq!(fs::read_to_string(kept).unwrap(), "settings");
-        assert_eq!(fs::read_to_string(kept_volume).unwrap(), "volume");
-    }
-}
+mod tests;

@@ -1,15 +1,52 @@
-//! Closes descriptors that this process has inherited, so that its child processes do not inherit them.
+//! Descriptors that this process has inherited are closed, so that its child processes do not inherit them, and some get
+//! numbers that no other descriptor can have.
 
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
-use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// First descriptor that is not a standard stream.
 const FIRST: libc::c_uint = 3;
+
+/// How many numbers are kept apart.
+const APART: u64 = 8;
+
+/// Numbers that are kept apart are below this: the kernel's table of a process is as long as its highest number.
+const APART_BELOW: u64 = 4096;
+
+/// The first number that is kept apart.
+fn first_apart() -> u64 {
+    static FIRST: OnceLock<u64> = OnceLock::new();
+    *FIRST.get_or_init(|| {
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(APART_BELOW);
+        limit.min(APART_BELOW).saturating_sub(APART)
+    })
+}
+
+/// A copy of the descriptor with a number that no other descriptor gets after [`leave_apart`].
+///
+/// # Errors
+/// Fails when all these numbers are taken.
+pub(crate) fn keep_apart(fd: &OwnedFd) -> io::Result<OwnedFd> {
+    let first = RawFd::try_from(first_apart()).map_err(io::Error::other)?;
+    Ok(fcntl_dupfd_cloexec(fd, first)?)
+}
+
+/// Lowers the limit of open files below the numbers that are kept apart, for good. What is open there stays open, and a
+/// filter can know it by its number: nothing else can take its place.
+///
+/// # Errors
+/// Fails when the kernel refuses.
+pub(crate) fn leave_apart() -> io::Result<()> {
+    let most = Some(first_apart());
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?)
+}
 
 /// Marks all descriptors except the standard streams as close-on-exec.
 ///

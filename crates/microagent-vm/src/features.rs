@@ -88,6 +88,7 @@ async fn ask(qemu: &Path, state: &StateDir) -> io::Result<Features> {
     let features = Features::ask(&mut qmp).await.map_err(io::Error::other)?;
     // It is killed if it does not go by itself.
     let _ = qmp.execute("quit", json!({})).await;
-    let _ = child.kill().await;
+    child.kill();
+    let _ = child.wait().await;
     Ok(features)
 }

@@ -14,10 +14,9 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-use tokio::process::Child;
 use zeroize::Zeroizing;
 
-use crate::spawn::{Program, spawn};
+use crate::spawn::{Process, Program, spawn};
 
 /// This program, even if its file was replaced.
 const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -32,7 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// Fails when it cannot be started.
-pub(crate) fn spawn_server(argument: &str) -> io::Result<(Child, UnixStream)> {
+pub(crate) fn spawn_server(argument: &str) -> io::Result<(Process, UnixStream)> {
     let (ours, theirs) = UnixStream::pair()?;
     let args = [SUPERVISE_ARGUMENT.into(), argument.into()];
     let server = spawn(Program {

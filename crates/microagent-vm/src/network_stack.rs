@@ -33,6 +33,7 @@ pub(crate) use reports::{KeeperReport, KeeperReports};
 
 use crate::core_dump::never_dump_core;
 use crate::handover::{exit_code, hand_over, take_over};
+use crate::jail::sockets::leave_files;
 use crate::mapped::SharedNumber;
 use crate::spec::{HostFiles, Join};
 
@@ -114,12 +115,15 @@ fn serve(
     moved: &Rc<SharedNumber>,
     is_resumed: bool,
 ) -> io::Result<()> {
-    use_descriptors();
     give_memory_back();
     let passing = match brokers.is_some() || !instructions.joins.is_empty() {
         true => jail::Passing::Ends,
         false => jail::Passing::Nothing,
     };
+    match passing {
+        jail::Passing::Ends => leave_files()?,
+        jail::Passing::Nothing => use_descriptors(),
+    }
     jail::enter(passing)?;
     let instructions = instructions.clone();
     let options = StackOptions {

@@ -125,6 +125,11 @@ impl Template {
         Ok(template)
     }
 
+    /// Its directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Whether it has its image mounted.
     pub(crate) fn is_mounted(&self) -> bool {
         self.disk.is_some()
@@ -159,7 +164,7 @@ fn discard(state: &StateDir, dir: &Path) {
     if state.take_out(dir).is_ok() {
         return;
     }
-    // A supervisor whose guest was restored may remove templates and move none. Without its manifest it is damaged for
+    // A supervisor whose guest is restored may remove its template and move none. Without its manifest it is damaged for
     // whoever finds it half removed. Somebody else may have been faster; then there is nothing left to do.
     let _ = fs::remove_file(dir.join("manifest.json"));
     let _ = fs::remove_dir_all(dir);

@@ -41,6 +41,17 @@ pub(crate) fn limit_files() -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum: Some(most) })?)
 }
 
+/// Limits the open files of a process that needs many and passes some on: to half of what it may have. A supervisor may
+/// have all, so that it can pass descriptors whatever this process has under way.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn leave_files() -> io::Result<()> {
+    let held = getrlimit(Resource::Nofile).maximum;
+    let most = held.map(|held| (held / 2).max(FEW_FILES.min(held)));
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })?)
+}
+
 fn argument(
     number: u8,
     operator: SeccompCmpOp,
@@ -52,6 +63,22 @@ fn argument(
 /// The bits of an `int` as an argument of a system call has them.
 fn bits(value: libc::c_int) -> u64 {
     value.cast_unsigned().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_passes_descriptors_leaves_half_of_them_to_others() {
+        let held = getrlimit(Resource::Nofile).maximum.unwrap();
+        leave_files().unwrap();
+        let left = getrlimit(Resource::Nofile);
+        let most = Some((held / 2).max(FEW_FILES.min(held)));
+        assert_eq!((left.current, left.maximum), (most, most));
+        limit_files().unwrap();
+        assert_eq!(getrlimit(Resource::Nofile).maximum, Some(FEW_FILES.min(held)));
+    }
 }
 
 /// Tries of a process that was taken over, for tests of both jails.

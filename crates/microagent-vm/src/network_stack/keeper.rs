@@ -20,7 +20,7 @@ use microagent_store::{NetworkDir, ProcessId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, waitpid};
+use rustix::process::{Pid, PidfdFlags, WaitOptions, getpid, pidfd_open, waitpid};
 
 use super::changes::{Follower, tell};
 use super::member_connections::serve_requests;
@@ -166,10 +166,8 @@ impl Keeper {
         if self.is_told_to_end(Some(stack), None)? {
             let mut watched = [PollFd::new(&stack.process, PollFlags::IN)];
             let patience = Timespec { tv_sec: END_PATIENCE.as_secs() as i64, tv_nsec: 0 };
-            if !matches!(poll(&mut watched, Some(&patience)), Ok(1)) {
-                let _ = kill_process(stack.pid, Signal::KILL);
-            }
-            let _ = waitpid(Some(stack.pid), WaitOptions::empty());
+            // One that takes longer is killed by the kernel, as this process ends now.
+            let _ = poll(&mut watched, Some(&patience));
             return Ok(None);
         }
         let (_, status) =

@@ -13,7 +13,7 @@ use microagent_model::egress::{Decision, Subject};
 use rustix::net::{RecvFlags, recv};
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
-use tokio::process::{Child, ChildStderr};
+use tokio::process::ChildStderr;
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::timeout;
@@ -25,6 +25,7 @@ use crate::bounded_log::BoundedLog;
 use crate::brokers::{BROKERS_ARGUMENT, brokers_change, instruct};
 use crate::handover::spawn_server;
 use crate::network_stack::messages::message_pair;
+use crate::spawn::{Numbers, Process};
 use crate::spec::BrokersSpec;
 
 /// How long they may take to end when the network stack has ended.
@@ -38,7 +39,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Running brokers.
 pub(super) struct Brokers {
-    pid: Option<i32>,
+    numbers: Numbers,
     stderr: Option<ChildStderr>,
     /// Ends when the guard is gone and all that was reported is written down.
     watch: JoinHandle<()>,
@@ -54,8 +55,7 @@ impl Brokers {
         let (reports, audit) = message_pair()?;
         instruct(&control, &spec.instructions.0, [connections.as_fd(), audit.as_fd()])?;
         let (kill, is_ending) = (Rc::new(Notify::new()), Rc::new(Cell::new(false)));
-        let pid = guard.id().and_then(|pid| i32::try_from(pid).ok());
-        let stderr = guard.stderr.take();
+        let (numbers, stderr) = (guard.numbers(), guard.take_stderr());
         let watch = Watch {
             guard,
             reports: UnixDatagram::from_std(reports.into())?,
@@ -63,12 +63,12 @@ impl Brokers {
             kill: Rc::clone(&kill),
             is_ending: Rc::clone(&is_ending),
         };
-        Ok((Brokers { pid, stderr, watch: spawn_local(watch.until_ended()), kill, is_ending }, stacks))
+        Ok((Brokers { numbers, stderr, watch: spawn_local(watch.until_ended()), kill, is_ending }, stacks))
     }
 
-    /// The guard's process id.
-    pub(super) fn pid(&self) -> Option<i32> {
-        self.pid
+    /// The guard's numbers.
+    pub(super) fn numbers(&self) -> Numbers {
+        self.numbers
     }
 
     /// What guard and brokers say on their standard error, once.
@@ -99,7 +99,7 @@ impl Brokers {
 
 /// Attends to the guard.
 struct Watch {
-    guard: Child,
+    guard: Process,
     reports: UnixDatagram,
     log: Shared<BoundedLog>,
     kill: Rc<Notify>,
@@ -115,8 +115,8 @@ impl Watch {
             () = log_requests(&self.reports, &self.log) => false,
         };
         if is_killed || timeout(GUARD_PATIENCE, self.guard.wait()).await.is_err() {
-            // The kernel kills the process that serves with it. Fails when it is gone already.
-            let _ = self.guard.start_kill();
+            // The kernel kills the process that serves with it.
+            self.guard.kill();
             let _ = timeout(DRAIN_PATIENCE, log_requests(&self.reports, &self.log)).await;
         }
         let status = self.guard.wait().await;

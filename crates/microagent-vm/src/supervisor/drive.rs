@@ -26,7 +26,7 @@ use super::network::LinkChange;
 use super::plan::Plan;
 use super::worker::{Freeze, Worker, WorkerContext};
 use super::{Driver, QUEUE, full_or_boot, write_failure};
-use crate::confinement::{Needs, Templates, confine};
+use crate::confinement::{Needs, Templates, confine, leave_templates};
 use crate::features::features_of;
 use crate::handed::admit_guest_files;
 use crate::lifecycle::{Effect, Event, Phase};
@@ -124,6 +124,8 @@ impl Driver {
         if let Some(template) = template {
             template.discard(&self.state);
         }
+        leave_templates(&self.needs(&machine, Templates::None))
+            .map_err(|e| full_or_boot(&e, "the supervisor cannot be confined further"))?;
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
         self.begin(machine, Plan::Cold(why), (events, incoming)).await
     }
@@ -149,10 +151,10 @@ impl Driver {
             Machine::start(&self.spec, &plan, claimed, features, &self.dir, console, &events).await?;
         self.timeline.borrow_mut().spawned_us = self.elapsed_us();
         // Nothing has been read of the guest yet: no task that reads has run.
-        let templates = match plan.freezer() {
-            Some(freezer) => Templates::Makes(freezer.scratch().to_owned()),
-            None if plan.is_restored() => Templates::Discards,
-            None => Templates::None,
+        let templates = match (plan.freezer(), &plan) {
+            (Some(freezer), _) => Templates::Makes(freezer.scratch().to_owned()),
+            (None, Plan::Warm(template)) => Templates::Discards(template.dir().to_owned()),
+            (None, _) => Templates::None,
         };
         confine(&self.needs(&machine, templates))
             .map_err(|e| full_or_boot(&e, "the supervisor cannot be confined"))?;
@@ -183,17 +185,16 @@ impl Driver {
             self.lifecycle.continue_copy();
         }
         self.lifecycle.enter(if template.is_some() { Phase::Restoring } else { Phase::Starting });
-        let freeze = freezer.map(|freezer| Freeze {
-            freezer,
-            monitor: machine.monitor(),
-            add_disks,
-            needs: self.needs(&machine, Templates::None),
-        });
+        let changes_templates = template.is_some() || freezer.is_some();
+        let without_templates = changes_templates.then(|| self.needs(&machine, Templates::None));
+        let (monitor, state) = (machine.monitor(), self.state.clone());
+        let freeze = freezer.map(|freezer| Freeze { freezer, monitor, add_disks, state });
         if let Some(server) = self.clients.server() {
             server.lend_base(BaseDisk::of(machine.monitor(), &self.spec.machine));
             server.show_console(Console::new(machine.take_keys(), Rc::clone(&self.console)));
         }
-        let conversation = self.converse(&machine, (template.is_some(), renewal), freeze, &events)?;
+        let (from, to) = ((template.is_some(), renewal), (freeze, without_templates));
+        let conversation = self.converse(&machine, from, to, &events)?;
         Ok(RunningMachine { machine, conversation, incoming, events, template })
     }
 
@@ -202,7 +203,7 @@ impl Driver {
         &self,
         machine: &Machine,
         (restored, renewal): (bool, Option<[u8; 16]>),
-        freeze: Option<Freeze>,
+        templates: (Option<Freeze>, Option<Needs>),
         events: &mpsc::Sender<Event>,
     ) -> Result<Conversation, WorkspaceFailure> {
         let context = WorkerContext {
@@ -219,7 +220,7 @@ impl Driver {
         };
         let channel = machine.control_channel().map_err(|e| full_or_boot(&e, "control channel"))?;
         let worker =
-            Worker::new(&self.spec, &self.dir, freeze, context).map_err(|e| full_or_boot(&e, "output"))?;
+            Worker::new(&self.spec, &self.dir, templates, context).map_err(|e| full_or_boot(&e, "output"))?;
         let (flush, flush_requested) = oneshot::channel();
         let (signals, signalled) = mpsc::channel(QUEUE);
         let worker = spawn_local(worker.run(channel, events.clone(), flush_requested, signalled));
@@ -245,7 +246,7 @@ impl Driver {
                 let _ = events.send(Event::GuestFailed(format!("it cannot be restarted: {error}"))).await;
             }
         });
-        match self.converse(&running.machine, (false, None), None, &running.events) {
+        match self.converse(&running.machine, (false, None), (None, None), &running.events) {
             Ok(conversation) => running.conversation = conversation,
             Err(failure) => self.carried_out.push_back(Event::GuestFailed(failure.message)),
         }

@@ -18,7 +18,6 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::process::Child;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
@@ -35,6 +34,7 @@ use crate::cgroup::MachineGroup;
 use crate::jail::Account;
 use crate::lifecycle::{Event, MachineExit};
 use crate::machine::NETDEV;
+use crate::spawn::{Numbers, Process};
 use crate::spec::SupervisorSpec;
 
 /// The signal to a process whose memory is a file on a full file system.
@@ -61,7 +61,7 @@ const RESET_POLLS: usize = 1000;
 
 /// QEMU with the tasks that read from it.
 struct Attached {
-    child: Child,
+    child: Process,
     control: OwnedFd,
     keys: Option<OwnedWriteHalf>,
     monitor: Monitor,
@@ -158,10 +158,10 @@ impl Machine {
     }
 
     /// Everything that was started for it.
-    pub(super) fn children(&self) -> Vec<i32> {
-        let qemu = self.process_id().map(|process| process.pid);
+    pub(super) fn children(&self) -> Vec<Numbers> {
         let network = self.network.iter().flat_map(Network::children);
-        qemu.into_iter().chain(network).chain(self.stand_by.as_ref().and_then(StandBy::pid)).collect()
+        let stand_by = self.stand_by.as_ref().map(StandBy::numbers);
+        [self.qemu.child.numbers()].into_iter().chain(network).chain(stand_by).collect()
     }
 
     /// What is known of the end of its guest.
@@ -171,7 +171,7 @@ impl Machine {
 
     /// QEMU's process.
     pub(super) fn process_id(&self) -> Option<ProcessId> {
-        ProcessId::of(i32::try_from(self.qemu.child.id()?).ok()?)
+        ProcessId::of(self.qemu.child.id()?)
     }
 
     /// What its network device leads to, if it has one.
@@ -269,7 +269,7 @@ impl Machine {
     }
 
     async fn kill_qemu(&mut self) {
-        let _ = self.qemu.child.start_kill();
+        self.qemu.child.kill();
         let _ = timeout(REAP_DEADLINE, self.qemu.child.wait()).await;
     }
 
@@ -319,7 +319,7 @@ impl Machine {
 
 /// Starts what reads from QEMU.
 fn attach(mut qemu: Qemu, logs: &Logs, features: Features, events: &mpsc::Sender<Event>) -> Attached {
-    let stderr = qemu.child.stderr.take();
+    let stderr = qemu.child.take_stderr();
     let words = stderr.map(|stderr| spawn_local(copy_to_log(stderr, Rc::clone(&logs.vmm))));
     let (shown, keys) = qemu.console.into_split();
     spawn_local(copy_to_log(shown, Rc::clone(&logs.console)));
@@ -362,14 +362,13 @@ async fn copy_to_log(mut from: impl AsyncRead + Unpin, log: Shared<BoundedLog>) 
 
 /// Waits for the end of QEMU. One whose main thread has ended, while others run the guest's processors, answers nothing and
 /// does not end by itself: it is killed. Cancel-safe.
-async fn exit(qemu: &mut Child) -> io::Result<ExitStatus> {
+async fn exit(qemu: &mut Process) -> io::Result<ExitStatus> {
     loop {
         if let Ok(ended) = timeout(MAIN_THREAD_INTERVAL, qemu.wait()).await {
             return ended;
         }
-        let pid = qemu.id().and_then(|pid| i32::try_from(pid).ok());
-        if pid.is_some_and(ProcessId::has_lost_its_main_thread) {
-            qemu.start_kill()?;
+        if qemu.id().is_some_and(ProcessId::has_lost_its_main_thread) {
+            qemu.kill();
         }
     }
 }

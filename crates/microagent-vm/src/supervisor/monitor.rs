@@ -11,10 +11,12 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 
+use super::answer_budget::AnswerBudget;
 use super::guest_end::GuestEnd;
 use super::qemu::Incoming;
 use crate::lifecycle::Event;
 use crate::machine::FREEZE_SET;
+use crate::template::Freezer;
 
 /// How often a freeze looks whether it is done, and how many times: a state has some 60 KB.
 const FREEZE_POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -93,9 +95,19 @@ impl Monitor {
         answer.await.map_err(|_| QmpError::Closed)
     }
 
-    /// Stops the guest and writes the state of its devices to the file; the guest is paused afterwards,
-    /// whether that worked or not.
-    pub(super) async fn freeze(&self, state: OwnedFd) -> Result<(), QmpError> {
+    /// Writes state, memory and disk of a guest, which is paused afterwards, whether that worked or not.
+    pub(super) async fn freeze_into(&self, freezer: &Freezer, budget: &AnswerBudget) -> Result<(), String> {
+        let state = freezer.state_file().map_err(|e| format!("the state cannot be stored: {e}"))?;
+        tokio::select! {
+            biased;
+            frozen = self.freeze(state) => frozen.map_err(|e| e.to_string())?,
+            _ = budget.exhausted() => return Err("it took too long".to_owned()),
+        }
+        freezer.copy().map_err(|e| format!("the memory cannot be stored: {e}"))
+    }
+
+    /// Stops the guest and writes the state of its devices to the file.
+    async fn freeze(&self, state: OwnedFd) -> Result<(), QmpError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(MonitorCommand::Freeze(state, reply)).await.map_err(|_| QmpError::Closed)?;
         answer.await.map_err(|_| QmpError::Closed)?

@@ -20,7 +20,7 @@ use microagent_model::egress::{Decision, Subject};
 use microagent_model::{FailureKind, WorkspaceFailure};
 use microagent_net::{HostAddresses, PortNumber};
 use microagent_store::{Link, NetworkDir, ProcessId, WorkspaceDir};
-use tokio::process::{Child, ChildStderr};
+use tokio::process::ChildStderr;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
@@ -34,6 +34,7 @@ use crate::network_stack::{
     Instructions, KeeperReport, KeeperReports, NETWORK_STACK_ARGUMENT, StackChannel, instruct,
 };
 use crate::ports::{PortError, listen_at};
+use crate::spawn::{Numbers, Process};
 use crate::spec::{Join, NetworkSpec};
 
 /// How long a stack may take to end when its control socket closes.
@@ -62,7 +63,7 @@ pub(super) enum LinkChange {
 
 /// A running network stack with its keeper.
 pub(super) struct Network {
-    keeper: Child,
+    keeper: Process,
     reports: KeeperReports,
     /// The stack; before it is known, its keeper.
     process: Option<ProcessId>,
@@ -118,7 +119,7 @@ impl Network {
         instruct(&control, &instructions, &descriptors).map_err(|e| cannot_start(&e))?;
         let channel = Rc::new(channel);
         let loggers = vec![spawn_local(log_decisions(Rc::clone(&channel), Rc::clone(&log)))];
-        let process = keeper.id().and_then(|pid| ProcessId::of(i32::try_from(pid).ok()?));
+        let process = keeper.id().and_then(ProcessId::of);
         let ports: Vec<PublishedPort> = (1..)
             .zip(listeners)
             .map(|(number, (socket, publish))| PublishedPort { number, publish, socket: Some(socket) })
@@ -186,20 +187,15 @@ impl Network {
         }
     }
 
-    /// The keeper's process id, which is the one to kill.
-    pub(super) fn keeper_pid(&self) -> Option<i32> {
-        i32::try_from(self.keeper.id()?).ok()
-    }
-
-    /// The process ids of all that was started for it.
-    pub(super) fn children(&self) -> impl Iterator<Item = i32> {
-        self.keeper_pid().into_iter().chain(self.brokers.as_ref().and_then(Brokers::pid))
+    /// The numbers of all that was started for it.
+    pub(super) fn children(&self) -> impl Iterator<Item = Numbers> {
+        [self.keeper.numbers()].into_iter().chain(self.brokers.as_ref().map(Brokers::numbers))
     }
 
     /// What its processes say on their standard error, once.
     pub(super) fn take_stderr(&mut self) -> impl Iterator<Item = ChildStderr> {
         let brokers = self.brokers.as_mut().and_then(Brokers::take_stderr);
-        self.keeper.stderr.take().into_iter().chain(brokers)
+        self.keeper.take_stderr().into_iter().chain(brokers)
     }
 
     /// For the record; none of a keeper that has ended already.
@@ -274,7 +270,7 @@ impl Network {
     /// Ends it without waiting for anything that is still on its way.
     pub(super) async fn sever(mut self) {
         // The kernel kills its stack with it.
-        let _ = self.keeper.start_kill();
+        self.keeper.kill();
         if let Some(brokers) = self.brokers.take() {
             brokers.sever().await;
         }
@@ -300,7 +296,7 @@ impl Network {
         };
         reports.end();
         if timeout(END_PATIENCE, async { (ending.await, keeper.wait().await) }).await.is_err() {
-            let _ = keeper.start_kill();
+            keeper.kill();
             let _ = timeout(REAP_DEADLINE, keeper.wait()).await;
         }
         if let Some(brokers) = brokers {

@@ -13,7 +13,6 @@ use microagent_qemu::argv::Accel;
 use microagent_qemu::features::Features;
 use serde_json::Value;
 use tokio::net::UnixStream;
-use tokio::process::Child;
 use tokio::time::timeout;
 
 use super::machine::REAP_DEADLINE;
@@ -26,7 +25,7 @@ use crate::jail::{Account, FileAccess, Jail, Jailed, Limits};
 use crate::machine::{
     CAPTURES_MAX, STATE_SET, Sockets, Start, command_line, host_memory_limit_mib, throttle_disks,
 };
-use crate::spawn::{Program, Trigger, spawn, spawn_waiting};
+use crate::spawn::{Numbers, Process, Program, Trigger, spawn, spawn_waiting};
 use crate::spec::{MachineSpec, SupervisorSpec};
 
 /// Most that a state has beside the memory, in bytes; it is some hundred KiB.
@@ -34,7 +33,7 @@ const DEVICES_STATE_BYTES: u64 = 64 << 20;
 
 /// QEMU, or what will be QEMU, with our ends of its sockets.
 pub(super) struct Qemu {
-    pub(super) child: Child,
+    pub(super) child: Process,
     pub(super) console: UnixStream,
     pub(super) monitor: UnixStream,
     pub(super) control: OwnedFd,
@@ -61,9 +60,9 @@ pub(super) struct StandBy {
 }
 
 impl StandBy {
-    /// Its process id.
-    pub(super) fn pid(&self) -> Option<i32> {
-        i32::try_from(self.qemu.child.id()?).ok()
+    /// The numbers of its process.
+    pub(super) fn numbers(&self) -> Numbers {
+        self.qemu.child.numbers()
     }
 
     /// Makes it execute QEMU.
@@ -77,7 +76,7 @@ impl StandBy {
 
     /// Ends it: it is not needed.
     pub(super) async fn end(mut self) {
-        let _ = self.qemu.child.start_kill();
+        self.qemu.child.kill();
         let _ = timeout(REAP_DEADLINE, self.qemu.child.wait()).await;
     }
 }
@@ -135,7 +134,7 @@ impl Maker<'_> {
         &self,
         start: Start<'_>,
         memory: Option<&Handed>,
-        spawn: impl FnOnce(Program<'_>) -> io::Result<(Child, T)>,
+        spawn: impl FnOnce(Program<'_>) -> io::Result<(Process, T)>,
     ) -> io::Result<(Qemu, T)> {
         let (console, qemu_console) = pair()?;
         let (monitor, qemu_monitor) = pair()?;

@@ -16,7 +16,7 @@ use microagent_proto::{
     REQUEST_LIMIT, Request, SessionError, SessionHandle, SetClock, ShutDown, Stream, greet, host_session,
     read_message, write_message, write_secret_message,
 };
-use microagent_store::{RecordedResult, WorkspaceDir, printable, write_json};
+use microagent_store::{RecordedResult, StateDir, WorkspaceDir, printable, write_json};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -121,8 +121,8 @@ pub(super) struct Freeze {
     pub(super) monitor: Monitor,
     /// What gives the machine its disks afterwards.
     pub(super) add_disks: Vec<(&'static str, Value)>,
-    /// What the supervisor needs when the template is done.
-    pub(super) needs: Needs,
+    /// Where the template goes.
+    pub(super) state: StateDir,
 }
 
 /// The conversation with one guest.
@@ -130,6 +130,8 @@ pub(super) struct Worker {
     work: Work,
     configure: Configure,
     freeze: Option<Freeze>,
+    /// What the supervisor needs once templates are of no use any more, if it may change one until then.
+    without_templates: Option<Needs>,
     output: OutputWriter,
     /// Where it is written down how a service ended.
     result: PathBuf,
@@ -190,7 +192,7 @@ impl Worker {
     pub(super) fn new(
         spec: &SupervisorSpec,
         dir: &WorkspaceDir,
-        freeze: Option<Freeze>,
+        (freeze, without_templates): (Option<Freeze>, Option<Needs>),
         context: WorkerContext,
     ) -> io::Result<Worker> {
         let output = match spec.work {
@@ -201,6 +203,7 @@ impl Worker {
             work: spec.work.clone(),
             configure: spec.configure.clone(),
             freeze,
+            without_templates,
             output,
             result: dir.result(),
             context,
@@ -328,6 +331,7 @@ impl Worker {
             GuestErrorKind::Setting => Trouble::Setting(error.message),
             _ => Trouble::Guest(format!("the guest could not be set up: {}", error.message)),
         })?;
+        self.leave_templates()?;
 
         {
             let mut timeline = self.context.timeline.borrow_mut();
@@ -356,8 +360,12 @@ impl Worker {
 
     /// Freezes the guest into a template as soon as it answers, and resumes it. The inner result says
     /// whether there is a template now.
-    async fn freeze(&self, control: &mut UnixStream, freeze: Freeze) -> Result<Result<(), String>, Trouble> {
-        let Freeze { freezer, monitor, add_disks, needs } = freeze;
+    async fn freeze(
+        &mut self,
+        control: &mut UnixStream,
+        freeze: Freeze,
+    ) -> Result<Result<(), String>, Trouble> {
+        let Freeze { freezer, monitor, add_disks, state } = freeze;
         self.greet(control, PreambleKind::Ping, &self.context.budget).await?;
         self.context.timeline.borrow_mut().ready_us = elapsed_us(self.context.started);
         if freezer.wants_mount() {
@@ -366,7 +374,7 @@ impl Worker {
         }
         let stopped = Instant::now();
         let budget = self.context.budget.with_own_time(FREEZE_TIME).at_most(FREEZE_PATIENCE);
-        let frozen = freeze_into(&freezer, &monitor, &budget).await;
+        let frozen = monitor.freeze_into(&freezer, &budget).await;
         monitor.execute(add_disks).await.map_err(|e| {
             Trouble::Guest(format!("the guest was not given its disks: {}", microagent_proto::chain(&e)))
         })?;
@@ -375,10 +383,15 @@ impl Worker {
             .await
             .map_err(|e| Trouble::Guest(format!("the guest did not resume after a freeze: {e}")))?;
         self.context.timeline.borrow_mut().freeze_us = elapsed_us(stopped);
-        let published = frozen.and_then(|()| freezer.publish(&needs.state).map_err(|e| e.to_string()));
-        leave_templates(&needs)
-            .map_err(|e| Trouble::Guest(format!("the supervisor cannot be confined further: {e}")))?;
+        let published = frozen.and_then(|()| freezer.publish(&state).map_err(|e| e.to_string()));
+        self.leave_templates()?;
         Ok(published)
+    }
+
+    /// Gives up what the supervisor may do with templates. No program of the image has run.
+    fn leave_templates(&mut self) -> Result<(), Trouble> {
+        let left = self.without_templates.take().map_or(Ok(()), |needs| leave_templates(&needs));
+        left.map_err(|e| Trouble::Guest(format!("the supervisor cannot be confined further: {e}")))
     }
 
     async fn work(
@@ -495,13 +508,13 @@ async fn within<T>(budget: &AnswerBudget, answer: impl Future<Output = T>, what:
     }
 }
 
-/// Makes the guest end all processes and flush its disk.
 /// A shutdown with the time that a client gives the guest's processes.
 fn with_grace(shut_down: ShutDown, grace: Option<Duration>) -> ShutDown {
     let ms = grace.map(|grace| u32::try_from(grace.as_millis()).unwrap_or(u32::MAX));
     ShutDown { grace_ms: ms.unwrap_or(shut_down.grace_ms), ..shut_down }
 }
 
+/// Makes the guest end all processes and flush its disk.
 async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Sender<Event>) {
     let flushed = async {
         let mut stream = ask(session, &Request::ShutDown(shut_down)).await?;
@@ -520,17 +533,6 @@ async fn flush(session: &SessionHandle, shut_down: ShutDown, events: &mpsc::Send
         ) => Event::FlushFailed(message),
     };
     let _ = events.send(event).await;
-}
-
-/// Writes state, memory and disk of a guest, which is paused afterwards.
-async fn freeze_into(freezer: &Freezer, monitor: &Monitor, budget: &AnswerBudget) -> Result<(), String> {
-    let state = freezer.state_file().map_err(|e| format!("the state cannot be stored: {e}"))?;
-    tokio::select! {
-        biased;
-        frozen = monitor.freeze(state) => frozen.map_err(|e| e.to_string())?,
-        _ = budget.exhausted() => return Err("it took too long".to_owned()),
-    }
-    freezer.copy().map_err(|e| format!("the memory cannot be stored: {e}"))
 }
 
 /// Has a guest that was paused set its clock. If it fails, the guest continues with a wrong one.
