@@ -3,6 +3,11 @@
 use crate::dns::message::{Answer, Query, write_query};
 use crate::dns::resolver::DnsTransport;
 
+/// Reads bytes as what the stack of another member of a private network sends.
+pub fn member(bytes: &[u8]) {
+    crate::runner::members::hostile::drive(bytes);
+}
+
 /// Reads bytes as a guest's query, and as a name server's answer to the question that it asks.
 pub fn dns(bytes: &[u8]) {
     let (question, answer) = bytes.split_at(bytes.len() / 2);

@@ -4,7 +4,7 @@
 
 mod frames;
 mod host;
-mod members;
+pub(crate) mod members;
 mod pace;
 
 use std::collections::BTreeMap;

@@ -13,6 +13,11 @@ pub fn dotenv(bytes: &[u8]) {
     }
 }
 
+/// Reads bytes as what a snapshot says of its memory.
+pub fn memory_record(bytes: &[u8]) {
+    crate::workspace::memory::read_for_fuzzing(bytes);
+}
+
 /// Reads bytes as the file of a snapshot.
 pub fn snapshot_file(bytes: &[u8]) {
     crate::workspace::portable::read_for_fuzzing(bytes);

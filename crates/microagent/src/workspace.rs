@@ -18,7 +18,7 @@ mod layers;
 mod lifecycle;
 mod listing;
 mod logs;
-mod memory;
+pub(crate) mod memory;
 mod network;
 mod observe;
 mod origin;

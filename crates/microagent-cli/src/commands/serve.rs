@@ -2,6 +2,7 @@
 
 mod listen;
 mod policy_file;
+mod policy_words;
 
 use std::io::{IsTerminal, stdin};
 use std::path::PathBuf;

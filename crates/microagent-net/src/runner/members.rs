@@ -523,5 +523,8 @@ fn gone(error: Errno) -> Errno {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod hostile;
+
 #[cfg(test)]
 mod tests;

@@ -66,6 +66,16 @@ impl MemoryRecord {
     }
 }
 
+/// Whatever such a file says, it is read again as it is written, and fits the machine that it describes.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn read_for_fuzzing(bytes: &[u8]) {
+    let Ok(record) = serde_json::from_slice::<MemoryRecord>(bytes) else { return };
+    let written = serde_json::to_vec(&record).expect("a record is plain data");
+    let again: MemoryRecord = serde_json::from_slice(&written).expect("what was written can be read");
+    assert_eq!((again.bytes, again.token, again.sha256), (record.bytes, record.token, record.sha256));
+    assert_eq!((again.resources, again.shape.difference(&record.shape)), (record.resources, None));
+}
+
 /// The memory of a snapshot, for one start.
 #[derive(Debug, Clone)]
 pub(crate) struct SnapshotMemory {

@@ -6,9 +6,9 @@
 use std::path::Path;
 
 use clap::{Arg, ArgAction, Args, Command, FromArgMatches};
-use toml::de::{DeTable, DeValue};
 
 use super::McpArgs;
+use super::policy_words::{Refused, Takes, words};
 use crate::config::{place, read_text, syntax};
 use crate::failure::Failure;
 use crate::usage::{closest, message};
@@ -25,25 +25,18 @@ pub(super) fn read(path: &Path) -> Result<McpArgs, Failure> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<McpArgs, Failure> {
-    let table = DeTable::parse(text).map_err(|error| syntax(path, text, &error, HINT))?;
     let command = McpArgs::augment_args(Command::new("mcp").no_binary_name(true).disable_help_flag(true));
-    let mut words = Vec::new();
-    for (key, value) in table.get_ref() {
-        let at = |offset: usize| format!("{}, {}", path.display(), place(text, offset));
-        let name = key.get_ref().as_ref();
-        let Some(option) = option(&command, name) else {
-            return Err(unknown(&command, name, &at(key.span().start)));
-        };
-        let wrong = |what: &str| Failure::usage(format!("{}: {what}", at(value.span().start)), HINT);
-        for (word, offset) in
-            words_of(option, name, value.get_ref(), value.span().start).map_err(|what| wrong(&what))?
-        {
-            let tried = command.clone().try_get_matches_from([&word]);
-            tried.map_err(|error| Failure::usage(format!("{}: {}", at(offset), message(&error)), HINT))?;
-            words.push((word, offset));
-        }
+    let at = |offset: usize| format!("{}, {}", path.display(), place(text, offset));
+    let words = words(text, |name| takes(&command, name)).map_err(|refused| match refused {
+        Refused::Syntax(error) => syntax(path, text, &error, HINT),
+        Refused::Key { name, offset } => unknown(&command, &name, &at(offset)),
+        Refused::Value { what, offset } => Failure::usage(format!("{}: {what}", at(offset)), HINT),
+    })?;
+    for word in &words {
+        let tried = command.clone().try_get_matches_from([&word.text]);
+        tried.map_err(|error| Failure::usage(format!("{}: {}", at(word.offset), message(&error)), HINT))?;
     }
-    let said = words.iter().map(|(word, _)| word.as_str());
+    let said = words.iter().map(|word| word.text.as_str());
     let args = read_words(&command, said)
         .map_err(|error| Failure::usage(format!("{}: {}", path.display(), message(&error)), HINT))?;
     match args.policy() {
@@ -53,7 +46,7 @@ fn parse(path: &Path, text: &str) -> Result<McpArgs, Failure> {
                 let alone = read_words(&command, [word]).map(|args| args.policy());
                 matches!(alone, Ok(Err(Failure::Usage { message: alone, .. })) if alone == message)
             };
-            let at = words.iter().find(|(word, _)| is_it(word)).map(|(_, offset)| place(text, *offset));
+            let at = words.iter().find(|word| is_it(&word.text)).map(|word| place(text, word.offset));
             let at = at.map(|at| format!(", {at}")).unwrap_or_default();
             Err(Failure::Usage { message: format!("{}{at}: {message}", path.display()), hint })
         }
@@ -68,11 +61,17 @@ fn read_words<'a>(
     McpArgs::from_arg_matches(&command.clone().try_get_matches_from(words)?)
 }
 
-fn option<'a>(command: &'a Command, name: &str) -> Option<&'a Arg> {
+/// What an option of the policy takes.
+fn takes(command: &Command, name: &str) -> Option<Takes> {
     if NOT_POLICY.contains(&name) {
         return None;
     }
-    command.get_arguments().find(|option| option.get_long() == Some(name))
+    let option = command.get_arguments().find(|option| option.get_long() == Some(name))?;
+    Some(match option.get_action() {
+        ArgAction::Append => Takes::Many,
+        action if action.takes_values() => Takes::One,
+        _ => Takes::Nothing,
+    })
 }
 
 fn unknown(command: &Command, name: &str, place: &str) -> Failure {
@@ -89,44 +88,6 @@ fn unknown(command: &Command, name: &str, place: &str) -> Failure {
         None => "keys are options of `microagent serve mcp --help`, without dashes in front".to_owned(),
     };
     Failure::usage(format!("{place}: unknown key `{shown}`"), hint)
-}
-
-/// The words of a command line that say the same, and where the value of each begins.
-fn words_of(
-    option: &Arg,
-    name: &str,
-    value: &DeValue<'_>,
-    start: usize,
-) -> Result<Vec<(String, usize)>, String> {
-    let takes_value = option.get_action().takes_values();
-    let is_list = matches!(option.get_action(), ArgAction::Append);
-    match value {
-        DeValue::Boolean(given) if !takes_value => {
-            Ok(if *given { vec![(format!("--{name}"), start)] } else { Vec::new() })
-        }
-        _ if !takes_value => Err(format!("`{name}` is true or false")),
-        DeValue::Array(entries) if is_list => {
-            let word = |text: String, at: usize| (format!("--{name}={text}"), at);
-            let words = entries
-                .iter()
-                .map(|entry| scalar(entry.get_ref()).map(|text| word(text, entry.span().start)));
-            words.collect::<Option<_>>().ok_or_else(|| format!("`{name}` is a list of texts"))
-        }
-        _ if is_list => Err(format!("`{name}` is a list, such as {name} = [\"…\"]")),
-        value => match scalar(value) {
-            Some(text) => Ok(vec![(format!("--{name}={text}"), start)]),
-            None => Err(format!("`{name}` is a text or a number")),
-        },
-    }
-}
-
-/// A text, or a number in decimal.
-fn scalar(value: &DeValue<'_>) -> Option<String> {
-    match value {
-        DeValue::String(text) => Some(text.to_string()),
-        DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
-        _ => None,
-    }
 }
 
 #[cfg(test)]

@@ -439,9 +439,25 @@ impl Read for Cancellable<'_> {
     }
 }
 
-/// Reads a file as an import does, without making anything.
+/// Reads bytes as an import reads a file, without making anything: as the file, as what is compressed in it, and as header
+/// and ranges in its tar, with a zero between them. Else few inputs would come that far.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn read_for_fuzzing(bytes: &[u8]) {
+    read_pieces_for_fuzzing(bytes);
+    let compressed = zstd::encode_all(bytes, 1).expect("memory is written to");
+    read_pieces_for_fuzzing(&compressed);
+    let mut contents = bytes.splitn(2, |byte| *byte == 0);
+    let (header, part) = (contents.next().unwrap_or_default(), contents.next().unwrap_or_default());
+    let mut writer = super::stream::PieceWriter::new(Vec::new()).expect("memory is written to");
+    for (name, content) in [(HEADER, header), (BASE, part)] {
+        writer.write(name, content).expect("memory is written to");
+    }
+    read_pieces_for_fuzzing(&writer.finish().expect("memory is written to"));
+    let _ = Ranges::new(1 << 20).take(part, |_| Ok(()));
+}
+
+#[cfg(feature = "fuzzing")]
+fn read_pieces_for_fuzzing(bytes: &[u8]) {
     let Ok(mut pieces) = PieceReader::new(bytes) else { return };
     let Ok(header) = read_header(&mut pieces) else { return };
     let mut ranges = Ranges::new(header.base_bytes);
