@@ -1,5 +1,5 @@
-//! Runs one machine through its lifecycle: starts it, waits for events, passes them to [`Lifecycle::step`], and
-//! executes the effects until the machine has ended.
+//! Runs one machine through its lifecycle: starts it, waits for events, passes them to
+//! [`Lifecycle::step`](crate::lifecycle::Lifecycle::step), and executes the effects until the machine has ended.
 
 use std::future::Future;
 use std::path::Path;
