@@ -69,6 +69,7 @@ fn run() -> io::Result<()> {
     give_up_capabilities()?;
     let ports = instructions.endpoints.iter().map(|endpoint| endpoint.broker.upstream.port.get());
     jail::restrict_objects(ports)?;
+    jail::restrict_guard()?;
     Guard { instructions, connections, audit }.keep()
 }
 

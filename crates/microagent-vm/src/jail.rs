@@ -12,6 +12,7 @@ mod paths;
 mod privileges;
 mod program;
 pub(crate) mod sockets;
+pub(crate) mod starter;
 mod syscalls;
 mod wait;
 mod walls;

@@ -40,3 +40,6 @@ pub(crate) const OLDER_BROKER_CALLS: &[c_long] = &[];
 
 /// See [`OLDER_QEMU_CALLS`].
 pub(crate) const OLDER_STACK_CALLS: &[c_long] = &[];
+
+/// See [`OLDER_QEMU_CALLS`].
+pub(crate) const OLDER_STARTER_CALLS: &[c_long] = &[];

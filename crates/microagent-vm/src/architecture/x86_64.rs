@@ -66,5 +66,9 @@ pub(crate) const OLDER_SUPERVISOR_CALLS: &[c_long] = &[
 pub(crate) const OLDER_BROKER_CALLS: &[c_long] =
     &[libc::SYS_access, libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_stat];
 
+/// The same of a process that starts one of these two.
+pub(crate) const OLDER_STARTER_CALLS: &[c_long] =
+    &[libc::SYS_access, libc::SYS_poll, libc::SYS_readlink, libc::SYS_stat];
+
 /// The same of a network stack.
 pub(crate) const OLDER_STACK_CALLS: &[c_long] = &[libc::SYS_epoll_wait];

@@ -25,6 +25,7 @@ use seccompiler::{
 
 use crate::architecture::{OLDER_BROKER_CALLS, SECCOMP};
 use crate::jail::sockets::{Kind, kinds};
+use crate::jail::starter::restrict_starter;
 use crate::jail::{NEWEST, allow};
 
 /// What the C library reads when it looks a name up: its settings, and the modules that these name.
@@ -172,6 +173,14 @@ fn directory_of_resolv_conf() -> Option<PathBuf> {
     let file = Path::new("/etc/resolv.conf").canonicalize().ok()?;
     let directory = file.parent()?;
     (directory.starts_with("/run") && directory != Path::new("/run")).then(|| directory.to_owned())
+}
+
+/// Restricts the system calls of the guard and of what it starts.
+///
+/// # Errors
+/// When the kernel refuses the filter.
+pub(super) fn restrict_guard() -> io::Result<()> {
+    restrict_starter(&[CALLS, OLDER_BROKER_CALLS], &[&SOCKETS])
 }
 
 /// Restricts the system calls of this process.

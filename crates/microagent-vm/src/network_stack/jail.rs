@@ -21,6 +21,7 @@ use seccompiler::{
 use crate::architecture::{OLDER_STACK_CALLS, SECCOMP};
 use crate::jail::NEWEST;
 use crate::jail::sockets::{Kind, kinds};
+use crate::jail::starter::{OF_A_KEEPER, restrict_starter};
 
 /// Calls of the loop, of the allocator, and of a process that ends, whatever their arguments.
 const CALLS: [libc::c_long; 29] = [
@@ -84,6 +85,14 @@ const SOCKET_OPTIONS: [(libc::c_int, libc::c_int); 3] = [
     (libc::SOL_SOCKET, libc::SO_LINGER),
     (libc::IPPROTO_TCP, libc::TCP_NODELAY),
 ];
+
+/// Restricts the system calls of a keeper, which starts stacks.
+///
+/// # Errors
+/// When the kernel refuses the filter.
+pub(super) fn restrict_keeper() -> io::Result<()> {
+    restrict_starter(&[&CALLS, OLDER_STACK_CALLS], &[&OF_A_KEEPER, &SOCKETS])
+}
 
 /// Why there is no jail.
 #[derive(Debug, thiserror::Error)]

@@ -23,6 +23,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, getpid, pidfd_open, waitpid};
 
 use super::changes::{Follower, tell};
+use super::jail::restrict_keeper;
 use super::member_connections::serve_requests;
 use super::messages::message_pair;
 use super::reports::{KeeperReport, report};
@@ -60,6 +61,7 @@ pub(super) fn keep(instructions: Instructions, connections: Connections, channel
     let _ = set_socket_send_buffer_size(&connections.link, LINK_BUFFER);
     give_up_capabilities()?;
     confine(&instructions.joins).map_err(io::Error::other)?;
+    restrict_keeper()?;
     let moved = Rc::new(SharedNumber::new()?);
     let follower = Follower::new(&instructions);
     let mut keeper = Keeper { instructions, connections, moved, follower, is_owed: false };
