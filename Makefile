@@ -4,7 +4,7 @@
 # Where `make install` puts things; DESTDIR goes before it, for packages.
 PREFIX ?= /usr/local
 
-.PHONY: help demo build test bench install uninstall deb book
+.PHONY: help demo build test programs bench install uninstall deb book
 
 help:
 	@echo "make demo       installs what is needed, builds, and runs one command in a microVM"
@@ -14,6 +14,7 @@ help:
 	@echo "make deb        makes a Debian package of the command: target/deb"
 	@echo "make book       makes a book of the documents: target/book"
 	@echo "make test       installs what is needed, checks everything, runs all tests"
+	@echo "make programs   runs real programs in guests, minutes each, and prints what they took"
 	@echo "make bench      measures, against raw QEMU, umoci and podman"
 
 demo:
@@ -41,6 +42,10 @@ book:
 test:
 	@xtask/install-packages test
 	@cargo xtask test
+
+programs:
+	@xtask/install-packages programs
+	@cargo xtask programs
 
 bench:
 	@xtask/install-packages bench

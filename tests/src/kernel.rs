@@ -51,3 +51,25 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
     file.extend(code);
     file
 }
+
+/// A program for Linux of this code alone.
+pub fn executable(code: &[u8]) -> Vec<u8> {
+    const LOADABLE: u32 = 1;
+    const READABLE_AND_EXECUTABLE: u32 = 5;
+    const BASE: u64 = 0x40_0000;
+    let entry = HEADER + PROGRAM_HEADER;
+    let len = entry + code.len() as u64;
+
+    let mut file = Vec::new();
+    file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    file.extend([2_u16, 62].iter().flat_map(|half| half.to_le_bytes()));
+    file.extend(1_u32.to_le_bytes());
+    file.extend([BASE + entry, HEADER, 0].iter().flat_map(|word| word.to_le_bytes()));
+    file.extend(0_u32.to_le_bytes());
+    file.extend([64_u16, 56, 1, 64, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
+    file.extend([LOADABLE, READABLE_AND_EXECUTABLE].iter().flat_map(|word| word.to_le_bytes()));
+    file.extend([0, BASE, BASE, len, len, 4096].iter().flat_map(|word| word.to_le_bytes()));
+    assert_eq!(file.len() as u64, entry, "the headers are as long as they say");
+    file.extend(code);
+    file
+}

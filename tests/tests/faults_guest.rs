@@ -61,11 +61,12 @@ fn a_flooded_console_stays_bounded() {
 fn flooded_output_is_kept_up_to_its_bound_and_the_rest_is_counted() {
     let home = Home::new(User::Caller);
     let blocks = OUTPUT_BYTES / 65_536 + 77;
-    let flood = format!("dd if=/dev/zero bs=64k count={blocks} 2> /dev/null");
+    let flood = format!("dd if=/dev/zero bs=64k count={blocks} 2> /dev/null; echo the end >&2");
     let options = ["--keep", "--name", "flood", "--network", "isolated"];
     let (run, most) = watch(home.run("busybox", options, &["sh", "-c", &flood]).start());
     assert_eq!(run.status.code(), Some(0), "{}", run.stderr);
     assert!(run.stderr.contains("5046272 bytes of output were dropped"), "{}", run.stderr);
+    assert!(run.stderr.contains("the end\n"), "{}", run.stderr);
     let summary = run.stdout.windows(2).position(|two| two == b"\n\n").unwrap() + 2;
     assert_eq!((run.stdout.len() - summary) as u64, OUTPUT_BYTES);
     assert!(most < SUPERVISOR_KIB, "the supervisor needed {most} KiB");

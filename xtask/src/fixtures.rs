@@ -10,6 +10,7 @@ mod layers;
 mod layout;
 mod mcp_clients;
 mod openbao;
+mod programs;
 mod tar;
 
 use std::fs::{self, File};
@@ -49,6 +50,9 @@ pub(crate) struct Fixtures {
     /// Also make `big`, about 1 GB, which only the benchmark needs
     #[arg(long)]
     bench: bool,
+    /// Also make the images of `cargo xtask programs`, about 2 GB
+    #[arg(long)]
+    programs: bool,
 }
 
 /// One image: what makes its layout, and a number to raise whenever that changes.
@@ -86,12 +90,18 @@ pub(crate) struct Workshop<'a> {
 }
 
 impl Fixtures {
+    /// The usual ones, and those of `cargo xtask programs`.
+    pub(crate) fn with_programs() -> Fixtures {
+        Fixtures { programs: true, ..Fixtures::default() }
+    }
+
     pub(crate) fn run(self) -> Result<()> {
         let fixtures = target_directory().join("fixtures");
         fs::create_dir_all(fixtures.join(".stamps")).context("cannot create the directory of fixtures")?;
         let _lock = lock(&fixtures)?;
-        let wanted: Vec<&Recipe> =
-            RECIPES.iter().chain(BENCH_RECIPES.iter().filter(|_| self.bench)).collect();
+        let more = BENCH_RECIPES.iter().filter(|_| self.bench);
+        let more = more.chain(programs::RECIPES.iter().filter(|_| self.programs));
+        let wanted: Vec<&Recipe> = RECIPES.iter().chain(more).collect();
         if wanted.iter().all(|recipe| recipe.is_done(&fixtures)) {
             return Ok(());
         }

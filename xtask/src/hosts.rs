@@ -133,7 +133,9 @@ impl Hosts {
         let (mut passed, mut skipped, mut failed) = (0, 0, Vec::new());
         let mut missing: Vec<&str> = if self.short { SHORT.to_vec() } else { Vec::new() };
         for (program, path) in programs {
-            for test in tests_of(path)? {
+            let ignored = tests_of(path, &["--ignored"])?;
+            let tests = tests_of(path, &[])?;
+            for test in tests.into_iter().filter(|test| !ignored.contains(test)) {
                 let name = format!("{program} {test}");
                 missing.retain(|short| *short != name);
                 if !self.wants(&name) {
@@ -185,8 +187,10 @@ pub(crate) fn test_programs() -> Result<BTreeMap<String, PathBuf>> {
     Ok(programs)
 }
 
-fn tests_of(program: &Path) -> Result<Vec<String>> {
-    let list = capture(std::process::Command::new(program).args(["--list", "--format", "terse"]))?;
+/// The tests of a program; with `--ignored` those that only a verb of their own runs.
+pub(crate) fn tests_of(program: &Path, which: &[&str]) -> Result<Vec<String>> {
+    let mut command = std::process::Command::new(program);
+    let list = capture(command.args(["--list", "--format", "terse"]).args(which))?;
     Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
 }
 

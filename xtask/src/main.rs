@@ -13,6 +13,7 @@ mod fuzz;
 mod hosts;
 mod kvm_trial;
 mod process;
+mod programs;
 mod test;
 mod tidy;
 
@@ -47,6 +48,8 @@ enum Verb {
     Hosts(hosts::Hosts),
     /// Run end-to-end tests under KVM in an outer machine with emulated virtualisation
     KvmTrial(kvm_trial::KvmTrial),
+    /// Run real programs in guests, and print the time and memory of each
+    Programs(programs::Programs),
     /// Check the rules about the whole repository: layers, sizes, Markdown, words
     Tidy(tidy::TidyArguments),
     /// Fuzz each decoder of hostile bytes; needs a nightly compiler and cargo-fuzz
@@ -66,6 +69,7 @@ fn main() -> Result<()> {
         Verb::Deb(arguments) => arguments.run(),
         Verb::Hosts(arguments) => arguments.run(),
         Verb::KvmTrial(arguments) => arguments.run(),
+        Verb::Programs(arguments) => arguments.run(),
         Verb::Tidy(arguments) => tidy::check(&arguments),
         Verb::Fuzz(arguments) => arguments.run(),
         Verb::Bench(arguments) => bench::bench(&arguments),

@@ -72,11 +72,7 @@ impl ProcessId {
 
     /// The supervisor of the workspace with this directory, found among all processes: whatever it has written of itself.
     pub fn supervisor_of(workspace: &Path) -> Option<ProcessId> {
-        let pids = fs::read_dir("/proc")
-            .ok()?
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter_map(ProcessId::of).find(|process| process.is_supervisor_of(workspace))
+        pids().filter_map(ProcessId::of).find(|process| process.is_supervisor_of(workspace))
     }
 
     /// Whether it runs and is the supervisor of the workspace with this directory.
@@ -155,6 +151,12 @@ impl<'a> MachineProcesses<'a> {
         (is_led && vmm.is_alive() && vmm.has_role(&Role::Vmm { supervisor })).then_some(vmm)
     }
 
+    /// All of its processes: those of the supervisor's session, which none of them can leave. None without a supervisor.
+    pub fn all(&self) -> Vec<i32> {
+        let Some(supervisor) = self.supervisor() else { return Vec::new() };
+        pids().filter(|pid| stat(*pid).is_some_and(|stat| stat.session == supervisor.pid)).collect()
+    }
+
     /// QEMU, if it runs although its supervisor has ended.
     pub fn orphan(&self) -> Option<&'a ProcessId> {
         self.vmm().filter(|_| self.supervisor().is_none())
@@ -177,6 +179,12 @@ impl<'a> MachineProcesses<'a> {
             vmm.kill(&Role::Vmm { supervisor });
         }
     }
+}
+
+/// The ids of all processes.
+fn pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 /// The arguments of a process, the program first; none if they cannot be read.

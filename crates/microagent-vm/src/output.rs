@@ -4,6 +4,7 @@
 //! supervisor appends, the caller reads after the end. An incomplete last frame (the host's disk was full, the
 //! supervisor was killed) is ignored.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
@@ -13,10 +14,13 @@ use microagent_store::{Access, open_file};
 /// Most bytes that are kept of one run. The rest is counted and dropped, because a guest must not fill the host's disk.
 pub const OUTPUT_LIMIT: u64 = 256 * 1024 * 1024;
 
+/// Bytes of the end of standard error that are kept when the rest was too much: it says what went wrong.
+const STDERR_END: usize = 64 * 1024;
+
 /// Largest frame that is read; larger ones are never written.
 const FRAME_LIMIT: usize = 1024 * 1024;
 
-const _: () = assert!(microagent_proto::OUTPUT_CHUNK_LIMIT <= FRAME_LIMIT);
+const _: () = assert!(microagent_proto::OUTPUT_CHUNK_LIMIT <= FRAME_LIMIT && STDERR_END <= FRAME_LIMIT);
 
 /// A stream of output: standard output or standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,40 +45,53 @@ pub struct OutputFrame {
 pub(crate) struct OutputWriter {
     file: Option<File>,
     room: u64,
+    /// The end of standard error, once there is no room.
+    stderr_end: VecDeque<u8>,
     dropped: u64,
 }
 
 impl OutputWriter {
     pub(crate) fn create(path: &Path) -> io::Result<OutputWriter> {
         let file = open_file(path, Access::Replace)?;
-        Ok(OutputWriter { file: Some(file), room: OUTPUT_LIMIT, dropped: 0 })
+        Ok(OutputWriter { file: Some(file), room: OUTPUT_LIMIT, ..OutputWriter::none() })
     }
 
     /// A writer that keeps nothing.
     pub(crate) fn none() -> OutputWriter {
-        OutputWriter { file: None, room: 0, dropped: 0 }
+        OutputWriter { file: None, room: 0, stderr_end: VecDeque::new(), dropped: 0 }
     }
 
-    /// Appends up to the limit and counts the rest.
+    /// Appends up to the limit, keeps the end of standard error, and counts the rest.
     pub(crate) fn append(&mut self, stream: OutputStream, bytes: &[u8]) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let fits = usize::try_from(self.room).map_or(bytes.len(), |room| room.min(bytes.len()));
         let (kept, dropped) = bytes.split_at(fits);
         self.room -= kept.len() as u64;
         self.dropped += dropped.len() as u64;
+        if stream == OutputStream::Stderr {
+            self.stderr_end.extend(dropped);
+            let excess = self.stderr_end.len().saturating_sub(STDERR_END);
+            self.stderr_end.drain(..excess);
+        }
         if kept.is_empty() {
             return Ok(());
         }
         file.write_all(&encode(stream, kept))
     }
 
-    /// Bytes that were not kept.
-    pub(crate) fn dropped(&self) -> u64 {
-        self.dropped
+    /// Appends the end of standard error, if it was over the limit; returns the number of bytes that were not kept.
+    pub(crate) fn finish(&mut self) -> io::Result<u64> {
+        let end: Vec<u8> = self.stderr_end.drain(..).collect();
+        if let (Some(file), false) = (&mut self.file, end.is_empty()) {
+            file.write_all(&encode(OutputStream::Stderr, &end))?;
+            self.dropped -= end.len() as u64;
+        }
+        Ok(self.dropped)
     }
 }
 
-/// The recorded output of a run: of its setup steps and its command, in the order of arrival, at most 256 MiB.
+/// The recorded output of a run: of its setup steps and its command, in the order of arrival, at most 256 MiB and the end
+/// of standard error.
 ///
 /// It is an open file, which can also be read after the workspace was removed. [`OutputReader::into_streams`] returns
 /// all of it; as an [`Iterator`] it reads one piece after the other. Both **block**: a program that must not block its
@@ -212,8 +229,13 @@ mod tests {
         writer.room = 3;
         writer.append(OutputStream::Stdout, b"abcde").unwrap();
         writer.append(OutputStream::Stdout, b"f").unwrap();
-        assert_eq!(writer.dropped(), 3);
-        let (stdout, _) = OutputReader::open(&path).unwrap().into_streams().unwrap();
-        assert_eq!(stdout, b"abc");
+        assert_eq!(writer.finish().unwrap(), 3);
+        // Of standard error the end is kept.
+        writer.append(OutputStream::Stderr, &[b'x'; STDERR_END]).unwrap();
+        writer.append(OutputStream::Stderr, b"why").unwrap();
+        assert_eq!(writer.finish().unwrap(), 6);
+        let (stdout, stderr) = OutputReader::open(&path).unwrap().into_streams().unwrap();
+        assert_eq!((&stdout[..], stderr.len()), (&b"abc"[..], STDERR_END));
+        assert!(stderr.ends_with(b"xxwhy"));
     }
 }

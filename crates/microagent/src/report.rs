@@ -95,7 +95,7 @@ pub struct RunResult {
     pub signal: Option<i32>,
     /// Why the command could not be started, or `None`.
     pub start_error: Option<String>,
-    /// Bytes of output beyond the limit of 256 MiB, which were dropped.
+    /// Bytes of output beyond the limit of 256 MiB, which were dropped. The last 64 KiB of standard error are kept.
     pub dropped_bytes: u64,
     /// The program that the guest's kernel killed during the command, because memory ran out.
     pub out_of_memory: Option<String>,

@@ -106,6 +106,7 @@ impl StatusDocument {
             let text = format!("{} from {}", secret.name, secret.reference);
             lines.push(("Secret", escape::one_line(&text)));
         }
+        lines.extend(self.host_memory_bytes.map(|bytes| ("Memory", format!("{} of the host", size(bytes)))));
         if let Some(pid) = self.vmm_pid {
             lines.push(("Process", pid.to_string()));
         }

@@ -78,6 +78,8 @@ pub(crate) struct StatusDocument {
     pub(crate) supervisor_pid: Option<i32>,
     pub(crate) vmm_pid: Option<i32>,
     pub(crate) disk_bytes: u64,
+    /// Memory of the host that its machine uses, with its supervisor and network stack; `null` without a machine.
+    pub(crate) host_memory_bytes: Option<u64>,
     /// Number of its snapshots.
     pub(crate) snapshots: usize,
     pub(crate) disks: Vec<AttachmentDocument>,
@@ -228,6 +230,7 @@ impl StatusDocument {
             supervisor_pid: details.supervisor_pid,
             vmm_pid: details.vmm_pid,
             disk_bytes: inspection.disk_bytes,
+            host_memory_bytes: inspection.host_memory_bytes,
             snapshots: inspection.snapshots,
             disks: details.disks.into_iter().map(AttachmentDocument::from).collect(),
             labels: details.labels,

@@ -141,7 +141,7 @@ impl Worker {
             }
         };
         let exited_at = Timestamp::now();
-        let dropped_bytes = self.output.dropped();
+        let dropped_bytes = self.output.finish().map_err(not_stored)?;
         let Shortage { out_of_memory, disk_full } = shortage;
         Ok(RecordedResult {
             started_at,
@@ -201,8 +201,10 @@ impl Worker {
     ) -> Result<(), Trouble> {
         self.context.console.borrow_mut().append(&bytes);
         let Some(bytes) = conversation.show(stream, bytes) else { return Ok(()) };
-        self.output
-            .append(stream, &bytes)
-            .map_err(|e| Trouble::Host(format!("what the command printed cannot be stored: {e}")))
+        self.output.append(stream, &bytes).map_err(not_stored)
     }
+}
+
+fn not_stored(error: std::io::Error) -> Trouble {
+    Trouble::Host(format!("what the command printed cannot be stored: {error}"))
 }
