@@ -37,7 +37,10 @@ const ZSH_ARGUMENTS: &[(&str, &str)] = &[
     (" -- Private network:", "_microagent_networks"),
     (" -- Private networks:", "_microagent_networks"),
     ("--from-snapshot=[Create ", "_microagent_snapshots"),
-    (" -- Snapshot:_default", "_microagent_snapshots"),
+    ("--from-snapshot=[", "_microagent_tags"),
+    ("':tag -- Snapshot:", "_microagent_tags"),
+    (" -- Snapshots:", "_microagent_tags"),
+    (" -- Snapshot:", "_microagent_snapshots"),
     ("--join=", "_microagent_networks"),
     (" -- Reference or digest of an image", "_microagent_images"),
     (" -- References or digests", "_microagent_images"),
@@ -98,12 +101,16 @@ fn with_names(script: &str) -> String {
             Some((_, completes)) => line.replace(":_default'", &format!(":{completes}'")),
             None => line.to_owned(),
         };
+        // With two colons zsh completes no option after the first of several names.
+        if line.starts_with("'*::") && !line.contains("verbatim") {
+            line.replace_range(..4, "'*:");
+        }
         // A colon ends what zsh shows of a value.
         line = line.replace(":WORKSPACE:TAG:", r":WORKSPACE\:TAG:");
         line.push('\n');
         line
     });
-    let script: String = lines.collect();
+    let script = names_or_verbs(&lines.collect::<String>());
     // What comes last calls what is defined before.
     match script.rsplit_once("if [ \"$funcstack[1]\"") {
         Some((functions, call)) => {
@@ -111,6 +118,26 @@ fn with_names(script: &str) -> String {
         }
         None => script + NAMES_ZSH,
     }
+}
+
+/// Completes a workspace and the verbs of its group in one place, where clap has the verbs follow the workspace.
+fn names_or_verbs(script: &str) -> String {
+    let mut joined = String::new();
+    let mut lines = script.lines().peekable();
+    while let Some(line) = lines.next() {
+        let is_workspace = line.starts_with("'::") && line.ends_with(":_microagent_workspaces' \\");
+        match lines.peek().and_then(|next| next.strip_prefix("\":: :_microagent__")).filter(|_| is_workspace)
+        {
+            Some(verbs) => {
+                joined.push_str("\":: : _microagent_workspaces_and _microagent__");
+                joined.push_str(verbs);
+                lines.next();
+            }
+            None => joined.push_str(line),
+        }
+        joined.push('\n');
+    }
+    joined.replace("$line[2]", "$line[1]")
 }
 
 #[cfg(test)]
@@ -122,10 +149,15 @@ mod tests {
     fn zsh_completes_names_in_place_of_files() {
         let script = script(Shell::Zsh, shown_command());
         assert!(script.contains("':name -- Workspace:_microagent_workspaces'"));
-        assert!(script.contains("'*::names -- Volumes:_microagent_volumes'"));
+        assert!(script.contains("'*:names -- Volumes:_microagent_volumes'"));
+        assert!(script.contains("':tag -- Snapshot:_microagent_tags'"));
+        assert!(script.contains("':snapshot -- Snapshot:_microagent_snapshots'"));
         assert!(script.contains(" shows it:_microagent_jobs'"));
         assert!(script.contains("':source -- Workspace to fork:_microagent_workspaces'"));
         assert!(script.contains(r"not allowed]:WORKSPACE\:TAG:_microagent_snapshots'"));
+        assert!(script.contains("]:TAG:_microagent_tags'"));
+        let verbs = r#"":: : _microagent_workspaces_and _microagent__subcmd__network_commands" \"#;
+        assert!(script.contains(verbs) && !script.contains("$line[2]"));
         let (functions, call) = (script.find("_microagent_images() {"), script.find("compdef _microagent"));
         assert!(functions.unwrap() < call.unwrap());
     }
@@ -154,6 +186,10 @@ mod tests {
         assert_eq!(bash_offers(&["create", "new", "--from-snapshot", "lab", ":", "b"]), "before");
         assert_eq!(bash_offers(&["start", "lab", "--from-snapshot", ""]), "before");
         assert_eq!(bash_offers(&["snapshot", "export", "l"]), "lab:");
+        assert_eq!(bash_offers(&["network", ""]), "create list inspect delete lab");
+        assert_eq!(bash_offers(&["network", "l"]), "list lab");
+        assert_eq!(bash_offers(&["port", ""]), "add remove lab");
+        assert_eq!(bash_offers(&["artifact", "get", ""]), "lab");
         assert_eq!(bash_offers(&["snapshot", "export", "lab", ":", "b"]), "before");
     }
 

@@ -72,8 +72,10 @@ _microagent_names() {
         return 0
     fi
     case $verb in
+        port) names="$([[ -n $sub ]] || echo add remove) $(_microagent_list list)" ;;
+        artifact) names="$([[ -n $sub ]] || echo get) $(_microagent_list list)" ;;
         start | restart | halt | stop | kill | pause | resume | unpause | quarantine | supervise | status | inspect \
-            | port | touch | rename | resize | logs | log | events | egress | stats | top | wait | result | clone | artifact | commit | diff | export | delete | rm \
+            | touch | rename | resize | logs | log | events | egress | stats | top | wait | result | clone | commit | diff | export | delete | rm \
             | exec | connect | attach | jobs)
             names=$(_microagent_list list) ;;
         cp) names=$(_microagent_list list) ;;
@@ -82,6 +84,7 @@ _microagent_names() {
             case $sub in
                 create | list | ls) ;;
                 inspect | delete | rm) names=$(_microagent_list network list) ;;
+                "") names="create list inspect delete $(_microagent_list list)" ;;
                 *) names=$(_microagent_list list) ;;
             esac ;;
         job)
