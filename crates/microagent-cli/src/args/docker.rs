@@ -77,8 +77,7 @@ const PORTS_NOW: &str = "publish each port: -p HOST_PORT:PORT; HOST_PORT 0 picks
 const FOREGROUND: &str = "run stays in the foreground until the command ends";
 const NO_MOUNTS: &str = "nothing of the host is mounted into a microVM";
 const ATTACH: &str = "attach a named volume, a tar file or an ext4 image: -v SOURCE:/guest/path[:ro]";
-const LOGS: &str =
-    "output is printed when the run ends, and the console log of a kept run is read with `microagent logs`";
+const LOGS: &str = "output is the command's, and `microagent logs` reads the console log of a workspace";
 const NO_LABELS: &str = "labels are given one by one";
 const KEPT: &str = "make a workspace that is started again: microagent create NAME --image IMAGE --restart always, microagent supervise NAME";
 
@@ -121,7 +120,11 @@ const FLAGS: &[DockerFlag] = &[
     valued("cpu-rt-period", CGROUP, SIZE),
     valued("cpu-rt-runtime", CGROUP, SIZE),
     valued("cpuset-cpus", CGROUP, SIZE),
+    valued("cpu-count", CGROUP, SIZE),
+    valued("cpu-percent", CGROUP, SIZE),
     valued("cpuset-mems", CGROUP, SIZE),
+    valued("io-maxbandwidth", CGROUP, DISK_RATE),
+    valued("io-maxiops", CGROUP, DISK_REQUESTS),
     valued("blkio-weight", CGROUP, LEAVE_OUT),
     valued("blkio-weight-device", CGROUP, LEAVE_OUT),
     valued("pids-limit", CGROUP, LEAVE_OUT),

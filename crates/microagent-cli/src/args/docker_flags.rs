@@ -77,7 +77,12 @@ const ROWS: &[Row] = &[
         "sizes are shown one by one",
         "microagent status NAME shows the disk's size, microagent system df all of them",
     ),
-    (&["ps", "list", "image list", "images", "stats", "network"], &["--no-trunc"], WHOLE, OMIT),
+    (
+        &["ps", "list", "image list", "images", "stats", "network", "network list"],
+        &["--no-trunc"],
+        WHOLE,
+        OMIT,
+    ),
     (&["list"], &["--all", "-a"], "`list` already shows all workspaces", OMIT),
     // image
     (&["image list", "images"], &["--all", "-a"], "there are no intermediate images", OMIT),
@@ -154,7 +159,19 @@ const ROWS: &[Row] = &[
     (&["volume list"], &["--cluster"], EXT4, OMIT),
     // inspect and the like
     (
-        &["status", "volume status", "network", "stats", "events", "doctor", "version", "system df"],
+        &[
+            "status",
+            "volume status",
+            "network",
+            "network inspect",
+            "image history",
+            "history",
+            "stats",
+            "events",
+            "doctor",
+            "version",
+            "system df",
+        ],
         &["--format", "-f"],
         TEXT,
         JQ,
@@ -165,7 +182,20 @@ const ROWS: &[Row] = &[
         "`status` shows workspaces",
         "microagent volume status NAME, microagent image list",
     ),
-    (&["network", "system df"], &["--filter", "--quiet", "-q", "--verbose", "-v"], TEXT, JQ),
+    (
+        &["network", "network inspect", "system df"],
+        &["--filter", "--quiet", "-q", "--verbose", "-v"],
+        TEXT,
+        JQ,
+    ),
+    (&["image history", "history"], &["--human", "-H"], "sizes have units", OMIT),
+    (&["image history", "history"], &["--quiet", "-q"], "a layer has no name", JQ),
+    (
+        &["network"],
+        &["--alias", "--driver-opt", "--ip", "--ip6", "--link", "--link-local-ip", "--force"],
+        "a workspace joins private networks at a start, and is found by its name",
+        "create it with --join NETWORK, or change `network.join` of its spec file: microagent apply",
+    ),
     (
         &["network create"],
         &[

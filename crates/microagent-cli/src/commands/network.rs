@@ -3,7 +3,7 @@
 mod private;
 
 use clap::{Args, Subcommand};
-use microagent::WorkspaceName;
+use microagent::{Error, WorkspaceName};
 
 use crate::context::Context;
 use crate::documents::network::{EgressPolicyDocument, GuestAddressesDocument, NetworkDocument};
@@ -43,9 +43,9 @@ pub(crate) struct NetworkArgs {
     #[arg(value_name = "NAME")]
     word: Option<String>,
 
-    /// A second word, which only Docker's verbs have.
+    /// More words, which only Docker's verbs have.
     #[arg(hide = true)]
-    second: Option<String>,
+    more: Vec<String>,
 }
 
 /// What is done with networks between workspaces.
@@ -70,6 +70,10 @@ pub(crate) fn execute(context: &Context, args: NetworkArgs) -> Result<(), Failur
             let name = args.name()?;
             match context.engine().workspace(&name).network() {
                 Ok(details) => NetworkDocument::from(details).print(context.format),
+                Err(Error::NoSuchWorkspace { .. }) if name.as_str() == "prune" => Err(Failure::usage(
+                    "`network prune` is not possible here: a private network is kept until it is deleted",
+                    "microagent network list -q shows them; microagent network delete NAME",
+                )),
                 Err(error) => Err(private::meant(context, &name).unwrap_or(Failure::Engine(error))),
             }
         }
@@ -78,10 +82,18 @@ pub(crate) fn execute(context: &Context, args: NetworkArgs) -> Result<(), Failur
 
 impl NetworkArgs {
     fn name(&self) -> Result<WorkspaceName, Failure> {
-        let words: Vec<&str> = self.word.iter().chain(&self.second).map(String::as_str).collect();
+        let words: Vec<&str> = self.word.iter().chain(&self.more).map(String::as_str).collect();
         let name = match &words[..] {
             [verb, name] if VERBS.contains(verb) => name,
             [name] => name,
+            ["connect" | "disconnect", ..] => {
+                let message = format!(
+                    "`network {}` is not possible here: a workspace joins networks at a start",
+                    words[0]
+                );
+                let hint = "create it with --join NETWORK, or change `network.join` of its spec file: microagent apply";
+                return Err(Failure::usage(message, hint));
+            }
             words => {
                 let message = format!("`network {}` is not possible here", words.join(" "));
                 let hint = "microagent network NAME shows the network of a workspace; `microagent network --help` shows \
@@ -150,7 +162,7 @@ mod tests {
 
     fn name(words: &[&str]) -> Result<WorkspaceName, Failure> {
         let mut words = words.iter().map(|&word| word.to_owned());
-        NetworkArgs { command: None, word: words.next(), second: words.next() }.name()
+        NetworkArgs { command: None, word: words.next(), more: words.collect() }.name()
     }
 
     #[test]
@@ -158,7 +170,7 @@ mod tests {
         for words in [&["web"][..], &["status", "web"]] {
             assert_eq!(name(words).unwrap().as_str(), "web");
         }
-        for words in [&["connect", "web"][..], &["prune", "web"], &["-x"]] {
+        for words in [&["connect", "net", "web"][..], &["connect", "web"], &["prune", "web"], &["-x"]] {
             assert!(matches!(name(words), Err(Failure::Usage { hint: Some(_), .. })), "{words:?}");
         }
     }
