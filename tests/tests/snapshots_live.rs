@@ -259,8 +259,12 @@ fn snapshots_of_a_quarantined_workspace_are_kept_as_they_are() {
     }
     assert_eq!(home.workspaces(), ["web"]);
     assert_eq!(home.microagent(["snapshot", "list", "web", "-q"]).success().text(), "a\n");
-    home.microagent(["kill", "web"]).success();
-    home.microagent(["snapshot", "delete", "web", "a", "--yes"]).success();
+    home.microagent(["snapshot", "delete", "web", "a", "--force"]).success();
+    assert_eq!(home.microagent(["snapshot", "list", "web", "-q"]).success().text(), "");
+    assert_eq!(home.microagent(["kill", "web"]).success().summary("State"), "stopped");
+    home.microagent(["start", "web"]).success();
+    home.microagent(["delete", "web", "--force"]).success();
+    home.nothing_is_left();
 }
 
 #[test]
@@ -299,7 +303,9 @@ fn evidence_of_a_quarantined_workspace_is_kept_and_used_by_nobody() {
     }
     home.microagent(["start", "web"]).success();
     assert_eq!(sh(&home, "web", "cat /root/file"), "kept\n");
-    home.microagent(["snapshot", "delete", "web", first, "--yes"]).success();
+    let kept = home.microagent(["snapshot", "delete", "web", first, "--yes"]).run().code(1);
+    kept.says("is evidence").says(&format!("microagent snapshot delete web {first} --force"));
+    home.microagent(["snapshot", "delete", "web", first, "--force"]).success();
     home.microagent(["delete", "web", "--force"]).success();
     home.nothing_is_left();
 }

@@ -106,6 +106,13 @@ pub enum Hint {
         /// The snapshot.
         tag: SnapshotTag,
     },
+    /// Force the deletion of the snapshot, which is evidence.
+    DeleteEvidence {
+        /// The workspace.
+        name: WorkspaceName,
+        /// The snapshot.
+        tag: SnapshotTag,
+    },
     /// Make a snapshot of the disk only.
     DiskOnlySnapshot {
         /// The workspace.
@@ -424,6 +431,9 @@ impl Hint {
             Hint::ListSnapshots { name } => write!(f, "list the snapshots of workspace `{name}`"),
             Hint::DeleteSnapshot { name, tag } => {
                 write!(f, "choose another tag, or delete snapshot `{tag}` of workspace `{name}`")
+            }
+            Hint::DeleteEvidence { name, tag } => {
+                write!(f, "force the deletion of snapshot `{tag}` of workspace `{name}`")
             }
             Hint::DiskOnlySnapshot { name } => {
                 write!(

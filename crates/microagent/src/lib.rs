@@ -229,7 +229,9 @@ pub mod apply {
 
 /// Snapshots of workspaces. [`Snapshots`] has an example.
 pub mod snapshot {
-    pub use crate::workspace::{Snapshot, SnapshotContents, SnapshotDeletion, SnapshotImport, Snapshots};
+    pub use crate::workspace::{
+        Snapshot, SnapshotContents, SnapshotDeleteMode, SnapshotDeletion, SnapshotImport, Snapshots,
+    };
 }
 
 /// What a guest may reach, and what the filter decided.

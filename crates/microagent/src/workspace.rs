@@ -75,7 +75,7 @@ pub use network::{GuestAddresses, HostForward, NetworkDetails, PortForward};
 pub use observe::{Inspection, Stats};
 pub use portable::SnapshotImport;
 pub use processes::{GuestProcess, ProcessList};
-pub use snapshot::{Snapshot, SnapshotContents, SnapshotDeletion, Snapshots};
+pub use snapshot::{Snapshot, SnapshotContents, SnapshotDeleteMode, SnapshotDeletion, Snapshots};
 pub use supervise::SuperviseOptions;
 pub use sync::{ConflictReason, SyncConflict, SyncOptions, SyncReport};
 

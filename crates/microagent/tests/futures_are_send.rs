@@ -11,7 +11,7 @@ use microagent::apply::ApplyMode;
 use microagent::image::{
     ConfigChanges, ImagePrune, ImportSource, LoadOptions, NetworkOptions, PullOptions, SaveTarget,
 };
-use microagent::snapshot::SnapshotContents;
+use microagent::snapshot::{SnapshotContents, SnapshotDeleteMode};
 use microagent::template::TemplatePrune;
 use microagent::{
     AttachOptions, AttachedRun, CommitOptions, Console, CopySource, CopyTarget, CreateOptions, DeleteMode,
@@ -72,7 +72,7 @@ fn every_future_of_an_engine_is_send() {
     let source = ImportSource::Path(file.to_owned());
     assert_send(engine.import_snapshot(source, &other, contents, &progress));
     assert_send(snapshots.get(&tag));
-    assert_send(snapshots.delete(&tag));
+    assert_send(snapshots.delete(&tag, SnapshotDeleteMode::Ordinary));
     assert_send(snapshots.restore(&tag, &progress));
     assert_send(snapshots.start(&tag, &progress));
     assert_send(snapshots.start_workspace(&tag, &other, &progress));

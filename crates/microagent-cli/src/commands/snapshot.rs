@@ -3,7 +3,7 @@
 mod portable;
 
 use clap::{Args, Subcommand};
-use microagent::snapshot::{Snapshot, SnapshotContents};
+use microagent::snapshot::{Snapshot, SnapshotContents, SnapshotDeleteMode};
 use microagent::{Error, Observer, SnapshotTag, WorkspaceName};
 
 use crate::args::listing::{Entries, ListingArgs};
@@ -153,7 +153,8 @@ pub(crate) struct RestoreArgs {
 /// Delete snapshots of a workspace
 ///
 /// Frees the disk layers that no other snapshot and no workspace needs. Workspaces that were created from the snapshot keep
-/// their disks. Asks for confirmation on a terminal.
+/// their disks. Asks for confirmation on a terminal. Evidence (a forensic snapshot, or any of a quarantined workspace) is
+/// deleted only with --force.
 #[derive(Debug, Args)]
 #[command(after_long_help = DELETE_EXAMPLES)]
 pub(crate) struct DeleteArgs {
@@ -165,8 +166,12 @@ pub(crate) struct DeleteArgs {
     tags: Vec<SnapshotTag>,
 
     /// Do not ask, and ignore snapshots that do not exist
-    #[arg(short, long, alias = "force", short_alias = 'f')]
+    #[arg(short, long)]
     yes: bool,
+
+    /// As --yes, and delete evidence
+    #[arg(short, long)]
+    force: bool,
 }
 
 /// Does what the subcommand says.
@@ -286,7 +291,8 @@ fn question(snapshot: &Snapshot) -> String {
 /// Deletes all that can be deleted; the first failure is reported after that.
 fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
     let snapshots = context.engine().workspace(&args.name).snapshots();
-    if !args.yes {
+    let mode = if args.force { SnapshotDeleteMode::Force } else { SnapshotDeleteMode::Ordinary };
+    if !args.yes && !args.force {
         context.block_on(async |_| {
             for tag in &args.tags {
                 snapshots.get(tag).await?;
@@ -302,7 +308,7 @@ fn delete(context: &Context, args: DeleteArgs) -> Result<(), Failure> {
     let (done, failures) = context.block_on(async |_| {
         let (mut done, mut failures) = (Vec::new(), Vec::new());
         for tag in args.tags {
-            match snapshots.delete(&tag).await {
+            match snapshots.delete(&tag, mode).await {
                 Ok(deletion) => done.push(DeletedSnapshot::new(tag, deletion)),
                 Err(error) => failures.push(error),
             }

@@ -1,6 +1,6 @@
 //! Snapshots of a workspace.
 
-use microagent::snapshot::{Snapshot, SnapshotContents};
+use microagent::snapshot::{Snapshot, SnapshotContents, SnapshotDeleteMode};
 use microagent::{Progress, SnapshotTag, SnapshotTagError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -90,7 +90,7 @@ pub(super) async fn delete(
     let tag = parse_tag(&arguments.tag)?;
     let snapshots = server.workspaces().find(&arguments.name)?.snapshots();
     snapshots.get(&tag).await?;
-    snapshots.delete(&tag).await?;
+    snapshots.delete(&tag, SnapshotDeleteMode::Ordinary).await?;
     Ok(SnapshotDocument::new(arguments.name, &tag, &snapshots.list().await?))
 }
 

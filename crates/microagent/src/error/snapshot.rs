@@ -104,6 +104,14 @@ pub enum SnapshotError {
         /// The snapshot.
         tag: SnapshotTag,
     },
+    /// The snapshot is evidence, and was not deleted.
+    #[error("snapshot `{workspace}:{tag}` is evidence of a quarantined workspace")]
+    KeptEvidence {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// The snapshot.
+        tag: SnapshotTag,
+    },
     /// The memory has disks mounted that an export does not contain.
     #[error(
         "the memory of snapshot `{snapshot}` has disks mounted that are not part of it; cannot export it"
@@ -166,6 +174,7 @@ impl SnapshotError {
             | SnapshotError::NoMemory { .. }
             | SnapshotError::MemoryOfDisks { .. }
             | SnapshotError::Forensic { .. }
+            | SnapshotError::KeptEvidence { .. }
             | SnapshotError::MemoryWithDisk { .. } => ErrorKind::WrongState,
             SnapshotError::ForksIncomplete { source, .. } => source.kind(),
             SnapshotError::OtherMachine { .. } | SnapshotError::ImportedMachine { .. } => ErrorKind::Host,
@@ -200,6 +209,9 @@ impl SnapshotError {
             SnapshotError::MemoryOfDisks { .. } | SnapshotError::ImportedMachine { .. } => Hint::DiskOnly,
             SnapshotError::Forensic { .. } => {
                 Hint::advice("examine its files in the state directory, in `snapshots` of the workspace")
+            }
+            SnapshotError::KeptEvidence { workspace, tag } => {
+                Hint::DeleteEvidence { name: workspace.clone(), tag: tag.clone() }
             }
             SnapshotError::Archive { .. } => Hint::advice("write it again, and copy all of it"),
             SnapshotError::NoForkName { .. } => Hint::advice("give the names of the forks"),

@@ -43,7 +43,7 @@ const NEW_DISK: &str = "disk.new";
 ///
 /// ```no_run
 /// # use microagent::{Progress, Workspace};
-/// use microagent::snapshot::SnapshotContents;
+/// use microagent::snapshot::{SnapshotContents, SnapshotDeleteMode};
 ///
 /// # async fn example(web: &Workspace) -> Result<(), microagent::Error> {
 /// let snapshots = web.snapshots();
@@ -51,7 +51,7 @@ const NEW_DISK: &str = "disk.new";
 /// for snapshot in snapshots.list().await? {
 ///     println!("{} {:?}", snapshot.tag, snapshot.created_at);
 /// }
-/// snapshots.delete(&made.tag).await?;
+/// snapshots.delete(&made.tag, SnapshotDeleteMode::Ordinary).await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -106,6 +106,16 @@ pub enum SnapshotContents {
 enum Ports {
     Same,
     Picked,
+}
+
+/// Which snapshots [`Snapshots::delete`] may delete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SnapshotDeleteMode {
+    /// Those that are no evidence: none that is forensic, and none of a quarantined workspace.
+    Ordinary,
+    /// Any.
+    Force,
 }
 
 /// The result of [`Snapshots::delete`].
@@ -191,17 +201,28 @@ impl Snapshots {
     /// an error.
     ///
     /// # Errors
-    /// Fails if the workspace does not exist, is quarantined, or files cannot be removed.
-    pub async fn delete(&self, tag: &SnapshotTag) -> Result<SnapshotDeletion, Error> {
+    /// Fails if the workspace does not exist, the snapshot is one that `mode` keeps, or files cannot be removed.
+    pub async fn delete(
+        &self,
+        tag: &SnapshotTag,
+        mode: SnapshotDeleteMode,
+    ) -> Result<SnapshotDeletion, Error> {
         let (snapshots, tag) = (self.clone(), tag.clone());
-        blocking(move || snapshots.remove(&tag)).await
+        blocking(move || snapshots.remove(&tag, mode)).await
     }
 
-    fn remove(&self, tag: &SnapshotTag) -> Result<SnapshotDeletion, Error> {
+    fn remove(&self, tag: &SnapshotTag, mode: SnapshotDeleteMode) -> Result<SnapshotDeletion, Error> {
         let engine = &self.workspace.engine;
         engine.prepare()?;
         let snapshot = self.workspace.existing()?.snapshot(tag);
-        self.check_free(Action::DeleteSnapshot)?;
+        if mode == SnapshotDeleteMode::Ordinary {
+            self.check_free(Action::DeleteSnapshot)?;
+            // A damaged record says nothing of evidence, and must not keep the snapshot.
+            if snapshot.load().is_ok_and(|manifest| manifest.forensic) {
+                let (workspace, tag) = (self.workspace.name.clone(), tag.clone());
+                return Err(SnapshotError::KeptEvidence { workspace, tag }.into());
+            }
+        }
         let memory = blocks(&snapshot.memory());
         match engine.state().take_out(snapshot.path()) {
             Ok(()) => {
