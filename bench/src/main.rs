@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod agents;
+mod brokers;
 mod cold;
 mod commit;
 mod disk;
@@ -74,6 +75,8 @@ enum Part {
     Snapshots,
     /// Tools of `serve mcp` against the command, and what an idle server costs
     Agents,
+    /// Requests and downloads through a broker, against a forwarded and a published port
+    Brokers,
 }
 
 /// Where things are and how often they are done.
@@ -128,6 +131,9 @@ fn main() -> Result<()> {
     }
     if wants(Part::Agents) {
         agents::measure(&bench, &mut table).context("measuring agents")?;
+    }
+    if wants(Part::Brokers) {
+        brokers::measure(&bench, &mut table).context("measuring brokers")?;
     }
     println!("\n{table}");
     Ok(())

@@ -30,7 +30,15 @@ const LAST: [&str; 5] = ["docs/faq.md", "docs/glossary.md", "ARCHITECTURE.md", "
 
 const SETTINGS: &str = "[book]\ntitle = \"microagent\"\nlanguage = \"en\"\nsrc = \"src\"\n\n\
     [build]\nuse-default-preprocessors = false\n\n\
-    [output.html]\nno-section-label = true\n\n[output.html.fold]\nenable = true\n";
+    [output.html]\nno-section-label = true\nadditional-css = [\"wide.css\"]\nadditional-js = [\"words.js\"]\n\n\
+    [output.html.fold]\nenable = true\n";
+
+/// What the settings name.
+const STYLE: &str = include_str!("book/wide.css");
+const SCRIPT: &str = include_str!("book/words.js");
+
+/// Pages that the other ones of their directory lie below.
+const INDEXES: [&str; 2] = ["docs/reference/cli/microagent.md", "docs/decisions/README.md"];
 
 /// Makes the book.
 pub(crate) fn make() -> Result<()> {
@@ -52,7 +60,9 @@ pub(crate) fn make() -> Result<()> {
         fs::copy(root().join(&path), &to).with_context(|| format!("cannot copy {}", path.display()))?;
     }
     fs::write(source.join("SUMMARY.md"), summary(&pages)?)?;
-    fs::write(book.join("book.toml"), SETTINGS)?;
+    for (name, text) in [("book.toml", SETTINGS), ("wide.css", STYLE), ("words.js", SCRIPT)] {
+        fs::write(book.join(name), text)?;
+    }
     let out = fs::canonicalize(target_directory())?.join("book");
     run(Command::new(mdbook).arg("build").arg("--dest-dir").arg(&out).arg(&book))?;
     let links = check(&out)?;
@@ -78,7 +88,10 @@ fn pages() -> Result<Vec<PathBuf>> {
     let list = capture(program("git").args(["ls-files", "--cached", "docs/*.md"]))?;
     let mut pages: Vec<PathBuf> = FIRST.iter().map(PathBuf::from).collect();
     for (_, dir) in PARTS {
-        pages.extend(list.lines().filter(|line| line.starts_with(dir)).map(PathBuf::from));
+        let mut part: Vec<PathBuf> =
+            list.lines().filter(|line| line.starts_with(dir)).map(PathBuf::from).collect();
+        part.sort_by_cached_key(|page| (page.components().count(), is_below_index(page), page.clone()));
+        pages.extend(part);
     }
     pages.extend(LAST.iter().map(PathBuf::from));
     let mut seen = BTreeSet::new();
@@ -126,14 +139,23 @@ fn summary(pages: &[PathBuf]) -> Result<String> {
             write!(text, "\n# {}\n\n", of.unwrap_or("More"))?;
             part = of;
         }
-        writeln!(text, "- [{}]({})", title(page)?, page.display())?;
+        let indent = if is_below_index(page) { "  " } else { "" };
+        writeln!(text, "{indent}- [{}]({})", title(page)?, page.display())?;
     }
     Ok(text)
+}
+
+/// Whether a page lies below another one in the list of pages.
+fn is_below_index(page: &Path) -> bool {
+    INDEXES.iter().map(Path::new).any(|index| index != page && index.parent() == page.parent())
 }
 
 /// The first heading of a page.
 fn title(page: &Path) -> Result<String> {
     let text = fs::read_to_string(root().join(page))?;
+    if page == Path::new(INDEXES[0]) {
+        return Ok("Commands".to_owned());
+    }
     let heading = text.lines().find_map(|line| line.strip_prefix("# "));
     Ok(heading.with_context(|| format!("{} has no heading", page.display()))?.replace(['[', ']', '`'], ""))
 }

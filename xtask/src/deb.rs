@@ -16,8 +16,8 @@ use crate::fixtures::target_directory;
 use crate::hosts::Suite;
 use crate::process::{capture, cargo, program, root, run};
 
-/// Who answers for the package.
-const MAINTAINER: &str = "microagent developers <microagent@localhost.localdomain>";
+/// Who answers for the package. The domain is one that never exists; lintian refuses a host of this machine.
+const MAINTAINER: &str = "microagent developers <microagent@microagent.invalid>";
 
 const DESCRIPTION: &str = "\
 runs OCI images as Linux microVMs
@@ -124,10 +124,10 @@ fn documents(tree: &Path, command: &Path, version: &str) -> Result<()> {
     }
     let doc = tree.join("usr/share/doc/microagent");
     let copyright = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n\
-        Upstream-Name: microagent\n\nFiles: *\nCopyright: the microagent developers\nLicense: Apache-2.0\n \
+        Upstream-Name: microagent\n\nFiles: *\nCopyright: 2026 the microagent developers\nLicense: Apache-2.0\n \
         On Debian systems, the text of the Apache License, version 2.0, is in\n \
         /usr/share/common-licenses/Apache-2.0.\n\n\
-        Files: usr/bin/microagent\nCopyright: the microagent developers, and the authors of Linux\n\
+        Files: usr/bin/microagent\nCopyright: 2026 the microagent developers, and the authors of Linux\n\
         License: Apache-2.0 and GPL-2\n \
         The program carries a Linux kernel for its guests, which is licensed under the\n \
         GNU General Public License, version 2: /usr/share/common-licenses/GPL-2.\n \

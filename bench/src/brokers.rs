@@ -1,0 +1,248 @@
+//! Brokers: a request through one against the same without it, and a download against a published port.
+//!
+//! The server is nginx on this host. The guest reaches it without a broker as a forwarded port, and sends it the same
+//! requests by the same programs (busybox's).
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use microagent_net::{BROKER_ADDRESS, BROKER_PORT, GATEWAY};
+use serde_json::Value;
+
+use crate::Bench;
+use crate::fixture::SMALL;
+use crate::program::run;
+use crate::sample::{Peer, Samples, Table, interleave, time};
+
+const NAME: &str = "bench-brokers";
+
+/// Bytes of one download.
+const BYTES: usize = 100_000_000;
+
+/// Requests of one sample.
+const REQUESTS: u32 = 50;
+
+/// Ports of the guest: one takes bytes, the others load the file.
+const SINK: u16 = 9001;
+const BY_BROKER: u16 = 9002;
+const BY_FORWARD: u16 = 9003;
+const PORTS: [u16; 3] = [SINK, BY_BROKER, BY_FORWARD];
+
+/// How long a guest may take to answer.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How long the server may take to listen.
+const LISTEN_DEADLINE: Duration = Duration::from_secs(10);
+
+pub(crate) fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
+    bench.import(&bench.small_tar()?, SMALL)?;
+    let server = Server::start(bench)?;
+    let workspace = Workspace::start(bench, &server)?;
+    latency(&workspace, table)?;
+    downloads(&workspace, table)
+}
+
+fn latency(workspace: &Workspace<'_>, table: &mut Table) -> Result<()> {
+    let names = ["to the server, by a forwarded port", "by a broker"];
+    let urls = [format!("http://{GATEWAY}/"), format!("http://{BROKER_ADDRESS}:{BROKER_PORT}/")];
+    let mut peers: Vec<Peer<'_>> = Vec::new();
+    for (name, url) in names.iter().zip(&urls) {
+        let line = format!(
+            "B=/bin/busybox; for i in $($B seq {REQUESTS}); do $B wget -qO /dev/null {url} || exit 1; done"
+        );
+        peers.push((name, Box::new(move || Ok(time(|| workspace.exec(&line))? / REQUESTS))));
+    }
+    let samples = interleave(workspace.bench.runs, &mut peers)?;
+    table.add_times("a request of its own connection", &names, &samples);
+    let [direct, brokered] = [0, 1].map(|at: usize| samples[at].median().as_secs_f64() * 1000.0);
+    table.add("a request: what the broker adds", format!("{:.2} ms", brokered - direct));
+    Ok(())
+}
+
+fn downloads(workspace: &Workspace<'_>, table: &mut Table) -> Result<()> {
+    let got = workspace.exec(&format!(
+        "/bin/busybox wget -qO - http://{BROKER_ADDRESS}:{BROKER_PORT}/data | /bin/busybox wc -c"
+    ))?;
+    ensure!(got.trim() == BYTES.to_string(), "the guest got {got}");
+    let names = ["by a published port", "by a broker", "by a forwarded port"];
+    let ports = workspace.ports;
+    let mut peers: Vec<Peer<'_>> = vec![
+        (names[0], Box::new(move || send(ports[0]))),
+        (names[1], Box::new(move || pull(ports[1]))),
+        (names[2], Box::new(move || pull(ports[2]))),
+    ];
+    let samples = interleave(workspace.bench.runs, &mut peers)?;
+    table.add_times("100 MB into the guest", &names, &samples);
+    let of = |samples: &Samples| samples.median().as_secs_f64();
+    table.add(
+        "100 MB: the broker's rate to that of a published port",
+        format!("{:.2}", of(&samples[0]) / of(&samples[1])),
+    );
+    Ok(())
+}
+
+/// Sends the guest all bytes.
+fn send(port: u16) -> Result<Duration> {
+    let mut stream = open(port)?;
+    time(|| {
+        let chunk = [0; 64 << 10];
+        let mut left = BYTES;
+        while left > 0 {
+            let count = left.min(chunk.len());
+            stream.write_all(&chunk[..count])?;
+            left -= count;
+        }
+        stream.shutdown(Shutdown::Write)?;
+        ensure!(stream.read(&mut [0])? == 0, "the sink answers");
+        Ok(())
+    })
+}
+
+/// Has the guest load the file.
+fn pull(port: u16) -> Result<Duration> {
+    let mut stream = open(port)?;
+    time(|| {
+        stream.write_all(b"\n")?;
+        ensure!(stream.read(&mut [0])? == 0, "the guest answers");
+        Ok(())
+    })
+}
+
+fn open(port: u16) -> Result<TcpStream> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
+    Ok(stream)
+}
+
+/// nginx with a small page and a large file, with and without TLS; killed when dropped.
+struct Server {
+    child: Child,
+    plain: u16,
+    tls: u16,
+}
+
+impl Server {
+    fn start(bench: &Bench) -> Result<Server> {
+        let dir = bench.dir.join("nginx");
+        fs::create_dir_all(dir.join("www"))?;
+        fs::File::create(dir.join("www/data"))?.set_len(BYTES as u64)?;
+        fs::write(dir.join("www/index.html"), "hello\n")?;
+        certify(&dir)?;
+        let [plain, tls] = [free_port()?, free_port()?];
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .iter()
+            .map(|what| format!("{what}_temp_path {what};\n"))
+            .collect();
+        let settings = format!(
+            "daemon off; master_process off; pid nginx.pid; error_log error.log;\nevents {{}}\n\
+             http {{ access_log off; sendfile on; tcp_nopush on;\n{temporary}\
+             server {{ listen 127.0.0.1:{plain}; listen 127.0.0.1:{tls} ssl; root www;\n\
+             ssl_certificate server.crt; ssl_certificate_key server.key; }} }}\n"
+        );
+        fs::write(dir.join("nginx.conf"), settings)?;
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(&dir).args(["-e", "error.log", "-c", "nginx.conf"]).stdin(Stdio::null());
+        let child = command.spawn().context("cannot start nginx (package nginx-light)")?;
+        let mut server = Server { child, plain, tls };
+        let end = Instant::now() + LISTEN_DEADLINE;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, tls)).is_err() {
+            if Instant::now() > end || server.child.try_wait()?.is_some() {
+                bail!("nginx does not listen: {}", fs::read_to_string(dir.join("error.log"))?);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // One that has ended needs no killing.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A certificate for loopback, which is its own authority.
+fn certify(dir: &Path) -> Result<()> {
+    let words =
+        ["req", "-x509", "-days", "2", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"];
+    // A server's certificate that is one of an authority as well is refused.
+    let names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-addext"];
+    let names = [&names[..], &["basicConstraints=critical,CA:FALSE"]].concat();
+    let files = ["-keyout", "server.key", "-out", "server.crt"];
+    run(Command::new("openssl").current_dir(dir).args(words).args(names).args(files)).map(drop)
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+/// A workspace with a broker for the server; killed and deleted when dropped.
+struct Workspace<'a> {
+    bench: &'a Bench,
+    ports: [u16; 3],
+}
+
+impl<'a> Workspace<'a> {
+    fn start(bench: &'a Bench, server: &Server) -> Result<Workspace<'a>> {
+        let mut workspace = Workspace { bench, ports: [0; 3] };
+        workspace.delete()?;
+        let ca = bench.dir.join("nginx/server.crt");
+        let broker = format!("API=https://localhost:{},secret=env:BENCH_KEY,ca={}", server.tls, ca.display());
+        let forward = format!("80=127.0.0.1:{}", server.plain);
+        let mut create = bench.microagent(&bench.state());
+        create.env("BENCH_KEY", "key");
+        create.args(["create", NAME, "--image", SMALL, "--broker", &broker, "--forward", &forward]);
+        for (name, address, port) in [("broker", BROKER_ADDRESS, BROKER_PORT), ("forward", GATEWAY, 80)] {
+            create.args(["--setup", &format!(
+                "printf '#!/bin/sh\\nread x\\n/bin/busybox nc {address} {port} -e /body\\n' > /{name}; /bin/busybox chmod +x /{name}"
+            )]);
+        }
+        create.args([
+            "--setup",
+            "printf 'GET /data HTTP/1.0\\r\\n\\r\\n' > /request; \
+             printf '#!/bin/sh\\n/bin/busybox cat /request\\nexec /bin/busybox dd of=/dev/null bs=64k 2>/dev/null\\n' > /body; \
+             /bin/busybox chmod +x /body",
+        ]);
+        create.args(["--service-command", &format!(
+            "B=/bin/busybox; $B nc -ll -p {SINK} -e $B dd of=/dev/null bs=64k 2>/dev/null & \
+             $B nc -ll -p {BY_BROKER} -e /broker & $B nc -ll -p {BY_FORWARD} -e /forward & exec $B sleep 100000"
+        )]);
+        for port in PORTS {
+            create.args(["-p", &format!("0:{port}")]);
+        }
+        run(&mut create)?;
+        let mut start = bench.microagent(&bench.state());
+        let started = run(start.env("BENCH_KEY", "key").args(["start", NAME, "--json"]))?;
+        let started: Value = serde_json::from_str(&started)?;
+        for (at, port) in workspace.ports.iter_mut().enumerate() {
+            let forward = started["port_forwards"][at]["host_port"].as_u64();
+            *port = forward.and_then(|port| u16::try_from(port).ok()).context("a port was not published")?;
+        }
+        Ok(workspace)
+    }
+
+    fn exec(&self, line: &str) -> Result<String> {
+        let mut command = self.bench.microagent(&self.bench.state());
+        run(command.args(["exec", NAME, "--", "sh", "-c", line]))
+    }
+
+    fn delete(&self) -> Result<()> {
+        let state = self.bench.state();
+        run(self.bench.microagent(&state).args(["delete", NAME, "--force", "--yes"])).map(drop)
+    }
+}
+
+impl Drop for Workspace<'_> {
+    fn drop(&mut self) {
+        // What cannot be ended here shows in the next round's `list`.
+        let _ = self.delete();
+    }
+}
