@@ -96,6 +96,9 @@ fn settings_of_the_system_hold_at_every_start() {
         home.microagent(["start", "web"]).success();
         let shown = home.microagent(["exec", "web", "--", "sh", "-c", look]).success();
         assert_eq!(shown.text(), "77\n100\n100\n200\n4\n8\n700\nRead-only\nlimit\n", "{start}");
+        // The exit code is that of a machine that has ended.
+        let status = home.microagent(["status", "web"]).success();
+        assert!(!status.text().contains("Exit code"), "{}", status.told());
         home.microagent(["stop", "web"]).success();
         assert_eq!(home.microagent(["result", "web", "--json"]).success().json()["result"]["exit_code"], 3);
     }

@@ -89,6 +89,7 @@ fn a_workspace_is_as_healthy_as_its_checks_say() {
         (Some(1), Some("looked\n"))
     );
     let waited = home.microagent(["wait", "--healthy", "web"]).run().code(1);
+    let waited = waited.says("Error: workspace `web` is unhealthy").says("microagent status web");
     assert!(waited.text().ends_with("State: running\nHealth: unhealthy\n"), "{}", waited.told());
     assert!(home.microagent(["ps"]).success().text().contains(" running (unhealthy) "));
     assert_eq!(home.microagent(["ps", "-q", "--filter", "health=unhealthy"]).success().text(), "web\n");
@@ -121,7 +122,7 @@ fn a_workspace_is_as_healthy_as_its_checks_say() {
     assert_eq!(home.microagent(["list", "--json"]).success().json()["workspaces"][0]["health"], Value::Null);
     assert_eq!(home.microagent(["list", "-q", "--filter", "health=none"]).success().text(), "web\n");
     assert_eq!(status(&home, "web")["health"], Value::Null);
-    home.microagent(["wait", "--healthy", "web"]).run().code(1);
+    home.microagent(["wait", "--healthy", "web"]).run().code(1).says("Error: workspace `web` is halted");
     home.microagent(["delete", "--yes", "web"]).success();
     home.nothing_is_left();
 }

@@ -265,8 +265,8 @@ fn an_added_host_of_the_local_network_is_open_when_its_name_is_allowed() {
     let refused = run(&[]);
     assert!(refused.stderr.contains("onnection refused"), "{}", refused.told());
     let notice = format!(
-        "the network refused TCP to db.internal ({address}:{port}): the host or one of its networks; the egress rule \
-         `{address}:{port}` opens it"
+        "the network refused TCP to db.internal ({address}:{port}): the host or one of its networks; \
+         --egress-allow {address}:{port} opens it"
     );
     assert_eq!(refused.stderr.matches(&notice).count(), 1, "{}", refused.told());
     let open = run(&["--egress", "allowlist", "--egress-allow", "db.internal"]);

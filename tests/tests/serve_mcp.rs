@@ -540,6 +540,36 @@ fn what_a_killed_server_left_goes_with_the_next_one() {
 }
 
 #[test]
+fn what_a_killed_server_left_ends_at_its_time_to_live() {
+    let home = home();
+    let image = home.image("busybox");
+    let killed = server(&home, Era::Initialize, &["--ttl", "4"]);
+    killed.done("create", json!({"image": image, "name": "w"}));
+    let command = json!({"name": "w", "shell": "echo kept > /root/file; sync; exec sleep 4242"});
+    killed.done("exec_start", command);
+    kill_process(Pid::from_raw(killed.pid()).unwrap(), Signal::KILL).unwrap();
+    killed.close();
+    // Nobody is left that looks at it, but its supervisor.
+    wait_for("the end of its time", DEADLINE, || match home.state_of("w") {
+        state if state == "halted" => Ok(()),
+        state => Err(state),
+    });
+    home.processes_end();
+    assert!(home.microagent(["events", "w"]).success().text().contains("the time to live has ended"));
+
+    let next = server(&home, Era::Discover, &[]);
+    let listed = next.done("list", json!({}));
+    assert_eq!(
+        (&listed["workspaces"][0]["name"], &listed["workspaces"][0]["state"]),
+        (&json!("w"), &json!("halted"))
+    );
+    next.done("start", json!({"name": "w"}));
+    assert_eq!(sh(&next, "w", "cat /root/file"), "kept\n");
+    assert!(next.close().success());
+    home.nothing_is_left();
+}
+
+#[test]
 fn standard_output_has_nothing_but_the_protocol() {
     let home = home();
     let message = |value: &Value| format!("{value}\n");

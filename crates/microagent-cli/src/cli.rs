@@ -212,9 +212,15 @@ pub(crate) fn parse(args: &[OsString]) -> (Result<Request, Failure>, Format) {
             (Ok(request(cli)), format)
         }
         Err(e) if e.kind() == ClapErrorKind::DisplayVersion => (Ok(Request::Print(e.to_string())), guess),
+        Err(_) if asks_for_version(args) => (Ok(Request::Print(command.render_version())), guess),
         Err(e) if asks_for_help(e.kind()) || asks_for_help_of_help(args) => (help(args), guess),
         Err(e) => (Err(usage::failure(&e, &command, &command_path(args))), guess),
     }
+}
+
+/// `microagent -v`, as Docker is asked for its version.
+fn asks_for_version(args: &[OsString]) -> bool {
+    matches!(args, [_, flag] if flag == "-v")
 }
 
 /// `microagent help --help`, which clap takes for a command of that name.
@@ -365,6 +371,13 @@ mod tests {
         // The next word is no value.
         assert_eq!(cli("microagent --json=stream exec w -- ls").global.json, Some(JsonForm::Stream));
         assert_eq!(cli("microagent list --accel TCG").global.accel, Accel::Tcg);
+    }
+
+    #[test]
+    fn dockers_flag_for_the_version_is_known() {
+        let Ok(Request::Print(text)) = parse_words("microagent -v").0 else { panic!("no version") };
+        assert!(text.starts_with("microagent "), "{text}");
+        assert!(parse_words("microagent -v list").0.is_err());
     }
 
     #[test]

@@ -8,6 +8,15 @@ pub(crate) fn of(error: &Error) -> Option<String> {
     error.hint().as_ref().map(text)
 }
 
+/// A notice of the library with the option that the command has for what it advises.
+pub(crate) fn notice(text: &str) -> String {
+    let rule = text.split_once("the egress rule `").and_then(|(why, rest)| {
+        let rule = rest.strip_suffix("` opens it")?;
+        Some(format!("{why}--egress-allow {rule} opens it"))
+    });
+    rule.unwrap_or_else(|| text.to_owned())
+}
+
 /// A hint of the library in words of the command.
 pub(crate) fn text(hint: &Hint) -> String {
     match hint {
@@ -126,6 +135,9 @@ fn of_snapshot(hint: &Hint) -> Option<String> {
         Hint::ListSnapshots { name } => format!("`microagent snapshot list {name}` shows its snapshots"),
         Hint::DeleteSnapshot { name, tag } => {
             format!("choose another --tag, or delete it: microagent snapshot delete {name} {tag}")
+        }
+        Hint::DeleteEvidence { name, tag } => {
+            format!("to delete it all the same: microagent snapshot delete {name} {tag} --force")
         }
         Hint::DiskOnlySnapshot { name } => {
             format!(
@@ -260,12 +272,20 @@ mod tests {
             Hint::FreeSpace { leftover: Some(name.clone()) },
             Hint::ForkDisk { name: name.clone() },
             Hint::HaltHolder { name: "web".into() },
+            Hint::DeleteEvidence { name: name.clone(), tag: "t".parse().unwrap() },
             Hint::DeleteUsers { names: vec![name] },
         ];
         for hint in named {
             let text = text(&hint);
             assert!(text.contains("microagent ") && text.contains("web"), "{hint:?}: {text}");
         }
+    }
+
+    #[test]
+    fn a_notice_names_the_option() {
+        let told = "the network refused TCP to 10.1.2.3:80: no rule allows it; the egress rule `10.1.2.3:80` opens it";
+        assert!(notice(told).ends_with(": no rule allows it; --egress-allow 10.1.2.3:80 opens it"));
+        assert_eq!(notice("something else"), "something else");
     }
 
     #[test]

@@ -102,7 +102,7 @@ fn dispatch(context: &Context, command: Option<Command>) -> Result<u8, Failure> 
             ended_by_user(args.follows(context.format), commands::stats::execute(context, &args))
         }
         Command::Top(args) => commands::top::execute(context, &args),
-        Command::Wait(args) => return commands::wait::execute(context, &args),
+        Command::Wait(args) => commands::wait::execute(context, &args),
         Command::Result(args) => commands::result::execute(context, args),
         Command::Clone(args) => commands::clone::execute(context, args),
         Command::Fork(args) => commands::fork::execute(context, args),

@@ -47,6 +47,13 @@ pub(crate) fn print_text(text: &str) -> Result<(), Failure> {
     finish(out)
 }
 
+/// Prints text with colours: as it is on a terminal that takes them, and without them elsewhere.
+pub(crate) fn print_styled(text: &str) -> Result<(), Failure> {
+    let mut out = anstream::AutoStream::auto(io::stdout().lock());
+    out.write_all(text.as_bytes())?;
+    finish(out)
+}
+
 /// When a machine ends by itself: `2026-11-29T10:00:00Z (in 59m)`.
 pub(crate) fn expiry(at: Timestamp, now: Timestamp) -> String {
     format!("{at:.0} (in {})", span(now, at))

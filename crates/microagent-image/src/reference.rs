@@ -180,7 +180,9 @@ impl ReferenceError {
     /// What a person can do about it.
     pub fn hint(&self) -> String {
         match self {
-            ReferenceError::UpperCase { repository } => format!("try `{}`", repository.to_lowercase()),
+            ReferenceError::UpperCase { repository } => {
+                format!("write it in lower case: `{}`", repository.to_lowercase())
+            }
             ReferenceError::UnknownTransport { transport } if transport.starts_with("http") => {
                 "write the image without a scheme, for example `registry.example.org/team/image:tag`".to_owned()
             }
@@ -336,7 +338,13 @@ fn parse_registry(text: &str) -> Result<RegistryReference, ReferenceError> {
     let (name, tag) = split_tag(named);
     let (registry, repository) = split_registry(name);
     check_registry(&registry)?;
-    check_repository(&repository)?;
+    check_repository(&repository).map_err(|error| match error {
+        // A first component with a capital letter is a host by Docker's rule, and hardly meant as one.
+        ReferenceError::UpperCase { .. } if !registry.contains(['.', ':']) => {
+            ReferenceError::UpperCase { repository: name.to_owned() }
+        }
+        error => error,
+    })?;
     if registry.len() + 1 + repository.len() > NAME_MAX {
         return Err(ReferenceError::TooLong { limit: NAME_MAX });
     }
@@ -514,7 +522,7 @@ mod tests {
         type Is = fn(&ReferenceError) -> bool;
         let long_name = format!("a/{}", "b/".repeat(130) + "c");
         let long_tag = format!("a:{}", "t".repeat(129));
-        let cases: [(&str, Is); 27] = [
+        let cases: [(&str, Is); 28] = [
             ("", |e| matches!(e, ReferenceError::Empty)),
             ("docker://", |e| matches!(e, ReferenceError::Empty)),
             ("busy box", |e| matches!(e, ReferenceError::BadCharacter { character: ' ', .. })),
@@ -522,6 +530,7 @@ mod tests {
             ("büsybox", |e| matches!(e, ReferenceError::BadCharacter { .. })),
             ("BusyBox", |e| matches!(e, ReferenceError::UpperCase { .. })),
             ("docker.io/Library/x", |e| matches!(e, ReferenceError::UpperCase { .. })),
+            ("UPPER/Case", |e| e.hint() == "write it in lower case: `upper/case`"),
             (HEX, |e| matches!(e, ReferenceError::BadRepository { .. })),
             ("-x", |e| matches!(e, ReferenceError::BadRepository { .. })),
             ("a//b", |e| matches!(e, ReferenceError::BadRepository { .. })),

@@ -14,10 +14,10 @@ const MADE_UP_BASE: usize = 40;
 // A hyphen and the digits of a `u32` follow.
 const _: () = assert!(MADE_UP_BASE + 1 + 10 <= NAME_MAX);
 
-/// A name of lower-case letters, digits and `-`.
+/// A name that starts with one of some characters, and continues with those and others.
 macro_rules! plain_name {
-    ($what:literal, $name:ident, $error:ident) => {
-        #[doc = concat!("A checked ", $what, " name: starts with a lower-case letter or digit, then those and `-`, at most 63 bytes.")]
+    ($what:literal, $name:ident, $error:ident, $first:ident: $first_words:literal, $others:literal) => {
+        #[doc = concat!("A checked ", $what, " name: starts with a ", $first_words, ", then those and ", $others, ", at most 63 bytes.")]
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
@@ -25,8 +25,8 @@ macro_rules! plain_name {
         #[doc = concat!("Why a name is not a ", $what, " name.")]
         #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
         #[error(
-            "`{name}` is not a {} name: it must start with a lower-case letter or digit, continue with those or `-`, \
-             and have at most {NAME_MAX} characters", $what
+            "`{name}` is not a {} name: it must start with a {}, continue with those, {}, and have at most {NAME_MAX} \
+             characters", $what, $first_words, $others
         )]
         pub struct $error {
             name: String,
@@ -46,9 +46,10 @@ macro_rules! plain_name {
             type Err = $error;
 
             fn from_str(name: &str) -> Result<Self, $error> {
-                let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-                let goes_on_well = name.chars().all(|c| is_plain(c) || c == '-');
-                if name.starts_with(is_plain) && goes_on_well && name.len() <= NAME_MAX {
+                let others: &str = $others;
+                let is_other = |c: char| c.is_ascii_punctuation() && c != '`' && others.contains(c);
+                let continues = name.chars().all(|c| $first(c) || is_other(c));
+                if name.starts_with($first) && continues && name.len() <= NAME_MAX {
                     Ok($name(name.to_owned()))
                 } else {
                     Err($error { name: name.chars().take(80).collect() })
@@ -60,8 +61,17 @@ macro_rules! plain_name {
     };
 }
 
-plain_name!("volume", VolumeName, VolumeNameError);
-plain_name!("network", NetworkName, NetworkNameError);
+// Without `.`, so that what has an ending is a file.
+plain_name!("volume", VolumeName, VolumeNameError, is_letter_or_digit: "letter or digit", "`_` or `-`");
+plain_name!("network", NetworkName, NetworkNameError, is_of_host_name: "lower-case letter or digit", "`-`");
+
+fn is_letter_or_digit(c: char) -> bool {
+    c.is_ascii_alphanumeric()
+}
+
+fn is_of_host_name(c: char) -> bool {
+    c.is_ascii_lowercase() || c.is_ascii_digit()
+}
 
 /// A checked workspace name: starts with a letter or digit, then letters, digits, `.`, `_` and `-`, at
 /// most 63 bytes.
@@ -157,13 +167,21 @@ mod tests {
     }
 
     #[test]
-    fn volumes_have_plainer_names() {
-        for good in ["a", "data", "0-a", &"x".repeat(63)] {
+    fn volumes_and_networks_have_plainer_names() {
+        for good in ["a", "data", "0-a", "Data", "my_data", &"x".repeat(63)] {
             assert!(good.parse::<VolumeName>().is_ok(), "{good}");
         }
-        for bad in ["", "-a", "Data", "a.b", "a_b", "a/b", "..", "é", &"x".repeat(64)] {
+        for bad in ["", "-a", "_a", "a.b", "a`b", "a b", "a/b", "..", "é", &"x".repeat(64)] {
             assert!(bad.parse::<VolumeName>().is_err(), "{bad}");
+            assert!(bad.parse::<NetworkName>().is_err(), "{bad}");
         }
+        for bad in ["Data", "my_data"] {
+            assert!(bad.parse::<NetworkName>().is_err(), "{bad}");
+        }
+        let error = "a.b".parse::<VolumeName>().unwrap_err().to_string();
+        let words =
+            "start with a letter or digit, continue with those, `_` or `-`, and have at most 63 characters";
+        assert!(error.ends_with(words), "{error}");
     }
 
     #[test]

@@ -316,7 +316,7 @@ mod tests {
             ("~/x:/x", |e| *e == E::HostDirectory),
             ("a/b:/c", |e| *e == E::HostDirectory),
             (".:/c", |e| *e == E::HostDirectory),
-            ("Data:/work", |e| matches!(e, E::Name(_))),
+            ("da.ta:/work", |e| matches!(e, E::Name(_))),
             ("data:/", |e| matches!(e, E::Target { reason: "the image is there", .. })),
             ("data:/a/../etc", |e| matches!(e, E::Target { reason: "it has `..` in it", .. })),
             ("data:/proc/x", |e| matches!(e, E::Target { reason: "the guest needs it for itself", .. })),

@@ -30,7 +30,7 @@ Examples:
     microagent exec web -- python3 --version
 
   Create a workspace with a service:
-    microagent create api --image python:3.12 --service-command 'python3 -m http.server 8000'
+    microagent create api --image python:3.12 --service-command 'python3 -u -m http.server 8000'
 
   Run the image's own command as the service:
     microagent create db --image postgres:16 --image-command -e POSTGRES_PASSWORD=secret

@@ -4,13 +4,14 @@ use std::fmt::Write;
 
 use clap::Args;
 use microagent::doctor::Status;
+use owo_colors::{AnsiColors, OwoColorize};
 
 use crate::context::Context;
 use crate::documents::doctor::DoctorDocument;
 use crate::environment;
 use crate::escape::one_line;
 use crate::failure::Failure;
-use crate::output::{Format, print_json, print_text};
+use crate::output::{Format, print_json, print_styled};
 
 /// Exit code when runs cannot work.
 const EXIT_UNFIT: u8 = 1;
@@ -39,7 +40,7 @@ pub(crate) fn execute(context: &Context, _args: DoctorArgs) -> Result<u8, Failur
     let document = DoctorDocument::from(context.call(context.engine().doctor())?);
     match context.format {
         Format::Json => print_json(&document)?,
-        Format::Text => print_text(&text(&document, environment::speaks_utf8()))?,
+        Format::Text => print_styled(&text(&document, environment::speaks_utf8()))?,
     }
     Ok(if document.ok { 0 } else { EXIT_UNFIT })
 }
@@ -59,7 +60,12 @@ fn text(report: &DoctorDocument, utf8: bool) -> String {
             (Status::Warning, false) => "[warn]",
             (Status::Failed, false) => "[FAIL]",
         };
-        let name = check.name.replace('_', " ");
+        let colour = match check.status {
+            Status::Ok => AnsiColors::Green,
+            Status::Warning => AnsiColors::Yellow,
+            Status::Failed => AnsiColors::Red,
+        };
+        let (mark, name) = (mark.color(colour), check.name.replace('_', " "));
         writeln!(text, "{mark} {name}: {}", one_line(&check.detail))
             .expect("writing to a string does not fail");
         for line in check.remedy.iter().flat_map(|remedy| remedy.lines()) {
@@ -98,8 +104,9 @@ mod tests {
 
     #[test]
     fn each_check_has_a_line_and_its_remedy() {
+        let plain = |text: &str| anstream::adapter::strip_str(text).to_string();
         assert_eq!(
-            text(&report(Status::Failed), true),
+            plain(&text(&report(Status::Failed), true)),
             "\
 Backend: linux-tcg
 ✓ qemu: QEMU 7.2.0
@@ -109,6 +116,8 @@ Backend: linux-tcg
 MicroVMs cannot run here: 1 check failed.
 "
         );
-        assert!(text(&report(Status::Warning), false).contains("\n[warn] disk space: 10 MiB free\n"));
+        let warned = text(&report(Status::Warning), false);
+        assert!(plain(&warned).contains("\n[warn] disk space: 10 MiB free\n"));
+        assert!(warned.contains("\u{1b}[33m[warn]\u{1b}[39m disk space"), "{warned:?}");
     }
 }

@@ -69,7 +69,7 @@ pub(crate) fn execute(context: &Context, args: EventsArgs) -> Result<(), Failure
 
 fn line(event: &StateEvent) -> String {
     let detail = escape::one_line(event.detail.as_deref().unwrap_or_default());
-    let line = format!("{}  {:<11}  {detail}", event.at, event.state);
+    let line = format!("{:.3}  {:<11}  {detail}", event.at, event.state);
     format!("{}\n", line.trim_end())
 }
 
@@ -83,8 +83,8 @@ mod tests {
     fn a_line_has_time_state_and_reason() {
         let at = "2026-11-22T10:00:00Z".parse().unwrap();
         let event = StateEvent { at, state: State::Failed, detail: Some("its \x1b service".into()) };
-        assert_eq!(line(&event), "2026-11-22T10:00:00Z  failed       its \\u{1b} service\n");
+        assert_eq!(line(&event), "2026-11-22T10:00:00.000Z  failed       its \\u{1b} service\n");
         let event = StateEvent { at, state: State::Running, detail: None };
-        assert_eq!(line(&event), "2026-11-22T10:00:00Z  running\n");
+        assert_eq!(line(&event), "2026-11-22T10:00:00.000Z  running\n");
     }
 }

@@ -61,12 +61,12 @@ fn listing(jobs: &[JobDocument]) -> String {
             job.job.to_string(),
             job.state.to_string(),
             exit_code,
-            job.started_at.to_string(),
+            format!("{:.0}", job.started_at),
             job.command.clone(),
         ]
     };
     let rows: Vec<_> = jobs.iter().map(row).collect();
-    table([("JOB", 5), ("STATE", 13), ("EXIT", 4), ("STARTED", 30), ("COMMAND", 0)], &rows)
+    table([("JOB", 5), ("STATE", 13), ("EXIT", 4), ("STARTED", 20), ("COMMAND", 0)], &rows)
 }
 
 #[cfg(test)]
@@ -93,9 +93,9 @@ mod tests {
         assert_eq!(
             listing(&[ended, running]),
             "\
-JOB   STATE         EXIT STARTED                        COMMAND
-1     exited        2    1970-01-01T00:00:00Z           make\\ntest
-1     running       -    1970-01-01T00:00:00Z           make\\ntest
+JOB   STATE         EXIT STARTED              COMMAND
+1     exited        2    1970-01-01T00:00:00Z make\\ntest
+1     running       -    1970-01-01T00:00:00Z make\\ntest
 "
         );
         assert_eq!(listing(&[]), "No jobs.\n");

@@ -95,6 +95,9 @@ impl StatusDocument {
         lines.extend(self.settings_lines());
         lines.extend(self.disks.iter().map(|disk| ("Mounted", escape::one_line(&mounted(disk)))));
         lines.extend(self.port_forwards.iter().map(|forward| ("Published", published(forward))));
+        for output in &self.outputs {
+            lines.push(("Output", escape::one_line(&format!("{}={}", output.name, output.path.display()))));
+        }
         for (name, value) in &self.labels {
             lines.push(("Label", escape::one_line(&format!("{name}={value}"))));
         }

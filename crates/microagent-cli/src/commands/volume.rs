@@ -107,7 +107,7 @@ pub(crate) enum VolumeCommand {
 #[derive(Debug, Args)]
 #[command(after_long_help = CREATE_EXAMPLES)]
 pub(crate) struct CreateArgs {
-    /// Name: lower-case letters, digits and `-`
+    /// Name: letters, digits, `_` and `-`
     name: VolumeName,
 
     /// Size in MiB, or with a unit such as 10g

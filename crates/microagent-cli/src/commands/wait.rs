@@ -44,24 +44,36 @@ pub(crate) struct WaitArgs {
     timeout: Option<Duration>,
 }
 
-/// Waits for one after the other, all within the time; gives the exit code.
-pub(crate) fn execute(context: &Context, args: &WaitArgs) -> Result<u8, Failure> {
+/// Waits for one after the other, all within the time.
+pub(crate) fn execute(context: &Context, args: &WaitArgs) -> Result<(), Failure> {
     let end = args.timeout.map(|limit| (Instant::now() + limit, limit));
-    let mut all_ok = true;
     each(context, &args.names, |name| {
         let (state, health) = wait(context, name, args.healthy, end)?;
         let ok = match args.healthy {
             true => health == Some(HealthState::Healthy),
             false => !matches!(state, State::Failed | State::Quarantined),
         };
-        all_ok &= ok;
         let health_line = health.map_or_else(String::new, |health| format!("Health: {health}\n"));
         match context.format {
-            Format::Json => print_json(&WaitDocument { workspace: name.clone(), state, health, ok }),
-            Format::Text => print_text(&format!("Workspace: {name}\nState: {state}\n{health_line}")),
+            Format::Json => print_json(&WaitDocument { workspace: name.clone(), state, health, ok })?,
+            Format::Text => print_text(&format!("Workspace: {name}\nState: {state}\n{health_line}"))?,
         }
-    })?;
-    Ok(u8::from(!all_ok))
+        if ok { Ok(()) } else { Err(not_ok(name, state, health)) }
+    })
+}
+
+/// Why the wait was in vain.
+fn not_ok(name: &WorkspaceName, state: State, health: Option<HealthState>) -> Failure {
+    let (what, hint) = match (state, health) {
+        (State::Failed, _) => ("has failed".to_owned(), format!("microagent status {name} shows why")),
+        (_, Some(health)) => {
+            (format!("is {health}"), format!("microagent status {name} shows what its checks printed"))
+        }
+        (state, None) => {
+            (format!("is {state}"), format!("microagent events {name} shows what happened to it"))
+        }
+    };
+    Failure::Other { message: format!("workspace `{name}` {what}"), hint: Some(hint) }
 }
 
 fn wait(

@@ -235,7 +235,7 @@ fn wrong_values_are_shown_where_they_stand() {
         ("network: {forwards: [{hostPort: 1}]}", 1, 23, "`guestPort` is missing"),
         ("egress: {allow: ['*.example.org']}", 1, 18, "pattern"),
         ("volumes: [data]", 1, 11, "SOURCE:/GUEST/PATH"),
-        ("volumes: ['Data:/x']", 1, 11, "not a volume name"),
+        ("volumes: ['da.ta:/x']", 1, 11, "not a volume name"),
         ("outputs: [{name: a, path: b}]", 1, 10, "absolute"),
         ("timeout: soon", 1, 10, "number of seconds"),
         ("image: *nowhere", 1, 8, "anchor"),

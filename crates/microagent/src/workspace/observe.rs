@@ -82,7 +82,7 @@ pub struct Inspection {
     pub snapshots: usize,
     /// How often [`Workspace::supervise`] has restarted it since it began.
     pub restarts: u32,
-    /// Result of its last command or service.
+    /// Result of its last command or service; `None` while it has a machine, whose result is not known yet.
     pub result: Option<RunResult>,
 }
 
@@ -130,7 +130,7 @@ impl Workspace {
             snapshots: dir.snapshot_tags().map_or(0, |tags| tags.len()),
             // A damaged count is not worth an error.
             restarts: Supervision::load(&dir).unwrap_or_default().restarts,
-            result: self.result()?,
+            result: if record.observed_state().is_live() { None } else { self.result()? },
         })
     }
 

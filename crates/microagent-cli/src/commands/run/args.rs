@@ -205,7 +205,7 @@ impl RunArgs {
 /// What to look at when the command could not be started: a word that looks like an option of `run`.
 pub(super) fn option_after_image(options: &RunOptions) -> Option<&str> {
     match &options.command {
-        RunCommand::Argv(words) => words.first().map(String::as_str).filter(|word| word.starts_with("--")),
+        RunCommand::Argv(words) => words.first().map(String::as_str).filter(|word| word.starts_with('-')),
         _ => None,
     }
 }

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::output::{Format, print_json, stdout};
 use crate::progress::Progress;
 use crate::stream::print_line;
-use crate::{run_output, terminal};
+use crate::{hints, run_output, terminal};
 use args::option_after_image;
 use streams::{Attachment, Mode};
 
@@ -96,7 +96,7 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
 /// Prints what the user should know in addition to the output.
 fn note_report(report: &RunReport, options: &RunOptions, progress: &Progress) {
     for notice in &report.notices {
-        progress.note(notice);
+        progress.note(&hints::notice(notice));
     }
     if let Some(error) = &report.result.start_error
         && START_FAILURES.contains(&report.result.exit_code)
