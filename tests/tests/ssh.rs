@@ -49,7 +49,7 @@ fn with_ssh<'a>(home: &'a Home, program: &str, words: &[&str]) -> Invocation<'a>
 fn ssh_sftp_and_scp_reach_a_workspace_through_exec() {
     let home = home();
     let at = "dev.microagent";
-    let content: Vec<u8> = (0..FILE_BYTES).map(|number| (number * number >> 7) as u8).collect();
+    let content: Vec<u8> = (0..FILE_BYTES).map(|number| ((number * number) >> 7) as u8).collect();
     home.write("sent", &content);
 
     // Exit code, both streams, and nothing else: also the end of the command that carries it is quiet.

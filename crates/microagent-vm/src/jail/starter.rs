@@ -186,7 +186,7 @@ mod tests {
 
     #[allow(unsafe_code)]
     fn call(number: c_long, arguments: [c_long; 3]) -> io::Result<()> {
-        // SAFETY: each use of this is denied before the kernel looks at an argument, and none of them is an address of ours.
+        // SAFETY: each use of this is denied before the kernel looks at an argument, and none of them is an address.
         let result = unsafe { libc::syscall(number, arguments[0], arguments[1], arguments[2]) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
