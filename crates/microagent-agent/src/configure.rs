@@ -244,7 +244,7 @@ fn resolv_conf(network: &Network) -> String {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use microagent_proto::MacAddress;
+    use microagent_proto::{MacAddress, NetworkV6};
 
     use super::*;
 
@@ -289,6 +289,11 @@ mod tests {
             address: Ipv4Addr::new(10, 0, 2, 15),
             prefix_len: 24,
             gateway: Ipv4Addr::new(10, 0, 2, 2),
+            ipv6: NetworkV6 {
+                address: "fd00::15".parse().unwrap(),
+                prefix_len: 64,
+                gateway: "fd00::2".parse().unwrap(),
+            },
             private: Vec::new(),
             dns: vec!["10.0.2.3".parse().unwrap()],
             search: Vec::new(),

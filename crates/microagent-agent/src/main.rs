@@ -41,6 +41,7 @@ mod processes;
 mod program;
 mod reaper;
 mod renewal;
+mod rtnetlink;
 mod secrets;
 mod session;
 mod settings;

@@ -5,11 +5,11 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use microagent_proto::{MacAddress, Network};
+use microagent_proto::{MacAddress, Network, NetworkV6};
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use crate::sys;
+use crate::{rtnetlink, sys};
 
 const INTERFACES: &str = "/sys/class/net";
 
@@ -57,8 +57,19 @@ pub(crate) fn start() -> Result<Option<Started>, NetworkError> {
 
 /// Whether a device has addresses of IPv6.
 fn set_ipv6(interface: &str, wanted: bool) -> io::Result<()> {
-    let value = if wanted { "0" } else { "1" };
-    fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), value)
+    set_ipv6_option(interface, "disable_ipv6", if wanted { "0" } else { "1" })
+}
+
+fn set_ipv6_option(interface: &str, option: &str, value: &str) -> io::Result<()> {
+    fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/{option}"), value)
+}
+
+/// Gives a device that is up its address and default route of IPv6.
+fn configure_ipv6(interface: &str, network: &NetworkV6) -> io::Result<()> {
+    let number = fs::read_to_string(Path::new(INTERFACES).join(interface).join("ifindex"))?;
+    let number = number.trim_end().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    rtnetlink::add_address(number, network.address, network.prefix_len)?;
+    rtnetlink::add_default_route(number, network.gateway)
 }
 
 /// Gives the network device its hardware address, addresses and default route.
@@ -77,11 +88,14 @@ pub(crate) fn configure(network: &Network, started: Option<&Started>) -> Result<
         sys::set_hardware_address(&socket, &interface, network.mac.0).map_err(failed("hardware address"))?;
     }
     sys::set_address(&socket, &interface, network.address, netmask).map_err(failed("address"))?;
+    // There is no router that could tell more.
+    set_ipv6_option(&interface, "accept_ra", "0").map_err(failed("use of IPv6"))?;
     match started {
         Some(_) => set_ipv6(&interface, true).map_err(failed("use of IPv6"))?,
         None => sys::interface_up(&socket, &interface).map_err(failed("state"))?,
     }
     set_private(&socket, &interface, network)?;
+    configure_ipv6(&interface, &network.ipv6).map_err(failed("address of IPv6"))?;
     sys::add_default_route(&socket, network.gateway).map_err(failed("default route"))
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use harness::{Machine, Session, Template, Vm, argv, exec, settings, shell};
 use microagent_proto::{
-    Command, Entropy, ExecEvent, Exit, GuestErrorKind, MacAddress, Network, PreambleKind, Request,
+    Command, Entropy, ExecEvent, Exit, GuestErrorKind, MacAddress, Network, NetworkV6, PreambleKind, Request,
     StartErrorKind,
 };
 use tokio::time::sleep;
@@ -205,6 +205,11 @@ async fn a_dropped_stream_ends_the_whole_tree() {
     eventually(&session, "test $(ls -d /sys/fs/cgroup/microagent/exec-* | wc -l) = 1").await;
 }
 
+fn network_v6() -> NetworkV6 {
+    let address = |text: &str| text.parse().unwrap();
+    NetworkV6 { address: address("fd00::15"), prefix_len: 64, gateway: address("fd00::2") }
+}
+
 #[tokio::test]
 async fn the_machine_is_this_workspaces() {
     let vm = Vm::start(&Machine { disk_len: 20 << 30, network: true, ..Machine::default() });
@@ -216,6 +221,7 @@ async fn the_machine_is_this_workspaces() {
         address: "10.0.2.15".parse().unwrap(),
         prefix_len: 24,
         gateway: "10.0.2.2".parse().unwrap(),
+        ipv6: network_v6(),
         private: Vec::new(),
         dns: vec!["10.0.2.3".parse().unwrap()],
         search: Vec::new(),
@@ -233,6 +239,10 @@ async fn the_machine_is_this_workspaces() {
         "nameserver 10.0.2.3\nfile"
     );
     assert!(session.sh("cat /etc/hosts").await.contains("10.0.2.15\ttested"));
+    // At once, without a look whether somebody else has the address.
+    let addresses = session.sh("ip -6 address show dev eth0 scope global; ip -6 route").await;
+    assert!(addresses.contains("inet6 fd00::15/64") && !addresses.contains("tentative"), "{addresses}");
+    assert!(addresses.contains("default via fd00::2 dev eth0"), "{addresses}");
     assert!(session.sh("date +%s").await.starts_with("20000000"));
     assert!(session.sh("ip addr show eth0").await.contains("link/ether 52:54:00:aa:bb:cc"));
     assert!(session.sh("ip addr show eth0").await.contains("inet 10.0.2.15/24"));
@@ -421,6 +431,7 @@ async fn a_missing_disk_and_a_missing_network_are_told() {
         address: "10.0.2.15".parse().unwrap(),
         prefix_len: 24,
         gateway: "10.0.2.2".parse().unwrap(),
+        ipv6: network_v6(),
         private: Vec::new(),
         dns: Vec::new(),
         search: Vec::new(),

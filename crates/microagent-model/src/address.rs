@@ -48,15 +48,16 @@ pub(crate) const PRIVATE_V4: [(Ipv4Addr, u8); 4] = [
 /// # Source
 /// IANA's registry of special-purpose addresses; RFC 7526 for 6to4. Both tunnels carry packets to an address of IPv4
 /// that is a part of theirs. The metadata services are those of the vendors' manuals.
-const NEVER_V6: [(Ipv6Addr, u8); 5] = [
+const NEVER_V6: [(Ipv6Addr, u8); 6] = [
     // Protocol assignments, Teredo (2001::/32) first.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
     // 6to4.
     (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
-    // Metadata of Amazon, Google and Oracle, which are unique local addresses.
+    // Metadata of Amazon, Google, Oracle and Scaleway, which are unique local addresses.
     (Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), 128),
     (Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254), 128),
     (Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe), 128),
+    (Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42), 128),
 ];
 
 /// Unique local addresses (RFC 4193), the site-local ones before them, and translation within a network (RFC 8215).
@@ -212,6 +213,8 @@ mod tests {
             ("fd00:ec2::253", Private),
             ("fd00:ec2::254", Never),
             ("fd00:c1::a9fe:a9fe", Never),
+            ("fd00:42::42", Never),
+            ("fd00:42::43", Private),
             ("fd20:ce::254", Never),
             ("fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", Private),
             ("fe00::", Never),

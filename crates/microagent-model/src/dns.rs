@@ -53,7 +53,7 @@ pub struct NameServer(pub SocketAddr);
 #[serde(try_from = "String", into = "String")]
 pub struct SearchDomain(String);
 
-/// A name with its address. As text `NAME:ADDRESS` or `NAME:host-gateway`.
+/// A name with its address. As text `NAME:ADDRESS` or `NAME:host-gateway`; an IPv6 address may be in brackets.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AddedHost {
@@ -67,7 +67,7 @@ pub struct AddedHost {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AddedAddress {
     /// An address.
-    Address(Ipv4Addr),
+    Address(IpAddr),
     /// The host, as with `host.microagent.internal`. Forwarded ports determine what the guest reaches there.
     HostGateway,
 }
@@ -100,8 +100,8 @@ pub enum DnsError {
         /// The text.
         text: String,
     },
-    /// It is not an IPv4 address.
-    #[error("`{text}` is not an IPv4 address")]
+    /// It is not an address.
+    #[error("`{text}` is not an IP address")]
     Address {
         /// The text.
         text: String,
@@ -162,7 +162,7 @@ impl FromStr for AddedHost {
         let address = match address {
             HOST_GATEWAY => AddedAddress::HostGateway,
             _ => AddedAddress::Address(
-                address.parse().map_err(|_| DnsError::Address { text: address.to_owned() })?,
+                added_address(address).ok_or_else(|| DnsError::Address { text: address.to_owned() })?,
             ),
         };
         let plain = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
@@ -170,6 +170,14 @@ impl FromStr for AddedHost {
             return Err(DnsError::Name { text: name.to_owned() });
         }
         Ok(AddedHost { name: plain, address })
+    }
+}
+
+/// An address; Docker puts one of IPv6 in brackets.
+fn added_address(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
+        Some(inner) => inner.parse().ok().map(IpAddr::V6),
+        None => text.parse().ok(),
     }
 }
 
@@ -206,6 +214,8 @@ mod tests {
         for (text, whole) in [
             ("DB:10.1.2.3", "db:10.1.2.3"),
             ("db.corp.=10.1.2.3", "db.corp:10.1.2.3"),
+            ("db:2001:db8::1", "db:2001:db8::1"),
+            ("db=[2001:DB8::1]", "db:2001:db8::1"),
             ("host.docker.internal:host-gateway", "host.docker.internal:host-gateway"),
         ] {
             assert_eq!(text.parse::<AddedHost>().unwrap().to_string(), whole);
@@ -222,11 +232,12 @@ mod tests {
             assert!(matches!(text.parse::<SearchDomain>(), Err(DnsError::Domain { .. })), "{text}");
         }
         type Is = fn(&DnsError) -> bool;
-        let cases: [(&str, Is); 6] = [
+        let cases: [(&str, Is); 7] = [
             ("db", |e| matches!(e, DnsError::Shape { .. })),
             ("db:", |e| matches!(e, DnsError::Address { .. })),
             ("db:other", |e| matches!(e, DnsError::Address { .. })),
-            ("db:2001:db8::1", |e| matches!(e, DnsError::Address { .. })),
+            ("db:2001:db8::1::", |e| matches!(e, DnsError::Address { .. })),
+            ("db:[10.1.2.3]", |e| matches!(e, DnsError::Address { .. })),
             (":10.1.2.3", |e| matches!(e, DnsError::Name { .. })),
             ("192.0.2.1:10.1.2.3", |e| matches!(e, DnsError::Name { .. })),
         ];

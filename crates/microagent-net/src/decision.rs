@@ -136,7 +136,7 @@ mod tests {
         Decision {
             protocol: Some(Protocol::Tcp),
             name: Some("example.org".to_owned()),
-            address: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            address: Some(Ipv4Addr::new(192, 0, 2, 1).into()),
             port: Some(443),
             ..decisions::new(Timestamp::UNIX_EPOCH, Subject::Connection, true, Reason::Name)
         }

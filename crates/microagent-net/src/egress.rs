@@ -10,7 +10,7 @@
 //! many sites share (a content delivery network) is open for all of them as soon as it is open for one.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use microagent_model::Forward;
 use microagent_model::decisions;
 use microagent_model::egress::{Decision, EgressMode, EgressPolicy, Protocol, Reason, Subject};
 
-use crate::address::Scope;
+use crate::address::{Scope, meant};
 use crate::decision::Journal;
 use crate::dns::local::{HostEntry, LocalAnswer, LocalNames};
 use crate::dns::message::{self, NoQuery, Query, as_host, as_text};
@@ -30,7 +30,7 @@ use crate::dns::resolver::{Asker, DnsRequest, DnsRequestId, Resolved, Resolver};
 use crate::flows::{FLOWS_MAX, Key, Kind};
 use crate::host::HostAddresses;
 use crate::membership::{Membership, Memberships};
-use crate::{BROKER_ADDRESS, BROKER_PORT, GATEWAY};
+use crate::{BROKER_ADDRESS, BROKER_PORT, GATEWAY, GATEWAY_V6};
 
 /// What the filter must know.
 #[derive(Debug)]
@@ -191,7 +191,8 @@ impl EgressFilter {
 
     /// The server that a connection of the guest leads to if its port is forwarded.
     pub(crate) fn forwarded(&self, key: Key) -> Option<SocketAddrV4> {
-        let is_forwarded = key.kind == Kind::Tcp && key.remote == GATEWAY;
+        let is_gateway = key.remote == GATEWAY || key.remote == GATEWAY_V6;
+        let is_forwarded = key.kind == Kind::Tcp && is_gateway;
         is_forwarded.then(|| self.forwards.get(&key.remote_port).copied()).flatten()
     }
 
@@ -204,9 +205,10 @@ impl EgressFilter {
         (number < self.brokers).then_some(number)
     }
 
-    /// The private network that a flow of the guest stays in, by its number.
-    pub(crate) fn member(&self, key: Key) -> Option<u8> {
-        self.memberships.of(key.remote).map(|(number, _)| number)
+    /// The private network that a flow of the guest stays in, by its number, and the other member's address there.
+    pub(crate) fn member(&self, key: Key) -> Option<(u8, Ipv4Addr)> {
+        let IpAddr::V4(address) = key.remote else { return None };
+        self.memberships.of(key.remote).map(|(number, _)| (number, address))
     }
 
     /// The private networks of the guest.
@@ -271,12 +273,13 @@ impl EgressFilter {
     }
 
     /// Whether the guest may reach an address, and why.
-    fn judge(&self, remote: Ipv4Addr, port: Option<u16>) -> Result<Reason, Reason> {
+    fn judge(&self, remote: IpAddr, port: Option<u16>) -> Result<Reason, Reason> {
         if self.is_spent {
             return Err(Reason::Bytes);
         }
         if let Some((_, membership)) = self.memberships.of(remote) {
-            let is_others = membership.subnet.has_member(remote) && remote != membership.address;
+            let is_member = |address| membership.subnet.has_member(address) && address != membership.address;
+            let is_others = matches!(remote, IpAddr::V4(address) if is_member(address));
             return if is_others { Ok(Reason::Member) } else { Err(Reason::OwnNetwork) };
         }
         let scope = Scope::of(remote, &self.host_addresses);
@@ -285,7 +288,9 @@ impl EgressFilter {
             Scope::Own => return Err(Reason::OwnNetwork),
             Scope::Inside | Scope::Public => {}
         }
-        if self.policy.allow.iter().any(|rule| rule.covers_address(remote, port)) {
+        // A rule for what is behind a translator names the address of IPv4.
+        let meant = meant(remote);
+        if self.policy.allow.iter().any(|rule| rule.covers_address(meant, port)) {
             return Ok(Reason::Rule);
         }
         // Whoever controls a name controls where it leads: inside, a name alone opens nothing.
@@ -361,7 +366,13 @@ impl EgressFilter {
             }
             return self.answer(asker, query.empty_answer(Rcode::NXDOMAIN, true));
         }
-        if matches!(query.question.qtype(), Rtype::AAAA | Rtype::HTTPS | Rtype::SVCB) {
+        // Without IPv6 on the host, a program need not find out that no address answers. Other records lead to addresses
+        // that the stack does not look at.
+        let has_none = match query.question.qtype() {
+            Rtype::AAAA => !self.host_addresses.has_ipv6(),
+            kind => matches!(kind, Rtype::HTTPS | Rtype::SVCB),
+        };
+        if has_none {
             return self.answer(asker, query.empty_answer(Rcode::NOERROR, false));
         }
         if let Some(resolved) = self.resolver.ask(asker, query, self.now.running) {
@@ -372,7 +383,7 @@ impl EgressFilter {
     /// Gives the guest an answer of the stack's own.
     fn answer_locally(&mut self, asker: Asker, query: &Query, local: &LocalAnswer) {
         let name = as_text(query.name());
-        let addresses: Vec<Ipv4Addr> = local.answer.records.iter().filter_map(message::address).collect();
+        let addresses: Vec<IpAddr> = local.answer.records.iter().filter_map(message::address).collect();
         for address in &addresses {
             let ttl_secs = local.answer.records.first().map_or(0, |record| record.ttl().as_secs());
             self.names.learn(*address, &name.as_str().into(), ttl_secs, false, self.now.running);
@@ -406,6 +417,8 @@ impl EgressFilter {
         let covered = self.covers(&query);
         let name: Arc<str> = text.as_str().into();
         let mut first = None;
+        let is_reached = |address| self.host_addresses.reaches(address);
+        answer.records.retain(|record| message::address(record).is_none_or(is_reached));
         let before = answer.records.len();
         answer.records.retain(|record| {
             let Some(address) = message::address(record) else { return true };
@@ -424,7 +437,9 @@ impl EgressFilter {
             (false, true) => Reason::Rule,
             (false, false) => Reason::Mode,
         };
-        if self.journal.is_new((Subject::Name, &text, reason), self.now.running) {
+        // That a name has no address of IPv6 is not worth a line: the same program asks for those of IPv4.
+        let says_nothing = query.question.qtype() == Rtype::AAAA && first.is_none() && !nowhere;
+        if !says_nothing && self.journal.is_new((Subject::Name, &text, reason), self.now.running) {
             let decision = self.name_decision(Some(text), !nowhere, reason);
             self.record(Decision { address: first, ..decision });
         }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use rustix::io::Errno;
@@ -43,8 +43,8 @@ pub(crate) struct FakeDatagrams {
 /// What was asked of the host.
 #[derive(Debug, Default)]
 pub(crate) struct FakeHost {
-    pub(crate) streams: BTreeMap<Token, (SocketAddrV4, Rc<RefCell<FakeStream>>)>,
-    pub(crate) datagrams: BTreeMap<Token, (SocketAddrV4, Rc<RefCell<FakeDatagrams>>)>,
+    pub(crate) streams: BTreeMap<Token, (SocketAddr, Rc<RefCell<FakeStream>>)>,
+    pub(crate) datagrams: BTreeMap<Token, (SocketAddr, Rc<RefCell<FakeDatagrams>>)>,
     pub(crate) dns_requests: Vec<DnsRequest>,
     /// What the host says when it is asked for a socket.
     pub(crate) exhausted: Option<Errno>,
@@ -75,7 +75,7 @@ impl Drop for FakeDatagramSocket {
 }
 
 impl FakeSockets {
-    fn datagrams(&mut self, token: Token, remote: SocketAddrV4) -> Result<FakeDatagramSocket, Errno> {
+    fn datagrams(&mut self, token: Token, remote: SocketAddr) -> Result<FakeDatagramSocket, Errno> {
         let mut host = self.0.borrow_mut();
         if let Some(error) = host.exhausted {
             return Err(error);
@@ -90,7 +90,7 @@ impl Sockets for FakeSockets {
     type Stream = FakeStreamSocket;
     type Datagram = FakeDatagramSocket;
 
-    fn connect(&mut self, token: Token, remote: SocketAddrV4) -> Result<FakeStreamSocket, Errno> {
+    fn connect(&mut self, token: Token, remote: SocketAddr) -> Result<FakeStreamSocket, Errno> {
         let mut host = self.0.borrow_mut();
         if let Some(error) = host.exhausted {
             return Err(error);
@@ -101,17 +101,17 @@ impl Sockets for FakeSockets {
     }
 
     fn connect_broker(&mut self, token: Token, number: u8) -> Result<FakeStreamSocket, Errno> {
-        self.connect(token, SocketAddrV4::new(BROKER_ADDRESS, BROKER_PORT + u16::from(number)))
+        self.connect(token, SocketAddr::new(BROKER_ADDRESS.into(), BROKER_PORT + u16::from(number)))
     }
 
     fn connect_member(&mut self, token: Token, to: MemberPort) -> Result<FakeStreamSocket, Errno> {
         self.0.borrow_mut().members.push(to);
-        self.connect(token, SocketAddrV4::new(to.address, to.port))
+        self.connect(token, SocketAddr::new(to.address.into(), to.port))
     }
 
     fn member_datagrams(&mut self, token: Token, to: MemberPort) -> Result<FakeDatagramSocket, Errno> {
         self.0.borrow_mut().members.push(to);
-        self.datagrams(token, SocketAddrV4::new(to.address, to.port))
+        self.datagrams(token, SocketAddr::new(to.address.into(), to.port))
     }
 
     fn adopt_datagrams(
@@ -119,23 +119,23 @@ impl Sockets for FakeSockets {
         token: Token,
         socket: FakeDatagramSocket,
     ) -> Result<FakeDatagramSocket, Errno> {
-        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
         self.0.borrow_mut().datagrams.insert(token, (nowhere, Rc::clone(&socket.0)));
         Ok(socket)
     }
 
     fn adopt(&mut self, token: Token, stream: FakeStreamSocket) -> Result<FakeStreamSocket, Errno> {
-        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
         self.0.borrow_mut().streams.insert(token, (nowhere, Rc::clone(&stream.0)));
         Ok(stream)
     }
 
-    fn datagram(&mut self, token: Token, remote: SocketAddrV4) -> Result<FakeDatagramSocket, Errno> {
+    fn datagram(&mut self, token: Token, remote: SocketAddr) -> Result<FakeDatagramSocket, Errno> {
         self.datagrams(token, remote)
     }
 
-    fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<FakeDatagramSocket, Errno> {
-        self.datagrams(token, SocketAddrV4::new(remote, 0))
+    fn echo(&mut self, token: Token, remote: IpAddr) -> Result<FakeDatagramSocket, Errno> {
+        self.datagrams(token, SocketAddr::new(remote, 0))
     }
 
     fn answer(&mut self, port: PortNumber, client: SocketAddr, bytes: &[u8]) -> Result<(), Errno> {

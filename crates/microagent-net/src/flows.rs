@@ -1,6 +1,6 @@
 //! What a flow is called, and how long it lasts.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Flows of one guest at once, whatever the policy says. Each has a descriptor.
@@ -35,11 +35,11 @@ pub(crate) enum Kind {
     Crossed,
 }
 
-/// One flow. The guest has one address, which is not part of it.
+/// One flow. The guest has one address for each remote one, which is not part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) kind: Kind,
-    pub(crate) remote: Ipv4Addr,
+    pub(crate) remote: IpAddr,
     /// With echoes zero, or one if a member asks the guest.
     pub(crate) remote_port: u16,
     /// The id with echoes.

@@ -10,12 +10,12 @@ mod message;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::address::contains;
+use crate::address::{contains, contains_v6, is_global_v6};
 pub use kernel::HostWatch;
 
 /// Number of the loopback interface in every network namespace.
@@ -35,21 +35,28 @@ const TABLES: std::ops::RangeInclusive<u32> = 253..=255;
 /// without a router, or half of one.
 const SHORTEST_PREFIX: u8 = 8;
 
-/// A network of IPv4, or one address if all bits are its prefix.
+/// The same of IPv6, where no link has more.
+const SHORTEST_PREFIX_V6: u8 = 16;
+
+/// Networks of IPv6 that are kept of those to which the host has a route. With more it counts as a route to everything.
+const REACHED_MAX: usize = 256;
+
+/// A network, or one address if all bits are its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Network {
-    base: Ipv4Addr,
+    base: IpAddr,
     bits: u8,
 }
 
 impl Network {
     /// The network of `bits` prefix bits that `base` is in; `None` if there are more bits than an address has.
-    pub fn new(base: Ipv4Addr, bits: u8) -> Option<Network> {
-        (bits <= 32).then_some(Network { base, bits })
+    pub fn new(base: IpAddr, bits: u8) -> Option<Network> {
+        let longest = if base.is_ipv4() { 32 } else { 128 };
+        (bits <= longest).then_some(Network { base, bits })
     }
 
     /// An address in it.
-    pub fn base(self) -> Ipv4Addr {
+    pub fn base(self) -> IpAddr {
         self.base
     }
 
@@ -59,14 +66,29 @@ impl Network {
     }
 
     /// Whether it contains an address.
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        contains(self.base, self.bits, address)
+    pub fn contains(self, address: IpAddr) -> bool {
+        match (self.base, address) {
+            (IpAddr::V4(base), IpAddr::V4(address)) => contains(base, self.bits, address),
+            (IpAddr::V6(base), IpAddr::V6(address)) => contains_v6(base, self.bits, address),
+            _ => false,
+        }
+    }
+
+    /// Whether it is small enough for a network of neighbours.
+    fn is_of_link(self) -> bool {
+        self.bits >= if self.base.is_ipv4() { SHORTEST_PREFIX } else { SHORTEST_PREFIX_V6 }
+    }
+}
+
+impl From<IpAddr> for Network {
+    fn from(base: IpAddr) -> Network {
+        Network { base, bits: if base.is_ipv4() { 32 } else { 128 } }
     }
 }
 
 impl From<Ipv4Addr> for Network {
     fn from(base: Ipv4Addr) -> Network {
-        Network { base, bits: 32 }
+        IpAddr::from(base).into()
     }
 }
 
@@ -87,12 +109,12 @@ impl<'de> Deserialize<'de> for Network {
         let text = String::deserialize(deserializer)?;
         let parts = text.split_once('/');
         let network =
-            parts.and_then(|(base, bits)| Network::new(Ipv4Addr::from_str(base).ok()?, bits.parse().ok()?));
+            parts.and_then(|(base, bits)| Network::new(IpAddr::from_str(base).ok()?, bits.parse().ok()?));
         network.ok_or_else(|| serde::de::Error::custom("a network is ADDRESS/BITS"))
     }
 }
 
-/// The IPv4 addresses that are the host, and those of its networks.
+/// The addresses that are the host, and those of its networks.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostAddresses {
     /// What the kernel delivers to the host itself, by interfaces that lead out of the host.
@@ -101,6 +123,9 @@ pub struct HostAddresses {
     pub loopback: BTreeSet<Network>,
     /// Networks that the host reaches without a router.
     pub neighbours: BTreeSet<Network>,
+    /// Networks of IPv6 to which the host has a route.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub reached: BTreeSet<Network>,
 }
 
 /// A route of the host.
@@ -153,6 +178,9 @@ impl HostAddresses {
     }
 
     fn add(&mut self, route: &Route, point_to_point: &impl Fn(u32) -> bool) {
+        if route.kind == RouteKind::Sent {
+            self.add_reached(route.destination);
+        }
         if !TABLES.contains(&route.table) {
             return;
         }
@@ -162,7 +190,7 @@ impl HostAddresses {
             (RouteKind::Delivered, Some(LOOPBACK)) => self.loopback.insert(route.destination),
             (RouteKind::Delivered, _) => self.own.insert(route.destination),
             (RouteKind::Sent, Some(interface))
-                if route.is_on_link && route.destination.bits >= SHORTEST_PREFIX && is_network(interface) =>
+                if route.is_on_link && route.destination.is_of_link() && is_network(interface) =>
             {
                 self.neighbours.insert(route.destination)
             }
@@ -170,24 +198,53 @@ impl HostAddresses {
         };
     }
 
+    /// Notes a route of IPv6, unless another one covers it.
+    fn add_reached(&mut self, network: Network) {
+        let (IpAddr::V6(base), reached) = (network.base, &mut self.reached) else { return };
+        let is_within = |one: &Network, other: &Network| other.bits <= one.bits && other.contains(one.base);
+        if base.is_unicast_link_local()
+            || base.is_multicast()
+            || reached.iter().any(|one| is_within(&network, one))
+        {
+            return;
+        }
+        reached.retain(|one| !is_within(one, &network));
+        reached.insert(network);
+        if reached.len() > REACHED_MAX {
+            *reached = BTreeSet::from([Network { base: Ipv6Addr::UNSPECIFIED.into(), bits: 0 }]);
+        }
+    }
+
+    /// Whether the host has a global address of IPv6. Without one, programs do better with IPv4.
+    pub fn has_ipv6(&self) -> bool {
+        let is_global = |own: &Network| matches!(own.base, IpAddr::V6(base) if is_global_v6(base));
+        self.own.iter().chain(&self.loopback).any(is_global)
+    }
+
+    /// Whether programs of the host reach an address, as far as its routes say: of IPv4 always.
+    pub fn reaches(&self, address: IpAddr) -> bool {
+        let has_route = |address| self.reached.iter().any(|network| network.contains(address));
+        address.is_ipv4() || (self.has_ipv6() && (has_route(address) || self.is_own(address)))
+    }
+
     /// Whether the kernel delivers packets to an address to the host itself, by an interface that leads out of it.
-    pub fn is_own(&self, address: Ipv4Addr) -> bool {
+    pub fn is_own(&self, address: IpAddr) -> bool {
         longest(&self.own, address).is_some_and(|own| Some(own) >= longest(&self.loopback, address))
     }
 
     /// Whether an address is one of the host's loopback interface and can only be reached from the host.
-    pub fn is_loopback(&self, address: Ipv4Addr) -> bool {
+    pub fn is_loopback(&self, address: IpAddr) -> bool {
         longest(&self.loopback, address).is_some() && !self.is_own(address)
     }
 
     /// Whether an address is in a network that the host is in, or is the host's.
-    pub fn is_inside(&self, address: Ipv4Addr) -> bool {
+    pub fn is_inside(&self, address: IpAddr) -> bool {
         self.is_own(address) || self.neighbours.iter().any(|network| network.contains(address))
     }
 }
 
 /// The longest prefix that covers an address: the kernel takes its route.
-fn longest(networks: &BTreeSet<Network>, address: Ipv4Addr) -> Option<u8> {
+fn longest(networks: &BTreeSet<Network>, address: IpAddr) -> Option<u8> {
     networks.iter().filter(|network| network.contains(address)).map(|network| network.bits).max()
 }
 
@@ -246,7 +303,7 @@ mod tests {
             ("203.0.113.9", true, false),
             ("203.0.113.65", false, false),
         ] {
-            let address: Ipv4Addr = address.parse().unwrap();
+            let address: IpAddr = address.parse().unwrap();
             assert_eq!((host.is_own(address), host.is_loopback(address)), (is_own, is_loopback), "{address}");
             assert_eq!(host.is_inside(address), is_own, "{address}");
         }
@@ -275,16 +332,79 @@ mod tests {
             ("8.8.8.8", false),
             ("200.0.0.1", false),
         ] {
-            let address: Ipv4Addr = address.parse().unwrap();
+            let address: IpAddr = address.parse().unwrap();
             assert_eq!(host.is_inside(address), is_inside, "{address}");
             assert!(!host.is_own(address) && !host.is_loopback(address), "{address}");
         }
     }
 
     #[test]
+    fn routes_of_ipv6_count_where_the_host_has_a_global_address() {
+        let sent = |destination: &str| Route {
+            is_on_link: false,
+            ..route(254, destination, RouteKind::Sent, ETHERNET)
+        };
+        let own = |address: &str| route(255, address, RouteKind::Delivered, ETHERNET);
+        let reaches = |routes: &[Route], address: &str| addresses(routes).reaches(address.parse().unwrap());
+        let home =
+            [own("2001:db8:1::5/128"), sent("2001:db8:2::/48"), sent("2001:db8::/32"), sent("fe80::/64")];
+        let host = addresses(&home);
+        assert_eq!(host.reached, [network("2001:db8::/32")].into(), "what is within another one is not kept");
+        for (address, is_reached) in [
+            ("2001:db8:2::1", true),
+            ("2001:db8:1::5", true),
+            ("2001:db9::1", false),
+            ("fe80::1", false),
+            ("192.0.2.1", true),
+        ] {
+            assert_eq!(reaches(&home, address), is_reached, "{address}");
+        }
+        // Private addresses alone do not lead out of the site.
+        for alone in ["fd00::2/128", "fe80::2/128", "192.0.2.1/32"] {
+            assert!(!reaches(&[own(alone), sent("::/0")], "2001:db8::1"), "{alone}");
+        }
+        assert!(reaches(&[own("2001:db8:1::5/128"), sent("::/0")], "2606:4700::1111"));
+        assert!(!reaches(&[own("2001:db8:1::5/128")], "2606:4700::1111"));
+        let many: Vec<Route> = (0..300).map(|n| sent(&format!("2001:db8:{n:x}::/48"))).collect();
+        assert_eq!(addresses(&many).reached, [network("::/0")].into());
+    }
+
+    #[test]
+    fn networks_of_ipv6_are_inside_and_tunnels_are_not() {
+        let sent = |destination, interface| route(254, destination, RouteKind::Sent, interface);
+        let host = addresses(&[
+            sent("2001:db8:1::/64", ETHERNET),
+            sent("2000::/3", ETHERNET),
+            sent("2001:db8:3::/48", TUNNEL),
+            route(255, "2001:db8:1::5/128", RouteKind::Delivered, ETHERNET),
+            route(255, "::1/128", RouteKind::Delivered, LOOPBACK),
+        ]);
+        for (address, is_inside, is_loopback) in [
+            ("2001:db8:1::9", true, false),
+            ("2001:db8:1::5", true, false),
+            ("2001:db8:3::1", false, false),
+            ("2606:4700::1111", false, false),
+            ("::1", false, true),
+            ("0.0.0.1", false, false),
+        ] {
+            let address: IpAddr = address.parse().unwrap();
+            assert_eq!(
+                (host.is_inside(address), host.is_loopback(address)),
+                (is_inside, is_loopback),
+                "{address}"
+            );
+        }
+    }
+
+    #[test]
     fn a_host_knows_its_loopback() {
         let addresses = HostAddresses::now().unwrap();
-        for address in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 99, 0, 1)] {
+        for address in ["127.0.0.1", "127.99.0.1", "::1"] {
+            let address: IpAddr = address.parse().unwrap();
+            if address.is_ipv6() && !addresses.loopback.iter().any(|one| one.base.is_ipv6()) {
+                // This host has no IPv6.
+                continue;
+            }
             assert!(addresses.is_loopback(address) && !addresses.is_own(address), "{address}");
         }
     }
@@ -294,7 +414,10 @@ mod tests {
         let text = r#"{"own":["192.0.2.1/32"],"loopback":[],"neighbours":["192.0.2.0/24"]}"#;
         let host: HostAddresses = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&host).unwrap(), text);
-        for text in ["192.0.2.0/33", "192.0.2.0", "192.0.2/24", "/", ""] {
+        let text = r#"{"own":["2001:db8::1/128"],"loopback":[],"neighbours":[],"reached":["::/0"]}"#;
+        let host: HostAddresses = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&host).unwrap(), text);
+        for text in ["192.0.2.0/33", "192.0.2.0", "192.0.2/24", "2001:db8::/129", "2001:db8::", "/", ""] {
             assert!(serde_json::from_value::<Network>(text.into()).is_err(), "{text}");
         }
     }

@@ -34,7 +34,7 @@ mod stack;
 mod testing;
 mod upstream;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use address::Scope;
 pub use decision::{BURST, PER_SECOND};
@@ -60,6 +60,15 @@ pub const PREFIX_LEN: u8 = 24;
 /// The guest's default route.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 
+/// The guest's address of IPv6, in a network that nobody else has: its number was drawn once, as RFC 4193 asks.
+pub const GUEST_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfd5c, 0x8b21, 0x46e7, 0, 0, 0, 0, 0x15);
+
+/// Bits of the network prefix of IPv6.
+pub const PREFIX_LEN_V6: u8 = 64;
+
+/// The guest's default route of IPv6.
+pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd5c, 0x8b21, 0x46e7, 0, 0, 0, 0, 2);
+
 /// Where the guest finds brokers, each at a port of its own.
 pub const BROKER_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 4);
 
@@ -69,5 +78,10 @@ pub const BROKER_PORT: u16 = 8001;
 /// The name server that the guest sees; the stack asks the host's.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
 
-/// The name of the host in its guests; it resolves to the gateway's address, which has the forwarded ports.
+/// The name of the host in its guests; it resolves to the gateway's addresses, which have the forwarded ports.
 pub const HOST_NAME: &str = "host.microagent.internal";
+
+/// The gateway's address of the same family.
+fn gateway(family: IpAddr) -> IpAddr {
+    if family.is_ipv4() { GATEWAY.into() } else { GATEWAY_V6.into() }
+}

@@ -10,14 +10,14 @@
 //! before that was reset, also when a stack was killed. Of UDP and ICMP messages, each with one byte before it: [`DATAGRAM`],
 //! or why the first one did not arrive.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use microagent_model::Subnet;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::GUEST_ADDRESS;
 use crate::dns::local::HostEntry;
+use crate::{GUEST_ADDRESS, GUEST_ADDRESS_V6};
 
 /// Version of the messages between stacks. Another one is not understood.
 pub const MEMBER_PROTOCOL: u8 = 1;
@@ -133,13 +133,19 @@ impl Memberships {
     }
 
     /// The network that an address is in, with its number.
-    pub(crate) fn of(&self, remote: Ipv4Addr) -> Option<(u8, &Membership)> {
+    pub(crate) fn of(&self, remote: IpAddr) -> Option<(u8, &Membership)> {
+        let IpAddr::V4(remote) = remote else { return None };
         (0..).zip(&self.0).find(|(_, membership)| membership.subnet.contains(remote))
     }
 
     /// The guest's address, as the far end at `remote` has to see it.
-    pub(crate) fn guest_address(&self, remote: Ipv4Addr) -> Ipv4Addr {
-        self.of(remote).map_or(GUEST_ADDRESS, |(_, membership)| membership.address)
+    pub(crate) fn guest_address(&self, remote: IpAddr) -> IpAddr {
+        match remote {
+            IpAddr::V4(_) => {
+                self.of(remote).map_or(GUEST_ADDRESS, |(_, membership)| membership.address).into()
+            }
+            IpAddr::V6(_) => GUEST_ADDRESS_V6.into(),
+        }
     }
 
     /// Whether the guest has the address.
@@ -156,7 +162,7 @@ impl Memberships {
 
     /// Addresses of a member by its name, or by its name and the network's; `name` is in lower case. A name with a dot
     /// needs the network's: otherwise a workspace could be called as a server of the Internet.
-    pub(crate) fn addresses(&self, name: &str) -> Vec<Ipv4Addr> {
+    pub(crate) fn addresses(&self, name: &str) -> Vec<IpAddr> {
         let of = |membership: &Membership| {
             let below =
                 name.strip_suffix(membership.network.as_str()).and_then(|name| name.strip_suffix('.'));
@@ -167,13 +173,13 @@ impl Memberships {
             let members = membership.members.iter().filter(|(called, _)| is_called(called));
             members.map(|(_, address)| *address).collect::<Vec<_>>()
         };
-        let mut addresses: Vec<Ipv4Addr> = self.0.iter().flat_map(of).collect();
+        let mut addresses: Vec<IpAddr> = self.0.iter().flat_map(of).collect();
         addresses.dedup();
         addresses
     }
 
     /// The name of a member with that of the network.
-    pub(crate) fn name_of(&self, address: Ipv4Addr) -> Option<String> {
+    pub(crate) fn name_of(&self, address: IpAddr) -> Option<String> {
         let (_, membership) = self.of(address)?;
         let (name, _) = membership.members.iter().find(|(_, known)| *known == address)?;
         Some(format!("{}.{}", name.to_ascii_lowercase(), membership.network))

@@ -1,9 +1,11 @@
 //! A second opinion on the stack: a simple model that looks at every socket that the host is asked for and every frame that
 //! the guest gets, and says whether it may have been. Any bytes drive it, so that property tests and the fuzzer share it.
 
+mod addresses;
+
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,61 +17,33 @@ use crate::dns::names::ADDRESSES_MAX;
 use crate::dns::resolver::{DnsRequest, DnsTransport, IN_FLIGHT_MAX};
 use crate::egress::Now;
 use crate::fake::{FakeDatagramSocket, FakeDatagrams, FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
+use crate::host::Network;
 use crate::membership::{MemberPort, MemberProtocol, Membership};
 use crate::sockets::{Readiness, Token};
 use crate::stack::{NameOptions, Stack, StackOptions};
-use crate::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, testing};
+use crate::{GATEWAY, GATEWAY_V6, GUEST_ADDRESS, GUEST_ADDRESS_V6, HostAddresses, NAME_SERVER, testing};
+use addresses::{ADDRESSES, Class, HOST, HOST_V6, LO, LO_V6, PRIVATE, SUBNET, rough_class, v4};
 
 /// Flows that the policy allows at once.
 const CONNECTIONS: usize = 6;
 
 const PUBLISHED: [u16; 2] = [80, 8080];
-const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
-/// An address on the host's loopback interface.
-const LO: Ipv4Addr = Ipv4Addr::new(198, 18, 7, 7);
 const PORTS: [u16; 6] = [80, 443, 53, 8080, 40_000, 40_001];
 /// A port of the gateway that leads to a server of the host, and that server.
 const FORWARD: &str = "8080=127.0.0.1:9999";
 const FORWARDED: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9999);
-const RULES: [&str; 3] = [".example.org", "exact.test", "172.20.0.0/16:443"];
+const RULES: [&str; 4] = [".example.org", "exact.test", "172.20.0.0/16:443", "[fd00:20::]/32:443"];
 
-/// Addresses, with what a person would say of them.
-const ADDRESSES: [(Ipv4Addr, Class); 18] = [
-    (Ipv4Addr::new(192, 0, 2, 1), Class::Public),
-    (Ipv4Addr::new(203, 0, 113, 5), Class::Public),
-    (Ipv4Addr::new(8, 8, 8, 8), Class::Public),
-    (HOST, Class::Inside),
-    (LO, Class::Never),
-    (Ipv4Addr::new(10, 1, 2, 3), Class::Inside),
-    (Ipv4Addr::new(192, 168, 7, 7), Class::Inside),
-    (Ipv4Addr::new(100, 64, 0, 1), Class::Inside),
-    (Ipv4Addr::new(172, 20, 0, 5), Class::Inside),
-    (Ipv4Addr::new(127, 0, 0, 1), Class::Never),
-    (Ipv4Addr::new(169, 254, 169, 254), Class::Never),
-    (Ipv4Addr::new(224, 0, 0, 251), Class::Never),
-    (Ipv4Addr::new(10, 0, 2, 2), Class::Own),
-    (NAME_SERVER, Class::Own),
-    (Ipv4Addr::new(10, 0, 2, 77), Class::Own),
-    (Ipv4Addr::new(10, 77, 0, 9), Class::Member),
-    (PRIVATE, Class::Own),
-    (Ipv4Addr::new(10, 77, 0, 255), Class::Own),
-];
-
-/// The guest's address in a private network, and the network.
-const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
-const SUBNET: &str = "10.77.0.0/24";
+/// The host that the stack runs on.
+fn host_addresses() -> HostAddresses {
+    let mut host = testing::addresses(&[HOST], &[LO]);
+    host.own.insert(IpAddr::from(HOST_V6).into());
+    host.loopback.insert(IpAddr::from(LO_V6).into());
+    host.reached.extend(Network::new(Ipv6Addr::UNSPECIFIED.into(), 0));
+    host
+}
 
 const NAMES: [&str; 5] = ["example.org", "www.Example.org", "exact.test", "notexample.org", "bad.test"];
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Public,
-    Inside,
-    Own,
-    /// In the private network, and not the guest's.
-    Member,
-    Never,
-}
 
 struct Model {
     stack: Stack<FakeSockets>,
@@ -77,15 +51,15 @@ struct Model {
     policy: EgressPolicy,
     now: Duration,
     /// Addresses that the guest was told for names that a rule covers.
-    open: HashMap<Ipv4Addr, Duration>,
+    open: HashMap<IpAddr, Duration>,
     /// Sockets that were looked at when they were new.
     seen: HashSet<Token>,
     /// Addresses that packets to the guest may come from: those that it wrote to, and clients.
-    sources: HashSet<Ipv4Addr>,
+    sources: HashSet<IpAddr>,
     /// When the guest last used the datagrams of a socket, and how many had been sent then.
     used: HashMap<Token, (Duration, usize)>,
     /// Request ids, with what was asked.
-    asked: HashMap<u64, (u16, String)>,
+    asked: HashMap<u64, (u16, String, u16)>,
     /// Data segments for the guest, to be acknowledged.
     last: Option<Vec<u8>>,
 }
@@ -126,7 +100,7 @@ pub fn drive(bytes: &[u8]) {
         policy: policy.clone(),
         guest_mac: testing::GUEST_MAC,
         mtu: choices.of(&[1500, 576, 65_520]),
-        host_addresses: testing::addresses(&[HOST], &[LO]),
+        host_addresses: host_addresses(),
         name_servers: vec![SocketAddr::from(([192, 0, 2, 53], 53)), SocketAddr::from(([192, 0, 2, 54], 53))],
         names: NameOptions::default(),
         forwards: vec![FORWARD.parse().expect("a forwarded port")],
@@ -135,7 +109,7 @@ pub fn drive(bytes: &[u8]) {
             network: "backend".to_owned(),
             subnet: SUBNET.parse().expect("a subnet"),
             address: PRIVATE,
-            members: vec![("db".to_owned(), Ipv4Addr::new(10, 77, 0, 9))],
+            members: vec![("db".to_owned(), v4(10, 77, 0, 9))],
         }],
         moved_bytes: 0,
     };
@@ -149,7 +123,7 @@ pub fn drive(bytes: &[u8]) {
         now: Duration::ZERO,
         open: HashMap::new(),
         seen: HashSet::new(),
-        sources: HashSet::from([GATEWAY, NAME_SERVER]),
+        sources: HashSet::from([GATEWAY.into(), GATEWAY_V6.into(), NAME_SERVER.into()]),
         used: HashMap::new(),
         asked: HashMap::new(),
         last: None,
@@ -181,7 +155,7 @@ impl Model {
             6 | 7 => self.follow_up(choices),
             8 | 9 => {
                 let name = choices.of(&NAMES);
-                let kind = choices.of(&[1, 1, 1, 28, 65, 16, 255]);
+                let kind = choices.of(&[1, 1, 1, 28, 65, 16, 255, 28]);
                 let edns = choices.of(&[None, Some(1232), Some(100)]);
                 let query = testing::dns_query(choices.byte().into(), name, kind, edns);
                 self.frame(&testing::udp(NAME_SERVER, choices.of(&PORTS), 53, &query));
@@ -193,16 +167,18 @@ impl Model {
                     room: choices.byte().into(),
                     ..FakeStream::default()
                 }));
-                let client = SocketAddrV4::new(choices.of(&ADDRESSES).0, choices.of(&PORTS));
+                let client = SocketAddr::new(choices.of(&ADDRESSES).0, choices.of(&PORTS));
                 if client.ip().is_unspecified() || client.ip().is_multicast() {
                     return;
                 }
-                self.sources.insert(*client.ip());
+                if client.is_ipv4() {
+                    self.sources.insert(client.ip());
+                }
                 let guest_port = choices.of(&PUBLISHED);
                 if choices.byte().is_multiple_of(2) {
-                    self.stack.accept(FakeStreamSocket(stream), client.into(), guest_port);
+                    self.stack.accept(FakeStreamSocket(stream), client, guest_port);
                 } else {
-                    self.stack.receive_published(0, client.into(), guest_port, b"datagram");
+                    self.stack.receive_published(0, client, guest_port, b"datagram");
                 }
             }
             15 => self.member_begins(choices),
@@ -224,7 +200,7 @@ impl Model {
     /// A member of the private network begins a flow.
     fn member_begins(&mut self, choices: &mut Choices<'_>) {
         let address = Ipv4Addr::new(10, 77, 0, 9);
-        self.sources.insert(address);
+        self.sources.insert(address.into());
         let protocol = choices.of(&[MemberProtocol::Tcp, MemberProtocol::Udp, MemberProtocol::Echo]);
         let (port, source_port) = (choices.of(&PORTS), choices.of(&PORTS));
         let from = MemberPort { network: 0, address, protocol, port, source_port };
@@ -242,16 +218,16 @@ impl Model {
     /// A segment that continues the connection of the last one that the guest got.
     fn follow_up(&mut self, choices: &mut Choices<'_>) {
         let Some(last) = &self.last else { return };
-        let number = |at: usize| u32::from_be_bytes(last[at..at + 4].try_into().expect("four bytes"));
-        let port = |at: usize| u16::from_be_bytes([last[at], last[at + 1]]);
-        let remote = Ipv4Addr::new(last[26], last[27], last[28], last[29]);
+        let Some((remote, _, tcp)) = addresses_of(last) else { return };
+        let number = |at: usize| u32::from_be_bytes(last[tcp + at..][..4].try_into().expect("four bytes"));
+        let port = |at: usize| u16::from_be_bytes([last[tcp + at], last[tcp + at + 1]]);
         let flags = choices.of(&[0x10, 0x10, 0x12, 0x18, 0x11, 0x14]);
         let skip = choices.of(&[0, 1, 1, 2, 100, u32::MAX]);
-        let (sequence, acknowledged) = (number(42), number(38).wrapping_add(skip));
+        let (sequence, acknowledged) = (number(8), number(4).wrapping_add(skip));
         let data = vec![choices.byte(); choices.of(&[0, 0, 5, 300, 1400])];
-        let mut frame = testing::tcp_at(remote, port(36), port(34), flags, sequence, acknowledged, &data);
+        let mut frame = testing::tcp_at(remote, port(2), port(0), flags, sequence, acknowledged, &data);
         let window = choices.of(&[0xffff_u16, 0xffff, 0, 1, 100]);
-        frame[48..50].copy_from_slice(&window.to_be_bytes());
+        frame[tcp + 14..][..2].copy_from_slice(&window.to_be_bytes());
         self.frame(&frame);
     }
 
@@ -292,11 +268,11 @@ impl Model {
             return;
         }
         let request_id = choices.of(&request_ids);
-        let (id, name) = self.asked[&request_id].clone();
+        let (id, name, kind) = self.asked[&request_id].clone();
         let count = usize::from(choices.byte()) % 4;
-        let addresses: Vec<[u8; 4]> = (0..count).map(|_| choices.of(&ADDRESSES).0.octets()).collect();
-        let mut message =
-            testing::dns_answer(id, &name, &addresses, choices.of(&[0, 60, 600, 100_000, u32::MAX]));
+        let addresses: Vec<IpAddr> = (0..count).map(|_| choices.of(&ADDRESSES).0).collect();
+        let ttl = choices.of(&[0, 60, 600, 100_000, u32::MAX]);
+        let mut message = testing::dns_answer(id, &name, kind, &addresses, ttl);
         if choices.byte().is_multiple_of(4) {
             let at = usize::from(choices.byte()) % message.len();
             message[at] = choices.byte();
@@ -305,17 +281,9 @@ impl Model {
     }
 
     fn frame(&mut self, frame: &[u8]) {
-        if let Some(destination) = frame.get(30..34).filter(|_| frame[12..14] == [8, 0]) {
-            self.sources.insert(Ipv4Addr::new(
-                destination[0],
-                destination[1],
-                destination[2],
-                destination[3],
-            ));
-        }
-        let is_private = frame.get(30..33) == Some(&[10, 77, 0]);
-        let own = if is_private { PRIVATE } else { GUEST_ADDRESS };
-        let from_guest = frame.get(26..30) == Some(&own.octets());
+        let addresses = addresses_of(frame);
+        self.sources.extend(addresses.map(|(_, destination, _)| destination));
+        let from_guest = addresses.is_some_and(|(source, destination, _)| source == own(destination));
         let before = self.asked_for();
         self.stack.receive(frame);
         assert!(from_guest || self.asked_for() == before, "a forged source began something");
@@ -327,11 +295,18 @@ impl Model {
         host.streams.len() + host.datagrams.len() + host.dns_requests.len()
     }
 
-    fn allows(&self, address: Ipv4Addr, port: Option<u16>) -> bool {
+    fn allows(&self, address: IpAddr, port: Option<u16>) -> bool {
         let class = ADDRESSES.iter().find(|(known, _)| *known == address).map(|(_, class)| *class);
         // A byte was changed: only the ends of the address are sure to be what they were.
         let class = class.unwrap_or_else(|| rough_class(address));
-        let ruled = address.octets()[..2] == [172, 20] && port == Some(443);
+        let is_ruled = match address {
+            IpAddr::V4(address) => address.octets()[..2] == [172, 20],
+            IpAddr::V6(address) => match address.segments() {
+                [0x64, 0xff9b, 0, 0, 0, 0, 0xac14, _] | [0xfd00, 0x20, ..] => true,
+                _ => false,
+            },
+        };
+        let ruled = is_ruled && port == Some(443);
         let named = self.open.get(&address).is_some_and(|until| self.now < *until);
         match class {
             Class::Never | Class::Own => false,
@@ -367,7 +342,7 @@ impl Model {
             let stream = stream.borrow();
             let is_clients = remote.ip().is_unspecified();
             if self.seen.insert(*token) && !is_clients {
-                let allowed = *remote == FORWARDED || self.allows(*remote.ip(), Some(remote.port()));
+                let allowed = *remote == FORWARDED.into() || self.allows(remote.ip(), Some(remote.port()));
                 assert!(allowed, "{remote} under {:?}", self.policy);
             }
             moved += stream.outgoing.len();
@@ -378,7 +353,7 @@ impl Model {
             if self.seen.insert(*token) {
                 let port = (remote.port() != 0).then_some(remote.port());
                 let is_members = remote.ip().is_unspecified();
-                assert!(is_members || self.allows(*remote.ip(), port), "{remote} under {:?}", self.policy);
+                assert!(is_members || self.allows(remote.ip(), port), "{remote} under {:?}", self.policy);
             }
             let used = self.used.entry(*token).or_insert((self.now, 0));
             if datagrams.outgoing.len() > used.1 {
@@ -403,7 +378,9 @@ impl Model {
                     let id = u16::from_be_bytes([message[0], message[1]]);
                     let (_, name, _) = testing::read_dns(&message);
                     assert!(self.policy.mode != EgressMode::Allowlist || covered(&name), "asked for {name}");
-                    self.asked.insert(request_id, (id, name));
+                    let kind = &message[12 + name.len() + 2..];
+                    let kind = u16::from_be_bytes([kind[0], kind[1]]);
+                    self.asked.insert(request_id, (id, name, kind));
                 }
                 DnsRequest::Cancel(request_id) => {
                     self.asked.remove(&request_id);
@@ -422,16 +399,25 @@ impl Model {
             if frame[12..14] == [8, 6] {
                 continue;
             }
-            assert_eq!(frame[12..15], [8, 0, 0x45], "neither ARP nor plain IPv4");
-            let source = Ipv4Addr::new(frame[26], frame[27], frame[28], frame[29]);
-            let own = if frame[26..29] == [10, 77, 0] { PRIVATE } else { GUEST_ADDRESS };
-            assert_eq!(frame[30..34], own.octets());
+            let Some((source, destination, body)) = addresses_of(&frame) else {
+                panic!("neither ARP nor plain IP: {frame:?}")
+            };
+            let protocol = if source.is_ipv4() { frame[23] } else { frame[20] };
+            if (protocol, frame.get(body)) == (58, Some(&136)) {
+                assert!(testing::checksums_hold(&frame) && rough_class(source) == Class::Own);
+                continue;
+            }
+            assert_eq!(destination, own(source));
             assert!(self.sources.contains(&source), "from {source}, of whom nobody knows");
-            if u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0 {
+            let is_fragment = match source {
+                IpAddr::V4(_) => u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0,
+                IpAddr::V6(_) => protocol == 44,
+            };
+            if is_fragment {
                 continue;
             }
             assert!(testing::checksums_hold(&frame));
-            match frame[23] {
+            match protocol {
                 17 if source == NAME_SERVER => self.told(&frame[42..]),
                 6 => self.last = Some(frame),
                 _ => {}
@@ -466,9 +452,14 @@ fn made(choices: &mut Choices<'_>) -> Vec<u8> {
         }
         4 | 5 => testing::udp(far, guest_port, far_port, b"data"),
         6 => testing::echo(far, choices.byte().is_multiple_of(2), guest_port),
-        _ => return testing::arp(far),
+        _ => {
+            return match far {
+                IpAddr::V4(far) => testing::arp(far),
+                IpAddr::V6(far) => testing::solicitation(GUEST_ADDRESS_V6, far, testing::GUEST_MAC),
+            };
+        }
     };
-    if matches!(far.octets(), [10, 77, 0, _]) && !choices.byte().is_multiple_of(8) {
+    if own(far) == PRIVATE && !choices.byte().is_multiple_of(8) {
         frame[26..30].copy_from_slice(&PRIVATE.octets());
     }
     frame
@@ -478,19 +469,27 @@ fn covered(name: &str) -> bool {
     name == "exact.test" || name == "example.org" || name.ends_with(".example.org")
 }
 
-fn rough_class(address: Ipv4Addr) -> Class {
-    match address.octets() {
-        [10, 0, 2, _] | [10, 77, 0, 0 | 2 | 255] => Class::Own,
-        [10, 77, 0, _] => Class::Member,
-        [0 | 127 | 224.., ..]
-        | [169, 254, ..]
-        | [192, 0, 0, _]
-        | [100, 100, 100, 200]
-        | [168, 63, 129, 16] => Class::Never,
-        [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] => Class::Inside,
-        _ if address == HOST => Class::Inside,
-        _ if address == LO => Class::Never,
-        _ => Class::Public,
+/// The guest's address towards another one.
+fn own(other: IpAddr) -> IpAddr {
+    match other {
+        IpAddr::V4(other) if other.octets()[..3] == [10, 77, 0] => PRIVATE.into(),
+        IpAddr::V4(_) => GUEST_ADDRESS.into(),
+        IpAddr::V6(_) => GUEST_ADDRESS_V6.into(),
+    }
+}
+
+/// Source and destination of a frame, and where the transport's header begins.
+fn addresses_of(frame: &[u8]) -> Option<(IpAddr, IpAddr, usize)> {
+    match *frame.get(12..15)? {
+        [8, 0, 0x45] => {
+            let at = |start: usize| Some(IpAddr::from(*frame.get(start..)?.first_chunk::<4>()?));
+            Some((at(26)?, at(30)?, 34))
+        }
+        [0x86, 0xdd, 0x60..=0x6f] => {
+            let at = |start: usize| Some(IpAddr::from(*frame.get(start..)?.first_chunk::<16>()?));
+            Some((at(22)?, at(38)?, 54))
+        }
+        _ => None,
     }
 }
 

@@ -3,11 +3,13 @@
 //! Frames are appended to an [`Outbox`], which is bounded. TCP is asked for more only while there is room; anything
 //! else that does not fit is dropped, as a full link does.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::frame::{
-    ARP_LEN, ETHERNET_LEN, ETHERTYPE_ARP, ETHERTYPE_IPV4, IPV4_LEN, MAX_FRAME_LEN, Mac, PROTOCOL_ICMP,
-    PROTOCOL_TCP, PROTOCOL_UDP, Segment, TCP_LEN, UDP_LEN, flags,
+    ARP_LEN, ECHO_REPLY, ECHO_REPLY_V6, ECHO_REQUEST, ECHO_REQUEST_V6, ETHERNET_LEN, ETHERTYPE_ARP,
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, HOPS_MAX, IPV4_LEN, IPV6_LEN, MAX_FRAME_LEN, Mac,
+    NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_LEN, PROTOCOL_FRAGMENT, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP,
+    PROTOCOL_UDP, Segment, TARGET_MAC, TCP_LEN, UDP_LEN, flags, header_len,
 };
 
 /// Bytes of the length before each frame on a stream.
@@ -24,21 +26,40 @@ const _: () = assert!(FLOWS_BOUND + 2 * (LENGTH_LEN + MAX_FRAME_LEN) <= OUTBOX_B
 /// Bytes that were taken and are kept in front of those that wait; then these are moved to the front.
 const TAKEN_MAX: usize = 128 * 1024;
 
-/// Code of ICMP's "destination unreachable".
-///
-/// # Source
-/// RFC 792, RFC 1812 5.2.7.1.
+/// What ICMP's "destination unreachable" says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreachable {
     /// The host has no route.
-    Net = 0,
+    Net,
     /// Nobody answers at the address.
-    Host = 1,
+    Host,
     /// Nobody receives at the port.
-    Port = 3,
+    Port,
     /// Refused by policy. Linux reports it to the program at once.
-    Prohibited = 13,
+    Prohibited,
 }
+
+impl Unreachable {
+    /// Type and code of the message.
+    ///
+    /// # Source
+    /// RFC 792, RFC 1812 5.2.7.1; RFC 4443 3.1.
+    fn message(self, is_ipv6: bool) -> [u8; 2] {
+        match (self, is_ipv6) {
+            (Unreachable::Net, false) => [3, 0],
+            (Unreachable::Host, false) => [3, 1],
+            (Unreachable::Port, false) => [3, 3],
+            (Unreachable::Prohibited, false) => [3, 13],
+            (Unreachable::Net, true) => [1, 0],
+            (Unreachable::Host, true) => [1, 3],
+            (Unreachable::Port, true) => [1, 4],
+            (Unreachable::Prohibited, true) => [1, 1],
+        }
+    }
+}
+
+/// Bytes of the header that fragments of IPv6 have.
+const FRAGMENT_LEN: usize = 8;
 
 /// Frames that wait for the guest, each with its length before it, as the stream has them.
 #[derive(Debug, Default)]
@@ -47,7 +68,7 @@ pub struct Outbox {
     sent: usize,
     /// Bytes still to be taken of a frame of which some were taken.
     begun: usize,
-    fragment_id: u16,
+    fragment_id: u32,
 }
 
 impl Outbox {
@@ -121,7 +142,7 @@ impl Outbox {
     }
 
     fn segment(&mut self, link: Link, ports: (u16, u16), sequence: u32, acknowledged: u32, set: u8) {
-        let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + TCP_LEN) else { return };
+        let Some(frame) = self.frame(ETHERNET_LEN + link.header_len() + TCP_LEN) else { return };
         let tcp = write_ip(frame, link, PROTOCOL_TCP);
         tcp[0..2].copy_from_slice(&ports.0.to_be_bytes());
         tcp[2..4].copy_from_slice(&ports.1.to_be_bytes());
@@ -136,13 +157,12 @@ impl Outbox {
     /// Answers a packet of the guest: its destination is out of reach. `packet` begins with the IP header.
     pub(crate) fn unreachable(&mut self, link: Link, code: Unreachable, packet: &[u8]) {
         // As much of the packet as names the flow: its header and eight bytes.
-        let quoted = packet.len().min(IPV4_LEN + 8);
-        let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + 8 + quoted) else { return };
-        let icmp = write_ip(frame, link, PROTOCOL_ICMP);
-        icmp[0] = 3;
-        icmp[1] = code as u8;
+        let quoted = packet.len().min(header_len(packet) + 8);
+        let Some(frame) = self.frame(ETHERNET_LEN + link.header_len() + 8 + quoted) else { return };
+        let icmp = write_ip(frame, link, link.icmp());
+        icmp[..2].copy_from_slice(&code.message(link.is_ipv6()));
         icmp[8..].copy_from_slice(&packet[..quoted]);
-        let sum = !fold(sum_of(icmp));
+        let sum = icmp_checksum(icmp, link);
         icmp[2..4].copy_from_slice(&sum.to_be_bytes());
     }
 
@@ -163,55 +183,51 @@ impl Outbox {
         self.packet(link, PROTOCOL_UDP, &udp, mtu);
     }
 
-    /// Sends an echo request, or the answer to one of the guest: `kind` is its type.
+    /// Sends an echo request, or the answer to one of the guest.
     pub(crate) fn echo(
         &mut self,
         link: Link,
-        kind: u8,
+        request: bool,
         (id, sequence): (u16, u16),
         payload: &[u8],
         mtu: usize,
     ) {
         let mut icmp = vec![0; UDP_LEN];
-        icmp[0] = kind;
+        icmp[0] = link.echo(request);
         icmp[4..6].copy_from_slice(&id.to_be_bytes());
         icmp[6..8].copy_from_slice(&sequence.to_be_bytes());
         icmp.extend_from_slice(payload);
-        let sum = !fold(sum_of(&icmp));
+        let sum = icmp_checksum(&icmp, link);
         icmp[2..4].copy_from_slice(&sum.to_be_bytes());
-        self.packet(link, PROTOCOL_ICMP, &icmp, mtu);
+        self.packet(link, link.icmp(), &icmp, mtu);
     }
 
     /// Sends a packet, as one frame or as fragments. All of it fits or none is sent.
     fn packet(&mut self, link: Link, protocol: u8, body: &[u8], mtu: usize) {
+        let header_len = link.header_len() + if link.is_ipv6() { FRAGMENT_LEN } else { 0 };
         // Offsets of fragments count units of eight bytes.
-        let piece = (mtu - IPV4_LEN) / 8 * 8;
-        let whole = body.len() + (body.len() / piece + 1) * (LENGTH_LEN + ETHERNET_LEN + IPV4_LEN);
-        if IPV4_LEN + body.len() > usize::from(u16::MAX)
-            || self.bytes.len() - self.sent + whole > OUTBOX_BOUND
-        {
+        let piece = (mtu - header_len) / 8 * 8;
+        let whole = body.len() + (body.len() / piece + 1) * (LENGTH_LEN + ETHERNET_LEN + header_len);
+        let longest = usize::from(u16::MAX) - if link.is_ipv6() { 0 } else { IPV4_LEN };
+        if body.len() > longest || self.bytes.len() - self.sent + whole > OUTBOX_BOUND {
             return;
         }
-        if IPV4_LEN + body.len() <= mtu {
-            let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + body.len()) else { return };
+        if link.header_len() + body.len() <= mtu {
+            let Some(frame) = self.frame(ETHERNET_LEN + link.header_len() + body.len()) else { return };
             write_ip(frame, link, protocol).copy_from_slice(body);
             return;
         }
         self.fragment_id = self.fragment_id.wrapping_add(1);
         let id = self.fragment_id;
         for (number, part) in body.chunks(piece).enumerate() {
-            let is_last = (number + 1) * piece >= body.len();
-            let Some(frame) = self.frame(ETHERNET_LEN + IPV4_LEN + part.len()) else { return };
-            write_ip(frame, link, protocol).copy_from_slice(part);
-            let ip = &mut frame[ETHERNET_LEN..][..IPV4_LEN];
-            ip[4..6].copy_from_slice(&id.to_be_bytes());
             // A body has at most 64 KiB, so its units fit 13 bits.
             let offset = (number * piece / 8) as u16;
-            let more = if is_last { 0 } else { 0x2000 };
-            ip[6..8].copy_from_slice(&(offset | more).to_be_bytes());
-            ip[10..12].fill(0);
-            let sum = !fold(sum_of(ip));
-            ip[10..12].copy_from_slice(&sum.to_be_bytes());
+            let fragment = Fragment { id, offset, is_last: (number + 1) * piece >= body.len(), protocol };
+            let Some(frame) = self.frame(ETHERNET_LEN + header_len + part.len()) else { return };
+            match link.is_ipv6() {
+                true => fragment.write_v6(frame, link, part),
+                false => fragment.write_v4(frame, link, part),
+            }
         }
     }
 
@@ -228,6 +244,57 @@ impl Outbox {
         arp[18..24].copy_from_slice(&guest);
         arp[24..28].copy_from_slice(&guest_address.octets());
     }
+
+    /// Answers the guest's question of IPv6 who has `address`: the one who answers for everybody.
+    pub(crate) fn advertise(&mut self, address: Ipv6Addr, answering: Mac, guest: Mac, asker: Ipv6Addr) {
+        let link = Link {
+            source_mac: answering,
+            destination_mac: guest,
+            source: address.into(),
+            destination: asker.into(),
+        };
+        let Some(frame) = self.frame(ETHERNET_LEN + IPV6_LEN + NEIGHBOUR_LEN + 8) else { return };
+        let icmp = write_ip(frame, link, PROTOCOL_ICMPV6);
+        icmp[0] = NEIGHBOUR_ADVERTISEMENT;
+        // From a router, because it was asked, and in place of what is known.
+        icmp[4] = 0xe0;
+        icmp[8..24].copy_from_slice(&address.octets());
+        icmp[24..26].copy_from_slice(&[TARGET_MAC, 1]);
+        icmp[26..32].copy_from_slice(&answering);
+        let sum = icmp_checksum(icmp, link);
+        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+        frame[ETHERNET_LEN + 7] = HOPS_MAX;
+    }
+}
+
+/// A piece of a packet.
+struct Fragment {
+    id: u32,
+    /// In units of eight bytes.
+    offset: u16,
+    is_last: bool,
+    protocol: u8,
+}
+
+impl Fragment {
+    fn write_v4(&self, frame: &mut [u8], link: Link, part: &[u8]) {
+        write_ip(frame, link, self.protocol).copy_from_slice(part);
+        let ip = &mut frame[ETHERNET_LEN..][..IPV4_LEN];
+        ip[4..6].copy_from_slice(&(self.id as u16).to_be_bytes());
+        let more = if self.is_last { 0 } else { 0x2000 };
+        ip[6..8].copy_from_slice(&(self.offset | more).to_be_bytes());
+        ip[10..12].fill(0);
+        let sum = !fold(sum_of(ip));
+        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+
+    fn write_v6(&self, frame: &mut [u8], link: Link, part: &[u8]) {
+        let (header, body) = write_ip(frame, link, PROTOCOL_FRAGMENT).split_at_mut(FRAGMENT_LEN);
+        header[0] = self.protocol;
+        header[2..4].copy_from_slice(&(self.offset << 3 | u16::from(!self.is_last)).to_be_bytes());
+        header[4..8].copy_from_slice(&self.id.to_be_bytes());
+        body.copy_from_slice(part);
+    }
 }
 
 /// Bytes of the first frame with the length before it; `None` if there is no frame.
@@ -241,25 +308,78 @@ fn frame_len(pending: &[u8]) -> Option<usize> {
 pub(crate) struct Link {
     pub(crate) source_mac: Mac,
     pub(crate) destination_mac: Mac,
-    pub(crate) source: Ipv4Addr,
-    pub(crate) destination: Ipv4Addr,
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+}
+
+impl Link {
+    fn is_ipv6(self) -> bool {
+        self.source.is_ipv6()
+    }
+
+    /// Bytes of a packet's header.
+    fn header_len(self) -> usize {
+        if self.is_ipv6() { IPV6_LEN } else { IPV4_LEN }
+    }
+
+    /// The protocol of echoes and errors.
+    fn icmp(self) -> u8 {
+        if self.is_ipv6() { PROTOCOL_ICMPV6 } else { PROTOCOL_ICMP }
+    }
+
+    /// The type of an echo.
+    fn echo(self, request: bool) -> u8 {
+        match (self.is_ipv6(), request) {
+            (false, true) => ECHO_REQUEST,
+            (false, false) => ECHO_REPLY,
+            (true, true) => ECHO_REQUEST_V6,
+            (true, false) => ECHO_REPLY_V6,
+        }
+    }
 }
 
 /// Writes Ethernet's and IP's headers; gives the rest of the frame.
 fn write_ip(frame: &mut [u8], link: Link, protocol: u8) -> &mut [u8] {
     frame[0..6].copy_from_slice(&link.destination_mac);
     frame[6..12].copy_from_slice(&link.source_mac);
-    frame[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
+    let ethertype = if link.is_ipv6() { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+    frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
     write_packet(&mut frame[ETHERNET_LEN..], link.source, link.destination, protocol)
 }
 
-/// Writes IP's header; gives the rest of the packet.
+/// Writes IP's header; gives the rest of the packet. Both addresses are of one family.
 pub(crate) fn write_packet(
     packet: &mut [u8],
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
+    source: IpAddr,
+    destination: IpAddr,
     protocol: u8,
 ) -> &mut [u8] {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => write_ipv4(packet, source, destination, protocol),
+        (source, destination) => write_ipv6(packet, in_ipv6(source), in_ipv6(destination), protocol),
+    }
+}
+
+/// The address in 16 bytes.
+fn in_ipv6(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
+}
+
+fn write_ipv6(packet: &mut [u8], source: Ipv6Addr, destination: Ipv6Addr, protocol: u8) -> &mut [u8] {
+    let (ip, rest) = packet.split_at_mut(IPV6_LEN);
+    ip[0] = 0x60;
+    ip[4..6].copy_from_slice(&(rest.len() as u16).to_be_bytes());
+    ip[6] = protocol;
+    ip[7] = 64;
+    ip[8..24].copy_from_slice(&source.octets());
+    ip[24..40].copy_from_slice(&destination.octets());
+    rest
+}
+
+fn write_ipv4(packet: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr, protocol: u8) -> &mut [u8] {
     let (ip, rest) = packet.split_at_mut(IPV4_LEN);
     ip[0] = 0x45;
     let len = (IPV4_LEN + rest.len()) as u16;
@@ -277,11 +397,20 @@ pub(crate) fn write_packet(
 
 /// The Internet checksum of a segment or datagram with its pseudo header.
 pub(crate) fn transport_checksum(bytes: &[u8], link: Link, protocol: u8) -> u16 {
-    let pseudo = sum_of(&link.source.octets())
-        + sum_of(&link.destination.octets())
-        + u32::from(protocol)
-        + bytes.len() as u32;
-    !fold(pseudo + sum_of(bytes))
+    let sum_of_address = |address| match address {
+        IpAddr::V4(address) => sum_of(&Ipv4Addr::octets(&address)),
+        IpAddr::V6(address) => sum_of(&Ipv6Addr::octets(&address)),
+    };
+    let addresses = sum_of_address(link.source) + sum_of_address(link.destination);
+    !fold(addresses + u32::from(protocol) + bytes.len() as u32 + sum_of(bytes))
+}
+
+/// The checksum of an ICMP message; that of IPv6 has a pseudo header.
+fn icmp_checksum(message: &[u8], link: Link) -> u16 {
+    match link.is_ipv6() {
+        true => transport_checksum(message, link, PROTOCOL_ICMPV6),
+        false => !fold(sum_of(message)),
+    }
 }
 
 /// Sum of the 16-bit words. At most 64 KiB are summed, so 32 bits hold it.
@@ -303,11 +432,12 @@ pub(crate) fn fold(mut sum: u32) -> u16 {
 mod tests {
     use super::*;
     use crate::frame::{Frame, Packet, Transport, read};
-    use crate::testing::{self, FAR, GATEWAY_MAC, GUEST_MAC};
-    use crate::{GUEST_ADDRESS, NAME_SERVER};
+    use crate::testing::{self, FAR, FAR_V6, GATEWAY_MAC, GUEST_MAC};
+    use crate::{GUEST_ADDRESS, GUEST_ADDRESS_V6, NAME_SERVER};
 
     fn link(source: Ipv4Addr) -> Link {
-        Link { source_mac: GATEWAY_MAC, destination_mac: GUEST_MAC, source, destination: GUEST_ADDRESS }
+        let (source, destination) = (source.into(), GUEST_ADDRESS.into());
+        Link { source_mac: GATEWAY_MAC, destination_mac: GUEST_MAC, source, destination }
     }
 
     fn segment_of(frame: &[u8]) -> Segment {
@@ -388,6 +518,48 @@ mod tests {
         outbox.advance(usize::MAX / 2);
         outbox.datagram(link(FAR), (53, 40_000), &vec![1; 65_508], 1500);
         assert!(outbox.pending().is_empty(), "longer than a packet can be");
+    }
+
+    #[test]
+    fn answers_of_ipv6_are_as_rfc_4443_and_rfc_8200_have_them() {
+        let link = Link { source: FAR_V6.into(), destination: GUEST_ADDRESS_V6.into(), ..link(FAR) };
+        let mut outbox = Outbox::default();
+        outbox.reset(link, &segment_of(&testing::tcp(FAR_V6, 40_000, 443, flags::SYN, b"")));
+        let refused = testing::udp(FAR_V6, 5000, 99, b"a long payload");
+        for code in [Unreachable::Net, Unreachable::Prohibited, Unreachable::Host, Unreachable::Port] {
+            outbox.unreachable(link, code, &refused[ETHERNET_LEN..]);
+        }
+        outbox.echo(link, false, (7, 9), b"odd", 1500);
+        outbox.advertise(FAR_V6, GATEWAY_MAC, GUEST_MAC, GUEST_ADDRESS_V6);
+        let frames = testing::frames(outbox.pending());
+        assert!(frames.iter().all(|frame| testing::checksums_hold(frame)));
+        assert_eq!(segment_of(&frames[0]).flags, flags::RST | flags::ACK);
+        for (frame, code) in frames[1..].iter().zip([0, 1, 3, 4]) {
+            assert_eq!(frame[54..56], [1, code]);
+            assert_eq!(frame[62..], refused[14..62]);
+        }
+        let Ok(Frame::Ip(Packet { transport, .. })) = read(&frames[5]) else { panic!() };
+        assert_eq!(transport, Transport::Echo { request: false, id: 7, sequence: 9, payload: b"odd" });
+        assert_eq!((frames[6][20], frames[6][21], frames[6][54]), (58, 255, 136));
+        assert_eq!(frames[6][62..78], FAR_V6.octets());
+        assert_eq!(frames[6][80..], GATEWAY_MAC);
+
+        outbox.advance(usize::MAX / 2);
+        let payload: Vec<u8> = (0..5000_u32).map(|n| n as u8).collect();
+        outbox.datagram(link, (53, 40_000), &payload, 1280);
+        let frames = testing::frames(outbox.pending());
+        let mut body = Vec::new();
+        for (number, frame) in frames.iter().enumerate() {
+            assert!(frame.len() <= ETHERNET_LEN + 1280);
+            assert_eq!((frame[20], frame[54]), (44, 17));
+            let field = u16::from_be_bytes([frame[56], frame[57]]);
+            assert_eq!(usize::from(field >> 3) * 8, body.len());
+            assert_eq!(field & 1 != 0, number + 1 < frames.len());
+            assert_eq!(frame[58..62], frames[0][58..62]);
+            body.extend_from_slice(&frame[62..]);
+        }
+        assert_eq!(body[8..], payload);
+        assert_eq!(transport_checksum(&body, link, PROTOCOL_UDP), 0);
     }
 
     #[test]

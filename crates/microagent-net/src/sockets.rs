@@ -1,6 +1,6 @@
 //! Sockets of the host, as the stack uses them. A trait, so that the stack runs without any.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use rustix::io::Errno;
 
@@ -44,7 +44,7 @@ pub trait Sockets {
     ///
     /// # Errors
     /// Why it cannot be tried.
-    fn connect(&mut self, token: Token, remote: SocketAddrV4) -> Result<Self::Stream, Errno>;
+    fn connect(&mut self, token: Token, remote: SocketAddr) -> Result<Self::Stream, Errno>;
 
     /// Connects to a broker.
     ///
@@ -80,13 +80,13 @@ pub trait Sockets {
     ///
     /// # Errors
     /// Why there is no socket.
-    fn datagram(&mut self, token: Token, remote: SocketAddrV4) -> Result<Self::Datagram, Errno>;
+    fn datagram(&mut self, token: Token, remote: SocketAddr) -> Result<Self::Datagram, Errno>;
 
     /// A socket that sends echo requests to one address. Messages begin with the ICMP header.
     ///
     /// # Errors
     /// Why there is no socket.
-    fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<Self::Datagram, Errno>;
+    fn echo(&mut self, token: Token, remote: IpAddr) -> Result<Self::Datagram, Errno>;
 
     /// Sends a datagram to a client of a published port, from that port.
     ///

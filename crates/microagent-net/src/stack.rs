@@ -5,8 +5,8 @@
 //! what waits for the log.
 //!
 //! # What is understood
-//! From the guest: ARP in its own network, and TCP, UDP and ICMP echo from its own address, in packets that are whole and
-//! plain ([`frame`]). A flow begins with a packet that the [`EgressFilter`] allows; what belongs to no flow is
+//! From the guest: ARP and neighbour solicitations in its own network, and TCP, UDP and ICMP echo from its own address, in
+//! packets that are whole and plain ([`frame`]). A flow begins with a packet that the [`EgressFilter`] allows; what belongs to no flow is
 //! refused. Only what a packet carries is passed on: no header of the guest reaches the host.
 
 /// What a flow works with, apart from the table of flows.
@@ -27,6 +27,7 @@ macro_rules! surroundings {
 mod datagrams;
 mod members;
 mod name_service;
+mod neighbours;
 mod options;
 mod published;
 mod tcp;
@@ -35,7 +36,7 @@ mod wire;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use microagent_model::egress::Decision;
@@ -44,16 +45,15 @@ use smoltcp::iface::{Config, Interface};
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpCidr};
 
-use crate::address::contains;
 use crate::dns::local::LocalNames;
 use crate::dns::resolver::{Asker, DnsRequestId};
 use crate::egress::{EgressFilter, FilterOptions, Now};
 use crate::flows::{Key, Kind, OPENING};
-use crate::frame::{self, Arp, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
+use crate::frame::{self, ETHERNET_LEN, Frame, Mac, Packet, Segment, Transport, flags};
 use crate::membership::MemberProtocol;
 use crate::outbox::{Link, Outbox, Unreachable};
 use crate::sockets::{PortNumber, Readiness, Sockets, StreamSocket, Token};
-use crate::{GATEWAY, NAME_SERVER, PREFIX_LEN};
+use crate::{GATEWAY, GATEWAY_V6, NAME_SERVER, PREFIX_LEN, PREFIX_LEN_V6, gateway};
 pub use options::{HostChange, NameOptions, StackOptions};
 
 use datagrams::{ClientFlow, DatagramFlow};
@@ -107,7 +107,7 @@ struct Entry<S: Sockets> {
     /// Bytes of its buffers.
     buffers: usize,
     /// The member that has begun it.
-    begun_by: Option<Ipv4Addr>,
+    begun_by: Option<IpAddr>,
 }
 
 /// The stack of one guest.
@@ -124,7 +124,7 @@ pub struct Stack<S: Sockets> {
     /// Flows of clients of published UDP ports.
     clients: HashMap<(PortNumber, SocketAddr), Key>,
     /// How many flows each member has begun.
-    begun: HashMap<Ipv4Addr, usize>,
+    begun: HashMap<IpAddr, usize>,
     last_token: Token,
     queue: VecDeque<Key>,
     timers: BinaryHeap<Reverse<(Duration, Token)>>,
@@ -148,6 +148,7 @@ impl<S: Sockets> Stack<S> {
         interface.set_any_ip(true);
         interface.update_ip_addrs(|addresses| {
             let _ = addresses.push(IpCidr::new(GATEWAY.into(), PREFIX_LEN));
+            let _ = addresses.push(IpCidr::new(GATEWAY_V6.into(), PREFIX_LEN_V6));
         });
         // The guest's addresses in private networks are behind the same link. There is room for one route.
         let _ = interface.routes_mut().add_default_ipv4_route(GATEWAY);
@@ -240,25 +241,15 @@ impl<S: Sockets> Stack<S> {
     pub fn receive(&mut self, bytes: &[u8]) {
         match frame::read(bytes) {
             Ok(Frame::Arp(arp)) => self.arp(&arp),
+            Ok(Frame::Solicitation(solicitation)) => self.solicited(&solicitation),
             Ok(Frame::Ip(packet))
                 if packet.source == self.egress.memberships().guest_address(packet.destination) =>
             {
-                let ip = &bytes[ETHERNET_LEN..][..packet.len.into()];
+                let ip = &bytes[ETHERNET_LEN..][..packet.len];
                 self.packet(ip, &packet);
             }
             // What is not understood, or not from the guest's address in that network, goes nowhere.
             Ok(Frame::Ip(_)) | Err(_) => {}
-        }
-    }
-
-    /// Answers for all addresses of the guest's networks but its own.
-    fn arp(&mut self, arp: &Arp) {
-        let networks = self.egress.memberships();
-        let is_guests = networks.is_guests(arp.sender) || arp.sender.is_unspecified();
-        let is_inside = contains(GATEWAY, PREFIX_LEN, arp.target) || networks.of(arp.target).is_some();
-        let is_ours = is_inside && !networks.is_guests(arp.target);
-        if arp.request && is_guests && is_ours && arp.sender_mac == self.guest_mac {
-            self.outbox.arp(arp.target, OUR_MAC, self.guest_mac, arp.sender);
         }
     }
 
@@ -273,21 +264,30 @@ impl<S: Sockets> Stack<S> {
                 let key = Key { kind: Kind::Udp, remote, remote_port: destination, guest_port: source };
                 self.datagram(key, ip, payload);
             }
+            // The gateway is the stack itself.
+            Transport::Echo { request: true, id, sequence, payload }
+                if remote == gateway(remote) && !self.egress.is_spent() =>
+            {
+                if self.egress.spend(2 * ip.len()) {
+                    let back = link(self.guest_mac, &self.egress, remote);
+                    self.outbox.echo(back, false, (id, sequence), payload, self.mtu);
+                }
+            }
             Transport::Echo { request: true, id, .. } => {
                 let key = Key { kind: Kind::Echo, remote, remote_port: 0, guest_port: id };
-                self.datagram(key, ip, &ip[frame::IPV4_LEN..]);
+                self.datagram(key, ip, &ip[frame::header_len(ip)..]);
             }
             // Only members ask the guest.
             Transport::Echo { request: false, id, .. } => {
                 let key = Key { kind: Kind::Echo, remote, remote_port: ASKED, guest_port: id };
                 if self.flows.contains_key(&key) {
-                    self.datagram(key, ip, &ip[frame::IPV4_LEN..]);
+                    self.datagram(key, ip, &ip[frame::header_len(ip)..]);
                 }
             }
         }
     }
 
-    fn segment(&mut self, ip: &[u8], remote: Ipv4Addr, segment: &Segment) {
+    fn segment(&mut self, ip: &[u8], remote: IpAddr, segment: &Segment) {
         let key =
             Key { kind: Kind::Tcp, remote, remote_port: segment.destination, guest_port: segment.source };
         match self.flows.get_mut(&key).map(|entry| &mut entry.flow) {
@@ -324,13 +324,13 @@ impl<S: Sockets> Stack<S> {
         let token = self.token();
         let member = self.egress.member(key);
         let stream = match (member, self.egress.broker(key)) {
-            (Some(network), _) => {
-                self.sockets.connect_member(token, members::port_of(network, MemberProtocol::Tcp, key))
+            (Some(member), _) => {
+                self.sockets.connect_member(token, members::port_of(member, MemberProtocol::Tcp, key))
             }
             (None, Some(number)) => self.sockets.connect_broker(token, number),
             (None, None) => {
-                let named = SocketAddrV4::new(key.remote, key.remote_port);
-                self.sockets.connect(token, self.egress.forwarded(key).unwrap_or(named))
+                let named = SocketAddr::new(key.remote, key.remote_port);
+                self.sockets.connect(token, self.egress.forwarded(key).map_or(named, SocketAddr::from))
             }
         };
         let until = member.map(|_| self.now.running + OPENING);
@@ -342,7 +342,7 @@ impl<S: Sockets> Stack<S> {
 
     /// Tells the guest why its connection or datagram went nowhere, as the host was told.
     fn refuse(&mut self, key: Key, ip: &[u8], error: Errno) {
-        let gateway = link(self.guest_mac, &self.egress, GATEWAY);
+        let gateway = link(self.guest_mac, &self.egress, gateway(key.remote));
         let code = match error {
             Errno::NETUNREACH | Errno::NETDOWN => Unreachable::Net,
             Errno::HOSTUNREACH | Errno::HOSTDOWN | Errno::TIMEDOUT => Unreachable::Host,
@@ -578,7 +578,7 @@ impl<S: Sockets> Stack<S> {
 }
 
 /// The way of a packet to the guest that comes from `source`.
-fn link(guest_mac: Mac, egress: &EgressFilter, source: Ipv4Addr) -> Link {
+fn link(guest_mac: Mac, egress: &EgressFilter, source: IpAddr) -> Link {
     let destination = egress.memberships().guest_address(source);
     Link { source_mac: OUR_MAC, destination_mac: guest_mac, source, destination }
 }

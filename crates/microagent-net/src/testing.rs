@@ -1,8 +1,8 @@
 //! Frames and messages for tests: written out by hand, without the code that is tested.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::{GUEST_ADDRESS, HostAddresses};
+use crate::{GUEST_ADDRESS, GUEST_ADDRESS_V6, HostAddresses};
 
 pub(crate) const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 1, 2, 3];
 pub(crate) const GATEWAY_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
@@ -11,6 +11,10 @@ pub(crate) const GATEWAY_MAC: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
 #[cfg(test)]
 pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
+/// A public address of IPv6.
+#[cfg(test)]
+pub(crate) const FAR_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+
 /// A host with these addresses and without networks.
 pub(crate) fn addresses(own: &[Ipv4Addr], loopback: &[Ipv4Addr]) -> HostAddresses {
     let all = |addresses: &[Ipv4Addr]| addresses.iter().copied().map(Into::into).collect();
@@ -18,13 +22,13 @@ pub(crate) fn addresses(own: &[Ipv4Addr], loopback: &[Ipv4Addr]) -> HostAddresse
 }
 
 /// A segment of the guest: sequence 1000, acknowledging 2000.
-pub(crate) fn tcp(far: Ipv4Addr, guest_port: u16, far_port: u16, flags: u8, data: &[u8]) -> Vec<u8> {
+pub(crate) fn tcp(far: impl Into<IpAddr>, guest_port: u16, far_port: u16, flags: u8, data: &[u8]) -> Vec<u8> {
     tcp_at(far, guest_port, far_port, flags, 1000, 2000, data)
 }
 
 /// A segment of the guest with these numbers.
 pub(crate) fn tcp_at(
-    far: Ipv4Addr,
+    far: impl Into<IpAddr>,
     guest_port: u16,
     far_port: u16,
     flags: u8,
@@ -37,24 +41,54 @@ pub(crate) fn tcp_at(
     body.extend(acknowledged.to_be_bytes());
     body.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
     body.extend(data);
-    ip(far, 6, &body)
+    ip(far.into(), 6, &body)
 }
 
 /// A datagram of the guest.
-pub(crate) fn udp(far: Ipv4Addr, guest_port: u16, far_port: u16, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn udp(far: impl Into<IpAddr>, guest_port: u16, far_port: u16, payload: &[u8]) -> Vec<u8> {
     let mut body = [&guest_port.to_be_bytes()[..], &far_port.to_be_bytes()].concat();
     body.extend((8 + payload.len() as u16).to_be_bytes());
     body.extend([0, 0]);
     body.extend(payload);
-    ip(far, 17, &body)
+    ip(far.into(), 17, &body)
 }
 
 /// An echo request or reply of the guest.
-pub(crate) fn echo(far: Ipv4Addr, request: bool, id: u16) -> Vec<u8> {
-    let mut body = vec![if request { 8 } else { 0 }, 0, 0, 0];
+pub(crate) fn echo(far: impl Into<IpAddr>, request: bool, id: u16) -> Vec<u8> {
+    let far = far.into();
+    let kind = match (far, request) {
+        (IpAddr::V4(_), true) => 8,
+        (IpAddr::V4(_), false) => 0,
+        (IpAddr::V6(_), true) => 128,
+        (IpAddr::V6(_), false) => 129,
+    };
+    let mut body = vec![kind, 0, 0, 0];
     body.extend(id.to_be_bytes());
     body.extend([0, 1]);
-    ip(far, 1, &body)
+    ip(far, if far.is_ipv4() { 1 } else { 58 }, &body)
+}
+
+/// A packet of IPv6 with these headers and this content.
+pub(crate) fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, hops: u8, body: &[u8]) -> Vec<u8> {
+    let mut frame = [GATEWAY_MAC, GUEST_MAC].concat();
+    frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+    frame.extend((body.len() as u16).to_be_bytes());
+    frame.extend([next, hops]);
+    frame.extend(source.octets());
+    frame.extend(destination.octets());
+    frame.extend(body);
+    frame
+}
+
+/// The guest at `sender` asks who has `target`, as from this hardware address.
+pub(crate) fn solicitation(sender: Ipv6Addr, target: Ipv6Addr, mac: [u8; 6]) -> Vec<u8> {
+    let mut body = vec![135, 0, 0, 0, 0, 0, 0, 0];
+    body.extend(target.octets());
+    body.extend([1, 1]);
+    body.extend(mac);
+    let mut group = "ff02::1:ff00:0".parse::<Ipv6Addr>().expect("an address").octets();
+    group[13..].copy_from_slice(&target.octets()[13..]);
+    ipv6(sender, group.into(), 58, 255, &body)
 }
 
 /// The guest asks who has `target`.
@@ -72,16 +106,22 @@ pub(crate) fn arp(target: Ipv4Addr) -> Vec<u8> {
 /// What a segment carries.
 #[cfg(test)]
 pub(crate) fn tcp_data(frame: &[u8]) -> Vec<u8> {
-    frame[34 + usize::from(frame[46] >> 4) * 4..].to_vec()
+    let tcp = if frame[14] >> 4 == 6 { 54 } else { 34 };
+    frame[tcp + usize::from(frame[tcp + 12] >> 4) * 4..].to_vec()
 }
 
 /// A frame of the guest with this packet.
 #[cfg(test)]
 pub(crate) fn framed(packet: &[u8]) -> Vec<u8> {
-    [&GATEWAY_MAC[..], &GUEST_MAC, &[8, 0], packet].concat()
+    let ethertype = if packet[0] >> 4 == 6 { [0x86, 0xdd] } else { [8, 0] };
+    [&GATEWAY_MAC[..], &GUEST_MAC, &ethertype, packet].concat()
 }
 
-fn ip(far: Ipv4Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
+fn ip(far: IpAddr, protocol: u8, body: &[u8]) -> Vec<u8> {
+    let far = match far {
+        IpAddr::V4(far) => far,
+        IpAddr::V6(far) => return ipv6(GUEST_ADDRESS_V6, far, protocol, 64, body),
+    };
     let mut frame = [GATEWAY_MAC, GUEST_MAC].concat();
     frame.extend([8, 0, 0x45, 0]);
     frame.extend((20 + body.len() as u16).to_be_bytes());
@@ -110,7 +150,7 @@ pub(crate) fn streamed(frame: &[u8]) -> Vec<u8> {
     [&(frame.len() as u32).to_be_bytes()[..], frame].concat()
 }
 
-/// Whether the checksums of an IPv4 frame are right: summed with themselves they come to nothing.
+/// Whether the checksums of a frame are right: summed with themselves they come to nothing.
 pub(crate) fn checksums_hold(frame: &[u8]) -> bool {
     let sum = |parts: &[&[u8]]| {
         let mut sum = 0_u64;
@@ -124,6 +164,12 @@ pub(crate) fn checksums_hold(frame: &[u8]) -> bool {
         }
         sum
     };
+    if frame[14] >> 4 == 6 {
+        let (header, body) = frame[14..].split_at(40);
+        let pseudo = [&header[8..40], &(body.len() as u32).to_be_bytes(), &[0, 0, 0, header[6]]].concat();
+        return usize::from(u16::from_be_bytes([header[4], header[5]])) == body.len()
+            && sum(&[&pseudo, body]) == 0xffff;
+    }
     let (header, body) = frame[14..].split_at(20);
     let pseudo = [&header[12..20], &[0, header[9]], &(body.len() as u16).to_be_bytes()].concat();
     let body_sum = if header[9] == 1 { sum(&[body]) } else { sum(&[&pseudo, body]) };
@@ -145,19 +191,24 @@ pub(crate) fn dns_query(id: u16, name: &str, kind: u16, edns: Option<u16>) -> Ve
     message
 }
 
-/// The answer to a query for addresses, with jumps to the name.
-pub(crate) fn dns_answer(id: u16, name: &str, addresses: &[[u8; 4]], ttl: u32) -> Vec<u8> {
+/// The answer to a query for addresses, with jumps to the name. All are of the type that was asked for.
+pub(crate) fn dns_answer(id: u16, name: &str, kind: u16, addresses: &[IpAddr], ttl: u32) -> Vec<u8> {
     let mut message = id.to_be_bytes().to_vec();
     message.extend([0x81, 0x80, 0, 1]);
     message.extend((addresses.len() as u16).to_be_bytes());
     message.extend([0; 4]);
     dns_name(&mut message, name);
-    message.extend([0, 1, 0, 1]);
+    message.extend(kind.to_be_bytes());
+    message.extend([0, 1]);
     for address in addresses {
-        message.extend([0xc0, 12, 0, 1, 0, 1]);
+        let (kind, octets) = match address {
+            IpAddr::V4(address) => (1, address.octets().to_vec()),
+            IpAddr::V6(address) => (28, address.octets().to_vec()),
+        };
+        message.extend([0xc0, 12, 0, kind, 0, 1]);
         message.extend(ttl.to_be_bytes());
-        message.extend([0, 4]);
-        message.extend(address);
+        message.extend((octets.len() as u16).to_be_bytes());
+        message.extend(octets);
     }
     message
 }
@@ -171,7 +222,7 @@ fn dns_name(message: &mut Vec<u8>, name: &str) {
 }
 
 /// What a message answers to a question for addresses: its code, name and addresses with their TTLs.
-pub(crate) fn read_dns(message: &[u8]) -> (u8, String, Vec<(Ipv4Addr, u32)>) {
+pub(crate) fn read_dns(message: &[u8]) -> (u8, String, Vec<(IpAddr, u32)>) {
     let code = message[3] & 15;
     if message[5] == 0 {
         return (code, String::new(), Vec::new());
@@ -185,9 +236,16 @@ pub(crate) fn read_dns(message: &[u8]) -> (u8, String, Vec<(Ipv4Addr, u32)>) {
         let ttl = u32::from_be_bytes(message[at + 4..at + 8].try_into().expect("four bytes"));
         let len = usize::from(u16::from_be_bytes([message[at + 8], message[at + 9]]));
         let data = &message[at + 10..at + 10 + len];
-        if message[at..at + 2] == [0, 1] {
-            let octets: [u8; 4] = data.try_into().expect("an address has four bytes");
-            addresses.push((octets.into(), ttl));
+        match message[at..at + 2] {
+            [0, 1] => {
+                let octets: [u8; 4] = data.try_into().expect("an address has four bytes");
+                addresses.push((octets.into(), ttl));
+            }
+            [0, 28] => {
+                let octets: [u8; 16] = data.try_into().expect("an address of IPv6 has sixteen bytes");
+                addresses.push((octets.into(), ttl));
+            }
+            _ => {}
         }
         at += 10 + len;
     }

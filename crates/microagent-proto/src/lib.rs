@@ -33,7 +33,7 @@ pub use listing::{
 pub use message::{
     Chunk, Command, Configure, Configured, Diff, DiffForm, Entropy, Exec, ExecEvent, ExecInput, ExecRole,
     Exit, FsUsage, GuestError, GuestErrorKind, GuestEvent, Hold, INPUT_CHUNK_LIMIT, INPUT_LIMIT, Limit,
-    MacAddress, Mount, Network, OUTPUT_CHUNK_LIMIT, PROCESS_COMMAND_LIMIT, PROCESS_USER_LIMIT,
+    MacAddress, Mount, Network, NetworkV6, OUTPUT_CHUNK_LIMIT, PROCESS_COMMAND_LIMIT, PROCESS_USER_LIMIT,
     PROCESSES_IN_REPLY, PROCESSES_MAX, Pack, PackEvent, PathInfo, PathKind, PrivateAddress, ProcessInfo,
     REPLY_LIMIT, REQUEST_LIMIT, Request, Root, SECRET_LIMIT, SECRETS_LIMIT, SECRETS_MAX, SHUT_DOWN_REST,
     STDIN_WINDOW, Secret, SecretValue, SetClock, Settings, ShutDown, StartError, StartErrorKind, Stat,
@@ -45,7 +45,7 @@ pub use session::{
 };
 
 /// Version of everything in this crate.
-pub const GENERATION: u16 = 10;
+pub const GENERATION: u16 = 11;
 
 /// Name of the virtio-serial port, found in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "microagent.control";

@@ -1,8 +1,8 @@
 //! The messages themselves. Shapes only: nothing here does anything.
 
 mod inspection;
+mod network;
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ pub use self::inspection::{
     FsUsage, PROCESS_COMMAND_LIMIT, PROCESS_USER_LIMIT, PROCESSES_IN_REPLY, PROCESSES_MAX, PathInfo,
     PathKind, ProcessInfo, Stat,
 };
+pub use self::network::{Network, NetworkV6, PrivateAddress};
 use crate::listing::{List, PackListed, Remove};
 use crate::session::STREAM_WINDOW;
 
@@ -249,36 +250,6 @@ impl std::fmt::Debug for Entropy {
 /// A hardware address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MacAddress(pub [u8; 6]);
-
-/// Settings of the one network device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Network {
-    /// Hardware address.
-    pub mac: MacAddress,
-    /// Own address.
-    pub address: Ipv4Addr,
-    /// Length of the network prefix in bits.
-    pub prefix_len: u8,
-    /// Default route.
-    pub gateway: Ipv4Addr,
-    /// Own addresses in private networks, whose other addresses are reached without the gateway.
-    pub private: Vec<PrivateAddress>,
-    /// Name servers for `/etc/resolv.conf`.
-    pub dns: Vec<IpAddr>,
-    /// Search domains for `/etc/resolv.conf`, in their order.
-    pub search: Vec<String>,
-    /// Options for `/etc/resolv.conf`, such as `ndots:5`.
-    pub options: Vec<String>,
-}
-
-/// An address in a private network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PrivateAddress {
-    /// The address.
-    pub address: Ipv4Addr,
-    /// Length of the network prefix in bits.
-    pub prefix_len: u8,
-}
 
 /// The root disk on the SCSI controller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

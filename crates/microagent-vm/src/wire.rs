@@ -1,7 +1,7 @@
 //! What supervisor, caller and clients say to each other, frozen under [`SUPERVISOR_PROTOCOL`]: a type that changes
 //! without a new number fails here, and so a long-lived supervisor and an upgraded command never misread each other.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -43,7 +43,7 @@ fn schema() -> String {
         network: "a".to_owned(),
         subnet: "10.210.0.0/24".parse().expect("a subnet"),
         address: Ipv4Addr::LOCALHOST,
-        members: vec![("a".to_owned(), Ipv4Addr::LOCALHOST)],
+        members: vec![("a".to_owned(), IpAddr::V4(Ipv4Addr::LOCALHOST))],
     };
     let join = Join { membership, dir: "/".into(), created_at: Timestamp::UNIX_EPOCH };
     tracer.trace_value(&mut samples, &join).expect("a network is plain data");

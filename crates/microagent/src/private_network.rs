@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use jiff::Timestamp;
 use microagent_model::{NetworkName, State, Subnet, WorkspaceName};
@@ -143,7 +143,10 @@ impl PrivateNetworks {
         let host = HostAddresses::now().unwrap_or_default();
         let networks: Vec<_> = host.own.iter().chain(&host.loopback).chain(&host.neighbours).collect();
         let is_hosts = |subnet: Subnet| {
-            networks.iter().any(|network| subnet.overlaps_network(network.base(), network.prefix_len()))
+            networks.iter().any(|network| match network.base() {
+                IpAddr::V4(base) => subnet.overlaps_network(base, network.prefix_len()),
+                IpAddr::V6(_) => false,
+            })
         };
         let free = Subnet::choices().find(|subnet| taken(*subnet).is_none() && !is_hosts(*subnet));
         free.ok_or_else(|| NetworkError::NoSubnet.into())

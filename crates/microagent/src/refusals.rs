@@ -1,10 +1,10 @@
 //! Notices at the end of a run about refused connections: each once, with the rule that allows it. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
 use microagent_model::NetworkMode;
 use microagent_model::egress::{BrokeredRequest, Decision, Protocol, Reason, Subject};
-use microagent_net::{GATEWAY, HOST_NAME};
+use microagent_net::{GATEWAY, GATEWAY_V6, HOST_NAME};
 
 /// Most refusals with a notice of their own; the log has all of them.
 const TOLD_MAX: usize = 8;
@@ -57,7 +57,11 @@ fn request(decision: &Decision) -> Option<String> {
 }
 
 fn connection(decision: &Decision) -> Option<String> {
-    let address = decision.address.filter(|address| !address.is_multicast() && !address.is_broadcast())?;
+    let is_for_all = |address: &IpAddr| match address {
+        IpAddr::V4(address) => address.is_multicast() || address.is_broadcast(),
+        IpAddr::V6(address) => address.is_multicast(),
+    };
+    let address = decision.address.filter(|address| !is_for_all(address))?;
     let protocol = match decision.protocol? {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
@@ -71,8 +75,8 @@ fn connection(decision: &Decision) -> Option<String> {
     })
 }
 
-fn place(address: Ipv4Addr, port: Option<u16>) -> String {
-    port.map_or_else(|| address.to_string(), |port| format!("{address}:{port}"))
+fn place(address: IpAddr, port: Option<u16>) -> String {
+    port.map_or_else(|| address.to_string(), |port| SocketAddr::new(address, port).to_string())
 }
 
 /// Why, and what opens it.
@@ -91,7 +95,7 @@ fn advice(decision: &Decision, network: NetworkMode) -> Option<String> {
         Reason::NotListed => format!("no rule allows it; the egress rule `{}` opens it", rule()?),
         Reason::Forbidden => "never reachable; no rule allows it".to_owned(),
         Reason::OwnNetwork => match (decision.address, decision.protocol, decision.port) {
-            (Some(GATEWAY), Some(Protocol::Tcp), Some(port)) => {
+            (Some(gateway), Some(Protocol::Tcp), Some(port)) if gateway == GATEWAY || gateway == GATEWAY_V6 => {
                 format!("no port {port} of {HOST_NAME} is forwarded; forward it to a server of the host")
             }
             _ => "nobody else is in the guest's network".to_owned(),

@@ -1,7 +1,7 @@
 //! Builds the spec of a supervisor: programs, guest files, addresses, identity.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use microagent_guest::{EmbeddedGuest, GuestFiles};
@@ -11,11 +11,12 @@ use microagent_model::{
     Ulimit,
 };
 use microagent_net::{
-    GATEWAY, GUEST_ADDRESS, HostEntry, HostResolver, NAME_SERVER, NameOptions, PREFIX_LEN, host_entries,
-    host_resolver,
+    GATEWAY, GATEWAY_V6, GUEST_ADDRESS, GUEST_ADDRESS_V6, HostEntry, HostResolver, NAME_SERVER, NameOptions,
+    PREFIX_LEN, PREFIX_LEN_V6, host_entries, host_resolver,
 };
 use microagent_proto::{
-    Configure, Entropy, GENERATION, Limit, MacAddress, Network, PrivateAddress, Root, Settings, Tmpfs,
+    Configure, Entropy, GENERATION, Limit, MacAddress, Network, NetworkV6, PrivateAddress, Root, Settings,
+    Tmpfs,
 };
 use microagent_store::{Identity, StateDir, WorkspaceDir, WorkspaceRecord, read_limited_following};
 use microagent_vm::architecture::{QEMU_PACKAGE, QEMU_PROGRAM};
@@ -240,7 +241,7 @@ impl Engine {
         }
         let names = NameOptions {
             hostname,
-            added: hosts.iter().map(|host| (host.name.clone(), address_of(host))).collect(),
+            added: hosts.iter().flat_map(added_entries).collect(),
             of_host: if *host_file { self.host_entries()? } else { Vec::new() },
         };
         let spec = NetworkSpec {
@@ -357,11 +358,12 @@ fn default_max_running() -> u32 {
 }
 
 /// Where an added name leads.
-fn address_of(host: &AddedHost) -> Ipv4Addr {
-    match host.address {
-        AddedAddress::Address(address) => address,
-        AddedAddress::HostGateway => GATEWAY,
-    }
+fn added_entries(host: &AddedHost) -> Vec<HostEntry> {
+    let addresses: Vec<IpAddr> = match host.address {
+        AddedAddress::Address(address) => vec![address],
+        AddedAddress::HostGateway => vec![GATEWAY.into(), GATEWAY_V6.into()],
+    };
+    addresses.into_iter().map(|address| (host.name.clone(), address)).collect()
 }
 
 /// Settings of a guest's system as its agent takes them.
@@ -399,6 +401,7 @@ fn guest_network(mac: [u8; 6], resolver: &HostResolver, joins: &[Join]) -> Netwo
         address: GUEST_ADDRESS,
         prefix_len: PREFIX_LEN,
         gateway: GATEWAY,
+        ipv6: NetworkV6 { address: GUEST_ADDRESS_V6, prefix_len: PREFIX_LEN_V6, gateway: GATEWAY_V6 },
         dns: vec![NAME_SERVER.into()],
         search: resolver.search.clone(),
         options: resolver.options.clone(),

@@ -1,5 +1,7 @@
 //! `microagent egress`: what a workspace's network let through, and what not.
 
+use std::net::SocketAddr;
+
 use clap::Args;
 use microagent::WorkspaceName;
 use microagent::egress::{BrokeredRequest, Decision, Reason, Subject};
@@ -82,7 +84,7 @@ fn host(decision: &Decision) -> String {
     }
     let name = decision.name.as_deref().map(escape::one_line);
     let address = decision.address.map(|address| match decision.port {
-        Some(port) => format!("{address}:{port}"),
+        Some(port) => SocketAddr::new(address, port).to_string(),
         None => address.to_string(),
     });
     match (name, address) {

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use microagent::{Error, WorkspaceName};
 
 use crate::context::Context;
-use crate::documents::network::{EgressPolicyDocument, GuestAddressesDocument, NetworkDocument};
+use crate::documents::network::{EgressPolicyDocument, NetworkDocument};
 use crate::failure::Failure;
 use crate::output::{Format, brokered, forwarded, name_lines, print_json, print_text, published, size};
 
@@ -124,11 +124,13 @@ impl NetworkDocument {
         if let Some(link) = self.network.link {
             lines.push(("Link", link.to_string()));
         }
-        if let Some(GuestAddressesDocument { ip, prefix_len, gateway, dns }) = &self.runtime {
-            let dns: Vec<_> = dns.iter().map(ToString::to_string).collect();
+        if let Some(runtime) = &self.runtime {
+            let dns: Vec<_> = runtime.dns.iter().map(ToString::to_string).collect();
             lines.extend([
-                ("Address", format!("{ip}/{prefix_len}")),
-                ("Gateway", gateway.to_string()),
+                ("Address", format!("{}/{}", runtime.ip, runtime.prefix_len)),
+                ("Gateway", runtime.gateway.to_string()),
+                ("IPv6 address", format!("{}/{}", runtime.ipv6, runtime.ipv6_prefix_len)),
+                ("IPv6 gateway", runtime.ipv6_gateway.to_string()),
                 ("DNS", dns.join(", ")),
             ]);
         }
@@ -154,7 +156,7 @@ mod tests {
     use microagent::{LinkState, NetworkMode, PortProtocol, State};
 
     use super::*;
-    use crate::documents::network::ConnectionDocument;
+    use crate::documents::network::{ConnectionDocument, GuestAddressesDocument};
     use crate::documents::private_network::JoinedNetworkDocument;
     use crate::documents::shared::{
         BrokerDocument, DnsSettingsDocument, HostForwardDocument, PortForwardDocument,
@@ -229,6 +231,9 @@ mod tests {
                 ip: [10, 0, 2, 15].into(),
                 prefix_len: 24,
                 gateway: [10, 0, 2, 2].into(),
+                ipv6: "fd00::15".parse().unwrap(),
+                ipv6_prefix_len: 64,
+                ipv6_gateway: "fd00::2".parse().unwrap(),
                 dns: vec![[10, 0, 2, 3].into()],
             }),
         };
@@ -251,6 +256,7 @@ mod tests {
         assert_eq!(
             connected.text(),
             "Workspace: web\nState: running\nNetwork: user\nLink: up\nAddress: 10.0.2.15/24\nGateway: 10.0.2.2\n\
+             IPv6 address: fd00::15/64\nIPv6 gateway: fd00::2\n\
              DNS: 10.0.2.3\nEgress: public\nAllowed: .example.org\nLimits: 1024 connections, 50.00 GiB\n\
              Name server: 192.0.2.53\nSearch domain: corp.example\nAdded host: db:10.1.2.3\n\
              Host names: those of the host's /etc/hosts\n\

@@ -1,6 +1,6 @@
 //! `microagent egress`, in JSON.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddrV4};
 
 use jiff::Timestamp;
 use microagent::WorkspaceName;
@@ -32,7 +32,7 @@ document! {
         #[serde(skip_serializing_if = "Option::is_none")]
         name: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        address: Option<Ipv4Addr>,
+        address: Option<IpAddr>,
         #[serde(skip_serializing_if = "Option::is_none")]
         port: Option<u16>,
         /// With a forwarded port, the server that it leads to.

@@ -1,6 +1,6 @@
 //! `microagent network`, in JSON.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use microagent::egress::{EgressMode, EgressPolicy};
 use microagent::{GuestAddresses, LinkState, NetworkDetails, NetworkMode, State, WorkspaceName};
@@ -88,6 +88,9 @@ document! {
         ip: Ipv4Addr,
         prefix_len: u8,
         gateway: Ipv4Addr,
+        ipv6: Ipv6Addr,
+        ipv6_prefix_len: u8,
+        ipv6_gateway: Ipv6Addr,
         dns: Vec<Ipv4Addr>,
     }
 }

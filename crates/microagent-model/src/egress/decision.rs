@@ -16,7 +16,7 @@
 //! | `request` | with `request`, what was asked and answered; see [`BrokeredRequest`] |
 //! | `count` | with `suppressed`, how many decisions were left out |
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddrV4};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,7 @@ pub struct Decision {
     pub name: Option<String>,
     /// The address of the other end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// The port of the other end; with [`Subject::Published`], the guest's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
@@ -169,7 +169,7 @@ mod tests {
         Decision {
             protocol: Some(Protocol::Tcp),
             name: Some("example.org".to_owned()),
-            address: Some(Ipv4Addr::new(192, 0, 2, 1)),
+            address: "192.0.2.1".parse().ok(),
             port: Some(443),
             ..decisions::new(Timestamp::UNIX_EPOCH, Subject::Connection, true, Reason::Name)
         }

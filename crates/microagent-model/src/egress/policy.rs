@@ -2,11 +2,11 @@
 //! policy means for an address.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 /// Connections that one guest may have open at once, unless the user says otherwise.
@@ -38,7 +38,8 @@ pub enum EgressMode {
     Open,
 }
 
-/// A rule that allows what the mode does not allow. As text `example.org`, `.example.org`, `ADDRESS[/BITS][:PORT]`.
+/// A rule that allows what the mode does not allow. As text `example.org`, `.example.org`, `ADDRESS[/BITS][:PORT]`; an
+/// IPv6 address with a port is in brackets, `[ADDRESS][/BITS]:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum AllowRule {
@@ -49,7 +50,7 @@ pub enum AllowRule {
     /// An address or network.
     Net {
         /// The addresses.
-        net: Ipv4Net,
+        net: IpNet,
         /// Only this port of theirs.
         port: Option<NonZeroU16>,
     },
@@ -75,14 +76,8 @@ pub struct EgressPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllowRuleError {
-    /// It has an IPv6 address, and guests have no IPv6.
-    #[error("`{text}` is of IPv6, which guests do not have")]
-    Ipv6 {
-        /// The text.
-        text: String,
-    },
     /// It is not a valid address.
-    #[error("`{text}` is not an IPv4 address or network")]
+    #[error("`{text}` is not an IP address or network; one of IPv6 with a port is `[ADDRESS]:PORT`")]
     Net {
         /// The text.
         text: String,
@@ -165,7 +160,7 @@ impl AllowRule {
     }
 
     /// Whether the rule names this address, at this port. Protocols without ports are covered by rules without one.
-    pub fn covers_address(&self, address: Ipv4Addr, port: Option<u16>) -> bool {
+    pub fn covers_address(&self, address: IpAddr, port: Option<u16>) -> bool {
         match self {
             AllowRule::Net { net, port: only } => {
                 net.contains(&address) && only.is_none_or(|only| Some(only.get()) == port)
@@ -207,7 +202,7 @@ impl FromStr for AllowRule {
             return Err(AllowRuleError::Pattern { text: owned() });
         }
         if text.starts_with('[') || text.matches(':').count() > 1 {
-            return Err(AllowRuleError::Ipv6 { text: owned() });
+            return net_v6(text).ok_or_else(|| AllowRuleError::Net { text: owned() });
         }
         let (host, port) = match text.split_once(':') {
             Some((host, port)) => (host, Some(port)),
@@ -218,8 +213,8 @@ impl FromStr for AllowRule {
         if host.contains('/') || last.starts_with(|c: char| c.is_ascii_digit()) {
             let wrong = || AllowRuleError::Net { text: owned() };
             let net = match host.contains('/') {
-                true => host.parse::<Ipv4Net>().map_err(|_| wrong())?.trunc(),
-                false => Ipv4Net::from(host.parse::<Ipv4Addr>().map_err(|_| wrong())?),
+                true => host.parse::<IpNet>().map_err(|_| wrong())?.trunc(),
+                false => IpNet::from(host.parse::<IpAddr>().map_err(|_| wrong())?),
             };
             let port = port.map(str::parse).transpose().map_err(|_| wrong())?;
             return Ok(AllowRule::Net { net, port });
@@ -234,6 +229,27 @@ impl FromStr for AllowRule {
         }
         Ok(if host.starts_with('.') { AllowRule::Suffix(name) } else { AllowRule::Name(name) })
     }
+}
+
+/// The rule of an address or network of IPv6: `ADDRESS[/BITS]` or `[ADDRESS][/BITS][:PORT]`. An address that stands for one
+/// of IPv4 reaches no guest, so a rule with it would allow nothing.
+fn net_v6(text: &str) -> Option<AllowRule> {
+    let (address, bits, port) = match text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        Some((address, rest)) => {
+            let (bits, port) = match rest.split_once(':') {
+                Some((bits, port)) => (bits, Some(port.parse().ok()?)),
+                None => (rest, None),
+            };
+            (address, if bits.is_empty() { None } else { Some(bits.strip_prefix('/')?) }, port)
+        }
+        None => match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits), None),
+            None => (text, None, None),
+        },
+    };
+    let address: Ipv6Addr = address.parse().ok()?;
+    let net = Ipv6Net::new(address, bits.map_or(Ok(128), str::parse).ok()?).ok()?;
+    address.to_ipv4_mapped().is_none().then(|| AllowRule::Net { net: IpNet::V6(net.trunc()), port })
 }
 
 /// Whether a text is a host name, of at most 253 characters.
@@ -252,7 +268,10 @@ impl fmt::Display for AllowRule {
             AllowRule::Name(name) => f.write_str(name),
             AllowRule::Suffix(name) => write!(f, ".{name}"),
             AllowRule::Net { net, port: None } => write!(f, "{net}"),
-            AllowRule::Net { net, port: Some(port) } => write!(f, "{net}:{port}"),
+            AllowRule::Net { net: IpNet::V4(net), port: Some(port) } => write!(f, "{net}:{port}"),
+            AllowRule::Net { net: IpNet::V6(net), port: Some(port) } => {
+                write!(f, "[{}]/{}:{port}", net.addr(), net.prefix_len())
+            }
         }
     }
 }
@@ -278,6 +297,13 @@ mod tests {
             ("10.1.2.3/8", "10.0.0.0/8"),
             ("10.0.0.0/8:5432", "10.0.0.0/8:5432"),
             ("192.0.2.7:443", "192.0.2.7/32:443"),
+            ("2001:DB8::1", "2001:db8::1/128"),
+            ("[2001:db8::1]", "2001:db8::1/128"),
+            ("2001:db8:1::5/32", "2001:db8::/32"),
+            ("[2001:db8::]/32", "2001:db8::/32"),
+            ("[2001:db8::1]:443", "[2001:db8::1]/128:443"),
+            ("[2001:db8::]/32:443", "[2001:db8::]/32:443"),
+            ("::/0", "::/0"),
         ] {
             assert_eq!(rule(text).to_string(), whole);
             assert_eq!(rule(whole), rule(text));
@@ -287,11 +313,19 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         type Is = fn(&AllowRuleError) -> bool;
-        let cases: [(&str, Is); 12] = [
+        let cases: [(&str, Is); 20] = [
             ("*.example.org", |e| matches!(e, AllowRuleError::Pattern { .. })),
-            ("::1", |e| matches!(e, AllowRuleError::Ipv6 { .. })),
-            ("[2001:db8::1]:80", |e| matches!(e, AllowRuleError::Ipv6 { .. })),
-            ("2001:db8::/32", |e| matches!(e, AllowRuleError::Ipv6 { .. })),
+            ("2001:db8::/129", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("2001:db8::/", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("2001:db8::g", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("2001:db8::1/64:80", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("[2001:db8::1]:0", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("[2001:db8::1]80", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("[2001:db8::1", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("[192.0.2.1]:80", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("[example.org]:80", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("::ffff:192.0.2.1", |e| matches!(e, AllowRuleError::Net { .. })),
+            ("fe80::1%eth0", |e| matches!(e, AllowRuleError::Net { .. })),
             ("10.0.0.0/33", |e| matches!(e, AllowRuleError::Net { .. })),
             ("10.0.0.1:0", |e| matches!(e, AllowRuleError::Net { .. })),
             ("10.0.0", |e| matches!(e, AllowRuleError::Net { .. })),
@@ -322,11 +356,17 @@ mod tests {
 
     #[test]
     fn a_port_narrows_a_network() {
-        let address = Ipv4Addr::new(10, 1, 2, 3);
+        let address: IpAddr = "10.1.2.3".parse().unwrap();
         assert!(rule("10.0.0.0/8").covers_address(address, None));
         assert!(rule("10.0.0.0/8:53").covers_address(address, Some(53)));
         assert!(!rule("10.0.0.0/8:53").covers_address(address, Some(80)));
         assert!(!rule("10.0.0.0/8:53").covers_address(address, None));
         assert!(!rule("10.2.0.0/16").covers_address(address, Some(53)));
+        assert!(!rule("::/0").covers_address(address, Some(53)));
+        let address: IpAddr = "2001:db8:1::5".parse().unwrap();
+        assert!(rule("2001:db8::/32").covers_address(address, None));
+        assert!(rule("[2001:db8:1::5]:53").covers_address(address, Some(53)));
+        assert!(!rule("[2001:db8:1::5]:53").covers_address(address, Some(80)));
+        assert!(!rule("0.0.0.0/0").covers_address(address, None));
     }
 }

@@ -4,7 +4,7 @@
 //! # Source
 //! RFC 1035 (messages), RFC 2308 (negative answers), RFC 6891 (EDNS), RFC 8914 (extended errors).
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use domain::base::iana::{Class, ExtendedErrorCode, Opcode, Rcode};
 use domain::base::message_builder::PushError;
@@ -13,7 +13,7 @@ use domain::base::opt::exterr::ExtendedError;
 use domain::base::{
     HashCompressor, Message, MessageBuilder, ParsedName, ParsedRecord, RecordSection, Rtype, Ttl,
 };
-use domain::rdata::{A, AllRecordData, Ptr};
+use domain::rdata::{A, Aaaa, AllRecordData, Ptr};
 
 use super::resolver::DnsTransport;
 
@@ -221,9 +221,10 @@ pub(crate) struct Answer {
 }
 
 /// The address of a record, if it is one of an address.
-pub(crate) fn address(record: &Record) -> Option<Ipv4Addr> {
+pub(crate) fn address(record: &Record) -> Option<IpAddr> {
     match record.data() {
-        AllRecordData::A(data) => Some(data.addr()),
+        AllRecordData::A(data) => Some(data.addr().into()),
+        AllRecordData::Aaaa(data) => Some(data.addr().into()),
         _ => None,
     }
 }
@@ -246,8 +247,15 @@ impl Answer {
     }
 
     /// An answer with addresses.
-    pub(crate) fn addresses(name: &Name, addresses: &[Ipv4Addr], ttl_secs: u32) -> Answer {
-        let data = addresses.iter().map(|address| AllRecordData::A(A::new(*address)));
+    pub(crate) fn addresses(
+        name: &Name,
+        addresses: impl IntoIterator<Item = IpAddr>,
+        ttl_secs: u32,
+    ) -> Answer {
+        let data = addresses.into_iter().map(|address| match address {
+            IpAddr::V4(address) => AllRecordData::A(A::new(address)),
+            IpAddr::V6(address) => AllRecordData::Aaaa(Aaaa::new(address)),
+        });
         Answer::of(name, data, ttl_secs)
     }
 

@@ -1,7 +1,7 @@
 //! Which address belongs to which name, as the guest was told, and until when that opens it.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,14 +31,14 @@ struct Known {
 /// Addresses by the names that led to them.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    known: HashMap<Ipv4Addr, Known>,
+    known: HashMap<IpAddr, Known>,
 }
 
 impl Names {
     /// Notes that `name` led to `address`. `open` says that a rule covers the name.
     pub(crate) fn learn(
         &mut self,
-        address: Ipv4Addr,
+        address: IpAddr,
         name: &Arc<str>,
         ttl_secs: u32,
         open: bool,
@@ -64,12 +64,12 @@ impl Names {
     }
 
     /// Whether a name that a rule covers keeps the address open.
-    pub(crate) fn is_open(&self, address: Ipv4Addr, now: Duration) -> bool {
+    pub(crate) fn is_open(&self, address: IpAddr, now: Duration) -> bool {
         self.known.get(&address).and_then(|known| known.open_until).is_some_and(|until| now < until)
     }
 
     /// The name that led to the address, for the log.
-    pub(crate) fn name_of(&self, address: Ipv4Addr, now: Duration) -> Option<Arc<str>> {
+    pub(crate) fn name_of(&self, address: IpAddr, now: Duration) -> Option<Arc<str>> {
         self.known.get(&address).filter(|known| now < known.until).map(|known| known.name.clone())
     }
 
@@ -89,9 +89,11 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
     fn secs(secs: u64) -> Duration {
         Duration::from_secs(secs)
@@ -123,7 +125,7 @@ mod tests {
     #[test]
     fn the_table_is_bounded_and_the_first_to_end_goes() {
         let mut names = Names::default();
-        let address = |n: usize| Ipv4Addr::from_bits(0x0100_0000 + n as u32);
+        let address = |n: usize| IpAddr::from(Ipv4Addr::from_bits(0x0100_0000 + n as u32));
         for n in 0..ADDRESSES_MAX + 100 {
             names.learn(address(n), &"a.example".into(), 100 + n as u32 % 50, true, secs(0));
         }

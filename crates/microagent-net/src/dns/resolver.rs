@@ -337,9 +337,9 @@ mod tests {
         let mut resolver = Resolver::new(vec![server(1)]);
         assert_eq!(resolver.ask(ASKER, query(9), ms(0)), None);
         let (request_id, _, _, id) = asked(&mut resolver);
-        let wrong = dns_answer(id ^ 1, "a.example", &[[1, 2, 3, 4]], 60);
+        let wrong = dns_answer(id ^ 1, "a.example", 1, &[[1, 2, 3, 4].into()], 60);
         assert_eq!(resolver.receive(request_id, &wrong, ms(1)), None);
-        let right = dns_answer(id, "a.example", &[[1, 2, 3, 4]], 60);
+        let right = dns_answer(id, "a.example", 1, &[[1, 2, 3, 4].into()], 60);
         assert_eq!(resolver.receive(request_id + 1, &right, ms(1)), None);
         let resolved = resolver.receive(request_id, &right, ms(1)).unwrap();
         assert_eq!(resolved.query.id, 9);
@@ -381,7 +381,7 @@ mod tests {
                 asked(&mut resolver);
             }
             assert_eq!(resolver.expire(ms(4000)), None);
-            let answer = dns_answer(id, "a.example", &[[1, 2, 3, 4]], 60);
+            let answer = dns_answer(id, "a.example", 1, &[[1, 2, 3, 4].into()], 60);
             let resolved = resolver.receive(first, &answer, ms(4000)).unwrap();
             assert_eq!(resolved.answer.unwrap().records.len(), 1);
             assert_eq!(resolver.take_dns_requests().len(), 3, "all sockets are closed");
@@ -398,7 +398,7 @@ mod tests {
             let (request_id, _, _, _) = asked(&mut resolver);
             assert_eq!(resolver.fail(request_id, ms(1600)), None);
         }
-        let answer = dns_answer(id, "a.example", &[[1, 2, 3, 4]], 60);
+        let answer = dns_answer(id, "a.example", 1, &[[1, 2, 3, 4].into()], 60);
         assert!(resolver.receive(slow, &answer, ms(1700)).unwrap().answer.is_some());
     }
 
@@ -420,7 +420,7 @@ mod tests {
         assert_eq!(resolver.fail(request_id, ms(0)), None);
         let (request_id, at, _, id) = asked(&mut resolver);
         assert_eq!(at, server(2));
-        let mut failure = dns_answer(id, "a.example", &[], 60);
+        let mut failure = dns_answer(id, "a.example", 1, &[], 60);
         failure[3] |= 2;
         assert_eq!(resolver.receive(request_id, &failure, ms(0)), None);
         let (request_id, at, _, _) = asked(&mut resolver);
@@ -439,7 +439,7 @@ mod tests {
         let dns_requests = resolver.take_dns_requests();
         let [DnsRequest::Send { message, .. }] = &dns_requests[..] else { panic!("{dns_requests:?}") };
         assert_eq!(message[11], 0, "without EDNS");
-        let mut cut = dns_answer(u16::from_be_bytes([message[0], message[1]]), "a.example", &[], 60);
+        let mut cut = dns_answer(u16::from_be_bytes([message[0], message[1]]), "a.example", 1, &[], 60);
         cut[2] |= 2;
         assert_eq!(resolver.receive(request_id, &cut, ms(0)), None);
         assert_eq!(asked(&mut resolver).2, DnsTransport::Tcp);

@@ -30,11 +30,12 @@ const ATTEMPTS: u32 = 8;
 /// Most networks that count. The host's whole routing table may be larger.
 const NETWORKS_MAX: usize = 16 * 1024;
 
-/// What is heard of: interfaces, their IPv4 addresses, IPv4 routes.
+/// What is heard of: interfaces, their addresses, routes.
 ///
 /// # Source
-/// Linux `include/uapi/linux/rtnetlink.h`, `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV4_ROUTE`.
-const GROUPS: u32 = 0x1 | 0x10 | 0x40;
+/// Linux `include/uapi/linux/rtnetlink.h`, `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR`, `RTMGRP_IPV4_ROUTE`, `RTMGRP_IPV6_IFADDR`
+/// and `RTMGRP_IPV6_ROUTE`.
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 
 /// Messages about changes that are read at once. What is left is a change at the next look.
 const CHANGES_MAX: usize = 1024;
@@ -96,19 +97,28 @@ fn read_once(socket: &OwnedFd) -> io::Result<Option<HostAddresses>> {
         return Ok(None);
     }
     let mut addresses = HostAddresses::default();
-    let is_whole = ask(socket, Subject::Routes, |answer| {
+    let mut take = |answer| {
         if let Answer::Route(route) = answer {
             addresses.add(&route, &|interface| point_to_point.contains(&interface));
         }
-        let HostAddresses { own, loopback, neighbours } = &addresses;
+        let HostAddresses { own, loopback, neighbours, .. } = &addresses;
         match own.len() + loopback.len() + neighbours.len() {
             0..=NETWORKS_MAX => Ok(()),
             _ => Err(io::Error::other(format!(
                 "the host has more than {NETWORKS_MAX} own addresses and networks"
             ))),
         }
-    })?;
+    };
+    let is_whole = ask(socket, Subject::Routes, &mut take)? && ask_v6(socket, &mut take)?;
     Ok(is_whole.then_some(addresses))
+}
+
+/// Gives all routes of IPv6. A kernel that refuses to tell them has none.
+fn ask_v6(socket: &OwnedFd, take: impl FnMut(Answer) -> io::Result<()>) -> io::Result<bool> {
+    match ask(socket, Subject::RoutesV6, take) {
+        Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Ok(true),
+        asked => asked,
+    }
 }
 
 /// Gives all answers to a request; false if some may be missing.

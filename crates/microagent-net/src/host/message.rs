@@ -3,7 +3,7 @@
 //! # Source
 //! `netlink(7)`, `rtnetlink(7)`; Linux `include/uapi/linux/netlink.h`, `rtnetlink.h` and `if_link.h`.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{Network, Route, RouteKind};
 
@@ -26,8 +26,9 @@ const REQUEST_ALL: u16 = 0x301;
 /// `NLM_F_DUMP_INTR`: the table changed while it was read.
 const INTERRUPTED: u16 = 0x10;
 
-/// `AF_INET`.
+/// `AF_INET` and `AF_INET6`.
 const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 
 /// `IFF_POINTOPOINT`.
 const POINT_TO_POINT: u32 = 0x10;
@@ -43,6 +44,7 @@ const VIA: u16 = 18;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Subject {
     Routes,
+    RoutesV6,
     Interfaces,
 }
 
@@ -64,6 +66,7 @@ pub(super) enum Answer {
 pub(super) fn request(subject: Subject) -> Vec<u8> {
     let (kind, family, body_len) = match subject {
         Subject::Routes => (GET_ROUTE, IPV4, ROUTE_LEN),
+        Subject::RoutesV6 => (GET_ROUTE, IPV6, ROUTE_LEN),
         Subject::Interfaces => (GET_LINK, 0, INTERFACE_LEN),
     };
     let len = HEADER_LEN + body_len;
@@ -100,12 +103,14 @@ fn interface(body: &[u8]) -> Option<Answer> {
 fn route(body: &[u8]) -> Option<Route> {
     let (header, attributes) = body.split_at_checked(ROUTE_LEN)?;
     let &[family, bits, _, _, table, protocol, _, kind, ..] = header else { return None };
-    if family != IPV4 {
-        return None;
-    }
+    let everything: IpAddr = match family {
+        IPV4 => Ipv4Addr::UNSPECIFIED.into(),
+        IPV6 => Ipv6Addr::UNSPECIFIED.into(),
+        _ => return None,
+    };
     let mut route = Route {
         table: table.into(),
-        destination: Network::new(Ipv4Addr::UNSPECIFIED, bits)?,
+        destination: Network::new(everything, bits)?,
         kind: route_kind(kind),
         interface: None,
         is_on_link: true,
@@ -115,8 +120,11 @@ fn route(body: &[u8]) -> Option<Route> {
         let number = value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
         match kind {
             DESTINATION => {
-                let octets: [u8; 4] = *value.first_chunk()?;
-                route.destination = Network::new(octets.into(), bits)?;
+                let address: IpAddr = match family {
+                    IPV4 => (*value.first_chunk::<4>()?).into(),
+                    _ => (*value.first_chunk::<16>()?).into(),
+                };
+                route.destination = Network::new(address, bits)?;
             }
             INTERFACE => route.interface = number,
             TABLE => route.table = number?,
@@ -206,18 +214,22 @@ mod tests {
                 local,
                 &[attribute(DESTINATION, &[198, 18, 7, 0]), attribute(INTERFACE, &1_u32.to_ne_bytes())],
             ),
-            // IPv6, and a kind of message that is not known.
-            route_message([10, 24, 0, 0, 255, 2, 254, 2, 0, 0, 0, 0], &[]),
+            // MPLS, and a kind of message that is not known.
+            route_message([28, 24, 0, 0, 255, 2, 254, 2, 0, 0, 0, 0], &[]),
             message(99, 0, &[1, 2, 3]),
             route_message(
                 sent,
                 &[attribute(TABLE, &1000_u32.to_ne_bytes()), attribute(GATEWAY, &[192, 0, 2, 1])],
             ),
+            route_message(
+                [IPV6, 64, 0, 0, 254, 2, 0, 1, 0, 0, 0, 0],
+                &[attribute(DESTINATION, &[0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])],
+            ),
             message(NEW_LINK, 2, &[[0; 4], 7_u32.to_ne_bytes(), 0x11_u32.to_ne_bytes(), [0; 4]].concat()),
             message(DONE, 2, &[0; 4]),
         ]
         .concat();
-        let network = |base: [u8; 4], bits| Network::new(base.into(), bits).unwrap();
+        let network = |base: [u8; 4], bits| Network::new(IpAddr::from(base), bits).unwrap();
         let local = Route {
             table: 255,
             destination: network([198, 18, 7, 0], 24),
@@ -234,17 +246,25 @@ mod tests {
             is_on_link: false,
             is_of_address: false,
         };
+        let on_link = Route {
+            table: 254,
+            destination: Network::new("2001:db8:1::".parse().unwrap(), 64).unwrap(),
+            is_on_link: true,
+            is_of_address: true,
+            ..sent
+        };
         assert_eq!(
             answers(&received).map(|(answer, _)| answer).collect::<Vec<_>>(),
             [
                 Answer::Route(local),
                 Answer::Route(sent),
+                Answer::Route(on_link),
                 Answer::Interface { number: 7, is_point_to_point: true },
                 Answer::Done
             ]
         );
         for len in 0..received.len() {
-            assert!(answers(&received[..len]).count() < 4, "cut at {len}");
+            assert!(answers(&received[..len]).count() < 5, "cut at {len}");
         }
     }
 

@@ -1,6 +1,8 @@
 //! A stream of frames, each with four bytes of length before it: read in large pieces, taken where they lie.
 
-use crate::frame::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, MAX_FRAME_LEN, Mac};
+use crate::frame::{
+    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LEN, IPV6_LEN, MAX_FRAME_LEN, Mac, u16_at,
+};
 use crate::outbox::LENGTH_LEN;
 
 /// Bytes that are read at once, at most.
@@ -73,13 +75,16 @@ fn begins_frame(bytes: &[u8], sender: Mac) -> Option<bool> {
     if !(ETHERNET_LEN + IPV4_LEN..=MAX_FRAME_LEN).contains(&length) {
         return Some(false);
     }
-    let head = bytes.get(..IP_AT + 4)?;
+    let head = bytes.get(..IP_AT + 6)?;
     if head[LENGTH_LEN + 6..TYPE_AT] != sender {
         return Some(false);
     }
-    let packet_len = usize::from(u16::from_be_bytes([head[IP_AT + 2], head[IP_AT + 3]]));
-    let is_ipv4 = head[TYPE_AT..IP_AT] == ETHERTYPE_IPV4.to_be_bytes();
-    Some(!is_ipv4 || (head[IP_AT] >> 4 == 4 && packet_len <= length - ETHERNET_LEN))
+    let (version, packet_len) = match u16_at(head, TYPE_AT) {
+        ETHERTYPE_IPV4 => (4, usize::from(u16_at(head, IP_AT + 2))),
+        ETHERTYPE_IPV6 => (6, IPV6_LEN + usize::from(u16_at(head, IP_AT + 4))),
+        _ => return Some(true),
+    };
+    Some(head[IP_AT] >> 4 == version && packet_len <= length - ETHERNET_LEN)
 }
 
 #[cfg(test)]
@@ -124,9 +129,18 @@ mod tests {
         frame
     }
 
+    fn packet_v6(payload: &[u8]) -> Vec<u8> {
+        let mut frame = [&[0x52, 0x55, 10, 0, 2, 2][..], &SENDER, &[0x86, 0xdd, 0x60, 0, 0, 0]].concat();
+        frame.extend(u16::try_from(payload.len()).unwrap().to_be_bytes());
+        frame.extend([0; IPV6_LEN - 6]);
+        frame.extend(payload);
+        frame
+    }
+
     #[test]
     fn a_stream_that_was_read_up_to_any_byte_is_read_from_the_next_frame_on() {
-        let frames: Vec<Vec<u8>> = (0..4).map(|n| packet(&vec![n * 7; 40 * usize::from(n)])).collect();
+        let mut frames: Vec<Vec<u8>> = (0..4).map(|n| packet(&vec![n * 7; 40 * usize::from(n)])).collect();
+        frames.insert(2, packet_v6(&[3; 50]));
         let stream: Vec<u8> = frames.iter().flat_map(|frame| streamed(frame)).collect();
         for begin in 0..stream.len() {
             for piece in [1, 3, 1000] {

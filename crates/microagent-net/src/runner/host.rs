@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ impl HostSockets {
         epoll::add(&self.epoll, socket, epoll::EventData::new_u64(token), flags)
     }
 
-    fn begin(&self, token: Token, socket: OwnedFd, remote: SocketAddrV4) -> Result<OwnedFd, Errno> {
+    fn begin(&self, token: Token, socket: OwnedFd, remote: SocketAddr) -> Result<OwnedFd, Errno> {
         match connect(&socket, &remote) {
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(error),
@@ -92,8 +92,8 @@ impl Sockets for HostSockets {
     type Stream = HostStream;
     type Datagram = HostDatagram;
 
-    fn connect(&mut self, token: Token, remote: SocketAddrV4) -> Result<HostStream, Errno> {
-        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, FLAGS, None)?;
+    fn connect(&mut self, token: Token, remote: SocketAddr) -> Result<HostStream, Errno> {
+        let socket = socket_with(family(remote.ip()), SocketType::STREAM, FLAGS, None)?;
         make_prompt(&socket);
         self.begin(token, socket, remote).map(HostStream::Plain)
     }
@@ -143,14 +143,15 @@ impl Sockets for HostSockets {
         Ok(stream)
     }
 
-    fn datagram(&mut self, token: Token, remote: SocketAddrV4) -> Result<HostDatagram, Errno> {
-        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, None)?;
+    fn datagram(&mut self, token: Token, remote: SocketAddr) -> Result<HostDatagram, Errno> {
+        let socket = socket_with(family(remote.ip()), SocketType::DGRAM, FLAGS, None)?;
         self.begin(token, socket, remote).map(HostDatagram::Plain)
     }
 
-    fn echo(&mut self, token: Token, remote: Ipv4Addr) -> Result<HostDatagram, Errno> {
-        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, FLAGS, Some(ipproto::ICMP))?;
-        self.begin(token, socket, SocketAddrV4::new(remote, 0)).map(HostDatagram::Plain)
+    fn echo(&mut self, token: Token, remote: IpAddr) -> Result<HostDatagram, Errno> {
+        let protocol = if remote.is_ipv4() { ipproto::ICMP } else { ipproto::ICMPV6 };
+        let socket = socket_with(family(remote), SocketType::DGRAM, FLAGS, Some(protocol))?;
+        self.begin(token, socket, SocketAddr::new(remote, 0)).map(HostDatagram::Plain)
     }
 
     fn answer(&mut self, port: PortNumber, client: SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
@@ -181,6 +182,10 @@ impl HostStream {
         make_prompt(&socket);
         HostStream::Plain(socket)
     }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
 }
 
 /// Has a socket send at once, and notice in two hours when nobody is there any more.

@@ -1,15 +1,17 @@
 //! Flows of datagrams and echoes: a socket of the host that is connected to one remote address.
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::tcp::{Progress, Surroundings};
 use super::{Flow, Stack, link, members};
-use crate::GATEWAY;
 use crate::flows::{DATAGRAMS, ECHO, Key, Kind, UNANSWERED};
-use crate::frame::{ECHO_REPLY, ECHO_REQUEST, IPV4_LEN, UDP_LEN, u16_at};
+use crate::frame::{
+    ECHO_REPLY, ECHO_REPLY_V6, ECHO_REQUEST, IPV4_LEN, IPV6_LEN, UDP_LEN, header_len, u16_at,
+};
+use crate::gateway;
 use crate::membership::MemberProtocol;
 use crate::outbox::Unreachable;
 use crate::sockets::{DatagramSocket, PortNumber, Readiness, Sockets};
@@ -17,8 +19,8 @@ use crate::sockets::{DatagramSocket, PortNumber, Readiness, Sockets};
 /// Datagrams that are taken before others have their turn.
 const BURST: usize = 64;
 
-/// Bytes of a packet of the guest that an error message quotes.
-const QUOTED: usize = IPV4_LEN + UDP_LEN;
+/// Bytes of a packet of the guest that an error message quotes, at most.
+const QUOTED: usize = IPV6_LEN + UDP_LEN;
 
 /// Datagrams between a port of the guest and a remote one, or echoes.
 pub(super) struct DatagramFlow<D> {
@@ -29,6 +31,12 @@ pub(super) struct DatagramFlow<D> {
     is_readable: bool,
     /// The beginning of a packet of the guest; none if a member has begun the flow.
     quoted: Option<[u8; QUOTED]>,
+}
+
+/// Bytes of a packet with the headers of IP and UDP that moves so much of the guest's.
+fn packet_len(key: &Key, payload: &[u8]) -> usize {
+    let ip_len = if key.remote.is_ipv4() { IPV4_LEN } else { IPV6_LEN };
+    ip_len + UDP_LEN + payload.len()
 }
 
 /// Datagrams between a client of a published port and the guest. The socket is the port's.
@@ -87,8 +95,10 @@ fn harmless(sent: Result<(), Errno>) -> Result<(), Errno> {
 impl<D: DatagramSocket> DatagramFlow<D> {
     /// A flow of the guest that begins with `packet`, which has at least the headers.
     pub(super) fn new(key: Key, socket: D, packet: &[u8], now: Duration) -> DatagramFlow<D> {
-        let quoted = packet.first_chunk().copied();
-        DatagramFlow { key, socket, until: now + lifetime(key.kind), is_readable: true, quoted }
+        let mut quoted = [0; QUOTED];
+        let len = packet.len().min(header_len(packet) + UDP_LEN);
+        quoted[..len].copy_from_slice(&packet[..len]);
+        DatagramFlow { key, socket, until: now + lifetime(key.kind), is_readable: true, quoted: Some(quoted) }
     }
 
     /// A flow that a member of a private network has begun. `key` has the ports that the guest sees.
@@ -145,17 +155,22 @@ impl<D: DatagramSocket> DatagramFlow<D> {
 
     fn give(&self, message: &[u8], around: &mut Surroundings<'_>) {
         let back = link(around.guest_mac, around.egress, self.key.remote);
-        if !around.egress.spend(IPV4_LEN + UDP_LEN + message.len()) {
+        if !around.egress.spend(packet_len(&self.key, message)) {
             return;
         }
         match self.key.kind {
             Kind::Echo => {
                 // Only answers to the guest, and only requests of a member. The kernel has put an id of its own in the
                 // place of the guest's.
-                let kind = if self.quoted.is_some() { ECHO_REPLY } else { ECHO_REQUEST };
+                let request = self.quoted.is_none();
+                let kind = match (request, self.key.remote.is_ipv4()) {
+                    (true, _) => ECHO_REQUEST,
+                    (false, true) => ECHO_REPLY,
+                    (false, false) => ECHO_REPLY_V6,
+                };
                 if message.len() >= UDP_LEN && message[..2] == [kind, 0] {
                     let numbers = (self.key.guest_port, u16_at(message, 6));
-                    around.outbox.echo(back, kind, numbers, &message[UDP_LEN..], around.mtu);
+                    around.outbox.echo(back, request, numbers, &message[UDP_LEN..], around.mtu);
                 }
             }
             _ => {
@@ -190,19 +205,19 @@ impl<S: Sockets> Stack<S> {
     pub(super) fn datagram(&mut self, key: Key, ip: &[u8], payload: &[u8]) {
         if !self.flows.contains_key(&key) {
             if self.egress.admit(key, self.flows.len()).is_err() {
-                let gateway = link(self.guest_mac, &self.egress, GATEWAY);
+                let gateway = link(self.guest_mac, &self.egress, gateway(key.remote));
                 return self.outbox.unreachable(gateway, Unreachable::Prohibited, ip);
             }
             let token = self.token();
             let socket = match (self.egress.member(key), key.kind) {
-                (Some(network), Kind::Echo) => {
-                    self.sockets.member_datagrams(token, members::port_of(network, MemberProtocol::Echo, key))
+                (Some(member), Kind::Echo) => {
+                    self.sockets.member_datagrams(token, members::port_of(member, MemberProtocol::Echo, key))
                 }
-                (Some(network), _) => {
-                    self.sockets.member_datagrams(token, members::port_of(network, MemberProtocol::Udp, key))
+                (Some(member), _) => {
+                    self.sockets.member_datagrams(token, members::port_of(member, MemberProtocol::Udp, key))
                 }
                 (None, Kind::Echo) => self.sockets.echo(token, key.remote),
-                (None, _) => self.sockets.datagram(token, SocketAddrV4::new(key.remote, key.remote_port)),
+                (None, _) => self.sockets.datagram(token, SocketAddr::new(key.remote, key.remote_port)),
             };
             match socket {
                 Ok(socket) => {
@@ -213,7 +228,7 @@ impl<S: Sockets> Stack<S> {
             }
         }
         if !self.egress.spend(ip.len()) {
-            let gateway = link(self.guest_mac, &self.egress, GATEWAY);
+            let gateway = link(self.guest_mac, &self.egress, gateway(key.remote));
             return self.outbox.unreachable(gateway, Unreachable::Prohibited, ip);
         }
         let sent = match self.flows.get_mut(&key).map(|entry| &mut entry.flow) {

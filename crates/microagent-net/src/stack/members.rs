@@ -1,6 +1,6 @@
 //! Flows that members of private networks begin.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use rustix::io::Errno;
 
@@ -15,9 +15,9 @@ use crate::sockets::{Sockets, StreamSocket};
 /// In the place of a remote port: a member asks the guest for an echo.
 pub(super) const ASKED: u16 = 1;
 
-/// What the flow of a guest calls.
-pub(super) fn port_of(network: u8, protocol: MemberProtocol, key: Key) -> MemberPort {
-    let Key { remote: address, remote_port: port, guest_port: source_port, .. } = key;
+/// What the flow of a guest calls, at a member of a private network.
+pub(super) fn port_of((network, address): (u8, Ipv4Addr), protocol: MemberProtocol, key: Key) -> MemberPort {
+    let Key { remote_port: port, guest_port: source_port, .. } = key;
     MemberPort { network, address, protocol, port, source_port }
 }
 
@@ -26,7 +26,7 @@ impl<S: Sockets> Stack<S> {
     pub fn accept_member(&mut self, stream: S::Stream, from: MemberPort) {
         let key = Key {
             kind: Kind::Tcp,
-            remote: from.address,
+            remote: from.address.into(),
             remote_port: from.source_port,
             guest_port: from.port,
         };
@@ -43,7 +43,7 @@ impl<S: Sockets> Stack<S> {
 
     /// Takes a socket for datagrams or echoes that a member began; `from` has the member's address.
     pub fn adopt_member(&mut self, socket: S::Datagram, from: MemberPort) {
-        let (remote, now) = (from.address, self.now.running);
+        let (remote, now) = (from.address.into(), self.now.running);
         let (shown, key) = match from.protocol {
             MemberProtocol::Echo => {
                 let asked =
@@ -82,7 +82,7 @@ impl<S: Sockets> Stack<S> {
         }
     }
 
-    pub(super) fn count_begun(&mut self, member: Ipv4Addr, change: isize) {
+    pub(super) fn count_begun(&mut self, member: IpAddr, change: isize) {
         let count = self.begun.entry(member).or_default();
         *count = count.saturating_add_signed(change);
         if *count == 0 {

@@ -196,12 +196,13 @@ impl<S: Sockets> Stack<S> {
     pub(super) fn give_answer(&mut self, DnsAnswer { asker, message }: DnsAnswer) {
         let (port, token) = match asker {
             Asker::Udp(port) => {
-                let back = link(self.guest_mac, &self.egress, NAME_SERVER);
+                let back = link(self.guest_mac, &self.egress, NAME_SERVER.into());
                 return self.outbox.datagram(back, (DNS_PORT, port), &message, self.mtu);
             }
             Asker::Tcp(port, token) => (port, token),
         };
-        let key = Key { kind: Kind::Tcp, remote: NAME_SERVER, remote_port: DNS_PORT, guest_port: port };
+        let key =
+            Key { kind: Kind::Tcp, remote: NAME_SERVER.into(), remote_port: DNS_PORT, guest_port: port };
         if let Some(Entry { flow: Flow::Tcp(flow), token: current, .. }) = self.flows.get_mut(&key)
             && *current == token
             && let Peer::Names(service) = flow.peer()

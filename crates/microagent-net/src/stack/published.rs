@@ -1,6 +1,6 @@
 //! Clients of published ports.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use super::datagrams::ClientFlow;
 use super::name_service::Peer;
@@ -69,17 +69,13 @@ impl<S: Sockets> Stack<S> {
     /// gateway.
     fn published_key(&self, kind: Kind, client: SocketAddr, guest_port: u16) -> Option<Key> {
         let host = self.egress.host_addresses();
-        let remote = match client.ip() {
-            IpAddr::V4(address)
-                if !matches!(Scope::of(address, host), Scope::Never | Scope::Own)
-                    && !host.is_own(address)
-                    // Nobody outside is taken for a member.
-                    && self.egress.memberships().of(address).is_none() =>
-            {
-                address
-            }
-            _ => GATEWAY,
-        };
+        let address = client.ip();
+        let is_shown = address.is_ipv4()
+            && !matches!(Scope::of(address, host), Scope::Never | Scope::Own)
+            && !host.is_own(address)
+            // Nobody outside is taken for a member.
+            && self.egress.memberships().of(address).is_none();
+        let remote = if is_shown { address } else { GATEWAY.into() };
         // Clients at several addresses of this host may have one port.
         self.free_key(Key { kind, remote, remote_port: client.port(), guest_port })
     }

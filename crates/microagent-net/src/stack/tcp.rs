@@ -12,19 +12,19 @@
 //! - It ignores the window in the last segments of a connection: its side is closed only when all data is acknowledged.
 //! - It throws away what the host has not taken, ten seconds after both sides have closed: it is not asked any more then.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
-use smoltcp::wire::{IpAddress, IpListenEndpoint};
+use smoltcp::wire::IpListenEndpoint;
 
 use super::wire::{Sent, Wire};
 use crate::egress::EgressFilter;
 use crate::flows::{Key, OPENING};
-use crate::frame::{IPV4_LEN, Mac, PROTOCOL_TCP, Segment, TCP_LEN, flags};
+use crate::frame::{IPV4_LEN, IPV6_LEN, Mac, PROTOCOL_TCP, Segment, TCP_LEN, flags};
 use crate::outbox::{Outbox, write_packet};
 use crate::sockets::{Readiness, StreamSocket};
 
@@ -97,7 +97,7 @@ enum Half {
 pub(super) struct TcpFlow<S> {
     key: Key,
     /// The guest's address in it.
-    guest: Ipv4Addr,
+    guest: IpAddr,
     stream: S,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
@@ -140,7 +140,7 @@ impl<S: StreamSocket> TcpFlow<S> {
         around: &mut Surroundings<'_>,
     ) -> TcpFlow<S> {
         let mut flow = TcpFlow::new(key, stream, buffer, around);
-        let local = IpListenEndpoint { addr: Some(IpAddress::Ipv4(key.remote)), port: key.remote_port };
+        let local = IpListenEndpoint { addr: Some(key.remote.into()), port: key.remote_port };
         // Fails only for port 0, to which nobody can connect.
         let _ = flow.socket().listen(local);
         flow.feed(syn, around);
@@ -157,8 +157,8 @@ impl<S: StreamSocket> TcpFlow<S> {
         let mut flow = TcpFlow::new(key, stream, buffer, around);
         flow.is_unanswered = true;
         let context = around.interface.context();
-        let remote = (IpAddress::Ipv4(flow.guest), key.guest_port);
-        let local = (IpAddress::Ipv4(key.remote), key.remote_port);
+        let remote = (flow.guest, key.guest_port);
+        let local = (key.remote, key.remote_port);
         let socket = flow.sockets.get_mut::<Socket<'_>>(flow.handle);
         // Fails only for port 0, which is neither published nor a client's.
         let _ = socket.connect(context, remote, local);
@@ -482,8 +482,9 @@ impl<S: StreamSocket> TcpFlow<S> {
     }
 
     /// A segment as the guest would send it to acknowledge.
-    fn acknowledgement(&self, acknowledged: u32, window: u16) -> [u8; IPV4_LEN + TCP_LEN] {
-        let mut packet = [0; IPV4_LEN + TCP_LEN];
+    fn acknowledgement(&self, acknowledged: u32, window: u16) -> Vec<u8> {
+        let header_len = if self.guest.is_ipv6() { IPV6_LEN } else { IPV4_LEN };
+        let mut packet = vec![0; header_len + TCP_LEN];
         let tcp = write_packet(&mut packet, self.guest, self.key.remote, PROTOCOL_TCP);
         tcp[0..2].copy_from_slice(&self.key.guest_port.to_be_bytes());
         tcp[2..4].copy_from_slice(&self.key.remote_port.to_be_bytes());

@@ -1,5 +1,5 @@
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 
 use jiff::Timestamp;
@@ -7,10 +7,13 @@ use microagent_model::egress::{EgressMode, EgressPolicy, Reason, Subject};
 
 use super::*;
 use crate::fake::{FakeDatagrams, FakeHost, FakeSockets, FakeStream, FakeStreamSocket};
-use crate::testing::{self, FAR, addresses, dns_answer, dns_query, read_dns};
-use crate::{BROKER_ADDRESS, BROKER_PORT, DnsRequest, DnsTransport, GUEST_ADDRESS, MAX_FRAME_LEN};
+use crate::testing::{self, FAR, FAR_V6, addresses, dns_answer, dns_query, read_dns};
+use crate::{
+    BROKER_ADDRESS, BROKER_PORT, DnsRequest, DnsTransport, GUEST_ADDRESS, GUEST_ADDRESS_V6, MAX_FRAME_LEN,
+};
 use flags::{ACK, FIN, RST, SYN};
 
+mod ipv6;
 mod members;
 mod policy;
 mod published;
@@ -88,7 +91,7 @@ impl Bench {
     }
 
     /// The connections that the host was asked for.
-    fn connections(&self) -> Vec<SocketAddrV4> {
+    fn connections(&self) -> Vec<SocketAddr> {
         self.host.borrow().streams.values().map(|(remote, _)| *remote).collect()
     }
 
@@ -97,7 +100,7 @@ impl Bench {
     }
 
     /// The token of the newest connection, if there is one.
-    fn newest(&self) -> Option<(Token, SocketAddrV4)> {
+    fn newest(&self) -> Option<(Token, SocketAddr)> {
         let host = self.host.borrow();
         host.streams.last_key_value().map(|(token, (remote, _))| (*token, *remote))
     }
@@ -116,14 +119,16 @@ impl Bench {
     }
 
     /// Whether a connection of the guest is begun, to where it asks for; one that is not is reset, and no socket was asked for.
-    fn connects(&mut self, remote: Ipv4Addr, port: u16) -> bool {
+    fn connects(&mut self, remote: impl Into<IpAddr>, port: u16) -> bool {
+        let remote = remote.into();
         let begun = self.begins(remote, port);
-        assert!(!begun || self.connections().last() == Some(&SocketAddrV4::new(remote, port)));
+        assert!(!begun || self.connections().last() == Some(&SocketAddr::new(remote, port)));
         begun
     }
 
     /// The same, to wherever it leads.
-    fn begins(&mut self, remote: Ipv4Addr, port: u16) -> bool {
+    fn begins(&mut self, remote: impl Into<IpAddr>, port: u16) -> bool {
+        let remote = remote.into();
         let before = self.connections().len();
         let answers = self.send(&testing::tcp(remote, 40_000, port, SYN, b""));
         let begun = self.connections().len() > before;
@@ -134,19 +139,25 @@ impl Bench {
             let segment = segment_of(reset);
             assert_eq!((segment.flags, segment.acknowledged), (RST | ACK, 1001));
             assert_eq!((segment.source, segment.destination), (port, 40_000));
-            assert_eq!(reset[26..30], remote.octets());
+            assert!(testing::checksums_hold(reset));
+            assert_eq!(source_of(reset), remote);
         }
         begun
     }
 
     /// A query for an address, answered in the name server's place; gives what the guest is told.
-    fn resolve(&mut self, name: &str, addresses: &[Ipv4Addr], ttl: u32) -> (u8, Vec<Ipv4Addr>) {
-        let mut answers = self.send(&testing::udp(NAME_SERVER, 5000, 53, &dns_query(7, name, 1, None)));
+    fn resolve(&mut self, name: &str, addresses: &[Ipv4Addr], ttl: u32) -> (u8, Vec<IpAddr>) {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|address| IpAddr::from(*address)).collect();
+        self.look_up(name, 1, &addresses, ttl)
+    }
+
+    /// The same for addresses of either family, by the number of the type that is asked for.
+    fn look_up(&mut self, name: &str, kind: u16, addresses: &[IpAddr], ttl: u32) -> (u8, Vec<IpAddr>) {
+        let mut answers = self.send(&testing::udp(NAME_SERVER, 5000, 53, &dns_query(7, name, kind, None)));
         for request in std::mem::take(&mut self.host.borrow_mut().dns_requests) {
             if let DnsRequest::Send { request_id, message, .. } = request {
                 let id = u16::from_be_bytes([message[0], message[1]]);
-                let octets: Vec<[u8; 4]> = addresses.iter().map(|address| address.octets()).collect();
-                self.stack.resolved(request_id, Some(&dns_answer(id, name, &octets, ttl)));
+                self.stack.resolved(request_id, Some(&dns_answer(id, name, kind, addresses, ttl)));
             }
         }
         answers.extend(self.run());
@@ -175,6 +186,13 @@ impl Bench {
 fn transport(frame: &[u8]) -> Transport<'_> {
     match frame::read(frame) {
         Ok(Frame::Ip(packet)) => packet.transport,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn source_of(frame: &[u8]) -> IpAddr {
+    match frame::read(frame) {
+        Ok(Frame::Ip(packet)) => packet.source,
         other => panic!("{other:?}"),
     }
 }

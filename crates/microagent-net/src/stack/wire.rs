@@ -3,7 +3,9 @@
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use crate::frame::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, Mac, TCP_LEN, u16_at, u32_at};
+use crate::frame::{
+    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV6_LEN, Mac, TCP_LEN, header_len, u16_at, u32_at,
+};
 use crate::outbox::Outbox;
 
 /// The last segment that was sent.
@@ -90,18 +92,24 @@ impl TxToken for Sending<'_> {
         };
         frame[0..6].copy_from_slice(&self.guest_mac);
         frame[6..12].copy_from_slice(&self.our_mac);
-        frame[12..14].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
-        let packet = &mut frame[ETHERNET_LEN..];
+        let (ethernet, packet) = frame.split_at_mut(ETHERNET_LEN);
         let done = write(packet);
+        let ethertype = if header_len(packet) == IPV6_LEN { ETHERTYPE_IPV6 } else { ETHERTYPE_IPV4 };
+        ethernet[12..14].copy_from_slice(&ethertype.to_be_bytes());
         *self.sent = read_sent(packet);
         done
     }
 }
 
 fn read_sent(packet: &[u8]) -> Option<Sent> {
-    let tcp = packet.get(IPV4_LEN..).filter(|tcp| tcp.len() >= TCP_LEN)?;
-    let header_len = usize::from(tcp[12] >> 4) * 4;
-    let data_len = usize::from(u16_at(packet, 2)).checked_sub(IPV4_LEN + header_len)?;
+    let ip_len = header_len(packet);
+    let tcp = packet.get(ip_len..).filter(|tcp| tcp.len() >= TCP_LEN)?;
+    let tcp_len = usize::from(tcp[12] >> 4) * 4;
+    let body_len = match ip_len {
+        IPV6_LEN => usize::from(u16_at(packet, 4)),
+        _ => usize::from(u16_at(packet, 2)).checked_sub(ip_len)?,
+    };
+    let data_len = body_len.checked_sub(tcp_len)?;
     // A packet has at most 64 KiB.
     let end = u32_at(tcp, 4).wrapping_add(data_len as u32);
     Some(Sent { end, acknowledged: u32_at(tcp, 8), data_len })

@@ -179,7 +179,7 @@ fn watch_members(instructions: &Instructions) -> Option<OwnedFd> {
 pub fn member_entries(record: &NetworkRecord) -> Vec<HostEntry> {
     let names = record.members.iter().flat_map(|(name, address)| {
         let label = Some(name.to_hostname()).filter(|label| label != name.as_str());
-        std::iter::once(name.to_string()).chain(label).map(|name| (name, *address))
+        std::iter::once(name.to_string()).chain(label).map(|name| (name, (*address).into()))
     });
     names.collect()
 }

@@ -208,7 +208,7 @@ fn what_other_programs_have_is_said_not_to_be_here() {
         ("model: x", "no models"),
         ("modelRunner: {}", "no models"),
         ("agent: {}", "secrets"),
-        ("network: {ipv6Gateway: x}", "no IPv6"),
+        ("network: {ipv6Gateway: x}", "where their host has it"),
         ("resources: {headroomMiB: 1}", "sizeMiB"),
     ] {
         let (_, _, message, hint) = wrong(text);

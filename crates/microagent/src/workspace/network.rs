@@ -1,12 +1,14 @@
 //! Network settings of a workspace. Reading changes nothing.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 use microagent_model::{
     DnsSettings, EgressPolicy, Forward, LinkState, NetworkMode, PortProtocol, Publish, State, WorkspaceName,
 };
-use microagent_net::{GATEWAY, GUEST_ADDRESS, NAME_SERVER, PREFIX_LEN};
+use microagent_net::{
+    GATEWAY, GATEWAY_V6, GUEST_ADDRESS, GUEST_ADDRESS_V6, NAME_SERVER, PREFIX_LEN, PREFIX_LEN_V6,
+};
 
 use super::Workspace;
 use crate::private_network::JoinedNetwork;
@@ -53,6 +55,12 @@ pub struct GuestAddresses {
     pub prefix_len: u8,
     /// The gateway.
     pub gateway: Ipv4Addr,
+    /// The guest's address of IPv6.
+    pub ipv6: Ipv6Addr,
+    /// Length of that network's prefix in bits.
+    pub ipv6_prefix_len: u8,
+    /// The gateway's address of IPv6.
+    pub ipv6_gateway: Ipv6Addr,
     /// Name servers.
     pub dns: Vec<Ipv4Addr>,
 }
@@ -126,6 +134,9 @@ impl Workspace {
                 ip: GUEST_ADDRESS,
                 prefix_len: PREFIX_LEN,
                 gateway: GATEWAY,
+                ipv6: GUEST_ADDRESS_V6,
+                ipv6_prefix_len: PREFIX_LEN_V6,
+                ipv6_gateway: GATEWAY_V6,
                 dns: vec![NAME_SERVER],
             }),
         })

@@ -8,7 +8,7 @@ fn query(name: &str, kind: Rtype) -> Query {
     Query::read(&dns_query(9, name, kind.to_int(), None)).unwrap()
 }
 
-fn addresses(answer: &Answer) -> Vec<Ipv4Addr> {
+fn addresses(answer: &Answer) -> Vec<IpAddr> {
     answer.records.iter().filter_map(address).collect()
 }
 
@@ -104,10 +104,10 @@ fn what_is_no_plain_query_is_refused_or_ignored() {
 fn only_the_answer_to_the_question_counts() {
     let query = query("a.example", Rtype::A);
     let read = |message: &[u8]| Answer::read(message, 9, &query.question);
-    let good = dns_answer(9, "A.EXAMPLE", &[[192, 0, 2, 1]], 60);
-    assert_eq!(addresses(&read(&good).unwrap()), [Ipv4Addr::new(192, 0, 2, 1)]);
-    assert_eq!(read(&dns_answer(8, "a.example", &[], 60)), Err(NoAnswer::Stray));
-    assert_eq!(read(&dns_answer(9, "b.example", &[], 60)), Err(NoAnswer::Stray));
+    let good = dns_answer(9, "A.EXAMPLE", 1, &[[192, 0, 2, 1].into()], 60);
+    assert_eq!(addresses(&read(&good).unwrap()), [IpAddr::from([192, 0, 2, 1])]);
+    assert_eq!(read(&dns_answer(8, "a.example", 1, &[], 60)), Err(NoAnswer::Stray));
+    assert_eq!(read(&dns_answer(9, "b.example", 1, &[], 60)), Err(NoAnswer::Stray));
     assert_eq!(read(&dns_query(9, "a.example", Rtype::A.to_int(), None)), Err(NoAnswer::Stray));
     let mut cut = good.clone();
     cut[2] |= 2;
@@ -133,7 +133,7 @@ fn aliases_lead_to_addresses_and_nothing_else_does() {
         ],
     );
     let answer = Answer::read(&message, 9, &query.question).unwrap();
-    assert_eq!(addresses(&answer), [Ipv4Addr::new(192, 0, 2, 2)]);
+    assert_eq!(addresses(&answer), [IpAddr::from([192, 0, 2, 2])]);
     assert_eq!(answer.records.len(), 2);
     // What is written for the guest is read alike.
     let written = query.answer(&answer, false, DnsTransport::Udp);
@@ -185,10 +185,10 @@ fn a_ttl_is_cut_to_what_we_promise() {
 
 #[test]
 fn an_answer_fits_what_the_guest_takes() {
-    let many: Vec<[u8; 4]> = (0..200).map(|n| [192, 0, 2, n]).collect();
+    let many: Vec<std::net::IpAddr> = (0..200).map(|n| [192, 0, 2, n].into()).collect();
     for edns in [None, Some(0), Some(512), Some(4096)] {
         let query = Query::read(&dns_query(9, "a.example", Rtype::A.to_int(), edns)).unwrap();
-        let all = Answer::read(&dns_answer(9, "a.example", &many, 60), 9, &query.question).unwrap();
+        let all = Answer::read(&dns_answer(9, "a.example", 1, &many, 60), 9, &query.question).unwrap();
         let message = query.answer(&all, false, DnsTransport::Udp);
         assert!(message.len() <= query.limit());
         assert_eq!(message[2] & 2, 2, "who wants all of them can ask by TCP");

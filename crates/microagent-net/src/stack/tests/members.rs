@@ -11,7 +11,7 @@ const DB: Ipv4Addr = Ipv4Addr::new(10, 210, 0, 3);
 
 fn bench_with(policy: EgressPolicy) -> Bench {
     Bench::with(1500, policy, |options| {
-        let members = [("Web", OWN), ("db", DB)].map(|(name, address)| (name.to_owned(), address));
+        let members = [("Web", OWN), ("db", DB)].map(|(name, address)| (name.to_owned(), address.into()));
         options.memberships = vec![Membership {
             network: "backend".to_owned(),
             subnet: "10.210.0.0/24".parse().unwrap(),
@@ -36,7 +36,7 @@ fn from(protocol: MemberProtocol, port: u16, source_port: u16) -> MemberPort {
 }
 
 /// The one packet that the guest got: from and to which address, and what.
-fn only(frames: &[Vec<u8>]) -> (Ipv4Addr, Ipv4Addr, Transport<'_>) {
+fn only(frames: &[Vec<u8>]) -> (IpAddr, IpAddr, Transport<'_>) {
     let [frame] = frames else { panic!("{frames:?}") };
     assert!(testing::checksums_hold(frame));
     match frame::read(frame) {
@@ -85,7 +85,7 @@ fn members_are_called_whatever_the_policy_says_of_the_outside() {
     bench.stack.ready(token, Readiness::BOTH);
     let frames = bench.run();
     let (source, destination, Transport::Tcp(segment)) = only(&frames) else { panic!("{frames:?}") };
-    assert_eq!((source, destination, segment.flags), (DB, OWN, SYN | ACK));
+    assert_eq!((source, destination, segment.flags), (DB.into(), OWN.into(), SYN | ACK));
     let decisions = bench.stack.take_decisions();
     assert!(decisions.iter().all(|one| one.allowed && one.reason == Reason::Member));
     assert_eq!(decisions[0].name.as_deref(), Some("db.backend"));
@@ -122,14 +122,14 @@ fn a_member_that_does_not_answer_is_given_up() {
 fn names_lead_to_members_and_back() {
     let mut bench = bench();
     for (name, address) in [("db", DB), ("DB.backend", DB), ("web", OWN), ("web.Backend", OWN)] {
-        assert_eq!(bench.resolve(name, &[], 60), (0, vec![address]), "{name}");
+        assert_eq!(bench.resolve(name, &[], 60), (0, vec![address.into()]), "{name}");
     }
     for name in ["db.other", "backend", "d", "db.backend.example"] {
         assert_eq!(bench.resolve(name, &[], 60), (3, Vec::new()), "{name}");
     }
-    let members = Some(vec![vec![("cache".to_owned(), DB)]]);
+    let members = Some(vec![vec![("cache".to_owned(), DB.into())]]);
     bench.stack.follow(HostChange { members, ..HostChange::default() });
-    assert_eq!(bench.resolve("cache", &[], 60), (0, vec![DB]));
+    assert_eq!(bench.resolve("cache", &[], 60), (0, vec![DB.into()]));
     assert_eq!(bench.resolve("db", &[], 60).0, 3);
 }
 
@@ -141,7 +141,7 @@ fn a_member_is_not_called_as_the_host_or_as_a_server_of_the_internet() {
             network: "internal".to_owned(),
             subnet: "10.210.0.0/24".parse().unwrap(),
             address: OWN,
-            members: names.map(|name| (name.to_owned(), DB)).to_vec(),
+            members: names.map(|name| (name.to_owned(), DB.into())).to_vec(),
         }];
     });
     for (name, address) in [
@@ -149,7 +149,7 @@ fn a_member_is_not_called_as_the_host_or_as_a_server_of_the_internet() {
         ("localhost", Ipv4Addr::LOCALHOST),
         ("pypi.org.internal", DB),
     ] {
-        assert_eq!(bench.resolve(name, &[], 60), (0, vec![address]), "{name}");
+        assert_eq!(bench.resolve(name, &[], 60), (0, vec![address.into()]), "{name}");
     }
     assert_eq!(bench.resolve("pypi.org", &[], 60).0, 3);
 }
@@ -168,7 +168,7 @@ fn a_member_is_told_what_came_of_its_connection() {
     let stream = member_connects(&mut bench, 5432, 40_000);
     let frames = bench.run();
     let (source, destination, Transport::Tcp(syn)) = only(&frames) else { panic!("{frames:?}") };
-    assert_eq!((source, destination, syn.source, syn.destination), (DB, OWN, 40_000, 5432));
+    assert_eq!((source, destination, syn.source, syn.destination), (DB.into(), OWN.into(), 40_000, 5432));
     assert_eq!((syn.flags, stream.borrow().answered), (SYN, None));
     let answer = |flags| private(testing::tcp_at(DB, 5432, 40_000, flags, 70, syn.sequence + 1, b""));
     bench.send(&answer(SYN | ACK));
@@ -195,7 +195,7 @@ fn datagrams_of_a_member_reach_the_guest_and_its_answers_the_member() {
     let datagrams = member_datagrams(&mut bench, from(MemberProtocol::Udp, 53, 5000), &[b"question"]);
     let frames = bench.run();
     let (source, destination, transport) = only(&frames);
-    assert_eq!((source, destination), (DB, OWN));
+    assert_eq!((source, destination), (DB.into(), OWN.into()));
     assert!(matches!(transport, Transport::Udp { source: 5000, destination: 53, payload: b"question" }));
     assert!(bench.send(&private(testing::udp(DB, 53, 5000, b"answer"))).is_empty());
     assert_eq!(datagrams.borrow().outgoing, [b"answer"]);
@@ -230,7 +230,7 @@ fn a_member_pings_the_guest_and_gets_only_answers() {
     let frames = bench.run();
     let (source, _, transport) = only(&frames);
     let expected = Transport::Echo { request: true, id: 77, sequence: 5, payload: b"x" };
-    assert_eq!((source, transport), (DB, expected));
+    assert_eq!((source, transport), (DB.into(), expected));
     bench.send(&private(testing::echo(DB, false, 77)));
     assert_eq!(datagrams.borrow().outgoing.len(), 1);
     // An answer that nobody has asked for goes nowhere, and the guest's own echoes are others.
@@ -257,5 +257,5 @@ fn nobody_outside_is_taken_for_a_member() {
     let mut bench = bench();
     bench.accept("10.210.0.3:40000", 80);
     let frames = bench.run();
-    assert_eq!((only(&frames).0, only(&frames).1), (GATEWAY, GUEST_ADDRESS));
+    assert_eq!((only(&frames).0, only(&frames).1), (GATEWAY.into(), GUEST_ADDRESS.into()));
 }

@@ -9,7 +9,7 @@ fn bench() -> Bench {
 }
 
 /// A datagram of a client to port 53 of the guest; gives what the guest gets: source, its port, payload.
-fn client_sends(bench: &mut Bench, client: &str, payload: &[u8]) -> Vec<(Ipv4Addr, u16, Vec<u8>)> {
+fn client_sends(bench: &mut Bench, client: &str, payload: &[u8]) -> Vec<(IpAddr, u16, Vec<u8>)> {
     bench.stack.receive_published(PORT, client.parse().unwrap(), 53, payload);
     let frames = bench.run();
     frames
@@ -39,7 +39,7 @@ fn a_client_is_answered_from_the_port_that_it_sent_to() {
         let [(source, port, payload)] = &client_sends(&mut bench, client, b"question")[..] else {
             panic!("one datagram")
         };
-        assert_eq!((*source, &payload[..]), (seen, &b"question"[..]), "{client}");
+        assert_eq!((*source, &payload[..]), (seen.into(), &b"question"[..]), "{client}");
         assert!(bench.send(&testing::udp(*source, 53, *port, b"answer")).is_empty());
         assert_eq!(answers(&bench), [(PORT, client.parse().unwrap(), b"answer".to_vec())]);
         // The same client is the same flow.

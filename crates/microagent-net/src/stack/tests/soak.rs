@@ -81,17 +81,19 @@ impl Guest {
         let mut interface = Interface::new(config, &mut device, Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
             addresses.push(IpCidr::new(GUEST_ADDRESS.into(), PREFIX_LEN)).unwrap();
+            addresses.push(IpCidr::new(GUEST_ADDRESS_V6.into(), PREFIX_LEN_V6)).unwrap();
         });
         interface.routes_mut().add_default_ipv4_route(GATEWAY).unwrap();
+        interface.routes_mut().add_default_ipv6_route(GATEWAY_V6).unwrap();
         let buffers = (SocketBuffer::new(vec![0; receive_buffer]), SocketBuffer::new(vec![0; 64 * 1024]));
         let mut sockets = SocketSet::new(Vec::new());
         let handle = sockets.add(Socket::new(buffers.0, buffers.1));
         Guest { device, interface, sockets, handle }
     }
 
-    fn connect(&mut self) {
+    fn connect(&mut self, far: IpAddr) {
         let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
-        socket.connect(self.interface.context(), (FAR, 443), 40_000).unwrap();
+        socket.connect(self.interface.context(), (far, 443), 40_000).unwrap();
     }
 
     fn socket(&mut self) -> &mut Socket<'static> {
@@ -117,7 +119,7 @@ fn transfer(seed: u64, lost_per_thousand: u64) -> Duration {
     let mtu = [1500, 1500, 9000, 65_520][numbers.below(4) as usize];
     let mut bench = Bench::with_mtu(policy(EgressMode::Public, &[]), mtu);
     let mut guest = Guest::new(seed, mtu.into(), receive_buffer);
-    guest.connect();
+    guest.connect(if seed / 4 % 2 == 0 { FAR.into() } else { FAR_V6.into() });
     let data: Vec<u8> = (0..len).map(|n| ((n as u64 * seed) >> 3) as u8).collect();
     let mut got = Vec::new();
     let mut time = Duration::ZERO;
