@@ -260,7 +260,10 @@ fn text(network: &PrivateNetworkDocument) -> String {
     );
     for member in &network.members {
         let address = known(member.address.map(|address| address.to_string()));
-        text += &format!("Member: {} {address} ({})\n", member.workspace, member.state);
+        // It runs in a network of this name that was deleted.
+        let is_late = member.address.is_none() && member.state.is_live();
+        let joins = if is_late { ", joins at its next start" } else { "" };
+        text += &format!("Member: {} {address} ({}{joins})\n", member.workspace, member.state);
     }
     text
 }
@@ -285,6 +288,7 @@ mod tests {
             members: vec![
                 member("db", Some([10, 210, 0, 2].into()), State::Running),
                 member("web", None, State::Prepared),
+                member("cache", None, State::Running),
             ],
             problem: None,
         }
@@ -302,14 +306,15 @@ mod tests {
         assert_eq!(
             listing(&[network(), damaged]),
             "NAME                 SUBNET             MEMBERS\n\
-             backend              10.210.0.0/24      db,web\n\
+             backend              10.210.0.0/24      db,web,cache\n\
              old                  damaged            -\n"
         );
         assert_eq!(listing(&[]), "No private networks.\n");
         assert_eq!(
             text(&network()),
             "Name: backend\nSubnet: 10.210.0.0/24\nCreated: 1970-01-01T00:00:00Z\n\
-             Member: db 10.210.0.2 (running)\nMember: web - (prepared)\n"
+             Member: db 10.210.0.2 (running)\nMember: web - (prepared)\n\
+             Member: cache - (running, joins at its next start)\n"
         );
     }
 
