@@ -28,9 +28,10 @@ const PARTS: [(&str, &str); 4] = [
 ];
 const LAST: [&str; 5] = ["docs/faq.md", "docs/glossary.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md"];
 
+/// Smart punctuation would make one dash of the two that an option begins with.
 const SETTINGS: &str = "[book]\ntitle = \"microagent\"\nlanguage = \"en\"\nsrc = \"src\"\n\n\
     [build]\nuse-default-preprocessors = false\n\n\
-    [output.html]\nno-section-label = true\nadditional-css = [\"wide.css\"]\nadditional-js = [\"words.js\"]\n\n\
+    [output.html]\nno-section-label = true\nsmart-punctuation = false\nadditional-css = [\"wide.css\"]\nadditional-js = [\"words.js\"]\n\n\
     [output.html.fold]\nenable = true\n";
 
 /// What the settings name.
