@@ -161,21 +161,35 @@ fn title(page: &Path) -> Result<String> {
     Ok(heading.with_context(|| format!("{} has no heading", page.display()))?.replace(['[', ']', '`'], ""))
 }
 
-/// Whether each link of the book leads to a file of it; gives their number.
+fn has_place(page: &Path, place: &str) -> Result<bool> {
+    let text = fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
+    Ok(text.contains(&format!("id=\"{place}\"")))
+}
+
+/// Whether each link of the book leads to a file of it, and to a place in that; gives their number.
 fn check(book: &Path) -> Result<usize> {
     let list = capture(Command::new("find").arg(book).args(["-name", "*.html"]))?;
     let (mut dead, mut links) = (Vec::new(), 0);
     for page in list.lines().map(Path::new) {
         let text = fs::read_to_string(page)?;
         for piece in text.split("href=\"").skip(1) {
-            let link = piece.split(['"', '#', '?']).next().unwrap_or_default();
+            let link = piece.split('"').next().unwrap_or_default();
             if link.is_empty() || link.contains(':') {
                 continue;
             }
             links += 1;
-            let to = page.parent().expect("a page lies in a directory").join(link);
-            // Directories of the repository are not in the book.
-            if !to.exists() && Path::new(link).extension().is_some() {
+            let (path, place) = link.split_once('#').unwrap_or((link, ""));
+            let path = path.split('?').next().unwrap_or_default();
+            let to = match path {
+                "" => page.to_owned(),
+                path => page.parent().expect("a page lies in a directory").join(path),
+            };
+            // Directories of the repository are not in the book, and its page for printing has the places of all pages.
+            let is_dead = match to.exists() {
+                false => to.extension().is_some(),
+                true => !place.is_empty() && !page.ends_with("print.html") && !has_place(&to, place)?,
+            };
+            if is_dead {
                 dead.push(format!("{}: {link}", page.display()));
             }
         }
