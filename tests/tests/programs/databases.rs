@@ -10,7 +10,7 @@ fn postgresql_with_pgbench() {
     let mut guests = Guests::of("databases");
     guests.start("db", 512, &ISOLATED);
     let bin = "export PATH=/usr/lib/postgresql/15/bin:$PATH";
-    guests.sh("db", &format!("su postgres -c '{bin}; initdb -D /tmp/pg > /tmp/init && pg_ctl -w -D /tmp/pg -l /tmp/pg.log start > /tmp/start'"));
+    guests.sh("db", &format!("install -d -o postgres /run/postgresql; su postgres -c '{bin}; initdb -D /tmp/pg > /tmp/init && pg_ctl -w -D /tmp/pg -l /tmp/pg.log start > /tmp/start'"));
     let load = "pgbench -i -q -s 3 postgres 2> /dev/null; pgbench -c 4 -j 2 -t 200 postgres";
     let printed = guests.sh("db", &format!("su postgres -c '{bin}; {load}'"));
     assert!(printed.contains("number of transactions actually processed: 800/800"), "{printed}");
