@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::fixtures::Fixtures;
 use crate::hosts::{test_programs, tests_of};
-use crate::process::{cargo, program, run};
+use crate::process::{build_programs_and_tests, program};
 
 /// The program with the tests.
 const TESTS: &str = "programs";
@@ -31,7 +31,7 @@ pub(crate) struct Programs {
 impl Programs {
     pub(crate) fn run(&self) -> Result<()> {
         Fixtures::with_programs().run()?;
-        run(cargo().args(["build", "--locked", "--quiet", "--package", "microagent-cli"]))?;
+        build_programs_and_tests()?;
         let programs = test_programs()?;
         let path = programs.get(TESTS).context("there is no test program of that name")?;
         let all = tests_of(path, &["--ignored"])?;
