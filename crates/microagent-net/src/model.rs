@@ -301,10 +301,9 @@ impl Model {
         let class = class.unwrap_or_else(|| rough_class(address));
         let is_ruled = match address {
             IpAddr::V4(address) => address.octets()[..2] == [172, 20],
-            IpAddr::V6(address) => match address.segments() {
-                [0x64, 0xff9b, 0, 0, 0, 0, 0xac14, _] | [0xfd00, 0x20, ..] => true,
-                _ => false,
-            },
+            IpAddr::V6(address) => {
+                matches!(address.segments(), [0x64, 0xff9b, 0, 0, 0, 0, 0xac14, _] | [0xfd00, 0x20, ..])
+            }
         };
         let ruled = is_ruled && port == Some(443);
         let named = self.open.get(&address).is_some_and(|until| self.now < *until);

@@ -119,7 +119,7 @@ fn transfer(seed: u64, lost_per_thousand: u64) -> Duration {
     let mtu = [1500, 1500, 9000, 65_520][numbers.below(4) as usize];
     let mut bench = Bench::with_mtu(policy(EgressMode::Public, &[]), mtu);
     let mut guest = Guest::new(seed, mtu.into(), receive_buffer);
-    guest.connect(if seed / 4 % 2 == 0 { FAR.into() } else { FAR_V6.into() });
+    guest.connect(if (seed / 4).is_multiple_of(2) { FAR.into() } else { FAR_V6.into() });
     let data: Vec<u8> = (0..len).map(|n| ((n as u64 * seed) >> 3) as u8).collect();
     let mut got = Vec::new();
     let mut time = Duration::ZERO;
