@@ -24,14 +24,20 @@ const NAME: &str = "bench-brokers";
 /// Bytes of one download.
 const BYTES: usize = 100_000_000;
 
-/// Requests of one sample.
-const REQUESTS: u32 = 50;
+/// Requests of one sample, on one connection.
+const REQUESTS: u32 = 100;
 
-/// Ports of the guest: one takes bytes, the others load the file.
-const SINK: u16 = 9001;
-const BY_BROKER: u16 = 9002;
-const BY_FORWARD: u16 = 9003;
-const PORTS: [u16; 3] = [SINK, BY_BROKER, BY_FORWARD];
+/// What the small page has.
+const PAGE: &[u8] = b"hello\n";
+
+/// Ports of the guest: one takes bytes, two load the page that they are named, two connect whoever connects to them.
+const SINK: usize = 0;
+const LOAD: [usize; 2] = [1, 2];
+const RELAY: [usize; 2] = [3, 4];
+const PORTS: [u16; 5] = [9001, 9002, 9003, 9004, 9005];
+
+/// What the guest connects to: the broker, and the server as a forwarded port.
+const PLACES: [(Ipv4Addr, u16); 2] = [(BROKER_ADDRESS, BROKER_PORT), (GATEWAY, 80)];
 
 /// How long a guest may take to answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(300);
@@ -49,32 +55,29 @@ pub(crate) fn measure(bench: &Bench, table: &mut Table) -> Result<()> {
 
 fn latency(workspace: &Workspace<'_>, table: &mut Table) -> Result<()> {
     let names = ["to the server, by a forwarded port", "by a broker"];
-    let urls = [format!("http://{GATEWAY}/"), format!("http://{BROKER_ADDRESS}:{BROKER_PORT}/")];
     let mut peers: Vec<Peer<'_>> = Vec::new();
-    for (name, url) in names.iter().zip(&urls) {
-        let line = format!(
-            "B=/bin/busybox; for i in $($B seq {REQUESTS}); do $B wget -qO /dev/null {url} || exit 1; done"
-        );
-        peers.push((name, Box::new(move || Ok(time(|| workspace.exec(&line))? / REQUESTS))));
+    for (name, relay) in names.iter().zip([RELAY[1], RELAY[0]]) {
+        let port = workspace.ports[relay];
+        peers.push((name, Box::new(move || ask(port))));
     }
     let samples = interleave(workspace.bench.runs, &mut peers)?;
-    table.add_times("a request of its own connection", &names, &samples);
+    table.add_times("a request on a connection that is open", &names, &samples);
     let [direct, brokered] = [0, 1].map(|at: usize| samples[at].median().as_secs_f64() * 1000.0);
     table.add("a request: what the broker adds", format!("{:.2} ms", brokered - direct));
     Ok(())
 }
 
 fn downloads(workspace: &Workspace<'_>, table: &mut Table) -> Result<()> {
-    let got = workspace.exec(&format!(
-        "/bin/busybox wget -qO - http://{BROKER_ADDRESS}:{BROKER_PORT}/data | /bin/busybox wc -c"
-    ))?;
+    let (broker, port) = PLACES[0];
+    let got = workspace
+        .exec(&format!("/bin/busybox wget -qO - http://{broker}:{port}/data | /bin/busybox wc -c"))?;
     ensure!(got.trim() == BYTES.to_string(), "the guest got {got}");
     let names = ["by a published port", "by a broker", "by a forwarded port"];
     let ports = workspace.ports;
     let mut peers: Vec<Peer<'_>> = vec![
-        (names[0], Box::new(move || send(ports[0]))),
-        (names[1], Box::new(move || pull(ports[1]))),
-        (names[2], Box::new(move || pull(ports[2]))),
+        (names[0], Box::new(move || send(ports[SINK]))),
+        (names[1], Box::new(move || pull(ports[LOAD[0]]))),
+        (names[2], Box::new(move || pull(ports[LOAD[1]]))),
     ];
     let samples = interleave(workspace.bench.runs, &mut peers)?;
     table.add_times("100 MB into the guest", &names, &samples);
@@ -84,6 +87,24 @@ fn downloads(workspace: &Workspace<'_>, table: &mut Table) -> Result<()> {
         format!("{:.2}", of(&samples[0]) / of(&samples[1])),
     );
     Ok(())
+}
+
+/// Asks for the small page, again and again; gives the time of one answer.
+fn ask(port: u16) -> Result<Duration> {
+    let mut stream = open(port)?;
+    let mut request = || -> Result<()> {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: server\r\n\r\n")?;
+        let (mut answer, mut chunk) = (Vec::new(), [0; 4096]);
+        while !answer.ends_with(PAGE) {
+            let count = stream.read(&mut chunk)?;
+            ensure!(count > 0, "the server closed the connection: {}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&chunk[..count]);
+        }
+        Ok(())
+    };
+    // The first one connects.
+    request()?;
+    Ok(time(|| (0..REQUESTS).try_for_each(|_| request()))? / REQUESTS)
 }
 
 /// Sends the guest all bytes.
@@ -103,14 +124,18 @@ fn send(port: u16) -> Result<Duration> {
     })
 }
 
-/// Has the guest load the file.
+/// Has the guest load the large file; what the same takes with the small page does not count.
 fn pull(port: u16) -> Result<Duration> {
-    let mut stream = open(port)?;
-    time(|| {
-        stream.write_all(b"\n")?;
-        ensure!(stream.read(&mut [0])? == 0, "the guest answers");
-        Ok(())
-    })
+    let load = |path: &str| -> Result<Duration> {
+        let mut stream = open(port)?;
+        time(|| {
+            stream.write_all(format!("{path}\n").as_bytes())?;
+            ensure!(stream.read(&mut [0])? == 0, "the guest answers");
+            Ok(())
+        })
+    };
+    let overhead = load("/")?;
+    Ok(load("/data")?.saturating_sub(overhead))
 }
 
 fn open(port: u16) -> Result<TcpStream> {
@@ -132,7 +157,7 @@ impl Server {
         let dir = bench.dir.join("nginx");
         fs::create_dir_all(dir.join("www"))?;
         fs::File::create(dir.join("www/data"))?.set_len(BYTES as u64)?;
-        fs::write(dir.join("www/index.html"), "hello\n")?;
+        fs::write(dir.join("www/index.html"), PAGE)?;
         certify(&dir)?;
         let [plain, tls] = [free_port()?, free_port()?];
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -187,12 +212,12 @@ fn free_port() -> Result<u16> {
 /// A workspace with a broker for the server; killed and deleted when dropped.
 struct Workspace<'a> {
     bench: &'a Bench,
-    ports: [u16; 3],
+    ports: [u16; 5],
 }
 
 impl<'a> Workspace<'a> {
     fn start(bench: &'a Bench, server: &Server) -> Result<Workspace<'a>> {
-        let mut workspace = Workspace { bench, ports: [0; 3] };
+        let mut workspace = Workspace { bench, ports: [0; 5] };
         workspace.delete()?;
         let ca = bench.dir.join("nginx/server.crt");
         let broker = format!("API=https://localhost:{},secret=env:BENCH_KEY,ca={}", server.tls, ca.display());
@@ -200,21 +225,23 @@ impl<'a> Workspace<'a> {
         let mut create = bench.microagent(&bench.state());
         create.env("BENCH_KEY", "key");
         create.args(["create", NAME, "--image", SMALL, "--broker", &broker, "--forward", &forward]);
-        for (name, address, port) in [("broker", BROKER_ADDRESS, BROKER_PORT), ("forward", GATEWAY, 80)] {
-            create.args(["--setup", &format!(
-                "printf '#!/bin/sh\\nread x\\n/bin/busybox nc {address} {port} -e /body\\n' > /{name}; /bin/busybox chmod +x /{name}"
-            )]);
-        }
+        // A line of the host names the page; the guest asks for it, and throws it away. The shell keeps the host's connection
+        // open meanwhile.
+        let load = "#!/bin/sh\\nread path\\nexport path\\n/bin/busybox nc $1 $2 -e /ask\\n";
+        let ask = "#!/bin/sh\\nprintf \"GET $path HTTP/1.0\\\\r\\\\n\\\\r\\\\n\"\\nexec /bin/busybox dd of=/dev/null bs=64k\\n";
         create.args([
             "--setup",
-            "printf 'GET /data HTTP/1.0\\r\\n\\r\\n' > /request; \
-             printf '#!/bin/sh\\n/bin/busybox cat /request\\nexec /bin/busybox dd of=/dev/null bs=64k 2>/dev/null\\n' > /body; \
-             /bin/busybox chmod +x /body",
+            &format!("printf '{load}' > /load; printf '{ask}' > /ask; /bin/busybox chmod +x /load /ask"),
         ]);
-        create.args(["--service-command", &format!(
-            "B=/bin/busybox; $B nc -ll -p {SINK} -e $B dd of=/dev/null bs=64k 2>/dev/null & \
-             $B nc -ll -p {BY_BROKER} -e /broker & $B nc -ll -p {BY_FORWARD} -e /forward & exec $B sleep 100000"
-        )]);
+        let mut service =
+            format!("B=/bin/busybox; $B nc -ll -p {} -e $B dd of=/dev/null bs=64k & ", PORTS[SINK]);
+        for (place, (address, port)) in PLACES.into_iter().enumerate() {
+            let [load, relay] = [PORTS[LOAD[place]], PORTS[RELAY[place]]];
+            service += &format!(
+                "$B nc -ll -p {load} -e /load {address} {port} & $B nc -ll -p {relay} -e $B nc {address} {port} & "
+            );
+        }
+        create.args(["--service-command", &format!("exec 2>/dev/null; {service} exec $B sleep 100000")]);
         for port in PORTS {
             create.args(["-p", &format!("0:{port}")]);
         }
