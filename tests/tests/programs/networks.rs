@@ -109,5 +109,7 @@ fn wireguard_connects_two_workspaces() {
     assert_eq!(guests.sh("left", "md5sum < /big"), guests.sh("right", "md5sum < /srv/www/big"));
     let handshakes = guests.sh("left", "wg show wg0 latest-handshakes");
     assert!(!handshakes.trim().ends_with("\t0"), "{handshakes}");
+    guests.delete_all();
+    guests.home.microagent(["network", "delete", "lab", "--yes"]).success();
     guests.end();
 }

@@ -66,17 +66,23 @@ impl Guests {
         self.most_kib = self.most_kib.max(kib);
     }
 
-    /// Ends the machines and says what they took: the time of all, and the most memory of the machines that ran together.
+    /// Deletes the workspaces, after a last look at what their machines take.
+    #[track_caller]
+    pub(crate) fn delete_all(&mut self) {
+        self.measure();
+        for name in std::mem::take(&mut self.names) {
+            self.home.microagent(["delete", &name, "--force"]).success();
+        }
+    }
+
+    /// Ends the machines and says what they took: the time of all, and the most memory of those that ran together.
     #[track_caller]
     #[expect(clippy::print_stdout, reason = "the verb reads it")]
     pub(crate) fn end(mut self) {
         let took = self.begun.elapsed().as_secs_f64();
-        self.measure();
+        self.delete_all();
         assert!(self.most_kib > 0, "there was no machine to measure");
-        println!("measured: {took:.1} s, {} MiB", self.most_kib >> 10);
-        for name in &self.names {
-            self.home.microagent(["delete", name, "--force"]).success();
-        }
         self.home.nothing_is_left();
+        println!("measured: {took:.1} s, {} MiB", self.most_kib >> 10);
     }
 }
