@@ -362,6 +362,40 @@ fn of_two_commands_at_once_one_wins_and_the_other_says_so() {
 }
 
 #[test]
+fn what_is_renamed_or_started_while_it_is_deleted_is_whole_or_gone() {
+    let home = home();
+    let image = home.image("busybox");
+    for _ in 0..6 {
+        home.microagent(["create", "a", "--network", "isolated", "--image", &image]).success();
+        let both = race(&home, &[&["rename", "a", "b"], &["delete", "a", "--yes"]]);
+        let deleted = both[1].text().contains("Deleted: a");
+        assert_ne!(both[0].status.success(), deleted, "{both:#?}");
+        both.iter().filter(|call| !call.status.success()).for_each(lost_clearly);
+        assert_eq!(home.workspaces(), if deleted { vec![] } else { vec!["b".to_owned()] }, "{both:#?}");
+        home.microagent(["delete", "b", "--yes"]).success();
+
+        home.microagent(["create", "a", "--network", "isolated", "--image", &image]).success();
+        let both = race(&home, &[&["rename", "a", "b"], &["rename", "a", "c"], &["clone", "a", "d"]]);
+        both.iter().filter(|call| !call.status.success()).for_each(lost_clearly);
+        let known = home.workspaces();
+        assert_eq!(known.iter().filter(|name| *name != "d").count(), 1, "{known:?} {both:#?}");
+        assert!(both[..2].iter().filter(|call| call.status.success()).count() <= 1, "{both:#?}");
+        home.microagent(["delete", "a", "b", "c", "d", "--yes"]).success();
+
+        home.microagent(["create", "a", "--network", "isolated", "--image", &image]).success();
+        let both = race(&home, &[&["start", "a"], &["delete", "a", "--yes"]]);
+        for call in both.iter().filter(|call| !call.status.success()) {
+            lost_clearly(call);
+            assert!(!call.stderr.contains("cannot lock") && !call.stderr.contains("logs"), "{}", call.told());
+        }
+        let list = home.microagent(["list"]).success();
+        assert!(!list.text().contains("damaged"), "{} {both:#?}", list.told());
+        home.microagent(["delete", "a", "--force"]).success();
+    }
+    home.nothing_is_left();
+}
+
+#[test]
 fn a_damaged_record_is_nobody_elses_problem() {
     let home = home();
     home.create("good", []);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use microagent_tests::hostile::let_the_agent_lie;
 use microagent_tests::{Home, User, wait_for};
+use rustix::process::Signal;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -315,6 +316,44 @@ fn forks_that_were_made_are_named_when_another_cannot_be() {
     let create = ["create", "other", "--from-snapshot", "api:a", "--start"];
     home.microagent(create).run().code(1).says("TEST_KEY");
     assert!(!home.workspace("other").exists());
+}
+
+#[test]
+fn a_cancelled_fork_leaves_nothing_and_a_cancelled_restore_is_completed() {
+    let home = home();
+    home.create("lab", []);
+    home.microagent(["start", "lab"]).success();
+    let fork = home.microagent(["fork", "lab", "--count", "2"]).start();
+    fork.tells("Restoring lab-1");
+    fork.signal(Signal::INT);
+    fork.finish().code(130).says("cancelled");
+    assert_eq!(home.workspaces(), ["lab"]);
+
+    sh(&home, "lab", "echo before > /root/file; sync");
+    home.microagent(["snapshot", "create", "lab", "--tag", "a"]).success();
+    sh(&home, "lab", "echo after > /root/file; sync");
+    let restore = home.microagent(["snapshot", "restore", "lab", "a", "--yes"]).start();
+    restore.tells("Restoring lab");
+    restore.signal(Signal::INT);
+    restore.finish().code(0).says("too late to cancel");
+    assert_eq!(home.state_of("lab"), "running");
+    assert_eq!(sh(&home, "lab", "cat /root/file"), "before\n");
+
+    // Names that are made up are nobody's fault.
+    let forks = ["fork", "lab", "--count", "1"];
+    let both = [home.microagent(forks).start(), home.microagent(forks).start()];
+    for fork in both {
+        fork.finish().code(0);
+    }
+    assert_eq!(home.workspaces(), ["lab", "lab-1", "lab-2"]);
+
+    // Before the disk is restored, nothing has changed; after it, the error says what is true.
+    home.microagent(["kill", "lab"]).success();
+    let start = home.microagent(["start", "lab", "--from-snapshot", "a"]).start();
+    start.tells("Restoring lab");
+    start.signal(Signal::INT);
+    start.finish().code(130).says("workspace `lab` is stopped and has the disk of snapshot `a`");
+    assert_eq!(home.state_of("lab"), "stopped");
 }
 
 /// The script of the how-to, word for word.

@@ -276,15 +276,17 @@ fn evidence_of_a_quarantined_workspace_is_kept_and_used_by_nobody() {
     sh(&home, "web", "echo kept > /root/file; sync; echo evidence-in-memory > /dev/shm/note");
     home.microagent(["snapshot", "create", "web", "--forensic"]).run().code(1).says("is running");
     home.microagent(["quarantine", "web", "--capture"]).success().says("has memory and disk of web");
-    home.microagent(["snapshot", "create", "web", "--forensic"])
-        .run()
-        .code(1)
-        .says("captured as evidence before");
-    assert_eq!(home.state_of("web"), "quarantined");
     let listed = home.microagent(["snapshot", "list", "web", "--json"]).success().json();
     let snapshots = listed["snapshots"].as_array().unwrap();
     assert!(snapshots.iter().all(|snapshot| snapshot["kind"] == "forensic"), "{listed}");
     let first = snapshots[0]["tag"].as_str().unwrap();
+    // It is captured once, and nothing that is said of that would release it.
+    let again = home.microagent(["snapshot", "create", "web", "--forensic"]).run().code(1);
+    let again = again.says("captured as evidence before").says(first).says("microagent snapshot list web");
+    assert!(!again.stderr.contains("restart"), "{}", again.told());
+    assert_eq!(home.state_of("web"), "quarantined");
+    let events = home.microagent(["events", "web"]).success();
+    assert!(events.text().contains("captured as evidence"), "{}", events.told());
     assert!(first.starts_with("forensic-"), "{listed}");
     let memory = fs::read(home.workspace("web").join("snapshots").join(first).join("memory")).unwrap();
     let note = b"evidence-in-memory";

@@ -54,6 +54,23 @@ fn a_start_can_have_another_size_which_is_shown_while_it_lasts() {
     };
     let own = ("small".to_owned(), 512, 2);
     home.microagent(["start", "web", "--memory", "1"]).run().code(2).says("too little for a guest");
+    home.microagent(["start", "web", "--memory", "900g"])
+        .run()
+        .code(2)
+        .says("MiB of memory, and this host has");
+    // Nobody writes to it, so whoever read it would wait for ever.
+    host::must("mkfifo", &["-m", "666", home.path().join("fifo").to_str().unwrap()]);
+    let image = home.image("busybox");
+    let calls: [&[&str]; 4] = [
+        &["snapshot", "import", "fifo", "other"],
+        &["create", "other", "--image", &image, "--env-file", "fifo"],
+        &["create", "other", "--image", &image, "--setup-file", "fifo"],
+        &["create", "other", "--file", "fifo"],
+    ];
+    for call in calls {
+        home.call().args(call).run().failure().says("not a regular file");
+    }
+    std::fs::remove_file(home.path().join("fifo")).unwrap();
     home.microagent(["start", "web", "--profile", "tiny", "--memory", "320m"]).success();
     assert_eq!(shown(), ("tiny".to_owned(), 320, 1));
     let guest =

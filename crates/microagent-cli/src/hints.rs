@@ -5,7 +5,14 @@ use microagent::{Error, Hint, OptionHint, WorkspaceName};
 
 /// One line that says what to do, where something can be done.
 pub(crate) fn of(error: &Error) -> Option<String> {
-    error.hint().as_ref().map(text)
+    let hint = error.hint().as_ref().map(text);
+    // A run that failed is kept for its logs, whatever the hint is about.
+    match (error, hint) {
+        (Error::RunFailed { workspace, .. }, Some(hint)) if !hint.contains(workspace.as_str()) => {
+            Some(format!("{hint}; to delete what is left: microagent delete {workspace} --yes"))
+        }
+        (_, hint) => hint,
+    }
 }
 
 /// A notice of the library with the option that the command has for what it advises.

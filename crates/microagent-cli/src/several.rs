@@ -1,6 +1,6 @@
 //! What a command does to each of several workspaces.
 
-use microagent::{Error, WorkspaceName};
+use microagent::{ErrorKind, WorkspaceName};
 
 use crate::context::Context;
 use crate::failure::Failure;
@@ -15,9 +15,8 @@ pub(crate) fn each(
     for name in names {
         match act(name) {
             Ok(()) => {}
-            Err(failure @ (Failure::Engine(Error::Cancelled) | Failure::ClosedOutput)) => {
-                return Err(failure);
-            }
+            Err(Failure::Engine(error)) if error.kind() == ErrorKind::Cancelled => return Err(error.into()),
+            Err(Failure::ClosedOutput) => return Err(Failure::ClosedOutput),
             Err(failure) => {
                 failed += 1;
                 first = first.or(Some(failure));

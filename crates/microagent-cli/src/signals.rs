@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::{io, thread};
 
@@ -14,6 +14,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::failure::EXIT_CANCELLED;
 use crate::terminal;
+
+/// The number of the newest listener. A command may do several pieces of long work, one after the other, and a signal
+/// belongs to the one that is under way.
+static NEWEST: AtomicUsize = AtomicUsize::new(0);
 
 /// Listening to signals on behalf of long work. Cheap to clone.
 #[derive(Clone)]
@@ -39,7 +43,8 @@ impl Listening {
     }
 }
 
-/// Cancels `token` at the first signal and exits with 130 at the second, or at the first after the work has ended.
+/// Cancels `token` at the first signal and exits with 130 at the second, or at the first after the work has ended
+/// and before other work begins.
 ///
 /// Listens on a thread of its own, so that a signal counts even while the work keeps its own thread busy.
 pub(crate) fn listen(token: CancellationToken) -> io::Result<Listening> {
@@ -48,24 +53,31 @@ pub(crate) fn listen(token: CancellationToken) -> io::Result<Listening> {
         let _inside = runtime.enter();
         Signals::of(&[SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()])?
     };
+    // From here on the listeners of earlier work leave signals to this one.
+    let number = NEWEST.fetch_add(1, Ordering::SeqCst) + 1;
     let mode = Arc::new(AtomicU8::new(CANCEL));
     let listening = Listening(Arc::clone(&mode));
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        runtime.block_on(async {
+        let is_newest = runtime.block_on(async {
             loop {
                 signals.next().await;
+                if NEWEST.load(Ordering::SeqCst) != number {
+                    break false;
+                }
                 match mode.load(Ordering::SeqCst) {
                     LENT => {}
                     CANCEL => {
                         mode.store(EXIT, Ordering::SeqCst);
                         token.cancel();
                     }
-                    _ => break,
+                    _ => break true,
                 }
             }
         });
-        terminal::restore();
-        std::process::exit(EXIT_CANCELLED.into());
+        if is_newest {
+            terminal::restore();
+            std::process::exit(EXIT_CANCELLED.into());
+        }
     })?;
     Ok(listening)
 }

@@ -39,7 +39,7 @@ pub use job::{JOB_COMMAND_LIMIT, JobDir, JobEnd, JobRecord};
 pub use lock::{Lock, LockError};
 pub use machine_state::{Link, MachineState, OneStart, printable};
 pub use network::{LeaseError, NETWORK_FORMAT, NetworkDir, NetworkLoadError, NetworkRecord};
-pub use open::{Access, open_file};
+pub use open::{Access, open_file, open_named};
 pub use parents::{UntrustedParent, check_parents};
 pub use process::{MachineProcesses, ProcessId, SUPERVISE_ARGUMENT, VMM_NAME, processes_are_hidden};
 pub use record::{Identity, LoadError, RecordedResult, WORKSPACE_FORMAT, WorkspaceRecord};

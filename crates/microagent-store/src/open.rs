@@ -70,6 +70,17 @@ pub fn open_file(path: &Path, access: Access) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a file that the user named, for reading: a regular file, or a stream that the caller's shell has opened for it,
+/// which is called `/dev/stdin` or, for `<(...)`, `/dev/fd/N`. Whoever names another FIFO would wait without knowing why.
+///
+/// # Errors
+/// As [`open_file`] with [`Access::ReadFollowing`], but for such streams.
+pub fn open_named(path: &Path) -> io::Result<File> {
+    let is_inherited = path == Path::new("/dev/stdin")
+        || ["/dev/fd", "/proc/self/fd"].iter().any(|streams| path.parent() == Some(Path::new(streams)));
+    if is_inherited { File::open(path) } else { open_file(path, Access::ReadFollowing) }
+}
+
 fn not_regular(kind: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}, not a regular file"))
 }
@@ -126,6 +137,30 @@ mod tests {
         let mut content = String::new();
         open_file(&at("link"), Access::ReadFollowing).unwrap().read_to_string(&mut content).unwrap();
         assert_eq!(content, "precious");
+    }
+
+    #[test]
+    fn a_stream_is_read_only_where_the_shell_has_opened_it() {
+        use std::os::fd::AsRawFd;
+
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        symlink(&fifo, dir.path().join("link")).unwrap();
+        for refused in [fifo, dir.path().join("link"), "/dev/zero".into()] {
+            let error = open_named(&refused).unwrap_err();
+            assert!(error.to_string().contains("not a regular file"), "{error}");
+        }
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(b"A=1").unwrap();
+        drop(writer);
+        for streams in ["/dev/fd", "/proc/self/fd"] {
+            open_named(&Path::new(streams).join(reader.as_raw_fd().to_string())).unwrap();
+        }
+        let mut content = String::new();
+        let path = format!("/dev/fd/{}", reader.as_raw_fd());
+        open_named(Path::new(&path)).unwrap().read_to_string(&mut content).unwrap();
+        assert_eq!(content, "A=1");
     }
 
     #[test]

@@ -4,15 +4,15 @@
 //! settings have a lock of their own, which only commands take, and hold from reading the record to writing it. Who takes both
 //! takes the workspace's lock first.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::atomic::{fsync_dir, read_json, write_json};
 use crate::record::SETTINGS_FORMAT;
-use crate::state_dir::create_private_dir;
 use crate::{Lock, LockError, WorkspaceDir, WorkspaceRecord};
 
 /// What lay beside the record before format 7, and lies in `machine/` from then on.
@@ -63,13 +63,17 @@ impl WorkspaceDir {
         Ok(SettingsLock { _lock: lock })
     }
 
-    /// Makes the only directory that a supervisor writes to, unless it is there.
+    /// Makes the only directory that a supervisor writes to, unless it is there. The workspace itself is not made: another
+    /// command may have deleted or renamed it.
     ///
     /// # Errors
     /// Fails when it cannot be made, or something else has its name.
     pub fn make_machine_dir(&self) -> io::Result<()> {
         let path = self.machine();
-        create_private_dir(&path)?;
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
         match path.symlink_metadata()?.is_dir() {
             true => Ok(()),
             false => Err(io::Error::new(

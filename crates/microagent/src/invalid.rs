@@ -241,6 +241,14 @@ pub enum InvalidRequest {
         /// The memory.
         memory_mib: u32,
     },
+    /// The host has less memory than the guest would have.
+    #[error("the guest would have {memory_mib} MiB of memory, and this host has {host_mib} MiB")]
+    HostMemory {
+        /// The memory.
+        memory_mib: u32,
+        /// That of the host.
+        host_mib: u64,
+    },
     /// The number of CPUs is not possible.
     #[error("a guest cannot have {cpu_count} CPUs")]
     Cpus {
@@ -507,6 +515,7 @@ impl InvalidRequest {
                 "name networks, or a suffix as `.example.org` for all names below it"
             }
             InvalidRequest::Memory { .. } => return format!("give at least {MEMORY_MIN_MIB} MiB"),
+            InvalidRequest::HostMemory { .. } => "give less with --memory or another profile",
             InvalidRequest::Cpus { .. } => return format!("give 1 to {CPU_MAX}"),
             InvalidRequest::DiskSize { .. } => return format!("give at most {DISK_MIB_MAX} MiB (8 TiB)"),
             InvalidRequest::Rate { .. } => "give another rate, or omit it for no limit",

@@ -148,6 +148,7 @@ mod event;
 pub mod fuzzing;
 mod guest;
 mod hint;
+mod host_memory;
 mod images;
 mod invalid;
 mod limits;

@@ -21,6 +21,7 @@ use microagent_vm::Step;
 
 use crate::broker::{check_brokers, stored_broker};
 use crate::error::InvalidRequest;
+use crate::host_memory::check_host_memory;
 use crate::secret::{Resolved, check_references, stored};
 use crate::supervisor_spec::{HostPrograms, new_identity};
 use crate::workspace::{check_health, health_of_image, setup_digest, unused_health};
@@ -176,6 +177,7 @@ impl From<Error> for NotCreated {
 /// Checks the options before anything is done.
 pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
     check_size(requested(options))?;
+    check_host_memory(requested(options).memory_mib)?;
     if let Some((name, _)) =
         options.env.iter().find(|(name, _)| name.is_empty() || name.contains(['=', '\0']))
     {

@@ -117,7 +117,7 @@ impl Engine {
             | Error::Supervise(SuperviseError::NotASupervisor { .. })
                 if record.disposable =>
             {
-                self.remove(&record.name, dir).await
+                self.remove(&record.name, dir).await.map(drop)
             }
             Error::RunFailed { kind: FailureKind::SupervisorDied, message, .. } => {
                 self.record_failure(&record.name, dir, FailureKind::SupervisorDied, message).await
@@ -147,10 +147,10 @@ impl Engine {
         Ok(())
     }
 
-    pub(crate) async fn remove(&self, name: &WorkspaceName, dir: &WorkspaceDir) -> Result<(), Error> {
+    /// Removes a workspace that rests. Gives whether it was there: another command may have deleted or renamed it.
+    pub(crate) async fn remove(&self, name: &WorkspaceName, dir: &WorkspaceDir) -> Result<bool, Error> {
         let lock = match lock_patiently(name, dir).await {
-            // Another command has deleted it meanwhile.
-            Err(_) if !dir.path().exists() => return Ok(()),
+            Err(Error::NoSuchWorkspace { .. }) => return Ok(false),
             lock => lock?,
         };
         // Nobody is to write settings into a workspace that gets this name next.
@@ -177,7 +177,7 @@ impl Engine {
         if may_have_layers {
             let _ = self.remove_unneeded_layers();
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -18,7 +18,6 @@ mod reference;
 pub mod value;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,6 +27,7 @@ use microagent_model::{
     AddedHost, AllowRule, Artifact, Attachment, Broker, EgressMode, Forward, Labels, NameServer, NetworkMode,
     NetworkName, PublishRange, RestartPolicy, SearchDomain, SecretReference, Tmpfs, Ulimit, WorkspaceName,
 };
+use microagent_store::open_named;
 use serde::Deserialize;
 
 pub use error::SpecError;
@@ -416,7 +416,7 @@ impl SpecFile {
     pub fn read(path: &Path) -> Result<SpecFile, SpecError> {
         let failed = |source| SpecError::Read { path: path.to_owned(), source };
         let mut bytes = Vec::new();
-        File::open(path).map_err(failed)?.take(FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(failed)?;
+        open_named(path).map_err(failed)?.take(FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > FILE_LIMIT {
             return Err(SpecError::TooLarge { path: path.to_owned(), limit: FILE_LIMIT });
         }

@@ -15,7 +15,7 @@ use microagent_store::{
 };
 
 use crate::blocking::blocking;
-use crate::error::InvalidRequest;
+use crate::error::{Action, InvalidRequest};
 use crate::provision::MIB;
 use crate::supervisor_spec::random;
 use crate::{Engine, Error, Progress};
@@ -232,7 +232,12 @@ impl Volumes {
             Some(holder) if mode == VolumeDeleteMode::Force => self.end_holder(name, &holder).await?,
             _ => None,
         };
-        let held = hold(name, &dir)?;
+        let held = match hold(name, &dir) {
+            Err(Error::NoSuchVolume { .. }) => {
+                return Ok(VolumeDeletion { deleted: false, killed, missed_by: Vec::new() });
+            }
+            held => held?,
+        };
         let named_by = self.named_by(name)?;
         if mode == VolumeDeleteMode::Unused && !named_by.is_empty() {
             return Err(Error::VolumeNamed { name: name.clone(), workspaces: named_by });
@@ -281,7 +286,10 @@ impl Volumes {
         if !attaches {
             return Ok(None);
         }
-        match self.engine.workspace(&workspace).kill().await {
+        let workspace = self.engine.workspace(&workspace);
+        workspace.check_free(Action::Kill)?;
+        let (killed, workspace) = (workspace.kill().await, workspace.name().clone());
+        match killed {
             // A run that ends removes its workspace.
             Ok(_) | Err(Error::NoSuchWorkspace { .. }) => Ok(Some(workspace)),
             Err(Error::Record(error)) if error.is_not_found() => Ok(Some(workspace)),
@@ -322,6 +330,12 @@ fn attaches(record: &WorkspaceRecord, name: &VolumeName) -> bool {
 fn hold(name: &VolumeName, dir: &VolumeDir) -> Result<HeldVolume, Error> {
     dir.hold().map_err(|error| match error {
         HoldError::Held { holder, .. } => Error::DiskBusy { disk: format!("volume `{name}`"), holder },
+        // The file is created where it is missing, so its directory is gone.
+        HoldError::Lock { source: LockError::Open { source, .. }, .. }
+            if source.kind() == io::ErrorKind::NotFound =>
+        {
+            Error::NoSuchVolume { name: name.clone() }
+        }
         HoldError::Lock { source: LockError::Open { path, source }, .. } => {
             Error::File { action: "lock", path, source }
         }

@@ -373,7 +373,7 @@ impl Workspace {
             (Some(_), DeleteMode::Halt) => drop(self.halt().await?),
             (Some(_), DeleteMode::Stop) => drop(self.stop().await?),
         }
-        let removed = self.engine.remove(&self.name, &dir).await;
+        let mut removed = self.engine.remove(&self.name, &dir).await;
         // A supervisor whose state says that nothing runs, or nothing that can be read.
         let hidden = match (&removed, mode) {
             (Err(Error::Busy { .. }), DeleteMode::Kill) => ProcessId::supervisor_of(dir.path()),
@@ -381,11 +381,10 @@ impl Workspace {
         };
         if let Some(supervisor) = &hidden {
             end_processes(&MachineProcesses::of(dir.path(), Some(supervisor), None)).await;
-            self.engine.remove(&self.name, &dir).await?;
-        } else {
-            removed?;
+            removed = self.engine.remove(&self.name, &dir).await;
         }
-        Ok(Deletion { deleted: true, ended: live.is_some() || hidden.is_some() })
+        // Another command may have deleted or renamed it in the meantime.
+        Ok(Deletion { deleted: removed?, ended: live.is_some() || hidden.is_some() })
     }
 
     /// Returns its directory, which may not exist.
@@ -406,12 +405,21 @@ impl Workspace {
     }
 
     fn load(&self) -> Result<WorkspaceRecord, Error> {
-        Ok(WorkspaceRecord::load(&self.existing()?)?)
+        WorkspaceRecord::load(&self.existing()?).map_err(|error| self.unless_gone(error.into()))
     }
 
     /// Returns the record with the current state.
     pub(crate) fn observe(&self) -> Result<WorkspaceRecord, Error> {
-        Ok(WorkspaceRecord::observe(&self.existing()?)?)
+        WorkspaceRecord::observe(&self.existing()?).map_err(|error| self.unless_gone(error.into()))
+    }
+
+    /// The error, unless its reason is that another command has deleted or renamed the workspace.
+    pub(crate) fn unless_gone(&self, error: Error) -> Error {
+        match error {
+            Error::Cancelled => error,
+            _ if !self.dir().path().exists() => Error::NoSuchWorkspace { name: self.name.clone() },
+            error => error,
+        }
     }
 
     pub(crate) fn wrong_state(&self, state: State, action: Action) -> Error {
@@ -560,6 +568,10 @@ pub(crate) async fn lock_settings(name: &WorkspaceName, dir: &WorkspaceDir) -> R
 /// Distinguishes a lock that another process holds from other errors.
 fn lock_error(name: &WorkspaceName, error: LockError) -> Error {
     match error {
+        // The file is created where it is missing, so its directory is gone: it was deleted or renamed.
+        LockError::Open { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Error::NoSuchWorkspace { name: name.clone() }
+        }
         LockError::Open { path, source } => Error::File { action: "lock", path, source },
         held => Error::Busy { name: name.clone(), source: Some(held) },
     }

@@ -139,6 +139,7 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.delete(DeleteMode::Kill));
     assert_send(workspace.clone_to(&name));
     assert_send(workspace.fork(&[], &progress));
+    assert_send(workspace.fork_numbered(1, &progress));
     assert_send(workspace.rename_to(&name));
     let nothing: &Lookup = &|_| None;
     let spec = SpecFile::default();

@@ -53,16 +53,12 @@ pub(crate) struct ForkArgs {
 /// Forks.
 pub(crate) fn execute(context: &Context, args: ForkArgs) -> Result<(), Failure> {
     let source = context.engine().workspace(&args.source);
-    let names = match args.count {
-        Some(count) => source.fork_names(usize::try_from(count).expect("the limit is small"))?,
-        None if args.names.is_empty() => {
-            return Err(Failure::usage(
-                "the forks need names, or a number of them",
-                format!("microagent fork {0} NAME..., or: microagent fork {0} --count N", args.source),
-            ));
-        }
-        None => args.names,
-    };
+    if args.count.is_none() && args.names.is_empty() {
+        return Err(Failure::usage(
+            "the forks need names, or a number of them",
+            format!("microagent fork {0} NAME..., or: microagent fork {0} --count N", args.source),
+        ));
+    }
     let progress = context.progress(args.quiet);
     let forked = context.block_on(async |token| {
         let shown = Arc::clone(&progress);
@@ -72,7 +68,12 @@ pub(crate) fn execute(context: &Context, args: ForkArgs) -> Result<(), Failure> 
                 shown.event(event);
             }
         });
-        Ok(source.fork(&names, &work).await)
+        Ok(match args.count {
+            Some(count) => {
+                source.fork_numbered(usize::try_from(count).expect("the limit is small"), &work).await
+            }
+            None => source.fork(&args.names, &work).await,
+        })
     });
     progress.end();
     let forks = match forked? {

@@ -1,7 +1,7 @@
 //! Snapshots of a workspace.
 
 use microagent::snapshot::{Snapshot, SnapshotContents, SnapshotDeleteMode};
-use microagent::{Progress, SnapshotTag, SnapshotTagError};
+use microagent::{Error, Progress, SnapshotTag, SnapshotTagError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -113,17 +113,27 @@ pub(super) async fn fork(
 ) -> Result<WorkspaceDocument, ToolError> {
     let workspace = server.workspaces().find(&arguments.name)?;
     let place = server.workspaces().place()?;
-    let names = match &arguments.new_name {
-        Some(name) => vec![parse_name(name)?],
-        None => workspace.fork_names(1)?,
+    let name = arguments.new_name.as_deref().map(parse_name).transpose()?;
+    let forked = match &name {
+        Some(name) => workspace.fork(std::slice::from_ref(name), &call.progress()).await,
+        None => workspace.fork_numbered(1, &call.progress()).await,
     };
-    let forked = workspace.fork(&names, &call.progress()).await;
-    // One that did not start stays, for its logs.
-    if forked.is_ok() || server.workspaces().find(names[0].as_str()).is_ok() {
-        server.workspaces().take(names[0].clone(), place);
+    let name = match &forked {
+        Ok(forks) => forks.first().map(|fork| fork.name().clone()),
+        // One that did not start stays, for its logs.
+        Err(Error::StartFailed { workspace, .. } | Error::SetupFailed { workspace, .. }) => {
+            Some(workspace.clone())
+        }
+        Err(_) => name.filter(|name| server.workspaces().find(name.as_str()).is_ok()),
+    };
+    if let Some(name) = &name
+        && server.workspaces().find(name.as_str()).is_ok()
+    {
+        server.workspaces().take(name.clone(), place);
     }
-    forked?;
-    Ok(server.workspaces().find(names[0].as_str())?.details()?.into())
+    let forks = forked?;
+    let fork = forks.first().ok_or(Error::NoSuchWorkspace { name: workspace.name().clone() })?;
+    Ok(fork.details()?.into())
 }
 
 fn parse_tag(tag: &str) -> Result<SnapshotTag, ToolError> {

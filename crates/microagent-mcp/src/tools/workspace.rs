@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use microagent::error::Action;
 use microagent::image::PullPolicy;
-use microagent::{CreateOptions, LogOptions, SetupStep, StartOptions, Workspace, WorkspaceDetails};
+use microagent::{
+    CreateOptions, Error, LogOptions, SetupStep, StartOptions, State, Workspace, WorkspaceDetails,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -255,7 +258,13 @@ pub(super) async fn halt(
     _call: Call,
     arguments: NameArguments,
 ) -> Result<WorkspaceDocument, ToolError> {
-    Ok(server.workspaces().find(&arguments.name)?.halt().await?.into())
+    let workspace = server.workspaces().find(&arguments.name)?;
+    // A person has put it aside, and releases it.
+    let state = workspace.state()?;
+    if state == State::Quarantined {
+        return Err(Error::WrongState { name: workspace.name().clone(), state, action: Action::Halt }.into());
+    }
+    Ok(workspace.halt().await?.into())
 }
 
 /// Deletes a workspace.

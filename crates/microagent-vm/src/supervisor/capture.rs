@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use microagent_model::{FailureKind, WorkspaceFailure};
+use microagent_model::{FailureKind, State, WorkspaceFailure};
 use microagent_proto::{GuestError, Hold, Request, SessionHandle};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::json;
@@ -132,8 +132,12 @@ impl Driver {
             kept: is_evidence.then(|| Rc::clone(&self.captures.kept)),
         };
         let events = running.events.clone();
+        let dir = self.dir.clone();
         spawn_local(async move {
             let captured = work.run().await.map_err(failure);
+            if is_evidence && captured.is_ok() {
+                dir.note_event(State::Quarantined, Some("its memory and disk were captured as evidence"));
+            }
             drop(hidden);
             // A driver that does not listen any more has ended the machine.
             let _ = events.send(Event::Captured(captured)).await;

@@ -86,6 +86,14 @@ pub enum SnapshotError {
         /// Those of its snapshots that have memory.
         with_memory: Vec<SnapshotTag>,
     },
+    /// The start was cancelled when the disk had been restored.
+    #[error("cancelled; workspace `{workspace}` is stopped and has the disk of snapshot `{tag}`")]
+    OnlyRestored {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// The snapshot.
+        tag: SnapshotTag,
+    },
     /// One of several forks was not made; those before it were.
     #[error("fork `{failed}` was not started; started before: {}", named(.made))]
     ForksIncomplete {
@@ -111,6 +119,22 @@ pub enum SnapshotError {
         workspace: WorkspaceName,
         /// The snapshot.
         tag: SnapshotTag,
+    },
+    /// The memory of the quarantined machine was captured before, which works once. Nothing was changed.
+    #[error("the memory of workspace `{workspace}` was captured as evidence before, in snapshot `{tag}`")]
+    HasEvidence {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// The snapshot that has it.
+        tag: SnapshotTag,
+    },
+    /// The memory of the quarantined machine could not be captured.
+    #[error("workspace `{workspace}`: cannot capture it as evidence: {message}")]
+    NoEvidence {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// One line.
+        message: String,
     },
     /// The memory has disks mounted that an export does not contain.
     #[error(
@@ -175,7 +199,10 @@ impl SnapshotError {
             | SnapshotError::MemoryOfDisks { .. }
             | SnapshotError::Forensic { .. }
             | SnapshotError::KeptEvidence { .. }
+            | SnapshotError::HasEvidence { .. }
             | SnapshotError::MemoryWithDisk { .. } => ErrorKind::WrongState,
+            SnapshotError::OnlyRestored { .. } => ErrorKind::Cancelled,
+            SnapshotError::NoEvidence { .. } => ErrorKind::RunFailed,
             SnapshotError::ForksIncomplete { source, .. } => source.kind(),
             SnapshotError::OtherMachine { .. } | SnapshotError::ImportedMachine { .. } => ErrorKind::Host,
             SnapshotError::NoForkName { .. } => ErrorKind::Invalid,
@@ -191,7 +218,9 @@ impl SnapshotError {
 
     pub(super) fn hint(&self) -> Option<Hint> {
         Some(match self {
-            SnapshotError::NoSuch { workspace, .. } => Hint::ListSnapshots { name: workspace.clone() },
+            SnapshotError::NoSuch { workspace, .. }
+            | SnapshotError::HasEvidence { workspace, .. }
+            | SnapshotError::NoEvidence { workspace, .. } => Hint::ListSnapshots { name: workspace.clone() },
             SnapshotError::Exists { workspace, tag } => {
                 Hint::DeleteSnapshot { name: workspace.clone(), tag: tag.clone() }
             }
@@ -215,7 +244,9 @@ impl SnapshotError {
             }
             SnapshotError::Archive { .. } => Hint::advice("write it again, and copy all of it"),
             SnapshotError::NoForkName { .. } => Hint::advice("give the names of the forks"),
-            SnapshotError::SetupPending { workspace } => Hint::StartFirst { name: workspace.clone() },
+            SnapshotError::SetupPending { workspace } | SnapshotError::OnlyRestored { workspace, .. } => {
+                Hint::StartFirst { name: workspace.clone() }
+            }
             SnapshotError::Damaged { workspace, tag, .. } | SnapshotError::Record { workspace, tag, .. } => {
                 Hint::DeleteDamagedSnapshot { name: workspace.clone(), tag: tag.clone() }
             }

@@ -4,13 +4,13 @@
 //! The environment of the host is not read: whoever allows `NAME` to mean the host's value hands in a [`Lookup`].
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 use microagent_model::{Artifact, SetupStep};
+use microagent_store::open_named;
 
 use crate::error::InvalidRequest;
 use crate::limits::SCRIPT_LIMIT;
@@ -167,7 +167,7 @@ pub fn setup_script(path: &Path) -> Result<SetupStep, Error> {
 
 fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    File::open(path)?.take(limit + 1).read_to_end(&mut content)?;
+    open_named(path)?.take(limit + 1).read_to_end(&mut content)?;
     if content.len() as u64 > limit {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it has more than 1 MiB"));
     }

@@ -92,12 +92,19 @@ impl Workspace {
         contents: SnapshotContents,
         lifespan: Lifespan,
     ) -> Result<Captured, Error> {
+        if contents == SnapshotContents::Evidence {
+            self.check_evidence().await?;
+        }
         let workspace = self.clone();
         let making = blocking(move || workspace.prepare_capture(tag, contents)).await?;
         let memory = making.memory.as_ref().map(File::as_fd);
         let answer = control::capture(&making.dir, making.overlay.as_fd(), memory).await;
         let capture = match answer {
             Ok(Answer::Captured(capture)) => *capture,
+            Ok(Answer::Failed(failure)) if contents == SnapshotContents::Evidence => {
+                let (workspace, message) = (self.name.clone(), failure.message);
+                return Err(SnapshotError::NoEvidence { workspace, message }.into());
+            }
             other => {
                 self.changed(other, Action::Snapshot)?;
                 return Err(self.unreachable(Action::Snapshot, control::ControlError::Closed));
@@ -105,6 +112,18 @@ impl Workspace {
         };
         let workspace = self.clone();
         blocking(move || workspace.finish_capture(making, &capture, lifespan)).await
+    }
+
+    /// Fails if the memory of the quarantined machine was captured before: QEMU writes it once.
+    async fn check_evidence(&self) -> Result<(), Error> {
+        let since = self.observe()?.machine.changed_at;
+        let is_of_now = |snapshot: &Snapshot| snapshot.forensic && snapshot.created_at >= Some(since);
+        match self.snapshots().list().await?.into_iter().find(is_of_now) {
+            None => Ok(()),
+            Some(Snapshot { tag, .. }) => {
+                Err(SnapshotError::HasEvidence { workspace: self.name.clone(), tag }.into())
+            }
+        }
     }
 
     /// Gives the record another disk, which the machine is told of afterwards.

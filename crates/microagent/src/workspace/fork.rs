@@ -19,7 +19,7 @@ impl Workspace {
     /// ([`Snapshots::create`](super::snapshot::Snapshots::create)): then nothing is created. If one of them does not start,
     /// those that were started before run and are named in the error
     /// ([`SnapshotError::ForksIncomplete`]), and the others are not created. One whose machine fails is kept in state
-    /// `failed`.
+    /// `failed`. One whose start is cancelled is removed.
     pub async fn fork(&self, names: &[WorkspaceName], progress: &Progress) -> Result<Vec<Workspace>, Error> {
         for (index, name) in names.iter().enumerate() {
             if names[..index].contains(name) {
@@ -29,10 +29,29 @@ impl Workspace {
                 return Err(Error::NameTaken { name: name.clone() });
             }
         }
+        self.fork_as(names, Naming::Given, progress).await
+    }
+
+    /// As [`Workspace::fork`], with generated names: that of the workspace with the lowest numbers that are not taken.
+    ///
+    /// # Errors
+    /// As [`Workspace::fork`], and if the workspace's name is too long for a number.
+    pub async fn fork_numbered(&self, count: usize, progress: &Progress) -> Result<Vec<Workspace>, Error> {
+        let names: Vec<_> = self.fork_names().take(count).collect::<Result<_, _>>()?;
+        self.fork_as(&names, Naming::Numbered, progress).await
+    }
+
+    async fn fork_as(
+        &self,
+        names: &[WorkspaceName],
+        naming: Naming,
+        progress: &Progress,
+    ) -> Result<Vec<Workspace>, Error> {
+        progress.check()?;
         let record = self.observe()?;
         match record.observed_state() {
             State::Running | State::Paused => {}
-            state if state.is_resting() => return self.clone_all(names).await,
+            state if state.is_resting() => return self.clone_all(names, naming, progress).await,
             state => return Err(self.wrong_state(state, Action::Fork)),
         }
         self.engine.prepare()?;
@@ -40,19 +59,28 @@ impl Workspace {
         // What no fork could be started without is missed before the source is stopped.
         drop(self.engine.resolve_secrets(&record.secrets, &record.brokers, progress.token()).await?);
         let captured = self.capture_for(fork_tag(Timestamp::now())?).await?;
-        let started = self.start_forks(&captured.origin, names, progress).await;
+        let started = self.start_forks(&captured.origin, names, naming, progress).await;
         // Machines that run have read the memory, and the layers are theirs as well.
         drop(captured);
         let _ = self.engine.free_layers().await;
         started
     }
 
-    async fn clone_all(&self, names: &[WorkspaceName]) -> Result<Vec<Workspace>, Error> {
+    async fn clone_all(
+        &self,
+        names: &[WorkspaceName],
+        naming: Naming,
+        progress: &Progress,
+    ) -> Result<Vec<Workspace>, Error> {
         let mut made = Vec::new();
         for name in names {
-            match self.clone_to(name).await {
-                Ok(clone) => made.push(clone),
-                Err(error) => return Err(incomplete(made, name, error)),
+            let cloned = match progress.check() {
+                Ok(()) => self.make_fork(None, name, naming, progress).await,
+                Err(cancelled) => (name.clone(), Err(cancelled)),
+            };
+            match cloned {
+                (_, Ok(clone)) => made.push(clone),
+                (name, Err(error)) => return Err(incomplete(made, &name, error)),
             }
         }
         Ok(made)
@@ -63,13 +91,13 @@ impl Workspace {
         &self,
         origin: &Origin,
         names: &[WorkspaceName],
+        naming: Naming,
         progress: &Progress,
     ) -> Result<Vec<Workspace>, Error> {
-        let snapshots = self.snapshots();
         let mut forks = Vec::new();
         for pair in names.chunks(2) {
             let start = async |name: Option<&WorkspaceName>| match name {
-                Some(name) => Some((name.clone(), snapshots.start_from(origin, name, progress).await)),
+                Some(name) => Some(self.make_fork(Some(origin), name, naming, progress).await),
                 None => None,
             };
             let (one, other) = tokio::join!(start(pair.first()), start(pair.get(1)));
@@ -88,21 +116,51 @@ impl Workspace {
         Ok(forks)
     }
 
+    /// Makes a fork: a machine that continues from a capture, or a clone. It has the next free name if another command has
+    /// taken the generated one in the meantime.
+    async fn make_fork(
+        &self,
+        origin: Option<&Origin>,
+        name: &WorkspaceName,
+        naming: Naming,
+        progress: &Progress,
+    ) -> (WorkspaceName, Result<Workspace, Error>) {
+        let mut name = name.clone();
+        loop {
+            let made = match origin {
+                Some(origin) => self.snapshots().start_from(origin, &name, progress).await,
+                None => self.clone_to(&name).await,
+            };
+            if naming == Naming::Given || !matches!(made, Err(Error::NameTaken { .. })) {
+                return (name, made);
+            }
+            match self.fork_names().next() {
+                Some(Ok(free)) => name = free,
+                Some(Err(error)) => return (name, Err(error)),
+                None => return (name, made),
+            }
+        }
+    }
+
     /// Names for forks that are not taken: the workspace's with a number.
-    ///
-    /// # Errors
-    /// Fails if the workspace's name is too long for a number.
-    pub fn fork_names(&self, count: usize) -> Result<Vec<WorkspaceName>, Error> {
+    fn fork_names(&self) -> impl Iterator<Item = Result<WorkspaceName, Error>> {
         let numbered =
             (1..=u32::MAX).map(|number| format!("{}-{number}", self.name).parse::<WorkspaceName>());
         let free = numbered.filter(|name| match name {
             Ok(name) => !self.engine.workspace(name).dir().path().exists(),
             Err(_) => true,
         });
-        free.take(count)
-            .collect::<Result<_, _>>()
-            .map_err(|_| SnapshotError::NoForkName { workspace: self.name.clone() }.into())
+        free.map(|name| name.map_err(|_| SnapshotError::NoForkName { workspace: self.name.clone() }.into()))
     }
+}
+
+/// Who has chosen the names of forks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    /// The caller.
+    Given,
+    /// This module.
+    Numbered,
 }
 
 /// The error of one of several forks, with those that were made.

@@ -25,6 +25,7 @@ use super::{Workspace, WorkspaceDetails, kill_processes, lock_patiently};
 use crate::ErrorKind;
 use crate::broker::with_brokers;
 use crate::error::{Action, InvalidRequest, JobError};
+use crate::host_memory::check_host_memory;
 use crate::limits::check_work;
 use crate::provision::{
     FirstStart, Provision, check_options, check_size, check_stop_timeout, main_request, resolve_command,
@@ -32,7 +33,7 @@ use crate::provision::{
 };
 use crate::secret::Resolved;
 use crate::supervisor_events::{EndTranslator, Purpose, SupervisorProgress};
-use crate::supervisor_spec::{HostPrograms, MachineRequest, random};
+use crate::supervisor_spec::{HostPrograms, MachineRequest};
 use crate::{CreateOptions, Engine, Error, Event, Profile, Progress};
 
 /// Interval of reading the state while waiting for a change.
@@ -43,9 +44,6 @@ pub const REASON_LIMIT: usize = 1000;
 
 /// Deadline for the end of a supervisor's process after the end of its machine.
 const REST_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Numbers in made-up names: six digits, far more than workspaces of one host.
-const MADE_UP_NUMBERS: u32 = 1_000_000;
 
 /// Options of one start: a size and a time to live that replace the workspace's. Later starts are not affected. Create with
 /// [`StartOptions::new`] and change with its methods.
@@ -107,20 +105,6 @@ impl StartOptions {
 }
 
 impl Engine {
-    /// Generates an unused name for a new workspace of this image: the last part of the image's name and six digits.
-    ///
-    /// # Errors
-    /// Fails if the host provides no random numbers.
-    pub fn made_up_name(&self, image: &str) -> Result<WorkspaceName, Error> {
-        loop {
-            let number = u32::from_le_bytes(random::<4>()?) % MADE_UP_NUMBERS;
-            let name = WorkspaceName::made_up(image, number);
-            if !self.state().workspace(&name).path().exists() {
-                return Ok(name);
-            }
-        }
-    }
-
     /// Creates a workspace in state [`Prepared`](State::Prepared): fetches the image if it is not in the cache, makes the
     /// disk, and runs the setup steps, if there are any, in a machine that ends afterwards. [`Workspace::start`] starts
     /// the workspace.
@@ -220,6 +204,19 @@ impl Workspace {
         memory: Option<SnapshotMemory>,
         progress: &Progress,
     ) -> Result<(), Error> {
+        // A disposable one goes with its machine, and the error says why that has ended.
+        let disposable = record.disposable;
+        let started = self.start_machine(record, options, memory, progress).await;
+        started.map_err(|error| if disposable { error } else { self.unless_gone(error) })
+    }
+
+    async fn start_machine(
+        &self,
+        record: WorkspaceRecord,
+        options: StartOptions,
+        memory: Option<SnapshotMemory>,
+        progress: &Progress,
+    ) -> Result<(), Error> {
         let engine = &self.engine;
         let record = self.seal_resting(record).await?;
         let one_start = match &memory {
@@ -230,6 +227,7 @@ impl Workspace {
         if let Some(size) = &one_start {
             check_size(size.resources)?;
         }
+        check_host_memory(one_start.as_ref().map_or(record.resources, |size| size.resources).memory_mib)?;
         if processes_are_hidden() {
             return Err(Error::ProcessesHidden);
         }
@@ -265,7 +263,11 @@ impl Workspace {
         let end = self.end_of_start(&programs, &dir, &[]);
         let supervisor = engine.launch(spec).await?;
         match supervisor.follow(progress).await.map_err(|error| end.lost(error))? {
-            SupervisorProgress::Serving(_) => Ok(()),
+            SupervisorProgress::Serving(_) => {
+                let note = memory.and_then(|memory| memory.smaller_disk(&record));
+                note.into_iter().for_each(|note| progress.event(Event::Notice(note)));
+                Ok(())
+            }
             SupervisorProgress::Ended(ended) => Err(end.ended(*ended)),
         }
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
 use microagent_model::{Resources, SIGTERM, SnapshotTag, WorkspaceName};
 use microagent_proto::chain;
@@ -10,6 +11,7 @@ use microagent_store::{OneStart, SnapshotDir, WorkspaceRecord, read_json, write_
 use microagent_vm::template::MachineShape;
 use microagent_vm::{Capture, CapturedMemory, DiskStamp, MachineSpec, SupervisorSpec, Work};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::lifecycle::StartOptions;
 use super::origin::Origin;
@@ -102,6 +104,18 @@ impl SnapshotMemory {
         (resources != record.resources).then(|| OneStart { profile: record.profile.clone(), resources })
     }
 
+    /// What there is to say where the disk was enlarged since: the guest learns its size when it boots.
+    pub(super) fn smaller_disk(&self, record: &WorkspaceRecord) -> Option<String> {
+        let (then, now) = (self.record.resources.size_mib, record.resources.size_mib);
+        (then < now).then(|| {
+            let name = &record.name;
+            format!(
+                "the disk of workspace {name} has {now} MiB; its guest, which is that of the snapshot, uses {then} MiB of \
+                 them until it boots"
+            )
+        })
+    }
+
     /// Fails if the machine is not like the one that was captured.
     fn check(&self, machine: &MachineSpec, network: bool) -> Result<(), Error> {
         let now = MachineShape::of(machine, network).map_err(|source| Error::File {
@@ -164,7 +178,8 @@ impl Snapshots {
     /// then, if the snapshot has the memory.
     ///
     /// # Errors
-    /// As [`Snapshots::restore`] and [`Workspace::start`].
+    /// As [`Snapshots::restore`] and [`Workspace::start`]. If `progress` is cancelled after the disk was restored, the error
+    /// is [`SnapshotError::OnlyRestored`].
     pub async fn start(&self, tag: &SnapshotTag, progress: &Progress) -> Result<WorkspaceDetails, Error> {
         let workspace = self.workspace();
         let record = workspace.observe()?;
@@ -177,9 +192,16 @@ impl Snapshots {
         if let Some(memory) = &memory {
             workspace.check_memory(&record, &origin, memory)?;
         }
+        progress.check()?;
         let restored = self.restore_disk(tag).await?;
-        workspace.start_with(restored, StartOptions::new(), memory, progress).await?;
-        workspace.details()
+        match workspace.start_with(restored, StartOptions::new(), memory, progress).await {
+            Ok(()) => workspace.details(),
+            Err(Error::Cancelled) => {
+                let (workspace, tag) = (workspace.name.clone(), tag.clone());
+                Err(SnapshotError::OnlyRestored { workspace, tag }.into())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Creates a workspace as [`Snapshots::create_workspace`] does, and starts it: with the processes that this one had at the
@@ -190,7 +212,7 @@ impl Snapshots {
     /// # Errors
     /// Fails if the snapshot does not exist, is damaged, or its memory does not fit this host, if the workspace is
     /// quarantined, or if the name is taken: then nothing is created. Neither is anything kept if no machine could be
-    /// started, for example because too many run or a secret has no value. If the machine fails, the workspace is kept in
+    /// started, for example because too many run, a secret has no value, or `progress` was cancelled. If the machine fails, the workspace is kept in
     /// state `failed`.
     pub async fn start_workspace(
         &self,
@@ -209,6 +231,7 @@ impl Snapshots {
         progress: &Progress,
     ) -> Result<Workspace, Error> {
         self.check_free(Action::UseSnapshot)?;
+        progress.check()?;
         let memory = self.memory(origin).await?;
         if let Some(memory) = &memory {
             let (snapshots, origin) = (self.clone(), origin.clone());
@@ -222,9 +245,9 @@ impl Snapshots {
             let untouched = created.observe().is_ok_and(|now| {
                 now.machine.state == resting && now.machine.changed_at == began && !now.has_machine()
             });
-            if untouched {
-                // It never had a machine. That it cannot be removed is not the error to report.
-                let _ = created.delete(DeleteMode::Resting).await;
+            if untouched || matches!(error, Error::Cancelled) {
+                // It has done nothing that anybody wants. That it cannot be removed is not the error to report.
+                let _ = created.delete(DeleteMode::Kill).await;
             }
             return Err(error);
         }
@@ -260,10 +283,25 @@ impl Workspace {
             return Err(SnapshotError::NoMemory { workspace, tag, with_memory }.into());
         };
         self.check_memory(&record, &origin, &memory)?;
-        // What it has not written yet would be lost anyway.
-        self.kill().await?;
-        let restored = snapshots.restore_disk(tag).await?;
-        self.start_with(restored, StartOptions::new(), Some(memory), progress).await
+        progress.check()?;
+        self.check_free(Action::Restore)?;
+        // The machine that runs is lost from here on, so a cancellation does not leave the workspace without one.
+        let completed = progress.clone().cancel(CancellationToken::new());
+        let mut restoring = pin!(async {
+            // What it has not written yet would be lost anyway.
+            self.kill().await?;
+            let restored = snapshots.restore_disk(tag).await?;
+            self.start_with(restored, StartOptions::new(), Some(memory), &completed).await
+        });
+        tokio::select! {
+            restored = &mut restoring => return restored,
+            () = progress.token().cancelled() => {}
+        }
+        let (name, snapshot) = (&self.name, origin.shown(&self.name));
+        progress.event(Event::Notice(format!(
+            "it is too late to cancel: workspace {name} is being restored to {snapshot}, which is completed"
+        )));
+        restoring.await
     }
 
     /// Reports how a machine is being started.

@@ -35,16 +35,21 @@ impl Snapshots {
 
     /// Fails if the workspace is quarantined: its snapshots are kept for examination as it is.
     pub(super) fn check_free(&self, action: Action) -> Result<(), Error> {
-        let workspace = self.workspace();
-        match workspace.observe().map(|record| record.observed_state()) {
-            Ok(state @ State::Quarantined) => Err(workspace.wrong_state(state, action)),
-            // A damaged record says nothing of a quarantine, and must not keep snapshots from being deleted.
-            _ => Ok(()),
-        }
+        self.workspace().check_free(action)
     }
 }
 
 impl Workspace {
+    /// Fails if the workspace is quarantined. Whatever ends a machine without being a request to do that asks here
+    /// immediately before: only a request of a person releases a quarantine.
+    pub(crate) fn check_free(&self, action: Action) -> Result<(), Error> {
+        match self.observe().map(|record| record.observed_state()) {
+            Ok(state @ State::Quarantined) => Err(self.wrong_state(state, action)),
+            // A damaged record says nothing of a quarantine, and must not keep snapshots from being deleted.
+            _ => Ok(()),
+        }
+    }
+
     /// Reads a snapshot and checks that all of its disk is there.
     pub(super) fn load_snapshot(&self, origin: &Origin) -> Result<WorkspaceRecord, Error> {
         if !origin.files.path().is_dir() {

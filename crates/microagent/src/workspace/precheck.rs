@@ -6,7 +6,8 @@ use microagent_vm::choose_ports;
 use super::Workspace;
 #[cfg(doc)]
 use crate::ErrorKind;
-use crate::error::InvalidRequest;
+use crate::error::{Action, InvalidRequest};
+use crate::host_memory::check_host_memory;
 use crate::provision::check_size;
 use crate::{Error, Progress};
 
@@ -17,15 +18,18 @@ impl Workspace {
     /// # Errors
     /// Fails as the start would: if a private network or volume does not exist ([`NotFound`](ErrorKind::NotFound)), the size
     /// is not valid ([`Invalid`](ErrorKind::Invalid)), a port is taken ([`PortUnavailable`](ErrorKind::PortUnavailable)), or
-    /// a secret has no value ([`Secret`](ErrorKind::Secret)).
+    /// a secret has no value ([`Secret`](ErrorKind::Secret)). Also if the workspace is quarantined
+    /// ([`WrongState`](ErrorKind::WrongState)): what follows this check would end its machine.
     pub async fn check_start(&self, progress: &Progress) -> Result<(), Error> {
         progress.check()?;
         let engine = &self.engine;
         let record = self.observe()?;
+        self.check_free(Action::Start)?;
         if record.disposable {
             return Err(InvalidRequest::Leftover { name: self.name.clone(), verb: "started" }.into());
         }
         check_size(record.resources)?;
+        check_host_memory(record.resources.memory_mib)?;
         if processes_are_hidden() {
             return Err(Error::ProcessesHidden);
         }
@@ -38,6 +42,7 @@ impl Workspace {
         engine.disks(&record.disks, &dir)?;
         engine.host_programs(record.network)?;
         engine.resolve_secrets(&record.secrets, &record.brokers, progress.token()).await?;
-        Ok(())
+        // That took its time.
+        self.check_free(Action::Start)
     }
 }

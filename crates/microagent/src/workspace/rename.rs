@@ -1,4 +1,4 @@
-//! Gives a resting workspace another name.
+//! Names that are made up for workspaces, and other names for resting ones.
 //!
 //! The name of its directory is its name. Record and variables get the new host name before the directory is renamed, so a
 //! command that is killed in between leaves a whole workspace under its old name, and doing it again completes it.
@@ -7,8 +7,28 @@ use microagent_model::WorkspaceName;
 use microagent_store::{Lock, Workload, WorkspaceRecord};
 
 use super::{SETTINGS_PATIENCE, Workspace, lock_error, lock_patiently};
-use crate::Error;
 use crate::error::Action;
+use crate::supervisor_spec::random;
+use crate::{Engine, Error};
+
+/// Numbers in made-up names: six digits, far more than workspaces of one host.
+const MADE_UP_NUMBERS: u32 = 1_000_000;
+
+impl Engine {
+    /// Generates an unused name for a new workspace of this image: the last part of the image's name and six digits.
+    ///
+    /// # Errors
+    /// Fails if the host provides no random numbers.
+    pub fn made_up_name(&self, image: &str) -> Result<WorkspaceName, Error> {
+        loop {
+            let number = u32::from_le_bytes(random::<4>()?) % MADE_UP_NUMBERS;
+            let name = WorkspaceName::made_up(image, number);
+            if !self.state().workspace(&name).path().exists() {
+                return Ok(name);
+            }
+        }
+    }
+}
 
 impl Workspace {
     /// Renames the [resting](microagent_model::State::is_resting) workspace. Its host name changes as well if it was made from the name.

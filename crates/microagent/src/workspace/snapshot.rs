@@ -230,6 +230,8 @@ impl Snapshots {
                 Ok(SnapshotDeletion { deleted: true, freed_bytes })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Renamed in the meantime, the workspace still has the snapshot.
+                self.workspace.existing()?;
                 Ok(SnapshotDeletion { deleted: false, freed_bytes: 0 })
             }
             Err(source) => Err(Error::File { action: "remove", path: snapshot.path().to_owned(), source }),
@@ -243,7 +245,8 @@ impl Snapshots {
     /// # Errors
     /// Fails if the snapshot does not exist or is damaged, the workspace is in use, or it is running and the snapshot has no
     /// memory or one that does not fit this host. Then nothing is changed. If the machine cannot be restored afterwards, the
-    /// workspace is `failed`, with the disk of the snapshot.
+    /// workspace is `failed`, with the disk of the snapshot. If `progress` is cancelled before the running machine is ended,
+    /// nothing is changed; a later cancellation has no effect.
     pub async fn restore(&self, tag: &SnapshotTag, progress: &Progress) -> Result<(), Error> {
         let workspace = &self.workspace;
         if matches!(workspace.observe()?.observed_state(), State::Running | State::Paused) {

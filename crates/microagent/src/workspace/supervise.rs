@@ -134,6 +134,9 @@ impl Workspace {
 
     /// Halts it because this process is ended.
     async fn halt_at_end(&self, restarts: u32, progress: &Progress) -> Result<WorkspaceDetails, Error> {
+        if self.state()? == State::Quarantined {
+            return self.details();
+        }
         let halted = self.halt().await?;
         self.note_supervision(Supervision { restarts, halted_at: Some(halted.changed_at) }, progress);
         Ok(halted)

@@ -13,7 +13,7 @@ use microagent_model::{
 };
 use microagent_store::{
     Access, MachineState, SNAPSHOT_FORMAT, Scratch, SnapshotDir, SnapshotManifest, WORKSPACE_FORMAT,
-    WorkspaceDir, WorkspaceRecord, fsync_dir, open_file, printable,
+    WorkspaceDir, WorkspaceRecord, fsync_dir, open_file, open_named, printable,
 };
 use microagent_vm::{DiskPart, LayerWriter, OverlayError};
 use rustix::fs::statvfs;
@@ -79,7 +79,7 @@ impl Engine {
         let tag = blocking(move || {
             let source: Box<dyn Read + Send> = match source {
                 ImportSource::Path(path) => {
-                    let file = File::open(&path);
+                    let file = open_named(&path);
                     Box::new(file.map_err(|source| Error::File { action: "read", path, source })?)
                 }
                 ImportSource::Reader(reader) => reader,
