@@ -67,7 +67,7 @@ fn the_page_for_those_who_come_from_docker_can_be_followed() {
     home.call().args(run).args(["sh", "-c", "echo kept > /work/file"]).success();
     assert_eq!(home.call().args(run).args(["cat", "/work/file"]).success().guest_output(), "kept\n");
     assert!(home.microagent(["volume", "list"]).success().text().lines().any(|row| row.starts_with("data ")));
-    assert!(home.microagent(["volume", "status", "data"]).success().text().contains("Used by: -\n"));
+    assert!(home.microagent(["volume", "status", "data"]).success().text().contains("Attached: -\n"));
     home.microagent(["volume", "delete", "data", "--yes"]).success();
     // docker network inspect web, and -p
     let make = ["create", "web", "--image", &image, "-p", "0:80"];

@@ -65,7 +65,7 @@ fn a_volume_outlives_its_workspaces() {
     assert_eq!(run.guest_output(), "first\nsecond\nthird\n");
     home.microagent(["delete", "web", "--yes"]).success();
     let list = home.microagent(["volume", "list"]).success();
-    assert_eq!(list.text(), "NAME                 SIZE-MIB USED-BY\ndata                 64       -\n");
+    assert_eq!(list.text(), "NAME                 SIZE-MIB ATTACHED\ndata                 64       -\n");
     home.microagent(["volume", "rm", "data"]).success();
     home.microagent(["volume", "rm", "data"]).run().code(1).says("no volume `data`");
     home.microagent(["volume", "rm", "data", "-y"]).success();

@@ -515,7 +515,7 @@ impl InvalidRequest {
                 "name networks, or a suffix as `.example.org` for all names below it"
             }
             InvalidRequest::Memory { .. } => return format!("give at least {MEMORY_MIN_MIB} MiB"),
-            InvalidRequest::HostMemory { .. } => "give less with --memory or another profile",
+            InvalidRequest::HostMemory { .. } => "give less memory, or choose another profile",
             InvalidRequest::Cpus { .. } => return format!("give 1 to {CPU_MAX}"),
             InvalidRequest::DiskSize { .. } => return format!("give at most {DISK_MIB_MAX} MiB (8 TiB)"),
             InvalidRequest::Rate { .. } => "give another rate, or omit it for no limit",

@@ -117,7 +117,7 @@ pub(crate) struct CreateArgs {
 
 /// List the volumes
 ///
-/// USED-BY is the workspace whose machine uses the volume now.
+/// ATTACHED is the workspace whose machine uses the volume now.
 #[derive(Debug, Args)]
 #[command(after_long_help = LIST_EXAMPLES)]
 pub(crate) struct ListArgs {
@@ -320,7 +320,7 @@ fn listing(volumes: &[VolumeDocument]) -> String {
         [volume.name.to_string(), size_mib, volume.attached_to.clone().unwrap_or_default()]
     };
     let rows: Vec<_> = volumes.iter().map(row).collect();
-    table([("NAME", 20), ("SIZE-MIB", 8), ("USED-BY", 0)], &rows)
+    table([("NAME", 20), ("SIZE-MIB", 8), ("ATTACHED", 0)], &rows)
 }
 
 fn text(volume: &VolumeDocument) -> String {
@@ -330,7 +330,7 @@ fn text(volume: &VolumeDocument) -> String {
         text += &format!("Problem: {}\n", one_line(problem));
     }
     text + &format!(
-        "Size: {}\nCreated: {}\nUsed by: {}\nPath: {}\nOn the host: {}\n",
+        "Size: {}\nCreated: {}\nAttached: {}\nPath: {}\nOn the host: {}\n",
         known(volume.size_mib.map(|mib| format!("{mib} MiB"))),
         known(volume.created_at.map(|at| at.to_string())),
         one_line(&known(volume.attached_to.clone())),
@@ -360,13 +360,13 @@ mod tests {
         let damaged = VolumeDocument { problem: Some("torn".into()), size_mib: None, ..volume("old", None) };
         assert_eq!(
             listing(&[volume("cache", None), volume("data", Some("db")), damaged]),
-            "NAME                 SIZE-MIB USED-BY\ncache                512      -\n\
+            "NAME                 SIZE-MIB ATTACHED\ncache                512      -\n\
              data                 512      db\nold                  damaged  -\n"
         );
         assert_eq!(listing(&[]), "No volumes.\n");
         assert_eq!(
             text(&volume("data", None)),
-            "Name: data\nSize: 512 MiB\nCreated: 1970-01-01T00:00:00Z\nUsed by: -\n\
+            "Name: data\nSize: 512 MiB\nCreated: 1970-01-01T00:00:00Z\nAttached: -\n\
              Path: /state/volumes/data/disk.ext4\nOn the host: 1.00 MiB\n"
         );
     }
