@@ -129,7 +129,9 @@ pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, S
         }
         false => (None, Stdio::null()),
     };
-    let child = Command::new(program)
+    let mut command = Command::new(program);
+    in_own_session(&mut command);
+    let child = command
         .arg(SUPERVISE_ARGUMENT)
         .arg(&spec.name)
         .arg(&spec.dir)
@@ -159,6 +161,22 @@ pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, S
         log,
         relay,
     })
+}
+
+/// Ctrl-C at the caller's terminal is the caller's to handle, from the first moment on: a supervisor that is killed by it
+/// cannot end its machine as it is told to, or complete what cannot be cancelled any more.
+///
+/// # Source
+/// `setsid(2)`, `signal-safety(7)`.
+#[allow(unsafe_code)]
+fn in_own_session(command: &mut Command) {
+    // SAFETY: setsid(2) is async-signal-safe and touches no memory.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            Ok(())
+        });
+    }
 }
 
 impl Launched {

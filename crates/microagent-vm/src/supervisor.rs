@@ -154,7 +154,7 @@ pub fn supervise() -> i32 {
     let _ = fail_oversized_writes();
     // A shell's limit may be lower than what a machine with several disks needs.
     use_descriptors();
-    // A session of its own: Ctrl-C at the caller's terminal is the caller's to handle.
+    // A session of its own, where its caller has not made one.
     let _ = rustix::process::setsid();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -4,21 +4,16 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use microagent_model::{FailureKind, Publish, WorkspaceFailure, WorkspaceName};
+use microagent_model::{FailureKind, Publish, WorkspaceName};
 use microagent_store::WorkspaceDir;
 use microagent_vm::{
-    Ended, Launched, Outcome, OutputReader, Report, StartMode, SuperviseError, SupervisorSpec, Timeline,
-    Work, launch,
+    Ended, Launched, Outcome, OutputReader, Report, SuperviseError, SupervisorSpec, Work, launch,
 };
 use tokio::net::UnixStream;
-use tokio::time::timeout;
 
 use crate::{Engine, Error, Event, Observer, Progress, SetupFailure};
-
-/// Deadline for the caller to notice a signal that has ended the supervisor, too.
-const SIGNAL_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Progress of a supervisor.
 pub(crate) enum SupervisorProgress {
@@ -66,29 +61,11 @@ impl SupervisorEvents {
                 Ok(Report::Serving) => return Ok(SupervisorProgress::Serving(Box::new(self.launched))),
                 Ok(Report::Ended(ended)) => break Ok(SupervisorProgress::Ended(ended)),
                 Ok(report) => self.report(report, progress),
-                Err(error) => break self.unless_cancelled(error, progress).await,
+                Err(error) => break Err(error),
             }
         };
         self.launched.join().await;
         ended
-    }
-
-    /// A signal to all processes of a terminal ends a supervisor that has not left them yet. Then the caller was cancelled.
-    async fn unless_cancelled(
-        &self,
-        error: SuperviseError,
-        progress: &Progress,
-    ) -> Result<SupervisorProgress, SuperviseError> {
-        let is_lost =
-            matches!(error, SuperviseError::Vanished { .. } | SuperviseError::NotASupervisor { .. });
-        if !is_lost || timeout(SIGNAL_PATIENCE, progress.token().cancelled()).await.is_err() {
-            return Err(error);
-        }
-        let message = "cancelled before its supervisor was ready".to_owned();
-        let outcome = Outcome::Failed(WorkspaceFailure { kind: FailureKind::Cancelled, message });
-        let start = StartMode::Cold { reason: "it was never started".to_owned() };
-        let ended = Ended { outcome, start, timeline: Timeline::default(), console_tail: String::new() };
-        Ok(SupervisorProgress::Ended(Box::new(ended)))
     }
 
     fn report(&self, report: Report, progress: &Progress) {
