@@ -175,7 +175,7 @@ fn links_at_the_destination_are_followed_on_both_sides() {
     cp("web:/mixed", "mixed").success().says("2 FIFOs and devices were left out");
     assert!(home.path().join("mixed/file").exists());
     let _socket = std::os::unix::net::UnixListener::bind(real.join("socket")).unwrap();
-    cp("real", "web:/root/").success().says("1 sockets were left out");
+    cp("real", "web:/root/").success().says("1 socket was left out");
     fs::remove_file(real.join("socket")).unwrap();
     home.microagent(["halt", "web"]).success();
     end(&home);

@@ -85,7 +85,7 @@ impl Ending<'_> {
         let remedy = match (mount, self.place) {
             ("/", Place::Run) => "give it a larger one: --size-mib".to_owned(),
             ("/", Place::Workspace(name)) => format!(
-                "remove files, or halt it and give it a larger `resources.sizeMiB`: microagent apply {name} --file SPEC"
+                "remove files, or halt it and give it a larger disk: microagent resize {name} SIZE"
             ),
             _ => "remove files, or detach the volume and grow it: microagent volume resize".to_owned(),
         };

@@ -191,13 +191,13 @@ fn of_volume(hint: &Hint) -> Option<String> {
         Hint::DeleteUsers { names } => {
             let names: Vec<_> = names.iter().map(WorkspaceName::as_str).collect();
             format!(
-                "delete them first: microagent delete {}; or add --force; they cannot start afterwards",
+                "delete these workspaces first: microagent delete {}; or add --force: they cannot start without it",
                 names.join(" ")
             )
         }
         Hint::LeaveNetwork { name } => format!(
-            "remove `{name}` from `join` in their spec files and apply them: microagent apply NAME --file SPEC; or add \
-             --force: they cannot start without it"
+            "delete these workspaces first, or remove `{name}` from `join` of their spec files (microagent apply NAME --file \
+             SPEC); or add --force: they cannot start without it"
         ),
         Hint::AttachVolume => "attach a volume by its name: -v NAME:/guest/path".to_owned(),
         _ => return None,
@@ -219,7 +219,7 @@ fn of_image(hint: &ImageHint) -> String {
         ImageHint::FreeSpace => "free some space: microagent image prune, or use another --state-dir".to_owned(),
         ImageHint::ChooseStateDir => CHOOSE_STATE_DIR.to_owned(),
         ImageHint::NameImage => "give it one with --name".to_owned(),
-        ImageHint::LoadArchive => "load its images: microagent image load".to_owned(),
+        ImageHint::LoadArchive => "load its images: microagent image load -i FILE".to_owned(),
         ImageHint::PruneDamaged => "microagent image prune removes damaged records".to_owned(),
         ImageHint::DeleteWorkspaces => "delete these workspaces first: microagent delete NAME --yes".to_owned(),
         ImageHint::DeleteWorkspace => "delete it first: microagent delete NAME --yes".to_owned(),

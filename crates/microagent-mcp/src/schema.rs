@@ -34,6 +34,61 @@ fn object<T: JsonSchema>(settings: SchemaSettings) -> Arc<JsonObject> {
     }
 }
 
+/// Says which argument has a value of another type, in words that need no knowledge of Rust. `path` names the value.
+pub(crate) fn wrong_type(schema: &JsonObject, value: &Value, path: &str) -> Option<String> {
+    // An optional argument may be `null`.
+    let expected = schema.get("type").and_then(Value::as_str).filter(|_| !value.is_null())?;
+    let fits = match expected {
+        "integer" => value.is_i64() || value.is_u64(),
+        "number" => value.is_number(),
+        "boolean" => value.is_boolean(),
+        "string" => value.is_string(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        _ => true,
+    };
+    if !fits {
+        return Some(format!("`{path}` must be {}, not {}", noun(expected), noun(type_of(value))));
+    }
+    match value {
+        Value::Array(items) => {
+            let schema = schema.get("items")?.as_object()?;
+            items.iter().enumerate().find_map(|(i, item)| wrong_type(schema, item, &format!("{path}[{i}]")))
+        }
+        Value::Object(fields) => fields.iter().find_map(|(name, field)| {
+            let known = schema.get("properties").and_then(|properties| properties.get(name));
+            let schema = known.or_else(|| schema.get("additionalProperties"))?.as_object()?;
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            wrong_type(schema, field, &path)
+        }),
+        _ => None,
+    }
+}
+
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+fn noun(type_name: &str) -> &'static str {
+    match type_name {
+        "integer" => "a whole number",
+        "number" => "a number",
+        "boolean" => "true or false",
+        "string" => "a text",
+        "array" => "a list",
+        "object" => "an object",
+        _ => "null",
+    }
+}
+
 /// Takes out what an optional value has besides its type: that it may be `null` and is so by default, and names of Rust's
 /// types of numbers. A description is one line.
 #[derive(Clone)]
@@ -96,6 +151,26 @@ mod tests {
     #[derive(Serialize, Deserialize, JsonSchema)]
     struct Inner {
         text: String,
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_named() {
+        let schema = of_arguments::<Example>();
+        let said = |value: Value| wrong_type(&schema, &value, "");
+        assert_eq!(said(json!({"name": "a", "count": 5, "inner": {"text": "b"}})), None);
+        assert_eq!(said(json!({"name": "a", "count": null, "unknown": 1})), None);
+        for (value, message) in [
+            (json!({"name": 1}), "`name` must be a text, not a whole number"),
+            (json!({"count": "5"}), "`count` must be a whole number, not a text"),
+            (json!({"count": 1.5}), "`count` must be a whole number, not a number"),
+            (json!({"inner": {"text": ["b"]}}), "`inner.text` must be a text, not a list"),
+        ] {
+            assert_eq!(said(value.clone()).as_deref(), Some(message), "{value}");
+        }
+        let list = json!({"type": "array", "items": {"type": "string"}});
+        let list = list.as_object().expect("it is an object");
+        let said = wrong_type(list, &json!(["a", true]), "command");
+        assert_eq!(said.as_deref(), Some("`command[1]` must be a text, not true or false"));
     }
 
     #[test]

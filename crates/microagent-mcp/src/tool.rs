@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use rmcp::model::{JsonObject, Tool as Definition, ToolAnnotations};
 use schemars::JsonSchema;
@@ -72,14 +73,18 @@ impl Tool {
             .open_world(world == World::Open);
         let taken = schema::of_arguments::<A>();
         let hint = format!("it takes: {}", names(&taken).unwrap_or_else(|| "no arguments".to_owned()));
-        let definition = Definition::new(name, description, taken)
+        let definition = Definition::new(name, description, Arc::clone(&taken))
             .with_title(title)
             .with_raw_output_schema(schema::of_result::<R>())
             .with_annotations(annotations);
         let operation = move |server: Server, call: Call, arguments: JsonObject| -> Done {
-            let (operation, hint) = (operation.clone(), hint.clone());
+            let (operation, hint, taken) = (operation.clone(), hint.clone(), Arc::clone(&taken));
             Box::pin(async move {
-                let arguments = serde_json::from_value(Value::Object(arguments)).map_err(|error| {
+                let arguments = Value::Object(arguments);
+                if let Some(message) = schema::wrong_type(&taken, &arguments, "") {
+                    return Err(ToolError::invalid(message).hint(hint));
+                }
+                let arguments = serde_json::from_value(arguments).map_err(|error| {
                     ToolError::invalid(format!("the arguments are wrong: {error}")).hint(hint)
                 })?;
                 let result = operation(server, call, arguments).await?;

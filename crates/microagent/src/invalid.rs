@@ -24,7 +24,7 @@ use crate::{AttachmentError, Hint};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidRequest {
-    /// The name of a variable is empty, or contains `=` or a zero byte.
+    /// The name of a variable is empty, or contains `=`, a space or a zero byte.
     #[error("`{name}` is not the name of an environment variable")]
     EnvironmentName {
         /// The name.

@@ -174,15 +174,22 @@ impl From<Error> for NotCreated {
     }
 }
 
+/// Refuses what no shell could use as a variable, or what would be another one.
+pub(crate) fn check_variables<'a>(
+    env: impl IntoIterator<Item = &'a (String, String)>,
+) -> Result<(), InvalidRequest> {
+    let is_wrong = |name: &str| name.is_empty() || name.contains(|c: char| "=\0".contains(c) || c.is_whitespace());
+    match env.into_iter().find(|(name, _)| is_wrong(name)) {
+        Some((name, _)) => Err(InvalidRequest::EnvironmentName { name: name.clone() }),
+        None => Ok(()),
+    }
+}
+
 /// Checks the options before anything is done.
 pub(crate) fn check_options(options: &WorkspaceOptions) -> Result<(), InvalidRequest> {
     check_size(requested(options))?;
     check_host_memory(requested(options).memory_mib)?;
-    if let Some((name, _)) =
-        options.env.iter().find(|(name, _)| name.is_empty() || name.contains(['=', '\0']))
-    {
-        return Err(InvalidRequest::EnvironmentName { name: name.clone() });
-    }
+    check_variables(&options.env)?;
     check_network(options)?;
     check_labels(&options.labels)?;
     check_limits(options)?;

@@ -228,11 +228,14 @@ fn summary(report: &SyncReport) -> String {
         (report.removed.len() as u64, "removed"),
         (report.kept.len() as u64, "changed in the target only"),
         (report.conflicts.len() as u64, "in conflict"),
-        (report.special, "sockets, FIFOs and devices left out"),
         (report.unchanged, "unchanged"),
     ];
     parts
         .extend(counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));
+    if report.special > 0 {
+        let noun = if report.special == 1 { "socket, FIFO or device" } else { "sockets, FIFOs and devices" };
+        parts.push(format!("{} {noun} left out", report.special));
+    }
     let plan = if report.dry_run { "Plan: " } else { "" };
     format!("{plan}{}", parts.join(", "))
 }

@@ -216,6 +216,8 @@ impl CommandArguments {
         check_words(self.command.as_ref().map_or(0, Vec::len).max(self.env.len()))?;
         match (self.command.take(), self.shell.take()) {
             (None, None) => Ok(Line::Unnamed),
+            (Some(words), None) if words.is_empty() => Err(ToolError::invalid("`command` has no word")
+                .hint("give its words, or `shell`; a run of an image's own command omits both")),
             (Some(words), None) => Ok(Line::Words(words)),
             (None, Some(line)) => Ok(Line::Shell(line)),
             (Some(_), Some(_)) => {
@@ -251,11 +253,10 @@ impl CommandArguments {
     /// Options of a command in a workspace, and the text for its standard input.
     pub(super) fn into_exec(mut self, timeout: Duration) -> Result<(ExecOptions, Option<String>), ToolError> {
         let line = match self.take_line()? {
-            Line::Words(words) if !words.is_empty() => CommandLine::Argv(words),
+            Line::Words(words) => CommandLine::Argv(words),
             Line::Shell(line) => CommandLine::Shell(line),
-            Line::Words(_) | Line::Unnamed => {
-                return Err(ToolError::invalid("there is no command")
-                    .hint("give either `command`, with at least one word, or `shell`"));
+            Line::Unnamed => {
+                return Err(ToolError::invalid("there is no command").hint("give `command` or `shell`"));
             }
         };
         let (text, stdin) = self.take_stdin();

@@ -27,6 +27,12 @@ pub enum SyncError {
         /// The path.
         path: String,
     },
+    /// The directory of the host is in the state directory.
+    #[error("`{}` is in microagent's own state", path.display())]
+    OwnState {
+        /// The directory.
+        path: PathBuf,
+    },
     /// One side has more files than can be compared.
     #[error("there are more than {max} files, or their names are too long together")]
     TooManyFiles {
@@ -68,9 +74,10 @@ pub enum SyncError {
 impl SyncError {
     pub(super) fn kind(&self) -> ErrorKind {
         match self {
-            SyncError::Pattern { .. } | SyncError::GuestPath { .. } | SyncError::TooManyFiles { .. } => {
-                ErrorKind::Invalid
-            }
+            SyncError::Pattern { .. }
+            | SyncError::GuestPath { .. }
+            | SyncError::OwnState { .. }
+            | SyncError::TooManyFiles { .. } => ErrorKind::Invalid,
             SyncError::Replaced { .. } => ErrorKind::NotFound,
             SyncError::Busy { .. } => ErrorKind::Busy,
             SyncError::WatchLimit { .. } => ErrorKind::Host,
@@ -82,6 +89,7 @@ impl SyncError {
         Some(Hint::advice(match self {
             SyncError::Pattern { .. } => "write it as in a .gitignore file, such as `*.log` or `/build/`",
             SyncError::GuestPath { .. } => "name a directory below `/`, without `..`, such as /srv/app",
+            SyncError::OwnState { .. } => "name another directory",
             SyncError::TooManyFiles { .. } => {
                 "exclude directories that need not be the same, or name one below"
             }

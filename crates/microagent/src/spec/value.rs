@@ -27,10 +27,10 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 #[non_exhaustive]
 pub enum DurationError {
     /// It is 0.
-    #[error("the timeout must be greater than 0; omit it for no limit")]
+    #[error("a time limit must be greater than 0")]
     Zero,
     /// It is over a year.
-    #[error("it is at most a year; omit it for no limit")]
+    #[error("a time limit is at most a year")]
     Long,
     /// It is something else.
     #[error("it is a number of seconds, or with units as in 1m30s")]

@@ -154,7 +154,7 @@ impl Workspace {
         let guest = self.guest(progress).await?;
         let copied = send(&guest, source, host, guest_path, progress).await;
         let left = guest.leave().await;
-        note_left_out(progress, copied?, "sockets");
+        note_left_out(progress, copied?, ["socket", "sockets"]);
         left
     }
 
@@ -197,7 +197,7 @@ impl Workspace {
         let receive =
             move |stream| receive::receive(stream, Path::new(&place.dir), place.name.as_deref(), content);
         let skipped = guest.fetch_tar(&request, limits, receive, progress).await?;
-        note_left_out(progress, skipped, "FIFOs and devices");
+        note_left_out(progress, skipped, ["FIFO or device", "FIFOs and devices"]);
         Ok(())
     }
 
@@ -250,11 +250,14 @@ impl Workspace {
     }
 }
 
-/// Reports how many files were not copied.
-fn note_left_out(progress: &Progress, count: u64, what: &str) {
-    if count > 0 {
-        progress.event(Event::Notice(format!("{count} {what} were left out: they are not copied")));
-    }
+/// Notes what was not copied, by its names in singular and plural.
+fn note_left_out(progress: &Progress, count: u64, [one, several]: [&str; 2]) {
+    let text = match count {
+        0 => return,
+        1 => format!("1 {one} was left out: it is not copied"),
+        _ => format!("{count} {several} were left out: they are not copied"),
+    };
+    progress.event(Event::Notice(text));
 }
 
 /// Passes a tar stream of a path of the guest on to the sender.

@@ -9,7 +9,7 @@ use microagent_store::{Workload, WorkspaceRecord};
 use crate::broker::with_brokers;
 use crate::error::InvalidRequest;
 use crate::limits::check_command;
-use crate::provision::exec_request;
+use crate::provision::{check_variables, exec_request};
 use crate::{Error, Workspace};
 
 /// Options of a command in a running workspace.
@@ -83,6 +83,7 @@ impl Workspace {
         if options.timeout == Some(Duration::ZERO) {
             return Err(InvalidRequest::NoTime.into());
         }
+        check_variables(&options.env)?;
         let dir = self.existing()?;
         let brokers = WorkspaceRecord::load(&dir)?.brokers;
         let stored = Workload::load(&dir).map_err(|e| self.damaged(e))?;

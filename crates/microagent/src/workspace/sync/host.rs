@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use microagent_tree::{Item, ItemKind, PackError, Tree, Visitor};
@@ -30,16 +31,23 @@ pub(super) struct HostDir {
     pub(super) path: PathBuf,
     /// The open directory.
     pub(super) dir: OwnedFd,
+    /// Path of the state directory below it, if it is there: the disks and keys in it belong to no guest.
+    own_state: Option<Vec<u8>>,
 }
 
 impl HostDir {
     /// Opens a directory. A link that names it is followed.
-    pub(super) fn open(path: &Path) -> Result<HostDir, Error> {
+    pub(super) fn open(path: &Path, state: &Path) -> Result<HostDir, Error> {
         let failed = |source| Error::File { action: "read", path: path.to_owned(), source };
         let path = std::fs::canonicalize(path).map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
-        Ok(HostDir { path, dir })
+        let state = std::fs::canonicalize(state).unwrap_or_else(|_| state.to_owned());
+        if path.starts_with(&state) {
+            return Err(SyncError::OwnState { path }.into());
+        }
+        let own_state = state.strip_prefix(&path).ok().map(|below| below.as_os_str().as_bytes().to_vec());
+        Ok(HostDir { path, dir, own_state })
     }
 
     /// Fails if the directory was removed or replaced since it was opened: it would look empty.
@@ -81,6 +89,7 @@ impl Collected {
 
 /// A walk through the host's directory.
 struct HostWalk<'a, F> {
+    own_state: Option<&'a [u8]>,
     ignore: &'a mut Ignore,
     collected: Collected,
     /// Directories that are not part of the sync.
@@ -111,7 +120,7 @@ impl<F: FnMut(BorrowedFd<'_>) -> Result<(), Error>> Visitor for HostWalk<'_, F> 
     fn item(&mut self, item: Item) -> Result<bool, WalkError> {
         let path = TreePath(item.path);
         let is_directory = item.kind == ItemKind::Directory;
-        if self.ignore.leaves_out(&path.0, is_directory) {
+        if self.own_state == Some(&path.0[..]) || self.ignore.leaves_out(&path.0, is_directory) {
             self.collected.listing.pin(&path);
             if is_directory {
                 self.closed.push(path.0);
@@ -139,7 +148,8 @@ pub(super) fn list(
     entered: impl FnMut(BorrowedFd<'_>) -> Result<(), Error>,
 ) -> Result<(Listing, Vec<Vec<u8>>), Error> {
     dir.check()?;
-    let mut walk = HostWalk { ignore, collected: Collected::default(), closed: Vec::new(), entered };
+    let own_state = dir.own_state.as_deref();
+    let mut walk = HostWalk { own_state, ignore, collected: Collected::default(), closed: Vec::new(), entered };
     microagent_tree::list(&dir.dir, &mut walk).map_err(|WalkError(error)| below(&dir.path, error))?;
     Ok((walk.collected.listing, walk.closed))
 }

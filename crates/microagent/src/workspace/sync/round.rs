@@ -71,7 +71,7 @@ impl Round {
         progress.check()?;
         let guest_path = options.guest_dir()?;
         let dir = workspace.existing()?;
-        let host = HostDir::open(&options.host_dir)?;
+        let host = HostDir::open(&options.host_dir, workspace.engine.state_dir())?;
         // A pattern that is not valid is reported before anything is booted.
         Ignore::new(&host.path, &options.excludes, options.gitignore)?;
         let file = BaseFile::of(&dir, workspace.name(), &host.path, &guest_path);
