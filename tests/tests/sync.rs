@@ -133,7 +133,10 @@ fn what_is_excluded_is_neither_copied_nor_removed() {
     // The state directory, with disks and keys, is never part of what is above it, nor a directory that can be synced.
     let above = home.microagent(["sync", ".", "web:/srv/home", "--dry-run", "--json"]).success().json();
     let copied: Vec<&str> = above["copied"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
-    assert!(copied.contains(&"src/main.py") && !copied.iter().any(|path| path.contains(".microagent")), "{above}");
+    assert!(
+        copied.contains(&"src/main.py") && !copied.iter().any(|path| path.contains(".microagent")),
+        "{above}"
+    );
     home.microagent(["sync", ".microagent/workspaces", "web:/srv/home"]).run().code(2).says("own state");
     home.microagent(["sync", "src", "web:/srv/app", "--exclude", "a{b"]).run().code(2).says("is not valid");
     end(&home);

@@ -84,9 +84,9 @@ impl Ending<'_> {
     fn disk_full(&self, mount: &str) -> String {
         let remedy = match (mount, self.place) {
             ("/", Place::Run) => "give it a larger one: --size-mib".to_owned(),
-            ("/", Place::Workspace(name)) => format!(
-                "remove files, or halt it and give it a larger disk: microagent resize {name} SIZE"
-            ),
+            ("/", Place::Workspace(name)) => {
+                format!("remove files, or halt it and give it a larger disk: microagent resize {name} SIZE")
+            }
             _ => "remove files, or detach the volume and grow it: microagent volume resize".to_owned(),
         };
         format!("the disk at `{}` is full; {remedy}", mount.escape_default())

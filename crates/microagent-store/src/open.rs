@@ -71,14 +71,15 @@ pub fn open_file(path: &Path, access: Access) -> io::Result<File> {
 }
 
 /// Opens a file that the user named, for reading: a regular file, or a stream that the caller's shell has opened for it,
-/// which is called `/dev/stdin` or, for `<(...)`, `/dev/fd/N`. Whoever names another FIFO would wait without knowing why.
+/// which is called `/dev/stdin` or, for `<(...)`, `/dev/fd/N`, or `/dev/null`. Whoever names another FIFO would wait
+/// without knowing why.
 ///
 /// # Errors
 /// As [`open_file`] with [`Access::ReadFollowing`], but for such streams.
 pub fn open_named(path: &Path) -> io::Result<File> {
-    let is_inherited = path == Path::new("/dev/stdin")
+    let is_stream = ["/dev/stdin", "/dev/null"].iter().any(|name| path == Path::new(name))
         || ["/dev/fd", "/proc/self/fd"].iter().any(|streams| path.parent() == Some(Path::new(streams)));
-    if is_inherited { File::open(path) } else { open_file(path, Access::ReadFollowing) }
+    if is_stream { File::open(path) } else { open_file(path, Access::ReadFollowing) }
 }
 
 fn not_regular(kind: &str) -> io::Error {
@@ -151,6 +152,7 @@ mod tests {
             let error = open_named(&refused).unwrap_err();
             assert!(error.to_string().contains("not a regular file"), "{error}");
         }
+        assert_eq!(open_named(Path::new("/dev/null")).unwrap().read(&mut [0]).unwrap(), 0);
         let (reader, mut writer) = std::io::pipe().unwrap();
         writer.write_all(b"A=1").unwrap();
         drop(writer);

@@ -178,7 +178,8 @@ impl From<Error> for NotCreated {
 pub(crate) fn check_variables<'a>(
     env: impl IntoIterator<Item = &'a (String, String)>,
 ) -> Result<(), InvalidRequest> {
-    let is_wrong = |name: &str| name.is_empty() || name.contains(|c: char| "=\0".contains(c) || c.is_whitespace());
+    let is_wrong =
+        |name: &str| name.is_empty() || name.contains(|c: char| "=\0".contains(c) || c.is_whitespace());
     match env.into_iter().find(|(name, _)| is_wrong(name)) {
         Some((name, _)) => Err(InvalidRequest::EnvironmentName { name: name.clone() }),
         None => Ok(()),

@@ -149,7 +149,8 @@ pub(super) fn list(
 ) -> Result<(Listing, Vec<Vec<u8>>), Error> {
     dir.check()?;
     let own_state = dir.own_state.as_deref();
-    let mut walk = HostWalk { own_state, ignore, collected: Collected::default(), closed: Vec::new(), entered };
+    let mut walk =
+        HostWalk { own_state, ignore, collected: Collected::default(), closed: Vec::new(), entered };
     microagent_tree::list(&dir.dir, &mut walk).map_err(|WalkError(error)| below(&dir.path, error))?;
     Ok((walk.collected.listing, walk.closed))
 }
