@@ -38,6 +38,7 @@ fn a_confined_thread_reaches_its_workspace_and_nothing_else() {
     state.prepare().unwrap();
     let own = WorkspaceDir::at(state.workspaces().join("own"));
     let other = state.workspaces().join("other");
+    fs::create_dir(own.path()).unwrap();
     own.make_machine_dir().unwrap();
     fs::create_dir_all(&other).unwrap();
     fs::write(other.join("control.key"), "secret").unwrap();
@@ -116,6 +117,7 @@ fn a_confined_thread_changes_only_what_is_in_its_own_directory() {
     let state = StateDir::at(dir.path().join("state"));
     state.prepare().unwrap();
     let own = WorkspaceDir::at(state.workspaces().join("own"));
+    fs::create_dir(own.path()).unwrap();
     own.make_machine_dir().unwrap();
     fs::write(own.record(), "settings").unwrap();
     let volume = state.volume(&"data".parse().unwrap());
@@ -251,6 +253,7 @@ fn a_confined_thread_removes_its_own_template_only_and_none_afterwards() {
     let state = StateDir::at(dir.path().to_owned());
     state.prepare().unwrap();
     let own = WorkspaceDir::at(state.workspaces().join("own"));
+    fs::create_dir(own.path()).unwrap();
     own.make_machine_dir().unwrap();
     let [restored, another, remade] =
         ["restored", "another", "remade"].map(|name| state.templates().join(name));
