@@ -333,15 +333,20 @@ fn openai(workshop: &Workshop<'_>) -> Result<()> {
         .args(["--only-binary=:all:", "--python-version", "3.11", "--target"])
         .arg(&target)
         .arg(OPENAI))?;
-    let packages = workshop.scratch().join("openai.tar");
+    layout.add_layer(packed(&root, "usr")?, Compression::Gzip)?;
+    layout.finish(&Settings { command: &["bash"] })
+}
+
+/// A tar of one directory below `root`, whose files belong to the guest's root.
+fn packed(root: &Path, directory: &str) -> Result<File> {
+    let tar = root.with_extension("tar");
     run(Command::new("tar")
         .args(["--create", "--owner=0", "--group=0", "--sort=name", "--file"])
-        .arg(&packages)
+        .arg(&tar)
         .arg("-C")
-        .arg(&root)
-        .arg("usr"))?;
-    layout.add_layer(File::open(packages)?, Compression::Gzip)?;
-    layout.finish(&Settings { command: &["bash"] })
+        .arg(root)
+        .arg(directory))?;
+    Ok(File::open(tar)?)
 }
 
 /// Everything that a reader gives, for layers small enough.
