@@ -97,7 +97,7 @@ fn bare_machine(bench: &Bench) -> Result<Bare> {
     Ok(bare)
 }
 
-/// The same words with nobody at the sockets and another initramfs.
+/// The same words with nobody at the sockets and another initramfs; QEMU ends when the guest does.
 pub(crate) fn bare_words(
     words: &[String],
     initramfs: &Path,
@@ -107,7 +107,7 @@ pub(crate) fn bare_words(
     let initramfs = initramfs.to_str().context("the work directory is not UTF-8")?;
     let mut bare = Vec::new();
     let mut previous = "";
-    for word in words {
+    for word in words.iter().filter(|word| *word != "-no-shutdown") {
         bare.push(match previous {
             "-chardev" => {
                 let id =
@@ -146,6 +146,7 @@ mod tests {
             "qemu",
             "-m",
             "512",
+            "-no-shutdown",
             "-initrd",
             "/a.cpio",
             "-append",

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::Bench;
 use crate::fixture::SMALL;
+use crate::program::text;
 use crate::sample::Table;
 
 /// How long a machine may take to be running.
@@ -56,10 +57,36 @@ impl<'a> Running<'a> {
         self.bench.state().join("workspaces").join(&self.name)
     }
 
-    /// The words that QEMU was started with.
+    /// The words that QEMU was started with, with paths where it was given descriptors.
     pub(crate) fn qemu_command_line(&self) -> Result<Vec<String>> {
-        let line = fs::read_to_string(self.proc("vmm")?.join("cmdline"))?;
-        Ok(line.split_terminator('\0').map(str::to_owned).collect())
+        let process = self.proc("vmm")?;
+        let line = fs::read_to_string(process.join("cmdline"))?;
+        let (mut words, mut previous) = (Vec::new(), "");
+        for word in line.split_terminator('\0') {
+            match (previous, word) {
+                (_, "-add-fd") | ("-add-fd", _) => {}
+                ("-kernel" | "-initrd", descriptor) => {
+                    let number = descriptor.rsplit('/').next().unwrap_or_default();
+                    words.push(text(&fs::read_link(process.join("fd").join(number))?)?.to_owned());
+                }
+                ("-blockdev", disk) => words.push(self.with_paths(&process, disk)?),
+                _ => words.push(word.to_owned()),
+            }
+            previous = word;
+        }
+        Ok(words)
+    }
+
+    /// The root disk as QEMU was given it, with the paths of overlay and base disk.
+    fn with_paths(&self, process: &Path, disk: &str) -> Result<String> {
+        let mut disk: Value = serde_json::from_str(disk)?;
+        disk["file"]["filename"] = text(&self.dir().join("disk.qcow2"))?.into();
+        let base = fs::read_dir(process.join("fd"))?
+            .filter_map(|descriptor| fs::read_link(descriptor.ok()?.path()).ok())
+            .find(|file| file.extension().is_some_and(|name| name == "ext4"))
+            .context("QEMU has no base disk open")?;
+        disk["backing"]["file"]["filename"] = text(&base)?.into();
+        Ok(disk.to_string())
     }
 
     /// Memory of QEMU in KiB; what it shares with others counts in shares.

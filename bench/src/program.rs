@@ -19,6 +19,11 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The path as text, for arguments that are made of more than it.
+pub(crate) fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("the work directory is not UTF-8")
+}
+
 impl Bench {
     /// The state directory that runs share.
     pub(crate) fn state(&self) -> std::path::PathBuf {

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use crate::Bench;
 use crate::cold::bare_words;
 use crate::fixture::SMALL;
 use crate::memory::Running;
-use crate::program::run;
+use crate::program::{run, text};
 use crate::sample::{Peer, Samples, Table, interleave, time};
 
 const NAME: &str = "bench-published";
@@ -259,10 +259,6 @@ fn passt_args(socket: &OwnedFd, published: &[Publish]) -> Vec<OsString> {
 
 /// Stands in the words of a machine for its disk.
 const DISK: &str = "@DISK@";
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("the work directory is not UTF-8")
-}
 
 /// The word with another value of one of its comma-separated parts.
 fn replace_part(word: &str, prefix: &str, part: &str) -> String {

@@ -2,7 +2,6 @@
 //! one; and what many that idle cost the host.
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use crate::Bench;
 use crate::fixture::{LARGE, SMALL};
 use crate::memory::{mib, pss_kib};
 use crate::podman::Podman;
-use crate::program::run;
+use crate::program::{run, text};
 use crate::sample::{Peer, Table, interleave, time};
 
 /// The workspace, and the container, that is measured.
@@ -132,10 +131,6 @@ fn transfers(bench: &Bench, podman: Option<&Podman>, table: &mut Table) -> Resul
     table.add("exec, standard input", rate(input));
     fs::remove_file(&file)?;
     Ok(fs::remove_file(&back)?)
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().context("the work directory's path is not UTF-8")
 }
 
 /// A workspace, and a container, from an image that is there; a copy of a workspace.
