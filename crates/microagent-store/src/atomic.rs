@@ -100,24 +100,50 @@ impl ReadError {
     }
 }
 
+/// What a written file survives. Readers see the old content or the new one with both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// A loss of power: contents and name are flushed to the disk.
+    Flushed,
+    /// The death of any process: the host's kernel has the contents, and writes them when it wants.
+    Cached,
+}
+
 /// Replaces `path` with `bytes`, mode 0600: temporary file, fsync, rename, fsync of the directory.
 ///
 /// # Errors
 /// Fails when any step fails; the old content is then still in place and no temporary file is left.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
-    replace(path, bytes).map_err(|source| WriteError::Write { path: path.to_owned(), source })
+    write_atomic_as(path, bytes, Durability::Flushed)
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// The same, with this durability.
+pub(crate) fn write_atomic_as(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), WriteError> {
+    replace(path, bytes, durability).map_err(|source| WriteError::Write { path: path.to_owned(), source })
+}
+
+fn replace(path: &Path, bytes: &[u8], durability: Durability) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()
         .prefix(".tmp-")
         .permissions(fs::Permissions::from_mode(0o600))
         .tempfile_in(dir)?;
     file.write_all(bytes)?;
-    file.as_file().sync_all()?;
+    if durability == Durability::Flushed {
+        file.as_file().sync_all()?;
+    }
     file.persist(path).map_err(|e| e.error)?;
-    fsync_dir(dir)
+    durability.flush_dir(dir)
+}
+
+impl Durability {
+    /// Flushes the names in a directory, if they have to survive a loss of power.
+    pub(crate) fn flush_dir(self, dir: &Path) -> io::Result<()> {
+        match self {
+            Durability::Flushed => fsync_dir(dir),
+            Durability::Cached => Ok(()),
+        }
+    }
 }
 
 /// Makes the names in a directory durable.
@@ -135,21 +161,26 @@ pub fn fsync_dir(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// As [`write_atomic`], and when the value has no JSON form or one that [`read_json`] would refuse.
 pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), WriteError> {
-    write_json_limited(path, value, RECORD_LIMIT)
+    write_json_limited(path, value, RECORD_LIMIT, Durability::Flushed)
 }
 
 /// Replaces `path` with the JSON of `value`, of at most `limit` bytes.
 ///
 /// # Errors
 /// As [`write_json`].
-pub(crate) fn write_json_limited<T: Serialize>(path: &Path, value: &T, limit: u64) -> Result<(), WriteError> {
+pub(crate) fn write_json_limited<T: Serialize>(
+    path: &Path,
+    value: &T,
+    limit: u64,
+    durability: Durability,
+) -> Result<(), WriteError> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(|source| WriteError::Encode { path: path.to_owned(), source })?;
     bytes.push(b'\n');
     if bytes.len() as u64 > limit {
         return Err(WriteError::TooLarge { path: path.to_owned(), limit });
     }
-    write_atomic(path, &bytes)
+    write_atomic_as(path, &bytes, durability)
 }
 
 /// Reads a JSON record of at most 4 MiB.

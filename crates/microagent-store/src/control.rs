@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::WorkspaceDir;
-use crate::atomic::{ReadError, read_limited, write_atomic};
+use crate::atomic::{Durability, ReadError, read_limited, write_atomic_as};
 
 /// File name of the socket.
 const SOCKET: &str = "control";
@@ -36,7 +36,8 @@ impl WorkspaceDir {
     /// Fails when the key cannot be written or the socket not be bound.
     pub fn listen(&self, key: &ControlKey) -> io::Result<UnixListener> {
         self.make_machine_dir()?;
-        write_atomic(&self.control_key(), key)?;
+        // Without its supervisor, the key opens nothing.
+        write_atomic_as(&self.control_key(), key, Durability::Cached)?;
         self.stop_listening();
         let (_dir, path) = self.short_socket_path()?;
         let listener = UnixListener::bind(&path)?;

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use microagent_model::{HealthState, State};
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{WriteError, read_json_limited, write_json_limited};
+use crate::atomic::{Durability, WriteError, read_json_limited, write_json_limited};
 use crate::machine_state::printable;
 use crate::remove_tree::remove_tree;
 use crate::{WorkspaceDir, WorkspaceRecord};
@@ -89,7 +89,8 @@ impl HealthReport {
     /// # Errors
     /// Fails when the file cannot be replaced; the old one is then still there.
     pub fn save(&self, dir: &WorkspaceDir) -> Result<(), WriteError> {
-        write_json_limited(&dir.health_file(), self, FILE_LIMIT)
+        // It is about a machine that a loss of power ends.
+        write_json_limited(&dir.health_file(), self, FILE_LIMIT, Durability::Cached)
     }
 
     /// Removes what was written of the last machine.

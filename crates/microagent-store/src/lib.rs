@@ -29,7 +29,7 @@ mod volume;
 mod workload;
 
 pub use atomic::{
-    RECORD_LIMIT, ReadError, WriteError, fsync_dir, read_json, read_json_following, read_limited,
+    Durability, RECORD_LIMIT, ReadError, WriteError, fsync_dir, read_json, read_json_following, read_limited,
     read_limited_following, write_atomic, write_json,
 };
 pub use control::{CONTROL_KEY_LEN, ControlKey};

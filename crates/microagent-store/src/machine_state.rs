@@ -134,7 +134,7 @@ impl MachineState {
         if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             remove_tree(&path).map_err(failed)?;
         }
-        write_json_limited(&path, self, STATE_LIMIT)
+        write_json_limited(&path, self, STATE_LIMIT, dir.durability())
     }
 
     /// Without what no supervisor writes that is what it claims to be.

@@ -21,7 +21,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::state_dir::{create_private_dir, names_in};
-use crate::{Lock, LockError, ReadError, StateDir, WriteError, read_json, write_json};
+use crate::{Durability, Lock, LockError, ReadError, StateDir, WriteError, read_json, write_json};
 
 /// Newest format of a network's record that this build reads and the one that it writes.
 pub const NETWORK_FORMAT: u32 = 1;
@@ -149,7 +149,7 @@ impl StateDir {
     /// Fails with `AlreadyExists` when the name is taken, and when the directory cannot be made. Nothing is left then.
     pub fn create_network(&self, record: &NetworkRecord) -> io::Result<NetworkDir> {
         let dir = self.network(&record.name);
-        self.bring_in(dir.path(), |making| {
+        self.bring_in(dir.path(), Durability::Flushed, |making| {
             create_private_dir(&NetworkDir::at(making).sockets())?;
             write_json(&making.join("network.json"), record).map_err(io::Error::from)
         })?;

@@ -15,7 +15,7 @@ use microagent_model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{ReadError, WriteError, read_json, write_json};
+use crate::atomic::{Durability, ReadError, WriteError, read_json, write_json};
 use crate::{MachineProcesses, MachineState, OneStart, ProcessId, SettingsLock, WorkspaceDir};
 
 /// Format of the records that this build writes.
@@ -208,7 +208,13 @@ impl WorkspaceRecord {
     /// Fails when a file cannot be written.
     pub fn save_new(&self, dir: &WorkspaceDir) -> Result<(), WriteError> {
         self.machine.save(dir)?;
-        write_json(&dir.record(), self)
+        dir.write_json(&dir.record(), self)
+    }
+
+    /// What its files survive. A disposable run ends with its host, so nothing of it has to survive a loss of power:
+    /// what is left then is found as a damaged or failed workspace, and can be deleted.
+    pub fn durability(&self) -> Durability {
+        if self.disposable { Durability::Cached } else { Durability::Flushed }
     }
 
     /// Loads the record with the state that is true now. A supervisor that ends between the two looks has

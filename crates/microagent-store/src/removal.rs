@@ -165,12 +165,16 @@ mod tests {
         let state = StateDir::at(dir.path());
         state.prepare().unwrap();
         let long_ago = std::time::SystemTime::now() - 2 * GRAVE_AGE;
-        let made = state.create_workspace::<io::Error>(&"web".parse().unwrap(), |making| {
-            making.make_machine_dir()?;
-            fs::write(making.console_log(), b"x")?;
-            fs::File::open(making.path())?.set_modified(long_ago)?;
-            state.prepare().map_err(io::Error::other)
-        });
+        let made = state.create_workspace::<io::Error>(
+            &"web".parse().unwrap(),
+            crate::Durability::Flushed,
+            |making| {
+                making.make_machine_dir()?;
+                fs::write(making.console_log(), b"x")?;
+                fs::File::open(making.path())?.set_modified(long_ago)?;
+                state.prepare().map_err(io::Error::other)
+            },
+        );
         assert!(made.unwrap().console_log().exists());
         // One whose maker was killed goes.
         let abandoned = state.tmp().join("created-abandoned");

@@ -321,7 +321,9 @@ mod tests {
             record.layers = layers[1..3].to_vec();
             record.save_new(snapshot.files()).map_err(io::Error::other)
         };
-        state.create_workspace::<io::Error>(&"web".parse().unwrap(), fill).unwrap();
+        state
+            .create_workspace::<io::Error>(&"web".parse().unwrap(), crate::Durability::Flushed, fill)
+            .unwrap();
         (dir, state)
     }
 

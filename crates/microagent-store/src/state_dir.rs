@@ -26,7 +26,9 @@ use microagent_model::WorkspaceName;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 
-use crate::atomic::{fsync_dir, read_json, write_json};
+use crate::atomic::{
+    Durability, RECORD_LIMIT, WriteError, fsync_dir, read_json, write_json, write_json_limited,
+};
 use crate::open::{Access, open_file};
 use crate::parents::{UntrustedParent, check_parents};
 use crate::{Lock, LockError};
@@ -245,11 +247,11 @@ impl StateDir {
 
     /// The directory of one workspace, existing or not.
     pub fn workspace(&self, name: &WorkspaceName) -> WorkspaceDir {
-        WorkspaceDir { path: self.workspaces().join(name) }
+        WorkspaceDir::at(self.workspaces().join(name))
     }
 
     /// Makes a workspace: its directory is filled aside and then takes its name in one step, so that a name
-    /// belongs to exactly one command and no half-made workspace is ever seen.
+    /// belongs to exactly one command and no half-made workspace is ever seen. `durability` is that of all its records.
     ///
     /// # Errors
     /// Fails with `AlreadyExists` when the name is taken, as the directory cannot be made, or as `fill` does.
@@ -257,10 +259,13 @@ impl StateDir {
     pub fn create_workspace<E: From<io::Error>>(
         &self,
         name: &WorkspaceName,
+        durability: Durability,
         fill: impl FnOnce(&WorkspaceDir) -> Result<(), E>,
     ) -> Result<WorkspaceDir, E> {
-        let dir = self.workspace(name);
-        self.bring_in(dir.path(), |making| fill(&WorkspaceDir::at(making)))?;
+        let dir = self.workspace(name).with_durability(durability);
+        self.bring_in(dir.path(), durability, |making| {
+            fill(&WorkspaceDir::at(making).with_durability(durability))
+        })?;
         Ok(dir)
     }
 
@@ -279,18 +284,19 @@ impl StateDir {
     pub(crate) fn bring_in<E: From<io::Error>>(
         &self,
         place: &Path,
+        durability: Durability,
         fill: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<(), E> {
         let Scratch { dir: cradle, _lock } = self.locked_tempdir(CRADLE_PREFIX)?;
         fill(cradle.path())?;
-        fsync_dir(cradle.path())?;
+        durability.flush_dir(cradle.path())?;
         fs::rename(cradle.path(), place).map_err(|error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty => io::ErrorKind::AlreadyExists.into(),
             _ => error,
         })?;
         // It has another name now, under which nothing of it is to be removed.
         let _ = cradle.keep();
-        fsync_dir(place.parent().unwrap_or(Path::new(".")))?;
+        durability.flush_dir(place.parent().unwrap_or(Path::new(".")))?;
         Ok(())
     }
 
@@ -389,12 +395,32 @@ pub(crate) fn lock_in(dir: &Path) -> Result<Lock, LockError> {
 #[derive(Debug, Clone)]
 pub struct WorkspaceDir {
     path: PathBuf,
+    durability: Durability,
 }
 
 impl WorkspaceDir {
     /// The workspace whose directory is this.
     pub fn at(path: impl Into<PathBuf>) -> WorkspaceDir {
-        WorkspaceDir { path: path.into() }
+        WorkspaceDir { path: path.into(), durability: Durability::Flushed }
+    }
+
+    /// The same directory; what is written through this handle has this durability.
+    #[must_use]
+    pub fn with_durability(self, durability: Durability) -> WorkspaceDir {
+        WorkspaceDir { durability, ..self }
+    }
+
+    /// The durability of what is written through this handle.
+    pub(crate) fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    /// Replaces a file of this workspace with the JSON of `value`.
+    ///
+    /// # Errors
+    /// As [`write_json`].
+    pub fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<(), WriteError> {
+        write_json_limited(path, value, RECORD_LIMIT, self.durability)
     }
 
     /// The directory itself.
@@ -573,12 +599,14 @@ mod tests {
         state.prepare().unwrap();
         let name = "web".parse().unwrap();
         let fill = |dir: &WorkspaceDir| fs::write(dir.workload(), b"x");
-        let workspace = state.create_workspace(&name, fill).unwrap();
+        let workspace = state.create_workspace(&name, Durability::Flushed, fill).unwrap();
         assert_eq!(fs::metadata(workspace.path()).unwrap().permissions().mode() & 0o777, 0o700);
-        let again = state.create_workspace(&name, fill).unwrap_err();
+        let again = state.create_workspace(&name, Durability::Flushed, fill).unwrap_err();
         assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
         let failing = |_: &WorkspaceDir| Err(io::ErrorKind::StorageFull.into());
-        state.create_workspace::<io::Error>(&"other".parse().unwrap(), failing).unwrap_err();
+        state
+            .create_workspace::<io::Error>(&"other".parse().unwrap(), Durability::Flushed, failing)
+            .unwrap_err();
         assert_eq!(state.workspace_names().unwrap(), [name]);
         workspace.remove(&state).unwrap();
         assert!(state.workspace_names().unwrap().is_empty());

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::atomic::read_json_limited;
 use crate::state_dir::names_in;
 use crate::{
-    Access, Lock, LockError, MachineProcesses, ProcessId, ReadError, StateDir, WorkspaceDir, WriteError,
-    open_file, read_json, write_json,
+    Access, Durability, Lock, LockError, MachineProcesses, ProcessId, ReadError, StateDir, WorkspaceDir,
+    WriteError, open_file, read_json, write_json,
 };
 use microagent_model::VolumeName;
 
@@ -148,7 +148,9 @@ impl StateDir {
         fill: impl FnOnce(&VolumeDir) -> Result<(), E>,
     ) -> Result<VolumeDir, E> {
         let dir = self.volume(name);
-        self.bring_in(dir.path(), |making| fill(&VolumeDir { path: making.to_owned() }))?;
+        self.bring_in(dir.path(), Durability::Flushed, |making| {
+            fill(&VolumeDir { path: making.to_owned() })
+        })?;
         Ok(dir)
     }
 

@@ -63,7 +63,7 @@ impl Workload {
     /// # Errors
     /// Fails when the file cannot be replaced; the old one is then still there.
     pub fn save(&self, dir: &WorkspaceDir) -> Result<(), WriteError> {
-        write_json_limited(&dir.workload(), self, WORKLOAD_LIMIT)
+        write_json_limited(&dir.workload(), self, WORKLOAD_LIMIT, dir.durability())
     }
 }
 

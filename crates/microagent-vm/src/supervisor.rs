@@ -343,6 +343,22 @@ fn has_disk(spec: &SupervisorSpec, dir: &WorkspaceDir) -> bool {
         .map_or(true, |record| record.layers.iter().eq(disk.layers.iter().map(|file| &file.layer)))
 }
 
+/// The record of the workspace, if this machine is recorded, and the directory as that record is written to it. What is
+/// left of its last machine is ended.
+fn own_record(
+    spec: &SupervisorSpec,
+    dir: WorkspaceDir,
+) -> Result<(Option<WorkspaceRecord>, WorkspaceDir), Outcome> {
+    if !spec.work.is_recorded() {
+        return Ok((None, dir));
+    }
+    let boot = |message: String| Outcome::Failed(WorkspaceFailure { kind: FailureKind::Boot, message });
+    let record = WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?;
+    end_orphan(&record.processes(&dir)).map_err(boot)?;
+    let durability = record.durability();
+    Ok((Some(record), dir.with_durability(durability)))
+}
+
 impl Driver {
     /// Makes the workspace this supervisor's: lock, logs, record, socket.
     fn take(
@@ -365,15 +381,9 @@ impl Driver {
         let state = StateDir::at(&spec.state_dir);
         let place = take_place(&spec, &state)?;
         let claims = Claims::take(&spec, &state)?;
-        let (record, console) = if spec.work.is_recorded() {
-            (Some(WorkspaceRecord::load(&dir).map_err(|e| boot(e.to_string()))?), dir.console_log())
-        } else {
-            // Looking into a disk must not lose what its last run printed.
-            (None, dir.offline_log())
-        };
-        if let Some(record) = &record {
-            end_orphan(&record.processes(&dir)).map_err(boot)?;
-        }
+        let (record, dir) = own_record(&spec, dir)?;
+        // Looking into a disk must not lose what its last run printed.
+        let console = if record.is_some() { dir.console_log() } else { dir.offline_log() };
         let host = |error: &io::Error, what| Outcome::Failed(full_or_boot(error, what));
         let console = BoundedLog::create(&console, CONSOLE_LIMIT)
             .and_then(|log| if record.is_some() { log.with_times() } else { Ok(log) })

@@ -134,7 +134,7 @@ impl Engine {
     ) -> Result<WorkspaceDir, Error> {
         // Other members find its name from now on.
         self.join_networks(&record.name, &record.networks)?;
-        let created = self.state().create_workspace(&record.name, |dir| {
+        let created = self.state().create_workspace(&record.name, record.durability(), |dir| {
             make_disk(dir)?;
             if let Some(workload) = workload {
                 workload.save(dir).map_err(Error::from)?;

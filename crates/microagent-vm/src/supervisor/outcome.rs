@@ -1,7 +1,6 @@
 //! The end of a machine: its record, and the answers to clients.
 
 use microagent_model::{FailureKind, State, WorkspaceFailure, signal_name};
-use microagent_store::write_json;
 
 use super::clients::Clients;
 use super::control_server::UnwrittenAnswers;
@@ -46,7 +45,7 @@ impl Driver {
     pub(super) fn record_outcome(&mut self, outcome: Outcome) -> Outcome {
         let (state, failure) = end_state(&self.spec.work, &outcome);
         let recorded = match &outcome {
-            Outcome::Completed(result) => write_json(&self.dir.result(), result),
+            Outcome::Completed(result) => self.dir.write_json(&self.dir.result(), result),
             _ => Ok(()),
         };
         if let Some(record) = &mut self.record {

@@ -36,7 +36,9 @@ pub(crate) fn halted() -> (tempfile::TempDir, Workspace) {
     record.machine.state = State::Halted;
     engine
         .state()
-        .create_workspace(&record.name, |dir| record.save_new(dir).map_err(std::io::Error::other))
+        .create_workspace(&record.name, record.durability(), |dir| {
+            record.save_new(dir).map_err(std::io::Error::other)
+        })
         .unwrap();
     let workspace = engine.workspace(&record.name);
     (dir, workspace)
