@@ -74,7 +74,7 @@ async fn ask(qemu: &Path, state: &StateDir) -> io::Result<Features> {
         reopened: &[],
         limits: Limits::new(1, 0, 0),
     };
-    let jail = Jail::prepare(jailed, line.args(), Vec::new()).map_err(io::Error::other)?;
+    let jail = Jail::prepare(jailed, line.args()).map_err(io::Error::other)?;
     let program = jail.program();
     let mut child = spawn(Program {
         path: &program,

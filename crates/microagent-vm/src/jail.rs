@@ -18,8 +18,7 @@ mod wait;
 mod walls;
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -90,8 +89,6 @@ pub(crate) struct Jailed<'a> {
 #[derive(Debug)]
 pub(crate) struct Jail {
     executable: Executable,
-    /// Files through which the process enters its control groups.
-    entrances: Vec<File>,
     rules: Rules,
     account: Option<Account>,
     backend: Backend,
@@ -101,20 +98,16 @@ pub(crate) struct Jail {
 }
 
 impl Jail {
-    /// Prepares the jail. `entrances` are files of control groups; writing `0` moves a process into the group.
+    /// Prepares the jail.
     ///
     /// # Errors
     /// Fails if QEMU is not an ELF program, or the kernel supports Landlock and refuses the rules.
-    pub(crate) fn prepare(
-        jailed: Jailed<'_>,
-        args: &[OsString],
-        entrances: Vec<File>,
-    ) -> Result<Jail, JailError> {
+    pub(crate) fn prepare(jailed: Jailed<'_>, args: &[OsString]) -> Result<Jail, JailError> {
         let executable = Executable::open(jailed.qemu, args)?;
         let rules = Rules::new(&executable, jailed)?;
         let backend = if jailed.kvm { Backend::Kvm } else { Backend::Tcg };
         let (account, limits) = (jailed.account.cloned(), jailed.limits);
-        Ok(Jail { executable, entrances, rules, account, backend, limits, notified: None })
+        Ok(Jail { executable, rules, account, backend, limits, notified: None })
     }
 
     /// Makes the supervisor answer the calls that concern the memory of a template: see [`notified`]. It gets the
@@ -142,10 +135,6 @@ impl Jail {
     }
 
     fn enter(self, parent: Pid, wait: Option<&Wait>) -> io::Result<Executable> {
-        for mut entrance in self.entrances {
-            // A group is a bound on what it takes, not a wall: one that was removed meanwhile does not bind.
-            let _ = entrance.write_all(b"0");
-        }
         privileges::drop_all(self.account.as_ref())?;
         // A change of user resets it.
         die_with(parent)?;

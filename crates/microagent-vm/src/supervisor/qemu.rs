@@ -165,8 +165,7 @@ impl Maker<'_> {
             reopened: &reopened,
             limits: limits(machine, inherit.len() + CAPTURES_MAX as usize, self.files.largest_bytes()?),
         };
-        let mut jail =
-            Jail::prepare(jailed, line.args(), self.group.entrances()).map_err(io::Error::other)?;
+        let mut jail = Jail::prepare(jailed, line.args()).map_err(io::Error::other)?;
         let mut listener = None;
         if matches!(start, Start::Restore { .. }) {
             let (ours, theirs) = StdUnixStream::pair()?;
@@ -176,6 +175,7 @@ impl Maker<'_> {
         let program =
             Program { path: &path, args: line.args(), inherit: &inherit, stdin: None, jail: Some(jail) };
         let (child, more) = spawn(program)?;
+        self.group.take_in(child.numbers().pid);
         let listener = listener.and_then(|from| take_over(&from, 0).ok()?.1.pop());
         let memory_bytes = u64::from(machine.memory_mib) << 20;
         let notified = listener.map(|listener| Notified { listener, memory_bytes });
