@@ -253,6 +253,10 @@ impl<'a> Workspace<'a> {
             let forward = started["port_forwards"][at]["host_port"].as_u64();
             *port = forward.and_then(|port| u16::try_from(port).ok()).context("a port was not published")?;
         }
+        // The service runs before its programs listen.
+        let ports = PORTS.map(|port| port.to_string()).join(" ");
+        let wait = "i=0; until $B nc -z 127.0.0.1 $p || [ $i = 100 ]; do i=$((i+1)); $B sleep 0.1; done";
+        workspace.exec(&format!("B=/bin/busybox; for p in {ports}; do {wait}; done"))?;
         Ok(workspace)
     }
 
