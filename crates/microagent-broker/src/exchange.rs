@@ -228,7 +228,8 @@ fn unreachable_upstream(error: &hyper_util::client::legacy::Error) -> Refusal {
                 ConnectError::TooLate => StatusCode::GATEWAY_TIMEOUT,
                 _ => StatusCode::BAD_GATEWAY,
             };
-            return Refusal::new(status, Reason::Upstream, format!("the upstream: {cause}"));
+            let reason = if cause.is_certificate() { Reason::Certificate } else { Reason::Upstream };
+            return Refusal::new(status, reason, format!("the upstream: {cause}"));
         }
         source = cause.source();
     }

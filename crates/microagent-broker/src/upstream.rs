@@ -97,6 +97,15 @@ pub(crate) enum ConnectError {
     TooLate,
 }
 
+impl ConnectError {
+    /// Whether there is none because the upstream's certificate was refused.
+    pub(crate) fn is_certificate(&self) -> bool {
+        let ConnectError::Tls(error) = self else { return false };
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
+    }
+}
+
 struct Target {
     host: String,
     port: u16,

@@ -335,11 +335,12 @@ fn an_answer_that_is_cut_off_is_seen_to_be() {
 
 #[test]
 fn an_upstream_that_cannot_be_used_is_a_status_with_a_reason() {
-    let ask = |bench: Bench| {
+    let ask_for = |bench: Bench, reason| {
         let told = bench.ask("GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        assert_eq!(bench.end()[0].reason, Reason::Upstream, "{told}");
+        assert_eq!(bench.end()[0].reason, reason, "{told}");
         told
     };
+    let ask = |bench| ask_for(bench, Reason::Upstream);
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let told = ask(Bench::start(gone, ""));
     assert!(
@@ -348,7 +349,7 @@ fn an_upstream_that_cannot_be_used_is_a_status_with_a_reason() {
     );
     let upstream = Upstream::start(|_, tls| drop(tls.write_all(OK.as_bytes())));
     // Its own certificate is not one that others are checked with.
-    let told = ask(Bench::trusting(upstream.port, "", SERVER));
+    let told = ask_for(Bench::trusting(upstream.port, "", SERVER), Reason::Certificate);
     assert!(status(&told) == "502" && told.contains("TLS: invalid peer certificate"), "{told}");
     let garbage = Upstream::start(|_, tls| drop(tls.write_all(b"HTTP/1.1 200 OK\r\nbad header\r\n\r\n")));
     assert_eq!(status(&ask(Bench::start(garbage.port, ""))), "502");

@@ -1,7 +1,7 @@
 //! What to do about an error, in words of the command.
 
 use microagent::image::ImageHint;
-use microagent::{Error, Hint, OptionHint, WorkspaceName};
+use microagent::{Error, Hint, OptionHint, RunNotice, WorkspaceName};
 
 /// One line that says what to do, where something can be done.
 pub(crate) fn of(error: &Error) -> Option<String> {
@@ -16,12 +16,11 @@ pub(crate) fn of(error: &Error) -> Option<String> {
 }
 
 /// A notice of the library with the option that the command has for what it advises.
-pub(crate) fn notice(text: &str) -> String {
-    let rule = text.split_once("the egress rule `").and_then(|(why, rest)| {
-        let rule = rest.strip_suffix("` opens it")?;
-        Some(format!("{why}--egress-allow {rule} opens it"))
-    });
-    rule.unwrap_or_else(|| text.to_owned())
+pub(crate) fn notice(notice: &RunNotice) -> String {
+    match &notice.rule {
+        Some(rule) => format!("{}; --egress-allow {rule} opens it", notice.text),
+        None => notice.text.clone(),
+    }
 }
 
 /// A hint of the library in words of the command.
@@ -290,9 +289,11 @@ mod tests {
 
     #[test]
     fn a_notice_names_the_option() {
-        let told = "the network refused TCP to 10.1.2.3:80: no rule allows it; the egress rule `10.1.2.3:80` opens it";
-        assert!(notice(told).ends_with(": no rule allows it; --egress-allow 10.1.2.3:80 opens it"));
-        assert_eq!(notice("something else"), "something else");
+        let mut told =
+            RunNotice::from("the network refused TCP to 10.1.2.3:80: no rule allows it".to_owned());
+        assert_eq!(notice(&told), told.text);
+        told.rule = Some("10.1.2.3:80".to_owned());
+        assert!(notice(&told).ends_with(": no rule allows it; --egress-allow 10.1.2.3:80 opens it"));
     }
 
     #[test]

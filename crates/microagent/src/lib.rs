@@ -184,7 +184,7 @@ pub use options::{AttachOptions, AttachedOutput, CreateOptions, RunCommand, RunO
 pub use private_network::PrivateNetworks;
 pub use profile::{PROFILES, Profile};
 pub use progress::Progress;
-pub use report::{ImageReport, RunReport, RunResult, SetupFailure};
+pub use report::{ImageReport, RunNotice, RunReport, RunResult, SetupFailure};
 pub use run::AttachedRun;
 pub use secret::{Lookup, SecretCheck, SecretEnvironment, SecretError, SecretFault};
 pub use spec::{SpecError, SpecFile};

@@ -50,7 +50,33 @@ pub struct RunReport {
     /// Times of the phases.
     pub timeline: Timeline,
     /// Notices for the user.
-    pub notices: Vec<String>,
+    pub notices: Vec<RunNotice>,
+}
+
+/// Something about a run that its user should know, and that is not an error. `Display` has all of it in words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct RunNotice {
+    /// What there is to say.
+    pub text: String,
+    /// What the egress policy would have to allow, if this is about something that it refused and a rule can allow.
+    pub rule: Option<String>,
+}
+
+impl From<String> for RunNotice {
+    fn from(text: String) -> RunNotice {
+        RunNotice { text, rule: None }
+    }
+}
+
+impl fmt::Display for RunNotice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)?;
+        match &self.rule {
+            Some(rule) => write!(f, "; the egress rule `{rule}` opens it"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The image of a run.

@@ -26,7 +26,8 @@ use crate::supervisor_events::{
 use crate::supervisor_spec::MachineRequest;
 use crate::workspace::{decisions_in, kill_orphan, lock_patiently, lock_settings};
 use crate::{
-    AttachOptions, Engine, Error, Event, Progress, RunOptions, RunReport, RunResult, WorkspaceOptions,
+    AttachOptions, Engine, Error, Event, Progress, RunNotice, RunOptions, RunReport, RunResult,
+    WorkspaceOptions,
 };
 
 impl Engine {
@@ -193,7 +194,7 @@ impl BegunRun {
     /// Waits for the end of a run, and removes what a disposable one does not leave.
     async fn finish(self, progress: &Progress) -> Result<RunReport, Error> {
         let BegunRun { engine, provision, dir, supervisor } = self;
-        let Provision { record, workload, image, mut notices, programs, .. } = provision;
+        let Provision { record, workload, image, notices, programs, .. } = provision;
         let labels: Vec<String> = workload.setup.iter().map(SetupStep::label).collect();
         let (collector, progress) = NoticeCollector::before(progress, &dir);
         let ended = supervisor.follow(&progress).await;
@@ -206,7 +207,7 @@ impl BegunRun {
             opened: RefCell::new(collector.opened()),
         };
         let (noted, published) = collector.collected();
-        notices.extend(noted);
+        let mut notices: Vec<RunNotice> = notices.into_iter().chain(noted).map(RunNotice::from).collect();
         let (recorded, ended) = match completed(ended, &end) {
             Ok(completed) => completed,
             Err(error) => return Err(engine.run_failed(&record, &dir, error).await),
@@ -219,10 +220,8 @@ impl BegunRun {
             engine.remove(&record.name, &dir).await?;
         }
         if recorded.dropped_bytes > 0 {
-            notices.push(format!(
-                "{} bytes of output were dropped: it was over the bound",
-                recorded.dropped_bytes
-            ));
+            let bytes = recorded.dropped_bytes;
+            notices.push(format!("{bytes} bytes of output were dropped: it was over the bound").into());
         }
         Ok(RunReport {
             workspace: record.name,

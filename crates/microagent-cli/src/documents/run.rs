@@ -92,7 +92,7 @@ impl RunDocument {
                 dropped_bytes: report.result.dropped_bytes,
             },
             timeline: report.timeline.into(),
-            notices: report.notices,
+            notices: report.notices.iter().map(ToString::to_string).collect(),
         })
     }
 }

@@ -159,7 +159,7 @@ impl RunDocument {
     fn of(output: Output, report: RunReport) -> RunDocument {
         RunDocument {
             image_digest: Some(report.image.digest),
-            notices: report.notices,
+            notices: report.notices.iter().map(ToString::to_string).collect(),
             ..RunDocument::new(CommandResult::of_run(output, report.result))
         }
     }

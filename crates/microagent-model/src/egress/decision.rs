@@ -146,8 +146,10 @@ pub enum Reason {
     NotAllowed,
     /// Refused: the request is not valid, or of a sort that a broker does not pass on.
     Malformed,
-    /// Refused: the broker's upstream cannot be reached, or did not answer.
+    /// Refused: the broker's upstream cannot be reached, or gave no answer that can be used.
     Upstream,
+    /// Refused: the certificate of the broker's upstream is not valid for it, or not from an authority that is trusted.
+    Certificate,
     /// Refused: the network stack, or the process of the brokers, has ended.
     Down,
     /// Allowed: a network stack, or a process of the brokers, runs again.
