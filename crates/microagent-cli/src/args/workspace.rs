@@ -105,7 +105,7 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "RULE", help_heading = "Network")]
     egress_allow: Vec<AllowRule>,
 
-    /// Maximum number of open connections [default: 1024]
+    /// Maximum number of open connections [default: 4096]
     #[arg(long, value_name = "N", help_heading = "Network")]
     egress_max_connections: Option<u32>,
 

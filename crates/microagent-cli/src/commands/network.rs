@@ -257,7 +257,7 @@ mod tests {
             connected.text(),
             "Workspace: web\nState: running\nNetwork: user\nLink: up\nAddress: 10.0.2.15/24\nGateway: 10.0.2.2\n\
              IPv6 address: fd00::15/64\nIPv6 gateway: fd00::2\n\
-             DNS: 10.0.2.3\nEgress: public\nAllowed: .example.org\nLimits: 1024 connections, 50.00 GiB\n\
+             DNS: 10.0.2.3\nEgress: public\nAllowed: .example.org\nLimits: 4096 connections, 50.00 GiB\n\
              Name server: 192.0.2.53\nSearch domain: corp.example\nAdded host: db:10.1.2.3\n\
              Host names: those of the host's /etc/hosts\n\
              Forwarded: host.microagent.internal:11434/tcp -> 127.0.0.1:8000\n\

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 /// Connections that one guest may have open at once, unless the user says otherwise.
-pub const CONNECTIONS_DEFAULT: u32 = 1024;
+pub const CONNECTIONS_DEFAULT: u32 = 4096;
 
 /// Default of the bytes that one machine may transfer over the network, in both directions together.
 pub const BYTES_DEFAULT: u64 = 50 << 30;
@@ -57,7 +57,7 @@ pub enum AllowRule {
 }
 
 /// Which destinations a guest may reach, and how much it may transfer. Create with [`EgressPolicy::new`] and change with
-/// its methods. The default is mode [`EgressMode::Public`] without rules, 1024 connections and 50 GiB.
+/// its methods. The default is mode [`EgressMode::Public`] without rules, 4096 connections and 50 GiB.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
