@@ -178,10 +178,15 @@ impl StreamSocket for FakeStreamSocket {
             return Ok(count);
         }
         match (stream.error, stream.has_ended) {
-            (Some(error), _) => Err(error),
-            (None, true) => Ok(0),
+            // An end that came before the error is received before it.
+            (_, true) => Ok(0),
+            (Some(error), false) => Err(error),
             (None, false) => Err(Errno::AGAIN),
         }
+    }
+
+    fn failure(&self) -> Option<Errno> {
+        self.0.borrow().error
     }
 
     fn shut_down(&self) {

@@ -26,6 +26,9 @@ const _: () = assert!(FLOWS_BOUND + 2 * (LENGTH_LEN + MAX_FRAME_LEN) <= OUTBOX_B
 /// Bytes that were taken and are kept in front of those that wait; then these are moved to the front.
 const TAKEN_MAX: usize = 128 * 1024;
 
+/// Room for all of that. It takes memory as far as it was used.
+const ROOM: usize = OUTBOX_BOUND + TAKEN_MAX;
+
 /// What ICMP's "destination unreachable" says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreachable {
@@ -62,19 +65,27 @@ impl Unreachable {
 const FRAGMENT_LEN: usize = 8;
 
 /// Frames that wait for the guest, each with its length before it, as the stream has them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
-    bytes: Vec<u8>,
+    bytes: Box<[u8]>,
+    /// Where those that wait begin and end.
     sent: usize,
+    end: usize,
     /// Bytes still to be taken of a frame of which some were taken.
     begun: usize,
     fragment_id: u32,
 }
 
+impl Default for Outbox {
+    fn default() -> Outbox {
+        Outbox { bytes: vec![0; ROOM].into_boxed_slice(), sent: 0, end: 0, begun: 0, fragment_id: 0 }
+    }
+}
+
 impl Outbox {
     /// What was not taken yet.
     pub fn pending(&self) -> &[u8] {
-        &self.bytes[self.sent..]
+        &self.bytes[self.sent..self.end]
     }
 
     /// How many pending bytes are whole frames of together at most `max` bytes; at least one frame if there is one.
@@ -100,29 +111,34 @@ impl Outbox {
         }
         self.begun = end.saturating_sub(count);
         self.sent += count;
-        if self.sent == self.bytes.len() {
-            self.bytes.clear();
-            self.sent = 0;
-        } else if self.sent > TAKEN_MAX {
-            self.bytes.drain(..self.sent);
+        if self.sent == self.end || self.sent > TAKEN_MAX {
+            self.bytes.copy_within(self.sent..self.end, 0);
+            self.end -= self.sent;
             self.sent = 0;
         }
     }
 
     /// Whether flows may add more.
     pub(crate) fn has_room(&self) -> bool {
-        self.bytes.len() - self.sent < FLOWS_BOUND
+        self.end - self.sent < FLOWS_BOUND
     }
 
     /// Appends a frame of `len` bytes that are zero, for the caller to fill.
     pub(crate) fn frame(&mut self, len: usize) -> Option<&mut [u8]> {
-        if self.bytes.len() - self.sent + LENGTH_LEN + len > OUTBOX_BOUND {
+        let frame = self.stale_frame(len)?;
+        frame.fill(0);
+        Some(frame)
+    }
+
+    /// Appends a frame of `len` bytes that are whatever they were, for a caller who writes all of them.
+    pub(crate) fn stale_frame(&mut self, len: usize) -> Option<&mut [u8]> {
+        if self.end - self.sent + LENGTH_LEN + len > OUTBOX_BOUND {
             return None;
         }
-        self.bytes.extend_from_slice(&(len as u32).to_be_bytes());
-        let begin = self.bytes.len();
-        self.bytes.resize(begin + len, 0);
-        Some(&mut self.bytes[begin..])
+        let begin = self.end + LENGTH_LEN;
+        self.bytes[self.end..begin].copy_from_slice(&(len as u32).to_be_bytes());
+        self.end = begin + len;
+        Some(&mut self.bytes[begin..self.end])
     }
 
     /// Answers a segment as a host does on which nobody listens.
@@ -139,6 +155,11 @@ impl Outbox {
         };
         let ports = (segment.destination, segment.source);
         self.segment(link, ports, sequence, acknowledged, set);
+    }
+
+    /// Answers a segment with these numbers and nothing else.
+    pub(crate) fn acknowledge(&mut self, link: Link, segment: &Segment, sequence: u32, acknowledged: u32) {
+        self.segment(link, (segment.destination, segment.source), sequence, acknowledged, flags::ACK);
     }
 
     fn segment(&mut self, link: Link, ports: (u16, u16), sequence: u32, acknowledged: u32, set: u8) {
@@ -209,7 +230,7 @@ impl Outbox {
         let piece = (mtu - header_len) / 8 * 8;
         let whole = body.len() + (body.len() / piece + 1) * (LENGTH_LEN + ETHERNET_LEN + header_len);
         let longest = usize::from(u16::MAX) - if link.is_ipv6() { 0 } else { IPV4_LEN };
-        if body.len() > longest || self.bytes.len() - self.sent + whole > OUTBOX_BOUND {
+        if body.len() > longest || self.end - self.sent + whole > OUTBOX_BOUND {
             return;
         }
         if link.header_len() + body.len() <= mtu {
@@ -560,6 +581,27 @@ mod tests {
         }
         assert_eq!(body[8..], payload);
         assert_eq!(transport_checksum(&body, link, PROTOCOL_UDP), 0);
+    }
+
+    #[test]
+    fn frames_are_taken_in_order_whatever_was_taken_before() {
+        let mut outbox = Outbox::default();
+        let (mut written, mut taken) = (Vec::new(), Vec::new());
+        for number in 0..3000_usize {
+            let len = 1 + number * 7919 % 60_000;
+            if let Some(frame) = outbox.frame(len) {
+                assert!(frame.iter().all(|byte| *byte == 0), "nothing of an earlier frame is left");
+                frame.fill(number as u8);
+                written.push((len, number as u8));
+            }
+            let count = (number * 104_729 % 90_000).min(outbox.pending().len());
+            taken.extend_from_slice(&outbox.pending()[..count]);
+            outbox.advance(count);
+        }
+        taken.extend_from_slice(outbox.pending());
+        let frames = testing::frames(&taken);
+        let read: Vec<(usize, u8)> = frames.iter().map(|frame| (frame.len(), frame[0])).collect();
+        assert!(read == written && frames.iter().all(|frame| frame.iter().all(|byte| *byte == frame[0])));
     }
 
     #[test]

@@ -51,6 +51,10 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 /// Times that QEMU's socket is read in a turn.
 const READS: usize = 4;
 
+/// What is told of QEMU's socket. That it takes something is told only while it does not: else each frame that QEMU takes
+/// would wake the stack.
+const LINK_EVENTS: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::ET);
+
 /// Most bytes that are written at once, or one frame. A socket of the UNIX domain is writable while at most a quarter of its
 /// buffer is used; the rest of the usual buffer (208 KiB) takes this much and what the kernel adds to it, so that no
 /// frame is cut. A stack that is killed leaves whole frames behind, and the next one continues.
@@ -132,9 +136,7 @@ pub fn run_stack(
     controller: &mut dyn Controller,
 ) -> io::Result<()> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let edge = epoll::EventFlags::ET;
-    let both = epoll::EventFlags::IN | epoll::EventFlags::OUT | edge;
-    epoll::add(&epoll, &channels.qemu, epoll::EventData::new_u64(QEMU), both)?;
+    epoll::add(&epoll, &channels.qemu, epoll::EventData::new_u64(QEMU), LINK_EVENTS)?;
     for control in &channels.controls {
         epoll::add(&epoll, control, epoll::EventData::new_u64(CONTROL), epoll::EventFlags::IN)?;
     }
@@ -158,6 +160,7 @@ pub fn run_stack(
         datagram: vec![0; usize::from(u16::MAX)].into_boxed_slice(),
         is_readable: true,
         is_writable: true,
+        is_watching: false,
         heard: Pace::new(channels.rate),
         told: Pace::new(channels.rate),
         controller,
@@ -199,6 +202,8 @@ struct Runner<'a> {
     /// Whether QEMU's socket may have something, and may take something.
     is_readable: bool,
     is_writable: bool,
+    /// Whether it is told when it takes something again.
+    is_watching: bool,
     /// What the guest sends, and what it gets.
     heard: Pace,
     told: Pace,
@@ -234,7 +239,7 @@ impl Runner<'_> {
                 break;
             }
         }
-        let turn = self.write_qemu();
+        let turn = self.write_qemu()?;
         for (network, address) in self.stack.sockets().outgoing().take_wanted() {
             self.controller.connect(network, address);
         }
@@ -266,7 +271,10 @@ impl Runner<'_> {
             match token {
                 QEMU => {
                     self.is_readable |= is_readable;
-                    self.is_writable |= is_writable;
+                    if is_writable && !self.is_writable {
+                        (self.is_writable, self.is_watching) = (true, false);
+                        self.watch_link(LINK_EVENTS)?;
+                    }
                 }
                 CONTROL => is_ordered = true,
                 _ if token & LISTENER != 0 => {
@@ -365,7 +373,7 @@ impl Runner<'_> {
     }
 
     /// Writes whole frames for as long as QEMU's socket has room for them.
-    fn write_qemu(&mut self) -> Turn {
+    fn write_qemu(&mut self) -> io::Result<Turn> {
         let outbox = self.stack.outbox();
         while self.is_writable && !outbox.pending().is_empty() {
             if !has_event(&self.room) {
@@ -377,10 +385,19 @@ impl Runner<'_> {
                 Ok(count) => outbox.advance(count),
                 Err(Errno::AGAIN) => self.is_writable = false,
                 Err(Errno::INTR) => {}
-                Err(_) => return Turn::Last,
+                Err(_) => return Ok(Turn::Last),
             }
         }
-        Turn::Next
+        if !self.is_writable && !self.is_watching {
+            self.is_watching = true;
+            self.watch_link(LINK_EVENTS | epoll::EventFlags::OUT)?;
+        }
+        Ok(Turn::Next)
+    }
+
+    /// Sets what is told of QEMU's socket; what is true already is told again.
+    fn watch_link(&self, events: epoll::EventFlags) -> io::Result<()> {
+        Ok(epoll::modify(&self.epoll, &self.qemu, epoll::EventData::new_u64(QEMU), events)?)
     }
 
     fn accept(&mut self) {

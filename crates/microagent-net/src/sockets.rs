@@ -121,6 +121,9 @@ pub trait StreamSocket {
     /// `AGAIN` when nothing is there now; anything else ends the connection.
     fn receive(&self, bytes: &mut [u8]) -> Result<usize, Errno>;
 
+    /// Why the connection has failed, after the end of what it receives: a reset is not received any more then.
+    fn failure(&self) -> Option<Errno>;
+
     /// Tells the remote end that nothing more will be sent.
     fn shut_down(&self);
 

@@ -217,6 +217,13 @@ impl StreamSocket for HostStream {
         }
     }
 
+    fn failure(&self) -> Option<Errno> {
+        match self {
+            HostStream::Plain(socket) => socket_error(socket).and_then(|error| error).err(),
+            HostStream::Member(stream) => stream.failure(),
+        }
+    }
+
     fn shut_down(&self) {
         match self {
             // Fails when the connection is gone, which shows when it is read.

@@ -468,6 +468,15 @@ impl StreamSocket for MemberStream {
         Ok(count)
     }
 
+    /// Both halves end before a member closes its socket.
+    fn failure(&self) -> Option<Errno> {
+        match recv(&self.socket, &mut [0][..], RecvFlags::DONTWAIT | RecvFlags::PEEK) {
+            Ok((0, _)) => Some(Errno::CONNRESET),
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => None,
+            Err(error) => Some(error),
+        }
+    }
+
     fn shut_down(&self) {
         self.owes_end.set(true);
         self.flush();

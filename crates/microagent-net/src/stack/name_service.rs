@@ -109,6 +109,10 @@ impl StreamSocket for NameService {
         Ok(count)
     }
 
+    fn failure(&self) -> Option<Errno> {
+        None
+    }
+
     fn shut_down(&self) {
         self.0.borrow_mut().has_ended = true;
     }
@@ -135,6 +139,13 @@ impl<S: StreamSocket> StreamSocket for Peer<S> {
         match self {
             Peer::Host(socket) => socket.receive(bytes),
             Peer::Names(service) => service.receive(bytes),
+        }
+    }
+
+    fn failure(&self) -> Option<Errno> {
+        match self {
+            Peer::Host(socket) => socket.failure(),
+            Peer::Names(service) => service.failure(),
         }
     }
 

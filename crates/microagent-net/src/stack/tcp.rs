@@ -10,6 +10,7 @@
 //!   again; and its shortest timeout is a second. So a flow whose data is not acknowledged is made to send again
 //!   ([`TcpFlow::provoke`]).
 //! - It ignores the window in the last segments of a connection: its side is closed only when all data is acknowledged.
+//! - It does not answer a guest that begins a connection which is open here: [`TcpFlow::challenge`] does.
 //! - It throws away what the host has not taken, ten seconds after both sides have closed: it is not asked any more then.
 
 use std::net::IpAddr;
@@ -25,7 +26,7 @@ use super::wire::{Sent, Wire};
 use crate::egress::EgressFilter;
 use crate::flows::{Key, OPENING};
 use crate::frame::{IPV4_LEN, IPV6_LEN, Mac, PROTOCOL_TCP, Segment, TCP_LEN, flags};
-use crate::outbox::{Outbox, write_packet};
+use crate::outbox::{Link, Outbox, write_packet};
 use crate::sockets::{Readiness, StreamSocket};
 
 /// Segments that one flow sends before others have their turn.
@@ -88,7 +89,7 @@ pub(super) enum Progress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Half {
     Open,
-    /// The host's socket has no more data; the guest is told when it has what came.
+    /// The host's socket has come to its end; the guest is told when it has what came.
     Ending,
     Closed,
 }
@@ -217,6 +218,10 @@ impl<S: StreamSocket> TcpFlow<S> {
 
     /// Takes a segment of the guest; `packet` is what it came in.
     pub(super) fn take(&mut self, packet: &[u8], segment: &Segment, around: &mut Surroundings<'_>) {
+        let is_open = !matches!(self.state(), State::Listen | State::SynSent | State::SynReceived);
+        if segment.opens() && is_open {
+            return self.challenge(segment, around);
+        }
         self.feed(packet, around);
         if segment.has(flags::RST) {
             self.guest_reset |= matches!(self.state(), State::Closed | State::Listen);
@@ -238,6 +243,22 @@ impl<S: StreamSocket> TcpFlow<S> {
                 _ => self.repair = None,
             }
         }
+    }
+
+    /// Answers a guest that begins a connection anew which is open here: its kernel, or its memory, is another one than the
+    /// one that opened it. It resets the old one when it hears of it, and tries again. smoltcp would say nothing.
+    ///
+    /// # Source
+    /// RFC 5961 4.2.
+    fn challenge(&self, segment: &Segment, around: &mut Surroundings<'_>) {
+        let link = Link {
+            source_mac: around.our_mac,
+            destination_mac: around.guest_mac,
+            source: self.key.remote,
+            destination: self.guest,
+        };
+        let sequence = self.acknowledged.map_or(0, |(number, _)| number);
+        around.outbox.acknowledge(link, segment, sequence, self.acknowledging);
     }
 
     /// Hands a packet to smoltcp.
@@ -390,24 +411,40 @@ impl<S: StreamSocket> TcpFlow<S> {
                 }
                 Ok(Err(_)) => {
                     self.failed = Some(Duration::MAX);
-                    self.inbound = Half::Ending;
+                    self.inbound = Half::Closed;
                 }
                 Err(_) => break,
             }
         }
+        // A reset behind the end concerns a guest that still sends.
+        if self.inbound != Half::Open
+            && self.outbound == Half::Open
+            && self.failed.is_none()
+            && self.is_readable
+        {
+            self.is_readable = false;
+            self.failed = stream.failure().map(|_| Duration::MAX);
+        }
         if self.failed == Some(Duration::MAX) {
             self.failed = Some(around.now + LAST_DATA);
         }
+        let is_taken = socket.send_queue() == 0;
+        let is_ending = matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
         match self.failed {
-            Some(until) if socket.send_queue() == 0 || around.now >= until => {
-                if self.inbound == Half::Open && self.is_readable && around.now < until {
-                    return;
-                }
+            Some(until) if around.now >= until => {
                 socket.abort();
                 self.inbound = Half::Closed;
             }
-            None if self.inbound == Half::Ending && socket.send_queue() == 0 => {
+            // An end that came before the reset is told before it.
+            _ if self.inbound == Half::Ending && is_taken => {
                 socket.close();
+                self.inbound = Half::Closed;
+            }
+            Some(_) if is_taken && !is_ending => {
+                if self.inbound == Half::Open && self.is_readable {
+                    return;
+                }
+                socket.abort();
                 self.inbound = Half::Closed;
             }
             _ => {}

@@ -13,6 +13,7 @@ use crate::{
 };
 use flags::{ACK, FIN, RST, SYN};
 
+mod hostile;
 mod ipv6;
 mod members;
 mod policy;

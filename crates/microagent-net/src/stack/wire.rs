@@ -86,7 +86,8 @@ pub(super) struct Sending<'b> {
 
 impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
-        let Some(frame) = self.outbox.frame(ETHERNET_LEN + len) else {
+        // smoltcp writes all of a packet.
+        let Some(frame) = self.outbox.stale_frame(ETHERNET_LEN + len) else {
             // Answers have filled what is kept free for them: this one is lost, and sent again.
             return write(&mut vec![0; len]);
         };

@@ -135,6 +135,38 @@ fn a_reset_is_passed_on_as_a_reset() {
 }
 
 #[test]
+fn a_reset_behind_the_end_is_passed_on_behind_the_end() {
+    // A guest that has heard the end and still sends, or waits, is told that nobody takes anything any more.
+    let mut bench = Bench::new(policy(EgressMode::Public, &[]));
+    let (token, stream, number) = open(&mut bench);
+    stream.borrow_mut().has_ended = true;
+    bench.stack.ready(token, Readiness::READABLE);
+    assert!(segment_of(&bench.run()[0]).has(FIN));
+    bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, number + 1, b""));
+    stream.borrow_mut().error = Some(Errno::PIPE);
+    bench.stack.ready(token, Readiness::BOTH);
+    assert!(segment_of(&bench.run()[0]).has(RST));
+    assert!(stream.borrow().is_closed);
+    assert_eq!(bench.stack.sizes()[0], 0);
+
+    // Both are there at once, and data before them.
+    let (token, stream, number) = open(&mut bench);
+    stream.borrow_mut().incoming.extend(b"last words");
+    stream.borrow_mut().has_ended = true;
+    bench.stack.ready(token, Readiness::READABLE);
+    stream.borrow_mut().error = Some(Errno::PIPE);
+    let frames = bench.run();
+    assert_eq!((frames.len(), segment_of(&frames[0]).data_len), (1, 10));
+    let frames = bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, number + 10, b""));
+    assert!(segment_of(&frames[0]).has(FIN) && !frames.iter().any(|frame| segment_of(frame).has(RST)));
+    bench.stack.ready(token, Readiness::BOTH);
+    bench.run();
+    let frames = bench.send(&testing::tcp_at(FAR, 40_000, 443, ACK, 1001, number + 11, b""));
+    assert!(segment_of(&frames[0]).has(RST));
+    assert_eq!(bench.stack.sizes()[0], 0);
+}
+
+#[test]
 fn a_guest_that_does_not_take_its_last_data_is_reset_all_the_same() {
     let mut bench = Bench::new(policy(EgressMode::Public, &[]));
     let (token, stream, _) = open(&mut bench);
