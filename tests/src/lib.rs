@@ -10,6 +10,7 @@
 
 pub mod clients;
 pub mod command;
+pub mod far_end;
 pub mod fixtures;
 pub mod home;
 pub mod host;
@@ -22,6 +23,7 @@ pub mod process;
 pub mod pty;
 pub mod registry;
 pub mod schema;
+pub mod site;
 pub mod upstream;
 pub mod user;
 pub mod wait;

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use std::io::Write;
 use std::time::Duration;
 
-use microagent_tests::{Home, User, host, user};
+use microagent_tests::site::{FAR_V4, Site};
+use microagent_tests::{Home, User, far_end, host, user, wait_for};
 
 /// A host of its own, with a workspace; gets the command, an image and an empty directory.
 const CHANGES: &str = r#"set -e
@@ -77,5 +79,37 @@ fn new_lookups_and_connections_follow_the_hosts_network() {
     let run = home.other("unshare").args(["--net", "--mount", "sh", "-c", CHANGES, "sh"]).arg(home.program());
     let run = run.arg(&image).arg(&etc).deadline(Duration::from_secs(300)).success();
     assert!(run.text().ends_with("all seen\n"), "{}", run.told());
+    home.nothing_is_left();
+}
+
+#[test]
+fn connections_follow_an_interface_that_goes_down_comes_back_and_gets_another_address() {
+    if !Site::can_be_tried() {
+        return;
+    }
+    let (site, home) = (Site::start(), Home::new(User::Caller));
+    let server = far_end::serve(site.far.listen(FAR_V4), |mut stream| {
+        let client = stream.peer_addr().map(|client| client.ip().to_string());
+        let _ = stream.write_all(client.unwrap_or_default().as_bytes());
+    });
+    home.microagent(["create", "box", "--image", &home.image("busybox"), "--dns", FAR_V4]).success();
+    site.call(&home).args(["start", "box"]).success();
+    let script = format!("nc -w 60 {FAR_V4} {server} < /dev/null 2>&1");
+    let says = |wanted: &str| {
+        wait_for(&format!("`{wanted}`"), Duration::from_secs(60), || {
+            let said = home.microagent(["exec", "box", "--", "sh", "-c", &script]).run();
+            if said.text().contains(wanted) { Ok(()) } else { Err(said.told()) }
+        });
+    };
+    says("192.0.2.1");
+    site.host.sh("ip link set here down");
+    says("Network is unreachable");
+    site.host.sh("ip link set here up; ip route add default via 192.0.2.2");
+    says("192.0.2.1");
+    let move_on = "ip address delete 192.0.2.1/24 dev here; ip address add 192.0.2.77/24 dev here; \
+        ip route add default via 192.0.2.2";
+    site.host.sh(move_on);
+    says("192.0.2.77");
+    home.microagent(["delete", "box", "--force", "--yes"]).success();
     home.nothing_is_left();
 }
