@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod browser;
+mod clients;
 mod databases;
 mod engines;
 mod init;
