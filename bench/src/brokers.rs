@@ -10,14 +10,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use microagent_net::{BROKER_ADDRESS, BROKER_PORT, GATEWAY};
-use serde_json::Value;
 
 use crate::Bench;
 use crate::fixture::SMALL;
 use crate::program::run;
 use crate::sample::{Peer, Samples, Table, interleave, time};
+use crate::serving::ServingWorkspace;
 
 const NAME: &str = "bench-brokers";
 
@@ -70,6 +70,7 @@ fn latency(workspace: &Workspace<'_>, table: &mut Table) -> Result<()> {
 fn downloads(workspace: &Workspace<'_>, table: &mut Table) -> Result<()> {
     let (broker, port) = PLACES[0];
     let got = workspace
+        .workspace
         .exec(&format!("/bin/busybox wget -qO - http://{broker}:{port}/data | /bin/busybox wc -c"))?;
     ensure!(got.trim() == BYTES.to_string(), "the guest got {got}");
     let names = ["by a published port", "by a broker", "by a forwarded port"];
@@ -209,30 +210,24 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// A workspace with a broker for the server; killed and deleted when dropped.
+/// A workspace with a broker for the server.
 struct Workspace<'a> {
     bench: &'a Bench,
+    workspace: ServingWorkspace<'a>,
     ports: [u16; 5],
 }
 
 impl<'a> Workspace<'a> {
     fn start(bench: &'a Bench, server: &Server) -> Result<Workspace<'a>> {
-        let mut workspace = Workspace { bench, ports: [0; 5] };
-        workspace.delete()?;
         let ca = bench.dir.join("nginx/server.crt");
         let broker = format!("API=https://localhost:{},secret=env:BENCH_KEY,ca={}", server.tls, ca.display());
         let forward = format!("80=127.0.0.1:{}", server.plain);
-        let mut create = bench.microagent(&bench.state());
-        create.env("BENCH_KEY", "key");
-        create.args(["create", NAME, "--image", SMALL, "--broker", &broker, "--forward", &forward]);
         // A line of the host names the page; the guest asks for it, and throws it away. The shell keeps the host's connection
         // open meanwhile.
         let load = "#!/bin/sh\\nread path\\nexport path\\n/bin/busybox nc $1 $2 -e /ask\\n";
         let ask = "#!/bin/sh\\nprintf \"GET $path HTTP/1.0\\\\r\\\\n\\\\r\\\\n\"\\nexec /bin/busybox dd of=/dev/null bs=64k\\n";
-        create.args([
-            "--setup",
-            &format!("printf '{load}' > /load; printf '{ask}' > /ask; /bin/busybox chmod +x /load /ask"),
-        ]);
+        let setup =
+            format!("printf '{load}' > /load; printf '{ask}' > /ask; /bin/busybox chmod +x /load /ask");
         let mut service =
             format!("B=/bin/busybox; $B nc -ll -p {} -e $B dd of=/dev/null bs=64k & ", PORTS[SINK]);
         for (place, (address, port)) in PLACES.into_iter().enumerate() {
@@ -241,39 +236,18 @@ impl<'a> Workspace<'a> {
                 "$B nc -ll -p {load} -e /load {address} {port} & $B nc -ll -p {relay} -e $B nc {address} {port} & "
             );
         }
-        create.args(["--service-command", &format!("exec 2>/dev/null; {service} exec $B sleep 100000")]);
-        for port in PORTS {
-            create.args(["-p", &format!("0:{port}")]);
-        }
-        run(&mut create)?;
-        let mut start = bench.microagent(&bench.state());
-        let started = run(start.env("BENCH_KEY", "key").args(["start", NAME, "--json"]))?;
-        let started: Value = serde_json::from_str(&started)?;
-        for (at, port) in workspace.ports.iter_mut().enumerate() {
-            let forward = started["port_forwards"][at]["host_port"].as_u64();
-            *port = forward.and_then(|port| u16::try_from(port).ok()).context("a port was not published")?;
-        }
+        let service = format!("exec 2>/dev/null; {service} exec $B sleep 100000");
+        let publish = PORTS.map(|port| format!("0:{port}"));
+        let mut flags = vec!["--broker", &broker, "--forward", &forward, "--setup", &setup];
+        flags.extend(["--service-command", &service]);
+        flags.extend(publish.iter().flat_map(|port| ["-p", port]));
+        let workspace = ServingWorkspace::create(bench, NAME, &[("BENCH_KEY", "key")], &flags)?;
+        let ports = workspace.start()?.try_into();
+        let ports = ports.map_err(|ports| anyhow!("other ports are published: {ports:?}"))?;
         // The service runs before its programs listen.
-        let ports = PORTS.map(|port| port.to_string()).join(" ");
+        let listening = PORTS.map(|port| port.to_string()).join(" ");
         let wait = "i=0; until $B nc -z 127.0.0.1 $p || [ $i = 100 ]; do i=$((i+1)); $B sleep 0.1; done";
-        workspace.exec(&format!("B=/bin/busybox; for p in {ports}; do {wait}; done"))?;
-        Ok(workspace)
-    }
-
-    fn exec(&self, line: &str) -> Result<String> {
-        let mut command = self.bench.microagent(&self.bench.state());
-        run(command.args(["exec", NAME, "--", "sh", "-c", line]))
-    }
-
-    fn delete(&self) -> Result<()> {
-        let state = self.bench.state();
-        run(self.bench.microagent(&state).args(["delete", NAME, "--force", "--yes"])).map(drop)
-    }
-}
-
-impl Drop for Workspace<'_> {
-    fn drop(&mut self) {
-        // What cannot be ended here shows in the next round's `list`.
-        let _ = self.delete();
+        workspace.exec(&format!("B=/bin/busybox; for p in {listening}; do {wait}; done"))?;
+        Ok(Workspace { bench, workspace, ports })
     }
 }

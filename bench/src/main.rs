@@ -14,10 +14,11 @@ mod disk;
 mod fixture;
 mod host;
 mod memory;
+mod network;
 mod podman;
 mod program;
-mod published;
 mod sample;
+mod serving;
 mod snapshots;
 mod storage;
 mod unpack;
@@ -63,8 +64,9 @@ enum Part {
     Disk,
     /// Reading and writing on root disk and volume, against raw QEMU with a raw file
     Storage,
-    /// A published port: bytes and connections, against raw QEMU's user network and passt alone
-    Published,
+    /// Bytes, connections, processor time and memory of the network, against raw QEMU with its user network and with
+    /// passt; private networks; the network stack without a guest
+    Network,
     /// A workspace's changes become an image, against podman
     Commit,
     /// What a running machine costs the host
@@ -114,8 +116,8 @@ fn main() -> Result<()> {
     if wants(Part::Storage) {
         storage::measure(&bench, &mut table).context("measuring storage")?;
     }
-    if wants(Part::Published) {
-        published::measure(&bench, &mut table).context("measuring published ports")?;
+    if wants(Part::Network) {
+        network::measure(&bench, &mut table).context("measuring the network")?;
     }
     if wants(Part::Commit) {
         commit::measure(&bench, &mut table).context("measuring commits")?;

@@ -142,6 +142,21 @@ pub(crate) fn pss_kib(pid: u64) -> Result<u64> {
     Ok(all.iter().map(|mapping| mapping.pss_kib).sum())
 }
 
+/// The same of a process that may hide from its user; what is shared counts as a whole then.
+pub(crate) fn hidden_kib(pid: u64) -> Result<u64> {
+    pss_kib(pid).or_else(|_| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        field(&status, "VmRSS:").context("no VmRSS")
+    })
+}
+
+/// The same of a QEMU, without the memory of its guest and the code that it has translated.
+pub(crate) fn pss_beside_guest_kib(pid: u64) -> Result<u64> {
+    let all = mappings(&fs::read_to_string(format!("/proc/{pid}/smaps"))?);
+    let own = all.iter().filter(|mapping| !mapping.is_guest() && !mapping.is_translated());
+    Ok(own.map(|mapping| mapping.pss_kib).sum())
+}
+
 /// One mapping of a process.
 struct Mapping {
     permissions: String,
