@@ -213,7 +213,7 @@ impl Guest {
         let socket = self.sockets.get_mut::<Socket<'_>>(handle);
         let remote: (Ipv4Addr, u16) = (GATEWAY, port);
         socket.connect(self.interface.context(), remote, self.next_port).unwrap();
-        self.settle(handle).then_some(GuestEnd { guest: self, handle })
+        self.await_end_of_handshake(handle).then_some(GuestEnd { guest: self, handle })
     }
 
     /// Takes connections to a port.
@@ -230,14 +230,14 @@ impl Guest {
         port: u16,
         receive_buffer: usize,
     ) -> GuestEnd<'_> {
-        assert!(self.settle(*listening), "nobody connects");
+        assert!(self.await_end_of_handshake(*listening), "nobody connects");
         let next = self.listen(port, receive_buffer);
         let handle = std::mem::replace(listening, next);
         GuestEnd { guest: self, handle }
     }
 
     /// Waits until a connection has come about or failed.
-    fn settle(&mut self, handle: SocketHandle) -> bool {
+    fn await_end_of_handshake(&mut self, handle: SocketHandle) -> bool {
         let until = Instant::now() + PATIENCE;
         loop {
             match self.socket(handle).state() {

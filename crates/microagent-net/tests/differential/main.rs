@@ -25,7 +25,7 @@ use play::{HostEnd, play};
 use scenario::{Scenario, Step};
 
 /// Scenarios of each direction and size of frames, unless `MICROAGENT_SCENARIOS` says how many.
-const SCENARIOS: u64 = 250;
+const SCENARIOS: u64 = 125;
 
 /// The guest's port that is published, and the gateway's that is forwarded.
 const GUEST_PORT: u16 = 7001;
