@@ -24,6 +24,7 @@ pub mod pty;
 pub mod registry;
 pub mod schema;
 pub mod site;
+pub mod snapshot_file;
 pub mod upstream;
 pub mod user;
 pub mod wait;

@@ -141,6 +141,20 @@ fn hooks_run_before_the_processes_continue() {
     assert_eq!(sh(&home, "kid", "cat /root/ran"), "one-kid\nlast\n");
     assert_eq!(sh(&home, "lab", "cat /root/ran 2> /dev/null || echo none"), "none\n");
     assert!(home.microagent(["logs", "kid"]).success().text().contains("20-fails failed"));
+    // Programs are told, too, whatever makes the machine continue.
+    let failed = |document: &Value| {
+        let notices = document["notices"].to_string();
+        assert!(notices.contains("20-fails failed with exit code 3"), "{document}");
+    };
+    let forked = home.microagent(["fork", "lab", "one", "two", "--json"]).success().json();
+    forked["forks"].as_array().unwrap().iter().for_each(failed);
+    home.microagent(["snapshot", "create", "lab", "--tag", "a"]).success();
+    let create = ["create", "three", "--from-snapshot", "lab:a", "--start", "--json"];
+    failed(&home.microagent(create).success().json());
+    failed(&home.microagent(["snapshot", "restore", "lab", "a", "--yes", "--json"]).success().json());
+    home.microagent(["kill", "lab"]).success();
+    failed(&home.microagent(["start", "lab", "--from-snapshot", "a", "--json"]).success().json());
+    home.microagent(["delete", "one", "two", "three", "--force"]).success();
     // One that hangs is killed with what it has started, and the fork starts all the same.
     sh(
         &home,

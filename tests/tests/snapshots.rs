@@ -158,6 +158,40 @@ fn a_disk_has_few_layers_after_many_snapshots() {
 }
 
 #[test]
+fn fifty_generations_that_come_from_each_other_have_few_layers() {
+    let home = home();
+    home.create("g0", []);
+    for generation in 1..=50 {
+        let (before, next) = (format!("g{}", generation - 1), format!("g{generation}"));
+        if [1, 16, 17, 33, 50].contains(&generation) {
+            sh(
+                &home,
+                &before,
+                &format!(
+                    "echo {generation} >> /root/generations; rm -f /root/only-*; touch /root/only-{generation}; sync"
+                ),
+            );
+        }
+        home.microagent(["snapshot", "create", &before, "--tag", "s"]).success();
+        let source = record(&home, &before)["layers"].as_array().unwrap().len();
+        assert!((1..=16).contains(&source), "{source} layers in generation {generation}");
+        home.microagent(["create", &next, "--from-snapshot", &format!("{before}:s")]).success();
+        home.microagent(["delete", &before, "--yes"]).success();
+        // What a start opens: the layers, and nothing of the generations that are gone.
+        let own = record(&home, &next)["layers"].clone();
+        assert_eq!(own.as_array().unwrap().len(), source);
+        assert_eq!(layers(&home).len(), source);
+    }
+    assert_eq!(
+        sh(&home, "g50", "cat /root/generations; ls /root; hostname"),
+        "1\n16\n17\n33\n50\ngenerations\nonly-50\ng50\n"
+    );
+    home.microagent(["delete", "g50", "--yes"]).success();
+    assert_eq!(layers(&home), [] as [PathBuf; 0]);
+    home.nothing_is_left();
+}
+
+#[test]
 fn a_damaged_layer_is_named_and_nothing_is_changed() {
     let home = home();
     home.create("web", []);
@@ -181,6 +215,14 @@ fn a_damaged_layer_is_named_and_nothing_is_changed() {
     assert!(home.microagent(["snapshot", "list", "web"]).success().text().contains("damaged"));
     home.microagent(["snapshot", "restore", "web", "a", "--yes"]).run().code(1).says("web:a");
     home.microagent(["system", "prune", "--yes"]).run().code(1).says("web:a");
+    // One of a newer release is not offered for deletion.
+    let manifest = home.workspace("web").join("snapshots/a/manifest.json");
+    let known = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, r#"{"format": 2, "more": true}"#).unwrap();
+    let newer = home.microagent(["snapshot", "restore", "web", "a", "--yes"]).run().code(1);
+    let newer = newer.says("has format 2, this build reads up to 1").says("use that release of microagent");
+    assert!(!newer.stderr.contains("delete"), "{}", newer.told());
+    fs::write(&manifest, known).unwrap();
     assert!(layer.exists());
     home.microagent(["snapshot", "delete", "web", "a", "--yes"]).success();
     assert_eq!(sh(&home, "web", "cat /root/kept"), "kept\n");

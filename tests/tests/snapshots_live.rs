@@ -122,6 +122,56 @@ fn a_disk_has_few_layers_after_many_snapshots_of_a_running_machine() {
 }
 
 #[test]
+fn a_guest_of_before_a_larger_disk_says_so_until_it_boots() {
+    let home = home();
+    home.create("web", []);
+    home.microagent(["start", "web"]).success();
+    home.microagent(["snapshot", "create", "web", "--tag", "a"]).success();
+    let disk_mib = || sh(&home, "web", "df -m / | awk 'END { print $2 }'").trim().parse::<u32>().unwrap();
+    let before = disk_mib();
+    home.microagent(["halt", "web"]).success();
+    home.microagent(["resize", "web", "8g"]).success();
+    home.microagent(["start", "web"]).success();
+    assert!(disk_mib() > 2 * before, "{before}");
+    let note = "the disk of workspace web has 8192 MiB; its guest, which is that of the snapshot, uses";
+    let restored = home.microagent(["snapshot", "restore", "web", "a", "--yes", "--json"]).success();
+    let notices = restored.json()["notices"].clone();
+    assert!(notices[0].as_str().unwrap().starts_with(note), "{notices}");
+    assert_eq!(disk_mib(), before);
+    home.microagent(["kill", "web"]).success();
+    home.microagent(["start", "web", "--from-snapshot", "a"]).success().says(note);
+    assert_eq!(disk_mib(), before);
+    home.microagent(["restart", "web"]).success();
+    assert!(disk_mib() > 2 * before, "{before}");
+}
+
+#[test]
+fn generations_that_continue_from_each_other_have_few_layers() {
+    let home = home();
+    home.create("g0", ["--service-command", COUNTER]);
+    home.microagent(["start", "g0"]).success();
+    for generation in 1..=18 {
+        let (before, next) = (format!("g{}", generation - 1), format!("g{generation}"));
+        sh(
+            &home,
+            &before,
+            &format!("echo {generation} >> /root/generations; echo {generation} >> /dev/shm/note"),
+        );
+        home.microagent(["snapshot", "create", &before, "--tag", "s"]).success();
+        let snapshot = format!("{before}:s");
+        home.microagent(["create", &next, "--from-snapshot", &snapshot, "--start"]).success();
+        home.microagent(["delete", &before, "--force"]).success();
+        let count = record(&home, &next)["layers"].as_array().unwrap().len();
+        assert!(count <= 17, "{count} layers in generation {generation}");
+    }
+    let all: String = (1..=18).map(|generation| format!("{generation}\n")).collect();
+    assert_eq!(sh(&home, "g18", "cat /root/generations"), all);
+    assert_eq!(sh(&home, "g18", "cat /dev/shm/note; hostname"), format!("{all}g18\n"));
+    counts_on(&home, "g18");
+    assert_eq!(layers(&home).len(), record(&home, "g18")["layers"].as_array().unwrap().len());
+}
+
+#[test]
 fn a_paused_workspace_stays_paused() {
     let home = home();
     home.create("web", ["--service-command", COUNTER]);

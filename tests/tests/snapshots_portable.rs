@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use microagent_tests::host::{self, SmallDisk};
+use microagent_tests::snapshot_file::Pieces;
 use microagent_tests::{Home, User, user, wait_for};
 use rustix::process::Signal;
 
@@ -129,6 +130,81 @@ fn what_is_no_whole_snapshot_is_refused_and_leaves_nothing() {
 }
 
 #[test]
+fn what_a_newer_release_has_written_is_refused_and_so_is_each_part_that_is_wrong() {
+    let (home, other) = (home(), home());
+    let whole = Pieces::read(&exported(&home));
+    let import = |pieces: &Pieces, why: &[&str]| {
+        pieces.write(&other.write("brought", ""));
+        let refused = other.microagent(["snapshot", "import", "brought", "twin"]).run().code(1);
+        why.iter().fold(refused, |refused, text| refused.says(text));
+        assert_eq!(files(&other), [] as [PathBuf; 0], "{why:?}");
+    };
+    // A newer file may have other fields, and lack those of today.
+    let mut newer = whole.clone();
+    newer.set_header(&serde_json::json!({ "format": 2, "version": "9.8.7", "more": true }));
+    import(&newer, &["format 2", "release 9.8.7", "reads formats up to 1", "use that release of microagent"]);
+
+    let with = |change: &dyn Fn(&mut Pieces)| {
+        let mut changed = whole.clone();
+        change(&mut changed);
+        changed
+    };
+    let field = |name: &str, value: serde_json::Value| {
+        with(&|pieces| {
+            let mut header = pieces.header();
+            header[name] = value.clone();
+            pieces.set_header(&header);
+        })
+    };
+    let [base, disk, memory] = ["base", "disk", "memory"].map(|kind| whole.first(kind));
+    let cases: [(&str, Pieces); 12] = [
+        ("`microagent-snapshot.json` in it", with(&|pieces| pieces.0[0].1.truncate(100))),
+        ("does not begin as an export", with(&|pieces| drop(pieces.0.remove(0)))),
+        ("not a workspace name", field("workspace", "../web".into())),
+        (
+            "its image has no digest",
+            with(&|pieces| {
+                let mut header = pieces.header();
+                header["image"]["disk"] = "../../etc/passwd".into();
+                pieces.set_header(&header);
+            }),
+        ),
+        ("its base disk is larger than its disk", field("base_bytes", (1_u64 << 50).into())),
+        // The kind of the first range of a part, its offset, and its length.
+        ("not a usable snapshot", with(&|pieces| pieces.0[base].1[0] = 7)),
+        ("not a usable snapshot", with(&|pieces| pieces.0[disk].1[8] = 0xff)),
+        ("not a usable snapshot", with(&|pieces| pieces.0[disk].1[16] = 0xff)),
+        ("not a usable snapshot", with(&|pieces| pieces.0[disk].1.truncate(20))),
+        ("its memory is shorter than it says", with(&|pieces| pieces.0[memory].1.truncate(4096))),
+        (
+            "its memory is longer than it says",
+            with(&|pieces| {
+                let last = pieces.0.len() - 1;
+                pieces.0[last].1.push(0);
+            }),
+        ),
+        (
+            "does not belong there",
+            with(&|pieces| {
+                let part = pieces.0.remove(base);
+                pieces.0.push(part);
+            }),
+        ),
+    ];
+    for (why, pieces) in cases {
+        import(&pieces, &[why]);
+    }
+    whole.write_with_sum(&other.write("brought", ""), &"0".repeat(64));
+    other.microagent(["snapshot", "import", "brought", "twin"]).run().code(1).says("its sum is another");
+    assert_eq!(files(&other), [] as [PathBuf; 0]);
+    // What was put together unchanged is as good as what was exported.
+    whole.write(&other.write("brought", ""));
+    other.microagent(["snapshot", "import", "brought", "twin"]).success();
+    other.microagent(["start", "twin"]).success();
+    assert_eq!(sh(&other, "twin", "cat /root/file"), "one\n");
+}
+
+#[test]
 fn a_memory_of_another_qemu_is_refused_and_its_disk_is_not() {
     let (home, other) = (home(), home());
     bring(&exported(&home), &other);
@@ -179,13 +255,17 @@ fn commands_that_are_killed_on_the_way_leave_nothing() {
     other.microagent(["snapshot", "import", "brought", "twin"]).success();
     let exporting = home.microagent(["snapshot", "export", "web:a", "again"]).start();
     wait_for("the export", PATIENCE, || {
-        let begun = fs::read_dir(home.path()).unwrap().flatten();
+        let open = fs::read_dir(format!("/proc/{}/fd", exporting.id())).into_iter().flatten().flatten();
+        let begun = open.filter_map(|entry| fs::read_link(entry.path()).ok());
         let begun =
-            begun.filter(|entry| entry.file_name().to_string_lossy().contains("microagent-export")).count();
-        if begun > 0 || home.path().join("again").exists() { Ok(()) } else { Err(begun) }
+            begun.filter(|name| name.starts_with(home.path()) && name.to_string_lossy().contains("/#"));
+        if begun.count() > 0 || home.path().join("again").exists() { Ok(()) } else { Err("not yet") }
     });
     exporting.signal(Signal::KILL);
     exporting.finish();
+    let names = fs::read_dir(home.path()).unwrap().flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = names.filter(|name| name.to_string_lossy().contains("export")).collect();
+    assert!(left.is_empty(), "{left:?}");
     home.microagent(["snapshot", "export", "web:a", "again"]).success();
     assert_eq!(fs::metadata(home.path().join("again")).unwrap().len(), fs::metadata(file).unwrap().len());
 }

@@ -231,3 +231,61 @@ fn disks_of_a_file_are_attached_and_exchanged() {
     }
     home.nothing_is_left();
 }
+
+#[test]
+fn a_file_that_names_a_snapshot_makes_a_workspace_of_it_and_changes_that() {
+    let home = home();
+    home.make_dir("specs");
+    let service = "while true; do echo x >> /dev/shm/count; sleep 0.2; done";
+    home.create("lab", ["-e", "STAGE=lab", "--service-command", service]);
+    home.microagent(["start", "lab"]).success();
+    let exec = |name: &str, line: &str| {
+        home.microagent(["exec", name, "--", "sh", "-c", line]).success().text().to_owned()
+    };
+    exec("lab", "echo prepared > /root/file; echo note > /dev/shm/note; sync");
+    home.microagent(["snapshot", "create", "lab", "--tag", "prepared"]).success();
+    let write = |keys: &str| home.write(SPEC, format!("fromSnapshot: lab:prepared\n{keys}"));
+    write("name: trial\nenv: {STAGE: trial}\nrestart: always\nlabels: {team: a}\n");
+    // What does not go with a snapshot makes nothing.
+    let create = |words: &[&str]| home.microagent(["create", "--file", SPEC]).args(words);
+    create(&["-m", "1g"]).run().code(2).says("fromSnapshot").says("write the settings into the file");
+    write("name: trial\nsetup: ['true']\n");
+    create(&[]).run().code(2).says("its setup has run");
+    write("name: trial\nvolumes: ['data:/data']\n");
+    create(&["--start"]).run().code(1).says("the disks of the workspace is different");
+    write("name: trial\nimage: busybox\n");
+    create(&[]).run().code(2).says("`image` and `fromSnapshot`");
+    home.write(SPEC, "name: trial\nfromSnapshot: lab:none\n");
+    create(&[]).run().code(1).says("has no snapshot `none`");
+    home.write(SPEC, "name: trial\nfromSnapshot: lab\n");
+    create(&[]).run().code(2).says("WORKSPACE:TAG");
+    assert_eq!(home.workspaces(), ["lab"]);
+
+    write("name: trial\nenv: {STAGE: trial}\nrestart: always\nlabels: {team: a}\n");
+    let made = create(&[]).success();
+    assert_eq!((made.summary("Workspace"), made.summary("State")), ("trial", "stopped"));
+    let status = home.microagent(["status", "trial", "--json"]).success().json();
+    assert_eq!((&status["restart"], &status["labels"]["team"]), (&"always".into(), &"a".into()), "{status}");
+    home.microagent(["start", "trial"]).success();
+    let shown = "cat /root/file; echo $STAGE; hostname; ls /dev/shm/note 2> /dev/null || echo booted";
+    assert_eq!(exec("trial", shown), "prepared\ntrial\ntrial\nbooted\n");
+    // The file is the workspace's from then on.
+    let applied = home.microagent(["apply", "--file", SPEC]).success();
+    assert!(applied.text().ends_with("Nothing to change.\n"), "{}", applied.told());
+    home.microagent(["halt", "trial"]).success();
+    write("name: trial\nenv: {STAGE: later}\n");
+    home.microagent(["apply", "--file", SPEC]).success();
+    home.write(SPEC, "name: trial\nfromSnapshot: lab:other\n");
+    home.microagent(["apply", "--file", SPEC]).run().code(2).says("created from snapshot `lab:prepared`");
+
+    // With the processes of that time, and another name than the file's.
+    write("name: trial\nresources: {memoryMiB: 600}\n");
+    let started = create(&["live", "--start", "--json"]).success().json();
+    // A memory has the size of its machine; the next boot has that of the file.
+    let size = |document: &serde_json::Value| document["resources"]["memory_mib"].clone();
+    assert_eq!((&started["state"], size(&started)), (&"running".into(), 512.into()));
+    assert_eq!(exec("live", "cat /root/file /dev/shm/note; hostname"), "prepared\nnote\nlive\n");
+    home.microagent(["restart", "live"]).success();
+    assert_eq!(size(&home.microagent(["status", "live", "--json"]).success().json()), 600);
+    home.microagent(["run", "--file", SPEC]).run().code(2).says("no image is named").says("`fromSnapshot`");
+}

@@ -151,6 +151,10 @@ fn of_snapshot(hint: &Hint) -> Option<String> {
             )
         }
         Hint::DiskOnly => "--disk-only uses the disk without the memory".to_owned(),
+        Hint::CopyVolumes { name } => format!(
+            "give each fork copies: microagent fork {name} NAME... --copy-volumes; or fork the disk only: microagent snapshot \
+             create {name} --disk-only --tag T, then microagent create NEW --from-snapshot {name}:T; or halt it first"
+        ),
         Hint::ForkDisk { name } => format!(
             "copy its disk: microagent snapshot create {name} --disk-only --tag T, then microagent create NEW \
              --from-snapshot {name}:T; or halt it first; a --broker keeps credentials out of the guest"
@@ -277,6 +281,7 @@ mod tests {
             Hint::ListPorts { name: name.clone() },
             Hint::FreeSpace { leftover: Some(name.clone()) },
             Hint::ForkDisk { name: name.clone() },
+            Hint::CopyVolumes { name: name.clone() },
             Hint::HaltHolder { name: "web".into() },
             Hint::DeleteEvidence { name: name.clone(), tag: "t".parse().unwrap() },
             Hint::DeleteUsers { names: vec![name] },

@@ -16,6 +16,7 @@ mod escape;
 mod exit_reason;
 mod failure;
 mod hints;
+mod notices;
 mod output;
 mod progress;
 mod prompt;

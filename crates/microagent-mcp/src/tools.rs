@@ -118,7 +118,7 @@ fn workspaces() -> Vec<Tool> {
         ),
         Tool::new(
             ("status", "Show a workspace"),
-            "Shows state, image, size and network of one workspace, and why it failed if it did.",
+            "Shows state, image, size, network and snapshots of one workspace, and why it failed if it did.",
             (Reads, Idle, Closed),
             workspace::status,
         ),

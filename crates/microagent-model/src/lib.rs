@@ -65,5 +65,7 @@ pub use publish::{
 pub use restart::{RestartPolicy, RestartPolicyError};
 pub use secret::{SecretReference, SecretReferenceError, SecretSource};
 pub use signal::{SIGTERM, signal_name, signal_number};
-pub use snapshot::{Layer, LayerId, LayerIdError, SnapshotTag, SnapshotTagError};
+pub use snapshot::{
+    Layer, LayerId, LayerIdError, SnapshotName, SnapshotNameError, SnapshotTag, SnapshotTagError,
+};
 pub use state::{FailureKind, State, WorkspaceFailure};

@@ -1,8 +1,11 @@
 //! Tags of snapshots, and the ids of the layers that root disks consist of.
 
+use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+use crate::name::{NameError, WorkspaceName};
 
 /// Longest tag, in bytes.
 const TAG_MAX: usize = 63;
@@ -40,6 +43,64 @@ impl FromStr for SnapshotTag {
 }
 
 crate::text::as_file_name!(SnapshotTag);
+
+/// A snapshot by the name of its workspace and its tag: `web:before`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotName {
+    /// The workspace.
+    pub workspace: WorkspaceName,
+    /// The tag.
+    pub tag: SnapshotTag,
+}
+
+/// Why a text is not the name of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotNameError {
+    /// There is no colon in it.
+    #[error("`{text}` is not of the form WORKSPACE:TAG")]
+    Form {
+        /// The text.
+        text: String,
+    },
+    /// What is before the colon is not the name of a workspace.
+    #[error(transparent)]
+    Workspace(#[from] NameError),
+    /// What is after the colon is not a tag.
+    #[error(transparent)]
+    Tag(#[from] SnapshotTagError),
+}
+
+impl FromStr for SnapshotName {
+    type Err = SnapshotNameError;
+
+    fn from_str(text: &str) -> Result<Self, SnapshotNameError> {
+        let form = || SnapshotNameError::Form { text: text.chars().take(80).collect() };
+        let (workspace, tag) = text.split_once(':').ok_or_else(form)?;
+        Ok(SnapshotName { workspace: workspace.parse()?, tag: tag.parse()? })
+    }
+}
+
+impl TryFrom<String> for SnapshotName {
+    type Error = SnapshotNameError;
+
+    fn try_from(text: String) -> Result<Self, SnapshotNameError> {
+        text.parse()
+    }
+}
+
+impl From<SnapshotName> for String {
+    fn from(name: SnapshotName) -> String {
+        name.to_string()
+    }
+}
+
+impl fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.workspace, self.tag)
+    }
+}
 
 /// The id of a layer: 32 lower-case hexadecimal digits, chosen at random.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,6 +162,16 @@ mod tests {
         }
         for bad in ["", ".", "..", "-a", "a/b", "a b", "a:b", "é", &"x".repeat(64)] {
             assert!(bad.parse::<SnapshotTag>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_named_by_workspace_and_tag() {
+        let name: SnapshotName = "web.1:v1.2".parse().unwrap();
+        assert_eq!((name.workspace.as_str(), name.tag.as_str()), ("web.1", "v1.2"));
+        assert_eq!(name.to_string(), "web.1:v1.2");
+        for bad in ["", "web", ":a", "web:", "web:a:b", "a/b:c"] {
+            assert!(bad.parse::<SnapshotName>().is_err(), "{bad}");
         }
     }
 

@@ -48,6 +48,7 @@ pub use snapshot::{FreeError, SNAPSHOT_FORMAT, SnapshotDir, SnapshotManifest};
 pub use state_dir::{OpenError, Scratch, StateDir, WorkspaceDir};
 pub use supervision::Supervision;
 pub use volume::{
-    HeldVolume, HoldError, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeLoadError, VolumeRecord,
+    HeldVolume, HoldError, UnplacedVolume, VOLUME_FORMAT, VolumeDir, VolumeHolder, VolumeLoadError,
+    VolumeRecord,
 };
 pub use workload::{WORKLOAD_LIMIT, Workload};

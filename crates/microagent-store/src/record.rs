@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use microagent_model::{
     Artifact, Attachment, Broker, DnsSettings, EgressPolicy, FailureKind, Forward, GuestSettings,
     ImageIdentity, Labels, Layer, LinkState, NetworkMode, NetworkName, Publish, RateLimits, Resources,
-    RestartPolicy, SecretReference, State, WorkspaceFailure, WorkspaceName,
+    RestartPolicy, SecretReference, SnapshotName, State, WorkspaceFailure, WorkspaceName,
 };
 use serde::{Deserialize, Serialize};
 
@@ -104,6 +104,9 @@ pub struct WorkspaceRecord {
     /// Layers of the root disk between base disk and overlay, the lowest one first.
     #[serde(default)]
     pub layers: Vec<Layer>,
+    /// The snapshot that it was created from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_snapshot: Option<SnapshotName>,
     /// State of the current or last machine, from a file of its own: [`MachineState::save`] writes it.
     #[serde(skip, default = "unknown")]
     pub machine: MachineState,
@@ -147,12 +150,14 @@ pub enum LoadError {
         source: ReadError,
     },
     /// Written by a newer release; refusing beats guessing.
-    #[error("record `{}` has format {found}, this build reads up to {WORKSPACE_FORMAT}", path.display())]
+    #[error("record `{}` has format {found}, this build reads up to {newest}", path.display())]
     TooNew {
         /// The record.
         path: PathBuf,
         /// The format found there.
         found: u32,
+        /// The newest that this build reads of such records.
+        newest: u32,
     },
 }
 
@@ -180,7 +185,7 @@ impl WorkspaceRecord {
         // The format first: a newer record may lack or add fields, and "too new" is the true answer then.
         let FormatOnly { format: found } = read_json(&path).map_err(read)?;
         if found > WORKSPACE_FORMAT {
-            return Err(LoadError::TooNew { path, found });
+            return Err(LoadError::TooNew { path, found, newest: WORKSPACE_FORMAT });
         }
         let record: WorkspaceRecord = read_json(&path).map_err(read)?;
         let machine = match found < SETTINGS_FORMAT {
@@ -378,6 +383,7 @@ pub(crate) mod tests {
             outputs: Vec::new(),
             disposable: false,
             layers: Vec::new(),
+            from_snapshot: None,
             machine: MachineState::resting(State::Running, Timestamp::UNIX_EPOCH),
         }
     }

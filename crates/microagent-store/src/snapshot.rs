@@ -123,7 +123,7 @@ impl SnapshotDir {
         let read = |source: ReadError| LoadError::Read { name: name.clone().into_owned(), source };
         let FormatOnly { format: found } = read_json(&path).map_err(read)?;
         if found > SNAPSHOT_FORMAT {
-            return Err(LoadError::TooNew { path, found });
+            return Err(LoadError::TooNew { path, found, newest: SNAPSHOT_FORMAT });
         }
         read_json(&path).map_err(read)
     }

@@ -1,26 +1,29 @@
-//! Volumes: disks that belong to no workspace, each used by one machine at a time.
+//! Volumes: disks that belong to no workspace, each used by one machine that writes to it, or by several that read it.
 //!
 //! A volume is a directory with a record, a disk and a lock. The supervisor that attaches it holds the lock for its
-//! life, and writes down who it is: whoever is refused can say who has it. A holder that dies holds nothing any
-//! more; its note is then only good for finding the QEMU that may outlive it for a moment.
+//! life, shared if it only reads, and writes down who it is: whoever is refused can say who has it. A holder that dies holds
+//! nothing any more; its note is then only good for finding the QEMU that may outlive it for a moment. Each reader has a
+//! note of its own, which it locks.
 //!
 //! A supervisor opens the note before it confines itself, and has no right to a path of the volume afterwards: the record is
 //! written by commands only.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::atomic::read_json_limited;
 use crate::state_dir::names_in;
 use crate::{
     Access, Durability, Lock, LockError, MachineProcesses, ProcessId, ReadError, StateDir, WorkspaceDir,
-    WriteError, open_file, read_json, write_json,
+    WriteError, fsync_dir, open_file, read_json, write_json,
 };
 use microagent_model::VolumeName;
 
@@ -29,6 +32,9 @@ pub const VOLUME_FORMAT: u32 = 1;
 
 /// Size of the note in bytes, filled up with spaces. One write replaces it, so nobody reads a part of one.
 const NOTE_BYTES: usize = 1024;
+
+/// Most machines that read a volume at a time.
+const READERS_MAX: usize = 256;
 
 /// How long a holder that is just ending may take to let go.
 const HOLD_PATIENCE: Duration = Duration::from_millis(500);
@@ -46,7 +52,7 @@ pub struct VolumeRecord {
     pub size_mib: u64,
 }
 
-/// `holder.json`: who has a volume, or had it last.
+/// `holder.json`, and `reader-N.json` of one that only reads: who has a volume, or had it last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeHolder {
     /// The workspace whose machine it is attached to.
@@ -122,8 +128,10 @@ pub struct VolumeDir {
 #[derive(Debug)]
 pub struct HeldVolume {
     dir: VolumeDir,
+    note_path: PathBuf,
     note: Option<File>,
     _lock: Lock,
+    _note_lock: Option<Lock>,
 }
 
 #[derive(Deserialize)]
@@ -163,7 +171,63 @@ impl StateDir {
     }
 }
 
+/// Why a volume of a new workspace did not get its place.
+#[derive(Debug, thiserror::Error)]
+#[error("volume `{name}` cannot be made")]
+pub struct UnplacedVolume {
+    /// The volume.
+    pub name: VolumeName,
+    /// Those that did get their places.
+    pub placed: Vec<VolumeName>,
+    /// What the system said: `AlreadyExists` when the name is taken.
+    pub source: io::Error,
+}
+
+impl WorkspaceDir {
+    /// Volumes that are made with the workspace, each in a directory of its name, until [`StateDir::place_volumes`].
+    pub fn new_volumes(&self) -> PathBuf {
+        self.path().join("volumes")
+    }
+}
+
+impl StateDir {
+    /// Gives the volumes that were made with a workspace their places. A workspace gets its name with them in it, so a
+    /// command that is killed in between leaves nothing that does not belong to a workspace; the next one that uses the
+    /// disks of the workspace completes it.
+    ///
+    /// # Errors
+    /// Fails when a name is taken, or a directory cannot be renamed. The volume is still the workspace's then.
+    pub fn place_volumes(&self, dir: &WorkspaceDir) -> Result<(), UnplacedVolume> {
+        let new = dir.new_volumes();
+        let mut placed = Vec::new();
+        // One that is missing has none, as almost all.
+        for name in names_in::<VolumeName>(&new).unwrap_or_default() {
+            let moved =
+                renameat_with(CWD, new.join(&name), CWD, self.volume(&name).path(), RenameFlags::NOREPLACE);
+            match moved {
+                Ok(()) => placed.push(name),
+                // Another command does the same.
+                Err(Errno::NOENT) => {}
+                Err(errno) => return Err(UnplacedVolume { name, placed, source: errno.into() }),
+            }
+        }
+        if !placed.is_empty() {
+            // A loss of power brings them back to where they were, or to their places.
+            let _ = fsync_dir(&self.volumes());
+        }
+        if new.exists() {
+            let _ = fs::remove_dir(&new);
+        }
+        Ok(())
+    }
+}
+
 impl VolumeDir {
+    /// The volume in this directory, which may not be its place.
+    pub fn at(path: impl Into<PathBuf>) -> VolumeDir {
+        VolumeDir { path: path.into() }
+    }
+
     /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.path
@@ -183,15 +247,37 @@ impl VolumeDir {
         self.path.join("holder.json")
     }
 
+    fn reader_note(&self, number: usize) -> PathBuf {
+        self.path.join(format!("reader-{number}.json"))
+    }
+
     fn name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Who has it now, as far as a machine has it. Changes nothing.
+    /// The machine that has it now and can write to it. Changes nothing.
+    pub fn writer(&self) -> Option<VolumeHolder> {
+        noted(&self.note()).filter(|holder| self.is_alive(holder))
+    }
+
+    /// The machines that have it now and only read it. Changes nothing.
+    pub fn readers(&self) -> Vec<VolumeHolder> {
+        self.reader_notes().filter(|holder| self.is_alive(holder)).collect()
+    }
+
+    /// One of the machines that have it now. Changes nothing.
     pub fn holder(&self) -> Option<VolumeHolder> {
-        let alive =
-            |holder: &VolumeHolder| holder.processes(&self.workspace_of(holder)).supervisor().is_some();
-        self.last_holder().filter(alive)
+        self.writer().or_else(|| self.readers().into_iter().next())
+    }
+
+    fn is_alive(&self, holder: &VolumeHolder) -> bool {
+        holder.processes(&self.workspace_of(holder)).supervisor().is_some()
+    }
+
+    /// Notes are numbered without a gap.
+    fn reader_notes(&self) -> impl Iterator<Item = VolumeHolder> {
+        let notes = (0..READERS_MAX).map(|number| self.reader_note(number));
+        notes.take_while(|note| note.exists()).filter_map(|note| noted(&note))
     }
 
     fn workspace_of(&self, holder: &VolumeHolder) -> WorkspaceDir {
@@ -203,30 +289,58 @@ impl VolumeDir {
         }
     }
 
-    fn last_holder(&self) -> Option<VolumeHolder> {
-        read_json_limited(&self.note(), NOTE_BYTES as u64).ok()
-    }
-
     /// Takes the volume, for a machine or to change it.
     ///
     /// # Errors
     /// Fails when somebody has it or it does not exist.
     pub fn hold(&self) -> Result<HeldVolume, HoldError> {
-        let name = self.name();
         match Lock::exclusive(&self.path.join("lock"), HOLD_PATIENCE) {
-            Ok(lock) => Ok(HeldVolume { dir: self.clone(), note: None, _lock: lock }),
-            Err(LockError::Held { .. }) => {
-                Err(HoldError::Held { name, holder: self.holder().map(|holder| holder.workspace) })
+            Ok(lock) => Ok(self.held(lock, self.note(), None)),
+            Err(error) => Err(self.refused(error)),
+        }
+    }
+
+    /// Takes the volume together with others that only read it.
+    ///
+    /// # Errors
+    /// Fails when somebody can write to it, too many read it, or it does not exist.
+    pub fn hold_for_reading(&self) -> Result<HeldVolume, HoldError> {
+        let lock = Lock::shared(&self.path.join("lock"), HOLD_PATIENCE).map_err(|e| self.refused(e))?;
+        for note in (0..READERS_MAX).map(|number| self.reader_note(number)) {
+            match Lock::try_exclusive(&note) {
+                Ok(note_lock) => return Ok(self.held(lock, note, Some(note_lock))),
+                Err(LockError::Held { .. }) => {}
+                Err(error) => return Err(self.refused(error)),
             }
-            Err(source) => Err(HoldError::Lock { name, source }),
+        }
+        Err(HoldError::Held { name: self.name(), holder: None })
+    }
+
+    fn held(&self, lock: Lock, note_path: PathBuf, note_lock: Option<Lock>) -> HeldVolume {
+        HeldVolume { dir: self.clone(), note_path, note: None, _lock: lock, _note_lock: note_lock }
+    }
+
+    fn refused(&self, error: LockError) -> HoldError {
+        let name = self.name();
+        match error {
+            LockError::Held { .. } => {
+                HoldError::Held { name, holder: self.holder().map(|holder| holder.workspace) }
+            }
+            source => HoldError::Lock { name, source },
         }
     }
 }
 
+fn noted(note: &Path) -> Option<VolumeHolder> {
+    read_json_limited(note, NOTE_BYTES as u64).ok()
+}
+
 impl HeldVolume {
-    /// The last holder, which ended without releasing the volume. Its supervisor has ended; its QEMU may still run.
-    pub fn dead_holder(&self) -> Option<VolumeHolder> {
-        self.dir.last_holder()
+    /// Holders that ended without releasing the volume: their supervisors have ended, their QEMU may still run. Other readers,
+    /// which have it now, are not among them.
+    pub fn dead_holders(&self) -> Vec<VolumeHolder> {
+        let noted = noted(&self.dir.note()).into_iter().chain(self.dir.reader_notes());
+        noted.filter(|holder| !self.dir.is_alive(holder)).collect()
     }
 
     /// Writes down who has it. The file is opened the first time only.
@@ -234,7 +348,7 @@ impl HeldVolume {
     /// # Errors
     /// Fails when the note cannot be opened or written.
     pub fn note(&mut self, holder: &VolumeHolder) -> Result<(), WriteError> {
-        let path = self.dir.note();
+        let path = self.note_path.clone();
         let failed = |source| WriteError::Write { path: path.clone(), source };
         let mut bytes =
             serde_json::to_vec(holder).map_err(|source| WriteError::Encode { path: path.clone(), source })?;
@@ -302,8 +416,6 @@ impl VolumeLoadError {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
     use crate::SUPERVISE_ARGUMENT;
 
@@ -377,7 +489,33 @@ mod tests {
         process.kill().unwrap();
         process.wait().unwrap();
         assert_eq!(volume.holder(), None);
-        assert_eq!(volume.hold().unwrap().dead_holder(), None);
+        assert!(volume.hold().unwrap().dead_holders().is_empty());
+    }
+
+    #[test]
+    fn readers_share_it_and_keep_a_writer_out() {
+        let (_dir, state) = state();
+        let volume = made(&state);
+        let mut process = supervisor(&state);
+        let alive = VolumeHolder { supervisor: ProcessId::of(i32::try_from(process.id()).unwrap()), ..me() };
+        let (mut first, mut second) =
+            (volume.hold_for_reading().unwrap(), volume.hold_for_reading().unwrap());
+        first.note(&me()).unwrap();
+        second.note(&alive).unwrap();
+        assert_eq!((volume.writer(), volume.readers()), (None, vec![alive.clone()]));
+        let refused = volume.hold().unwrap_err().to_string();
+        assert_eq!(refused, "volume `data` is in use by workspace `web`");
+        // One that comes later has the note of one that has ended.
+        drop(first);
+        let mut third = volume.hold_for_reading().unwrap();
+        third.note(&alive).unwrap();
+        assert_eq!(volume.readers(), [alive.clone(), alive]);
+        drop((second, third));
+        process.kill().unwrap();
+        process.wait().unwrap();
+        let held = volume.hold().unwrap();
+        assert_eq!((volume.holder(), held.dead_holders()), (None, Vec::new()));
+        assert!(matches!(volume.hold_for_reading(), Err(HoldError::Held { .. })));
     }
 
     #[test]
@@ -388,7 +526,29 @@ mod tests {
         let dead = VolumeHolder { supervisor: Some(gone), ..me() };
         write_json(&volume.note(), &dead).unwrap();
         assert_eq!(volume.holder(), None);
-        assert_eq!(volume.hold().unwrap().dead_holder(), Some(dead));
+        assert_eq!(volume.hold().unwrap().dead_holders(), std::slice::from_ref(&dead));
+        assert_eq!(volume.hold_for_reading().unwrap().dead_holders(), [dead]);
+    }
+
+    #[test]
+    fn volumes_of_a_new_workspace_get_their_places_and_none_that_is_taken() {
+        let (_dir, state) = state();
+        made(&state);
+        let workspace = WorkspaceDir::at(state.root().join("workspaces/kid"));
+        state.place_volumes(&workspace).unwrap();
+        for name in ["cache", "data"] {
+            let dir = VolumeDir::at(workspace.new_volumes().join(name));
+            fs::create_dir_all(dir.path()).unwrap();
+            fs::write(dir.disk(), name).unwrap();
+        }
+        let taken = state.place_volumes(&workspace).unwrap_err();
+        assert_eq!((taken.name.as_str(), taken.source.kind()), ("data", io::ErrorKind::AlreadyExists));
+        assert_eq!(taken.placed, ["cache".parse().unwrap()]);
+        assert!(workspace.new_volumes().join("data").exists());
+        state.volume(&"data".parse().unwrap()).hold().unwrap().remove(&state).unwrap();
+        state.place_volumes(&workspace).unwrap();
+        let found = fs::read_to_string(state.volume(&"data".parse().unwrap()).disk()).unwrap();
+        assert_eq!((found.as_str(), workspace.new_volumes().exists()), ("data", false));
     }
 
     #[test]

@@ -19,9 +19,9 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 use serde::{Deserialize, Serialize};
-use tokio::io::Interest;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 pub(crate) use self::job::JOB_REQUEST_LIMIT;
 pub use self::job::{JobInput, JobOrder, JobRequest, JobStdinStream, job_stdin, start_job, tell_job};
@@ -112,6 +112,9 @@ pub enum Answer {
     Done,
     /// The machine is captured.
     Captured(Box<Capture>),
+    /// The machine is captured and stopped, so that the client can copy its further disks. It continues when the client
+    /// sends a byte or is gone; another answer follows.
+    Stopped,
     /// The machine has ended, but not as requested.
     Failed(WorkspaceFailure),
     /// The request is refused; nothing was done.
@@ -263,10 +266,55 @@ pub async fn capture(
     overlay: BorrowedFd<'_>,
     memory: Option<BorrowedFd<'_>>,
 ) -> Result<Answer, ControlError> {
-    let request = ChangeRequest::Capture { memory: memory.is_some() };
+    Ok(request_capture(dir, overlay, memory, false).await?.1)
+}
+
+/// As [`capture`]. After the answer [`Answer::Stopped`] the guest does not write to its disks before
+/// [`StoppedMachine::resume`], or until this is dropped.
+///
+/// # Errors
+/// As [`capture`].
+pub async fn capture_and_stop(
+    dir: &WorkspaceDir,
+    overlay: BorrowedFd<'_>,
+    memory: Option<BorrowedFd<'_>>,
+) -> Result<(StoppedMachine, Answer), ControlError> {
+    let (stream, answer) = request_capture(dir, overlay, memory, true).await?;
+    Ok((StoppedMachine { stream }, answer))
+}
+
+async fn request_capture(
+    dir: &WorkspaceDir,
+    overlay: BorrowedFd<'_>,
+    memory: Option<BorrowedFd<'_>>,
+    copies: bool,
+) -> Result<(UnixStream, Answer), ControlError> {
+    let request = ChangeRequest::Capture { memory: memory.is_some(), copies };
     let request = ControlRequest::Change { request, grace: None };
     let files: Vec<_> = std::iter::once(overlay).chain(memory).collect();
-    Ok(exchange_with(dir, request, None, 2 * CAPTURE_DEADLINE, &files).await?.1)
+    exchange_with(dir, request, None, 2 * CAPTURE_DEADLINE, &files).await
+}
+
+/// A captured machine that is stopped while a client copies its further disks.
+#[derive(Debug)]
+pub struct StoppedMachine {
+    stream: UnixStream,
+}
+
+impl StoppedMachine {
+    /// Lets the machine continue. Only after the answer [`Answer::Captured`] it was stopped all the time.
+    ///
+    /// # Errors
+    /// Fails when no answer comes in time.
+    pub async fn resume(mut self) -> Result<Answer, ControlError> {
+        let late = || ControlError::Late { seconds: CAPTURE_DEADLINE.as_secs() };
+        let exchange = async {
+            self.stream.write_all(&[0]).await.map_err(FrameError::Transport)?;
+            read_message(&mut self.stream, CONTROL_LIMIT).await
+        };
+        let answer = timeout(CAPTURE_DEADLINE, exchange).await.map_err(|_| late())?;
+        answer.map_err(ControlError::Exchange)?.ok_or(ControlError::Closed)
+    }
 }
 
 /// Gives the machine a time to live from now on: this one, or the one that it has. 0 removes it.

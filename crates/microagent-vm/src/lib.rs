@@ -44,7 +44,9 @@ mod wire;
 
 pub use accel::{AccelChoice, AccelDecision, KvmFacts, KvmUnusable};
 pub use bounded_log::{LogPlace, older as older_log, place_since};
-pub use control::{Answer, Capture, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal};
+pub use control::{
+    Answer, Capture, ControlError, JobOrder, JobRequest, JobStdinStream, Refusal, StoppedMachine,
+};
 pub use core_dump::never_dump_core;
 pub use file_size::fail_oversized_writes;
 pub use flatten::{DiskPart, LayerWriter, flatten, read_layers};

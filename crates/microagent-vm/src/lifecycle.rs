@@ -199,6 +199,8 @@ pub enum ChangeRequest {
     Capture {
         /// Whether memory and devices are written to a file at the same instant.
         memory: bool,
+        /// Whether the guest is stopped until the client has copied its further disks.
+        copies: bool,
     },
 }
 

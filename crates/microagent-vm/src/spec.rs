@@ -23,7 +23,7 @@ pub const SPEC_LIMIT: usize = 16 * 1024 * 1024;
 /// messages of the control socket. It changes with each change of one of these types; a test checks that. The
 /// protocol between supervisor and agent has a number of its own ([`microagent_proto::GENERATION`]): a client of
 /// another generation can end a machine, but cannot communicate with its guest.
-pub const SUPERVISOR_PROTOCOL: u16 = 17;
+pub const SUPERVISOR_PROTOCOL: u16 = 18;
 
 /// Largest [`Report`] in bytes.
 pub(crate) const REPORT_LIMIT: usize = 128 * 1024;

@@ -11,6 +11,7 @@ mod claims;
 mod clients;
 mod console;
 mod control_server;
+mod copies;
 mod dir_watch;
 mod drive;
 mod effects;
@@ -89,7 +90,7 @@ const FLUSH_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Deadline of a client for a clean shutdown: at worst the flush takes all of its time, QEMU does not quit and is
 /// killed, and so is the network stack.
-pub(crate) const END_DEADLINE: Duration = Duration::from_secs(135);
+pub(crate) const END_DEADLINE: Duration = Duration::from_secs(165);
 const _: () = {
     let flushed = STOP_WINDOW.as_secs() + FLUSH_DEADLINE.as_secs();
     let ended = machine::QUIT_DEADLINE.as_secs() + 2 * machine::REAP_DEADLINE.as_secs();
@@ -108,7 +109,7 @@ pub(crate) const STOP_WINDOW: Duration = Duration::from_secs(10);
 const PAUSE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Deadline of a client for a quarantine: at worst the network stack and QEMU have to be killed.
-pub(crate) const QUARANTINE_DEADLINE: Duration = Duration::from_secs(85);
+pub(crate) const QUARANTINE_DEADLINE: Duration = Duration::from_secs(115);
 const _: () = {
     let killed = 2 * machine::REAP_DEADLINE.as_secs();
     let asked = machine::LINK_DEADLINE.as_secs() + PAUSE_DEADLINE.as_secs();
@@ -117,7 +118,7 @@ const _: () = {
 };
 
 /// Deadline for a capture, for which other requests wait.
-pub(crate) const CAPTURE_DEADLINE: Duration = Duration::from_secs(45);
+pub(crate) const CAPTURE_DEADLINE: Duration = Duration::from_secs(75);
 const _: () = assert!(capture::MOST.as_secs() <= CAPTURE_DEADLINE.as_secs());
 
 /// Deadline for the end of a machine whose supervisor was killed.

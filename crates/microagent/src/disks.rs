@@ -11,7 +11,7 @@ use microagent_image::bundle::{self, BUNDLE_LIMITS};
 use microagent_image::{ImageError, StandardInput};
 use microagent_model::{Attachment, DiskSource, VolumeName};
 use microagent_proto::Mount;
-use microagent_store::{Scratch, VolumeRecord, WorkspaceDir};
+use microagent_store::{Scratch, UnplacedVolume, VolumeRecord, WorkspaceDir};
 use microagent_vm::machine::EXTRA_SCSI_TARGET;
 use microagent_vm::{Claim, ExtraDisk};
 use rustix::fs::OFlags;
@@ -30,6 +30,9 @@ const _: () = assert!(STREAM_MAX > BUNDLE_LIMITS.max_unpacked_bytes);
 
 /// Bytes that are copied at once.
 const STREAM_PIECE: usize = 256 * 1024;
+
+/// Bytes of a disk that are copied between two looks for a cancellation.
+const COPY_PIECE: u64 = 8 << 20;
 
 /// Smallest size of a writable bundle's disk, in MiB.
 const BUNDLE_SIZE_MIB: u64 = 1024;
@@ -87,7 +90,8 @@ impl Engine {
         {
             return Err(Error::from_volume(name, error));
         }
-        match dir.holder().filter(|_| first_start == FirstStart::Now) {
+        let in_the_way = if disk.read_only { dir.writer() } else { dir.holder() };
+        match in_the_way.filter(|_| first_start == FirstStart::Now) {
             Some(holder) => Err(Error::DiskBusy {
                 disk: described(&DiskSource::Volume(name.clone())),
                 holder: Some(holder.workspace),
@@ -196,6 +200,8 @@ impl Engine {
 
     /// Returns all further disks of a workspace's machine, in the order in which they are mounted.
     pub(crate) fn disks(&self, disks: &[Attachment], dir: &WorkspaceDir) -> Result<Disks, Error> {
+        // A command that was killed while it made this workspace may have left it to others.
+        self.state().place_volumes(dir).map_err(|unplaced| unplaced_volume(self, unplaced))?;
         let mut all = Disks::default();
         for ((target, disk), bundle) in (EXTRA_SCSI_TARGET..=u8::MAX).zip(disks).zip(bundle_numbers(disks)) {
             let read_only = disk.read_only;
@@ -259,6 +265,18 @@ fn bundle_numbers(disks: &[Attachment]) -> impl Iterator<Item = usize> {
         *bundles += usize::from(matches!(disk.source, DiskSource::Bundle(_)));
         Some(before)
     })
+}
+
+/// The error that a volume of a new workspace has no place.
+pub(crate) fn unplaced_volume(engine: &Engine, unplaced: UnplacedVolume) -> Error {
+    let UnplacedVolume { name, source, .. } = unplaced;
+    match source.kind() {
+        io::ErrorKind::AlreadyExists => Error::VolumeExists { name },
+        _ => {
+            let path = engine.state().volume(&name).path().to_owned();
+            Error::File { action: "create volume", path, source }
+        }
+    }
 }
 
 pub(crate) fn arrange(disks: &[Attachment]) -> Result<Vec<Attachment>, Error> {
@@ -338,8 +356,25 @@ fn make_bundle(
     grown.map_err(|source| Error::File { action: "write", path: out.to_owned(), source })
 }
 
+/// Whether a copy is on the host's disk when it is made, so that it survives a loss of power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flush {
+    AtEnd,
+    Never,
+}
+
 /// Copies a disk without its holes; shares its blocks if the file system can.
 pub(crate) fn copy_disk(from: &Path, to: &Path) -> io::Result<()> {
+    copy_disk_unless_cancelled(from, to, Flush::AtEnd, &CancellationToken::new())
+}
+
+/// The same, up to a cancellation, which is an error.
+pub(crate) fn copy_disk_unless_cancelled(
+    from: &Path,
+    to: &Path,
+    flush: Flush,
+    cancel: &CancellationToken,
+) -> io::Result<()> {
     use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
     use rustix::io::Errno;
     let source = File::open(from)?;
@@ -354,20 +389,38 @@ pub(crate) fn copy_disk(from: &Path, to: &Path) -> io::Result<()> {
                 start => start?,
             };
             let end = seek(&source, SeekFrom::Hole(start))?;
-            copy_range(&source, &target, start, end - start)?;
+            copy_range(&source, &target, start..end, cancel)?;
             at = end;
         }
     }
-    target.sync_all()
+    match flush {
+        Flush::AtEnd => target.sync_all(),
+        Flush::Never => Ok(()),
+    }
 }
 
-fn copy_range(source: &File, target: &File, start: u64, len: u64) -> io::Result<()> {
-    use std::io::{Read, Seek, SeekFrom};
+fn copy_range(
+    source: &File,
+    target: &File,
+    range: std::ops::Range<u64>,
+    cancel: &CancellationToken,
+) -> io::Result<()> {
+    use std::io::{Seek, SeekFrom};
     let (mut source, mut target) = (source, target);
-    source.seek(SeekFrom::Start(start))?;
-    target.seek(SeekFrom::Start(start))?;
-    let copied = io::copy(&mut source.take(len), &mut target)?;
-    if copied == len { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    source.seek(SeekFrom::Start(range.start))?;
+    target.seek(SeekFrom::Start(range.start))?;
+    let mut left = range.end - range.start;
+    while left > 0 {
+        if cancel.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        let piece = left.min(COPY_PIECE);
+        if io::copy(&mut source.take(piece), &mut target)? != piece {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        left -= piece;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -388,5 +441,10 @@ mod tests {
         assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
         assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20);
         assert!(copy_disk(&from, &to).is_err(), "nothing is written over");
+        // Where blocks are shared, there is nothing to cancel.
+        let (cancel, other) = (CancellationToken::new(), dir.path().join("other"));
+        cancel.cancel();
+        let cancelled = copy_disk_unless_cancelled(&from, &other, Flush::Never, &cancel);
+        assert!(cancelled.is_ok() == (fs::read(&from).unwrap() == fs::read(&other).unwrap()));
     }
 }

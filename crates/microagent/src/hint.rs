@@ -123,6 +123,11 @@ pub enum Hint {
         /// The workspace.
         name: WorkspaceName,
     },
+    /// Give each fork copies of the volumes and bundles that the workspace can write to; or as [`Hint::ForkDisk`].
+    CopyVolumes {
+        /// The workspace.
+        name: WorkspaceName,
+    },
     /// Use the disk without the memory.
     DiskOnly,
     /// Use the disk of the snapshot without its memory.
@@ -445,6 +450,10 @@ impl Hint {
             Hint::ForkDisk { name } => {
                 write!(f, "fork the disk of workspace `{name}` only: halt it, or make a snapshot of its disk")
             }
+            Hint::CopyVolumes { name } => write!(
+                f,
+                "give each fork of workspace `{name}` copies of its volumes and bundles; or halt it, or make a snapshot of its disk"
+            ),
             Hint::UseDiskOfSnapshot { snapshot } => {
                 write!(f, "create a workspace from the disk of snapshot `{snapshot}`, and boot it")
             }

@@ -209,9 +209,10 @@ pub use microagent_model::{
     ImageIdentity, JobId, JobIdError, JobState, LabelError, Labels, LinkState, NameError, NameServer,
     NetworkMode, NetworkName, NetworkNameError, PORTS_MAX, PortProtocol, PortSelector, Publish, PublishError,
     PublishRange, RateLimits, Resources, RestartPolicy, RestartPolicyError, RootAccess, SearchDomain,
-    SecretReference, SecretReferenceError, SecretSource, SettingError, SetupStep, SnapshotTag,
-    SnapshotTagError, State, Subnet, SubnetError, Tmpfs, Ulimit, Upstream, UpstreamError, VolumeName,
-    VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl, signal_name, signal_number,
+    SecretReference, SecretReferenceError, SecretSource, SettingError, SetupStep, SnapshotName,
+    SnapshotNameError, SnapshotTag, SnapshotTagError, State, Subnet, SubnetError, Tmpfs, Ulimit, Upstream,
+    UpstreamError, VolumeName, VolumeNameError, WorkspaceFailure, WorkspaceName, parse_label, parse_sysctl,
+    signal_name, signal_number,
 };
 pub use microagent_net::HOST_NAME;
 pub use microagent_proto::chain;
@@ -228,10 +229,11 @@ pub mod apply {
     pub use crate::workspace::{Applied, ApplyMode, Change, ChangeKind};
 }
 
-/// Snapshots of workspaces. [`Snapshots`] has an example.
+/// Snapshots and forks of workspaces. [`Snapshots`] has an example.
 pub mod snapshot {
     pub use crate::workspace::{
-        Snapshot, SnapshotContents, SnapshotDeleteMode, SnapshotDeletion, SnapshotImport, Snapshots,
+        CopiedVolume, Fork, ForkOptions, ForkVolumes, Snapshot, SnapshotContents, SnapshotDeleteMode,
+        SnapshotDeletion, SnapshotImport, Snapshots,
     };
 }
 

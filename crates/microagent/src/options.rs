@@ -16,7 +16,7 @@ use crate::{Profile, StdinMode, Terminal};
 /// Some options need network mode `user`; with [`NetworkMode::Isolated`] the guest has no network device, except for
 /// [`forwards`](WorkspaceOptions::forwards), [`brokers`](WorkspaceOptions::brokers) and
 /// [`networks`](WorkspaceOptions::networks), which then are all that it reaches.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct WorkspaceOptions {
     /// Reference of the image: a name such as `busybox` or `ghcr.io/owner/app:1`, completed as Docker does, or a path with

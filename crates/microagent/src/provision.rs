@@ -437,6 +437,7 @@ pub(crate) fn new_record(
         outputs: options.outputs.clone(),
         disposable: false,
         layers: Vec::new(),
+        from_snapshot: None,
         machine: MachineState::resting(State::Prepared, now),
     })
 }

@@ -25,7 +25,8 @@ use std::time::Duration;
 use microagent_image::PullPolicy;
 use microagent_model::{
     AddedHost, AllowRule, Artifact, Attachment, Broker, EgressMode, Forward, Labels, NameServer, NetworkMode,
-    NetworkName, PublishRange, RestartPolicy, SearchDomain, SecretReference, Tmpfs, Ulimit, WorkspaceName,
+    NetworkName, PublishRange, RestartPolicy, SearchDomain, SecretReference, SnapshotName, Tmpfs, Ulimit,
+    WorkspaceName,
 };
 use microagent_store::open_named;
 use serde::Deserialize;
@@ -61,6 +62,9 @@ pub struct SpecFile {
     pub name: Option<WorkspaceName>,
     /// Image: a registry reference, `oci:DIR[:TAG]`, `oci-archive:FILE` or `docker-archive:FILE`.
     pub image: Option<String>,
+    /// Snapshot to create the workspace from, `WORKSPACE:TAG`, in place of an image. Not for `run`.
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    pub from_snapshot: Option<SnapshotName>,
     /// When the registry is contacted.
     #[cfg_attr(test, schemars(with = "Option<reference::Pull>"))]
     pub pull: Option<PullPolicy>,

@@ -37,7 +37,7 @@ const JOURNAL_SHARE: u64 = 64;
 const JOURNAL_MIN: u64 = 1024;
 const JOURNAL_MAX: u64 = 32_768;
 
-/// A named ext4 disk that can be attached to one machine at a time.
+/// A named ext4 disk that can be attached to one machine at a time, or read-only to several.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Volume {
@@ -47,8 +47,10 @@ pub struct Volume {
     pub size_mib: Option<u64>,
     /// When it was created.
     pub created_at: Option<Timestamp>,
-    /// The workspace whose machine uses it now.
+    /// The workspace whose machine uses it now; the first of `readers` if machines only read it.
     pub attached_to: Option<String>,
+    /// The workspaces whose machines use it now and only read it.
+    pub readers: Vec<String>,
     /// Bytes that it uses on the host.
     pub bytes: u64,
     /// Path of its disk.
@@ -62,7 +64,7 @@ pub struct Volume {
 pub enum VolumeDeleteMode {
     /// Only a volume that no machine uses and no workspace attaches.
     Unused,
-    /// Any volume. The machine that uses it is killed first. Workspaces that attach it can no longer start.
+    /// Any volume. The machines that use it are killed first. Workspaces that attach it can no longer start.
     Force,
 }
 
@@ -72,8 +74,8 @@ pub enum VolumeDeleteMode {
 pub struct VolumeDeletion {
     /// Whether the volume existed.
     pub deleted: bool,
-    /// The workspace that was killed, because it used the volume.
-    pub killed: Option<WorkspaceName>,
+    /// The workspaces that were killed, because they used the volume.
+    pub killed: Vec<WorkspaceName>,
     /// Workspaces that attach the volume and cannot start without it.
     pub missed_by: Vec<WorkspaceName>,
 }
@@ -181,6 +183,7 @@ impl Volumes {
             size_mib: record.as_ref().map(|record| record.size_mib),
             created_at: record.as_ref().map(|record| record.created_at),
             attached_to: dir.holder().map(|holder| holder.workspace),
+            readers: dir.readers().into_iter().map(|holder| holder.workspace).collect(),
             bytes: dir.disk().metadata().map_or(0, |found| found.blocks() * 512),
             path: dir.disk(),
             problem,
@@ -226,12 +229,14 @@ impl Volumes {
     /// be ended, or its files cannot be removed.
     pub async fn delete(&self, name: &VolumeName, mode: VolumeDeleteMode) -> Result<VolumeDeletion, Error> {
         let Ok(dir) = self.existing(name) else {
-            return Ok(VolumeDeletion { deleted: false, killed: None, missed_by: Vec::new() });
+            return Ok(VolumeDeletion { deleted: false, killed: Vec::new(), missed_by: Vec::new() });
         };
-        let killed = match dir.holder() {
-            Some(holder) if mode == VolumeDeleteMode::Force => self.end_holder(name, &holder).await?,
-            _ => None,
-        };
+        let mut killed = Vec::new();
+        if mode == VolumeDeleteMode::Force {
+            for holder in dir.writer().into_iter().chain(dir.readers()) {
+                killed.extend(self.end_holder(name, &holder).await?);
+            }
+        }
         let held = match hold(name, &dir) {
             Err(Error::NoSuchVolume { .. }) => {
                 return Ok(VolumeDeletion { deleted: false, killed, missed_by: Vec::new() });
@@ -327,7 +332,7 @@ fn attaches(record: &WorkspaceRecord, name: &VolumeName) -> bool {
     record.disks.iter().any(|disk| disk.source == DiskSource::Volume(name.clone()))
 }
 
-fn hold(name: &VolumeName, dir: &VolumeDir) -> Result<HeldVolume, Error> {
+pub(crate) fn hold(name: &VolumeName, dir: &VolumeDir) -> Result<HeldVolume, Error> {
     dir.hold().map_err(|error| match error {
         HoldError::Held { holder, .. } => Error::DiskBusy { disk: format!("volume `{name}`"), holder },
         // The file is created where it is missing, so its directory is gone.

@@ -12,6 +12,8 @@ mod egress;
 mod exec;
 mod files;
 mod fork;
+mod fork_volumes;
+mod from_spec;
 mod health;
 mod job;
 mod layers;
@@ -64,6 +66,8 @@ pub use exec::{
     Exec, ExecControl, ExecEnded, ExecOptions, ExecOutput, ExecStdin, Execution, StdinMode, Terminal,
 };
 pub use files::{FileContent, FileRange};
+pub use fork::{Fork, ForkOptions};
+pub use fork_volumes::{CopiedVolume, ForkVolumes};
 pub use health::{HealthReport, HealthResult};
 pub(crate) use health::{check_health, health_of_image, unused_health};
 pub use job::{Job, JobDetails, JobOutput, JobOutputOptions, JobStdin};

@@ -11,7 +11,7 @@ use microagent::apply::ApplyMode;
 use microagent::image::{
     ConfigChanges, ImagePrune, ImportSource, LoadOptions, NetworkOptions, PullOptions, SaveTarget,
 };
-use microagent::snapshot::{SnapshotContents, SnapshotDeleteMode};
+use microagent::snapshot::{ForkOptions, SnapshotContents, SnapshotDeleteMode};
 use microagent::template::TemplatePrune;
 use microagent::{
     AttachOptions, AttachedRun, CommitOptions, Console, CopySource, CopyTarget, CreateOptions, DeleteMode,
@@ -56,6 +56,9 @@ fn every_future_of_an_engine_is_send() {
     assert_send(engine.run_detached(RunOptions::new("x"), &progress));
     assert_send(engine.create(CreateOptions::new(name, "x"), &progress));
     assert_send(engine.check_secrets(&[], &progress));
+    let spec = SpecFile::default();
+    assert_send(engine.create_from_snapshot(&spec, &|_| None));
+    assert_send(engine.start_from_snapshot(&spec, &|_| None, &progress));
     assert_send(engine.list());
     assert_send(engine.doctor());
     assert_send(engine.verify_kernel());
@@ -138,8 +141,8 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.supervise(SuperviseOptions::new(), &progress));
     assert_send(workspace.delete(DeleteMode::Kill));
     assert_send(workspace.clone_to(&name));
-    assert_send(workspace.fork(&[], &progress));
-    assert_send(workspace.fork_numbered(1, &progress));
+    assert_send(workspace.fork(&[], ForkOptions::new(), &progress));
+    assert_send(workspace.fork_numbered(1, ForkOptions::new(), &progress));
     assert_send(workspace.rename_to(&name));
     let nothing: &Lookup = &|_| None;
     let spec = SpecFile::default();

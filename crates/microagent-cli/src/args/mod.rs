@@ -14,7 +14,6 @@ pub(crate) mod machine;
 pub(crate) mod names;
 pub(crate) mod secret;
 pub(crate) mod settings;
-pub(crate) mod snapshot;
 pub(crate) mod stop_timeout;
 pub(crate) mod values;
 pub(crate) mod workspace;

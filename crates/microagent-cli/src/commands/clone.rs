@@ -1,11 +1,11 @@
 //! `microagent clone`: a copy of a resting workspace.
 
 use clap::Args;
-use microagent::{Attachment, DiskSource, Error, WorkspaceName};
+use microagent::{Error, WorkspaceName};
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::state_output;
+use crate::state_output::{self, shared_disk};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,7 +21,7 @@ Examples:
 ///
 /// The copy has the same image, settings and disk contents under another name, and its own identity. It takes as much disk
 /// space as the source's overlay. Bundles are copied. Named volumes and disk images are not: the copy attaches the same
-/// ones, and one machine can use them at a time.
+/// ones, and one machine can write to them at a time; `microagent fork --copy-volumes` copies volumes.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct CloneArgs {
@@ -43,7 +43,7 @@ pub(crate) fn execute(context: &Context, args: CloneArgs) -> Result<(), Failure>
         }
     })?;
     let copy = copied.details()?;
-    let shared: Vec<_> = copy.disks.iter().filter_map(shared).collect();
+    let shared: Vec<_> = copy.disks.iter().filter_map(shared_disk).collect();
     if !shared.is_empty() {
         let disks = shared.join(", ");
         context.progress(false).note(&format!(
@@ -52,13 +52,4 @@ pub(crate) fn execute(context: &Context, args: CloneArgs) -> Result<(), Failure>
         ));
     }
     state_output::print(context, copy)
-}
-
-/// What a disk is called that the copy does not have for itself.
-fn shared(disk: &Attachment) -> Option<String> {
-    match &disk.source {
-        DiskSource::Volume(name) => Some(format!("volume {name}")),
-        DiskSource::Image(path) if !disk.read_only => Some(path.display().to_string()),
-        DiskSource::Image(_) | DiskSource::Bundle(_) => None,
-    }
 }

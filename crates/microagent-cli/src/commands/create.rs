@@ -6,18 +6,18 @@ use clap::Args;
 use microagent::spec::Service;
 use microagent::spec::value::output;
 use microagent::{
-    Artifact, CreateOptions, Error, Event, ImageReport, NameError, Observer, RestartPolicy, RunCommand,
-    SpecFile, WorkspaceName,
+    Artifact, CancellationToken, CreateOptions, Error, Event, ImageReport, NameError, Observer,
+    RestartPolicy, RunCommand, SnapshotName, SpecFile, Workspace, WorkspaceName, WorkspaceOptions,
 };
 
 use crate::args::docker::CreateDockerFlags;
-use crate::args::snapshot::SnapshotName;
 use crate::args::workspace::{WorkspaceArgs, idle_keys};
 use crate::context::Context;
 use crate::documents::create::CreateDocument;
 use crate::documents::shared::ResourcesDocument;
 use crate::documents::stream::StreamLine;
 use crate::failure::Failure;
+use crate::notices::Notices;
 use crate::output::{Format, print_json, print_text};
 use crate::stream::print_line;
 use crate::{environment, escape, run_output};
@@ -81,7 +81,7 @@ pub(crate) struct CreateArgs {
     from_snapshot: Option<SnapshotName>,
 
     /// Start the workspace from the snapshot, with the processes of that time if the snapshot has the memory
-    #[arg(long, requires = "from_snapshot", help_heading = "What to run")]
+    #[arg(long, help_heading = "What to run")]
     start: bool,
 
     /// Service: a shell line that every start runs; the machine ends when it ends
@@ -135,8 +135,11 @@ pub(crate) fn execute(context: &Context, args: CreateArgs) -> Result<(), Failure
     if let Some(source) = &args.from_snapshot {
         return create_from(context, &args, source);
     }
-    args.check_start()?;
     let mut spec = args.workspace.spec()?;
+    if spec.from_snapshot.is_some() {
+        return create_from_file(context, &args, spec);
+    }
+    args.check_start()?;
     let idle = idle_keys(&spec.only_for_run(), "create");
     context.config().lay_under(&mut spec, args.workspace.network());
     let engine = context.engine();
@@ -177,8 +180,29 @@ impl CreateArgs {
     fn check_start(&self) -> Result<(), Failure> {
         if self.start && self.from_snapshot.is_none() {
             return Err(Failure::usage(
-                "--start needs --from-snapshot",
+                "--start needs --from-snapshot, or a spec file with `fromSnapshot`",
                 "create the workspace without it, then: microagent start NAME",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes the name for a file that names a snapshot, and refuses other options: the file has them as keys.
+    fn check_file_alone(&self, spec: &mut SpecFile) -> Result<(), Failure> {
+        let words = self.name_and_image(spec)?;
+        let mut options = WorkspaceOptions::new("");
+        self.workspace.lay_over(&mut options, &self.output)?;
+        let others = self.image.is_some()
+            || self.service_command.is_some()
+            || self.image_command
+            || self.entrypoint.is_some()
+            || self.shell.is_some()
+            || self.restart.is_some();
+        self.docker.refuse()?;
+        if others || !words.is_empty() || options != WorkspaceOptions::new("") {
+            return Err(Failure::usage(
+                "the spec file names a snapshot (`fromSnapshot`), which no option but --name and --start goes with",
+                "write the settings into the file",
             ));
         }
         Ok(())
@@ -200,27 +224,54 @@ fn create_from(context: &Context, args: &CreateArgs, source: &SnapshotName) -> R
         }
     };
     let snapshots = context.engine().workspace(&source.workspace).snapshots();
-    if args.start {
-        let progress = context.progress(args.quiet);
-        let started = context.block_on(async |token| {
-            let shown = Arc::clone(&progress);
-            let work = microagent::Progress::new().cancel(token).observer(move |event| shown.event(event));
-            Ok(snapshots.start_workspace(&source.tag, &name, &work).await)
-        });
-        progress.end();
-        return match started? {
-            Ok(created) => print(context, CreateDocument::new(created.details()?, None, Vec::new())),
-            Err(error) => Err(run_output::failed(context, error)?),
-        };
-    }
-    let created = context.block_on(async |token| {
-        tokio::select! {
-            created = snapshots.create_workspace(&source.tag, &name) => Ok(created?),
-            // A workspace that is not complete is never seen.
-            () = token.cancelled() => Err(Error::Cancelled.into()),
+    created(context, args, async |work, token| {
+        if args.start {
+            return snapshots.start_workspace(&source.tag, &name, &work).await;
         }
-    })?;
-    print(context, CreateDocument::new(created.details()?, None, Vec::new()))
+        tokio::select! {
+            created = snapshots.create_workspace(&source.tag, &name) => created,
+            // A workspace that is not complete is never seen.
+            () = token.cancelled() => Err(Error::Cancelled),
+        }
+    })
+}
+
+/// Creates from the snapshot that a spec file names.
+fn create_from_file(context: &Context, args: &CreateArgs, mut spec: SpecFile) -> Result<(), Failure> {
+    args.check_file_alone(&mut spec)?;
+    let engine = context.engine();
+    if let Some(note) = idle_keys(&spec.only_for_run(), "create") {
+        context.progress(args.quiet).note(&note);
+    }
+    created(context, args, async |work, _| {
+        let host = environment::passed_through;
+        match args.start {
+            true => engine.start_from_snapshot(&spec, &host, &work).await,
+            false => engine.create_from_snapshot(&spec, &host).await,
+        }
+    })
+}
+
+/// Shows the progress of a creation from a snapshot, and its result.
+fn created(
+    context: &Context,
+    args: &CreateArgs,
+    create: impl AsyncFnOnce(microagent::Progress, CancellationToken) -> Result<Workspace, Error>,
+) -> Result<(), Failure> {
+    let (progress, notices) = (context.progress(args.quiet), Arc::new(Notices::default()));
+    let created = context.block_on(async |token| {
+        let (shown, notices) = (Arc::clone(&progress), Arc::clone(&notices));
+        let work = microagent::Progress::new().cancel(token.clone()).observer(move |event: Event| {
+            notices.take(&event);
+            shown.event(event);
+        });
+        Ok(create(work, token).await)
+    });
+    progress.end();
+    match created? {
+        Ok(created) => print(context, CreateDocument::new(created.details()?, None, notices.taken())),
+        Err(error) => Err(run_output::failed(context, error)?),
+    }
 }
 
 fn print(context: &Context, document: CreateDocument) -> Result<(), Failure> {
@@ -375,7 +426,32 @@ mod tests {
         let matches = from_snapshot_alone(command).try_get_matches_from(words).unwrap();
         let refused = CreateArgs::from_arg_matches(&matches).unwrap().check_start();
         let Err(Failure::Usage { message, .. }) = refused else { panic!("{refused:?}") };
-        assert_eq!(message, "--start needs --from-snapshot");
+        assert_eq!(message, "--start needs --from-snapshot, or a spec file with `fromSnapshot`");
+    }
+
+    #[test]
+    fn a_file_that_names_a_snapshot_is_changed_by_its_keys_alone() {
+        let checked = |words: &[&str]| {
+            let text = "{fromSnapshot: 'lab:prepared', env: {A: b}}";
+            let mut spec = SpecFile::parse(std::path::Path::new("/specs/microagent.yaml"), text).unwrap();
+            let command = CreateArgs::augment_args(Command::new("create").no_binary_name(true));
+            let words = [&["--file", "/specs/microagent.yaml"], words].concat();
+            let matches = from_snapshot_alone(command).try_get_matches_from(words).unwrap();
+            CreateArgs::from_arg_matches(&matches).unwrap().check_file_alone(&mut spec).map(|()| spec.name)
+        };
+        let name = checked(&["web", "--start", "--quiet"]).unwrap();
+        assert_eq!(name, Some("web".parse().unwrap()));
+        assert_eq!(checked(&["--name", "api"]).unwrap(), Some("api".parse().unwrap()));
+        for other in [
+            &["web", "--memory", "1g"][..],
+            &["web", "--image", "i"],
+            &["web", "sleep", "1"],
+            &["web", "-e", "A=c"],
+            &["web", "--restart", "always"],
+            &["web", "--output", "a=/a"],
+        ] {
+            assert!(matches!(checked(other), Err(Failure::Usage { .. })), "{other:?}");
+        }
     }
 
     #[test]

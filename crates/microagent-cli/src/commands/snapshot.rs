@@ -2,9 +2,11 @@
 
 mod portable;
 
+use std::sync::Arc;
+
 use clap::{Args, Subcommand};
 use microagent::snapshot::{Snapshot, SnapshotContents, SnapshotDeleteMode};
-use microagent::{Error, Observer, SnapshotTag, WorkspaceName};
+use microagent::{Error, Event, Observer, SnapshotTag, WorkspaceName};
 
 use crate::args::listing::{Entries, ListingArgs};
 use crate::context::Context;
@@ -13,6 +15,7 @@ use crate::documents::snapshot::{
 };
 use crate::escape::one_line;
 use crate::failure::Failure;
+use crate::notices::Notices;
 use crate::output::{Format, print_json, print_text, size};
 use crate::prompt::{confirm, confirmed};
 use crate::table::table;
@@ -266,9 +269,13 @@ fn restore(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
         return print_text("Nothing was changed.\n");
     }
     let progress = context.progress(false);
+    let notices = Arc::new(Notices::default());
     let restored = context.block_on(async |token| {
-        let shown = std::sync::Arc::clone(&progress);
-        let work = microagent::Progress::new().cancel(token).observer(move |event| shown.event(event));
+        let (shown, notices) = (Arc::clone(&progress), Arc::clone(&notices));
+        let work = microagent::Progress::new().cancel(token).observer(move |event: Event| {
+            notices.take(&event);
+            shown.event(event);
+        });
         Ok(snapshots.restore(&args.tag, &work).await)
     });
     progress.end();
@@ -279,7 +286,7 @@ fn restore(context: &Context, args: &RestoreArgs) -> Result<(), Failure> {
         let volumes = snapshot.volumes.join(", ");
         context.progress(false).note(&format!("the volumes {volumes} were not changed"));
     }
-    state_output::print(context, workspace.details()?)
+    state_output::print_started(context, workspace.details()?, notices.taken())
 }
 
 fn question(snapshot: &Snapshot) -> String {

@@ -10,6 +10,7 @@ use crate::args::values::{cpus, memory_mib, ttl};
 use crate::args::workspace::profile;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::notices::Notices;
 use crate::several::each;
 use crate::{run_output, state_output};
 
@@ -82,10 +83,12 @@ fn start(context: &Context, args: &StartArgs, name: &WorkspaceName) -> Result<()
     (options.profile, options.memory_mib, options.cpu_count) = (args.profile, args.memory, args.cpus);
     options.ttl = args.ttl;
     let workspace = engine.workspace(name);
+    let notices = Arc::new(Notices::default());
     let started = context.block_on(async |token| {
-        let shown = Arc::clone(&progress);
+        let (shown, notices) = (Arc::clone(&progress), Arc::clone(&notices));
         // The ports are in the answer.
         let work = microagent::Progress::new().cancel(token).observer(move |event: Event| {
+            notices.take(&event);
             if !matches!(event, Event::Published(_)) {
                 shown.event(event);
             }
@@ -97,7 +100,7 @@ fn start(context: &Context, args: &StartArgs, name: &WorkspaceName) -> Result<()
     });
     progress.end();
     match started? {
-        Ok(details) => state_output::print(context, details),
+        Ok(details) => state_output::print_started(context, details, notices.taken()),
         Err(error) => Err(run_output::failed(context, error)?),
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use microagent::volume::{SIZE_MIB, Volume, VolumeDeleteMode};
-use microagent::{Error, VolumeName};
+use microagent::{Error, VolumeName, WorkspaceName};
 
 use crate::args::listing::{Entries, ListingArgs};
 use crate::args::values::disk_mib;
@@ -297,13 +297,14 @@ fn question(names: &[VolumeName]) -> String {
 }
 
 fn line(deleted: &DeletedVolume) -> String {
-    let DeletedVolume { name, deleted, killed, missed_by } = deleted;
+    let DeletedVolume { name, deleted, killed, also_killed, missed_by } = deleted;
     if !deleted {
         return format!("Nothing to delete: {name}\n");
     }
-    let text = match killed {
-        Some(workspace) => format!("Killed {workspace} and deleted volume \"{name}\"\n"),
-        None => format!("Deleted volume \"{name}\"\n"),
+    let killed: Vec<_> = killed.iter().chain(also_killed).map(WorkspaceName::as_str).collect();
+    let text = match killed.as_slice() {
+        [] => format!("Deleted volume \"{name}\"\n"),
+        killed => format!("Killed {} and deleted volume \"{name}\"\n", killed.join(", ")),
     };
     text + &unstartable(missed_by)
 }
@@ -317,10 +318,18 @@ fn listing(volumes: &[VolumeDocument]) -> String {
             Some(_) => "damaged".to_owned(),
             None => volume.size_mib.map(|mib| mib.to_string()).unwrap_or_default(),
         };
-        [volume.name.to_string(), size_mib, volume.attached_to.clone().unwrap_or_default()]
+        [volume.name.to_string(), size_mib, attached(volume).unwrap_or_default()]
     };
     let rows: Vec<_> = volumes.iter().map(row).collect();
     table([("NAME", 20), ("SIZE-MIB", 8), ("ATTACHED", 0)], &rows)
+}
+
+/// The workspaces whose machines have it.
+fn attached(volume: &VolumeDocument) -> Option<String> {
+    match volume.readers.as_slice() {
+        [] => volume.attached_to.clone(),
+        readers => Some(format!("{} (read-only)", readers.join(", "))),
+    }
 }
 
 fn text(volume: &VolumeDocument) -> String {
@@ -333,7 +342,7 @@ fn text(volume: &VolumeDocument) -> String {
         "Size: {}\nCreated: {}\nAttached: {}\nPath: {}\nOn the host: {}\n",
         known(volume.size_mib.map(|mib| format!("{mib} MiB"))),
         known(volume.created_at.map(|at| at.to_string())),
-        one_line(&known(volume.attached_to.clone())),
+        one_line(&known(attached(volume))),
         one_line(&volume.path.display().to_string()),
         size(volume.bytes),
     )
@@ -349,6 +358,7 @@ mod tests {
             size_mib: Some(512),
             created_at: Some(jiff::Timestamp::UNIX_EPOCH),
             attached_to: attached_to.map(str::to_owned),
+            readers: Vec::new(),
             bytes: 1 << 20,
             path: "/state/volumes/data/disk.ext4".into(),
             problem: None,
@@ -363,6 +373,8 @@ mod tests {
             "NAME                 SIZE-MIB ATTACHED\ncache                512      -\n\
              data                 512      db\nold                  damaged  -\n"
         );
+        let read = VolumeDocument { readers: vec!["a".into(), "b".into()], ..volume("data", Some("a")) };
+        assert!(listing(&[read]).ends_with("data                 512      a, b (read-only)\n"));
         assert_eq!(listing(&[]), "No volumes.\n");
         assert_eq!(
             text(&volume("data", None)),
@@ -374,14 +386,16 @@ mod tests {
     #[test]
     fn deleting_says_what_else_it_did() {
         let name: VolumeName = "data".parse().unwrap();
-        let nothing = DeletedVolume { name, deleted: false, killed: None, missed_by: Vec::new() };
+        let (killed, also_killed, missed_by) = (None, Vec::new(), Vec::new());
+        let nothing = DeletedVolume { name, deleted: false, killed, also_killed, missed_by };
         assert_eq!(line(&nothing), "Nothing to delete: data\n");
         let plain = DeletedVolume { deleted: true, ..nothing };
         assert_eq!(line(&plain), "Deleted volume \"data\"\n");
-        let web: microagent::WorkspaceName = "web".parse().unwrap();
+        let [web, api] = ["web", "api"].map(|name| name.parse::<WorkspaceName>().unwrap());
+        let (killed, missed_by) = (Some(web.clone()), vec![web]);
         assert_eq!(
-            line(&DeletedVolume { killed: Some(web.clone()), missed_by: vec![web], ..plain }),
-            "Killed web and deleted volume \"data\"\nCannot start without it: web\n"
+            line(&DeletedVolume { killed, also_killed: vec![api], missed_by, ..plain }),
+            "Killed web, api and deleted volume \"data\"\nCannot start without it: web\n"
         );
         let names = ["a", "b"].map(|name| name.parse().unwrap());
         assert_eq!(question(&names), "Delete a, b and everything on them?");

@@ -19,12 +19,14 @@ pub(crate) struct StateDocument {
     pub(crate) port_forwards: Vec<PortForwardDocument>,
     /// When the machine is halted because its time to live has passed; `null` without one.
     pub(crate) expires_at: Option<Timestamp>,
+    /// What there is to know of a start, such as hooks of a snapshot's guest that failed.
+    pub(crate) notices: Vec<String>,
 }
 
 impl From<WorkspaceDetails> for StateDocument {
     fn from(details: WorkspaceDetails) -> StateDocument {
         let WorkspaceDetails { name, state, port_forwards, expires_at, .. } = details;
         let port_forwards = port_forwards.into_iter().map(PortForwardDocument::from).collect();
-        StateDocument { workspace: name, state, port_forwards, expires_at }
+        StateDocument { workspace: name, state, port_forwards, expires_at, notices: Vec::new() }
     }
 }

@@ -29,8 +29,10 @@ document! {
         /// `null` for a damaged record, as `created_at`.
         size_mib: Option<u64>,
         created_at: Option<Timestamp>,
-        /// The workspace whose machine has it.
+        /// The workspace whose machine has it; the first of `readers` if machines only read it.
         attached_to: Option<String>,
+        /// The workspaces whose machines have it read-only.
+        readers: Vec<String>,
         bytes: u64,
         path: PathBuf,
         problem: Option<String>,
@@ -63,6 +65,9 @@ pub(crate) struct DeletedVolume {
     /// The workspace that was killed for it.
     #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub(crate) killed: Option<WorkspaceName>,
+    /// Others that were killed: all of them only read it.
+    #[cfg_attr(test, schemars(with = "Vec<String>"))]
+    pub(crate) also_killed: Vec<WorkspaceName>,
     /// Workspaces that name it and cannot be started without it.
     #[cfg_attr(test, schemars(with = "Vec<String>"))]
     pub(crate) missed_by: Vec<WorkspaceName>,
@@ -72,6 +77,7 @@ impl DeletedVolume {
     /// What the library did to this volume.
     pub(crate) fn new(name: VolumeName, deletion: VolumeDeletion) -> DeletedVolume {
         let VolumeDeletion { deleted, killed, missed_by, .. } = deletion;
-        DeletedVolume { name, deleted, killed, missed_by }
+        let mut killed = killed.into_iter();
+        DeletedVolume { name, deleted, killed: killed.next(), also_killed: killed.collect(), missed_by }
     }
 }

@@ -49,6 +49,7 @@ fn workspace_on(home: &Home, name: &str, image: &microagent_image::Image) -> Wor
         disposable: false,
         machine: MachineState::resting(State::Stopped, Timestamp::now()),
         layers: Vec::new(),
+        from_snapshot: None,
     };
     record.save_new(&dir).unwrap();
     dir

@@ -1,6 +1,6 @@
 //! Snapshots of a workspace.
 
-use microagent::snapshot::{Snapshot, SnapshotContents, SnapshotDeleteMode};
+use microagent::snapshot::{ForkOptions, Snapshot, SnapshotContents, SnapshotDeleteMode};
 use microagent::{Error, Progress, SnapshotTag, SnapshotTagError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -114,12 +114,14 @@ pub(super) async fn fork(
     let workspace = server.workspaces().find(&arguments.name)?;
     let place = server.workspaces().place()?;
     let name = arguments.new_name.as_deref().map(parse_name).transpose()?;
+    // Copies of volumes would outlive the workspaces that a model can delete.
+    let options = ForkOptions::new();
     let forked = match &name {
-        Some(name) => workspace.fork(std::slice::from_ref(name), &call.progress()).await,
-        None => workspace.fork_numbered(1, &call.progress()).await,
+        Some(name) => workspace.fork(std::slice::from_ref(name), options, &call.progress()).await,
+        None => workspace.fork_numbered(1, options, &call.progress()).await,
     };
     let name = match &forked {
-        Ok(forks) => forks.first().map(|fork| fork.name().clone()),
+        Ok(forks) => forks.first().map(|fork| fork.workspace.name().clone()),
         // One that did not start stays, for its logs.
         Err(Error::StartFailed { workspace, .. } | Error::SetupFailed { workspace, .. }) => {
             Some(workspace.clone())
@@ -133,7 +135,7 @@ pub(super) async fn fork(
     }
     let forks = forked?;
     let fork = forks.first().ok_or(Error::NoSuchWorkspace { name: workspace.name().clone() })?;
-    Ok(fork.details()?.into())
+    Ok(WorkspaceDocument::forked(fork)?)
 }
 
 fn parse_tag(tag: &str) -> Result<SnapshotTag, ToolError> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use microagent::error::Action;
 use microagent::image::PullPolicy;
+use microagent::snapshot::Fork;
 use microagent::{
     CreateOptions, Error, LogOptions, SetupStep, StartOptions, State, Workspace, WorkspaceDetails,
 };
@@ -95,9 +96,12 @@ pub(crate) struct WorkspaceDocument {
     /// `starting`, `healthy` or `unhealthy`, if its image has a health check and it has a service.
     #[serde(skip_serializing_if = "Option::is_none")]
     health: Option<String>,
-    /// Tags of its snapshots, the oldest first.
+    /// Tags of its snapshots, the oldest first; only in the result of `status`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshots: Option<Vec<String>>,
+    /// What there is to know of its start, of a fork: which hooks have failed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    snapshots: Vec<String>,
+    notices: Vec<String>,
 }
 
 /// The workspaces of the server.
@@ -151,8 +155,16 @@ impl From<WorkspaceDetails> for WorkspaceDocument {
             created_at: details.created_at.to_string(),
             failure: details.failure.map(|failure| failure.message),
             health: None,
-            snapshots: Vec::new(),
+            snapshots: None,
+            notices: Vec::new(),
         }
+    }
+}
+
+impl WorkspaceDocument {
+    /// A workspace that was just made by a fork.
+    pub(super) fn forked(fork: &Fork) -> Result<WorkspaceDocument, Error> {
+        Ok(WorkspaceDocument { notices: fork.notices.clone(), ..fork.workspace.details()?.into() })
     }
 }
 
@@ -234,7 +246,7 @@ pub(super) async fn status(
     let workspace = server.workspaces().find(&arguments.name)?;
     let health = workspace.health()?.map(|report| report.state.to_string());
     let snapshots = workspace.snapshots().list().await?;
-    let snapshots = snapshots.into_iter().map(|snapshot| snapshot.tag.to_string()).collect();
+    let snapshots = Some(snapshots.into_iter().map(|snapshot| snapshot.tag.to_string()).collect());
     Ok(WorkspaceDocument { health, snapshots, ..workspace.details()?.into() })
 }
 

@@ -81,7 +81,7 @@ pub(super) mod tests {
 
     const WORKSPACE: MachineTraits =
         MachineTraits { keep: true, serves: true, service: true, detached: true };
-    const CAPTURE: ChangeRequest = ChangeRequest::Capture { memory: true };
+    const CAPTURE: ChangeRequest = ChangeRequest::Capture { memory: true, copies: false };
 
     pub(in crate::lifecycle) fn capture() -> Capture {
         Capture { shape: MachineShape::default(), token: None, standstill_us: 0 }

@@ -19,7 +19,7 @@ const REQUESTS: [ChangeRequest; 8] = [
     ChangeRequest::Resume,
     ChangeRequest::Quarantine,
     ChangeRequest::EndUnhealthy,
-    ChangeRequest::Capture { memory: true },
+    ChangeRequest::Capture { memory: true, copies: false },
 ];
 
 fn phases() -> Vec<Phase> {

@@ -1,19 +1,23 @@
 //! Captures a running machine: its guest's programs are held, its disk is flushed, its memory is written to a file if that
-//! is wanted, and from then on it writes to another overlay. Whatever fails, the guest continues.
+//! is wanted, and from then on it writes to another overlay. The client can copy the machine's further disks before it
+//! continues. Whatever fails, the guest continues.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use microagent_model::{FailureKind, State, WorkspaceFailure};
 use microagent_proto::{GuestError, Hold, Request, SessionHandle};
+use microagent_qemu::qmp::QmpError;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde_json::json;
 use tokio::task::spawn_local;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::control_server::CaptureFiles;
+use super::copies::{COPY_LIMIT, Stop};
 use super::drive::RunningMachine;
 use super::monitor::{CaptureOrder, Captured, Monitor};
 use super::{Driver, worker};
@@ -33,7 +37,11 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything together: the guest sets its clock, too.
 pub(super) const MOST: Duration = Duration::from_secs(
-    HOLD_DEADLINE.as_secs() + QEMU_DEADLINE.as_secs() + 2 * RELEASE_PATIENCE.as_secs() + 5,
+    HOLD_DEADLINE.as_secs()
+        + QEMU_DEADLINE.as_secs()
+        + COPY_LIMIT.as_secs()
+        + 2 * RELEASE_PATIENCE.as_secs()
+        + 5,
 );
 
 /// What the machine can be captured with.
@@ -80,7 +88,7 @@ impl Driver {
 
     fn start_capture(&mut self, running: &RunningMachine, client: ClientId) -> Result<(), WorkspaceFailure> {
         let files = self.clients.take_files(client);
-        let CaptureFiles { overlay, memory } =
+        let CaptureFiles { overlay, memory, stop } =
             files.ok_or_else(|| failure("it came without files".to_owned()))?;
         let Some(shape) = self.captures.shape.clone() else {
             return Err(failure("its machine cannot be described".to_owned()));
@@ -91,7 +99,7 @@ impl Driver {
             return Err(failure("its memory was captured as evidence before".to_owned()));
         }
         if memory.is_some() && !is_evidence {
-            self.check_memory()?;
+            self.check_memory(stop.is_some())?;
         }
         let base = self.clients.server().and_then(|server| server.base_disk()).filter(|_| memory.is_some());
         let hidden = base
@@ -126,6 +134,7 @@ impl Driver {
                 continues: true,
             },
             memory,
+            stop,
             shape,
             top: Rc::clone(&self.captures.top),
             held: Rc::clone(&self.captures.held),
@@ -145,12 +154,13 @@ impl Driver {
         Ok(())
     }
 
-    /// A guest knows the values of its secrets, and a copy of its memory would, too. Two machines cannot write to one disk.
-    fn check_memory(&self) -> Result<(), WorkspaceFailure> {
+    /// A guest knows the values of its secrets, and a copy of its memory would, too. Two machines cannot write to one disk,
+    /// which the client therefore copies.
+    fn check_memory(&self, copies: bool) -> Result<(), WorkspaceFailure> {
         if !self.spec.configure.secrets.is_empty() {
             return Err(failure("its memory has secrets, and a snapshot never has one".to_owned()));
         }
-        if self.spec.machine.extra_disks.iter().any(|disk| !disk.read_only) {
+        if !copies && self.spec.machine.extra_disks.iter().any(|disk| !disk.read_only) {
             return Err(failure("it has a further disk that it can write to".to_owned()));
         }
         Ok(())
@@ -168,6 +178,7 @@ struct Capturing {
     paused: bool,
     order: CaptureOrder,
     memory: Option<OwnedFd>,
+    stop: Option<Stop>,
     shape: MachineShape,
     top: Rc<RefCell<Option<String>>>,
     held: Rc<Cell<bool>>,
@@ -176,10 +187,10 @@ struct Capturing {
 
 impl Capturing {
     async fn run(self) -> Result<Capture, String> {
-        let Capturing { monitor, session, paused, mut order, memory, shape, top, held, kept } = self;
+        let Capturing { monitor, session, paused, mut order, memory, stop, shape, top, held, kept } = self;
         let with_memory = memory.is_some();
         order.state = memory;
-        order.continues = !paused;
+        order.continues = !paused && stop.is_none();
         let name = order.node.1.clone();
         // The disk of a paused guest is as after a power failure. Its memory can be used only if its agent expects that.
         let holds = session.filter(|_| !paused || with_memory);
@@ -209,6 +220,10 @@ impl Capturing {
             // It may be late.
             Ok(Err(_)) | Err(_) => *top.borrow_mut() = None,
         }
+        let copied = match stop {
+            Some(stop) => let_copy(&monitor, stop, &captured, paused).await,
+            None => Ok(Duration::ZERO),
+        };
         match holds {
             Some(_) if paused => {
                 held.set(true);
@@ -225,9 +240,28 @@ impl Capturing {
             .map_err(|_| format!("QEMU took longer than {} s", QEMU_DEADLINE.as_secs()))?
             .map_err(|e| e.to_string())?;
         done.map_err(|e| e.to_string())?;
+        let standstill = standstill + copied?;
         let standstill_us = u64::try_from(standstill.as_micros()).unwrap_or(u64::MAX);
         Ok(Capture { shape, token: with_memory.then_some(token), standstill_us })
     }
+}
+
+/// Lets the client copy disks of the machine, if it was captured, and then lets the guest continue if it is not paused.
+/// Returns how long that took.
+async fn let_copy(
+    monitor: &Monitor,
+    stop: Stop,
+    captured: &Result<Result<Captured, QmpError>, Elapsed>,
+    paused: bool,
+) -> Result<Duration, String> {
+    let began = Instant::now();
+    let copied = match captured {
+        Ok(Ok(Captured { switched: true, .. })) => stop.pass().await,
+        // The client gets the reason.
+        _ => Ok(()),
+    };
+    let resumed = if paused { Ok(()) } else { command(monitor, "cont").await };
+    copied.and(resumed).map(|()| began.elapsed())
 }
 
 async fn command(monitor: &Monitor, name: &'static str) -> Result<(), String> {

@@ -26,7 +26,7 @@ impl Claims {
         for disk in &spec.machine.extra_disks {
             match &disk.claim {
                 Claim::None => {}
-                Claim::Volume(name) => claims.volumes.push(hold(state, name)?),
+                Claim::Volume(name) => claims.volumes.push(hold(state, name, disk.read_only)?),
                 Claim::File => claims.files.push(lock(disk)?),
             }
         }
@@ -51,15 +51,21 @@ fn failed(message: String) -> Outcome {
     Outcome::Failed(WorkspaceFailure { kind: FailureKind::Disk, message })
 }
 
-fn hold(state: &StateDir, name: &microagent_model::VolumeName) -> Result<HeldVolume, Outcome> {
-    let held = state.volume(name).hold().map_err(|error| match error {
+fn hold(
+    state: &StateDir,
+    name: &microagent_model::VolumeName,
+    read_only: bool,
+) -> Result<HeldVolume, Outcome> {
+    let volume = state.volume(name);
+    let held = if read_only { volume.hold_for_reading() } else { volume.hold() };
+    let held = held.map_err(|error| match error {
         HoldError::Held { holder, .. } => Outcome::DiskBusy { disk: format!("volume `{name}`"), holder },
         error => failed(error.to_string()),
     })?;
-    if let Some(holder) = held.dead_holder()
-        && let Ok(workspace) = holder.workspace.parse()
-    {
-        end_orphan(&holder.processes(&state.workspace(&workspace))).map_err(failed)?;
+    for holder in held.dead_holders() {
+        if let Ok(workspace) = holder.workspace.parse() {
+            end_orphan(&holder.processes(&state.workspace(&workspace))).map_err(failed)?;
+        }
     }
     Ok(held)
 }

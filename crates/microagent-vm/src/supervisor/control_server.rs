@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use super::base_disk::BaseDisk;
 use super::console::Console;
+use super::copies::{Stop, Stopping, stop};
 use super::jobs::Jobs;
 use crate::control::{Answer, CONTROL_LIMIT, ControlRequest, Hello, Refusal, take_descriptors};
 use crate::lifecycle::ChangeRequest;
@@ -68,6 +69,8 @@ pub(super) struct PendingChange {
 pub(super) struct CaptureFiles {
     pub(super) overlay: OwnedFd,
     pub(super) memory: Option<OwnedFd>,
+    /// How the client is told when it can copy the machine's further disks, if it does.
+    pub(super) stop: Option<Stop>,
 }
 
 /// A requested time to live, which the driver answers.
@@ -324,8 +327,15 @@ impl ControlConnection {
             ControlRequest::AttachWithBase => return self.lend_with_base(client).await,
             ControlRequest::Console => return self.lend_console(client).await,
             ControlRequest::Change { request, grace } => {
-                let Ok(files) = capture_files(&client, request).await else { return };
-                (unanswered.await, self.change(request, grace, reason, files).await)
+                let Ok(mut files) = capture_files(&client, request).await else { return };
+                let stopping = files.as_mut().and_then(|files| files.stopping(request));
+                let unanswered = unanswered.await;
+                let changed = self.change(request, grace, reason, files);
+                let answer = match stopping {
+                    Some(stopping) => stopping.during(changed, &mut client).await,
+                    None => changed.await,
+                };
+                (unanswered, answer)
             }
             ControlRequest::RenewTtl(limit) => (unanswered.await, self.renew_ttl(limit).await),
             ControlRequest::OpenPort(bound) => {
@@ -451,18 +461,28 @@ impl ControlConnection {
     }
 }
 
+impl CaptureFiles {
+    /// What tells the client that the machine is stopped, if that was requested.
+    fn stopping(&mut self, request: ChangeRequest) -> Option<Stopping> {
+        let ChangeRequest::Capture { copies: true, .. } = request else { return None };
+        let (stop, stopping) = stop();
+        self.stop = Some(stop);
+        Some(stopping)
+    }
+}
+
 /// Receives the files that a request comes with.
 async fn capture_files(client: &UnixStream, request: ChangeRequest) -> io::Result<Option<CaptureFiles>> {
-    let ChangeRequest::Capture { memory } = request else { return Ok(None) };
+    let ChangeRequest::Capture { memory, .. } = request else { return Ok(None) };
     let received = async {
         Ok(match memory {
             false => {
                 let [overlay] = take_descriptors(client).await?;
-                CaptureFiles { overlay, memory: None }
+                CaptureFiles { overlay, memory: None, stop: None }
             }
             true => {
                 let [overlay, memory] = take_descriptors(client).await?;
-                CaptureFiles { overlay, memory: Some(memory) }
+                CaptureFiles { overlay, memory: Some(memory), stop: None }
             }
         })
     };

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use microagent_model::{SnapshotTag, WorkspaceName};
+use microagent_model::{SnapshotTag, VolumeName, WorkspaceName};
 use microagent_store::{FreeError, LoadError};
 
 use super::kind::io_kind;
@@ -36,12 +36,12 @@ pub enum SnapshotError {
         workspace: WorkspaceName,
     },
     /// The running workspace has bundles, whose disks are copied at rest only.
-    #[error(
-        "workspace `{workspace}` has bundles that it can write to and is running; cannot make a snapshot"
-    )]
+    #[error("workspace `{workspace}` has bundles that it can write to and is running; cannot {action}")]
     Bundles {
         /// The workspace.
         workspace: WorkspaceName,
+        /// What cannot be done: [`Action::Snapshot`] or [`Action::Fork`].
+        action: Action,
     },
     /// The workspace has secrets, whose values are in its memory.
     #[error(
@@ -64,6 +64,26 @@ pub enum SnapshotError {
         action: Action,
         /// Where the disk is mounted.
         mount_point: String,
+        /// Whether it is an image file of the host, which is not copied for forks either.
+        is_image: bool,
+    },
+    /// The workspace can write to an image file of the host, of which no copies are made. Nothing was created.
+    #[error(
+        "workspace `{workspace}` can write to the image file at `{mount_point}`; only volumes and bundles are copied for forks"
+    )]
+    CopiedImage {
+        /// The workspace.
+        workspace: WorkspaceName,
+        /// Where the image is mounted.
+        mount_point: String,
+    },
+    /// The name of a copy of a volume would be too long. Nothing was created.
+    #[error("the names `{volume}` and `{fork}` together are too long for the fork's copy of the volume")]
+    LongCopyName {
+        /// The volume.
+        volume: VolumeName,
+        /// The fork.
+        fork: WorkspaceName,
     },
     /// The memory of the snapshot does not fit this host or the workspace's settings. Nothing was changed.
     #[error("the memory of snapshot `{snapshot}` cannot be restored here: the {what} is different")]
@@ -156,6 +176,18 @@ pub enum SnapshotError {
         /// What is wrong.
         reason: String,
     },
+    /// A newer release has written the file. Nothing was created.
+    #[error(
+        "the file has format {format}, written by release {release} of microagent; this one reads formats up to {newest}"
+    )]
+    NewerFile {
+        /// The format of the file.
+        format: u32,
+        /// The newest that this release reads.
+        newest: u32,
+        /// The release that has written the file, as it says.
+        release: String,
+    },
     /// The workspace's name is too long for that of a fork.
     #[error("the name `{workspace}` is too long to add a number for a fork")]
     NoForkName {
@@ -200,14 +232,16 @@ impl SnapshotError {
             | SnapshotError::Forensic { .. }
             | SnapshotError::KeptEvidence { .. }
             | SnapshotError::HasEvidence { .. }
+            | SnapshotError::CopiedImage { .. }
             | SnapshotError::MemoryWithDisk { .. } => ErrorKind::WrongState,
             SnapshotError::OnlyRestored { .. } => ErrorKind::Cancelled,
             SnapshotError::NoEvidence { .. } => ErrorKind::RunFailed,
             SnapshotError::ForksIncomplete { source, .. } => source.kind(),
             SnapshotError::OtherMachine { .. } | SnapshotError::ImportedMachine { .. } => ErrorKind::Host,
-            SnapshotError::NoForkName { .. } => ErrorKind::Invalid,
+            SnapshotError::NoForkName { .. } | SnapshotError::LongCopyName { .. } => ErrorKind::Invalid,
             SnapshotError::Damaged { .. }
             | SnapshotError::Archive { .. }
+            | SnapshotError::NewerFile { .. }
             | SnapshotError::Record { .. }
             | SnapshotError::Free(FreeError::Unknown { .. }) => ErrorKind::Damaged,
             SnapshotError::Free(error) => io_kind(
@@ -224,7 +258,13 @@ impl SnapshotError {
             SnapshotError::Exists { workspace, tag } => {
                 Hint::DeleteSnapshot { name: workspace.clone(), tag: tag.clone() }
             }
-            SnapshotError::Bundles { workspace } => Hint::HaltFirst { name: workspace.clone() },
+            SnapshotError::Bundles { workspace, action: Action::Fork }
+            | SnapshotError::MemoryWithDisk { workspace, action: Action::Fork, is_image: false, .. } => {
+                Hint::CopyVolumes { name: workspace.clone() }
+            }
+            SnapshotError::Bundles { workspace, .. } => Hint::HaltFirst { name: workspace.clone() },
+            SnapshotError::CopiedImage { workspace, .. } => Hint::ForkDisk { name: workspace.clone() },
+            SnapshotError::LongCopyName { .. } => Hint::advice("choose a shorter name for the fork"),
             SnapshotError::MemoryWithSecrets { workspace, action }
             | SnapshotError::MemoryWithDisk { workspace, action, .. } => match action {
                 Action::Fork => Hint::ForkDisk { name: workspace.clone() },
@@ -243,6 +283,10 @@ impl SnapshotError {
                 Hint::DeleteEvidence { name: workspace.clone(), tag: tag.clone() }
             }
             SnapshotError::Archive { .. } => Hint::advice("write it again, and copy all of it"),
+            SnapshotError::NewerFile { .. }
+            | SnapshotError::Record { source: LoadError::TooNew { .. }, .. } => {
+                Hint::advice("use that release of microagent, or a newer one")
+            }
             SnapshotError::NoForkName { .. } => Hint::advice("give the names of the forks"),
             SnapshotError::SetupPending { workspace } | SnapshotError::OnlyRestored { workspace, .. } => {
                 Hint::StartFirst { name: workspace.clone() }

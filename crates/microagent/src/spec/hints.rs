@@ -4,7 +4,7 @@
 use strsim::damerau_levenshtein;
 
 /// Keys that people write in the wrong block, or know from elsewhere, in their plain form, and where they belong.
-const ELSEWHERE: [(&str, &str); 39] = [
+const ELSEWHERE: [(&str, &str); 40] = [
     ("memory", "resources.memoryMiB"),
     ("memorymib", "resources.memoryMiB"),
     ("memlimit", "resources.memoryMiB"),
@@ -44,6 +44,7 @@ const ELSEWHERE: [(&str, &str); 39] = [
     ("host", "network.forwards"),
     ("health", "healthCheck"),
     ("test", "command"),
+    ("snapshot", "fromSnapshot"),
 ];
 
 /// Keys that other programs know, in their plain form: what there is in their place.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use microagent_model::{
     Attachment, Broker, BrokerError, BrokerKeys, CommandLine, DiskSource, DnsSettings, EgressPolicy, Forward,
     GuestInit, GuestSettings, HealthCommand, HealthSettings, Publish, PublishRange, RateLimits, RootAccess,
-    SecretSource, SetupStep,
+    SecretSource, SetupStep, SnapshotName, WorkspaceName,
 };
 
 use super::forms::{Form, Short};
@@ -151,6 +151,16 @@ impl SpecFile {
         Ok(options)
     }
 
+    /// The snapshot that a workspace is created from, and the name of that workspace.
+    pub(crate) fn snapshot_and_name(&self) -> Result<(&SnapshotName, &WorkspaceName), SpecError> {
+        let hint = "add `name`, or give one to the command";
+        let name = self.name.as_ref().ok_or_else(|| self.meaning("no name is given", hint))?;
+        let hint = "add `fromSnapshot: WORKSPACE:TAG`";
+        let snapshot =
+            self.from_snapshot.as_ref().ok_or_else(|| self.meaning("no snapshot is named", hint))?;
+        Ok((snapshot, name))
+    }
+
     /// Which process is process 1, if the file sets it.
     pub(crate) fn guest_init(&self) -> Option<GuestInit> {
         self.init.map(|wanted| if wanted { GuestInit::Agent } else { GuestInit::Program })
@@ -159,6 +169,7 @@ impl SpecFile {
     /// Keys that say nothing to a run.
     pub fn not_for_run(&self) -> Vec<&'static str> {
         present([
+            ("fromSnapshot", self.from_snapshot.is_some()),
             ("restart", self.restart.is_some()),
             ("service", self.service.is_some()),
             ("imageCommand", self.image_command.is_some()),
@@ -402,6 +413,12 @@ impl SpecFile {
         if self.exec.is_some() && (self.command.is_some() || self.entrypoint.is_some()) {
             return refuse(
                 "the command is given twice: `exec`, and `command` or `entrypoint`",
+                "keep one of them",
+            );
+        }
+        if self.image.is_some() && self.from_snapshot.is_some() {
+            return refuse(
+                "what the disk is made from is given twice: `image` and `fromSnapshot`",
                 "keep one of them",
             );
         }

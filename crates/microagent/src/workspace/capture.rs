@@ -18,16 +18,21 @@ use microagent_store::{
     Access, Lock, Scratch, SettingsLock, SnapshotDir, Workload, WorkspaceDir, WorkspaceRecord, fsync_dir,
     open_file,
 };
-use microagent_vm::{Answer, Capture, control, flatten};
+use microagent_vm::{Answer, Capture, ControlError, control, flatten};
+use tokio_util::sync::CancellationToken;
 
+use super::fork_volumes::ForkVolumes;
 use super::memory::MemoryRecord;
-use super::origin::Origin;
+use super::origin::{Origin, OriginKind};
 use super::snapshot::{LAYERS_MAX, Snapshot, SnapshotContents};
 use super::{SETTINGS_PATIENCE, Workspace, lock_error, lock_patiently};
 use crate::Error;
 use crate::blocking::blocking;
 use crate::error::{Action, InvalidRequest, SnapshotError};
 use crate::supervisor_spec::{layer_files, random};
+
+/// Directory of the copies of volumes in that of a capture.
+const VOLUMES: &str = "volumes";
 
 /// A snapshot of a running workspace that is being made. Its settings are locked, and no layers are removed.
 struct LiveSnapshot {
@@ -50,8 +55,17 @@ struct LiveSnapshot {
 pub(super) enum Lifespan {
     /// Until it is deleted: it survives a loss of power.
     Lasting,
-    /// For a command.
-    Passing,
+    /// For a command that makes forks, with what they get of the volumes.
+    Passing(ForkVolumes),
+}
+
+impl Lifespan {
+    fn volumes(self) -> ForkVolumes {
+        match self {
+            Lifespan::Lasting => ForkVolumes::Shared,
+            Lifespan::Passing(volumes) => volumes,
+        }
+    }
 }
 
 /// The files of a capture that has no place yet. No layers are removed meanwhile.
@@ -71,7 +85,7 @@ impl Workspace {
         contents: SnapshotContents,
     ) -> Result<Snapshot, Error> {
         let Captured { origin, scratch, standstill, .. } =
-            self.capture_into_files(tag, contents, Lifespan::Lasting).await?;
+            self.capture_into_files(tag, contents, Lifespan::Lasting, &CancellationToken::new()).await?;
         let workspace = self.clone();
         blocking(move || {
             workspace.publish_snapshot(&workspace.existing()?, &origin.tag, scratch)?;
@@ -82,8 +96,14 @@ impl Workspace {
 
     /// Captures the running workspace for a command. What it has not needed any more is removed with the command, however
     /// it ends.
-    pub(super) async fn capture_for(&self, tag: SnapshotTag) -> Result<Captured, Error> {
-        self.capture_into_files(Some(tag), SnapshotContents::MemoryAndDisk, Lifespan::Passing).await
+    pub(super) async fn capture_for(
+        &self,
+        tag: SnapshotTag,
+        volumes: ForkVolumes,
+        cancel: &CancellationToken,
+    ) -> Result<Captured, Error> {
+        let (contents, lifespan) = (SnapshotContents::MemoryAndDisk, Lifespan::Passing(volumes));
+        self.capture_into_files(Some(tag), contents, lifespan, cancel).await
     }
 
     async fn capture_into_files(
@@ -91,14 +111,20 @@ impl Workspace {
         tag: Option<SnapshotTag>,
         contents: SnapshotContents,
         lifespan: Lifespan,
+        cancel: &CancellationToken,
     ) -> Result<Captured, Error> {
         if contents == SnapshotContents::Evidence {
             self.check_evidence().await?;
         }
         let workspace = self.clone();
-        let making = blocking(move || workspace.prepare_capture(tag, contents)).await?;
-        let memory = making.memory.as_ref().map(File::as_fd);
-        let answer = control::capture(&making.dir, making.overlay.as_fd(), memory).await;
+        let making = blocking(move || workspace.prepare_capture(tag, contents, lifespan)).await?;
+        let answer = match lifespan.volumes() {
+            ForkVolumes::Shared => {
+                let memory = making.memory.as_ref().map(File::as_fd);
+                control::capture(&making.dir, making.overlay.as_fd(), memory).await
+            }
+            ForkVolumes::Copied => self.capture_with_copies(&making, cancel).await?,
+        };
         let capture = match answer {
             Ok(Answer::Captured(capture)) => *capture,
             Ok(Answer::Failed(failure)) if contents == SnapshotContents::Evidence => {
@@ -112,6 +138,30 @@ impl Workspace {
         };
         let workspace = self.clone();
         blocking(move || workspace.finish_capture(making, &capture, lifespan)).await
+    }
+
+    /// Captures the machine, and copies the other disks that it can write to before it continues.
+    async fn capture_with_copies(
+        &self,
+        making: &LiveSnapshot,
+        cancel: &CancellationToken,
+    ) -> Result<Result<Answer, ControlError>, Error> {
+        let memory = making.memory.as_ref().map(File::as_fd);
+        let captured = control::capture_and_stop(&making.dir, making.overlay.as_fd(), memory).await;
+        let stopped = match captured {
+            Ok((stopped, Answer::Stopped)) => stopped,
+            Ok((_, other)) => return Ok(Ok(other)),
+            Err(error) => return Ok(Err(error)),
+        };
+        let (workspace, cancel, record) = (self.clone(), cancel.clone(), making.record.clone());
+        let scratch = making.scratch.path().to_owned();
+        // If it fails, the machine continues, because its supervisor is told nothing else.
+        blocking(move || {
+            let files = SnapshotDir::at(&scratch);
+            workspace.copy_written_disks(&record, &scratch.join(VOLUMES), files.files(), &cancel)
+        })
+        .await?;
+        Ok(stopped.resume().await)
     }
 
     /// Fails if the memory of the quarantined machine was captured before: QEMU writes it once.
@@ -131,6 +181,7 @@ impl Workspace {
         &self,
         tag: Option<SnapshotTag>,
         contents: SnapshotContents,
+        lifespan: Lifespan,
     ) -> Result<LiveSnapshot, Error> {
         let dir = self.existing()?;
         let settings = dir.lock_settings(SETTINGS_PATIENCE).map_err(|e| lock_error(&self.name, e))?;
@@ -144,7 +195,7 @@ impl Workspace {
         if record.disposable {
             return Err(InvalidRequest::Leftover { name: self.name.clone(), verb: "captured" }.into());
         }
-        self.check_contents(&record, contents)?;
+        self.check_contents(&record, contents, lifespan)?;
         let kind = if is_evidence { "forensic" } else { "snap" };
         let (workload, tag, now) = self.check_snapshot(&dir, tag, kind)?;
         let clean_up = |source| Error::File { action: "clean up", path: dir.path().to_owned(), source };
@@ -186,35 +237,51 @@ impl Workspace {
     }
 
     /// Refuses what a snapshot of the running workspace cannot have.
-    fn check_contents(&self, record: &WorkspaceRecord, contents: SnapshotContents) -> Result<(), Error> {
+    fn check_contents(
+        &self,
+        record: &WorkspaceRecord,
+        contents: SnapshotContents,
+        lifespan: Lifespan,
+    ) -> Result<(), Error> {
         match contents {
-            SnapshotContents::MemoryAndDisk => self.check_capture(record, Action::Snapshot),
-            SnapshotContents::Disk => self.check_bundles(record),
+            SnapshotContents::MemoryAndDisk => {
+                self.check_capture(record, Action::Snapshot, lifespan.volumes())
+            }
+            SnapshotContents::Disk => self.check_bundles(record, Action::Snapshot),
             // Nothing runs in it any more, and nobody restores it.
             SnapshotContents::Evidence => Ok(()),
         }
     }
 
-    fn check_bundles(&self, record: &WorkspaceRecord) -> Result<(), Error> {
+    fn check_bundles(&self, record: &WorkspaceRecord, action: Action) -> Result<(), Error> {
         let is_open_bundle =
             |disk: &Attachment| matches!(disk.source, DiskSource::Bundle(_)) && !disk.read_only;
         if record.disks.iter().any(is_open_bundle) {
-            return Err(SnapshotError::Bundles { workspace: self.name.clone() }.into());
+            return Err(SnapshotError::Bundles { workspace: self.name.clone(), action }.into());
         }
         Ok(())
     }
 
     /// Refuses what the memory of the running workspace cannot be captured with.
-    pub(super) fn check_capture(&self, record: &WorkspaceRecord, action: Action) -> Result<(), Error> {
-        self.check_bundles(record)?;
+    pub(super) fn check_capture(
+        &self,
+        record: &WorkspaceRecord,
+        action: Action,
+        volumes: ForkVolumes,
+    ) -> Result<(), Error> {
         let workspace = self.name.clone();
         if !record.secrets.is_empty() {
             return Err(SnapshotError::MemoryWithSecrets { workspace, action }.into());
         }
+        if volumes == ForkVolumes::Copied {
+            return Ok(());
+        }
+        self.check_bundles(record, action)?;
         match record.disks.iter().find(|disk| !disk.read_only) {
             Some(disk) => {
                 let mount_point = disk.mount_point.clone();
-                Err(SnapshotError::MemoryWithDisk { workspace, action, mount_point }.into())
+                let is_image = matches!(disk.source, DiskSource::Image(_));
+                Err(SnapshotError::MemoryWithDisk { workspace, action, mount_point, is_image }.into())
             }
             None => Ok(()),
         }
@@ -325,12 +392,14 @@ impl Workspace {
                     memory.sync_all()?;
                     described.with_digest(&path)
                 }
-                Lifespan::Passing => Ok(described),
+                Lifespan::Passing(_) => Ok(described),
             });
             described.map_err(|source| Error::File { action: "write", path, source })?.save(&place)?;
         }
         self.fill_snapshot(&dir, &scratch, (&record, &workload), (now, contents))?;
-        let origin = Origin { tag, files: SnapshotDir::at(scratch.path()) };
+        let volumes = (lifespan.volumes() == ForkVolumes::Copied).then(|| scratch.path().join(VOLUMES));
+        let kind = OriginKind::Capture { volumes };
+        let origin = Origin { tag, files: SnapshotDir::at(scratch.path()), kind };
         Ok(Captured { origin, scratch, standstill: Duration::from_micros(capture.standstill_us), _held })
     }
 }

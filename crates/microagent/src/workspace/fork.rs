@@ -1,18 +1,58 @@
 //! Forks: machines that continue from a capture of another one.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use jiff::Timestamp;
 use microagent_model::{SnapshotTag, State, WorkspaceName};
 
 use super::Workspace;
+use super::fork_volumes::{CopiedVolume, ForkVolumes};
 use super::origin::Origin;
 use crate::error::{Action, SnapshotError};
 use crate::invalid::InvalidRequest;
-use crate::{Error, Progress};
+use crate::{Error, Event, Progress};
+
+/// Options of [`Workspace::fork`]. Create with [`ForkOptions::new`] and change with its methods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ForkOptions {
+    /// What the forks get of the volumes that the source can write to.
+    pub volumes: ForkVolumes,
+}
+
+impl ForkOptions {
+    /// Creates options with which volumes are not copied.
+    pub fn new() -> ForkOptions {
+        ForkOptions::default()
+    }
+
+    /// Gives each fork copies of the volumes and bundles that the source can write to ([`ForkVolumes::Copied`]).
+    #[must_use]
+    pub fn copy_volumes(self) -> ForkOptions {
+        ForkOptions { volumes: ForkVolumes::Copied }
+    }
+}
+
+/// A workspace that continues from another one.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Fork {
+    /// The workspace.
+    pub workspace: Workspace,
+    /// Volumes that were copied for it. Deleting the workspace does not delete them.
+    pub copied_volumes: Vec<CopiedVolume>,
+    /// What there is to know of its start: which of its hooks have failed.
+    pub notices: Vec<String>,
+}
 
 impl Workspace {
     /// Creates workspaces that continue from this moment of the workspace, each as a machine of its own
     /// ([`Snapshots::start_workspace`](super::snapshot::Snapshots::start_workspace)). The source is stopped once,
     /// whatever their number, and continues. Forks of a resting workspace are clones, which rest.
+    ///
+    /// Volumes that the workspace only reads are shared. With [`ForkVolumes::Copied`], those that it can write to are copied
+    /// while the source is stopped, which takes as long as copying their data unless the file system can share blocks, and at
+    /// most 30 s.
     ///
     /// # Errors
     /// Fails if a name is taken or given twice, a secret has no value, or the source cannot be captured
@@ -20,7 +60,12 @@ impl Workspace {
     /// those that were started before run and are named in the error
     /// ([`SnapshotError::ForksIncomplete`]), and the others are not created. One whose machine fails is kept in state
     /// `failed`. One whose start is cancelled is removed.
-    pub async fn fork(&self, names: &[WorkspaceName], progress: &Progress) -> Result<Vec<Workspace>, Error> {
+    pub async fn fork(
+        &self,
+        names: &[WorkspaceName],
+        options: ForkOptions,
+        progress: &Progress,
+    ) -> Result<Vec<Fork>, Error> {
         for (index, name) in names.iter().enumerate() {
             if names[..index].contains(name) {
                 return Err(InvalidRequest::ForkedTwice { name: name.clone() }.into());
@@ -29,78 +74,76 @@ impl Workspace {
                 return Err(Error::NameTaken { name: name.clone() });
             }
         }
-        self.fork_as(names, Naming::Given, progress).await
+        self.fork_as(names, Naming::Given, options, progress).await
     }
 
     /// As [`Workspace::fork`], with generated names: that of the workspace with the lowest numbers that are not taken.
     ///
     /// # Errors
     /// As [`Workspace::fork`], and if the workspace's name is too long for a number.
-    pub async fn fork_numbered(&self, count: usize, progress: &Progress) -> Result<Vec<Workspace>, Error> {
+    pub async fn fork_numbered(
+        &self,
+        count: usize,
+        options: ForkOptions,
+        progress: &Progress,
+    ) -> Result<Vec<Fork>, Error> {
         let names: Vec<_> = self.fork_names().take(count).collect::<Result<_, _>>()?;
-        self.fork_as(&names, Naming::Numbered, progress).await
+        self.fork_as(&names, Naming::Numbered, options, progress).await
     }
 
     async fn fork_as(
         &self,
         names: &[WorkspaceName],
         naming: Naming,
+        options: ForkOptions,
         progress: &Progress,
-    ) -> Result<Vec<Workspace>, Error> {
+    ) -> Result<Vec<Fork>, Error> {
         progress.check()?;
         let record = self.observe()?;
+        if options.volumes == ForkVolumes::Copied {
+            self.check_copies(&record, names)?;
+        }
         match record.observed_state() {
             State::Running | State::Paused => {}
-            state if state.is_resting() => return self.clone_all(names, naming, progress).await,
+            state if state.is_resting() => {
+                let source = Source::Resting(options.volumes);
+                return self.make_forks(source, names, naming, progress).await;
+            }
             state => return Err(self.wrong_state(state, Action::Fork)),
         }
         self.engine.prepare()?;
-        self.check_capture(&record, Action::Fork)?;
+        self.check_capture(&record, Action::Fork, options.volumes)?;
         // What no fork could be started without is missed before the source is stopped.
         drop(self.engine.resolve_secrets(&record.secrets, &record.brokers, progress.token()).await?);
-        let captured = self.capture_for(fork_tag(Timestamp::now())?).await?;
-        let started = self.start_forks(&captured.origin, names, naming, progress).await;
+        let tag = fork_tag(Timestamp::now())?;
+        let captured = self.capture_for(tag, options.volumes, progress.token()).await?;
+        let started = self.make_forks(Source::Captured(&captured.origin), names, naming, progress).await;
         // Machines that run have read the memory, and the layers are theirs as well.
         drop(captured);
         let _ = self.engine.free_layers().await;
         started
     }
 
-    async fn clone_all(
+    /// Makes forks, two machines at a time: each of them waits for a part of its start.
+    async fn make_forks(
         &self,
+        source: Source<'_>,
         names: &[WorkspaceName],
         naming: Naming,
         progress: &Progress,
-    ) -> Result<Vec<Workspace>, Error> {
-        let mut made = Vec::new();
-        for name in names {
-            let cloned = match progress.check() {
-                Ok(()) => self.make_fork(None, name, naming, progress).await,
-                Err(cancelled) => (name.clone(), Err(cancelled)),
-            };
-            match cloned {
-                (_, Ok(clone)) => made.push(clone),
-                (name, Err(error)) => return Err(incomplete(made, &name, error)),
-            }
-        }
-        Ok(made)
-    }
-
-    /// Starts two at a time: each of them waits for a part of its start.
-    async fn start_forks(
-        &self,
-        origin: &Origin,
-        names: &[WorkspaceName],
-        naming: Naming,
-        progress: &Progress,
-    ) -> Result<Vec<Workspace>, Error> {
+    ) -> Result<Vec<Fork>, Error> {
         let mut forks = Vec::new();
-        for pair in names.chunks(2) {
+        let at_a_time = match source {
+            Source::Captured(_) => 2,
+            // The source is locked while it is copied.
+            Source::Resting(_) => 1,
+        };
+        for names in names.chunks(at_a_time) {
             let start = async |name: Option<&WorkspaceName>| match name {
-                Some(name) => Some(self.make_fork(Some(origin), name, naming, progress).await),
+                Some(name) => Some(self.make_fork(source, name, naming, progress).await),
                 None => None,
             };
-            let (one, other) = tokio::join!(start(pair.first()), start(pair.get(1)));
+            let (one, other) = tokio::join!(start(names.first()), start(names.get(1)));
             let mut failed = None;
             for (name, started) in [one, other].into_iter().flatten() {
                 match started {
@@ -120,17 +163,27 @@ impl Workspace {
     /// taken the generated one in the meantime.
     async fn make_fork(
         &self,
-        origin: Option<&Origin>,
+        source: Source<'_>,
         name: &WorkspaceName,
         naming: Naming,
         progress: &Progress,
-    ) -> (WorkspaceName, Result<Workspace, Error>) {
+    ) -> (WorkspaceName, Result<Fork, Error>) {
         let mut name = name.clone();
         loop {
-            let made = match origin {
-                Some(origin) => self.snapshots().start_from(origin, &name, progress).await,
-                None => self.clone_to(&name).await,
+            let notices = Notices::default();
+            let made = match (progress.check(), source) {
+                (Err(cancelled), _) => Err(cancelled),
+                (Ok(()), Source::Captured(origin)) => {
+                    let work = notices.of(&name, progress);
+                    self.snapshots().start_from(origin, &name, None, &work).await
+                }
+                (Ok(()), Source::Resting(volumes)) => self.clone_with(&name, volumes, progress.token()).await,
             };
+            let made = made.map(|(workspace, copied_volumes)| Fork {
+                workspace,
+                copied_volumes,
+                notices: notices.taken(),
+            });
             if naming == Naming::Given || !matches!(made, Err(Error::NameTaken { .. })) {
                 return (name, made);
             }
@@ -154,6 +207,37 @@ impl Workspace {
     }
 }
 
+/// What forks are made from.
+#[derive(Debug, Clone, Copy)]
+enum Source<'a> {
+    /// A capture of the running workspace.
+    Captured(&'a Origin),
+    /// The resting workspace.
+    Resting(ForkVolumes),
+}
+
+/// Notices of the start of one fork.
+#[derive(Debug, Clone, Default)]
+struct Notices(Arc<Mutex<Vec<String>>>);
+
+impl Notices {
+    /// Passes events on and keeps the notices, which name the fork for who sees those of several.
+    fn of(&self, name: &WorkspaceName, progress: &Progress) -> Progress {
+        let (kept, shown, name) = (self.clone(), progress.clone(), name.clone());
+        Progress::new().cancel(progress.token().clone()).observer(move |event| match event {
+            Event::Notice(notice) => {
+                kept.0.lock().unwrap_or_else(PoisonError::into_inner).push(notice.clone());
+                shown.event(Event::Notice(format!("{name}: {notice}")));
+            }
+            event => shown.event(event),
+        })
+    }
+
+    fn taken(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// Who has chosen the names of forks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Naming {
@@ -164,11 +248,11 @@ enum Naming {
 }
 
 /// The error of one of several forks, with those that were made.
-fn incomplete(made: Vec<Workspace>, failed: &WorkspaceName, error: Error) -> Error {
+fn incomplete(made: Vec<Fork>, failed: &WorkspaceName, error: Error) -> Error {
     if made.is_empty() {
         return error;
     }
-    let made = made.into_iter().map(|workspace| workspace.name).collect();
+    let made = made.into_iter().map(|fork| fork.workspace.name).collect();
     SnapshotError::ForksIncomplete { made, failed: failed.clone(), source: Box::new(error) }.into()
 }
 

@@ -111,19 +111,18 @@ pub(super) fn bundle_count(record: &WorkspaceRecord) -> usize {
     record.disks.iter().filter(|disk| matches!(disk.source, DiskSource::Bundle(_))).count()
 }
 
-/// Copies the disks of bundles.
+/// Copies the disks of bundles that are not there yet.
 pub(super) fn copy_bundles(
     record: &WorkspaceRecord,
     from: &WorkspaceDir,
     to: &WorkspaceDir,
 ) -> Result<(), Error> {
     for number in 0..bundle_count(record) {
-        let path = from.bundle(number);
-        copy_disk(&path, &to.bundle(number)).map_err(|source| Error::File {
-            action: "copy",
-            path,
-            source,
-        })?;
+        let (path, copy) = (from.bundle(number), to.bundle(number));
+        if copy.exists() {
+            continue;
+        }
+        copy_disk(&path, &copy).map_err(|source| Error::File { action: "copy", path, source })?;
     }
     Ok(())
 }

@@ -13,6 +13,8 @@ use microagent_vm::{Capture, CapturedMemory, DiskStamp, MachineSpec, SupervisorS
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use super::fork_volumes::CopiedVolume;
+use super::from_spec::SpecChanges;
 use super::lifecycle::StartOptions;
 use super::origin::Origin;
 use super::snapshot::Snapshots;
@@ -220,16 +222,17 @@ impl Snapshots {
         name: &WorkspaceName,
         progress: &Progress,
     ) -> Result<Workspace, Error> {
-        self.start_from(&self.origin(tag)?, name, progress).await
+        Ok(self.start_from(&self.origin(tag)?, name, None, progress).await?.0)
     }
 
-    /// The same, also from a capture that is no snapshot.
+    /// The same, also from a capture that is no snapshot, with the copies of volumes that it has.
     pub(super) async fn start_from(
         &self,
         origin: &Origin,
         name: &WorkspaceName,
+        changes: Option<&SpecChanges<'_>>,
         progress: &Progress,
-    ) -> Result<Workspace, Error> {
+    ) -> Result<(Workspace, Vec<CopiedVolume>), Error> {
         self.check_free(Action::UseSnapshot)?;
         progress.check()?;
         let memory = self.memory(origin).await?;
@@ -238,8 +241,11 @@ impl Snapshots {
             let record = blocking(move || snapshots.workspace().load_snapshot(&origin)).await?;
             memory.check_record(self.workspace(), &record)?;
         }
-        let created = self.create_unpublished(origin, name).await?;
-        let record = created.observe()?;
+        let (created, copies) = self.create_unpublished(origin, name, progress.token()).await?;
+        let record = match changes {
+            Some(changes) => changes.make(&created, memory.is_some()).await?,
+            None => created.observe()?,
+        };
         let (resting, began) = (record.machine.state, record.machine.changed_at);
         if let Err(error) = created.start_with(record, StartOptions::new(), memory, progress).await {
             let untouched = created.observe().is_ok_and(|now| {
@@ -248,10 +254,11 @@ impl Snapshots {
             if untouched || matches!(error, Error::Cancelled) {
                 // It has done nothing that anybody wants. That it cannot be removed is not the error to report.
                 let _ = created.delete(DeleteMode::Kill).await;
+                created.engine.remove_copies(&copies).await;
             }
             return Err(error);
         }
-        Ok(created)
+        Ok((created, copies))
     }
 }
 

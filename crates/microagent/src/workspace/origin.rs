@@ -1,6 +1,8 @@
 //! What workspaces are made from: the files of a snapshot, or of a capture that only its command uses.
 
-use microagent_model::{SnapshotTag, State, WorkspaceName};
+use std::path::PathBuf;
+
+use microagent_model::{SnapshotName, SnapshotTag, State, WorkspaceName};
 use microagent_store::{SnapshotDir, WorkspaceRecord};
 
 use super::Workspace;
@@ -13,12 +15,36 @@ use crate::error::{Action, SnapshotError};
 pub(super) struct Origin {
     pub(super) tag: SnapshotTag,
     pub(super) files: SnapshotDir,
+    pub(super) kind: OriginKind,
+}
+
+/// How long an origin lasts.
+#[derive(Debug, Clone)]
+pub(super) enum OriginKind {
+    /// It is a snapshot.
+    Snapshot,
+    /// It is a capture for forks, with copies of the volumes that its machine could write to, if the forks get some.
+    Capture { volumes: Option<PathBuf> },
 }
 
 impl Origin {
     /// Its name in messages.
     pub(super) fn shown(&self, workspace: &WorkspaceName) -> String {
         format!("{workspace}:{}", self.tag)
+    }
+
+    /// Copies of volumes for forks.
+    pub(super) fn volumes(&self) -> Option<&PathBuf> {
+        match &self.kind {
+            OriginKind::Snapshot => None,
+            OriginKind::Capture { volumes } => volumes.as_ref(),
+        }
+    }
+
+    /// What a workspace was created from, for its record.
+    pub(super) fn name(&self, workspace: &WorkspaceName) -> Option<SnapshotName> {
+        let name = || SnapshotName { workspace: workspace.clone(), tag: self.tag.clone() };
+        matches!(self.kind, OriginKind::Snapshot).then(name)
     }
 
     /// The error that its files are damaged.
@@ -30,7 +56,8 @@ impl Origin {
 impl Snapshots {
     /// The files of a snapshot, which may not exist.
     pub(super) fn origin(&self, tag: &SnapshotTag) -> Result<Origin, Error> {
-        Ok(Origin { tag: tag.clone(), files: self.workspace().existing()?.snapshot(tag) })
+        let files = self.workspace().existing()?.snapshot(tag);
+        Ok(Origin { tag: tag.clone(), files, kind: OriginKind::Snapshot })
     }
 
     /// Fails if the workspace is quarantined: its snapshots are kept for examination as it is.

@@ -22,8 +22,10 @@ use microagent_store::{
     fsync_dir,
 };
 use microagent_vm::flatten;
+use tokio_util::sync::CancellationToken;
 
 use super::clone::{derived, resting_state};
+use super::fork_volumes::{CopiedFrom, CopiedVolume, attach_copies, copies_for};
 use super::layers::{bundle_count, copy_bundles, remove_if_there, restore_bundles};
 use super::origin::Origin;
 use super::{SETTINGS_PATIENCE, Workspace, lock_error, lock_patiently};
@@ -272,32 +274,36 @@ impl Snapshots {
         tag: &SnapshotTag,
         name: &WorkspaceName,
     ) -> Result<Workspace, Error> {
-        self.create_as(&self.origin(tag)?, name, Ports::Same).await
+        let never = CancellationToken::new();
+        Ok(self.create_as(&self.origin(tag)?, name, (Ports::Same, &never)).await?.0)
     }
 
-    /// As [`Snapshots::create_workspace`], with ports of the host that are picked at each start.
+    /// As [`Snapshots::create_workspace`], with ports of the host that are picked at each start, and with the copies of volumes
+    /// that the origin has.
     pub(super) async fn create_unpublished(
         &self,
         origin: &Origin,
         name: &WorkspaceName,
-    ) -> Result<Workspace, Error> {
-        self.create_as(origin, name, Ports::Picked).await
+        cancel: &CancellationToken,
+    ) -> Result<(Workspace, Vec<CopiedVolume>), Error> {
+        self.create_as(origin, name, (Ports::Picked, cancel)).await
     }
 
     async fn create_as(
         &self,
         origin: &Origin,
         name: &WorkspaceName,
-        ports: Ports,
-    ) -> Result<Workspace, Error> {
+        (ports, cancel): (Ports, &CancellationToken),
+    ) -> Result<(Workspace, Vec<CopiedVolume>), Error> {
         self.workspace.engine.prepare()?;
         self.workspace.existing()?;
         self.check_free(Action::UseSnapshot)?;
-        let (source, origin) = (self.workspace.clone(), origin.clone());
+        let (source, origin, cancel) = (self.workspace.clone(), origin.clone(), cancel.clone());
         let created = self.workspace.engine.workspace(name);
         let target = created.clone();
-        blocking(move || source.create_from(&origin, &target, ports)).await?;
-        Ok(created)
+        let copies = blocking(move || source.create_from(&origin, &target, (ports, &cancel))).await?;
+        created.engine.place_copies(&created, &copies).await?;
+        Ok((created, copies))
     }
 
     pub(super) fn workspace(&self) -> &Workspace {
@@ -537,8 +543,13 @@ impl Workspace {
         Ok(restored)
     }
 
-    /// Creates another workspace from the snapshot.
-    fn create_from(&self, origin: &Origin, target: &Workspace, ports: Ports) -> Result<(), Error> {
+    /// Creates another workspace from the snapshot. Its copies of volumes have no places yet.
+    fn create_from(
+        &self,
+        origin: &Origin,
+        target: &Workspace,
+        (ports, cancel): (Ports, &CancellationToken),
+    ) -> Result<Vec<CopiedVolume>, Error> {
         let _held = self.engine.hold_layers()?;
         let (snapshot, found) = (self.load_snapshot(origin)?, &origin.files);
         let workload = Workload::load(found.files()).map_err(|e| self.damaged(e))?;
@@ -546,11 +557,23 @@ impl Workspace {
         if ports == Ports::Picked {
             record.publish.iter_mut().for_each(|publish| publish.host_port = 0);
         }
+        record.from_snapshot = origin.name(&self.name);
+        let copies = match origin.volumes() {
+            Some(_) => copies_for(&record, &target.name)?,
+            None => Vec::new(),
+        };
+        attach_copies(&mut record, &copies);
         self.engine.create_dir_with(&record, Some(&workload), |dir| {
             copy_bundles(&record, found.files(), dir)?;
-            self.engine.create_disk(&record.disk(dir), &record)
+            self.engine.create_disk(&record.disk(dir), &record)?;
+            match origin.volumes() {
+                Some(from) => {
+                    self.engine.make_copies(&copies, &CopiedFrom::Capture(from.clone()), dir, cancel)
+                }
+                None => Ok(()),
+            }
         })?;
-        Ok(())
+        Ok(copies)
     }
 }
 

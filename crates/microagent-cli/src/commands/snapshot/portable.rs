@@ -4,11 +4,10 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
-use microagent::WorkspaceName;
 use microagent::image::ImportSource;
 use microagent::snapshot::SnapshotContents;
+use microagent::{SnapshotName, WorkspaceName};
 
-use crate::args::snapshot::SnapshotName;
 use crate::context::Context;
 use crate::documents::snapshot::{SnapshotDocument, SnapshotExportDocument};
 use crate::failure::Failure;

@@ -51,6 +51,7 @@ impl Plan {
         };
         let spec = wanted.spec;
         plan.image(spec);
+        plan.snapshot(spec);
         plan.sizes(spec, wanted.size_mib);
         plan.value("restart", |plan| &mut plan.record.restart, spec.restart, ToString::to_string, false);
         plan.value(
@@ -209,6 +210,19 @@ impl Plan {
         if !is_image(&self.record, wanted) {
             self.impossible
                 .push(format!("its image is `{}`, the file says `{wanted}`", self.record.image.reference));
+        }
+    }
+
+    fn snapshot(&mut self, spec: &SpecFile) {
+        let Some(wanted) = &spec.from_snapshot else { return };
+        match &self.record.from_snapshot {
+            Some(has) if has == wanted => {}
+            Some(has) => self
+                .impossible
+                .push(format!("it was created from snapshot `{has}`, the file says `{wanted}`")),
+            None => {
+                self.impossible.push(format!("it was not created from a snapshot, the file says `{wanted}`"))
+            }
         }
     }
 

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use microagent_model::{EgressPolicy, SnapshotTag};
 use microagent_store::{Access, Lock, Workload, WorkspaceRecord, open_file};
 use microagent_vm::{DiskPart, LayerFile, read_layers};
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, SeekFrom, linkat, open, seek};
 use rustix::io::Errno;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,9 @@ use crate::{Error, Event, Progress};
 
 /// Bytes that are read at a time.
 const CHUNK: usize = 1 << 20;
+
+/// How a file begins that has its name in a moment.
+const EXPORT_PREFIX: &str = ".microagent-export-";
 
 /// How many pieces of the stream wait for a slow reader.
 const QUEUE: usize = 4;
@@ -176,11 +180,10 @@ impl Exporting {
             return Ok(bytes);
         }
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let file = tempfile::Builder::new().prefix(".microagent-export-").tempfile_in(dir).map_err(failed)?;
-        let (file, bytes) =
-            self.write(Counter { to: Cancellable { to: file, cancel }, bytes: 0 }, cancel)?.parts();
-        file.as_file().sync_all().map_err(failed)?;
-        file.persist(path).map_err(|error| failed(error.error))?;
+        let file = NewFile::create_in(dir).map_err(failed)?;
+        let counter = Counter { to: Cancellable { to: file, cancel }, bytes: 0 };
+        let (file, bytes) = self.write(counter, cancel)?.parts();
+        file.publish(dir, path).map_err(failed)?;
         Ok(bytes)
     }
 
@@ -256,6 +259,60 @@ fn copy_all(file: &File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::R
     }
 }
 
+/// A file that is being written, which a command that is killed does not leave.
+enum NewFile {
+    /// It has no name yet.
+    Unnamed(File),
+    /// The file system has only files with names: a killed command leaves this one.
+    Named(tempfile::NamedTempFile),
+}
+
+impl NewFile {
+    fn create_in(dir: &Path) -> io::Result<NewFile> {
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        match open(dir, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(NewFile::Unnamed(file.into())),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                let named = tempfile::Builder::new().prefix(EXPORT_PREFIX).tempfile_in(dir)?;
+                Ok(NewFile::Named(named))
+            }
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Flushes it, and gives it its name in place of a file that has it.
+    fn publish(self, dir: &Path, path: &Path) -> io::Result<()> {
+        match self {
+            NewFile::Named(file) => {
+                file.as_file().sync_all()?;
+                file.persist(path).map(drop).map_err(|error| error.error)
+            }
+            NewFile::Unnamed(file) => {
+                file.sync_all()?;
+                let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+                // A link replaces no file, and a rename does.
+                let named = tempfile::Builder::new().prefix(EXPORT_PREFIX).make_in(dir, |name| {
+                    Ok(linkat(CWD, source.as_str(), CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+                })?;
+                named.persist(path).map(drop).map_err(|error| error.error)
+            }
+        }
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            NewFile::Unnamed(file) => file.write(bytes),
+            NewFile::Named(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// The queue of a stream as a writer.
 struct Sender(mpsc::Sender<Result<Vec<u8>, Error>>);
 
@@ -317,6 +374,21 @@ impl<W: Write> Write for Counter<'_, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_file_replaces_another_when_it_is_complete_and_leaves_none_when_it_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, "before").unwrap();
+        let named = tempfile::Builder::new().prefix(EXPORT_PREFIX).tempfile_in(dir.path()).unwrap();
+        for mut file in [NewFile::create_in(dir.path()).unwrap(), NewFile::Named(named)] {
+            file.write_all(b"after").unwrap();
+            file.publish(dir.path(), &path).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), "after");
+        }
+        drop(NewFile::create_in(dir.path()).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
 
     #[test]
     fn holes_and_zeros_are_not_part_of_a_file() {

@@ -153,13 +153,17 @@ fn read_header<R: Read>(pieces: &mut PieceReader<R>) -> Result<Header, Error> {
     #[derive(serde::Deserialize)]
     struct FormatOnly {
         format: u32,
+        #[serde(default)]
+        version: Option<String>,
     }
     let piece = pieces.next(HEADER_MAX)?.filter(|piece| piece.name == HEADER);
     let piece = piece.ok_or_else(|| unusable("it does not begin as an export of a snapshot"))?;
     let bad = |error: serde_json::Error| unusable(format!("`{HEADER}` in it: {error}"));
-    let FormatOnly { format: found } = serde_json::from_slice(&piece.content).map_err(bad)?;
-    if found > FORMAT {
-        return Err(unusable(format!("it has format {found}, and this build reads up to {FORMAT}")));
+    let FormatOnly { format, version } = serde_json::from_slice(&piece.content).map_err(bad)?;
+    if format > FORMAT {
+        let release =
+            version.map_or_else(|| "another release".to_owned(), |it| printable(&it, TEXT_MAX, &[]));
+        return Err(SnapshotError::NewerFile { format, newest: FORMAT, release }.into());
     }
     let mut header: Header = serde_json::from_slice(&piece.content).map_err(bad)?;
     let is_digest = |text: &str| {
@@ -354,6 +358,7 @@ impl Importing<'_> {
             outputs: Vec::new(),
             disposable: false,
             layers,
+            from_snapshot: None,
             machine: MachineState::resting(State::Stopped, now),
         })
     }

@@ -265,3 +265,12 @@ fn a_local_image_is_the_one_at_its_path() {
         assert_eq!(is_image(&record, &text), same, "{text}");
     }
 }
+
+#[test]
+fn a_workspace_has_one_origin() {
+    let made = WorkspaceRecord { from_snapshot: Some("lab:a".parse().unwrap()), ..record() };
+    let impossible = |record: &WorkspaceRecord, text: &str| plan_of(record, &workload(), text).impossible;
+    assert!(impossible(&made, "fromSnapshot: lab:a").is_empty());
+    assert!(impossible(&made, "fromSnapshot: lab:b")[0].contains("created from snapshot `lab:a`"));
+    assert!(impossible(&record(), "fromSnapshot: lab:a")[0].contains("not created from a snapshot"));
+}
