@@ -13,7 +13,11 @@ use microagent_tests::{Finished, Home, User, far_end, wait_for};
 const GATEWAY: &str = "fd5c:8b21:46e7::2";
 
 fn guest(home: &Home, script: &str) -> Finished {
-    let exec = home.microagent(["exec", "box", "--", "sh", "-c", script]);
+    guest_of(home, "box", script)
+}
+
+fn guest_of(home: &Home, name: &str, script: &str) -> Finished {
+    let exec = home.microagent(["exec", name, "--", "sh", "-c", script]);
     exec.deadline(Duration::from_secs(100)).run()
 }
 
@@ -64,6 +68,57 @@ fn a_guest_reaches_what_its_host_reaches_by_ipv6_and_its_policy_allows() {
 
     without_a_way(&home, &site, greeting);
     home.microagent(["delete", "box", "--force", "--yes"]).success();
+    home.nothing_is_left();
+}
+
+#[test]
+fn a_guest_that_continues_elsewhere_has_ipv6_there_and_its_connections_are_reset() {
+    if !can_be_tried() {
+        return;
+    }
+    let (site, home) = (Site::new(), Home::new(User::Caller));
+    let (open, greeting) = (site.far.serve(FAR, after_the_end), site.far.serve(FAR, greet));
+    let inside = |words: &[&str]| {
+        home.other("nsenter").args(["-t", &site.host.pid(), "-n"]).arg(home.program()).args(words).success()
+    };
+    let create = ["create", "box", "--image", &home.image("busybox"), "--dns", "203.0.113.7"];
+    home.microagent(create).success();
+    inside(&["start", "box"]);
+    // A connection that the guest never ends.
+    let hold = format!(
+        "cd /tmp; mkfifo never; sleep 100000 > never 2> /dev/null & cd /tmp;
+         (nc {FAR} {open} < never; echo gone > outside) > /dev/null 2>&1 &"
+    );
+    guest(&home, &hold).code(0);
+    wait_for("the connection", Duration::from_secs(60), || {
+        let connections = guest(&home, "netstat -tn");
+        if connections.text().contains("ESTABLISHED") { Ok(()) } else { Err(connections) }
+    });
+    home.microagent(["snapshot", "create", "box", "--tag", "a"]).success();
+    inside(&["fork", "box", "kid"]);
+    let works_in = |name: &str| {
+        let device = guest_of(&home, name, "ip -6 address show scope global; ip -6 route").code(0);
+        for line in ["inet6 fd5c:8b21:46e7::15/64 scope global", "default via fd5c:8b21:46e7::2 dev eth0"] {
+            assert!(device.text().contains(line), "{name}: {}", device.told());
+        }
+        for server in [FAR, "six.example"] {
+            let line = format!("nc -w 60 {server} {greeting} < /dev/null 2>&1");
+            assert_eq!(guest_of(&home, name, &line).text(), "220 ready\n", "{name} to {server}");
+        }
+    };
+    let is_reset = |name: &str| {
+        wait_for("the connection is reset", Duration::from_secs(60), || {
+            let said = guest_of(&home, name, "cat /tmp/outside 2> /dev/null || echo open");
+            if said.text() == "gone\n" { Ok(()) } else { Err(said) }
+        });
+    };
+    is_reset("kid");
+    works_in("kid");
+    assert_eq!(guest(&home, "cat /tmp/outside 2> /dev/null || echo open").text(), "open\n");
+    inside(&["snapshot", "restore", "box", "a", "--yes"]);
+    is_reset("box");
+    works_in("box");
+    home.microagent(["delete", "box", "kid", "--force"]).success();
     home.nothing_is_left();
 }
 
