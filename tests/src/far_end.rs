@@ -32,7 +32,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Answers the length that is asked for, when the client has ended its side.
-fn after_the_end(mut stream: TcpStream) {
+pub fn after_the_end(mut stream: TcpStream) {
     let mut question = String::new();
     // A client that is gone is told of by its own side.
     if stream.read_to_string(&mut question).is_ok() {

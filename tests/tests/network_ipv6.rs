@@ -73,14 +73,13 @@ fn a_guest_reaches_what_its_host_reaches_by_ipv6_and_its_policy_allows() {
 
 #[test]
 fn a_guest_that_continues_elsewhere_has_ipv6_there_and_its_connections_are_reset() {
-    if !can_be_tried() {
+    if !Site::can_be_tried() {
         return;
     }
-    let (site, home) = (Site::new(), Home::new(User::Caller));
-    let (open, greeting) = (site.far.serve(FAR, after_the_end), site.far.serve(FAR, greet));
-    let inside = |words: &[&str]| {
-        home.other("nsenter").args(["-t", &site.host.pid(), "-n"]).arg(home.program()).args(words).success()
-    };
+    let (site, home) = (Site::start(), Home::new(User::Caller));
+    let open = far_end::serve(site.far.listen(FAR), far_end::after_the_end);
+    let greeting = far_end::serve(site.far.listen(FAR), far_end::greet);
+    let inside = |words: &[&str]| site.call(&home).args(words).success();
     let create = ["create", "box", "--image", &home.image("busybox"), "--dns", "203.0.113.7"];
     home.microagent(create).success();
     inside(&["start", "box"]);
