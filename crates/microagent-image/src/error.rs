@@ -384,7 +384,7 @@ pub enum ImageError {
         /// What the system said.
         source: io::Error,
     },
-    /// Another command is at it, and took longer than the wait.
+    /// Another command, or a value that this process keeps, is at it, and took longer than the wait.
     #[error("another command is {what}")]
     Busy {
         /// What it is doing.

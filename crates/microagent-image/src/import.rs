@@ -15,6 +15,7 @@ use microagent_tar::read::{ReadSource, Reader};
 use tokio_util::sync::CancellationToken;
 use zstd::stream::write::Decoder as ZstdDecoder;
 
+use crate::archive::ArchiveError;
 use crate::blocking::{self, Meter};
 use crate::cache::Cache;
 use crate::compression::{self, MAGIC_LEN};
@@ -95,7 +96,7 @@ fn take_in(source: ImportSource, cache: &Cache, limit: u64, meter: &Meter) -> Re
         ImportSource::Reader(reader) => (PathBuf::from("standard input"), reader),
         ImportSource::Path(path) => {
             let file = open_file(&path, Access::ReadFollowing)
-                .map_err(|source| ImageError::file("open", &path, source))?;
+                .map_err(|source| ImageError::archive(&path, ArchiveError::Open { source }))?;
             (path, Box::new(file))
         }
     };

@@ -39,8 +39,8 @@ pub struct ImageStore {
 
 /// An image whose base disk is ready.
 ///
-/// Until this value is dropped or [`Image::release`] is called, no command removes anything from the cache: keep it until a
-/// workspace record names the disk, and no longer.
+/// Until this value is dropped or [`Image::release`] is called, nothing is removed from the cache, also not by this
+/// process: drop it when the workspace for which it was fetched has been created.
 #[derive(Debug)]
 pub struct Image {
     /// Its reference as the caller gave it.

@@ -480,7 +480,7 @@ impl fmt::Display for OptionHint {
             OptionHint::Dns => "use network mode `user`, or set no name servers and names",
             OptionHint::NetworkRate => "use network mode `user`, or set no rate limit of the network",
             OptionHint::Connections => "allow at least 1 connection, or use network mode `isolated`",
-            OptionHint::Timeout => "set a time limit of at least 1 second, or none",
+            OptionHint::Timeout => "set a time limit greater than 0, or none",
             OptionHint::VolumeSize { least, most } => {
                 return write!(f, "choose a size of {least} to {most} MiB");
             }

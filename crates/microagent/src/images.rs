@@ -103,13 +103,15 @@ impl Images {
     ///
     /// # Errors
     /// Fails if the image does not exist ([`NotFound`](crate::ErrorKind::NotFound)) or a workspace uses it
-    /// ([`Image`](crate::ErrorKind::Image)).
+    /// ([`Image`](crate::ErrorKind::Image)), or if another call has used an image for two seconds
+    /// ([`Busy`](crate::ErrorKind::Busy)): an [`Image`] that the caller keeps counts.
     pub async fn delete(&self, reference_or_digest: &str) -> Result<ImageDeletion, Error> {
         let (store, name) = (self.store.clone(), reference_or_digest.to_owned());
         blocking(move || Ok(store.delete(&name)?)).await
     }
 
-    /// Adds the images of an archive to the cache, with their names.
+    /// Adds the images of an archive (`docker save` or OCI) to the cache, with their names. For the tar file of a root
+    /// file system see [`Images::import`].
     ///
     /// # Errors
     /// Fails if the archive is not valid, or as [`Images::create`] does.
@@ -123,7 +125,7 @@ impl Images {
         Ok(self.store.load(source, options, &progress.images(), progress.token()).await?)
     }
 
-    /// Creates an image from a tar file of a root file system.
+    /// Creates an image from a tar file of a root file system. A name that exists is moved to the new image.
     ///
     /// # Errors
     /// Fails if the name is not a tag, the source is not a tar file, or as [`Images::create`] does.
@@ -182,7 +184,8 @@ impl Images {
     /// Removes unused data from the cache.
     ///
     /// # Errors
-    /// Fails if the cache cannot be read.
+    /// Fails if the cache cannot be read, or another call has used an image for two seconds
+    /// ([`Busy`](crate::ErrorKind::Busy)).
     pub async fn prune(&self, which: ImagePrune) -> Result<Pruned, Error> {
         let store = self.store.clone();
         blocking(move || Ok(store.prune(which)?)).await

@@ -63,7 +63,7 @@
 //!     web.copy_in(CopySource::path("site"), "/srv", progress).await?;
 //!     let output = web.exec(ExecOptions::new(["ls", "/srv/site"])).await?.collect_output(64 * 1024).await?;
 //!     println!("{}", String::from_utf8_lossy(&output.stdout));
-//!     web.copy_out("/etc/os-release", CopyTarget::path("os-release"), progress).await?;
+//!     web.copy_out("/etc/hostname", CopyTarget::path("hostname"), progress).await?;
 //!
 //!     web.halt().await?;
 //!     web.commit(CommitOptions::new("example.com/web:1"), progress).await?;
@@ -88,8 +88,14 @@
 //! }
 //!
 //! // tests/machines.rs
-//! let engine = Engine::new(EngineOptions::new(temporary_dir, env!("CARGO_BIN_EXE_supervisor")));
+//! let engine = Engine::new(EngineOptions::new(state_dir, env!("CARGO_BIN_EXE_supervisor")));
 //! ```
+//!
+//! Tests and processes can share a state directory. In a new one, the first use of an image imports it and boots a
+//! machine; later ones start from a template. Nothing is deleted when a value is dropped: a test deletes its workspace
+//! with [`DeleteMode::Kill`] at its end, and a previous one of that name at its beginning, which may be missing. A test
+//! that panics leaves its machine running, unless [`StartOptions::ttl`] limits its time. A machine whose directory is
+//! removed ends within seconds.
 //!
 //! # Index
 //!
@@ -99,7 +105,7 @@
 //! | run one command | [`RunOptions`], [`RunReport`], [`OutputReader`], [`AttachedRun`] |
 //! | keep a workspace | [`Workspace`], [`CreateOptions`], [`StartOptions`], [`State`], [`WorkspaceDetails`] |
 //! | run commands in it | [`ExecOptions`], [`Exec`], [`ExecStdin`], [`ExecControl`], [`Job`], [`Console`] |
-//! | move files | [`CopySource`], [`CopyTarget`], [`SyncOptions`], [`SyncReport`], [`FileRange`], [`Artifact`], [`CommitOptions`] |
+//! | move files | [`Workspace::write_file`], [`Workspace::read_file`], [`CopySource`], [`CopyTarget`], [`SyncOptions`], [`SyncReport`], [`FileRange`], [`Artifact`], [`CommitOptions`] |
 //! | manage images, volumes and templates | [`Images`], [`image`], [`Volumes`], [`volume`], [`Templates`], [`template`] |
 //! | connect workspaces with each other | [`PrivateNetworks`], [`private_network`] |
 //! | connect | [`NetworkMode`], [`Publish`], [`Forward`], [`DnsSettings`], [`egress`], [`NetworkDetails`] |

@@ -43,13 +43,13 @@ pub(super) const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 ///
 /// ```no_run
 /// # use microagent::{CopySource, Progress, Workspace};
-/// # async fn example(web: &Workspace, progress: &Progress) -> Result<(), microagent::Error> {
+/// # async fn example(web: &Workspace, progress: &Progress) -> Result<(), Box<dyn std::error::Error>> {
 /// // The directory `site` becomes /srv/site, if /srv exists.
 /// web.copy_in(CopySource::path("site"), "/srv", progress).await?;
 /// // Its content is copied to /srv.
 /// web.copy_in(CopySource::path("site/."), "/srv", progress).await?;
 /// // A tar stream is unpacked to /srv.
-/// let archive = std::fs::File::open("site.tar").map_err(microagent::Error::Sink)?;
+/// let archive = std::fs::File::open("site.tar")?;
 /// web.copy_in(CopySource::tar(archive), "/srv", progress).await?;
 /// # Ok(())
 /// # }

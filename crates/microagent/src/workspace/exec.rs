@@ -114,7 +114,7 @@ pub struct Execution {
     pub start_error: Option<String>,
     /// Whether it reached its time limit.
     pub timed_out: bool,
-    /// Bytes of output that were dropped, because the caller did not read them.
+    /// Bytes of output that the caller did not read. [`ExecOutput::dropped_bytes`] counts them and those beyond its limit.
     pub dropped_bytes: u64,
     /// The program that the guest's kernel killed during the command, because memory ran out.
     pub out_of_memory: Option<String>,
@@ -130,7 +130,7 @@ pub struct ExecOutput {
     pub stdout: Vec<u8>,
     /// Standard error, up to the limit.
     pub stderr: Vec<u8>,
-    /// Bytes that were dropped: beyond the limit, or not read before a kill.
+    /// Bytes that are in neither: beyond the limit, of which the first bytes are kept, or not read before a kill.
     pub dropped_bytes: u64,
     /// How it ended.
     pub execution: Execution,
@@ -228,7 +228,7 @@ impl Exec {
         self.control.clone()
     }
 
-    /// Closes the standard input if it was not taken, drops output that was not read, and waits for the end of the
+    /// Closes the standard input if it was not taken, reads and drops the output that was not read, and waits for the end of the
     /// command. If an [`ExecStdin`] was taken and is not dropped, a command that reads its input to the end (`cat`) does
     /// not end: drop it before.
     ///

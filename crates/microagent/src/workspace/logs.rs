@@ -265,7 +265,7 @@ fn read_since(path: &Path, since: Timestamp) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Returns this number of lines at the end of a text. A last line without a line end counts.
+/// Returns this number of lines at the end of these bytes. A last line without a line end counts.
 pub fn last_lines(bytes: &[u8], lines: usize) -> &[u8] {
     let whole = bytes.strip_suffix(b"\n").unwrap_or(bytes);
     if lines == 0 || bytes.is_empty() {
