@@ -265,3 +265,14 @@ fn a_server_is_not_exposed_by_mistake() {
     assert!(server.close().success());
     home.nothing_is_left();
 }
+
+#[test]
+fn a_proxy_reaches_the_server_by_the_name_that_is_allowed() {
+    let home = home();
+    let server = server(&home, &["--allow-host", "agents.example.org"]);
+    for (host, answer) in [("agents.example.org", "200"), ("localhost", "200"), ("evil.example.org", "403")] {
+        assert_eq!(status(&post(&server, &initialize(), &[("Host", host)])), answer, "{host}");
+    }
+    assert!(server.close().success());
+    home.nothing_is_left();
+}

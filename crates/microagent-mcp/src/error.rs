@@ -54,6 +54,11 @@ impl ToolError {
         ToolError::new(ToolErrorKind::Library(ErrorKind::Invalid), message)
     }
 
+    /// What is to be made is there.
+    pub(crate) fn exists(message: impl Into<String>) -> ToolError {
+        ToolError::new(ToolErrorKind::Library(ErrorKind::AlreadyExists), message)
+    }
+
     /// Too much at a time; later it can succeed.
     pub(crate) fn busy(message: impl Into<String>) -> ToolError {
         ToolError { retryable: true, ..ToolError::new(ToolErrorKind::Library(ErrorKind::Busy), message) }
@@ -80,7 +85,7 @@ impl From<Error> for ToolError {
         // It may be the name of a workspace that is not the server's, of which a model learns nothing.
         if let Error::NameTaken { name } = &error {
             return ToolError::invalid(format!("the name `{name}` cannot be used"))
-                .hint("choose another name");
+                .hint("choose another name, or omit it to have one made up");
         }
         let output = match &mut error {
             Error::RunFailed { console_tail, .. } | Error::StartFailed { console_tail, .. } => {

@@ -69,6 +69,15 @@ impl Clipped {
     }
 }
 
+/// Says that output was cut, where no line between its parts can.
+pub(crate) fn cut_note(stream: &str, encoding: Encoding, omitted: u64) -> Option<String> {
+    (encoding == Encoding::Base64 && omitted > 0).then(|| {
+        format!(
+            "{stream} is not text: only its beginning is here, and {omitted} bytes after it were left out"
+        )
+    })
+}
+
 /// Bytes in JSON: as they are when they are UTF-8, else in base64, and which of the two.
 pub(crate) fn text(bytes: Vec<u8>) -> (String, Encoding) {
     match String::from_utf8(bytes) {
@@ -149,6 +158,9 @@ mod tests {
     fn of_other_bytes_the_beginning_is_kept() {
         let (text, encoding, omitted) = clipped(4, &[&[0xff; 100]]);
         assert_eq!((text.as_str(), encoding, omitted), ("//8=", Encoding::Base64, 98));
+        let note = cut_note("stdout", encoding, omitted).unwrap();
+        assert!(note.contains("stdout") && note.contains("98 bytes"), "{note}");
+        assert_eq!(cut_note("stdout", Encoding::Utf8, 98).or(cut_note("stdout", Encoding::Base64, 0)), None);
     }
 
     #[test]

@@ -34,6 +34,9 @@ fn object<T: JsonSchema>(settings: SchemaSettings) -> Arc<JsonObject> {
     }
 }
 
+/// Pattern of a text that is a whole number. Models write such a number without quotes, too, so both are taken.
+pub(crate) const DIGITS: &str = "^[0-9]+$";
+
 /// Says which argument has a value of another type, in words that need no knowledge of Rust. `path` names the value.
 pub(crate) fn wrong_type(schema: &JsonObject, value: &Value, path: &str) -> Option<String> {
     // An optional argument may be `null`.
@@ -42,6 +45,9 @@ pub(crate) fn wrong_type(schema: &JsonObject, value: &Value, path: &str) -> Opti
         "integer" => value.is_i64() || value.is_u64(),
         "number" => value.is_number(),
         "boolean" => value.is_boolean(),
+        "string" if schema.get("pattern").is_some_and(|pattern| pattern == DIGITS) => {
+            value.is_string() || value.is_u64()
+        }
         "string" => value.is_string(),
         "array" => value.is_array(),
         "object" => value.is_object(),
@@ -166,6 +172,13 @@ mod tests {
             (json!({"inner": {"text": ["b"]}}), "`inner.text` must be a text, not a list"),
         ] {
             assert_eq!(said(value.clone()).as_deref(), Some(message), "{value}");
+        }
+        let number = json!({"properties": {"job": {"type": "string", "pattern": DIGITS}}, "type": "object"});
+        let number = number.as_object().expect("it is an object");
+        for (value, is_good) in
+            [(json!("5"), true), (json!(5), true), (json!(-5), false), (json!([5]), false)]
+        {
+            assert_eq!(wrong_type(number, &json!({ "job": value }), "").is_none(), is_good, "{value}");
         }
         let list = json!({"type": "array", "items": {"type": "string"}});
         let list = list.as_object().expect("it is an object");

@@ -1,19 +1,21 @@
 //! Commands in the background of a workspace: jobs of the library.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use microagent::{
     Job, JobDetails, JobId, JobOutput, JobOutputOptions, JobOutputPiece, JobState, OutputStream,
     signal_number,
 };
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::command::CommandArguments;
 use crate::call::Call;
 use crate::error::ToolError;
 use crate::output::{self, Encoding};
+use crate::schema;
 use crate::server::Server;
 
 /// Bytes of output that a result has, where the call does not say.
@@ -44,6 +46,35 @@ pub(crate) struct ExecStartArguments {
     timeout_s: Option<u64>,
 }
 
+/// The number of a command, as `exec_start` gives it, or as the number that it is.
+#[derive(Debug)]
+struct JobNumber(String);
+
+impl<'de> Deserialize<'de> for JobNumber {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<JobNumber, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Spelling {
+            Number(u64),
+            Text(String),
+        }
+        Ok(JobNumber(match Spelling::deserialize(deserializer)? {
+            Spelling::Number(number) => number.to_string(),
+            Spelling::Text(text) => text,
+        }))
+    }
+}
+
+impl JsonSchema for JobNumber {
+    fn schema_name() -> Cow<'static, str> {
+        "JobNumber".into()
+    }
+
+    fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": schema::DIGITS })
+    }
+}
+
 /// Which output of a command.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -51,7 +82,7 @@ pub(crate) struct ExecPollArguments {
     /// Name of the workspace.
     name: String,
     /// Number of the command, from `exec_start`.
-    job: String,
+    job: JobNumber,
     /// `next_position` of the result before, to get what was printed since; 0 without it.
     #[serde(default)]
     position: u64,
@@ -70,7 +101,7 @@ pub(crate) struct ExecStopArguments {
     /// Name of the workspace.
     name: String,
     /// Number of the command, from `exec_start`.
-    job: String,
+    job: JobNumber,
     /// Signal to send instead of killing the command and its child processes, such as `INT` or `TERM`.
     #[serde(default)]
     signal: Option<String>,
@@ -262,9 +293,9 @@ pub(super) async fn stop(
     Ok(job.details()?.into())
 }
 
-fn find(server: &Server, name: &str, job: &str) -> Result<Job, ToolError> {
+fn find(server: &Server, name: &str, job: &JobNumber) -> Result<Job, ToolError> {
     let workspace = server.workspaces().find(name)?;
-    let id: JobId = job.parse().map_err(|error: microagent::JobIdError| {
+    let id: JobId = job.0.parse().map_err(|error: microagent::JobIdError| {
         ToolError::invalid(error.to_string()).hint("give `job` of the result of `exec_start`")
     })?;
     Ok(workspace.job(id))

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::call::Call;
 use crate::error::ToolError;
-use crate::output::{Clipped, Encoding};
+use crate::output::{self, Clipped, Encoding};
 use crate::server::Server;
 
 /// Bytes of each stream that a result has, where the call does not say.
@@ -102,6 +102,9 @@ pub(crate) struct CommandResult {
     stderr_encoding: Encoding,
     /// Bytes of standard error that were left out.
     stderr_omitted_bytes: u64,
+    /// What was left out of output that is not text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
 }
 
 /// How a command ended.
@@ -147,6 +150,9 @@ impl Output {
     pub(super) fn result(self, status: CommandStatus, exit_code: i32, duration: Duration) -> CommandResult {
         let (stdout, stdout_encoding, stdout_omitted_bytes) = self.stdout.into_text();
         let (stderr, stderr_encoding, stderr_omitted_bytes) = self.stderr.into_text();
+        let stdout_note = output::cut_note("stdout", stdout_encoding, stdout_omitted_bytes);
+        let stderr_note = output::cut_note("stderr", stderr_encoding, stderr_omitted_bytes);
+        let notes: Vec<String> = stdout_note.into_iter().chain(stderr_note).collect();
         CommandResult {
             status,
             exit_code,
@@ -161,6 +167,7 @@ impl Output {
             stderr,
             stderr_encoding,
             stderr_omitted_bytes,
+            note: (!notes.is_empty()).then(|| notes.join("; ")),
         }
     }
 }

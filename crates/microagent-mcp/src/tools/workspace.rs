@@ -187,6 +187,11 @@ pub(super) async fn create(
         Some(name) => parse_name(name)?,
         None => server.engine().made_up_name(&arguments.image)?,
     };
+    if server.workspaces().find(name.as_str()).is_ok() {
+        return Err(ToolError::exists(format!("workspace `{name}` exists already")).hint(
+            "use it: tool `status` shows its state; or choose another name, or delete it with the tool `delete`",
+        ));
+    }
     let options = CreateOptions::new(name.clone(), "").workspace(|_| made);
     let created = server.engine().create(options, &call.progress()).await;
     // One whose setup failed stays, for its logs.

@@ -16,7 +16,8 @@ use crate::usage::{closest, message};
 /// Options that cannot be in the file: they name files to read options from.
 const NOT_POLICY: [&str; 3] = ["policy", "file", "help"];
 
-const HINT: &str = "each line is OPTION = VALUE, as in docs/reference/mcp.md; lists are in brackets";
+const HINT: &str = "each line is OPTION = VALUE with an option of `microagent serve mcp --help`, without its dashes; a list is in \
+                    brackets: allow-image = [\"python\"]";
 
 /// Reads the file as the options that it stands for.
 pub(super) fn read(path: &Path) -> Result<McpArgs, Failure> {
