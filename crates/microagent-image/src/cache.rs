@@ -183,9 +183,14 @@ impl Cache {
     }
 }
 
+/// Bytes that a file takes on the disk; a missing one takes none.
+pub(crate) fn blocks_of(path: &Path) -> u64 {
+    path.symlink_metadata().map_or(0, |metadata| metadata.blocks() * 512)
+}
+
 /// Removes a file and says how many bytes that freed; a missing one frees none.
 pub(crate) fn remove_file(path: &Path) -> Result<u64, ImageError> {
-    let freed = path.symlink_metadata().map_or(0, |metadata| metadata.blocks() * 512);
+    let freed = blocks_of(path);
     match fs::remove_file(path) {
         Ok(()) => Ok(freed),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use microagent_store::{WorkspaceDir, WorkspaceRecord, read_limited};
 
-use crate::cache::{Cache, remove_file};
+use crate::cache::{Cache, blocks_of, remove_file};
 use crate::digest::Digest;
 use crate::disk;
 use crate::error::{ImageError, chain};
@@ -93,7 +93,8 @@ pub struct ImageDeletion {
 pub enum ImagePrune {
     /// Data that no image and no workspace needs.
     Unused,
-    /// Also every image that no workspace uses.
+    /// Also every image that no workspace uses, and every name of an image that no workspace was created by, while
+    /// another name is left.
     All,
 }
 
@@ -116,11 +117,14 @@ pub struct Pruned {
 }
 
 /// What workspaces need.
+#[derive(Default)]
 struct InUse {
     /// Workspaces and snapshots by the disk they lie on.
     disks: BTreeMap<String, Vec<String>>,
     /// Manifests of their images.
     manifests: HashSet<String>,
+    /// Full references of the images that they were created from.
+    names: HashSet<String>,
 }
 
 impl ImageStore {
@@ -138,6 +142,19 @@ impl ImageStore {
         let damaged = records.damaged.into_iter();
         let damaged = damaged.map(|d| DamagedImage { reason: reason(&d.error), path: d.path }).collect();
         Ok(ImageList { images, damaged })
+    }
+
+    /// Returns how many bytes of the host's disk the cache takes: each layer and base disk once, however many images have
+    /// it.
+    ///
+    /// # Errors
+    /// Fails when a directory is there and cannot be read.
+    pub fn stored_bytes(&self) -> Result<u64, ImageError> {
+        let mut bytes = 0_u64;
+        for dir in [self.cache.blobs(), self.cache.disks(), self.cache.partials()] {
+            bytes += files(&dir)?.iter().map(|path| blocks_of(path)).sum::<u64>();
+        }
+        Ok(bytes)
     }
 
     fn summary(&self, path: &Path, record: ImageRecord) -> ImageSummary {
@@ -260,8 +277,14 @@ impl ImageStore {
         if let Some(entry) = unknown.into_iter().next() {
             return Err(entry.error);
         }
+        let named = in_use.named_disks(&good);
         let is_doomed = |record: &ImageRecord| {
-            which == ImagePrune::All && !in_use.disks.contains_key(record.disk_id.as_str())
+            let disk = record.disk_id.as_str();
+            let is_needed = match named.contains(disk) {
+                true => in_use.names.contains(&record.resolved_reference),
+                false => in_use.disks.contains_key(disk),
+            };
+            which == ImagePrune::All && !is_needed
         };
         let (doomed, kept): (Vec<Entry>, Vec<Entry>) =
             good.into_iter().partition(|(_, record)| is_doomed(record));
@@ -338,7 +361,7 @@ impl InUse {
         let names = state
             .workspace_names()
             .map_err(|source| ImageError::ListWorkspaces { dir: state.workspaces(), source })?;
-        let mut in_use = InUse { disks: BTreeMap::new(), manifests: HashSet::new() };
+        let mut in_use = InUse::default();
         for name in names {
             let dir = state.workspace(&name);
             let tags = dir
@@ -352,12 +375,23 @@ impl InUse {
         Ok(in_use)
     }
 
+    /// The disks in use whose image still has a name that a workspace was created by.
+    fn named_disks(&self, records: &[Entry]) -> HashSet<String> {
+        let is_named = |record: &ImageRecord| {
+            self.disks.contains_key(record.disk_id.as_str())
+                && self.names.contains(&record.resolved_reference)
+        };
+        let named = records.iter().filter(|(_, record)| is_named(record));
+        named.map(|(_, record)| record.disk_id.to_string()).collect()
+    }
+
     /// Adds what a workspace or a snapshot of one needs.
     fn add(&mut self, owner: String, dir: &WorkspaceDir) -> Result<(), ImageError> {
         match WorkspaceRecord::load(dir) {
             Ok(record) => {
                 self.disks.entry(record.image.disk).or_default().push(owner);
                 self.manifests.insert(record.image.digest);
+                self.names.insert(record.image.resolved_reference);
                 Ok(())
             }
             // Given up before it had a record: whoever makes one holds the cache until it is written.

@@ -74,6 +74,15 @@ impl Images {
         blocking(move || Ok(store.list()?)).await
     }
 
+    /// Returns how many bytes of the host's disk the cache takes. What several images have in common counts once.
+    ///
+    /// # Errors
+    /// Fails if a directory of the cache exists and cannot be read.
+    pub async fn stored_bytes(&self) -> Result<u64, Error> {
+        let store = self.store.clone();
+        blocking(move || Ok(store.stored_bytes()?)).await
+    }
+
     /// Returns an image of the cache by its reference. No registry is contacted.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! `microagent system`: what the state directory holds, and removing what nothing needs.
 
+use std::collections::BTreeSet;
+
 use clap::{Args, Subcommand};
 use microagent::volume::PrunedVolumes;
 use microagent::{Engine, Error, Progress, image, template};
@@ -33,7 +35,7 @@ Examples:
   Remove incomplete downloads, unreferenced blobs and unusable templates:
     microagent system prune --yes
 
-  Also remove images that no workspace uses, all templates, and unused volumes:
+  Also remove unused images, all templates, and unused volumes:
     microagent system prune --all --volumes --yes";
 
 /// Show and free the disk space of microagent
@@ -66,7 +68,7 @@ pub(crate) struct DfArgs {}
 #[derive(Debug, Args)]
 #[command(after_long_help = PRUNE_EXAMPLES)]
 pub(crate) struct PruneArgs {
-    /// Also remove images that no workspace uses, and all templates
+    /// Also remove images, and names of images, that no workspace uses, and all templates
     #[arg(short, long)]
     all: bool,
 
@@ -100,6 +102,8 @@ fn df(context: &Context) -> Result<(), Failure> {
 async fn disk_use(engine: &Engine) -> Result<DiskUseDocument, Error> {
     let sum = |bytes: Vec<u64>| UseDocument { count: bytes.len(), bytes: bytes.iter().sum() };
     let images = engine.images().list().await?.images;
+    // Several names of one image are one image.
+    let images: BTreeSet<String> = images.into_iter().map(|image| image.digest).collect();
     let volumes = engine.volumes().list().await?;
     let (mut workspaces, mut snapshots) = (Vec::new(), 0);
     for workspace in engine.list().await? {
@@ -109,7 +113,7 @@ async fn disk_use(engine: &Engine) -> Result<DiskUseDocument, Error> {
         snapshots += inspection.map_or(0, |inspection| inspection.snapshots);
     }
     Ok(DiskUseDocument {
-        images: sum(images.iter().map(|image| image.content_bytes).collect()),
+        images: UseDocument { count: images.len(), bytes: engine.images().stored_bytes().await? },
         workspaces: sum(workspaces),
         snapshots: UseDocument { count: snapshots, bytes: engine.snapshot_bytes().await? },
         volumes: sum(volumes.iter().map(|volume| volume.bytes).collect()),

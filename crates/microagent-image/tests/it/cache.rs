@@ -191,9 +191,39 @@ async fn prune_frees_what_nothing_needs() {
     fs::remove_dir_all(workspace.path()).unwrap();
     let pruned = home.store.prune(ImagePrune::Unused).unwrap();
     assert_eq!(pruned.disks, 1);
+    assert_eq!(home.store.stored_bytes().unwrap(), 0);
     for dir in ["refs", "disks", "blobs/sha256", "partial", "scratch", "locks"] {
         assert_eq!(home.files(dir), [""; 0], "{dir}");
     }
+}
+
+#[tokio::test]
+async fn names_are_counted_and_kept_by_their_image() {
+    let home = Home::new();
+    let layout = Layout::simple(&home.path("layout"), "one");
+    let image = home.pull(&layout.reference("latest")).await.unwrap();
+    let workspace = workspace_on(&home, "web", &image);
+    let before = home.store.stored_bytes().unwrap();
+    assert!(before > 0);
+    let used = home.store.list().unwrap().images[0].resolved_reference.clone();
+    home.store.tag(&used, "other:1").unwrap();
+    home.store.tag(&used, "other:2").unwrap();
+    assert_eq!(home.store.stored_bytes().unwrap(), before, "a name takes nothing");
+    drop(image);
+    let names = |home: &Home| -> Vec<String> {
+        let images = home.store.list().unwrap().images;
+        images.into_iter().map(|image| image.resolved_reference).collect()
+    };
+    // The workspace needs the name that it was created by; once that is gone, any other one is kept.
+    assert_eq!(home.store.prune(ImagePrune::All).unwrap().references.len(), 2);
+    assert_eq!(names(&home), std::slice::from_ref(&used));
+    home.store.tag(&used, "other:1").unwrap();
+    home.store.delete(&used).unwrap();
+    assert_eq!(home.store.prune(ImagePrune::All).unwrap().references.len(), 0);
+    assert_eq!(names(&home).len(), 1);
+    fs::remove_dir_all(workspace.path()).unwrap();
+    home.store.prune(ImagePrune::All).unwrap();
+    assert_eq!((names(&home).len(), home.store.stored_bytes().unwrap()), (0, 0));
 }
 
 /// Not a test of its own: what [`in_another_process`] runs.
