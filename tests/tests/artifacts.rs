@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 
 use microagent_tests::{Home, User};
@@ -33,6 +34,16 @@ fn files_directories_and_links_come_back_as_they_are() {
     assert!(!tree.join("outward").is_symlink(), "a link to a file of the host is not made");
     let mode = fs::metadata(tree.join("empty")).unwrap().permissions().mode();
     assert_eq!(mode & 0o7000, 0, "no set-id bit of a guest comes to the host");
+
+    let stream = home.microagent(["artifact", "get", "maker", "file", "-"]).success();
+    let mut archive = tar::Archive::new(&stream.stdout[..]);
+    let mut entry = archive.entries().unwrap().next().unwrap().unwrap();
+    assert_eq!(entry.path().unwrap().to_str(), Some("big"));
+    let mut text = String::new();
+    entry.read_to_string(&mut text).unwrap();
+    assert!(text == numbers);
+    assert!(!home.path().join("-").exists());
+    home.microagent(["artifact", "get", "maker", "file", "-", "--json"]).run().code(2).says("omit --json");
 
     let gone = home.microagent(["artifact", "get", "maker", "gone", "nothing"]).run().code(1);
     gone.says("/no/such");

@@ -115,6 +115,39 @@ fn a_tar_stream_goes_in_and_comes_out_as_it_is() {
 }
 
 #[test]
+fn files_that_the_kernel_makes_are_copied_with_what_is_in_them() {
+    let home = home();
+    home.microagent(["start", "web"]).success();
+    // Both have another size than their content: none, and a page.
+    home.microagent(["cp", "web:/proc/version", "version"]).success();
+    home.microagent(["cp", "web:/sys/kernel/mm/transparent_hugepage/enabled", "enabled"]).success();
+    let in_guest = |path: &str| home.microagent(["exec", "web", "--", "cat", path]).success().stdout;
+    let got = |name: &str| fs::read(home.path().join(name)).unwrap();
+    assert!(!got("version").is_empty());
+    assert_eq!(got("version"), in_guest("/proc/version"));
+    assert_eq!(got("enabled"), in_guest("/sys/kernel/mm/transparent_hugepage/enabled"));
+    home.microagent(["cp", "web:/proc/1/pagemap", "core"])
+        .run()
+        .code(1)
+        .says("/proc/1/pagemap")
+        .says("8 MiB");
+    assert!(!home.path().join("core").exists());
+    // The other way, a file is named by where it is.
+    home.make_dir("closed");
+    home.write("closed/file", "x");
+    fs::set_permissions(home.path().join("closed/file"), fs::Permissions::from_mode(0o000)).unwrap();
+    for (source, named) in
+        [("closed", "`closed/file`"), ("closed/.", "`closed/file`"), ("closed/file", "`closed/file`")]
+    {
+        home.microagent(["cp", source, "web:/root/other"])
+            .run()
+            .code(1)
+            .says(&format!("cannot read {named}"));
+    }
+    end(&home);
+}
+
+#[test]
 fn nothing_of_a_guest_lands_outside_the_destination() {
     let home = home();
     let secret = home.write("secret", "secret");

@@ -174,6 +174,21 @@ fn a_machine_that_stands_still_is_ended_all_the_same() {
     home.nothing_is_left();
 }
 
+/// A host that swaps, or has too few processors, may take long to end a machine. Whoever cancels does not wait for it.
+#[test]
+fn a_supervisor_that_does_not_get_to_it_ends_its_machine_without_its_caller() {
+    let home = home();
+    let running = working(&home, "victim", endless(&home, ["--name", "victim"]));
+    let supervisor = running.supervisor();
+    supervisor.signal(Signal::STOP);
+    running.signal(Signal::TERM);
+    running.finish().code(130).says("the machine has not ended yet");
+    assert!(supervisor.is_alive());
+    supervisor.signal(Signal::CONT);
+    home.processes_end();
+    home.nothing_is_left();
+}
+
 #[test]
 fn both_killed_leave_a_record_that_tells_so() {
     let home = home();

@@ -80,6 +80,8 @@ fn a_quarantined_guest_does_nothing_more_and_starts_again_with_its_disk_once_it_
     assert_eq!(count(&home), counted, "it continued counting");
 
     assert_eq!(home.microagent(["halt", "web"]).success().summary("State"), "stopped");
+    let events = home.microagent(["events", "web"]).success();
+    assert!(events.text().contains("released from its quarantine"), "{}", events.told());
     home.processes_end();
     assert_eq!(count(&home), counted, "it continued while it was halted");
     home.microagent(["start", "web"]).success();
@@ -105,6 +107,8 @@ fn no_death_of_a_process_lifts_a_quarantine() {
     };
     released();
     assert_eq!(home.microagent(["stop", "web"]).success().summary("State"), "stopped");
+    let events = home.microagent(["events", "web"]).success();
+    assert!(events.text().contains("released from its quarantine"), "{}", events.told());
     home.microagent(["quarantine", "web"]).run().code(1).says("it has no machine");
 
     home.microagent(["start", "web"]).success();

@@ -60,7 +60,7 @@ fn a_disk_that_is_full_is_named_when_a_command_fails() {
     assert_eq!(document["notices"], json!(["the disk of the guest at `/data` is full"]), "{document}");
     let options = ["--network", "isolated", "-v", "small:/data"];
     let again = home.run("busybox", options, &["sh", "-c", "echo more > /data/more"]).run();
-    again.says("the disk at `/data` is full; remove files").says("microagent volume resize");
+    again.says("the disk of the guest at `/data` is full; remove files").says("microagent volume resize");
     let fine = home.run("busybox", options, &["true"]).success();
     assert!(!fine.told().contains("is full"), "{}", fine.told());
     home.nothing_is_left();

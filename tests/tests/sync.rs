@@ -12,6 +12,9 @@ use std::time::{Duration, SystemTime};
 use microagent_tests::{Finished, Home, User, wait_for};
 use serde_json::{Value, json};
 
+/// What the system says of a file that the user may not read.
+const DENIED: &str = "Permission denied (os error 13)";
+
 /// How long a change may take to be in a guest.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -317,6 +320,54 @@ fn a_watching_sync_copies_what_is_saved_and_ends_with_the_machine() {
     let ended = watch.finish().code(1).says("workspace `web` is halted");
     let lines = ended.json_lines();
     assert!(lines.iter().all(|line| line["type"] == "sync"), "{}", ended.told());
+    end(&home);
+}
+
+#[test]
+fn what_cannot_be_read_is_reported_and_everything_else_is_synced() {
+    let home = home();
+    let src = home.path().join("src");
+    let mode = |path: &str, mode: u32| {
+        fs::set_permissions(src.join(path), Permissions::from_mode(mode)).unwrap();
+    };
+    sync(&home, &[]).code(0);
+    home.write("src/main.py", "print(22)\n");
+    home.write("src/new.py", "new\n");
+    mode("main.py", 0o200);
+    mode("lib", 0o000);
+    let unreadable = json!([{ "path": "lib", "reason": DENIED }, { "path": "main.py", "reason": DENIED }]);
+    // What nobody could look at is not removed either.
+    let report = sync(&home, &["--delete"]).code(1).says("2 unreadable paths").says("--exclude").json();
+    assert_eq!(of(&report), [json!(["new.py"]), none(), none(), none()]);
+    assert_eq!((&report["unreadable"], &report["copied_bytes"]), (&unreadable, &json!(4)));
+    assert_eq!(guest(&home, "cd /srv/app; cat lib/one.py main.py"), "1\nprint(1)\n");
+    let text = home.microagent(["sync", "src", "web:/srv/app"]).run().code(1);
+    assert!(text.text().contains("unreadable lib: Permission denied"), "{}", text.told());
+    let excluded = ["--exclude", "lib", "--exclude", "main.py"];
+    assert_eq!(sync(&home, &excluded).code(0).json()["unreadable"], none());
+    // Back, a directory that cannot be looked into gets nothing.
+    guest(&home, "echo guest > /srv/app/lib/one.py");
+    assert_eq!(of(&sync(&home, &["--back"]).code(1).json())[0], none());
+    guest(&home, "echo 1 > /srv/app/lib/one.py");
+
+    // A sync that watches continues, and copies it when it can.
+    let watch = home.microagent(["sync", "src", "web:/srv/app", "--watch", "--json=stream"]).start();
+    watch.prints(&format!(r#""unreadable":{unreadable}"#));
+    home.write("src/other.py", "other\n");
+    watch.prints(r#""copied":["other.py"]"#);
+    mode("main.py", 0o600);
+    watch.prints(r#""copied":["main.py"]"#);
+    mode("lib", 0o700);
+    home.write("src/lib/three.py", "3\n");
+    wait_for("a file of a directory that became readable", DEADLINE, || {
+        let seen = guest(&home, "cat /srv/app/lib/three.py 2>&1; true");
+        if seen == "3\n" { Ok(()) } else { Err(seen) }
+    });
+    assert_eq!(guest(&home, "cat /srv/app/main.py"), "print(22)\n");
+    home.microagent(["halt", "web"]).success();
+    let lines = watch.finish().code(1).json_lines();
+    let told = lines.iter().filter(|line| line["unreadable"] != none()).count();
+    assert_eq!(told, 1, "{lines:?}");
     end(&home);
 }
 

@@ -55,9 +55,9 @@ impl From<ListingError> for GuestError {
             ListingError::NotAbsolute { .. } | ListingError::LongTarget { .. } => GuestErrorKind::Invalid,
             ListingError::Link { .. } => GuestErrorKind::Mismatch,
             ListingError::Open { source, .. }
-            | ListingError::Pack(PackError::Read { source, .. })
+            | ListingError::Pack(PackError::Open { source, .. } | PackError::Read { source, .. })
             | ListingError::Tree(
-                TreeError::Read(PackError::Read { source, .. })
+                TreeError::Read(PackError::Open { source, .. } | PackError::Read { source, .. })
                 | TreeError::Write { source, .. }
                 | TreeError::Remove { source, .. },
             ) => kind_of(source),
@@ -271,7 +271,7 @@ pub(crate) async fn serve_pack(stream: Stream, request: PackListed) -> Result<()
     pack::send(stream, move |pieces| {
         let dir = open_exactly(&request.dir, false)?;
         let paths = request.paths.iter().map(|path| path.as_slice());
-        Tree::new(&dir).pack(paths, pieces).map(drop).map_err(ListingError::from)
+        Tree::new(&dir).pack(paths, pieces, |_, error| Err(error)).map(drop).map_err(ListingError::from)
     })
     .await
 }

@@ -61,7 +61,7 @@ pub(crate) async fn send<E: Into<GuestError> + Send + 'static>(
 /// What an error means for the host.
 pub(crate) fn guest_error(error: PackError) -> GuestError {
     let kind = match &error {
-        PackError::Read { source, .. } => kind_of(source),
+        PackError::Open { source, .. } | PackError::Read { source, .. } => kind_of(source),
         PackError::Unwanted => GuestErrorKind::Other,
     };
     GuestError { kind, message: microagent_proto::chain(&error) }

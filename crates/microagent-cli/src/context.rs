@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use microagent::{AccelChoice, CancellationToken, Engine, EngineOptions, TemplateUse, WeakJail};
 
+use crate::args::boot::BootModeArgs;
 use crate::args::global::{Accel, GlobalArgs, JsonForm, ProgressChoice};
 use crate::config::Config;
 use crate::failure::Failure;
@@ -76,12 +77,19 @@ impl Context {
         Engine::new(self.options.clone())
     }
 
-    /// The engine with another guest kernel, or one that uses no templates.
-    pub(crate) fn engine_for_run(&self, kernel: Option<PathBuf>, cold: bool) -> Engine {
+    /// The engine with another guest kernel, or one that boots machines in another way.
+    pub(crate) fn engine_for_run(&self, kernel: Option<PathBuf>, boot: BootModeArgs) -> Engine {
         let mut options = self.options.clone();
         options.kernel = kernel;
-        if cold {
-            options.templates = TemplateUse::disabled("requested with --cold");
+        options.verbose_boot = boot.verbose_boot;
+        match boot {
+            BootModeArgs { verbose_boot: true, .. } => {
+                options.templates = TemplateUse::disabled("requested with --verbose-boot");
+            }
+            BootModeArgs { cold: true, .. } => {
+                options.templates = TemplateUse::disabled("requested with --cold");
+            }
+            BootModeArgs { .. } => {}
         }
         Engine::new(options)
     }

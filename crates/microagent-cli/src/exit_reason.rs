@@ -9,15 +9,6 @@ use crate::progress::Progress;
 /// `SIGINT` and `SIGPIPE`: the user's own key, or a reader that has ended. Shells are silent about them, too.
 const EXPECTED: [i32; 2] = [2, 13];
 
-/// Where the command ran.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Place<'a> {
-    /// In a machine of its own, whose notices tell what it lacked.
-    Run,
-    /// In this workspace.
-    Workspace(&'a WorkspaceName),
-}
-
 /// Notes what the guest of a workspace had too little of, and which signal ended a command there.
 ///
 /// # Errors
@@ -33,27 +24,26 @@ pub(crate) fn note_ending(
         return Ok(());
     }
     let memory_mib = workspace.details()?.resources.memory_mib;
-    let ending =
-        Ending { place: Place::Workspace(workspace.name()), memory_mib, signal, out_of_memory, disk_full };
+    let ending = Ending { name: workspace.name(), memory_mib, signal, out_of_memory, disk_full };
     for note in ending.notes() {
         progress.note(&note);
     }
     Ok(())
 }
 
-/// How a command ended.
+/// How a command in a workspace ended.
 #[derive(Debug)]
-pub(crate) struct Ending<'a> {
-    pub(crate) place: Place<'a>,
-    pub(crate) memory_mib: u32,
-    pub(crate) signal: Option<i32>,
-    pub(crate) out_of_memory: Option<&'a str>,
-    pub(crate) disk_full: Option<&'a str>,
+struct Ending<'a> {
+    name: &'a WorkspaceName,
+    memory_mib: u32,
+    signal: Option<i32>,
+    out_of_memory: Option<&'a str>,
+    disk_full: Option<&'a str>,
 }
 
 impl Ending<'_> {
     /// A line each.
-    pub(crate) fn notes(&self) -> Vec<String> {
+    fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if let Some(program) = self.out_of_memory {
             notes.push(self.out_of_memory(program));
@@ -61,31 +51,27 @@ impl Ending<'_> {
         if let Some(mount) = self.disk_full {
             notes.push(self.disk_full(mount));
         }
-        match self.signal {
-            Some(signal) if !EXPECTED.contains(&signal) => notes.push(killed(signal)),
-            _ => {}
-        }
+        notes.extend(self.signal.and_then(killed));
         notes
     }
 
     fn out_of_memory(&self, program: &str) -> String {
-        let mib = self.memory_mib;
+        let (name, mib) = (self.name, self.memory_mib);
         let more = mib.saturating_mul(2);
-        match self.place {
-            Place::Run => format!("{mib} MiB of memory were too little; give it more: --memory {more}"),
-            Place::Workspace(name) => format!(
-                "the guest ran out of its {mib} MiB of memory and killed `{}`; give it more: microagent halt {name}, then \
-                 microagent start {name} --memory {more}",
-                program.escape_default()
-            ),
-        }
+        format!(
+            "the guest ran out of its {mib} MiB of memory and killed `{}`; give it more: microagent halt {name}, then \
+             microagent start {name} --memory {more}",
+            program.escape_default()
+        )
     }
 
     fn disk_full(&self, mount: &str) -> String {
-        let remedy = match (mount, self.place) {
-            ("/", Place::Run) => "give it a larger one: --size-mib".to_owned(),
-            ("/", Place::Workspace(name)) => {
-                format!("remove files, or halt it and give it a larger disk: microagent resize {name} SIZE")
+        let remedy = match mount {
+            "/" => {
+                format!(
+                    "remove files, or halt it and give it a larger disk: microagent resize {} SIZE",
+                    self.name
+                )
             }
             _ => "remove files, or detach the volume and grow it: microagent volume resize".to_owned(),
         };
@@ -93,12 +79,10 @@ impl Ending<'_> {
     }
 }
 
-/// Says which signal it was.
-fn killed(signal: i32) -> String {
-    match name(signal) {
-        Some(name) => format!("the command was ended by signal {signal} ({name})"),
-        None => format!("the command was ended by signal {signal}"),
-    }
+/// Says which signal it was, unless nobody wonders.
+pub(crate) fn killed(signal: i32) -> Option<String> {
+    let name = name(signal).map_or_else(String::new, |name| format!(" ({name})"));
+    (!EXPECTED.contains(&signal)).then(|| format!("the command was ended by signal {signal}{name}"))
 }
 
 /// The name of a signal.
@@ -113,30 +97,21 @@ mod tests {
     #[test]
     fn each_reason_names_its_remedy() {
         let name: WorkspaceName = "web".parse().unwrap();
-        let ending = |place, signal, out_of_memory, disk_full| Ending {
-            place,
-            memory_mib: 512,
-            signal,
-            out_of_memory,
-            disk_full,
+        let ending = |signal, out_of_memory, disk_full| {
+            Ending { name: &name, memory_mib: 512, signal, out_of_memory, disk_full }.notes()
         };
         assert_eq!(
-            ending(Place::Run, Some(9), Some("tail"), None).notes(),
-            [
-                "512 MiB of memory were too little; give it more: --memory 1024",
-                "the command was ended by signal 9 (SIGKILL)",
-            ]
-        );
-        assert_eq!(
-            ending(Place::Workspace(&name), None, Some("a\nb"), Some("/data")).notes(),
+            ending(Some(9), Some("a\nb"), Some("/data")),
             [
                 "the guest ran out of its 512 MiB of memory and killed `a\\nb`; give it more: microagent halt web, then \
                  microagent start web --memory 1024",
                 "the disk at `/data` is full; remove files, or detach the volume and grow it: microagent volume resize",
+                "the command was ended by signal 9 (SIGKILL)",
             ]
         );
+        assert!(ending(None, None, Some("/"))[0].contains("microagent resize web"));
         for signal in [None, Some(2), Some(13)] {
-            assert!(ending(Place::Run, signal, None, None).notes().is_empty());
+            assert!(ending(signal, None, None).is_empty());
         }
     }
 }

@@ -19,8 +19,26 @@ pub(crate) fn of(error: &Error) -> Option<String> {
 pub(crate) fn notice(notice: &RunNotice) -> String {
     match &notice.rule {
         Some(rule) => format!("{}; --egress-allow {rule} opens it", notice.text),
-        None => notice.text.clone(),
+        None => shortage(&notice.text).unwrap_or_else(|| notice.text.clone()),
     }
+}
+
+/// What the supervisor tells of a guest that lacks memory or disk, with what gives it more.
+fn shortage(text: &str) -> Option<String> {
+    let memory = || {
+        let (mib, _) = text.strip_prefix("the guest ran out of its ")?.split_once(" MiB of memory")?;
+        let more = mib.parse::<u32>().ok()?.saturating_mul(2);
+        Some(format!("{text}; give it more: --memory {more}"))
+    };
+    let disk = || {
+        let mount = text.strip_prefix("the disk of the guest at `")?.strip_suffix("` is full")?;
+        let remedy = match mount {
+            "/" => "give it a larger one: --size-mib",
+            _ => "remove files, or detach the volume and grow it: microagent volume resize",
+        };
+        Some(format!("{text}; {remedy}"))
+    };
+    memory().or_else(disk)
 }
 
 /// A hint of the library in words of the command.
@@ -299,6 +317,15 @@ mod tests {
         assert_eq!(notice(&told), told.text);
         told.rule = Some("10.1.2.3:80".to_owned());
         assert!(notice(&told).ends_with(": no rule allows it; --egress-allow 10.1.2.3:80 opens it"));
+        let notice = |text: &str| notice(&RunNotice::from(text.to_owned()));
+        let memory = "the guest ran out of its 512 MiB of memory and killed `tail`";
+        assert_eq!(notice(memory), format!("{memory}; give it more: --memory 1024"));
+        for (mount, option) in [("/", "--size-mib"), ("/data", "microagent volume resize")] {
+            let told = format!("the disk of the guest at `{mount}` is full");
+            let shown = notice(&told);
+            assert!(shown.starts_with(&told) && shown.contains(option), "{shown}");
+        }
+        assert_eq!(notice("something else"), "something else");
     }
 
     #[test]

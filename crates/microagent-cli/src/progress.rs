@@ -14,7 +14,7 @@ use microagent::{CancellationToken, Event, Observer};
 use crate::args::global::ProgressChoice;
 use crate::documents::stream::StreamLine;
 use crate::output::{Format, published, size};
-use crate::{environment, escape, stderr};
+use crate::{environment, escape, hints, stderr};
 
 /// How often a moving bar is redrawn.
 const TICK: Duration = Duration::from_millis(100);
@@ -256,7 +256,7 @@ fn step(state: &mut Current, event: &Event) -> Step {
             let ports: Vec<_> = ports.iter().map(|port| published(&port.into())).collect();
             Step::Note(format!("published {}", ports.join(", ")))
         }
-        Event::Notice(text) => Step::Note(text.clone()),
+        Event::Notice(text) => Step::Note(hints::notice(text)),
         _ => Step::Nothing,
     }
 }
@@ -276,10 +276,9 @@ fn image_step(state: &mut Current, event: &ImageEvent) -> Step {
         ImageEvent::LayerDone { .. } => {
             state.layers.done += 1;
             let Layers { done, count, .. } = state.layers;
-            Step::Advance {
-                done: state.layers.bytes(),
-                text: Some(format!("Pulling, {done} of {count} layers here")),
-            }
+            // One that was never announced is not counted.
+            let text = (done <= count).then(|| format!("Pulling, {done} of {count} layers here"));
+            Step::Advance { done: state.layers.bytes(), text }
         }
         ImageEvent::Unpacking { done, total } => {
             let shown = state.unpacking.replace((*done, *total));

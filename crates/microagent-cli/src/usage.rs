@@ -131,7 +131,26 @@ pub(crate) fn message(error: &clap::Error) -> String {
     ];
     let replaced =
         sentences.iter().find_map(|(end, words)| Some(format!("{}{words}", message.strip_suffix(end)?)));
-    replaced.unwrap_or_else(|| message.to_owned())
+    replaced.unwrap_or_else(|| with_plain_range(message))
+}
+
+/// A message without Rust's spelling of a range of numbers at its end.
+fn with_plain_range(message: &str) -> String {
+    let plain = message.rsplit_once(" is not in ").and_then(|(value, range)| {
+        let (least, most) = range.split_once("..")?;
+        let most = match most.strip_prefix('=') {
+            Some(most) => Some(most.parse::<i128>().ok()?),
+            None if most.is_empty() => None,
+            None => Some(most.parse::<i128>().ok()? - 1),
+        };
+        let words = match (least, most) {
+            ("", Some(most)) => format!("a number up to {most}"),
+            (least, Some(most)) => format!("a number from {least} to {most}"),
+            (least, None) => format!("a number from {least} up"),
+        };
+        Some(format!("{value} is not {words}"))
+    });
+    plain.unwrap_or_else(|| message.to_owned())
 }
 
 /// What clap suggests for a value.
@@ -161,6 +180,19 @@ mod tests {
         for far in ["search", "x", "--ttl", "--id"] {
             let close = closest(far, names().filter(|name| *name != "--tty"));
             assert_eq!(close, None, "{far}");
+        }
+    }
+
+    #[test]
+    fn a_range_is_said_in_words() {
+        for (range, words) in [
+            ("0 is not in 1..=65535", "0 is not a number from 1 to 65535"),
+            ("12 is not in 0..10", "12 is not a number from 0 to 9"),
+            ("0 is not in 1..", "0 is not a number from 1 up"),
+            ("9 is not in ..=5", "9 is not a number up to 5"),
+            ("x is not in the list", "x is not in the list"),
+        ] {
+            assert_eq!(with_plain_range(range), words);
         }
     }
 

@@ -3,7 +3,7 @@
 //! Whoever reads our output may stop reading for any time, and a write then waits as long. The thread waits; what else a
 //! command does (time limits, signals, its end) continues.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -16,6 +16,7 @@ use tokio::time::sleep;
 
 use crate::documents::stream::StreamLine;
 use crate::failure::Failure;
+use crate::output::Format;
 
 /// Pieces that wait to be written.
 const QUEUE: usize = 4;
@@ -159,4 +160,34 @@ pub(crate) async fn pass_on<T>(
         passed = passing => passed,
         () = token.cancelled() => Err(Error::Cancelled.into()),
     }
+}
+
+/// Writes a tar stream of a workspace to standard output. A machine that was booted for it shuts down cleanly, whatever
+/// becomes of the reader.
+pub(crate) async fn pass_on_to_its_end(
+    mut stream: Streaming<Vec<u8>>,
+    token: &CancellationToken,
+) -> Result<(), Failure> {
+    let passed = pass_on(&mut stream, |bytes| bytes, token).await;
+    token.cancel();
+    while stream.next().await.is_some() {}
+    passed
+}
+
+/// Refuses a tar stream on standard output that nothing could read: on a terminal, or mixed with a JSON document.
+/// `elsewhere` says how it goes to a file.
+pub(crate) fn check_tar_output(format: Format, elsewhere: &str) -> Result<(), Failure> {
+    if io::stdout().is_terminal() {
+        return Err(Failure::usage(
+            "a tar stream cannot be written to a terminal",
+            format!("{elsewhere}, or pipe it: … | tar -tv"),
+        ));
+    }
+    if format == Format::Json {
+        return Err(Failure::usage(
+            "a tar stream and a JSON document cannot both go to standard output",
+            format!("{elsewhere}, or omit --json"),
+        ));
+    }
+    Ok(())
 }

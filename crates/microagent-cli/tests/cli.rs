@@ -185,6 +185,38 @@ Hint: microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`
 "#]],
         ),
         (
+            "create",
+            str![[r#"
+Error: no image was given
+Hint: microagent create NAME --image IMAGE, or see `microagent create --help`
+
+"#]],
+        ),
+        (
+            "create web --image alpine --broker x",
+            str![[r#"
+Error: invalid value 'x' for '--broker <NAME=URL,secret=SCHEME:REF[,KEY=VALUE]>': a broker is written NAME=https://HOST[/BASE],secret=SCHEME:REFERENCE
+Hint: such as --broker API=https://api.example.org,secret=env:API_KEY
+
+"#]],
+        ),
+        (
+            "create web --image alpine --profile huge",
+            str![[r#"
+Error: invalid value 'huge' for '--profile <NAME>': expected one of: tiny, small, medium, large
+Hint: `microagent profiles` shows their sizes; --memory, --cpus and --size-mib set others
+
+"#]],
+        ),
+        (
+            "fork web --count 0",
+            str![[r#"
+Error: invalid value '0' for '--count <N>': 0 is not a number from 1 to 256
+Hint: see `microagent fork --help`
+
+"#]],
+        ),
+        (
             "delete --yes",
             str![[r#"
 Error: the following required arguments were not provided: <NAME>...
@@ -329,14 +361,6 @@ Hint: pipe it in, `tar -C DIR -c . | microagent run -v -:/guest/path IMAGE`, or 
             str![[r#"
 Error: -d cannot be combined with -i or -t: a command in the background has no terminal
 Hint: omit -i and -t; for a shell in a machine that stays: microagent create NAME --image IMAGE, microagent start NAME, microagent connect NAME
-
-"#]],
-        ),
-        (
-            "run --network none alpine",
-            str![[r#"
-Error: --network none is not possible here: the mode has another name here
-Hint: use --network isolated (no network device)
 
 "#]],
         ),

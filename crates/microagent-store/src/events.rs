@@ -22,6 +22,9 @@ const FILE_LIMIT: u64 = 128 * 1024;
 /// Longest detail in bytes; texts of a guest may be longer.
 const DETAIL_LIMIT: usize = 1024;
 
+/// The reason of the end of a quarantine: nothing but a request of the user ends one.
+pub const RELEASED: &str = "released from its quarantine; its memory is lost, its disk is kept";
+
 /// A change of a workspace's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateEvent {

@@ -33,7 +33,7 @@ pub use atomic::{
     read_limited_following, write_atomic, write_json,
 };
 pub use control::{CONTROL_KEY_LEN, ControlKey};
-pub use events::StateEvent;
+pub use events::{RELEASED, StateEvent};
 pub use health::{HEALTH_CHECKS_MAX, HEALTH_OUTPUT_MAX, HealthReport, HealthResult};
 pub use job::{JOB_COMMAND_LIMIT, JobDir, JobEnd, JobRecord};
 pub use lock::{Lock, LockError};

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 
-use crate::pack::{PackError, is_made_by_kernel, read_error};
+use crate::pack::{PackError, is_made_by_kernel, open_error, read_error};
 
 /// Longest path below a directory: the kernel's limit for paths (`PATH_MAX`).
 pub(crate) const PATH_LIMIT: usize = 4096;
@@ -56,6 +56,16 @@ pub trait Visitor {
     /// # Errors
     /// An error ends the listing.
     fn enter(&mut self, path: &[u8], dir: BorrowedFd<'_>) -> Result<(), Self::Error>;
+
+    /// Receives a path that cannot be examined, or a directory that cannot be read, and why. The path of the start is
+    /// empty.
+    ///
+    /// # Errors
+    /// An error ends the listing. By default it does.
+    fn unreadable(&mut self, path: &[u8], error: PackError) -> Result<(), Self::Error> {
+        let _ = path;
+        Err(error.into())
+    }
 }
 
 /// A directory whose items are being listed.
@@ -70,59 +80,78 @@ struct Level {
 /// Lists everything below an open directory. Names are in the order of their bytes.
 ///
 /// # Errors
-/// Fails if a directory cannot be read, a path is longer than 4096 bytes, or the visitor fails. Files that are removed
-/// meanwhile are omitted.
+/// Fails if a path is longer than 4096 bytes, or the visitor fails. Files that are removed meanwhile are omitted.
 pub fn list<V: Visitor>(root: &OwnedFd, visitor: &mut V) -> Result<(), V::Error> {
     let start = open_dir(root.as_fd(), c".").map_err(|errno| read_error(b".", errno))?;
-    let mut levels = vec![enter(visitor, start, Vec::new(), None)?];
+    let mut levels = Vec::new();
+    levels.extend(enter(visitor, start, Vec::new(), None)?);
     while let Some(level) = levels.last_mut() {
         let Some(name) = level.names.pop() else {
             levels.pop();
             continue;
         };
         let path = joined(&level.path, name.to_bytes());
-        let failed = |errno| V::Error::from(read_error(&path, errno));
         if path.len() > PATH_LIMIT {
-            return Err(failed(Errno::NAMETOOLONG));
+            return Err(read_error(&path, Errno::NAMETOOLONG).into());
         }
-        let Some(item) = item_at(level.dir.as_fd(), &name, path.clone()).map_err(failed)? else { continue };
+        let item = match item_at(level.dir.as_fd(), &name, path.clone()) {
+            Ok(Some(item)) => item,
+            Ok(None) => continue,
+            Err(errno) => {
+                visitor.unreadable(&path, open_error(&path, errno))?;
+                continue;
+            }
+        };
         let is_directory = item.kind == ItemKind::Directory;
         if visitor.item(item)? && is_directory {
             match open_dir(level.dir.as_fd(), &name) {
                 Ok(dir) => {
                     let outer = Some(level.device);
-                    levels.push(enter(visitor, dir, path, outer)?);
+                    let inner = enter(visitor, dir, path, outer)?;
+                    levels.extend(inner);
                 }
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(errno) => return Err(failed(errno)),
+                Err(errno) => visitor.unreadable(&path, open_error(&path, errno))?,
             }
         }
     }
     Ok(())
 }
 
+/// Enters a directory; `None` if its names cannot be read, which the visitor was told.
 fn enter<V: Visitor>(
     visitor: &mut V,
     dir: OwnedFd,
     path: Vec<u8>,
     outer: Option<u64>,
-) -> Result<Level, V::Error> {
-    let failed = |errno| V::Error::from(read_error(&path, errno));
-    let stat = fstat(&dir).map_err(failed)?;
+) -> Result<Option<Level>, V::Error> {
+    let stat = fstat(&dir).map_err(|errno| read_error(&path, errno))?;
     let mut names = Vec::new();
     let crosses = outer.is_some_and(|outer| outer != stat.st_dev);
     if !(crosses && is_made_by_kernel(&dir, &stat)) {
         // Before the names are read, so that nobody misses what is added meanwhile.
         visitor.enter(&path, dir.as_fd())?;
-        for found in Dir::read_from(&dir).map_err(failed)? {
-            let name = found.map_err(failed)?.file_name().to_owned();
-            if !matches!(name.to_bytes(), b"." | b"..") {
-                names.push(name);
+        names = match names_in(&dir) {
+            Ok(names) => names,
+            Err(errno) => {
+                visitor.unreadable(&path, open_error(&path, errno))?;
+                return Ok(None);
             }
-        }
+        };
     }
     names.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(Level { dir, path, device: stat.st_dev, names })
+    Ok(Some(Level { dir, path, device: stat.st_dev, names }))
+}
+
+fn names_in(dir: &OwnedFd) -> Result<Vec<CString>, Errno> {
+    let mut names = Vec::new();
+    for found in Dir::read_from(dir)? {
+        let name = found?.file_name().to_owned();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 fn open_dir(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {

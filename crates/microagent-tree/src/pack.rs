@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
@@ -45,9 +45,20 @@ const KERNEL_FILE_SYSTEMS: [u32; 11] = [
     0x4249_4e4d,
 ];
 
+/// Most bytes of a file whose content the kernel makes as it is read. Its size is not known before.
+const MADE_LIMIT: usize = 8 << 20;
+
 /// Why packing stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
+    /// A file or directory cannot be opened. Nothing of it was packed.
+    #[error("cannot read `{path}`")]
+    Open {
+        /// Its path.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
     /// A file or directory cannot be read.
     #[error("cannot read `{path}`")]
     Read {
@@ -59,6 +70,25 @@ pub enum PackError {
     /// The receiver accepts no more pieces.
     #[error("nobody takes the pieces")]
     Unwanted,
+}
+
+impl PackError {
+    /// Names a file by where it is, and not by its name in the stream, which begins with `name` instead of `start`.
+    fn found_at(self, name: &[u8], start: &CStr) -> PackError {
+        let start = shown(start.to_bytes());
+        let found = |path: String| match path.strip_prefix(&shown(name)) {
+            Some("") => start.clone(),
+            Some(rest) if rest.starts_with('/') => {
+                format!("{}{rest}", start.strip_suffix("/.").unwrap_or(&start).trim_end_matches('/'))
+            }
+            _ => path,
+        };
+        match self {
+            PackError::Open { path, source } => PackError::Open { path: found(path), source },
+            PackError::Read { path, source } => PackError::Read { path: found(path), source },
+            PackError::Unwanted => PackError::Unwanted,
+        }
+    }
 }
 
 /// Splits a stream into pieces of at most [`PIECE_LIMIT`] bytes and passes them on.
@@ -141,15 +171,16 @@ pub fn pack(start: &CStr, name: &[u8], links: SymlinkMode, pieces: Pieces) -> Re
         SymlinkMode::Keep => AtFlags::SYMLINK_NOFOLLOW,
     };
     let mut walker = Walker::new(pieces);
-    let failed = |errno: Errno| read_error(start.to_bytes(), errno);
+    let failed = |errno: Errno| open_error(start.to_bytes(), errno);
     let stat = statat(CWD, start, follow).map_err(failed)?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+    let packed = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         let dir = openat(CWD, start, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(failed)?;
-        walker.directory_tree(dir, name.to_vec())?;
+        walker.directory_tree(dir, name.to_vec())
     } else {
-        walker.leaf(CWD, start, &stat, name.to_vec(), follow)?;
-    }
+        walker.leaf(CWD, start, &stat, name.to_vec(), follow).map(drop)
+    };
+    packed.map_err(|error| error.found_at(name, start))?;
     let sockets = walker.sockets;
     walker.finish().map(|()| sockets)
 }
@@ -191,6 +222,8 @@ pub struct Walker {
     device_nodes: u64,
     /// First path of each file with several hard links.
     seen: BTreeMap<(u64, u64), Vec<u8>>,
+    /// Device number of the last file, and whether the kernel makes its files.
+    last_device: Option<(u64, bool)>,
     buffer: Vec<u8>,
     /// Number of omitted sockets.
     sockets: u64,
@@ -200,7 +233,8 @@ impl Walker {
     /// Writes entries to these pieces, with their owners and times.
     pub fn new(pieces: Pieces) -> Walker {
         let device_nodes = statat(CWD, c"/dev", AtFlags::empty()).map_or(0, |stat| stat.st_dev);
-        Walker { pieces, device_nodes, seen: BTreeMap::new(), buffer: vec![0; PIECE_LIMIT], sockets: 0 }
+        let buffer = vec![0; PIECE_LIMIT];
+        Walker { pieces, device_nodes, seen: BTreeMap::new(), last_device: None, buffer, sockets: 0 }
     }
 
     /// Ends the stream.
@@ -238,7 +272,7 @@ impl Walker {
                         levels.push(inner);
                     }
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                    Err(errno) => return Err(failed(errno)),
+                    Err(errno) => return Err(open_error(&path, errno)),
                 }
             } else {
                 let dir = level.dir.as_fd();
@@ -333,7 +367,7 @@ impl Walker {
             if follow.contains(AtFlags::SYMLINK_NOFOLLOW) { OFlags::NOFOLLOW } else { OFlags::empty() };
         // Not to hang on a FIFO that has taken the file's place.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY | no_follow;
-        let failed = |errno| read_error(&path, errno);
+        let failed = |errno| open_error(&path, errno);
         let file = match openat(dir, name, flags, Mode::empty()) {
             Ok(file) => file,
             Err(Errno::NOENT | Errno::LOOP) => return Ok(None),
@@ -343,10 +377,18 @@ impl Walker {
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Ok(None);
         }
-        let len = u64::try_from(stat.st_size).unwrap_or(0);
         let attributes = attributes(&by_number(file.as_fd()), AtFlags::empty());
-        let entry = entry(path.clone(), Kind::File(len), &stat, attributes);
         let file = File::from(file);
+        if self.is_made_by_kernel(&file, &stat) {
+            let content = made_content(&file, &path)?;
+            let len = content.len() as u64;
+            self.pieces.write(&header(&entry(path, Kind::File(len), &stat, attributes)))?;
+            self.pieces.write(&content)?;
+            self.pieces.zeros(padding(len) as u64)?;
+            return Ok(Some(stat));
+        }
+        let len = u64::try_from(stat.st_size).unwrap_or(0);
+        let entry = entry(path.clone(), Kind::File(len), &stat, attributes);
         match holes::stored_parts(&file, &stat) {
             None => {
                 self.pieces.write(&header(&entry))?;
@@ -362,6 +404,18 @@ impl Walker {
             }
         }
         Ok(Some(stat))
+    }
+
+    /// Whether the content of a file is made as it is read, so that its size says nothing.
+    fn is_made_by_kernel(&mut self, file: &File, stat: &Stat) -> bool {
+        match self.last_device {
+            Some((device, made)) if device == stat.st_dev => made,
+            _ => {
+                let made = is_kernel_file_system(file);
+                self.last_device = Some((stat.st_dev, made));
+                made
+            }
+        }
     }
 
     /// Writes a part of a file; zeros if the file has become shorter.
@@ -383,6 +437,35 @@ impl Walker {
     }
 }
 
+/// Reads a file that the kernel makes, up to its end or until it would wait.
+fn made_content(file: &File, path: &[u8]) -> Result<Vec<u8>, PackError> {
+    let failed = |source| PackError::Open { path: shown(path), source };
+    let mut content = Vec::new();
+    // Some files take only whole records.
+    let mut buffer = vec![0; PIECE_LIMIT];
+    loop {
+        match (&*file).read(&mut buffer) {
+            Ok(0) => return Ok(content),
+            Ok(count) if content.len() + count > MADE_LIMIT => {
+                let most = format!(
+                    "the kernel makes it as it is read, and it has more than {} MiB",
+                    MADE_LIMIT >> 20
+                );
+                return Err(failed(io::Error::other(most)));
+            }
+            Ok(count) => content.extend_from_slice(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(content),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(failed(source)),
+        }
+    }
+}
+
+/// Returns an error about a path of which nothing was packed.
+pub(crate) fn open_error(path: &[u8], errno: Errno) -> PackError {
+    PackError::Open { path: shown(path), source: errno.into() }
+}
+
 /// Returns an error about a path.
 pub fn read_error(path: &[u8], errno: Errno) -> PackError {
     PackError::Read { path: shown(path), source: errno.into() }
@@ -401,8 +484,8 @@ pub(crate) fn is_made_by_kernel(dir: &OwnedFd, stat: &Stat) -> bool {
         || statat(CWD, c"/dev", AtFlags::empty()).is_ok_and(|nodes| nodes.st_dev == stat.st_dev)
 }
 
-fn is_kernel_file_system(dir: &OwnedFd) -> bool {
-    fstatfs(dir).is_ok_and(|found| {
+fn is_kernel_file_system(file: impl AsFd) -> bool {
+    fstatfs(file).is_ok_and(|found| {
         u32::try_from(found.f_type).is_ok_and(|magic| KERNEL_FILE_SYSTEMS.contains(&magic))
     })
 }

@@ -17,7 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::list::{Item, item_at, item_of};
-use crate::pack::{PackError, Pieces, Walker, by_number, read_error};
+use crate::pack::{PackError, Pieces, Walker, by_number, open_error, read_error};
 
 /// How often a path is resolved again if the tree changes at the same time.
 const RESOLVE_TRIES: usize = 100;
@@ -91,34 +91,39 @@ impl<'a> Tree<'a> {
         let file = match openat(&dir, &name, flags, Mode::empty()) {
             Ok(file) => file,
             Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(None),
-            Err(errno) => return Err(failed(errno)),
+            Err(errno) => return Err(open_error(path, errno)),
         };
         let stat = fstat(&file).map_err(failed)?;
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         Ok(is_file.then(|| (File::from(file), item_of(&stat, None, path.to_vec()))))
     }
 
-    /// Packs these paths, in their order: a directory without what is in it. Returns what was packed, as it was then;
-    /// paths that do not exist are omitted.
+    /// Packs these paths, in their order: a directory without what is in it. Returns what was packed, as it was then.
+    /// Paths that do not exist are omitted, and those that cannot be opened if `unreadable` accepts it.
     ///
     /// # Errors
-    /// Fails if a file cannot be read or `pieces` accepts no more.
+    /// Fails if `unreadable` does, a file cannot be read after it was opened, or `pieces` accepts no more.
     pub fn pack<'p>(
         &mut self,
         paths: impl IntoIterator<Item = &'p [u8]>,
         pieces: Pieces,
+        mut unreadable: impl FnMut(&[u8], PackError) -> Result<(), PackError>,
     ) -> Result<Vec<Item>, PackError> {
         let mut walker = Walker::new(pieces);
         let mut packed = Vec::new();
         for path in paths {
-            packed.extend(self.pack_one(path, &mut walker)?);
+            match self.pack_one(path, &mut walker) {
+                Ok(item) => packed.extend(item),
+                Err(error @ PackError::Open { .. }) => unreadable(path, error)?,
+                Err(error) => return Err(error),
+            }
         }
         walker.finish()?;
         Ok(packed)
     }
 
     fn pack_one(&mut self, path: &[u8], walker: &mut Walker) -> Result<Option<Item>, PackError> {
-        let failed = |errno| read_error(path, errno);
+        let failed = |errno| open_error(path, errno);
         let Some((dir, name)) = self.parent(path)? else { return Ok(None) };
         let Some(item) = item_at(dir.as_fd(), &name, path.to_vec()).map_err(failed)? else { return Ok(None) };
         let stat = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -227,7 +232,7 @@ impl<'a> Tree<'a> {
                 Ok(Some((opened, name)))
             }
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => Ok(None),
-            Err(errno) => Err(failed(errno)),
+            Err(errno) => Err(open_error(path, errno)),
         }
     }
 }
@@ -331,7 +336,7 @@ mod tests {
             true
         });
         let paths = [&b"dir"[..], b"dir/a", b"missing", b"c"];
-        let packed = Tree::new(&from).pack(paths, pieces).unwrap();
+        let packed = Tree::new(&from).pack(paths, pieces, |_, error| Err(error)).unwrap();
         let names: Vec<_> = packed.iter().map(|item| item.path.as_slice()).collect();
         assert_eq!(names, [&b"dir"[..], b"dir/a", b"c"]);
         let tar = tar.lock().unwrap().clone();

@@ -30,8 +30,12 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 /// Deadline for the end of a program that has not read its instructions, before it is killed.
 const SILENT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Deadline for the last report after a cancellation; the supervisor kills its processes and waits for their end.
-const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
+/// Deadline for the last report after a cancellation, and for the end of the process after that. The supervisor kills its
+/// processes and waits for their end, which takes a host that swaps long; it does so without its caller, too.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a killed supervisor is waited for.
+const REAP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a supervisor could not be started, or its reports could not be received.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,12 @@ pub enum SuperviseError {
         /// Its log.
         log: PathBuf,
     },
+    /// The caller cancelled before the supervisor had its instructions. Nothing was started.
+    #[error("cancelled")]
+    Cancelled,
+    /// The caller cancelled, and the supervisor has not ended its machine yet. It will, without its caller.
+    #[error("cancelled; the machine has not ended yet")]
+    StillEnding,
     /// The host lacks walls of the jail; machines start without them only on request.
     #[error("QEMU's jail would be too weak on this host: {}", missing.join("; "))]
     WeakJail {
@@ -108,8 +118,13 @@ pub struct Launched {
 /// Starts `program` as the supervisor of a workspace whose record exists.
 ///
 /// # Errors
-/// Fails when the program cannot be started, or the spec is too large for a message.
-pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, SuperviseError> {
+/// Fails when the program cannot be started, the spec is too large for a message, or `cancel` is triggered before the
+/// program has taken it.
+pub async fn launch(
+    program: &Path,
+    spec: &SupervisorSpec,
+    cancel: &CancellationToken,
+) -> Result<Launched, SuperviseError> {
     let start = |source| SuperviseError::Start { program: program.to_owned(), source };
     let dir = WorkspaceDir::at(&spec.dir);
     let log = dir.supervisor_log();
@@ -143,11 +158,13 @@ pub async fn launch(program: &Path, spec: &SupervisorSpec) -> Result<Launched, S
         .map_err(start)?;
     let (reports, mut tether) = UnixStream::from_std(ours).map_err(start)?.into_split();
     // That it could not be sent shows in what the program reports.
-    let sending = write_secret_message(&mut tether, spec, SPEC_LIMIT);
-    if let Ok(Err(error)) = timeout(INSTRUCT_PATIENCE, sending).await
-        && !matches!(error, FrameError::Transport(_))
-    {
-        return Err(SuperviseError::Instruct(error));
+    let sending = timeout(INSTRUCT_PATIENCE, write_secret_message(&mut tether, spec, SPEC_LIMIT));
+    match cancel.run_until_cancelled(sending).await {
+        Some(Ok(Err(error))) if !matches!(error, FrameError::Transport(_)) => {
+            return Err(SuperviseError::Instruct(error));
+        }
+        Some(_) => {}
+        None => return Err(SuperviseError::Cancelled),
     }
     Ok(Launched {
         program: program.to_owned(),
@@ -190,8 +207,8 @@ impl Launched {
     /// report is `Ended` in any case.
     ///
     /// # Errors
-    /// Fails if the program is not a supervisor of this build, ends without `Ended`, or does not end after a
-    /// cancellation.
+    /// Fails if the program is not a supervisor of this build, ends without `Ended`, or does not end its machine soon
+    /// after a cancellation ([`SuperviseError::StillEnding`]).
     pub async fn next(&mut self, cancel: &CancellationToken) -> Result<Report, SuperviseError> {
         loop {
             match self.read(cancel).await {
@@ -200,10 +217,16 @@ impl Launched {
                     self.deadline = self.deadline.filter(|_| self.is_cancelled);
                 }
                 Some(report) if self.instructed => return Ok(report),
+                None if self.is_overdue() => return Err(SuperviseError::StillEnding),
                 None if self.instructed => return Err(SuperviseError::Vanished { log: self.log.clone() }),
                 _ => return Err(self.not_instructed().await),
             }
         }
+    }
+
+    /// Whether it was cancelled, and has not ended within the time for that.
+    fn is_overdue(&self) -> bool {
+        self.is_cancelled && self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
     /// Reads one report; `None` at the end, or after the deadline.
@@ -230,8 +253,7 @@ impl Launched {
     async fn not_instructed(&mut self) -> SuperviseError {
         let status = timeout(SILENT_PATIENCE, self.child.wait()).await;
         if status.is_err() {
-            // A failure to kill a child of this process is neither expected nor mended here.
-            let _ = self.child.kill().await;
+            self.kill().await;
         }
         match status {
             Ok(Ok(status)) if status.signal().is_some() => SuperviseError::Vanished { log: self.log.clone() },
@@ -239,12 +261,18 @@ impl Launched {
         }
     }
 
+    async fn kill(&mut self) {
+        // A failure to kill a child of this process is neither expected nor mended here.
+        let _ = self.child.start_kill();
+        let _ = timeout(REAP_PATIENCE, self.child.wait()).await;
+    }
+
     /// Waits for the end of the supervisor's process; kills it after a deadline.
     pub async fn join(mut self) {
         let supervisor = self.child.id();
-        if timeout(EXIT_PATIENCE, self.child.wait()).await.is_err() {
-            // It is a child of this process; a failure to kill it is neither expected nor mended here.
-            let _ = self.child.kill().await;
+        let patience = if self.is_cancelled { self.cancel_patience } else { EXIT_PATIENCE };
+        if timeout(patience, self.child.wait()).await.is_err() {
+            self.kill().await;
         }
         if let Some(supervisor) = supervisor {
             cgroup::remove(supervisor);
@@ -292,7 +320,8 @@ mod tests {
             }
         };
         let error = timeout(Duration::from_secs(60), vanished).await.expect("the wait is bounded");
-        assert!(matches!(error, SuperviseError::Vanished { .. }), "{error}");
+        assert!(matches!(error, SuperviseError::StillEnding), "{error}");
+        assert!(launched.child.try_wait().unwrap().is_none(), "it ends by itself");
         talker.abort();
     }
 

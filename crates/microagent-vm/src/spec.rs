@@ -102,6 +102,8 @@ pub struct MachineSpec {
     pub extra_disks: Vec<ExtraDisk>,
     /// How fast its disks may be used, in bytes and requests per second.
     pub disk_limits: DiskLimits,
+    /// Whether the guest kernel prints all of its messages to the console. It always prints warnings and errors.
+    pub verbose_boot: bool,
 }
 
 /// Rate limits of all disks of a machine together.

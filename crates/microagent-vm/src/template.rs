@@ -433,6 +433,7 @@ mod tests {
             disk: None,
             extra_disks: Vec::new(),
             disk_limits: Default::default(),
+            verbose_boot: false,
         }
     }
 

@@ -98,25 +98,27 @@ impl Engine {
                     ssl_cert_dir: None,
                     ..environment.clone()
                 };
-                trusted(&own)
+                certificates(&own).map_err(|source| InvalidRequest::BrokerCertificates {
+                    name: broker.name().to_owned(),
+                    source: Box::new(source),
+                })
             });
-            let endpoint =
-                Endpoint { broker: broker.clone(), value, certificates: certificates.transpose()? };
+            let certificates = certificates.transpose()?.map(encoded);
+            let endpoint = Endpoint { broker: broker.clone(), value, certificates };
             // Said before anything is booted.
             endpoint.header_value().map_err(|_| SecretError::new(&broker.secret, SecretFault::NoHeader))?;
             endpoints.push(endpoint);
         }
         let needs_system = brokers.iter().any(|broker| broker.ca.is_none());
-        let certificates = if needs_system { trusted(environment)? } else { Vec::new() };
-        let mut encoded = Instructions { endpoints, certificates }.encode();
-        let instructions = SecretValue(std::mem::take(&mut *encoded));
+        let certificates = if needs_system { encoded(certificates(environment)?) } else { Vec::new() };
+        let mut message = Instructions { endpoints, certificates }.encode();
+        let instructions = SecretValue(std::mem::take(&mut *message));
         Ok(Some(BrokersSpec { count, instructions }))
     }
 }
 
-/// The certificates that an environment trusts.
-fn trusted(environment: &Environment) -> Result<Vec<ByteBuf>, Error> {
-    Ok(certificates(environment)?.into_iter().map(ByteBuf::from).collect())
+fn encoded(certificates: Vec<Vec<u8>>) -> Vec<ByteBuf> {
+    certificates.into_iter().map(ByteBuf::from).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Checks whether the host can run machines.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use microagent_store::{WorkspaceRecord, processes_are_hidden};
 use microagent_vm::architecture::QEMU_PACKAGE;
 use microagent_vm::{Accel, AccelDecision, KvmFacts, KvmUnusable, Walls, accel};
 use rustix::fs::{Access, access, statvfs};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +50,7 @@ pub enum Status {
 #[non_exhaustive]
 pub struct Check {
     /// Stable short name: `qemu`, `accelerator`, `kernel`, `jail`, `disk_space`, `state_dir`, `limits`,
-    /// `processes`, `warm_start`.
+    /// `ping`, `processes`, `warm_start`.
     pub name: &'static str,
     /// The outcome.
     pub status: Status,
@@ -114,6 +116,7 @@ impl Engine {
                 self.check_disk_space(),
                 self.check_state_dir(),
                 check_limits(),
+                check_pings(),
                 self.check_processes(),
                 self.check_warm_start(),
             ],
@@ -335,6 +338,20 @@ fn check_limits() -> Check {
         low.join("; "),
         Hint::advice("raise them where this process is started (ulimit, systemd LimitNOFILE=, …)"),
     )
+}
+
+/// Guests ping through sockets of the host, which only groups of a range may open.
+fn check_pings() -> Check {
+    match socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(ipproto::ICMP)) {
+        Ok(_) => ok("ping", "guests can ping".to_owned()),
+        Err(error) => {
+            let detail =
+                format!("this user cannot send pings ({}), so guests cannot either", io::Error::from(error));
+            let remedy =
+                Hint::advice("where they are needed: sysctl -w net.ipv4.ping_group_range='0 2147483647'");
+            Check { status: Status::Warning, ..failed("ping", detail, remedy) }
+        }
+    }
 }
 
 /// Returns the path, or its closest existing parent.

@@ -49,6 +49,9 @@ pub struct EngineOptions {
     pub search_path: String,
     /// Whether machines start from templates. They do by default.
     pub templates: TemplateUse,
+    /// Whether guest kernels print all of their messages to the console, which a boot has and a restored template has not.
+    /// Warnings and errors are always printed.
+    pub verbose_boot: bool,
     /// Whether to start machines on a host that lacks walls of QEMU's jail.
     pub weak_jail: WeakJail,
     /// Deadline of a guest's first answer. It is long, because many guests may start at once on few cores without
@@ -78,6 +81,7 @@ impl EngineOptions {
             hosts_file: PathBuf::from("/etc/hosts"),
             search_path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
             templates: TemplateUse::Enabled,
+            verbose_boot: false,
             weak_jail: WeakJail::Refuse,
             boot_deadline: Duration::from_secs(120),
             max_running: None,
@@ -132,6 +136,12 @@ impl EngineOptions {
     #[must_use]
     pub fn templates(self, templates: TemplateUse) -> EngineOptions {
         EngineOptions { templates, ..self }
+    }
+
+    /// Sets whether guest kernels print all of their messages to the console.
+    #[must_use]
+    pub fn verbose_boot(self, verbose_boot: bool) -> EngineOptions {
+        EngineOptions { verbose_boot, ..self }
     }
 
     /// Sets the deadline of a guest's first answer.

@@ -423,6 +423,7 @@ impl Error {
                      before it does anything else; give its path",
                 ))
             }
+            Error::Supervise(SuperviseError::StillEnding) => Some(Hint::ListWorkspaces),
             Error::Kvm(unusable) => Some(unusable.remedy.clone().map_or(Hint::UseEmulation, Hint::Advice)),
             Error::ProcessesHidden => Some(Hint::advice(
                 "mount `/proc` without `hidepid`, or with `gid=` of a group that this user is in",

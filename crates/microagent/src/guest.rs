@@ -177,7 +177,7 @@ impl Workspace {
         let spec = SupervisorSpec { timeout: Some(OFFLINE_TIMEOUT), machine, ..spec };
         self.booting(&programs, progress);
         let end = self.end_of_start(&programs, &dir, &[]);
-        let supervisor = engine.launch(spec).await?;
+        let supervisor = engine.launch(spec, progress).await?;
         match supervisor.follow(progress).await.map_err(|error| end.lost(error))? {
             SupervisorProgress::Serving(launched) => Ok(launched),
             SupervisorProgress::Ended(ended) => Err(end.ended(*ended)),

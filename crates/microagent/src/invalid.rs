@@ -184,6 +184,14 @@ pub enum InvalidRequest {
     /// A broker is not valid.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// The certificates by which a broker trusts its server cannot be used.
+    #[error("broker `{name}` cannot use its certificates")]
+    BrokerCertificates {
+        /// The broker.
+        name: String,
+        /// Which file, and why.
+        source: Box<microagent_image::ImageError>,
+    },
     /// Two brokers have one name, or set one variable.
     #[error("two brokers have the name, or set the variable, `{name}`")]
     BrokeredTwice {
@@ -510,6 +518,9 @@ impl InvalidRequest {
             InvalidRequest::TooManyNetworkSettings { .. } => "omit some of them",
             InvalidRequest::ForwardedTwice { .. } => "give each server a port of its own",
             InvalidRequest::TooManyBrokers { .. } => return format!("a workspace has at most {BROKERS_MAX}"),
+            InvalidRequest::BrokerCertificates { .. } => {
+                "`ca` is a file with certificates in PEM form; without it those of the system count"
+            }
             InvalidRequest::BrokeredTwice { .. } => "give each broker a name and variables of its own",
             InvalidRequest::TooManyRules { .. } => {
                 "name networks, or a suffix as `.example.org` for all names below it"

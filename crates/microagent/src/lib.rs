@@ -204,7 +204,7 @@ pub use workspace::{
     HealthResult, HostForward, Inspection, Job, JobDetails, JobOutput, JobOutputOptions, JobStdin,
     LogOptions, NetworkDetails, PathChange, PathChangeKind, PortForward, ProcessList, REASON_LIMIT,
     Snapshots, StartOptions, Stats, StdinMode, SuperviseOptions, SymlinkMode, SyncConflict, SyncOptions,
-    SyncReport, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
+    SyncReport, SyncUnreadable, Terminal, Workspace, WorkspaceDetails, WorkspaceSummary, last_lines,
 };
 
 pub use jiff::Timestamp;

@@ -34,7 +34,8 @@ impl Engine {
     /// Runs one command in a machine of its own and returns its result. A disposable run is removed at its end. If the
     /// machine or a setup step failed, or the time limit was reached, the workspace is kept in state `failed`, so that
     /// its logs can be read. Cancelling `progress` or dropping the future ends the machine and removes a disposable run;
-    /// after a cancellation it has been removed when this method returns, after a drop within about a second.
+    /// after a cancellation it has been removed when this method returns, after a drop within about a second. On a host that
+    /// is too busy to end a machine within seconds, both happen later: then the error of the cancellation says so.
     ///
     /// # Errors
     /// Fails if the options are not valid ([`Invalid`](crate::ErrorKind::Invalid)), the image cannot be used
@@ -79,7 +80,7 @@ impl Engine {
         };
         let kept = options.keep.then(|| kept_workload(&options, config, &provision.record.hostname));
         let dir = self.create_provisioned(&mut provision, kept.as_ref(), progress).await?;
-        let supervisor = match self.launch_run(&mut provision, &options, &dir, work).await {
+        let supervisor = match self.launch_run(&mut provision, &options, &dir, work, progress).await {
             Ok(supervisor) => supervisor,
             Err(error) => {
                 // Nothing has run, so there is nothing to be read.
@@ -98,12 +99,13 @@ impl Engine {
         options: &RunOptions,
         dir: &WorkspaceDir,
         work: Work,
+        progress: &Progress,
     ) -> Result<SupervisorEvents, Error> {
         let machine = MachineRequest::of(&provision.record, dir, &provision.image.disk)?.first();
         let spec = self.spec(&provision.programs, &machine, work)?;
         let spec = SupervisorSpec { timeout: options.timeout, ttl: provision.record.settings.ttl(), ..spec };
         let secrets = std::mem::take(&mut provision.secrets);
-        Ok(self.launch(secrets.deliver(spec, &provision.workload.user)).await?)
+        Ok(self.launch(secrets.deliver(spec, &provision.workload.user), progress).await?)
     }
 
     /// What a run that did not complete leaves.

@@ -33,9 +33,13 @@ pub(crate) struct SupervisorEvents {
 
 impl Engine {
     /// Starts a supervisor.
-    pub(crate) async fn launch(&self, mut spec: SupervisorSpec) -> Result<SupervisorEvents, SuperviseError> {
+    pub(crate) async fn launch(
+        &self,
+        mut spec: SupervisorSpec,
+        progress: &Progress,
+    ) -> Result<SupervisorEvents, SuperviseError> {
         let started = SystemTime::now();
-        let launched = launch(&self.options().supervisor, &spec).await?;
+        let launched = launch(&self.options().supervisor, &spec, progress.token()).await?;
         // They are the supervisor's now.
         spec.configure.secrets.clear();
         let labels = match spec.work {
@@ -61,6 +65,8 @@ impl SupervisorEvents {
                 Ok(Report::Serving) => return Ok(SupervisorProgress::Serving(Box::new(self.launched))),
                 Ok(Report::Ended(ended)) => break Ok(SupervisorProgress::Ended(ended)),
                 Ok(report) => self.report(report, progress),
+                // It ends its machine, and removes what is not kept, without anybody who waits for it.
+                Err(error @ SuperviseError::StillEnding) => return Err(error),
                 Err(error) => break Err(error),
             }
         };

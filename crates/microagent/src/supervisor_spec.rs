@@ -312,6 +312,7 @@ impl Engine {
                 disk,
                 extra_disks: disks.extra,
                 disk_limits: DiskLimits { bps: request.limits.disk_bps, iops: request.limits.disk_iops },
+                verbose_boot: self.options().verbose_boot,
             },
             network: stack.map(|(spec, _)| spec),
             configure: Configure {

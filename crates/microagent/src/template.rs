@@ -195,7 +195,7 @@ impl Templates {
             labels: &[],
             opened: RefCell::default(),
         };
-        let supervisor = engine.launch(spec).await?;
+        let supervisor = engine.launch(spec, progress).await?;
         match supervisor.follow(progress).await.map_err(|error| end.lost(error))? {
             SupervisorProgress::Ended(ended) if matches!(ended.outcome, Outcome::Frozen) => {
                 Ok(ended.timeline)

@@ -81,7 +81,7 @@ pub use portable::SnapshotImport;
 pub use processes::{GuestProcess, ProcessList};
 pub use snapshot::{Snapshot, SnapshotContents, SnapshotDeleteMode, SnapshotDeletion, Snapshots};
 pub use supervise::SuperviseOptions;
-pub use sync::{ConflictReason, SyncConflict, SyncOptions, SyncReport};
+pub use sync::{ConflictReason, SyncConflict, SyncOptions, SyncReport, SyncUnreadable};
 
 /// Deadline for the end of a killed supervisor, which has nothing to flush.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);

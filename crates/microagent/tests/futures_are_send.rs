@@ -82,6 +82,7 @@ fn every_future_of_an_engine_is_send() {
     assert_send(snapshots.create_workspace(&tag, &other));
 
     let images = engine.images();
+    assert_send(images.stored_bytes());
     let (pull, network, changes) =
         (PullOptions::default(), NetworkOptions::default(), ConfigChanges::default());
     assert_send(images.create("x", &pull, &progress));
@@ -168,6 +169,7 @@ fn every_future_of_a_workspace_is_send() {
     assert_send(workspace.sync_watching(&SyncOptions::new("x", "/x"), &progress));
     assert_send(workspace.copy_out_tar("/x", SymlinkMode::Follow, &progress));
     assert_send(workspace.fetch_artifact("x", Path::new("x"), &progress));
+    assert_send(workspace.fetch_artifact_tar("x", &progress));
     assert_send(workspace.changes(&progress));
     assert_send(workspace.export(&progress));
     assert_send(workspace.export_to("x".as_ref(), &progress));

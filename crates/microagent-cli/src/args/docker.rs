@@ -335,7 +335,6 @@ pub(crate) fn refuse_attachment(flag: &str, value: &str, error: &AttachmentError
 pub(crate) fn refuse_network(value: &str) -> Failure {
     let flag = format!("--network {value}");
     let (why, instead) = match value.split(':').next().unwrap_or_default() {
-        "none" => ("the mode has another name here", "use --network isolated (no network device)"),
         "bridge" | "default" | "slirp4netns" | "pasta" | "private" | "nat" => (
             "there is no bridge network",
             "use --network user: outbound NAT, and the ports that -p publishes",

@@ -268,14 +268,14 @@ pub(crate) fn answer(path: &[&str], flag: &str) -> Option<(&'static str, &'stati
 
 /// What to do about a value that cannot be read.
 pub(crate) fn hint_for_value(path: &[&str], argument: &str) -> Option<&'static str> {
-    match (path, argument) {
-        (["create"], argument) if argument.contains("NAME") => {
-            Some("the name comes first, the image is an option: microagent create NAME --image IMAGE")
+    let option = argument.split([' ', '=']).next().unwrap_or(argument);
+    match (path, option) {
+        (["create"], "--image") => Some("name the image: microagent create NAME --image IMAGE"),
+        (_, "--broker") => Some("such as --broker API=https://api.example.org,secret=env:API_KEY"),
+        (_, "--profile") => {
+            Some("`microagent profiles` shows their sizes; --memory, --cpus and --size-mib set others")
         }
-        (["create"], argument) if argument.contains("--image") => {
-            Some("name the image: microagent create NAME --image IMAGE")
-        }
-        (_, argument) if argument.contains("--size-mib") => Some("a number of MiB, such as --size-mib 4096"),
+        (_, "--size-mib") => Some("a number of MiB, such as --size-mib 4096"),
         _ => None,
     }
 }
@@ -283,6 +283,23 @@ pub(crate) fn hint_for_value(path: &[&str], argument: &str) -> Option<&'static s
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hint_for_a_value_is_that_of_its_option() {
+        for (argument, word) in [
+            ("--broker <NAME=URL,secret=SCHEME:REF[,KEY=VALUE]>", "secret=env:"),
+            ("--profile <NAME>", "microagent profiles"),
+            ("--image <IMAGE>", "--image IMAGE"),
+        ] {
+            assert!(
+                hint_for_value(&["create"], argument).is_some_and(|hint| hint.contains(word)),
+                "{argument}"
+            );
+        }
+        for argument in ["--name <NAME>", "--image-command", "--broker-env <VARIABLE=NAME>", "[NAME|IMAGE]"] {
+            assert_eq!(hint_for_value(&["create"], argument), None, "{argument}");
+        }
+    }
 
     #[test]
     fn every_flag_of_a_command_is_answered_once() {

@@ -2,6 +2,7 @@
 //!
 //! Nothing here runs a command; commands import from here and never from each other.
 
+pub(crate) mod boot;
 pub(crate) mod broker;
 pub(crate) mod docker;
 pub(crate) mod docker_flags;

@@ -177,7 +177,11 @@ impl WorkspaceArgs {
 
     /// The network that a flag names.
     pub(crate) fn network(&self) -> Option<&str> {
-        self.network.as_deref()
+        match self.network.as_deref() {
+            // Docker's word for it.
+            Some("none") => Some("isolated"),
+            mode => mode,
+        }
     }
 
     /// The first flag that asks for a health check.
@@ -208,7 +212,7 @@ impl WorkspaceArgs {
                 "load the image first: microagent image load < FILE",
             ));
         }
-        if let Some(mode) = &self.network {
+        if let Some(mode) = self.network() {
             options.network = network_mode(mode)?;
         }
         self.lay_network_over(options)?;
@@ -463,6 +467,12 @@ mod tests {
         let rules: Vec<_> = options.egress.allow.iter().map(ToString::to_string).collect();
         assert_eq!(rules, ["a.example", "b.example"]);
         assert_eq!((options.egress.mode, options.egress.max_connections), (EgressMode::Open, 3));
+    }
+
+    #[test]
+    fn dockers_network_none_is_isolated() {
+        assert_eq!(laid(&["--network", "none"]).unwrap().network, NetworkMode::Isolated);
+        assert!(laid(&["--network", "bridge"]).is_err());
     }
 
     #[test]

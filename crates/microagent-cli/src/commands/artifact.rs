@@ -11,6 +11,7 @@ use crate::documents::shared::ArtifactDocument;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, print_text};
 use crate::table::table;
+use crate::writer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,7 +27,10 @@ Examples:
     microagent artifact get report-run report ./report.txt
 
   Fetch into an existing directory:
-    microagent artifact get report-run report ./results/";
+    microagent artifact get report-run report ./results/
+
+  Fetch as a tar stream:
+    microagent artifact get report-run report - | tar -xO";
 
 /// List and fetch declared outputs of a kept workspace
 ///
@@ -62,7 +66,7 @@ pub(crate) struct GetArgs {
     name: WorkspaceName,
     /// Name of the artifact
     artifact: String,
-    /// File or directory of the host to write
+    /// File or directory of the host to write, or - for a tar stream on standard output
     dest: PathBuf,
     /// Do not report progress
     #[arg(short, long)]
@@ -98,6 +102,9 @@ fn listing(artifacts: Vec<Artifact>) -> String {
 }
 
 fn get(context: &Context, args: GetArgs) -> Result<(), Failure> {
+    if args.dest.as_os_str() == "-" {
+        return stream(context, &args);
+    }
     let workspace = context.engine().workspace(&args.name);
     let progress = context.progress(args.quiet);
     let path = context.block_on(async |token| {
@@ -112,6 +119,20 @@ fn get(context: &Context, args: GetArgs) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+/// Prints the artifact as a tar stream.
+fn stream(context: &Context, args: &GetArgs) -> Result<(), Failure> {
+    writer::check_tar_output(context.format, "name a file")?;
+    let workspace = context.engine().workspace(&args.name);
+    let progress = context.progress(args.quiet);
+    let streamed = context.block_on(async |token| {
+        let work = progress.of_work(&token);
+        let stream = workspace.fetch_artifact_tar(&args.artifact, &work).await?;
+        writer::pass_on_to_its_end(stream, &token).await
+    });
+    progress.end();
+    streamed
 }
 
 #[cfg(test)]

@@ -89,7 +89,10 @@ pub(crate) fn execute(context: &Context, args: ConnectArgs) -> Result<u8, Failur
                     "run one line with --send LINE, or one command with microagent exec NAME -- COMMAND",
                 )
             })?);
-            context.progress(false).note("Ctrl-] ends the session; the machine keeps running");
+            // Not before an error.
+            if !workspace.details()?.state.is_resting() {
+                context.progress(false).note("Ctrl-] ends the session; the machine keeps running");
+            }
             Session { stdin: Some(Stdin::Ours), raw: true, detach: Some(DETACH_KEY) }
         }
     };

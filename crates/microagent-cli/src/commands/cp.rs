@@ -80,11 +80,8 @@ pub(crate) fn execute(context: &Context, args: CpArgs) -> Result<(), Failure> {
         (End::Guest(name, _), _) | (_, End::Guest(name, _)) => name.clone(),
         _ => return Err(one_guest("neither source nor target is in a workspace")),
     };
-    if matches!(ends.1, End::Stream) && context.format == Format::Json {
-        return Err(Failure::usage(
-            "a tar stream and a JSON document cannot both go to standard output",
-            "omit --json",
-        ));
+    if matches!(ends.1, End::Stream) {
+        writer::check_tar_output(context.format, "name a path of the host")?;
     }
     let workspace = context.engine().workspace(&name);
     let copied = context.block_on(async |token| {
@@ -94,12 +91,8 @@ pub(crate) fn execute(context: &Context, args: CpArgs) -> Result<(), Failure> {
                 Ok(workspace.copy_out(&path, CopyTarget::path(to).symlinks(links), &work).await?)
             }
             (End::Guest(_, path), _) => {
-                let mut stream = workspace.copy_out_tar(&path, links, &work).await?;
-                let passed = writer::pass_on(&mut stream, |bytes| bytes, &token).await;
-                // A machine that was booted for this shuts down cleanly, whatever became of the reader.
-                token.cancel();
-                while stream.next().await.is_some() {}
-                passed
+                let stream = workspace.copy_out_tar(&path, links, &work).await?;
+                writer::pass_on_to_its_end(stream, &token).await
             }
             (source, End::Guest(_, path)) => {
                 let source = match source {

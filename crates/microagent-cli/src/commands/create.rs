@@ -321,6 +321,12 @@ impl CreateArgs {
         self.docker.refuse()?;
         spec.image = self.image.clone().or(spec.image);
         let command = self.name_and_image(&mut spec)?;
+        if spec.image.is_none() && !self.workspace.has_spec() {
+            return Err(Failure::usage(
+                "no image was given",
+                "microagent create NAME --image IMAGE, or see `microagent create --help`",
+            ));
+        }
         // What a file describes is found by its name again.
         if spec.name.is_none()
             && !self.workspace.has_spec()

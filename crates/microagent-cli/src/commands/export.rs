@@ -1,6 +1,5 @@
 //! `microagent export`: the root file system of a workspace as a tar file.
 
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -43,17 +42,8 @@ pub(crate) struct ExportArgs {
 /// Exports. A tar stream on standard output is all that is printed.
 pub(crate) fn execute(context: &Context, args: ExportArgs) -> Result<(), Failure> {
     let to_stdout = args.output.as_os_str() == "-";
-    if to_stdout && io::stdout().is_terminal() {
-        return Err(Failure::usage(
-            "a tar stream cannot be written to a terminal",
-            "name a file with -o FILE, or pipe it: … | tar -tv",
-        ));
-    }
-    if to_stdout && context.format == Format::Json {
-        return Err(Failure::usage(
-            "a tar stream and a JSON document cannot both go to standard output",
-            "name a file with -o FILE, or omit --json",
-        ));
+    if to_stdout {
+        writer::check_tar_output(context.format, "name a file with -o FILE")?;
     }
     let workspace = context.engine().workspace(&args.name);
     let progress = context.progress(args.quiet);
@@ -62,12 +52,8 @@ pub(crate) fn execute(context: &Context, args: ExportArgs) -> Result<(), Failure
         if !to_stdout {
             return Ok(Some(workspace.export_to(&args.output, &work).await?));
         }
-        let mut stream = workspace.export(&work).await?;
-        let passed = writer::pass_on(&mut stream, |bytes| bytes, &token).await;
-        // A machine that was booted for this shuts down cleanly, whatever became of the reader.
-        token.cancel();
-        while stream.next().await.is_some() {}
-        passed.map(|()| None)
+        let stream = workspace.export(&work).await?;
+        writer::pass_on_to_its_end(stream, &token).await.map(|()| None)
     });
     progress.end();
     let Some(bytes) = exported? else { return Ok(()) };

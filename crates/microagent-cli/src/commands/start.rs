@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use microagent::{Event, Observer, Profile, SnapshotTag, StartOptions, WorkspaceName};
 
+use crate::args::boot::BootModeArgs;
 use crate::args::values::{cpus, memory_mib, ttl};
 use crate::args::workspace::profile;
 use crate::context::Context;
@@ -27,8 +28,8 @@ Examples:
   Start with more memory, and for two hours at most, this time only:
     microagent start web --memory 2g --ttl 2h
 
-  Boot instead of restoring a template, for example to see kernel messages in the log:
-    microagent start web --cold && microagent logs web";
+  See all messages of the guest kernel in the log:
+    microagent start web --verbose-boot && microagent logs web";
 
 /// Start workspaces
 ///
@@ -62,9 +63,8 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "SECONDS", value_parser = ttl)]
     ttl: Option<Duration>,
 
-    /// Boot instead of restoring a template, and do not build one
-    #[arg(long)]
-    cold: bool,
+    #[command(flatten)]
+    boot: BootModeArgs,
 
     /// Do not report progress
     #[arg(short, long)]
@@ -77,7 +77,7 @@ pub(crate) fn execute(context: &Context, args: StartArgs) -> Result<(), Failure>
 }
 
 fn start(context: &Context, args: &StartArgs, name: &WorkspaceName) -> Result<(), Failure> {
-    let engine = context.engine_for_run(None, args.cold);
+    let engine = context.engine_for_run(None, args.boot);
     let progress = context.progress(args.quiet);
     let mut options = StartOptions::new();
     (options.profile, options.memory_mib, options.cpu_count) = (args.profile, args.memory, args.cpus);

@@ -40,7 +40,7 @@ Nothing is shared: the workspace gets copies. With --back, what has changed in t
 A file has changed if its size, time or permissions differ; if only its time does, the contents are compared. Symbolic \
 links are copied as links and never followed. Nothing is removed without --delete. A file that only the target has \
 changed since the last sync is kept, and one that both sides have changed is a conflict: it is reported and left as it \
-is, and the exit code is 1. Files that .gitignore leaves out, and .git, are not synced.";
+is, and the exit code is 1, as for a file of the host that cannot be read. Files that .gitignore leaves out, and .git, are not synced.";
 
 /// Keep a directory of the host and one of a workspace the same
 #[derive(Debug, Args)]
@@ -154,20 +154,29 @@ pub(crate) fn execute(context: &Context, args: &SyncArgs) -> Result<(), Failure>
     });
     progress.end();
     let Some(report) = synced? else { return Ok(()) };
-    let conflicts = report.conflicts.len();
+    let left = left_as_it_is(&report);
     let text = text(&report);
     match context.format {
         Format::Json if context.streams() => print_line(&StreamLine::Sync(Box::new(report.into())))?,
         Format::Json => print_json(&SyncDocument::from(report))?,
         Format::Text => print_text(&text)?,
     }
-    if conflicts == 0 {
-        return Ok(());
-    }
-    Err(Failure::Other {
-        message: format!("{conflicts} conflict{}: nothing was changed there", plural(conflicts)),
-        hint: Some("make them the same by hand, or add --overwrite to take the source's".to_owned()),
-    })
+    left.map_or(Ok(()), Err)
+}
+
+/// Conflicts, and paths that could not be read, as a failure of the whole.
+fn left_as_it_is(report: &SyncReport) -> Option<Failure> {
+    let (conflicts, unreadable) = (report.conflicts.len(), report.unreadable.len());
+    let clashes = (conflicts > 0).then(|| format!("{conflicts} conflict{}", plural(conflicts)));
+    let unread = (unreadable > 0).then(|| format!("{unreadable} unreadable path{}", plural(unreadable)));
+    let what: Vec<String> = clashes.into_iter().chain(unread).collect();
+    let hint = match (conflicts, unreadable) {
+        (0, 0) => return None,
+        (0, _) => "let your user read them, or leave them out with --exclude",
+        _ => "make them the same by hand, or add --overwrite to take the source's",
+    };
+    let message = format!("{}: nothing was changed there", what.join(" and "));
+    Some(Failure::Other { message, hint: Some(hint.to_owned()) })
 }
 
 /// Asks before files of the host are removed, if any are.
@@ -217,6 +226,9 @@ fn text(report: &SyncReport) -> String {
     for conflict in report.conflicts.iter().take(most) {
         lines.push(format!("conflict {}: {}", shown(&conflict.path), reason(conflict.reason)));
     }
+    for found in report.unreadable.iter().take(most) {
+        lines.push(format!("unreadable {}: {}", shown(&found.path), found.reason));
+    }
     lines.push(summary(report));
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
@@ -228,6 +240,7 @@ fn summary(report: &SyncReport) -> String {
         (report.removed.len() as u64, "removed"),
         (report.kept.len() as u64, "changed in the target only"),
         (report.conflicts.len() as u64, "in conflict"),
+        (report.unreadable.len() as u64, "unreadable"),
         (report.unchanged, "unchanged"),
     ];
     parts

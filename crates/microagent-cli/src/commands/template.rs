@@ -6,6 +6,7 @@ use jiff::tz::TimeZone;
 use microagent::Timeline;
 use microagent::template::{Template, TemplatePrune};
 
+use crate::args::boot::BootModeArgs;
 use crate::args::machine::MachineArgs;
 use crate::context::Context;
 use crate::documents::template::{
@@ -151,7 +152,7 @@ fn list(context: &Context) -> Result<(), Failure> {
 }
 
 fn build(context: &Context, args: BuildArgs) -> Result<(), Failure> {
-    let engine = context.engine_for_run(args.kernel, false);
+    let engine = context.engine_for_run(args.kernel, BootModeArgs::default());
     let (resources, network) = (args.machine.resources(), args.machine.network);
     let timeline = context.block_on(async |token| {
         Ok(engine.templates().create(resources, network, &microagent::Progress::new().cancel(token)).await?)

@@ -25,6 +25,8 @@ pub(crate) struct SyncDocument {
     conflicts: Vec<ConflictDocument>,
     /// Paths that only the target has changed since the last sync.
     kept: Vec<String>,
+    /// Paths of the host that could not be read. They are the same as before on both sides.
+    unreadable: Vec<UnreadableDocument>,
     unchanged: u64,
     /// Sockets, FIFOs and devices of the source.
     special: u64,
@@ -37,6 +39,15 @@ pub(crate) struct ConflictDocument {
     path: String,
     #[cfg_attr(test, schemars(with = "Words<microagent::ConflictReason>"))]
     reason: ConflictReason,
+}
+
+/// A path of the host that could not be read.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct UnreadableDocument {
+    path: String,
+    /// Why, in the words of the system.
+    reason: String,
 }
 
 impl From<SyncReport> for SyncDocument {
@@ -52,6 +63,11 @@ impl From<SyncReport> for SyncDocument {
                 .map(|conflict| ConflictDocument { path: text_of(&conflict.path), reason: conflict.reason })
                 .collect(),
             kept: shown(&report.kept),
+            unreadable: report
+                .unreadable
+                .iter()
+                .map(|found| UnreadableDocument { path: text_of(&found.path), reason: found.reason.clone() })
+                .collect(),
             unchanged: report.unchanged,
             special: report.special,
             workspace: report.workspace,

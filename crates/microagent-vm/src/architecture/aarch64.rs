@@ -24,7 +24,7 @@ pub(crate) const EMULATED_CPU: &str = "max";
 pub(crate) const HARDWARE_CPU: &str = "host,pmu=off";
 
 /// Kernel command line. `scsi_mod.scan=manual`: as for x86-64.
-pub const KERNEL_COMMAND_LINE: &str = "console=ttyAMA0 panic=-1 quiet scsi_mod.scan=manual";
+pub const KERNEL_COMMAND_LINE: &str = "console=ttyAMA0 panic=-1 scsi_mod.scan=manual";
 
 /// There is `openat` only.
 pub(crate) const OPEN: Option<c_long> = None;

@@ -25,7 +25,7 @@ pub(crate) const HARDWARE_CPU: &str = "host,svm=off,vmx=off,pmu=off";
 /// Kernel command line. `reboot=t` and `panic=-1`: a machine without ACPI ends by a triple fault, which
 /// QEMU takes as a reset and, with `-no-reboot`, as the end. `scsi_mod.scan=manual`: walking hundreds of
 /// empty SCSI targets takes very long under TCG; the agent scans the targets that it needs.
-pub const KERNEL_COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 quiet scsi_mod.scan=manual";
+pub const KERNEL_COMMAND_LINE: &str = "console=ttyS0 reboot=t panic=-1 scsi_mod.scan=manual";
 
 /// The call that opens a file by its path alone.
 pub(crate) const OPEN: Option<c_long> = Some(libc::SYS_open);

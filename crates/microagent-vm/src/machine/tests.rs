@@ -23,6 +23,7 @@ fn spec() -> MachineSpec {
         }),
         extra_disks: Vec::new(),
         disk_limits: DiskLimits::default(),
+        verbose_boot: false,
     }
 }
 

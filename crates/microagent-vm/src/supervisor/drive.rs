@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::time::Duration;
 
-use microagent_model::{State, WorkspaceFailure};
+use microagent_model::{FailureKind, State, WorkspaceFailure};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::OwnedReadHalf;
@@ -92,7 +92,12 @@ impl Driver {
     pub(super) async fn run_machine(&mut self, tether: OwnedReadHalf) -> Result<Outcome, WorkspaceFailure> {
         let mut cancelled = pin!(caller_gone(tether));
         admit_guest_files(&self.spec.machine, &self.state);
-        self.features = features_of(&self.spec.machine.qemu, &self.state).await;
+        // QEMU is asked by a process of its own, which a host that swaps starts slowly.
+        self.features = tokio::select! {
+            biased;
+            () = cancelled.as_mut() => return Ok(cancelled_early()),
+            features = features_of(&self.spec.machine.qemu, &self.state) => features,
+        };
         // A confined supervisor could not look at the files.
         self.captures.shape = MachineShape::of(&self.spec.machine, self.spec.network.is_some()).ok();
         let plan = Plan::choose(&self.spec, &self.state)
@@ -402,6 +407,11 @@ async fn explain(event: Event, machine: &mut Machine) -> Event {
         Ok(()) = monitor.execute(vec![("query-status", json!({}))]) => event,
         () = sleep(END_PATIENCE) => event,
     }
+}
+
+/// The end of a machine that was not started, because its caller wants none.
+fn cancelled_early() -> Outcome {
+    Outcome::Failed(WorkspaceFailure { kind: FailureKind::Cancelled, message: "cancelled".to_owned() })
 }
 
 async fn wait_until(moment: Option<tokio::time::Instant>) {

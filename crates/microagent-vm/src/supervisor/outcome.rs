@@ -1,6 +1,7 @@
 //! The end of a machine: its record, and the answers to clients.
 
 use microagent_model::{FailureKind, State, WorkspaceFailure, signal_name};
+use microagent_store::RELEASED;
 
 use super::clients::Clients;
 use super::control_server::UnwrittenAnswers;
@@ -54,7 +55,10 @@ impl Driver {
             record.machine.asked_to_end =
                 matches!(outcome, Outcome::Halted | Outcome::Stopped | Outcome::Quarantined(_));
         }
-        let recorded = recorded.and_then(|()| self.publish(state));
+        // Nothing else lets a workspace out of its quarantine.
+        let released = self.published.get() == State::Quarantined && state == State::Stopped;
+        let why = released.then_some(RELEASED);
+        let recorded = recorded.and_then(|()| self.publish_because(state, why));
         if recorded.is_ok() && self.record.is_some() {
             // Only a machine needs it, not a resting workspace.
             self.dir.give_room();

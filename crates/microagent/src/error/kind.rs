@@ -5,6 +5,7 @@ use std::io;
 use microagent_image::ImageError;
 use microagent_image::bundle::BundleError;
 use microagent_model::FailureKind;
+use microagent_vm::SuperviseError;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, InvalidRequest, deepest_io};
@@ -57,9 +58,18 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    /// Whether a machine that did not come up was cancelled and has ended, or never begun.
+    pub(crate) fn leaves_no_machine(&self) -> bool {
+        match self {
+            Error::Supervise(SuperviseError::StillEnding) => false,
+            _ => matches!(self, Error::Cancelled | Error::Supervise(_)),
+        }
+    }
+
     /// Returns the class of the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Error::Supervise(SuperviseError::Cancelled | SuperviseError::StillEnding) => ErrorKind::Cancelled,
             Error::State(_) | Error::Supervise(_) | Error::Guest(_) => io_kind(deepest_io(self)),
             Error::Image(error) => image_kind(error),
             Error::Bundle(BundleError::Cancelled) | Error::Cancelled | Error::RunCancelled { .. } => {

@@ -66,15 +66,20 @@ pub enum SpecError {
         snippet: Option<String>,
     },
     /// Its parts do not go together.
-    #[error("{}: {message}", path.display())]
+    #[error("{}{message}", of_file(path))]
     Meaning {
-        /// The file.
+        /// The file; empty without one, where the parts are options.
         path: PathBuf,
         /// What is wrong.
         message: String,
         /// What to do.
         hint: Hint,
     },
+}
+
+/// Where something is wrong, before what it is.
+fn of_file(path: &Path) -> String {
+    if path.as_os_str().is_empty() { String::new() } else { format!("{}: ", path.display()) }
 }
 
 impl SpecError {

@@ -15,8 +15,9 @@ use microagent_tree::SymlinkRule;
 
 use super::Workspace;
 use crate::error::{Action, InvalidRequest};
+use crate::streaming::Streaming;
 use crate::tar_stream::unpack;
-use crate::{Error, Event, Progress};
+use crate::{Error, Event, Progress, SymlinkMode};
 
 /// Deadline for one artifact.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30 * 60);
@@ -46,18 +47,7 @@ impl Workspace {
         dest: &Path,
         progress: &Progress,
     ) -> Result<PathBuf, Error> {
-        let record = self.observe()?;
-        let state = record.observed_state();
-        if !state.is_resting() {
-            return Err(self.wrong_state(state, Action::ReadDisk));
-        }
-        let Some(output) = record.outputs.iter().find(|output| output.name == artifact) else {
-            return Err(Error::NoSuchArtifact {
-                workspace: self.name.clone(),
-                artifact: artifact.to_owned(),
-                declared: record.outputs.iter().map(|output| output.name.clone()).collect(),
-            });
-        };
+        let output = self.output_at_rest(artifact)?;
         let dest = destination(dest, &output.path)?;
         let limits = self.tar_limits(FETCH_TIMEOUT)?;
         let guest = self.guest(progress).await?;
@@ -76,6 +66,37 @@ impl Workspace {
             )));
         }
         Ok(dest)
+    }
+
+    /// Fetches an artifact of the [resting](microagent_model::State::is_resting) workspace as a stream of tar data, as
+    /// [`Workspace::copy_out_tar`] does. The data is what the guest sends: it is not checked.
+    ///
+    /// # Errors
+    /// Fails if the workspace is not resting ([`WrongState`](crate::ErrorKind::WrongState)) or in use
+    /// ([`Busy`](crate::ErrorKind::Busy)), or has no such artifact ([`NotFound`](crate::ErrorKind::NotFound)). The stream
+    /// fails as that of [`Workspace::copy_out_tar`].
+    pub async fn fetch_artifact_tar(
+        &self,
+        artifact: &str,
+        progress: &Progress,
+    ) -> Result<Streaming<Vec<u8>>, Error> {
+        let output = self.output_at_rest(artifact)?;
+        self.copy_out_tar(&output.path, SymlinkMode::Follow, progress).await
+    }
+
+    /// The declared output of this name, if the workspace is resting.
+    fn output_at_rest(&self, artifact: &str) -> Result<Artifact, Error> {
+        let record = self.observe()?;
+        let state = record.observed_state();
+        if !state.is_resting() {
+            return Err(self.wrong_state(state, Action::ReadDisk));
+        }
+        let found = record.outputs.iter().find(|output| output.name == artifact);
+        found.cloned().ok_or_else(|| Error::NoSuchArtifact {
+            workspace: self.name.clone(),
+            artifact: artifact.to_owned(),
+            declared: record.outputs.iter().map(|output| output.name.clone()).collect(),
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use microagent_model::{Resources, SIGTERM, SetupStep, State, WorkspaceName, signal_number};
 use microagent_store::{
-    MachineState, OneStart, Workload, WorkspaceDir, WorkspaceRecord, processes_are_hidden,
+    MachineState, OneStart, RELEASED, Workload, WorkspaceDir, WorkspaceRecord, processes_are_hidden,
 };
 use microagent_vm::control::{change, change_with, renew_ttl};
 use microagent_vm::{
@@ -131,10 +131,8 @@ impl Engine {
         progress.check()?;
         self.prepare()?;
         let workspace = self.workspace(&options.name);
-        let first_start = match options.workspace.setup.is_empty() {
-            true => FirstStart::Later,
-            false => FirstStart::Now,
-        };
+        let has_setup = !options.workspace.setup.is_empty();
+        let first_start = if has_setup { FirstStart::Now } else { FirstStart::Later };
         let mut provision = self.provision(&options.name, &options.workspace, first_start, progress).await?;
         provision.record.restart = options.restart;
         provision.record.disposable = disposable;
@@ -149,7 +147,7 @@ impl Engine {
             let Provision { programs, record, secrets, .. } = provision;
             let done = workspace.set_up(&programs, &record, workload, secrets, progress).await;
             if let Err(error) = done {
-                if matches!(error, Error::Cancelled | Error::Supervise(_)) {
+                if error.leaves_no_machine() {
                     self.remove(&options.name, &dir).await?;
                 }
                 return Err(error);
@@ -170,7 +168,8 @@ impl Workspace {
     /// a port is taken ([`PortUnavailable`](ErrorKind::PortUnavailable)), a secret has no value
     /// ([`Secret`](ErrorKind::Secret)), or the machine does not start ([`RunFailed`](ErrorKind::RunFailed),
     /// [`SetupFailed`](ErrorKind::SetupFailed)); in the last case the state is `failed`. If `progress` is cancelled while
-    /// the machine is being started, the state is `stopped`; before that the state is unchanged.
+    /// the machine is being started, the state is `stopped`, on a very busy host a moment later; before that the state is
+    /// unchanged.
     pub async fn start(&self, options: StartOptions, progress: &Progress) -> Result<WorkspaceDetails, Error> {
         progress.check()?;
         self.engine.prepare()?;
@@ -261,7 +260,7 @@ impl Workspace {
         };
         self.announce(&programs, memory.as_ref(), progress);
         let end = self.end_of_start(&programs, &dir, &[]);
-        let supervisor = engine.launch(spec).await?;
+        let supervisor = engine.launch(spec, progress).await?;
         match supervisor.follow(progress).await.map_err(|error| end.lost(error))? {
             SupervisorProgress::Serving(_) => {
                 let note = memory.and_then(|memory| memory.smaller_disk(&record));
@@ -304,7 +303,7 @@ impl Workspace {
         let spec = secrets.deliver(spec, &workload.user);
         self.booting(programs, progress);
         let end = self.end_of_start(programs, &dir, &labels);
-        let supervisor = engine.launch(spec).await?;
+        let supervisor = engine.launch(spec, progress).await?;
         let ended = match supervisor.follow(progress).await.map_err(|error| end.lost(error)) {
             Ok(SupervisorProgress::Ended(ended)) => *ended,
             Ok(SupervisorProgress::Serving(_)) => return Err(end.still_serving()),
@@ -425,6 +424,7 @@ impl Workspace {
         // The supervisor may have recorded the end in the meantime.
         let record = WorkspaceRecord::load(&dir)?;
         if may_have_one(record.machine.state) {
+            let why = if record.machine.state == State::Quarantined { RELEASED } else { "killed" };
             let ended = MachineState {
                 state: State::Stopped,
                 changed_at: Timestamp::now(),
@@ -433,7 +433,7 @@ impl Workspace {
                 ..record.machine
             };
             ended.save(&dir)?;
-            dir.note_event(State::Stopped, Some("killed"));
+            dir.note_event(State::Stopped, Some(why));
         }
         self.details()
     }

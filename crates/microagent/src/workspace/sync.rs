@@ -141,6 +141,8 @@ pub struct SyncReport {
     pub conflicts: Vec<SyncConflict>,
     /// Paths that only the target has changed or removed since the last sync. They were left as they are.
     pub kept: Vec<PathBuf>,
+    /// Paths of the host that could not be read. Neither they nor what is below them was changed on either side.
+    pub unreadable: Vec<SyncUnreadable>,
     /// Number of paths that are the same on both sides. A sync that watches does not count those that it does not look at.
     pub unchanged: u64,
     /// Number of sockets, FIFOs and devices of the source. They are not copied.
@@ -159,6 +161,16 @@ pub struct SyncConflict {
     pub reason: ConflictReason,
 }
 
+/// A path of the host that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SyncUnreadable {
+    /// The path, from the synced directory.
+    pub path: PathBuf,
+    /// Why, in the words of the system.
+    pub reason: String,
+}
+
 impl Workspace {
     /// Copies what has changed in a directory of the host to one of the workspace, which is running or
     /// [resting](microagent_model::State::is_resting), or with [`SyncOptions::back`] the other way.
@@ -173,11 +185,14 @@ impl Workspace {
     /// ([`SyncReport::kept`]), unless [`SyncOptions::overwrite`] is set. In the first sync of two directories the source
     /// wins. A path that is missing in the guest is copied in any case.
     ///
+    /// A file or directory of the host that cannot be opened is left out ([`SyncReport::unreadable`]), with everything
+    /// below it.
+    ///
     /// # Errors
     /// Fails if a directory does not exist ([`NotFound`](crate::ErrorKind::NotFound)), a pattern or a path is not valid
     /// or there are more than 1,000,000 files ([`Invalid`](crate::ErrorKind::Invalid)), another sync of the two
-    /// directories is in progress ([`Busy`](crate::ErrorKind::Busy)), a file cannot be read or written, or `progress`
-    /// is cancelled. What was copied before is kept.
+    /// directories is in progress ([`Busy`](crate::ErrorKind::Busy)), a file cannot be read to its end or not be written,
+    /// or `progress` is cancelled. What was copied before is kept.
     pub async fn sync(&self, options: &SyncOptions, progress: &Progress) -> Result<SyncReport, Error> {
         let mut round = Round::new(self, options, progress)?;
         let guest = self.guest(progress).await?;
@@ -189,7 +204,7 @@ impl Workspace {
 
     /// Syncs as [`Workspace::sync`], and again whenever something changes in the host's directory, until the stream is
     /// dropped or `progress` is cancelled. The first item is the report of the first sync; further ones come when
-    /// something was copied or removed, or a new conflict is there. Changes in the guest do not start a sync.
+    /// something was copied or removed, or a path is newly in conflict or unreadable. Changes in the guest do not start a sync.
     ///
     /// A paused workspace gets the changes when it is resumed. [`SyncOptions::back`] and [`SyncOptions::dry_run`] have
     /// no effect.

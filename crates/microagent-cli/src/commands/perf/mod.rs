@@ -14,6 +14,7 @@ use microagent::image::PullOptions;
 use microagent::spec::value::duration;
 use microagent::{CancellationToken, Engine, RunOptions};
 
+use crate::args::boot::BootModeArgs;
 use crate::args::machine::MachineArgs;
 use crate::context::Context;
 use crate::documents::perf::{Iteration, PerfDocument, Summary};
@@ -170,8 +171,10 @@ impl SeriesArgs {
                 "name one with --image; `microagent image list` shows those that are here",
             ));
         };
-        let engines =
-            [Start::Cold, Start::Warm].map(|start| context.engine_for_run(None, start == Start::Cold));
+        let engines = [Start::Cold, Start::Warm].map(|start| {
+            let cold = start == Start::Cold;
+            context.engine_for_run(None, BootModeArgs { cold, ..BootModeArgs::default() })
+        });
         let progress = context.progress(self.quiet);
         let options = self.options(&image);
         let measured = context.block_on(async |token| {

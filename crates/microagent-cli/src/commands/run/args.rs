@@ -8,6 +8,7 @@ use microagent::spec::value::{duration, output};
 use microagent::{Artifact, RunCommand, RunOptions, SpecFile, WorkspaceName};
 
 use super::streams::StreamArgs;
+use crate::args::boot::BootModeArgs;
 use crate::args::docker::{DockerFlags, refusal};
 use crate::args::workspace::WorkspaceArgs;
 use crate::environment;
@@ -75,9 +76,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Machine")]
     pub(super) kernel: Option<PathBuf>,
 
-    /// Boot instead of restoring a template, and do not build one
-    #[arg(long, help_heading = "Machine")]
-    pub(super) cold: bool,
+    #[command(flatten, next_help_heading = "Machine")]
+    pub(super) boot: BootModeArgs,
 
     /// Kill the machine after this time: seconds, or with units such as 1m30s
     #[arg(long, value_name = "SECONDS", value_parser = duration, help_heading = "The run")]

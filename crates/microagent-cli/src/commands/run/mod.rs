@@ -13,7 +13,7 @@ use crate::args::workspace::{idle_keys, reads_standard_input};
 use crate::context::Context;
 use crate::documents::run::RunDocument;
 use crate::documents::stream::StreamLine;
-use crate::exit_reason::{Ending, Place};
+use crate::exit_reason::killed;
 use crate::failure::Failure;
 use crate::output::{Format, print_json, stdout};
 use crate::progress::Progress;
@@ -44,7 +44,7 @@ pub(crate) fn execute(context: &Context, args: RunArgs) -> Result<u8, Failure> {
             "omit -i, or write the tar stream to a file: -v FILE.tar:/guest/path",
         ));
     }
-    let engine = context.engine_for_run(args.kernel.clone(), args.cold);
+    let engine = context.engine_for_run(args.kernel.clone(), args.boot);
     let progress = context.progress(args.streams.quiet);
     if let Some(note) = idle {
         progress.note(&note);
@@ -106,14 +106,8 @@ fn note_report(report: &RunReport, options: &RunOptions, progress: &Progress) {
             progress.note(&format!("`{word}` comes after the image name, so it was taken as the command"));
         }
     }
-    let ending = Ending {
-        place: Place::Run,
-        memory_mib: report.resources.memory_mib,
-        signal: report.result.signal,
-        out_of_memory: report.result.out_of_memory.as_deref(),
-        disk_full: report.result.disk_full.as_deref(),
-    };
-    for note in ending.notes() {
+    // The notices have told what it lacked.
+    if let Some(note) = report.result.signal.and_then(killed) {
         progress.note(&note);
     }
 }

@@ -99,7 +99,9 @@ pub(super) fn pack(
     let pieces = Pieces::new(move |piece| chunks.blocking_send(piece).is_ok());
     microagent_tree::pack(&start, name.unwrap_or(".").as_bytes(), links, pieces).map_err(
         |error| match error {
-            PackError::Read { path, source } => unreadable(path.into(), source),
+            PackError::Open { path, source } | PackError::Read { path, source } => {
+                unreadable(path.into(), source)
+            }
             // A guest that takes no more says why itself.
             PackError::Unwanted => Error::Cancelled,
         },

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::host::{Collected, FILES_MAX, HostDir, below, found, unread};
+use super::host::{Collected, FILES_MAX, HostDir, Unreadable, below, found, unread};
 use super::ignore::Ignore;
 use super::plan::{Listing, TreePath};
 use crate::error::{ConnectionFault, SyncError};
@@ -165,14 +165,24 @@ impl GuestDir<'_> {
     }
 
     /// Copies these paths of the host into the directory, which is made if it does not exist. Returns what was copied,
-    /// as it was then.
-    pub(super) async fn put(&self, host: &Arc<HostDir>, paths: Vec<TreePath>) -> Result<Vec<Item>, Error> {
+    /// as it was then, and what could not be read.
+    pub(super) async fn put(
+        &self,
+        host: &Arc<HostDir>,
+        paths: Vec<TreePath>,
+    ) -> Result<(Vec<Item>, Unreadable), Error> {
         let (pieces, packed) = mpsc::channel(QUEUE);
         let host = Arc::clone(host);
         let packing = tokio::task::spawn_blocking(move || {
             let pieces = Pieces::new(move |piece| pieces.blocking_send(piece).is_ok());
             let paths = paths.iter().map(|path| path.0.as_slice());
-            Tree::new(&host.dir).pack(paths, pieces).map_err(|error| below(&host.path, unread(error)))
+            let mut unreadable = Unreadable::default();
+            let skip = |path: &[u8], error| {
+                unreadable.add(TreePath(path.to_vec()), &error);
+                Ok(())
+            };
+            let packed = Tree::new(&host.dir).pack(paths, pieces, skip);
+            packed.map(|items| (items, unreadable)).map_err(|error| below(&host.path, unread(error)))
         });
         let request = Request::Unpack(Unpack { dir: self.dir(), exact: true });
         let stream = self.guest.request(&request).await?;

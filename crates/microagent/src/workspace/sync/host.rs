@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags, fstat, stat};
 use sha2::{Digest, Sha256};
 
 use super::ignore::Ignore;
-use super::plan::{Found, Listing, TreePath};
+use super::plan::{Base, Found, Listing, TreePath};
 use crate::Error;
 use crate::error::SyncError;
 
@@ -60,6 +60,49 @@ impl HostDir {
     }
 }
 
+/// Paths of the host that could not be read, each with the reason. They are not part of the sync, nor what is below them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Unreadable(BTreeMap<TreePath, String>);
+
+impl Unreadable {
+    /// Adds a path.
+    pub(super) fn add(&mut self, path: TreePath, error: &PackError) {
+        let reason = match error {
+            PackError::Open { source, .. } | PackError::Read { source, .. } => source.to_string(),
+            PackError::Unwanted => error.to_string(),
+        };
+        self.0.insert(path, reason);
+    }
+
+    /// Whether a path or a directory that it is in could not be read.
+    pub(super) fn covers(&self, path: &TreePath) -> bool {
+        // Between a directory and a path in it there is none: what cannot be read is not entered.
+        self.0.range(..=path).next_back().is_some_and(|(last, _)| last == path || path.is_below(last))
+    }
+
+    /// The paths with the reasons.
+    pub(super) fn paths(&self) -> impl Iterator<Item = (&TreePath, &String)> {
+        self.0.iter()
+    }
+
+    /// Removes what could not be read from a listing of either side, in which its directories are kept.
+    pub(super) fn leave_out_of(&self, listing: &mut Listing) {
+        for path in self.0.keys() {
+            listing.pin(path);
+        }
+        if !self.0.is_empty() {
+            listing.items.retain(|path, _| !self.covers(path));
+        }
+    }
+
+    /// The same of what the last sync left.
+    pub(super) fn leave_out_of_base(&self, base: &mut Base) {
+        if !self.0.is_empty() {
+            base.retain(|path, _| !self.covers(path));
+        }
+    }
+}
+
 /// Collects a listing within limits.
 #[derive(Debug, Default)]
 pub(super) struct Collected {
@@ -94,7 +137,18 @@ struct HostWalk<'a, F> {
     collected: Collected,
     /// Directories that are not part of the sync.
     closed: Vec<Vec<u8>>,
+    unreadable: Unreadable,
     entered: F,
+}
+
+/// What is in the host's directory.
+pub(super) struct HostListing {
+    /// What can be synced.
+    pub(super) listing: Listing,
+    /// Directories that are not part of the sync.
+    pub(super) closed: Vec<Vec<u8>>,
+    /// What could not be read.
+    pub(super) unreadable: Unreadable,
 }
 
 /// Why the walk ended: a type of this module, so that [`Error`] has no public conversion from the walk's errors.
@@ -109,7 +163,9 @@ impl From<PackError> for WalkError {
 /// A file or directory that could not be read, with its path below the directory that is synced.
 pub(super) fn unread(error: PackError) -> Error {
     match error {
-        PackError::Read { path, source } => Error::File { action: "read", path: path.into(), source },
+        PackError::Open { path, source } | PackError::Read { path, source } => {
+            Error::File { action: "read", path: path.into(), source }
+        }
         PackError::Unwanted => Error::Cancelled,
     }
 }
@@ -138,21 +194,44 @@ impl<F: FnMut(BorrowedFd<'_>) -> Result<(), Error>> Visitor for HostWalk<'_, F> 
         self.ignore.enter(path, dir);
         Ok(())
     }
+
+    fn unreadable(&mut self, path: &[u8], error: PackError) -> Result<(), WalkError> {
+        if path.is_empty() {
+            return Err(error.into());
+        }
+        let path = TreePath(path.to_vec());
+        self.closed.push(path.0.clone());
+        let is_listed = self.collected.listing.items.contains_key(&path);
+        // Of what is not listed it is not known whether it is a directory.
+        let ignores = |is_directory| self.ignore.leaves_out(&path.0, is_directory);
+        if is_listed || !(ignores(true) || ignores(false)) {
+            self.unreadable.add(path, &error);
+        } else {
+            self.collected.listing.pin(&path);
+        }
+        Ok(())
+    }
 }
 
-/// Lists the host's directory, and gives the directories that are not part of the sync. `entered` receives each
-/// directory before its names are read.
+/// Lists the host's directory. `entered` receives each directory before its names are read.
 pub(super) fn list(
     dir: &HostDir,
     ignore: &mut Ignore,
     entered: impl FnMut(BorrowedFd<'_>) -> Result<(), Error>,
-) -> Result<(Listing, Vec<Vec<u8>>), Error> {
+) -> Result<HostListing, Error> {
     dir.check()?;
-    let own_state = dir.own_state.as_deref();
-    let mut walk =
-        HostWalk { own_state, ignore, collected: Collected::default(), closed: Vec::new(), entered };
+    let mut walk = HostWalk {
+        own_state: dir.own_state.as_deref(),
+        ignore,
+        collected: Collected::default(),
+        closed: Vec::new(),
+        unreadable: Unreadable::default(),
+        entered,
+    };
     microagent_tree::list(&dir.dir, &mut walk).map_err(|WalkError(error)| below(&dir.path, error))?;
-    Ok((walk.collected.listing, walk.closed))
+    let HostWalk { collected: Collected { mut listing, .. }, closed, unreadable, .. } = walk;
+    unreadable.leave_out_of(&mut listing);
+    Ok(HostListing { listing, closed, unreadable })
 }
 
 /// An error about a path below the directory, with its whole path.
@@ -173,15 +252,16 @@ pub(super) fn found(kind: ItemKind, mode: u16, mtime: (i64, u32)) -> Option<Foun
     })
 }
 
-/// Hashes these files. Those that do not exist any more are missing.
+/// Hashes these files. Those that do not exist any more, or cannot be opened, are missing.
 pub(super) fn hashes(dir: &HostDir, paths: &[TreePath]) -> Result<BTreeMap<TreePath, [u8; 32]>, Error> {
     let mut tree = Tree::new(&dir.dir);
     let mut hashes = BTreeMap::new();
     let mut buffer = vec![0; HASH_BUFFER];
     for path in paths {
-        let Some((mut file, item)) = tree.open(&path.0).map_err(|error| below(&dir.path, unread(error)))?
-        else {
-            continue;
+        let (mut file, item) = match tree.open(&path.0) {
+            Ok(Some(found)) => found,
+            Ok(None) | Err(PackError::Open { .. }) => continue,
+            Err(error) => return Err(below(&dir.path, unread(error))),
         };
         let mut hash = Sha256::new();
         loop {

@@ -12,11 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::base::{BaseFile, LoadedBase};
 use super::guest::{GuestDir, batches};
-use super::host::{self, HostDir, found};
+use super::host::{self, HostDir, HostListing, Unreadable, found};
 use super::ignore::Ignore;
 use super::plan::{Base, Found, Listing, Pair, Plan, PlanRules, TreePath, plan, undecided};
 use super::watch::Watcher;
-use super::{SyncConflict, SyncOptions, SyncReport};
+use super::{SyncConflict, SyncOptions, SyncReport, SyncUnreadable};
 use crate::blocking::blocking;
 use crate::error::ConnectionFault;
 use crate::guest::GuestConnection;
@@ -60,6 +60,8 @@ struct Sides {
     from: Listing,
     to: Listing,
     base: Base,
+    /// What of the host could not be read; neither side has it.
+    unreadable: Unreadable,
 }
 
 impl Round {
@@ -108,7 +110,7 @@ impl Round {
         if self.options.dry_run {
             return Ok(report);
         }
-        let (kept, copied) = if self.options.back {
+        let Done { kept, copied, unreadable } = if self.options.back {
             self.carry_out_on_host(&guest, &sides, &plan).await?
         } else {
             self.carry_out_in_guest(&guest, &plan).await?
@@ -119,6 +121,8 @@ impl Round {
             return Box::pin(self.run(guest.guest, Scope::Everything)).await;
         }
         report.copied.retain(|path| copied.contains_key(&tree_path(path)));
+        report.copied_bytes = bytes_of(copied.values().map(|pair| &pair.from));
+        report.unreadable.extend(shown(&unreadable));
         self.record(sides, &plan, copied).await?;
         Ok(report)
     }
@@ -140,35 +144,40 @@ impl Round {
     /// Lists both sides.
     async fn list(&self, guest: &GuestDir<'_>, scope: Scope) -> Result<Sides, Error> {
         let (host, options, watcher) = (Arc::clone(&self.host), self.options.clone(), self.watcher.clone());
-        let (ignore, listing, closed) = blocking(move || {
+        let (ignore, found) = blocking(move || {
             let mut ignore = Ignore::new(&host.path, &options.excludes, options.gitignore)?;
             let watch = |dir: std::os::fd::BorrowedFd<'_>| match &watcher {
                 Some(watcher) => watcher.add(dir),
                 None => Ok(()),
             };
-            let (listing, closed) = host::list(&host, &mut ignore, watch)?;
+            let found = host::list(&host, &mut ignore, watch)?;
             if let Some(watcher) = &watcher {
                 watcher.forget_others();
             }
-            Ok((ignore, listing, closed))
+            Ok((ignore, found))
         })
         .await?;
-        let base = &self.loaded.base;
+        let HostListing { listing, closed, unreadable } = found;
+        let mut base = self.loaded.base.clone();
+        unreadable.leave_out_of_base(&mut base);
         if scope == Scope::HostChanges {
-            let changed = changed_paths(&listing, base, &ignore);
+            let changed = changed_paths(&listing, &base, &ignore);
             let to = if changed.is_empty() { Listing::default() } else { guest.inspect(&changed).await? };
-            return Ok(only(&changed, listing, to, base));
+            return Ok(only(&changed, listing, to, &base, unreadable));
         }
-        let in_guest = guest.list(closed, &ignore).await?;
+        let mut in_guest = guest.list(closed, &ignore).await?;
+        if let Some(in_guest) = &mut in_guest {
+            unreadable.leave_out_of(in_guest);
+        }
         if !self.options.back {
-            return Ok(Sides { from: listing, to: in_guest.unwrap_or_default(), base: base.clone() });
+            return Ok(Sides { from: listing, to: in_guest.unwrap_or_default(), base, unreadable });
         }
         let from = in_guest.ok_or_else(|| Error::GuestRefused {
             workspace: self.workspace.name().clone(),
             not_found: true,
             message: format!("`{}` does not exist", self.guest_path),
         })?;
-        Ok(Sides { from, to: listing, base: swapped(base) })
+        Ok(Sides { from, to: listing, base: swapped(&base), unreadable })
     }
 
     /// Those of these files whose content is the same on both sides.
@@ -183,43 +192,35 @@ impl Round {
     }
 
     fn report(&self, sides: &Sides, plan: &Plan) -> SyncReport {
-        let lengths = plan.put.iter().map(|path| match sides.from.items.get(path) {
-            Some(Found::File { len, .. }) => *len,
-            _ => 0,
-        });
         let conflicts = plan.conflicts.iter();
         SyncReport {
             workspace: self.workspace.name().clone(),
-            copied_bytes: lengths.fold(0, u64::saturating_add),
+            copied_bytes: bytes_of(plan.put.iter().filter_map(|path| sides.from.items.get(path))),
             copied: plan.put.iter().map(path_of).collect(),
             removed: plan.remove.iter().map(|(path, _)| path_of(path)).collect(),
             conflicts: conflicts
                 .map(|(path, reason)| SyncConflict { path: path_of(path), reason: *reason })
                 .collect(),
             kept: plan.kept.iter().map(path_of).collect(),
+            unreadable: shown(&sides.unreadable).collect(),
             unchanged: plan.same.len() as u64,
             special: sides.from.special,
             dry_run: self.options.dry_run,
         }
     }
 
-    /// Removes from the guest and copies into it. Gives the number of paths that could not be removed, and what was
-    /// copied, as both sides have it now.
-    async fn carry_out_in_guest(
-        &self,
-        guest: &GuestDir<'_>,
-        plan: &Plan,
-    ) -> Result<(u64, BTreeMap<TreePath, Pair>), Error> {
+    /// Removes from the guest and copies into it.
+    async fn carry_out_in_guest(&self, guest: &GuestDir<'_>, plan: &Plan) -> Result<Done, Error> {
         let kept = guest.remove(&plan.remove).await?.kept;
         if plan.put.is_empty() || kept > 0 {
-            return Ok((kept, BTreeMap::new()));
+            return Ok(Done { kept, ..Done::default() });
         }
-        let packed = guest.put(&self.host, plan.put.clone()).await?;
+        let (packed, unreadable) = guest.put(&self.host, plan.put.clone()).await?;
         let copied = packed.into_iter().filter_map(|Item { path, kind, mode, mtime }| {
             let found = found(kind, mode, mtime)?;
             Some((TreePath(path), Pair { from: found.clone(), to: found }))
         });
-        Ok((0, copied.collect()))
+        Ok(Done { kept: 0, copied: copied.collect(), unreadable })
     }
 
     /// The same on the host.
@@ -228,7 +229,7 @@ impl Round {
         guest: &GuestDir<'_>,
         sides: &Sides,
         plan: &Plan,
-    ) -> Result<(u64, BTreeMap<TreePath, Pair>), Error> {
+    ) -> Result<Done, Error> {
         let found_at = |path: &TreePath| sides.from.items[path].clone();
         let (dirs, files): (Vec<_>, Vec<_>) =
             plan.put.iter().cloned().partition(|path| found_at(path).is_directory());
@@ -243,11 +244,7 @@ impl Round {
         blocking(move || prepare(&host, &remove, &unfinished)).await?;
         let most = self.workspace.tar_limits(COPY_TIMEOUT)?.bytes;
         for some in batches(&files) {
-            let lengths = some.iter().map(|path| match found_at(path) {
-                Found::File { len, .. } => len,
-                _ => 0,
-            });
-            let bytes = lengths.fold(0, u64::saturating_add);
+            let bytes = bytes_of(some.iter().map(|path| &sides.from.items[path]));
             if bytes > most {
                 return Err(guest.guest.gone(ConnectionFault::TooMuch));
             }
@@ -265,7 +262,7 @@ impl Round {
             let from = found_at(&path);
             (path, Pair { from, to })
         });
-        Ok((0, copied.collect()))
+        Ok(Done { copied: copied.collect(), ..Done::default() })
     }
 
     /// Records what both sides have now.
@@ -275,7 +272,7 @@ impl Round {
         plan: &Plan,
         copied: BTreeMap<TreePath, Pair>,
     ) -> Result<(), Error> {
-        let Sides { from, to, base } = sides;
+        let Sides { from, to, base, .. } = sides;
         let mut changes: BTreeMap<TreePath, Option<Pair>> = BTreeMap::new();
         for path in &plan.same {
             let pair = Pair { from: from.items[path].clone(), to: to.items[path].clone() };
@@ -302,6 +299,30 @@ impl Round {
     }
 }
 
+/// What was done of a plan.
+#[derive(Default)]
+struct Done {
+    /// Number of paths that could not be removed.
+    kept: u64,
+    /// What was copied, as both sides have it now.
+    copied: BTreeMap<TreePath, Pair>,
+    /// What of the host could not be read.
+    unreadable: Unreadable,
+}
+
+/// Bytes of these files.
+fn bytes_of<'a>(found: impl Iterator<Item = &'a Found>) -> u64 {
+    let lengths = found.map(|found| match found {
+        Found::File { len, .. } => *len,
+        _ => 0,
+    });
+    lengths.fold(0, u64::saturating_add)
+}
+
+fn shown(unreadable: &Unreadable) -> impl Iterator<Item = SyncUnreadable> {
+    unreadable.paths().map(|(path, reason)| SyncUnreadable { path: path_of(path), reason: reason.clone() })
+}
+
 /// Paths that the host has changed, added or removed since the last sync.
 fn changed_paths(host: &Listing, base: &Base, ignore: &Ignore) -> Vec<TreePath> {
     let changed =
@@ -316,11 +337,11 @@ fn changed_paths(host: &Listing, base: &Base, ignore: &Ignore) -> Vec<TreePath> 
 }
 
 /// Both sides as if they had nothing but these paths.
-fn only(paths: &[TreePath], host: Listing, to: Listing, base: &Base) -> Sides {
+fn only(paths: &[TreePath], host: Listing, to: Listing, base: &Base, unreadable: Unreadable) -> Sides {
     let Listing { mut items, pinned, special } = host;
     let from = paths.iter().filter_map(|path| items.remove_entry(path)).collect();
     let base = paths.iter().filter_map(|path| Some((path.clone(), base.get(path)?.clone()))).collect();
-    Sides { from: Listing { items: from, pinned, special }, to, base }
+    Sides { from: Listing { items: from, pinned, special }, to, base, unreadable }
 }
 
 fn swapped(base: &Base) -> Base {

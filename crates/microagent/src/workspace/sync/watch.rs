@@ -150,6 +150,8 @@ pub(super) struct Watching {
     watcher: Arc<Watcher>,
     /// Conflicts that were reported.
     reported: BTreeSet<PathBuf>,
+    /// Paths that were reported as unreadable.
+    unreadable: BTreeSet<PathBuf>,
 }
 
 impl Watching {
@@ -160,7 +162,8 @@ impl Watching {
         }
         let watcher = Arc::new(Watcher::new()?);
         round.watcher = Some(Arc::clone(&watcher));
-        Ok(Watching { workspace: workspace.clone(), round, watcher, reported: BTreeSet::new() })
+        let (reported, unreadable) = (BTreeSet::new(), BTreeSet::new());
+        Ok(Watching { workspace: workspace.clone(), round, watcher, reported, unreadable })
     }
 
     /// Syncs until the machine ends, the caller cancels or nobody takes the reports.
@@ -264,7 +267,13 @@ impl Watching {
         let all: BTreeSet<PathBuf> = report.conflicts.iter().map(|conflict| conflict.path.clone()).collect();
         report.conflicts.retain(|conflict| !self.reported.contains(&conflict.path));
         self.reported = all;
-        let is_news = !(report.copied.is_empty() && report.removed.is_empty() && report.conflicts.is_empty());
+        let all: BTreeSet<PathBuf> = report.unreadable.iter().map(|found| found.path.clone()).collect();
+        report.unreadable.retain(|found| !self.unreadable.contains(&found.path));
+        self.unreadable = all;
+        let is_news = !(report.copied.is_empty()
+            && report.removed.is_empty()
+            && report.conflicts.is_empty()
+            && report.unreadable.is_empty());
         (is_news || scope == Scope::Everything).then_some(report)
     }
 }
