@@ -370,9 +370,11 @@ fn what_the_policy_does_not_allow_is_refused_with_its_rule() {
     assert_eq!(client.done("list", json!({}))["workspaces"], json!([]));
     let unusable = client.fails("create", json!({"image": image, "name": "mine"}), "invalid");
     assert_eq!(unusable["message"], "the name `mine` cannot be used", "{unusable}");
-    assert_eq!(unusable["hint"], "choose another name", "{unusable}");
+    assert_eq!(unusable["hint"], "choose another name, or omit it to have one made up", "{unusable}");
 
     client.done("create", json!({"image": image, "name": "w", "start": false}));
+    let taken = client.fails("create", json!({"image": image, "name": "w"}), "already_exists");
+    assert!(taken["hint"].as_str().unwrap().contains("tool `status`"), "{taken}");
     let full = client.fails("create", json!({"image": image}), "busy");
     assert_eq!(full["retryable"], true, "{full}");
     client.fails("run", json!({"image": image, "shell": "id"}), "busy");

@@ -19,6 +19,12 @@ pub(crate) fn failure(error: &clap::Error, root: &Command, path: &[&str]) -> Fai
     if let Some(name) = context(error, ContextKind::InvalidSubcommand) {
         return unknown_command(root, &canonical, name);
     }
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        return Failure::usage(
+            "an argument is not UTF-8",
+            "pass other bytes to the guest by standard input (-i), or in a file: microagent cp",
+        );
+    }
     let argument = context(error, ContextKind::InvalidArg);
     if error.kind() == ErrorKind::UnknownArgument
         && let Some(argument) = argument

@@ -488,6 +488,16 @@ Hint: microagent run IMAGE [COMMAND [ARG]...], or see `microagent run --help`
 }
 
 #[test]
+fn an_argument_that_is_no_text_is_refused_with_another_way() {
+    let bytes = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"a\xff");
+    Home::new().command().args(["run", "alpine", "echo"]).arg(bytes).assert().code(2).stderr_eq(str![[r#"
+Error: an argument is not UTF-8
+Hint: pass other bytes to the guest by standard input (-i), or in a file: microagent cp
+
+"#]]);
+}
+
+#[test]
 fn the_environment_is_checked_like_flags() {
     let with = |name: &str, value: &str| Home::new().command().env(name, value).arg("list").assert();
     with("MICROAGENT_OUTPUT", "yaml").code(2).stderr_eq(str![[r#"

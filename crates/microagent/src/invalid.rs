@@ -518,9 +518,6 @@ impl InvalidRequest {
             InvalidRequest::TooManyNetworkSettings { .. } => "omit some of them",
             InvalidRequest::ForwardedTwice { .. } => "give each server a port of its own",
             InvalidRequest::TooManyBrokers { .. } => return format!("a workspace has at most {BROKERS_MAX}"),
-            InvalidRequest::BrokerCertificates { .. } => {
-                "`ca` is a file with certificates in PEM form; without it those of the system count"
-            }
             InvalidRequest::BrokeredTwice { .. } => "give each broker a name and variables of its own",
             InvalidRequest::TooManyRules { .. } => {
                 "name networks, or a suffix as `.example.org` for all names below it"
@@ -567,6 +564,9 @@ impl InvalidRequest {
         match self {
             InvalidRequest::WorkspaceName(_) | InvalidRequest::VolumeName(_) => "choose another name",
             InvalidRequest::Broker(_) => "a broker is API=https://api.example.org/v1,secret=env:API_KEY",
+            InvalidRequest::BrokerCertificates { .. } => {
+                "`ca` is a file with certificates in PEM form; without it those of the system count"
+            }
             InvalidRequest::SnapshotTag(_) => "choose another tag, such as `before-upgrade`",
             InvalidRequest::JobId(_) => "give its number, such as 1",
             InvalidRequest::AllowRule(_) | InvalidRequest::EgressMode(_) => {

@@ -35,7 +35,7 @@ impl Engine {
     /// machine or a setup step failed, or the time limit was reached, the workspace is kept in state `failed`, so that
     /// its logs can be read. Cancelling `progress` or dropping the future ends the machine and removes a disposable run;
     /// after a cancellation it has been removed when this method returns, after a drop within about a second. On a host that
-    /// is too busy to end a machine within seconds, both happen later: then the error of the cancellation says so.
+    /// is too busy to end a machine within seconds, both happen later, and the error of the cancellation tells.
     ///
     /// # Errors
     /// Fails if the options are not valid ([`Invalid`](crate::ErrorKind::Invalid)), the image cannot be used

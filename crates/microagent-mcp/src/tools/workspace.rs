@@ -182,7 +182,6 @@ pub(super) async fn create(
     let mut made = server.workspace_options(&arguments.image)?;
     made.setup.extend(arguments.setup.into_iter().map(SetupStep::Shell));
     made.env.extend(arguments.env);
-    let place = server.workspaces().place()?;
     let name = match &arguments.name {
         Some(name) => parse_name(name)?,
         None => server.engine().made_up_name(&arguments.image)?,
@@ -192,6 +191,7 @@ pub(super) async fn create(
             "use it: tool `status` shows its state; or choose another name, or delete it with the tool `delete`",
         ));
     }
+    let place = server.workspaces().place()?;
     let options = CreateOptions::new(name.clone(), "").workspace(|_| made);
     let created = server.engine().create(options, &call.progress()).await;
     // One whose setup failed stays, for its logs.
