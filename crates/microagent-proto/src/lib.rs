@@ -15,6 +15,7 @@
 //! [`GENERATION`] changes with every change of a message; host and agent are built together, so a
 //! difference means a stale template or a foreign initramfs, and the session is refused.
 
+mod batch;
 mod chain;
 mod frame;
 mod listing;

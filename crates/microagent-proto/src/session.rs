@@ -2,12 +2,15 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, ConnectionError, Mode};
+
+use crate::batch::{Batched, Batching, Turns};
 
 /// Most streams at a time.
 pub const SESSION_STREAM_LIMIT: usize = 64;
@@ -77,9 +80,10 @@ pub fn host_session<S>(channel: S) -> (SessionHandle, impl Future<Output = Resul
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let connection = Connection::new(channel.compat(), config(), Mode::Client);
+    let (channel, batching) = Batched::new(channel.compat());
+    let connection = Connection::new(channel, config(), Mode::Client);
     let (requests, receiver) = mpsc::channel(1);
-    (SessionHandle { requests }, drive(connection, receiver, None))
+    (SessionHandle { requests }, drive(connection, batching, receiver, None))
 }
 
 /// Starts the guest's side; streams that the host opens come out of [`Incoming`]. The future drives the
@@ -88,23 +92,38 @@ pub fn guest_session<S>(channel: S) -> (Incoming, impl Future<Output = Result<()
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let connection = Connection::new(channel.compat(), config(), Mode::Server);
+    let (channel, batching) = Batched::new(channel.compat());
+    let connection = Connection::new(channel, config(), Mode::Server);
     let (accepted, incoming) = mpsc::channel(BACKLOG);
     let (_, receiver) = mpsc::channel(1);
-    (incoming, drive(connection, receiver, Some(accepted)))
+    (incoming, drive(connection, batching, receiver, Some(accepted)))
 }
 
 /// One task owns the connection; this is its loop.
 async fn drive<T>(
     mut connection: Connection<T>,
+    batching: Arc<Batching>,
     mut requests: mpsc::Receiver<oneshot::Sender<Result<Stream, SessionError>>>,
     accepted: Option<mpsc::Sender<Stream>>,
 ) -> Result<(), SessionError>
 where
     T: futures::AsyncRead + futures::AsyncWrite + Unpin,
 {
-    let mut pending = None;
-    let ended = poll_fn(|cx| poll(&mut connection, &mut requests, &mut pending, accepted.as_ref(), cx)).await;
+    let (mut pending, mut turns) = (None, Turns::default());
+    let ended = poll_fn(|cx| {
+        batching.set_may_flush(false);
+        let ended = poll(&mut connection, &mut requests, &mut pending, accepted.as_ref(), cx);
+        if ended.is_ready() {
+            return ended;
+        }
+        if batching.waits(&mut turns) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        batching.set_may_flush(true);
+        poll(&mut connection, &mut requests, &mut pending, accepted.as_ref(), cx)
+    })
+    .await;
     // Whoever still waits for a stream learns of the end by the dropped sender.
     drop(pending);
     ended
